@@ -1,0 +1,1 @@
+"""The edge: the command line, Ray Tune, the terminal."""

@@ -1,0 +1,1 @@
+"""Search spaces: TOML files read into checked values."""

@@ -1,0 +1,171 @@
+"""TrialConfig: every hyperparameter of a training run, once, with its variable name, unit and bounds."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from types import MappingProxyType
+from typing import Any
+
+from trainable.errors import UserError, did_you_mean
+
+LR_SCHEDULES = ("constant", "warmup_constant", "warmup_cosine", "linear", "wsd")
+SCHEDULES_WITH_WARMUP = tuple(name for name in LR_SCHEDULES if name != "constant")
+PRECISIONS = ("fp32", "bf16", "fp16")
+
+
+def _hyperparameter(
+    default: int | float | str,
+    *,
+    env: str,
+    unit: str,
+    low: float = -math.inf,
+    high: float = math.inf,
+    low_open: bool = False,
+    choices: tuple[str, ...] = (),
+) -> Any:
+    metadata = {"env": env, "unit": unit, "low": low, "high": high, "low_open": low_open, "choices": choices}
+    return field(default=default, metadata=MappingProxyType(metadata))
+
+
+def _checked(spec: Field[Any], value: Any) -> Any:
+    meta = spec.metadata
+    label = f"{spec.name} ({meta['env']})"
+    assert spec.default is not MISSING
+    if spec.type in (float, "float") and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    wanted = {"int": int, "float": float, "str": str}.get(spec.type, spec.type)
+    if isinstance(value, bool) or not isinstance(value, wanted):
+        raise UserError(f"{label} must be of type {wanted.__name__}, not {value!r}; the documented value is {spec.default}.")
+    if meta["choices"]:
+        if value not in meta["choices"]:
+            raise UserError(f"{label} has no choice '{value}'.{did_you_mean(value, meta['choices'])}")
+        return value
+    below = value <= meta["low"] if meta["low_open"] else value < meta["low"]
+    if not math.isfinite(value) or below or value > meta["high"]:
+        low = f"more than {meta['low']:g}" if meta["low_open"] else f"at least {meta['low']:g}"
+        raise UserError(
+            f"{label} is {value:g}; it must be {low} and at most {meta['high']:g} ({meta['unit']}); "
+            f"the documented value is {spec.default}."
+        )
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialConfig:
+    """One training run's hyperparameters; the defaults are the documented baseline of the story.
+
+    Raises UserError for a value of the wrong type or out of bounds, naming the field and its variable.
+    """
+
+    batch_size: int = _hyperparameter(32, env="BATCH_SIZE", unit="sequences per micro-batch", low=1, high=65_536)
+    """Sequences in one micro-batch; an optimizer step sees batch_size * grad_accum_steps of them."""
+    block_size: int = _hyperparameter(128, env="BLOCK_SIZE", unit="tokens per sequence", low=2, high=1_048_576)
+    """Tokens in a training sequence (the context length)."""
+    grad_accum_steps: int = _hyperparameter(1, env="GRAD_ACCUM_STEPS", unit="micro-batches per step", low=1, high=65_536)
+    """Micro-batches whose gradients are averaged into one optimizer step."""
+    learning_rate: float = _hyperparameter(1e-5, env="LEARNING_RATE", unit="peak", low=0, high=100, low_open=True)
+    """The schedule's peak."""
+    lr_schedule: str = _hyperparameter("constant", env="LR_SCHEDULE", unit="name", choices=LR_SCHEDULES)
+    """A name of trainable.schedule."""
+    warmup_steps: int = _hyperparameter(0, env="WARMUP_STEPS", unit="optimizer steps", low=0, high=1e12)
+    """Steps of linear warm-up from min_lr_frac * learning_rate; read only by the schedules that warm up."""
+    min_lr_frac: float = _hyperparameter(0.1, env="MIN_LR_FRAC", unit="share of the peak", low=0, high=1)
+    """Where a warm-up starts and a decay ends, as a share of the peak."""
+    decay_frac: float = _hyperparameter(0.2, env="DECAY_FRAC", unit="share of the steps", low=0, high=1)
+    """The last share of the run in which wsd decays."""
+    training_steps: int = _hyperparameter(2000, env="TRAINING_STEPS", unit="optimizer steps", low=1, high=1e12)
+    """The whole run, which is also the schedule's horizon."""
+    grad_clip_norm: float = _hyperparameter(1.0, env="GRAD_CLIP_NORM", unit="L2 norm, 0 = off", low=0, high=1e6)
+    """Gradients are scaled down to this global L2 norm; 0 switches the clip off."""
+    weight_decay: float = _hyperparameter(0.01, env="WEIGHT_DECAY", unit="per step and LR", low=0, high=10)
+    """AdamW's decoupled weight decay."""
+    dropout: float = _hyperparameter(0.1, env="DROPOUT", unit="probability", low=0, high=0.99)
+    """Residual, embedding and attention dropout."""
+    precision: str = _hyperparameter("fp32", env="PRECISION", unit="name", choices=PRECISIONS)
+    """fp32, or autocast to bf16, or autocast to fp16 with a loss scaler; weights stay fp32."""
+    seed: int = _hyperparameter(0, env="SEED", unit="", low=0, high=2**31 - 1)
+    """Seeds the initial weights of presets, the batches and the dropout masks. Never tuned."""
+
+    def __post_init__(self) -> None:
+        for spec in fields(self):
+            object.__setattr__(self, spec.name, _checked(spec, getattr(self, spec.name)))
+        if self.lr_schedule in SCHEDULES_WITH_WARMUP and self.warmup_steps > self.training_steps:
+            raise UserError(
+                f"warmup_steps={self.warmup_steps} is longer than the run of training_steps={self.training_steps}. "
+                "Shorten WARMUP_STEPS or lengthen TRAINING_STEPS."
+            )
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Training tokens that one optimizer step sees."""
+        return self.batch_size * self.block_size * self.grad_accum_steps
+
+    @property
+    def has_warmup(self) -> bool:
+        """Whether the schedule reads warmup_steps."""
+        return self.lr_schedule in SCHEDULES_WITH_WARMUP
+
+
+HYPERPARAMETERS: Mapping[str, Field[Any]] = MappingProxyType({spec.name: spec for spec in fields(TrialConfig)})
+"""Every hyperparameter by name; metadata: env, unit, low, high, low_open, choices."""
+
+ENV_NAMES: Mapping[str, str] = MappingProxyType({spec.metadata["env"]: name for name, spec in HYPERPARAMETERS.items()})
+"""Hyperparameter name by environment variable."""
+
+DOCUMENTED = TrialConfig()
+BEFORE = TrialConfig(
+    batch_size=8,
+    block_size=256,
+    learning_rate=2e-5,
+    lr_schedule="warmup_cosine",
+    warmup_steps=500,
+    training_steps=5000,
+)
+BASELINES: Mapping[str, TrialConfig] = MappingProxyType({"documented": DOCUMENTED, "before": BEFORE})
+"""The story's two configurations."""
+
+
+def parse_hyperparameter(name: str, text: str) -> int | float | str:
+    """Return the value of hyperparameter `name` written as text, within its bounds.
+
+    Raises UserError naming the environment variable.
+    """
+    spec = HYPERPARAMETERS[name]
+    value: int | float | str = text.strip()
+    try:
+        if spec.type in (int, "int"):
+            value = int(text)
+        elif spec.type in (float, "float"):
+            value = float(text)
+    except ValueError:
+        kind = "a whole number" if spec.type in (int, "int") else "a number"
+        raise UserError(
+            f"{spec.metadata['env']}={text!r} is not {kind} ({spec.metadata['unit']}). "
+            f"Unset it, or set it like {spec.metadata['env']}={spec.default}."
+        ) from None
+    checked: int | float | str = _checked(spec, value)
+    return checked
+
+
+def make_config(base: TrialConfig, values: Mapping[str, Any]) -> TrialConfig:
+    """Return `base` with the named values replaced. Raises UserError for an unknown name or a bad value."""
+    for name in values:
+        if name not in HYPERPARAMETERS:
+            raise UserError(f"there is no hyperparameter '{name}'.{did_you_mean(name, HYPERPARAMETERS)}")
+    return replace(base, **values)
+
+
+def with_token_budget(config: TrialConfig, budget_tokens: int) -> TrialConfig:
+    """Return `config` with as many whole steps as fit into `budget_tokens`; its warm-up keeps its share of the run.
+
+    Raises UserError when not even one step fits.
+    """
+    steps = budget_tokens // config.tokens_per_step
+    if steps < 1:
+        raise UserError(
+            f"a budget of {budget_tokens} tokens is less than one step of {config.tokens_per_step} tokens "
+            f"(batch_size={config.batch_size} x block_size={config.block_size} x grad_accum_steps={config.grad_accum_steps}). "
+            "Raise BUDGET_TOKENS."
+        )
+    warmup_steps = round(config.warmup_steps / config.training_steps * steps)
+    return replace(config, training_steps=steps, warmup_steps=warmup_steps)

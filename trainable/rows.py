@@ -1,0 +1,58 @@
+"""What training yields: a row per optimizer step, a row per evaluation, and a verdict when it goes wrong."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+TrialStatus = Literal["running", "interrupted", "completed", "stopped", "unstable", "out_of_memory", "failed"]
+"""How a trial stands. The first two have not ended; the others are endings, never merged."""
+
+ENDINGS: tuple[TrialStatus, ...] = ("completed", "stopped", "unstable", "out_of_memory", "failed")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepRow:
+    """One optimizer step."""
+
+    optimizer_steps: int
+    """Steps done, this one included."""
+    tokens_seen: int
+    """Training tokens seen, this step's included."""
+    train_loss: float
+    """Mean over the step's tokens, nats/token, before the update."""
+    grad_norm: float
+    """Global L2 norm before the clip."""
+    learning_rate: float
+    """The rate this step used."""
+    step_time_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricsRow:
+    """One evaluation."""
+
+    tokens_seen: int
+    optimizer_steps: int
+    val_loss: float
+    """Nats/token on the study's held-out windows, fp32, dropout off."""
+    train_loss: float
+    """Mean of the steps since the evaluation before, nats/token."""
+    grad_norm: float
+    """The last step's, before the clip."""
+    learning_rate: float
+    """The rate of the next step."""
+    tokens_per_s: float
+    """Training tokens per second of training since the evaluation before, evaluation time excluded."""
+    active_s: float
+    """Seconds of training and evaluation since the trial's start, pauses and restarts excluded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """Why a run was ended early: its last row."""
+
+    reason: str
+    """nonfinite, divergence or floor."""
+    step: int
+    """The optimizer step at which it was seen."""
+    evidence: str
+    """The numbers, for a person."""
