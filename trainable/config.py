@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from dataclasses import Field, dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -27,15 +27,18 @@ def _hyperparameter(
     return field(default=default, metadata=MappingProxyType(metadata))
 
 
+def _type_name(spec: Field[Any]) -> str:
+    return spec.type if isinstance(spec.type, str) else getattr(spec.type, "__name__", str(spec.type))
+
+
 def _checked(spec: Field[Any], value: Any) -> Any:
-    meta = spec.metadata
+    meta: Mapping[str, Any] = spec.metadata
     label = f"{spec.name} ({meta['env']})"
-    assert spec.default is not MISSING
-    if spec.type in (float, "float") and isinstance(value, int) and not isinstance(value, bool):
+    kind = _type_name(spec)
+    if kind == "float" and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    wanted = {"int": int, "float": float, "str": str}.get(spec.type, spec.type)
-    if isinstance(value, bool) or not isinstance(value, wanted):
-        raise UserError(f"{label} must be of type {wanted.__name__}, not {value!r}; the documented value is {spec.default}.")
+    if isinstance(value, bool) or type(value).__name__ != kind:
+        raise UserError(f"{label} must be of type {kind}, not {value!r}; the documented value is {spec.default}.")
     if meta["choices"]:
         if value not in meta["choices"]:
             raise UserError(f"{label} has no choice '{value}'.{did_you_mean(value, meta['choices'])}")
@@ -61,7 +64,9 @@ class TrialConfig:
     """Sequences in one micro-batch; an optimizer step sees batch_size * grad_accum_steps of them."""
     block_size: int = _hyperparameter(128, env="BLOCK_SIZE", unit="tokens per sequence", low=2, high=1_048_576)
     """Tokens in a training sequence (the context length)."""
-    grad_accum_steps: int = _hyperparameter(1, env="GRAD_ACCUM_STEPS", unit="micro-batches per step", low=1, high=65_536)
+    grad_accum_steps: int = _hyperparameter(
+        1, env="GRAD_ACCUM_STEPS", unit="micro-batches per step", low=1, high=65_536
+    )
     """Micro-batches whose gradients are averaged into one optimizer step."""
     learning_rate: float = _hyperparameter(1e-5, env="LEARNING_RATE", unit="peak", low=0, high=100, low_open=True)
     """The schedule's peak."""
@@ -133,12 +138,12 @@ def parse_hyperparameter(name: str, text: str) -> int | float | str:
     spec = HYPERPARAMETERS[name]
     value: int | float | str = text.strip()
     try:
-        if spec.type in (int, "int"):
+        if _type_name(spec) == "int":
             value = int(text)
-        elif spec.type in (float, "float"):
+        elif _type_name(spec) == "float":
             value = float(text)
     except ValueError:
-        kind = "a whole number" if spec.type in (int, "int") else "a number"
+        kind = "a whole number" if _type_name(spec) == "int" else "a number"
         raise UserError(
             f"{spec.metadata['env']}={text!r} is not {kind} ({spec.metadata['unit']}). "
             f"Unset it, or set it like {spec.metadata['env']}={spec.default}."
@@ -162,10 +167,10 @@ def with_token_budget(config: TrialConfig, budget_tokens: int) -> TrialConfig:
     """
     steps = budget_tokens // config.tokens_per_step
     if steps < 1:
+        shape = f"batch_size={config.batch_size} x block_size={config.block_size}"
         raise UserError(
             f"a budget of {budget_tokens} tokens is less than one step of {config.tokens_per_step} tokens "
-            f"(batch_size={config.batch_size} x block_size={config.block_size} x grad_accum_steps={config.grad_accum_steps}). "
-            "Raise BUDGET_TOKENS."
+            f"({shape} x grad_accum_steps={config.grad_accum_steps}). Raise BUDGET_TOKENS."
         )
     warmup_steps = round(config.warmup_steps / config.training_steps * steps)
     return replace(config, training_steps=steps, warmup_steps=warmup_steps)

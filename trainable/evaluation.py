@@ -1,0 +1,64 @@
+"""The one evaluation of a study: the same held-out windows, context and arithmetic for every trial."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from trainable.errors import UserError
+from trainable.loss import next_token_losses
+from trainable.tokens import Tokens
+
+EVAL_TOKENS_PER_FORWARD = 8192
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalProtocol:
+    """What is measured; two losses can be compared only when their protocols and corpora are equal."""
+
+    block_size: int = 128
+    """Context in tokens; windows slide by half of it and only the second half is scored."""
+    tokens: int = 16_384
+    """Scored held-out tokens, at most: fewer where the validation part is smaller."""
+
+    def __post_init__(self) -> None:
+        if self.block_size < 2:
+            raise UserError(f"EVAL_BLOCK_SIZE={self.block_size} must be at least 2 tokens.")
+        if self.tokens < self.block_size:
+            raise UserError(f"EVAL_TOKENS={self.tokens} must be at least EVAL_BLOCK_SIZE={self.block_size}.")
+
+
+def eval_windows(tokens: Tokens, protocol: EvalProtocol) -> torch.Tensor:
+    """Return the windows (N, block_size + 1) int64 of a token stream: evenly spread, the same at every call.
+
+    With N the protocol's share of the stream, each scored token is scored once and has at least half a block before it.
+    """
+    stride = protocol.block_size // 2
+    last_start = len(tokens) - protocol.block_size - 1
+    assert last_start >= 0, "check_corpus comes first"
+    grid = np.arange(0, last_start + 1, stride)
+    wanted = max(1, protocol.tokens // (protocol.block_size - stride))
+    chosen = grid[np.linspace(0, len(grid) - 1, min(wanted, len(grid))).round().astype(np.int64)]
+    windows = tokens[chosen[:, None] + np.arange(protocol.block_size + 1)]  # (N, T + 1)
+    return torch.from_numpy(windows.astype(np.int64))
+
+
+def evaluate(model: PreTrainedModel, windows: torch.Tensor) -> float:
+    """Return the mean loss in nats/token over the second halves of windows (N, T + 1), in fp32 without dropout.
+
+    Leaves the model in the mode it was in and draws no random number: a run evaluated more often trains the same.
+    """
+    was_training = model.training
+    device = next(model.parameters()).device
+    scored = windows.shape[1] - 1 - (windows.shape[1] - 1) // 2
+    rows = max(1, EVAL_TOKENS_PER_FORWARD // windows.shape[1])
+    total = torch.zeros((), dtype=torch.float64)
+    model.eval()
+    try:
+        with torch.inference_mode(), torch.autocast(device.type, enabled=False):
+            for batch in torch.split(windows, rows):
+                total += next_token_losses(model, batch.to(device), last=scored).sum().double().cpu()
+    finally:
+        model.train(was_training)
+    return float(total / (windows.shape[0] * scored))

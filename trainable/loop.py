@@ -1,0 +1,138 @@
+"""The training loop: a generator over steps. It prints nothing, calls nobody back and knows no Ray."""
+
+import math
+import time
+from collections.abc import Container, Iterator
+
+import torch
+
+from trainable.config import TrialConfig
+from trainable.device import autocast
+from trainable.evaluation import EvalProtocol, eval_windows, evaluate
+from trainable.loss import next_token_loss
+from trainable.rows import MetricsRow, StepRow, Verdict
+from trainable.schedule import learning_rate_at
+from trainable.state import TrainState
+from trainable.tokens import Corpus, sample_batch
+
+
+def train(
+    state: TrainState, corpus: Corpus, protocol: EvalProtocol, *, eval_steps: Container[int]
+) -> Iterator[StepRow | MetricsRow | Verdict]:
+    """Train `state` in place to its config's last step, yielding a row per step and per evaluation.
+
+    Evaluates where it begins, after every step in `eval_steps`, and after the last. When the stability monitor says
+    stop, the Verdict is the last row. Between any two rows the state is whole and can be saved.
+    """
+    val_windows = eval_windows(corpus.val, protocol)
+    since = _Window(state)
+    yield _evaluated(state, since, val_windows, train_loss=evaluate(state.model, eval_windows(corpus.train, protocol)))
+    since = _Window(state)
+    while state.optimizer_steps < state.config.training_steps:
+        row, skipped = _step(state, corpus)
+        since.add(row)
+        findings = state.monitor.update(
+            step=row.optimizer_steps,
+            loss=row.train_loss,
+            grad_norm=row.grad_norm,
+            step_time_s=row.step_time_s,
+            skipped=skipped,
+        )
+        yield row
+        stops = [finding for finding in findings if finding.severity == "stop"]
+        if stops:
+            yield Verdict(reason=stops[0].kind, step=stops[0].step, evidence=stops[0].evidence)
+            return
+        if state.optimizer_steps in eval_steps or state.optimizer_steps == state.config.training_steps:
+            metrics = _evaluated(state, since, val_windows, train_loss=since.mean_loss)
+            if not math.isfinite(metrics.val_loss):
+                yield Verdict(
+                    reason="nonfinite", step=state.optimizer_steps, evidence=f"validation loss {metrics.val_loss}"
+                )
+                return
+            yield metrics
+            since = _Window(state)
+
+
+def _step(state: TrainState, corpus: Corpus) -> tuple[StepRow, bool]:
+    """Do one optimizer step; return its row and whether the loss scaler skipped the update."""
+    config = state.config
+    started = time.perf_counter()
+    learning_rate = learning_rate_at(state.optimizer_steps, config)
+    for group in state.optimizer.param_groups:
+        group["lr"] = learning_rate
+    state.model.train()
+    state.optimizer.zero_grad(set_to_none=True)
+    loss = _accumulate_gradients(state, corpus)
+    state.scaler.unscale_(state.optimizer)
+    grad_norm = torch.nn.utils.clip_grad_norm_(
+        state.model.parameters(), config.grad_clip_norm if config.grad_clip_norm > 0 else math.inf
+    )
+    scale_before = state.scaler.get_scale()
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    skipped = state.scaler.get_scale() < scale_before
+    state.optimizer_steps += 1
+    state.tokens_seen += config.tokens_per_step
+    loss_nats, grad_norm_l2 = loss.item(), grad_norm.item()
+    step_time_s = time.perf_counter() - started
+    state.active_s += step_time_s
+    row = StepRow(
+        optimizer_steps=state.optimizer_steps,
+        tokens_seen=state.tokens_seen,
+        train_loss=loss_nats,
+        grad_norm=grad_norm_l2,
+        learning_rate=learning_rate,
+        step_time_s=step_time_s,
+    )
+    return row, skipped
+
+
+def _accumulate_gradients(state: TrainState, corpus: Corpus) -> torch.Tensor:
+    config = state.config
+    total = torch.zeros((), device=state.device)
+    for _ in range(config.grad_accum_steps):
+        tokens = sample_batch(
+            corpus.train, batch_size=config.batch_size, block_size=config.block_size, generator=state.batches
+        ).to(state.device)  # (B, T + 1)
+        with autocast(state.device, config.precision):
+            loss = next_token_loss(state.model, tokens)
+        state.scaler.scale(loss / config.grad_accum_steps).backward()  # type: ignore[no-untyped-call]
+        total += loss.detach() / config.grad_accum_steps
+    return total
+
+
+class _Window:
+    """Sums over the steps since the last evaluation."""
+
+    def __init__(self, state: TrainState) -> None:
+        self.tokens_at_start = state.tokens_seen
+        self.losses: list[float] = []
+        self.seconds = 0.0
+        self.grad_norm = math.nan
+
+    def add(self, row: StepRow) -> None:
+        self.losses.append(row.train_loss)
+        self.seconds += row.step_time_s
+        self.grad_norm = row.grad_norm
+
+    @property
+    def mean_loss(self) -> float:
+        return math.fsum(self.losses) / len(self.losses)
+
+
+def _evaluated(state: TrainState, since: _Window, val_windows: torch.Tensor, *, train_loss: float) -> MetricsRow:
+    started = time.perf_counter()
+    val_loss = evaluate(state.model, val_windows)
+    state.active_s += time.perf_counter() - started
+    config: TrialConfig = state.config
+    return MetricsRow(
+        tokens_seen=state.tokens_seen,
+        optimizer_steps=state.optimizer_steps,
+        val_loss=val_loss,
+        train_loss=train_loss,
+        grad_norm=since.grad_norm,
+        learning_rate=learning_rate_at(state.optimizer_steps, config),
+        tokens_per_s=(state.tokens_seen - since.tokens_at_start) / since.seconds if since.seconds else math.nan,
+        active_s=state.active_s,
+    )

@@ -1,0 +1,75 @@
+"""What a model name can be, checked without loading torch or a model."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from trainable.errors import UserError
+
+PRESETS: Mapping[str, Mapping[str, int]] = MappingProxyType(
+    {
+        "tiny": MappingProxyType({"n_layer": 4, "n_head": 4, "n_embd": 128, "vocab_size": 2048, "n_positions": 1024}),
+        "gpt2-scratch": MappingProxyType(
+            {"n_layer": 12, "n_head": 12, "n_embd": 768, "vocab_size": 50_257, "n_positions": 1024}
+        ),
+    }
+)
+"""Shapes with random weights: the embedded default, and GPT-2's own (Radford et al. 2019, 124M)."""
+HUB_TIMEOUT_S = 1.5
+
+
+def check_model_name(name: str) -> None:
+    """Raise UserError when `name` is no preset, no model folder, and no model of the hub or its local cache."""
+    if name in PRESETS:
+        return
+    path = Path(name).expanduser()
+    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
+        _check_folder(name, path)
+    else:
+        _check_hub_name(name)
+
+
+def _check_folder(name: str, path: Path) -> None:
+    where = f"GPT2_MODEL_NAME={name}"
+    if not path.exists():
+        raise UserError(
+            f"{where}: there is no such folder. Name a folder made by save_pretrained, a preset or a hub model."
+        )
+    if not path.is_dir():
+        raise UserError(f"{where} is a file, not a model folder. To start from a checkpoint file, set CHECKPOINT_PATH.")
+    config_path = path / "config.json"
+    if not config_path.is_file():
+        raise UserError(f"{where}: the folder has no config.json. Save the model into it with save_pretrained.")
+    try:
+        json.loads(config_path.read_text(encoding="utf-8"))
+    except (ValueError, OSError):
+        raise UserError(
+            f"{where}: its config.json cannot be read as JSON. Save the model again with save_pretrained."
+        ) from None
+
+
+def _check_hub_name(name: str) -> None:
+    from huggingface_hub import HfApi, constants, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+
+    where = f"GPT2_MODEL_NAME={name}"
+    known = f"presets: {', '.join(PRESETS)}; or a folder made by save_pretrained"
+    try:
+        if isinstance(try_to_load_from_cache(name, "config.json"), str):
+            return
+        if not constants.is_offline_mode():
+            HfApi().model_info(name, timeout=HUB_TIMEOUT_S)
+            return
+    except HFValidationError:
+        raise UserError(f"{where} is neither a preset, a folder nor a possible hub name ({known}).") from None
+    except RepositoryNotFoundError:
+        raise UserError(f"{where}: the hub has no such model, or it is private ({known}).") from None
+    except Exception as error:
+        # No route, a proxy, a timeout, a rate limit: the client library's types change, the remedy does not.
+        cause: Exception | None = error
+    else:
+        cause = None
+    raise UserError(
+        f"{where} is not in the local hub cache and the hub does not answer. Go online once, or use {known}."
+    ) from cause

@@ -1,0 +1,84 @@
+"""RunSpec: what all trials of a study share, and how a run begins from it. A worker needs nothing else."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainable.checkpoint import Checkpoint, load_weights, read_checkpoint, restore
+from trainable.config import TrialConfig
+from trainable.errors import UserError
+from trainable.evaluation import EvalProtocol
+from trainable.model_names import PRESETS
+from trainable.models import check_model, load_model
+from trainable.stability import make_rules
+from trainable.state import TrainState, new_state
+from trainable.tokens import Corpus, check_corpus
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """The fixed part of a run: the same for every trial of a study."""
+
+    model_name: str
+    corpus: Corpus
+    protocol: EvalProtocol
+    device: str
+    unigram_entropy: float
+    """Of the training tokens, nats/token."""
+    init_from: Path | None = None
+    """A checkpoint whose weights every run starts from."""
+    stability: Mapping[str, Any] = field(default_factory=dict)
+    """Overrides for trainable.stability.StabilityRules."""
+
+    @property
+    def from_scratch(self) -> bool:
+        """Whether runs start from random weights."""
+        return self.model_name in PRESETS and self.init_from is None
+
+
+def start_run(spec: RunSpec, config: TrialConfig) -> TrainState:
+    """Return a run at step 0 on the spec's device.
+
+    Raises UserError when model, checkpoint, corpus and configuration do not fit each other.
+    """
+    checkpoint = read_checkpoint(spec.init_from) if spec.init_from else None
+    return _state(spec, config, checkpoint)
+
+
+def resume_run(spec: RunSpec, config: TrialConfig, checkpoint: Checkpoint) -> TrainState:
+    """Return a run that goes on where `checkpoint` left off.
+
+    Ours continues exactly (optimizer, random numbers, data position); from an owner's file the weights and the step
+    count are taken, and the optimizer starts anew.
+    """
+    if config.training_steps <= checkpoint.optimizer_steps:
+        raise UserError(
+            f"CHECKPOINT_PATH={checkpoint.path} is at step {checkpoint.optimizer_steps} and TRAINING_STEPS="
+            f"{config.training_steps} is no further. Set RESUME_STEPS to the steps to add."
+        )
+    state = _state(spec, config, checkpoint)
+    if checkpoint.ours is None:
+        state.optimizer_steps = checkpoint.optimizer_steps
+    else:
+        restore(state, checkpoint)
+    return state
+
+
+def _state(spec: RunSpec, config: TrialConfig, checkpoint: Checkpoint | None) -> TrainState:
+    check_corpus(spec.corpus, block_size=config.block_size, eval_block_size=spec.protocol.block_size)
+    model = load_model(spec.model_name, dropout=config.dropout, seed=config.seed)
+    longest = max(config.block_size, spec.protocol.block_size)
+    check_model(model, spec.model_name, block_size=longest, vocab_size=spec.corpus.vocab_size)
+    if checkpoint is not None:
+        load_weights(model, checkpoint, model_name=spec.model_name)
+    return new_state(
+        config,
+        model,
+        device=torch.device(spec.device),
+        unigram_entropy=spec.unigram_entropy,
+        from_scratch=spec.from_scratch and checkpoint is None,
+        rules=make_rules(spec.stability),
+    )

@@ -1,0 +1,63 @@
+"""TrainState: everything that changes while a model trains, in one place, and how it begins."""
+
+from dataclasses import dataclass, field
+
+import torch
+from transformers import PreTrainedModel
+
+from trainable.config import TrialConfig
+from trainable.stability import StabilityMonitor, StabilityRules
+
+
+@dataclass(kw_only=True)
+class TrainState:
+    """A training run between two steps."""
+
+    config: TrialConfig
+    model: PreTrainedModel
+    optimizer: torch.optim.AdamW
+    scaler: torch.amp.GradScaler
+    batches: torch.Generator
+    """Draws the training windows and nothing else."""
+    monitor: StabilityMonitor
+    optimizer_steps: int = 0
+    tokens_seen: int = 0
+    active_s: float = 0.0
+    """Seconds of training and evaluation, over all restarts."""
+    device: torch.device = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.device = next(self.model.parameters()).device
+
+
+def new_state(
+    config: TrialConfig,
+    model: PreTrainedModel,
+    *,
+    device: torch.device,
+    unigram_entropy: float,
+    from_scratch: bool,
+    rules: StabilityRules | None = None,
+) -> TrainState:
+    """Return the state of a run at step 0 with `model` moved to `device`."""
+    model.to(device)
+    optimizer = torch.optim.AdamW(
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        fused=device.type in ("cuda", "cpu", "mps"),
+    )
+    monitor = StabilityMonitor(
+        budget_steps=config.training_steps,
+        unigram_entropy=unigram_entropy,
+        from_scratch=from_scratch,
+        rules=rules or StabilityRules(),
+    )
+    return TrainState(
+        config=config,
+        model=model,
+        optimizer=optimizer,
+        scaler=torch.amp.GradScaler(device.type, enabled=config.precision == "fp16"),
+        batches=torch.Generator().manual_seed(config.seed),
+        monitor=monitor,
+    )
