@@ -1,0 +1,216 @@
+"""The best completed trial as a shell, a program, a space file and make read it. It trains nothing."""
+
+import json
+import math
+import shlex
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from results.atomic import write_atomic
+from results.ranking import baseline_trial, best_trial, ending_counts
+from results.study import Study, shown
+from trainable.config import ENV_NAMES, HYPERPARAMETERS, TrialConfig
+from trainable.errors import UserError
+
+ENV_ORDER: tuple[str, ...] = (
+    *ENV_NAMES,
+    "USE_LR_WARMUP",
+    "MODEL_TYPE",
+    "GPT2_MODEL_NAME",
+    "TRAINING_DATA_SOURCE",
+    "CHECKPOINT_PATH",
+    "EVAL_BLOCK_SIZE",
+    "EVAL_TOKENS",
+)
+"""The exported variables; TRAINING_DATA_SOURCE and CHECKPOINT_PATH only where the study had them."""
+
+_SCRIPTS = "training.py and training_resume.py"
+_SCRIPT_HYPERPARAMETERS = ("BATCH_SIZE", "BLOCK_SIZE", "LEARNING_RATE", "LR_SCHEDULE", "TRAINING_STEPS")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Best:
+    study: str
+    trial: dict[str, Any]
+    baseline: dict[str, Any] | None
+    config: TrialConfig
+    model: str
+    data_source: str | None
+    checkpoint_path: str | None
+    eval_block_size: int
+    eval_tokens: int
+
+    @property
+    def baseline_val_loss(self) -> float | None:
+        """The baseline's loss at the full budget; None when it is not there yet."""
+        done = self.baseline is not None and self.baseline["status"] == "completed"
+        loss: float | None = self.baseline["val_loss"] if self.baseline and done else None
+        return loss if loss is not None and math.isfinite(loss) else None
+
+
+def export_env(study: Study) -> str:
+    """Return the best completed trial as comments and `export NAME=value` lines, safe for a shell's eval.
+
+    Floats read back exactly. Raises UserError when no trial has completed or a file of the study is damaged.
+    """
+    best = _load(study)
+    lines = [f"# {line}" for line in _notes(best)]
+    lines += [f"export {name}={shlex.quote(value)}" for name, value in _env(best).items()]
+    return "\n".join(lines) + "\n"
+
+
+def export_cli(study: Study) -> str:
+    """Return the best completed trial as a `make train NAME=value ...` command. Raises UserError as export_env does."""
+    words = ["make", "train", *(f"{name}={_make_value(value)}" for name, value in _env(_load(study)).items())]
+    return shlex.join(words) + "\n"
+
+
+def export_json(study: Study) -> str:
+    """Return the best completed trial as a JSON object. Raises UserError as export_env does."""
+    best = _load(study)
+    base = best.baseline_val_loss
+    document = {
+        "study": best.study,
+        "trial_id": best.trial["trial_id"],
+        "is_baseline": best.trial["is_baseline"],
+        "val_loss": best.trial["val_loss"],
+        "baseline_val_loss": base,
+        "val_loss_difference": None if base is None else best.trial["val_loss"] - base,
+        "seeds": 1,
+        "confirmed": False,
+        "tokens_seen": best.trial["tokens_seen"],
+        "evaluation": {"block_size": best.eval_block_size, "tokens": best.eval_tokens},
+        "model": best.model,
+        "data_source": best.data_source,
+        "checkpoint_path": best.checkpoint_path,
+        "hyperparameters": asdict(best.config),
+        "env": _env(best),
+        "notes": _notes(best),
+    }
+    return json.dumps(document, indent=2, allow_nan=False) + "\n"
+
+
+def export_toml(study: Study) -> str:
+    """Return the best completed trial as a space file's [baseline] table. Raises UserError as export_env does."""
+    best = _load(study)
+    lines = [f"# {line}" for line in _notes(best)]
+    lines += [f"# model {_plain(best.model)}, data {_plain(best.data_source or 'the embedded text')}", "[baseline]"]
+    # Strings among them are names of a choice, so JSON's quotes are TOML's; repr keeps a float exact.
+    lines += [
+        f"{name} = {json.dumps(value) if isinstance(value, str) else repr(value)}"
+        for name, value in asdict(best.config).items()
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def write_best(study: Study) -> None:
+    """Write the study's best.env and best.json. Raises UserError as export_env does, and OSError."""
+    env, document = export_env(study), export_json(study)
+    # A path that is not UTF-8 came in by surrogateescape and leaves by it.
+    write_atomic(study.best_env, env.encode("utf-8", "surrogateescape"))
+    write_atomic(study.best_json, document.encode())
+
+
+def _load(study: Study) -> _Best:
+    trials = study.trials()
+    trial = best_trial(trials)
+    if trial is None:
+        ended = ", ".join(f"{count} {status}" for status, count in ending_counts(trials).items() if count)
+        raise UserError(f"study {study.name} has no completed trial to export ({ended or 'none has started'}).")
+    config = TrialConfig(**{name: trial[name] for name in HYPERPARAMETERS})
+    document = study.document()
+    try:
+        return _Best(
+            study=study.name,
+            trial=trial,
+            baseline=baseline_trial(trials),
+            config=config if config.has_warmup else replace(config, warmup_steps=0),
+            model=_text(document["model"]),
+            data_source=None if document["data_source"] is None else _text(document["data_source"]),
+            checkpoint_path=None if document["checkpoint_path"] is None else _text(document["checkpoint_path"]),
+            eval_block_size=int(document["evaluation"]["block_size"]),
+            eval_tokens=int(document["evaluation"]["tokens"]),
+        )
+    except KeyError as err:
+        raise UserError(f"{shown(study.study_json)}: there is no key {err}.") from None
+    except (TypeError, ValueError) as err:
+        raise UserError(
+            f"{shown(study.study_json)}: model, data_source, checkpoint_path or evaluation: {err}."
+        ) from None
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or "\0" in value:
+        raise ValueError(f"{value!r} is no text that a variable can hold")
+    return value
+
+
+def _env(best: _Best) -> dict[str, str]:
+    values: dict[str, Any] = {
+        **{variable: getattr(best.config, name) for variable, name in ENV_NAMES.items()},
+        "USE_LR_WARMUP": best.config.lr_schedule == "warmup_cosine" and best.config.warmup_steps > 0,
+        "MODEL_TYPE": "gpt2",
+        "GPT2_MODEL_NAME": best.model,
+        "TRAINING_DATA_SOURCE": best.data_source,
+        "CHECKPOINT_PATH": best.checkpoint_path,
+        "EVAL_BLOCK_SIZE": best.eval_block_size,
+        "EVAL_TOKENS": best.eval_tokens,
+    }
+    assert tuple(values) == ENV_ORDER
+    return {
+        name: value if isinstance(value, str) else repr(value) for name, value in values.items() if value is not None
+    }
+
+
+def _make_value(value: str) -> str:
+    # make drops blanks after the '='; the reference to a variable without a name, which is empty, keeps them.
+    return ("$()" if value[:1].isspace() else "") + value.replace("$", "$$")
+
+
+def _notes(best: _Best) -> list[str]:
+    trial, base = best.trial, best.baseline_val_loss
+    loss = f"val_loss {trial['val_loss']:.4f} nats/token"
+    if trial["is_baseline"]:
+        loss += "; this is the baseline: no completed trial beat it"
+    elif base is None:
+        loss += f"; the baseline has not completed ({best.baseline['status'] if best.baseline else 'not started'})"
+    else:
+        loss += f"; baseline {base:.4f}; difference {trial['val_loss'] - base:+.4f}"
+    notes = [
+        f"study {best.study}, trial {trial['trial_id']}, after {trial['tokens_seen']} training tokens",
+        loss,
+        "one seed, not confirmed",
+        f"evaluated on {best.eval_tokens} held-out tokens, the same for every trial, "
+        f"context {best.eval_block_size}, fp32, dropout off",
+        *_script_notes(best),
+    ]
+    if best.checkpoint_path is not None:
+        notes.append(
+            f"every trial took the weights alone from {best.checkpoint_path}; "
+            "CHECKPOINT_PATH in a training run also continues its step count"
+        )
+    return [_plain(note) for note in notes]
+
+
+def _script_notes(best: _Best) -> Iterable[str]:
+    schedule, warms_up = best.config.lr_schedule, best.config.warmup_steps > 0
+    said = {"constant": True, "warmup_cosine": warms_up, "warmup_constant": not warms_up}.get(schedule, False)
+    if not said:
+        yield (
+            f"{_SCRIPTS} know a constant rate and warm-up with cosine: "
+            f"USE_LR_WARMUP cannot say LR_SCHEDULE={schedule} WARMUP_STEPS={best.config.warmup_steps}"
+        )
+    unread = [name for name in ENV_NAMES if name not in _SCRIPT_HYPERPARAMETERS]
+    yield f"{_SCRIPTS} do not read {' '.join(unread)} EVAL_BLOCK_SIZE EVAL_TOKENS; make train does"
+
+
+def _plain(text: str) -> str:
+    # A line break would end the comment and run what follows; other control characters would drive a terminal.
+    return "".join(
+        char.encode("unicode_escape").decode()
+        if unicodedata.category(char)[0] == "C" or char in "\u2028\u2029"
+        else char
+        for char in text
+    )

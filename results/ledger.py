@@ -1,0 +1,205 @@
+"""A study's tables while it runs: the driver's memory of every trial, flushed to disk. It decides nothing."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
+
+from results.study import Study
+from results.tables import METRICS, STEPS, TRIALS, Row, read_rows, write_table
+from trainable.config import TrialConfig
+from trainable.rows import ENDINGS, MetricsRow, StepRow, TrialStatus, Verdict
+
+FLUSH_INTERVAL_S = 5.0
+"""Between two writes for evaluations alone; a trial's start and ending are written at once."""
+
+_COUNTERS = ("tokens_seen", "optimizer_steps", "active_s")
+
+
+class Ledger:
+    """The study's trials, evaluations and running trials' steps, and the only writer of their tables.
+
+    A flush that raises OSError loses nothing in memory; the next one writes it.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        *,
+        flush_interval_s: float = FLUSH_INTERVAL_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._study = study
+        self._flush_interval_s = flush_interval_s
+        self._clock = clock
+        self._trials: dict[int, Row] = {}
+        self._metrics: dict[int, list[Row]] = {}
+        self._unwritten_metrics = True
+        self._steps: dict[int, list[Row]] = {}
+        self._unwritten_steps: set[int] = set()
+        self._flushed_at = -math.inf
+
+    @classmethod
+    def load(
+        cls,
+        study: Study,
+        *,
+        flush_interval_s: float = FLUSH_INTERVAL_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> "Ledger":
+        """Return the ledger as the study's tables hold it. Raises UserError when they are damaged."""
+        ledger = cls(study, flush_interval_s=flush_interval_s, clock=clock)
+        ledger._trials = {row["trial_id"]: row for row in study.trials()}
+        ledger._metrics = {trial_id: [] for trial_id in ledger._trials}
+        for row in study.metrics():
+            ledger._metrics.setdefault(row["trial_id"], []).append(row)
+        for trial_id, trial in ledger._trials.items():
+            # The process may have died between the writes of the two tables, metrics first.
+            if trial["status"] == "running":
+                trial.update(_summary(ledger._metrics[trial_id]))
+        return ledger
+
+    def trials(self) -> list[Row]:
+        """Return copies of the trials' rows, by trial_id."""
+        return [dict(self._trials[trial_id]) for trial_id in sorted(self._trials)]
+
+    def metrics(self) -> list[Row]:
+        """Return copies of the evaluations' rows, by trial_id, then tokens_seen."""
+        return [dict(row) for trial_id in sorted(self._metrics) for row in self._metrics[trial_id]]
+
+    def start_trial(self, trial_id: int, *, is_baseline: bool, config: TrialConfig, started_at: datetime) -> None:
+        """Note that the trial runs. One that was interrupted goes on: its start and its evaluations are kept."""
+        known = self._trials.get(trial_id)
+        if known is None:
+            new: Row = dict.fromkeys(TRIALS.names)
+            new.update(trial_id=trial_id, is_baseline=is_baseline, started_at=_aware(started_at), **asdict(config))
+            new.update(dict.fromkeys(_COUNTERS, 0), active_s=0.0)
+            known = self._trials[trial_id] = new
+            self._metrics[trial_id] = []
+        assert known["status"] not in ENDINGS, f"trial {trial_id} is {known['status']}"
+        assert config == TrialConfig(**{name: known[name] for name in asdict(config)}), f"trial {trial_id}: new config"
+        known.update(status="running", ended_at=None)
+        self.flush()
+
+    def add_metrics(self, trial_id: int, row: MetricsRow, rung: int | None) -> None:
+        """Note an evaluation, and the rung it reached.
+
+        Evaluations at or beyond its step are dropped: the trial went back to a checkpoint and passes there again.
+        """
+        trial = self._running(trial_id)
+        earlier = [old for old in self._metrics[trial_id] if old["optimizer_steps"] < row.optimizer_steps]
+        self._metrics[trial_id] = [*earlier, _metrics_row(trial_id, row)]
+        trial.update(_summary(self._metrics[trial_id]))
+        if rung is not None:
+            trial["rung"] = max(rung, trial["rung"] if trial["rung"] is not None else rung)
+        self._unwritten_metrics = True
+        if self._clock() - self._flushed_at >= self._flush_interval_s:
+            self.flush()
+
+    def add_steps(self, trial_id: int, steps: Sequence[StepRow]) -> None:
+        """Note optimizer steps, in their order; they are on disk with the next flush.
+
+        Known steps at or beyond the first are dropped, as add_metrics does. Raises UserError when an interrupted
+        trial's steps table is damaged.
+        """
+        self._running(trial_id)
+        if not steps:
+            return
+        if trial_id not in self._steps:
+            path = self._study.steps_path(trial_id)
+            self._steps[trial_id] = read_rows(path, STEPS) if path.exists() else []
+        known = self._steps[trial_id]
+        while known and known[-1]["optimizer_steps"] >= steps[0].optimizer_steps:
+            known.pop()
+        known.extend(asdict(step) for step in steps)
+        self._unwritten_steps.add(trial_id)
+
+    def end_trial(
+        self,
+        trial_id: int,
+        *,
+        status: TrialStatus,
+        verdict: Verdict | None,
+        ended_at: datetime,
+        optimizer_steps: int | None = None,
+        tokens_seen: int | None = None,
+        active_s: float | None = None,
+    ) -> None:
+        """Note how the trial ended, and where when that lies beyond its last evaluation."""
+        trial = self._running(trial_id)
+        assert status in ENDINGS, status
+        assert (verdict is not None) == (status == "unstable"), f"trial {trial_id}: {status} with verdict {verdict}"
+        reached = {"optimizer_steps": optimizer_steps, "tokens_seen": tokens_seen, "active_s": active_s}
+        trial.update({name: max(value, trial[name]) for name, value in reached.items() if value is not None})
+        trial.update(status=status, verdict=verdict and _verdict_text(verdict), ended_at=_aware(ended_at))
+        self.flush()
+
+    def interrupt(self, ended_at: datetime) -> None:
+        """Note that every running trial was cut off; each can go on later."""
+        for trial in self._trials.values():
+            if trial["status"] == "running":
+                trial.update(status="interrupted", ended_at=_aware(ended_at))
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what is not on disk yet. Raises OSError."""
+        # Trials last: a reader never finds a loss among them that no evaluation shows.
+        for trial_id in sorted(self._unwritten_steps):
+            write_table(self._study.steps_path(trial_id), self._steps[trial_id], STEPS)
+            self._unwritten_steps.remove(trial_id)
+        if self._unwritten_metrics:
+            write_table(self._study.metrics_path, self.metrics(), METRICS)
+            self._unwritten_metrics = False
+        write_table(self._study.trials_path, self.trials(), TRIALS)
+        self._flushed_at = self._clock()
+        self._steps = {key: rows for key, rows in self._steps.items() if self._trials[key]["status"] == "running"}
+
+    def _running(self, trial_id: int) -> Row:
+        trial = self._trials[trial_id]
+        assert trial["status"] == "running", f"trial {trial_id} is {trial['status']}"
+        return trial
+
+
+def _metrics_row(trial_id: int, row: MetricsRow) -> Row:
+    values = {name: _finite(value) if isinstance(value, float) else value for name, value in asdict(row).items()}
+    return {"trial_id": trial_id, **values}
+
+
+def _summary(metrics: Sequence[Row]) -> dict[str, Any]:
+    if not metrics:
+        return {}
+    losses = [row["val_loss"] for row in metrics if row["val_loss"] is not None]
+    return {
+        "val_loss": metrics[-1]["val_loss"],
+        "best_val_loss": min(losses, default=None),
+        **{name: metrics[-1][name] for name in _COUNTERS},
+        "tokens_per_s": _mean_tokens_per_s(metrics),
+    }
+
+
+def _mean_tokens_per_s(metrics: Sequence[Row]) -> float | None:
+    # Each row's speed holds since the row before, so the mean weighs by time: tokens over the sum of tokens/speed.
+    tokens, seconds, before = 0, 0.0, 0
+    for row in metrics:
+        new, before = row["tokens_seen"] - before, row["tokens_seen"]
+        if new > 0 and row["tokens_per_s"]:
+            tokens += new
+            seconds += new / row["tokens_per_s"]
+    return tokens / seconds if seconds else None
+
+
+def _verdict_text(verdict: Verdict) -> str:
+    evidence = " ".join(verdict.evidence.split())
+    return f"{verdict.reason} at step {verdict.step}" + (f": {evidence}" if evidence else "")
+
+
+def _finite(value: float) -> float | None:
+    # A table says null: DuckDB sorts NaN above every number, and pandas cannot tell it from a missing one.
+    return value if math.isfinite(value) else None
+
+
+def _aware(moment: datetime) -> datetime:
+    assert moment.tzinfo is not None, "a time without a zone"
+    return moment

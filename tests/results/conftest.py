@@ -1,0 +1,63 @@
+"""A studies folder of the test's own, a study.json as a search writes it, and planted trials."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainable.config import DOCUMENTED
+
+
+@pytest.fixture
+def studies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "studies"
+    monkeypatch.setenv("STUDIES_DIR", str(folder))
+    return folder
+
+
+@pytest.fixture
+def make_document() -> Callable[..., dict[str, Any]]:
+    def make(name: str = "plateau-1125-0310", **changes: Any) -> dict[str, Any]:
+        document = {
+            "schema_version": 1,
+            "name": name,
+            "created_at": "2025-11-25T03:10:00+00:00",
+            "space": {"name": "plateau", "path": "spaces/plateau.toml", "description": "", "toml": ""},
+            "budget_tokens": 409_600,
+            "rung_tokens": [102_400, 204_800],
+            "evaluation": {"block_size": 128, "tokens": 16_384, "milestones_tokens": [204_800, 409_600]},
+            "baseline": asdict(DOCUMENTED),
+            "pinned": {},
+            "model": "tiny",
+            "data_source": None,
+            "checkpoint_path": None,
+        }
+        return {**document, **changes}
+
+    return make
+
+
+@pytest.fixture
+def make_trial() -> Callable[..., dict[str, Any]]:
+    def make(trial_id: int, status: str = "completed", val_loss: float | None = None, **changes: Any) -> dict[str, Any]:
+        row = {
+            "trial_id": trial_id,
+            "is_baseline": trial_id == 0,
+            "status": status,
+            "verdict": None,
+            **asdict(DOCUMENTED),
+            "val_loss": val_loss,
+            "best_val_loss": val_loss,
+            "tokens_seen": 0,
+            "optimizer_steps": 0,
+            "active_s": 0.0,
+            "tokens_per_s": None,
+            "rung": None,
+            "started_at": None,
+            "ended_at": None,
+        }
+        return {**row, **changes}
+
+    return make

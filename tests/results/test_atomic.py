@@ -1,0 +1,96 @@
+"""A file is old or new, never a part, whatever happens to its writer."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from results.atomic import write_atomic
+
+SIZE = 1_000_000
+
+WRITE_FOR_EVER = f"""
+import sys
+from pathlib import Path
+from results.atomic import write_atomic
+while True:
+    for letter in (b"a", b"b"):
+        write_atomic(Path(sys.argv[1]), letter * {SIZE})
+"""
+
+WRITE_BEYOND_THE_LIMIT = """
+import resource, sys
+from pathlib import Path
+from results.atomic import write_atomic
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    write_atomic(Path(sys.argv[1]), b"n" * 100_000)
+except OSError as err:
+    print(type(err).__name__)
+"""
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_it_writes_and_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "table"
+    write_atomic(path, b"old")
+    write_atomic(path, b"new\0bytes")
+    assert path.read_bytes() == b"new\0bytes"
+    assert names(tmp_path) == ["table"]
+
+
+def test_the_file_has_the_permissions_of_any_new_file(tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    write_atomic(tmp_path / "table", b"x")
+    assert (tmp_path / "table").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_a_missing_folder_is_an_oserror(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        write_atomic(tmp_path / "none" / "table", b"x")
+
+
+def test_a_target_that_cannot_be_replaced_leaves_no_temporary(tmp_path: Path) -> None:
+    (tmp_path / "table").mkdir()
+    with pytest.raises(OSError, match="directory"):
+        write_atomic(tmp_path / "table", b"x")
+    assert names(tmp_path) == ["table"]
+
+
+def test_a_write_that_fails_halfway_leaves_the_old_file_alone(tmp_path: Path) -> None:
+    path = tmp_path / "table"
+    path.write_bytes(b"old")
+    ran = subprocess.run(
+        [sys.executable, "-c", WRITE_BEYOND_THE_LIMIT, str(path)], capture_output=True, text=True, check=True
+    )
+    assert ran.stdout == "OSError\n"
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["table"]
+
+
+def test_a_killed_writer_and_a_reader_meanwhile_see_whole_files_only(tmp_path: Path) -> None:
+    path = tmp_path / "table"
+    write_atomic(path, b"a" * SIZE)
+    seen = set()
+    for wait_s in (0.0, 0.003, 0.007):
+        writer = subprocess.Popen([sys.executable, "-c", WRITE_FOR_EVER, str(path)])
+        try:
+            started, before = time.monotonic(), path.stat().st_ino
+            while path.stat().st_ino == before:
+                assert time.monotonic() - started < 60, "the writer never wrote"
+            for _ in range(20):
+                seen.add(path.read_bytes())
+            time.sleep(wait_s)
+        finally:
+            writer.send_signal(signal.SIGKILL)
+            writer.wait()
+        seen.add(path.read_bytes())
+    assert seen <= {b"a" * SIZE, b"b" * SIZE}
+    # What a kill leaves has a name that no table has.
+    assert [name for name in names(tmp_path) if not name.startswith(".table.")] == ["table"]

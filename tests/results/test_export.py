@@ -1,0 +1,287 @@
+"""What is exported is exactly the best trial, and nothing in a study can make a shell or make do anything else."""
+
+import json
+import shutil
+import subprocess
+import tomllib
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from results.export import ENV_ORDER, export_cli, export_env, export_json, export_toml, write_best
+from results.study import Study, create_study
+from results.tables import TRIALS, write_table
+from trainable.config import BEFORE, DOCUMENTED, ENV_NAMES, TrialConfig, make_config, parse_hyperparameter
+from trainable.errors import UserError
+
+HOSTILE = [
+    "$(touch x)",
+    "`touch x`",
+    "a'b\"c",
+    "'; touch x; '",
+    "two\nlines\ntouch x",
+    "\ntouch x\n",
+    "cr\rtouch x",
+    "bold \x1b[1m [red]markup[/red]",
+    "back\\slash\\",
+    " leads and trails ",
+    "$HOME ${HOME} $$ !! ~ * ? # &",
+    "#touch x",
+    "ü\u2028\u2029\x85touch x",
+    "not utf-8 \udcff",
+    "-n",
+    "",
+]
+SHELLS = [shell for shell in ("sh", "bash", "dash", "zsh") if shutil.which(shell)]
+
+MakeStudy = Callable[..., Study]
+
+
+@pytest.fixture
+def make_study(
+    studies: Path, make_document: Callable[..., dict[str, Any]], make_trial: Callable[..., dict[str, Any]]
+) -> MakeStudy:
+    def make(config: TrialConfig = BEFORE, *, trials: list[dict[str, Any]] | None = None, **document: Any) -> Study:
+        study = create_study("one", make_document("one", **document))
+        if trials is None:
+            trials = [
+                make_trial(0, val_loss=4.5, tokens_seen=409_600),
+                make_trial(7, val_loss=4.25, tokens_seen=409_600, **asdict(config)),
+                make_trial(8, "stopped", 4.0, rung=1),
+            ]
+        write_table(study.trials_path, trials, TRIALS)
+        return study
+
+    return make
+
+
+def exported(text: str, cwd: Path, shell: str = "sh") -> dict[str, str]:
+    """Return what `eval` of the text leaves in the environment; it must leave nothing else behind."""
+    file = cwd / "best.env"
+    file.write_bytes(text.encode("utf-8", "surrogateescape"))
+    show = f'for n in {" ".join(ENV_ORDER)}; do eval "v=\\${{$n-UNSET}}"; printf "%s\\0" "$v"; done'
+    ran = subprocess.run(
+        [shell, "-c", f'eval "$(cat best.env)"; {show}'],
+        cwd=cwd,
+        env={"PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        check=True,
+        timeout=60,
+    )
+    assert ran.stderr == b""
+    assert [path.name for path in cwd.iterdir()] == ["best.env"]
+    values = ran.stdout.decode("utf-8", "surrogateescape").split("\0")[:-1]
+    return {name: value for name, value in zip(ENV_ORDER, values, strict=True) if value != "UNSET"}
+
+
+def config_of(env: dict[str, str]) -> TrialConfig:
+    return make_config(
+        DOCUMENTED, {name: parse_hyperparameter(name, env[variable]) for variable, name in ENV_NAMES.items()}
+    )
+
+
+@pytest.fixture
+def cwd(tmp_path: Path) -> Path:
+    folder = tmp_path / "cwd"
+    folder.mkdir()
+    return folder
+
+
+def test_the_lines_are_the_owners(make_study: MakeStudy) -> None:
+    lines = export_env(make_study()).splitlines()
+    assert lines[:4] == [
+        "# study one, trial 7, after 409600 training tokens",
+        "# val_loss 4.2500 nats/token; baseline 4.5000; difference -0.2500",
+        "# one seed, not confirmed",
+        "# evaluated on 16384 held-out tokens, the same for every trial, context 128, fp32, dropout off",
+    ]
+    assert [line for line in lines if not line.startswith("#")] == [
+        "export BATCH_SIZE=8",
+        "export BLOCK_SIZE=256",
+        "export GRAD_ACCUM_STEPS=1",
+        "export LEARNING_RATE=2e-05",
+        "export LR_SCHEDULE=warmup_cosine",
+        "export WARMUP_STEPS=500",
+        "export MIN_LR_FRAC=0.1",
+        "export DECAY_FRAC=0.2",
+        "export TRAINING_STEPS=5000",
+        "export GRAD_CLIP_NORM=1.0",
+        "export WEIGHT_DECAY=0.01",
+        "export DROPOUT=0.1",
+        "export PRECISION=fp32",
+        "export SEED=0",
+        "export USE_LR_WARMUP=True",
+        "export MODEL_TYPE=gpt2",
+        "export GPT2_MODEL_NAME=tiny",
+        "export EVAL_BLOCK_SIZE=128",
+        "export EVAL_TOKENS=16384",
+    ]
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_shell_gets_exactly_the_trial(make_study: MakeStudy, cwd: Path, shell: str) -> None:
+    config = replace(BEFORE, learning_rate=0.1 + 0.2, weight_decay=1e-300, dropout=1 / 3, seed=2**31 - 1)
+    study = make_study(config, data_source="/data/q and a.txt", checkpoint_path="/c.pt")
+    env = exported(export_env(study), cwd, shell)
+    assert config_of(env) == config
+    assert tuple(env) == ENV_ORDER
+    assert (env["TRAINING_DATA_SOURCE"], env["CHECKPOINT_PATH"]) == ("/data/q and a.txt", "/c.pt")
+
+
+@pytest.mark.parametrize("value", HOSTILE)
+def test_nothing_in_a_study_reaches_the_shell(make_study: MakeStudy, cwd: Path, value: str) -> None:
+    study = make_study(model=value, data_source=value, checkpoint_path=value)
+    text = export_env(study)
+    env = exported(text, cwd)
+    assert [env[name] for name in ("GPT2_MODEL_NAME", "TRAINING_DATA_SOURCE", "CHECKPOINT_PATH")] == [value] * 3
+    notes = json.loads(export_json(study))["notes"]
+    assert all(note.isprintable() for note in notes)
+    assert text.startswith("".join(f"# {note}\n" for note in notes) + "export ")
+
+
+@pytest.mark.parametrize("value", HOSTILE)
+def test_make_gets_exactly_the_values_from_the_command(make_study: MakeStudy, cwd: Path, value: str) -> None:
+    study = make_study(model=value, data_source=value, checkpoint_path=value)
+    (cwd / "Makefile").write_text('train:\n\t@printf "%s\\0" "$$BATCH_SIZE" "$$GPT2_MODEL_NAME" "$$CHECKPOINT_PATH"\n')
+    command = export_cli(study).encode("utf-8", "surrogateescape")
+    assert command.startswith(b"make train BATCH_SIZE=8 ")
+    ran = subprocess.run(["sh", "-c", b"set -f; " + command], cwd=cwd, capture_output=True, check=True, timeout=60)
+    assert ran.stdout.decode("utf-8", "surrogateescape").split("\0") == ["8", value, value, ""]
+    assert [path.name for path in cwd.iterdir()] == ["Makefile"]
+
+
+@pytest.mark.parametrize("value", HOSTILE)
+def test_json_and_toml_load_whatever_the_values(make_study: MakeStudy, value: str) -> None:
+    study = make_study(model=value, data_source=value, checkpoint_path=value)
+    document = json.loads(export_json(study))
+    assert [document[name] for name in ("model", "data_source", "checkpoint_path")] == [value] * 3
+    assert tomllib.loads(export_toml(study)) == {"baseline": asdict(BEFORE)}
+
+
+def test_the_json_says_what_the_comments_say(make_study: MakeStudy) -> None:
+    document = json.loads(export_json(make_study()))
+    assert {name: document[name] for name in ("study", "trial_id", "is_baseline", "val_loss", "baseline_val_loss")} == {
+        "study": "one",
+        "trial_id": 7,
+        "is_baseline": False,
+        "val_loss": 4.25,
+        "baseline_val_loss": 4.5,
+    }
+    assert (document["val_loss_difference"], document["confirmed"], document["seeds"]) == (-0.25, False, 1)
+    assert document["evaluation"] == {"block_size": 128, "tokens": 16_384}
+    assert TrialConfig(**document["hyperparameters"]) == BEFORE
+    assert config_of(document["env"]) == BEFORE
+
+
+SCHEDULES = [
+    ("constant", 0, "False", False),
+    ("constant", 500, "False", False),
+    ("warmup_constant", 0, "False", False),
+    ("warmup_constant", 500, "False", True),
+    ("warmup_cosine", 0, "False", True),
+    ("warmup_cosine", 500, "True", False),
+    ("linear", 0, "False", True),
+    ("linear", 500, "False", True),
+    ("wsd", 500, "False", True),
+]
+
+
+@pytest.mark.parametrize(("schedule", "warmup_steps", "use_lr_warmup", "beyond_them"), SCHEDULES)
+def test_a_schedule_that_their_scripts_lack_is_said_so(
+    make_study: MakeStudy, cwd: Path, schedule: str, warmup_steps: int, use_lr_warmup: str, beyond_them: bool
+) -> None:
+    text = export_env(make_study(replace(BEFORE, lr_schedule=schedule, warmup_steps=warmup_steps)))
+    env = exported(text, cwd)
+    assert env["USE_LR_WARMUP"] == use_lr_warmup
+    assert env["WARMUP_STEPS"] == ("0" if schedule == "constant" else str(warmup_steps))
+    note = f"USE_LR_WARMUP cannot say LR_SCHEDULE={schedule} WARMUP_STEPS={warmup_steps}\n"
+    assert (note in text) == beyond_them
+    assert ("cannot say" in text) == beyond_them
+
+
+def test_the_variables_that_their_scripts_do_not_read_are_named_once(make_study: MakeStudy) -> None:
+    (line,) = [line for line in export_env(make_study()).splitlines() if "do not read" in line]
+    assert line.startswith("# training.py and training_resume.py do not read GRAD_ACCUM_STEPS WARMUP_STEPS ")
+    assert "BATCH_SIZE" not in line
+
+
+def test_a_checkpoint_says_that_its_weights_alone_were_taken(make_study: MakeStudy) -> None:
+    text = export_env(make_study(checkpoint_path="/c.pt"))
+    assert "# every trial took the weights alone from /c.pt; " in text
+    assert "export CHECKPOINT_PATH=/c.pt\n" in text
+
+
+def test_the_baseline_as_the_best_is_said_so(make_study: MakeStudy, make_trial: Callable[..., dict[str, Any]]) -> None:
+    study = make_study(trials=[make_trial(0, val_loss=4.5), make_trial(1, val_loss=4.6)])
+    text = export_env(study)
+    assert "# val_loss 4.5000 nats/token; this is the baseline: no completed trial beat it\n" in text
+    assert "export BATCH_SIZE=32\n" in text
+    assert json.loads(export_json(study))["is_baseline"] is True
+
+
+@pytest.mark.parametrize("status", ["running", "unstable", None])
+def test_a_baseline_that_has_not_completed_is_no_measure(
+    make_study: MakeStudy, make_trial: Callable[..., dict[str, Any]], status: str | None
+) -> None:
+    trials = [make_trial(0, status, 3.0)] if status else []
+    study = make_study(trials=[*trials, make_trial(1, val_loss=4.6)])
+    assert f"; the baseline has not completed ({status or 'not started'})\n" in export_env(study)
+    document = json.loads(export_json(study))
+    assert document["baseline_val_loss"] is document["val_loss_difference"] is None
+
+
+def test_without_a_completed_trial_there_is_one_line(
+    make_study: MakeStudy, make_trial: Callable[..., dict[str, Any]]
+) -> None:
+    study = make_study(trials=[make_trial(0, "running"), make_trial(1, "unstable"), make_trial(2, "unstable")])
+    for export in (export_env, export_json, export_toml, export_cli):
+        with pytest.raises(UserError) as caught:
+            export(study)
+        assert str(caught.value) == "study one has no completed trial to export (2 unstable, 1 running)."
+    with pytest.raises(UserError):
+        write_best(study)
+    assert not study.best_env.exists()
+    study.trials_path.unlink()
+    with pytest.raises(UserError, match=r"\(none has started\)"):
+        export_env(study)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model": None}, "None is no text"),
+        ({"model": "a\0b"}, "no text that a variable can hold"),
+        ({"data_source": 3}, "3 is no text"),
+        ({"evaluation": {"block_size": 128}}, "there is no key 'tokens'"),
+        ({"evaluation": 5}, "evaluation"),
+        ({"evaluation": {"block_size": "x\ny", "tokens": 1}}, "evaluation"),
+    ],
+)
+def test_a_damaged_study_json_is_one_line(make_study: MakeStudy, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=r"study\.json") as caught:
+        export_env(make_study(**changes))
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_trial_out_of_bounds_is_refused(make_study: MakeStudy, make_trial: Callable[..., dict[str, Any]]) -> None:
+    study = make_study(trials=[make_trial(0, val_loss=4.5, lr_schedule="x\nexport A=1")])
+    with pytest.raises(UserError, match="LR_SCHEDULE"):
+        export_env(study)
+
+
+def test_the_files_are_what_is_printed(make_study: MakeStudy) -> None:
+    study = make_study(model="not utf-8 \udcff")
+    write_best(study)
+    assert study.best_env.read_text("utf-8", "surrogateescape") == export_env(study)
+    assert study.best_json.read_text() == export_json(study)
+    assert sorted(path.name for path in study.path.iterdir()) == [
+        "best.env",
+        "best.json",
+        "steps",
+        "study.json",
+        "trials.parquet",
+    ]

@@ -1,0 +1,309 @@
+"""What the ledger holds, when it is on disk, and that it comes back."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from results.ledger import Ledger
+from results.study import Study, create_study
+from results.tables import STEPS, read_rows
+from trainable.config import BEFORE, DOCUMENTED
+from trainable.rows import MetricsRow, StepRow, Verdict
+
+NOON = datetime(2025, 11, 25, 12, 0, 0, 250, tzinfo=UTC)
+LATER = NOON + timedelta(minutes=3)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def study(studies: Path, make_document: Callable[..., dict[str, Any]]) -> Study:
+    return create_study("one", make_document("one"))
+
+
+def metrics(steps: int, val_loss: float, **changes: Any) -> MetricsRow:
+    row = MetricsRow(
+        tokens_seen=steps * 4096,
+        optimizer_steps=steps,
+        val_loss=val_loss,
+        train_loss=val_loss + 0.1,
+        grad_norm=1.5,
+        learning_rate=1e-5,
+        tokens_per_s=1000.0,
+        active_s=steps * 5.0,
+    )
+    return replace(row, **changes)
+
+
+def steps(*numbers: int, train_loss: float = 5.0) -> list[StepRow]:
+    return [
+        StepRow(
+            optimizer_steps=number,
+            tokens_seen=number * 4096,
+            train_loss=train_loss,
+            grad_norm=1.5,
+            learning_rate=1e-5,
+            step_time_s=0.5,
+        )
+        for number in numbers
+    ]
+
+
+def saved_steps(study: Study, trial_id: int) -> list[tuple[int, float]]:
+    rows = read_rows(study.steps_path(trial_id), STEPS)
+    return [(row["optimizer_steps"], row["train_loss"]) for row in rows]
+
+
+def start(ledger: Ledger, trial_id: int) -> None:
+    config = DOCUMENTED if trial_id == 0 else BEFORE
+    ledger.start_trial(trial_id, is_baseline=trial_id == 0, config=config, started_at=NOON)
+
+
+def end(ledger: Ledger, trial_id: int, status: Any = "completed", **changes: Any) -> None:
+    ledger.end_trial(trial_id, **{"status": status, "verdict": None, "ended_at": LATER, **changes})
+
+
+def test_a_started_trial_is_on_disk_at_once(study: Study) -> None:
+    start(Ledger(study), 0)
+    (row,) = study.trials()
+    assert row["status"] == "running"
+    assert row["is_baseline"] is True
+    assert (row["batch_size"], row["learning_rate"], row["lr_schedule"], row["seed"]) == (32, 1e-5, "constant", 0)
+    assert (row["tokens_seen"], row["optimizer_steps"], row["active_s"]) == (0, 0, 0.0)
+    assert (row["started_at"], row["ended_at"]) == (NOON, None)
+    assert [row[name] for name in ("verdict", "val_loss", "best_val_loss", "tokens_per_s", "rung")] == [None] * 5
+    assert study.metrics() == []
+
+
+def test_the_last_and_the_best_loss_are_kept_apart(study: Study) -> None:
+    ledger = Ledger(study)
+    start(ledger, 1)
+    for steps, loss, rung in [(10, 5.0, None), (20, 4.0, 0), (30, 4.5, 1)]:
+        ledger.add_metrics(1, metrics(steps, loss), rung)
+    end(ledger, 1)
+    (row,) = study.trials()
+    assert (row["val_loss"], row["best_val_loss"], row["rung"]) == (4.5, 4.0, 1)
+    assert (row["tokens_seen"], row["optimizer_steps"], row["active_s"]) == (122_880, 30, 150.0)
+    assert (row["status"], row["ended_at"]) == ("completed", LATER)
+    assert [(row["optimizer_steps"], row["val_loss"]) for row in study.metrics()] == [(10, 5.0), (20, 4.0), (30, 4.5)]
+    assert list(study.metrics()[0].items()) == [
+        ("trial_id", 1), ("tokens_seen", 40_960), ("optimizer_steps", 10), ("val_loss", 5.0), ("train_loss", 5.1),
+        ("grad_norm", 1.5), ("learning_rate", 1e-5), ("tokens_per_s", 1000.0), ("active_s", 50.0),
+    ]  # fmt: skip
+
+
+def test_the_speed_is_tokens_over_their_training_time(study: Study) -> None:
+    ledger = Ledger(study)
+    start(ledger, 1)
+    ledger.add_metrics(1, metrics(0, 9.0, tokens_per_s=0.0), None)
+    assert ledger.trials()[0]["tokens_per_s"] is None
+    ledger.add_metrics(1, metrics(1, 8.0, tokens_seen=1000, tokens_per_s=500.0), None)  # 2 s
+    ledger.add_metrics(1, metrics(2, 7.0, tokens_seen=2000, tokens_per_s=125.0), None)  # 8 s
+    assert ledger.trials()[0]["tokens_per_s"] == 200.0
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_no_number_is_null_never_nan(study: Study, bad: float) -> None:
+    ledger = Ledger(study)
+    start(ledger, 1)
+    ledger.add_metrics(1, metrics(10, 5.0), None)
+    ledger.add_metrics(1, metrics(20, bad, train_loss=bad, grad_norm=bad), None)
+    end(ledger, 1, "unstable", verdict=Verdict(reason="nonfinite", step=21, evidence="loss\nnan"), optimizer_steps=21)
+    (row,) = study.trials()
+    assert (row["status"], row["verdict"]) == ("unstable", "nonfinite at step 21: loss nan")
+    assert (row["val_loss"], row["best_val_loss"]) == (None, 5.0)
+    assert [study.metrics()[1][name] for name in ("val_loss", "train_loss", "grad_norm")] == [None] * 3
+
+
+def test_a_trial_may_end_beyond_its_last_evaluation_or_before_its_first(study: Study) -> None:
+    ledger = Ledger(study)
+    start(ledger, 0)
+    start(ledger, 1)
+    ledger.add_metrics(0, metrics(10, 5.0), None)
+    end(ledger, 0, "stopped", optimizer_steps=14, tokens_seen=14 * 4096, active_s=66.0)
+    verdict = Verdict(reason="nonfinite", step=3, evidence="")
+    end(ledger, 1, "unstable", verdict=verdict, optimizer_steps=3, tokens_seen=3 * 4096, active_s=15.5)
+    first, second = study.trials()
+    assert (first["optimizer_steps"], first["tokens_seen"], first["active_s"]) == (14, 14 * 4096, 66.0)
+    assert (second["optimizer_steps"], second["tokens_seen"], second["active_s"]) == (3, 3 * 4096, 15.5)
+    assert (second["val_loss"], second["verdict"]) == (None, "nonfinite at step 3")
+
+
+def test_an_ending_that_lags_takes_nothing_back(study: Study) -> None:
+    ledger = Ledger(study)
+    start(ledger, 0)
+    ledger.add_metrics(0, metrics(10, 5.0), 2)
+    end(ledger, 0, "failed", optimizer_steps=4, tokens_seen=4 * 4096, active_s=1.0)
+    (row,) = study.trials()
+    assert (row["optimizer_steps"], row["tokens_seen"], row["active_s"]) == (10, 10 * 4096, 50.0)
+
+
+def test_a_trial_that_went_back_replaces_what_it_passes_again(study: Study) -> None:
+    ledger = Ledger(study)
+    start(ledger, 1)
+    for steps, loss in [(10, 5.0), (20, 3.0), (30, 4.0)]:
+        ledger.add_metrics(1, metrics(steps, loss), 1)
+    ledger.add_metrics(1, metrics(20, 4.8), 0)
+    ledger.add_metrics(1, metrics(20, 4.8), None)
+    (row,) = ledger.trials()
+    assert [(row["optimizer_steps"], row["val_loss"]) for row in ledger.metrics()] == [(10, 5.0), (20, 4.8)]
+    assert (row["val_loss"], row["best_val_loss"], row["optimizer_steps"], row["rung"]) == (4.8, 4.8, 20, 1)
+
+
+def test_evaluations_are_flushed_at_most_once_an_interval(study: Study) -> None:
+    clock = Clock()
+    ledger = Ledger(study, flush_interval_s=5.0, clock=clock)
+    start(ledger, 1)
+    ledger.add_metrics(1, metrics(10, 5.0), 0)
+    clock.now += 4.9
+    ledger.add_metrics(1, metrics(20, 4.9), 0)
+    assert study.metrics() == []
+    assert study.trials()[0]["val_loss"] is None
+    clock.now += 0.1
+    ledger.add_metrics(1, metrics(30, 4.8), 0)
+    assert [row["val_loss"] for row in study.metrics()] == [5.0, 4.9, 4.8]
+    assert study.trials()[0]["val_loss"] == 4.8
+    clock.now += 4.9
+    ledger.add_metrics(1, metrics(40, 4.7), 0)
+    assert len(study.metrics()) == 3
+    ledger.flush()
+    assert len(study.metrics()) == 4
+
+
+def test_another_trials_start_or_ending_flushes_all(study: Study) -> None:
+    ledger = Ledger(study, clock=Clock())
+    start(ledger, 0)
+    ledger.add_metrics(0, metrics(10, 5.0), 0)
+    start(ledger, 1)
+    assert len(study.metrics()) == 1
+    ledger.add_metrics(0, metrics(20, 4.0), 0)
+    end(ledger, 1, "out_of_memory")
+    assert len(study.metrics()) == 2
+
+
+def test_steps_are_on_disk_with_the_next_flush(study: Study) -> None:
+    clock = Clock()
+    ledger = Ledger(study, flush_interval_s=5.0, clock=clock)
+    start(ledger, 1)
+    ledger.add_steps(1, steps(1, 2))
+    ledger.add_steps(1, [])
+    assert not study.steps_path(1).exists()
+    clock.now += 5.0
+    ledger.add_metrics(1, metrics(2, 5.0), None)
+    assert saved_steps(study, 1) == [(1, 5.0), (2, 5.0)]
+    ledger.add_steps(1, steps(3, train_loss=math.inf))
+    end(ledger, 1, "unstable", verdict=Verdict(reason="nonfinite", step=3, evidence="loss inf"))
+    assert saved_steps(study, 1) == [(1, 5.0), (2, 5.0), (3, math.inf)]
+
+
+def test_steps_that_are_passed_again_are_replaced(study: Study) -> None:
+    ledger = Ledger(study)
+    start(ledger, 1)
+    ledger.add_steps(1, steps(1, 2, 3, 4))
+    ledger.add_steps(1, steps(3, train_loss=2.0))
+    ledger.interrupt(LATER)
+    assert saved_steps(study, 1) == [(1, 5.0), (2, 5.0), (3, 2.0)]
+    for again in (ledger, Ledger.load(study)):
+        again.start_trial(1, is_baseline=False, config=BEFORE, started_at=LATER)
+        again.add_steps(1, steps(2, train_loss=1.0))
+        again.interrupt(LATER)
+        assert saved_steps(study, 1) == [(1, 5.0), (2, 1.0)]
+
+
+def test_interrupted_trials_go_on_where_they_were(study: Study) -> None:
+    ledger = Ledger(study)
+    start(ledger, 0)
+    start(ledger, 1)
+    end(ledger, 0)
+    ledger.add_metrics(1, metrics(10, 5.0), 0)
+    ledger.interrupt(LATER)
+    assert [(row["status"], row["ended_at"]) for row in study.trials()] == [
+        ("completed", LATER),
+        ("interrupted", LATER),
+    ]
+    again = Ledger.load(study)
+    again.start_trial(1, is_baseline=False, config=BEFORE, started_at=LATER)
+    row = again.trials()[1]
+    assert (row["status"], row["started_at"], row["ended_at"], row["val_loss"]) == ("running", NOON, None, 5.0)
+    again.add_metrics(1, metrics(20, 4.0), 1)
+    assert [row["optimizer_steps"] for row in again.metrics()] == [10, 20]
+
+
+def test_a_loaded_ledger_is_the_saved_one(study: Study) -> None:
+    ledger = Ledger(study)
+    assert Ledger.load(study).trials() == Ledger.load(study).metrics() == []
+    for trial_id in (10, 2, 0):
+        start(ledger, trial_id)
+        ledger.add_metrics(trial_id, metrics(10, 0.1 + 0.2), 0)
+        end(ledger, trial_id)
+    loaded = Ledger.load(study)
+    assert loaded.trials() == ledger.trials() == study.trials()
+    assert loaded.metrics() == ledger.metrics() == study.metrics()
+    assert [row["trial_id"] for row in loaded.trials()] == [0, 2, 10]
+
+
+def test_a_death_between_the_two_writes_loses_no_evaluation(study: Study) -> None:
+    ledger = Ledger(study)
+    start(ledger, 1)
+    before = study.trials_path.read_bytes()
+    ledger.add_metrics(1, metrics(10, 5.0), 0)
+    ledger.flush()
+    study.trials_path.write_bytes(before)
+    (row,) = Ledger.load(study).trials()
+    assert (row["val_loss"], row["optimizer_steps"], row["status"]) == (5.0, 10, "running")
+
+
+def test_a_flush_that_fails_is_made_good_by_the_next(study: Study) -> None:
+    ledger = Ledger(study)
+    start(ledger, 1)
+    away = study.path.with_name("away")
+    study.path.rename(away)
+    with pytest.raises(FileNotFoundError):
+        end(ledger, 1)
+    away.rename(study.path)
+    assert study.trials()[0]["status"] == "running"
+    ledger.flush()
+    assert study.trials()[0]["status"] == "completed"
+
+
+def test_callers_cannot_change_the_ledger_through_its_rows(study: Study) -> None:
+    ledger = Ledger(study)
+    start(ledger, 0)
+    ledger.add_metrics(0, metrics(10, 5.0), 0)
+    ledger.trials()[0]["status"] = "failed"
+    ledger.metrics()[0]["val_loss"] = 0.0
+    assert ledger.trials()[0]["status"] == "running"
+    assert ledger.metrics()[0]["val_loss"] == 5.0
+
+
+def test_our_own_mistakes_are_asserted(study: Study) -> None:
+    ledger = Ledger(study)
+    start(ledger, 1)
+    with pytest.raises(AssertionError, match="new config"):
+        ledger.start_trial(1, is_baseline=False, config=DOCUMENTED, started_at=NOON)
+    with pytest.raises(AssertionError, match="zone"):
+        ledger.start_trial(2, is_baseline=False, config=BEFORE, started_at=datetime(2025, 1, 1))
+    with pytest.raises(AssertionError, match="verdict None"):
+        end(ledger, 1, "unstable")
+    with pytest.raises(AssertionError, match="interrupted"):
+        end(ledger, 1, "interrupted")
+    end(ledger, 1)
+    with pytest.raises(AssertionError, match="trial 1 is completed"):
+        end(ledger, 1, "failed")
+    with pytest.raises(AssertionError, match="trial 1 is completed"):
+        start(ledger, 1)
+    with pytest.raises(AssertionError, match="trial 1 is completed"):
+        ledger.add_metrics(1, metrics(1, 1.0), 0)
+    with pytest.raises(AssertionError, match="trial 1 is completed"):
+        ledger.add_steps(1, steps(1))

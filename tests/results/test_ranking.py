@@ -1,0 +1,120 @@
+"""Order, best, endings and savings on tables small enough to reckon by hand."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from results.ranking import Savings, baseline_trial, best_trial, ending_counts, leaderboard, savings
+
+MakeTrial = Callable[..., dict[str, Any]]
+
+
+def ids(trials: list[dict[str, Any]]) -> list[int]:
+    return [trial["trial_id"] for trial in trials]
+
+
+def test_the_leaderboard_ranks_by_ending_then_rung_then_loss(make_trial: MakeTrial) -> None:
+    trials = [
+        make_trial(0, "completed", 4.5, rung=None),
+        make_trial(1, "unstable", 1.0, rung=3),
+        make_trial(2, "stopped", 4.0, rung=0),
+        make_trial(3, "stopped", 4.9, rung=1),
+        make_trial(4, "completed", 4.2, rung=2),
+        make_trial(5, "failed"),
+        make_trial(6, "stopped", 4.8, rung=1),
+        make_trial(7, "out_of_memory"),
+        make_trial(8, "stopped", 3.0),
+        make_trial(9, "completed", None, rung=2),
+        make_trial(10, "running", 3.9, rung=0),
+        make_trial(11, "interrupted", 3.9, rung=0),
+        make_trial(12, "running", 3.8, rung=1),
+    ]
+    order = [4, 0, 9, 6, 3, 2, 8, 12, 10, 11, 1, 7, 5]
+    assert ids(leaderboard(trials)) == order
+    assert ids(leaderboard(trials[::-1])) == order
+
+
+def test_the_last_loss_ranks_not_the_best_ever(make_trial: MakeTrial) -> None:
+    trials = [make_trial(1, val_loss=4.4, best_val_loss=4.0), make_trial(2, val_loss=4.3, best_val_loss=4.3)]
+    best = best_trial(trials)
+    assert best is not None
+    assert best["trial_id"] == 2
+
+
+def test_ties_go_to_the_lower_id_so_to_the_baseline(make_trial: MakeTrial) -> None:
+    trials = [make_trial(3, val_loss=4.5), make_trial(0, val_loss=4.5), make_trial(2, val_loss=4.5)]
+    assert ids(leaderboard(trials)) == [0, 2, 3]
+    best = best_trial(trials)
+    assert best is not None
+    assert best["is_baseline"]
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf, None])
+def test_a_loss_that_is_no_number_never_wins(make_trial: MakeTrial, loss: float | None) -> None:
+    trials = [make_trial(n, val_loss=loss if n % 2 else 5.0 - n) for n in range(4)]
+    assert ids(leaderboard(trials)) == [2, 0, 1, 3]
+    assert best_trial(trials[1::2]) is None
+
+
+def test_there_is_no_best_before_a_trial_has_completed(make_trial: MakeTrial) -> None:
+    assert best_trial([]) is None
+    assert best_trial([make_trial(0, "running", 4.0), make_trial(1, "stopped", 3.0, rung=1)]) is None
+
+
+def test_the_baseline_is_found_however_it_stands(make_trial: MakeTrial) -> None:
+    assert baseline_trial([]) is None
+    assert baseline_trial([make_trial(1)]) is None
+    assert baseline_trial([make_trial(1), make_trial(0, "unstable")]) == make_trial(0, "unstable")
+
+
+def test_endings_are_counted_and_never_merged(make_trial: MakeTrial) -> None:
+    trials = [make_trial(n, status) for n, status in enumerate(["completed", "stopped", "stopped", "interrupted"])]
+    assert ending_counts(trials) == {
+        "completed": 1,
+        "stopped": 2,
+        "unstable": 0,
+        "out_of_memory": 0,
+        "failed": 0,
+        "running": 0,
+        "interrupted": 1,
+    }
+
+
+def test_savings_on_a_table_reckoned_by_hand(make_trial: MakeTrial) -> None:
+    # A step is 32 x 128 = 4096 tokens, so 10 steps fit into the budget. Seconds per step: 1, 2, 4; the median is 2.
+    trials = [
+        make_trial(0, "completed", tokens_seen=40_960, active_s=10.0),
+        make_trial(1, "stopped", tokens_seen=8_192, active_s=4.0),  # 8 steps of 2 s were saved
+        make_trial(2, "unstable", tokens_seen=4_096, active_s=4.0),  # 9 steps of 4 s
+        make_trial(3, "unstable"),  # nothing measured: 10 steps of 2 s
+    ]
+    assert savings(trials, 44_000) == Savings(
+        device_s_spent=18.0,
+        device_s_full=18.0 + 16.0 + 36.0 + 20.0,
+        device_s_saved_frac=72.0 / 90.0,
+        tokens_spent=53_248,
+        tokens_full=4 * 40_960,
+    )
+
+
+def test_only_the_steps_that_fit_into_the_budget_were_saved(make_trial: MakeTrial) -> None:
+    step = {"batch_size": 3, "block_size": 100, "grad_accum_steps": 2}
+    trial = make_trial(1, "stopped", tokens_seen=600, active_s=1.0, **step)
+    assert savings([trial], 1_799).tokens_full == 1_200
+    assert savings([trial], 1_800).device_s_full == 3.0
+
+
+@pytest.mark.parametrize("status", ["running", "interrupted", "failed", "out_of_memory", "completed"])
+def test_what_nobody_ended_early_saved_nothing(make_trial: MakeTrial, status: str) -> None:
+    got = savings([make_trial(1, status, tokens_seen=8_192, active_s=4.0)], 409_600)
+    assert got == Savings(
+        device_s_spent=4.0, device_s_full=4.0, device_s_saved_frac=0.0, tokens_spent=8_192, tokens_full=8_192
+    )
+
+
+def test_savings_of_nothing_are_nothing(make_trial: MakeTrial) -> None:
+    none = Savings(device_s_spent=0.0, device_s_full=0.0, device_s_saved_frac=0.0, tokens_spent=0, tokens_full=0)
+    assert savings([], 409_600) == none
+    assert savings([make_trial(1, "unstable")], 409_600).device_s_saved_frac == 0.0
