@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from trainable.checkpoint_path import check_checkpoint_path
 from trainable.config import TrialConfig, make_config
 from trainable.errors import UserError
 from trainable.state import TrainState
@@ -33,11 +34,6 @@ class Checkpoint:
     model_name: str | None
     ours: Mapping[str, Any] | None
     """The whole payload where the file is ours."""
-
-
-def checkpoint_name(optimizer_steps: int) -> str:
-    """Return the file name of a checkpoint; names sort by step."""
-    return f"step_{optimizer_steps:08d}.pt"
 
 
 def save_checkpoint(state: TrainState, path: Path, *, model_name: str, corpus_fingerprint: str) -> None:
@@ -104,15 +100,6 @@ def read_checkpoint(path: Path) -> Checkpoint:
         )
     except (KeyError, TypeError) as error:
         raise UserError(f"{where} is one of ours but incomplete ({error}). Use another checkpoint.") from None
-
-
-def check_checkpoint_path(path: Path) -> None:
-    """Raise UserError when there is no readable, non-empty file at `path`; cheap, and before torch is needed."""
-    if not path.is_file():
-        what = "is a folder, not a checkpoint file" if path.is_dir() else "does not exist"
-        raise UserError(f"CHECKPOINT_PATH={path} {what}. Name a .pt file.")
-    if path.stat().st_size == 0:
-        raise UserError(f"CHECKPOINT_PATH={path} is empty. Use another checkpoint.")
 
 
 def load_weights(model: PreTrainedModel, checkpoint: Checkpoint, *, model_name: str) -> None:

@@ -41,7 +41,7 @@ def _checked(spec: Field[Any], value: Any) -> Any:
         raise UserError(f"{label} must be of type {kind}, not {value!r}; the documented value is {spec.default}.")
     if meta["choices"]:
         if value not in meta["choices"]:
-            raise UserError(f"{label} has no choice '{value}'.{did_you_mean(value, meta['choices'])}")
+            raise UserError(f"{label} has no choice {value!r}.{did_you_mean(value, meta['choices'])}")
         return value
     below = value <= meta["low"] if meta["low_open"] else value < meta["low"]
     if not math.isfinite(value) or below or value > meta["high"]:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from ray import tune
 
-from trainable.checkpoint import checkpoint_name, read_checkpoint, save_checkpoint
+from trainable.checkpoint import read_checkpoint, save_checkpoint
+from trainable.checkpoint_path import checkpoint_name
 from trainable.config import TrialConfig
 from trainable.device import is_out_of_memory, release_memory
 from trainable.loop import train
@@ -25,7 +26,7 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
     """Trains to the next evaluation at every step(); actors are reused between trials.
 
     Config keys: "spec" (RunSpec), "trial" (hyperparameters), "trial_id" (int), "milestones_tokens" (evaluate at each),
-    "checkpoint_dir" (the trial's own), "checkpoint_interval_s", "threads".
+    "checkpoint_root" (a folder below it is the trial's own), "checkpoint_interval_s", "threads".
     """
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -34,7 +35,7 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
         self._spec: RunSpec = config["spec"]
         self._config = TrialConfig(**config["trial"])
         self._milestones_tokens: tuple[int, ...] = config["milestones_tokens"]
-        self._checkpoint_dir = Path(config["checkpoint_dir"])
+        self._checkpoint_dir = Path(config["checkpoint_root"]) / str(config["trial_id"])
         self._checkpoint_interval_s: float = config["checkpoint_interval_s"]
         self._state: TrainState | None = None
         self._rows: Iterator[StepRow | MetricsRow | Verdict] | None = None

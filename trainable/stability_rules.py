@@ -42,14 +42,14 @@ class StabilityRules:
     initial_margin: float = _rule(0.2, low=0.05, high=100, unit="nats/token")
     """... or so far above the initial loss, where that was above the unigram entropy: nothing had been learned that could
     be lost. A run that starts lower (pretrained, resumed) may rise by divergence_margin: a fresh optimizer costs as much."""
-    divergence_noise: float = _rule(3.0, low=0, high=100, unit="standard deviations of one step's loss")
+    divergence_noise: float = _rule(7.0, low=0, high=100, unit="standard deviations of one step's loss")
     """Both margins are at least so many: medians of 20 steps wander by 0.85 deviations either way in a long run."""
     divergence_steps: int = _rule(20, low=1, high=10_000, unit="steps")
     """... for so many steps on end, the loss of the newer half of them and their windows' not being below the older half's.
     8 of 8 diverging runs are stopped, 29 to 35 steps after the onset; 40 steps of a foreign domain and a poisoned optimizer
     that heals (4 runs) are not. Comparing the median with that of 20 steps before stops those 4."""
-    divergence_falling: float = _rule(1.0, low=0, high=10, unit="standard errors")
-    """How clearly the newer half must be lower to count as falling."""
+    divergence_patience_steps: int = _rule(10, low=1, high=10_000, unit="steps")
+    """The median is falling as long as it came to a new low since its peak in so many steps."""
     floor_margin: float = _rule(0.1, low=-10, high=10, unit="nats/token")
     """Floor (from scratch): the median is above the unigram entropy less this, for floor_steps on end."""
     floor_steps: int = _rule(60, low=1, high=100_000, unit="steps")
@@ -90,6 +90,8 @@ class StabilityRules:
     """The story's run fell from 1.05 to 0.62 steps/s: 1.7."""
     slow_end_ratio: float = _rule(1.25, low=1, high=1000, unit="times the fastest window")
     """Slow steps are over, and can be reported again, below this."""
+    slow_quiet_steps: int = _rule(100, low=1, high=1_000_000, unit="steps")
+    """... for so many steps on end."""
     slow_skip_steps: int = _rule(10, low=0, high=10_000, unit="steps")
     """First steps left out: compilation, caches, and a queue that an accelerator has not filled yet."""
     stall_ratio: float = _rule(20.0, low=2, high=1_000_000, unit="times the window's median")

@@ -1,0 +1,75 @@
+"""`python -m search COMMAND [NAME=value ...] [--json]`: the one entry point. make's targets call it."""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from trainable.errors import UserError
+
+if TYPE_CHECKING:
+    from search.terminal import Terminal
+    from search.variables import Variables
+
+# Set before any library is imported that would phone home.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("DO_NOT_TRACK", "1")
+
+COMMANDS = {
+    "run": ("search.run_command:search_command", "search a space: make search SPACE=plateau"),
+    "baseline": ("search.baseline_command:baseline_command", "run the documented configuration alone"),
+    "train": ("search.train_command:train_command", "train one configuration"),
+    "export": ("search.export_command:export_command", "print a study's best configuration"),
+    "spaces": ("search.spaces_command:spaces_command", "list and check the space files"),
+    "list": ("search.list_command:list_command", "list the studies"),
+}
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code: 0 done, 2 the user's mistake, 1 a fault, 130 interrupted."""
+    arguments = _parser().parse_args(argv)
+    from search.terminal import Terminal
+    from search.variables import read_variables
+
+    terminal = Terminal(as_json=arguments.json)
+    try:
+        return _command(arguments.command)(read_variables(arguments.assignments), terminal)
+    except UserError as error:
+        line = " ".join(str(error).split())
+        print(f"error: {line}", file=sys.stderr)
+        terminal.document({"error": line})
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of a pipe, `| head` say, had enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m search",
+        description="Hyperparameter search for GPT-2-class training; variables are NAME=value or the environment's.",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON document on stdout, everything else on stderr")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (_, help_line) in COMMANDS.items():
+        command = commands.add_parser(name, help=help_line, description=help_line)
+        command.add_argument("assignments", nargs="*", metavar="NAME=value", help="variables; `make help` lists them")
+        command.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON document")
+    return parser
+
+
+def _command(name: str) -> "Callable[[Variables, Terminal], int]":
+    module, _, function = COMMANDS[name][0].partition(":")
+    command: Callable[[Variables, Terminal], int] = getattr(importlib.import_module(module), function)
+    return command
+
+
+if __name__ == "__main__":
+    sys.exit(main())

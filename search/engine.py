@@ -1,0 +1,159 @@
+"""The engine: one space run over one study folder by Ray Tune. The study's own files are the truth, Ray's are not."""
+
+import logging
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from results.ledger import Ledger
+from results.ranking import leaderboard
+from results.study import Study
+from search.view import StudyView
+from spaces.space import SearchSpace
+from trainable.config import TrialConfig
+from trainable.run import RunSpec
+
+# Ray reads these when it is imported.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+if "RAY_AUTH_MODE" not in os.environ:
+    # A token of this process alone: other users of the machine cannot reach the workers, and no file is left behind.
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+import ray
+from ray import tune
+from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
+
+from search.recorder import StudyRecorder
+from search.scheduler import TokenASHA
+from search.searcher import OBJECTIVE, ListSearcher, SpaceSearcher
+from trainable.ray_trainable import SearchTrial
+
+KEPT_CHECKPOINTS = 3
+"""Final checkpoints of so many best completed trials are kept, and the baseline's."""
+CHECKPOINT_INTERVAL_S = 60.0
+"""A running trial is saved at the first evaluation after so many active seconds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slots:
+    """How many trials run at the same time and what each gets."""
+
+    count: int
+    threads: int
+    """CPU threads of one trial."""
+    gpu_frac: float
+    """Share of a GPU of one trial; 0 on a CPU and on MPS, which Ray need not count."""
+
+
+def device_slots(device_type: str, *, device_count: int, cores: int, concurrency: int | None, gpu_frac: float) -> Slots:
+    """Return the slots of a device: one single-threaded trial a core, one (or 1/gpu_frac) a GPU, one on MPS."""
+    if device_type == "cuda":
+        count = concurrency or max(1, int(device_count / gpu_frac))
+        return Slots(count=count, threads=max(1, cores // count), gpu_frac=min(gpu_frac, device_count / count))
+    if device_type == "mps":
+        return Slots(count=concurrency or 1, threads=max(1, cores // (concurrency or 1)), gpu_frac=0)
+    count = concurrency or cores
+    return Slots(count=count, threads=max(1, cores // count), gpu_frac=0)
+
+
+def run_study(
+    study: Study,
+    space: SearchSpace,
+    spec: RunSpec,
+    *,
+    slots: Slots,
+    ledger: Ledger,
+    view: StudyView,
+    configs: Sequence[TrialConfig] | None = None,
+) -> StudyRecorder:
+    """Run the space's trials, or just `configs` with the baseline first, writing `study` as it goes.
+
+    Interrupted by Ctrl-C it returns as well, with the running trials noted as interrupted.
+    """
+    scheduler = TokenASHA(rung_tokens=space.rung_tokens(), reduction_factor=space.scheduler.reduction_factor)
+    recorder = StudyRecorder(ledger, scheduler, view, on_completed=lambda _: prune_checkpoints(study, ledger))
+    searcher = ListSearcher(configs) if configs else SpaceSearcher(space, seed=space.baseline.seed)
+    scratch = study.path / "ray"
+    _start_ray(slots)
+    try:
+        tune_config = TuneConfig(
+            metric=OBJECTIVE,
+            mode="min",
+            search_alg=searcher,
+            scheduler=scheduler,
+            num_samples=len(configs) if configs else space.trials,
+            max_concurrent_trials=slots.count,
+            reuse_actors=True,
+            trial_name_creator=lambda trial: f"trial_{trial.trial_id}",
+            trial_dirname_creator=lambda trial: f"trial_{trial.trial_id}",
+        )
+        _tuner(study, space, spec, slots, tune_config, recorder, scratch).fit()
+    finally:
+        ledger.interrupt(datetime.now(UTC))
+        ray.shutdown()
+        shutil.rmtree(scratch, ignore_errors=True)
+        prune_checkpoints(study, ledger)
+    return recorder
+
+
+def prune_checkpoints(study: Study, ledger: Ledger) -> None:
+    """Delete the checkpoints of ended trials but the best completed ones' and the baseline's."""
+    board = leaderboard(ledger.trials())
+    best = [row["trial_id"] for row in board if row["status"] == "completed"][:KEPT_CHECKPOINTS]
+    for row in board:
+        alive = row["status"] in ("running", "interrupted")
+        if not alive and row["trial_id"] not in best and not row["is_baseline"]:
+            shutil.rmtree(study.checkpoint_dir(row["trial_id"]), ignore_errors=True)
+
+
+def _start_ray(slots: Slots) -> None:
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    ray.init(
+        num_cpus=slots.count * slots.threads,
+        include_dashboard=False,
+        log_to_driver=False,
+        configure_logging=False,
+        # Workers import this checkout even when it is not installed in their interpreter.
+        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}},
+    )
+
+
+def _tuner(
+    study: Study,
+    space: SearchSpace,
+    spec: RunSpec,
+    slots: Slots,
+    tune_config: TuneConfig,
+    recorder: StudyRecorder,
+    scratch: Path,
+) -> Tuner:
+    shared: dict[str, Any] = {
+        "spec": spec,
+        "milestones_tokens": space.evaluation_tokens(),
+        "checkpoint_root": str(study.path / "checkpoints"),
+        "checkpoint_interval_s": CHECKPOINT_INTERVAL_S,
+        "threads": slots.threads,
+    }
+    return Tuner(
+        tune.with_resources(SearchTrial, {"cpu": slots.threads, "gpu": slots.gpu_frac}),
+        param_space=shared,
+        tune_config=tune_config,
+        run_config=RunConfig(
+            name="tune",
+            storage_path=str(scratch),
+            callbacks=[recorder],
+            verbose=0,
+            checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
+            failure_config=FailureConfig(max_failures=1),
+        ),
+    )

@@ -1,0 +1,132 @@
+"""What a run is given: model, text, checkpoint, device. Checked cheaply first, loaded second."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from search.variables import Variables
+from trainable.checkpoint_path import check_checkpoint_path
+from trainable.config import TrialConfig
+from trainable.corpus import iter_chunks, source_files, text_fingerprint
+from trainable.errors import UserError
+from trainable.model_names import check_model_name
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from trainable.device import DeviceInfo
+    from trainable.run import RunSpec
+
+DEFAULT_MODEL = "tiny"
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """The user's choice of model, text, checkpoint and device, each known to exist."""
+
+    model_name: str
+    data_source: str | None
+    """Absolute path; None for the embedded text."""
+    files: tuple[Path, ...]
+    checkpoint_path: Path | None
+    device: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """The inputs, loaded: what training needs, and what a study records of it."""
+
+    spec: "RunSpec"
+    tokenizer: "Tokenizer"
+    device_info: "DeviceInfo"
+    corpus_facts: Mapping[str, Any]
+    """study.json's "corpus"."""
+
+
+def check_inputs(variables: Variables, *, progress: Progress, model_name: str | None = None) -> Inputs:
+    """Return the inputs, checked without loading torch. Raises UserError.
+
+    model_name is what an unset GPT2_MODEL_NAME means, when not the default.
+    """
+    name = variables.text("GPT2_MODEL_NAME") or model_name or DEFAULT_MODEL
+    check_model_name(name)
+    if (Path(name).expanduser()).is_dir():
+        name = str(Path(name).expanduser().absolute())
+    checkpoint_path = variables.path("CHECKPOINT_PATH")
+    if checkpoint_path is not None:
+        check_checkpoint_path(checkpoint_path)
+    device = variables.text("DEVICE")
+    if device is not None and device.partition(":")[0] not in ("cuda", "mps", "cpu"):
+        raise UserError(f"DEVICE={device} is not a device. Choose cuda, mps or cpu, or unset it.")
+    source = variables.path("TRAINING_DATA_SOURCE")
+    if source is None:
+        progress("gathering the embedded text", 0.0)
+    files = tuple(source_files(str(source) if source else None))
+    _check_text(files)
+    return Inputs(
+        model_name=name,
+        data_source=str(source) if source else None,
+        files=files,
+        checkpoint_path=checkpoint_path,
+        device=device,
+    )
+
+
+def load_inputs(
+    inputs: Inputs,
+    *,
+    block_size: int,
+    eval_tokens: int,
+    stability: Mapping[str, Any],
+    init_from: Path | None,
+    progress: Progress,
+) -> Loaded:
+    """Return the inputs loaded: the corpus tokenized into the cache, the device chosen. Raises UserError.
+
+    block_size and eval_tokens are the evaluation's.
+    """
+    progress("loading torch", 0.0)
+    from trainable.device import device_info, pick_device
+    from trainable.evaluation import EvalProtocol
+    from trainable.models import load_tokenizer
+    from trainable.run import RunSpec
+    from trainable.tokens import load_corpus
+
+    device = pick_device(inputs.device)
+    files = list(inputs.files)
+    tokenizer = load_tokenizer(inputs.model_name, files, progress=progress)
+    corpus = load_corpus(files, tokenizer, progress=progress)
+    spec = RunSpec(
+        model_name=inputs.model_name,
+        corpus=corpus,
+        protocol=EvalProtocol(block_size=block_size, tokens=eval_tokens),
+        device=str(device),
+        unigram_entropy=corpus.unigram_entropy,
+        init_from=init_from,
+        stability=stability,
+    )
+    facts = {
+        "fingerprint": corpus.fingerprint,
+        "train_tokens": len(corpus.train),
+        "val_tokens": len(corpus.val),
+        "vocab_size": corpus.vocab_size,
+        "unigram_entropy": corpus.unigram_entropy,
+    }
+    return Loaded(spec=spec, tokenizer=tokenizer, device_info=device_info(device), corpus_facts=facts)
+
+
+def check_fit(loaded: Loaded, configs: list[TrialConfig]) -> None:
+    """Raise UserError when a configuration asks for longer blocks than model or corpus have, or weights do not fit."""
+    from trainable.run import start_run
+
+    longest = max(configs, key=lambda config: config.block_size)
+    start_run(loaded.spec, longest)
+
+
+def _check_text(files: tuple[Path, ...]) -> None:
+    # Reading it all here costs a tenth of what tokenizing costs, and a bad byte is named before torch is loaded.
+    text_fingerprint(list(files))
+    for _ in iter_chunks(list(files)):
+        pass

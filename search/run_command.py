@@ -1,0 +1,87 @@
+"""`make search`: runs a planned study to its end, or to Ctrl-C, and sums it up. `make baseline` runs it too."""
+
+from dataclasses import asdict
+
+from results.export import write_best
+from results.ledger import Ledger
+from results.ranking import best_trial
+from results.study import Study, create_study
+from search.plan import Plan, make_plan
+from search.study_document import study_document
+from search.summary import say_summary, summary_document
+from search.terminal import Preparing, Terminal
+from search.variables import Variables
+from search.view import StudyView
+from search.words import config_words, token_words
+
+INTERRUPTED = 130
+
+
+def search_command(variables: Variables, terminal: Terminal) -> int:
+    """Run a search; return the exit code."""
+    with Preparing(terminal.console) as progress:
+        plan = make_plan(variables, kind="search", progress=progress)
+    study, code = run_plan(plan, terminal)
+    say_summary(study, terminal)
+    terminal.document(summary_document(study))
+    return code
+
+
+def run_plan(plan: Plan, terminal: Terminal) -> tuple[Study, int]:
+    """Run a planned study; return it and the exit code: 0, 130 when interrupted, 1 when every trial failed."""
+    from search.engine import run_study
+
+    trials_planned = len(plan.configs) if plan.configs else plan.space.trials
+    document = study_document(
+        plan.name,
+        plan.kind,
+        space=plan.space,
+        pins=plan.pins,
+        inputs=plan.inputs,
+        loaded=plan.loaded,
+        slots={"slots": plan.slots.count, "threads_per_slot": plan.slots.threads, "gpu_frac": plan.slots.gpu_frac},
+        trials_planned=trials_planned,
+    )
+    study = create_study(plan.name, document)
+    ledger = Ledger(study)
+    view = StudyView(
+        study=study,
+        ledger=ledger,
+        budget_tokens=plan.space.budget_tokens,
+        trials_planned=trials_planned,
+        console=terminal.console,
+    )
+    for line in header_lines(plan, trials_planned):
+        view.say(line)
+    with view:
+        recorder = run_study(
+            study, plan.space, plan.loaded.spec, slots=plan.slots, ledger=ledger, view=view, configs=plan.configs
+        )
+    for trial_id, error in recorder.failures.items():
+        view.say(f"trial {trial_id} failed: {error}")
+    trials = study.trials()
+    if best_trial(trials) is not None:
+        write_best(study)
+    if any(row["status"] == "interrupted" for row in trials) or len(trials) < trials_planned:
+        return study, INTERRUPTED
+    return study, 1 if all(row["status"] == "failed" for row in trials) else 0
+
+
+def header_lines(plan: Plan, trials_planned: int) -> list[str]:
+    """Return what a person should know before the first trial ends."""
+    space, loaded, slots = plan.space, plan.loaded, plan.slots
+    text = plan.inputs.data_source or "the embedded text"
+    facts = loaded.corpus_facts
+    start = f", every trial from the weights of {plan.inputs.checkpoint_path}" if plan.inputs.checkpoint_path else ""
+    device = loaded.device_info
+    return [
+        f"study {plan.name}: {space.description}",
+        f"model {plan.inputs.model_name}{start}; {text}, {token_words(facts['train_tokens'])} training tokens",
+        f"{trials_planned} trials of at most {token_words(space.budget_tokens)} tokens, evaluated on the same "
+        f"{space.evaluation.tokens:,} held-out tokens at context {space.evaluation.block_size}",
+        f"{slots.count} at a time on {device.type} ({device.name}), {slots.threads} CPU thread(s) each",
+        f"baseline ({space.baseline_name}): {config_words(asdict(space.baseline))}",
+        *(f"search {parameter.name}: {parameter.domain}" for parameter in space.parameters if plan.configs is None),
+        *plan.notes,
+        "starting Ray ...",
+    ]

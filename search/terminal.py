@@ -1,0 +1,54 @@
+"""Where words go: people read stdout, or stderr when stdout carries one JSON document; and progress before a study."""
+
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+
+class Terminal:
+    """The console of one command."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self.as_json = as_json
+        self.console = Console(stderr=as_json, highlight=False)
+
+    def say(self, text: str) -> None:
+        """Print a line for a person."""
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    def document(self, document: Mapping[str, Any]) -> None:
+        """Print the command's JSON document, when one was asked for."""
+        if self.as_json:
+            json.dump(document, sys.stdout, indent=2, allow_nan=False, default=str)
+            sys.stdout.write("\n")
+
+
+class Preparing:
+    """A progress callback for what comes before training: one bar in a terminal, a line per activity elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar = Progress(TextColumn("{task.description}"), BarColumn(bar_width=24), console=console, transient=True)
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> "Preparing":
+        if self._console.is_terminal:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._console.is_terminal:
+            self._bar.stop()
+
+    def __call__(self, what: str, done_frac: float) -> None:
+        """Show that `what` is done to the share `done_frac`."""
+        if what not in self._tasks:
+            self._tasks[what] = self._bar.add_task(what, total=1.0)
+            if not self._console.is_terminal:
+                self._console.print(f"{what} ...", markup=False)
+        # A step without a measurable share pulses.
+        self._bar.update(self._tasks[what], completed=done_frac, total=1.0 if done_frac else None)

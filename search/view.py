@@ -1,0 +1,186 @@
+"""What a person sees while a study runs: a live screen in a terminal, plain lines elsewhere and in search.log."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from results.ledger import Ledger
+from results.ranking import baseline_trial, leaderboard
+from results.study import Study
+from search.words import config_words, duration_words, loss_words, status_style, token_words
+
+LEADERS_SHOWN = 6
+ENDINGS_SHOWN = 6
+PROGRESS_LINE_INTERVAL_S = 20.0
+
+
+@dataclass
+class StudyView:
+    """Draws a running study from its ledger. A context manager; it holds no fact of its own but the clock."""
+
+    study: Study
+    ledger: Ledger
+    budget_tokens: int
+    trials_planned: int
+    console: Console
+    notes: list[tuple[int, str]] = field(default_factory=list)
+    """(trial_id, line) of every ending, oldest first."""
+    _started_at: float = field(default_factory=time.monotonic)
+    _progress_line_at: float = field(default_factory=time.monotonic)
+    _live: Live | None = None
+
+    def __enter__(self) -> "StudyView":
+        self._started_at = self._progress_line_at = time.monotonic()
+        if self.console.is_terminal:
+            self._live = Live(
+                get_renderable=self.render, console=self.console, refresh_per_second=2, transient=True, screen=False
+            )
+            self._live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def refresh(self) -> None:
+        """Note that something changed; prints a progress line now and then where there is no live screen."""
+        now = time.monotonic()
+        if self._live is None and now - self._progress_line_at >= PROGRESS_LINE_INTERVAL_S:
+            self._progress_line_at = now
+            self.say(self._progress_words(self.ledger.trials()))
+
+    def trial_ended(self, trial_id: int, *, note: str) -> None:
+        """Tell of a trial's ending."""
+        trials = self.ledger.trials()
+        row = next(row for row in trials if row["trial_id"] == trial_id)
+        line = ending_words(row, baseline_trial(trials), budget_tokens=self.budget_tokens, note=note)
+        self.notes.append((trial_id, line))
+        if self._live is None:
+            self.say(line)
+        else:
+            self._log(line)
+
+    def say(self, line: str) -> None:
+        """Print a line and keep it in search.log."""
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self._log(line)
+
+    def _log(self, line: str) -> None:
+        with self.study.log_path.open("a", encoding="utf-8") as log:
+            log.write(f"{time.strftime('%H:%M:%S')} {line}\n")
+
+    def render(self) -> RenderableType:
+        """Return the live screen."""
+        trials = self.ledger.trials()
+        ended = [row for row in trials if row["ended_at"] is not None]
+        bar = ProgressBar(total=max(1, self.trials_planned), completed=len(ended), width=28)
+        head = Table.grid(padding=(0, 1))
+        head.add_row(Text("study ") + Text(self.study.name, style="bold"), bar, self._progress_words(trials))
+        parts: list[RenderableType] = [head, _running_table(trials, self.budget_tokens)]
+        board = leaderboard_table(trials, limit=LEADERS_SHOWN, statuses=("completed", "stopped"))
+        if board.row_count:
+            parts.append(board)
+        if self.notes:
+            lines = [Text(line, style="dim", no_wrap=True, overflow="ellipsis") for _, line in self.notes]
+            parts.append(Group(*lines[-ENDINGS_SHOWN:]))
+        return Group(*parts)
+
+    def _progress_words(self, trials: Sequence[dict[str, Any]]) -> str:
+        elapsed_s = time.monotonic() - self._started_at
+        ended = [row for row in trials if row["ended_at"] is not None]
+        spent_tokens = sum(row["tokens_seen"] for row in trials)
+        left_s = time_left_s(
+            trials, trials_planned=self.trials_planned, budget_tokens=self.budget_tokens, elapsed_s=elapsed_s
+        )
+        left = f"about {duration_words(left_s)} left" if left_s is not None else "estimating the time left"
+        return (
+            f"{len(ended)}/{self.trials_planned} trials, {token_words(spent_tokens)} tokens, "
+            f"{duration_words(elapsed_s)} so far, {left}"
+        )
+
+
+def time_left_s(
+    trials: Sequence[dict[str, Any]], *, trials_planned: int, budget_tokens: int, elapsed_s: float
+) -> float | None:
+    """Return a guess of the seconds left: the trials to come take as many tokens as those that ended did on average."""
+    spent_tokens = sum(row["tokens_seen"] for row in trials)
+    if spent_tokens == 0:
+        return None
+    ended = [row["tokens_seen"] for row in trials if row["ended_at"] is not None and not row["is_baseline"]]
+    # Before any ending is known half of the full budget stands in: most trials are stopped at the first rungs.
+    usual_tokens = sum(ended) / len(ended) if ended else budget_tokens / 2
+    left_tokens = (trials_planned - len(trials)) * usual_tokens
+    for row in trials:
+        if row["ended_at"] is None:
+            expected = budget_tokens if row["is_baseline"] else max(usual_tokens, row["tokens_seen"])
+            left_tokens += max(0.0, expected - row["tokens_seen"])
+    return float(left_tokens / spent_tokens * elapsed_s)
+
+
+def ending_words(row: dict[str, Any], baseline: dict[str, Any] | None, *, budget_tokens: int, note: str = "") -> str:
+    """Return a line on how a trial ended and why."""
+    config = config_words(row)
+    share = f"{row['tokens_seen'] / budget_tokens:.0%} of the budget"
+    loss = f"val loss {loss_words(row['val_loss'])}"
+    name = "baseline" if row["is_baseline"] else f"trial {row['trial_id']}"
+    match row["status"]:
+        case "completed":
+            against = ""
+            if baseline is not None and not row["is_baseline"] and baseline["status"] == "completed":
+                against = f" ({row['val_loss'] - baseline['val_loss']:+.4f} against the baseline)"
+            return f"{name} completed: {loss}{against}; {config}"
+        case "stopped":
+            return f"{name} stopped at {share}: {loss}, not among the best at rung {row['rung']}; {config}"
+        case "unstable":
+            return f"{name} unstable: {row['verdict']}; {config}"
+        case status:
+            why = f": {note}" if note else ""
+            return f"{name} {status.replace('_', ' ')} at {share}{why}; {config}"
+
+
+def leaderboard_table(trials: Sequence[dict[str, Any]], *, limit: int, statuses: Sequence[str]) -> Table:
+    """Return the best trials as a table, against the baseline."""
+    baseline = baseline_trial(trials)
+    base_loss = baseline["val_loss"] if baseline and baseline["status"] == "completed" else None
+    table = Table(box=None, padding=(0, 1), header_style="bold")
+    for heading in ("", "trial", "val loss", "v baseline", "tokens", "batch", "block", "LR", "schedule", "ended"):
+        table.add_column(heading, justify="right" if heading in ("val loss", "v baseline", "tokens", "LR") else "left")
+    shown = [row for row in leaderboard(trials) if row["status"] in statuses]
+    cut = shown[:limit]
+    if baseline is not None and baseline in shown and baseline not in cut:
+        cut.append(baseline)
+    for row in cut:
+        comparable = base_loss is not None and row["status"] == "completed"
+        table.add_row(
+            f"{shown.index(row) + 1}",
+            f"{row['trial_id']}{' baseline' if row['is_baseline'] else ''}",
+            loss_words(row["val_loss"]),
+            f"{row['val_loss'] - base_loss:+.4f}" if comparable and not row["is_baseline"] else "",
+            token_words(row["tokens_seen"]),
+            f"{row['batch_size']}" + (f"x{row['grad_accum_steps']}" if row["grad_accum_steps"] > 1 else ""),
+            f"{row['block_size']}",
+            f"{row['learning_rate']:.2e}",
+            row["lr_schedule"] + (f" {row['warmup_steps']}" if row["warmup_steps"] else ""),
+            Text(row["status"], style=status_style(row["status"])),
+            style="cyan" if row["is_baseline"] else "",
+        )
+    return table
+
+
+def _running_table(trials: Sequence[dict[str, Any]], budget_tokens: int) -> Table:
+    table = Table.grid(padding=(0, 1))
+    for row in trials:
+        if row["ended_at"] is None:
+            name = "baseline" if row["is_baseline"] else f"trial {row['trial_id']}"
+            bar = ProgressBar(total=budget_tokens, completed=row["tokens_seen"], width=16)
+            speed = f"{row['tokens_per_s']:,.0f} tokens/s" if row["tokens_per_s"] else "starting"
+            table.add_row(name, bar, f"val loss {loss_words(row['val_loss'])}", speed, config_words(row))
+    return table
