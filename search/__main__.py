@@ -23,6 +23,7 @@ COMMANDS = {
     "train": ("search.train_command:train_command", "train one configuration"),
     "export": ("search.export_command:export_command", "print a study's best configuration"),
     "spaces": ("search.spaces_command:spaces_command", "list and check the space files"),
+    "variables": ("search.variables_command:variables_command", "list the variables and their meanings"),
     "list": ("search.list_command:list_command", "list the studies"),
 }
 INTERRUPTED = 130

@@ -45,15 +45,9 @@ class Loaded:
     """study.json's "corpus"."""
 
 
-def check_inputs(variables: Variables, *, progress: Progress, model_name: str | None = None) -> Inputs:
-    """Return the inputs, checked without loading torch. Raises UserError.
-
-    model_name is what an unset GPT2_MODEL_NAME means, when not the default.
-    """
-    name = variables.text("GPT2_MODEL_NAME") or model_name or DEFAULT_MODEL
-    check_model_name(name)
-    if (Path(name).expanduser()).is_dir():
-        name = str(Path(name).expanduser().absolute())
+def check_inputs(variables: Variables, *, progress: Progress) -> Inputs:
+    """Return the inputs, checked without loading torch. Raises UserError."""
+    model_name = _checked_model_name(variables.text("GPT2_MODEL_NAME") or DEFAULT_MODEL)
     checkpoint_path = variables.path("CHECKPOINT_PATH")
     if checkpoint_path is not None:
         check_checkpoint_path(checkpoint_path)
@@ -66,7 +60,7 @@ def check_inputs(variables: Variables, *, progress: Progress, model_name: str | 
     files = tuple(source_files(str(source) if source else None))
     _check_text(files)
     return Inputs(
-        model_name=name,
+        model_name=model_name,
         data_source=str(source) if source else None,
         files=files,
         checkpoint_path=checkpoint_path,
@@ -123,6 +117,12 @@ def check_fit(loaded: Loaded, configs: list[TrialConfig]) -> None:
 
     longest = max(configs, key=lambda config: config.block_size)
     start_run(loaded.spec, longest)
+
+
+def _checked_model_name(name: str) -> str:
+    check_model_name(name)
+    path = Path(name).expanduser()
+    return str(path.absolute()) if path.is_dir() else name
 
 
 def _check_text(files: tuple[Path, ...]) -> None:

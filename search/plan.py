@@ -54,7 +54,7 @@ def make_plan(variables: Variables, *, kind: str, progress: Preparing, compare: 
         baseline=_baseline(variables),
     )
     make_rules(space.stability)
-    name = _study_name(variables, space.name if kind == "search" else kind)
+    name = study_name(variables, space.name if kind == "search" else kind)
     concurrency, gpu_frac = variables.whole("CONCURRENCY"), variables.share("GPU_FRACTION", 1.0)
     inputs = check_inputs(variables, progress=progress)
     loaded = load_inputs(
@@ -126,7 +126,8 @@ def _configs(space: SearchSpace, compare: str | None) -> list[TrialConfig]:
     return configs
 
 
-def _study_name(variables: Variables, stem: str) -> str:
+def study_name(variables: Variables, stem: str) -> str:
+    """Return STUDY, checked to be free, or a new name made from `stem` and the time. Raises UserError."""
     name = variables.text("STUDY")
     if name is None:
         return new_study_name(stem, datetime.now())

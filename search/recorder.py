@@ -27,6 +27,10 @@ class StudyRecorder(Callback):  # type: ignore[misc]
         self.failures: dict[int, str] = {}
         """The last line of the error of every failed trial."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return nothing: Ray pickles callbacks for a restore that studies never use, and a live screen has locks."""
+        return {}
+
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Enter the trial; one that is started again keeps its row."""
         trial_id: int = trial.config["trial_id"]

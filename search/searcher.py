@@ -1,5 +1,6 @@
 """Who proposes trials: Optuna through Ray's OptunaSearch, told what to learn from every ending, or a list."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -64,6 +65,7 @@ class SpaceSearcher(OptunaSearch):  # type: ignore[misc]
 def make_sampler(space: SearchSpace, seed: int) -> optuna.samplers.BaseSampler:
     """Return the sampler that the space names; a grid's points are all handed out before it is asked."""
     if space.searcher.name == "tpe":
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         # Groups make conditional parameters proper; the liar keeps parallel trials apart.
         return optuna.samplers.TPESampler(
             seed=seed, multivariate=True, group=True, constant_liar=True, n_startup_trials=max(4, space.trials // 3)

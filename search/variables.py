@@ -30,6 +30,7 @@ VARIABLES: Mapping[str, str] = MappingProxyType(
         "GPT2_MODEL_NAME": "tiny, gpt2-scratch, a folder made by save_pretrained, or a hub name (default tiny)",
         "TRAINING_DATA_SOURCE": "text file or folder of text files (default: the English that comes with Python)",
         "CHECKPOINT_PATH": "train: go on from this checkpoint; search: every trial starts from its weights",
+        "WEIGHTS_ONLY": "train: True takes the checkpoint's weights and starts at step 0, as a search does",
         "RESUME_STEPS": "train: steps to add to the checkpoint's",
         "DEVICE": "cuda, mps or cpu (default: the first there is)",
         "EVAL_BLOCK_SIZE": "train: context of the evaluation in tokens (default 128, the documented block)",

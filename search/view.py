@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -150,26 +150,26 @@ def leaderboard_table(trials: Sequence[dict[str, Any]], *, limit: int, statuses:
     """Return the best trials as a table, against the baseline."""
     baseline = baseline_trial(trials)
     base_loss = baseline["val_loss"] if baseline and baseline["status"] == "completed" else None
-    table = Table(box=None, padding=(0, 1), header_style="bold")
-    for heading in ("", "trial", "val loss", "v baseline", "tokens", "batch", "block", "LR", "schedule", "ended"):
-        table.add_column(heading, justify="right" if heading in ("val loss", "v baseline", "tokens", "LR") else "left")
+    table = Table(box=None, padding=(0, 1), pad_edge=False, collapse_padding=True, header_style="bold")
+    for heading in ("trial", "val loss", "v base", "tokens", "batch x block", "LR", "schedule", "ended"):
+        justify: Literal["left", "right"] = "left" if heading in ("trial", "schedule", "ended") else "right"
+        table.add_column(heading, justify=justify, no_wrap=True)
     shown = [row for row in leaderboard(trials) if row["status"] in statuses]
     cut = shown[:limit]
     if baseline is not None and baseline in shown and baseline not in cut:
         cut.append(baseline)
     for row in cut:
-        comparable = base_loss is not None and row["status"] == "completed"
+        comparable = base_loss is not None and row["status"] == "completed" and not row["is_baseline"]
+        accumulated = f"x{row['grad_accum_steps']}" if row["grad_accum_steps"] > 1 else ""
         table.add_row(
-            f"{shown.index(row) + 1}",
-            f"{row['trial_id']}{' baseline' if row['is_baseline'] else ''}",
+            "baseline" if row["is_baseline"] else f"{row['trial_id']}",
             loss_words(row["val_loss"]),
-            f"{row['val_loss'] - base_loss:+.4f}" if comparable and not row["is_baseline"] else "",
+            f"{row['val_loss'] - base_loss:+.4f}" if comparable else "",
             token_words(row["tokens_seen"]),
-            f"{row['batch_size']}" + (f"x{row['grad_accum_steps']}" if row["grad_accum_steps"] > 1 else ""),
-            f"{row['block_size']}",
+            f"{row['batch_size']}{accumulated} x {row['block_size']}",
             f"{row['learning_rate']:.2e}",
             row["lr_schedule"] + (f" {row['warmup_steps']}" if row["warmup_steps"] else ""),
-            Text(row["status"], style=status_style(row["status"])),
+            Text(row["status"].replace("_", " "), style=status_style(row["status"])),
             style="cyan" if row["is_baseline"] else "",
         )
     return table

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Container, Iterator
+from typing import TypeAlias
 
 import torch
 
@@ -12,14 +13,18 @@ from trainable.evaluation import EvalProtocol, eval_windows, evaluate
 from trainable.loss import next_token_loss
 from trainable.rows import MetricsRow, StepRow, Verdict
 from trainable.schedule import learning_rate_at
+from trainable.stability import Finding
 from trainable.state import TrainState
 from trainable.tokens import Corpus, sample_batch
+
+TrainRow: TypeAlias = StepRow | Finding | MetricsRow | Verdict
+"""What train() yields; a Finding is a flag, which never ends anything."""
 
 
 def train(
     state: TrainState, corpus: Corpus, protocol: EvalProtocol, *, eval_steps: Container[int]
-) -> Iterator[StepRow | MetricsRow | Verdict]:
-    """Train `state` in place to its config's last step, yielding a row per step and per evaluation.
+) -> Iterator[TrainRow]:
+    """Train `state` in place to its config's last step, yielding a row per step, per flag and per evaluation.
 
     Evaluates where it begins, after every step in `eval_steps`, and after the last. When the stability monitor says
     stop, the Verdict is the last row. Between any two rows the state is whole and can be saved.
@@ -39,10 +44,11 @@ def train(
             skipped=skipped,
         )
         yield row
-        stops = [finding for finding in findings if finding.severity == "stop"]
-        if stops:
-            yield Verdict(reason=stops[0].kind, step=stops[0].step, evidence=stops[0].evidence)
-            return
+        for finding in findings:
+            if finding.severity == "stop":
+                yield Verdict(reason=finding.kind, step=finding.step, evidence=finding.evidence)
+                return
+            yield finding
         if state.optimizer_steps in eval_steps or state.optimizer_steps == state.config.training_steps:
             metrics = _evaluated(state, since, val_windows, train_loss=since.mean_loss)
             if not math.isfinite(metrics.val_loss):

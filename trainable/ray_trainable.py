@@ -13,7 +13,7 @@ from trainable.checkpoint import read_checkpoint, save_checkpoint
 from trainable.checkpoint_path import checkpoint_name
 from trainable.config import TrialConfig
 from trainable.device import is_out_of_memory, release_memory
-from trainable.loop import train
+from trainable.loop import TrainRow, train
 from trainable.rows import MetricsRow, StepRow, TrialStatus, Verdict
 from trainable.run import RunSpec, resume_run, start_run
 from trainable.state import TrainState
@@ -38,7 +38,7 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
         self._checkpoint_dir = Path(config["checkpoint_root"]) / str(config["trial_id"])
         self._checkpoint_interval_s: float = config["checkpoint_interval_s"]
         self._state: TrainState | None = None
-        self._rows: Iterator[StepRow | MetricsRow | Verdict] | None = None
+        self._rows: Iterator[TrainRow] | None = None
         self._saved_at_active_s = 0.0
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -76,7 +76,7 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
                 steps.append(row)
             elif isinstance(row, Verdict):
                 return self._result("unstable", steps=steps, evidence=row.evidence, verdict=row)
-            else:
+            elif isinstance(row, MetricsRow):
                 finished = self._state.optimizer_steps >= self._config.training_steps
                 self._maybe_save(finished=finished)
                 return self._result("completed" if finished else "running", steps=steps, metrics=row)

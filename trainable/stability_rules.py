@@ -48,8 +48,10 @@ class StabilityRules:
     """... for so many steps on end, the loss of the newer half of them and their windows' not being below the older half's.
     8 of 8 diverging runs are stopped, 29 to 35 steps after the onset; 40 steps of a foreign domain and a poisoned optimizer
     that heals (4 runs) are not. Comparing the median with that of 20 steps before stops those 4."""
-    divergence_patience_steps: int = _rule(10, low=1, high=10_000, unit="steps")
+    divergence_patience_steps: int = _rule(15, low=1, high=10_000, unit="steps")
     """The median is falling as long as it came to a new low since its peak in so many steps."""
+    divergence_falling: float = _rule(0.02, low=0, high=100, unit="nats/token")
+    """A new low is lower by so much: ten times the pace at which training itself still falls."""
     floor_margin: float = _rule(0.1, low=-10, high=10, unit="nats/token")
     """Floor (from scratch): the median is above the unigram entropy less this, for floor_steps on end."""
     floor_steps: int = _rule(60, low=1, high=100_000, unit="steps")
@@ -79,9 +81,10 @@ class StabilityRules:
     """The same for a pretrained or resumed model, which has less to learn."""
     plateau_until_frac: float = _rule(0.8, low=0, high=1, unit="share of the budget")
     """A flat loss later is how a decaying schedule ends."""
-    plateau_margin: float = _rule(0.35, low=-10, high=10, unit="nats/token")
-    """Plateau, high: the median is above the unigram entropy less this, for floor_steps on end once half the budget is
-    spent. Doubly shifted labels sit 0.2 to 0.3 below the entropy then, healthy runs 0.5 and more."""
+    plateau_margin: float = _rule(0.45, low=-10, high=10, unit="nats/token")
+    """Plateau, high: the median is above the unigram entropy less this, for floor_steps on end, ..."""
+    plateau_after_frac: float = _rule(2 / 3, low=0, high=1, unit="share of the budget")
+    """... once so much is spent. Doubly shifted labels sit 0.35 to 0.40 below the entropy then, the slowest healthy run 0.57."""
     plateau_min_steps: int = _rule(200, low=1, high=1_000_000, unit="steps")
     """No plateau is called earlier: a run of 100 steps has no time for one."""
     slow_window_steps: int = _rule(25, low=3, high=1000, unit="steps")

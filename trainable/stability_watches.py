@@ -15,7 +15,7 @@ FlagKind = Literal["spike", "plateau", "slow", "stall", "poisoned_optimizer"]
 
 INITIAL_STEPS = 5
 NOISE_MEMORY_STEPS = 64
-WANDER_MEMORY_STEPS = 128
+RISE_MEMORY_STEPS = 128
 BINS_PER_BUDGET = 24
 SIXTH, THIRD = 4, 8  # of the budget, in bins
 MIN_BIN_STEPS = 10
@@ -25,7 +25,7 @@ LONG_AGO = 1_000_000_000
 # E|a-b| of two draws from one normal distribution is 2/sqrt(pi) deviations.
 DEVIATION_PER_STEP_CHANGE = math.sqrt(math.pi) / 2
 MEDIAN_ERROR = math.sqrt(math.pi / 2)  # of a mean's
-MEAN_RISE = 1 / math.sqrt(math.pi)  # mean of max(0, a-b), in deviations
+MEAN_RISE = 1 / math.sqrt(math.pi)  # of max(0, a-b)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +65,9 @@ class LevelWatch:
         self.best = math.inf
         self.noise = 0.0
         self.medians: deque[float] = deque(maxlen=rules.median_steps)
-        self.wander = 0.0
-        self.wander_steps = 0
+        self.mean_rise = 0.0
+        self.spread_at_best = 0.0
+        self.rise_steps = 0
         self.noise_steps = 0
         self.last_loss: float | None = None
         self.high_steps = 0
@@ -93,9 +94,9 @@ class LevelWatch:
         if len(self.losses) < self._rules.median_steps:
             return
         self.median = median(self.losses)
-        self._learn_wander(self.median)
+        self._learn_rises(self.median)
         if self.median < self.best:
-            self.best = self.median
+            self.best, self.spread_at_best = self.median, self._spread()
         self._check_divergence(found, step, self.median)
         self._count_high(self.median)
         if self.floor_steps >= self._rules.floor_steps:
@@ -110,14 +111,22 @@ class LevelWatch:
             self.noise += (change - self.noise) / self.noise_steps
         self.last_loss = clipped
 
-    def _learn_wander(self, level: float) -> None:
-        # Only rises count: a fall is what training is for. Unlike the noise of single steps this sees batches that come in
-        # runs of easy and hard ones.
-        if len(self.medians) == self._rules.median_steps and not self.high_steps:
-            self.wander_steps = min(self.wander_steps + 1, WANDER_MEMORY_STEPS)
-            rise = max(0.0, level - self.medians[0]) / MEAN_RISE
-            self.wander += (rise - self.wander) / self.wander_steps
+    def _learn_rises(self, level: float) -> None:
+        # Only rises count: a fall is what training is for.
+        if len(self.medians) == self._rules.median_steps:
+            self.rise_steps = min(self.rise_steps + 1, RISE_MEMORY_STEPS)
+            self.mean_rise += (max(0.0, level - self.medians[0]) - self.mean_rise) / self.rise_steps
         self.medians.append(level)
+
+    def _spread(self) -> float:
+        """Return the standard deviation of the median, the larger of two estimates.
+
+        From the noise of single steps, and from the median's own rises, which also see batches that come in runs of easy and
+        hard ones; those are few at first.
+        """
+        from_steps = self.noise * MEDIAN_ERROR / math.sqrt(self._rules.median_steps)
+        few = 1 + 2 * self._rules.median_steps / max(self.rise_steps, self._rules.median_steps)
+        return max(from_steps, self.mean_rise / MEAN_RISE * few)
 
     def _fill_bin(self, clipped: float) -> bool:
         self.bin_steps += 1
@@ -150,9 +159,7 @@ class LevelWatch:
 
     def _check_divergence(self, found: list[Finding], step: int, level: float) -> None:
         r = self._rules
-        few = 1 + 2 * r.median_steps / max(self.wander_steps, r.median_steps)
-        spread = max(self.wander * few, self.noise * MEDIAN_ERROR / math.sqrt(r.median_steps))
-        margin = max(r.divergence_margin, r.divergence_noise * spread)
+        margin = max(r.divergence_margin, r.divergence_noise * self.spread_at_best)
         # At the initial loss of a random model every batch costs the same: no noise to allow for, nothing to come back to.
         lost = self._began_blank() and level > self.initial + r.initial_margin
         if not lost and level <= self.best + margin:
@@ -161,7 +168,7 @@ class LevelWatch:
         if self.high_steps == 0 or level > self.peak:
             self.peak = self.low = level
             self.since_low = r.divergence_patience_steps
-        elif level < self.low:
+        elif level < self.low - r.divergence_falling:
             self.low, self.since_low = level, 0
         else:
             self.since_low += 1
@@ -196,8 +203,7 @@ class LevelWatch:
             return
         # A run that has just set out to fall fits no line: only the noise is its error here, not the residuals.
         fall, error = decline[0], self._line_error(self._floor_bins)
-        least = 0.0 if level > self._entropy + NOT_YET_DOWN else r.floor_falling
-        if fall > 3 * error and fall > least:
+        if fall > (3 * error if level > self._entropy + NOT_YET_DOWN else r.floor_falling):
             return
         self._stop(
             found,
@@ -215,7 +221,7 @@ class LevelWatch:
         fall, error = decline
         limit = r.plateau_decline if self._from_scratch else r.plateau_decline_pretrained
         flat = -3 * limit < fall < limit - 2 * error and step <= r.plateau_until_frac * self._budget_steps
-        high = self.plateau_steps >= r.floor_steps and 2 * step >= self._budget_steps
+        high = self.plateau_steps >= r.floor_steps and step >= r.plateau_after_frac * self._budget_steps
         if self.plateaued or not (flat or high):
             self.plateaued = self.plateaued and (flat or high or fall - 2 * error < limit)
             return

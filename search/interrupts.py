@@ -1,0 +1,29 @@
+"""Ctrl-C and SIGTERM as a question that a loop asks between two steps, so that what is saved is whole."""
+
+import signal
+from types import FrameType, TracebackType
+from typing import Any
+
+
+class Interrupts:
+    """A context manager; inside it the first signal only sets `code`, the second one ends the process as usual."""
+
+    def __init__(self) -> None:
+        self.code: int | None = None
+        """The exit code to end with: 130 for SIGINT, 143 for SIGTERM; None while nobody interrupted."""
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "Interrupts":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.code = 128 + number
+        signal.signal(number, self._before[signal.Signals(number)])

@@ -1,0 +1,55 @@
+"""The lines of `make train`, in the owner's format, with the speed of the last steps and not of all since the start."""
+
+import time
+from collections import deque
+from collections.abc import Callable
+
+from trainable.rows import MetricsRow, StepRow, Verdict
+from trainable.stability import Finding
+
+PROGRESS_INTERVAL_STEPS = 25
+GRAD_NORM_INTERVAL_STEPS = 100
+SPEED_WINDOW_STEPS = 100
+
+
+class TrainLog:
+    """Turns the rows of one run into lines for `say`."""
+
+    def __init__(self, training_steps: int, *, say: Callable[[str], None]) -> None:
+        self._training_steps = training_steps
+        self._say = say
+        self._started_at = time.monotonic()
+        # A cumulative mean lies: one stall drags it down for ever.
+        self._step_times_s: deque[float] = deque(maxlen=SPEED_WINDOW_STEPS)
+
+    def tell(self, row: StepRow | MetricsRow | Finding | Verdict) -> None:
+        """Say what there is to say of a row."""
+        match row:
+            case StepRow():
+                self._step_times_s.append(row.step_time_s)
+                self._tell_step(row)
+            case MetricsRow():
+                self._say(
+                    f"{self._at(row.optimizer_steps)}: train loss {row.train_loss:.4f}, val loss {row.val_loss:.4f} | "
+                    f"LR: {row.learning_rate:.2e} | {time.monotonic() - self._started_at:.1f}s "
+                    f"({self._steps_per_s():.2f} steps/sec)"
+                )
+            case Finding():
+                self._say(f"step {row.step}: {row.kind}: {row.evidence}")
+            case Verdict():
+                self._say(f"step {row.step}: stopped, {row.reason}: {row.evidence}")
+
+    def _tell_step(self, row: StepRow) -> None:
+        step = row.optimizer_steps
+        if step % GRAD_NORM_INTERVAL_STEPS == 0:
+            self._say(f"{self._at(step)} | grad norm {row.grad_norm:.4f} | loss {row.train_loss:.4f}")
+        if step % PROGRESS_INTERVAL_STEPS == 0:
+            speed = self._steps_per_s()
+            left_m = (self._training_steps - step) / speed / 60 if speed else 0.0
+            self._say(f"{self._at(step)} | {speed:.2f} steps/sec | ETA: {left_m:.1f}m")
+
+    def _at(self, step: int) -> str:
+        return f"step {step}/{self._training_steps} ({100 * step / self._training_steps:.1f}%)"
+
+    def _steps_per_s(self) -> float:
+        return len(self._step_times_s) / sum(self._step_times_s) if self._step_times_s else 0.0
