@@ -21,10 +21,12 @@ ENV_ORDER: tuple[str, ...] = (
     "GPT2_MODEL_NAME",
     "TRAINING_DATA_SOURCE",
     "CHECKPOINT_PATH",
+    "WEIGHTS_ONLY",
     "EVAL_BLOCK_SIZE",
     "EVAL_TOKENS",
 )
-"""The exported variables; TRAINING_DATA_SOURCE and CHECKPOINT_PATH only where the study had them."""
+"""The exported variables. Those a study did without are exported empty, which counts as not set: an older value in the
+person's shell must not change the configuration."""
 
 _SCRIPTS = "training.py and training_resume.py"
 _SCRIPT_HYPERPARAMETERS = ("BATCH_SIZE", "BLOCK_SIZE", "LEARNING_RATE", "LR_SCHEDULE", "TRAINING_STEPS")
@@ -63,7 +65,8 @@ def export_env(study: Study) -> str:
 
 def export_cli(study: Study) -> str:
     """Return the best completed trial as a `make train NAME=value ...` command. Raises UserError as export_env does."""
-    words = ["make", "train", *(f"{name}={_make_value(value)}" for name, value in _env(_load(study)).items())]
+    values = {name: value for name, value in _env(_load(study)).items() if value}
+    words = ["make", "train", *(f"{name}={_make_value(value)}" for name, value in values.items())]
     return shlex.join(words) + "\n"
 
 
@@ -155,12 +158,13 @@ def _env(best: _Best) -> dict[str, str]:
         "GPT2_MODEL_NAME": best.model,
         "TRAINING_DATA_SOURCE": best.data_source,
         "CHECKPOINT_PATH": best.checkpoint_path,
+        "WEIGHTS_ONLY": None if best.checkpoint_path is None else True,
         "EVAL_BLOCK_SIZE": best.eval_block_size,
         "EVAL_TOKENS": best.eval_tokens,
     }
     assert tuple(values) == ENV_ORDER
     return {
-        name: value if isinstance(value, str) else repr(value) for name, value in values.items() if value is not None
+        name: "" if value is None else value if isinstance(value, str) else repr(value) for name, value in values.items()
     }
 
 
@@ -188,8 +192,8 @@ def _notes(best: _Best) -> list[str]:
     ]
     if best.checkpoint_path is not None:
         notes.append(
-            f"every trial took the weights alone from {best.checkpoint_path}; "
-            "CHECKPOINT_PATH in a training run also continues its step count"
+            f"every trial took the weights alone from {best.checkpoint_path}, as WEIGHTS_ONLY=True says to make train; "
+            f"{_SCRIPTS} would also continue its step count"
         )
     return [_plain(note) for note in notes]
 

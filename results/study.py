@@ -205,8 +205,15 @@ def _created_at(study: Study) -> datetime:
     return created_at if created_at.tzinfo else created_at.replace(tzinfo=UTC)
 
 
-def open_study(name_or_latest: str) -> Study:
-    """Return the study of that name, or for 'latest' the one made last.
+def _kind(study: Study) -> str | None:
+    try:
+        return str(study.document().get("kind"))
+    except UserError:
+        return None
+
+
+def open_study(name_or_latest: str, *, but_kind: str | None = None) -> Study:
+    """Return the study of that name, or for 'latest' the one made last whose kind is not `but_kind`.
 
     Raises UserError when there is none, or its study.json cannot be read.
     """
@@ -216,6 +223,10 @@ def open_study(name_or_latest: str) -> Study:
     where = f"{shown(studies_dir())}/"
     if not studies:
         raise UserError(f"there is no study in {where} yet. Make one with: make search SPACE=plateau")
+    if name_or_latest == LATEST and but_kind is not None:
+        studies = [study for study in studies if _kind(study) != but_kind]
+        if not studies:
+            raise UserError(f"{where} holds only studies of kind {but_kind}. Make one with: make search SPACE=plateau")
     wanted = studies[0].name if name_or_latest == LATEST else name_or_latest
     for study in studies:
         if study.name == wanted:

@@ -16,7 +16,7 @@ def export_command(variables: Variables, terminal: Terminal) -> int:
     name = "json" if terminal.as_json else variables.text("FORMAT") or "env"
     if name not in FORMATS:
         raise UserError(f"FORMAT={name} is not known.{did_you_mean(name, FORMATS)}")
-    text = FORMATS[name](open_study(variables.text("STUDY") or LATEST))
+    text = FORMATS[name](open_study(variables.text("STUDY") or LATEST, but_kind="train"))
     # A path that is not UTF-8 came in by surrogateescape and leaves by it.
     sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape"))
     sys.stdout.buffer.flush()

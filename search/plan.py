@@ -109,7 +109,7 @@ def _baseline(variables: Variables) -> tuple[str, TrialConfig] | None:
         return None
     if name in BASELINES:
         return name, BASELINES[name]
-    study = open_study(name)
+    study = open_study(name, but_kind="train")
     best = best_trial(study.trials())
     if best is None:
         raise UserError(f"BASELINE={name}: study {study.name} has no completed trial. Name another study.")

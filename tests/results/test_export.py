@@ -116,6 +116,9 @@ def test_the_lines_are_the_owners(make_study: MakeStudy) -> None:
         "export USE_LR_WARMUP=True",
         "export MODEL_TYPE=gpt2",
         "export GPT2_MODEL_NAME=tiny",
+        "export TRAINING_DATA_SOURCE=''",
+        "export CHECKPOINT_PATH=''",
+        "export WEIGHTS_ONLY=''",
         "export EVAL_BLOCK_SIZE=128",
         "export EVAL_TOKENS=16384",
     ]
@@ -210,7 +213,7 @@ def test_the_variables_that_their_scripts_do_not_read_are_named_once(make_study:
 
 def test_a_checkpoint_says_that_its_weights_alone_were_taken(make_study: MakeStudy) -> None:
     text = export_env(make_study(checkpoint_path="/c.pt"))
-    assert "# every trial took the weights alone from /c.pt; " in text
+    assert "# every trial took the weights alone from /c.pt, as WEIGHTS_ONLY=True says" in text
     assert "export CHECKPOINT_PATH=/c.pt\n" in text
 
 

@@ -260,3 +260,11 @@ def test_a_damaged_table_is_one_line_that_names_it(studies: Path, make_document:
     study.trials_path.write_bytes(b"PAR1")
     with pytest.raises(UserError, match=r"one/trials\.parquet"):
         study.trials()
+
+
+def test_latest_can_leave_out_single_runs(studies: Path, make_document: MakeDocument) -> None:
+    create_study("search", {**make_document("search"), "created_at": "2026-01-01T00:00:00+00:00"})
+    create_study("run", {**make_document("run"), "created_at": "2026-01-02T00:00:00+00:00", "kind": "train"})
+    assert open_study("latest").name == "run"
+    assert open_study("latest", but_kind="train").name == "search"
+    assert open_study("run", but_kind="train").name == "run"
