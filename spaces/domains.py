@@ -1,0 +1,169 @@
+"""Domains and conditions of single hyperparameters, and the points they span. No files, no samplers."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A list of values without an order."""
+
+    values: tuple[Any, ...]
+
+    def contains(self, value: object) -> bool:
+        """Return whether `value` is one of the values."""
+        return not isinstance(value, bool) and value in self.values
+
+    def examples(self) -> tuple[Any, ...]:
+        """Return every value."""
+        return self.values
+
+    def nearest(self, value: Any) -> Any:
+        """Return the value next to a number, or the first one for a name."""
+        if not _is_number(value):
+            return value if value in self.values else self.values[0]
+        return min(self.values, key=lambda known: abs(known - value))
+
+    def __str__(self) -> str:
+        return f"choice [{', '.join(map(str, self.values))}]"
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """The numbers from low to high, equally likely."""
+
+    low: float
+    high: float
+
+    def contains(self, value: Any) -> bool:
+        """Return whether `value` lies between the ends, both included."""
+        return _is_number(value) and self.low <= value <= self.high
+
+    def examples(self) -> tuple[float, ...]:
+        """Return the ends and the middle."""
+        return (self.low, self.low + (self.high - self.low) / 2, self.high)
+
+    def nearest(self, value: float) -> float:
+        """Return `value`, moved to the nearer end when it lies outside."""
+        return min(max(value, self.low), self.high)
+
+    def __str__(self) -> str:
+        return f"uniform [{self.low:g}, {self.high:g}]"
+
+
+@dataclass(frozen=True)
+class LogUniform:
+    """The numbers from low (above 0) to high, each decade equally likely."""
+
+    low: float
+    high: float
+
+    def contains(self, value: Any) -> bool:
+        """Return whether `value` lies between the ends, both included."""
+        return _is_number(value) and self.low <= value <= self.high
+
+    def examples(self) -> tuple[float, ...]:
+        """Return the ends and the geometric mean."""
+        return (self.low, math.exp((math.log(self.low) + math.log(self.high)) / 2), self.high)
+
+    def nearest(self, value: float) -> float:
+        """Return `value`, moved to the nearer end when it lies outside."""
+        return min(max(value, self.low), self.high)
+
+    def __str__(self) -> str:
+        return f"log_uniform [{self.low:g}, {self.high:g}]"
+
+
+@dataclass(frozen=True)
+class IntRange:
+    """The whole numbers low, low + step, ..., high; with log each decade is equally likely (and step is 1)."""
+
+    low: int
+    high: int
+    step: int = 1
+    log: bool = False
+
+    def contains(self, value: Any) -> bool:
+        """Return whether `value` is one of the whole numbers."""
+        return (
+            isinstance(value, int)
+            and not isinstance(value, bool)
+            and self.low <= value <= self.high
+            and (value - self.low) % self.step == 0
+        )
+
+    def examples(self) -> tuple[int, ...]:
+        """Return the ends and the middle."""
+        return (self.low, self.low + (self.high - self.low) // self.step // 2 * self.step, self.high)
+
+    def nearest(self, value: float) -> int:
+        """Return the member next to `value`."""
+        return self.low + round((min(max(value, self.low), self.high) - self.low) / self.step) * self.step
+
+    def __str__(self) -> str:
+        step = f" in steps of {self.step}" if self.step > 1 else ""
+        return f"int [{self.low}, {self.high}]{step}"
+
+
+Domain: TypeAlias = Choice | Uniform | LogUniform | IntRange
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A parameter is active only when its parent is active and has one of `values`."""
+
+    parent: str
+    values: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class SearchParameter:
+    """A hyperparameter that is searched."""
+
+    name: str
+    domain: Domain
+    condition: Condition | None = None
+
+    def is_active(self, point: Mapping[str, Any]) -> bool:
+        """Return whether the parameter is read at `point`, which holds active parameters only."""
+        condition = self.condition
+        return condition is None or (condition.parent in point and point[condition.parent] in condition.values)
+
+
+def points(
+    parameters: Sequence[SearchParameter], values_of: Callable[[SearchParameter], Sequence[Any]]
+) -> Iterator[dict[str, Any]]:
+    """Yield every combination of the parameters' values, inactive parameters left out.
+
+    `parameters` stand in topological order; `values_of` names the values to combine.
+    """
+    if not parameters:
+        yield {}
+        return
+    *earlier, last = parameters
+    for point in points(earlier, values_of):
+        if last.is_active(point):
+            for value in values_of(last):
+                yield {**point, last.name: value}
+        else:
+            yield point
+
+
+def active_point(parameters: Sequence[SearchParameter], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of `values` that belong to active parameters. `parameters` stand in topological order."""
+    point: dict[str, Any] = {}
+    for parameter in parameters:
+        if parameter.is_active(point):
+            point[parameter.name] = values[parameter.name]
+    return point
+
+
+def has_one_point(parameters: Sequence[SearchParameter]) -> bool:
+    """Return whether no parameter has a second value."""
+    return all(len(parameter.domain.examples()) == 1 for parameter in parameters)

@@ -1,0 +1,160 @@
+"""A search space changed by the user's variables: pinned hyperparameters, budget, trials, another baseline."""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from spaces.check import MAX_TOKENS
+from spaces.domains import Choice, Condition, SearchParameter, active_point, has_one_point
+from spaces.warmup import WARMUP_FRAC, warmup_share, with_warmup
+from trainable.config import DOCUMENTED, ENV_NAMES, HYPERPARAMETERS, TrialConfig, make_config
+from trainable.errors import UserError
+
+if TYPE_CHECKING:
+    from spaces.space import SearchSpace
+
+
+def overridden(
+    space: "SearchSpace",
+    *,
+    trials: int | None,
+    budget_tokens: int | None,
+    pins: Mapping[str, Any],
+    baseline: tuple[str, TrialConfig] | None,
+) -> "SearchSpace":
+    """Return `space` with all of the settings at once. Raises UserError naming the variable."""
+    earlier = {ENV_NAMES[name]: value for name, value in space.user_settings.items() if name in ENV_NAMES}
+    pins = {**earlier, **_checked_pins(pins)}
+    budget = space.budget_tokens if budget_tokens is None else _checked_budget(budget_tokens)
+    scheduler = space.scheduler
+    if budget_tokens is not None and scheduler.grace_frac is not None:
+        scheduler = replace(scheduler, grace_tokens=math.ceil(scheduler.grace_frac * budget))
+    around = _around(space, pins, budget_tokens=budget, baseline=baseline)
+    evaluation = space.evaluation
+    if evaluation.follows_baseline:
+        evaluation = replace(evaluation, block_size=around.config.block_size)
+    given = {"TRIALS": trials, "BUDGET_TOKENS": budget_tokens}
+    result = replace(
+        space,
+        baseline_name=around.name,
+        baseline=around.config,
+        baseline_warmup_frac=around.warmup_frac,
+        parameters=around.parameters,
+        budget_tokens=budget,
+        evaluation=evaluation,
+        scheduler=scheduler,
+        trials=space.trials if trials is None else trials,
+        user_settings={
+            **space.user_settings,
+            **{_variable(name): value for name, value in pins.items()},
+            **{name: value for name, value in given.items() if value is not None},
+        },
+    )
+    if trials is not None and result.trials != trials:
+        raise UserError(f"TRIALS={trials}: {space.path} is a grid, and all of its {result.trials} cells run. Unset it.")
+    return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Around:
+    """A baseline and the parameters searched around it."""
+
+    name: str
+    config: TrialConfig
+    warmup_frac: float
+    parameters: tuple[SearchParameter, ...]
+
+
+def _around(
+    space: "SearchSpace", pins: Mapping[str, Any], *, budget_tokens: int, baseline: tuple[str, TrialConfig] | None
+) -> _Around:
+    """Return the baseline with the pins in it, and the parameters that they leave with domains that hold it."""
+    name, config = baseline or (space.baseline_name, space.baseline)
+    share = space.baseline_warmup_frac if baseline is None else warmup_share(config, space.domain(WARMUP_FRAC))
+    assert share is not None
+    was_read = active_point(space.parameters, {**asdict(config), WARMUP_FRAC: share})
+    fixed = {key: value for key, value in pins.items() if key != "warmup_steps"}
+    if any(getattr(config, key) != value for key, value in fixed.items() if key != "seed"):
+        name = f"{name.removesuffix(', changed')}, changed"
+    config = with_warmup(make_config(replace(config, warmup_steps=0), fixed), budget_tokens, frac=share, steps=None)
+    parameters, new = _settled(
+        _without_pinned(space, pins),
+        {**asdict(config), WARMUP_FRAC: share},
+        was_read=was_read,
+        widen=baseline is not None,
+    )
+    share = new.pop(WARMUP_FRAC, share)
+    if "warmup_steps" in new:
+        share = new.pop("warmup_steps") / config.training_steps
+    return _Around(name=name, config=make_config(config, new), warmup_frac=share, parameters=parameters)
+
+
+def _variable(name: str) -> str:
+    return str(HYPERPARAMETERS[name].metadata["env"])
+
+
+def _checked_budget(budget_tokens: int) -> int:
+    if not 1 <= budget_tokens <= MAX_TOKENS:
+        raise UserError(f"BUDGET_TOKENS={budget_tokens} must be at least 1 and at most {MAX_TOKENS}.")
+    return budget_tokens
+
+
+def _checked_pins(pins: Mapping[str, Any]) -> dict[str, Any]:
+    if "training_steps" in pins:
+        raise UserError(
+            "TRAINING_STEPS cannot be set in a search: every trial gets the same number of tokens, not of steps. "
+            "Unset it, or set BUDGET_TOKENS."
+        )
+    return {name: getattr(make_config(DOCUMENTED, {name: value}), name) for name, value in pins.items()}
+
+
+def _without_pinned(space: "SearchSpace", pins: Mapping[str, Any]) -> tuple[SearchParameter, ...]:
+    """Return the parameters that are left, their conditions on pinned parents resolved."""
+    dropped = {*pins, WARMUP_FRAC} if "warmup_steps" in pins else {*pins}
+    pinned_conditions: dict[str, Condition | None] = {}
+    inactive: set[str] = set()
+    left = []
+    for parameter in space.parameters:
+        condition = parameter.condition
+        if condition is not None and condition.parent in pinned_conditions:
+            if pins[condition.parent] not in condition.values:
+                inactive.add(parameter.name)
+                continue
+            condition = pinned_conditions[condition.parent]
+        elif condition is not None and condition.parent in inactive:
+            inactive.add(parameter.name)
+            continue
+        if parameter.name in dropped:
+            pinned_conditions[parameter.name] = condition
+        else:
+            left.append(replace(parameter, condition=condition))
+    if pins and has_one_point(left):
+        names = [_variable(name) for name in pins if name in pinned_conditions or name == "warmup_steps"]
+        one_of = "one of " if len(names) > 1 else ""
+        raise UserError(f"{space.path}: nothing is left to search. Unset {one_of}{', '.join(names)}.")
+    return tuple(left)
+
+
+def _settled(
+    parameters: Sequence[SearchParameter], values: Mapping[str, Any], *, was_read: Collection[str], widen: bool
+) -> tuple[tuple[SearchParameter, ...], dict[str, Any]]:
+    """Return the parameters and the baseline's new values that bring it into every active domain, where that is right.
+
+    What a pin has made active was never read before, so the baseline has no opinion on it and takes the nearest
+    value. What it did read stays: with `widen` a choice gains it, and the rest is left for the check to refuse.
+    """
+    new: dict[str, Any] = {}
+    point: dict[str, Any] = {}
+    settled = []
+    for parameter in parameters:
+        value = values[parameter.name]
+        if parameter.is_active(point):
+            if not parameter.domain.contains(value):
+                if parameter.name not in was_read:
+                    value = new[parameter.name] = parameter.domain.nearest(value)
+                elif widen and isinstance(parameter.domain, Choice):
+                    parameter = replace(parameter, domain=Choice((*parameter.domain.values, value)))
+            point[parameter.name] = value
+        settled.append(parameter)
+    return tuple(settled), new

@@ -1,0 +1,34 @@
+"""The warm-up as a share of the run, and a configuration brought to a token budget with it."""
+
+from dataclasses import replace
+
+from spaces.domains import Domain
+from trainable.config import TrialConfig, with_token_budget
+
+WARMUP_FRAC = "warmup_frac"
+"""The one searchable name that is no field of TrialConfig: the warm-up as a share of training_steps. At an equal
+token budget the number of steps differs by batch size, so a number of steps would be another warm-up in each trial."""
+
+
+def warmup_share(config: TrialConfig, domain: Domain | None) -> float:
+    """Return the share of the run that `config` warms up.
+
+    Of the shares that round to its steps, one of `domain` is preferred: steps lose digits that the domain has.
+    """
+    share = min(config.warmup_steps / config.training_steps, 1.0)
+    if domain is not None and not domain.contains(share):
+        near = domain.nearest(share)
+        if round(near * config.training_steps) == config.warmup_steps:
+            return float(near)
+    return share
+
+
+def with_warmup(config: TrialConfig, budget_tokens: int, *, frac: float, steps: int | None) -> TrialConfig:
+    """Return `config` with as many whole steps as fit into the budget and its warm-up, 0 if its schedule has none.
+
+    The warm-up is `steps`, or `frac` of the run. Raises UserError when not even one step fits.
+    """
+    sized = with_token_budget(replace(config, warmup_steps=0), budget_tokens)
+    if not sized.has_warmup:
+        return sized
+    return replace(sized, warmup_steps=round(frac * sized.training_steps) if steps is None else steps)
