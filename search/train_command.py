@@ -124,8 +124,10 @@ def _config(given: dict[str, Any], checkpoint: "Checkpoint | None", resume_steps
 
 
 def _begin(plan: TrainPlan) -> "TrainState":
+    from trainable.device import keep_freed_pages
     from trainable.run import resume_run, start_run
 
+    keep_freed_pages()
     if plan.checkpoint is not None:
         return resume_run(plan.loaded.spec, plan.config, plan.checkpoint)
     return start_run(plan.loaded.spec, plan.config)

@@ -1,8 +1,10 @@
 """The device a run uses: choosing it, its precision, its memory. No model here."""
 
+import ctypes
 import gc
 import os
 import platform
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -11,6 +13,7 @@ import torch
 from trainable.errors import UserError
 
 DEVICE_TYPES = ("cuda", "mps", "cpu")
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.h
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -74,6 +77,19 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
     )
+
+
+def keep_freed_pages() -> None:
+    """Tell glibc to keep freed memory for the next allocation; elsewhere nothing happens.
+
+    A step frees and takes the same few hundred megabytes again; handing the pages back each time costs a tenth of it.
+    """
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for option, value in ((_M_MMAP_THRESHOLD, 32 << 20), (_M_TRIM_THRESHOLD, 2 << 30), (_M_TOP_PAD, 64 << 20)):
+            mallopt(option, ctypes.c_int(min(value, 2**31 - 1)))
 
 
 def release_memory(device: torch.device) -> None:

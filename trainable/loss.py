@@ -1,24 +1,125 @@
 """Next-token loss: the one place where a target is computed. Nothing else in the project shifts a label."""
 
+from collections.abc import Iterator
+from typing import Any
+from weakref import WeakKeyDictionary
+
 import torch
 import torch.nn.functional as F  # noqa: N812
 from transformers import PreTrainedModel
 
+CHUNK_LOGITS = 1 << 20
+"""Logits that exist at a time: a chunk stays in the processor's cache, and memory no longer grows with the batch."""
+MIN_CHUNK_ROWS = 128
+
+_PLAIN_HEADS: "WeakKeyDictionary[PreTrainedModel, bool]" = WeakKeyDictionary()
+
 
 def next_token_losses(model: PreTrainedModel, tokens: torch.Tensor, *, last: int | None = None) -> torch.Tensor:
-    """Return the loss in nats of every token that is predicted from those before it.
+    """Return the loss in nats of every token that is predicted from those before it; no gradients.
 
     tokens: (B, T + 1) ids. Returns (B, T) fp32, or (B, last) for the last `last` positions alone: position t holds
     -log p(tokens[:, t + 1] | tokens[:, : t + 1]).
     """
-    inputs, targets = tokens[:, :-1], tokens[:, 1:]  # (B, T) each
-    # Never `labels=`: the model would shift them a second time.
-    logits = model(input_ids=inputs, use_cache=False, logits_to_keep=last or 0).logits  # (B, T or last, V)
-    targets = targets[:, -logits.shape[1] :]
-    losses = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
-    return losses.view_as(targets)
+    inputs, targets = tokens[:, :-1], tokens[:, 1:][:, -(last or 0) :]  # (B, T), (B, T or last)
+    if not _has_plain_head(model):
+        logits = _logits(model, inputs, last)  # (B, T or last, V)
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
+    hidden = _hidden(model, inputs)[:, -(last or 0) :].flatten(0, 1)  # (N, C)
+    head = _head(model)
+    chunks = [
+        F.cross_entropy(F.linear(hidden[rows], head).float(), targets.flatten()[rows], reduction="none")
+        for rows in _chunks(len(hidden), len(head))
+    ]
+    return torch.cat(chunks).view_as(targets)
 
 
 def next_token_loss(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
     """Return the mean next-token loss of tokens (B, T + 1), nats/token, a scalar to call backward() on."""
-    return next_token_losses(model, tokens).mean()
+    inputs, targets = tokens[:, :-1], tokens[:, 1:]  # (B, T) each
+    if not _has_plain_head(model):
+        return F.cross_entropy(_logits(model, inputs, None).flatten(0, 1), targets.flatten())
+    loss: torch.Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        _hidden(model, inputs).flatten(0, 1), _head(model), targets.flatten()
+    )
+    return loss
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Mean cross-entropy of a linear head, gradients included, a chunk of rows at a time.
+
+    d loss / d logits = (softmax - one-hot) / N needs nothing from the rest of the graph, so the forward pass can take
+    it while a chunk's logits are at hand; Wijmans et al. 2024 (Cut Your Losses) and Liger Kernel do the same.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        rows_count = len(hidden)
+        total = torch.zeros((), device=hidden.device)
+        grad_hidden = torch.empty_like(hidden)
+        grad_head = torch.zeros_like(head)
+        for rows in _chunks(rows_count, len(head)):
+            logits = F.linear(hidden[rows], head).float()  # (n, V)
+            log_sum = logits.logsumexp(-1, keepdim=True)
+            picked = targets[rows].unsqueeze(-1)
+            total += (log_sum - logits.gather(-1, picked)).sum()
+            grad_logits = logits.sub_(log_sum).exp_()
+            grad_logits.scatter_add_(-1, picked, torch.full_like(log_sum, -1.0)).div_(rows_count)
+            # fp16 would flush these small numbers to zero before the loss scaler has seen them.
+            with torch.autocast(hidden.device.type, enabled=_autocast_dtype(hidden.device) == torch.bfloat16):
+                grad_hidden[rows] = grad_logits @ head
+                grad_head += grad_logits.T @ hidden[rows].to(grad_logits.dtype)
+        ctx.save_for_backward(grad_hidden, grad_head)
+        return total / rows_count
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
+        grad_hidden, grad_head = ctx.saved_tensors
+        return grad_hidden.mul_(grad_outputs[0]), grad_head.mul_(grad_outputs[0]), None
+
+
+def _chunks(rows_count: int, vocab_size: int) -> Iterator[slice]:
+    size = max(MIN_CHUNK_ROWS, CHUNK_LOGITS // vocab_size)
+    return (slice(start, start + size) for start in range(0, rows_count, size))
+
+
+def _logits(model: PreTrainedModel, inputs: torch.Tensor, last: int | None) -> torch.Tensor:
+    # Never `labels=`: the model would shift them a second time.
+    logits: torch.Tensor = model(input_ids=inputs, use_cache=False, logits_to_keep=last or 0).logits
+    return logits.float()
+
+
+def _hidden(model: PreTrainedModel, inputs: torch.Tensor) -> torch.Tensor:
+    hidden: torch.Tensor = model.base_model(input_ids=inputs, use_cache=False).last_hidden_state  # (B, T, C)
+    return hidden
+
+
+def _head(model: PreTrainedModel) -> torch.Tensor:
+    head: torch.Tensor = model.get_output_embeddings().weight  # (V, C)
+    return head
+
+
+def _has_plain_head(model: PreTrainedModel) -> bool:
+    """Return whether the model's logits are its last hidden state times its output embedding and nothing else."""
+    # Some models scale or cap their logits. Asking the model itself, once, beats a list of those that do.
+    if model not in _PLAIN_HEADS:
+        _PLAIN_HEADS[model] = _compare_head(model)
+    return _PLAIN_HEADS[model]
+
+
+def _compare_head(model: PreTrainedModel) -> bool:
+    embeddings = model.get_output_embeddings()
+    if not isinstance(embeddings, torch.nn.Linear) or embeddings.bias is not None or model.base_model is model:
+        return False
+    probe = torch.arange(2, device=embeddings.weight.device).unsqueeze(0)  # (1, 2)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), torch.autocast(probe.device.type, enabled=False):
+            return torch.allclose(F.linear(_hidden(model, probe), _head(model)), _logits(model, probe, None), atol=1e-4)
+    finally:
+        model.train(was_training)
+
+
+def _autocast_dtype(device: torch.device) -> torch.dtype | None:
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None

@@ -12,7 +12,7 @@ from ray import tune
 from trainable.checkpoint import read_checkpoint, save_checkpoint
 from trainable.checkpoint_path import checkpoint_name
 from trainable.config import TrialConfig
-from trainable.device import is_out_of_memory, release_memory
+from trainable.device import is_out_of_memory, keep_freed_pages, release_memory
 from trainable.loop import TrainRow, train
 from trainable.rows import MetricsRow, StepRow, TrialStatus, Verdict
 from trainable.run import RunSpec, resume_run, start_run
@@ -32,6 +32,7 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
     def setup(self, config: dict[str, Any]) -> None:
         """Take a trial's config; the first step() builds the model, where running out of memory can be told apart."""
         torch.set_num_threads(config["threads"])
+        keep_freed_pages()
         self._spec: RunSpec = config["spec"]
         self._config = TrialConfig(**config["trial"])
         self._milestones_tokens: tuple[int, ...] = config["milestones_tokens"]
