@@ -20,6 +20,7 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 COMMANDS = {
     "run": ("search.run_command:search_command", "search a space: make search SPACE=plateau"),
     "baseline": ("search.baseline_command:baseline_command", "run the documented configuration alone"),
+    "preflight": ("search.preflight_command:preflight_command", "check in half a minute that the set-up is sound"),
     "train": ("search.train_command:train_command", "train one configuration"),
     "export": ("search.export_command:export_command", "print a study's best configuration"),
     "spaces": ("search.spaces_command:spaces_command", "list and check the space files"),

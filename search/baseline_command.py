@@ -7,7 +7,8 @@ from rich.table import Table
 from results.study import Study
 from results.tables import STEPS, read_rows
 from search.plan import make_plan
-from search.run_command import run_plan
+from search.preflight_command import PREFLIGHT_FAILED
+from search.run_command import is_sound, run_plan
 from search.terminal import Preparing, Terminal
 from search.variables import Variables
 from search.words import loss_words, token_words
@@ -29,6 +30,8 @@ def baseline_command(variables: Variables, terminal: Terminal) -> int:
     compare = variables.text("COMPARE")
     with Preparing(terminal.console) as progress:
         plan = make_plan(variables, kind="baseline", progress=progress, compare=compare)
+    if not is_sound(plan, variables, terminal):
+        return PREFLIGHT_FAILED
     study, code = run_plan(plan, terminal)
     names = [plan.space.baseline_name, *([compare] if compare else [])]
     measured = [

@@ -23,6 +23,7 @@ from trainable.run import RunSpec
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 if "RAY_AUTH_MODE" not in os.environ:
     # A token of this process alone: other users of the machine cannot reach the workers, and no file is left behind.
@@ -31,13 +32,15 @@ if "RAY_AUTH_MODE" not in os.environ:
 
 import ray
 from ray import tune
-from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
+from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
 
+from search.interrupts import Interrupts
 from search.recorder import StudyRecorder
 from search.scheduler import TokenASHA
 from search.searcher import OBJECTIVE, ListSearcher, SpaceSearcher
 from trainable.ray_trainable import SearchTrial
 
+INTERRUPTED = 130
 KEPT_CHECKPOINTS = 3
 """Final checkpoints of so many best completed trials are kept, and the baseline's."""
 CHECKPOINT_INTERVAL_S = 60.0
@@ -74,36 +77,57 @@ def run_study(
     slots: Slots,
     ledger: Ledger,
     view: StudyView,
+    interrupts: Interrupts,
     configs: Sequence[TrialConfig] | None = None,
 ) -> StudyRecorder:
     """Run the space's trials, or just `configs` with the baseline first, writing `study` as it goes.
 
-    Interrupted by Ctrl-C it returns as well, with the running trials noted as interrupted.
+    Interrupted by Ctrl-C or SIGTERM it returns as well, with the running trials noted as interrupted.
     """
     scheduler = TokenASHA(rung_tokens=space.rung_tokens(), reduction_factor=space.scheduler.reduction_factor)
     recorder = StudyRecorder(ledger, scheduler, view, on_completed=lambda _: prune_checkpoints(study, ledger))
     searcher = ListSearcher(configs) if configs else SpaceSearcher(space, seed=space.baseline.seed)
     scratch = study.path / "ray"
-    _start_ray(slots)
+    tune_config = TuneConfig(
+        metric=OBJECTIVE,
+        mode="min",
+        search_alg=searcher,
+        scheduler=scheduler,
+        num_samples=len(configs) if configs else space.trials,
+        max_concurrent_trials=slots.count,
+        reuse_actors=True,
+        trial_name_creator=lambda trial: f"trial_{trial.trial_id}",
+        trial_dirname_creator=lambda trial: f"trial_{trial.trial_id}",
+    )
     try:
-        tune_config = TuneConfig(
-            metric=OBJECTIVE,
-            mode="min",
-            search_alg=searcher,
-            scheduler=scheduler,
-            num_samples=len(configs) if configs else space.trials,
-            max_concurrent_trials=slots.count,
-            reuse_actors=True,
-            trial_name_creator=lambda trial: f"trial_{trial.trial_id}",
-            trial_dirname_creator=lambda trial: f"trial_{trial.trial_id}",
-        )
-        _tuner(study, space, spec, slots, tune_config, recorder, scratch).fit()
+        _start_ray(slots)
+        # Not before: ray.init() takes SIGTERM for itself.
+        with interrupts:
+            _tuner(study, space, spec, slots, tune_config, [recorder, LeaveOnSignal(interrupts)], scratch).fit()
+    except KeyboardInterrupt:
+        interrupts.code = interrupts.code or INTERRUPTED
     finally:
         ledger.interrupt(datetime.now(UTC))
-        ray.shutdown()
+        ray.shutdown(wait_for_processes=True)
         shutil.rmtree(scratch, ignore_errors=True)
         prune_checkpoints(study, ledger)
     return recorder
+
+
+class LeaveOnSignal(Callback):  # type: ignore[misc]
+    """Leaves fit() between two of its rounds once a signal came; Ray's own way out waits for the trials' step()."""
+
+    def __init__(self, interrupts: Interrupts) -> None:
+        self._interrupts = interrupts
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return nothing: Ray pickles callbacks for a restore that studies never use."""
+        return {}
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Raise KeyboardInterrupt after a signal: fit() cleans up, slowly, after an Exception alone."""
+        if self._interrupts.code is not None:
+            raise KeyboardInterrupt
 
 
 def prune_checkpoints(study: Study, ledger: Ledger) -> None:
@@ -134,7 +158,7 @@ def _tuner(
     spec: RunSpec,
     slots: Slots,
     tune_config: TuneConfig,
-    recorder: StudyRecorder,
+    callbacks: list[Callback],
     scratch: Path,
 ) -> Tuner:
     shared: dict[str, Any] = {
@@ -151,7 +175,7 @@ def _tuner(
         run_config=RunConfig(
             name="tune",
             storage_path=str(scratch),
-            callbacks=[recorder],
+            callbacks=callbacks,
             verbose=0,
             checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
             failure_config=FailureConfig(max_failures=1),

@@ -36,6 +36,8 @@ class Plan:
     slots: "Slots"
     configs: Sequence[TrialConfig] | None
     """The trials where the space does not propose them."""
+    largest: TrialConfig
+    """A configuration with the longest block and the largest batch that can come."""
     notes: Sequence[str]
     """What the person should know of how their variables were read."""
 
@@ -66,8 +68,9 @@ def make_plan(variables: Variables, *, kind: str, progress: Preparing, compare: 
         progress=progress,
     )
     configs = _configs(space, compare) if kind == "baseline" else None
+    largest = max(configs, key=lambda config: config.tokens_per_step) if configs else largest_config(space)
     progress("checking that model, text and space fit together", 0.0)
-    check_fit(loaded, configs or [space.baseline, largest_config(space)])
+    check_fit(loaded, configs or [space.baseline, largest])
     return Plan(
         kind=kind,
         name=name,
@@ -77,6 +80,7 @@ def make_plan(variables: Variables, *, kind: str, progress: Preparing, compare: 
         loaded=loaded,
         slots=_slots(loaded, concurrency=concurrency, gpu_frac=gpu_frac),
         configs=configs,
+        largest=largest,
         notes=notes,
     )
 

@@ -6,7 +6,9 @@ from results.export import write_best
 from results.ledger import Ledger
 from results.ranking import best_trial
 from results.study import Study, create_study
+from search.interrupts import Interrupts
 from search.plan import Plan, make_plan
+from search.preflight_command import PREFLIGHT_FAILED, passes_preflight
 from search.study_document import study_document
 from search.summary import say_summary, summary_document
 from search.terminal import Preparing, Terminal
@@ -14,21 +16,34 @@ from search.variables import Variables
 from search.view import StudyView
 from search.words import config_words, token_words
 
-INTERRUPTED = 130
-
 
 def search_command(variables: Variables, terminal: Terminal) -> int:
     """Run a search; return the exit code."""
     with Preparing(terminal.console) as progress:
         plan = make_plan(variables, kind="search", progress=progress)
+    if not is_sound(plan, variables, terminal):
+        return PREFLIGHT_FAILED
     study, code = run_plan(plan, terminal)
     say_summary(study, terminal)
     terminal.document(summary_document(study))
     return code
 
 
+def is_sound(plan: Plan, variables: Variables, terminal: Terminal) -> bool:
+    """Return whether the planned study passes preflight, or is to go on regardless."""
+    return passes_preflight(
+        variables,
+        plan.inputs,
+        plan.loaded,
+        plan.space.baseline,
+        largest=plan.largest,
+        runs_at_once=plan.slots.count,
+        terminal=terminal,
+    )
+
+
 def run_plan(plan: Plan, terminal: Terminal) -> tuple[Study, int]:
-    """Run a planned study; return it and the exit code: 0, 130 when interrupted, 1 when every trial failed."""
+    """Run a planned study; return it and the exit code: 0, 130 or 143 when interrupted, 1 when every trial failed."""
     from search.engine import run_study
 
     trials_planned = len(plan.configs) if plan.configs else plan.space.trials
@@ -53,17 +68,25 @@ def run_plan(plan: Plan, terminal: Terminal) -> tuple[Study, int]:
     )
     for line in header_lines(plan, trials_planned):
         view.say(line)
+    interrupts = Interrupts()
     with view:
         recorder = run_study(
-            study, plan.space, plan.loaded.spec, slots=plan.slots, ledger=ledger, view=view, configs=plan.configs
+            study,
+            plan.space,
+            plan.loaded.spec,
+            slots=plan.slots,
+            ledger=ledger,
+            view=view,
+            interrupts=interrupts,
+            configs=plan.configs,
         )
     for trial_id, error in recorder.failures.items():
         view.say(f"trial {trial_id} failed: {error}")
     trials = study.trials()
     if best_trial(trials) is not None:
         write_best(study)
-    if any(row["status"] == "interrupted" for row in trials) or len(trials) < trials_planned:
-        return study, INTERRUPTED
+    if interrupts.code is not None:
+        return study, interrupts.code
     return study, 1 if all(row["status"] == "failed" for row in trials) else 0
 
 

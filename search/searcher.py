@@ -53,6 +53,9 @@ class SpaceSearcher(OptunaSearch):  # type: ignore[misc]
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell Optuna how the trial ended."""
         stopped = result is not None and result.get("status") == "running"
+        if stopped:
+            # Ray keeps from the searcher the very result that a trial was stopped at.
+            self.on_trial_result(trial_id, result)
         super().on_trial_complete(trial_id, None if stopped else result, error)
 
     def save(self, checkpoint_path: str) -> None:

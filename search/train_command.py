@@ -11,6 +11,7 @@ from results.study import Study, create_study
 from search.inputs import Inputs, Loaded, check_inputs, load_inputs
 from search.interrupts import Interrupts
 from search.plan import study_name
+from search.preflight_command import PREFLIGHT_FAILED, passes_preflight
 from search.study_document import common_document
 from search.terminal import Preparing, Terminal
 from search.train_log import TrainLog
@@ -51,7 +52,12 @@ def train_command(variables: Variables, terminal: Terminal) -> int:
     """Train one configuration; return the exit code."""
     with Preparing(terminal.console) as progress:
         plan = make_train_plan(variables, progress)
-        state = _begin(plan)
+        _begin(plan)
+    if not passes_preflight(
+        variables, plan.inputs, plan.loaded, plan.config, largest=plan.config, runs_at_once=1, terminal=terminal
+    ):
+        return PREFLIGHT_FAILED
+    state = _begin(plan)
     study = create_study(plan.name, _document(plan))
     for line in _header(plan, state):
         terminal.say(line)

@@ -1,0 +1,116 @@
+"""`make preflight`, and the same checks before every search and train: is the set-up sound?"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from search.inputs import Inputs, Loaded
+from search.plan import make_plan
+from search.terminal import Preparing, Terminal
+from search.variables import Variables
+from search.words import duration_words
+from trainable.config import TrialConfig
+
+if TYPE_CHECKING:
+    from trainable.check import Check
+
+STYLES = {"pass": "green", "fail": "bold red", "warn": "yellow", "skipped": "dim"}
+PREFLIGHT_FAILED = 1
+
+
+def preflight_command(variables: Variables, terminal: Terminal) -> int:
+    """Check the set-up that a search of SPACE would use; 1 when a check fails."""
+    with Preparing(terminal.console) as progress:
+        plan = make_plan(variables, kind="search", progress=progress)
+    checks = run_checks(
+        plan.inputs,
+        plan.loaded,
+        plan.space.baseline,
+        largest=plan.largest,
+        runs_at_once=plan.slots.count,
+        terminal=terminal,
+        every=True,
+    )
+    passed = all(check.status != "fail" for check in checks)
+    terminal.document({"passed": passed, "checks": [asdict(check) for check in checks]})
+    return 0 if passed else PREFLIGHT_FAILED
+
+
+def passes_preflight(
+    variables: Variables,
+    inputs: Inputs,
+    loaded: Loaded,
+    config: TrialConfig,
+    *,
+    largest: TrialConfig,
+    runs_at_once: int,
+    terminal: Terminal,
+) -> bool:
+    """Return whether to go on: the set-up is sound, or SKIP_PREFLIGHT says to go on regardless."""
+    checks = run_checks(
+        inputs, loaded, config, largest=largest, runs_at_once=runs_at_once, terminal=terminal, every=False
+    )
+    failed = [check for check in checks if check.status == "fail"]
+    if not failed:
+        return True
+    if variables.flag("SKIP_PREFLIGHT"):
+        terminal.say("going on regardless, as SKIP_PREFLIGHT says")
+        return True
+    terminal.say("nothing was trained: no search can mend this. SKIP_PREFLIGHT=1 goes on regardless.")
+    terminal.document({"passed": False, "checks": [asdict(check) for check in checks]})
+    return False
+
+
+def run_checks(
+    inputs: Inputs,
+    loaded: Loaded,
+    config: TrialConfig,
+    *,
+    largest: TrialConfig,
+    runs_at_once: int,
+    terminal: Terminal,
+    every: bool,
+) -> "list[Check]":
+    """Run the preflight, saying each check as it is done, or with every=False those alone that ask for attention."""
+    started_at = time.monotonic()
+    checks: list[Check] = []
+    with terminal.console.status("preflight ..."):
+        for check in _checks(inputs, loaded, config, largest, runs_at_once):
+            checks.append(check)
+            if every or check.status in ("fail", "warn"):
+                _say_check(check, terminal)
+    counts = {status: sum(check.status == status for check in checks) for status in STYLES}
+    words = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+    terminal.say(f"preflight: {words}, in {duration_words(time.monotonic() - started_at)}")
+    return checks
+
+
+def _checks(
+    inputs: Inputs, loaded: Loaded, config: TrialConfig, largest: TrialConfig, runs_at_once: int
+) -> "Iterator[Check]":
+    import torch
+
+    from trainable.memory_probe import available_memory_bytes
+    from trainable.preflight import run_preflight
+
+    memory_bytes = available_memory_bytes(torch.device(loaded.spec.device))
+    return run_preflight(
+        loaded.spec,
+        config,
+        tokenizer=loaded.tokenizer,
+        files=inputs.files,
+        largest=largest,
+        available_bytes=None if memory_bytes is None else memory_bytes // runs_at_once,
+    )
+
+
+def _say_check(check: "Check", terminal: Terminal) -> None:
+    line = Text(f"  {check.status:<8}", style=STYLES[check.status]) + Text(f"{check.name}: {check.measured}", style="")
+    terminal.console.print(line, soft_wrap=True)
+    if check.status in ("fail", "warn"):
+        terminal.say(f"          expected: {check.expected}")
+        if check.advice:
+            terminal.say(f"          {check.advice}")
