@@ -13,21 +13,27 @@ from trainable.evaluation import EvalProtocol, eval_windows, evaluate
 from trainable.loss import next_token_loss
 from trainable.rows import MetricsRow, StepRow, Verdict
 from trainable.schedule import learning_rate_at
-from trainable.stability import Finding
+from trainable.stability import STOP_KINDS, Finding
 from trainable.state import TrainState
 from trainable.tokens import Corpus, sample_batch
 
 TrainRow: TypeAlias = StepRow | Finding | MetricsRow | Verdict
-"""What train() yields; a Finding is a flag, which never ends anything."""
+"""What train() yields; a Finding never ends anything."""
 
 
 def train(
-    state: TrainState, corpus: Corpus, protocol: EvalProtocol, *, eval_steps: Container[int]
+    state: TrainState,
+    corpus: Corpus,
+    protocol: EvalProtocol,
+    *,
+    eval_steps: Container[int],
+    stop_on: Container[str] = STOP_KINDS,
 ) -> Iterator[TrainRow]:
     """Train `state` in place to its config's last step, yielding a row per step, per flag and per evaluation.
 
     Evaluates where it begins, after every step in `eval_steps`, and after the last. When the stability monitor says
-    stop, the Verdict is the last row. Between any two rows the state is whole and can be saved.
+    stop, for one of the reasons in `stop_on`, the Verdict is the last row. Between any two rows the state is whole and
+    can be saved.
     """
     val_windows = eval_windows(corpus.val, protocol)
     since = _Window(state)
@@ -45,7 +51,7 @@ def train(
         )
         yield row
         for finding in findings:
-            if finding.severity == "stop":
+            if finding.severity == "stop" and finding.kind in stop_on:
                 yield Verdict(reason=finding.kind, step=finding.step, evidence=finding.evidence)
                 return
             yield finding

@@ -16,6 +16,7 @@ from trainable.device import is_out_of_memory, keep_freed_pages, release_memory
 from trainable.loop import TrainRow, train
 from trainable.rows import MetricsRow, StepRow, TrialStatus, Verdict
 from trainable.run import RunSpec, resume_run, start_run
+from trainable.stability import STOP_KINDS
 from trainable.state import TrainState
 
 PENALTY_NATS = 1e3
@@ -38,6 +39,9 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
         self._milestones_tokens: tuple[int, ...] = config["milestones_tokens"]
         self._checkpoint_dir = Path(config["checkpoint_root"]) / str(config["trial_id"])
         self._checkpoint_interval_s: float = config["checkpoint_interval_s"]
+        # Without the baseline's loss at the full budget there is nothing to compare with; only a loss that is no number
+        # ends it.
+        self._stop_on = ("nonfinite",) if config["trial_id"] == 0 else STOP_KINDS
         self._state: TrainState | None = None
         self._rows: Iterator[TrainRow] | None = None
         self._saved_at_active_s = 0.0
@@ -69,7 +73,9 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
             self._state = self._begin()
             tokens_per_step = self._config.tokens_per_step
             eval_steps = {tokens // tokens_per_step for tokens in self._milestones_tokens} - {0}
-            self._rows = train(self._state, self._spec.corpus, self._spec.protocol, eval_steps=eval_steps)
+            self._rows = train(
+                self._state, self._spec.corpus, self._spec.protocol, eval_steps=eval_steps, stop_on=self._stop_on
+            )
         assert self._state is not None
         steps: list[StepRow] = []
         for row in self._rows:

@@ -1,16 +1,17 @@
-"""StabilityMonitor: says from each step's loss, gradient norm and time whether a run is sound; it stops nothing itself."""
+"""StabilityMonitor: tells from each step's loss, gradient norm and time whether a run is sound; it stops nothing."""
 
 import math
 from collections.abc import Sequence
 from typing import Any
 
 from trainable.errors import UserError
+from trainable.stability_level import LOSS_LIMIT, LevelWatch
 from trainable.stability_rules import StabilityRules, make_rules
-from trainable.stability_watches import Finding, LevelWatch, SpeedWatch, SpikeWatch, dump, restore
+from trainable.stability_watches import NEVER_S, STOP_KINDS, Finding, SpeedWatch, SpikeWatch, dump, restore
 
-__all__ = ["Finding", "StabilityMonitor", "StabilityRules", "judge_trace", "make_rules"]
+__all__ = ["STOP_KINDS", "Finding", "StabilityMonitor", "StabilityRules", "judge_trace", "make_rules"]
 
-LOSS_LIMIT, GRAD_LIMIT = 1e9, 1e100  # finite values beyond would overflow when squared
+GRAD_NORM_LIMIT = 1e100  # larger ones would overflow when squared
 DEFAULT_RULES = StabilityRules()
 
 
@@ -53,29 +54,29 @@ class StabilityMonitor:
     ) -> tuple[Finding, ...]:
         """Return what this step newly shows; mostly nothing. A kind is reported once an episode, a stop once a run.
 
-        step: optimizer steps done, this one included. loss in nats/token, grad_norm before the clip. None: not recorded.
+        step: optimizer steps done, this one included. loss: nats/token. grad_norm: before the clip. None: not recorded.
         skipped: a loss scaler left this step's update out, so that non-finite values do not count.
         update_frac: norm of the update / (learning rate x norm of the weights), so that a schedule does not move it.
         """
-        loss = float(loss)
         found: list[Finding] = []
-        self._skips = self._skips + 1 if skipped else 0
+        loss = float(loss)
         finite = math.isfinite(loss)
         if grad_norm is not None and not math.isfinite(grad_norm):
-            finite_grad, bad_grad = None, True
+            usable_grad_norm, bad_grad_norm = None, True
         else:
-            finite_grad, bad_grad = grad_norm, False
-        if self._skips >= self._rules.max_skipped_steps or ((bad_grad or not finite) and not skipped):
+            usable_grad_norm, bad_grad_norm = grad_norm, False
+        self._skips = self._skips + 1 if skipped else 0
+        if (not skipped and (bad_grad_norm or not finite)) or self._skips >= self._rules.max_skipped_steps:
             if not self._nonfinite:
                 self._nonfinite = True
                 found.append(Finding("nonfinite", step, "stop", self._nonfinite_evidence(loss, grad_norm)))
         elif finite:
             loss = min(max(loss, -LOSS_LIMIT), LOSS_LIMIT)
-            if finite_grad is not None:
-                finite_grad = min(max(float(finite_grad), -GRAD_LIMIT), GRAD_LIMIT)
-            clipped = self._spike.update(found, step, loss, finite_grad, self._level.median, update_frac)
+            if usable_grad_norm is not None:
+                usable_grad_norm = min(max(float(usable_grad_norm), 0.0), GRAD_NORM_LIMIT)
+            clipped = self._spike.update(found, step, loss, usable_grad_norm, self._level.median, update_frac)
             self._level.update(found, step, loss, clipped)
-        if step_time_s is not None and 0 < step_time_s < math.inf:
+        if step_time_s is not None and 0 < step_time_s < NEVER_S:
             self._speed.update(found, step, float(step_time_s))
         return tuple(found)
 
@@ -96,14 +97,15 @@ class StabilityMonitor:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken, with the same rules. Raises UserError when another version wrote it."""
-        own = self.state_dict()
-        for part, values in own.items():
-            if part not in state or (isinstance(values, dict) and set(values) != set(state[part])):
-                raise UserError(f"the checkpoint's stability state ('{part}') was written by another version. Resume without it.")
-        restore(self._level, state["level"])
-        restore(self._spike, state["spike"])
-        restore(self._speed, state["speed"])
-        self._skips, self._nonfinite = state["skips"], state["nonfinite"]
+        try:
+            restore(self._level, state["level"])
+            restore(self._spike, state["spike"])
+            restore(self._speed, state["speed"])
+            self._skips, self._nonfinite = state["skips"], state["nonfinite"]
+        except KeyError as error:
+            raise UserError(
+                f"the checkpoint's stability state was written by another version (at {error}). Resume without it."
+            ) from None
 
 
 def judge_trace(
@@ -119,8 +121,8 @@ def judge_trace(
 ) -> list[Finding]:
     """Return what a StabilityMonitor finds in a recorded run, up to and with its first stop.
 
-    One entry an optimizer step; a finding's step is its index + 1. Numbers, or text such as 'nan' and 'inf'. None (an entry or
-    the whole) is not recorded, NaN is really non-finite. skipped: steps that a loss scaler left out.
+    One entry an optimizer step; a finding's step is its index + 1. Entries are numbers, or text such as 'nan', 'inf'.
+    None, for an entry or the whole, is not recorded; NaN is really non-finite. skipped: steps a loss scaler left out.
     Raises UserError when the lengths differ.
     """
     for name, values in (("grad_norm", grad_norm), ("step_time_s", step_time_s), ("skipped", skipped)):
@@ -131,14 +133,15 @@ def judge_trace(
     )
     findings: list[Finding] = []
     for index, value in enumerate(loss):
-        findings += monitor.update(
+        new = monitor.update(
             step=index + 1,
             loss=float(value),
             grad_norm=_entry(grad_norm, index),
             step_time_s=_entry(step_time_s, index),
             skipped=skipped is not None and skipped[index],
         )
-        if any(finding.severity == "stop" for finding in findings[-3:]):
+        findings += new
+        if any(finding.severity == "stop" for finding in new):
             break
     return findings
 
