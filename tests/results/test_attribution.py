@@ -1,0 +1,514 @@
+"""Tasks whose truth is known, additive and interacting, in full and sampled; unstable runs; words, file and picture."""
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import combinations, permutations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from results.attribution import (
+    Attribution,
+    Setting,
+    attribute,
+    changed_settings,
+    coalitions,
+    config_of,
+    from_json,
+    interaction_weights,
+    load_attribution,
+    render,
+    shapley_weights,
+    summary_lines,
+    to_json,
+    write_attribution,
+)
+from results.attribution_plot import write_plot
+from results.study import Study
+from trainable.config import BEFORE, DOCUMENTED, TrialConfig
+from trainable.errors import UserError
+
+Coalition = frozenset[int]
+Losses = dict[Coalition, dict[int, float | None]]
+
+MAIN = (-0.30, 0.08, -0.10, 0.0, 0.20, -0.05, 0.01)
+ONE_INTERACTION = {(0, 2): -0.20}
+ALL = frozenset(range(4))
+
+
+def truth(k: int, interactions: Mapping[tuple[int, int], float]) -> Callable[[Coalition], float]:
+    def loss(coalition: Coalition) -> float:
+        together = sum(effect for two, effect in interactions.items() if coalition.issuperset(two))
+        return 6.7 + sum(MAIN[change] for change in coalition) + together
+
+    assert all(max(two) < k for two in interactions)
+    return loss
+
+
+def true_shapley(k: int, interactions: Mapping[tuple[int, int], float]) -> list[float]:
+    return [MAIN[i] + sum(effect / 2 for two, effect in interactions.items() if i in two) for i in range(k)]
+
+
+def make_settings(k: int) -> list[Setting]:
+    return [Setting(name=f"s{i}", fields=(), before="old", after="new") for i in range(k)]
+
+
+def make_losses(
+    k: int,
+    interactions: Mapping[tuple[int, int], float] | None = None,
+    *,
+    seeds: int = 3,
+    noise: float = 0.0,
+    of: Sequence[Coalition] | None = None,
+    rng_seed: int = 0,
+) -> Losses:
+    """Each seed moves every loss alike, and each run has noise of its own."""
+    rng, loss = np.random.default_rng(rng_seed), truth(k, interactions or {})
+    common = rng.normal(0, 0.05, seeds)
+    return {
+        c: {seed: loss(c) + common[seed] + noise * float(rng.standard_normal()) for seed in range(seeds)}
+        for c in (of or coalitions(k))
+    }
+
+
+def shapley_means(attribution: Attribution) -> list[float]:
+    return [effect.shapley.mean for effect in attribution.effects if effect.shapley is not None]
+
+
+def alone_means(attribution: Attribution) -> list[float | None]:
+    return [effect.alone.mean if effect.alone else None for effect in attribution.effects]
+
+
+def named(attribution: Attribution) -> set[tuple[int, int]]:
+    return {(entry.first, entry.second) for entry in attribution.interactions if entry.named}
+
+
+def shapley_by_definition(k: int, loss: Callable[[Coalition], float]) -> list[float]:
+    """The mean over every order of what a change adds when its turn comes."""
+    orders = list(permutations(range(k)))
+    adds = [
+        [loss(frozenset(order[: order.index(i) + 1])) - loss(frozenset(order[: order.index(i)])) for order in orders]
+        for i in range(k)
+    ]
+    return [statistics.fmean(column) for column in adds]
+
+
+def random_game(k: int, seed: int = 1) -> dict[Coalition, float]:
+    rng = np.random.default_rng(seed)
+    return {c: float(rng.normal(6.5, 0.3)) for c in coalitions(k, limit_full=k)}
+
+
+# What changed
+
+
+def test_the_story_changed_four_settings() -> None:
+    found = changed_settings(BEFORE, DOCUMENTED)
+    assert [(setting.name, setting.before, setting.after) for setting in found] == [
+        ("batch_size", "8", "32"),
+        ("block_size", "256", "128"),
+        ("learning_rate", "2e-05", "1e-05"),
+        ("schedule", "warmup_cosine, warm-up 10 %", "constant"),
+    ]
+
+
+COSINE = replace(BEFORE, warmup_steps=480, training_steps=4800)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "names"),
+    [
+        (BEFORE, replace(BEFORE, seed=3, training_steps=5000), []),
+        (BEFORE, COSINE, []),  # another budget, the same share of it
+        (BEFORE, replace(BEFORE, warmup_steps=501), ["schedule"]),
+        (replace(BEFORE, training_steps=48, warmup_steps=5), replace(BEFORE, training_steps=195, warmup_steps=20), []),
+        (BEFORE, replace(BEFORE, decay_frac=0.5), []),  # a cosine reads no decay_frac
+        (replace(BEFORE, lr_schedule="wsd"), replace(BEFORE, lr_schedule="wsd", decay_frac=0.5), ["schedule"]),
+        (BEFORE, replace(BEFORE, min_lr_frac=0.0), ["schedule"]),
+        (DOCUMENTED, replace(DOCUMENTED, warmup_steps=9, min_lr_frac=0.0, decay_frac=0.9), []),
+        (DOCUMENTED, replace(DOCUMENTED, batch_size=8, grad_accum_steps=4), ["batch_size"]),
+        (DOCUMENTED, replace(DOCUMENTED, dropout=0.0, precision="bf16"), ["dropout", "precision"]),
+    ],
+)
+def test_what_is_one_setting_and_what_is_none(before: TrialConfig, after: TrialConfig, names: list[str]) -> None:
+    assert [setting.name for setting in changed_settings(before, after)] == names
+
+
+def test_settings_say_what_differs() -> None:
+    (schedule,) = changed_settings(BEFORE, replace(BEFORE, min_lr_frac=0.0))
+    assert schedule.before == "warmup_cosine, warm-up 10 %, min_lr_frac 0.1"
+    (batch,) = changed_settings(DOCUMENTED, replace(DOCUMENTED, batch_size=8, grad_accum_steps=4))
+    assert (batch.before, batch.after) == ("32 x 1", "8 x 4")
+
+
+def test_a_configuration_takes_the_coalitions_settings_whole() -> None:
+    found = changed_settings(BEFORE, DOCUMENTED)
+    assert config_of(BEFORE, DOCUMENTED, found, ()) == BEFORE
+    assert config_of(BEFORE, DOCUMENTED, found, range(4)) == replace(DOCUMENTED, training_steps=5000)
+    assert config_of(BEFORE, DOCUMENTED, found, {1, 3}) == replace(
+        BEFORE, block_size=128, lr_schedule="constant", warmup_steps=0
+    )
+    # The other way round: before's warm-up of 500 of 5000 steps is 200 of 2000.
+    assert config_of(DOCUMENTED, BEFORE, found, {3}) == replace(
+        DOCUMENTED, lr_schedule="warmup_cosine", warmup_steps=200
+    )
+
+
+# Which combinations
+
+
+def test_up_to_five_changes_every_combination_is_run() -> None:
+    for k in range(1, 6):
+        found = coalitions(k)
+        assert len(found) == len(set(found)) == 2**k
+    assert coalitions(2) == [frozenset(), frozenset({0}), frozenset({1}), frozenset({0, 1})]
+
+
+@pytest.mark.parametrize("k", [6, 7, 9])
+@pytest.mark.parametrize("extra", [None, 0, 6, 11, 1000])
+def test_a_sample_is_balanced_and_holds_the_ends_and_each_change_alone(k: int, extra: int | None) -> None:
+    samples = None if extra is None else 2 * k + 2 + extra
+    found = coalitions(k, samples=samples, seed=3)
+    everything = frozenset(range(k))
+    wanted = 2 + k * (k + 1) if samples is None else samples // 2 * 2
+    assert len(set(found)) == len(found) == min(wanted, 2**k)
+    assert {frozenset(), everything, *(frozenset({i}) for i in range(k))} <= set(found)
+    assert all(everything - coalition in found for coalition in found)
+    assert all(2 * sum(i in coalition for coalition in found) == len(found) for i in range(k))
+    assert found == coalitions(k, samples=samples, seed=3)
+    assert shapley_weights(found, k) is not None
+
+
+def test_the_seed_draws_the_sample() -> None:
+    assert coalitions(7, samples=30, seed=0) != coalitions(7, samples=30, seed=1)
+
+
+def test_too_few_samples_or_changes_are_refused() -> None:
+    with pytest.raises(UserError, match="SAMPLES=15 is too few for 7 changes: give at least 16 combinations"):
+        coalitions(7, samples=15)
+    for k in (0, 13):
+        with pytest.raises(UserError, match=f"{k} settings differ; at least 1 and at most 12"):
+            coalitions(k)
+
+
+# The weights
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 4, 5])
+def test_every_combination_gives_shapleys_own_values(k: int) -> None:
+    game = random_game(k)
+    weights = shapley_weights(list(game), k)
+    assert weights is not None
+    values = weights @ np.array(list(game.values()))
+    assert values == pytest.approx(shapley_by_definition(k, game.__getitem__), abs=1e-12)
+    assert values.sum() == pytest.approx(game[frozenset(range(k))] - game[frozenset()], abs=1e-12)
+
+
+@pytest.mark.parametrize("k", [2, 3, 4])
+def test_every_combination_gives_the_interaction_index_of_its_definition(k: int) -> None:
+    game = random_game(k)
+    weights = interaction_weights(list(game), k)
+    assert weights is not None
+    values = weights @ np.array(list(game.values()))
+    for (i, j), value in zip(combinations(range(k), 2), values, strict=True):
+        index = 0.0
+        for size in range(k - 1):
+            for some in combinations(sorted(set(range(k)) - {i, j}), size):
+                c = frozenset(some)
+                beyond = game[c | {i, j}] - game[c | {i}] - game[c | {j}] + game[c]
+                index += math.factorial(size) * math.factorial(k - size - 2) / math.factorial(k - 1) * beyond
+        assert value == pytest.approx(index, abs=1e-12)
+
+
+@pytest.mark.parametrize("k", [3, 4, 5, 6])
+def test_least_squares_on_nearly_everything_comes_near_shapleys_values(k: int) -> None:
+    # Lundberg & Lee's theorem 2: the regression on every combination is the Shapley value. Empty columns that no pair
+    # needs are the only way to ask for the regression here, so one combination is given twice.
+    game = random_game(k)
+    columns = [*game, frozenset({0, 99})]
+    weights = shapley_weights(columns, k)
+    assert weights is not None
+    values = weights @ np.array([*game.values(), 1e9])
+    assert values == pytest.approx(shapley_by_definition(k, game.__getitem__), abs=1e-6)
+
+
+@pytest.mark.parametrize("samples", [16, 24, 58, 90])
+def test_a_sample_is_exact_when_changes_interact_in_twos(samples: int) -> None:
+    two_way = {(0, 2): -0.2, (1, 5): 0.15, (3, 4): 0.05}
+    losses = make_losses(7, two_way, of=coalitions(7, samples=samples, seed=5))
+    found = attribute(losses, make_settings(7))
+    assert shapley_means(found) == pytest.approx(true_shapley(7, two_way), abs=1e-9)
+    assert not found.is_exact
+    if samples >= 58:
+        means = {(entry.first, entry.second): entry.estimate.mean for entry in found.interactions}
+        assert means == pytest.approx({two: two_way.get(two, 0.0) for two in combinations(range(7), 2)}, abs=1e-9)
+
+
+# Known truths with noise
+
+
+DESIGNS = [(4, None), (7, None), (7, 24)]
+
+
+@pytest.mark.parametrize(("k", "samples"), DESIGNS)
+@pytest.mark.parametrize("interactions", [{}, ONE_INTERACTION], ids=["additive", "interacting"])
+def test_the_truth_is_recovered_through_noise(
+    k: int, samples: int | None, interactions: dict[tuple[int, int], float]
+) -> None:
+    losses = make_losses(k, interactions, seeds=5, noise=0.01, of=coalitions(k, samples=samples))
+    found = attribute(losses, make_settings(k))
+    assert found.is_exact == (k == 4)
+    assert shapley_means(found) == pytest.approx(true_shapley(k, interactions), abs=0.02)
+    assert alone_means(found) == pytest.approx(MAIN[:k], abs=0.02)
+    assert found.total is not None
+    assert sum(shapley_means(found)) == pytest.approx(found.total.mean, abs=1e-12)
+    assert named(found) == (set(interactions) if samples is None else set())
+    assert bool(found.interactions) == (samples is None)
+
+
+@pytest.mark.parametrize(("k", "samples"), DESIGNS)
+def test_intervals_hold_the_truth_as_often_as_they_say(k: int, samples: int | None) -> None:
+    held, falsely_named, times = [], 0, 60
+    for rng_seed in range(times):
+        of = coalitions(k, samples=samples)
+        losses = make_losses(k, ONE_INTERACTION, seeds=4, noise=0.02, of=of, rng_seed=rng_seed)
+        found = attribute(losses, make_settings(k))
+        for effect, value in zip(found.effects, true_shapley(k, ONE_INTERACTION), strict=True):
+            assert effect.shapley is not None
+            assert effect.shapley.low is not None
+            assert effect.shapley.high is not None
+            held.append(effect.shapley.low <= value <= effect.shapley.high)
+        falsely_named += bool(named(found) - set(ONE_INTERACTION))
+    assert 0.90 <= statistics.fmean(held) <= 0.99
+    assert falsely_named <= 0.15 * times
+
+
+def test_intervals_are_paired_by_seed() -> None:
+    # The seeds move every run by about 0.05; none of that is in a difference.
+    found = attribute(make_losses(4, ONE_INTERACTION, seeds=4), make_settings(4))
+    assert found.total is not None
+    assert found.total.high == pytest.approx(found.total.mean, abs=1e-9)
+
+
+def test_one_seed_has_no_interval_and_names_by_size() -> None:
+    found = attribute(make_losses(4, {(0, 2): -0.20, (1, 3): 0.01}, seeds=1, noise=0.001), make_settings(4))
+    assert all(effect.shapley is not None and effect.shapley.low is None for effect in found.effects)
+    assert named(found) == {(0, 2)}
+    assert "one seed: no interval, and noise is not told from effect" in found.notes
+
+
+def test_nothing_changed_anything() -> None:
+    losses: Losses = {c: {0: 5.0} for c in coalitions(4)}
+    found = attribute(losses, make_settings(4))
+    assert shapley_means(found) == [0.0] * 4
+    assert named(found) == set()
+    assert found.path is not None
+    assert found.path.order == ()
+
+
+def test_one_change_is_the_whole_difference() -> None:
+    found = attribute(make_losses(1), make_settings(1))
+    assert shapley_means(found) == alone_means(found) == [pytest.approx(MAIN[0])]
+    assert found.interactions == ()
+    assert found.notes == ()
+
+
+# The path
+
+
+def test_the_path_is_the_fewest_changes_that_gain_most_and_the_best_first() -> None:
+    path = attribute(make_losses(4, ONE_INTERACTION), make_settings(4)).path
+    assert path is not None
+    assert (path.order, path.best) == ((0, 2), frozenset({0, 2}))
+    assert path.losses[1:] == pytest.approx([path.losses[0] - 0.30, path.losses[0] - 0.60])  # type: ignore[operator]
+    assert path.share_frac == pytest.approx(1.0)
+    assert path.difference is not None
+    assert path.difference.mean == pytest.approx(-0.60)
+
+
+def test_ninety_percent_is_enough() -> None:
+    # Of 0.40, change 0 gives 0.37.
+    small = {frozenset(c): {0: 5.0 - (0.37 if 0 in c else 0.0) - 0.01 * len(set(c) - {0})} for c in coalitions(4)}
+    path = attribute(small, make_settings(4)).path
+    assert path is not None
+    assert (path.order, path.best) == ((0,), ALL)
+    assert path.share_frac == pytest.approx(0.37 / 0.40)
+
+
+def test_the_path_leads_around_an_unstable_combination() -> None:
+    losses = make_losses(4, ONE_INTERACTION)
+    losses[frozenset({0})][1] = None
+    path = attribute(losses, make_settings(4)).path
+    assert path is not None
+    assert path.order == (2, 0)
+    losses[frozenset({2})][1] = None
+    path = attribute(losses, make_settings(4)).path
+    assert path is not None
+    assert (path.order, path.losses[1]) == ((0, 2), None)
+
+
+def test_there_is_no_path_when_nothing_gains() -> None:
+    losses: Losses = {c: {0: 5.0 + 0.1 * len(c)} for c in coalitions(3)}
+    found = attribute(losses, make_settings(3), before_name="mine")
+    assert found.path is not None
+    assert (found.path.order, found.path.losses, found.path.share_frac) == ((), (5.0,), None)
+    assert "Shortest path: none; no combination was better than mine." in summary_lines(found)
+
+
+# Unstable and missing runs
+
+
+@pytest.mark.parametrize("loss", [None, math.nan, math.inf])
+def test_an_unstable_combination_is_named_and_the_rest_still_gives_the_truth(loss: float | None) -> None:
+    losses = make_losses(4, ONE_INTERACTION)
+    losses[frozenset({1})][2] = loss
+    found = attribute(losses, make_settings(4))
+    assert [(entry.changes, entry.seeds) for entry in found.unstable] == [(frozenset({1}), (2,))]
+    assert alone_means(found)[1] is None
+    assert shapley_means(found) == pytest.approx(true_shapley(4, ONE_INTERACTION), abs=1e-9)
+    assert found.combinations == 15
+    assert found.notes == (
+        "unstable on seed 2: s1",
+        "from 15 of 16 combinations, without 1 unstable on a seed that counts: exact unless three or more changes "
+        "interact",
+    )
+    text = shown_text(found)
+    assert "unstable" in text
+
+
+def test_a_seed_with_an_unstable_end_is_left_out_and_said() -> None:
+    losses = make_losses(4, ONE_INTERACTION)
+    losses[frozenset()][0] = None
+    found = attribute(losses, make_settings(4))
+    assert found.seeds == (1, 2)
+    assert found.is_exact
+    assert found.notes == ("unstable on seed 0: before",)
+
+
+def test_when_an_end_is_always_unstable_there_is_nothing_to_share_out(tmp_path: Path) -> None:
+    losses = make_losses(3)
+    losses[frozenset()] = dict.fromkeys(range(3))
+    found = attribute(losses, make_settings(3))
+    assert (found.seeds, found.total, found.loss_after, found.interactions, found.path) == ((), None, None, (), None)
+    assert [(effect.alone, effect.shapley) for effect in found.effects] == [(None, None)] * 3
+    assert found.notes[0] == "before or after was unstable on every seed: there is no difference to share out"
+    assert "unknown" in shown_text(found)
+    assert from_json(to_json(found)) == found
+    with pytest.raises(UserError, match="no picture to draw"):
+        write_plot(found, tmp_path / "a.png")
+
+
+def test_too_many_unstable_combinations_leave_the_values_unknown() -> None:
+    losses = make_losses(2)
+    losses[frozenset({0})][1] = None
+    found = attribute(losses, make_settings(2))
+    assert [effect.shapley for effect in found.effects] == [None, None]
+    assert found.interactions == ()
+    assert alone_means(found) == [None, pytest.approx(MAIN[1])]
+    assert "too few combinations to determine the Shapley values" in found.notes
+
+
+def test_a_seed_not_run_for_every_combination_is_left_out_and_said() -> None:
+    losses = make_losses(3, seeds=4)
+    for coalition in coalitions(3)[1:]:
+        del losses[coalition][3]
+    found = attribute(losses, make_settings(3))
+    assert (found.seeds, found.notes) == ((0, 1, 2), ("seed 3 left out: not run for every combination",))
+    for seed, coalition in enumerate(coalitions(3)[1:4]):
+        del losses[coalition][seed]
+    with pytest.raises(UserError, match="no seed has been run for every combination yet"):
+        attribute(losses, make_settings(3))
+
+
+# Words, file, picture
+
+
+def shown_text(attribution: Attribution, width: int = 100) -> str:
+    console = Console(width=width, record=True, file=None, force_terminal=False)
+    with console.capture() as capture:
+        console.print(render(attribution))
+    return capture.get()
+
+
+def story() -> Attribution:
+    losses = make_losses(4, ONE_INTERACTION, noise=0.004)
+    return attribute(losses, changed_settings(BEFORE, DOCUMENTED), after_name="documented")
+
+
+def test_the_table_says_what_did_it() -> None:
+    found = story()
+    text = shown_text(found)
+    assert "Which change did it? 3 seeds, nats/token, negative is better; ±: 95 %" in text
+    assert "before → documented" in text
+    shapley = shapley_means(found)
+    line = next(line for line in text.splitlines() if "learning_rate" in line)
+    assert "2e-05 → 1e-05" in line
+    assert f"{shapley[2]:+.4f} ± " in line
+    assert "Interaction: batch_size with learning_rate -0.2" in text
+    assert "Shortest path: batch_size (6." in text
+    assert max(len(line) for line in shown_text(found, width=80).splitlines()) <= 80
+
+
+def test_the_words_are_not_markup() -> None:
+    settings = [Setting(name="[red]a", fields=(), before="[b]", after="$x$"), *make_settings(3)[1:]]
+    found = attribute(make_losses(3), settings, before_name="[bold]", after_name="[/]")
+    assert "[red]a" in shown_text(found)
+    assert "[bold] → [/]" in shown_text(found)
+
+
+def test_the_file_gives_back_what_was_written(tmp_path: Path) -> None:
+    study = Study(tmp_path)
+    assert load_attribution(study) is None
+    losses = make_losses(4, ONE_INTERACTION, noise=0.01)
+    losses[frozenset({1, 2})][0] = None
+    found = attribute(losses, changed_settings(BEFORE, DOCUMENTED))
+    write_attribution(study, found)
+    assert load_attribution(study) == found == from_json(to_json(found))
+    row: dict[str, Any] = json.loads((tmp_path / "attribution.json").read_bytes())["settings"][0]
+    assert found.effects[0].shapley is not None
+    assert (row["name"], row["shapley"], row["low"]) == (
+        "batch_size",
+        found.effects[0].shapley.mean,
+        found.effects[0].shapley.low,
+    )
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "null", "{}", '{"settings": [], "path": null}'])
+def test_a_damaged_file_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "attribution.json").write_text(content)
+    with pytest.raises(UserError, match=r"attribution\.json: not an attribution .*Move it away and attribute again\."):
+        load_attribution(Study(tmp_path))
+
+
+def test_the_picture_is_written_and_the_same_each_time(tmp_path: Path) -> None:
+    write_plot(story(), tmp_path / "a.PNG")
+    assert (tmp_path / "a.PNG").read_bytes().startswith(b"\x89PNG")
+    write_plot(story(), tmp_path / "a.svg")
+    write_plot(story(), tmp_path / "b.svg")
+    first = (tmp_path / "a.svg").read_bytes()
+    assert first.startswith(b"<?xml")
+    assert first == (tmp_path / "b.svg").read_bytes()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.PNG", "a.svg", "b.svg"]
+
+
+@pytest.mark.parametrize("case", ["one change", "one seed, unstable", "hostile"])
+def test_every_kind_of_attribution_can_be_drawn(tmp_path: Path, case: str) -> None:
+    k = 1 if case == "one change" else 3
+    losses = make_losses(k, seeds=1 if "one seed" in case else 2, noise=0.01)
+    settings = make_settings(k)
+    if "unstable" in case:
+        losses[frozenset({1})][0] = None
+    if case == "hostile":
+        settings[0] = replace(settings[0], name="$x_{", before="\\frac", after="<b>&")
+    write_plot(attribute(losses, settings), tmp_path / "a.svg")
+    assert b"</svg>" in (tmp_path / "a.svg").read_bytes()
+
+
+def test_another_ending_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a\.gif: a picture is written as \.png or \.svg\."):
+        write_plot(story(), tmp_path / "a.gif")

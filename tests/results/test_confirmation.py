@@ -1,0 +1,328 @@
+"""Verdicts against scipy's own test, planted winners and lucky seeds, unstable runs, the plan, and the file."""
+
+import importlib.util
+import json
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from results.confirmation import (
+    Confirmation,
+    ConfirmationRun,
+    confirm,
+    from_json,
+    judge,
+    load_confirmation,
+    plan_confirmation,
+    to_json,
+    write_confirmation,
+)
+from results.study import Study
+from trainable.errors import UserError
+
+MakeTrial = Callable[..., dict[str, Any]]
+Losses = dict[int, float | None]
+
+BASELINE: Losses = {1: 4.50, 2: 4.53, 3: 4.47, 4: 4.51, 5: 4.49}
+BETTER: Losses = {1: 4.40, 2: 4.44, 3: 4.38, 4: 4.40, 5: 4.40}
+EQUAL: Losses = {1: 4.52, 2: 4.50, 3: 4.48, 4: 4.50, 5: 4.495}
+
+
+def shifted(losses: Losses, by: float) -> Losses:
+    return {seed: None if loss is None else loss + by for seed, loss in losses.items()}
+
+
+@pytest.mark.parametrize("number", [1, 2, 5])
+def test_interval_and_p_are_the_paired_t_tests_bonferroni_corrected(number: int) -> None:
+    candidates = dict.fromkeys(range(1, number), BETTER) | {7: EQUAL}
+    verdict = judge(BASELINE, candidates)[-1]
+    seeds = sorted(BASELINE)
+    test = stats.ttest_rel([EQUAL[seed] for seed in seeds], [BASELINE[seed] for seed in seeds])
+    interval = test.confidence_interval(1 - 0.05 / number)
+    assert (verdict.trial_id, verdict.seeds) == (7, 5)
+    assert verdict.p_value == pytest.approx(min(1.0, number * test.pvalue), rel=1e-9)
+    assert (verdict.low, verdict.high) == pytest.approx((interval.low, interval.high), rel=1e-9)
+    assert verdict.mean_difference == pytest.approx(-0.001)
+
+
+def test_the_three_outcomes_and_their_words() -> None:
+    better, worse, equal = judge(BASELINE, {3: BETTER, 5: shifted(BETTER, 0.2), 8: EQUAL})
+    assert (better.outcome, better.words, better.seeds_needed) == ("better", "better than the baseline", None)
+    assert (worse.outcome, worse.words, worse.seeds_needed) == ("worse", "worse than the baseline", None)
+    assert equal.outcome == "not proven"
+    assert equal.words == "not proven with 5 seeds; more than 1000 would be needed"
+    nearly = judge(BASELINE, {8: shifted(EQUAL, -0.013)})[0]
+    assert nearly.words == f"not proven with 5 seeds; about {nearly.seeds_needed} would be needed"
+    nearly_worse = judge(BASELINE, {8: shifted(EQUAL, 0.013)})[0]
+    assert nearly_worse.words.endswith(" would be needed to prove it worse")
+
+
+@pytest.mark.parametrize(("standardised", "pairs"), [(0.5, 34), (0.8, 15), (1.0, 10)])
+def test_seeds_needed_are_the_textbooks(standardised: float, pairs: int) -> None:
+    # Cohen's table for a paired t-test, two-sided 5 %, power 80 %. Of two pairs the standard deviation is a plain one.
+    differences = [standardised - math.sqrt(0.5), standardised + math.sqrt(0.5)]
+    losses: Losses = {seed: 4.0 + difference for seed, difference in enumerate(differences)}
+    verdict = judge({0: 4.0, 1: 4.0}, {1: losses})[0]
+    assert verdict.seeds_needed == pairs
+
+
+def test_a_proof_costs_more_with_more_candidates() -> None:
+    close = shifted(EQUAL, -0.029)
+    alone, among = judge(BASELINE, {1: close})[0], judge(BASELINE, {1: close, 2: close, 3: close})[0]
+    assert (alone.outcome, among.outcome) == ("better", "not proven")
+    assert among.seeds_needed is not None
+    assert among.seeds_needed > 5
+
+
+@pytest.mark.parametrize("seeds", [(), (1,)])
+def test_no_pair_or_one_proves_nothing(seeds: tuple[int, ...]) -> None:
+    verdict = judge(BASELINE, {1: dict.fromkeys(seeds, 1.0)})[0]
+    assert verdict.outcome == "not proven"
+    assert verdict.words == f"not proven with {len(seeds)} seed{'' if seeds else 's'}"
+    assert (verdict.low, verdict.high, verdict.p_value, verdict.seeds_needed) == (None,) * 4
+    assert verdict.mean_difference == (-3.5 if seeds else None)
+
+
+def test_the_same_losses_are_no_difference() -> None:
+    verdict = judge(BASELINE, {1: BASELINE})[0]
+    assert (verdict.outcome, verdict.p_value, verdict.low, verdict.high) == ("not proven", 1.0, 0.0, 0.0)
+    assert verdict.words == "not proven with 5 seeds; no difference was seen"
+
+
+def test_no_candidate_is_no_verdict() -> None:
+    assert judge(BASELINE, {}) == []
+
+
+@pytest.mark.parametrize("unstable", [None, math.nan, math.inf])
+def test_an_unstable_seed_of_the_candidate_alone_forbids_better(unstable: float | None) -> None:
+    verdict = judge(BASELINE, {1: {**BETTER, 3: unstable}})[0]
+    assert (verdict.outcome, verdict.seeds, verdict.p_value, verdict.high) == ("not proven", 4, 1.0, None)
+    assert verdict.low is not None
+    assert verdict.unstable_seeds == (3,)
+    assert verdict.words == "not proven with 4 seeds; unstable on 1 of 5 seeds"
+
+
+def test_an_unstable_candidate_can_still_be_worse() -> None:
+    verdict = judge(BASELINE, {1: {**shifted(BETTER, 0.2), 3: None}})[0]
+    assert (verdict.outcome, verdict.words) == ("worse", "worse than the baseline; unstable on 1 of 5 seeds")
+    assert verdict.high is None
+
+
+def test_an_unstable_seed_of_the_baseline_forbids_worse_and_not_better() -> None:
+    better, worse = judge({**BASELINE, 2: None}, {1: BETTER, 2: shifted(BETTER, 0.2)})
+    assert better.words == "better than the baseline; the baseline was unstable on 1 of 5 seeds"
+    assert (better.low, better.baseline_unstable_seeds) == (None, (2,))
+    assert worse.words == "not proven with 4 seeds; the baseline was unstable on 1 of 5 seeds"
+    assert worse.p_value == 1.0
+
+
+def test_a_seed_on_which_both_were_unstable_says_nothing() -> None:
+    verdict = judge({**BASELINE, 2: None}, {1: {**BETTER, 2: None}})[0]
+    assert (verdict.outcome, verdict.seeds) == ("better", 4)
+    assert verdict.words == (
+        "better than the baseline; unstable on 1 of 5 seeds; the baseline was unstable on 1 of 5 seeds"
+    )
+
+
+def test_always_unstable_is_said() -> None:
+    verdict = judge(BASELINE, {1: dict.fromkeys(BASELINE)})[0]
+    assert verdict.words == "not proven with 0 seeds; unstable on 5 of 5 seeds"
+
+
+LOSS = st.none() | st.floats(3.0, 6.0)
+LOSSES = st.dictionaries(st.integers(0, 7), LOSS, max_size=8)
+
+
+@settings(max_examples=300, deadline=None, database=None)
+@given(LOSSES, st.dictionaries(st.integers(1, 9), LOSSES, max_size=3))
+def test_outcome_interval_and_p_always_say_the_same(baseline: Losses, candidates: dict[int, Losses]) -> None:
+    for verdict in judge(baseline, candidates):
+        low, high, p_value = verdict.low, verdict.high, verdict.p_value
+        assert (verdict.outcome == "better") == (high is not None and high < 0)
+        assert (verdict.outcome == "worse") == (low is not None and low > 0)
+        assert (verdict.outcome != "not proven") == (p_value is not None and p_value < 0.05)
+        lost = set(verdict.unstable_seeds) - set(verdict.baseline_unstable_seeds)
+        won = set(verdict.baseline_unstable_seeds) - set(verdict.unstable_seeds)
+        assert not (lost and verdict.outcome == "better")
+        assert not (won and verdict.outcome == "worse")
+        assert json.dumps(asdict(verdict), allow_nan=False)
+
+
+@pytest.fixture(scope="module")
+def benchmark_module() -> ModuleType:
+    path = Path(__file__).parents[1] / "benchmarks" / "false_better_rate.py"
+    spec = importlib.util.spec_from_file_location("false_better_rate", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # Its dataclasses look their module up by name.
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("scenario", [1, 3, 5])
+def test_of_200_studies_of_equal_configurations_at_most_5_percent_claim_better(
+    benchmark_module: ModuleType, scenario: int
+) -> None:
+    count, by_search = benchmark_module.false_better_count(200, benchmark_module.EQUAL[scenario], seed=0)
+    assert count <= 10
+    assert by_search > 150
+
+
+def test_a_true_winner_is_found(benchmark_module: ModuleType) -> None:
+    scenario = benchmark_module.Scenario(name="", gain=0.12)
+    _, confirmation = benchmark_module.simulate(np.random.default_rng(0), scenario)
+    assert confirmation.rank_by_search[0] == confirmation.rank_by_confirmation[0] == 1
+    assert confirmation.verdicts[0].words == "better than the baseline"
+
+
+def runs_of(plan: list[tuple[int, int]], losses: dict[int, float], scatter: float = 0.01) -> list[ConfirmationRun]:
+    rng = np.random.default_rng(0)
+    return [
+        ConfirmationRun(
+            source_trial_id=source,
+            seed=seed,
+            trial_id=100 + number,
+            val_loss=losses[source] + scatter * float(rng.standard_normal()),
+            status="completed",
+        )
+        for number, (source, seed) in enumerate(plan)
+    ]
+
+
+def search_trials(make_trial: MakeTrial) -> list[dict[str, Any]]:
+    return [
+        make_trial(0, val_loss=4.50),
+        make_trial(1, val_loss=4.20, learning_rate=2e-5),
+        make_trial(2, val_loss=4.35, learning_rate=5e-5),
+        make_trial(3, val_loss=4.45, learning_rate=1e-4),
+        make_trial(4, "stopped", 4.00, rung=1, learning_rate=3e-4),
+        make_trial(5, "unstable", 4.00, learning_rate=1e-2),
+    ]
+
+
+def test_a_lucky_seed_that_wins_the_search_loses_the_confirmation(make_trial: MakeTrial) -> None:
+    trials = search_trials(make_trial)
+    plan = plan_confirmation(trials, top=2, seeds=5, study_seed=0, used_seeds=())
+    confirmation = confirm(trials, runs_of(plan, {0: 4.50, 1: 4.50, 2: 4.35}))
+    assert confirmation.rank_by_search == (1, 2, 0)
+    assert confirmation.rank_by_confirmation[0] == 2
+    assert {verdict.trial_id: verdict.outcome for verdict in confirmation.verdicts} == {1: "not proven", 2: "better"}
+
+
+def test_the_rank_puts_proof_first_then_stability_then_the_mean(make_trial: MakeTrial) -> None:
+    trials = search_trials(make_trial)
+    plan = plan_confirmation(trials, top=3, seeds=5, study_seed=0, used_seeds=())
+    runs = [
+        replace(run, status="unstable") if (run.source_trial_id, run.seed) == (1, 2) else run
+        for run in runs_of(plan, {0: 4.50, 1: 4.10, 2: 4.40, 3: 4.60})
+    ]
+    confirmation = confirm(trials, runs)
+    assert confirmation.rank_by_confirmation == (2, 0, 1, 3)
+    assert [verdict.trial_id for verdict in confirmation.verdicts] == [1, 2, 3]
+    assert confirmation.verdicts[0].unstable_seeds == (2,)
+
+
+@pytest.mark.parametrize("status", ["unstable", "out_of_memory", "failed", "stopped"])
+def test_every_ending_but_completed_counts_against_it(make_trial: MakeTrial, status: Any) -> None:
+    trials = search_trials(make_trial)[:2]
+    plan = plan_confirmation(trials, top=1, seeds=3, study_seed=0, used_seeds=())
+    runs = runs_of(plan, {0: 4.5, 1: 4.2})
+    runs[-1] = replace(runs[-1], status=status, val_loss=math.inf)
+    confirmation = confirm(trials, runs)
+    assert confirmation.verdicts[0].unstable_seeds == (3,)
+    assert confirmation.verdicts[0].outcome == "not proven"
+    assert confirmation.runs[-1].val_loss is None
+    assert to_json(confirmation)
+
+
+@pytest.mark.parametrize("status", [None, "running", "interrupted"])
+def test_nothing_is_judged_before_every_run_has_ended(make_trial: MakeTrial, status: Any) -> None:
+    trials = search_trials(make_trial)
+    plan = plan_confirmation(trials, top=2, seeds=5, study_seed=0, used_seeds=())
+    runs = runs_of(plan, {0: 4.50, 1: 4.50, 2: 4.35})
+    confirmation = confirm(trials, [*runs[:-1], replace(runs[-1], status=status)])
+    assert (confirmation.verdicts, confirmation.rank_by_confirmation) == ((), ())
+    assert confirmation.rank_by_search == (1, 2, 0)
+
+
+def test_the_plan_is_the_baseline_and_the_best_on_the_same_fresh_seeds(make_trial: MakeTrial) -> None:
+    trials = search_trials(make_trial)
+    plan = plan_confirmation(trials, top=2, seeds=3, study_seed=0, used_seeds={2, 9})
+    assert plan == [(source, seed) for seed in (1, 3, 4) for source in (0, 1, 2)]
+    assert plan == plan_confirmation(trials[::-1], top=2, seeds=3, study_seed=0, used_seeds={9, 2})
+
+
+def test_the_plan_takes_each_configuration_once_and_none_of_an_earlier_confirmation(make_trial: MakeTrial) -> None:
+    trials = [
+        make_trial(0, val_loss=4.5),
+        make_trial(1, val_loss=4.2, warmup_steps=500),  # constant: the warm-up is not read, so it is the baseline
+        make_trial(2, val_loss=4.3, learning_rate=2e-5),
+        make_trial(3, val_loss=4.3, learning_rate=2e-5),
+        make_trial(4, val_loss=4.1, learning_rate=3e-5, seed=1),
+        make_trial(5, val_loss=math.nan, learning_rate=4e-5),
+        make_trial(6, val_loss=4.6, learning_rate=5e-5),
+    ]
+    plan = plan_confirmation(trials, top=9, seeds=2, study_seed=0, used_seeds=())
+    assert plan == [(0, 2), (2, 2), (6, 2), (0, 3), (2, 3), (6, 3)]
+
+
+def test_what_cannot_be_planned_is_said(make_trial: MakeTrial) -> None:
+    trials = search_trials(make_trial)
+    for changes, message in (
+        ({"top": 0}, "TOP=0: it must be at least 1 and at most 100."),
+        ({"seeds": 1}, "SEEDS=1: it must be at least 2 and at most 1000. One seed has no scatter"),
+        ({"seeds": 1001}, "SEEDS=1001: it must be"),
+    ):
+        arguments: dict[str, Any] = {"top": 2, "seeds": 5, "study_seed": 0, "used_seeds": (), **changes}
+        with pytest.raises(UserError, match=message):
+            plan_confirmation(trials, **arguments)
+    with pytest.raises(UserError, match="no trial besides the baseline has completed"):
+        plan_confirmation([trials[0], trials[4]], top=2, seeds=5, study_seed=0, used_seeds=())
+    with pytest.raises(UserError, match="no baseline"):
+        plan_confirmation(trials[1:], top=2, seeds=5, study_seed=0, used_seeds=())
+
+
+def make_confirmation(make_trial: MakeTrial) -> Confirmation:
+    trials = search_trials(make_trial)
+    plan = plan_confirmation(trials, top=2, seeds=3, study_seed=0, used_seeds=())
+    runs = runs_of(plan, {0: 4.50, 1: 4.50, 2: 4.35})
+    return confirm(trials, [*runs[:-1], replace(runs[-1], status="failed", val_loss=None)])
+
+
+def test_the_file_gives_back_what_was_written(make_trial: MakeTrial, tmp_path: Path) -> None:
+    study, confirmation = Study(tmp_path), make_confirmation(make_trial)
+    assert load_confirmation(study) is None
+    write_confirmation(study, confirmation)
+    assert load_confirmation(study) == confirmation == from_json(to_json(confirmation))
+    document = json.loads((tmp_path / "confirmation.json").read_bytes())
+    assert set(document) == {"verdicts", "rank_by_search", "rank_by_confirmation", "runs"}
+    assert set(document["runs"][0]) == {"source_trial_id", "seed", "trial_id", "val_loss", "status"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[]", "null", "{}", '{"verdicts": [{}], "rank_by_search": [], "rank_by_confirmation": [], "runs": []}'],
+)
+def test_a_damaged_file_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "confirmation.json").write_text(content)
+    with pytest.raises(UserError, match=r"confirmation\.json: not a confirmation .*Move it away and confirm again\."):
+        load_confirmation(Study(tmp_path))
+
+
+def test_an_outcome_that_does_not_exist_is_damage(make_trial: MakeTrial) -> None:
+    document = to_json(make_confirmation(make_trial))
+    document["verdicts"][0]["outcome"] = "proven"
+    with pytest.raises(ValueError, match="there is no outcome 'proven'"):
+        from_json(document)
