@@ -22,6 +22,8 @@ COMMANDS = {
     "baseline": ("search.baseline_command:baseline_command", "run the documented configuration alone"),
     "preflight": ("search.preflight_command:preflight_command", "check in half a minute that the set-up is sound"),
     "train": ("search.train_command:train_command", "train one configuration"),
+    "confirm": ("search.confirm_command:confirm_command", "run the best trials again on fresh seeds: is it proven?"),
+    "attribute": ("search.attribute_command:attribute_command", "find which of the changed settings did it"),
     "export": ("search.export_command:export_command", "print a study's best configuration"),
     "spaces": ("search.spaces_command:spaces_command", "list and check the space files"),
     "variables": ("search.variables_command:variables_command", "list the variables and their meanings"),

@@ -1,12 +1,11 @@
-"""The engine: one space run over one study folder by Ray Tune. The study's own files are the truth, Ray's are not."""
+"""The engine: runs trials into a study folder by Ray Tune. The study's own files are the truth, Ray's are not."""
 
 import logging
 import os
 import secrets
 import shutil
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,6 @@ from results.ledger import Ledger
 from results.ranking import leaderboard
 from results.study import Study
 from search.view import StudyView
-from spaces.space import SearchSpace
-from trainable.config import TrialConfig
 from trainable.run import RunSpec
 
 # Ray reads these when it is imported.
@@ -37,7 +34,8 @@ from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneC
 from search.interrupts import Interrupts
 from search.recorder import StudyRecorder
 from search.scheduler import TokenASHA
-from search.searcher import OBJECTIVE, ListSearcher, SpaceSearcher
+from search.searcher import OBJECTIVE
+from search.work import Work
 from trainable.ray_trainable import SearchTrial
 
 INTERRUPTED = 130
@@ -71,29 +69,27 @@ def device_slots(device_type: str, *, device_count: int, cores: int, concurrency
 
 def run_study(
     study: Study,
-    space: SearchSpace,
+    work: Work,
     spec: RunSpec,
     *,
     slots: Slots,
     ledger: Ledger,
     view: StudyView,
     interrupts: Interrupts,
-    configs: Sequence[TrialConfig] | None = None,
 ) -> StudyRecorder:
-    """Run the space's trials, or just `configs` with the baseline first, writing `study` as it goes.
+    """Run the work's trials, writing `study` as it goes; return the recorder.
 
     Interrupted by Ctrl-C or SIGTERM it returns as well, with the running trials noted as interrupted.
     """
-    scheduler = TokenASHA(rung_tokens=space.rung_tokens(), reduction_factor=space.scheduler.reduction_factor)
+    scheduler = TokenASHA(rung_tokens=work.rung_tokens, reduction_factor=work.reduction_factor)
     recorder = StudyRecorder(ledger, scheduler, view, on_completed=lambda _: prune_checkpoints(study, ledger))
-    searcher = ListSearcher(configs) if configs else SpaceSearcher(space, seed=space.baseline.seed)
     scratch = study.path / "ray"
     tune_config = TuneConfig(
         metric=OBJECTIVE,
         mode="min",
-        search_alg=searcher,
+        search_alg=work.searcher,
         scheduler=scheduler,
-        num_samples=len(configs) if configs else space.trials,
+        num_samples=work.trials_count,
         max_concurrent_trials=slots.count,
         reuse_actors=True,
         trial_name_creator=lambda trial: f"trial_{trial.trial_id}",
@@ -103,7 +99,7 @@ def run_study(
         _start_ray(slots)
         # Not before: ray.init() takes SIGTERM for itself.
         with interrupts:
-            _tuner(study, space, spec, slots, tune_config, [recorder, LeaveOnSignal(interrupts)], scratch).fit()
+            _tuner(study, work, spec, slots, tune_config, [recorder, LeaveOnSignal(interrupts)], scratch).fit()
     except KeyboardInterrupt:
         interrupts.code = interrupts.code or INTERRUPTED
     finally:
@@ -111,6 +107,9 @@ def run_study(
         ray.shutdown(wait_for_processes=True)
         shutil.rmtree(scratch, ignore_errors=True)
         prune_checkpoints(study, ledger)
+        # A worker that was killed while it saved.
+        for unfinished in study.path.glob("checkpoints/*/.*.tmp"):
+            unfinished.unlink(missing_ok=True)
     return recorder
 
 
@@ -154,7 +153,7 @@ def _start_ray(slots: Slots) -> None:
 
 def _tuner(
     study: Study,
-    space: SearchSpace,
+    work: Work,
     spec: RunSpec,
     slots: Slots,
     tune_config: TuneConfig,
@@ -163,7 +162,8 @@ def _tuner(
 ) -> Tuner:
     shared: dict[str, Any] = {
         "spec": spec,
-        "milestones_tokens": space.evaluation_tokens(),
+        "milestones_tokens": work.milestones_tokens,
+        "baseline": asdict(work.baseline),
         "checkpoint_root": str(study.path / "checkpoints"),
         "checkpoint_interval_s": CHECKPOINT_INTERVAL_S,
         "threads": slots.threads,

@@ -57,7 +57,7 @@ def make_plan(variables: Variables, *, kind: str, progress: Preparing, compare: 
     )
     make_rules(space.stability)
     name = study_name(variables, space.name if kind == "search" else kind)
-    concurrency, gpu_frac = variables.whole("CONCURRENCY"), variables.share("GPU_FRACTION", 1.0)
+    check_slot_variables(variables)
     inputs = check_inputs(variables, progress=progress)
     loaded = load_inputs(
         inputs,
@@ -78,7 +78,7 @@ def make_plan(variables: Variables, *, kind: str, progress: Preparing, compare: 
         pins=pins,
         inputs=inputs,
         loaded=loaded,
-        slots=_slots(loaded, concurrency=concurrency, gpu_frac=gpu_frac),
+        slots=slots_for(loaded, variables),
         configs=configs,
         largest=largest,
         notes=notes,
@@ -141,10 +141,17 @@ def study_name(variables: Variables, stem: str) -> str:
     return name
 
 
-def _slots(loaded: Loaded, *, concurrency: int | None, gpu_frac: float) -> "Slots":
+def check_slot_variables(variables: Variables) -> tuple[int | None, float]:
+    """Return CONCURRENCY and GPU_FRACTION. Raises UserError."""
+    return variables.whole("CONCURRENCY"), variables.share("GPU_FRACTION", 1.0)
+
+
+def slots_for(loaded: Loaded, variables: Variables) -> "Slots":
+    """Return how many trials run at once on the device that was loaded."""
     from search.engine import device_slots
     from trainable.device import cpu_cores
 
+    concurrency, gpu_frac = check_slot_variables(variables)
     info = loaded.device_info
     return device_slots(
         info.type, device_count=info.count, cores=cpu_cores(), concurrency=concurrency, gpu_frac=gpu_frac

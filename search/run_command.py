@@ -1,6 +1,7 @@
 """`make search`: runs a planned study to its end, or to Ctrl-C, and sums it up. `make baseline` runs it too."""
 
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from results.export import write_best
 from results.ledger import Ledger
@@ -15,6 +16,9 @@ from search.terminal import Preparing, Terminal
 from search.variables import Variables
 from search.view import StudyView
 from search.words import config_words, token_words
+
+if TYPE_CHECKING:
+    from search.work import Work
 
 
 def search_command(variables: Variables, terminal: Terminal) -> int:
@@ -72,13 +76,12 @@ def run_plan(plan: Plan, terminal: Terminal) -> tuple[Study, int]:
     with view:
         recorder = run_study(
             study,
-            plan.space,
+            _work(plan),
             plan.loaded.spec,
             slots=plan.slots,
             ledger=ledger,
             view=view,
             interrupts=interrupts,
-            configs=plan.configs,
         )
     for trial_id, error in recorder.failures.items():
         view.say(f"trial {trial_id} failed: {error}")
@@ -88,6 +91,15 @@ def run_plan(plan: Plan, terminal: Terminal) -> tuple[Study, int]:
     if interrupts.code is not None:
         return study, interrupts.code
     return study, 1 if all(row["status"] == "failed" for row in trials) else 0
+
+
+def _work(plan: Plan) -> "Work":
+    from search.work import list_work, space_work
+
+    if plan.configs is None:
+        return space_work(plan.space)
+    milestones_tokens = plan.space.evaluation_tokens()
+    return list_work(plan.configs, baseline=plan.space.baseline, milestones_tokens=milestones_tokens)
 
 
 def header_lines(plan: Plan, trials_planned: int) -> list[str]:

@@ -48,15 +48,19 @@ class SpaceSearcher(OptunaSearch):  # type: ignore[misc]
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Note an evaluation by the tokens it came after."""
         # Ray reports by iteration; trials of large batches skip milestones, so only tokens compare.
-        self._ot_trials[trial_id].report(result[OBJECTIVE], result["fidelity_tokens"])
+        tokens = result["fidelity_tokens"]
+        # A worker that died goes back to its checkpoint and passes there again.
+        if tokens > self._tokens_of_trial.get(trial_id, -1):
+            self._tokens_of_trial[trial_id] = tokens
+            self._ot_trials[trial_id].report(result[OBJECTIVE], tokens)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell Optuna how the trial ended."""
-        stopped = result is not None and result.get("status") == "running"
-        if stopped:
-            # Ray keeps from the searcher the very result that a trial was stopped at.
+        if result is not None and result.get("status") == "running":
+            # Stopped: Ray keeps from the searcher the very result that the trial was stopped at.
             self.on_trial_result(trial_id, result)
-        super().on_trial_complete(trial_id, None if stopped else result, error)
+            result = None
+        super().on_trial_complete(trial_id, result, error)
 
     def save(self, checkpoint_path: str) -> None:
         """Write nothing: the study's own files are the truth."""
@@ -68,11 +72,12 @@ class SpaceSearcher(OptunaSearch):  # type: ignore[misc]
 def make_sampler(space: SearchSpace, seed: int) -> optuna.samplers.BaseSampler:
     """Return the sampler that the space names; a grid's points are all handed out before it is asked."""
     if space.searcher.name == "tpe":
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        # Groups make conditional parameters proper; the liar keeps parallel trials apart.
-        return optuna.samplers.TPESampler(
-            seed=seed, multivariate=True, group=True, constant_liar=True, n_startup_trials=max(4, space.trials // 3)
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            # Groups make conditional parameters proper; the liar keeps parallel trials apart.
+            return optuna.samplers.TPESampler(
+                seed=seed, multivariate=True, group=True, constant_liar=True, n_startup_trials=max(4, space.trials // 3)
+            )
     return optuna.samplers.RandomSampler(seed=seed)
 
 

@@ -21,7 +21,7 @@ def say_summary(study: Study, terminal: Terminal) -> None:
     if not trials:
         terminal.say("no trial was started")
         return
-    terminal.console.print(leaderboard_table(trials, limit=TABLE_ROWS, statuses=("completed", "stopped", *ENDINGS[2:])))
+    terminal.console.print(leaderboard_table(trials, limit=TABLE_ROWS, statuses=(*ENDINGS, "interrupted")))
     counts = ending_counts(trials)
     terminal.say(", ".join(f"{count} {status.replace('_', ' ')}" for status, count in counts.items() if count))
     terminal.console.print(Panel(Text("\n".join(verdict_lines(study)))))

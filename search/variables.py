@@ -2,7 +2,6 @@
 
 import os
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +39,11 @@ VARIABLES: Mapping[str, str] = MappingProxyType(
         "ENABLE_CHECKPOINTS": "train: True or False (default True)",
         "USE_LR_WARMUP": "True or False: warm-up and cosine, or constant, where LR_SCHEDULE is not set",
         "COMPARE": "baseline: before, to run that configuration beside the documented one",
+        "CONFIRM": "search: 1 confirms the best trials on fresh seeds at the end",
+        "TOP": "confirm: how many of the best trials (default 2)",
+        "SEEDS": "confirm: fresh seeds for each (default 5); attribute: seeds of each combination (default 3)",
+        "FROM": "attribute: documented or before (default before)",
+        "TO": "attribute: documented or before (default documented)",
         "FORMAT": "export: env, json, toml or cli (default env)",
         "TARGET": "diagnose: a study, STUDY/TRIAL, a checkpoint, a folder of them, or a text log",
         "RANGE": "audit: token positions to look at, e.g. 2.0M-2.5M",
@@ -58,7 +62,7 @@ FOLDERS: Mapping[str, str] = MappingProxyType(
     }
 )
 KNOWN = (*VARIABLES, *FOLDERS, *ENV_NAMES)
-_MAKE_OWN = re.compile(r"MAKE\w*|SHELL|PYTHON|\.\w+|CURDIR|MFLAGS|ARGS")
+_MAKE_OWN = re.compile(r"MAKE\w*|SHELL|PYTHON|VENV|\.\w+|CURDIR|MFLAGS|ARGS")
 
 
 @dataclass(frozen=True)
@@ -73,9 +77,12 @@ class Variables:
         return self.values.get(name)
 
     def path(self, name: str) -> Path | None:
-        """Return the value as an absolute path or None."""
+        """Return the value as an absolute path or None. Raises UserError for the home of nobody."""
         text = self.text(name)
-        return Path(text).expanduser().absolute() if text else None
+        try:
+            return Path(text).expanduser().absolute() if text else None
+        except RuntimeError:
+            raise UserError(f"{name}={text!r}: there is no such user. Write the whole path.") from None
 
     def whole(self, name: str, *, low: int = 1) -> int | None:
         """Return the value as a whole number of at least `low`, or None. Raises UserError naming the variable."""
@@ -153,10 +160,8 @@ def _make_words() -> list[str]:
     flags = os.environ.get("MAKEFLAGS", "")
     if "--" not in flags or os.environ.get("MAKELEVEL") != "1":
         return []
-    try:
-        return [word for word in shlex.split(flags.partition("-- ")[2]) if "=" in word]
-    except ValueError:
-        return []
+    # make escapes blanks and backslashes, and leaves quotes as they are.
+    return re.findall(r"(?:\\.|[^\s\\])+", flags.partition("-- ")[2])
 
 
 def _check_name(name: str) -> None:

@@ -14,10 +14,19 @@ from rich.text import Text
 from results.ledger import Ledger
 from results.ranking import baseline_trial, leaderboard
 from results.study import Study
-from search.words import config_words, duration_words, loss_words, status_style, token_words
+from search.words import (
+    config_words,
+    duration_words,
+    loss_words,
+    schedule_words,
+    shape_words,
+    status_style,
+    token_words,
+)
 
 LEADERS_SHOWN = 6
-ENDINGS_SHOWN = 6
+ENDINGS_SHOWN = 4
+RUNNING_SHOWN = 8
 PROGRESS_LINE_INTERVAL_S = 20.0
 
 
@@ -81,16 +90,18 @@ class StudyView:
         """Return the live screen."""
         trials = self.ledger.trials()
         ended = [row for row in trials if row["ended_at"] is not None]
-        bar = ProgressBar(total=max(1, self.trials_planned), completed=len(ended), width=28)
         head = Table.grid(padding=(0, 1))
-        head.add_row(Text("study ") + Text(self.study.name, style="bold"), bar, self._progress_words(trials))
-        parts: list[RenderableType] = [head, _running_table(trials, self.budget_tokens)]
+        bar = ProgressBar(total=max(1, self.trials_planned), completed=len(ended), width=12)
+        head.add_row(bar, self._progress_words(trials))
+        name = Text("study ") + Text(self.study.name, style="bold")
+        parts: list[RenderableType] = [name, head, _running_table(trials, self.budget_tokens)]
         board = leaderboard_table(trials, limit=LEADERS_SHOWN, statuses=("completed", "stopped"))
         if board.row_count:
             parts.append(board)
         if self.notes:
-            lines = [Text(line, style="dim", no_wrap=True, overflow="ellipsis") for _, line in self.notes]
-            parts.append(Group(*lines[-ENDINGS_SHOWN:]))
+            # The newest first: a low terminal cuts off what comes last.
+            lines = [Text(line, style="dim", overflow="fold") for _, line in reversed(self.notes)]
+            parts.append(Group(*lines[:ENDINGS_SHOWN]))
         return Group(*parts)
 
     def _progress_words(self, trials: Sequence[dict[str, Any]]) -> str:
@@ -151,24 +162,25 @@ def leaderboard_table(trials: Sequence[dict[str, Any]], *, limit: int, statuses:
     baseline = baseline_trial(trials)
     base_loss = baseline["val_loss"] if baseline and baseline["status"] == "completed" else None
     table = Table(box=None, padding=(0, 1), pad_edge=False, collapse_padding=True, header_style="bold")
-    for heading in ("trial", "val loss", "v base", "tokens", "batch x block", "LR", "schedule", "ended"):
-        justify: Literal["left", "right"] = "left" if heading in ("trial", "schedule", "ended") else "right"
-        table.add_column(heading, justify=justify, no_wrap=True)
+    # Words wrap and numbers do not, so that 80 columns are enough and no digit is cut.
+    for heading in ("trial", "val loss", "v base", "tokens", "batch x\nblock", "LR", "schedule", "ended"):
+        words = heading in ("schedule", "ended")
+        justify: Literal["left", "right"] = "left" if words or heading == "trial" else "right"
+        table.add_column(heading, justify=justify, no_wrap=not words)
     shown = [row for row in leaderboard(trials) if row["status"] in statuses]
     cut = shown[:limit]
     if baseline is not None and baseline in shown and baseline not in cut:
         cut.append(baseline)
     for row in cut:
         comparable = base_loss is not None and row["status"] == "completed" and not row["is_baseline"]
-        accumulated = f"x{row['grad_accum_steps']}" if row["grad_accum_steps"] > 1 else ""
         table.add_row(
             "baseline" if row["is_baseline"] else f"{row['trial_id']}",
             loss_words(row["val_loss"]),
             f"{row['val_loss'] - base_loss:+.4f}" if comparable else "",
             token_words(row["tokens_seen"]),
-            f"{row['batch_size']}{accumulated} x {row['block_size']}",
+            shape_words(row),
             f"{row['learning_rate']:.2e}",
-            row["lr_schedule"] + (f" {row['warmup_steps']}" if row["warmup_steps"] else ""),
+            schedule_words(row),
             Text(row["status"].replace("_", " "), style=status_style(row["status"])),
             style="cyan" if row["is_baseline"] else "",
         )
@@ -177,10 +189,13 @@ def leaderboard_table(trials: Sequence[dict[str, Any]], *, limit: int, statuses:
 
 def _running_table(trials: Sequence[dict[str, Any]], budget_tokens: int) -> Table:
     table = Table.grid(padding=(0, 1))
-    for row in trials:
-        if row["ended_at"] is None:
-            name = "baseline" if row["is_baseline"] else f"trial {row['trial_id']}"
-            bar = ProgressBar(total=budget_tokens, completed=row["tokens_seen"], width=16)
-            speed = f"{row['tokens_per_s']:,.0f} tokens/s" if row["tokens_per_s"] else "starting"
-            table.add_row(name, bar, f"val loss {loss_words(row['val_loss'])}", speed, config_words(row))
+    running = [row for row in trials if row["ended_at"] is None]
+    for row in running[:RUNNING_SHOWN]:
+        name = "baseline" if row["is_baseline"] else f"trial {row['trial_id']}"
+        bar = ProgressBar(total=budget_tokens, completed=row["tokens_seen"], width=10)
+        speed = f"{token_words(row['tokens_per_s'])} tokens/s" if row["tokens_per_s"] else "starting"
+        config = f"{shape_words(row)}, LR {row['learning_rate']:.2e}, {schedule_words(row)}"
+        table.add_row(name, bar, f"val loss {loss_words(row['val_loss'])}", speed, config)
+    if len(running) > RUNNING_SHOWN:
+        table.add_row(f"{len(running) - RUNNING_SHOWN} more")
     return table

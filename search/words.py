@@ -28,10 +28,22 @@ def duration_words(seconds: float) -> str:
 
 def token_words(tokens: float) -> str:
     """Return a number of tokens as 950, 40.5k, 8.2M."""
-    for scale, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if tokens >= scale:
-            return f"{tokens / scale:.3g}{unit}"
+    for scale, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        # What three digits round to a thousand belongs to the next unit.
+        if tokens >= 0.9995 * scale:
+            return f"{tokens / scale:.3g}{unit}" if tokens < 999.5 * scale else f"{tokens / scale:.0f}{unit}"
     return f"{tokens:.0f}"
+
+
+def shape_words(row: Mapping[str, Any]) -> str:
+    """Return batch x block, such as 32 x 128, or 8x4 x 256 with 4 micro-batches a step."""
+    accumulated = f"x{row['grad_accum_steps']}" if row["grad_accum_steps"] > 1 else ""
+    return f"{row['batch_size']}{accumulated} x {row['block_size']}"
+
+
+def schedule_words(row: Mapping[str, Any]) -> str:
+    """Return the schedule's name and its warm-up steps, if any."""
+    return f"{row['lr_schedule']}" + (f" {row['warmup_steps']}" if row["warmup_steps"] else "")
 
 
 def config_words(row: Mapping[str, Any]) -> str:

@@ -13,6 +13,9 @@ from trainable.errors import UserError
 
 TEXT_SUFFIXES = (".txt", ".text", ".md")
 CHUNK_CHARS = 1 << 20
+SHINGLE_WORDS = 8
+MAX_REPEATED_FRAC = 0.2
+"""A paragraph of the embedded text goes when more of its runs of 8 words than this came before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,9 +29,16 @@ class TextChunk:
 
 
 def cache_dir() -> Path:
-    """Return the folder for token caches (CACHE_DIR, default .cache/ beside the packages), created if missing."""
-    path = Path(os.environ.get("CACHE_DIR") or Path(__file__).parent.parent / ".cache").expanduser().absolute()
-    path.mkdir(parents=True, exist_ok=True)
+    """Return the folder for token caches (CACHE_DIR, default .cache/ beside the packages), created if missing.
+
+    Raises UserError when it cannot be.
+    """
+    given = os.environ.get("CACHE_DIR") or str(Path(__file__).parent.parent / ".cache")
+    try:
+        path = Path(given).expanduser().absolute()
+        path.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"CACHE_DIR={given} cannot be used: {_reason(error)}. Name a folder to write to.") from None
     return path
 
 
@@ -39,7 +49,15 @@ def source_files(source: str | None) -> list[Path]:
     """
     if source is None:
         return [_embedded_file()]
-    path = Path(source).expanduser().absolute()
+    try:
+        path = Path(source).expanduser().absolute()
+        path.stat()
+    except FileNotFoundError:
+        pass
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"TRAINING_DATA_SOURCE={source} cannot be used: {_reason(error)}. Name a text file or a folder of them."
+        ) from None
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.suffix.lower() in TEXT_SUFFIXES and p.is_file())
         if not files:
@@ -73,7 +91,7 @@ def iter_chunks(files: list[Path]) -> Iterator[TextChunk]:
         except UnicodeDecodeError:
             raise UserError(_not_utf8(path)) from None
         except OSError as error:
-            raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+            raise UserError(f"{path} cannot be read: {_reason(error)}.") from None
 
 
 def text_fingerprint(files: list[Path]) -> str:
@@ -87,10 +105,14 @@ def text_fingerprint(files: list[Path]) -> str:
                     size_bytes += len(block)
                     digest.update(block)
         except OSError as error:
-            raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+            raise UserError(f"{path} cannot be read: {_reason(error)}.") from None
     if size_bytes == 0:
         raise UserError(f"{files[0]} is empty. Name a TRAINING_DATA_SOURCE with text in it.")
     return digest.hexdigest()
+
+
+def _reason(error: Exception) -> str:
+    return (getattr(error, "strerror", None) or str(error)).rstrip(".")
 
 
 def _not_utf8(path: Path) -> str:
@@ -107,9 +129,13 @@ def _not_utf8(path: Path) -> str:
     return f"{path} is not UTF-8 text: it ends inside a character. Convert it to UTF-8."
 
 
+def embedded_path() -> Path:
+    """Return where the embedded text is cached, whether it is there yet or not."""
+    return cache_dir() / f"embedded-text-python-{'-'.join(str(part) for part in sys.version_info[:3])}.txt"
+
+
 def _embedded_file() -> Path:
-    version = "-".join(str(part) for part in sys.version_info[:3])
-    path = cache_dir() / f"embedded-python-{version}.txt"
+    path = embedded_path()
     if not path.exists():
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
         temporary.write_text(embedded_text(), encoding="utf-8")
@@ -125,11 +151,27 @@ def embedded_text() -> str:
     from pydoc_data.topics import topics
 
     passages = set(topics.values())
-    for path in sorted(Path(sysconfig.get_paths()["stdlib"]).rglob("*.py")):
-        if not {"site-packages", "test", "tests", "idlelib", "turtledemo"} & set(path.parts):
+    stdlib = Path(sysconfig.get_paths()["stdlib"])
+    for path in sorted(stdlib.rglob("*.py")):
+        if not {"site-packages", "test", "tests", "idlelib", "turtledemo"} & set(path.relative_to(stdlib).parts):
             passages.update(_docstrings(path))
     ordered = sorted(passages, key=lambda text: hashlib.sha256(text.encode()).digest())
-    return "\n\n".join(ordered) + "\n"
+    return "\n\n".join(_without_repeats(ordered)) + "\n"
+
+
+def _without_repeats(passages: list[str]) -> Iterator[str]:
+    # Docstrings are copied from module to module: left in, the validation text would be found in the training text.
+    seen: set[int] = set()
+    for passage in passages:
+        kept = []
+        for paragraph in passage.split("\n\n"):
+            words = paragraph.split()
+            shingles = {hash(tuple(words[i : i + SHINGLE_WORDS])) for i in range(len(words) - SHINGLE_WORDS + 1)}
+            if len(shingles & seen) <= MAX_REPEATED_FRAC * len(shingles):
+                kept.append(paragraph)
+            seen |= shingles
+        if kept:
+            yield "\n\n".join(kept)
 
 
 def _docstrings(path: Path) -> Iterator[str]:

@@ -37,7 +37,7 @@ def train(
     """
     val_windows = eval_windows(corpus.val, protocol)
     since = _Window(state)
-    yield _evaluated(state, since, val_windows, train_loss=evaluate(state.model, eval_windows(corpus.train, protocol)))
+    yield _evaluated(state, since, val_windows, train_loss=evaluate(state.model, _train_windows(corpus, protocol)))
     since = _Window(state)
     while state.optimizer_steps < state.config.training_steps:
         row, skipped = _step(state, corpus)
@@ -64,6 +64,12 @@ def train(
                 return
             yield metrics
             since = _Window(state)
+
+
+def _train_windows(corpus: Corpus, protocol: EvalProtocol) -> torch.Tensor:
+    # Before the first step there is no mean of steps to show; a glance at the training text is enough.
+    tokens = max(protocol.block_size, protocol.tokens // 8)
+    return eval_windows(corpus.train, EvalProtocol(block_size=protocol.block_size, tokens=tokens))
 
 
 def _step(state: TrainState, corpus: Corpus) -> tuple[StepRow, bool]:
