@@ -175,6 +175,14 @@ def _rank(baseline_id: int, verdicts: Sequence[CandidateVerdict]) -> tuple[int, 
     return tuple(sorted(places, key=lambda trial_id: (places[trial_id], trial_id)))
 
 
+def proven_trial_id(confirmation: Confirmation | None) -> int | None:
+    """Return the trial that is proven better than the baseline by the most, or None."""
+    if confirmation is None:
+        return None
+    better = {verdict.trial_id for verdict in confirmation.verdicts if verdict.outcome == "better"}
+    return next((trial_id for trial_id in confirmation.rank_by_confirmation if trial_id in better), None)
+
+
 def judge(
     baseline: Mapping[int, float | None],
     candidates: Mapping[int, Mapping[int, float | None]],

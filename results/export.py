@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from results.atomic import write_atomic
+from results.confirmation import CandidateVerdict, load_confirmation, proven_trial_id
 from results.ranking import baseline_trial, best_trial, ending_counts
 from results.study import Study, shown
 from trainable.config import ENV_NAMES, HYPERPARAMETERS, TrialConfig
@@ -43,6 +44,8 @@ class _Best:
     checkpoint_path: str | None
     eval_block_size: int
     eval_tokens: int
+    verdict: CandidateVerdict | None
+    """What fresh seeds said of it; None when it was not confirmed."""
 
     @property
     def baseline_val_loss(self) -> float | None:
@@ -81,8 +84,8 @@ def export_json(study: Study) -> str:
         "val_loss": best.trial["val_loss"],
         "baseline_val_loss": base,
         "val_loss_difference": None if base is None else best.trial["val_loss"] - base,
-        "seeds": 1,
-        "confirmed": False,
+        "seeds": best.verdict.seeds if best.verdict else 1,
+        "confirmed": best.verdict is not None and best.verdict.outcome == "better",
         "tokens_seen": best.trial["tokens_seen"],
         "evaluation": {"block_size": best.eval_block_size, "tokens": best.eval_tokens},
         "model": best.model,
@@ -118,7 +121,9 @@ def write_best(study: Study) -> None:
 
 def _load(study: Study) -> _Best:
     trials = study.trials()
-    trial = best_trial(trials)
+    confirmation = load_confirmation(study)
+    proven = proven_trial_id(confirmation)
+    trial = best_trial(trials) if proven is None else next(row for row in trials if row["trial_id"] == proven)
     if trial is None:
         ended = ", ".join(f"{count} {status}" for status, count in ending_counts(trials).items() if count)
         raise UserError(f"study {study.name} has no completed trial to export ({ended or 'none has started'}).")
@@ -135,6 +140,9 @@ def _load(study: Study) -> _Best:
             checkpoint_path=None if document["checkpoint_path"] is None else _text(document["checkpoint_path"]),
             eval_block_size=int(document["evaluation"]["block_size"]),
             eval_tokens=int(document["evaluation"]["tokens"]),
+            verdict=next((v for v in confirmation.verdicts if v.trial_id == trial["trial_id"]), None)
+            if confirmation
+            else None,
         )
     except KeyError as err:
         raise UserError(f"{shown(study.study_json)}: there is no key {err}.") from None
@@ -164,7 +172,8 @@ def _env(best: _Best) -> dict[str, str]:
     }
     assert tuple(values) == ENV_ORDER
     return {
-        name: "" if value is None else value if isinstance(value, str) else repr(value) for name, value in values.items()
+        name: "" if value is None else value if isinstance(value, str) else repr(value)
+        for name, value in values.items()
     }
 
 
@@ -185,7 +194,7 @@ def _notes(best: _Best) -> list[str]:
     notes = [
         f"study {best.study}, trial {trial['trial_id']}, after {trial['tokens_seen']} training tokens",
         loss,
-        "one seed, not confirmed",
+        _proof_note(best.verdict),
         f"evaluated on {best.eval_tokens} held-out tokens, the same for every trial, "
         f"context {best.eval_block_size}, fp32, dropout off",
         *_script_notes(best),
@@ -196,6 +205,12 @@ def _notes(best: _Best) -> list[str]:
             f"{_SCRIPTS} would also continue its step count"
         )
     return [_plain(note) for note in notes]
+
+
+def _proof_note(verdict: CandidateVerdict | None) -> str:
+    if verdict is None:
+        return "one seed, not confirmed"
+    return f"on {verdict.seeds} fresh seeds: {verdict.words}"
 
 
 def _script_notes(best: _Best) -> Iterable[str]:

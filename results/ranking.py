@@ -52,9 +52,15 @@ def _loss(trial: dict[str, Any]) -> float:
     return loss if loss is not None and math.isfinite(loss) else math.inf
 
 
+def search_trials(trials: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the search's own trials: those on the baseline's seed. Others repeat one of them to confirm it."""
+    baseline = baseline_trial(trials)
+    return [row for row in trials if baseline is None or row["seed"] == baseline["seed"]]
+
+
 def best_trial(trials: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """Return the completed trial of the lowest val_loss, the baseline among them; None when none has one."""
-    first = next(iter(leaderboard(trials)), None)
+    """Return the search's completed trial of the lowest val_loss, the baseline among them; None when none has one."""
+    first = next(iter(leaderboard(search_trials(trials))), None)
     return first if first and first["status"] == "completed" and math.isfinite(_loss(first)) else None
 
 

@@ -24,6 +24,9 @@ COMMANDS = {
     "train": ("search.train_command:train_command", "train one configuration"),
     "confirm": ("search.confirm_command:confirm_command", "run the best trials again on fresh seeds: is it proven?"),
     "attribute": ("search.attribute_command:attribute_command", "find which of the changed settings did it"),
+    "report": ("search.report_command:report_command", "write a study's report.html and report.md"),
+    "diagnose": ("search.diagnose_command:diagnose_command", "say what is wrong with a study, log or checkpoint"),
+    "audit": ("search.audit_command:audit_command", "say what is wrong with the text, by token position"),
     "export": ("search.export_command:export_command", "print a study's best configuration"),
     "spaces": ("search.spaces_command:spaces_command", "list and check the space files"),
     "variables": ("search.variables_command:variables_command", "list the variables and their meanings"),
@@ -48,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
+        terminal.document({"error": "interrupted"})
         return INTERRUPTED
     except BrokenPipeError:
         # The reader of a pipe, `| head` say, had enough.

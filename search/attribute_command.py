@@ -21,6 +21,7 @@ from results.study import LATEST, Study, create_study, list_studies, open_study,
 from search.inputs import check_fit
 from search.preflight_command import PREFLIGHT_FAILED, passes_preflight
 from search.reopen import Reopened, config_of_row, load_like, reopen, run_more
+from search.report_command import write_reports
 from search.study_document import common_document
 from search.terminal import Preparing, Terminal
 from search.variables import Variables
@@ -188,6 +189,7 @@ def _conclude(design: Design, study: Study, terminal: Terminal) -> int:
     found = attribute(losses, design.settings, before_name=design.before_name, after_name=design.after_name)
     for place in _places(design, study):
         write_attribution(place, found)
+        write_reports(place)
     picture = study.path / "attribution.png"
     write_plot(found, picture)
     terminal.console.print(render(found))

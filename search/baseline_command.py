@@ -1,5 +1,6 @@
 """`make baseline`: the documented configuration alone, through the engine of a search; documented against measured."""
 
+from dataclasses import asdict
 from typing import Any
 
 from rich.table import Table
@@ -8,7 +9,7 @@ from results.study import Study
 from results.tables import STEPS, read_rows
 from search.plan import make_plan
 from search.preflight_command import PREFLIGHT_FAILED
-from search.run_command import is_sound, run_plan
+from search.run_command import finish_study, is_sound, run_plan
 from search.terminal import Preparing, Terminal
 from search.variables import Variables
 from search.words import loss_words, token_words
@@ -33,6 +34,7 @@ def baseline_command(variables: Variables, terminal: Terminal) -> int:
     if not is_sound(plan, variables, terminal):
         return PREFLIGHT_FAILED
     study, code = run_plan(plan, terminal)
+    finish_study(study, terminal)
     names = [plan.space.baseline_name, *([compare] if compare else [])]
     measured = [
         _measured(study, row, name, plan.loaded.spec.unigram_entropy, plan.loaded.spec.from_scratch)
@@ -43,7 +45,8 @@ def baseline_command(variables: Variables, terminal: Terminal) -> int:
     ratio = _speed_ratio(measured)
     if ratio is not None:
         terminal.say(f"speed: the baseline does {ratio:.2f} times the tokens/s of {compare}, both run side by side")
-    terminal.document({"study": study.name, "path": str(study.path), "runs": measured, "speed_ratio": ratio})
+    runs = [{**facts, "config": asdict(facts["config"])} for facts in measured]
+    terminal.document({"study": study.name, "path": str(study.path), "runs": runs, "speed_ratio": ratio})
     return code
 
 

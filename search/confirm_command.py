@@ -19,6 +19,7 @@ from results.export import write_best
 from results.ledger import Ledger
 from results.study import LATEST, Study, open_study
 from search.reopen import Reopened, config_of_row, reopen, run_more
+from search.report_command import write_reports
 from search.terminal import Preparing, Terminal
 from search.variables import Variables
 from search.words import config_words
@@ -31,8 +32,9 @@ DEFAULT_SEEDS = 5
 def confirm_command(variables: Variables, terminal: Terminal) -> int:
     """Confirm STUDY's best TOP trials on SEEDS fresh seeds; return the exit code."""
     study = open_study(variables.text("STUDY") or LATEST, but_kind="train")
-    top, seeds = variables.whole("TOP") or DEFAULT_TOP, variables.whole("SEEDS") or DEFAULT_SEEDS
-    code = confirm_study(study, variables, terminal, top=top, seeds=seeds)
+    code = confirm_study(study, variables, terminal)
+    write_best(study)
+    write_reports(study)
     confirmation = load_confirmation(study)
     assert confirmation is not None
     say_confirmation(study, confirmation, terminal)
@@ -40,8 +42,9 @@ def confirm_command(variables: Variables, terminal: Terminal) -> int:
     return code
 
 
-def confirm_study(study: Study, variables: Variables, terminal: Terminal, *, top: int, seeds: int) -> int:
-    """Plan the confirmation, or take up the one that was begun, and run what is missing of it."""
+def confirm_study(study: Study, variables: Variables, terminal: Terminal) -> int:
+    """Plan the confirmation, or take up the one that was begun, and run what is missing of it; return the exit code."""
+    top, seeds = variables.whole("TOP") or DEFAULT_TOP, variables.whole("SEEDS") or DEFAULT_SEEDS
     trials = study.trials()
     known = load_confirmation(study)
     unfinished = known is not None and not known.verdicts
@@ -62,7 +65,6 @@ def confirm_study(study: Study, variables: Variables, terminal: Terminal, *, top
     code = _run_missing(reopened, runs, trials, terminal, ledger)
     rows = {row["trial_id"]: row for row in study.trials()}
     write_confirmation(study, confirm(trials, [_measured(run, rows) for run in runs]))
-    write_best(study)
     return code or 0
 
 

@@ -76,8 +76,8 @@ def run_study(
     ledger: Ledger,
     view: StudyView,
     interrupts: Interrupts,
-) -> StudyRecorder:
-    """Run the work's trials, writing `study` as it goes; return the recorder.
+) -> None:
+    """Run the work's trials, writing `study` as it goes.
 
     Interrupted by Ctrl-C or SIGTERM it returns as well, with the running trials noted as interrupted.
     """
@@ -110,7 +110,6 @@ def run_study(
         # A worker that was killed while it saved.
         for unfinished in study.path.glob("checkpoints/*/.*.tmp"):
             unfinished.unlink(missing_ok=True)
-    return recorder
 
 
 class LeaveOnSignal(Callback):  # type: ignore[misc]
@@ -140,7 +139,8 @@ def prune_checkpoints(study: Study, ledger: Ledger) -> None:
 
 
 def _start_ray(slots: Slots) -> None:
-    logging.getLogger("ray").setLevel(logging.ERROR)
+    # A trial's failure is told by the recorder, in a line; its traceback is in search.log.
+    logging.getLogger("ray").setLevel(logging.CRITICAL)
     ray.init(
         num_cpus=slots.count * slots.threads,
         include_dashboard=False,

@@ -58,6 +58,7 @@ def make_plan(variables: Variables, *, kind: str, progress: Preparing, compare: 
     make_rules(space.stability)
     name = study_name(variables, space.name if kind == "search" else kind)
     check_slot_variables(variables)
+    configs = _configs(space, compare) if kind == "baseline" else None
     inputs = check_inputs(variables, progress=progress)
     loaded = load_inputs(
         inputs,
@@ -67,7 +68,6 @@ def make_plan(variables: Variables, *, kind: str, progress: Preparing, compare: 
         init_from=inputs.checkpoint_path,
         progress=progress,
     )
-    configs = _configs(space, compare) if kind == "baseline" else None
     largest = max(configs, key=lambda config: config.tokens_per_step) if configs else largest_config(space)
     progress("checking that model, text and space fit together", 0.0)
     check_fit(loaded, configs or [space.baseline, largest])

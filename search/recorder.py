@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from ray.tune import Callback
 from ray.tune.experiment import Trial
+from rich.text import Text
 
 from results.ledger import Ledger
 from search.scheduler import TokenASHA
@@ -24,8 +26,6 @@ class StudyRecorder(Callback):  # type: ignore[misc]
         self._scheduler = scheduler
         self._view = view
         self._on_completed = on_completed
-        self.failures: dict[int, str] = {}
-        """The last line of the error of every failed trial."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Return nothing: Ray pickles callbacks for a restore that studies never use, and a live screen has locks."""
@@ -59,10 +59,12 @@ class StudyRecorder(Callback):  # type: ignore[misc]
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Close a trial that raised; its retries are used up."""
-        error = trial.get_error() if hasattr(trial, "get_error") else None
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        self.failures[trial.config["trial_id"]] = lines[-1].strip() if lines else "unknown error"
-        self._end(trial, "failed", trial.last_result or {})
+        # trial.get_error() reads the storage's copy, which comes later.
+        text = Path(trial.error_file).read_text(encoding="utf-8", errors="replace") if trial.error_file else ""
+        text = Text.from_ansi(text).plain
+        reason = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "unknown error")
+        self._view.log(text.strip())
+        self._end(trial, "failed", {**(trial.last_result or {}), "evidence": reason})
 
     def _end(self, trial: Trial, status: TrialStatus, result: dict[str, Any]) -> None:
         verdict = result.get("verdict")

@@ -105,7 +105,7 @@ def run_more(reopened: Reopened, work: "Work", terminal: Terminal, ledger: Ledge
     interrupts = Interrupts()
     view.say(f"study {shown(reopened.study.path)}: {work.trials_count} more runs, starting Ray ...")
     with view:
-        recorder = run_study(
+        run_study(
             reopened.study,
             work,
             reopened.loaded.spec,
@@ -114,8 +114,6 @@ def run_more(reopened: Reopened, work: "Work", terminal: Terminal, ledger: Ledge
             view=view,
             interrupts=interrupts,
         )
-    for trial_id, error in recorder.failures.items():
-        view.say(f"trial {trial_id} failed: {error}")
     return interrupts.code
 
 

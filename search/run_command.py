@@ -7,9 +7,11 @@ from results.export import write_best
 from results.ledger import Ledger
 from results.ranking import best_trial
 from results.study import Study, create_study
+from search.confirm_command import confirm_study
 from search.interrupts import Interrupts
 from search.plan import Plan, make_plan
 from search.preflight_command import PREFLIGHT_FAILED, passes_preflight
+from search.report_command import write_reports
 from search.study_document import study_document
 from search.summary import say_summary, summary_document
 from search.terminal import Preparing, Terminal
@@ -28,9 +30,20 @@ def search_command(variables: Variables, terminal: Terminal) -> int:
     if not is_sound(plan, variables, terminal):
         return PREFLIGHT_FAILED
     study, code = run_plan(plan, terminal)
+    if code == 0 and variables.flag("CONFIRM"):
+        code = confirm_study(study, variables, terminal)
+    finish_study(study, terminal)
     say_summary(study, terminal)
     terminal.document(summary_document(study))
     return code
+
+
+def finish_study(study: Study, terminal: Terminal) -> None:
+    """Write what is read after a study: the best configuration and the report."""
+    if best_trial(study.trials()) is not None:
+        write_best(study)
+    with terminal.console.status("writing the report ..."):
+        write_reports(study)
 
 
 def is_sound(plan: Plan, variables: Variables, terminal: Terminal) -> bool:
@@ -74,7 +87,7 @@ def run_plan(plan: Plan, terminal: Terminal) -> tuple[Study, int]:
         view.say(line)
     interrupts = Interrupts()
     with view:
-        recorder = run_study(
+        run_study(
             study,
             _work(plan),
             plan.loaded.spec,
@@ -83,11 +96,7 @@ def run_plan(plan: Plan, terminal: Terminal) -> tuple[Study, int]:
             view=view,
             interrupts=interrupts,
         )
-    for trial_id, error in recorder.failures.items():
-        view.say(f"trial {trial_id} failed: {error}")
     trials = study.trials()
-    if best_trial(trials) is not None:
-        write_best(study)
     if interrupts.code is not None:
         return study, interrupts.code
     return study, 1 if all(row["status"] == "failed" for row in trials) else 0

@@ -5,6 +5,7 @@ from typing import Any
 from rich.panel import Panel
 from rich.text import Text
 
+from results.confirmation import load_confirmation, proven_trial_id
 from results.ranking import baseline_trial, best_trial, ending_counts, leaderboard, savings
 from results.study import Study, shown
 from search.terminal import Terminal
@@ -49,11 +50,15 @@ def verdict_lines(study: Study) -> list[str]:
     if best["is_baseline"]:
         return [f"the baseline is the best: val loss {loss_words(best['val_loss'])}; no trial beat it"]
     gain = baseline["val_loss"] - best["val_loss"]
+    confirmation = load_confirmation(study)
+    verdict = (
+        next((one for one in confirmation.verdicts if one.trial_id == best["trial_id"]), None) if confirmation else None
+    )
+    proof = "one seed each, so not proven yet" if verdict is None else f"on {verdict.seeds} fresh seeds {verdict.words}"
     return [
         f"best: trial {best['trial_id']}, val loss {loss_words(best['val_loss'])}; {config_words(best)}",
         f"baseline: val loss {loss_words(baseline['val_loss'])}; {config_words(baseline)}",
-        f"{gain:.4f} nats/token lower on the same held-out tokens at the same token budget; "
-        "one seed each, so not proven yet",
+        f"{gain:.4f} nats/token lower on the same held-out tokens at the same token budget; {proof}",
     ]
 
 
@@ -65,8 +70,10 @@ def next_lines(study: Study) -> list[str]:
         "",
         "next:",
         f'  eval "$(make -s export STUDY={study.name})" && make train    train that configuration',
+        f"  make confirm STUDY={study.name}    is it proven? the best two again on five fresh seeds",
+        f"  make attribute STUDY={study.name}    which of the changed settings did it?",
         f"  make search SPACE=schedule BASELINE={study.name}    bring the schedule back around it",
-        f"  all that was measured: {shown(study.path)}",
+        f"  report: {shown(study.path / 'report.html')}; all that was measured: {shown(study.path)}",
     ]
 
 
@@ -79,7 +86,7 @@ def summary_document(study: Study) -> dict[str, Any]:
         "path": str(study.path),
         "best": best_trial(trials),
         "baseline": baseline_trial(trials),
-        "proven": False,
+        "proven": proven_trial_id(load_confirmation(study)) is not None,
         "endings": {status: count for status, count in ending_counts(trials).items() if count},
         "device_s_spent": spent.device_s_spent,
         "device_s_full": spent.device_s_full,

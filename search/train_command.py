@@ -66,7 +66,7 @@ def train_command(variables: Variables, terminal: Terminal) -> int:
     row = study.trials()[0]
     terminal.say(f"{status}: val loss {row['val_loss']}, {token_words(row['tokens_seen'])} tokens; {study.path}")
     terminal.document({"study": study.name, "path": str(study.path), "status": status, "trial": row})
-    return interrupts.code or EXIT_CODES[status]
+    return (status == "interrupted" and interrupts.code) or EXIT_CODES[status]
 
 
 def make_train_plan(variables: Variables, progress: Preparing) -> TrainPlan:
@@ -171,9 +171,22 @@ def _train(
 ) -> TrialStatus:
     ledger = Ledger(study)
     ledger.start_trial(0, is_baseline=False, config=plan.config, started_at=datetime.now(UTC))
+    try:
+        status, verdict = _follow(plan, state, study, ledger, terminal, interrupts)
+        if status != "unstable" and plan.checkpoint_interval_steps:
+            _save(plan, state, study)
+    except BaseException as error:
+        ended: TrialStatus = "out_of_memory" if isinstance(error, UserError) else "failed"
+        _close(ledger, state, "interrupted" if isinstance(error, KeyboardInterrupt) else ended, None)
+        raise
+    _close(ledger, state, status, verdict)
+    return status
+
+
+def _follow(
+    plan: TrainPlan, state: "TrainState", study: Study, ledger: Ledger, terminal: Terminal, interrupts: Interrupts
+) -> tuple[TrialStatus, Verdict | None]:
     log = TrainLog(plan.config.training_steps, say=terminal.say)
-    status: TrialStatus = "completed"
-    verdict: Verdict | None = None
     for row in _rows(plan, state):
         log.tell(row)
         match row:
@@ -183,25 +196,26 @@ def _train(
             case MetricsRow():
                 ledger.add_metrics(0, row, None)
             case Verdict():
-                status, verdict = "unstable", row
-        if interrupts.code is not None:
-            status = "interrupted"
-            break
-    if status != "unstable" and plan.checkpoint_interval_steps:
-        _save(plan, state, study)
+                return "unstable", row
+        # After the last step only its evaluation is left, which is shorter than doing the run again.
+        if interrupts.code is not None and state.optimizer_steps < plan.config.training_steps:
+            return "interrupted", None
+    return "completed", None
+
+
+def _close(ledger: Ledger, state: "TrainState", status: TrialStatus, verdict: Verdict | None) -> None:
     if status == "interrupted":
         ledger.interrupt(datetime.now(UTC))
-    else:
-        ledger.end_trial(
-            0,
-            status=status,
-            verdict=verdict,
-            ended_at=datetime.now(UTC),
-            optimizer_steps=state.optimizer_steps,
-            tokens_seen=state.tokens_seen,
-            active_s=state.active_s,
-        )
-    return status
+        return
+    ledger.end_trial(
+        0,
+        status=status,
+        verdict=verdict,
+        ended_at=datetime.now(UTC),
+        optimizer_steps=state.optimizer_steps,
+        tokens_seen=state.tokens_seen,
+        active_s=state.active_s,
+    )
 
 
 def _rows(plan: TrainPlan, state: "TrainState") -> Iterator[Any]:

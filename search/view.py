@@ -75,14 +75,15 @@ class StudyView:
         if self._live is None:
             self.say(line)
         else:
-            self._log(line)
+            self.log(line)
 
     def say(self, line: str) -> None:
         """Print a line and keep it in search.log."""
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
-        self._log(line)
+        self.log(line)
 
-    def _log(self, line: str) -> None:
+    def log(self, line: str) -> None:
+        """Keep a line in search.log alone."""
         with self.study.log_path.open("a", encoding="utf-8") as log:
             log.write(f"{time.strftime('%H:%M:%S')} {line}\n")
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from results.confirmation import ConfirmationRun, confirm, write_confirmation
 from results.export import ENV_ORDER, export_cli, export_env, export_json, export_toml, write_best
 from results.study import Study, create_study
 from results.tables import TRIALS, write_table
@@ -48,7 +49,7 @@ def make_study(
         study = create_study("one", make_document("one", **document))
         if trials is None:
             trials = [
-                make_trial(0, val_loss=4.5, tokens_seen=409_600),
+                make_trial(0, val_loss=4.5, tokens_seen=409_600, seed=config.seed),
                 make_trial(7, val_loss=4.25, tokens_seen=409_600, **asdict(config)),
                 make_trial(8, "stopped", 4.0, rung=1),
             ]
@@ -288,3 +289,31 @@ def test_the_files_are_what_is_printed(make_study: MakeStudy) -> None:
         "study.json",
         "trials.parquet",
     ]
+
+
+def test_the_proven_trial_is_exported_before_the_luckiest(
+    make_study: MakeStudy, make_trial: Callable[..., dict[str, Any]]
+) -> None:
+    trials = [make_trial(0, val_loss=4.5), make_trial(1, val_loss=4.2), make_trial(2, val_loss=4.3, batch_size=16)]
+    runs = [
+        ConfirmationRun(
+            source_trial_id=source, seed=seed, trial_id=10 * source + seed, val_loss=loss, status="completed"
+        )
+        for source, losses in {0: (4.5, 4.51, 4.49), 1: (4.4, 4.6, 4.5), 2: (4.3, 4.31, 4.29)}.items()
+        for seed, loss in enumerate(losses, start=1)
+    ]
+    study = make_study(trials=trials)
+    assert json.loads(export_json(study))["trial_id"] == 1
+    write_confirmation(study, confirm(trials, runs))
+    document = json.loads(export_json(study))
+    assert (document["trial_id"], document["confirmed"], document["seeds"]) == (2, True, 3)
+    assert "better than the baseline" in export_env(study)
+
+
+def test_a_run_on_another_seed_is_never_the_best(
+    make_study: MakeStudy, make_trial: Callable[..., dict[str, Any]]
+) -> None:
+    study = make_study(
+        trials=[make_trial(0, val_loss=4.5), make_trial(1, val_loss=4.2), make_trial(2, val_loss=1.0, seed=9)]
+    )
+    assert json.loads(export_json(study))["trial_id"] == 1

@@ -1,0 +1,211 @@
+"""A RunTrace seen at a glance: its start, its coarse curve, its noise, what the stability monitor says. No findings."""
+
+import math
+import statistics
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from results.trace import Column, RunTrace
+from trainable.stability import Finding, judge_trace
+
+GPT2_VOCAB_SIZE = 50_257
+DENSE_ROWS = 100
+"""With fewer recorded losses the monitor's windows, made for single steps, have nothing to hold."""
+COARSE_BINS = 40
+CUSTOMARY_VOCAB_SIZES = (
+    *(256, 512, 1000, 1024, 2000, 2048, 4000, 4096, 5000, 8000, 8192, 16000, 16384, 30522, 32000, 32768, 65536, 128256),
+)
+"""Sizes to which tokenizers are trained, but for 10,000: its ln is where GPT-2 on doubly shifted labels starts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What is known of a run beside its trace; None is unknown."""
+
+    vocab_size: int | None = None
+    pretrained: bool | None = None
+    """Whether it began from weights that had learned the language."""
+    unigram_entropy: float | None = None
+    """Of its training tokens, nats/token."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """Finite values at rising steps."""
+
+    steps: tuple[int, ...]
+    values: tuple[float, ...]
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def between(self, first: float, last: float) -> list[float]:
+        """Return the values at steps from `first` to `last`, both included."""
+        return list(self.values[bisect_left(self.steps, first) : bisect_right(self.steps, last)])
+
+    def at(self, step: int) -> float | None:
+        """Return the value recorded at `step`."""
+        index = bisect_left(self.steps, step)
+        return self.values[index] if index < len(self.steps) and self.steps[index] == step else None
+
+    def near(self, step: int) -> float:
+        """Return the value recorded nearest to `step`."""
+        index = bisect_left(self.steps, step)
+        around = range(max(0, index - 1), min(index + 1, len(self.steps)))
+        return self.values[min(around, key=lambda index: abs(self.steps[index] - step))]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunView:
+    """What the rules look at."""
+
+    trace: RunTrace
+    vocab_size: int
+    vocab_is_known: bool
+    pretrained: bool | None
+    unigram_entropy: float | None
+    train: Curve
+    val: Curve
+    grad_norm: Curve
+    learning_rate: Curve
+    coarse: Curve
+    """The training loss (the validation loss where there is none): its rows, or medians of at most 40 stretches."""
+    start_loss: float | None
+    """The first row's, the lower of training and validation."""
+    start_step: int
+    starts_at_start: bool
+    """The first loss is that of (nearly) untouched weights."""
+    is_resumed: bool
+    is_dense: bool
+    findings: tuple[Finding, ...]
+    """The monitor's, by step of the trace; of a dense run only."""
+
+    @property
+    def uniform_loss(self) -> float:
+        """What guessing all tokens alike costs."""
+        return math.log(self.vocab_size)
+
+    @property
+    def last_step(self) -> int:
+        """The last step recorded."""
+        return self.trace.steps[-1]
+
+    @property
+    def done_frac(self) -> float | None:
+        """Share of the announced steps that was recorded; None when none was announced."""
+        return self.last_step / self.trace.total_steps if self.trace.total_steps else None
+
+    @property
+    def peak_lr(self) -> float | None:
+        """The highest learning rate recorded, else announced."""
+        if self.learning_rate.values:
+            return max(self.learning_rate.values)
+        try:
+            return float(self.trace.announced["learning_rate"])
+        except (KeyError, ValueError):
+            return None
+
+    @property
+    def from_scratch(self) -> bool:
+        """Whether the weights began random, told or as it looks."""
+        if self.pretrained is not None:
+            return not self.pretrained
+        return self.start_loss is not None and not self.is_resumed and self.fitting_vocab_size is not None
+
+    @property
+    def fitting_vocab_size(self) -> int | None:
+        """The known or a customary vocabulary size for which the first loss is that of random weights."""
+        if self.start_loss is None or not self.starts_at_start:
+            return None
+        if -0.05 <= self.start_loss - self.uniform_loss <= 0.3:
+            return self.vocab_size
+        if self.vocab_is_known:
+            return None
+        fits = (size for size in CUSTOMARY_VOCAB_SIZES if -0.02 <= self.start_loss - math.log(size) <= 0.1)
+        return next(fits, None)
+
+
+def view(trace: RunTrace, context: Context) -> RunView:
+    """Return the trace with all that the rules need of it."""
+    train, val = _curve(trace, "train_loss"), _curve(trace, "val_loss")
+    dense_steps, dense_values = trace.series("train_loss")
+    is_dense = len(dense_steps) >= DENSE_ROWS
+    main = train if len(train) >= len(val) else val
+    first = min((curve.steps[0] for curve in (train, val) if curve.steps), default=0)
+    start = [curve.values[0] for curve in (train, val) if curve.steps and curve.steps[0] == first]
+    announced_vocab = trace.announced.get("vocab_size")
+    vocab_size = context.vocab_size or (int(announced_vocab) if announced_vocab else None)
+    pretrained = context.pretrained
+    if pretrained is None and "pretrained" in trace.announced:
+        pretrained = trace.announced["pretrained"] == "yes"
+    interval = main.steps[1] - main.steps[0] if len(main) > 1 else 0
+    is_resumed = "resumed" in trace.announced or first > max(2 * interval, 100)
+    partial = RunView(
+        trace=trace,
+        vocab_size=vocab_size or GPT2_VOCAB_SIZE,
+        vocab_is_known=vocab_size is not None,
+        pretrained=pretrained,
+        unigram_entropy=context.unigram_entropy,
+        train=train,
+        val=val,
+        grad_norm=_curve(trace, "grad_norm"),
+        learning_rate=_curve(trace, "learning_rate"),
+        coarse=_coarse(main),
+        start_loss=min(start, default=None),
+        start_step=first,
+        starts_at_start=first <= 20 and not is_resumed,
+        is_resumed=is_resumed,
+        is_dense=is_dense,
+        findings=(),
+    )
+    if not is_dense:
+        return partial
+    return _with_findings(partial, dense_steps, dense_values)
+
+
+def _with_findings(run: RunView, steps: list[int], losses: list[float]) -> RunView:
+    trace = run.trace
+    by_step = {step: index for index, step in enumerate(trace.steps)}
+    rows = [by_step[step] for step in steps]
+    span = steps[-1] - steps[0] + 1
+    total = max(trace.total_steps or 0, steps[-1]) - steps[0] + 1
+    entropy = run.unigram_entropy if run.unigram_entropy is not None else math.nan
+    findings = judge_trace(
+        losses,
+        [_if_recorded(trace.grad_norm[row]) for row in rows],
+        [trace.step_time_s[row] for row in rows],
+        # In rows, as the monitor counts them.
+        budget_steps=max(round(len(steps) * total / span), len(steps)),
+        unigram_entropy=entropy,
+        from_scratch=run.from_scratch,
+    )
+    return replace(run, findings=tuple(replace(finding, step=steps[finding.step - 1]) for finding in findings))
+
+
+def _if_recorded(grad_norm: float | None) -> float | None:
+    # A loss scaler's skipped steps have an infinite norm; only what it does to the loss counts here.
+    return grad_norm if grad_norm is not None and math.isfinite(grad_norm) else None
+
+
+def _curve(trace: RunTrace, column: Column) -> Curve:
+    steps, values = trace.series(column)
+    finite = [(step, value) for step, value in zip(steps, values, strict=True) if math.isfinite(value)]
+    return Curve(steps=tuple(step for step, _ in finite), values=tuple(value for _, value in finite))
+
+
+def _coarse(curve: Curve) -> Curve:
+    rows_per_bin = len(curve) // COARSE_BINS
+    if rows_per_bin < 2:
+        return curve
+    starts = range(0, len(curve) - rows_per_bin + 1, rows_per_bin)
+    return Curve(
+        steps=tuple(curve.steps[start + rows_per_bin // 2] for start in starts),
+        values=tuple(statistics.median(curve.values[start : start + rows_per_bin]) for start in starts),
+    )
+
+
+def noise_sd(values: Sequence[float]) -> float:
+    """Return the standard deviation of what is no trend in a series: from its second differences, robustly."""
+    seconds = [abs(a - 2 * b + c) for a, b, c in zip(values, values[1:], values[2:], strict=False)]
+    return 1.4826 * statistics.median(seconds) / math.sqrt(6) if seconds else 0.0

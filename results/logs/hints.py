@@ -1,0 +1,58 @@
+"""What the lines around a log's table say of the run's configuration. A hint may be wrong; what was measured wins."""
+
+import re
+
+_INT = r"(\d{1,3}(?:,\d{3})+|\d+)(?![.\w])"
+_IS = r"['\"]?\W{1,6}"
+_FALSE = r"(?:false|none|no|0)\b"
+_PRECISIONS = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32"}
+
+_PATTERNS: tuple[tuple[str, str, str | None], ...] = (
+    ("vocab_size", rf"vocab(?:ulary)?[_ ]?size{_IS}{_INT}", None),
+    (
+        "lr_schedule",
+        r"(?:lr_?|learning[_ ]rate[_ ])?sched(?:ule|uler)(?:_type|_name)?['\"]?\s*[:=]+\s*['\"]?([\w+-]+)",
+        None,
+    ),
+    ("warmup_steps", rf"warm-?up(?:[_ ](?:steps|iters))?{_IS}{_INT}", None),
+    (
+        "precision",
+        rf"(?:d_?type|precision){_IS}(?:torch\.)?(bf16|bfloat16|fp16|float16|half|fp32|float32)\b(?!-mixed)",
+        None,
+    ),
+    ("pretrained", rf"(?:from scratch|random(?:ly)?[- ]init|init_from\W+scratch|pretrained\W{{1,4}}{_FALSE})", "no"),
+    ("pretrained", r"(?:from_pretrained|pretrained|init_from\W+gpt2)", "yes"),
+    (
+        "resumed",
+        rf"\b(?:resum(?:ed?|ing)\b(?!\w*\W{{1,4}}{_FALSE})"
+        r"|continu(?:e|ing) from|restored? from|load(?:ed|ing) checkpoint)",
+        "yes",
+    ),
+    (
+        "total_steps",
+        r"(?:training[_ ]steps|max[_ ]?(?:steps|iters)|num[_ ](?:training[_ ])?steps"
+        rf"|total[_ ](?:optimization[_ ]|training[_ ])?steps){_IS}{_INT}",
+        None,
+    ),
+    ("learning_rate", rf"(?:learning[_ ]rate|max[_ ]lr|peak[_ ]lr){_IS}(\d*\.?\d+(?:e[-+]?\d+)?)", None),
+    ("batch_size", rf"(?<!eval_)batch[_ ]size{_IS}{_INT}", None),
+    ("block_size", rf"(?:block[_ ]size|seq(?:uence)?[_ ]len(?:gth)?|context[_ ]length){_IS}{_INT}", None),
+)
+_HINTS = tuple((name, re.compile(pattern.encode(), re.I), value) for name, pattern, value in _PATTERNS)
+
+
+def read_hints(line: bytes) -> dict[str, str]:
+    """Return what a line outside the table says of the run's configuration; the first pattern of a name wins."""
+    hints: dict[str, str] = {}
+    for name, pattern, value in _HINTS:
+        match = None if name in hints else pattern.search(line)
+        if match:
+            hints[name] = value or _text(name, match[1])
+    return hints
+
+
+def _text(name: str, found: bytes) -> str:
+    text = found.decode("ascii", "replace").lower()
+    if name == "precision":
+        return _PRECISIONS.get(text, text)
+    return text if name == "lr_schedule" else text.replace(",", "")

@@ -1,0 +1,252 @@
+"""What one line of a training log says: patterns for the owner's format and for those that people bring. No state."""
+
+import re
+from dataclasses import dataclass
+
+_INT = rb"\d{1,3}(?:,\d{3})+|\d+"
+# Atomic: without it "2.00e" (a line cut short) would be read as 2. after backtracking.
+_NUMBER = rb"(?>[-+]?(?:nan|inf(?:inity)?|(?:(?:%b)(?:\.\d*)?|\.\d+)(?:e[-+]?\d+)?))(?!\w)" % _INT
+_ASSIGN = rb"['\"]?\s*(?:[:=]|\bis\b)?\s*['\"]?\s*"
+
+OWNER_PROGRESS = re.compile(rb"step (\d+)/(\d+) \([\d.]+%\) \| ([\d.]+) steps/sec \| ETA: ([\d.]+)m\s*$")
+
+EPOCH_HEADER = re.compile(rb"\W{0,12}epoch\W{1,3}(\d+)", re.I)
+MAX_LINE_BYTES = 4096
+
+_ANSI = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?")
+_STEP = re.compile(
+    rb"(?<![\w/])(?:global[_ ]?|train[_ ]?|opt(?:imizer)?[_ ]?)?(step|iter(?:ation)?|it|update)\b"
+    rb"['\"]?\s*[:=#]?\s*\[?\s*(%b)(?:\s*(?:/|of)\s*(%b))?" % (_INT, _INT),
+    re.I,
+)
+_BAR = re.compile(rb"(\d+)/(\d+)\s*\[(?:(\d+):)?(\d+):(\d+)<")
+_LOSS = re.compile(
+    rb"(?:(?<![\w])([a-z]+)[ _/.:-]{1,2})?(?<![a-z])loss(?:[ _/]([a-z]+))?%b(%b)" % (_ASSIGN, _NUMBER), re.I
+)
+_LITGPT_VAL = re.compile(rb"loss train: *%b, *val: *(%b)" % (_NUMBER, _NUMBER), re.I)
+_LEARNING_RATE = re.compile(
+    rb"(?<![\w])(?:learning[_ ]rate|lr)(?:[-_/ ]?(?:0|group ?0))?%b(%b)" % (_ASSIGN, _NUMBER), re.I
+)
+_GRAD_NORM = re.compile(
+    rb"(?<![\w])(?:grad(?:ient)?s?[_ /-]?(?:l2[_ ]?)?norm|g_?norm|total_norm|norm|grad)%b(%b)" % (_ASSIGN, _NUMBER),
+    re.I,
+)
+_STEPS_PER_S = re.compile(
+    rb"([\d.,]*\d)\s*(?:steps?|it(?:er(?:ation)?)?s?|updates?)\s*(?:/|per )\s*s(?:ec(?:ond)?)?\b", re.I
+)
+_STEPS_PER_S_KEY = re.compile(
+    rb"(?<!\w)(?:train[_ ])?(?:steps?|it)(?:/|_per_)s(?:ec(?:ond)?)?['\"]?\s*[:=]\s*['\"]?([\d.,]*\d)", re.I
+)
+_S_PER_STEP = re.compile(rb"([\d.,]*\d)\s*(ms|s)(?:ec)?\s*/\s*(?:step|it(?:er(?:ation)?)?)\b", re.I)
+_STEP_TIME = re.compile(
+    rb"(?<![\w])(?:(?:iter(?:ation)?|step|batch)[_ ]?time|dt|time(?=[^s]*ms))%b([\d.,]*\d)\s*(ms|s)\b" % _ASSIGN, re.I
+)
+_ELAPSED = re.compile(
+    rb"(?<![\w])(?:elapsed(?:[_ ]time)?|train[_ ]time|total[_ ]time|wall(?:[_ ]?(?:time|clock))?|runtime)"
+    rb"%b([\d.,]*\d)\s*(ms|s|sec|m|min|h)\b" % _ASSIGN,
+    re.I,
+)
+_BARE_MS = re.compile(rb"(?<![\w.])([\d.,]*\d) ?ms\b", re.I)
+_BARE_S = re.compile(rb"(?<![\w.:<])(?<!ETA )(?<!ETA: )(?<!ETA:)([\d.,]*\d) ?s(?:ec(?:onds)?)?\b(?!\s*/)", re.I)
+_ETA = re.compile(rb"\bETA:?\s*([\d.]+)\s*(s|m|h)\b", re.I)
+_EPOCH = re.compile(rb"(?<![\w])epoch['\"]?\s*[:=\[#]?\s*['\"]?\s*([\d.]+)", re.I)
+_TIME_STAMP = re.compile(rb"(\d{4})-(\d\d)-(\d\d)[ T](\d\d):(\d\d):(\d\d)(?:[.,](\d{1,6}))?")
+_SUMMARY = re.compile(rb"train_runtime'?\"?\s*:\s*['\"]?([\d.]+)")
+_SUMMARY_SPEED = re.compile(rb"train_steps_per_second'?\"?\s*:\s*['\"]?([\d.]+)")
+
+_VAL_WORDS = frozenset((b"val", b"valid", b"validation", b"eval", b"evaluation", b"test", b"dev", b"heldout"))
+_TRAIN_WORDS = frozenset((b"train", b"training", b"lm", b"ce", b"xent", b"batch", b"step", b"mean", b"avg", b"average"))
+_OTHER_WORDS = frozenset(
+    b"best min max lowest final last prev previous initial start scale scaler aux z kl moe balance router reg target"
+    b" expected patience delta improved".split()
+)
+_SECONDS = {b"ms": 0.001, b"s": 1.0, b"sec": 1.0, b"m": 60.0, b"min": 60.0, b"h": 3600.0}
+_DAYS_BEFORE_MONTH = (0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334)
+
+
+@dataclass(slots=True)
+class LogRow:
+    """What a line, or several of one step, recorded; None is not said. Losses in nats/token."""
+
+    line: int = 0
+    step: int | None = None
+    total_steps: int | None = None
+    is_bar: bool = False
+    """The step comes from a tqdm bar, which may be another loop's."""
+    epoch: float | None = None
+    train_loss: float | None = None
+    val_loss: float | None = None
+    grad_norm: float | None = None
+    learning_rate: float | None = None
+    steps_per_s: float | None = None
+    """As printed."""
+    step_time_s: float | None = None
+    """Of one step, as printed."""
+    elapsed_s: float | None = None
+    bare_s: float | None = None
+    """Seconds without a word: since the start, or of a step."""
+    bar_s: float | None = None
+    """A tqdm bar's clock, in whole seconds."""
+    eta_s: float | None = None
+    stamp_s: float | None = None
+    """The line's time stamp."""
+    at_line_end: str = ""
+    """The field whose number touches the line's end: perhaps cut short."""
+
+    @property
+    def has_loss(self) -> bool:
+        """Whether a loss is there."""
+        return self.train_loss is not None or self.val_loss is not None
+
+    @property
+    def says_something(self) -> bool:
+        """Whether anything beside the step is there."""
+        return (
+            self.has_loss
+            or self.grad_norm is not None
+            or self.learning_rate is not None
+            or self.steps_per_s is not None
+            or self.step_time_s is not None
+            or self.elapsed_s is not None
+            or self.bar_s is not None
+        )
+
+
+def read_owner_progress(line: bytes) -> LogRow | None:
+    """Return the row of a bare progress line in the owner's format: the case that makes up most of a long log."""
+    match = OWNER_PROGRESS.match(line)
+    if match is None:
+        return None
+    step, total, speed, eta = match.groups()
+    try:
+        return LogRow(step=int(step), total_steps=int(total), steps_per_s=float(speed), eta_s=float(eta) * 60)
+    except ValueError:
+        return None
+
+
+def read_line(line: bytes) -> LogRow | None:
+    """Return what a line recorded, or None when it is no row of a log."""
+    line = line[:MAX_LINE_BYTES]
+    if b"\x1b" in line:
+        line = _ANSI.sub(b"", line)
+    line = line.rstrip()
+    if _SUMMARY.search(line):
+        return None
+    row = LogRow()
+    _read_step(row, line)
+    _read_losses(row, line)
+    if row.step is None and not row.has_loss:
+        return None
+    for name, pattern in (("learning_rate", _LEARNING_RATE), ("grad_norm", _GRAD_NORM)):
+        _read_number(row, name, pattern, line)
+    _read_times(row, line)
+    return row if row.says_something else None
+
+
+def read_summary(line: bytes) -> int | None:
+    """Return the steps of the whole run as a Hugging Face Trainer's last line implies them."""
+    runtime, speed = _SUMMARY.search(line), _SUMMARY_SPEED.search(line)
+    return round(float(runtime[1]) * float(speed[1])) if runtime and speed else None
+
+
+def _read_step(row: LogRow, line: bytes) -> None:
+    bar = _BAR.search(line) if b"[" in line else None
+    found = None
+    for match in _STEP.finditer(line):
+        # "iter 100 step 25": with accumulation iterations are not optimizer steps.
+        if found is None or (match[1].lower() == b"step" and found[1].lower() != b"step"):
+            found = match
+    if bar:
+        row.is_bar = found is None
+        hours, minutes, seconds = (int(part or 0) for part in bar.groups()[2:])
+        row.bar_s = float(hours * 3600 + minutes * 60 + seconds)
+        row.step, row.total_steps = int(bar[1]), int(bar[2])
+    if found:
+        row.step = _int(found[2])
+        row.total_steps = _int(found[3]) if found[3] else None
+    if b"poch" in line or b"POCH" in line:
+        epoch = _EPOCH.search(line)
+        if epoch:
+            row.epoch = _float(epoch[1])
+
+
+def _read_losses(row: LogRow, line: bytes) -> None:
+    for match in _LOSS.finditer(line):
+        before, after = (match[1] or b"").lower(), (match[2] or b"").lower()
+        word_before = line[max(0, match.start() - 12) : match.start()].rstrip(b" _").rpartition(b" ")[2].lower()
+        if not _OTHER_WORDS.isdisjoint((word_before, before, after)):
+            continue
+        if before in _VAL_WORDS or after in _VAL_WORDS:
+            name = "val_loss"
+        elif before in _TRAIN_WORDS or after in _TRAIN_WORDS or after in (b"", b"is", b"was"):
+            name = "train_loss"
+        else:
+            continue
+        _set(row, name, match, 3, line)
+    litgpt = _LITGPT_VAL.search(line) if b"val:" in line else None
+    if litgpt:
+        _set(row, "val_loss", litgpt, 1, line)
+
+
+def _read_number(row: LogRow, name: str, pattern: re.Pattern[bytes], line: bytes) -> None:
+    match = pattern.search(line)
+    if match:
+        _set(row, name, match, 1, line)
+
+
+def _set(row: LogRow, name: str, match: re.Match[bytes], group: int, line: bytes) -> None:
+    text = match[group]
+    if getattr(row, name) is not None:
+        return
+    setattr(row, name, _float(text))
+    # A loss that has its decimals loses little by a cut; an exponent may be missing from the others.
+    has_decimals = name.endswith("loss") and len(text.partition(b".")[2]) >= 2
+    if match.end(group) == len(line) and not has_decimals:
+        row.at_line_end = name
+
+
+def _read_times(row: LogRow, line: bytes) -> None:
+    speed = _STEPS_PER_S.search(line) or _STEPS_PER_S_KEY.search(line)
+    if speed:
+        row.steps_per_s = _float(speed[1])
+    for name, pattern in (("step_time_s", _S_PER_STEP), ("step_time_s", _STEP_TIME), ("elapsed_s", _ELAPSED)):
+        match = pattern.search(line)
+        if match and getattr(row, name) is None:
+            setattr(row, name, _scaled(match))
+    if row.step_time_s is None and row.elapsed_s is None:
+        bare_ms = _BARE_MS.search(line)
+        bare_s = None if bare_ms else _BARE_S.search(line)
+        if bare_ms:
+            row.step_time_s = _float(bare_ms[1]) / 1000
+        elif bare_s:
+            row.bare_s = _float(bare_s[1])
+    eta = _ETA.search(line)
+    if eta:
+        row.eta_s = _scaled(eta)
+    stamp = _TIME_STAMP.search(line[:80])
+    if stamp:
+        row.stamp_s = _stamp_s(stamp)
+
+
+def _scaled(match: re.Match[bytes]) -> float:
+    return _float(match[1]) * _SECONDS[match[2].lower()]
+
+
+def _stamp_s(match: re.Match[bytes]) -> float:
+    year, month, day, hour, minute, second = (int(part) for part in match.groups()[:6])
+    leap_days = (year - (month <= 2)) // 4
+    days = year * 365 + leap_days + _DAYS_BEFORE_MONTH[(month - 1) % 12] + day
+    fraction = int(match[7]) / 10 ** len(match[7]) if match[7] else 0.0
+    return days * 86400.0 + hour * 3600 + minute * 60 + second + fraction
+
+
+def _int(text: bytes) -> int:
+    return int(text.replace(b",", b""))
+
+
+def _float(text: bytes) -> float:
+    try:
+        return float(text.replace(b",", b""))
+    except ValueError:
+        # "1.2.3": a version, an address; no measurement.
+        return float("nan")

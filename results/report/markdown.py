@@ -1,0 +1,134 @@
+"""The report as Markdown for a pull request, made of the facts alone."""
+
+import html
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from results.report.words import (
+    STATUS_LABELS,
+    count_words,
+    difference_words,
+    duration_words,
+    list_words,
+    loss_words,
+    percent_words,
+    token_words,
+    value_words,
+)
+
+Row = dict[str, Any]
+TOP_TRIALS = 5
+
+
+def markdown(facts: Row) -> str:
+    """Return the report: answer, change, cost, first trials, cautions and protocol."""
+    parts = [_answer(facts), _changes(facts), _cost(facts), _trials(facts), _cautions(facts), _protocol(facts)]
+    return "\n\n".join("\n".join(lines) for part in parts if (lines := list(part))) + "\n"
+
+
+def plain(text: Any) -> str:
+    """Return `text` with nothing in it that Markdown or HTML reads, on one line."""
+    line = re.sub(r"([\\`*_{}\[\]#!|~$@])", r"\\\1", html.escape(" ".join(str(text).split()), quote=False))
+    # What would begin a list.
+    return re.sub(r"^(?=([-+]|\d+[.)])\s)", "&#8203;", line)
+
+
+def _answer(facts: Row) -> Iterator[str]:
+    answer, study = facts["answer"], facts["study"]
+    yield f"## Study {plain(study['name'])}: {answer['headline']}"
+    yield ""
+    if study["description"]:
+        yield plain(study["description"])
+        yield ""
+    yield f"**{plain(answer['proof']['words'])}**"
+    winner, baseline = answer["winner"], answer["baseline"]
+    if winner and baseline and not winner["is_baseline"]:
+        yield ""
+        yield "| | val loss (nats/token) | difference | tokens | tokens/s |"
+        yield "|---|---:|---:|---:|---:|"
+        for name, side, difference in (
+            (f"trial {winner['trial_id']}", winner, answer["val_loss_difference"]),
+            ("baseline", baseline, None),
+        ):
+            speed = value_words(None if side["tokens_per_s"] is None else round(side["tokens_per_s"]))
+            yield (
+                f"| {name} | {loss_words(side['val_loss'])} | {difference_words(difference)} | "
+                f"{token_words(side['tokens_seen'])} | {speed} |"
+            )
+
+
+def _changes(facts: Row) -> Iterator[str]:
+    changed = [row for row in facts["answer"]["changes"] if row["baseline"] != row["winner"]]
+    if changed:
+        yield "| setting | baseline | best |"
+        yield "|---|---:|---:|"
+        for row in changed:
+            yield f"| {row['label']} | {plain(value_words(row['baseline']))} | {plain(value_words(row['winner']))} |"
+    if facts["answer"]["export"]:
+        yield from (["", "```sh", facts["answer"]["export"], "```"])
+
+
+def _cost(facts: Row) -> Iterator[str]:
+    ledger = facts["ledger"]
+    if not ledger["by_ending"]:
+        return
+    yield (
+        f"Spent {duration_words(ledger['device_s_spent'])} of device time and {token_words(ledger['tokens_spent'])} "
+        f"tokens; every trial in full would have taken {duration_words(ledger['device_s_full'])}: "
+        f"{percent_words(ledger['device_s_saved_frac'])} saved."
+    )
+    yield ""
+    yield "| ending | trials | device time | tokens | in full |"
+    yield "|---|---:|---:|---:|---:|"
+    for row in ledger["by_ending"]:
+        yield (
+            f"| {STATUS_LABELS[row['status']]} | {row['trials']} | {duration_words(row['device_s'])} | "
+            f"{token_words(row['tokens'])} | {token_words(row['tokens_full'])} |"
+        )
+
+
+def _trials(facts: Row) -> Iterator[str]:
+    rows = [row for row in facts["trials"] if row["status"] == "completed"][:TOP_TRIALS]
+    if len(rows) < 2:
+        return
+    names = [parameter["name"] for parameter in facts["parameters"]]
+    yield "| rank | trial | val loss | " + " | ".join(p["label"] for p in facts["parameters"]) + " |"
+    yield "|---:|---|---:|" + "---:|" * len(names)
+    for row in rows:
+        values = " | ".join(plain(value_words(row["searched"].get(name))) for name in names)
+        name = f"{row['trial_id']}{' (baseline)' if row['is_baseline'] else ''}"
+        yield f"| {row['rank']} | {name} | {loss_words(row['val_loss'])} | {values} |"
+
+
+def _cautions(facts: Row) -> Iterator[str]:
+    for verdict in (facts["confirmation"] or {}).get("verdicts", ()):
+        yield f"- Trial {verdict['trial_id']} on fresh seeds: {plain(verdict['words'])}."
+    for line in (facts["attribution"] or {}).get("summary", ()):
+        yield f"- Attribution: {plain(line)}"
+    if facts["edges"]:
+        yield f"- Edge of the space: {plain('; '.join(edge['words'] for edge in facts['edges']))}."
+    if facts["instability"]["trials"]:
+        yield f"- Stability: {plain(facts['instability']['words'])}."
+    known = [rung for rung in facts["rungs"] if rung["rung"] is not None and rung["spearman"] is not None]
+    if known:
+        said = [
+            f"{rung['spearman']:.2f} at rung {rung['rung']} ({count_words(rung['trials_with_both'], 'trial')})"
+            for rung in known
+        ]
+        yield f"- Rank correlation (Spearman) of rung and final loss: {plain(list_words(said))}."
+    for method in facts["importance"]["methods"][:1]:
+        order = sorted(method["shares"], key=lambda row: -row["share"])
+        said = [f"{row['name']} {percent_words(row['share'])}" for row in order]
+        yield f"- Importance ({method['name']}, {count_words(method['trials'], 'trial')}): {plain(', '.join(said))}."
+
+
+def _protocol(facts: Row) -> Iterator[str]:
+    protocol = facts["protocol"]
+    evaluation = protocol["evaluation"]
+    yield (
+        f"Model {plain(protocol['model'])}, {plain(protocol['data_source'] or 'the embedded text')}; budget "
+        f"{protocol['budget_tokens']:,} training tokens a trial; every trial evaluated on the same "
+        f"{value_words(evaluation.get('tokens'))} held-out tokens at context "
+        f"{value_words(evaluation.get('block_size'))}, fp32, dropout off; seed {value_words(protocol['seed'])}."
+    )

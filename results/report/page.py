@@ -1,0 +1,149 @@
+"""The report of a study: report.html, which opens offline, and report.md for a pull request. It computes no number."""
+
+import base64
+import hashlib
+import json
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from results.atomic import write_atomic
+from results.report.facts import report_facts
+from results.report.figures import default_view, report_figures, views
+from results.report.markdown import markdown
+from results.report.traces import trial_traces
+from results.report.words import (
+    STATUS_LABELS,
+    count_words,
+    difference_words,
+    duration_words,
+    label,
+    list_words,
+    loss_words,
+    percent_words,
+    token_words,
+    value_words,
+)
+from results.study import Study
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+__all__ = ["report_facts", "report_markdown", "write_report"]
+
+_HERE = Path(__file__).parent
+_FILTERS = {
+    "count": count_words,
+    "difference": difference_words,
+    "duration": duration_words,
+    "label": label,
+    "words": list_words,
+    "loss": loss_words,
+    "percent": percent_words,
+    "tokens": token_words,
+    "value": value_words,
+}
+
+
+def write_report(study: Study) -> Path:
+    """Write the study's report.html and return its path; a reader sees the old one or the new one, whole.
+
+    Raises UserError when a file of the study is damaged, and OSError.
+    """
+    facts = report_facts(study)
+    traces = trial_traces(study, [trial["trial_id"] for trial in facts["trials"]])
+    path = study.path / "report.html"
+    # A path that is not UTF-8 came in by surrogateescape; a page can only name it.
+    write_atomic(path, report_html(facts, traces).encode("utf-8", "backslashreplace"))
+    return path
+
+
+def report_markdown(study: Study) -> str:
+    """Return the report for a pull request. Raises UserError as write_report does."""
+    return markdown(report_facts(study))
+
+
+def report_html(facts: dict[str, Any], traces: dict[str, Any]) -> str:
+    """Return the page of `facts`; traces are trial_traces' and need not hold every trial."""
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
+    figures = report_figures(facts)
+    scripts = {"plotly": get_plotlyjs(), "page": (_HERE / "script.js").read_text(encoding="utf-8")}
+    assert not any("</script" in script for script in scripts.values())
+    page: str = (
+        _environment()
+        .get_template("template.html.j2")
+        .render(
+            facts=facts,
+            figures=figures,
+            views=views(facts),
+            default_view=default_view(facts),
+            data=_json_block(_page_data(facts, figures, traces)),
+            facts_json=_json_block({name: value for name, value in facts.items() if name != "trials"}),
+            style=Markup((_HERE / "style.css").read_text(encoding="utf-8")),
+            scripts={name: Markup(script) for name, script in scripts.items()},
+            # Only these two scripts may run and nothing may be fetched, whatever a study's texts hold.
+            script_hashes=" ".join(_csp_hash(script) for script in scripts.values()),
+            statuses=STATUS_LABELS,
+        )
+    )
+    return page
+
+
+def _environment() -> "Environment":
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(_FILTERS)
+    return environment
+
+
+def _page_data(facts: dict[str, Any], figures: dict[str, Any], traces: dict[str, Any]) -> dict[str, Any]:
+    baseline = facts["answer"]["baseline"]
+    return {
+        "figures": [figure for section in figures.values() for figure in section],
+        "traces": traces,
+        "trials": {str(trial["trial_id"]): _drawn_trial(trial, facts) for trial in facts["trials"]},
+        "baseline": None if baseline is None else baseline["trial_id"],
+        "first": facts["trials"][0]["trial_id"] if facts["trials"] else None,
+    }
+
+
+def _drawn_trial(trial: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
+    """Return what the page needs of a trial beside its row in the table: the words of a hover, and its evaluations."""
+    settings = ", ".join(
+        f"{parameter['label']} {value_words(trial['searched'][parameter['name']])}"
+        for parameter in facts["parameters"]
+        if parameter["name"] in trial["searched"]
+    )
+    name = f"trial {trial['trial_id']}" + (" (baseline)" if trial["is_baseline"] else "")
+    ending = STATUS_LABELS.get(trial["status"], trial["status"]) + (f": {trial['why']}" if trial["why"] else "")
+    evaluations = trial["evaluations"]
+    return {
+        "lines": [
+            f"{name}: val loss {loss_words(trial['val_loss'])} at {token_words(trial['tokens_seen'])} tokens",
+            settings,
+            ending,
+        ],
+        "tokens_per_step": trial["batch_size"] * trial["block_size"] * trial["grad_accum_steps"],
+        "eval_tokens": evaluations["tokens_seen"],
+        "eval_loss": [None if loss is None else round(loss, 5) for loss in evaluations["val_loss"]],
+    }
+
+
+def _json_block(value: Any) -> Any:
+    from jinja2.utils import htmlsafe_json_dumps
+
+    return htmlsafe_json_dumps(value, dumps=partial(json.dumps, separators=(",", ":"), allow_nan=False))
+
+
+def _csp_hash(script: str) -> str:
+    digest = hashlib.sha256(script.encode("utf-8")).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"

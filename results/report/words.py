@@ -1,0 +1,119 @@
+"""Numbers and endings as the report's words. It reads nothing and decides nothing."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from trainable.config import HYPERPARAMETERS
+
+STATUS_LABELS: Mapping[str, str] = {
+    "completed": "completed",
+    "stopped": "stopped",
+    "unstable": "unstable",
+    "out_of_memory": "out of memory",
+    "failed": "failed",
+    "running": "running",
+    "interrupted": "interrupted",
+}
+"""Every status by name, in the order that they are listed in."""
+
+LABELS: Mapping[str, str] = {
+    "batch_size": "batch size",
+    "block_size": "block size",
+    "grad_accum_steps": "gradient accumulation",
+    "learning_rate": "learning rate",
+    "lr_schedule": "LR schedule",
+    "warmup_steps": "warm-up steps",
+    "warmup_frac": "warm-up share",
+    "min_lr_frac": "lowest LR share",
+    "decay_frac": "decay share",
+    "training_steps": "training steps",
+    "grad_clip_norm": "gradient clip norm",
+    "weight_decay": "weight decay",
+    "dropout": "dropout",
+    "precision": "precision",
+    "seed": "seed",
+}
+
+
+def label(name: str) -> str:
+    """Return a hyperparameter's name for a person."""
+    return LABELS.get(name, name.replace("_", " "))
+
+
+def unit(name: str) -> str:
+    """Return a hyperparameter's unit, empty where it has none."""
+    if name == "warmup_frac":
+        return "share of the steps"
+    return str(HYPERPARAMETERS[name].metadata["unit"]) if name in HYPERPARAMETERS else ""
+
+
+def loss_words(loss: float | None) -> str:
+    """Return a loss in nats/token to four digits, or a dash."""
+    return "–" if loss is None else f"{loss:.4f}"
+
+
+def difference_words(difference: float | None) -> str:
+    """Return a difference of losses with its sign, or a dash."""
+    return "–" if difference is None else f"{difference:+.4f}".replace("-", "−")
+
+
+def value_words(value: Any) -> str:
+    """Return a hyperparameter's value: a name as it is, a number to three digits, nothing as a dash."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    if not math.isfinite(value):
+        return str(value)
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    text = f"{value:.2e}" if 0 < abs(value) < 1e-3 else f"{value:.3g}"
+    mantissa, _, exponent = text.partition("e")
+    # 1.00e-05 has digits that nobody gave; 100 has not.
+    return f"{float(mantissa):g}e{int(exponent)}" if exponent else text
+
+
+def duration_words(seconds: float | None) -> str:
+    """Return seconds as 4.2 s, 42 s, 3 min 05 s, 2 h 07 min or 3 d 04 h."""
+    if seconds is None:
+        return "–"
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    if whole < 86_400:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 86_400} d {whole % 86_400 // 3600:02d} h"
+
+
+def token_words(tokens: float | None) -> str:
+    """Return a number of tokens as 950, 40.5k, 8.2M."""
+    if tokens is None:
+        return "–"
+    for scale, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if tokens >= 0.9995 * scale:
+            return f"{tokens / scale:.3g}{suffix}"
+    return f"{tokens:.0f}"
+
+
+def percent_words(share: float | None) -> str:
+    """Return a share in per cent."""
+    if share is None:
+        return "–"
+    return f"{share:.1%}" if 0 < share < 0.01 else f"{share:.0%}"
+
+
+def count_words(count: int, noun: str, plural: str | None = None) -> str:
+    """Return a count and its noun."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
+def list_words(words: Sequence[str]) -> str:
+    """Return words as a list in a sentence."""
+    return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)

@@ -1,0 +1,397 @@
+import json
+import math
+import random
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from results.diagnosis.diagnose import Context, Diagnosis, diagnose
+from results.diagnosis.report import plain_text, render, report_of_trace, to_json
+from results.logs.training_log import read_training_log
+from results.trace import RunTrace
+from tests.results.owner_log import STORY, Row, falling, owner_log, recorded_run, recorded_traces, story_step_s
+
+RECORDED = Context(vocab_size=1024, pretrained=False, unigram_entropy=5.66)
+"""Of the recorded runs: 1,024 tokens, random weights."""
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "training.log"
+
+
+def found(log: Path, text: str, context: Context | None = None) -> list[Diagnosis]:
+    log.write_text(text)
+    return diagnose(read_training_log(log), context=context or Context())
+
+
+def kinds(findings: list[Diagnosis]) -> list[str]:
+    return [finding.kind for finding in findings]
+
+
+def trainer_log(
+    losses: list[float], *, rate: float = 5e-5, norm: float = 1.0, evals: dict[int, float] | None = None
+) -> str:
+    """Return the dicts of a Trainer that logs every 10 steps and lets its rate fall to 0."""
+    lines = []
+    for index, loss in enumerate(losses, start=1):
+        epoch = f"'epoch': {index / 100:.2f}}}"
+        lines.append(
+            f"{{'step': {10 * index}, 'loss': {loss:.4f}, 'grad_norm': {norm:.4f}, "
+            f"'learning_rate': {rate * (1 - index / (len(losses) + 1)):.4e}, {epoch}"
+        )
+        if evals and index in evals:
+            lines.append(f"{{'step': {10 * index}, 'eval_loss': {evals[index]:.4f}, {epoch}")
+    return "\n".join(lines) + "\n"
+
+
+def test_the_story_begins_with_what_its_numbers_cannot_come_from(log: Path) -> None:
+    log.write_text(owner_log(STORY, 5000, step_s=story_step_s))
+    report = report_of_trace(read_training_log(log), context=Context())
+    first_line = plain_text(report).splitlines()[0]
+    assert "cannot come from a rightly loaded, rightly labelled pretrained GPT-2" in first_line
+    assert "starts at 9.23 nats/token" in first_line
+    assert "10.82" in first_line
+    assert kinds(list(report.findings)) == ["impossible_initial_loss", "plateau", "spike", "slow", "log_ends_early"]
+    start, plateau, spike, slow, end = report.findings
+    assert start.confidence > 0.9
+    assert "labels shifted twice" in start.evidence
+    assert "a fault in labels or weights, not the learning rate" in plateau.summary
+    assert spike.steps == (2000, 2500)
+    assert "9.5846 at step 2000" in spike.evidence
+    assert "back at its level by step 2500" in spike.summary
+    assert "the loss the run started with" in spike.evidence
+    assert "from 1.05 to 0.62 steps/s" in slow.summary
+    assert slow.steps is not None
+    assert slow.steps[0] == pytest.approx(1500, abs=75)
+    assert end.steps == (2500, 2500)
+
+
+@pytest.mark.parametrize("rows", [STORY[:2], STORY[:4], STORY[:5]], ids=["two rows", "the plateau", "the spike"])
+@pytest.mark.parametrize("context", [Context(), Context(pretrained=True)], ids=["bare", "pretrained"])
+def test_of_the_story_a_part_is_enough(log: Path, rows: tuple[Row, ...], context: Context) -> None:
+    assert kinds(found(log, owner_log(rows, 5000), context))[0] == "impossible_initial_loss"
+
+
+def test_the_storys_bug_is_seen_in_a_resumed_run_too(log: Path) -> None:
+    rows = [(1500, 6.65, 6.74, 1e-5), (2000, 6.5, 6.65, 1e-5), (2500, 6.3, 6.5, 1e-5), (3500, 6.2, 6.4, 1e-5)]
+    (finding, *_) = found(log, owner_log(rows, 3500))
+    assert finding.kind == "impossible_initial_loss"
+    assert finding.confidence < 0.9
+    assert "resumed at 6.65" in finding.summary
+
+
+@pytest.mark.parametrize("noise", [0.01, 0.05, 0.15])
+@pytest.mark.parametrize(
+    ("rows", "total_steps"),
+    [
+        (lambda noise: falling(3.9, 3.2, noise=noise), 5000),
+        (lambda noise: falling(3.9, 3.2, noise=noise, evaluations=50), 5000),
+        (lambda noise: falling(3.4, 3.35, noise=noise), 5000),
+        (lambda noise: falling(10.85, 4.0, noise=noise, rate=6e-4), 5000),
+        (lambda noise: falling(10.4, 3.6, noise=noise, rate=6e-4, evaluations=50), 5000),
+        (lambda noise: falling(7.65, 4.3, noise=noise, rate=1e-3, total_steps=2000), 2000),
+        (lambda noise: falling(3.5, 3.2, noise=noise, total_steps=2000, evaluations=4, first_step=1500), 3500),
+        (lambda noise: falling(3.9, 3.4, noise=noise, total_steps=100, evaluations=2), 100),
+    ],
+    ids=["fine-tune", "often", "little to learn", "scratch", "scratch, 32,000 tokens", "tiny", "resumed", "short"],
+)
+def test_healthy_logs_are_called_healthy(log: Path, rows: object, total_steps: int, noise: float) -> None:
+    assert callable(rows)
+    assert found(log, owner_log(rows(noise), total_steps)) == []
+
+
+def test_healthy_at_every_step_with_hard_batches(log: Path) -> None:
+    gauss = random.Random(1).gauss
+    hard = [2.5 if index % 37 == 0 else 1.0 for index in range(3000)]
+    losses = [3.2 + 0.7 * math.exp(-index / 500) + gauss(0, 0.3) * hard[index] for index in range(3000)]
+    assert found(log, trainer_log(losses, evals=dict.fromkeys((1000, 2000, 3000), 3.3))) == []
+
+
+def test_healthy_with_pauses_at_checkpoints_and_a_slow_first_step(log: Path) -> None:
+    pauses = {1: 120.0, 1000: 20.0, 2000: 20.0, 3000: 20.0, 4000: 20.0}
+    assert found(log, owner_log(falling(3.9, 3.2), 5000, pauses=pauses)) == []
+
+
+def test_healthy_recorded_runs_are_called_healthy() -> None:
+    healthy = [name for name, trace in recorded_traces().items() if trace["kind"] == "healthy"]
+    assert len(healthy) >= 15
+    for name in healthy:
+        assert diagnose(recorded_run(name), context=RECORDED) == [], name
+        assert diagnose(recorded_run(name), context=Context()) == [], name
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("hot_lr1.0", "divergence"),
+        ("hot_ramp", "divergence"),
+        ("hot_rewarm", "learning_rate_jump"),
+        ("hot_lr0.1", "collapse"),
+        ("hot_lr0.3", "collapse"),
+        ("hot_nowarm_noclip_lr0.1", "collapse"),
+        ("gradfault1e+06", "divergence"),
+        ("bad_rand1", "spike"),
+        ("bad_rand10", "spike"),
+        ("bad_ngram1", "spike"),
+        ("bad_ngram10", "spike"),
+        ("bad_domain5", "spike"),
+        ("bad_domain40", "spike"),
+        ("plateau_lowlr", "plateau"),
+        ("plateau_double", "plateau"),
+        ("plateau_lrzero", "schedule_not_stepping"),
+        ("fp16_autocast_lr3e-1", "nonfinite"),
+        ("bf16_params_lr1e-5", "plateau"),
+    ],
+)
+def test_recorded_faults_are_named_first(name: str, kind: str) -> None:
+    for seed in (0, 1):
+        findings = diagnose(recorded_run(f"{name}_s{seed}"), context=RECORDED)
+        assert kinds(findings)[:1] == [kind], seed
+
+
+def test_a_plateaus_cause_is_told_apart() -> None:
+    low = diagnose(recorded_run("plateau_lowlr_s0"), context=RECORDED)[0]
+    assert "1.0e-05 is too low" in low.summary
+    high = diagnose(recorded_run("hot_lr0.3_s0"), context=RECORDED)[0]
+    assert "3.0e-01 is too high" in high.summary
+    labels = diagnose(recorded_run("plateau_double_s0"), context=RECORDED)[0]
+    assert "fault in labels, mask or layers" in labels.summary
+
+
+def test_nan_after_divergence_names_the_divergence_first() -> None:
+    findings = diagnose(recorded_run("hot_ramp_s0"), context=RECORDED)
+    assert kinds(findings)[:2] == ["divergence", "nonfinite"]
+    assert findings[1].steps == (544, 544)
+
+
+def test_random_weights_in_place_of_pretrained_ones(log: Path) -> None:
+    (finding, *_) = found(log, owner_log(falling(10.9, 6.8), 5000), Context(pretrained=True))
+    assert finding.kind == "impossible_initial_loss"
+    assert "guessing among 50,257 tokens" in finding.summary
+    assert "the weights were not loaded" in finding.evidence
+
+
+def test_a_pretrained_model_must_start_below_the_unigram_entropy(log: Path) -> None:
+    text = owner_log(falling(6.2, 5.0), 5000)
+    known = Context(pretrained=True, unigram_entropy=5.66)
+    assert kinds(found(log, text, known)) == ["impossible_initial_loss"]
+    assert found(log, text, Context(pretrained=True, unigram_entropy=6.5)) == []
+
+
+def test_a_summed_loss_is_worse_than_guessing(log: Path) -> None:
+    rows = [(step, 8 * train, val, rate) for step, train, val, rate in falling(3.9, 3.2)]
+    (finding, *_) = found(log, owner_log(rows, 5000))
+    assert finding.kind == "impossible_initial_loss"
+    assert "worse than knowing nothing" in finding.summary
+    assert "a sum over micro-batches" in finding.next_step
+
+
+def test_overfitting_is_told_from_instability(log: Path) -> None:
+    def val(step: int) -> float:
+        return 3.9 - 0.0003 * step if step <= 2000 else 3.3 + 0.0002 * (step - 2000)
+
+    overfits = [(step, 3.8 - 0.0003 * step, val(step), 2e-5) for step in range(0, 5001, 500)]
+    (finding,) = found(log, owner_log(overfits, 5000))
+    assert finding.kind == "overfitting"
+    assert finding.steps == (2000, 5000)
+
+    both = [(step, val(step) - 0.1 + max(0, step - 2000) * 2e-4, val(step), 2e-4) for step in range(0, 5001, 500)]
+    assert kinds(found(log, owner_log(both, 5000))) == ["divergence"]
+
+
+def test_a_slow_down_is_told_from_a_pause(log: Path) -> None:
+    (slow,) = found(log, owner_log(falling(3.9, 3.2), 5000, step_s=lambda step: 0.95 if step < 2000 else 1.61))
+    assert slow.kind == "slow"
+    assert slow.steps is not None
+    assert slow.steps[0] == pytest.approx(2000, abs=75)
+    assert "1.05 to 0.62" in slow.summary
+
+    # The printed mean stays low to the end, as with the slow-down above.
+    text = owner_log(falling(3.9, 3.2), 5000, pauses={1510: 3600.0})
+    assert "(0.58 steps/sec)" in text.splitlines()[-1]
+    (stall,) = found(log, text)
+    assert stall.kind == "stall"
+    assert stall.steps == (1500, 1525)
+    assert "60 min" in stall.summary
+
+
+def test_a_slow_stretch_that_ends(log: Path) -> None:
+    text = owner_log(falling(3.9, 3.2), 5000, step_s=lambda step: 1.9 if 2000 < step < 3500 else 0.95)
+    (finding,) = found(log, text)
+    assert finding.kind == "slow"
+    assert finding.steps is not None
+    assert list(finding.steps) == pytest.approx([2000, 3500], abs=75)
+
+
+@pytest.mark.parametrize(
+    ("rates", "header", "words"),
+    [
+        (lambda step: 0.0, "", "0 in every row"),
+        (lambda step: max(0.0, 2e-5 * (1 - step / 1500)), "", "is 0 from step 1500 on"),
+        (lambda step: 2e-5, "lr_schedule: cosine", "schedule is not stepping"),
+        (lambda step: 2e-6, "learning_rate: 2e-5", "of an announced peak of 2.00e-05"),
+        (lambda step: 2e-5 * (step + 1) / 5000, "", "warm-up never ends"),
+    ],
+    ids=["zero", "zero too early", "constant", "stuck", "warm-up"],
+)
+def test_a_schedule_that_does_not_step(log: Path, rates: object, header: str, words: str) -> None:
+    assert callable(rates)
+    rows = [(step, train, val, rates(step)) for step, train, val, _ in falling(3.9, 3.6)]
+    (finding,) = found(log, owner_log(rows, 5000, header=header))
+    assert finding.kind == "schedule_not_stepping"
+    assert words in finding.summary
+
+
+@pytest.mark.parametrize(
+    "header", ["lr_schedule: constant", "lr_schedule: cosine", "learning_rate: 2e-5", "warmup_steps: 500"]
+)
+def test_a_schedule_that_does_as_announced(log: Path, header: str) -> None:
+    decays = "cosine" in header
+    rows = [
+        (step, train, val, 2e-5 * (1 - step / 5001) if decays else 2e-5) for step, train, val, _ in falling(3.9, 3.2)
+    ]
+    assert found(log, owner_log(rows, 5000, header=header)) == []
+
+
+def test_losses_that_repeat_to_the_last_digit(log: Path) -> None:
+    rows = [(step, 3.9123, 4.0123, 1e-5) for step in range(0, 5001, 500)]
+    (finding,) = found(log, owner_log(rows, 5000, header="dtype: bfloat16"))
+    assert finding.kind == "precision_stall"
+    assert finding.confidence == 0.9
+    assert "pure bf16" in finding.summary
+
+
+def test_no_gradient(log: Path) -> None:
+    noise = random.Random(2).gauss
+    losses = [3.9 + noise(0, 0.05) for _ in range(100)]
+    assert kinds(found(log, trainer_log(losses, norm=0.0)))[0] == "detached_gradients"
+    assert "detached_gradients" not in kinds(found(log, trainer_log(losses, norm=0.3)))
+
+
+@pytest.mark.parametrize(
+    ("loss", "norm", "summary"),
+    [
+        ("nan", 1.0, "the training loss is nan from step 510 on"),
+        ("0.0", math.nan, "the gradient norm is nan from step 510"),
+    ],
+)
+def test_losses_that_are_lost(log: Path, loss: str, norm: float, summary: str) -> None:
+    good = trainer_log([1.9 - index / 500 for index in range(50)]).splitlines()
+    bad = [
+        f"{{'step': {step}, 'loss': {loss}, 'grad_norm': {norm}, 'learning_rate': 1e-5}}"
+        for step in range(510, 700, 10)
+    ]
+    (finding, *_) = found(log, "\n".join(good + bad) + "\n")
+    assert finding.kind == "nonfinite"
+    assert summary in finding.summary
+    assert finding.steps == (510, 690)
+
+
+def test_one_batch_without_a_loss_is_no_end(log: Path) -> None:
+    losses = [3.5 - index / 1000 for index in range(200)]
+    losses[77] = math.nan
+    (finding,) = found(log, trainer_log(losses))
+    assert finding.kind == "nonfinite"
+    assert "at 1 of 200 rows" in finding.summary
+    assert finding.confidence < 0.9
+
+
+def test_validation_that_is_training(log: Path) -> None:
+    rows = [(step, train, train, rate) for step, train, _, rate in falling(3.9, 3.2)]
+    assert kinds(found(log, owner_log(rows, 5000))) == ["validation_is_training"]
+
+
+def test_a_suspicious_gap_between_the_losses(log: Path) -> None:
+    rows = [(step, train, train - 0.9, rate) for step, train, _, rate in falling(3.9, 3.2)]
+    assert kinds(found(log, owner_log(rows, 5000))) == ["train_val_gap"]
+    dropout = [(step, train + 0.3, train, rate) for step, train, _, rate in falling(3.9, 3.2)]
+    assert found(log, owner_log(dropout, 5000)) == []
+
+
+def test_evaluations_that_rank_nothing(log: Path) -> None:
+    gauss = random.Random(3).gauss
+    rows = [(step, 3.3 + gauss(0, 0.01), 3.4 + gauss(0, 0.3), 1e-5) for step in range(0, 5001, 250)]
+    assert kinds(found(log, owner_log(rows, 5000))) == ["eval_noise"]
+
+
+def test_a_restart_that_lost_the_weights(log: Path) -> None:
+    before = [(0, 3.9, 4.0, 1e-5), (500, 3.6, 3.7, 1e-5), (1000, 3.4, 3.5, 1e-5), (1500, 3.3, 3.4, 1e-5)]
+    lost = [(1500, 3.9, 4.0, 1e-5), (2000, 3.6, 3.7, 1e-5), (2500, 3.4, 3.5, 1e-5)]
+    kept = [(1500, 3.3, 3.4, 1e-5), (2000, 3.25, 3.35, 1e-5), (2500, 3.2, 3.3, 1e-5)]
+    (finding,) = found(log, owner_log(before, 2500) + owner_log(lost, 2500))
+    assert finding.kind == "resume_jump"
+    assert "the weights began anew" in finding.summary
+    assert found(log, owner_log(before, 2500) + owner_log(kept, 2500)) == []
+
+
+def test_an_earlier_run_in_the_log_adds_what_is_new(log: Path) -> None:
+    failed = [
+        (step, 3.9 if step == 0 else math.nan, 4.0 if step == 0 else math.nan, 1e-3) for step in range(0, 2001, 500)
+    ]
+    log.write_text(owner_log(failed, 5000) + owner_log(falling(3.9, 3.2), 5000))
+    report = report_of_trace(read_training_log(log), context=Context())
+    (finding,) = report.findings
+    assert finding.kind == "nonfinite"
+    assert finding.summary.startswith("in run 1 of the 2 in this log")
+
+
+def test_a_healthy_log_that_ends_early_is_healthy_so_far(log: Path) -> None:
+    log.write_text(owner_log(falling(3.9, 3.2)[:6], 5000))
+    report = report_of_trace(read_training_log(log), context=Context())
+    assert kinds(list(report.findings)) == ["log_ends_early"]
+    assert report.is_healthy
+    assert report.headline.startswith("Nothing wrong found in what")
+    assert "step 2500 of 5000" in report.headline
+
+
+def test_a_healthy_report(log: Path) -> None:
+    log.write_text(owner_log(falling(3.9, 3.2), 5000))
+    report = report_of_trace(read_training_log(log), context=Context())
+    assert report.headline.startswith("Nothing wrong found in ")
+    assert plain_text(report).splitlines()[1] == "log of steps 0 to 5000 of 5000: 11 evaluations, 11 training losses"
+    document = to_json(report)
+    assert document["healthy"] is True
+    assert document["findings"] == []
+
+
+def test_the_report_as_json(log: Path) -> None:
+    log.write_text(owner_log(STORY, 5000))
+    document = json.loads(
+        json.dumps(to_json(report_of_trace(read_training_log(log), context=Context())), allow_nan=False)
+    )
+    assert document["healthy"] is False
+    assert document["headline"].startswith("These numbers cannot come")
+    first = document["findings"][0]
+    assert first["kind"] == "impossible_initial_loss"
+    assert (first["first_step"], first["last_step"]) == (0, 2500)
+    assert first["confidence_word"] == "certain"
+    assert all(finding["evidence"] and finding["next_step"] for finding in document["findings"])
+
+
+@pytest.mark.parametrize("width", [24, 60, 120])
+def test_the_report_fits_the_terminal(log: Path, width: int) -> None:
+    log.write_text(owner_log(STORY, 5000))
+    console = Console(width=width, force_terminal=True, color_system=None)
+    with console.capture() as capture:
+        console.print(render(report_of_trace(read_training_log(log), context=Context())))
+    lines = capture.get().splitlines()
+    assert max(len(line) for line in lines) <= width
+    # Nothing was cut off: every word of the headline is there.
+    assert "pretrained" in capture.get()
+
+
+def test_an_empty_trace_has_no_findings() -> None:
+    nothing: tuple[float | None, ...] = ()
+    trace = RunTrace(
+        source="empty",
+        origin="log",
+        steps=(),
+        train_loss=nothing,
+        val_loss=nothing,
+        grad_norm=nothing,
+        learning_rate=nothing,
+        step_time_s=nothing,
+    )
+    assert diagnose(trace, context=Context()) == []

@@ -1,0 +1,173 @@
+import random
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from results.diagnosis.diagnose import Context
+from results.diagnosis.study import context_of_study, diagnose_study, report_of_study
+from results.study import Study, create_study
+from results.tables import METRICS, STEPS, TRIALS, write_table
+from results.trace import trace_of_trial
+from trainable.config import DOCUMENTED
+from trainable.errors import UserError
+from trainable.rows import MetricsRow, StepRow
+
+STEP_COUNT = 300
+
+
+@pytest.fixture
+def study(studies: Path, make_document: Callable[..., dict[str, Any]]) -> Study:
+    corpus = {"vocab_size": 2048, "unigram_entropy": 6.2}
+    return create_study("plateau-1125-0310", make_document(corpus=corpus))
+
+
+def loss_at(step: int, gauss: Callable[[float, float], float], *, diverges: bool) -> float:
+    healthy = 4.2 + 3.4 * 0.985**step
+    return healthy + gauss(0, 0.05) + (max(0, step - 150) * 0.05 if diverges else 0.0)
+
+
+def fill(
+    study: Study,
+    make_trial: Callable[..., dict[str, Any]],
+    learning_rates: list[float],
+    unstable: set[int],
+    **changes: Any,
+) -> None:
+    """Write trials of 300 steps; the unstable ones diverge from step 150 on and end at 250."""
+    trials, metrics = [], []
+    for trial_id, learning_rate in enumerate(learning_rates):
+        diverges = trial_id in unstable
+        last = 250 if diverges else STEP_COUNT
+        gauss = random.Random(trial_id).gauss
+        losses = [loss_at(step, gauss, diverges=diverges) for step in range(1, last + 1)]
+        rows = [
+            StepRow(
+                optimizer_steps=step,
+                tokens_seen=4096 * step,
+                train_loss=loss,
+                grad_norm=1.0,
+                learning_rate=learning_rate,
+                step_time_s=0.1,
+            )
+            for step, loss in enumerate(losses, start=1)
+        ]
+        write_table(study.steps_path(trial_id), [asdict(row) for row in rows], STEPS)
+        for step in range(0, last + 1, 50):
+            loss = losses[step - 1] if step else 7.65
+            row = MetricsRow(
+                tokens_seen=4096 * step,
+                optimizer_steps=step,
+                val_loss=loss + 0.05,
+                train_loss=loss,
+                grad_norm=1.0,
+                learning_rate=learning_rate,
+                tokens_per_s=1e4,
+                active_s=0.1 * step,
+            )
+            metrics.append({"trial_id": trial_id, **asdict(row)})
+        trials.append(
+            make_trial(
+                trial_id,
+                "unstable" if diverges else "completed",
+                losses[-1],
+                learning_rate=learning_rate,
+                training_steps=STEP_COUNT,
+                optimizer_steps=last,
+                tokens_seen=4096 * last,
+                verdict="divergence: the median loss rose" if diverges else None,
+                **changes,
+            )
+        )
+    write_table(study.trials_path, trials, TRIALS)
+    write_table(study.metrics_path, metrics, METRICS)
+
+
+def test_a_sound_study(study: Study, make_trial: Callable[..., dict[str, Any]]) -> None:
+    fill(study, make_trial, [1e-3, 2e-3, 3e-3], unstable=set())
+    assert diagnose_study(study) == []
+    report = report_of_study(study)
+    assert report.is_healthy
+    assert report.about == "study of 3 trials: 3 completed"
+    assert report.trace is not None
+    assert report.trace.source == "trial 0 of study plateau-1125-0310"
+
+
+def test_where_the_unstable_trials_lie(study: Study, make_trial: Callable[..., dict[str, Any]]) -> None:
+    fill(study, make_trial, [1e-3, 2e-3, 3e-3, 1e-2, 2e-2, 3e-2], unstable={3, 4, 5})
+    findings = {finding.kind: finding for finding in diagnose_study(study)}
+    share = findings["unstable_trials"]
+    assert "50 % of the trials were unstable, at learning rates of 1.0e-02 and more" in share.summary
+    assert "1.0e-03 to 3.0e-03" in share.evidence
+    assert "verdicts: divergence" in share.evidence
+    assert "(also in trial " in findings["divergence"].summary
+    assert "divergence" in findings
+
+
+def test_unstable_at_every_rate(study: Study, make_trial: Callable[..., dict[str, Any]]) -> None:
+    fill(study, make_trial, [1e-3, 2e-3, 3e-3, 4e-3], unstable={1, 2, 3})
+    share = next(finding for finding in diagnose_study(study) if finding.kind == "unstable_trials")
+    assert share.summary.endswith("learning rates of 2.0e-03 and more")
+    fill(study, make_trial, [3e-3, 1e-3, 2e-3, 4e-3], unstable={0, 1, 2})
+    share = next(finding for finding in diagnose_study(study) if finding.kind == "unstable_trials")
+    assert share.summary.endswith("at all learning rates")
+
+
+def test_a_baseline_that_broke(study: Study, make_trial: Callable[..., dict[str, Any]]) -> None:
+    fill(study, make_trial, [1e-3, *[1e-3] * 9], unstable={0})
+    kinds = {finding.kind: finding for finding in diagnose_study(study)}
+    assert "the baseline ended as unstable" in kinds["baseline_incomplete"].summary
+    assert "unstable_trials" not in kinds
+
+
+def test_an_empty_study_and_torn_steps(study: Study, make_trial: Callable[..., dict[str, Any]]) -> None:
+    assert diagnose_study(study) == []
+    assert report_of_study(study).about == "study of 0 trials: none has started"
+    fill(study, make_trial, [1e-3, 2e-3], unstable=set())
+    study.steps_path(1).write_bytes(b"torn")
+    assert diagnose_study(study) == []
+
+
+def test_a_trial_as_a_trace(study: Study, make_trial: Callable[..., dict[str, Any]]) -> None:
+    fill(study, make_trial, [1e-3], unstable=set(), lr_schedule="warmup_cosine", warmup_steps=30)
+    trace = trace_of_trial(study, 0)
+    assert trace.steps == tuple(range(STEP_COUNT + 1))
+    assert trace.series("val_loss")[0] == [0, 50, 100, 150, 200, 250, 300]
+    # At step 0 both losses come from the evaluation.
+    assert trace.train_loss[0] == 7.65
+    assert trace.grad_norm[0] is None
+    assert trace.total_steps == STEP_COUNT
+    assert trace.announced["lr_schedule"] == "warmup_cosine"
+    assert trace.announced["warmup_steps"] == "30"
+    assert trace.announced["precision"] == DOCUMENTED.precision
+
+
+def test_a_trial_that_is_not_there(study: Study, make_trial: Callable[..., dict[str, Any]]) -> None:
+    with pytest.raises(UserError, match="has no trial 0: none has started"):
+        trace_of_trial(study, 0)
+    fill(study, make_trial, [1e-3, 2e-3], unstable=set())
+    with pytest.raises(UserError, match="has no trial 7: it has 0 to 1"):
+        trace_of_trial(study, 7)
+    write_table(study.trials_path, [make_trial(0, "failed")], TRIALS)
+    write_table(study.metrics_path, [], METRICS)
+    study.steps_path(0).unlink()
+    with pytest.raises(UserError, match="recorded no step: it is failed"):
+        trace_of_trial(study, 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "pretrained"),
+    [
+        ({"model": "tiny"}, False),
+        ({"model": "gpt2"}, True),
+        ({"model": "./folder"}, None),
+        ({"model": "gpt2", "checkpoint_path": "/x.pt"}, None),
+    ],
+)
+def test_what_the_study_knows_of_its_model(
+    studies: Path, make_document: Callable[..., dict[str, Any]], changes: dict[str, Any], pretrained: bool | None
+) -> None:
+    study = create_study("one", make_document(name="one", **changes))
+    assert context_of_study(study) == Context(vocab_size=None, pretrained=pretrained, unigram_entropy=None)

@@ -1,0 +1,248 @@
+"""The facts of a report: the answer in every case, and numbers that are the tables'."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from results.confirmation import ConfirmationRun, confirm, write_confirmation
+from results.report.facts import report_facts
+from results.study import Study
+from results.tables import METRICS, TRIALS, Row, write_table
+from tests.results.report_study import make_report_study
+from trainable.config import DOCUMENTED
+from trainable.errors import UserError
+
+MakeTrial = Callable[..., Row]
+MakeDocument = Callable[..., dict[str, Any]]
+BUDGET = 409_600
+
+
+def write_study(folder: Path, document: dict[str, Any], trials: list[Row], metrics: list[Row] | None = None) -> Study:
+    folder.mkdir(parents=True, exist_ok=True)
+    study = Study(folder)
+    study.study_json.write_text(json.dumps(document), encoding="utf-8")
+    if trials:
+        write_table(study.trials_path, trials, TRIALS)
+    if metrics:
+        write_table(study.metrics_path, metrics, METRICS)
+    return study
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    return make_report_study(tmp_path_factory.mktemp("studies") / "plateau-1125-0310")
+
+
+@pytest.fixture(scope="module")
+def facts(study: Study) -> dict[str, Any]:
+    return report_facts(study)
+
+
+def test_facts_are_json_and_the_tables_numbers(study: Study, facts: dict[str, Any]) -> None:
+    assert json.loads(json.dumps(facts, allow_nan=False)) == facts
+    rows = {row["trial_id"]: row for row in study.trials()}
+    assert len(facts["trials"]) == len(rows)
+    for trial in facts["trials"]:
+        row = rows[trial["trial_id"]]
+        for name in ("val_loss", "status", "tokens_seen", "active_s", "learning_rate", "verdict", "rung"):
+            assert trial[name] == row[name], name
+    metrics = [row for row in study.metrics() if row["trial_id"] == 0]
+    assert next(t for t in facts["trials"] if t["is_baseline"])["evaluations"] == {
+        name: [row[name] for row in metrics] for name in ("tokens_seen", "optimizer_steps", "val_loss")
+    }
+
+
+def test_the_answer_is_the_best_against_the_baseline(study: Study, facts: dict[str, Any]) -> None:
+    done = [row for row in study.trials() if row["status"] == "completed"]
+    best, baseline = min(done, key=lambda row: row["val_loss"]), done[0]
+    answer = facts["answer"]
+    assert answer["winner"]["trial_id"] == best["trial_id"]
+    assert answer["baseline"]["val_loss"] == baseline["val_loss"]
+    assert answer["val_loss_difference"] == best["val_loss"] - baseline["val_loss"]
+    gain = baseline["val_loss"] - best["val_loss"]
+    assert answer["headline"] == f"Trial {best['trial_id']} beat the baseline by {gain:.4f} nats/token"
+    assert (answer["proof"]["state"], answer["proof"]["words"]) == (
+        "not_confirmed", "not confirmed yet: one seed each"
+    )  # fmt: skip
+    assert answer["export"] == 'eval "$(make -s export STUDY=plateau-1125-0310)" && make train'
+    changed = {row["name"]: (row["baseline"], row["winner"]) for row in answer["changes"]}
+    assert changed["learning_rate"] == (1e-5, best["learning_rate"])
+    assert "training_steps" not in changed
+
+
+def test_the_ledger_sums_to_the_whole(study: Study, facts: dict[str, Any]) -> None:
+    ledger, rows = facts["ledger"], study.trials()
+    assert ledger["device_s_spent"] == pytest.approx(sum(row["active_s"] for row in rows))
+    assert sum(row["device_s"] for row in ledger["by_ending"]) == pytest.approx(ledger["device_s_spent"])
+    assert sum(row["tokens"] for row in ledger["by_ending"]) == ledger["tokens_spent"]
+    assert sum(row["tokens_full"] for row in ledger["by_ending"]) == ledger["tokens_full"]
+    assert {row["status"]: row["trials"] for row in ledger["by_ending"]} == facts["endings"]
+
+
+def test_why_a_trial_ended(facts: dict[str, Any]) -> None:
+    why = {trial["status"]: trial["why"] for trial in facts["trials"]}
+    assert why["completed"] == ""
+    assert why["stopped"].startswith("not among the best 1/3 at rung ")
+    assert why["unstable"].startswith("divergence at step ")
+
+
+# --- every way a study can stand
+
+
+def case_trials(case: str, make: MakeTrial) -> list[Row]:
+    baseline, trial = make(0, "completed", 5.0, tokens_seen=BUDGET), make(1, "completed", 4.5, tokens_seen=BUDGET)
+    return {
+        "nothing_started": [],
+        "nothing_completed": [make(0, "failed"), make(1, "unstable", verdict="nonfinite at step 1: loss nan")],
+        "baseline_alone": [baseline],
+        "baseline_best": [baseline, make(1, "completed", 5.5), make(2, "stopped", 4.0, rung=0)],
+        "nothing_to_compare": [make(0, "interrupted", 6.0), trial],
+        "no_baseline": [trial],
+        "beaten": [baseline, trial],
+        "running": [make(0, "running"), make(1, "running", 6.0, tokens_seen=100)],
+    }[case]
+
+
+HEADLINES = {
+    "nothing_started": "No trial was started",
+    "nothing_completed": "No trial was completed, so there is no best configuration",
+    "baseline_alone": "The baseline alone was run",
+    "baseline_best": "The baseline is the best: no trial beat it",
+    "nothing_to_compare": "Trial 1 is the best; the baseline did not complete (interrupted), so there is nothing to "
+    "compare it with",
+    "no_baseline": "Trial 1 is the best; the baseline has not started, so there is nothing to compare it with",
+    "beaten": "Trial 1 beat the baseline by 0.5000 nats/token",
+    "running": "No trial was completed, so there is no best configuration",
+}
+
+
+@pytest.mark.parametrize("case", HEADLINES)
+def test_every_case_has_its_headline(
+    tmp_path: Path, make_document: MakeDocument, make_trial: MakeTrial, case: str
+) -> None:
+    facts = report_facts(write_study(tmp_path / "s", make_document("s"), case_trials(case, make_trial)))
+    assert facts["answer"]["headline"] == HEADLINES[case]
+    claims = facts["answer"]["proof"]["state"]
+    assert claims == ("not_confirmed" if case == "beaten" else "no_claim")
+
+
+def test_trials_of_other_seeds_confirm_and_never_rank(
+    tmp_path: Path, make_document: MakeDocument, make_trial: MakeTrial
+) -> None:
+    trials = [
+        make_trial(0, "completed", 5.0, tokens_seen=BUDGET, active_s=10.0),
+        make_trial(1, "completed", 4.5, tokens_seen=BUDGET, active_s=10.0),
+        make_trial(2, "completed", 4.0, tokens_seen=BUDGET, active_s=7.0, seed=1),
+    ]
+    facts = report_facts(write_study(tmp_path / "s", make_document("s", seed=0), trials))
+    assert facts["answer"]["winner"]["trial_id"] == 1
+    assert facts["ledger"]["device_s_spent"] == 20.0
+    assert (facts["ledger"]["fresh_seed_trials"], facts["ledger"]["fresh_seed_device_s"]) == (1, 7.0)
+
+
+# --- confirmed or not
+
+
+def confirmed(
+    folder: Path, document: dict[str, Any], make: MakeTrial, losses: dict[int, list[float]]
+) -> dict[str, Any]:
+    trials = [make(0, "completed", 5.0), make(1, "completed", 4.5), make(2, "completed", 4.6)]
+    study = write_study(folder, document, trials)
+    runs = [
+        ConfirmationRun(
+            source_trial_id=trial_id,
+            seed=seed,
+            trial_id=10 * trial_id + seed,
+            val_loss=loss,
+            status="completed",
+        )
+        for trial_id, of_trial in losses.items()
+        for seed, loss in enumerate(of_trial, 1)
+    ]
+    write_confirmation(study, confirm(trials, runs))
+    facts = report_facts(study)
+    answer: dict[str, Any] = facts["answer"]
+    assert [t["trial_id"] for t in facts["trials"] if t["is_best"]] == [answer["winner"]["trial_id"]]
+    return answer
+
+
+BASELINE = [5.0, 5.1, 5.05, 4.95, 5.02]
+
+
+def test_a_proven_winner(tmp_path: Path, make_document: MakeDocument, make_trial: MakeTrial) -> None:
+    losses = {0: BASELINE, 1: [x - 0.5 + 0.001 * k for k, x in enumerate(BASELINE)]}
+    answer = confirmed(tmp_path / "s", make_document("s"), make_trial, losses)
+    assert answer["headline"] == "Trial 1 is better than the baseline by 0.4980 nats/token"
+    assert answer["proof"]["state"] == "better"
+    assert answer["proof"]["words"] == "proven with 5 seeds"
+    assert answer["proof"]["low"] < answer["proof"]["mean_difference"] < answer["proof"]["high"] < 0
+
+
+def test_a_lucky_seed_loses_to_the_proven_one(
+    tmp_path: Path, make_document: MakeDocument, make_trial: MakeTrial
+) -> None:
+    lucky = [5.2, 4.9, 5.0, 5.1, 4.9]
+    losses = {0: BASELINE, 1: lucky, 2: [x - 0.3 + 0.001 * k for k, x in enumerate(BASELINE)]}
+    answer = confirmed(tmp_path / "s", make_document("s"), make_trial, losses)
+    assert answer["winner"]["trial_id"] == 2
+    assert answer["search_best"]["trial_id"] == 1
+    assert answer["confirmation_best"] == 2
+
+
+def test_not_proven_and_worse(tmp_path: Path, make_document: MakeDocument, make_trial: MakeTrial) -> None:
+    equal = confirmed(tmp_path / "a", make_document("a"), make_trial, {0: BASELINE, 1: [5.2, 4.9, 5.0, 5.1, 4.9]})
+    assert equal["proof"]["state"] == "not_proven"
+    assert equal["proof"]["words"].startswith("not proven with 5 seeds")
+    assert equal["headline"] == "Trial 1 came first in the search; that it is better than the baseline is not proven"
+    losses = {0: BASELINE, 1: [x + 0.3 + 0.001 * k for k, x in enumerate(BASELINE)]}
+    worse = confirmed(tmp_path / "b", make_document("b"), make_trial, losses)
+    assert worse["proof"]["state"] == "worse"
+    assert worse["headline"].endswith("is worse than the baseline on fresh seeds")
+
+
+def test_a_confirmation_under_way(tmp_path: Path, make_document: MakeDocument, make_trial: MakeTrial) -> None:
+    trials = [make_trial(0, "completed", 5.0), make_trial(1, "completed", 4.5)]
+    study = write_study(tmp_path / "s", make_document("s"), trials)
+    first = ConfirmationRun(source_trial_id=0, seed=1, trial_id=2, val_loss=5.0, status="completed")
+    write_confirmation(study, confirm(trials, [first, ConfirmationRun(source_trial_id=1, seed=1)]))
+    proof = report_facts(study)["answer"]["proof"]
+    assert (proof["state"], proof["words"]) == ("under_way", "confirmation under way: 1 of 2 runs")
+
+
+# --- damage
+
+
+@pytest.mark.parametrize("name", ["confirmation.json", "attribution.json", "study.json", "trials.parquet"])
+def test_a_damaged_file_is_named(tmp_path: Path, make_document: MakeDocument, make_trial: MakeTrial, name: str) -> None:
+    study = write_study(tmp_path / "s", make_document("s"), [make_trial(0, "completed", 5.0)])
+    (study.path / name).write_text("{")
+    with pytest.raises(UserError, match=name):
+        report_facts(study)
+
+
+def test_a_document_without_a_budget_is_named(tmp_path: Path, make_document: MakeDocument) -> None:
+    with pytest.raises(UserError, match=r"study\.json: budget_tokens"):
+        report_facts(write_study(tmp_path / "s", make_document("s", budget_tokens=None), []))
+
+
+def test_times_are_utc_text(tmp_path: Path, make_document: MakeDocument, make_trial: MakeTrial) -> None:
+    start = datetime(2025, 11, 25, 3, 10, tzinfo=UTC)
+    trial = make_trial(0, "completed", 5.0, started_at=start, ended_at=start.replace(minute=12))
+    facts = report_facts(write_study(tmp_path / "s", make_document("s"), [trial]))
+    assert facts["study"]["wall_s"] == 120.0
+    assert facts["trials"][0]["started_at"] == "2025-11-25T03:10:00+00:00"
+
+
+def test_a_schedule_that_the_winner_dropped_is_a_change(
+    tmp_path: Path, make_document: MakeDocument, make_trial: MakeTrial
+) -> None:
+    warm = asdict(replace(DOCUMENTED, lr_schedule="wsd", warmup_steps=200))
+    trials = [make_trial(0, "completed", 5.0, **warm), make_trial(1, "completed", 4.5)]
+    facts = report_facts(write_study(tmp_path / "s", make_document("s"), trials))
+    changed = {row["name"]: (row["baseline"], row["winner"]) for row in facts["answer"]["changes"]}
+    assert changed == {"lr_schedule": ("wsd", "constant"), "warmup_frac": (0.1, None)}

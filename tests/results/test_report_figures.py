@@ -1,0 +1,198 @@
+"""The report's figures: what plotly accepts, what is thinned, what is drawn where."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from results.attribution import attribute, changed_settings, write_attribution
+from results.confirmation import ConfirmationRun, confirm, write_confirmation
+from results.report.curves import height_of, thinned
+from results.report.facts import report_facts
+from results.report.figures import default_view, pareto_front, report_figures, views
+from results.report.points import loss_ceiling, position
+from results.report.traces import short, trial_traces
+from results.report.words import duration_words, percent_words, token_words, value_words
+from results.study import Study
+from results.tables import STEPS, write_table
+from tests.results.report_study import make_report_study
+from trainable.config import BEFORE, DOCUMENTED
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    study = make_report_study(tmp_path_factory.mktemp("studies") / "plateau")
+    trials = study.trials()
+    done = [row["trial_id"] for row in trials if row["status"] == "completed"][:3]
+    runs = [
+        ConfirmationRun(
+            source_trial_id=i, seed=seed, trial_id=100, val_loss=5.0 - i / 10 + seed / 50, status="completed"
+        )
+        for i in done
+        for seed in (1, 2, 3)
+    ]
+    write_confirmation(study, confirm(trials, runs))
+    settings = changed_settings(BEFORE, DOCUMENTED)
+    combinations = [frozenset(i for i in range(4) if mask >> i & 1) for mask in range(16)]
+    losses = {c: {seed: 6.0 - 0.3 * len(c) + 0.01 * seed * (0 in c) for seed in (0, 1)} for c in combinations}
+    write_attribution(study, attribute(losses, settings))
+    return study
+
+
+@pytest.fixture(scope="module")
+def facts(study: Study) -> dict[str, Any]:
+    return report_facts(study)
+
+
+@pytest.fixture(scope="module")
+def figures(facts: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    return report_figures(facts)
+
+
+def painted(value: Any) -> Any:
+    """As the page's script does: a role becomes a colour."""
+    if isinstance(value, str):
+        return "#123456" if value.startswith("@") else value
+    if isinstance(value, list):
+        return [painted(item) for item in value]
+    return {key: painted(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def test_plotly_accepts_every_figure(figures: dict[str, list[dict[str, Any]]]) -> None:
+    from plotly.graph_objects import Figure
+
+    assert all(figures.values()), {name for name, section in figures.items() if not section}
+    for figure in (figure for section in figures.values() for figure in section):
+        traces = [{k: v for k, v in trace.items() if k not in ("view", "hover")} for trace in figure["traces"]]
+        Figure(data=painted(traces), layout=painted(figure["layout"]))  # raises for an unknown key or a bad value
+
+
+def test_every_colour_is_one_of_the_page(figures: dict[str, list[dict[str, Any]]]) -> None:
+    style = (Path(__file__).parents[2] / "results/report/style.css").read_text(encoding="utf-8")
+    light, dark = style.partition("@media screen and (prefers-color-scheme: dark)")[::2]
+    dark = dark.partition("\n}")[0]
+
+    def roles(value: Any) -> set[str]:
+        if isinstance(value, str):
+            return {value} if value.startswith("@") else set()
+        items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        return set().union(*(roles(item) for item in items))
+
+    used = roles([figure for section in figures.values() for figure in section])
+    assert len(used) > 12
+    for role in used:
+        assert f"--{role[1:]}:" in light, role
+        assert f"--{role[1:]}:" in dark, role
+
+
+def test_the_winner_and_the_baseline_have_their_own_accent(figures: dict[str, list[dict[str, Any]]]) -> None:
+    traces = {trace["name"]: trace for trace in figures["curves"][0]["traces"] if trace["mode"] == "lines"}
+    colors = {name.partition(" (")[0]: trace["line"]["color"] for name, trace in traces.items()}
+    assert colors == {
+        "completed": "@completed", "stopped": "@stopped", "unstable": "@unstable", "baseline": "@baseline",
+        "best": "@winner",
+    }  # fmt: skip
+
+
+def test_a_study_of_few_completed_trials_is_compared_at_the_first_rung(facts: dict[str, Any]) -> None:
+    assert views(facts)[0] == "at the full budget"
+    assert views(facts)[1].startswith("at rung 0 (")
+    assert default_view(facts) == 1
+    assert default_view({**facts, "trials": [t for t in facts["trials"] if t["status"] == "completed"]}) == 0
+
+
+def test_a_blown_up_loss_does_not_set_the_scale() -> None:
+    known = {"initial_loss": 7.6}
+    assert loss_ceiling(known, [5.0, 6.0, 240.0]) == pytest.approx(6.02)
+    assert loss_ceiling(known, [8.0, 240.0]) == 240.0
+    assert 6.0 < loss_ceiling({"initial_loss": None}, [5.0, 5.5, 6.0] * 5 + [240.0]) < 7.0
+    assert loss_ceiling(known, []) == 1.0
+
+
+def test_the_pareto_front_is_what_no_trial_beats() -> None:
+    rows = [
+        {"trial_id": i, "tokens_per_s": speed, "val_loss": loss}
+        for i, (speed, loss) in enumerate([(10, 5.0), (20, 5.5), (15, 5.6), (30, 6.0), (30, 5.9), (5, 5.0)])
+    ]
+    assert [row["trial_id"] for row in pareto_front(rows)] == [4, 1, 0]
+
+
+def test_positions_on_an_axis() -> None:
+    choice = {"values": [8, 16, 32], "log": False}
+    assert [round(height_of(choice, value, 0), 1) for value in (8, 16, 32)] == [0.0, 0.5, 1.0]
+    assert [round(position(choice, value, 3)) for value in (8, 16, 32)] == [0, 1, 2]
+    assert position(choice, 64, 0) is None
+    log = {"values": None, "log": True, "low": 1e-6, "high": 1.0}
+    assert height_of(log, 1e-3, 5) == pytest.approx(0.5)
+    assert position(log, 1e-3, 5) == 1e-3
+    assert height_of(log, None, 5) < 0
+
+
+def test_thinning_keeps_the_ends() -> None:
+    assert thinned(range(5), 10) == [0, 1, 2, 3, 4]
+    found = thinned(range(1000), 20)
+    assert len(found) == 20
+    assert (found[0], found[-1]) == (0, 999)
+
+
+def steps(losses: list[float]) -> list[dict[str, Any]]:
+    return [
+        {"optimizer_steps": k, "tokens_seen": k * 4096, "train_loss": loss, "grad_norm": 1.0, "learning_rate": 1e-5 * k,
+         "step_time_s": 0.1}
+        for k, loss in enumerate(losses, 1)
+    ]  # fmt: skip
+
+
+def test_a_short_trace_is_whole(tmp_path: Path) -> None:
+    study = Study(tmp_path)
+    (tmp_path / "steps").mkdir()
+    write_table(study.steps_path(3), steps([5.0, 4.5, math.inf, math.nan]), STEPS)
+    assert trial_traces(study, [3, 4]) == {
+        "3": {
+            "at": [1, 2, 3, 4], "pairs": False, "loss": [5, 4.5, None, None], "grad": [1, 1, 1, 1],
+            "lr": [1e-5, 2e-5, 3e-5, 4e-5], "nonfinite_at": 3,
+        }
+    }  # fmt: skip
+
+
+def test_a_long_trace_is_thinned_and_keeps_its_spikes(tmp_path: Path) -> None:
+    losses = [5.0 - k / 10_000 for k in range(10_000)]
+    losses[7_777], losses[123] = 99.0, 0.5
+    study = Study(tmp_path)
+    (tmp_path / "steps").mkdir()
+    write_table(study.steps_path(0), steps(losses), STEPS)
+    trace = trial_traces(study, [0])["0"]
+    assert trace["pairs"]
+    assert 2 * len(trace["at"]) == len(trace["loss"]) == len(trace["grad"]) == 2 * len(trace["lr"]) <= 400
+    assert max(trace["loss"]) == 99
+    assert min(trace["loss"]) == 0.5
+    spike = trace["loss"].index(99) // 2
+    assert trace["at"][spike] <= 7_778 < trace["at"][spike + 1]
+
+
+def test_a_torn_trace_is_left_out(tmp_path: Path) -> None:
+    study = Study(tmp_path)
+    (tmp_path / "steps").mkdir()
+    study.steps_path(0).write_bytes(b"PAR1")
+    assert trial_traces(study, [0]) == {}
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [(1.23456789, 1.2346), (7.0, 7), (1e-5, 1e-5), (math.nan, None), (math.inf, None), (0, 0)]
+)
+def test_short_numbers(value: float, expected: float | None) -> None:
+    assert short(value) == expected
+
+
+def test_numbers_as_words() -> None:
+    assert [duration_words(s) for s in (None, 0.23, 9.96, 59.6, 3599, 3600, 86_399, 200_000)] == [
+        "–", "0.2 s", "10 s", "1 min 00 s", "59 min 59 s", "1 h 00 min", "23 h 59 min", "2 d 07 h"
+    ]  # fmt: skip
+    assert [token_words(n) for n in (None, 999, 1000, 999_700, 40_500, 8_200_000)] == [
+        "–", "999", "1k", "1M", "40.5k", "8.2M"
+    ]  # fmt: skip
+    assert [value_words(v) for v in (None, 1e-5, 1.16e-2, 2.5e-4, 100.0, 1490.2, 0.0, 4096, "wsd", math.inf, True)] == [
+        "–", "1e-5", "0.0116", "2.5e-4", "100", "1,490", "0", "4,096", "wsd", "inf", "True"
+    ]  # fmt: skip
+    assert [percent_words(s) for s in (None, 0.0, 0.004, 0.5549, 1.0)] == ["–", "0%", "0.4%", "55%", "100%"]

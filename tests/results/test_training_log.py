@@ -1,0 +1,273 @@
+import gzip
+import math
+from pathlib import Path
+
+import pytest
+
+from results.logs import training_log
+from results.logs.training_log import read_training_log
+from results.trace import RunTrace
+from tests.results.owner_log import EVALUATION_S, STORY, owner_log, story_step_s
+from trainable.errors import UserError
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "training.log"
+
+
+def read(log: Path, text: str | bytes) -> RunTrace:
+    log.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return read_training_log(log)
+
+
+def at(trace: RunTrace, step: int) -> dict[str, float | None]:
+    index = trace.steps.index(step)
+    columns = ("train_loss", "val_loss", "grad_norm", "learning_rate", "step_time_s")
+    return {name: getattr(trace, name)[index] for name in columns if getattr(trace, name)[index] is not None}
+
+
+def test_the_owners_lines(log: Path) -> None:
+    trace = read(
+        log,
+        "step 0/5000 (0.0%): train loss 9.2270, val loss 9.2680 | LR: 2.00e-06 | 17.5s (0.00 steps/sec)\n"
+        "step 25/5000 (0.5%) | 0.66 steps/sec | ETA: 126.3m\n"
+        "step 500/5000 (10.0%): train loss 6.9544, val loss 7.1291 | LR: 2.00e-05 | 480.9s (1.04 steps/sec)\n",
+    )
+    assert trace.steps == (0, 25, 500)
+    assert trace.train_loss == (9.2270, None, 6.9544)
+    assert trace.val_loss == (9.2680, None, 7.1291)
+    assert trace.learning_rate == (2e-6, None, 2e-5)
+    assert trace.total_steps == 5000
+    assert trace.announced["printed_speed"] == "mean"
+    # 25 steps since 17.5 s; the ETA says when more exactly than the speed: 25 * 126.3 * 60 / 4975 = 38.08 s.
+    assert at(trace, 25)["step_time_s"] == pytest.approx((38.08 - 17.5) / 25, abs=0.001)
+    assert at(trace, 500)["step_time_s"] == pytest.approx((480.9 - 38.08) / 475, abs=0.001)
+
+
+def test_a_mean_since_the_start_is_undone(log: Path) -> None:
+    trace = read(log, owner_log(STORY, 5000, step_s=story_step_s))
+    steps, times_s = trace.series("step_time_s")
+    early = [time_s for step, time_s in zip(steps, times_s, strict=True) if 100 < step < 450]
+    late = [time_s for step, time_s in zip(steps, times_s, strict=True) if 1600 < step < 1950]
+    assert early
+    assert late
+    assert all(time_s == pytest.approx(1 / 1.05, rel=0.1) for time_s in early)
+    assert all(time_s == pytest.approx(1 / 0.62, rel=0.1) for time_s in late)
+
+
+def test_a_resumed_logs_mean_counts_from_its_own_first_step(log: Path) -> None:
+    rows = [(1500, 3.5, 3.6, 1e-5), (2000, 3.4, 3.5, 1e-5), (2500, 3.4, 3.5, 1e-5)]
+    trace = read(log, owner_log(rows, 3500, step_s=lambda step: 1.0))
+    steps, times_s = trace.series("step_time_s")
+    usual = [time_s for step, time_s in zip(steps, times_s, strict=True) if step not in (2000, 2500)]
+    assert all(time_s == pytest.approx(1.0, rel=0.1) for time_s in usual)
+
+
+def test_the_speed_of_the_moment_is_taken_as_it_is(log: Path) -> None:
+    speeds = [1.0, 1.1, 1.0, 0.5, 0.5, 0.5, 1.0, 1.05, 1.0, 0.9] * 3
+    text = "".join(f"step {100 * (n + 1)}/9000 | {speed:.2f} steps/sec\n" for n, speed in enumerate(speeds))
+    trace = read(log, text)
+    assert trace.announced["printed_speed"] == "momentary"
+    assert trace.step_time_s == tuple(1 / speed for speed in speeds)
+
+
+def test_the_lines_of_make_train(log: Path) -> None:
+    trace = read(log, "step 100/2000 (5.0%) | grad norm 1.2345 | loss 6.1234\nstep 100/2000 (5.0%) | 9.80 steps/sec\n")
+    assert trace.steps == (100,)
+    assert at(trace, 100)["grad_norm"] == 1.2345
+    assert at(trace, 100)["train_loss"] == 6.1234
+
+
+def test_colours_prefixes_other_orders_and_more_columns(log: Path) -> None:
+    trace = read(
+        log,
+        b"2025-01-01 12:00:00,123 INFO [train] \x1b[32mStep 1,000 / 20,000\x1b[0m | "
+        b"lr=1.00e-04 | loss=3.21 | grad_norm=0.5\r\n"
+        b"2025-01-01 12:01:40,123 INFO [train] Val Loss: 3.40 (best 3.11) | Step: 1,100 of 20,000 | "
+        b"mem 3.1GB | loss: 3.20\r\n"
+        b"2025-01-01 12:03:20,123 INFO caf\xe9 step=1200 loss=inf, val_loss nan, "
+        b"best val loss 3.1, loss scale 65536\r\n",
+    )
+    assert trace.total_steps == 20_000
+    assert at(trace, 1000) == {"train_loss": 3.21, "grad_norm": 0.5, "learning_rate": 1e-4}
+    assert at(trace, 1100) == {"train_loss": 3.20, "val_loss": 3.40, "step_time_s": 1.0}
+    assert math.isinf(at(trace, 1200)["train_loss"] or 0)
+    assert math.isnan(at(trace, 1200)["val_loss"] or 0)
+
+
+def test_numbers_cut_short_are_left_out(log: Path) -> None:
+    whole = owner_log(STORY, 5000)
+    lines = whole.splitlines()
+    cut = next(index for index, line in enumerate(lines) if line.startswith("step 1000/5000"))
+    lines[cut] = lines[cut].partition("e-05")[0] + "e"
+    last = next(index for index, line in enumerate(lines) if line.startswith("step 2500/5000"))
+    trace = read(log, "\n".join([*lines[:last], "step 2500/5000 (50.0%): train loss 6.6"]))
+    assert at(trace, 1000)["train_loss"] == 6.5811
+    assert "learning_rate" not in at(trace, 1000)
+    assert 2500 not in trace.steps or "train_loss" not in at(trace, 2500)
+    assert trace.notes == ("the last line is cut short",)
+
+
+def test_a_line_cut_inside_the_log_loses_only_what_touches_its_end(log: Path) -> None:
+    rows = "".join(f"step {step}: loss 3.2{step}, lr 1e-4 | ok\n" for step in range(10, 20))
+    trace = read(log, rows + "step 20: loss 3.220, lr 1\nstep 21: loss 3.221, lr 1e-4 | ok\n")
+    assert at(trace, 20) == {"train_loss": 3.220}
+    assert at(trace, 21) == {"train_loss": 3.221, "learning_rate": 1e-4}
+
+
+def test_nanogpt(log: Path) -> None:
+    trace = read(
+        log,
+        "step 0: train loss 10.9882, val loss 10.9898\niter 0: loss 10.9886, time 12345.56ms, mfu -100.00%\n"
+        "iter 10: loss 9.9000, time 200.10ms, mfu 12.00%\nstep 20: train loss 9.4000, val loss 9.5000\n"
+        "saving checkpoint to out\niter 20: loss 9.5123, time 201.00ms, mfu 12.00%\n",
+    )
+    assert trace.steps == (0, 10, 20)
+    assert trace.train_loss == (10.9882, 9.9, 9.4)
+    assert trace.val_loss == (10.9898, None, 9.5)
+    assert trace.step_time_s == pytest.approx((12.34556, 0.2001, 0.201))
+
+
+def test_a_trainers_dicts_take_their_steps_from_the_runs_length(log: Path) -> None:
+    trace = read(
+        log,
+        "{'loss': 6.9, 'grad_norm': 1.2, 'learning_rate': 2e-05, 'epoch': 0.1}\n"
+        "{'loss': '6.5', 'grad_norm': '1.1', 'learning_rate': '1e-05', 'epoch': '0.2'}\n"
+        "{'eval_loss': 6.4, 'eval_runtime': 12.3, 'eval_steps_per_second': 1.3, 'epoch': 0.2}\n"
+        "{'train_runtime': 120.0, 'train_samples_per_second': 80, 'train_steps_per_second': 10.0, "
+        "'train_loss': 6.2, 'epoch': 0.2}\n",
+    )
+    assert trace.steps == (600, 1200)
+    assert trace.train_loss == (6.9, 6.5)
+    assert trace.val_loss == (None, 6.4)
+    assert trace.grad_norm == (1.2, 1.1)
+    assert trace.total_steps == 1200
+
+
+def test_a_trainers_dicts_without_a_length_are_counted(log: Path) -> None:
+    trace = read(log, "{'loss': 6.9, 'epoch': 0.1}\n{'loss': 6.5, 'epoch': 0.2}\n{'eval_loss': 6.4, 'epoch': 0.2}\n")
+    assert trace.steps == (1, 2)
+    assert trace.val_loss == (None, 6.4)
+    assert trace.notes == ("the log names no steps: rows are counted instead",)
+
+
+def test_bars_give_steps_and_times_and_those_of_evaluations_do_not(log: Path) -> None:
+    trace = read(
+        log,
+        "  0%|          | 0/1500 [00:00<?, ?it/s]\r 10%|# | 150/1500 [02:30<22:30,  1.00it/s]\r"
+        "{'loss': 6.9, 'learning_rate': 2e-05, 'epoch': 0.1}\n"
+        " 20%|## | 300/1500 [05:00<20:30,  1.00it/s]\r{'loss': 6.2, 'learning_rate': 2e-05, 'epoch': 0.2}\r\n"
+        "  0%|   | 0/12 [00:00<?, ?it/s]\r 50%|###   | 6/12 [00:01<00:01,  5.00it/s]\r"
+        "{'eval_loss': 6.4, 'epoch': 0.2}\n",
+    )
+    assert trace.total_steps == 1500
+    assert at(trace, 150) == {"train_loss": 6.9, "learning_rate": 2e-5, "step_time_s": 1.0}
+    assert at(trace, 300) == {"train_loss": 6.2, "val_loss": 6.4, "learning_rate": 2e-5, "step_time_s": 1.0}
+
+
+def test_steps_counted_anew_in_each_epoch_go_on(log: Path) -> None:
+    trace = read(
+        log,
+        "Epoch 1/2\nstep 100/200 loss 3.2\nstep 200/200 loss 3.1\n"
+        "Epoch 2/2\nstep 100/200 loss 3.0\nstep 200/200 loss 2.9\n",
+    )
+    assert trace.steps == (100, 200, 300, 400)
+    assert trace.restarts == ()
+
+
+def test_a_restart_replaces_what_it_passes_again(log: Path) -> None:
+    trace = read(
+        log,
+        "step 0 loss 4.0\nstep 100 loss 3.5\nstep 200 loss 3.4\nstep 300 loss 3.3\n"
+        "step 200 loss 9.9\nstep 250 loss 9.8\nstep 400 loss 9.7\n",
+    )
+    assert trace.steps == (0, 100, 200, 250, 400)
+    assert trace.train_loss == (4.0, 3.5, 9.9, 9.8, 9.7)
+    assert trace.restarts == (200,)
+    assert trace.earlier_runs == ()
+
+
+def test_a_run_from_the_start_is_another_run(log: Path) -> None:
+    trace = read(log, "step 0 loss 4.0\nstep 100 loss nan\nstep 200 loss nan\nstep 0 loss 4.0\nstep 100 loss 3.0\n")
+    assert trace.steps == (0, 100)
+    assert trace.train_loss == (4.0, 3.0)
+    (earlier,) = trace.earlier_runs
+    assert earlier.steps == (0, 100, 200)
+
+
+def test_one_line_that_names_an_old_step_is_no_restart(log: Path) -> None:
+    trace = read(log, "step 100 loss 3.5\nstep 200 loss 3.4\nbest: step 100 loss 3.3\nstep 300 loss 3.2\n")
+    assert trace.steps == (100, 200, 300)
+    assert trace.train_loss == (3.5, 3.4, 3.2)
+
+
+def test_the_lines_around_the_table_say_how_it_was_set_up(log: Path) -> None:
+    trace = read(
+        log,
+        "Loading pretrained gpt2\nvocab_size: 50,257\nlr_schedule: cosine\nwarmup_steps=500\ndtype: torch.bfloat16\n"
+        "Total optimization steps = 5,000\nstep 1 loss 4.0\nstep 2 loss 3.9\n",
+    )
+    wanted = {
+        "pretrained": "yes",
+        "vocab_size": "50257",
+        "lr_schedule": "cosine",
+        "warmup_steps": "500",
+        "precision": "bf16",
+        "total_steps": "5000",
+    }
+    assert wanted.items() <= trace.announced.items()
+    assert trace.total_steps == 5000
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, lambda data: data.decode().encode("utf-16")])
+def test_packed_and_wide_files(log: Path, pack: "object") -> None:
+    assert callable(pack)
+    trace = read(log, pack(owner_log(STORY, 5000).encode()))
+    assert trace.series("val_loss")[0] == [row[0] for row in STORY]
+
+
+def test_a_gz_cut_short_is_read_as_far_as_it_goes(log: Path) -> None:
+    # Numbers without a pattern, so that what is packed is long.
+    rows = "".join(f"step {step}: loss {3 + step * 7919 % 9973 / 9973:.4f} | ok\n" for step in range(8000))
+    packed = gzip.compress(rows.encode())
+    trace = read(log, packed[: len(packed) // 2])
+    assert 1000 < len(trace.steps) < 8000
+    assert "read only in part" in trace.notes[0]
+
+
+@pytest.mark.parametrize("text", ["", "hello\nworld\n", "\x00\x01\x02" * 1000, "epoch of steps and losses\n"])
+def test_what_is_no_log_is_refused_with_an_example(log: Path, text: str) -> None:
+    with pytest.raises(UserError, match=r"has no line of a training log.*for example: step 500/5000"):
+        read(log, text)
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be read: No such file"):
+        read_training_log(tmp_path / "absent.log")
+
+
+def test_of_a_long_log_an_even_part_is_kept_and_every_evaluation(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_log, "MAX_ROWS", 2000)
+    count = 12_000
+    with log.open("w") as file:
+        for step in range(count):
+            if step % 100 == 0:
+                file.write(f"step {step}: train loss 3.5000, val loss 3.6000\n")
+            else:
+                loss = "nan" if step == 7777 else "3.5000"
+                file.write(f"iter {step}: loss {loss}, time 20.00ms\n")
+    trace = read_training_log(log)
+    assert 1000 < len(trace.steps) < 4000
+    assert trace.notes == ("a long log: of lines without a validation loss about one in 8 was read",)
+    assert trace.series("val_loss")[0] == list(range(0, count, 100))
+    assert math.isnan(at(trace, 7777)["train_loss"] or 0)
+    thirds = [sum(third * count // 3 <= step < (third + 1) * count // 3 for step in trace.steps) for third in range(3)]
+    assert max(thirds) < 1.1 * min(thirds)
+
+
+def test_evaluation_time_is_not_the_steps(log: Path) -> None:
+    trace = read(log, owner_log([(0, 4.0, 4.0, 1e-5), (500, 3.9, 3.9, 1e-5)], 500, step_s=lambda step: 1.0))
+    steps, times_s = trace.series("step_time_s")
+    assert times_s[-1] == pytest.approx(1.0 + EVALUATION_S / (steps[-1] - steps[-2]), rel=0.02)
+    assert all(time_s == pytest.approx(1.0, rel=0.1) for time_s in times_s[:-1])
