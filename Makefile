@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python -m search
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help search baseline train export spaces list preflight diagnose audit test check lint types format bench clean
+.PHONY: help search baseline train preflight confirm attribute report diagnose audit export spaces list test check lint types format bench clean
 
 help: ## list the targets and the variables
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | awk -F '\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -20,7 +20,25 @@ baseline: $(STAMP) ## run the documented configuration alone [COMPARE=before]
 train: $(STAMP) ## train one configuration from the variables
 	@$(RUN) train
 
-export: $(STAMP) ## print the best configuration of STUDY=latest: eval "$$(make -s export)"
+preflight: $(STAMP) ## check in half a minute that the set-up is sound [SPACE=]
+	@$(RUN) preflight
+
+confirm: $(STAMP) ## run the best trials again on fresh seeds: STUDY=latest [TOP=2 SEEDS=5]
+	@$(RUN) confirm
+
+attribute: $(STAMP) ## find which of the changes did it: STUDY=latest, or FROM=before TO=documented
+	@$(RUN) attribute
+
+report: $(STAMP) ## write report.html and report.md of STUDY=latest
+	@$(RUN) report
+
+diagnose: $(STAMP) ## say what is wrong with TARGET: a study, STUDY/TRIAL, a log, a checkpoint
+	@$(RUN) diagnose
+
+audit: $(STAMP) ## say what is wrong with TRAINING_DATA_SOURCE [RANGE=2.0M-2.5M CLEAN=out.txt]
+	@$(RUN) audit
+
+export: $(STAMP) ## print the best configuration of STUDY=latest: eval "$(make -s export)"
 	@$(RUN) export
 
 spaces: $(STAMP) ## list and check the space files
@@ -42,6 +60,9 @@ types: $(STAMP) ## mypy --strict
 
 format: $(STAMP) ## format the code
 	@$(VENV)/bin/ruff format . && $(VENV)/bin/ruff check --fix .
+
+bench: $(STAMP) ## run the benchmarks of tests/benchmarks
+	@for script in tests/benchmarks/*.py; do echo "== $$script"; $(VENV)/bin/python $$script || exit 1; done
 
 clean: ## remove caches; studies stay
 	@rm -rf .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -17,6 +17,9 @@ from trainable.stability import STOP_KINDS, Finding
 from trainable.state import TrainState
 from trainable.tokens import Corpus, sample_batch
 
+WORSE_THAN_UNIFORM_NATS = 1.0
+"""A model so far above ln V at an evaluation has diverged: random weights start within 0.1 of it."""
+
 TrainRow: TypeAlias = StepRow | Finding | MetricsRow | Verdict
 """What train() yields; a Finding never ends anything."""
 
@@ -57,13 +60,26 @@ def train(
             yield finding
         if state.optimizer_steps in eval_steps or state.optimizer_steps == state.config.training_steps:
             metrics = _evaluated(state, since, val_windows, train_loss=since.mean_loss)
-            if not math.isfinite(metrics.val_loss):
-                yield Verdict(
-                    reason="nonfinite", step=state.optimizer_steps, evidence=f"validation loss {metrics.val_loss}"
-                )
+            verdict = _judge(metrics, vocab_size=corpus.vocab_size)
+            if verdict is not None and verdict.reason in stop_on:
+                yield verdict
                 return
             yield metrics
             since = _Window(state)
+
+
+def _judge(metrics: MetricsRow, *, vocab_size: int) -> Verdict | None:
+    """Return the verdict on an evaluation: a few large steps can wreck a model before the steps' own rules have seen
+    enough of them."""
+    step, loss, uniform = metrics.optimizer_steps, metrics.val_loss, math.log(vocab_size)
+    if not math.isfinite(loss):
+        return Verdict(reason="nonfinite", step=step, evidence=f"validation loss {loss}")
+    if loss > uniform + WORSE_THAN_UNIFORM_NATS:
+        evidence = (
+            f"validation loss {loss:.2f} nats/token, where guessing uniformly costs ln {vocab_size} = {uniform:.2f}"
+        )
+        return Verdict(reason="divergence", step=step, evidence=evidence)
+    return None
 
 
 def _train_windows(corpus: Corpus, protocol: EvalProtocol) -> torch.Tensor:

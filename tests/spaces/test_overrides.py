@@ -33,7 +33,7 @@ def test_a_pin_fixes_every_trial_and_drops_the_domain() -> None:
     space = load_space("plateau").pinned({"batch_size": 16, "dropout": 0.0})
     assert names(space) == ["block_size", "learning_rate", "lr_schedule", "warmup_frac"]
     config = space.config_for({"block_size": 64})
-    assert (config.batch_size, config.dropout, config.training_steps) == (16, 0.0, 400_000 // 1024)
+    assert (config.batch_size, config.dropout, config.training_steps) == (16, 0.0, 300_000 // 1024)
     assert space.baseline == make_config(DOCUMENTED, {"batch_size": 16, "dropout": 0.0, "training_steps": 195})
     assert space.baseline_name == "documented, changed"
     assert space.user_settings == {"BATCH_SIZE": 16, "DROPOUT": 0.0}
@@ -74,26 +74,26 @@ def test_the_baseline_takes_the_nearest_value_of_what_a_pin_makes_active() -> No
     space = load_space("plateau").pinned({"lr_schedule": "warmup_cosine"})
     assert conditions(space)["warmup_frac"] is None
     assert space.baseline_params()["warmup_frac"] == 0.01
-    assert space.baseline.warmup_steps == round(0.01 * 97)
+    assert space.baseline.warmup_steps == round(0.01 * 73)
     grid = load_space("before_after").pinned({"lr_schedule": "warmup_cosine"})
     assert (grid.trials, grid.baseline_params()["warmup_frac"], grid.baseline.warmup_steps) == (8, 0.1, 10)
 
 
 def test_pinned_warmup_steps_are_steps_and_drop_the_share() -> None:
-    space = load_space("plateau").pinned({"warmup_steps": 20})
+    space = load_space("plateau").pinned({"warmup_steps": 15})
     assert "warmup_frac" not in names(space)
     for batch_size in (8, 64):
-        assert space.config_for({"batch_size": batch_size, "lr_schedule": "linear"}).warmup_steps == 20
+        assert space.config_for({"batch_size": batch_size, "lr_schedule": "linear"}).warmup_steps == 15
     assert space.config_for({"lr_schedule": "constant"}).warmup_steps == 0
     doubled = space.with_overrides(budget_tokens=800_000)
-    assert doubled.config_for({"lr_schedule": "linear"}).warmup_steps == 20
+    assert doubled.config_for({"lr_schedule": "linear"}).warmup_steps == 15
 
 
 def test_pinned_steps_must_fit_into_the_shortest_run() -> None:
     with pytest.raises(UserError) as caught:
         load_space("plateau").pinned({"warmup_steps": 25})
     assert str(caught.value) == (
-        "spaces/plateau.toml with WARMUP_STEPS=25: warmup_steps=25 is longer than the run of 24 steps at batch_size=64 "
+        "spaces/plateau.toml with WARMUP_STEPS=25: warmup_steps=25 is longer than the run of 18 steps at batch_size=64 "
         "x block_size=256. Lower it, raise the budget, or use warmup_frac, a share of the run."
     )
 
@@ -119,7 +119,7 @@ def test_pinned_steps_must_fit_into_the_shortest_run() -> None:
         (
             {"batch_size": 512},
             "spaces/plateau.toml with BATCH_SIZE=512: batch_size=512 x block_size=256 is 131072 tokens a step, more "
-            "than the first evaluation waits for (44800 tokens). Raise the budget or the grace, lower [evaluation] "
+            "than the first evaluation waits for (33600 tokens). Raise the budget or the grace, lower [evaluation] "
             "count, or drop the largest sizes.",
         ),
         ({"batchsize": 8}, "there is no hyperparameter 'batchsize'. Did you mean 'batch_size'?"),
@@ -195,7 +195,7 @@ def test_another_baseline_keeps_its_place_in_ranges_and_widens_choices() -> None
     found = TrialConfig(batch_size=12, block_size=64, learning_rate=3e-4, training_steps=500, dropout=0.0)
     space = load_space("plateau").with_baseline("trial 7 of plateau-0412", found)
     assert space.baseline_name == "trial 7 of plateau-0412"
-    assert space.baseline == make_config(found, {"training_steps": 400_000 // 768})
+    assert space.baseline == make_config(found, {"training_steps": 300_000 // 768})
     assert space.domain("batch_size") == Choice((8, 16, 32, 64, 12))
     assert space.domain("block_size") == Choice((64, 128, 256))
     assert space.domain("learning_rate") == LogUniform(1e-6, 1.0)
