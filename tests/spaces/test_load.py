@@ -113,7 +113,7 @@ BROKEN: list[tuple[str, str, str]] = [
         "block_size = 32",
         "block_size = 1",
         "[baseline] block_size does not fit: block_size (BLOCK_SIZE) is 1; it must be at least 2 and at most "
-        "1.04858e+06 (tokens per sequence); the documented value is 128.",
+        "1048576 (tokens per sequence); the documented value is 128.",
     ),
     ("block_size = 32", "block_sise = 32", "[baseline] has an unknown key 'block_sise'. Did you mean 'block_size'?"),
     ("block_size = 32", "seed = 1", "[baseline] has the key 'seed', which SEED sets for every trial of a study."),
