@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from search.variables import Variables
 from trainable.checkpoint_path import check_checkpoint_path
 from trainable.config import TrialConfig
-from trainable.corpus import embedded_path, iter_chunks, source_files, text_fingerprint
+from trainable.corpus import cache_dir, embedded_path, iter_chunks, source_files, text_fingerprint
 from trainable.errors import UserError
 from trainable.model_names import check_model_name
 
@@ -54,6 +54,7 @@ def check_inputs(variables: Variables, *, progress: Progress) -> Inputs:
     device = variables.text("DEVICE")
     if device is not None and device.partition(":")[0] not in ("cuda", "mps", "cpu"):
         raise UserError(f"DEVICE={device} is not a device. Choose cuda, mps or cpu, or unset it.")
+    cache_dir()
     source = variables.path("TRAINING_DATA_SOURCE")
     if source is None and not embedded_path().exists():
         progress("gathering the embedded text", 0.0)

@@ -75,7 +75,9 @@ def make_train_plan(variables: Variables, progress: Preparing) -> TrainPlan:
     weights_only = bool(variables.flag("WEIGHTS_ONLY"))
     resume_steps = variables.whole("RESUME_STEPS")
     eval_interval_steps = variables.whole("EVAL_INTERVAL") or DEFAULT_INTERVAL_STEPS
-    checkpoint_interval_steps = variables.whole("CHECKPOINT_INTERVAL") or DEFAULT_INTERVAL_STEPS
+    checkpoint_interval_steps: int | None = variables.whole("CHECKPOINT_INTERVAL") or DEFAULT_INTERVAL_STEPS
+    if variables.flag("ENABLE_CHECKPOINTS") is False:
+        checkpoint_interval_steps = None
     block_size = variables.whole("EVAL_BLOCK_SIZE", low=2) or DOCUMENTED.block_size
     eval_tokens = variables.whole("EVAL_TOKENS") or max(DEFAULT_EVAL_TOKENS, block_size)
     if eval_tokens < block_size:
@@ -109,7 +111,7 @@ def make_train_plan(variables: Variables, progress: Preparing) -> TrainPlan:
         loaded=loaded,
         checkpoint=None if weights_only else checkpoint,
         eval_interval_steps=eval_interval_steps,
-        checkpoint_interval_steps=None if variables.flag("ENABLE_CHECKPOINTS") is False else checkpoint_interval_steps,
+        checkpoint_interval_steps=checkpoint_interval_steps,
     )
 
 

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -61,6 +62,11 @@ def save_checkpoint(state: TrainState, path: Path, *, model_name: str, corpus_fi
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except RuntimeError as error:
+        # torch's archive, which is closed even so, covers a full disk with an error of its own.
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -73,13 +79,15 @@ def read_checkpoint(path: Path) -> Checkpoint:
     where = f"CHECKPOINT_PATH={path}"
     check_checkpoint_path(path)
     try:
-        payload = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):
+            payload = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(
-            f"{where} holds Python objects besides tensors and plain values, which could run code; it was refused and "
-            "nothing of it ran. Save it again with tensors, numbers, strings, lists and dicts only."
+            f"{where} was refused and nothing of it ran: it holds Python objects besides tensors and plain values, "
+            "which could run code, or is damaged. Save it again with tensors, numbers, strings, lists and dicts only."
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError):
+    except Exception:
+        # A damaged pickle raises whatever its bytes happen to lead to: a dozen types were seen.
         raise UserError(f"{where} is damaged or not a file of torch.save. Use another checkpoint.") from None
     if not isinstance(payload, dict) or not _is_state_dict(payload.get("model_state_dict")):
         raise UserError(
@@ -92,13 +100,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         return Checkpoint(
             path=path,
-            optimizer_steps=payload["optimizer_steps"],
+            optimizer_steps=_whole_step(path, payload, "optimizer_steps"),
             weights=payload["model_state_dict"],
             config=make_config(TrialConfig(), payload["config"]),
             model_name=payload["model_name"],
             ours=payload,
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, UserError) as error:
         raise UserError(f"{where} is one of ours but incomplete ({error}). Use another checkpoint.") from None
 
 
@@ -138,11 +146,13 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> None:
     assert ours is not None, "an owner's checkpoint carries weights alone"
     try:
         state.optimizer.load_state_dict(ours["optimizer_state_dict"])
+        for group in state.optimizer.param_groups:
+            group["weight_decay"] = state.config.weight_decay  # the file's would win over one set for this resumption
         state.scaler.load_state_dict(ours["scaler_state_dict"])
         state.monitor.load_state_dict(ours["monitor"])
         state.batches.set_state(ours["rng"]["batches"])
         torch.set_rng_state(ours["rng"]["torch"])
-    except (KeyError, ValueError, RuntimeError, TypeError) as error:
+    except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
         raise UserError(
             f"CHECKPOINT_PATH={checkpoint.path} is one of ours but incomplete ({error}). Use another."
         ) from None
@@ -156,12 +166,21 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> None:
 
 
 def _owners(path: Path, payload: Mapping[str, Any]) -> Checkpoint:
-    step = payload.get("step")
-    if isinstance(step, bool) or not isinstance(step, int) or step < 0:
-        raise UserError(f"CHECKPOINT_PATH={path} has no whole number 'step' and so cannot be continued.")
     return Checkpoint(
-        path=path, optimizer_steps=step, weights=payload["model_state_dict"], config=None, model_name=None, ours=None
+        path=path,
+        optimizer_steps=_whole_step(path, payload, "step"),
+        weights=payload["model_state_dict"],
+        config=None,
+        model_name=None,
+        ours=None,
     )
+
+
+def _whole_step(path: Path, payload: Mapping[str, Any], key: str) -> int:
+    step = payload.get(key)
+    if isinstance(step, bool) or not isinstance(step, int) or step < 0:
+        raise UserError(f"CHECKPOINT_PATH={path} has no whole number '{key}' and so cannot be continued.")
+    return step
 
 
 def _is_state_dict(value: Any) -> bool:
@@ -174,7 +193,7 @@ def _is_state_dict(value: Any) -> bool:
 
 def _without_prefix(weights: Mapping[str, torch.Tensor], expected: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     # Some models' own names begin with "model.", so a prefix goes only if more names fit without it.
-    named = {name: tensor for name, tensor in weights.items() if not name.endswith(OLD_BUFFERS) or name in expected}
+    named = dict(weights)
     while True:
         shorter = [
             {name.removeprefix(prefix): tensor for name, tensor in named.items()}
@@ -182,8 +201,9 @@ def _without_prefix(weights: Mapping[str, torch.Tensor], expected: Mapping[str, 
             if all(name.startswith(prefix) for name in named)
         ]
         if not shorter or len(shorter[0].keys() & expected.keys()) < len(named.keys() & expected.keys()):
-            return named
+            break
         named = shorter[0]
+    return {name: tensor for name, tensor in named.items() if not name.endswith(OLD_BUFFERS) or name in expected}
 
 
 def _device_rng(device: torch.device) -> dict[str, torch.Tensor]:

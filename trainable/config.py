@@ -11,6 +11,7 @@ from trainable.errors import UserError, did_you_mean
 LR_SCHEDULES = ("constant", "warmup_constant", "warmup_cosine", "linear", "wsd")
 SCHEDULES_WITH_WARMUP = tuple(name for name in LR_SCHEDULES if name != "constant")
 PRECISIONS = ("fp32", "bf16", "fp16")
+_LARGEST_SHOWN = 10**15  # out of every bound, as are larger whole numbers, some of which no float can hold
 
 
 def _hyperparameter(
@@ -36,7 +37,7 @@ def _checked(spec: Field[Any], value: Any) -> Any:
     label = f"{spec.name} ({meta['env']})"
     kind = _type_name(spec)
     if kind == "float" and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        value = float(min(max(value, -_LARGEST_SHOWN), _LARGEST_SHOWN))
     if isinstance(value, bool) or type(value).__name__ != kind:
         raise UserError(f"{label} must be of type {kind}, not {value!r}; the documented value is {spec.default}.")
     if meta["choices"]:
@@ -44,13 +45,23 @@ def _checked(spec: Field[Any], value: Any) -> Any:
             raise UserError(f"{label} has no choice {value!r}.{did_you_mean(value, meta['choices'])}")
         return value
     below = value <= meta["low"] if meta["low_open"] else value < meta["low"]
-    if not math.isfinite(value) or below or value > meta["high"]:
-        low = f"more than {meta['low']:g}" if meta["low_open"] else f"at least {meta['low']:g}"
+    if below or not value <= meta["high"]:  # not <=, for it is False for NaN too
+        low = f"more than {_shown(meta['low'])}" if meta["low_open"] else f"at least {_shown(meta['low'])}"
         raise UserError(
-            f"{label} is {value:g}; it must be {low} and at most {meta['high']:g} ({meta['unit']}); "
+            f"{label} is {_shown(value)}; it must be {low} and at most {_shown(meta['high'])}{_unit(spec)}; "
             f"the documented value is {spec.default}."
         )
     return value
+
+
+def _shown(value: int | float) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value) if abs(value) <= _LARGEST_SHOWN else f"about {'-' if value < 0 else ''}2^{value.bit_length()}"
+
+
+def _unit(spec: Field[Any]) -> str:
+    return f" ({spec.metadata['unit']})" if spec.metadata["unit"] else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +156,7 @@ def parse_hyperparameter(name: str, text: str) -> int | float | str:
     except ValueError:
         kind = "a whole number" if _type_name(spec) == "int" else "a number"
         raise UserError(
-            f"{spec.metadata['env']}={text!r} is not {kind} ({spec.metadata['unit']}). "
+            f"{spec.metadata['env']}={text!r} is not {kind}{_unit(spec)}. "
             f"Unset it, or set it like {spec.metadata['env']}={spec.default}."
         ) from None
     checked: int | float | str = _checked(spec, value)

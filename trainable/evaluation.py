@@ -18,7 +18,7 @@ class EvalProtocol:
     """What is measured; two losses can be compared only when their protocols and corpora are equal."""
 
     block_size: int = 128
-    """Context in tokens; windows slide by half of it and only the second half is scored."""
+    """Context in tokens; windows slide by half of it, rounded down, and only so many at their end are scored."""
     tokens: int = 16_384
     """Scored held-out tokens, at most: fewer where the validation part is smaller."""
 
@@ -38,7 +38,7 @@ def eval_windows(tokens: Tokens, protocol: EvalProtocol) -> torch.Tensor:
     last_start = len(tokens) - protocol.block_size - 1
     assert last_start >= 0, "check_corpus comes first"
     grid = np.arange(0, last_start + 1, stride)
-    wanted = max(1, protocol.tokens // (protocol.block_size - stride))
+    wanted = protocol.tokens // stride
     chosen = grid[np.linspace(0, len(grid) - 1, min(wanted, len(grid))).round().astype(np.int64)]
     windows = tokens[chosen[:, None] + np.arange(protocol.block_size + 1)]  # (N, T + 1)
     return torch.from_numpy(windows.astype(np.int64))
@@ -51,7 +51,7 @@ def evaluate(model: PreTrainedModel, windows: torch.Tensor) -> float:
     """
     was_training = model.training
     device = next(model.parameters()).device
-    scored = windows.shape[1] - 1 - (windows.shape[1] - 1) // 2
+    scored = (windows.shape[1] - 1) // 2  # the stride of eval_windows: no token is scored twice
     rows = max(1, EVAL_TOKENS_PER_FORWARD // windows.shape[1])
     total = torch.zeros((), dtype=torch.float64)
     model.eval()

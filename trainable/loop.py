@@ -60,7 +60,7 @@ def train(
             yield finding
         if state.optimizer_steps in eval_steps or state.optimizer_steps == state.config.training_steps:
             metrics = _evaluated(state, since, val_windows, train_loss=since.mean_loss)
-            verdict = _judge(metrics, vocab_size=corpus.vocab_size)
+            verdict = _judge(metrics, vocab_size=state.model.config.vocab_size)
             if verdict is not None and verdict.reason in stop_on:
                 yield verdict
                 return

@@ -23,8 +23,13 @@ def check_model_name(name: str) -> None:
     """Raise UserError when `name` is no preset, no model folder, and no model of the hub or its local cache."""
     if name in PRESETS:
         return
-    path = Path(name).expanduser()
-    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
+    try:
+        path = Path(name).expanduser()
+        exists = path.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+        raise UserError(f"GPT2_MODEL_NAME={name} cannot be used: {reason}. Name a preset or a model folder.") from None
+    if exists or name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
         _check_folder(name, path)
     else:
         _check_hub_name(name)

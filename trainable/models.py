@@ -1,6 +1,6 @@
 """Models and their tokenizers by name: a preset, a local folder, or a hub name."""
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -17,6 +17,7 @@ from transformers import (
 )
 from transformers import logging as transformers_logging
 
+from trainable.device import is_out_of_memory
 from trainable.errors import UserError
 from trainable.model_names import PRESETS, check_model_name
 from trainable.tokens import Progress, _silent, train_tokenizer
@@ -24,17 +25,20 @@ from trainable.tokens import Progress, _silent, train_tokenizer
 DROPOUT_FIELDS = (
     "resid_pdrop",
     "embd_pdrop",
+    "emb_pdrop",
     "attn_pdrop",
     "attention_dropout",
     "hidden_dropout",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
     "dropout",
     "resid_dropout",
     "embed_dropout",
     "embedding_dropout",
 )
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 SAME_GELU = MappingProxyType({"gelu_new": "gelu_pytorch_tanh"})
 """The same formula (Hendrycks & Gimpel 2016, tanh form) in one kernel instead of eight."""
-HUB_TIMEOUT_S = 10.0
 
 
 def load_tokenizer(name: str, files: list[Path], *, progress: Progress = _silent) -> Tokenizer:
@@ -44,6 +48,12 @@ def load_tokenizer(name: str, files: list[Path], *, progress: Progress = _silent
     """
     if name in PRESETS:
         return train_tokenizer(files, PRESETS[name]["vocab_size"], progress=progress)
+    path = Path(name).expanduser()
+    if path.is_dir() and not any((path / file).exists() for file in TOKENIZER_FILES):
+        # transformers would make up a tokenizer of a few special tokens.
+        raise UserError(
+            f"GPT2_MODEL_NAME={name}: the folder has no tokenizer. Save the model's own there with save_pretrained."
+        )
     loaded = _from_pretrained(AutoTokenizer, name)
     backend = getattr(loaded, "backend_tokenizer", None)
     if not isinstance(backend, Tokenizer):
@@ -69,7 +79,15 @@ def load_model(name: str, *, dropout: float, seed: int) -> PreTrainedModel:
         model: PreTrainedModel = GPT2LMHeadModel(_tuned(GPT2Config(**PRESETS[name]), dropout))
     else:
         config = _from_pretrained(AutoConfig, name)
-        model = _from_pretrained(AutoModelForCausalLM, name, config=_tuned(config, dropout), dtype=torch.float32)
+        model, loading = _from_pretrained(
+            AutoModelForCausalLM,
+            name,
+            config=_tuned(config, dropout),
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+        _check_loading(name, loading)
     model.train()
     torch.manual_seed(seed)
     return model
@@ -102,7 +120,8 @@ def check_model(model: PreTrainedModel, name: str, *, block_size: int, vocab_siz
 
 def _tuned(config: Any, dropout: float) -> Any:
     for field in DROPOUT_FIELDS:
-        if isinstance(getattr(config, field, None), float):
+        # JSON may say 0 for 0.0; None and False switch something else off.
+        if type(getattr(config, field, None)) in (int, float):
             setattr(config, field, dropout)
     activation = getattr(config, "activation_function", None)
     if isinstance(activation, str) and activation in SAME_GELU:
@@ -110,12 +129,33 @@ def _tuned(config: Any, dropout: float) -> Any:
     return config
 
 
+def _check_loading(name: str, loading: Mapping[str, Any]) -> None:
+    # transformers gives such tensors random values and only warns: a "pretrained" model that knows nothing.
+    where = f"GPT2_MODEL_NAME={name}: its weights do not fit its config.json"
+    for tensor, given, wanted in sorted(loading["mismatched_keys"]):
+        raise UserError(
+            f"{where}: '{tensor}' is {tuple(given)} in the file and {tuple(wanted)} in the model. "
+            "Save the model again with save_pretrained."
+        )
+    missing = sorted(loading["missing_keys"])
+    if missing:
+        raise UserError(
+            f"{where}: '{missing[0]}' is missing ({len(missing)} in all). Save the model again with save_pretrained."
+        )
+
+
 def _from_pretrained(loader: Any, name: str, **kwargs: Any) -> Any:
     check_model_name(name)
     is_folder = Path(name).expanduser().is_dir()
     target = str(Path(name).expanduser().absolute()) if is_folder else name
     try:
-        return loader.from_pretrained(target, local_files_only=is_folder, **kwargs)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, json.JSONDecodeError) as error:
-        first_line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise UserError(f"GPT2_MODEL_NAME={name} cannot be loaded by transformers: {first_line.strip()}") from error
+        # Left unset, transformers would ask on the terminal, and wait, whether to run code that came with the model.
+        return loader.from_pretrained(target, local_files_only=is_folder, trust_remote_code=False, **kwargs)
+    except Exception as error:
+        # A broken file surfaces as whatever the parser of the day raises; only running out of memory is no user's.
+        if is_out_of_memory(error):
+            raise
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        if "trust_remote_code" in str(error):
+            reason = "it needs code of its own, which is never run here. Use a model that transformers itself knows."
+        raise UserError(f"GPT2_MODEL_NAME={name} cannot be loaded by transformers: {reason}") from error

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,8 @@ PENALTY_NATS = 1e3
 class SearchTrial(tune.Trainable):  # type: ignore[misc]
     """Trains to the next evaluation at every step(); actors are reused between trials.
 
-    Config keys: "spec" (RunSpec), "trial" (hyperparameters), "trial_id" (int), "milestones_tokens" (evaluate at each),
-    "checkpoint_root" (a folder below it is the trial's own), "checkpoint_interval_s", "threads".
+    Config keys: "spec" (RunSpec), "trial" and "baseline" (hyperparameters), "trial_id" (int), "milestones_tokens"
+    (evaluate at each), "checkpoint_root" (a folder below it is the trial's own), "checkpoint_interval_s", "threads".
     """
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -41,7 +41,8 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
         self._checkpoint_interval_s: float = config["checkpoint_interval_s"]
         # Without the baseline's loss at the full budget there is nothing to compare with; only a loss that is no number
         # ends it.
-        self._stop_on = ("nonfinite",) if config["trial_id"] == 0 else STOP_KINDS
+        is_baseline = replace(self._config, seed=0) == replace(TrialConfig(**config["baseline"]), seed=0)
+        self._stop_on = ("nonfinite",) if is_baseline else STOP_KINDS
         self._state: TrainState | None = None
         self._rows: Iterator[TrainRow] | None = None
         self._saved_at_active_s = 0.0
@@ -91,7 +92,9 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
 
     def _begin(self) -> TrainState:
         # A worker that died is started again with the same config: the trial's own folder says where it was.
-        saved = sorted(self._checkpoint_dir.glob("step_*.pt"))
+        # One that died between its last checkpoint and its last result has nothing to go on with and runs anew.
+        end = checkpoint_name(self._config.training_steps)
+        saved = sorted(path for path in self._checkpoint_dir.glob("step_*.pt") if path.name < end)
         if saved:
             state = resume_run(self._spec, self._config, read_checkpoint(saved[-1]))
             self._saved_at_active_s = state.active_s

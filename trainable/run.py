@@ -79,6 +79,7 @@ def _state(spec: RunSpec, config: TrialConfig, checkpoint: Checkpoint | None) ->
         model,
         device=torch.device(spec.device),
         unigram_entropy=spec.unigram_entropy,
-        from_scratch=spec.from_scratch and checkpoint is None,
+        # A resumed run is judged as it was before it was cut; an owner's weights are of unknown origin.
+        from_scratch=spec.from_scratch and (checkpoint is None or checkpoint.ours is not None),
         rules=make_rules(spec.stability),
     )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +46,10 @@ class Corpus:
         """All ids, memory-mapped."""
         mapped: Tokens = np.load(self.path, mmap_mode="r", allow_pickle=False)
         return mapped
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The map would be pickled as a copy of all the tokens; whoever unpickles opens the file again.
+        return {name: value for name, value in vars(self).items() if name != "tokens"}
 
     @property
     def train(self) -> Tokens:
@@ -108,7 +113,8 @@ def load_corpus(files: list[Path], tokenizer: Tokenizer, *, progress: Progress =
     """
     serialized = json.dumps(json.loads(tokenizer.to_str()), sort_keys=True)
     fingerprint = hashlib.sha256(f"{text_fingerprint(files)} {serialized}".encode()).hexdigest()
-    vocab_size = tokenizer.get_vocab_size(with_added_tokens=True)
+    # Not the number of entries: ids may have gaps, and the largest is what a model's embedding must reach.
+    vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
     path = cache_dir() / f"tokens-{fingerprint[:16]}.npy"
     if not path.exists():
         _tokenize(files, tokenizer, path, vocab_size, progress)
@@ -139,10 +145,13 @@ def _seal(raw_path: Path, path: Path, dtype: type[np.uint16] | type[np.uint32], 
     if tokens_count == 0:
         raise UserError("the corpus has no tokens under this tokenizer. Name a TRAINING_DATA_SOURCE with text in it.")
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    sealed = np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=(tokens_count,))
-    sealed[:] = np.memmap(raw_path, dtype=dtype, mode="r")
-    sealed.flush()
-    temporary.replace(path)
+    try:
+        sealed = np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=(tokens_count,))
+        sealed[:] = np.memmap(raw_path, dtype=dtype, mode="r")
+        sealed.flush()
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def check_corpus(corpus: Corpus, *, block_size: int, eval_block_size: int) -> None:

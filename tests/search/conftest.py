@@ -1,0 +1,336 @@
+"""An environment without variables, a small text, commands run as a person runs them, and one real study."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import pytest
+
+from results.study import Study
+from search.variables import KNOWN
+
+if TYPE_CHECKING:
+    from trainable.run import RunSpec
+
+ROOT = Path(__file__).parents[2]
+FROM_MAKE = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES")
+MARK = "SEARCH_TEST_MARK"
+SECRET = "hunter2-is-nobodys-business"
+PATIENCE_S = 240.0
+SPACE = """
+description = "A grid with good, useless and wild rates; the last cell is made to fail"
+
+[baseline]
+from = "documented"
+batch_size = 4
+block_size = 32
+learning_rate = 1e-4
+
+[budget]
+tokens = 12_288
+
+[evaluation]
+tokens = 512
+count = 4
+
+[scheduler]
+name = "asha"
+grace_frac = 0.4
+reduction_factor = 2
+
+[searcher]
+name = "grid"
+
+[search]
+learning_rate = { choice = [1e-4, 1e-3, 100.0, 1e-6] }
+batch_size = { choice = [4, 8] }
+weight_decay = { choice = [10.0], when = { learning_rate = [100.0] } }
+"""
+"""Rungs at 4,916 and 9,832 tokens. A rate of 100 with that decay multiplies every weight by -999 a step: its loss is no
+number long before the first rung."""
+FAILING_TRIAL = 7
+Environment = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How a command ended."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The one JSON document on stdout; json refuses anything beside it."""
+        document: dict[str, Any] = json.loads(self.stdout)
+        return document
+
+
+Run = Callable[..., Ran]
+
+
+@pytest.fixture(autouse=True)
+def own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cache: Path) -> None:
+    """Take away what the person who runs the tests has set; studies and caches go to temporary folders."""
+    for name in (*KNOWN, *FROM_MAKE):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("STUDIES_DIR", str(tmp_path / "studies"))
+    monkeypatch.setenv("CACHE_DIR", str(cache))
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """One thread, as bit-for-bit equality needs, and torch's global generator as it was."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        yield
+        return
+    threads, rng = torch.get_num_threads(), torch.get_rng_state()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    torch.set_rng_state(rng)
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tokens and tokenizers, made once for all tests."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """About 400 kB of sentences, each once, over 2,000 words of which some are far more frequent than others."""
+    draw = random.Random(0)
+    words = ["".join(draw.choices("abcdefghijklmnoprstuvw", k=draw.randint(2, 9))) for _ in range(2000)]
+    weights = [1 / (rank + 5) for rank in range(len(words))]
+    lines = [" ".join(draw.choices(words, weights, k=draw.randint(6, 14))) + ".\n" for _ in range(6500)]
+    path = tmp_path_factory.mktemp("text") / "sentences.txt"
+    path.write_text("".join(lines), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def spec(text_file: Path, cache: Path) -> "RunSpec":
+    """The fixed part of a run of the tiny model on that text, on the CPU."""
+    from search.inputs import check_inputs, load_inputs
+    from search.variables import Variables
+
+    def silent(what: str, done_frac: float) -> None:
+        pass
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CACHE_DIR", str(cache))
+        inputs = check_inputs(Variables({"TRAINING_DATA_SOURCE": str(text_file), "DEVICE": "cpu"}), progress=silent)
+        loaded = load_inputs(inputs, block_size=32, eval_tokens=256, stability={}, init_from=None, progress=silent)
+    return loaded.spec
+
+
+@pytest.fixture(scope="session")
+def studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the studies of the whole test session are kept."""
+    return tmp_path_factory.mktemp("studies")
+
+
+@pytest.fixture(scope="session")
+def environment(text_file: Path, cache: Path, studies: Path) -> Environment:
+    """The environment of a command of its own process: nothing but what it needs."""
+    kept = ("PATH", "HOME", "TMPDIR", "LANG", "LD_LIBRARY_PATH")
+    return {
+        **{name: os.environ[name] for name in kept if name in os.environ},
+        "STUDIES_DIR": str(studies),
+        "CACHE_DIR": str(cache),
+        "TRAINING_DATA_SOURCE": str(text_file),
+        "DEVICE": "cpu",
+        "OMP_NUM_THREADS": "1",
+        "COLUMNS": "100",
+    }
+
+
+@pytest.fixture(scope="session")
+def run(environment: Environment) -> Run:
+    """Return a function that runs `python -m search WORD ...` to its end, with variables by keyword."""
+
+    def run_command(*words: str, cwd: Path = ROOT, timeout_s: float = 300, **variables: str) -> Ran:
+        done = subprocess.run(
+            [sys.executable, "-m", "search", *words],
+            cwd=cwd,
+            env={**environment, **variables},
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+        return Ran(done.returncode, done.stdout, done.stderr)
+
+    return run_command
+
+
+BATCH = """
+import contextlib, io, json, os, sys
+from search.__main__ import main
+
+class Stream(io.TextIOWrapper):
+    def __init__(self):
+        super().__init__(io.BytesIO(), encoding="utf-8", write_through=True)
+
+for case in json.load(sys.stdin):
+    before = dict(os.environ)
+    os.environ.update(case["variables"])
+    out, err = Stream(), Stream()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = main(case["words"])
+        except SystemExit as end:
+            code = end.code
+        except BaseException as error:
+            code = f"{type(error).__name__}: {error}"
+    os.environ.clear()
+    os.environ.update(before)
+    heavy = [name for name in ("torch", "ray", "transformers", "optuna", "pandas", "matplotlib") if name in sys.modules]
+    streams = [stream.buffer.getvalue().decode("utf-8", "surrogateescape") for stream in (out, err)]
+    print(json.dumps([code, *streams, heavy]))
+"""
+
+
+@dataclass(frozen=True)
+class Case:
+    """How one command of a batch ended, and which heavy libraries the batch has imported by then."""
+
+    code: int | str
+    stdout: str
+    stderr: str
+    heavy: list[str]
+
+
+Batch = Callable[..., list[Case]]
+
+
+@pytest.fixture(scope="session")
+def batch(environment: Environment) -> Batch:
+    """Return a function that runs commands one after another in a new process: [(words, variables), ...]."""
+
+    def run_batch(commands: list[tuple[list[str], dict[str, str]]], **variables: str) -> list[Case]:
+        done = subprocess.run(
+            [sys.executable, "-c", BATCH],
+            cwd=ROOT,
+            env={**environment, "PYTHONPATH": str(ROOT), **variables},
+            input=json.dumps([{"words": words, "variables": own} for words, own in commands]),
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return [Case(*json.loads(line)) for line in done.stdout.splitlines()]
+
+    return run_batch
+
+
+@dataclass
+class Running:
+    """A command that runs, its output in files so that no full pipe can hold it up."""
+
+    process: "subprocess.Popen[bytes]"
+    mark: str
+    stdout: Path
+    stderr: Path
+
+    def family(self) -> list[psutil.Process]:
+        """Every process that inherited the command's environment, itself included, whoever its parent is now."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        """Wait until `condition` holds; fail when the command ends before."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not condition():
+            assert self.process.poll() is None, self.stderr.read_text()
+            assert time.monotonic() < deadline, self.stderr.read_text()
+            time.sleep(0.1)
+
+    def ended(self) -> Ran:
+        """Wait for the command's end."""
+        code = self.process.wait(PATIENCE_S)
+        return Ran(code, self.stdout.read_text(), self.stderr.read_text())
+
+    def orphans(self) -> list[str]:
+        """Return the names of processes that are still there a few seconds after the command's end."""
+        assert self.process.poll() is not None
+        deadline = time.monotonic() + 10
+        while self.family() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        return [process.name() for process in self.family()]
+
+
+Start = Callable[..., Running]
+
+
+@pytest.fixture(scope="session")
+def start(environment: Environment, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    """Return a function that starts `python -m search WORD ...`, with variables by keyword."""
+    started: list[Running] = []
+
+    def start_command(*words: str, **variables: str) -> Running:
+        folder = tmp_path_factory.mktemp("output")
+        mark = uuid.uuid4().hex
+        with (folder / "stdout").open("wb") as stdout, (folder / "stderr").open("wb") as stderr:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "search", *words],
+                cwd=ROOT,
+                env={**environment, MARK: mark, **variables},
+                stdout=stdout,
+                stderr=stderr,
+                start_new_session=True,
+            )
+        started.append(Running(process, mark, folder / "stdout", folder / "stderr"))
+        return started[-1]
+
+    yield start_command
+    for running in started:
+        if running.process.poll() is None:
+            os.killpg(running.process.pid, signal.SIGKILL)
+
+
+@dataclass(frozen=True)
+class Searched:
+    """The one real search that most tests look at."""
+
+    study: Study
+    space_path: Path
+    ran: Ran
+    orphans: list[str]
+
+
+@pytest.fixture(scope="session")
+def searched(start: Start, studies: Path, tmp_path_factory: pytest.TempPathFactory) -> Searched:
+    """Eight cells by `python -m search run --json`; the last trial finds a damaged checkpoint of its own."""
+    space_path = tmp_path_factory.mktemp("spaces") / "own.toml"
+    space_path.write_text(SPACE, encoding="utf-8")
+    study = Study(studies / "shared")
+    running = start(
+        "run", "--json", f"SPACE={space_path}", "STUDY=shared", "CONCURRENCY=2", HF_TOKEN=SECRET, OWN_PASSWORD=SECRET
+    )
+    running.wait_for(study.study_json.exists)
+    damaged = study.checkpoint_dir(FAILING_TRIAL) / "step_00000001.pt"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(b"PK\x03\x04 and then nothing of torch.save")
+    ran = running.ended()
+    return Searched(study=study, space_path=space_path, ran=ran, orphans=running.orphans())

@@ -1,0 +1,85 @@
+"""`make baseline COMPARE=before`: what was documented against what a real run of both measured."""
+
+from typing import Any
+
+import pytest
+
+from trainable.config import BEFORE, DOCUMENTED, TrialConfig
+from trainable.schedule import learning_rate_at
+
+
+@pytest.fixture(scope="module")
+def ran(start: Any) -> Any:
+    running = start(
+        "baseline",
+        "--json",
+        "COMPARE=before",
+        "SPACE=smoke",
+        "BUDGET_TOKENS=24576",
+        "STUDY=both",
+        "CONCURRENCY=2",
+        COLUMNS="80",
+    )
+    return running.ended()
+
+
+def test_both_configurations_ran_in_full_side_by_side(ran: Any) -> None:
+    assert ran.code == 0, ran.stderr
+    baseline, before = ran.document["runs"]
+    assert (baseline["name"], before["name"]) == ("documented, changed", "before")
+    assert (baseline["status"], before["status"]) == ("completed", "completed")
+    assert baseline["evaluations"][-1]["tokens_seen"] == 192 * 4 * 32 == 24_576
+    assert before["evaluations"][-1]["tokens_seen"] == 12 * 8 * 256 == 24_576
+
+
+def test_the_configurations_are_told_whole(ran: Any) -> None:
+    baseline, before = (TrialConfig(**facts["config"]) for facts in ran.document["runs"])
+    assert (baseline.batch_size, baseline.block_size, baseline.learning_rate) == (4, 32, DOCUMENTED.learning_rate)
+    assert (before.batch_size, before.block_size) == (BEFORE.batch_size, BEFORE.block_size)
+    assert (before.learning_rate, before.lr_schedule) == (BEFORE.learning_rate, BEFORE.lr_schedule)
+    # A tenth of the run, as 500 of 5000 steps are.
+    assert (before.training_steps, before.warmup_steps) == (12, 1)
+
+
+def test_measured_rates_are_those_of_the_formula(ran: Any) -> None:
+    for facts in ran.document["runs"]:
+        config = TrialConfig(**facts["config"])
+        assert len(facts["learning_rates"]) == len(facts["evaluations"]) > 2
+        for rate in facts["learning_rates"]:
+            assert rate["measured"] == rate["by_formula"] == learning_rate_at(rate["step"], config)
+
+
+def test_the_speed_ratio_is_of_the_two_runs(ran: Any) -> None:
+    baseline, before = ran.document["runs"]
+    assert ran.document["speed_ratio"] == pytest.approx(baseline["tokens_per_s"] / before["tokens_per_s"])
+    assert baseline["steps_per_s"] > 0
+    assert before["steps_per_s"] > 0
+
+
+def test_the_tables_show_documented_against_measured(ran: Any) -> None:
+    text = " ".join(ran.stderr.split())
+    assert "before: documented and measured" in text
+    # Three columns of tables drawn with lines: setting, documented, measured.
+    for setting, documented, measured in (
+        ("LR at step 0 of 5000", "2.00e-06", "2.00e-06"),
+        ("LR at step 500 of 5000", "2.00e-05", "2.00e-05"),
+        ("LR at step 1000 of 5000", "1.95e-05", "1.95e-05"),
+        ("LR at step 2000 of 5000", "1.55e-05", "1.55e-05"),
+        ("training_steps", "5000", "12"),
+        ("training_steps", "2000", "192"),
+    ):
+        assert any(
+            [cell.strip() for cell in line.strip("│").split("│")] == [setting, documented, measured]
+            for line in ran.stderr.splitlines()
+        ), setting
+    assert "times the tokens/s of before, both run side by side" in text
+    assert (
+        "documented val losses, of the owner's model and text, not comparable with another's: 9.268 at step 0" in text
+    )
+    assert "…" not in ran.stderr
+
+
+def test_it_is_a_study_of_its_own_kind(ran: Any, studies: Any, run: Any) -> None:
+    entries = {entry["study"]: entry for entry in run("list", "--json").document["studies"]}
+    assert entries["both"]["kind"] == "baseline"
+    assert entries["both"]["trials"] == 2

@@ -1,0 +1,128 @@
+"""The command line: its exit codes, its streams, and what it does not import to answer a simple question."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from search.__main__ import COMMANDS
+from search.variables import KNOWN
+
+ROOT = Path(__file__).parents[2]
+HEAVY = ("torch", "ray", "transformers", "optuna", "pandas", "matplotlib")
+
+
+@pytest.fixture(scope="module")
+def light(batch: Any, searched: Any) -> dict[str, Any]:
+    """Commands that answer at once, in one process, by their words."""
+    commands = ["--help", *(f"{name} --help" for name in COMMANDS), "list", "list --json", "spaces", "spaces --json"]
+    commands += [
+        "spaces SPACE=plateau",
+        "variables",
+        "variables --json",
+        "export",
+        "export --json",
+        "export FORMAT=cli",
+    ]
+    cases = batch([(command.split(), {}) for command in commands], STUDIES_DIR=str(searched.study.path.parent))
+    return dict(zip(commands, cases, strict=True))
+
+
+def test_simple_questions_import_neither_torch_nor_ray(light: dict[str, Any]) -> None:
+    assert {command: case.heavy for command, case in light.items() if case.heavy} == {}
+
+
+def test_simple_questions_are_answered(light: dict[str, Any]) -> None:
+    assert {command: case.code for command, case in light.items() if case.code != 0} == {}
+    assert all(case.stdout for case in light.values())
+    assert {command: case.stderr for command, case in light.items() if case.stderr and "--json" not in command} == {}
+
+
+def test_help_names_every_command(light: dict[str, Any]) -> None:
+    for name, (_, help_line) in COMMANDS.items():
+        assert name in light["--help"].stdout
+        assert help_line.split(":")[0].split()[0] in light[f"{name} --help"].stdout
+
+
+def test_json_is_one_document_on_stdout(light: dict[str, Any]) -> None:
+    for command in ("list --json", "spaces --json", "variables --json", "export --json"):
+        assert isinstance(json.loads(light[command].stdout), dict), command
+
+
+def test_the_shipped_spaces_are_listed_and_sound(light: dict[str, Any]) -> None:
+    spaces = {entry["name"]: entry for entry in json.loads(light["spaces --json"].stdout)["spaces"]}
+    assert spaces.keys() >= {"plateau", "before_after", "schedule", "smoke"}
+    assert spaces["before_after"]["trials"] == 16
+    assert set(spaces["plateau"]["search"]) >= {"batch_size", "block_size", "learning_rate", "lr_schedule"}
+    for name in spaces:
+        assert name in light["spaces"].stdout
+    assert "learning_rate" in light["spaces SPACE=plateau"].stdout
+
+
+def test_the_variables_are_listed(light: dict[str, Any]) -> None:
+    assert json.loads(light["variables --json"].stdout)["variables"].keys() == set(KNOWN)
+    listed = re.findall(r"^  ([A-Z][A-Z0-9_]+)", light["variables"].stdout, re.MULTILINE)
+    assert sorted(listed) == sorted(KNOWN)
+
+
+def test_an_empty_folder_has_no_studies(run: Any, tmp_path: Path) -> None:
+    ran = run("list", STUDIES_DIR=str(tmp_path / "none"))
+    assert ran.code == 0
+    assert "no study in" in ran.stdout
+    assert "make search SPACE=plateau" in ran.stdout
+    assert run("list", "--json", STUDIES_DIR=str(tmp_path / "none")).document == {"studies": []}
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_damaged_study_is_listed_with_its_error_beside_the_others(run: Any, searched: Any, tmp_path: Path) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "study.json").write_text("{")
+    (tmp_path / "shared").symlink_to(searched.study.path)
+    ran = run("list", "--json", STUDIES_DIR=str(tmp_path))
+    entries = {entry["study"]: entry for entry in ran.document["studies"]}
+    assert ran.code == 0
+    assert entries.keys() == {"broken", "shared"}
+    assert "not whole JSON" in entries["broken"]["error"]
+    assert "not whole JSON" in " ".join(run("list", STUDIES_DIR=str(tmp_path)).stdout.split())
+
+
+def test_a_broken_space_beside_sound_ones_is_named_and_the_rest_is_listed(run: Any, tmp_path: Path) -> None:
+    path = tmp_path / "own.toml"
+    path.write_text("trials = 4\n[budget]\ntokens = 400_000\n[search]\nbatch_sise = { choice = [8, 16] }\n")
+    ran = run("spaces", f"SPACE={path}", "--json")
+    assert ran.code == 2
+    assert "Did you mean 'batch_size'?" in ran.document["spaces"][0]["error"]
+
+
+def test_an_unknown_command_is_the_users_mistake(run: Any) -> None:
+    ran = run("serch")
+    assert ran.code == 2
+    assert "invalid choice: 'serch'" in ran.stderr
+    assert ran.stdout == ""
+
+
+def test_a_closed_pipe_is_no_traceback(environment: Any) -> None:
+    script = f"{sys.executable} -m search variables | true"
+    ran = subprocess.run(
+        ["sh", "-c", script], cwd=ROOT, env=dict(environment), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ran.stderr == ""
+
+
+def test_the_module_runs_from_any_folder(environment: Any, tmp_path: Path) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", "search", "spaces", "SPACE=smoke"],
+        cwd=tmp_path,
+        env={**environment, "PYTHONPATH": os.pathsep.join([str(ROOT)])},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ran.returncode == 0
+    assert "smoke" in ran.stdout

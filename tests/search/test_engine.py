@@ -1,0 +1,274 @@
+"""Slots, what is kept of a study's checkpoints, and a trial in this process: how each of its endings is reported."""
+
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from results.ledger import Ledger
+from results.study import Study
+from search.engine import LeaveOnSignal, Slots, device_slots, prune_checkpoints
+from search.interrupts import Interrupts
+from trainable.config import DOCUMENTED, TrialConfig
+from trainable.loss import next_token_loss
+from trainable.ray_trainable import PENALTY_NATS, SearchTrial
+from trainable.rows import TrialStatus, Verdict
+
+NOW = datetime(2025, 11, 25, 3, 10, tzinfo=UTC)
+CONFIG = TrialConfig(batch_size=2, block_size=16, learning_rate=1e-3, training_steps=8, seed=3)
+BUDGET_TOKENS = 8 * 32
+
+
+@pytest.mark.parametrize(
+    ("device", "count", "cores", "concurrency", "gpu_frac", "slots"),
+    [
+        ("cpu", 2, 2, None, 1.0, (2, 1, 0)),
+        ("cpu", 8, 8, 2, 1.0, (2, 4, 0)),
+        ("cpu", 8, 8, 3, 1.0, (3, 2, 0)),
+        ("cpu", 2, 2, 5, 1.0, (5, 1, 0)),
+        ("mps", 1, 10, None, 1.0, (1, 10, 0)),
+        ("mps", 1, 10, 2, 1.0, (2, 5, 0)),
+        ("cuda", 1, 16, None, 1.0, (1, 16, 1.0)),
+        ("cuda", 4, 16, None, 1.0, (4, 4, 1.0)),
+        ("cuda", 1, 16, None, 0.25, (4, 4, 0.25)),
+        ("cuda", 1, 16, None, 0.3, (3, 5, 0.3)),
+        ("cuda", 2, 16, None, 0.5, (4, 4, 0.5)),
+        ("cuda", 1, 16, 4, 1.0, (4, 4, 0.25)),
+        ("cuda", 8, 4, None, 1.0, (8, 1, 1.0)),
+    ],
+)
+def test_slots(
+    device: str,
+    count: int,
+    cores: int,
+    concurrency: int | None,
+    gpu_frac: float,
+    slots: tuple[int, int, float],
+) -> None:
+    got = device_slots(device, device_count=count, cores=cores, concurrency=concurrency, gpu_frac=gpu_frac)
+    assert got == Slots(count=slots[0], threads=slots[1], gpu_frac=slots[2])
+    assert got.count * got.gpu_frac <= count
+
+
+def test_checkpoints_of_the_best_three_of_the_baseline_and_of_what_can_go_on_are_kept(tmp_path: Path) -> None:
+    study = Study(tmp_path)
+    (tmp_path / "steps").mkdir()
+    ledger = Ledger(study)
+    endings: list[tuple[TrialStatus, float]] = [
+        ("completed", 9.0),
+        ("completed", 5.0),
+        ("completed", 4.0),
+        ("completed", 6.0),
+        ("completed", 4.5),
+        ("stopped", 3.0),
+        ("failed", 2.0),
+        ("out_of_memory", 2.0),
+        ("unstable", 2.0),
+    ]
+    for trial_id in range(len(endings) + 2):
+        ledger.start_trial(trial_id, is_baseline=trial_id == 0, config=DOCUMENTED, started_at=NOW)
+        study.checkpoint_dir(trial_id).mkdir(parents=True)
+        (study.checkpoint_dir(trial_id) / "step_00000001.pt").write_bytes(b"x")
+    for trial_id, (status, loss) in enumerate(endings):
+        ledger._trials[trial_id].update(val_loss=loss)
+        verdict = Verdict(reason="nonfinite", step=1, evidence="") if status == "unstable" else None
+        ledger.end_trial(trial_id, status=status, verdict=verdict, ended_at=NOW)
+    prune_checkpoints(study, ledger)
+    assert {int(path.name) for path in (tmp_path / "checkpoints").iterdir()} == {0, 1, 2, 4, 9, 10}
+
+
+def test_fit_is_left_between_two_rounds_once_a_signal_came() -> None:
+    interrupts = Interrupts()
+    leave = LeaveOnSignal(interrupts)
+    with interrupts:
+        leave.on_step_end(iteration=1, trials=[])
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interrupts.code == 143
+        with pytest.raises(KeyboardInterrupt):
+            leave.on_step_end(iteration=2, trials=[])
+    assert leave.__getstate__() == {}
+
+
+MakeTrial = Callable[..., SearchTrial]
+
+
+@pytest.fixture
+def make_config(spec: Any, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    def make(config: TrialConfig = CONFIG, *, trial_id: int = 1, **changes: Any) -> dict[str, Any]:
+        values = {
+            "spec": spec,
+            "trial": asdict(config),
+            "baseline": asdict(DOCUMENTED),
+            "trial_id": trial_id,
+            "milestones_tokens": (100, 200, BUDGET_TOKENS),
+            "checkpoint_root": str(tmp_path / "checkpoints"),
+            "checkpoint_interval_s": 1e9,
+            "threads": 1,
+        }
+        return {**values, **changes}
+
+    return make
+
+
+@pytest.fixture
+def make_trial(make_config: Callable[..., dict[str, Any]]) -> MakeTrial:
+    def make(*args: Any, **kwargs: Any) -> SearchTrial:
+        return SearchTrial(make_config(*args, **kwargs))
+
+    return make
+
+
+def to_the_end(trial: SearchTrial) -> list[dict[str, Any]]:
+    results = [trial.step()]
+    while not results[-1]["done"]:
+        results.append(trial.step())
+    return results
+
+
+def test_a_trial_reports_an_evaluation_a_step_and_what_it_took_to_get_there(make_trial: MakeTrial) -> None:
+    results = to_the_end(make_trial())
+    assert [result["status"] for result in results] == ["running"] * 3 + ["completed"]
+    # 100 and 200 tokens are reached at the last whole steps of 32 tokens.
+    assert [result["tokens_seen"] for result in results] == [0, 96, 192, 256]
+    assert [result["fidelity_tokens"] for result in results] == [0, 100, 200, 256]
+    assert [result["metrics"]["val_loss"] for result in results] == [result["objective"] for result in results]
+    steps = [row["optimizer_steps"] for result in results for row in result["steps"]]
+    assert steps == list(range(1, 9))
+
+
+def test_a_large_batch_passes_milestones_and_says_the_highest(make_trial: MakeTrial) -> None:
+    trial = make_trial(replace(CONFIG, batch_size=14, training_steps=1))
+    assert [result["fidelity_tokens"] for result in to_the_end(trial)] == [0, 256]
+
+
+def test_a_trial_has_one_checkpoint_at_its_end(make_trial: MakeTrial, tmp_path: Path) -> None:
+    to_the_end(make_trial(checkpoint_interval_s=0.0))
+    assert [path.name for path in (tmp_path / "checkpoints" / "1").iterdir()] == ["step_00000008.pt"]
+
+
+def test_a_reused_process_trains_as_a_new_one_does(
+    make_trial: MakeTrial, make_config: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    other = replace(CONFIG, batch_size=4, training_steps=4, seed=9)
+    fresh = to_the_end(make_trial(other, trial_id=2))
+    reused = make_trial()
+    reused.step()
+    reused.step()
+    assert reused.reset_config(make_config(other, trial_id=3)) is True
+    assert [result["objective"] for result in to_the_end(reused)] == [result["objective"] for result in fresh]
+
+
+def test_a_trial_started_again_goes_on_from_its_checkpoint_exactly(make_trial: MakeTrial, tmp_path: Path) -> None:
+    whole = to_the_end(make_trial(trial_id=1))
+    first = make_trial(trial_id=2, checkpoint_interval_s=0.0)
+    for _ in range(3):
+        first.step()
+    again = to_the_end(make_trial(trial_id=2, checkpoint_interval_s=0.0))
+    assert [result["tokens_seen"] for result in again] == [192, 256]
+    assert again[0]["objective"] == whole[2]["objective"]
+    assert again[-1]["objective"] == whole[-1]["objective"]
+    assert again[-1]["steps"][-1]["train_loss"] == whole[-1]["steps"][-1]["train_loss"]
+
+
+def test_a_trial_that_died_after_its_last_checkpoint_runs_anew(make_trial: MakeTrial) -> None:
+    whole = to_the_end(make_trial())
+    again = to_the_end(make_trial())
+    assert again[0]["tokens_seen"] == 0
+    assert again[-1]["status"] == "completed"
+    assert again[-1]["objective"] == whole[-1]["objective"]
+
+
+def raise_after(calls: int, error: BaseException) -> Callable[..., torch.Tensor]:
+    left = calls
+
+    def loss(model: Any, tokens: torch.Tensor) -> torch.Tensor:
+        nonlocal left
+        if left == 0:
+            raise error
+        left -= 1
+        return next_token_loss(model, tokens)
+
+    return loss
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 17.9 GB)"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+    ids=["cuda", "mps", "cpu", "host"],
+)
+def test_running_out_of_memory_is_an_ending_of_its_own_that_names_the_shape(
+    error: BaseException, make_trial: MakeTrial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainable.loop.next_token_loss", raise_after(4, error))
+    result = to_the_end(make_trial())[-1]
+    assert result["status"] == "out_of_memory"
+    assert result["done"] is True
+    assert result["evidence"] == "batch_size=2 x block_size=16 does not fit in cpu memory"
+    assert result["objective"] == PENALTY_NATS
+    assert result["metrics"] is None
+    assert (result["optimizer_steps"], result["tokens_seen"]) == (4, 128)
+
+
+def test_running_out_of_memory_at_once_has_seen_no_token(
+    make_trial: MakeTrial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(*args: Any) -> Any:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr("trainable.ray_trainable.start_run", no_room)
+    result = make_trial().step()
+    assert (result["status"], result["tokens_seen"], result["fidelity_tokens"]) == ("out_of_memory", 0, 0)
+
+
+def test_after_running_out_of_memory_the_process_trains_the_next_trial(
+    make_trial: MakeTrial, make_config: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = make_trial()
+    with monkeypatch.context() as patch:
+        patch.setattr("trainable.loop.next_token_loss", raise_after(1, torch.OutOfMemoryError()))
+        assert to_the_end(trial)[-1]["status"] == "out_of_memory"
+    trial.reset_config(make_config(trial_id=2))
+    assert to_the_end(trial)[-1]["status"] == "completed"
+
+
+def test_any_other_error_is_not_taken_for_it(make_trial: MakeTrial, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainable.loop.next_token_loss", raise_after(1, RuntimeError("shapes do not match")))
+    trial = make_trial()
+    trial.step()
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        trial.step()
+
+
+def test_a_loss_that_is_no_number_ends_the_trial_at_that_step_with_a_finite_objective(make_trial: MakeTrial) -> None:
+    wild = replace(CONFIG, learning_rate=100.0, weight_decay=10.0)
+    result = to_the_end(make_trial(wild))[-1]
+    assert result["status"] == "unstable"
+    assert result["verdict"]["reason"] == "nonfinite"
+    assert result["verdict"]["step"] == result["optimizer_steps"] < 8
+    assert result["objective"] == PENALTY_NATS
+
+
+def test_the_baseline_is_ended_by_nothing_else(make_trial: MakeTrial) -> None:
+    baseline = make_trial(baseline=asdict(replace(CONFIG, seed=77)))
+    other = make_trial()
+    assert baseline._stop_on == ("nonfinite",)
+    assert set(other._stop_on) > {"nonfinite", "divergence"}
+
+
+def test_a_loss_far_above_that_of_guessing_ends_the_trial(make_trial: MakeTrial) -> None:
+    result = to_the_end(make_trial(replace(CONFIG, learning_rate=30.0, weight_decay=0.0)))[-1]
+    assert result["status"] == "unstable"
+    assert result["verdict"]["reason"] == "divergence"
+    assert "where guessing uniformly costs" in result["evidence"]
+    assert result["objective"] == PENALTY_NATS

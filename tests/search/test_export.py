@@ -1,0 +1,67 @@
+"""The exported winner, trained by `make train` in the exported environment, is the trial that won."""
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_exported_winner_trains_to_exactly_the_same_loss(searched: Any, environment: Any, tmp_path: Path) -> None:
+    best = searched.ran.document["best"]
+    python = shlex.quote(sys.executable)
+    script = f'eval "$({python} -m search export STUDY=shared)" && exec {python} -m search train --json STUDY=again'
+    # Sums depend on the number of threads; the trial had those of its slot.
+    threads = searched.study.document()["device"]["threads_per_slot"]
+    ran = subprocess.run(
+        ["sh", "-c", script],
+        cwd=ROOT,
+        env={**environment, "OMP_NUM_THREADS": str(threads), "BATCH_SIZE": "1", "GPT2_MODEL_NAME": "gpt2-scratch"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    trained = json.loads(ran.stdout)["trial"]
+    assert trained["val_loss"] == best["val_loss"]
+    same = ("tokens_seen", "optimizer_steps", "learning_rate", "batch_size", "block_size", "training_steps", "seed")
+    assert {name: trained[name] for name in same} == {name: best[name] for name in same}
+
+
+@pytest.mark.parametrize("format_", ["env", "json", "toml", "cli"])
+def test_every_format_is_of_the_best_trial(format_: str, searched: Any, run: Any) -> None:
+    ran = run("export", "STUDY=shared", f"FORMAT={format_}")
+    best = searched.ran.document["best"]
+    assert ran.code == 0
+    assert ran.stderr == ""
+    assert f"{best['batch_size']}" in ran.stdout
+    assert "0.001" in ran.stdout
+    expected = {"env": searched.study.best_env, "json": searched.study.best_json}
+    if format_ in expected:
+        assert ran.stdout == expected[format_].read_text()
+
+
+def test_json_means_the_json_format(searched: Any, run: Any) -> None:
+    assert run("export", "STUDY=shared", "--json").document == json.loads(searched.study.best_json.read_text())
+
+
+def test_the_latest_study_is_meant_where_none_is_named(searched: Any, run: Any, tmp_path: Path) -> None:
+    only = tmp_path / "studies"
+    only.mkdir()
+    (only / "shared").symlink_to(searched.study.path)
+    assert run("export", STUDIES_DIR=str(only)).stdout == searched.study.best_env.read_text()
+
+
+def test_the_study_is_listed(searched: Any, run: Any) -> None:
+    studies = {entry["study"]: entry for entry in run("list", "--json").document["studies"]}
+    entry = studies["shared"]
+    assert entry["trials"] == 8
+    assert entry["kind"] == "search"
+    assert entry["best_val_loss"] == searched.ran.document["best"]["val_loss"]
+    assert entry["baseline_val_loss"] == searched.ran.document["baseline"]["val_loss"]

@@ -1,0 +1,177 @@
+"""A study fully decided from variables: pins, names, baselines, slots; and nothing written on the way."""
+
+import io
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from results.ledger import Ledger
+from results.study import create_study
+from search.plan import Plan, largest_config, make_plan, study_name
+from search.run_command import header_lines
+from search.terminal import Preparing
+from search.variables import read_variables
+from spaces.load import load_space
+from trainable.config import BEFORE, DOCUMENTED, with_token_budget
+from trainable.errors import UserError
+from trainable.rows import MetricsRow
+
+MakePlan = Callable[..., Plan]
+
+
+@pytest.fixture
+def plan_of(text_file: Path) -> MakePlan:
+    """Return a function that plans from NAME=value words, on the smoke space and the small text by default."""
+
+    def plan(*words: str, kind: str = "search", **keywords: Any) -> Plan:
+        given = ["SPACE=smoke", f"TRAINING_DATA_SOURCE={text_file}", "DEVICE=cpu", *words]
+        return make_plan(read_variables(given), kind=kind, progress=Preparing(Console(file=io.StringIO())), **keywords)
+
+    return plan
+
+
+def test_a_plan_of_the_smoke_space(plan_of: MakePlan, text_file: Path) -> None:
+    plan = plan_of("CONCURRENCY=2")
+    assert (plan.kind, plan.space.name, plan.configs) == ("search", "smoke", None)
+    assert plan.name.startswith("smoke-")
+    assert plan.pins == {}
+    assert list(plan.notes) == []
+    assert plan.inputs.model_name == "tiny"
+    assert plan.inputs.data_source == str(text_file)
+    assert plan.slots.count == 2
+    assert plan.loaded.spec.protocol.block_size == plan.space.evaluation.block_size == 32
+    assert plan.loaded.corpus_facts["train_tokens"] > plan.loaded.corpus_facts["val_tokens"] > 0
+    assert not Path(os.environ["STUDIES_DIR"]).exists()
+
+
+def test_hyperparameters_in_the_environment_pin_them_and_the_header_says_so(plan_of: MakePlan) -> None:
+    plan = plan_of("LEARNING_RATE=1e-3", "BATCH_SIZE=8", "SEED=4")
+    assert plan.pins == {"learning_rate": 1e-3, "batch_size": 8, "seed": 4}
+    assert {parameter.name for parameter in plan.space.parameters}.isdisjoint(plan.pins)
+    baseline = plan.space.baseline
+    assert (baseline.learning_rate, baseline.batch_size, baseline.seed) == (1e-3, 8, 4)
+    header = "\n".join(header_lines(plan, 4))
+    assert "pinned by your environment, for the baseline too: " in header
+    assert "LEARNING_RATE=0.001" in header
+    assert "BATCH_SIZE=8" in header
+    assert "SEED" not in header
+    assert "search learning_rate" not in header
+    assert "search block_size: choice [16, 32, 64]" in header
+
+
+def test_training_steps_do_not_shorten_a_search(plan_of: MakePlan) -> None:
+    plan = plan_of("TRAINING_STEPS=7")
+    assert plan.space.budget_tokens == 12_288
+    assert "TRAINING_STEPS is not read by a search" in plan.notes[0]
+
+
+def test_use_lr_warmup_pins_the_schedule(plan_of: MakePlan) -> None:
+    assert plan_of("USE_LR_WARMUP=False").pins == {"lr_schedule": "constant"}
+    assert plan_of("USE_LR_WARMUP=True").pins == {"lr_schedule": "warmup_cosine"}
+
+
+def test_trials_and_budget_are_the_variables(plan_of: MakePlan) -> None:
+    plan = plan_of("TRIALS=9", "BUDGET_TOKENS=24576")
+    assert plan.space.trials == 9
+    assert plan.space.budget_tokens == 24_576
+    assert plan.space.baseline.training_steps == 24_576 // 128
+
+
+def test_a_baseline_by_name(plan_of: MakePlan) -> None:
+    plan = plan_of("BASELINE=before", "BUDGET_TOKENS=65536")
+    assert plan.space.baseline_name == "before"
+    assert (plan.space.baseline.batch_size, plan.space.baseline.lr_schedule) == (8, "warmup_cosine")
+
+
+def test_a_baseline_that_another_study_found(
+    plan_of: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = with_token_budget(DOCUMENTED, 409_600)
+    document = {
+        "schema_version": 1,
+        "name": "earlier",
+        "kind": "search",
+        "created_at": "2025-11-25T03:10:00+00:00",
+        "model": "tiny",
+    }
+    ledger = Ledger(create_study("earlier", document))
+    now = datetime(2025, 11, 25, tzinfo=UTC)
+    for trial_id, loss in ((0, 5.0), (1, 4.0)):
+        config = found if trial_id == 0 else BEFORE
+        ledger.start_trial(trial_id, is_baseline=trial_id == 0, config=config, started_at=now)
+        row = MetricsRow(
+            tokens_seen=1,
+            optimizer_steps=1,
+            val_loss=loss,
+            train_loss=5.0,
+            grad_norm=1.0,
+            learning_rate=1e-5,
+            tokens_per_s=1.0,
+            active_s=1.0,
+        )
+        ledger.add_metrics(trial_id, row, None)
+        ledger.end_trial(trial_id, status="completed", verdict=None, ended_at=now)
+    plan = plan_of("BASELINE=earlier", "BUDGET_TOKENS=65536")
+    assert plan.space.baseline_name == "earlier trial 1"
+    shared = ("batch_size", "block_size", "learning_rate", "lr_schedule", "dropout", "seed")
+    baseline, before = asdict(plan.space.baseline), asdict(BEFORE)
+    assert {name: baseline[name] for name in shared} == {name: before[name] for name in shared}
+
+
+def test_a_study_without_a_completed_trial_is_no_baseline(plan_of: MakePlan) -> None:
+    create_study(
+        "empty", {"schema_version": 1, "name": "empty", "kind": "search", "created_at": "2025-11-25T03:10:00+00:00"}
+    )
+    with pytest.raises(UserError, match="BASELINE=empty: study empty has no completed trial"):
+        plan_of("BASELINE=empty")
+
+
+def test_a_baseline_plan_is_the_baseline_and_what_it_is_compared_with(plan_of: MakePlan) -> None:
+    plan = plan_of("BUDGET_TOKENS=24576", kind="baseline", compare="before")
+    assert plan.name.startswith("baseline-")
+    assert plan.configs is not None
+    assert [config.batch_size for config in plan.configs] == [4, 8]
+    assert plan.configs[0] == plan.space.baseline
+    assert all(config.tokens_per_step * config.training_steps <= 24_576 for config in plan.configs)
+    assert plan.largest == plan.configs[1]
+    alone = plan_of(kind="baseline")
+    assert alone.configs == [alone.space.baseline]
+
+
+@pytest.mark.parametrize(
+    ("space", "batch", "block"), [("plateau", 64, 256), ("smoke", 8, 64), ("before_after", 32, 256)]
+)
+def test_the_largest_configuration_is_that_of_the_space(space: str, batch: int, block: int) -> None:
+    largest = largest_config(load_space(space))
+    assert (largest.batch_size, largest.block_size) == (batch, block)
+
+
+def test_a_study_is_named_after_space_and_time_or_as_told(tmp_path: Path) -> None:
+    stem, _, rest = study_name(read_variables([]), "plateau").partition("-")
+    assert stem == "plateau"
+    assert len(rest) == len("1125-0310")
+    assert study_name(read_variables(["STUDY=mine"]), "plateau") == "mine"
+    (tmp_path / "studies" / "mine").mkdir(parents=True)
+    with pytest.raises(UserError, match="study mine exists"):
+        study_name(read_variables(["STUDY=mine"]), "plateau")
+
+
+def test_a_relative_model_folder_is_made_absolute(plan_of: MakePlan, tmp_path: Path, monkeypatch: Any) -> None:
+    """Workers start in another folder."""
+    from search.inputs import check_inputs
+
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "text.txt").write_text("words " * 100)
+    monkeypatch.chdir(tmp_path)
+    variables = read_variables(["GPT2_MODEL_NAME=./model", "TRAINING_DATA_SOURCE=text.txt"])
+    inputs = check_inputs(variables, progress=lambda what, done_frac: None)
+    assert inputs.model_name == str(tmp_path / "model")
+    assert inputs.data_source == str(tmp_path / "text.txt")
+    assert inputs.files == (tmp_path / "text.txt",)

@@ -1,0 +1,177 @@
+"""What Ray reports, entered: each kind of ending closes its row, tells the view, and keeps what is known."""
+
+import io
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.tune.experiment import Trial
+from rich.console import Console
+
+from results.ledger import Ledger
+from results.study import Study
+from search.recorder import StudyRecorder
+from search.scheduler import TokenASHA
+from search.view import StudyView
+from trainable.config import DOCUMENTED
+from trainable.rows import MetricsRow, StepRow, Verdict
+
+
+class Recording:
+    """A recorder over a real ledger and view, fed as Ray feeds callbacks."""
+
+    def __init__(self, folder: Path) -> None:
+        (folder / "steps").mkdir()
+        self.study = Study(folder)
+        self.ledger = Ledger(self.study)
+        console = Console(file=io.StringIO(), width=200)
+        view = StudyView(study=self.study, ledger=self.ledger, budget_tokens=1000, trials_planned=4, console=console)
+        self.completed: list[int] = []
+        scheduler = TokenASHA(rung_tokens=(100, 300), reduction_factor=3)
+        self.recorder = StudyRecorder(self.ledger, scheduler, view, on_completed=self.completed.append)
+
+    def start(self, trial_id: int) -> Trial:
+        trial = Trial("SearchTrial", config={"trial_id": trial_id, "trial": asdict(DOCUMENTED)}, stub=True)
+        self.recorder.on_trial_start(iteration=1, trials=[trial], trial=trial)
+        return trial
+
+    def report(self, trial: Trial, **changes: Any) -> None:
+        result = {"status": "running", "done": False, "metrics": None, "steps": [], "verdict": None, "evidence": ""}
+        result |= {"fidelity_tokens": 0, "optimizer_steps": 0, "tokens_seen": 0, "active_s": 0.0, **changes}
+        self.recorder.on_trial_result(iteration=1, trials=[trial], trial=trial, result=result)
+        # Ray adds keys of its own, which nobody reads.
+        trial.run_metadata.last_result = result
+        if result["done"]:
+            self.recorder.on_trial_complete(iteration=1, trials=[trial], trial=trial)
+
+    def fail(self, trial: Trial, error_file: Path | None) -> None:
+        # A trial of Ray has an error file only within an experiment of Ray's.
+        failed = SimpleNamespace(
+            config=trial.config, last_result=trial.last_result, error_file=error_file and str(error_file)
+        )
+        self.recorder.on_trial_error(iteration=1, trials=[trial], trial=failed)
+
+    def row(self, trial_id: int) -> dict[str, Any]:
+        return next(row for row in self.ledger.trials() if row["trial_id"] == trial_id)
+
+    @property
+    def log(self) -> str:
+        return self.study.log_path.read_text()
+
+
+@pytest.fixture
+def recording(tmp_path: Path) -> Recording:
+    return Recording(tmp_path)
+
+
+def metrics(tokens: int, val_loss: float = 5.0) -> dict[str, Any]:
+    row = MetricsRow(
+        tokens_seen=tokens,
+        optimizer_steps=tokens // 10,
+        val_loss=val_loss,
+        train_loss=5.5,
+        grad_norm=1.0,
+        learning_rate=1e-5,
+        tokens_per_s=100.0,
+        active_s=tokens / 100,
+    )
+    return asdict(row)
+
+
+def step(number: int) -> dict[str, Any]:
+    row = StepRow(
+        optimizer_steps=number,
+        tokens_seen=number * 10,
+        train_loss=5.0,
+        grad_norm=1.0,
+        learning_rate=1e-5,
+        step_time_s=0.1,
+    )
+    return asdict(row)
+
+
+def test_a_trial_from_its_start_to_its_end(recording: Recording) -> None:
+    trial = recording.start(0)
+    assert recording.row(0)["status"] == "running"
+    assert recording.row(0)["is_baseline"] is True
+    recording.report(trial, metrics=metrics(0))
+    recording.report(trial, metrics=metrics(100), steps=[step(n) for n in range(1, 11)], fidelity_tokens=100)
+    assert recording.row(0)["rung"] == 0
+    assert recording.completed == []
+    recording.report(trial, metrics=metrics(1000, 4.0), status="completed", done=True, fidelity_tokens=1000)
+    row = recording.row(0)
+    assert (row["status"], row["val_loss"], row["rung"], row["tokens_seen"]) == ("completed", 4.0, 1, 1000)
+    assert row["ended_at"] is not None
+    assert recording.completed == [0]
+    assert len(recording.study.metrics()) == 3
+    assert "baseline completed: val loss 4.0000" in recording.log
+
+
+def test_a_trial_that_the_scheduler_ends_is_stopped(recording: Recording) -> None:
+    trial = recording.start(1)
+    recording.report(trial, metrics=metrics(100), fidelity_tokens=100)
+    recording.recorder.on_trial_complete(iteration=1, trials=[trial], trial=trial)
+    assert recording.row(1)["status"] == "stopped"
+    assert recording.row(1)["is_baseline"] is False
+    assert recording.completed == []
+    assert "trial 1 stopped at 10% of the budget: val loss 5.0000, not among the best at rung 0" in recording.log
+
+
+def test_an_unstable_trial_has_its_verdict_and_its_last_step(recording: Recording) -> None:
+    trial = recording.start(1)
+    recording.report(trial, metrics=metrics(0))
+    verdict = asdict(Verdict(reason="nonfinite", step=4, evidence="loss nan"))
+    steps = [step(n) for n in range(1, 5)]
+    recording.report(
+        trial, status="unstable", done=True, verdict=verdict, steps=steps, optimizer_steps=4, tokens_seen=40
+    )
+    row = recording.row(1)
+    assert (row["status"], row["verdict"]) == ("unstable", "nonfinite at step 4: loss nan")
+    assert (row["optimizer_steps"], row["tokens_seen"], row["val_loss"]) == (4, 40, 5.0)
+    assert "trial 1 unstable: nonfinite at step 4: loss nan" in recording.log
+
+
+def test_out_of_memory_is_told_with_what_did_not_fit(recording: Recording) -> None:
+    trial = recording.start(1)
+    evidence = "batch_size=32 x block_size=128 does not fit in cpu memory"
+    recording.report(trial, status="out_of_memory", done=True, evidence=evidence)
+    assert recording.row(1)["status"] == "out_of_memory"
+    assert recording.row(1)["verdict"] is None
+    assert f"trial 1 out of memory at 0% of the budget: {evidence}" in recording.log
+
+
+def test_a_failed_trial_is_told_with_the_last_line_of_its_error(recording: Recording, tmp_path: Path) -> None:
+    trial = recording.start(2)
+    recording.report(trial, metrics=metrics(100), fidelity_tokens=100)
+    (tmp_path / "error.txt").write_text(
+        "Failure # 1\n\x1b[36mray::train()\x1b[39m\n  File x.py\nValueError: no such thing\n\n"
+    )
+    recording.fail(trial, tmp_path / "error.txt")
+    assert recording.row(2)["status"] == "failed"
+    assert recording.row(2)["val_loss"] == 5.0
+    assert "trial 2 failed at 10% of the budget: ValueError: no such thing; batch 32" in recording.log
+    assert "ray::train()\n  File x.py" in recording.log
+    assert "\x1b" not in recording.log
+
+
+def test_a_failure_without_an_error_file_is_still_a_failure(recording: Recording) -> None:
+    trial = recording.start(2)
+    recording.fail(trial, None)
+    assert recording.row(2)["status"] == "failed"
+    assert "trial 2 failed at 0% of the budget: unknown error" in recording.log
+
+
+def test_a_trial_started_again_keeps_its_row_and_passes_its_steps_again(recording: Recording) -> None:
+    trial = recording.start(1)
+    recording.report(trial, metrics=metrics(0))
+    recording.report(trial, metrics=metrics(100), steps=[step(n) for n in range(1, 11)])
+    recording.recorder.on_trial_start(iteration=1, trials=[trial], trial=trial)
+    recording.report(trial, metrics=metrics(50), steps=[step(n) for n in range(3, 6)])
+    assert len(recording.ledger.trials()) == 1
+    assert [row["tokens_seen"] for row in recording.ledger.metrics()] == [0, 50]
+
+
+def test_ray_may_pickle_it_and_gets_nothing(recording: Recording) -> None:
+    assert recording.recorder.__getstate__() == {}

@@ -1,0 +1,351 @@
+"""`make train` in this process: what it logs and saves, and that going on is as never having stopped."""
+
+import json
+import os
+import re
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from results.study import Study
+from search.__main__ import main
+from search.train_log import TrainLog
+from trainable.config import HYPERPARAMETERS, TrialConfig
+from trainable.loop import train
+from trainable.rows import MetricsRow, StepRow, Verdict
+from trainable.schedule import learning_rate_at
+from trainable.stability import Finding
+
+TINY = {
+    "BATCH_SIZE": "2",
+    "BLOCK_SIZE": "16",
+    "LEARNING_RATE": "1e-3",
+    "TRAINING_STEPS": "12",
+    "EVAL_INTERVAL": "4",
+    "EVAL_TOKENS": "256",
+    "EVAL_BLOCK_SIZE": "32",
+    "CHECKPOINT_INTERVAL": "6",
+    "SEED": "5",
+    "DEVICE": "cpu",
+}
+Train = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def train_one(
+    text_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., dict[str, Any]]:
+    """Return a function that runs `train --json` and returns its document, the exit code and the log in it."""
+    # Its checks have tests of their own and take longer than these runs.
+    monkeypatch.setattr("search.train_command.passes_preflight", lambda *args, **kwargs: True)
+    monkeypatch.setenv("TRAINING_DATA_SOURCE", str(text_file))
+
+    def run(**changes: str) -> dict[str, Any]:
+        words = [f"{name}={value}" for name, value in {**TINY, **changes}.items()]
+        capsys.readouterr()
+        code = main(["train", "--json", *words])
+        printed = capsys.readouterr()
+        return {**json.loads(printed.out), "code": code, "log": printed.err}
+
+    return run
+
+
+def study_of(ran: dict[str, Any]) -> Study:
+    return Study(Path(ran["path"]))
+
+
+def step_rows(ran: dict[str, Any]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pq.read_table(study_of(ran).steps_path(0)).to_pylist()
+    for row in rows:
+        del row["step_time_s"]
+    return rows
+
+
+def checkpoints(ran: dict[str, Any]) -> list[Path]:
+    return sorted(study_of(ran).checkpoint_dir(0).iterdir())
+
+
+def test_a_run_from_its_start_to_its_end(train_one: Train) -> None:
+    ran = train_one(STUDY="whole")
+    assert (ran["code"], ran["status"], ran["study"]) == (0, "completed", "whole")
+    study = study_of(ran)
+    assert [row["optimizer_steps"] for row in study.metrics()] == [0, 4, 8, 12]
+    assert [row["optimizer_steps"] for row in step_rows(ran)] == list(range(1, 13))
+    assert [path.name for path in checkpoints(ran)] == ["step_00000006.pt", "step_00000012.pt"]
+    assert ran["trial"]["val_loss"] == study.metrics()[-1]["val_loss"]
+    assert ran["trial"]["tokens_seen"] == 12 * 32
+    document = study.document()
+    assert (document["kind"], document["model"], document["seed"]) == ("train", "tiny", 5)
+    assert document["evaluation"]["tokens"] == 256
+
+
+def test_going_on_from_our_checkpoint_is_as_never_having_stopped(train_one: Train) -> None:
+    schedule = {"LR_SCHEDULE": "warmup_cosine", "WARMUP_STEPS": "3"}
+    whole = train_one(STUDY="whole", **schedule)
+    resumed = train_one(STUDY="resumed", CHECKPOINT_PATH=str(checkpoints(whole)[0]), **schedule)
+    assert resumed["code"] == 0
+    assert "at step 6, exactly as it was left" in resumed["log"]
+    assert step_rows(resumed) == step_rows(whole)[6:]
+    assert resumed["trial"]["val_loss"] == whole["trial"]["val_loss"]
+    same = torch.load(checkpoints(whole)[-1], weights_only=True)["model_state_dict"]
+    other = torch.load(checkpoints(resumed)[-1], weights_only=True)["model_state_dict"]
+    assert all(torch.equal(same[name], other[name]) for name in same)
+
+
+def test_the_checkpoint_says_what_the_variables_do_not(
+    train_one: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """RESUME_STEPS and the checkpoint alone: model and hyperparameters are the checkpoint's."""
+    whole = train_one(STUDY="whole")
+    capsys.readouterr()
+    words = [f"CHECKPOINT_PATH={checkpoints(whole)[0]}", "RESUME_STEPS=6", "EVAL_TOKENS=256", "EVAL_BLOCK_SIZE=32"]
+    assert main(["train", "--json", *words, "DEVICE=cpu"]) == 0
+    trial = json.loads(capsys.readouterr().out)["trial"]
+    assert (trial["batch_size"], trial["seed"], trial["training_steps"]) == (2, 5, 12)
+    assert trial["val_loss"] == whole["trial"]["val_loss"]
+
+
+def test_resume_steps_are_added_to_the_checkpoints(train_one: Train) -> None:
+    whole = train_one(STUDY="whole")
+    longer = train_one(STUDY="longer", CHECKPOINT_PATH=str(checkpoints(whole)[-1]), RESUME_STEPS="5")
+    assert [row["optimizer_steps"] for row in step_rows(longer)] == [13, 14, 15, 16, 17]
+    assert longer["trial"]["optimizer_steps"] == longer["trial"]["training_steps"] == 17
+    assert study_of(longer).metrics()[0]["val_loss"] == whole["trial"]["val_loss"]
+
+
+def test_a_checkpoint_at_the_runs_end_cannot_go_on_without_more_steps(train_one: Train) -> None:
+    whole = train_one(STUDY="whole")
+    refused = train_one_refused(train_one, CHECKPOINT_PATH=str(checkpoints(whole)[-1]))
+    assert "is at step 12 and TRAINING_STEPS=12 is no further. Set RESUME_STEPS" in refused["error"]
+
+
+def train_one_refused(train_one: Train, **changes: str) -> dict[str, Any]:
+    refused = train_one(STUDY="refused", **changes)
+    assert refused["code"] == 2
+    assert not (Path(os.environ["STUDIES_DIR"]) / "refused").exists()
+    return refused
+
+
+def test_weights_only_starts_at_step_0_with_a_fresh_optimizer(train_one: Train) -> None:
+    whole = train_one(STUDY="whole")
+    fresh = train_one(STUDY="fresh", CHECKPOINT_PATH=str(checkpoints(whole)[-1]), WEIGHTS_ONLY="True")
+    assert [row["optimizer_steps"] for row in step_rows(fresh)] == list(range(1, 13))
+    assert study_of(fresh).metrics()[0]["val_loss"] == whole["trial"]["val_loss"]
+
+
+@pytest.fixture
+def owners_file(train_one: Train, tmp_path: Path) -> tuple[Path, float]:
+    """A .pt as the owner's scripts write it, of known weights, and its loss."""
+    whole = train_one(STUDY="source")
+    ours = torch.load(checkpoints(whole)[-1], weights_only=True)["model_state_dict"]
+    path = tmp_path / "checkpoint_gpt2_data_step001500_11252025_031000.pt"
+    payload = {
+        "step": 1500,
+        "model_state_dict": {f"model.{name}": tensor for name, tensor in ours.items()},
+        "optimizer_state_dict": {"state": {}, "param_groups": []},
+        "hyperparameters": {"batch_size": 32, "block_size": 128, "learning_rate": 1e-5, "lr_schedule": "constant"},
+        "vocab_size": 2048,
+        "block_size": 128,
+        "batch_size": 32,
+    }
+    torch.save(payload, path)
+    return path, whole["trial"]["val_loss"]
+
+
+def test_an_owners_file_goes_on_with_its_weights_at_its_step(train_one: Train, owners_file: tuple[Path, float]) -> None:
+    path, loss = owners_file
+    ran = train_one(STUDY="resumed", CHECKPOINT_PATH=str(path), RESUME_STEPS="4")
+    assert ran["code"] == 0
+    assert "at step 1500, with its weights; the optimizer starts anew" in ran["log"]
+    assert [row["optimizer_steps"] for row in step_rows(ran)] == [1501, 1502, 1503, 1504]
+    assert ran["trial"]["training_steps"] == 1504
+    assert study_of(ran).metrics()[0]["val_loss"] == loss
+    assert [saved.name for saved in checkpoints(ran)] == ["step_00001504.pt"]
+
+
+def test_an_owners_file_that_does_not_fit_names_the_tensor(train_one: Train, owners_file: tuple[Path, float]) -> None:
+    path, _ = owners_file
+    payload = torch.load(path, weights_only=True)
+    payload["model_state_dict"]["model.transformer.wpe.weight"] = torch.zeros(512, 128)
+    torch.save(payload, path)
+    refused = train_one_refused(train_one, CHECKPOINT_PATH=str(path), RESUME_STEPS="4")
+    assert "tensor 'transformer.wpe.weight' is (512, 128) in the checkpoint and (1024, 128)" in refused["error"]
+
+
+def interrupting(number: int, after_steps: int) -> Callable[..., Iterator[Any]]:
+    """Return train(), with a signal sent to this process after that many steps."""
+
+    def rows(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        for row in train(*args, **kwargs):
+            if isinstance(row, StepRow) and row.optimizer_steps == after_steps:
+                os.kill(os.getpid(), number)
+            yield row
+
+    return rows
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_saves_where_it_is_and_goes_on_exactly(
+    number: int, code: int, train_one: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train_one(STUDY="whole")
+    with monkeypatch.context() as patch:
+        patch.setattr("trainable.loop.train", interrupting(number, after_steps=7))
+        cut = train_one(STUDY="cut")
+    assert (cut["code"], cut["status"]) == (code, "interrupted")
+    assert checkpoints(cut)[-1].name == "step_00000007.pt"
+    assert cut["trial"]["status"] == "interrupted"
+    assert cut["trial"]["ended_at"] is not None
+    assert [row["optimizer_steps"] for row in step_rows(cut)] == list(range(1, 8))
+    resumed = train_one(STUDY="resumed", CHECKPOINT_PATH=str(checkpoints(cut)[-1]))
+    assert step_rows(resumed) == step_rows(whole)[7:]
+    assert resumed["trial"]["val_loss"] == whole["trial"]["val_loss"]
+
+
+def test_a_signal_after_the_last_step_still_gets_the_last_evaluation(
+    train_one: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainable.loop.train", interrupting(signal.SIGINT, after_steps=12))
+    ran = train_one()
+    assert (ran["code"], ran["status"]) == (0, "completed")
+    assert ran["trial"]["optimizer_steps"] == 12
+
+
+def test_running_out_of_memory_says_which_variables_to_change(
+    train_one: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        rows = train(*args, **kwargs)
+        yield next(rows)
+        yield next(rows)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("trainable.loop.train", no_room)
+    ran = train_one(STUDY="large")
+    assert ran["code"] == 2
+    assert ran["error"] == (
+        "BATCH_SIZE=2 x BLOCK_SIZE=16 does not fit in cpu memory. "
+        "Lower BATCH_SIZE and raise GRAD_ACCUM_STEPS by the same factor."
+    )
+    [row] = Study(Path(os.environ["STUDIES_DIR"]) / "large").trials()
+    assert (row["status"], row["optimizer_steps"]) == ("out_of_memory", 1)
+
+
+def test_a_fault_of_ours_does_not_leave_the_run_running(train_one: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        yield next(train(*args, **kwargs))
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("trainable.loop.train", broken)
+    with pytest.raises(ZeroDivisionError):
+        train_one(STUDY="broken")
+    [row] = Study(Path(os.environ["STUDIES_DIR"]) / "broken").trials()
+    assert row["status"] == "failed"
+
+
+def test_an_unstable_run_ends_with_its_verdict_and_keeps_no_broken_weights(train_one: Train) -> None:
+    ran = train_one(STUDY="wild", LEARNING_RATE="100", WEIGHT_DECAY="10")
+    assert (ran["code"], ran["status"]) == (1, "unstable")
+    assert ran["trial"]["verdict"].startswith("nonfinite at step ")
+    assert ": stopped, nonfinite: loss" in ran["log"]
+    assert not study_of(ran).checkpoint_dir(0).exists()
+
+
+def test_checkpoints_can_be_switched_off(train_one: Train) -> None:
+    ran = train_one(ENABLE_CHECKPOINTS="False")
+    assert ran["code"] == 0
+    assert not study_of(ran).checkpoint_dir(0).exists()
+
+
+def test_the_last_checkpoints_are_kept(train_one: Train) -> None:
+    ran = train_one(CHECKPOINT_INTERVAL="2")
+    names = [path.name for path in checkpoints(ran)]
+    assert names == ["step_00000008.pt", "step_00000010.pt", "step_00000012.pt"]
+
+
+def test_use_lr_warmup_is_warm_up_and_cosine_over_a_tenth(train_one: Train) -> None:
+    ran = train_one(USE_LR_WARMUP="True", TRAINING_STEPS="20")
+    trial = ran["trial"]
+    assert (trial["lr_schedule"], trial["warmup_steps"]) == ("warmup_cosine", 2)
+    rates = [row["learning_rate"] for row in step_rows(ran)]
+    assert rates[:3] == pytest.approx([1e-4, 5.5e-4, 1e-3])
+    assert rates[-1] < 1.2e-4
+
+
+STEP_LINE = re.compile(r"step (\d+)/(\d+) \((\d+\.\d)%\) \| (\d+\.\d\d) steps/sec \| ETA: (\d+\.\d)m")
+EVAL_LINE = re.compile(
+    r"step (\d+)/(\d+) \((\d+\.\d)%\): train loss (\d+\.\d{4}), val loss (\d+\.\d{4}) \| "
+    r"LR: (\d\.\d\de-\d\d) \| (\d+\.\d)s \((\d+\.\d\d) steps/sec\)"
+)
+
+
+def step_row(number: int, step_time_s: float = 0.5) -> StepRow:
+    return StepRow(
+        optimizer_steps=number,
+        tokens_seen=number * 10,
+        train_loss=6.5,
+        grad_norm=1.25,
+        learning_rate=1e-5,
+        step_time_s=step_time_s,
+    )
+
+
+def metrics_row(number: int) -> MetricsRow:
+    return MetricsRow(
+        tokens_seen=number * 10,
+        optimizer_steps=number,
+        val_loss=9.268,
+        train_loss=9.227,
+        grad_norm=1.0,
+        learning_rate=2e-6,
+        tokens_per_s=100.0,
+        active_s=1.0,
+    )
+
+
+def test_the_log_has_the_owners_lines() -> None:
+    lines: list[str] = []
+    log = TrainLog(5000, say=lines.append)
+    log.tell(metrics_row(0))
+    for number in range(1, 101):
+        log.tell(step_row(number))
+    log.tell(metrics_row(100))
+    first = EVAL_LINE.fullmatch(lines[0])
+    assert first is not None
+    assert first.groups()[:6] == ("0", "5000", "0.0", "9.2270", "9.2680", "2.00e-06")
+    assert first[8] == "0.00"
+    progress = [match for line in lines if (match := STEP_LINE.fullmatch(line))]
+    assert [match[1] for match in progress] == ["25", "50", "75", "100"]
+    assert progress[0].groups() == ("25", "5000", "0.5", "2.00", f"{4975 * 0.5 / 60:.1f}")
+    assert "step 100/5000 (2.0%) | grad norm 1.2500 | loss 6.5000" in lines
+    assert EVAL_LINE.fullmatch(lines[-1])
+
+
+def test_the_logged_speed_is_of_the_last_steps_and_forgets_a_stall() -> None:
+    lines: list[str] = []
+    log = TrainLog(5000, say=lines.append)
+    log.tell(step_row(1, step_time_s=10_000.0))
+    for number in range(2, 202):
+        log.tell(step_row(number))
+    assert "| 2.00 steps/sec |" in lines[-1]
+
+
+def test_findings_and_verdicts_are_told_with_their_step() -> None:
+    lines: list[str] = []
+    log = TrainLog(5000, say=lines.append)
+    log.tell(Finding("spike", 300, "flag", "loss 9.1 above 8.0"))
+    log.tell(Verdict(reason="nonfinite", step=301, evidence="loss nan"))
+    assert lines == ["step 300: spike: loss 9.1 above 8.0", "step 301: stopped, nonfinite: loss nan"]
+
+
+def test_the_rate_that_is_logged_is_the_schedules(train_one: Train) -> None:
+    ran = train_one(LR_SCHEDULE="linear", WARMUP_STEPS="4")
+    config = TrialConfig(**{name: ran["trial"][name] for name in HYPERPARAMETERS})
+    for row in study_of(ran).metrics():
+        assert row["learning_rate"] == learning_rate_at(row["optimizer_steps"], config)
+        assert f"LR: {row['learning_rate']:.2e}" in ran["log"]

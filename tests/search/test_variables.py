@@ -1,0 +1,273 @@
+"""What a person sets is read exactly, an unknown name is never passed over, and a bad value is refused by name."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from search.variables import (
+    KNOWN,
+    Variables,
+    describe_variables,
+    explicit_hyperparameters,
+    read_variables,
+    with_default_warmup,
+)
+from trainable.config import BEFORE, DOCUMENTED, ENV_NAMES, LR_SCHEDULES, TrialConfig
+from trainable.errors import UserError
+
+
+def test_the_environment_is_read_and_a_word_wins_over_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BATCH_SIZE", " 8 ")
+    monkeypatch.setenv("BLOCK_SIZE", "256")
+    variables = read_variables(["BLOCK_SIZE=64", "STUDY= a b "])
+    assert variables.text("BATCH_SIZE") == "8"
+    assert variables.text("BLOCK_SIZE") == "64"
+    assert variables.text("STUDY") == "a b"
+    assert explicit_hyperparameters(variables) == {"batch_size": 8, "block_size": 64}
+
+
+def test_empty_means_not_set_in_the_environment_and_as_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BATCH_SIZE", "")
+    monkeypatch.setenv("BLOCK_SIZE", "   ")
+    monkeypatch.setenv("SEED", "3")
+    variables = read_variables(["SEED=", "USE_LR_WARMUP="])
+    assert {"BATCH_SIZE", "BLOCK_SIZE", "SEED", "USE_LR_WARMUP"}.isdisjoint(variables.values)
+    assert explicit_hyperparameters(variables) == {}
+
+
+def test_a_value_may_hold_an_equals_sign() -> None:
+    assert read_variables(["TRAINING_DATA_SOURCE=a=b.txt"]).text("TRAINING_DATA_SOURCE") == "a=b.txt"
+
+
+def test_a_folder_given_as_a_word_is_where_later_code_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STUDIES_DIR", "elsewhere")
+    read_variables([f"STUDIES_DIR={tmp_path}"])
+    assert os.environ["STUDIES_DIR"] == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("SPCE=plateau", "there is no variable 'SPCE'. Did you mean 'SPACE'?"),
+        ("BATCH_SZE=8", "there is no variable 'BATCH_SZE'. Did you mean 'BATCH_SIZE'?"),
+        ("batch_size=8", "there is no variable 'batch_size'."),
+        ("=8", "there is no variable ''."),
+        ("plateau", "'plateau' is not of the form NAME=value."),
+        ("space", "'space' is not of the form NAME=value. Did you mean 'SPACE'?"),
+        ("LORA_RANK=8", "there is no variable 'LORA_RANK'."),
+    ],
+)
+def test_an_unknown_word_is_refused(word: str, message: str) -> None:
+    with pytest.raises(UserError) as refusal:
+        read_variables([word])
+    assert str(refusal.value).startswith(message)
+
+
+def test_the_environment_may_hold_anything_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPCE", "plateau")
+    monkeypatch.setenv("LORA_RANK", "8")
+    assert read_variables([]).values == {
+        "STUDIES_DIR": os.environ["STUDIES_DIR"],
+        "CACHE_DIR": os.environ["CACHE_DIR"],
+    }
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        " -- SPCE=plateau",
+        "s -- SPCE=plateau SEED=1",
+        "j2 --jobserver-auth=3,4 -- STUDY=it's SPCE=x",
+        "w -- A=a\\ -- SPCE=1",
+    ],
+)
+def test_a_misspelt_variable_on_makes_command_line_is_named(flags: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAKEFLAGS", flags)
+    monkeypatch.setenv("MAKELEVEL", "1")
+    with pytest.raises(UserError, match=r"there is no variable '(SPCE|A)'\."):
+        read_variables([])
+
+
+@pytest.mark.parametrize(
+    ("level", "flags"),
+    [
+        ("1", "s"),
+        ("1", " -- SPACE=plateau PYTHON=python3.12 MAKEFILES= SHELL=/bin/sh VENV=/tmp/venv"),
+        ("1", " -- TRAINING_DATA_SOURCE=my\\ text\\ X=1.txt"),
+        ("1", " --no-print-directory"),
+        ("2", " -- SPCE=of another project's make"),
+    ],
+)
+def test_make_itself_may_set_what_it_needs(level: str, flags: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAKEFLAGS", flags)
+    monkeypatch.setenv("MAKELEVEL", level)
+    read_variables([])
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
+@pytest.mark.parametrize("options", [(), ("-s",), ("-j2",), ("-k", "--no-print-directory")])
+def test_real_make_hands_a_misspelt_variable_down(options: tuple[str, ...], tmp_path: Path) -> None:
+    makefile = f"spaces:\n\t@{sys.executable} -m search spaces\n"
+    (tmp_path / "Makefile").write_text(makefile)
+    ran = subprocess.run(
+        ["make", *options, "spaces", "TRAINING_DATA_SOURCE=a b $$'\\", "SPCE=plateau"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ran.returncode != 0
+    assert "error: there is no variable 'SPCE'. Did you mean 'SPACE'?" in ran.stderr.splitlines()
+    assert ran.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("400000", 400_000),
+        ("400_000", 400_000),
+        ("400k", 400_000),
+        ("1.5M", 1_500_000),
+        ("8m", 8_000_000),
+        ("2G", 2_000_000_000),
+        ("0.5b", 500_000_000),
+        ("1", 1),
+    ],
+)
+def test_tokens_have_suffixes(text: str, tokens: int) -> None:
+    assert Variables({"BUDGET_TOKENS": text}).tokens("BUDGET_TOKENS") == tokens
+
+
+@pytest.mark.parametrize(
+    "text", ["0", "-5", "1e6", "k", "4 00", "400kk", "1.5.5M", "nan", "inf", "0.0001k", "9999999G"]
+)
+def test_what_is_no_number_of_tokens_is_refused_by_name(text: str) -> None:
+    with pytest.raises(UserError, match=r"^BUDGET_TOKENS="):
+        Variables({"BUDGET_TOKENS": text}).tokens("BUDGET_TOKENS")
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1.0", "one", "", "1e3", "10000000000000000"])
+def test_what_is_no_whole_number_is_refused_by_name(text: str) -> None:
+    with pytest.raises(UserError, match=r"^TRIALS="):
+        Variables({"TRIALS": text}).whole("TRIALS")
+
+
+@pytest.mark.parametrize("text", ["0", "1.01", "-0.5", "nan", "inf", "half"])
+def test_what_is_no_share_is_refused_by_name(text: str) -> None:
+    with pytest.raises(UserError, match=r"^GPU_FRACTION="):
+        Variables({"GPU_FRACTION": text}).share("GPU_FRACTION", 1.0)
+
+
+def test_numbers_that_are_set_and_those_that_are_not() -> None:
+    variables = Variables({"TRIALS": "24", "GPU_FRACTION": "0.25"})
+    assert variables.whole("TRIALS") == 24
+    assert variables.whole("CONCURRENCY") is None
+    assert variables.tokens("BUDGET_TOKENS") is None
+    assert variables.share("GPU_FRACTION", 1.0) == 0.25
+    assert Variables({}).share("GPU_FRACTION", 1.0) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("True", True), ("true", True), ("1", True), ("YES", True), ("False", False), ("0", False), ("no", False)],
+)
+def test_flags_are_written_as_the_owners_scripts_write_them(text: str, value: bool) -> None:
+    assert Variables({"USE_LR_WARMUP": text}).flag("USE_LR_WARMUP") is value
+
+
+def test_a_flag_that_is_neither_is_refused() -> None:
+    with pytest.raises(UserError, match=r"^ENABLE_CHECKPOINTS='maybe' must be True or False\.$"):
+        Variables({"ENABLE_CHECKPOINTS": "maybe"}).flag("ENABLE_CHECKPOINTS")
+
+
+def test_a_path_is_absolute_and_the_home_folder_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/owner")
+    assert Variables({"CHECKPOINT_PATH": "a.pt"}).path("CHECKPOINT_PATH") == tmp_path / "a.pt"
+    assert Variables({"CHECKPOINT_PATH": "~/a.pt"}).path("CHECKPOINT_PATH") == Path("/home/owner/a.pt")
+    assert Variables({}).path("CHECKPOINT_PATH") is None
+
+
+def test_the_home_of_nobody_is_refused() -> None:
+    with pytest.raises(UserError, match=r"^CHECKPOINT_PATH='~nobody_at_all/a\.pt': "):
+        Variables({"CHECKPOINT_PATH": "~nobody_at_all/a.pt"}).path("CHECKPOINT_PATH")
+
+
+def test_use_lr_warmup_says_the_schedule_where_nothing_else_does() -> None:
+    assert explicit_hyperparameters(Variables({"USE_LR_WARMUP": "True"})) == {"lr_schedule": "warmup_cosine"}
+    assert explicit_hyperparameters(Variables({"USE_LR_WARMUP": "False"})) == {"lr_schedule": "constant"}
+
+
+@pytest.mark.parametrize("schedule", LR_SCHEDULES)
+def test_lr_schedule_wins_over_use_lr_warmup_false(schedule: str) -> None:
+    """An exported linear schedule comes with USE_LR_WARMUP=False, which is all that the owner's scripts can be told."""
+    given = explicit_hyperparameters(Variables({"USE_LR_WARMUP": "False", "LR_SCHEDULE": schedule}))
+    assert given == {"lr_schedule": schedule}
+
+
+def test_use_lr_warmup_cannot_contradict_a_constant_schedule() -> None:
+    with pytest.raises(UserError, match="USE_LR_WARMUP=True contradicts LR_SCHEDULE=constant"):
+        explicit_hyperparameters(Variables({"USE_LR_WARMUP": "True", "LR_SCHEDULE": "constant"}))
+    given = explicit_hyperparameters(Variables({"USE_LR_WARMUP": "True", "LR_SCHEDULE": "linear"}))
+    assert given == {"lr_schedule": "linear"}
+
+
+def test_a_warm_up_of_no_given_length_is_a_tenth_of_the_run_as_before_had_it() -> None:
+    assert with_default_warmup({"lr_schedule": "warmup_cosine"}, DOCUMENTED)["warmup_steps"] == 200
+    given: dict[str, int | float | str] = {"lr_schedule": "linear", "training_steps": 5000}
+    assert with_default_warmup(given, DOCUMENTED)["warmup_steps"] == BEFORE.warmup_steps == 500
+
+
+@pytest.mark.parametrize(
+    ("given", "base"),
+    [
+        ({"lr_schedule": "warmup_cosine", "warmup_steps": 0}, DOCUMENTED),
+        ({"lr_schedule": "constant"}, DOCUMENTED),
+        ({}, DOCUMENTED),
+        ({"lr_schedule": "linear"}, BEFORE),
+    ],
+)
+def test_a_warm_up_that_is_given_or_not_wanted_stays(given: dict[str, int | float | str], base: TrialConfig) -> None:
+    assert with_default_warmup(given, base) == given
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("MODEL_TYPE", "transformer"), ("MODEL_TYPE", "GPT2"), ("USE_LORA", "True")]
+)
+def test_what_only_the_owners_scripts_can_do_is_refused(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=rf"^{name}={value} is not supported"):
+        read_variables([])
+
+
+def test_the_owners_variables_pass_where_they_ask_for_what_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODEL_TYPE", "gpt2")
+    monkeypatch.setenv("USE_LORA", "False")
+    read_variables([])
+
+
+@pytest.mark.parametrize(
+    ("env", "text"),
+    [
+        ("BATCH_SIZE", "8.5"),
+        ("LEARNING_RATE", "0"),
+        ("LEARNING_RATE", "nan"),
+        ("LR_SCHEDULE", "cosin"),
+        ("DROPOUT", "1"),
+    ],
+)
+def test_a_bad_hyperparameter_is_refused_by_its_variable(env: str, text: str) -> None:
+    with pytest.raises(UserError, match=env):
+        explicit_hyperparameters(Variables({env: text}))
+
+
+def test_every_variable_is_described_once() -> None:
+    names = [name for name, _ in describe_variables()]
+    assert sorted(names) == sorted(KNOWN)
+    assert names[: len(ENV_NAMES)] == list(ENV_NAMES)
+    assert all(meaning.strip() for _, meaning in describe_variables())

@@ -1,0 +1,301 @@
+"""What a person sees of planted ledgers: nothing that matters is cut, and every ending says why."""
+
+import io
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console, RenderableType
+
+from results.ledger import Ledger
+from results.study import Study
+from search.view import StudyView, ending_words, leaderboard_table, time_left_s
+from trainable.config import BEFORE, DOCUMENTED
+from trainable.rows import MetricsRow, TrialStatus, Verdict
+
+NOW = datetime(2025, 11, 25, 3, 10, tzinfo=UTC)
+BUDGET_TOKENS = 400_000
+CONFIGS = [
+    DOCUMENTED,
+    replace(BEFORE, learning_rate=1.234e-4, grad_accum_steps=16, batch_size=64),
+    replace(DOCUMENTED, lr_schedule="warmup_constant", warmup_steps=1234, batch_size=64, block_size=1024),
+    replace(DOCUMENTED, learning_rate=0.5),
+    replace(BEFORE, learning_rate=1e-3),
+    replace(DOCUMENTED, block_size=64, lr_schedule="wsd", warmup_steps=100),
+    replace(DOCUMENTED, batch_size=512, block_size=1024),
+    replace(DOCUMENTED, dropout=0.0),
+]
+VERDICT = Verdict(reason="divergence", step=41, evidence="median of 20 step losses 9.93, best 7.42, not falling")
+
+
+def metrics(tokens: int, val_loss: float) -> MetricsRow:
+    return MetricsRow(
+        tokens_seen=tokens,
+        optimizer_steps=tokens // 100,
+        val_loss=val_loss,
+        train_loss=5.0,
+        grad_norm=1.0,
+        learning_rate=1e-3,
+        tokens_per_s=12_345.6,
+        active_s=12.0,
+    )
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    (tmp_path / "planted" / "steps").mkdir(parents=True)
+    return Study(tmp_path / "planted")
+
+
+@pytest.fixture
+def ledger(study: Study) -> Ledger:
+    """Eight trials: the baseline and trial 1 completed, one of each other ending, two running, one just begun."""
+    ledger = Ledger(study)
+    for trial_id, config in enumerate(CONFIGS):
+        ledger.start_trial(trial_id, is_baseline=trial_id == 0, config=config, started_at=NOW)
+        if trial_id not in (6, 7):
+            ledger.add_metrics(trial_id, metrics(45_000 * (trial_id + 1), 11.1234 - trial_id), 0)
+    end(ledger, 1, "completed", tokens_seen=393_216)
+    end(ledger, 2, "stopped")
+    end(ledger, 3, "unstable", verdict=VERDICT)
+    end(ledger, 6, "out_of_memory")
+    end(ledger, 0, "completed", tokens_seen=397_312)
+    return ledger
+
+
+def end(ledger: Ledger, trial_id: int, status: TrialStatus, *, verdict: Verdict | None = None, **reached: int) -> None:
+    ledger.end_trial(
+        trial_id,
+        status=status,
+        verdict=verdict,
+        ended_at=NOW,
+        optimizer_steps=None,
+        active_s=None,
+        tokens_seen=reached.get("tokens_seen"),
+    )
+
+
+MakeView = Callable[..., StudyView]
+
+
+@pytest.fixture
+def make_view(study: Study, ledger: Ledger) -> MakeView:
+    def make(width: int = 80, *, terminal: bool = False) -> StudyView:
+        console = Console(record=True, width=width, file=io.StringIO(), force_terminal=terminal)
+        return StudyView(study=study, ledger=ledger, budget_tokens=BUDGET_TOKENS, trials_planned=24, console=console)
+
+    return make
+
+
+def drawn(console: Console, renderable: RenderableType) -> list[str]:
+    console.print(renderable)
+    return [line.rstrip() for line in console.export_text().splitlines()]
+
+
+def words(lines: list[str]) -> str:
+    return " ".join(" ".join(lines).split())
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_the_screen_holds_everything_at_any_usual_width(width: int, make_view: MakeView) -> None:
+    view = make_view(width)
+    with view:
+        for trial_id, note in ((2, ""), (3, ""), (6, "batch_size=512 x block_size=1024 does not fit in cpu memory")):
+            view.trial_ended(trial_id, note=note)
+        view.console.export_text()
+        lines = drawn(view.console, view.render())
+    text = words(lines)
+    assert max(map(len, lines)) <= width
+    assert "…" not in text
+    assert "study planted" in text
+    assert "5/24 trials" in text
+    # The leaderboard: every number of it whole.
+    for cell in (
+        "10.1234",
+        "-1.0000",
+        "393k",
+        "64x16 x 256",
+        "1.23e-04",
+        "warmup_cosine",
+        "11.1234",
+        "397k",
+        "32 x 128",
+    ):
+        assert cell in text
+    for heading in ("trial", "val loss", "v base", "tokens", "batch x", "LR", "schedule", "ended"):
+        assert heading in text
+    # Running trials: how far, how good, how fast, what.
+    assert "trial 4" in text
+    assert "trial 5" in text
+    assert "val loss 7.1234 12.3k tokens/s 8 x 256, LR 1.00e-03," in text
+    assert "trial 7" in text
+    assert "val loss - starting" in text
+    # Endings and why.
+    assert "trial 3 unstable: divergence at step 41: median of 20 step losses 9.93, best 7.42, not falling;" in text
+    assert "trial 2 stopped at 34% of the budget: val loss 9.1234, not among the best at rung 0;" in text
+    assert "batch_size=512 x block_size=1024 does not fit in cpu memory" in text
+
+
+def test_a_line_of_the_leaderboard_is_one_trial_in_80_columns(make_view: MakeView, ledger: Ledger) -> None:
+    table = leaderboard_table(ledger.trials(), limit=6, statuses=("completed", "stopped"))
+    lines = drawn(make_view(80).console, table)
+    assert lines[2].split() == [
+        "1",
+        "10.1234",
+        "-1.0000",
+        "393k",
+        "64x16",
+        "x",
+        "256",
+        "1.23e-04",
+        "warmup_cosine",
+        "completed",
+    ]
+    assert any(
+        line.split() == ["baseline", "11.1234", "397k", "32", "x", "128", "1.00e-05", "constant", "completed"]
+        for line in lines
+    )
+
+
+def test_the_leaderboard_shows_the_baseline_below_the_leaders(ledger: Ledger) -> None:
+    table = leaderboard_table(ledger.trials(), limit=1, statuses=("completed", "stopped"))
+    assert list(table.columns[0].cells) == ["1", "baseline"]
+    assert list(table.columns[2].cells) == ["-1.0000", ""]
+
+
+def test_a_stopped_trial_is_not_compared_with_a_baseline_that_saw_more(ledger: Ledger) -> None:
+    table = leaderboard_table(ledger.trials(), limit=9, statuses=("stopped",))
+    assert list(table.columns[0].cells) == ["2"]
+    assert list(table.columns[2].cells) == [""]
+
+
+def test_while_the_baseline_runs_nothing_is_compared_with_it(study: Study) -> None:
+    ledger = Ledger(study)
+    ledger.start_trial(0, is_baseline=True, config=DOCUMENTED, started_at=NOW)
+    ledger.start_trial(1, is_baseline=False, config=BEFORE, started_at=NOW)
+    for trial_id in (0, 1):
+        ledger.add_metrics(trial_id, metrics(1000, 5.0), 0)
+    end(ledger, 1, "completed")
+    table = leaderboard_table(ledger.trials(), limit=6, statuses=("completed", "stopped"))
+    assert list(table.columns[0].cells) == ["1"]
+    assert list(table.columns[2].cells) == [""]
+
+
+def test_before_anything_has_begun(study: Study) -> None:
+    console = Console(record=True, width=80, file=io.StringIO())
+    view = StudyView(study=study, ledger=Ledger(study), budget_tokens=1000, trials_planned=4, console=console)
+    text = words(drawn(console, view.render()))
+    assert "0/4 trials, 0 tokens" in text
+    assert "estimating the time left" in text
+    assert "schedule" not in text
+
+
+def test_more_running_trials_than_fit_are_counted(study: Study) -> None:
+    ledger = Ledger(study)
+    for trial_id in range(64):
+        ledger.start_trial(trial_id, is_baseline=trial_id == 0, config=DOCUMENTED, started_at=NOW)
+    console = Console(record=True, width=80, file=io.StringIO())
+    view = StudyView(study=study, ledger=ledger, budget_tokens=1000, trials_planned=64, console=console)
+    lines = drawn(console, view.render())
+    assert "56 more" in lines
+    assert len(lines) < 24
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_every_ending_is_kept_in_the_log_and_shown(terminal: bool, make_view: MakeView, study: Study) -> None:
+    view = make_view(80, terminal=terminal)
+    with view:
+        view.say("header")
+        view.trial_ended(2, note="")
+        view.refresh()
+    log = study.log_path.read_text(encoding="utf-8").splitlines()
+    line = "trial 2 stopped at 34% of the budget: val loss 9.1234, not among the best at rung 0;"
+    assert [entry[9 : 9 + len(line)] for entry in log] == ["header", line]
+    assert line in words(view.console.export_text().splitlines())
+
+
+def test_a_progress_line_now_and_then_where_there_is_no_screen(
+    make_view: MakeView, study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("search.view.PROGRESS_LINE_INTERVAL_S", 0.0)
+    view = make_view(80)
+    with view:
+        view.refresh()
+    assert "5/24 trials, 1.6M tokens" in study.log_path.read_text(encoding="utf-8")
+
+
+def ending(status: str, **changes: Any) -> str:
+    row = {
+        **asdict(DOCUMENTED),
+        "trial_id": 7,
+        "is_baseline": False,
+        "status": status,
+        "verdict": None,
+        "val_loss": 6.5,
+        "tokens_seen": 40_000,
+        "rung": 0,
+        **changes,
+    }
+    baseline = {**row, "trial_id": 0, "is_baseline": True, "status": "completed", "val_loss": 6.75}
+    note = changes.get("note", "")
+    return ending_words(row, changes.get("baseline", baseline), budget_tokens=400_000, note=note)
+
+
+CONFIG = "batch 32 x block 128, LR 1.00e-05, constant"
+
+
+def test_each_ending_in_words() -> None:
+    assert ending("completed") == f"trial 7 completed: val loss 6.5000 (-0.2500 against the baseline); {CONFIG}"
+    assert (
+        ending("completed", val_loss=7.0)
+        == f"trial 7 completed: val loss 7.0000 (+0.2500 against the baseline); {CONFIG}"
+    )
+    assert ending("completed", baseline=None) == f"trial 7 completed: val loss 6.5000; {CONFIG}"
+    assert ending("completed", is_baseline=True) == f"baseline completed: val loss 6.5000; {CONFIG}"
+    assert (
+        ending("stopped", rung=1)
+        == f"trial 7 stopped at 10% of the budget: val loss 6.5000, not among the best at rung 1; {CONFIG}"
+    )
+    assert ending("unstable", verdict="nonfinite at step 3: loss nan") == (
+        f"trial 7 unstable: nonfinite at step 3: loss nan; {CONFIG}"
+    )
+    assert ending("out_of_memory", note="batch_size=32 does not fit") == (
+        f"trial 7 out of memory at 10% of the budget: batch_size=32 does not fit; {CONFIG}"
+    )
+    assert ending("failed") == f"trial 7 failed at 10% of the budget; {CONFIG}"
+    assert ending("interrupted") == f"trial 7 interrupted at 10% of the budget; {CONFIG}"
+
+
+def trial(tokens: int, *, ended: bool, baseline: bool = False) -> dict[str, Any]:
+    return {"tokens_seen": tokens, "ended_at": NOW if ended else None, "is_baseline": baseline}
+
+
+@pytest.mark.parametrize(
+    ("trials", "planned", "left_s"),
+    [
+        ([], 4, None),
+        ([trial(0, ended=False, baseline=True)], 4, None),
+        # The baseline has half to go; three more of half the budget each: 2000 tokens at 500 in 10 s.
+        ([trial(500, ended=False, baseline=True)], 4, 40.0),
+        # One ended after 100: the two to come take 100 each, the running one has 50 to go, the baseline 600.
+        (
+            [trial(400, ended=False, baseline=True), trial(100, ended=True), trial(50, ended=False)],
+            5,
+            (600 + 50 + 200) / 550 * 10,
+        ),
+        # A running trial that is past the usual length is expected to end now.
+        ([trial(1000, ended=True, baseline=True), trial(100, ended=True), trial(900, ended=False)], 3, 0.0),
+        ([trial(1000, ended=True, baseline=True), trial(100, ended=True)], 2, 0.0),
+    ],
+)
+def test_the_time_left(trials: list[dict[str, Any]], planned: int, left_s: float | None) -> None:
+    got = time_left_s(trials, trials_planned=planned, budget_tokens=1000, elapsed_s=10.0)
+    assert got == (None if left_s is None else pytest.approx(left_s))
+
+
+def test_a_plan_of_one_configuration_never_says_less_than_no_time() -> None:
+    over = [trial(1500, ended=False, baseline=True)]
+    assert time_left_s(over, trials_planned=1, budget_tokens=1000, elapsed_s=10.0) == 0.0

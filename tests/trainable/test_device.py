@@ -1,0 +1,104 @@
+"""The device: which one is taken, what is said of one that is not there, autocast, and telling memory errors apart."""
+
+import os
+
+import pytest
+import torch
+
+from trainable.device import (
+    autocast,
+    cpu_cores,
+    device_info,
+    is_out_of_memory,
+    keep_freed_pages,
+    pick_device,
+    release_memory,
+)
+from trainable.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def cpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "first"), [(True, True, "cuda"), (True, False, "cuda"), (False, True, "mps"), (False, False, "cpu")]
+)
+def test_cuda_comes_before_mps_before_cpu(monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool, first: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert pick_device(None).type == first
+    assert pick_device("cpu") == CPU
+
+
+@pytest.mark.usefixtures("cpu_only")
+@pytest.mark.parametrize("requested", ["cuda", "cuda:0", "mps"])
+def test_a_device_that_is_not_there_is_refused(requested: str) -> None:
+    with pytest.raises(UserError, match=rf"DEVICE={requested} is not available here; available: cpu\. Unset DEVICE\."):
+        pick_device(requested)
+
+
+@pytest.mark.usefixtures("cpu_only")
+@pytest.mark.parametrize("requested", ["gpu", "CPU", "", "cpu:first", "cpu:-1", "tpu:0"])
+def test_a_word_that_is_no_device_is_refused(requested: str) -> None:
+    with pytest.raises(UserError, match=f"DEVICE={requested} is not a device. Choose cuda, mps or cpu"):
+        pick_device(requested)
+
+
+def test_a_gpu_beyond_the_last_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(UserError, match=r"DEVICE=cuda:2: this machine has 2 CUDA device\(s\), counted from 0"):
+        pick_device("cuda:2")
+
+
+def test_a_cpu_counts_the_cores_it_may_use() -> None:
+    info = device_info(CPU)
+    assert info.type == "cpu"
+    assert info.name
+    assert 1 <= info.count == cpu_cores() <= (os.cpu_count() or 1)
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
+)
+def test_autocast_is_the_precision(precision: str, dtype: torch.dtype) -> None:
+    weights = torch.ones(4, 4)
+    with autocast(CPU, precision):
+        assert (weights @ weights).dtype == dtype
+        assert weights.dtype == torch.float32
+    assert (weights @ weights).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True),
+        (MemoryError(), True),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: 9 bytes"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("out of memory"), False),
+        (KeyError("x"), False),
+    ],
+)
+def test_running_out_of_memory_is_told_from_other_errors(error: Exception, expected: bool) -> None:
+    assert is_out_of_memory(error) is expected
+
+
+def test_torchs_own_allocator_is_recognised() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60)
+    assert is_out_of_memory(caught.value)
+
+
+def test_giving_memory_back_and_keeping_pages_change_no_value() -> None:
+    values = torch.arange(1000)
+    keep_freed_pages()
+    release_memory(CPU)
+    assert torch.equal(values, torch.arange(1000))

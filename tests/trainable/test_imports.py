@@ -1,0 +1,60 @@
+"""What importing costs, and that every module imports alone, in processes of their own."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+PACKAGES = ("search", "trainable", "spaces", "results")
+LIGHT = (
+    "trainable.config",
+    "trainable.rows",
+    "trainable.schedule",
+    "trainable.corpus",
+    "trainable.model_names",
+    "trainable.checkpoint_path",
+    "trainable.stability",
+    "spaces.load",
+    "results.study",
+    "results.export",
+)
+
+LOADED = """
+import importlib, sys
+heavy = {"torch", "ray", "transformers", "tokenizers", "optuna", "scipy", "pandas", "matplotlib"}
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+    if heavy & set(sys.modules):
+        sys.exit(f"{name} loads {sorted(heavy & set(sys.modules))}")
+"""
+
+EACH_ALONE = """
+import importlib, sys, traceback
+failed = []
+for name in sys.argv[2:]:
+    for loaded in [module for module in sys.modules if module.partition(".")[0] in sys.argv[1].split(",")]:
+        del sys.modules[loaded]
+    try:
+        importlib.import_module(name)
+    except BaseException:
+        failed.append(name + "\\n" + traceback.format_exc())
+sys.exit("\\n".join(failed) or 0)
+"""
+
+
+def errors_of(*arguments: str) -> str:
+    result = subprocess.run([sys.executable, "-c", *arguments], capture_output=True, text=True, check=False, cwd=ROOT)
+    return result.stderr if result.returncode else ""
+
+
+def test_a_light_module_loads_no_heavy_library() -> None:
+    assert errors_of(LOADED, *LIGHT) == ""
+    assert "tokenizers loads" in errors_of(LOADED, "tokenizers")
+
+
+def test_every_module_imports_alone() -> None:
+    paths = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py") if path.name != "__main__.py"]
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in paths]
+    assert len(names) > 50
+    # The libraries stay loaded from one to the next; the project's own modules do not.
+    assert errors_of(EACH_ALONE, ",".join(PACKAGES), *sorted(names)) == ""

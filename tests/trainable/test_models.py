@@ -1,0 +1,279 @@
+"""Models by name: presets, folders of save_pretrained, and one line for each way a name or a folder can be wrong."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, GPTNeoConfig, OPTConfig, PreTrainedModel
+
+from trainable.errors import UserError
+from trainable.model_names import PRESETS, check_model_name
+from trainable.models import _tuned, check_model, context_limit, load_model, load_tokenizer
+
+MakeModel = Callable[..., PreTrainedModel]
+SaveModel = Callable[[PreTrainedModel, Path], Path]
+
+
+def weights_of(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_same_weights(first: PreTrainedModel, second: PreTrainedModel) -> None:
+    expected, given = weights_of(first), weights_of(second)
+    assert given.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(given[name], tensor), name
+
+
+def load(name: str) -> PreTrainedModel:
+    return load_model(name, dropout=0.1, seed=0)
+
+
+def refusal(name: str | Path, loads: Callable[[str], object] = load) -> str:
+    with pytest.raises(UserError) as caught:
+        loads(str(name))
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith(f"GPT2_MODEL_NAME={name}")
+    return message
+
+
+@pytest.fixture
+def folder(model_folders: dict[str, Path], tmp_path: Path) -> Path:
+    """A copy of the saved GPT-2 that a test may break."""
+    return Path(shutil.copytree(model_folders["gpt2"], tmp_path / "model"))
+
+
+def edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_tiny_is_the_documented_shape() -> None:
+    model = load_model("tiny", dropout=0.1, seed=0)
+    shapes = {"n_layer": 4, "n_head": 4, "n_embd": 128, "vocab_size": 2048, "n_positions": 1024}
+    assert {name: getattr(model.config, name) for name in shapes} == shapes
+    assert isinstance(model, GPT2LMHeadModel)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 1_186_560
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert model.training
+
+
+def test_gpt2_scratch_is_gpt2s_own_shape() -> None:
+    config = GPT2Config(**PRESETS["gpt2-scratch"])
+    assert config.to_dict() == GPT2Config().to_dict()
+    with torch.device("meta"):
+        parameters = GPT2LMHeadModel(config).parameters()
+    assert sum(parameter.numel() for parameter in parameters) == 124_439_808
+
+
+def test_a_seed_gives_the_weights_of_a_preset() -> None:
+    first = load_model("tiny", dropout=0.1, seed=1)
+    torch.rand(100)
+    assert_same_weights(load_model("tiny", dropout=0.5, seed=1), first)
+    other = load_model("tiny", dropout=0.1, seed=2)
+    assert not torch.equal(other.transformer.wte.weight, first.transformer.wte.weight)
+
+
+def test_random_numbers_after_loading_depend_on_the_seed_alone(model_folders: dict[str, Path]) -> None:
+    draws = []
+    for name, seed in (("tiny", 3), (str(model_folders["gpt2"]), 3), ("tiny", 4)):
+        load_model(name, dropout=0.1, seed=seed)
+        draws.append(torch.rand(1).item())
+    assert draws[0] == draws[1] != draws[2]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "untied", "llama"])
+def test_a_folder_gives_the_weights_saved_in_it(
+    model_folders: dict[str, Path], make_model: MakeModel, tokenizer: Tokenizer, family: str
+) -> None:
+    name = str(model_folders[family])
+    model = load_model(name, dropout=0.1, seed=7)
+    assert_same_weights(model, make_model(family))
+    assert model.training
+    assert context_limit(model) == 64
+    own = load_tokenizer(name, [])
+    assert own.encode("some words").ids == tokenizer.encode("some words").ids
+    check_model(model, name, block_size=64, vocab_size=own.get_vocab_size())
+
+
+def test_a_relative_path_is_a_folder_too(
+    model_folders: dict[str, Path], make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(model_folders["gpt2"].parent)
+    for name in ("gpt2", "./gpt2"):
+        assert_same_weights(load_model(name, dropout=0.1, seed=0), make_model())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_folder_saved_in_half_precision_loads_as_fp32(
+    make_model: MakeModel, save_model: SaveModel, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    half = make_model().to(dtype)
+    model = load_model(str(save_model(half, tmp_path / "half")), dropout=0.1, seed=0)
+    assert json.loads((tmp_path / "half" / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert_same_weights(model, half.float())
+
+
+@pytest.mark.parametrize("name", ["tiny", "gpt2", "llama"])
+def test_dropout_is_set_in_config_and_layers(model_folders: dict[str, Path], name: str) -> None:
+    model = load_model(str(model_folders.get(name, name)), dropout=0.3, seed=0)
+    fields = ["attention_dropout"] if name == "llama" else ["resid_pdrop", "embd_pdrop", "attn_pdrop"]
+    assert {getattr(model.config, field) for field in fields} == {0.3}
+    layers = [module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)]
+    assert layers == [0.3] * len(layers)
+    tokens = torch.arange(32).unsqueeze(0)
+    assert not torch.equal(model(tokens).logits, model(tokens).logits)
+    off = load_model(str(model_folders.get(name, name)), dropout=0.0, seed=0)
+    assert torch.equal(off(tokens).logits, off(tokens).logits)
+
+
+def test_dropout_is_found_under_every_familys_name(folder: Path) -> None:
+    edit(folder / "config.json", attn_pdrop=0, resid_pdrop=0)  # JSON has no 0.0 of its own
+    config = load_model(str(folder), dropout=0.2, seed=0).config
+    assert (config.attn_pdrop, config.resid_pdrop, config.embd_pdrop) == (0.2, 0.2, 0.2)
+    neo, opt = _tuned(GPTNeoConfig(), 0.2), _tuned(OPTConfig(), 0.2)
+    assert (neo.resid_dropout, neo.embed_dropout, neo.attention_dropout) == (0.2, 0.2, 0.2)
+    assert (opt.dropout, opt.attention_dropout, opt.layerdrop) == (0.2, 0.2, 0.0)
+
+
+def test_the_faster_gelu_is_the_same_function(model_folders: dict[str, Path]) -> None:
+    name = str(model_folders["gpt2"])
+    theirs = AutoModelForCausalLM.from_pretrained(name).eval()
+    own = load_model(name, dropout=0.0, seed=0).eval()
+    assert theirs.config.activation_function == "gelu_new"
+    tokens = torch.arange(3 * 64).view(3, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(own(tokens).logits, theirs(tokens).logits, rtol=0, atol=1e-5)
+    inputs = torch.linspace(-8, 8, 4001)
+    gelus = [model.transformer.h[0].mlp.act(inputs) for model in (own, theirs)]
+    torch.testing.assert_close(*gelus, rtol=0, atol=2e-6)
+
+
+def test_a_preset_has_a_tokenizer_of_the_corpus(text_file: Path) -> None:
+    tokenizer = load_tokenizer("tiny", [text_file])
+    assert 300 < tokenizer.get_vocab_size() <= 2048
+    assert tokenizer.decode(tokenizer.encode("words").ids) == "words"
+
+
+def test_a_tokenizer_neither_cuts_nor_pads(folder: Path, tokenizer: Tokenizer) -> None:
+    cutting = Tokenizer.from_str(tokenizer.to_str())
+    cutting.enable_truncation(5)
+    cutting.enable_padding(length=50)
+    cutting.save(str(folder / "tokenizer.json"))
+    assert load_tokenizer(str(folder), []).encode("word " * 30).ids == tokenizer.encode("word " * 30).ids
+
+
+@pytest.mark.usefixtures("offline")
+def test_names_that_are_nothing_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("words")
+    (tmp_path / "empty").mkdir()
+    for name, what in {
+        str(tmp_path / "missing"): "there is no such folder",
+        "./missing": "there is no such folder",
+        "a/b/c": "there is no such folder",
+        str(tmp_path / "file"): "is a file, not a model folder. To start from a checkpoint file, set CHECKPOINT_PATH.",
+        str(tmp_path / "empty"): "has no config.json",
+        "no-such-model": "not in the local hub cache and the hub does not answer. Go online once, or use presets: ti",
+        "nobody/no-such-model": "not in the local hub cache",
+        "two words": "neither a preset, a folder nor a possible hub name",
+        "x" * 300: "File name too long",
+        "~nobody_of_that_name/x": "cannot be used",
+    }.items():
+        assert what in refusal(name, check_model_name)
+        assert what in refusal(name)
+    check_model_name("tiny")
+
+
+@pytest.mark.parametrize("content", ['{"model_type": "gpt2"', "", "gpt2", b"\xff\xfe"])
+def test_a_broken_config_is_refused_before_torch_is_asked(folder: Path, content: str | bytes) -> None:
+    (folder / "config.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert "its config.json cannot be read as JSON" in refusal(folder, check_model_name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"model_type": "no-such-type"}, "does not recognize this architecture"),
+        ({"n_layer": "two"}, "expected int, got str"),
+        ({"n_head": 3}, "must be divisible by num_heads"),
+        ({"n_embd": 64}, "do not fit its config.json: 'transformer.h.0.attn.c_attn.bias' is (96,) in the file"),
+        (
+            {"n_layer": 4},
+            "do not fit its config.json: 'transformer.h.2.attn.c_attn.bias' is missing (24 in all)",
+        ),
+        ({"vocab_size": 301}, "'transformer.wte.weight' is (300, 32) in the file and (301, 32) in the model"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_refused(folder: Path, changes: dict[str, Any], what: str) -> None:
+    edit(folder / "config.json", **changes)
+    assert what in refusal(folder)
+
+
+@pytest.mark.parametrize("config", ["[1, 2]", "3", "{}", "null"])
+def test_json_that_is_no_config_is_refused(folder: Path, config: str) -> None:
+    (folder / "config.json").write_text(config)
+    assert "cannot be loaded by transformers" in refusal(folder)
+
+
+def test_broken_weights_are_refused(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    content = weights.read_bytes()
+    for broken in (content[: len(content) // 2], content[:4], b"", b"words" * 100):
+        weights.write_bytes(broken)
+        assert "cannot be loaded by transformers" in refusal(folder)
+    weights.unlink()
+    assert "no file named model.safetensors" in refusal(folder)
+
+
+def test_code_in_a_model_folder_is_refused_and_never_runs(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = tmp_path / "ran"
+    monkeypatch.setattr("builtins.input", lambda prompt="": "y")  # a person who would say yes is not asked
+
+    class Touches:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.system, (f"touch {ran}",)
+
+    edit(folder / "config.json", model_type="own", auto_map={"AutoConfig": "own.C", "AutoModelForCausalLM": "own.M"})
+    (folder / "own.py").write_text(f"open({str(ran)!r}, 'w')\n")
+    assert "it needs code of its own, which is never run here" in refusal(folder)
+    edit(folder / "config.json", model_type="gpt2", auto_map={})
+    (folder / "model.safetensors").unlink()
+    torch.save({"transformer.wte.weight": Touches()}, folder / "pytorch_model.bin")
+    assert "cannot be loaded by transformers" in refusal(folder)
+    assert not ran.exists()
+
+
+def test_a_missing_or_broken_tokenizer_is_refused(folder: Path) -> None:
+    def tokenizer_of(name: str) -> Tokenizer:
+        return load_tokenizer(name, [])
+
+    for content in ('{"model":', "[]"):
+        (folder / "tokenizer.json").write_text(content)
+        assert "cannot be loaded by transformers" in refusal(folder, tokenizer_of)
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    assert "the folder has no tokenizer" in refusal(folder, tokenizer_of)
+
+
+def test_a_tokenizer_of_another_model_is_refused(make_model: MakeModel) -> None:
+    model = make_model()
+    check_model(model, "mine", block_size=2, vocab_size=300)
+    with pytest.raises(UserError, match=r"GPT2_MODEL_NAME=mine: its tokenizer has 301 ids and the model embeds 300\."):
+        check_model(model, "mine", block_size=2, vocab_size=301)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_block_longer_than_the_positions_is_refused(make_model: MakeModel, family: str) -> None:
+    model = make_model(family)
+    check_model(model, "mine", block_size=64, vocab_size=300)
+    with pytest.raises(UserError, match=r"block_size=65 is longer than the 64 positions of GPT2_MODEL_NAME=mine\."):
+        check_model(model, "mine", block_size=65, vocab_size=300)

@@ -1,0 +1,80 @@
+"""The memory estimate against what can be reckoned by hand, and the check on both sides of a limit."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from trainable import memory_probe
+from trainable.config import TrialConfig
+from trainable.evaluation import EvalProtocol
+from trainable.memory_probe import available_memory_bytes, estimate_step_bytes
+from trainable.preflight_memory import PROCESS_BYTES, PROCESS_FACTOR, check_memory
+from trainable.tokens import Corpus
+
+MakeModel = Callable[..., PreTrainedModel]
+MakeTrial = Callable[..., TrialConfig]
+PROTOCOL = EvalProtocol(block_size=16, tokens=64)
+
+
+def test_the_estimate_holds_weights_gradients_and_adam_and_grows_with_the_batch(
+    make_model: MakeModel, make_trial: MakeTrial
+) -> None:
+    model = make_model()
+    weights = sum(4 * weight.numel() for weight in model.parameters())
+    small, double, triple = (
+        estimate_step_bytes(model, make_trial(batch_size=size, block_size=64)) for size in (16, 32, 48)
+    )
+    assert small > 4 * weights
+    assert triple - double == pytest.approx(double - small, rel=0.05)
+    # The residual stream alone is kept at least six times in two layers.
+    assert double - small > 16 * 64 * 32 * 4 * 6
+    assert all(weight.grad is None for weight in model.parameters())
+
+
+def test_a_large_batch_is_extrapolated_to_what_it_would_measure(
+    make_model: MakeModel, make_trial: MakeTrial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, config = make_model(), make_trial(batch_size=40, block_size=64)
+    monkeypatch.setattr(memory_probe, "MEASURED_TOKENS", 40 * 64)
+    measured = estimate_step_bytes(model, config)
+    monkeypatch.setattr(memory_probe, "MEASURED_TOKENS", 10 * 64)
+    assert estimate_step_bytes(model, config) == pytest.approx(measured, rel=0.1)
+
+
+def test_the_step_is_refused_made_or_left_out(make_model: MakeModel, make_trial: MakeTrial, corpus: Corpus) -> None:
+    model, config = make_model(), make_trial(batch_size=8, block_size=32)
+    needed = round(PROCESS_FACTOR * estimate_step_bytes(model, config)) + PROCESS_BYTES
+
+    def check(available_bytes: int | None, s_per_token: float = 0.0) -> tuple[str, str]:
+        found = check_memory(model, corpus, config, PROTOCOL, available_bytes=available_bytes, s_per_token=s_per_token)
+        return found.status, found.measured.rpartition("(")[2]
+
+    weights = [weight.detach().clone() for weight in model.parameters()]
+    assert check(needed - 1) == ("fail", "estimated, not tried)")
+    assert check(needed * 2, s_per_token=1.0) == ("pass", "estimated)")
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), weights, strict=True))
+    assert check(needed) == ("warn", "a real step was made)")
+    assert check(needed * 2) == ("pass", "a real step was made)")
+    assert not torch.equal(next(model.parameters()), weights[0])
+
+
+def test_running_out_for_real_fails(
+    make_model: MakeModel, make_trial: MakeTrial, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*_: object) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    model = make_model()
+    model.register_forward_pre_hook(exhausted)
+    monkeypatch.setattr("trainable.preflight_memory.estimate_step_bytes", lambda *_: 1)
+    check = check_memory(model, corpus, make_trial(), PROTOCOL, available_bytes=1 << 40, s_per_token=0.0)
+    assert check.status == "fail"
+    assert "ran out of memory" in check.measured
+
+
+def test_the_memory_left_here_is_less_than_the_machine_has() -> None:
+    left = available_memory_bytes(torch.device("cpu"))
+    assert left is not None
+    assert 0 < left < 1 << 50

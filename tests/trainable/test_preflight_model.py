@@ -1,0 +1,206 @@
+"""Broken models that no folder can hold, made by hand from a real GPT-2, and their healthy twins."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from trainable.check import Check
+from trainable.config import TrialConfig
+from trainable.evaluation import EvalProtocol, eval_windows
+from trainable.preflight_config import check_precision, check_schedule
+from trainable.preflight_gradients import check_gradient_reach, check_slope, cut_modules
+from trainable.preflight_training import Setup, check_model_setup
+from trainable.tokens import Corpus
+
+MakeModel = Callable[..., PreTrainedModel]
+MakeTrial = Callable[..., TrialConfig]
+
+
+@pytest.fixture
+def windows(corpus: Corpus) -> torch.Tensor:
+    """(32, 33) ids."""
+    return eval_windows(corpus.train, EvalProtocol(block_size=32, tokens=512))
+
+
+@pytest.fixture
+def check_model(corpus: Corpus, tokenizer: Tokenizer, make_trial: MakeTrial) -> Callable[..., dict[str, Check]]:
+    """Return a function that checks a model with random weights and gives the checks by name."""
+
+    def check(model: PreTrainedModel) -> dict[str, Check]:
+        setup = Setup(
+            corpus=corpus,
+            tokenizer=tokenizer,
+            config=make_trial(),
+            largest=make_trial(),
+            protocol=EvalProtocol(block_size=16, tokens=256),
+            unigram_entropy=corpus.unigram_entropy,
+            random_weights=True,
+            checkpoint=False,
+        )
+        return {check.name: check for check in check_model_setup(model, setup)}
+
+    return check
+
+
+def _failed(checks: dict[str, Check]) -> set[str]:
+    return {name for name, check in checks.items() if check.status == "fail"}
+
+
+def _without_gradients(model: PreTrainedModel, path: str) -> PreTrainedModel:
+    module = model.get_submodule(path)
+    module.forward = torch.no_grad()(module.forward)
+    return model
+
+
+class Lora(torch.nn.Module):
+    """A low-rank addition to a frozen layer, which the buggy version runs under no_grad."""
+
+    def __init__(self, base: Conv1D, *, buggy: bool) -> None:
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.buggy = buggy
+        self.down = torch.nn.Parameter(torch.randn(base.nx, 4) * 0.02)
+        self.up = torch.nn.Parameter(torch.randn(4, base.nf) * 0.02)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.buggy):
+            base: torch.Tensor = self.base(hidden)
+        return base + hidden @ self.down @ self.up
+
+
+def _with_lora(model: PreTrainedModel, *, buggy: bool) -> PreTrainedModel:
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, Conv1D):
+                with torch.no_grad():
+                    child.weight.mul_(
+                        8
+                    )  # as large as training makes them: a random layer of this size adds next to nothing
+                setattr(module, name, Lora(child, buggy=buggy))
+    return model
+
+
+@pytest.mark.parametrize("family", ["gpt2", "untied", "llama"])
+def test_a_whole_model_passes(family: str, check_model: Callable[..., dict[str, Check]], make_model: MakeModel) -> None:
+    checks = check_model(make_model(family, dropout=0.2))
+    assert {check.status for check in checks.values()} == {"pass", "skipped"}
+    assert [name for name, check in checks.items() if check.status == "skipped"] == ["checkpoint offsets"]
+
+
+def test_a_model_without_causal_mask_fails(check_model: Callable[..., dict[str, Check]], make_model: MakeModel) -> None:
+    model = make_model()
+    for module in model.modules():
+        if hasattr(module, "is_causal"):
+            module.is_causal = False
+    checks = check_model(model)
+    assert "causality" in _failed(checks)
+    assert "causal mask" in checks["causality"].advice
+
+
+def test_dropout_that_stays_on_in_evaluation_fails(
+    check_model: Callable[..., dict[str, Check]], make_model: MakeModel
+) -> None:
+    model = make_model()
+    layer = model.get_submodule("transformer.ln_f")
+    layer.register_forward_hook(lambda *call: torch.nn.functional.dropout(call[2], 0.1, training=True))
+    assert "evaluation repeats" in _failed(check_model(model))
+
+
+def test_frozen_layers_are_named(check_model: Callable[..., dict[str, Check]], make_model: MakeModel) -> None:
+    model = make_model()
+    model.get_submodule("transformer.h.1.mlp").requires_grad_(False)
+    checks = check_model(model)
+    assert _failed(checks) == {"frozen layers"}
+    assert "4 of 28 tensors frozen: transformer.h.1.mlp.c_fc.weight" in checks["frozen layers"].measured
+    checks = check_model(make_model().requires_grad_(False))
+    assert "frozen layers" in _failed(checks)
+    assert "gradient slope" not in checks
+
+
+@pytest.mark.parametrize("path", ["transformer.h.1.mlp.c_fc", "transformer.h.0.attn.c_attn"])
+def test_a_layer_under_no_grad_is_named(
+    path: str, check_model: Callable[..., dict[str, Check]], make_model: MakeModel
+) -> None:
+    checks = check_model(_without_gradients(make_model(), path))
+    assert "gradient reach" in _failed(checks)
+    assert f"{path}.weight" in checks["gradient reach"].measured
+    assert f"cut in {path}" in checks["gradient reach"].measured
+
+
+def test_a_detached_branch_is_named(check_model: Callable[..., dict[str, Check]], make_model: MakeModel) -> None:
+    model = make_model()
+    model.get_submodule("transformer.h.1.mlp").register_forward_hook(lambda *call: call[2].detach())
+    checks = check_model(model)
+    assert "gradient reach" in _failed(checks)
+    assert "transformer.h.1.ln_2.weight" in checks["gradient reach"].measured
+
+
+def test_lora_that_runs_the_frozen_layer_without_gradients_fails(make_model: MakeModel, windows: torch.Tensor) -> None:
+    right, buggy = (_with_lora(make_model(), buggy=buggy) for buggy in (False, True))
+    assert cut_modules(right, windows).modules == []
+    assert check_slope(right, windows[:4]).status == "pass"
+    cut = cut_modules(buggy, windows)
+    assert cut.modules[0] == "transformer.h.0.attn.c_attn.base"
+    assert len(cut.modules) == 8
+    assert check_gradient_reach(buggy, cut.modules).status == "fail"
+    slope = check_slope(buggy, windows[:4])
+    assert slope.status == "fail", slope
+    assert "along transformer.h.0" in slope.measured
+    assert "lost in or above transformer.h.1" in slope.advice
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_slope_is_one_and_leaves_weights_and_gradients_as_they_were(
+    seed: int, make_model: MakeModel, windows: torch.Tensor
+) -> None:
+    model = make_model(seed=seed)
+    model(input_ids=windows, labels=windows).loss.backward()
+    before = [(weight.detach().clone(), weight.grad.clone()) for weight in model.parameters()]
+    check = check_slope(model, windows[:4])
+    assert check.measured.startswith(("1.000 ", "0.999 ", "1.001 ")), check
+    for weight, (value, gradient) in zip(model.parameters(), before, strict=True):
+        assert torch.equal(weight, value)
+        assert torch.equal(weight.grad, gradient)
+
+
+def test_bf16_weights_stall_at_a_small_rate_and_autocast_does_not(
+    make_model: MakeModel, make_trial: MakeTrial, windows: torch.Tensor
+) -> None:
+    small = make_trial(learning_rate=1e-5)
+    stalled = check_precision(small, make_model().to(torch.bfloat16), windows)
+    assert stalled.status == "warn"
+    assert "rounded away" in stalled.measured
+    assert check_precision(make_trial(learning_rate=1e-2), make_model().to(torch.bfloat16), windows).status == "pass"
+    assert check_precision(make_trial(learning_rate=1e-5, precision="bf16"), make_model(), windows).status == "pass"
+    assert check_precision(make_trial(precision="fp16"), make_model(), windows).status == "warn"
+
+
+def test_a_model_that_overflows_fp16_fails(make_model: MakeModel, make_trial: MakeTrial, windows: torch.Tensor) -> None:
+    model = make_model()
+    with torch.no_grad():
+        model.get_submodule("transformer.h.0.mlp.c_fc").get_parameter("weight").mul_(1e7)
+        model.get_submodule("transformer.h.0.mlp.c_proj").get_parameter("weight").mul_(1e-7)
+    assert check_precision(make_trial(precision="fp16"), model, windows).status == "fail"
+    assert check_precision(make_trial(precision="bf16"), model, windows).status == "pass"
+
+
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [
+        ({}, "pass"),
+        ({"lr_schedule": "warmup_cosine", "warmup_steps": 50}, "pass"),
+        ({"lr_schedule": "warmup_cosine", "warmup_steps": 51}, "warn"),
+        ({"lr_schedule": "warmup_constant", "warmup_steps": 100}, "warn"),
+        ({"warmup_steps": 90}, "pass"),
+    ],
+)
+def test_a_warm_up_longer_than_half_the_run_is_named(
+    changes: dict[str, Any], status: str, make_trial: MakeTrial
+) -> None:
+    check = check_schedule(make_trial(training_steps=100, **changes))
+    assert (check.status, "WARMUP_STEPS" in check.advice) == (status, status == "warn")

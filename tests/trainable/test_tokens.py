@@ -1,0 +1,242 @@
+"""Tokens: cached once per text and tokenizer, never half, split at the tail, sampled within bounds."""
+
+import math
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+
+from trainable import corpus as corpus_module
+from trainable import tokens as tokens_module
+from trainable.errors import UserError
+from trainable.tokens import Corpus, Tokens, check_corpus, load_corpus, sample_batch, train_tokenizer
+
+KILLED_WRITER = """
+import os, signal, sys
+from pathlib import Path
+from tokenizers import Tokenizer
+from trainable import corpus, tokens
+corpus.CHUNK_CHARS = 1000
+def die_halfway(what, done_frac):
+    if done_frac > 0.5:
+        os.kill(os.getpid(), signal.SIGKILL)
+tokens.load_corpus([Path(sys.argv[1])], Tokenizer.from_file(sys.argv[2]), progress=die_halfway)
+"""
+
+
+def word_tokenizer(ids: dict[str, int]) -> Tokenizer:
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token=next(iter(ids))))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return tokenizer
+
+
+def corpus_of(tokens: Tokens, folder: Path, vocab_size: int = 300) -> Corpus:
+    np.save(folder / "tokens.npy", tokens)
+    return Corpus(path=folder / "tokens.npy", fingerprint="", vocab_size=vocab_size)
+
+
+def arange(length: int) -> Tokens:
+    return np.arange(length, dtype=np.uint16)
+
+
+def test_the_tokens_are_the_tokenizers(text_file: Path, tokenizer: Tokenizer, corpus: Corpus) -> None:
+    assert corpus.tokens.tolist() == tokenizer.encode(text_file.read_text()).ids
+    assert tokenizer.decode(corpus.tokens.tolist()) == text_file.read_text()
+    assert corpus.vocab_size == 300
+    assert isinstance(corpus.tokens, np.memmap)
+
+
+def test_special_tokens_are_not_added(text_file: Path, tokenizer: Tokenizer, corpus: Corpus) -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    with_start = Tokenizer.from_str(tokenizer.to_str())
+    with_start.add_special_tokens(["<s>"])
+    with_start.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 300)])
+    assert with_start.encode("x").ids[0] == 300
+    np.testing.assert_array_equal(load_corpus([text_file], with_start).tokens, corpus.tokens)
+
+
+def test_a_second_load_tokenizes_nothing(text_file: Path, tokenizer: Tokenizer, cache: Path) -> None:
+    told: list[float] = []
+    first = load_corpus([text_file], tokenizer, progress=lambda what, done_frac: told.append(done_frac))
+    assert told[-1] == 1.0
+    assert told == sorted(told)
+    written_at = first.path.stat().st_mtime_ns
+    second = load_corpus([text_file], tokenizer, progress=lambda what, done_frac: pytest.fail("tokenized again"))
+    assert (second, second.path.stat().st_mtime_ns) == (first, written_at)
+    assert list(cache.iterdir()) == [first.path]
+
+
+def test_the_fingerprint_is_of_text_and_tokenizer(text_file: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    corpus = load_corpus([text_file], tokenizer)
+    copy = tmp_path / "copy.txt"
+    copy.write_bytes(text_file.read_bytes())
+    assert load_corpus([copy], tokenizer) == corpus
+    copy.write_bytes(text_file.read_bytes() + b"x")
+    other_text = load_corpus([copy], tokenizer)
+    changed = Tokenizer.from_str(tokenizer.to_str())
+    changed.add_tokens([AddedToken("the end")])
+    other_tokenizer = load_corpus([text_file], changed)
+    for others in (other_text, other_tokenizer):
+        assert others.fingerprint != corpus.fingerprint
+        assert others.path != corpus.path
+    assert len(other_text.tokens) == len(corpus.tokens) + 1
+    assert other_tokenizer.vocab_size == 301
+
+
+def test_many_chunks_and_files_are_joined_in_order(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus_module, "CHUNK_CHARS", 20)
+    files = [tmp_path / "a.txt", tmp_path / "b.txt"]
+    lines = [f"line {number} of a file\r\n" for number in range(40)]
+    files[0].write_text("".join(lines[:30]), newline="")
+    files[1].write_text("".join(lines[30:]), newline="")
+    corpus = load_corpus(files, tokenizer)
+    assert tokenizer.decode(corpus.tokens.tolist()) == "".join(lines)
+
+
+def test_a_killed_writer_leaves_no_cache(text_file: Path, tokenizer: Tokenizer, corpus: Corpus, cache: Path) -> None:
+    saved = cache.parent / "tokenizer.json"
+    tokenizer.save(str(saved))
+    command = [sys.executable, "-c", KILLED_WRITER, str(text_file), str(saved)]
+    assert subprocess.run(command, env=os.environ, check=False).returncode == -signal.SIGKILL
+    assert cache.is_dir()
+    assert list(cache.glob("*.npy")) == []
+    np.testing.assert_array_equal(load_corpus([text_file], tokenizer).tokens, corpus.tokens)
+
+
+def test_a_failing_writer_leaves_nothing(
+    text_file: Path, tokenizer: Tokenizer, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Path, target: Path) -> Path:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", full)
+        with pytest.raises(OSError, match="No space left"):
+            load_corpus([text_file], tokenizer)
+    with pytest.raises(KeyboardInterrupt):
+        load_corpus([text_file], tokenizer, progress=lambda what, done_frac: signal.raise_signal(signal.SIGINT))
+    assert list(cache.iterdir()) == []
+
+
+def test_the_last_tenth_is_the_validation_part(corpus: Corpus, tmp_path: Path) -> None:
+    np.testing.assert_array_equal(np.concatenate([corpus.train, corpus.val]), corpus.tokens)
+    small = corpus_of(arange(109), tmp_path)
+    assert small.train.tolist() == list(range(98))
+    assert small.val.tolist() == list(range(98, 109))
+
+
+@pytest.mark.parametrize(("largest", "dtype"), [(65_535, np.uint16), (65_536, np.uint32), (150_000, np.uint32)])
+def test_ids_take_two_bytes_where_they_fit(tmp_path: Path, largest: int, dtype: type[np.integer]) -> None:
+    text = tmp_path / "words.txt"
+    text.write_text("first last first unheard last\n")
+    corpus = load_corpus([text], word_tokenizer({"none": 0, "first": 1, "last": largest}))  # ids with a gap
+    assert corpus.vocab_size == largest + 1
+    assert corpus.tokens.dtype == dtype
+    assert corpus.tokens.tolist() == [1, largest, 1, 0, largest]
+
+
+def test_entropy_is_of_the_training_part(corpus: Corpus, tmp_path: Path) -> None:
+    evenly = corpus_of(arange(360) % np.uint16(4), tmp_path)
+    assert evenly.unigram_entropy == pytest.approx(math.log(4), rel=1e-12)
+    # 90 training tokens, 80 % of one id and 20 % of another, and a validation part of a third.
+    skewed = corpus_of(np.array([0] * 72 + [1] * 18 + [2] * 10, dtype=np.uint16), tmp_path)
+    assert skewed.unigram_entropy == pytest.approx(-(0.8 * math.log(0.8) + 0.2 * math.log(0.2)), rel=1e-12)
+    assert 0 < corpus.unigram_entropy < math.log(300)
+
+
+def test_a_corpus_travels_as_its_path(corpus: Corpus) -> None:
+    assert len(corpus.tokens) > 10_000
+    assert corpus.unigram_entropy
+    pickled = pickle.dumps(corpus)
+    assert len(pickled) < 1000
+    copy = pickle.loads(pickled)
+    assert copy == corpus
+    np.testing.assert_array_equal(copy.tokens, corpus.tokens)
+
+
+def test_a_corpus_too_short_for_a_block_is_refused(tmp_path: Path) -> None:
+    corpus = corpus_of(arange(1000), tmp_path)  # 900 and 100 tokens
+    check_corpus(corpus, block_size=899, eval_block_size=99)
+    with pytest.raises(UserError, match=r"too short: its train part has 900 tokens .* 900 needs 901\. Name a longer"):
+        check_corpus(corpus, block_size=900, eval_block_size=99)
+    with pytest.raises(UserError, match=r"too short: its validation part has 100 tokens .* 100 needs 101\."):
+        check_corpus(corpus, block_size=2, eval_block_size=100)
+
+
+def test_white_space_alone_is_too_short(tmp_path: Path) -> None:
+    text = tmp_path / "white.txt"
+    text.write_text("\n \n\t\n")
+    corpus = load_corpus([text], train_tokenizer([text], 300))
+    with pytest.raises(UserError, match="the corpus is too short"):
+        check_corpus(corpus, block_size=16, eval_block_size=16)
+    with pytest.raises(UserError, match="no tokens under this tokenizer"):
+        load_corpus([text], word_tokenizer({"none": 0}))
+
+
+def test_a_batch_is_windows_of_the_text() -> None:
+    batch = sample_batch(arange(500), batch_size=7, block_size=16, generator=torch.Generator().manual_seed(0))
+    assert batch.shape == (7, 17)
+    assert batch.dtype == torch.int64
+    assert (batch[:, 1:] == batch[:, :-1] + 1).all()
+
+
+def test_every_window_can_be_drawn_and_none_beyond() -> None:
+    batch = sample_batch(arange(20), batch_size=2000, block_size=16, generator=torch.Generator().manual_seed(0))
+    counts = torch.bincount(batch[:, 0])
+    assert len(counts) == 4
+    assert batch.max() == 19
+    assert counts.min() > 400
+    only = sample_batch(arange(17), batch_size=3, block_size=16, generator=torch.Generator())
+    assert (only == torch.arange(17)).all()
+
+
+def test_batches_depend_on_their_generator_alone() -> None:
+    def draw(seed: int) -> list[torch.Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        torch.rand(seed + 1)  # the global generator has no part in it
+        return [sample_batch(arange(900), batch_size=4, block_size=8, generator=generator) for _ in range(3)]
+
+    first, again, other = draw(0), draw(0), draw(1)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0], first[1])
+    assert not torch.equal(first[0], other[0])
+
+
+def test_a_tokenizer_is_trained_once_per_text_and_size(
+    text_file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = train_tokenizer([text_file], 290)
+    assert trained.get_vocab_size() == 290
+    again = train_tokenizer([text_file], 290, progress=lambda what, done_frac: pytest.fail("trained again"))
+    assert again.to_str() == trained.to_str()
+    assert train_tokenizer([text_file], 280).get_vocab_size() == 280
+    assert len(list(cache.iterdir())) == 2
+    monkeypatch.setenv("CACHE_DIR", str(cache / "other"))
+    assert train_tokenizer([text_file], 290).to_str() == trained.to_str()
+
+
+def test_a_trained_tokenizer_knows_every_byte(text_file: Path) -> None:
+    tokenizer = train_tokenizer([text_file], 300)
+    for text in ("Überraschung 😀\r\n", "\t  \x00\x7f", "漢字 und Ελληνικά"):
+        assert tokenizer.decode(tokenizer.encode(text).ids) == text
+    assert tokenizer.token_to_id("<|endoftext|>") == 0
+
+
+def test_a_tokenizer_is_trained_on_the_head_of_a_large_text(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokens_module, "TOKENIZER_SAMPLE_CHARS", 10_000)
+    monkeypatch.setattr(corpus_module, "CHUNK_CHARS", 3_000)
+    head = tmp_path / "head.txt"
+    head.write_text(text_file.read_text()[:10_000])
+    assert train_tokenizer([text_file], 300).to_str() == train_tokenizer([head], 300).to_str()

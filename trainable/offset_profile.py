@@ -1,0 +1,66 @@
+"""How well a model predicts the token before, the same, the next, and those after: what its labels were."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+OFFSETS = (-1, 0, 1, 2, 3)
+TOKENS_PER_FORWARD = 2048
+
+Forward = Callable[[Mapping[str, torch.Tensor]], torch.Tensor]
+"""From a batch's inputs to logits (B, T, V)."""
+
+
+def offset_profile(model: torch.nn.Module, tokens: torch.Tensor, offsets: Sequence[int] = OFFSETS) -> dict[int, float]:
+    """Return, for each offset, the mean loss in nats of predicting the token so many places on; +1 is the next token.
+
+    tokens: (B, T + 1) ids, of which the model reads the first T, in the mode it is in and without gradients.
+    """
+    tokens = tokens.to(next(model.parameters()).device)
+    inputs = {"input_ids": tokens[:, :-1]}
+    losses = offset_losses(lambda some: model(**some).logits, inputs, tokens, offsets=offsets)
+    allowed = torch.ones_like(tokens, dtype=torch.bool)
+    block = tokens.shape[1] - 1
+    return {offset: mean_loss(losses[offset], has_target(allowed, offset, block)) for offset in offsets}
+
+
+def offset_losses(
+    forward: Forward, inputs: Mapping[str, torch.Tensor], tokens: torch.Tensor, *, offsets: Sequence[int] = OFFSETS
+) -> dict[int, torch.Tensor]:
+    """Return per offset the losses (B, T) fp32 in nats; what stands where has_target says False has no meaning.
+
+    inputs["input_ids"]: (B, T). tokens: the same ids, with or without further ones to be predicted, (B, T or more).
+    """
+    batch, block = inputs["input_ids"].shape
+    targets = {offset: tokens[:, _places(tokens, offset, block)] for offset in offsets}
+    parts: dict[int, list[torch.Tensor]] = {offset: [] for offset in offsets}
+    rows = max(1, TOKENS_PER_FORWARD // block)
+    with torch.no_grad():
+        for first in range(0, batch, rows):
+            some = slice(first, first + rows)
+            logits = forward({name: _rows(tensor, some, batch) for name, tensor in inputs.items()}).float()
+            normalizer = logits.logsumexp(-1)  # (b, T)
+            for offset in offsets:
+                picked = logits.gather(-1, targets[offset][some].unsqueeze(-1)).squeeze(-1)
+                parts[offset].append(normalizer - picked)
+    return {offset: torch.cat(parts[offset]) for offset in offsets}
+
+
+def has_target(allowed: torch.Tensor, offset: int, block: int) -> torch.Tensor:
+    """Return where (B, T) a target lies inside the text and is allowed; allowed: (B, T or more) bool, by token."""
+    places = torch.arange(block, device=allowed.device) + offset
+    inside = (places >= 0) & (places < allowed.shape[1])
+    return inside & allowed[:, _places(allowed, offset, block)]
+
+
+def mean_loss(losses: torch.Tensor, scored: torch.Tensor) -> float:
+    """Return the mean of the scored losses, NaN where there is none."""
+    return float(losses[scored].cpu().double().mean())  # MPS has no float64
+
+
+def _places(tokens: torch.Tensor, offset: int, block: int) -> torch.Tensor:
+    return (torch.arange(block, device=tokens.device) + offset).clamp(0, tokens.shape[1] - 1)
+
+
+def _rows(tensor: torch.Tensor, rows: slice, batch: int) -> torch.Tensor:
+    return tensor[rows] if tensor.dim() > 0 and tensor.shape[0] == batch else tensor
