@@ -206,7 +206,10 @@ def with_default_warmup(given: Mapping[str, int | float | str], base: TrialConfi
 def describe_variables() -> list[tuple[str, str]]:
     """Return (name, meaning) of every variable, hyperparameters first."""
     hyperparameters = [
-        (spec.metadata["env"], f"{name}, {spec.metadata['unit']} (documented {spec.default})".replace(", (", " ("))
-        for name, spec in HYPERPARAMETERS.items()
+        (
+            spec.metadata["env"],
+            f"{', '.join(spec.metadata['choices']) or spec.metadata['unit']} (documented: {spec.default})",
+        )
+        for spec in HYPERPARAMETERS.values()
     ]
     return [*hyperparameters, *VARIABLES.items(), *FOLDERS.items()]

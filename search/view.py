@@ -132,7 +132,8 @@ def time_left_s(
     left_tokens = (trials_planned - len(trials)) * usual_tokens
     for row in trials:
         if row["ended_at"] is None:
-            expected = budget_tokens if row["is_baseline"] else max(usual_tokens, row["tokens_seen"])
+            goes_on = row["is_baseline"] or row["tokens_seen"] >= usual_tokens
+            expected = budget_tokens if goes_on else usual_tokens
             left_tokens += max(0.0, expected - row["tokens_seen"])
     return float(left_tokens / spent_tokens * elapsed_s)
 

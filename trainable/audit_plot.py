@@ -28,7 +28,7 @@ _CURVES = (
     ("non_ascii_frac", "non-ASCII\nshare", 1.0),
     ("duplicate_frac", "copied\nshare", 1.0),
 )
-MIN_WIDTH_FRAC = 0.002
+MIN_WIDTH_FRAC = 0.0015
 """A finding is drawn at least so wide, or the short ones could not be seen."""
 
 
@@ -54,7 +54,8 @@ def plot_audit(report: AuditReport, path: Path) -> None:
     axes[-1].set_xlabel("token position")
     axes[-1].xaxis.set_major_formatter(_position)
     name = report.files[0].name if len(report.files) == 1 else f"{len(report.files)} files"
-    figure.suptitle(f"{name}: {report.tokens:,} tokens", x=0.01, ha="left", size=12)
+    seen = "" if report.token_range is None else "; RANGE {:,}-{:,}".format(*report.token_range)
+    figure.suptitle(f"{name}: {report.tokens:,} tokens{seen}", x=0.01, ha="left", size=12)
     figure.savefig(path, dpi=120)
 
 
@@ -78,7 +79,10 @@ def _draw_strips(axis: "Axes", report: AuditReport) -> None:
 def _label(kind: str, report: AuditReport) -> str:
     total = report.totals.get(kind)
     name = kind.replace("_", " ")
-    return name if total is None else f"{name}  ({total.findings:,} places, {total.frac:.2%})"
+    if total is None:
+        return name
+    places = "1 place" if total.findings == 1 else f"{total.findings:,} places"
+    return f"{name}  ({places}, {total.frac:.2%})"
 
 
 def _draw_curve(axis: "Axes", report: AuditReport, name: str, label: str, top: float | None) -> None:

@@ -79,7 +79,9 @@ class TrialConfig:
         1, env="GRAD_ACCUM_STEPS", unit="micro-batches per step", low=1, high=65_536
     )
     """Micro-batches whose gradients are averaged into one optimizer step."""
-    learning_rate: float = _hyperparameter(1e-5, env="LEARNING_RATE", unit="peak", low=0, high=100, low_open=True)
+    learning_rate: float = _hyperparameter(
+        1e-5, env="LEARNING_RATE", unit="the schedule's peak", low=0, high=100, low_open=True
+    )
     """The schedule's peak."""
     lr_schedule: str = _hyperparameter("constant", env="LR_SCHEDULE", unit="name", choices=LR_SCHEDULES)
     """A name of trainable.schedule."""
@@ -99,7 +101,9 @@ class TrialConfig:
     """Residual, embedding and attention dropout."""
     precision: str = _hyperparameter("fp32", env="PRECISION", unit="name", choices=PRECISIONS)
     """fp32, or autocast to bf16, or autocast to fp16 with a loss scaler; weights stay fp32."""
-    seed: int = _hyperparameter(0, env="SEED", unit="", low=0, high=2**31 - 1)
+    seed: int = _hyperparameter(
+        0, env="SEED", unit="of weights, batches and dropout; never tuned", low=0, high=2**31 - 1
+    )
     """Seeds the initial weights of presets, the batches and the dropout masks. Never tuned."""
 
     def __post_init__(self) -> None:

@@ -116,8 +116,8 @@ def check_initial_loss(
         elif checkpoint and loss <= log_vocab + HOT_INIT_MARGIN:
             status = "warn"
             advice = (
-                "The checkpoint knows less than word frequencies: right only early in a run from random weights. From a "
-                "pretrained model on, the labels are shifted, or tokenizer or weights are others than it had."
+                "The checkpoint knows less than word frequencies: right only early in a run from random weights. If it "
+                "began from a pretrained model, labels are shifted, or tokenizer or weights are not that model's."
             )
         else:
             status = "fail"

@@ -286,8 +286,8 @@ def trial(tokens: int, *, ended: bool, baseline: bool = False) -> dict[str, Any]
             5,
             (600 + 50 + 200) / 550 * 10,
         ),
-        # A running trial that is past the usual length is expected to end now.
-        ([trial(1000, ended=True, baseline=True), trial(100, ended=True), trial(900, ended=False)], 3, 0.0),
+        # A running trial that is past the usual length was let pass: it goes on to the full 1000.
+        ([trial(1000, ended=True, baseline=True), trial(100, ended=True), trial(900, ended=False)], 3, 0.5),
         ([trial(1000, ended=True, baseline=True), trial(100, ended=True)], 2, 0.0),
     ],
 )

@@ -128,11 +128,11 @@ def test_a_whole_number_is_a_number() -> None:
 
 
 def test_the_bounds_of_a_message_are_the_bounds() -> None:
-    assert "is 2147483648; it must be at least 0 and at most 2147483647;" in refusal(seed=2**31)
+    assert "is 2147483648; it must be at least 0 and at most 2147483647" in refusal(seed=2**31)
     assert "is 1048577; it must be at least 2 and at most 1048576 (tokens per sequence);" in refusal(
         block_size=1_048_577
     )
-    assert "is 0; it must be more than 0 and at most 100 (peak);" in refusal(learning_rate=0.0)
+    assert "is 0; it must be more than 0 and at most 100 (the schedule's peak);" in refusal(learning_rate=0.0)
 
 
 @pytest.mark.parametrize(

@@ -271,7 +271,7 @@ def test_an_evaluation_worse_than_guessing_is_a_divergence_and_no_number_is_nonf
             learning_rate=1.0, tokens_per_s=1.0, active_s=1.0,
         )  # fmt: skip
         verdict = loop._judge(row, vocab_size=300)
-        return verdict and verdict.reason
+        return verdict.reason if verdict else None
 
     uniform = math.log(300)
     assert [judged(loss) for loss in (2.0, uniform + 0.99, uniform + 1.01)] == [None, None, "divergence"]
