@@ -16,6 +16,7 @@ from trainable.config import TrialConfig
 
 if TYPE_CHECKING:
     from trainable.check import Check
+    from trainable.checkpoint import Checkpoint
 
 STYLES = {"pass": "green", "fail": "bold red", "warn": "yellow", "skipped": "dim"}
 PREFLIGHT_FAILED = 1
@@ -48,10 +49,21 @@ def passes_preflight(
     largest: TrialConfig,
     runs_at_once: int,
     terminal: Terminal,
+    checkpoint: "Checkpoint | None" = None,
 ) -> bool:
-    """Return whether to go on: the set-up is sound, or SKIP_PREFLIGHT says to go on regardless."""
+    """Return whether to go on: the set-up is sound, or SKIP_PREFLIGHT says to go on regardless.
+
+    checkpoint: where a run is to go on from, when it is not the spec's.
+    """
     checks = run_checks(
-        inputs, loaded, config, largest=largest, runs_at_once=runs_at_once, terminal=terminal, every=False
+        inputs,
+        loaded,
+        config,
+        largest=largest,
+        runs_at_once=runs_at_once,
+        terminal=terminal,
+        every=False,
+        checkpoint=checkpoint,
     )
     failed = [check for check in checks if check.status == "fail"]
     if not failed:
@@ -73,12 +85,13 @@ def run_checks(
     runs_at_once: int,
     terminal: Terminal,
     every: bool,
+    checkpoint: "Checkpoint | None" = None,
 ) -> "list[Check]":
     """Run the preflight, saying each check as it is done, or with every=False those alone that ask for attention."""
     started_at = time.monotonic()
     checks: list[Check] = []
     with terminal.console.status("preflight ..."):
-        for check in _checks(inputs, loaded, config, largest, runs_at_once):
+        for check in _checks(inputs, loaded, config, largest, runs_at_once, checkpoint):
             checks.append(check)
             if every or check.status in ("fail", "warn"):
                 _say_check(check, terminal)
@@ -89,7 +102,12 @@ def run_checks(
 
 
 def _checks(
-    inputs: Inputs, loaded: Loaded, config: TrialConfig, largest: TrialConfig, runs_at_once: int
+    inputs: Inputs,
+    loaded: Loaded,
+    config: TrialConfig,
+    largest: TrialConfig,
+    runs_at_once: int,
+    checkpoint: "Checkpoint | None",
 ) -> "Iterator[Check]":
     import torch
 
@@ -103,6 +121,7 @@ def _checks(
         tokenizer=loaded.tokenizer,
         files=inputs.files,
         largest=largest,
+        checkpoint=checkpoint,
         available_bytes=None if memory_bytes is None else memory_bytes // runs_at_once,
     )
 

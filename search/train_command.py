@@ -54,7 +54,14 @@ def train_command(variables: Variables, terminal: Terminal) -> int:
         plan = make_train_plan(variables, progress)
         _begin(plan)
     if not passes_preflight(
-        variables, plan.inputs, plan.loaded, plan.config, largest=plan.config, runs_at_once=1, terminal=terminal
+        variables,
+        plan.inputs,
+        plan.loaded,
+        plan.config,
+        largest=plan.config,
+        runs_at_once=1,
+        terminal=terminal,
+        checkpoint=plan.checkpoint,
     ):
         return PREFLIGHT_FAILED
     state = _begin(plan)

@@ -58,7 +58,7 @@ def evaluate(model: PreTrainedModel, windows: torch.Tensor) -> float:
     try:
         with torch.inference_mode(), torch.autocast(device.type, enabled=False):
             for batch in torch.split(windows, rows):
-                total += next_token_losses(model, batch.to(device), last=scored).sum().double().cpu()
+                total += next_token_losses(model, batch.to(device), last=scored).sum().cpu().double()
     finally:
         model.train(was_training)
     return float(total / (windows.shape[0] * scored))
