@@ -14,7 +14,7 @@ def audit_command(variables: Variables, terminal: Terminal) -> int:
     out = variables.path("CLEAN")
     with Preparing(terminal.console) as progress:
         inputs = check_inputs(variables, progress=progress)
-        from trainable.audit import audit, parse_range, plot_audit, render, to_json, write_clean
+        from trainable.audit.audit import audit, parse_range, plot_audit, render, to_json, write_clean
         from trainable.models import load_tokenizer
 
         token_range = parse_range(text) if (text := variables.text("RANGE")) else None

@@ -82,7 +82,7 @@ def _checkpoints(target: str, path: Path, variables: Variables, progress: Prepar
     inputs = check_inputs(variables, progress=progress)
     progress("loading torch", 0.0)
     from trainable.checkpoint import read_checkpoint
-    from trainable.checkpoint_diagnosis import checkpoint_files, examine_checkpoints
+    from trainable.checkpoint_exam.exam import checkpoint_files, examine_checkpoints
     from trainable.models import load_tokenizer
     from trainable.tokens import load_corpus
 

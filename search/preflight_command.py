@@ -15,8 +15,8 @@ from search.words import duration_words
 from trainable.config import TrialConfig
 
 if TYPE_CHECKING:
-    from trainable.check import Check
     from trainable.checkpoint import Checkpoint
+    from trainable.preflight.check import Check
 
 STYLES = {"pass": "green", "fail": "bold red", "warn": "yellow", "skipped": "dim"}
 PREFLIGHT_FAILED = 1
@@ -111,8 +111,8 @@ def _checks(
 ) -> "Iterator[Check]":
     import torch
 
-    from trainable.memory_probe import available_memory_bytes
     from trainable.preflight import run_preflight
+    from trainable.preflight.memory_probe import available_memory_bytes
 
     memory_bytes = available_memory_bytes(torch.device(loaded.spec.device))
     return run_preflight(

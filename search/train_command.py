@@ -172,6 +172,8 @@ def _header(plan: TrainPlan, state: "TrainState") -> list[str]:
     if plan.checkpoint is not None:
         ours = "exactly as it was left" if plan.checkpoint.ours else "with its weights; the optimizer starts anew"
         lines.append(f"resumed from {plan.checkpoint.path} at step {state.optimizer_steps}, {ours}")
+        if plan.checkpoint.ours and plan.checkpoint.ours["corpus_fingerprint"] != facts["fingerprint"]:
+            lines.append("its text or tokenizer was another one: the weights go on, the losses do not compare")
     return lines
 
 

@@ -15,7 +15,7 @@ TORCH_FREE = (
     "trainable.rows",
     "trainable.schedule",
     "trainable.stability*",
-    "trainable.checkpoint_facts",
+    "trainable.checkpoint_exam.facts",
     "trainable.model_names",
 )
 ALLOWED = {

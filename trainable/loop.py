@@ -40,7 +40,11 @@ def train(
     """
     val_windows = eval_windows(corpus.val, protocol)
     since = _Window(state)
-    yield _evaluated(state, since, val_windows, train_loss=evaluate(state.model, _train_windows(corpus, protocol)))
+    first = _evaluated(state, since, val_windows, train_loss=evaluate(state.model, _train_windows(corpus, protocol)))
+    if not math.isfinite(first.val_loss):
+        yield Verdict(reason="nonfinite", step=state.optimizer_steps, evidence=f"validation loss {first.val_loss}")
+        return
+    yield first
     since = _Window(state)
     while state.optimizer_steps < state.config.training_steps:
         row, skipped = _step(state, corpus)
@@ -60,7 +64,7 @@ def train(
             yield finding
         if state.optimizer_steps in eval_steps or state.optimizer_steps == state.config.training_steps:
             metrics = _evaluated(state, since, val_windows, train_loss=since.mean_loss)
-            verdict = _judge(metrics, vocab_size=state.model.config.vocab_size)
+            verdict = _judge(metrics, vocab_size=len(state.model.get_input_embeddings().weight))
             if verdict is not None and verdict.reason in stop_on:
                 yield verdict
                 return

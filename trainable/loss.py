@@ -87,7 +87,8 @@ def _chunks(rows_count: int, vocab_size: int) -> Iterator[slice]:
 def _logits(model: PreTrainedModel, inputs: torch.Tensor, last: int | None) -> torch.Tensor:
     # Never `labels=`: the model would shift them a second time.
     logits: torch.Tensor = model(input_ids=inputs, use_cache=False, logits_to_keep=last or 0).logits
-    return logits.float()
+    # Some models take logits_to_keep and return them all.
+    return logits[:, -(last or 0) :].float()
 
 
 def _hidden(model: PreTrainedModel, inputs: torch.Tensor) -> torch.Tensor:

@@ -96,7 +96,7 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
         end = checkpoint_name(self._config.training_steps)
         saved = sorted(path for path in self._checkpoint_dir.glob("step_*.pt") if path.name < end)
         if saved:
-            state = resume_run(self._spec, self._config, read_checkpoint(saved[-1]))
+            state = resume_run(self._spec, self._config, read_checkpoint(saved[-1]), may_be_over=True)
             self._saved_at_active_s = state.active_s
             return state
         return start_run(self._spec, self._config)

@@ -48,13 +48,13 @@ def start_run(spec: RunSpec, config: TrialConfig) -> TrainState:
     return _state(spec, config, checkpoint)
 
 
-def resume_run(spec: RunSpec, config: TrialConfig, checkpoint: Checkpoint) -> TrainState:
+def resume_run(spec: RunSpec, config: TrialConfig, checkpoint: Checkpoint, *, may_be_over: bool = False) -> TrainState:
     """Return a run that goes on where `checkpoint` left off.
 
     Ours continues exactly (optimizer, random numbers, data position); from an owner's file the weights and the step
-    count are taken, and the optimizer starts anew.
+    count are taken, and the optimizer starts anew. may_be_over: the last evaluation alone may be missing.
     """
-    if config.training_steps <= checkpoint.optimizer_steps:
+    if config.training_steps <= checkpoint.optimizer_steps and not may_be_over:
         raise UserError(
             f"CHECKPOINT_PATH={checkpoint.path} is at step {checkpoint.optimizer_steps} and TRAINING_STEPS="
             f"{config.training_steps} is no further. Set RESUME_STEPS to the steps to add."

@@ -7,7 +7,7 @@ from dataclasses import replace
 from results.diagnosis.diagnose import ranked
 from results.diagnosis.kinds import Diagnosis
 from results.diagnosis.report import Report
-from trainable.checkpoint_facts import CheckpointFacts
+from trainable.checkpoint_exam.facts import CheckpointFacts
 
 WRONG_OFFSET_NATS = 0.15
 """Right models are better at the next token by 3.7 (pretrained) and more; doubled labels give -0.6 after 300 steps."""

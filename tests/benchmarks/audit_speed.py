@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trainable.audit import audit, plot_audit, write_clean
+from trainable.audit.audit import audit, plot_audit, write_clean
 from trainable.corpus import embedded_text
 from trainable.tokens import train_tokenizer
 

@@ -24,7 +24,7 @@ def make_report_study(
     folder: Path,
     *,
     trials: int = 24,
-    budget_tokens: int | None = None,
+    budget_tokens: int = 400_000,
     evaluations: int = 8,
     early_stopping: bool = True,
     document: dict[str, Any] | None = None,

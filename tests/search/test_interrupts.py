@@ -92,7 +92,8 @@ def interrupted(start: Any, studies: Path, checkpoint: tuple[Path, float], tmp_p
 
     running = start("run", f"SPACE={space}", "STUDY=interrupted", "CONCURRENCY=2", f"CHECKPOINT_PATH={checkpoint[0]}")
     running.wait_for(both_have_trained)
-    running.process.send_signal(signal.SIGINT)
+    # A terminal sends it to the whole group.
+    os.killpg(running.process.pid, signal.SIGINT)
     return Study(studies / "interrupted"), running.ended(), running.orphans()
 
 

@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 from tokenizers import Tokenizer
 
-from trainable.audit import KINDS, SEVERITIES, AuditFinding, AuditReport, audit, plot_audit, render, to_json
-from trainable.audit_findings import MAX_FINDINGS
+from trainable.audit.audit import KINDS, SEVERITIES, AuditFinding, AuditReport, audit, plot_audit, render, to_json
+from trainable.audit.findings import MAX_FINDINGS
 from trainable.corpus import source_files
 from trainable.errors import UserError
 from trainable.tokens import load_corpus, train_tokenizer

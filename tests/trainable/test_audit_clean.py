@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from trainable.audit import AuditReport, audit, render_clean, write_clean
-from trainable.audit_debris import repair
+from trainable.audit.audit import AuditReport, audit, render_clean, write_clean
+from trainable.audit.debris import repair
 from trainable.corpus import source_files
 from trainable.errors import UserError
 from trainable.tokens import train_tokenizer

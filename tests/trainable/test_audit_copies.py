@@ -4,14 +4,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from trainable.audit_copies import duplicate_hits, overlap_hits
-from trainable.audit_duplicates import MIN_DUPLICATE_TOKENS, find_duplicate_runs, fingerprints
-from trainable.audit_near import find_near_duplicates
-from trainable.audit_ngrams import NGRAM_TOKENS, covered, hash_ngrams, hash_tokens, union
-from trainable.audit_overlap import find_overlap
-from trainable.audit_repeats import find_repeats
-from trainable.audit_shift import find_shifts
-from trainable.audit_windows import BUCKETS, Windows, js_distance
+from trainable.audit.copies import duplicate_hits, overlap_hits
+from trainable.audit.duplicates import MIN_DUPLICATE_TOKENS, find_duplicate_runs, fingerprints
+from trainable.audit.near import find_near_duplicates
+from trainable.audit.ngrams import NGRAM_TOKENS, covered, hash_ngrams, hash_tokens, union
+from trainable.audit.overlap import find_overlap
+from trainable.audit.repeats import find_repeats
+from trainable.audit.shift import find_shifts
+from trainable.audit.windows import BUCKETS, Windows, js_distance
 
 Ids = npt.NDArray[np.uint16]
 

@@ -10,8 +10,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from results.diagnosis.checkpoint import diagnose_checkpoints, report_of_checkpoints
 from results.diagnosis.kinds import Diagnosis
-from trainable.checkpoint_diagnosis import checkpoint_files, examine_checkpoints
-from trainable.checkpoint_facts import CheckpointFacts
+from trainable.checkpoint_exam.exam import checkpoint_files, examine_checkpoints
+from trainable.checkpoint_exam.facts import CheckpointFacts
 from trainable.errors import UserError
 from trainable.tokens import Tokens
 

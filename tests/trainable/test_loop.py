@@ -131,6 +131,12 @@ def test_a_seed_is_a_run(make_spec: MakeSpec, make_trial: MakeTrial) -> None:
     assert not same(weights_of(other), weights_of(state))
 
 
+def test_a_seed_draws_the_batches(make_spec: MakeSpec, make_trial: MakeTrial) -> None:
+    # Without dropout, and with weights from a folder, nothing else is left for the seed to change.
+    first, second = (losses_of(run(make_spec(), make_trial(dropout=0.0, seed=seed))[1]) for seed in (0, 1))
+    assert all(a != b for a, b in zip(first, second, strict=True))
+
+
 def test_evaluating_more_often_changes_nothing(make_spec: MakeSpec, make_trial: MakeTrial) -> None:
     config = make_trial(dropout=0.2)
     state, rows = run(make_spec(), config)
@@ -334,6 +340,7 @@ def test_a_reason_that_is_not_to_stop_is_told_and_training_goes_on(make_spec: Ma
     assert kinds_of(rows) == "MssfsffsssM"
     assert rows[6] == Finding("divergence", 3, "stop", "higher still")
     ended = start_run(spec, exploding(make_trial))
-    *_, verdict = train(ended, spec.corpus, spec.protocol, eval_steps=(), stop_on=("nonfinite",))
+    *rows, verdict = train(ended, spec.corpus, spec.protocol, eval_steps=range(100), stop_on=("nonfinite",))
+    assert metrics_of(rows)[1].val_loss > 1000  # evaluated, worse than guessing, and let pass
     assert isinstance(verdict, Verdict)
     assert verdict.reason == "nonfinite"

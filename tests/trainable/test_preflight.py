@@ -11,13 +11,13 @@ import torch
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
-from trainable.check import Check
 from trainable.config import DOCUMENTED, TrialConfig
 from trainable.corpus import source_files
 from trainable.errors import UserError
 from trainable.evaluation import EvalProtocol
 from trainable.models import load_tokenizer
 from trainable.preflight import run_preflight
+from trainable.preflight.check import Check
 from trainable.run import RunSpec
 from trainable.tokens import Corpus, load_corpus, sample_batch
 

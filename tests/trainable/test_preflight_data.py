@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from trainable import overlap
-from trainable.overlap import measure_overlap
-from trainable.preflight_data import check_overlap, check_tokenizer_fit, check_tokenizer_ids
+from trainable.preflight import overlap
+from trainable.preflight.data import check_overlap, check_tokenizer_fit, check_tokenizer_ids
+from trainable.preflight.overlap import measure_overlap
 from trainable.tokens import Corpus, Tokens, load_corpus
 
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from trainable import memory_probe
 from trainable.config import TrialConfig
 from trainable.evaluation import EvalProtocol
-from trainable.memory_probe import available_memory_bytes, estimate_step_bytes
-from trainable.preflight_memory import PROCESS_BYTES, PROCESS_FACTOR, check_memory
+from trainable.preflight import memory_probe
+from trainable.preflight.memory import PROCESS_BYTES, PROCESS_FACTOR, check_memory
+from trainable.preflight.memory_probe import available_memory_bytes, estimate_step_bytes
 from trainable.tokens import Corpus
 
 MakeModel = Callable[..., PreTrainedModel]
@@ -68,7 +68,7 @@ def test_running_out_for_real_fails(
 
     model = make_model()
     model.register_forward_pre_hook(exhausted)
-    monkeypatch.setattr("trainable.preflight_memory.estimate_step_bytes", lambda *_: 1)
+    monkeypatch.setattr("trainable.preflight.memory.estimate_step_bytes", lambda *_: 1)
     check = check_memory(model, corpus, make_trial(), PROTOCOL, available_bytes=1 << 40, s_per_token=0.0)
     assert check.status == "fail"
     assert "ran out of memory" in check.measured

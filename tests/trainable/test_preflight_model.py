@@ -9,12 +9,12 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from trainable.check import Check
 from trainable.config import TrialConfig
 from trainable.evaluation import EvalProtocol, eval_windows
-from trainable.preflight_config import check_precision, check_schedule
-from trainable.preflight_gradients import check_gradient_reach, check_slope, cut_modules
-from trainable.preflight_training import Setup, check_model_setup
+from trainable.preflight.check import Check
+from trainable.preflight.config import check_precision, check_schedule
+from trainable.preflight.gradients import check_gradient_reach, check_slope, cut_modules
+from trainable.preflight.training import Setup, check_model_setup
 from trainable.tokens import Corpus
 
 MakeModel = Callable[..., PreTrainedModel]

@@ -173,6 +173,15 @@ def test_what_is_set_for_the_resumed_run_counts(make_spec: MakeSpec, make_trial:
     assert {row.learning_rate for row in rest_of(slower, spec) if isinstance(row, StepRow)} == {1e-4}
 
 
+def test_the_loss_scale_is_kept(make_spec: MakeSpec, make_trial: MakeTrial, tmp_path: Path) -> None:
+    spec, config, path = make_spec(), make_trial(precision="fp16"), tmp_path / "x.pt"
+    state = start_run(spec, config)
+    state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**9)
+    save_checkpoint(state, path, model_name="", corpus_fingerprint="")
+    assert start_run(spec, config).scaler.get_scale() != 2.0**9
+    assert resume_run(spec, config, read_checkpoint(path)).scaler.get_scale() == 2.0**9
+
+
 def test_a_run_that_is_over_is_not_resumed(make_spec: MakeSpec, make_trial: MakeTrial, tmp_path: Path) -> None:
     spec, path = make_spec(), tmp_path / "x.pt"
     cut_at(4, spec, make_trial(), path)

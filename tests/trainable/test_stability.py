@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from trainable.errors import UserError
 from trainable.stability import Finding, StabilityMonitor, StabilityRules, judge_trace, make_rules
-from trainable.stability_watches import Window
+from trainable.stability.watches import Window
 
 RATES = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "stability_rates.py"))
 TRACES = RATES["load_traces"]()

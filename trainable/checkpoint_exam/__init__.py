@@ -1,0 +1,1 @@
+"""What a checkpoint file tells of the run that made it: measured, not judged."""

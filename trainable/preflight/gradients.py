@@ -1,0 +1,185 @@
+"""Checks of the gradient: does it reach every weight, and is it the slope of the loss?"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeGuard
+
+import torch
+from transformers import PreTrainedModel
+
+from trainable.loss import next_token_loss, next_token_losses
+from trainable.preflight.check import Check, skipped
+from trainable.preflight.config import listed
+from trainable.preflight.untouched import in_mode
+
+SLOPE_MARGIN = 0.03
+PREDICTED_CHANGES = (1e-3, 1e-4, 3e-3)
+"""Nats by which a step along the gradient should move the loss. At 1e-3 the slope is 1.000 in fp32 and fp64, at 1e-1
+curvature makes it 0.9; the others are for losses of unusual curvature or noise."""
+
+
+def check_frozen(model: torch.nn.Module) -> Check:
+    """Return whether every weight is to be trained, naming those that are not."""
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    total = sum(1 for _ in model.parameters())
+    return Check(
+        name="frozen layers",
+        status="fail" if frozen else "pass",
+        measured=f"{len(frozen)} of {total} tensors frozen" + (f": {listed(frozen)}" if frozen else ""),
+        expected="none: a trial trains the whole model",
+        advice="Set requires_grad on them, or go on with SKIP_PREFLIGHT=1 if they are frozen on purpose."
+        if frozen
+        else "",
+    )
+
+
+def check_gradient_reach(model: torch.nn.Module, cut_at: list[str]) -> Check:
+    """Return whether the gradients that the last backward left reach every trainable tensor.
+
+    cut_at: Cut.modules. To be asked after two steps: behind a zero-initialised tensor (LoRA's B) there is none before.
+    """
+    trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    dead = [name for name, parameter in trainable if parameter.grad is None or not parameter.grad.any()]
+    measured = f"{len(dead)} of {len(trainable)} trainable tensors have no gradient after two steps"
+    if dead:
+        measured += f": {listed(dead)}"
+    if cut_at:
+        measured += f"; cut in {listed(cut_at)}"
+    return Check(
+        name="gradient reach",
+        status="fail" if dead or cut_at else "pass",
+        measured=measured,
+        expected="none, and no module run without gradients",
+        advice="Look there for no_grad, detach() or an output that is not used; a frozen layer needs no no_grad."
+        if dead or cut_at
+        else "",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """Where a forward loses the gradient."""
+
+    modules: list[str]
+    """Names of modules with weights that ran without gradients."""
+    reaches_weights: bool
+    """Whether the loss depends on any trainable weight at all."""
+
+
+def cut_modules(model: PreTrainedModel, windows: torch.Tensor) -> Cut:
+    """Return where one training forward on windows (N, T + 1) loses the gradient."""
+    windows = windows.to(next(model.parameters()).device)
+    cut: list[str] = []
+
+    def watch(name: str) -> Callable[[torch.nn.Module, tuple[object, ...], object], None]:
+        def hook(module: torch.nn.Module, inputs: tuple[object, ...], output: object) -> None:
+            trains = any(weight.requires_grad for weight in module.parameters(recurse=False))
+            flows_in = any(isinstance(value, torch.Tensor) and value.requires_grad for value in inputs)
+            outputs = [value for value in (output if isinstance(output, tuple) else (output,)) if _is_real(value)]
+            loses = (trains or flows_in) and bool(outputs) and not any(value.requires_grad for value in outputs)
+            if loses or not torch.is_grad_enabled():
+                cut.append(name)
+
+        return hook
+
+    handles = [
+        module.register_forward_hook(watch(name))
+        for name, module in model.named_modules()
+        if next(module.parameters(recurse=False), None) is not None
+    ]
+    try:
+        with in_mode(model, training=True):
+            model(input_ids=windows[:, :-1], use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    # Reentrant gradient checkpointing runs its blocks without gradients, and is right to.
+    recomputes = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    return Cut(modules=[] if recomputes else cut, reaches_weights=next_token_loss(model, windows).requires_grad)
+
+
+def check_slope(model: PreTrainedModel, windows: torch.Tensor) -> Check:
+    """Return whether the loss changes along the first block's gradient as the gradient says.
+
+    A gradient cut anywhere above makes it wrong; over all weights together the last layers would hide that. On failure
+    the block above which it is right is named. Weights and gradients are left as they were.
+    """
+    name = "gradient slope"
+    windows = windows.to(next(model.parameters()).device)
+    blocks = [(label, weights) for label, weights in _blocks(model) if weights]
+    if not blocks:
+        return skipped(name, "the model has no list of blocks with trainable weights")
+    kept = [weight.grad for weight in model.parameters()]
+    try:
+        with in_mode(model, training=False):
+            model.zero_grad(set_to_none=True)
+            next_token_loss(model, windows).backward()  # type: ignore[no-untyped-call]
+            slope = _slope(model, windows, blocks[0][1])
+            wrong = [] if slope is None or _is_right(slope) else _wrong_blocks(model, windows, blocks) or [blocks[0][0]]
+    finally:
+        for weight, gradient in zip(model.parameters(), kept, strict=True):
+            weight.grad = gradient
+    if slope is None:
+        return skipped(name, f"no gradient reaches {blocks[0][0]}")
+    right = _is_right(slope)
+    return Check(
+        name=name,
+        status="pass" if right else "fail",
+        measured=f"{slope:.3f} along {blocks[0][0]}" + (f"; wrong as far up as {wrong[-1]}" if wrong else ""),
+        expected=f"1 within {SLOPE_MARGIN}",
+        advice=""
+        if right
+        else f"Part of the gradient is lost in or above {wrong[-1]}: look for a layer under no_grad, a detach(), or a "
+        "wrong backward of its own.",
+    )
+
+
+def _is_real(value: object) -> TypeGuard[torch.Tensor]:
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
+def _is_right(slope: float) -> bool:
+    return abs(slope - 1) <= SLOPE_MARGIN
+
+
+def _wrong_blocks(
+    model: PreTrainedModel, windows: torch.Tensor, blocks: list[tuple[str, list[torch.nn.Parameter]]]
+) -> list[str]:
+    slopes = [(label, _slope(model, windows, weights)) for label, weights in blocks]
+    return [label for label, slope in slopes if slope is not None and not _is_right(slope)]
+
+
+def _slope(model: PreTrainedModel, windows: torch.Tensor, weights: list[torch.nn.Parameter]) -> float | None:
+    """Return measured over predicted change of the loss, of the step size at which they agree best."""
+    with_gradient = [(weight, weight.grad.clone()) for weight in weights if weight.grad is not None]
+    squared = sum(float(torch.linalg.vector_norm(gradient)) ** 2 for _, gradient in with_gradient)
+    if not squared > 0:
+        return None
+    before = [weight.detach().clone() for weight, _ in with_gradient]
+    slopes: list[float] = []
+    with torch.no_grad():
+        for change in PREDICTED_CHANGES:
+            losses = []
+            for step in (change / squared, -change / squared):
+                for (weight, gradient), start in zip(with_gradient, before, strict=True):
+                    weight.copy_(start + step * gradient)
+                losses.append(float(next_token_losses(model, windows).cpu().double().mean()))
+            slopes.append((losses[0] - losses[1]) / (2 * change))
+            if _is_right(slopes[-1]):
+                break
+        for (weight, _), start in zip(with_gradient, before, strict=True):
+            weight.copy_(start)
+    return min(slopes, key=lambda slope: abs(slope - 1))
+
+
+def _blocks(model: torch.nn.Module) -> Iterator[tuple[str, list[torch.nn.Parameter]]]:
+    lists = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.ModuleList) and len({type(block) for block in module}) == 1
+    ]
+    if not lists:
+        return
+    name, blocks = max(lists, key=lambda item: sum(weight.numel() for weight in item[1].parameters()))
+    for index, block in enumerate(blocks):
+        yield f"{name}.{index}", [weight for weight in block.parameters() if weight.requires_grad]

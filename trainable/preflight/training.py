@@ -1,0 +1,146 @@
+"""The model's part of the preflight: the checks that need its weights, in an order that lets one spare the next."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from tokenizers import Tokenizer
+from transformers import PreTrainedModel
+
+from trainable.config import TrialConfig
+from trainable.evaluation import EvalProtocol, eval_windows
+from trainable.models import context_limit
+from trainable.preflight.check import Check, skipped
+from trainable.preflight.config import check_block_sizes, check_finite_weights, check_precision
+from trainable.preflight.data import check_tokenizer_ids
+from trainable.preflight.gradients import check_frozen, check_gradient_reach, check_slope, cut_modules
+from trainable.preflight.memory import check_memory
+from trainable.preflight.model import check_causality, check_evaluation_repeats
+from trainable.preflight.steps import FirstSteps, check_first_steps, check_loop_loss, make_first_steps
+from trainable.preflight.weights import check_initial_loss, check_offsets, predict
+from trainable.tokens import Corpus
+
+SMALL_MODEL_WEIGHTS = 20_000_000
+"""Larger ones get fewer tokens: 1,024 tell the offsets of GPT-2 124M apart and take a CPU some seconds."""
+SHORTEST_BLOCK, LONGEST_BLOCK = 32, 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What is to be trained, the model aside."""
+
+    corpus: Corpus
+    tokenizer: Tokenizer
+    config: TrialConfig
+    largest: TrialConfig
+    protocol: EvalProtocol
+    unigram_entropy: float
+    random_weights: bool
+    """A preset's, with no checkpoint loaded."""
+    checkpoint: bool
+    """The weights are a checkpoint's."""
+    available_bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Samples:
+    """What the checks run on: the same windows every time, few enough for the model's size."""
+
+    windows: torch.Tensor
+    """(N, T + 1) of the training tokens."""
+    step: TrialConfig
+    """A configuration whose steps are cheap."""
+    slope_windows: int
+    protocol: EvalProtocol
+    """The study's context, on few tokens."""
+
+
+def check_model_setup(model: PreTrainedModel, setup: Setup) -> Iterator[Check]:
+    """Yield the checks of `model`, which is on its device; it is trained by three steps and worthless afterwards."""
+    limit = context_limit(model)
+    rows = model.get_input_embeddings().weight.shape[0]
+    blocks = {
+        "block_size": setup.config.block_size,
+        "the largest block_size": setup.largest.block_size,
+        "eval_block_size": setup.protocol.block_size,
+    }
+    ids = check_tokenizer_ids(setup.tokenizer, setup.corpus, rows)
+    weights = check_finite_weights(model)
+    yield ids
+    yield check_block_sizes(limit, blocks)
+    yield weights
+    if ids.status == "fail" or weights.status == "fail":
+        yield skipped("the model's other checks", "they need ids that the model embeds and finite weights")
+        return
+    samples = _samples(model, setup, limit)
+    yield from _check_predictions(model, setup, samples)
+    yield check_precision(setup.config, model, samples.windows)
+    yield from _check_steps(model, setup, samples, limit)
+
+
+def _check_predictions(model: PreTrainedModel, setup: Setup, samples: _Samples) -> Iterator[Check]:
+    predictions = predict(model, samples.windows)
+    yield check_initial_loss(
+        predictions,
+        unigram_entropy=setup.unigram_entropy,
+        random_weights=setup.random_weights,
+        checkpoint=setup.checkpoint,
+    )
+    if setup.random_weights:
+        yield skipped("checkpoint offsets", "the weights are random")
+    else:
+        yield check_offsets(predictions, unigram_entropy=setup.unigram_entropy)
+    yield check_causality(model, samples.windows[:2, :-1])
+    yield check_evaluation_repeats(model, eval_windows(setup.corpus.val, samples.protocol))
+
+
+def _check_steps(model: PreTrainedModel, setup: Setup, samples: _Samples, limit: int | None) -> Iterator[Check]:
+    yield check_frozen(model)
+    cut = cut_modules(model, samples.windows[:1])
+    if not cut.reaches_weights:
+        yield check_gradient_reach(model, cut.modules)
+        yield skipped("training steps, gradient slope and memory", "no weight can be trained")
+        return
+    steps: FirstSteps = make_first_steps(model, setup.corpus, samples.step, samples.protocol)
+    yield check_loop_loss(steps)
+    yield check_first_steps(steps)
+    yield check_gradient_reach(model, cut.modules)
+    yield check_slope(model, samples.windows[: samples.slope_windows])
+    if limit is not None and setup.largest.block_size > limit:
+        yield skipped("memory", "the largest block is longer than the model's positions")
+        return
+    yield check_memory(
+        model,
+        setup.corpus,
+        setup.largest,
+        samples.protocol,
+        available_bytes=setup.available_bytes,
+        s_per_token=steps.rows[-1].step_time_s / samples.step.tokens_per_step,
+    )
+
+
+def _samples(model: PreTrainedModel, setup: Setup, limit: int | None) -> _Samples:
+    corpus, config = setup.corpus, setup.config
+    small = sum(weight.numel() for weight in model.parameters()) <= SMALL_MODEL_WEIGHTS
+    longest = min(LONGEST_BLOCK, limit or LONGEST_BLOCK, len(corpus.train) - 1)
+    block = min(max(config.block_size, SHORTEST_BLOCK), longest)
+    count = max(4, (4096 if small else 1024) // block)
+    step = replace(
+        config,
+        batch_size=max(1, (1024 if small else 256) // block),
+        block_size=block,
+        grad_accum_steps=1,
+        learning_rate=1e-4,
+        lr_schedule="constant",
+        warmup_steps=0,
+        training_steps=2,
+        precision="fp32",
+    )
+    eval_block = min(setup.protocol.block_size, limit or setup.protocol.block_size)
+    windows = eval_windows(corpus.train, EvalProtocol(block_size=block, tokens=count * (block // 2)))
+    return _Samples(
+        windows=windows,
+        step=step,
+        slope_windows=2 if small else 1,
+        protocol=EvalProtocol(block_size=eval_block, tokens=eval_block),
+    )

@@ -1,0 +1,151 @@
+"""StabilityMonitor: tells from each step's loss, gradient norm and time whether a run is sound; it stops nothing."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from trainable.errors import UserError
+from trainable.stability.level import LOSS_LIMIT, LevelWatch
+from trainable.stability.rules import StabilityRules, make_rules
+from trainable.stability.watches import NEVER_S, STOP_KINDS, Finding, SpeedWatch, SpikeWatch, dump, restore
+
+__all__ = ["STOP_KINDS", "Finding", "StabilityMonitor", "StabilityRules", "judge_trace", "make_rules"]
+
+GRAD_NORM_LIMIT = 1e100  # larger ones would overflow when squared
+DEFAULT_RULES = StabilityRules()
+
+
+class StabilityMonitor:
+    """Judges a run step by step, at a constant cost a step (measured by tests/benchmarks/stability_cost.py).
+
+    unigram_entropy in nats/token; NaN when unknown, which switches off what compares with it.
+    from_scratch: the weights began random, so a loss at the unigram entropy means that nothing was learned.
+    Raises UserError for a budget below one step.
+    """
+
+    def __init__(
+        self,
+        *,
+        budget_steps: int,
+        unigram_entropy: float,
+        from_scratch: bool,
+        rules: StabilityRules = DEFAULT_RULES,
+    ) -> None:
+        if budget_steps < 1:
+            raise UserError(f"budget_steps is {budget_steps}; a run that is to be judged has at least 1 step.")
+        self._rules = rules
+        self._level = LevelWatch(
+            rules, budget_steps=budget_steps, unigram_entropy=unigram_entropy, from_scratch=from_scratch
+        )
+        self._spike = SpikeWatch(rules)
+        self._speed = SpeedWatch(rules)
+        self._skips = 0
+        self._nonfinite = False
+
+    def update(
+        self,
+        *,
+        step: int,
+        loss: float,
+        grad_norm: float | None,
+        step_time_s: float | None,
+        skipped: bool = False,
+        update_frac: float | None = None,
+    ) -> tuple[Finding, ...]:
+        """Return what this step newly shows; mostly nothing. A kind is reported once an episode, a stop once a run.
+
+        step: optimizer steps done, this one included. loss: nats/token. grad_norm: before the clip. None: not recorded.
+        skipped: a loss scaler left this step's update out, so that non-finite values do not count.
+        update_frac: norm of the update / (learning rate x norm of the weights), so that a schedule does not move it.
+        """
+        found: list[Finding] = []
+        loss = float(loss)
+        finite = math.isfinite(loss)
+        if grad_norm is not None and not math.isfinite(grad_norm):
+            usable_grad_norm, bad_grad_norm = None, True
+        else:
+            usable_grad_norm, bad_grad_norm = grad_norm, False
+        self._skips = self._skips + 1 if skipped else 0
+        if (not skipped and (bad_grad_norm or not finite)) or self._skips >= self._rules.max_skipped_steps:
+            if not self._nonfinite:
+                self._nonfinite = True
+                found.append(Finding("nonfinite", step, "stop", self._nonfinite_evidence(loss, grad_norm)))
+        elif finite:
+            loss = min(max(loss, -LOSS_LIMIT), LOSS_LIMIT)
+            if usable_grad_norm is not None:
+                usable_grad_norm = min(max(float(usable_grad_norm), 0.0), GRAD_NORM_LIMIT)
+            clipped = self._spike.update(found, step, loss, usable_grad_norm, self._level.median, update_frac)
+            self._level.update(found, step, loss, clipped)
+        if step_time_s is not None and 0 < step_time_s < NEVER_S:
+            self._speed.update(found, step, float(step_time_s))
+        return tuple(found)
+
+    def _nonfinite_evidence(self, loss: float, grad_norm: float | None) -> str:
+        if self._skips:
+            return f"the loss scaler has skipped {self._skips} steps on end: loss {loss:g}"
+        return f"loss {loss:g}" + ("" if grad_norm is None else f", gradient norm {grad_norm:g}")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that later judgements depend on: dicts, lists, numbers and None."""
+        return {
+            "level": dump(self._level),
+            "spike": dump(self._spike),
+            "speed": dump(self._speed),
+            "skips": self._skips,
+            "nonfinite": self._nonfinite,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken, with the same rules. Raises UserError when another version wrote it."""
+        try:
+            restore(self._level, state["level"])
+            restore(self._spike, state["spike"])
+            restore(self._speed, state["speed"])
+            self._skips, self._nonfinite = state["skips"], state["nonfinite"]
+        except KeyError as error:
+            raise UserError(
+                f"the checkpoint's stability state was written by another version (at {error}). Resume without it."
+            ) from None
+
+
+def judge_trace(
+    loss: Sequence[float | str],
+    grad_norm: Sequence[float | str | None] | None,
+    step_time_s: Sequence[float | str | None] | None,
+    *,
+    budget_steps: int,
+    unigram_entropy: float,
+    from_scratch: bool,
+    rules: StabilityRules = DEFAULT_RULES,
+    skipped: Sequence[bool] | None = None,
+) -> list[Finding]:
+    """Return what a StabilityMonitor finds in a recorded run, up to and with its first stop.
+
+    One entry an optimizer step; a finding's step is its index + 1. Entries are numbers, or text such as 'nan', 'inf'.
+    None, for an entry or the whole, is not recorded; NaN is really non-finite. skipped: steps a loss scaler left out.
+    Raises UserError when the lengths differ.
+    """
+    for name, values in (("grad_norm", grad_norm), ("step_time_s", step_time_s), ("skipped", skipped)):
+        if values is not None and len(values) != len(loss):
+            raise UserError(f"{name} has {len(values)} entries and loss has {len(loss)}: give one of each a step.")
+    monitor = StabilityMonitor(
+        budget_steps=budget_steps, unigram_entropy=unigram_entropy, from_scratch=from_scratch, rules=rules
+    )
+    findings: list[Finding] = []
+    for index, value in enumerate(loss):
+        new = monitor.update(
+            step=index + 1,
+            loss=float(value),
+            grad_norm=_entry(grad_norm, index),
+            step_time_s=_entry(step_time_s, index),
+            skipped=skipped is not None and skipped[index],
+        )
+        findings += new
+        if any(finding.severity == "stop" for finding in new):
+            break
+    return findings
+
+
+def _entry(values: Sequence[float | str | None] | None, index: int) -> float | None:
+    value = None if values is None else values[index]
+    return None if value is None else float(value)
