@@ -72,5 +72,5 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "setting up $(VENV) (once; a minute or two) ..."
 	@$(PYTHON) -m venv $(VENV)
 	@rm -f $(STAMP); ( $(VENV)/bin/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt -e '.[dev]' && touch $(STAMP) ) > $(VENV)/setup.log 2>&1 & \
-	while kill -0 $$! 2>/dev/null; do sleep 2; printf '\r  %3d packages found, %s' "$$(grep -cE '^(Collecting|Requirement already)' $(VENV)/setup.log)" "$$(tail -1 $(VENV)/setup.log | cut -c1-50)          "; done; echo
+	while kill -0 $$! 2>/dev/null; do sleep 2; [ -t 1 ] && printf '\r  %3d packages found, %s' "$$(grep -cE '^(Collecting|Processing)' $(VENV)/setup.log)" "$$(tail -1 $(VENV)/setup.log | cut -c1-50)          "; done; echo
 	@test -f $(STAMP) || { grep -iE '^ *(error|could not)' $(VENV)/setup.log | head -5 >&2; echo "error: setting up failed; the whole log: $(VENV)/setup.log" >&2; exit 1; }
