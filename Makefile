@@ -48,7 +48,7 @@ list: $(STAMP) ## list the studies
 	@$(RUN) list
 
 test: $(STAMP) ## run the tests
-	@$(VENV)/bin/python -m pytest
+	@$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 check: lint types test ## lint, types and tests, as CI does
 
