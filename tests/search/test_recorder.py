@@ -173,5 +173,19 @@ def test_a_trial_started_again_keeps_its_row_and_passes_its_steps_again(recordin
     assert [row["tokens_seen"] for row in recording.ledger.metrics()] == [0, 50]
 
 
+def test_an_evaluation_before_a_long_silence_is_written_all_the_same(
+    recording: Recording, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = recording.start(1)
+    recording.report(trial, metrics=metrics(100), steps=[step(n) for n in range(1, 11)])
+    recording.recorder.on_step_end(iteration=1, trials=[trial])
+    # The ledger has just written the start; it waits a few seconds before it writes again.
+    assert recording.study.metrics() == []
+    monkeypatch.setattr("search.recorder.FLUSH_INTERVAL_S", 0.0)
+    recording.recorder.on_step_end(iteration=2, trials=[trial])
+    assert [row["tokens_seen"] for row in recording.study.metrics()] == [100]
+    assert recording.study.steps_path(1).exists()
+
+
 def test_ray_may_pickle_it_and_gets_nothing(recording: Recording) -> None:
     assert recording.recorder.__getstate__() == {}
