@@ -341,7 +341,7 @@ BROKEN: list[tuple[str, str, str]] = [
         "log_uniform = [1e-6, 1e-1]",
         "log_uniform = [0, 1e-1]",
         "[search] learning_rate log_uniform does not fit: learning_rate (LEARNING_RATE) is 0; it must be more than 0 "
-        "and at most 100 (peak); the documented value is 1e-05.",
+        "and at most 100 (the schedule's peak); the documented value is 1e-05.",
     ),
     (
         "learning_rate = { log_uniform = [1e-6, 1e-1] }",
@@ -352,7 +352,7 @@ BROKEN: list[tuple[str, str, str]] = [
         "log_uniform = [1e-6, 1e-1]",
         "log_uniform = [1e-6, inf]",
         "[search] learning_rate log_uniform does not fit: learning_rate (LEARNING_RATE) is inf; it must be more than 0 "
-        "and at most 100 (peak); the documented value is 1e-05.",
+        "and at most 100 (the schedule's peak); the documented value is 1e-05.",
     ),
     (
         "log_uniform = [1e-6, 1e-1]",
