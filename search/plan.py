@@ -49,8 +49,11 @@ def make_plan(variables: Variables, *, kind: str, progress: Preparing, compare: 
     Raises UserError; nothing is written before it returns.
     """
     pins, notes = _pins(variables)
-    space = load_space(variables.text("SPACE") or DEFAULT_SPACE).with_overrides(
-        trials=variables.whole("TRIALS"),
+    space = load_space(variables.text("SPACE") or DEFAULT_SPACE)
+    if kind == "baseline":
+        space = space.baseline_alone()
+    space = space.with_overrides(
+        trials=variables.whole("TRIALS") if kind == "search" else None,
         budget_tokens=variables.tokens("BUDGET_TOKENS"),
         pins=pins,
         baseline=_baseline(variables),

@@ -52,7 +52,7 @@ def _check_bounds(space: "SearchSpace", key: str, value: int, low: int, high: in
 
 def check_search(space: "SearchSpace") -> None:
     """Raise UserError when there is one configuration only, or when a grid has ranges or too many cells."""
-    if has_one_point(space.parameters):
+    if has_one_point(space.parameters) and not space.is_alone:
         raise UserError(f"{space.where}: [search] leaves one configuration only. Give a parameter a second value.")
     if space.searcher.name != "grid":
         return

@@ -129,7 +129,7 @@ def _without_pinned(space: "SearchSpace", pins: Mapping[str, Any]) -> tuple[Sear
             pinned_conditions[parameter.name] = condition
         else:
             left.append(replace(parameter, condition=condition))
-    if pins and has_one_point(left):
+    if pins and has_one_point(left) and not space.is_alone:
         names = [_variable(name) for name in pins if name in pinned_conditions or name == "warmup_steps"]
         one_of = "one of " if len(names) > 1 else ""
         raise UserError(f"{space.path}: nothing is left to search. Unset {one_of}{', '.join(names)}.")

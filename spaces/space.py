@@ -153,6 +153,15 @@ class SearchSpace:
         apart = (tokens for tokens in even if all(2 * count * abs(tokens - r) >= self.budget_tokens for r in rungs))
         return tuple(sorted({*rungs, *apart, self.budget_tokens}))
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether the baseline is all there is to run."""
+        return self.trials == 1 and not self.parameters
+
+    def baseline_alone(self) -> "SearchSpace":
+        """Return the space with nothing to search: its sizes no longer ask for room in the budget."""
+        return replace(self, parameters=(), trials=1, searcher=Searcher("random"))
+
     def pinned(self, values: Mapping[str, Any]) -> "SearchSpace":
         """Return the space with these hyperparameters fixed for every trial, the baseline included.
 

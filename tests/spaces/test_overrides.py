@@ -255,3 +255,12 @@ def test_what_a_pin_makes_active_is_not_held_against_another_baseline() -> None:
         "learning_rate": 1e-3,
         "warmup_frac": 0.01,
     }
+
+
+def test_the_baseline_alone_asks_no_room_for_what_is_not_searched() -> None:
+    with pytest.raises(UserError, match="more than the first evaluation waits for"):
+        load_space("plateau").with_overrides(budget_tokens=60_000)
+    alone = load_space("plateau").baseline_alone().with_overrides(budget_tokens=60_000, pins={"learning_rate": 1e-3})
+    assert (alone.trials, alone.parameters, alone.baseline.training_steps) == (1, (), 60_000 // 4096)
+    assert alone.baseline.learning_rate == 1e-3
+    assert load_space("before_after").baseline_alone().trials == 1
