@@ -7,17 +7,18 @@ from search.inputs import check_inputs
 from search.terminal import Preparing, Terminal
 from search.variables import Variables
 from search.words import token_words
+from trainable.audit.values import parse_range
 
 
 def audit_command(variables: Variables, terminal: Terminal) -> int:
     """Audit TRAINING_DATA_SOURCE under the model's tokenizer; 0 whatever is found."""
     out = variables.path("CLEAN")
+    token_range = parse_range(text) if (text := variables.text("RANGE")) else None
     with Preparing(terminal.console) as progress:
         inputs = check_inputs(variables, progress=progress)
-        from trainable.audit.audit import audit, parse_range, plot_audit, render, to_json, write_clean
+        from trainable.audit.audit import audit, plot_audit, render, to_json, write_clean
         from trainable.models import load_tokenizer
 
-        token_range = parse_range(text) if (text := variables.text("RANGE")) else None
         files = list(inputs.files)
         tokenizer = load_tokenizer(inputs.model_name, files, progress=progress)
         report = audit(files, tokenizer, token_range=token_range, progress=progress)

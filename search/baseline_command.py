@@ -87,7 +87,9 @@ def _measured(
 
 def _say_facts(facts: dict[str, Any], terminal: Terminal) -> None:
     config: TrialConfig = facts["config"]
-    table = Table(title=f"{facts['name']}: documented and measured", title_justify="left", header_style="bold")
+    table = Table(
+        title=f"{facts['name']}: as documented, and as measured here", title_justify="left", header_style="bold"
+    )
     for heading in ("setting", "documented", "measured"):
         table.add_column(heading, overflow="fold")
     documented = BASELINES.get(facts["name"].removesuffix(", changed"))

@@ -84,12 +84,14 @@ def load_inputs(
     """
     progress("loading torch", 0.0)
     from trainable.device import device_info, pick_device
+
+    # Before transformers is imported, which takes longer than torch.
+    device = pick_device(inputs.device)
     from trainable.evaluation import EvalProtocol
     from trainable.models import load_tokenizer
     from trainable.run import RunSpec
     from trainable.tokens import load_corpus
 
-    device = pick_device(inputs.device)
     files = list(inputs.files)
     tokenizer = load_tokenizer(inputs.model_name, files, progress=progress)
     corpus = load_corpus(files, tokenizer, progress=progress)

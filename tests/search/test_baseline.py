@@ -58,7 +58,7 @@ def test_the_speed_ratio_is_of_the_two_runs(ran: Any) -> None:
 
 def test_the_tables_show_documented_against_measured(ran: Any) -> None:
     text = " ".join(ran.stderr.split())
-    assert "before: documented and measured" in text
+    assert "before: as documented, and as measured here" in text
     # Three columns of tables drawn with lines: setting, documented, measured.
     for setting, documented, measured in (
         ("LR at step 0 of 5000", "2.00e-06", "2.00e-06"),
