@@ -21,7 +21,8 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from results.atomic import write_atomic
-from results.study import Study, shown
+from results.paths import shown
+from results.study import Study
 from trainable.config import HYPERPARAMETERS, TrialConfig, make_config
 from trainable.errors import UserError
 

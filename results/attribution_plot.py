@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from results.atomic import write_atomic
 from results.attribution import Attribution, Estimate, unknown_word
-from results.study import shown
+from results.paths import shown
 from trainable.errors import UserError
 
 if TYPE_CHECKING:

@@ -21,8 +21,9 @@ from itertools import count, islice
 from typing import Any, Literal, get_args
 
 from results.atomic import write_atomic
+from results.paths import shown
 from results.ranking import baseline_trial, leaderboard
-from results.study import Study, shown
+from results.study import Study
 from trainable.config import HYPERPARAMETERS, TrialConfig
 from trainable.errors import UserError
 from trainable.rows import ENDINGS, TrialStatus

@@ -10,8 +10,9 @@ from typing import Any
 
 from results.atomic import write_atomic
 from results.confirmation import CandidateVerdict, load_confirmation, proven_trial_id
+from results.paths import shown
 from results.ranking import baseline_trial, best_trial, ending_counts
-from results.study import Study, shown
+from results.study import Study
 from trainable.config import ENV_NAMES, HYPERPARAMETERS, TrialConfig
 from trainable.errors import UserError
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from results.atomic import sync_folder, write_atomic
+from results.paths import shown
 from trainable.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -101,12 +102,6 @@ class Study:
 
         rows = read_rows(self.metrics_path, METRICS) if self.metrics_path.exists() else []
         return sorted(rows, key=lambda row: (row["trial_id"], row["tokens_seen"]))
-
-
-def shown(path: Path) -> str:
-    """Return `path` for one line of text: relative to the current folder when below it, quoted when it must be."""
-    text = str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
-    return text if text.isprintable() else repr(text)
 
 
 def studies_dir() -> Path:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from results.atomic import write_atomic
-from results.study import shown
+from results.paths import shown
 from trainable.config import TrialConfig
 from trainable.errors import UserError
 from trainable.rows import MetricsRow, StepRow

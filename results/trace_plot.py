@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from results.atomic import write_atomic
 from results.diagnosis.kinds import Diagnosis, capitalized
-from results.study import shown
+from results.paths import shown
 from results.trace import Column, RunTrace
 from trainable.errors import UserError
 

@@ -16,8 +16,9 @@ from results.attribution import (
 )
 from results.attribution_plot import write_plot
 from results.ledger import Ledger
+from results.paths import shown
 from results.ranking import baseline_trial, best_trial
-from results.study import LATEST, Study, create_study, list_studies, open_study, shown
+from results.study import LATEST, Study, create_study, list_studies, open_study
 from search.inputs import check_fit
 from search.preflight_command import PREFLIGHT_FAILED, passes_preflight
 from search.reopen import Reopened, config_of_row, load_like, reopen, run_more

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from results.study import shown
+from results.paths import shown
 from search.inputs import check_inputs
 from search.terminal import Preparing, Terminal
 from search.variables import Variables

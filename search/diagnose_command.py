@@ -7,7 +7,8 @@ from results.diagnosis.diagnose import Context
 from results.diagnosis.report import Report, plain_text, render, report_of_trace, to_json
 from results.diagnosis.study import context_of_study, report_of_study
 from results.logs.training_log import read_training_log
-from results.study import LATEST, Study, list_studies, open_study, shown
+from results.paths import shown
+from results.study import LATEST, Study, list_studies, open_study
 from results.trace import trace_of_trial
 from results.trace_plot import plot_trace
 from search.inputs import DEFAULT_MODEL, check_inputs

@@ -4,8 +4,9 @@ from typing import Any
 
 from rich.table import Table
 
+from results.paths import shown
 from results.ranking import baseline_trial, best_trial
-from results.study import Study, list_studies, shown, studies_dir
+from results.study import Study, list_studies, studies_dir
 from search.terminal import Terminal
 from search.variables import Variables
 from search.words import loss_words

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from results.ledger import Ledger
-from results.study import Study, shown, studies_dir
+from results.paths import shown
+from results.study import Study, studies_dir
 from search.inputs import Inputs, Loaded, check_inputs, load_inputs
 from search.interrupts import Interrupts
 from search.plan import slots_for

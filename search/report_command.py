@@ -1,9 +1,10 @@
 """`make report`: a study as one HTML page, as Markdown for a pull request, or as its numbers."""
 
 from results.atomic import write_atomic
+from results.paths import shown
 from results.report.facts import report_facts
 from results.report.page import report_markdown, write_report
-from results.study import LATEST, Study, open_study, shown
+from results.study import LATEST, Study, open_study
 from search.terminal import Terminal
 from search.variables import Variables
 

@@ -6,8 +6,9 @@ from rich.panel import Panel
 from rich.text import Text
 
 from results.confirmation import load_confirmation, proven_trial_id
+from results.paths import shown
 from results.ranking import baseline_trial, best_trial, ending_counts, leaderboard, savings
-from results.study import Study, shown
+from results.study import Study
 from search.terminal import Terminal
 from search.view import leaderboard_table
 from search.words import config_words, duration_words, loss_words, token_words

@@ -14,7 +14,7 @@ from results.logs.hints import read_hints
 from results.logs.lines import EPOCH_HEADER, LogRow, read_line, read_owner_progress, read_summary
 from results.logs.runs import drop_cut_numbers, number_rows, runs_of, step_of
 from results.logs.speed import step_times
-from results.study import shown
+from results.paths import shown
 from results.trace import RunTrace
 from trainable.errors import UserError
 

@@ -9,6 +9,7 @@ from results.attribution import load_attribution, summary_lines
 from results.attribution import to_json as attribution_json
 from results.confirmation import load_confirmation
 from results.confirmation import to_json as confirmation_json
+from results.paths import shown
 from results.ranking import baseline_trial, ending_counts, leaderboard, savings, search_trials
 from results.report.analysis import Measured, Row, parameter_values, searched_parameters
 from results.report.answer import answer_facts
@@ -16,7 +17,7 @@ from results.report.importance import importance
 from results.report.rungs import baseline_loss_reached, costs, first_beaten, rung_agreement
 from results.report.space import edges, instability
 from results.report.words import count_words, label, unit
-from results.study import Study, shown
+from results.study import Study
 from spaces.domains import Choice, IntRange, LogUniform, SearchParameter
 from spaces.warmup import WARMUP_FRAC
 from trainable.config import HYPERPARAMETERS
