@@ -14,7 +14,7 @@ from results.attribution import (
     to_json,
     write_attribution,
 )
-from results.attribution_plot import write_plot
+from results.attribution.plot import write_plot
 from results.ledger import Ledger
 from results.paths import shown
 from results.ranking import baseline_trial, best_trial

@@ -29,7 +29,7 @@ from results.attribution import (
     to_json,
     write_attribution,
 )
-from results.attribution_plot import write_plot
+from results.attribution.plot import write_plot
 from results.study import Study
 from trainable.config import BEFORE, DOCUMENTED, TrialConfig
 from trainable.errors import UserError

@@ -1,0 +1,214 @@
+"""Which of several changes did it: combinations to run, and what their losses say. It trains nothing.
+
+The changes are the players of a game whose value is the loss; a combination of them is a coalition. Own code, because
+the kept libraries do other things: shap and shapiq explain a model's predictions, bring numba, and know no seeds (the
+interval here is one over seeds); pyDOE makes designs and analyses none. What is needed is a page of linear algebra:
+
+- Shapley value, every combination known: the weights of Shapley (1953), each seed for itself.
+- Shapley value otherwise: least squares with the Shapley kernel, held to sum to the total (Charnes et al. 1988;
+  Lundberg & Lee 2017, theorem 2), on pairs of a combination and its complement (Covert & Lee 2021): interactions of
+  two changes cancel in a pair, so that the value is exact unless three or more changes interact.
+- Interaction of two changes: the Shapley interaction index (Grabisch & Roubens 1999), which for two changes alone is
+  the two-factor effect v(ij) - v(i) - v(j) + v(); otherwise least squares on the same pairs, exact as above.
+"""
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+from results.attribution.design import Coalition, Setting, check_changes
+from results.attribution.values import (
+    ALPHA,
+    ONE_SEED_SHARE,
+    PATH_SHARE,
+    Attribution,
+    Effect,
+    Estimate,
+    Interaction,
+    ShortestPath,
+    UnstableCombination,
+)
+from results.attribution.weights import interaction_weights, shapley_weights
+from results.attribution.words import combination_words, seed_words
+from trainable.errors import UserError
+
+if TYPE_CHECKING:
+    from results.attribution.weights import Array
+
+
+def attribute(
+    losses: Mapping[Coalition, Mapping[int, float | None]],
+    settings: Sequence[Setting],
+    *,
+    before_name: str = "before",
+    after_name: str = "after",
+) -> Attribution:
+    """Return what each setting's change did; losses by combination and seed, nats/token, None where unstable.
+
+    An unstable run has no loss to share out, so it is named and never imputed: a seed on which an end was unstable is
+    left out, and so is, for all seeds alike, a combination unstable on any other. Raises UserError when no seed was
+    run for every combination given.
+    """
+    k = len(settings)
+    check_changes(k)
+    everything: Coalition = frozenset(range(k))
+    assert {frozenset(), everything} <= losses.keys()
+    assert all(coalition <= everything for coalition in losses)
+    run = set.intersection(*({*by_seed} for by_seed in losses.values()))
+    if not run:
+        raise UserError("no seed has been run for every combination yet. Finish one seed's combinations first.")
+    bad = {c: {seed for seed in run if not _is_finite(by_seed[seed])} for c, by_seed in losses.items()}
+    seeds = tuple(sorted(run - bad[frozenset()] - bad[everything]))
+    by_size = sorted(losses, key=lambda c: (len(c), sorted(c)))
+    stable = [c for c in by_size if seeds and not bad[c].intersection(seeds)]
+    table = _Table(stable, [[float(losses[c][seed] or 0.0) for c in stable] for seed in seeds])
+    effects = _effects(table, k)
+    unstable = tuple(UnstableCombination(changes=c, seeds=tuple(sorted(bad[c]))) for c in by_size if bad[c])
+    found = Attribution(
+        before_name=before_name,
+        after_name=after_name,
+        settings=tuple(settings),
+        seeds=seeds,
+        combinations=len(stable),
+        is_exact=len(stable) == 2**k,
+        loss_before=table.means().get(frozenset()),
+        loss_after=table.means().get(everything),
+        total=table.difference(everything),
+        effects=effects,
+        interactions=_interactions(table, k, effects),
+        path=_shortest_path(table, effects) if seeds else None,
+        unstable=unstable,
+        notes=(),
+    )
+    extra = {seed for by_seed in losses.values() for seed in by_seed} - run
+    return replace(found, notes=tuple(_notes(found, planned=len(losses), extra=extra)))
+
+
+def _is_finite(loss: float | None) -> bool:
+    return loss is not None and math.isfinite(loss)
+
+
+class _Table:
+    """The losses that are used, a row per seed and a column per combination."""
+
+    def __init__(self, columns: Sequence[Coalition], rows: Sequence[Sequence[float]]) -> None:
+        self.columns = list(columns)
+        self.place = {coalition: place for place, coalition in enumerate(columns)}
+        self.rows = [list(row) for row in rows]
+
+    def means(self) -> dict[Coalition, float]:
+        """Return every combination's mean over seeds."""
+        return {c: statistics.fmean(row[place] for row in self.rows) for c, place in self.place.items()}
+
+    def difference(self, coalition: Coalition) -> Estimate | None:
+        """Return the combination's difference from `before`, paired by seed."""
+        if coalition not in self.place:
+            return None
+        start, end = self.place[frozenset()], self.place[coalition]
+        return _estimate([row[end] - row[start] for row in self.rows], ALPHA)
+
+    def estimates(self, weights: "Array", alpha: float) -> list[Estimate]:
+        """Return an estimate for each row of `weights` (values, combinations): every value is linear in the losses."""
+        import numpy as np
+
+        # From `before` on: no value changes by it, and no change at all is exactly 0.
+        rows = np.asarray(self.rows)
+        values = (rows - rows[:, [self.place[frozenset()]]]) @ weights.T  # (seeds, values)
+        return [_estimate([float(value) for value in column], alpha) for column in values.T]
+
+
+def _estimate(values: Sequence[float], alpha: float) -> Estimate:
+    from scipy.special import stdtrit
+
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return Estimate(mean=mean, low=None, high=None)
+    standard_error = statistics.stdev(values) / math.sqrt(len(values))
+    half_width = float(stdtrit(len(values) - 1, 1.0 - alpha / 2.0)) * standard_error
+    return Estimate(mean=mean, low=mean - half_width, high=mean + half_width)
+
+
+def _effects(table: _Table, k: int) -> tuple[Effect, ...]:
+    alone = [table.difference(frozenset({change})) for change in range(k)]
+    weights = shapley_weights(table.columns, k) if table.rows else None
+    shapley: Sequence[Estimate | None] = [None] * k if weights is None else table.estimates(weights, ALPHA)
+    return tuple(Effect(alone=a, shapley=s) for a, s in zip(alone, shapley, strict=True))
+
+
+def _interactions(table: _Table, k: int, effects: Sequence[Effect]) -> tuple[Interaction, ...]:
+    weights = interaction_weights(table.columns, k) if table.rows else None
+    if weights is None:
+        return ()
+    twos = list(combinations(range(k), 2))
+    largest = max((abs(effect.shapley.mean) for effect in effects if effect.shapley), default=0.0)
+    found = []
+    for (first, second), estimate in zip(twos, table.estimates(weights, ALPHA / len(twos)), strict=True):
+        named = estimate.is_proven if len(table.rows) > 1 else abs(estimate.mean) >= ONE_SEED_SHARE * largest > 0.0
+        found.append(Interaction(first=first, second=second, estimate=estimate, named=named))
+    return tuple(found)
+
+
+def _shortest_path(table: _Table, effects: Sequence[Effect]) -> ShortestPath:
+    means = table.means()
+    start = means[frozenset()]
+    gain = {coalition: start - mean for coalition, mean in means.items()}
+    best = max(gain, key=lambda c: (gain[c], -len(c)))
+    if gain[best] <= 0.0:
+        return ShortestPath(order=(), losses=(start,), difference=None, share_frac=None, best=frozenset())
+    enough = [c for c in gain if gain[c] >= PATH_SHARE * gain[best]]
+    target = min(enough, key=lambda c: (len(c), -gain[c]))
+    order = _best_order(target, gain)
+    if order is None:
+        # Nothing known leads there step by step; an unknown value goes last.
+        values = [effect.shapley.mean if effect.shapley else math.inf for effect in effects]
+        order = tuple(sorted(target, key=lambda change: (values[change], change)))
+    steps = [frozenset(order[:length]) for length in range(1, len(order) + 1)]
+    return ShortestPath(
+        order=order,
+        losses=(start, *(means.get(step) for step in steps)),
+        difference=table.difference(target),
+        share_frac=gain[target] / gain[best],
+        best=best,
+    )
+
+
+def _best_order(target: Coalition, gain: Mapping[Coalition, float]) -> tuple[int, ...] | None:
+    """Return the order with the largest sum of gains on the way; None when no known combinations lead there.
+
+    By dynamic programming over the subsets of `target`.
+    """
+    best: dict[Coalition, tuple[float, tuple[int, ...]]] = {frozenset(): (0.0, ())}
+    for size in range(1, len(target) + 1):
+        for some in combinations(sorted(target), size):
+            step = frozenset(some)
+            ways = [(best[step - {last}], last) for last in some if step - {last} in best]
+            if step in gain and ways:
+                (so_far, order), last = max(ways, key=lambda way: way[0][0])
+                best[step] = (so_far + gain[step], (*order, last))
+    return best[target][1] if target in best else None
+
+
+def _notes(found: Attribution, *, planned: int, extra: set[int]) -> Iterable[str]:
+    k = len(found.settings)
+    if not found.seeds:
+        ends = f"{found.before_name} or {found.after_name}"
+        yield f"{ends} was unstable on every seed: there is no difference to share out"
+    elif len(found.seeds) == 1:
+        yield "one seed: no interval, and noise is not told from effect"
+    for entry in found.unstable:
+        which = combination_words(found, entry.changes)
+        yield f"unstable on {seed_words(entry.seeds)}: {which}"
+    if extra:
+        yield f"{seed_words(sorted(extra))} left out: not run for every combination"
+    if found.seeds and not found.is_exact:
+        left_out = planned - found.combinations
+        used = f"{found.combinations} of {2**k} combinations"
+        used += f", without {left_out} unstable on a seed that counts" if left_out else ""
+        yield f"from {used}: exact unless three or more changes interact"
+        if any(effect.shapley is None for effect in found.effects):
+            yield "too few combinations to determine the Shapley values"
+        if k > 1 and not found.interactions:
+            yield "too few combinations to determine the interactions"

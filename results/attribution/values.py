@@ -1,0 +1,101 @@
+"""What an attribution says, as values."""
+
+from dataclasses import dataclass
+
+from results.attribution.design import Coalition, Setting
+
+ALPHA = 0.05
+"""Intervals hold 95 %: a Shapley value's for itself, the interactions' for all of them at once."""
+
+ONE_SEED_SHARE = 0.2
+"""With one seed there is no interval: an interaction is named from this share of the largest Shapley value on."""
+
+PATH_SHARE = 0.9
+"""The shortest path reaches this share of the largest gain of any combination."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """A mean over seeds, in nats/token; as a difference, negative is better."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    """Its t interval over seeds; None with one seed."""
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether the interval leaves 0 out."""
+        return self.low is not None and self.high is not None and (self.low > 0.0 or self.high < 0.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effect:
+    """What one change did."""
+
+    alone: Estimate | None
+    """From `before` with this change only; None when that run was unstable or is missing."""
+    shapley: Estimate | None
+    """Its share of the total; None when too many combinations were unstable or are missing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interaction:
+    """What two changes do together beyond the sum of both."""
+
+    first: int
+    second: int
+    estimate: Estimate
+    named: bool
+    """Worth naming: its interval leaves 0 out; with one seed, ONE_SEED_SHARE of the largest Shapley value."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShortestPath:
+    """The fewest changes that gain PATH_SHARE of what the best combination gains, the greatest gains first."""
+
+    order: tuple[int, ...]
+    """Empty when no combination is better than `before`."""
+    losses: tuple[float | None, ...]
+    """Mean loss of `before` and after each change; None where that combination was not run."""
+    difference: Estimate | None
+    """Its end against `before`; not corrected for having been chosen. None when it is empty."""
+    share_frac: float | None
+    """Of the best combination's gain."""
+    best: Coalition
+    """The combination of the lowest mean loss."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnstableCombination:
+    """A combination that did not complete on some seeds."""
+
+    changes: Coalition
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attribution:
+    """Which of the changes did it; attribution.json."""
+
+    before_name: str
+    after_name: str
+    settings: tuple[Setting, ...]
+    seeds: tuple[int, ...]
+    """On which both ends were stable: everything below is paired over these."""
+    combinations: int
+    """Stable on each of these seeds, so used."""
+    is_exact: bool
+    """Whether that is every combination. If not, Shapley values are exact unless three or more changes interact."""
+    loss_before: float | None
+    loss_after: float | None
+    total: Estimate | None
+    """after - before. The Shapley values sum to it."""
+    effects: tuple[Effect, ...]
+    """By setting."""
+    interactions: tuple[Interaction, ...]
+    """Every two changes; empty when the combinations do not determine them."""
+    path: ShortestPath | None
+    unstable: tuple[UnstableCombination, ...]
+    notes: tuple[str, ...]
+    """What a reader of the numbers must know."""

@@ -1,0 +1,98 @@
+"""Weights that turn losses of combinations into Shapley values and interactions; linear algebra alone."""
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+from results.attribution.design import Coalition, halves_of
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Array = np.ndarray[Any, np.dtype[np.float64]]
+
+
+def shapley_weights(columns: Sequence[Coalition], k: int) -> "Array | None":
+    """Return the (k, columns) weights that turn losses into Shapley values; None when the columns are too few.
+
+    Exact when the columns are all 2^k combinations, else by least squares as the module says. The weights of a column
+    but none and all sum to 0, so that the values sum to the total.
+    """
+    import numpy as np
+
+    place = {coalition: column for column, coalition in enumerate(columns)}
+    weights = np.zeros((k, len(columns)))
+    if len(place) == 2**k:
+        for coalition, column in place.items():
+            for change in range(k):
+                inside = change in coalition
+                others = len(coalition) - inside
+                weight = 1.0 / (k * math.comb(k - 1, others))
+                weights[change, column] = weight if inside else -weight
+        return weights
+    halves = _present_halves(place, k)
+    if not halves:
+        return None
+    # (pairs, k): a pair's difference is the sum over the changes made less the sum over the others.
+    signs = np.array([[1.0 if change in half else -1.0 for change in range(k)] for half in halves])
+    differences = np.zeros((len(halves), len(columns)))
+    for row, half in enumerate(halves):
+        differences[row, place[half]], differences[row, place[frozenset(range(k)) - half]] = 1.0, -1.0
+    total = np.zeros(len(columns))
+    total[place[frozenset(range(k))]], total[place[frozenset()]] = 1.0, -1.0
+    # The values are total / k and something that sums to 0: k - 1 free numbers along an orthonormal basis.
+    basis = np.linalg.qr(np.column_stack([np.ones(k), np.eye(k)[:, 1:]]))[0][:, 1:]
+    root = np.sqrt(_pair_kernel(halves, k))[:, None]
+    design = root * (signs @ basis)
+    if np.linalg.matrix_rank(design) < k - 1:
+        return None
+    rest = root * (differences - signs.sum(axis=1, keepdims=True) * total / k)
+    solved: Array = total / k + basis @ (np.linalg.pinv(design) @ rest)
+    return solved
+
+
+def _present_halves(place: Mapping[Coalition, int], k: int) -> list[Coalition]:
+    everything = frozenset(range(k))
+    halves = [half for size in range(1, k // 2 + 1) for half in halves_of(k, size)]
+    return [half for half in halves if half in place and everything - half in place]
+
+
+def _pair_kernel(halves: Sequence[Coalition], k: int) -> "Array":
+    """Return each pair's weight: its sizes' mass under the Shapley kernel, shared by the pairs that are there."""
+    import numpy as np
+
+    sizes = [len(half) for half in halves]
+    return np.array([(1.0 if 2 * size == k else 2.0) / (size * (k - size) * sizes.count(size)) for size in sizes])
+
+
+def interaction_weights(columns: Sequence[Coalition], k: int) -> "Array | None":
+    """Return the (pairs of changes, columns) weights that turn losses into interactions; None when too few columns.
+
+    The pairs are in the order of itertools.combinations.
+    """
+    import numpy as np
+
+    place = {coalition: column for column, coalition in enumerate(columns)}
+    twos = list(combinations(range(k), 2))
+    if not twos:
+        return None
+    if len(place) == 2**k:
+        weights = np.zeros((len(twos), len(columns)))
+        for row, two in enumerate(twos):
+            for coalition, column in place.items():
+                inside = len(coalition.intersection(two))
+                weight = 1.0 / ((k - 1) * math.comb(k - 2, len(coalition) - inside))
+                weights[row, column] = -weight if inside == 1 else weight
+        return weights
+    halves = _present_halves(place, k)
+    # v() + v(all) - v(S) - v(rest) is the sum of the interactions between S and the rest.
+    cuts = np.array([[float(len(half.intersection(two)) == 1) for two in twos] for half in halves])
+    if not halves or np.linalg.matrix_rank(cuts) < len(twos):
+        return None
+    sums = np.zeros((len(halves), len(columns)))
+    for row, half in enumerate(halves):
+        sums[row, [place[frozenset()], place[frozenset(range(k))]]] = 1.0
+        sums[row, [place[half], place[frozenset(range(k)) - half]]] = -1.0
+    solved: Array = np.linalg.pinv(cuts) @ sums
+    return solved
