@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python -m search
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help search baseline train preflight confirm attribute report diagnose audit export spaces list test check lint types format bench clean
+.PHONY: help search baseline train preflight confirm attribute report diagnose audit export spaces compare list test check lint types format bench clean
 
 help: ## list the targets and the variables
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | awk -F '\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -43,6 +43,9 @@ export: $(STAMP) ## print the best configuration of STUDY=latest: eval "$(make -
 
 spaces: $(STAMP) ## list and check the space files
 	@$(RUN) spaces
+
+compare: $(STAMP) ## set studies side by side: STUDY=a,b
+	@$(RUN) compare
 
 list: $(STAMP) ## list the studies
 	@$(RUN) list

@@ -30,6 +30,7 @@ COMMANDS = {
     "export": ("search.export_command:export_command", "print a study's best configuration"),
     "spaces": ("search.spaces_command:spaces_command", "list and check the space files"),
     "variables": ("search.variables_command:variables_command", "list the variables and their meanings"),
+    "compare": ("search.compare_command:compare_command", "set studies side by side: STUDY=a,b"),
     "list": ("search.list_command:list_command", "list the studies"),
 }
 INTERRUPTED = 130

@@ -5,6 +5,7 @@ import os
 import secrets
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -76,6 +77,7 @@ def run_study(
     ledger: Ledger,
     view: StudyView,
     interrupts: Interrupts,
+    callbacks: Sequence[Callback] = (),
 ) -> None:
     """Run the work's trials, writing `study` as it goes.
 
@@ -99,7 +101,9 @@ def run_study(
         _start_ray(slots)
         # Not before: ray.init() takes SIGTERM for itself.
         with interrupts:
-            _tuner(study, work, spec, slots, tune_config, [recorder, LeaveOnSignal(interrupts)], scratch).fit()
+            _tuner(
+                study, work, spec, slots, tune_config, [recorder, *callbacks, LeaveOnSignal(interrupts)], scratch
+            ).fit()
     except KeyboardInterrupt:
         interrupts.code = interrupts.code or INTERRUPTED
     finally:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from results.ranking import best_trial
 from results.study import check_study_name, new_study_name, open_study, studies_dir
 from search.inputs import Inputs, Loaded, check_fit, check_inputs, load_inputs
+from search.mirrors import Mirrors, read_mirrors
 from search.terminal import Preparing
 from search.variables import Variables, explicit_hyperparameters
 from spaces.load import load_space
@@ -38,6 +39,7 @@ class Plan:
     """The trials where the space does not propose them."""
     largest: TrialConfig
     """A configuration with the longest block and the largest batch that can come."""
+    mirrors: Mirrors
     notes: Sequence[str]
     """What the person should know of how their variables were read."""
 
@@ -61,6 +63,7 @@ def make_plan(variables: Variables, *, kind: str, progress: Preparing, compare: 
     make_rules(space.stability)
     name = study_name(variables, space.name if kind == "search" else kind)
     check_slot_variables(variables)
+    mirrors = read_mirrors(variables)
     configs = _configs(space, compare) if kind == "baseline" else None
     inputs = check_inputs(variables, progress=progress)
     loaded = load_inputs(
@@ -84,6 +87,7 @@ def make_plan(variables: Variables, *, kind: str, progress: Preparing, compare: 
         slots=slots_for(loaded, variables),
         configs=configs,
         largest=largest,
+        mirrors=mirrors,
         notes=notes,
     )
 

@@ -9,6 +9,7 @@ from results.ranking import best_trial
 from results.study import Study, create_study
 from search.confirm_command import confirm_study
 from search.interrupts import Interrupts
+from search.mirrors import mirror_callbacks
 from search.plan import Plan, make_plan
 from search.preflight_command import PREFLIGHT_FAILED, passes_preflight
 from search.report_command import write_reports
@@ -95,6 +96,7 @@ def run_plan(plan: Plan, terminal: Terminal) -> tuple[Study, int]:
             ledger=ledger,
             view=view,
             interrupts=interrupts,
+            callbacks=mirror_callbacks(plan.mirrors, study, plan.space),
         )
     trials = study.trials()
     if interrupts.code is not None:

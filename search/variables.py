@@ -49,6 +49,10 @@ VARIABLES: Mapping[str, str] = MappingProxyType(
         "RANGE": "audit: token positions to look at, e.g. 2.0M-2.5M",
         "CLEAN": "audit: write a cleaned copy of the text to this file",
         "SKIP_PREFLIGHT": "1: search or train although preflight failed",
+        "TENSORBOARD": "search: 1 writes TensorBoard event files into the study",
+        "OPTUNA_STORAGE": "search: an SQLite file or a database URL that optuna-dashboard reads",
+        "MLFLOW": "search: an MLflow tracking URI, where mlflow is installed",
+        "WANDB": "search: a Weights & Biases project, where wandb is installed",
         "MODEL_TYPE": "gpt2, the only type there is",
         "USE_LORA": "False; LoRA is not supported",
     }

@@ -1,0 +1,94 @@
+"""Mirrors of a study where people already look: TensorBoard, Optuna's storage, MLflow, W&B. Never its truth."""
+
+import importlib.util
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from results.study import Study
+from search.variables import Variables
+from spaces.domains import Choice, Domain, IntRange, LogUniform
+from spaces.space import SearchSpace
+from spaces.warmup import WARMUP_FRAC
+from trainable.config import TrialConfig
+from trainable.errors import UserError
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+    from ray.tune import Callback
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mirrors:
+    """What was asked for."""
+
+    tensorboard: bool = False
+    optuna_storage: str | None = None
+    """A database URL; a path means an SQLite file."""
+    mlflow: str | None = None
+    """A tracking URI."""
+    wandb: str | None = None
+    """A project."""
+
+
+def read_mirrors(variables: Variables) -> Mirrors:
+    """Return what the variables ask for. Raises UserError for a library or a folder that is not there."""
+    for name, library in (("MLFLOW", "mlflow"), ("WANDB", "wandb")):
+        if variables.text(name) and importlib.util.find_spec(library) is None:
+            raise UserError(f"{name} is set but {library} is not installed. Install it into .venv, or unset {name}.")
+    return Mirrors(
+        tensorboard=bool(variables.flag("TENSORBOARD")),
+        optuna_storage=_storage_url(variables.text("OPTUNA_STORAGE")),
+        mlflow=variables.text("MLFLOW"),
+        wandb=variables.text("WANDB"),
+    )
+
+
+def _storage_url(text: str | None) -> str | None:
+    if text is None or "://" in text:
+        return text
+    path = Path(text).expanduser().absolute()
+    if path.is_dir() or not path.parent.is_dir():
+        raise UserError(f"OPTUNA_STORAGE={text}: it must be a file in a folder that exists, or a database URL.")
+    return f"sqlite:///{path}"
+
+
+def mirror_callbacks(mirrors: Mirrors, study: Study, space: SearchSpace) -> "list[Callback]":
+    """Return the Ray callbacks that keep the mirrors; a tracker's own where it has one."""
+    from search.mirror_callbacks import OptunaMirror, TensorBoardMirror
+
+    callbacks: list[Callback] = []
+    if mirrors.tensorboard:
+        callbacks.append(TensorBoardMirror(study.path / "tensorboard"))
+    if mirrors.optuna_storage:
+        callbacks.append(OptunaMirror(mirrors.optuna_storage, study.name, space))
+    if mirrors.mlflow:
+        from ray.air.integrations.mlflow import MLflowLoggerCallback
+
+        callbacks.append(MLflowLoggerCallback(tracking_uri=mirrors.mlflow, experiment_name=study.name))
+    if mirrors.wandb:
+        from ray.air.integrations.wandb import WandbLoggerCallback
+
+        callbacks.append(WandbLoggerCallback(project=mirrors.wandb, group=study.name))
+    return callbacks
+
+
+def point_of(space: SearchSpace, config: TrialConfig) -> dict[str, Any]:
+    """Return a configuration as a point of the space: its active parameters, a warm-up share rounded to steps."""
+    values = {**asdict(config), WARMUP_FRAC: config.warmup_steps / config.training_steps}
+    point: dict[str, Any] = {}
+    for parameter in space.parameters:
+        if parameter.is_active(point):
+            point[parameter.name] = parameter.domain.nearest(values[parameter.name])
+    return point
+
+
+def distribution_of(domain: Domain) -> "BaseDistribution":
+    """Return the domain in Optuna's terms."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if isinstance(domain, Choice):
+        return CategoricalDistribution(domain.values)
+    if isinstance(domain, IntRange):
+        return IntDistribution(domain.low, domain.high, log=domain.log, step=domain.step)
+    return FloatDistribution(domain.low, domain.high, log=isinstance(domain, LogUniform))
