@@ -166,7 +166,9 @@ def _run_missing(design: Design, opened: Reopened, terminal: Terminal) -> int | 
         missing,
         baseline=opened.baseline,
         milestones_tokens=opened.milestones_tokens,
-        first_trial_id=max((row["trial_id"] for row in ledger.trials()), default=-1) + 1,
+        # 0 is kept for the configuration before any change, also where another study has run it.
+        first_trial_id=max((row["trial_id"] for row in ledger.trials()), default=-1 if design.before in missing else 0)
+        + 1,
     )
     return run_more(opened, work, terminal, ledger)
 
