@@ -99,8 +99,10 @@ def run_study(
     )
     try:
         _start_ray(slots)
-        # Not before: ray.init() takes SIGTERM for itself.
+        # Once more: ray.init() takes SIGTERM for itself.
         with interrupts:
+            if interrupts.code is not None:
+                raise KeyboardInterrupt
             _tuner(
                 study, work, spec, slots, tune_config, [recorder, *callbacks, LeaveOnSignal(interrupts)], scratch
             ).fit()

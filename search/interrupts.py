@@ -6,24 +6,26 @@ from typing import Any
 
 
 class Interrupts:
-    """A context manager; inside it the first signal only sets `code`, the second one ends the process as usual."""
+    """A context manager, which can be entered again inside itself: a library may have taken the signals meanwhile.
+
+    Inside it the first signal only sets `code`, the second one ends the process as usual.
+    """
 
     def __init__(self) -> None:
         self.code: int | None = None
         """The exit code to end with: 130 for SIGINT, 143 for SIGTERM; None while nobody interrupted."""
-        self._before: dict[signal.Signals, Any] = {}
+        self._before: list[dict[signal.Signals, Any]] = []
 
     def __enter__(self) -> "Interrupts":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._note)
+        self._before.append({number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)})
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._before.pop().items():
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.code = 128 + number
-        signal.signal(number, self._before[signal.Signals(number)])
+        signal.signal(number, self._before[0][signal.Signals(number)])

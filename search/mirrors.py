@@ -55,6 +55,8 @@ def _storage_url(text: str | None) -> str | None:
 
 def mirror_callbacks(mirrors: Mirrors, study: Study, space: SearchSpace) -> "list[Callback]":
     """Return the Ray callbacks that keep the mirrors; a tracker's own where it has one."""
+    if mirrors == Mirrors():
+        return []
     from search.mirror_callbacks import OptunaMirror, TensorBoardMirror
 
     callbacks: list[Callback] = []

@@ -84,10 +84,11 @@ def run_plan(plan: Plan, terminal: Terminal) -> tuple[Study, int]:
         trials_planned=trials_planned,
         console=terminal.console,
     )
-    for line in header_lines(plan, trials_planned):
-        view.say(line)
     interrupts = Interrupts()
-    with view:
+    # From here on there is a study: a signal must not be lost in an import of one of the libraries that come now.
+    with interrupts, view:
+        for line in header_lines(plan, trials_planned):
+            view.say(line)
         run_study(
             study,
             _work(plan),
