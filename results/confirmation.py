@@ -20,11 +20,10 @@ from dataclasses import asdict, dataclass, replace
 from itertools import count, islice
 from typing import Any, Literal, get_args
 
-from results.atomic import write_atomic
-from results.paths import shown
+from results.documents import read_document, write_document
 from results.ranking import baseline_trial, leaderboard
 from results.study import Study
-from trainable.config import HYPERPARAMETERS, TrialConfig
+from trainable.config import TrialConfig, config_from
 from trainable.errors import UserError
 from trainable.rows import ENDINGS, TrialStatus
 
@@ -133,7 +132,7 @@ def _check_number(name: str, value: int, low: int, high: int) -> None:
 
 
 def _configuration(row: Mapping[str, Any]) -> TrialConfig:
-    config = TrialConfig(**{name: row[name] for name in HYPERPARAMETERS})
+    config = config_from(row)
     return replace(config, seed=0, warmup_steps=config.warmup_steps if config.has_warmup else 0)
 
 
@@ -328,17 +327,9 @@ def _with_tuples(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def write_confirmation(study: Study, confirmation: Confirmation) -> None:
     """Write the study's confirmation.json. Raises OSError."""
-    data = json.dumps(to_json(confirmation), indent=2, allow_nan=False) + "\n"
-    write_atomic(study.path / "confirmation.json", data.encode())
+    write_document(study.path / "confirmation.json", to_json(confirmation))
 
 
 def load_confirmation(study: Study) -> Confirmation | None:
     """Return the study's confirmation, None when it has none. Raises UserError when its file is damaged."""
-    path = study.path / "confirmation.json"
-    try:
-        return from_json(json.loads(path.read_bytes()))
-    except FileNotFoundError:
-        return None
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as err:
-        reason = " ".join(str(err).split())
-        raise UserError(f"{shown(path)}: not a confirmation ({reason}). Move it away and confirm again.") from None
+    return read_document(study.path / "confirmation.json", from_json, what="a confirmation", again="confirm")

@@ -13,7 +13,7 @@ from results.confirmation import CandidateVerdict, load_confirmation, proven_tri
 from results.paths import shown
 from results.ranking import baseline_trial, best_trial, ending_counts
 from results.study import Study
-from trainable.config import ENV_NAMES, HYPERPARAMETERS, TrialConfig
+from trainable.config import ENV_NAMES, TrialConfig, config_from
 from trainable.errors import UserError
 
 ENV_ORDER: tuple[str, ...] = (
@@ -128,7 +128,7 @@ def _load(study: Study) -> _Best:
     if trial is None:
         ended = ", ".join(f"{count} {status}" for status, count in ending_counts(trials).items() if count)
         raise UserError(f"study {study.name} has no completed trial to export ({ended or 'none has started'}).")
-    config = TrialConfig(**{name: trial[name] for name in HYPERPARAMETERS})
+    config = config_from(trial)
     document = study.document()
     try:
         return _Best(

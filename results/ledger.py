@@ -9,7 +9,7 @@ from typing import Any
 
 from results.study import Study
 from results.tables import METRICS, STEPS, TRIALS, Row, read_rows, write_table
-from trainable.config import TrialConfig
+from trainable.config import TrialConfig, config_from
 from trainable.rows import ENDINGS, MetricsRow, StepRow, TrialStatus, Verdict
 
 FLUSH_INTERVAL_S = 5.0
@@ -79,7 +79,7 @@ class Ledger:
             known = self._trials[trial_id] = new
             self._metrics[trial_id] = []
         assert known["status"] not in ENDINGS, f"trial {trial_id} is {known['status']}"
-        assert config == TrialConfig(**{name: known[name] for name in asdict(config)}), f"trial {trial_id}: new config"
+        assert config == config_from(known), f"trial {trial_id}: new config"
         known.update(status="running", ended_at=None)
         self.flush()
 
@@ -95,8 +95,7 @@ class Ledger:
         if rung is not None:
             trial["rung"] = max(rung, trial["rung"] if trial["rung"] is not None else rung)
         self._unwritten_metrics = True
-        if self._clock() - self._flushed_at >= self._flush_interval_s:
-            self.flush()
+        self.flush_if_due()
 
     def add_steps(self, trial_id: int, steps: Sequence[StepRow]) -> None:
         """Note optimizer steps, in their order; they are on disk with the next flush.
@@ -142,6 +141,12 @@ class Ledger:
             if trial["status"] == "running":
                 trial.update(status="interrupted", ended_at=_aware(ended_at))
         self.flush()
+
+    def flush_if_due(self) -> None:
+        """Write what is not on disk yet, if the last write is long enough ago. Raises OSError."""
+        unwritten = self._unwritten_metrics or bool(self._unwritten_steps)
+        if unwritten and self._clock() - self._flushed_at >= self._flush_interval_s:
+            self.flush()
 
     def flush(self) -> None:
         """Write what is not on disk yet. Raises OSError."""

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from results.attribution import (
+    Coalition,
     Setting,
     attribute,
     changed_settings,
@@ -21,16 +22,14 @@ from results.ranking import baseline_trial, best_trial
 from results.study import LATEST, Study, create_study, list_studies, open_study
 from search.inputs import check_fit
 from search.preflight_command import PREFLIGHT_FAILED, passes_preflight
-from search.reopen import Reopened, config_of_row, load_like, reopen, run_more
+from search.reopen import Reopened, load_like, reopen, run_more
 from search.report_command import write_reports
 from search.study_document import common_document
 from search.terminal import Preparing, Terminal
 from search.variables import Variables
-from trainable.config import BASELINES, DOCUMENTED, TrialConfig, with_token_budget
+from trainable.config import BASELINES, DOCUMENTED, TrialConfig, config_from, with_token_budget
 from trainable.errors import UserError, did_you_mean
 from trainable.rows import ENDINGS
-
-Coalition = frozenset[int]
 
 DEFAULT_BUDGET_TOKENS = 200_000
 DEFAULT_SEEDS = 3
@@ -55,6 +54,11 @@ class Design:
     def before(self) -> TrialConfig:
         """The configuration before any change."""
         return next(iter(self.configs.values()))
+
+    @property
+    def is_at_sources_budget(self) -> bool:
+        """Whether the source's own trials are runs of this design too."""
+        return self.source is not None and self.source.document()["budget_tokens"] == self.budget_tokens
 
 
 def attribute_command(variables: Variables, terminal: Terminal) -> int:
@@ -96,7 +100,7 @@ def make_design(variables: Variables) -> Design:
         if base is None or best is None or best["is_baseline"]:
             raise UserError(f"study {source.name} has no trial better than its baseline: nothing to attribute.")
         names = (f"{source.name} baseline", f"{source.name} trial {best['trial_id']}")
-        before, after = config_of_row(base), config_of_row(best)
+        before, after = config_from(base), config_from(best)
         budget_tokens = budget_tokens or source.document()["budget_tokens"]
     budget_tokens = budget_tokens or DEFAULT_BUDGET_TOKENS
     settings = changed_settings(before, after)
@@ -138,7 +142,7 @@ def _open(design: Design, variables: Variables, progress: Preparing) -> tuple[St
     document = common_document(name, "attribute", inputs=opened.inputs, loaded=opened.loaded)
     document["evaluation"]["milestones_tokens"] = (
         like["evaluation"]["milestones_tokens"]
-        if design.source and design.source.document()["budget_tokens"] == design.budget_tokens
+        if design.is_at_sources_budget
         else [design.budget_tokens * part // EVALUATIONS for part in range(1, EVALUATIONS + 1)]
     )
     document.update(
@@ -176,10 +180,10 @@ def _run_missing(design: Design, opened: Reopened, terminal: Terminal) -> int | 
 def _known_configs(design: Design, study: Study) -> dict[TrialConfig, dict[str, Any]]:
     """Return the ended full-length rows, of this study and of the one it asks about, by configuration."""
     rows: list[dict[str, Any]] = study.trials()
-    if design.source is not None and design.source.document()["budget_tokens"] == design.budget_tokens:
+    if design.source is not None and design.is_at_sources_budget:
         rows = [*design.source.trials(), *rows]
     # A trial that the scheduler stopped has no loss at the full budget; it is run again.
-    return {config_of_row(row): row for row in rows if row["status"] in ENDINGS and row["status"] != "stopped"}
+    return {config_from(row): row for row in rows if row["status"] in ENDINGS and row["status"] != "stopped"}
 
 
 def _conclude(design: Design, study: Study, terminal: Terminal) -> int:

@@ -13,7 +13,7 @@ from search.run_command import finish_study, is_sound, run_plan
 from search.terminal import Preparing, Terminal
 from search.variables import Variables
 from search.words import loss_words, token_words
-from trainable.config import BASELINES, BEFORE, TrialConfig
+from trainable.config import BASELINES, BEFORE, TrialConfig, config_from
 from trainable.schedule import learning_rate_at
 from trainable.stability import judge_trace
 
@@ -63,7 +63,7 @@ def _measured(
         from_scratch=from_scratch,
     )
     evaluations = [metrics for metrics in study.metrics() if metrics["trial_id"] == row["trial_id"]]
-    config = TrialConfig(**{field: row[field] for field in TrialConfig.__dataclass_fields__})
+    config = config_from(row)
     times_s = sorted(step["step_time_s"] for step in steps)
     return {
         "name": name,

@@ -18,11 +18,12 @@ from results.confirmation import (
 from results.export import write_best
 from results.ledger import Ledger
 from results.study import LATEST, Study, open_study
-from search.reopen import Reopened, config_of_row, reopen, run_more
+from search.reopen import Reopened, reopen, run_more
 from search.report_command import write_reports
 from search.terminal import Preparing, Terminal
 from search.variables import Variables
 from search.words import config_words
+from trainable.config import config_from
 from trainable.rows import ENDINGS
 
 DEFAULT_TOP = 2
@@ -47,9 +48,7 @@ def confirm_study(study: Study, variables: Variables, terminal: Terminal) -> int
     top, seeds = variables.whole("TOP") or DEFAULT_TOP, variables.whole("SEEDS") or DEFAULT_SEEDS
     trials = study.trials()
     known = load_confirmation(study)
-    unfinished = known is not None and not known.verdicts
-    if unfinished:
-        assert known is not None
+    if known is not None and not known.verdicts:
         runs: Sequence[ConfirmationRun] = known.runs
     else:
         # A second one judges its own fresh seeds alone: looking again until it says "better" would prove nothing.
@@ -94,7 +93,7 @@ def _run_missing(
     if not missing:
         return None
     work = list_work(
-        [config_of_row(rows[run.source_trial_id], seed=run.seed) for run in missing],
+        [replace(config_from(rows[run.source_trial_id]), seed=run.seed) for run in missing],
         baseline=reopened.baseline,
         milestones_tokens=reopened.milestones_tokens,
         first_trial_id=min(run.trial_id for run in missing if run.trial_id is not None),

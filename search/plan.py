@@ -13,7 +13,7 @@ from search.terminal import Preparing
 from search.variables import Variables, explicit_hyperparameters
 from spaces.load import load_space
 from spaces.space import SearchSpace
-from trainable.config import BASELINES, HYPERPARAMETERS, TrialConfig
+from trainable.config import BASELINES, HYPERPARAMETERS, TrialConfig, config_from
 from trainable.errors import UserError
 from trainable.stability import make_rules
 
@@ -124,8 +124,7 @@ def _baseline(variables: Variables) -> tuple[str, TrialConfig] | None:
     best = best_trial(study.trials())
     if best is None:
         raise UserError(f"BASELINE={name}: study {study.name} has no completed trial. Name another study.")
-    config = TrialConfig(**{field: best[field] for field in HYPERPARAMETERS})
-    return f"{study.name} trial {best['trial_id']}", config
+    return f"{study.name} trial {best['trial_id']}", config_from(best)
 
 
 def _configs(space: SearchSpace, compare: str | None) -> list[TrialConfig]:

@@ -1,6 +1,5 @@
 """StudyRecorder: writes what Ray reports into the study's ledger and tells the view. It decides nothing."""
 
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,7 +9,7 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial
 from rich.text import Text
 
-from results.ledger import FLUSH_INTERVAL_S, Ledger
+from results.ledger import Ledger
 from search.scheduler import TokenASHA
 from search.view import StudyView
 from trainable.config import TrialConfig
@@ -27,7 +26,6 @@ class StudyRecorder(Callback):  # type: ignore[misc]
         self._scheduler = scheduler
         self._view = view
         self._on_completed = on_completed
-        self._unwritten_since: float | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Return nothing: Ray pickles callbacks for a restore that studies never use, and a live screen has locks."""
@@ -49,15 +47,11 @@ class StudyRecorder(Callback):  # type: ignore[misc]
         if result["metrics"] is not None:
             row = MetricsRow(**result["metrics"])
             self._ledger.add_metrics(trial_id, row, self._scheduler.rung_of(result["fidelity_tokens"]))
-        if self._unwritten_since is None:
-            self._unwritten_since = time.monotonic()
         self._view.refresh()
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Write what the ledger holds back: the next evaluation, with which it would write it, may be hours away."""
-        if self._unwritten_since is not None and time.monotonic() - self._unwritten_since >= FLUSH_INTERVAL_S:
-            self._ledger.flush()
-            self._unwritten_since = None
+        self._ledger.flush_if_due()
         self._view.refresh()
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:

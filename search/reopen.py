@@ -13,7 +13,7 @@ from search.plan import slots_for
 from search.terminal import Preparing, Terminal
 from search.variables import Variables
 from search.view import StudyView
-from trainable.config import HYPERPARAMETERS, TrialConfig
+from trainable.config import TrialConfig, config_from
 from trainable.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,8 +44,7 @@ def reopen(study: Study, variables: Variables, progress: Preparing) -> Reopened:
     Raises UserError when the text or the tokenizer is no longer what the study was run on.
     """
     document = study.document()
-    baseline = {name: value for name, value in document["baseline"].items() if name in HYPERPARAMETERS}
-    opened = load_like(document, variables, progress, baseline=TrialConfig(**baseline))
+    opened = load_like(document, variables, progress, baseline=config_from(document["baseline"]))
     loaded = opened.loaded
     if loaded.corpus_facts["fingerprint"] != document["corpus"]["fingerprint"]:
         raise UserError(
@@ -104,8 +103,9 @@ def run_more(reopened: Reopened, work: "Work", terminal: Terminal, ledger: Ledge
         console=terminal.console,
     )
     interrupts = Interrupts()
-    view.say(f"study {shown(reopened.study.path)}: {work.trials_count} more runs, starting Ray ...")
-    with view:
+    # As in run_plan: a signal must not be lost before the engine asks for it.
+    with interrupts, view:
+        view.say(f"study {shown(reopened.study.path)}: {work.trials_count} more runs, starting Ray ...")
         run_study(
             reopened.study,
             work,
@@ -116,8 +116,3 @@ def run_more(reopened: Reopened, work: "Work", terminal: Terminal, ledger: Ledge
             interrupts=interrupts,
         )
     return interrupts.code
-
-
-def config_of_row(row: dict[str, Any], **changes: Any) -> TrialConfig:
-    """Return a trial's configuration from its row in trials.parquet, with `changes`."""
-    return replace(TrialConfig(**{name: row[name] for name in HYPERPARAMETERS}), **changes)

@@ -175,6 +175,11 @@ def make_config(base: TrialConfig, values: Mapping[str, Any]) -> TrialConfig:
     return replace(base, **values)
 
 
+def config_from(values: Mapping[str, Any]) -> TrialConfig:
+    """Return the configuration that a row or a document holds among other things. Raises KeyError, UserError."""
+    return TrialConfig(**{name: values[name] for name in HYPERPARAMETERS})
+
+
 def with_token_budget(config: TrialConfig, budget_tokens: int) -> TrialConfig:
     """Return `config` with as many whole steps as fit into `budget_tokens`; its warm-up keeps its share of the run.
 

@@ -7,7 +7,6 @@ from typing import TypeAlias
 
 import torch
 
-from trainable.config import TrialConfig
 from trainable.device import autocast
 from trainable.evaluation import EvalProtocol, eval_windows, evaluate
 from trainable.loss import next_token_loss
@@ -42,7 +41,6 @@ def train(
     since = _Window(state)
     # Whatever it shows is not the training's doing; weights that are no numbers end the run at its first step.
     yield _evaluated(state, since, val_windows, train_loss=evaluate(state.model, _train_windows(corpus, protocol)))
-    since = _Window(state)
     while state.optimizer_steps < state.config.training_steps:
         row, skipped = _step(state, corpus)
         since.add(row)
@@ -160,14 +158,13 @@ def _evaluated(state: TrainState, since: _Window, val_windows: torch.Tensor, *, 
     started = time.perf_counter()
     val_loss = evaluate(state.model, val_windows)
     state.active_s += time.perf_counter() - started
-    config: TrialConfig = state.config
     return MetricsRow(
         tokens_seen=state.tokens_seen,
         optimizer_steps=state.optimizer_steps,
         val_loss=val_loss,
         train_loss=train_loss,
         grad_norm=since.grad_norm,
-        learning_rate=learning_rate_at(state.optimizer_steps, config),
+        learning_rate=learning_rate_at(state.optimizer_steps, state.config),
         tokens_per_s=(state.tokens_seen - since.tokens_at_start) / since.seconds if since.seconds else math.nan,
         active_s=state.active_s,
     )

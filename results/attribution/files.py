@@ -5,12 +5,10 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from results.atomic import write_atomic
 from results.attribution.design import Setting
 from results.attribution.values import Attribution, Effect, Estimate, Interaction, ShortestPath, UnstableCombination
-from results.paths import shown
+from results.documents import read_document, write_document
 from results.study import Study
-from trainable.errors import UserError
 
 
 def to_json(attribution: Attribution) -> dict[str, Any]:
@@ -70,17 +68,9 @@ def _read_path(row: Mapping[str, Any]) -> ShortestPath:
 
 def write_attribution(study: Study, attribution: Attribution) -> None:
     """Write the study's attribution.json. Raises OSError."""
-    data = json.dumps(to_json(attribution), indent=2, allow_nan=False) + "\n"
-    write_atomic(study.path / "attribution.json", data.encode())
+    write_document(study.path / "attribution.json", to_json(attribution))
 
 
 def load_attribution(study: Study) -> Attribution | None:
     """Return the study's attribution, None when it has none. Raises UserError when its file is damaged."""
-    path = study.path / "attribution.json"
-    try:
-        return from_json(json.loads(path.read_bytes()))
-    except FileNotFoundError:
-        return None
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as err:
-        reason = " ".join(str(err).split())
-        raise UserError(f"{shown(path)}: not an attribution ({reason}). Move it away and attribute again.") from None
+    return read_document(study.path / "attribution.json", from_json, what="an attribution", again="attribute")

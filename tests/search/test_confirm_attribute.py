@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from results.study import Study
-from search.reopen import config_of_row
+from trainable.config import config_from
 
 SPACE = """
 description = "One rate is much better than the baseline's"
@@ -73,4 +73,4 @@ def test_one_change_is_attributed_without_a_run_that_is_known(study: Study, run:
         (0, 1e-5, 6144),
         (1, 3e-3, 6144),
     ]
-    assert config_of_row(rows[0]).training_steps == 6144 // 128
+    assert config_from(rows[0]).training_steps == 6144 // 128

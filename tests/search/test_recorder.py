@@ -181,7 +181,7 @@ def test_an_evaluation_before_a_long_silence_is_written_all_the_same(
     recording.recorder.on_step_end(iteration=1, trials=[trial])
     # The ledger has just written the start; it waits a few seconds before it writes again.
     assert recording.study.metrics() == []
-    monkeypatch.setattr("search.recorder.FLUSH_INTERVAL_S", 0.0)
+    monkeypatch.setattr(recording.ledger, "_flush_interval_s", 0.0)
     recording.recorder.on_step_end(iteration=2, trials=[trial])
     assert [row["tokens_seen"] for row in recording.study.metrics()] == [100]
     assert recording.study.steps_path(1).exists()
