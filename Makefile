@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python -m search
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help search baseline train preflight confirm attribute report diagnose audit export spaces compare list test check lint types format bench clean
+.PHONY: help search resume baseline train preflight confirm attribute report diagnose audit export spaces compare list test check lint types format bench clean
 
 help: ## list the targets and the variables
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | awk -F '\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -13,6 +13,9 @@ help: ## list the targets and the variables
 
 search: $(STAMP) ## search a space: SPACE=plateau [STUDY= TRIALS= BUDGET_TOKENS= ...]
 	@$(RUN) run
+
+resume: $(STAMP) ## go on with STUDY=latest [TRIALS=48 for more trials, BUDGET_TOKENS= for longer ones]
+	@$(RUN) resume
 
 baseline: $(STAMP) ## run the documented configuration alone [COMPARE=before]
 	@$(RUN) baseline

@@ -1,8 +1,20 @@
-"""Files that are seen whole or not at all. Not a lock: of two writers the last one wins."""
+"""Files that are seen whole or not at all, and why one was not written. Not a lock: the last writer wins."""
 
+import errno
 import os
 import secrets
 from pathlib import Path
+
+from results.paths import shown
+
+_STORAGE_WORDS = {
+    errno.ENOSPC: "no space left on the device. Make room",
+    errno.EDQUOT: "the disk quota is used up. Make room, or have it raised",
+    errno.EROFS: "the file system is read-only. Make it writable",
+    errno.EFBIG: "larger than a limit on files allows. Raise it (ulimit -f)",
+    errno.EACCES: "permission denied. Make it writable",
+    errno.EIO: "the device reports an error. Check the disk",
+}
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -30,3 +42,9 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def storage_error_words(error: OSError, path: Path) -> str:
+    """Return the line for a person: `path`, why it could not be written, and the remedy."""
+    reason = _STORAGE_WORDS.get(error.errno or 0) or f"{error.strerror or error}. Make it writable"
+    return f"{shown(path)}: {' '.join(reason.split())}; what was measured so far is kept"

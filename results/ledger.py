@@ -1,14 +1,16 @@
 """A study's tables while it runs: the driver's memory of every trial, flushed to disk. It decides nothing."""
 
+import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from results.study import Study
-from results.tables import METRICS, STEPS, TRIALS, Row, read_rows, write_table
+from results.tables import METRICS, STEPS, TRIALS, Row, previous_path, read_rows_or_previous, write_table
 from trainable.config import TrialConfig, config_from
 from trainable.rows import ENDINGS, MetricsRow, StepRow, TrialStatus, Verdict
 
@@ -40,6 +42,7 @@ class Ledger:
         self._steps: dict[int, list[Row]] = {}
         self._unwritten_steps: set[int] = set()
         self._flushed_at = -math.inf
+        self._notes: list[str] = []
 
     @classmethod
     def load(
@@ -49,12 +52,16 @@ class Ledger:
         flush_interval_s: float = FLUSH_INTERVAL_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> "Ledger":
-        """Return the ledger as the study's tables hold it. Raises UserError when they are damaged."""
+        """Return the ledger as the study's tables hold it; a damaged table's previous copy takes its place.
+
+        Raises UserError where there is no whole copy either.
+        """
         ledger = cls(study, flush_interval_s=flush_interval_s, clock=clock)
-        ledger._trials = {row["trial_id"]: row for row in study.trials()}
+        ledger._trials = {row["trial_id"]: row for row in ledger._read(study.trials_path, TRIALS)}
         ledger._metrics = {trial_id: [] for trial_id in ledger._trials}
-        for row in study.metrics():
-            ledger._metrics.setdefault(row["trial_id"], []).append(row)
+        for row in sorted(ledger._read(study.metrics_path, METRICS), key=lambda row: row["tokens_seen"]):
+            if row["trial_id"] in ledger._metrics:
+                ledger._metrics[row["trial_id"]].append(row)
         for trial_id, trial in ledger._trials.items():
             # The process may have died between the writes of the two tables, metrics first.
             if trial["status"] == "running":
@@ -69,13 +76,24 @@ class Ledger:
         """Return copies of the evaluations' rows, by trial_id, then tokens_seen."""
         return [dict(row) for trial_id in sorted(self._metrics) for row in self._metrics[trial_id]]
 
-    def start_trial(self, trial_id: int, *, is_baseline: bool, config: TrialConfig, started_at: datetime) -> None:
-        """Note that the trial runs. One that was interrupted goes on: its start and its evaluations are kept."""
+    def start_trial(
+        self,
+        trial_id: int,
+        *,
+        is_baseline: bool,
+        config: TrialConfig,
+        started_at: datetime,
+        point: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Note that the trial runs, at `point` of the space where a searcher proposed it.
+
+        One that was interrupted goes on: its start and its evaluations are kept.
+        """
         known = self._trials.get(trial_id)
         if known is None:
             new: Row = dict.fromkeys(TRIALS.names)
             new.update(trial_id=trial_id, is_baseline=is_baseline, started_at=_aware(started_at), **asdict(config))
-            new.update(dict.fromkeys(_COUNTERS, 0), active_s=0.0)
+            new.update(dict.fromkeys(_COUNTERS, 0), active_s=0.0, point=None if point is None else json.dumps(point))
             known = self._trials[trial_id] = new
             self._metrics[trial_id] = []
         assert known["status"] not in ENDINGS, f"trial {trial_id} is {known['status']}"
@@ -86,11 +104,15 @@ class Ledger:
     def add_metrics(self, trial_id: int, row: MetricsRow, rung: int | None) -> None:
         """Note an evaluation, and the rung it reached.
 
-        Evaluations at or beyond its step are dropped: the trial went back to a checkpoint and passes there again.
+        Evaluations at or beyond its step are dropped: the trial went back to a checkpoint and passes there again. The
+        one at the checkpoint itself stays when the loss is the same: it saw the steps before it.
         """
         trial = self._running(trial_id)
-        earlier = [old for old in self._metrics[trial_id] if old["optimizer_steps"] < row.optimizer_steps]
-        self._metrics[trial_id] = [*earlier, _metrics_row(trial_id, row)]
+        new = _metrics_row(trial_id, row)
+        known = self._metrics[trial_id]
+        earlier = [old for old in known if old["optimizer_steps"] < row.optimizer_steps]
+        same = [old for old in known if all(old[name] == new[name] for name in ("optimizer_steps", "val_loss"))]
+        self._metrics[trial_id] = [*earlier, *(same[:1] or [new])]
         trial.update(_summary(self._metrics[trial_id]))
         if rung is not None:
             trial["rung"] = max(rung, trial["rung"] if trial["rung"] is not None else rung)
@@ -107,8 +129,7 @@ class Ledger:
         if not steps:
             return
         if trial_id not in self._steps:
-            path = self._study.steps_path(trial_id)
-            self._steps[trial_id] = read_rows(path, STEPS) if path.exists() else []
+            self._steps[trial_id] = self._read(self._study.steps_path(trial_id), STEPS)
         known = self._steps[trial_id]
         while known and known[-1]["optimizer_steps"] >= steps[0].optimizer_steps:
             known.pop()
@@ -160,6 +181,18 @@ class Ledger:
         write_table(self._study.trials_path, self.trials(), TRIALS)
         self._flushed_at = self._clock()
         self._steps = {key: rows for key, rows in self._steps.items() if self._trials[key]["status"] == "running"}
+
+    def take_notes(self) -> list[str]:
+        """Return what a person should know of the tables that were read, once."""
+        notes, self._notes = self._notes, []
+        return notes
+
+    def _read(self, path: Path, schema: Any) -> list[Row]:
+        if not path.exists() and not previous_path(path).exists():
+            return []
+        rows, note = read_rows_or_previous(path, schema)
+        self._notes += [note] if note else []
+        return rows
 
     def _running(self, trial_id: int) -> Row:
         trial = self._trials[trial_id]

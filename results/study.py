@@ -18,7 +18,7 @@ from trainable.errors import UserError, did_you_mean
 if TYPE_CHECKING:
     from results.tables import Row
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Of study.json; another version's is refused."""
 
 LATEST = "latest"
@@ -155,7 +155,7 @@ def create_study(name: str, document: Mapping[str, Any]) -> Study:
     data = json.dumps(document, indent=2, allow_nan=False).encode() + b"\n"
     study = Study(studies_dir() / name)
     if os.path.lexists(study.path):
-        raise _exists(study)
+        raise study_exists(name)
     temporary = study.path.with_name(f".{name}.{secrets.token_hex(4)}.tmp")
     try:
         temporary.mkdir(parents=True)
@@ -170,7 +170,7 @@ def create_study(name: str, document: Mapping[str, Any]) -> Study:
         except OSError:
             # Someone made it meanwhile: a rename never replaces a folder that holds something.
             if os.path.lexists(study.path):
-                raise _exists(study) from None
+                raise study_exists(name) from None
             raise
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -179,8 +179,9 @@ def create_study(name: str, document: Mapping[str, Any]) -> Study:
     return study
 
 
-def _exists(study: Study) -> UserError:
-    return UserError(f"study {study.name} exists. Choose another STUDY= name.")
+def study_exists(name: str) -> UserError:
+    """Return the error of asking for a new study under a name that is taken: runs are never mixed."""
+    return UserError(f"study {name} exists. Go on with it: make resume STUDY={name}; or choose another STUDY= name.")
 
 
 def list_studies() -> list[Study]:

@@ -1,6 +1,8 @@
 """The columns of a study's tables, and the one way they are written and read. Not what the rows mean together."""
 
+import errno
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -10,6 +12,7 @@ import pyarrow.parquet as pq
 
 from results.atomic import write_atomic
 from results.paths import shown
+from results.table_guard import check_guard, guarded
 from trainable.config import TrialConfig
 from trainable.errors import UserError
 from trainable.rows import MetricsRow, StepRow
@@ -31,6 +34,7 @@ TRIALS = pa.schema(
         ("is_baseline", pa.bool_()),
         ("status", pa.string()),
         ("verdict", pa.string()),
+        ("point", pa.string()),
         *_columns(TrialConfig),
         ("val_loss", pa.float64()),
         ("best_val_loss", pa.float64()),
@@ -43,7 +47,7 @@ TRIALS = pa.schema(
         ("ended_at", _TIME),
     ]
 )
-"""trials.parquet: a row per trial; trial 0 is the baseline."""
+"""trials.parquet: a row per trial; trial 0 is the baseline. point: what the searcher proposed, as JSON, if it did."""
 
 METRICS = pa.schema([("trial_id", pa.int64()), *_columns(MetricsRow)])
 """metrics.parquet: a row per evaluation."""
@@ -52,31 +56,45 @@ STEPS = pa.schema(_columns(StepRow))
 """steps/TRIAL.parquet: a row per optimizer step, as measured: a loss or norm may be infinite or NaN."""
 
 
+class DamagedTableError(UserError):
+    """A table that is not what was written."""
+
+
 def write_table(path: Path, rows: Sequence[Row], schema: Any) -> None:
-    """Write `rows` as the Parquet file `path` (zstd), atomically. Raises OSError."""
+    """Write `rows` as the Parquet file `path` (zstd), atomically; the file before it stays as `.NAME.previous`.
+
+    Raises OSError, with the table as it was.
+    """
     names = set(schema.names)
     for row in rows:
         assert row.keys() == names, f"{path.name}: {sorted(row.keys() ^ names)}"
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), sink, compression="zstd")
-    write_atomic(path, sink.getvalue().to_pybytes())
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), sink, compression="zstd", write_page_checksum=True)
+    data = guarded(sink.getvalue().to_pybytes())
+    _keep_previous(path)
+    write_atomic(path, data)
 
 
 def read_rows(path: Path, schema: Any = None) -> list[Row]:
     """Return the rows of a Parquet file, in its order.
 
-    Raises UserError when it is missing, cut short, not Parquet, or lacks a column of `schema`.
+    Raises UserError when it is missing, cut short, changed since it was written, not Parquet, or lacks a column of
+    `schema`.
     """
+    damaged = "{}: not a whole Parquet table ({}). Restore it, or move its study away."
     try:
-        with pq.ParquetFile(path) as file:
-            table = file.read()
+        data = path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"{shown(path)}: there is no such table.") from None
-    except (pa.ArrowException, OSError) as err:
-        reason = " ".join(str(err).split())
-        raise UserError(
-            f"{shown(path)}: not a whole Parquet table ({reason}). Restore it, or move its study away."
-        ) from None
+    except OSError as err:
+        kind = DamagedTableError if err.errno == errno.EIO else UserError
+        raise kind(damaged.format(shown(path), err.strerror)) from None
+    try:
+        check_guard(data)
+        with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
+            table = file.read()
+    except (pa.ArrowException, OSError, ValueError) as err:
+        raise DamagedTableError(damaged.format(shown(path), " ".join(str(err).split()))) from None
     for wanted in schema or ():
         found = table.schema.field(wanted.name).type if wanted.name in table.column_names else None
         if found != wanted.type:
@@ -85,6 +103,45 @@ def read_rows(path: Path, schema: Any = None) -> list[Row]:
                 "it is not a study's table, or another version wrote it."
             )
     return _rows(table)
+
+
+def read_rows_or_previous(path: Path, schema: Any = None) -> tuple[list[Row], str | None]:
+    """Return the rows as read_rows does; of a damaged or missing table the previous copy's, with a note for a person.
+
+    The copy then takes the table's place, and a damaged table stays as NAME.damaged. Raises UserError where there is
+    no whole copy either, and OSError.
+    """
+    previous = previous_path(path)
+    try:
+        return read_rows(path, schema), None
+    except UserError as error:
+        damaged = isinstance(error, DamagedTableError)
+        if not previous.exists() or (path.exists() and not damaged):
+            raise
+        refusal = error
+    try:
+        rows = read_rows(previous, schema)
+    except UserError:
+        raise refusal from None
+    if damaged:
+        path.replace(path.with_name(f"{path.name}.damaged"))
+    write_atomic(path, previous.read_bytes())
+    moved = f"is damaged and now {path.name}.damaged" if damaged else "is missing"
+    return rows, f"{shown(path)} {moved}; its previous copy took its place: what was written last is lost"
+
+
+def previous_path(path: Path) -> Path:
+    """Return where the copy is that the last write_table of `path` replaced."""
+    return path.with_name(f".{path.name}.previous")
+
+
+def _keep_previous(path: Path) -> None:
+    previous = previous_path(path)
+    # A file system without links, or a full one: the table is written all the same.
+    with suppress(OSError):
+        if path.exists():
+            previous.unlink(missing_ok=True)
+            previous.hardlink_to(path)
 
 
 def _rows(table: Any) -> list[Row]:

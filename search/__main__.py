@@ -19,6 +19,7 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 
 COMMANDS = {
     "run": ("search.run_command:search_command", "search a space: make search SPACE=plateau"),
+    "resume": ("search.resume_command:resume_command", "go on with a study that was cut off, or run more trials in it"),
     "baseline": ("search.baseline_command:baseline_command", "run the documented configuration alone"),
     "preflight": ("search.preflight_command:preflight_command", "check in half a minute that the set-up is sound"),
     "train": ("search.train_command:train_command", "train one configuration"),

@@ -17,6 +17,7 @@ from results.attribution import (
 )
 from results.attribution.plot import write_plot
 from results.ledger import Ledger
+from results.lock import hold
 from results.paths import shown
 from results.ranking import baseline_trial, best_trial
 from results.study import LATEST, Study, create_study, list_studies, open_study
@@ -80,7 +81,8 @@ def attribute_command(variables: Variables, terminal: Terminal) -> int:
     if study is None:
         study = create_study(opened.document["name"], opened.document)
         opened = replace(opened, study=study)
-    code = _run_missing(design, opened, terminal)
+    with hold(study):
+        code = _run_missing(design, opened, terminal)
     if code is not None:
         terminal.say(f"make attribute with the same words goes on; so far: {shown(study.path)}")
         return code
@@ -139,7 +141,7 @@ def _open(design: Design, variables: Variables, progress: Preparing) -> tuple[St
         return existing, reopen(existing, variables, progress)
     like = design.source.document() if design.source else {"evaluation": EVALUATION}
     opened = load_like(like, variables, progress, baseline=design.before)
-    document = common_document(name, "attribute", inputs=opened.inputs, loaded=opened.loaded)
+    document = common_document(name, "attribute", loaded=opened.loaded)
     document["evaluation"]["milestones_tokens"] = (
         like["evaluation"]["milestones_tokens"]
         if design.is_at_sources_budget
@@ -166,15 +168,18 @@ def _run_missing(design: Design, opened: Reopened, terminal: Terminal) -> int | 
         terminal.say(f"{len(design.configs) - len(missing)} of {len(design.configs)} runs are known already")
     if not missing:
         return None
-    work = list_work(
-        missing,
-        baseline=opened.baseline,
-        milestones_tokens=opened.milestones_tokens,
-        # 0 is kept for the configuration before any change, also where another study has run it.
-        first_trial_id=max((row["trial_id"] for row in ledger.trials()), default=-1 if design.before in missing else 0)
-        + 1,
+    cut_off = {config_from(row): row["trial_id"] for row in ledger.trials() if row["status"] not in ENDINGS}
+    # 0 is kept for the configuration before any change, also where another study has run it.
+    next_id = max((row["trial_id"] for row in ledger.trials()), default=-1 if design.before in missing else 0) + 1
+    new = [config for config in missing if config not in cut_off]
+    configs = {cut_off[config]: config for config in missing if config in cut_off} | dict(enumerate(new, next_id))
+    return run_more(
+        opened,
+        lambda: list_work(configs, baseline=opened.baseline, milestones_tokens=opened.milestones_tokens),
+        terminal,
+        ledger,
+        lines=[f"study {opened.study.name}: {len(configs)} runs"],
     )
-    return run_more(opened, work, terminal, ledger)
 
 
 def _known_configs(design: Design, study: Study) -> dict[TrialConfig, dict[str, Any]]:

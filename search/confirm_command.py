@@ -17,6 +17,7 @@ from results.confirmation import (
 )
 from results.export import write_best
 from results.ledger import Ledger
+from results.lock import hold
 from results.study import LATEST, Study, open_study
 from search.reopen import Reopened, reopen, run_more
 from search.report_command import write_reports
@@ -56,24 +57,25 @@ def confirm_study(study: Study, variables: Variables, terminal: Terminal) -> int
         study_seed = study.document()["seed"]
         plan = plan_confirmation(trials, top=top, seeds=seeds, study_seed=study_seed, used_seeds=used)
         runs = [ConfirmationRun(source_trial_id=source, seed=seed) for source, seed in plan]
-    with Preparing(terminal.console) as progress:
-        reopened = reopen(study, variables, progress)
-    ledger = Ledger.load(study)
-    runs = _numbered(runs, trials)
-    write_confirmation(study, confirm(trials, runs))
-    code = _run_missing(reopened, runs, trials, terminal, ledger)
+    with hold(study):
+        with Preparing(terminal.console) as progress:
+            reopened = reopen(study, variables, progress)
+        ledger = Ledger.load(study)
+        runs = _numbered(runs, trials)
+        write_confirmation(study, confirm(trials, runs))
+        code = _run_missing(reopened, runs, trials, terminal, ledger)
     rows = {row["trial_id"]: row for row in study.trials()}
     write_confirmation(study, confirm(trials, [_measured(run, rows) for run in runs]))
     return code or 0
 
 
 def _numbered(runs: Sequence[ConfirmationRun], trials: Sequence[dict[str, Any]]) -> list[ConfirmationRun]:
-    """Return the runs, each with the row it has or will have; one that was cut off gets a new one."""
-    ended = {row["trial_id"] for row in trials if row["status"] in ENDINGS}
+    """Return the runs, each with the row it has or will have; one that was cut off goes on in its own."""
+    known = {row["trial_id"] for row in trials}
     next_id = max(row["trial_id"] for row in trials) + 1
     numbered = []
     for run in runs:
-        if run.trial_id not in ended:
+        if run.trial_id not in known:
             run, next_id = replace(run, trial_id=next_id), next_id + 1
         numbered.append(run)
     return numbered
@@ -89,16 +91,21 @@ def _run_missing(
     from search.work import list_work
 
     rows = {row["trial_id"]: row for row in trials}
-    missing = [run for run in runs if run.trial_id not in rows]
+    ended = {row["trial_id"] for row in trials if row["status"] in ENDINGS}
+    missing = {
+        run.trial_id: replace(config_from(rows[run.source_trial_id]), seed=run.seed)
+        for run in runs
+        if run.trial_id is not None and run.trial_id not in ended
+    }
     if not missing:
         return None
-    work = list_work(
-        [replace(config_from(rows[run.source_trial_id]), seed=run.seed) for run in missing],
-        baseline=reopened.baseline,
-        milestones_tokens=reopened.milestones_tokens,
-        first_trial_id=min(run.trial_id for run in missing if run.trial_id is not None),
+    return run_more(
+        reopened,
+        lambda: list_work(missing, baseline=reopened.baseline, milestones_tokens=reopened.milestones_tokens),
+        terminal,
+        ledger,
+        lines=[f"study {reopened.study.name}: {len(missing)} runs on fresh seeds"],
     )
-    return run_more(reopened, work, terminal, ledger)
 
 
 def _measured(run: ConfirmationRun, rows: dict[int, dict[str, Any]]) -> ConfirmationRun:

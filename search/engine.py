@@ -7,10 +7,10 @@ import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from results.atomic import storage_error_words
 from results.ledger import Ledger
 from results.ranking import leaderboard
 from results.study import Study
@@ -33,28 +33,32 @@ from ray import tune
 from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
 
 from search.interrupts import Interrupts
+from search.oom_kills import oom_kills
 from search.recorder import StudyRecorder
 from search.scheduler import TokenASHA
 from search.searcher import OBJECTIVE
 from search.work import Work
+from trainable.errors import UserError
 from trainable.ray_trainable import SearchTrial
 
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143
 KEPT_CHECKPOINTS = 3
 """Final checkpoints of so many best completed trials are kept, and the baseline's."""
-CHECKPOINT_INTERVAL_S = 60.0
-"""A running trial is saved at the first evaluation after so many active seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Slots:
-    """How many trials run at the same time and what each gets."""
+    """How many trials run at the same time, what each gets, and how each is kept."""
 
     count: int
     threads: int
     """CPU threads of one trial."""
     gpu_frac: float
     """Share of a GPU of one trial; 0 on a CPU and on MPS, which Ray need not count."""
+    checkpoint_interval_s: float = 60.0
+    """A running trial is saved at the first evaluation after so many active seconds."""
+    evaluation_timeout_s: float = 3600.0
+    """A trial without an evaluation for so long, and for ten times what its first steps promise, is hung."""
 
 
 def device_slots(device_type: str, *, device_count: int, cores: int, concurrency: int | None, gpu_frac: float) -> Slots:
@@ -81,10 +85,20 @@ def run_study(
 ) -> None:
     """Run the work's trials, writing `study` as it goes.
 
-    Interrupted by Ctrl-C or SIGTERM it returns as well, with the running trials noted as interrupted.
+    Interrupted by Ctrl-C or SIGTERM it returns as well, with the running trials noted as interrupted. Raises UserError
+    when the study cannot be written any more, with all that was measured before kept.
     """
     scheduler = TokenASHA(rung_tokens=work.rung_tokens, reduction_factor=work.reduction_factor)
-    recorder = StudyRecorder(ledger, scheduler, view, on_completed=lambda _: prune_checkpoints(study, ledger))
+    scheduler.recall(work.known)
+    recorder = StudyRecorder(
+        ledger,
+        scheduler,
+        view,
+        on_completed=lambda _: prune_checkpoints(study, ledger),
+        on_out_of_memory=work.searcher.avoid,
+        evaluation_timeout_s=slots.evaluation_timeout_s,
+        oom_kills=oom_kills,
+    )
     scratch = study.path / "ray"
     tune_config = TuneConfig(
         metric=OBJECTIVE,
@@ -97,40 +111,52 @@ def run_study(
         trial_name_creator=lambda trial: f"trial_{trial.trial_id}",
         trial_dirname_creator=lambda trial: f"trial_{trial.trial_id}",
     )
+    leave = Leave(interrupts, recorder)
     try:
         _start_ray(slots)
         # Once more: ray.init() takes SIGTERM for itself.
         with interrupts:
             if interrupts.code is not None:
                 raise KeyboardInterrupt
-            _tuner(
-                study, work, spec, slots, tune_config, [recorder, *callbacks, LeaveOnSignal(interrupts)], scratch
-            ).fit()
+            _tuner(study, work, spec, slots, tune_config, [recorder, *callbacks, leave], scratch).fit()
     except KeyboardInterrupt:
-        interrupts.code = interrupts.code or INTERRUPTED
+        if recorder.storage_error is None:
+            interrupts.code = interrupts.code or INTERRUPTED
+    except SystemExit:
+        # Ray's own handler, where SIGTERM came while ray.init() had put it in place.
+        interrupts.code = interrupts.code or TERMINATED
+    except OSError as error:
+        recorder.storage_error = recorder.storage_error or error
     finally:
-        ledger.interrupt(datetime.now(UTC))
+        recorder.interrupt()
         ray.shutdown(wait_for_processes=True)
         shutil.rmtree(scratch, ignore_errors=True)
         prune_checkpoints(study, ledger)
         # A worker that was killed while it saved.
         for unfinished in study.path.glob("checkpoints/*/.*.tmp"):
             unfinished.unlink(missing_ok=True)
+    if recorder.storage_error is not None:
+        words = storage_error_words(recorder.storage_error, study.path)
+        raise UserError(f"{words}. Then go on with: make resume STUDY={study.name}")
 
 
-class LeaveOnSignal(Callback):  # type: ignore[misc]
-    """Leaves fit() between two of its rounds once a signal came; Ray's own way out waits for the trials' step()."""
+class Leave(Callback):  # type: ignore[misc]
+    """Leaves fit() between two of its rounds once a signal came or the study cannot be written any more.
 
-    def __init__(self, interrupts: Interrupts) -> None:
+    Ray's own way out waits for the trials' step().
+    """
+
+    def __init__(self, interrupts: Interrupts, recorder: StudyRecorder) -> None:
         self._interrupts = interrupts
+        self._recorder = recorder
 
     def __getstate__(self) -> dict[str, Any]:
         """Return nothing: Ray pickles callbacks for a restore that studies never use."""
         return {}
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Raise KeyboardInterrupt after a signal: fit() cleans up, slowly, after an Exception alone."""
-        if self._interrupts.code is not None:
+        """Raise KeyboardInterrupt: fit() cleans up, slowly, after an Exception alone."""
+        if self._interrupts.code is not None or self._recorder.storage_error is not None:
             raise KeyboardInterrupt
 
 
@@ -171,7 +197,8 @@ def _tuner(
         "milestones_tokens": work.milestones_tokens,
         "baseline": asdict(work.baseline),
         "checkpoint_root": str(study.path / "checkpoints"),
-        "checkpoint_interval_s": CHECKPOINT_INTERVAL_S,
+        "checkpoint_interval_s": slots.checkpoint_interval_s,
+        "evaluation_timeout_s": slots.evaluation_timeout_s,
         "threads": slots.threads,
     }
     return Tuner(

@@ -10,6 +10,7 @@ from trainable.checkpoint_path import check_checkpoint_path
 from trainable.config import TrialConfig
 from trainable.corpus import cache_dir, embedded_path, iter_chunks, source_files, text_fingerprint
 from trainable.errors import UserError
+from trainable.model_fingerprint import file_fingerprint, model_fingerprint
 from trainable.model_names import check_model_name
 
 if TYPE_CHECKING:
@@ -41,8 +42,14 @@ class Loaded:
     spec: "RunSpec"
     tokenizer: "Tokenizer"
     device_info: "DeviceInfo"
-    corpus_facts: Mapping[str, Any]
-    """study.json's "corpus"."""
+    facts: Mapping[str, Any]
+    """What study.json says of model, text and weights, with fingerprints: two studies compare where they are equal."""
+
+    @property
+    def corpus_facts(self) -> Mapping[str, Any]:
+        """study.json's "corpus"."""
+        corpus: Mapping[str, Any] = self.facts["corpus"]
+        return corpus
 
 
 def check_inputs(variables: Variables, *, progress: Progress) -> Inputs:
@@ -105,13 +112,20 @@ def load_inputs(
         stability=stability,
     )
     facts = {
-        "fingerprint": corpus.fingerprint,
-        "train_tokens": len(corpus.train),
-        "val_tokens": len(corpus.val),
-        "vocab_size": corpus.vocab_size,
-        "unigram_entropy": corpus.unigram_entropy,
+        "model": inputs.model_name,
+        "model_fingerprint": model_fingerprint(inputs.model_name),
+        "data_source": inputs.data_source,
+        "checkpoint_path": str(inputs.checkpoint_path) if inputs.checkpoint_path else None,
+        "checkpoint_fingerprint": file_fingerprint(inputs.checkpoint_path) if inputs.checkpoint_path else None,
+        "corpus": {
+            "fingerprint": corpus.fingerprint,
+            "train_tokens": len(corpus.train),
+            "val_tokens": len(corpus.val),
+            "vocab_size": corpus.vocab_size,
+            "unigram_entropy": corpus.unigram_entropy,
+        },
     }
-    return Loaded(spec=spec, tokenizer=tokenizer, device_info=device_info(device), corpus_facts=facts)
+    return Loaded(spec=spec, tokenizer=tokenizer, device_info=device_info(device), facts=facts)
 
 
 def check_fit(loaded: Loaded, configs: list[TrialConfig]) -> None:

@@ -9,7 +9,7 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial
 from tensorboardX import SummaryWriter
 
-from search.mirrors import distribution_of, point_of
+from search.points import distribution_of, point_of
 from spaces.space import SearchSpace
 from trainable.config import TrialConfig
 

@@ -1,20 +1,16 @@
 """Mirrors of a study where people already look: TensorBoard, Optuna's storage, MLflow, W&B. Never its truth."""
 
 import importlib.util
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from results.study import Study
 from search.variables import Variables
-from spaces.domains import Choice, Domain, IntRange, LogUniform
 from spaces.space import SearchSpace
-from spaces.warmup import WARMUP_FRAC
-from trainable.config import TrialConfig
 from trainable.errors import UserError
 
 if TYPE_CHECKING:
-    from optuna.distributions import BaseDistribution
     from ray.tune import Callback
 
 
@@ -73,24 +69,3 @@ def mirror_callbacks(mirrors: Mirrors, study: Study, space: SearchSpace) -> "lis
 
         callbacks.append(WandbLoggerCallback(project=mirrors.wandb, group=study.name))
     return callbacks
-
-
-def point_of(space: SearchSpace, config: TrialConfig) -> dict[str, Any]:
-    """Return a configuration as a point of the space: its active parameters, a warm-up share rounded to steps."""
-    values = {**asdict(config), WARMUP_FRAC: config.warmup_steps / config.training_steps}
-    point: dict[str, Any] = {}
-    for parameter in space.parameters:
-        if parameter.is_active(point):
-            point[parameter.name] = parameter.domain.nearest(values[parameter.name])
-    return point
-
-
-def distribution_of(domain: Domain) -> "BaseDistribution":
-    """Return the domain in Optuna's terms."""
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    if isinstance(domain, Choice):
-        return CategoricalDistribution(domain.values)
-    if isinstance(domain, IntRange):
-        return IntDistribution(domain.low, domain.high, log=domain.log, step=domain.step)
-    return FloatDistribution(domain.low, domain.high, log=isinstance(domain, LogUniform))

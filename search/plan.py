@@ -1,19 +1,20 @@
 """A study fully decided and checked, before anything is written: from variables to a Plan."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from results.ranking import best_trial
-from results.study import check_study_name, new_study_name, open_study, studies_dir
+from results.study import Study, check_study_name, new_study_name, open_study, studies_dir, study_exists
 from search.inputs import Inputs, Loaded, check_fit, check_inputs, load_inputs
+from search.lessons import Lessons, lessons_from
 from search.mirrors import Mirrors, read_mirrors
+from search.settings import Settings, read_settings
 from search.terminal import Preparing
-from search.variables import Variables, explicit_hyperparameters
+from search.variables import Variables
 from spaces.load import load_space
 from spaces.space import SearchSpace
-from trainable.config import BASELINES, HYPERPARAMETERS, TrialConfig, config_from
+from trainable.config import BASELINES, TrialConfig
 from trainable.errors import UserError
 from trainable.stability import make_rules
 
@@ -31,7 +32,7 @@ class Plan:
     """search or baseline."""
     name: str
     space: SearchSpace
-    pins: Mapping[str, Any]
+    settings: Settings
     inputs: Inputs
     loaded: Loaded
     slots: "Slots"
@@ -40,6 +41,8 @@ class Plan:
     largest: TrialConfig
     """A configuration with the longest block and the largest batch that can come."""
     mirrors: Mirrors
+    lessons: Lessons | None
+    """What another study teaches this one."""
     notes: Sequence[str]
     """What the person should know of how their variables were read."""
 
@@ -50,21 +53,31 @@ def make_plan(variables: Variables, *, kind: str, progress: Preparing, compare: 
     kind "search" runs the space; "baseline" its baseline alone, and beside it the story's configuration `compare`.
     Raises UserError; nothing is written before it returns.
     """
-    pins, notes = _pins(variables)
-    space = load_space(variables.text("SPACE") or DEFAULT_SPACE)
-    if kind == "baseline":
-        space = space.baseline_alone()
-    space = space.with_overrides(
-        trials=variables.whole("TRIALS") if kind == "search" else None,
-        budget_tokens=variables.tokens("BUDGET_TOKENS"),
-        pins=pins,
-        baseline=_baseline(variables),
+    settings, notes = read_settings(variables, compare=compare)
+    file = load_space(variables.text("SPACE") or DEFAULT_SPACE)
+    warm_start = variables.text("WARM_START") if kind == "search" else None
+    return plan_study(
+        file, settings, variables, kind=kind, notes=notes, progress=progress, warm_start=_source(warm_start)
     )
+
+
+def plan_study(
+    file: SearchSpace,
+    settings: Settings,
+    variables: Variables,
+    *,
+    kind: str,
+    notes: Sequence[str],
+    progress: Preparing,
+    warm_start: Study | None = None,
+) -> Plan:
+    """Return a new study over a space file's content with the settings in it. Raises UserError."""
+    space = settings.applied_to(file, kind)
     make_rules(space.stability)
     name = study_name(variables, space.name if kind == "search" else kind)
     check_slot_variables(variables)
     mirrors = read_mirrors(variables)
-    configs = _configs(space, compare) if kind == "baseline" else None
+    configs = baseline_configs(space, settings) if kind == "baseline" else None
     inputs = check_inputs(variables, progress=progress)
     loaded = load_inputs(
         inputs,
@@ -77,19 +90,25 @@ def make_plan(variables: Variables, *, kind: str, progress: Preparing, compare: 
     largest = max(configs, key=lambda config: config.tokens_per_step) if configs else largest_config(space)
     progress("checking that model, text and space fit together", 0.0)
     check_fit(loaded, configs or [space.baseline, largest])
+    lessons = lessons_from(warm_start, space, loaded.facts) if warm_start else None
     return Plan(
         kind=kind,
         name=name,
         space=space,
-        pins=pins,
+        settings=settings,
         inputs=inputs,
         loaded=loaded,
         slots=slots_for(loaded, variables),
         configs=configs,
         largest=largest,
         mirrors=mirrors,
-        notes=notes,
+        lessons=lessons,
+        notes=[*notes, *([lessons.words] if lessons else [])],
     )
+
+
+def _source(name: str | None) -> Study | None:
+    return open_study(name, but_kind="train") if name else None
 
 
 def largest_config(space: SearchSpace) -> TrialConfig:
@@ -102,37 +121,16 @@ def largest_config(space: SearchSpace) -> TrialConfig:
     return replace(space.baseline, **values)
 
 
-def _pins(variables: Variables) -> tuple[dict[str, Any], list[str]]:
-    pins = explicit_hyperparameters(variables)
-    notes = []
-    if pins.pop("training_steps", None) is not None:
-        notes.append("TRAINING_STEPS is not read by a search: its budget is in tokens (BUDGET_TOKENS).")
-    pinned = [f"{HYPERPARAMETERS[name].metadata['env']}={value}" for name, value in pins.items() if name != "seed"]
-    if pinned:
-        notes.append(f"pinned by your environment, for the baseline too: {', '.join(pinned)}")
-    return pins, notes
-
-
-def _baseline(variables: Variables) -> tuple[str, TrialConfig] | None:
-    """Return the baseline that BASELINE names: the story's, or a study's best configuration."""
-    name = variables.text("BASELINE")
-    if name is None:
-        return None
-    if name in BASELINES:
-        return name, BASELINES[name]
-    study = open_study(name, but_kind="train")
-    best = best_trial(study.trials())
-    if best is None:
-        raise UserError(f"BASELINE={name}: study {study.name} has no completed trial. Name another study.")
-    return f"{study.name} trial {best['trial_id']}", config_from(best)
-
-
-def _configs(space: SearchSpace, compare: str | None) -> list[TrialConfig]:
+def baseline_configs(space: SearchSpace, settings: Settings) -> list[TrialConfig]:
+    """Return what `make baseline` runs. Raises UserError for a COMPARE that names no configuration of the story."""
     configs = [space.baseline]
-    if compare is not None:
-        if compare not in BASELINES:
-            raise UserError(f"COMPARE={compare} is not a documented configuration. Known: {', '.join(BASELINES)}.")
-        configs.append(space.with_overrides(baseline=(compare, BASELINES[compare])).baseline)
+    if settings.compare is not None:
+        if settings.compare not in BASELINES:
+            raise UserError(
+                f"COMPARE={settings.compare} is not a documented configuration. Known: {', '.join(BASELINES)}."
+            )
+        compared = settings.compare, BASELINES[settings.compare]
+        configs.append(space.with_overrides(baseline=compared).baseline)
     return configs
 
 
@@ -143,12 +141,14 @@ def study_name(variables: Variables, stem: str) -> str:
         return new_study_name(stem, datetime.now())
     check_study_name(name)
     if (studies_dir() / name).exists():
-        raise UserError(f"study {name} exists. Choose another STUDY= name.")
+        raise study_exists(name)
     return name
 
 
 def check_slot_variables(variables: Variables) -> tuple[int | None, float]:
     """Return CONCURRENCY and GPU_FRACTION. Raises UserError."""
+    for name in ("CHECKPOINT_INTERVAL_S", "EVALUATION_TIMEOUT_S"):
+        variables.whole(name)
     return variables.whole("CONCURRENCY"), variables.share("GPU_FRACTION", 1.0)
 
 
@@ -159,6 +159,12 @@ def slots_for(loaded: Loaded, variables: Variables) -> "Slots":
 
     concurrency, gpu_frac = check_slot_variables(variables)
     info = loaded.device_info
-    return device_slots(
+    slots = device_slots(
         info.type, device_count=info.count, cores=cpu_cores(), concurrency=concurrency, gpu_frac=gpu_frac
     )
+    times_s = {
+        name: float(seconds)
+        for name in ("checkpoint_interval_s", "evaluation_timeout_s")
+        if (seconds := variables.whole(name.upper())) is not None
+    }
+    return replace(slots, **times_s)  # type: ignore[arg-type]

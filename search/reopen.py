@@ -1,4 +1,4 @@
-"""A study that exists, opened to run more trials into it under its own protocol."""
+"""A study that exists, opened to run more trials into it under its own protocol, and found to be the same."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -8,17 +8,26 @@ from results.ledger import Ledger
 from results.paths import shown
 from results.study import Study, studies_dir
 from search.inputs import Inputs, Loaded, check_inputs, load_inputs
-from search.interrupts import Interrupts
 from search.plan import slots_for
+from search.run_trials import run_trials
 from search.terminal import Preparing, Terminal
 from search.variables import Variables
-from search.view import StudyView
 from trainable.config import TrialConfig, config_from
 from trainable.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from ray.tune import Callback
+
     from search.engine import Slots
     from search.work import Work
+
+WHAT_IT_WAS = (
+    ("GPT2_MODEL_NAME", "model"),
+    ("TRAINING_DATA_SOURCE", "data_source"),
+    ("CHECKPOINT_PATH", "checkpoint_path"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,18 +50,46 @@ class Reopened:
 def reopen(study: Study, variables: Variables, progress: Preparing) -> Reopened:
     """Return the study with its model, text and checkpoint loaded; DEVICE and CONCURRENCY are the variables'.
 
-    Raises UserError when the text or the tokenizer is no longer what the study was run on.
+    Model, text and checkpoint may have moved: the variables say where to. Raises UserError with the difference when
+    one of them is no longer what the study was run on.
     """
     document = study.document()
     opened = load_like(document, variables, progress, baseline=config_from(document["baseline"]))
-    loaded = opened.loaded
-    if loaded.corpus_facts["fingerprint"] != document["corpus"]["fingerprint"]:
+    found = _differences(document, opened.loaded.facts)
+    if found:
         raise UserError(
-            f"study {study.name}: the text or the tokenizer has changed since (fingerprint "
-            f"{document['corpus']['fingerprint'][:12]}, now {loaded.corpus_facts['fingerprint'][:12]}), so its losses "
-            "would not compare. Restore the text, or search anew."
+            f"study {study.name}: {'; '.join(found)}. Its losses would not compare with new ones. Restore what has "
+            "changed, or search anew."
         )
+    for unfinished in (*study.path.glob(".*.tmp"), *study.path.glob("*/.*.tmp"), *study.path.glob("*/*/.*.tmp")):
+        unfinished.unlink(missing_ok=True)  # of a process that was killed while it wrote
     return replace(opened, study=study)
+
+
+def _differences(document: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
+    found = []
+    if document["corpus"]["fingerprint"] != facts["corpus"]["fingerprint"]:
+        then, now = document["corpus"], facts["corpus"]
+        found.append(
+            f"the text or the tokenizer has changed since (then {then['train_tokens']:,} training tokens, fingerprint "
+            f"{then['fingerprint'][:12]}; now {now['train_tokens']:,}, {now['fingerprint'][:12]})"
+        )
+    for what, name, fingerprint in (
+        ("model", "model", "model_fingerprint"),
+        ("checkpoint", "checkpoint_path", "checkpoint_fingerprint"),
+    ):
+        if document.get(fingerprint) != facts[fingerprint] or (
+            facts[fingerprint] is None and document[name] != facts[name]
+        ):
+            found.append(
+                f"the {what} has changed since (then {_named(document, name, fingerprint)}; now "
+                f"{_named(facts, name, fingerprint)})"
+            )
+    return found
+
+
+def _named(facts: Mapping[str, Any], name: str, fingerprint: str) -> str:
+    return f"{facts[name]}" + (f", fingerprint {facts[fingerprint][:12]}" if facts.get(fingerprint) else "")
 
 
 def load_like(
@@ -62,17 +99,8 @@ def load_like(
 
     The study itself is yet to be set.
     """
-    own = {
-        name: document[key]
-        for name, key in (
-            ("GPT2_MODEL_NAME", "model"),
-            ("TRAINING_DATA_SOURCE", "data_source"),
-            ("CHECKPOINT_PATH", "checkpoint_path"),
-        )
-        if key in document
-    }
-    values = {**variables.values, **own}
-    inputs = check_inputs(Variables({name: text for name, text in values.items() if text}), progress=progress)
+    own = {name: document[key] for name, key in WHAT_IT_WAS if document.get(key)}
+    inputs = check_inputs(Variables({**own, **variables.values}), progress=progress)
     loaded = load_inputs(
         inputs,
         block_size=document["evaluation"]["block_size"],
@@ -91,28 +119,24 @@ def load_like(
     )
 
 
-def run_more(reopened: Reopened, work: "Work", terminal: Terminal, ledger: Ledger) -> int | None:
+def run_more(
+    reopened: Reopened,
+    make_work: "Callable[[], Work]",
+    terminal: Terminal,
+    ledger: Ledger,
+    *,
+    lines: "Sequence[str]" = (),
+    callbacks: "Callable[[], Sequence[Callback]]" = list,
+) -> int | None:
     """Run more trials into the study; return the exit code of an interruption, or None."""
-    from search.engine import run_study
-
-    view = StudyView(
-        study=reopened.study,
+    return run_trials(
+        reopened.study,
+        make_work,
+        reopened.loaded.spec,
+        slots=reopened.slots,
         ledger=ledger,
         budget_tokens=reopened.document["budget_tokens"],
-        trials_planned=len(ledger.trials()) + work.trials_count,
-        console=terminal.console,
+        lines=[*lines, f"study {shown(reopened.study.path)}: starting Ray ..."],
+        terminal=terminal,
+        callbacks=callbacks,
     )
-    interrupts = Interrupts()
-    # As in run_plan: a signal must not be lost before the engine asks for it.
-    with interrupts, view:
-        view.say(f"study {shown(reopened.study.path)}: {work.trials_count} more runs, starting Ray ...")
-        run_study(
-            reopened.study,
-            work,
-            reopened.loaded.spec,
-            slots=reopened.slots,
-            ledger=ledger,
-            view=view,
-            interrupts=interrupts,
-        )
-    return interrupts.code

@@ -5,19 +5,21 @@ from typing import TYPE_CHECKING
 
 from results.export import write_best
 from results.ledger import Ledger
+from results.lock import hold
 from results.ranking import best_trial
 from results.study import Study, create_study
 from search.confirm_command import confirm_study
-from search.interrupts import Interrupts
+from search.known import NO_PAST, Past
+from search.lessons import write_lessons
 from search.mirrors import mirror_callbacks
 from search.plan import Plan, make_plan
 from search.preflight_command import PREFLIGHT_FAILED, passes_preflight
 from search.report_command import write_reports
+from search.run_trials import run_trials
 from search.study_document import study_document
 from search.summary import say_summary, summary_document
 from search.terminal import Preparing, Terminal
 from search.variables import Variables
-from search.view import StudyView
 from search.words import config_words, token_words
 
 if TYPE_CHECKING:
@@ -28,6 +30,11 @@ def search_command(variables: Variables, terminal: Terminal) -> int:
     """Run a search; return the exit code."""
     with Preparing(terminal.console) as progress:
         plan = make_plan(variables, kind="search", progress=progress)
+    return run_planned(plan, variables, terminal)
+
+
+def run_planned(plan: Plan, variables: Variables, terminal: Terminal) -> int:
+    """Check, run, confirm where that was asked for, and sum up a planned search; return the exit code."""
     if not is_sound(plan, variables, terminal):
         return PREFLIGHT_FAILED
     study, code = run_plan(plan, terminal)
@@ -62,56 +69,45 @@ def is_sound(plan: Plan, variables: Variables, terminal: Terminal) -> bool:
 
 def run_plan(plan: Plan, terminal: Terminal) -> tuple[Study, int]:
     """Run a planned study; return it and the exit code: 0, 130 or 143 when interrupted, 1 when every trial failed."""
-    from search.engine import run_study
-
     trials_planned = len(plan.configs) if plan.configs else plan.space.trials
     document = study_document(
         plan.name,
         plan.kind,
         space=plan.space,
-        pins=plan.pins,
-        inputs=plan.inputs,
+        settings=plan.settings,
         loaded=plan.loaded,
         slots={"slots": plan.slots.count, "threads_per_slot": plan.slots.threads, "gpu_frac": plan.slots.gpu_frac},
         trials_planned=trials_planned,
     )
     study = create_study(plan.name, document)
-    ledger = Ledger(study)
-    view = StudyView(
-        study=study,
-        ledger=ledger,
-        budget_tokens=plan.space.budget_tokens,
-        trials_planned=trials_planned,
-        console=terminal.console,
-    )
-    interrupts = Interrupts()
-    # From here on there is a study: a signal must not be lost in an import of one of the libraries that come now.
-    with interrupts, view:
-        for line in header_lines(plan, trials_planned):
-            view.say(line)
-        run_study(
+    with hold(study):
+        if plan.lessons is not None:
+            write_lessons(study, plan.lessons)
+        code = run_trials(
             study,
-            _work(plan),
+            lambda: _work(plan),
             plan.loaded.spec,
             slots=plan.slots,
-            ledger=ledger,
-            view=view,
-            interrupts=interrupts,
-            callbacks=mirror_callbacks(plan.mirrors, study, plan.space),
+            ledger=Ledger(study),
+            budget_tokens=plan.space.budget_tokens,
+            lines=header_lines(plan, trials_planned),
+            terminal=terminal,
+            callbacks=lambda: mirror_callbacks(plan.mirrors, study, plan.space),
         )
-    trials = study.trials()
-    if interrupts.code is not None:
-        return study, interrupts.code
-    return study, 1 if all(row["status"] == "failed" for row in trials) else 0
+    if code is not None:
+        return study, code
+    return study, 1 if all(row["status"] == "failed" for row in study.trials()) else 0
 
 
 def _work(plan: Plan) -> "Work":
     from search.work import list_work, space_work
 
     if plan.configs is None:
-        return space_work(plan.space)
+        lessons = plan.lessons
+        past = Past(lessons=lessons.told, first_points=lessons.first_points) if lessons else NO_PAST
+        return space_work(plan.space, past)
     milestones_tokens = plan.space.evaluation_tokens()
-    return list_work(plan.configs, baseline=plan.space.baseline, milestones_tokens=milestones_tokens)
+    return list_work(dict(enumerate(plan.configs)), baseline=plan.space.baseline, milestones_tokens=milestones_tokens)
 
 
 def header_lines(plan: Plan, trials_planned: int) -> list[str]:

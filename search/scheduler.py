@@ -1,10 +1,13 @@
 """Asynchronous successive halving on training tokens. It stops trials; it never touches a learning rate."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+
+from search.known import KnownTrial
 
 
 class TokenASHA(FIFOScheduler):  # type: ignore[misc]
@@ -20,6 +23,14 @@ class TokenASHA(FIFOScheduler):  # type: ignore[misc]
         self.reduction_factor = reduction_factor
         self.recorded: list[dict[int, float]] = [{} for _ in rung_tokens]
         """Objective by trial_id, for each rung."""
+
+    def recall(self, trials: Iterable[KnownTrial]) -> None:
+        """Enter what earlier runs of the study recorded at the rungs."""
+        for trial in trials:
+            for tokens, loss in trial.losses:
+                rung = self.rung_of(tokens)
+                if rung is not None:
+                    self.recorded[rung].setdefault(trial.trial_id, loss)
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Return whether the trial goes on."""

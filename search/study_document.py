@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from results.study import SCHEMA_VERSION
-from search.inputs import Inputs, Loaded
+from search.inputs import Loaded
+from search.settings import Settings
 from spaces.space import SearchSpace
 
 RECORDED_PACKAGES = ("torch", "ray", "transformers", "optuna", "tokenizers", "numpy", "pyarrow")
@@ -21,15 +22,14 @@ def study_document(
     kind: str,
     *,
     space: SearchSpace,
-    pins: Mapping[str, Any],
-    inputs: Inputs,
+    settings: Settings,
     loaded: Loaded,
     slots: Mapping[str, Any],
     trials_planned: int,
 ) -> dict[str, Any]:
     """Return the document of a new study; kind is "search" or "baseline"."""
     path = Path(space.path)
-    document = common_document(name, kind, inputs=inputs, loaded=loaded)
+    document = common_document(name, kind, loaded=loaded)
     document.update(
         space={
             "name": space.name,
@@ -40,7 +40,7 @@ def study_document(
         budget_tokens=space.budget_tokens,
         rung_tokens=list(space.rung_tokens()),
         baseline={"name": space.baseline_name, **asdict(space.baseline)},
-        pinned=dict(pins),
+        settings=settings.to_json(),
         trials_planned=trials_planned,
         searcher=asdict(space.searcher),
         scheduler=asdict(space.scheduler),
@@ -52,17 +52,14 @@ def study_document(
     return document
 
 
-def common_document(name: str, kind: str, *, inputs: Inputs, loaded: Loaded) -> dict[str, Any]:
+def common_document(name: str, kind: str, *, loaded: Loaded) -> dict[str, Any]:
     """Return what the documents of every kind of study hold."""
     return {
         "schema_version": SCHEMA_VERSION,
         "name": name,
         "kind": kind,
         "created_at": datetime.now(UTC).isoformat(),
-        "model": inputs.model_name,
-        "data_source": inputs.data_source,
-        "checkpoint_path": str(inputs.checkpoint_path) if inputs.checkpoint_path else None,
-        "corpus": dict(loaded.corpus_facts),
+        **loaded.facts,
         "evaluation": asdict(loaded.spec.protocol),
         "device": asdict(loaded.device_info),
         "versions": {"python": platform.python_version(), "platform": platform.platform(), **_package_versions()},

@@ -149,7 +149,7 @@ def _begin(plan: TrainPlan) -> "TrainState":
 
 
 def _document(plan: TrainPlan) -> dict[str, Any]:
-    document = common_document(plan.name, "train", inputs=plan.inputs, loaded=plan.loaded)
+    document = common_document(plan.name, "train", loaded=plan.loaded)
     document.update(
         budget_tokens=plan.config.training_steps * plan.config.tokens_per_step,
         rung_tokens=[],

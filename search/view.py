@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -84,7 +85,8 @@ class StudyView:
 
     def log(self, line: str) -> None:
         """Keep a line in search.log alone."""
-        with self.study.log_path.open("a", encoding="utf-8") as log:
+        # A full disk is told by what matters more, the tables.
+        with suppress(OSError), self.study.log_path.open("a", encoding="utf-8") as log:
             log.write(f"{time.strftime('%H:%M:%S')} {line}\n")
 
     def render(self) -> RenderableType:

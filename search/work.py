@@ -1,10 +1,9 @@
 """Work: which trials run, and the protocol that all of them share; all that the engine needs of a space or a plan."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ray.tune.search import Searcher
-
+from search.known import NO_PAST, KnownTrial, Past
 from search.searcher import ListSearcher, SpaceSearcher
 from spaces.space import SearchSpace
 from trainable.config import TrialConfig
@@ -14,7 +13,7 @@ from trainable.config import TrialConfig
 class Work:
     """Trials to run into one study."""
 
-    searcher: Searcher
+    searcher: SpaceSearcher | ListSearcher
     trials_count: int
     milestones_tokens: tuple[int, ...]
     """Every trial is evaluated at each; the last is the budget."""
@@ -23,30 +22,27 @@ class Work:
     rung_tokens: tuple[int, ...] = ()
     """Where the scheduler may stop a trial; nowhere by default."""
     reduction_factor: int = 3
+    known: Sequence[KnownTrial] = ()
+    """What the rungs know already."""
 
 
-def space_work(space: SearchSpace) -> Work:
-    """Return the search of a space."""
+def space_work(space: SearchSpace, past: Past = NO_PAST) -> Work:
+    """Return what is left of the search of a space: all of it where there is no past."""
     return Work(
-        searcher=SpaceSearcher(space, seed=space.baseline.seed),
-        trials_count=space.trials,
+        searcher=SpaceSearcher(space, seed=space.baseline.seed, past=past),
+        trials_count=space.trials - sum(trial.ended for trial in past.trials),
         milestones_tokens=space.evaluation_tokens(),
         baseline=space.baseline,
         rung_tokens=space.rung_tokens(),
         reduction_factor=space.scheduler.reduction_factor,
+        known=(*past.lessons, *past.trials),
     )
 
 
-def list_work(
-    configs: Sequence[TrialConfig],
-    *,
-    baseline: TrialConfig,
-    milestones_tokens: tuple[int, ...],
-    first_trial_id: int = 0,
-) -> Work:
-    """Return the full-length run of configurations that are already decided."""
+def list_work(configs: Mapping[int, TrialConfig], *, baseline: TrialConfig, milestones_tokens: tuple[int, ...]) -> Work:
+    """Return the full-length run of configurations that are already decided, by trial_id."""
     return Work(
-        searcher=ListSearcher(configs, first_trial_id=first_trial_id),
+        searcher=ListSearcher(configs),
         trials_count=len(configs),
         milestones_tokens=milestones_tokens,
         baseline=baseline,

@@ -80,6 +80,11 @@ def read_toml(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise UserError(f"{where}: line {line} is not UTF-8. Save the file as UTF-8.") from None
+    return parse_toml(text, where)
+
+
+def parse_toml(text: str, where: str) -> dict[str, Any]:
+    """Return the tables of TOML text. Raises UserError that begins with `where` and names the line."""
     try:
         return tomllib.loads(text)
     except RecursionError:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from spaces.files import find_space_file, list_spaces, read_toml, shown_path
+from spaces.files import find_space_file, list_spaces, parse_toml, read_toml, shown_path
 from spaces.parameters import read_parameters, read_value
 from spaces.space import Evaluation, Scheduler, Searcher, SearchSpace
 from spaces.tables import TOP_KEYS, Table, check_integers, shown
@@ -13,7 +13,7 @@ from spaces.warmup import WARMUP_FRAC
 from trainable.config import BASELINES, HYPERPARAMETERS, TrialConfig, make_config
 from trainable.errors import UserError
 
-__all__ = ["list_spaces", "load_space", "space_from_tables"]
+__all__ = ["list_spaces", "load_space", "space_from_tables", "space_from_toml"]
 
 
 def load_space(name_or_path: str, *, directory: Path | None = None) -> SearchSpace:
@@ -23,6 +23,11 @@ def load_space(name_or_path: str, *, directory: Path | None = None) -> SearchSpa
     """
     path = find_space_file(name_or_path, directory)
     return space_from_tables(read_toml(path), name=path.stem, path=shown_path(path))
+
+
+def space_from_toml(text: str, *, name: str, path: str) -> SearchSpace:
+    """Return the space that a file's text says. Raises UserError, one line that begins with `path`."""
+    return space_from_tables(parse_toml(text, path), name=name, path=path)
 
 
 def space_from_tables(tables: Mapping[str, Any], *, name: str, path: str) -> SearchSpace:

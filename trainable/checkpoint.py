@@ -1,8 +1,5 @@
-"""Checkpoints: ours, whole and exact, and the weights of the owner's .pt files. Nothing in a file is ever executed."""
+"""Checkpoints: ours, whole and exact, and the weights of others' .pt and .safetensors files."""
 
-import os
-import pickle
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +8,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from trainable.checkpoint_path import check_checkpoint_path
+from trainable.checkpoint_file import read_payload, read_safetensors, write_payload
+from trainable.checkpoint_path import check_checkpoint_path, is_safetensors
 from trainable.config import TrialConfig, make_config
 from trainable.errors import UserError
 from trainable.state import TrainState
@@ -31,15 +29,15 @@ class Checkpoint:
     optimizer_steps: int
     weights: Mapping[str, torch.Tensor]
     config: TrialConfig | None
-    """None for an owner's file: its hyperparameters were another script's."""
+    """None for a file of others: its hyperparameters were another script's."""
     model_name: str | None
     ours: Mapping[str, Any] | None
     """The whole payload where the file is ours."""
 
 
-def save_checkpoint(state: TrainState, path: Path, *, model_name: str, corpus_fingerprint: str) -> None:
-    """Write `state` to `path` so that a reader sees all of it or nothing. Raises OSError, leaving no temporary file."""
-    payload = {
+def checkpoint_payload(state: TrainState, *, model_name: str, corpus_fingerprint: str) -> dict[str, Any]:
+    """Return what a checkpoint of `state` holds; its tensors are the state's own and change with the next step."""
+    return {
         "format": FORMAT,
         "version": VERSION,
         "model_name": model_name,
@@ -54,41 +52,24 @@ def save_checkpoint(state: TrainState, path: Path, *, model_name: str, corpus_fi
         "monitor": state.monitor.state_dict(),
         "rng": {"batches": state.batches.get_state(), "torch": torch.get_rng_state(), **_device_rng(state.device)},
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            torch.save(payload, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except RuntimeError as error:
-        # torch's archive, which is closed even so, covers a full disk with an error of its own.
-        if isinstance(error.__context__, OSError):
-            raise error.__context__ from None
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+def save_checkpoint(state: TrainState, path: Path, *, model_name: str, corpus_fingerprint: str) -> None:
+    """Write `state` to `path` so that a reader sees all of it or nothing. Raises OSError, leaving no temporary file."""
+    write_payload(checkpoint_payload(state, model_name=model_name, corpus_fingerprint=corpus_fingerprint), path)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Return the checkpoint at `path`, ours or an owner's, on the CPU.
+    """Return the checkpoint at `path`, ours, an owner's or the weights of a safetensors file, on the CPU.
 
-    Raises UserError for a file that is missing, damaged, of neither kind, or holds more than tensors and plain values.
+    Raises UserError for a file that is missing, of none of these kinds, or holds more than tensors and plain values;
+    DamagedCheckpointError, which is one, for a file that is not as it was written.
     """
     where = f"CHECKPOINT_PATH={path}"
     check_checkpoint_path(path)
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            payload = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise UserError(
-            f"{where} was refused and nothing of it ran: it holds Python objects besides tensors and plain values, "
-            "which could run code, or is damaged. Save it again with tensors, numbers, strings, lists and dicts only."
-        ) from None
-    except Exception:
-        # A damaged pickle raises whatever its bytes happen to lead to: a dozen types were seen.
-        raise UserError(f"{where} is damaged or not a file of torch.save. Use another checkpoint.") from None
+    if is_safetensors(path):
+        return _weights_alone(path)
+    payload = read_payload(path)
     if not isinstance(payload, dict) or not _is_state_dict(payload.get("model_state_dict")):
         raise UserError(
             f"{where} has no 'model_state_dict' of tensors: it is neither our checkpoint nor an owner's .pt."
@@ -163,6 +144,13 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> None:
     state.optimizer_steps = ours["optimizer_steps"]
     state.tokens_seen = ours["tokens_seen"]
     state.active_s = ours["active_s"]
+
+
+def _weights_alone(path: Path) -> Checkpoint:
+    weights = read_safetensors(path)
+    if not weights:
+        raise UserError(f"CHECKPOINT_PATH={path} holds no tensors. Use another checkpoint.")
+    return Checkpoint(path=path, optimizer_steps=0, weights=weights, config=None, model_name=None, ours=None)
 
 
 def _owners(path: Path, payload: Mapping[str, Any]) -> Checkpoint:

@@ -1,33 +1,34 @@
 """SearchTrial: one trial of a study as a Ray Tune class Trainable. The only file of this package that knows Ray."""
 
-import math
+import faulthandler
 from collections.abc import Iterator
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from ray import tune
 
-from trainable.checkpoint import read_checkpoint, save_checkpoint
-from trainable.checkpoint_path import checkpoint_name
+from trainable.checkpoint_store import BackgroundSaver, CheckpointStore
 from trainable.config import TrialConfig
 from trainable.device import is_out_of_memory, keep_freed_pages, release_memory
+from trainable.fidelity import fidelity_tokens, objective
 from trainable.loop import TrainRow, train
 from trainable.rows import MetricsRow, StepRow, TrialStatus, Verdict
 from trainable.run import RunSpec, resume_run, start_run
 from trainable.stability import STOP_KINDS
 from trainable.state import TrainState
 
-PENALTY_NATS = 1e3
-"""The objective of a trial that has no loss to show. Finite, for ASHA and Optuna both mishandle NaN and inf."""
+STEPS_TO_KNOW_THEIR_TIME = 3
+HUNG_TIMES_EXPECTED = 10
+"""A trial is not hung before so many times what its first steps promise for the way to the next evaluation."""
 
 
 class SearchTrial(tune.Trainable):  # type: ignore[misc]
     """Trains to the next evaluation at every step(); actors are reused between trials.
 
     Config keys: "spec" (RunSpec), "trial" and "baseline" (hyperparameters), "trial_id" (int), "milestones_tokens"
-    (evaluate at each), "checkpoint_root" (a folder below it is the trial's own), "checkpoint_interval_s", "threads".
+    (evaluate at each), "checkpoint_root" (a folder or URI; a folder below it is the trial's own),
+    "checkpoint_interval_s", "evaluation_timeout_s" (without an evaluation for so long it is hung), "threads".
     """
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -37,7 +38,10 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
         self._spec: RunSpec = config["spec"]
         self._config = TrialConfig(**config["trial"])
         self._milestones_tokens: tuple[int, ...] = config["milestones_tokens"]
-        self._checkpoint_dir = Path(config["checkpoint_root"]) / str(config["trial_id"])
+        self._store = CheckpointStore(root=config["checkpoint_root"], trial_id=config["trial_id"])
+        self._saver = BackgroundSaver(self._store)
+        self._evaluation_timeout_s: float = config["evaluation_timeout_s"]
+        self._notes: list[str] = []
         self._checkpoint_interval_s: float = config["checkpoint_interval_s"]
         # Without the baseline's loss at the full budget there is nothing to compare with; only a loss that is no number
         # ends it.
@@ -54,7 +58,11 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
         return True
 
     def step(self) -> dict[str, Any]:
-        """Return the next evaluation, or how the trial ended, always with a finite "objective"."""
+        """Return the next evaluation, or how the trial ended, always with a finite "objective".
+
+        A hung one ends its process, all threads' stacks on stderr: it is then started again from its last checkpoint.
+        """
+        faulthandler.dump_traceback_later(self._evaluation_timeout_s, exit=True)
         try:
             return self._next_result()
         except (RuntimeError, MemoryError) as error:
@@ -64,6 +72,8 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
             return self._result(
                 "out_of_memory", steps=[], evidence=f"{shape} does not fit in {self._spec.device} memory"
             )
+        finally:
+            faulthandler.cancel_dump_traceback_later()
 
     def cleanup(self) -> None:
         """Free the device."""
@@ -82,6 +92,8 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
         for row in self._rows:
             if isinstance(row, StepRow):
                 steps.append(row)
+                if len(steps) == STEPS_TO_KNOW_THEIR_TIME:
+                    self._allow_time_for(steps)
             elif isinstance(row, Verdict):
                 return self._result("unstable", steps=steps, evidence=row.evidence, verdict=row)
             elif isinstance(row, MetricsRow):
@@ -90,29 +102,44 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
                 return self._result("completed" if finished else "running", steps=steps, metrics=row)
         raise AssertionError("a run ends with its last evaluation or a verdict")
 
+    def _allow_time_for(self, steps: list[StepRow]) -> None:
+        """Give a slow machine more time, now that a step's is known."""
+        last = steps[-1]
+        next_tokens = next(
+            (tokens for tokens in self._milestones_tokens if tokens > last.tokens_seen), last.tokens_seen
+        )
+        steps_left = (next_tokens - last.tokens_seen) // self._config.tokens_per_step
+        expected_s = steps_left * sum(step.step_time_s for step in steps) / len(steps)
+        timeout_s = max(self._evaluation_timeout_s, HUNG_TIMES_EXPECTED * expected_s)
+        faulthandler.dump_traceback_later(timeout_s, exit=True)
+
     def _begin(self) -> TrainState:
-        # A worker that died is started again with the same config: the trial's own folder says where it was.
-        # One that died between its last checkpoint and its last result has nothing to go on with and runs anew.
-        end = checkpoint_name(self._config.training_steps)
-        saved = sorted(path for path in self._checkpoint_dir.glob("step_*.pt") if path.name < end)
-        if saved:
-            state = resume_run(self._spec, self._config, read_checkpoint(saved[-1]), may_be_over=True)
-            self._saved_at_active_s = state.active_s
-            return state
-        return start_run(self._spec, self._config)
+        # A trial that was cut off is started again with the same config: its own checkpoints say where it was.
+        saved, damaged = self._store.newest()
+        self._notes += damaged
+        if saved is None:
+            return start_run(self._spec, self._config)
+        state = resume_run(self._spec, self._config, saved, may_be_over=True)
+        self._saved_at_active_s = state.active_s
+        return state
 
     def _maybe_save(self, *, finished: bool) -> None:
         state = self._state
         assert state is not None
-        if not finished and state.active_s - self._saved_at_active_s < self._checkpoint_interval_s:
-            return
-        older = list(self._checkpoint_dir.glob("step_*.pt"))
-        path = self._checkpoint_dir / checkpoint_name(state.optimizer_steps)
-        save_checkpoint(state, path, model_name=self._spec.model_name, corpus_fingerprint=self._spec.corpus.fingerprint)
-        self._saved_at_active_s = state.active_s
-        for stale in older:
-            if stale != path:
-                stale.unlink(missing_ok=True)
+        if finished or state.active_s - self._saved_at_active_s >= self._checkpoint_interval_s:
+            fingerprint = self._spec.corpus.fingerprint
+            self._wait_for_save()
+            self._saver.save(state, model_name=self._spec.model_name, corpus_fingerprint=fingerprint, final=finished)
+            self._saved_at_active_s = state.active_s
+        if finished:
+            self._wait_for_save()
+
+    def _wait_for_save(self) -> None:
+        # A full disk costs the checkpoint, not the trial: what is trained is still right.
+        try:
+            self._saver.wait()
+        except OSError as error:
+            self._notes.append(f"no checkpoint was kept: {error.strerror or error}")
 
     def _result(
         self,
@@ -126,24 +153,32 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
         state = self._state
         optimizer_steps = state.optimizer_steps if state else 0
         tokens_seen = state.tokens_seen if state else 0
-        reached = [t for t in self._milestones_tokens if t // self._config.tokens_per_step <= optimizer_steps]
-        val_loss = metrics.val_loss if metrics else math.inf
         return {
             "status": status,
             "done": status != "running",
-            "objective": val_loss if math.isfinite(val_loss) else PENALTY_NATS,
-            "fidelity_tokens": max(reached, default=0) if optimizer_steps else 0,
+            "objective": objective(metrics.val_loss if metrics else None),
+            "fidelity_tokens": fidelity_tokens(
+                self._milestones_tokens,
+                tokens_per_step=self._config.tokens_per_step,
+                optimizer_steps=optimizer_steps,
+            ),
             "metrics": asdict(metrics) if metrics else None,
             "steps": [asdict(row) for row in steps],
             "verdict": asdict(verdict) if verdict else None,
             "evidence": evidence,
+            "notes": self._take_notes(),
             "optimizer_steps": optimizer_steps,
             "tokens_seen": tokens_seen,
             "active_s": state.active_s if state else 0.0,
         }
 
+    def _take_notes(self) -> list[str]:
+        notes, self._notes = self._notes, []
+        return notes
+
     def _drop(self) -> None:
         self._rows = None
+        self._wait_for_save()
         if self._state is not None:
             device = self._state.device
             self._state = None

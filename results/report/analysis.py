@@ -78,7 +78,7 @@ def searched_parameters(document: Row, trials: Sequence[Row]) -> tuple[tuple[Sea
             base = {name: value for name, value in document["baseline"].items() if name in HYPERPARAMETERS}
             return loaded.with_overrides(
                 budget_tokens=document["budget_tokens"],
-                pins=document.get("pinned") or {},
+                pins=(document.get("settings") or {}).get("pins") or {},
                 baseline=(str(document["baseline"].get("name", "")), TrialConfig(**base)),
             ).parameters, True
         except (UserError, tomllib.TOMLDecodeError, KeyError, TypeError, AttributeError):

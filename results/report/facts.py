@@ -210,7 +210,7 @@ def _protocol_facts(document: Row, measured: Measured) -> Row:
         "searcher": document.get("searcher"),
         "scheduler": document.get("scheduler"),
         "stability": document.get("stability"),
-        "pinned": document.get("pinned"),
+        "pinned": (document.get("settings") or {}).get("pins"),
         "seed": document.get("seed"),
         "baseline_name": (document.get("baseline") or {}).get("name"),
         "baseline": baseline,

@@ -21,7 +21,7 @@ def studies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def make_document() -> Callable[..., dict[str, Any]]:
     def make(name: str = "plateau-1125-0310", **changes: Any) -> dict[str, Any]:
         document = {
-            "schema_version": 1,
+            "schema_version": 2,
             "name": name,
             "created_at": "2025-11-25T03:10:00+00:00",
             "space": {"name": "plateau", "path": "spaces/plateau.toml", "description": "", "toml": ""},
@@ -29,7 +29,7 @@ def make_document() -> Callable[..., dict[str, Any]]:
             "rung_tokens": [102_400, 204_800],
             "evaluation": {"block_size": 128, "tokens": 16_384, "milestones_tokens": [204_800, 409_600]},
             "baseline": asdict(DOCUMENTED),
-            "pinned": {},
+            "settings": {"pins": {}},
             "model": "tiny",
             "data_source": None,
             "checkpoint_path": None,
@@ -47,6 +47,7 @@ def make_trial() -> Callable[..., dict[str, Any]]:
             "is_baseline": trial_id == 0,
             "status": status,
             "verdict": None,
+            "point": None,
             **asdict(DOCUMENTED),
             "val_loss": val_loss,
             "best_val_loss": val_loss,

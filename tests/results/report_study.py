@@ -108,6 +108,7 @@ def _trial(
         "is_baseline": trial_id == 0,
         "status": status,
         "verdict": verdict,
+        "point": None,
         **asdict(config),
         "val_loss": losses[-1],
         "best_val_loss": min(losses),
@@ -163,7 +164,7 @@ def _step(config: TrialConfig, step: int, floor: float, blown_at: int | None, ch
 
 def _document(study: Study, space: SearchSpace, trials: int) -> dict[str, Any]:
     return {
-        "schema_version": 1,
+        "schema_version": 2,
         "name": study.name,
         "kind": "search",
         "created_at": START.isoformat(),
@@ -192,7 +193,7 @@ def _document(study: Study, space: SearchSpace, trials: int) -> dict[str, Any]:
         "budget_tokens": space.budget_tokens,
         "rung_tokens": list(space.rung_tokens()),
         "baseline": {"name": space.baseline_name, **asdict(space.baseline)},
-        "pinned": {},
+        "settings": {"pins": {}},
         "trials_planned": trials,
         "searcher": asdict(space.searcher),
         "scheduler": asdict(space.scheduler),

@@ -1,5 +1,7 @@
 """A file is old or new, never a part, whatever happens to its writer."""
 
+import errno
+import os
 import signal
 import subprocess
 import sys
@@ -8,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from results.atomic import write_atomic
+from results.atomic import storage_error_words, write_atomic
 
 SIZE = 1_000_000
 
@@ -29,7 +31,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 try:
     write_atomic(Path(sys.argv[1]), b"n" * 100_000)
 except OSError as err:
-    print(type(err).__name__)
+    print(err.errno)
 """
 
 
@@ -69,9 +71,47 @@ def test_a_write_that_fails_halfway_leaves_the_old_file_alone(tmp_path: Path) ->
     ran = subprocess.run(
         [sys.executable, "-c", WRITE_BEYOND_THE_LIMIT, str(path)], capture_output=True, text=True, check=True
     )
-    assert ran.stdout == "OSError\n"
+    assert ran.stdout == f"{errno.EFBIG}\n"
     assert path.read_bytes() == b"old"
     assert names(tmp_path) == ["table"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO])
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_disk_that_refuses_leaves_the_old_file_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int
+) -> None:
+    path = tmp_path / "table"
+    path.write_bytes(b"old")
+
+    def refuse(*arguments: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*{"fsync": (os, "fsync", refuse), "replace": (Path, "replace", refuse)}[call])
+        with pytest.raises(OSError, match=os.strerror(number)) as caught:
+            write_atomic(path, b"new")
+    assert caught.value.errno == number
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["table"]
+
+
+def test_the_words_name_the_file_the_reason_and_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "plateau" / "trials.parquet"
+    full = OSError(errno.ENOSPC, "No space left on device", "/somewhere/.trials.parquet.12.tmp")
+    assert storage_error_words(full, path) == (
+        "plateau/trials.parquet: no space left on the device. Make room; what was measured so far is kept"
+    )
+    for error, reason in (
+        (OSError(errno.EDQUOT, "x"), "the disk quota is used up. Make room, or have it raised;"),
+        (OSError(errno.EROFS, "x"), "the file system is read-only. Make it writable;"),
+        (OSError(errno.EFBIG, "x"), "larger than a limit on files allows. Raise it (ulimit -f);"),
+        (OSError(errno.ESTALE, "Stale file handle"), "Stale file handle. Make it writable;"),
+        (OSError("upload failed:\n  no route"), "upload failed: no route. Make it writable;"),
+    ):
+        assert storage_error_words(error, path).startswith(f"plateau/trials.parquet: {reason}")
+        assert "\n" not in storage_error_words(error, path)
 
 
 def test_a_killed_writer_and_a_reader_meanwhile_see_whole_files_only(tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 """The columns are the design's, and a table comes back as it was written, here, in pandas and in DuckDB."""
 
+import errno
 import math
+import os
+import random
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -13,7 +16,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from results.tables import METRICS, STEPS, TRIALS, read_rows, write_table
+from results.table_guard import MARK
+from results.tables import (
+    METRICS,
+    STEPS,
+    TRIALS,
+    DamagedTableError,
+    previous_path,
+    read_rows,
+    read_rows_or_previous,
+    write_table,
+)
 from trainable.errors import UserError
 from trainable.rows import StepRow
 
@@ -23,7 +36,7 @@ NOON = datetime(2025, 11, 25, 12, 0, 0, 123456, tzinfo=UTC)
 
 def test_the_columns_are_the_designs() -> None:
     assert " ".join(TRIALS.names) == (
-        "trial_id is_baseline status verdict "
+        "trial_id is_baseline status verdict point "
         "batch_size block_size grad_accum_steps learning_rate lr_schedule warmup_steps min_lr_frac decay_frac "
         "training_steps grad_clip_norm weight_decay dropout precision seed "
         "val_loss best_val_loss tokens_seen optimizer_steps active_s tokens_per_s rung started_at ended_at"
@@ -137,3 +150,187 @@ def test_anothers_columns_are_refused_by_name(tmp_path: Path) -> None:
     pq.write_table(pa.table({"trial_id": [0]}), tmp_path / "trials.parquet")
     with pytest.raises(UserError, match="column 'is_baseline' is missing, not bool"):
         read_rows(tmp_path / "trials.parquet", TRIALS)
+
+
+def test_no_changed_bit_passes_for_other_rows(tmp_path: Path, make_trial: MakeTrial) -> None:
+    path = tmp_path / "trials.parquet"
+    rows = [make_trial(n, val_loss=4.5 + n / 7, started_at=NOON) for n in range(3)]
+    write_table(path, rows, TRIALS)
+    data = path.read_bytes()
+    mark = range(data.index(MARK), data.index(MARK) + len(MARK))
+    tail = range(len(data) - 8, len(data))
+    for position in range(len(data)):
+        for bit in range(8) if position in (*mark, *tail) else (position % 8,):
+            changed = bytearray(data)
+            changed[position] ^= 1 << bit
+            path.write_bytes(changed)
+            if position in mark:
+                assert read_rows(path) == rows
+            else:
+                with pytest.raises(DamagedTableError, match=r"trials\.parquet: not a whole Parquet table"):
+                    read_rows(path)
+
+
+def test_no_cut_or_overwritten_part_passes_for_other_rows(tmp_path: Path, make_trial: MakeTrial) -> None:
+    path = tmp_path / "trials.parquet"
+    rows = [make_trial(n, val_loss=4.5 + n / 7, started_at=NOON) for n in range(3)]
+    write_table(path, rows, TRIALS)
+    data, draw = path.read_bytes(), random.Random(0)
+    for length in range(0, len(data), 7):
+        path.write_bytes(data[:length])
+        with pytest.raises(DamagedTableError):
+            read_rows(path)
+    for _ in range(300):
+        start, length = draw.randrange(len(data)), draw.choice((16, 512, 4096))
+        changed = data[:start] + bytes(len(data[start : start + length])) + data[start + length :]
+        path.write_bytes(changed)
+        try:
+            assert read_rows(path) == rows
+        except DamagedTableError:
+            assert changed != data
+
+
+def test_a_table_without_a_guard_is_read(tmp_path: Path, make_trial: MakeTrial) -> None:
+    path, rows = tmp_path / "trials.parquet", [make_trial(0), make_trial(1)]
+    pq.write_table(pa.Table.from_pylist(rows, schema=TRIALS), path)
+    assert MARK not in path.read_bytes()
+    assert read_rows(path, TRIALS) == rows
+    write_table(path, rows, TRIALS)
+    assert path.read_bytes().count(MARK) == 1
+
+
+def test_pages_have_checksums_of_their_own_for_other_readers(tmp_path: Path) -> None:
+    path, draw = tmp_path / "steps.parquet", random.Random(0)
+    rows = [{**dict.fromkeys(STEPS.names), "grad_norm": draw.random()} for _ in range(100)]
+    write_table(path, rows, STEPS)
+    data = path.read_bytes()
+    table = pq.ParquetFile(path).read()
+    column = pq.ParquetFile(path).metadata.row_group(0).column(STEPS.names.index("grad_norm"))
+    noticed = 0
+    # A page's checksum does not cover its header, of less than 40 bytes.
+    for position in range(column.dictionary_page_offset + 40, column.data_page_offset):
+        changed = bytearray(data)
+        changed[position] ^= 1
+        file = pa.BufferReader(bytes(changed))
+        try:
+            passes = pq.ParquetFile(file).read() != table
+        except (OSError, pa.ArrowException):
+            continue
+        if passes:
+            noticed += 1
+            with pytest.raises(OSError, match=r"CRC|[Cc]hecksum"):
+                pq.ParquetFile(file, page_checksum_verification=True).read()
+    assert noticed > 100
+
+
+def test_the_copy_before_is_kept_and_the_first_write_has_none(tmp_path: Path, make_trial: MakeTrial) -> None:
+    path = tmp_path / "trials.parquet"
+    write_table(path, [make_trial(0)], TRIALS)
+    assert list(tmp_path.iterdir()) == [path]
+    for count in (2, 3, 4):
+        write_table(path, [make_trial(n) for n in range(count)], TRIALS)
+        assert len(read_rows(previous_path(path))) == count - 1
+        assert sorted(tmp_path.iterdir()) == [previous_path(path), path]
+    assert read_rows_or_previous(path, TRIALS) == (read_rows(path), None)
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "missing"])
+def test_a_damaged_table_gives_way_to_its_previous_copy(
+    tmp_path: Path, make_trial: MakeTrial, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path, kept = tmp_path / "trials.parquet", tmp_path / "trials.parquet.damaged"
+    first = [make_trial(0)]
+    write_table(path, first, TRIALS)
+    write_table(path, [make_trial(0), make_trial(1)], TRIALS)
+    data = path.read_bytes()
+    broken = data[:-9] if damage == "cut" else data[:40] + bytes([data[40] ^ 8]) + data[41:]
+    path.write_bytes(broken)
+    if damage == "missing":
+        path.unlink()
+    rows, note = read_rows_or_previous(path, TRIALS)
+    assert rows == first
+    what = "is missing" if damage == "missing" else "is damaged and now trials.parquet.damaged"
+    assert note == f"trials.parquet {what}; its previous copy took its place: what was written last is lost"
+    assert read_rows(path, TRIALS) == first
+    assert not kept.exists() if damage == "missing" else kept.read_bytes() == broken
+    assert read_rows_or_previous(path, TRIALS) == (first, None)
+    write_table(path, [make_trial(5)], TRIALS)
+    assert read_rows(previous_path(path), TRIALS) == first
+
+
+def test_without_a_whole_copy_the_damaged_table_stays_where_it_is(tmp_path: Path, make_trial: MakeTrial) -> None:
+    path = tmp_path / "trials.parquet"
+    with pytest.raises(UserError, match="there is no such table"):
+        read_rows_or_previous(path, TRIALS)
+    path.write_bytes(b"PAR1 and no more")
+    for previous in (None, b"PAR1 neither"):
+        if previous:
+            previous_path(path).write_bytes(previous)
+        with pytest.raises(UserError, match=r"trials\.parquet: not a whole Parquet table"):
+            read_rows_or_previous(path, TRIALS)
+        assert path.read_bytes() == b"PAR1 and no more"
+
+
+def test_a_table_that_may_not_be_read_is_not_moved(
+    tmp_path: Path, make_trial: MakeTrial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, read_bytes = tmp_path / "trials.parquet", Path.read_bytes
+    for count in (1, 2):
+        write_table(path, [make_trial(n) for n in range(count)], TRIALS)
+    number = errno.EACCES
+
+    def refuse(self: Path) -> bytes:
+        if self == path:
+            raise OSError(number, os.strerror(number))
+        return read_bytes(self)
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(UserError, match="Permission denied"):
+        read_rows_or_previous(path, TRIALS)
+    number = errno.EIO
+    assert read_rows_or_previous(path, TRIALS)[0] == [make_trial(0)]
+    assert (tmp_path / "trials.parquet.damaged").exists()
+
+
+def test_anothers_columns_are_no_damage(tmp_path: Path, make_trial: MakeTrial) -> None:
+    path = tmp_path / "trials.parquet"
+    write_table(path, [make_trial(0)], TRIALS)
+    pq.write_table(pa.table({"trial_id": ["0"]}), path)
+    previous_path(path).write_bytes(path.read_bytes())
+    with pytest.raises(UserError, match="column 'trial_id' is string"):
+        read_rows_or_previous(path, TRIALS)
+    assert path.exists()
+
+
+def test_where_links_are_not_supported_the_table_is_written(
+    tmp_path: Path, make_trial: MakeTrial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    path = tmp_path / "trials.parquet"
+    for count in (1, 2):
+        write_table(path, [make_trial(n) for n in range(count)], TRIALS)
+    assert len(read_rows(path)) == 2
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_leaves_the_table_and_nothing_else(
+    tmp_path: Path, make_trial: MakeTrial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "trials.parquet"
+    write_table(path, [make_trial(0)], TRIALS)
+
+    def refuse(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", refuse)
+        with pytest.raises(OSError, match="No space left"):
+            write_table(path, [make_trial(0), make_trial(1)], TRIALS)
+    assert read_rows(path) == [make_trial(0)]
+    assert sorted(tmp_path.iterdir()) == [previous_path(path), path]
+    write_table(path, [make_trial(0), make_trial(1)], TRIALS)
+    assert read_rows(previous_path(path)) == [make_trial(0)]

@@ -129,7 +129,8 @@ def test_the_summary_is_printed_with_how_far_each_came(interrupted: Any) -> None
 def test_nothing_half_written_is_left(interrupted: Any) -> None:
     study, _, _ = interrupted
     assert not (study.path / "ray").exists()
-    assert [path for path in study.path.rglob("*") if path.name.startswith(".") or path.suffix == ".tmp"] == []
+    hidden = [path for path in study.path.rglob("*") if path.name.startswith(".") or path.suffix == ".tmp"]
+    assert [path for path in hidden if path.name != ".lock" and path.suffix != ".previous"] == []
     assert not study.best_env.exists()
 
 

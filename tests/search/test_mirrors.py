@@ -5,7 +5,8 @@ from pathlib import Path
 import optuna
 import pytest
 
-from search.mirrors import Mirrors, distribution_of, point_of, read_mirrors
+from search.mirrors import Mirrors, read_mirrors
+from search.points import distribution_of, point_of
 from search.searcher import suggest
 from search.variables import Variables
 from spaces.load import load_space

@@ -40,7 +40,7 @@ def test_a_plan_of_the_smoke_space(plan_of: MakePlan, text_file: Path) -> None:
     plan = plan_of("CONCURRENCY=2")
     assert (plan.kind, plan.space.name, plan.configs) == ("search", "smoke", None)
     assert plan.name.startswith("smoke-")
-    assert plan.pins == {}
+    assert plan.settings.pins == {}
     assert list(plan.notes) == []
     assert plan.inputs.model_name == "tiny"
     assert plan.inputs.data_source == str(text_file)
@@ -52,8 +52,8 @@ def test_a_plan_of_the_smoke_space(plan_of: MakePlan, text_file: Path) -> None:
 
 def test_hyperparameters_in_the_environment_pin_them_and_the_header_says_so(plan_of: MakePlan) -> None:
     plan = plan_of("LEARNING_RATE=1e-3", "BATCH_SIZE=8", "SEED=4")
-    assert plan.pins == {"learning_rate": 1e-3, "batch_size": 8, "seed": 4}
-    assert {parameter.name for parameter in plan.space.parameters}.isdisjoint(plan.pins)
+    assert plan.settings.pins == {"learning_rate": 1e-3, "batch_size": 8, "seed": 4}
+    assert {parameter.name for parameter in plan.space.parameters}.isdisjoint(plan.settings.pins)
     baseline = plan.space.baseline
     assert (baseline.learning_rate, baseline.batch_size, baseline.seed) == (1e-3, 8, 4)
     header = "\n".join(header_lines(plan, 4))
@@ -72,8 +72,8 @@ def test_training_steps_do_not_shorten_a_search(plan_of: MakePlan) -> None:
 
 
 def test_use_lr_warmup_pins_the_schedule(plan_of: MakePlan) -> None:
-    assert plan_of("USE_LR_WARMUP=False").pins == {"lr_schedule": "constant"}
-    assert plan_of("USE_LR_WARMUP=True").pins == {"lr_schedule": "warmup_cosine"}
+    assert plan_of("USE_LR_WARMUP=False").settings.pins == {"lr_schedule": "constant"}
+    assert plan_of("USE_LR_WARMUP=True").settings.pins == {"lr_schedule": "warmup_cosine"}
 
 
 def test_trials_and_budget_are_the_variables(plan_of: MakePlan) -> None:
@@ -94,7 +94,7 @@ def test_a_baseline_that_another_study_found(
 ) -> None:
     found = with_token_budget(DOCUMENTED, 409_600)
     document = {
-        "schema_version": 1,
+        "schema_version": 2,
         "name": "earlier",
         "kind": "search",
         "created_at": "2025-11-25T03:10:00+00:00",
@@ -126,7 +126,7 @@ def test_a_baseline_that_another_study_found(
 
 def test_a_study_without_a_completed_trial_is_no_baseline(plan_of: MakePlan) -> None:
     create_study(
-        "empty", {"schema_version": 1, "name": "empty", "kind": "search", "created_at": "2025-11-25T03:10:00+00:00"}
+        "empty", {"schema_version": 2, "name": "empty", "kind": "search", "created_at": "2025-11-25T03:10:00+00:00"}
     )
     with pytest.raises(UserError, match="BASELINE=empty: study empty has no completed trial"):
         plan_of("BASELINE=empty")

@@ -15,7 +15,7 @@ from results.study import Study
 from search.recorder import StudyRecorder
 from search.scheduler import TokenASHA
 from search.view import StudyView
-from trainable.config import DOCUMENTED
+from trainable.config import DOCUMENTED, TrialConfig
 from trainable.rows import MetricsRow, StepRow, Verdict
 
 
@@ -29,8 +29,18 @@ class Recording:
         console = Console(file=io.StringIO(), width=200)
         view = StudyView(study=self.study, ledger=self.ledger, budget_tokens=1000, trials_planned=4, console=console)
         self.completed: list[int] = []
+        self.oom_kills = 0
         scheduler = TokenASHA(rung_tokens=(100, 300), reduction_factor=3)
-        self.recorder = StudyRecorder(self.ledger, scheduler, view, on_completed=self.completed.append)
+        self.avoided: list[TrialConfig] = []
+        self.recorder = StudyRecorder(
+            self.ledger,
+            scheduler,
+            view,
+            on_completed=self.completed.append,
+            on_out_of_memory=self.avoided.append,
+            evaluation_timeout_s=3600.0,
+            oom_kills=lambda: self.oom_kills,
+        )
 
     def start(self, trial_id: int) -> Trial:
         trial = Trial("SearchTrial", config={"trial_id": trial_id, "trial": asdict(DOCUMENTED)}, stub=True)
@@ -38,7 +48,15 @@ class Recording:
         return trial
 
     def report(self, trial: Trial, **changes: Any) -> None:
-        result = {"status": "running", "done": False, "metrics": None, "steps": [], "verdict": None, "evidence": ""}
+        result = {
+            "status": "running",
+            "done": False,
+            "metrics": None,
+            "steps": [],
+            "verdict": None,
+            "evidence": "",
+            "notes": [],
+        }
         result |= {"fidelity_tokens": 0, "optimizer_steps": 0, "tokens_seen": 0, "active_s": 0.0, **changes}
         self.recorder.on_trial_result(iteration=1, trials=[trial], trial=trial, result=result)
         # Ray adds keys of its own, which nobody reads.

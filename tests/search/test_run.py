@@ -220,13 +220,18 @@ def test_checkpoints_are_kept_of_the_best_and_of_the_baseline_alone(
         assert file.name == f"step_{trials[trial_id]['training_steps']:08d}.pt"
 
 
+def unexpected_files(study: Study) -> list[Path]:
+    """Return what is neither for people nor the lock nor a table's previous copy."""
+    hidden = [path for path in study.path.rglob("*") if path.name.startswith(".") or path.suffix == ".tmp"]
+    return [path for path in hidden if path.name != ".lock" and path.suffix != ".previous"]
+
+
 def test_nothing_else_is_left_in_the_study(searched: Any, trials: list[dict[str, Any]]) -> None:
     names = {path.name for path in searched.study.path.iterdir()}
     assert names >= {"study.json", "trials.parquet", "metrics.parquet", "steps", "best.env", "best.json", "search.log"}
     assert "ray" not in names
-    hidden = [path for path in searched.study.path.rglob("*") if path.name.startswith(".") or path.suffix == ".tmp"]
-    assert hidden == []
-    steps = {path.name for path in (searched.study.path / "steps").iterdir()}
+    assert unexpected_files(searched.study) == []
+    steps = {path.name for path in (searched.study.path / "steps").glob("[!.]*")}
     assert steps == {f"{row['trial_id']}.parquet" for row in trials if row["optimizer_steps"]}
 
 
@@ -245,7 +250,7 @@ def test_the_document_is_enough_to_run_the_study_again(searched: Any, trials: li
     assert document["scheduler"]["name"] == "asha"
     assert document["scheduler"]["reduction_factor"] == 2
     assert document["seed"] == 0
-    assert document["pinned"] == {}
+    assert document["settings"]["pins"] == {}
     assert document["model"] == "tiny"
     assert document["checkpoint_path"] is None
     assert document["device"]["type"] == "cpu"

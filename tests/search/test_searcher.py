@@ -14,7 +14,7 @@ from search.searcher import ListSearcher, SpaceSearcher
 from spaces.load import load_space, space_from_tables
 from spaces.space import SearchSpace
 from trainable.config import BEFORE, DOCUMENTED, TrialConfig
-from trainable.ray_trainable import PENALTY_NATS
+from trainable.fidelity import PENALTY_NATS
 
 SEARCH = {
     "batch_size": {"choice": [2, 4, 8]},
@@ -39,9 +39,13 @@ def make_space(searcher: str = "tpe", *, trials: int = 12) -> SearchSpace:
 
 
 def propose(searcher: SpaceSearcher, count: int) -> list[dict[str, Any]]:
-    proposals = [searcher.suggest(f"t{number}") for number in range(count)]
-    assert all(proposal is not None for proposal in proposals)
-    return [proposal for proposal in proposals if proposal is not None]
+    return [propose_one(searcher, number) for number in range(count)]
+
+
+def propose_one(searcher: SpaceSearcher, number: int) -> dict[str, Any]:
+    proposal = searcher.suggest(f"t{number}")
+    assert isinstance(proposal, dict)
+    return proposal
 
 
 def result(status: str, objective: float, tokens: int) -> dict[str, Any]:
@@ -94,8 +98,7 @@ def test_the_same_seed_and_endings_propose_the_same(name: str) -> None:
         searcher = SpaceSearcher(make_space(name), seed=seed)
         proposals = []
         for number in range(12):
-            proposal = searcher.suggest(f"t{number}")
-            assert proposal is not None
+            proposal = propose_one(searcher, number)
             proposals.append(proposal)
             loss = 5.0 - proposal["trial"]["learning_rate"] * 10
             searcher.on_trial_complete(f"t{number}", result("completed", loss, 12_800))
@@ -182,8 +185,7 @@ def test_tpe_learns_where_trials_do_well() -> None:
     searcher = SpaceSearcher(make_space(trials=30), seed=0)
     rates = []
     for number in range(30):
-        proposal = searcher.suggest(f"t{number}")
-        assert proposal is not None
+        proposal = propose_one(searcher, number)
         rates.append(proposal["trial"]["learning_rate"])
         searcher.on_trial_complete(f"t{number}", result("completed", 5.0 - 10 * rates[-1], 12_800))
     start, end = sorted(rates[1:11]), sorted(rates[-10:])
@@ -216,7 +218,7 @@ def test_every_cell_of_the_grid_has_the_warm_up_of_its_schedule() -> None:
 
 
 def test_a_list_is_handed_out_in_order_and_then_is_finished() -> None:
-    searcher = ListSearcher([DOCUMENTED, BEFORE])
+    searcher = ListSearcher({0: DOCUMENTED, 1: BEFORE})
     assert searcher.suggest("a") == {"trial_id": 0, "trial": asdict(DOCUMENTED)}
     assert searcher.suggest("b") == {"trial_id": 1, "trial": asdict(BEFORE)}
     searcher.on_trial_complete("a", None, error=True)
@@ -225,7 +227,7 @@ def test_a_list_is_handed_out_in_order_and_then_is_finished() -> None:
 
 
 def test_a_list_can_be_numbered_from_anywhere() -> None:
-    searcher = ListSearcher([BEFORE], first_trial_id=7)
+    searcher = ListSearcher({7: BEFORE})
     proposal = searcher.suggest("a")
     assert isinstance(proposal, dict)
     assert proposal["trial_id"] == 7
@@ -234,5 +236,5 @@ def test_a_list_can_be_numbered_from_anywhere() -> None:
 def test_nothing_is_written_where_ray_saves_a_searcher(tmp_path: Any) -> None:
     path = tmp_path / "searcher.pkl"
     SpaceSearcher(make_space(), seed=0).save(str(path))
-    ListSearcher([DOCUMENTED]).save(str(path))
+    ListSearcher({0: DOCUMENTED}).save(str(path))
     assert not path.exists()

@@ -19,6 +19,7 @@ from trainable.checkpoint_exam.weights import (
     trained_weights,
     unmovable_frac,
 )
+from trainable.checkpoint_path import is_safetensors
 from trainable.errors import UserError
 from trainable.tokens import Tokens
 
@@ -98,6 +99,8 @@ def _examine(
 def _payload(checkpoint: Checkpoint) -> Mapping[str, Any]:
     if checkpoint.ours is not None:
         return checkpoint.ours
+    if is_safetensors(checkpoint.path):
+        return {}
     with warnings.catch_warnings(action="ignore"):
         payload: Mapping[str, Any] = torch.load(checkpoint.path, map_location="cpu", weights_only=True)
     return payload

@@ -1,0 +1,37 @@
+"""The names of checkpoints, and what their first bytes tell."""
+
+from pathlib import Path
+
+import pytest
+
+from trainable.checkpoint_path import DamagedCheckpointError, check_checkpoint_path, checkpoint_name, is_safetensors
+
+STARTS = {
+    b"PK\x03\x04" + bytes(20): False,
+    b"\x80\x02\x8a" + bytes(20): False,
+    b"\x40" + bytes(7) + b'{"a":{}}': True,
+}
+
+
+def test_names_sort_by_step() -> None:
+    names = [checkpoint_name(step) for step in (0, 9, 10, 1500, 99_999_999)]
+    assert names == sorted(names)
+    assert names[3] == "step_00001500.pt"
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_the_three_formats_are_let_through(tmp_path: Path, start: bytes) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(start)
+    check_checkpoint_path(path)
+    assert is_safetensors(path) is STARTS[start]
+
+
+@pytest.mark.parametrize("start", [b"", b"P", b"PK", b"PK\x03", b"\x40" + bytes(7), b"GGUF" + bytes(20), b"{" * 8])
+def test_what_is_cut_within_its_first_bytes_is_damaged(tmp_path: Path, start: bytes) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(start)
+    with pytest.raises(
+        DamagedCheckpointError, match=r"is empty|is damaged or not a file of torch\.save or safetensors"
+    ):
+        check_checkpoint_path(path)
