@@ -9,6 +9,7 @@ from results.study import Study, check_study_name, new_study_name, open_study, s
 from search.inputs import Inputs, Loaded, check_fit, check_inputs, load_inputs
 from search.lessons import Lessons, lessons_from
 from search.mirrors import Mirrors, read_mirrors
+from search.packing import best_packing, packing_words
 from search.settings import Settings, read_settings
 from search.terminal import Preparing
 from search.variables import Variables
@@ -98,7 +99,7 @@ def plan_study(
         settings=settings,
         inputs=inputs,
         loaded=loaded,
-        slots=slots_for(loaded, variables),
+        slots=slots_for(loaded, variables, space.baseline, progress),
         configs=configs,
         largest=largest,
         mirrors=mirrors,
@@ -149,16 +150,30 @@ def check_slot_variables(variables: Variables) -> tuple[int | None, float]:
     """Return CONCURRENCY and GPU_FRACTION. Raises UserError."""
     for name in ("CHECKPOINT_INTERVAL_S", "EVALUATION_TIMEOUT_S"):
         variables.whole(name)
-    return variables.whole("CONCURRENCY"), variables.share("GPU_FRACTION", 1.0)
+    concurrency = None if variables.text("CONCURRENCY") == "auto" else variables.whole("CONCURRENCY")
+    return concurrency, variables.share("GPU_FRACTION", 1.0)
 
 
-def slots_for(loaded: Loaded, variables: Variables) -> "Slots":
-    """Return how many trials run at once on the device that was loaded."""
+def slots_for(loaded: Loaded, variables: Variables, config: TrialConfig, progress: Preparing) -> "Slots":
+    """Return how many trials run at once on the device that was loaded; `config` is what CONCURRENCY=auto measures."""
     from search.engine import device_slots
     from trainable.device import cpu_cores
 
     concurrency, gpu_frac = check_slot_variables(variables)
     info = loaded.device_info
+    if variables.text("CONCURRENCY") == "auto":
+        from trainable.device import memory_bytes
+
+        concurrency, tried = best_packing(
+            loaded.spec,
+            config,
+            device_type=info.type,
+            device_count=info.count,
+            cores=cpu_cores(),
+            memory_bytes=memory_bytes(info.type),
+            progress=progress,
+        )
+        progress(packing_words(tried, concurrency), 1.0)
     slots = device_slots(
         info.type, device_count=info.count, cores=cpu_cores(), concurrency=concurrency, gpu_frac=gpu_frac
     )

@@ -114,7 +114,7 @@ def load_like(
         document=dict(document),
         inputs=inputs,
         loaded=loaded,
-        slots=slots_for(loaded, variables),
+        slots=slots_for(loaded, variables, baseline, progress),
         baseline=baseline,
     )
 

@@ -26,7 +26,7 @@ VARIABLES: Mapping[str, str] = MappingProxyType(
         "WARM_START": "search: a study whose results the searcher learns from, its best run first",
         "FORCE": "resume: 1 goes on although the space file has changed since",
         "BASELINE": "documented, before, or a study whose best configuration is the baseline",
-        "CONCURRENCY": "trials at the same time (default: one a core, one a GPU, one on MPS)",
+        "CONCURRENCY": "trials at the same time, or auto to measure (default: one a core, one a GPU, one on MPS)",
         "CHECKPOINT_INTERVAL_S": "search: seconds of training between two checkpoints of a trial (default 60)",
         "EVALUATION_TIMEOUT_S": "seconds without an evaluation after which a trial counts as hung (default 3600)",
         "GPU_FRACTION": "share of a CUDA GPU that one trial gets (default 1)",
@@ -114,10 +114,10 @@ class Variables:
         if match is None:
             raise UserError(f"{name}={text!r} is not a number of tokens such as 400000, 400k or 8M.")
         scale = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}[match[2].lower()]
-        value = round(float(match[1].replace("_", "")) * scale)
+        value = float(match[1].replace("_", "")) * scale
         if not 1 <= value <= 10**15:
-            raise UserError(f"{name}={text} must be between 1 and 10^15 tokens.")
-        return value
+            raise UserError(f"{name}={text} must be between 1 and 10^15 tokens; write it like 400000, 400k or 8M.")
+        return round(value)
 
     def share(self, name: str, default: float) -> float:
         """Return a number in (0, 1]."""
@@ -150,15 +150,17 @@ def read_variables(assignments: Sequence[str]) -> Variables:
     for word in assignments:
         name, equals, text = word.partition("=")
         if not equals:
-            raise UserError(f"'{word}' is not of the form NAME=value.{did_you_mean(word.upper(), KNOWN)}")
+            raise UserError(f"{word!r} is not of the form NAME=value.{did_you_mean(word.upper(), KNOWN)}")
         _check_name(name)
         values[name] = text.strip()
-        if name in FOLDERS:
-            os.environ[name] = text
     for word in _make_words():
         name, equals, _ = word.partition("=")
         if equals and not _MAKE_OWN.fullmatch(name):
             _check_name(name)
+    for name in FOLDERS:
+        # Where later code looks for them: there too a blank one counts as not set.
+        if os.environ.get(name, "") != values.get(name, ""):
+            os.environ[name] = values.get(name, "")
     _check_owner_variables(Variables(values))
     return Variables(MappingProxyType({name: text for name, text in values.items() if text}))
 
@@ -174,7 +176,7 @@ def _make_words() -> list[str]:
 
 def _check_name(name: str) -> None:
     if name not in KNOWN:
-        raise UserError(f"there is no variable '{name}'.{did_you_mean(name, KNOWN)}")
+        raise UserError(f"there is no variable {name!r}.{did_you_mean(name, KNOWN)}")
 
 
 def _check_owner_variables(variables: Variables) -> None:

@@ -13,7 +13,7 @@ import torch
 from trainable.errors import UserError
 
 DEVICE_TYPES = ("cuda", "mps", "cpu")
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -64,6 +64,11 @@ def cpu_cores() -> int:
     return os.cpu_count() or 1
 
 
+def memory_bytes(device_type: str) -> int:
+    """Return the memory of the first CUDA device; 0 for other types, which share the machine's."""
+    return int(torch.cuda.get_device_properties(0).total_memory) if device_type == "cuda" else 0
+
+
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
     """Return the context for a forward pass: autocast for bf16 and fp16, nothing for fp32."""
     if precision == "fp32":
@@ -88,7 +93,7 @@ def keep_freed_pages() -> None:
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        for option, value in ((_M_MMAP_THRESHOLD, 32 << 20), (_M_TRIM_THRESHOLD, 2 << 30), (_M_TOP_PAD, 64 << 20)):
+        for option, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2 << 30), (_M_TOP_PAD, 64 << 20)):
             mallopt(option, ctypes.c_int(min(value, 2**31 - 1)))
 
 

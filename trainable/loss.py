@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from transformers import PreTrainedModel
 
+from trainable.cpu.linear import product
+
 CHUNK_LOGITS = 1 << 20
 """Logits that exist at a time: a chunk stays in the processor's cache, and memory no longer grows with the batch."""
 MIN_CHUNK_ROWS = 128
@@ -29,7 +31,7 @@ def next_token_losses(model: PreTrainedModel, tokens: torch.Tensor, *, last: int
     hidden = _hidden(model, inputs)[:, -(last or 0) :].flatten(0, 1)  # (N, C)
     head = _head(model)
     chunks = [
-        F.cross_entropy(F.linear(hidden[rows], head).float(), targets.flatten()[rows], reduction="none")
+        F.cross_entropy(product(hidden[rows], head.t()).float(), targets.flatten()[rows], reduction="none")
         for rows in _chunks(len(hidden), len(head))
     ]
     return torch.cat(chunks).view_as(targets)
@@ -57,19 +59,21 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         rows_count = len(hidden)
         total = torch.zeros((), device=hidden.device)
-        grad_hidden = torch.empty_like(hidden)
-        grad_head = torch.zeros_like(head)
+        grad_hidden, grad_head = torch.empty_like(hidden), torch.empty_like(head)
         for rows in _chunks(rows_count, len(head)):
-            logits = F.linear(hidden[rows], head).float()  # (n, V)
-            log_sum = logits.logsumexp(-1, keepdim=True)
+            logits = product(hidden[rows], head.t()).float()  # (n, V)
             picked = targets[rows].unsqueeze(-1)
-            total += (log_sum - logits.gather(-1, picked)).sum()
-            grad_logits = logits.sub_(log_sum).exp_()
-            grad_logits.scatter_add_(-1, picked, torch.full_like(log_sum, -1.0)).div_(rows_count)
+            largest = logits.amax(-1, keepdim=True)
+            chosen = logits.gather(-1, picked)
+            exponentials = logits.sub_(largest).exp_()
+            sums = exponentials.sum(-1, keepdim=True)
+            total += (sums.log() + largest - chosen).sum()
+            grad_logits = exponentials.div_(sums.mul(rows_count))
+            grad_logits.scatter_add_(-1, picked, torch.full_like(sums, -1.0 / rows_count))
             # fp16 would flush these small numbers to zero before the loss scaler has seen them.
             with torch.autocast(hidden.device.type, enabled=_autocast_dtype(hidden.device) == torch.bfloat16):
-                grad_hidden[rows] = grad_logits @ head
-                grad_head += grad_logits.T @ hidden[rows].to(grad_logits.dtype)
+                grad_hidden[rows] = product(grad_logits, head)
+                _add_product(grad_head, grad_logits.t(), hidden[rows].to(grad_logits.dtype), is_first=rows.start == 0)
         ctx.save_for_backward(grad_hidden, grad_head)
         return total / rows_count
 
@@ -77,6 +81,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
         grad_hidden, grad_head = ctx.saved_tensors
         return grad_hidden.mul_(grad_outputs[0]), grad_head.mul_(grad_outputs[0]), None
+
+
+def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, *, is_first: bool) -> None:
+    # Zeroing a large head's gradient, and adding a product that lies elsewhere, cost as much as a product itself.
+    if _autocast_dtype(total.device) is None:
+        total.addmm_(left, right, beta=0 if is_first else 1)
+    elif is_first:
+        total.copy_(left @ right)
+    else:
+        total += left @ right
 
 
 def _chunks(rows_count: int, vocab_size: int) -> Iterator[slice]:

@@ -17,6 +17,7 @@ from transformers import (
 )
 from transformers import logging as transformers_logging
 
+from trainable.cpu import tune_for_cpu
 from trainable.device import is_out_of_memory
 from trainable.errors import UserError
 from trainable.model_names import PRESETS, check_model_name
@@ -88,6 +89,7 @@ def load_model(name: str, *, dropout: float, seed: int) -> PreTrainedModel:
             ignore_mismatched_sizes=True,
         )
         _check_loading(name, loading)
+    tune_for_cpu(model)
     model.train()
     torch.manual_seed(seed)
     return model

@@ -321,7 +321,9 @@ class Searched:
 
 @pytest.fixture(scope="session")
 def searched(start: Start, studies: Path, tmp_path_factory: pytest.TempPathFactory) -> Searched:
-    """Eight cells by `python -m search run --json`; the last trial finds a damaged checkpoint of its own."""
+    """Eight cells by `python -m search run --json`; the last trial finds a checkpoint of a later version of ours."""
+    import torch
+
     space_path = tmp_path_factory.mktemp("spaces") / "own.toml"
     space_path.write_text(SPACE, encoding="utf-8")
     study = Study(studies / "shared")
@@ -329,8 +331,9 @@ def searched(start: Start, studies: Path, tmp_path_factory: pytest.TempPathFacto
         "run", "--json", f"SPACE={space_path}", "STUDY=shared", "CONCURRENCY=2", HF_TOKEN=SECRET, OWN_PASSWORD=SECRET
     )
     running.wait_for(study.study_json.exists)
-    damaged = study.checkpoint_dir(FAILING_TRIAL) / "step_00000001.pt"
-    damaged.parent.mkdir(parents=True)
-    damaged.write_bytes(b"PK\x03\x04 and then nothing of torch.save")
+    checkpoint = study.checkpoint_dir(FAILING_TRIAL) / "step_00000001.pt"
+    checkpoint.parent.mkdir(parents=True)
+    weights = {"model_state_dict": {"weight": torch.zeros(1)}}
+    torch.save({"format": "gpt2-search checkpoint", "version": 99, **weights}, checkpoint)
     ran = running.ended()
     return Searched(study=study, space_path=space_path, ran=ran, orphans=running.orphans())
