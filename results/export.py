@@ -124,7 +124,14 @@ def _load(study: Study) -> _Best:
     trials = study.trials()
     confirmation = load_confirmation(study)
     proven = proven_trial_id(confirmation)
-    trial = best_trial(trials) if proven is None else next(row for row in trials if row["trial_id"] == proven)
+    trial = best_trial(trials)
+    if proven is not None:
+        trial = next((row for row in trials if row["trial_id"] == proven), None)
+        if trial is None:
+            raise UserError(
+                f"study {study.name}: confirmation.json is of trial {proven}, which trials.parquet lacks. "
+                "Restore the table, or move confirmation.json away and confirm again."
+            )
     if trial is None:
         ended = ", ".join(f"{count} {status}" for status, count in ending_counts(trials).items() if count)
         raise UserError(f"study {study.name} has no completed trial to export ({ended or 'none has started'}).")
@@ -147,7 +154,7 @@ def _load(study: Study) -> _Best:
         )
     except KeyError as err:
         raise UserError(f"{shown(study.study_json)}: there is no key {err}.") from None
-    except (TypeError, ValueError) as err:
+    except (TypeError, ValueError, OverflowError) as err:
         raise UserError(
             f"{shown(study.study_json)}: model, data_source, checkpoint_path or evaluation: {err}."
         ) from None
@@ -156,6 +163,8 @@ def _load(study: Study) -> _Best:
 def _text(value: Any) -> str:
     if not isinstance(value, str) or "\0" in value:
         raise ValueError(f"{value!r} is no text that a variable can hold")
+    # A path that is not UTF-8 came in by surrogateescape and leaves by it; other lone surrogates are no bytes at all.
+    value.encode("utf-8", "surrogateescape")
     return value
 
 

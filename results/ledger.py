@@ -21,7 +21,7 @@ _COUNTERS = ("tokens_seen", "optimizer_steps", "active_s")
 
 
 class Ledger:
-    """The study's trials, evaluations and running trials' steps, and the only writer of their tables.
+    """The study's trials, evaluations and unfinished trials' steps, and the only writer of their tables.
 
     A flush that raises OSError loses nothing in memory; the next one writes it.
     """
@@ -66,6 +66,8 @@ class Ledger:
             # The process may have died between the writes of the two tables, metrics first.
             if trial["status"] == "running":
                 trial.update(_summary(ledger._metrics[trial_id]))
+            if trial["status"] not in ENDINGS:
+                ledger._steps[trial_id] = ledger._read(study.steps_path(trial_id), STEPS)
         return ledger
 
     def trials(self) -> list[Row]:
@@ -75,6 +77,14 @@ class Ledger:
     def metrics(self) -> list[Row]:
         """Return copies of the evaluations' rows, by trial_id, then tokens_seen."""
         return [dict(row) for trial_id in sorted(self._metrics) for row in self._metrics[trial_id]]
+
+    def known_steps(self, trial_id: int) -> int:
+        """Return up to which optimizer step all of a trial's steps and evaluations are known.
+
+        A checkpoint beyond it, written right before the process died or before a table was damaged, would leave a gap.
+        """
+        steps, metrics = self._steps.get(trial_id), self._metrics.get(trial_id)
+        return min(steps[-1]["optimizer_steps"], metrics[-1]["optimizer_steps"]) if steps and metrics else 0
 
     def start_trial(
         self,
@@ -122,15 +132,12 @@ class Ledger:
     def add_steps(self, trial_id: int, steps: Sequence[StepRow]) -> None:
         """Note optimizer steps, in their order; they are on disk with the next flush.
 
-        Known steps at or beyond the first are dropped, as add_metrics does. Raises UserError when an interrupted
-        trial's steps table is damaged.
+        Known steps at or beyond the first are dropped, as add_metrics does.
         """
         self._running(trial_id)
         if not steps:
             return
-        if trial_id not in self._steps:
-            self._steps[trial_id] = self._read(self._study.steps_path(trial_id), STEPS)
-        known = self._steps[trial_id]
+        known = self._steps.setdefault(trial_id, [])
         while known and known[-1]["optimizer_steps"] >= steps[0].optimizer_steps:
             known.pop()
         known.extend(asdict(step) for step in steps)
@@ -180,7 +187,7 @@ class Ledger:
             self._unwritten_metrics = False
         write_table(self._study.trials_path, self.trials(), TRIALS)
         self._flushed_at = self._clock()
-        self._steps = {key: rows for key, rows in self._steps.items() if self._trials[key]["status"] == "running"}
+        self._steps = {key: rows for key, rows in self._steps.items() if self._trials[key]["status"] not in ENDINGS}
 
     def take_notes(self) -> list[str]:
         """Return what a person should know of the tables that were read, once."""

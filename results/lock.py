@@ -4,7 +4,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -29,12 +29,15 @@ def hold(study: Study) -> Iterator[None]:
             f"study {study.name} cannot be written: {error.strerror}. Make {study.path} writable, or copy the study."
         ) from None
     try:
-        _holder_path(study).write_text(
-            json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now(UTC).isoformat()})
-        )
+        # Who holds it is told to others where a full disk lets it; the lock holds all the same.
+        with suppress(OSError):
+            _holder_path(study).write_text(
+                json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now(UTC).isoformat()})
+            )
         yield
     finally:
-        _holder_path(study).unlink(missing_ok=True)
+        with suppress(OSError):
+            _holder_path(study).unlink(missing_ok=True)
         lock.release()
 
 

@@ -6,6 +6,7 @@ import secrets
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,10 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+# At its end Tune waits so long for workers that went with their node; the default is ten minutes.
+os.environ.setdefault("TUNE_FORCE_TRIAL_CLEANUP_S", "10")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-if "RAY_AUTH_MODE" not in os.environ:
+if "RAY_AUTH_MODE" not in os.environ and "ADDRESS" not in os.environ:
     # A token of this process alone: other users of the machine cannot reach the workers, and no file is left behind.
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
@@ -32,16 +35,23 @@ import ray
 from ray import tune
 from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
 
+from search.cluster import join
 from search.interrupts import Interrupts
 from search.oom_kills import oom_kills
 from search.recorder import StudyRecorder
 from search.scheduler import TokenASHA
 from search.searcher import OBJECTIVE
+from search.storage import TableMirror, place_of
 from search.work import Work
+from trainable.checkpoint_store import CheckpointStore
 from trainable.errors import UserError
+from trainable.node_cache import SharedInputs
 from trainable.ray_trainable import SearchTrial
 
 INTERRUPTED, TERMINATED = 130, 143
+THREADS_THAT_YIELD = {"GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "10000")}
+"""Threads of a trial wait for each other by spinning: on a machine that does other work too that takes all its time."""
+CLUSTER_FAILURES = 5
 KEPT_CHECKPOINTS = 3
 """Final checkpoints of so many best completed trials are kept, and the baseline's."""
 
@@ -57,6 +67,10 @@ class Slots:
     """Share of a GPU of one trial; 0 on a CPU and on MPS, which Ray need not count."""
     checkpoint_interval_s: float = 60.0
     """A running trial is saved at the first evaluation after so many active seconds."""
+    address: str | None = None
+    """Of an existing Ray cluster; None starts one on this machine."""
+    storage: str | None = None
+    """A folder or URI that holds checkpoints and a mirror of the tables; None keeps them in the study."""
     evaluation_timeout_s: float = 3600.0
     """A trial without an evaluation for so long, and for ten times what its first steps promise, is hung."""
 
@@ -90,16 +104,19 @@ def run_study(
     """
     scheduler = TokenASHA(rung_tokens=work.rung_tokens, reduction_factor=work.reduction_factor)
     scheduler.recall(work.known)
+    root = checkpoint_root(study, slots.storage)
     recorder = StudyRecorder(
         ledger,
         scheduler,
         view,
-        on_completed=lambda _: prune_checkpoints(study, ledger),
+        checkpoints_of=lambda trial_id: CheckpointStore(root=root, trial_id=trial_id),
+        on_completed=lambda _: prune_checkpoints(root, ledger),
         on_out_of_memory=work.searcher.avoid,
         evaluation_timeout_s=slots.evaluation_timeout_s,
         oom_kills=oom_kills,
     )
     scratch = study.path / "ray"
+    mirror = [MirrorTables(TableMirror(study, slots.storage), view)] if slots.storage else []
     tune_config = TuneConfig(
         metric=OBJECTIVE,
         mode="min",
@@ -113,12 +130,14 @@ def run_study(
     )
     leave = Leave(interrupts, recorder)
     try:
+        if slots.storage is not None:
+            SharedInputs(uri=place_of(slots.storage, study.name, "inputs")).put(spec)
         _start_ray(slots)
         # Once more: ray.init() takes SIGTERM for itself.
         with interrupts:
             if interrupts.code is not None:
                 raise KeyboardInterrupt
-            _tuner(study, work, spec, slots, tune_config, [recorder, *callbacks, leave], scratch).fit()
+            _tuner(study, work, spec, slots, tune_config, [recorder, *mirror, *callbacks, leave], scratch).fit()
     except KeyboardInterrupt:
         if recorder.storage_error is None:
             interrupts.code = interrupts.code or INTERRUPTED
@@ -131,7 +150,7 @@ def run_study(
         recorder.interrupt()
         ray.shutdown(wait_for_processes=True)
         shutil.rmtree(scratch, ignore_errors=True)
-        prune_checkpoints(study, ledger)
+        prune_checkpoints(root, ledger)
         # A worker that was killed while it saved.
         for unfinished in study.path.glob("checkpoints/*/.*.tmp"):
             unfinished.unlink(missing_ok=True)
@@ -160,26 +179,64 @@ class Leave(Callback):  # type: ignore[misc]
             raise KeyboardInterrupt
 
 
-def prune_checkpoints(study: Study, ledger: Ledger) -> None:
-    """Delete the checkpoints of ended trials but the best completed ones' and the baseline's."""
+class MirrorTables(Callback):  # type: ignore[misc]
+    """Copies the tables to the storage while the study runs."""
+
+    def __init__(self, mirror: TableMirror, view: StudyView) -> None:
+        self._mirror = mirror
+        self._view = view
+        self._told = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return nothing: Ray pickles callbacks for a restore that studies never use."""
+        return {}
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Copy what is due; a storage that does not answer is told once, and tried again."""
+        try:
+            self._mirror.copy_if_due()
+        except OSError as error:
+            if not self._told:
+                self._view.say(f"STORAGE is not reached, the study goes on: {' '.join(str(error).split())[:200]}")
+            self._told = True
+
+
+def checkpoint_root(study: Study, storage: str | None) -> str:
+    """Return where the study's checkpoints lie."""
+    return place_of(storage, study.name, "checkpoints") if storage else str(study.path / "checkpoints")
+
+
+def prune_checkpoints(root: str, ledger: Ledger) -> None:
+    """Delete the checkpoints below `root` of ended trials but the last ones of the best completed and the baseline."""
     board = leaderboard(ledger.trials())
     best = [row["trial_id"] for row in board if row["status"] == "completed"][:KEPT_CHECKPOINTS]
     for row in board:
-        alive = row["status"] in ("running", "interrupted")
-        if not alive and row["trial_id"] not in best and not row["is_baseline"]:
-            shutil.rmtree(study.checkpoint_dir(row["trial_id"]), ignore_errors=True)
+        if row["status"] in ("running", "interrupted"):
+            continue
+        store = CheckpointStore(root=root, trial_id=row["trial_id"])
+        with suppress(OSError):
+            if row["trial_id"] in best or row["is_baseline"]:
+                store.keep_newest()
+            else:
+                store.delete()
 
 
 def _start_ray(slots: Slots) -> None:
     # A trial's failure is told by the recorder, in a line; its traceback is in search.log.
     logging.getLogger("ray").setLevel(logging.CRITICAL)
+    if slots.address is not None:
+        join(slots.address, slots.storage)
+        return
     ray.init(
+        address="local",  # and not a cluster that happens to run here
         num_cpus=slots.count * slots.threads,
         include_dashboard=False,
         log_to_driver=False,
         configure_logging=False,
         # Workers import this checkout even when it is not installed in their interpreter.
-        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}},
+        runtime_env={
+            "env_vars": {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), **THREADS_THAT_YIELD}
+        },
     )
 
 
@@ -194,9 +251,10 @@ def _tuner(
 ) -> Tuner:
     shared: dict[str, Any] = {
         "spec": spec,
+        "shared_inputs": SharedInputs(uri=place_of(slots.storage, study.name, "inputs")) if slots.storage else None,
         "milestones_tokens": work.milestones_tokens,
         "baseline": asdict(work.baseline),
-        "checkpoint_root": str(study.path / "checkpoints"),
+        "checkpoint_root": checkpoint_root(study, slots.storage),
         "checkpoint_interval_s": slots.checkpoint_interval_s,
         "evaluation_timeout_s": slots.evaluation_timeout_s,
         "threads": slots.threads,
@@ -211,6 +269,7 @@ def _tuner(
             callbacks=callbacks,
             verbose=0,
             checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
-            failure_config=FailureConfig(max_failures=1),
+            # A node that is lost takes its trials' workers along, which is no fault of theirs.
+            failure_config=FailureConfig(max_failures=1 if slots.address is None else CLUSTER_FAILURES),
         ),
     )

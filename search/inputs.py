@@ -16,6 +16,7 @@ from trainable.model_names import check_model_name
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+    from trainable.compiling import CompileMode
     from trainable.device import DeviceInfo
     from trainable.run import RunSpec
 
@@ -33,6 +34,7 @@ class Inputs:
     files: tuple[Path, ...]
     checkpoint_path: Path | None
     device: str | None
+    compile_mode: "CompileMode" = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +75,7 @@ def check_inputs(variables: Variables, *, progress: Progress) -> Inputs:
         files=files,
         checkpoint_path=checkpoint_path,
         device=device,
+        compile_mode=_compile_mode(variables),
     )
 
 
@@ -110,6 +113,7 @@ def load_inputs(
         unigram_entropy=corpus.unigram_entropy,
         init_from=init_from,
         stability=stability,
+        compile_mode=inputs.compile_mode,
     )
     facts = {
         "model": inputs.model_name,
@@ -134,6 +138,12 @@ def check_fit(loaded: Loaded, configs: list[TrialConfig]) -> None:
 
     longest = max(configs, key=lambda config: config.block_size)
     start_run(loaded.spec, longest)
+
+
+def _compile_mode(variables: Variables) -> "CompileMode":
+    if variables.text("COMPILE") in (None, "auto"):
+        return "auto"
+    return "on" if variables.flag("COMPILE") else "off"
 
 
 def _checked_model_name(name: str) -> str:

@@ -1,16 +1,19 @@
 """A study fully decided and checked, before anything is written: from variables to a Plan."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from results.study import Study, check_study_name, new_study_name, open_study, studies_dir, study_exists
+from search.cluster import join
 from search.inputs import Inputs, Loaded, check_fit, check_inputs, load_inputs
 from search.lessons import Lessons, lessons_from
 from search.mirrors import Mirrors, read_mirrors
 from search.packing import best_packing, packing_words
 from search.settings import Settings, read_settings
+from search.storage import checked_storage
 from search.terminal import Preparing
 from search.variables import Variables
 from spaces.load import load_space
@@ -148,6 +151,7 @@ def study_name(variables: Variables, stem: str) -> str:
 
 def check_slot_variables(variables: Variables) -> tuple[int | None, float]:
     """Return CONCURRENCY and GPU_FRACTION. Raises UserError."""
+    checked_storage(variables.text("STORAGE"))
     for name in ("CHECKPOINT_INTERVAL_S", "EVALUATION_TIMEOUT_S"):
         variables.whole(name)
     concurrency = None if variables.text("CONCURRENCY") == "auto" else variables.whole("CONCURRENCY")
@@ -156,11 +160,19 @@ def check_slot_variables(variables: Variables) -> tuple[int | None, float]:
 
 def slots_for(loaded: Loaded, variables: Variables, config: TrialConfig, progress: Preparing) -> "Slots":
     """Return how many trials run at once on the device that was loaded; `config` is what CONCURRENCY=auto measures."""
+    if variables.text("ADDRESS"):
+        os.environ["ADDRESS"] = variables.values["ADDRESS"]  # the engine must not bring a token of its own
     from search.engine import device_slots
     from trainable.device import cpu_cores
 
     concurrency, gpu_frac = check_slot_variables(variables)
     info = loaded.device_info
+    address, storage = variables.text("ADDRESS"), checked_storage(variables.text("STORAGE"))
+    cores, device_count = cpu_cores(), info.count
+    if address is not None:
+        progress(f"joining the Ray cluster at {address}", 0.0)
+        cluster = join(address, storage)
+        cores, device_count = cluster.cpus, cluster.gpus if info.type == "cuda" else cluster.cpus
     if variables.text("CONCURRENCY") == "auto":
         from trainable.device import memory_bytes
 
@@ -174,12 +186,10 @@ def slots_for(loaded: Loaded, variables: Variables, config: TrialConfig, progres
             progress=progress,
         )
         progress(packing_words(tried, concurrency), 1.0)
-    slots = device_slots(
-        info.type, device_count=info.count, cores=cpu_cores(), concurrency=concurrency, gpu_frac=gpu_frac
-    )
+    slots = device_slots(info.type, device_count=device_count, cores=cores, concurrency=concurrency, gpu_frac=gpu_frac)
     times_s = {
         name: float(seconds)
         for name in ("checkpoint_interval_s", "evaluation_timeout_s")
         if (seconds := variables.whole(name.upper())) is not None
     }
-    return replace(slots, **times_s)  # type: ignore[arg-type]
+    return replace(slots, address=address, storage=storage, **times_s)  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ from rich.text import Text
 from results.ledger import Ledger
 from search.scheduler import TokenASHA
 from search.view import StudyView
+from trainable.checkpoint_store import CheckpointStore
 from trainable.config import TrialConfig
 from trainable.rows import MetricsRow, StepRow, TrialStatus, Verdict
 
@@ -30,6 +31,7 @@ class StudyRecorder(Callback):  # type: ignore[misc]
         scheduler: TokenASHA,
         view: StudyView,
         *,
+        checkpoints_of: Callable[[int], CheckpointStore],
         on_completed: Callable[[int], None],
         on_out_of_memory: Callable[[TrialConfig], None],
         evaluation_timeout_s: float,
@@ -38,11 +40,12 @@ class StudyRecorder(Callback):  # type: ignore[misc]
         self._ledger = ledger
         self._scheduler = scheduler
         self._view = view
+        self._checkpoints_of = checkpoints_of
         self._on_completed = on_completed
         self._on_out_of_memory = on_out_of_memory
         self._evaluation_timeout_s = evaluation_timeout_s
         self._oom_kills = oom_kills
-        self._oom_kills_before = oom_kills()
+        self._oom_kills_before: dict[int, int] = {}
         self._heard_at: dict[int, float] = {}
         self.storage_error: OSError | None = None
         """Why the study could not be written; the engine leaves when there is one."""
@@ -52,9 +55,10 @@ class StudyRecorder(Callback):  # type: ignore[misc]
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Enter the trial; one that is started again keeps its row."""
+        """Enter the trial; one that is started again keeps its row. Its process has yet to look for its checkpoints."""
         trial_id: int = trial.config["trial_id"]
         self._heard_at[trial_id] = time.monotonic()
+        self._oom_kills_before.setdefault(trial_id, self._oom_kills())
         with self._kept():
             self._ledger.start_trial(
                 trial_id,
@@ -63,6 +67,7 @@ class StudyRecorder(Callback):  # type: ignore[misc]
                 started_at=datetime.now(UTC),
                 point=trial.config.get("point"),
             )
+            self._checkpoints_of(trial_id).forget_after(self._ledger.known_steps(trial_id))
         self._view.refresh()
 
     def on_trial_result(
@@ -76,6 +81,9 @@ class StudyRecorder(Callback):  # type: ignore[misc]
             if result["metrics"] is not None:
                 row = MetricsRow(**result["metrics"])
                 self._ledger.add_metrics(trial_id, row, self._scheduler.rung_of(result["fidelity_tokens"]))
+            if result["saved"]:
+                # What led to a checkpoint must be on disk before the next one: else neither could be gone on from.
+                self._ledger.flush()
         for note in (*result["notes"], *self._ledger.take_notes()):
             self._view.say(note if f"trial {trial_id}" in note else f"trial {trial_id}: {note}")
         self._view.refresh()
@@ -108,8 +116,8 @@ class StudyRecorder(Callback):  # type: ignore[misc]
         text = Text.from_ansi(text).plain
         reason = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "unknown error")
         self._view.log(text.strip())
-        out_of_memory = any(sign in text for sign in OUT_OF_MEMORY_SIGNS) or self._oom_kills() > self._oom_kills_before
-        self._oom_kills_before = self._oom_kills()
+        killed = self._oom_kills() > self._oom_kills_before[trial.config["trial_id"]]
+        out_of_memory = killed or any(sign in text for sign in OUT_OF_MEMORY_SIGNS)
         status: TrialStatus = "out_of_memory" if out_of_memory else "failed"
         evidence = "the system ended its worker for want of memory" if out_of_memory else reason
         evidence += self._silence_words(trial.config["trial_id"])

@@ -17,6 +17,7 @@ from search.plan import baseline_configs, plan_study
 from search.reopen import WHAT_IT_WAS, Reopened, reopen, run_more
 from search.run_command import finish_study, run_planned
 from search.settings import Settings, differences, planned_space, space_file_differences
+from search.storage import checked_storage, fetch_study
 from search.summary import say_summary, summary_document
 from search.terminal import Preparing, Terminal
 from search.variables import Variables
@@ -30,7 +31,10 @@ from trainable.rows import ENDINGS
 
 def resume_command(variables: Variables, terminal: Terminal) -> int:
     """Resume STUDY, extend it to TRIALS, or take it to a larger BUDGET_TOKENS; return the exit code."""
-    study = open_study(variables.text("STUDY") or LATEST, but_kind="train")
+    name, storage = variables.text("STUDY"), checked_storage(variables.text("STORAGE"))
+    if name is not None and storage is not None:
+        fetch_study(name, storage)
+    study = open_study(name or LATEST, but_kind="train")
     document = study.document()
     _check_kind(study, document)
     space, settings = planned_space(document, f"study {study.name}: study.json")
@@ -46,7 +50,7 @@ def resume_command(variables: Variables, terminal: Terminal) -> int:
     known = load_confirmation(study)
     if code == 0 and (variables.flag("CONFIRM") or (known is not None and not known.verdicts)):
         code = confirm_study(study, variables, terminal)
-    finish_study(study, terminal)
+    finish_study(study, terminal, storage)
     say_summary(study, terminal)
     terminal.document(summary_document(study))
     return code

@@ -16,6 +16,7 @@ from search.plan import Plan, make_plan
 from search.preflight_command import PREFLIGHT_FAILED, passes_preflight
 from search.report_command import write_reports
 from search.run_trials import run_trials
+from search.storage import TableMirror
 from search.study_document import study_document
 from search.summary import say_summary, summary_document
 from search.terminal import Preparing, Terminal
@@ -40,18 +41,20 @@ def run_planned(plan: Plan, variables: Variables, terminal: Terminal) -> int:
     study, code = run_plan(plan, terminal)
     if code == 0 and variables.flag("CONFIRM"):
         code = confirm_study(study, variables, terminal)
-    finish_study(study, terminal)
+    finish_study(study, terminal, plan.slots.storage)
     say_summary(study, terminal)
     terminal.document(summary_document(study))
     return code
 
 
-def finish_study(study: Study, terminal: Terminal) -> None:
-    """Write what is read after a study: the best configuration and the report."""
+def finish_study(study: Study, terminal: Terminal, storage: str | None = None) -> None:
+    """Write what is read after a study: the best configuration and the report; and mirror it all in the storage."""
     if best_trial(study.trials()) is not None:
         write_best(study)
     with terminal.console.status("writing the report ..."):
         write_reports(study)
+        if storage is not None:
+            TableMirror(study, storage).copy()
 
 
 def is_sound(plan: Plan, variables: Variables, terminal: Terminal) -> bool:

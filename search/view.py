@@ -24,6 +24,7 @@ from search.words import (
     status_style,
     token_words,
 )
+from trainable.rows import ENDINGS
 
 LEADERS_SHOWN = 6
 ENDINGS_SHOWN = 4
@@ -43,11 +44,14 @@ class StudyView:
     notes: list[tuple[int, str]] = field(default_factory=list)
     """(trial_id, line) of every ending, oldest first."""
     _started_at: float = field(default_factory=time.monotonic)
+    _tokens_before: int = 0
+    """What earlier processes of a resumed study trained."""
     _progress_line_at: float = field(default_factory=time.monotonic)
     _live: Live | None = None
 
     def __enter__(self) -> "StudyView":
         self._started_at = self._progress_line_at = time.monotonic()
+        self._tokens_before = sum(row["tokens_seen"] for row in self.ledger.trials())
         if self.console.is_terminal:
             self._live = Live(
                 get_renderable=self.render, console=self.console, refresh_per_second=2, transient=True, screen=False
@@ -92,7 +96,7 @@ class StudyView:
     def render(self) -> RenderableType:
         """Return the live screen."""
         trials = self.ledger.trials()
-        ended = [row for row in trials if row["ended_at"] is not None]
+        ended = [row for row in trials if row["status"] in ENDINGS]
         head = Table.grid(padding=(0, 1))
         bar = ProgressBar(total=max(1, self.trials_planned), completed=len(ended), width=12)
         head.add_row(bar, self._progress_words(trials))
@@ -109,10 +113,14 @@ class StudyView:
 
     def _progress_words(self, trials: Sequence[dict[str, Any]]) -> str:
         elapsed_s = time.monotonic() - self._started_at
-        ended = [row for row in trials if row["ended_at"] is not None]
+        ended = [row for row in trials if row["status"] in ENDINGS]
         spent_tokens = sum(row["tokens_seen"] for row in trials)
         left_s = time_left_s(
-            trials, trials_planned=self.trials_planned, budget_tokens=self.budget_tokens, elapsed_s=elapsed_s
+            trials,
+            trials_planned=self.trials_planned,
+            budget_tokens=self.budget_tokens,
+            elapsed_s=elapsed_s,
+            tokens_before=self._tokens_before,
         )
         left = f"about {duration_words(left_s)} left" if left_s is not None else "estimating the time left"
         return (
@@ -122,18 +130,27 @@ class StudyView:
 
 
 def time_left_s(
-    trials: Sequence[dict[str, Any]], *, trials_planned: int, budget_tokens: int, elapsed_s: float
+    trials: Sequence[dict[str, Any]],
+    *,
+    trials_planned: int,
+    budget_tokens: int,
+    elapsed_s: float,
+    tokens_before: int = 0,
 ) -> float | None:
-    """Return a guess of the seconds left: the trials to come take as many tokens as those that ended did on average."""
-    spent_tokens = sum(row["tokens_seen"] for row in trials)
-    if spent_tokens == 0:
+    """Return a guess of the seconds left: the trials to come take as many tokens as those that ended did on average.
+
+    elapsed_s have passed since `tokens_before` were trained.
+    """
+    spent_tokens = sum(row["tokens_seen"] for row in trials) - tokens_before
+    # A trial that went back to its checkpoint has yet to pass where it was.
+    if spent_tokens <= 0:
         return None
-    ended = [row["tokens_seen"] for row in trials if row["ended_at"] is not None and not row["is_baseline"]]
+    ended = [row["tokens_seen"] for row in trials if row["status"] in ENDINGS and not row["is_baseline"]]
     # Before any ending is known half of the full budget stands in: most trials are stopped at the first rungs.
     usual_tokens = sum(ended) / len(ended) if ended else budget_tokens / 2
     left_tokens = (trials_planned - len(trials)) * usual_tokens
     for row in trials:
-        if row["ended_at"] is None:
+        if row["status"] not in ENDINGS:
             goes_on = row["is_baseline"] or row["tokens_seen"] >= usual_tokens
             expected = budget_tokens if goes_on else usual_tokens
             left_tokens += max(0.0, expected - row["tokens_seen"])
@@ -193,7 +210,7 @@ def leaderboard_table(trials: Sequence[dict[str, Any]], *, limit: int, statuses:
 
 def _running_table(trials: Sequence[dict[str, Any]], budget_tokens: int) -> Table:
     table = Table.grid(padding=(0, 1))
-    running = [row for row in trials if row["ended_at"] is None]
+    running = [row for row in trials if row["status"] == "running"]
     for row in running[:RUNNING_SHOWN]:
         name = "baseline" if row["is_baseline"] else f"trial {row['trial_id']}"
         bar = ProgressBar(total=budget_tokens, completed=row["tokens_seen"], width=10)

@@ -1,6 +1,14 @@
-"""Tests that call make must not inherit the make that runs them."""
+"""Tests that call make must not inherit the make that runs them; and how long the fuzz of tests/fuzz looks."""
 
 import os
 
+from hypothesis import HealthCheck, settings
+
 for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "GNUMAKEFLAGS"):
     os.environ.pop(name, None)
+
+_shared = settings(database=None, deadline=None, suppress_health_check=list(HealthCheck))
+# The same examples every time, so that a commit is never red by chance.
+settings.register_profile("short", _shared, max_examples=100, derandomize=True)
+settings.register_profile("long", _shared, max_examples=3000)
+settings.load_profile("short")

@@ -32,27 +32,31 @@ class CheckpointStore:
     """A folder, or a URI: file:///shared/folder, s3://bucket/prefix?endpoint_override=host:9000, gs://bucket."""
     trial_id: int
 
-    def save(self, state: TrainState, *, model_name: str, corpus_fingerprint: str, final: bool = False) -> None:
-        """Keep a checkpoint of `state`, then delete all older ones but its predecessor; final: that one too."""
-        self.write(checkpoint_payload(state, model_name=model_name, corpus_fingerprint=corpus_fingerprint), final=final)
+    def save(self, state: TrainState, *, model_name: str, corpus_fingerprint: str) -> None:
+        """Keep a checkpoint of `state`, then delete all older ones but its predecessor."""
+        self.write(checkpoint_payload(state, model_name=model_name, corpus_fingerprint=corpus_fingerprint))
 
-    def write(self, payload: dict[str, Any], *, final: bool = False) -> None:
+    def write(self, payload: dict[str, Any]) -> None:
         """Keep what checkpoint_payload() made, as save() does."""
         name = checkpoint_name(payload["optimizer_steps"])
         self._folder.put(payload, name)
-        names = self._folder.names()
         # Later ones were passed over when the run went back: they are damaged, and not its future any more.
-        kept = [old for old in names if old <= name][-1 if final else -KEPT :]
-        for stale in names:
-            if stale not in kept:
-                self._folder.remove(stale)
+        self._keep([old for old in self._folder.names() if old <= name][-KEPT:])
 
-    def newest(self, *, before_steps: int | None = None) -> tuple[Checkpoint | None, list[str]]:
-        """Return the newest whole checkpoint, of less than `before_steps` steps, and a line for each damaged one.
+    def forget_after(self, optimizer_steps: int) -> None:
+        """Delete the checkpoints of more steps: what led to them was never written down, so it is trained again."""
+        self._keep([name for name in self._folder.names() if name <= checkpoint_name(optimizer_steps)])
+
+    def keep_newest(self) -> None:
+        """Delete all but the newest checkpoint: the trial has ended."""
+        self._keep(self._folder.names()[-1:])
+
+    def newest(self) -> tuple[Checkpoint | None, list[str]]:
+        """Return the newest whole checkpoint, and a line for each damaged one.
 
         Raises UserError when it is whole and yet cannot be used: another version wrote it.
         """
-        names = [name for name in self._folder.names() if before_steps is None or name < checkpoint_name(before_steps)]
+        names = self._folder.names()
         damaged: list[str] = []
         found: Checkpoint | None = None
         while names and found is None:
@@ -67,6 +71,11 @@ class CheckpointStore:
     def delete(self) -> None:
         """Delete every checkpoint of the trial; there need be none."""
         self._folder.remove_all()
+
+    def _keep(self, names: list[str]) -> None:
+        for stale in self._folder.names():
+            if stale not in names:
+                self._folder.remove(stale)
 
     def _read(self, name: str) -> Checkpoint:
         with self._folder.local_copy(name) as path:
@@ -93,11 +102,11 @@ class BackgroundSaver:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._saving: Future[None] | None = None
 
-    def save(self, state: TrainState, *, model_name: str, corpus_fingerprint: str, final: bool = False) -> None:
+    def save(self, state: TrainState, *, model_name: str, corpus_fingerprint: str) -> None:
         """Begin to do what the store's save() does, once the save before is over; the state may change at once."""
         self.wait()
         payload = checkpoint_payload(state, model_name=model_name, corpus_fingerprint=corpus_fingerprint)
-        self._saving = self._thread.submit(self._store.write, _copied(payload, {}), final=final)
+        self._saving = self._thread.submit(self._store.write, _copied(payload, {}))
 
     def wait(self) -> None:
         """Return once nothing is being saved. Raises OSError where the save failed."""

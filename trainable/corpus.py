@@ -138,8 +138,14 @@ def _embedded_file() -> Path:
     path = embedded_path()
     if not path.exists():
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(embedded_text(), encoding="utf-8")
-        temporary.replace(path)
+        try:
+            temporary.write_text(embedded_text(), encoding="utf-8")
+            temporary.replace(path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise UserError(
+                f"CACHE_DIR={path.parent} cannot be written: {_reason(error)}. Name a folder to write to."
+            ) from None
     return path
 
 

@@ -56,7 +56,9 @@ def evaluate(model: PreTrainedModel, windows: torch.Tensor) -> float:
     total = torch.zeros((), dtype=torch.float64)
     model.eval()
     try:
-        with torch.inference_mode(), torch.autocast(device.type, enabled=False):
+        # Eager for every trial: compiled layers would be compiled once more, and measured by other arithmetic.
+        eager = torch.compiler.set_stance("force_eager")
+        with eager, torch.inference_mode(), torch.autocast(device.type, enabled=False):
             for batch in torch.split(windows, rows):
                 total += next_token_losses(model, batch.to(device), last=scored).sum().cpu().double()
     finally:

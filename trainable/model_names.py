@@ -47,11 +47,13 @@ def _check_folder(name: str, path: Path) -> None:
     if not config_path.is_file():
         raise UserError(f"{where}: the folder has no config.json. Save the model into it with save_pretrained.")
     try:
-        json.loads(config_path.read_text(encoding="utf-8"))
-    except (ValueError, OSError):
+        config = json.loads(config_path.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError):
+        config = None
+    if not isinstance(config, dict):
         raise UserError(
             f"{where}: its config.json cannot be read as JSON. Save the model again with save_pretrained."
-        ) from None
+        )
 
 
 def _check_hub_name(name: str) -> None:

@@ -14,6 +14,7 @@ from trainable.config import TrialConfig
 from trainable.device import is_out_of_memory, keep_freed_pages, release_memory
 from trainable.fidelity import fidelity_tokens, objective
 from trainable.loop import TrainRow, train
+from trainable.node_cache import SharedInputs
 from trainable.rows import MetricsRow, StepRow, TrialStatus, Verdict
 from trainable.run import RunSpec, resume_run, start_run
 from trainable.stability import STOP_KINDS
@@ -27,9 +28,10 @@ HUNG_TIMES_EXPECTED = 10
 class SearchTrial(tune.Trainable):  # type: ignore[misc]
     """Trains to the next evaluation at every step(); actors are reused between trials.
 
-    Config keys: "spec" (RunSpec), "trial" and "baseline" (hyperparameters), "trial_id" (int), "milestones_tokens"
-    (evaluate at each), "checkpoint_root" (a folder or URI; a folder below it is the trial's own),
-    "checkpoint_interval_s", "evaluation_timeout_s" (without an evaluation for so long it is hung), "threads".
+    Config keys: "spec" (RunSpec), "shared_inputs" (where a node gets what it lacks of it, or None), "trial" and
+    "baseline" (hyperparameters), "trial_id" (int), "milestones_tokens" (evaluate at each), "checkpoint_root" (a folder
+    or URI; a folder below it is the trial's own), "checkpoint_interval_s", "evaluation_timeout_s" (without an
+    evaluation for so long it is hung), "threads".
     """
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -39,7 +41,8 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
         if gc.get_freeze_count() == 0:
             # Else the collection between two trials walks all that the libraries brought, a quarter of a second long.
             gc.freeze()
-        self._spec: RunSpec = config["spec"]
+        shared: SharedInputs | None = config["shared_inputs"]
+        self._spec: RunSpec = shared.localized(config["spec"]) if shared else config["spec"]
         self._config = TrialConfig(**config["trial"])
         self._milestones_tokens: tuple[int, ...] = config["milestones_tokens"]
         self._store = CheckpointStore(root=config["checkpoint_root"], trial_id=config["trial_id"])
@@ -102,8 +105,8 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
                 return self._result("unstable", steps=steps, evidence=row.evidence, verdict=row)
             elif isinstance(row, MetricsRow):
                 finished = self._state.optimizer_steps >= self._config.training_steps
-                self._maybe_save(finished=finished)
-                return self._result("completed" if finished else "running", steps=steps, metrics=row)
+                saved = self._maybe_save(finished=finished)
+                return self._result("completed" if finished else "running", steps=steps, metrics=row, saved=saved)
         raise AssertionError("a run ends with its last evaluation or a verdict")
 
     def _allow_time_for(self, steps: list[StepRow]) -> None:
@@ -127,16 +130,19 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
         self._saved_at_active_s = state.active_s
         return state
 
-    def _maybe_save(self, *, finished: bool) -> None:
+    def _maybe_save(self, *, finished: bool) -> bool:
+        """Begin to save where it is due; return whether it was."""
         state = self._state
         assert state is not None
-        if finished or state.active_s - self._saved_at_active_s >= self._checkpoint_interval_s:
+        due = finished or state.active_s - self._saved_at_active_s >= self._checkpoint_interval_s
+        if due:
             fingerprint = self._spec.corpus.fingerprint
             self._wait_for_save()
-            self._saver.save(state, model_name=self._spec.model_name, corpus_fingerprint=fingerprint, final=finished)
+            self._saver.save(state, model_name=self._spec.model_name, corpus_fingerprint=fingerprint)
             self._saved_at_active_s = state.active_s
         if finished:
             self._wait_for_save()
+        return due
 
     def _wait_for_save(self) -> None:
         # A full disk costs the checkpoint, not the trial: what is trained is still right.
@@ -153,6 +159,7 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
         metrics: MetricsRow | None = None,
         verdict: Verdict | None = None,
         evidence: str = "",
+        saved: bool = False,
     ) -> dict[str, Any]:
         state = self._state
         optimizer_steps = state.optimizer_steps if state else 0
@@ -170,6 +177,7 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
             "steps": [asdict(row) for row in steps],
             "verdict": asdict(verdict) if verdict else None,
             "evidence": evidence,
+            "saved": saved,
             "notes": self._take_notes(),
             "optimizer_steps": optimizer_steps,
             "tokens_seen": tokens_seen,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from trainable.checkpoint import Checkpoint, load_weights, read_checkpoint, restore
+from trainable.compiling import CompileMode, compile_layers, is_compiled
 from trainable.config import TrialConfig
 from trainable.errors import UserError
 from trainable.evaluation import EvalProtocol
@@ -32,6 +33,8 @@ class RunSpec:
     """A checkpoint whose weights every run starts from."""
     stability: Mapping[str, Any] = field(default_factory=dict)
     """Overrides for trainable.stability.StabilityRules."""
+    compile_mode: CompileMode = "auto"
+    """Whether layers are compiled."""
 
     @property
     def from_scratch(self) -> bool:
@@ -74,10 +77,13 @@ def _state(spec: RunSpec, config: TrialConfig, checkpoint: Checkpoint | None) ->
     check_model(model, spec.model_name, block_size=longest, vocab_size=spec.corpus.vocab_size)
     if checkpoint is not None:
         load_weights(model, checkpoint, model_name=spec.model_name)
+    device = torch.device(spec.device)
+    if is_compiled(spec.compile_mode, device_type=device.type, training_steps=config.training_steps):
+        compile_layers(model)
     return new_state(
         config,
         model,
-        device=torch.device(spec.device),
+        device=device,
         unigram_entropy=spec.unigram_entropy,
         # A resumed run is judged as it was before it was cut; an owner's weights are of unknown origin.
         from_scratch=spec.from_scratch and (checkpoint is None or checkpoint.ours is not None),

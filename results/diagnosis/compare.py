@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from results.diagnosis.kinds import Diagnosis
-from results.diagnosis.run_view import RunView, noise_sd
+from results.diagnosis.run_view import RunView, evenly, noise_sd
 from results.diagnosis.spike import calmer
 
 OVERFIT_RISE = 0.06
@@ -84,7 +84,7 @@ def _train_level(run: RunView, step: int) -> float | None:
         return exact
     span = max(1.0, 0.05 * (train.steps[-1] - train.steps[0]))
     near = train.between(step - span, step + span)
-    return statistics.median(near) if near else train.near(step)
+    return statistics.median(evenly(near)) if near else train.near(step)
 
 
 def _pairs(run: RunView) -> list[tuple[int, float, float]]:

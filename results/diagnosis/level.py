@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -67,10 +68,8 @@ def _nonfinite(run: RunView, divergence: Diagnosis | None) -> Diagnosis | None:
 def _hidden_nonfinite(run: RunView) -> Diagnosis | None:
     """Judge what some trainers print in place of NaN: a loss of exactly 0, or a non-finite gradient norm to the end."""
     steps, norms = run.trace.series("grad_norm")
-    bad = next(
-        (index for index in range(len(norms)) if not any(math.isfinite(norm) for norm in norms[index:])), len(norms)
-    )
-    zero = next((i for i in range(len(run.train)) if not any(run.train.values[i:])), len(run.train))
+    bad = next((index + 1 for index in reversed(range(len(norms))) if math.isfinite(norms[index])), 0)
+    zero = next((index + 1 for index in reversed(range(len(run.train))) if run.train.values[index]), 0)
     if len(norms) - bad >= HIDDEN_ROWS:
         step, what = steps[bad], f"the gradient norm is {norms[bad]:g}"
     elif len(run.train) - zero >= HIDDEN_ROWS:
@@ -95,7 +94,7 @@ def _before_text(run: RunView, step: int) -> str:
         ("gradient norm", run.grad_norm, ".3g"),
         ("learning rate", run.learning_rate, ".2e"),
     ):
-        before = [value for at, value in zip(curve.steps, curve.values, strict=True) if at < step][-5:]
+        before = curve.before(step, 5)
         if before:
             said.append(f"{name} {' '.join(format(value, form) for value in before)}")
     precision = run.trace.announced.get("precision")
@@ -157,11 +156,11 @@ def _resume_jump(run: RunView) -> Diagnosis | None:
     """Judge the first loss after each restart by the last before it."""
     for step in run.trace.restarts:
         for curve in (run.train, run.val):
-            before = [value for at, value in zip(curve.steps, curve.values, strict=True) if at < step][-RESUME_ROWS:]
-            after = [(at, value) for at, value in zip(curve.steps, curve.values, strict=True) if at >= step][:1]
-            if len(before) < 2 or not after:
+            before = curve.before(step, RESUME_ROWS)
+            first = bisect_left(curve.steps, step)
+            if len(before) < 2 or first == len(curve):
                 continue
-            at, value = after[0]
+            at, value = curve.steps[first], curve.values[first]
             level = min(before[-2:]) if len(before) < RESUME_ROWS else statistics.median(before)
             if value - level < max(RESUME_RISE, 6 * noise_sd(before)):
                 continue

@@ -17,6 +17,8 @@ CUSTOMARY_VOCAB_SIZES = (
     *(256, 512, 1000, 1024, 2000, 2048, 4000, 4096, 5000, 8000, 8192, 16000, 16384, 30522, 32000, 32768, 65536, 128256),
 )
 """Sizes to which tokenizers are trained, but for 10,000: its ln is where GPT-2 on doubly shifted labels starts."""
+MEDIAN_ROWS = 200
+"""The median of so many rows, evenly taken, is near enough to that of a longer stretch, and costs the same for all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,11 @@ class Curve:
     def between(self, first: float, last: float) -> list[float]:
         """Return the values at steps from `first` to `last`, both included."""
         return list(self.values[bisect_left(self.steps, first) : bisect_right(self.steps, last)])
+
+    def before(self, step: int, rows: int) -> list[float]:
+        """Return the last `rows` values before `step`."""
+        end = bisect_left(self.steps, step)
+        return list(self.values[max(0, end - rows) : end])
 
     def at(self, step: int) -> float | None:
         """Return the value recorded at `step`."""
@@ -136,6 +143,8 @@ def view(trace: RunTrace, context: Context) -> RunView:
     start = [curve.values[0] for curve in (train, val) if curve.steps and curve.steps[0] == first]
     announced_vocab = trace.announced.get("vocab_size")
     vocab_size = context.vocab_size or (int(announced_vocab) if announced_vocab else None)
+    if vocab_size is not None and vocab_size < 2:
+        vocab_size = None
     pretrained = context.pretrained
     if pretrained is None and "pretrained" in trace.announced:
         pretrained = trace.announced["pretrained"] == "yes"
@@ -203,6 +212,11 @@ def _coarse(curve: Curve) -> Curve:
         steps=tuple(curve.steps[start + rows_per_bin // 2] for start in starts),
         values=tuple(statistics.median(curve.values[start : start + rows_per_bin]) for start in starts),
     )
+
+
+def evenly(values: Sequence[float]) -> Sequence[float]:
+    """Return the values, or at most 2 * MEDIAN_ROWS of them, evenly taken."""
+    return values[:: max(1, len(values) // MEDIAN_ROWS)]
 
 
 def noise_sd(values: Sequence[float]) -> float:

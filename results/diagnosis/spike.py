@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ BRIEF_ROWS = 3
 BRIEF_RISE = 0.8
 BRIEF_NOISE = 10.0
 """In a long run some batch is 6 deviations hard; one that leaves no trace must be harder to count."""
+SETTLED_ROWS = 128
+"""Rows before a jump that tell the noise of a thin record."""
 HEALED = 0.15
 NEAR_START = 0.5
 MANY_SPIKES = 3
@@ -44,7 +47,7 @@ def spikes_of(run: RunView) -> list[Spike]:
     found: list[Spike] = []
     for finding in run.findings:
         if finding.kind == "spike" and (not found or finding.step > (found[-1].healed_step or run.last_step)):
-            index = next(i for i, step in enumerate(curve.steps) if step >= finding.step)
+            index = bisect_left(curve.steps, finding.step)
             noise = noise_sd(curve.values[max(0, index - 128) : index])
             spike = _measured(curve, index, noise)
             rows = len(curve.between(spike.step, spike.healed_step or math.inf))
@@ -81,9 +84,11 @@ def _sparse_spikes(run: RunView) -> list[Spike]:
     index = 2
     while index < len(values):
         before = statistics.median(values[max(1, index - 3) : index])
-        settled = [value for value in values[1:index] if value < before + 0.5]
-        margin = max(SPIKE_RISE, SPIKE_NOISE * noise_sd(settled) if len(settled) >= 5 else 0.5)
-        if values[index] - before > margin and _val_agrees(run, curve, index, before):
+        if (
+            values[index] - before > SPIKE_RISE
+            and values[index] - before > _sparse_margin(values[max(1, index - SETTLED_ROWS) : index], before)
+            and _val_agrees(run, curve, index, before)
+        ):
             healed = next((i for i in range(index + 1, len(values)) if values[i] <= before + HEALED), None)
             stop = healed if healed is not None else len(values)
             peak = max(values[index:stop])
@@ -96,6 +101,11 @@ def _sparse_spikes(run: RunView) -> list[Spike]:
             index = stop
         index += 1
     return found
+
+
+def _sparse_margin(values: Sequence[float], before: float) -> float:
+    settled = [value for value in values if value < before + 0.5]
+    return max(SPIKE_RISE, SPIKE_NOISE * noise_sd(settled) if len(settled) >= 5 else 0.5)
 
 
 def _val_agrees(run: RunView, curve: Curve, index: int, before: float) -> bool:

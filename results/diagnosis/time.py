@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from results.diagnosis.kinds import Diagnosis
-from results.diagnosis.run_view import RunView
+from results.diagnosis.run_view import RunView, evenly
 from trainable.stability import StabilityRules
 
 RULES = StabilityRules()
@@ -61,7 +61,9 @@ def _smooth(times_s: list[float]) -> list[float]:
     half = min(SMOOTHED, len(times_s) // 2) // 2
     # A long record gets a wider median: evaluations recur in it.
     half = max(half, len(times_s) // 40)
-    return [statistics.median(times_s[max(0, index - half) : index + half + 1]) for index in range(len(times_s))]
+    return [
+        statistics.median(evenly(times_s[max(0, index - half) : index + half + 1])) for index in range(len(times_s))
+    ]
 
 
 def _weighted_median(windows: _Windows, indices: range) -> float:

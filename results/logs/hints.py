@@ -7,6 +7,9 @@ _IS = r"['\"]?\W{1,6}"
 _FALSE = r"(?:false|none|no|0)\b"
 _PRECISIONS = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32"}
 
+MAX_DIGITS = 15
+"""A longer number is none of a configuration."""
+
 _PATTERNS: tuple[tuple[str, str, str | None], ...] = (
     ("vocab_size", rf"vocab(?:ulary)?[_ ]?size{_IS}{_INT}", None),
     (
@@ -46,13 +49,17 @@ def read_hints(line: bytes) -> dict[str, str]:
     hints: dict[str, str] = {}
     for name, pattern, value in _HINTS:
         match = None if name in hints else pattern.search(line)
-        if match:
-            hints[name] = value or _text(name, match[1])
+        text = match and (value or _text(name, match[1]))
+        if text:
+            hints[name] = text
     return hints
 
 
-def _text(name: str, found: bytes) -> str:
+def _text(name: str, found: bytes) -> str | None:
     text = found.decode("ascii", "replace").lower()
     if name == "precision":
         return _PRECISIONS.get(text, text)
-    return text if name == "lr_schedule" else text.replace(",", "")
+    if name in ("lr_schedule", "learning_rate"):
+        return text
+    number = text.replace(",", "")
+    return number if len(number) <= MAX_DIGITS else None

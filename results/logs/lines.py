@@ -6,12 +6,18 @@ from dataclasses import dataclass
 _INT = rb"\d{1,3}(?:,\d{3})+|\d+"
 # Atomic: without it "2.00e" (a line cut short) would be read as 2. after backtracking.
 _NUMBER = rb"(?>[-+]?(?:nan|inf(?:inity)?|(?:(?:%b)(?:\.\d*)?|\.\d+)(?:e[-+]?\d+)?))(?!\w)" % _INT
+# Behind a digit a number cannot begin: a search from every digit of a long run would take the square of its length.
+_PLAIN = rb"(?<![\d.,])([\d.,]*\d)"
 _ASSIGN = rb"['\"]?\s*(?:[:=]|\bis\b)?\s*['\"]?\s*"
 
 OWNER_PROGRESS = re.compile(rb"step (\d+)/(\d+) \([\d.]+%\) \| ([\d.]+) steps/sec \| ETA: ([\d.]+)m\s*$")
 
 EPOCH_HEADER = re.compile(rb"\W{0,12}epoch\W{1,3}(\d+)", re.I)
 MAX_LINE_BYTES = 4096
+MAX_STEP = 10**15
+"""A larger number is no step: of an address, a hash, a time in nanoseconds."""
+MEASURED = (1e-9, 1e15)
+"""Seconds, epochs and steps a second outside are none; 0 is what a short one rounds to."""
 
 _ANSI = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?")
 _STEP = re.compile(
@@ -19,7 +25,7 @@ _STEP = re.compile(
     rb"['\"]?\s*[:=#]?\s*\[?\s*(%b)(?:\s*(?:/|of)\s*(%b))?" % (_INT, _INT),
     re.I,
 )
-_BAR = re.compile(rb"(\d+)/(\d+)\s*\[(?:(\d+):)?(\d+):(\d+)<")
+_BAR = re.compile(rb"(?<!\d)(\d+)/(\d+)\s*\[(?:(\d+):)?(\d+):(\d+)<")
 _LOSS = re.compile(
     rb"(?:(?<![\w])([a-z]+)[ _/.:-]{1,2})?(?<![a-z])loss(?:[ _/]([a-z]+))?%b(%b)" % (_ASSIGN, _NUMBER), re.I
 )
@@ -32,22 +38,22 @@ _GRAD_NORM = re.compile(
     re.I,
 )
 _STEPS_PER_S = re.compile(
-    rb"([\d.,]*\d)\s*(?:steps?|it(?:er(?:ation)?)?s?|updates?)\s*(?:/|per )\s*s(?:ec(?:ond)?)?\b", re.I
+    rb"%b\s*(?:steps?|it(?:er(?:ation)?)?s?|updates?)\s*(?:/|per )\s*s(?:ec(?:ond)?)?\b" % _PLAIN, re.I
 )
 _STEPS_PER_S_KEY = re.compile(
     rb"(?<!\w)(?:train[_ ])?(?:steps?|it)(?:/|_per_)s(?:ec(?:ond)?)?['\"]?\s*[:=]\s*['\"]?([\d.,]*\d)", re.I
 )
-_S_PER_STEP = re.compile(rb"([\d.,]*\d)\s*(ms|s)(?:ec)?\s*/\s*(?:step|it(?:er(?:ation)?)?)\b", re.I)
+_S_PER_STEP = re.compile(rb"%b\s*(ms|s)(?:ec)?\s*/\s*(?:step|it(?:er(?:ation)?)?)\b" % _PLAIN, re.I)
 _STEP_TIME = re.compile(
-    rb"(?<![\w])(?:(?:iter(?:ation)?|step|batch)[_ ]?time|dt|time(?=[^s]*ms))%b([\d.,]*\d)\s*(ms|s)\b" % _ASSIGN, re.I
+    rb"(?<![\w])(?:(?:iter(?:ation)?|step|batch)[_ ]?time|dt|time(?=[^s]{0,40}ms))%b([\d.,]*\d)\s*(ms|s)\b" % _ASSIGN, re.I
 )
 _ELAPSED = re.compile(
     rb"(?<![\w])(?:elapsed(?:[_ ]time)?|train[_ ]time|total[_ ]time|wall(?:[_ ]?(?:time|clock))?|runtime)"
     rb"%b([\d.,]*\d)\s*(ms|s|sec|m|min|h)\b" % _ASSIGN,
     re.I,
 )
-_BARE_MS = re.compile(rb"(?<![\w.])([\d.,]*\d) ?ms\b", re.I)
-_BARE_S = re.compile(rb"(?<![\w.:<])(?<!ETA )(?<!ETA: )(?<!ETA:)([\d.,]*\d) ?s(?:ec(?:onds)?)?\b(?!\s*/)", re.I)
+_BARE_MS = re.compile(rb"(?<!\w)%b ?ms\b" % _PLAIN, re.I)
+_BARE_S = re.compile(rb"(?<![\w:<])(?<!ETA )(?<!ETA: )(?<!ETA:)%b ?s(?:ec(?:onds)?)?\b(?!\s*/)" % _PLAIN, re.I)
 _ETA = re.compile(rb"\bETA:?\s*([\d.]+)\s*(s|m|h)\b", re.I)
 _EPOCH = re.compile(rb"(?<![\w])epoch['\"]?\s*[:=\[#]?\s*['\"]?\s*([\d.]+)", re.I)
 _TIME_STAMP = re.compile(rb"(\d{4})-(\d\d)-(\d\d)[ T](\d\d):(\d\d):(\d\d)(?:[.,](\d{1,6}))?")
@@ -118,10 +124,11 @@ def read_owner_progress(line: bytes) -> LogRow | None:
     if match is None:
         return None
     step, total, speed, eta = match.groups()
-    try:
-        return LogRow(step=int(step), total_steps=int(total), steps_per_s=float(speed), eta_s=float(eta) * 60)
-    except ValueError:
+    row = LogRow(step=_step(step), total_steps=_step(total), steps_per_s=_measured(speed), eta_s=_measured(eta))
+    if row.step is None:
         return None
+    row.eta_s = None if row.eta_s is None else row.eta_s * 60
+    return row
 
 
 def read_line(line: bytes) -> LogRow | None:
@@ -146,7 +153,8 @@ def read_line(line: bytes) -> LogRow | None:
 def read_summary(line: bytes) -> int | None:
     """Return the steps of the whole run as a Hugging Face Trainer's last line implies them."""
     runtime, speed = _SUMMARY.search(line), _SUMMARY_SPEED.search(line)
-    return round(float(runtime[1]) * float(speed[1])) if runtime and speed else None
+    steps = _float(runtime[1]) * _float(speed[1]) if runtime and speed else 0.0
+    return round(steps) if 0 < steps <= MAX_STEP else None
 
 
 def _read_step(row: LogRow, line: bytes) -> None:
@@ -158,16 +166,16 @@ def _read_step(row: LogRow, line: bytes) -> None:
             found = match
     if bar:
         row.is_bar = found is None
-        hours, minutes, seconds = (int(part or 0) for part in bar.groups()[2:])
-        row.bar_s = float(hours * 3600 + minutes * 60 + seconds)
-        row.step, row.total_steps = int(bar[1]), int(bar[2])
+        hours, minutes, seconds = (_float(part or b"0") for part in bar.groups()[2:])
+        row.bar_s = _if_measured(hours * 3600 + minutes * 60 + seconds)
+        row.step, row.total_steps = _step(bar[1]), _step(bar[2])
     if found:
-        row.step = _int(found[2])
-        row.total_steps = _int(found[3]) if found[3] else None
+        row.step = _step(found[2])
+        row.total_steps = _step(found[3]) if found[3] else None
     if b"poch" in line or b"POCH" in line:
         epoch = _EPOCH.search(line)
         if epoch:
-            row.epoch = _float(epoch[1])
+            row.epoch = _measured(epoch[1])
 
 
 def _read_losses(row: LogRow, line: bytes) -> None:
@@ -208,7 +216,7 @@ def _set(row: LogRow, name: str, match: re.Match[bytes], group: int, line: bytes
 def _read_times(row: LogRow, line: bytes) -> None:
     speed = _STEPS_PER_S.search(line) or _STEPS_PER_S_KEY.search(line)
     if speed:
-        row.steps_per_s = _float(speed[1])
+        row.steps_per_s = _measured(speed[1])
     for name, pattern in (("step_time_s", _S_PER_STEP), ("step_time_s", _STEP_TIME), ("elapsed_s", _ELAPSED)):
         match = pattern.search(line)
         if match and getattr(row, name) is None:
@@ -217,9 +225,9 @@ def _read_times(row: LogRow, line: bytes) -> None:
         bare_ms = _BARE_MS.search(line)
         bare_s = None if bare_ms else _BARE_S.search(line)
         if bare_ms:
-            row.step_time_s = _float(bare_ms[1]) / 1000
+            row.step_time_s = _if_measured(_float(bare_ms[1]) / 1000)
         elif bare_s:
-            row.bare_s = _float(bare_s[1])
+            row.bare_s = _measured(bare_s[1])
     eta = _ETA.search(line)
     if eta:
         row.eta_s = _scaled(eta)
@@ -228,8 +236,8 @@ def _read_times(row: LogRow, line: bytes) -> None:
         row.stamp_s = _stamp_s(stamp)
 
 
-def _scaled(match: re.Match[bytes]) -> float:
-    return _float(match[1]) * _SECONDS[match[2].lower()]
+def _scaled(match: re.Match[bytes]) -> float | None:
+    return _if_measured(_float(match[1]) * _SECONDS[match[2].lower()])
 
 
 def _stamp_s(match: re.Match[bytes]) -> float:
@@ -240,8 +248,17 @@ def _stamp_s(match: re.Match[bytes]) -> float:
     return days * 86400.0 + hour * 3600 + minute * 60 + second + fraction
 
 
-def _int(text: bytes) -> int:
-    return int(text.replace(b",", b""))
+def _step(text: bytes) -> int | None:
+    value = _float(text)
+    return int(text.replace(b",", b"")) if value <= MAX_STEP else None
+
+
+def _measured(text: bytes) -> float | None:
+    return _if_measured(_float(text))
+
+
+def _if_measured(value: float) -> float | None:
+    return value if value == 0 or MEASURED[0] <= value <= MEASURED[1] else None
 
 
 def _float(text: bytes) -> float:

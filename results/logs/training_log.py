@@ -3,6 +3,7 @@
 import codecs
 import gzip
 import re
+import zlib
 from collections.abc import Iterator
 from dataclasses import fields
 from io import BufferedReader
@@ -10,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import BinaryIO, cast
 
-from results.logs.hints import read_hints
+from results.logs.hints import MAX_DIGITS, read_hints
 from results.logs.lines import EPOCH_HEADER, LogRow, read_line, read_owner_progress, read_summary
 from results.logs.runs import drop_cut_numbers, number_rows, runs_of, step_of
 from results.logs.speed import step_times
@@ -44,7 +45,7 @@ def read_training_log(path: Path) -> RunTrace:
         with _open(path) as file:
             for line, is_whole in _lines(file):
                 reader.add(line, is_whole=is_whole)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or "a damaged .gz file"
         if not reader.rows.items and not reader.evaluations.items:
             raise UserError(f"{where} cannot be read: {reason}. Name a text log.") from None
@@ -55,10 +56,9 @@ def read_training_log(path: Path) -> RunTrace:
             f"{where} has no line of a training log. Read are lines with a step and a loss, key and value in any order "
             f"(nanoGPT's and Hugging Face's too), for example: {EXAMPLE}"
         )
-    traces: list[RunTrace] = []
-    for run in runs_of(rows):
-        traces.append(_trace(shown(path), run, reader, earlier=tuple(traces)))
-    return traces[-1]
+    *before, last = runs_of(rows)
+    earlier = tuple(_trace(shown(path), run, reader) for run in before)
+    return _trace(shown(path), last, reader, earlier=earlier)
 
 
 def _open(path: Path) -> BinaryIO:
@@ -179,7 +179,7 @@ class _Reader:
 
     def _read_other(self, line: bytes) -> None:
         header = EPOCH_HEADER.match(line)
-        if header:
+        if header and len(header[1]) <= MAX_DIGITS:
             self._epoch = float(header[1])
         self._other_lines += 1
         if self._other_lines > HINT_LINES:
@@ -191,15 +191,15 @@ class _Reader:
             self.announced.setdefault(name, value)
 
 
-def _trace(source: str, segments: list[list[LogRow]], reader: _Reader, *, earlier: tuple[RunTrace, ...]) -> RunTrace:
+def _trace(source: str, segments: list[list[LogRow]], reader: _Reader, *, earlier: tuple[RunTrace, ...] = ()) -> RunTrace:
     table: dict[int, LogRow] = {}
     step_time_s: dict[int, float] = {}
     printed_is_mean = False
     for segment in segments:
         start = step_of(segment[0])
-        # What a restart passes again replaces what it lost.
-        for lost in [step for step in table if step >= start]:
-            del table[lost]
+        # What a restart passes again replaces what it lost; the table's steps rise.
+        while table and next(reversed(table)) >= start:
+            lost, _ = table.popitem()
             step_time_s.pop(lost, None)
         for row in segment:
             table[step_of(row)] = row

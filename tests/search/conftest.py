@@ -331,7 +331,7 @@ def searched(start: Start, studies: Path, tmp_path_factory: pytest.TempPathFacto
         "run", "--json", f"SPACE={space_path}", "STUDY=shared", "CONCURRENCY=2", HF_TOKEN=SECRET, OWN_PASSWORD=SECRET
     )
     running.wait_for(study.study_json.exists)
-    checkpoint = study.checkpoint_dir(FAILING_TRIAL) / "step_00000001.pt"
+    checkpoint = study.checkpoint_dir(FAILING_TRIAL) / "step_00000000.pt"
     checkpoint.parent.mkdir(parents=True)
     weights = {"model_state_dict": {"weight": torch.zeros(1)}}
     torch.save({"format": "gpt2-search checkpoint", "version": 99, **weights}, checkpoint)

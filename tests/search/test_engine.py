@@ -76,13 +76,16 @@ def test_checkpoints_of_the_best_three_of_the_baseline_and_of_what_can_go_on_are
     for trial_id in range(len(endings) + 2):
         ledger.start_trial(trial_id, is_baseline=trial_id == 0, config=DOCUMENTED, started_at=NOW)
         study.checkpoint_dir(trial_id).mkdir(parents=True)
-        (study.checkpoint_dir(trial_id) / "step_00000001.pt").write_bytes(b"x")
+        for step in (1, 2):
+            (study.checkpoint_dir(trial_id) / f"step_{step:08d}.pt").write_bytes(b"x")
     for trial_id, (status, loss) in enumerate(endings):
         ledger._trials[trial_id].update(val_loss=loss)
         verdict = Verdict(reason="nonfinite", step=1, evidence="") if status == "unstable" else None
         ledger.end_trial(trial_id, status=status, verdict=verdict, ended_at=NOW)
-    prune_checkpoints(study, ledger)
-    assert {int(path.name) for path in (tmp_path / "checkpoints").iterdir()} == {0, 1, 2, 4, 9, 10}
+    prune_checkpoints(str(tmp_path / "checkpoints"), ledger)
+    kept = {int(path.name): sorted(file.name for file in path.iterdir()) for path in tmp_path.glob("checkpoints/*")}
+    both = ["step_00000001.pt", "step_00000002.pt"]
+    assert kept == {0: both[1:], 1: both[1:], 2: both[1:], 4: both[1:], 9: both, 10: both}
 
 
 def test_fit_is_left_between_two_rounds_once_a_signal_came() -> None:
@@ -105,6 +108,7 @@ def make_config(spec: Any, tmp_path: Path) -> Callable[..., dict[str, Any]]:
     def make(config: TrialConfig = CONFIG, *, trial_id: int = 1, **changes: Any) -> dict[str, Any]:
         values = {
             "spec": spec,
+            "shared_inputs": None,
             "trial": asdict(config),
             "baseline": asdict(DOCUMENTED),
             "trial_id": trial_id,
@@ -150,9 +154,13 @@ def test_a_large_batch_passes_milestones_and_says_the_highest(make_trial: MakeTr
     assert [result["fidelity_tokens"] for result in to_the_end(trial)] == [0, 256]
 
 
-def test_a_trial_has_one_checkpoint_at_its_end(make_trial: MakeTrial, tmp_path: Path) -> None:
-    to_the_end(make_trial(checkpoint_interval_s=0.0))
-    assert [path.name for path in (tmp_path / "checkpoints" / "1").iterdir()] == ["step_00000008.pt"]
+def test_a_trial_has_its_last_checkpoint_and_until_its_end_is_written_down_the_one_before(
+    make_trial: MakeTrial, tmp_path: Path
+) -> None:
+    results = to_the_end(make_trial(checkpoint_interval_s=0.0))
+    assert [result["saved"] for result in results] == [True] * 4
+    names = sorted(path.name for path in (tmp_path / "checkpoints" / "1").iterdir())
+    assert names == ["step_00000006.pt", "step_00000008.pt"]
 
 
 def test_a_reused_process_trains_as_a_new_one_does(

@@ -15,6 +15,7 @@ from results.study import Study
 from search.recorder import StudyRecorder
 from search.scheduler import TokenASHA
 from search.view import StudyView
+from trainable.checkpoint_store import CheckpointStore
 from trainable.config import DOCUMENTED, TrialConfig
 from trainable.rows import MetricsRow, StepRow, Verdict
 
@@ -36,6 +37,7 @@ class Recording:
             self.ledger,
             scheduler,
             view,
+            checkpoints_of=lambda trial_id: CheckpointStore(root=str(folder / "checkpoints"), trial_id=trial_id),
             on_completed=self.completed.append,
             on_out_of_memory=self.avoided.append,
             evaluation_timeout_s=3600.0,
@@ -55,6 +57,7 @@ class Recording:
             "steps": [],
             "verdict": None,
             "evidence": "",
+            "saved": False,
             "notes": [],
         }
         result |= {"fidelity_tokens": 0, "optimizer_steps": 0, "tokens_seen": 0, "active_s": 0.0, **changes}
@@ -203,6 +206,50 @@ def test_an_evaluation_before_a_long_silence_is_written_all_the_same(
     recording.recorder.on_step_end(iteration=2, trials=[trial])
     assert [row["tokens_seen"] for row in recording.study.metrics()] == [100]
     assert recording.study.steps_path(1).exists()
+
+
+def test_what_led_to_a_checkpoint_is_written_at_once(recording: Recording) -> None:
+    trial = recording.start(1)
+    recording.report(trial, metrics=metrics(0))
+    assert recording.study.metrics() == []
+    recording.report(trial, metrics=metrics(100), steps=[step(n) for n in range(1, 11)], saved=True)
+    assert [row["tokens_seen"] for row in recording.study.metrics()] == [0, 100]
+    assert Ledger.load(recording.study).known_steps(1) == 10
+
+
+def test_a_trial_never_goes_on_from_a_checkpoint_beyond_what_is_known_of_it(recording: Recording) -> None:
+    """It was written right before the driver died, or in an earlier life of the study."""
+    folder = recording.study.checkpoint_dir(1)
+    folder.mkdir(parents=True)
+
+    def left() -> list[str]:
+        return sorted(path.name for path in folder.iterdir())
+
+    (folder / "step_00000005.pt").touch()
+    trial = recording.start(1)
+    assert left() == []
+    recording.report(trial, metrics=metrics(100), steps=[step(n) for n in range(1, 11)])
+    for steps in (5, 10, 11):
+        (folder / f"step_{steps:08d}.pt").touch()
+    recording.recorder.on_trial_start(iteration=1, trials=[trial], trial=trial)
+    assert left() == ["step_00000005.pt", "step_00000010.pt"]
+
+
+@pytest.mark.parametrize("killed_meanwhile", [True, False])
+def test_a_worker_that_the_system_killed_for_memory_is_told_apart(recording: Recording, killed_meanwhile: bool) -> None:
+    recording.oom_kills = 7
+    trial = recording.start(1)
+    recording.oom_kills += killed_meanwhile
+    recording.fail(trial, None)
+    assert recording.row(1)["status"] == ("out_of_memory" if killed_meanwhile else "failed")
+    assert recording.avoided == ([DOCUMENTED] if killed_meanwhile else [])
+
+
+def test_a_kill_before_the_trial_began_is_not_its_own(recording: Recording) -> None:
+    recording.start(1)
+    recording.oom_kills += 1
+    recording.fail(recording.start(2), None)
+    assert recording.row(2)["status"] == "failed"
 
 
 def test_ray_may_pickle_it_and_gets_nothing(recording: Recording) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,9 @@ import pytest
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
+from search.known import KnownTrial
 from search.scheduler import TokenASHA
+from trainable.config import TrialConfig
 
 RUNGS = (100, 300, 900)
 
@@ -129,3 +132,48 @@ def test_the_debug_string_counts_each_rung() -> None:
     scheduler = TokenASHA(rung_tokens=(1000, 3000), reduction_factor=3)
     decisions(scheduler, [(0, 1000, 5.0), (1, 1000, 4.0), (0, 3000, 4.0)])
     assert scheduler.debug_string() == "ASHA on tokens: 1,000: 2, 3,000: 1"
+
+
+def recalled(trial_id: int, *losses: tuple[int, float]) -> KnownTrial:
+    return KnownTrial(
+        trial_id=trial_id, status="stopped", config=TrialConfig(), point={}, losses=losses, val_loss=losses[-1][1]
+    )
+
+
+def test_what_an_earlier_run_recorded_is_recalled_as_it_was() -> None:
+    """The first loss at each rung; an objective of a lesson counts under its own, negative number."""
+    scheduler = TokenASHA(rung_tokens=RUNGS, reduction_factor=3)
+    scheduler.recall(
+        [
+            recalled(0, (0, 7.0), (100, 6.0), (200, 5.0), (300, 4.0), (450, 3.0)),
+            recalled(2, (0, 7.0), (950, 2.0)),
+            recalled(-5, (100, 6.5)),
+        ]
+    )
+    assert scheduler.recorded == [{0: 6.0, -5: 6.5}, {0: 4.0}, {2: 2.0}]
+
+
+def test_after_a_recall_the_rungs_decide_as_they_would_have() -> None:
+    draw = random.Random(0)
+    reports = [(trial_id, tokens, draw.random()) for trial_id in range(1, 30) for tokens in (0, 60, 100, 210, 300, 900)]
+    whole = TokenASHA(rung_tokens=RUNGS, reduction_factor=3)
+    decided = decisions(whole, reports)
+    assert 0 < sum(decided) < len(decided)
+    for cut in range(0, len(reports), 7):
+        first = TokenASHA(rung_tokens=RUNGS, reduction_factor=3)
+        before = decisions(first, reports[:cut])
+        second = TokenASHA(rung_tokens=RUNGS, reduction_factor=3)
+        known: dict[int, list[tuple[int, float]]] = {}
+        for trial_id, tokens, loss in reports[:cut]:
+            known.setdefault(trial_id, []).append((tokens, loss))
+        second.recall(recalled(trial_id, *losses) for trial_id, losses in known.items())
+        assert second.recorded == first.recorded
+        assert before + decisions(second, reports[cut:]) == decided
+        assert second.recorded == whole.recorded
+
+
+def test_a_trial_that_passes_a_rung_again_is_not_judged_again() -> None:
+    scheduler = TokenASHA(rung_tokens=RUNGS, reduction_factor=3)
+    scheduler.recall([recalled(1, (100, 5.0)), recalled(2, (100, 3.0))])
+    assert scheduler.goes_on(1, 100, 5.0)
+    assert not scheduler.goes_on(3, 100, 4.0)

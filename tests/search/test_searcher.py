@@ -1,8 +1,10 @@
 """Who is proposed, in which order, and what Optuna's own study knows after each kind of ending."""
 
+import json
 import warnings
+import zlib
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import optuna
@@ -10,10 +12,12 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
+from search.known import NO_PAST, KnownTrial, Past, known_trials
+from search.scheduler import TokenASHA
 from search.searcher import ListSearcher, SpaceSearcher
 from spaces.load import load_space, space_from_tables
 from spaces.space import SearchSpace
-from trainable.config import BEFORE, DOCUMENTED, TrialConfig
+from trainable.config import BEFORE, DOCUMENTED, TrialConfig, config_from
 from trainable.fidelity import PENALTY_NATS
 
 SEARCH = {
@@ -238,3 +242,270 @@ def test_nothing_is_written_where_ray_saves_a_searcher(tmp_path: Any) -> None:
     SpaceSearcher(make_space(), seed=0).save(str(path))
     ListSearcher({0: DOCUMENTED}).save(str(path))
     assert not path.exists()
+
+
+MILESTONES = (1600, 3200, 6400, 9600, 12_800)
+GRID = {
+    "batch_size": {"choice": [2, 4, 8]},
+    "learning_rate": {"choice": [1e-3, 1e-2, 3e-2]},
+    "grad_accum_steps": {"choice": [1, 3]},
+}
+
+
+class Life:
+    """A search on one slot as Ray would run it, over made-up losses, with the tables that it leaves behind."""
+
+    def __init__(self, name: str) -> None:
+        self.space = make_space(name, trials=18) if name != "grid" else self._grid()
+        self.rows: list[dict[str, Any]] = []
+        self.metrics: list[dict[str, Any]] = []
+        self.rays_name = "trial"
+        self.begin(NO_PAST)
+
+    @staticmethod
+    def _grid() -> SearchSpace:
+        tables = {
+            "baseline": {"batch_size": 4, "block_size": 32, "learning_rate": 1e-3},
+            "budget": {"tokens": 12_800},
+            "evaluation": {"tokens": 256, "count": 4},
+            "searcher": {"name": "grid"},
+            "search": GRID,
+        }
+        return space_from_tables(tables, name="small", path="small.toml")
+
+    def begin(self, past: Past) -> None:
+        self.searcher = SpaceSearcher(self.space, seed=0, past=past)
+        self.scheduler = TokenASHA(rung_tokens=(1600, 6400), reduction_factor=3)
+        self.scheduler.recall((*past.lessons, *past.trials))
+
+    def die(self) -> None:
+        """Forget all but the tables."""
+        known = known_trials(self.rows, self.metrics, milestones_tokens=MILESTONES)
+        self.begin(Past(trials=known, next_trial_id=len(self.rows)))
+
+    def trial(self, *, evaluations: int = 99, checkpoint: int = 0) -> bool:
+        """Run the next trial, or go on with the one that was cut off, from its evaluation number `checkpoint`.
+
+        It is cut off after so many `evaluations`. Returns False when the search is over.
+        """
+        self.rays_name = f"a new {self.rays_name}"
+        proposal = self.searcher.suggest(self.rays_name)
+        if not isinstance(proposal, dict):
+            return False
+        number, config = proposal["trial_id"], TrialConfig(**proposal["trial"])
+        if number == len(self.rows):
+            self.rows.append({"trial_id": number, **asdict(config), "point": json.dumps(proposal["point"])})
+            self.rows[-1].update(status="running", val_loss=None)
+        row = self.rows[number]
+        assert config_from(row) == config
+        assert json.loads(row["point"]) == proposal["point"]
+        for index, tokens in list(enumerate((0, *MILESTONES)))[checkpoint:]:
+            if index == evaluations:
+                return True
+            if self._evaluated(row, config, tokens):
+                return True
+        raise AssertionError("the last evaluation ends a trial")
+
+    def _evaluated(self, row: dict[str, Any], config: TrialConfig, tokens: int) -> bool:
+        """Bring a trial to its next evaluation; return whether that is its end."""
+        status = self._broken(config) if tokens == 1600 else ""
+        if status:
+            failed = status == "failed"
+            told = None if failed else result(status, PENALTY_NATS, 0)
+            row["status"] = status
+            if status == "out_of_memory":
+                self.searcher.avoid(config)
+            self.searcher.on_trial_complete(self.rays_name, told, error=failed)
+            return True
+        loss = 9.0 - 60 * config.learning_rate * (1 + config.weight_decay) * tokens / 12_800 - config.batch_size / 97
+        steps = tokens // config.tokens_per_step
+        self.metrics = [
+            one for one in self.metrics if one["trial_id"] != row["trial_id"] or one["optimizer_steps"] < steps
+        ]
+        self.metrics.append({"trial_id": row["trial_id"], "optimizer_steps": steps, "val_loss": loss})
+        row["val_loss"] = loss
+        if tokens == MILESTONES[-1]:
+            row["status"] = "completed"
+            self.searcher.on_trial_complete(self.rays_name, result("completed", loss, tokens))
+            return True
+        if not self.scheduler.goes_on(row["trial_id"], tokens, loss):
+            row["status"] = "stopped"
+            self.searcher.on_trial_complete(self.rays_name, result("running", loss, tokens))
+            return True
+        self.searcher.on_trial_result(self.rays_name, result("running", loss, tokens))
+        return False
+
+    @staticmethod
+    def _broken(config: TrialConfig) -> str:
+        if config.batch_size == 8:
+            return "out_of_memory"
+        if config.learning_rate > 0.013:
+            return "unstable"
+        # A fault strikes anywhere.
+        return "failed" if zlib.crc32(repr(config).encode()) % 5 == 0 else ""
+
+    def to_its_end(self) -> None:
+        while len(self.rows) < self.space.trials and self.trial():
+            pass
+
+
+@pytest.fixture(scope="module", params=["tpe", "random", "grid"])
+def whole(request: pytest.FixtureRequest) -> Life:
+    """A search that nothing happens to."""
+    life = Life(request.param)
+    life.to_its_end()
+    return life
+
+
+def test_the_search_that_nothing_happens_to_has_every_ending(whole: Life) -> None:
+    statuses = {row["status"] for row in whole.rows}
+    assert statuses == {"completed", "stopped", "unstable", "out_of_memory", "failed"}
+
+
+def same_search(life: Life, whole: Life) -> None:
+    assert life.rows == whole.rows
+    assert sorted(life.metrics, key=str) == sorted(whole.metrics, key=str)
+    assert life.scheduler.recorded == whole.scheduler.recorded
+
+
+def test_a_search_that_died_between_two_trials_proposes_what_it_would_have_proposed(whole: Life) -> None:
+    for cut in range(len(whole.rows) + 1):
+        life = Life(whole.space.searcher.name)
+        for _ in range(cut):
+            life.trial()
+        life.die()
+        life.to_its_end()
+        same_search(life, whole)
+
+
+@pytest.mark.parametrize("evaluations", range(1, 6))
+def test_a_search_that_died_in_the_middle_of_a_trial_goes_on_with_it(whole: Life, evaluations: int) -> None:
+    for cut in range(len(whole.rows)):
+        for checkpoint in range(evaluations):
+            life = Life(whole.space.searcher.name)
+            for _ in range(cut):
+                life.trial()
+            life.trial(evaluations=evaluations)
+            if life.rows[-1]["status"] != "running":
+                break
+            life.rows[-1]["status"] = "interrupted"
+            life.die()
+            life.trial(checkpoint=checkpoint)
+            life.to_its_end()
+            same_search(life, whole)
+
+
+def test_a_search_that_died_at_every_evaluation_ends_as_one_that_never_did(whole: Life) -> None:
+    life = Life(whole.space.searcher.name)
+    while len(life.rows) < life.space.trials or life.rows[-1]["status"] == "running":
+        begun = len(life.rows)
+        if not life.trial(evaluations=1):
+            break
+        evaluations = 1
+        while life.rows[-1]["status"] == "running":
+            life.die()
+            evaluations += 1
+            life.trial(evaluations=evaluations, checkpoint=evaluations - 2)
+        assert len(life.rows) == begun + 1
+        life.die()
+    same_search(life, whole)
+
+
+def test_several_that_were_cut_off_come_back_in_order_under_their_numbers_before_anything_new() -> None:
+    space = make_space("random")
+    proposals = propose(SpaceSearcher(space, seed=0), 12)
+    past = Past(
+        trials=[
+            known(proposals[0], "completed"),
+            known(proposals[1], "interrupted"),
+            known(proposals[2], "stopped"),
+            known(proposals[3], "running"),
+        ],
+        # Two runs that confirm something have taken the numbers in between.
+        next_trial_id=6,
+    )
+    again = propose(SpaceSearcher(space, seed=0, past=past), 10)
+    assert again[:2] == [proposals[1], proposals[3]]
+    assert [one["trial_id"] for one in again[2:]] == list(range(6, 14))
+    assert [one["point"] for one in again[2:]] == [one["point"] for one in proposals[4:]]
+
+
+def known(proposal: dict[str, Any], status: Any) -> KnownTrial:
+    config = TrialConfig(**proposal["trial"])
+    losses = ((0, 7.5), (1600, 7.0))
+    return KnownTrial(
+        trial_id=proposal["trial_id"],
+        status=status,
+        config=config,
+        point=proposal["point"],
+        losses=losses,
+        val_loss=6.5,
+    )
+
+
+def test_a_past_is_told_as_it_would_have_been() -> None:
+    space = make_space("random")
+    proposals = propose(SpaceSearcher(space, seed=0), 5)
+    endings = ["completed", "stopped", "unstable", "out_of_memory", "failed"]
+    past = Past(trials=[known(*pair) for pair in zip(proposals, endings, strict=True)], next_trial_id=5)
+    told = optunas(SpaceSearcher(space, seed=0, past=past))
+    assert [(trial.state, trial.value) for trial in told] == [
+        (TrialState.COMPLETE, 6.5),
+        (TrialState.PRUNED, 7.0),
+        (TrialState.COMPLETE, PENALTY_NATS),
+        (TrialState.COMPLETE, PENALTY_NATS),
+    ]
+    assert all(trial.intermediate_values == {0: 7.5, 1600: 7.0} for trial in told)
+    assert [trial.params for trial in told] == [proposal["point"] for proposal in proposals[:4]]
+
+
+def test_lessons_are_told_and_take_no_place_in_the_order() -> None:
+    space = make_space("random")
+    proposals = propose(SpaceSearcher(space, seed=0), 12)
+    lesson = replace(known(proposals[7], "completed"), trial_id=-8)
+    first = dict(proposals[5]["point"])
+    searcher = SpaceSearcher(space, seed=0, past=Past(lessons=[lesson], first_points=[first]))
+    again = propose(searcher, 12)
+    assert [one["trial_id"] for one in again] == list(range(12))
+    assert again[0]["point"] == proposals[0]["point"]
+    assert again[1]["point"] == first
+    # Each proposal of a random search depends on its place alone.
+    assert again[2:] == proposals[2:]
+    assert [trial.value for trial in optunas(searcher) if trial.state is TrialState.COMPLETE] == [6.5]
+
+
+@pytest.mark.parametrize("name", ["tpe", "random"])
+@pytest.mark.parametrize("from_the_past", [True, False])
+def test_no_shape_as_large_as_one_that_ran_out_of_memory_is_proposed_again(name: str, from_the_past: bool) -> None:
+    space = make_space(name)
+    proposals = propose(SpaceSearcher(space, seed=0), 12)
+    large = next(one for one in proposals[1:] if one["trial"]["batch_size"] == 4)
+    if from_the_past:
+        ran_out = known({**large, "trial_id": 1}, "out_of_memory")
+        past = Past(trials=[known(proposals[0], "completed"), ran_out], next_trial_id=2)
+        searcher = SpaceSearcher(space, seed=0, past=past)
+    else:
+        searcher = SpaceSearcher(space, seed=0)
+        propose_one(searcher, 99)
+        searcher.avoid(TrialConfig(**large["trial"]))
+    again = propose(searcher, 20)
+    assert {one["trial"]["batch_size"] for one in again} == {2}
+    assert [one["trial_id"] for one in again] == list(range(again[0]["trial_id"], again[0]["trial_id"] + 20))
+
+
+def test_a_search_with_no_shape_left_is_over() -> None:
+    space = make_space("random")
+    searcher = SpaceSearcher(space, seed=0)
+    assert propose_one(searcher, 0)["trial"] == asdict(space.baseline)
+    searcher.avoid(TrialConfig(batch_size=1, block_size=2))
+    assert searcher.suggest("t1") == Searcher.FINISHED
+
+
+def test_a_grid_leaves_out_the_cells_that_are_too_large_and_ends() -> None:
+    life = Life("grid")
+    life.searcher.avoid(TrialConfig(batch_size=4, block_size=32))
+    proposals = propose(life.searcher, 7)
+    # The baseline, at 4 itself, comes all the same.
+    assert proposals[0]["trial"] == asdict(life.space.baseline)
+    assert [one["trial"]["batch_size"] for one in proposals[1:]] == [2] * 6
+    assert life.searcher.suggest("one more") == Searcher.FINISHED

@@ -270,7 +270,7 @@ def test_each_ending_in_words() -> None:
 
 
 def trial(tokens: int, *, ended: bool, baseline: bool = False) -> dict[str, Any]:
-    return {"tokens_seen": tokens, "ended_at": NOW if ended else None, "is_baseline": baseline}
+    return {"tokens_seen": tokens, "status": "stopped" if ended else "running", "is_baseline": baseline}
 
 
 @pytest.mark.parametrize(
@@ -299,3 +299,21 @@ def test_the_time_left(trials: list[dict[str, Any]], planned: int, left_s: float
 def test_a_plan_of_one_configuration_never_says_less_than_no_time() -> None:
     over = [trial(1500, ended=False, baseline=True)]
     assert time_left_s(over, trials_planned=1, budget_tokens=1000, elapsed_s=10.0) == 0.0
+
+
+def test_a_resumed_study_is_as_fast_as_it_is_now() -> None:
+    """What was trained before took none of these seconds; what was cut off has yet to go on."""
+    trials = [trial(1000, ended=True, baseline=True), trial(100, ended=True), trial(60, ended=False)]
+    trials[2]["status"] = "interrupted"
+    left_s = time_left_s(trials, trials_planned=4, budget_tokens=1000, elapsed_s=10.0, tokens_before=1110)
+    assert left_s == pytest.approx((40 + 100) / 50 * 10)
+    went_back = time_left_s(trials, trials_planned=4, budget_tokens=1000, elapsed_s=10.0, tokens_before=1200)
+    assert went_back is None
+
+
+def test_what_was_cut_off_has_not_ended(ledger: Ledger, study: Study) -> None:
+    ledger.interrupt(NOW)
+    view = StudyView(
+        study=study, ledger=ledger, budget_tokens=BUDGET_TOKENS, trials_planned=8, console=Console(file=io.StringIO())
+    )
+    assert view._progress_words(ledger.trials()).startswith("5/8 trials")

@@ -74,10 +74,10 @@ def make_store(tmp_path: Path) -> Callable[[str], CheckpointStore]:
 MakeStore = Callable[[str], CheckpointStore]
 
 
-def save(store: CheckpointStore | BackgroundSaver, state: TrainState, *steps: int, final: bool = False) -> None:
+def save(store: CheckpointStore | BackgroundSaver, state: TrainState, *steps: int) -> None:
     for step in steps:
         state.optimizer_steps = step
-        store.save(state, model_name="mine", corpus_fingerprint="f", final=final)
+        store.save(state, model_name="mine", corpus_fingerprint="f")
 
 
 def damage(store: CheckpointStore, step: int) -> None:
@@ -109,7 +109,7 @@ def names(store: CheckpointStore) -> list[int]:
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_the_newest_two_are_kept_and_the_final_one_alone(
+def test_the_newest_two_are_kept_and_what_leads_beyond_the_known_steps_is_forgotten(
     make_store: MakeStore, state: TrainState, scratch: Path, place: str
 ) -> None:
     store = make_store(place)
@@ -124,10 +124,16 @@ def test_the_newest_two_are_kept_and_the_final_one_alone(
     assert checkpoint.ours is not None
     assert (checkpoint.optimizer_steps, notes) == (120, [])
     assert checkpoint.path == Path(store._folder.path) / "step_00000120.pt"
-    earlier = [store.newest(before_steps=step)[0] for step in (121, 120, 80)]
-    assert [one and one.optimizer_steps for one in earlier] == [120, 80, None]
-    save(store, state, 160, final=True)
+    store.forget_after(120)
+    assert names(store) == [80, 120]
+    store.forget_after(119)
+    assert names(store) == [80]
+    save(store, state, 160)
+    store.keep_newest()
     assert names(store) == [160]
+    store.forget_after(0)
+    assert names(store) == []
+    store.keep_newest()
     store.delete()
     assert store.newest() == (None, [])
     store.delete()
@@ -268,9 +274,9 @@ def test_a_save_in_the_background_is_of_the_moment_it_was_asked_for(
     at_once = tmp_path / "x.pt"
     write_payload(checkpoint_payload(state, model_name="mine", corpus_fingerprint="f"), at_once)
 
-    def wait_and_write(self: CheckpointStore, payload: dict[str, Any], *, final: bool = False) -> None:
+    def wait_and_write(self: CheckpointStore, payload: dict[str, Any]) -> None:
         assert go.wait(60)
-        write(self, payload, final=final)
+        write(self, payload)
 
     monkeypatch.setattr(CheckpointStore, "write", wait_and_write)
     save(saver, state, 40)
@@ -308,7 +314,7 @@ def test_what_the_thread_raised_is_raised_by_the_next_call_once(
     store = make_store("folder")
     saver = BackgroundSaver(store)
 
-    def refuse(self: CheckpointStore, payload: dict[str, Any], *, final: bool = False) -> None:
+    def refuse(self: CheckpointStore, payload: dict[str, Any]) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     calls: list[Callable[[], None]] = [lambda: save(saver, state, 80), saver.wait]
@@ -322,6 +328,3 @@ def test_what_the_thread_raised_is_raised_by_the_next_call_once(
     save(saver, state, 120, 160, 200)
     saver.wait()
     assert names(store) == [160, 200]
-    save(saver, state, 240, final=True)
-    saver.wait()
-    assert names(store) == [240]

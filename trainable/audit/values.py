@@ -158,6 +158,7 @@ class AuditReport:
 
 
 _POSITION = re.compile(r"(\d[\d_,]*(?:\.\d+)?)([KMG]?)", re.IGNORECASE)
+MAX_POSITION = 10**15
 _SCALES = {"": 1, "K": 1_000, "M": 1_000_000, "G": 1_000_000_000}
 
 
@@ -169,10 +170,13 @@ def parse_range(text: str) -> tuple[int, int]:
     match = re.fullmatch(rf"\s*{_POSITION.pattern}\s*[-–:]\s*{_POSITION.pattern}\s*", text, re.IGNORECASE)
     if match is None:
         raise UserError(f"RANGE={text!r} is no range of token positions. Write it as 2.0M-2.5M, 500K-1M or 0-20000.")
-    first, end = (
-        round(float(number.replace(",", "").replace("_", "")) * _SCALES[scale.upper()])
+    positions = [
+        float(number.replace(",", "").replace("_", "")) * _SCALES[scale.upper()]
         for number, scale in (match.group(1, 2), match.group(3, 4))
-    )
+    ]
+    if max(positions) > MAX_POSITION:
+        raise UserError(f"RANGE={text} lies beyond any text. Write it as 2.0M-2.5M, 500K-1M or 0-20000.")
+    first, end = (round(position) for position in positions)
     if first >= end:
         raise UserError(f"RANGE={text}: it must end after it starts. Write the smaller position first: 2.0M-2.5M.")
     return first, end

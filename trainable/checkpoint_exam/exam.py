@@ -1,6 +1,5 @@
 """Measures a checkpoint: which token it predicts, its numbers, what moved since the one before. Judges nothing."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -14,14 +13,19 @@ from trainable.checkpoint_exam.profile import checkpoint_profile
 from trainable.checkpoint_exam.weights import (
     OptimizerFacts,
     bf16_valued_frac,
+    check_weights,
     dtypes,
     positive_number,
     trained_weights,
     unmovable_frac,
 )
+from trainable.checkpoint_file import read_payload
 from trainable.checkpoint_path import is_safetensors
 from trainable.errors import UserError
 from trainable.tokens import Tokens
+
+LARGEST_SHOWN = 10**15
+"""Of the whole numbers that a checkpoint records."""
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
@@ -58,13 +62,14 @@ def examine_checkpoints(
 def _examine(
     checkpoint: Checkpoint, before: Checkpoint | None, *, tokens: Tokens | None, model_name: str | None
 ) -> CheckpointFacts:
+    check_weights(f"CHECKPOINT_PATH={checkpoint.path}", checkpoint.weights)
     weights = trained_weights(checkpoint.weights)
     payload = _payload(checkpoint)
-    hyperparameters = _scalars(payload.get("hyperparameters") or payload.get("config") or {})
+    hyperparameters = _scalars(payload.get("hyperparameters")) or _scalars(payload.get("config"))
     optimizer = payload.get("optimizer_state_dict")
     state = OptimizerFacts(optimizer if isinstance(optimizer, Mapping) else {}, weights)
     learning_rate = state.learning_rate or positive_number(hyperparameters.get("learning_rate"))
-    embedding = next((tensor for name, tensor in weights.items() if name.endswith("wte.weight")), None)
+    embedding = next((one for name, one in weights.items() if name.endswith("wte.weight") and one.dim() == 2), None)
     profile, scored, reason = checkpoint_profile(
         checkpoint, weights, tokens, model_name or checkpoint.model_name, hyperparameters
     )
@@ -99,17 +104,18 @@ def _examine(
 def _payload(checkpoint: Checkpoint) -> Mapping[str, Any]:
     if checkpoint.ours is not None:
         return checkpoint.ours
-    if is_safetensors(checkpoint.path):
-        return {}
-    with warnings.catch_warnings(action="ignore"):
-        payload: Mapping[str, Any] = torch.load(checkpoint.path, map_location="cpu", weights_only=True)
+    payload: Mapping[str, Any] = {} if is_safetensors(checkpoint.path) else read_payload(checkpoint.path)
     return payload
 
 
 def _scalars(values: Any) -> dict[str, Scalar]:
     if not isinstance(values, Mapping):
         return {}
-    return {str(name): value for name, value in values.items() if isinstance(value, str | int | float | bool)}
+    return {
+        str(name): value
+        for name, value in values.items()
+        if isinstance(value, str | float) or (isinstance(value, int) and abs(value) <= LARGEST_SHOWN)
+    }
 
 
 def _comparable(

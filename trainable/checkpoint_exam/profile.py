@@ -91,17 +91,22 @@ def _models(
 
 
 def _gpt2_shape(weights: Mapping[str, torch.Tensor]) -> dict[str, int]:
-    tensors = {name: tensor for name, tensor in weights.items() if name.endswith(("wte.weight", "wpe.weight"))}
+    tensors = {
+        name: tensor
+        for name, tensor in weights.items()
+        if name.endswith(("wte.weight", "wpe.weight")) and tensor.dim() == 2
+    }
     embedding = next((tensor for name, tensor in tensors.items() if name.endswith("wte.weight")), None)
     positions = next((tensor for name, tensor in tensors.items() if name.endswith("wpe.weight")), None)
-    layers = {int(match[1]) for name in weights if (match := re.search(r"\bh\.(\d+)\.attn\.c_attn\.weight$", name))}
-    if embedding is None or positions is None or not layers:
+    layers = {match[1] for name in weights if (match := re.search(r"\bh\.(\d+)\.attn\.c_attn\.weight$", name))}
+    # Counted: a model of as many layers as the largest number says might never be built.
+    if embedding is None or positions is None or not layers or layers != {str(one) for one in range(len(layers))}:
         return {}
     return {
         "vocab_size": embedding.shape[0],
         "n_embd": embedding.shape[1],
         "n_positions": positions.shape[0],
-        "n_layer": max(layers) + 1,
+        "n_layer": len(layers),
     }
 
 

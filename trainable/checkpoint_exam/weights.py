@@ -7,8 +7,32 @@ from typing import Any
 import torch
 
 from trainable.checkpoint import OLD_BUFFERS
+from trainable.errors import UserError
 
 MANTISSA_BITS = {torch.bfloat16: 7, torch.float16: 10}
+EXAMINED_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+LARGEST_NUMBER = 1e9
+"""A larger learning rate is none."""
+
+
+def check_weights(where: str, weights: Mapping[str, torch.Tensor]) -> None:
+    """Raise UserError naming the first tensor that is no plain array of numbers in the file."""
+    for name, tensor in weights.items():
+        if not is_plain(tensor) and not name.endswith(OLD_BUFFERS):
+            raise UserError(
+                f"{where}: tensor '{name}' ({str(tensor.dtype).removeprefix('torch.')}) is sparse, quantized, of a "
+                "type that is not examined, or larger than what the file holds. Save it as float32 or bfloat16."
+            )
+
+
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Return whether the tensor is dense, of a type that is examined, and all there."""
+    if tensor.layout is not torch.strided or tensor.device.type != "cpu" or tensor.is_quantized or tensor.is_complex():
+        return False
+    if tensor.is_floating_point() and tensor.dtype not in EXAMINED_FLOATS:
+        return False
+    # An expanded tensor of a few bytes has any size.
+    return tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
 
 
 def trained_weights(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -25,14 +49,15 @@ def trained_weights(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tens
 
 
 def positive_number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and value > 0 else None
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and 0 < value <= LARGEST_NUMBER else None
 
 
 class OptimizerFacts:
     """What AdamW's saved state tells; each part is empty where it was not saved or is another optimizer's."""
 
     def __init__(self, saved: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> None:
-        groups = [group for group in saved.get("param_groups") or [] if isinstance(group, Mapping)]
+        groups = [group for group in _listed(saved.get("param_groups")) if isinstance(group, Mapping)]
         states = saved.get("state")
         self.learning_rate = next((rate for group in groups if (rate := positive_number(group.get("lr")))), None)
         self.tensors = 0
@@ -40,9 +65,11 @@ class OptimizerFacts:
         self.nonfinite = False
         if not isinstance(states, Mapping) or not states:
             return
-        indices = [index for group in groups for index in group.get("params") or []]
-        self.tensors = len(indices)
+        indices = [index for group in groups for index in _listed(group.get("params")) if isinstance(index, int)]
         squares = {index: self._square(states.get(index)) for index in indices}
+        if not all(square is None or is_plain(square) for square in squares.values()):
+            return
+        self.tensors = len(indices)
         names = self._names(indices, squares, weights) if len(groups) == 1 else {}
         self.without_gradient = tuple(
             names.get(index, f"tensor {index} of the optimizer")
@@ -68,6 +95,10 @@ class OptimizerFacts:
             (square := squares[index]) is None or square.shape == tensor.shape for index, (_, tensor) in pairs
         )
         return {index: name for index, (name, _) in pairs} if agree else {}
+
+
+def _listed(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list) else ()
 
 
 def dtypes(weights: Mapping[str, torch.Tensor]) -> dict[str, int]:

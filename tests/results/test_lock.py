@@ -1,0 +1,104 @@
+"""One process at a time holds a study, the others are told who; a killed one's lock is free."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from results.lock import hold
+from results.study import Study
+from trainable.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+HOLD = """
+import sys, time
+from pathlib import Path
+from results.lock import hold
+from results.study import Study
+with hold(Study(Path(sys.argv[1]))):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    (tmp_path / "mine").mkdir()
+    return Study(tmp_path / "mine")
+
+
+@pytest.fixture
+def other(study: Study) -> "Iterator[subprocess.Popen[str]]":
+    """Another process that holds the study."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(study.path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    with process, process.stdout:
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def test_who_holds_a_study_is_told_with_its_pid_and_host(study: Study, other: Any) -> None:
+    with pytest.raises(UserError) as refused, hold(study):
+        raise AssertionError("held twice")
+    assert str(refused.value).startswith(
+        f"study mine is held by process {other.pid} on {socket.gethostname()} since 20"
+    )
+    # Who was refused has not touched what the holder wrote.
+    with pytest.raises(UserError, match=f"process {other.pid} on "), hold(study):
+        raise AssertionError("held twice")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_the_lock_of_a_process_that_died_is_taken_over(study: Study, other: Any, number: int) -> None:
+    other.send_signal(number)
+    other.wait(60)
+    with hold(study):
+        assert f'"pid": {os.getpid()}' in (study.path / ".holder.json").read_text()
+
+
+def test_nothing_but_the_empty_lock_file_is_left(study: Study) -> None:
+    for _ in range(2):
+        with hold(study):
+            pass
+        assert [(path.name, path.stat().st_size) for path in study.path.iterdir()] == [(".lock", 0)]
+
+
+def test_the_lock_is_free_again_after_an_error(study: Study) -> None:
+    with pytest.raises(ZeroDivisionError), hold(study):
+        raise ZeroDivisionError
+    with hold(study):
+        pass
+
+
+def test_a_holder_that_left_no_word_is_another_process(study: Study, other: Any) -> None:
+    for word in (b"", b"[1]", b"\xff", b'{"pid": 1}'):
+        (study.path / ".holder.json").write_bytes(word)
+        with pytest.raises(UserError, match=r"study mine is held by another process\. Wait"), hold(study):
+            raise AssertionError("held twice")
+
+
+def test_a_full_disk_takes_the_holders_name_and_not_the_lock(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with hold(study):
+        pass
+
+
+def test_a_folder_that_cannot_be_written_is_a_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(UserError, match=r"study gone cannot be written: .*Make .* writable"),
+        hold(Study(tmp_path / "file" / "gone")),
+    ):
+        raise AssertionError("held")

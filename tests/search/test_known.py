@@ -1,0 +1,88 @@
+"""What the tables of an earlier run say, as the searcher and the rungs were told it then."""
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+
+from search.known import NO_PAST, known_trials
+from trainable.config import TrialConfig
+from trainable.fidelity import PENALTY_NATS
+from trainable.rows import ENDINGS, TrialStatus
+
+CONFIG = TrialConfig(batch_size=4, block_size=25, grad_accum_steps=2)
+MILESTONES = (1000, 2000, 3000, 3100)
+"""At 200 tokens a step: steps 5, 10, 15 and, after 3,000 tokens, 15 again."""
+
+
+def row(trial_id: int, status: TrialStatus, **changes: Any) -> dict[str, Any]:
+    point = json.dumps({"batch_size": 4, "learning_rate": 1e-3})
+    return {"trial_id": trial_id, "status": status, "point": point, "val_loss": 4.0, **asdict(CONFIG), **changes}
+
+
+def evaluations(trial_id: int, *losses: float | None, steps: tuple[int, ...] = (0, 5, 10, 15)) -> list[dict[str, Any]]:
+    pairs = zip(steps, losses, strict=False)
+    return [{"trial_id": trial_id, "optimizer_steps": step, "val_loss": loss} for step, loss in pairs]
+
+
+def test_a_trial_is_known_by_its_row() -> None:
+    [trial] = known_trials([row(7, "completed")], evaluations(7, 7.0, 6.0, 5.0, 4.0), milestones_tokens=MILESTONES)
+    assert (trial.trial_id, trial.status, trial.config, trial.val_loss) == (7, "completed", CONFIG, 4.0)
+    assert trial.point == {"batch_size": 4, "learning_rate": 1e-3}
+
+
+@pytest.mark.parametrize(
+    ("status", "losses"),
+    [
+        # Its value is told as its value, no rung sees it.
+        ("completed", ((0, 7.0), (1000, 6.0))),
+        # The evaluation at which a rung stopped it was judged.
+        ("stopped", ((0, 7.0), (1000, 6.0), (2000, 5.0))),
+        ("unstable", ((0, 7.0), (1000, 6.0), (2000, 5.0))),
+        ("out_of_memory", ((0, 7.0), (1000, 6.0), (2000, 5.0))),
+        ("failed", ((0, 7.0), (1000, 6.0), (2000, 5.0))),
+        # They pass the last one again, which may not have been judged.
+        ("interrupted", ((0, 7.0), (1000, 6.0))),
+        ("running", ((0, 7.0), (1000, 6.0))),
+    ],
+)
+def test_which_evaluations_were_judged(status: TrialStatus, losses: tuple[tuple[int, float], ...]) -> None:
+    [trial] = known_trials([row(1, status)], evaluations(1, 7.0, 6.0, 5.0), milestones_tokens=MILESTONES)
+    assert trial.losses == losses
+    assert trial.ended == (status in ENDINGS)
+
+
+def test_an_evaluation_counts_as_the_highest_milestone_it_reached() -> None:
+    [trial] = known_trials([row(1, "stopped")], evaluations(1, 7.0, 5.0, steps=(0, 15)), milestones_tokens=MILESTONES)
+    assert trial.losses == ((0, 7.0), (3100, 5.0))
+
+
+def test_a_loss_that_was_no_number_counts_as_the_penalty() -> None:
+    [trial] = known_trials([row(1, "stopped")], evaluations(1, 7.0, None), milestones_tokens=MILESTONES)
+    assert trial.losses == ((0, 7.0), (1000, PENALTY_NATS))
+
+
+def test_evaluations_of_others_are_theirs() -> None:
+    rows = [row(0, "stopped"), row(3, "stopped")]
+    metrics = [*evaluations(0, 7.0), *evaluations(2, 1.0), *evaluations(3, 8.0, 6.5)]
+    first, second = known_trials(rows, metrics, milestones_tokens=MILESTONES)
+    assert first.losses == ((0, 7.0),)
+    assert second.losses == ((0, 8.0), (1000, 6.5))
+
+
+def test_a_trial_that_was_only_begun_and_one_without_a_point() -> None:
+    begun, listed = known_trials(
+        [row(0, "running", val_loss=None), row(1, "running", point=None)], [], milestones_tokens=MILESTONES
+    )
+    assert (begun.losses, begun.val_loss) == ((), None)
+    assert listed.point == {}
+
+
+def test_rows_of_something_else_are_a_key_error() -> None:
+    with pytest.raises(KeyError):
+        known_trials([{"trial_id": 1, "status": "completed"}], [], milestones_tokens=MILESTONES)
+
+
+def test_no_past_is_nothing() -> None:
+    assert (NO_PAST.trials, NO_PAST.next_trial_id, NO_PAST.lessons, NO_PAST.first_points) == ((), 0, (), ())

@@ -1,0 +1,132 @@
+"""A study planned again from its own document: the same space, or a line that says what differs."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from search.settings import Settings, differences, planned_space, read_settings, space_file_differences
+from search.variables import read_variables
+from spaces.load import load_space
+from spaces.space import SearchSpace
+from trainable.config import BEFORE
+from trainable.errors import UserError
+
+SHIPPED = ("plateau", "schedule", "smoke", "before_after")
+WORDS = {
+    "as it is": [],
+    "trials and budget": ["TRIALS=17", "BUDGET_TOKENS=2M"],
+    "pins": ["BATCH_SIZE=16", "SEED=3", "WEIGHT_DECAY=0.05"],
+    "a warm-up of steps": ["LR_SCHEDULE=warmup_cosine", "WARMUP_STEPS=20", "LEARNING_RATE=0.001"],
+    "another baseline": ["BASELINE=before"],
+    "all at once": ["BASELINE=before", "BUDGET_TOKENS=3M", "SEED=5", "DROPOUT=0.0"],
+}
+
+
+def document_of(space: SearchSpace, settings: Settings, kind: str = "search") -> dict[str, Any]:
+    """What study.json holds of a plan, once written and read."""
+    document = {
+        "name": "study",
+        "kind": kind,
+        "space": {"name": space.name, "path": space.path, "toml": Path(space.path).read_text()},
+        "baseline": {"name": space.baseline_name, **asdict(space.baseline)},
+        "evaluation": {"milestones_tokens": list(space.evaluation_tokens())},
+        "settings": settings.to_json(),
+    }
+    read: dict[str, Any] = json.loads(json.dumps(document))
+    return read
+
+
+@pytest.mark.parametrize("words", WORDS.values(), ids=WORDS)
+@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("kind", ["search", "baseline"])
+def test_every_shipped_space_is_planned_again_as_it_was(name: str, words: list[str], kind: str) -> None:
+    file = load_space(name)
+    words = [word for word in words if not (word.startswith("TRIALS") and file.searcher.name == "grid")]
+    settings, _ = read_settings(read_variables(words))
+    try:
+        space = settings.applied_to(file, kind)
+    except UserError as refused:
+        pytest.skip(f"the space refuses it: {refused}")
+    again, settings_again = planned_space(document_of(space, settings, kind), "study.json")
+    assert again == space
+    assert settings_again == settings
+
+
+def test_most_of_them_are_not_skipped() -> None:
+    taken = 0
+    for name in SHIPPED:
+        for words in WORDS.values():
+            settings, _ = read_settings(read_variables([word for word in words if not word.startswith("TRIALS")]))
+            try:
+                settings.applied_to(load_space(name), "search")
+            except UserError:
+                continue
+            taken += 1
+    assert taken >= 20
+
+
+def smoke(*words: str) -> tuple[dict[str, Any], Settings]:
+    settings, _ = read_settings(read_variables(list(words)))
+    return document_of(settings.applied_to(load_space("smoke"), "search"), settings), settings
+
+
+@pytest.mark.parametrize("key", ["settings", "space", "kind", "baseline", "evaluation"])
+def test_a_document_that_lacks_a_part_is_refused(key: str) -> None:
+    document, _ = smoke()
+    del document[key]
+    with pytest.raises(UserError, match=r"^study\.json does not say how the study was planned"):
+        planned_space(document, "study.json")
+
+
+def test_a_document_that_this_version_would_plan_otherwise_is_refused() -> None:
+    document, _ = smoke()
+    document["evaluation"]["milestones_tokens"][0] += 1
+    with pytest.raises(UserError, match="another version of this program planned the study otherwise"):
+        planned_space(document, "study.json")
+
+
+def test_the_settings_of_a_study_are_json_and_back() -> None:
+    settings = Settings(trials=3, pins={"seed": 4}, baseline=("before", BEFORE), compare="before")
+    assert Settings.from_json(json.loads(json.dumps(settings.to_json()))) == settings
+    with pytest.raises(TypeError):
+        Settings.from_json({**settings.to_json(), "more": 1})
+
+
+@pytest.mark.parametrize(
+    ("planned", "now", "found"),
+    [
+        ([], [], []),
+        (["LEARNING_RATE=1e-3"], [], []),
+        (["LEARNING_RATE=1e-3"], ["LEARNING_RATE=0.001"], []),
+        (["LEARNING_RATE=1e-3"], ["LEARNING_RATE=2e-3"], ["LEARNING_RATE is 0.002, was 0.001"]),
+        ([], ["BATCH_SIZE=8"], ["BATCH_SIZE is 8, was searched or not set"]),
+        ([], ["SEED=0"], []),
+        ([], ["SEED=1"], ["SEED is 1, was 0"]),
+        (["SEED=1"], ["SEED=0"], ["SEED is 0, was 1"]),
+        ([], ["BASELINE=before"], ["BASELINE is before, was documented, changed"]),
+        (["BASELINE=before", "BUDGET_TOKENS=1M"], ["BASELINE=before"], []),
+        ([], ["SPACE=smoke"], []),
+        ([], ["SPACE=plateau"], ["SPACE is plateau, was smoke"]),
+        ([], ["TRIALS=99", "BUDGET_TOKENS=9M", "CONCURRENCY=3"], []),
+    ],
+)
+def test_what_the_variables_say_otherwise(planned: list[str], now: list[str], found: list[str]) -> None:
+    document, settings = smoke(*planned)
+    assert differences(document, settings, read_variables(now)) == found
+
+
+def test_a_space_file_that_has_changed_is_told_by_its_lines(tmp_path: Path) -> None:
+    document, _ = smoke()
+    assert space_file_differences(document) == []
+    path = tmp_path / "smoke.toml"
+    document["space"]["path"] = str(path)
+    assert space_file_differences(document) == []
+    path.write_text(document["space"]["toml"].replace("trials = 4", "trials = 5") + "\n\n# more\n")
+    assert space_file_differences(document) == ["- trials = 4", "+ trials = 5", "+ # more"]
+    path.write_text("\n".join(f"line {number}" for number in range(50)))
+    assert len(space_file_differences(document)) == 6
+    path.write_bytes(b"\xff\xfe")
+    assert space_file_differences(document) == []
