@@ -68,7 +68,7 @@ format: $(STAMP) ## format the code
 	@$(VENV)/bin/ruff format . && $(VENV)/bin/ruff check --fix .
 
 bench: $(STAMP) ## run the benchmarks of tests/benchmarks
-	@for script in tests/benchmarks/*.py; do echo "== $$script"; $(VENV)/bin/python $$script || exit 1; done
+	@for script in tests/benchmarks/*_*.py; do echo "== $$script"; $(VENV)/bin/python $$script || exit 1; done
 
 clean: ## remove caches; studies stay
 	@rm -rf .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -3,7 +3,6 @@
 import json
 import math
 import shlex
-import unicodedata
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -237,9 +236,4 @@ def _script_notes(best: _Best) -> Iterable[str]:
 
 def _plain(text: str) -> str:
     # A line break would end the comment and run what follows; other control characters would drive a terminal.
-    return "".join(
-        char.encode("unicode_escape").decode()
-        if unicodedata.category(char)[0] == "C" or char in "\u2028\u2029"
-        else char
-        for char in text
-    )
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

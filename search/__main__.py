@@ -45,7 +45,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     terminal = Terminal(as_json=arguments.json)
     try:
-        return _command(arguments.command)(read_variables(arguments.assignments), terminal)
+        variables = read_variables(arguments.assignments)
+        if (variables.text("ADDRESS") or "").startswith("ray://"):
+            from search.remote_command import is_remote, remote_command
+
+            if is_remote(arguments.command, variables):
+                return remote_command(arguments.command, variables, terminal)
+        return _command(arguments.command)(variables, terminal)
     except UserError as error:
         line = " ".join(str(error).split())
         print(f"error: {line}", file=sys.stderr)

@@ -1,119 +1,257 @@
-"""ADDRESS: an existing Ray cluster, joined and checked before anything is trained."""
+"""ADDRESS: an existing Ray cluster, joined and looked over before anything is trained. It starts and stops none."""
 
-import os
-import secrets
 import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from search.storage import files_and_path
+from search.storage import read_probe, remove_probe, write_probe
 from trainable.errors import UserError
+from trainable.storage_place import reason
+
+if TYPE_CHECKING:
+    from trainable.device import DeviceInfo
 
 ROOT = Path(__file__).resolve().parents[1]
-NOT_SENT = (
-    ".git",
-    ".venv",
-    ".cache",
-    "results/studies",
-    ".mypy_cache",
-    ".ruff_cache",
-    ".pytest_cache",
-    "docs",
-    "tests",
-)
+PACKAGES = ("search", "trainable", "spaces", "results")
+NOT_SENT = ("studies/", "__pycache__/")
+NODE_CACHE = "~/.cache/gpt2-search"
 CONNECT_TIMEOUT_S = 5.0
-PROBE_TIMEOUT_S = 60.0
+HEALTH_TIMEOUT_S = 20.0
+NODE_TIMEOUT_S = 180.0
+"""For a node's first worker: it unpacks the packages and imports torch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """A machine of the cluster that trials can run on."""
+
+    name: str
+    """Its address, and the start of Ray's name for it."""
+    cpus: int
+    gpus: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
     """What a cluster has to run trials on."""
 
-    cpus: int
-    gpus: int
-    nodes: int
+    address: str
+    nodes: tuple[Node, ...]
+    device_info: "DeviceInfo"
+    """Of its workers; the driver's machine may have another."""
+
+    @property
+    def words(self) -> str:
+        """A line for a person."""
+        gpus = sum(node.gpus for node in self.nodes)
+        return (
+            f"Ray cluster at {self.address}: {len(self.nodes)} node(s), {sum(node.cpus for node in self.nodes)} CPUs"
+            f"{f', {gpus} GPUs' if gpus else ''}; trials run on its {self.device_info.type} ({self.device_info.name})"
+        )
 
 
-def join(address: str, storage: str | None) -> Cluster:
-    """Connect to the cluster and return what it has.
+def join(address: str, storage: str | None, *, device: str | None = None) -> Cluster:
+    """Connect to the cluster and return what it has; device is what DEVICE asks of its workers.
 
-    Raises UserError when it does not answer, or its nodes do not share a place for checkpoints.
+    Raises UserError when it does not answer, a node cannot run trials, or its nodes do not share a place for
+    checkpoints.
     """
+    _check_answers(address)
+    connect(address)
     import ray
 
-    if address.startswith("ray://"):
-        raise UserError(
-            f"ADDRESS={address}: a study is held by the process that runs it, which Ray's client would put elsewhere. "
-            "Say the same command on the cluster: ray job submit --working-dir . -- python -m search run ADDRESS=auto "
-            "STORAGE=...; or name the head node's own host:port."
-        )
     try:
-        # Ray itself tries a silent address for minutes, and then ends the process.
-        host, colon, port = address.rpartition(":")
-        if colon:
-            socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
-        if not ray.is_initialized():
-            ray.init(
-                address=address,
-                log_to_driver=False,
-                configure_logging=False,
-                runtime_env={"working_dir": str(ROOT), "excludes": list(NOT_SENT), "env_vars": _worker_environment()},
+        alive = [node for node in ray.nodes() if node["Alive"]]
+        if len(alive) > 1 and storage is None:
+            raise UserError(
+                f"ADDRESS={address} has {len(alive)} nodes and STORAGE is not set: when a node is lost, its trials "
+                "could not go on on another. Set STORAGE to a folder that every node sees, or to s3://..."
             )
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"ADDRESS={address}: no Ray cluster answers there ({reason}). Start one with ray start --head, or unset it."
-        ) from None
-    alive = [node for node in ray.nodes() if node["Alive"]]
-    if len(alive) > 1 and storage is None:
-        raise UserError(
-            f"ADDRESS={address} has {len(alive)} nodes and STORAGE is not set: when a node is lost, its trials could "
-            "not go on elsewhere. Set STORAGE to a folder that every node sees, or to s3://..."
+        working = [node for node in alive if node["Resources"].get("CPU", 0) >= 1]
+        if not working:
+            raise UserError(f"ADDRESS={address}: no node of the cluster has a CPU to give. Start a worker node.")
+        found = _look_over(working, storage, device)
+    except BaseException:
+        ray.shutdown()
+        raise
+    able = [(node, info) for node, info in zip(working, found, strict=True) if not isinstance(info, str)]
+    if not able:
+        raise UserError(f"ADDRESS={address}: no node can run trials. {_name(working[0])}: {found[0]}")
+    best = next(info for kind in ("cuda", "mps", "cpu") for _, info in able if info.type == kind)
+    return Cluster(
+        address=address,
+        nodes=tuple(_as_node(node, best.type) for node, info in able if info.type == best.type),
+        device_info=best,
+    )
+
+
+def connect(address: str) -> None:
+    """Connect this process to the cluster, unless it is. Raises UserError."""
+    import ray
+
+    if ray.is_initialized():
+        return
+    try:
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            configure_logging=False,
+            runtime_env={
+                "py_modules": [str(ROOT / package) for package in PACKAGES],
+                "excludes": list(NOT_SENT),
+                # Ray hides GPUs from whoever asks for none, and looking them over should not wait for a free one.
+                "env_vars": {"CACHE_DIR": NODE_CACHE, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"},
+            },
         )
-    if storage is not None:
-        check_shared(storage, alive)
-    resources = ray.cluster_resources()
-    return Cluster(cpus=int(resources.get("CPU", 1)), gpus=int(resources.get("GPU", 0)), nodes=len(alive))
+    except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
+        raise UserError(f"ADDRESS={address} cannot be joined: {reason(error)}. {_REMEDY}") from None
 
 
-def _worker_environment() -> dict[str, str]:
-    # What the code reads from the environment, and nothing else of it.
-    return {name: os.environ[name] for name in ("CACHE_DIR",) if os.environ.get(name)}
+_REMEDY = (
+    "Start Ray on this machine too (ray start --address=HOST:PORT), with the cluster's Python, Ray and RAY_AUTH_MODE; "
+    "or from outside name its client port, ADDRESS=ray://HOST:10001."
+)
 
 
-def check_shared(storage: str, nodes: list[dict[str, Any]]) -> None:
-    """Raise UserError when the storage cannot be written here, or a node does not see what was written."""
+def check_port(address: str, host_and_port: str) -> None:
+    """Raise UserError when nothing listens there: Ray itself would try for minutes."""
+    host, _, port = host_and_port.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise UserError(
+            f"ADDRESS={address}: no Ray cluster answers there ({reason(error)}). Write auto, HOST:6379 or "
+            "ray://HOST:10001 of a cluster that runs, or unset it."
+        ) from None
+
+
+def _check_answers(address: str) -> None:
+    # Ray waits minutes for whatever listens at a port to become a Ray cluster, and cannot be told not to.
+    if address != "auto":
+        check_port(address, address)
+    command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
+    try:
+        asked = subprocess.run(command, capture_output=True, text=True, timeout=HEALTH_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired:
+        raise UserError(
+            f"ADDRESS={address}: what listens there is no Ray cluster's own port, or another RAY_AUTH_MODE is asked "
+            f"for. {_REMEDY}"
+        ) from None
+    if "AuthenticationError" in asked.stderr:
+        raise UserError(
+            f"ADDRESS={address}: the cluster asks for a token. Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to its own."
+        )
+    if asked.returncode != 0:
+        words = [line for line in asked.stderr.splitlines() if line.strip()]
+        raise UserError(
+            f"ADDRESS={address}: no Ray cluster answers there ({words[-1][:200] if words else 'no reason'}). {_REMEDY}"
+        )
+
+
+def _as_node(node: dict[str, Any], device_type: str) -> Node:
+    resources = node["Resources"]
+    gpus = int(resources.get("GPU", 0)) if device_type == "cuda" else 0
+    return Node(name=_name(node), cpus=int(resources.get("CPU", 0)), gpus=gpus)
+
+
+def _name(node: dict[str, Any]) -> str:
+    return f"{node['NodeManagerAddress']} ({node['NodeID'][:8]})"
+
+
+def _look_over(nodes: Sequence[dict[str, Any]], storage: str | None, device: str | None) -> "list[DeviceInfo | str]":
+    """Return each node's device, or why it has not the one that is asked for.
+
+    Raises UserError naming the node that cannot run our code or does not see the storage.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    files, root = files_and_path(storage)
-    probe, word = f"{root}/.probe-{secrets.token_hex(4)}", secrets.token_hex(8)
+    probe, word = write_probe(storage) if storage is not None else (None, None)
+    look = ray.remote(num_cpus=0, max_retries=1)(node_facts)
+    deadline = time.monotonic() + NODE_TIMEOUT_S
+    found = []
     try:
-        files.create_dir(root, recursive=True)
-        with files.open_output_stream(probe) as stream:
-            stream.write(word.encode())
-    except OSError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"STORAGE={storage} cannot be written: {reason}. Name another place.") from None
-
-    @ray.remote(num_cpus=0)  # type: ignore[untyped-decorator]
-    def seen(place: str, path: str) -> str:
-        try:
-            there, _ = files_and_path(place)
-            with there.open_input_stream(path) as stream:
-                return str(stream.read().decode())
-        except Exception as error:
-            return f"{error}"
-
-    try:
-        for node in nodes:
-            pinned = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            answer = ray.get(seen.options(scheduling_strategy=pinned).remote(storage, probe), timeout=PROBE_TIMEOUT_S)
-            if answer != word:
+        asked = [
+            look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
+                storage, probe, device, bool(node["Resources"].get("GPU"))
+            )
+            for node in nodes
+        ]
+        for node, answer in zip(nodes, asked, strict=True):
+            try:
+                seen, info = ray.get(answer, timeout=max(1.0, deadline - time.monotonic()))
+            except ray.exceptions.GetTimeoutError:
+                raise UserError(f"node {_name(node)} did not answer in {NODE_TIMEOUT_S:.0f} s. Look at it.") from None
+            except ray.exceptions.RayError as error:
                 raise UserError(
-                    f"STORAGE={storage} is not shared: node {node['NodeManagerAddress']} ({node['NodeID'][:8]}) does "
-                    "not see what was written here. Name a folder that every node mounts, or s3://..."
+                    f"node {_name(node)} cannot run trials: {_last_line(error)}. Install this project's packages there."
+                ) from None
+            if seen != word:
+                raise UserError(
+                    f"STORAGE={storage} is not shared: node {_name(node)} does not see what was written here. "
+                    "Name a folder that every node mounts, or s3://..."
                 )
+            found.append(info)
     finally:
-        files.delete_file(probe)
+        if storage is not None and probe is not None:
+            remove_probe(storage, probe)
+    return found
+
+
+def node_facts(
+    storage: str | None, probe: str | None, device: str | None, has_gpu: bool
+) -> "tuple[str | None, DeviceInfo | str]":
+    """Return what this node reads of the probe, and its device or why it has not the one that is asked for."""
+    from trainable.device import device_info, pick_device
+
+    seen = read_probe(storage, probe) if storage is not None and probe is not None else None
+    if device is not None and device.partition(":")[0] == "cuda" and not has_gpu:
+        return seen, f"DEVICE={device}: Ray was started there without GPUs."
+    try:
+        # A GPU that Ray was not given is not ours.
+        return seen, device_info(pick_device(device or (None if has_gpu else "cpu")))
+    except UserError as error:
+        return seen, str(error)
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[:300].rstrip(".")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """How many trials a cluster runs at the same time, and what each gets."""
+
+    count: int
+    threads: int
+    gpu_frac: float
+
+
+def cluster_share(nodes: Sequence[Node], device_type: str, *, concurrency: int | None, gpu_frac: float) -> Share:
+    """Return the slots of a cluster; none spans two nodes, and there are never more than fit at once."""
+    if device_type == "cuda":
+        nodes = [node for node in nodes if node.gpus]
+        if concurrency is not None:
+            # As many on a GPU as it takes.
+            gpu_frac = min(gpu_frac, 1 / -(-concurrency // sum(node.gpus for node in nodes)))
+        places = [int(node.gpus / gpu_frac + 1e-9) for node in nodes]
+        threads = max(1, min(node.cpus // count for node, count in zip(nodes, places, strict=True)))
+        fit = sum(min(count, node.cpus // threads) for node, count in zip(nodes, places, strict=True))
+        return Share(count=min(concurrency or fit, fit), threads=threads, gpu_frac=gpu_frac)
+    if device_type == "mps":
+        return Share(count=min(concurrency or len(nodes), len(nodes)), threads=min(n.cpus for n in nodes), gpu_frac=0)
+    threads = 1
+    if concurrency is not None:
+        largest = max(node.cpus for node in nodes)
+        threads = next(t for t in range(largest, 0, -1) if t == 1 or _fit(nodes, t) >= concurrency)
+    return Share(count=min(concurrency or _fit(nodes, threads), _fit(nodes, threads)), threads=threads, gpu_frac=0)
+
+
+def _fit(nodes: Sequence[Node], threads: int) -> int:
+    return sum(node.cpus // threads for node in nodes)

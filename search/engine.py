@@ -7,7 +7,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,32 +26,32 @@ os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 # At its end Tune waits so long for workers that went with their node; the default is ten minutes.
 os.environ.setdefault("TUNE_FORCE_TRIAL_CLEANUP_S", "10")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-if "RAY_AUTH_MODE" not in os.environ and "ADDRESS" not in os.environ:
-    # A token of this process alone: other users of the machine cannot reach the workers, and no file is left behind.
-    os.environ["RAY_AUTH_MODE"] = "token"
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 import ray
 from ray import tune
 from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
 
-from search.cluster import join
+from search.cluster import connect
+from search.cluster_callbacks import MirrorTables, NodeWatch
 from search.interrupts import Interrupts
 from search.oom_kills import oom_kills
 from search.recorder import StudyRecorder
 from search.scheduler import TokenASHA
 from search.searcher import OBJECTIVE
-from search.storage import TableMirror, place_of
+from search.storage import CHECKPOINTS, TableMirror
+from search.storage_hold import check_unheld
 from search.work import Work
 from trainable.checkpoint_store import CheckpointStore
 from trainable.errors import UserError
-from trainable.node_cache import SharedInputs
+from trainable.node_cache import SharedInputs, share_inputs
 from trainable.ray_trainable import SearchTrial
+from trainable.storage_place import below, reason
 
 INTERRUPTED, TERMINATED = 130, 143
 THREADS_THAT_YIELD = {"GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "10000")}
 """Threads of a trial wait for each other by spinning: on a machine that does other work too that takes all its time."""
-CLUSTER_FAILURES = 5
+CLUSTER_FAILURES = 2
+"""One more than on a single machine, so that losing its node does not end a trial that has failed by itself once."""
 KEPT_CHECKPOINTS = 3
 """Final checkpoints of so many best completed trials are kept, and the baseline's."""
 
@@ -69,6 +69,8 @@ class Slots:
     """A running trial is saved at the first evaluation after so many active seconds."""
     address: str | None = None
     """Of an existing Ray cluster; None starts one on this machine."""
+    device: str | None = None
+    """What a cluster's workers train on; None where that is the RunSpec's."""
     storage: str | None = None
     """A folder or URI that holds checkpoints and a mirror of the tables; None keeps them in the study."""
     evaluation_timeout_s: float = 3600.0
@@ -102,6 +104,8 @@ def run_study(
     Interrupted by Ctrl-C or SIGTERM it returns as well, with the running trials noted as interrupted. Raises UserError
     when the study cannot be written any more, with all that was measured before kept.
     """
+    if slots.storage:
+        check_unheld(study, slots.storage)
     scheduler = TokenASHA(rung_tokens=work.rung_tokens, reduction_factor=work.reduction_factor)
     scheduler.recall(work.known)
     root = checkpoint_root(study, slots.storage)
@@ -116,7 +120,9 @@ def run_study(
         oom_kills=oom_kills,
     )
     scratch = study.path / "ray"
-    mirror = [MirrorTables(TableMirror(study, slots.storage), view)] if slots.storage else []
+    mirror = TableMirror(study, slots.storage, view.say) if slots.storage else None
+    followers: list[Callback] = [MirrorTables(mirror)] if mirror else []
+    followers += [NodeWatch(view)] if slots.address else []
     tune_config = TuneConfig(
         metric=OBJECTIVE,
         mode="min",
@@ -130,14 +136,14 @@ def run_study(
     )
     leave = Leave(interrupts, recorder)
     try:
-        if slots.storage is not None:
-            SharedInputs(uri=place_of(slots.storage, study.name, "inputs")).put(spec)
         _start_ray(slots)
+        shared = _shared_inputs(spec, slots)
         # Once more: ray.init() takes SIGTERM for itself.
         with interrupts:
             if interrupts.code is not None:
                 raise KeyboardInterrupt
-            _tuner(study, work, spec, slots, tune_config, [recorder, *mirror, *callbacks, leave], scratch).fit()
+            callbacks = [recorder, *followers, *callbacks, leave]
+            _tuner(study, work, spec, shared, slots, tune_config, callbacks, scratch).fit()
     except KeyboardInterrupt:
         if recorder.storage_error is None:
             interrupts.code = interrupts.code or INTERRUPTED
@@ -151,6 +157,8 @@ def run_study(
         ray.shutdown(wait_for_processes=True)
         shutil.rmtree(scratch, ignore_errors=True)
         prune_checkpoints(root, ledger)
+        if mirror is not None:
+            mirror.close()
         # A worker that was killed while it saved.
         for unfinished in study.path.glob("checkpoints/*/.*.tmp"):
             unfinished.unlink(missing_ok=True)
@@ -179,31 +187,9 @@ class Leave(Callback):  # type: ignore[misc]
             raise KeyboardInterrupt
 
 
-class MirrorTables(Callback):  # type: ignore[misc]
-    """Copies the tables to the storage while the study runs."""
-
-    def __init__(self, mirror: TableMirror, view: StudyView) -> None:
-        self._mirror = mirror
-        self._view = view
-        self._told = False
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return nothing: Ray pickles callbacks for a restore that studies never use."""
-        return {}
-
-    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Copy what is due; a storage that does not answer is told once, and tried again."""
-        try:
-            self._mirror.copy_if_due()
-        except OSError as error:
-            if not self._told:
-                self._view.say(f"STORAGE is not reached, the study goes on: {' '.join(str(error).split())[:200]}")
-            self._told = True
-
-
 def checkpoint_root(study: Study, storage: str | None) -> str:
     """Return where the study's checkpoints lie."""
-    return place_of(storage, study.name, "checkpoints") if storage else str(study.path / "checkpoints")
+    return below(storage, study.name, CHECKPOINTS) if storage else str(study.path / CHECKPOINTS)
 
 
 def prune_checkpoints(root: str, ledger: Ledger) -> None:
@@ -225,8 +211,11 @@ def _start_ray(slots: Slots) -> None:
     # A trial's failure is told by the recorder, in a line; its traceback is in search.log.
     logging.getLogger("ray").setLevel(logging.CRITICAL)
     if slots.address is not None:
-        join(slots.address, slots.storage)
+        connect(slots.address)
         return
+    # A token of this process alone: other users of the machine cannot reach the workers, and no file is left behind.
+    # Ray itself asks for it unless RAY_AUTH_MODE says otherwise; a cluster that exists has its own.
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     ray.init(
         address="local",  # and not a cluster that happens to run here
         num_cpus=slots.count * slots.threads,
@@ -240,18 +229,29 @@ def _start_ray(slots: Slots) -> None:
     )
 
 
+def _shared_inputs(spec: RunSpec, slots: Slots) -> SharedInputs | None:
+    """Return copies of what a node may lack, where there may be other nodes. Raises UserError."""
+    if slots.address is None or slots.storage is None:
+        return None
+    try:
+        return share_inputs(spec, slots.storage)
+    except OSError as error:
+        raise UserError(f"STORAGE={slots.storage}: the inputs cannot be copied there: {reason(error)}.") from None
+
+
 def _tuner(
     study: Study,
     work: Work,
     spec: RunSpec,
+    shared_inputs: SharedInputs | None,
     slots: Slots,
     tune_config: TuneConfig,
     callbacks: list[Callback],
     scratch: Path,
 ) -> Tuner:
     shared: dict[str, Any] = {
-        "spec": spec,
-        "shared_inputs": SharedInputs(uri=place_of(slots.storage, study.name, "inputs")) if slots.storage else None,
+        "spec": replace(spec, device=slots.device or spec.device),
+        "shared_inputs": shared_inputs,
         "milestones_tokens": work.milestones_tokens,
         "baseline": asdict(work.baseline),
         "checkpoint_root": checkpoint_root(study, slots.storage),
@@ -269,7 +269,6 @@ def _tuner(
             callbacks=callbacks,
             verbose=0,
             checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
-            # A node that is lost takes its trials' workers along, which is no fault of theirs.
             failure_config=FailureConfig(max_failures=1 if slots.address is None else CLUSTER_FAILURES),
         ),
     )

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from search.cluster import join
 from search.variables import Variables
 from trainable.checkpoint_path import check_checkpoint_path
 from trainable.config import TrialConfig
@@ -16,6 +17,7 @@ from trainable.model_names import check_model_name
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+    from search.cluster import Cluster
     from trainable.compiling import CompileMode
     from trainable.device import DeviceInfo
     from trainable.run import RunSpec
@@ -44,6 +46,8 @@ class Loaded:
     spec: "RunSpec"
     tokenizer: "Tokenizer"
     device_info: "DeviceInfo"
+    cluster: "Cluster | None"
+    """That trains, where it is not this machine; device_info is its workers'."""
     facts: Mapping[str, Any]
     """What study.json says of model, text and weights, with fingerprints: two studies compare where they are equal."""
 
@@ -87,16 +91,19 @@ def load_inputs(
     stability: Mapping[str, Any],
     init_from: Path | None,
     progress: Progress,
+    address: str | None = None,
+    storage: str | None = None,
 ) -> Loaded:
     """Return the inputs loaded: the corpus tokenized into the cache, the device chosen. Raises UserError.
 
-    block_size and eval_tokens are the evaluation's.
+    block_size and eval_tokens are the evaluation's. address is of a Ray cluster that trains: this machine then only
+    prepares, on whatever device it has. storage is what the cluster's nodes must share.
     """
     progress("loading torch", 0.0)
     from trainable.device import device_info, pick_device
 
     # Before transformers is imported, which takes longer than torch.
-    device = pick_device(inputs.device)
+    device = pick_device(None if address else inputs.device)
     from trainable.evaluation import EvalProtocol
     from trainable.models import load_tokenizer
     from trainable.run import RunSpec
@@ -129,7 +136,17 @@ def load_inputs(
             "unigram_entropy": corpus.unigram_entropy,
         },
     }
-    return Loaded(spec=spec, tokenizer=tokenizer, device_info=device_info(device), facts=facts)
+    cluster = None
+    if address is not None:
+        progress(f"joining the Ray cluster at {address}", 0.0)
+        cluster = join(address, storage, device=inputs.device)
+    return Loaded(
+        spec=spec,
+        tokenizer=tokenizer,
+        device_info=cluster.device_info if cluster else device_info(device),
+        cluster=cluster,
+        facts=facts,
+    )
 
 
 def check_fit(loaded: Loaded, configs: list[TrialConfig]) -> None:

@@ -1,19 +1,18 @@
 """A study fully decided and checked, before anything is written: from variables to a Plan."""
 
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from results.study import Study, check_study_name, new_study_name, open_study, studies_dir, study_exists
-from search.cluster import join
+from search.cluster import check_port, cluster_share
 from search.inputs import Inputs, Loaded, check_fit, check_inputs, load_inputs
 from search.lessons import Lessons, lessons_from
 from search.mirrors import Mirrors, read_mirrors
 from search.packing import best_packing, packing_words
 from search.settings import Settings, read_settings
-from search.storage import checked_storage
+from search.storage import checked_storage, remove_probe, write_probe
 from search.terminal import Preparing
 from search.variables import Variables
 from spaces.load import load_space
@@ -90,6 +89,8 @@ def plan_study(
         stability=space.stability,
         init_from=inputs.checkpoint_path,
         progress=progress,
+        address=variables.text("ADDRESS"),
+        storage=checked_storage(variables.text("STORAGE")),
     )
     largest = max(configs, key=lambda config: config.tokens_per_step) if configs else largest_config(space)
     progress("checking that model, text and space fit together", 0.0)
@@ -107,7 +108,11 @@ def plan_study(
         largest=largest,
         mirrors=mirrors,
         lessons=lessons,
-        notes=[*notes, *([lessons.words] if lessons else [])],
+        notes=[
+            *notes,
+            *([lessons.words] if lessons else []),
+            *([loaded.cluster.words] if loaded.cluster else []),
+        ],
     )
 
 
@@ -152,27 +157,36 @@ def study_name(variables: Variables, stem: str) -> str:
 def check_slot_variables(variables: Variables) -> tuple[int | None, float]:
     """Return CONCURRENCY and GPU_FRACTION. Raises UserError."""
     checked_storage(variables.text("STORAGE"))
+    address = variables.text("ADDRESS")
+    if address not in (None, "auto"):
+        check_port(str(address), str(address))
     for name in ("CHECKPOINT_INTERVAL_S", "EVALUATION_TIMEOUT_S"):
         variables.whole(name)
+    if variables.text("CONCURRENCY") == "auto" and variables.text("ADDRESS"):
+        raise UserError("CONCURRENCY=auto measures this machine. On a cluster write a number, or unset it.")
     concurrency = None if variables.text("CONCURRENCY") == "auto" else variables.whole("CONCURRENCY")
     return concurrency, variables.share("GPU_FRACTION", 1.0)
 
 
 def slots_for(loaded: Loaded, variables: Variables, config: TrialConfig, progress: Preparing) -> "Slots":
     """Return how many trials run at once on the device that was loaded; `config` is what CONCURRENCY=auto measures."""
-    if variables.text("ADDRESS"):
-        os.environ["ADDRESS"] = variables.values["ADDRESS"]  # the engine must not bring a token of its own
-    from search.engine import device_slots
+    from search.engine import Slots, device_slots
     from trainable.device import cpu_cores
 
     concurrency, gpu_frac = check_slot_variables(variables)
     info = loaded.device_info
-    address, storage = variables.text("ADDRESS"), checked_storage(variables.text("STORAGE"))
-    cores, device_count = cpu_cores(), info.count
-    if address is not None:
-        progress(f"joining the Ray cluster at {address}", 0.0)
-        cluster = join(address, storage)
-        cores, device_count = cluster.cpus, cluster.gpus if info.type == "cuda" else cluster.cpus
+    storage = checked_storage(variables.text("STORAGE"))
+    times_s = {
+        name: float(seconds)
+        for name in ("checkpoint_interval_s", "evaluation_timeout_s")
+        if (seconds := variables.whole(name.upper())) is not None
+    }
+    if loaded.cluster is not None:
+        share = cluster_share(loaded.cluster.nodes, info.type, concurrency=concurrency, gpu_frac=gpu_frac)
+        slots = Slots(**asdict(share), address=loaded.cluster.address, device=info.type, storage=storage)
+        return replace(slots, **times_s)  # type: ignore[arg-type]
+    if storage is not None:
+        remove_probe(storage, write_probe(storage)[0])
     if variables.text("CONCURRENCY") == "auto":
         from trainable.device import memory_bytes
 
@@ -186,10 +200,7 @@ def slots_for(loaded: Loaded, variables: Variables, config: TrialConfig, progres
             progress=progress,
         )
         progress(packing_words(tried, concurrency), 1.0)
-    slots = device_slots(info.type, device_count=device_count, cores=cores, concurrency=concurrency, gpu_frac=gpu_frac)
-    times_s = {
-        name: float(seconds)
-        for name in ("checkpoint_interval_s", "evaluation_timeout_s")
-        if (seconds := variables.whole(name.upper())) is not None
-    }
-    return replace(slots, address=address, storage=storage, **times_s)  # type: ignore[arg-type]
+    slots = device_slots(
+        info.type, device_count=info.count, cores=cpu_cores(), concurrency=concurrency, gpu_frac=gpu_frac
+    )
+    return replace(slots, storage=storage, **times_s)  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ from results.study import Study, studies_dir
 from search.inputs import Inputs, Loaded, check_inputs, load_inputs
 from search.plan import slots_for
 from search.run_trials import run_trials
+from search.storage import checked_storage
 from search.terminal import Preparing, Terminal
 from search.variables import Variables
 from trainable.config import TrialConfig, config_from
@@ -108,6 +109,8 @@ def load_like(
         stability=document.get("stability", {}),
         init_from=inputs.checkpoint_path,
         progress=progress,
+        address=variables.text("ADDRESS"),
+        storage=checked_storage(variables.text("STORAGE")),
     )
     return Reopened(
         study=Study(studies_dir()),

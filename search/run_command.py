@@ -54,7 +54,7 @@ def finish_study(study: Study, terminal: Terminal, storage: str | None = None) -
     with terminal.console.status("writing the report ..."):
         write_reports(study)
         if storage is not None:
-            TableMirror(study, storage).copy()
+            TableMirror(study, storage, terminal.say).close()
 
 
 def is_sound(plan: Plan, variables: Variables, terminal: Terminal) -> bool:

@@ -45,7 +45,8 @@ _STEPS_PER_S_KEY = re.compile(
 )
 _S_PER_STEP = re.compile(rb"%b\s*(ms|s)(?:ec)?\s*/\s*(?:step|it(?:er(?:ation)?)?)\b" % _PLAIN, re.I)
 _STEP_TIME = re.compile(
-    rb"(?<![\w])(?:(?:iter(?:ation)?|step|batch)[_ ]?time|dt|time(?=[^s]{0,40}ms))%b([\d.,]*\d)\s*(ms|s)\b" % _ASSIGN, re.I
+    rb"(?<![\w])(?:(?:iter(?:ation)?|step|batch)[_ ]?time|dt|time(?=[^s]{0,40}ms))%b([\d.,]*\d)\s*(ms|s)\b" % _ASSIGN,
+    re.I,
 )
 _ELAPSED = re.compile(
     rb"(?<![\w])(?:elapsed(?:[_ ]time)?|train[_ ]time|total[_ ]time|wall(?:[_ ]?(?:time|clock))?|runtime)"

@@ -191,7 +191,9 @@ class _Reader:
             self.announced.setdefault(name, value)
 
 
-def _trace(source: str, segments: list[list[LogRow]], reader: _Reader, *, earlier: tuple[RunTrace, ...] = ()) -> RunTrace:
+def _trace(
+    source: str, segments: list[list[LogRow]], reader: _Reader, *, earlier: tuple[RunTrace, ...] = ()
+) -> RunTrace:
     table: dict[int, LogRow] = {}
     step_time_s: dict[int, float] = {}
     printed_is_mean = False

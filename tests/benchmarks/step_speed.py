@@ -11,7 +11,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from rich.table import Table
 
 from tests.benchmarks import peers
 from tests.benchmarks.peers import Case
-from tests.benchmarks.turns import interleaved
+from tests.benchmarks.turns import interleaved, now_s
 from trainable.device import device_info, pick_device
 
 RESULTS = Path(__file__).parent / "results"
@@ -108,19 +107,11 @@ def gemm_ceiling(case: Case) -> float:
         for multiply in (torch.mm, product):
             times_s = []
             for _ in range(12):
-                synchronize(case.device)
-                started = time.perf_counter()
+                started = now_s(case.device)
                 multiply(left, right)
-                synchronize(case.device)
-                times_s.append(time.perf_counter() - started)
+                times_s.append(now_s(case.device) - started)
             best = max(best, 2 * rows * inner * outer / statistics.median(times_s[2:]))
     return best
-
-
-def synchronize(device: str) -> None:
-    """Wait for a GPU."""
-    if device == "cuda":
-        torch.cuda.synchronize()
 
 
 def quartiles(values: list[float]) -> list[float]:

@@ -67,23 +67,24 @@ def interleaved(
 def _run(loop: Loop, threads: int, device: str, pipe: Any) -> None:
     torch.set_num_threads(threads)
     left = int(pipe.recv())
-    started = _now_s(device)
+    started = now_s(device)
 
     def pause() -> None:
         nonlocal left, started
         left -= 1
         if left == 0:
-            pipe.send(_now_s(device) - started)
+            pipe.send(now_s(device) - started)
             left = int(pipe.recv())
             if left == 0:
                 pipe.send(_peak_mib(device))
                 sys.exit()
-            started = _now_s(device)
+            started = now_s(device)
 
     loop(pause)
 
 
-def _now_s(device: str) -> float:
+def now_s(device: str) -> float:
+    """Return this process's CPU time on a CPU, and the time once all is done on CUDA."""
     if device == "cpu":
         return time.process_time()
     torch.cuda.synchronize()

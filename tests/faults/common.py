@@ -1,11 +1,13 @@
 """A small study that is broken on purpose, and the question whether its answer is that of one left alone."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import psutil
 
 from results.study import Study
+from results.tables import STEPS, read_rows
 
 ROOT = Path(__file__).parents[2]
 SPACE = """
@@ -24,7 +27,7 @@ batch_size = 8
 block_size = 64
 learning_rate = 3e-4
 [budget]
-tokens = 60_000
+tokens = 40_000
 [evaluation]
 tokens = 256
 count = 12
@@ -33,7 +36,7 @@ batch_size = { choice = [4, 8] }
 learning_rate = { log_uniform = [1e-5, 30.0] }
 """
 CLOCKS = {"active_s", "tokens_per_s", "started_at", "ended_at"}
-RAYS = ("raylet", "gcs_server", "ray::", "default_worker.py", "log_monitor.py")
+MARK = "FAULTS_MARK"
 
 
 class Place:
@@ -50,12 +53,15 @@ class Place:
         """Return the study of that name."""
         return Study(self.studies / name)
 
-    def start(self, command: str, name: str, **variables: Any) -> "Running":
+    def start(
+        self, command: str, name: str, *, environment: Mapping[str, str] | None = None, **variables: Any
+    ) -> "Running":
         """Start run, resume or another command on a study, on one slot."""
         words = {"STUDY": name, "CONCURRENCY": 1, "CHECKPOINT_INTERVAL_S": 1, **variables}
         if command == "run":
             words = {"SPACE": self.space, "SKIP_PREFLIGHT": 1, **words}
-        return Running(command, {"STUDIES_DIR": self.studies, "CACHE_DIR": self.path / "cache", **words})
+        words = {"STUDIES_DIR": self.studies, "CACHE_DIR": self.path / "cache", **words}
+        return Running(command, words, environment=environment)
 
     def left_alone(self, name: str = "alone") -> Study:
         """Return the study as it ends when nothing happens to it."""
@@ -66,22 +72,34 @@ class Place:
 class Running:
     """A command under way."""
 
-    def __init__(self, command: str, variables: Mapping[str, Any]) -> None:
-        self.started_at = time.time()
+    def __init__(
+        self, command: str, variables: Mapping[str, Any], *, environment: Mapping[str, str] | None = None
+    ) -> None:
+        self.mark = uuid.uuid4().hex
         self.process = subprocess.Popen(
             [sys.executable, "-m", "search", command, *(f"{name}={value}" for name, value in variables.items())],
             cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            # Ray's workers are nice to others by default: on a busy machine no moment would fall inside a trial.
+            env={
+                **os.environ,
+                "OMP_NUM_THREADS": "1",
+                "RAY_worker_niceness": "0",
+                MARK: self.mark,
+                **(environment or {}),
+            },
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            preexec_fn=_on_one_core,
         )
         self.output = ""
+        self._has_ended = False
 
     def ended(self, code: int | None = None, timeout_s: float = 600) -> int:
         """Wait for the end; return the exit code, which must be `code` when that is given."""
-        if not self.output:
+        if not self._has_ended:
             self.output = self.process.communicate(timeout=timeout_s)[0]
+            self._has_ended = True
         assert code is None or self.process.returncode == code, (self.process.returncode, self.output)
         return self.process.returncode
 
@@ -116,19 +134,28 @@ class Running:
         children = psutil.Process(self.process.pid).children(recursive=True)
         return [child for child in children if "SearchTrial" in " ".join(_command(child))]
 
+    def _began(self, process: psutil.Process) -> bool:
+        # Its mark is inherited by every process that it began, whoever their parent is now.
+        try:
+            ours: bool = process.environ().get(MARK) == self.mark
+            return ours and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.Error:
+            return False
+
     def orphans(self, within_s: float = 20) -> list[str]:
-        """Return which of Ray's processes of this command are still there after so many seconds."""
+        """Return which processes of this command are still there after so many seconds."""
         deadline = time.monotonic() + within_s
         while True:
-            left = [
-                " ".join(_command(process))[:80]
-                for process in psutil.process_iter(["create_time"])
-                if process.info["create_time"] >= self.started_at - 1
-                and any(name in " ".join(_command(process)) for name in RAYS)
-            ]
+            left = [" ".join(_command(process))[:80] for process in psutil.process_iter() if self._began(process)]
             if not left or time.monotonic() > deadline:
                 return left
             time.sleep(0.2)
+
+
+def _on_one_core() -> None:
+    # A trial then has one thread, without which nothing is equal to the last digit.
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 
 def _command(process: psutil.Process) -> list[str]:
@@ -162,15 +189,31 @@ def differences(expected: Study, found: Study) -> list[str]:
                 for name in one
                 if name not in CLOCKS and one[name] != other[name]
             ]
-    return told
+    for row in expected.trials():
+        traces = [_trace(study, row["trial_id"]) for study in (expected, found)]
+        if traces[0] != traces[1]:
+            told.append(f"trial {row['trial_id']}: {len(traces[1])} steps, unlike the {len(traces[0])} expected")
+    bests = [json.loads(study.best_json.read_text()) if study.best_json.exists() else {} for study in (expected, found)]
+    return told + [
+        f"best.json: {name} {bests[1].get(name)} instead of {value}"
+        for name, value in bests[0].items()
+        if name not in {*CLOCKS, "study", "notes"} and value != bests[1].get(name)
+    ]
 
 
-def strays(place: Place) -> list[str]:
-    """Return the files of the place that no study, cache or table accounts for."""
-    hidden = [path for path in place.studies.rglob("*") if path.name.startswith(".") or path.suffix == ".tmp"]
+def _trace(study: Study, trial_id: int) -> list[tuple[Any, ...]]:
+    path = study.steps_path(trial_id)
+    rows = read_rows(path, STEPS) if path.exists() else []
+    # As text: a rate of 20 makes losses that are no numbers, and those are equal to nothing.
+    return [tuple(str(value) for name, value in row.items() if name != "step_time_s") for row in rows]
+
+
+def strays(studies: Path) -> list[str]:
+    """Return the files below a folder of studies that no study and no table accounts for."""
+    hidden = [path for path in studies.rglob("*") if path.name.startswith(".") or path.suffix == ".tmp"]
     known = (".lock", ".previous", ".json")
     return [str(path) for path in hidden if not path.name.endswith(known)] + [
-        str(path) for path in place.studies.glob("*/ray")
+        str(path) for path in studies.glob("*/ray")
     ]
 
 

@@ -7,12 +7,35 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.faults.common import SPACE, Place, differences, has_begun, report, says, strays
+from results.study import Study
+from tests.faults.common import SPACE, Place, Running, differences, has_begun, report, says, strays
+
+
+def starts_of_ray(study: Study) -> int:
+    """Return how often Ray was started for the study so far."""
+    return study.log_path.read_text().count("starting Ray") if study.log_path.exists() else 0
+
+
+def outlives(running: Running, study: Study, draw: random.Random, starts: int) -> bool:
+    """Wait for a random moment; return whether the command has ended before it."""
+    # One in five is killed while it prepares, one while Ray starts, the others from the first trial to some later.
+    phase, started_at = draw.randrange(5), time.time()
+    if phase == 0:
+        return running.ends_within(draw.uniform(0.5, 8.0))
+    conditions: list[Callable[[], bool]] = [lambda: starts_of_ray(study) > starts]
+    if phase > 1:
+        conditions.append(lambda: study.metrics_path.exists() and study.metrics_path.stat().st_mtime > started_at)
+    for condition in conditions:
+        while not condition():
+            if running.ends_within(0.05):
+                return True
+    return running.ends_within(draw.uniform(0.0, 6.0))
 
 
 def killed_at_random(place: Place, kills: int) -> None:
@@ -20,9 +43,9 @@ def killed_at_random(place: Place, kills: int) -> None:
     draw, lost, killed, command = random.Random(0), [], 0, "run"
     study = place.study("killed")
     while True:
+        starts = starts_of_ray(study)
         running = place.start(command, "killed")
-        # From before Ray has started to some trials later.
-        if killed == kills or running.ends_within(draw.uniform(2.0, 15.0)):
+        if killed == kills or outlives(running, study, draw, starts):
             running.ended(code=0)
             break
         running.kill()
@@ -32,7 +55,7 @@ def killed_at_random(place: Place, kills: int) -> None:
         ended = [row["status"] for row in study.trials()]
         print(f"kill {killed}: {len(ended)} trials begun, {ended.count('completed')} completed", flush=True)
     lost += differences(place.study("alone"), study)
-    lost += [f"stray {path}" for path in strays(place)]
+    lost += [f"stray {path}" for path in strays(place.studies)]
     report("kill -9 of the driver", tried=killed, lost=lost)
 
 

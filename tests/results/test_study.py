@@ -139,9 +139,7 @@ def test_of_many_who_make_one_study_at_once_one_does(studies: Path, make_documen
     with ThreadPoolExecutor(8) as pool:
         said = sorted(pool.map(make, range(8)))
     assert said[0] == "made"
-    assert set(said[1:]) == {
-        "study one exists. Go on with it: make resume STUDY=one; or choose another STUDY= name."
-    }
+    assert set(said[1:]) == {"study one exists. Go on with it: make resume STUDY=one; or choose another STUDY= name."}
     assert names(studies) == ["one"]
     assert names(studies / "one") == ["steps", "study.json"]
 

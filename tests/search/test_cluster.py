@@ -1,118 +1,173 @@
-"""A search on a real two-node Ray cluster of this machine, one node lost on the way; and storage that is none."""
+"""A search on a real Ray cluster of this machine: what is refused, what a lost node costs, how slots are shared out."""
 
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from results.study import Study
+from search.cluster import Node, Share, cluster_share
 from search.variables import KNOWN
-from tests.faults.common import Place, has_begun
+from tests.faults.common import Place, differences, has_begun
+from tests.faults.nodes import Nodes, own_disks_are_possible
 
 ROOT = Path(__file__).parents[2]
-CLUSTER = """
-import os, sys, time
-from ray.cluster_utils import Cluster
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-other = cluster.add_node(num_cpus=1)
-print(cluster.address, flush=True)
-sys.stdin.readline()
-cluster.remove_node(other, allow_graceful=False)
-print("removed", flush=True)
-sys.stdin.readline()
-cluster.shutdown()
+JOIN = """
+import sys
+from search.cluster import join
+from trainable.errors import UserError
+for storage in sys.argv[2:]:
+    try:
+        print(join(sys.argv[1], storage or None))
+    except UserError as error:
+        print(error)
 """
 
 
-@pytest.fixture
-def cluster() -> Iterator[subprocess.Popen[str]]:
-    """Two nodes of a CPU each; a line on stdin takes one away."""
-    env = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", CLUSTER]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env, cwd=ROOT
-    ) as process:
-        yield process
-        process.communicate("\n\n", timeout=60)
+def joined(nodes: Nodes, *storages: str, **environment: str) -> list[str]:
+    """Return what a driver on the head's machine is told, a line for each storage."""
+    command = [sys.executable, "-c", JOIN, nodes.address, *storages]
+    env = {**os.environ, **nodes.auth, **environment}
+    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=300, check=True)
+    return done.stdout.splitlines()
 
 
-def line_of(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    return process.stdout.readline().strip()
-
-
-def test_a_search_goes_on_when_a_node_is_lost(
-    cluster: subprocess.Popen[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_lost_nodes_trial_goes_on_on_another_to_the_same_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    address = line_of(cluster)
-    place, storage = Place(str(tmp_path)), tmp_path / "shared"
-    refused = place.start("run", "none", ADDRESS=address)
-    assert refused.ended() == 2
-    assert f"error: ADDRESS={address} has 2 nodes and STORAGE is not set" in refused.output
-    assert not place.study("none").path.exists()
-    running = place.start("run", "lost", ADDRESS=address, STORAGE=storage, CONCURRENCY=2)
-    study = place.study("lost")
-    running.wait_for(lambda: has_begun(study, 2))
-    time.sleep(2)
-    assert cluster.stdin is not None
-    cluster.stdin.write("\n")
-    cluster.stdin.flush()
-    assert line_of(cluster) == "removed"
-    running.ended(code=0, timeout_s=200)
+    """Two nodes that lack the driver's disk, where root may make such; one slot, so that the answer is exact."""
+    driver, storage = tmp_path / "driver", tmp_path / "shared"
+    driver.mkdir()
+    place = Place(str(driver))
+    alone = place.left_alone()
+    private = own_disks_are_possible()
+    with Nodes(home=tmp_path / "home", hidden=driver if private else None) as nodes:
+        first = nodes.add()
+        refused = joined(nodes, "", str(driver / "storage"))
+        assert refused[0].startswith(f"ADDRESS={nodes.address} has 2 nodes and STORAGE is not set: ")
+        assert joined(nodes, "", RAY_AUTH_TOKEN="0" * 64) == [
+            f"ADDRESS={nodes.address}: the cluster asks for a token. Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to its "
+            "own."
+        ]
+        if private:
+            assert f"STORAGE={driver}/storage is not shared: node " in refused[1]
+            assert f" ({first[:8]}) does not see what was written here." in refused[1]
+            assert not list((driver / "storage").iterdir())
+        for name, text in nodes.auth.items():
+            monkeypatch.setenv(name, text)
+        running = place.start("run", "lost", ADDRESS=nodes.address, STORAGE=storage)
+        study = place.study("lost")
+        running.wait_for(lambda: has_begun(study, 2), timeout_s=200)
+        second = nodes.add()
+        nodes.lose(first)
+        running.ended(code=0, timeout_s=400)
+    assert f"({first[:8]}) was lost" in running.output
+    assert f"({second[:8]}) has joined" in running.output
     assert "lost its worker" in running.output
-    rows = study.trials()
-    assert len(rows) == 6
-    assert {row["status"] for row in rows} <= {"completed", "stopped", "unstable"}
-    assert rows[0]["status"] == "completed"
-    mirrored = Study(storage / "lost")
-    assert mirrored.trials() == rows
-    assert mirrored.study_json.read_bytes() == study.study_json.read_bytes()
+    assert differences(alone, study) == []
+    assert differences(alone, Study(storage / "lost")) == []
+    assert (storage / "lost" / "study.json").read_bytes() == study.study_json.read_bytes()
     assert list((storage / "lost" / "checkpoints" / "0").glob("step_*.pt"))
     assert not (study.path / "checkpoints").exists()
-
-
-def test_a_place_that_a_node_does_not_see_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The probe's answers stand in for a node with another file system: this machine has but one."""
-    import ray
-
-    from search.cluster import check_shared
-    from trainable.errors import UserError
-
-    monkeypatch.setattr(ray, "get", lambda reference, timeout: "no such file")
-    monkeypatch.setattr(ray, "remote", lambda **options: lambda function: Remote())
-    nodes = [{"NodeID": "0" * 56, "NodeManagerAddress": "10.0.0.2"}]
-    with pytest.raises(UserError, match=r"is not shared: node 10\.0\.0\.2 \(00000000\) does not see"):
-        check_shared(str(tmp_path), nodes)
-    assert list(tmp_path.iterdir()) == []
-
-
-class Remote:
-    def options(self, **options: Any) -> "Remote":
-        return self
-
-    def remote(self, *arguments: Any) -> None:
-        return None
+    assert bool(list((tmp_path / "home").rglob("tokens-*.npy"))) == private
 
 
 @pytest.mark.parametrize(
     ("variables", "words"),
     [
         ({"ADDRESS": "127.0.0.1:1"}, "ADDRESS=127.0.0.1:1: no Ray cluster answers there"),
+        ({"ADDRESS": "nonsense"}, "ADDRESS=nonsense: no Ray cluster answers there"),
+        ({"ADDRESS": "ray://127.0.0.1:1"}, "ADDRESS=ray://127.0.0.1:1 needs STORAGE"),
+        ({"ADDRESS": "ray://127.0.0.1:1", "STORAGE": "/tmp"}, "ADDRESS=ray://127.0.0.1:1: "),
+        ({"ADDRESS": "auto", "CONCURRENCY": "auto"}, "CONCURRENCY=auto measures this machine"),
         ({"STORAGE": "nowhere://x"}, "STORAGE=nowhere://x: "),
     ],
 )
-def test_what_is_not_there_is_one_line(variables: dict[str, str], words: str, tmp_path: Path) -> None:
+def test_what_is_not_there_is_one_line(variables: dict[str, Any], words: str, tmp_path: Path) -> None:
     place = Place(str(tmp_path))
     refused = place.start("run", "none", **variables)
-    assert refused.ended() == 2
+    assert refused.ended(timeout_s=100) == 2
     assert f"error: {words}" in refused.output
     assert not place.studies.exists()
+
+
+def test_a_port_that_is_not_rays_is_told_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    import socket
+
+    from search import cluster
+    from trainable.errors import UserError
+
+    monkeypatch.setattr(cluster, "HEALTH_TIMEOUT_S", 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(UserError, match=f"^ADDRESS={address}: what listens there is no Ray cluster's own port"):
+            cluster.join(address, None)
+
+
+def nodes_of(*shapes: tuple[int, int]) -> list[Node]:
+    return [Node(name=f"{cpus}x{gpus}", cpus=cpus, gpus=gpus) for cpus, gpus in shapes]
+
+
+@pytest.mark.parametrize(
+    ("shapes", "device", "concurrency", "gpu_frac", "share"),
+    [
+        ([(4, 0), (4, 0)], "cpu", None, 1.0, (8, 1, 0)),
+        ([(4, 0), (4, 0)], "cpu", 2, 1.0, (2, 4, 0)),
+        ([(4, 0), (4, 0)], "cpu", 3, 1.0, (3, 2, 0)),
+        ([(8, 0), (1, 0)], "cpu", 3, 1.0, (3, 2, 0)),
+        ([(2, 0)], "cpu", 5, 1.0, (2, 1, 0)),
+        ([(16, 2), (16, 2)], "cuda", None, 1.0, (4, 8, 1.0)),
+        ([(4, 2), (60, 2)], "cuda", None, 1.0, (4, 2, 1.0)),
+        ([(16, 2), (64, 0)], "cuda", None, 1.0, (2, 8, 1.0)),
+        ([(16, 2)], "cuda", None, 0.5, (4, 4, 0.5)),
+        ([(16, 2)], "cuda", 4, 1.0, (4, 4, 0.5)),
+        ([(16, 2)], "cuda", 3, 1.0, (3, 4, 0.5)),
+        ([(2, 4)], "cuda", None, 1.0, (2, 1, 1.0)),
+        ([(8, 0), (10, 0)], "mps", None, 1.0, (2, 8, 0)),
+    ],
+)
+def test_slots_of_a_cluster_fit_on_its_nodes(
+    shapes: list[tuple[int, int]],
+    device: str,
+    concurrency: int | None,
+    gpu_frac: float,
+    share: tuple[int, int, float],
+) -> None:
+    got = cluster_share(nodes_of(*shapes), device, concurrency=concurrency, gpu_frac=gpu_frac)
+    assert got == Share(count=share[0], threads=share[1], gpu_frac=share[2])
+
+
+class Failed:
+    """As much of a trial of Ray's as tells why it failed."""
+
+    def __init__(self, path: Path, error: Any) -> None:
+        from ray import cloudpickle
+
+        self.max_failures = 2
+        self.pickled_error_file = str(path)
+        path.write_bytes(cloudpickle.dumps(error))
+
+
+def test_a_lost_node_is_not_the_trials_failure(tmp_path: Path) -> None:
+    from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError
+
+    from search.cluster_callbacks import NodeWatch
+
+    watch: Any = NodeWatch(None)  # type: ignore[arg-type]
+    errors = {
+        ActorUnavailableError("RPC error: Socket closed", None): 3,
+        RayActorError(error_msg="The actor died because its node has died. Node Id: 12"): 3,
+        RayActorError(preempted=True): 3,
+        ActorDiedError(): 2,
+        ValueError("its own"): 2,
+    }
+    for error, allowed in errors.items():
+        trial = Failed(tmp_path / "error.pkl", error)
+        watch.on_trial_recover(0, [], trial)
+        assert trial.max_failures == allowed, error
 
 
 def test_the_kuberay_file_is_a_ray_job_for_the_pinned_ray() -> None:

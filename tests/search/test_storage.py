@@ -1,15 +1,22 @@
 """Checkpoints and tables in a real S3-compatible store, and a machine that takes a study over from there."""
 
+import json
 import logging
+import os
+import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from results.study import Study
-from search.storage import TableMirror, checked_storage, fetch_study, place_of
+from search.storage import MARK, TableMirror, checked_storage, fetch_study, read_probe, remove_probe, write_probe
+from search.storage_hold import ALIVE_S, check_unheld
 from tests.faults.common import Place, differences, has_begun
 from trainable.errors import UserError
+from trainable.storage_place import files_at
 
 KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_EC2_METADATA_DISABLED": "true"}
 
@@ -32,35 +39,102 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     server.stop()
 
 
+def names_below(storage: str, part: str) -> list[str]:
+    from pyarrow import fs
+
+    files, root = files_at(storage)
+    found = files.get_file_info(fs.FileSelector(f"{root}/{part}", recursive=True, allow_not_found=True))
+    return sorted(one.path.removeprefix(f"{root}/") for one in found if one.type == fs.FileType.File)
+
+
 def test_another_machine_takes_a_study_over_from_s3(bucket: str, tmp_path: Path) -> None:
     here, there = Place(str(tmp_path / "here")), Place(str(tmp_path / "there"))
     alone = here.left_alone()
     running = here.start("run", "moved", STORAGE=bucket)
     running.wait_for(lambda: has_begun(here.study("moved"), 4))
-    running.signal(15)
-    running.ended(code=143)
+    running.kill()
     assert not here.study("moved").path.joinpath("checkpoints").exists()
+    assert [name for name in names_below(bucket, "moved/checkpoints") if name.endswith(".pt")]
     resumed = there.start("resume", "moved", STORAGE=bucket)
     resumed.ended(code=0)
     assert "study moved goes on: " in resumed.output
     assert differences(alone, there.study("moved")) == []
-    fetched = tmp_path / "fetched"
-    (fetched / "studies").mkdir(parents=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("STUDIES_DIR", str(fetched / "studies"))
+        patch.setenv("STUDIES_DIR", str(tmp_path / "fetched"))
         fetch_study("moved", bucket)
-    assert differences(alone, Study(fetched / "studies" / "moved")) == []
+    assert differences(alone, Study(tmp_path / "fetched" / "moved")) == []
+    assert {f"moved/{name}" for name in ("best.env", "report.html", "study.json")} <= set(names_below(bucket, "moved"))
 
 
-def test_a_place_keeps_a_uris_query_at_its_end() -> None:
-    assert place_of("/shared", "one", "checkpoints") == "/shared/one/checkpoints"
-    assert place_of("s3://b/p?scheme=http", "one", "inputs") == "s3://b/p/one/inputs?scheme=http"
+def claimed(study: Study, storage: Path, **mark: Any) -> None:
+    (storage / study.name).mkdir(parents=True, exist_ok=True)
+    (storage / study.name / MARK).write_text(json.dumps(mark))
 
 
-def test_a_folder_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_driver_at_a_time_writes_a_study_into_the_storage(tmp_path: Path) -> None:
+    study, storage = small_study(tmp_path), tmp_path / "storage"
+    study.study_json.write_text('{"schema_version": 2, "created_at": "now"}')
+    check_unheld(study, str(storage))
+    here, pid = socket.gethostname(), os.getpid()
+    for mark, held in (
+        ({"host": here, "pid": pid}, False),
+        ({"host": here, "pid": os.getppid()}, True),
+        ({"host": here, "pid": 2**22 + 1}, False),
+        ({"host": "elsewhere", "pid": 7}, True),
+    ):
+        claimed(study, storage, **mark)
+        if held:
+            with pytest.raises(UserError, match=f"^study one is held by process {mark['pid']} on {mark['host']}, "):
+                check_unheld(study, str(storage))
+        else:
+            check_unheld(study, str(storage))
+    long_ago = time.time() - ALIVE_S - 1
+    claimed(study, storage, host="elsewhere", pid=7)
+    os.utime(storage / "one" / MARK, (long_ago, long_ago))
+    check_unheld(study, str(storage))
+    assert sorted(path.name for path in storage.iterdir()) == ["one"]
+
+
+def test_another_study_of_that_name_in_the_storage_is_left_alone(tmp_path: Path) -> None:
+    study, storage = small_study(tmp_path), tmp_path / "storage"
+    study.study_json.write_text('{"schema_version": 2, "created_at": "now"}')
+    TableMirror(study, str(storage), print).close()
+    assert not (storage / "one" / MARK).exists()
+    check_unheld(study, str(storage))
+    study.study_json.write_text('{"schema_version": 2, "created_at": "later"}')
+    with pytest.raises(UserError, match="holds another study one"):
+        check_unheld(study, str(storage))
+
+
+def test_a_bucket_that_is_not_there_is_one_line(bucket: str) -> None:
+    missing = bucket.replace("s3://studies/", "s3://absent/")
+    with pytest.raises(UserError, match=r"^STORAGE=s3://absent/.* cannot be written: [^\n]*absent[^\n]*$"):
+        write_probe(missing)
+
+
+def test_a_store_that_does_not_answer_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=r"cannot be written: [^\n]*NETWORK_CONNECTION"):
+        write_probe("s3://b/p?endpoint_override=127.0.0.1:1&scheme=http&region=us-east-1")
+
+
+def test_a_probe_is_read_where_it_is_seen_and_leaves_nothing(tmp_path: Path) -> None:
+    path, word = write_probe(str(tmp_path / "a"))
+    assert read_probe(str(tmp_path / "a"), path) == word != ""
+    remove_probe(str(tmp_path / "a"), path)
+    assert read_probe(str(tmp_path / "a"), path) == ""
+    assert list((tmp_path / "a").iterdir()) == []
+
+
+def test_a_place_is_made_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert checked_storage("shared") == str(tmp_path / "shared")
     assert checked_storage(None) is None
+    assert checked_storage("gs://b/p") == "gs://b/p?retry_limit_seconds=60"
+    assert checked_storage("gs://b/p?retry_limit_seconds=5") == "gs://b/p?retry_limit_seconds=5"
+    with pytest.raises(UserError, match="STORAGE=nowhere://x: "):
+        checked_storage("nowhere://x")
 
 
 def test_a_study_that_is_nowhere_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,18 +146,38 @@ def test_a_study_that_is_nowhere_is_told(tmp_path: Path, monkeypatch: pytest.Mon
     assert not (tmp_path / "studies").exists()
 
 
-def test_only_what_has_changed_is_copied(tmp_path: Path) -> None:
-    study, storage = Study(tmp_path / "one"), tmp_path / "storage"
+def small_study(path: Path) -> Study:
+    study = Study(path / "one")
     (study.path / "steps").mkdir(parents=True)
     study.study_json.write_text("{}")
+    (study.path / ".holder.json").write_text("{}")
     study.steps_path(3).write_text("steps")
-    mirror = TableMirror(study, str(storage))
+    return study
+
+
+def test_only_what_has_changed_is_copied(tmp_path: Path) -> None:
+    study, storage = small_study(tmp_path), tmp_path / "storage"
+    said: list[str] = []
+    mirror = TableMirror(study, str(storage), said.append)
     mirror.copy_if_due()
-    assert not storage.exists()
-    mirror.copy()
-    assert (storage / "one" / "steps" / "3.parquet").read_text() == "steps"
+    while not (storage / "one" / "study.json").exists():
+        time.sleep(0.01)
     (storage / "one" / "study.json").unlink()
     study.steps_path(3).write_text("more steps")
-    mirror.copy()
+    mirror.close()
     assert (storage / "one" / "steps" / "3.parquet").read_text() == "more steps"
     assert not (storage / "one" / "study.json").exists()
+    assert not (storage / "one" / ".holder.json").exists()
+    assert said == []
+
+
+def test_a_storage_that_went_away_is_told_once_and_ends_nothing(tmp_path: Path) -> None:
+    study = small_study(tmp_path)
+    said: list[str] = []
+    (tmp_path / "file").touch()
+    mirror = TableMirror(study, str(tmp_path / "file"), said.append)
+    mirror.copy_if_due()
+    mirror.copy_if_due(at_once=True)
+    mirror.close()
+    assert len(said) == 1
+    assert said[0].startswith(f"STORAGE={tmp_path}/file is behind, the study itself is not: ")

@@ -1,6 +1,6 @@
 """What the harness costs beside the training loop, and trials per hour against plain Ray Tune.
 
-`python tests/benchmarks/harness.py [--quick]`: about 12 minutes on two cores, 3 with --quick; one thread a trial.
+`python tests/benchmarks/harness_cost.py [--quick]`: about 12 minutes on two cores, 3 with --quick; one thread a trial.
 """
 
 import argparse
@@ -34,12 +34,12 @@ from trainable.config import DOCUMENTED, TrialConfig, with_token_budget
 
 EVALUATIONS = 7
 EVAL_TOKENS = 4096
-RESULTS = Path(__file__).parent / "results" / "harness.json"
+RESULTS = Path(__file__).parent / "results" / "harness_cost.json"
 ALONE = """
 import json, sys, time, torch
 from dataclasses import asdict
 from pathlib import Path
-from tests.benchmarks.harness import loaded
+from tests.benchmarks.harness_cost import loaded
 from trainable.config import TrialConfig
 from trainable.device import keep_freed_pages
 from trainable.loop import train
@@ -222,7 +222,7 @@ def plain_tune_s(everything: Any, configs: Sequence[TrialConfig], budget_tokens:
         trial = TrialConfig(**config["trial"])
         eval_steps = {tokens // trial.tokens_per_step for tokens in milestones_tokens(budget_tokens)}
         if naive:
-            from tests.benchmarks.harness import naive_losses
+            from tests.benchmarks.harness_cost import naive_losses
 
             for loss in naive_losses(spec, trial, eval_steps):
                 tune.report({"loss": loss})

@@ -1,0 +1,107 @@
+"""A Ray cluster on this machine whose nodes come and go; as root they lack a part of the driver's disk."""
+
+import ctypes
+import json
+import os
+import secrets
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ray.cluster_utils import Cluster
+
+ROOT = Path(__file__).parents[2]
+NEW_MOUNTS = 0x20000  # CLONE_NEWNS of sched.h
+
+
+class Nodes:
+    """A process that holds the cluster's nodes. The head has no CPUs; it ends with all nodes when the block does."""
+
+    def __init__(self, *, home: Path, hidden: Path | None = None, client_port: int | None = None) -> None:
+        home.mkdir(parents=True, exist_ok=True)
+        self.hidden = hidden
+        own = {name: text for name, text in os.environ.items() if not name.startswith(("RAY_", "CACHE_DIR"))}
+        self.auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        env = {**own, **self.auth, "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1", "HOME": str(home)}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.faults.nodes", str(hidden or ""), str(client_port or "")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=env,
+            cwd=ROOT,
+        )
+        self.address: str = self._answer()
+        """Of the head."""
+
+    def add(self, cpus: int = 1) -> str:
+        """Start a node; return its id."""
+        return str(self._ask(f"add {cpus}"))
+
+    def lose(self, node_id: str) -> None:
+        """End all processes of a node at once."""
+        self._ask(f"lose {node_id}")
+
+    def __enter__(self) -> "Nodes":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._process.communicate(timeout=120)
+
+    def _ask(self, words: str) -> Any:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{words}\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> Any:
+        assert self._process.stdout is not None
+        # Ray writes there too.
+        for line in self._process.stdout:
+            if line.startswith("answer "):
+                return json.loads(line.removeprefix("answer "))
+        raise AssertionError("the cluster has ended")
+
+
+def own_disks_are_possible() -> bool:
+    """Return whether this user may give a process mounts of its own."""
+    try:
+        return subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False
+
+
+def hold(hidden: str, client_port: str) -> None:
+    """Do what stdin says until it ends."""
+    head: Mapping[str, Any] = {"num_cpus": 0, "include_dashboard": False}
+    if client_port:
+        head = {**head, "ray_client_server_port": int(client_port)}
+    cluster = Cluster(initialize_head=True, head_node_args=dict(head))
+    if hidden:
+        # From here on: the head is as it was, what is started later sees an empty disk there.
+        assert ctypes.CDLL(None, use_errno=True).unshare(NEW_MOUNTS) == 0
+        for words in (["--make-rprivate", "/"], ["-t", "tmpfs", "tmpfs", hidden]):
+            subprocess.run(["mount", *words], check=True)
+    nodes: dict[str, Any] = {}
+    _tell(cluster.address)
+    for line in sys.stdin:
+        word, _, rest = line.strip().partition(" ")
+        if word == "add":
+            node = cluster.add_node(num_cpus=int(rest))
+            nodes[node.node_id] = node
+            _tell(node.node_id)
+        else:
+            cluster.remove_node(nodes.pop(rest), allow_graceful=False)
+            _tell(None)
+    cluster.shutdown()
+
+
+def _tell(answer: Any) -> None:
+    print("answer", json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    hold(*sys.argv[1:])

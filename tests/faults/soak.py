@@ -1,0 +1,104 @@
+"""Hundreds of short trials in one study: do memory, file handles and the time of a trial stay flat?
+
+`python tests/faults/soak.py [TRIALS [PLOT.png]]`, 300 by default; about 10 minutes.
+"""
+
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import matplotlib as mpl
+import psutil
+
+mpl.use("agg")
+import matplotlib.pyplot as plt
+
+from tests.faults.common import SPACE, Place, report
+
+SAMPLE_S = 1.0
+GROWTH = 1.1
+"""From the first third to the last; the very first trials, which fill caches, are left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """The processes at a moment."""
+
+    trials: int
+    driver_mib: float
+    workers_mib: float
+    driver_files: int
+    worker_files: int
+
+
+def sample(process: psutil.Process, workers: list[psutil.Process], trials: int) -> Sample:
+    """Return what the processes hold now."""
+    return Sample(
+        trials=trials,
+        driver_mib=process.memory_full_info().uss / (1 << 20),
+        workers_mib=sum(one.memory_full_info().uss for one in workers) / (1 << 20),
+        driver_files=process.num_fds(),
+        worker_files=sum(one.num_fds() for one in workers),
+    )
+
+
+def thirds(values: list[float]) -> float:
+    """Return the median of the last third over that of the first."""
+    third = max(1, len(values) // 3)
+    return statistics.median(values[-third:]) / statistics.median(values[:third])
+
+
+def main() -> None:
+    """Run, watch, print, plot."""
+    trials = int(sys.argv[1]) if len(sys.argv) > 1 else 300
+    space = SPACE.replace("trials = 6", f"trials = {trials}").replace("tokens = 60_000", "tokens = 6_000")
+    place = Place(
+        space=space.replace("count = 12", "count = 3") + '[scheduler]\nname = "none"\n[searcher]\nname = "random"\n'
+    )
+    running = place.start("run", "soak")
+    study, samples = place.study("soak"), []
+    driver = psutil.Process(running.process.pid)
+    while running.process.poll() is None:
+        begun = len(study.trials()) if study.trials_path.exists() else 0
+        workers = [one for one in driver.children(recursive=True) if one.name().startswith("ray::")]
+        try:
+            if begun > trials // 20 and workers:
+                samples.append(sample(driver, workers, begun))
+        except psutil.Error:
+            continue  # it ended meanwhile
+        time.sleep(SAMPLE_S)
+    running.ended(code=0)
+    rows = study.trials()
+    gaps_s = [(two["started_at"] - one["started_at"]).total_seconds() for one, two in pairwise(rows[trials // 20 :])]
+    # A diverging trial ends at its first evaluations: only the others compare.
+    whole_s = [gap for gap, row in zip(gaps_s, rows[trials // 20 :], strict=False) if row["status"] == "completed"]
+    series = {
+        "driver memory, MiB": [one.driver_mib for one in samples],
+        "workers' memory, MiB": [one.workers_mib for one in samples],
+        "driver file handles": [float(one.driver_files) for one in samples],
+        "workers' file handles": [float(one.worker_files) for one in samples],
+        "seconds a completed trial": whole_s,
+    }
+    figure, axes = plt.subplots(len(series), 1, figsize=(8, 11), layout="constrained")
+    for axis, (name, values) in zip(axes, series.items(), strict=True):
+        axis.plot(values, linewidth=0.8)
+        axis.set_ylim(bottom=0)
+        axis.set_title(f"{name}: last third / first third {thirds(values):.3f}", fontsize=9)
+    path = Path(sys.argv[2]) if len(sys.argv) > 2 else place.path / "soak.png"
+    figure.savefig(path, dpi=110)
+    for name, values in series.items():
+        ends = f"{statistics.median(values[:20]):.3g} at first, {statistics.median(values[-20:]):.3g} at last"
+        print(f"{name}: {ends}; last third / first third {thirds(values):.3f}")
+    print(f"plot: {path}")
+    lost = [f"{name} grew {thirds(values):.2f} times" for name, values in series.items() if thirds(values) > GROWTH]
+    lost += [] if len(rows) == trials else [f"{trials - len(rows)} trials are missing"]
+    report(f"soak of {len(rows)} trials", tried=len(series), lost=lost)
+
+
+if __name__ == "__main__":
+    main()

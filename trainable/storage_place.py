@@ -1,0 +1,72 @@
+"""Files at a place that several machines reach: a folder, or a URI that pyarrow knows. It knows no study and no run."""
+
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from trainable.errors import UserError
+
+BLOCK_BYTES = 8 << 20
+
+
+def files_at(place: str) -> tuple[Any, str]:
+    """Return the pyarrow file system of a folder or URI, and the path in it.
+
+    Raises UserError for a URI that pyarrow does not know, or one whose server does not answer.
+    """
+    import pyarrow as pa
+    from pyarrow import fs
+
+    if "://" not in place:
+        return fs.LocalFileSystem(), str(Path(place).expanduser().absolute())
+    try:
+        files, path = fs.FileSystem.from_uri(place)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UserError(f"STORAGE={place}: {reason(error)}. Name a folder that every node sees, or s3://...") from None
+    return files, path.rstrip("/")
+
+
+def reason(error: BaseException) -> str:
+    """Return an error's text as a part of a line."""
+    return " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
+
+
+def below(place: str, *parts: str) -> str:
+    """Return the folder or URI of something at the place; a URI's query stays at its end."""
+    address, mark, query = place.partition("?")
+    return "/".join((address.rstrip("/"), *parts)) + mark + query
+
+
+def write_whole(files: Any, path: str, blocks: Iterator[bytes]) -> None:
+    """Write a file that is seen whole or, on a folder, not at all. Raises OSError.
+
+    An object store shows a file when it is closed, so there a broken one can be seen for want of its last blocks.
+    """
+    from pyarrow import fs
+
+    files.create_dir(path.rpartition("/")[0], recursive=True)
+    if not isinstance(files, fs.LocalFileSystem):
+        with files.open_output_stream(path) as stream:
+            for block in blocks:
+                stream.write(block)
+        return
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            for block in blocks:
+                file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def blocks_of(files: Any, path: str) -> Iterator[bytes]:
+    """Yield a file's bytes, a block at a time. Raises OSError."""
+    with files.open_input_stream(path) as stream:
+        while block := stream.read(BLOCK_BYTES):
+            yield block
