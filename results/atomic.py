@@ -29,7 +29,9 @@ def write_atomic(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError):
+            error.filename = str(path)  # a write that fails names none, an open the temporary one
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
@@ -42,6 +44,11 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def is_storage_error(error: OSError) -> bool:
+    """Return whether nothing more can be written, whatever the program does: full or read-only."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
 def storage_error_words(error: OSError, path: Path) -> str:

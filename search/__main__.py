@@ -5,6 +5,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainable.errors import UserError
@@ -53,10 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return remote_command(arguments.command, variables, terminal)
         return _command(arguments.command)(variables, terminal)
     except UserError as error:
-        line = " ".join(str(error).split())
-        print(f"error: {line}", file=sys.stderr)
-        terminal.document({"error": line})
-        return 2
+        return _refused(str(error), terminal)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         terminal.document({"error": "interrupted"})
@@ -65,6 +63,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of a pipe, `| head` say, had enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        from results.atomic import is_storage_error, storage_error_words
+
+        if not is_storage_error(error):
+            raise
+        return _refused(f"{storage_error_words(error, Path(error.filename or '.'))}. Then say it again.", terminal)
+
+
+def _refused(reason: str, terminal: "Terminal") -> int:
+    line = " ".join(reason.split())
+    print(f"error: {line}", file=sys.stderr)
+    terminal.document({"error": line})
+    return 2
 
 
 def _parser() -> argparse.ArgumentParser:

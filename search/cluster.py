@@ -1,5 +1,6 @@
 """ADDRESS: an existing Ray cluster, joined and looked over before anything is trained. It starts and stops none."""
 
+import signal
 import socket
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from search.cluster_slots import Node
 from search.storage import read_probe, remove_probe, write_probe
 from trainable.errors import UserError
 from trainable.storage_place import reason
@@ -24,16 +26,6 @@ CONNECT_TIMEOUT_S = 5.0
 HEALTH_TIMEOUT_S = 20.0
 NODE_TIMEOUT_S = 180.0
 """For a node's first worker: it unpacks the packages and imports torch."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Node:
-    """A machine of the cluster that trials can run on."""
-
-    name: str
-    """Its address, and the start of Ray's name for it."""
-    cpus: int
-    gpus: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +88,9 @@ def connect(address: str) -> None:
 
     if ray.is_initialized():
         return
+    from search.engine import THREADS_THAT_YIELD
+
+    sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
             address=address,
@@ -105,11 +100,19 @@ def connect(address: str) -> None:
                 "py_modules": [str(ROOT / package) for package in PACKAGES],
                 "excludes": list(NOT_SENT),
                 # Ray hides GPUs from whoever asks for none, and looking them over should not wait for a free one.
-                "env_vars": {"CACHE_DIR": NODE_CACHE, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"},
+                "env_vars": {
+                    "CACHE_DIR": NODE_CACHE,
+                    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+                    **THREADS_THAT_YIELD,
+                },
             },
         )
-    except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
+    except Exception as error:
+        # Whatever Ray or gRPC raise here, the cluster was not joined.
         raise UserError(f"ADDRESS={address} cannot be joined: {reason(error)}. {_REMEDY}") from None
+    finally:
+        # Ray takes it for itself; what comes before the trials ends as it would without a cluster.
+        signal.signal(signal.SIGTERM, sigterm)
 
 
 _REMEDY = (
@@ -222,36 +225,3 @@ def node_facts(
 def _last_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[-1] if lines else type(error).__name__)[:300].rstrip(".")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Share:
-    """How many trials a cluster runs at the same time, and what each gets."""
-
-    count: int
-    threads: int
-    gpu_frac: float
-
-
-def cluster_share(nodes: Sequence[Node], device_type: str, *, concurrency: int | None, gpu_frac: float) -> Share:
-    """Return the slots of a cluster; none spans two nodes, and there are never more than fit at once."""
-    if device_type == "cuda":
-        nodes = [node for node in nodes if node.gpus]
-        if concurrency is not None:
-            # As many on a GPU as it takes.
-            gpu_frac = min(gpu_frac, 1 / -(-concurrency // sum(node.gpus for node in nodes)))
-        places = [int(node.gpus / gpu_frac + 1e-9) for node in nodes]
-        threads = max(1, min(node.cpus // count for node, count in zip(nodes, places, strict=True)))
-        fit = sum(min(count, node.cpus // threads) for node, count in zip(nodes, places, strict=True))
-        return Share(count=min(concurrency or fit, fit), threads=threads, gpu_frac=gpu_frac)
-    if device_type == "mps":
-        return Share(count=min(concurrency or len(nodes), len(nodes)), threads=min(n.cpus for n in nodes), gpu_frac=0)
-    threads = 1
-    if concurrency is not None:
-        largest = max(node.cpus for node in nodes)
-        threads = next(t for t in range(largest, 0, -1) if t == 1 or _fit(nodes, t) >= concurrency)
-    return Share(count=min(concurrency or _fit(nodes, threads), _fit(nodes, threads)), threads=threads, gpu_frac=0)
-
-
-def _fit(nodes: Sequence[Node], threads: int) -> int:
-    return sum(node.cpus // threads for node in nodes)

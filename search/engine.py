@@ -76,6 +76,11 @@ class Slots:
     evaluation_timeout_s: float = 3600.0
     """A trial without an evaluation for so long, and for ten times what its first steps promise, is hung."""
 
+    @property
+    def count_here(self) -> int:
+        """How many trials share this machine's memory; with a cluster, whose nodes' it is not, one is looked at."""
+        return self.count if self.address is None else 1
+
 
 def device_slots(device_type: str, *, device_count: int, cores: int, concurrency: int | None, gpu_frac: float) -> Slots:
     """Return the slots of a device: one single-threaded trial a core, one (or 1/gpu_frac) a GPU, one on MPS."""
@@ -108,13 +113,13 @@ def run_study(
         check_unheld(study, slots.storage)
     scheduler = TokenASHA(rung_tokens=work.rung_tokens, reduction_factor=work.reduction_factor)
     scheduler.recall(work.known)
-    root = checkpoint_root(study, slots.storage)
+    root, pruned = checkpoint_root(study, slots.storage), set[int]()
     recorder = StudyRecorder(
         ledger,
         scheduler,
         view,
         checkpoints_of=lambda trial_id: CheckpointStore(root=root, trial_id=trial_id),
-        on_completed=lambda _: prune_checkpoints(root, ledger),
+        on_completed=lambda _: prune_checkpoints(root, ledger, pruned),
         on_out_of_memory=work.searcher.avoid,
         evaluation_timeout_s=slots.evaluation_timeout_s,
         oom_kills=oom_kills,
@@ -156,7 +161,7 @@ def run_study(
         recorder.interrupt()
         ray.shutdown(wait_for_processes=True)
         shutil.rmtree(scratch, ignore_errors=True)
-        prune_checkpoints(root, ledger)
+        prune_checkpoints(root, ledger, pruned)
         if mirror is not None:
             mirror.close()
         # A worker that was killed while it saved.
@@ -192,12 +197,16 @@ def checkpoint_root(study: Study, storage: str | None) -> str:
     return below(storage, study.name, CHECKPOINTS) if storage else str(study.path / CHECKPOINTS)
 
 
-def prune_checkpoints(root: str, ledger: Ledger) -> None:
-    """Delete the checkpoints below `root` of ended trials but the last ones of the best completed and the baseline."""
+def prune_checkpoints(root: str, ledger: Ledger, gone: set[int] | None = None) -> None:
+    """Delete the checkpoints below `root` of ended trials but the last ones of the best completed and the baseline.
+
+    gone: trials that have none any more, added to; a store far away is not asked about them again.
+    """
+    gone = set() if gone is None else gone
     board = leaderboard(ledger.trials())
     best = [row["trial_id"] for row in board if row["status"] == "completed"][:KEPT_CHECKPOINTS]
     for row in board:
-        if row["status"] in ("running", "interrupted"):
+        if row["status"] in ("running", "interrupted") or row["trial_id"] in gone:
             continue
         store = CheckpointStore(root=root, trial_id=row["trial_id"])
         with suppress(OSError):
@@ -205,6 +214,7 @@ def prune_checkpoints(root: str, ledger: Ledger) -> None:
                 store.keep_newest()
             else:
                 store.delete()
+                gone.add(row["trial_id"])
 
 
 def _start_ray(slots: Slots) -> None:

@@ -6,7 +6,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from results.study import Study, check_study_name, new_study_name, open_study, studies_dir, study_exists
-from search.cluster import check_port, cluster_share
+from search.cluster import check_port
+from search.cluster_slots import cluster_share
 from search.inputs import Inputs, Loaded, check_fit, check_inputs, load_inputs
 from search.lessons import Lessons, lessons_from
 from search.mirrors import Mirrors, read_mirrors

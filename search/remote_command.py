@@ -5,6 +5,7 @@ Ray's client would run fit() there and this process's callbacks with it, and so 
 
 import importlib.util
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,18 +16,28 @@ from pathlib import Path
 from threading import Thread
 
 from results.paths import shown
-from results.study import studies_dir
+from results.study import LATEST, Study, studies_dir
 from search.cluster import check_port, connect
 from search.interrupts import Interrupts
-from search.storage import checked_storage, fetch_study, fetch_tables, read_probe, remove_probe, write_probe
+from search.storage import (
+    TableMirror,
+    checked_storage,
+    fetch_study,
+    fetch_tables,
+    read_probe,
+    remove_probe,
+    write_probe,
+)
 from search.terminal import Terminal
 from search.variables import FOLDERS, Variables
+from trainable.config import BASELINES
 from trainable.errors import UserError
 from trainable.node_cache import SharedCopy, share
-from trainable.storage_place import reason
+from trainable.storage_place import files_at, reason
 
 SCHEME = "ray://"
-COMMANDS = ("run", "resume", "baseline", "confirm", "attribute")
+GO_ON = ("resume", "confirm", "attribute")
+COMMANDS = ("run", "baseline", *GO_ON)
 READ_FROM_DISK = ("SPACE", "TRAINING_DATA_SOURCE", "GPT2_MODEL_NAME", "CHECKPOINT_PATH")
 POLL_S = 0.5
 HEAD_TIMEOUT_S = 180.0
@@ -42,6 +53,11 @@ def remote_command(command: str, variables: Variables, terminal: Terminal) -> in
     address, storage = variables.text("ADDRESS") or "", checked_storage(variables.text("STORAGE"))
     if storage is None:
         raise UserError(f"ADDRESS={address} needs STORAGE, which the cluster and this machine both see, s3://... say.")
+    compares_documented = variables.text("FROM") or variables.text("TO")
+    if command in GO_ON and variables.text("STUDY") in (None, LATEST) and not compares_documented:
+        raise UserError(
+            f"ADDRESS={address}: the cluster does not know which study was last here. Set STUDY to its name."
+        )
     check_port(address, address.removeprefix(SCHEME))
     if importlib.util.find_spec("grpc") is None:
         raise UserError(f"ADDRESS={address}: Ray's client needs grpcio. Install it: pip install 'ray[client]'")
@@ -51,11 +67,17 @@ def remote_command(command: str, variables: Variables, terminal: Terminal) -> in
     try:
         with Interrupts() as interrupts:
             return _on_head(command, variables, storage, terminal, interrupts)
-    except ray.exceptions.RayError as error:
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise UserError(str(error.cause)) from None
+        raise
+    except (ray.exceptions.RayError, ConnectionError) as error:
         raise UserError(
             f"ADDRESS={address}: the cluster's head was lost: {reason(error)}. Go on with make resume and the same "
             "STORAGE."
         ) from None
+    except OSError as error:
+        raise UserError(f"STORAGE={storage}: {reason(error)}. Go on with make resume and the same STORAGE.") from None
     finally:
         ray.shutdown()
 
@@ -81,13 +103,13 @@ def _on_head(command: str, variables: Variables, storage: str, terminal: Termina
     code, told = None, False
     while code is None:
         if interrupts.code is not None and not told:
-            ray.get(head.send_signal.remote(signal.SIGINT))
+            ray.get(head.send_signal.remote(interrupts.code - 128))
             told = True
         time.sleep(POLL_S)
         lines, code = ray.get(head.news.remote())
         for stream, line in lines:
             print(line, file=sys.stdout if stream == "stdout" else sys.stderr, flush=True)
-    for name in ray.get(head.studies.remote()):
+    for name in ray.get(head.hand_over.remote(storage)):
         fetch_tables(name, storage)
         terminal.say(f"fetched from the storage: {shown(studies_dir() / name)}")
     return int(code)
@@ -103,7 +125,7 @@ class HeadCommand:
     """An actor on the cluster's head: a command of this project as a process of its own, listened to and signalled."""
 
     def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="gpt2-search-")
+        self._folder = Path(tempfile.mkdtemp(prefix="gpt2-search-"))
         self._lines: list[tuple[str, str]] = []
         self._process: subprocess.Popen[str] | None = None
         self._readers: list[Thread] = []
@@ -121,9 +143,9 @@ class HeadCommand:
         address = ray.get_runtime_context().gcs_address
         local = {name: str(copy.local()) for name, copy in copies.items()}
         words = [f"{name}={text}" for name, text in {**values, **local, "ADDRESS": address, "STORAGE": storage}.items()]
-        os.environ["STUDIES_DIR"] = self._folder.name
-        if command != "run" and "STUDY" in values:
-            fetch_study(values["STUDY"], storage)
+        os.environ["STUDIES_DIR"] = str(self._folder)
+        for name in _studies_read(command, values, storage):
+            fetch_study(name, storage)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "search", command, *words, *(["--json"] if as_json else [])],
             stdin=subprocess.DEVNULL,
@@ -156,14 +178,32 @@ class HeadCommand:
         assert self._process is not None
         self._process.send_signal(number)
 
-    def studies(self) -> list[str]:
-        """Return the names of the studies that the command wrote."""
-        return sorted(path.parent.name for path in Path(self._folder.name).glob("*/study.json"))
+    def hand_over(self, storage: str) -> list[str]:
+        """Return the names of the command's studies, which are in the storage then and no more on the head."""
+        paths = [path.parent for path in sorted(self._folder.glob("*/study.json"))]
+        for path in paths:
+            TableMirror(Study(path), storage, print).close()
+        shutil.rmtree(self._folder)
+        return [path.name for path in paths]
 
     def _listen(self, stream: str) -> None:
         assert self._process is not None
-        for line in getattr(self._process, stream):
-            self._lines.append((stream, line.rstrip("\n")))
+        with getattr(self._process, stream) as pipe:
+            for line in pipe:
+                self._lines.append((stream, line.rstrip("\n")))
+
+
+def _studies_read(command: str, values: Mapping[str, str], storage: str) -> list[str]:
+    """Return the names of the studies that the command goes on with or learns from."""
+    from pyarrow import fs
+
+    names = [values[name] for name in ("WARM_START", "BASELINE") if name in values and values[name] not in BASELINES]
+    names += [values["STUDY"]] if "STUDY" in values and command in GO_ON else []
+    if command != "attribute":
+        return names
+    files, root = files_at(storage)
+    found = files.get_file_info(fs.FileSelector(root, allow_not_found=True))
+    return names + [one.base_name for one in found if one.base_name.startswith("attribute-")]
 
 
 def _is_rays(name: str) -> bool:

@@ -115,7 +115,9 @@ def _resume(
         lines=[_words(study, rows, planned)],
         callbacks=lambda: mirror_callbacks(mirrors, study, space),
     )
-    return code or 0
+    if code is not None:
+        return code
+    return 1 if all(row["status"] == "failed" for row in ledger.trials()) else 0
 
 
 def _work(

@@ -65,7 +65,7 @@ def is_sound(plan: Plan, variables: Variables, terminal: Terminal) -> bool:
         plan.loaded,
         plan.space.baseline,
         largest=plan.largest,
-        runs_at_once=plan.slots.count,
+        runs_at_once=plan.slots.count_here,
         terminal=terminal,
     )
 

@@ -4,6 +4,7 @@ import json
 import os
 import secrets
 import socket
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -129,10 +130,42 @@ def this_driver() -> dict[str, Any]:
 
 
 def fetch_study(name: str, storage: str) -> None:
-    """Bring a study that is not here from the storage; its checkpoints stay there. Raises UserError."""
+    """Bring a study that is not here from the storage; its checkpoints stay there.
+
+    Raises UserError when it is nowhere, or when the one that is here has gone on elsewhere since.
+    """
     check_study_name(name)
-    if not Study(studies_dir() / name).study_json.exists():
+    study = Study(studies_dir() / name)
+    if not study.study_json.exists():
         fetch_tables(name, storage)
+        return
+    try:
+        here = _tokens_of(study)
+    except UserError:
+        # Damaged: the ledger has a copy from before.
+        return
+    there = _mirrored_tokens(name, storage)
+    if there > here:
+        raise UserError(
+            f"study {name} has gone on elsewhere: STORAGE={storage} holds {there:,} trained tokens of it, {study.path} "
+            f"{here:,}. Move that folder away and say it again: the study is then fetched."
+        )
+
+
+def _mirrored_tokens(name: str, storage: str) -> int:
+    files, root = files_at(below(storage, name))
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Study(Path(folder))
+        try:
+            copy.trials_path.write_bytes(b"".join(blocks_of(files, f"{root}/{copy.trials_path.name}")))
+            return _tokens_of(copy)
+        except (OSError, UserError):
+            # Nothing there, or nothing whole: what is here is the truth.
+            return 0
+
+
+def _tokens_of(study: Study) -> int:
+    return sum(row["tokens_seen"] for row in study.trials())
 
 
 def fetch_tables(name: str, storage: str) -> None:

@@ -10,8 +10,11 @@ from transformers import PreTrainedModel
 
 from trainable.cpu.linear import product
 
-CHUNK_LOGITS = 1 << 20
-"""Logits that exist at a time: a chunk stays in the processor's cache, and memory no longer grows with the batch."""
+CHUNK_LOGITS = {"cpu": 1 << 20}
+"""Logits that exist at a time: a chunk stays in a CPU's cache, and memory no longer grows with the batch."""
+GPU_CHUNK_LOGITS = 1 << 26
+"""A quarter of a GiB in fp32: every chunk also reads and writes the whole head's gradient once, which a GPU's launches
+and memory repay for thousands of rows only."""
 MIN_CHUNK_ROWS = 128
 PROBE_SCALE = 1e4
 
@@ -32,7 +35,7 @@ def next_token_losses(model: PreTrainedModel, tokens: torch.Tensor, *, last: int
     head = _head(model)
     chunks = [
         F.cross_entropy(product(hidden[rows], head.t()).float(), targets.flatten()[rows], reduction="none")
-        for rows in _chunks(len(hidden), len(head))
+        for rows in _chunks(hidden, head)
     ]
     return torch.cat(chunks).view_as(targets)
 
@@ -58,22 +61,29 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         rows_count = len(hidden)
+        dtype = _autocast_dtype(hidden.device) or hidden.dtype
+        # fp16 would flush the small gradients to zero before the loss scaler has seen them.
+        grad_dtype = torch.float32 if dtype == torch.float16 else dtype
         total = torch.zeros((), device=hidden.device)
         grad_hidden, grad_head = torch.empty_like(hidden), torch.empty_like(head)
-        for rows in _chunks(rows_count, len(head)):
-            logits = product(hidden[rows], head.t()).float()  # (n, V)
-            picked = targets[rows].unsqueeze(-1)
-            largest = logits.amax(-1, keepdim=True)
-            chosen = logits.gather(-1, picked)
-            exponentials = logits.sub_(largest).exp_()
-            sums = exponentials.sum(-1, keepdim=True)
-            total += (sums.log() + largest - chosen).sum()
-            grad_logits = exponentials.div_(sums.mul(rows_count))
-            grad_logits.scatter_add_(-1, picked, torch.full_like(sums, -1.0 / rows_count))
-            # fp16 would flush these small numbers to zero before the loss scaler has seen them.
-            with torch.autocast(hidden.device.type, enabled=_autocast_dtype(hidden.device) == torch.bfloat16):
-                grad_hidden[rows] = product(grad_logits, head)
-                _add_product(grad_head, grad_logits.t(), hidden[rows].to(grad_logits.dtype), is_first=rows.start == 0)
+        # Cast here, once: autocast would cast the whole head again for every chunk.
+        (states, weight), (grad_states, grad_weight) = (
+            (hidden.to(kind), head.to(kind)) for kind in (dtype, grad_dtype)
+        )
+        with torch.autocast(hidden.device.type, enabled=False):
+            for rows in _chunks(hidden, head):
+                logits = product(states[rows], weight.t()).float()  # (n, V)
+                picked = targets[rows].unsqueeze(-1)
+                largest = logits.amax(-1, keepdim=True)
+                chosen = logits.gather(-1, picked)
+                exponentials = logits.sub_(largest).exp_()
+                sums = exponentials.sum(-1, keepdim=True)
+                total += (sums.log() + largest - chosen).sum()
+                grad_logits = exponentials.div_(sums.mul(rows_count))
+                grad_logits.scatter_add_(-1, picked, torch.full_like(sums, -1.0 / rows_count))
+                grad_logits = grad_logits.to(grad_dtype)
+                grad_hidden[rows] = product(grad_logits, grad_weight)
+                _add_product(grad_head, grad_logits.t(), grad_states[rows], is_first=rows.start == 0)
         ctx.save_for_backward(grad_hidden, grad_head)
         return total / rows_count
 
@@ -85,7 +95,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, *, is_first: bool) -> None:
     # Zeroing a large head's gradient, and adding a product that lies elsewhere, cost as much as a product itself.
-    if _autocast_dtype(total.device) is None:
+    if left.dtype == total.dtype:
         total.addmm_(left, right, beta=0 if is_first else 1)
     elif is_first:
         total.copy_(left @ right)
@@ -93,9 +103,9 @@ def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, *
         total += left @ right
 
 
-def _chunks(rows_count: int, vocab_size: int) -> Iterator[slice]:
-    size = max(MIN_CHUNK_ROWS, CHUNK_LOGITS // vocab_size)
-    return (slice(start, start + size) for start in range(0, rows_count, size))
+def _chunks(hidden: torch.Tensor, head: torch.Tensor) -> Iterator[slice]:
+    size = max(MIN_CHUNK_ROWS, CHUNK_LOGITS.get(hidden.device.type, GPU_CHUNK_LOGITS) // len(head))
+    return (slice(start, start + size) for start in range(0, len(hidden), size))
 
 
 def _logits(model: PreTrainedModel, inputs: torch.Tensor, last: int | None) -> torch.Tensor:

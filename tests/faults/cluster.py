@@ -59,6 +59,9 @@ def through_the_client(place: Place, storage: Path, home: Path) -> None:
         words: dict[str, Any] = {"ADDRESS": f"ray://127.0.0.1:{port}", "STORAGE": storage}
         place.start("run", "client", **words).ended(code=0, timeout_s=600)
         lost += [f"run: {one}" for one in differences(place.study("alone"), place.study("client"))]
+        absent = place.start("resume", "absent", **words)
+        if absent.ended(timeout_s=300) != 2 or "error: no study named 'absent' in " not in absent.output:
+            lost.append(f"absent: {absent.output[-500:]}")
         running = place.start("run", "cut", **words)
         mirrored = Study(storage / "cut")
         running.wait_for(lambda: mirrored.study_json.exists() and has_begun(mirrored, 2), timeout_s=300)
@@ -76,7 +79,7 @@ def through_the_client(place: Place, storage: Path, home: Path) -> None:
         time.sleep(60)
         place.start("resume", "gone", **words).ended(code=0, timeout_s=600)
         lost += [f"client killed: {one}" for one in differences(place.study("alone"), place.study("gone"))]
-    report("ray://: run, Ctrl-C, client killed", tried=3, lost=lost)
+    report("ray://: run, no such study, Ctrl-C, client killed", tried=4, lost=lost)
 
 
 def _free_port() -> int:

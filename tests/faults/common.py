@@ -132,7 +132,7 @@ class Running:
     def workers(self) -> list[psutil.Process]:
         """Return the processes that train."""
         children = psutil.Process(self.process.pid).children(recursive=True)
-        return [child for child in children if "SearchTrial" in " ".join(_command(child))]
+        return [child for child in children if "Trainable" in " ".join(_command(child))]
 
     def _began(self, process: psutil.Process) -> bool:
         # Its mark is inherited by every process that it began, whoever their parent is now.

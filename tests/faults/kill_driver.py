@@ -24,13 +24,13 @@ def starts_of_ray(study: Study) -> int:
 
 def outlives(running: Running, study: Study, draw: random.Random, starts: int) -> bool:
     """Wait for a random moment; return whether the command has ended before it."""
-    # One in five is killed while it prepares, one while Ray starts, the others from the first trial to some later.
+    # One in five is killed while it prepares, one while Ray starts, the others once a trial trains.
     phase, started_at = draw.randrange(5), time.time()
     if phase == 0:
         return running.ends_within(draw.uniform(0.5, 8.0))
     conditions: list[Callable[[], bool]] = [lambda: starts_of_ray(study) > starts]
     if phase > 1:
-        conditions.append(lambda: study.metrics_path.exists() and study.metrics_path.stat().st_mtime > started_at)
+        conditions.append(lambda: any(path.stat().st_mtime > started_at for path in study.path.glob("steps/*.parquet")))
     for condition in conditions:
         while not condition():
             if running.ends_within(0.05):
@@ -38,8 +38,9 @@ def outlives(running: Running, study: Study, draw: random.Random, starts: int) -
     return running.ends_within(draw.uniform(0.0, 6.0))
 
 
-def killed_at_random(place: Place, kills: int) -> None:
-    """Kill one study's driver so many times, or until it has ended, and resume it each time."""
+def killed_at_random(place: Place, kills: int) -> tuple[int, list[str]]:
+    """Kill one study's driver so many times, or until it has ended, resumed each time; return how often, and what was
+    lost."""
     draw, lost, killed, command = random.Random(0), [], 0, "run"
     study = place.study("killed")
     while True:
@@ -56,14 +57,14 @@ def killed_at_random(place: Place, kills: int) -> None:
         print(f"kill {killed}: {len(ended)} trials begun, {ended.count('completed')} completed", flush=True)
     lost += differences(place.study("alone"), study)
     lost += [f"stray {path}" for path in strays(place.studies)]
-    report("kill -9 of the driver", tried=killed, lost=lost)
+    return killed, lost
 
 
-def told_to_end(place: Place) -> None:
-    """Send the signals that ask, while Ray starts and while trials run, and resume."""
+def told_to_end(place: Place) -> tuple[int, list[str]]:
+    """Send the signals that ask, while Ray starts, while trials run, and twice in a row; resume. Return as above."""
     lost, tried = [], 0
     for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
-        for moment in ("starting", "training"):
+        for moment in ("starting", "training", "twice"):
             tried += 1
             name = f"{moment}-{code}"
             running = place.start("run", name)
@@ -74,13 +75,18 @@ def told_to_end(place: Place) -> None:
             else:
                 running.wait_for(partial(has_begun, study, 2))
             running.signal(number)
+            if moment == "twice":
+                time.sleep(0.1)
+                running.signal(number)
             ended = running.ended(timeout_s=60)
-            if ended != code:
+            # The second one ends the process as the system would.
+            if ended not in ((code, -number) if moment == "twice" else (code,)) or "Traceback" in running.output:
                 lost.append(f"{name}: exit code {ended}: {running.output[-300:]}")
+            print(f"{name}: exit code {ended}, {[row['status'] for row in study.trials()]}", flush=True)
             lost += [f"{name}: left behind {one}" for one in running.orphans()]
             place.start("resume", name).ended(code=0)
             lost += [f"{name}: {one}" for one in differences(place.study("alone"), study)]
-    report("SIGTERM and SIGINT", tried=tried, lost=lost)
+    return tried, lost
 
 
 def main() -> None:
@@ -88,8 +94,10 @@ def main() -> None:
     kills = int(sys.argv[1]) if len(sys.argv) > 1 else 20
     place = Place(space=SPACE.replace("trials = 6", "trials = 14"))
     place.left_alone()
-    killed_at_random(place, kills)
-    told_to_end(place)
+    killed, lost = killed_at_random(place, kills)
+    print(f"kill -9: {killed} times, lost {len(lost)}", flush=True)
+    told, lost_too = told_to_end(place)
+    report("kill -9, SIGTERM and SIGINT of the driver", tried=killed + told, lost=[*lost, *lost_too])
 
 
 if __name__ == "__main__":

@@ -33,8 +33,8 @@ def _run(words: Sequence[str]) -> str:
             # argparse's own: words that begin with a dash.
             code = end.code
     if code == 2:
-        lines = err.text().splitlines()
-        assert lines, words
+        # `spaces` lists what is wrong with each file among its results.
+        lines = err.text().splitlines() or out.text().splitlines()
         assert len([line for line in lines if line.startswith("error: ")]) == 1 or lines[0].startswith("usage: "), (
             err.text()
         )

@@ -9,6 +9,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
@@ -75,7 +77,13 @@ def test_damaged_files_are_read_or_refused(
     check(reader, False, whole, own_environment, data)
 
 
-@readers(PICTURES)
+@pytest.mark.parametrize(
+    "reader",
+    [
+        pytest.param("report", marks=pytest.mark.xfail(reason="it reads a trial's steps without their schema")),
+        *("diagnose", "diagnose a trial"),
+    ],
+)
 @SLOW
 @given(data=st.data())
 def test_damaged_files_are_drawn_or_refused(
@@ -135,7 +143,15 @@ def key_changed(*keys: str, **value: Any) -> Callable[[Study], None]:
     return change
 
 
-KNOWN = {
+def steps_of_text(study: Study) -> None:
+    path = study.steps_path(0)
+    table = pq.read_table(path)
+    at = table.column_names.index("train_loss")
+    pq.write_table(table.set_column(at, "train_loss", pa.array(["x"] * len(table))), path)
+
+
+KNOWN: dict[str, tuple[str, Callable[[Study], None]]] = {
+    "steps of text": ("report", steps_of_text),
     "no trial_id": ("list", row_changed("trials.parquet", 1, trial_id=None)),
     "an unknown status": ("export", row_changed("trials.parquet", 1, status="x")),
     "no batch_size": ("compare", row_changed("trials.parquet", 1, status="stopped", batch_size=None)),

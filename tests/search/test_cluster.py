@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from results.study import Study
-from search.cluster import Node, Share, cluster_share
+from search.cluster_slots import Node, Share, cluster_share
 from search.variables import KNOWN
 from tests.faults.common import Place, differences, has_begun
 from tests.faults.nodes import Nodes, own_disks_are_possible
@@ -180,6 +180,7 @@ def test_the_kuberay_file_is_a_ray_job_for_the_pinned_ray() -> None:
     cluster = job["spec"]["rayClusterSpec"]
     pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     assert f"ray=={cluster['rayVersion']}" in pins
+    assert cluster["authOptions"] == {"mode": "token"}
     groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
     for group in groups:
         assert isinstance(group["rayStartParams"], dict)
