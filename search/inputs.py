@@ -1,7 +1,7 @@
 """What a run is given: model, text, checkpoint, device. Checked cheaply first, loaded second."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,7 +154,7 @@ def check_fit(loaded: Loaded, configs: list[TrialConfig]) -> None:
     from trainable.run import start_run
 
     longest = max(configs, key=lambda config: config.block_size)
-    start_run(loaded.spec, longest)
+    start_run(replace(loaded.spec, compile_mode="off"), longest)
 
 
 def _compile_mode(variables: Variables) -> "CompileMode":

@@ -174,6 +174,8 @@ def _header(plan: TrainPlan, state: "TrainState") -> list[str]:
         lines.append(f"resumed from {plan.checkpoint.path} at step {state.optimizer_steps}, {ours}")
         if plan.checkpoint.ours and plan.checkpoint.ours["corpus_fingerprint"] != facts["fingerprint"]:
             lines.append("its text or tokenizer was another one: the weights go on, the losses do not compare")
+    if state.compile_note:
+        lines.append(state.compile_note)
     return lines
 
 

@@ -5,7 +5,8 @@ import gc
 import os
 import platform
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -74,6 +75,51 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Non
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(device.type, dtype=AUTOCAST_DTYPES[precision])
+
+
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """Have fp32 products taken in fp32, also where allow_tf32() has let training round their factors."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def allow_tf32(device: torch.device) -> None:
+    """Let a CUDA device round the factors of fp32 products to TF32's 10 bits; elsewhere nothing happens."""
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+
+
+def moved_to(device: torch.device, tensor: torch.Tensor) -> torch.Tensor:
+    """Return a CPU tensor on the device; CUDA fetches it by itself while the program goes on."""
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def begin_read(*scalars: torch.Tensor) -> Callable[[], list[float]]:
+    """Return a function that returns the scalars' values, all in one transfer.
+
+    On CUDA it waits for what was queued before this call alone: what is queued between the two keeps the device busy
+    while the program reads them and queues the next.
+    """
+    values = torch.stack([scalar.detach().float() for scalar in scalars])
+    if values.device.type != "cuda":
+        return values.tolist
+    copied = values.to("cpu", non_blocking=True)
+    done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    done.record()
+
+    def read() -> list[float]:
+        done.synchronize()
+        found: list[float] = copied.tolist()
+        return found
+
+    return read
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from trainable.device import exact_products
 from trainable.errors import UserError
 from trainable.loss import next_token_losses
 from trainable.tokens import Tokens
@@ -53,14 +54,14 @@ def evaluate(model: PreTrainedModel, windows: torch.Tensor) -> float:
     device = next(model.parameters()).device
     scored = (windows.shape[1] - 1) // 2  # the stride of eval_windows: no token is scored twice
     rows = max(1, EVAL_TOKENS_PER_FORWARD // windows.shape[1])
-    total = torch.zeros((), dtype=torch.float64)
+    sums = []
     model.eval()
     try:
         # Eager for every trial: compiled layers would be compiled once more, and measured by other arithmetic.
         eager = torch.compiler.set_stance("force_eager")
-        with eager, torch.inference_mode(), torch.autocast(device.type, enabled=False):
+        with eager, exact_products(), torch.inference_mode(), torch.autocast(device.type, enabled=False):
             for batch in torch.split(windows, rows):
-                total += next_token_losses(model, batch.to(device), last=scored).sum().cpu().double()
+                sums.append(next_token_losses(model, batch.to(device), last=scored).sum())
     finally:
         model.train(was_training)
-    return float(total / (windows.shape[0] * scored))
+    return float(torch.stack(sums).cpu().double().sum() / (windows.shape[0] * scored))

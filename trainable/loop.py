@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 import torch
 
-from trainable.device import autocast
+from trainable.device import autocast, begin_read, moved_to
 from trainable.evaluation import EvalProtocol, eval_windows, evaluate
 from trainable.loss import next_token_loss
 from trainable.rows import MetricsRow, StepRow, Verdict
@@ -101,13 +101,14 @@ def _step(state: TrainState, corpus: Corpus) -> tuple[StepRow, bool]:
     grad_norm = torch.nn.utils.clip_grad_norm_(
         state.model.parameters(), config.grad_clip_norm if config.grad_clip_norm > 0 else math.inf
     )
-    scale_before = state.scaler.get_scale()
+    read = begin_read(loss, grad_norm)
     state.scaler.step(state.optimizer)
     state.scaler.update()
-    skipped = state.scaler.get_scale() < scale_before
     state.optimizer_steps += 1
     state.tokens_seen += config.tokens_per_step
-    loss_nats, grad_norm_l2 = loss.item(), grad_norm.item()
+    loss_nats, grad_norm_l2 = read()
+    # What the scaler itself goes by; its own answer would have to be waited for.
+    skipped = state.scaler.is_enabled() and not math.isfinite(grad_norm_l2)
     step_time_s = time.perf_counter() - started
     state.active_s += step_time_s
     row = StepRow(
@@ -125,9 +126,10 @@ def _accumulate_gradients(state: TrainState, corpus: Corpus) -> torch.Tensor:
     config = state.config
     total = torch.zeros((), device=state.device)
     for _ in range(config.grad_accum_steps):
-        tokens = sample_batch(
+        windows = sample_batch(
             corpus.train, batch_size=config.batch_size, block_size=config.block_size, generator=state.batches
-        ).to(state.device)  # (B, T + 1)
+        )
+        tokens = moved_to(state.device, windows)  # (B, T + 1)
         with autocast(state.device, config.precision):
             loss = next_token_loss(state.model, tokens)
         state.scaler.scale(loss / config.grad_accum_steps).backward()  # type: ignore[no-untyped-call]

@@ -61,15 +61,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         rows_count = len(hidden)
-        dtype = _autocast_dtype(hidden.device) or hidden.dtype
-        # fp16 would flush the small gradients to zero before the loss scaler has seen them.
-        grad_dtype = torch.float32 if dtype == torch.float16 else dtype
         total = torch.zeros((), device=hidden.device)
         grad_hidden, grad_head = torch.empty_like(hidden), torch.empty_like(head)
+        dtype = _autocast_dtype(hidden.device) or hidden.dtype
         # Cast here, once: autocast would cast the whole head again for every chunk.
-        (states, weight), (grad_states, grad_weight) = (
-            (hidden.to(kind), head.to(kind)) for kind in (dtype, grad_dtype)
-        )
+        states, weight = hidden.to(dtype), head.to(dtype)  # (N, C), (V, C)
+        # fp16 would flush the small gradients to zero before the loss scaler has seen them.
+        exact = dtype == torch.float16
+        grad_states, grad_weight = (hidden.float(), head.float()) if exact else (states, weight)
         with torch.autocast(hidden.device.type, enabled=False):
             for rows in _chunks(hidden, head):
                 logits = product(states[rows], weight.t()).float()  # (n, V)
@@ -81,7 +80,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 total += (sums.log() + largest - chosen).sum()
                 grad_logits = exponentials.div_(sums.mul(rows_count))
                 grad_logits.scatter_add_(-1, picked, torch.full_like(sums, -1.0 / rows_count))
-                grad_logits = grad_logits.to(grad_dtype)
+                grad_logits = grad_logits.to(grad_weight.dtype)
                 grad_hidden[rows] = product(grad_logits, grad_weight)
                 _add_product(grad_head, grad_logits.t(), grad_states[rows], is_first=rows.start == 0)
         ctx.save_for_backward(grad_hidden, grad_head)

@@ -63,8 +63,9 @@ def probe(spec: RunSpec, config: TrialConfig, *, count: int, threads: int, secon
 def _run(spec: RunSpec, config: TrialConfig, threads: int, seconds: float, barrier: Any, results: Any) -> None:
     torch.set_num_threads(threads)
     keep_freed_pages()
-    # The longest there is, so that the run does not end before the probe does.
-    state = start_run(spec, replace(config, training_steps=10**9, warmup_steps=0))
+    # The longest there is, so that it does not end before the probe does; compiling alone would outlast all probes.
+    eager = replace(spec, compile_mode="off")
+    state = start_run(eager, replace(config, training_steps=10**9, warmup_steps=0))
     steps = (row for row in train(state, spec.corpus, spec.protocol, eval_steps=()) if isinstance(row, StepRow))
     for _ in range(WARM_UP_STEPS):
         next(steps)

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from trainable.checkpoint import Checkpoint, load_weights, read_checkpoint, restore
-from trainable.compiling import CompileMode, compile_layers, is_compiled
+from trainable.compiling import CompileMode, compile_where_repaid
 from trainable.config import TrialConfig
+from trainable.device import allow_tf32
 from trainable.errors import UserError
 from trainable.evaluation import EvalProtocol
 from trainable.model_names import PRESETS
@@ -78,9 +79,8 @@ def _state(spec: RunSpec, config: TrialConfig, checkpoint: Checkpoint | None) ->
     if checkpoint is not None:
         load_weights(model, checkpoint, model_name=spec.model_name)
     device = torch.device(spec.device)
-    if is_compiled(spec.compile_mode, device_type=device.type, training_steps=config.training_steps):
-        compile_layers(model)
-    return new_state(
+    allow_tf32(device)
+    state = new_state(
         config,
         model,
         device=device,
@@ -89,3 +89,5 @@ def _state(spec: RunSpec, config: TrialConfig, checkpoint: Checkpoint | None) ->
         from_scratch=spec.from_scratch and (checkpoint is None or checkpoint.ours is not None),
         rules=make_rules(spec.stability),
     )
+    state.compile_note = compile_where_repaid(spec.compile_mode, model, config)
+    return state

@@ -24,6 +24,8 @@ class TrainState:
     tokens_seen: int = 0
     active_s: float = 0.0
     """Seconds of training and evaluation, over all restarts."""
+    compile_note: str = ""
+    """What was decided about compiling and why, for people; empty where nothing was to decide."""
     device: torch.device = field(init=False)
 
     def __post_init__(self) -> None:

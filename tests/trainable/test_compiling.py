@@ -1,5 +1,7 @@
 """When layers are compiled, and that a compiled run trains the same and is evaluated by the same arithmetic."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -7,28 +9,116 @@ import pytest
 import torch
 import torch._dynamo.utils
 
-from trainable.compiling import REPAID_AFTER_STEPS, CompileMode, is_compiled
+from trainable import compiling
+from trainable.compiling import CompileCost, compile_where_repaid, is_repaid, why_not
 from trainable.config import TrialConfig
 from trainable.loop import train
 from trainable.rows import MetricsRow, StepRow
 from trainable.run import start_run
 
+CONFIG = TrialConfig(batch_size=2, block_size=16, learning_rate=1e-3, training_steps=4, dropout=0.1)
+COST = CompileCost(compile_s=30.0, eager_pass_s=0.10, compiled_pass_s=0.07)
+
 
 @pytest.mark.parametrize(
-    ("mode", "device_type", "steps", "compiled"),
-    [
-        ("auto", "cuda", REPAID_AFTER_STEPS, True),
-        ("auto", "cuda", REPAID_AFTER_STEPS - 1, False),
-        ("auto", "cpu", 10**9, False),
-        ("auto", "mps", 10**9, False),
-        ("on", "cpu", 1, True),
-        ("on", "cuda", 1, True),
-        ("on", "mps", 10**9, False),
-        ("off", "cuda", 10**9, False),
-    ],
+    ("compiled_pass_s", "passes", "repaid"),
+    [(0.07, 1001, True), (0.07, 999, False), (0.10, 10**9, False), (0.12, 10**9, False), (0.01, 334, True)],
 )
-def test_what_is_compiled(mode: CompileMode, device_type: str, steps: int, compiled: bool) -> None:
-    assert is_compiled(mode, device_type=device_type, training_steps=steps) is compiled
+def test_compiling_is_repaid_by_what_the_passes_gain(compiled_pass_s: float, passes: int, repaid: bool) -> None:
+    cost = CompileCost(compile_s=30.0, eager_pass_s=0.10, compiled_pass_s=compiled_pass_s)
+    assert is_repaid(cost, passes=passes) is repaid
+
+
+def compiled_layers(model: torch.nn.Module) -> int:
+    return sum(module._compiled_call_impl is not None for module in model.modules())
+
+
+@pytest.fixture
+def as_if_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU taken for a CUDA device where "auto" decides, and layers marked instead of compiled."""
+    monkeypatch.setattr(compiling, "AUTO_DEVICE", "cpu")
+    monkeypatch.setattr(compiling, "why_not", lambda device_type: None)
+
+
+@pytest.mark.usefixtures("as_if_on_cuda")
+@pytest.mark.filterwarnings("ignore")  # of torch's own, in its compiler
+@pytest.mark.parametrize(("cost", "steps", "count"), [(COST, 600, 2), (COST, 400, 0)])
+def test_auto_goes_by_the_record(
+    make_model: Any, monkeypatch: pytest.MonkeyPatch, cost: CompileCost, steps: int, count: int
+) -> None:
+    model, config = make_model(), TrialConfig(training_steps=steps, grad_accum_steps=2)
+    monkeypatch.setattr(compiling, "_measured", lambda *_, **__: CompileCost(**asdict(COST) | {"compile_s": 1.0}))
+    compiling._record(cost, compiling._record_path(model, config))
+    note = compile_where_repaid("auto", model, config)
+    assert compiled_layers(model) == count
+    assert note.startswith("compiled: 30 s" if count else "not compiled: 30 s")
+    assert f"70.0 ms instead of 100.0, {2 * steps:,} times" in note
+
+
+@pytest.mark.usefixtures("as_if_on_cuda")
+def test_a_cost_is_measured_once_per_shape_and_leaves_no_trace(
+    make_model: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiling, "MIN_RUN_S", 0.0)
+    probes: list[torch.nn.Module] = []
+    monkeypatch.setattr(compiling, "compile_layers", probes.append)
+    model = make_model(dropout=0.1).train()
+    before = torch.get_rng_state()
+    compile_where_repaid("auto", model, CONFIG)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert probes[0] is not model
+    (record,) = (cache / "compiled").glob("cost-*.json")
+    assert 0 < json.loads(record.read_text())["eager_pass_s"] < 10
+    compile_where_repaid("auto", model, CONFIG)
+    assert sum(probe is not model for probe in probes) == 1
+    record.write_text("{")  # a damaged record is measured again
+    compile_where_repaid("auto", model, CONFIG)
+    assert sum(probe is not model for probe in probes) == 2
+
+
+def test_a_compiler_that_fails_costs_a_note_and_half_its_files(
+    make_model: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(model: torch.nn.Module) -> None:
+        half = cache / "compiled" / compiling.KERNELS / "half.so"
+        half.parent.mkdir(parents=True)
+        half.touch()
+        raise ImportError(f"{half}:\n file too short")
+
+    model = make_model()
+    monkeypatch.setattr(compiling, "compile_layers", broken)
+    note = compile_where_repaid("on", model, CONFIG)
+    assert note.startswith("not compiled: ")
+    assert note.endswith("half.so: file too short")
+    assert not (cache / "compiled" / compiling.KERNELS).exists()
+    assert compiled_layers(model) == 0
+    error = torch.OutOfMemoryError("CUDA out of memory")
+    monkeypatch.setattr(compiling, "_measured", lambda *_, **__: (_ for _ in ()).throw(error))
+    with pytest.raises(torch.OutOfMemoryError):
+        compile_where_repaid("on", model, CONFIG)
+
+
+@pytest.mark.usefixtures("as_if_on_cuda")
+def test_a_short_run_does_not_find_out(make_model: Any, cache: Path) -> None:
+    model = make_model()
+    assert compile_where_repaid("auto", model, CONFIG) == ""
+    assert compiled_layers(model) == 0
+    assert not list((cache / "compiled").glob("cost-*"))
+
+
+def test_on_a_cpu_auto_compiles_nothing_and_a_missing_compiler_is_said(
+    make_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model()
+    for mode in ("auto", "off"):
+        assert compile_where_repaid(mode, model, TrialConfig(training_steps=10**9)) == ""
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    assert compile_where_repaid("on", model, CONFIG) == f"not compiled: {why_not('cpu')}"
+    assert "g++" in str(why_not("cpu"))
+    assert "MPS" in str(why_not("mps"))
+    assert compiled_layers(model) == 0
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch's own, in its compiler
@@ -43,10 +133,12 @@ def test_a_compiled_run_trains_the_same(make_spec: Any, cache: Path, monkeypatch
         state = start_run(spec, config)
         rows = list(train(state, spec.corpus, spec.protocol, eval_steps={2}))
         found.append(rows)
+        assert state.compile_note.startswith("compiled: " if mode == "on" else "")
         names = list(state.model.state_dict())
         assert not any("_orig_mod" in name for name in names)
     # A compiler that fails is passed over in silence, here it must not.
     assert counters["inductor"]["fxgraph_cache_miss"] + counters["inductor"]["fxgraph_cache_hit"] >= 2
+    assert counters["frames"]["ok"] == counters["frames"]["total"]
     assert (cache / "compiled").is_dir()
     eager, compiled = found
     assert compiled[0].val_loss == eager[0].val_loss  # type: ignore[union-attr]

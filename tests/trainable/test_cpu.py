@@ -124,7 +124,7 @@ def test_a_tuned_model_has_the_losses_and_gradients_of_transformers(pdrop: float
     names = list(tuned.state_dict())
     tune_for_cpu(tuned)
     assert list(tuned.state_dict()) == names
-    assert tuned.config._attn_implementation == attention.NAME
+    assert tuned.config._attn_implementation == attention.UNMASKED_NAME
     assert sum(type(module) is CPUConv1D for module in tuned.modules()) == 8
     assert sum(type(module) is CPUDropout for module in tuned.modules()) == 7
     ids = torch.randint(64, (3, 130))

@@ -6,11 +6,15 @@ import pytest
 import torch
 
 from trainable.device import (
+    allow_tf32,
     autocast,
+    begin_read,
     cpu_cores,
     device_info,
+    exact_products,
     is_out_of_memory,
     keep_freed_pages,
+    moved_to,
     pick_device,
     release_memory,
 )
@@ -102,3 +106,32 @@ def test_giving_memory_back_and_keeping_pages_change_no_value() -> None:
     keep_freed_pages()
     release_memory(CPU)
     assert torch.equal(values, torch.arange(1000))
+
+
+def test_products_are_exact_inside_and_as_before_outside() -> None:
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        with exact_products():
+            assert torch.get_float32_matmul_precision() == "highest"
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_tf32_is_for_cuda_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", asked.append)
+    for kind in ("cpu", "mps", "cuda"):
+        allow_tf32(torch.device(kind))
+    assert asked == ["high"]
+
+
+def test_scalars_are_read_as_they_are_where_the_reading_begins() -> None:
+    loss, norm = torch.tensor(1.5, requires_grad=True), torch.tensor(0.25, dtype=torch.bfloat16)
+    read = begin_read(loss, norm)
+    with torch.no_grad():
+        loss.zero_()
+    assert read() == [1.5, 0.25]
+    tokens = torch.arange(4)
+    assert torch.equal(moved_to(CPU, tokens), tokens)

@@ -3,9 +3,11 @@
 import math
 from collections.abc import Callable, Container
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from trainable import loop
 from trainable.config import TrialConfig
@@ -302,6 +304,62 @@ def test_random_weights_are_not_worse_than_guessing_under_a_small_tokenizer(
     assert corpus.vocab_size == 300
     _, rows = run(make_spec("tiny", corpus=corpus), make_trial(training_steps=4, learning_rate=1e-5))
     assert kinds_of(rows) == "MssssM"
+
+
+class WaitsForTheDevice(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes every operation that on a GPU would wait until all that is queued is done."""
+
+    WAITING = (
+        torch.ops.aten._local_scalar_dense.default,
+        torch.ops.aten.nonzero.default,
+        torch.ops.aten.masked_select.default,
+        torch.ops.aten.equal.default,
+    )
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.noted: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self.WAITING:
+            self.noted.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_step_waits_for_nothing_but_its_own_row(make_spec: MakeSpec, make_trial: MakeTrial, precision: str) -> None:
+    spec = make_spec()
+    state = start_run(spec, make_trial(dropout=0.2, precision=precision, grad_accum_steps=2))
+    rows = train(state, spec.corpus, spec.protocol, eval_steps=())
+    next(rows)
+    next(rows)  # the first step makes the optimizer's state and looks at the model's head
+    with WaitsForTheDevice() as waits:
+        torch.ones(()).item()
+        assert waits.noted == ["aten._local_scalar_dense.default"]
+        waits.noted.clear()
+        assert isinstance(next(rows), StepRow)
+    assert waits.noted == []
+
+
+def test_the_row_is_read_before_the_update_and_awaited_after_it(
+    make_spec: MakeSpec, make_trial: MakeTrial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, order = make_spec(), list[str]()
+    state = start_run(spec, make_trial(training_steps=1))
+
+    def begin_read(*scalars: torch.Tensor) -> Callable[[], list[float]]:
+        order.append("begin")
+
+        def read() -> list[float]:
+            order.append("wait")
+            return [float(scalar) for scalar in scalars]
+
+        return read
+
+    state.optimizer.register_step_post_hook(lambda *_: order.append("update"))
+    monkeypatch.setattr(loop, "begin_read", begin_read)
+    list(train(state, spec.corpus, spec.protocol, eval_steps=()))
+    assert order == ["begin", "update", "wait"]
 
 
 class Judge:

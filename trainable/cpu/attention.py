@@ -10,6 +10,10 @@ from transformers.masking_utils import sdpa_mask
 from trainable.cpu.dropout import dropout_mask
 
 NAME = "causal_dropout_on_cpu"
+UNMASKED_NAME = f"unmasked_{NAME}"
+UNMASKED_FAMILIES = ("gpt2",)
+"""Each token of theirs attends to all before it. For others transformers makes a mask where one is needed, and at
+every forward pass waits for the device to say whether it is."""
 CHUNK_QUERIES = 64
 """Queries at a time: a chunk skips the keys after its end, which are a half of all the work in the end."""
 
@@ -85,6 +89,7 @@ def _attention(
 def use_in(model: PreTrainedModel) -> None:
     """Let the model attend so, where it would use torch's own attention otherwise."""
     if getattr(model.config, "_attn_implementation", None) == "sdpa":
+        AttentionInterface.register(UNMASKED_NAME, _attention)
         AttentionInterface.register(NAME, _attention)
         AttentionMaskInterface.register(NAME, sdpa_mask)
-        model.set_attn_implementation(NAME)
+        model.set_attn_implementation(UNMASKED_NAME if model.config.model_type in UNMASKED_FAMILIES else NAME)

@@ -16,7 +16,9 @@ def product(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None =
 
 
 def _takes_onednn(inputs: torch.Tensor) -> bool:
-    return _HAS_ONEDNN and inputs.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+    # Inductor takes this operation of a weight that never changes alone, and else gives up on the whole layer.
+    is_plain = not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
+    return _HAS_ONEDNN and inputs.device.type == "cpu" and is_plain
 
 
 _HAS_ONEDNN = bool(torch.backends.mkldnn.is_available()) and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # type: ignore[no-untyped-call]
