@@ -51,7 +51,7 @@ def _check_folder(name: str, path: Path) -> None:
     except (ValueError, OSError, RecursionError):
         config = None
     if not isinstance(config, dict):
-        raise UserError(f"{where}: its config.json cannot be read as JSON. Save the model again with save_pretrained.")
+        raise UserError(f"{where}: its config.json holds no JSON object. Save the model again with save_pretrained.")
 
 
 def _check_hub_name(name: str) -> None:

@@ -52,7 +52,9 @@ tokens = 409_600
 batch_size = { choice = [8, 32] }
 learning_rate = { log_uniform = [1e-6, 1e-2] }
 """
-    document = make_document(space={"name": "s", "path": "s.toml", "toml": toml}, pinned={"learning_rate": 1e-5})
+    document = make_document(
+        space={"name": "s", "path": "s.toml", "toml": toml}, settings={"pins": {"learning_rate": 1e-5}}
+    )
     document["baseline"]["batch_size"] = 16
     parameters, known = searched_parameters(document, [])
     assert known

@@ -191,10 +191,12 @@ def test_names_that_are_nothing_are_refused(tmp_path: Path) -> None:
     check_model_name("tiny")
 
 
-@pytest.mark.parametrize("content", ['{"model_type": "gpt2"', "", "gpt2", b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "content", ['{"model_type": "gpt2"', "", "gpt2", b"\xff\xfe", "[1, 2]", "3", "null", "[" * 10**5]
+)
 def test_a_broken_config_is_refused_before_torch_is_asked(folder: Path, content: str | bytes) -> None:
     (folder / "config.json").write_bytes(content if isinstance(content, bytes) else content.encode())
-    assert "its config.json cannot be read as JSON" in refusal(folder, check_model_name)
+    assert "its config.json holds no JSON object" in refusal(folder, check_model_name)
 
 
 @pytest.mark.parametrize(
@@ -216,9 +218,8 @@ def test_a_config_that_does_not_fit_is_refused(folder: Path, changes: dict[str, 
     assert what in refusal(folder)
 
 
-@pytest.mark.parametrize("config", ["[1, 2]", "3", "{}", "null"])
-def test_json_that_is_no_config_is_refused(folder: Path, config: str) -> None:
-    (folder / "config.json").write_text(config)
+def test_json_that_is_no_config_is_refused(folder: Path) -> None:
+    (folder / "config.json").write_text("{}")
     assert "cannot be loaded by transformers" in refusal(folder)
 
 
