@@ -135,7 +135,8 @@ def run_study(
         scheduler=scheduler,
         num_samples=work.trials_count,
         max_concurrent_trials=slots.count,
-        reuse_actors=True,
+        # A trial that gets the worker of a node just lost would fail for good: Tune retries none that is being reset.
+        reuse_actors=slots.address is None,
         trial_name_creator=lambda trial: f"trial_{trial.trial_id}",
         trial_dirname_creator=lambda trial: f"trial_{trial.trial_id}",
     )

@@ -23,7 +23,9 @@ class Interrupts:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for number, handler in self._before.pop().items():
+        before = self._before.pop()
+        # After a signal a library's handler in between would end the process with a code of its own.
+        for number, handler in (self._before[0] if self.code is not None and self._before else before).items():
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:

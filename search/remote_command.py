@@ -157,7 +157,7 @@ class HeadCommand:
                 **{name: text for name, text in os.environ.items() if not _is_rays(name)},
                 "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
             },
-            preexec_fn=_end_with_parent,
+            preexec_fn=_hear_signals,
         )
         for stream in ("stdout", "stderr"):
             self._readers.append(Thread(target=self._listen, args=(stream,), daemon=True))
@@ -210,7 +210,9 @@ def _is_rays(name: str) -> bool:
     return name.startswith("RAY_") and not name.startswith(("RAY_AUTH_", "RAY_USAGE_"))
 
 
-def _end_with_parent() -> None:
+def _hear_signals() -> None:
+    # Ray blocks it in its workers, and a process inherits that.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     # A client that goes away takes the actor along, and the actor the command, which then notes its trials as cut off.
     if sys.platform == "linux":
         import ctypes

@@ -41,8 +41,8 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
         if gc.get_freeze_count() == 0:
             # Else the collection between two trials walks all that the libraries brought, a quarter of a second long.
             gc.freeze()
-        shared: SharedInputs | None = config["shared_inputs"]
-        self._spec: RunSpec = shared.localized(config["spec"]) if shared else config["spec"]
+        self._spec: RunSpec = config["spec"]
+        self._shared_inputs: SharedInputs | None = config["shared_inputs"]
         self._config = TrialConfig(**config["trial"])
         self._milestones_tokens: tuple[int, ...] = config["milestones_tokens"]
         self._store = CheckpointStore(root=config["checkpoint_root"], trial_id=config["trial_id"])
@@ -122,12 +122,17 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
 
     def _begin(self) -> TrainState:
         # A trial that was cut off is started again with the same config: its own checkpoints say where it was.
+        if self._shared_inputs is not None:
+            self._spec = self._shared_inputs.localized(self._spec)
         saved, damaged = self._store.newest()
         self._notes += damaged
         if saved is None:
-            return start_run(self._spec, self._config)
-        state = resume_run(self._spec, self._config, saved, may_be_over=True)
-        self._saved_at_active_s = state.active_s
+            state = start_run(self._spec, self._config)
+        else:
+            state = resume_run(self._spec, self._config, saved, may_be_over=True)
+            self._saved_at_active_s = state.active_s
+        if state.compile_note:
+            self._notes.append(state.compile_note)
         return state
 
     def _maybe_save(self, *, finished: bool) -> bool:

@@ -18,7 +18,15 @@ from typing import Any
 
 HERE = Path(__file__).parent
 MIB = 1 << 20
-trial_under_way = -1
+UNDER_WAY = "FAULTS_TRIAL"
+"""The trial's number, in the environment: what travels to a process leaves this module's globals behind."""
+
+
+def faults(*, saving: bool) -> list[dict[str, Any]]:
+    """Return those of the trial under way, at its steps or while it saves."""
+    found = json.loads((HERE / "faults.json").read_text())
+    here = [fault for fault in found if str(fault["trial_id"]) == os.environ[UNDER_WAY]]
+    return [fault for fault in here if (fault["do"] == "die while saving") == saving]
 
 
 def strikes(fault: dict[str, Any]) -> bool:
@@ -78,15 +86,13 @@ def in_training(module: Any) -> None:
 
     def struck(state: Any, *arguments: Any, **options: Any) -> Iterator[Any]:
         for row in train(state, *arguments, **options):
-            for fault in json.loads((HERE / "faults.json").read_text()):
-                here = fault["trial_id"] == trial_under_way and fault["do"] != "die while saving"
-                if here and state.optimizer_steps == fault["step"] and strikes(fault):
+            for fault in faults(saving=False):
+                if state.optimizer_steps == fault["step"] and strikes(fault):
                     strike(fault["do"])
             yield row
 
     def noted(self: Any) -> Any:
-        global trial_under_way
-        trial_under_way = self._store.trial_id
+        os.environ[UNDER_WAY] = str(self._store.trial_id)
         return step(self)
 
     module.train, module.SearchTrial.step = struck, noted
@@ -98,9 +104,8 @@ def in_saving(module: Any) -> None:
 
     def struck(payload: Any, file: Any) -> None:
         save(payload, file)
-        for fault in json.loads((HERE / "faults.json").read_text()):
-            here = fault["trial_id"] == trial_under_way and fault["do"] == "die while saving"
-            if here and payload["optimizer_steps"] >= fault["step"] and strikes(fault):
+        for fault in faults(saving=True):
+            if payload["optimizer_steps"] >= fault["step"] and strikes(fault):
                 strike("die")
 
     module.torch.save = struck

@@ -56,7 +56,7 @@ def thirds(values: list[float]) -> float:
 def main() -> None:
     """Run, watch, print, plot."""
     trials = int(sys.argv[1]) if len(sys.argv) > 1 else 300
-    space = SPACE.replace("trials = 6", f"trials = {trials}").replace("tokens = 60_000", "tokens = 6_000")
+    space = SPACE.replace("trials = 6", f"trials = {trials}").replace("tokens = 40_000", "tokens = 6_000")
     place = Place(
         space=space.replace("count = 12", "count = 3") + '[scheduler]\nname = "none"\n[searcher]\nname = "random"\n'
     )

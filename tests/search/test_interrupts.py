@@ -59,6 +59,22 @@ def test_sigterm_has_a_code_of_its_own() -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.parametrize("interrupted", [True, False])
+def test_what_a_library_does_about_a_signal_does_not_come_back_after_one(interrupted: bool) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+
+    def librarys(number: int, frame: object) -> None:
+        raise AssertionError
+
+    with Interrupts() as interrupts:
+        signal.signal(signal.SIGTERM, librarys)
+        with interrupts:
+            if interrupted:
+                os.kill(os.getpid(), signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) is (before if interrupted else librarys)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 @pytest.fixture(scope="module")
 def checkpoint(spec: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
     """A checkpoint of a few steps and its loss under the study's evaluation."""

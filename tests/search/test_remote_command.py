@@ -5,6 +5,7 @@ The whole way, through Ray's client, is tests/faults/cluster.py.
 
 import importlib.util
 import os
+import signal
 import tempfile
 import time
 from pathlib import Path
@@ -105,6 +106,21 @@ def test_a_commands_words_streams_and_exit_code_come_back(head: HeadCommand, tmp
     assert head.hand_over(str(tmp_path / "shared")) == []
     assert not list(tmp_path.glob("gpt2-search-*"))
     assert shared.local().read_text() == "taken along"
+
+
+def test_ctrl_c_reaches_a_command_whose_worker_blocks_it(head: HeadCommand, tmp_path: Path, text_file: Path) -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        head.start("preflight", {"TRAINING_DATA_SOURCE": str(text_file)}, {}, str(tmp_path), as_json=False)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    lines, code = head.news()
+    while not lines and code is None:
+        time.sleep(0.05)
+        lines, code = head.news()
+    head.send_signal(signal.SIGINT)
+    said, code = heard(head)
+    assert code == 130, said
 
 
 def test_a_mistake_comes_back_as_one(head: HeadCommand, tmp_path: Path) -> None:
