@@ -143,24 +143,20 @@ def _load(study: Study) -> _Best:
             baseline=baseline_trial(trials),
             config=config if config.has_warmup else replace(config, warmup_steps=0),
             model=_text(document["model"]),
-            data_source=None if document["data_source"] is None else _text(document["data_source"]),
-            checkpoint_path=None if document["checkpoint_path"] is None else _text(document["checkpoint_path"]),
-            eval_block_size=int(document["evaluation"]["block_size"]),
-            eval_tokens=int(document["evaluation"]["tokens"]),
+            data_source=document["data_source"] and _text(document["data_source"]),
+            checkpoint_path=document["checkpoint_path"] and _text(document["checkpoint_path"]),
+            eval_block_size=document["evaluation"]["block_size"],
+            eval_tokens=document["evaluation"]["tokens"],
             verdict=next((v for v in confirmation.verdicts if v.trial_id == trial["trial_id"]), None)
             if confirmation
             else None,
         )
-    except KeyError as err:
-        raise UserError(f"{shown(study.study_json)}: there is no key {err}.") from None
-    except (TypeError, ValueError, OverflowError) as err:
-        raise UserError(
-            f"{shown(study.study_json)}: model, data_source, checkpoint_path or evaluation: {err}."
-        ) from None
+    except ValueError as err:
+        raise UserError(f"{shown(study.study_json)}: model, data_source or checkpoint_path: {err}.") from None
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or "\0" in value:
+def _text(value: str) -> str:
+    if "\0" in value:
         raise ValueError(f"{value!r} is no text that a variable can hold")
     # A path that is not UTF-8 came in by surrogateescape and leaves by it; other lone surrogates are no bytes at all.
     value.encode("utf-8", "surrogateescape")

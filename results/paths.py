@@ -2,6 +2,27 @@
 
 from pathlib import Path
 
+from trainable.errors import UserError
+
+
+def path_error(path: Path) -> str | None:
+    """Return why the system takes no such path at all (too long, a NUL in it, an unreadable parent), or None."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        return getattr(error, "strerror", None) or str(error)
+    return None
+
+
+def expanded(text: str, variable: str) -> Path:
+    """Return a path that a person wrote, absolute. Raises UserError, naming the variable, for the home of nobody."""
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError:
+        raise UserError(f"{variable}={text!r}: there is no such user. Write the whole path.") from None
+
 
 def shown(path: Path) -> str:
     """Return `path` for one line of text: relative to the current folder when below it, quoted when it must be."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from results.atomic import sync_folder, write_atomic
-from results.paths import shown
+from results.paths import expanded, path_error, shown
 from trainable.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -77,16 +77,20 @@ class Study:
         return self.path / "best.json"
 
     def document(self) -> dict[str, Any]:
-        """Return study.json. Raises UserError when it is missing, cut short, or another version's."""
+        """Return study.json. Raises UserError when it is missing, cut short, another version's, or lacks a value."""
         where = shown(self.study_json)
         try:
-            document = json.loads(self.study_json.read_bytes())
+            document = json.loads(self.study_json.read_bytes(), parse_constant=_refuse_constant)
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(f"{where}: there is no such file, so {self.name} is not a study.") from None
         except (ValueError, RecursionError) as err:
             raise UserError(f"{where}: not whole JSON ({err}). Restore it, or move the study away.") from None
         if not isinstance(document, dict) or document.get("schema_version") != SCHEMA_VERSION:
             raise UserError(f"{where}: not a study of schema_version {SCHEMA_VERSION}: another version wrote it.")
+        from results.document_schema import document_fault
+
+        if (fault := document_fault(document)) is not None:
+            raise UserError(f"{where}: {fault}. It was changed since the study was made: restore it.")
         return document
 
     def trials(self) -> "list[Row]":
@@ -104,6 +108,10 @@ class Study:
         return sorted(rows, key=lambda row: (row["trial_id"], row["tokens_seen"]))
 
 
+def _refuse_constant(text: str) -> None:
+    raise ValueError(f"{text} is no number of JSON")
+
+
 def studies_dir() -> Path:
     """Return the absolute folder that holds the studies: STUDIES_DIR, else results/studies. It may not exist yet.
 
@@ -112,10 +120,9 @@ def studies_dir() -> Path:
     text = os.environ.get("STUDIES_DIR", "")
     if not text:
         return Path(__file__).resolve().parent / "studies"
-    try:
-        path = Path(text).expanduser().absolute()
-    except RuntimeError:
-        raise UserError(f"STUDIES_DIR={text!r}: there is no such user. Write the whole path.") from None
+    path = expanded(text, "STUDIES_DIR")
+    if (reason := path_error(path)) is not None:
+        raise UserError(f"STUDIES_DIR={text!r} cannot be used: {reason}. Set it to a folder.")
     if path.exists() and not path.is_dir():
         raise UserError(f"STUDIES_DIR={text!r} is not a folder.")
     return path

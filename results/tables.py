@@ -5,17 +5,18 @@ from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from results.atomic import write_atomic
 from results.paths import shown
 from results.table_guard import check_guard, guarded
-from trainable.config import TrialConfig
+from trainable.config import TrialConfig, config_from
 from trainable.errors import UserError
-from trainable.rows import MetricsRow, StepRow
+from trainable.rows import MetricsRow, StepRow, TrialStatus
 
 Row = dict[str, Any]
 """A table's row: value by column name; null is None, a time is aware and in UTC."""
@@ -24,23 +25,28 @@ _TIME = pa.timestamp("us", tz="UTC")
 _ARROW_TYPES = {int: pa.int64(), float: pa.float64(), str: pa.string()}
 
 
-def _columns(cls: type) -> list[tuple[str, Any]]:
-    return [(name, _ARROW_TYPES[kind]) for name, kind in get_type_hints(cls).items()]
+def _column(name: str, kind: Any) -> Any:
+    return pa.field(name, kind, nullable=False)
+
+
+def _columns(cls: type, *nullable: str) -> list[Any]:
+    kinds = get_type_hints(cls).items()
+    return [pa.field(name, _ARROW_TYPES[kind], nullable=name in nullable) for name, kind in kinds]
 
 
 TRIALS = pa.schema(
     [
-        ("trial_id", pa.int64()),
-        ("is_baseline", pa.bool_()),
-        ("status", pa.string()),
+        _column("trial_id", pa.int64()),
+        _column("is_baseline", pa.bool_()),
+        _column("status", pa.string()),
         ("verdict", pa.string()),
         ("point", pa.string()),
         *_columns(TrialConfig),
         ("val_loss", pa.float64()),
         ("best_val_loss", pa.float64()),
-        ("tokens_seen", pa.int64()),
-        ("optimizer_steps", pa.int64()),
-        ("active_s", pa.float64()),
+        _column("tokens_seen", pa.int64()),
+        _column("optimizer_steps", pa.int64()),
+        _column("active_s", pa.float64()),
         ("tokens_per_s", pa.float64()),
         ("rung", pa.int64()),
         ("started_at", _TIME),
@@ -49,8 +55,10 @@ TRIALS = pa.schema(
 )
 """trials.parquet: a row per trial; trial 0 is the baseline. point: what the searcher proposed, as JSON, if it did."""
 
-METRICS = pa.schema([("trial_id", pa.int64()), *_columns(MetricsRow)])
-"""metrics.parquet: a row per evaluation."""
+METRICS = pa.schema(
+    [_column("trial_id", pa.int64()), *_columns(MetricsRow, "val_loss", "train_loss", "grad_norm", "tokens_per_s")]
+)
+"""metrics.parquet: a row per evaluation; what was infinite or NaN is null."""
 
 STEPS = pa.schema(_columns(StepRow))
 """steps/TRIAL.parquet: a row per optimizer step, as measured: a loss or norm may be infinite or NaN."""
@@ -75,11 +83,11 @@ def write_table(path: Path, rows: Sequence[Row], schema: Any) -> None:
     write_atomic(path, data)
 
 
-def read_rows(path: Path, schema: Any = None) -> list[Row]:
-    """Return the rows of a Parquet file, in its order.
+def read_table(path: Path, schema: Any = None) -> Any:
+    """Return a Parquet file as an Arrow table.
 
-    Raises UserError when it is missing, cut short, changed since it was written, not Parquet, or lacks a column of
-    `schema`.
+    Raises UserError when it is missing, cut short, changed since it was written, not Parquet, lacks a column of
+    `schema`, or holds what no study writes.
     """
     damaged = "{}: not a whole Parquet table ({}). Restore it, or move its study away."
     try:
@@ -102,7 +110,45 @@ def read_rows(path: Path, schema: Any = None) -> list[Row]:
                 f"{shown(path)}: column '{wanted.name}' is {found or 'missing'}, not {wanted.type}: "
                 "it is not a study's table, or another version wrote it."
             )
-    return _rows(table)
+    if (fault := _fault(table, schema)) is not None:
+        raise _changed(path, fault)
+    return table
+
+
+def read_rows(path: Path, schema: Any = None) -> list[Row]:
+    """Return the rows of a Parquet file, in its order. Raises UserError as read_table does, and for an odd trial."""
+    rows = _rows(read_table(path, schema))
+    if schema is TRIALS and (fault := _fault_of_trials(rows)) is not None:
+        raise _changed(path, fault)
+    return rows
+
+
+def _changed(path: Path, fault: str) -> UserError:
+    return UserError(f"{shown(path)}: {fault}. It was changed since it was written: restore it.")
+
+
+def _fault(table: Any, schema: Any) -> str | None:
+    for column in schema or ():
+        values = table[column.name]
+        if values.null_count and not column.nullable:
+            return f"a row has no {column.name}"
+        if pa.types.is_integer(column.type) and (least := pc.min(values).as_py()) is not None and least < 0:
+            return f"a row has {column.name}={least}"
+        # A step's loss may be infinite; that is what it is there to show.
+        if pa.types.is_floating(column.type) and schema is not STEPS and pc.all(pc.is_finite(values)).as_py() is False:
+            return f"a row has a {column.name} that is no number"
+    return None
+
+
+def _fault_of_trials(rows: Sequence[Row]) -> str | None:
+    for row in rows:
+        if row["status"] not in get_args(TrialStatus):
+            return f"trial {row['trial_id']} has status={row['status']!r}"
+        try:
+            config_from(row)
+        except UserError as refusal:
+            return f"trial {row['trial_id']}: {refusal}"
+    return None if len({row["trial_id"] for row in rows}) == len(rows) else "two rows have the same trial_id"
 
 
 def read_rows_or_previous(path: Path, schema: Any = None) -> tuple[list[Row], str | None]:

@@ -7,7 +7,7 @@ from results.diagnosis.diagnose import Context
 from results.diagnosis.report import Report, plain_text, render, report_of_trace, to_json
 from results.diagnosis.study import context_of_study, report_of_study
 from results.logs.training_log import read_training_log
-from results.paths import shown
+from results.paths import expanded, path_error, shown
 from results.study import LATEST, Study, list_studies, open_study
 from results.trace import trace_of_trial
 from results.trace_plot import plot_trace
@@ -45,7 +45,7 @@ def _report(target: str, variables: Variables, progress: Preparing) -> tuple[Rep
         return report_of_trace(
             trace_of_trial(study, trial_id), context=context
         ), study.path / f"diagnosis-{trial_id}.png"
-    path = Path(target).expanduser().absolute()
+    path = _path(target)
     picture = Path.cwd() / f"{path.stem}.diagnosis.png"
     if not path.exists():
         known = [study.name for study in list_studies()]
@@ -57,12 +57,19 @@ def _report(target: str, variables: Variables, progress: Preparing) -> tuple[Rep
     return report_of_trace(read_training_log(path), context=_context(variables)), picture
 
 
+def _path(target: str) -> Path:
+    path = expanded(target, "TARGET")
+    if (reason := path_error(path)) is not None:
+        raise UserError(f"TARGET={target} cannot be opened: {reason}. Name a study, STUDY/TRIAL, a file or a folder.")
+    return path
+
+
 def _study_and_trial(target: str) -> tuple[Study | None, int | None]:
-    path = Path(target).expanduser()
-    if path.is_dir() and Study(path.absolute()).study_json.is_file():
-        return Study(path.absolute()), None
+    path = _path(target)
+    if path.is_dir() and Study(path).study_json.is_file():
+        return Study(path), None
     name, slash, trial = target.partition("/")
-    if path.exists() or (slash and not trial.isdigit()):
+    if path.exists() or (slash and not trial.isdecimal()):
         return None, None
     if name != LATEST and name not in {study.name for study in list_studies()}:
         return None, None

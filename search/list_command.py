@@ -3,6 +3,7 @@
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from results.paths import shown
 from results.ranking import baseline_trial, best_trial
@@ -23,7 +24,7 @@ def list_command(_: Variables, terminal: Terminal) -> int:
         table.add_column(heading, justify="right" if heading in ("trials", "best", "baseline") else "left")
     for entry in entries:
         if "error" in entry:
-            table.add_row(entry["study"], f"[red]{entry['error']}[/red]")
+            table.add_row(entry["study"], Text(entry["error"], style="red"))
             continue
         table.add_row(
             entry["study"],

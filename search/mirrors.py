@@ -2,9 +2,9 @@
 
 import importlib.util
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from results.paths import expanded
 from results.study import Study
 from search.variables import Variables
 from spaces.space import SearchSpace
@@ -43,7 +43,7 @@ def read_mirrors(variables: Variables) -> Mirrors:
 def _storage_url(text: str | None) -> str | None:
     if text is None or "://" in text:
         return text
-    path = Path(text).expanduser().absolute()
+    path = expanded(text, "OPTUNA_STORAGE")
     if path.is_dir() or not path.parent.is_dir():
         raise UserError(f"OPTUNA_STORAGE={text}: it must be a file in a folder that exists, or a database URL.")
     return f"sqlite:///{path}"

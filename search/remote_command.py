@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from threading import Thread
 
-from results.paths import shown
+from results.paths import path_error, shown
 from results.study import LATEST, Study, studies_dir
 from search.cluster import check_port, connect
 from search.interrupts import Interrupts
@@ -116,9 +116,10 @@ def _on_head(command: str, variables: Variables, storage: str, terminal: Termina
 
 
 def _on_disk(name: str, variables: Variables) -> Path | None:
-    text = variables.text(name)
-    path = Path(text).expanduser().absolute() if text else None
-    return path if path is not None and path.exists() and (name != "SPACE" or path.is_file()) else None
+    path = variables.path(name)
+    if path is None or path_error(path) is not None:
+        return None
+    return path if path.exists() and (name != "SPACE" or path.is_file()) else None
 
 
 class HeadCommand:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from results.paths import expanded
 from results.study import Study, check_study_name, studies_dir
 from trainable.errors import UserError
 from trainable.storage_place import below, blocks_of, files_at, reason, write_whole
@@ -30,7 +31,7 @@ def checked_storage(text: str | None) -> str | None:
     if text is None:
         return None
     if "://" not in text:
-        return str(Path(text).expanduser().absolute())
+        return str(expanded(text, "STORAGE"))
     if text.startswith(("gs://", "gcs://")) and "retry_limit_seconds" not in text:
         # Left alone, a bucket that does not answer is asked for a quarter of an hour.
         text += ("&" if "?" in text else "?") + f"retry_limit_seconds={GCS_PATIENCE_S}"

@@ -1,5 +1,6 @@
 """Where words go: people read stdout, or stderr when stdout carries one JSON document; and progress before a study."""
 
+import io
 import json
 import sys
 from collections.abc import Mapping
@@ -14,11 +15,15 @@ class Terminal:
 
     def __init__(self, *, as_json: bool) -> None:
         self.as_json = as_json
-        self.console = Console(stderr=as_json, highlight=False)
+        # What a person named may hold marks of markup, and bytes of a path that are no characters.
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
+        self.console = Console(stderr=as_json, highlight=False, markup=False)
 
     def say(self, text: str) -> None:
         """Print a line for a person."""
-        self.console.print(text, markup=False, soft_wrap=True)
+        self.console.print(text, soft_wrap=True)
 
     def document(self, document: Mapping[str, Any]) -> None:
         """Print the command's JSON document, when one was asked for."""
@@ -49,6 +54,6 @@ class Preparing:
         if what not in self._tasks:
             self._tasks[what] = self._bar.add_task(what, total=1.0)
             if not self._console.is_terminal:
-                self._console.print(f"{what} ...", markup=False)
+                self._console.print(f"{what} ...")
         # A step without a measurable share pulses.
         self._bar.update(self._tasks[what], completed=done_frac, total=1.0 if done_frac else None)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+from results.paths import expanded
 from trainable.config import (
     BEFORE,
     ENV_NAMES,
@@ -90,10 +91,7 @@ class Variables:
     def path(self, name: str) -> Path | None:
         """Return the value as an absolute path or None. Raises UserError for the home of nobody."""
         text = self.text(name)
-        try:
-            return Path(text).expanduser().absolute() if text else None
-        except RuntimeError:
-            raise UserError(f"{name}={text!r}: there is no such user. Write the whole path.") from None
+        return expanded(text, name) if text else None
 
     def whole(self, name: str, *, low: int = 1) -> int | None:
         """Return the value as a whole number of at least `low`, or None. Raises UserError naming the variable."""

@@ -84,7 +84,7 @@ class StudyView:
 
     def say(self, line: str) -> None:
         """Print a line and keep it in search.log."""
-        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(line, soft_wrap=True)
         self.log(line)
 
     def log(self, line: str) -> None:

@@ -76,9 +76,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
         )
     if payload.get("format") != FORMAT:
         return _owners(path, payload)
-    if payload.get("version") != VERSION:
-        raise UserError(f"{where} has version {payload.get('version')}; this program reads {VERSION}. Update it.")
+    version = payload.get("version")
+    if not isinstance(version, int) or version != VERSION:
+        other = version if isinstance(version, int) else "of no number"
+        raise UserError(f"{where} has version {other}; this program reads {VERSION}. Update it.")
     try:
+        _check_plain_values(payload)
         return Checkpoint(
             path=path,
             optimizer_steps=_whole_step(path, payload, "optimizer_steps"),
@@ -169,6 +172,12 @@ def _whole_step(path: Path, payload: Mapping[str, Any], key: str) -> int:
     if isinstance(step, bool) or not isinstance(step, int) or step < 0:
         raise UserError(f"CHECKPOINT_PATH={path} has no whole number '{key}' and so cannot be continued.")
     return step
+
+
+def _check_plain_values(payload: Mapping[str, Any]) -> None:
+    for key, kind in (("model_name", str), ("corpus_fingerprint", str), ("tokens_seen", int), ("active_s", float)):
+        if not isinstance(payload[key], kind):
+            raise TypeError(f"'{key}' is of type {type(payload[key]).__name__}, not {kind.__name__}")
 
 
 def _is_state_dict(value: Any) -> bool:

@@ -16,28 +16,19 @@ from trainable.model_names import PRESETS
 
 UNSTABLE_FRAC = 0.15
 WORST_TRIALS = 5
-MOST_NATS = 100.0
-"""No text's words are so rare: a larger entropy is another's number."""
 _BROKEN = ("unstable", "out_of_memory", "failed")
 
 
 def context_of_study(study: Study) -> Context:
     """Return what study.json knows of its trials' model and text. Raises UserError when it is damaged."""
     document = study.document()
-    corpus = document.get("corpus")
-    corpus = corpus if isinstance(corpus, dict) else {}
-    vocab_size, unigram_entropy = corpus.get("vocab_size"), corpus.get("unigram_entropy")
-    model = str(document.get("model"))
+    corpus, model = document["corpus"], document["model"]
     pretrained: bool | None = None
     # A checkpoint or a folder may hold anything; a preset is random, and what the hub names is trained.
-    if not document.get("checkpoint_path") and not model.startswith((".", "/", "~")):
+    if not document["checkpoint_path"] and not model.startswith((".", "/", "~")):
         pretrained = model not in PRESETS
     return Context(
-        vocab_size=vocab_size if isinstance(vocab_size, int) and vocab_size > 1 else None,
-        pretrained=pretrained,
-        unigram_entropy=float(unigram_entropy)
-        if isinstance(unigram_entropy, int | float) and 0 < unigram_entropy <= MOST_NATS
-        else None,
+        vocab_size=corpus["vocab_size"], pretrained=pretrained, unigram_entropy=float(corpus["unigram_entropy"])
     )
 
 

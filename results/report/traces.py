@@ -3,6 +3,7 @@
 from typing import Any
 
 from results.study import Study
+from trainable.errors import UserError
 
 MAX_VALUES, MIN_VALUES, ALL_VALUES = 400, 60, 40_000
 """Of a trial's loss or gradient norm: at most, at least, and of all trials together about."""
@@ -26,18 +27,19 @@ def trial_traces(study: Study, trial_ids: list[int]) -> dict[str, dict[str, Any]
 
 def _trace(study: Study, trial_id: int, values: int) -> dict[str, Any] | None:
     import numpy as np
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+
+    from results.tables import STEPS, read_table
 
     path = study.steps_path(trial_id)
     if not path.exists():
         return None
     try:
-        table = pq.read_table(path, columns=["optimizer_steps", "train_loss", "grad_norm", "learning_rate"])
-    except (pa.ArrowException, OSError):
+        table = read_table(path, STEPS)
+    except UserError:
         # The tables that the numbers come from are whole; a torn trace is no reason to withhold them.
         return None
-    steps, loss, grad, rate = (table.column(name).to_numpy() for name in table.column_names)
+    names = ("optimizer_steps", "train_loss", "grad_norm", "learning_rate")
+    steps, loss, grad, rate = (table.column(name).to_numpy() for name in names)
     if not len(steps):
         return None
     bad = ~(np.isfinite(loss) & np.isfinite(grad))

@@ -19,6 +19,11 @@ Files = dict[str, bytes | None]
 """By path in the study's folder; None is a file that is not there."""
 
 
+def nullable(schema: Any) -> Any:
+    """Return the schema with no column that must hold a value."""
+    return pa.schema([field.with_nullable(True) for field in schema])
+
+
 def whole_study(folder: Path) -> tuple[Study, Files]:
     """Return a study of five trials and its files."""
     study = make_report_study(folder / "studies" / "one", trials=5, budget_tokens=160_000, evaluations=4)
@@ -107,7 +112,7 @@ def odd_tables(draw: st.DrawFn, data: bytes, schema: Any, folder: Path) -> bytes
     for _ in range(draw(st.integers(0, 3)) if rows else 0):
         field = draw(st.sampled_from(list(schema)))
         draw(st.sampled_from(rows))[field.name] = draw(_cells(field.type))
-    write_table(path, rows, schema)
+    write_table(path, rows, nullable(schema))
     return path.read_bytes()
 
 

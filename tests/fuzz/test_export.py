@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from results.export import export_cli, export_env, export_json, export_toml
 from results.study import Study
 from results.tables import TRIALS, write_table
+from tests.documents import sound_document
 from tests.fuzz.outcome import EXAMPLES, attempt
 from tests.fuzz.texts import HOSTILE, texts
 from trainable.config import BEFORE
@@ -57,13 +58,8 @@ def cwd(tmp_path: Path) -> Path:
 
 
 def name_all(study: Study, named: tuple[str, str, str]) -> None:
-    document = {
-        "schema_version": 2,
-        "name": "one",
-        "evaluation": {"block_size": 128, "tokens": 16_384},
-        **dict(zip(("model", "data_source", "checkpoint_path"), named, strict=True)),
-    }
-    study.study_json.write_text(json.dumps(document))
+    paths = dict(zip(("model", "data_source", "checkpoint_path"), named, strict=True))
+    study.study_json.write_text(json.dumps(sound_document("one", **paths)))
 
 
 def exported(

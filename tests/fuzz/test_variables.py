@@ -11,11 +11,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from results.study import SCHEMA_VERSION, check_study_name, create_study, new_study_name, open_study, studies_dir
+from results.study import check_study_name, create_study, new_study_name, open_study, studies_dir
 from search.inputs import check_inputs
 from search.plan import check_slot_variables, study_name
 from search.settings import read_settings
 from search.variables import FOLDERS, KNOWN, Variables, explicit_hyperparameters, read_variables, with_default_warmup
+from tests.documents import sound_document
 from tests.fuzz.outcome import EXAMPLES, attempt
 from tests.fuzz.texts import assignable, texts
 from trainable.audit.values import parse_range
@@ -188,7 +189,7 @@ def test_a_cache_folder_is_made_or_refused(own_environment: Path, text: str) -> 
 
 
 def document(name: str) -> dict[str, Any]:
-    return {"schema_version": SCHEMA_VERSION, "name": name, "created_at": "2025-11-25T03:10:00+00:00"}
+    return sound_document(name)
 
 
 @given(texts)
@@ -231,7 +232,6 @@ def test_no_name_opens_what_is_no_study(own_environment: Path, name: str) -> Non
         assert study is None or (study.path == folder / "one" and name in ("one", "latest"))
 
 
-@pytest.mark.xfail(raises=OSError, strict=True, reason="a name of more than 255 bytes")
 @given(assignable)
 @example("a" * 300)
 def test_the_studies_folder_is_one_or_refused(text: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.documents import sound_document
 from trainable.config import DOCUMENTED
 
 
@@ -20,21 +21,7 @@ def studies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def make_document() -> Callable[..., dict[str, Any]]:
     def make(name: str = "plateau-1125-0310", **changes: Any) -> dict[str, Any]:
-        document = {
-            "schema_version": 2,
-            "name": name,
-            "created_at": "2025-11-25T03:10:00+00:00",
-            "space": {"name": "plateau", "path": "spaces/plateau.toml", "description": "", "toml": ""},
-            "budget_tokens": 409_600,
-            "rung_tokens": [102_400, 204_800],
-            "evaluation": {"block_size": 128, "tokens": 16_384, "milestones_tokens": [204_800, 409_600]},
-            "baseline": asdict(DOCUMENTED),
-            "settings": {"pins": {}},
-            "model": "tiny",
-            "data_source": None,
-            "checkpoint_path": None,
-        }
-        return {**document, **changes}
+        return sound_document(name, **changes)
 
     return make
 

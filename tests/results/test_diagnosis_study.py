@@ -20,8 +20,8 @@ STEP_COUNT = 300
 
 @pytest.fixture
 def study(studies: Path, make_document: Callable[..., dict[str, Any]]) -> Study:
-    corpus = {"vocab_size": 2048, "unigram_entropy": 6.2}
-    return create_study("plateau-1125-0310", make_document(corpus=corpus))
+    document = make_document()
+    return create_study(document["name"], {**document, "corpus": {**document["corpus"], "unigram_entropy": 6.2}})
 
 
 def loss_at(step: int, gauss: Callable[[float, float], float], *, diverges: bool) -> float:
@@ -170,4 +170,4 @@ def test_what_the_study_knows_of_its_model(
     studies: Path, make_document: Callable[..., dict[str, Any]], changes: dict[str, Any], pretrained: bool | None
 ) -> None:
     study = create_study("one", make_document(name="one", **changes))
-    assert context_of_study(study) == Context(vocab_size=None, pretrained=pretrained, unigram_entropy=None)
+    assert context_of_study(study) == Context(vocab_size=2048, pretrained=pretrained, unigram_entropy=6.35)

@@ -256,12 +256,13 @@ def test_without_a_completed_trial_there_is_one_line(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"model": None}, "None is no text"),
+        ({"model": None}, "model: None is not of type 'string'"),
         ({"model": "a\0b"}, "no text that a variable can hold"),
-        ({"data_source": 3}, "3 is no text"),
-        ({"evaluation": {"block_size": 128}}, "there is no key 'tokens'"),
-        ({"evaluation": 5}, "evaluation"),
-        ({"evaluation": {"block_size": "x\ny", "tokens": 1}}, "evaluation"),
+        ({"model": "\ud800"}, "surrogates not allowed"),
+        ({"data_source": 3}, "data_source: 3 is not of type 'string'"),
+        ({"evaluation": {"block_size": 128}}, "evaluation: 'tokens' is a required property"),
+        ({"evaluation": 5}, "evaluation: 5 is not of type 'object'"),
+        ({"evaluation": {"block_size": "x\ny", "tokens": 1}}, "evaluation.block_size: "),
     ],
 )
 def test_a_damaged_study_json_is_one_line(make_study: MakeStudy, changes: dict[str, Any], said: str) -> None:

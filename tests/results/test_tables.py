@@ -201,7 +201,7 @@ def test_a_table_without_a_guard_is_read(tmp_path: Path, make_trial: MakeTrial) 
 
 def test_pages_have_checksums_of_their_own_for_other_readers(tmp_path: Path) -> None:
     path, draw = tmp_path / "steps.parquet", random.Random(0)
-    rows = [{**dict.fromkeys(STEPS.names), "grad_norm": draw.random()} for _ in range(100)]
+    rows = [{**dict.fromkeys(STEPS.names, 1), "grad_norm": draw.random()} for _ in range(100)]
     write_table(path, rows, STEPS)
     data = path.read_bytes()
     table = pq.ParquetFile(path).read()

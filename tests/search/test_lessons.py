@@ -13,6 +13,7 @@ from results.tables import METRICS, TRIALS, write_table
 from search.lessons import Lessons, lessons_from, read_lessons, write_lessons
 from spaces.load import space_from_tables
 from spaces.space import SearchSpace
+from tests.documents import sound_document
 from trainable.errors import UserError
 
 FACTS: dict[str, Any] = {
@@ -55,23 +56,18 @@ def make_space(*, budget: int = 12_800, searcher: str = "tpe", **search: Any) ->
 def source() -> Study:
     """A study of the space at 12,800 tokens: the baseline and a better one completed, three others ended otherwise."""
     space = make_space()
-    document = {
-        "schema_version": 2,
-        "name": "before",
-        "kind": "search",
-        "created_at": "2025-11-25T03:10:00+00:00",
-        "budget_tokens": 12_800,
-        "evaluation": {"block_size": 32, "tokens": 256, "milestones_tokens": list(MILESTONES)},
-        **FACTS,
-    }
+    evaluation = {"block_size": 32, "tokens": 256, "milestones_tokens": list(MILESTONES)}
+    document = sound_document("before", budget_tokens=12_800, evaluation=evaluation)
+    document = {**document, **FACTS, "corpus": {**document["corpus"], **FACTS["corpus"]}}
     study = create_study("before", document)
     rows, metrics = [], []
     for trial_id, (point, status, loss) in enumerate(zip(POINTS, STATUSES, LOSSES, strict=True)):
         config = space.config_for(point)
+        counters = {"tokens_seen": 12_800, "optimizer_steps": 1, "active_s": 1.0}
         row = dict.fromkeys(TRIALS.names) | asdict(config) | {"trial_id": trial_id, "is_baseline": trial_id == 0}
-        rows.append(row | {"status": status, "val_loss": loss, "point": json.dumps(point), "tokens_seen": 12_800})
+        rows.append(row | counters | {"status": status, "val_loss": loss, "point": json.dumps(point)})
         for tokens in (0, *MILESTONES) if loss else ():
-            one = dict.fromkeys(METRICS.names) | {"trial_id": trial_id, "tokens_seen": tokens, "val_loss": loss}
+            one = dict.fromkeys(METRICS.names, 1) | {"trial_id": trial_id, "tokens_seen": tokens, "val_loss": loss}
             metrics.append(one | {"optimizer_steps": tokens // config.tokens_per_step})
     write_table(study.trials_path, rows, TRIALS)
     write_table(study.metrics_path, metrics, METRICS)

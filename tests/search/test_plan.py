@@ -18,6 +18,7 @@ from search.run_command import header_lines
 from search.terminal import Preparing
 from search.variables import read_variables
 from spaces.load import load_space
+from tests.documents import sound_document
 from trainable.config import BEFORE, DOCUMENTED, with_token_budget
 from trainable.errors import UserError
 from trainable.rows import MetricsRow
@@ -93,14 +94,7 @@ def test_a_baseline_that_another_study_found(
     plan_of: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = with_token_budget(DOCUMENTED, 409_600)
-    document = {
-        "schema_version": 2,
-        "name": "earlier",
-        "kind": "search",
-        "created_at": "2025-11-25T03:10:00+00:00",
-        "model": "tiny",
-    }
-    ledger = Ledger(create_study("earlier", document))
+    ledger = Ledger(create_study("earlier", sound_document("earlier")))
     now = datetime(2025, 11, 25, tzinfo=UTC)
     for trial_id, loss in ((0, 5.0), (1, 4.0)):
         config = found if trial_id == 0 else BEFORE
@@ -125,9 +119,7 @@ def test_a_baseline_that_another_study_found(
 
 
 def test_a_study_without_a_completed_trial_is_no_baseline(plan_of: MakePlan) -> None:
-    create_study(
-        "empty", {"schema_version": 2, "name": "empty", "kind": "search", "created_at": "2025-11-25T03:10:00+00:00"}
-    )
+    create_study("empty", sound_document("empty"))
     with pytest.raises(UserError, match="BASELINE=empty: study empty has no completed trial"):
         plan_of("BASELINE=empty")
 

@@ -14,6 +14,7 @@ import pytest
 from results.study import Study
 from search.storage import MARK, TableMirror, checked_storage, fetch_study, read_probe, remove_probe, write_probe
 from search.storage_hold import ALIVE_S, check_unheld
+from tests.documents import sound_document
 from tests.faults.common import Place, differences, has_begun
 from trainable.errors import UserError
 from trainable.storage_place import files_at
@@ -76,7 +77,7 @@ def claimed(study: Study, storage: Path, **mark: Any) -> None:
 
 def test_one_driver_at_a_time_writes_a_study_into_the_storage(tmp_path: Path) -> None:
     study, storage = small_study(tmp_path), tmp_path / "storage"
-    study.study_json.write_text('{"schema_version": 2, "created_at": "now"}')
+    study.study_json.write_text(json.dumps(sound_document("one")))
     check_unheld(study, str(storage))
     here, pid = socket.gethostname(), os.getpid()
     for mark, held in (
@@ -100,11 +101,11 @@ def test_one_driver_at_a_time_writes_a_study_into_the_storage(tmp_path: Path) ->
 
 def test_another_study_of_that_name_in_the_storage_is_left_alone(tmp_path: Path) -> None:
     study, storage = small_study(tmp_path), tmp_path / "storage"
-    study.study_json.write_text('{"schema_version": 2, "created_at": "now"}')
+    study.study_json.write_text(json.dumps(sound_document("one")))
     TableMirror(study, str(storage), print).close()
     assert not (storage / "one" / MARK).exists()
     check_unheld(study, str(storage))
-    study.study_json.write_text('{"schema_version": 2, "created_at": "later"}')
+    study.study_json.write_text(json.dumps(sound_document("one", created_at="2025-11-26T03:10:00+00:00")))
     with pytest.raises(UserError, match="holds another study one"):
         check_unheld(study, str(storage))
 
