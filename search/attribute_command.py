@@ -20,11 +20,12 @@ from results.ledger import Ledger
 from results.lock import hold
 from results.paths import shown
 from results.ranking import baseline_trial, best_trial
-from results.study import LATEST, Study, create_study, list_studies, open_study
+from results.study import Study, create_study, list_studies
 from search.inputs import check_fit
 from search.preflight_command import PREFLIGHT_FAILED, passes_preflight
 from search.reopen import Reopened, load_like, reopen, run_more
 from search.report_command import write_reports
+from search.storage import TableMirror, open_or_fetch_study
 from search.study_document import common_document
 from search.terminal import Preparing, Terminal
 from search.variables import Variables
@@ -74,7 +75,7 @@ def attribute_command(variables: Variables, terminal: Terminal) -> int:
         opened.loaded,
         design.before,
         largest=max(design.configs.values(), key=lambda config: config.tokens_per_step),
-        runs_at_once=opened.slots.count,
+        runs_at_once=opened.slots.count_here,
         terminal=terminal,
     ):
         return PREFLIGHT_FAILED
@@ -86,7 +87,7 @@ def attribute_command(variables: Variables, terminal: Terminal) -> int:
     if code is not None:
         terminal.say(f"make attribute with the same words goes on; so far: {shown(study.path)}")
         return code
-    return _conclude(design, study, terminal)
+    return _conclude(design, study, terminal, opened.slots.storage)
 
 
 def make_design(variables: Variables) -> Design:
@@ -97,7 +98,7 @@ def make_design(variables: Variables) -> Design:
         names = (variables.text("FROM") or "before", variables.text("TO") or "documented")
         before, after = (_documented(name) for name in names)
     else:
-        source = open_study(variables.text("STUDY") or LATEST, but_kind="train")
+        source, _ = open_or_fetch_study(variables)
         base, best = baseline_trial(source.trials()), best_trial(source.trials())
         if base is None or best is None or best["is_baseline"]:
             raise UserError(f"study {source.name} has no trial better than its baseline: nothing to attribute.")
@@ -191,7 +192,7 @@ def _known_configs(design: Design, study: Study) -> dict[TrialConfig, dict[str, 
     return {config_from(row): row for row in rows if row["status"] in ENDINGS and row["status"] != "stopped"}
 
 
-def _conclude(design: Design, study: Study, terminal: Terminal) -> int:
+def _conclude(design: Design, study: Study, terminal: Terminal, storage: str | None) -> int:
     known = _known_configs(design, study)
     losses: dict[Coalition, dict[int, float | None]] = {}
     for (coalition, seed), config in design.configs.items():
@@ -204,6 +205,9 @@ def _conclude(design: Design, study: Study, terminal: Terminal) -> int:
         write_reports(place)
     picture = study.path / "attribution.png"
     write_plot(found, picture)
+    if storage is not None:
+        for place in _places(design, study):
+            TableMirror(place, storage, terminal.say).close()
     terminal.console.print(render(found))
     terminal.say(f"picture: {shown(picture)}")
     terminal.document({"study": study.name, "path": str(study.path), **to_json(found)})

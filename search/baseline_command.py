@@ -7,9 +7,10 @@ from rich.table import Table
 
 from results.study import Study
 from results.tables import STEPS, read_rows
+from search.finish import finish_study
 from search.plan import make_plan
 from search.preflight_command import PREFLIGHT_FAILED
-from search.run_command import finish_study, is_sound, run_plan
+from search.run_command import is_sound, run_plan
 from search.terminal import Preparing, Terminal
 from search.variables import Variables
 from search.words import loss_words, token_words
@@ -34,7 +35,7 @@ def baseline_command(variables: Variables, terminal: Terminal) -> int:
     if not is_sound(plan, variables, terminal):
         return PREFLIGHT_FAILED
     study, code = run_plan(plan, terminal)
-    finish_study(study, terminal)
+    finish_study(study, terminal, plan.slots.storage)
     names = [plan.space.baseline_name, *([compare] if compare else [])]
     measured = [
         _measured(study, row, name, plan.loaded.spec.unigram_entropy, plan.loaded.spec.from_scratch)

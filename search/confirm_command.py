@@ -15,12 +15,12 @@ from results.confirmation import (
     to_json,
     write_confirmation,
 )
-from results.export import write_best
 from results.ledger import Ledger
 from results.lock import hold
-from results.study import LATEST, Study, open_study
+from results.study import Study
+from search.finish import finish_study
 from search.reopen import Reopened, reopen, run_more
-from search.report_command import write_reports
+from search.storage import open_or_fetch_study
 from search.terminal import Preparing, Terminal
 from search.variables import Variables
 from search.words import config_words
@@ -33,10 +33,9 @@ DEFAULT_SEEDS = 5
 
 def confirm_command(variables: Variables, terminal: Terminal) -> int:
     """Confirm STUDY's best TOP trials on SEEDS fresh seeds; return the exit code."""
-    study = open_study(variables.text("STUDY") or LATEST, but_kind="train")
+    study, storage = open_or_fetch_study(variables)
     code = confirm_study(study, variables, terminal)
-    write_best(study)
-    write_reports(study)
+    finish_study(study, terminal, storage)
     confirmation = load_confirmation(study)
     assert confirmation is not None
     say_confirmation(study, confirmation, terminal)

@@ -31,7 +31,7 @@ def preflight_command(variables: Variables, terminal: Terminal) -> int:
         plan.loaded,
         plan.space.baseline,
         largest=plan.largest,
-        runs_at_once=plan.slots.count,
+        runs_at_once=plan.slots.count_here,
         terminal=terminal,
         every=True,
     )

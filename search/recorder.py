@@ -111,6 +111,9 @@ class StudyRecorder(Callback):  # type: ignore[misc]
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Close a trial that raised or whose worker died; its retries are used up."""
+        if trial.config["trial_id"] not in self._heard_at:
+            # Its worker died before it began.
+            self.on_trial_start(iteration, trials, trial)
         # trial.get_error() reads the storage's copy, which comes later.
         text = Path(trial.error_file).read_text(encoding="utf-8", errors="replace") if trial.error_file else ""
         text = Text.from_ansi(text).plain

@@ -8,16 +8,17 @@ from results.documents import write_document
 from results.ledger import Ledger
 from results.lock import hold
 from results.ranking import ending_counts, search_trials
-from results.study import LATEST, Study, open_study
+from results.study import Study
 from search.confirm_command import confirm_study
+from search.finish import finish_study
 from search.known import Past, known_trials
 from search.lessons import read_lessons
 from search.mirrors import mirror_callbacks, read_mirrors
 from search.plan import baseline_configs, plan_study
 from search.reopen import WHAT_IT_WAS, Reopened, reopen, run_more
-from search.run_command import finish_study, run_planned
+from search.run_command import run_planned
 from search.settings import Settings, differences, planned_space, space_file_differences
-from search.storage import checked_storage, fetch_study
+from search.storage import open_or_fetch_study
 from search.summary import say_summary, summary_document
 from search.terminal import Preparing, Terminal
 from search.variables import Variables
@@ -31,10 +32,7 @@ from trainable.rows import ENDINGS
 
 def resume_command(variables: Variables, terminal: Terminal) -> int:
     """Resume STUDY, extend it to TRIALS, or take it to a larger BUDGET_TOKENS; return the exit code."""
-    name, storage = variables.text("STUDY"), checked_storage(variables.text("STORAGE"))
-    if name is not None and storage is not None:
-        fetch_study(name, storage)
-    study = open_study(name or LATEST, but_kind="train")
+    study, storage = open_or_fetch_study(variables)
     document = study.document()
     _check_kind(study, document)
     space, settings = planned_space(document, f"study {study.name}: study.json")

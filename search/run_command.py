@@ -3,20 +3,17 @@
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from results.export import write_best
 from results.ledger import Ledger
 from results.lock import hold
-from results.ranking import best_trial
 from results.study import Study, create_study
 from search.confirm_command import confirm_study
+from search.finish import finish_study
 from search.known import NO_PAST, Past
 from search.lessons import write_lessons
 from search.mirrors import mirror_callbacks
 from search.plan import Plan, make_plan
 from search.preflight_command import PREFLIGHT_FAILED, passes_preflight
-from search.report_command import write_reports
 from search.run_trials import run_trials
-from search.storage import TableMirror
 from search.study_document import study_document
 from search.summary import say_summary, summary_document
 from search.terminal import Preparing, Terminal
@@ -45,16 +42,6 @@ def run_planned(plan: Plan, variables: Variables, terminal: Terminal) -> int:
     say_summary(study, terminal)
     terminal.document(summary_document(study))
     return code
-
-
-def finish_study(study: Study, terminal: Terminal, storage: str | None = None) -> None:
-    """Write what is read after a study: the best configuration and the report; and mirror it all in the storage."""
-    if best_trial(study.trials()) is not None:
-        write_best(study)
-    with terminal.console.status("writing the report ..."):
-        write_reports(study)
-        if storage is not None:
-            TableMirror(study, storage, terminal.say).close()
 
 
 def is_sound(plan: Plan, variables: Variables, terminal: Terminal) -> bool:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from results.paths import expanded
-from results.study import Study, check_study_name, studies_dir
+from results.study import LATEST, Study, check_study_name, open_study, studies_dir
+from search.variables import Variables
 from trainable.errors import UserError
 from trainable.storage_place import below, blocks_of, files_at, reason, write_whole
 
@@ -128,6 +129,17 @@ class TableMirror:
 def this_driver() -> dict[str, Any]:
     """Return what tells this process from others."""
     return {"host": socket.gethostname(), "pid": os.getpid()}
+
+
+def open_or_fetch_study(variables: Variables) -> tuple[Study, str | None]:
+    """Return STUDY, brought from STORAGE where it is not here, or the latest one; and the storage, if there is one.
+
+    Raises UserError when there is none, or it cannot be read.
+    """
+    name, storage = variables.text("STUDY"), checked_storage(variables.text("STORAGE"))
+    if name is not None and storage is not None:
+        fetch_study(name, storage)
+    return open_study(name or LATEST, but_kind="train"), storage
 
 
 def fetch_study(name: str, storage: str) -> None:

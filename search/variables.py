@@ -30,7 +30,7 @@ VARIABLES: Mapping[str, str] = MappingProxyType(
         "CONCURRENCY": "trials at the same time, or auto to measure (default: one a core, one a GPU, one on MPS)",
         "CHECKPOINT_INTERVAL_S": "search: seconds of training between two checkpoints of a trial (default 60)",
         "EVALUATION_TIMEOUT_S": "seconds without an evaluation after which a trial counts as hung (default 3600)",
-        "ADDRESS": "an existing Ray cluster: auto or host:port (default: this machine alone)",
+        "ADDRESS": "an existing Ray cluster: auto, host:port or ray://host:port (default: this machine alone)",
         "STORAGE": "a folder that all nodes see, s3:// or gs://: holds checkpoints and a mirror of the tables",
         "GPU_FRACTION": "share of a CUDA GPU that one trial gets (default 1)",
         "GPT2_MODEL_NAME": "tiny, gpt2-scratch, a folder made by save_pretrained, or a hub name (default tiny)",
