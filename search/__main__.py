@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from trainable.errors import UserError
 
@@ -40,12 +40,12 @@ INTERRUPTED = 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0 done, 2 the user's mistake, 1 a fault, 130 interrupted."""
-    arguments = _parser().parse_args(argv)
     from search.terminal import Terminal
     from search.variables import read_variables
 
-    terminal = Terminal(as_json=arguments.json)
+    terminal = Terminal(as_json="--json" in (sys.argv[1:] if argv is None else argv))
     try:
+        arguments = _parser().parse_args(argv)
         variables = read_variables(arguments.assignments)
         if (variables.text("ADDRESS") or "").startswith("ray://"):
             from search.remote_command import is_remote, remote_command
@@ -72,14 +72,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _refused(reason: str, terminal: "Terminal") -> int:
-    line = " ".join(reason.split())
+    line = "".join(
+        # What a person typed or a file holds may be no text at all, or text that a terminal obeys.
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in " ".join(reason.split())
+    )
     print(f"error: {line}", file=sys.stderr)
     terminal.document({"error": line})
     return 2
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}. `{self.prog} --help` says what there is.")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m search",
         description="Hyperparameter search for GPT-2-class training; variables are NAME=value or the environment's.",
     )

@@ -22,10 +22,8 @@ def list_command(_: Variables, terminal: Terminal) -> int:
     table = Table(box=None, header_style="bold")
     for heading in ("study", "kind", "made", "trials", "best", "baseline", "model"):
         table.add_column(heading, justify="right" if heading in ("trials", "best", "baseline") else "left")
-    for entry in entries:
-        if "error" in entry:
-            table.add_row(entry["study"], Text(entry["error"], style="red"))
-            continue
+    sound = [entry for entry in entries if "error" not in entry]
+    for entry in sound:
         table.add_row(
             entry["study"],
             entry["kind"],
@@ -35,8 +33,11 @@ def list_command(_: Variables, terminal: Terminal) -> int:
             loss_words(entry["baseline_val_loss"]),
             entry["model"],
         )
-    if entries:
+    if sound:
         terminal.console.print(table)
+    for entry in entries:
+        if "error" in entry:
+            terminal.console.print(Text(entry["error"], style="red"), soft_wrap=True)
     terminal.document({"studies": entries})
     return 0
 

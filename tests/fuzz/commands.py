@@ -35,9 +35,7 @@ def _run(words: Sequence[str]) -> str:
     if code == 2:
         # `spaces` lists what is wrong with each file among its results.
         lines = err.text().splitlines() or out.text().splitlines()
-        assert len([line for line in lines if line.startswith("error: ")]) == 1 or lines[0].startswith("usage: "), (
-            err.text()
-        )
+        assert len([line for line in lines if line.startswith("error: ")]) == 1, err.text()
         raise UserError(lines[-1])
     assert code == 0, (code, err.text())
     return out.text()
