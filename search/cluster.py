@@ -1,5 +1,6 @@
 """ADDRESS: an existing Ray cluster, joined and looked over before anything is trained. It starts and stops none."""
 
+import os
 import signal
 import socket
 import subprocess
@@ -26,6 +27,8 @@ CONNECT_TIMEOUT_S = 5.0
 HEALTH_TIMEOUT_S = 20.0
 NODE_TIMEOUT_S = 180.0
 """For a node's first worker: it unpacks the packages and imports torch."""
+THREADS_THAT_YIELD = {"GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "10000")}
+"""Threads of a trial wait for each other by spinning: on a machine that does other work too that takes all its time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +91,6 @@ def connect(address: str) -> None:
 
     if ray.is_initialized():
         return
-    from search.engine import THREADS_THAT_YIELD
-
     sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(

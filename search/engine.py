@@ -31,7 +31,7 @@ import ray
 from ray import tune
 from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
 
-from search.cluster import connect
+from search.cluster import THREADS_THAT_YIELD, connect
 from search.cluster_callbacks import MirrorTables, NodeWatch
 from search.interrupts import Interrupts
 from search.oom_kills import oom_kills
@@ -48,8 +48,6 @@ from trainable.ray_trainable import SearchTrial
 from trainable.storage_place import below, reason
 
 INTERRUPTED, TERMINATED = 130, 143
-THREADS_THAT_YIELD = {"GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "10000")}
-"""Threads of a trial wait for each other by spinning: on a machine that does other work too that takes all its time."""
 CLUSTER_FAILURES = 2
 """One more than on a single machine, so that losing its node does not end a trial that has failed by itself once."""
 KEPT_CHECKPOINTS = 3

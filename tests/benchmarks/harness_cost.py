@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
@@ -76,6 +76,9 @@ def run_into_a_study(everything: Any, configs: Sequence[TrialConfig], budget_tok
 
     name = f"bench-{time.monotonic_ns()}"
     document = common_document(name, "search", loaded=everything)
+    document.update(
+        budget_tokens=budget_tokens, baseline=asdict(configs[0]), seed=configs[0].seed, trials_planned=len(configs)
+    )
     study = create_study(name, document)
     run_trials(
         study,
@@ -100,8 +103,6 @@ def seconds(start: datetime, end: datetime) -> float:
 
 def alone_s(config: TrialConfig, budget_tokens: int) -> float:
     """Return the wall time of the loop alone, in a process of its own."""
-    from dataclasses import asdict
-
     words = [json.dumps(asdict(config)), json.dumps(milestones_tokens(budget_tokens))]
     done = subprocess.run(
         [sys.executable, "-c", ALONE, *words], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
@@ -234,8 +235,6 @@ def plain_tune_s(everything: Any, configs: Sequence[TrialConfig], budget_tokens:
         for row in train(start_run(spec, trial), spec.corpus, spec.protocol, eval_steps=eval_steps):
             if isinstance(row, MetricsRow):
                 tune.report({"loss": row.val_loss})
-
-    from dataclasses import asdict
 
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()

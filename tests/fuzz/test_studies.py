@@ -61,47 +61,34 @@ def readers(of: dict[str, Callable[[Study], Any]]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("reader", list(of))
 
 
+how = pytest.mark.parametrize("well_formed", [False, True], ids=["damaged", "odd"])
+
+
 def check(reader: str, well_formed: bool, whole: tuple[Study, Files], folder: Path, data: st.DataObject) -> None:
     study, files = whole
     put(study, data.draw(damaged(files, folder, well_formed=well_formed)))
-    how = "odd" if well_formed else "damaged"
-    attempt(f"study {how}: {reader}", lambda: {**READERS, **PICTURES}[reader](study))
+    kind = "odd" if well_formed else "damaged"
+    attempt(f"study {kind}: {reader}", lambda: {**READERS, **PICTURES}[reader](study))
 
 
 @readers(READERS)
+@how
 @FEW
 @given(data=st.data())
-def test_damaged_files_are_read_or_refused(
-    whole: tuple[Study, Files], own_environment: Path, reader: str, data: st.DataObject
+def test_changed_files_are_read_or_refused(
+    whole: tuple[Study, Files], own_environment: Path, reader: str, well_formed: bool, data: st.DataObject
 ) -> None:
-    check(reader, False, whole, own_environment, data)
+    check(reader, well_formed, whole, own_environment, data)
 
 
 @readers(PICTURES)
+@how
 @SLOW
 @given(data=st.data())
-def test_damaged_files_are_drawn_or_refused(
-    whole: tuple[Study, Files], own_environment: Path, reader: str, data: st.DataObject
+def test_changed_files_are_drawn_or_refused(
+    whole: tuple[Study, Files], own_environment: Path, reader: str, well_formed: bool, data: st.DataObject
 ) -> None:
-    check(reader, False, whole, own_environment, data)
-
-
-@readers(READERS)
-@FEW
-@given(data=st.data())
-def test_odd_values_are_read_or_refused(
-    whole: tuple[Study, Files], own_environment: Path, reader: str, data: st.DataObject
-) -> None:
-    check(reader, True, whole, own_environment, data)
-
-
-@readers(PICTURES)
-@SLOW
-@given(data=st.data())
-def test_odd_values_are_drawn_or_refused(
-    whole: tuple[Study, Files], own_environment: Path, reader: str, data: st.DataObject
-) -> None:
-    check(reader, True, whole, own_environment, data)
+    check(reader, well_formed, whole, own_environment, data)
 
 
 def row_changed(table: str, index: int, **values: Any) -> Callable[[Study], None]:
