@@ -30,10 +30,11 @@ from search.run_trials import run_trials
 from search.study_document import common_document
 from search.terminal import Terminal
 from search.variables import read_variables
+from spaces.load import load_space
 from trainable.config import DOCUMENTED, TrialConfig, with_token_budget
 
-EVALUATIONS = 7
-EVAL_TOKENS = 4096
+PLATEAU = load_space("plateau")
+EVALUATIONS, EVAL_TOKENS = len(PLATEAU.evaluation_tokens()), PLATEAU.evaluation.tokens
 RESULTS = Path(__file__).parent / "results" / "harness_cost.json"
 ALONE = """
 import json, sys, time, torch
@@ -156,7 +157,7 @@ def parts(everything: Any) -> dict[str, Any]:
     from trainable.rows import MetricsRow, StepRow
     from trainable.run import start_run
 
-    spec, config = everything.spec, with_token_budget(DOCUMENTED, 300_000)
+    spec, config = everything.spec, with_token_budget(DOCUMENTED, PLATEAU.budget_tokens)
     state = start_run(spec, config)
     windows = eval_windows(spec.corpus.val, spec.protocol)
     rows = [row for row, _ in zip(train(state, spec.corpus, spec.protocol, eval_steps=()), range(12), strict=False)]
@@ -246,13 +247,15 @@ def plain_tune_s(everything: Any, configs: Sequence[TrialConfig], budget_tokens:
             log_to_driver=False,
             runtime_env={"env_vars": {"PYTHONPATH": f"{root}{os.pathsep}{path}", "OMP_NUM_THREADS": "1"}},
         )
-        tune.Tuner(
+        results = tune.Tuner(
             tune.with_resources(trainable, {"cpu": 1}),
             param_space={"trial": tune.grid_search([asdict(config) for config in configs])},
             run_config=tune.RunConfig(storage_path=folder, verbose=0),
         ).fit()
         ray.shutdown()
-        return time.perf_counter() - started
+        took_s = time.perf_counter() - started
+        assert not results.errors
+        return took_s
 
 
 def naive_losses(spec: Any, config: TrialConfig, eval_steps: set[int]) -> Iterator[float]:
