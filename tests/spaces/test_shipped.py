@@ -41,7 +41,7 @@ def test_plateau_holds_the_storys_values() -> None:
     assert schedules is not None
     assert set(schedules.examples()) == set(LR_SCHEDULES)
     assert space.rung_tokens() == (33_600, 100_800)
-    assert len(space.evaluation_tokens()) == 6
+    assert len(space.evaluation_tokens()) == 5
     assert space.trials == 24
 
 
