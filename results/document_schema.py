@@ -7,6 +7,7 @@ from typing import Any
 from trainable.config import config_from
 from trainable.errors import UserError
 
+_LONGEST_SHOWN = 120
 _TEXT = {"type": "string"}
 _OPTIONAL_TEXT = {"type": ["string", "null"]}
 _COUNT = {"type": "integer", "minimum": 0}
@@ -89,9 +90,6 @@ def document_fault(document: dict[str, Any]) -> str | None:
     except UserError as refusal:
         return f"baseline: {refusal}"
     return None
-
-
-_LONGEST_SHOWN = 120
 
 
 @cache

@@ -46,18 +46,16 @@ def test_a_long_name_is_refused(studies: Path, word: str) -> None:
 @pytest.mark.parametrize(
     "target",
     [
-        *(
-            "~nobody_at_all",
-            "one/²",
-            "one/x",
-            "one/9",
-            "one/-1",
-            "",
-            " ",
-            "nobody",
-            "nobody/1",
-            "latest/99999999999999999999999",
-        ),
+        "~nobody_at_all",
+        "one/²",
+        "one/x",
+        "one/9",
+        "one/-1",
+        "",
+        " ",
+        "nobody",
+        "nobody/1",
+        "latest/99999999999999999999999",
     ],
 )
 def test_a_target_is_found_or_refused(studies: Path, target: str) -> None:

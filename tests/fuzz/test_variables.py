@@ -188,10 +188,6 @@ def test_a_cache_folder_is_made_or_refused(own_environment: Path, text: str) -> 
     assert folder is None or folder.is_dir()
 
 
-def document(name: str) -> dict[str, Any]:
-    return sound_document(name)
-
-
 @given(texts)
 def test_no_name_leads_out_of_the_studies_folder(own_environment: Path, name: str) -> None:
     outside = own_environment / "outside"
@@ -200,7 +196,7 @@ def test_no_name_leads_out_of_the_studies_folder(own_environment: Path, name: st
     outside.mkdir()
     with as_it_was():
         os.environ["STUDIES_DIR"] = str(studies)
-        study = attempt("study made", lambda: create_study(name, document(name)))
+        study = attempt("study made", lambda: create_study(name, sound_document(name)))
         made = set(outside.rglob("*")) - {studies, studies.parent}
         if study is None:
             assert not made
@@ -226,7 +222,7 @@ def test_no_name_opens_what_is_no_study(own_environment: Path, name: str) -> Non
         folder = own_environment / "one" / "studies"
         os.environ["STUDIES_DIR"] = str(folder)
         if not (folder / "one").exists():
-            create_study("one", document("one"))
+            create_study("one", sound_document("one"))
             (folder.parent / "study.json").write_text((folder / "one" / "study.json").read_text())
         study = attempt("study named", lambda: open_study(name))
         assert study is None or (study.path == folder / "one" and name in ("one", "latest"))
