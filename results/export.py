@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from results.atomic import write_atomic
-from results.confirmation import CandidateVerdict, load_confirmation, proven_trial_id
-from results.paths import shown
+from results.confirmation.confirmation import CandidateVerdict, load_confirmation, proven_trial_id
 from results.ranking import baseline_trial, best_trial, ending_counts
-from results.study import Study
+from results.study.atomic import write_atomic
+from results.study.folder import Study
+from results.study.paths import shown
 from trainable.config import ENV_NAMES, TrialConfig, config_from
 from trainable.errors import UserError
 

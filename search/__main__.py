@@ -11,44 +11,56 @@ from typing import TYPE_CHECKING, NoReturn
 from trainable.errors import UserError
 
 if TYPE_CHECKING:
-    from search.terminal import Terminal
-    from search.variables import Variables
+    from search.options import Variables
+    from search.terminal.console import Terminal
 
 # Set before any library is imported that would phone home.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 
 COMMANDS = {
-    "run": ("search.run_command:search_command", "search a space: make search SPACE=plateau"),
-    "resume": ("search.resume_command:resume_command", "go on with a study that was cut off, or run more trials in it"),
-    "baseline": ("search.baseline_command:baseline_command", "run the documented configuration alone"),
-    "preflight": ("search.preflight_command:preflight_command", "check in half a minute that the set-up is sound"),
-    "train": ("search.train_command:train_command", "train one configuration"),
-    "confirm": ("search.confirm_command:confirm_command", "run the best trials again on fresh seeds: is it proven?"),
-    "attribute": ("search.attribute_command:attribute_command", "find which of the changed settings did it"),
-    "report": ("search.report_command:report_command", "write a study's report.html and report.md"),
-    "diagnose": ("search.diagnose_command:diagnose_command", "say what is wrong with a study, log or checkpoint"),
-    "audit": ("search.audit_command:audit_command", "say what is wrong with the text, by token position"),
-    "export": ("search.export_command:export_command", "print a study's best configuration"),
-    "spaces": ("search.spaces_command:spaces_command", "list and check the space files"),
-    "variables": ("search.variables_command:variables_command", "list the variables and their meanings"),
-    "compare": ("search.compare_command:compare_command", "set studies side by side: STUDY=a,b"),
-    "list": ("search.list_command:list_command", "list the studies"),
+    "run": ("search.commands.run_command:search_command", "search a space: make search SPACE=plateau"),
+    "resume": (
+        "search.commands.resume_command:resume_command",
+        "go on with a study that was cut off, or run more trials in it",
+    ),
+    "baseline": ("search.commands.baseline_command:baseline_command", "run the documented configuration alone"),
+    "preflight": (
+        "search.commands.preflight_command:preflight_command",
+        "check in half a minute that the set-up is sound",
+    ),
+    "train": ("search.commands.train_command:train_command", "train one configuration"),
+    "confirm": (
+        "search.commands.confirm_command:confirm_command",
+        "run the best trials again on fresh seeds: is it proven?",
+    ),
+    "attribute": ("search.commands.attribute_command:attribute_command", "find which of the changed settings did it"),
+    "report": ("search.commands.report_command:report_command", "write a study's report.html and report.md"),
+    "diagnose": (
+        "search.commands.diagnose_command:diagnose_command",
+        "say what is wrong with a study, log or checkpoint",
+    ),
+    "audit": ("search.commands.audit_command:audit_command", "say what is wrong with the text, by token position"),
+    "export": ("search.commands.export_command:export_command", "print a study's best configuration"),
+    "spaces": ("search.commands.spaces_command:spaces_command", "list and check the space files"),
+    "variables": ("search.commands.variables_command:variables_command", "list the variables and their meanings"),
+    "compare": ("search.commands.compare_command:compare_command", "set studies side by side: STUDY=a,b"),
+    "list": ("search.commands.list_command:list_command", "list the studies"),
 }
 INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0 done, 2 the user's mistake, 1 a fault, 130 interrupted."""
-    from search.terminal import Terminal
-    from search.variables import read_variables
+    from search.options import read_variables
+    from search.terminal.console import Terminal
 
     terminal = Terminal(as_json="--json" in (sys.argv[1:] if argv is None else argv))
     try:
         arguments = _parser().parse_args(argv)
         variables = read_variables(arguments.assignments)
         if (variables.text("ADDRESS") or "").startswith("ray://"):
-            from search.remote_command import is_remote, remote_command
+            from search.commands.remote_command import is_remote, remote_command
 
             if is_remote(arguments.command, variables):
                 return remote_command(arguments.command, variables, terminal)
@@ -64,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        from results.atomic import is_storage_error, storage_error_words
+        from results.study.atomic import is_storage_error, storage_error_words
 
         if not is_storage_error(error):
             raise

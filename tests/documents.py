@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
-from results.study import SCHEMA_VERSION
+from results.study.folder import SCHEMA_VERSION
 from trainable.config import DOCUMENTED
 
 

@@ -1,7 +1,8 @@
 """Which package may import which, read from the source itself, imports inside functions and for types included."""
 
 import ast
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -15,8 +16,8 @@ TORCH_FREE = (
     "trainable.rows",
     "trainable.schedule",
     "trainable.stability*",
-    "trainable.checkpoint_exam.facts",
-    "trainable.model_names",
+    "trainable.checkpoint.exam.exam_facts",
+    "trainable.model.model_names",
 )
 ALLOWED = {
     "trainable": ("trainable*",),
@@ -64,7 +65,13 @@ def top(module: str) -> str:
 
 
 def test_the_modules_are_found() -> None:
-    assert {"trainable.loop", "spaces.load", "results.study", "search.engine", "trainable"} <= project_imports().keys()
+    assert {
+        "trainable.loop",
+        "spaces.load",
+        "results.study.folder",
+        "search.tune.engine",
+        "trainable",
+    } <= project_imports().keys()
     assert "trainable.loss" in project_imports()["trainable.loop"]
 
 
@@ -77,6 +84,51 @@ def test_a_package_imports_only_what_lies_below_it(package: str) -> None:
         if top(name) == package and top(module) in PACKAGES and not matches(module, ALLOWED[package])
     ]
     assert wrong == []
+
+
+SEARCH_LAYERS = (("__main__",), ("commands",), ("setup",), ("tune",), ("cluster", "trackers"), ("terminal", "options"))
+"""The folders of search/, from the top down."""
+
+
+def search_layer(module: str) -> tuple[int, str] | None:
+    folder = module.split(".")[1] if module.startswith("search.") else ""
+    return next(((depth, folder) for depth, names in enumerate(SEARCH_LAYERS) if folder in names), None)
+
+
+def test_imports_in_search_run_downwards_only() -> None:
+    wrong = []
+    for name, modules in project_imports().items():
+        for module in sorted(modules):
+            upper, lower = search_layer(name), search_layer(module)
+            if upper and lower and lower != upper and lower[0] <= upper[0] and upper[1] != "__main__":
+                wrong.append(f"{name} imports {module}")
+    assert wrong == []
+    assert {name for name in project_imports() if name.startswith("search.") and search_layer(name) is None} == set()
+
+
+def test_no_two_modules_import_each_other_in_a_circle() -> None:
+    imports = {
+        name: {module for module in modules if module in project_imports()}
+        for name, modules in project_imports().items()
+    }
+    assert circles(imports) == []
+
+
+def circles(imports: Mapping[str, Collection[str]]) -> dict[str, list[str]]:
+    """Return the modules that import each other, or lie between two such circles, with their imports."""
+    left = {name: (set(modules) & imports.keys()) - {name} for name, modules in imports.items()}
+    while True:
+        imported = set().union(*left.values())
+        ends = [name for name, modules in left.items() if not modules or name not in imported]
+        if not ends:
+            return {name: sorted(modules) for name, modules in left.items()}
+        left = {name: modules - set(ends) for name, modules in left.items() if name not in ends}
+
+
+def test_no_two_modules_have_one_name() -> None:
+    files = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py") if path.stem != "__init__"]
+    stems = Counter(path.stem for path in files)
+    assert sorted(stem for stem, count in stems.items() if count > 1) == []
 
 
 @pytest.mark.parametrize(
@@ -111,4 +163,9 @@ def test_relative_and_lazy_imports_are_seen(tmp_path: Path) -> None:
     lines = ["from . import other", "from .other import x", "from ..load import y", "def f():", "    import ray.tune"]
     module.write_text("\n".join(lines))
     assert module_name(module, tmp_path) == "spaces.deep.module"
-    assert sorted(imports_of(module, tmp_path)) == ["ray.tune", "spaces.deep.other", "spaces.deep.other", "spaces.load"]
+    assert sorted(imports_of(module, tmp_path)) == [
+        "ray.tune",
+        "spaces.deep.other",
+        "spaces.deep.other",
+        "spaces.load",
+    ]

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from search.__main__ import COMMANDS
-from search.variables import describe_variables
+from search.options import describe_variables
 
 ROOT = Path(__file__).parents[1]
 

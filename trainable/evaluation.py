@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from trainable.device import exact_products
+from trainable.data.tokens import Tokens
+from trainable.device.device import without_tf32
 from trainable.errors import UserError
 from trainable.loss import next_token_losses
-from trainable.tokens import Tokens
 
 EVAL_TOKENS_PER_FORWARD = 8192
 
@@ -59,7 +59,7 @@ def evaluate(model: PreTrainedModel, windows: torch.Tensor) -> float:
     try:
         # Eager for every trial: compiled layers would be compiled once more, and measured by other arithmetic.
         eager = torch.compiler.set_stance("force_eager")
-        with eager, exact_products(), torch.inference_mode(), torch.autocast(device.type, enabled=False):
+        with eager, without_tf32(), torch.inference_mode(), torch.autocast(device.type, enabled=False):
             for batch in torch.split(windows, rows):
                 sums.append(next_token_losses(model, batch.to(device), last=scored).sum())
     finally:

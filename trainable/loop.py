@@ -7,14 +7,14 @@ from typing import TypeAlias
 
 import torch
 
-from trainable.device import autocast, begin_read, moved_to
+from trainable.data.tokens import Corpus, sample_batch
+from trainable.device.device import autocast, begin_read, to_device
 from trainable.evaluation import EvalProtocol, eval_windows, evaluate
 from trainable.loss import next_token_loss
 from trainable.rows import MetricsRow, StepRow, Verdict
 from trainable.schedule import learning_rate_at
 from trainable.stability import STOP_KINDS, Finding
 from trainable.state import TrainState
-from trainable.tokens import Corpus, sample_batch
 
 WORSE_THAN_UNIFORM_NATS = 1.0
 """A model so far above ln V at an evaluation has diverged: random weights start within 0.1 of it."""
@@ -129,7 +129,7 @@ def _accumulate_gradients(state: TrainState, corpus: Corpus) -> torch.Tensor:
         windows = sample_batch(
             corpus.train, batch_size=config.batch_size, block_size=config.block_size, generator=state.batches
         )
-        tokens = moved_to(state.device, windows)  # (B, T + 1)
+        tokens = to_device(state.device, windows)  # (B, T + 1)
         with autocast(state.device, config.precision):
             loss = next_token_loss(state.model, tokens)
         state.scaler.scale(loss / config.grad_accum_steps).backward()  # type: ignore[no-untyped-call]

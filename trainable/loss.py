@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from transformers import PreTrainedModel
 
-from trainable.cpu.linear import product
+from trainable.device.cpu_kernels.linear import product
 
 CHUNK_LOGITS = {"cpu": 1 << 20}
 """Logits that exist at a time: a chunk stays in a CPU's cache, and memory no longer grows with the batch."""

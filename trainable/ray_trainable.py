@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from ray import tune
 
-from trainable.checkpoint_store import BackgroundSaver, CheckpointStore
+from trainable.checkpoint.checkpoint_store import BackgroundSaver, CheckpointStore
 from trainable.config import TrialConfig
-from trainable.device import is_out_of_memory, keep_freed_pages, release_memory
+from trainable.data.node_cache import SharedInputs
+from trainable.device.device import is_out_of_memory, keep_freed_pages, release_memory
 from trainable.fidelity import fidelity_tokens, objective
 from trainable.loop import TrainRow, train
-from trainable.node_cache import SharedInputs
 from trainable.rows import MetricsRow, StepRow, TrialStatus, Verdict
 from trainable.run import RunSpec, resume_run, start_run
 from trainable.stability import STOP_KINDS

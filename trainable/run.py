@@ -7,17 +7,17 @@ from typing import Any
 
 import torch
 
-from trainable.checkpoint import Checkpoint, load_weights, read_checkpoint, restore
-from trainable.compiling import CompileMode, compile_where_repaid
+from trainable.checkpoint.checkpoint import Checkpoint, load_weights, read_checkpoint, restore
 from trainable.config import TrialConfig
-from trainable.device import allow_tf32
+from trainable.data.tokens import Corpus, check_corpus
+from trainable.device.compiling import CompileMode, compile_where_repaid
+from trainable.device.device import allow_tf32
 from trainable.errors import UserError
 from trainable.evaluation import EvalProtocol
-from trainable.model_names import PRESETS
-from trainable.models import check_model, load_model
+from trainable.model.model_names import PRESETS
+from trainable.model.models import check_model, load_model
 from trainable.stability import make_rules
 from trainable.state import TrainState, new_state
-from trainable.tokens import Corpus, check_corpus
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,11 +1,11 @@
 """Which of several changes did it: combinations to run, and what their losses say. It trains nothing."""
 
 from results.attribution.attribute import attribute
+from results.attribution.attribution_files import from_json, load_attribution, to_json, write_attribution
+from results.attribution.attribution_values import Attribution, Estimate
 from results.attribution.design import Coalition, Setting, changed_settings, coalitions, config_of
-from results.attribution.files import from_json, load_attribution, to_json, write_attribution
-from results.attribution.values import Attribution, Estimate
-from results.attribution.weights import interaction_weights, shapley_weights
-from results.attribution.words import estimate_words, render, summary_lines, unknown_word
+from results.attribution.sentences import estimate_words, render, summary_lines, unknown_word
+from results.attribution.shapley_weights import interaction_weights, shapley_weights
 
 __all__ = [
     "Attribution",

@@ -19,8 +19,7 @@ from dataclasses import replace
 from itertools import combinations
 from typing import TYPE_CHECKING
 
-from results.attribution.design import Coalition, Setting, check_changes
-from results.attribution.values import (
+from results.attribution.attribution_values import (
     ALPHA,
     ONE_SEED_SHARE,
     PATH_SHARE,
@@ -31,12 +30,13 @@ from results.attribution.values import (
     ShortestPath,
     UnstableCombination,
 )
-from results.attribution.weights import interaction_weights, shapley_weights
-from results.attribution.words import combination_words, seed_words
+from results.attribution.design import Coalition, Setting, check_changes
+from results.attribution.sentences import combination_words, seed_words
+from results.attribution.shapley_weights import interaction_weights, shapley_weights
 from trainable.errors import UserError
 
 if TYPE_CHECKING:
-    from results.attribution.weights import Array
+    from results.attribution.shapley_weights import Array
 
 
 def attribute(

@@ -1,14 +1,14 @@
 """What is wrong with a recorded run, ranked by what explains most. It reads no file and prints nothing."""
 
-from results.diagnosis.compare import compare_findings
-from results.diagnosis.kinds import Diagnosis, confidence_word
-from results.diagnosis.level import level_findings
-from results.diagnosis.plateau import plateau_finding
+from results.diagnosis.findings import Diagnosis, confidence_word
+from results.diagnosis.rules.compare import compare_findings
+from results.diagnosis.rules.level import level_findings
+from results.diagnosis.rules.plateau import plateau_finding
+from results.diagnosis.rules.start import start_findings
+from results.diagnosis.rules.time import time_findings
+from results.diagnosis.rules.update import update_findings
 from results.diagnosis.run_view import Context, view
-from results.diagnosis.start import start_findings
-from results.diagnosis.time import time_findings
-from results.diagnosis.update import update_findings
-from results.trace import RunTrace
+from results.diagnosis.trace import RunTrace
 
 __all__ = ["Context", "Diagnosis", "confidence_word", "diagnose", "ranked"]
 

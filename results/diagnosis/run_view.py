@@ -6,7 +6,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from results.trace import Column, RunTrace
+from results.diagnosis.trace import Column, RunTrace
 from trainable.stability import Finding, judge_trace
 
 GPT2_VOCAB_SIZE = 50_257

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from results.report.words import (
+from results.words import (
     STATUS_LABELS,
     count_words,
     difference_words,

@@ -7,12 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from results.atomic import write_atomic
-from results.report.facts import report_facts
-from results.report.figures import default_view, report_figures, views
+from results.report.facts.study_facts import report_facts
+from results.report.figures.all_figures import default_view, report_figures, views
+from results.report.figures.traces import trial_traces
 from results.report.markdown import markdown
-from results.report.traces import trial_traces
-from results.report.words import (
+from results.study.atomic import write_atomic
+from results.study.folder import Study
+from results.words import (
     STATUS_LABELS,
     count_words,
     difference_words,
@@ -24,12 +25,11 @@ from results.report.words import (
     token_words,
     value_words,
 )
-from results.study import Study
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-__all__ = ["report_facts", "report_markdown", "write_report"]
+__all__ = ["report_facts", "report_markdown", "write_report", "write_reports"]
 
 _HERE = Path(__file__).parent
 _FILTERS = {
@@ -56,6 +56,12 @@ def write_report(study: Study) -> Path:
     # A path that is not UTF-8 came in by surrogateescape; a page can only name it.
     write_atomic(path, report_html(facts, traces).encode("utf-8", "backslashreplace"))
     return path
+
+
+def write_reports(study: Study) -> None:
+    """Write report.html and report.md into the study."""
+    write_report(study)
+    write_atomic(study.path / "report.md", report_markdown(study).encode("utf-8", "surrogateescape"))
 
 
 def report_markdown(study: Study) -> str:

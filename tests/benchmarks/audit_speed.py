@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from trainable.audit.audit import audit, plot_audit, write_clean
-from trainable.corpus import embedded_text
-from trainable.tokens import train_tokenizer
+from trainable.data.corpus import embedded_text
+from trainable.data.tokens import train_tokenizer
+from trainable.text_audit.audit import audit, plot_audit, write_clean
 
 VOCAB_SIZE = 8192
 SENTENCE_WORDS = 18

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from results.confirmation import Confirmation, ConfirmationRun, confirm, judge, plan_confirmation
+from results.confirmation.confirmation import Confirmation, ConfirmationRun, confirm, judge, plan_confirmation
 from trainable.config import DOCUMENTED
 from trainable.rows import TrialStatus
 

@@ -23,14 +23,14 @@ os.environ["OMP_NUM_THREADS"] = "1"
 from rich.console import Console
 from rich.table import Table
 
-from results.ledger import Ledger
-from results.study import Study, create_study, studies_dir
-from search.inputs import check_inputs, load_inputs
-from search.run_trials import run_trials
-from search.study_document import common_document
-from search.terminal import Terminal
-from search.variables import read_variables
-from spaces.load import load_space
+from results.study.folder import Study, create_study, studies_dir
+from results.study.ledger import Ledger
+from search.options import read_variables
+from search.setup.inputs import check_inputs, load_inputs
+from search.setup.study_record import common_document
+from search.terminal.console import Terminal
+from search.tune.run_trials import run_trials
+from spaces.read.load import load_space
 from trainable.config import DOCUMENTED, TrialConfig, with_token_budget
 
 PLATEAU = load_space("plateau")
@@ -42,7 +42,7 @@ from dataclasses import asdict
 from pathlib import Path
 from tests.benchmarks.harness_cost import loaded
 from trainable.config import TrialConfig
-from trainable.device import keep_freed_pages
+from trainable.device.device import keep_freed_pages
 from trainable.loop import train
 from trainable.run import start_run
 torch.set_num_threads(1)
@@ -72,8 +72,8 @@ def milestones_tokens(budget_tokens: int) -> tuple[int, ...]:
 
 def run_into_a_study(everything: Any, configs: Sequence[TrialConfig], budget_tokens: int, slots_count: int) -> Study:
     """Run the configurations as a study's trials; return it."""
-    from search.engine import Slots
-    from search.work import list_work
+    from search.tune.engine import Slots
+    from search.tune.workload import list_workload
 
     name = f"bench-{time.monotonic_ns()}"
     document = common_document(name, "search", loaded=everything)
@@ -83,7 +83,7 @@ def run_into_a_study(everything: Any, configs: Sequence[TrialConfig], budget_tok
     study = create_study(name, document)
     run_trials(
         study,
-        lambda: list_work(
+        lambda: list_workload(
             dict(enumerate(configs)), baseline=configs[0], milestones_tokens=milestones_tokens(budget_tokens)
         ),
         everything.spec,
@@ -151,7 +151,7 @@ def parts(everything: Any) -> dict[str, Any]:
     """Return what an evaluation, a checkpoint and a ledger write cost, ms, and the evaluations' share of a trial."""
     from datetime import UTC
 
-    from trainable.checkpoint_store import BackgroundSaver, CheckpointStore
+    from trainable.checkpoint.checkpoint_store import BackgroundSaver, CheckpointStore
     from trainable.evaluation import eval_windows, evaluate
     from trainable.loop import train
     from trainable.rows import MetricsRow, StepRow
@@ -264,7 +264,7 @@ def naive_losses(spec: Any, config: TrialConfig, eval_steps: set[int]) -> Iterat
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from trainable.model_names import PRESETS
+    from trainable.model.model_names import PRESETS
 
     torch.manual_seed(config.seed)
     model = GPT2LMHeadModel(GPT2Config(**PRESETS[spec.model_name]))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from results.diagnosis.diagnose import Context, diagnose
-from results.logs.training_log import read_training_log
+from results.diagnosis.logs.training_log import read_training_log
 
 EVAL_STEPS = 500
 S_PER_STEP = 0.95

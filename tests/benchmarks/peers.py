@@ -14,9 +14,9 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from trainable.config import DOCUMENTED, TrialConfig
+from trainable.data.tokens import Corpus, Tokens
 from trainable.evaluation import EvalProtocol
-from trainable.model_names import PRESETS
-from trainable.tokens import Corpus, Tokens
+from trainable.model.model_names import PRESETS
 
 Pause = Callable[[], None]
 CORPUS_TOKENS = 400_000
@@ -53,7 +53,7 @@ def write_corpus(folder: Path, vocab_size: int) -> Corpus:
 
 def ours(case: Case, corpus: Corpus, pause: Pause) -> None:
     """Train by trainable.loop."""
-    from trainable.device import keep_freed_pages
+    from trainable.device.device import keep_freed_pages
     from trainable.loop import train
     from trainable.rows import StepRow
     from trainable.run import RunSpec, start_run
@@ -73,10 +73,10 @@ def ours(case: Case, corpus: Corpus, pause: Pause) -> None:
 
 def ours_up_to(case: Case, corpus: Corpus, rung: int, pause: Pause) -> None:
     """Train by trainable.loop with only the first `rung` of the CPU's tricks in the model."""
-    from trainable import models
-    from trainable.cpu import attention
-    from trainable.cpu.dropout import replace_dropout
-    from trainable.cpu.linear import replace_linear
+    from trainable.device.cpu_kernels import attention
+    from trainable.device.cpu_kernels.dropout import replace_dropout
+    from trainable.device.cpu_kernels.linear import replace_linear
+    from trainable.model import models
 
     tricks = (replace_dropout, attention.use_in, replace_linear)[:rung]
     with patch.object(models, "tune_for_cpu", lambda model: [trick(model) for trick in tricks]):

@@ -26,7 +26,7 @@ from rich.table import Table
 from tests.benchmarks import peers
 from tests.benchmarks.peers import Case
 from tests.benchmarks.turns import interleaved, now_s
-from trainable.device import device_info, pick_device
+from trainable.device.device import device_info, pick_device
 
 RESULTS = Path(__file__).parent / "results"
 PEERS = {"ours": peers.ours, "Trainer": peers.trainer, "naive": peers.naive, "nanoGPT style": peers.nano}
@@ -98,7 +98,7 @@ def gemm_ceiling(case: Case) -> float:
     rows, width = case.batch_size * case.block_size, case.shape["n_embd"]
     dtype = torch.bfloat16 if case.precision == "bf16" else torch.float32
     torch.set_num_threads(1)
-    from trainable.cpu.linear import product
+    from trainable.device.cpu_kernels.linear import product
 
     best = 0.0
     for inner, outer in ((width, 3 * width), (width, 4 * width), (4 * width, width)):

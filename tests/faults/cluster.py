@@ -16,7 +16,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from results.study import Study
+from results.study.folder import Study
 from tests.faults.common import SPACE, Place, differences, has_begun, report
 from tests.faults.nodes import Nodes, own_disks_are_possible
 

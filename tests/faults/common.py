@@ -14,8 +14,8 @@ from typing import Any
 
 import psutil
 
-from results.study import Study
-from results.tables import STEPS, read_rows
+from results.study.folder import Study
+from results.study.tables import STEPS, read_rows
 
 ROOT = Path(__file__).parents[2]
 SPACE = """

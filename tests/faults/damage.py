@@ -10,8 +10,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from results.study import Study
-from results.tables import previous_path
+from results.study.folder import Study
+from results.study.tables import previous_path
 from tests.faults.common import SPACE, Place, differences, report
 
 LAST = 3

@@ -66,7 +66,7 @@ class Inject(importlib.abc.MetaPathFinder):
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """Return the module's own spec, whose loader changes it afterwards."""
-        change = {"trainable.ray_trainable": in_training, "trainable.checkpoint_file": in_saving}.get(name)
+        change = {"trainable.ray_trainable": in_training, "trainable.checkpoint.checkpoint_file": in_saving}.get(name)
         spec = PathFinder.find_spec(name, path) if change else None
         if change is None or spec is None or spec.loader is None:
             return None

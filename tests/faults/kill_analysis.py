@@ -12,7 +12,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from results.study import Study
+from results.study.folder import Study
 from tests.faults.common import SPACE, Place, Running, differences, has_begun, report
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from results.study import Study
+from results.study.folder import Study
 from tests.faults.common import SPACE, Place, Running, differences, report
 from trainable.rows import ENDINGS
 

@@ -10,9 +10,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from results.study import Study
+from results.study.folder import Study
 from tests.faults.common import SPACE, Place, Running, differences, report
-from trainable.corpus import embedded_text
+from trainable.data.corpus import embedded_text
 
 TRIALS = 6
 

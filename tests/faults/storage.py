@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from results.study import Study
+from results.study.folder import Study
 from tests.faults.common import Place, Running, differences, has_begun, report, strays
 
 MIB = 1 << 20

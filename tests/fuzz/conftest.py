@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from search.variables import KNOWN
+from search.options import KNOWN
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from hypothesis import strategies as st
 
-from results.study import Study
-from results.tables import METRICS, STEPS, TRIALS, read_rows, write_table
+from results.study.folder import Study
+from results.study.tables import METRICS, STEPS, TRIALS, read_rows, write_table
 from tests.results.report_study import make_report_study
 
 TABLES = {"trials.parquet": TRIALS, "metrics.parquet": METRICS, "steps/0.parquet": STEPS}

@@ -17,11 +17,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from results.diagnosis.checkpoint import report_of_checkpoints
-from results.diagnosis.report import to_json
+from results.diagnosis.of_checkpoint import report_of_checkpoints
+from results.diagnosis.render import to_json
 from tests.fuzz.outcome import EXAMPLES, attempt
-from trainable.checkpoint import FORMAT, VERSION, read_checkpoint
-from trainable.checkpoint_exam.exam import examine_checkpoints
+from trainable.checkpoint.checkpoint import FORMAT, VERSION, read_checkpoint
+from trainable.checkpoint.exam.examine import examine_checkpoints
 from trainable.config import DOCUMENTED
 
 WIDE, ROWS, POSITIONS = 8, 12, 16

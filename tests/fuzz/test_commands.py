@@ -7,7 +7,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from search.variables import KNOWN
+from search.options import KNOWN
 from tests.fuzz.commands import run
 from tests.fuzz.outcome import attempt
 from tests.fuzz.studies import whole_study

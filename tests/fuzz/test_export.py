@@ -13,8 +13,8 @@ from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
 from results.export import export_cli, export_env, export_json, export_toml
-from results.study import Study
-from results.tables import TRIALS, write_table
+from results.study.folder import Study
+from results.study.tables import TRIALS, write_table
 from tests.documents import sound_document
 from tests.fuzz.outcome import EXAMPLES, attempt
 from tests.fuzz.texts import HOSTILE, texts

@@ -15,15 +15,15 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from results.ledger import Ledger
-from results.study import Study
-from results.tables import read_rows, write_table
-from search.study_document import study_document
-from spaces.load import load_space
+from results.study.folder import Study
+from results.study.ledger import Ledger
+from results.study.tables import read_rows, write_table
+from search.setup.study_record import study_document
+from spaces.read.load import load_space
 from tests.fuzz.commands import run
 from tests.fuzz.outcome import EXAMPLES, attempt
 from tests.fuzz.studies import TABLES, Files, damaged, nullable, put, whole_study
-from trainable.device import DeviceInfo
+from trainable.device.device import DeviceInfo
 from trainable.errors import UserError
 from trainable.evaluation import EvalProtocol
 
@@ -168,8 +168,8 @@ SECRET = "hunter2-is-nobodys-business"
 
 
 def test_a_document_holds_nothing_of_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from search.settings import read_settings
-    from search.variables import read_variables
+    from search.options import read_variables
+    from search.setup.settings import read_settings
 
     for name in (
         "HF_TOKEN",

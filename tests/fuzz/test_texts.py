@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from tests.fuzz.outcome import EXAMPLES, attempt
-from trainable.audit.audit import audit, render, to_json, write_clean
-from trainable.corpus import iter_chunks, text_fingerprint
-from trainable.model_names import check_model_name
+from trainable.data.corpus import iter_chunks, text_fingerprint
+from trainable.model.model_names import check_model_name
+from trainable.text_audit.audit import audit, render, to_json, write_clean
 
 FEW = settings(max_examples=max(30, EXAMPLES // 4))
 SENTENCES = "".join(f"Line {n} tells of number {n * 7919 % 997} and of {n * 31 % 61} others.\n" for n in range(120))

@@ -11,16 +11,16 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from results.study import check_study_name, create_study, new_study_name, open_study, studies_dir
-from search.inputs import check_inputs
-from search.plan import check_slot_variables, study_name
-from search.settings import read_settings
-from search.variables import FOLDERS, KNOWN, Variables, explicit_hyperparameters, read_variables, with_default_warmup
+from results.study.folder import check_study_name, create_study, new_study_name, open_study, studies_dir
+from search.options import FOLDERS, KNOWN, Variables, explicit_hyperparameters, read_variables, with_default_warmup
+from search.setup.inputs import check_inputs
+from search.setup.plan import check_slot_variables, study_name
+from search.setup.settings import read_settings
 from tests.documents import sound_document
 from tests.fuzz.outcome import EXAMPLES, attempt
 from tests.fuzz.texts import assignable, texts
-from trainable.audit.values import parse_range
 from trainable.config import DOCUMENTED, ENV_NAMES, make_config
+from trainable.text_audit.audit_values import parse_range
 
 many = settings(max_examples=5 * EXAMPLES)
 """These cost next to nothing."""
@@ -179,7 +179,7 @@ def offline() -> Iterator[None]:
 
 @given(assignable)
 def test_a_cache_folder_is_made_or_refused(own_environment: Path, text: str) -> None:
-    from trainable.corpus import cache_dir
+    from trainable.data.corpus import cache_dir
 
     inside = f"{own_environment}/caches/" + text.replace("..", "").strip()
     with as_it_was():

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from results.trace import RunTrace
+from results.diagnosis.trace import RunTrace
 
 Row = tuple[int, float, float, float]
 """Step, training loss, validation loss, learning rate."""

@@ -8,10 +8,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from results.study import Study
-from results.tables import METRICS, STEPS, TRIALS, Row, write_table
+from results.study.folder import Study
+from results.study.tables import METRICS, STEPS, TRIALS, Row, write_table
 from spaces.domains import Choice, LogUniform, active_point
-from spaces.load import load_space
+from spaces.read.load import load_space
 from spaces.space import SearchSpace
 from trainable.config import TrialConfig
 from trainable.schedule import learning_rate_at

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from results.atomic import storage_error_words, write_atomic
+from results.study.atomic import storage_error_words, write_atomic
 
 SIZE = 1_000_000
 
 WRITE_FOR_EVER = f"""
 import sys
 from pathlib import Path
-from results.atomic import write_atomic
+from results.study.atomic import write_atomic
 while True:
     for letter in (b"a", b"b"):
         write_atomic(Path(sys.argv[1]), letter * {SIZE})
@@ -26,7 +26,7 @@ while True:
 WRITE_BEYOND_THE_LIMIT = """
 import resource, sys
 from pathlib import Path
-from results.atomic import write_atomic
+from results.study.atomic import write_atomic
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 try:
     write_atomic(Path(sys.argv[1]), b"n" * 100_000)

@@ -29,8 +29,8 @@ from results.attribution import (
     to_json,
     write_attribution,
 )
-from results.attribution.plot import write_plot
-from results.study import Study
+from results.attribution.attribution_plot import write_plot
+from results.study.folder import Study
 from trainable.config import BEFORE, DOCUMENTED, TrialConfig
 from trainable.errors import UserError
 

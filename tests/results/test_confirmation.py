@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from results.confirmation import (
+from results.confirmation.confirmation import (
     Confirmation,
     ConfirmationRun,
     confirm,
@@ -27,7 +27,7 @@ from results.confirmation import (
     to_json,
     write_confirmation,
 )
-from results.study import Study
+from results.study.folder import Study
 from trainable.errors import UserError
 
 MakeTrial = Callable[..., dict[str, Any]]

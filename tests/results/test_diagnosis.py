@@ -7,9 +7,9 @@ import pytest
 from rich.console import Console
 
 from results.diagnosis.diagnose import Context, Diagnosis, diagnose
-from results.diagnosis.report import plain_text, render, report_of_trace, to_json
-from results.logs.training_log import read_training_log
-from results.trace import RunTrace
+from results.diagnosis.logs.training_log import read_training_log
+from results.diagnosis.render import plain_text, render, report_of_trace, to_json
+from results.diagnosis.trace import RunTrace
 from tests.results.owner_log import STORY, Row, falling, owner_log, recorded_run, recorded_traces, story_step_s
 
 RECORDED = Context(vocab_size=1024, pretrained=False, unigram_entropy=5.66)

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from results.diagnosis.diagnose import Context
-from results.diagnosis.study import context_of_study, diagnose_study, report_of_study
-from results.study import Study, create_study
-from results.tables import METRICS, STEPS, TRIALS, write_table
-from results.trace import trace_of_trial
+from results.diagnosis.of_study import context_of_study, diagnose_study, report_of_study
+from results.diagnosis.trace import trace_of_trial
+from results.study.folder import Study, create_study
+from results.study.tables import METRICS, STEPS, TRIALS, write_table
 from trainable.config import DOCUMENTED
 from trainable.errors import UserError
 from trainable.rows import MetricsRow, StepRow

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from results.confirmation import ConfirmationRun, confirm, write_confirmation
+from results.confirmation.confirmation import ConfirmationRun, confirm, write_confirmation
 from results.export import ENV_ORDER, export_cli, export_env, export_json, export_toml, write_best
-from results.study import Study, create_study
-from results.tables import TRIALS, write_table
+from results.study.folder import Study, create_study
+from results.study.tables import TRIALS, write_table
 from trainable.config import BEFORE, DOCUMENTED, ENV_NAMES, TrialConfig, make_config, parse_hyperparameter
 from trainable.errors import UserError
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from results.ledger import Ledger
-from results.study import Study, create_study
-from results.tables import STEPS, read_rows
+from results.study.folder import Study, create_study
+from results.study.ledger import Ledger
+from results.study.tables import STEPS, read_rows
 from trainable.config import BEFORE, DOCUMENTED
 from trainable.rows import MetricsRow, StepRow, Verdict
 

@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 
-from results.lock import hold
-from results.study import Study
+from results.study.folder import Study
+from results.study.lock import hold
 from trainable.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 HOLD = """
 import sys, time
 from pathlib import Path
-from results.lock import hold
-from results.study import Study
+from results.study.lock import hold
+from results.study.folder import Study
 with hold(Study(Path(sys.argv[1]))):
     print("held", flush=True)
     time.sleep(600)

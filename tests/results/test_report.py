@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from results.report.facts import report_facts
+from results.report.facts.study_facts import report_facts
 from results.report.markdown import markdown
 from results.report.page import report_html, report_markdown, write_report
-from results.study import Study
-from results.tables import METRICS, TRIALS, Row, write_table
+from results.study.folder import Study
+from results.study.tables import METRICS, TRIALS, Row, write_table
 from tests.results.report_study import make_report_study
 
 MakeTrial = Callable[..., Row]

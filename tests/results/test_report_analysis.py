@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from results.report.analysis import Measured, searched_parameters
-from results.report.importance import importance
-from results.report.rungs import baseline_loss_reached, costs, first_beaten, rung_agreement
-from results.report.space import edges, instability
+from results.report.facts.analysis import Measured, searched_parameters
+from results.report.facts.importance import importance
+from results.report.facts.rungs import baseline_loss_reached, costs, first_beaten, rung_agreement
+from results.report.facts.searched_parameters import edges, instability
 from spaces.domains import Choice, Condition, IntRange, LogUniform, SearchParameter, Uniform
 
 Row = dict[str, Any]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from results.report.page import write_report
-from results.study import Study
+from results.study.folder import Study
 from tests.results.report_chromium import Chromium, find_chromium
 from tests.results.report_study import make_report_study
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from results.confirmation import ConfirmationRun, confirm, write_confirmation
-from results.report.facts import report_facts
-from results.study import Study
-from results.tables import METRICS, TRIALS, Row, write_table
+from results.confirmation.confirmation import ConfirmationRun, confirm, write_confirmation
+from results.report.facts.study_facts import report_facts
+from results.study.folder import Study
+from results.study.tables import METRICS, TRIALS, Row, write_table
 from tests.results.report_study import make_report_study
 from trainable.config import DOCUMENTED
 from trainable.errors import UserError

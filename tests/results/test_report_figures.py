@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 
 from results.attribution import attribute, changed_settings, write_attribution
-from results.confirmation import ConfirmationRun, confirm, write_confirmation
-from results.report.curves import height_of, thinned
-from results.report.facts import report_facts
-from results.report.figures import default_view, pareto_front, report_figures, views
-from results.report.points import loss_ceiling, position
-from results.report.traces import short, trial_traces
-from results.report.words import duration_words, percent_words, token_words, value_words
-from results.study import Study
-from results.tables import STEPS, write_table
+from results.confirmation.confirmation import ConfirmationRun, confirm, write_confirmation
+from results.report.facts.study_facts import report_facts
+from results.report.figures.all_figures import default_view, pareto_front, report_figures, views
+from results.report.figures.curves import height_of, thinned
+from results.report.figures.marks import loss_ceiling, position
+from results.report.figures.traces import short, trial_traces
+from results.study.folder import Study
+from results.study.tables import STEPS, write_table
+from results.words import duration_words, percent_words, token_words, value_words
 from tests.results.report_study import make_report_study
 from trainable.config import BEFORE, DOCUMENTED
 

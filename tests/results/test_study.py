@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from results.study import (
+from results.study.folder import (
     Study,
     check_study_name,
     create_study,
@@ -20,7 +20,7 @@ from results.study import (
     open_study,
     studies_dir,
 )
-from results.tables import METRICS, TRIALS, write_table
+from results.study.tables import METRICS, TRIALS, write_table
 from trainable.errors import UserError
 
 MakeDocument = Callable[..., dict[str, Any]]
@@ -39,7 +39,7 @@ def names(folder: Path) -> list[str]:
 
 def test_the_modules_that_help_needs_load_nothing_heavy() -> None:
     code = (
-        "import sys, results.study, results.export, results.ranking; "
+        "import sys, results.study.folder, results.export, results.ranking; "
         "print([name for name in ('pyarrow', 'numpy', 'pandas', 'torch', 'ray') if name in sys.modules])"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -146,7 +146,7 @@ def test_of_many_who_make_one_study_at_once_one_does(studies: Path, make_documen
 
 def test_a_disk_that_fills_leaves_no_study(studies: Path) -> None:
     code = (
-        "import resource; from results.study import create_study\n"
+        "import resource; from results.study.folder import create_study\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "try: create_study('one', {'schema_version': 2, 'name': 'one', 'space': 'x' * 100_000})\n"
         "except OSError as err: print(type(err).__name__)"

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from results.table_guard import MARK
-from results.tables import (
+from results.study.table_guard import MARK
+from results.study.tables import (
     METRICS,
     STEPS,
     TRIALS,

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from results.logs import training_log
-from results.logs.training_log import read_training_log
-from results.trace import RunTrace
+from results.diagnosis.logs import training_log
+from results.diagnosis.logs.training_log import read_training_log
+from results.diagnosis.trace import RunTrace
 from tests.results.owner_log import EVALUATION_S, STORY, owner_log, story_step_s
 from trainable.errors import UserError
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
-from results.study import Study
-from search.variables import KNOWN
+from results.study.folder import Study
+from search.options import KNOWN
 
 if TYPE_CHECKING:
     from trainable.run import RunSpec
@@ -124,8 +124,8 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def spec(text_file: Path, cache: Path) -> "RunSpec":
     """The fixed part of a run of the tiny model on that text, on the CPU."""
-    from search.inputs import check_inputs, load_inputs
-    from search.variables import Variables
+    from search.options import Variables
+    from search.setup.inputs import check_inputs, load_inputs
 
     def silent(what: str, done_frac: float) -> None:
         pass

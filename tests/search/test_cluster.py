@@ -8,16 +8,17 @@ from typing import Any
 
 import pytest
 
-from results.study import Study
-from search.cluster_slots import Node, Share, cluster_share
-from search.variables import KNOWN
+from results.study.folder import Study
+from search.cluster.nodes import Node
+from search.options import KNOWN
+from search.tune.resources import Share, cluster_share
 from tests.faults.common import Place, differences, has_begun
 from tests.faults.nodes import Nodes, own_disks_are_possible
 
 ROOT = Path(__file__).parents[2]
 JOIN = """
 import sys
-from search.cluster import join
+from search.cluster.connection import join
 from trainable.errors import UserError
 for storage in sys.argv[2:]:
     try:
@@ -97,14 +98,14 @@ def test_what_is_not_there_is_one_line(variables: dict[str, Any], words: str, tm
 def test_a_port_that_is_not_rays_is_told_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     import socket
 
-    from search import cluster
+    from search.cluster import connection
     from trainable.errors import UserError
 
-    monkeypatch.setattr(cluster, "HEALTH_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(connection, "HEALTH_TIMEOUT_S", 1.0)
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         with pytest.raises(UserError, match=f"^ADDRESS={address}: what listens there is no Ray cluster's own port"):
-            cluster.join(address, None)
+            connection.join(address, None)
 
 
 def nodes_of(*shapes: tuple[int, int]) -> list[Node]:
@@ -154,7 +155,7 @@ class Failed:
 def test_a_lost_node_is_not_the_trials_failure(tmp_path: Path) -> None:
     from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError
 
-    from search.cluster_callbacks import NodeWatch
+    from search.cluster.node_watch import NodeWatch
 
     watch: Any = NodeWatch(None)  # type: ignore[arg-type]
     errors = {

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from search.__main__ import COMMANDS
-from search.variables import KNOWN
+from search.options import KNOWN
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "ray", "transformers", "optuna", "pandas", "matplotlib")

@@ -1,6 +1,6 @@
 """Studies side by side: ranked where their losses measure the same thing, else side by side alone."""
 
-from search.compare_command import protocol_differences
+from search.commands.compare_command import protocol_differences
 
 
 def entry(study: str, **protocol: object) -> dict[str, object]:

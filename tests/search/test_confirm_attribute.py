@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from results.study import Study
+from results.study.folder import Study
 from trainable.config import config_from
 
 SPACE = """

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from results.ledger import Ledger
-from results.study import Study
-from search.engine import Leave, Slots, device_slots, prune_checkpoints
-from search.interrupts import Interrupts
+from results.study.folder import Study
+from results.study.ledger import Ledger
+from search.terminal.signals import Interrupts
+from search.tune.engine import Slots, StopOnSignal, device_slots, prune_checkpoints
 from trainable.config import DOCUMENTED, TrialConfig
 from trainable.fidelity import PENALTY_NATS
 from trainable.loss import next_token_loss
@@ -90,7 +90,7 @@ def test_checkpoints_of_the_best_three_of_the_baseline_and_of_what_can_go_on_are
 
 def test_fit_is_left_between_two_rounds_once_a_signal_came() -> None:
     interrupts = Interrupts()
-    leave = Leave(interrupts, SimpleNamespace(storage_error=None))  # type: ignore[arg-type]
+    leave = StopOnSignal(interrupts, SimpleNamespace(storage_error=None))  # type: ignore[arg-type]
     with interrupts:
         leave.on_step_end(iteration=1, trials=[])
         os.kill(os.getpid(), signal.SIGTERM)

@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from results.study import Study
-from search.interrupts import Interrupts
+from results.study.folder import Study
+from search.terminal.signals import Interrupts
 from trainable.config import TrialConfig
 from trainable.evaluation import EvalProtocol, eval_windows, evaluate
 
@@ -80,7 +80,7 @@ def checkpoint(spec: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     """A checkpoint of a few steps and its loss under the study's evaluation."""
     import torch
 
-    from trainable.checkpoint import save_checkpoint
+    from trainable.checkpoint.checkpoint import save_checkpoint
     from trainable.loop import train
     from trainable.run import start_run
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from search.known import NO_PAST, known_trials
+from search.tune.history import NO_HISTORY, known_trials
 from trainable.config import TrialConfig
 from trainable.fidelity import PENALTY_NATS
 from trainable.rows import ENDINGS, TrialStatus
@@ -85,4 +85,4 @@ def test_rows_of_something_else_are_a_key_error() -> None:
 
 
 def test_no_past_is_nothing() -> None:
-    assert (NO_PAST.trials, NO_PAST.next_trial_id, NO_PAST.lessons, NO_PAST.first_points) == ((), 0, (), ())
+    assert (NO_HISTORY.trials, NO_HISTORY.next_trial_id, NO_HISTORY.lessons, NO_HISTORY.first_points) == ((), 0, (), ())

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from results.study import Study, create_study
-from results.tables import METRICS, TRIALS, write_table
-from search.lessons import Lessons, lessons_from, read_lessons, write_lessons
-from spaces.load import space_from_tables
+from results.study.folder import Study, create_study
+from results.study.tables import METRICS, TRIALS, write_table
+from search.tune.warm_start import WarmStart, lessons_from, read_warm_start, write_lessons
+from spaces.read.load import space_from_tables
 from spaces.space import SearchSpace
 from tests.documents import sound_document
 from trainable.errors import UserError
@@ -153,9 +153,9 @@ def test_a_study_of_another_kind_teaches_nothing(source: Study) -> None:
 def test_lessons_are_kept_in_the_study_to_the_last_digit(source: Study, tmp_path: Path) -> None:
     lessons = lessons_from(source, make_space(budget=25_600), FACTS)
     study = Study(tmp_path)
-    assert read_lessons(study) is None
+    assert read_warm_start(study) is None
     write_lessons(study, lessons)
-    assert read_lessons(study) == lessons
+    assert read_warm_start(study) == lessons
 
 
 @pytest.mark.parametrize("spoil", [lambda text: text[:-20], lambda text: text.replace('"losses"', '"loses"')])
@@ -165,8 +165,8 @@ def test_damaged_lessons_are_a_line(tmp_path: Path, source: Study, spoil: Callab
     path = tmp_path / "lessons.json"
     path.write_text(spoil(path.read_text()))
     with pytest.raises(UserError, match=r"lessons\.json: not a study's lessons"):
-        read_lessons(study)
+        read_warm_start(study)
 
 
 def test_no_lessons_are_no_words_of_results() -> None:
-    assert "its losses do not compare; its best 0 run" in Lessons(source="x").words
+    assert "its losses do not compare; its best 0 run" in WarmStart(source="x").words

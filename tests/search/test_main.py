@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from results.atomic import write_atomic
-from search import list_command
+from results.study.atomic import write_atomic
 from search.__main__ import main
+from search.commands import list_command
 
 
 def fail(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:

@@ -5,11 +5,11 @@ from pathlib import Path
 import optuna
 import pytest
 
-from search.mirrors import Mirrors, read_mirrors
-from search.points import distribution_of, point_of
-from search.searcher import suggest
-from search.variables import Variables
-from spaces.load import load_space
+from search.options import Variables
+from search.trackers.trackers import Mirrors, read_mirrors
+from search.tune.optuna_searcher import suggest
+from spaces.optuna_domains import distribution_of, point_of
+from spaces.read.load import load_space
 from trainable.errors import UserError
 
 

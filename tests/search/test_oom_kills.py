@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from search.oom_kills import oom_kills
+from search.tune.oom_kills import oom_kills
 
 
 def test_the_count_is_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from results.ledger import Ledger
-from results.study import create_study
-from search.plan import Plan, largest_config, make_plan, study_name
-from search.run_command import header_lines
-from search.terminal import Preparing
-from search.variables import read_variables
-from spaces.load import load_space
+from results.study.folder import create_study
+from results.study.ledger import Ledger
+from search.commands.run_command import header_lines
+from search.options import read_variables
+from search.setup.plan import Plan, largest_config, make_plan, study_name
+from search.terminal.console import Preparing
+from spaces.read.load import load_space
 from tests.documents import sound_document
 from trainable.config import BEFORE, DOCUMENTED, with_token_budget
 from trainable.errors import UserError
@@ -156,7 +156,7 @@ def test_a_study_is_named_after_space_and_time_or_as_told(tmp_path: Path) -> Non
 
 def test_a_relative_model_folder_is_made_absolute(plan_of: MakePlan, tmp_path: Path, monkeypatch: Any) -> None:
     """Workers start in another folder."""
-    from search.inputs import check_inputs
+    from search.setup.inputs import check_inputs
 
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")

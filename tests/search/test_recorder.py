@@ -10,12 +10,12 @@ import pytest
 from ray.tune.experiment import Trial
 from rich.console import Console
 
-from results.ledger import Ledger
-from results.study import Study
-from search.recorder import StudyRecorder
-from search.scheduler import TokenASHA
-from search.view import StudyView
-from trainable.checkpoint_store import CheckpointStore
+from results.study.folder import Study
+from results.study.ledger import Ledger
+from search.terminal.live_view import StudyView
+from search.tune.asha import TokenASHA
+from search.tune.recorder import StudyRecorder
+from trainable.checkpoint.checkpoint_store import CheckpointStore
 from trainable.config import DOCUMENTED, TrialConfig
 from trainable.rows import MetricsRow, StepRow, Verdict
 

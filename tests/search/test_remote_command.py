@@ -14,12 +14,12 @@ from types import SimpleNamespace
 import pytest
 import ray
 
-from search import remote_command as module
-from search.remote_command import HeadCommand, _on_disk, _studies_read, is_remote, remote_command
-from search.terminal import Terminal
-from search.variables import Variables
+from search.commands import remote_command as module
+from search.commands.remote_command import HeadCommand, _on_disk, _studies_read, is_remote, remote_command
+from search.options import Variables
+from search.terminal.console import Terminal
+from trainable.data.node_cache import share
 from trainable.errors import UserError
-from trainable.node_cache import share
 
 ADDRESS = "ray://127.0.0.1:10001"
 

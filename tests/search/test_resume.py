@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from results.study import Study
+from results.study.folder import Study
 from tests.faults.common import differences, strays
 
 SPACE = """

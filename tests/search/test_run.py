@@ -10,8 +10,8 @@ import duckdb
 import pandas as pd
 import pytest
 
-from results.study import Study
-from spaces.load import space_from_tables
+from results.study.folder import Study
+from spaces.read.load import space_from_tables
 from trainable.config import TrialConfig
 from trainable.rows import ENDINGS
 

@@ -10,8 +10,8 @@ import pytest
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
-from search.known import KnownTrial
-from search.scheduler import TokenASHA
+from search.tune.asha import TokenASHA
+from search.tune.history import KnownTrial
 from trainable.config import TrialConfig
 
 RUNGS = (100, 300, 900)
@@ -143,7 +143,7 @@ def recalled(trial_id: int, *losses: tuple[int, float]) -> KnownTrial:
 def test_what_an_earlier_run_recorded_is_recalled_as_it_was() -> None:
     """The first loss at each rung; an objective of a lesson counts under its own, negative number."""
     scheduler = TokenASHA(rung_tokens=RUNGS, reduction_factor=3)
-    scheduler.recall(
+    scheduler.replay(
         [
             recalled(0, (0, 7.0), (100, 6.0), (200, 5.0), (300, 4.0), (450, 3.0)),
             recalled(2, (0, 7.0), (950, 2.0)),
@@ -166,7 +166,7 @@ def test_after_a_recall_the_rungs_decide_as_they_would_have() -> None:
         known: dict[int, list[tuple[int, float]]] = {}
         for trial_id, tokens, loss in reports[:cut]:
             known.setdefault(trial_id, []).append((tokens, loss))
-        second.recall(recalled(trial_id, *losses) for trial_id, losses in known.items())
+        second.replay(recalled(trial_id, *losses) for trial_id, losses in known.items())
         assert second.recorded == first.recorded
         assert before + decisions(second, reports[cut:]) == decided
         assert second.recorded == whole.recorded
@@ -174,6 +174,6 @@ def test_after_a_recall_the_rungs_decide_as_they_would_have() -> None:
 
 def test_a_trial_that_passes_a_rung_again_is_not_judged_again() -> None:
     scheduler = TokenASHA(rung_tokens=RUNGS, reduction_factor=3)
-    scheduler.recall([recalled(1, (100, 5.0)), recalled(2, (100, 3.0))])
+    scheduler.replay([recalled(1, (100, 5.0)), recalled(2, (100, 3.0))])
     assert scheduler.goes_on(1, 100, 5.0)
     assert not scheduler.goes_on(3, 100, 4.0)

@@ -12,10 +12,10 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
-from search.known import NO_PAST, KnownTrial, Past, known_trials
-from search.scheduler import TokenASHA
-from search.searcher import ListSearcher, SpaceSearcher
-from spaces.load import load_space, space_from_tables
+from search.tune.asha import TokenASHA
+from search.tune.history import NO_HISTORY, History, KnownTrial, known_trials
+from search.tune.optuna_searcher import ListSearcher, SpaceSearcher
+from spaces.read.load import load_space, space_from_tables
 from spaces.space import SearchSpace
 from trainable.config import BEFORE, DOCUMENTED, TrialConfig, config_from
 from trainable.fidelity import PENALTY_NATS
@@ -260,7 +260,7 @@ class Life:
         self.rows: list[dict[str, Any]] = []
         self.metrics: list[dict[str, Any]] = []
         self.rays_name = "trial"
-        self.begin(NO_PAST)
+        self.begin(NO_HISTORY)
 
     @staticmethod
     def _grid() -> SearchSpace:
@@ -273,15 +273,15 @@ class Life:
         }
         return space_from_tables(tables, name="small", path="small.toml")
 
-    def begin(self, past: Past) -> None:
+    def begin(self, past: History) -> None:
         self.searcher = SpaceSearcher(self.space, seed=0, past=past)
         self.scheduler = TokenASHA(rung_tokens=(1600, 6400), reduction_factor=3)
-        self.scheduler.recall((*past.lessons, *past.trials))
+        self.scheduler.replay((*past.lessons, *past.trials))
 
     def die(self) -> None:
         """Forget all but the tables."""
         known = known_trials(self.rows, self.metrics, milestones_tokens=MILESTONES)
-        self.begin(Past(trials=known, next_trial_id=len(self.rows)))
+        self.begin(History(trials=known, next_trial_id=len(self.rows)))
 
     def trial(self, *, evaluations: int = 99, checkpoint: int = 0) -> bool:
         """Run the next trial, or go on with the one that was cut off, from its evaluation number `checkpoint`.
@@ -414,7 +414,7 @@ def test_a_search_that_died_at_every_evaluation_ends_as_one_that_never_did(whole
 def test_several_that_were_cut_off_come_back_in_order_under_their_numbers_before_anything_new() -> None:
     space = make_space("random")
     proposals = propose(SpaceSearcher(space, seed=0), 12)
-    past = Past(
+    past = History(
         trials=[
             known(proposals[0], "completed"),
             known(proposals[1], "interrupted"),
@@ -447,7 +447,7 @@ def test_a_past_is_told_as_it_would_have_been() -> None:
     space = make_space("random")
     proposals = propose(SpaceSearcher(space, seed=0), 5)
     endings = ["completed", "stopped", "unstable", "out_of_memory", "failed"]
-    past = Past(trials=[known(*pair) for pair in zip(proposals, endings, strict=True)], next_trial_id=5)
+    past = History(trials=[known(*pair) for pair in zip(proposals, endings, strict=True)], next_trial_id=5)
     told = optunas(SpaceSearcher(space, seed=0, past=past))
     assert [(trial.state, trial.value) for trial in told] == [
         (TrialState.COMPLETE, 6.5),
@@ -464,7 +464,7 @@ def test_lessons_are_told_and_take_no_place_in_the_order() -> None:
     proposals = propose(SpaceSearcher(space, seed=0), 12)
     lesson = replace(known(proposals[7], "completed"), trial_id=-8)
     first = dict(proposals[5]["point"])
-    searcher = SpaceSearcher(space, seed=0, past=Past(lessons=[lesson], first_points=[first]))
+    searcher = SpaceSearcher(space, seed=0, past=History(lessons=[lesson], first_points=[first]))
     again = propose(searcher, 12)
     assert [one["trial_id"] for one in again] == list(range(12))
     assert again[0]["point"] == proposals[0]["point"]
@@ -482,7 +482,7 @@ def test_no_shape_as_large_as_one_that_ran_out_of_memory_is_proposed_again(name:
     large = next(one for one in proposals[1:] if one["trial"]["batch_size"] == 4)
     if from_the_past:
         ran_out = known({**large, "trial_id": 1}, "out_of_memory")
-        past = Past(trials=[known(proposals[0], "completed"), ran_out], next_trial_id=2)
+        past = History(trials=[known(proposals[0], "completed"), ran_out], next_trial_id=2)
         searcher = SpaceSearcher(space, seed=0, past=past)
     else:
         searcher = SpaceSearcher(space, seed=0)

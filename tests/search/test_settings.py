@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from search.settings import Settings, differences, planned_space, read_settings, space_file_differences
-from search.variables import read_variables
-from spaces.load import load_space
+from search.options import read_variables
+from search.setup.settings import Settings, differences, planned_space, read_settings, space_file_differences
+from spaces.read.load import load_space
 from spaces.space import SearchSpace
 from trainable.config import BEFORE
 from trainable.errors import UserError

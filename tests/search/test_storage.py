@@ -11,13 +11,21 @@ from typing import Any
 
 import pytest
 
-from results.study import Study
-from search.storage import MARK, TableMirror, checked_storage, fetch_study, read_probe, remove_probe, write_probe
-from search.storage_hold import ALIVE_S, check_unheld
+from results.study.folder import Study
+from search.cluster.storage_hold import ALIVE_S, check_unheld
+from search.cluster.study_storage import (
+    MARK,
+    TableMirror,
+    checked_storage,
+    fetch_study,
+    read_probe,
+    remove_probe,
+    write_probe,
+)
 from tests.documents import sound_document
 from tests.faults.common import Place, differences, has_begun
+from trainable.data.remote_files import files_at
 from trainable.errors import UserError
-from trainable.storage_place import files_at
 
 KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_EC2_METADATA_DISABLED": "true"}
 

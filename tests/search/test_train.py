@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from results.study import Study
+from results.study.folder import Study
 from search.__main__ import main
-from search.train_log import TrainLog
+from search.terminal.train_log import TrainLog
 from trainable.config import HYPERPARAMETERS, TrialConfig
 from trainable.loop import train
 from trainable.rows import MetricsRow, StepRow, Verdict
@@ -42,7 +42,7 @@ def train_one(
 ) -> Callable[..., dict[str, Any]]:
     """Return a function that runs `train --json` and returns its document, the exit code and the log in it."""
     # Its checks have tests of their own and take longer than these runs.
-    monkeypatch.setattr("search.train_command.passes_preflight", lambda *args, **kwargs: True)
+    monkeypatch.setattr("search.commands.train_command.passes_preflight", lambda *args, **kwargs: True)
     monkeypatch.setenv("TRAINING_DATA_SOURCE", str(text_file))
 
     def run(**changes: str) -> dict[str, Any]:

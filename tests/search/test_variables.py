@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from search.variables import (
+from search.options import (
     KNOWN,
     Variables,
     describe_variables,

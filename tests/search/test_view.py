@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from rich.console import Console, RenderableType
 
-from results.ledger import Ledger
-from results.study import Study
-from search.view import StudyView, ending_words, leaderboard_table, time_left_s
+from results.study.folder import Study
+from results.study.ledger import Ledger
+from search.terminal.live_view import StudyView, ending_words, leaderboard_table, time_left_s
 from trainable.config import BEFORE, DOCUMENTED
 from trainable.rows import MetricsRow, TrialStatus, Verdict
 
@@ -220,7 +220,7 @@ def test_every_ending_is_kept_in_the_log_and_shown(terminal: bool, make_view: Ma
 def test_a_progress_line_now_and_then_where_there_is_no_screen(
     make_view: MakeView, study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("search.view.PROGRESS_LINE_INTERVAL_S", 0.0)
+    monkeypatch.setattr("search.terminal.live_view.PROGRESS_LINE_INTERVAL_S", 0.0)
     view = make_view(80)
     with view:
         view.refresh()

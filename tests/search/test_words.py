@@ -4,7 +4,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from search.words import (
+from search.terminal.phrases import (
     config_words,
     duration_words,
     loss_words,

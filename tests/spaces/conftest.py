@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from spaces.load import space_from_tables
+from spaces.read.load import space_from_tables
 from spaces.space import SearchSpace
 
 MakeSpace = Callable[..., SearchSpace]

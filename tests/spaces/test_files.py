@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from spaces.files import MAX_FILE_BYTES, find_space_file, list_spaces, read_toml
-from spaces.load import load_space
+from spaces.read.load import load_space
+from spaces.read.space_files import MAX_FILE_BYTES, find_space_file, list_spaces, read_toml
 from trainable.errors import UserError
 
 

@@ -7,11 +7,11 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from spaces.files import SPACES_DIRECTORY, read_toml
-from spaces.load import load_space, space_from_tables
-from spaces.parameters import KINDS, SEARCHABLE
+from spaces.read.load import load_space, space_from_tables
+from spaces.read.parameters import KINDS, SEARCHABLE
+from spaces.read.space_files import SPACES_DIRECTORY, read_toml
+from spaces.read.toml_table import TOP_KEYS
 from spaces.space import SearchSpace
-from spaces.tables import TOP_KEYS
 from trainable.config import BASELINES, HYPERPARAMETERS, LR_SCHEDULES
 from trainable.errors import UserError
 

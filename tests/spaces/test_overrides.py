@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from spaces.domains import Choice, Condition, LogUniform
-from spaces.load import load_space
+from spaces.read.load import load_space
 from spaces.space import SearchSpace
 from trainable.config import BEFORE, DOCUMENTED, TrialConfig, make_config
 from trainable.errors import UserError

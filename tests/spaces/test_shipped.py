@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from spaces.domains import LogUniform
-from spaces.load import list_spaces, load_space
+from spaces.read.load import list_spaces, load_space
 from trainable.config import BEFORE, DOCUMENTED, LR_SCHEDULES
 
 NAMES = ["before_after", "plateau", "schedule", "smoke"]
@@ -84,7 +84,7 @@ def test_smoke_is_small() -> None:
 
 def test_loading_needs_no_heavy_library() -> None:
     code = (
-        "import sys; from spaces.load import load_space; load_space('plateau'); "
+        "import sys; from spaces.read.load import load_space; load_space('plateau'); "
         "print(sorted({'torch', 'ray', 'optuna', 'numpy', 'pyarrow'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, check=False)

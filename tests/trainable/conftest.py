@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedModel
 
+    from trainable.data.tokens import Corpus
     from trainable.run import RunSpec
-    from trainable.tokens import Corpus
 
 POSITIONS = 64
 
@@ -81,7 +81,7 @@ def tokenizer(text_file: Path) -> "Tokenizer":
 @pytest.fixture(scope="session")
 def corpus(text_file: Path, tokenizer: "Tokenizer", tmp_path_factory: pytest.TempPathFactory) -> "Corpus":
     """The text's tokens."""
-    from trainable.tokens import load_corpus
+    from trainable.data.tokens import load_corpus
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
@@ -140,7 +140,7 @@ def model_folders(
 def make_spec(corpus: "Corpus", model_folders: dict[str, Path]) -> Callable[..., "RunSpec"]:
     """Return a function that makes the fixed part of a run on the CPU, of a family or a named model."""
     from trainable.evaluation import EvalProtocol
-    from trainable.model_names import PRESETS
+    from trainable.model.model_names import PRESETS
     from trainable.run import RunSpec
 
     def make(model: str = "gpt2", **changes: Any) -> "RunSpec":

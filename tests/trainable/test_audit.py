@@ -9,11 +9,11 @@ import pytest
 from rich.console import Console
 from tokenizers import Tokenizer
 
-from trainable.audit.audit import KINDS, SEVERITIES, AuditFinding, AuditReport, audit, plot_audit, render, to_json
-from trainable.audit.findings import MAX_FINDINGS
-from trainable.corpus import source_files
+from trainable.data.corpus import source_files
+from trainable.data.tokens import load_corpus, train_tokenizer
 from trainable.errors import UserError
-from trainable.tokens import load_corpus, train_tokenizer
+from trainable.text_audit.audit import KINDS, SEVERITIES, AuditFinding, AuditReport, audit, plot_audit, render, to_json
+from trainable.text_audit.audit_findings import MAX_FINDINGS
 
 NEAR_TOKENS = 60
 NEAR_LINES = 4

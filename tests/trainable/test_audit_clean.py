@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from trainable.audit.audit import AuditReport, audit, render_clean, write_clean
-from trainable.audit.debris import repair
-from trainable.corpus import source_files
+from trainable.data.corpus import source_files
+from trainable.data.tokens import train_tokenizer
 from trainable.errors import UserError
-from trainable.tokens import train_tokenizer
+from trainable.text_audit.audit import AuditReport, audit, render_clean, write_clean
+from trainable.text_audit.debris import repair
 
 REMOVED_KINDS = {
     "train_val_overlap",

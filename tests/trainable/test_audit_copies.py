@@ -4,14 +4,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from trainable.audit.copies import duplicate_hits, overlap_hits
-from trainable.audit.duplicates import MIN_DUPLICATE_TOKENS, find_duplicate_runs, fingerprints
-from trainable.audit.near import find_near_duplicates
-from trainable.audit.ngrams import NGRAM_TOKENS, covered, hash_ngrams, hash_tokens, union
-from trainable.audit.overlap import find_overlap
-from trainable.audit.repeats import find_repeats
-from trainable.audit.shift import find_shifts
-from trainable.audit.windows import BUCKETS, Windows, js_distance
+from trainable.text_audit.copies import duplicate_hits, overlap_hits
+from trainable.text_audit.duplicates import MIN_DUPLICATE_TOKENS, find_duplicate_runs, fingerprints
+from trainable.text_audit.near import find_near_duplicates
+from trainable.text_audit.ngrams import NGRAM_TOKENS, covered, hash_ngrams, hash_tokens, union
+from trainable.text_audit.overlap_runs import find_overlap
+from trainable.text_audit.repeats import find_repeats
+from trainable.text_audit.shift import find_shifts
+from trainable.text_audit.windows import BUCKETS, Windows, js_distance
 
 Ids = npt.NDArray[np.uint16]
 

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-import trainable.audit.text
-from trainable.audit.scan import scan_text
-from trainable.audit.text import iter_pieces
-from trainable.audit.units import LONG_BYTES, cut_units
-from trainable.tokens import Progress, load_corpus
+import trainable.text_audit.text
+from trainable.data.tokens import Progress, load_corpus
+from trainable.text_audit.scan import scan_text
+from trainable.text_audit.text import iter_pieces
+from trainable.text_audit.units import LONG_BYTES, cut_units
 
 TEXT = "Plain words.\r\nÜber naïve café — “quoted” text, 日本語 and 😀.\n\n\n   indented\n" * 30 + "no line end"
 
@@ -86,7 +86,7 @@ def word_pieces(text: str) -> Tokenizer:
 def test_every_unit_knows_its_first_token(
     make: type, piece_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainable.audit.text, "PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr(trainable.text_audit.text, "PIECE_BYTES", piece_bytes)
     files = [tmp_path / "a.txt", tmp_path / "b.txt"]
     giant = "one long line of words " * 1000
     for path, text in zip(files, (TEXT, TEXT[:500] + giant), strict=True):
@@ -111,7 +111,7 @@ def test_every_unit_knows_its_first_token(
 
 
 def test_lines_of_a_chunk_in_several_pieces_are_counted_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainable.audit.text, "PIECE_BYTES", 5000)
+    monkeypatch.setattr(trainable.text_audit.text, "PIECE_BYTES", 5000)
     path = tmp_path / "a.txt"
     text = "".join(f"line {n}\r\n" for n in range(1, 2001)) + "x " * 20_000 + "\nlast\n"
     path.write_bytes(text.encode())

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
-from trainable.checkpoint import load_weights, read_checkpoint, save_checkpoint
-from trainable.checkpoint_path import check_checkpoint_path
+from trainable.checkpoint.checkpoint import load_weights, read_checkpoint, save_checkpoint
+from trainable.checkpoint.checkpoint_path import check_checkpoint_path
 from trainable.config import TrialConfig
 from trainable.errors import UserError
 from trainable.run import RunSpec, start_run

@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from results.diagnosis.checkpoint import diagnose_checkpoints, report_of_checkpoints
-from results.diagnosis.kinds import Diagnosis
-from trainable.checkpoint_exam.exam import checkpoint_files, examine_checkpoints
-from trainable.checkpoint_exam.facts import CheckpointFacts
+from results.diagnosis.findings import Diagnosis
+from results.diagnosis.of_checkpoint import diagnose_checkpoints, report_of_checkpoints
+from trainable.checkpoint.exam.exam_facts import CheckpointFacts
+from trainable.checkpoint.exam.examine import checkpoint_files, examine_checkpoints
+from trainable.data.tokens import Tokens
 from trainable.errors import UserError
-from trainable.tokens import Tokens
 
 VOCAB, BLOCK, BATCH = 64, 32, 16
 TRAIN_STEPS = 80

@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import save_file
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
-from trainable.checkpoint import read_checkpoint, save_checkpoint
-from trainable.checkpoint_file import read_payload, read_safetensors, write_payload
-from trainable.checkpoint_path import DamagedCheckpointError
+from trainable.checkpoint.checkpoint import read_checkpoint, save_checkpoint
+from trainable.checkpoint.checkpoint_file import read_payload, read_safetensors, write_payload
+from trainable.checkpoint.checkpoint_path import DamagedCheckpointError
 from trainable.config import TrialConfig
 from trainable.errors import UserError
 from trainable.state import TrainState, new_state
@@ -29,7 +29,7 @@ WRITE_BEYOND_THE_LIMIT = """
 import resource, sys
 from pathlib import Path
 import torch
-from trainable.checkpoint_file import write_payload
+from trainable.checkpoint.checkpoint_file import write_payload
 for limit in map(int, sys.argv[2:]):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     try:

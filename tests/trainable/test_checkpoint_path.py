@@ -4,7 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from trainable.checkpoint_path import DamagedCheckpointError, check_checkpoint_path, checkpoint_name, is_safetensors
+from trainable.checkpoint.checkpoint_path import (
+    DamagedCheckpointError,
+    check_checkpoint_path,
+    checkpoint_name,
+    is_safetensors,
+)
 
 STARTS = {
     b"PK\x03\x04" + bytes(20): False,

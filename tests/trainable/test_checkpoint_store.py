@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from trainable.checkpoint import checkpoint_payload
-from trainable.checkpoint_file import read_payload, write_payload
-from trainable.checkpoint_store import BackgroundSaver, CheckpointStore
+from trainable.checkpoint.checkpoint import checkpoint_payload
+from trainable.checkpoint.checkpoint_file import read_payload, write_payload
+from trainable.checkpoint.checkpoint_store import BackgroundSaver, CheckpointStore
 from trainable.config import TrialConfig
 from trainable.errors import UserError
 from trainable.run import RunSpec, start_run
@@ -27,7 +27,7 @@ SAVE_WITHOUT_PYARROW_ON_A_FULL_DISK = """
 import resource, sys
 sys.modules["pyarrow"] = None
 import torch
-from trainable.checkpoint_store import CheckpointStore
+from trainable.checkpoint.checkpoint_store import CheckpointStore
 store = CheckpointStore(root=sys.argv[1], trial_id=7)
 payload = {"format": "x", "step": 3, "model_state_dict": {"a": torch.ones(50_000)}}
 store.write({**payload, "optimizer_steps": 3})

@@ -9,9 +9,9 @@ import pytest
 import torch
 import torch._dynamo.utils
 
-from trainable import compiling
-from trainable.compiling import CompileCost, compile_where_repaid, is_repaid, why_not
 from trainable.config import TrialConfig
+from trainable.device import compiling
+from trainable.device.compiling import CompileCost, compile_where_repaid, is_repaid, why_not
 from trainable.loop import train
 from trainable.rows import MetricsRow, StepRow
 from trainable.run import start_run

@@ -12,13 +12,13 @@ from pydoc_data.topics import topics
 
 import pytest
 
-from trainable import corpus
-from trainable.corpus import cache_dir, embedded_text, iter_chunks, source_files, text_fingerprint
+from trainable.data import corpus
+from trainable.data.corpus import cache_dir, embedded_text, iter_chunks, source_files, text_fingerprint
 from trainable.errors import UserError
 
 HASH_OF_TEXT = """
 import hashlib
-from trainable.corpus import embedded_text
+from trainable.data.corpus import embedded_text
 print(hashlib.sha256(embedded_text().encode()).hexdigest())
 """
 

@@ -10,10 +10,10 @@ import torch.nn.functional as F  # noqa: N812
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from trainable.config import TrialConfig
-from trainable.cpu import attention, tune_for_cpu
-from trainable.cpu.attention import _attention, _CausalAttention
-from trainable.cpu.dropout import CPUDropout, dropout_mask
-from trainable.cpu.linear import CPUConv1D, product
+from trainable.device.cpu_kernels import attention, tune_for_cpu
+from trainable.device.cpu_kernels.attention import _attention, _CausalAttention
+from trainable.device.cpu_kernels.dropout import CPUDropout, dropout_mask
+from trainable.device.cpu_kernels.linear import CPUConv1D, product
 from trainable.loop import train
 from trainable.rows import MetricsRow
 from trainable.run import start_run

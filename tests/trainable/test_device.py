@@ -5,18 +5,18 @@ import os
 import pytest
 import torch
 
-from trainable.device import (
+from trainable.device.device import (
     allow_tf32,
     autocast,
     begin_read,
     cpu_cores,
     device_info,
-    exact_products,
     is_out_of_memory,
     keep_freed_pages,
-    moved_to,
     pick_device,
     release_memory,
+    to_device,
+    without_tf32,
 )
 from trainable.errors import UserError
 
@@ -112,7 +112,7 @@ def test_products_are_exact_inside_and_as_before_outside() -> None:
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("high")
-        with exact_products():
+        with without_tf32():
             assert torch.get_float32_matmul_precision() == "highest"
         assert torch.get_float32_matmul_precision() == "high"
     finally:
@@ -134,4 +134,4 @@ def test_scalars_are_read_as_they_are_where_the_reading_begins() -> None:
         loss.zero_()
     assert read() == [1.5, 0.25]
     tokens = torch.arange(4)
-    assert torch.equal(moved_to(CPU, tokens), tokens)
+    assert torch.equal(to_device(CPU, tokens), tokens)

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
 from trainable import evaluation
+from trainable.data.tokens import Corpus
 from trainable.errors import UserError
 from trainable.evaluation import EvalProtocol, eval_windows, evaluate
 from trainable.loss import next_token_losses
-from trainable.tokens import Corpus
 
 MakeModel = Callable[..., PreTrainedModel]
 PROTOCOL = EvalProtocol(block_size=16, tokens=512)

@@ -10,12 +10,12 @@ LIGHT = (
     "trainable.config",
     "trainable.rows",
     "trainable.schedule",
-    "trainable.corpus",
-    "trainable.model_names",
-    "trainable.checkpoint_path",
+    "trainable.data.corpus",
+    "trainable.model.model_names",
+    "trainable.checkpoint.checkpoint_path",
     "trainable.stability",
-    "spaces.load",
-    "results.study",
+    "spaces.read.load",
+    "results.study.folder",
     "results.export",
 )
 

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from trainable import loop
 from trainable.config import TrialConfig
+from trainable.data.tokens import Corpus
 from trainable.evaluation import eval_windows, evaluate
 from trainable.loop import TrainRow, train
 from trainable.rows import MetricsRow, StepRow, Verdict
@@ -18,7 +19,6 @@ from trainable.run import RunSpec, start_run
 from trainable.schedule import learning_rate_at
 from trainable.stability import Finding
 from trainable.state import TrainState
-from trainable.tokens import Corpus
 
 MakeSpec = Callable[..., RunSpec]
 MakeTrial = Callable[..., TrialConfig]

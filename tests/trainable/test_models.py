@@ -13,8 +13,8 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, GPTNeoConfig, OPTConfig, PreTrainedModel
 
 from trainable.errors import UserError
-from trainable.model_names import PRESETS, check_model_name
-from trainable.models import _tuned, check_model, context_limit, load_model, load_tokenizer
+from trainable.model.model_names import PRESETS, check_model_name
+from trainable.model.models import _tuned, check_model, context_limit, load_model, load_tokenizer
 
 MakeModel = Callable[..., PreTrainedModel]
 SaveModel = Callable[[PreTrainedModel, Path], Path]

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from trainable.data.node_cache import SharedInputs, share, share_inputs
+from trainable.data.remote_files import below
+from trainable.data.tokens import Corpus
 from trainable.evaluation import EvalProtocol
-from trainable.node_cache import SharedInputs, share, share_inputs
 from trainable.run import RunSpec
-from trainable.storage_place import below
-from trainable.tokens import Corpus
 
 
 @pytest.fixture

@@ -12,14 +12,14 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from trainable.config import DOCUMENTED, TrialConfig
-from trainable.corpus import source_files
+from trainable.data.corpus import source_files
+from trainable.data.tokens import Corpus, load_corpus, sample_batch
 from trainable.errors import UserError
 from trainable.evaluation import EvalProtocol
-from trainable.models import load_tokenizer
+from trainable.model.models import load_tokenizer
 from trainable.preflight import run_preflight
-from trainable.preflight.check import Check
+from trainable.preflight.check_result import Check
 from trainable.run import RunSpec
-from trainable.tokens import Corpus, load_corpus, sample_batch
 
 MakeModel = Callable[..., PreTrainedModel]
 MakeSpec = Callable[..., RunSpec]

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from trainable.data.tokens import Corpus, Tokens, load_corpus
 from trainable.preflight import overlap
-from trainable.preflight.data import check_overlap, check_tokenizer_fit, check_tokenizer_ids
+from trainable.preflight.corpus_checks import check_overlap, check_tokenizer_fit, check_tokenizer_ids
 from trainable.preflight.overlap import measure_overlap
-from trainable.tokens import Corpus, Tokens, load_corpus
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from transformers import PreTrainedModel
 
+from trainable.data.tokens import Corpus, sample_batch
 from trainable.errors import UserError
 from trainable.loss import next_token_losses
 from trainable.preflight import check_labels, offset_profile
-from trainable.tokens import Corpus, sample_batch
 
 MakeModel = Callable[..., PreTrainedModel]
 

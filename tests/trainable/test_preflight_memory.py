@@ -7,11 +7,11 @@ import torch
 from transformers import PreTrainedModel
 
 from trainable.config import TrialConfig
+from trainable.data.tokens import Corpus
 from trainable.evaluation import EvalProtocol
 from trainable.preflight import memory_probe
 from trainable.preflight.memory import PROCESS_BYTES, PROCESS_FACTOR, check_memory
 from trainable.preflight.memory_probe import available_memory_bytes, estimate_step_bytes
-from trainable.tokens import Corpus
 
 MakeModel = Callable[..., PreTrainedModel]
 MakeTrial = Callable[..., TrialConfig]

@@ -10,12 +10,12 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from trainable.config import TrialConfig
+from trainable.data.tokens import Corpus
 from trainable.evaluation import EvalProtocol, eval_windows
-from trainable.preflight.check import Check
-from trainable.preflight.config import check_precision, check_schedule
+from trainable.preflight.check_result import Check
+from trainable.preflight.configuration import check_precision, check_schedule
 from trainable.preflight.gradients import check_gradient_reach, check_slope, cut_modules
 from trainable.preflight.training import Setup, check_model_setup
-from trainable.tokens import Corpus
 
 MakeModel = Callable[..., PreTrainedModel]
 MakeTrial = Callable[..., TrialConfig]

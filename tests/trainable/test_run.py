@@ -11,18 +11,18 @@ import torch
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
-from trainable.checkpoint import read_checkpoint, save_checkpoint
+from trainable.checkpoint.checkpoint import read_checkpoint, save_checkpoint
 from trainable.config import TrialConfig
+from trainable.data.tokens import Corpus, load_corpus
 from trainable.errors import UserError
 from trainable.evaluation import EvalProtocol
 from trainable.loop import TrainRow, train
-from trainable.models import load_tokenizer
+from trainable.model.models import load_tokenizer
 from trainable.rows import MetricsRow, StepRow
 from trainable.run import RunSpec, resume_run, start_run
 from trainable.schedule import learning_rate_at
 from trainable.state import TrainState
 from trainable.state import new_state as real_new_state
-from trainable.tokens import Corpus, load_corpus
 
 MakeSpec = Callable[..., RunSpec]
 MakeTrial = Callable[..., TrialConfig]

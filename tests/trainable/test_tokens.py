@@ -13,10 +13,10 @@ import pytest
 import torch
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
-from trainable import corpus as corpus_module
-from trainable import tokens as tokens_module
+from trainable.data import corpus as corpus_module
+from trainable.data import tokens as tokens_module
+from trainable.data.tokens import Corpus, Tokens, check_corpus, load_corpus, sample_batch, train_tokenizer
 from trainable.errors import UserError
-from trainable.tokens import Corpus, Tokens, check_corpus, load_corpus, sample_batch, train_tokenizer
 
 KILLED_WRITER = """
 import os, signal, sys

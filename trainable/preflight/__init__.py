@@ -1,6 +1,6 @@
 """Is the set-up sound? The checks before training, and the offset test for anybody's own training script."""
 
-from trainable.preflight.check import Check
+from trainable.preflight.check_result import Check
 from trainable.preflight.label_check import check_labels
 from trainable.preflight.offset_profile import offset_profile
 from trainable.preflight.preflight import run_preflight

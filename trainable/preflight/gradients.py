@@ -8,8 +8,8 @@ import torch
 from transformers import PreTrainedModel
 
 from trainable.loss import next_token_loss, next_token_losses
-from trainable.preflight.check import Check, skipped
-from trainable.preflight.config import listed
+from trainable.preflight.check_result import Check, skipped
+from trainable.preflight.configuration import listed
 from trainable.preflight.untouched import in_mode
 
 SLOPE_MARGIN = 0.03

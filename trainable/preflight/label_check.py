@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from trainable.errors import UserError
-from trainable.preflight.check import Check
+from trainable.preflight.check_result import Check
 from trainable.preflight.offset_profile import OFFSETS, Forward, has_target, mean_loss, offset_losses
 from trainable.preflight.untouched import in_mode, untouched_rng
 

@@ -7,13 +7,13 @@ import torch
 from transformers import PreTrainedModel
 
 from trainable.config import TrialConfig
-from trainable.device import is_out_of_memory, release_memory
+from trainable.data.tokens import Corpus
+from trainable.device.device import is_out_of_memory, release_memory
 from trainable.evaluation import EvalProtocol
 from trainable.loop import train
-from trainable.preflight.check import Check, CheckStatus, skipped
+from trainable.preflight.check_result import Check, CheckStatus, skipped
 from trainable.preflight.memory_probe import available_memory_bytes, estimate_step_bytes
 from trainable.state import new_state
-from trainable.tokens import Corpus
 
 NAME = "memory"
 PROCESS_FACTOR = 1.35

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
 from trainable.config import TrialConfig
-from trainable.device import autocast
+from trainable.device.device import autocast
 from trainable.loss import next_token_loss
 
 ADAM_STATES = 2

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from trainable.audit.ngrams import NGRAM_TOKENS, Hashes, Positions, iter_ngram_hashes
-from trainable.tokens import Tokens
+from trainable.data.tokens import Tokens
+from trainable.text_audit.ngrams import NGRAM_TOKENS, Hashes, Positions, iter_ngram_hashes
 
 CHUNK_TOKENS = 1 << 20
 MAX_TRAIN_TOKENS = 40 << 20

@@ -7,20 +7,20 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
-from trainable.checkpoint import Checkpoint, load_weights, read_checkpoint
+from trainable.checkpoint.checkpoint import Checkpoint, load_weights, read_checkpoint
 from trainable.config import TrialConfig
-from trainable.device import is_out_of_memory
-from trainable.model_names import PRESETS
-from trainable.models import load_model
-from trainable.preflight.check import Check, CheckStatus
-from trainable.preflight.config import check_schedule
-from trainable.preflight.data import check_overlap, check_tokenizer_fit
+from trainable.data.tokens import check_corpus
+from trainable.device.device import is_out_of_memory
+from trainable.model.model_names import PRESETS
+from trainable.model.models import load_model
+from trainable.preflight.check_result import Check, CheckStatus
+from trainable.preflight.configuration import check_schedule
+from trainable.preflight.corpus_checks import check_overlap, check_tokenizer_fit
 from trainable.preflight.label_check import check_labels
 from trainable.preflight.offset_profile import offset_profile
 from trainable.preflight.training import Setup, check_model_setup
 from trainable.preflight.untouched import untouched_rng
 from trainable.run import RunSpec
-from trainable.tokens import check_corpus
 
 __all__ = ["Check", "CheckStatus", "check_labels", "offset_profile", "run_preflight"]
 

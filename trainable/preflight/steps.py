@@ -7,14 +7,14 @@ import torch
 from transformers import PreTrainedModel
 
 from trainable.config import TrialConfig
+from trainable.data.tokens import Corpus, sample_batch
 from trainable.evaluation import EvalProtocol
 from trainable.loop import train
-from trainable.preflight.check import Check
+from trainable.preflight.check_result import Check
 from trainable.preflight.offset_profile import offset_profile
 from trainable.preflight.untouched import in_mode, without_dropout
 from trainable.rows import StepRow
 from trainable.state import new_state
-from trainable.tokens import Corpus, sample_batch
 
 EQUAL_FRAC = 1e-4
 """Of a loss: fp32 arithmetic in another order. Offsets differ by 1e-3 and more even at random weights."""

@@ -8,17 +8,17 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from trainable.config import TrialConfig
+from trainable.data.tokens import Corpus
 from trainable.evaluation import EvalProtocol, eval_windows
-from trainable.models import context_limit
-from trainable.preflight.check import Check, skipped
-from trainable.preflight.config import check_block_sizes, check_finite_weights, check_precision
-from trainable.preflight.data import check_tokenizer_ids
+from trainable.model.models import context_limit
+from trainable.preflight.causality import check_causality, check_evaluation_repeats
+from trainable.preflight.check_result import Check, skipped
+from trainable.preflight.configuration import check_block_sizes, check_finite_weights, check_precision
+from trainable.preflight.corpus_checks import check_tokenizer_ids
 from trainable.preflight.gradients import check_frozen, check_gradient_reach, check_slope, cut_modules
+from trainable.preflight.initial_weights import check_initial_loss, check_offsets, predict
 from trainable.preflight.memory import check_memory
-from trainable.preflight.model import check_causality, check_evaluation_repeats
 from trainable.preflight.steps import FirstSteps, check_first_steps, check_loop_loss, make_first_steps
-from trainable.preflight.weights import check_initial_loss, check_offsets, predict
-from trainable.tokens import Corpus
 
 SMALL_MODEL_WEIGHTS = 20_000_000
 """Larger ones get fewer tokens: 1,024 tell the offsets of GPT-2 124M apart and take a CPU some seconds."""

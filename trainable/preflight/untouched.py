@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch.nn.modules.dropout import _DropoutNd
 
-from trainable.models import DROPOUT_FIELDS
+from trainable.model.models import DROPOUT_FIELDS
 
 
 @contextmanager

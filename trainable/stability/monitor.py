@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from trainable.errors import UserError
-from trainable.stability.level import LOSS_LIMIT, LevelWatch
+from trainable.stability.loss_level import LOSS_LIMIT, LevelWatch
 from trainable.stability.rules import StabilityRules, make_rules
 from trainable.stability.watches import NEVER_S, STOP_KINDS, Finding, SpeedWatch, SpikeWatch, dump, restore
 

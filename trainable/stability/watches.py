@@ -1,4 +1,4 @@
-"""Finding, and the watches over spikes and speed; the watch over the loss level is in trainable.stability.level.
+"""Finding, and the watches over spikes and speed; the watch over the loss level is in trainable.stability.loss_level.
 
 A watch keeps its state in public attributes (numbers, lists, rings); private ones are set once.
 """

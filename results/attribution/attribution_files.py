@@ -1,0 +1,83 @@
+"""attribution.json: written, and read back checked."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from results.attribution.attribution_values import (
+    Attribution,
+    Effect,
+    Estimate,
+    Interaction,
+    ShortestPath,
+    UnstableCombination,
+)
+from results.attribution.design import Setting
+from results.study.documents import read_document, write_document
+from results.study.folder import Study
+
+
+def to_json(attribution: Attribution) -> dict[str, Any]:
+    """Return the attribution as JSON's types: a row per setting with its effects in it, a combination as places."""
+    document: dict[str, Any] = json.loads(json.dumps(asdict(attribution), default=sorted, allow_nan=False))
+    for row, effect in zip(document["settings"], document.pop("effects"), strict=True):
+        alone, shapley = (effect[name] or dict.fromkeys(("mean", "low", "high")) for name in ("alone", "shapley"))
+        row.update(alone=alone["mean"], alone_low=alone["low"], alone_high=alone["high"])
+        row.update(shapley=shapley["mean"], low=shapley["low"], high=shapley["high"])
+    return document
+
+
+def from_json(document: Mapping[str, Any]) -> Attribution:
+    """Return the attribution that to_json made. Raises KeyError, TypeError or ValueError for anything else."""
+    rows, path = document["settings"], document["path"]
+    settings = [
+        Setting(name=row["name"], fields=tuple(row["fields"]), before=row["before"], after=row["after"]) for row in rows
+    ]
+    effects = [
+        Effect(
+            alone=_read_estimate(row["alone"], row["alone_low"], row["alone_high"]),
+            shapley=_read_estimate(row["shapley"], row["low"], row["high"]),
+        )
+        for row in rows
+    ]
+    parsed = {
+        "settings": tuple(settings),
+        "seeds": tuple(document["seeds"]),
+        "total": None if document["total"] is None else Estimate(**document["total"]),
+        "effects": tuple(effects),
+        "interactions": tuple(
+            Interaction(**{**row, "estimate": Estimate(**row["estimate"])}) for row in document["interactions"]
+        ),
+        "path": None if path is None else _read_path(path),
+        "unstable": tuple(
+            UnstableCombination(changes=frozenset(row["changes"]), seeds=tuple(row["seeds"]))
+            for row in document["unstable"]
+        ),
+        "notes": tuple(document["notes"]),
+    }
+    return Attribution(**{**document, **parsed})
+
+
+def _read_estimate(mean: float | None, low: float | None, high: float | None) -> Estimate | None:
+    return None if mean is None else Estimate(mean=mean, low=low, high=high)
+
+
+def _read_path(row: Mapping[str, Any]) -> ShortestPath:
+    return ShortestPath(
+        order=tuple(row["order"]),
+        losses=tuple(row["losses"]),
+        difference=None if row["difference"] is None else Estimate(**row["difference"]),
+        share_frac=row["share_frac"],
+        best=frozenset(row["best"]),
+    )
+
+
+def write_attribution(study: Study, attribution: Attribution) -> None:
+    """Write the study's attribution.json. Raises OSError."""
+    write_document(study.path / "attribution.json", to_json(attribution))
+
+
+def load_attribution(study: Study) -> Attribution | None:
+    """Return the study's attribution, None when it has none. Raises UserError when its file is damaged."""
+    return read_document(study.path / "attribution.json", from_json, what="an attribution", again="attribute")

@@ -1,0 +1,105 @@
+"""An attribution in words and as a table."""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from results.attribution.attribution_values import Attribution, Estimate, ShortestPath
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+def seed_words(seeds: Sequence[int]) -> str:
+    return f"seed{'' if len(seeds) == 1 else 's'} {', '.join(map(str, seeds))}"
+
+
+def combination_words(attribution: Attribution, changes: Iterable[int]) -> str:
+    """Return the changes' names joined by +, or the name of an end."""
+    made = sorted(changes)
+    if not made:
+        return attribution.before_name
+    if len(made) == len(attribution.settings):
+        return attribution.after_name
+    return " + ".join(attribution.settings[change].name for change in made)
+
+
+def unknown_word(attribution: Attribution, change: int) -> str:
+    """Return why the change's effect alone is not known."""
+    alone = frozenset({change})
+    return "unstable" if any(entry.changes == alone for entry in attribution.unstable) else "unknown"
+
+
+def estimate_words(estimate: Estimate | None) -> str:
+    """Return the mean and its interval, signed, in nats/token."""
+    if estimate is None:
+        return "unknown"
+    text = f"{estimate.mean:+.4f}"
+    if estimate.low is not None and estimate.high is not None:
+        text += f" [{estimate.low:+.4f}, {estimate.high:+.4f}]"
+    return text
+
+
+def render(attribution: Attribution) -> "RenderableType":
+    """Return the table of changes, the interactions worth naming, the path and the notes, for a terminal."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    seeds = len(attribution.seeds)
+    unit = "nats/token, negative is better" + ("; ±: 95 %" if seeds > 1 else "")
+    table = Table(title=Text(f"Which change did it? {seeds} seed{'' if seeds == 1 else 's'}, {unit}"))
+    table.add_column("change", no_wrap=True)
+    table.add_column(Text(f"{attribution.before_name} → {attribution.after_name}"))
+    table.add_column("alone", justify="right", no_wrap=True)
+    table.add_column("Shapley value", justify="right", no_wrap=True)
+    for change, (setting, effect) in enumerate(zip(attribution.settings, attribution.effects, strict=True)):
+        alone = _half_width_words(effect.alone) if effect.alone else unknown_word(attribution, change)
+        cells = (setting.name, f"{setting.before} → {setting.after}", alone)
+        table.add_row(*map(Text, cells), Text(_half_width_words(effect.shapley), style=_style(effect.shapley)))
+    table.add_section()
+    losses = (attribution.loss_before, attribution.loss_after)
+    ends = " → ".join("unknown" if loss is None else f"{loss:.4f}" for loss in losses)
+    table.add_row(*map(Text, ("together", ends, "")), Text(_half_width_words(attribution.total), style="bold"))
+    return Group(table, *(Text(line) for line in summary_lines(attribution)))
+
+
+def _half_width_words(estimate: Estimate | None) -> str:
+    if estimate is None or estimate.high is None:
+        return estimate_words(estimate)
+    return f"{estimate.mean:+.4f} ± {estimate.high - estimate.mean:.4f}"
+
+
+def _style(estimate: Estimate | None) -> str:
+    if estimate is None or not estimate.is_proven:
+        return ""
+    return "green" if estimate.mean < 0.0 else "red"
+
+
+def summary_lines(attribution: Attribution) -> list[str]:
+    """Return the interactions worth naming, the shortest path and the notes, a line each."""
+    lines = []
+    for entry in attribution.interactions:
+        if entry.named:
+            names = combination_words(attribution, (entry.first,)), combination_words(attribution, (entry.second,))
+            lines.append(f"Interaction: {names[0]} with {names[1]} {estimate_words(entry.estimate)}")
+    if attribution.interactions and not lines:
+        lines.append("No interaction worth naming.")
+    path = attribution.path
+    if path is not None and path.order:
+        lines.append(f"Shortest path: {_path_words(attribution, path)}")
+    elif path is not None:
+        lines.append(f"Shortest path: none; no combination was better than {attribution.before_name}.")
+    return [*lines, *(f"Note: {note}." for note in attribution.notes)]
+
+
+def _path_words(attribution: Attribution, path: ShortestPath) -> str:
+    steps = [
+        attribution.settings[change].name + (f" ({loss:.4f})" if loss is not None else "")
+        for change, loss in zip(path.order, path.losses[1:], strict=True)
+    ]
+    assert path.share_frac is not None
+    best = combination_words(attribution, path.best)
+    return (
+        f"{', then '.join(steps)}: {estimate_words(path.difference)}, "
+        f"{100.0 * path.share_frac:.0f} % of what the best combination gains ({best})"
+    )

@@ -1,0 +1,232 @@
+"""A text log of any size read into a RunTrace in bounded memory. What a line says is in log_lines, not here."""
+
+import codecs
+import gzip
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import fields
+from io import BufferedReader
+from pathlib import Path
+from types import MappingProxyType
+from typing import BinaryIO, cast
+
+from results.diagnosis.logs.hints import MAX_DIGITS, read_hints
+from results.diagnosis.logs.lines import EPOCH_HEADER, LogRow, read_line, read_owner_progress, read_summary
+from results.diagnosis.logs.runs import drop_cut_numbers, number_rows, runs_of, step_of
+from results.diagnosis.logs.speed import step_times
+from results.diagnosis.trace import RunTrace
+from results.study.paths import shown
+from trainable.errors import UserError
+
+CHUNK_BYTES = 1 << 20
+MAX_LINE_BYTES = 1 << 16
+MAX_ROWS = 50_000
+"""Rows kept without a validation loss, and as many with one; of more an even sample is."""
+HINT_LINES = 5000
+"""Lines outside the table that are searched for the configuration."""
+
+EXAMPLE = "step 500/5000 (10.0%): train loss 6.9544, val loss 7.1291 | LR: 2.00e-05 | 480.9s (1.04 steps/sec)"
+
+_TELLING = re.compile(rb"val|nan|NaN|inf|Val")
+"""What is read of every line, however long the log: evaluations, and losses that are not finite."""
+_HASH = 2_654_435_761  # Knuth's multiplicative hash: an even sample without the log's own rhythm
+_MERGED = [field.name for field in fields(LogRow) if field.name not in ("line", "step", "is_bar", "at_line_end")]
+
+
+def read_training_log(path: Path) -> RunTrace:
+    """Return the last run in a log file (plain or .gz), the runs before it in earlier_runs.
+
+    Raises UserError for a file that cannot be read or has no line that looks like a training log's.
+    """
+    where = f"TARGET={shown(path)}"
+    reader = _Reader()
+    try:
+        with _open(path) as file:
+            for line, is_whole in _lines(file):
+                reader.add(line, is_whole=is_whole)
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or "a damaged .gz file"
+        if not reader.rows.items and not reader.evaluations.items:
+            raise UserError(f"{where} cannot be read: {reason}. Name a text log.") from None
+        reader.notes.append(f"the file could be read only in part: {reason}")
+    rows = reader.finish()
+    if not any(row.has_loss for row in rows) and len(rows) < 2:
+        raise UserError(
+            f"{where} has no line of a training log. Read are lines with a step and a loss, key and value in any order "
+            f"(nanoGPT's and Hugging Face's too), for example: {EXAMPLE}"
+        )
+    *before, last = runs_of(rows)
+    earlier = tuple(_trace(shown(path), run, reader) for run in before)
+    return _trace(shown(path), last, reader, earlier=earlier)
+
+
+def _open(path: Path) -> BinaryIO:
+    with path.open("rb") as file:
+        head = file.read(2)
+    if head in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        # What PowerShell's > writes.
+        return cast(BinaryIO, codecs.EncodedFile(path.open("rb"), "utf-8", "utf-16", errors="replace"))
+    return cast(BinaryIO, gzip.open(path, "rb")) if head == b"\x1f\x8b" else path.open("rb")
+
+
+def _lines(file: BinaryIO) -> Iterator[tuple[bytes, bool]]:
+    """Yield the lines, split at \\n and \\r, and whether each is ended; of an endless one the head is kept."""
+    head = b""
+    # read would swallow what a damaged .gz still yields; a recoder lends its raw file's read1.
+    read = file.read if isinstance(file, codecs.StreamRecoder) else cast(BufferedReader, file).read1
+    while chunk := read(CHUNK_BYTES):
+        parts = (head + chunk).splitlines(keepends=True)
+        head = b"" if parts[-1][-1:] in b"\r\n" else parts.pop()[:MAX_LINE_BYTES]
+        for part in parts:
+            yield part, True
+    if head:
+        yield head, False
+
+
+class _Sample:
+    """At most MAX_ROWS of the rows added, evenly: twice as thin whenever full."""
+
+    def __init__(self) -> None:
+        self.items: list[LogRow] = []
+        self.stride = 1
+
+    def takes(self, line: int) -> bool:
+        # Nested: what is kept at a stride was kept at the one before.
+        return (line * _HASH & 0xFFFFFFFF) * self.stride < 1 << 32
+
+    def add(self, row: LogRow) -> None:
+        self.items.append(row)
+        if len(self.items) >= MAX_ROWS:
+            self.stride *= 2
+            self.items = [row for row in self.items if self.takes(row.line)]
+
+
+class _Reader:
+    """Rows as they come, those of one step merged."""
+
+    def __init__(self) -> None:
+        self.rows, self.evaluations = _Sample(), _Sample()
+        self.announced: dict[str, str] = {}
+        self.notes: list[str] = []
+        self.total_steps: int | None = None
+        self._line = 0
+        self._other_lines = 0
+        self._open_row: LogRow | None = None
+        self._last_step: int | None = None
+        self._epoch: float | None = None
+        self._bar_total: int | None = None
+
+    def add(self, line: bytes, *, is_whole: bool) -> None:
+        self._line += 1
+        if self.rows.stride > 1 and not self.rows.takes(self._line) and not _TELLING.search(line):
+            return
+        row = read_owner_progress(line) or read_line(line)
+        if row is None or (row.is_bar and not self._is_main_bar(row)):
+            self._read_other(line)
+            return
+        row.line = self._line
+        if not is_whole and row.at_line_end:
+            setattr(row, row.at_line_end, None)
+            self.notes.append("the last line is cut short")
+        if row.step is None:
+            # "val loss 3.29" on a line of its own, or a Trainer's between its bars, belongs to the step before it.
+            row.step = self._last_step
+        self._last_step = row.step
+        row.epoch = self._epoch if row.epoch is None else row.epoch
+        self._merge(row)
+
+    def finish(self) -> list[LogRow]:
+        self._close()
+        rows = sorted([*self.rows.items, *self.evaluations.items], key=lambda row: row.line)
+        drop_cut_numbers(rows)
+        number_rows(rows, self.total_steps, self.notes)
+        stride = max(self.rows.stride, self.evaluations.stride)
+        if stride > 1:
+            self.notes.append(
+                f"a long log: of lines without a validation loss about one in {self.rows.stride} was read"
+            )
+        return rows
+
+    def _is_main_bar(self, row: LogRow) -> bool:
+        # The first bar is the training loop's; evaluations draw their own.
+        self._bar_total = self._bar_total or row.total_steps
+        return row.total_steps == self._bar_total
+
+    def _merge(self, row: LogRow) -> None:
+        before = self._open_row
+        same = before is not None and before.step == row.step and (row.step is not None or before.epoch == row.epoch)
+        if before is not None and before.val_loss != row.val_loss and None not in (before.val_loss, row.val_loss):
+            # Evaluated anew: the run was resumed at that step.
+            same = False
+        if (
+            before is None
+            or not same
+            or (before.train_loss is not None and row.train_loss is not None and not before.val_loss)
+        ):
+            self._close()
+            self._open_row = row
+            return
+        for name in _MERGED:
+            if getattr(before, name) is None:
+                setattr(before, name, getattr(row, name))
+
+    def _close(self) -> None:
+        row, self._open_row = self._open_row, None
+        if row is not None:
+            is_kept = row.val_loss is not None or (row.train_loss is not None and row.train_loss - row.train_loss != 0)
+            (self.evaluations if is_kept else self.rows).add(row)
+
+    def _read_other(self, line: bytes) -> None:
+        header = EPOCH_HEADER.match(line)
+        if header and len(header[1]) <= MAX_DIGITS:
+            self._epoch = float(header[1])
+        self._other_lines += 1
+        if self._other_lines > HINT_LINES:
+            return
+        total = read_summary(line)
+        if total:
+            self.total_steps = total
+        for name, value in read_hints(line[:2000]).items():
+            self.announced.setdefault(name, value)
+
+
+def _trace(
+    source: str, segments: list[list[LogRow]], reader: _Reader, *, earlier: tuple[RunTrace, ...] = ()
+) -> RunTrace:
+    table: dict[int, LogRow] = {}
+    step_time_s: dict[int, float] = {}
+    printed_is_mean = False
+    for segment in segments:
+        start = step_of(segment[0])
+        # What a restart passes again replaces what it lost; the table's steps rise.
+        while table and next(reversed(table)) >= start:
+            lost, _ = table.popitem()
+            step_time_s.pop(lost, None)
+        for row in segment:
+            table[step_of(row)] = row
+        samples, is_mean = step_times(segment)
+        printed_is_mean |= is_mean
+        step_time_s.update(samples)
+    steps = sorted(table.keys() | step_time_s.keys())
+    found = [table.get(step, LogRow()) for step in steps]
+    totals = [row.total_steps for row in found if row.total_steps]
+    announced_total = int(reader.announced.get("total_steps", 0))
+    total_steps = max([*totals[-1:], reader.total_steps or 0]) or announced_total
+    announced = {**reader.announced, "printed_speed": "mean" if printed_is_mean else "momentary"}
+    return RunTrace(
+        source=source,
+        origin="log",
+        steps=tuple(steps),
+        train_loss=tuple(row.train_loss for row in found),
+        val_loss=tuple(row.val_loss for row in found),
+        grad_norm=tuple(row.grad_norm for row in found),
+        learning_rate=tuple(row.learning_rate for row in found),
+        step_time_s=tuple(step_time_s.get(step) for step in steps),
+        printed_steps_per_s=tuple(row.steps_per_s for row in found),
+        total_steps=total_steps if total_steps and total_steps >= steps[-1] else None,
+        restarts=tuple(step_of(segment[0]) for segment in segments[1:]),
+        earlier_runs=earlier,
+        announced=MappingProxyType(announced),
+        notes=tuple(reader.notes),
+    )

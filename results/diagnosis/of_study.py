@@ -1,0 +1,163 @@
+"""What is wrong with a study as a whole: unstable trials and where they lie, the baseline, the worst trials."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from results.diagnosis.diagnose import Context, diagnose, ranked
+from results.diagnosis.findings import Diagnosis
+from results.diagnosis.render import Report
+from results.diagnosis.trace import trace_of_trial
+from results.ranking import baseline_trial, ending_counts, leaderboard
+from results.study.folder import Study
+from trainable.errors import UserError
+from trainable.model.model_names import PRESETS
+
+UNSTABLE_FRAC = 0.15
+WORST_TRIALS = 5
+_BROKEN = ("unstable", "out_of_memory", "failed")
+
+
+def context_of_study(study: Study) -> Context:
+    """Return what study.json knows of its trials' model and text. Raises UserError when it is damaged."""
+    document = study.document()
+    corpus, model = document["corpus"], document["model"]
+    pretrained: bool | None = None
+    # A checkpoint or a folder may hold anything; a preset is random, and what the hub names is trained.
+    if not document["checkpoint_path"] and not model.startswith((".", "/", "~")):
+        pretrained = model not in PRESETS
+    return Context(
+        vocab_size=corpus["vocab_size"], pretrained=pretrained, unigram_entropy=float(corpus["unigram_entropy"])
+    )
+
+
+def report_of_study(study: Study) -> Report:
+    """Return the study's report. Raises UserError when a file of it is damaged."""
+    trials = study.trials()
+    counts = ", ".join(f"{count} {status}" for status, count in ending_counts(trials).items() if count)
+    findings = diagnose_study(study)
+    baseline = baseline_trial(trials)
+    trace = None
+    if baseline is not None:
+        try:
+            trace = trace_of_trial(study, baseline["trial_id"])
+        except UserError:
+            trace = None
+    return Report(
+        target=f"study {study.name}",
+        about=f"study of {len(trials)} trials: {counts or 'none has started'}",
+        findings=tuple(findings),
+        notes=("the picture is of the baseline",) if trace else (),
+        trace=trace,
+    )
+
+
+def diagnose_study(study: Study) -> list[Diagnosis]:
+    """Return what is wrong with the study, the finding that explains most first; [] when nothing was found.
+
+    Looked at are the endings of all trials, and the steps of the baseline, the best and the worst ones.
+    Raises UserError when a file of the study is damaged.
+    """
+    trials = study.trials()
+    found = [*_unstable(trials), *_baseline(trials)]
+    found += _of_trials(study, _chosen(trials))
+    return ranked(found)
+
+
+def _unstable(trials: Sequence[dict[str, Any]]) -> list[Diagnosis]:
+    ended = [trial for trial in trials if trial["status"] in ("completed", "stopped", *_BROKEN)]
+    bad = [trial for trial in ended if trial["status"] == "unstable"]
+    if not bad or len(bad) < UNSTABLE_FRAC * len(ended):
+        return []
+    good_rates = [trial["learning_rate"] for trial in ended if trial["status"] in ("completed", "stopped")]
+    rates = sorted(trial["learning_rate"] for trial in bad)
+    said = [f"{len(bad)} of {len(ended)} ended trials, learning rates {rates[0]:.1e} to {rates[-1]:.1e}"]
+    above = None
+    if good_rates:
+        said.append(f"those that held: {min(good_rates):.1e} to {max(good_rates):.1e}")
+        above = _limit(rates, good_rates)
+    reasons = sorted({str(trial["verdict"]).partition(" ")[0].rstrip(":") for trial in bad if trial["verdict"]})
+    said += [f"verdicts: {', '.join(reasons)}"] if reasons else []
+    where = f", at learning rates of {above:.1e} and more" if above else ", at all learning rates"
+    return [
+        Diagnosis(
+            kind="unstable_trials",
+            confidence=0.9 if len(bad) >= 3 else 0.7,
+            summary=f"{100 * len(bad) / len(ended):.0f} % of the trials were unstable{where}",
+            evidence="; ".join(said),
+            next_step=f"end the learning rate's domain at about {above / 2:.1e}, or give the schedule a warm-up"
+            if above
+            else "it is not the learning rate alone: make preflight, then make diagnose of one of them",
+        )
+    ]
+
+
+def _limit(bad_rates: Sequence[float], good_rates: Sequence[float]) -> float | None:
+    """Return the rate from which most trials were unstable and below which most held, if there is one."""
+    best: tuple[float, float] | None = None
+    for rate in sorted(set(bad_rates)):
+        wrong = sum(good >= rate for good in good_rates) + sum(bad < rate for bad in bad_rates)
+        if best is None or wrong < best[0]:
+            best = (wrong, rate)
+    assert best is not None
+    return (
+        best[1]
+        if best[0] <= 0.2 * (len(bad_rates) + len(good_rates)) and any(g < best[1] for g in good_rates)
+        else None
+    )
+
+
+def _baseline(trials: Sequence[dict[str, Any]]) -> list[Diagnosis]:
+    trial = baseline_trial(trials)
+    if trial is None or trial["status"] in ("completed", "running", "interrupted"):
+        return []
+    return [
+        Diagnosis(
+            kind="baseline_incomplete",
+            confidence=0.95,
+            summary=f"the baseline ended as {trial['status'].replace('_', ' ')}: nothing can be compared with it",
+            evidence=f"trial {trial['trial_id']}, {trial['optimizer_steps']} steps, {trial['tokens_seen']} tokens"
+            + (f", verdict {trial['verdict']}" if trial["verdict"] else ""),
+            next_step=f"make diagnose TARGET={trial['trial_id']} of this study; a baseline that cannot run is a "
+            "fault of the set-up",
+        )
+    ]
+
+
+def _chosen(trials: Sequence[dict[str, Any]]) -> list[int]:
+    order = [trial for trial in leaderboard(trials) if trial["optimizer_steps"]]
+    broken = [trial for trial in order if trial["status"] == "unstable"]
+    whole = [trial for trial in order if trial["status"] == "completed"]
+    baseline = baseline_trial(trials)
+    chosen = [baseline] if baseline is not None and baseline["optimizer_steps"] else []
+    chosen += whole[:1] + broken[-WORST_TRIALS:] + whole[-2:]
+    return list(dict.fromkeys(trial["trial_id"] for trial in chosen))
+
+
+def _of_trials(study: Study, trial_ids: Sequence[int]) -> list[Diagnosis]:
+    context = context_of_study(study)
+    by_kind: dict[str, list[tuple[int, Diagnosis]]] = {}
+    for trial_id in trial_ids:
+        try:
+            trace = trace_of_trial(study, trial_id)
+        except UserError:
+            # Its steps are torn or gone; the endings above still count.
+            continue
+        for finding in diagnose(trace, context=context):
+            by_kind.setdefault(finding.kind, []).append((trial_id, finding))
+    found = []
+    for cases in by_kind.values():
+        trial_id, finding = max(cases, key=lambda case: case[1].confidence)
+        others = sorted(other for other, _ in cases if other != trial_id)
+        also = f" (also in trial {', '.join(map(str, others))})" if others else ""
+        # One trial's fault explains less of a study than what all share.
+        share = math.sqrt(len(cases) / len(trial_ids))
+        found.append(
+            replace(
+                finding,
+                summary=f"trial {trial_id}{also}: {finding.summary}",
+                confidence=max(0.4, finding.confidence * share),
+            )
+        )
+    return found

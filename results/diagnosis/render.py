@@ -1,0 +1,158 @@
+"""A diagnosis as a person or a program reads it: text for a terminal, lines for a pipe, JSON."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from results.diagnosis.diagnose import Context, diagnose
+from results.diagnosis.findings import Diagnosis, capitalized, confidence_word
+from results.diagnosis.trace import Column, RunTrace
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+HARMLESS = ("log_ends_early",)
+"""Kinds that say something of the record and nothing against the run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What was diagnosed and what was found, the finding that explains most first."""
+
+    target: str
+    about: str
+    """What the target holds, in a line."""
+    findings: tuple[Diagnosis, ...]
+    notes: tuple[str, ...] = ()
+    trace: RunTrace | None = None
+    """What a picture can be drawn of."""
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether nothing was found against the run."""
+        return all(finding.kind in HARMLESS for finding in self.findings)
+
+    @property
+    def headline(self) -> str:
+        """The report in one line."""
+        if not self.findings:
+            return f"Nothing wrong found in {self.target}."
+        if self.is_healthy:
+            return f"Nothing wrong found in what {self.target} holds; {self.findings[0].summary}."
+        return f"{capitalized(self.findings[0].summary)}."
+
+
+def report_of_trace(trace: RunTrace, *, context: Context) -> Report:
+    """Return the report of a run, and of the runs before it in the same log as far as they add something."""
+    findings = diagnose(trace, context=context)
+    known = {finding.kind for finding in findings} | set(HARMLESS)
+    runs = len(trace.earlier_runs) + 1
+    for number, earlier in enumerate(trace.earlier_runs, start=1):
+        for finding in diagnose(earlier, context=context):
+            if finding.kind not in known:
+                known.add(finding.kind)
+                findings.append(
+                    replace(finding, summary=f"in run {number} of the {runs} in this log: {finding.summary}")
+                )
+    notes = list(trace.notes)
+    if runs > 1:
+        notes.append(
+            f"the log holds {runs} runs from the start; this is of the last, earlier ones where they add something"
+        )
+    if trace.restarts:
+        notes.append(f"the log goes back or on anew at step {', '.join(str(step) for step in trace.restarts[:8])}")
+    return Report(target=trace.source, about=_about(trace), findings=tuple(findings), notes=tuple(notes), trace=trace)
+
+
+def to_json(report: Report) -> dict[str, Any]:
+    """Return the report as plain values for json.dumps; no NaN is among them."""
+    return {
+        "target": report.target,
+        "about": report.about,
+        "healthy": report.is_healthy,
+        "headline": report.headline,
+        "findings": [
+            {
+                "kind": finding.kind,
+                "confidence": round(finding.confidence, 2),
+                "confidence_word": confidence_word(finding.confidence),
+                "summary": finding.summary,
+                "evidence": finding.evidence,
+                "next_step": finding.next_step,
+                "first_step": finding.steps[0] if finding.steps else None,
+                "last_step": finding.steps[1] if finding.steps else None,
+            }
+            for finding in report.findings
+        ],
+        "notes": list(report.notes),
+    }
+
+
+def plain_text(report: Report) -> str:
+    """Return the report for a pipe or a file: one line a thought, unbroken."""
+    lines = [report.headline, report.about]
+    for number, finding in enumerate(report.findings, start=1):
+        lines += [
+            "",
+            f"{number}. {_title(finding)}",
+            *(f"   {label + ':':<9} {text}" for label, text in _rows(finding)),
+        ]
+    lines += ["", *(f"note: {note}" for note in report.notes)] if report.notes else []
+    return "\n".join(lines) + "\n"
+
+
+def render(report: Report) -> "RenderableType":
+    """Return the report for a terminal of any width."""
+    from rich.console import Group
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    parts: list[RenderableType] = [
+        Text(report.headline, style="bold green" if report.is_healthy else "bold red"),
+        Text(report.about, style="dim"),
+    ]
+    for number, finding in enumerate(report.findings, start=1):
+        colour = "green" if finding.kind in HARMLESS else "red" if finding.confidence >= 0.9 else "yellow"
+        parts.append(Text(f"\n{number}. {_title(finding)}", style=f"bold {colour}"))
+        grid = Table.grid(padding=(0, 1))
+        grid.add_column(style="dim", no_wrap=True)
+        grid.add_column(overflow="fold")
+        for label, text in _rows(finding):
+            grid.add_row(Text(label), Text(text))
+        parts.append(Padding(grid, (0, 0, 0, 3)))
+    parts += [
+        Text(f"\nnote: {note}" if index == 0 else f"note: {note}", style="dim")
+        for index, note in enumerate(report.notes)
+    ]
+    return Group(*parts)
+
+
+def _title(finding: Diagnosis) -> str:
+    return f"{finding.kind.replace('_', ' ')} ({confidence_word(finding.confidence)}{_steps(finding.steps)})"
+
+
+def _steps(steps: tuple[int, int] | None) -> str:
+    if steps is None:
+        return ""
+    return f", step {steps[0]}" if steps[0] == steps[1] else f", steps {steps[0]} to {steps[1]}"
+
+
+def _rows(finding: Diagnosis) -> Sequence[tuple[str, str]]:
+    return (
+        ("what", capitalized(finding.summary)),
+        ("evidence", capitalized(finding.evidence)),
+        ("next", capitalized(finding.next_step)),
+    )
+
+
+def _about(trace: RunTrace) -> str:
+    until = f" of {trace.total_steps}" if trace.total_steps else ""
+    columns: tuple[tuple[str, Column], ...] = (
+        ("evaluations", "val_loss"),
+        ("training losses", "train_loss"),
+        ("gradient norms", "grad_norm"),
+    )
+    counts = [f"{len(steps)} {name}" for name, column in columns if (steps := trace.series(column)[0])]
+    what = "log" if trace.origin == "log" else "recorded run"
+    return f"{what} of steps {trace.steps[0]} to {trace.steps[-1]}{until}: {', '.join(counts) or 'no losses'}"

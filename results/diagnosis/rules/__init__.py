@@ -1,0 +1,1 @@
+"""The rules that turn a trace of a run into findings, one kind of fault a file."""

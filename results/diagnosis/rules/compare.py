@@ -1,0 +1,150 @@
+"""Rules that set the training and the validation loss against each other."""
+
+import statistics
+from collections.abc import Iterator
+from itertools import pairwise
+
+from results.diagnosis.findings import Diagnosis
+from results.diagnosis.rules.spike import calmer
+from results.diagnosis.run_view import RunView, evenly, noise_sd
+
+OVERFIT_RISE = 0.06
+OVERFIT_NOISE = 4.0
+BOTH_RISE = 0.15
+GAP_NATS = 0.5
+GAP_FRAC = 0.12
+NOISE_NATS = 0.2
+
+
+UNSTABLE = {"divergence", "collapse", "nonfinite", "learning_rate_jump", "spike"}
+
+
+def compare_findings(run: RunView, others: list[Diagnosis]) -> Iterator[Diagnosis]:
+    """Yield what the two losses say together, where `others` have not called the run unstable."""
+    noise = _eval_noise(run) if UNSTABLE.isdisjoint(one.kind for one in others) else None
+    rising = _rising_validation(run)
+    if rising and rising.kind == "divergence" and not UNSTABLE.isdisjoint(one.kind for one in others):
+        rising = None
+    for found in (rising, _same(run) or _gap(run), noise):
+        if found:
+            yield found
+
+
+def _rising_validation(run: RunView) -> Diagnosis | None:
+    """Judge a validation loss that rises while the training loss falls; when both rise the run is unstable."""
+    val = run.val
+    if len(val) < 4:
+        return None
+    best = val.values.index(min(val.values))
+    tail = val.values[best + 1 :]
+    if len(tail) < 2 or val.steps[-1] - val.steps[best] < 0.1 * (val.steps[-1] - val.steps[0]):
+        return None
+    final = statistics.median(val.values[-min(3, len(tail)) :])
+    rise = final - val.values[best]
+    noise = noise_sd(val.values)
+    least = max(OVERFIT_RISE if len(val) >= 6 else 0.1, OVERFIT_NOISE * noise)
+    rising = sum(a < b for a, b in zip(val.values[best:], tail, strict=False)) / len(tail)
+    if rise < least or rising < 0.6:
+        return None
+    train_then, train_now = _train_level(run, val.steps[best]), _train_level(run, val.steps[-1])
+    if train_then is None or train_now is None:
+        confidence, train_text = 0.5, "the training loss is not recorded"
+    elif train_now < train_then - 0.02:
+        confidence, train_text = 0.92, f"the training loss fell from {train_then:.3f} to {train_now:.3f} meanwhile"
+    elif min(rise, train_now - train_then) >= max(BOTH_RISE, OVERFIT_NOISE * noise):
+        return Diagnosis(
+            kind="divergence",
+            confidence=0.75,
+            summary=f"both losses rise from step {val.steps[best]} on: the run is unstable, it does not overfit",
+            evidence=f"validation {val.values[best]:.3f} to {final:.3f}, training {train_then:.3f} to {train_now:.3f}",
+            next_step=calmer(run),
+            steps=(val.steps[best], val.steps[-1]),
+        )
+    else:
+        return None
+    return Diagnosis(
+        kind="overfitting",
+        confidence=confidence,
+        summary=f"overfitting: validation is best at step {val.steps[best]} ({val.values[best]:.3f}) and "
+        f"{rise:.2f} nats/token "
+        "higher at the end",
+        evidence=f"{train_text}; validation at the end {final:.3f}, its noise {noise:.3f}",
+        next_step=f"take the checkpoint of step {val.steps[best]}; then more text, fewer steps, more dropout or "
+        "weight decay",
+        steps=(val.steps[best], val.steps[-1]),
+    )
+
+
+def _train_level(run: RunView, step: int) -> float | None:
+    train = run.train
+    if not train.steps:
+        return None
+    exact = train.at(step)
+    if exact is not None and not run.is_dense:
+        return exact
+    span = max(1.0, 0.05 * (train.steps[-1] - train.steps[0]))
+    near = train.between(step - span, step + span)
+    return statistics.median(evenly(near)) if near else train.near(step)
+
+
+def _pairs(run: RunView) -> list[tuple[int, float, float]]:
+    levels = [(step, _train_level(run, step), value) for step, value in zip(run.val.steps, run.val.values, strict=True)]
+    return [(step, train, val) for step, train, val in levels if train is not None]
+
+
+def _same(run: RunView) -> Diagnosis | None:
+    at = dict(zip(run.train.steps, run.train.values, strict=True))
+    pairs = [(at[step], value) for step, value in zip(run.val.steps, run.val.values, strict=True) if step in at]
+    if len(pairs) < 3 or any(train != val for train, val in pairs) or len(set(pairs)) < 2:
+        return None
+    return Diagnosis(
+        kind="validation_is_training",
+        confidence=0.9,
+        summary="training and validation loss are equal to the last digit: they are measured on the same text",
+        evidence=f"{len(pairs)} evaluations, all equal, the last {pairs[-1][0]}",
+        next_step="give the validation its own part of the text: the last tenth, never trained on",
+        steps=(run.val.steps[0], run.val.steps[-1]),
+    )
+
+
+def _gap(run: RunView) -> Diagnosis | None:
+    pairs = _pairs(run)
+    pairs = pairs[len(pairs) // 2 :]
+    if len(pairs) < 3:
+        return None
+    gaps = [train - val for _, train, val in pairs]
+    gap = statistics.median(gaps)
+    fall = max(abs(a[1] - b[1]) for a, b in pairwise(pairs))
+    if min(gaps) <= 0 or gap < max(GAP_NATS, GAP_FRAC * pairs[-1][1]) or fall > gap:
+        return None
+    return Diagnosis(
+        kind="train_val_gap",
+        confidence=0.65,
+        summary=f"the validation loss lies {gap:.2f} nats/token below the training loss: the two are not measured "
+        "alike",
+        evidence=f"training {pairs[-1][1]:.3f}, validation {pairs[-1][2]:.3f} at step {pairs[-1][0]}; "
+        f"below it at each of the last {len(pairs)} evaluations",
+        next_step="look for validation text inside the training text (make audit), a training loss that is a sum over "
+        "micro-batches, a high dropout, or easier validation text",
+        steps=(pairs[0][0], pairs[-1][0]),
+    )
+
+
+def _eval_noise(run: RunView) -> Diagnosis | None:
+    values = run.val.values
+    if len(values) < 10:
+        return None
+    noise = noise_sd(values)
+    third = len(values) // 3
+    fall = abs(statistics.fmean(values[:third]) - statistics.fmean(values[-third:]))
+    if noise < NOISE_NATS or noise < fall:
+        return None
+    return Diagnosis(
+        kind="eval_noise",
+        confidence=0.7,
+        summary=f"evaluations differ by chance by {noise:.2f} nats/token, more than the run changes: they cannot "
+        "rank anything",
+        evidence=f"{len(values)} evaluations; from their first to their last third the mean moves by {fall:.3f}",
+        next_step="evaluate on the same, fixed windows each time, and on more of them (16,000 tokens give about 0.02)",
+        steps=(run.val.steps[0], run.val.steps[-1]),
+    )

@@ -1,0 +1,201 @@
+"""Rules about a loss that leaves its course for good: non-finite, diverging, and the rate that sent it there."""
+
+import math
+import statistics
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from results.diagnosis.findings import Diagnosis
+from results.diagnosis.rules.spike import Spike, calmer, poisoned, rate_text, spike_finding, spikes_of
+from results.diagnosis.rules.update import rate_jump
+from results.diagnosis.run_view import RunView, noise_sd
+from results.diagnosis.trace import Column
+from trainable.stability import StabilityRules
+
+RULES = StabilityRules()
+HIDDEN_ROWS = 3
+RESUME_RISE = 0.3
+RESUME_ROWS = 8
+
+
+def level_findings(run: RunView) -> Iterator[Diagnosis]:
+    """Yield where the loss left its course."""
+    divergence = _divergence(run)
+    nonfinite = _nonfinite(run, divergence)
+    spikes = spikes_of(run) if divergence is None else []
+    if divergence and nonfinite and divergence.steps and nonfinite.steps and divergence.steps[0] < nonfinite.steps[0]:
+        divergence = replace(divergence, confidence=0.95)
+    jump = _jump(run, divergence, spikes)
+    for found in (jump, divergence, nonfinite, _resume_jump(run), spike_finding(run, spikes), poisoned(run)):
+        if found:
+            yield found
+
+
+def _nonfinite(run: RunView, divergence: Diagnosis | None) -> Diagnosis | None:
+    columns: tuple[tuple[str, Column], ...] = (("training loss", "train_loss"), ("validation loss", "val_loss"))
+    for name, column in columns:
+        steps, values = run.trace.series(column)
+        bad = [step for step, value in zip(steps, values, strict=True) if not math.isfinite(value)]
+        if not bad:
+            continue
+        after = [step for step in steps if step > bad[-1]]
+        share = len(bad) / sum(step >= bad[0] for step in steps)
+        stays = not after and share > 0.5
+        value = next(value for step, value in zip(steps, values, strict=True) if step == bad[0])
+        before = (
+            f", {divergence.kind} first" if divergence and divergence.steps and divergence.steps[0] < bad[0] else ""
+        )
+        return Diagnosis(
+            kind="nonfinite",
+            confidence=0.97 if stays else 0.7,
+            summary=f"the {name} is {value:g} from step {bad[0]} on{before}"
+            if stays
+            else f"the {name} is {value:g} at {len(bad)} of {len(steps)} rows, first at step {bad[0]}, and finite "
+            "again after",
+            evidence=_before_text(run, bad[0]),
+            next_step="no later row of this run means anything: go back to the last checkpoint before, with a "
+            "lower learning rate "
+            "or a warm-up, and bf16 or fp32 in place of fp16"
+            if stays
+            else "look for batches without a scored token (a mean over nothing is NaN) and for fp16 without a "
+            "loss scaler",
+            steps=(bad[0], bad[-1]),
+        )
+    return _hidden_nonfinite(run)
+
+
+def _hidden_nonfinite(run: RunView) -> Diagnosis | None:
+    """Judge what some trainers print in place of NaN: a loss of exactly 0, or a non-finite gradient norm to the end."""
+    steps, norms = run.trace.series("grad_norm")
+    bad = next((index + 1 for index in reversed(range(len(norms))) if math.isfinite(norms[index])), 0)
+    zero = next((index + 1 for index in reversed(range(len(run.train))) if run.train.values[index]), 0)
+    if len(norms) - bad >= HIDDEN_ROWS:
+        step, what = steps[bad], f"the gradient norm is {norms[bad]:g}"
+    elif len(run.train) - zero >= HIDDEN_ROWS:
+        step, what = run.train.steps[zero], "the training loss is exactly 0"
+    else:
+        return None
+    return Diagnosis(
+        kind="nonfinite",
+        confidence=0.9,
+        summary=f"{what} from step {step} to the end: the weights or the labels are lost",
+        evidence=_before_text(run, step),
+        next_step="go back to a checkpoint before; bf16 or fp32 in place of fp16; look for batches whose labels "
+        "are all masked",
+        steps=(step, run.last_step),
+    )
+
+
+def _before_text(run: RunView, step: int) -> str:
+    said = []
+    for name, curve, form in (
+        ("loss", run.train if run.train.steps else run.val, ".3f"),
+        ("gradient norm", run.grad_norm, ".3g"),
+        ("learning rate", run.learning_rate, ".2e"),
+    ):
+        before = curve.before(step, 5)
+        if before:
+            said.append(f"{name} {' '.join(format(value, form) for value in before)}")
+    precision = run.trace.announced.get("precision")
+    said += [f"precision {precision}"] if precision else []
+    return f"the last finite values before: {'; '.join(said)}" if said else f"the first row is at step {step}"
+
+
+def _divergence(run: RunView) -> Diagnosis | None:
+    for finding in run.findings:
+        if finding.kind == "divergence":
+            return Diagnosis(
+                kind="divergence",
+                confidence=0.92,
+                summary=f"the loss diverges before step {finding.step} and does not come back",
+                evidence=f"{finding.evidence}; {rate_text(run, finding.step)}",
+                next_step=calmer(run),
+                steps=(finding.step, run.last_step),
+            )
+    return None if run.is_dense else _sparse_divergence(run)
+
+
+def _sparse_divergence(run: RunView) -> Diagnosis | None:
+    """Judge a record of evaluations alone: both losses end well above their best and are not coming back."""
+    curves = [curve for curve in (run.train, run.val) if len(curve) >= 4]
+    if not curves or len(curves[0]) != len(curves[-1]):
+        curves = [curve for curve in (run.val, run.train) if len(curve) >= 4][:1]
+    if not curves:
+        return None
+    onset = 0
+    for curve in curves:
+        best = curve.values.index(min(curve.values))
+        tail = curve.values[best + 1 :]
+        if len(tail) < 2:
+            return None
+        noise = noise_sd(curve.values[: best + 1])
+        margin = max(RULES.divergence_margin, RULES.divergence_noise * noise)
+        high = [value > curve.values[best] + margin for value in tail]
+        falling = tail[-1] < tail[-2] - 0.2 * (tail[-2] - curve.values[best])
+        if not (high[-1] and high[-2]) or falling:
+            return None
+        onset = max(onset, curve.steps[best + 1 + high.index(True)])
+    if len(curves) == 1 and curves[0] is run.val and run.train.steps:
+        best_step = run.val.steps[run.val.values.index(min(run.val.values))]
+        if run.train.values[-1] < run.train.near(best_step) + RULES.divergence_margin / 2:
+            return None
+    name = "both losses" if len(curves) == 2 else "the loss"
+    said = ", ".join(f"{min(c.values):.3f} at best and {c.values[-1]:.3f} at step {c.steps[-1]}" for c in curves)
+    return Diagnosis(
+        kind="divergence",
+        confidence=0.85 if len(curves) == 2 or len(curves[0]) >= 20 else 0.75,
+        summary=f"{name} rise from step {onset} on and do not come back: the run is unstable, it does not overfit",
+        evidence=f"{said}; {rate_text(run, onset)}",
+        next_step=calmer(run),
+        steps=(onset, run.last_step),
+    )
+
+
+def _resume_jump(run: RunView) -> Diagnosis | None:
+    """Judge the first loss after each restart by the last before it."""
+    for step in run.trace.restarts:
+        for curve in (run.train, run.val):
+            before = curve.before(step, RESUME_ROWS)
+            first = bisect_left(curve.steps, step)
+            if len(before) < 2 or first == len(curve):
+                continue
+            at, value = curve.steps[first], curve.values[first]
+            level = min(before[-2:]) if len(before) < RESUME_ROWS else statistics.median(before)
+            if value - level < max(RESUME_RISE, 6 * noise_sd(before)):
+                continue
+            start = run.start_loss if run.starts_at_start else None
+            anew = start is not None and abs(value - start) < 0.1 + 0.1 * (start - level)
+            return Diagnosis(
+                kind="resume_jump",
+                confidence=0.85,
+                summary=f"after the restart at step {step} the loss is {value - level:.2f} nats/token higher than "
+                "before it" + (": the weights began anew" if anew else ": not everything was restored"),
+                evidence=f"{level:.4f} before, {value:.4f} at step {at}"
+                + (f", {start:.4f} at the very start" if anew else ""),
+                next_step="look whether the checkpoint's weights were really loaded (strict=True, the wrapper's "
+                "prefix), "
+                "and the optimizer's state and the schedule's step with them",
+                steps=(step, at),
+            )
+    return None
+
+
+def _jump(run: RunView, divergence: Diagnosis | None, spikes: Sequence[Spike]) -> Diagnosis | None:
+    steps = [divergence.steps[0]] if divergence and divergence.steps else []
+    steps += [max(spikes, key=lambda spike: spike.rise).step] if spikes else []
+    for step in steps:
+        back = max(60, round(0.05 * run.last_step))
+        found = rate_jump(run, step - back, step)
+        if found:
+            at, before, after = found
+            return Diagnosis(
+                kind="learning_rate_jump",
+                confidence=0.92,
+                summary=f"the learning rate jumps {after / before:.0f}-fold at step {at}, and the loss with it",
+                evidence=f"{before:.2e} before, {after:.2e} at step {at}; the loss leaves its course by step {step}",
+                next_step="find what sets the rate there: a scheduler made anew on resume, a restart without "
+                "warm-up, two schedulers",
+                steps=(at, step),
+            )
+    return None

@@ -1,0 +1,136 @@
+"""Rules about a loss that stays high: whether the learning rate, word frequencies or a fault keeps it there."""
+
+import statistics
+
+from results.diagnosis.findings import Diagnosis
+from results.diagnosis.rules.start import BELOW_UNIFORM, DOUBTFUL_NATS, LEARNED_NATS, is_flat, worse_than_uniform
+from results.diagnosis.run_view import RunView
+
+GPT2_FLOOR_NATS = 6.3
+"""English paid by word frequencies alone costs 6.5 to 7.5 nats/token in GPT-2's tokens; narrow text a little less."""
+FLOOR_MARGIN = 0.35
+"""What the stability monitor's plateau rule uses."""
+TOO_LOW_SCRATCH = 5e-5
+TOO_HIGH_SCRATCH = 2e-2
+TOO_LOW_FINE = 2e-6
+TOO_HIGH_FINE = 1e-3
+FLAGGED_MARGIN = 0.3
+NEVER_LOWER = 0.4
+"""A run that was lower did not stop learning: it lost what it had."""
+MIN_STEPS = 150
+
+
+def plateau_finding(run: RunView, others: list[Diagnosis]) -> Diagnosis | None:
+    """Return the plateau, with its cause as far as `others` and the learning rate tell."""
+    if len(run.coarse) < 4 or run.last_step - run.coarse.steps[0] < MIN_STEPS or worse_than_uniform(run):
+        return None
+    level = statistics.median(run.coarse.values[-max(3, len(run.coarse) // 5) :])
+    flagged = next((finding for finding in run.findings if finding.kind in ("floor", "plateau")), None)
+    flat = is_flat(run)
+    floor = _floor(run)
+    if min(run.coarse.values) < level - NEVER_LOWER:
+        return None
+    # The monitor judged the middle of the run, and with less doubt.
+    if level <= floor - (FLAGGED_MARGIN if flagged else 0) or {"divergence", "nonfinite"} & {
+        one.kind for one in others
+    }:
+        return None
+    slow = not flat and _is_slow(run, level, floor)
+    if not flat and not slow and flagged is None:
+        return None
+    since = _since(run, level) if flat else flagged.step if flagged else run.coarse.steps[len(run.coarse) // 2]
+    kind, cause, advice, confidence = _cause(run, others, flat=flat)
+    how = "stays near" if flat else "has only come down to"
+    known = (
+        f"{run.unigram_entropy:.2f} measured"
+        if run.unigram_entropy is not None
+        else f"about {floor + FLOOR_MARGIN:.1f}, estimated"
+    )
+    return Diagnosis(
+        kind=kind,
+        confidence=confidence if flat or flagged else confidence - 0.15,
+        summary=f"the loss {how} {level:.2f} nats/token from step {since} on: {cause}",
+        evidence=f"word frequencies alone give {known}; best {min(run.coarse.values):.4f}; "
+        + (f"learning rate up to {run.peak_lr:.2e}" if run.peak_lr else "learning rate not recorded")
+        + (f"; {flagged.evidence}" if flagged else ""),
+        next_step=advice,
+        steps=(since, run.last_step),
+    )
+
+
+def _floor(run: RunView) -> float:
+    """Return the level above which a model makes no use of the context."""
+    if run.unigram_entropy is not None:
+        return run.unigram_entropy - FLOOR_MARGIN
+    if run.pretrained:
+        return LEARNED_NATS
+    uniform = run.uniform_loss
+    if (
+        run.start_loss is not None
+        and not run.vocab_is_known
+        and DOUBTFUL_NATS < run.start_loss < uniform - BELOW_UNIFORM
+    ):
+        # Random weights of a smaller vocabulary, as far as can be told.
+        uniform = run.start_loss
+    # Between the unigram entropies of English with 1,024 tokens (5.66) and 50,257 (about 7.2), less a doubt of 0.5.
+    return min(2.9 + 0.4 * uniform - 0.5, GPT2_FLOOR_NATS)
+
+
+def _is_slow(run: RunView, level: float, floor: float) -> bool:
+    rate = run.peak_lr
+    learned_little = run.start_loss is not None and run.start_loss - level < 1.5
+    half_done = run.done_frac is None or run.done_frac >= 0.5
+    return rate is not None and rate <= TOO_LOW_SCRATCH and learned_little and half_done and level > floor
+
+
+def _since(run: RunView, level: float) -> int:
+    return next(
+        (step for step, value in zip(run.coarse.steps, run.coarse.values, strict=True) if value <= level + 0.1),
+        run.coarse.steps[0],
+    )
+
+
+def _cause(run: RunView, others: list[Diagnosis], *, flat: bool) -> tuple[str, str, str, float]:
+    kinds = {found.kind: found for found in others if found.confidence >= 0.65}
+    for kind, cause in (
+        ("impossible_initial_loss", "a fault in labels or weights, not the learning rate, keeps it there"),
+        ("detached_gradients", "no gradient reaches the weights"),
+        ("schedule_not_stepping", "the learning rate is not what it was meant to be"),
+        ("precision_stall", "the updates do not reach the weights"),
+    ):
+        if kind in kinds:
+            return "plateau", cause, "settle that finding first: no learning rate helps while it stands", 0.9
+    rate = run.peak_lr
+    low, high = (TOO_LOW_SCRATCH, TOO_HIGH_SCRATCH) if run.from_scratch else (TOO_LOW_FINE, TOO_HIGH_FINE)
+    if rate is not None and rate <= low:
+        advice = (
+            f"try {10 * rate:.0e} and {50 * rate:.0e}: make search SPACE=plateau. If the weights themselves are "
+            "bf16, keep them in fp32: "
+            "small updates vanish in bf16"
+            + (". If GPT-2's own weights were meant, they were not loaded" if run.pretrained is None else "")
+        )
+        weights = " for random weights" if run.from_scratch else ""
+        return "plateau", f"a learning rate of {rate:.1e} is too low{weights}", advice, 0.8
+    if rate is not None and rate >= high:
+        return (
+            "collapse",
+            f"a learning rate of {rate:.1e} is too high: the model has fallen to word frequencies",
+            f"try {rate / 10:.0e} and {rate / 30:.0e}, with a warm-up: make search SPACE=plateau",
+            0.85,
+        )
+    if rate is None:
+        return (
+            "plateau",
+            "the model makes little use of the context; without the learning rate the cause cannot be told",
+            "log the learning rate and the gradient norm; make preflight tells whether labels, mask and "
+            "gradients are right",
+            0.7,
+        )
+    return (
+        "plateau",
+        "the model makes little use of the context; with this learning rate that is a fault in labels, mask or layers",
+        "make preflight compares the loop's loss with the loss at offsets +1 and +2 and counts tensors without "
+        "gradient; "
+        "make diagnose TARGET=<a checkpoint>",
+        0.75 if flat else 0.65,
+    )

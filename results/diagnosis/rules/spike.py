@@ -1,0 +1,246 @@
+"""Rules about spikes: found, measured, told from what batches differ by, and put into words."""
+
+import math
+import statistics
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from results.diagnosis.findings import Diagnosis
+from results.diagnosis.run_view import Curve, RunView, noise_sd
+
+SPIKE_RISE = 0.4
+"""A rise of less, gone within a few steps, is what batches differ by: it explains nothing."""
+SPIKE_NOISE = 6.0
+BRIEF_ROWS = 3
+BRIEF_RISE = 0.8
+BRIEF_NOISE = 10.0
+"""In a long run some batch is 6 deviations hard; one that leaves no trace must be harder to count."""
+SETTLED_ROWS = 128
+"""Rows before a jump that tell the noise of a thin record."""
+HEALED = 0.15
+NEAR_START = 0.5
+MANY_SPIKES = 3
+MANY_SPIKES_FRAC = 0.002
+EPISODE_FRAC = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spike:
+    step: int
+    before: float
+    peak: float
+    peak_step: int
+    healed_step: int | None
+    last_step: int
+    """Of the loss that was looked at."""
+
+    @property
+    def rise(self) -> float:
+        return self.peak - self.before
+
+
+def spikes_of(run: RunView) -> list[Spike]:
+    if not run.is_dense:
+        return _sparse_spikes(run)
+    curve = run.train
+    found: list[Spike] = []
+    for finding in run.findings:
+        if finding.kind == "spike" and (not found or finding.step > (found[-1].healed_step or run.last_step)):
+            index = bisect_left(curve.steps, finding.step)
+            noise = noise_sd(curve.values[max(0, index - 128) : index])
+            spike = _measured(curve, index, noise)
+            rows = len(curve.between(spike.step, spike.healed_step or math.inf))
+            brief = rows <= BRIEF_ROWS + 1 and spike.healed_step is not None
+            least, sigmas = (BRIEF_RISE, BRIEF_NOISE) if brief else (SPIKE_RISE, SPIKE_NOISE)
+            if spike.rise >= max(least, sigmas * noise):
+                found.append(spike)
+    return found
+
+
+def _measured(curve: Curve, index: int, noise: float) -> Spike:
+    window = curve.values[max(0, index - 64) : max(1, index - 1)]
+    before = statistics.median(window)
+    ahead = curve.values[index : index + 50]
+    peak = max(ahead)
+    peak_index = index + ahead.index(peak)
+    healed = None
+    for at in range(peak_index + 1, len(curve) - 4):
+        # The level of five rows: single ones wander.
+        if statistics.median(curve.values[at : at + 5]) <= before + max(HEALED, noise):
+            healed = curve.steps[at]
+            break
+    return Spike(
+        step=curve.steps[index], before=before, peak=peak, peak_step=curve.steps[peak_index], healed_step=healed,
+        last_step=curve.steps[-1],
+    )  # fmt: skip
+
+
+def _sparse_spikes(run: RunView) -> list[Spike]:
+    """Return the jumps in a record too thin for the monitor: a row well above the level of the three before it."""
+    curve = run.train if len(run.train) >= len(run.val) else run.val
+    values = curve.values
+    found: list[Spike] = []
+    index = 2
+    while index < len(values):
+        before = statistics.median(values[max(1, index - 3) : index])
+        if (
+            values[index] - before > SPIKE_RISE
+            and values[index] - before > _sparse_margin(values[max(1, index - SETTLED_ROWS) : index], before)
+            and _val_agrees(run, curve, index, before)
+        ):
+            healed = next((i for i in range(index + 1, len(values)) if values[i] <= before + HEALED), None)
+            stop = healed if healed is not None else len(values)
+            peak = max(values[index:stop])
+            found.append(
+                Spike(
+                    step=curve.steps[index], before=before, peak=peak, peak_step=curve.steps[values.index(peak, index)],
+                    healed_step=curve.steps[healed] if healed is not None else None, last_step=curve.steps[-1],
+                )
+            )  # fmt: skip
+            index = stop
+        index += 1
+    return found
+
+
+def _sparse_margin(values: Sequence[float], before: float) -> float:
+    settled = [value for value in values if value < before + 0.5]
+    return max(SPIKE_RISE, SPIKE_NOISE * noise_sd(settled) if len(settled) >= 5 else 0.5)
+
+
+def _val_agrees(run: RunView, curve: Curve, index: int, before: float) -> bool:
+    """Where both losses were measured at the step, both must rise: one alone is a hard batch or overfitting."""
+    step = curve.steps[index]
+    if curve is run.val or step not in run.val.steps:
+        return True
+    at = run.val.steps.index(step)
+    return at > 0 and run.val.values[at] - run.val.values[at - 1] > 0.5 * (curve.values[index] - before)
+
+
+def spike_finding(run: RunView, spikes: Sequence[Spike]) -> Diagnosis | None:
+    if not spikes:
+        return _gradient_spikes(run)
+    worst = max(spikes, key=lambda spike: (spike.healed_step is None, spike.rise))
+    many = len(spikes) >= MANY_SPIKES
+    count = f"{len(spikes)} spikes, the worst" if len(spikes) > 1 else "the loss jumps"
+    after = _aftermath(worst)
+    like_start = _looks_set_back(run, worst)
+    both = worst.peak_step in run.val.steps and worst.peak_step in run.train.steps and not run.is_dense
+    said = [f"{worst.before:.4f} before, {worst.peak:.4f} at step {worst.peak_step}"]
+    if both:
+        said.append(
+            f"validation {run.val.near(worst.peak_step):.4f} at the same step: the weights changed, not the batch"
+        )
+    if like_start:
+        said.append(
+            f"that is the loss the run started with ({run.start_loss:.2f}): as if the weights had been set back"
+        )
+    if any(
+        worst.before and abs(step - worst.step) <= max(1, EPISODE_FRAC * run.last_step) for step in run.trace.restarts
+    ):
+        said.append("the log was restarted there: optimizer state or weights may not have been restored")
+    said.append(rate_text(run, worst.step))
+    return Diagnosis(
+        kind="spike",
+        confidence=0.95 if worst.healed_step is None or like_start else 0.85 if worst.rise > 1 or many else 0.7,
+        summary=f"{count} by {worst.rise:.2f} nats/token at step {worst.step} and {after}"
+        + (": back at the loss of the untrained start" if like_start else ""),
+        evidence="; ".join(said),
+        next_step=_spike_advice(run, worst, like_start=like_start, many=many),
+        steps=(worst.step, worst.healed_step or worst.last_step),
+    )
+
+
+def _looks_set_back(run: RunView, spike: Spike) -> bool:
+    """Whether the loss was that of the run's start, and took as long to come down again."""
+    start = run.start_loss
+    if start is None or not run.starts_at_start or abs(spike.peak - start) > NEAR_START or start - spike.before < 1:
+        return False
+    first_fall = next(
+        (
+            step
+            for step, value in zip(run.coarse.steps, run.coarse.values, strict=True)
+            if value <= spike.before + HEALED
+        ),
+        run.last_step,
+    )
+    healing = (spike.healed_step or run.last_step) - spike.step
+    return not run.is_dense or healing >= 0.5 * (first_fall - run.start_step)
+
+
+def _gradient_spikes(run: RunView) -> Diagnosis | None:
+    """Judge spikes of the gradient norm that the loss hardly shows: one is chance, a series is not."""
+    steps = [finding.step for finding in run.findings if finding.kind == "spike"]
+    if len(steps) < MANY_SPIKES or len(steps) / len(run.train) < MANY_SPIKES_FRAC:
+        return None
+    return Diagnosis(
+        kind="spike",
+        confidence=0.55,
+        summary=f"the gradient norm spikes {len(steps)} times, though the loss hardly shows it: the run is near "
+        "its limit",
+        evidence=f"at steps {', '.join(str(step) for step in steps[:8])}; {rate_text(run, steps[-1])}",
+        next_step=calmer(run),
+        steps=(steps[0], steps[-1]),
+    )
+
+
+def _aftermath(spike: Spike) -> str:
+    if spike.healed_step is not None:
+        return f"is back at its level by step {spike.healed_step}"
+    if spike.last_step <= spike.step:
+        return "the record ends there"
+    return f"has not come back by step {spike.last_step}"
+
+
+def _spike_advice(run: RunView, spike: Spike, *, like_start: bool, many: bool) -> str:
+    if like_start:
+        advice = (
+            f"look at what the script does at step {spike.step}: a reload, a checkpoint written and read back, a "
+            "model built anew; "
+            "then at the text"
+        )
+    elif many:
+        advice = "lower the learning rate by half and look at the text"
+    else:
+        advice = "look at the text that was read there"
+    batch, block = (run.trace.announced.get(name, "") for name in ("batch_size", "block_size"))
+    where = ""
+    # Our own trials draw their windows at random: a step has no place in the text.
+    if batch.isdigit() and block.isdigit() and run.trace.origin == "log":
+        tokens = spike.step * int(batch) * int(block)
+        where = f", which is token {tokens:,} of training if it is read in order"
+    return f"{advice}{where} (make audit RANGE=...); log the gradient norm at every step around it"
+
+
+def poisoned(run: RunView) -> Diagnosis | None:
+    for finding in run.findings:
+        if finding.kind == "poisoned_optimizer":
+            return Diagnosis(
+                kind="poisoned_optimizer",
+                confidence=0.75,
+                summary=f"the run does not recover from a spike: by step {finding.step} Adam's second moment "
+                "looks spoilt",
+                evidence=finding.evidence,
+                next_step="go back to a checkpoint before the spike; skip the step whose gradient norm is far "
+                "above its mean",
+                steps=(finding.step, run.last_step),
+            )
+    return None
+
+
+def calmer(run: RunView) -> str:
+    rate = run.peak_lr
+    lower = f"a third of {rate:.1e} or less" if rate else "a third of the learning rate"
+    return (
+        f"go back to the last checkpoint before; try {lower}, a warm-up of a few per cent of the steps, a clip "
+        "at norm 1.0"
+    )
+
+
+def rate_text(run: RunView, step: int) -> str:
+    said = [f"learning rate there {run.learning_rate.near(step):.2e}"] if run.learning_rate.steps else []
+    if len(run.grad_norm) > 10:
+        typical = statistics.median(run.grad_norm.values[: len(run.grad_norm) // 4])
+        highest = max(run.grad_norm.between(step - 0.05 * run.last_step, math.inf), default=typical)
+        said.append(f"gradient norm up to {highest:.3g}, {typical:.3g} in the first quarter")
+    return "; ".join(said) or "learning rate not recorded"

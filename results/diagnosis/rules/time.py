@@ -1,0 +1,178 @@
+"""Rules about time: a lasting slow-down, a pause, a record that ends early. None looks at a mean since the start."""
+
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from results.diagnosis.findings import Diagnosis
+from results.diagnosis.run_view import RunView, evenly
+from trainable.stability import StabilityRules
+
+RULES = StabilityRules()
+SMOOTHED = 5
+SLOW_FRAC = 0.15
+"""A slow stretch shorter than this share of the record is a pause, not the run's new speed."""
+SLOW_S = 60.0
+"""... and so is one of less: other work on the machine does that to runs of seconds."""
+STALL_S = 60.0
+STALL_FRAC = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Windows:
+    ends: list[int]
+    times_s: list[float]
+    start: int
+
+    def span(self, first: int, last: int) -> int:
+        return self.ends[last] - (self.ends[first - 1] if first else self.start)
+
+
+def time_findings(run: RunView) -> Iterator[Diagnosis]:
+    """Yield what happened to the speed, and whether the record is whole."""
+    ends, times_s = run.trace.series("step_time_s")
+    windows = _Windows(ends=ends, times_s=times_s, start=run.trace.steps[0])
+    if len(ends) >= 4:
+        yield from _speed(run, windows)
+    early = _ends_early(run)
+    if early:
+        yield early
+
+
+def _speed(run: RunView, windows: _Windows) -> Iterator[Diagnosis]:
+    smooth = _smooth(windows.times_s)
+    usual = _weighted_median(windows, range(1, len(smooth)))
+    region = _slow_region(windows, smooth)
+    if region:
+        yield _slow(run, windows, *region)
+    costs = [
+        (excess_s, index)
+        for index in range(1, len(windows.times_s))
+        if not (region and region[0] <= index <= region[1])
+        and (excess_s := (windows.times_s[index] - usual) * windows.span(index, index)) > 0
+        and windows.times_s[index] > RULES.slow_ratio * usual
+    ]
+    whole_s = sum(time_s * windows.span(index, index) for index, time_s in enumerate(windows.times_s))
+    if costs and max(costs)[0] > max(STALL_S, STALL_FRAC * whole_s):
+        yield _stall(run, windows, costs, usual)
+
+
+def _smooth(times_s: list[float]) -> list[float]:
+    half = min(SMOOTHED, len(times_s) // 2) // 2
+    # A long record gets a wider median: evaluations recur in it.
+    half = max(half, len(times_s) // 40)
+    return [
+        statistics.median(evenly(times_s[max(0, index - half) : index + half + 1])) for index in range(len(times_s))
+    ]
+
+
+def _weighted_median(windows: _Windows, indices: range) -> float:
+    pairs = sorted((windows.times_s[index], windows.span(index, index)) for index in indices)
+    half = sum(span for _, span in pairs) / 2
+    seen = 0
+    for time_s, span in pairs:
+        seen += span
+        if seen >= half:
+            return time_s
+    return pairs[-1][0]
+
+
+def _slow_region(windows: _Windows, smooth: list[float]) -> tuple[int, int, float, float] | None:
+    """Return the longest slow stretch (first, last window, seconds before, seconds in it), if it lasts.
+
+    The first window is left out: compilation, caches, an evaluation before the first step.
+    """
+    fast = sorted(smooth[1:])[len(smooth) // 5]
+    stretches: list[tuple[int, int]] = []
+    for index in range(1, len(smooth)):
+        if smooth[index] > (RULES.slow_ratio + RULES.slow_end_ratio) / 2 * fast:
+            if stretches and stretches[-1][1] == index - 1:
+                stretches[-1] = (stretches[-1][0], index)
+            else:
+                stretches.append((index, index))
+    # What is slow from the start has nothing to be slower than.
+    stretches = [stretch for stretch in stretches if stretch[0] > 1 or len(smooth) < 6]
+    if not stretches:
+        return None
+    first, last = max(stretches, key=lambda stretch: windows.span(*stretch))
+    inside = _weighted_median(windows, range(first, last + 1))
+    before = _weighted_median(windows, range(1, first)) if first > 1 else fast
+    share = windows.span(first, last) / windows.span(0, len(smooth) - 1)
+    lasts = share >= SLOW_FRAC and last > first and windows.span(first, last) * inside >= SLOW_S
+    return (first, last, before, inside) if lasts and inside > 1.3 * before else None
+
+
+def _slow(run: RunView, windows: _Windows, first: int, last: int, before_s: float, inside_s: float) -> Diagnosis:
+    step = windows.ends[first - 1]
+    to_end = last >= len(windows.ends) - 2
+    end = run.last_step if to_end else windows.ends[last]
+    until = ", and stays so" if to_end else f", until step {end}"
+    printed = _printed(run)
+    return Diagnosis(
+        kind="slow",
+        confidence=0.9 if to_end else 0.8,
+        summary=f"training slows from {1 / before_s:.2f} to {1 / inside_s:.2f} steps/s at about step {step}{until}",
+        evidence=f"{before_s:.3g} s a step before, {inside_s:.3g} s after, in windows between logged times{printed}",
+        next_step="look what changed on the machine at that step: memory pressure and swap, heat, another "
+        "process, a growing list "
+        "of logged tensors, longer sequences; compare memory in use before and after",
+        steps=(step, end),
+    )
+
+
+def _stall(run: RunView, windows: _Windows, costs: list[tuple[float, int]], usual_s: float) -> Diagnosis:
+    excess_s, index = max(costs)
+    first = windows.ends[index - 1]
+    alike = sum(1 for cost_s, _ in costs if cost_s > max(STALL_S, excess_s / 4))
+    said = "one pause" if alike == 1 else f"{alike} pauses, the longest"
+    return Diagnosis(
+        kind="stall",
+        confidence=0.8,
+        summary=f"{said} of about {_duration(excess_s)} between step {first} and {windows.ends[index]}; "
+        "before and after the speed is the same",
+        evidence=f"{usual_s:.3g} s a step elsewhere, {windows.times_s[index]:.3g} s in that window{_printed(run)}",
+        next_step="nothing is wrong with the training: the machine slept, was busy or wrote a checkpoint. "
+        "Do not read the mean speed since the start",
+        steps=(first, windows.ends[index]),
+    )
+
+
+def _printed(run: RunView) -> str:
+    _, printed = run.trace.series("printed_steps_per_s")
+    if len(printed) < 2 or run.trace.announced.get("printed_speed") != "mean":
+        return ""
+    return (
+        f"; the printed {max(printed[1:]):.2f} to {printed[-1]:.2f} steps/s are means since the start, which "
+        "drag every pause along"
+    )
+
+
+def _duration(seconds: float) -> str:
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )
+
+
+def _ends_early(run: RunView) -> Diagnosis | None:
+    total = run.trace.total_steps
+    if run.trace.origin != "log" or total is None:
+        return None
+    steps = run.trace.steps
+    interval = max((b - a for a, b in zip(steps[-20:], steps[-19:], strict=False)), default=0)
+    if total - run.last_step <= max(interval, 0.01 * total, 1):
+        return None
+    return Diagnosis(
+        kind="log_ends_early",
+        confidence=0.9,
+        summary=f"the log ends at step {run.last_step} of {total} ({100 * run.last_step / total:.0f} %): "
+        "stopped, cut off or still running",
+        evidence=f"last row at step {run.last_step}; the steps after it are not recorded",
+        next_step="if the run is not under way any more, look for its error output, the system's out-of-memory "
+        "messages, "
+        "or the end of the allotted time",
+        steps=(run.last_step, run.last_step),
+    )

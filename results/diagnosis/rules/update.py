@@ -1,0 +1,191 @@
+"""Rules about what moves the weights: gradients, the learning rate, the precision."""
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+from results.diagnosis.findings import Diagnosis
+from results.diagnosis.run_view import Curve, RunView
+
+ZERO_GRAD_NORM = 1e-10
+DECAYING = ("cosine", "linear", "polynomial", "inverse", "decay", "exponential", "onecycle", "one_cycle")
+CONSTANT_ROWS = 4
+DECAY_SEEN_FRAC = 0.15
+"""A cosine has lost 5 % by then, which three printed digits show."""
+HORIZON_FRAC = 0.9
+JUMP_RATIO = 3.0
+LOW_PRECISION_LR = 1e-4
+FROZEN_EVALUATIONS = 4
+
+
+def update_findings(run: RunView) -> Iterator[Diagnosis]:
+    """Yield why the weights do not move as they were meant to."""
+    gradient = _no_gradient(run)
+    schedule = _learning_rate_zero(run) or _never_decays(run) or _never_ends_warm_up(run)
+    if gradient:
+        yield gradient
+    if schedule:
+        yield schedule
+    if not gradient and not (schedule and "0" in schedule.summary.split()):
+        stall = _weights_stand_still(run)
+        if stall:
+            yield stall
+
+
+def _no_gradient(run: RunView) -> Diagnosis | None:
+    norms = run.grad_norm
+    tail = _constant_tail(norms, upto=ZERO_GRAD_NORM)
+    if len(norms) < 3 or len(tail) < 3:
+        return None
+    from_start = len(tail) == len(norms)
+    since = "in every row" if from_start else f"from step {tail.steps[0]} on"
+    return Diagnosis(
+        kind="detached_gradients",
+        confidence=0.95,
+        summary=f"the gradient norm is 0 {since}: nothing reaches the trainable weights",
+        evidence=f"{len(tail)} of {len(norms)} recorded norms are 0, steps {tail.steps[0]} to {tail.steps[-1]}",
+        next_step="look for detach(), no_grad() around a layer, requires_grad=False, or a loss that does not "
+        "depend on the "
+        "weights; make preflight names the tensors without gradient",
+        steps=(tail.steps[0], tail.steps[-1]),
+    )
+
+
+def _learning_rate_zero(run: RunView) -> Diagnosis | None:
+    rates = run.learning_rate
+    zeros = _constant_tail(rates, upto=0.0)
+    if len(rates) < 3 or len(zeros) < 3:
+        return None
+    if len(zeros) == len(rates):
+        summary = "the learning rate is 0 in every row: nothing is trained"
+    else:
+        end = run.trace.total_steps or run.last_step
+        span = zeros.steps[-1] - zeros.steps[0]
+        if zeros.steps[0] >= HORIZON_FRAC * end or span < 0.1 * (run.last_step - rates.steps[0]):
+            return None
+        summary = f"the learning rate is 0 from step {zeros.steps[0]} on, long before the end at step {end}"
+    return Diagnosis(
+        kind="schedule_not_stepping",
+        confidence=0.95,
+        summary=summary,
+        evidence=f"{len(zeros)} of {len(rates)} recorded rates are 0; the highest is {max(rates.values):.2e}",
+        next_step="set the schedule's horizon to the optimizer steps of the run (not micro-batches, not an "
+        "earlier run's), "
+        "and step it once an optimizer step",
+        steps=(zeros.steps[0], zeros.steps[-1]),
+    )
+
+
+def _never_decays(run: RunView) -> Diagnosis | None:
+    rates = run.learning_rate
+    schedule = run.trace.announced.get("lr_schedule", "")
+    warmup_steps = int(run.trace.announced.get("warmup_steps", 0))
+    if len(rates) < CONSTANT_ROWS or min(rates.values) != max(rates.values) or rates.values[0] == 0:
+        return None
+    decays = any(name in schedule for name in DECAYING)
+    announced = _announced_rate(run)
+    past_warm_up = run.last_step - warmup_steps
+    total = run.trace.total_steps or run.last_step
+    stuck_low = (
+        announced is not None and rates.values[0] < 0.9 * announced and run.last_step >= max(warmup_steps, 0.1 * total)
+    )
+    unmoved = (decays and past_warm_up >= DECAY_SEEN_FRAC * total) or (
+        "warm" in schedule and rates.steps[0] < warmup_steps <= run.last_step
+    )
+    if not stuck_low and not unmoved:
+        return None
+    wanted = f"of an announced peak of {announced:.2e}" if stuck_low else f"while '{schedule}' is announced"
+    return Diagnosis(
+        kind="schedule_not_stepping",
+        confidence=0.85,
+        summary=f"the learning rate stays at {rates.values[0]:.2e} {wanted}: the schedule is not stepping",
+        evidence=f"{len(rates)} rows, steps {rates.steps[0]} to {rates.steps[-1]}, all the same"
+        + (f"; warm-up was to end at step {warmup_steps}" if warmup_steps else ""),
+        next_step="call scheduler.step() after every optimizer step, on the scheduler of this very optimizer, "
+        "and log the rate "
+        "from optimizer.param_groups",
+        steps=(rates.steps[0], rates.steps[-1]),
+    )
+
+
+def _never_ends_warm_up(run: RunView) -> Diagnosis | None:
+    rates = run.learning_rate
+    if len(rates) < 6 or run.done_frac is None or run.done_frac < 0.5:
+        return None
+    rises = [a < b for a, b in pairwise(rates.values)]
+    if not all(a <= b for a, b in pairwise(rates.values)) or sum(rises) < 0.8 * len(rises):
+        return None
+    return Diagnosis(
+        kind="schedule_not_stepping",
+        confidence=0.7,
+        summary=f"the learning rate still rises at step {run.last_step} of {run.trace.total_steps}: warm-up never ends",
+        evidence=f"{rates.values[0]:.2e} at step {rates.steps[0]}, {rates.values[-1]:.2e} at step "
+        f"{rates.steps[-1]}, never lower",
+        next_step="set the warm-up to a few per cent of the optimizer steps of the run",
+        steps=(rates.steps[0], rates.steps[-1]),
+    )
+
+
+def _weights_stand_still(run: RunView) -> Diagnosis | None:
+    """Judge losses that repeat to the last digit: no update reached the weights."""
+    losses = run.val if len(run.val) >= FROZEN_EVALUATIONS else run.train
+    if len(losses) < FROZEN_EVALUATIONS:
+        return None
+    tail = _constant_tail(losses, upto=losses.values[-1], downto=losses.values[-1])
+    span = tail.steps[-1] - tail.steps[0]
+    if (
+        losses.values[-1] == 0
+        or len(tail) < FROZEN_EVALUATIONS
+        or span < max(20, 0.2 * (losses.steps[-1] - losses.steps[0]))
+    ):
+        return None
+    precision = run.trace.announced.get("precision", "")
+    rate = run.peak_lr
+    named = precision in ("bf16", "fp16")
+    is_low = rate is not None and rate <= LOW_PRECISION_LR
+    norm = run.grad_norm.values[-1] if run.grad_norm.values else None
+    said = [f"{losses.values[-1]} at {len(tail)} rows, steps {tail.steps[0]} to {tail.steps[-1]}"]
+    said += [f"learning rate {rate:.2e}"] if rate is not None else []
+    said += [f"gradient norm {norm:.3g}"] if norm is not None else []
+    said += [f"precision {precision}"] if precision else []
+    return Diagnosis(
+        kind="precision_stall",
+        confidence=0.9 if named else 0.75 if is_low or norm is not None else 0.6,
+        summary=f"the loss repeats to the last digit from step {tail.steps[0]} on: the updates do not reach the weights"
+        + (", as in pure bf16 at a small learning rate" if named or is_low else ""),
+        evidence="; ".join(said),
+        next_step="keep the weights in fp32 and autocast the forward pass: in bf16 a step of 1e-5 is lost on "
+        "every weight above "
+        "about 0.005. If they are fp32, look whether the optimizer was made from this model's parameters",
+        steps=(tail.steps[0], tail.steps[-1]),
+    )
+
+
+def rate_jump(run: RunView, first: int, last: int) -> tuple[int, float, float] | None:
+    """Return (step, rate before, rate after) of the learning rate's largest abrupt rise between two steps, if any."""
+    rates = run.learning_rate
+    jumps = [
+        (after / before, step, before, after)
+        for earlier, before, after, step in zip(
+            rates.values, rates.values[1:], rates.values[2:], rates.steps[2:], strict=False
+        )
+        # From a level, that is: a warm-up's first rows rise as steeply.
+        if first <= step <= last and after >= JUMP_RATIO * before > 0 and 0.5 < earlier / before < 2
+    ]
+    if not jumps:
+        return None
+    _, step, before, after = max(jumps)
+    return step, before, after
+
+
+def _constant_tail(curve: Curve, *, upto: float, downto: float = 0.0) -> Curve:
+    start = len(curve)
+    while start and downto <= curve.values[start - 1] <= upto:
+        start -= 1
+    return Curve(steps=curve.steps[start:], values=curve.values[start:])
+
+
+def _announced_rate(run: RunView) -> float | None:
+    try:
+        return float(run.trace.announced["learning_rate"])
+    except (KeyError, ValueError):
+        return None

@@ -1,0 +1,118 @@
+"""RunTrace: a run as it was recorded, whatever recorded it. It holds numbers and judges nothing."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal
+
+from trainable.errors import UserError
+
+if TYPE_CHECKING:
+    from results.study.folder import Study
+
+Column = Literal["train_loss", "val_loss", "grad_norm", "learning_rate", "step_time_s", "printed_steps_per_s"]
+Values = tuple[float | None, ...]
+Origin = Literal["log", "trial"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunTrace:
+    """One run in columns of equal length, a row per recorded step, steps strictly rising; None is not recorded.
+
+    A loss or norm that was recorded as NaN or infinite is that float.
+    Raises UserError when the columns differ in length.
+    """
+
+    source: str
+    """The file or trial, for a person."""
+    origin: Origin
+    steps: tuple[int, ...]
+    train_loss: Values
+    """Nats/token."""
+    val_loss: Values
+    """Nats/token."""
+    grad_norm: Values
+    """Global L2 norm."""
+    learning_rate: Values
+    step_time_s: Values
+    """Mean seconds a step took since the last row that has one, never since the start."""
+    printed_steps_per_s: Values = ()
+    """What the log itself said, for comparison: mostly a mean since the start. () is none."""
+    total_steps: int | None = None
+    """Where the run was to end."""
+    restarts: tuple[int, ...] = ()
+    """Steps to which the log went back, or at which it went on anew."""
+    earlier_runs: tuple["RunTrace", ...] = ()
+    """Runs from the start that stand before this one in the same log, oldest first."""
+    announced: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """What the log said of its configuration: vocab_size, pretrained, lr_schedule, warmup_steps, precision ..."""
+    notes: tuple[str, ...] = ()
+    """What a reader must know of how the log was read."""
+
+    def __post_init__(self) -> None:
+        if not self.printed_steps_per_s:
+            object.__setattr__(self, "printed_steps_per_s", (None,) * len(self.steps))
+        for name in ("train_loss", "val_loss", "grad_norm", "learning_rate", "step_time_s", "printed_steps_per_s"):
+            if len(getattr(self, name)) != len(self.steps):
+                raise UserError(
+                    f"{self.source}: column {name} has {len(getattr(self, name))} rows, not {len(self.steps)}."
+                )
+        assert all(a < b for a, b in pairwise(self.steps)), self.source
+
+    def series(self, column: Column) -> tuple[list[int], list[float]]:
+        """Return the steps at which `column` was recorded, and its values there."""
+        pairs = [
+            (step, value) for step, value in zip(self.steps, getattr(self, column), strict=True) if value is not None
+        ]
+        return [step for step, _ in pairs], [value for _, value in pairs]
+
+
+def trace_of_trial(study: "Study", trial_id: int) -> RunTrace:
+    """Return a trial's steps and evaluations.
+
+    Raises UserError when the study has no such trial, it recorded no step, or a table is damaged.
+    """
+    from results.study.tables import STEPS, read_rows
+
+    trials = {row["trial_id"]: row for row in study.trials()}
+    if trial_id not in trials:
+        known = f"it has 0 to {max(trials)}" if trials else "none has started"
+        raise UserError(f"study {study.name} has no trial {trial_id}: {known}.")
+    trial = trials[trial_id]
+    path = study.steps_path(trial_id)
+    step_rows = read_rows(path, STEPS) if path.exists() else []
+    evaluations = [row for row in study.metrics() if row["trial_id"] == trial_id]
+    if not step_rows and not evaluations:
+        raise UserError(f"trial {trial_id} of study {study.name} recorded no step: it is {trial['status']}.")
+    by_step = {row["optimizer_steps"]: row for row in step_rows}
+    val_loss = {row["optimizer_steps"]: row for row in evaluations}
+    steps = sorted(by_step.keys() | val_loss.keys())
+
+    def column(name: str) -> Values:
+        return tuple(by_step[step][name] if step in by_step else None for step in steps)
+
+    # At step 0 there is an evaluation of both losses and no step yet.
+    train_loss = tuple(
+        by_step[step]["train_loss"] if step in by_step else val_loss[step]["train_loss"] for step in steps
+    )
+    return RunTrace(
+        source=f"trial {trial_id} of study {study.name}",
+        origin="trial",
+        steps=tuple(steps),
+        train_loss=train_loss,
+        val_loss=tuple(val_loss[step]["val_loss"] if step in val_loss else None for step in steps),
+        grad_norm=column("grad_norm"),
+        learning_rate=column("learning_rate"),
+        step_time_s=column("step_time_s"),
+        total_steps=trial["training_steps"],
+        announced=_announced(trial, ended=trial["status"]),
+    )
+
+
+def _announced(trial: Mapping[str, object], *, ended: str) -> Mapping[str, str]:
+    shown: Sequence[str] = ("lr_schedule", "precision", "learning_rate", "batch_size", "block_size", "grad_accum_steps")
+    announced = {name: str(trial[name]) for name in shown if trial.get(name) is not None}
+    if trial.get("lr_schedule") not in (None, "constant") and trial.get("warmup_steps"):
+        announced["warmup_steps"] = str(trial["warmup_steps"])
+    return MappingProxyType({**announced, "status": ended})

@@ -1,0 +1,1 @@
+"""The report's numbers, computed once from a study's files."""

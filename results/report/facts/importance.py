@@ -1,0 +1,177 @@
+"""How much each searched hyperparameter matters, by optuna's own evaluators. It says how every ending was handled."""
+
+import math
+import random
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from results.ranking import leaderboard
+from results.report.facts.analysis import Measured, Row
+from results.words import count_words, label, list_words, token_words
+from spaces.domains import Choice, IntRange, LogUniform, SearchParameter
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+MIN_TRIALS = 10
+"""Below this the evaluators answer with noise."""
+TARGET_TRIALS = 5
+"""PED-ANOVA's documentation asks for at least as many trials in the best share."""
+MAX_RESAMPLES, MIN_RESAMPLES, MAX_RESAMPLED_TRIALS = 60, 20, 6_000
+"""Of the trials, for an interval: at most, at least, and of trials in all of them together about."""
+MAX_FOREST_TRIALS = 200
+"""fANOVA's time grows with the trials: 7 s for 1,000 on one core."""
+_RANKED = ("completed", "stopped", "unstable", "out_of_memory")
+
+
+def importance(measured: Measured) -> Row:
+    """Return each method's shares, or in `reason` why there are none; PED-ANOVA's sum to 1, fANOVA's to at most 1."""
+    searched = [parameter for parameter in measured.parameters if len(parameter.domain.examples()) > 1]
+    ranked = [trial for trial in leaderboard(measured.trials) if trial["status"] in _RANKED]
+    reason = None
+    if len(searched) < 2:
+        reason = "fewer than two hyperparameters were searched"
+    elif len(ranked) < MIN_TRIALS or not any(trial["status"] == "completed" for trial in ranked):
+        ranked_words = f"{count_words(len(ranked), 'trial')} with an ending to rank"
+        reason = f"{ranked_words}; {MIN_TRIALS} are needed, one of them completed"
+    if reason is not None:
+        return {"reason": reason, "methods": []}
+    methods = [_ped_anova(measured, ranked, searched), _fanova(measured, searched)]
+    return {"reason": None, "methods": [method for method in methods if method is not None]}
+
+
+def _ped_anova(measured: Measured, ranked: Sequence[Row], searched: Sequence[SearchParameter]) -> Row:
+    from optuna.importance import PedAnovaImportanceEvaluator
+
+    # The evaluator only asks which trials are in the best share, so places tell it as much as losses, and stopped and
+    # unstable trials, which have no final loss, have a place as well.
+    frozen = _frozen(measured, ranked, [float(place) for place in range(len(ranked))], searched)
+    share = min(0.5, max(0.1, TARGET_TRIALS / len(ranked)))
+    evaluator = PedAnovaImportanceEvaluator(target_quantile=share)
+    names = [parameter.name for parameter in searched]
+    shares = _shares(frozen, evaluator, names)
+    chance = random.Random(0)
+    resamples = max(MIN_RESAMPLES, min(MAX_RESAMPLES, MAX_RESAMPLED_TRIALS // len(frozen)))
+    size = min(len(frozen), MAX_RESAMPLED_TRIALS // resamples)
+    resampled = [_shares(chance.choices(frozen, k=size), evaluator, names) for _ in range(resamples)]
+    return {
+        "name": "PED-ANOVA",
+        "trials": len(ranked),
+        "words": f"What decides whether a trial is among the best {share:.0%} of {len(ranked)}. Completed trials are "
+        "placed by their final loss; stopped ones after them, the highest rung first; unstable and out-of-memory last; "
+        f"failed ones are left out. The whiskers span 90 % of {resamples} resamples of {size} trials.",
+        "shares": [
+            {
+                "name": name,
+                "share": shares[name],
+                "low": _quantile([again[name] for again in resampled], 0.05),
+                "high": _quantile([again[name] for again in resampled], 0.95),
+            }
+            for name in names
+        ],
+    }
+
+
+def _fanova(measured: Measured, searched: Sequence[SearchParameter]) -> Row | None:
+    from optuna.importance import FanovaImportanceEvaluator
+
+    always = [parameter for parameter in searched if parameter.condition is None]
+    tokens, rows = _equal_tokens(measured)
+    if len(rows) < MIN_TRIALS or len(always) < 2:
+        return None
+    # Evenly spaced, so that the early random trials and the later guided ones both count.
+    if len(rows) > MAX_FOREST_TRIALS:
+        rows = [rows[len(rows) * k // MAX_FOREST_TRIALS] for k in range(MAX_FOREST_TRIALS)]
+    ceiling = measured.initial_loss
+    losses = [loss if ceiling is None else min(loss, ceiling) for _, loss in rows]
+    # The evaluator weighs a range linearly, logarithmic ones too: the last decade of a rate would be nine tenths of it.
+    frozen = _frozen(measured, [trial for trial, _ in rows], losses, always, log_as_linear=True)
+    names = [parameter.name for parameter in always]
+    shares = _importances(frozen, FanovaImportanceEvaluator(seed=0), names)
+    left_out = [label(parameter.name) for parameter in searched if parameter.condition is not None]
+    where = "the full budget" if tokens == measured.budget_tokens else f"{token_words(tokens)} tokens"
+    return {
+        "name": "fANOVA",
+        "trials": len(rows),
+        "words": f"Which share of the variance of the val loss at {where} each explains alone; the rest is "
+        f"interactions. Over the {len(rows)} trials evaluated there: the most tokens that at least half of the trials "
+        "have seen, so that stopped ones count and all are compared at equal tokens. "
+        + ("A loss above the untrained model's counts as that. " if ceiling is not None else "")
+        + (f"Not for {list_words(left_out)}, which only some trials read." if left_out else ""),
+        "shares": [{"name": name, "share": shares[name], "low": None, "high": None} for name in names],
+    }
+
+
+def _equal_tokens(measured: Measured) -> tuple[int, list[tuple[Row, float]]]:
+    best: tuple[int, list[tuple[Row, float]]] = (0, [])
+    for tokens in (measured.budget_tokens, *reversed(measured.rung_tokens)):
+        at_end = tokens == measured.budget_tokens
+        losses = [(t, measured.final_loss(t) if at_end else measured.loss_at(t, tokens)) for t in measured.trials]
+        rows = [(trial, loss) for trial, loss in losses if loss is not None]
+        if len(rows) > len(best[1]):
+            best = tokens, rows
+        if 2 * len(rows) >= len(measured.trials) and len(rows) >= MIN_TRIALS:
+            break
+    return best
+
+
+def _frozen(
+    measured: Measured,
+    trials: Sequence[Row],
+    values: Sequence[float],
+    searched: Sequence[SearchParameter],
+    *,
+    log_as_linear: bool = False,
+) -> "list[FrozenTrial]":
+    from optuna.distributions import FloatDistribution
+    from optuna.trial import create_trial
+
+    distributions = {parameter.name: _distribution(parameter) for parameter in searched}
+    logs = [name for name, known in distributions.items() if log_as_linear and getattr(known, "log", False)]
+    for name in logs:
+        low, high = distributions[name].low, distributions[name].high
+        distributions[name] = FloatDistribution(math.log10(low), math.log10(high))
+    domains = {parameter.name: parameter.domain for parameter in searched}
+    found = []
+    for trial, value in zip(trials, values, strict=True):
+        # A warm-up share comes back from whole steps, a hair outside of its range now and then.
+        point = {
+            name: domains[name].nearest(given) for name, given in measured.values(trial).items() if name in domains
+        }
+        point.update({name: math.log10(point[name]) for name in logs})
+        found.append(create_trial(params=point, distributions={n: distributions[n] for n in point}, value=value))
+    return found
+
+
+def _distribution(parameter: SearchParameter) -> Any:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    domain = parameter.domain
+    if isinstance(domain, Choice):
+        return CategoricalDistribution(list(domain.values))
+    if isinstance(domain, IntRange):
+        return IntDistribution(domain.low, domain.high, step=domain.step, log=domain.log)
+    return FloatDistribution(domain.low, domain.high, log=isinstance(domain, LogUniform))
+
+
+def _shares(frozen: "Sequence[FrozenTrial]", evaluator: Any, names: Sequence[str]) -> dict[str, float]:
+    found = _importances(frozen, evaluator, names)
+    total = sum(found.values())
+    return {name: value / total if total > 0 else 1 / len(names) for name, value in found.items()}
+
+
+def _importances(frozen: "Sequence[FrozenTrial]", evaluator: Any, names: Sequence[str]) -> dict[str, float]:
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # It warns of few trials; the report says how many there are.
+        study = optuna.create_study()
+        study.add_trials(frozen)
+        found = evaluator.evaluate(study)
+    return {name: float(found.get(name, 0.0)) for name in names}
+
+
+def _quantile(values: Sequence[float], share: float) -> float:
+    return sorted(values)[round(share * (len(values) - 1))]

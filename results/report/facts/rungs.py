@@ -1,0 +1,142 @@
+"""Whether the rungs decided well, what the trials cost, and when the baseline was beaten. Pure; it reads no file."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from results.ranking import baseline_trial, best_trial, savings
+from results.report.facts.analysis import Measured, Row
+from results.words import STATUS_LABELS
+
+MIN_RUNG_TRIALS = 3
+"""Fewer have no order to speak of."""
+MAX_MILESTONES = 8
+
+
+def rung_agreement(measured: Measured) -> list[Row]:
+    """Return for each rung how its order agrees with the final one, over the trials that have both losses.
+
+    Where the study had no rungs, its evaluations stand in. Spearman's rho and Kendall's tau-b by scipy; None below
+    3 trials or where all are equal.
+    """
+    counts = measured.rung_tokens or _milestones(measured)
+    best = best_trial(measured.trials)
+    rows = []
+    for index, tokens in enumerate(counts):
+        at = {trial["trial_id"]: measured.loss_at(trial, tokens) for trial in measured.trials}
+        pairs = [(at[trial["trial_id"]], measured.final_loss(trial)) for trial in measured.trials]
+        both = [(early, final) for early, final in pairs if early is not None and final is not None]
+        spearman, kendall = _correlations(both)
+        best_at = at[best["trial_id"]] if best else None
+        ahead = [
+            trial["trial_id"]
+            for trial in measured.trials
+            if trial["status"] == "stopped"
+            and trial["rung"] == index
+            and best_at is not None
+            and (loss := at[trial["trial_id"]]) is not None
+            and loss < best_at
+        ]
+        rows.append(
+            {
+                "rung": index if measured.rung_tokens else None,
+                "tokens": tokens,
+                "trials_reached": sum(loss is not None for loss in at.values()),
+                "trials_stopped": sum(t["status"] == "stopped" and t["rung"] == index for t in measured.trials)
+                if measured.rung_tokens
+                else 0,
+                "trials_with_both": len(both),
+                "spearman": spearman,
+                "kendall": kendall,
+                "stopped_ahead_of_best": ahead if measured.rung_tokens else [],
+            }
+        )
+    return rows
+
+
+def _milestones(measured: Measured) -> tuple[int, ...]:
+    baseline = baseline_trial(measured.trials)
+    rows = measured.evaluations.get(baseline["trial_id"], ()) if baseline else ()
+    tokens = [row["tokens_seen"] for row in rows if 0 < row["tokens_seen"] < rows[-1]["tokens_seen"]]
+    return tuple(tokens[:: math.ceil(len(tokens) / MAX_MILESTONES)]) if tokens else ()
+
+
+def _correlations(pairs: Sequence[tuple[float, float]]) -> tuple[float | None, float | None]:
+    early, final = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    if len(pairs) < MIN_RUNG_TRIALS or len(set(early)) == 1 or len(set(final)) == 1:
+        return None, None
+    from scipy.stats import kendalltau, spearmanr
+
+    return float(spearmanr(early, final).statistic), float(kendalltau(early, final).statistic)
+
+
+def costs(trials: Sequence[Row], budget_tokens: int) -> list[Row]:
+    """Return device-seconds and tokens for each status that occurs, and the tokens its trials take in full."""
+    rows = []
+    for status in STATUS_LABELS:
+        those = [trial for trial in trials if trial["status"] == status]
+        if those:
+            spent = savings(those, budget_tokens)
+            rows.append(
+                {
+                    "status": status,
+                    "trials": len(those),
+                    "device_s": spent.device_s_spent,
+                    "tokens": spent.tokens_spent,
+                    "tokens_full": spent.tokens_full,
+                }
+            )
+    return rows
+
+
+def first_beaten(measured: Measured) -> Row | None:
+    """Return when a completed trial first had a lower loss than the baseline, None when none did.
+
+    after_s is on the wall clock since the study's start; device_s was spent by then on all trials, those under way by
+    the share of their time.
+    """
+    baseline = baseline_trial(measured.trials)
+    goal = measured.final_loss(baseline) if baseline else None
+    better = [
+        trial
+        for trial in measured.trials
+        if not trial["is_baseline"]
+        and goal is not None
+        and (loss := measured.final_loss(trial)) is not None
+        and loss < goal
+        and trial["ended_at"] is not None
+    ]
+    starts = [trial["started_at"] for trial in measured.trials if trial["started_at"] is not None]
+    if not better or not starts:
+        return None
+    first = min(better, key=lambda trial: trial["ended_at"])
+    now = first["ended_at"]
+    return {
+        "trial_id": first["trial_id"],
+        "val_loss": first["val_loss"],
+        "after_s": (now - min(starts)).total_seconds(),
+        "device_s": math.fsum(trial["active_s"] * _done_by(trial, now) for trial in measured.trials),
+        "trials_ended": sum(t["ended_at"] is not None and t["ended_at"] <= now for t in measured.trials),
+    }
+
+
+def _done_by(trial: Row, now: Any) -> float:
+    start, end = trial["started_at"], trial["ended_at"]
+    if start is None or start >= now:
+        return 0.0
+    if end is None or end <= now:
+        return 1.0
+    return float((now - start) / (end - start))
+
+
+def baseline_loss_reached(measured: Measured) -> Row | None:
+    """Return after how many tokens the best trial had the baseline's final loss; None when it is the baseline."""
+    baseline, best = baseline_trial(measured.trials), best_trial(measured.trials)
+    goal = measured.final_loss(baseline) if baseline else None
+    if best is None or goal is None or best["is_baseline"]:
+        return None
+    for row in measured.evaluations.get(best["trial_id"], ()):
+        if row["tokens_seen"] and row["val_loss"] is not None and row["val_loss"] <= goal:
+            assert baseline is not None
+            return {"tokens": row["tokens_seen"], "frac": row["tokens_seen"] / max(1, baseline["tokens_seen"])}
+    return None

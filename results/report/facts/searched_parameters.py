@@ -1,0 +1,171 @@
+"""Where in the space the best lies and where training was unstable. Pure; it reads no file."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from results.ranking import best_trial, leaderboard
+from results.report.facts.analysis import Measured, Row
+from results.words import count_words, label, value_words
+from spaces.domains import Choice, IntRange, LogUniform, SearchParameter
+from spaces.warmup import WARMUP_FRAC
+from trainable.config import HYPERPARAMETERS
+
+EDGE_FRAC = 0.05
+"""A value in this share of a range's end lies on its edge."""
+JUDGED = ("completed", "stopped", "unstable")
+"""Endings that say whether a configuration trains stably; a stopped trial counts as stable as far as it went."""
+MAX_LR_BINS = 8
+
+
+def edges(measured: Measured) -> list[Row]:
+    """Return the searched parameters for which the best trial is on the edge of its domain, and which way to widen."""
+    board = [trial for trial in leaderboard(measured.trials) if measured.final_loss(trial) is not None]
+    best = best_trial(measured.trials)
+    if best is None or not measured.domains_known:
+        return []
+    found = []
+    for parameter in measured.parameters:
+        value = measured.values(best).get(parameter.name)
+        side = None if value is None else _side(parameter, value)
+        if side is None or _is_bound(parameter, side):
+            continue
+        others = [measured.values(trial).get(parameter.name) for trial in board[:3]]
+        found.append(
+            {
+                "name": parameter.name,
+                "value": value,
+                "side": side,
+                "domain": str(parameter.domain),
+                "best_trials": len(others),
+                "best_trials_there": sum(v is not None and _side(parameter, v) == side for v in others),
+                "words": f"{label(parameter.name)} {value_words(value)} is at the {side} end of {parameter.domain}: "
+                f"widen it {'downwards' if side == 'low' else 'upwards'}",
+            }
+        )
+    return found
+
+
+def _side(parameter: SearchParameter, value: Any) -> str | None:
+    domain = parameter.domain
+    if isinstance(domain, Choice):
+        if len(domain.values) < 2 or any(isinstance(known, str) for known in domain.values):
+            return None
+        return "low" if value <= min(domain.values) else "high" if value >= max(domain.values) else None
+    is_log = isinstance(domain, LogUniform) or (isinstance(domain, IntRange) and domain.log)
+    scale = math.log if is_log else float
+    place = (scale(value) - scale(domain.low)) / (scale(domain.high) - scale(domain.low))
+    return "low" if place <= EDGE_FRAC else "high" if place >= 1 - EDGE_FRAC else None
+
+
+def _is_bound(parameter: SearchParameter, side: str) -> bool:
+    """Return whether the domain's end is as far as the hyperparameter goes."""
+    ends = parameter.domain.examples()
+    meta = {"low": 0.0, "high": 1.0} if parameter.name == WARMUP_FRAC else HYPERPARAMETERS[parameter.name].metadata
+    return bool(min(ends) <= meta["low"] if side == "low" else max(ends) >= meta["high"])
+
+
+def instability(measured: Measured) -> Row:
+    """Return which share of the space was unstable, and where: by setting, and by learning rate and batch size."""
+    judged = [trial for trial in measured.trials if trial["status"] in JUDGED]
+    unstable = [trial for trial in judged if trial["status"] == "unstable"]
+    reasons: dict[str, int] = {}
+    for trial in unstable:
+        reason = str(trial["verdict"] or "unknown").partition(" at step ")[0]
+        reasons[reason] = reasons.get(reason, 0) + 1
+    bins = _lr_bins(measured)
+    settings = [
+        {
+            "name": "learning_rate",
+            "label": _bin_words(low, high),
+            **_share([t for t in judged if _bin_of(t, bins) == k]),
+        }
+        for k, (low, high) in enumerate(bins)
+    ]
+    for parameter in measured.parameters:
+        if parameter.name != "learning_rate" and isinstance(parameter.domain, Choice):
+            for value in _ordered(parameter.domain.values):
+                with_it = [t for t in judged if measured.values(t).get(parameter.name) == value]
+                settings.append({"name": parameter.name, "label": value_words(value), **_share(with_it)})
+    cells = [
+        {"batch_size": batch, "lr_low": low, "lr_high": high, **_share(inside)}
+        for batch in sorted({trial["batch_size"] for trial in judged})
+        for k, (low, high) in enumerate(bins)
+        if (inside := [t for t in judged if t["batch_size"] == batch and _bin_of(t, bins) == k])
+    ]
+    start = measured.initial_loss
+    return {
+        **_share(judged),
+        "stopped_above_start": sum(
+            start is not None and trial["status"] == "stopped" and (trial["val_loss"] or 0.0) > start
+            for trial in judged
+        ),
+        "reasons": reasons,
+        "words": _where_words(judged, unstable, measured),
+        "by_setting": settings,
+        "lr_bins": bins,
+        "cells": cells,
+    }
+
+
+def _share(trials: Sequence[Row]) -> Row:
+    unstable = sum(trial["status"] == "unstable" for trial in trials)
+    return {"trials": len(trials), "unstable": unstable, "unstable_frac": unstable / len(trials) if trials else None}
+
+
+def _where_words(judged: Sequence[Row], unstable: Sequence[Row], measured: Measured) -> str:
+    if not judged:
+        return "no trial got far enough to tell"
+    if not unstable:
+        return f"no trial of {len(judged)} was unstable"
+    one = len(unstable) == 1
+    share = f"{len(unstable)} of {count_words(len(judged), 'trial')} ({len(unstable) / len(judged):.0%}) "
+    share += "was unstable" if one else "were unstable"
+    if measured.domain_of("learning_rate") is None:
+        return share
+    lowest = min(trial["learning_rate"] for trial in unstable)
+    there = [trial for trial in judged if trial["learning_rate"] >= lowest]
+    if len(there) == len(judged):
+        return f"{share}, at the lowest learning rate tried ({value_words(lowest)}) too"
+    at = (
+        f"at a learning rate of {value_words(lowest)}"
+        if one
+        else f"each at a learning rate from {value_words(lowest)} on"
+    )
+    return (
+        f"{share}, {at}; of the {count_words(len(there), 'trial')} from there on {len(unstable) / len(there):.0%} were"
+    )
+
+
+def _lr_bins(measured: Measured) -> list[tuple[float, float]]:
+    """Return intervals [low, high) of the learning rate, the last one closed; (v, v) is a single value."""
+    domain = measured.domain_of("learning_rate")
+    if domain is None:
+        return [(rate, rate) for rate in sorted({trial["learning_rate"] for trial in measured.trials})][:MAX_LR_BINS]
+    if isinstance(domain, Choice):
+        return [(rate, rate) for rate in sorted(domain.values)]
+    low, high = float(domain.low), float(domain.high)
+    if not isinstance(domain, LogUniform):
+        return [(low + (high - low) * k / 4, low + (high - low) * (k + 1) / 4) for k in range(4)]
+    decades = math.log10(high / low)
+    count = min(MAX_LR_BINS, round(decades)) if decades >= 3.5 else 4
+    ends = [low * 10 ** (decades * k / count) for k in range(count + 1)]
+    ends[-1] = high
+    return list(itertools.pairwise(ends))
+
+
+def _bin_of(trial: Row, bins: Sequence[tuple[float, float]]) -> int | None:
+    rate: float = trial["learning_rate"]
+    if bins[0][0] == bins[0][1]:
+        return next((k for k, (value, _) in enumerate(bins) if value == rate), None)
+    # The ends are powers of a root: a rate that was written as 1e-5 must not fall below one that was computed as 1e-5.
+    return min(sum(rate >= high * (1 - 1e-9) for _, high in bins), len(bins) - 1)
+
+
+def _bin_words(low: float, high: float) -> str:
+    return value_words(low) if low == high else f"{value_words(low)} to {value_words(high)}"
+
+
+def _ordered(values: Sequence[Any]) -> list[Any]:
+    return list(values) if any(isinstance(value, str) for value in values) else sorted(values)

@@ -1,0 +1,229 @@
+"""Everything that a report says of a study, as one plain dict. report.html, report.md and --json all show this one."""
+
+import math
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from results.attribution import load_attribution, summary_lines
+from results.attribution import to_json as attribution_json
+from results.confirmation.confirmation import load_confirmation
+from results.confirmation.confirmation import to_json as confirmation_json
+from results.ranking import baseline_trial, ending_counts, leaderboard, savings, search_trials
+from results.report.facts.analysis import Measured, Row, parameter_values, searched_parameters
+from results.report.facts.answer import answer_facts
+from results.report.facts.importance import importance
+from results.report.facts.rungs import baseline_loss_reached, costs, first_beaten, rung_agreement
+from results.report.facts.searched_parameters import edges, instability
+from results.study.folder import Study
+from results.study.paths import shown
+from results.words import count_words, label, unit
+from spaces.domains import Choice, IntRange, LogUniform, SearchParameter
+from spaces.warmup import WARMUP_FRAC
+from trainable.config import HYPERPARAMETERS
+from trainable.errors import UserError
+
+FACTS_VERSION = 1
+
+
+def report_facts(study: Study) -> dict[str, Any]:
+    """Return what the report says of a study: plain JSON values, no NaN; trials from best to worst.
+
+    Losses are nats/token. The study's confirmation and attribution are in it, None where it has none.
+    Raises UserError when a file of the study is damaged.
+    """
+    document, rows, metrics = study.document(), study.trials(), study.metrics()
+    confirmation, attribution = load_confirmation(study), load_attribution(study)
+    measured, fresh_seeds = _measured(study, document, rows, metrics)
+    counts = ending_counts(measured.trials)
+    answer = answer_facts(study.name, measured, confirmation)
+    winner_id = answer["winner"]["trial_id"] if answer["winner"] else None
+    facts = {
+        "facts_version": FACTS_VERSION,
+        "study": _study_facts(study, document, measured),
+        "answer": answer,
+        "endings": {status: count for status, count in counts.items() if count},
+        "ledger": _ledger_facts(document, measured, fresh_seeds),
+        "rungs": rung_agreement(measured),
+        "edges": edges(measured),
+        "instability": instability(measured),
+        "importance": importance(measured),
+        "confirmation": None if confirmation is None else confirmation_json(confirmation),
+        "attribution": None
+        if attribution is None
+        else {**attribution_json(attribution), "summary": summary_lines(attribution)},
+        "parameters": [_parameter_facts(parameter) for parameter in measured.parameters],
+        "initial_loss": measured.initial_loss,
+        "trials": _trial_facts(document, measured, winner_id),
+        "protocol": _protocol_facts(document, measured),
+        "versions": dict(document.get("versions") or {}, git_commit=document.get("git_commit")),
+    }
+    plain: dict[str, Any] = _plain(facts)
+    return plain
+
+
+def _measured(
+    study: Study, document: Row, rows: Sequence[Row], metrics: Sequence[Row]
+) -> tuple[Measured, Sequence[Row]]:
+    """Return the search as measured, and beside it the trials on fresh seeds, which confirm and never rank."""
+    try:
+        budget_tokens = int(document["budget_tokens"])
+        rung_tokens = tuple(int(tokens) for tokens in document.get("rung_tokens") or ())
+    except (KeyError, TypeError, ValueError) as err:
+        raise UserError(f"{shown(study.study_json)}: budget_tokens or rung_tokens: {err}.") from None
+    trials = search_trials(rows)
+    own = {row["trial_id"] for row in trials}
+    fresh_seeds = [row for row in rows if row["trial_id"] not in own]
+    evaluations: dict[int, list[Row]] = {}
+    for row in metrics:
+        evaluations.setdefault(row["trial_id"], []).append(row)
+    parameters, domains_known = searched_parameters(document, trials)
+    measured = Measured(
+        trials=trials,
+        evaluations=evaluations,
+        parameters=parameters,
+        domains_known=domains_known,
+        budget_tokens=budget_tokens,
+        rung_tokens=rung_tokens,
+    )
+    return measured, fresh_seeds
+
+
+def _study_facts(study: Study, document: Row, measured: Measured) -> Row:
+    space = document.get("space") or {}
+    started = [trial["started_at"] for trial in measured.trials if trial["started_at"] is not None]
+    ended = [trial["ended_at"] for trial in measured.trials if trial["ended_at"] is not None]
+    return {
+        "name": study.name,
+        "path": str(study.path),
+        "kind": document.get("kind", "search"),
+        "space": space.get("name"),
+        "space_path": space.get("path"),
+        "description": space.get("description"),
+        "space_toml": space.get("toml"),
+        "created_at": document.get("created_at"),
+        "started_at": min(started, default=None),
+        "ended_at": max(ended, default=None),
+        "wall_s": (max(ended) - min(started)).total_seconds() if ended and started else None,
+        "trials": len(measured.trials),
+        "trials_planned": document.get("trials_planned"),
+        "under_way": sum(trial["status"] == "running" for trial in measured.trials),
+        "interrupted": sum(trial["status"] == "interrupted" for trial in measured.trials),
+    }
+
+
+def _ledger_facts(document: Row, measured: Measured, fresh_seeds: Sequence[Row]) -> Row:
+    spent = savings(measured.trials, measured.budget_tokens)
+    return {
+        "by_ending": costs(measured.trials, measured.budget_tokens),
+        "device_s_spent": spent.device_s_spent,
+        "device_s_full": spent.device_s_full,
+        "device_s_saved_frac": spent.device_s_saved_frac,
+        "tokens_spent": spent.tokens_spent,
+        "tokens_full": spent.tokens_full,
+        "slots": (document.get("device") or {}).get("slots"),
+        "baseline_first_beaten": first_beaten(measured),
+        "baseline_loss_reached": baseline_loss_reached(measured),
+        "fresh_seed_device_s": math.fsum(row["active_s"] for row in fresh_seeds),
+        "fresh_seed_trials": len(fresh_seeds),
+    }
+
+
+def _parameter_facts(parameter: SearchParameter) -> Row:
+    domain, condition = parameter.domain, parameter.condition
+    is_choice = isinstance(domain, Choice)
+    ends = domain.examples()
+    return {
+        "name": parameter.name,
+        "label": label(parameter.name),
+        "unit": unit(parameter.name),
+        "domain": str(domain),
+        "values": _sorted_values(ends) if is_choice else None,
+        "low": None if is_choice else ends[0],
+        "high": None if is_choice else ends[-1],
+        "log": isinstance(domain, LogUniform) or (isinstance(domain, IntRange) and domain.log),
+        "condition": None if condition is None else {"parent": condition.parent, "values": list(condition.values)},
+    }
+
+
+def _sorted_values(values: Sequence[Any]) -> list[Any]:
+    return list(values) if any(isinstance(value, str) for value in values) else sorted(values)
+
+
+def _trial_facts(document: Row, measured: Measured, winner_id: int | None) -> list[Row]:
+    baseline = baseline_trial(measured.trials)
+    goal = measured.final_loss(baseline) if baseline else None
+    reduction = (document.get("scheduler") or {}).get("reduction_factor")
+    rows = []
+    for rank, trial in enumerate(leaderboard(measured.trials), 1):
+        final = measured.final_loss(trial)
+        evaluations = measured.evaluations.get(trial["trial_id"], ())
+        rows.append(
+            {
+                **trial,
+                WARMUP_FRAC: parameter_values(trial)[WARMUP_FRAC],
+                "rank": rank,
+                "is_best": trial["trial_id"] == winner_id,
+                "val_loss_difference": None if final is None or goal is None else final - goal,
+                "budget_frac": trial["tokens_seen"] / measured.budget_tokens if measured.budget_tokens else None,
+                "why": _why(trial, reduction),
+                "searched": measured.values(trial),
+                "rung_losses": [measured.loss_at(trial, tokens) for tokens in measured.rung_tokens],
+                "evaluations": {
+                    name: [row[name] for row in evaluations] for name in ("tokens_seen", "optimizer_steps", "val_loss")
+                },
+            }
+        )
+    return rows
+
+
+def _why(trial: Row, reduction: int | None) -> str:
+    """Return why the trial ended where it did, empty for one that completed."""
+    steps = f"after {count_words(trial['optimizer_steps'], 'step')}"
+    match trial["status"]:
+        case "stopped":
+            return f"not among the best {f'1/{reduction}' if reduction else 'trials'} at rung {trial['rung']}"
+        case "unstable":
+            return str(trial["verdict"] or "no verdict")
+        case "out_of_memory":
+            return f"out of memory {steps}"
+        case "failed":
+            return f"failed {steps}; search.log has the error"
+        case "interrupted":
+            return f"cut off {steps}; it can go on"
+        case "running":
+            return f"{steps} so far"
+    return ""
+
+
+def _protocol_facts(document: Row, measured: Measured) -> Row:
+    evaluation, corpus = document.get("evaluation") or {}, document.get("corpus") or {}
+    baseline = {name: value for name, value in (document.get("baseline") or {}).items() if name in HYPERPARAMETERS}
+    return {
+        "model": document.get("model"),
+        "data_source": document.get("data_source"),
+        "checkpoint_path": document.get("checkpoint_path"),
+        "corpus": corpus,
+        "evaluation": evaluation,
+        "budget_tokens": measured.budget_tokens,
+        "rung_tokens": list(measured.rung_tokens),
+        "searcher": document.get("searcher"),
+        "scheduler": document.get("scheduler"),
+        "stability": document.get("stability"),
+        "pinned": (document.get("settings") or {}).get("pins"),
+        "seed": document.get("seed"),
+        "baseline_name": (document.get("baseline") or {}).get("name"),
+        "baseline": baseline,
+        "device": document.get("device"),
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Return `value` with times as ISO text and non-finite numbers as None: what JSON can say."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return value.isoformat() if isinstance(value, datetime) else value

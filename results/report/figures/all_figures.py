@@ -1,0 +1,221 @@
+"""The report's figures as plotly.js traces and layouts, made of the facts alone. A colour is a role: "@winner"."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from results.report.figures.claims import attribution_bars, confirmation_intervals, importance_bars
+from results.report.figures.curves import curves, parallel_coordinates
+from results.report.figures.marks import by_role, figure, loss_ceiling, point_trace, position, short_words
+from results.report.figures.traces import short
+from results.words import token_words, value_words
+
+Row = dict[str, Any]
+
+
+def report_figures(facts: Row) -> dict[str, list[Row]]:
+    """Return the figures by section; a section without enough to draw has none.
+
+    A figure: {"id", "title", "alt", "height", "traces", "layout"}. A trace with "view" is drawn in that view only; its
+    "customdata" holds trial ids.
+    """
+    return {
+        "confirmation": list(confirmation_intervals(facts)),
+        "curves": list(curves(facts)),
+        "parallel": list(parallel_coordinates(facts)),
+        "settings": [*_lr_by_batch(facts), *_loss_by_setting(facts)],
+        "stability": list(_stability_map(facts)),
+        "speed": list(_pareto(facts)),
+        "importance": list(importance_bars(facts)),
+        "attribution": list(attribution_bars(facts)),
+    }
+
+
+def views(facts: Row) -> list[str]:
+    """Return the names of the settings section's views: the full budget, then each rung that trials reached."""
+    rungs = _rungs_reached(facts)
+    return ["at the full budget", *(f"at rung {rung['rung']} ({token_words(rung['tokens'])} tokens)" for rung in rungs)]
+
+
+def default_view(facts: Row) -> int:
+    """Return the view to begin with: the full budget, or the first rung where most trials did not get so far."""
+    completed = sum(trial["status"] == "completed" for trial in facts["trials"])
+    return 0 if 2 * completed >= len(facts["trials"]) or len(views(facts)) == 1 else 1
+
+
+def _view_losses(facts: Row) -> Iterator[tuple[int, list[tuple[Row, float]]]]:
+    finals = [(t, t["val_loss"]) for t in facts["trials"] if t["status"] == "completed" and t["val_loss"] is not None]
+    yield 0, finals
+    for view, rung in enumerate(_rungs_reached(facts), 1):
+        at = [(trial, trial["rung_losses"][rung["rung"]]) for trial in facts["trials"]]
+        yield view, [(trial, loss) for trial, loss in at if loss is not None]
+
+
+def _rungs_reached(facts: Row) -> list[Row]:
+    return [rung for rung in facts["rungs"] if rung["rung"] is not None and rung["trials_reached"] >= 2]
+
+
+def _loss_by_setting(facts: Row) -> Iterator[Row]:
+    for parameter in facts["parameters"]:
+        name = parameter["name"]
+        traces, highest = [], []
+        for view, rows in _view_losses(facts):
+            reading = [(trial, loss) for trial, loss in rows if name in trial["searched"]]
+            ceiling = loss_ceiling(facts, [loss for _, loss in reading])
+            highest.append(ceiling)
+            losses = {trial["trial_id"]: loss for trial, loss in reading}
+            for role, trials in by_role([trial for trial, _ in reading]):
+                at = [position(parameter, t["searched"][name], t["trial_id"]) for t in trials]
+                values = [losses[trial["trial_id"]] for trial in trials]
+                traces.append(point_trace(role, trials, at, values, ceiling, view=view, showlegend=False))
+        if not any(trace["x"] for trace in traces):
+            continue
+        axis: Row = {"title": {"text": parameter["label"]}}
+        if parameter["values"] is not None:
+            texts = [short_words(value) for value in parameter["values"]]
+            axis.update(tickvals=list(range(len(texts))), ticktext=texts, range=[-0.6, len(texts) - 0.4])
+        elif parameter["log"]:
+            axis.update(type="log", exponentformat="e", dtick=1, minor={"showgrid": False})
+        yield figure(
+            f"by-{name}",
+            f"Val loss against {parameter['label']}",
+            f"Val loss of the trials against {parameter['label']}.",
+            traces,
+            {"xaxis": axis, "yaxis": {"title": {"text": "val loss"}}, "showlegend": False},
+            height=260,
+        )
+
+
+def _lr_by_batch(facts: Row) -> Iterator[Row]:
+    batches = sorted({trial["batch_size"] for trial in facts["trials"]})
+    if len({trial["learning_rate"] for trial in facts["trials"]}) < 2:
+        return
+    traces = []
+    for view, rows in _view_losses(facts):
+        ceiling = loss_ceiling(facts, [loss for _, loss in rows])
+        for index, batch in enumerate(batches):
+            those = [(trial, loss) for trial, loss in rows if trial["batch_size"] == batch]
+            role = {
+                "name": f"batch {batch}",
+                "color": f"@seq{1 + round(index * 4 / max(1, len(batches) - 1))}",
+                "symbol": ("circle", "square", "diamond", "triangle-up", "pentagon", "hexagon")[index % 6],
+                "size": 9,
+            }
+            trials = [trial for trial, _ in those]
+            traces.append(
+                point_trace(
+                    role, trials, [t["learning_rate"] for t in trials], [loss for _, loss in those], ceiling, view=view
+                )
+            )
+        traces += _rings(rows, ceiling, view)
+    yield figure(
+        "lr-by-batch",
+        "Learning rate against val loss, by batch size",
+        "Val loss against learning rate, one colour and symbol per batch size.",
+        traces,
+        {
+            "xaxis": {"title": {"text": "learning rate"}, "type": "log", "exponentformat": "e", "dtick": 1},
+            "yaxis": {"title": {"text": "val loss (nats/token)"}},
+        },
+        height=380,
+    )
+
+
+def _rings(rows: Sequence[tuple[Row, float]], ceiling: float, view: int) -> Iterator[Row]:
+    for flag, name, color in (("is_baseline", "baseline", "@baseline"), ("is_best", "best", "@winner")):
+        found = [(trial, loss) for trial, loss in rows if trial[flag]]
+        role = {"name": name, "color": color, "symbol": "circle-open", "size": 18, "width": 3}
+        trials = [trial for trial, _ in found]
+        if trials:
+            at = [trial["learning_rate"] for trial in trials]
+            yield point_trace(role, trials, at, [loss for _, loss in found], ceiling, view=view)
+
+
+def _stability_map(facts: Row) -> Iterator[Row]:
+    instability = facts["instability"]
+    bins, cells = instability["lr_bins"], instability["cells"]
+    if not cells or len(bins) < 2:
+        return
+    batches = sorted({cell["batch_size"] for cell in cells})
+    found = {(cell["batch_size"], cell["lr_low"]): cell for cell in cells}
+    grid = [[found.get((batch, low)) for low, _ in bins] for batch in batches]
+    names = [value_words(low) if low == high else f"{value_words(low)}–{value_words(high)}" for low, high in bins]
+    yield figure(
+        "stability-map",
+        "Unstable trials by learning rate and batch size",
+        f"Share of unstable trials by learning rate and batch size: {instability['words']}.",
+        [
+            {
+                "type": "heatmap",
+                "x": names,
+                "y": [f"batch {batch}" for batch in batches],
+                "z": [[None if cell is None else short(cell["unstable_frac"]) for cell in row] for row in grid],
+                "text": [
+                    ["" if cell is None else f"{cell['unstable']} of {cell['trials']}" for cell in row] for row in grid
+                ],
+                "texttemplate": "%{text}",
+                "hovertemplate": "%{y}, learning rate %{x}: %{text} unstable<extra></extra>",
+                "hoverongaps": False,
+                "zmin": 0,
+                "zmax": 1,
+                "colorscale": [[0, "@heat0"], [1, "@heat1"]],
+                "colorbar": {"tickformat": ".0%", "outlinewidth": 0, "thickness": 12, "title": {"text": "unstable"}},
+                "xgap": 2,
+                "ygap": 2,
+            }
+        ],
+        {
+            "xaxis": {"title": {"text": "learning rate"}, "type": "category", "showgrid": False},
+            "yaxis": {"type": "category", "showgrid": False},
+        },
+        height=120 + 46 * len(batches),
+        min_width=150 + 62 * len(bins),
+    )
+
+
+def _pareto(facts: Row) -> Iterator[Row]:
+    rows = [
+        trial
+        for trial in facts["trials"]
+        if trial["status"] == "completed" and trial["val_loss"] is not None and trial["tokens_per_s"]
+    ]
+    if len(rows) < 2:
+        return
+    ceiling = loss_ceiling(facts, [trial["val_loss"] for trial in rows])
+    traces = []
+    for role, trials in by_role(rows):
+        at, losses = [trial["tokens_per_s"] for trial in trials], [trial["val_loss"] for trial in trials]
+        traces.append(point_trace(role, trials, at, losses, ceiling))
+    front = pareto_front(rows)
+    traces.append(
+        {
+            "type": "scatter",
+            "mode": "lines+text",
+            "name": "Pareto front",
+            "x": [short(trial["tokens_per_s"]) for trial in front],
+            "y": [min(trial["val_loss"], ceiling) for trial in front],
+            "text": [f"\u2002{trial['trial_id']}" for trial in front],
+            "textposition": "middle right",
+            "line": {"color": "@muted", "width": 1.5, "dash": "dot", "shape": "hv"},
+            "hoverinfo": "skip",
+        }
+    )
+    yield figure(
+        "pareto",
+        "Throughput against val loss",
+        "Val loss of the completed trials against training tokens per second; the Pareto front is dotted.",
+        traces,
+        {
+            "xaxis": {"title": {"text": "training tokens/s"}},
+            "yaxis": {"title": {"text": "val loss (nats/token)"}},
+        },
+        height=380,
+    )
+
+
+def pareto_front(trials: Sequence[Row]) -> list[Row]:
+    """Return the trials that no other beats in both loss and tokens_per_s, the fastest first."""
+    front: list[Row] = []
+    for trial in sorted(trials, key=lambda row: (-row["tokens_per_s"], row["val_loss"])):
+        if not front or trial["val_loss"] < front[-1]["val_loss"]:
+            front.append(trial)
+    return front

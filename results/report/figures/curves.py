@@ -1,0 +1,281 @@
+"""The two figures with a line per trial: learning curves by tokens, and parallel coordinates."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from results.report.figures.marks import (
+    BASELINE,
+    BEST,
+    ENDINGS_DRAWN,
+    by_role,
+    figure,
+    loss_ceiling,
+    short_words,
+    spread,
+)
+from results.report.figures.traces import short
+from results.words import STATUS_LABELS, loss_words
+
+Row = dict[str, Any]
+
+MAX_CURVE_POINTS = 24_000
+"""Of all curves together: what a browser draws without a pause."""
+LOSS_CLASSES = 5
+_NOT_READ = -0.14
+
+
+def curves(facts: Row) -> Iterator[Row]:
+    """Yield val loss by tokens seen, a line a trial; the ends of trials that did not complete are marked with why."""
+    trials = [trial for trial in facts["trials"] if any(v is not None for v in trial["evaluations"]["val_loss"])]
+    if not trials:
+        return
+    ceiling = loss_ceiling(facts, [v for t in trials for v in t["evaluations"]["val_loss"] if v is not None])
+    each = max(8, MAX_CURVE_POINTS // len(trials))
+    traces = [_lines(role, rows, each) for role, rows in by_role(trials)]
+    traces += [mark for role, rows in by_role(facts["trials"]) if (mark := _ends(role, rows, ceiling)) is not None]
+    lowest = min(v for t in trials for v in t["evaluations"]["val_loss"] if v is not None)
+    rungs = [rung for rung in facts["rungs"] if rung["rung"] is not None]
+    yield figure(
+        "curves",
+        "Val loss by training tokens seen",
+        f"Val loss of {len(trials)} trials by training tokens seen.",
+        traces,
+        {
+            "xaxis": {"title": {"text": "training tokens seen"}, "rangemode": "tozero"},
+            "yaxis": {"title": {"text": "val loss (nats/token)"}, "range": _padded(lowest, ceiling)},
+            "shapes": [
+                {
+                    "type": "line",
+                    "x0": rung["tokens"],
+                    "x1": rung["tokens"],
+                    "yref": "paper",
+                    "y0": 0,
+                    "y1": 1,
+                    "line": {"color": "@muted", "width": 1, "dash": "dot"},
+                }
+                for rung in rungs
+            ],
+            "annotations": [
+                {
+                    "x": rung["tokens"],
+                    "y": 1,
+                    "yref": "paper",
+                    "yanchor": "bottom",
+                    "text": f"rung {rung['rung']}",
+                    "showarrow": False,
+                    "font": {"size": 11, "color": "@muted"},
+                }
+                for rung in rungs
+            ],
+        },
+        height=440,
+    )
+
+
+def _padded(low: float, high: float) -> list[float | None]:
+    pad = 0.04 * (high - low or 1.0)
+    return [short(low - pad, 6), short(high + pad, 6)]
+
+
+def _lines(role: Row, trials: Sequence[Row], each: int) -> Row:
+    """Return the trials' curves as one trace: a trace a trial would make the legend and the page slow."""
+    x: list[Any] = []
+    y: list[Any] = []
+    ids: list[Any] = []
+    for trial in trials:
+        rows = [
+            (tokens, loss)
+            for tokens, loss in zip(trial["evaluations"]["tokens_seen"], trial["evaluations"]["val_loss"], strict=True)
+            if loss is not None
+        ]
+        kept = thinned(rows, each)
+        if trial["tokens_seen"] > rows[-1][0]:
+            # It went on after its last evaluation: the line leads to where it ended, at the last loss that is known.
+            kept.append((trial["tokens_seen"], rows[-1][1]))
+        x += [tokens for tokens, _ in kept] + [None]
+        y += [short(loss, 6) for _, loss in kept] + [None]
+        ids += [trial["trial_id"]] * len(kept) + [None]
+    strong = role["name"].startswith(("baseline", "best"))
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "name": role["name"],
+        "x": x[:-1],
+        "y": y[:-1],
+        "customdata": ids[:-1],
+        "line": {"color": role["color"], "width": 3.5 if strong else 1.2},
+        "opacity": 1 if strong else 0.75,
+        "legendgroup": role["name"],
+        "hovertemplate": "trial %{customdata}: %{y:.4f} at %{x:,} tokens<extra></extra>",
+    }
+
+
+def thinned(rows: Sequence[Any], most: int) -> list[Any]:
+    """Return at most about `most` of the rows, evenly, the first and the last among them."""
+    if len(rows) <= most:
+        return list(rows)
+    return [rows[round(k * (len(rows) - 1) / (most - 1))] for k in range(most)]
+
+
+def _ends(role: Row, trials: Sequence[Row], ceiling: float) -> Row | None:
+    ends = []
+    for trial in trials:
+        losses = [loss for loss in trial["evaluations"]["val_loss"] if loss is not None]
+        if trial["tokens_seen"] or losses:
+            ends.append((trial, min(losses[-1] if losses else ceiling, ceiling)))
+    if not ends:
+        return None
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": role["name"],
+        "x": [trial["tokens_seen"] for trial, _ in ends],
+        "y": [short(loss, 6) for _, loss in ends],
+        "customdata": [trial["trial_id"] for trial, _ in ends],
+        "marker": {
+            "color": role["color"],
+            "symbol": role["symbol"],
+            "size": role["size"],
+            "line": {"width": role.get("width", 1), "color": role["color"] if role.get("width") else "@paper"},
+        },
+        "legendgroup": role["name"],
+        "showlegend": False,
+        "hover": "trial",
+    }
+
+
+def parallel_coordinates(facts: Row) -> Iterator[Row]:
+    """Yield a line a trial across the searched hyperparameters to its loss, shaded by it; stopped ones are thin."""
+    parameters, trials = facts["parameters"], facts["trials"]
+    completed = [trial for trial in trials if trial["status"] == "completed" and trial["val_loss"] is not None]
+    if not parameters or len(trials) < 2:
+        return
+    losses = [trial["val_loss"] for trial in completed]
+    ceiling = loss_ceiling(facts, losses)
+    low = min(losses, default=0.0)
+    ordered = sorted((t for t in completed if not t["is_best"] and not t["is_baseline"]), key=lambda t: -t["val_loss"])
+    others = [t for t in trials if t["status"] != "completed" and not t["is_baseline"]]
+    traces = [
+        _parallel_trace(
+            STATUS_LABELS[status], [t for t in others if t["status"] == status], look["color"], 1, facts, low, ceiling
+        )
+        for status, look in ENDINGS_DRAWN.items()
+    ]
+    for index in range(LOSS_CLASSES):
+        part = ordered[len(ordered) * index // LOSS_CLASSES : len(ordered) * (index + 1) // LOSS_CLASSES]
+        if part:
+            name = " to ".join(sorted({loss_words(part[-1]["val_loss"]), loss_words(part[0]["val_loss"])}))
+            traces.append(_parallel_trace(name, part, f"@seq{LOSS_CLASSES - index}", 1.8, facts, low, ceiling))
+    for flag, look in (("is_baseline", BASELINE), ("is_best", BEST)):
+        those = [trial for trial in trials if trial[flag]]
+        traces.append(_parallel_trace(look["name"], those, look["color"], 4, facts, low, ceiling))
+    axes = len(parameters) + 1
+    yield figure(
+        "parallel",
+        "Parallel coordinates",
+        f"A line per trial across {', '.join(parameter['label'] for parameter in parameters)} and val loss.",
+        [trace for trace in traces if trace["x"]],
+        {
+            "xaxis": {
+                "tickvals": list(range(axes)),
+                "ticktext": [*(parameter["label"] for parameter in parameters), "val loss"],
+                "range": [-0.35, axes - 0.45],
+                "side": "top",
+                "showgrid": False,
+                "zeroline": False,
+            },
+            "yaxis": {"visible": False, "range": [-0.2, 1.06]},
+            "shapes": [
+                {
+                    "type": "line",
+                    "x0": k,
+                    "x1": k,
+                    "y0": 0,
+                    "y1": 1,
+                    "line": {"color": "@muted", "width": 1},
+                    "layer": "below",
+                }
+                for k in range(axes)
+            ],
+            "annotations": [*_axis_words(parameters), *_loss_words(axes - 1, low, ceiling, bool(losses))],
+            "legend": {"y": -0.02, "yanchor": "top"},
+        },
+        height=460,
+        min_width=120 * axes,
+    )
+
+
+def _parallel_trace(
+    name: str, trials: Sequence[Row], color: str, width: float, facts: Row, low: float, ceiling: float
+) -> Row:
+    x: list[Any] = []
+    y: list[Any] = []
+    ids: list[Any] = []
+    for trial in trials:
+        for index, parameter in enumerate(facts["parameters"]):
+            x.append(index)
+            y.append(height_of(parameter, trial["searched"].get(parameter["name"]), trial["trial_id"]))
+        if trial["status"] == "completed" and trial["val_loss"] is not None:
+            x.append(len(facts["parameters"]))
+            y.append(short((min(trial["val_loss"], ceiling) - low) / (ceiling - low or 1.0), 4))
+        ids += [trial["trial_id"]] * (len(x) - len(ids)) + [None]
+        x.append(None)
+        y.append(None)
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "name": name,
+        "x": x[:-1],
+        "y": y[:-1],
+        "customdata": ids[:-1],
+        "line": {"color": color, "width": width},
+        "opacity": 0.55 if width == 1 else 1,
+        "hover": "trial",
+    }
+
+
+def height_of(parameter: Row, value: Any, trial_id: int) -> float:
+    """Return a value's height on its axis, 0 to 1; below 0 for a parameter that the trial does not read."""
+    if value is None:
+        return _NOT_READ
+    values = parameter["values"]
+    if values is not None:
+        if value not in values:
+            return _NOT_READ
+        place = values.index(value) / max(1, len(values) - 1) if len(values) > 1 else 0.5
+        return short(place + spread(trial_id, 0.05), 4) or 0.0
+    scale = math.log if parameter["log"] else float
+    low, high = scale(parameter["low"]), scale(parameter["high"])
+    return short((scale(value) - low) / (high - low or 1.0), 4) or 0.0
+
+
+def _axis_words(parameters: Sequence[Row]) -> Iterator[Row]:
+    for index, parameter in enumerate(parameters):
+        values = parameter["values"]
+        if values is not None:
+            marks = [(height_of({**parameter, "values": values}, value, 0), value) for value in values]
+            marks = [(values.index(v) / max(1, len(values) - 1) if len(values) > 1 else 0.5, v) for _, v in marks]
+        else:
+            marks = [(0.0, parameter["low"]), (1.0, parameter["high"])]
+        for height, value in marks:
+            yield _mark(index, height, short_words(value))
+        if parameter["condition"] is not None:
+            yield _mark(index, _NOT_READ, "not read")
+
+
+def _loss_words(index: int, low: float, ceiling: float, known: bool) -> list[Row]:
+    return [_mark(index, 0.0, loss_words(low)), _mark(index, 1.0, loss_words(ceiling))] if known else []
+
+
+def _mark(x: float, y: float, text: str) -> Row:
+    return {
+        "x": x,
+        "y": y,
+        "text": text,
+        "showarrow": False,
+        "xanchor": "right",
+        "xshift": -5,
+        "font": {"size": 11, "color": "@muted"},
+        "bgcolor": "@veil",
+    }

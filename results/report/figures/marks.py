@@ -1,0 +1,119 @@
+"""What the report's figures share: roles with colour and symbol, the loss axis's top, a figure's frame."""
+
+import html
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from results.report.figures.traces import short
+from results.words import STATUS_LABELS, value_words
+
+Row = dict[str, Any]
+
+ENDINGS_DRAWN: Mapping[str, Row] = {
+    "completed": {"color": "@completed", "symbol": "circle", "size": 8},
+    "stopped": {"color": "@stopped", "symbol": "circle-open", "size": 7, "width": 1.5},
+    "unstable": {"color": "@unstable", "symbol": "x", "size": 9},
+    "out_of_memory": {"color": "@memory", "symbol": "square-open", "size": 9, "width": 2},
+    "failed": {"color": "@failed", "symbol": "cross", "size": 9},
+    "running": {"color": "@running", "symbol": "circle-open", "size": 8, "width": 2},
+    "interrupted": {"color": "@running", "symbol": "triangle-right", "size": 9},
+}
+"""An ending has a symbol of its own too: colour alone tells some readers nothing."""
+BASELINE: Row = {"name": "baseline", "color": "@baseline", "symbol": "diamond", "size": 13}
+BEST: Row = {"name": "best", "color": "@winner", "symbol": "star", "size": 16}
+
+
+def by_role(trials: Sequence[Row]) -> Iterator[tuple[Row, list[Row]]]:
+    """Yield the trials by how they are drawn: a group per ending, then the baseline and the best, which lie on top."""
+    for status, look in ENDINGS_DRAWN.items():
+        those = [t for t in trials if t["status"] == status and not t["is_baseline"] and not t["is_best"]]
+        if those:
+            yield {"name": STATUS_LABELS[status], **look}, those
+    baseline = [trial for trial in trials if trial["is_baseline"]]
+    if baseline:
+        yield {**BASELINE, "name": "baseline (best)" if baseline[0]["is_best"] else "baseline"}, baseline
+    best = [trial for trial in trials if trial["is_best"] and not trial["is_baseline"]]
+    if best:
+        yield {**BEST, "name": f"best (trial {best[0]['trial_id']})"}, best
+
+
+def loss_ceiling(facts: Row, losses: Sequence[float]) -> float:
+    """Return the highest loss that a figure shows in its place: one blown-up trial must not flatten all others.
+
+    That is the untrained model's loss, or the highest of `losses` below it.
+    """
+    initial = facts["initial_loss"]
+    limit = initial if initial is not None else _outlier_limit(losses)
+    inside = [loss for loss in losses if loss <= limit]
+    if not inside:
+        return max(losses, default=1.0)
+    low, high = min(inside), max(inside)
+    return min(limit, high) + 0.02 * (high - low or 1.0)
+
+
+def _outlier_limit(losses: Sequence[float]) -> float:
+    ordered = sorted(losses)
+    return ordered[round(0.9 * (len(ordered) - 1))] if ordered else math.inf
+
+
+def point_trace(
+    role: Row,
+    trials: Sequence[Row],
+    x: Sequence[Any],
+    losses: Sequence[float],
+    ceiling: float,
+    *,
+    view: int | None = None,
+    showlegend: bool = True,
+) -> Row:
+    """Return the trials as markers; a loss above `ceiling` stands at it as an arrow that points up."""
+    trace: Row = {
+        "type": "scatter",
+        "mode": "markers",
+        "name": role["name"],
+        "x": [short(value) if isinstance(value, float) else value for value in x],
+        "y": [short(min(loss, ceiling), 6) for loss in losses],
+        "customdata": [trial["trial_id"] for trial in trials],
+        "marker": {
+            "color": role["color"],
+            "size": role["size"],
+            "symbol": ["triangle-up-open" if loss > ceiling else role["symbol"] for loss in losses],
+            "line": {"width": role.get("width", 1), "color": role["color"] if role.get("width") else "@paper"},
+        },
+        "hover": "trial",
+        "showlegend": showlegend,
+    }
+    return trace if view is None else {**trace, "view": view}
+
+
+def position(parameter: Row, value: Any, trial_id: int) -> Any:
+    """Return where a value stands on its parameter's axis; those of a choice are spread so that none hides."""
+    if parameter["values"] is None:
+        return value
+    return parameter["values"].index(value) + spread(trial_id, 0.36) if value in parameter["values"] else None
+
+
+def spread(trial_id: int, width: float) -> float:
+    """Return an offset within +-width/2 that is the same in every drawing of a trial."""
+    return short((trial_id * 0.6180339887 % 1 - 0.5) * width, 3) or 0.0
+
+
+def short_words(value: Any) -> str:
+    """Return a value as a tick's text, which plotly would read for markup."""
+    return html.escape(value_words(value).replace("_", " "))
+
+
+def figure(
+    key: str, title: str, alt: str, traces: Sequence[Row], layout: Row, *, height: int, min_width: int | None = None
+) -> Row:
+    """Return a figure as the page draws it; min_width in px where it had better scroll than shrink."""
+    return {
+        "id": key,
+        "title": title,
+        "alt": alt,
+        "height": height,
+        "min_width": min_width,
+        "traces": list(traces),
+        "layout": layout,
+    }

@@ -1,0 +1,1 @@
+"""A study's folder and files: written whole, locked, checked when read."""

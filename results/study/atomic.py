@@ -1,0 +1,57 @@
+"""Files that are seen whole or not at all, and why one was not written. Not a lock: the last writer wins."""
+
+import errno
+import os
+import secrets
+from pathlib import Path
+
+from results.study.paths import shown
+
+_STORAGE_WORDS = {
+    errno.ENOSPC: "no space left on the device. Make room",
+    errno.EDQUOT: "the disk quota is used up. Make room, or have it raised",
+    errno.EROFS: "the file system is read-only. Make it writable",
+    errno.EFBIG: "larger than a limit on files allows. Raise it (ulimit -f)",
+    errno.EACCES: "permission denied. Make it writable",
+    errno.EIO: "the device reports an error. Check the disk",
+}
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Put `data` at `path`, on disk when this returns; a reader sees the old file or the new one, never a part.
+
+    Raises OSError (a full disk, say) with the old file untouched and nothing left beside it.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException as error:
+        if isinstance(error, OSError):
+            error.filename = str(path)  # a write that fails names none, an open the temporary one
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` durable: without it a rename may be undone by a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def is_storage_error(error: OSError) -> bool:
+    """Return whether nothing more can be written, whatever the program does: full or read-only."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+
+
+def storage_error_words(error: OSError, path: Path) -> str:
+    """Return the line for a person: `path`, why it could not be written, and the remedy."""
+    reason = _STORAGE_WORDS.get(error.errno or 0) or f"{error.strerror or error}. Make it writable"
+    return f"{shown(path)}: {' '.join(reason.split())}; what was measured so far is kept"

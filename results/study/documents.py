@@ -1,0 +1,31 @@
+"""JSON documents of a study: written whole, read back as the value they were made of."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from results.study.atomic import write_atomic
+from results.study.paths import shown
+from trainable.errors import UserError
+
+Value = TypeVar("Value")
+
+
+def write_document(path: Path, document: Mapping[str, Any]) -> None:
+    """Write `document` to `path`. Raises OSError."""
+    write_atomic(path, (json.dumps(document, indent=2, allow_nan=False) + "\n").encode())
+
+
+def read_document(path: Path, parse: Callable[[Any], Value], *, what: str, again: str) -> Value | None:
+    """Return what `parse` makes of the document, None when there is none.
+
+    Raises UserError when it is damaged: it is not `what`, and the remedy is to move it away and `again`.
+    """
+    try:
+        return parse(json.loads(path.read_bytes()))
+    except FileNotFoundError:
+        return None
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as err:
+        reason = " ".join(str(err).split())
+        raise UserError(f"{shown(path)}: not {what} ({reason}). Move it away and {again} again.") from None

@@ -1,0 +1,239 @@
+"""A study's folder: its name, its paths, its document and its tables. It runs nothing and changes nothing in place."""
+
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from results.study.atomic import sync_folder, write_atomic
+from results.study.paths import expanded, path_error, shown
+from trainable.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from results.study.tables import Row
+
+SCHEMA_VERSION = 2
+"""Of study.json; another version's is refused."""
+
+LATEST = "latest"
+"""In place of a name: the study that was made last."""
+
+MAX_NAME_CHARACTERS = 100
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study's folder, which need not be whole."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.path.name
+
+    @property
+    def study_json(self) -> Path:
+        """What was run: enough to run it again."""
+        return self.path / "study.json"
+
+    @property
+    def trials_path(self) -> Path:
+        """A row per trial."""
+        return self.path / "trials.parquet"
+
+    @property
+    def metrics_path(self) -> Path:
+        """A row per evaluation."""
+        return self.path / "metrics.parquet"
+
+    def steps_path(self, trial_id: int) -> Path:
+        """Return the table of the trial's optimizer steps."""
+        return self.path / "steps" / f"{trial_id}.parquet"
+
+    def checkpoint_dir(self, trial_id: int) -> Path:
+        """Return the folder of the trial's checkpoints."""
+        return self.path / "checkpoints" / f"{trial_id}"
+
+    @property
+    def log_path(self) -> Path:
+        """What the search told, for a person."""
+        return self.path / "search.log"
+
+    @property
+    def best_env(self) -> Path:
+        """The best trial, for a shell."""
+        return self.path / "best.env"
+
+    @property
+    def best_json(self) -> Path:
+        """The best trial, for a program."""
+        return self.path / "best.json"
+
+    def document(self) -> dict[str, Any]:
+        """Return study.json. Raises UserError when it is missing, cut short, another version's, or lacks a value."""
+        where = shown(self.study_json)
+        try:
+            document = json.loads(self.study_json.read_bytes(), parse_constant=_refuse_constant)
+        except (FileNotFoundError, NotADirectoryError):
+            raise UserError(f"{where}: there is no such file, so {self.name} is not a study.") from None
+        except (ValueError, RecursionError) as err:
+            raise UserError(f"{where}: not whole JSON ({err}). Restore it, or move the study away.") from None
+        if not isinstance(document, dict) or document.get("schema_version") != SCHEMA_VERSION:
+            raise UserError(f"{where}: not a study of schema_version {SCHEMA_VERSION}: another version wrote it.")
+        from results.study.document_schema import document_fault
+
+        if (fault := document_fault(document)) is not None:
+            raise UserError(f"{where}: {fault}. It was changed since the study was made: restore it.")
+        return document
+
+    def trials(self) -> "list[Row]":
+        """Return the rows of trials.parquet by trial_id; none before the first trial. Raises UserError when damaged."""
+        from results.study.tables import TRIALS, read_rows
+
+        rows = read_rows(self.trials_path, TRIALS) if self.trials_path.exists() else []
+        return sorted(rows, key=lambda row: row["trial_id"])
+
+    def metrics(self) -> "list[Row]":
+        """Return the rows of metrics.parquet by trial_id, then tokens_seen, as trials() does."""
+        from results.study.tables import METRICS, read_rows
+
+        rows = read_rows(self.metrics_path, METRICS) if self.metrics_path.exists() else []
+        return sorted(rows, key=lambda row: (row["trial_id"], row["tokens_seen"]))
+
+
+def _refuse_constant(text: str) -> None:
+    raise ValueError(f"{text} is no number of JSON")
+
+
+def studies_dir() -> Path:
+    """Return the absolute folder that holds the studies: STUDIES_DIR, else results/studies. It may not exist yet.
+
+    Raises UserError when STUDIES_DIR is not a folder.
+    """
+    text = os.environ.get("STUDIES_DIR", "")
+    if not text:
+        return Path(__file__).resolve().parents[1] / "studies"
+    path = expanded(text, "STUDIES_DIR")
+    if (reason := path_error(path)) is not None:
+        raise UserError(f"STUDIES_DIR={text!r} cannot be used: {reason}. Set it to a folder.")
+    if path.exists() and not path.is_dir():
+        raise UserError(f"STUDIES_DIR={text!r} is not a folder.")
+    return path
+
+
+def check_study_name(name: str) -> None:
+    """Raises UserError unless `name` can name a new or an old study."""
+    if len(name) > MAX_NAME_CHARACTERS:
+        raise UserError(f"STUDY: a name of {len(name)} characters; at most {MAX_NAME_CHARACTERS} are allowed.")
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
+        raise UserError(
+            f"STUDY={name!r} cannot name a study: use letters, digits, '.', '-' and '_'; the first is not '.' or '-'."
+        )
+    if name == LATEST:
+        raise UserError(f"STUDY={LATEST} means the study that was made last. Choose another STUDY= name.")
+
+
+def new_study_name(space_name: str, now: datetime) -> str:
+    """Return a free name such as plateau-1125-0310 (month, day, hour, minute), with -2, -3 ... when taken."""
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", space_name).lstrip(".-")[:80] or "study"
+    name = first = f"{stem}-{now:%m%d-%H%M}"
+    number = 1
+    while (studies_dir() / name).exists():
+        number += 1
+        name = f"{first}-{number}"
+    return name
+
+
+def create_study(name: str, document: Mapping[str, Any]) -> Study:
+    """Return the new study `name` with `document` as its study.json; it appears whole or not at all.
+
+    Raises UserError when the name is taken or bad, or the folder cannot be made.
+    """
+    check_study_name(name)
+    assert document["schema_version"] == SCHEMA_VERSION
+    assert document["name"] == name
+    data = json.dumps(document, indent=2, allow_nan=False).encode() + b"\n"
+    study = Study(studies_dir() / name)
+    if os.path.lexists(study.path):
+        raise study_exists(name)
+    temporary = study.path.with_name(f".{name}.{secrets.token_hex(4)}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as err:
+        where = shown(study.path.parent)
+        raise UserError(f"cannot make a study in {where}: {err.strerror}. Set STUDIES_DIR to a folder.") from None
+    try:
+        (temporary / "steps").mkdir()
+        write_atomic(temporary / "study.json", data)
+        try:
+            temporary.rename(study.path)
+        except OSError:
+            # Someone made it meanwhile: a rename never replaces a folder that holds something.
+            if os.path.lexists(study.path):
+                raise study_exists(name) from None
+            raise
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    sync_folder(study.path.parent)
+    return study
+
+
+def study_exists(name: str) -> UserError:
+    """Return the error of asking for a new study under a name that is taken: runs are never mixed."""
+    return UserError(f"study {name} exists. Go on with it: make resume STUDY={name}; or choose another STUDY= name.")
+
+
+def list_studies() -> list[Study]:
+    """Return every study, the newest first; those whose study.json cannot be read come last."""
+    folder = studies_dir()
+    if not folder.is_dir():
+        return []
+    found = [Study(path) for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    return sorted((study for study in found if study.study_json.is_file()), key=_created_at, reverse=True)
+
+
+def _created_at(study: Study) -> datetime:
+    try:
+        created_at = datetime.fromisoformat(study.document()["created_at"])
+    except (UserError, KeyError, TypeError, ValueError):
+        return datetime.min.replace(tzinfo=UTC)
+    return created_at if created_at.tzinfo else created_at.replace(tzinfo=UTC)
+
+
+def _kind(study: Study) -> str | None:
+    try:
+        return str(study.document().get("kind"))
+    except UserError:
+        return None
+
+
+def open_study(name_or_latest: str, *, but_kind: str | None = None) -> Study:
+    """Return the study of that name, or for 'latest' the one made last whose kind is not `but_kind`.
+
+    Raises UserError when there is none, or its study.json cannot be read.
+    """
+    if name_or_latest != LATEST:
+        check_study_name(name_or_latest)
+    studies = list_studies()
+    where = f"{shown(studies_dir())}/"
+    if not studies:
+        raise UserError(f"there is no study in {where} yet. Make one with: make search SPACE=plateau")
+    if name_or_latest == LATEST and but_kind is not None:
+        studies = [study for study in studies if _kind(study) != but_kind]
+        if not studies:
+            raise UserError(f"{where} holds only studies of kind {but_kind}. Make one with: make search SPACE=plateau")
+    wanted = studies[0].name if name_or_latest == LATEST else name_or_latest
+    for study in studies:
+        if study.name == wanted:
+            study.document()
+            return study
+    known = [study.name for study in studies]
+    raise UserError(f"no study named '{wanted}' in {where}.{did_you_mean(wanted, known)}")

@@ -1,0 +1,250 @@
+"""A study's tables while it runs: the driver's memory of every trial, flushed to disk. It decides nothing."""
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from results.study.folder import Study
+from results.study.tables import METRICS, STEPS, TRIALS, Row, previous_path, read_rows_or_previous, write_table
+from trainable.config import TrialConfig, config_from
+from trainable.rows import ENDINGS, MetricsRow, StepRow, TrialStatus, Verdict
+
+FLUSH_INTERVAL_S = 5.0
+"""Between two writes for evaluations alone; a trial's start and ending are written at once."""
+
+_COUNTERS = ("tokens_seen", "optimizer_steps", "active_s")
+
+
+class Ledger:
+    """The study's trials, evaluations and unfinished trials' steps, and the only writer of their tables.
+
+    A flush that raises OSError loses nothing in memory; the next one writes it.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        *,
+        flush_interval_s: float = FLUSH_INTERVAL_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._study = study
+        self._flush_interval_s = flush_interval_s
+        self._clock = clock
+        self._trials: dict[int, Row] = {}
+        self._metrics: dict[int, list[Row]] = {}
+        self._unwritten_metrics = True
+        self._steps: dict[int, list[Row]] = {}
+        self._unwritten_steps: set[int] = set()
+        self._flushed_at = -math.inf
+        self._notes: list[str] = []
+
+    @classmethod
+    def load(
+        cls,
+        study: Study,
+        *,
+        flush_interval_s: float = FLUSH_INTERVAL_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> "Ledger":
+        """Return the ledger as the study's tables hold it; a damaged table's previous copy takes its place.
+
+        Raises UserError where there is no whole copy either.
+        """
+        ledger = cls(study, flush_interval_s=flush_interval_s, clock=clock)
+        ledger._trials = {row["trial_id"]: row for row in ledger._read(study.trials_path, TRIALS)}
+        ledger._metrics = {trial_id: [] for trial_id in ledger._trials}
+        for row in sorted(ledger._read(study.metrics_path, METRICS), key=lambda row: row["tokens_seen"]):
+            if row["trial_id"] in ledger._metrics:
+                ledger._metrics[row["trial_id"]].append(row)
+        for trial_id, trial in ledger._trials.items():
+            # The process may have died between the writes of the two tables, metrics first.
+            if trial["status"] == "running":
+                trial.update(_summary(ledger._metrics[trial_id]))
+            if trial["status"] not in ENDINGS:
+                ledger._steps[trial_id] = ledger._read(study.steps_path(trial_id), STEPS)
+        return ledger
+
+    def trials(self) -> list[Row]:
+        """Return copies of the trials' rows, by trial_id."""
+        return [dict(self._trials[trial_id]) for trial_id in sorted(self._trials)]
+
+    def metrics(self) -> list[Row]:
+        """Return copies of the evaluations' rows, by trial_id, then tokens_seen."""
+        return [dict(row) for trial_id in sorted(self._metrics) for row in self._metrics[trial_id]]
+
+    def known_steps(self, trial_id: int) -> int:
+        """Return up to which optimizer step all of a trial's steps and evaluations are known.
+
+        A checkpoint beyond it, written right before the process died or before a table was damaged, would leave a gap.
+        """
+        steps, metrics = self._steps.get(trial_id), self._metrics.get(trial_id)
+        return min(steps[-1]["optimizer_steps"], metrics[-1]["optimizer_steps"]) if steps and metrics else 0
+
+    def start_trial(
+        self,
+        trial_id: int,
+        *,
+        is_baseline: bool,
+        config: TrialConfig,
+        started_at: datetime,
+        point: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Note that the trial runs, at `point` of the space where a searcher proposed it.
+
+        One that was interrupted goes on: its start and its evaluations are kept.
+        """
+        known = self._trials.get(trial_id)
+        if known is None:
+            new: Row = dict.fromkeys(TRIALS.names)
+            new.update(trial_id=trial_id, is_baseline=is_baseline, started_at=_aware(started_at), **asdict(config))
+            new.update(dict.fromkeys(_COUNTERS, 0), active_s=0.0, point=None if point is None else json.dumps(point))
+            known = self._trials[trial_id] = new
+            self._metrics[trial_id] = []
+        assert known["status"] not in ENDINGS, f"trial {trial_id} is {known['status']}"
+        assert config == config_from(known), f"trial {trial_id}: new config"
+        known.update(status="running", ended_at=None)
+        self.flush()
+
+    def add_metrics(self, trial_id: int, row: MetricsRow, rung: int | None) -> None:
+        """Note an evaluation, and the rung it reached.
+
+        Evaluations at or beyond its step are dropped: the trial went back to a checkpoint and passes there again. The
+        one at the checkpoint itself stays when the loss is the same: it saw the steps before it.
+        """
+        trial = self._running(trial_id)
+        new = _metrics_row(trial_id, row)
+        known = self._metrics[trial_id]
+        earlier = [old for old in known if old["optimizer_steps"] < row.optimizer_steps]
+        same = [old for old in known if all(old[name] == new[name] for name in ("optimizer_steps", "val_loss"))]
+        self._metrics[trial_id] = [*earlier, *(same[:1] or [new])]
+        trial.update(_summary(self._metrics[trial_id]))
+        if rung is not None:
+            trial["rung"] = max(rung, trial["rung"] if trial["rung"] is not None else rung)
+        self._unwritten_metrics = True
+        self.flush_if_due()
+
+    def add_steps(self, trial_id: int, steps: Sequence[StepRow]) -> None:
+        """Note optimizer steps, in their order; they are on disk with the next flush.
+
+        Known steps at or beyond the first are dropped, as add_metrics does.
+        """
+        self._running(trial_id)
+        if not steps:
+            return
+        known = self._steps.setdefault(trial_id, [])
+        while known and known[-1]["optimizer_steps"] >= steps[0].optimizer_steps:
+            known.pop()
+        known.extend(asdict(step) for step in steps)
+        self._unwritten_steps.add(trial_id)
+
+    def end_trial(
+        self,
+        trial_id: int,
+        *,
+        status: TrialStatus,
+        verdict: Verdict | None,
+        ended_at: datetime,
+        optimizer_steps: int | None = None,
+        tokens_seen: int | None = None,
+        active_s: float | None = None,
+    ) -> None:
+        """Note how the trial ended, and where when that lies beyond its last evaluation."""
+        trial = self._running(trial_id)
+        assert status in ENDINGS, status
+        assert (verdict is not None) == (status == "unstable"), f"trial {trial_id}: {status} with verdict {verdict}"
+        reached = {"optimizer_steps": optimizer_steps, "tokens_seen": tokens_seen, "active_s": active_s}
+        trial.update({name: max(value, trial[name]) for name, value in reached.items() if value is not None})
+        trial.update(status=status, verdict=verdict and _verdict_text(verdict), ended_at=_aware(ended_at))
+        self.flush()
+
+    def interrupt(self, ended_at: datetime) -> None:
+        """Note that every running trial was cut off; each can go on later."""
+        for trial in self._trials.values():
+            if trial["status"] == "running":
+                trial.update(status="interrupted", ended_at=_aware(ended_at))
+        self.flush()
+
+    def flush_if_due(self) -> None:
+        """Write what is not on disk yet, if the last write is long enough ago. Raises OSError."""
+        unwritten = self._unwritten_metrics or bool(self._unwritten_steps)
+        if unwritten and self._clock() - self._flushed_at >= self._flush_interval_s:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is not on disk yet. Raises OSError."""
+        # Trials last: a reader never finds a loss among them that no evaluation shows.
+        for trial_id in sorted(self._unwritten_steps):
+            write_table(self._study.steps_path(trial_id), self._steps[trial_id], STEPS)
+            self._unwritten_steps.remove(trial_id)
+        if self._unwritten_metrics:
+            write_table(self._study.metrics_path, self.metrics(), METRICS)
+            self._unwritten_metrics = False
+        write_table(self._study.trials_path, self.trials(), TRIALS)
+        self._flushed_at = self._clock()
+        self._steps = {key: rows for key, rows in self._steps.items() if self._trials[key]["status"] not in ENDINGS}
+
+    def take_notes(self) -> list[str]:
+        """Return what a person should know of the tables that were read, once."""
+        notes, self._notes = self._notes, []
+        return notes
+
+    def _read(self, path: Path, schema: Any) -> list[Row]:
+        if not path.exists() and not previous_path(path).exists():
+            return []
+        rows, note = read_rows_or_previous(path, schema)
+        self._notes += [note] if note else []
+        return rows
+
+    def _running(self, trial_id: int) -> Row:
+        trial = self._trials[trial_id]
+        assert trial["status"] == "running", f"trial {trial_id} is {trial['status']}"
+        return trial
+
+
+def _metrics_row(trial_id: int, row: MetricsRow) -> Row:
+    values = {name: _finite(value) if isinstance(value, float) else value for name, value in asdict(row).items()}
+    return {"trial_id": trial_id, **values}
+
+
+def _summary(metrics: Sequence[Row]) -> dict[str, Any]:
+    if not metrics:
+        return {}
+    losses = [row["val_loss"] for row in metrics if row["val_loss"] is not None]
+    return {
+        "val_loss": metrics[-1]["val_loss"],
+        "best_val_loss": min(losses, default=None),
+        **{name: metrics[-1][name] for name in _COUNTERS},
+        "tokens_per_s": _mean_tokens_per_s(metrics),
+    }
+
+
+def _mean_tokens_per_s(metrics: Sequence[Row]) -> float | None:
+    # Each row's speed holds since the row before, so the mean weighs by time: tokens over the sum of tokens/speed.
+    tokens, seconds, before = 0, 0.0, 0
+    for row in metrics:
+        new, before = row["tokens_seen"] - before, row["tokens_seen"]
+        if new > 0 and row["tokens_per_s"]:
+            tokens += new
+            seconds += new / row["tokens_per_s"]
+    return tokens / seconds if seconds else None
+
+
+def _verdict_text(verdict: Verdict) -> str:
+    evidence = " ".join(verdict.evidence.split())
+    return f"{verdict.reason} at step {verdict.step}" + (f": {evidence}" if evidence else "")
+
+
+def _finite(value: float) -> float | None:
+    # A table says null: DuckDB sorts NaN above every number, and pandas cannot tell it from a missing one.
+    return value if math.isfinite(value) else None
+
+
+def _aware(moment: datetime) -> datetime:
+    assert moment.tzinfo is not None, "a time without a zone"
+    return moment

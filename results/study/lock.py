@@ -1,0 +1,54 @@
+"""One process at a time writes a study. The system frees the lock of a process that died, however it died."""
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from results.study.folder import Study
+from trainable.errors import UserError
+
+
+@contextmanager
+def hold(study: Study) -> Iterator[None]:
+    """Hold the study while inside. Raises UserError saying who holds it, or why its folder cannot be written."""
+    lock = FileLock(study.path / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"study {study.name} is held by {_holder(study)}. Wait for it to end, or stop it; then say it again."
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"study {study.name} cannot be written: {error.strerror}. Make {study.path} writable, or copy the study."
+        ) from None
+    try:
+        # Who holds it is told to others where a full disk lets it; the lock holds all the same.
+        with suppress(OSError):
+            _holder_path(study).write_text(
+                json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now(UTC).isoformat()})
+            )
+        yield
+    finally:
+        with suppress(OSError):
+            _holder_path(study).unlink(missing_ok=True)
+        lock.release()
+
+
+def _holder_path(study: Study) -> Path:
+    # Not in the lock file itself, which whoever asks for the lock may empty.
+    return study.path / ".holder.json"
+
+
+def _holder(study: Study) -> str:
+    try:
+        holder = json.loads(_holder_path(study).read_bytes())
+        return f"process {holder['pid']} on {holder['host']} since {holder['since'][:16]} UTC"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"

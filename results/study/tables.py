@@ -1,0 +1,201 @@
+"""The columns of a study's tables, and the one way they are written and read. Not what the rows mean together."""
+
+import errno
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from results.study.atomic import write_atomic
+from results.study.paths import shown
+from results.study.table_guard import check_guard, guarded
+from trainable.config import TrialConfig, config_from
+from trainable.errors import UserError
+from trainable.rows import MetricsRow, StepRow, TrialStatus
+
+Row = dict[str, Any]
+"""A table's row: value by column name; null is None, a time is aware and in UTC."""
+
+_TIME = pa.timestamp("us", tz="UTC")
+_ARROW_TYPES = {int: pa.int64(), float: pa.float64(), str: pa.string()}
+
+
+def _column(name: str, kind: Any) -> Any:
+    return pa.field(name, kind, nullable=False)
+
+
+def _columns(cls: type, *nullable: str) -> list[Any]:
+    kinds = get_type_hints(cls).items()
+    return [pa.field(name, _ARROW_TYPES[kind], nullable=name in nullable) for name, kind in kinds]
+
+
+TRIALS = pa.schema(
+    [
+        _column("trial_id", pa.int64()),
+        _column("is_baseline", pa.bool_()),
+        _column("status", pa.string()),
+        ("verdict", pa.string()),
+        ("point", pa.string()),
+        *_columns(TrialConfig),
+        ("val_loss", pa.float64()),
+        ("best_val_loss", pa.float64()),
+        _column("tokens_seen", pa.int64()),
+        _column("optimizer_steps", pa.int64()),
+        _column("active_s", pa.float64()),
+        ("tokens_per_s", pa.float64()),
+        ("rung", pa.int64()),
+        ("started_at", _TIME),
+        ("ended_at", _TIME),
+    ]
+)
+"""trials.parquet: a row per trial; trial 0 is the baseline. point: what the searcher proposed, as JSON, if it did."""
+
+METRICS = pa.schema(
+    [_column("trial_id", pa.int64()), *_columns(MetricsRow, "val_loss", "train_loss", "grad_norm", "tokens_per_s")]
+)
+"""metrics.parquet: a row per evaluation; what was infinite or NaN is null."""
+
+STEPS = pa.schema(_columns(StepRow))
+"""steps/TRIAL.parquet: a row per optimizer step, as measured: a loss or norm may be infinite or NaN."""
+
+
+class DamagedTableError(UserError):
+    """A table that is not what was written."""
+
+
+def write_table(path: Path, rows: Sequence[Row], schema: Any) -> None:
+    """Write `rows` as the Parquet file `path` (zstd), atomically; the file before it stays as `.NAME.previous`.
+
+    Raises OSError, with the table as it was.
+    """
+    names = set(schema.names)
+    for row in rows:
+        assert row.keys() == names, f"{path.name}: {sorted(row.keys() ^ names)}"
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), sink, compression="zstd", write_page_checksum=True)
+    data = guarded(sink.getvalue().to_pybytes())
+    _keep_previous(path)
+    write_atomic(path, data)
+
+
+def read_table(path: Path, schema: Any = None) -> Any:
+    """Return a Parquet file as an Arrow table.
+
+    Raises UserError when it is missing, cut short, changed since it was written, not Parquet, lacks a column of
+    `schema`, or holds what no study writes.
+    """
+    damaged = "{}: not a whole Parquet table ({}). Restore it, or move its study away."
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{shown(path)}: there is no such table.") from None
+    except OSError as err:
+        kind = DamagedTableError if err.errno == errno.EIO else UserError
+        raise kind(damaged.format(shown(path), err.strerror)) from None
+    try:
+        check_guard(data)
+        with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
+            table = file.read()
+    except (pa.ArrowException, OSError, ValueError) as err:
+        raise DamagedTableError(damaged.format(shown(path), " ".join(str(err).split()))) from None
+    for wanted in schema or ():
+        found = table.schema.field(wanted.name).type if wanted.name in table.column_names else None
+        if found != wanted.type:
+            raise UserError(
+                f"{shown(path)}: column '{wanted.name}' is {found or 'missing'}, not {wanted.type}: "
+                "it is not a study's table, or another version wrote it."
+            )
+    if (fault := _fault(table, schema)) is not None:
+        raise _changed(path, fault)
+    return table
+
+
+def read_rows(path: Path, schema: Any = None) -> list[Row]:
+    """Return the rows of a Parquet file, in its order. Raises UserError as read_table does, and for an odd trial."""
+    rows = _rows(read_table(path, schema))
+    if schema is TRIALS and (fault := _fault_of_trials(rows)) is not None:
+        raise _changed(path, fault)
+    return rows
+
+
+def _changed(path: Path, fault: str) -> UserError:
+    return UserError(f"{shown(path)}: {fault}. It was changed since it was written: restore it.")
+
+
+def _fault(table: Any, schema: Any) -> str | None:
+    for column in schema or ():
+        values = table[column.name]
+        if values.null_count and not column.nullable:
+            return f"a row has no {column.name}"
+        if pa.types.is_integer(column.type) and (least := pc.min(values).as_py()) is not None and least < 0:
+            return f"a row has {column.name}={least}"
+        # A step's loss may be infinite; that is what it is there to show.
+        if pa.types.is_floating(column.type) and schema is not STEPS and pc.all(pc.is_finite(values)).as_py() is False:
+            return f"a row has a {column.name} that is no number"
+    return None
+
+
+def _fault_of_trials(rows: Sequence[Row]) -> str | None:
+    for row in rows:
+        if row["status"] not in get_args(TrialStatus):
+            return f"trial {row['trial_id']} has status={row['status']!r}"
+        try:
+            config_from(row)
+        except UserError as refusal:
+            return f"trial {row['trial_id']}: {refusal}"
+    return None if len({row["trial_id"] for row in rows}) == len(rows) else "two rows have the same trial_id"
+
+
+def read_rows_or_previous(path: Path, schema: Any = None) -> tuple[list[Row], str | None]:
+    """Return the rows as read_rows does; of a damaged or missing table the previous copy's, with a note for a person.
+
+    The copy then takes the table's place, and a damaged table stays as NAME.damaged. Raises UserError where there is
+    no whole copy either, and OSError.
+    """
+    previous = previous_path(path)
+    try:
+        return read_rows(path, schema), None
+    except UserError as error:
+        damaged = isinstance(error, DamagedTableError)
+        if not previous.exists() or (path.exists() and not damaged):
+            raise
+        refusal = error
+    try:
+        rows = read_rows(previous, schema)
+    except UserError:
+        raise refusal from None
+    if damaged:
+        path.replace(path.with_name(f"{path.name}.damaged"))
+    write_atomic(path, previous.read_bytes())
+    moved = f"is damaged and now {path.name}.damaged" if damaged else "is missing"
+    return rows, f"{shown(path)} {moved}; its previous copy took its place: what was written last is lost"
+
+
+def previous_path(path: Path) -> Path:
+    """Return where the copy is that the last write_table of `path` replaced."""
+    return path.with_name(f".{path.name}.previous")
+
+
+def _keep_previous(path: Path) -> None:
+    previous = previous_path(path)
+    # A file system without links, or a full one: the table is written all the same.
+    with suppress(OSError):
+        if path.exists():
+            previous.unlink(missing_ok=True)
+            previous.hardlink_to(path)
+
+
+def _rows(table: Any) -> list[Row]:
+    # Cast first: to turn an aware time into Python's, Arrow wants a time-zone database, which a bare container lacks.
+    times = [field.name for field in table.schema if field.type == _TIME]
+    for name in times:
+        table = table.set_column(table.column_names.index(name), name, table[name].cast(pa.timestamp("us")))
+    rows: list[Row] = table.to_pylist()
+    for row in rows:
+        row.update({name: row[name].replace(tzinfo=UTC) for name in times if row[name] is not None})
+    return rows

@@ -1,0 +1,1 @@
+"""What a Ray cluster adds: its connection, its nodes, and storage that they share."""

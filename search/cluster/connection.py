@@ -1,0 +1,228 @@
+"""ADDRESS: an existing Ray cluster, joined and looked over before anything is trained. It starts and stops none."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from search.cluster.nodes import Node
+from search.cluster.study_storage import read_probe, remove_probe, write_probe
+from trainable.data.remote_files import reason
+from trainable.errors import UserError
+
+if TYPE_CHECKING:
+    from trainable.device.device import DeviceInfo
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("search", "trainable", "spaces", "results")
+NOT_SENT = ("studies/", "__pycache__/")
+NODE_CACHE = "~/.cache/gpt2-search"
+CONNECT_TIMEOUT_S = 5.0
+HEALTH_TIMEOUT_S = 20.0
+NODE_TIMEOUT_S = 180.0
+"""For a node's first worker: it unpacks the packages and imports torch."""
+THREADS_THAT_YIELD = {"GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "10000")}
+"""Threads of a trial wait for each other by spinning: on a machine that does other work too that takes all its time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """What a cluster has to run trials on."""
+
+    address: str
+    nodes: tuple[Node, ...]
+    device_info: "DeviceInfo"
+    """Of its workers; the driver's machine may have another."""
+
+    @property
+    def words(self) -> str:
+        """A line for a person."""
+        gpus = sum(node.gpus for node in self.nodes)
+        return (
+            f"Ray cluster at {self.address}: {len(self.nodes)} node(s), {sum(node.cpus for node in self.nodes)} CPUs"
+            f"{f', {gpus} GPUs' if gpus else ''}; trials run on its {self.device_info.type} ({self.device_info.name})"
+        )
+
+
+def join(address: str, storage: str | None, *, device: str | None = None) -> Cluster:
+    """Connect to the cluster and return what it has; device is what DEVICE asks of its workers.
+
+    Raises UserError when it does not answer, a node cannot run trials, or its nodes do not share a place for
+    checkpoints.
+    """
+    _check_answers(address)
+    connect(address)
+    import ray
+
+    try:
+        alive = [node for node in ray.nodes() if node["Alive"]]
+        if len(alive) > 1 and storage is None:
+            raise UserError(
+                f"ADDRESS={address} has {len(alive)} nodes and STORAGE is not set: when a node is lost, its trials "
+                "could not go on on another. Set STORAGE to a folder that every node sees, or to s3://..."
+            )
+        working = [node for node in alive if node["Resources"].get("CPU", 0) >= 1]
+        if not working:
+            raise UserError(f"ADDRESS={address}: no node of the cluster has a CPU to give. Start a worker node.")
+        found = _look_over(working, storage, device)
+    except BaseException:
+        ray.shutdown()
+        raise
+    able = [(node, info) for node, info in zip(working, found, strict=True) if not isinstance(info, str)]
+    if not able:
+        raise UserError(f"ADDRESS={address}: no node can run trials. {_name(working[0])}: {found[0]}")
+    best = next(info for kind in ("cuda", "mps", "cpu") for _, info in able if info.type == kind)
+    return Cluster(
+        address=address,
+        nodes=tuple(_as_node(node, best.type) for node, info in able if info.type == best.type),
+        device_info=best,
+    )
+
+
+def connect(address: str) -> None:
+    """Connect this process to the cluster, unless it is. Raises UserError."""
+    import ray
+
+    if ray.is_initialized():
+        return
+    sigterm = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            configure_logging=False,
+            runtime_env={
+                "py_modules": [str(ROOT / package) for package in PACKAGES],
+                "excludes": list(NOT_SENT),
+                # Ray hides GPUs from whoever asks for none, and looking them over should not wait for a free one.
+                "env_vars": {
+                    "CACHE_DIR": NODE_CACHE,
+                    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+                    **THREADS_THAT_YIELD,
+                },
+            },
+        )
+    except Exception as error:
+        # Whatever Ray or gRPC raise here, the cluster was not joined.
+        raise UserError(f"ADDRESS={address} cannot be joined: {reason(error)}. {_REMEDY}") from None
+    finally:
+        # Ray takes it for itself; what comes before the trials ends as it would without a cluster.
+        signal.signal(signal.SIGTERM, sigterm)
+
+
+_REMEDY = (
+    "Start Ray on this machine too (ray start --address=HOST:PORT), with the cluster's Python, Ray and RAY_AUTH_MODE; "
+    "or from outside name its client port, ADDRESS=ray://HOST:10001."
+)
+
+
+def check_port(address: str, host_and_port: str) -> None:
+    """Raise UserError when nothing listens there: Ray itself would try for minutes."""
+    host, _, port = host_and_port.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise UserError(
+            f"ADDRESS={address}: no Ray cluster answers there ({reason(error)}). Write auto, HOST:6379 or "
+            "ray://HOST:10001 of a cluster that runs, or unset it."
+        ) from None
+
+
+def _check_answers(address: str) -> None:
+    # Ray waits minutes for whatever listens at a port to become a Ray cluster, and cannot be told not to.
+    if address != "auto":
+        check_port(address, address)
+    command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
+    try:
+        asked = subprocess.run(command, capture_output=True, text=True, timeout=HEALTH_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired:
+        raise UserError(
+            f"ADDRESS={address}: what listens there is no Ray cluster's own port, or another RAY_AUTH_MODE is asked "
+            f"for. {_REMEDY}"
+        ) from None
+    if "AuthenticationError" in asked.stderr:
+        raise UserError(
+            f"ADDRESS={address}: the cluster asks for a token. Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to its own."
+        )
+    if asked.returncode != 0:
+        words = [line for line in asked.stderr.splitlines() if line.strip()]
+        raise UserError(
+            f"ADDRESS={address}: no Ray cluster answers there ({words[-1][:200] if words else 'no reason'}). {_REMEDY}"
+        )
+
+
+def _as_node(node: dict[str, Any], device_type: str) -> Node:
+    resources = node["Resources"]
+    gpus = int(resources.get("GPU", 0)) if device_type == "cuda" else 0
+    return Node(name=_name(node), cpus=int(resources.get("CPU", 0)), gpus=gpus)
+
+
+def _name(node: dict[str, Any]) -> str:
+    return f"{node['NodeManagerAddress']} ({node['NodeID'][:8]})"
+
+
+def _look_over(nodes: Sequence[dict[str, Any]], storage: str | None, device: str | None) -> "list[DeviceInfo | str]":
+    """Return each node's device, or why it has not the one that is asked for.
+
+    Raises UserError naming the node that cannot run our code or does not see the storage.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    probe, word = write_probe(storage) if storage is not None else (None, None)
+    look = ray.remote(num_cpus=0, max_retries=1)(node_facts)
+    deadline = time.monotonic() + NODE_TIMEOUT_S
+    found = []
+    try:
+        asked = [
+            look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
+                storage, probe, device, bool(node["Resources"].get("GPU"))
+            )
+            for node in nodes
+        ]
+        for node, answer in zip(nodes, asked, strict=True):
+            try:
+                seen, info = ray.get(answer, timeout=max(1.0, deadline - time.monotonic()))
+            except ray.exceptions.GetTimeoutError:
+                raise UserError(f"node {_name(node)} did not answer in {NODE_TIMEOUT_S:.0f} s. Look at it.") from None
+            except ray.exceptions.RayError as error:
+                raise UserError(
+                    f"node {_name(node)} cannot run trials: {_last_line(error)}. Install this project's packages there."
+                ) from None
+            if seen != word:
+                raise UserError(
+                    f"STORAGE={storage} is not shared: node {_name(node)} does not see what was written here. "
+                    "Name a folder that every node mounts, or s3://..."
+                )
+            found.append(info)
+    finally:
+        if storage is not None and probe is not None:
+            remove_probe(storage, probe)
+    return found
+
+
+def node_facts(
+    storage: str | None, probe: str | None, device: str | None, has_gpu: bool
+) -> "tuple[str | None, DeviceInfo | str]":
+    """Return what this node reads of the probe, and its device or why it has not the one that is asked for."""
+    from trainable.device.device import device_info, pick_device
+
+    seen = read_probe(storage, probe) if storage is not None and probe is not None else None
+    if device is not None and device.partition(":")[0] == "cuda" and not has_gpu:
+        return seen, f"DEVICE={device}: Ray was started there without GPUs."
+    try:
+        # A GPU that Ray was not given is not ours.
+        return seen, device_info(pick_device(device or (None if has_gpu else "cpu")))
+    except UserError as error:
+        return seen, str(error)
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[:300].rstrip(".")

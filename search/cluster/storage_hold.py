@@ -1,0 +1,60 @@
+"""One driver at a time writes a study into a storage: a mark beside its tables, renewed while the driver lives.
+
+Ages are told by the storage's own clock. It is no lock: two that begin in the same second may both find it free.
+"""
+
+import json
+import os
+import socket
+from typing import Any
+
+from results.study.folder import Study
+from search.cluster.study_storage import MARK, remove_probe, this_driver, write_probe
+from trainable.data.remote_files import below, blocks_of, files_at
+from trainable.errors import UserError
+
+ALIVE_S = 120
+"""A mark that was not renewed for so long is of a driver that is lost."""
+
+
+def check_unheld(study: Study, storage: str) -> None:
+    """Raise UserError when another driver writes the study into the storage, or another study of its name is there."""
+    files, root = files_at(below(storage, study.name))
+    there, mark = _document(files, f"{root}/study.json"), _document(files, f"{root}/{MARK}")
+    if there is not None and there.get("created_at") != study.document()["created_at"]:
+        raise UserError(f"STORAGE={storage} holds another study {study.name}. Choose another STUDY= name, or STORAGE.")
+    if mark is None or mark == this_driver():
+        return
+    if mark.get("host") == socket.gethostname():
+        held, age_s = _is_alive(mark.get("pid")), 0
+    else:
+        age_s = _age_s(files, f"{root}/{MARK}", storage)
+        held = age_s < ALIVE_S
+    if held:
+        raise UserError(
+            f"study {study.name} is held by process {mark.get('pid')} on {mark.get('host')}, which wrote to STORAGE "
+            f"{age_s} s ago. Stop it; one that is lost is forgotten after {ALIVE_S} s."
+        )
+
+
+def _document(files: Any, path: str) -> dict[str, Any] | None:
+    try:
+        document: dict[str, Any] = json.loads(b"".join(blocks_of(files, path)))
+    except (OSError, ValueError):
+        return None
+    return document
+
+
+def _is_alive(pid: Any) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (OSError, TypeError, ValueError, OverflowError):
+        return False
+    return True
+
+
+def _age_s(files: Any, path: str, storage: str) -> int:
+    now_path, _ = write_probe(storage)
+    now, then = files.get_file_info([now_path, path])
+    remove_probe(storage, now_path)
+    return int(max(0, (now.mtime_ns or 0) - (then.mtime_ns or 0)) / 1e9)

@@ -1,0 +1,47 @@
+"""`make audit`: what is wrong with the text, by token position; CLEAN= writes a copy without it."""
+
+from pathlib import Path
+
+from results.study.paths import shown
+from search.options import Variables
+from search.setup.inputs import check_inputs
+from search.terminal.console import Preparing, Terminal
+from search.terminal.phrases import token_words
+from trainable.text_audit.audit_values import parse_range
+
+
+def audit_command(variables: Variables, terminal: Terminal) -> int:
+    """Audit TRAINING_DATA_SOURCE under the model's tokenizer; 0 whatever is found."""
+    out = variables.path("CLEAN")
+    token_range = parse_range(text) if (text := variables.text("RANGE")) else None
+    with Preparing(terminal.console) as progress:
+        inputs = check_inputs(variables, progress=progress)
+        from trainable.model.models import load_tokenizer
+        from trainable.text_audit.audit import audit, plot_audit, render, to_json, write_clean
+
+        files = list(inputs.files)
+        tokenizer = load_tokenizer(inputs.model_name, files, progress=progress)
+        report = audit(files, tokenizer, token_range=token_range, progress=progress)
+        picture = Path.cwd() / f"{files[0].stem}.audit.png"
+        plot_audit(report, picture)
+        cleaned = write_clean(files, report, out) if out else None
+    terminal.console.print(render(report))
+    terminal.say(f"picture: {shown(picture)}")
+    document = {**to_json(report), "picture": str(picture)}
+    if cleaned is not None:
+        for kind, removed in cleaned.removed.items():
+            terminal.say(
+                f"removed {kind.replace('_', ' ')}: {removed.lines:,} lines, {token_words(removed.tokens)} tokens"
+            )
+        terminal.say(
+            f"{cleaned.repaired_lines:,} lines repaired; the source is as it was; written: {shown(cleaned.out)}"
+        )
+        document["cleaned"] = {
+            "out": str(cleaned.out),
+            "bytes": cleaned.bytes,
+            "source_bytes": cleaned.source_bytes,
+            "repaired_lines": cleaned.repaired_lines,
+            "removed": {kind: {"lines": one.lines, "tokens": one.tokens} for kind, one in cleaned.removed.items()},
+        }
+    terminal.document(document)
+    return 0

@@ -1,0 +1,138 @@
+"""`make baseline`: the documented configuration alone, through the engine of a search; documented against measured."""
+
+from dataclasses import asdict
+from typing import Any
+
+from rich.table import Table
+
+from results.study.folder import Study
+from results.study.tables import STEPS, read_rows
+from search.commands.run_command import is_sound, run_plan
+from search.options import Variables
+from search.setup.finish import finish_study
+from search.setup.plan import make_plan
+from search.setup.preflight_run import PREFLIGHT_FAILED
+from search.terminal.console import Preparing, Terminal
+from search.terminal.phrases import loss_words, token_words
+from trainable.config import BASELINES, BEFORE, TrialConfig, config_from
+from trainable.schedule import learning_rate_at
+from trainable.stability import judge_trace
+
+DOCUMENTED_RATES = {0: 2.00e-06, 500: 2.00e-05, 1000: 1.95e-05, 2000: 1.55e-05}
+"""`before`'s logged learning rates by step."""
+DOCUMENTED_LOSSES = {
+    "before": {0: 9.2680, 500: 7.1291, 1000: 6.7096, 1500: 6.7427, 2000: 9.6169, 2500: 6.7105},
+    "documented": {2000: 6.65, 2500: 6.5, 3000: 6.4, 3500: 6.4},
+}
+"""Validation losses of the owner's run on its own model and text: by step, `documented` as expected from step 1500."""
+
+
+def baseline_command(variables: Variables, terminal: Terminal) -> int:
+    """Run the baseline, beside it COMPARE, and print what was documented against what was measured."""
+    compare = variables.text("COMPARE")
+    with Preparing(terminal.console) as progress:
+        plan = make_plan(variables, kind="baseline", progress=progress, compare=compare)
+    if not is_sound(plan, variables, terminal):
+        return PREFLIGHT_FAILED
+    study, code = run_plan(plan, terminal)
+    finish_study(study, terminal, plan.slots.storage)
+    names = [plan.space.baseline_name, *([compare] if compare else [])]
+    measured = [
+        _measured(study, row, name, plan.loaded.spec.unigram_entropy, plan.loaded.spec.from_scratch)
+        for row, name in zip(study.trials(), names, strict=False)
+    ]
+    for facts in measured:
+        _say_facts(facts, terminal)
+    ratio = _speed_ratio(measured)
+    if ratio is not None:
+        terminal.say(f"speed: the baseline does {ratio:.2f} times the tokens/s of {compare}, both run side by side")
+    runs = [{**facts, "config": asdict(facts["config"])} for facts in measured]
+    terminal.document({"study": study.name, "path": str(study.path), "runs": runs, "speed_ratio": ratio})
+    return code
+
+
+def _measured(
+    study: Study, row: dict[str, Any], name: str, unigram_entropy: float, from_scratch: bool
+) -> dict[str, Any]:
+    steps = read_rows(study.steps_path(row["trial_id"]), STEPS) if study.steps_path(row["trial_id"]).exists() else []
+    findings = judge_trace(
+        [step["train_loss"] for step in steps],
+        [step["grad_norm"] for step in steps],
+        [step["step_time_s"] for step in steps],
+        budget_steps=row["training_steps"],
+        unigram_entropy=unigram_entropy,
+        from_scratch=from_scratch,
+    )
+    evaluations = [metrics for metrics in study.metrics() if metrics["trial_id"] == row["trial_id"]]
+    config = config_from(row)
+    times_s = sorted(step["step_time_s"] for step in steps)
+    return {
+        "name": name,
+        "status": row["status"],
+        "config": config,
+        "evaluations": evaluations,
+        "learning_rates": [
+            {
+                "step": metrics["optimizer_steps"],
+                "by_formula": learning_rate_at(metrics["optimizer_steps"], config),
+                "measured": metrics["learning_rate"],
+            }
+            for metrics in evaluations
+        ],
+        "spikes": [finding.step for finding in findings if finding.kind == "spike"],
+        "findings": [f"step {finding.step}: {finding.kind}: {finding.evidence}" for finding in findings],
+        "steps_per_s": 1 / times_s[len(times_s) // 2] if times_s else None,
+        "tokens_per_s": row["tokens_per_s"],
+    }
+
+
+def _say_facts(facts: dict[str, Any], terminal: Terminal) -> None:
+    config: TrialConfig = facts["config"]
+    table = Table(
+        title=f"{facts['name']}: as documented, and as measured here", title_justify="left", header_style="bold"
+    )
+    for heading in ("setting", "documented", "measured"):
+        table.add_column(heading, overflow="fold")
+    documented = BASELINES.get(facts["name"].removesuffix(", changed"))
+    for field in ("batch_size", "block_size", "learning_rate", "lr_schedule", "warmup_steps", "training_steps"):
+        value = getattr(documented, field) if documented else "-"
+        table.add_row(field, f"{value}", f"{getattr(config, field)}")
+    table.add_row(
+        "optimizer steps/s", "1.05, later 0.62 (its machine)", f"{facts['steps_per_s'] or 0:.2f}, median step"
+    )
+    spikes = f"{len(facts['spikes'])}" + (f" (steps {', '.join(map(str, facts['spikes']))})" if facts["spikes"] else "")
+    table.add_row("spikes", "1 (step 2000)" if documented is BEFORE else "none expected", spikes)
+    if documented is BEFORE:
+        for step, rate in DOCUMENTED_RATES.items():
+            table.add_row(f"LR at step {step} of 5000", f"{rate:.2e}", f"{learning_rate_at(step, BEFORE):.2e}")
+    terminal.console.print(table)
+    _say_trajectory(facts, terminal)
+
+
+def _say_trajectory(facts: dict[str, Any], terminal: Terminal) -> None:
+    table = Table(box=None, header_style="bold")
+    for heading in ("step", "tokens", "train loss", "val loss", "LR", "LR by formula", "grad norm"):
+        table.add_column(heading, justify="right")
+    for metrics, rate in zip(facts["evaluations"], facts["learning_rates"], strict=True):
+        table.add_row(
+            str(metrics["optimizer_steps"]),
+            token_words(metrics["tokens_seen"]),
+            loss_words(metrics["train_loss"]),
+            loss_words(metrics["val_loss"]),
+            f"{metrics['learning_rate']:.2e}",
+            f"{rate['by_formula']:.2e}",
+            "-" if metrics["grad_norm"] is None else f"{metrics['grad_norm']:.2f}",
+        )
+    terminal.console.print(table)
+    losses = DOCUMENTED_LOSSES.get(facts["name"])
+    if losses:
+        words = ", ".join(f"{loss} at step {step}" for step, loss in losses.items())
+        terminal.say(f"documented val losses, of the owner's model and text, not comparable with another's: {words}")
+    for line in facts["findings"]:
+        terminal.say(line)
+
+
+def _speed_ratio(measured: list[dict[str, Any]]) -> float | None:
+    if len(measured) < 2 or not all(facts["tokens_per_s"] for facts in measured):
+        return None
+    return float(measured[0]["tokens_per_s"] / measured[1]["tokens_per_s"])

@@ -1,0 +1,79 @@
+"""`make compare STUDY=a,b`: studies side by side; they are ranked only where their losses measure the same thing."""
+
+from typing import Any
+
+from rich.table import Table
+
+from results.ranking import baseline_trial, best_trial, savings
+from results.study.folder import Study, open_study
+from search.options import Variables
+from search.terminal.console import Terminal
+from search.terminal.phrases import config_words, duration_words, loss_words, token_words
+from trainable.errors import UserError
+
+
+def compare_command(variables: Variables, terminal: Terminal) -> int:
+    """Compare the studies named in STUDY, separated by commas."""
+    names = [name.strip() for name in (variables.text("STUDY") or "").split(",") if name.strip()]
+    if len(names) < 2:
+        raise UserError("compare needs two studies or more: STUDY=a,b. make list shows them.")
+    entries = [_entry(open_study(name)) for name in names]
+    differences = protocol_differences(entries)
+    ranked = sorted(entries, key=_best_loss) if not differences else entries
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in ("study", "best", "baseline", "trials", "tokens", "device time", "best configuration"):
+        justify: Any = "left" if heading in ("study", "best configuration") else "right"
+        table.add_column(heading, justify=justify, overflow="fold")
+    for entry in ranked:
+        best, baseline = entry["best"], entry["baseline"]
+        table.add_row(
+            entry["study"],
+            loss_words(best and best["val_loss"]),
+            loss_words(baseline and baseline["val_loss"]),
+            str(entry["trials"]),
+            token_words(entry["tokens_spent"]),
+            duration_words(entry["device_s_spent"]),
+            config_words(best) if best else "-",
+        )
+    terminal.console.print(table)
+    if differences:
+        terminal.say("not ranked, for their losses do not measure the same thing:")
+        for line in differences:
+            terminal.say(f"  {line}")
+    else:
+        terminal.say(f"the same text, evaluation and budget: {ranked[0]['study']} has the lowest loss, one seed each")
+    terminal.document({"ranked": not differences, "differences": differences, "studies": ranked})
+    return 0
+
+
+def protocol_differences(entries: list[dict[str, Any]]) -> list[str]:
+    """Return a line for everything that keeps the studies' losses from being compared; none when nothing does."""
+    lines = []
+    for key in ("corpus fingerprint", "evaluation block_size", "evaluation tokens", "budget_tokens"):
+        values = {entry["study"]: entry["protocol"][key] for entry in entries}
+        if len(set(values.values())) > 1:
+            lines.append(f"{key}: " + ", ".join(f"{study} {str(value)[:16]}" for study, value in values.items()))
+    return lines
+
+
+def _entry(study: Study) -> dict[str, Any]:
+    document, trials = study.document(), study.trials()
+    spent = savings(trials, document["budget_tokens"])
+    return {
+        "study": study.name,
+        "protocol": {
+            "corpus fingerprint": document["corpus"]["fingerprint"],
+            "evaluation block_size": document["evaluation"]["block_size"],
+            "evaluation tokens": document["evaluation"]["tokens"],
+            "budget_tokens": document["budget_tokens"],
+        },
+        "best": best_trial(trials),
+        "baseline": baseline_trial(trials),
+        "trials": len(trials),
+        "tokens_spent": spent.tokens_spent,
+        "device_s_spent": spent.device_s_spent,
+    }
+
+
+def _best_loss(entry: dict[str, Any]) -> float:
+    return float(entry["best"]["val_loss"]) if entry["best"] else float("inf")

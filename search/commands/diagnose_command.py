@@ -1,0 +1,111 @@
+"""`make diagnose`: what is wrong with a study, a trial, a checkpoint, a folder of them, or somebody's training log."""
+
+from pathlib import Path
+
+from results.diagnosis.diagnose import Context
+from results.diagnosis.logs.training_log import read_training_log
+from results.diagnosis.of_checkpoint import report_of_checkpoints
+from results.diagnosis.of_study import context_of_study, report_of_study
+from results.diagnosis.render import Report, plain_text, render, report_of_trace, to_json
+from results.diagnosis.trace import trace_of_trial
+from results.diagnosis.trace_plot import plot_trace
+from results.study.folder import LATEST, Study, list_studies, open_study
+from results.study.paths import expanded, path_error, shown
+from search.options import Variables
+from search.setup.inputs import DEFAULT_MODEL, check_inputs
+from search.terminal.console import Preparing, Terminal
+from trainable.errors import UserError, did_you_mean
+
+
+def diagnose_command(variables: Variables, terminal: Terminal) -> int:
+    """Diagnose TARGET (default: the latest study); 0 whatever is found."""
+    target = variables.text("TARGET") or LATEST
+    with Preparing(terminal.console) as progress:
+        progress(f"looking at {target}", 0.0)
+        report, picture = _report(target, variables, progress)
+    if report.trace is not None:
+        plot_trace(report.trace, report.findings, picture)
+    if terminal.console.is_terminal:
+        terminal.console.print(render(report))
+    else:
+        terminal.say(plain_text(report))
+    if report.trace is not None:
+        terminal.say(f"picture: {shown(picture)}")
+    terminal.document({**to_json(report), "picture": str(picture) if report.trace is not None else None})
+    return 0
+
+
+def _report(target: str, variables: Variables, progress: Preparing) -> tuple[Report, Path]:
+    """Return the report, and where its picture goes: beside a study's tables, or into the current folder."""
+    study, trial_id = _study_and_trial(target)
+    if study is not None:
+        if trial_id is None:
+            return report_of_study(study), study.path / "diagnosis.png"
+        context = context_of_study(study)
+        return report_of_trace(
+            trace_of_trial(study, trial_id), context=context
+        ), study.path / f"diagnosis-{trial_id}.png"
+    path = _path(target)
+    picture = Path.cwd() / f"{path.stem}.diagnosis.png"
+    if not path.exists():
+        known = [study.name for study in list_studies()]
+        raise UserError(
+            f"TARGET={target} is neither a study, STUDY/TRIAL, nor a file or folder.{did_you_mean(target, known)}"
+        )
+    if path.is_dir() or path.suffix == ".pt":
+        return _checkpoints(target, path, variables, progress), picture
+    return report_of_trace(read_training_log(path), context=_context(variables)), picture
+
+
+def _path(target: str) -> Path:
+    path = expanded(target, "TARGET")
+    if (reason := path_error(path)) is not None:
+        raise UserError(f"TARGET={target} cannot be opened: {reason}. Name a study, STUDY/TRIAL, a file or a folder.")
+    return path
+
+
+def _study_and_trial(target: str) -> tuple[Study | None, int | None]:
+    path = _path(target)
+    if path.is_dir() and Study(path).study_json.is_file():
+        return Study(path), None
+    name, slash, trial = target.partition("/")
+    if path.exists() or (slash and not trial.isdecimal()):
+        return None, None
+    if name != LATEST and name not in {study.name for study in list_studies()}:
+        return None, None
+    study = open_study(name)
+    if not slash:
+        return study, None
+    known = [row["trial_id"] for row in study.trials()]
+    if int(trial) not in known:
+        raise UserError(
+            f"study {study.name} has no trial {trial}; it has {known[0]} to {known[-1]}."
+            if known
+            else f"study {study.name} has no trial yet."
+        )
+    return study, int(trial)
+
+
+def _checkpoints(target: str, path: Path, variables: Variables, progress: Preparing) -> Report:
+    inputs = check_inputs(variables, progress=progress)
+    progress("loading torch", 0.0)
+    from trainable.checkpoint.checkpoint import read_checkpoint
+    from trainable.checkpoint.exam.examine import checkpoint_files, examine_checkpoints
+    from trainable.data.tokens import load_corpus
+    from trainable.model.models import load_tokenizer
+
+    paths = checkpoint_files(path) if path.is_dir() else [path]
+    model_name = variables.text("GPT2_MODEL_NAME") or read_checkpoint(paths[-1]).model_name
+    # An owner's file does not name its tokenizer: without GPT2_MODEL_NAME no text can be read as it was trained on.
+    corpus = None
+    if model_name is not None:
+        files = list(inputs.files)
+        corpus = load_corpus(
+            files, load_tokenizer(model_name or DEFAULT_MODEL, files, progress=progress), progress=progress
+        )
+    facts = examine_checkpoints(paths, tokens=corpus.val if corpus else None, model_name=model_name)
+    return report_of_checkpoints(target, facts, unigram_entropy=corpus.unigram_entropy if corpus else None)
+
+
+def _context(variables: Variables) -> Context:
+    return Context(pretrained=None if variables.text("GPT2_MODEL_NAME") is None else True)

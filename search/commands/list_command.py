@@ -1,0 +1,60 @@
+"""`make list`: the studies on disk, newest first."""
+
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from results.ranking import baseline_trial, best_trial
+from results.study.folder import Study, list_studies, studies_dir
+from results.study.paths import shown
+from search.options import Variables
+from search.terminal.console import Terminal
+from search.terminal.phrases import loss_words
+from trainable.errors import UserError
+
+
+def list_command(_: Variables, terminal: Terminal) -> int:
+    """List the studies with their best and baseline losses."""
+    entries = [_entry(study) for study in list_studies()]
+    if not entries:
+        terminal.say(f"no study in {shown(studies_dir())} yet. Make one with: make search SPACE=plateau")
+    table = Table(box=None, header_style="bold")
+    for heading in ("study", "kind", "made", "trials", "best", "baseline", "model"):
+        table.add_column(heading, justify="right" if heading in ("trials", "best", "baseline") else "left")
+    sound = [entry for entry in entries if "error" not in entry]
+    for entry in sound:
+        table.add_row(
+            entry["study"],
+            entry["kind"],
+            entry["created_at"][:16].replace("T", " "),
+            str(entry["trials"]),
+            loss_words(entry["best_val_loss"]),
+            loss_words(entry["baseline_val_loss"]),
+            entry["model"],
+        )
+    if sound:
+        terminal.console.print(table)
+    for entry in entries:
+        if "error" in entry:
+            terminal.console.print(Text(entry["error"], style="red"), soft_wrap=True)
+    terminal.document({"studies": entries})
+    return 0
+
+
+def _entry(study: Study) -> dict[str, Any]:
+    try:
+        document, trials = study.document(), study.trials()
+    except UserError as error:
+        return {"study": study.name, "error": str(error)}
+    best, baseline = best_trial(trials), baseline_trial(trials)
+    return {
+        "study": study.name,
+        "path": str(study.path),
+        "kind": document.get("kind", "search"),
+        "created_at": document["created_at"],
+        "trials": len(trials),
+        "best_val_loss": best and best["val_loss"],
+        "baseline_val_loss": baseline and baseline["val_loss"],
+        "model": document["model"],
+    }

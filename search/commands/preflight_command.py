@@ -1,0 +1,26 @@
+"""`make preflight`: the checks that come before every search and train, on their own."""
+
+from dataclasses import asdict
+
+from search.options import Variables
+from search.setup.plan import make_plan
+from search.setup.preflight_run import PREFLIGHT_FAILED, run_checks
+from search.terminal.console import Preparing, Terminal
+
+
+def preflight_command(variables: Variables, terminal: Terminal) -> int:
+    """Check the set-up that a search of SPACE would use; 1 when a check fails."""
+    with Preparing(terminal.console) as progress:
+        plan = make_plan(variables, kind="search", progress=progress)
+    checks = run_checks(
+        plan.inputs,
+        plan.loaded,
+        plan.space.baseline,
+        largest=plan.largest,
+        runs_at_once=plan.slots.count_here,
+        terminal=terminal,
+        every=True,
+    )
+    passed = all(check.status != "fail" for check in checks)
+    terminal.document({"passed": passed, "checks": [asdict(check) for check in checks]})
+    return 0 if passed else PREFLIGHT_FAILED

@@ -1,0 +1,186 @@
+"""`make resume`: goes on with a study from its own files: what has ended stays, what was cut off goes on."""
+
+from dataclasses import replace
+from typing import Any
+
+from results.confirmation.confirmation import load_confirmation
+from results.ranking import ending_counts, search_trials
+from results.study.documents import write_document
+from results.study.folder import Study
+from results.study.ledger import Ledger
+from results.study.lock import hold
+from search.cluster.study_storage import open_or_fetch_study
+from search.commands.confirm_command import confirm_study
+from search.commands.run_command import run_planned
+from search.options import Variables
+from search.setup.finish import finish_study
+from search.setup.plan import baseline_configs, plan_study
+from search.setup.reopen import WHAT_IT_WAS, Reopened, reopen, run_more
+from search.setup.settings import Settings, differences, planned_space, space_file_differences
+from search.terminal.console import Preparing, Terminal
+from search.terminal.phrases import token_words
+from search.terminal.summary import say_summary, summary_document
+from search.trackers.trackers import mirror_callbacks, read_mirrors
+from search.tune.history import History, known_trials
+from search.tune.warm_start import read_warm_start
+from spaces.read.load import space_from_toml
+from spaces.space import SearchSpace
+from trainable.config import TrialConfig
+from trainable.errors import UserError
+from trainable.rows import ENDINGS
+
+
+def resume_command(variables: Variables, terminal: Terminal) -> int:
+    """Resume STUDY, extend it to TRIALS, or take it to a larger BUDGET_TOKENS; return the exit code."""
+    study, storage = open_or_fetch_study(variables)
+    document = study.document()
+    _check_kind(study, document)
+    space, settings = planned_space(document, f"study {study.name}: study.json")
+    _check_same(study, document, settings, variables)
+    budget_tokens = variables.tokens("BUDGET_TOKENS")
+    if budget_tokens is not None and budget_tokens != document["budget_tokens"]:
+        return _at_larger_budget(study, document, replace(settings, budget_tokens=budget_tokens), variables, terminal)
+    trials = variables.whole("TRIALS")
+    if trials is not None and document["kind"] == "search" and trials != space.trials:
+        space, settings = space.with_overrides(trials=trials), replace(settings, trials=trials)
+    with hold(study):
+        code = _resume(study, document, space, settings, variables, terminal)
+    known = load_confirmation(study)
+    if code == 0 and (variables.flag("CONFIRM") or (known is not None and not known.verdicts)):
+        code = confirm_study(study, variables, terminal)
+    finish_study(study, terminal, storage)
+    say_summary(study, terminal)
+    terminal.document(summary_document(study))
+    return code
+
+
+def _check_kind(study: Study, document: dict[str, Any]) -> None:
+    kind = document.get("kind")
+    remedies = {
+        "attribute": "Say make attribute with the same words again: it goes on.",
+        "train": f"Go on with make train CHECKPOINT_PATH={study.checkpoint_dir(0)}/step_....pt RESUME_STEPS=...",
+    }
+    if kind not in ("search", "baseline"):
+        raise UserError(f"study {study.name} is of kind {kind}. {remedies.get(str(kind), 'Start a new one.')}")
+
+
+def _check_same(study: Study, document: dict[str, Any], settings: Settings, variables: Variables) -> None:
+    found = differences(document, settings, variables)
+    if found:
+        raise UserError(
+            f"study {study.name} was planned otherwise: {'; '.join(found)}. Unset it to go on with the study as it is, "
+            "or search anew under another STUDY= name."
+        )
+    changed = space_file_differences(document)
+    if changed and not variables.flag("FORCE"):
+        raise UserError(
+            f"study {study.name}: {document['space']['path']} has changed since: {'; '.join(changed)}. FORCE=1 goes on "
+            "with the space as the study has it; to search the new one, start another study."
+        )
+
+
+def _resume(
+    study: Study,
+    document: dict[str, Any],
+    space: SearchSpace,
+    settings: Settings,
+    variables: Variables,
+    terminal: Terminal,
+) -> int:
+    ledger = Ledger.load(study)
+    for note in ledger.take_notes():
+        terminal.say(note)
+    rows = search_trials(ledger.trials())
+    ended = [row for row in rows if row["status"] in ENDINGS]
+    configs = baseline_configs(space, settings) if document["kind"] == "baseline" else None
+    planned = len(configs) if configs else space.trials
+    if planned < len(rows):
+        raise UserError(f"TRIALS={planned}: study {study.name} has begun {len(rows)} already. Say a larger number.")
+    if planned == len(ended):
+        terminal.say(f"all {planned} trials of study {study.name} have ended; TRIALS=... runs more of them")
+        return 0
+    mirrors = read_mirrors(variables)
+    with Preparing(terminal.console) as progress:
+        reopened = reopen(study, variables, progress)
+    if planned != document["trials_planned"]:
+        write_document(study.study_json, {**document, "trials_planned": planned, "settings": settings.to_json()})
+    left = {index: config for index, config in enumerate(configs or []) if index not in _ids(ended)}
+    code = run_more(
+        reopened,
+        lambda: _work(reopened, ledger, rows, space, left),
+        terminal,
+        ledger,
+        lines=[_words(study, rows, planned)],
+        callbacks=lambda: mirror_callbacks(mirrors, study, space),
+    )
+    if code is not None:
+        return code
+    return 1 if all(row["status"] == "failed" for row in ledger.trials()) else 0
+
+
+def _work(
+    reopened: Reopened,
+    ledger: Ledger,
+    rows: list[dict[str, Any]],
+    space: SearchSpace,
+    left: dict[int, TrialConfig],
+) -> Any:
+    from search.tune.workload import list_workload, space_workload
+
+    milestones = reopened.milestones_tokens
+    if left:
+        return list_workload(left, baseline=reopened.baseline, milestones_tokens=milestones)
+    lessons = read_warm_start(reopened.study)
+    past = History(
+        trials=known_trials(rows, ledger.metrics(), milestones_tokens=milestones),
+        next_trial_id=max(_ids(ledger.trials()), default=-1) + 1,
+        lessons=lessons.told if lessons else (),
+        first_points=lessons.first_points if lessons else (),
+    )
+    return space_workload(space, past)
+
+
+def _ids(rows: list[dict[str, Any]]) -> set[int]:
+    return {row["trial_id"] for row in rows}
+
+
+def _words(study: Study, rows: list[dict[str, Any]], planned: int) -> str:
+    counts = ending_counts(rows)
+    ended = sum(counts[status] for status in ENDINGS)
+    begun = len(rows) - ended
+    return (
+        f"study {study.name} goes on: {ended} of {planned} trials have ended, {begun} go on from their last "
+        f"checkpoints, {planned - len(rows)} are new"
+    )
+
+
+def _at_larger_budget(
+    study: Study, document: dict[str, Any], settings: Settings, variables: Variables, terminal: Terminal
+) -> int:
+    """Run the study's space at another budget: a new study that learns from this one, for their losses do not mix."""
+    budget_tokens = settings.budget_tokens
+    assert budget_tokens is not None
+    if document["kind"] != "search" or budget_tokens < document["budget_tokens"]:
+        raise UserError(
+            f"BUDGET_TOKENS={budget_tokens}: study {study.name} ran at {document['budget_tokens']}, and only a search "
+            "can be taken on, to more. Start a new study."
+        )
+    file = document["space"]
+    name = f"{study.name}-{token_words(budget_tokens)}"
+    own = {variable: document[key] for variable, key in WHAT_IT_WAS if document.get(key)}
+    if variables.whole("TRIALS") is not None:
+        settings = replace(settings, trials=variables.whole("TRIALS"))
+    note = (
+        f"at {token_words(budget_tokens)} tokens losses do not compare with {study.name}'s: this is a study of its own"
+    )
+    with Preparing(terminal.console) as progress:
+        plan = plan_study(
+            space_from_toml(file["toml"], name=file["name"], path=file["path"]),
+            settings,
+            Variables({**own, **variables.values, "STUDY": name}),
+            kind="search",
+            notes=[note],
+            progress=progress,
+            warm_start=study,
+        )
+    return run_planned(plan, variables, terminal)

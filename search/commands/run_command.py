@@ -1,0 +1,122 @@
+"""`make search`: runs a planned study to its end, or to Ctrl-C, and sums it up. `make baseline` runs it too."""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from results.study.folder import Study, create_study
+from results.study.ledger import Ledger
+from results.study.lock import hold
+from search.commands.confirm_command import confirm_study
+from search.options import Variables
+from search.setup.finish import finish_study
+from search.setup.plan import Plan, make_plan
+from search.setup.preflight_run import PREFLIGHT_FAILED, passes_preflight
+from search.setup.study_record import study_document
+from search.terminal.console import Preparing, Terminal
+from search.terminal.phrases import config_words, token_words
+from search.terminal.summary import say_summary, summary_document
+from search.trackers.trackers import mirror_callbacks
+from search.tune.history import NO_HISTORY, History
+from search.tune.run_trials import run_trials
+from search.tune.warm_start import write_lessons
+
+if TYPE_CHECKING:
+    from search.tune.workload import Workload
+
+
+def search_command(variables: Variables, terminal: Terminal) -> int:
+    """Run a search; return the exit code."""
+    with Preparing(terminal.console) as progress:
+        plan = make_plan(variables, kind="search", progress=progress)
+    return run_planned(plan, variables, terminal)
+
+
+def run_planned(plan: Plan, variables: Variables, terminal: Terminal) -> int:
+    """Check, run, confirm where that was asked for, and sum up a planned search; return the exit code."""
+    if not is_sound(plan, variables, terminal):
+        return PREFLIGHT_FAILED
+    study, code = run_plan(plan, terminal)
+    if code == 0 and variables.flag("CONFIRM"):
+        code = confirm_study(study, variables, terminal)
+    finish_study(study, terminal, plan.slots.storage)
+    say_summary(study, terminal)
+    terminal.document(summary_document(study))
+    return code
+
+
+def is_sound(plan: Plan, variables: Variables, terminal: Terminal) -> bool:
+    """Return whether the planned study passes preflight, or is to go on regardless."""
+    return passes_preflight(
+        variables,
+        plan.inputs,
+        plan.loaded,
+        plan.space.baseline,
+        largest=plan.largest,
+        runs_at_once=plan.slots.count_here,
+        terminal=terminal,
+    )
+
+
+def run_plan(plan: Plan, terminal: Terminal) -> tuple[Study, int]:
+    """Run a planned study; return it and the exit code: 0, 130 or 143 when interrupted, 1 when every trial failed."""
+    trials_planned = len(plan.configs) if plan.configs else plan.space.trials
+    document = study_document(
+        plan.name,
+        plan.kind,
+        space=plan.space,
+        settings=plan.settings,
+        loaded=plan.loaded,
+        slots={"slots": plan.slots.count, "threads_per_slot": plan.slots.threads, "gpu_frac": plan.slots.gpu_frac},
+        trials_planned=trials_planned,
+    )
+    study = create_study(plan.name, document)
+    with hold(study):
+        if plan.lessons is not None:
+            write_lessons(study, plan.lessons)
+        code = run_trials(
+            study,
+            lambda: _work(plan),
+            plan.loaded.spec,
+            slots=plan.slots,
+            ledger=Ledger(study),
+            budget_tokens=plan.space.budget_tokens,
+            lines=header_lines(plan, trials_planned),
+            terminal=terminal,
+            callbacks=lambda: mirror_callbacks(plan.mirrors, study, plan.space),
+        )
+    if code is not None:
+        return study, code
+    return study, 1 if all(row["status"] == "failed" for row in study.trials()) else 0
+
+
+def _work(plan: Plan) -> "Workload":
+    from search.tune.workload import list_workload, space_workload
+
+    if plan.configs is None:
+        lessons = plan.lessons
+        past = History(lessons=lessons.told, first_points=lessons.first_points) if lessons else NO_HISTORY
+        return space_workload(plan.space, past)
+    milestones_tokens = plan.space.evaluation_tokens()
+    return list_workload(
+        dict(enumerate(plan.configs)), baseline=plan.space.baseline, milestones_tokens=milestones_tokens
+    )
+
+
+def header_lines(plan: Plan, trials_planned: int) -> list[str]:
+    """Return what a person should know before the first trial ends."""
+    space, loaded, slots = plan.space, plan.loaded, plan.slots
+    text = plan.inputs.data_source or "the embedded text"
+    facts = loaded.corpus_facts
+    start = f", every trial from the weights of {plan.inputs.checkpoint_path}" if plan.inputs.checkpoint_path else ""
+    device = loaded.device_info
+    return [
+        f"study {plan.name}: {space.description}",
+        f"model {plan.inputs.model_name}{start}; {text}, {token_words(facts['train_tokens'])} training tokens",
+        f"{trials_planned} trials of at most {token_words(space.budget_tokens)} tokens, evaluated on the same "
+        f"{space.evaluation.tokens:,} held-out tokens at context {space.evaluation.block_size}",
+        f"{slots.count} at a time on {device.type} ({device.name}), {slots.threads} CPU thread(s) each",
+        f"baseline ({space.baseline_name}): {config_words(asdict(space.baseline))}",
+        *(f"search {parameter.name}: {parameter.domain}" for parameter in space.parameters if plan.configs is None),
+        *plan.notes,
+        "starting Ray ...",
+    ]

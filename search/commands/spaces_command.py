@@ -1,0 +1,51 @@
+"""`make spaces`: lists the space files and checks each; one that is broken is named with its error."""
+
+from typing import Any
+
+from rich.table import Table
+
+from search.options import Variables
+from search.terminal.console import Terminal
+from search.terminal.phrases import token_words
+from spaces.read.load import list_spaces, load_space
+from spaces.space import SearchSpace
+from trainable.errors import UserError
+
+
+def spaces_command(variables: Variables, terminal: Terminal) -> int:
+    """List every space, or SPACE alone with its domains; 2 when one is broken."""
+    names = [variables.text("SPACE")] if variables.text("SPACE") else [str(path) for path in list_spaces()]
+    table = Table(box=None, header_style="bold")
+    for heading in ("space", "trials", "tokens", "searches", "question"):
+        table.add_column(heading, overflow="fold", justify="right" if heading in ("trials", "tokens") else "left")
+    entries: list[dict[str, Any]] = []
+    errors: list[str] = []
+    for name in names:
+        assert name is not None
+        try:
+            space = load_space(name)
+        except UserError as error:
+            errors.append(str(error))
+            entries.append({"path": name, "error": str(error)})
+            continue
+        entries.append(_entry(space))
+        searched = ", ".join(parameter.name for parameter in space.parameters)
+        table.add_row(space.name, str(space.trials), token_words(space.budget_tokens), searched, space.description)
+    terminal.console.print(table)
+    for line in errors:
+        terminal.say(f"error: {line}")
+    terminal.document({"spaces": entries})
+    return 2 if errors else 0
+
+
+def _entry(space: SearchSpace) -> dict[str, Any]:
+    return {
+        "name": space.name,
+        "path": space.path,
+        "description": space.description,
+        "trials": space.trials,
+        "budget_tokens": space.budget_tokens,
+        "rung_tokens": space.rung_tokens(),
+        "baseline": space.baseline_name,
+        "search": {parameter.name: str(parameter.domain) for parameter in space.parameters},
+    }

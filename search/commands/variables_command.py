@@ -1,0 +1,17 @@
+"""`python -m search variables`: every variable and what it means, for `make help`."""
+
+from rich.table import Table
+
+from search.options import Variables, describe_variables
+from search.terminal.console import Terminal
+
+
+def variables_command(variables: Variables, terminal: Terminal) -> int:
+    """Print the variables; one that is set is shown with its value."""
+    table = Table.grid(padding=(0, 2))
+    for name, meaning in describe_variables():
+        value = variables.text(name)
+        table.add_row(f"  {name}" + (f"={value}" if value else ""), meaning)
+    terminal.console.print(table)
+    terminal.document({"variables": dict(describe_variables())})
+    return 0

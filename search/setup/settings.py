@@ -1,0 +1,135 @@
+"""What a person's variables change in a space, so that a study can be planned again from its own document."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from results.ranking import best_trial
+from results.study.folder import open_study
+from search.options import Variables, explicit_hyperparameters
+from spaces.read.load import space_from_toml
+from spaces.space import SearchSpace
+from trainable.config import BASELINES, HYPERPARAMETERS, TrialConfig, config_from
+from trainable.errors import UserError
+
+DIFFERENCES_SHOWN = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The user's changes to a space file."""
+
+    trials: int | None = None
+    budget_tokens: int | None = None
+    pins: Mapping[str, Any] = field(default_factory=dict)
+    baseline: tuple[str, TrialConfig] | None = None
+    compare: str | None = None
+    """make baseline: the story's configuration that runs beside the baseline."""
+
+    def applied_to(self, space: SearchSpace, kind: str) -> SearchSpace:
+        """Return the space as a study of that kind runs it. Raises UserError naming the variable."""
+        if kind == "baseline":
+            space = space.baseline_alone()
+        return space.with_overrides(
+            trials=self.trials if kind == "search" else None,
+            budget_tokens=self.budget_tokens,
+            pins=self.pins,
+            baseline=self.baseline,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what study.json keeps."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> "Settings":
+        """Return the settings that study.json keeps. Raises KeyError, TypeError, UserError."""
+        baseline = document["baseline"]
+        return cls(
+            **{**document, "baseline": baseline and (baseline[0], TrialConfig(**baseline[1]))},
+        )
+
+
+def read_settings(variables: Variables, *, compare: str | None = None) -> tuple[Settings, list[str]]:
+    """Return what the variables change, and what a person should know of how they were read. Raises UserError."""
+    pins = explicit_hyperparameters(variables)
+    notes = []
+    if pins.pop("training_steps", None) is not None:
+        notes.append("TRAINING_STEPS is not read by a search: its budget is in tokens (BUDGET_TOKENS).")
+    pinned = [f"{_env(name)}={value}" for name, value in pins.items() if name != "seed"]
+    if pinned:
+        notes.append(f"pinned by your environment, for the baseline too: {', '.join(pinned)}")
+    settings = Settings(
+        trials=variables.whole("TRIALS"),
+        budget_tokens=variables.tokens("BUDGET_TOKENS"),
+        pins=pins,
+        baseline=_baseline(variables),
+        compare=compare,
+    )
+    return settings, notes
+
+
+def _baseline(variables: Variables) -> tuple[str, TrialConfig] | None:
+    """Return the baseline that BASELINE names: the story's, or a study's best configuration."""
+    name = variables.text("BASELINE")
+    if name is None:
+        return None
+    if name in BASELINES:
+        return name, BASELINES[name]
+    study = open_study(name, but_kind="train")
+    best = best_trial(study.trials())
+    if best is None:
+        raise UserError(f"BASELINE={name}: study {study.name} has no completed trial. Name another study.")
+    return f"{study.name} trial {best['trial_id']}", config_from(best)
+
+
+def planned_space(document: Mapping[str, Any], where: str) -> tuple[SearchSpace, Settings]:
+    """Return the space that a study was planned with, from its own document, and the settings in it.
+
+    Raises UserError when the document does not hold it: another version wrote it.
+    """
+    try:
+        settings = Settings.from_json(document["settings"])
+        toml, name, path = (document["space"][key] for key in ("toml", "name", "path"))
+        space = settings.applied_to(space_from_toml(toml, name=name, path=path), document["kind"])
+        as_run = config_from(document["baseline"]), document["evaluation"]["milestones_tokens"]
+    except (KeyError, TypeError, AttributeError):
+        raise UserError(f"{where} does not say how the study was planned. Start a new one.") from None
+    if (space.baseline, list(space.evaluation_tokens())) != as_run:
+        raise UserError(f"{where}: another version of this program planned the study otherwise. Start a new one.")
+    return space, settings
+
+
+def differences(document: Mapping[str, Any], settings: Settings, variables: Variables) -> list[str]:
+    """Return what the variables that are set, or the space file, say otherwise than the study was planned with."""
+    found = []
+    asked, _ = read_settings(variables)
+    for name, value in asked.pins.items():
+        then = settings.pins.get(name, document["baseline"][name] if name == "seed" else None)
+        if value != then:
+            found.append(f"{_env(name)} is {value}, was {'searched or not set' if then is None else then}")
+    if asked.baseline is not None and asked.baseline != settings.baseline:
+        found.append(f"BASELINE is {asked.baseline[0]}, was {document['baseline']['name']}")
+    space = variables.text("SPACE")
+    if space is not None and space not in (document["space"]["name"], document["space"]["path"]):
+        found.append(f"SPACE is {space}, was {document['space']['name']}")
+    return found
+
+
+def space_file_differences(document: Mapping[str, Any]) -> list[str]:
+    """Return the lines in which the space's file has changed since, at most six; none where it is gone."""
+    path = Path(document["space"]["path"])
+    try:
+        now = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return []
+    then = document["space"]["toml"]
+    lines = difflib.unified_diff(then.splitlines(), now.splitlines(), n=0, lineterm="")
+    changed = [line for line in lines if line[:1] in "+-" and line[:3] not in ("+++", "---")]
+    return [f"{line[0]} {line[1:].strip()}" for line in changed if line[1:].strip()][:DIFFERENCES_SHOWN]
+
+
+def _env(name: str) -> str:
+    return str(HYPERPARAMETERS[name].metadata["env"])

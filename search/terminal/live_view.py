@@ -1,0 +1,222 @@
+"""What a person sees while a study runs: a live screen in a terminal, plain lines elsewhere and in search.log."""
+
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from results.ranking import baseline_trial, leaderboard
+from results.study.folder import Study
+from results.study.ledger import Ledger
+from search.terminal.phrases import (
+    config_words,
+    duration_words,
+    loss_words,
+    schedule_words,
+    shape_words,
+    status_style,
+    token_words,
+)
+from trainable.rows import ENDINGS
+
+LEADERS_SHOWN = 6
+ENDINGS_SHOWN = 4
+RUNNING_SHOWN = 8
+PROGRESS_LINE_INTERVAL_S = 20.0
+
+
+@dataclass
+class StudyView:
+    """Draws a running study from its ledger. A context manager; it holds no fact of its own but the clock."""
+
+    study: Study
+    ledger: Ledger
+    budget_tokens: int
+    trials_planned: int
+    console: Console
+    notes: list[tuple[int, str]] = field(default_factory=list)
+    """(trial_id, line) of every ending, oldest first."""
+    _started_at: float = field(default_factory=time.monotonic)
+    _tokens_before: int = 0
+    """What earlier processes of a resumed study trained."""
+    _progress_line_at: float = field(default_factory=time.monotonic)
+    _live: Live | None = None
+
+    def __enter__(self) -> "StudyView":
+        self._started_at = self._progress_line_at = time.monotonic()
+        self._tokens_before = sum(row["tokens_seen"] for row in self.ledger.trials())
+        if self.console.is_terminal:
+            self._live = Live(
+                get_renderable=self.render, console=self.console, refresh_per_second=2, transient=True, screen=False
+            )
+            self._live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def refresh(self) -> None:
+        """Note that something changed; prints a progress line now and then where there is no live screen."""
+        now = time.monotonic()
+        if self._live is None and now - self._progress_line_at >= PROGRESS_LINE_INTERVAL_S:
+            self._progress_line_at = now
+            self.say(self._progress_words(self.ledger.trials()))
+
+    def trial_ended(self, trial_id: int, *, note: str) -> None:
+        """Tell of a trial's ending."""
+        trials = self.ledger.trials()
+        row = next(row for row in trials if row["trial_id"] == trial_id)
+        line = ending_words(row, baseline_trial(trials), budget_tokens=self.budget_tokens, note=note)
+        self.notes.append((trial_id, line))
+        if self._live is None:
+            self.say(line)
+        else:
+            self.log(line)
+
+    def say(self, line: str) -> None:
+        """Print a line and keep it in search.log."""
+        self.console.print(line, soft_wrap=True)
+        self.log(line)
+
+    def log(self, line: str) -> None:
+        """Keep a line in search.log alone."""
+        # A full disk is told by what matters more, the tables.
+        with suppress(OSError), self.study.log_path.open("a", encoding="utf-8") as log:
+            log.write(f"{time.strftime('%H:%M:%S')} {line}\n")
+
+    def render(self) -> RenderableType:
+        """Return the live screen."""
+        trials = self.ledger.trials()
+        ended = [row for row in trials if row["status"] in ENDINGS]
+        head = Table.grid(padding=(0, 1))
+        bar = ProgressBar(total=max(1, self.trials_planned), completed=len(ended), width=12)
+        head.add_row(bar, self._progress_words(trials))
+        name = Text("study ") + Text(self.study.name, style="bold")
+        parts: list[RenderableType] = [name, head, _running_table(trials, self.budget_tokens)]
+        board = leaderboard_table(trials, limit=LEADERS_SHOWN, statuses=("completed", "stopped"))
+        if board.row_count:
+            parts.append(board)
+        if self.notes:
+            # The newest first: a low terminal cuts off what comes last.
+            lines = [Text(line, style="dim", overflow="fold") for _, line in reversed(self.notes)]
+            parts.append(Group(*lines[:ENDINGS_SHOWN]))
+        return Group(*parts)
+
+    def _progress_words(self, trials: Sequence[dict[str, Any]]) -> str:
+        elapsed_s = time.monotonic() - self._started_at
+        ended = [row for row in trials if row["status"] in ENDINGS]
+        spent_tokens = sum(row["tokens_seen"] for row in trials)
+        left_s = time_left_s(
+            trials,
+            trials_planned=self.trials_planned,
+            budget_tokens=self.budget_tokens,
+            elapsed_s=elapsed_s,
+            tokens_before=self._tokens_before,
+        )
+        left = f"about {duration_words(left_s)} left" if left_s is not None else "estimating the time left"
+        return (
+            f"{len(ended)}/{self.trials_planned} trials, {token_words(spent_tokens)} tokens, "
+            f"{duration_words(elapsed_s)} so far, {left}"
+        )
+
+
+def time_left_s(
+    trials: Sequence[dict[str, Any]],
+    *,
+    trials_planned: int,
+    budget_tokens: int,
+    elapsed_s: float,
+    tokens_before: int = 0,
+) -> float | None:
+    """Return a guess of the seconds left: the trials to come take as many tokens as those that ended did on average.
+
+    elapsed_s have passed since `tokens_before` were trained.
+    """
+    spent_tokens = sum(row["tokens_seen"] for row in trials) - tokens_before
+    # A trial that went back to its checkpoint has yet to pass where it was.
+    if spent_tokens <= 0:
+        return None
+    ended = [row["tokens_seen"] for row in trials if row["status"] in ENDINGS and not row["is_baseline"]]
+    # Before any ending is known half of the full budget stands in: most trials are stopped at the first rungs.
+    usual_tokens = sum(ended) / len(ended) if ended else budget_tokens / 2
+    left_tokens = (trials_planned - len(trials)) * usual_tokens
+    for row in trials:
+        if row["status"] not in ENDINGS:
+            goes_on = row["is_baseline"] or row["tokens_seen"] >= usual_tokens
+            expected = budget_tokens if goes_on else usual_tokens
+            left_tokens += max(0.0, expected - row["tokens_seen"])
+    return float(left_tokens / spent_tokens * elapsed_s)
+
+
+def ending_words(row: dict[str, Any], baseline: dict[str, Any] | None, *, budget_tokens: int, note: str = "") -> str:
+    """Return a line on how a trial ended and why."""
+    config = config_words(row)
+    share = f"{row['tokens_seen'] / budget_tokens:.0%} of the budget"
+    loss = f"val loss {loss_words(row['val_loss'])}"
+    name = "baseline" if row["is_baseline"] else f"trial {row['trial_id']}"
+    match row["status"]:
+        case "completed":
+            against = ""
+            if baseline is not None and not row["is_baseline"] and baseline["status"] == "completed":
+                against = f" ({row['val_loss'] - baseline['val_loss']:+.4f} against the baseline)"
+            return f"{name} completed: {loss}{against}; {config}"
+        case "stopped":
+            return f"{name} stopped at {share}: {loss}, not among the best at rung {row['rung']}; {config}"
+        case "unstable":
+            return f"{name} unstable: {row['verdict']}; {config}"
+        case status:
+            why = f": {note}" if note else ""
+            return f"{name} {status.replace('_', ' ')} at {share}{why}; {config}"
+
+
+def leaderboard_table(trials: Sequence[dict[str, Any]], *, limit: int, statuses: Sequence[str]) -> Table:
+    """Return the best trials as a table, against the baseline."""
+    baseline = baseline_trial(trials)
+    base_loss = baseline["val_loss"] if baseline and baseline["status"] == "completed" else None
+    table = Table(box=None, padding=(0, 1), pad_edge=False, collapse_padding=True, header_style="bold")
+    # Words wrap and numbers do not, so that 80 columns are enough and no digit is cut.
+    for heading in ("trial", "val loss", "v base", "tokens", "batch x\nblock", "LR", "schedule", "ended"):
+        words = heading in ("schedule", "ended")
+        justify: Literal["left", "right"] = "left" if words or heading == "trial" else "right"
+        table.add_column(heading, justify=justify, no_wrap=not words)
+    shown = [row for row in leaderboard(trials) if row["status"] in statuses]
+    cut = shown[:limit]
+    if baseline is not None and baseline in shown and baseline not in cut:
+        cut.append(baseline)
+    for row in cut:
+        comparable = base_loss is not None and row["status"] == "completed" and not row["is_baseline"]
+        table.add_row(
+            "baseline" if row["is_baseline"] else f"{row['trial_id']}",
+            loss_words(row["val_loss"]),
+            f"{row['val_loss'] - base_loss:+.4f}" if comparable else "",
+            token_words(row["tokens_seen"]),
+            shape_words(row),
+            f"{row['learning_rate']:.2e}",
+            schedule_words(row),
+            Text(row["status"].replace("_", " "), style=status_style(row["status"])),
+            style="cyan" if row["is_baseline"] else "",
+        )
+    return table
+
+
+def _running_table(trials: Sequence[dict[str, Any]], budget_tokens: int) -> Table:
+    table = Table.grid(padding=(0, 1))
+    running = [row for row in trials if row["status"] == "running"]
+    for row in running[:RUNNING_SHOWN]:
+        name = "baseline" if row["is_baseline"] else f"trial {row['trial_id']}"
+        bar = ProgressBar(total=budget_tokens, completed=row["tokens_seen"], width=10)
+        speed = f"{token_words(row['tokens_per_s'])} tokens/s" if row["tokens_per_s"] else "starting"
+        config = f"{shape_words(row)}, LR {row['learning_rate']:.2e}, {schedule_words(row)}"
+        table.add_row(name, bar, f"val loss {loss_words(row['val_loss'])}", speed, config)
+    if len(running) > RUNNING_SHOWN:
+        table.add_row(f"{len(running) - RUNNING_SHOWN} more")
+    return table

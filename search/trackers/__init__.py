@@ -1,0 +1,1 @@
+"""Copies of a study where people already look: TensorBoard, Optuna storage, MLflow, W&B."""

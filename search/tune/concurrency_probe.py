@@ -1,0 +1,65 @@
+"""CONCURRENCY=auto: how many trials share the device, by a short probe of the real loop."""
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from trainable.config import TrialConfig
+
+if TYPE_CHECKING:
+    from trainable.device.speed_probe import Probe
+    from trainable.run import RunSpec
+
+WORTH_IT = 1.1
+"""More trials at once must do so many times the tokens per second, or one that ends sooner teaches the search more."""
+MEMORY_FRAC = 0.9
+MOST = 8
+
+
+def best_concurrency(
+    spec: "RunSpec",
+    config: TrialConfig,
+    *,
+    device_type: str,
+    device_count: int,
+    cores: int,
+    memory_bytes: int,
+    progress: Callable[[str, float], None],
+) -> "tuple[int, list[Probe]]":
+    """Return how many trials to run at once, and what was measured to find it; a probe takes some ten seconds.
+
+    On a CPU one single-threaded trial a core is held against one trial on all cores; on CUDA trials share a GPU of
+    memory_bytes two, four, eight at a time, as long as that pays; MPS runs one.
+    """
+    from trainable.device.speed_probe import probe
+
+    tried: list[Probe] = []
+    for count, threads in _candidates(device_type, cores, device_count):
+        if tried and tried[0].peak_memory_bytes * count > MEMORY_FRAC * memory_bytes:
+            break
+        progress(f"measuring {count} at a time", 0.0)
+        tried.append(probe(spec, config, count=count, threads=threads))
+        if device_type == "cuda" and len(tried) > 1 and tried[-1].tokens_per_s < WORTH_IT * tried[-2].tokens_per_s:
+            break
+    best = tried[0]
+    for one in tried[1:]:
+        # On a CPU many small trials and one large one do the same work; the search itself gains from many.
+        needed = WORTH_IT if device_type == "cuda" else 1 / WORTH_IT
+        if one.tokens_per_s > needed * best.tokens_per_s:
+            best = one
+    return best.count * (device_count if device_type == "cuda" else 1), tried
+
+
+def _candidates(device_type: str, cores: int, device_count: int) -> Iterator[tuple[int, int]]:
+    yield 1, cores if device_type != "cuda" else max(1, cores // device_count)
+    if device_type == "cpu" and cores > 1:
+        yield cores, 1
+    count = 2
+    while device_type == "cuda" and count <= MOST:
+        yield count, max(1, cores // (count * device_count))
+        count *= 2
+
+
+def concurrency_words(tried: "list[Probe]", chosen: int) -> str:
+    """Return a line on what was measured."""
+    measured = ", ".join(f"{one.count} x {one.threads} thread(s) {one.tokens_per_s:,.0f}" for one in tried)
+    return f"CONCURRENCY=auto: {chosen} at a time; tokens/s measured: {measured}"

@@ -1,0 +1,283 @@
+"""The engine: runs trials into a study folder by Ray Tune. The study's own files are the truth, Ray's are not."""
+
+import logging
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from results.ranking import leaderboard
+from results.study.atomic import storage_error_words
+from results.study.folder import Study
+from results.study.ledger import Ledger
+from search.terminal.live_view import StudyView
+from trainable.run import RunSpec
+
+# Ray reads these when it is imported.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+# At its end Tune waits so long for workers that went with their node; the default is ten minutes.
+os.environ.setdefault("TUNE_FORCE_TRIAL_CLEANUP_S", "10")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import ray
+from ray import tune
+from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
+
+from search.cluster.connection import THREADS_THAT_YIELD, connect
+from search.cluster.node_watch import MirrorTables, NodeWatch
+from search.cluster.storage_hold import check_unheld
+from search.cluster.study_storage import CHECKPOINTS, TableMirror
+from search.terminal.signals import Interrupts
+from search.tune.asha import TokenASHA
+from search.tune.oom_kills import oom_kills
+from search.tune.optuna_searcher import OBJECTIVE
+from search.tune.recorder import StudyRecorder
+from search.tune.workload import Workload
+from trainable.checkpoint.checkpoint_store import CheckpointStore
+from trainable.data.node_cache import SharedInputs, share_inputs
+from trainable.data.remote_files import below, reason
+from trainable.errors import UserError
+from trainable.ray_trainable import SearchTrial
+
+INTERRUPTED, TERMINATED = 130, 143
+CLUSTER_FAILURES = 2
+"""One more than on a single machine, so that losing its node does not end a trial that has failed by itself once."""
+KEPT_CHECKPOINTS = 3
+"""Final checkpoints of so many best completed trials are kept, and the baseline's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slots:
+    """How many trials run at the same time, what each gets, and how each is kept."""
+
+    count: int
+    threads: int
+    """CPU threads of one trial."""
+    gpu_frac: float
+    """Share of a GPU of one trial; 0 on a CPU and on MPS, which Ray need not count."""
+    checkpoint_interval_s: float = 60.0
+    """A running trial is saved at the first evaluation after so many active seconds."""
+    address: str | None = None
+    """Of an existing Ray cluster; None starts one on this machine."""
+    device: str | None = None
+    """What a cluster's workers train on; None where that is the RunSpec's."""
+    storage: str | None = None
+    """A folder or URI that holds checkpoints and a mirror of the tables; None keeps them in the study."""
+    evaluation_timeout_s: float = 3600.0
+    """A trial without an evaluation for so long, and for ten times what its first steps promise, is hung."""
+
+    @property
+    def count_here(self) -> int:
+        """How many trials share this machine's memory; with a cluster, whose nodes' it is not, one is looked at."""
+        return self.count if self.address is None else 1
+
+
+def device_slots(device_type: str, *, device_count: int, cores: int, concurrency: int | None, gpu_frac: float) -> Slots:
+    """Return the slots of a device: one single-threaded trial a core, one (or 1/gpu_frac) a GPU, one on MPS."""
+    if device_type == "cuda":
+        count = concurrency or max(1, int(device_count / gpu_frac))
+        return Slots(count=count, threads=max(1, cores // count), gpu_frac=min(gpu_frac, device_count / count))
+    if device_type == "mps":
+        return Slots(count=concurrency or 1, threads=max(1, cores // (concurrency or 1)), gpu_frac=0)
+    count = concurrency or cores
+    return Slots(count=count, threads=max(1, cores // count), gpu_frac=0)
+
+
+def run_study(
+    study: Study,
+    work: Workload,
+    spec: RunSpec,
+    *,
+    slots: Slots,
+    ledger: Ledger,
+    view: StudyView,
+    interrupts: Interrupts,
+    callbacks: Sequence[Callback] = (),
+) -> None:
+    """Run the work's trials, writing `study` as it goes.
+
+    Interrupted by Ctrl-C or SIGTERM it returns as well, with the running trials noted as interrupted. Raises UserError
+    when the study cannot be written any more, with all that was measured before kept.
+    """
+    if slots.storage:
+        check_unheld(study, slots.storage)
+    scheduler = TokenASHA(rung_tokens=work.rung_tokens, reduction_factor=work.reduction_factor)
+    scheduler.replay(work.known)
+    root, pruned = checkpoint_root(study, slots.storage), set[int]()
+    recorder = StudyRecorder(
+        ledger,
+        scheduler,
+        view,
+        checkpoints_of=lambda trial_id: CheckpointStore(root=root, trial_id=trial_id),
+        on_completed=lambda _: prune_checkpoints(root, ledger, pruned),
+        on_out_of_memory=work.searcher.avoid,
+        evaluation_timeout_s=slots.evaluation_timeout_s,
+        oom_kills=oom_kills,
+    )
+    scratch = study.path / "ray"
+    mirror = TableMirror(study, slots.storage, view.say) if slots.storage else None
+    followers: list[Callback] = [MirrorTables(mirror)] if mirror else []
+    followers += [NodeWatch(view)] if slots.address else []
+    tune_config = TuneConfig(
+        metric=OBJECTIVE,
+        mode="min",
+        search_alg=work.searcher,
+        scheduler=scheduler,
+        num_samples=work.trials_count,
+        max_concurrent_trials=slots.count,
+        # A trial that gets the worker of a node just lost would fail for good: Tune retries none that is being reset.
+        reuse_actors=slots.address is None,
+        trial_name_creator=lambda trial: f"trial_{trial.trial_id}",
+        trial_dirname_creator=lambda trial: f"trial_{trial.trial_id}",
+    )
+    leave = StopOnSignal(interrupts, recorder)
+    try:
+        _start_ray(slots)
+        shared = _shared_inputs(spec, slots)
+        # Once more: ray.init() takes SIGTERM for itself.
+        with interrupts:
+            if interrupts.code is not None:
+                raise KeyboardInterrupt
+            callbacks = [recorder, *followers, *callbacks, leave]
+            _tuner(study, work, spec, shared, slots, tune_config, callbacks, scratch).fit()
+    except KeyboardInterrupt:
+        if recorder.storage_error is None:
+            interrupts.code = interrupts.code or INTERRUPTED
+    except SystemExit:
+        # Ray's own handler, where SIGTERM came while ray.init() had put it in place.
+        interrupts.code = interrupts.code or TERMINATED
+    except OSError as error:
+        recorder.storage_error = recorder.storage_error or error
+    finally:
+        recorder.interrupt()
+        ray.shutdown(wait_for_processes=True)
+        shutil.rmtree(scratch, ignore_errors=True)
+        prune_checkpoints(root, ledger, pruned)
+        if mirror is not None:
+            mirror.close()
+        # A worker that was killed while it saved.
+        for unfinished in study.path.glob("checkpoints/*/.*.tmp"):
+            unfinished.unlink(missing_ok=True)
+    if recorder.storage_error is not None:
+        words = storage_error_words(recorder.storage_error, study.path)
+        raise UserError(f"{words}. Then go on with: make resume STUDY={study.name}")
+
+
+class StopOnSignal(Callback):  # type: ignore[misc]
+    """Leaves fit() between two of its rounds once a signal came or the study cannot be written any more.
+
+    Ray's own way out waits for the trials' step().
+    """
+
+    def __init__(self, interrupts: Interrupts, recorder: StudyRecorder) -> None:
+        self._interrupts = interrupts
+        self._recorder = recorder
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return nothing: Ray pickles callbacks for a restore that studies never use."""
+        return {}
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Raise KeyboardInterrupt: fit() cleans up, slowly, after an Exception alone."""
+        if self._interrupts.code is not None or self._recorder.storage_error is not None:
+            raise KeyboardInterrupt
+
+
+def checkpoint_root(study: Study, storage: str | None) -> str:
+    """Return where the study's checkpoints lie."""
+    return below(storage, study.name, CHECKPOINTS) if storage else str(study.path / CHECKPOINTS)
+
+
+def prune_checkpoints(root: str, ledger: Ledger, gone: set[int] | None = None) -> None:
+    """Delete the checkpoints below `root` of ended trials but the last ones of the best completed and the baseline.
+
+    gone: trials that have none any more, added to; a store far away is not asked about them again.
+    """
+    gone = set() if gone is None else gone
+    board = leaderboard(ledger.trials())
+    best = [row["trial_id"] for row in board if row["status"] == "completed"][:KEPT_CHECKPOINTS]
+    for row in board:
+        if row["status"] in ("running", "interrupted") or row["trial_id"] in gone:
+            continue
+        store = CheckpointStore(root=root, trial_id=row["trial_id"])
+        with suppress(OSError):
+            if row["trial_id"] in best or row["is_baseline"]:
+                store.keep_newest()
+            else:
+                store.delete()
+                gone.add(row["trial_id"])
+
+
+def _start_ray(slots: Slots) -> None:
+    # A trial's failure is told by the recorder, in a line; its traceback is in search.log.
+    logging.getLogger("ray").setLevel(logging.CRITICAL)
+    if slots.address is not None:
+        connect(slots.address)
+        return
+    # A token of this process alone: other users of the machine cannot reach the workers, and no file is left behind.
+    # Ray itself asks for it unless RAY_AUTH_MODE says otherwise; a cluster that exists has its own.
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    ray.init(
+        address="local",  # and not a cluster that happens to run here
+        num_cpus=slots.count * slots.threads,
+        include_dashboard=False,
+        log_to_driver=False,
+        configure_logging=False,
+        # Workers import this checkout even when it is not installed in their interpreter.
+        runtime_env={
+            "env_vars": {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), **THREADS_THAT_YIELD}
+        },
+    )
+
+
+def _shared_inputs(spec: RunSpec, slots: Slots) -> SharedInputs | None:
+    """Return copies of what a node may lack, where there may be other nodes. Raises UserError."""
+    if slots.address is None or slots.storage is None:
+        return None
+    try:
+        return share_inputs(spec, slots.storage)
+    except OSError as error:
+        raise UserError(f"STORAGE={slots.storage}: the inputs cannot be copied there: {reason(error)}.") from None
+
+
+def _tuner(
+    study: Study,
+    work: Workload,
+    spec: RunSpec,
+    shared_inputs: SharedInputs | None,
+    slots: Slots,
+    tune_config: TuneConfig,
+    callbacks: list[Callback],
+    scratch: Path,
+) -> Tuner:
+    shared: dict[str, Any] = {
+        "spec": replace(spec, device=slots.device or spec.device),
+        "shared_inputs": shared_inputs,
+        "milestones_tokens": work.milestones_tokens,
+        "baseline": asdict(work.baseline),
+        "checkpoint_root": checkpoint_root(study, slots.storage),
+        "checkpoint_interval_s": slots.checkpoint_interval_s,
+        "evaluation_timeout_s": slots.evaluation_timeout_s,
+        "threads": slots.threads,
+    }
+    return Tuner(
+        tune.with_resources(SearchTrial, {"cpu": slots.threads, "gpu": slots.gpu_frac}),
+        param_space=shared,
+        tune_config=tune_config,
+        run_config=RunConfig(
+            name="tune",
+            storage_path=str(scratch),
+            callbacks=callbacks,
+            verbose=0,
+            checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
+            failure_config=FailureConfig(max_failures=1 if slots.address is None else CLUSTER_FAILURES),
+        ),
+    )

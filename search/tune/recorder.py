@@ -1,0 +1,160 @@
+"""StudyRecorder: writes what Ray reports into the study's ledger and tells the view. It decides nothing."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ray.tune import Callback
+from ray.tune.experiment import Trial
+from rich.text import Text
+
+from results.study.ledger import Ledger
+from search.terminal.live_view import StudyView
+from search.tune.asha import TokenASHA
+from trainable.checkpoint.checkpoint_store import CheckpointStore
+from trainable.config import TrialConfig
+from trainable.rows import MetricsRow, StepRow, TrialStatus, Verdict
+
+OUT_OF_MEMORY_SIGNS = ("ray.exceptions.OutOfMemoryError", "CUDA out of memory")
+"""Ray's memory monitor, and a device's allocator where it kills the worker."""
+
+
+class StudyRecorder(Callback):  # type: ignore[misc]
+    """The only writer of a running study's tables."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        scheduler: TokenASHA,
+        view: StudyView,
+        *,
+        checkpoints_of: Callable[[int], CheckpointStore],
+        on_completed: Callable[[int], None],
+        on_out_of_memory: Callable[[TrialConfig], None],
+        evaluation_timeout_s: float,
+        oom_kills: Callable[[], int],
+    ) -> None:
+        self._ledger = ledger
+        self._scheduler = scheduler
+        self._view = view
+        self._checkpoints_of = checkpoints_of
+        self._on_completed = on_completed
+        self._on_out_of_memory = on_out_of_memory
+        self._evaluation_timeout_s = evaluation_timeout_s
+        self._oom_kills = oom_kills
+        self._oom_kills_before: dict[int, int] = {}
+        self._heard_at: dict[int, float] = {}
+        self.storage_error: OSError | None = None
+        """Why the study could not be written; the engine leaves when there is one."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return nothing: Ray pickles callbacks for a restore that studies never use, and a live screen has locks."""
+        return {}
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Enter the trial; one that is started again keeps its row. Its process has yet to look for its checkpoints."""
+        trial_id: int = trial.config["trial_id"]
+        self._heard_at[trial_id] = time.monotonic()
+        self._oom_kills_before.setdefault(trial_id, self._oom_kills())
+        with self._kept():
+            self._ledger.start_trial(
+                trial_id,
+                is_baseline=trial_id == 0,
+                config=TrialConfig(**trial.config["trial"]),
+                started_at=datetime.now(UTC),
+                point=trial.config.get("point"),
+            )
+            self._checkpoints_of(trial_id).forget_after(self._ledger.known_steps(trial_id))
+        self._view.refresh()
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Enter an evaluation and the steps before it; a trial that ended by itself is closed at once."""
+        trial_id: int = trial.config["trial_id"]
+        self._heard_at[trial_id] = time.monotonic()
+        with self._kept():
+            self._ledger.add_steps(trial_id, [StepRow(**row) for row in result["steps"]])
+            if result["metrics"] is not None:
+                row = MetricsRow(**result["metrics"])
+                self._ledger.add_metrics(trial_id, row, self._scheduler.rung_of(result["fidelity_tokens"]))
+            if result["saved"]:
+                # What led to a checkpoint must be on disk before the next one: else neither could be gone on from.
+                self._ledger.flush()
+        for note in (*result["notes"], *self._ledger.take_notes()):
+            self._view.say(note if f"trial {trial_id}" in note else f"trial {trial_id}: {note}")
+        self._view.refresh()
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """Write what the ledger holds back: the next evaluation, with which it would write it, may be hours away."""
+        with self._kept():
+            self._ledger.flush_if_due()
+        self._view.refresh()
+
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Tell of a worker that died; Ray starts the trial again, once."""
+        trial_id = trial.config["trial_id"]
+        self._view.say(
+            f"trial {trial_id} lost its worker{self._silence_words(trial_id)}; it starts again from its last checkpoint"
+        )
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Close the trial: it says how it ended, or else the scheduler stopped it."""
+        result = trial.last_result
+        status: TrialStatus = "stopped" if result["status"] == "running" else result["status"]
+        self._end(trial, status, result)
+        if status == "completed":
+            self._on_completed(trial.config["trial_id"])
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Close a trial that raised or whose worker died; its retries are used up."""
+        if trial.config["trial_id"] not in self._heard_at:
+            # Its worker died before it began.
+            self.on_trial_start(iteration, trials, trial)
+        # trial.get_error() reads the storage's copy, which comes later.
+        text = Path(trial.error_file).read_text(encoding="utf-8", errors="replace") if trial.error_file else ""
+        text = Text.from_ansi(text).plain
+        reason = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "unknown error")
+        self._view.log(text.strip())
+        killed = self._oom_kills() > self._oom_kills_before[trial.config["trial_id"]]
+        out_of_memory = killed or any(sign in text for sign in OUT_OF_MEMORY_SIGNS)
+        status: TrialStatus = "out_of_memory" if out_of_memory else "failed"
+        evidence = "the system ended its worker for want of memory" if out_of_memory else reason
+        evidence += self._silence_words(trial.config["trial_id"])
+        self._end(trial, status, {**(trial.last_result or {}), "evidence": evidence})
+
+    def interrupt(self) -> None:
+        """Note that what runs now was cut off."""
+        with self._kept():
+            self._ledger.interrupt(datetime.now(UTC))
+
+    def _silence_words(self, trial_id: int) -> str:
+        silent_s = time.monotonic() - self._heard_at.get(trial_id, time.monotonic())
+        return f" (hung: no evaluation in {silent_s:.0f} s)" if silent_s >= self._evaluation_timeout_s else ""
+
+    @contextmanager
+    def _kept(self) -> Iterator[None]:
+        # Ray would take an error in here for the trial's. The ledger still holds it all, so the study ends in order.
+        try:
+            yield
+        except OSError as error:
+            self.storage_error = self.storage_error or error
+
+    def _end(self, trial: Trial, status: TrialStatus, result: dict[str, Any]) -> None:
+        if status == "out_of_memory":
+            self._on_out_of_memory(TrialConfig(**trial.config["trial"]))
+        verdict = result.get("verdict")
+        with self._kept():
+            self._ledger.end_trial(
+                trial.config["trial_id"],
+                status=status,
+                verdict=Verdict(**verdict) if verdict and status == "unstable" else None,
+                ended_at=datetime.now(UTC),
+                optimizer_steps=result.get("optimizer_steps"),
+                tokens_seen=result.get("tokens_seen"),
+                active_s=result.get("active_s"),
+            )
+        self._view.trial_ended(trial.config["trial_id"], note=result.get("evidence", ""))

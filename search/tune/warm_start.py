@@ -1,0 +1,130 @@
+"""What a finished study teaches a new one: results for its searcher, and points to measure before anything else."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from results.ranking import leaderboard, search_trials
+from results.study.documents import read_document, write_document
+from results.study.folder import Study
+from search.tune.history import KnownTrial, known_trials
+from spaces.domains import active_point
+from spaces.optuna_domains import point_of
+from spaces.space import SearchSpace
+from spaces.warmup import WARMUP_FRAC
+from trainable.config import TrialConfig
+from trainable.errors import UserError
+from trainable.fidelity import objective
+
+FIRST_POINTS = 3
+FILE_NAME = "lessons.json"
+SAME = ("model", "model_fingerprint", "checkpoint_fingerprint")
+SEARCHED_OR_DERIVED = ("training_steps", "warmup_steps", "seed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmStart:
+    """What another study teaches. Its trials are not this study's: they are told, never run again or ranked."""
+
+    source: str
+    told: Sequence[KnownTrial] = ()
+    """Measured as this study measures; those at a smaller budget count as stopped there."""
+    first_points: Sequence[Mapping[str, Any]] = ()
+    """The source's best, as points of this study's space."""
+
+    @property
+    def words(self) -> str:
+        """A line for a person."""
+        told = f"{len(self.told)} of its results are told to the searcher" if self.told else "its losses do not compare"
+        return f"learning from study {self.source}: {told}; its best {len(self.first_points)} run after the baseline"
+
+
+def lessons_from(source: Study, space: SearchSpace, facts: Mapping[str, Any]) -> WarmStart:
+    """Return what `source` teaches a search of `space`; `facts` are what study.json says of this study's inputs.
+
+    Losses are told only where model, text, weights and evaluation are the same, and never of a longer run. Raises
+    UserError when the source has nothing to teach.
+    """
+    document = source.document()
+    rows = search_trials(source.trials())
+    best = [row for row in leaderboard(rows) if row["status"] in ("completed", "stopped")]
+    if not best:
+        raise UserError(f"WARM_START={source.name}: it has no trial with a loss. Name another study, or unset it.")
+    try:
+        milestones = document["evaluation"]["milestones_tokens"]
+        known = known_trials(rows, source.metrics(), milestones_tokens=milestones)
+        comparable = _same_measure(document, space, facts) and document["budget_tokens"] <= space.budget_tokens
+    except (KeyError, TypeError):
+        raise UserError(f"WARM_START={source.name}: its study.json is not a search's. Name another study.") from None
+    configs = {trial.trial_id: trial.config for trial in known}
+    points = [_point(space, configs[row["trial_id"]]) for row in best]
+    firsts: list[dict[str, Any]] = []
+    for point in points:
+        if point is not None and point != space.baseline_params() and point not in firsts:
+            firsts.append(point)
+    told = [_told(trial, space, document["budget_tokens"]) for trial in known if trial.ended] if comparable else []
+    return WarmStart(
+        source=source.name,
+        told=[trial for trial in told if trial is not None],
+        first_points=firsts[:FIRST_POINTS] if space.searcher.name != "grid" else [],
+    )
+
+
+def _same_measure(document: Mapping[str, Any], space: SearchSpace, facts: Mapping[str, Any]) -> bool:
+    evaluation = document["evaluation"]
+    return (
+        all(document.get(key) == facts.get(key) for key in SAME)
+        and document["corpus"]["fingerprint"] == facts["corpus"]["fingerprint"]
+        and (evaluation["block_size"], evaluation["tokens"]) == (space.evaluation.block_size, space.evaluation.tokens)
+    )
+
+
+def _point(space: SearchSpace, config: TrialConfig) -> dict[str, Any] | None:
+    """Return the searched part of a configuration as a point of the space, or None where it lies outside."""
+    values = {**asdict(config), WARMUP_FRAC: config.warmup_steps / config.training_steps}
+    point = active_point(space.parameters, values)
+    near = point_of(space, config)
+    # A share of the warm-up has lost digits in its steps; the others must be members as they stand.
+    return near if all(near[name] == value for name, value in point.items() if name != WARMUP_FRAC) else None
+
+
+def _told(trial: KnownTrial, space: SearchSpace, budget_tokens: int) -> KnownTrial | None:
+    point = _point(space, trial.config)
+    if point is None:
+        return None
+    ours = asdict(space.config_for(point))
+    if any(value != ours[name] for name, value in asdict(trial.config).items() if name not in SEARCHED_OR_DERIVED):
+        return None
+    told = replace(trial, trial_id=-1 - trial.trial_id, point=point)
+    if trial.status == "completed" and budget_tokens < space.budget_tokens:
+        return replace(told, status="stopped", losses=(*trial.losses, (budget_tokens, objective(trial.val_loss))))
+    return told
+
+
+def write_lessons(study: Study, lessons: WarmStart) -> None:
+    """Keep the lessons in the study: it is resumed from its own files. Raises OSError."""
+    write_document(_path(study), asdict(lessons))
+
+
+def read_warm_start(study: Study) -> WarmStart | None:
+    """Return the lessons that the study was begun with, if any. Raises UserError when the file is damaged."""
+    return read_document(_path(study), _parse, what="a study's lessons", again="start a new study")
+
+
+def _path(study: Study) -> Path:
+    return study.path / FILE_NAME
+
+
+def _parse(document: Mapping[str, Any]) -> WarmStart:
+    told = [
+        KnownTrial(
+            **{
+                **trial,
+                "config": TrialConfig(**trial["config"]),
+                "losses": tuple((tokens, loss) for tokens, loss in trial["losses"]),
+            }
+        )
+        for trial in document["told"]
+    ]
+    return WarmStart(source=document["source"], told=told, first_points=document["first_points"])

@@ -1,0 +1,1 @@
+"""Space files: found, parsed and checked key by key."""

@@ -1,0 +1,128 @@
+"""A space file read into a SearchSpace, which checks itself as a whole."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from spaces.read.parameters import read_parameters, read_value
+from spaces.read.space_files import find_space_file, list_spaces, parse_toml, read_toml, shown_path
+from spaces.read.toml_table import TOP_KEYS, Table, check_integers, shown
+from spaces.space import Evaluation, Scheduler, Searcher, SearchSpace
+from spaces.warmup import WARMUP_FRAC
+from trainable.config import BASELINES, HYPERPARAMETERS, TrialConfig, make_config
+from trainable.errors import UserError
+
+__all__ = ["list_spaces", "load_space", "space_from_tables", "space_from_toml"]
+
+
+def load_space(name_or_path: str, *, directory: Path | None = None) -> SearchSpace:
+    """Return the space of that name in `directory`, or in the file at that path, which ends in .toml.
+
+    Raises UserError, one line with file, table and key, for the first thing wrong with it.
+    """
+    path = find_space_file(name_or_path, directory)
+    return space_from_tables(read_toml(path), name=path.stem, path=shown_path(path))
+
+
+def space_from_toml(text: str, *, name: str, path: str) -> SearchSpace:
+    """Return the space that a file's text says. Raises UserError, one line that begins with `path`."""
+    return space_from_tables(parse_toml(text, path), name=name, path=path)
+
+
+def space_from_tables(tables: Mapping[str, Any], *, name: str, path: str) -> SearchSpace:
+    """Return the space that a parsed file says. Raises UserError, one line that begins with `path`."""
+    top = Table(path, "", tables)
+    top.allow(TOP_KEYS)
+    check_integers(top)
+    description = " ".join(top.text("description", "").split())
+    baseline_name, baseline, warmup_frac = _read_baseline(top)
+    budget_tokens = _read_budget(top.table("budget"), baseline)
+    evaluation = _read_evaluation(top.table("evaluation"), baseline)
+    scheduler = _read_scheduler(top.table("scheduler"), budget_tokens)
+    searcher = _read_searcher(top.table("searcher"))
+    is_grid = searcher.name == "grid"
+    if not top.has("trials") and not is_grid:
+        raise top.error('has no trials. Say how many, such as trials = 24, or set [searcher] name = "grid".')
+    trials = top.integer("trials", 1)
+    space = SearchSpace(
+        name=name,
+        path=path,
+        description=description,
+        baseline_name=baseline_name,
+        baseline=baseline,
+        parameters=read_parameters(top.table("search")),
+        budget_tokens=budget_tokens,
+        evaluation=evaluation,
+        scheduler=scheduler,
+        searcher=searcher,
+        trials=trials,
+        stability=_read_stability(top.table("stability")),
+        baseline_warmup_frac=warmup_frac,
+    )
+    if top.has("trials") and trials != space.trials:
+        raise top.error(f"is {trials}, and the grid has {space.trials} cells, which are all run. Drop it.", "trials")
+    return space
+
+
+def _read_baseline(top: Table) -> tuple[str, TrialConfig, float | None]:
+    if not isinstance(top.values.get("baseline", ""), dict):
+        name = top.text("baseline", "documented", BASELINES)
+        return name, BASELINES[name], None
+    table = top.table("baseline")
+    names = [key for key in HYPERPARAMETERS if key != "seed"]
+    table.allow(("from", *names, WARMUP_FRAC), why_not={"seed": "which SEED sets for every trial of a study."})
+    if table.has("warmup_steps") and table.has(WARMUP_FRAC):
+        raise table.error("has warmup_steps and warmup_frac, which set the same thing. Drop one.")
+    name = table.text("from", "documented", BASELINES)
+    values = {key: read_value(table, key, key, value) for key, value in table.values.items() if key != "from"}
+    warmup_frac = values.pop(WARMUP_FRAC, None)
+    try:
+        config = make_config(BASELINES[name], values)
+    except UserError as error:
+        raise table.error(f"does not fit together: {error}") from None
+    is_changed = config != BASELINES[name] or warmup_frac is not None
+    return f"{name}, changed" if is_changed else name, config, warmup_frac
+
+
+def _read_budget(table: Table, baseline: TrialConfig) -> int:
+    table.allow(("tokens", "baseline_steps"))
+    kind = table.one_of(("tokens", "baseline_steps"), remedy="Write it like tokens = 400_000.")
+    amount = table.integer(kind, 400_000)
+    return amount if kind == "tokens" else amount * baseline.tokens_per_step
+
+
+def _read_evaluation(table: Table, baseline: TrialConfig) -> Evaluation:
+    table.allow(("block_size", "tokens", "count"))
+    return Evaluation(
+        block_size=table.integer("block_size", baseline.block_size),
+        tokens=table.integer("tokens", 4096),
+        count=table.integer("count", 8),
+        follows_baseline=not table.has("block_size"),
+    )
+
+
+def _read_scheduler(table: Table, budget_tokens: int) -> Scheduler:
+    table.allow(("name", "grace_frac", "grace_tokens", "reduction_factor"))
+    name = cast(Literal["asha", "none"], table.text("name", "asha", ("asha", "none")))
+    reduction_factor = table.integer("reduction_factor", 3)
+    if table.has("grace_frac") and table.has("grace_tokens"):
+        raise table.error("has grace_frac and grace_tokens, which set the same thing. Drop one.")
+    if table.has("grace_tokens"):
+        return Scheduler(name, table.integer("grace_tokens", 1), reduction_factor)
+    grace_frac = table.number("grace_frac") if table.has("grace_frac") else 1 / 9
+    if not 0 < grace_frac < 1:
+        raise table.error(f"is {grace_frac:g}; a share of the budget is more than 0 and less than 1.", "grace_frac")
+    return Scheduler(name, math.ceil(grace_frac * budget_tokens), reduction_factor, grace_frac)
+
+
+def _read_searcher(table: Table) -> Searcher:
+    table.allow(("name",), why_not={"seed": "which SEED sets for a study."})
+    return Searcher(cast(Literal["tpe", "random", "grid"], table.text("name", "tpe", ("tpe", "random", "grid"))))
+
+
+def _read_stability(table: Table) -> dict[str, Any]:
+    for key, value in table.values.items():
+        if not isinstance(value, (bool, int, float, str)) or (isinstance(value, float) and not math.isfinite(value)):
+            raise table.error(f"must be a number, a string, true or false, not {shown(value)}.", shown(key))
+    return dict(table.values)

@@ -1,0 +1,106 @@
+"""Space files on disk: their list, the one that a name means, and its TOML. What the TOML says is read elsewhere."""
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from spaces.read.toml_table import shown
+from trainable.errors import UserError, did_you_mean
+
+SPACES_DIRECTORY = Path(__file__).resolve().parents[1]
+MAX_FILE_BYTES = 1_000_000
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\.toml")
+
+
+def list_spaces(directory: Path | None = None) -> list[Path]:
+    """Return the space files of a folder by name; by default of the one that comes with the project.
+
+    Raises UserError when there is no such folder.
+    """
+    directory = directory or SPACES_DIRECTORY
+    try:
+        return sorted(path for path in directory.iterdir() if path.suffix == ".toml" and path.is_file())
+    except OSError as error:
+        raise UserError(f"there is no reading the space files in {shown_path(directory)}/: {_reason(error)}.") from None
+
+
+def find_space_file(name_or_path: str, directory: Path | None = None) -> Path:
+    """Return the file that a space's name, or a path ending in .toml, means. Raises UserError when there is none."""
+    directory = directory or SPACES_DIRECTORY
+    if name_or_path.endswith(".toml"):
+        return _existing(name_or_path, directory)
+    names = [path.stem for path in list_spaces(directory)]
+    if name_or_path in names:
+        return _named(directory / f"{name_or_path}.toml")
+    if "/" in name_or_path:
+        raise UserError(f"{shown(name_or_path)} is no space: a name has no '/', and a path ends in .toml.")
+    hint = did_you_mean(name_or_path[:100], names)
+    raise UserError(f"no space named {shown(name_or_path)} in {shown_path(directory)}/.{hint}")
+
+
+def _existing(path_text: str, directory: Path) -> Path:
+    path = Path(path_text)
+    try:
+        path = path.expanduser()
+        is_file, exists = path.is_file(), path.exists()
+        beside = [str(other) for other in list_spaces(path.parent)] if path.parent.is_dir() else []
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"{shown(path_text)} cannot be opened: {_reason(error)}.") from None
+    if is_file:
+        return _named(path)
+    if exists:
+        raise UserError(f"{shown(path_text)} is not a file.")
+    # Without a folder in it, a name of a space is as likely to be meant as a file of the current folder.
+    known = beside if path.parent != Path() else [*beside, *(other.stem for other in list_spaces(directory))]
+    raise UserError(f"no file {shown(path_text)}.{did_you_mean(path_text.removesuffix('.toml'), known)}")
+
+
+def _named(path: Path) -> Path:
+    if not _FILE_NAME.fullmatch(path.name):
+        raise UserError(
+            f"{shown(path.name)}: a study's folder is named after its space file. Rename the file to at most "
+            "64 letters, digits, '_', '-' and '.', the first a letter or a digit."
+        )
+    return path
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return the tables of a TOML file. Raises UserError naming the file, and the line where there is one."""
+    where = shown_path(path)
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise UserError(f"{where} cannot be read: {_reason(error)}.") from None
+    if len(data) > MAX_FILE_BYTES:
+        raise UserError(f"{where} is larger than {MAX_FILE_BYTES} bytes: it is no space file.")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{where}: line {line} is not UTF-8. Save the file as UTF-8.") from None
+    return parse_toml(text, where)
+
+
+def parse_toml(text: str, where: str) -> dict[str, Any]:
+    """Return the tables of TOML text. Raises UserError that begins with `where` and names the line."""
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise UserError(f"{where}: arrays or tables are nested too deeply.") from None
+    except ValueError as error:
+        end = f"at line {text.count(chr(10)) + 1}, the end of the file"
+        raise UserError(f"{where}: not valid TOML: {str(error).replace('at end of document', end)}.") from None
+
+
+def shown_path(path: Path) -> str:
+    """Return `path` for a message: relative to the current folder when it lies below it."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except (OSError, ValueError):
+        return str(path)
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) and error.strerror else str(error)).rstrip(".")

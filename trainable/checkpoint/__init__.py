@@ -1,0 +1,1 @@
+"""Checkpoint files: written whole, checked when read, examined for faults."""

@@ -1,0 +1,110 @@
+"""A checkpoint's bytes: written whole or not at all, checked when they are read. What they mean is not known here."""
+
+import os
+import pickle
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from trainable.checkpoint.checkpoint_path import DamagedCheckpointError
+from trainable.device.device import is_out_of_memory
+from trainable.errors import UserError
+
+FOLDER_BIT = 0x10
+"""Of a zip record's external attributes."""
+
+
+def write_payload(payload: Any, path: Path) -> None:
+    """Put `payload` at `path`, on disk when this returns.
+
+    Raises OSError (a full disk, say) with the old file untouched and nothing left beside it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(payload, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except RuntimeError as error:
+        # torch's archive, which is closed even so, covers a full disk with an error of its own.
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+    # A rename that a power cut undoes would leave nothing, once the predecessor is deleted.
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def read_payload(path: Path) -> Any:
+    """Return what torch.save wrote to `path`, on the CPU; nothing in it is executed.
+
+    Raises UserError when it holds more than tensors and plain values, DamagedCheckpointError when it is not whole.
+    """
+    where = f"CHECKPOINT_PATH={path}"
+    checked = _check_sums(path)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{where} was refused and nothing of it ran: it holds Python objects besides tensors and plain values, "
+            "which could run code, or is damaged. Save it again with tensors, numbers, strings, lists and dicts only."
+        ) from None
+    except Exception as error:
+        # With the bytes known to be right it is the machine that is at fault; wrong ones can ask for any size.
+        if checked and is_out_of_memory(error):
+            raise
+        # A damaged pickle raises whatever its bytes happen to lead to: a dozen types were seen.
+        raise DamagedCheckpointError(
+            f"{where} is damaged or not a file of torch.save. Use another checkpoint."
+        ) from None
+
+
+def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of a safetensors file, on the CPU. Raises UserError when its header and its length disagree.
+
+    The format has no checksums: a changed number is not noticed.
+    """
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise DamagedCheckpointError(
+            f"CHECKPOINT_PATH={path} is damaged or not a whole safetensors file ({reason}). Use another checkpoint."
+        ) from None
+
+
+def _check_sums(path: Path) -> bool:
+    # torch.save writes a CRC-32 of every record, and torch.load does not compare them.
+    where = f"CHECKPOINT_PATH={path}"
+    with path.open("rb") as file:
+        if file.read(2) != b"PK":
+            return False  # torch before 1.6 wrote no archive
+    try:
+        with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+            if not any(record.CRC for record in records):
+                return False  # the writer had them switched off
+            # torch reads nothing of what is marked as a folder, and leaves its tensor uninitialised.
+            folders = [one.filename for one in records if one.external_attr & FOLDER_BIT and not one.is_dir()]
+            wrong = folders[0] if folders else archive.testzip()
+    except Exception:
+        # As with pickles, a dozen types.
+        raise DamagedCheckpointError(
+            f"{where} is damaged or not a file of torch.save. Use another checkpoint."
+        ) from None
+    if wrong is not None:
+        raise DamagedCheckpointError(f"{where} is damaged: {wrong} is not as it was written. Use another checkpoint.")
+    return True

@@ -1,0 +1,200 @@
+"""Where a trial's checkpoints are kept: a local folder, or a pyarrow file system such as S3. It trains nothing."""
+
+import errno
+import shutil
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import torch
+
+from trainable.checkpoint.checkpoint import Checkpoint, checkpoint_payload, read_checkpoint
+from trainable.checkpoint.checkpoint_file import write_payload
+from trainable.checkpoint.checkpoint_path import DamagedCheckpointError, checkpoint_name
+from trainable.errors import UserError
+from trainable.state import TrainState
+
+KEPT = 2
+"""The newest checkpoint, and its predecessor in case it is damaged."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointStore:
+    """The checkpoints of one trial. Every method raises OSError when the store cannot be reached or is full."""
+
+    root: str
+    """A folder, or a URI: file:///shared/folder, s3://bucket/prefix?endpoint_override=host:9000, gs://bucket."""
+    trial_id: int
+
+    def save(self, state: TrainState, *, model_name: str, corpus_fingerprint: str) -> None:
+        """Keep a checkpoint of `state`, then delete all older ones but its predecessor."""
+        self.write(checkpoint_payload(state, model_name=model_name, corpus_fingerprint=corpus_fingerprint))
+
+    def write(self, payload: dict[str, Any]) -> None:
+        """Keep what checkpoint_payload() made, as save() does."""
+        name = checkpoint_name(payload["optimizer_steps"])
+        self._folder.put(payload, name)
+        # Later ones were passed over when the run went back: they are damaged, and not its future any more.
+        self._keep([old for old in self._folder.names() if old <= name][-KEPT:])
+
+    def forget_after(self, optimizer_steps: int) -> None:
+        """Delete the checkpoints of more steps: what led to them was never written down, so it is trained again."""
+        self._keep([name for name in self._folder.names() if name <= checkpoint_name(optimizer_steps)])
+
+    def keep_newest(self) -> None:
+        """Delete all but the newest checkpoint: the trial has ended."""
+        self._keep(self._folder.names()[-1:])
+
+    def newest(self) -> tuple[Checkpoint | None, list[str]]:
+        """Return the newest whole checkpoint, and a line for each damaged one.
+
+        Raises UserError when it is whole and yet cannot be used: another version wrote it.
+        """
+        names = self._folder.names()
+        damaged: list[str] = []
+        found: Checkpoint | None = None
+        while names and found is None:
+            name = names.pop()
+            try:
+                found = self._read(name)
+            except DamagedCheckpointError:
+                damaged.append(name)
+        instead = f"going on from {found.path.name}" if found else "there is no earlier one to go on from"
+        return found, [f"checkpoint {name} of trial {self.trial_id} is damaged; {instead}" for name in damaged]
+
+    def delete(self) -> None:
+        """Delete every checkpoint of the trial; there need be none."""
+        self._folder.remove_all()
+
+    def _keep(self, names: list[str]) -> None:
+        for stale in self._folder.names():
+            if stale not in names:
+                self._folder.remove(stale)
+
+    def _read(self, name: str) -> Checkpoint:
+        with self._folder.local_copy(name) as path:
+            return replace(read_checkpoint(path), path=Path(self._folder.path) / name)
+
+    @cached_property
+    def _folder(self) -> "_LocalFolder | _RemoteFolder":
+        url = urlsplit(self.root)
+        if "://" not in self.root:
+            return _LocalFolder(Path(self.root) / str(self.trial_id))
+        if url.scheme == "file":
+            return _LocalFolder(Path(unquote(url.path)) / str(self.trial_id))
+        return _RemoteFolder(self.root, str(self.trial_id))
+
+
+class BackgroundSaver:
+    """Saves while training goes on: the state is copied at once, and its copy is written by a thread, one at a time.
+
+    What the thread raised is raised by the next call; whoever trains ends with wait().
+    """
+
+    def __init__(self, store: CheckpointStore) -> None:
+        self._store = store
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._saving: Future[None] | None = None
+
+    def save(self, state: TrainState, *, model_name: str, corpus_fingerprint: str) -> None:
+        """Begin to do what the store's save() does, once the save before is over; the state may change at once."""
+        self.wait()
+        payload = checkpoint_payload(state, model_name=model_name, corpus_fingerprint=corpus_fingerprint)
+        self._saving = self._thread.submit(self._store.write, _copied(payload, {}))
+
+    def wait(self) -> None:
+        """Return once nothing is being saved. Raises OSError where the save failed."""
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.result()
+
+
+def _copied(value: Any, copies: dict[tuple[Any, ...], torch.Tensor]) -> Any:
+    # Tied weights stay one tensor, or the file would hold them twice.
+    if isinstance(value, torch.Tensor):
+        key = (value.device, value.data_ptr(), value.shape, value.stride(), value.dtype)
+        if key not in copies:
+            copies[key] = value.detach().to("cpu", copy=True)
+        return copies[key]
+    if isinstance(value, dict):
+        return {name: _copied(one, copies) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_copied(one, copies) for one in value]
+    return value
+
+
+class _LocalFolder:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def names(self) -> list[str]:
+        return sorted(path.name for path in self.path.glob("step_*.pt"))
+
+    def put(self, payload: dict[str, Any], name: str) -> None:
+        for left_by_a_killed_writer in self.path.glob(".step_*.tmp"):
+            left_by_a_killed_writer.unlink(missing_ok=True)
+        write_payload(payload, self.path / name)
+
+    @contextmanager
+    def local_copy(self, name: str) -> Iterator[Path]:
+        yield self.path / name
+
+    def remove(self, name: str) -> None:
+        (self.path / name).unlink(missing_ok=True)
+
+    def remove_all(self) -> None:
+        if self.path.exists():
+            shutil.rmtree(self.path)
+
+
+class _RemoteFolder:
+    def __init__(self, root: str, name: str) -> None:
+        # Here and not above, for a machine that keeps its checkpoints on its own disk needs no pyarrow.
+        import pyarrow as pa
+        from pyarrow import fs
+
+        try:
+            self._files, path = fs.FileSystem.from_uri(root)
+        except pa.ArrowInvalid as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"checkpoints cannot be kept in {root}: {reason}. Name a folder or an s3:// URI.") from None
+        self._selector, self._copy_files, self._local = fs.FileSelector, fs.copy_files, fs.LocalFileSystem()
+        self.path = f"{path.rstrip('/')}/{name}"
+
+    def names(self) -> list[str]:
+        found = self._files.get_file_info(self._selector(self.path, allow_not_found=True))
+        return sorted(one.base_name for one in found if one.base_name.startswith("step_"))
+
+    def put(self, payload: dict[str, Any], name: str) -> None:
+        target = f"{self.path}/{name}"
+        with tempfile.TemporaryDirectory() as folder:
+            local = Path(folder) / name
+            write_payload(payload, local)
+            self._files.create_dir(self.path, recursive=True)
+            self._copy_files(str(local), target, source_filesystem=self._local, destination_filesystem=self._files)
+            sent, arrived = local.stat().st_size, self._files.get_file_info([target])[0].size
+        if sent != arrived:
+            self.remove(name)
+            raise OSError(errno.EIO, f"{arrived} of {sent} bytes arrived", target)
+
+    @contextmanager
+    def local_copy(self, name: str) -> Iterator[Path]:
+        with tempfile.TemporaryDirectory() as folder:
+            local = Path(folder) / name
+            self._copy_files(
+                f"{self.path}/{name}", str(local), source_filesystem=self._files, destination_filesystem=self._local
+            )
+            yield local
+
+    def remove(self, name: str) -> None:
+        self._files.delete_file(f"{self.path}/{name}")
+
+    def remove_all(self) -> None:
+        with suppress(FileNotFoundError):
+            self._files.delete_dir(self.path)

@@ -1,0 +1,134 @@
+"""A checkpoint's numbers: its weights as they are stored, and what AdamW's saved state tells of their gradients."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from trainable.checkpoint.checkpoint import OLD_BUFFERS
+from trainable.errors import UserError
+
+MANTISSA_BITS = {torch.bfloat16: 7, torch.float16: 10}
+EXAMINED_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+LARGEST_NUMBER = 1e9
+"""A larger learning rate is none."""
+
+
+def check_weights(where: str, weights: Mapping[str, torch.Tensor]) -> None:
+    """Raise UserError naming the first tensor that is no plain array of numbers in the file."""
+    for name, tensor in weights.items():
+        if not is_plain(tensor) and not name.endswith(OLD_BUFFERS):
+            raise UserError(
+                f"{where}: tensor '{name}' ({str(tensor.dtype).removeprefix('torch.')}) is sparse, quantized, of a "
+                "type that is not examined, or larger than what the file holds. Save it as float32 or bfloat16."
+            )
+
+
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Return whether the tensor is dense, of a type that is examined, and all there."""
+    if tensor.layout is not torch.strided or tensor.device.type != "cpu" or tensor.is_quantized or tensor.is_complex():
+        return False
+    if tensor.is_floating_point() and tensor.dtype not in EXAMINED_FLOATS:
+        return False
+    # An expanded tensor of a few bytes has any size.
+    return tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
+
+
+def trained_weights(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the floating tensors that training changes, tied ones once."""
+    found: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in weights.items():
+        if not tensor.is_floating_point() or name.endswith(OLD_BUFFERS) or tensor.data_ptr() in seen:
+            continue
+        if tensor.numel():
+            seen.add(tensor.data_ptr())
+            found[name] = tensor
+    return found
+
+
+def positive_number(value: Any) -> float | None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and 0 < value <= LARGEST_NUMBER else None
+
+
+class OptimizerFacts:
+    """What AdamW's saved state tells; each part is empty where it was not saved or is another optimizer's."""
+
+    def __init__(self, saved: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> None:
+        groups = [group for group in _listed(saved.get("param_groups")) if isinstance(group, Mapping)]
+        states = saved.get("state")
+        self.learning_rate = next((rate for group in groups if (rate := positive_number(group.get("lr")))), None)
+        self.tensors = 0
+        self.without_gradient: tuple[str, ...] = ()
+        self.nonfinite = False
+        if not isinstance(states, Mapping) or not states:
+            return
+        indices = [index for group in groups for index in _listed(group.get("params")) if isinstance(index, int)]
+        squares = {index: self._square(states.get(index)) for index in indices}
+        if not all(square is None or is_plain(square) for square in squares.values()):
+            return
+        self.tensors = len(indices)
+        names = self._names(indices, squares, weights) if len(groups) == 1 else {}
+        self.without_gradient = tuple(
+            names.get(index, f"tensor {index} of the optimizer")
+            for index, square in squares.items()
+            if square is None or not bool(square.any())
+        )
+        self.nonfinite = any(
+            square is not None and not bool(torch.isfinite(square).all()) for square in squares.values()
+        )
+
+    @staticmethod
+    def _square(state: Any) -> torch.Tensor | None:
+        square = state.get("exp_avg_sq") if isinstance(state, Mapping) else None
+        return square if isinstance(square, torch.Tensor) else None
+
+    @staticmethod
+    def _names(
+        indices: Sequence[Any], squares: Mapping[Any, torch.Tensor | None], weights: Mapping[str, torch.Tensor]
+    ) -> dict[Any, str]:
+        # The optimizer numbers its tensors; the order is the model's own if every shape agrees.
+        pairs = list(zip(indices, weights.items(), strict=False))
+        agree = len(indices) == len(weights) and all(
+            (square := squares[index]) is None or square.shape == tensor.shape for index, (_, tensor) in pairs
+        )
+        return {index: name for index, (name, _) in pairs} if agree else {}
+
+
+def _listed(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list) else ()
+
+
+def dtypes(weights: Mapping[str, torch.Tensor]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for tensor in weights.values():
+        name = str(tensor.dtype).removeprefix("torch.")
+        counts[name] = counts.get(name, 0) + tensor.numel()
+    return counts
+
+
+def bf16_valued_frac(weights: Mapping[str, torch.Tensor]) -> float:
+    equal, total = 0, 0
+    for tensor in weights.values():
+        if tensor.dtype == torch.float32:
+            # 0 and 1, where biases and norms begin, are bf16 numbers too and say nothing.
+            telling = tensor[(tensor != 0) & (tensor != 1)]
+            equal += int((telling.bfloat16().float() == telling).sum())
+            total += telling.numel()
+    return equal / total if total else 0.0
+
+
+def unmovable_frac(weights: Mapping[str, torch.Tensor], learning_rate: float) -> float:
+    """Return the share of weights whose half spacing is more than an update of `learning_rate`, AdamW's largest.
+
+    A weight of 2^e <= |w| < 2^(e+1) with m mantissa bits lies 2^(e-m) from the next.
+    """
+    lost, total = 0, 0
+    for tensor in weights.values():
+        total += tensor.numel()
+        bits = MANTISSA_BITS.get(tensor.dtype)
+        if bits is not None:
+            lost += int((tensor.abs() >= 2.0 ** math.ceil(math.log2(learning_rate) + bits + 1)).sum())
+    return lost / total if total else 0.0

@@ -1,0 +1,130 @@
+"""Measures a checkpoint: which token it predicts, its numbers, what moved since the one before. Judges nothing."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+
+from trainable.checkpoint.checkpoint import Checkpoint, read_checkpoint
+from trainable.checkpoint.checkpoint_file import read_payload
+from trainable.checkpoint.checkpoint_path import is_safetensors
+from trainable.checkpoint.exam.exam_facts import CheckpointFacts, Scalar
+from trainable.checkpoint.exam.exam_weights import (
+    OptimizerFacts,
+    bf16_valued_frac,
+    check_weights,
+    dtypes,
+    positive_number,
+    trained_weights,
+    unmovable_frac,
+)
+from trainable.checkpoint.exam.profile import checkpoint_profile
+from trainable.data.tokens import Tokens
+from trainable.errors import UserError
+
+LARGEST_SHOWN = 10**15
+"""Of the whole numbers that a checkpoint records."""
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """Return the .pt files of a folder, by name. Raises UserError when there is none."""
+    files = sorted(path for path in folder.iterdir() if path.suffix == ".pt" and path.is_file())
+    if not files:
+        raise UserError(
+            f"TARGET={folder}: the folder holds no .pt file. Name a checkpoint, a study, a trial or a text log."
+        )
+    return files
+
+
+def examine_checkpoints(
+    paths: Sequence[Path], *, tokens: Tokens | None, model_name: str | None = None
+) -> list[CheckpointFacts]:
+    """Return the facts of each checkpoint in the order of their steps, compared with the one before.
+
+    tokens: held-out ids of the text it was trained on, 1-D; None leaves the offset losses out. model_name: what the
+    owner's files are of; without it GPT-2 of the weights' own shape. Two checkpoints are in memory at a time.
+    Raises UserError for a file that cannot be read.
+    """
+    order = (
+        sorted(paths, key=lambda path: (read_checkpoint(path).optimizer_steps, path.name)) if len(paths) > 1 else paths
+    )
+    found: list[CheckpointFacts] = []
+    before: Checkpoint | None = None
+    for path in order:
+        checkpoint = read_checkpoint(path)
+        found.append(_examine(checkpoint, before, tokens=tokens, model_name=model_name))
+        before = checkpoint
+    return found
+
+
+def _examine(
+    checkpoint: Checkpoint, before: Checkpoint | None, *, tokens: Tokens | None, model_name: str | None
+) -> CheckpointFacts:
+    check_weights(f"CHECKPOINT_PATH={checkpoint.path}", checkpoint.weights)
+    weights = trained_weights(checkpoint.weights)
+    payload = _payload(checkpoint)
+    hyperparameters = _scalars(payload.get("hyperparameters")) or _scalars(payload.get("config"))
+    optimizer = payload.get("optimizer_state_dict")
+    state = OptimizerFacts(optimizer if isinstance(optimizer, Mapping) else {}, weights)
+    learning_rate = state.learning_rate or positive_number(hyperparameters.get("learning_rate"))
+    embedding = next((one for name, one in weights.items() if name.endswith("wte.weight") and one.dim() == 2), None)
+    profile, scored, reason = checkpoint_profile(
+        checkpoint, weights, tokens, model_name or checkpoint.model_name, hyperparameters
+    )
+    shared = _comparable(before, weights)
+    return CheckpointFacts(
+        name=checkpoint.path.name,
+        optimizer_steps=checkpoint.optimizer_steps,
+        is_ours=checkpoint.ours is not None,
+        parameters=sum(tensor.numel() for tensor in weights.values()),
+        vocab_size=embedding.shape[0] if embedding is not None else None,
+        dtypes=MappingProxyType(dtypes(weights)),
+        bf16_valued_frac=bf16_valued_frac(weights),
+        unmovable_frac=unmovable_frac(weights, learning_rate) if learning_rate else None,
+        nonfinite_tensors=tuple(name for name, tensor in weights.items() if not bool(torch.isfinite(tensor).all())),
+        learning_rate=learning_rate,
+        hyperparameters=MappingProxyType(hyperparameters),
+        optimizer_tensors=state.tensors,
+        without_gradient=state.without_gradient,
+        nonfinite_optimizer=state.nonfinite,
+        zero_adapters=tuple(
+            name for name, tensor in weights.items() if "lora_b" in name.lower() and not bool(tensor.any())
+        ),
+        offset_losses=MappingProxyType(profile),
+        offset_tokens=scored,
+        no_profile=reason,
+        compared_with=before.path.name if before and shared else "",
+        unchanged_tensors=tuple(name for name, (old, new) in shared.items() if torch.equal(old, new)),
+        compared_tensors=len(shared),
+    )
+
+
+def _payload(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    if checkpoint.ours is not None:
+        return checkpoint.ours
+    payload: Mapping[str, Any] = {} if is_safetensors(checkpoint.path) else read_payload(checkpoint.path)
+    return payload
+
+
+def _scalars(values: Any) -> dict[str, Scalar]:
+    if not isinstance(values, Mapping):
+        return {}
+    return {
+        str(name): value
+        for name, value in values.items()
+        if isinstance(value, str | float) or (isinstance(value, int) and abs(value) <= LARGEST_SHOWN)
+    }
+
+
+def _comparable(
+    before: Checkpoint | None, weights: Mapping[str, torch.Tensor]
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    if before is None:
+        return {}
+    return {
+        name: (before.weights[name], tensor)
+        for name, tensor in weights.items()
+        if name in before.weights and before.weights[name].shape == tensor.shape
+    }

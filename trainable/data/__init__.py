@@ -1,0 +1,1 @@
+"""Text and tokens, cached on this machine and brought to others."""

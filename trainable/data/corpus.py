@@ -1,0 +1,192 @@
+"""Where training text comes from: a file, a folder, or the English that comes with Python. Knows nothing of tokens."""
+
+import ast
+import hashlib
+import os
+import sys
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainable.errors import UserError
+
+TEXT_SUFFIXES = (".txt", ".text", ".md")
+CHUNK_CHARS = 1 << 20
+SHINGLE_WORDS = 8
+MAX_REPEATED_FRAC = 0.2
+"""A paragraph of the embedded text goes when more of its runs of 8 words than this came before."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextChunk:
+    """Consecutive whole lines of one file."""
+
+    path: Path
+    first_line: int
+    """1-based."""
+    text: str
+
+
+def cache_dir() -> Path:
+    """Return the folder for token caches (CACHE_DIR, default .cache/ beside the packages), created if missing.
+
+    Raises UserError when it cannot be.
+    """
+    given = os.environ.get("CACHE_DIR") or str(Path(__file__).parents[2] / ".cache")
+    try:
+        path = Path(given).expanduser().absolute()
+        path.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"CACHE_DIR={given} cannot be used: {_reason(error)}. Name a folder to write to.") from None
+    return path
+
+
+def source_files(source: str | None) -> list[Path]:
+    """Return the text files of a source, sorted; None means the embedded text, which is written to the cache first.
+
+    Raises UserError when there is no readable text at `source`.
+    """
+    if source is None:
+        return [_embedded_file()]
+    try:
+        path = Path(source).expanduser().absolute()
+        path.stat()
+    except FileNotFoundError:
+        pass
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"TRAINING_DATA_SOURCE={source} cannot be used: {_reason(error)}. Name a text file or a folder of them."
+        ) from None
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in TEXT_SUFFIXES and p.is_file())
+        if not files:
+            raise UserError(
+                f"TRAINING_DATA_SOURCE={source}: the folder holds no text file ({', '.join(TEXT_SUFFIXES)}). "
+                "Name a folder with text, or a single file of any suffix."
+            )
+        return files
+    if not path.is_file():
+        what = "is not a regular file" if path.exists() else "does not exist"
+        raise UserError(
+            f"TRAINING_DATA_SOURCE={source} {what}. "
+            "Name a text file or a folder of them, or unset it for the embedded text."
+        )
+    return [path]
+
+
+def iter_chunks(files: list[Path]) -> Iterator[TextChunk]:
+    """Yield the text of the files in order, in chunks of whole lines of about a million characters.
+
+    A single line longer than that is one chunk. Raises UserError for a file that is not UTF-8 or cannot be read.
+    """
+    for path in files:
+        first_line = 1
+        try:
+            # newline="" keeps \r\n as it is: the tokens must be those of the bytes on disk.
+            with path.open(encoding="utf-8", newline="") as file:
+                while lines := file.readlines(CHUNK_CHARS):
+                    yield TextChunk(path=path, first_line=first_line, text="".join(lines))
+                    first_line += len(lines)
+        except UnicodeDecodeError:
+            raise UserError(_not_utf8(path)) from None
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {_reason(error)}.") from None
+
+
+def text_fingerprint(files: list[Path]) -> str:
+    """Return the SHA-256 (hex) of the files' bytes in order. Raises UserError for an empty or unreadable source."""
+    digest = hashlib.sha256()
+    size_bytes = 0
+    for path in files:
+        try:
+            with path.open("rb") as file:
+                while block := file.read(1 << 22):
+                    size_bytes += len(block)
+                    digest.update(block)
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {_reason(error)}.") from None
+    if size_bytes == 0:
+        raise UserError(f"{files[0]} is empty. Name a TRAINING_DATA_SOURCE with text in it.")
+    return digest.hexdigest()
+
+
+def _reason(error: Exception) -> str:
+    return (getattr(error, "strerror", None) or str(error)).rstrip(".")
+
+
+def _not_utf8(path: Path) -> str:
+    offset = 0
+    with path.open("rb") as file:
+        for line_number, line in enumerate(file, start=1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                where = f"line {line_number}, byte {offset + error.start}"
+                remedy = f"iconv -f latin1 -t utf-8 {path.name} > fixed.txt"
+                return f"{path} is not UTF-8 text: {where}. Convert it, e.g. {remedy}"
+            offset += len(line)
+    return f"{path} is not UTF-8 text: it ends inside a character. Convert it to UTF-8."
+
+
+def embedded_path() -> Path:
+    """Return where the embedded text is cached, whether it is there yet or not."""
+    return cache_dir() / f"embedded-text-python-{'-'.join(str(part) for part in sys.version_info[:3])}.txt"
+
+
+def _embedded_file() -> Path:
+    path = embedded_path()
+    if not path.exists():
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            temporary.write_text(embedded_text(), encoding="utf-8")
+            temporary.replace(path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise UserError(
+                f"CACHE_DIR={path.parent} cannot be written: {_reason(error)}. Name a folder to write to."
+            ) from None
+    return path
+
+
+def embedded_text() -> str:
+    """Return about 2 MB of English that every Python carries: its language reference and its docstrings.
+
+    Passages come in the order of their hash, so that the head and the tail of the text are alike, each once.
+    """
+    from pydoc_data.topics import topics
+
+    passages = set(topics.values())
+    stdlib = Path(sysconfig.get_paths()["stdlib"])
+    for path in sorted(stdlib.rglob("*.py")):
+        if not {"site-packages", "test", "tests", "idlelib", "turtledemo"} & set(path.relative_to(stdlib).parts):
+            passages.update(_docstrings(path))
+    ordered = sorted(passages, key=lambda text: hashlib.sha256(text.encode()).digest())
+    return "\n\n".join(_without_repeats(ordered)) + "\n"
+
+
+def _without_repeats(passages: list[str]) -> Iterator[str]:
+    # Docstrings are copied from module to module: left in, the validation text would be found in the training text.
+    seen: set[int] = set()
+    for passage in passages:
+        kept = []
+        for paragraph in passage.split("\n\n"):
+            words = paragraph.split()
+            shingles = {hash(tuple(words[i : i + SHINGLE_WORDS])) for i in range(len(words) - SHINGLE_WORDS + 1)}
+            if len(shingles & seen) <= MAX_REPEATED_FRAC * len(shingles):
+                kept.append(paragraph)
+            seen |= shingles
+        if kept:
+            yield "\n\n".join(kept)
+
+
+def _docstrings(path: Path) -> Iterator[str]:
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            text = ast.get_docstring(node)
+            if text and len(text) >= 80 and text.isascii():
+                yield text

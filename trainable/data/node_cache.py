@@ -1,0 +1,143 @@
+"""What a run needs from a disk, on a node that lacks it: fetched once per node from a shared place, and checked."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from filelock import FileLock
+
+from trainable.data.corpus import cache_dir
+from trainable.data.remote_files import below, blocks_of, files_at, write_whole
+from trainable.model.fingerprint import file_fingerprint
+from trainable.model.model_names import PRESETS
+from trainable.run import RunSpec
+
+INPUTS = ".inputs"
+"""In the storage, beside the studies; none of them can be called so."""
+
+LOCK_TIMEOUT_S = 3600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedFile:
+    """One file of a shared copy."""
+
+    path: str
+    """Below the copy's own name; empty where the copy is a single file."""
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedCopy:
+    """A file or a folder as it lies in the storage, named after its content: two studies share it."""
+
+    storage: str
+    name: str
+    files: tuple[SharedFile, ...]
+
+    @property
+    def place(self) -> str:
+        """Where it lies."""
+        listing = "\n".join(f"{file.path} {file.sha256}" for file in self.files)
+        key = hashlib.sha256(f"{self.name}\n{listing}".encode()).hexdigest()[:16]
+        return below(self.storage, INPUTS, key, self.name)
+
+    def is_at(self, path: Path) -> bool:
+        """Return whether a local file or folder is the same."""
+        return all(_is_same(path / file.path if file.path else path, file) for file in self.files)
+
+    def local(self) -> Path:
+        """Return it in this node's cache, where it is fetched once. Raises OSError when the copy is gone or damaged."""
+        files, place = files_at(self.place)
+        folder = cache_dir() / f"shared-{place.split('/')[-2]}"
+        folder.mkdir(parents=True, exist_ok=True)
+        target = folder / self.name
+        # All workers of a node ask at once; one of them fetches.
+        with FileLock(folder / ".lock", timeout=LOCK_TIMEOUT_S):
+            for file in self.files:
+                path, remote = (target / file.path, f"{place}/{file.path}") if file.path else (target, place)
+                if not _is_same(path, file):
+                    write_whole(*files_at(str(path)), _checked(blocks_of(files, remote), file, remote))
+        return target
+
+
+def share(path: Path, storage: str) -> SharedCopy:
+    """Return the copy in the storage of a local file or folder; what is not there yet is copied. Raises OSError."""
+    found = [path] if path.is_file() else sorted(one for one in path.rglob("*") if one.is_file())
+    shared = SharedCopy(
+        storage=storage,
+        name=path.name,
+        files=tuple(
+            SharedFile(
+                path="" if one == path else one.relative_to(path).as_posix(),
+                size_bytes=one.stat().st_size,
+                sha256=file_fingerprint(one),
+            )
+            for one in found
+        ),
+    )
+    files, place = files_at(shared.place)
+    here, _ = files_at(str(path))
+    for file, source in zip(shared.files, found, strict=True):
+        remote = f"{place}/{file.path}" if file.path else place
+        # A copy that was cut short has another size.
+        if files.get_file_info([remote])[0].size != file.size_bytes:
+            write_whole(files, remote, blocks_of(here, str(source)))
+    return shared
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedInputs:
+    """Copies of all that a study's RunSpec names by a path of the driver's machine."""
+
+    copies: Mapping[str, SharedCopy]
+    """By that path."""
+
+    def localized(self, spec: RunSpec) -> RunSpec:
+        """Return the spec with paths of this node; what is missing, or another file, is fetched. Raises OSError."""
+        found = {path: Path(path) if copy.is_at(Path(path)) else copy.local() for path, copy in self.copies.items()}
+        return replace(
+            spec,
+            corpus=replace(spec.corpus, path=found[str(spec.corpus.path)]),
+            init_from=found[str(spec.init_from)] if spec.init_from else None,
+            model_name=str(found.get(spec.model_name, spec.model_name)),
+        )
+
+
+def share_inputs(spec: RunSpec, storage: str) -> SharedInputs:
+    """Return the copies in the storage of tokens, checkpoint and model folder. Raises OSError.
+
+    A model of the hub is fetched from there by each node.
+    """
+    paths = [spec.corpus.path, *([spec.init_from] if spec.init_from else [])]
+    if spec.model_name not in PRESETS and Path(spec.model_name).is_dir():
+        paths.append(Path(spec.model_name))
+    return SharedInputs(copies={str(path): share(path, storage) for path in paths})
+
+
+def _is_same(path: Path, file: SharedFile) -> bool:
+    try:
+        stat = path.stat()
+    except OSError:
+        return False
+    if stat.st_size != file.size_bytes:
+        return False
+    # Every trial asks; the file is read through once per process.
+    state = (path, stat.st_size, stat.st_mtime_ns)
+    if state not in _fingerprints:
+        _fingerprints[state] = file_fingerprint(path)
+    return _fingerprints[state] == file.sha256
+
+
+_fingerprints: dict[tuple[Path, int, int], str] = {}
+
+
+def _checked(blocks: Iterator[bytes], file: SharedFile, remote: str) -> Iterator[bytes]:
+    digest = hashlib.sha256()
+    for block in blocks:
+        digest.update(block)
+        yield block
+    if digest.hexdigest() != file.sha256:
+        raise OSError(5, "the copy in the storage is damaged; delete it and start again", remote)

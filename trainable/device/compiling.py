@@ -1,0 +1,171 @@
+"""torch.compile of a model's layers, where the run is long enough to repay it. An evaluation is never compiled."""
+
+import copy
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from trainable.config import TrialConfig
+from trainable.data.corpus import cache_dir
+from trainable.device.device import autocast, device_info, is_out_of_memory, release_memory
+from trainable.loss import next_token_loss
+
+CompileMode = Literal["auto", "on", "off"]
+AUTO_DEVICE = "cuda"
+MIN_RUN_S = 60.0
+"""Where nothing has been measured yet, a shorter run is not worth finding out: compiling takes tens of seconds."""
+MEASURED_PASSES = 5
+KERNELS = "kernels"
+SHAPES_IN_A_PROCESS = 64
+"""Dynamo gives up on a layer after 8 shapes; the trials of a search have more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompileCost:
+    """What compiling took and gave, measured on this machine for one model and shape of micro-batch."""
+
+    compile_s: float
+    eager_pass_s: float
+    """Forward and backward of a micro-batch."""
+    compiled_pass_s: float
+
+
+def is_repaid(cost: CompileCost, *, passes: int) -> bool:
+    """Return whether so many passes gain more seconds than compiling took."""
+    return passes * (cost.eager_pass_s - cost.compiled_pass_s) > cost.compile_s
+
+
+def compile_where_repaid(mode: CompileMode, model: PreTrainedModel, config: TrialConfig) -> str:
+    """Compile the layers of a model on its device, or do not; return a note on it for people, or "".
+
+    auto: on CUDA alone, where this run's passes repay what was measured; the first such run of a shape measures it.
+    Either way a copy of the model is compiled first: a compiler that fails, in the backward pass too, costs a note.
+    """
+    device = next(model.parameters()).device
+    if mode == "off" or (mode == "auto" and device.type != AUTO_DEVICE):
+        return ""
+    if (reason := why_not(device.type)) is not None:
+        return f"not compiled: {reason}"
+    passes = config.training_steps * config.grad_accum_steps
+    recorded = _recorded(model, config) if mode == "auto" else None
+    if recorded is not None and not is_repaid(recorded, passes=passes):
+        return _note(recorded, passes=passes, compiled=False)
+    try:
+        cost = _measured(model, config, if_eager_takes_s=MIN_RUN_S / passes if mode == "auto" and not recorded else 0.0)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        # A process that was killed while it compiled leaves half a file, which torch never writes anew.
+        shutil.rmtree(_folder() / KERNELS, ignore_errors=True)
+        return f"not compiled: {' '.join(str(error).split())[:200]}"
+    if cost is None:
+        return ""
+    compiled = mode == "on" or is_repaid(recorded or cost, passes=passes)
+    if compiled:
+        compile_layers(model)
+    return _note(recorded or cost, passes=passes, compiled=compiled)
+
+
+def _note(cost: CompileCost, *, passes: int, compiled: bool) -> str:
+    return (
+        f"{'compiled' if compiled else 'not compiled'}: {cost.compile_s:.0f} s to compile, and a pass takes "
+        f"{1e3 * cost.compiled_pass_s:.1f} ms instead of {1e3 * cost.eager_pass_s:.1f}, {passes:,} times"
+    )
+
+
+def why_not(device_type: str) -> str | None:
+    """Return why nothing can be compiled for such a device, or None."""
+    if device_type == "mps":
+        return "MPS has no compiler worth the wait"
+    if device_type == "cuda" and importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if not any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++", "c++")):
+        return "there is no C++ compiler here; g++ or clang++ is needed"
+    return None
+
+
+def compile_layers(model: PreTrainedModel) -> None:
+    """Have every layer of the model compiled when it is first trained; what cannot be compiled runs as it is."""
+    torch._dynamo.config.suppress_errors = True
+    torch._dynamo.config.recompile_limit = max(SHAPES_IN_A_PROCESS, torch._dynamo.config.recompile_limit)
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(_folder() / KERNELS))
+    # One graph a layer kind: a whole model would be compiled anew for each depth, and take as many times longer.
+    layers = max(
+        (module for module in model.modules() if isinstance(module, nn.ModuleList)), key=len, default=nn.ModuleList()
+    )
+    for layer in layers:
+        # One graph a shape, as measured; the next trial of that shape takes it from the cache.
+        layer.compile(dynamic=False)
+
+
+def _measured(model: PreTrainedModel, config: TrialConfig, *, if_eager_takes_s: float) -> CompileCost | None:
+    """Return the cost, or None where an eager pass takes less than so many seconds."""
+    device = next(model.parameters()).device
+    # A copy, dropped afterwards, and the random numbers put back: the run is the same whether it measures or reads.
+    probe = copy.deepcopy(model)
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            _seconds_a_pass(probe, config, count=1)
+            eager_pass_s = _seconds_a_pass(probe, config, count=MEASURED_PASSES)
+            if eager_pass_s < if_eager_takes_s:
+                return None
+            compile_layers(probe)
+            compile_s = _seconds_a_pass(probe, config, count=1)
+            compiled_pass_s = _seconds_a_pass(probe, config, count=MEASURED_PASSES)
+    finally:
+        del probe
+        release_memory(device)
+    cost = CompileCost(compile_s=compile_s, eager_pass_s=eager_pass_s, compiled_pass_s=compiled_pass_s)
+    path = _record_path(model, config)
+    if _recorded(model, config) is None:  # the first alone knows what it takes with nothing in the cache
+        _record(cost, path)
+    return cost
+
+
+def _seconds_a_pass(model: PreTrainedModel, config: TrialConfig, *, count: int) -> float:
+    device = next(model.parameters()).device
+    tokens = torch.zeros(config.batch_size, config.block_size + 1, dtype=torch.int64, device=device)
+    started = time.perf_counter()
+    for _ in range(count):
+        with autocast(device, config.precision):
+            loss = next_token_loss(model, tokens)
+        loss.backward()  # type: ignore[no-untyped-call]
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return (time.perf_counter() - started) / count
+
+
+def _recorded(model: PreTrainedModel, config: TrialConfig) -> CompileCost | None:
+    try:
+        return CompileCost(**json.loads(_record_path(model, config).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _record(cost: CompileCost, path: Path) -> None:
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(asdict(cost)), encoding="utf-8")
+    temporary.replace(path)
+
+
+def _record_path(model: PreTrainedModel, config: TrialConfig) -> Path:
+    device = device_info(next(model.parameters()).device)
+    shape = f"{config.batch_size} {config.block_size} {config.precision}"
+    text = f"{device.name} {torch.__version__} {shape} {model.config.to_json_string(use_diff=False)}"
+    return _folder() / f"cost-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+
+
+def _folder() -> Path:
+    folder = cache_dir() / "compiled"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

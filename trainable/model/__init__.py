@@ -1,0 +1,1 @@
+"""Models: their names, loading, and fingerprints."""

@@ -1,0 +1,26 @@
+"""Whether the weights that runs start from are still the same: a fingerprint of a preset, a folder or a file."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from trainable.model.model_names import PRESETS
+
+_WEIGHTS = ("config.json", "*.safetensors", "*.bin")
+
+
+def model_fingerprint(name: str) -> str | None:
+    """Return a SHA-256 (hex) over a preset's shape or a folder's configuration and weights; None for a hub name."""
+    if name in PRESETS:
+        return hashlib.sha256(json.dumps([name, dict(PRESETS[name])], sort_keys=True).encode()).hexdigest()
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        return None
+    parts = [f"{path.name} {file_fingerprint(path)}" for pattern in _WEIGHTS for path in sorted(folder.glob(pattern))]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def file_fingerprint(path: Path) -> str:
+    """Return the SHA-256 (hex) of a file's bytes. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,163 @@
+"""Models and their tokenizers by name: a preset, a local folder, or a hub name."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+)
+from transformers import logging as transformers_logging
+
+from trainable.data.tokens import Progress, _silent, train_tokenizer
+from trainable.device.cpu_kernels import tune_for_cpu
+from trainable.device.device import is_out_of_memory
+from trainable.errors import UserError
+from trainable.model.model_names import PRESETS, check_model_name
+
+DROPOUT_FIELDS = (
+    "resid_pdrop",
+    "embd_pdrop",
+    "emb_pdrop",
+    "attn_pdrop",
+    "attention_dropout",
+    "hidden_dropout",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "dropout",
+    "resid_dropout",
+    "embed_dropout",
+    "embedding_dropout",
+)
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+SAME_GELU = MappingProxyType({"gelu_new": "gelu_pytorch_tanh"})
+"""The same formula (Hendrycks & Gimpel 2016, tanh form) in one kernel instead of eight."""
+
+
+def load_tokenizer(name: str, files: list[Path], *, progress: Progress = _silent) -> Tokenizer:
+    """Return the model's own tokenizer, or for a preset a byte-level BPE trained once on the corpus.
+
+    Raises UserError when the folder or hub name has none that can be used.
+    """
+    if name in PRESETS:
+        return train_tokenizer(files, PRESETS[name]["vocab_size"], progress=progress)
+    path = Path(name).expanduser()
+    if path.is_dir() and not any((path / file).exists() for file in TOKENIZER_FILES):
+        # transformers would make up a tokenizer of a few special tokens.
+        raise UserError(
+            f"GPT2_MODEL_NAME={name}: the folder has no tokenizer. Save the model's own there with save_pretrained."
+        )
+    loaded = _from_pretrained(AutoTokenizer, name)
+    backend = getattr(loaded, "backend_tokenizer", None)
+    if not isinstance(backend, Tokenizer):
+        raise UserError(
+            f"GPT2_MODEL_NAME={name}: its tokenizer is not a fast one (tokenizer.json). Convert it with "
+            "AutoTokenizer.from_pretrained(..., use_fast=True).save_pretrained(...)."
+        )
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
+
+
+def load_model(name: str, *, dropout: float, seed: int) -> PreTrainedModel:
+    """Return the named causal LM in fp32 on the CPU, in train mode, with its dropout set.
+
+    Presets get random weights drawn from `seed`; it seeds torch's global generator too, as dropout draws from it.
+    Raises UserError when it cannot be loaded.
+    """
+    torch.manual_seed(seed)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    if name in PRESETS:
+        model: PreTrainedModel = GPT2LMHeadModel(_tuned(GPT2Config(**PRESETS[name]), dropout))
+    else:
+        config = _from_pretrained(AutoConfig, name)
+        model, loading = _from_pretrained(
+            AutoModelForCausalLM,
+            name,
+            config=_tuned(config, dropout),
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+        _check_loading(name, loading)
+    tune_for_cpu(model)
+    model.train()
+    torch.manual_seed(seed)
+    return model
+
+
+def context_limit(model: PreTrainedModel) -> int | None:
+    """Return the most tokens the model's positions reach, or None where it has no limit of its own."""
+    for field in ("n_positions", "max_position_embeddings", "n_ctx", "max_seq_len"):
+        limit = getattr(model.config, field, None)
+        if isinstance(limit, int) and limit > 0:
+            return limit
+    return None
+
+
+def check_model(model: PreTrainedModel, name: str, *, block_size: int, vocab_size: int) -> None:
+    """Raise UserError when the block is longer than the model's positions or the tokenizer has ids it lacks."""
+    limit = context_limit(model)
+    if limit is not None and block_size > limit:
+        raise UserError(
+            f"block_size={block_size} is longer than the {limit} positions of GPT2_MODEL_NAME={name}. "
+            f"Set BLOCK_SIZE to {limit} or less."
+        )
+    rows = model.get_input_embeddings().weight.shape[0]
+    if vocab_size > rows:
+        raise UserError(
+            f"GPT2_MODEL_NAME={name}: its tokenizer has {vocab_size} ids and the model embeds {rows}. "
+            "The two do not belong together; save the tokenizer that the model was trained with."
+        )
+
+
+def _tuned(config: Any, dropout: float) -> Any:
+    for field in DROPOUT_FIELDS:
+        # JSON may say 0 for 0.0; None and False switch something else off.
+        if type(getattr(config, field, None)) in (int, float):
+            setattr(config, field, dropout)
+    activation = getattr(config, "activation_function", None)
+    if isinstance(activation, str) and activation in SAME_GELU:
+        config.activation_function = SAME_GELU[activation]
+    return config
+
+
+def _check_loading(name: str, loading: Mapping[str, Any]) -> None:
+    # transformers gives such tensors random values and only warns: a "pretrained" model that knows nothing.
+    where = f"GPT2_MODEL_NAME={name}: its weights do not fit its config.json"
+    for tensor, given, wanted in sorted(loading["mismatched_keys"]):
+        raise UserError(
+            f"{where}: '{tensor}' is {tuple(given)} in the file and {tuple(wanted)} in the model. "
+            "Save the model again with save_pretrained."
+        )
+    missing = sorted(loading["missing_keys"])
+    if missing:
+        raise UserError(
+            f"{where}: '{missing[0]}' is missing ({len(missing)} in all). Save the model again with save_pretrained."
+        )
+
+
+def _from_pretrained(loader: Any, name: str, **kwargs: Any) -> Any:
+    check_model_name(name)
+    is_folder = Path(name).expanduser().is_dir()
+    target = str(Path(name).expanduser().absolute()) if is_folder else name
+    try:
+        # Left unset, transformers would ask on the terminal, and wait, whether to run code that came with the model.
+        return loader.from_pretrained(target, local_files_only=is_folder, trust_remote_code=False, **kwargs)
+    except Exception as error:
+        # A broken file surfaces as whatever the parser of the day raises; only running out of memory is no user's.
+        if is_out_of_memory(error):
+            raise
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        if "trust_remote_code" in str(error):
+            reason = "it needs code of its own, which is never run here. Use a model that transformers itself knows."
+        raise UserError(f"GPT2_MODEL_NAME={name} cannot be loaded by transformers: {reason}") from error

@@ -1,0 +1,50 @@
+"""Checks of how a model predicts, whatever its weights: what it sees, and that its evaluation has no chance in it."""
+
+import torch
+from transformers import PreTrainedModel
+
+from trainable.evaluation import evaluate
+from trainable.preflight.check_result import Check, skipped
+from trainable.preflight.untouched import in_mode
+
+MOVED_FRAC = 1e-3
+
+
+def check_causality(model: PreTrainedModel, windows: torch.Tensor) -> Check:
+    """Return whether predictions stay as they are when only later tokens change; windows: (N >= 2, T)."""
+    device = next(model.parameters()).device
+    windows = windows.to(device)
+    half = windows.shape[1] // 2
+    changed = windows.clone()
+    changed[:, half:] = windows.roll(1, 0)[:, half:]
+    if torch.equal(changed, windows):
+        return skipped("causality", "all sampled windows end in the same tokens")
+    with in_mode(model, training=False), torch.no_grad():
+        before, after = (model(input_ids=ids, use_cache=False).logits[:, :half].float() for ids in (windows, changed))
+    moved = float((before - after).abs().max() / before.std())
+    leaks = not moved <= MOVED_FRAC
+    return Check(
+        name="causality",
+        status="fail" if leaks else "pass",
+        measured=f"logits before the changed tokens moved by {moved:.1e} of their deviation",
+        expected=f"at most {MOVED_FRAC:.0e}",
+        advice="The model sees the tokens it is to predict. Give its attention a causal mask (is_decoder, is_causal)."
+        if leaks
+        else "",
+    )
+
+
+def check_evaluation_repeats(model: PreTrainedModel, windows: torch.Tensor) -> Check:
+    """Return whether evaluating twice, from training mode, gives the very same number."""
+    with in_mode(model, training=True):
+        first, second = evaluate(model, windows), evaluate(model, windows)
+    same = first == second
+    return Check(
+        name="evaluation repeats",
+        status="pass" if same else "fail",
+        measured=f"{first!r} and {second!r}" if not same else f"twice {first:.4f}",
+        expected="the same bits twice",
+        advice=""
+        if same
+        else "Something random is left on in evaluation, most often dropout. Make it follow model.eval().",
+    )

@@ -1,0 +1,129 @@
+"""Checks of a configuration against itself and against a model's limits: schedule, precision, block size."""
+
+from collections.abc import Mapping
+
+import torch
+from transformers import PreTrainedModel
+
+from trainable.config import TrialConfig
+from trainable.device.device import autocast
+from trainable.loss import next_token_loss
+from trainable.preflight.check_result import Check, CheckStatus, skipped
+from trainable.preflight.untouched import in_mode
+from trainable.schedule import learning_rate_at
+
+LONG_WARMUP_FRAC = 0.5
+STALLED_WARN_FRAC = 0.5
+AUTOCAST_MARGIN = 0.1
+"""nats/token; bf16 is 1e-3 off for GPT-2."""
+
+
+def check_schedule(config: TrialConfig) -> Check:
+    """Return whether the learning rate reaches its peak and does not start the run at 0."""
+    first, last = learning_rate_at(0, config), learning_rate_at(config.training_steps - 1, config)
+    measured = f"{config.lr_schedule} from {first:.2e} to {last:.2e} over {config.training_steps} steps"
+    advice = ""
+    if config.has_warmup and config.warmup_steps:
+        measured += f", warm-up {config.warmup_steps} steps"
+        if config.warmup_steps >= config.training_steps:
+            advice = "The run ends before the peak is reached. Shorten WARMUP_STEPS or lengthen TRAINING_STEPS."
+        elif config.warmup_steps > LONG_WARMUP_FRAC * config.training_steps:
+            advice = "Most of the run is warm-up. Shorten WARMUP_STEPS or lengthen TRAINING_STEPS."
+    return Check(
+        name="learning-rate schedule",
+        status="warn" if advice else "pass",
+        measured=measured,
+        expected=f"the peak of {config.learning_rate:.2e}, with a warm-up of at most half the run",
+        advice=advice,
+    )
+
+
+def check_precision(config: TrialConfig, model: PreTrainedModel, windows: torch.Tensor) -> Check:
+    """Return whether the weights can take steps of this learning rate, and autocast gives the loss that fp32 gives.
+
+    windows: (N, T + 1), of which two are used.
+    """
+    device = next(model.parameters()).device
+    dtypes = sorted({str(weight.dtype).removeprefix("torch.") for weight in model.parameters() if weight.requires_grad})
+    measured = f"weights {', '.join(dtypes)}; PRECISION={config.precision} on {device.type}"
+    status: CheckStatus = "pass"
+    advice = ""
+    stalled = _stalled_frac(config, model)
+    difference = 0.0 if config.precision == "fp32" else _autocast_difference(config, model, windows[:2].to(device))
+    if config.precision != "fp32":
+        measured += f", whose loss is {difference:.1e} from fp32's"
+    if not difference <= AUTOCAST_MARGIN:
+        status, advice = "fail", "This model does not bear this precision. Set PRECISION=fp32, or bf16 instead of fp16."
+    elif stalled > STALLED_WARN_FRAC:
+        measured += f"; an Adam step of {config.learning_rate:.0e} is rounded away in {stalled:.0%} of the weights"
+        status, advice = (
+            "warn",
+            "Training would stall. Keep the weights in fp32 (autocast does) or raise LEARNING_RATE.",
+        )
+    elif config.precision == "fp16" and device.type == "cpu":
+        status, advice = "warn", "fp16 is slow on a CPU and overflows early. Set PRECISION=bf16 or fp32."
+    elif (
+        config.precision == "bf16"
+        and device.type == "cuda"
+        and not torch.cuda.is_bf16_supported(including_emulation=False)
+    ):
+        status, advice = "warn", "This GPU computes bf16 in software. Set PRECISION=fp16 or fp32."
+    return Check(
+        name="precision",
+        status=status,
+        measured=measured,
+        expected=f"fp32 weights, and a loss within {AUTOCAST_MARGIN} of fp32's",
+        advice=advice,
+    )
+
+
+def _autocast_difference(config: TrialConfig, model: PreTrainedModel, windows: torch.Tensor) -> float:
+    with in_mode(model, training=False), torch.no_grad():
+        exact = next_token_loss(model, windows)
+        with autocast(windows.device, config.precision):
+            return abs(float(next_token_loss(model, windows)) - float(exact))
+
+
+def _stalled_frac(config: TrialConfig, model: torch.nn.Module) -> float:
+    # Adam moves a weight by about the learning rate; a move below half a unit in the last place is lost in rounding.
+    stalled = total = 0
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
+            half_unit = parameter.detach().float().abs() * torch.finfo(parameter.dtype).eps / 2
+            stalled += int((half_unit > config.learning_rate).sum())
+            total += parameter.numel()
+    return stalled / total if total else 0.0
+
+
+def check_block_sizes(limit: int | None, blocks: Mapping[str, int]) -> Check:
+    """Return whether every named block size is within the model's positions."""
+    name = "block size"
+    if limit is None:
+        return skipped(name, "the model has no limit of positions")
+    too_long = [f"{what}={block}" for what, block in blocks.items() if block > limit]
+    return Check(
+        name=name,
+        status="fail" if too_long else "pass",
+        measured=", ".join(f"{what}={block}" for what, block in blocks.items()) + f" at {limit} positions",
+        expected=f"at most {limit} tokens",
+        advice=f"Lower {' and '.join(too_long)} to {limit} or less, or use a model with more positions."
+        if too_long
+        else "",
+    )
+
+
+def check_finite_weights(model: torch.nn.Module) -> Check:
+    """Return whether every weight is a finite number, naming the tensors that have others."""
+    bad = [name for name, tensor in model.named_parameters() if not torch.isfinite(tensor).all()]
+    return Check(
+        name="finite weights",
+        status="fail" if bad else "pass",
+        measured=f"NaN or inf in {listed(bad)}" if bad else "all finite",
+        expected="no NaN and no inf",
+        advice="The weights were saved after the run had broken. Use an earlier checkpoint." if bad else "",
+    )
+
+
+def listed(names: list[str], *, most: int = 3) -> str:
+    """Return the first names and how many there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more ({len(names)})" if len(names) > most else "")

@@ -1,0 +1,134 @@
+"""Checks of the corpus and its tokenizer: do they fit each other, the model, and is the validation part unseen?"""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from trainable.data.corpus import iter_chunks
+from trainable.data.tokens import Corpus
+from trainable.preflight.check_result import Check, CheckStatus, skipped
+from trainable.preflight.overlap import CHUNK_TOKENS, LONG_COPY_TOKENS, measure_overlap
+from trainable.text_audit.ngrams import NGRAM_TOKENS
+
+UNKNOWN_FAIL_FRAC = 0.01
+LOST_FAIL_FRAC = 0.05
+MIN_BYTES_PER_TOKEN = 1.5
+"""English has 3 to 4.5 in vocabularies of 2,048 to 50,257; another script in GPT-2's has 1 to 1.5."""
+LARGE_VOCABULARY = 1000
+"""Smaller ones are by character or byte, and meant to be."""
+SAMPLE_CHARS = 25_000
+SAMPLE_FILES = 8
+
+SHARED_FAIL_FRAC = 0.10
+SHARED_WARN_FRAC = 0.03
+"""The embedded text shares 1.2 % (signatures, repeated phrases)."""
+LONG_COPY_FAIL_FRAC = 0.005
+"""At 6 nats/token a remembered copy of this share lowers the validation loss by 0.03, more than seeds differ."""
+EXCERPT_TOKENS = 16
+
+
+def check_tokenizer_ids(tokenizer: Tokenizer, corpus: Corpus, embedding_rows: int) -> Check:
+    """Return whether every id that the tokenizer or the corpus has is one that the model embeds."""
+    highest = max(tokenizer.get_vocab(with_added_tokens=True).values())
+    in_corpus = max(int(chunk.max()) for chunk in _pieces(corpus))
+    too_high = max(highest, in_corpus) >= embedding_rows
+    return Check(
+        name="tokenizer ids",
+        status="fail" if too_high else "pass",
+        measured=f"highest id {highest}, in the corpus {in_corpus}; the model embeds {embedding_rows}",
+        expected=f"ids below {embedding_rows}",
+        advice="Tokenizer and model do not belong together. Save the tokenizer that the model was trained with."
+        if too_high
+        else "",
+    )
+
+
+def check_tokenizer_fit(tokenizer: Tokenizer, corpus: Corpus, files: Sequence[Path]) -> Check:
+    """Return whether the tokenizer writes the text's own bytes: round trip, unknown tokens, bytes per token.
+
+    Without files the text is what the corpus' tokens decode to, which cannot show what was lost before.
+    """
+    text = _sample(files) if files else tokenizer.decode(corpus.tokens[: SAMPLE_CHARS // 4].tolist(), False)
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    back = tokenizer.decode(ids, skip_special_tokens=False)
+    lost = (Counter(text) - Counter(back)).total() / max(1, len(text))
+    unknown_id = _unknown_id(tokenizer)
+    unknown = 0
+    if unknown_id is not None:
+        unknown = sum(int(np.count_nonzero(chunk == unknown_id)) for chunk in _pieces(corpus))
+    unknown_frac = unknown / len(corpus.tokens)
+    bytes_per_token = len(text.encode()) / max(1, len(ids))
+    status: CheckStatus = "pass"
+    advice = ""
+    if unknown_frac >= UNKNOWN_FAIL_FRAC or (lost >= LOST_FAIL_FRAC and tokenizer.decoder is not None):
+        status, advice = "fail", "The tokenizer does not know this text. Use one made for its language and script."
+    elif bytes_per_token < MIN_BYTES_PER_TOKEN and corpus.vocab_size >= LARGE_VOCABULARY:
+        status, advice = (
+            "warn",
+            "It breaks the text into scraps: it was made for another language. Use one made for this.",
+        )
+    elif back != text:
+        status, advice = (
+            "warn",
+            "Text does not come back as it was (case, spaces or rare characters). Look at the tokenizer.",
+        )
+    return Check(
+        name="tokenizer fit",
+        status=status,
+        measured=f"round trip {'exact' if back == text else f'loses {lost:.1%} of the characters'}, "
+        f"unknown tokens {unknown_frac:.2%}, {bytes_per_token:.2f} bytes/token",
+        expected=f"exact, below {UNKNOWN_FAIL_FRAC:.0%}, at least {MIN_BYTES_PER_TOKEN} bytes/token",
+        advice=advice,
+    )
+
+
+def check_overlap(corpus: Corpus, tokenizer: Tokenizer) -> Check:
+    """Return whether the validation part is text that training does not see."""
+    name = "train/validation overlap"
+    overlap = measure_overlap(corpus.train, corpus.val)
+    if overlap is None:
+        return skipped(name, f"a part has fewer than {NGRAM_TOKENS} tokens")
+    measured = f"{overlap.shared_frac:.1%} of the validation {NGRAM_TOKENS}-grams occur in training"
+    if overlap.train_read_frac < 1:
+        measured += f" (in the {overlap.train_read_frac:.0%} of it that was read)"
+    if overlap.longest_tokens:
+        start, end = overlap.longest_start, overlap.longest_start + overlap.longest_tokens
+        excerpt = " ".join(tokenizer.decode(corpus.val[start : start + EXCERPT_TOKENS].tolist()).split())
+        measured += f"; longest copy: validation tokens {start:,} to {end:,}, {excerpt!r}"
+    failed = overlap.shared_frac >= SHARED_FAIL_FRAC or overlap.long_copy_frac >= LONG_COPY_FAIL_FRAC
+    warned = overlap.shared_frac >= SHARED_WARN_FRAC or overlap.long_copy_frac > 0
+    return Check(
+        name=name,
+        status="fail" if failed else "warn" if warned else "pass",
+        measured=measured,
+        expected=f"below {SHARED_WARN_FRAC:.0%}, and no copy of {LONG_COPY_TOKENS} tokens or more",
+        advice="The validation loss would reward remembering. Remove the repeated passages from the text."
+        if failed or warned
+        else "",
+    )
+
+
+def _sample(files: Sequence[Path]) -> str:
+    spread = [files[round(place)] for place in np.linspace(0, len(files) - 1, min(SAMPLE_FILES, len(files)))]
+    starts = (next(iter_chunks([path]), None) for path in spread)
+    return "\n".join(chunk.text[: SAMPLE_CHARS // len(spread)] for chunk in starts if chunk is not None)
+
+
+def _unknown_id(tokenizer: Tokenizer) -> int | None:
+    parts = json.loads(tokenizer.to_str())
+    model, decoder = parts["model"], parts.get("decoder") or {}
+    if decoder.get("type") == "ByteLevel":
+        # Knows every byte; what it names its unknown token is the end of a text.
+        return None
+    if isinstance(model.get("unk_id"), int):
+        return int(model["unk_id"])
+    token = model.get("unk_token")
+    return tokenizer.token_to_id(token) if token else None
+
+
+def _pieces(corpus: Corpus) -> list[np.ndarray]:
+    return [corpus.tokens[start : start + CHUNK_TOKENS] for start in range(0, len(corpus.tokens), CHUNK_TOKENS)]

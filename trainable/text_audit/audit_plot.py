@@ -1,0 +1,108 @@
+"""An audit drawn along the text, by token position."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trainable.text_audit.audit_values import KINDS, AuditReport
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_COLOURS = {
+    "train_val_overlap": "#b2182b",
+    "exact_duplicate": "#d6604d",
+    "near_duplicate": "#f4a582",
+    "repeated_ngram": "#8c510a",
+    "binary": "#4d4d4d",
+    "foreign_language": "#542788",
+    "encoding_debris": "#2166ac",
+    "distribution_shift": "#1b7837",
+    "long_line": "#80b1d3",
+}
+_CURVES = (
+    ("entropy", "token entropy\nnats/token", None),
+    ("bytes_per_token", "bytes\nper token", None),
+    ("shift", "distance from\nthe whole text", 1.0),
+    ("non_ascii_frac", "non-ASCII\nshare", 1.0),
+    ("duplicate_frac", "copied\nshare", 1.0),
+)
+MIN_WIDTH_FRAC = 0.0015
+"""A finding is drawn at least so wide, or the short ones could not be seen."""
+
+
+def plot_audit(report: AuditReport, path: Path) -> None:
+    """Draw the findings as strips by kind and the profile as curves, by token position, as PNG or SVG by suffix.
+
+    Raises OSError when `path` cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 10), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1 + len(_CURVES), 1, sharex=True, height_ratios=[3.2, *[1.2] * len(_CURVES)])
+    _draw_strips(axes[0], report)
+    for axis, (name, label, top) in zip(axes[1:], _CURVES, strict=True):
+        _draw_curve(axis, report, name, label, top)
+    for axis in axes:
+        _draw_marks(axis, report)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].text(report.train_tokens, 1.01, " validation", transform=axes[0].get_xaxis_transform(), va="bottom", size=9)
+    axes[-1].set_xlim(0, report.tokens)
+    axes[-1].set_xlabel("token position")
+    axes[-1].xaxis.set_major_formatter(_position)
+    name = report.files[0].name if len(report.files) == 1 else f"{len(report.files)} files"
+    seen = "" if report.token_range is None else "; RANGE {:,}-{:,}".format(*report.token_range)
+    figure.suptitle(f"{name}: {report.tokens:,} tokens{seen}", x=0.01, ha="left", size=12)
+    figure.savefig(path, dpi=120)
+
+
+def _draw_strips(axis: "Axes", report: AuditReport) -> None:
+    least = MIN_WIDTH_FRAC * report.tokens
+    for row, kind in enumerate(reversed(KINDS)):
+        spans = report.spans.get(kind)
+        axis.axhspan(row - 0.4, row + 0.4, color="#f3f3f3", zorder=0, linewidth=0)
+        if spans is not None and len(spans):
+            widths = np.maximum(spans[:, 1] - spans[:, 0], least)
+            bars = np.stack([spans[:, 0], widths], axis=1)
+            axis.broken_barh(
+                [(float(x), float(w)) for x, w in bars], (row - 0.4, 0.8), color=_COLOURS[kind], linewidth=0
+            )
+    axis.set_yticks(range(len(KINDS)), [_label(kind, report) for kind in reversed(KINDS)])
+    axis.set_ylim(-0.6, len(KINDS) - 0.4)
+    axis.tick_params(axis="y", length=0)
+    axis.spines["left"].set_visible(False)
+
+
+def _label(kind: str, report: AuditReport) -> str:
+    total = report.totals.get(kind)
+    name = kind.replace("_", " ")
+    if total is None:
+        return name
+    places = "1 place" if total.findings == 1 else f"{total.findings:,} places"
+    return f"{name}  ({places}, {total.frac:.2%})"
+
+
+def _draw_curve(axis: "Axes", report: AuditReport, name: str, label: str, top: float | None) -> None:
+    values = getattr(report.profile, name)
+    edges = np.append(report.profile.first_token, report.tokens)
+    axis.stairs(values, edges, color="#333333", linewidth=1.0, baseline=None)
+    axis.set_ylabel(label, rotation=0, ha="right", va="center", size=9)
+    low = 0.0 if top is not None else min(float(values.min()), float(np.median(values)) * 0.5)
+    high = max(float(values.max()) * 1.1, 0.05) if top is not None else float(values.max()) * 1.1 + 0.1
+    axis.set_ylim(low, high if top is None else min(high, top * 1.05))
+
+
+def _draw_marks(axis: "Axes", report: AuditReport) -> None:
+    axis.axvline(report.train_tokens, color="#b2182b", linewidth=1.0, linestyle="--")
+    if report.token_range is not None:
+        axis.axvspan(*report.token_range, color="#fee08b", alpha=0.35, zorder=0, linewidth=0)
+
+
+def _position(tokens: float, _: Any = None) -> str:
+    for scale, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "K")):
+        if tokens >= scale:
+            return f"{tokens / scale:g}{suffix}"
+    return f"{tokens:g}"

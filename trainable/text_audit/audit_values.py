@@ -1,0 +1,182 @@
+"""What an audit says: findings, totals, a profile along the text. Values only; nothing here looks for anything."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from trainable.errors import UserError
+from trainable.text_audit.units import Units
+
+KINDS = (
+    "train_val_overlap",
+    "exact_duplicate",
+    "near_duplicate",
+    "repeated_ngram",
+    "binary",
+    "foreign_language",
+    "encoding_debris",
+    "distribution_shift",
+    "long_line",
+)
+"""In the order in which equally severe findings are listed."""
+SEVERITIES = ("high", "medium", "low")
+
+Spans = npt.NDArray[np.int64]
+"""Half-open token ranges, (n, 2)."""
+
+
+def spans(*pairs: tuple[int, int]) -> Spans:
+    """Return the half-open ranges as an array (n, 2)."""
+    return np.array(pairs, dtype=np.int64).reshape(-1, 2)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hit:
+    """What a detector saw, in tokens; it has no file, line or severity yet."""
+
+    kind: str
+    first: int
+    end: int
+    """One past the last token."""
+    summary: str
+    removed: Spans = field(default_factory=spans)
+    """What a cleaned copy leaves out."""
+    original: tuple[int, int] | None = None
+    """Where the same text stays, half-open."""
+    occurrences: int = 1
+    affected_tokens: int
+    """Of all occurrences."""
+    weight: float = 1.0
+    """Multiplies the share of the corpus that severity is judged by."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Whole lines of one file and the tokens they cover, ends included."""
+
+    file: Path
+    first_line: int
+    """1-based."""
+    last_line: int
+    first_token: int
+    """0-based, in the tokens that training sees."""
+    last_token: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditFinding:
+    """One thing found: where, how bad, and what it looks like."""
+
+    kind: str
+    """One of KINDS."""
+    severity: str
+    """One of SEVERITIES."""
+    file: Path
+    first_line: int
+    last_line: int
+    first_token: int
+    last_token: int
+    """Inclusive."""
+    summary: str
+    excerpt: str
+    """The first characters, control characters made visible, 120 at most."""
+    occurrences: int
+    affected_tokens: int
+    """Tokens of all occurrences; of a copied passage, without the one that stays."""
+    copy_of: Place | None
+    """For copies: where the same text is that a cleaned copy keeps; for an overlap: where training sees it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KindTotal:
+    """All findings of one kind together."""
+
+    findings: int
+    tokens: int
+    """Tokens covered, each once."""
+    frac: float
+    """Of the audited tokens; for train_val_overlap without a range, of the validation tokens."""
+    severity: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """Figures per window of tokens along the text, each an array (windows,)."""
+
+    first_token: npt.NDArray[np.int64]
+    window_tokens: int
+    entropy: npt.NDArray[np.float64]
+    """Of the window's own token frequencies, nats/token."""
+    bytes_per_token: npt.NDArray[np.float64]
+    non_ascii_frac: npt.NDArray[np.float64]
+    """Of the window's bytes."""
+    shift: npt.NDArray[np.float64]
+    """Jensen-Shannon distance of the window's tokens from the whole text's, 0 to 1."""
+    duplicate_frac: npt.NDArray[np.float64]
+    """Of the window's tokens: copies, near copies and repetitions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CleanPlan:
+    """What a cleaned copy leaves out or repairs, unit by unit."""
+
+    units: Units
+    removed: npt.NDArray[np.uint8]
+    """(units,) 0 to keep, else 1 + the index in KINDS of why not."""
+    repaired: npt.NDArray[np.bool_]
+    """(units,) kept, without their encoding debris."""
+    markup: npt.NDArray[np.bool_]
+    """(units,) of those, the ones whose tags and entities go too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditReport:
+    """Everything an audit found."""
+
+    files: tuple[Path, ...]
+    text_fingerprint: str
+    """SHA-256 (hex) of the files' bytes."""
+    tokens: int
+    train_tokens: int
+    """The first 90 %; the others are validation."""
+    lines: int
+    bytes: int
+    token_range: tuple[int, int] | None
+    """Half-open; only what touches it is in `findings`."""
+    findings: tuple[AuditFinding, ...]
+    """The worst first; of each kind the MAX_FINDINGS largest. `totals` counts all."""
+    totals: Mapping[str, KindTotal]
+    """By kind, for the kinds that were found."""
+    spans: Mapping[str, Spans]
+    """By kind, everything affected, sorted, not overlapping."""
+    profile: Profile
+    plan: CleanPlan = field(repr=False, compare=False)
+
+
+_POSITION = re.compile(r"(\d[\d_,]*(?:\.\d+)?)([KMG]?)", re.IGNORECASE)
+MAX_POSITION = 10**15
+_SCALES = {"": 1, "K": 1_000, "M": 1_000_000, "G": 1_000_000_000}
+
+
+def parse_range(text: str) -> tuple[int, int]:
+    """Return the token positions (first, end) of a range such as 2.0M-2.5M, 500K-1M or 0-20000, half-open.
+
+    Raises UserError for anything else and for an empty or reversed range.
+    """
+    match = re.fullmatch(rf"\s*{_POSITION.pattern}\s*[-–:]\s*{_POSITION.pattern}\s*", text, re.IGNORECASE)
+    if match is None:
+        raise UserError(f"RANGE={text!r} is no range of token positions. Write it as 2.0M-2.5M, 500K-1M or 0-20000.")
+    positions = [
+        float(number.replace(",", "").replace("_", "")) * _SCALES[scale.upper()]
+        for number, scale in (match.group(1, 2), match.group(3, 4))
+    ]
+    if max(positions) > MAX_POSITION:
+        raise UserError(f"RANGE={text} lies beyond any text. Write it as 2.0M-2.5M, 500K-1M or 0-20000.")
+    first, end = (round(position) for position in positions)
+    if first >= end:
+        raise UserError(f"RANGE={text}: it must end after it starts. Write the smaller position first: 2.0M-2.5M.")
+    return first, end

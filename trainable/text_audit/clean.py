@@ -1,0 +1,140 @@
+"""A cleaned copy of a text: what an audit found, left out or repaired. Never touches the source."""
+
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from trainable.data.corpus import text_fingerprint
+from trainable.errors import UserError
+from trainable.text_audit.audit_values import KINDS, AuditReport, CleanPlan
+from trainable.text_audit.debris import repair
+from trainable.text_audit.units import Flags, Units
+
+_COPY_BYTES = 1 << 22
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Removed:
+    """What was left out for one kind of finding."""
+
+    lines: int
+    """Whole or in part."""
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CleanSummary:
+    """What a cleaned copy lacks."""
+
+    out: Path
+    source_bytes: int
+    bytes: int
+    """Written."""
+    removed: Mapping[str, Removed]
+    """By kind."""
+    repaired_lines: int
+    """Kept, without their encoding debris."""
+    kept_kinds: tuple[str, ...]
+    """Found, and left in: whether they belong is for a person to say."""
+
+
+def write_clean(files: list[Path], report: AuditReport, out: Path) -> CleanSummary:
+    """Write the files' text without what `report` found as one new file, and return what it lacks.
+
+    Of copies the first stays, or the one in the validation part. Foreign languages, shifts and long lines stay.
+    Raises UserError when `out` exists or cannot be written, and when the files changed since the audit.
+    """
+    if out.exists():
+        what = "is one of the audited files" if any(out.samefile(path) for path in files) else "exists"
+        raise UserError(f"CLEAN={out} {what}. Nothing is overwritten: name a new file.")
+    if len(files) > 1 and out.absolute().is_relative_to(os.path.commonpath(files)):
+        raise UserError(
+            f"CLEAN={out} is in the folder of the source and would become part of it. Name a file elsewhere."
+        )
+    if text_fingerprint(files) != report.text_fingerprint:
+        raise UserError(f"{files[0]} has changed since it was audited. Run the audit again.")
+    temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            for index, path in enumerate(files):
+                _copy_clean(path, report.plan, index, file)
+            file.flush()
+            os.fsync(file.fileno())
+        size = temporary.stat().st_size
+        temporary.replace(out)
+    except OSError as error:
+        raise UserError(f"CLEAN={out} cannot be written: {error.strerror}.") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+    return CleanSummary(
+        out=out,
+        source_bytes=report.bytes,
+        bytes=size,
+        removed=_removed_by_kind(report.plan),
+        repaired_lines=_lines(report.plan.units, report.plan.repaired),
+        kept_kinds=tuple(
+            kind for kind in ("foreign_language", "distribution_shift", "long_line") if kind in report.totals
+        ),
+    )
+
+
+def _copy_clean(path: Path, plan: CleanPlan, file_index: int, out: BinaryIO) -> None:
+    units = plan.units
+    first, end = np.searchsorted(units.file_index, (file_index, file_index + 1)).tolist()
+    action = np.where(plan.removed > 0, 3, plan.repaired.astype(np.int8) + (plan.repaired & plan.markup))
+    last_byte = b"\n"
+    with path.open("rb") as source:
+        for low, high in _runs(action, first, end):
+            source.seek(int(units.first_byte[low]))
+            size = int(units.end_byte[high - 1] - units.first_byte[low])
+            if action[low] == 3:
+                # The line that a cut begins in must still end.
+                written = b"\n" if units.ends_line[high - 1] and not units.starts_line[low] else b""
+                out.write(written)
+            elif action[low] == 0:
+                written = _copy(source, size, out)
+            else:
+                written = repair(source.read(size), markup=action[low] == 2)
+                out.write(written)
+            last_byte = written[-1:] or last_byte
+    if last_byte != b"\n" and file_index + 1 < len(units.files):
+        out.write(b"\n")
+
+
+def _runs(action: npt.NDArray[np.integer], first: int, end: int) -> Iterator[tuple[int, int]]:
+    changes = np.flatnonzero(np.diff(action[first:end])) + first + 1
+    bounds = [first, *changes.tolist(), end]
+    yield from ((low, high) for low, high in pairwise(bounds) if high > low)
+
+
+def _copy(source: BinaryIO, size: int, out: BinaryIO) -> bytes:
+    block = b""
+    while size > 0 and (block := source.read(min(size, _COPY_BYTES))):
+        out.write(block)
+        size -= len(block)
+    return block[-1:]
+
+
+def _removed_by_kind(plan: CleanPlan) -> dict[str, Removed]:
+    sizes = plan.units.end_token - plan.units.first_token
+    counts = {}
+    for index, kind in enumerate(KINDS, start=1):
+        gone = plan.removed == index
+        if gone.any():
+            counts[kind] = Removed(lines=_lines(plan.units, gone), tokens=int(sizes[gone].sum()))
+    return counts
+
+
+def _lines(units: Units, chosen: Flags) -> int:
+    where = np.flatnonzero(chosen)
+    if len(where) == 0:
+        return 0
+    files, lines = units.file_index[where], units.first_line[where]
+    return 1 + int(((np.diff(files) != 0) | (np.diff(lines) != 0)).sum())

@@ -1,0 +1,169 @@
+"""Copies of all sorts as findings: one for each passage that has copies, however many."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from trainable.data.tokens import Progress, Tokens
+from trainable.text_audit.audit_values import Hit, Spans, spans
+from trainable.text_audit.duplicates import find_duplicate_runs, fingerprints
+from trainable.text_audit.near import NearDuplicates, find_near_duplicates
+from trainable.text_audit.ngrams import covered, union
+from trainable.text_audit.overlap_runs import find_overlap
+from trainable.text_audit.passages import find_passages
+from trainable.text_audit.template import find_templates
+from trainable.text_audit.units import Ints, Units
+
+JOIN_TOKENS = 64
+"""Runs so near to each other, here and there, are one passage with a few words changed."""
+SAME_PASSAGE_FRAC = 0.5
+"""Copies whose originals share so much of the longer one are copies of one passage."""
+MAX_OPEN = 32
+"""Passages that a copy is compared with; of more at one place, copies are told apart that need not be."""
+
+MOSTLY = 0.8
+"""A passage of which so much is known already is not compared."""
+SKIPPED_KINDS = ("binary", "repeated_ngram")
+
+Runs = npt.NDArray[np.int64]
+"""(n, 3) of (copy, original, length)."""
+
+
+def find_copies(
+    units: Units,
+    tokens: Tokens,
+    word: npt.NDArray[np.int32],
+    known: list[Hit],
+    train_tokens: int,
+    progress: Progress,
+) -> list[Hit]:
+    """Return overlaps, exact and near copies outside what is `known`; `word` maps ids to words, 0 to none."""
+    skipped = covered(spans(*((hit.first, hit.end) for hit in known if hit.kind in SKIPPED_KINDS)), len(tokens))
+    templates = find_templates(tokens)
+    hashes, positions = fingerprints(tokens, skipped | templates.starts, progress)
+    runs = find_duplicate_runs(tokens, train_tokens, hashes, positions)
+    hits = [*templates.hits, *duplicate_hits(runs, train_tokens)]
+    hits += overlap_hits(find_overlap(tokens, train_tokens, skipped | templates.starts, progress).runs)
+    passages = find_passages(units, tokens)
+    first, end = units.first_token[passages.first_unit], units.end_token[passages.end_unit - 1]
+    gone = np.concatenate([spans(), *(hit.removed for hit in hits)])
+    total = np.append(0, np.cumsum(skipped | covered(gone, len(tokens)), dtype=np.int64))
+    is_new = (end > first) & (total[end] - total[first] < MOSTLY * (end - first))
+    first, end = first[is_new], end[is_new]
+
+    def words_at(low: int, high: int) -> npt.NDArray[np.int32]:
+        words = word[tokens[low:high]]
+        words[templates.covers[low:high]] = 0
+        return words
+
+    return hits + near_hits(find_near_duplicates(words_at, first, end, train_tokens, progress), first, end)
+
+
+def duplicate_hits(runs: Runs, train_tokens: int) -> list[Hit]:
+    """Return the exact duplicates; those between the two parts of the split are overlaps and left to overlap_hits."""
+    across = (runs[:, 0] < train_tokens) & (runs[:, 1] >= train_tokens)
+    hits = []
+    for copies, original in _passages(_joined(runs[~across])):
+        removed = union(copies)
+        size = int((copies[0, 1] - copies[0, 0]).item())
+        hits.append(
+            Hit(
+                kind="exact_duplicate",
+                first=int(copies[0, 0]),
+                end=int(copies[0, 1]),
+                summary=f"{size:,} tokens{_times(len(copies) + 1)}",
+                removed=removed,
+                original=original,
+                occurrences=len(copies) + 1,
+                affected_tokens=int((removed[:, 1] - removed[:, 0]).sum()),
+            )
+        )
+    return hits
+
+
+def overlap_hits(runs: Runs) -> list[Hit]:
+    """Return the validation passages that training sees too, from runs of (train, validation, length)."""
+    hits = []
+    for in_train, (first, end) in _passages(_joined(runs)):
+        times = f" {len(in_train):,} times" if len(in_train) > 1 else ""
+        hits.append(
+            Hit(
+                kind="train_val_overlap",
+                first=first,
+                end=end,
+                summary=f"{end - first:,} validation tokens that the training part has{times} too",
+                removed=union(in_train),
+                original=(int(in_train[0, 0]), int(in_train[0, 1])),
+                occurrences=len(in_train) + 1,
+                affected_tokens=end - first,
+            )
+        )
+    return hits
+
+
+def near_hits(pairs: NearDuplicates, first: Ints, end: Ints) -> list[Hit]:
+    """Return near duplicates; consecutive passages that resemble consecutive ones are one."""
+    hits = []
+    breaks = np.flatnonzero((np.diff(pairs.copy) != 1) | (np.abs(np.diff(pairs.original) - 1) > 1)) + 1
+    for index in np.split(np.arange(len(pairs.copy)), breaks):
+        if len(index) == 0:
+            continue
+        low, high = int(first[pairs.copy[index[0]]]), int(end[pairs.copy[index[-1]]])
+        originals = pairs.original[index]
+        similarity = float(pairs.similarity[index].mean())
+        hits.append(
+            Hit(
+                kind="near_duplicate",
+                first=low,
+                end=high,
+                summary=f"{high - low:,} tokens, {similarity:.0%} alike",
+                removed=np.stack([first[pairs.copy[index]], end[pairs.copy[index]]], axis=1),
+                original=(int(first[originals].min()), int(end[originals].max())),
+                occurrences=2,
+                affected_tokens=high - low,
+            )
+        )
+    return hits
+
+
+def _times(occurrences: int) -> str:
+    return f" that occur {occurrences:,} times" if occurrences > 2 else ""
+
+
+def _joined(runs: Runs) -> Runs:
+    """(n, 4) of (copy, end, original, end): runs that go on after a few other tokens made one."""
+    if len(runs) == 0:
+        return np.zeros((0, 4), dtype=np.int64)
+    runs = runs[np.argsort(runs[:, 0], kind="stable")]
+    copy, original, length = runs.T
+    gap = copy[1:] - (copy[:-1] + length[:-1])
+    drift = np.abs((copy[1:] - original[1:]) - (copy[:-1] - original[:-1]))
+    firsts = np.append(0, np.flatnonzero((gap > JOIN_TOKENS) | (drift > JOIN_TOKENS)) + 1)
+    ends = np.maximum.reduceat(copy + length, firsts)
+    original_ends = np.maximum.reduceat(original + length, firsts)
+    return np.stack([copy[firsts], ends, np.minimum.reduceat(original, firsts), original_ends], axis=1)
+
+
+def _passages(joined: Runs) -> Iterator[tuple[Spans, tuple[int, int]]]:
+    """(spans of the copies by position, span of the original) of each passage."""
+    order = np.lexsort((joined[:, 3], joined[:, 2]))
+    open_: list[tuple[int, int, list[list[int]]]] = []
+    for copy, copy_end, original, original_end in joined[order].tolist():
+        for first, end, members in reversed(open_):
+            shared = min(end, original_end) - max(first, original)
+            if shared >= SAME_PASSAGE_FRAC * max(end - first, original_end - original):
+                members.append([copy, copy_end])
+                break
+        else:
+            kept = [group for group in open_ if group[1] > original][-MAX_OPEN:]
+            for group in open_:
+                if group not in kept:
+                    yield _sorted(group[2]), group[:2]
+            open_ = [*kept, (original, original_end, [[copy, copy_end]])]
+    for group in open_:
+        yield _sorted(group[2]), group[:2]
+
+
+def _sorted(members: list[list[int]]) -> Spans:
+    return np.array(sorted(members), dtype=np.int64)

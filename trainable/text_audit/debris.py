@@ -1,0 +1,112 @@
+"""Traces of a broken conversion: doubly decoded characters, replacement and control characters, marks, markup; and
+their repair."""
+
+import html
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from trainable.text_audit.units import Bytes, Ints
+
+TYPES = ("mojibake", "U+FFFD", "control characters", "byte order marks", "HTML entities", "HTML tags")
+MARKUP = 4
+"""Types from here on may be what the text is about: they count only where they are dense."""
+
+# As UTF-8 bytes. _TAIL is what the bytes 0x80-0xBF become when read as Windows-1252 or Latin-1.
+_TAIL = (
+    rb"(?:\xc2[\x80-\xbf]|\xe2\x82\xac|\xe2\x80[\x93\x94\x98-\x9a\x9c-\xa2\xa6\xb0\xb9\xba]|\xe2\x84\xa2"
+    rb"|\xc6\x92|\xcb[\x86\x9c]|\xc5[\x92\x93\xa0\xa1\xb8\xbd\xbe])"
+)
+_MOJIBAKE = (
+    rb"\xc3[\x82\x83]" + _TAIL  # Â, Ã: Latin letters and signs
+    + rb"|\xc3\xa2" + _TAIL + rb"{2}"  # â: quotes, dashes
+    + rb"|\xc3\xb0" + _TAIL + rb"{3}"  # ð: emoji
+    + rb"|(?:\xc3[\x84-\xb4]" + _TAIL + rb"{1,2}){3,}"  # whole words of other scripts
+)  # fmt: skip
+_TAGS = (
+    rb"a|abbr|b|blockquote|body|br|button|center|code|dd|div|dl|dt|em|font|form|h[1-6]|head|hr|html|i|iframe|img|input"
+    rb"|label|li|link|meta|ol|option|p|pre|script|select|small|span|strong|style|sub|sup|table|tbody|td|th|thead|title"
+    rb"|tr|tt|u|ul"
+)
+_PATTERN = re.compile(
+    rb"(?P<t0>" + _MOJIBAKE + rb")"
+    rb"|(?P<t1>\xef\xbf\xbd)"
+    rb"|(?P<t2>\x1b\[[0-9;]*[A-Za-z]|[\x00-\x08\x0b\x0e-\x1f\x7f]|\xc2[\x80-\x9f])"
+    rb"|(?P<t3>\xef\xbb\xbf)"
+    rb"|(?P<t4>&(?:[A-Za-z]{2,8}|#[0-9]{2,6}|#[xX][0-9a-fA-F]{2,6});)"
+    rb"|(?P<t5></?(?:" + _TAGS + rb")(?:\s[^<>\n]{0,300})?/?>)",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Debris:
+    """Every trace in a piece of text, each array (hits,)."""
+
+    unit: Ints
+    type: Ints
+    """Index in TYPES."""
+
+
+def find_debris(data: Bytes, starts: Ints, *, starts_file: bool) -> Debris:
+    """Return the traces in `data`, whose units begin at `starts`; a mark at the start of a file is none."""
+    positions, types = [], []
+    for match in _PATTERN.finditer(data.tobytes()):
+        type_ = int((match.lastgroup or "t0")[1])
+        if type_ == 0 and repair_mojibake(match.group()) is None:
+            continue
+        if type_ == 3 and starts_file and match.start() == 0:
+            continue
+        positions.append(match.start())
+        types.append(type_)
+    unit = np.searchsorted(starts, np.array(positions, dtype=np.int64), side="right") - 1
+    return Debris(unit=unit, type=np.array(types, dtype=np.int64))
+
+
+def first_debris(data: bytes) -> int:
+    """Return where the first trace in `data` is, or 0."""
+    match = _PATTERN.search(data)
+    return match.start() if match else 0
+
+
+def repair_mojibake(text: bytes) -> bytes | None:
+    """Return the UTF-8 that was once read as Windows-1252 or Latin-1 and encoded again, or None if it was not."""
+    try:
+        characters = text.decode()
+    except UnicodeDecodeError:
+        return None
+    original = bytearray()
+    for character in characters:
+        try:
+            original += character.encode("cp1252")
+        except UnicodeEncodeError:
+            if ord(character) > 0xFF:
+                return None
+            original.append(ord(character))
+    try:
+        original.decode()
+    except UnicodeDecodeError:
+        return None
+    return bytes(original)
+
+
+def repair(text: bytes, *, markup: bool) -> bytes:
+    """Return `text` with mojibake undone and other debris taken out; with `markup`, tags and entities too."""
+    for _ in range(4):  # &amp;lt;b&amp;gt; needs three rounds
+        repaired = _PATTERN.sub(lambda match: _replacement(match, markup), text)
+        if repaired == text:
+            break
+        text = repaired
+    return text
+
+
+def _replacement(match: re.Match[bytes], markup: bool) -> bytes:
+    type_, found = int((match.lastgroup or "t0")[1]), match.group()
+    if type_ == 0:
+        return found if (fixed := repair_mojibake(found)) is None else fixed
+    if type_ < MARKUP:
+        return b""
+    if not markup:
+        return found
+    return b"" if type_ == 5 else html.unescape(found.decode()).replace("\xa0", " ").encode()

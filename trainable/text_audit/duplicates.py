@@ -1,0 +1,106 @@
+"""Exact duplicates: passages of at least MIN_DUPLICATE_TOKENS tokens that occur more than once, however aligned."""
+
+import numpy as np
+import numpy.typing as npt
+
+from trainable.data.tokens import Progress, Tokens
+from trainable.text_audit.ngrams import NGRAM_TOKENS, Hashes, Positions, iter_ngram_hashes, matching_runs
+
+MIN_DUPLICATE_TOKENS = 50
+"""Lee et al. 2022, Deduplicating training data makes language models better, sec. 4.1."""
+_WINDOW = MIN_DUPLICATE_TOKENS - NGRAM_TOKENS + 1
+"""A match of MIN_DUPLICATE_TOKENS holds a whole window of n-grams: its least hash is seen in both places."""
+
+
+def find_duplicate_runs(
+    tokens: Tokens, train_tokens: int, hashes: Hashes, positions: Positions
+) -> npt.NDArray[np.int64]:
+    """Return runs (n, 3) of (copy, original, length), each maximal, sorted by copy, from the text's fingerprints.
+
+    The original of a passage is its first occurrence in the validation part, or else its first: what is left out
+    comes from the training side.
+    """
+    copies, originals = _pairs(hashes, positions, train_tokens)
+    runs = matching_runs(copies, originals, gap=NGRAM_TOKENS)
+    runs = _extended(tokens, runs)
+    runs = runs[runs[:, 2] >= MIN_DUPLICATE_TOKENS]
+    return _maximal(runs)
+
+
+def fingerprints(tokens: Tokens, skipped: npt.NDArray[np.bool_], progress: Progress) -> tuple[Hashes, Positions]:
+    """Return the hashes of a tenth of the n-grams, chosen by the hashes alone, and where they are.
+
+    Winnowing: Schleimer, Wilkerson & Aiken 2003, sec. 3. N-grams that start where `skipped` is true are left out.
+    """
+    margin = _WINDOW - 1
+    hashes, positions = [np.zeros(0, dtype=np.uint64)], [np.zeros(0, dtype=np.int64)]
+    last = len(tokens) - NGRAM_TOKENS + 1
+    for start, block in iter_ngram_hashes(tokens, 0, len(tokens), margin=margin):
+        if len(block) < _WINDOW:
+            continue
+        least = _sliding(np.minimum, block, _WINDOW)  # (len - _WINDOW + 1,)
+        padded = np.concatenate([least[:1].repeat(margin), least, least[-1:].repeat(margin)])
+        # A hash is some window's least if it equals the greatest of the minima of the windows it is in.
+        chosen = np.flatnonzero(_sliding(np.maximum, padded, _WINDOW) == block)
+        stop = start + len(block)
+        low, high = start + (margin if start else 0), stop - (margin if stop < last else 0)
+        chosen = chosen[(chosen + start >= low) & (chosen + start < high) & ~skipped[chosen + start]]
+        hashes.append(block[chosen])
+        positions.append(chosen + start)
+        progress("looking for duplicates", high / last)
+    return np.concatenate(hashes), np.concatenate(positions)
+
+
+def _sliding(extreme: np.ufunc, values: Hashes, width: int) -> Hashes:
+    """The extreme of each `width` consecutive values, by doubling."""
+    done = 1
+    while done * 2 <= width:
+        values = extreme(values[:-done], values[done:])
+        done *= 2
+    rest = width - done
+    return extreme(values[: len(values) - rest], values[rest:]) if rest else values
+
+
+def _pairs(hashes: Hashes, positions: Positions, train_tokens: int) -> tuple[Positions, Positions]:
+    """(copies, originals) of the n-grams that occur more than once, sorted by copy."""
+    order = np.argsort(hashes, kind="stable")
+    hashes, positions = hashes[order], positions[order]
+    firsts = np.flatnonzero(np.append(True, hashes[1:] != hashes[:-1]))[: len(hashes)]
+    sizes = np.diff(np.append(firsts, len(hashes)))
+    firsts, sizes = firsts[sizes > 1], sizes[sizes > 1]
+    if len(firsts) == 0:
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+    group = np.repeat(np.arange(len(firsts)), sizes)
+    within = np.arange(len(group)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    members = positions[firsts[group] + within]
+    in_train = np.bincount(group, weights=members < train_tokens, minlength=len(firsts)).astype(np.int64)
+    kept = np.where(in_train < sizes, in_train, 0)
+    is_copy = within != kept[group]
+    copies, originals = members[is_copy], positions[firsts + kept][group][is_copy]
+    by_copy = np.argsort(copies)
+    return copies[by_copy], originals[by_copy]
+
+
+def _extended(tokens: Tokens, runs: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The runs, grown by up to MIN_DUPLICATE_TOKENS either way while the tokens agree."""
+    copy, original, length = runs.T.copy()
+    growing = np.ones(len(runs), dtype=bool)
+    for _ in range(MIN_DUPLICATE_TOKENS):
+        growing &= (copy > 0) & (original > 0)
+        index = np.flatnonzero(growing)
+        growing[index] = tokens[copy[index] - 1] == tokens[original[index] - 1]
+        copy, original, length = copy - growing, original - growing, length + growing
+    growing[:] = True
+    for _ in range(MIN_DUPLICATE_TOKENS):
+        growing &= np.maximum(copy, original) + length < len(tokens)
+        index = np.flatnonzero(growing)
+        growing[index] = tokens[copy[index] + length[index]] == tokens[original[index] + length[index]]
+        length = length + growing
+    return np.stack([copy, original, length], axis=1)
+
+
+def _maximal(runs: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The runs that are no part of another."""
+    runs = runs[np.lexsort((-runs[:, 2], runs[:, 0]))]
+    reach = np.maximum.accumulate(np.append(-1, runs[:, 0] + runs[:, 2]))[:-1]
+    return runs[runs[:, 0] + runs[:, 2] > reach]

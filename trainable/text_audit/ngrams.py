@@ -1,0 +1,87 @@
+"""Hashes of every n-gram of a token sequence, and matches of n-grams as runs. Knows nothing of text."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from trainable.data.tokens import Tokens
+
+NGRAM_TOKENS = 32
+"""As in the overlap checks of the field; a power of two, since hashes are built by doubling."""
+BLOCK_TOKENS = 1 << 18
+"""Blocks that stay in the processor's cache."""
+
+Hashes = npt.NDArray[np.uint64]
+Positions = npt.NDArray[np.int64]
+
+_MIX = np.uint64(0x9E3779B97F4A7C15)
+_STEP = 0xD6E8FEB86659FD93
+
+
+def hash_tokens(tokens: npt.NDArray[np.integer]) -> Hashes:
+    """Return a 64-bit hash of each id (Steele et al. 2014, the finalizer of SplitMix)."""
+    mixed = (tokens.astype(np.uint64) + np.uint64(1)) * _MIX
+    return scramble(mixed)
+
+
+def scramble(values: Hashes) -> Hashes:
+    """Return the values, each bit depending on all."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def hash_ngrams(hashes: Hashes, n: int) -> Hashes:
+    """Return the hash of each n consecutive hashes (len - n + 1,), a polynomial in a fixed odd number; n = 2^k."""
+    assert n & (n - 1) == 0, n
+    width, factor = 1, _STEP
+    while width < n:
+        hashes = hashes[:-width] * np.uint64(factor) + hashes[width:]
+        width, factor = width * 2, factor * factor % (1 << 64)
+    return scramble(hashes)
+
+
+def iter_ngram_hashes(
+    tokens: Tokens, first: int, end: int, *, n: int = NGRAM_TOKENS, margin: int = 0
+) -> Iterator[tuple[int, Hashes]]:
+    """Yield (position, hashes) of blocks of the n-grams that lie in tokens [first, end); blocks overlap by `margin`."""
+    last = end - n + 1
+    for low in range(first, last, BLOCK_TOKENS):
+        high = min(low + BLOCK_TOKENS, last)
+        start, stop = max(first, low - margin), min(last, high + margin)
+        yield start, hash_ngrams(hash_tokens(np.asarray(tokens[start : stop + n - 1])), n)
+
+
+def matching_runs(here: Positions, there: Positions, *, gap: int) -> npt.NDArray[np.int64]:
+    """Return runs (n, 3) of (here, there, length) from matching n-grams `here` (ascending) and `there`.
+
+    Matches belong to one run while both positions advance alike by at most `gap`.
+    """
+    if len(here) == 0:
+        return np.zeros((0, 3), dtype=np.int64)
+    breaks = (np.diff(here) > gap) | (np.diff(here) != np.diff(there))
+    firsts = np.append(0, np.flatnonzero(breaks) + 1)
+    lasts = np.append(firsts[1:], len(here)) - 1
+    lengths = here[lasts] - here[firsts] + NGRAM_TOKENS
+    return np.stack([here[firsts], there[firsts], lengths], axis=1)
+
+
+def union(spans: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return half-open spans (n, 2) merged where they touch or overlap, sorted."""
+    if len(spans) == 0:
+        return spans.reshape(0, 2)
+    spans = spans[np.argsort(spans[:, 0], kind="stable")]
+    reach = np.maximum.accumulate(spans[:, 1])
+    breaks = np.flatnonzero(spans[1:, 0] > reach[:-1]) + 1
+    firsts = np.append(0, breaks)
+    return np.stack([spans[firsts, 0], reach[np.append(breaks, len(spans)) - 1]], axis=1)
+
+
+def covered(spans: npt.NDArray[np.int64], length: int) -> npt.NDArray[np.bool_]:
+    """Return for each of `length` positions whether a span covers it."""
+    steps = np.zeros(length + 1, dtype=np.int32)
+    np.add.at(steps, spans[:, 0], 1)
+    np.add.at(steps, spans[:, 1], -1)
+    covering: npt.NDArray[np.bool_] = np.cumsum(steps[:-1]) > 0
+    return covering

@@ -1,0 +1,87 @@
+"""A text as passages, the paragraphs or runs of lines whose likeness is compared, and as the shingles in each."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from trainable.data.tokens import Tokens
+from trainable.text_audit.ngrams import Hashes, hash_tokens, scramble
+from trainable.text_audit.units import Flags, Ints, Units
+
+MIN_PASSAGE_TOKENS = 40
+"""Shorter paragraphs join the next: a heading or a line of a dialogue says too little to be a copy."""
+LONG_PASSAGE_TOKENS = 200
+MAX_PASSAGE_TOKENS = 400
+SHINGLE_WORDS = 3
+MIN_SHINGLES = 20
+
+WordsAt = Callable[[int, int], npt.NDArray[np.int32]]
+"""The words of tokens [low, high), 0 for a token that is none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passages:
+    """Consecutive whole units; arrays (passages,) of unit indices."""
+
+    first_unit: Ints
+    end_unit: Ints
+
+
+def find_passages(units: Units, tokens: Tokens) -> Passages:
+    """Return the passages of a text: paragraphs, or lines where there are hardly any blank ones.
+
+    Where a paragraph is long it is cut after a line chosen by its own first tokens, so that copies are cut alike
+    (content-defined chunking: Manber 1994).
+    """
+    sizes = units.end_token - units.first_token
+    may_end = units.ends_paragraph | _file_ends(units)
+    if may_end.mean() < 0.02:
+        may_end = may_end | units.ends_line
+    is_cut = _chosen(units, tokens)
+    forced = _file_ends(units)
+    ends, size = [], 0
+    for unit, (tokens_count, may, cut, must) in enumerate(
+        zip(sizes.tolist(), may_end.tolist(), is_cut.tolist(), forced.tolist(), strict=True)
+    ):
+        size += tokens_count
+        paragraph = may and size >= MIN_PASSAGE_TOKENS
+        if must or paragraph or (cut and size >= LONG_PASSAGE_TOKENS) or size >= MAX_PASSAGE_TOKENS:
+            ends.append(unit + 1)
+            size = 0
+    end_unit = np.array(ends, dtype=np.int64)
+    return Passages(first_unit=np.append(0, end_unit)[:-1], end_unit=end_unit)
+
+
+def _file_ends(units: Units) -> Flags:
+    return np.append(units.file_index[1:] != units.file_index[:-1], True)
+
+
+def _chosen(units: Units, tokens: Tokens) -> Flags:
+    inside = np.minimum(units.first_token + 1, len(tokens) - 1)
+    chosen: Flags = hash_tokens(np.asarray(tokens[inside])) % np.uint64(4) == 0
+    return chosen
+
+
+def iter_shingles(words_at: WordsAt, first: Ints, end: Ints) -> Iterator[tuple[int, Hashes, Ints]]:
+    """Yield (passage, hashes, offsets) for runs of passages, which are tokens [first, end) in order.
+
+    The shingles of passage + i are hashes[offsets[i]:offsets[i + 1]], 32-bit values: SHINGLE_WORDS words in a row,
+    whatever the case, spacing and punctuation.
+    """
+    step = 2048
+    for low in range(0, len(first), step):
+        starts, ends = first[low : low + step], end[low : low + step]
+        words = words_at(int(starts[0]), int(ends[-1]))
+        kept = np.flatnonzero(words)
+        bounds = np.searchsorted(kept, np.append(starts, ends[-1]) - starts[0])  # (P + 1,)
+        stops = np.searchsorted(kept, ends - starts[0])
+        parts = hash_tokens(words[kept])
+        hashes = parts[:-2] * np.uint64(31 * 31) + parts[1:-1] * np.uint64(31) + parts[2:]
+        hashes = scramble(hashes) >> np.uint64(32)
+        inside = np.zeros(len(kept) + 1, dtype=np.int64)
+        counts = np.maximum(stops - bounds[:-1] - SHINGLE_WORDS + 1, 0)
+        np.add.at(inside, bounds[:-1], np.sign(counts))
+        np.add.at(inside, bounds[:-1] + counts, -np.sign(counts))
+        yield low, hashes[np.cumsum(inside)[: len(hashes)] > 0], np.append(0, np.cumsum(counts))

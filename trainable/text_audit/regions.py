@@ -1,0 +1,141 @@
+"""Marked units as findings: binary and foreign stretches, encoding debris, very long lines."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from trainable.text_audit.audit_values import Hit, Spans
+from trainable.text_audit.debris import TYPES
+from trainable.text_audit.language import foreign_units
+from trainable.text_audit.ngrams import union
+from trainable.text_audit.noise import MIN_REGION_BYTES
+from trainable.text_audit.scan import Scan
+from trainable.text_audit.scripts import NAMES, NONE, own_scripts
+from trainable.text_audit.units import Flags, Ints
+
+MIN_FOREIGN_BYTES = 200
+"""A name or a quotation in another script is shorter."""
+GAP_UNITS = 3
+"""Marked units so near to each other make one region."""
+MIN_MARKUP = 5
+MARKUP_BYTES = 120
+"""HTML is debris from MIN_MARKUP tags and entities on, at least one in so many bytes; less is text about HTML."""
+LONG_LINE_BYTES = 2_000
+LONG_LINE_RATIO = 20
+"""A line is very long above LONG_LINE_BYTES if it is so many times the 95th percentile of the lines with text."""
+HUGE_LINE_BYTES = 200_000
+"""... or in any case."""
+
+
+def find_binary(scan: Scan) -> list[Hit]:
+    """Return the stretches that are no text."""
+    hits = []
+    for first, end in _groups(scan.noisy):
+        size = _bytes(scan, first, end)
+        if size >= MIN_REGION_BYTES:
+            hit = _hit(scan, "binary", first, end, f"{size:,} bytes that are no text")
+            hits.append(replace(hit, removed=_unit_spans(scan, scan.noisy[first:end], first)))
+    return hits
+
+
+def _unit_spans(scan: Scan, flags: Flags, first: int) -> Spans:
+    """Tokens of the marked units among those from `first` on: lines of text between two blobs stay."""
+    marked = np.flatnonzero(flags) + first
+    return union(np.stack([scan.units.first_token[marked], scan.units.end_token[marked]], axis=1))
+
+
+def find_foreign(scan: Scan, ignored: Flags) -> list[Hit]:
+    """Return the stretches in a script that is not the text's own, or without its words; `ignored` units apart."""
+    own = own_scripts(scan.script)
+    hits = []
+    foreign = (scan.script != NONE) & ~np.isin(scan.script, list(own)) & ~ignored
+    for first, end in _groups(foreign):
+        size = _bytes(scan, first, end)
+        if size >= MIN_FOREIGN_BYTES:
+            inside = scan.script[first:end]
+            name = NAMES[int(np.bincount(inside[foreign[first:end]]).argmax())]
+            hits.append(_hit(scan, "foreign_language", first, end, f"{size:,} bytes in {name} script"))
+    sizes = scan.units.end_byte - scan.units.first_byte
+    words, common, prose = (column.astype(np.int64) for column in (scan.words, scan.common_words, scan.prose_bytes))
+    strange = foreign_units(words, common, prose, sizes) & ~ignored & ~foreign
+    for first, end in _groups(strange):
+        count = int(words[first:end].sum())
+        summary = f"{count:,} words, of which hardly any is common in the rest: another language, or a list"
+        hits.append(_hit(scan, "foreign_language", first, end, summary))
+    return hits
+
+
+def find_debris(scan: Scan, ignored: Flags) -> tuple[list[Hit], Flags]:
+    """Return encoding debris, and the units whose markup is part of it; `ignored` units apart."""
+    hits = []
+    for first, end in _groups((scan.debris > 0) & ~ignored):
+        hits.append(_debris_hit(scan, first, end, scan.debris[first:end].astype(np.int64), low=0, high=4))
+    is_markup = np.zeros(len(scan.units), dtype=bool)
+    for first, end in _groups((scan.markup > 0) & ~ignored):
+        counts = scan.markup[first:end].astype(np.int64)
+        if counts.sum() >= MIN_MARKUP and counts.sum() * MARKUP_BYTES >= _bytes(scan, first, end):
+            is_markup[first:end] = True
+            hits.append(_debris_hit(scan, first, end, counts, low=4, high=len(TYPES)))
+    return hits, is_markup
+
+
+def _debris_hit(scan: Scan, first: int, end: int, counts: Ints, *, low: int, high: int) -> Hit:
+    bits = int(np.bitwise_or.reduce(scan.debris_types[first:end]))
+    names = ", ".join(TYPES[i] for i in range(low, high) if bits >> i & 1)
+    touched = np.flatnonzero(counts) + first
+    tokens = int((scan.units.end_token[touched] - scan.units.first_token[touched]).sum())
+    total = int(counts.sum())
+    return _hit(scan, "encoding_debris", first, end, f"{names}: {total:,}", occurrences=total, affected_tokens=tokens)
+
+
+def find_long_lines(scan: Scan) -> list[Hit]:
+    """Return the lines far longer than the text's others."""
+    units = scan.units
+    starts = np.flatnonzero(units.starts_line)
+    starts = starts if len(starts) and starts[0] == 0 else np.append(0, starts)
+    ends = np.append(starts[1:], len(units))
+    sizes = units.end_byte[ends - 1] - units.first_byte[starts]
+    usual = float(np.percentile(sizes, 95))
+    limit = min(max(LONG_LINE_BYTES, LONG_LINE_RATIO * usual), HUGE_LINE_BYTES)
+    hits = []
+    for line in np.flatnonzero(sizes >= limit).tolist():
+        summary = f"a line of {int(sizes[line]):,} bytes; 95 % of the lines have at most {usual:,.0f}"
+        hits.append(_hit(scan, "long_line", int(starts[line]), int(ends[line]), summary))
+    return hits
+
+
+def _groups(flags: Flags) -> Iterator[tuple[int, int]]:
+    """(first, end) of each stretch of marked units, gaps of up to GAP_UNITS bridged."""
+    marked = np.flatnonzero(flags)
+    if len(marked) == 0:
+        return
+    breaks = np.flatnonzero(np.diff(marked) > GAP_UNITS + 1)
+    firsts, lasts = np.append(0, breaks + 1), np.append(breaks, len(marked) - 1)
+    yield from zip(marked[firsts].tolist(), (marked[lasts] + 1).tolist(), strict=True)
+
+
+def _bytes(scan: Scan, first: int, end: int) -> int:
+    return int((scan.units.end_byte[first:end] - scan.units.first_byte[first:end]).sum())
+
+
+def _hit(
+    scan: Scan,
+    kind: str,
+    first: int,
+    end: int,
+    summary: str,
+    *,
+    occurrences: int = 1,
+    affected_tokens: int | None = None,
+) -> Hit:
+    low, high = int(scan.units.first_token[first]), int(scan.units.end_token[end - 1])
+    high = max(high, low + 1)
+    return Hit(
+        kind=kind,
+        first=low,
+        end=high,
+        summary=summary,
+        occurrences=occurrences,
+        affected_tokens=high - low if affected_tokens is None else affected_tokens,
+    )

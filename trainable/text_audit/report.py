@@ -1,0 +1,158 @@
+"""An audit for people in a terminal, and for programs as JSON."""
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from trainable.text_audit.audit_values import AuditFinding, AuditReport, Place
+from trainable.text_audit.clean import CleanSummary
+
+SHOWN = 25
+"""Findings listed in a terminal."""
+FIGURES = {
+    "entropy": ("token entropy", 2, "f"),
+    "bytes_per_token": ("bytes per token", 2, "f"),
+    "shift": ("distance from the whole", 2, "f"),
+    "non_ascii_frac": ("non-ASCII", 1, "%"),
+    "duplicate_frac": ("copied", 1, "%"),
+}
+"""The profile's arrays: what to call each, decimals, unit."""
+_STYLES = {"high": "bold red", "medium": "yellow", "low": "dim"}
+
+
+def render(report: AuditReport) -> RenderableType:
+    """Return the report for a terminal: what was read, the totals, and the worst findings with their excerpts."""
+    where = "" if report.token_range is None else f", RANGE {report.token_range[0]:,}-{report.token_range[1]:,}"
+    head = Text(
+        f"{_source(report)}: {report.tokens:,} tokens, {report.lines:,} lines, {report.bytes / 1e6:,.1f} MB; "
+        f"validation starts at token {report.train_tokens:,}{where}"
+    )
+    if not report.findings:
+        return Group(head, *_comparison(report), Text("Nothing wrong found.", style="bold green"))
+    parts: list[RenderableType] = [head, *_comparison(report), Text(), _totals(report), Text()]
+    for finding in report.findings[:SHOWN]:
+        parts += [
+            _headline(finding, report),
+            Padding(Text(finding.excerpt, style="dim", overflow="fold"), (0, 0, 0, 4)),
+        ]
+    left = sum(total.findings for total in report.totals.values()) - min(SHOWN, len(report.findings))
+    if left > 0:
+        parts.append(Text(f"... and {left:,} more; --json lists the largest 200 of each kind."))
+    return Group(*parts)
+
+
+def to_json(report: AuditReport) -> dict[str, Any]:
+    """Return the report as JSON values: totals by kind, findings worst first, and the profile along the text."""
+    return {
+        "files": [str(path) for path in report.files],
+        "text_fingerprint": report.text_fingerprint,
+        "tokens": report.tokens,
+        "train_tokens": report.train_tokens,
+        "lines": report.lines,
+        "bytes": report.bytes,
+        "range": None if report.token_range is None else list(report.token_range),
+        "range_against_rest": {name: list(pair) for name, pair in range_against_rest(report).items()},
+        "totals": {kind: asdict(total) for kind, total in report.totals.items()},
+        "findings": [_plain(asdict(finding)) for finding in report.findings],
+        "profile": {
+            "window_tokens": report.profile.window_tokens,
+            **{name: [round(float(value), 4) for value in getattr(report.profile, name)] for name in FIGURES},
+            "first_token": report.profile.first_token.tolist(),
+        },
+    }
+
+
+def range_against_rest(report: AuditReport) -> dict[str, tuple[float, float]]:
+    """Return each figure of the profile as its mean (within the report's range, in the rest); empty without a range."""
+    if report.token_range is None:
+        return {}
+    middle = report.profile.first_token + report.profile.window_tokens // 2
+    inside = (middle >= report.token_range[0]) & (middle < report.token_range[1])
+    if not inside.any() or inside.all():
+        return {}
+    return {
+        name: (float(values[inside].mean()), float(values[~inside].mean()))
+        for name, values in ((name, getattr(report.profile, name)) for name in FIGURES)
+    }
+
+
+def render_clean(summary: CleanSummary) -> RenderableType:
+    """Return for a terminal what a cleaned copy lacks."""
+    less = summary.source_bytes - summary.bytes
+    lines = [f"{summary.out}: {summary.bytes / 1e6:,.1f} MB, {less:,} bytes less than the source, which is untouched."]
+    for kind, removed in summary.removed.items():
+        lines.append(f"  removed {removed.lines:,} lines, {removed.tokens:,} tokens: {_words(kind)}")
+    if summary.repaired_lines:
+        lines.append(f"  repaired {summary.repaired_lines:,} lines: encoding debris")
+    if not summary.removed and not summary.repaired_lines:
+        lines.append("  nothing to remove or repair")
+    if summary.kept_kinds:
+        lines.append(f"  left in, for you to judge: {', '.join(_words(kind) for kind in summary.kept_kinds)}")
+    return Text("\n".join(lines))
+
+
+def _words(kind: str) -> str:
+    return kind.replace("_", " ")
+
+
+def _comparison(report: AuditReport) -> list[RenderableType]:
+    figures = [
+        f"{label} {inside:.{digits}{unit}} ({rest:.{digits}{unit}})"
+        for (inside, rest), (label, digits, unit) in zip(
+            range_against_rest(report).values(), FIGURES.values(), strict=False
+        )
+    ]
+    return [Text(f"in the range (and in the rest): {', '.join(figures)}")] if figures else []
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return str(value) if isinstance(value, Path) else value
+
+
+def _source(report: AuditReport) -> str:
+    if len(report.files) == 1:
+        return report.files[0].name
+    return f"{len(report.files):,} files under {os.path.commonpath(report.files)}"
+
+
+def _name(path: Path, report: AuditReport) -> str:
+    return path.name if len(report.files) == 1 else os.path.relpath(path, os.path.commonpath(report.files))
+
+
+def _totals(report: AuditReport) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("found")
+    table.add_column("places", justify="right")
+    table.add_column("tokens", justify="right")
+    table.add_column("share", justify="right")
+    table.add_column("severity")
+    for kind, total in report.totals.items():
+        of = " of validation" if kind == "train_val_overlap" and report.token_range is None else ""
+        severity = Text(total.severity, style=_STYLES[total.severity])
+        table.add_row(_words(kind), f"{total.findings:,}", f"{total.tokens:,}", f"{total.frac:.2%}{of}", severity)
+    return table
+
+
+def _headline(finding: AuditFinding, report: AuditReport) -> Text:
+    text = Text()
+    text.append(f"{finding.severity:<6} ", style=_STYLES[finding.severity])
+    text.append(_words(finding.kind), style="bold")
+    text.append(f"  tokens {finding.first_token:,}-{finding.last_token:,}")
+    text.append(f"  {_lines(finding, report)}: {finding.summary}")
+    if finding.copy_of is not None:
+        place = finding.copy_of
+        text.append(f"; also {_lines(place, report)} (tokens {place.first_token:,}-{place.last_token:,})")
+    return text
+
+
+def _lines(place: AuditFinding | Place, report: AuditReport) -> str:
+    lines = f"{place.first_line}" if place.first_line == place.last_line else f"{place.first_line}-{place.last_line}"
+    return f"{_name(place.file, report)}:{lines}"

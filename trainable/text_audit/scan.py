@@ -1,0 +1,104 @@
+"""One pass over the text: its units, and for each what can be told from its bytes alone."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from trainable.data.tokens import Progress, Tokens
+from trainable.text_audit.debris import MARKUP, find_debris
+from trainable.text_audit.language import common_words, count_words
+from trainable.text_audit.ngrams import Hashes
+from trainable.text_audit.noise import noisy_units
+from trainable.text_audit.scripts import unit_scripts
+from trainable.text_audit.text import Piece, iter_pieces
+from trainable.text_audit.units import Cuts, Flags, Ints, Units, cut_units
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scan:
+    """The units of a text and their marks, each array (units,)."""
+
+    units: Units
+    lines: int
+    noisy: Flags
+    script: npt.NDArray[np.uint8]
+    """Index in audit_scripts.NAMES, or NONE."""
+    debris: npt.NDArray[np.uint16]
+    """Traces of a broken conversion, markup apart."""
+    debris_types: npt.NDArray[np.uint8]
+    """Bit i for audit_debris.TYPES[i]."""
+    markup: npt.NDArray[np.uint16]
+    """Tags and entities."""
+    words: npt.NDArray[np.uint16]
+    common_words: npt.NDArray[np.uint16]
+    """Of those, the text's commonest."""
+    prose_bytes: npt.NDArray[np.uint16]
+    """Letters, spaces and full stops."""
+
+
+def scan_text(files: list[Path], tokenizer: Tokenizer, tokens: Tokens, progress: Progress) -> Scan:
+    """Return the scan of the files, whose tokens under `tokenizer` are `tokens`."""
+    columns: dict[str, list[npt.NDArray[np.generic]]] = {}
+    index_of = {path: index for index, path in enumerate(files)}
+    common = common_words(files)
+    lines = 0
+    for piece in iter_pieces(files, tokenizer, tokens):
+        cuts = cut_units(piece.data, first_line=piece.first_line, continues=piece.continues)
+        ends_open = len(cuts.ends_line) > 0 and not cuts.ends_line[-1]
+        lines += cuts.lines + int(ends_open and _ends_file(piece))
+        rows = _unit_columns(piece, cuts, index_of[piece.path]) | _mark_columns(piece, cuts, common)
+        for name, values in rows.items():
+            columns.setdefault(name, []).append(values)
+        progress("reading the text", (piece.first_token + len(piece.token_starts)) / max(1, len(tokens)))
+    joined = {name: np.concatenate(parts) for name, parts in columns.items()}
+    marks = {name: joined.pop(name) for name in _MARKS}
+    units = Units(files=tuple(files), tokens=len(tokens), **joined)
+    return Scan(units=units, lines=lines, **marks)
+
+
+_MARKS = ("noisy", "script", "debris", "debris_types", "markup", "words", "common_words", "prose_bytes")
+
+
+def _ends_file(piece: Piece) -> bool:
+    return piece.first_byte + len(piece.data) == piece.path.stat().st_size
+
+
+def _unit_columns(piece: Piece, cuts: Cuts, file_index: int) -> dict[str, npt.NDArray[np.generic]]:
+    return {
+        "file_index": np.full(len(cuts.starts), file_index, dtype=np.int32),
+        "first_byte": piece.first_byte + cuts.starts,
+        "end_byte": piece.first_byte + np.append(cuts.starts[1:], len(piece.data)),
+        "first_line": cuts.first_line,
+        "last_line": cuts.last_line,
+        "first_token": piece.first_token + np.searchsorted(piece.token_starts, cuts.starts),
+        "starts_line": cuts.starts_line,
+        "ends_line": cuts.ends_line,
+        "ends_paragraph": cuts.ends_paragraph,
+    }
+
+
+def _mark_columns(piece: Piece, cuts: Cuts, common: Hashes) -> dict[str, npt.NDArray[np.generic]]:
+    count = len(cuts.starts)
+    debris = find_debris(piece.data, cuts.starts, starts_file=piece.first_byte == 0)
+    is_markup = debris.type >= MARKUP
+    types = np.zeros(count, dtype=np.uint8)
+    np.bitwise_or.at(types, debris.unit, (1 << debris.type).astype(np.uint8))
+    hits, markup = (np.bincount(debris.unit[kind], minlength=count) for kind in (~is_markup, is_markup))
+    words, known, prose = count_words(piece.data, cuts.starts, common)
+    return {
+        "noisy": noisy_units(piece.data, cuts.starts),
+        "script": unit_scripts(piece.data, cuts.starts),
+        "debris": _small(hits),
+        "debris_types": types,
+        "markup": _small(markup),
+        "words": _small(words),
+        "common_words": _small(known),
+        "prose_bytes": _small(prose),
+    }
+
+
+def _small(counts: Ints) -> npt.NDArray[np.uint16]:
+    return np.minimum(counts, 0xFFFF).astype(np.uint16)

@@ -1,0 +1,107 @@
+"""Distribution shift: stretches whose tokens are distributed unlike the rest, and points where the text changes."""
+
+import numpy as np
+import numpy.typing as npt
+
+from trainable.text_audit.audit_values import Hit
+from trainable.text_audit.windows import Floats, Windows, js_distance
+
+MIN_WINDOWS = 16
+PAIR = 2
+"""Windows are judged two at a time: one alone may be one odd paragraph."""
+MIN_EXCESS = 0.26
+"""Jensen-Shannon distance beyond the median window's. The embedded text, a mixture of prose and examples, reaches 0.23
+in 4,096 tokens; inserted C or German has 0.3 to 0.5."""
+MIN_DEVIATIONS = 8.0
+"""... and so many robust standard deviations (1.4826 median absolute deviations, at least MIN_SPREAD)."""
+MIN_SPREAD = 0.02
+MIN_CHANGE = 0.28
+"""Distance between all before and all after a point, beyond that with the windows shuffled. The embedded text reaches
+0.01, one document after another 0.3 to 0.5."""
+MIN_SIDE = 0.1
+"""Share of the text on either side of a change; a shorter end is a stretch of its own."""
+SHUFFLES = 5
+
+
+def find_shifts(windows: Windows) -> list[Hit]:
+    """Return the stretches unlike the rest, and the worst change point where none of them explains it."""
+    count = len(windows.first_token)
+    if count < MIN_WINDOWS:
+        return []
+    total = windows.counts.sum(axis=0)
+    pairs = windows.counts[: count - PAIR + 1].copy()
+    for later in range(1, PAIR):
+        pairs += windows.counts[later : count - PAIR + 1 + later]
+    distance = js_distance(pairs, total)
+    median = float(np.median(distance))
+    spread = max(1.4826 * float(np.median(np.abs(distance - median))), MIN_SPREAD)
+    excess = distance - median
+    hits = [
+        _stretch(windows, first, end, distance[max(0, first - 1) : end], median)
+        for first, end in _stretches((excess >= MIN_EXCESS) & (excess >= MIN_DEVIATIONS * spread), windows, total)
+    ]
+    change = _change(windows)
+    return hits if hits or change is None else [change]
+
+
+def _stretches(flags: npt.NDArray[np.bool_], windows: Windows, total: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
+    """(first, end) windows of each flagged stretch."""
+    edges = np.flatnonzero(np.diff(flags.astype(np.int8), prepend=0, append=0)).reshape(-1, 2)
+    stretches: list[tuple[int, int]] = []
+    for first, end in edges.tolist():
+        first, end = _trimmed(first, end + PAIR - 1, windows, total)
+        if stretches and first <= stretches[-1][1] + 1:
+            first = stretches.pop()[0]
+        stretches.append((first, end))
+    return stretches
+
+
+def _trimmed(first: int, end: int, windows: Windows, total: npt.NDArray[np.int64]) -> tuple[int, int]:
+    """The stretch without outer windows that are much nearer to the whole than its worst."""
+    distance = js_distance(windows.counts[first:end], total)
+    typical = float(np.median(js_distance(windows.counts, total)))
+    odd = np.flatnonzero(distance - typical >= 0.5 * (distance.max() - typical))
+    return first + int(odd[0]), first + int(odd[-1]) + 1
+
+
+def _stretch(windows: Windows, first: int, end: int, distance: Floats, median: float) -> Hit:
+    low, high = int(windows.first_token[first]), int(windows.end_token[end - 1])
+    worst = float(distance.max())
+    return Hit(
+        kind="distribution_shift",
+        first=low,
+        end=high,
+        summary=f"tokens distributed unlike the rest: Jensen-Shannon distance {worst:.2f}, {median:.2f} is usual",
+        affected_tokens=high - low,
+        weight=min(1.0, 2 * (worst - median)),
+    )
+
+
+def _change(windows: Windows) -> Hit | None:
+    count = len(windows.first_token)
+    side = max(1, round(MIN_SIDE * count))
+    points = np.arange(side, count - side + 1)
+    distance = _split_distances(windows.counts, points)
+    rng = np.random.default_rng(0)
+    # A short side is far from a long one by its size alone: what that comes to, shuffled windows tell.
+    shuffled = [_split_distances(windows.counts[rng.permutation(count)], points) for _ in range(SHUFFLES)]
+    excess = distance - np.mean(shuffled, axis=0)
+    worst = int(excess.argmax())
+    if excess[worst] < MIN_CHANGE:
+        return None
+    token = int(windows.first_token[points[worst]])
+    low, high = (0, token) if token <= windows.tokens // 2 else (token, windows.tokens)
+    return Hit(
+        kind="distribution_shift",
+        first=low,
+        end=high,
+        summary=f"the text changes at token {token:,}: distance {distance[worst]:.2f} (Jensen-Shannon) before to after",
+        affected_tokens=high - low,
+        weight=min(1.0, 2 * float(excess[worst])),
+    )
+
+
+def _split_distances(counts: npt.NDArray[np.int64], points: npt.NDArray[np.int64]) -> Floats:
+    """Distance of all windows before each point from all after it."""
+    before = np.cumsum(counts, axis=0)
+    return np.array([float(js_distance(before[point - 1], before[-1] - before[point - 1])) for point in points])

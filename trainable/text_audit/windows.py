@@ -1,0 +1,100 @@
+"""The token distribution of each window along a text: what the profile and the search for shifts are made of."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from trainable.data.tokens import Tokens
+from trainable.text_audit.vocabulary import Vocabulary
+
+BUCKETS = 512
+"""The commonest tokens have one each; the rest share the last ones by their id: rare words tell topics, not kinds."""
+_SHARED = 64
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Windows:
+    """Equal windows of tokens, the last one longer; each array (windows,) unless said otherwise."""
+
+    first_token: npt.NDArray[np.int64]
+    window_tokens: int
+    tokens: int
+    counts: npt.NDArray[np.int64]
+    """(windows, BUCKETS) tokens per bucket."""
+    entropy: Floats
+    """Of the window's own token frequencies, nats/token."""
+    bytes_per_token: Floats
+    non_ascii_frac: Floats
+
+    @property
+    def end_token(self) -> npt.NDArray[np.int64]:
+        """One past the last token of each window."""
+        return np.append(self.first_token[1:], self.tokens)
+
+
+def measure_windows(tokens: Tokens, vocabulary: Vocabulary, window_tokens: int) -> Windows:
+    """Return the windows of at least one token; a last one shorter than half joins the one before."""
+    totals = _counts(tokens, len(vocabulary.bytes))
+    bucket = _buckets(totals)
+    count = max(1, round(len(tokens) / window_tokens))
+    first = np.arange(count, dtype=np.int64) * window_tokens
+    ends = np.append(first[1:], len(tokens))
+    counts = np.zeros((count, BUCKETS), dtype=np.int64)
+    figures = np.zeros((count, 3))
+    for index, (low, high) in enumerate(zip(first.tolist(), ends.tolist(), strict=True)):
+        ids = tokens[low:high]
+        counts[index] = np.bincount(bucket[ids], minlength=BUCKETS)
+        size = vocabulary.bytes[ids].sum()
+        figures[index] = (
+            _entropy(ids),
+            size / len(ids),
+            vocabulary.non_ascii_bytes[ids].sum() / max(1, size),
+        )
+    entropy, bytes_per_token, non_ascii = figures.T
+    return Windows(
+        first_token=first,
+        window_tokens=window_tokens,
+        tokens=len(tokens),
+        counts=counts,
+        entropy=entropy,
+        bytes_per_token=bytes_per_token,
+        non_ascii_frac=non_ascii,
+    )
+
+
+def _counts(tokens: Tokens, vocab_size: int) -> npt.NDArray[np.int64]:
+    totals = np.zeros(vocab_size, dtype=np.int64)
+    for low in range(0, len(tokens), 1 << 20):
+        totals += np.bincount(np.asarray(tokens[low : low + (1 << 20)]), minlength=vocab_size)
+    return totals
+
+
+def _buckets(totals: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    bucket = BUCKETS - 1 - np.arange(len(totals)) % _SHARED
+    commonest = np.argsort(-totals, kind="stable")[: BUCKETS - _SHARED]
+    bucket[commonest] = np.arange(len(commonest))
+    return bucket
+
+
+def _entropy(ids: Tokens) -> float:
+    _, counts = np.unique(ids, return_counts=True)
+    frac = counts / len(ids)
+    return float(-(frac * np.log(frac)).sum())
+
+
+def js_distance(counts: npt.NDArray[np.int64], reference: npt.NDArray[np.int64]) -> Floats:
+    """Return the Jensen-Shannon distance (base 2, so 0 to 1) of each row of counts from the reference's frequencies."""
+    rows = counts / counts.sum(axis=-1, keepdims=True)
+    other = reference / reference.sum(axis=-1, keepdims=True)
+    middle = (rows + other) / 2
+    divergence = _bits(middle) - (_bits(rows) + _bits(other)) / 2
+    distance: Floats = np.sqrt(np.maximum(divergence, 0.0))
+    return distance
+
+
+def _bits(frac: Floats) -> Floats:
+    entropy: Floats = -(frac * np.log2(np.where(frac > 0, frac, 1.0))).sum(axis=-1)
+    return entropy
