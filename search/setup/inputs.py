@@ -12,7 +12,7 @@ from trainable.config import TrialConfig
 from trainable.data.corpus import cache_dir, embedded_path, iter_chunks, source_files, text_fingerprint
 from trainable.errors import UserError
 from trainable.model.fingerprint import file_fingerprint, model_fingerprint
-from trainable.model.model_names import check_model_name
+from trainable.model.model_names import SHIPPED, check_model_name, model_folder
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -165,8 +165,7 @@ def _compile_mode(variables: Variables) -> "CompileMode":
 
 def _checked_model_name(name: str) -> str:
     check_model_name(name)
-    path = Path(name).expanduser()
-    return str(path.absolute()) if path.is_dir() else name
+    return name if name in SHIPPED else str(model_folder(name) or name)
 
 
 def _check_text(files: tuple[Path, ...]) -> None:

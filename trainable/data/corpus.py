@@ -1,21 +1,17 @@
 """Where training text comes from: a file, a folder, or the English that comes with Python. Knows nothing of tokens."""
 
-import ast
 import hashlib
 import os
 import sys
-import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainable.data.embedded_text import language_reference
 from trainable.errors import UserError
 
 TEXT_SUFFIXES = (".txt", ".text", ".md")
 CHUNK_CHARS = 1 << 20
-SHINGLE_WORDS = 8
-MAX_REPEATED_FRAC = 0.2
-"""A paragraph of the embedded text goes when more of its runs of 8 words than this came before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +127,7 @@ def _not_utf8(path: Path) -> str:
 
 def embedded_path() -> Path:
     """Return where the embedded text is cached, whether it is there yet or not."""
-    return cache_dir() / f"embedded-text-python-{'-'.join(str(part) for part in sys.version_info[:3])}.txt"
+    return cache_dir() / f"language-reference-python-{'-'.join(str(part) for part in sys.version_info[:3])}.txt"
 
 
 def _embedded_file() -> Path:
@@ -139,7 +135,7 @@ def _embedded_file() -> Path:
     if not path.exists():
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
         try:
-            temporary.write_text(embedded_text(), encoding="utf-8")
+            temporary.write_text(language_reference(), encoding="utf-8")
             temporary.replace(path)
         except OSError as error:
             temporary.unlink(missing_ok=True)
@@ -147,46 +143,3 @@ def _embedded_file() -> Path:
                 f"CACHE_DIR={path.parent} cannot be written: {_reason(error)}. Name a folder to write to."
             ) from None
     return path
-
-
-def embedded_text() -> str:
-    """Return about 2 MB of English that every Python carries: its language reference and its docstrings.
-
-    Passages come in the order of their hash, so that the head and the tail of the text are alike, each once.
-    """
-    from pydoc_data.topics import topics
-
-    passages = set(topics.values())
-    stdlib = Path(sysconfig.get_paths()["stdlib"])
-    for path in sorted(stdlib.rglob("*.py")):
-        if not {"site-packages", "test", "tests", "idlelib", "turtledemo"} & set(path.relative_to(stdlib).parts):
-            passages.update(_docstrings(path))
-    ordered = sorted(passages, key=lambda text: hashlib.sha256(text.encode()).digest())
-    return "\n\n".join(_without_repeats(ordered)) + "\n"
-
-
-def _without_repeats(passages: list[str]) -> Iterator[str]:
-    # Docstrings are copied from module to module: left in, the validation text would be found in the training text.
-    seen: set[int] = set()
-    for passage in passages:
-        kept = []
-        for paragraph in passage.split("\n\n"):
-            words = paragraph.split()
-            shingles = {hash(tuple(words[i : i + SHINGLE_WORDS])) for i in range(len(words) - SHINGLE_WORDS + 1)}
-            if len(shingles & seen) <= MAX_REPEATED_FRAC * len(shingles):
-                kept.append(paragraph)
-            seen |= shingles
-        if kept:
-            yield "\n\n".join(kept)
-
-
-def _docstrings(path: Path) -> Iterator[str]:
-    try:
-        tree = ast.parse(path.read_bytes())
-    except (OSError, SyntaxError, ValueError):
-        return
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            text = ast.get_docstring(node)
-            if text and len(text) >= 80 and text.isascii():
-                yield text

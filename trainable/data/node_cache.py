@@ -10,7 +10,7 @@ from filelock import FileLock
 from trainable.data.corpus import cache_dir
 from trainable.data.remote_files import below, blocks_of, files_at, write_whole
 from trainable.model.fingerprint import file_fingerprint
-from trainable.model.model_names import PRESETS
+from trainable.model.model_names import SHIPPED, model_folder
 from trainable.run import RunSpec
 
 INPUTS = ".inputs"
@@ -112,7 +112,8 @@ def share_inputs(spec: RunSpec, storage: str) -> SharedInputs:
     A model of the hub is fetched from there by each node.
     """
     paths = [spec.corpus.path, *([spec.init_from] if spec.init_from else [])]
-    if spec.model_name not in PRESETS and Path(spec.model_name).is_dir():
+    # Every node has the shipped model with its package.
+    if spec.model_name not in SHIPPED and model_folder(spec.model_name):
         paths.append(Path(spec.model_name))
     return SharedInputs(copies={str(path): share(path, storage) for path in paths})
 
