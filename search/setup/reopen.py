@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 WHAT_IT_WAS = (
     ("GPT2_MODEL_NAME", "model"),
     ("TRAINING_DATA_SOURCE", "data_source"),
+    ("VALIDATION_DATA_SOURCE", "validation_data_source"),
+    ("DOCUMENTS", "documents"),
     ("CHECKPOINT_PATH", "checkpoint_path"),
 )
 

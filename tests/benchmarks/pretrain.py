@@ -54,7 +54,7 @@ in a row are among the docstrings. It is for demonstrations and tests: it writes
   SHA-256 `{fingerprint}`; the last tenth held out
 - training: {steps:,} steps of {batch} x {block} tokens, {schedule} after {warmup} warm-up steps, learning rate {lr:g},
   dropout {dropout:g}, AdamW, {precision}, seed {seed}, torch {torch}, {minutes:.0f} minutes of CPU time
-- loss, nats/token: {val:.3f} on held-out docstrings; {reference:.3f} on the held-out language reference, where it starts
+- loss, nats/token: {val:.3f} on held-out docstrings; {reference:.3f} on the held-out language reference
 - weights: rounded to fp16 once, in the file; they are loaded into fp32, which holds each of them exactly
 """
 

@@ -17,7 +17,8 @@ from transformers import (
 )
 from transformers import logging as transformers_logging
 
-from trainable.data.tokens import Progress, _silent, train_tokenizer
+from trainable.data.documents import WHOLE_FILES, Documents
+from trainable.data.tokens import END_OF_TEXT, Progress, _silent, train_tokenizer
 from trainable.device.cpu_kernels import tune_for_cpu
 from trainable.device.device import is_out_of_memory
 from trainable.errors import UserError
@@ -42,13 +43,15 @@ SAME_GELU = MappingProxyType({"gelu_new": "gelu_pytorch_tanh"})
 """The same formula (Hendrycks & Gimpel 2016, tanh form) in one kernel instead of eight."""
 
 
-def load_tokenizer(name: str, files: list[Path], *, progress: Progress = _silent) -> Tokenizer:
+def load_tokenizer(
+    name: str, files: list[Path], *, documents: Documents = WHOLE_FILES, progress: Progress = _silent
+) -> Tokenizer:
     """Return the model's own tokenizer, or for a preset a byte-level BPE trained once on the corpus.
 
     Raises UserError when the folder or hub name has none that can be used.
     """
     if name in PRESETS:
-        return train_tokenizer(files, PRESETS[name]["vocab_size"], progress=progress)
+        return train_tokenizer(files, PRESETS[name]["vocab_size"], documents=documents, progress=progress)
     folder = model_folder(name)
     if folder is not None and not any((folder / file).exists() for file in TOKENIZER_FILES):
         # transformers would make up a tokenizer of a few special tokens.
@@ -65,6 +68,15 @@ def load_tokenizer(name: str, files: list[Path], *, progress: Progress = _silent
     backend.no_truncation()
     backend.no_padding()
     return backend
+
+
+def separator_id(name: str, tokenizer: Tokenizer) -> int | None:
+    """Return the id of the tokenizer's end-of-text token, which stands between documents; None where it has none."""
+    if name in PRESETS:
+        return tokenizer.token_to_id(END_OF_TEXT)
+    found = _from_pretrained(AutoTokenizer, name).eos_token_id
+    # A tokenizer may name an end that its vocabulary lacks.
+    return found if isinstance(found, int) and tokenizer.id_to_token(found) is not None else None
 
 
 def load_model(name: str, *, dropout: float, seed: int) -> PreTrainedModel:
