@@ -122,7 +122,7 @@ def test_chunks_are_whole_lines_where_lines_are_short(
 def test_a_long_line_is_cut_before_a_word(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(documents_module, "CHUNK_BYTES", 16)
     chunks = list(iter_chunks([write("words and more words of a line that is long\nshort\n")]))
-    assert [chunk.text for chunk in chunks][:2] == ["words and more", " words of a"]
+    assert [chunk.text for chunk in chunks][:2] == ["words and more", " words of a line"]
     assert [chunk.continues for chunk in chunks][:2] == [False, True]
 
 

@@ -15,8 +15,8 @@ CHUNK_BYTES = 1 << 20
 """A longer line is cut: tokenizing takes about 200 bytes of memory per byte of a chunk."""
 BOM = b"\xef\xbb\xbf"
 _BLANK_LINE = re.compile(rb"\n[ \t\r]*\n")
-_LINE = re.compile(r"[^\S\n]*\S[^\n]*")
-_PARAGRAPH = re.compile(rf"{_LINE.pattern}(?:\n{_LINE.pattern})*")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_LINE = re.compile(r"[^\n]+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,8 +146,14 @@ def _cut(data: bytes, blanks: bytes) -> int:
 def _spans(text: str, documents: Documents, *, is_open: bool) -> tuple[Span, ...]:
     if documents.kind == "file":
         return (Span(start=0, end=len(text), begins=not is_open),) if text else ()
-    pattern = _LINE if documents.kind == "line" else _PARAGRAPH
-    found = [Span(start=match.start(), end=match.end(), begins=True) for match in pattern.finditer(text)]
+    found: list[Span] = []
+    for line in _LINE.finditer(text):
+        if line.group().isspace():
+            continue
+        start, end = line.span()
+        if documents.kind == "blank-line" and found and start == found[-1].end + 1:
+            start = found.pop().start
+        found.append(Span(start=start, end=end, begins=True))
     if found and is_open and text.count("\n", 0, found[0].start) < 2:
         found[0] = Span(start=0, end=found[0].end, begins=False)
     return tuple(found)
@@ -158,16 +164,17 @@ def _records(path: Path, file: BufferedReader, field: str) -> Iterator[TextChunk
     size = 0
     for number, line in enumerate(file, start=1):
         value = _record(path, number, as_read(line, starts_file=number == 1), field)
-        begins = True
+        if not value.strip():
+            continue
+        start = 0
         # Never all of a huge value at once: see CHUNK_BYTES.
-        while len(value) > CHUNK_BYTES:
-            end = value.rfind(" ", CHUNK_BYTES // 2, CHUNK_BYTES)
-            end = end if end > 0 else CHUNK_BYTES
-            yield from _joined(path, [*parts, (value[:end], number, begins)])
-            parts, size, value, begins = [], 0, value[end:], False
-        if value.strip():
-            parts.append((value, number, begins))
-            size += len(value)
+        while len(value) - start > CHUNK_BYTES:
+            end = value.rfind(" ", start + CHUNK_BYTES // 2, start + CHUNK_BYTES)
+            end = end if end > 0 else start + CHUNK_BYTES
+            yield from _joined(path, [*parts, (value[start:end], number, start == 0)])
+            parts, size, start = [], 0, end
+        parts.append((value[start:], number, start == 0))
+        size += len(value) - start
         if size >= CHUNK_BYTES:
             yield from _joined(path, parts)
             parts, size = [], 0
@@ -192,9 +199,7 @@ def _record(path: Path, number: int, line: str, field: str) -> str:
     value = record[field]
     if not isinstance(value, str):
         raise UserError(f"{where}: field {field!r} is {_json_type(value)}, not a string.{_string_fields(record)}")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
+    if _SURROGATE.search(value):
         raise UserError(f"{where}: field {field!r} has half of a surrogate pair, which is no character.") from None
     return value.replace("\r\n", "\n")
 
