@@ -99,7 +99,10 @@ def _storage(value: str) -> str:
     if value.startswith(("gs://", "gcs://")) and "retry_limit_seconds" not in value:
         # Left alone, a bucket that does not answer is asked for a quarter of an hour.
         value += ("&" if "?" in value else "?") + f"retry_limit_seconds={GCS_PATIENCE_S}"
-    files_at(value)
+    try:
+        files_at(value)
+    except UserError as error:
+        raise UserError(_printable(error)) from None
     return value
 
 
@@ -112,7 +115,7 @@ def _optuna_storage(value: str) -> str:
         address = make_url(url)
         address.get_dialect().import_dbapi()
     except (ArgumentError, ImportError, ValueError) as error:
-        raise ValueError(f"is not a database that can be opened: {' '.join(str(error).split())[:200]}") from None
+        raise ValueError(f"is not a database that can be opened: {_printable(error)}") from None
     if address.get_backend_name() == "sqlite":
         path = Path(address.database or "")
         if path == Path() or path.is_dir() or not path.parent.is_dir():
@@ -124,7 +127,9 @@ def _mlflow(value: str) -> str:
     _installed("MLFLOW", "mlflow")
     scheme = value.partition("://")[0].partition("+")[0] if "://" in value else ""
     if scheme not in MLFLOW_SCHEMES:
-        raise ValueError(f"is not a tracking URI: MLflow knows no {scheme}://.{did_you_mean(scheme, MLFLOW_SCHEMES)}")
+        raise ValueError(
+            f"is not a tracking URI: MLflow knows no {_printable(scheme)}://.{did_you_mean(scheme, MLFLOW_SCHEMES)}"
+        )
     return value
 
 
@@ -135,6 +140,11 @@ def _wandb(value: str) -> str:
     return value
 
 
+def _printable(text: object) -> str:
+    # pydantic cannot pass on the message of an error that holds bytes which are no UTF-8.
+    return " ".join(str(text).encode("utf-8", "backslashreplace").decode().split())
+
+
 def _installed(name: str, library: str) -> None:
     if importlib.util.find_spec(library) is None:
         raise UserError(f"{name} is set but {library} is not installed. Install it into .venv, or unset {name}.")
@@ -142,7 +152,9 @@ def _installed(name: str, library: str) -> None:
 
 def _model_type(value: str) -> str:
     if value != "gpt2":
-        raise UserError(f"MODEL_TYPE={value} is not supported; unset it and name the model by GPT2_MODEL_NAME.")
+        raise UserError(
+            f"MODEL_TYPE={_printable(value)} is not supported; unset it and name the model by GPT2_MODEL_NAME."
+        )
     return value
 
 
