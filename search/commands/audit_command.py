@@ -3,20 +3,18 @@
 from pathlib import Path
 
 from results.study.paths import shown
-from search.options import Variables
+from results.words import token_words
+from search.options import Options
 from search.setup.inputs import check_inputs
 from search.terminal.console import Preparing, Terminal
-from search.terminal.phrases import token_words
 from trainable.errors import UserError
-from trainable.text_audit.audit_values import parse_range
 
 
-def audit_command(variables: Variables, terminal: Terminal) -> int:
+def audit_command(options: Options, terminal: Terminal) -> int:
     """Audit TRAINING_DATA_SOURCE under the model's tokenizer; 0 whatever is found."""
-    out = variables.path("CLEAN")
-    token_range = parse_range(text) if (text := variables.text("RANGE")) else None
+    out = options.clean
     with Preparing(terminal.console) as progress:
-        inputs = check_inputs(variables, progress=progress)
+        inputs = check_inputs(options, progress=progress)
         if out is not None and inputs.documents.kind == "jsonl":
             raise UserError("CLEAN cannot rewrite JSON lines. Unset it, and mend the lines that the audit names.")
         from trainable.model.models import load_tokenizer, separator_id
@@ -30,7 +28,7 @@ def audit_command(variables: Variables, terminal: Terminal) -> int:
             documents=inputs.documents,
             separator_id=separator_id(inputs.model_name, tokenizer),
             has_tail=not inputs.validation_files,
-            token_range=token_range,
+            token_range=options.range,
             progress=progress,
         )
         picture = Path.cwd() / f"{files[0].stem}.audit.png"

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from search.cluster.connection import join
-from search.options import Variables
+from search.options import Options
 from trainable.checkpoint.checkpoint_path import check_checkpoint_path
 from trainable.config import TrialConfig
 from trainable.data.corpus import TextFacts, cache_dir, check_apart, embedded_path, read_facts, source_files
-from trainable.data.documents import WHOLE_FILES, Documents, parse_documents
+from trainable.data.documents import WHOLE_FILES, Documents
 from trainable.errors import UserError
 from trainable.model.fingerprint import file_fingerprint, model_fingerprint
 from trainable.model.model_names import SHIPPED, check_model_name, model_folder
@@ -83,24 +83,21 @@ class Loaded:
         return [f"{separator} stands between two documents"]
 
 
-def check_inputs(variables: Variables, *, progress: Progress) -> Inputs:
+def check_inputs(options: Options, *, progress: Progress) -> Inputs:
     """Return the inputs, checked without loading torch. Raises UserError."""
-    model_name = _checked_model_name(variables.text("GPT2_MODEL_NAME") or DEFAULT_MODEL)
-    checkpoint_path = variables.path("CHECKPOINT_PATH")
+    model_name = _checked_model_name(options.gpt2_model_name or DEFAULT_MODEL)
+    checkpoint_path = options.checkpoint_path
     if checkpoint_path is not None:
         check_checkpoint_path(checkpoint_path)
-    device = variables.text("DEVICE")
-    if device is not None and device.partition(":")[0] not in ("cuda", "mps", "cpu"):
-        raise UserError(f"DEVICE={device} is not a device. Choose cuda, mps or cpu, or unset it.")
     cache_dir()
-    source = variables.path("TRAINING_DATA_SOURCE")
+    source = options.training_data_source
     if source is None and not embedded_path().exists():
         progress("gathering the embedded text", 0.0)
-    documents = parse_documents(variables.text("DOCUMENTS"))
+    documents = options.documents or WHOLE_FILES
     if source is None and documents.kind == "jsonl":
         raise UserError(f"DOCUMENTS={documents} needs a TRAINING_DATA_SOURCE: the embedded text is not JSON lines.")
     files = tuple(source_files(str(source) if source else None, documents=documents))
-    validation_source = variables.path("VALIDATION_DATA_SOURCE")
+    validation_source = options.validation_data_source
     validation_files: tuple[Path, ...] = ()
     if validation_source is not None:
         name = "VALIDATION_DATA_SOURCE"
@@ -118,8 +115,8 @@ def check_inputs(variables: Variables, *, progress: Progress) -> Inputs:
         validation_files=validation_files,
         validation_text=read_facts(validation_files, documents) if validation_files else None,
         checkpoint_path=checkpoint_path,
-        device=device,
-        compile_mode=_compile_mode(variables),
+        device=options.device,
+        compile_mode=options.compile,
     )
 
 
@@ -208,12 +205,6 @@ def check_fit(loaded: Loaded, configs: list[TrialConfig]) -> None:
 
     longest = max(configs, key=lambda config: config.block_size)
     start_run(replace(loaded.spec, compile_mode="off"), longest)
-
-
-def _compile_mode(variables: Variables) -> "CompileMode":
-    if variables.text("COMPILE") in (None, "auto"):
-        return "auto"
-    return "on" if variables.flag("COMPILE") else "off"
 
 
 def _checked_model_name(name: str) -> str:
