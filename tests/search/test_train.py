@@ -80,7 +80,7 @@ def test_a_run_from_its_start_to_its_end(train_one: Train) -> None:
     assert ran["trial"]["val_loss"] == study.metrics()[-1]["val_loss"]
     assert ran["trial"]["tokens_seen"] == 12 * 32
     document = study.document()
-    assert (document["kind"], document["model"], document["seed"]) == ("train", "tiny", 5)
+    assert (document["kind"], document["model"], document["seed"]) == ("train", "tiny-scratch", 5)
     assert document["evaluation"]["tokens"] == 256
 
 

@@ -11,7 +11,7 @@ from trainable.checkpoint.checkpoint import Checkpoint, load_weights, read_check
 from trainable.config import TrialConfig
 from trainable.data.tokens import check_corpus
 from trainable.device.device import is_out_of_memory
-from trainable.model.model_names import PRESETS
+from trainable.model.model_names import PRESETS, SHIPPED
 from trainable.model.models import load_model
 from trainable.preflight.check_result import Check, CheckStatus
 from trainable.preflight.configuration import check_schedule
@@ -107,6 +107,7 @@ def _checks(spec: RunSpec, request: _Request, checkpoint: Checkpoint | None) -> 
         largest=request.largest,
         protocol=spec.protocol,
         unigram_entropy=spec.unigram_entropy,
+        shipped=spec.model_name in SHIPPED and checkpoint is None,
         random_weights=spec.model_name in PRESETS and checkpoint is None,
         checkpoint=checkpoint is not None,
         available_bytes=request.available_bytes,
