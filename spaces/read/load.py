@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from spaces.protocol import Evaluation, Scheduler, Searcher
 from spaces.read.parameters import read_parameters, read_value
 from spaces.read.space_files import find_space_file, list_spaces, parse_toml, read_toml, shown_path
 from spaces.read.toml_table import TOP_KEYS, Table, check_integers, shown
-from spaces.space import Evaluation, Scheduler, Searcher, SearchSpace
+from spaces.space import SearchSpace
 from spaces.warmup import WARMUP_FRAC
 from trainable.config import BASELINES, HYPERPARAMETERS, TrialConfig, make_config
 from trainable.errors import UserError

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from spaces.domains import Choice, Condition, IntRange, LogUniform, SearchParameter, Uniform
+from spaces.protocol import Evaluation, Scheduler, Searcher
 from spaces.read.load import load_space
-from spaces.space import Evaluation, Scheduler, Searcher, SearchSpace
+from spaces.space import SearchSpace
 from trainable.config import BEFORE, DOCUMENTED, make_config
 from trainable.errors import UserError
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from spaces.domains import Choice, IntRange, LogUniform, SearchParameter, Uniform, active_point
+from spaces.overrides import with_overrides
 from spaces.read.load import space_from_tables
 from spaces.warmup import WARMUP_FRAC
 from trainable.config import HYPERPARAMETERS, SCHEDULES_WITH_WARMUP, TrialConfig
@@ -76,7 +77,8 @@ def searched_parameters(document: Row, trials: Sequence[Row]) -> tuple[tuple[Sea
             tables = tomllib.loads(space["toml"])
             loaded = space_from_tables(tables, name=str(space.get("name")), path=str(space.get("path")))
             base = {name: value for name, value in document["baseline"].items() if name in HYPERPARAMETERS}
-            return loaded.with_overrides(
+            return with_overrides(
+                loaded,
                 budget_tokens=document["budget_tokens"],
                 pins=(document.get("settings") or {}).get("pins") or {},
                 baseline=(str(document["baseline"].get("name", "")), TrialConfig(**base)),
