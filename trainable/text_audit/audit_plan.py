@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from trainable.text_audit.audit_values import KINDS, CleanPlan, Hit, Spans, spans
+from trainable.text_audit.audit_values import KINDS, CleanPlan, Hit, Spans, hit_spans, removed_spans
 from trainable.text_audit.ngrams import NGRAM_TOKENS, covered
 from trainable.text_audit.scan import Scan
 from trainable.text_audit.units import Flags, Units
@@ -19,19 +19,13 @@ def plan_clean(scan: Scan, hits: list[Hit], markup: Flags) -> CleanPlan:
     units = scan.units
     removed = np.zeros(len(units), dtype=np.uint8)
     for kind in REMOVED_KINDS:
-        gone = units_to_remove(units, removed_spans([hit for hit in hits if hit.kind == kind]))
+        gone = units_to_remove(units, removed_spans(hit for hit in hits if hit.kind == kind))
         removed[gone & (removed == 0)] = 1 + KINDS.index(kind)
-    debris_spans = spans(*((hit.first, hit.end) for hit in hits if hit.kind == "encoding_debris"))
-    debris = unit_cover(units, debris_spans) > 0
+    debris = unit_cover(units, hit_spans(hit for hit in hits if hit.kind == "encoding_debris")) > 0
     markup = markup & debris
     return CleanPlan(
         units=units, removed=removed, repaired=debris & ((scan.debris > 0) | markup) & (removed == 0), markup=markup
     )
-
-
-def removed_spans(hits: list[Hit]) -> Spans:
-    """Return all that the hits would remove, (n, 2)."""
-    return np.concatenate([spans(), *(hit.removed for hit in hits)])
 
 
 def unit_cover(units: Units, spans: Spans) -> npt.NDArray[np.float64]:

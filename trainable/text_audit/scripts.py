@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from trainable.text_audit.units import Bytes, Ints
+from trainable.text_audit.units import ASCII_LETTERS, Bytes, Ints
 
 NAMES = (
     "Latin",
@@ -44,13 +44,10 @@ _BLOCKS = (
 _FIRST = np.array([first for first, _ in _BLOCKS])
 _SCRIPT = np.array([script for _, script in _BLOCKS], dtype=np.uint8)
 
-_ASCII_LETTER = np.zeros(256, dtype=bool)
-_ASCII_LETTER[65:91] = _ASCII_LETTER[97:123] = True
-
 
 def unit_scripts(data: Bytes, starts: Ints) -> npt.NDArray[np.uint8]:
     """Return for each unit of `data` (they begin at `starts`) the script of most of its letters, or NONE."""
-    latin = np.add.reduceat(_ASCII_LETTER[data], starts, dtype=np.int64)
+    latin = np.add.reduceat(ASCII_LETTERS[data], starts, dtype=np.int64)
     counts = np.zeros((len(starts), len(NAMES)), dtype=np.int64)
     counts[:, 0] = latin
     leads = np.flatnonzero(data >= 0xC2)
