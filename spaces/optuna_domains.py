@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from spaces.domains import Choice, Domain, IntRange, LogUniform
+from spaces.domains import Choice, Domain, IntRange
 from spaces.space import SearchSpace
 from spaces.warmup import WARMUP_FRAC
 from trainable.config import TrialConfig
@@ -30,4 +30,4 @@ def distribution_of(domain: Domain) -> "BaseDistribution":
         return CategoricalDistribution(domain.values)
     if isinstance(domain, IntRange):
         return IntDistribution(domain.low, domain.high, log=domain.log, step=domain.step)
-    return FloatDistribution(domain.low, domain.high, log=isinstance(domain, LogUniform))
+    return FloatDistribution(domain.low, domain.high, log=domain.log)

@@ -10,7 +10,7 @@ from typing import Any
 
 from results.study.folder import Study
 from results.study.tables import METRICS, STEPS, TRIALS, Row, write_table
-from spaces.domains import Choice, LogUniform, active_point
+from spaces.domains import Choice, active_point
 from spaces.overrides import with_overrides
 from spaces.read.load import load_space
 from spaces.space import SearchSpace
@@ -60,7 +60,7 @@ def _point(space: SearchSpace, chance: random.Random) -> dict[str, Any]:
         domain = parameter.domain
         if isinstance(domain, Choice):
             values[parameter.name] = chance.choice(domain.values)
-        elif isinstance(domain, LogUniform):
+        elif domain.log:
             values[parameter.name] = math.exp(chance.uniform(math.log(domain.low), math.log(domain.high)))
         else:
             values[parameter.name] = chance.uniform(domain.low, domain.high)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from spaces.domains import Choice, Condition, LogUniform
+from spaces.domains import Choice, Condition, FloatRange
 from spaces.overrides import with_overrides
 from spaces.read.load import load_space
 from spaces.space import SearchSpace
@@ -202,7 +202,7 @@ def test_another_baseline_keeps_its_place_in_ranges_and_widens_choices() -> None
     assert space.baseline == make_config(found, {"training_steps": 300_000 // 768})
     assert space.domain("batch_size") == Choice((8, 16, 32, 64, 12))
     assert space.domain("block_size") == Choice((64, 128, 256))
-    assert space.domain("learning_rate") == LogUniform(1e-6, 1.0)
+    assert space.domain("learning_rate") == FloatRange(1e-6, 1.0, log=True)
     assert space.baseline_params() == {
         "batch_size": 12,
         "block_size": 64,

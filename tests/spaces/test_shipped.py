@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from spaces.domains import LogUniform
+from spaces.domains import FloatRange
 from spaces.overrides import with_overrides
 from spaces.read.load import list_spaces, load_space
 from trainable.config import BEFORE, DOCUMENTED, LR_SCHEDULES
@@ -74,7 +74,7 @@ def test_schedule_keeps_batch_and_block() -> None:
     around = with_overrides(space, baseline=("before", BEFORE))
     config = around.config_for({"lr_schedule": "wsd", "decay_frac": 0.3, "warmup_frac": 0.05, "min_lr_frac": 0.0})
     assert (config.batch_size, config.block_size, config.warmup_steps) == (8, 256, round(0.05 * (1_200_000 // 2048)))
-    assert space.domain("learning_rate") == LogUniform(1e-6, 1e-1)
+    assert space.domain("learning_rate") == FloatRange(1e-6, 1e-1, log=True)
     assert space.baseline.learning_rate == DOCUMENTED.learning_rate
 
 
