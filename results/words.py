@@ -75,6 +75,11 @@ def value_words(value: Any) -> str:
     return f"{float(mantissa):g}e{int(exponent)}" if exponent else text
 
 
+def range_words(low: float, high: float) -> str:
+    """Return what lies between two values, or the value that both are."""
+    return value_words(low) if low == high else f"{value_words(low)} to {value_words(high)}"
+
+
 def duration_words(seconds: float | None) -> str:
     """Return seconds as 4.2 s, 42 s, 3 min 05 s, 2 h 07 min or 3 d 04 h."""
     if seconds is None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 def point_of(space: SearchSpace, config: TrialConfig) -> dict[str, Any]:
     """Return a configuration as a point of the space: its active parameters, a warm-up share rounded to steps."""
+    # A share that was rounded to whole steps may lie a hair outside its domain, which Optuna would refuse.
     values = {**asdict(config), WARMUP_FRAC: config.warmup_steps / config.training_steps}
     point: dict[str, Any] = {}
     for parameter in space.parameters:

@@ -26,6 +26,7 @@ def with_overrides(
     `pins` are fixed for every trial, the baseline included. Around another `baseline` a choice gains its value, and a
     range must hold it. Raises UserError naming the variable, or when nothing is left to search.
     """
+    # A baseline brings values of its own for what was pinned before: the earlier pins hold against it.
     earlier = {ENV_NAMES[name]: value for name, value in space.user_settings.items() if name in ENV_NAMES}
     pins = {**earlier, **_checked_pins(pins or {})}
     scheduler, budget = space.scheduler, space.budget_tokens

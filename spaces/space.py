@@ -43,6 +43,7 @@ class SearchSpace:
     """What the user's variables have changed, by variable name."""
 
     def __post_init__(self) -> None:
+        # The numbers first: the other checks divide by them.
         with self._placed():
             check_numbers(self.budget_tokens, self.trials, self.evaluation, self.scheduler)
             check_search(self.parameters, self.searcher, is_alone=self.is_alone)
@@ -56,6 +57,7 @@ class SearchSpace:
         share = self.baseline_warmup_frac
         if share is None:
             share = warmup_share(self.baseline, self.domain(WARMUP_FRAC))
+            # The way that dataclasses leave to a frozen value for what follows from its other fields.
             object.__setattr__(self, "baseline_warmup_frac", share)
         steps = self.user_settings.get("WARMUP_STEPS")
         baseline = with_warmup(self.baseline, self.budget_tokens, frac=share, steps=steps)
@@ -96,6 +98,7 @@ class SearchSpace:
         frac = point.pop(WARMUP_FRAC, None)
         if steps is None and frac is None:
             steps = self.user_settings.get("WARMUP_STEPS")
+        # Without the baseline's warm-up, which may be longer than this point's run: it is put back as a share.
         config = make_config(replace(self.baseline, warmup_steps=0), point)
         share = self.baseline_warmup_frac if frac is None else frac
         assert share is not None

@@ -9,7 +9,6 @@ from trainable.data.corpus import text_fingerprint
 from trainable.data.tokens import Progress, Tokens, _silent, load_corpus
 from trainable.errors import UserError
 from trainable.text_audit.audit_findings import kind_spans, make_findings, within
-from trainable.text_audit.audit_plan import plan_clean, unit_cover
 from trainable.text_audit.audit_plot import plot_audit
 from trainable.text_audit.audit_values import (
     KINDS,
@@ -24,7 +23,7 @@ from trainable.text_audit.audit_values import (
     parse_range,
     removed_spans,
 )
-from trainable.text_audit.clean import CleanSummary, write_clean
+from trainable.text_audit.clean import CleanSummary, plan_clean, unit_cover, write_clean
 from trainable.text_audit.copies import find_copies
 from trainable.text_audit.ngrams import covered
 from trainable.text_audit.regions import find_binary, find_debris, find_foreign, find_long_lines

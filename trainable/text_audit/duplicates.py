@@ -121,6 +121,7 @@ def find_overlap_runs(
 
     Sorted by the first; the validation position is the first there. Where `skipped` is true none is looked at.
     """
+    # The validation part is the smaller one: its hashes are held in memory, those of the training part pass by.
     blocks = [np.zeros(0, dtype=np.uint64)]
     blocks += [block for _, block in iter_ngram_hashes(tokens, train_tokens, len(tokens))]
     hashes = np.concatenate(blocks)

@@ -37,6 +37,7 @@ def scramble(values: Hashes) -> Hashes:
 def hash_ngrams(hashes: Hashes, n: int) -> Hashes:
     """Return the hash of each n consecutive hashes (len - n + 1,), a polynomial in a fixed odd number; n = 2^k."""
     assert n & (n - 1) == 0, n
+    # By doubling: five passes over the text for 32 tokens, where a rolling hash in numpy takes 32.
     width, factor = 1, _STEP
     while width < n:
         hashes = hashes[:-width] * np.uint64(factor) + hashes[width:]

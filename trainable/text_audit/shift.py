@@ -41,6 +41,7 @@ def find_shifts(windows: Windows) -> list[Hit]:
         _stretch(windows, first, end, distance[max(0, first - 1) : end], median)
         for first, end in _stretches((excess >= MIN_EXCESS) & (excess >= MIN_DEVIATIONS * spread), windows, total)
     ]
+    # One change in the middle makes both halves unlike the whole: it is said only where no stretch says it better.
     change = _change(windows)
     return hits if hits or change is None else [change]
 

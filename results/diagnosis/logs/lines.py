@@ -108,15 +108,8 @@ class LogRow:
     @property
     def says_something(self) -> bool:
         """Whether anything beside the step is there."""
-        return (
-            self.has_loss
-            or self.grad_norm is not None
-            or self.learning_rate is not None
-            or self.steps_per_s is not None
-            or self.step_time_s is not None
-            or self.elapsed_s is not None
-            or self.bar_s is not None
-        )
+        numbers = (self.grad_norm, self.learning_rate, self.steps_per_s, self.step_time_s, self.elapsed_s, self.bar_s)
+        return self.has_loss or any(number is not None for number in numbers)
 
 
 def read_owner_progress(line: bytes) -> LogRow | None:
@@ -146,7 +139,9 @@ def read_line(line: bytes) -> LogRow | None:
     if row.step is None and not row.has_loss:
         return None
     for name, pattern in (("learning_rate", _LEARNING_RATE), ("grad_norm", _GRAD_NORM)):
-        _read_number(row, name, pattern, line)
+        match = pattern.search(line)
+        if match:
+            _set(row, name, match, 1, line)
     _read_times(row, line)
     return row if row.says_something else None
 
@@ -195,12 +190,6 @@ def _read_losses(row: LogRow, line: bytes) -> None:
     litgpt = _LITGPT_VAL.search(line) if b"val:" in line else None
     if litgpt:
         _set(row, "val_loss", litgpt, 1, line)
-
-
-def _read_number(row: LogRow, name: str, pattern: re.Pattern[bytes], line: bytes) -> None:
-    match = pattern.search(line)
-    if match:
-        _set(row, name, match, 1, line)
 
 
 def _set(row: LogRow, name: str, match: re.Match[bytes], group: int, line: bytes) -> None:

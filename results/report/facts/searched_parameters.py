@@ -7,7 +7,7 @@ from typing import Any
 
 from results.ranking import best_trial, leaderboard
 from results.report.facts.analysis import Measured, Row
-from results.words import count_words, label, value_words
+from results.words import count_words, label, range_words, value_words
 from spaces.domains import Choice, SearchParameter
 from spaces.warmup import WARMUP_FRAC
 from trainable.config import HYPERPARAMETERS
@@ -77,7 +77,7 @@ def instability(measured: Measured) -> Row:
     settings = [
         {
             "name": "learning_rate",
-            "label": _bin_words(low, high),
+            "label": range_words(low, high),
             **_share([t for t in judged if _bin_of(t, bins) == k]),
         }
         for k, (low, high) in enumerate(bins)
@@ -160,10 +160,6 @@ def _bin_of(trial: Row, bins: Sequence[tuple[float, float]]) -> int | None:
         return next((k for k, (value, _) in enumerate(bins) if value == rate), None)
     # The ends are powers of a root: a rate that was written as 1e-5 must not fall below one that was computed as 1e-5.
     return min(sum(rate >= high * (1 - 1e-9) for _, high in bins), len(bins) - 1)
-
-
-def _bin_words(low: float, high: float) -> str:
-    return value_words(low) if low == high else f"{value_words(low)} to {value_words(high)}"
 
 
 def ordered(values: Sequence[Any]) -> list[Any]:

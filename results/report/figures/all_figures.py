@@ -5,9 +5,9 @@ from typing import Any
 
 from results.report.figures.claims import attribution_bars, confirmation_intervals, importance_bars
 from results.report.figures.curves import curves, parallel_coordinates
-from results.report.figures.marks import by_role, figure, loss_ceiling, point_trace, position, short_words
+from results.report.figures.marks import axis, by_role, figure, loss_ceiling, point_trace, position, short_words
 from results.report.figures.traces import short
-from results.words import token_words, value_words
+from results.words import range_words, token_words
 
 Row = dict[str, Any]
 
@@ -69,18 +69,18 @@ def _loss_by_setting(facts: Row) -> Iterator[Row]:
                 traces.append(point_trace(role, trials, at, values, ceiling, view=view, showlegend=False))
         if not any(trace["x"] for trace in traces):
             continue
-        axis: Row = {"title": {"text": parameter["label"]}}
+        scale = axis(parameter["label"])
         if parameter["values"] is not None:
             texts = [short_words(value) for value in parameter["values"]]
-            axis.update(tickvals=list(range(len(texts))), ticktext=texts, range=[-0.6, len(texts) - 0.4])
+            scale.update(tickvals=list(range(len(texts))), ticktext=texts, range=[-0.6, len(texts) - 0.4])
         elif parameter["log"]:
-            axis.update(type="log", exponentformat="e", dtick=1, minor={"showgrid": False})
+            scale.update(type="log", exponentformat="e", dtick=1, minor={"showgrid": False})
         yield figure(
             f"by-{name}",
             f"Val loss against {parameter['label']}",
             f"Val loss of the trials against {parameter['label']}.",
             traces,
-            {"xaxis": axis, "yaxis": {"title": {"text": "val loss"}}, "showlegend": False},
+            {"xaxis": scale, "yaxis": axis("val loss"), "showlegend": False},
             height=260,
         )
 
@@ -113,8 +113,8 @@ def _lr_by_batch(facts: Row) -> Iterator[Row]:
         "Val loss against learning rate, one colour and symbol per batch size.",
         traces,
         {
-            "xaxis": {"title": {"text": "learning rate"}, "type": "log", "exponentformat": "e", "dtick": 1},
-            "yaxis": {"title": {"text": "val loss (nats/token)"}},
+            "xaxis": axis("learning rate", type="log", exponentformat="e", dtick=1),
+            "yaxis": axis("val loss (nats/token)"),
         },
         height=380,
     )
@@ -138,7 +138,7 @@ def _stability_map(facts: Row) -> Iterator[Row]:
     batches = sorted({cell["batch_size"] for cell in cells})
     found = {(cell["batch_size"], cell["lr_low"]): cell for cell in cells}
     grid = [[found.get((batch, low)) for low, _ in bins] for batch in batches]
-    names = [value_words(low) if low == high else f"{value_words(low)}–{value_words(high)}" for low, high in bins]
+    names = [range_words(low, high) for low, high in bins]
     yield figure(
         "stability-map",
         "Unstable trials by learning rate and batch size",
@@ -164,7 +164,7 @@ def _stability_map(facts: Row) -> Iterator[Row]:
             }
         ],
         {
-            "xaxis": {"title": {"text": "learning rate"}, "type": "category", "showgrid": False},
+            "xaxis": axis("learning rate", type="category", showgrid=False),
             "yaxis": {"type": "category", "showgrid": False},
         },
         height=120 + 46 * len(batches),
@@ -204,10 +204,7 @@ def _pareto(facts: Row) -> Iterator[Row]:
         "Throughput against val loss",
         "Val loss of the completed trials against training tokens per second; the Pareto front is dotted.",
         traces,
-        {
-            "xaxis": {"title": {"text": "training tokens/s"}},
-            "yaxis": {"title": {"text": "val loss (nats/token)"}},
-        },
+        {"xaxis": axis("training tokens/s"), "yaxis": axis("val loss (nats/token)")},
         height=380,
     )
 

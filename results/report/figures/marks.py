@@ -2,7 +2,7 @@
 
 import html
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from results.report.figures.traces import short
@@ -87,6 +87,49 @@ def point_trace(
     return trace if view is None else {**trace, "view": view}
 
 
+def line_trace(name: str, lines: Iterable[tuple[int, Sequence[Any], Sequence[Any]]], look: Row, **others: Any) -> Row:
+    """Return lines of (trial_id, x, y) as one trace with gaps: a trace a trial would make legend and page slow."""
+    x: list[Any] = []
+    y: list[Any] = []
+    ids: list[int | None] = []
+    for trial_id, xs, ys in lines:
+        x += [*xs, None]
+        y += [*ys, None]
+        ids += [trial_id] * len(xs) + [None]
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "name": name,
+        "x": x[:-1],
+        "y": y[:-1],
+        "customdata": ids[:-1],
+        "line": look,
+        **others,
+    }
+
+
+def upright(x: float, *, dash: str | None = None, **place: Any) -> Row:
+    """Return a vertical line from 0 to 1, drawn over the whole figure with yref="paper"."""
+    line = {"color": "@muted", "width": 1} | ({"dash": dash} if dash else {})
+    return {"type": "line", "x0": x, "x1": x, "y0": 0, "y1": 1, "line": line, **place}
+
+
+def note(x: float, y: float, text: str, **place: Any) -> Row:
+    """Return a small text in a figure."""
+    return {"x": x, "y": y, "text": text, "showarrow": False, "font": {"size": 11, "color": "@muted"}, **place}
+
+
+def whiskers(up: Sequence[float], down: Sequence[float], **look: Any) -> Row:
+    """Return error bars of these lengths along x."""
+    lengths = {"array": [short(length) for length in up], "arrayminus": [short(length) for length in down]}
+    return {"type": "data", "symmetric": False, **lengths, "color": "@muted", **look}
+
+
+def axis(title: str, **others: Any) -> Row:
+    """Return an axis with its title."""
+    return {"title": {"text": title}, **others}
+
+
 def position(parameter: Row, value: Any, trial_id: int) -> Any:
     """Return where a value stands on its parameter's axis; those of a choice are spread so that none hides."""
     if parameter["values"] is None:
@@ -96,6 +139,7 @@ def position(parameter: Row, value: Any, trial_id: int) -> Any:
 
 def spread(trial_id: int, width: float) -> float:
     """Return an offset within +-width/2 that is the same in every drawing of a trial."""
+    # Multiples of the golden ratio fill an interval evenly, however many come and whichever are missing.
     return short((trial_id * 0.6180339887 % 1 - 0.5) * width, 3) or 0.0
 
 
