@@ -64,9 +64,9 @@ def _loss_by_setting(facts: Row) -> Iterator[Row]:
             highest.append(ceiling)
             losses = {trial["trial_id"]: loss for trial, loss in reading}
             for role, trials in by_role([trial for trial, _ in reading]):
-                at = [position(parameter, t["searched"][name], t["trial_id"]) for t in trials]
-                values = [losses[trial["trial_id"]] for trial in trials]
-                traces.append(point_trace(role, trials, at, values, ceiling, view=view, showlegend=False))
+                places = [(t, position(parameter, t["searched"][name], t["trial_id"])) for t in trials]
+                points = [(trial, at, losses[trial["trial_id"]]) for trial, at in places]
+                traces.append(point_trace(role, points, ceiling, view=view, showlegend=False))
         if not any(trace["x"] for trace in traces):
             continue
         scale = axis(parameter["label"])
@@ -93,19 +93,14 @@ def _lr_by_batch(facts: Row) -> Iterator[Row]:
     for view, rows in _view_losses(facts):
         ceiling = loss_ceiling(facts, [loss for _, loss in rows])
         for index, batch in enumerate(batches):
-            those = [(trial, loss) for trial, loss in rows if trial["batch_size"] == batch]
             role = {
                 "name": f"batch {batch}",
                 "color": f"@seq{1 + round(index * 4 / max(1, len(batches) - 1))}",
                 "symbol": ("circle", "square", "diamond", "triangle-up", "pentagon", "hexagon")[index % 6],
                 "size": 9,
             }
-            trials = [trial for trial, _ in those]
-            traces.append(
-                point_trace(
-                    role, trials, [t["learning_rate"] for t in trials], [loss for _, loss in those], ceiling, view=view
-                )
-            )
+            points = [(t, t["learning_rate"], loss) for t, loss in rows if t["batch_size"] == batch]
+            traces.append(point_trace(role, points, ceiling, view=view))
         traces += _rings(rows, ceiling, view)
     yield figure(
         "lr-by-batch",
@@ -122,12 +117,10 @@ def _lr_by_batch(facts: Row) -> Iterator[Row]:
 
 def _rings(rows: Sequence[tuple[Row, float]], ceiling: float, view: int) -> Iterator[Row]:
     for flag, name, color in (("is_baseline", "baseline", "@baseline"), ("is_best", "best", "@winner")):
-        found = [(trial, loss) for trial, loss in rows if trial[flag]]
         role = {"name": name, "color": color, "symbol": "circle-open", "size": 18, "width": 3}
-        trials = [trial for trial, _ in found]
-        if trials:
-            at = [trial["learning_rate"] for trial in trials]
-            yield point_trace(role, trials, at, [loss for _, loss in found], ceiling, view=view)
+        points = [(trial, trial["learning_rate"], loss) for trial, loss in rows if trial[flag]]
+        if points:
+            yield point_trace(role, points, ceiling, view=view)
 
 
 def _stability_map(facts: Row) -> Iterator[Row]:
@@ -138,7 +131,7 @@ def _stability_map(facts: Row) -> Iterator[Row]:
     batches = sorted({cell["batch_size"] for cell in cells})
     found = {(cell["batch_size"], cell["lr_low"]): cell for cell in cells}
     grid = [[found.get((batch, low)) for low, _ in bins] for batch in batches]
-    names = [range_words(low, high) for low, high in bins]
+    names = [range_words(low, high, "–") for low, high in bins]
     yield figure(
         "stability-map",
         "Unstable trials by learning rate and batch size",
@@ -181,10 +174,10 @@ def _pareto(facts: Row) -> Iterator[Row]:
     if len(rows) < 2:
         return
     ceiling = loss_ceiling(facts, [trial["val_loss"] for trial in rows])
-    traces = []
-    for role, trials in by_role(rows):
-        at, losses = [trial["tokens_per_s"] for trial in trials], [trial["val_loss"] for trial in trials]
-        traces.append(point_trace(role, trials, at, losses, ceiling))
+    traces = [
+        point_trace(role, [(trial, trial["tokens_per_s"], trial["val_loss"]) for trial in trials], ceiling)
+        for role, trials in by_role(rows)
+    ]
     front = pareto_front(rows)
     traces.append(
         {

@@ -97,12 +97,10 @@ def _ends(role: Row, trials: Sequence[Row], ceiling: float) -> Row | None:
     for trial in trials:
         losses = [loss for loss in trial["evaluations"]["val_loss"] if loss is not None]
         if trial["tokens_seen"] or losses:
-            ends.append((trial, min(losses[-1] if losses else ceiling, ceiling)))
+            ends.append((trial, trial["tokens_seen"], min(losses[-1] if losses else ceiling, ceiling)))
     if not ends:
         return None
-    at, losses = [trial["tokens_seen"] for trial, _ in ends], [loss for _, loss in ends]
-    trace = point_trace(role, [trial for trial, _ in ends], at, losses, ceiling, showlegend=False)
-    return {**trace, "legendgroup": role["name"]}
+    return {**point_trace(role, ends, ceiling, showlegend=False), "legendgroup": role["name"]}
 
 
 def parallel_coordinates(facts: Row) -> Iterator[Row]:

@@ -59,26 +59,24 @@ def _outlier_limit(losses: Sequence[float]) -> float:
 
 def point_trace(
     role: Row,
-    trials: Sequence[Row],
-    x: Sequence[Any],
-    losses: Sequence[float],
+    points: Sequence[tuple[Row, Any, float]],
     ceiling: float,
     *,
     view: int | None = None,
     showlegend: bool = True,
 ) -> Row:
-    """Return the trials as markers; a loss above `ceiling` stands at it as an arrow that points up."""
+    """Return (trial, x, loss) as markers; a loss above `ceiling` stands at it as an arrow that points up."""
     trace: Row = {
         "type": "scatter",
         "mode": "markers",
         "name": role["name"],
-        "x": [short(value) if isinstance(value, float) else value for value in x],
-        "y": [short(min(loss, ceiling), 6) for loss in losses],
-        "customdata": [trial["trial_id"] for trial in trials],
+        "x": [short(x) if isinstance(x, float) else x for _, x, _ in points],
+        "y": [short(min(loss, ceiling), 6) for _, _, loss in points],
+        "customdata": [trial["trial_id"] for trial, _, _ in points],
         "marker": {
             "color": role["color"],
             "size": role["size"],
-            "symbol": ["triangle-up-open" if loss > ceiling else role["symbol"] for loss in losses],
+            "symbol": ["triangle-up-open" if loss > ceiling else role["symbol"] for _, _, loss in points],
             "line": {"width": role.get("width", 1), "color": role["color"] if role.get("width") else "@paper"},
         },
         "hover": "trial",
