@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from results.diagnosis.diagnose import Context, diagnose, ranked
+from results.diagnosis.diagnose import diagnose, ranked
 from results.diagnosis.findings import Diagnosis
 from results.diagnosis.render import Report
+from results.diagnosis.run_view import Context
 from results.diagnosis.trace import trace_of_trial
 from results.ranking import baseline_trial, ending_counts, leaderboard
 from results.study.folder import Study

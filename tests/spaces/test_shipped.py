@@ -8,7 +8,8 @@ import pytest
 
 from spaces.domains import FloatRange
 from spaces.overrides import with_overrides
-from spaces.read.load import list_spaces, load_space
+from spaces.read.load import load_space
+from spaces.read.space_files import list_spaces
 from trainable.config import BEFORE, DOCUMENTED, LR_SCHEDULES
 
 NAMES = ["before_after", "plateau", "schedule", "smoke"]

@@ -9,49 +9,23 @@ from trainable.data.corpus import text_fingerprint
 from trainable.data.tokens import Progress, Tokens, _silent, load_corpus
 from trainable.errors import UserError
 from trainable.text_audit.audit_findings import kind_spans, make_findings, within
-from trainable.text_audit.audit_plot import plot_audit
 from trainable.text_audit.audit_values import (
-    KINDS,
-    SEVERITIES,
-    AuditFinding,
     AuditReport,
     Hit,
-    KindTotal,
-    Place,
     Profile,
     hit_spans,
-    parse_range,
     removed_spans,
 )
-from trainable.text_audit.clean import CleanSummary, plan_clean, unit_cover, write_clean
+from trainable.text_audit.clean import plan_clean, unit_cover
 from trainable.text_audit.copies import find_copies
 from trainable.text_audit.ngrams import covered
 from trainable.text_audit.regions import find_binary, find_debris, find_foreign, find_long_lines
 from trainable.text_audit.repeats import find_repeats
-from trainable.text_audit.report import render, render_clean, to_json
 from trainable.text_audit.scan import Scan, scan_text
 from trainable.text_audit.shift import find_shifts
 from trainable.text_audit.units import Flags
 from trainable.text_audit.vocabulary import Vocabulary, describe_vocabulary
 from trainable.text_audit.windows import js_distance, measure_windows
-
-__all__ = [
-    "KINDS",
-    "SEVERITIES",
-    "AuditFinding",
-    "AuditReport",
-    "CleanSummary",
-    "KindTotal",
-    "Place",
-    "Profile",
-    "audit",
-    "parse_range",
-    "plot_audit",
-    "render",
-    "render_clean",
-    "to_json",
-    "write_clean",
-]
 
 MOSTLY = 0.8
 """A unit or run that a binary region covers so far is not looked at again."""

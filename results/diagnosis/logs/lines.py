@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from datetime import date
 
 _INT = rb"\d{1,3}(?:,\d{3})+|\d+"
 # Atomic: without it "2.00e" (a line cut short) would be read as 2. after backtracking.
@@ -68,7 +69,6 @@ _OTHER_WORDS = frozenset(
     b" expected patience delta improved".split()
 )
 _SECONDS = {b"ms": 0.001, b"s": 1.0, b"sec": 1.0, b"m": 60.0, b"min": 60.0, b"h": 3600.0}
-_DAYS_BEFORE_MONTH = (0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334)
 
 
 @dataclass(slots=True)
@@ -230,10 +230,12 @@ def _scaled(match: re.Match[bytes]) -> float | None:
     return _if_measured(_float(match[1]) * _SECONDS[match[2].lower()])
 
 
-def _stamp_s(match: re.Match[bytes]) -> float:
+def _stamp_s(match: re.Match[bytes]) -> float | None:
     year, month, day, hour, minute, second = (int(part) for part in match.groups()[:6])
-    leap_days = (year - (month <= 2)) // 4
-    days = year * 365 + leap_days + _DAYS_BEFORE_MONTH[(month - 1) % 12] + day
+    try:
+        days = date(year, month, day).toordinal()
+    except ValueError:
+        return None  # of no calendar: a version, an identifier
     fraction = int(match[7]) / 10 ** len(match[7]) if match[7] else 0.0
     return days * 86400.0 + hour * 3600 + minute * 60 + second + fraction
 
