@@ -14,6 +14,7 @@ import torch
 
 from results.study.folder import Study
 from results.study.ledger import Ledger
+from results.study.planned_run import PlannedRun
 from search.terminal.signals import Interrupts
 from search.tune.engine import Slots, StopOnSignal, device_slots, prune_checkpoints
 from trainable.config import DOCUMENTED, TrialConfig
@@ -74,7 +75,10 @@ def test_checkpoints_of_the_best_three_of_the_baseline_and_of_what_can_go_on_are
         ("unstable", 2.0),
     ]
     for trial_id in range(len(endings) + 2):
-        ledger.start_trial(trial_id, is_baseline=trial_id == 0, config=DOCUMENTED, started_at=NOW)
+        ledger.start_trial(
+            PlannedRun(trial_id=trial_id, purpose="search", is_baseline=trial_id == 0, config=DOCUMENTED),
+            started_at=NOW,
+        )
         study.checkpoint_dir(trial_id).mkdir(parents=True)
         for step in (1, 2):
             (study.checkpoint_dir(trial_id) / f"step_{step:08d}.pt").write_bytes(b"x")

@@ -12,6 +12,7 @@ from rich.console import Console, RenderableType
 
 from results.study.folder import Study
 from results.study.ledger import Ledger
+from results.study.planned_run import PlannedRun
 from search.terminal.live_view import StudyView, ending_words, leaderboard_table, time_left_s
 from trainable.config import BEFORE, DOCUMENTED
 from trainable.rows import MetricsRow, TrialStatus, Verdict
@@ -55,7 +56,9 @@ def ledger(study: Study) -> Ledger:
     """Eight trials: the baseline and trial 1 completed, one of each other ending, two running, one just begun."""
     ledger = Ledger(study)
     for trial_id, config in enumerate(CONFIGS):
-        ledger.start_trial(trial_id, is_baseline=trial_id == 0, config=config, started_at=NOW)
+        ledger.start_trial(
+            PlannedRun(trial_id=trial_id, purpose="search", is_baseline=trial_id == 0, config=config), started_at=NOW
+        )
         if trial_id not in (6, 7):
             ledger.add_metrics(trial_id, metrics(45_000 * (trial_id + 1), 11.1234 - trial_id), 0)
     end(ledger, 1, "completed", tokens_seen=393_216)
@@ -174,8 +177,8 @@ def test_a_stopped_trial_is_not_compared_with_a_baseline_that_saw_more(ledger: L
 
 def test_while_the_baseline_runs_nothing_is_compared_with_it(study: Study) -> None:
     ledger = Ledger(study)
-    ledger.start_trial(0, is_baseline=True, config=DOCUMENTED, started_at=NOW)
-    ledger.start_trial(1, is_baseline=False, config=BEFORE, started_at=NOW)
+    ledger.start_trial(PlannedRun(trial_id=0, purpose="search", is_baseline=True, config=DOCUMENTED), started_at=NOW)
+    ledger.start_trial(PlannedRun(trial_id=1, purpose="search", is_baseline=False, config=BEFORE), started_at=NOW)
     for trial_id in (0, 1):
         ledger.add_metrics(trial_id, metrics(1000, 5.0), 0)
     end(ledger, 1, "completed")
@@ -196,7 +199,10 @@ def test_before_anything_has_begun(study: Study) -> None:
 def test_more_running_trials_than_fit_are_counted(study: Study) -> None:
     ledger = Ledger(study)
     for trial_id in range(64):
-        ledger.start_trial(trial_id, is_baseline=trial_id == 0, config=DOCUMENTED, started_at=NOW)
+        ledger.start_trial(
+            PlannedRun(trial_id=trial_id, purpose="search", is_baseline=trial_id == 0, config=DOCUMENTED),
+            started_at=NOW,
+        )
     console = Console(record=True, width=80, file=io.StringIO())
     view = StudyView(study=study, ledger=ledger, budget_tokens=1000, trials_planned=64, console=console)
     lines = drawn(console, view.render())

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from results.winner import Winner
 from spaces.domains import Choice, IntRange, LogUniform, SearchParameter, Uniform, active_point
 from spaces.read.load import space_from_tables
 from spaces.warmup import WARMUP_FRAC
@@ -23,7 +24,8 @@ class Measured:
     """A search as it was measured."""
 
     trials: Sequence[Row]
-    """By trial_id; those on fresh seeds, which confirm and never rank, are not among them."""
+    """By trial_id; runs that confirm or attribute are not among them."""
+    winner: Winner
     evaluations: Mapping[int, Sequence[Row]]
     """By trial_id, tokens rising."""
     parameters: tuple[SearchParameter, ...]
