@@ -174,8 +174,8 @@ def evidence_words(winner: Winner) -> str:
     """Return what the headline rests on."""
     verdict = winner.verdict
     if verdict is not None:
-        low, high = (difference_words(bound) if bound is not None else "none" for bound in (verdict.low, verdict.high))
-        interval = f"; interval {low} to {high}" if verdict.mean_difference is not None and verdict.seeds > 1 else ""
+        interval = f"; interval {difference_words(verdict.low)} to {difference_words(verdict.high)}"
+        interval = interval if verdict.mean_difference is not None and verdict.seeds > 1 else ""
         return f"{_verdict_words(verdict)}{interval}"
     if winner.standing == "unproven":
         return "one seed each, so not proven yet"

@@ -18,6 +18,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from results.words import count_words
+
 Outcome = Literal["better", "worse", "not proven"]
 
 ALPHA = 0.05
@@ -174,7 +176,7 @@ def _seeds_needed(mean: float, scatter: float, alpha: float) -> int | None:
 def _words(verdict: CandidateVerdict, *, runs: int) -> str:
     text = {"better": "better than the baseline", "worse": "worse than the baseline"}.get(verdict.outcome)
     if text is None:
-        text = f"not proven with {verdict.seeds} seed{'' if verdict.seeds == 1 else 's'}"
+        text = f"not proven with {count_words(verdict.seeds, 'seed')}"
         mean = verdict.mean_difference
         side = " to prove it worse" if mean is not None and mean > 0.0 else ""
         if verdict.seeds_needed is not None:

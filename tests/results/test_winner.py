@@ -110,7 +110,7 @@ def test_the_best_of_the_search_is_proven(searched: Study) -> None:
     assert winner.difference == pytest.approx(-0.2)
     assert winner.search_difference == -0.5
     assert headline(winner) == "Trial 1 is better than the baseline by 0.2000 nats/token"
-    assert evidence_words(winner).startswith("on 5 fresh seeds better than the baseline; interval −0.20")
+    assert evidence_words(winner).startswith("on 5 fresh seeds better than the baseline; interval -0.20")
     assert notes(winner) == []
 
 
