@@ -246,7 +246,7 @@ def test_the_rank_puts_proof_first_then_stability_then_the_mean(make_trial: Make
 def test_a_run_that_did_not_complete_counts_against_it(make_trial: MakeTrial, status: str) -> None:
     trials = search_rows(make_trial)[:2]
     attempt = plan_attempt(trials, (), top=1, seeds=3)
-    losses = {0: [4.5, 4.51, 4.52], 1: [4.2, 4.21, status]}
+    losses: dict[int, list[float | str | None]] = {0: [4.5, 4.51, 4.52], 1: [4.2, 4.21, status]}
     attempt = judged(attempt, [*trials, *confirmation_rows(attempt, trials, losses)])
     assert attempt.verdicts[0].unstable_seeds == (3,)
     assert attempt.verdicts[0].outcome == "not proven"

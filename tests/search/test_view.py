@@ -237,6 +237,7 @@ def ending(status: str, **changes: Any) -> str:
     row = {
         **asdict(DOCUMENTED),
         "trial_id": 7,
+        "purpose": "search",
         "is_baseline": False,
         "status": status,
         "verdict": None,
@@ -277,6 +278,14 @@ def test_each_ending_in_words() -> None:
     )
     assert ending("failed") == f"trial 7 failed at 10% of the budget; {CONFIG}"
     assert ending("interrupted") == f"trial 7 interrupted at 10% of the budget; {CONFIG}"
+
+
+def test_a_run_that_confirms_or_attributes_says_so() -> None:
+    confirmation = {"purpose": "confirmation", "of_trial": 0, "attempt": 1, "seed": 1}
+    assert ending("completed", **confirmation) == f"confirmation: baseline, seed 1 completed: val loss 6.5000; {CONFIG}"
+    assert ending("failed", **{**confirmation, "of_trial": 3}).startswith("confirmation: trial 3, seed 1 failed at 10%")
+    attribution = {"purpose": "attribution", "combination": "schedule", "seed": 2}
+    assert ending("completed", **attribution).startswith("attribution: schedule, seed 2 completed: val loss 6.5000; ")
 
 
 def trial(tokens: int, *, ended: bool, baseline: bool = False) -> dict[str, Any]:
