@@ -10,7 +10,7 @@ from results.words import config_words, token_words
 from search.commands.confirm_command import confirm_study
 from search.options import Options
 from search.setup.finish import finish_study
-from search.setup.plan import Plan, make_plan
+from search.setup.plan import Plan, baseline_runs, make_plan
 from search.setup.preflight_run import PREFLIGHT_FAILED, passes_preflight
 from search.setup.study_record import study_document
 from search.terminal.console import Preparing, Terminal
@@ -97,9 +97,8 @@ def _work(plan: Plan) -> "Workload":
         past = History(lessons=lessons.told, first_points=lessons.first_points) if lessons else NO_HISTORY
         return space_workload(plan.space, past)
     milestones_tokens = plan.space.evaluation_tokens()
-    return list_workload(
-        dict(enumerate(plan.configs)), baseline=plan.space.baseline, milestones_tokens=milestones_tokens
-    )
+    runs = baseline_runs(plan.configs)
+    return list_workload(runs, baseline=plan.space.baseline, milestones_tokens=milestones_tokens)
 
 
 def header_lines(plan: Plan, trials_planned: int) -> list[str]:

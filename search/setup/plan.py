@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from results.study.folder import Study, check_study_name, new_study_name, open_study, studies_dir, study_exists
+from results.study.planned_run import PlannedRun
 from search.cluster.connection import check_port
 from search.cluster.study_storage import remove_probe, write_probe
 from search.options import Options
@@ -119,7 +120,7 @@ def plan_study(
 
 
 def _source(name: str | None) -> Study | None:
-    return open_study(name, but_kind="train") if name else None
+    return open_study(name) if name else None
 
 
 def largest_config(space: SearchSpace) -> TrialConfig:
@@ -139,6 +140,14 @@ def baseline_configs(space: SearchSpace, settings: Settings) -> list[TrialConfig
         compared = settings.compare, BASELINES[settings.compare]
         configs.append(with_overrides(space, baseline=compared).baseline)
     return configs
+
+
+def baseline_runs(configs: Sequence[TrialConfig]) -> list[PlannedRun]:
+    """Return the runs of `make baseline`; the first is the baseline."""
+    return [
+        PlannedRun(trial_id=number, config=config, purpose="baseline", is_baseline=number == 0)
+        for number, config in enumerate(configs)
+    ]
 
 
 def study_name(options: Options, stem: str) -> str:
