@@ -366,7 +366,8 @@ def _refusal(error: ErrorDetails, texts: Mapping[str, str]) -> UserError:
     if isinstance(cause, UserError):
         return cause
     name = _env_name(str(error["loc"][0]))
-    text = texts[name] if len(texts[name]) <= LONGEST_SHOWN else f"{texts[name][:LONGEST_SHOWN]}..."
+    text = re.sub(r"(://[^/@]*:)[^/@]*@", r"\1***@", texts[name])  # a password
+    text = text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
     if error["type"] in ("literal_error", "string_unicode"):
         known = get_args(FIELDS[name].annotation)
         return UserError(f"{name}={text} is not known.{did_you_mean(text, known)}")

@@ -1,13 +1,14 @@
 """A study fully decided and checked, before anything is written: from variables to a Plan."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from results.study.folder import Study, check_study_name, new_study_name, open_study, studies_dir, study_exists
 from results.study.planned_run import PlannedRun
 from search.cluster.connection import check_port
+from search.cluster.nodes import Node
 from search.cluster.study_storage import remove_probe, write_probe
 from search.options import Options
 from search.setup.inputs import Inputs, Loaded, check_fit, check_inputs, load_inputs
@@ -15,16 +16,13 @@ from search.setup.settings import Settings, read_settings
 from search.terminal.console import Preparing
 from search.trackers.trackers import Mirrors, read_mirrors
 from search.tune.concurrency_probe import best_concurrency, concurrency_words
-from search.tune.resources import cluster_share
+from search.tune.resources import Slots, slots_on
 from search.tune.warm_start import WarmStart, lessons_from
 from spaces.overrides import with_overrides
 from spaces.read.load import load_space
 from spaces.space import SearchSpace
 from trainable.config import BASELINES, TrialConfig
 from trainable.stability import make_rules
-
-if TYPE_CHECKING:
-    from search.tune.engine import Slots
 
 DEFAULT_SPACE = "plateau"
 
@@ -40,7 +38,7 @@ class Plan:
     settings: Settings
     inputs: Inputs
     loaded: Loaded
-    slots: "Slots"
+    slots: Slots
     configs: Sequence[TrialConfig] | None
     """The trials where the space does not propose them."""
     largest: TrialConfig
@@ -161,27 +159,14 @@ def study_name(options: Options, stem: str) -> str:
     return name
 
 
-def slots_for(loaded: Loaded, options: Options, config: TrialConfig, progress: Preparing) -> "Slots":
+def slots_for(loaded: Loaded, options: Options, config: TrialConfig, progress: Preparing) -> Slots:
     """Return how many trials run at once on the device that was loaded; `config` is what CONCURRENCY=auto measures."""
-    from search.tune.engine import Slots, device_slots
-    from trainable.device.device import cpu_cores
+    from trainable.device.device import cpu_cores, memory_bytes
 
-    concurrency, gpu_frac, storage = options.concurrency, options.gpu_fraction, options.storage
-    info = loaded.device_info
-    times_s = {
-        "checkpoint_interval_s": float(options.checkpoint_interval_s),
-        "evaluation_timeout_s": float(options.evaluation_timeout_s),
-    }
-    if loaded.cluster is not None:
-        assert concurrency != "auto"
-        share = cluster_share(loaded.cluster.nodes, info.type, concurrency=concurrency, gpu_frac=gpu_frac)
-        slots = Slots(**asdict(share), address=loaded.cluster.address, device=info.type, storage=storage)
-        return replace(slots, **times_s)  # type: ignore[arg-type]
-    if storage is not None:
-        remove_probe(storage, write_probe(storage)[0])
+    info, concurrency = loaded.device_info, options.concurrency
+    if loaded.cluster is None and options.storage is not None:
+        remove_probe(options.storage, write_probe(options.storage)[0])
     if concurrency == "auto":
-        from trainable.device.device import memory_bytes
-
         concurrency, tried = best_concurrency(
             loaded.spec,
             config,
@@ -192,7 +177,18 @@ def slots_for(loaded: Loaded, options: Options, config: TrialConfig, progress: P
             progress=progress,
         )
         progress(concurrency_words(tried, concurrency), 1.0)
-    slots = device_slots(
-        info.type, device_count=info.count, cores=cpu_cores(), concurrency=concurrency, gpu_frac=gpu_frac
+    here = Node(name="this machine", cpus=cpu_cores(), gpus=info.count if info.type == "cuda" else 0, is_ours=True)
+    slots = slots_on(
+        loaded.cluster.nodes if loaded.cluster else [here],
+        info.type,
+        concurrency=concurrency,
+        gpu_frac=options.gpu_fraction,
     )
-    return replace(slots, storage=storage, **times_s)  # type: ignore[arg-type]
+    return replace(
+        slots,
+        address=loaded.cluster.address if loaded.cluster else None,
+        device=info.type if loaded.cluster else None,
+        storage=options.storage,
+        checkpoint_interval_s=float(options.checkpoint_interval_s),
+        evaluation_timeout_s=float(options.evaluation_timeout_s),
+    )

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from ray.tune import Callback
 
-    from search.tune.engine import Slots
+    from search.tune.resources import Slots
     from search.tune.workload import Workload
 
 
