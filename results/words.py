@@ -32,6 +32,11 @@ LABELS: Mapping[str, str] = {
     "weight_decay": "weight decay",
     "dropout": "dropout",
     "precision": "precision",
+    "use_lora": "LoRA",
+    "lora_rank": "LoRA rank",
+    "lora_alpha": "LoRA alpha",
+    "lora_dropout": "LoRA dropout",
+    "lora_targets": "LoRA targets",
     "seed": "seed",
 }
 

@@ -126,8 +126,11 @@ def largest_config(space: SearchSpace) -> TrialConfig:
     values: dict[str, Any] = {
         parameter.name: max(parameter.domain.examples())
         for parameter in space.parameters
-        if parameter.name in ("batch_size", "block_size")
+        if parameter.name in ("batch_size", "block_size", "lora_rank")
     }
+    lora = space.domain("use_lora")
+    if lora is not None and False in lora.examples():
+        values["use_lora"] = False  # gradients and moments of every weight
     return replace(space.baseline, **values)
 
 

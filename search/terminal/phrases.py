@@ -47,9 +47,10 @@ def schedule_words(row: Mapping[str, Any]) -> str:
 
 
 def config_words(row: Mapping[str, Any]) -> str:
-    """Return the searched part of a configuration: batch x block, LR, schedule."""
+    """Return the searched part of a configuration: batch x block, LR, schedule, LoRA."""
     accumulated = f"x{row['grad_accum_steps']}" if row["grad_accum_steps"] > 1 else ""
     schedule = row["lr_schedule"] + (f" after {row['warmup_steps']} steps" if row["warmup_steps"] else "")
     return (
         f"batch {row['batch_size']}{accumulated} x block {row['block_size']}, LR {row['learning_rate']:.2e}, {schedule}"
+        + (f", LoRA rank {row['lora_rank']}, alpha {row['lora_alpha']}" if row["use_lora"] else "")
     )
