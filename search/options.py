@@ -39,6 +39,7 @@ VARIABLES: Mapping[str, str] = MappingProxyType(
         "WEIGHTS_ONLY": "train: True takes the checkpoint's weights and starts at step 0, as a search does",
         "RESUME_STEPS": "train: steps to add to the checkpoint's",
         "DEVICE": "cuda, mps or cpu (default: the first there is)",
+        "GRADIENT_CHECKPOINTING": "1 computes each layer twice to save memory; the losses stay the same (default 0)",
         "COMPILE": "0, 1 or auto: compile the model's layers (default auto: long runs on CUDA)",
         "EVAL_BLOCK_SIZE": "train: context of the evaluation in tokens (default 128, the documented block)",
         "EVAL_TOKENS": "train: held-out tokens scored per evaluation (default 16384)",
@@ -62,7 +63,6 @@ VARIABLES: Mapping[str, str] = MappingProxyType(
         "MLFLOW": "search: an MLflow tracking URI, where mlflow is installed",
         "WANDB": "search: a Weights & Biases project, where wandb is installed",
         "MODEL_TYPE": "gpt2, the only type there is",
-        "USE_LORA": "False; LoRA is not supported",
     }
 )
 """Every variable besides the hyperparameters and the two folders below, with its meaning."""
@@ -184,13 +184,9 @@ def _check_owner_variables(variables: Variables) -> None:
     model_type = variables.text("MODEL_TYPE")
     if model_type not in (None, "gpt2"):
         raise UserError(f"MODEL_TYPE={model_type} is not supported; unset it and name the model by GPT2_MODEL_NAME.")
-    if variables.flag("USE_LORA"):
-        raise UserError(
-            "USE_LORA=True is not supported: all weights are trained. Unset it, or merge the LoRA weights first."
-        )
 
 
-def explicit_hyperparameters(variables: Variables) -> dict[str, int | float | str]:
+def explicit_hyperparameters(variables: Variables) -> dict[str, bool | int | float | str]:
     """Return the hyperparameters that are set, by field name, USE_LR_WARMUP translated. Raises UserError."""
     given = {
         name: parse_hyperparameter(name, text)
@@ -205,7 +201,9 @@ def explicit_hyperparameters(variables: Variables) -> dict[str, int | float | st
     return given
 
 
-def with_default_warmup(given: Mapping[str, int | float | str], base: TrialConfig) -> dict[str, int | float | str]:
+def with_default_warmup(
+    given: Mapping[str, bool | int | float | str], base: TrialConfig
+) -> dict[str, bool | int | float | str]:
     """Return `given` plus `before`'s share of warm-up where a schedule that warms up is asked for and no length is."""
     schedule = given.get("lr_schedule", base.lr_schedule)
     if schedule not in SCHEDULES_WITH_WARMUP or "warmup_steps" in given or base.has_warmup:

@@ -113,7 +113,7 @@ class TrialConfig:
     precision: str = _hyperparameter("fp32", env="PRECISION", unit="name", choices=PRECISIONS)
     """fp32, or autocast to bf16, or autocast to fp16 with a loss scaler; weights stay fp32."""
     use_lora: bool = _hyperparameter(False, env="USE_LORA", unit="True or False")
-    """Whether LoRA adapters are trained and the model's own weights are frozen; the other lora_ fields are read then."""
+    """Whether LoRA adapters are trained and the model's own weights frozen; the other lora_ fields are read then."""
     lora_rank: int = _hyperparameter(8, env="LORA_RANK", unit="rank of the adapters", low=1, high=65_536)
     """Columns of an adapter's A and rows of its B."""
     lora_alpha: int = _hyperparameter(16, env="LORA_ALPHA", unit="adapters count alpha / rank", low=1, high=65_536)

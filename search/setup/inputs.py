@@ -37,6 +37,7 @@ class Inputs:
     checkpoint_path: Path | None
     device: str | None
     compile_mode: "CompileMode" = "auto"
+    gradient_checkpointing: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +81,7 @@ def check_inputs(variables: Variables, *, progress: Progress) -> Inputs:
         checkpoint_path=checkpoint_path,
         device=device,
         compile_mode=_compile_mode(variables),
+        gradient_checkpointing=bool(variables.flag("GRADIENT_CHECKPOINTING")),
     )
 
 
@@ -121,6 +123,7 @@ def load_inputs(
         init_from=init_from,
         stability=stability,
         compile_mode=inputs.compile_mode,
+        gradient_checkpointing=inputs.gradient_checkpointing,
     )
     facts = {
         "model": inputs.model_name,
@@ -150,11 +153,15 @@ def load_inputs(
 
 
 def check_fit(loaded: Loaded, configs: list[TrialConfig]) -> None:
-    """Raise UserError when a configuration asks for longer blocks than model or corpus have, or weights do not fit."""
+    """Raise UserError when a configuration asks for longer blocks than model or corpus have, or for adapters of layers
+    that the model lacks, or weights do not fit."""
+    from trainable.model.lora import find_targets
     from trainable.run import start_run
 
-    longest = max(configs, key=lambda config: config.block_size)
-    start_run(replace(loaded.spec, compile_mode="off"), longest)
+    longest = replace(max(configs, key=lambda config: config.block_size), use_lora=False)
+    model = start_run(replace(loaded.spec, compile_mode="off"), longest).model
+    for targets in sorted({config.lora_targets for config in configs if config.use_lora}):
+        find_targets(model, targets)
 
 
 def _compile_mode(variables: Variables) -> "CompileMode":

@@ -140,9 +140,7 @@ def load_weights(
     model.load_state_dict(given, strict=False)
 
 
-def load_merged(
-    model: PreTrainedModel, path: Path, *, model_name: str, seen: frozenset[Path] = frozenset()
-) -> None:
+def load_merged(model: PreTrainedModel, path: Path, *, model_name: str, seen: frozenset[Path] = frozenset()) -> None:
     """Copy the weights of the checkpoint at `path` into `model`, adapters merged. Raises UserError as load_weights."""
     load_weights(model, read_checkpoint(path), model_name=model_name, seen=seen)
     merge_adapters(model)

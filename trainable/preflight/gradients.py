@@ -94,7 +94,9 @@ def cut_modules(model: PreTrainedModel, windows: torch.Tensor) -> Cut:
         for handle in handles:
             handle.remove()
     # Reentrant gradient checkpointing runs its blocks without gradients, and is right to.
-    recomputes = any(getattr(module, "gradient_checkpointing", False) and _is_reentrant(module) for module in model.modules())
+    recomputes = any(
+        getattr(module, "gradient_checkpointing", False) and _is_reentrant(module) for module in model.modules()
+    )
     return Cut(modules=[] if recomputes else cut, reaches_weights=next_token_loss(model, windows).requires_grad)
 
 
