@@ -8,7 +8,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from trainable.data.tokens import Progress, Tokens
-from trainable.text_audit.debris import MARKUP, find_debris
+from trainable.text_audit.debris import MARKUP, debris_of
 from trainable.text_audit.language import common_words, count_words
 from trainable.text_audit.ngrams import Hashes
 from trainable.text_audit.noise import noisy_units
@@ -82,11 +82,10 @@ def _unit_columns(piece: Piece, cuts: Cuts, file_index: int) -> dict[str, npt.ND
 
 def _mark_columns(piece: Piece, cuts: Cuts, common: Hashes) -> dict[str, npt.NDArray[np.generic]]:
     count = len(cuts.starts)
-    debris = find_debris(piece.data, cuts.starts, starts_file=piece.first_byte == 0)
-    is_markup = debris.type >= MARKUP
+    unit, type_ = debris_of(piece.data, cuts.starts, starts_file=piece.first_byte == 0)
     types = np.zeros(count, dtype=np.uint8)
-    np.bitwise_or.at(types, debris.unit, (1 << debris.type).astype(np.uint8))
-    hits, markup = (np.bincount(debris.unit[kind], minlength=count) for kind in (~is_markup, is_markup))
+    np.bitwise_or.at(types, unit, (1 << type_).astype(np.uint8))
+    hits, markup = (np.bincount(unit[kind], minlength=count) for kind in (type_ < MARKUP, type_ >= MARKUP))
     words, known, prose = count_words(piece.data, cuts.starts, common)
     return {
         "noisy": noisy_units(piece.data, cuts.starts),

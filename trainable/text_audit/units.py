@@ -13,8 +13,14 @@ Bytes = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
-SPACE = np.zeros(256, dtype=bool)
-SPACE[list(b" \t\n\r\x0b\x0c")] = True
+
+def byte_set(*parts: bytes | range) -> Flags:
+    """Return for each of the 256 byte values whether it is in one of the parts (256,)."""
+    return np.isin(np.arange(256), [value for part in parts for value in part])
+
+
+ASCII_LETTERS = byte_set(range(65, 91), range(97, 123))
+SPACE = byte_set(b" \t\n\r\x0b\x0c")
 
 
 @dataclass(frozen=True, kw_only=True)
