@@ -85,9 +85,7 @@ def main() -> None:
     speed = interleaved(loops, rounds=given.rounds, warm_up_steps=3)
     base = speed["all weights"].step_ms
     print(f"{given.model}, {given.steps} steps of {FULL.batch_size} x {FULL.block_size}, one thread, fp32")
-    print(
-        "| trained | LR | weights trained | val loss from | to | peak MiB | checkpoint MB | ms a step | of all weights' |"
-    )
+    print("| trained | LR | trained weights | loss from | to | peak MiB | checkpoint MB | ms a step | times |")
     print("|---|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for name, (config, _) in KINDS.items():

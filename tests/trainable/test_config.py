@@ -58,6 +58,11 @@ def test_documented_is_the_storys_table() -> None:
         "weight_decay": 0.01,
         "dropout": 0.1,
         "precision": "fp32",
+        "use_lora": False,
+        "lora_rank": 8,
+        "lora_alpha": 16,
+        "lora_dropout": 0.0,
+        "lora_targets": "auto",
         "seed": 0,
     }
 
