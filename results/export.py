@@ -31,7 +31,10 @@ ENV_ORDER: tuple[str, ...] = (
 person's shell must not change the configuration."""
 
 _SCRIPTS = "training.py and training_resume.py"
-_SCRIPT_HYPERPARAMETERS = ("BATCH_SIZE", "BLOCK_SIZE", "LEARNING_RATE", "LR_SCHEDULE", "TRAINING_STEPS")
+_SCRIPT_HYPERPARAMETERS = (
+    *("BATCH_SIZE", "BLOCK_SIZE", "LEARNING_RATE", "LR_SCHEDULE", "TRAINING_STEPS"),
+    *("USE_LORA", "LORA_RANK", "LORA_ALPHA", "LORA_DROPOUT"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,9 +91,9 @@ def export_toml(study: Study) -> str:
     best = _load(study)
     lines = [f"# {line}" for line in _notes(best)]
     lines += [f"# model {_plain(best.model)}, data {_plain(best.data_source or 'the embedded text')}", "[baseline]"]
-    # Strings among them are names of a choice, so JSON's quotes are TOML's; repr keeps a float exact.
+    # JSON's quotes, true and false are TOML's too, for strings among them are plain names; repr keeps a float exact.
     lines += [
-        f"{name} = {json.dumps(value) if isinstance(value, str) else repr(value)}"
+        f"{name} = {json.dumps(value) if isinstance(value, str | bool) else repr(value)}"
         for name, value in asdict(best.config).items()
     ]
     return "\n".join(lines) + "\n"

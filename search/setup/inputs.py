@@ -36,6 +36,7 @@ class Inputs:
     checkpoint_path: Path | None
     device: str | None
     compile_mode: "CompileMode" = "auto"
+    gradient_checkpointing: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +77,7 @@ def check_inputs(options: Options, *, progress: Progress) -> Inputs:
         checkpoint_path=checkpoint_path,
         device=options.device,
         compile_mode=options.compile,
+        gradient_checkpointing=options.gradient_checkpointing,
     )
 
 
@@ -117,6 +119,7 @@ def load_inputs(
         init_from=init_from,
         stability=stability,
         compile_mode=inputs.compile_mode,
+        gradient_checkpointing=inputs.gradient_checkpointing,
     )
     facts = {
         "model": inputs.model_name,
@@ -146,11 +149,15 @@ def load_inputs(
 
 
 def check_fit(loaded: Loaded, configs: list[TrialConfig]) -> None:
-    """Raise UserError when a configuration asks for longer blocks than model or corpus have, or weights do not fit."""
+    """Raise UserError when a configuration asks for longer blocks than model or corpus have, or for adapters of layers
+    that the model lacks, or weights do not fit."""
+    from trainable.model.lora import find_targets
     from trainable.run import start_run
 
-    longest = max(configs, key=lambda config: config.block_size)
-    start_run(replace(loaded.spec, compile_mode="off"), longest)
+    longest = replace(max(configs, key=lambda config: config.block_size), use_lora=False)
+    model = start_run(replace(loaded.spec, compile_mode="off"), longest).model
+    for targets in sorted({config.lora_targets for config in configs if config.use_lora}):
+        find_targets(model, targets)
 
 
 def _checked_model_name(name: str) -> str:
