@@ -85,6 +85,8 @@ class StudyDocument(_Part):
     model: Text
     model_fingerprint: Text | None = None
     data_source: Text | None
+    validation_data_source: Text | None = None
+    documents: Text = "file"
     checkpoint_path: Text | None
     checkpoint_fingerprint: Text | None = None
     corpus: _Corpus

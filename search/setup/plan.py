@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from results.study.folder import Study, check_study_name, new_study_name, open_study, studies_dir, study_exists
+from results.study.planned_run import PlannedRun
 from search.cluster.connection import check_port
 from search.cluster.nodes import Node
 from search.cluster.study_storage import remove_probe, write_probe
@@ -94,7 +95,7 @@ def plan_study(
     )
     largest = max(configs, key=lambda config: config.tokens_per_step) if configs else largest_config(space)
     progress("checking that model, text and space fit together", 0.0)
-    check_fit(loaded, configs or [space.baseline, largest])
+    check_fit(loaded, configs or [space.baseline, largest, *_with_lora(space)])
     lessons = lessons_from(warm_start, space, loaded.facts) if warm_start else None
     return Plan(
         kind=kind,
@@ -117,7 +118,7 @@ def plan_study(
 
 
 def _source(name: str | None) -> Study | None:
-    return open_study(name, but_kind="train") if name else None
+    return open_study(name) if name else None
 
 
 def largest_config(space: SearchSpace) -> TrialConfig:
@@ -125,9 +126,21 @@ def largest_config(space: SearchSpace) -> TrialConfig:
     values: dict[str, Any] = {
         parameter.name: max(parameter.domain.examples())
         for parameter in space.parameters
-        if parameter.name in ("batch_size", "block_size")
+        if parameter.name in ("batch_size", "block_size", "lora_rank")
     }
+    lora = space.domain("use_lora")
+    if lora is not None and False in lora.examples():
+        values["use_lora"] = False  # gradients and moments of every weight
     return replace(space.baseline, **values)
+
+
+def _with_lora(space: SearchSpace) -> list[TrialConfig]:
+    """Return a configuration for each of the LORA_TARGETS that the space can propose."""
+    use, targets = space.domain("use_lora"), space.domain("lora_targets")
+    if True not in (use.examples() if use else [space.baseline.use_lora]):
+        return []
+    names = targets.examples() if targets else [space.baseline.lora_targets]
+    return [replace(space.baseline, use_lora=True, lora_targets=str(name)) for name in names]
 
 
 def baseline_configs(space: SearchSpace, settings: Settings) -> list[TrialConfig]:
@@ -137,6 +150,14 @@ def baseline_configs(space: SearchSpace, settings: Settings) -> list[TrialConfig
         compared = settings.compare, BASELINES[settings.compare]
         configs.append(with_overrides(space, baseline=compared).baseline)
     return configs
+
+
+def baseline_runs(configs: Sequence[TrialConfig]) -> list[PlannedRun]:
+    """Return the runs of `make baseline`; the first is the baseline."""
+    return [
+        PlannedRun(trial_id=number, config=config, purpose="baseline", is_baseline=number == 0)
+        for number, config in enumerate(configs)
+    ]
 
 
 def study_name(options: Options, stem: str) -> str:

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from results.ranking import best_trial
 from results.study.folder import open_study
+from results.winner import winner_of
 from search.options import Options
 from spaces.overrides import with_overrides
 from spaces.read.load import space_from_toml
@@ -81,8 +81,8 @@ def _baseline(options: Options) -> tuple[str, TrialConfig] | None:
         return None
     if name in BASELINES:
         return name, BASELINES[name]
-    study = open_study(name, but_kind="train")
-    best = best_trial(study.trials())
+    study = open_study(name)
+    best = winner_of(study).trial
     if best is None:
         raise UserError(f"BASELINE={name}: study {study.name} has no completed trial. Name another study.")
     return f"{study.name} trial {best['trial_id']}", config_from(best)

@@ -11,10 +11,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from results.ranking import leaderboard
+from results.confirmation.attempt import Attempt
+from results.confirmation.confirmation_file import load_attempts
+from results.ranking import leaderboard, ranked_trials
 from results.study.atomic import storage_error_words
 from results.study.folder import Study
 from results.study.ledger import Ledger
+from results.winner import find_winner
 from search.terminal.live_view import StudyView
 from trainable.run import RunSpec
 
@@ -73,6 +76,8 @@ def run_study(
     """
     if slots.storage:
         check_unheld(study, slots.storage)
+    attempts = load_attempts(study)
+    find_winner(ledger.trials(), attempts)  # refuses, before Ray starts, a confirmation of trials that are gone
     scheduler = TokenASHA(rung_tokens=work.rung_tokens, reduction_factor=work.reduction_factor)
     scheduler.replay(work.known)
     root, pruned = checkpoint_root(study, slots.storage), set[int]()
@@ -81,7 +86,8 @@ def run_study(
         scheduler,
         view,
         checkpoints_of=lambda trial_id: CheckpointStore(root=root, trial_id=trial_id),
-        on_completed=lambda _: prune_checkpoints(root, ledger, pruned),
+        planned_run=work.planned_run,
+        on_completed=lambda _: prune_checkpoints(root, ledger, attempts, pruned),
         on_out_of_memory=work.searcher.avoid,
         evaluation_timeout_s=slots.evaluation_timeout_s,
         oom_kills=oom_kills,
@@ -124,7 +130,7 @@ def run_study(
         recorder.interrupt()
         ray.shutdown(wait_for_processes=True)
         shutil.rmtree(scratch, ignore_errors=True)
-        prune_checkpoints(root, ledger, pruned)
+        prune_checkpoints(root, ledger, attempts, pruned)
         if mirror is not None:
             mirror.close()
         # A worker that was killed while it saved.
@@ -160,20 +166,27 @@ def checkpoint_root(study: Study, storage: str | None) -> str:
     return below(storage, study.name, CHECKPOINTS) if storage else str(study.path / CHECKPOINTS)
 
 
-def prune_checkpoints(root: str, ledger: Ledger, gone: set[int] | None = None) -> None:
-    """Delete the checkpoints below `root` of ended trials but the last ones of the best completed and the baseline.
+def prune_checkpoints(
+    root: str, ledger: Ledger, attempts: Sequence[Attempt] = (), gone: set[int] | None = None
+) -> None:
+    """Delete the checkpoints below `root` of ended runs but the last ones of those worth going on from.
+
+    These are the search's best, whoever won or is being confirmed, and the baseline. A run that confirms or attributes
+    is over when it has ended.
 
     gone: trials that have none any more, added to; a store far away is not asked about them again.
     """
     gone = set() if gone is None else gone
-    board = leaderboard(ledger.trials())
-    best = [row["trial_id"] for row in board if row["status"] == "completed"][:KEPT_CHECKPOINTS]
-    for row in board:
+    trials = ledger.trials()
+    board = leaderboard(ranked_trials(trials))
+    kept = {row["trial_id"] for row in [row for row in board if row["status"] == "completed"][:KEPT_CHECKPOINTS]}
+    kept |= find_winner(trials, attempts).kept_checkpoints
+    for row in trials:
         if row["status"] in ("running", "interrupted") or row["trial_id"] in gone:
             continue
         store = CheckpointStore(root=root, trial_id=row["trial_id"])
         with suppress(OSError):
-            if row["trial_id"] in best or row["is_baseline"]:
+            if row["trial_id"] in kept:
                 store.keep_newest()
             else:
                 store.delete()

@@ -45,8 +45,8 @@ def run_trials(
         from search.tune.engine import run_study
 
         work = make_workload()
-        ended = sum(row["status"] in ENDINGS for row in ledger.trials())
-        view.trials_planned = ended + work.trials_count
+        ended = sum(row["status"] in ENDINGS for row in ledger.trials() if work.includes(row))
+        view.follow(work.includes, planned=ended + work.trials_count, full_length=not work.rung_tokens)
         run_study(
             study,
             work,
