@@ -112,7 +112,8 @@ def read_table(path: Path, schema: Any = None) -> Any:
     try:
         check_guard(data)
         with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
-            table = file.read()
+            # Arrow's threads, begun for a few kB, can outlive a short command, whose exit they then abort.
+            table = file.read(use_threads=False)
     except (pa.ArrowException, OSError, ValueError) as err:
         raise DamagedTableError(damaged.format(shown(path), " ".join(str(err).split()))) from None
     for wanted in schema or ():
