@@ -17,22 +17,15 @@ STATUS_LABELS: Mapping[str, str] = {status: status.replace("_", " ") for status 
 """Every status by name, in the order that they are listed in."""
 
 LABELS: Mapping[str, str] = {
-    "batch_size": "batch size",
-    "block_size": "block size",
     "grad_accum_steps": "gradient accumulation",
-    "learning_rate": "learning rate",
     "lr_schedule": "LR schedule",
     "warmup_steps": "warm-up steps",
     "warmup_frac": "warm-up share",
     "min_lr_frac": "lowest LR share",
     "decay_frac": "decay share",
-    "training_steps": "training steps",
     "grad_clip_norm": "gradient clip norm",
-    "weight_decay": "weight decay",
-    "dropout": "dropout",
-    "precision": "precision",
-    "seed": "seed",
 }
+"""Of the hyperparameters whose own name is not what a person calls them."""
 
 
 def label(name: str) -> str:
@@ -96,6 +89,11 @@ def value_words(value: Any) -> str:
     mantissa, _, exponent = text.partition("e")
     # 1.00e-05 has digits that nobody gave; 100 has not.
     return f"{float(mantissa):g}e{int(exponent)}" if exponent else text
+
+
+def range_words(low: float, high: float, to: str = " to ") -> str:
+    """Return what lies between two values, or the value that both are."""
+    return value_words(low) if low == high else f"{value_words(low)}{to}{value_words(high)}"
 
 
 def duration_words(seconds: float | None) -> str:

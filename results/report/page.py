@@ -30,8 +30,6 @@ from results.words import (
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-__all__ = ["report_facts", "report_markdown", "write_report", "write_reports"]
-
 _HERE = Path(__file__).parent
 _FILTERS = {
     "count": count_words,

@@ -15,7 +15,10 @@ def audit_command(options: Options, terminal: Terminal) -> int:
     with Preparing(terminal.console) as progress:
         inputs = check_inputs(options, progress=progress)
         from trainable.model.models import load_tokenizer
-        from trainable.text_audit.audit import audit, plot_audit, render, to_json, write_clean
+        from trainable.text_audit.audit import audit
+        from trainable.text_audit.audit_plot import plot_audit
+        from trainable.text_audit.clean import write_clean
+        from trainable.text_audit.report import render, to_json
 
         files = list(inputs.files)
         tokenizer = load_tokenizer(inputs.model_name, files, progress=progress)

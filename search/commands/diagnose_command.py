@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from results.diagnosis.diagnose import Context
 from results.diagnosis.logs.training_log import read_training_log
 from results.diagnosis.of_checkpoint import report_of_checkpoints
 from results.diagnosis.of_study import report_of_study, report_of_trial
 from results.diagnosis.render import Report, plain_text, render, report_of_trace, to_json
+from results.diagnosis.run_view import Context
 from results.diagnosis.trace_plot import plot_trace
 from results.study.folder import LATEST, Study, list_studies, open_study
 from results.study.paths import expanded, path_error, shown

@@ -24,6 +24,7 @@ from search.terminal.summary import say_summary, summary_document
 from search.trackers.trackers import mirror_callbacks, read_mirrors
 from search.tune.history import History, known_trials
 from search.tune.warm_start import read_warm_start
+from spaces.overrides import with_overrides
 from spaces.read.load import space_from_toml
 from spaces.space import SearchSpace
 from trainable.errors import UserError
@@ -42,7 +43,7 @@ def resume_command(options: Options, terminal: Terminal) -> int:
         return _at_larger_budget(study, document, replace(settings, budget_tokens=budget_tokens), options, terminal)
     trials = options.trials
     if trials is not None and document["kind"] == "search" and trials != space.trials:
-        space, settings = space.with_overrides(trials=trials), replace(settings, trials=trials)
+        space, settings = with_overrides(space, trials=trials), replace(settings, trials=trials)
     with hold(study):
         code = _resume(study, document, space, settings, options, terminal)
     attempts = load_attempts(study)

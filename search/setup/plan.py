@@ -17,6 +17,7 @@ from search.trackers.trackers import Mirrors, read_mirrors
 from search.tune.concurrency_probe import best_concurrency, concurrency_words
 from search.tune.resources import cluster_share
 from search.tune.warm_start import WarmStart, lessons_from
+from spaces.overrides import with_overrides
 from spaces.read.load import load_space
 from spaces.space import SearchSpace
 from trainable.config import BASELINES, TrialConfig
@@ -137,7 +138,7 @@ def baseline_configs(space: SearchSpace, settings: Settings) -> list[TrialConfig
     configs = [space.baseline]
     if settings.compare is not None:
         compared = settings.compare, BASELINES[settings.compare]
-        configs.append(space.with_overrides(baseline=compared).baseline)
+        configs.append(with_overrides(space, baseline=compared).baseline)
     return configs
 
 

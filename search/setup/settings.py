@@ -9,6 +9,7 @@ from typing import Any
 from results.study.folder import open_study
 from results.winner import winner_of
 from search.options import Options
+from spaces.overrides import with_overrides
 from spaces.read.load import space_from_toml
 from spaces.space import SearchSpace
 from trainable.config import BASELINES, HYPERPARAMETERS, TrialConfig, config_from
@@ -32,7 +33,8 @@ class Settings:
         """Return the space as a study of that kind runs it. Raises UserError naming the variable."""
         if kind == "baseline":
             space = space.baseline_alone()
-        return space.with_overrides(
+        return with_overrides(
+            space,
             trials=self.trials if kind == "search" else None,
             budget_tokens=self.budget_tokens,
             pins=self.pins,
