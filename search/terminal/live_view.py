@@ -55,6 +55,7 @@ class StudyView:
     _includes: Callable[[dict[str, Any]], bool] = lambda row: row["purpose"] == "search"
     """Whether a row is one of the runs that are shown: a confirmation is not drawn among the search's trials."""
     _full_length: bool = False
+    _noun: str = "trials"
     _live: Live | None = None
 
     def __enter__(self) -> "StudyView":
@@ -72,9 +73,9 @@ class StudyView:
             self._live.stop()
             self._live = None
 
-    def follow(self, includes: Callable[[dict[str, Any]], bool], *, planned: int, full_length: bool) -> None:
-        """Show these runs, so many of them in all; full_length: none of them is stopped at a rung."""
-        self._includes, self.trials_planned, self._full_length = includes, planned, full_length
+    def follow(self, includes: Callable[[dict[str, Any]], bool], *, noun: str, planned: int, full_length: bool) -> None:
+        """Show these trials or runs, so many of them in all; full_length: none of them is stopped at a rung."""
+        self._includes, self._noun, self.trials_planned, self._full_length = includes, noun, planned, full_length
         self._tokens_before = sum(row["tokens_seen"] for row in self._rows())
 
     def _rows(self) -> list[dict[str, Any]]:
@@ -144,10 +145,9 @@ class StudyView:
             tokens_before=self._tokens_before,
             full_length=self._full_length,
         )
-        noun = "runs" if trials and not ranked_trials(trials) else "trials"
         left = f"about {duration_words(left_s)} left" if left_s is not None else "estimating the time left"
         return (
-            f"{len(ended)}/{self.trials_planned} {noun}, {token_words(spent_tokens)} tokens, "
+            f"{len(ended)}/{self.trials_planned} {self._noun}, {token_words(spent_tokens)} tokens, "
             f"{duration_words(elapsed_s)} so far, {left}"
         )
 

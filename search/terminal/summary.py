@@ -41,8 +41,9 @@ def verdict_lines(winner: Winner) -> list[str]:
     for name, row in ((winner.trial and winner.name, winner.trial), ("the baseline", winner.baseline)):
         if row is not None and row["status"] == "completed" and not (row is winner.baseline and row is winner.trial):
             lines.append(f"{name}: val loss {loss_words(row['val_loss'])}; {config_words(row)}")
-    if winner.standing in ("proven", "unproven"):
-        lines.append(evidence_words(winner))
+    if winner.search_difference is not None:
+        by = f"{-winner.search_difference:.4f} nats/token lower on the same held-out tokens at the same token budget"
+        lines.append(f"{by}; {evidence_words(winner)}")
     return [*lines, *notes(winner)]
 
 

@@ -46,7 +46,12 @@ def run_trials(
 
         work = make_workload()
         ended = sum(row["status"] in ENDINGS for row in ledger.trials() if work.includes(row))
-        view.follow(work.includes, planned=ended + work.trials_count, full_length=not work.rung_tokens)
+        view.follow(
+            work.includes,
+            noun="trials" if work.is_ranked else "runs",
+            planned=ended + work.trials_count,
+            full_length=not work.rung_tokens,
+        )
         run_study(
             study,
             work,

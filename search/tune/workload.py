@@ -9,6 +9,7 @@ from search.tune.history import NO_HISTORY, History, KnownTrial
 from search.tune.optuna_searcher import ListSearcher, SpaceSearcher
 from spaces.space import SearchSpace
 from trainable.config import TrialConfig
+from trainable.rows import RANKED_PURPOSES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,11 @@ class Workload:
             is_baseline=trial_id == self.baseline_trial_id,
             point=handed_out.get("point"),
         )
+
+    @property
+    def is_ranked(self) -> bool:
+        """Whether these are a study's trials, and not runs that confirm or attribute one of them."""
+        return all(run.purpose in RANKED_PURPOSES for run in self.runs.values())
 
     def includes(self, row: Mapping[str, Any]) -> bool:
         """Return whether a row of the study's table is one of these runs."""
