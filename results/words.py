@@ -50,6 +50,29 @@ def loss_words(loss: float | None) -> str:
     return UNKNOWN if loss is None else f"{loss:.4f}"
 
 
+def trial_loss_words(trial: Mapping[str, Any]) -> str:
+    """Return the loss that a table shows of a trial: val_loss, of an unstable one what it was ended at."""
+    if trial["status"] != "unstable":
+        return loss_words(trial["val_loss"])
+    # Its evaluations came before it went wrong.
+    return "non-finite" if trial["end_loss"] is None else f"{trial['end_loss']:.4f} (train)"
+
+
+def run_words(row: Mapping[str, Any], baseline_id: int | None) -> str:
+    """Return what a run is for a line that names it: baseline, trial 7, or confirmation: trial 7, seed 2."""
+    match row["purpose"]:
+        case "confirmation":
+            of_trial = row["of_trial"]
+            return f"confirmation: {_trial_words(of_trial, of_trial == baseline_id)}, seed {row['seed']}"
+        case "attribution":
+            return f"attribution: {row['combination']}, seed {row['seed']}"
+    return _trial_words(row["trial_id"], row["is_baseline"])
+
+
+def _trial_words(trial_id: int, is_baseline: bool) -> str:
+    return "baseline" if is_baseline else f"trial {trial_id}"
+
+
 def difference_words(difference: float | None) -> str:
     """Return a difference of losses with its sign, or a dash."""
     return UNKNOWN if difference is None else f"{difference:+.4f}"

@@ -25,6 +25,7 @@ from trainable.config import (
     TrialConfig,
     parse_hyperparameter,
 )
+from trainable.data.documents import Documents, parse_documents
 from trainable.data.remote_files import files_at
 from trainable.errors import UserError, did_you_mean
 
@@ -91,6 +92,10 @@ def _token_range(value: Any) -> Any:
     from trainable.text_audit.audit_values import parse_range
 
     return parse_range(value) if isinstance(value, str) else value
+
+
+def _documents(value: Any) -> Any:
+    return value if isinstance(value, Documents) else parse_documents(value)
 
 
 def _storage(value: str) -> str:
@@ -212,10 +217,16 @@ class Options(BaseModel):
     )
     gpu_fraction: Share = Field(1.0, description="share of a CUDA GPU that one trial gets")
     gpt2_model_name: Text | None = Field(
-        None, description="tiny, gpt2-scratch, a folder made by save_pretrained, or a hub name (default tiny)"
+        None, description="tiny (the default), tiny-scratch, gpt2-scratch, a folder of save_pretrained, or a hub name"
     )
     training_data_source: AbsolutePath | None = Field(
-        None, description="text file or folder of text files (default: the English that comes with Python)"
+        None, description="text file or folder of text files (default: Python's language reference)"
+    )
+    validation_data_source: AbsolutePath | None = Field(
+        None, description="text file or folder held out whole (default: the last tenth of the training text)"
+    )
+    documents: Annotated[InstanceOf[Documents], BeforeValidator(_documents)] | None = Field(
+        None, description="what a document is: file, line, blank-line or jsonl:FIELD (default file)"
     )
     checkpoint_path: AbsolutePath | None = Field(
         None, description="train: go on from this checkpoint; search: every trial starts from its weights"
@@ -360,7 +371,8 @@ def _refusal(error: ErrorDetails, texts: Mapping[str, str]) -> UserError:
     if isinstance(cause, UserError):
         return cause
     name = _env_name(str(error["loc"][0]))
-    text = texts[name] if len(texts[name]) <= LONGEST_SHOWN else f"{texts[name][:LONGEST_SHOWN]}..."
+    text = re.sub(r"(://[^/@]*:)[^/@]*@", r"\1***@", texts[name])  # a password
+    text = text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
     if error["type"] in ("literal_error", "string_unicode"):
         known = get_args(FIELDS[name].annotation)
         return UserError(f"{name}={text} is not known.{did_you_mean(text, known)}")

@@ -202,6 +202,11 @@ def config_from(values: Mapping[str, Any]) -> TrialConfig:
     return TrialConfig(**{name: values[name] for name in HYPERPARAMETERS})
 
 
+def without_seed(config: TrialConfig) -> TrialConfig:
+    """Return what two runs of the same configuration have in common: no seed, and no warm-up that nobody reads."""
+    return replace(config, seed=0, warmup_steps=config.warmup_steps if config.has_warmup else 0)
+
+
 def with_token_budget(config: TrialConfig, budget_tokens: int) -> TrialConfig:
     """Return `config` with as many whole steps as fit into `budget_tokens`; its warm-up keeps its share of the run.
 

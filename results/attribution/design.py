@@ -115,6 +115,11 @@ def config_of(
     return config if config.has_warmup else replace(config, warmup_steps=0)
 
 
+def combination_text(settings: Sequence[Setting], coalition: Iterable[int]) -> str:
+    """Return the names of the changes made, joined by +; "none" before any."""
+    return " + ".join(settings[change].name for change in sorted(coalition)) or "none"
+
+
 def coalitions(k: int, *, limit_full: int = 5, samples: int | None = None, seed: int = 0) -> list[Coalition]:
     """Return the combinations of k changes to run: all of them up to k = limit_full, else `samples` of them.
 

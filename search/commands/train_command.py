@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from results.study.folder import Study, create_study
 from results.study.ledger import Ledger
-from results.words import config_words, token_words
+from results.study.planned_run import PlannedRun
+from results.words import config_words, loss_words, token_words, trial_loss_words
 from search.options import Options, with_default_warmup
 from search.setup.inputs import Inputs, Loaded, check_inputs, load_inputs
 from search.setup.plan import study_name
@@ -70,7 +71,8 @@ def train_command(options: Options, terminal: Terminal) -> int:
     with Interrupts() as interrupts:
         status = _train(plan, state, study, terminal, interrupts)
     row = study.trials()[0]
-    terminal.say(f"{status}: val loss {row['val_loss']}, {token_words(row['tokens_seen'])} tokens; {study.path}")
+    loss = trial_loss_words(row) if status == "unstable" else f"val loss {loss_words(row['val_loss'])}"
+    terminal.say(f"{status}: {loss}, {token_words(row['tokens_seen'])} tokens; {study.path}")
     terminal.document({"study": study.name, "path": str(study.path), "status": status, "trial": row})
     return (status == "interrupted" and interrupts.code) or EXIT_CODES[status]
 
@@ -154,10 +156,11 @@ def _document(plan: TrainPlan) -> dict[str, Any]:
 
 def _header(plan: TrainPlan, state: "TrainState") -> list[str]:
     facts, config, device = plan.loaded.corpus_facts, plan.config, plan.loaded.device_info
-    text = plan.inputs.data_source or "the embedded text"
     lines = [
-        f"model {plan.inputs.model_name} on {device.type} ({device.name}), {config.precision}; {text}, "
+        f"model {plan.inputs.model_name} on {device.type} ({device.name}), {config.precision}; "
         f"{token_words(facts['train_tokens'])} training tokens",
+        *plan.inputs.text_lines,
+        *plan.loaded.separator_notes,
         f"{config_words(asdict(config))}, {config.training_steps} steps, seed {config.seed}",
     ]
     if plan.checkpoint is not None:
@@ -174,7 +177,7 @@ def _train(
     plan: TrainPlan, state: "TrainState", study: Study, terminal: Terminal, interrupts: Interrupts
 ) -> TrialStatus:
     ledger = Ledger(study)
-    ledger.start_trial(0, is_baseline=False, config=plan.config, started_at=datetime.now(UTC))
+    ledger.start_trial(PlannedRun(trial_id=0, purpose="train", config=plan.config), started_at=datetime.now(UTC))
     try:
         status, verdict = _follow(plan, state, study, ledger, terminal, interrupts)
         if status != "unstable" and plan.checkpoint_interval_steps:

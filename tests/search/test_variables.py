@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from results.confirmation import confirmation
+from results.confirmation import attempt
 from search.options import KNOWN, Options, describe_variables, parse_options, read_options, with_default_warmup
 from trainable.config import BEFORE, DOCUMENTED, ENV_NAMES, LR_SCHEDULES, TrialConfig
 from trainable.errors import UserError
@@ -217,7 +217,7 @@ def test_variables_that_do_not_fit_together_are_refused(texts: dict[str, str], m
 
 
 def test_the_bounds_of_a_confirmation_are_those_of_its_variables() -> None:
-    for name, most in (("TOP", confirmation.MAX_TOP), ("SEEDS", confirmation.MAX_SEEDS)):
+    for name, most in (("TOP", attempt.MAX_TOP), ("SEEDS", attempt.MAX_SEEDS)):
         parse_options({name: str(most)})
         with pytest.raises(UserError, match=f"must be at most {most}"):
             parse_options({name: str(most + 1)})

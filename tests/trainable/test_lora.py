@@ -52,11 +52,11 @@ def make_lora(make_trial: MakeTrial) -> MakeTrial:
 
 def losses(state: TrainState, spec: RunSpec) -> list[float]:
     rows = train(state, spec.corpus, spec.protocol, eval_steps=())
-    return [row.train_loss if isinstance(row, StepRow) else row.val_loss for row in rows if not_a_flag(row)]
-
-
-def not_a_flag(row: object) -> bool:
-    return isinstance(row, StepRow | MetricsRow)
+    return [
+        row.train_loss if isinstance(row, StepRow) else row.val_loss
+        for row in rows
+        if isinstance(row, StepRow | MetricsRow)
+    ]
 
 
 def save(state: TrainState, path: Path) -> Path:

@@ -142,7 +142,7 @@ def test_fault_5_a_merged_model_that_differs(
     right = Linear.get_delta_weight
 
     def wrong(self: Any, adapter: str) -> torch.Tensor:
-        delta = right(self, adapter)
+        delta: torch.Tensor = right(self, adapter)
         return delta / self.scaling[adapter] if fault == "scale" else delta.flip(0)
 
     monkeypatch.setattr(Linear, "get_delta_weight", wrong)

@@ -64,13 +64,14 @@ def duplicate_hits(runs: Runs, train_tokens: int) -> list[Hit]:
     hits = []
     for copies, original in _passages(_joined(runs[~across])):
         removed = union(copies)
-        size = int((copies[0, 1] - copies[0, 0]).item())
+        size = int(copies[0, 1] - copies[0, 0])
+        times = f" that occur {len(copies) + 1:,} times" if len(copies) > 1 else ""
         hits.append(
             Hit(
                 kind="exact_duplicate",
                 first=int(copies[0, 0]),
                 end=int(copies[0, 1]),
-                summary=f"{size:,} tokens{_times(len(copies) + 1)}",
+                summary=f"{size:,} tokens{times}",
                 removed=removed,
                 original=original,
                 occurrences=len(copies) + 1,
@@ -123,10 +124,6 @@ def near_hits(pairs: NearDuplicates, first: Ints, end: Ints) -> list[Hit]:
             )
         )
     return hits
-
-
-def _times(occurrences: int) -> str:
-    return f" that occur {occurrences:,} times" if occurrences > 2 else ""
 
 
 def _joined(runs: Runs) -> Runs:

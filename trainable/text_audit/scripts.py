@@ -1,4 +1,4 @@
-"""Writing systems: which one a line is in, and which ones are the text's own. Not languages: see audit_windows."""
+"""Writing systems: which one a line is in, and which ones are the text's own. Not languages: see language.py."""
 
 import numpy as np
 import numpy.typing as npt
