@@ -53,7 +53,7 @@ def attribute_command(options: Options, terminal: Terminal) -> int:
         opened.inputs,
         opened.loaded,
         question.before,
-        largest=max(question.configs.values(), key=lambda config: config.tokens_per_step),
+        largest=max(question.configs.values(), key=lambda one: (one.tokens_per_step, not one.use_lora)),
         runs_at_once=opened.slots.count_here,
         terminal=terminal,
     ):

@@ -93,7 +93,9 @@ def plan_study(
         address=options.address,
         storage=options.storage,
     )
-    largest = max(configs, key=lambda config: config.tokens_per_step) if configs else largest_config(space)
+    largest = (
+        max(configs, key=lambda one: (one.tokens_per_step, not one.use_lora)) if configs else largest_config(space)
+    )
     progress("checking that model, text and space fit together", 0.0)
     check_fit(loaded, configs or [space.baseline, largest, *_with_lora(space)])
     lessons = lessons_from(warm_start, space, loaded.facts) if warm_start else None
