@@ -22,6 +22,8 @@ ENV_ORDER: tuple[str, ...] = (
     "MODEL_TYPE",
     "GPT2_MODEL_NAME",
     "TRAINING_DATA_SOURCE",
+    "VALIDATION_DATA_SOURCE",
+    "DOCUMENTS",
     "CHECKPOINT_PATH",
     "WEIGHTS_ONLY",
     "EVAL_BLOCK_SIZE",
@@ -31,7 +33,10 @@ ENV_ORDER: tuple[str, ...] = (
 person's shell must not change the configuration."""
 
 _SCRIPTS = "training.py and training_resume.py"
-_SCRIPT_HYPERPARAMETERS = ("BATCH_SIZE", "BLOCK_SIZE", "LEARNING_RATE", "LR_SCHEDULE", "TRAINING_STEPS")
+_SCRIPT_HYPERPARAMETERS = (
+    *("BATCH_SIZE", "BLOCK_SIZE", "LEARNING_RATE", "LR_SCHEDULE", "TRAINING_STEPS"),
+    *("USE_LORA", "LORA_RANK", "LORA_ALPHA", "LORA_DROPOUT"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +47,8 @@ class _Best:
     config: TrialConfig
     model: str
     data_source: str | None
+    validation_data_source: str | None
+    documents: str | None
     checkpoint_path: str | None
     eval_block_size: int
     eval_tokens: int
@@ -75,6 +82,8 @@ def export_json(study: Study) -> str:
         "evaluation": {"block_size": best.eval_block_size, "tokens": best.eval_tokens},
         "model": best.model,
         "data_source": best.data_source,
+        "validation_data_source": best.validation_data_source,
+        "documents": best.documents,
         "checkpoint_path": best.checkpoint_path,
         "hyperparameters": asdict(best.config),
         "env": _env(best),
@@ -88,9 +97,9 @@ def export_toml(study: Study) -> str:
     best = _load(study)
     lines = [f"# {line}" for line in _notes(best)]
     lines += [f"# model {_plain(best.model)}, data {_plain(best.data_source or 'the embedded text')}", "[baseline]"]
-    # Strings among them are names of a choice, so JSON's quotes are TOML's; repr keeps a float exact.
+    # JSON's quotes, true and false are TOML's too, for strings among them are plain names; repr keeps a float exact.
     lines += [
-        f"{name} = {json.dumps(value) if isinstance(value, str) else repr(value)}"
+        f"{name} = {json.dumps(value) if isinstance(value, str | bool) else repr(value)}"
         for name, value in asdict(best.config).items()
     ]
     return "\n".join(lines) + "\n"
@@ -122,12 +131,20 @@ def _load(study: Study) -> _Best:
             config=config if config.has_warmup else replace(config, warmup_steps=0),
             model=_text(document["model"]),
             data_source=document["data_source"] and _text(document["data_source"]),
+            validation_data_source=_optional(document, "validation_data_source"),
+            documents=_optional(document, "documents"),
             checkpoint_path=document["checkpoint_path"] and _text(document["checkpoint_path"]),
             eval_block_size=document["evaluation"]["block_size"],
             eval_tokens=document["evaluation"]["tokens"],
         )
     except ValueError as err:
         raise UserError(f"{shown(study.study_json)}: model, data_source or checkpoint_path: {err}.") from None
+
+
+def _optional(document: dict[str, Any], name: str) -> str | None:
+    # Studies made before there was a choice do not say it.
+    value = document.get(name)
+    return None if value is None else _text(value)
 
 
 def _text(value: str) -> str:
@@ -145,6 +162,8 @@ def _env(best: _Best) -> dict[str, str]:
         "MODEL_TYPE": "gpt2",
         "GPT2_MODEL_NAME": best.model,
         "TRAINING_DATA_SOURCE": best.data_source,
+        "VALIDATION_DATA_SOURCE": best.validation_data_source,
+        "DOCUMENTS": best.documents,
         "CHECKPOINT_PATH": best.checkpoint_path,
         "WEIGHTS_ONLY": None if best.checkpoint_path is None else True,
         "EVAL_BLOCK_SIZE": best.eval_block_size,

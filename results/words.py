@@ -24,6 +24,11 @@ LABELS: Mapping[str, str] = {
     "min_lr_frac": "lowest LR share",
     "decay_frac": "decay share",
     "grad_clip_norm": "gradient clip norm",
+    "use_lora": "LoRA",
+    "lora_rank": "LoRA rank",
+    "lora_alpha": "LoRA alpha",
+    "lora_dropout": "LoRA dropout",
+    "lora_targets": "LoRA targets",
 }
 """Of the hyperparameters whose own name is not what a person calls them."""
 
@@ -152,6 +157,7 @@ def schedule_words(row: Mapping[str, Any]) -> str:
 
 
 def config_words(row: Mapping[str, Any]) -> str:
-    """Return the searched part of a configuration: batch x block, LR, schedule."""
+    """Return the searched part of a configuration: batch x block, LR, schedule, LoRA."""
     schedule = row["lr_schedule"] + (f" after {row['warmup_steps']} steps" if row["warmup_steps"] else "")
-    return f"batch {shape_words(row).replace(' x ', ' x block ')}, LR {row['learning_rate']:.2e}, {schedule}"
+    lora = f", LoRA rank {row['lora_rank']}, alpha {row['lora_alpha']}" if row["use_lora"] else ""
+    return f"batch {shape_words(row).replace(' x ', ' x block ')}, LR {row['learning_rate']:.2e}, {schedule}{lora}"

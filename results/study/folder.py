@@ -87,7 +87,7 @@ class Study:
             raise UserError(f"{where}: not whole JSON ({err}). Restore it, or move the study away.") from None
         if not isinstance(document, dict) or document.get("schema_version") != SCHEMA_VERSION:
             raise UserError(f"{where}: not a study of schema_version {SCHEMA_VERSION}: another version wrote it.")
-        from results.study.document_schema import document_fault
+        from results.study.document_model import document_fault
 
         if (fault := document_fault(document)) is not None:
             raise UserError(f"{where}: {fault}. It was changed since the study was made: restore it.")

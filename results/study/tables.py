@@ -22,7 +22,7 @@ Row = dict[str, Any]
 """A table's row: value by column name; null is None, a time is aware and in UTC."""
 
 _TIME = pa.timestamp("us", tz="UTC")
-_ARROW_TYPES = {int: pa.int64(), float: pa.float64(), str: pa.string()}
+_ARROW_TYPES = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}
 
 
 def _column(name: str, kind: Any) -> Any:

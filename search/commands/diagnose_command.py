@@ -88,7 +88,7 @@ def _checkpoints(target: str, path: Path, options: Options, progress: Preparing)
     from trainable.checkpoint.checkpoint import read_checkpoint
     from trainable.checkpoint.exam.examine import checkpoint_files, examine_checkpoints
     from trainable.data.tokens import load_corpus
-    from trainable.model.models import load_tokenizer
+    from trainable.model.models import load_tokenizer, separator_id
 
     paths = checkpoint_files(path) if path.is_dir() else [path]
     model_name = options.gpt2_model_name or read_checkpoint(paths[-1]).model_name
@@ -96,8 +96,14 @@ def _checkpoints(target: str, path: Path, options: Options, progress: Preparing)
     corpus = None
     if model_name is not None:
         files = list(inputs.files)
+        tokenizer = load_tokenizer(model_name or DEFAULT_MODEL, files, documents=inputs.documents, progress=progress)
         corpus = load_corpus(
-            files, load_tokenizer(model_name or DEFAULT_MODEL, files, progress=progress), progress=progress
+            files,
+            tokenizer,
+            documents=inputs.documents,
+            separator_id=separator_id(model_name or DEFAULT_MODEL, tokenizer),
+            validation_files=list(inputs.validation_files) or None,
+            progress=progress,
         )
     facts = examine_checkpoints(paths, tokens=corpus.val if corpus else None, model_name=model_name)
     return report_of_checkpoints(target, facts, unigram_entropy=corpus.unigram_entropy if corpus else None)

@@ -72,7 +72,7 @@ def _check_same(study: Study, document: dict[str, Any], settings: Settings, opti
             f"study {study.name} was planned otherwise: {'; '.join(found)}. Unset it to go on with the study as it is, "
             "or search anew under another STUDY= name."
         )
-    changed = space_file_differences(document)
+    changed = space_file_differences(document, options)
     if changed and not options.force:
         raise UserError(
             f"study {study.name}: {document['space']['path']} has changed since: {'; '.join(changed)}. FORCE=1 goes on "

@@ -104,13 +104,14 @@ def _work(plan: Plan) -> "Workload":
 def header_lines(plan: Plan, trials_planned: int) -> list[str]:
     """Return what a person should know before the first trial ends."""
     space, loaded, slots = plan.space, plan.loaded, plan.slots
-    text = plan.inputs.data_source or "the embedded text"
     facts = loaded.corpus_facts
     start = f", every trial from the weights of {plan.inputs.checkpoint_path}" if plan.inputs.checkpoint_path else ""
     device = loaded.device_info
     return [
         f"study {plan.name}: {space.description}",
-        f"model {plan.inputs.model_name}{start}; {text}, {token_words(facts['train_tokens'])} training tokens",
+        f"model {plan.inputs.model_name}{start}; {token_words(facts['train_tokens'])} training tokens",
+        *plan.inputs.text_lines,
+        *loaded.separator_notes,
         f"{trials_planned} trials of at most {token_words(space.budget_tokens)} tokens, evaluated on the same "
         f"{space.evaluation.tokens:,} held-out tokens at context {space.evaluation.block_size}",
         f"{slots.count} at a time on {device.type} ({device.name}), {slots.threads} CPU thread(s) each",

@@ -156,10 +156,11 @@ def _document(plan: TrainPlan) -> dict[str, Any]:
 
 def _header(plan: TrainPlan, state: "TrainState") -> list[str]:
     facts, config, device = plan.loaded.corpus_facts, plan.config, plan.loaded.device_info
-    text = plan.inputs.data_source or "the embedded text"
     lines = [
-        f"model {plan.inputs.model_name} on {device.type} ({device.name}), {config.precision}; {text}, "
+        f"model {plan.inputs.model_name} on {device.type} ({device.name}), {config.precision}; "
         f"{token_words(facts['train_tokens'])} training tokens",
+        *plan.inputs.text_lines,
+        *plan.loaded.separator_notes,
         f"{config_words(asdict(config))}, {config.training_steps} steps, seed {config.seed}",
     ]
     if plan.checkpoint is not None:

@@ -7,7 +7,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ from search.tune.asha import TokenASHA
 from search.tune.oom_kills import oom_kills
 from search.tune.optuna_searcher import OBJECTIVE
 from search.tune.recorder import StudyRecorder
+from search.tune.resources import Slots
 from search.tune.workload import Workload
 from trainable.checkpoint.checkpoint_store import CheckpointStore
 from trainable.data.node_cache import SharedInputs, share_inputs
@@ -55,43 +56,6 @@ CLUSTER_FAILURES = 2
 """One more than on a single machine, so that losing its node does not end a trial that has failed by itself once."""
 KEPT_CHECKPOINTS = 3
 """Final checkpoints of so many best completed trials are kept, and the baseline's."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Slots:
-    """How many trials run at the same time, what each gets, and how each is kept."""
-
-    count: int
-    threads: int
-    """CPU threads of one trial."""
-    gpu_frac: float
-    """Share of a GPU of one trial; 0 on a CPU and on MPS, which Ray need not count."""
-    checkpoint_interval_s: float = 60.0
-    """A running trial is saved at the first evaluation after so many active seconds."""
-    address: str | None = None
-    """Of an existing Ray cluster; None starts one on this machine."""
-    device: str | None = None
-    """What a cluster's workers train on; None where that is the RunSpec's."""
-    storage: str | None = None
-    """A folder or URI that holds checkpoints and a mirror of the tables; None keeps them in the study."""
-    evaluation_timeout_s: float = 3600.0
-    """A trial without an evaluation for so long, and for ten times what its first steps promise, is hung."""
-
-    @property
-    def count_here(self) -> int:
-        """How many trials share this machine's memory; with a cluster, whose nodes' it is not, one is looked at."""
-        return self.count if self.address is None else 1
-
-
-def device_slots(device_type: str, *, device_count: int, cores: int, concurrency: int | None, gpu_frac: float) -> Slots:
-    """Return the slots of a device: one single-threaded trial a core, one (or 1/gpu_frac) a GPU, one on MPS."""
-    if device_type == "cuda":
-        count = concurrency or max(1, int(device_count / gpu_frac))
-        return Slots(count=count, threads=max(1, cores // count), gpu_frac=min(gpu_frac, device_count / count))
-    if device_type == "mps":
-        return Slots(count=concurrency or 1, threads=max(1, cores // (concurrency or 1)), gpu_frac=0)
-    count = concurrency or cores
-    return Slots(count=count, threads=max(1, cores // count), gpu_frac=0)
 
 
 def run_study(

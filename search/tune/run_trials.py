@@ -13,7 +13,7 @@ from trainable.rows import ENDINGS
 if TYPE_CHECKING:
     from ray.tune import Callback
 
-    from search.tune.engine import Slots
+    from search.tune.resources import Slots
     from search.tune.workload import Workload
     from trainable.run import RunSpec
 

@@ -73,7 +73,7 @@ def milestones_tokens(budget_tokens: int) -> tuple[int, ...]:
 
 def run_into_a_study(everything: Any, configs: Sequence[TrialConfig], budget_tokens: int, slots_count: int) -> Study:
     """Run the configurations as a study's trials; return it."""
-    from search.tune.engine import Slots
+    from search.tune.resources import Slots
     from search.tune.workload import list_workload
 
     name = f"bench-{time.monotonic_ns()}"

@@ -118,6 +118,7 @@ def test_the_story_changed_four_settings() -> None:
     ]
 
 
+LORA = replace(DOCUMENTED, use_lora=True)
 COSINE = replace(BEFORE, warmup_steps=480, training_steps=4800)
 
 
@@ -134,6 +135,9 @@ COSINE = replace(BEFORE, warmup_steps=480, training_steps=4800)
         (DOCUMENTED, replace(DOCUMENTED, warmup_steps=9, min_lr_frac=0.0, decay_frac=0.9), []),
         (DOCUMENTED, replace(DOCUMENTED, batch_size=8, grad_accum_steps=4), ["batch_size"]),
         (DOCUMENTED, replace(DOCUMENTED, dropout=0.0, precision="bf16"), ["dropout", "precision"]),
+        (DOCUMENTED, replace(DOCUMENTED, lora_rank=4, lora_targets="q_proj"), []),  # which nothing reads without LoRA
+        (DOCUMENTED, replace(LORA, lora_rank=4), ["lora"]),
+        (LORA, replace(LORA, lora_alpha=32, lora_dropout=0.1), ["lora"]),
     ],
 )
 def test_what_is_one_setting_and_what_is_none(before: TrialConfig, after: TrialConfig, names: list[str]) -> None:
@@ -145,6 +149,10 @@ def test_settings_say_what_differs() -> None:
     assert schedule.before == "warmup_cosine, warm-up 10 %, min_lr_frac 0.1"
     (batch,) = changed_settings(DOCUMENTED, replace(DOCUMENTED, batch_size=8, grad_accum_steps=4))
     assert (batch.before, batch.after) == ("32 x 1", "8 x 4")
+    (lora,) = changed_settings(DOCUMENTED, LORA)
+    assert (lora.before, lora.after) == ("all weights", "LoRA rank 8, alpha 16")
+    (lora,) = changed_settings(LORA, replace(LORA, lora_dropout=0.1))
+    assert lora.after == "LoRA rank 8, alpha 16, dropout 0.1"
 
 
 def test_a_configuration_takes_the_coalitions_settings_whole() -> None:

@@ -38,7 +38,8 @@ def test_the_columns_are_the_designs() -> None:
     assert " ".join(TRIALS.names) == (
         "trial_id purpose is_baseline of_trial attempt combination status verdict point "
         "batch_size block_size grad_accum_steps learning_rate lr_schedule warmup_steps min_lr_frac decay_frac "
-        "training_steps grad_clip_norm weight_decay dropout precision seed "
+        "training_steps grad_clip_norm weight_decay dropout precision "
+        "use_lora lora_rank lora_alpha lora_dropout lora_targets seed "
         "val_loss best_val_loss end_loss tokens_seen optimizer_steps active_s tokens_per_s rung started_at ended_at"
     )
     assert " ".join(METRICS.names) == (
@@ -51,6 +52,7 @@ def test_each_column_has_its_own_type() -> None:
     types = {name: str(TRIALS.field(name).type) for name in ("trial_id", "is_baseline", "batch_size", "learning_rate")}
     assert types == {"trial_id": "int64", "is_baseline": "bool", "batch_size": "int64", "learning_rate": "double"}
     assert str(TRIALS.field("lr_schedule").type) == "string"
+    assert str(TRIALS.field("use_lora").type) == "bool"
     assert str(TRIALS.field("ended_at").type) == "timestamp[us, tz=UTC]"
     assert str(METRICS.field("optimizer_steps").type) == "int64"
 

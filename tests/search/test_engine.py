@@ -17,7 +17,7 @@ from results.study.folder import Study
 from results.study.ledger import Ledger
 from results.study.planned_run import PlannedRun
 from search.terminal.signals import Interrupts
-from search.tune.engine import Slots, StopOnSignal, device_slots, prune_checkpoints
+from search.tune.engine import StopOnSignal, prune_checkpoints
 from trainable.config import DOCUMENTED, TrialConfig
 from trainable.fidelity import PENALTY_NATS
 from trainable.loss import next_token_loss
@@ -27,37 +27,6 @@ from trainable.rows import TrialStatus, Verdict
 NOW = datetime(2025, 11, 25, 3, 10, tzinfo=UTC)
 CONFIG = TrialConfig(batch_size=2, block_size=16, learning_rate=1e-3, training_steps=8, seed=3)
 BUDGET_TOKENS = 8 * 32
-
-
-@pytest.mark.parametrize(
-    ("device", "count", "cores", "concurrency", "gpu_frac", "slots"),
-    [
-        ("cpu", 2, 2, None, 1.0, (2, 1, 0)),
-        ("cpu", 8, 8, 2, 1.0, (2, 4, 0)),
-        ("cpu", 8, 8, 3, 1.0, (3, 2, 0)),
-        ("cpu", 2, 2, 5, 1.0, (5, 1, 0)),
-        ("mps", 1, 10, None, 1.0, (1, 10, 0)),
-        ("mps", 1, 10, 2, 1.0, (2, 5, 0)),
-        ("cuda", 1, 16, None, 1.0, (1, 16, 1.0)),
-        ("cuda", 4, 16, None, 1.0, (4, 4, 1.0)),
-        ("cuda", 1, 16, None, 0.25, (4, 4, 0.25)),
-        ("cuda", 1, 16, None, 0.3, (3, 5, 0.3)),
-        ("cuda", 2, 16, None, 0.5, (4, 4, 0.5)),
-        ("cuda", 1, 16, 4, 1.0, (4, 4, 0.25)),
-        ("cuda", 8, 4, None, 1.0, (8, 1, 1.0)),
-    ],
-)
-def test_slots(
-    device: str,
-    count: int,
-    cores: int,
-    concurrency: int | None,
-    gpu_frac: float,
-    slots: tuple[int, int, float],
-) -> None:
-    got = device_slots(device, device_count=count, cores=cores, concurrency=concurrency, gpu_frac=gpu_frac)
-    assert got == Slots(count=slots[0], threads=slots[1], gpu_frac=slots[2])
-    assert got.count * got.gpu_frac <= count
 
 
 def test_checkpoints_of_the_best_three_of_the_baseline_and_of_what_can_go_on_are_kept(tmp_path: Path) -> None:

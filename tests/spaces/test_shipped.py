@@ -1,8 +1,9 @@
-"""The four space files that come with the project."""
+"""The space files that come with the project."""
 
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -12,7 +13,7 @@ from spaces.read.load import load_space
 from spaces.read.space_files import list_spaces
 from trainable.config import BEFORE, DOCUMENTED, LR_SCHEDULES
 
-NAMES = ["before_after", "plateau", "schedule", "smoke"]
+NAMES = ["before_after", "lora", "plateau", "schedule", "smoke"]
 
 
 def test_they_are_listed() -> None:
@@ -77,6 +78,16 @@ def test_schedule_keeps_batch_and_block() -> None:
     assert (config.batch_size, config.block_size, config.warmup_steps) == (8, 256, round(0.05 * (1_200_000 // 2048)))
     assert space.domain("learning_rate") == FloatRange(1e-6, 1e-1, log=True)
     assert space.baseline.learning_rate == DOCUMENTED.learning_rate
+
+
+def test_lora_searches_adapters_at_ten_times_the_rates() -> None:
+    space, plateau = load_space("lora"), load_space("plateau")
+    assert (space.budget_tokens, space.trials) == (plateau.budget_tokens, plateau.trials)
+    assert (space.baseline.use_lora, space.baseline.learning_rate) == (True, 10 * DOCUMENTED.learning_rate)
+    assert replace(space.baseline, use_lora=False, learning_rate=1e-5) == plateau.baseline
+    assert {p.name for p in space.parameters} == {
+        *("batch_size", "learning_rate", "lora_rank", "lora_alpha", "lora_dropout")
+    }
 
 
 def test_smoke_is_small() -> None:
