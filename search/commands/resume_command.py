@@ -20,7 +20,7 @@ from search.setup.settings import Settings, differences, planned_space, space_fi
 from search.terminal.console import Preparing, Terminal
 from search.terminal.phrases import token_words
 from search.terminal.summary import say_summary, summary_document
-from search.trackers.trackers import mirror_callbacks, read_mirrors
+from search.trackers.trackers import check_mirrors, mirror_callbacks, read_mirrors
 from search.tune.history import History, known_trials
 from search.tune.warm_start import read_warm_start
 from spaces.read.load import space_from_toml
@@ -101,6 +101,7 @@ def _resume(
         return 0
     mirrors = read_mirrors(variables)
     with Preparing(terminal.console) as progress:
+        check_mirrors(mirrors, progress, new_study=None)
         reopened = reopen(study, variables, progress)
     if planned != document["trials_planned"]:
         write_document(study.study_json, {**document, "trials_planned": planned, "settings": settings.to_json()})
@@ -111,7 +112,7 @@ def _resume(
         terminal,
         ledger,
         lines=[_words(study, rows, planned)],
-        callbacks=lambda: mirror_callbacks(mirrors, study, space),
+        callbacks=lambda view: mirror_callbacks(mirrors, view, space),
     )
     if code is not None:
         return code
@@ -130,14 +131,12 @@ def _work(
     milestones = reopened.milestones_tokens
     if left:
         return list_workload(left, baseline=reopened.baseline, milestones_tokens=milestones)
-    lessons = read_warm_start(reopened.study)
-    past = History(
+    history = History(
         trials=known_trials(rows, ledger.metrics(), milestones_tokens=milestones),
         next_trial_id=max(_ids(ledger.trials()), default=-1) + 1,
-        lessons=lessons.told if lessons else (),
-        first_points=lessons.first_points if lessons else (),
+        warm_start=read_warm_start(reopened.study),
     )
-    return space_workload(space, past)
+    return space_workload(space, history)
 
 
 def _ids(rows: list[dict[str, Any]]) -> set[int]:

@@ -109,8 +109,13 @@ def run_study(
     """
     if slots.storage:
         check_unheld(study, slots.storage)
-    scheduler = TokenASHA(rung_tokens=work.rung_tokens, reduction_factor=work.reduction_factor)
-    scheduler.replay(work.known)
+    log = work.searcher.log
+    scheduler = TokenASHA(
+        log,
+        rung_tokens=work.rung_tokens,
+        reduction_factor=work.reduction_factor,
+        is_baseline=work.is_baseline,
+    )
     root, pruned = checkpoint_root(study, slots.storage), set[int]()
     recorder = StudyRecorder(
         ledger,
@@ -118,7 +123,7 @@ def run_study(
         view,
         checkpoints_of=lambda trial_id: CheckpointStore(root=root, trial_id=trial_id),
         on_completed=lambda _: prune_checkpoints(root, ledger, pruned),
-        on_out_of_memory=work.searcher.avoid,
+        on_ended=log.end,
         evaluation_timeout_s=slots.evaluation_timeout_s,
         oom_kills=oom_kills,
     )
@@ -135,7 +140,7 @@ def run_study(
         max_concurrent_trials=slots.count,
         # A trial that gets the worker of a node just lost would fail for good: Tune retries none that is being reset.
         reuse_actors=slots.address is None,
-        trial_name_creator=lambda trial: f"trial_{trial.trial_id}",
+        trial_name_creator=lambda trial: f"trial_{trial.config['trial_id']}",
         trial_dirname_creator=lambda trial: f"trial_{trial.trial_id}",
     )
     leave = StopOnSignal(interrupts, recorder)
@@ -166,6 +171,8 @@ def run_study(
         # A worker that was killed while it saved.
         for unfinished in study.path.glob("checkpoints/*/.*.tmp"):
             unfinished.unlink(missing_ok=True)
+    if work.searcher.exhausted:
+        view.say("the search is over: every configuration that is left was run, or is as large as one out of memory")
     if recorder.storage_error is not None:
         words = storage_error_words(recorder.storage_error, study.path)
         raise UserError(f"{words}. Then go on with: make resume STUDY={study.name}")

@@ -1,8 +1,8 @@
-"""What an earlier run of a search left in its tables, as the searcher and the rungs saw it then. It decides nothing."""
+"""What a search knows of its trials: read from its tables, then carried on as results come in. It decides nothing."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from trainable.config import TrialConfig, config_from
@@ -12,16 +12,16 @@ from trainable.rows import ENDINGS, TrialStatus
 
 @dataclass(frozen=True, kw_only=True)
 class KnownTrial:
-    """A trial that is known from before."""
+    """What the searcher and the rungs know of a trial."""
 
     trial_id: int
     status: TrialStatus
     config: TrialConfig
-    point: Mapping[str, Any]
-    """What the searcher proposed."""
-    losses: tuple[tuple[int, float], ...]
-    """(fidelity_tokens, objective) of every evaluation that was judged, in order."""
-    val_loss: float | None
+    point: Mapping[str, Any] | None
+    """What the searcher proposed; None where no searcher did."""
+    losses: tuple[tuple[int, float], ...] = ()
+    """(fidelity_tokens, objective) of every evaluation before the one that completes the trial, in order."""
+    val_loss: float | None = None
     """The last one of all."""
 
     @property
@@ -31,19 +31,66 @@ class KnownTrial:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WarmStart:
+    """What another study teaches the searcher. Its trials are not this study's: no rung and no table has them."""
+
+    source: str
+    told: Sequence[KnownTrial] = ()
+    """With negative numbers. Measured as this study measures; those of a smaller budget count as stopped there."""
+    first_points: Sequence[Mapping[str, Any]] = ()
+    """The source's best, as points of this study's space: they run after the baseline, before anything is searched."""
+
+    @property
+    def words(self) -> str:
+        """A line for a person."""
+        told = f"{len(self.told)} of its results are told to the searcher" if self.told else "its losses do not compare"
+        return f"learning from study {self.source}: {told}; its best {len(self.first_points)} run after the baseline"
+
+
+@dataclass(frozen=True, kw_only=True)
 class History:
     """All that a search knows before its first proposal; nothing for a new one."""
 
     trials: Sequence[KnownTrial] = ()
     """The search's own, by trial_id."""
     next_trial_id: int = 0
-    lessons: Sequence[KnownTrial] = ()
-    """Another study's, with negative numbers: the searcher learns from them, nobody runs them again."""
-    first_points: Sequence[Mapping[str, Any]] = ()
-    """Points to run after the baseline, before anything is searched."""
+    warm_start: WarmStart | None = None
 
 
 NO_HISTORY = History()
+
+
+class TrialLog:
+    """The history of a running search, carried on with every proposal, evaluation and ending.
+
+    The searcher and the scheduler read nothing else, so a resumed search knows what it would have known had it never
+    been interrupted.
+    """
+
+    def __init__(self, trials: Iterable[KnownTrial] = ()) -> None:
+        self._trials = {trial.trial_id: trial for trial in trials}
+
+    @property
+    def trials(self) -> list[KnownTrial]:
+        """The trials by trial_id."""
+        return [self._trials[trial_id] for trial_id in sorted(self._trials)]
+
+    def __getitem__(self, trial_id: int) -> KnownTrial:
+        return self._trials[trial_id]
+
+    def begin(self, trial: KnownTrial) -> None:
+        """Note a trial that was proposed."""
+        self._trials[trial.trial_id] = trial
+
+    def evaluate(self, trial_id: int, tokens: int, loss: float) -> None:
+        """Note an evaluation; a trial that went back to its checkpoint passes some again, which stay as they are."""
+        trial = self._trials[trial_id]
+        if not trial.losses or tokens > trial.losses[-1][0]:
+            self._trials[trial_id] = replace(trial, losses=(*trial.losses, (tokens, loss)))
+
+    def end(self, trial_id: int, status: TrialStatus, val_loss: float | None) -> None:
+        """Note how a trial ended, and its last evaluation."""
+        self._trials[trial_id] = replace(self._trials[trial_id], status=status, val_loss=val_loss)
 
 
 def known_trials(
@@ -59,22 +106,25 @@ def known_trials(
             trial_id=row["trial_id"],
             status=row["status"],
             config=config_from(row),
-            point=json.loads(row["point"] or "{}"),
-            losses=tuple(_judged(row, rows_of[row["trial_id"]], milestones_tokens)),
+            point=json.loads(row["point"]) if row["point"] else None,
+            losses=tuple(_losses(row, rows_of[row["trial_id"]], milestones_tokens)),
             val_loss=row["val_loss"],
         )
         for row in trials
     ]
 
 
-def _judged(
+def _losses(
     row: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], milestones_tokens: Sequence[int]
 ) -> Iterator[tuple[int, float]]:
     # The evaluation that completes a trial is its value and no rung's; an interrupted trial passes its last one again.
-    judged = metrics if row["status"] in ("stopped", "unstable", "out_of_memory", "failed") else metrics[:-1]
+    noted = metrics if row["status"] in ("stopped", "unstable", "out_of_memory", "failed") else metrics[:-1]
     tokens_per_step = row["batch_size"] * row["block_size"] * row["grad_accum_steps"]
-    for one in judged:
+    reached = -1
+    for one in noted:
         tokens = fidelity_tokens(
             milestones_tokens, tokens_per_step=tokens_per_step, optimizer_steps=one["optimizer_steps"]
         )
-        yield tokens, objective(one["val_loss"])
+        if tokens > reached:
+            reached = tokens
+            yield tokens, objective(one["val_loss"])

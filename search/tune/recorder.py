@@ -33,7 +33,7 @@ class StudyRecorder(Callback):  # type: ignore[misc]
         *,
         checkpoints_of: Callable[[int], CheckpointStore],
         on_completed: Callable[[int], None],
-        on_out_of_memory: Callable[[TrialConfig], None],
+        on_ended: Callable[[int, TrialStatus, float | None], None],
         evaluation_timeout_s: float,
         oom_kills: Callable[[], int],
     ) -> None:
@@ -42,7 +42,7 @@ class StudyRecorder(Callback):  # type: ignore[misc]
         self._view = view
         self._checkpoints_of = checkpoints_of
         self._on_completed = on_completed
-        self._on_out_of_memory = on_out_of_memory
+        self._on_ended = on_ended
         self._evaluation_timeout_s = evaluation_timeout_s
         self._oom_kills = oom_kills
         self._oom_kills_before: dict[int, int] = {}
@@ -144,12 +144,13 @@ class StudyRecorder(Callback):  # type: ignore[misc]
             self.storage_error = self.storage_error or error
 
     def _end(self, trial: Trial, status: TrialStatus, result: dict[str, Any]) -> None:
-        if status == "out_of_memory":
-            self._on_out_of_memory(TrialConfig(**trial.config["trial"]))
+        trial_id: int = trial.config["trial_id"]
+        # The searcher is told here and not by Ray, which does not tell a worker killed for want of memory from a bug.
+        self._on_ended(trial_id, status, (result.get("metrics") or {}).get("val_loss"))
         verdict = result.get("verdict")
         with self._kept():
             self._ledger.end_trial(
-                trial.config["trial_id"],
+                trial_id,
                 status=status,
                 verdict=Verdict(**verdict) if verdict and status == "unstable" else None,
                 ended_at=datetime.now(UTC),
@@ -157,4 +158,4 @@ class StudyRecorder(Callback):  # type: ignore[misc]
                 tokens_seen=result.get("tokens_seen"),
                 active_s=result.get("active_s"),
             )
-        self._view.trial_ended(trial.config["trial_id"], note=result.get("evidence", ""))
+        self._view.trial_ended(trial_id, note=result.get("evidence", ""))

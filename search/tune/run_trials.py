@@ -28,7 +28,7 @@ def run_trials(
     budget_tokens: int,
     lines: Sequence[str],
     terminal: Terminal,
-    callbacks: "Callable[[], Sequence[Callback]]" = list,
+    callbacks: "Callable[[StudyView], Sequence[Callback]] | None" = None,
 ) -> int | None:
     """Run work into the study; return the exit code of an interruption, or None.
 
@@ -55,6 +55,6 @@ def run_trials(
             ledger=ledger,
             view=view,
             interrupts=interrupts,
-            callbacks=callbacks(),
+            callbacks=callbacks(view) if callbacks else (),
         )
     return interrupts.code

@@ -14,10 +14,11 @@ from results.study.folder import Study
 from results.study.ledger import Ledger
 from search.terminal.live_view import StudyView
 from search.tune.asha import TokenASHA
+from search.tune.history import TrialLog
 from search.tune.recorder import StudyRecorder
 from trainable.checkpoint.checkpoint_store import CheckpointStore
-from trainable.config import DOCUMENTED, TrialConfig
-from trainable.rows import MetricsRow, StepRow, Verdict
+from trainable.config import DOCUMENTED
+from trainable.rows import MetricsRow, StepRow, TrialStatus, Verdict
 
 
 class Recording:
@@ -31,15 +32,15 @@ class Recording:
         view = StudyView(study=self.study, ledger=self.ledger, budget_tokens=1000, trials_planned=4, console=console)
         self.completed: list[int] = []
         self.oom_kills = 0
-        scheduler = TokenASHA(rung_tokens=(100, 300), reduction_factor=3)
-        self.avoided: list[TrialConfig] = []
+        scheduler = TokenASHA(TrialLog(), rung_tokens=(100, 300), reduction_factor=3, is_baseline=lambda config: False)
+        self.ended: list[tuple[int, TrialStatus, float | None]] = []
         self.recorder = StudyRecorder(
             self.ledger,
             scheduler,
             view,
             checkpoints_of=lambda trial_id: CheckpointStore(root=str(folder / "checkpoints"), trial_id=trial_id),
             on_completed=self.completed.append,
-            on_out_of_memory=self.avoided.append,
+            on_ended=lambda *ending: self.ended.append(ending),
             evaluation_timeout_s=3600.0,
             oom_kills=lambda: self.oom_kills,
         )
@@ -126,6 +127,7 @@ def test_a_trial_from_its_start_to_its_end(recording: Recording) -> None:
     assert (row["status"], row["val_loss"], row["rung"], row["tokens_seen"]) == ("completed", 4.0, 1, 1000)
     assert row["ended_at"] is not None
     assert recording.completed == [0]
+    assert recording.ended == [(0, "completed", 4.0)]
     assert len(recording.study.metrics()) == 3
     assert "baseline completed: val loss 4.0000" in recording.log
 
@@ -137,6 +139,7 @@ def test_a_trial_that_the_scheduler_ends_is_stopped(recording: Recording) -> Non
     assert recording.row(1)["status"] == "stopped"
     assert recording.row(1)["is_baseline"] is False
     assert recording.completed == []
+    assert recording.ended == [(1, "stopped", 5.0)]
     assert "trial 1 stopped at 10% of the budget: val loss 5.0000, not among the best at rung 0" in recording.log
 
 
@@ -242,7 +245,7 @@ def test_a_worker_that_the_system_killed_for_memory_is_told_apart(recording: Rec
     recording.oom_kills += killed_meanwhile
     recording.fail(trial, None)
     assert recording.row(1)["status"] == ("out_of_memory" if killed_meanwhile else "failed")
-    assert recording.avoided == ([DOCUMENTED] if killed_meanwhile else [])
+    assert recording.ended == [(1, "out_of_memory" if killed_meanwhile else "failed", None)]
 
 
 def test_a_kill_before_the_trial_began_is_not_its_own(recording: Recording) -> None:
