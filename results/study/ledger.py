@@ -74,6 +74,10 @@ class Ledger:
         """Return copies of the trials' rows, by trial_id."""
         return [dict(self._trials[trial_id]) for trial_id in sorted(self._trials)]
 
+    def trial(self, trial_id: int) -> Row:
+        """Return a copy of a trial's row."""
+        return dict(self._trials[trial_id])
+
     def metrics(self) -> list[Row]:
         """Return copies of the evaluations' rows, by trial_id, then tokens_seen."""
         return [dict(row) for trial_id in sorted(self._metrics) for row in self._metrics[trial_id]]
@@ -161,6 +165,19 @@ class Ledger:
         reached = {"optimizer_steps": optimizer_steps, "tokens_seen": tokens_seen, "active_s": active_s}
         trial.update({name: max(value, trial[name]) for name, value in reached.items() if value is not None})
         trial.update(status=status, verdict=verdict and _verdict_text(verdict), ended_at=_aware(ended_at))
+        self.flush()
+
+    def end_at_rung(self, trial_id: int, *, rung: int, evaluations: int) -> None:
+        """Note that a trial that is over was stopped at a rung: it keeps its first `evaluations`.
+
+        What it trained beyond stays in its counters: it was spent.
+        """
+        trial = self._trials[trial_id]
+        assert trial["status"] != "running", f"trial {trial_id} is running"
+        self._metrics[trial_id] = self._metrics[trial_id][:evaluations]
+        spent = {name: trial[name] for name in _COUNTERS}
+        trial.update(_summary(self._metrics[trial_id]) | spent, status="stopped", verdict=None, rung=rung)
+        self._unwritten_metrics = True
         self.flush()
 
     def interrupt(self, ended_at: datetime) -> None:

@@ -133,7 +133,7 @@ def _work(
         return list_workload(left, baseline=reopened.baseline, milestones_tokens=milestones)
     history = History(
         trials=known_trials(rows, ledger.metrics(), milestones_tokens=milestones),
-        next_trial_id=max(_ids(ledger.trials()), default=-1) + 1,
+        other_ids=_ids(ledger.trials()) - _ids(rows),
         warm_start=read_warm_start(reopened.study),
     )
     return space_workload(space, history)

@@ -2,11 +2,12 @@
 
 import math
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.trial import TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 from tensorboardX.event_file_writer import EventsWriter
@@ -62,8 +63,8 @@ class TensorBoardMirror(Callback):  # type: ignore[misc]
 class OptunaMirror(Callback):  # type: ignore[misc]
     """Copies the search's rows of the ledger into an Optuna study, each under its own number.
 
-    Optuna numbers trials as they are added, so a trial is added when it starts and every number before it first. What
-    an earlier run of the study has left is copied too. completed is COMPLETE, stopped PRUNED, any other ending FAIL.
+    Optuna numbers trials as they are added, so a trial is added when it starts, and not before the one numbered before
+    it. What an earlier run of the study has left is copied too. completed is COMPLETE, stopped PRUNED, all else FAIL.
     """
 
     def __init__(self, storage_url: str, ledger: Ledger, study_name: str, space: SearchSpace) -> None:
@@ -72,50 +73,64 @@ class OptunaMirror(Callback):  # type: ignore[misc]
         self._storage = optuna.storages.get_storage(storage_url)
         optuna.create_study(study_name=study_name, storage=self._storage, direction="minimize", load_if_exists=True)
         self._study_id = self._storage.get_study_id_from_name(study_name)
-        self._copied: dict[int, int] = {}
-        """How many evaluations of each unfinished trial are there."""
-        for row in search_trials(ledger.trials()):
-            self._copy(row["trial_id"])
+        self._unfinished: dict[int, FrozenTrial] = {}
+        """The trials that are there and have yet to end, as they were when last seen there, by number."""
+        self._added = 0
+        self._copy()
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Bring the trial up to date."""
-        self._copy(trial.config["trial_id"])
+        """Bring the storage up to date."""
+        self._copy()
 
     on_trial_result = on_trial_complete = on_trial_error = on_trial_start
 
-    def _copy(self, number: int) -> None:
-        rows = {row["trial_id"]: row for row in search_trials(self._ledger.trials())}
-        for missing in range(self._storage.get_n_trials(self._study_id), number + 1):
-            self._add(rows.get(missing))
-        row = rows[number]
-        optuna_id = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
-        if self._storage.get_trial(optuna_id).state.is_finished():
-            return
-        metrics = [one for one in self._ledger.metrics() if one["trial_id"] == number and one["val_loss"] is not None]
-        for one in metrics[self._copied.get(number, 0) :]:
-            self._storage.set_trial_intermediate_value(optuna_id, one["tokens_seen"], one["val_loss"])
-        self._copied[number] = len(metrics)
-        if row["status"] in ENDINGS:
+    def _copy(self) -> None:
+        rows = {row["trial_id"]: row for row in self._ledger.trials()}
+        searched = {row["trial_id"] for row in search_trials(list(rows.values()))}
+        there = self._storage.get_n_trials(self._study_id)
+        while self._added in rows:
+            number, self._added = self._added, self._added + 1
+            if number >= there:
+                self._storage.create_new_trial(self._study_id, self._template(rows[number], number in searched))
+            optuna_id = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
+            self._unfinished[number] = self._storage.get_trial(optuna_id)
+        losses: dict[int, dict[int, float]] = {number: {} for number in self._unfinished}
+        for one in self._ledger.metrics():
+            if one["trial_id"] in losses and one["val_loss"] is not None:
+                losses[one["trial_id"]][one["tokens_seen"]] = one["val_loss"]
+        under_way = [number for number in searched if rows[number]["status"] not in ENDINGS]
+        for number, trial in list(self._unfinished.items()):
+            # Optuna lets no ending be changed; one that is not "stopped" may, while a trial numbered before it runs.
+            ended = rows[number]["status"] == "stopped" or number < min(under_way, default=number + 1)
+            if not trial.state.is_finished():
+                self._update(trial, rows[number], losses[number], ended=ended)
+            if trial.state.is_finished() or ended:
+                del self._unfinished[number]
+
+    def _update(self, trial: FrozenTrial, row: Row, losses: dict[int, float], *, ended: bool) -> None:
+        optuna_id = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, trial.number)
+        for tokens, loss in losses.items():
+            if trial.intermediate_values.get(tokens) != loss:
+                self._storage.set_trial_intermediate_value(optuna_id, tokens, loss)
+                trial.intermediate_values[tokens] = loss
+        if ended:
             for name in ("status", "verdict"):
                 self._storage.set_trial_user_attr(optuna_id, name, row[name])
-            state = {"completed": TrialState.COMPLETE, "stopped": TrialState.PRUNED}.get(row["status"], TrialState.FAIL)
-            if row["val_loss"] is None and state == TrialState.COMPLETE:
-                state = TrialState.FAIL
-            values = [row["val_loss"]] if state == TrialState.COMPLETE else None
+            completed = row["status"] == "completed" and row["val_loss"] is not None
+            pruned = TrialState.PRUNED if row["status"] == "stopped" else TrialState.FAIL
+            state, values = (TrialState.COMPLETE, [row["val_loss"]]) if completed else (pruned, None)
             self._storage.set_trial_state_values(optuna_id, state, values)
 
-    def _add(self, row: Row | None) -> None:
-        """Add the next number: a trial, or in the place of a run that is not of the search one that failed."""
-        if row is None:
-            self._storage.create_new_trial(self._study_id, create_trial(state=TrialState.FAIL))
-            return
+    def _template(self, row: Row, is_searched: bool) -> FrozenTrial:
+        """Return the trial as it starts; in the place of a run that is not of the search one that failed."""
+        if not is_searched:
+            return create_trial(state=TrialState.FAIL)
         config = config_from(row)
         point = point_of(self._space, config)
         domains = {parameter.name: parameter.domain for parameter in self._space.parameters}
-        template = create_trial(
+        return create_trial(
             state=TrialState.RUNNING,
             params=point,
             distributions={name: distribution_of(domains[name]) for name in point},
-            user_attrs={name: row[name] for name in ("trial_id", *config.__dataclass_fields__)},
+            user_attrs={name: row[name] for name in ("trial_id", *asdict(config))},
         )
-        self._storage.create_new_trial(self._study_id, template)

@@ -75,9 +75,9 @@ def check_mirrors(mirrors: Mirrors, progress: Callable[[str, float], None], *, n
         mlflow = importlib.import_module("mlflow")
         with _usable("MLFLOW"):
             mlflow.MlflowClient(tracking_uri=mirrors.mlflow).search_experiments(max_results=1)
-    if mirrors.wandb and os.environ.get("WANDB_MODE") not in ("offline", "disabled"):
-        if not importlib.import_module("wandb").api.api_key:
-            raise UserError("WANDB is set but nobody is logged in. Run wandb login, or set WANDB_MODE=offline.")
+    is_online = os.environ.get("WANDB_MODE") not in ("offline", "disabled")
+    if mirrors.wandb and is_online and not importlib.import_module("wandb").api.api_key:
+        raise UserError("WANDB is set but nobody is logged in. Run wandb login, or set WANDB_MODE=offline.")
 
 
 @contextmanager

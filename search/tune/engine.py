@@ -110,23 +110,18 @@ def run_study(
     if slots.storage:
         check_unheld(study, slots.storage)
     log = work.searcher.log
-    scheduler = TokenASHA(
-        log,
-        rung_tokens=work.rung_tokens,
-        reduction_factor=work.reduction_factor,
-        is_baseline=work.is_baseline,
-    )
     root, pruned = checkpoint_root(study, slots.storage), set[int]()
     recorder = StudyRecorder(
         ledger,
-        scheduler,
+        log,
         view,
         checkpoints_of=lambda trial_id: CheckpointStore(root=root, trial_id=trial_id),
         on_completed=lambda _: prune_checkpoints(root, ledger, pruned),
-        on_ended=log.end,
         evaluation_timeout_s=slots.evaluation_timeout_s,
         oom_kills=oom_kills,
     )
+    # A verdict may have come right before the last process died.
+    recorder.end_late_stops()
     scratch = study.path / "ray"
     mirror = TableMirror(study, slots.storage, view.say) if slots.storage else None
     followers: list[Callback] = [MirrorTables(mirror)] if mirror else []
@@ -135,7 +130,7 @@ def run_study(
         metric=OBJECTIVE,
         mode="min",
         search_alg=work.searcher,
-        scheduler=scheduler,
+        scheduler=TokenASHA(log),
         num_samples=work.trials_count,
         max_concurrent_trials=slots.count,
         # A trial that gets the worker of a node just lost would fail for good: Tune retries none that is being reset.

@@ -1,8 +1,8 @@
-"""What a search knows of its trials: read from its tables, then carried on as results come in. It decides nothing."""
+"""What an earlier run of a search left in its tables, and another study in its own. It decides nothing."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from trainable.config import TrialConfig, config_from
@@ -53,44 +53,12 @@ class History:
 
     trials: Sequence[KnownTrial] = ()
     """The search's own, by trial_id."""
-    next_trial_id: int = 0
+    other_ids: Collection[int] = ()
+    """The numbers of the study's runs that are not the search's: those that confirm something."""
     warm_start: WarmStart | None = None
 
 
 NO_HISTORY = History()
-
-
-class TrialLog:
-    """The history of a running search, carried on with every proposal, evaluation and ending.
-
-    The searcher and the scheduler read nothing else, so a resumed search knows what it would have known had it never
-    been interrupted.
-    """
-
-    def __init__(self, trials: Iterable[KnownTrial] = ()) -> None:
-        self._trials = {trial.trial_id: trial for trial in trials}
-
-    @property
-    def trials(self) -> list[KnownTrial]:
-        """The trials by trial_id."""
-        return [self._trials[trial_id] for trial_id in sorted(self._trials)]
-
-    def __getitem__(self, trial_id: int) -> KnownTrial:
-        return self._trials[trial_id]
-
-    def begin(self, trial: KnownTrial) -> None:
-        """Note a trial that was proposed."""
-        self._trials[trial.trial_id] = trial
-
-    def evaluate(self, trial_id: int, tokens: int, loss: float) -> None:
-        """Note an evaluation; a trial that went back to its checkpoint passes some again, which stay as they are."""
-        trial = self._trials[trial_id]
-        if not trial.losses or tokens > trial.losses[-1][0]:
-            self._trials[trial_id] = replace(trial, losses=(*trial.losses, (tokens, loss)))
-
-    def end(self, trial_id: int, status: TrialStatus, val_loss: float | None) -> None:
-        """Note how a trial ended, and its last evaluation."""
-        self._trials[trial_id] = replace(self._trials[trial_id], status=status, val_loss=val_loss)
 
 
 def known_trials(
@@ -117,11 +85,14 @@ def known_trials(
 def _losses(
     row: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], milestones_tokens: Sequence[int]
 ) -> Iterator[tuple[int, float]]:
-    # The evaluation that completes a trial is its value and no rung's; an interrupted trial passes its last one again.
-    noted = metrics if row["status"] in ("stopped", "unstable", "out_of_memory", "failed") else metrics[:-1]
+    # An interrupted trial passes its last one again.
+    noted = metrics if row["status"] in ENDINGS else metrics[:-1]
     tokens_per_step = row["batch_size"] * row["block_size"] * row["grad_accum_steps"]
     reached = -1
     for one in noted:
+        if row["status"] == "completed" and one["optimizer_steps"] >= row["training_steps"]:
+            # The evaluation that completes a trial is its value and no rung's.
+            return
         tokens = fidelity_tokens(
             milestones_tokens, tokens_per_step=tokens_per_step, optimizer_steps=one["optimizer_steps"]
         )

@@ -2,7 +2,8 @@
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
-from search.tune.history import NO_HISTORY, History, KnownTrial, TrialLog
+from search.tune.history import NO_HISTORY, History, KnownTrial
+from search.tune.trial_log import TrialLog
 from spaces.domains import Choice, IntRange, SearchParameter, points
 from spaces.optuna_domains import distribution_of, suggest
 from spaces.space import SearchSpace
@@ -20,6 +22,13 @@ from trainable.fidelity import PENALTY_NATS, objective
 OBJECTIVE = "objective"
 MAX_REFUSED = 200
 """Draws in a row that would run out of memory, or were run before, until the search counts as exhausted."""
+
+FIRST_RUNG_LAG = 8
+"""A proposal knows the first rung of all trials numbered so many or more before it, and of no other: what it learns
+from is then the same on any number of slots. Fewer teach the sampler sooner, and are waited for more often."""
+END_LAG = 24
+"""And the end of all numbered so many before it. While one runs in full, two other slots stop about 18 at the first
+rung; what is waited for less often than that costs next to nothing."""
 
 
 class TrialSearcher(Searcher):  # type: ignore[misc]
@@ -36,8 +45,11 @@ class TrialSearcher(Searcher):  # type: ignore[misc]
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """Return {"trial_id", "trial", "point", "refusal"}: a number, the hyperparameters, the point they come from.
 
-        refusal: why the trial is not to be run but noted as out of memory; None for any other.
+        refusal: why the trial is not to be run but noted as out of memory; None for any other. None instead of it all:
+        not yet, what the proposal is made from is still being trained.
         """
+        if not self._left and not self._is_ready():
+            return None
         trial = self._left.pop(0) if self._left else self._propose()
         if trial is None:
             return str(Searcher.FINISHED)
@@ -47,6 +59,10 @@ class TrialSearcher(Searcher):  # type: ignore[misc]
             "point": trial.point,
             "refusal": self._refusal(trial),
         }
+
+    def _is_ready(self) -> bool:
+        """Return whether all that the next proposal knows is known."""
+        return True
 
     def _propose(self) -> KnownTrial | None:
         """Return the next trial, noted in the log; None when there is none."""
@@ -68,8 +84,8 @@ class TrialSearcher(Searcher):  # type: ignore[misc]
 class SpaceSearcher(TrialSearcher):
     """Proposes points of a SearchSpace, the baseline first, and numbers them.
 
-    A proposal depends on the seed, its place in the order and what the log knows, on nothing else: a search that was
-    killed and resumed proposes what it would have proposed. No configuration is proposed twice.
+    A proposal depends on the seed, its place in the order and what is known by then of the trials before it, on nothing
+    else: however many slots there are, and whenever the search was killed and resumed. No configuration comes twice.
     """
 
     def __init__(self, space: SearchSpace, log: TrialLog, *, seed: int, history: History = NO_HISTORY) -> None:
@@ -77,43 +93,68 @@ class SpaceSearcher(TrialSearcher):
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._space = space
         self._seed = seed
+        self._other_ids = history.other_ids
         warm_start = history.warm_start
         self._warm_start_trials = warm_start.told if warm_start else ()
-        self._next_trial_id = history.next_trial_id
         self._is_grid = space.searcher.name == "grid"
         first_points = warm_start.first_points if warm_start else ()
         self._decided = space.grid_points() if self._is_grid else [space.baseline_params(), *first_points]
+        # In a small study a proposal must not wait until half of it is over.
+        self._first_rung_lag = min(FIRST_RUNG_LAG, startup_trials(space))
+
+    def _before(self) -> tuple[int, list[KnownTrial]]:
+        """Return the number of the next proposal, and the trials of the search numbered before it.
+
+        A process that was killed may have proposed one that it had yet to start: its number is given again first.
+        """
+        trials = self.log.trials
+        taken = {*self._other_ids, *(trial.trial_id for trial in trials)}
+        number = next(number for number in count() if number not in taken)
+        return number, [trial for trial in trials if trial.trial_id < number]
+
+    def _known_at(self, trial: KnownTrial, lag: int) -> KnownTrial | None:
+        """Return what a proposal so many places after the trial knows of it; None where that is not in yet."""
+        if lag >= END_LAG:
+            return trial if self.log.is_settled(trial.trial_id) else None
+        if lag >= self._first_rung_lag:
+            return self.log.at_first_rung(trial.trial_id)
+        return replace(trial, status="running", losses=(), val_loss=None)
+
+    def _known(self, before: Sequence[KnownTrial]) -> list[KnownTrial | None]:
+        return [self._known_at(trial, len(before) - place) for place, trial in enumerate(before)]
+
+    def _is_ready(self) -> bool:
+        return None not in self._known(self._before()[1])
 
     def _propose(self) -> KnownTrial | None:
-        trials = self.log.trials
-        point = self._next_decided(trials) if self._is_grid or len(trials) < len(self._decided) else self._draw(trials)
+        number, before = self._before()
+        known = [trial for trial in self._known(before) if trial is not None]
+        is_decided = self._is_grid or len(before) < len(self._decided)
+        point = self._next_decided(before) if is_decided else self._draw(known)
         if point is None:
-            self.exhausted = len(trials) < self._space.trials
+            self.exhausted = len(before) < self._space.trials
             return None
-        trial = KnownTrial(
-            trial_id=self._next_trial_id, status="running", config=self._space.config_for(point), point=point
-        )
-        self._next_trial_id += 1
+        trial = KnownTrial(trial_id=number, status="running", config=self._space.config_for(point), point=point)
         self.log.begin(trial)
         return trial
 
-    def _next_decided(self, trials: list[KnownTrial]) -> Mapping[str, Any] | None:
+    def _next_decided(self, before: Sequence[KnownTrial]) -> Mapping[str, Any] | None:
         # A grid goes by its cells and not by their number: an older study may have left some out.
         if self._is_grid:
-            run = [trial.point for trial in trials]
+            run = [trial.point for trial in self.log.trials]
             return next((cell for cell in self._decided if cell not in run), None)
-        return self._decided[len(trials)]
+        return self._decided[len(before)]
 
-    def _draw(self, trials: list[KnownTrial]) -> Mapping[str, Any] | None:
+    def _draw(self, known: Sequence[KnownTrial]) -> Mapping[str, Any] | None:
         """Return a new point from the sampler; None where none is left."""
-        study = optuna.create_study(sampler=make_sampler(self._space, _seed_of(self._seed, len(trials))))
-        told = (told_as(trial, self._space) for trial in (*self._warm_start_trials, *trials))
+        study = optuna.create_study(sampler=make_sampler(self._space, _seed_of(self._seed, len(known))))
+        told = (told_as(trial, self._space) for trial in (*self._warm_start_trials, *known))
         study.add_trials([trial for trial in told if trial is not None])
-        run = {trial.config for trial in trials}
+        run = {trial.config for trial in known}
 
         def is_new(point: Mapping[str, Any]) -> bool:
             config = self._space.config_for(point)
-            return config not in run and _too_large(config, trials) is None
+            return config not in run and _too_large(config, known) is None
 
         for _ in range(MAX_REFUSED):
             # A refused draw stays open: to the sampler it is a trial under way, away from which it draws the next.
@@ -129,9 +170,16 @@ class SpaceSearcher(TrialSearcher):
     def _refusal(self, trial: KnownTrial) -> str | None:
         # A grid keeps a row for every cell; running into each large one would cost a killed worker a time.
         has_run = trial.val_loss is not None
-        earlier = [one for one in self.log.trials if one.trial_id < trial.trial_id]
-        known = _too_large(trial.config, earlier) if self._is_grid and not has_run else None
+        if not self._is_grid or has_run:
+            return None
+        before = [one for one in self.log.trials if one.trial_id < trial.trial_id]
+        known = _too_large(trial.config, [one for one in self._known(before) if one is not None])
         return f"not run: as large as trial {known.trial_id}, which ran out of memory" if known else None
+
+
+def startup_trials(space: SearchSpace) -> int:
+    """Return how many trials are drawn at random before TPE learns from them."""
+    return max(4, space.trials // 3)
 
 
 def make_sampler(space: SearchSpace, seed: int) -> optuna.samplers.BaseSampler:
@@ -141,7 +189,7 @@ def make_sampler(space: SearchSpace, seed: int) -> optuna.samplers.BaseSampler:
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             # Groups make conditional parameters proper; the liar keeps parallel trials apart.
             return optuna.samplers.TPESampler(
-                seed=seed, multivariate=True, group=True, constant_liar=True, n_startup_trials=max(4, space.trials // 3)
+                seed=seed, multivariate=True, group=True, constant_liar=True, n_startup_trials=startup_trials(space)
             )
     return optuna.samplers.RandomSampler(seed=seed)
 

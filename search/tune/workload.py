@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from search.tune.history import NO_HISTORY, History, KnownTrial, TrialLog
+from search.tune.history import NO_HISTORY, History, KnownTrial
 from search.tune.optuna_searcher import SpaceSearcher, TrialSearcher
+from search.tune.trial_log import TrialLog
 from spaces.space import SearchSpace
 from trainable.config import TrialConfig
 
@@ -20,24 +21,22 @@ class Workload:
     """Every trial is evaluated at each; the last is the budget."""
     baseline: TrialConfig
     """A run of it, on whatever seed, is ended by nothing but a non-finite loss."""
-    rung_tokens: tuple[int, ...] = ()
-    """Where the scheduler may stop a trial; nowhere by default."""
-    reduction_factor: int = 3
-
-    def is_baseline(self, config: TrialConfig) -> bool:
-        """Return whether a configuration is the baseline, on whatever seed."""
-        return replace(config, seed=self.baseline.seed) == self.baseline
 
 
 def space_workload(space: SearchSpace, history: History = NO_HISTORY) -> Workload:
     """Return what is left of the search of a space: all of it where there is no history."""
-    return Workload(
-        searcher=SpaceSearcher(space, TrialLog(history.trials), seed=space.baseline.seed, history=history),
-        trials_count=space.trials - sum(trial.ended for trial in history.trials),
-        milestones_tokens=space.evaluation_tokens(),
-        baseline=space.baseline,
+    baseline = space.baseline
+    log = TrialLog(
+        history.trials,
         rung_tokens=space.rung_tokens(),
         reduction_factor=space.scheduler.reduction_factor,
+        is_baseline=lambda config: replace(config, seed=baseline.seed) == baseline,
+    )
+    return Workload(
+        searcher=SpaceSearcher(space, log, seed=baseline.seed, history=history),
+        trials_count=space.trials - sum(trial.ended for trial in log.trials),
+        milestones_tokens=space.evaluation_tokens(),
+        baseline=baseline,
     )
 
 

@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
-from search.tune.history import NO_HISTORY, KnownTrial, TrialLog, known_trials
+from search.tune.history import NO_HISTORY, KnownTrial, known_trials
+from search.tune.trial_log import TrialLog
 from trainable.config import TrialConfig
 from trainable.fidelity import PENALTY_NATS
 from trainable.rows import ENDINGS, TrialStatus
 
-CONFIG = TrialConfig(batch_size=4, block_size=25, grad_accum_steps=2)
+CONFIG = TrialConfig(batch_size=4, block_size=25, grad_accum_steps=2, training_steps=15)
 POINT = {"batch_size": 4, "learning_rate": 1e-3}
 MILESTONES = (1000, 2000, 3000, 3100)
 """At 200 tokens a step: steps 5, 10, 15 and, after 3,000 tokens, 15 again."""
@@ -55,7 +56,8 @@ def test_a_trial_is_known_by_its_row() -> None:
     ],
 )
 def test_which_evaluations_were_judged(status: TrialStatus, losses: tuple[tuple[int, float], ...]) -> None:
-    [trial] = known_trials([row(1, status)], evaluations(1, 7.0, 6.0, 5.0), milestones_tokens=MILESTONES)
+    known = [row(1, status, training_steps=10)]
+    [trial] = known_trials(known, evaluations(1, 7.0, 6.0, 5.0), milestones_tokens=MILESTONES)
     assert trial.losses == losses
     assert trial.ended == (status in ENDINGS)
 
@@ -92,7 +94,7 @@ def test_rows_of_something_else_are_a_key_error() -> None:
 
 
 def test_no_history_is_nothing() -> None:
-    assert (NO_HISTORY.trials, NO_HISTORY.next_trial_id, NO_HISTORY.warm_start) == ((), 0, None)
+    assert (NO_HISTORY.trials, NO_HISTORY.other_ids, NO_HISTORY.warm_start) == ((), (), None)
 
 
 def test_a_log_carried_on_knows_what_the_tables_will_say() -> None:

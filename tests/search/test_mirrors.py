@@ -194,11 +194,14 @@ class Mirrored:
 
 
 def test_a_trial_has_its_own_number_in_optuna_however_they_start_and_end(tmp_path: Path) -> None:
-    """The baseline ends last; trial 2 starts before trial 1; 3 and 4 are confirmation runs that nobody mirrors."""
+    """The baseline starts second and ends last; 3 and 4 are confirmation runs, on another seed, that nobody mirrors."""
     mirrored = Mirrored(tmp_path)
+    mirrored.start(1)
+    assert mirrored.trials == []
     mirrored.start(0)
-    mirrored.start(1, tell=False)
     mirrored.start(2, learning_rate=1e-3)
+    for number in (3, 4):
+        mirrored.start(number, tell=False, seed=77)
     mirrored.start(5, learning_rate=2e-3)
     for trial_id, status in ((2, "unstable"), (1, "stopped"), (5, "out_of_memory"), (0, "completed")):
         mirrored.evaluate(trial_id, 0, 7.0)
@@ -214,7 +217,7 @@ def test_a_trial_has_its_own_number_in_optuna_however_they_start_and_end(tmp_pat
     assert trials[2].intermediate_values == {0: 7.0, 100: 8.0}
     assert trials[2].params["learning_rate"] == 1e-3
     assert trials[2].user_attrs["verdict"] == "nonfinite at step 4: loss nan"
-    assert mirrored.mirror._storage.get_best_trial(mirrored.mirror._study_id).number == 0
+    assert optuna.load_study(study_name="s", storage=mirrored.url).best_trial.number == 0
 
 
 def test_a_resumed_study_goes_on_under_its_numbers_and_what_was_missed_is_copied(tmp_path: Path) -> None:

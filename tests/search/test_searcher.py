@@ -12,8 +12,9 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from search.tune.asha import TokenASHA
-from search.tune.history import NO_HISTORY, History, KnownTrial, TrialLog, WarmStart, known_trials
+from search.tune.history import NO_HISTORY, History, KnownTrial, WarmStart, known_trials
 from search.tune.optuna_searcher import SpaceSearcher, told_as
+from search.tune.trial_log import TrialLog
 from search.tune.workload import list_workload, space_workload
 from spaces.read.load import load_space, space_from_tables
 from spaces.space import SearchSpace
@@ -277,14 +278,12 @@ class Life:
     def begin(self, history: History) -> None:
         workload = space_workload(self.space, history)
         self.searcher, self.log = workload.searcher, workload.searcher.log
-        self.scheduler = TokenASHA(
-            self.log, rung_tokens=(1600, 6400), reduction_factor=3, is_baseline=workload.is_baseline
-        )
+        self.scheduler = TokenASHA(self.log)
 
     def die(self) -> None:
         """Forget all but the tables."""
         known = known_trials(self.rows, self.metrics, milestones_tokens=MILESTONES)
-        self.begin(History(trials=known, next_trial_id=len(self.rows)))
+        self.begin(History(trials=known))
 
     def trial(self, *, evaluations: int = 99, checkpoint: int = 0) -> bool:
         """Run the next trial, or go on with the one that was cut off, from its evaluation number `checkpoint`.
@@ -367,7 +366,7 @@ def test_the_search_that_nothing_happens_to_has_every_ending(whole: Life) -> Non
 def same_search(life: Life, whole: Life) -> None:
     assert life.rows == whole.rows
     assert sorted(life.metrics, key=str) == sorted(whole.metrics, key=str)
-    assert life.scheduler.recorded == whole.scheduler.recorded
+    assert life.log.recorded == whole.log.recorded
 
 
 def test_a_search_that_died_between_two_trials_proposes_what_it_would_have_proposed(whole: Life) -> None:
@@ -424,7 +423,7 @@ def test_several_that_were_cut_off_come_back_in_order_under_their_numbers_before
             known(proposals[3], "running"),
         ],
         # Two runs that confirm something have taken the numbers in between.
-        next_trial_id=6,
+        other_ids=(4, 5),
     )
     again = propose(make_searcher(space, history=history), 10)
     assert again[:2] == [proposals[1], proposals[3]]
@@ -459,7 +458,7 @@ def test_after_each_ending_a_resumed_search_proposes_what_the_uninterrupted_one_
             alive.log.end(number, ending if batch_size == 8 else "completed", 7.5 - number / 10)
     assert ending in {trial.status for trial in alive.log.trials}
     before = alive.log.trials
-    resumed = make_searcher(space, history=History(trials=before, next_trial_id=14))
+    resumed = make_searcher(space, history=History(trials=before))
     assert [one["trial_id"] for one in propose(resumed, 2)] == [12, 13]
     # Those two are under way in both, and what is told of the others must not hang on who was asked when.
     again = [propose_one(resumed, number) for number in range(14, 20)]
@@ -524,7 +523,7 @@ def test_no_shape_as_large_as_one_that_ran_out_of_memory_is_proposed_again(name:
     proposals = propose(make_searcher(space), 12)
     large = next(one for one in proposals[1:] if one["trial"]["batch_size"] == 4)
     ran_out = known({**large, "trial_id": 1}, "out_of_memory")
-    history = History(trials=[known(proposals[0], "completed"), ran_out], next_trial_id=2)
+    history = History(trials=[known(proposals[0], "completed"), ran_out])
     again = propose(make_searcher(space, history=history), 19)
     assert {one["trial"]["batch_size"] for one in again} == {2}
     assert [one["trial_id"] for one in again] == list(range(2, 21))
@@ -560,7 +559,7 @@ def test_a_resumed_grid_runs_every_cell_once() -> None:
     proposals = propose(make_searcher(space), 7)
     statuses = ["completed", "interrupted", "stopped", "running", "failed", "unstable", "interrupted"]
     trials = [known(*pair) for pair in zip(proposals, statuses, strict=True)]
-    searcher = make_searcher(space, history=History(trials=trials, next_trial_id=12))
+    searcher = make_searcher(space, history=History(trials=trials, other_ids=range(7, 12)))
     rest = []
     while isinstance(proposal := searcher.suggest("t"), dict):
         rest.append(proposal)

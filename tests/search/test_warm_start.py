@@ -205,12 +205,7 @@ def searched(space: SearchSpace, draw: random.Random, history: History = NO_HIST
     """
     workload = space_workload(space, history)
     log = workload.searcher.log
-    scheduler = TokenASHA(
-        log,
-        rung_tokens=workload.rung_tokens,
-        reduction_factor=workload.reduction_factor,
-        is_baseline=workload.is_baseline,
-    )
+    scheduler = TokenASHA(log)
     while len(log.trials) < space.trials:
         proposal = workload.searcher.suggest("any")
         assert isinstance(proposal, dict)
