@@ -30,7 +30,7 @@ def make_log(*known: KnownTrial, rung_tokens: tuple[int, ...] = RUNGS, reduction
     )
 
 
-class Scheduler(TokenASHA):  # type: ignore[misc]
+class Scheduler(TokenASHA):
     """A scheduler whose trials are proposed right before they first report, in the order they report in."""
 
     def __init__(self, *known: KnownTrial, baseline_id: int = 0, **rungs: Any) -> None:

@@ -43,7 +43,12 @@ def make_space(searcher: str = "tpe", *, trials: int = 12) -> SearchSpace:
 
 
 def propose(searcher: SpaceSearcher, count: int) -> list[dict[str, Any]]:
-    return [propose_one(searcher, number) for number in range(count)]
+    """Return the next proposals; each trial fails at once, from which nothing is learned."""
+    proposals = []
+    for number in range(count):
+        proposals.append(propose_one(searcher, number))
+        searcher.log.end(proposals[-1]["trial_id"], "failed", None)
+    return proposals
 
 
 def propose_one(searcher: SpaceSearcher, number: int) -> dict[str, Any]:
@@ -518,37 +523,69 @@ def test_a_small_space_of_choices_is_tried_whole_and_nothing_in_it_twice(seed: i
 
 
 @pytest.mark.parametrize("name", ["tpe", "random"])
-def test_no_shape_as_large_as_one_that_ran_out_of_memory_is_proposed_again(name: str) -> None:
+def test_no_shape_as_large_as_one_that_ran_out_of_memory_is_proposed_again_once_that_is_known(name: str) -> None:
     space = make_space(name, trials=21)
     proposals = propose(make_searcher(space), 12)
     large = next(one for one in proposals[1:] if one["trial"]["batch_size"] == 4)
     ran_out = known({**large, "trial_id": 1}, "out_of_memory")
-    history = History(trials=[known(proposals[0], "completed"), ran_out])
-    again = propose(make_searcher(space, history=history), 19)
-    assert {one["trial"]["batch_size"] for one in again} == {2}
+    searcher = make_searcher(space, history=History(trials=[known(proposals[0], "completed"), ran_out]))
+    again = propose(searcher, 19)
     assert [one["trial_id"] for one in again] == list(range(2, 21))
+    # A third of the trials may be under way before one's end is used, whatever the number of slots.
+    assert {one["trial"]["batch_size"] for one in again[6:]} == {2}
+    assert {one["trial"]["batch_size"] for one in again[:6]} > {2}
 
 
 def test_a_search_with_no_shape_left_is_over() -> None:
     space = make_space("random")
-    searcher = make_searcher(space)
-    assert propose_one(searcher, 0)["trial"] == asdict(space.baseline)
-    searcher.log.begin(replace(searcher.log[0], status="out_of_memory", config=replace(space.baseline, batch_size=1)))
+    trials = [known(one, "completed") for one in propose(make_searcher(space), 10)]
+    trials[1] = replace(trials[1], status="out_of_memory", config=replace(space.baseline, batch_size=1))
+    searcher = make_searcher(space, history=History(trials=trials))
     assert searcher.suggest("t1") == Searcher.FINISHED
     assert searcher.exhausted
 
 
+def test_a_proposal_waits_for_what_it_is_made_from_and_for_nothing_else() -> None:
+    """The first rung, or the end before it, of all numbered eight and more before; the end of all numbered 24 before."""
+    workload = space_workload(make_space(trials=40))
+    searcher, log = workload.searcher, workload.searcher.log
+    for number in range(8):
+        assert isinstance(searcher.suggest("t"), dict), number
+    assert searcher.suggest("t") is None
+    log.end(3, "failed", None)
+    assert searcher.suggest("t") is None
+    log.evaluate(0, make_space().rung_tokens()[0], 5.0)
+    for number in range(1, 8):
+        log.end(number, "failed", None)
+    for number in range(8, 24):
+        assert isinstance(searcher.suggest("t"), dict), number
+        log.end(number, "failed", None)
+    # 24 numbers after the baseline its end is part of what is known.
+    assert searcher.suggest("t") is None
+    log.end(0, "completed", 4.0)
+    assert isinstance(searcher.suggest("t"), dict)
+
+
+def test_a_number_that_was_given_out_right_before_a_kill_is_given_again_first() -> None:
+    space = make_space("random")
+    proposals = propose(make_searcher(space), 6)
+    trials = [known(one, "completed") for number, one in enumerate(proposals) if number not in (0, 4)]
+    again = propose(make_searcher(space, history=History(trials=trials)), 3)
+    assert again[:2] == [proposals[0], proposals[4]]
+    assert again[2]["trial_id"] == 6
+
+
 def test_a_grid_has_a_row_for_every_cell_and_does_not_run_those_that_are_too_large() -> None:
     searcher = make_searcher(Life("grid").space)
-    proposals = [propose_one(searcher, 0)]
-    assert proposals[0]["trial"]["batch_size"] == 4
-    # The baseline itself ran out of memory: all cells are asked for, and those at its batch and above are refused.
-    searcher.log.end(0, "out_of_memory", None)
+    proposals: list[dict[str, Any]] = []
     while isinstance(proposal := searcher.suggest("t"), dict):
+        searcher.log.end(len(proposals), "completed" if proposals else "out_of_memory", 5.0)
         proposals.append(proposal)
+    # The baseline itself ran out of memory; six cells on that is known, and its batch and larger ones are refused.
+    assert proposals[0]["trial"]["batch_size"] == 4
     assert len({str(one["point"]) for one in proposals}) == len(proposals) == 18
-    refused = [one["trial"]["batch_size"] for one in proposals if one["refusal"]]
-    assert sorted(refused) == [4] * 5 + [8] * 6
+    for number, one in enumerate(proposals):
+        assert (one["refusal"] is not None) == (number >= 6 and one["trial"]["batch_size"] >= 4)
     assert {one["refusal"] for one in proposals} == {None, "not run: as large as trial 0, which ran out of memory"}
     assert not searcher.exhausted
 
@@ -562,6 +599,7 @@ def test_a_resumed_grid_runs_every_cell_once() -> None:
     searcher = make_searcher(space, history=History(trials=trials, other_ids=range(7, 12)))
     rest = []
     while isinstance(proposal := searcher.suggest("t"), dict):
+        searcher.log.end(proposal["trial_id"], "failed", None)
         rest.append(proposal)
     assert rest[:3] == [proposals[1], proposals[3], proposals[6]]
     assert [one["trial_id"] for one in rest[3:]] == list(range(12, 23))
