@@ -6,6 +6,7 @@ import torch
 from transformers import PreTrainedModel
 
 from trainable.config import TrialConfig
+from trainable.model.lora import AdapterBase
 from trainable.stability import StabilityMonitor, StabilityRules
 
 
@@ -24,6 +25,8 @@ class TrainState:
     tokens_seen: int = 0
     active_s: float = 0.0
     """Seconds of training and evaluation, over all restarts."""
+    adapter_base: AdapterBase | None = None
+    """What the adapters are of, where the model has any: a checkpoint then holds nothing else of the model."""
     compile_note: str = ""
     """What was decided about compiling and why, for people; empty where nothing was to decide."""
     device: torch.device = field(init=False)

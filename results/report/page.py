@@ -23,24 +23,25 @@ from results.words import (
     loss_words,
     percent_words,
     token_words,
+    trial_loss_words,
     value_words,
 )
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-__all__ = ["report_facts", "report_markdown", "write_report", "write_reports"]
-
 _HERE = Path(__file__).parent
 _FILTERS = {
     "count": count_words,
-    "difference": difference_words,
+    # A typographic minus is as wide as the plus: the differences of a column stand under each other.
+    "difference": lambda difference: difference_words(difference).replace("-", "−"),
     "duration": duration_words,
     "label": label,
     "words": list_words,
     "loss": loss_words,
     "percent": percent_words,
     "tokens": token_words,
+    "trial_loss": trial_loss_words,
     "value": value_words,
 }
 
@@ -134,7 +135,7 @@ def _drawn_trial(trial: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]
     evaluations = trial["evaluations"]
     return {
         "lines": [
-            f"{name}: val loss {loss_words(trial['val_loss'])} at {token_words(trial['tokens_seen'])} tokens",
+            f"{name}: loss {trial_loss_words(trial)} at {token_words(trial['tokens_seen'])} tokens",
             settings,
             ending,
         ],

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from search.cluster.connection import join
-from search.options import Variables
+from search.options import Options
 from trainable.checkpoint.checkpoint_path import check_checkpoint_path
 from trainable.config import TrialConfig
 from trainable.data.corpus import cache_dir, embedded_path, iter_chunks, source_files, text_fingerprint
-from trainable.errors import UserError
 from trainable.model.fingerprint import file_fingerprint, model_fingerprint
 from trainable.model.model_names import check_model_name
 
@@ -37,6 +36,7 @@ class Inputs:
     checkpoint_path: Path | None
     device: str | None
     compile_mode: "CompileMode" = "auto"
+    gradient_checkpointing: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,17 +58,14 @@ class Loaded:
         return corpus
 
 
-def check_inputs(variables: Variables, *, progress: Progress) -> Inputs:
+def check_inputs(options: Options, *, progress: Progress) -> Inputs:
     """Return the inputs, checked without loading torch. Raises UserError."""
-    model_name = _checked_model_name(variables.text("GPT2_MODEL_NAME") or DEFAULT_MODEL)
-    checkpoint_path = variables.path("CHECKPOINT_PATH")
+    model_name = _checked_model_name(options.gpt2_model_name or DEFAULT_MODEL)
+    checkpoint_path = options.checkpoint_path
     if checkpoint_path is not None:
         check_checkpoint_path(checkpoint_path)
-    device = variables.text("DEVICE")
-    if device is not None and device.partition(":")[0] not in ("cuda", "mps", "cpu"):
-        raise UserError(f"DEVICE={device} is not a device. Choose cuda, mps or cpu, or unset it.")
     cache_dir()
-    source = variables.path("TRAINING_DATA_SOURCE")
+    source = options.training_data_source
     if source is None and not embedded_path().exists():
         progress("gathering the embedded text", 0.0)
     files = tuple(source_files(str(source) if source else None))
@@ -78,8 +75,9 @@ def check_inputs(variables: Variables, *, progress: Progress) -> Inputs:
         data_source=str(source) if source else None,
         files=files,
         checkpoint_path=checkpoint_path,
-        device=device,
-        compile_mode=_compile_mode(variables),
+        device=options.device,
+        compile_mode=options.compile,
+        gradient_checkpointing=options.gradient_checkpointing,
     )
 
 
@@ -121,6 +119,7 @@ def load_inputs(
         init_from=init_from,
         stability=stability,
         compile_mode=inputs.compile_mode,
+        gradient_checkpointing=inputs.gradient_checkpointing,
     )
     facts = {
         "model": inputs.model_name,
@@ -150,17 +149,15 @@ def load_inputs(
 
 
 def check_fit(loaded: Loaded, configs: list[TrialConfig]) -> None:
-    """Raise UserError when a configuration asks for longer blocks than model or corpus have, or weights do not fit."""
+    """Raise UserError when a configuration asks for longer blocks than model or corpus have, or for adapters of layers
+    that the model lacks, or weights do not fit."""
+    from trainable.model.lora import find_targets
     from trainable.run import start_run
 
-    longest = max(configs, key=lambda config: config.block_size)
-    start_run(replace(loaded.spec, compile_mode="off"), longest)
-
-
-def _compile_mode(variables: Variables) -> "CompileMode":
-    if variables.text("COMPILE") in (None, "auto"):
-        return "auto"
-    return "on" if variables.flag("COMPILE") else "off"
+    longest = replace(max(configs, key=lambda config: config.block_size), use_lora=False)
+    model = start_run(replace(loaded.spec, compile_mode="off"), longest).model
+    for targets in sorted({config.lora_targets for config in configs if config.use_lora}):
+        find_targets(model, targets)
 
 
 def _checked_model_name(name: str) -> str:

@@ -6,10 +6,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from results.ranking import best_trial
 from results.study.folder import open_study
-from search.options import Variables, explicit_hyperparameters
+from results.winner import winner_of
+from search.options import Options
+from spaces.overrides import with_overrides
 from spaces.read.load import space_from_toml
+from spaces.read.space_files import find_space_file, read_space_text, shown_path
 from spaces.space import SearchSpace
 from trainable.config import BASELINES, HYPERPARAMETERS, TrialConfig, config_from
 from trainable.errors import UserError
@@ -32,7 +34,8 @@ class Settings:
         """Return the space as a study of that kind runs it. Raises UserError naming the variable."""
         if kind == "baseline":
             space = space.baseline_alone()
-        return space.with_overrides(
+        return with_overrides(
+            space,
             trials=self.trials if kind == "search" else None,
             budget_tokens=self.budget_tokens,
             pins=self.pins,
@@ -52,9 +55,9 @@ class Settings:
         )
 
 
-def read_settings(variables: Variables, *, compare: str | None = None) -> tuple[Settings, list[str]]:
+def read_settings(options: Options, *, compare: str | None = None) -> tuple[Settings, list[str]]:
     """Return what the variables change, and what a person should know of how they were read. Raises UserError."""
-    pins = explicit_hyperparameters(variables)
+    pins = options.explicit_hyperparameters()
     notes = []
     if pins.pop("training_steps", None) is not None:
         notes.append("TRAINING_STEPS is not read by a search: its budget is in tokens (BUDGET_TOKENS).")
@@ -62,24 +65,24 @@ def read_settings(variables: Variables, *, compare: str | None = None) -> tuple[
     if pinned:
         notes.append(f"pinned by your environment, for the baseline too: {', '.join(pinned)}")
     settings = Settings(
-        trials=variables.whole("TRIALS"),
-        budget_tokens=variables.tokens("BUDGET_TOKENS"),
+        trials=options.trials,
+        budget_tokens=options.budget_tokens,
         pins=pins,
-        baseline=_baseline(variables),
+        baseline=_baseline(options),
         compare=compare,
     )
     return settings, notes
 
 
-def _baseline(variables: Variables) -> tuple[str, TrialConfig] | None:
+def _baseline(options: Options) -> tuple[str, TrialConfig] | None:
     """Return the baseline that BASELINE names: the story's, or a study's best configuration."""
-    name = variables.text("BASELINE")
+    name = options.baseline
     if name is None:
         return None
     if name in BASELINES:
         return name, BASELINES[name]
-    study = open_study(name, but_kind="train")
-    best = best_trial(study.trials())
+    study = open_study(name)
+    best = winner_of(study).trial
     if best is None:
         raise UserError(f"BASELINE={name}: study {study.name} has no completed trial. Name another study.")
     return f"{study.name} trial {best['trial_id']}", config_from(best)
@@ -93,7 +96,7 @@ def planned_space(document: Mapping[str, Any], where: str) -> tuple[SearchSpace,
     try:
         settings = Settings.from_json(document["settings"])
         toml, name, path = (document["space"][key] for key in ("toml", "name", "path"))
-        space = settings.applied_to(space_from_toml(toml, name=name, path=path), document["kind"])
+        space = settings.applied_to(space_from_toml(toml, name=name, path=shown_path(Path(path))), document["kind"])
         as_run = config_from(document["baseline"]), document["evaluation"]["milestones_tokens"]
     except (KeyError, TypeError, AttributeError):
         raise UserError(f"{where} does not say how the study was planned. Start a new one.") from None
@@ -102,28 +105,46 @@ def planned_space(document: Mapping[str, Any], where: str) -> tuple[SearchSpace,
     return space, settings
 
 
-def differences(document: Mapping[str, Any], settings: Settings, variables: Variables) -> list[str]:
+def differences(document: Mapping[str, Any], settings: Settings, options: Options) -> list[str]:
     """Return what the variables that are set, or the space file, say otherwise than the study was planned with."""
     found = []
-    asked, _ = read_settings(variables)
+    asked, _ = read_settings(options)
     for name, value in asked.pins.items():
         then = settings.pins.get(name, document["baseline"][name] if name == "seed" else None)
         if value != then:
             found.append(f"{_env(name)} is {value}, was {'searched or not set' if then is None else then}")
     if asked.baseline is not None and asked.baseline != settings.baseline:
         found.append(f"BASELINE is {asked.baseline[0]}, was {document['baseline']['name']}")
-    space = variables.text("SPACE")
-    if space is not None and space not in (document["space"]["name"], document["space"]["path"]):
-        found.append(f"SPACE is {space}, was {document['space']['name']}")
+    then = document["space"]
+    file = _space_file(document, options)
+    if file != Path(then["path"]).resolve() and _text_of(file) != then["toml"]:
+        found.append(f"SPACE is {options.space}, was {then['name']}")
     return found
 
 
-def space_file_differences(document: Mapping[str, Any]) -> list[str]:
-    """Return the lines in which the space's file has changed since, at most six; none where it is gone."""
-    path = Path(document["space"]["path"])
+def _space_file(document: Mapping[str, Any], options: Options) -> Path:
+    """Return the file that SPACE names now, however its path is written; without SPACE the study's own."""
+    then = document["space"]
+    if options.space is None:
+        return Path(then["path"]).resolve()
     try:
-        now = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
+        return find_space_file(options.space).resolve()
+    except UserError:
+        # Moved away since, which does not matter: the study has its text. A name means the study's own then.
+        return Path(then["path"] if options.space == then["name"] else options.space).expanduser().resolve()
+
+
+def _text_of(file: Path) -> str | None:
+    try:
+        return read_space_text(file)
+    except UserError:
+        return None
+
+
+def space_file_differences(document: Mapping[str, Any], options: Options) -> list[str]:
+    """Return the lines in which the space's file has changed since, at most six; none where it is gone."""
+    now = _text_of(_space_file(document, options))
+    if now is None:
         return []
     then = document["space"]["toml"]
     lines = difflib.unified_diff(then.splitlines(), now.splitlines(), n=0, lineterm="")

@@ -14,7 +14,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.summary import scalar
 
-from results.ranking import search_trials
+from results.ranking import ranked_trials
 from results.study.ledger import Ledger
 from results.study.tables import Row
 from spaces.optuna_domains import distribution_of, point_of
@@ -86,7 +86,7 @@ class OptunaMirror(Callback):  # type: ignore[misc]
 
     def _copy(self) -> None:
         rows = {row["trial_id"]: row for row in self._ledger.trials()}
-        searched = {row["trial_id"] for row in search_trials(list(rows.values()))}
+        searched = {row["trial_id"] for row in ranked_trials(list(rows.values()))}
         there = self._storage.get_n_trials(self._study_id)
         while self._added in rows:
             number, self._added = self._added, self._added + 1

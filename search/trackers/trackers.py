@@ -1,15 +1,13 @@
 """Mirrors of a study where people already look: TensorBoard, Optuna's storage, MLflow, W&B. Never its truth."""
 
 import importlib
-import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from results.study.paths import expanded
-from search.options import Variables
+from search.options import Options
 from search.terminal.live_view import StudyView
 from spaces.space import SearchSpace
 from trainable.errors import UserError
@@ -31,26 +29,14 @@ class Mirrors:
     """A project."""
 
 
-def read_mirrors(variables: Variables) -> Mirrors:
-    """Return what the variables ask for. Raises UserError for a library or a folder that is not there."""
-    for name, library in (("MLFLOW", "mlflow"), ("WANDB", "wandb")):
-        if variables.text(name) and importlib.util.find_spec(library) is None:
-            raise UserError(f"{name} is set but {library} is not installed. Install it into .venv, or unset {name}.")
+def read_mirrors(options: Options) -> Mirrors:
+    """Return what the variables ask for."""
     return Mirrors(
-        tensorboard=bool(variables.flag("TENSORBOARD")),
-        optuna_storage=_storage_url(variables.text("OPTUNA_STORAGE")),
-        mlflow=variables.text("MLFLOW"),
-        wandb=variables.text("WANDB"),
+        tensorboard=options.tensorboard,
+        optuna_storage=options.optuna_storage,
+        mlflow=options.mlflow,
+        wandb=options.wandb,
     )
-
-
-def _storage_url(text: str | None) -> str | None:
-    if text is None or "://" in text:
-        return text
-    path = expanded(text, "OPTUNA_STORAGE")
-    if path.is_dir() or not path.parent.is_dir():
-        raise UserError(f"OPTUNA_STORAGE={text}: it must be a file in a folder that exists, or a database URL.")
-    return f"sqlite:///{path}"
 
 
 def check_mirrors(mirrors: Mirrors, progress: Callable[[str, float], None], *, new_study: str | None) -> None:

@@ -1,7 +1,7 @@
 """StudyRecorder: writes what Ray reports into the study's ledger and tells the view. It decides nothing."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,10 +12,10 @@ from ray.tune.experiment import Trial
 from rich.text import Text
 
 from results.study.ledger import Ledger
+from results.study.planned_run import PlannedRun
 from search.terminal.live_view import StudyView
 from search.tune.trial_log import TrialLog
 from trainable.checkpoint.checkpoint_store import CheckpointStore
-from trainable.config import TrialConfig
 from trainable.rows import MetricsRow, StepRow, TrialStatus, Verdict
 
 OUT_OF_MEMORY_SIGNS = ("ray.exceptions.OutOfMemoryError", "CUDA out of memory")
@@ -31,6 +31,7 @@ class StudyRecorder(Callback):  # type: ignore[misc]
         log: TrialLog,
         view: StudyView,
         *,
+        planned_run: Callable[[Mapping[str, Any]], PlannedRun],
         checkpoints_of: Callable[[int], CheckpointStore],
         on_completed: Callable[[int], None],
         evaluation_timeout_s: float,
@@ -39,6 +40,7 @@ class StudyRecorder(Callback):  # type: ignore[misc]
         self._ledger = ledger
         self._log = log
         self._view = view
+        self._planned_run = planned_run
         self._checkpoints_of = checkpoints_of
         self._on_completed = on_completed
         self._evaluation_timeout_s = evaluation_timeout_s
@@ -58,13 +60,7 @@ class StudyRecorder(Callback):  # type: ignore[misc]
         self._heard_at[trial_id] = time.monotonic()
         self._oom_kills_before.setdefault(trial_id, self._oom_kills())
         with self._kept():
-            self._ledger.start_trial(
-                trial_id,
-                is_baseline=trial_id == 0,
-                config=TrialConfig(**trial.config["trial"]),
-                started_at=datetime.now(UTC),
-                point=trial.config.get("point"),
-            )
+            self._ledger.start_trial(self._planned_run(trial.config), started_at=datetime.now(UTC))
             self._checkpoints_of(trial_id).forget_after(self._ledger.known_steps(trial_id))
         self._view.refresh()
 

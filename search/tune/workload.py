@@ -1,8 +1,11 @@
 """Workload: which trials run, and the protocol that they share; all that the engine needs of a space or a plan."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count
+from typing import Any
 
+from results.study.planned_run import PlannedRun
 from search.tune.history import NO_HISTORY, History, KnownTrial
 from search.tune.optuna_searcher import SpaceSearcher, TrialSearcher
 from search.tune.trial_log import TrialLog
@@ -21,6 +24,27 @@ class Workload:
     """Every trial is evaluated at each; the last is the budget."""
     baseline: TrialConfig
     """A run of it, on whatever seed, is ended by nothing but a non-finite loss."""
+    runs: Mapping[int, PlannedRun] = field(default_factory=dict)
+    """Those that are decided already, by trial_id; none where the searcher proposes."""
+    baseline_trial_id: int | None = None
+    """Of the search's baseline, which is the first that the searcher ever proposes."""
+
+    def planned_run(self, handed_out: Mapping[str, Any]) -> PlannedRun:
+        """Return what the searcher handed out ("trial_id", "trial", "point") as a run with its purpose."""
+        trial_id: int = handed_out["trial_id"]
+        if trial_id in self.runs:
+            return self.runs[trial_id]
+        return PlannedRun(
+            trial_id=trial_id,
+            config=TrialConfig(**handed_out["trial"]),
+            purpose="search",
+            is_baseline=trial_id == self.baseline_trial_id,
+            point=handed_out.get("point"),
+        )
+
+    def includes(self, row: Mapping[str, Any]) -> bool:
+        """Return whether a row of the study's table is one of these runs."""
+        return row["trial_id"] in self.runs if self.runs else row["purpose"] == "search"
 
 
 def space_workload(space: SearchSpace, history: History = NO_HISTORY) -> Workload:
@@ -37,20 +61,17 @@ def space_workload(space: SearchSpace, history: History = NO_HISTORY) -> Workloa
         trials_count=space.trials - sum(trial.ended for trial in log.trials),
         milestones_tokens=space.evaluation_tokens(),
         baseline=baseline,
+        baseline_trial_id=next(number for number in count() if number not in history.other_ids),
     )
 
 
-def list_workload(
-    configs: Mapping[int, TrialConfig], *, baseline: TrialConfig, milestones_tokens: tuple[int, ...]
-) -> Workload:
-    """Return the full-length run of configurations that are already decided, by trial_id."""
-    trials = [
-        KnownTrial(trial_id=trial_id, status="interrupted", config=config, point=None)
-        for trial_id, config in configs.items()
-    ]
+def list_workload(runs: Sequence[PlannedRun], *, baseline: TrialConfig, milestones_tokens: tuple[int, ...]) -> Workload:
+    """Return the full-length run of configurations that are already decided."""
+    trials = [KnownTrial(trial_id=run.trial_id, status="interrupted", config=run.config, point=None) for run in runs]
     return Workload(
         searcher=TrialSearcher(TrialLog(trials)),
-        trials_count=len(configs),
+        runs={run.trial_id: run for run in runs},
+        trials_count=len(runs),
         milestones_tokens=milestones_tokens,
         baseline=baseline,
     )

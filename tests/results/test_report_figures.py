@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from results.attribution import attribute, changed_settings, write_attribution
-from results.confirmation.confirmation import ConfirmationRun, confirm, write_confirmation
+from results.ranking import leaderboard
 from results.report.facts.study_facts import report_facts
 from results.report.figures.all_figures import default_view, pareto_front, report_figures, views
 from results.report.figures.curves import height_of, thinned
@@ -15,7 +15,7 @@ from results.report.figures.marks import loss_ceiling, position
 from results.report.figures.traces import short, trial_traces
 from results.study.folder import Study
 from results.study.tables import STEPS, write_table
-from results.words import duration_words, percent_words, token_words, value_words
+from tests.results.confirmed import add_attempt
 from tests.results.report_study import make_report_study
 from trainable.config import BEFORE, DOCUMENTED
 
@@ -23,16 +23,9 @@ from trainable.config import BEFORE, DOCUMENTED
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     study = make_report_study(tmp_path_factory.mktemp("studies") / "plateau")
-    trials = study.trials()
-    done = [row["trial_id"] for row in trials if row["status"] == "completed"][:3]
-    runs = [
-        ConfirmationRun(
-            source_trial_id=i, seed=seed, trial_id=100, val_loss=5.0 - i / 10 + seed / 50, status="completed"
-        )
-        for i in done
-        for seed in (1, 2, 3)
-    ]
-    write_confirmation(study, confirm(trials, runs))
+    done = [row["trial_id"] for row in leaderboard(study.trials()) if row["status"] == "completed"]
+    candidates = [trial_id for trial_id in done if trial_id][:2]
+    add_attempt(study, {i: [5.0 - i / 10 + seed / 50 for seed in (1, 2, 3)] for i in (0, *candidates)})
     settings = changed_settings(BEFORE, DOCUMENTED)
     combinations = [frozenset(i for i in range(4) if mask >> i & 1) for mask in range(16)]
     losses = {c: {seed: 6.0 - 0.3 * len(c) + 0.01 * seed * (0 in c) for seed in (0, 1)} for c in combinations}
@@ -183,16 +176,3 @@ def test_a_torn_trace_is_left_out(tmp_path: Path) -> None:
 )
 def test_short_numbers(value: float, expected: float | None) -> None:
     assert short(value) == expected
-
-
-def test_numbers_as_words() -> None:
-    assert [duration_words(s) for s in (None, 0.23, 9.96, 59.6, 3599, 3600, 86_399, 200_000)] == [
-        "–", "0.2 s", "10 s", "1 min 00 s", "59 min 59 s", "1 h 00 min", "23 h 59 min", "2 d 07 h"
-    ]  # fmt: skip
-    assert [token_words(n) for n in (None, 999, 1000, 999_700, 40_500, 8_200_000)] == [
-        "–", "999", "1k", "1M", "40.5k", "8.2M"
-    ]  # fmt: skip
-    assert [value_words(v) for v in (None, 1e-5, 1.16e-2, 2.5e-4, 100.0, 1490.2, 0.0, 4096, "wsd", math.inf, True)] == [
-        "–", "1e-5", "0.0116", "2.5e-4", "100", "1,490", "0", "4,096", "wsd", "inf", "True"
-    ]  # fmt: skip
-    assert [percent_words(s) for s in (None, 0.0, 0.004, 0.5549, 1.0)] == ["–", "0%", "0.4%", "55%", "100%"]

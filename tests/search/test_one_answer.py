@@ -97,6 +97,7 @@ class Simulation:
             ledger,
             workload.searcher.log,
             view,
+            planned_run=workload.planned_run,
             checkpoints_of=lambda trial_id: CheckpointStore(root=str(self.folder / "none"), trial_id=trial_id),
             on_completed=lambda _: None,
             evaluation_timeout_s=3600.0,

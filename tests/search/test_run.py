@@ -32,9 +32,9 @@ HYPERPARAMETERS = [
     "seed",
 ]
 TRIAL_COLUMNS = [
-    *("trial_id", "is_baseline", "status", "verdict", "point"),
+    *("trial_id", "purpose", "is_baseline", "of_trial", "attempt", "combination", "status", "verdict", "point"),
     *HYPERPARAMETERS,
-    *("val_loss", "best_val_loss", "tokens_seen", "optimizer_steps", "active_s", "tokens_per_s", "rung"),
+    *("val_loss", "best_val_loss", "end_loss", "tokens_seen", "optimizer_steps", "active_s", "tokens_per_s", "rung"),
     *("started_at", "ended_at"),
 ]
 METRICS_COLUMNS = [

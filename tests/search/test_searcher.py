@@ -11,6 +11,7 @@ import pytest
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
+from results.study.planned_run import PlannedRun
 from search.tune.asha import TokenASHA
 from search.tune.history import NO_HISTORY, History, KnownTrial, WarmStart, known_trials
 from search.tune.optuna_searcher import SpaceSearcher, told_as
@@ -235,7 +236,11 @@ def test_every_cell_of_the_grid_has_the_warm_up_of_its_schedule() -> None:
 
 
 def test_a_list_is_handed_out_in_order_and_then_is_finished() -> None:
-    searcher = list_workload({7: DOCUMENTED, 9: BEFORE}, baseline=DOCUMENTED, milestones_tokens=MILESTONES).searcher
+    runs = [
+        PlannedRun(trial_id=trial_id, config=config, purpose="confirmation")
+        for trial_id, config in ((7, DOCUMENTED), (9, BEFORE))
+    ]
+    searcher = list_workload(runs, baseline=DOCUMENTED, milestones_tokens=MILESTONES).searcher
     nothing_else = {"point": None, "refusal": None}
     assert searcher.suggest("a") == {"trial_id": 7, "trial": asdict(DOCUMENTED), **nothing_else}
     assert searcher.suggest("b") == {"trial_id": 9, "trial": asdict(BEFORE), **nothing_else}
@@ -546,7 +551,7 @@ def test_a_search_with_no_shape_left_is_over() -> None:
 
 
 def test_a_proposal_waits_for_what_it_is_made_from_and_for_nothing_else() -> None:
-    """The first rung, or the end before it, of all numbered eight and more before; the end of all numbered 24 before."""
+    """The first rung, or the end before it, of all numbered eight before and more; the end of those 24 before."""
     workload = space_workload(make_space(trials=40))
     searcher, log = workload.searcher, workload.searcher.log
     for number in range(8):

@@ -69,7 +69,12 @@ def write_source(space: SearchSpace, trials: Sequence[KnownTrial], name: str = "
     for trial in trials:
         counters = {"tokens_seen": 12_800, "optimizer_steps": 1, "active_s": 1.0}
         row = dict.fromkeys(TRIALS.names) | asdict(trial.config) | {"trial_id": trial.trial_id} | counters
-        row |= {"is_baseline": trial.trial_id == 0, "status": trial.status, "point": json.dumps(trial.point)}
+        row |= {
+            "is_baseline": trial.trial_id == 0,
+            "purpose": "search",
+            "status": trial.status,
+            "point": json.dumps(trial.point),
+        }
         rows.append(row | {"val_loss": trial.val_loss})
         last = [(space.budget_tokens, trial.val_loss)] if trial.status == "completed" else []
         for tokens, loss in (*trial.losses, *last):
