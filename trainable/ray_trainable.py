@@ -31,7 +31,7 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
     Config keys: "spec" (RunSpec), "shared_inputs" (where a node gets what it lacks of it, or None), "trial" and
     "baseline" (hyperparameters), "trial_id" (int), "milestones_tokens" (evaluate at each), "checkpoint_root" (a folder
     or URI; a folder below it is the trial's own), "checkpoint_interval_s", "evaluation_timeout_s" (without an
-    evaluation for so long it is hung), "threads".
+    evaluation for so long it is hung), "threads", "refusal" (why the trial ends as out of memory without being run).
     """
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -44,6 +44,7 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
         self._spec: RunSpec = config["spec"]
         self._shared_inputs: SharedInputs | None = config["shared_inputs"]
         self._config = TrialConfig(**config["trial"])
+        self._refusal: str | None = config.get("refusal")
         self._milestones_tokens: tuple[int, ...] = config["milestones_tokens"]
         self._store = CheckpointStore(root=config["checkpoint_root"], trial_id=config["trial_id"])
         self._saver = BackgroundSaver(self._store)
@@ -87,6 +88,8 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
         self._drop()
 
     def _next_result(self) -> dict[str, Any]:
+        if self._refusal is not None:
+            return self._result("out_of_memory", steps=[], evidence=self._refusal)
         if self._rows is None:
             self._state = self._begin()
             tokens_per_step = self._config.tokens_per_step

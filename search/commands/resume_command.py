@@ -21,7 +21,7 @@ from search.setup.reopen import Reopened, reopen, run_more, with_inputs_of
 from search.setup.settings import Settings, differences, planned_space, space_file_differences
 from search.terminal.console import Preparing, Terminal
 from search.terminal.summary import say_summary, summary_document
-from search.trackers.trackers import mirror_callbacks, read_mirrors
+from search.trackers.trackers import check_mirrors, mirror_callbacks, read_mirrors
 from search.tune.history import History, known_trials
 from search.tune.warm_start import read_warm_start
 from spaces.overrides import with_overrides
@@ -102,6 +102,7 @@ def _resume(
         return 0
     mirrors = read_mirrors(options)
     with Preparing(terminal.console) as progress:
+        check_mirrors(mirrors, progress, new_study=None)
         reopened = reopen(study, options, progress)
     if planned != document["trials_planned"]:
         write_document(study.study_json, {**document, "trials_planned": planned, "settings": settings.to_json()})
@@ -112,7 +113,7 @@ def _resume(
         terminal,
         ledger,
         lines=[_words(study, rows, planned)],
-        callbacks=lambda: mirror_callbacks(mirrors, study, space),
+        callbacks=lambda view: mirror_callbacks(mirrors, view, space),
     )
     if code is not None:
         return code
@@ -131,14 +132,12 @@ def _work(
     milestones = reopened.milestones_tokens
     if left:
         return list_workload(left, baseline=reopened.baseline, milestones_tokens=milestones)
-    lessons = read_warm_start(reopened.study)
-    past = History(
+    history = History(
         trials=known_trials(rows, ledger.metrics(), milestones_tokens=milestones),
-        next_trial_id=max(_ids(ledger.trials()), default=-1) + 1,
-        lessons=lessons.told if lessons else (),
-        first_points=lessons.first_points if lessons else (),
+        other_ids=_ids(ledger.trials()) - _ids(rows),
+        warm_start=read_warm_start(reopened.study),
     )
-    return space_workload(space, past)
+    return space_workload(space, history)
 
 
 def _ids(rows: list[dict[str, Any]]) -> set[int]:

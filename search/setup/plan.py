@@ -14,10 +14,11 @@ from search.options import Options
 from search.setup.inputs import Inputs, Loaded, check_fit, check_inputs, load_inputs
 from search.setup.settings import Settings, read_settings
 from search.terminal.console import Preparing
-from search.trackers.trackers import Mirrors, read_mirrors
+from search.trackers.trackers import Mirrors, check_mirrors, read_mirrors
 from search.tune.concurrency_probe import best_concurrency, concurrency_words
+from search.tune.history import WarmStart
 from search.tune.resources import Slots, slots_on
-from search.tune.warm_start import WarmStart, lessons_from
+from search.tune.warm_start import warm_start_from
 from spaces.overrides import with_overrides
 from spaces.read.load import load_space
 from spaces.space import SearchSpace
@@ -44,7 +45,7 @@ class Plan:
     largest: TrialConfig
     """A configuration with the longest block and the largest batch that can come."""
     mirrors: Mirrors
-    lessons: WarmStart | None
+    warm_start: WarmStart | None
     """What another study teaches this one."""
     notes: Sequence[str]
     """What the person should know of how their variables were read."""
@@ -81,6 +82,7 @@ def plan_study(
     if options.address not in (None, "auto"):
         check_port(str(options.address), str(options.address))
     mirrors = read_mirrors(options)
+    check_mirrors(mirrors, progress, new_study=name)
     configs = baseline_configs(space, settings) if kind == "baseline" else None
     inputs = check_inputs(options, progress=progress)
     loaded = load_inputs(
@@ -98,7 +100,7 @@ def plan_study(
     )
     progress("checking that model, text and space fit together", 0.0)
     check_fit(loaded, configs or [space.baseline, largest, *_with_lora(space)])
-    lessons = lessons_from(warm_start, space, loaded.facts) if warm_start else None
+    told = warm_start_from(warm_start, space, loaded.facts) if warm_start else None
     return Plan(
         kind=kind,
         name=name,
@@ -110,10 +112,10 @@ def plan_study(
         configs=configs,
         largest=largest,
         mirrors=mirrors,
-        lessons=lessons,
+        warm_start=told,
         notes=[
             *notes,
-            *([lessons.words] if lessons else []),
+            *([told.words] if told else []),
             *([loaded.cluster.words] if loaded.cluster else []),
         ],
     )

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from ray.tune import Callback
 
+    from search.terminal.live_view import StudyView
     from search.tune.resources import Slots
     from search.tune.workload import Workload
 
@@ -135,7 +136,7 @@ def run_more(
     ledger: Ledger,
     *,
     lines: "Sequence[str]" = (),
-    callbacks: "Callable[[], Sequence[Callback]]" = list,
+    callbacks: "Callable[[StudyView], Sequence[Callback]] | None" = None,
 ) -> int | None:
     """Run more trials into the study; return the exit code of an interruption, or None."""
     return run_trials(

@@ -76,22 +76,22 @@ def run_study(
     """
     if slots.storage:
         check_unheld(study, slots.storage)
+    log = work.searcher.log
     attempts = load_attempts(study)
     find_winner(ledger.trials(), attempts)  # refuses, before Ray starts, a confirmation of trials that are gone
-    scheduler = TokenASHA(rung_tokens=work.rung_tokens, reduction_factor=work.reduction_factor)
-    scheduler.replay(work.known)
     root, pruned = checkpoint_root(study, slots.storage), set[int]()
     recorder = StudyRecorder(
         ledger,
-        scheduler,
+        log,
         view,
         checkpoints_of=lambda trial_id: CheckpointStore(root=root, trial_id=trial_id),
         planned_run=work.planned_run,
         on_completed=lambda _: prune_checkpoints(root, ledger, attempts, pruned),
-        on_out_of_memory=work.searcher.avoid,
         evaluation_timeout_s=slots.evaluation_timeout_s,
         oom_kills=oom_kills,
     )
+    # A verdict may have come right before the last process died.
+    recorder.end_late_stops()
     scratch = study.path / "ray"
     mirror = TableMirror(study, slots.storage, view.say) if slots.storage else None
     followers: list[Callback] = [MirrorTables(mirror)] if mirror else []
@@ -100,12 +100,12 @@ def run_study(
         metric=OBJECTIVE,
         mode="min",
         search_alg=work.searcher,
-        scheduler=scheduler,
+        scheduler=TokenASHA(log),
         num_samples=work.trials_count,
         max_concurrent_trials=slots.count,
         # A trial that gets the worker of a node just lost would fail for good: Tune retries none that is being reset.
         reuse_actors=slots.address is None,
-        trial_name_creator=lambda trial: f"trial_{trial.trial_id}",
+        trial_name_creator=lambda trial: f"trial_{trial.config['trial_id']}",
         trial_dirname_creator=lambda trial: f"trial_{trial.trial_id}",
     )
     leave = StopOnSignal(interrupts, recorder)
@@ -136,6 +136,8 @@ def run_study(
         # A worker that was killed while it saved.
         for unfinished in study.path.glob("checkpoints/*/.*.tmp"):
             unfinished.unlink(missing_ok=True)
+    if work.searcher.exhausted:
+        view.say("the search is over: every configuration that is left was run, or is as large as one out of memory")
     if recorder.storage_error is not None:
         words = storage_error_words(recorder.storage_error, study.path)
         raise UserError(f"{words}. Then go on with: make resume STUDY={study.name}")

@@ -28,7 +28,7 @@ def run_trials(
     budget_tokens: int,
     lines: Sequence[str],
     terminal: Terminal,
-    callbacks: "Callable[[], Sequence[Callback]]" = list,
+    callbacks: "Callable[[StudyView], Sequence[Callback]] | None" = None,
 ) -> int | None:
     """Run work into the study; return the exit code of an interruption, or None.
 
@@ -50,7 +50,7 @@ def run_trials(
             work.includes,
             noun="trials" if work.is_ranked else "runs",
             planned=ended + work.trials_count,
-            full_length=not work.rung_tokens,
+            full_length=not work.searcher.log.rung_tokens,
         )
         run_study(
             study,
@@ -60,6 +60,6 @@ def run_trials(
             ledger=ledger,
             view=view,
             interrupts=interrupts,
-            callbacks=callbacks(),
+            callbacks=callbacks(view) if callbacks else (),
         )
     return interrupts.code
