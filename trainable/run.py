@@ -58,14 +58,15 @@ def resume_run(spec: RunSpec, config: TrialConfig, checkpoint: Checkpoint, *, ma
     Ours continues exactly (optimizer, random numbers, data position); from an owner's file the weights and the step
     count are taken, and the optimizer starts anew. may_be_over: the last evaluation alone may be missing.
     """
-    if config.training_steps <= checkpoint.optimizer_steps and not may_be_over:
+    step = checkpoint.step_to_continue_from
+    if config.training_steps <= step and not may_be_over:
         raise UserError(
-            f"CHECKPOINT_PATH={checkpoint.path} is at step {checkpoint.optimizer_steps} and TRAINING_STEPS="
+            f"CHECKPOINT_PATH={checkpoint.path} is at step {step} and TRAINING_STEPS="
             f"{config.training_steps} is no further. Set RESUME_STEPS to the steps to add."
         )
     state = _state(spec, config, checkpoint)
     if checkpoint.ours is None:
-        state.optimizer_steps = checkpoint.optimizer_steps
+        state.optimizer_steps = step
     else:
         restore(state, checkpoint)
     return state

@@ -11,8 +11,8 @@ from trainable.checkpoint.checkpoint_path import check_checkpoint_path
 from trainable.config import TrialConfig
 from trainable.data.corpus import cache_dir, embedded_path, iter_chunks, source_files, text_fingerprint
 from trainable.errors import UserError
-from trainable.model.fingerprint import file_fingerprint, model_fingerprint
-from trainable.model.model_names import check_model_name
+from trainable.model.fingerprint import checkpoint_fingerprint, model_fingerprint
+from trainable.model.model_names import check_model_name, model_of_folder
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -60,8 +60,10 @@ class Loaded:
 
 def check_inputs(variables: Variables, *, progress: Progress) -> Inputs:
     """Return the inputs, checked without loading torch. Raises UserError."""
-    model_name = _checked_model_name(variables.text("GPT2_MODEL_NAME") or DEFAULT_MODEL)
     checkpoint_path = variables.path("CHECKPOINT_PATH")
+    model_name = _checked_model_name(
+        variables.text("GPT2_MODEL_NAME") or model_of_folder(checkpoint_path) or DEFAULT_MODEL
+    )
     if checkpoint_path is not None:
         check_checkpoint_path(checkpoint_path)
     device = variables.text("DEVICE")
@@ -127,7 +129,7 @@ def load_inputs(
         "model_fingerprint": model_fingerprint(inputs.model_name),
         "data_source": inputs.data_source,
         "checkpoint_path": str(inputs.checkpoint_path) if inputs.checkpoint_path else None,
-        "checkpoint_fingerprint": file_fingerprint(inputs.checkpoint_path) if inputs.checkpoint_path else None,
+        "checkpoint_fingerprint": checkpoint_fingerprint(inputs.checkpoint_path) if inputs.checkpoint_path else None,
         "corpus": {
             "fingerprint": corpus.fingerprint,
             "train_tokens": len(corpus.train),

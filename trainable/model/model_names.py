@@ -16,7 +16,15 @@ PRESETS: Mapping[str, Mapping[str, int]] = MappingProxyType(
     }
 )
 """Shapes with random weights: the embedded default, and GPT-2's own (Radford et al. 2019, 124M)."""
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 HUB_TIMEOUT_S = 1.5
+
+
+def model_of_folder(path: Path | None) -> str | None:
+    """Return the name under which a checkpoint's folder is a whole model with its tokenizer, or None."""
+    if path is None or not (path / "config.json").is_file():
+        return None
+    return str(path) if any((path / name).is_file() for name in TOKENIZER_FILES) else None
 
 
 def check_model_name(name: str) -> None:
