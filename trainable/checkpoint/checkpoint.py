@@ -15,7 +15,7 @@ from trainable.config import TrialConfig, make_config
 from trainable.errors import UserError
 from trainable.model.model_names import model_of_folder
 from trainable.model.models import folder_weights
-from trainable.state import TrainState
+from trainable.state import SinceEvaluation, TrainState
 
 FORMAT = "gpt2-search checkpoint"
 VERSION = 1
@@ -63,6 +63,7 @@ def checkpoint_payload(state: TrainState, *, model_name: str, corpus_fingerprint
         "optimizer_steps": state.optimizer_steps,
         "tokens_seen": state.tokens_seen,
         "active_s": state.active_s,
+        "since_evaluation": asdict(state.since_evaluation),
         "model_state_dict": state.model.state_dict(),
         "optimizer_state_dict": state.optimizer.state_dict(),
         "scaler_state_dict": state.scaler.state_dict(),
@@ -150,6 +151,7 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> None:
             group["weight_decay"] = state.config.weight_decay  # the file's would win over one set for this resumption
         state.scaler.load_state_dict(ours["scaler_state_dict"])
         state.monitor.load_state_dict(ours["monitor"])
+        state.since_evaluation = SinceEvaluation(**ours.get("since_evaluation", {}))
         state.batches.set_state(ours["rng"]["batches"])
         torch.set_rng_state(ours["rng"]["torch"])
     except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
