@@ -189,13 +189,13 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
         state = self._state
         optimizer_steps = state.optimizer_steps if state else 0
         tokens_seen = state.tokens_seen if state else 0
-        going_on = state is not None and status == "running"
+        val_loss = metrics.val_loss if metrics else None
+        if metrics is None and status == "running" and state is not None:
+            val_loss = state.since_evaluation.val_loss
         return {
             "status": status,
             "done": status != "running",
-            "objective": objective(
-                metrics.val_loss if metrics else state.since_evaluation.val_loss if going_on else None
-            ),
+            "objective": objective(val_loss),
             "fidelity_tokens": fidelity_tokens(
                 self._milestones_tokens,
                 tokens_per_step=self._config.tokens_per_step,
