@@ -1,7 +1,7 @@
 """RunSpec: what all trials of a study share, and how a run begins from it. A worker needs nothing else."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from trainable.data.tokens import Corpus, check_corpus
 from trainable.device.compiling import CompileMode, compile_where_repaid
 from trainable.device.device import allow_tf32
 from trainable.errors import UserError
-from trainable.evaluation import EvalProtocol
+from trainable.evaluation import EvalProtocol, eval_windows, evaluate
 from trainable.model.model_names import PRESETS
 from trainable.model.models import check_model, load_model
 from trainable.stability import make_rules
@@ -50,6 +50,15 @@ def start_run(spec: RunSpec, config: TrialConfig) -> TrainState:
     """
     checkpoint = read_checkpoint(spec.init_from) if spec.init_from else None
     return _state(spec, config, checkpoint)
+
+
+def start_loss(spec: RunSpec, config: TrialConfig) -> float:
+    """Return what a run of `config` starts from: the loss before its first step under the study's evaluation.
+
+    Nats/token. With weights that are given it is the same for every configuration; random ones come of its seed.
+    """
+    model = start_run(replace(spec, compile_mode="off"), config).model
+    return evaluate(model, eval_windows(spec.corpus.val, spec.protocol))
 
 
 def resume_run(spec: RunSpec, config: TrialConfig, checkpoint: Checkpoint, *, may_be_over: bool = False) -> TrainState:

@@ -10,8 +10,8 @@ from search.options import Options
 from trainable.checkpoint.checkpoint_path import check_checkpoint_path
 from trainable.config import TrialConfig
 from trainable.data.corpus import cache_dir, embedded_path, iter_chunks, source_files, text_fingerprint
-    checkpoint_path = options.checkpoint_path
-    model_name = _checked_model_name(options.gpt2_model_name or model_of_folder(checkpoint_path) or DEFAULT_MODEL)
+from trainable.model.fingerprint import checkpoint_fingerprint, model_fingerprint
+from trainable.model.model_names import check_model_name, model_of_folder
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from trainable.errors import UserError
 
@@ -17,6 +18,8 @@ PRESETS: Mapping[str, Mapping[str, int]] = MappingProxyType(
 )
 """Shapes with random weights: the embedded default, and GPT-2's own (Radford et al. 2019, 124M)."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+RECORD = "gpt2_search.json"
+"""In a model folder that this program wrote: what it is of."""
 HUB_TIMEOUT_S = 1.5
 
 
@@ -25,6 +28,19 @@ def model_of_folder(path: Path | None) -> str | None:
     if path is None or not (path / "config.json").is_file():
         return None
     return str(path) if any((path / name).is_file() for name in TOKENIZER_FILES) else None
+
+
+def check_model_target(folder: Path, same: Mapping[str, Any] | None = None) -> None:
+    """Raise UserError where `folder` holds anything but an earlier save of the same model, as its record says."""
+    try:
+        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+            return
+        record = json.loads((folder / RECORD).read_bytes()) if folder.is_dir() else {}
+    except (OSError, ValueError):
+        record = {}
+    ours = isinstance(record, dict) and same and all(record.get(name) == value for name, value in same.items())
+    if not ours:
+        raise UserError(f"{folder} exists and is not this model. Remove it, or name another folder.")
 
 
 def check_model_name(name: str) -> None:
