@@ -199,7 +199,7 @@ class Options(BaseModel):
     )
     force: Flag = Field(False, description="resume: 1 goes on although the space file has changed since")
     baseline: Text | None = Field(
-        None, description="documented, before, or a study whose best configuration is the baseline"
+        None, description="whose settings are the baseline: documented, before, a study, a .env file or a checkpoint"
     )
     concurrency: (
         Annotated[Annotated[int, Field(ge=1, le=MAX_COUNT)] | Literal["auto"], BeforeValidator(_concurrency)] | None

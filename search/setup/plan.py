@@ -16,6 +16,7 @@ from search.trackers.trackers import Mirrors, read_mirrors
 from search.tune.concurrency_probe import best_concurrency, concurrency_words
 from search.tune.resources import cluster_share
 from search.tune.warm_start import WarmStart, lessons_from
+from spaces.overrides import widening_words
 from spaces.read.load import load_space
 from spaces.space import SearchSpace
 from trainable.config import BASELINES, TrialConfig
@@ -111,6 +112,7 @@ def plan_study(
         lessons=lessons,
         notes=[
             *notes,
+            *widening_words(file, space),
             *([lessons.words] if lessons else []),
             *([loaded.cluster.words] if loaded.cluster else []),
         ],

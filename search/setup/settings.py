@@ -6,12 +6,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from results.ranking import best_trial
-from results.study.folder import open_study
 from search.options import Options
+from search.setup.baseline_sources import read_baseline
 from spaces.read.load import space_from_toml
 from spaces.space import SearchSpace
-from trainable.config import BASELINES, HYPERPARAMETERS, TrialConfig, config_from
+from trainable.config import HYPERPARAMETERS, TrialConfig, config_from
 from trainable.errors import UserError
 
 DIFFERENCES_SHOWN = 6
@@ -61,28 +60,17 @@ def read_settings(options: Options, *, compare: str | None = None) -> tuple[Sett
     pinned = [f"{_env(name)}={value}" for name, value in pins.items() if name != "seed"]
     if pinned:
         notes.append(f"pinned by your environment, for the baseline too: {', '.join(pinned)}")
+    baseline = read_baseline(options.baseline) if options.baseline else None
+    if baseline is not None:
+        notes += baseline.notes
     settings = Settings(
         trials=options.trials,
         budget_tokens=options.budget_tokens,
         pins=pins,
-        baseline=_baseline(options),
+        baseline=(baseline.name, baseline.config) if baseline else None,
         compare=compare,
     )
     return settings, notes
-
-
-def _baseline(options: Options) -> tuple[str, TrialConfig] | None:
-    """Return the baseline that BASELINE names: the story's, or a study's best configuration."""
-    name = options.baseline
-    if name is None:
-        return None
-    if name in BASELINES:
-        return name, BASELINES[name]
-    study = open_study(name, but_kind="train")
-    best = best_trial(study.trials())
-    if best is None:
-        raise UserError(f"BASELINE={name}: study {study.name} has no completed trial. Name another study.")
-    return f"{study.name} trial {best['trial_id']}", config_from(best)
 
 
 def planned_space(document: Mapping[str, Any], where: str) -> tuple[SearchSpace, Settings]:
