@@ -7,6 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from trainable.config import TrialConfig
+from trainable.model.lora import AdapterBase
 from trainable.stability import StabilityMonitor, StabilityRules
 
 
@@ -45,6 +46,8 @@ class TrainState:
     active_s: float = 0.0
     """Seconds of training and evaluation, over all restarts."""
     since_evaluation: SinceEvaluation = field(default_factory=SinceEvaluation)
+    adapter_base: AdapterBase | None = None
+    """What the adapters are of, where the model has any: a checkpoint then holds nothing else of the model."""
     compile_note: str = ""
     """What was decided about compiling and why, for people; empty where nothing was to decide."""
     device: torch.device = field(init=False)

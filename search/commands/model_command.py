@@ -4,11 +4,10 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from results.confirmation.confirmation import load_confirmation, proven_trial_id
 from results.model_card import model_record
-from results.ranking import best_trial
 from results.study.folder import Study
 from results.study.paths import shown
+from results.winner import winner_of
 from search.cluster.study_storage import CHECKPOINTS, open_or_fetch_study
 from search.options import Options
 from search.setup.folder_of_run import save_run_model
@@ -49,7 +48,9 @@ def model_command(options: Options, terminal: Terminal) -> int:
         from trainable.run import resume_run
 
         state = resume_run(loaded.spec, config_from(trial), checkpoint, may_be_over=True)
-        saved = save_run_model(state.model, loaded, study, trial, folder=folder, dtype=options.dtype)
+        saved = save_run_model(
+            state.model, loaded, study, trial, folder=folder, dtype=options.dtype, merge=options.merge
+        )
     terminal.say(f"trial {trial['trial_id']} of study {study.name}: {saved.words}")
     terminal.document(
         {
@@ -65,10 +66,8 @@ def model_command(options: Options, terminal: Terminal) -> int:
 
 
 def _winner(study: Study) -> dict[str, Any]:
-    trials = study.trials()
-    proven = proven_trial_id(load_confirmation(study))
-    trial = next((row for row in trials if row["trial_id"] == proven), None) or best_trial(trials)
-    if trial is None:
+    trial = study.trials()[0] if study.document()["kind"] == "train" else winner_of(study).trial
+    if trial is None or trial["status"] != "completed":
         raise UserError(f"study {study.name} has no completed trial, so there is no model. Go on with it: make resume")
     return trial
 

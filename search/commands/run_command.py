@@ -10,7 +10,7 @@ from results.words import config_words, token_words
 from search.commands.confirm_command import confirm_study
 from search.options import Options
 from search.setup.finish import finish_study
-from search.setup.plan import Plan, make_plan
+from search.setup.plan import Plan, baseline_runs, make_plan
 from search.setup.preflight_run import PREFLIGHT_FAILED, passes_preflight
 from search.setup.study_record import study_document
 from search.terminal.console import Preparing, Terminal
@@ -97,21 +97,21 @@ def _work(plan: Plan) -> "Workload":
         past = History(lessons=lessons.told, first_points=lessons.first_points) if lessons else NO_HISTORY
         return space_workload(plan.space, past)
     milestones_tokens = plan.space.evaluation_tokens()
-    return list_workload(
-        dict(enumerate(plan.configs)), baseline=plan.space.baseline, milestones_tokens=milestones_tokens
-    )
+    runs = baseline_runs(plan.configs)
+    return list_workload(runs, baseline=plan.space.baseline, milestones_tokens=milestones_tokens)
 
 
 def header_lines(plan: Plan, trials_planned: int) -> list[str]:
     """Return what a person should know before the first trial ends."""
     space, loaded, slots = plan.space, plan.loaded, plan.slots
-    text = plan.inputs.data_source or "the embedded text"
     facts = loaded.corpus_facts
     start = f", every trial from the weights of {plan.inputs.checkpoint_path}" if plan.inputs.checkpoint_path else ""
     device = loaded.device_info
     return [
         f"study {plan.name}: {space.description}",
-        f"model {plan.inputs.model_name}{start}; {text}, {token_words(facts['train_tokens'])} training tokens",
+        f"model {plan.inputs.model_name}{start}; {token_words(facts['train_tokens'])} training tokens",
+        *plan.inputs.text_lines,
+        *loaded.separator_notes,
         f"{trials_planned} trials of at most {token_words(space.budget_tokens)} tokens, evaluated on the same "
         f"{space.evaluation.tokens:,} held-out tokens at context {space.evaluation.block_size}",
         f"{slots.count} at a time on {device.type} ({device.name}), {slots.threads} CPU thread(s) each",

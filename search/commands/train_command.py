@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from results.study.folder import Study, create_study
 from results.study.ledger import Ledger
-from results.words import config_words, token_words
+from results.study.planned_run import PlannedRun
+from results.words import config_words, loss_words, token_words, trial_loss_words
 from search.options import Options, with_default_warmup
 from search.setup.folder_of_run import SavedModel, save_run_model
 from search.setup.inputs import Inputs, Loaded, check_inputs, load_inputs
@@ -48,6 +49,7 @@ class TrainPlan:
     save_model: Path | None
     """A folder to write the trained model to."""
     dtype: str | None
+    merge: bool
     """The saved model's; None is the base's own."""
 
 
@@ -80,7 +82,8 @@ def train_command(options: Options, terminal: Terminal) -> int:
     with Interrupts() as interrupts:
         status = _train(plan, state, study, checkpoints, terminal, interrupts)
     row = study.trials()[0]
-    terminal.say(f"{status}: val loss {row['val_loss']}, {token_words(row['tokens_seen'])} tokens; {study.path}")
+    loss = trial_loss_words(row) if status == "unstable" else f"val loss {loss_words(row['val_loss'])}"
+    terminal.say(f"{status}: {loss}, {token_words(row['tokens_seen'])} tokens; {study.path}")
     for line in checkpoints.words():
         terminal.say(line)
     saved = _save_model(plan, state, study, status, terminal)
@@ -143,6 +146,7 @@ def make_train_plan(options: Options, progress: Preparing) -> TrainPlan:
         checkpoint_interval_steps=options.checkpoint_interval if options.enable_checkpoints else None,
         save_model=options.save_model,
         dtype=options.dtype,
+        merge=options.merge,
     )
 
 
@@ -178,10 +182,11 @@ def _document(plan: TrainPlan) -> dict[str, Any]:
 
 def _header(plan: TrainPlan, state: "TrainState") -> list[str]:
     facts, config, device = plan.loaded.corpus_facts, plan.config, plan.loaded.device_info
-    text = plan.inputs.data_source or "the embedded text"
     lines = [
-        f"model {plan.inputs.model_name} on {device.type} ({device.name}), {config.precision}; {text}, "
+        f"model {plan.inputs.model_name} on {device.type} ({device.name}), {config.precision}; "
         f"{token_words(facts['train_tokens'])} training tokens",
+        *plan.inputs.text_lines,
+        *plan.loaded.separator_notes,
         f"{config_words(asdict(config))}, {config.training_steps} steps, seed {config.seed}",
     ]
     if plan.checkpoint is not None:
@@ -199,7 +204,9 @@ def _save_model(
     if status != "completed":
         terminal.say(f"no model was written to {plan.save_model}: the run is {status}, not completed")
         return None
-    saved = save_run_model(state.model, plan.loaded, study, study.trials()[0], folder=plan.save_model, dtype=plan.dtype)
+    saved = save_run_model(
+        state.model, plan.loaded, study, study.trials()[0], folder=plan.save_model, dtype=plan.dtype, merge=plan.merge
+    )
     terminal.say(saved.words)
     return saved
 
@@ -214,7 +221,7 @@ def _train(
 ) -> TrialStatus:
     ledger = Ledger(study)
     begun_at_step = state.optimizer_steps
-    ledger.start_trial(0, is_baseline=False, config=plan.config, started_at=datetime.now(UTC))
+    ledger.start_trial(PlannedRun(trial_id=0, purpose="train", config=plan.config), started_at=datetime.now(UTC))
     try:
         status, verdict = _follow(plan, state, checkpoints, ledger, terminal, interrupts)
         if status != "unstable":

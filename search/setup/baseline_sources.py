@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from results.ranking import best_trial
 from results.study.folder import list_studies, open_study
 from results.study.paths import expanded
+from results.winner import winner_of
 from results.words import config_words, value_words
 from search.options import KNOWN, parse_options, with_default_warmup
 from trainable.checkpoint.checkpoint_path import CHECKPOINT_SUFFIXES, trainer_state
@@ -67,8 +67,8 @@ def read_baseline(text: str) -> Baseline:
         return Baseline(name=text, config=BASELINES[text])
     if _is_file(text):
         return _of_file(text, expanded(text, "BASELINE"))
-    study = open_study(text, but_kind="train")
-    best = best_trial(study.trials())
+    study = open_study(text)
+    best = winner_of(study).trial
     if best is None:
         raise UserError(f"BASELINE={text}: study {study.name} has no completed trial. Name another study.")
     return Baseline(name=f"{study.name} trial {best['trial_id']}", config=config_from(best))

@@ -14,6 +14,7 @@ from search.setup.plan import slots_for
 from search.terminal.console import Preparing, Terminal
 from search.tune.run_trials import run_trials
 from trainable.config import TrialConfig, config_from
+from trainable.data.documents import parse_documents
 from trainable.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from ray.tune import Callback
 
-    from search.tune.engine import Slots
+    from search.tune.resources import Slots
     from search.tune.workload import Workload
 
 
@@ -91,9 +92,12 @@ def _named(facts: Mapping[str, Any], name: str, fingerprint: str) -> str:
 def with_inputs_of(document: Mapping[str, Any], options: Options) -> Options:
     """Return the options with the study's own model, text and checkpoint where they name none."""
     source, checkpoint = document.get("data_source"), document.get("checkpoint_path")
+    held_out, documents = document.get("validation_data_source"), document.get("documents")
     own = {
         "gpt2_model_name": options.gpt2_model_name or document.get("model"),
         "training_data_source": options.training_data_source or (Path(source) if source else None),
+        "validation_data_source": options.validation_data_source or (Path(held_out) if held_out else None),
+        "documents": options.documents or (parse_documents(documents) if documents else None),
         "checkpoint_path": options.checkpoint_path or (Path(checkpoint) if checkpoint else None),
     }
     return options.model_copy(update=own)

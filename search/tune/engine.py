@@ -8,14 +8,17 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from results.ranking import leaderboard
+from results.confirmation.attempt import Attempt
+from results.confirmation.confirmation_file import load_attempts
+from results.ranking import leaderboard, ranked_trials
 from results.study.atomic import storage_error_words
 from results.study.folder import Study
 from results.study.ledger import Ledger
+from results.winner import find_winner
 from search.terminal.live_view import StudyView
 from trainable.run import RunSpec
 
@@ -42,6 +45,7 @@ from search.tune.asha import TokenASHA
 from search.tune.oom_kills import oom_kills
 from search.tune.optuna_searcher import OBJECTIVE
 from search.tune.recorder import StudyRecorder
+from search.tune.resources import Slots
 from search.tune.workload import Workload
 from trainable.checkpoint.checkpoint_store import CheckpointStore
 from trainable.data.node_cache import SharedInputs, share_inputs
@@ -57,43 +61,6 @@ CLUSTER_FAILURES = 2
 """One more than on a single machine, so that losing its node does not end a trial that has failed by itself once."""
 KEPT_CHECKPOINTS = 3
 """Final checkpoints of so many best completed trials are kept, and the baseline's."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Slots:
-    """How many trials run at the same time, what each gets, and how each is kept."""
-
-    count: int
-    threads: int
-    """CPU threads of one trial."""
-    gpu_frac: float
-    """Share of a GPU of one trial; 0 on a CPU and on MPS, which Ray need not count."""
-    checkpoint_interval_s: float = 60.0
-    """A running trial is saved at the first step after so many active seconds."""
-    address: str | None = None
-    """Of an existing Ray cluster; None starts one on this machine."""
-    device: str | None = None
-    """What a cluster's workers train on; None where that is the RunSpec's."""
-    storage: str | None = None
-    """A folder or URI that holds checkpoints and a mirror of the tables; None keeps them in the study."""
-    evaluation_timeout_s: float = 3600.0
-    """A trial without an evaluation for so long, and for ten times what its first steps promise, is hung."""
-
-    @property
-    def count_here(self) -> int:
-        """How many trials share this machine's memory; with a cluster, whose nodes' it is not, one is looked at."""
-        return self.count if self.address is None else 1
-
-
-def device_slots(device_type: str, *, device_count: int, cores: int, concurrency: int | None, gpu_frac: float) -> Slots:
-    """Return the slots of a device: one single-threaded trial a core, one (or 1/gpu_frac) a GPU, one on MPS."""
-    if device_type == "cuda":
-        count = concurrency or max(1, int(device_count / gpu_frac))
-        return Slots(count=count, threads=max(1, cores // count), gpu_frac=min(gpu_frac, device_count / count))
-    if device_type == "mps":
-        return Slots(count=concurrency or 1, threads=max(1, cores // (concurrency or 1)), gpu_frac=0)
-    count = concurrency or cores
-    return Slots(count=count, threads=max(1, cores // count), gpu_frac=0)
 
 
 def run_study(
@@ -114,6 +81,8 @@ def run_study(
     """
     if slots.storage:
         check_unheld(study, slots.storage)
+    attempts = load_attempts(study)
+    find_winner(ledger.trials(), attempts)  # refuses, before Ray starts, a confirmation of trials that are gone
     scheduler = TokenASHA(rung_tokens=work.rung_tokens, reduction_factor=work.reduction_factor)
     scheduler.replay(work.known)
     root, pruned = checkpoint_root(study, slots.storage), set[int]()
@@ -122,7 +91,8 @@ def run_study(
         scheduler,
         view,
         checkpoints_of=lambda trial_id: CheckpointStore(root=root, trial_id=trial_id),
-        on_completed=lambda _: prune_checkpoints(root, ledger, pruned),
+        planned_run=work.planned_run,
+        on_completed=lambda _: prune_checkpoints(root, ledger, attempts, pruned),
         on_out_of_memory=work.searcher.avoid,
         evaluation_timeout_s=slots.evaluation_timeout_s,
         oom_kills=oom_kills,
@@ -167,7 +137,7 @@ def run_study(
         recorder.interrupt()
         ray.shutdown(wait_for_processes=True)
         shutil.rmtree(scratch, ignore_errors=True)
-        prune_checkpoints(root, ledger, pruned)
+        prune_checkpoints(root, ledger, attempts, pruned)
         if mirror is not None:
             mirror.close()
         # A worker that was killed while it saved.
@@ -227,20 +197,27 @@ def checkpoint_root(study: Study, storage: str | None) -> str:
     return below(storage, study.name, CHECKPOINTS) if storage else str(study.path / CHECKPOINTS)
 
 
-def prune_checkpoints(root: str, ledger: Ledger, gone: set[int] | None = None) -> None:
-    """Delete the checkpoints below `root` of ended trials but the last ones of the best completed and the baseline.
+def prune_checkpoints(
+    root: str, ledger: Ledger, attempts: Sequence[Attempt] = (), gone: set[int] | None = None
+) -> None:
+    """Delete the checkpoints below `root` of ended runs but the last ones of those worth going on from.
+
+    These are the search's best, whoever won or is being confirmed, and the baseline. A run that confirms or attributes
+    is over when it has ended.
 
     gone: trials that have none any more, added to; a store far away is not asked about them again.
     """
     gone = set() if gone is None else gone
-    board = leaderboard(ledger.trials())
-    best = [row["trial_id"] for row in board if row["status"] == "completed"][:KEPT_CHECKPOINTS]
-    for row in board:
+    trials = ledger.trials()
+    board = leaderboard(ranked_trials(trials))
+    kept = {row["trial_id"] for row in [row for row in board if row["status"] == "completed"][:KEPT_CHECKPOINTS]}
+    kept |= find_winner(trials, attempts).kept_checkpoints
+    for row in trials:
         if row["status"] in ("running", "interrupted") or row["trial_id"] in gone:
             continue
         store = CheckpointStore(root=root, trial_id=row["trial_id"])
         with suppress(OSError):
-            if row["trial_id"] in best or row["is_baseline"]:
+            if row["trial_id"] in kept:
                 store.keep_newest()
             else:
                 store.delete()

@@ -1,7 +1,7 @@
 """StudyRecorder: writes what Ray reports into the study's ledger and tells the view. It decides nothing."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +12,7 @@ from ray.tune.experiment import Trial
 from rich.text import Text
 
 from results.study.ledger import Ledger
+from results.study.planned_run import PlannedRun
 from search.terminal.live_view import StudyView
 from search.tune.asha import TokenASHA
 from trainable.checkpoint.checkpoint_store import CheckpointStore
@@ -31,6 +32,7 @@ class StudyRecorder(Callback):  # type: ignore[misc]
         scheduler: TokenASHA,
         view: StudyView,
         *,
+        planned_run: Callable[[Mapping[str, Any]], PlannedRun],
         checkpoints_of: Callable[[int], CheckpointStore],
         on_completed: Callable[[int], None],
         on_out_of_memory: Callable[[TrialConfig], None],
@@ -40,6 +42,7 @@ class StudyRecorder(Callback):  # type: ignore[misc]
         self._ledger = ledger
         self._scheduler = scheduler
         self._view = view
+        self._planned_run = planned_run
         self._checkpoints_of = checkpoints_of
         self._on_completed = on_completed
         self._on_out_of_memory = on_out_of_memory
@@ -60,13 +63,7 @@ class StudyRecorder(Callback):  # type: ignore[misc]
         self._heard_at[trial_id] = time.monotonic()
         self._oom_kills_before.setdefault(trial_id, self._oom_kills())
         with self._kept():
-            self._ledger.start_trial(
-                trial_id,
-                is_baseline=trial_id == 0,
-                config=TrialConfig(**trial.config["trial"]),
-                started_at=datetime.now(UTC),
-                point=trial.config.get("point"),
-            )
+            self._ledger.start_trial(self._planned_run(trial.config), started_at=datetime.now(UTC))
             self._checkpoints_of(trial_id).forget_after(self._ledger.known_steps(trial_id))
         self._view.refresh()
 

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from results.ranking import leaderboard, search_trials
+from results.ranking import leaderboard, ranked_trials
 from results.study.documents import read_document, write_document
 from results.study.folder import Study
 from search.tune.history import KnownTrial, known_trials
@@ -47,7 +47,7 @@ def lessons_from(source: Study, space: SearchSpace, facts: Mapping[str, Any]) ->
     UserError when the source has nothing to teach.
     """
     document = source.document()
-    rows = search_trials(source.trials())
+    rows = ranked_trials(source.trials())
     best = [row for row in leaderboard(rows) if row["status"] in ("completed", "stopped")]
     if not best:
         raise UserError(f"WARM_START={source.name}: it has no trial with a loss. Name another study, or unset it.")

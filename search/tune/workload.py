@@ -1,12 +1,15 @@
 """Workload: which trials run, and the protocol that they share; all that the engine needs of a space or a plan."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
+from results.study.planned_run import PlannedRun
 from search.tune.history import NO_HISTORY, History, KnownTrial
 from search.tune.optuna_searcher import ListSearcher, SpaceSearcher
 from spaces.space import SearchSpace
 from trainable.config import TrialConfig
+from trainable.rows import RANKED_PURPOSES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +25,34 @@ class Workload:
     rung_tokens: tuple[int, ...] = ()
     """Where the scheduler may stop a trial; nowhere by default."""
     reduction_factor: int = 3
+    runs: Mapping[int, PlannedRun] = field(default_factory=dict)
+    """Those that are decided already, by trial_id; none where the searcher proposes."""
+    baseline_trial_id: int | None = None
+    """Of the search's baseline, which is the first that the searcher ever proposes."""
     known: Sequence[KnownTrial] = ()
     """What the rungs know already."""
+
+    def planned_run(self, handed_out: Mapping[str, Any]) -> PlannedRun:
+        """Return what the searcher handed out ("trial_id", "trial", "point") as a run with its purpose."""
+        trial_id: int = handed_out["trial_id"]
+        if trial_id in self.runs:
+            return self.runs[trial_id]
+        return PlannedRun(
+            trial_id=trial_id,
+            config=TrialConfig(**handed_out["trial"]),
+            purpose="search",
+            is_baseline=trial_id == self.baseline_trial_id,
+            point=handed_out.get("point"),
+        )
+
+    @property
+    def is_ranked(self) -> bool:
+        """Whether these are a study's trials, and not runs that confirm or attribute one of them."""
+        return all(run.purpose in RANKED_PURPOSES for run in self.runs.values())
+
+    def includes(self, row: Mapping[str, Any]) -> bool:
+        """Return whether a row of the study's table is one of these runs."""
+        return row["trial_id"] in self.runs if self.runs else row["purpose"] == "search"
 
 
 def space_workload(space: SearchSpace, past: History = NO_HISTORY) -> Workload:
@@ -36,16 +65,16 @@ def space_workload(space: SearchSpace, past: History = NO_HISTORY) -> Workload:
         rung_tokens=space.rung_tokens(),
         reduction_factor=space.scheduler.reduction_factor,
         known=(*past.lessons, *past.trials),
+        baseline_trial_id=past.trials[0].trial_id if past.trials else past.next_trial_id,
     )
 
 
-def list_workload(
-    configs: Mapping[int, TrialConfig], *, baseline: TrialConfig, milestones_tokens: tuple[int, ...]
-) -> Workload:
-    """Return the full-length run of configurations that are already decided, by trial_id."""
+def list_workload(runs: Sequence[PlannedRun], *, baseline: TrialConfig, milestones_tokens: tuple[int, ...]) -> Workload:
+    """Return the full-length run of configurations that are already decided."""
     return Workload(
-        searcher=ListSearcher(configs),
-        trials_count=len(configs),
+        searcher=ListSearcher({run.trial_id: run.config for run in runs}),
+        runs={run.trial_id: run for run in runs},
+        trials_count=len(runs),
         milestones_tokens=milestones_tokens,
         baseline=baseline,
     )

@@ -13,7 +13,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
 from search.setup.baseline_sources import read_baseline
-from spaces.overrides import widening_words
+from spaces.overrides import widening_words, with_overrides
 from spaces.read.load import load_space
 from trainable.checkpoint.checkpoint import save_checkpoint
 from trainable.checkpoint.trainer_args import read_trainer_args
@@ -209,7 +209,7 @@ def test_what_looks_like_a_path_is_one(text: str) -> None:
 def test_a_baseline_outside_of_the_ranges_widens_them(env: Callable[[str], str]) -> None:
     space = load_space("plateau")
     config = read_baseline(env("LEARNING_RATE=50\nBATCH_SIZE=24\nDROPOUT=0.1")).config
-    wide = space.with_overrides(baseline=("mine.env", config))
+    wide = with_overrides(space, baseline=("mine.env", config))
     assert wide.baseline.learning_rate == 50
     domains = {parameter.name: parameter.domain for parameter in wide.parameters}
     assert domains["learning_rate"].contains(50.0)
@@ -218,4 +218,4 @@ def test_a_baseline_outside_of_the_ranges_widens_them(env: Callable[[str], str])
     assert len(lines) == 2
     assert any(line.startswith("learning_rate is searched in log_uniform [") for line in lines)
     assert all(line.endswith(", to hold the baseline") for line in lines)
-    assert widening_words(space, space.with_overrides(baseline=("before", BEFORE))) == []
+    assert widening_words(space, with_overrides(space, baseline=("before", BEFORE))) == []

@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 import torch
 
+from results.confirmation.attempt import Attempt
 from results.study.folder import Study
 from results.study.ledger import Ledger
+from results.study.planned_run import PlannedRun
 from search.terminal.signals import Interrupts
-from search.tune.engine import Slots, StopOnSignal, device_slots, prune_checkpoints
+from search.tune.engine import StopOnSignal, prune_checkpoints
 from trainable.config import DOCUMENTED, TrialConfig
 from trainable.fidelity import PENALTY_NATS
 from trainable.loss import next_token_loss
@@ -26,37 +28,6 @@ from trainable.rows import TrialStatus, Verdict
 NOW = datetime(2025, 11, 25, 3, 10, tzinfo=UTC)
 CONFIG = TrialConfig(batch_size=2, block_size=16, learning_rate=1e-3, training_steps=8, seed=3)
 BUDGET_TOKENS = 8 * 32
-
-
-@pytest.mark.parametrize(
-    ("device", "count", "cores", "concurrency", "gpu_frac", "slots"),
-    [
-        ("cpu", 2, 2, None, 1.0, (2, 1, 0)),
-        ("cpu", 8, 8, 2, 1.0, (2, 4, 0)),
-        ("cpu", 8, 8, 3, 1.0, (3, 2, 0)),
-        ("cpu", 2, 2, 5, 1.0, (5, 1, 0)),
-        ("mps", 1, 10, None, 1.0, (1, 10, 0)),
-        ("mps", 1, 10, 2, 1.0, (2, 5, 0)),
-        ("cuda", 1, 16, None, 1.0, (1, 16, 1.0)),
-        ("cuda", 4, 16, None, 1.0, (4, 4, 1.0)),
-        ("cuda", 1, 16, None, 0.25, (4, 4, 0.25)),
-        ("cuda", 1, 16, None, 0.3, (3, 5, 0.3)),
-        ("cuda", 2, 16, None, 0.5, (4, 4, 0.5)),
-        ("cuda", 1, 16, 4, 1.0, (4, 4, 0.25)),
-        ("cuda", 8, 4, None, 1.0, (8, 1, 1.0)),
-    ],
-)
-def test_slots(
-    device: str,
-    count: int,
-    cores: int,
-    concurrency: int | None,
-    gpu_frac: float,
-    slots: tuple[int, int, float],
-) -> None:
-    got = device_slots(device, device_count=count, cores=cores, concurrency=concurrency, gpu_frac=gpu_frac)
-    assert got == Slots(count=slots[0], threads=slots[1], gpu_frac=slots[2])
-    assert got.count * got.gpu_frac <= count
 
 
 def test_checkpoints_of_the_best_three_of_the_baseline_and_of_what_can_go_on_are_kept(tmp_path: Path) -> None:
@@ -75,7 +46,10 @@ def test_checkpoints_of_the_best_three_of_the_baseline_and_of_what_can_go_on_are
         ("unstable", 2.0),
     ]
     for trial_id in range(len(endings) + 2):
-        ledger.start_trial(trial_id, is_baseline=trial_id == 0, config=DOCUMENTED, started_at=NOW)
+        ledger.start_trial(
+            PlannedRun(trial_id=trial_id, purpose="search", is_baseline=trial_id == 0, config=DOCUMENTED),
+            started_at=NOW,
+        )
         study.checkpoint_dir(trial_id).mkdir(parents=True)
         for step in (1, 2):
             (study.checkpoint_dir(trial_id) / f"step_{step:08d}.pt").write_bytes(b"x")
@@ -87,6 +61,29 @@ def test_checkpoints_of_the_best_three_of_the_baseline_and_of_what_can_go_on_are
     kept = {int(path.name): sorted(file.name for file in path.iterdir()) for path in tmp_path.glob("checkpoints/*")}
     both = ["step_00000001.pt", "step_00000002.pt"]
     assert kept == {0: both[1:], 1: both[1:], 2: both[1:], 4: both[1:], 9: both, 10: both}
+
+
+def test_a_winners_checkpoint_is_kept_and_a_confirmations_own_is_not(tmp_path: Path) -> None:
+    study = Study(tmp_path)
+    (tmp_path / "steps").mkdir()
+    ledger = Ledger(study)
+    runs = [PlannedRun(trial_id=i, purpose="search", is_baseline=i == 0, config=DOCUMENTED) for i in range(7)]
+    runs += [
+        PlannedRun(trial_id=7, purpose="confirmation", of_trial=6, attempt=1, config=DOCUMENTED),
+        PlannedRun(trial_id=8, purpose="attribution", combination="none", config=DOCUMENTED),
+        PlannedRun(trial_id=9, purpose="confirmation", of_trial=6, attempt=1, config=replace(DOCUMENTED, seed=2)),
+    ]
+    for run in runs:
+        ledger.start_trial(run, started_at=NOW)
+        study.checkpoint_dir(run.trial_id).mkdir(parents=True)
+        (study.checkpoint_dir(run.trial_id) / "step_00000001.pt").write_bytes(b"x")
+        if run.trial_id < 9:
+            # The runs that confirm and attribute are the best of all, and rank nowhere.
+            ledger._trials[run.trial_id].update(val_loss=5.0 + run.trial_id / 10 if run.trial_id < 7 else 1.0)
+            ledger.end_trial(run.trial_id, status="completed", verdict=None, ended_at=NOW)
+    attempt = Attempt(number=1, alpha=0.025, baseline=0, candidates=(6,), seeds=(1, 2))
+    prune_checkpoints(str(tmp_path / "checkpoints"), ledger, [attempt])
+    assert {int(path.name) for path in tmp_path.glob("checkpoints/*") if any(path.iterdir())} == {0, 1, 2, 6, 9}
 
 
 def test_fit_is_left_between_two_rounds_once_a_signal_came() -> None:

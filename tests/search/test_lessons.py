@@ -64,7 +64,8 @@ def source() -> Study:
     for trial_id, (point, status, loss) in enumerate(zip(POINTS, STATUSES, LOSSES, strict=True)):
         config = space.config_for(point)
         counters = {"tokens_seen": 12_800, "optimizer_steps": 1, "active_s": 1.0}
-        row = dict.fromkeys(TRIALS.names) | asdict(config) | {"trial_id": trial_id, "is_baseline": trial_id == 0}
+        row = dict.fromkeys(TRIALS.names) | asdict(config) | {"trial_id": trial_id, "purpose": "search"}
+        row["is_baseline"] = trial_id == 0
         rows.append(row | counters | {"status": status, "val_loss": loss, "point": json.dumps(point)})
         for tokens in (0, *MILESTONES) if loss else ():
             one = dict.fromkeys(METRICS.names, 1) | {"trial_id": trial_id, "tokens_seen": tokens, "val_loss": loss}

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from results.study.folder import Study
 from results.study.ledger import Ledger
+from results.study.planned_run import PlannedRun
 from search.terminal.live_view import StudyView
 from search.tune.asha import TokenASHA
 from search.tune.recorder import StudyRecorder
@@ -37,6 +38,12 @@ class Recording:
             self.ledger,
             scheduler,
             view,
+            planned_run=lambda handed_out: PlannedRun(
+                trial_id=handed_out["trial_id"],
+                config=TrialConfig(**handed_out["trial"]),
+                purpose="search",
+                is_baseline=handed_out["trial_id"] == 0,
+            ),
             checkpoints_of=lambda trial_id: CheckpointStore(root=str(folder / "checkpoints"), trial_id=trial_id),
             on_completed=self.completed.append,
             on_out_of_memory=self.avoided.append,
@@ -150,7 +157,9 @@ def test_an_unstable_trial_has_its_verdict_and_its_last_step(recording: Recordin
     )
     row = recording.row(1)
     assert (row["status"], row["verdict"]) == ("unstable", "nonfinite at step 4: loss nan")
-    assert (row["optimizer_steps"], row["tokens_seen"], row["val_loss"]) == (4, 40, 5.0)
+    assert (row["optimizer_steps"], row["tokens_seen"]) == (4, 40)
+    # The evaluation at step 0 came before it went wrong.
+    assert (row["val_loss"], row["best_val_loss"], row["end_loss"]) == (None, 5.0, 5.0)
     assert "trial 1 unstable: nonfinite at step 4: loss nan" in recording.log
 
 

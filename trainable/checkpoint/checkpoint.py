@@ -13,6 +13,15 @@ from trainable.checkpoint.checkpoint_path import check_checkpoint_path, is_safet
 from trainable.checkpoint.foreign import fitted, is_state_dict, step_in, weights_in
 from trainable.config import TrialConfig, make_config
 from trainable.errors import UserError
+from trainable.model.lora import (
+    AdapterBase,
+    add_adapters,
+    base_fingerprint,
+    check_base,
+    copy_adapters,
+    merge_adapters,
+    saved_weights,
+)
 from trainable.model.model_names import model_of_folder
 from trainable.model.models import folder_weights
 from trainable.state import SinceEvaluation, TrainState
@@ -35,6 +44,8 @@ class Checkpoint:
     config: TrialConfig | None = None
     """None for a file of others: its hyperparameters were another script's."""
     model_name: str | None = None
+    base: AdapterBase | None = None
+    """What the weights, which are adapters alone, were trained on; None where they are a whole model's."""
 
     @property
     def ours(self) -> Mapping[str, Any] | None:
@@ -64,7 +75,8 @@ def checkpoint_payload(state: TrainState, *, model_name: str, corpus_fingerprint
         "tokens_seen": state.tokens_seen,
         "active_s": state.active_s,
         "since_evaluation": asdict(state.since_evaluation),
-        "model_state_dict": state.model.state_dict(),
+        "base": asdict(state.adapter_base) if state.adapter_base else None,
+        "model_state_dict": saved_weights(state.model),
         "optimizer_state_dict": state.optimizer.state_dict(),
         "scaler_state_dict": state.scaler.state_dict(),
         "monitor": state.monitor.state_dict(),
@@ -106,16 +118,23 @@ def read_checkpoint(path: Path) -> Checkpoint:
             is_ours=True,
             config=make_config(TrialConfig(), payload["config"]),
             model_name=payload["model_name"],
+            base=_base(payload),
         )
     except (KeyError, TypeError, UserError) as error:
         raise UserError(f"{where} is one of ours but incomplete ({error}). Use another checkpoint.") from None
 
 
-def load_weights(model: PreTrainedModel, checkpoint: Checkpoint, *, model_name: str) -> None:
-    """Copy the checkpoint's weights into `model`.
+def load_weights(
+    model: PreTrainedModel, checkpoint: Checkpoint, *, model_name: str, seen: frozenset[Path] = frozenset()
+) -> None:
+    """Copy the checkpoint's weights into `model`; adapters are put into it first, on the base that they name.
 
-    A wrapper's prefix is stripped. Raises UserError naming the first tensor that is missing, unknown or misshapen.
+    A wrapper's prefix is stripped. Raises UserError naming the first tensor that is missing, unknown or misshapen, or
+    the base of adapters that `model` is not. seen: the files whose base this one is.
     """
+    if checkpoint.base is not None:
+        _load_adapters(model, checkpoint, checkpoint.base, model_name, seen)
+        return
     where = f"CHECKPOINT_PATH={checkpoint.path} does not fit GPT2_MODEL_NAME={model_name}"
     expected = model.state_dict()
     given = fitted(checkpoint.weights, expected)
@@ -136,6 +155,31 @@ def load_weights(model: PreTrainedModel, checkpoint: Checkpoint, *, model_name: 
             f"{where}: the checkpoint lacks '{missing[0]}' ({len(missing)} in all). Name the model it was made from."
         )
     model.load_state_dict(given, strict=False)
+
+
+def load_merged(model: PreTrainedModel, path: Path, *, model_name: str, seen: frozenset[Path] = frozenset()) -> None:
+    """Copy the weights of the checkpoint at `path` into `model`, adapters merged. Raises UserError as load_weights."""
+    load_weights(model, read_checkpoint(path), model_name=model_name, seen=seen)
+    merge_adapters(model)
+
+
+def _load_adapters(
+    model: PreTrainedModel, checkpoint: Checkpoint, base: AdapterBase, model_name: str, seen: frozenset[Path]
+) -> None:
+    where = f"CHECKPOINT_PATH={checkpoint.path}"
+    assert checkpoint.config is not None, "adapters are read from files of ours alone"
+    # A study's run has those weights already, and on another machine under another path.
+    if base.init_from is not None and base_fingerprint(model) != base.fingerprint:
+        path = Path(base.init_from)
+        if path in seen:
+            raise UserError(f"{where} names itself as the weights below its adapters. Use another checkpoint.")
+        try:
+            load_merged(model, path, model_name=model_name, seen=seen | {path})
+        except UserError as error:
+            raise UserError(f"{where} holds LoRA adapters for the weights of {path}: {error}") from None
+    check_base(model, base, where=where, model_name=model_name)
+    add_adapters(model, checkpoint.config)
+    copy_adapters(model, checkpoint.weights, where=where)
 
 
 def restore(state: TrainState, checkpoint: Checkpoint) -> None:
@@ -209,6 +253,16 @@ def _check_plain_values(payload: Mapping[str, Any]) -> None:
             raise TypeError(f"'{key}' is of type {type(payload[key]).__name__}, not {kind.__name__}")
     if payload["optimizer_steps"] < 0:
         raise TypeError(f"'optimizer_steps' is {payload['optimizer_steps']}")
+
+
+def _base(payload: Mapping[str, Any]) -> AdapterBase | None:
+    values = payload.get("base")  # absent in files from before there were adapters
+    if values is None:
+        return None
+    base = AdapterBase(**values)
+    if not all(isinstance(text, str) for text in (base.model_name, base.init_from or "", base.fingerprint)):
+        raise TypeError("'base' holds something other than names")
+    return base
 
 
 def _device_rng(device: torch.device) -> dict[str, torch.Tensor]:

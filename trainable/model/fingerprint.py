@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from trainable.checkpoint.checkpoint_path import weight_files
-from trainable.model.model_names import PRESETS
+from trainable.model.model_names import PRESETS, model_folder
 
 _WEIGHTS = ("config.json", "*.safetensors", "*.bin")
 
@@ -14,8 +14,8 @@ def model_fingerprint(name: str) -> str | None:
     """Return a SHA-256 (hex) over a preset's shape or a folder's configuration and weights; None for a hub name."""
     if name in PRESETS:
         return hashlib.sha256(json.dumps([name, dict(PRESETS[name])], sort_keys=True).encode()).hexdigest()
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
+    folder = model_folder(name)
+    if folder is None:
         return None
     parts = [f"{path.name} {file_fingerprint(path)}" for pattern in _WEIGHTS for path in sorted(folder.glob(pattern))]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

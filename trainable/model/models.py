@@ -1,4 +1,4 @@
-"""Models and their tokenizers by name: a preset, a local folder, or a hub name."""
+"""Models and their tokenizers by name: a preset, the shipped model, a local folder, or a hub name."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,11 +17,12 @@ from transformers import (
 )
 from transformers import logging as transformers_logging
 
-from trainable.data.tokens import Progress, _silent, train_tokenizer
+from trainable.data.documents import WHOLE_FILES, Documents
+from trainable.data.tokens import END_OF_TEXT, Progress, _silent, train_tokenizer
 from trainable.device.cpu_kernels import tune_for_cpu
 from trainable.device.device import is_out_of_memory
 from trainable.errors import UserError
-from trainable.model.model_names import PRESETS, TOKENIZER_FILES, check_model_name
+from trainable.model.model_names import PRESETS, TOKENIZER_FILES, check_model_name, model_folder
 
 DROPOUT_FIELDS = (
     "resid_pdrop",
@@ -41,15 +42,17 @@ SAME_GELU = MappingProxyType({"gelu_new": "gelu_pytorch_tanh"})
 """The same formula (Hendrycks & Gimpel 2016, tanh form) in one kernel instead of eight."""
 
 
-def load_tokenizer(name: str, files: list[Path], *, progress: Progress = _silent) -> Tokenizer:
+def load_tokenizer(
+    name: str, files: list[Path], *, documents: Documents = WHOLE_FILES, progress: Progress = _silent
+) -> Tokenizer:
     """Return the model's own tokenizer, or for a preset a byte-level BPE trained once on the corpus.
 
     Raises UserError when the folder or hub name has none that can be used.
     """
     if name in PRESETS:
-        return train_tokenizer(files, PRESETS[name]["vocab_size"], progress=progress)
-    path = Path(name).expanduser()
-    if path.is_dir() and not any((path / file).exists() for file in TOKENIZER_FILES):
+        return train_tokenizer(files, PRESETS[name]["vocab_size"], documents=documents, progress=progress)
+    folder = model_folder(name)
+    if folder is not None and not any((folder / file).exists() for file in TOKENIZER_FILES):
         # transformers would make up a tokenizer of a few special tokens.
         raise UserError(
             f"GPT2_MODEL_NAME={name}: the folder has no tokenizer. Save the model's own there with save_pretrained."
@@ -64,6 +67,15 @@ def load_tokenizer(name: str, files: list[Path], *, progress: Progress = _silent
     backend.no_truncation()
     backend.no_padding()
     return backend
+
+
+def separator_id(name: str, tokenizer: Tokenizer) -> int | None:
+    """Return the id of the tokenizer's end-of-text token, which stands between documents; None where it has none."""
+    if name in PRESETS:
+        return tokenizer.token_to_id(END_OF_TEXT)
+    found = _from_pretrained(AutoTokenizer, name).eos_token_id
+    # A tokenizer may name an end that its vocabulary lacks.
+    return found if isinstance(found, int) and tokenizer.id_to_token(found) is not None else None
 
 
 def load_model(name: str, *, dropout: float, seed: int) -> PreTrainedModel:
@@ -167,11 +179,15 @@ def _check_loading(what: str, loading: Mapping[str, Any]) -> None:
 
 def _from_pretrained(loader: Any, name: str, *, variable: str = "GPT2_MODEL_NAME", **kwargs: Any) -> Any:
     check_model_name(name)
-    is_folder = Path(name).expanduser().is_dir()
-    target = str(Path(name).expanduser().absolute()) if is_folder else name
+    folder = model_folder(name)
     try:
         # Left unset, transformers would ask on the terminal, and wait, whether to run code that came with the model.
-        return loader.from_pretrained(target, local_files_only=is_folder, trust_remote_code=False, **kwargs)
+        return loader.from_pretrained(
+            name if folder is None else str(folder),
+            local_files_only=folder is not None,
+            trust_remote_code=False,
+            **kwargs,
+        )
     except Exception as error:
         # A broken file surfaces as whatever the parser of the day raises; only running out of memory is no user's.
         if is_out_of_memory(error):

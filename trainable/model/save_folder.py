@@ -13,7 +13,8 @@ from huggingface_hub import try_to_load_from_cache
 from tokenizers import Tokenizer
 from transformers import AutoConfig, GenerationConfig, GPT2Config, PreTrainedConfig, PreTrainedModel
 
-from trainable.model.model_names import PRESETS, RECORD
+from trainable.model.lora import save_adapters
+from trainable.model.model_names import PRESETS, RECORD, model_folder
 
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 END_OF_TEXT = "<|endoftext|>"
@@ -58,12 +59,29 @@ def save_model_folder(
     return saved_dtype
 
 
+def save_adapter_folder(
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
+    folder: Path,
+    *,
+    model_name: str,
+    card: str,
+    record: Mapping[str, Any],
+) -> None:
+    """Write the adapters of `model` to `folder` in peft's layout, whole or not at all. Raises OSError."""
+    base = base_folder(model_name)
+    with _replacing(folder) as unfinished:
+        save_adapters(model, unfinished, base_model=str(base) if base else model_name)
+        tokenizer.save(str(unfinished / "tokenizer.json"))
+        _write_tokenizer(tokenizer, base_config(model_name, tokenizer), unfinished)
+        (unfinished / "README.md").write_text(card, encoding="utf-8")
+        (unfinished / RECORD).write_text(json.dumps({**record, "dtype": None}, indent=2) + "\n", encoding="utf-8")
+
+
 def base_folder(model_name: str) -> Path | None:
     """Return the folder of a model's own files, a hub name's in the local cache; None for a preset."""
-    if model_name in PRESETS:
-        return None
-    folder = Path(model_name).expanduser()
-    if folder.is_dir():
+    folder = model_folder(model_name)
+    if folder is not None or model_name in PRESETS:
         return folder
     cached = try_to_load_from_cache(model_name, "config.json")
     return Path(cached).parent if isinstance(cached, str) else None
