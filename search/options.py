@@ -196,7 +196,7 @@ class Options(BaseModel):
     )
     force: Flag = Field(False, description="resume: 1 goes on although the space file has changed since")
     baseline: Text | None = Field(
-        None, description="documented, before, or a study whose best configuration is the baseline"
+        None, description="whose settings are the baseline: documented, before, a study, a .env file or a checkpoint"
     )
     concurrency: (
         Annotated[Annotated[int, Field(ge=1, le=MAX_COUNT)] | Literal["auto"], BeforeValidator(_concurrency)] | None
@@ -235,6 +235,10 @@ class Options(BaseModel):
         False, description="train: True takes the checkpoint's weights and starts at step 0, as a search does"
     )
     resume_steps: Whole | None = Field(None, description="train: steps to add to the checkpoint's")
+    resume_lr: Literal["stretch", "hold"] = Field(
+        "stretch",
+        description="train: stretch the schedule over the steps that are added, or hold the rate it had come to",
+    )
     device: Annotated[Text, BeforeValidator(_device)] | None = Field(
         None, description="cuda, mps or cpu (default: the first there is)"
     )
@@ -267,6 +271,16 @@ class Options(BaseModel):
     from_: Documented | None = Field(None, description="attribute: documented or before (default before)")
     to: Documented | None = Field(None, description="attribute: documented or before (default documented)")
     format: Literal["env", "json", "toml", "cli"] = Field("env", description="export: env, json, toml or cli")
+    out: AbsolutePath | None = Field(
+        None, description="model: the folder to write (default: model-TRIAL in the study's folder)"
+    )
+    save_model: AbsolutePath | None = Field(
+        None, description="train: write the trained model to this folder too, as make model does"
+    )
+    dtype: Literal["fp32", "bf16", "fp16"] | None = Field(
+        None, description="model, train: number format of the saved model: fp32, bf16, fp16 (default: the base's own)"
+    )
+    merge: Flag = Field(False, description="model, train: 1 merges LoRA adapters into their base (default: alone)")
     target: Text | None = Field(
         None, description="diagnose: a study, STUDY/TRIAL, a checkpoint, a folder of them, or a text log"
     )

@@ -19,7 +19,7 @@ from search.tune.concurrency_probe import best_concurrency, concurrency_words
 from search.tune.history import WarmStart
 from search.tune.resources import Slots, slots_on
 from search.tune.warm_start import warm_start_from
-from spaces.overrides import with_overrides
+from spaces.overrides import widening_words, with_overrides
 from spaces.read.load import load_space
 from spaces.space import SearchSpace
 from trainable.config import BASELINES, TrialConfig
@@ -115,6 +115,7 @@ def plan_study(
         warm_start=told,
         notes=[
             *notes,
+            *widening_words(file, space),
             *([told.words] if told else []),
             *([loaded.cluster.words] if loaded.cluster else []),
         ],

@@ -52,7 +52,7 @@ def reopen(study: Study, options: Options, progress: Preparing) -> Reopened:
     """
     document = study.document()
     opened = load_like(document, options, progress, baseline=config_from(document["baseline"]))
-    found = _differences(document, opened.loaded.facts)
+    found = differences_of_inputs(document, opened.loaded.facts)
     if found:
         raise UserError(
             f"study {study.name}: {'; '.join(found)}. Its losses would not compare with new ones. Restore what has "
@@ -63,7 +63,8 @@ def reopen(study: Study, options: Options, progress: Preparing) -> Reopened:
     return replace(opened, study=study)
 
 
-def _differences(document: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
+def differences_of_inputs(document: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
+    """Return in words how text, model or checkpoint differ from what the study was run on; none where they do not."""
     found = []
     if document["corpus"]["fingerprint"] != facts["corpus"]["fingerprint"]:
         then, now = document["corpus"], facts["corpus"]
