@@ -123,6 +123,8 @@ def test_the_lines_are_the_owners(make_study: MakeStudy) -> None:
         "export MODEL_TYPE=gpt2",
         "export GPT2_MODEL_NAME=tiny",
         "export TRAINING_DATA_SOURCE=''",
+        "export VALIDATION_DATA_SOURCE=''",
+        "export DOCUMENTS=''",
         "export CHECKPOINT_PATH=''",
         "export WEIGHTS_ONLY=''",
         "export EVAL_BLOCK_SIZE=128",
@@ -133,11 +135,18 @@ def test_the_lines_are_the_owners(make_study: MakeStudy) -> None:
 @pytest.mark.parametrize("shell", SHELLS)
 def test_a_shell_gets_exactly_the_trial(make_study: MakeStudy, cwd: Path, shell: str) -> None:
     config = replace(BEFORE, learning_rate=0.1 + 0.2, weight_decay=1e-300, dropout=1 / 3, seed=2**31 - 1)
-    study = make_study(config, data_source="/data/q and a.txt", checkpoint_path="/c.pt")
+    study = make_study(
+        config,
+        data_source="/data/q and a.txt",
+        validation_data_source="/data/held out.txt",
+        documents="jsonl:the text",
+        checkpoint_path="/c.pt",
+    )
     env = exported(export_env(study), cwd, shell)
     assert config_of(env) == config
     assert tuple(env) == ENV_ORDER
     assert (env["TRAINING_DATA_SOURCE"], env["CHECKPOINT_PATH"]) == ("/data/q and a.txt", "/c.pt")
+    assert (env["VALIDATION_DATA_SOURCE"], env["DOCUMENTS"]) == ("/data/held out.txt", "jsonl:the text")
 
 
 @pytest.mark.parametrize("value", HOSTILE)
