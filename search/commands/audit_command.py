@@ -18,7 +18,10 @@ def audit_command(options: Options, terminal: Terminal) -> int:
         if out is not None and inputs.documents.kind == "jsonl":
             raise UserError("CLEAN cannot rewrite JSON lines. Unset it, and mend the lines that the audit names.")
         from trainable.model.models import load_tokenizer, separator_id
-        from trainable.text_audit.audit import audit, plot_audit, render, to_json, write_clean
+        from trainable.text_audit.audit import audit
+        from trainable.text_audit.audit_plot import plot_audit
+        from trainable.text_audit.clean import write_clean
+        from trainable.text_audit.report import render, to_json
 
         files = list(inputs.files)
         tokenizer = load_tokenizer(inputs.model_name, files, documents=inputs.documents, progress=progress)

@@ -12,8 +12,8 @@ from trainable.config import TrialConfig
 from trainable.data.corpus import TextFacts, cache_dir, check_apart, embedded_path, read_facts, source_files
 from trainable.data.documents import WHOLE_FILES, Documents
 from trainable.errors import UserError
-from trainable.model.fingerprint import file_fingerprint, model_fingerprint
-from trainable.model.model_names import SHIPPED, check_model_name, model_folder
+from trainable.model.fingerprint import checkpoint_fingerprint, model_fingerprint
+from trainable.model.model_names import SHIPPED, check_model_name, model_folder, model_of_folder
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -39,6 +39,7 @@ class Inputs:
     checkpoint_path: Path | None
     device: str | None
     compile_mode: "CompileMode" = "auto"
+    gradient_checkpointing: bool = False
     documents: Documents = WHOLE_FILES
     validation_source: str | None = None
     """Absolute path; None holds out the tail of the training text."""
@@ -85,8 +86,8 @@ class Loaded:
 
 def check_inputs(options: Options, *, progress: Progress) -> Inputs:
     """Return the inputs, checked without loading torch. Raises UserError."""
-    model_name = _checked_model_name(options.gpt2_model_name or DEFAULT_MODEL)
     checkpoint_path = options.checkpoint_path
+    model_name = _checked_model_name(options.gpt2_model_name or model_of_folder(checkpoint_path) or DEFAULT_MODEL)
     if checkpoint_path is not None:
         check_checkpoint_path(checkpoint_path)
     cache_dir()
@@ -117,6 +118,7 @@ def check_inputs(options: Options, *, progress: Progress) -> Inputs:
         checkpoint_path=checkpoint_path,
         device=options.device,
         compile_mode=options.compile,
+        gradient_checkpointing=options.gradient_checkpointing,
     )
 
 
@@ -166,6 +168,7 @@ def load_inputs(
         init_from=init_from,
         stability=stability,
         compile_mode=inputs.compile_mode,
+        gradient_checkpointing=inputs.gradient_checkpointing,
     )
     facts = {
         "model": inputs.model_name,
@@ -174,7 +177,7 @@ def load_inputs(
         "validation_data_source": inputs.validation_source,
         "documents": str(inputs.documents),
         "checkpoint_path": str(inputs.checkpoint_path) if inputs.checkpoint_path else None,
-        "checkpoint_fingerprint": file_fingerprint(inputs.checkpoint_path) if inputs.checkpoint_path else None,
+        "checkpoint_fingerprint": checkpoint_fingerprint(inputs.checkpoint_path) if inputs.checkpoint_path else None,
         "corpus": {
             "fingerprint": corpus.fingerprint,
             "validation_fingerprint": corpus.validation.fingerprint if corpus.validation else None,
@@ -200,11 +203,15 @@ def load_inputs(
 
 
 def check_fit(loaded: Loaded, configs: list[TrialConfig]) -> None:
-    """Raise UserError when a configuration asks for longer blocks than model or corpus have, or weights do not fit."""
+    """Raise UserError when a configuration asks for longer blocks than model or corpus have, or for adapters of layers
+    that the model lacks, or weights do not fit."""
+    from trainable.model.lora import find_targets
     from trainable.run import start_run
 
-    longest = max(configs, key=lambda config: config.block_size)
-    start_run(replace(loaded.spec, compile_mode="off"), longest)
+    longest = replace(max(configs, key=lambda config: config.block_size), use_lora=False)
+    model = start_run(replace(loaded.spec, compile_mode="off"), longest).model
+    for targets in sorted({config.lora_targets for config in configs if config.use_lora}):
+        find_targets(model, targets)
 
 
 def _checked_model_name(name: str) -> str:

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from ray.tune import Callback
 
-    from search.tune.engine import Slots
+    from search.terminal.live_view import StudyView
+    from search.tune.resources import Slots
     from search.tune.workload import Workload
 
 
@@ -51,7 +52,7 @@ def reopen(study: Study, options: Options, progress: Preparing) -> Reopened:
     """
     document = study.document()
     opened = load_like(document, options, progress, baseline=config_from(document["baseline"]))
-    found = _differences(document, opened.loaded.facts)
+    found = differences_of_inputs(document, opened.loaded.facts)
     if found:
         raise UserError(
             f"study {study.name}: {'; '.join(found)}. Its losses would not compare with new ones. Restore what has "
@@ -62,7 +63,8 @@ def reopen(study: Study, options: Options, progress: Preparing) -> Reopened:
     return replace(opened, study=study)
 
 
-def _differences(document: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
+def differences_of_inputs(document: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
+    """Return in words how text, model or checkpoint differ from what the study was run on; none where they do not."""
     found = []
     if document["corpus"]["fingerprint"] != facts["corpus"]["fingerprint"]:
         then, now = document["corpus"], facts["corpus"]
@@ -135,7 +137,7 @@ def run_more(
     ledger: Ledger,
     *,
     lines: "Sequence[str]" = (),
-    callbacks: "Callable[[], Sequence[Callback]]" = list,
+    callbacks: "Callable[[StudyView], Sequence[Callback]] | None" = None,
 ) -> int | None:
     """Run more trials into the study; return the exit code of an interruption, or None."""
     return run_trials(

@@ -13,7 +13,9 @@ from tests.fuzz.outcome import EXAMPLES, attempt
 from trainable.data.corpus import text_fingerprint
 from trainable.data.documents import iter_chunks
 from trainable.model.model_names import check_model_name
-from trainable.text_audit.audit import audit, render, to_json, write_clean
+from trainable.text_audit.audit import audit
+from trainable.text_audit.clean import write_clean
+from trainable.text_audit.report import render, to_json
 
 FEW = settings(max_examples=max(30, EXAMPLES // 4))
 SENTENCES = "".join(f"Line {n} tells of number {n * 7919 % 997} and of {n * 31 % 61} others.\n" for n in range(120))
