@@ -25,8 +25,8 @@ from trainable.config import (
     TrialConfig,
     parse_hyperparameter,
 )
-from trainable.data.documents import Documents, parse_documents
 from trainable.data.remote_files import files_at
+from trainable.data.text_documents import Documents, parse_documents
 from trainable.errors import UserError, did_you_mean
 
 MAX_COUNT = 10**15

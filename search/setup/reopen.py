@@ -14,7 +14,7 @@ from search.setup.plan import slots_for
 from search.terminal.console import Preparing, Terminal
 from search.tune.run_trials import run_trials
 from trainable.config import TrialConfig, config_from
-from trainable.data.documents import parse_documents
+from trainable.data.text_documents import parse_documents
 from trainable.errors import UserError
 
 if TYPE_CHECKING:

@@ -11,15 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from trainable.data import documents as documents_module
-from trainable.data.documents import TextChunk, iter_chunks, parse_documents
+from trainable.data import text_documents as documents_module
+from trainable.data.text_documents import TextChunk, iter_chunks, parse_documents
 from trainable.errors import UserError
 
 PEAK_OF_A_LONG_LINE = """
 import sys
 from pathlib import Path
 from tokenizers import Tokenizer
-from trainable.data.documents import parse_documents
+from trainable.data.text_documents import parse_documents
 from trainable.data.tokens import load_corpus
 corpus = load_corpus([Path(sys.argv[1])], Tokenizer.from_file(sys.argv[2]), documents=parse_documents(sys.argv[3]))
 # Not ru_maxrss, which begins with that of the process that started this one.
