@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from results.study.paths import shown
+from results.words import token_words
 from search.options import Variables
 from search.setup.inputs import check_inputs
 from search.terminal.console import Preparing, Terminal
-from search.terminal.phrases import token_words
 from trainable.text_audit.audit_values import parse_range
 
 

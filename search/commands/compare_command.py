@@ -6,9 +6,9 @@ from rich.table import Table
 
 from results.ranking import baseline_trial, best_trial, savings
 from results.study.folder import Study, open_study
+from results.words import UNKNOWN, config_words, duration_words, loss_words, token_words
 from search.options import Variables
 from search.terminal.console import Terminal
-from search.terminal.phrases import config_words, duration_words, loss_words, token_words
 from trainable.errors import UserError
 
 
@@ -33,7 +33,7 @@ def compare_command(variables: Variables, terminal: Terminal) -> int:
             str(entry["trials"]),
             token_words(entry["tokens_spent"]),
             duration_words(entry["device_s_spent"]),
-            config_words(best) if best else "-",
+            config_words(best) if best else UNKNOWN,
         )
     terminal.console.print(table)
     if differences:

@@ -18,12 +18,12 @@ from results.confirmation.confirmation import (
 from results.study.folder import Study
 from results.study.ledger import Ledger
 from results.study.lock import hold
+from results.words import UNKNOWN, config_words, difference_words
 from search.cluster.study_storage import open_or_fetch_study
 from search.options import Variables
 from search.setup.finish import finish_study
 from search.setup.reopen import Reopened, reopen, run_more
 from search.terminal.console import Preparing, Terminal
-from search.terminal.phrases import config_words
 from trainable.config import config_from
 from trainable.rows import ENDINGS
 
@@ -126,16 +126,16 @@ def say_confirmation(study: Study, confirmation: Confirmation, terminal: Termina
         verdict = verdicts.get(trial_id)
         name = "baseline" if rows[trial_id]["is_baseline"] else f"{trial_id}"
         if verdict is None:
-            table.add_row(name, str(rank), str(ranks.get(trial_id, "-")))
+            table.add_row(name, str(rank), str(ranks.get(trial_id, UNKNOWN)))
             continue
-        low, high = (f"{bound:+.4f}" if bound is not None else "none" for bound in (verdict.low, verdict.high))
+        low, high = difference_words(verdict.low), difference_words(verdict.high)
         table.add_row(
             name,
             str(rank),
             str(ranks[trial_id]),
-            "-" if verdict.mean_difference is None else f"{verdict.mean_difference:+.4f}",
+            difference_words(verdict.mean_difference),
             f"{low} to {high}",
-            "-" if verdict.p_value is None else f"{verdict.p_value:.2g}",
+            UNKNOWN if verdict.p_value is None else f"{verdict.p_value:.2g}",
             verdict.words,
         )
     terminal.console.print(table)

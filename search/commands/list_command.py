@@ -8,9 +8,9 @@ from rich.text import Text
 from results.ranking import baseline_trial, best_trial
 from results.study.folder import Study, list_studies, studies_dir
 from results.study.paths import shown
+from results.words import loss_words
 from search.options import Variables
 from search.terminal.console import Terminal
-from search.terminal.phrases import loss_words
 from trainable.errors import UserError
 
 

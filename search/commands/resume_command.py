@@ -9,6 +9,7 @@ from results.study.documents import write_document
 from results.study.folder import Study
 from results.study.ledger import Ledger
 from results.study.lock import hold
+from results.words import token_words
 from search.cluster.study_storage import open_or_fetch_study
 from search.commands.confirm_command import confirm_study
 from search.commands.run_command import run_planned
@@ -18,7 +19,6 @@ from search.setup.plan import baseline_configs, plan_study
 from search.setup.reopen import WHAT_IT_WAS, Reopened, reopen, run_more
 from search.setup.settings import Settings, differences, planned_space, space_file_differences
 from search.terminal.console import Preparing, Terminal
-from search.terminal.phrases import token_words
 from search.terminal.summary import say_summary, summary_document
 from search.trackers.trackers import mirror_callbacks, read_mirrors
 from search.tune.history import History, known_trials

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from results.study.folder import Study, create_study
 from results.study.ledger import Ledger
 from results.study.lock import hold
+from results.words import config_words, token_words
 from search.commands.confirm_command import confirm_study
 from search.options import Variables
 from search.setup.finish import finish_study
@@ -13,7 +14,6 @@ from search.setup.plan import Plan, make_plan
 from search.setup.preflight_run import PREFLIGHT_FAILED, passes_preflight
 from search.setup.study_record import study_document
 from search.terminal.console import Preparing, Terminal
-from search.terminal.phrases import config_words, token_words
 from search.terminal.summary import say_summary, summary_document
 from search.trackers.trackers import mirror_callbacks
 from search.tune.history import NO_HISTORY, History

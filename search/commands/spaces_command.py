@@ -4,9 +4,9 @@ from typing import Any
 
 from rich.table import Table
 
+from results.words import token_words
 from search.options import Variables
 from search.terminal.console import Terminal
-from search.terminal.phrases import token_words
 from spaces.read.load import list_spaces, load_space
 from spaces.space import SearchSpace
 from trainable.errors import UserError

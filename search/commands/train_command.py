@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from results.study.folder import Study, create_study
 from results.study.ledger import Ledger
+from results.words import config_words, token_words
 from search.options import Variables, explicit_hyperparameters, with_default_warmup
 from search.setup.inputs import Inputs, Loaded, check_inputs, load_inputs
 from search.setup.plan import study_name
 from search.setup.preflight_run import PREFLIGHT_FAILED, passes_preflight
 from search.setup.study_record import common_document
 from search.terminal.console import Preparing, Terminal
-from search.terminal.phrases import config_words, token_words
 from search.terminal.signals import Interrupts
 from search.terminal.train_log import TrainLog
 from trainable.checkpoint.checkpoint_path import checkpoint_name

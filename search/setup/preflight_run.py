@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
+from results.words import duration_words
 from search.options import Variables
 from search.setup.inputs import Inputs, Loaded
 from search.terminal.console import Terminal
-from search.terminal.phrases import duration_words
 from trainable.config import TrialConfig
 
 if TYPE_CHECKING:

@@ -214,7 +214,7 @@ def test_a_slow_down_is_told_from_a_pause(log: Path) -> None:
     (stall,) = found(log, text)
     assert stall.kind == "stall"
     assert stall.steps == (1500, 1525)
-    assert "60 min" in stall.summary
+    assert "1 h 00 min" in stall.summary
 
 
 def test_a_slow_stretch_that_ends(log: Path) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from results.diagnosis.findings import Diagnosis
 from results.diagnosis.run_view import RunView, evenly
+from results.words import duration_words
 from trainable.stability import StabilityRules
 
 RULES = StabilityRules()
@@ -125,10 +126,12 @@ def _stall(run: RunView, windows: _Windows, costs: list[tuple[float, int]], usua
     first = windows.ends[index - 1]
     alike = sum(1 for cost_s, _ in costs if cost_s > max(STALL_S, excess_s / 4))
     said = "one pause" if alike == 1 else f"{alike} pauses, the longest"
+    # What is left of a window beside the usual steps is known to two digits at best.
+    about = duration_words(float(f"{excess_s:.2g}"))
     return Diagnosis(
         kind="stall",
         confidence=0.8,
-        summary=f"{said} of about {_duration(excess_s)} between step {first} and {windows.ends[index]}; "
+        summary=f"{said} of about {about} between step {first} and {windows.ends[index]}; "
         "before and after the speed is the same",
         evidence=f"{usual_s:.3g} s a step elsewhere, {windows.times_s[index]:.3g} s in that window{_printed(run)}",
         next_step="nothing is wrong with the training: the machine slept, was busy or wrote a checkpoint. "
@@ -144,16 +147,6 @@ def _printed(run: RunView) -> str:
     return (
         f"; the printed {max(printed[1:]):.2f} to {printed[-1]:.2f} steps/s are means since the start, which "
         "drag every pause along"
-    )
-
-
-def _duration(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 120
-        else f"{seconds / 60:.0f} min"
-        if seconds < 7200
-        else f"{seconds / 3600:.1f} h"
     )
 
 
