@@ -9,7 +9,7 @@ from results.study.folder import Study
 from results.study.tables import STEPS, read_rows
 from results.words import UNKNOWN, loss_words, token_words
 from search.commands.run_command import is_sound, run_plan
-from search.options import Variables
+from search.options import Options
 from search.setup.finish import finish_study
 from search.setup.plan import make_plan
 from search.setup.preflight_run import PREFLIGHT_FAILED
@@ -27,12 +27,12 @@ DOCUMENTED_LOSSES = {
 """Validation losses of the owner's run on its own model and text: by step, `documented` as expected from step 1500."""
 
 
-def baseline_command(variables: Variables, terminal: Terminal) -> int:
+def baseline_command(options: Options, terminal: Terminal) -> int:
     """Run the baseline, beside it COMPARE, and print what was documented against what was measured."""
-    compare = variables.text("COMPARE")
+    compare = options.compare
     with Preparing(terminal.console) as progress:
-        plan = make_plan(variables, kind="baseline", progress=progress, compare=compare)
-    if not is_sound(plan, variables, terminal):
+        plan = make_plan(options, kind="baseline", progress=progress, compare=compare)
+    if not is_sound(plan, options, terminal):
         return PREFLIGHT_FAILED
     study, code = run_plan(plan, terminal)
     finish_study(study, terminal, plan.slots.storage)

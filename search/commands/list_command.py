@@ -9,12 +9,12 @@ from results.ranking import baseline_trial, best_trial
 from results.study.folder import Study, list_studies, studies_dir
 from results.study.paths import shown
 from results.words import loss_words
-from search.options import Variables
+from search.options import Options
 from search.terminal.console import Terminal
 from trainable.errors import UserError
 
 
-def list_command(_: Variables, terminal: Terminal) -> int:
+def list_command(_: Options, terminal: Terminal) -> int:
     """List the studies with their best and baseline losses."""
     entries = [_entry(study) for study in list_studies()]
     if not entries:
