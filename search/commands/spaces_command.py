@@ -7,7 +7,8 @@ from rich.table import Table
 from results.words import token_words
 from search.options import Options
 from search.terminal.console import Terminal
-from spaces.read.load import list_spaces, load_space
+from spaces.read.load import load_space
+from spaces.read.space_files import list_spaces
 from spaces.space import SearchSpace
 from trainable.errors import UserError
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from spaces.domains import Choice, Condition, Domain, IntRange, LogUniform, SearchParameter, Uniform
+from spaces.domains import Choice, Condition, Domain, FloatRange, IntRange, SearchParameter
 from spaces.read.toml_table import Table, shown
 from spaces.warmup import WARMUP_FRAC
 from trainable.config import DOCUMENTED, HYPERPARAMETERS, make_config
@@ -60,9 +60,9 @@ def _read_domain(table: Table, name: str) -> Domain:
     if kind == "choice":
         return _read_choice(table, name)
     value_type = float if name == WARMUP_FRAC else HYPERPARAMETERS[name].type
-    if (kind == "int") != (value_type is int) or value_type is str:
+    if (kind == "int") != (value_type is int) or value_type in (str, bool):
         ranges = "uniform or log_uniform" if value_type is float else "int"
-        fit = "choice" if value_type is str else f"choice, {ranges}"
+        fit = "choice" if value_type in (str, bool) else f"choice, {ranges}"
         raise table.error(f"cannot be searched by {kind}. Use {fit}.")
     low, high = (read_value(table, kind, name, value) for value in table.array(kind, length=2))
     if low >= high:
@@ -71,7 +71,7 @@ def _read_domain(table: Table, name: str) -> Domain:
         raise table.error(f"starts at {low:g}; on a log scale the smaller number must be more than 0.", kind)
     if kind == "int":
         return _read_int_range(table, low, high)
-    return Uniform(low, high) if kind == "uniform" else LogUniform(low, high)
+    return FloatRange(low, high, log=kind == "log_uniform")
 
 
 def _read_choice(table: Table, name: str) -> Choice:

@@ -7,15 +7,16 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from spaces.overrides import with_overrides
 from spaces.read.load import load_space, space_from_tables
 from spaces.read.parameters import KINDS, SEARCHABLE
-from spaces.read.space_files import SPACES_DIRECTORY, read_toml
+from spaces.read.space_files import SPACES_DIRECTORY, parse_toml, read_space_text
 from spaces.read.toml_table import TOP_KEYS
 from spaces.space import SearchSpace
 from trainable.config import BASELINES, HYPERPARAMETERS, LR_SCHEDULES
 from trainable.errors import UserError
 
-SHIPPED = [read_toml(path) for path in sorted(SPACES_DIRECTORY.glob("*.toml"))]
+SHIPPED = [parse_toml(read_space_text(path), path.name) for path in sorted(SPACES_DIRECTORY.glob("*.toml"))]
 
 TEXT = (SPACES_DIRECTORY / "smoke.toml").read_text(encoding="utf-8")
 quick = settings(
@@ -148,7 +149,7 @@ def test_every_point_of_a_space_that_is_accepted_can_be_trained(contents: dict[s
         assert config.tokens_per_step <= space.evaluation_tokens()[0]
         assert 0 <= space.budget_tokens - config.training_steps * config.tokens_per_step < config.tokens_per_step
     pins = {"dropout": 0.3, "precision": "bf16"}
-    changed = attempt(lambda: space.with_overrides(budget_tokens=2 * space.budget_tokens, pins=pins))
+    changed = attempt(lambda: with_overrides(space, budget_tokens=2 * space.budget_tokens, pins=pins))
     if isinstance(changed, str):
         assert changed.startswith("fuzz.toml: nothing is left to search. Unset ")
     else:
@@ -195,7 +196,7 @@ def test_arbitrary_settings(
     name: str, pins: dict[str, Any], trials: int | None, budget: int | None, other: Any
 ) -> None:
     loaded = load_space(name)
-    space = attempt(lambda: loaded.with_overrides(pins=pins, trials=trials, budget_tokens=budget, baseline=other))
+    space = attempt(lambda: with_overrides(loaded, pins=pins, trials=trials, budget_tokens=budget, baseline=other))
     if isinstance(space, str):
         assert space
         return

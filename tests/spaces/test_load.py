@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from spaces.domains import Choice, Condition, IntRange, LogUniform, SearchParameter, Uniform
+from spaces.domains import Choice, Condition, FloatRange, IntRange, SearchParameter
+from spaces.protocol import Evaluation, Scheduler, Searcher
 from spaces.read.load import load_space
-from spaces.space import Evaluation, Scheduler, Searcher, SearchSpace
+from spaces.space import SearchSpace
 from trainable.config import BEFORE, DOCUMENTED, make_config
 from trainable.errors import UserError
 
@@ -70,10 +71,10 @@ def test_everything_a_file_can_say(make_space: MakeSpace) -> None:
     )
     assert space.parameters == (
         SearchParameter("lr_schedule", Choice(("linear", "constant"))),
-        SearchParameter("warmup_frac", Uniform(0.0, 0.3), Condition("lr_schedule", ("linear",))),
+        SearchParameter("warmup_frac", FloatRange(0.0, 0.3), Condition("lr_schedule", ("linear",))),
         SearchParameter("grad_accum_steps", IntRange(1, 5, step=2)),
         SearchParameter("batch_size", IntRange(2, 8, log=True)),
-        SearchParameter("weight_decay", LogUniform(1e-3, 1.0)),
+        SearchParameter("weight_decay", FloatRange(1e-3, 1.0, log=True)),
     )
     assert space.baseline_name == "before, changed"
     assert space.baseline == make_config(
@@ -89,6 +90,20 @@ def test_everything_a_file_can_say(make_space: MakeSpace) -> None:
 def test_values_take_the_type_of_their_hyperparameter(make_space: MakeSpace) -> None:
     space = make_space({"weight_decay": {"choice": [0, 0.01, 1]}})
     assert [type(value) for value in space.parameters[0].domain.examples()] == [float] * 3
+
+
+def test_a_condition_on_lora(make_space: MakeSpace) -> None:
+    with_lora = {"use_lora": [True]}
+    space = make_space(
+        {"use_lora": {"choice": [True, False]}, "lora_rank": {"int": [2, 64], "log": True, "when": with_lora}}
+    )
+    assert space.baseline_params() == {"use_lora": False}
+    config = space.config_for({"use_lora": True, "lora_rank": 32})
+    assert (config.use_lora, config.lora_rank) == (True, 32)
+    with pytest.raises(UserError, match=r"use_lora choice does not fit: .*must be of type bool, not 1"):
+        make_space({"use_lora": {"choice": [1, 0]}})
+    with pytest.raises(UserError, match=r"use_lora cannot be searched by int. Use choice\."):
+        make_space({"use_lora": {"int": [0, 1]}})
 
 
 BROKEN: list[tuple[str, str, str]] = [

@@ -1,16 +1,19 @@
-"""The four space files that come with the project."""
+"""The space files that come with the project."""
 
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
-from spaces.domains import LogUniform
-from spaces.read.load import list_spaces, load_space
+from spaces.domains import FloatRange
+from spaces.overrides import with_overrides
+from spaces.read.load import load_space
+from spaces.read.space_files import list_spaces
 from trainable.config import BEFORE, DOCUMENTED, LR_SCHEDULES
 
-NAMES = ["before_after", "plateau", "schedule", "smoke"]
+NAMES = ["before_after", "lora", "plateau", "schedule", "smoke"]
 
 
 def test_they_are_listed() -> None:
@@ -32,7 +35,7 @@ def test_plateau_holds_the_storys_values() -> None:
     space = load_space("plateau")
     assert space.baseline_name == "documented"
     assert space.baseline.training_steps == 300_000 // 4096
-    held = {"batch_size": (8, 32), "block_size": (64, 128, 256), "learning_rate": (1e-5, 2e-5, 5e-5, 1e-4, 1.0)}
+    held = {"batch_size": (8, 32), "block_size": (64, 128, 256), "learning_rate": (1e-5, 2e-5, 5e-5, 1e-4, 3e-2)}
     for parameter, values in held.items():
         domain = space.domain(parameter)
         assert domain is not None
@@ -55,7 +58,7 @@ def test_before_after_is_the_grid_of_the_four_changes() -> None:
     assert all(config.warmup_steps == round(0.1 * config.training_steps) for config in configs if config.has_warmup)
     assert sum(config.has_warmup for config in configs) == 8
 
-    at_befores_length = space.with_overrides(budget_tokens=BEFORE.tokens_per_step * BEFORE.training_steps)
+    at_befores_length = with_overrides(space, budget_tokens=BEFORE.tokens_per_step * BEFORE.training_steps)
     configs = [at_befores_length.config_for(cell) for cell in at_befores_length.grid_points()]
     assert BEFORE in configs
     assert at_befores_length.baseline.training_steps == 2500
@@ -70,11 +73,21 @@ def test_schedule_keeps_batch_and_block() -> None:
         "decay_frac",
         "min_lr_frac",
     }
-    around = space.with_baseline("before", BEFORE)
+    around = with_overrides(space, baseline=("before", BEFORE))
     config = around.config_for({"lr_schedule": "wsd", "decay_frac": 0.3, "warmup_frac": 0.05, "min_lr_frac": 0.0})
     assert (config.batch_size, config.block_size, config.warmup_steps) == (8, 256, round(0.05 * (1_200_000 // 2048)))
-    assert space.domain("learning_rate") == LogUniform(1e-6, 1e-1)
+    assert space.domain("learning_rate") == FloatRange(1e-6, 1e-2, log=True)
     assert space.baseline.learning_rate == DOCUMENTED.learning_rate
+
+
+def test_lora_searches_adapters_at_ten_times_the_rates() -> None:
+    space, plateau = load_space("lora"), load_space("plateau")
+    assert (space.budget_tokens, space.trials) == (plateau.budget_tokens, plateau.trials)
+    assert (space.baseline.use_lora, space.baseline.learning_rate) == (True, 10 * DOCUMENTED.learning_rate)
+    assert replace(space.baseline, use_lora=False, learning_rate=1e-5) == plateau.baseline
+    assert {p.name for p in space.parameters} == {
+        *("batch_size", "learning_rate", "lora_rank", "lora_alpha", "lora_dropout")
+    }
 
 
 def test_smoke_is_small() -> None:

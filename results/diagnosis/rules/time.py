@@ -114,9 +114,8 @@ def _slow(run: RunView, windows: _Windows, first: int, last: int, before_s: floa
         confidence=0.9 if to_end else 0.8,
         summary=f"training slows from {1 / before_s:.2f} to {1 / inside_s:.2f} steps/s at about step {step}{until}",
         evidence=f"{before_s:.3g} s a step before, {inside_s:.3g} s after, in windows between logged times{printed}",
-        next_step="look what changed on the machine at that step: memory pressure and swap, heat, another "
-        "process, a growing list "
-        "of logged tensors, longer sequences; compare memory in use before and after",
+        next_step="look what changed on the machine at that step: memory pressure and swap, heat, another process, a "
+        "growing list of logged tensors, longer sequences; compare memory in use before and after",
         steps=(step, end),
     )
 
@@ -165,7 +164,6 @@ def _ends_early(run: RunView) -> Diagnosis | None:
         "stopped, cut off or still running",
         evidence=f"last row at step {run.last_step}; the steps after it are not recorded",
         next_step="if the run is not under way any more, look for its error output, the system's out-of-memory "
-        "messages, "
-        "or the end of the allotted time",
+        "messages, or the end of the allotted time",
         steps=(run.last_step, run.last_step),
     )
