@@ -5,8 +5,8 @@ from typing import Any
 
 from results.confirmation.confirmation_file import load_attempts
 from results.ranking import ending_counts, ranked_trials
-from results.study.documents import write_document
 from results.study.folder import Study
+from results.study.json_documents import write_document
 from results.study.ledger import Ledger
 from results.study.lock import hold
 from results.study.planned_run import PlannedRun
@@ -41,7 +41,7 @@ def resume_command(options: Options, terminal: Terminal) -> int:
     budget_tokens = options.budget_tokens
     if budget_tokens is not None and budget_tokens != document["budget_tokens"]:
         return _at_larger_budget(study, document, replace(settings, budget_tokens=budget_tokens), options, terminal)
-    trials = options.trials
+    trials = options.trials_after(space.trials)
     if trials is not None and document["kind"] == "search" and trials != space.trials:
         space, settings = with_overrides(space, trials=trials), replace(settings, trials=trials)
     with hold(study):
@@ -51,7 +51,7 @@ def resume_command(options: Options, terminal: Terminal) -> int:
         code = confirm_study(study, options, terminal)
     finish_study(study, terminal, storage)
     say_summary(study, terminal)
-    terminal.document(summary_document(study))
+    terminal.document(summary_document(study, terminal))
     return code
 
 
@@ -168,7 +168,7 @@ def _at_larger_budget(
     file = document["space"]
     name = f"{study.name}-{token_words(budget_tokens)}"
     if options.trials is not None:
-        settings = replace(settings, trials=options.trials)
+        settings = replace(settings, trials=options.trials_after(document["trials_planned"]))
     note = (
         f"at {token_words(budget_tokens)} tokens losses do not compare with {study.name}'s: this is a study of its own"
     )

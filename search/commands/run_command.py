@@ -40,7 +40,7 @@ def run_planned(plan: Plan, options: Options, terminal: Terminal) -> int:
         code = confirm_study(study, options, terminal)
     finish_study(study, terminal, plan.slots.storage)
     say_summary(study, terminal)
-    terminal.document(summary_document(study))
+    terminal.document(summary_document(study, terminal))
     return code
 
 

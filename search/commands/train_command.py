@@ -6,11 +6,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from results.study.folder import Study, create_study
+from results.export import winner_env
+from results.study.folder import Study, create_study, find_study, new_study_name
 from results.study.ledger import Ledger
 from results.study.planned_run import PlannedRun
 from results.words import config_words, loss_words, token_words, trial_loss_words
-from search.options import Options, with_default_warmup
+from search.options import Options, parse_options, with_default_warmup
 from search.setup.folder_of_run import SavedModel, save_run_model
 from search.setup.inputs import Inputs, Loaded, check_inputs, load_inputs
 from search.setup.plan import study_name
@@ -54,7 +55,8 @@ class TrainPlan:
 
 
 def train_command(options: Options, terminal: Terminal) -> int:
-    """Train one configuration; return the exit code."""
+    """Train one configuration, or the winner of STUDY where that is a study; return the exit code."""
+    options = with_winner_of(options)
     with Preparing(terminal.console) as progress:
         plan = make_train_plan(options, progress)
         _begin(plan)
@@ -99,6 +101,19 @@ def train_command(options: Options, terminal: Terminal) -> int:
         }
     )
     return (status == "interrupted" and interrupts.code) or EXIT_CODES[status]
+
+
+def with_winner_of(options: Options) -> Options:
+    """Return the options with the winner of STUDY where that names a search or a baseline; what is set besides holds.
+
+    The run itself then gets a name made from the study's.
+    """
+    study = find_study(options.study) if options.study else None
+    if study is None or study.document()["kind"] == "train":
+        return options
+    own = {name: text for name, text in options.texts.items() if name != "STUDY"}
+    winner = {name: text for name, text in winner_env(study).items() if text}
+    return parse_options({**winner, **own, "STUDY": new_study_name(f"train-{study.name}", datetime.now())})
 
 
 def make_train_plan(options: Options, progress: Preparing) -> TrainPlan:

@@ -10,7 +10,7 @@ from results.study.planned_run import PlannedRun
 from search.cluster.connection import check_port
 from search.cluster.nodes import Node
 from search.cluster.study_storage import remove_probe, write_probe
-from search.options import Options
+from search.options import MoreTrials, Options
 from search.setup.inputs import Inputs, Loaded, check_fit, check_inputs, load_inputs
 from search.setup.settings import Settings, read_settings
 from search.terminal.console import Preparing
@@ -23,6 +23,7 @@ from spaces.overrides import widening_words, with_overrides
 from spaces.read.load import load_space
 from spaces.space import SearchSpace
 from trainable.config import BASELINES, TrialConfig
+from trainable.errors import UserError
 from trainable.stability import make_rules
 
 DEFAULT_SPACE = "plateau"
@@ -57,6 +58,8 @@ def make_plan(options: Options, *, kind: str, progress: Preparing, compare: str 
     kind "search" runs the space; "baseline" its baseline alone, and beside it the story's configuration `compare`.
     Raises UserError; nothing is written before it returns.
     """
+    if isinstance(options.trials, MoreTrials):
+        raise UserError(f"TRIALS=+{options.trials:d} adds to a study: make resume STUDY=...; a new one takes a number.")
     settings, notes = read_settings(options, compare=compare)
     file = load_space(options.space or DEFAULT_SPACE)
     warm_start = options.warm_start if kind == "search" else None
