@@ -3,6 +3,7 @@
 from trainable.preflight.check_result import Check
 from trainable.preflight.label_check import check_labels
 from trainable.preflight.offset_profile import offset_profile
+from trainable.preflight.optimizer_check import check_optimizer
 from trainable.preflight.preflight import run_preflight
 
-__all__ = ["Check", "check_labels", "offset_profile", "run_preflight"]
+__all__ = ["Check", "check_labels", "check_optimizer", "offset_profile", "run_preflight"]
