@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -114,8 +114,12 @@ class OptimizerWatch:
             if tensor.name not in self._places:
                 self._places[tensor.name] = _places(gradient)
                 self._read_state(tensor)
+            before = self._sample(tensor.parameter, tensor.name)
+            if tensor.steps:
+                # What counts is what the next step finds: weights may be put back at any time in between.
+                tensor.steps[-1] = replace(tensor.steps[-1], after=before)
             self._pending[tensor.name] = _Pending(
-                before=self._sample(tensor.parameter, tensor.name),
+                before=before,
                 gradient=self._sample(gradient, tensor.name) / divisor,
                 settings=group,
             )
@@ -171,7 +175,7 @@ class OptimizerWatch:
 
 def plain_optimizer(optimizer: Any) -> Any:
     """Return the torch optimizer inside accelerate's wrappers."""
-    while not isinstance(optimizer, torch.optim.Optimizer) and hasattr(optimizer, "optimizer"):
+    while isinstance(getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
         optimizer = optimizer.optimizer
     return optimizer
 
