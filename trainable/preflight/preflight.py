@@ -1,7 +1,7 @@
 """Preflight: the checks that show in half a minute whether a set-up is sound. It changes and prints nothing."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from trainable.preflight.configuration import check_schedule
 from trainable.preflight.corpus_checks import check_overlap, check_tokenizer_fit
 from trainable.preflight.label_check import check_labels
 from trainable.preflight.offset_profile import offset_profile
-from trainable.preflight.training import Setup, check_model_setup
+from trainable.preflight.training import Setup, base_predictions, check_model_setup
 from trainable.preflight.untouched import untouched_rng
 from trainable.run import RunSpec
 
@@ -97,9 +97,6 @@ def _checks(spec: RunSpec, request: _Request, checkpoint: Checkpoint | None) -> 
         check_corpus(spec.corpus, block_size=shape.block_size, eval_block_size=spec.protocol.block_size)
     yield check_tokenizer_fit(request.tokenizer, spec.corpus, request.files)
     yield check_overlap(spec.corpus, request.tokenizer)
-    model = load_model(spec.model_name, dropout=config.dropout, seed=config.seed)
-    if checkpoint is not None:
-        load_weights(model, checkpoint, model_name=spec.model_name)
     setup = Setup(
         corpus=spec.corpus,
         tokenizer=request.tokenizer,
@@ -111,4 +108,9 @@ def _checks(spec: RunSpec, request: _Request, checkpoint: Checkpoint | None) -> 
         checkpoint=checkpoint is not None,
         available_bytes=request.available_bytes,
     )
-    yield from check_model_setup(model.to(torch.device(spec.device)), setup)
+    model = load_model(spec.model_name, dropout=config.dropout, seed=config.seed).to(torch.device(spec.device))
+    if checkpoint is not None:
+        if spec.model_name not in PRESETS:
+            setup = replace(setup, base=base_predictions(model, setup))
+        load_weights(model, checkpoint, model_name=spec.model_name)
+    yield from check_model_setup(model, setup)

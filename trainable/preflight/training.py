@@ -16,7 +16,14 @@ from trainable.preflight.check_result import Check, skipped
 from trainable.preflight.configuration import check_block_sizes, check_finite_weights, check_precision
 from trainable.preflight.corpus_checks import check_tokenizer_ids
 from trainable.preflight.gradients import check_frozen, check_gradient_reach, check_slope, cut_modules
-from trainable.preflight.initial_weights import check_initial_loss, check_offsets, predict
+from trainable.preflight.initial_weights import (
+    BASE_NAME,
+    Predictions,
+    check_against_base,
+    check_initial_loss,
+    check_offsets,
+    predict,
+)
 from trainable.preflight.memory import check_memory
 from trainable.preflight.steps import FirstSteps, check_first_steps, check_loop_loss, make_first_steps
 
@@ -40,6 +47,8 @@ class Setup:
     checkpoint: bool
     """The weights are a checkpoint's."""
     available_bytes: int | None = None
+    base: Predictions | None = None
+    """What the checkpoint's base predicts (base_predictions); None where there is no checkpoint or no base."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +62,14 @@ class _Samples:
     slope_windows: int
     protocol: EvalProtocol
     """The study's context, on few tokens."""
+
+
+def base_predictions(model: PreTrainedModel, setup: Setup) -> Predictions | None:
+    """Return what a model predicts before a checkpoint is loaded into it; None where its tokenizer does not fit."""
+    ids = check_tokenizer_ids(setup.tokenizer, setup.corpus, model.get_input_embeddings().weight.shape[0])
+    if ids.status == "fail":
+        return None
+    return predict(model, _samples(model, setup, context_limit(model)).windows)
 
 
 def check_model_setup(model: PreTrainedModel, setup: Setup) -> Iterator[Check]:
@@ -90,8 +107,22 @@ def _check_predictions(model: PreTrainedModel, setup: Setup, samples: _Samples) 
         yield skipped("checkpoint offsets", "the weights are random")
     else:
         yield check_offsets(predictions, unigram_entropy=setup.unigram_entropy)
+    yield (
+        check_against_base(predictions, setup.base)
+        if setup.base is not None
+        else skipped(BASE_NAME, "random weights have none" if setup.random_weights else _no_base(setup))
+    )
     yield check_causality(model, samples.windows[:2, :-1])
     yield check_evaluation_repeats(model, eval_windows(setup.corpus.val, samples.protocol))
+
+
+def _no_base(setup: Setup) -> str:
+    if setup.checkpoint:
+        return "GPT2_MODEL_NAME names random weights; if the checkpoint began as a pretrained model, name that one"
+    return (
+        "no other weights are named; to compare a fine-tuned model, set GPT2_MODEL_NAME to its base and CHECKPOINT_PATH "
+        "to its weights"
+    )
 
 
 def _check_steps(model: PreTrainedModel, setup: Setup, samples: _Samples, limit: int | None) -> Iterator[Check]:
@@ -105,6 +136,7 @@ def _check_steps(model: PreTrainedModel, setup: Setup, samples: _Samples, limit:
     yield check_loop_loss(steps)
     yield check_first_steps(steps)
     yield check_gradient_reach(model, cut.modules)
+    yield steps.updates
     yield check_slope(model, samples.windows[: samples.slope_windows])
     if limit is not None and setup.largest.block_size > limit:
         yield skipped("memory", "the largest block is longer than the model's positions")
