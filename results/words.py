@@ -1,39 +1,31 @@
-"""Numbers and endings as the report's words. It reads nothing and decides nothing."""
+"""Numbers, endings and configurations as words, for a terminal and the report alike.
+
+It reads nothing and decides nothing.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trainable.config import HYPERPARAMETERS
+from trainable.rows import ENDINGS
 
-STATUS_LABELS: Mapping[str, str] = {
-    "completed": "completed",
-    "stopped": "stopped",
-    "unstable": "unstable",
-    "out_of_memory": "out of memory",
-    "failed": "failed",
-    "running": "running",
-    "interrupted": "interrupted",
-}
+UNKNOWN = "–"
+"""What stands for a number that there is not."""
+
+STATUS_LABELS: Mapping[str, str] = {status: status.replace("_", " ") for status in (*ENDINGS, "running", "interrupted")}
 """Every status by name, in the order that they are listed in."""
 
 LABELS: Mapping[str, str] = {
-    "batch_size": "batch size",
-    "block_size": "block size",
     "grad_accum_steps": "gradient accumulation",
-    "learning_rate": "learning rate",
     "lr_schedule": "LR schedule",
     "warmup_steps": "warm-up steps",
     "warmup_frac": "warm-up share",
     "min_lr_frac": "lowest LR share",
     "decay_frac": "decay share",
-    "training_steps": "training steps",
     "grad_clip_norm": "gradient clip norm",
-    "weight_decay": "weight decay",
-    "dropout": "dropout",
-    "precision": "precision",
-    "seed": "seed",
 }
+"""Of the hyperparameters whose own name is not what a person calls them."""
 
 
 def label(name: str) -> str:
@@ -50,18 +42,18 @@ def unit(name: str) -> str:
 
 def loss_words(loss: float | None) -> str:
     """Return a loss in nats/token to four digits, or a dash."""
-    return "–" if loss is None else f"{loss:.4f}"
+    return UNKNOWN if loss is None else f"{loss:.4f}"
 
 
 def difference_words(difference: float | None) -> str:
     """Return a difference of losses with its sign, or a dash."""
-    return "–" if difference is None else f"{difference:+.4f}".replace("-", "−")
+    return UNKNOWN if difference is None else f"{difference:+.4f}"
 
 
 def value_words(value: Any) -> str:
     """Return a hyperparameter's value: a name as it is, a number to three digits, nothing as a dash."""
     if value is None:
-        return "–"
+        return UNKNOWN
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return str(value)
     if isinstance(value, int):
@@ -76,10 +68,15 @@ def value_words(value: Any) -> str:
     return f"{float(mantissa):g}e{int(exponent)}" if exponent else text
 
 
+def range_words(low: float, high: float, to: str = " to ") -> str:
+    """Return what lies between two values, or the value that both are."""
+    return value_words(low) if low == high else f"{value_words(low)}{to}{value_words(high)}"
+
+
 def duration_words(seconds: float | None) -> str:
     """Return seconds as 4.2 s, 42 s, 3 min 05 s, 2 h 07 min or 3 d 04 h."""
     if seconds is None:
-        return "–"
+        return UNKNOWN
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -95,17 +92,18 @@ def duration_words(seconds: float | None) -> str:
 def token_words(tokens: float | None) -> str:
     """Return a number of tokens as 950, 40.5k, 8.2M."""
     if tokens is None:
-        return "–"
+        return UNKNOWN
     for scale, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        # What three digits round to a thousand belongs to the next unit.
         if tokens >= 0.9995 * scale:
-            return f"{tokens / scale:.3g}{suffix}"
+            return f"{tokens / scale:.3g}{suffix}" if tokens < 999.5 * scale else f"{tokens / scale:.0f}{suffix}"
     return f"{tokens:.0f}"
 
 
 def percent_words(share: float | None) -> str:
     """Return a share in per cent."""
     if share is None:
-        return "–"
+        return UNKNOWN
     return f"{share:.1%}" if 0 < share < 0.01 else f"{share:.0%}"
 
 
@@ -117,3 +115,20 @@ def count_words(count: int, noun: str, plural: str | None = None) -> str:
 def list_words(words: Sequence[str]) -> str:
     """Return words as a list in a sentence."""
     return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
+
+
+def shape_words(row: Mapping[str, Any]) -> str:
+    """Return batch x block, such as 32 x 128, or 8x4 x 256 with 4 micro-batches a step."""
+    accumulated = f"x{row['grad_accum_steps']}" if row["grad_accum_steps"] > 1 else ""
+    return f"{row['batch_size']}{accumulated} x {row['block_size']}"
+
+
+def schedule_words(row: Mapping[str, Any]) -> str:
+    """Return the schedule's name and its warm-up steps, if any."""
+    return f"{row['lr_schedule']}" + (f" {row['warmup_steps']}" if row["warmup_steps"] else "")
+
+
+def config_words(row: Mapping[str, Any]) -> str:
+    """Return the searched part of a configuration: batch x block, LR, schedule."""
+    schedule = row["lr_schedule"] + (f" after {row['warmup_steps']} steps" if row["warmup_steps"] else "")
+    return f"batch {shape_words(row).replace(' x ', ' x block ')}, LR {row['learning_rate']:.2e}, {schedule}"

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, NoReturn
 from trainable.errors import UserError
 
 if TYPE_CHECKING:
-    from search.options import Variables
+    from search.options import Options
     from search.terminal.console import Terminal
 
 # Set before any library is imported that would phone home.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("DO_NOT_TRACK", "1")
+# Whatever else is installed is not asked whether it plugs into pydantic: looking takes as long as its import.
+os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")
 
 COMMANDS = {
     "run": ("search.commands.run_command:search_command", "search a space: make search SPACE=plateau"),
@@ -52,19 +54,20 @@ INTERRUPTED = 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0 done, 2 the user's mistake, 1 a fault, 130 interrupted."""
-    from search.options import read_variables
+    from search.options import read_options
     from search.terminal.console import Terminal
 
     terminal = Terminal(as_json="--json" in (sys.argv[1:] if argv is None else argv))
     try:
         arguments = _parser().parse_args(argv)
-        variables = read_variables(arguments.assignments)
-        if (variables.text("ADDRESS") or "").startswith("ray://"):
-            from search.commands.remote_command import is_remote, remote_command
+        options = read_options(arguments.assignments)
+        if options.is_outside_cluster:
+            from search.commands.remote_command import COMMANDS as REMOTE
+            from search.commands.remote_command import remote_command
 
-            if is_remote(arguments.command, variables):
-                return remote_command(arguments.command, variables, terminal)
-        return _command(arguments.command)(variables, terminal)
+            if arguments.command in REMOTE:
+                return remote_command(arguments.command, options, terminal)
+        return _command(arguments.command)(options, terminal)
     except UserError as error:
         return _refused(str(error), terminal)
     except KeyboardInterrupt:
@@ -80,7 +83,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         if not is_storage_error(error):
             raise
-        return _refused(f"{storage_error_words(error, Path(error.filename or '.'))}. Then say it again.", terminal)
+        return _refused(
+            f"{storage_error_words(error, Path(error.filename or '.'))}. Then run the command again.", terminal
+        )
 
 
 def _refused(reason: str, terminal: "Terminal") -> int:
@@ -113,9 +118,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _command(name: str) -> "Callable[[Variables, Terminal], int]":
+def _command(name: str) -> "Callable[[Options, Terminal], int]":
     module, _, function = COMMANDS[name][0].partition(":")
-    command: Callable[[Variables, Terminal], int] = getattr(importlib.import_module(module), function)
+    command: Callable[[Options, Terminal], int] = getattr(importlib.import_module(module), function)
     return command
 
 

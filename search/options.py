@@ -1,14 +1,23 @@
-"""The variables a person sets, on the command line of make or in the environment: their names, meanings and parsing."""
+"""Options: every variable a person sets, in the environment or as NAME=value, parsed and checked once, before all else.
 
+A new variable is one field: its type says the bounds, its description what `make help` and the README print. The
+hyperparameters are TrialConfig's.
+"""
+
+import importlib.util
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from results.study.paths import expanded
 from trainable.config import (
+    BASELINES,
     BEFORE,
     ENV_NAMES,
     HYPERPARAMETERS,
@@ -16,154 +25,357 @@ from trainable.config import (
     TrialConfig,
     parse_hyperparameter,
 )
+from trainable.data.remote_files import files_at
 from trainable.errors import UserError, did_you_mean
 
-VARIABLES: Mapping[str, str] = MappingProxyType(
-    {
-        "SPACE": "space file: a name in spaces/ or a path (default plateau)",
-        "STUDY": "name of the study to make, or to read (default: made from space and time; latest)",
-        "TRIALS": "number of trials, the baseline included",
-        "BUDGET_TOKENS": "training tokens of a full-length trial, e.g. 400000 or 8M",
-        "WARM_START": "search: a study whose results the searcher learns from, its best run first",
-        "FORCE": "resume: 1 goes on although the space file has changed since",
-        "BASELINE": "documented, before, or a study whose best configuration is the baseline",
-        "CONCURRENCY": "trials at the same time, or auto to measure (default: one a core, one a GPU, one on MPS)",
-        "CHECKPOINT_INTERVAL_S": "search: seconds of training between two checkpoints of a trial (default 60)",
-        "EVALUATION_TIMEOUT_S": "seconds without an evaluation after which a trial counts as hung (default 3600)",
-        "ADDRESS": "an existing Ray cluster: auto, host:port or ray://host:port (default: this machine alone)",
-        "STORAGE": "a folder that all nodes see, s3:// or gs://: holds checkpoints and a mirror of the tables",
-        "GPU_FRACTION": "share of a CUDA GPU that one trial gets (default 1)",
-        "GPT2_MODEL_NAME": "tiny, gpt2-scratch, a folder made by save_pretrained, or a hub name (default tiny)",
-        "TRAINING_DATA_SOURCE": "text file or folder of text files (default: the English that comes with Python)",
-        "CHECKPOINT_PATH": "train: go on from this checkpoint; search: every trial starts from its weights",
-        "WEIGHTS_ONLY": "train: True takes the checkpoint's weights and starts at step 0, as a search does",
-        "RESUME_STEPS": "train: steps to add to the checkpoint's",
-        "DEVICE": "cuda, mps or cpu (default: the first there is)",
-        "COMPILE": "0, 1 or auto: compile the model's layers (default auto: long runs on CUDA)",
-        "EVAL_BLOCK_SIZE": "train: context of the evaluation in tokens (default 128, the documented block)",
-        "EVAL_TOKENS": "train: held-out tokens scored per evaluation (default 16384)",
-        "EVAL_INTERVAL": "train: steps between evaluations (default 500)",
-        "CHECKPOINT_INTERVAL": "train: steps between checkpoints (default 500)",
-        "ENABLE_CHECKPOINTS": "train: True or False (default True)",
-        "USE_LR_WARMUP": "True or False: warm-up and cosine, or constant, where LR_SCHEDULE is not set",
-        "COMPARE": "baseline: before, to run that configuration beside the documented one",
-        "CONFIRM": "search: 1 confirms the best trials on fresh seeds at the end",
-        "TOP": "confirm: how many of the best trials (default 2)",
-        "SEEDS": "confirm: fresh seeds for each (default 5); attribute: seeds of each combination (default 3)",
-        "FROM": "attribute: documented or before (default before)",
-        "TO": "attribute: documented or before (default documented)",
-        "FORMAT": "export: env, json, toml or cli (default env)",
-        "TARGET": "diagnose: a study, STUDY/TRIAL, a checkpoint, a folder of them, or a text log",
-        "RANGE": "audit: token positions to look at, e.g. 2.0M-2.5M",
-        "CLEAN": "audit: write a cleaned copy of the text to this file",
-        "SKIP_PREFLIGHT": "1: search or train although preflight failed",
-        "TENSORBOARD": "search: 1 writes TensorBoard event files into the study",
-        "OPTUNA_STORAGE": "search: an SQLite file or a database URL that optuna-dashboard reads",
-        "MLFLOW": "search: an MLflow tracking URI, where mlflow is installed",
-        "WANDB": "search: a Weights & Biases project, where wandb is installed",
-        "MODEL_TYPE": "gpt2, the only type there is",
-        "USE_LORA": "False; LoRA is not supported",
-    }
-)
-"""Every variable besides the hyperparameters and the two folders below, with its meaning."""
-
-FOLDERS: Mapping[str, str] = MappingProxyType(
-    {
-        "STUDIES_DIR": "where studies are kept (default results/studies)",
-        "CACHE_DIR": "where tokens and tokenizers are kept (default .cache)",
-    }
-)
-KNOWN = (*VARIABLES, *FOLDERS, *ENV_NAMES)
+MAX_COUNT = 10**15
+BOUND_WORDS = {"ge": "at least", "gt": "more than", "le": "at most"}
+LONGEST_SHOWN = 60
+OUTSIDE = "ray://"
+GCS_PATIENCE_S = 60
+MLFLOW_SCHEMES = ("", "file", "http", "https", "databricks", "sqlite", "mysql", "postgresql", "mssql")
 _MAKE_OWN = re.compile(r"MAKE\w*|SHELL|PYTHON|VENV|\.\w+|CURDIR|MFLAGS|ARGS")
 
 
-@dataclass(frozen=True)
-class Variables:
-    """The values that are set, by variable name; an empty one counts as not set."""
-
-    values: Mapping[str, str]
-
-    def text(self, name: str) -> str | None:
-        """Return the value or None."""
-        assert name in KNOWN, name
-        return self.values.get(name)
-
-    def path(self, name: str) -> Path | None:
-        """Return the value as an absolute path or None. Raises UserError for the home of nobody."""
-        text = self.text(name)
-        return expanded(text, name) if text else None
-
-    def whole(self, name: str, *, low: int = 1) -> int | None:
-        """Return the value as a whole number of at least `low`, or None. Raises UserError naming the variable."""
-        text = self.text(name)
-        if text is None:
-            return None
-        try:
-            value = int(text)
-        except ValueError:
-            raise UserError(f"{name}={text!r} is not a whole number; it is the {VARIABLES[name]}.") from None
-        if not low <= value <= 10**15:
-            raise UserError(f"{name}={value} must be between {low} and 10^15; it is the {VARIABLES[name]}.")
-        return value
-
-    def tokens(self, name: str) -> int | None:
-        """Return a number of tokens such as 400000, 400_000, 400k or 1.5M, or None."""
-        text = self.text(name)
-        if text is None:
-            return None
-        match = re.fullmatch(r"(\d[\d_]*(?:\.\d+)?)([kKmMgGbB]?)", text.strip())
-        if match is None:
-            raise UserError(f"{name}={text!r} is not a number of tokens such as 400000, 400k or 8M.")
-        scale = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}[match[2].lower()]
-        value = float(match[1].replace("_", "")) * scale
-        if not 1 <= value <= 10**15:
-            raise UserError(f"{name}={text} must be between 1 and 10^15 tokens; write it like 400000, 400k or 8M.")
-        return round(value)
-
-    def share(self, name: str, default: float) -> float:
-        """Return a number in (0, 1]."""
-        text = self.text(name)
-        try:
-            value = default if text is None else float(text)
-        except ValueError:
-            value = -1.0
-        if not 0 < value <= 1:
-            raise UserError(f"{name}={text!r} must be a number above 0 and at most 1; it is the {VARIABLES[name]}.")
-        return value
-
-    def flag(self, name: str) -> bool | None:
-        """Return True or False as the owner's scripts write them (1 and 0, yes and no too), or None."""
-        text = self.text(name)
-        if text is None:
-            return None
-        word = text.strip().lower()
-        if word not in {"true", "1", "yes", "false", "0", "no"}:
-            raise UserError(f"{name}={text!r} must be True or False.")
-        return word in {"true", "1", "yes"}
+def _whole(value: Any) -> Any:
+    try:
+        return int(value)
+    except ValueError:
+        raise ValueError("is not a whole number") from None
 
 
-def read_variables(assignments: Sequence[str]) -> Variables:
-    """Return what is set by NAME=value words, else by the environment.
+def _number(value: Any) -> Any:
+    try:
+        return float(value)
+    except ValueError:
+        raise ValueError("is not a number") from None
 
-    Raises UserError for an unknown name among the words or on make's command line, with the nearest known one.
+
+def _tokens(value: Any) -> Any:
+    match = re.fullmatch(r"(\d[\d_]*(?:\.\d+)?)([kKmMgGbB]?)", str(value))
+    if match is None:
+        raise ValueError("is not a number of tokens such as 400000, 400k or 8M")
+    scale = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}[match[2].lower()]
+    # A float that is infinite is too large a number as well.
+    return round(min(float(match[1].replace("_", "")) * scale, 10 * MAX_COUNT))
+
+
+def _flag(value: Any) -> Any:
+    word = str(value).lower()
+    if word not in ("true", "1", "yes", "false", "0", "no"):
+        raise ValueError("must be True or False")
+    return word in ("true", "1", "yes")
+
+
+def _compile_mode(value: Any) -> Any:
+    return value if value in ("auto", "on", "off") else "on" if _flag(value) else "off"
+
+
+def _concurrency(value: Any) -> Any:
+    return value if value == "auto" else _whole(value)
+
+
+def _device(value: str) -> str:
+    if value.partition(":")[0] not in ("cuda", "mps", "cpu"):
+        raise ValueError("is not a device. Choose cuda, mps or cpu, or unset it.")
+    return value
+
+
+def _documented(value: str) -> str:
+    if value not in BASELINES:
+        raise ValueError(f"is not a documented configuration.{did_you_mean(value, BASELINES)}")
+    return value
+
+
+def _token_range(value: Any) -> Any:
+    from trainable.text_audit.audit_values import parse_range
+
+    return parse_range(value) if isinstance(value, str) else value
+
+
+def _storage(value: str) -> str:
+    if "://" not in value:
+        return str(expanded(value, "STORAGE"))
+    if value.startswith(("gs://", "gcs://")) and "retry_limit_seconds" not in value:
+        # Left alone, a bucket that does not answer is asked for a quarter of an hour.
+        value += ("&" if "?" in value else "?") + f"retry_limit_seconds={GCS_PATIENCE_S}"
+    try:
+        files_at(value)
+    except UserError as error:
+        raise UserError(_printable(error)) from None
+    return value
+
+
+def _optuna_storage(value: str) -> str:
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    url = value if "://" in value else f"sqlite:///{expanded(value, 'OPTUNA_STORAGE')}"
+    try:
+        address = make_url(url)
+        address.get_dialect().import_dbapi()
+    except (ArgumentError, ImportError, ValueError) as error:
+        raise ValueError(f"is not a database that can be opened: {_printable(error)}") from None
+    if address.get_backend_name() == "sqlite":
+        path = Path(address.database or "")
+        if path == Path() or path.is_dir() or not path.parent.is_dir():
+            raise ValueError("must be a file in a folder that exists, or a database URL")
+    return url
+
+
+def _mlflow(value: str) -> str:
+    _installed("MLFLOW", "mlflow")
+    scheme = value.partition("://")[0].partition("+")[0] if "://" in value else ""
+    if scheme not in MLFLOW_SCHEMES:
+        raise ValueError(
+            f"is not a tracking URI: MLflow knows no {_printable(scheme)}://.{did_you_mean(scheme, MLFLOW_SCHEMES)}"
+        )
+    return value
+
+
+def _wandb(value: str) -> str:
+    _installed("WANDB", "wandb")
+    if len(value) > 128 or re.search(r"[/\\#?%:]", value):
+        raise ValueError("cannot name a project: W&B takes up to 128 characters, none of them one of / \\ # ? % :")
+    return value
+
+
+def _printable(text: object) -> str:
+    # pydantic cannot pass on the message of an error that holds bytes which are no UTF-8.
+    return " ".join(str(text).encode("utf-8", "backslashreplace").decode().split())
+
+
+def _installed(name: str, library: str) -> None:
+    if importlib.util.find_spec(library) is None:
+        raise UserError(f"{name} is set but {library} is not installed. Install it into .venv, or unset {name}.")
+
+
+def _model_type(value: str) -> str:
+    if value != "gpt2":
+        raise UserError(
+            f"MODEL_TYPE={_printable(value)} is not supported; unset it and name the model by GPT2_MODEL_NAME."
+        )
+    return value
+
+
+def _use_lora(value: Any) -> Any:
+    if _flag(value):
+        raise UserError(
+            "USE_LORA=True is not supported: all weights are trained. Unset it, or merge the LoRA weights first."
+        )
+    return False
+
+
+# pydantic's own str and Path refuse what is not UTF-8, which a path may be.
+Text = InstanceOf[str]
+AbsolutePath = Annotated[
+    InstanceOf[Path], BeforeValidator(lambda value, info: expanded(str(value), _env_name(info.field_name)))
+]
+Whole = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=MAX_COUNT)]
+Tokens = Annotated[int, BeforeValidator(_tokens), Field(ge=1, le=MAX_COUNT)]
+Share = Annotated[float, BeforeValidator(_number), Field(gt=0, le=1)]
+Flag = Annotated[bool, BeforeValidator(_flag)]
+Documented = Annotated[Text, BeforeValidator(_documented)]
+
+
+class Options(BaseModel):
+    """What a person has set; None is not set. The environment's name of a field is its own in capitals."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=False)
+
+    hyperparameters: Mapping[str, int | float | str] = Field(default={}, exclude=True)
+    """Those that are set, by field name."""
+    texts: Mapping[str, str] = Field(default={}, exclude=True)
+    """All that is set, as it was written, by variable name: to show it, and to hand it on to another process."""
+
+    space: Text | None = Field(None, description="space file: a name in spaces/ or a path (default plateau)")
+    study: Text | None = Field(
+        None, description="name of the study to make, or to read (default: made from space and time; latest)"
+    )
+    trials: Whole | None = Field(None, description="number of trials, the baseline included")
+    budget_tokens: Tokens | None = Field(None, description="training tokens of a full-length trial, e.g. 400000 or 8M")
+    warm_start: Text | None = Field(
+        None, description="search: a study whose results the searcher learns from, its best run first"
+    )
+    force: Flag = Field(False, description="resume: 1 goes on although the space file has changed since")
+    baseline: Text | None = Field(
+        None, description="documented, before, or a study whose best configuration is the baseline"
+    )
+    concurrency: (
+        Annotated[Annotated[int, Field(ge=1, le=MAX_COUNT)] | Literal["auto"], BeforeValidator(_concurrency)] | None
+    ) = Field(
+        None, description="trials at the same time, or auto to measure (default: one a core, one a GPU, one on MPS)"
+    )
+    checkpoint_interval_s: Whole = Field(
+        60, description="search: seconds of training between two checkpoints of a trial"
+    )
+    evaluation_timeout_s: Whole = Field(
+        3600, description="seconds without an evaluation after which a trial counts as hung"
+    )
+    address: Text | None = Field(
+        None, description="an existing Ray cluster: auto, host:port or ray://host:port (default: this machine alone)"
+    )
+    storage: Annotated[Text, BeforeValidator(_storage)] | None = Field(
+        None, description="a folder that all nodes see, s3:// or gs://: holds checkpoints and a mirror of the tables"
+    )
+    gpu_fraction: Share = Field(1.0, description="share of a CUDA GPU that one trial gets")
+    gpt2_model_name: Text | None = Field(
+        None, description="tiny, gpt2-scratch, a folder made by save_pretrained, or a hub name (default tiny)"
+    )
+    training_data_source: AbsolutePath | None = Field(
+        None, description="text file or folder of text files (default: the English that comes with Python)"
+    )
+    checkpoint_path: AbsolutePath | None = Field(
+        None, description="train: go on from this checkpoint; search: every trial starts from its weights"
+    )
+    weights_only: Flag = Field(
+        False, description="train: True takes the checkpoint's weights and starts at step 0, as a search does"
+    )
+    resume_steps: Whole | None = Field(None, description="train: steps to add to the checkpoint's")
+    device: Annotated[Text, BeforeValidator(_device)] | None = Field(
+        None, description="cuda, mps or cpu (default: the first there is)"
+    )
+    compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_compile_mode)] = Field(
+        "auto", description="0, 1 or auto: compile the model's layers (default auto: long runs on CUDA)"
+    )
+    eval_block_size: Whole = Field(
+        128, ge=2, description="train: context of the evaluation in tokens (default 128, the documented block)"
+    )
+    eval_tokens: Whole | None = Field(None, description="train: held-out tokens scored per evaluation (default 16384)")
+    eval_interval: Whole = Field(500, description="train: steps between evaluations")
+    checkpoint_interval: Whole = Field(500, description="train: steps between checkpoints")
+    enable_checkpoints: Flag = Field(True, description="train: True or False (default True)")
+    use_lr_warmup: Flag | None = Field(
+        None, description="True or False: warm-up and cosine, or constant, where LR_SCHEDULE is not set"
+    )
+    compare: Documented | None = Field(
+        None, description="baseline: before, to run that configuration beside the documented one"
+    )
+    confirm: Flag = Field(False, description="search: 1 confirms the best trials on fresh seeds at the end")
+    top: Whole = Field(2, le=100, description="confirm: how many of the best trials")
+    seeds: Whole | None = Field(
+        None,
+        le=1000,
+        description="confirm: fresh seeds for each (default 5); attribute: seeds of each combination (default 3)",
+    )
+    from_: Documented | None = Field(None, description="attribute: documented or before (default before)")
+    to: Documented | None = Field(None, description="attribute: documented or before (default documented)")
+    format: Literal["env", "json", "toml", "cli"] = Field("env", description="export: env, json, toml or cli")
+    target: Text | None = Field(
+        None, description="diagnose: a study, STUDY/TRIAL, a checkpoint, a folder of them, or a text log"
+    )
+    range: Annotated[tuple[int, int], BeforeValidator(_token_range)] | None = Field(
+        None, description="audit: token positions to look at, e.g. 2.0M-2.5M"
+    )
+    clean: AbsolutePath | None = Field(None, description="audit: write a cleaned copy of the text to this file")
+    skip_preflight: Flag = Field(False, description="1: search or train although preflight failed")
+    tensorboard: Flag = Field(False, description="search: 1 writes TensorBoard event files into the study")
+    optuna_storage: Annotated[Text, BeforeValidator(_optuna_storage)] | None = Field(
+        None, description="search: an SQLite file or a database URL that optuna-dashboard reads"
+    )
+    mlflow: Annotated[Text, BeforeValidator(_mlflow)] | None = Field(
+        None, description="search: an MLflow tracking URI, where mlflow is installed"
+    )
+    wandb: Annotated[Text, BeforeValidator(_wandb)] | None = Field(
+        None, description="search: a Weights & Biases project, where wandb is installed"
+    )
+    model_type: Annotated[Text, BeforeValidator(_model_type)] | None = Field(
+        None, description="gpt2, the only type there is"
+    )
+    use_lora: Annotated[bool, BeforeValidator(_use_lora)] = Field(False, description="False; LoRA is not supported")
+    studies_dir: Text | None = Field(None, description="where studies are kept (default results/studies)")
+    cache_dir: Text | None = Field(None, description="where tokens and tokenizers are kept (default .cache)")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.use_lr_warmup and self.hyperparameters.get("lr_schedule") == "constant":
+            raise UserError("USE_LR_WARMUP=True contradicts LR_SCHEDULE=constant. Unset one of them.")
+        if self.confirm and self.seeds == 1:
+            raise UserError("SEEDS=1: one seed has no scatter, so it proves nothing. Set SEEDS to 2 or more.")
+        if self.concurrency == "auto" and self.address:
+            raise UserError("CONCURRENCY=auto measures this machine. On a cluster write a number, or unset it.")
+        if self.eval_tokens is not None and self.eval_tokens < self.eval_block_size:
+            raise UserError(
+                f"EVAL_TOKENS={self.eval_tokens} is less than one block of {self.eval_block_size} tokens. Raise it."
+            )
+        return self
+
+    @property
+    def is_outside_cluster(self) -> bool:
+        """Whether ADDRESS names a cluster that this machine is no part of."""
+        return (self.address or "").startswith(OUTSIDE)
+
+    def explicit_hyperparameters(self) -> dict[str, int | float | str]:
+        """Return the hyperparameters that are set, by field name, USE_LR_WARMUP translated."""
+        given = dict(self.hyperparameters)
+        if self.use_lr_warmup is not None:
+            given.setdefault("lr_schedule", "warmup_cosine" if self.use_lr_warmup else "constant")
+        return given
+
+
+def _env_name(field: str) -> str:
+    return field.rstrip("_").upper()
+
+
+FIELDS: Mapping[str, FieldInfo] = {
+    _env_name(name): spec for name, spec in Options.model_fields.items() if not spec.exclude
+}
+"""Every variable besides the hyperparameters."""
+FOLDERS = ("STUDIES_DIR", "CACHE_DIR")
+KNOWN = (*FIELDS, *ENV_NAMES)
+
+
+def read_options(assignments: Sequence[str]) -> Options:
+    """Return what is set by NAME=value words, else by the environment; what is empty counts as not set.
+
+    Raises UserError for an unknown name among the words or on make's command line, with the nearest known one, and
+    for a value that is not what its variable takes.
     """
-    values = {name: text for name in KNOWN if (text := os.environ.get(name, "").strip())}
+    texts = {name: text for name in KNOWN if (text := os.environ.get(name, "").strip())}
     for word in assignments:
         name, equals, text = word.partition("=")
         if not equals:
             raise UserError(f"{word!r} is not of the form NAME=value.{did_you_mean(word.upper(), KNOWN)}")
         _check_name(name)
-        values[name] = text.strip()
+        texts[name] = text.strip()
     for word in _make_words():
         name, equals, _ = word.partition("=")
         if equals and not _MAKE_OWN.fullmatch(name):
             _check_name(name)
     for name in FOLDERS:
-        # Where later code looks for them: there too a blank one counts as not set.
-        if os.environ.get(name, "") != values.get(name, ""):
-            os.environ[name] = values.get(name, "")
-    _check_owner_variables(Variables(values))
-    return Variables(MappingProxyType({name: text for name, text in values.items() if text}))
+        # The two that processes of ours take over from the environment: Ray's workers, and what they start.
+        os.environ[name] = texts.get(name, "")
+    return parse_options({name: text for name, text in texts.items() if text})
+
+
+def parse_options(texts: Mapping[str, str]) -> Options:
+    """Return the options that these texts say, by variable name. Raises UserError for the first that is wrong."""
+    hyperparameters = {
+        field: parse_hyperparameter(field, texts[name]) for name, field in ENV_NAMES.items() if name in texts
+    }
+    fields = {field: texts[name] for field in Options.model_fields if (name := _env_name(field)) in texts}
+    try:
+        return Options(texts=texts, hyperparameters=hyperparameters, **fields)
+    except ValidationError as refused:
+        raise _refusal(refused.errors()[0], texts) from None
+
+
+def _refusal(error: ErrorDetails, texts: Mapping[str, str]) -> UserError:
+    details = error.get("ctx", {})
+    cause = details.pop("error", None)
+    if isinstance(cause, UserError):
+        return cause
+    name = _env_name(str(error["loc"][0]))
+    text = texts[name] if len(texts[name]) <= LONGEST_SHOWN else f"{texts[name][:LONGEST_SHOWN]}..."
+    if error["type"] in ("literal_error", "string_unicode"):
+        known = get_args(FIELDS[name].annotation)
+        return UserError(f"{name}={text} is not known.{did_you_mean(text, known)}")
+    if cause is None:
+        [(law, bound)] = details.items()
+        cause = f"must be {BOUND_WORDS[law]} {'10^15' if bound == MAX_COUNT else bound}"
+    # A remedy of its own says more than what the variable is.
+    remedy = "" if ". " in str(cause) else f". {name}: {describe_variable(name)}."
+    return UserError(f"{name}={text!r} {cause}{remedy}")
 
 
 def _make_words() -> list[str]:
@@ -180,31 +392,6 @@ def _check_name(name: str) -> None:
         raise UserError(f"there is no variable {name!r}.{did_you_mean(name, KNOWN)}")
 
 
-def _check_owner_variables(variables: Variables) -> None:
-    model_type = variables.text("MODEL_TYPE")
-    if model_type not in (None, "gpt2"):
-        raise UserError(f"MODEL_TYPE={model_type} is not supported; unset it and name the model by GPT2_MODEL_NAME.")
-    if variables.flag("USE_LORA"):
-        raise UserError(
-            "USE_LORA=True is not supported: all weights are trained. Unset it, or merge the LoRA weights first."
-        )
-
-
-def explicit_hyperparameters(variables: Variables) -> dict[str, int | float | str]:
-    """Return the hyperparameters that are set, by field name, USE_LR_WARMUP translated. Raises UserError."""
-    given = {
-        name: parse_hyperparameter(name, text)
-        for env, name in ENV_NAMES.items()
-        if (text := variables.text(env)) is not None
-    }
-    warmup = variables.flag("USE_LR_WARMUP")
-    if warmup and given.get("lr_schedule") == "constant":
-        raise UserError("USE_LR_WARMUP=True contradicts LR_SCHEDULE=constant. Unset one of them.")
-    if warmup is not None and "lr_schedule" not in given:
-        given["lr_schedule"] = "warmup_cosine" if warmup else "constant"
-    return given
-
-
 def with_default_warmup(given: Mapping[str, int | float | str], base: TrialConfig) -> dict[str, int | float | str]:
     """Return `given` plus `before`'s share of warm-up where a schedule that warms up is asked for and no length is."""
     schedule = given.get("lr_schedule", base.lr_schedule)
@@ -212,6 +399,19 @@ def with_default_warmup(given: Mapping[str, int | float | str], base: TrialConfi
         return dict(given)
     training_steps = int(given.get("training_steps", base.training_steps))
     return {**given, "warmup_steps": round(training_steps * BEFORE.warmup_steps / BEFORE.training_steps)}
+
+
+def describe_variable(name: str) -> str:
+    """Return what a variable besides the hyperparameters means, with its default."""
+    spec = FIELDS[name]
+    default = spec.default
+    if default is None or isinstance(default, bool) or "(default" in str(spec.description):
+        return str(spec.description)
+    return (
+        f"{spec.description} (default {default:g})"
+        if isinstance(default, float)
+        else f"{spec.description} (default {default})"
+    )
 
 
 def describe_variables() -> list[tuple[str, str]]:
@@ -223,4 +423,4 @@ def describe_variables() -> list[tuple[str, str]]:
         )
         for spec in HYPERPARAMETERS.values()
     ]
-    return [*hyperparameters, *VARIABLES.items(), *FOLDERS.items()]
+    return [*hyperparameters, *((name, describe_variable(name)) for name in FIELDS)]

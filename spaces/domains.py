@@ -35,11 +35,12 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Uniform:
-    """The numbers from low to high, equally likely."""
+class FloatRange:
+    """The numbers from low to high, equally likely; with log each decade is (and low is above 0)."""
 
     low: float
     high: float
+    log: bool = False
 
     def contains(self, value: Any) -> bool:
         """Return whether `value` lies between the ends, both included."""
@@ -47,6 +48,8 @@ class Uniform:
 
     def examples(self) -> tuple[float, ...]:
         """Return the ends and the middle."""
+        if self.log:
+            return (self.low, math.exp((math.log(self.low) + math.log(self.high)) / 2), self.high)
         return (self.low, self.low + (self.high - self.low) / 2, self.high)
 
     def nearest(self, value: float) -> float:
@@ -54,30 +57,7 @@ class Uniform:
         return min(max(value, self.low), self.high)
 
     def __str__(self) -> str:
-        return f"uniform [{self.low:g}, {self.high:g}]"
-
-
-@dataclass(frozen=True)
-class LogUniform:
-    """The numbers from low (above 0) to high, each decade equally likely."""
-
-    low: float
-    high: float
-
-    def contains(self, value: Any) -> bool:
-        """Return whether `value` lies between the ends, both included."""
-        return _is_number(value) and self.low <= value <= self.high
-
-    def examples(self) -> tuple[float, ...]:
-        """Return the ends and the geometric mean."""
-        return (self.low, math.exp((math.log(self.low) + math.log(self.high)) / 2), self.high)
-
-    def nearest(self, value: float) -> float:
-        """Return `value`, moved to the nearer end when it lies outside."""
-        return min(max(value, self.low), self.high)
-
-    def __str__(self) -> str:
-        return f"log_uniform [{self.low:g}, {self.high:g}]"
+        return f"{'log_uniform' if self.log else 'uniform'} [{self.low:g}, {self.high:g}]"
 
 
 @dataclass(frozen=True)
@@ -111,7 +91,7 @@ class IntRange:
         return f"int [{self.low}, {self.high}]{step}"
 
 
-Domain: TypeAlias = Choice | Uniform | LogUniform | IntRange
+Domain: TypeAlias = Choice | FloatRange | IntRange
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from spaces.domains import Choice, Domain, IntRange, LogUniform
+from spaces.domains import Choice, Domain, IntRange
 from spaces.space import SearchSpace
 from spaces.warmup import WARMUP_FRAC
 from trainable.config import TrialConfig
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 def point_of(space: SearchSpace, config: TrialConfig) -> dict[str, Any]:
     """Return a configuration as a point of the space: its active parameters, a warm-up share rounded to steps."""
+    # A share that was rounded to whole steps may lie a hair outside its domain, which Optuna would refuse.
     values = {**asdict(config), WARMUP_FRAC: config.warmup_steps / config.training_steps}
     point: dict[str, Any] = {}
     for parameter in space.parameters:
@@ -30,4 +31,4 @@ def distribution_of(domain: Domain) -> "BaseDistribution":
         return CategoricalDistribution(domain.values)
     if isinstance(domain, IntRange):
         return IntDistribution(domain.low, domain.high, log=domain.log, step=domain.step)
-    return FloatDistribution(domain.low, domain.high, log=isinstance(domain, LogUniform))
+    return FloatDistribution(domain.low, domain.high, log=domain.log)

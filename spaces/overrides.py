@@ -3,33 +3,38 @@
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from spaces.check import MAX_TOKENS
 from spaces.domains import Choice, Condition, SearchParameter, active_point, has_one_point
+from spaces.space import SearchSpace
 from spaces.warmup import WARMUP_FRAC, warmup_share, with_warmup
 from trainable.config import DOCUMENTED, ENV_NAMES, HYPERPARAMETERS, TrialConfig, make_config
-from trainable.errors import UserError
-
-if TYPE_CHECKING:
-    from spaces.space import SearchSpace
+from trainable.errors import UserError, check_bounds
 
 
-def overridden(
-    space: "SearchSpace",
+def with_overrides(
+    space: SearchSpace,
     *,
-    trials: int | None,
-    budget_tokens: int | None,
-    pins: Mapping[str, Any],
-    baseline: tuple[str, TrialConfig] | None,
-) -> "SearchSpace":
-    """Return `space` with all of the settings at once. Raises UserError naming the variable."""
+    trials: int | None = None,
+    budget_tokens: int | None = None,
+    pins: Mapping[str, Any] | None = None,
+    baseline: tuple[str, TrialConfig] | None = None,
+) -> SearchSpace:
+    """Return the space with all of the user's settings at once: only their sum has to be sound.
+
+    `pins` are fixed for every trial, the baseline included. Around another `baseline` a choice gains its value, and a
+    range must hold it. Raises UserError naming the variable, or when nothing is left to search.
+    """
+    # A baseline brings values of its own for what was pinned before: the earlier pins hold against it.
     earlier = {ENV_NAMES[name]: value for name, value in space.user_settings.items() if name in ENV_NAMES}
-    pins = {**earlier, **_checked_pins(pins)}
-    budget = space.budget_tokens if budget_tokens is None else _checked_budget(budget_tokens)
-    scheduler = space.scheduler
-    if budget_tokens is not None and scheduler.grace_frac is not None:
-        scheduler = replace(scheduler, grace_tokens=math.ceil(scheduler.grace_frac * budget))
+    pins = {**earlier, **_checked_pins(pins or {})}
+    scheduler, budget = space.scheduler, space.budget_tokens
+    if budget_tokens is not None:
+        check_bounds("BUDGET_TOKENS", budget_tokens, 1, MAX_TOKENS)
+        budget = budget_tokens
+        if scheduler.grace_frac is not None:
+            scheduler = replace(scheduler, grace_tokens=math.ceil(scheduler.grace_frac * budget))
     around = _around(space, pins, budget_tokens=budget, baseline=baseline)
     evaluation = space.evaluation
     if evaluation.follows_baseline:
@@ -67,7 +72,7 @@ class _Around:
 
 
 def _around(
-    space: "SearchSpace", pins: Mapping[str, Any], *, budget_tokens: int, baseline: tuple[str, TrialConfig] | None
+    space: SearchSpace, pins: Mapping[str, Any], *, budget_tokens: int, baseline: tuple[str, TrialConfig] | None
 ) -> _Around:
     """Return the baseline with the pins in it, and the parameters that they leave with domains that hold it."""
     name, config = baseline or (space.baseline_name, space.baseline)
@@ -94,12 +99,6 @@ def _variable(name: str) -> str:
     return str(HYPERPARAMETERS[name].metadata["env"])
 
 
-def _checked_budget(budget_tokens: int) -> int:
-    if not 1 <= budget_tokens <= MAX_TOKENS:
-        raise UserError(f"BUDGET_TOKENS={budget_tokens} must be at least 1 and at most {MAX_TOKENS}.")
-    return budget_tokens
-
-
 def _checked_pins(pins: Mapping[str, Any]) -> dict[str, Any]:
     if "training_steps" in pins:
         raise UserError(
@@ -109,7 +108,7 @@ def _checked_pins(pins: Mapping[str, Any]) -> dict[str, Any]:
     return {name: getattr(make_config(DOCUMENTED, {name: value}), name) for name, value in pins.items()}
 
 
-def _without_pinned(space: "SearchSpace", pins: Mapping[str, Any]) -> tuple[SearchParameter, ...]:
+def _without_pinned(space: SearchSpace, pins: Mapping[str, Any]) -> tuple[SearchParameter, ...]:
     """Return the parameters that are left, their conditions on pinned parents resolved."""
     dropped = {*pins, WARMUP_FRAC} if "warmup_steps" in pins else {*pins}
     pinned_conditions: dict[str, Condition | None] = {}

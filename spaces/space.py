@@ -1,46 +1,16 @@
 """SearchSpace: what a study searches, from where and within which budget, as one checked value. Reads no file."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 from spaces.check import check_baseline, check_numbers, check_search, check_sizes, count_cells
 from spaces.domains import Domain, SearchParameter, active_point, points
-from spaces.overrides import overridden
+from spaces.protocol import Evaluation, Scheduler, Searcher
 from spaces.warmup import WARMUP_FRAC, warmup_share, with_warmup
 from trainable.config import TrialConfig, make_config
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """One protocol for every trial of a study."""
-
-    block_size: int
-    """Context length in tokens."""
-    tokens: int
-    """Held-out tokens scored per evaluation."""
-    count: int
-    """Evaluations per trial, about."""
-    follows_baseline: bool = False
-    """Whether block_size is the baseline's because the file does not name one."""
-
-
-@dataclass(frozen=True)
-class Scheduler:
-    """Which trials are stopped early, and when the first one can be."""
-
-    name: Literal["asha", "none"]
-    grace_tokens: int
-    reduction_factor: int
-    grace_frac: float | None = None
-    """grace_tokens as a share of the budget, when the file gives it so: it then follows the budget."""
-
-
-@dataclass(frozen=True)
-class Searcher:
-    """Who proposes the trials."""
-
-    name: Literal["tpe", "random", "grid"]
+from trainable.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,19 +43,37 @@ class SearchSpace:
     """What the user's variables have changed, by variable name."""
 
     def __post_init__(self) -> None:
-        check_numbers(self)
-        check_search(self)
-        check_sizes(self)
+        # The numbers first: the other checks divide by them.
+        with self._placed():
+            check_numbers(self.budget_tokens, self.trials, self.evaluation, self.scheduler)
+            check_search(self.parameters, self.searcher, is_alone=self.is_alone)
+            check_sizes(
+                self.parameters,
+                self.baseline,
+                budget_tokens=self.budget_tokens,
+                first_evaluation_tokens=self.evaluation_tokens()[0],
+                warmup_steps=self.user_settings.get("WARMUP_STEPS", 0),
+            )
         share = self.baseline_warmup_frac
         if share is None:
             share = warmup_share(self.baseline, self.domain(WARMUP_FRAC))
+            # The way that dataclasses leave to a frozen value for what follows from its other fields.
             object.__setattr__(self, "baseline_warmup_frac", share)
         steps = self.user_settings.get("WARMUP_STEPS")
         baseline = with_warmup(self.baseline, self.budget_tokens, frac=share, steps=steps)
         object.__setattr__(self, "baseline", baseline)
-        check_baseline(self)
+        with self._placed():
+            check_baseline(self.baseline_params(), self.parameters, baseline_name=self.baseline_name)
         if self.searcher.name == "grid":
-            object.__setattr__(self, "trials", count_cells(self))
+            object.__setattr__(self, "trials", count_cells(self.parameters))
+
+    @contextmanager
+    def _placed(self) -> Iterator[None]:
+        """Put the place before an error of a check."""
+        try:
+            yield
+        except UserError as error:
+            raise UserError(f"{self.where}: {error}") from None
 
     @property
     def where(self) -> str:
@@ -110,6 +98,7 @@ class SearchSpace:
         frac = point.pop(WARMUP_FRAC, None)
         if steps is None and frac is None:
             steps = self.user_settings.get("WARMUP_STEPS")
+        # Without the baseline's warm-up, which may be longer than this point's run: it is put back as a share.
         config = make_config(replace(self.baseline, warmup_steps=0), point)
         share = self.baseline_warmup_frac if frac is None else frac
         assert share is not None
@@ -131,16 +120,8 @@ class SearchSpace:
         return [baseline, *(cell for cell in cells if cell != baseline)]
 
     def rung_tokens(self) -> tuple[int, ...]:
-        """Return the token counts at which the scheduler may stop a trial, increasing.
-
-        A rung in the budget's last twentieth is left out: a trial that has as good as ended would count as stopped.
-        """
-        rungs: list[int] = []
-        tokens = self.scheduler.grace_tokens
-        while self.scheduler.name == "asha" and 20 * tokens <= 19 * self.budget_tokens:
-            rungs.append(tokens)
-            tokens *= self.scheduler.reduction_factor
-        return tuple(rungs)
+        """Return the token counts at which the scheduler may stop a trial, increasing."""
+        return self.scheduler.rung_tokens(self.budget_tokens)
 
     def evaluation_tokens(self) -> tuple[int, ...]:
         """Return the token counts after which every trial is evaluated, increasing; the last is the budget.
@@ -161,28 +142,3 @@ class SearchSpace:
     def baseline_alone(self) -> "SearchSpace":
         """Return the space with nothing to search: its sizes no longer ask for room in the budget."""
         return replace(self, parameters=(), trials=1, searcher=Searcher("random"))
-
-    def pinned(self, values: Mapping[str, Any]) -> "SearchSpace":
-        """Return the space with these hyperparameters fixed for every trial, the baseline included.
-
-        Raises UserError when nothing is left to search.
-        """
-        return self.with_overrides(pins=values)
-
-    def with_baseline(self, name: str, config: TrialConfig) -> "SearchSpace":
-        """Return the space around another baseline: a choice gains its value, a range must hold it."""
-        return self.with_overrides(baseline=(name, config))
-
-    def with_overrides(
-        self,
-        *,
-        trials: int | None = None,
-        budget_tokens: int | None = None,
-        pins: Mapping[str, Any] | None = None,
-        baseline: tuple[str, TrialConfig] | None = None,
-    ) -> "SearchSpace":
-        """Return the space with all of the user's settings at once: only their sum has to be sound.
-
-        Raises UserError naming the variable.
-        """
-        return overridden(self, trials=trials, budget_tokens=budget_tokens, pins=pins or {}, baseline=baseline)

@@ -6,12 +6,13 @@ from dataclasses import Field, dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any
 
-from trainable.errors import UserError, did_you_mean
+from trainable.errors import UserError, check_bounds, did_you_mean
 
 LR_SCHEDULES = ("constant", "warmup_constant", "warmup_cosine", "linear", "wsd")
 SCHEDULES_WITH_WARMUP = tuple(name for name in LR_SCHEDULES if name != "constant")
 PRECISIONS = ("fp32", "bf16", "fp16")
-_LARGEST_SHOWN = 10**15  # out of every bound, as are larger whole numbers, some of which no float can hold
+_OUT_OF_EVERY_BOUND = 10**15
+"""Where larger whole numbers are cut: some are more than a float can hold."""
 
 
 def _hyperparameter(
@@ -37,27 +38,16 @@ def _checked(spec: Field[Any], value: Any) -> Any:
     label = f"{spec.name} ({meta['env']})"
     kind = _type_name(spec)
     if kind == "float" and isinstance(value, int) and not isinstance(value, bool):
-        value = float(min(max(value, -_LARGEST_SHOWN), _LARGEST_SHOWN))
+        value = float(min(max(value, -_OUT_OF_EVERY_BOUND), _OUT_OF_EVERY_BOUND))
     if isinstance(value, bool) or type(value).__name__ != kind:
         raise UserError(f"{label} must be of type {kind}, not {value!r}; the documented value is {spec.default}.")
     if meta["choices"]:
         if value not in meta["choices"]:
             raise UserError(f"{label} has no choice {value!r}.{did_you_mean(value, meta['choices'])}")
         return value
-    below = value <= meta["low"] if meta["low_open"] else value < meta["low"]
-    if below or not value <= meta["high"]:  # not <=, for it is False for NaN too
-        low = f"more than {_shown(meta['low'])}" if meta["low_open"] else f"at least {_shown(meta['low'])}"
-        raise UserError(
-            f"{label} is {_shown(value)}; it must be {low} and at most {_shown(meta['high'])}{_unit(spec)}; "
-            f"the documented value is {spec.default}."
-        )
+    note = f"{_unit(spec)}; the documented value is {spec.default}"
+    check_bounds(label, value, meta["low"], meta["high"], low_open=meta["low_open"], note=note)
     return value
-
-
-def _shown(value: int | float) -> str:
-    if isinstance(value, float):
-        return f"{value:g}"
-    return str(value) if abs(value) <= _LARGEST_SHOWN else f"about {'-' if value < 0 else ''}2^{value.bit_length()}"
 
 
 def _unit(spec: Field[Any]) -> str:

@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+_LARGEST_SHOWN = 10**15  # larger whole numbers are out of every bound; no float can hold some of them
+
 
 class UserError(ValueError):
     """Something the user gave cannot be used: one line that says where, what, and the remedy.
@@ -18,3 +20,18 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     if near:
         return f" Did you mean '{near[0]}'?"
     return f" Known: {', '.join(names)}." if names else ""
+
+
+def check_bounds(name: str, value: float, low: float, high: float, *, low_open: bool = False, note: str = "") -> None:
+    """Raise UserError, which ends with `note`, unless low <= value <= high; with low_open low itself is out."""
+    # Asked this way round, for a NaN is on neither side of a bound.
+    if (low < value if low_open else low <= value) and value <= high:
+        return
+    least = f"{'more than' if low_open else 'at least'} {_shown(low)}"
+    raise UserError(f"{name} is {_shown(value)}; it must be {least} and at most {_shown(high)}{note}.")
+
+
+def _shown(value: float) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value) if abs(value) <= _LARGEST_SHOWN else f"about {'-' if value < 0 else ''}2^{value.bit_length()}"

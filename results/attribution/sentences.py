@@ -4,13 +4,14 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from results.attribution.attribution_values import Attribution, Estimate, ShortestPath
+from results.words import count_words, difference_words, loss_words, percent_words
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
 def seed_words(seeds: Sequence[int]) -> str:
-    return f"seed{'' if len(seeds) == 1 else 's'} {', '.join(map(str, seeds))}"
+    return f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
 
 
 def combination_words(attribution: Attribution, changes: Iterable[int]) -> str:
@@ -33,9 +34,9 @@ def estimate_words(estimate: Estimate | None) -> str:
     """Return the mean and its interval, signed, in nats/token."""
     if estimate is None:
         return "unknown"
-    text = f"{estimate.mean:+.4f}"
+    text = difference_words(estimate.mean)
     if estimate.low is not None and estimate.high is not None:
-        text += f" [{estimate.low:+.4f}, {estimate.high:+.4f}]"
+        text += f" [{difference_words(estimate.low)}, {difference_words(estimate.high)}]"
     return text
 
 
@@ -47,7 +48,7 @@ def render(attribution: Attribution) -> "RenderableType":
 
     seeds = len(attribution.seeds)
     unit = "nats/token, negative is better" + ("; ±: 95 %" if seeds > 1 else "")
-    table = Table(title=Text(f"Which change did it? {seeds} seed{'' if seeds == 1 else 's'}, {unit}"))
+    table = Table(title=Text(f"Which change did it? {count_words(seeds, 'seed')}, {unit}"))
     table.add_column("change", no_wrap=True)
     table.add_column(Text(f"{attribution.before_name} → {attribution.after_name}"))
     table.add_column("alone", justify="right", no_wrap=True)
@@ -58,7 +59,7 @@ def render(attribution: Attribution) -> "RenderableType":
         table.add_row(*map(Text, cells), Text(_half_width_words(effect.shapley), style=_style(effect.shapley)))
     table.add_section()
     losses = (attribution.loss_before, attribution.loss_after)
-    ends = " → ".join("unknown" if loss is None else f"{loss:.4f}" for loss in losses)
+    ends = " → ".join("unknown" if loss is None else loss_words(loss) for loss in losses)
     table.add_row(*map(Text, ("together", ends, "")), Text(_half_width_words(attribution.total), style="bold"))
     return Group(table, *(Text(line) for line in summary_lines(attribution)))
 
@@ -66,7 +67,7 @@ def render(attribution: Attribution) -> "RenderableType":
 def _half_width_words(estimate: Estimate | None) -> str:
     if estimate is None or estimate.high is None:
         return estimate_words(estimate)
-    return f"{estimate.mean:+.4f} ± {estimate.high - estimate.mean:.4f}"
+    return f"{difference_words(estimate.mean)} ± {loss_words(estimate.high - estimate.mean)}"
 
 
 def _style(estimate: Estimate | None) -> str:
@@ -94,12 +95,12 @@ def summary_lines(attribution: Attribution) -> list[str]:
 
 def _path_words(attribution: Attribution, path: ShortestPath) -> str:
     steps = [
-        attribution.settings[change].name + (f" ({loss:.4f})" if loss is not None else "")
+        attribution.settings[change].name + (f" ({loss_words(loss)})" if loss is not None else "")
         for change, loss in zip(path.order, path.losses[1:], strict=True)
     ]
     assert path.share_frac is not None
     best = combination_words(attribution, path.best)
     return (
         f"{', then '.join(steps)}: {estimate_words(path.difference)}, "
-        f"{100.0 * path.share_frac:.0f} % of what the best combination gains ({best})"
+        f"{percent_words(path.share_frac)} of what the best combination gains ({best})"
     )

@@ -23,6 +23,7 @@ from typing import Any, Literal, get_args
 from results.ranking import baseline_trial, leaderboard
 from results.study.documents import read_document, write_document
 from results.study.folder import Study
+from results.words import count_words
 from trainable.config import TrialConfig, config_from
 from trainable.errors import UserError
 from trainable.rows import ENDINGS, TrialStatus
@@ -286,7 +287,7 @@ def _seeds_needed(mean: float, scatter: float, alpha: float) -> int | None:
 def _words(verdict: CandidateVerdict, *, runs: int) -> str:
     text = {"better": "better than the baseline", "worse": "worse than the baseline"}.get(verdict.outcome)
     if text is None:
-        text = f"not proven with {verdict.seeds} seed{'' if verdict.seeds == 1 else 's'}"
+        text = f"not proven with {count_words(verdict.seeds, 'seed')}"
         mean = verdict.mean_difference
         side = " to prove it worse" if mean is not None and mean > 0.0 else ""
         if verdict.seeds_needed is not None:

@@ -1,6 +1,6 @@
 """What is wrong with a recorded run, ranked by what explains most. It reads no file and prints nothing."""
 
-from results.diagnosis.findings import Diagnosis, confidence_word
+from results.diagnosis.findings import Diagnosis
 from results.diagnosis.rules.compare import compare_findings
 from results.diagnosis.rules.level import level_findings
 from results.diagnosis.rules.plateau import plateau_finding
@@ -9,8 +9,6 @@ from results.diagnosis.rules.time import time_findings
 from results.diagnosis.rules.update import update_findings
 from results.diagnosis.run_view import Context, view
 from results.diagnosis.trace import RunTrace
-
-__all__ = ["Context", "Diagnosis", "confidence_word", "diagnose", "ranked"]
 
 LEAST_CONFIDENCE = 0.4
 """A guess below is not worth a reader's time."""

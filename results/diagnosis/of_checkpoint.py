@@ -165,9 +165,8 @@ def _gradients(facts: CheckpointFacts) -> Iterator[Diagnosis]:
             confidence=0.9,
             summary=f"{len(facts.zero_adapters)} LoRA adapters are still 0: nothing was trained in them",
             evidence=f"after {facts.optimizer_steps} steps: {_listed(facts.zero_adapters)}",
-            next_step="look whether the frozen layer runs under no_grad(), which cuts the gradient of every "
-            "layer below, and "
-            "whether the optimizer holds the adapters",
+            next_step="look whether the frozen layer runs under no_grad(), which cuts the gradient of every layer "
+            "below, and whether the optimizer holds the adapters",
         )
     unchanged, compared = facts.unchanged_tensors, facts.compared_tensors
     if not compared or not unchanged:
@@ -181,8 +180,7 @@ def _gradients(facts: CheckpointFacts) -> Iterator[Diagnosis]:
             evidence=f"all {compared} tensors are equal"
             + (f"; learning rate {facts.learning_rate:.2e}" if facts.learning_rate else ""),
             next_step="look at the learning rate, at requires_grad, whether the optimizer holds this model's "
-            "parameters, and whether "
-            "the weights are bf16",
+            "parameters, and whether the weights are bf16",
         )
     elif not dead and not facts.zero_adapters:
         yield Diagnosis(
@@ -202,8 +200,7 @@ def _precision(facts: CheckpointFacts) -> Iterator[Diagnosis]:
             confidence=0.9,
             summary=f"the weights are {low[0]}: at learning rate {facts.learning_rate:.1e} most of them cannot move",
             evidence=f"for {100 * facts.unmovable_frac:.0f} % of the weights an update is less than half the "
-            "distance to the next "
-            f"{low[0]} number, and is rounded away",
+            f"distance to the next {low[0]} number, and is rounded away",
             next_step="keep the weights in fp32 and autocast the forward pass (PRECISION=bf16 does so)",
         )
     elif facts.bf16_valued_frac > BF16_VALUED_FRAC and facts.optimizer_steps > 0:

@@ -5,12 +5,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from results.diagnosis.diagnose import Context, diagnose, ranked
+from results.diagnosis.diagnose import diagnose, ranked
 from results.diagnosis.findings import Diagnosis
 from results.diagnosis.render import Report
+from results.diagnosis.run_view import Context
 from results.diagnosis.trace import trace_of_trial
 from results.ranking import baseline_trial, ending_counts, leaderboard
 from results.study.folder import Study
+from results.words import STATUS_LABELS
 from trainable.errors import UserError
 from trainable.model.model_names import PRESETS
 
@@ -116,7 +118,7 @@ def _baseline(trials: Sequence[dict[str, Any]]) -> list[Diagnosis]:
         Diagnosis(
             kind="baseline_incomplete",
             confidence=0.95,
-            summary=f"the baseline ended as {trial['status'].replace('_', ' ')}: nothing can be compared with it",
+            summary=f"the baseline ended as {STATUS_LABELS[trial['status']]}: nothing can be compared with it",
             evidence=f"trial {trial['trial_id']}, {trial['optimizer_steps']} steps, {trial['tokens_seen']} tokens"
             + (f", verdict {trial['verdict']}" if trial["verdict"] else ""),
             next_step=f"make diagnose TARGET={trial['trial_id']} of this study; a baseline that cannot run is a "

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from results.diagnosis.diagnose import Context, diagnose
+from results.diagnosis.diagnose import diagnose
 from results.diagnosis.findings import Diagnosis, capitalized, confidence_word
+from results.diagnosis.run_view import Context
 from results.diagnosis.trace import Column, RunTrace
 
 if TYPE_CHECKING:

@@ -56,6 +56,10 @@ class Curve:
         index = bisect_left(self.steps, step)
         return self.values[index] if index < len(self.steps) and self.steps[index] == step else None
 
+    def first_below(self, level: float, *, otherwise: int) -> int:
+        """Return the first step whose value is at most `level`, or `otherwise`."""
+        return next((step for step, value in zip(self.steps, self.values, strict=True) if value <= level), otherwise)
+
     def near(self, step: int) -> float:
         """Return the value recorded nearest to `step`."""
         index = bisect_left(self.steps, step)
@@ -106,12 +110,19 @@ class RunView:
     @property
     def peak_lr(self) -> float | None:
         """The highest learning rate recorded, else announced."""
-        if self.learning_rate.values:
-            return max(self.learning_rate.values)
+        return max(self.learning_rate.values) if self.learning_rate.values else self.announced_lr
+
+    @property
+    def announced_lr(self) -> float | None:
+        """The peak that the record says was set, None where it says none or no number."""
         try:
             return float(self.trace.announced["learning_rate"])
         except (KeyError, ValueError):
             return None
+
+    def finding(self, *kinds: str) -> Finding | None:
+        """Return the monitor's first finding of one of the kinds."""
+        return next((finding for finding in self.findings if finding.kind in kinds), None)
 
     @property
     def from_scratch(self) -> bool:
@@ -149,6 +160,7 @@ def view(trace: RunTrace, context: Context) -> RunView:
     if pretrained is None and "pretrained" in trace.announced:
         pretrained = trace.announced["pretrained"] == "yes"
     interval = main.steps[1] - main.steps[0] if len(main) > 1 else 0
+    # A log that begins beyond its own interval has lost its beginning: its first loss is no start.
     is_resumed = "resumed" in trace.announced or first > max(2 * interval, 100)
     partial = RunView(
         trace=trace,
@@ -198,9 +210,8 @@ def _if_recorded(grad_norm: float | None) -> float | None:
 
 
 def _curve(trace: RunTrace, column: Column) -> Curve:
-    steps, values = trace.series(column)
-    finite = [(step, value) for step, value in zip(steps, values, strict=True) if math.isfinite(value)]
-    return Curve(steps=tuple(step for step, _ in finite), values=tuple(value for _, value in finite))
+    steps, values = trace.finite(column)
+    return Curve(steps=tuple(steps), values=tuple(values))
 
 
 def _coarse(curve: Curve) -> Curve:
@@ -221,5 +232,7 @@ def evenly(values: Sequence[float]) -> Sequence[float]:
 
 def noise_sd(values: Sequence[float]) -> float:
     """Return the standard deviation of what is no trend in a series: from its second differences, robustly."""
+    # A slow trend cancels in a second difference, whose variance is 1 + 4 + 1 times that of independent noise; and a
+    # median absolute deviation, here about 0, is 1 / 1.4826 of a normal distribution's standard deviation.
     seconds = [abs(a - 2 * b + c) for a, b, c in zip(values, values[1:], values[2:], strict=False)]
     return 1.4826 * statistics.median(seconds) / math.sqrt(6) if seconds else 0.0

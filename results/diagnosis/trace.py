@@ -1,5 +1,6 @@
 """RunTrace: a run as it was recorded, whatever recorded it. It holds numbers and judges nothing."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -65,6 +66,11 @@ class RunTrace:
         pairs = [
             (step, value) for step, value in zip(self.steps, getattr(self, column), strict=True) if value is not None
         ]
+        return [step for step, _ in pairs], [value for _, value in pairs]
+
+    def finite(self, column: Column) -> tuple[list[int], list[float]]:
+        """Return the steps at which `column` is a finite number, and its values there."""
+        pairs = [(step, value) for step, value in zip(*self.series(column), strict=True) if math.isfinite(value)]
         return [step for step, _ in pairs], [value for _, value in pairs]
 
 

@@ -137,7 +137,7 @@ def _loss(axes: "Axes", trace: RunTrace) -> None:
     positive: list[float] = []
     curves: tuple[tuple[Column, str, str], ...] = (("train_loss", "train", _TRAIN), ("val_loss", "validation", _VAL))
     for column, label, colour in curves:
-        steps, values = _finite(trace, column)
+        steps, values = trace.finite(column)
         _line(axes, steps, values, label, colour)
         positive += [value for value in values if value > 0]
         bad = [step for step, value in zip(*trace.series(column), strict=True) if not math.isfinite(value)]
@@ -149,11 +149,6 @@ def _loss(axes: "Axes", trace: RunTrace) -> None:
             )
     if positive and max(positive) > LOG_SCALE_RATIO * min(positive):
         _log_scale(axes)
-
-
-def _finite(trace: RunTrace, column: Column) -> tuple[list[int], list[float]]:
-    pairs = [(step, value) for step, value in zip(*trace.series(column), strict=True) if math.isfinite(value)]
-    return [step for step, _ in pairs], [value for _, value in pairs]
 
 
 def _line(axes: "Axes", steps: Sequence[int], values: Sequence[float], label: str, colour: str) -> None:
@@ -171,7 +166,7 @@ def _line(axes: "Axes", steps: Sequence[int], values: Sequence[float], label: st
 
 
 def _grad_norm(axes: "Axes", trace: RunTrace) -> None:
-    steps, values = _finite(trace, "grad_norm")
+    steps, values = trace.finite("grad_norm")
     good = [(step, value) for step, value in zip(steps, values, strict=True) if value > 0]
     _line(axes, [step for step, _ in good], [value for _, value in good], "", _OTHER)
     if good:
@@ -192,7 +187,7 @@ def _log_scale(axes: "Axes") -> None:
 
 
 def _learning_rate(axes: "Axes", trace: RunTrace) -> None:
-    steps, values = _finite(trace, "learning_rate")
+    steps, values = trace.finite("learning_rate")
     if not steps:
         return
     stride = max(1, len(steps) // MAX_POINTS)
@@ -205,11 +200,11 @@ def _learning_rate(axes: "Axes", trace: RunTrace) -> None:
 
 
 def _speed(axes: "Axes", trace: RunTrace) -> None:
-    steps, times_s = _finite(trace, "step_time_s")
+    steps, times_s = trace.finite("step_time_s")
     good = [(step, 1 / time_s) for step, time_s in zip(steps, times_s, strict=True) if time_s > 0]
     if not good:
         return
-    printed_steps, printed = _finite(trace, "printed_steps_per_s")
+    printed_steps, printed = trace.finite("printed_steps_per_s")
     if trace.announced.get("printed_speed") == "mean" and len(printed) > 2:
         stride = max(1, len(printed) // MAX_POINTS)
         axes.plot(

@@ -29,12 +29,11 @@ from results.words import (
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-__all__ = ["report_facts", "report_markdown", "write_report", "write_reports"]
-
 _HERE = Path(__file__).parent
 _FILTERS = {
     "count": count_words,
-    "difference": difference_words,
+    # A typographic minus is as wide as the plus: the differences of a column stand under each other.
+    "difference": lambda difference: difference_words(difference).replace("-", "−"),
     "duration": duration_words,
     "label": label,
     "words": list_words,

@@ -13,31 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from results.study.folder import LATEST, Study, check_study_name, open_study, studies_dir
-from results.study.paths import expanded
-from search.options import Variables
+from search.options import Options
 from trainable.data.remote_files import below, blocks_of, files_at, reason, write_whole
 from trainable.errors import UserError
 
 INTERVAL_S = 30.0
 CHECKPOINTS = "checkpoints"
-GCS_PATIENCE_S = 60
 MARK = ".driver.json"
 """Who writes a study into the storage now; renewed with every copy, gone at the end."""
 MIRRORED = ("best.*", "report.*", "*.json", "*.png", "steps/*.parquet", "metrics.parquet", "trials.parquet")
 """In this order, trials last: a reader never finds a loss that no evaluation shows."""
-
-
-def checked_storage(text: str | None) -> str | None:
-    """Return STORAGE, a URI or an absolute folder. Raises UserError where pyarrow knows no such file system."""
-    if text is None:
-        return None
-    if "://" not in text:
-        return str(expanded(text, "STORAGE"))
-    if text.startswith(("gs://", "gcs://")) and "retry_limit_seconds" not in text:
-        # Left alone, a bucket that does not answer is asked for a quarter of an hour.
-        text += ("&" if "?" in text else "?") + f"retry_limit_seconds={GCS_PATIENCE_S}"
-    files_at(text)
-    return text
 
 
 def write_probe(storage: str) -> tuple[str, str]:
@@ -131,12 +116,12 @@ def this_driver() -> dict[str, Any]:
     return {"host": socket.gethostname(), "pid": os.getpid()}
 
 
-def open_or_fetch_study(variables: Variables) -> tuple[Study, str | None]:
+def open_or_fetch_study(options: Options) -> tuple[Study, str | None]:
     """Return STUDY, brought from STORAGE where it is not here, or the latest one; and the storage, if there is one.
 
     Raises UserError when there is none, or it cannot be read.
     """
-    name, storage = variables.text("STUDY"), checked_storage(variables.text("STORAGE"))
+    name, storage = options.study, options.storage
     if name is not None and storage is not None:
         fetch_study(name, storage)
     return open_study(name or LATEST, but_kind="train"), storage

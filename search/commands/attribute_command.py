@@ -23,14 +23,14 @@ from results.study.ledger import Ledger
 from results.study.lock import hold
 from results.study.paths import shown
 from search.cluster.study_storage import TableMirror, open_or_fetch_study
-from search.options import Variables
+from search.options import Options
 from search.setup.inputs import check_fit
 from search.setup.preflight_run import PREFLIGHT_FAILED, passes_preflight
 from search.setup.reopen import Reopened, load_like, reopen, run_more
 from search.setup.study_record import common_document
 from search.terminal.console import Preparing, Terminal
 from trainable.config import BASELINES, DOCUMENTED, TrialConfig, config_from, with_token_budget
-from trainable.errors import UserError, did_you_mean
+from trainable.errors import UserError
 from trainable.rows import ENDINGS
 
 DEFAULT_BUDGET_TOKENS = 200_000
@@ -63,14 +63,14 @@ class Design:
         return self.source is not None and self.source.document()["budget_tokens"] == self.budget_tokens
 
 
-def attribute_command(variables: Variables, terminal: Terminal) -> int:
+def attribute_command(options: Options, terminal: Terminal) -> int:
     """Attribute the difference between FROM and TO, or STUDY's baseline and best; return the exit code."""
-    design = make_design(variables)
+    design = make_design(options)
     with Preparing(terminal.console) as progress:
-        study, opened = _open(design, variables, progress)
+        study, opened = _open(design, options, progress)
         check_fit(opened.loaded, list(design.configs.values()))
     if not passes_preflight(
-        variables,
+        options,
         opened.inputs,
         opened.loaded,
         design.before,
@@ -90,15 +90,15 @@ def attribute_command(variables: Variables, terminal: Terminal) -> int:
     return _conclude(design, study, terminal, opened.slots.storage)
 
 
-def make_design(variables: Variables) -> Design:
+def make_design(options: Options) -> Design:
     """Return what to run. Raises UserError for unknown names, or two configurations that do not differ."""
-    budget_tokens = variables.tokens("BUDGET_TOKENS")
+    budget_tokens = options.budget_tokens
     source = None
-    if variables.text("FROM") or variables.text("TO"):
-        names = (variables.text("FROM") or "before", variables.text("TO") or "documented")
-        before, after = (_documented(name) for name in names)
+    if options.from_ or options.to:
+        names = (options.from_ or "before", options.to or "documented")
+        before, after = (BASELINES[name] for name in names)
     else:
-        source, _ = open_or_fetch_study(variables)
+        source, _ = open_or_fetch_study(options)
         base, best = baseline_trial(source.trials()), best_trial(source.trials())
         if base is None or best is None or best["is_baseline"]:
             raise UserError(f"study {source.name} has no trial better than its baseline: nothing to attribute.")
@@ -114,7 +114,7 @@ def make_design(variables: Variables) -> Design:
             replace(config_of(before, after, settings, coalition), seed=seed), budget_tokens
         )
         # A seed at a time, so that an interruption leaves whole seeds.
-        for seed in range(before.seed, before.seed + (variables.whole("SEEDS") or DEFAULT_SEEDS))
+        for seed in range(before.seed, before.seed + (options.seeds or DEFAULT_SEEDS))
         for coalition in coalitions(len(settings))
     }
     return Design(
@@ -127,21 +127,15 @@ def make_design(variables: Variables) -> Design:
     )
 
 
-def _documented(name: str) -> TrialConfig:
-    if name not in BASELINES:
-        raise UserError(f"there is no documented configuration '{name}'.{did_you_mean(name, BASELINES)}")
-    return BASELINES[name]
-
-
-def _open(design: Design, variables: Variables, progress: Preparing) -> tuple[Study | None, Reopened]:
+def _open(design: Design, options: Options, progress: Preparing) -> tuple[Study | None, Reopened]:
     """Return the study of an earlier call with the same question, or None, and what its runs need."""
     name = f"attribute-{design.source.name}" if design.source else f"attribute-{design.before_name}-{design.after_name}"
     name = f"{name}-{design.budget_tokens}"
     existing = next((study for study in list_studies() if study.name == name), None)
     if existing is not None:
-        return existing, reopen(existing, variables, progress)
+        return existing, reopen(existing, options, progress)
     like = design.source.document() if design.source else {"evaluation": EVALUATION}
-    opened = load_like(like, variables, progress, baseline=design.before)
+    opened = load_like(like, options, progress, baseline=design.before)
     document = common_document(name, "attribute", loaded=opened.loaded)
     document["evaluation"]["milestones_tokens"] = (
         like["evaluation"]["milestones_tokens"]

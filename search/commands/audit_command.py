@@ -3,25 +3,26 @@
 from pathlib import Path
 
 from results.study.paths import shown
-from search.options import Variables
+from results.words import token_words
+from search.options import Options
 from search.setup.inputs import check_inputs
 from search.terminal.console import Preparing, Terminal
-from search.terminal.phrases import token_words
-from trainable.text_audit.audit_values import parse_range
 
 
-def audit_command(variables: Variables, terminal: Terminal) -> int:
+def audit_command(options: Options, terminal: Terminal) -> int:
     """Audit TRAINING_DATA_SOURCE under the model's tokenizer; 0 whatever is found."""
-    out = variables.path("CLEAN")
-    token_range = parse_range(text) if (text := variables.text("RANGE")) else None
+    out = options.clean
     with Preparing(terminal.console) as progress:
-        inputs = check_inputs(variables, progress=progress)
+        inputs = check_inputs(options, progress=progress)
         from trainable.model.models import load_tokenizer
-        from trainable.text_audit.audit import audit, plot_audit, render, to_json, write_clean
+        from trainable.text_audit.audit import audit
+        from trainable.text_audit.audit_plot import plot_audit
+        from trainable.text_audit.clean import write_clean
+        from trainable.text_audit.report import render, to_json
 
         files = list(inputs.files)
         tokenizer = load_tokenizer(inputs.model_name, files, progress=progress)
-        report = audit(files, tokenizer, token_range=token_range, progress=progress)
+        report = audit(files, tokenizer, token_range=options.range, progress=progress)
         picture = Path.cwd() / f"{files[0].stem}.audit.png"
         plot_audit(report, picture)
         cleaned = write_clean(files, report, out) if out else None

@@ -7,13 +7,13 @@ from rich.table import Table
 
 from results.study.folder import Study
 from results.study.tables import STEPS, read_rows
+from results.words import UNKNOWN, loss_words, token_words
 from search.commands.run_command import is_sound, run_plan
-from search.options import Variables
+from search.options import Options
 from search.setup.finish import finish_study
 from search.setup.plan import make_plan
 from search.setup.preflight_run import PREFLIGHT_FAILED
 from search.terminal.console import Preparing, Terminal
-from search.terminal.phrases import loss_words, token_words
 from trainable.config import BASELINES, BEFORE, TrialConfig, config_from
 from trainable.schedule import learning_rate_at
 from trainable.stability import judge_trace
@@ -27,12 +27,12 @@ DOCUMENTED_LOSSES = {
 """Validation losses of the owner's run on its own model and text: by step, `documented` as expected from step 1500."""
 
 
-def baseline_command(variables: Variables, terminal: Terminal) -> int:
+def baseline_command(options: Options, terminal: Terminal) -> int:
     """Run the baseline, beside it COMPARE, and print what was documented against what was measured."""
-    compare = variables.text("COMPARE")
+    compare = options.compare
     with Preparing(terminal.console) as progress:
-        plan = make_plan(variables, kind="baseline", progress=progress, compare=compare)
-    if not is_sound(plan, variables, terminal):
+        plan = make_plan(options, kind="baseline", progress=progress, compare=compare)
+    if not is_sound(plan, options, terminal):
         return PREFLIGHT_FAILED
     study, code = run_plan(plan, terminal)
     finish_study(study, terminal, plan.slots.storage)
@@ -95,7 +95,7 @@ def _say_facts(facts: dict[str, Any], terminal: Terminal) -> None:
         table.add_column(heading, overflow="fold")
     documented = BASELINES.get(facts["name"].removesuffix(", changed"))
     for field in ("batch_size", "block_size", "learning_rate", "lr_schedule", "warmup_steps", "training_steps"):
-        value = getattr(documented, field) if documented else "-"
+        value = getattr(documented, field) if documented else UNKNOWN
         table.add_row(field, f"{value}", f"{getattr(config, field)}")
     table.add_row(
         "optimizer steps/s", "1.05, later 0.62 (its machine)", f"{facts['steps_per_s'] or 0:.2f}, median step"
@@ -121,7 +121,7 @@ def _say_trajectory(facts: dict[str, Any], terminal: Terminal) -> None:
             loss_words(metrics["val_loss"]),
             f"{metrics['learning_rate']:.2e}",
             f"{rate['by_formula']:.2e}",
-            "-" if metrics["grad_norm"] is None else f"{metrics['grad_norm']:.2f}",
+            UNKNOWN if metrics["grad_norm"] is None else f"{metrics['grad_norm']:.2f}",
         )
     terminal.console.print(table)
     losses = DOCUMENTED_LOSSES.get(facts["name"])

@@ -6,15 +6,15 @@ from rich.table import Table
 
 from results.ranking import baseline_trial, best_trial, savings
 from results.study.folder import Study, open_study
-from search.options import Variables
+from results.words import UNKNOWN, config_words, duration_words, loss_words, token_words
+from search.options import Options
 from search.terminal.console import Terminal
-from search.terminal.phrases import config_words, duration_words, loss_words, token_words
 from trainable.errors import UserError
 
 
-def compare_command(variables: Variables, terminal: Terminal) -> int:
+def compare_command(options: Options, terminal: Terminal) -> int:
     """Compare the studies named in STUDY, separated by commas."""
-    names = [name.strip() for name in (variables.text("STUDY") or "").split(",") if name.strip()]
+    names = [name.strip() for name in (options.study or "").split(",") if name.strip()]
     if len(names) < 2:
         raise UserError("compare needs two studies or more: STUDY=a,b. make list shows them.")
     entries = [_entry(open_study(name)) for name in names]
@@ -33,7 +33,7 @@ def compare_command(variables: Variables, terminal: Terminal) -> int:
             str(entry["trials"]),
             token_words(entry["tokens_spent"]),
             duration_words(entry["device_s_spent"]),
-            config_words(best) if best else "-",
+            config_words(best) if best else UNKNOWN,
         )
     terminal.console.print(table)
     if differences:

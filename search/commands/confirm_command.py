@@ -18,23 +18,22 @@ from results.confirmation.confirmation import (
 from results.study.folder import Study
 from results.study.ledger import Ledger
 from results.study.lock import hold
+from results.words import UNKNOWN, config_words, difference_words
 from search.cluster.study_storage import open_or_fetch_study
-from search.options import Variables
+from search.options import Options
 from search.setup.finish import finish_study
 from search.setup.reopen import Reopened, reopen, run_more
 from search.terminal.console import Preparing, Terminal
-from search.terminal.phrases import config_words
 from trainable.config import config_from
 from trainable.rows import ENDINGS
 
-DEFAULT_TOP = 2
 DEFAULT_SEEDS = 5
 
 
-def confirm_command(variables: Variables, terminal: Terminal) -> int:
+def confirm_command(options: Options, terminal: Terminal) -> int:
     """Confirm STUDY's best TOP trials on SEEDS fresh seeds; return the exit code."""
-    study, storage = open_or_fetch_study(variables)
-    code = confirm_study(study, variables, terminal)
+    study, storage = open_or_fetch_study(options)
+    code = confirm_study(study, options, terminal)
     finish_study(study, terminal, storage)
     confirmation = load_confirmation(study)
     assert confirmation is not None
@@ -43,9 +42,9 @@ def confirm_command(variables: Variables, terminal: Terminal) -> int:
     return code
 
 
-def confirm_study(study: Study, variables: Variables, terminal: Terminal) -> int:
+def confirm_study(study: Study, options: Options, terminal: Terminal) -> int:
     """Plan the confirmation, or take up the one that was begun, and run what is missing of it; return the exit code."""
-    top, seeds = variables.whole("TOP") or DEFAULT_TOP, variables.whole("SEEDS") or DEFAULT_SEEDS
+    seeds = options.seeds or DEFAULT_SEEDS
     trials = study.trials()
     known = load_confirmation(study)
     if known is not None and not known.verdicts:
@@ -54,11 +53,11 @@ def confirm_study(study: Study, variables: Variables, terminal: Terminal) -> int
         # A second one judges its own fresh seeds alone: looking again until it says "better" would prove nothing.
         used = {run.seed for run in known.runs} if known else set()
         study_seed = study.document()["seed"]
-        plan = plan_confirmation(trials, top=top, seeds=seeds, study_seed=study_seed, used_seeds=used)
+        plan = plan_confirmation(trials, top=options.top, seeds=seeds, study_seed=study_seed, used_seeds=used)
         runs = [ConfirmationRun(source_trial_id=source, seed=seed) for source, seed in plan]
     with hold(study):
         with Preparing(terminal.console) as progress:
-            reopened = reopen(study, variables, progress)
+            reopened = reopen(study, options, progress)
         ledger = Ledger.load(study)
         runs = _numbered(runs, trials)
         write_confirmation(study, confirm(trials, runs))
@@ -126,16 +125,16 @@ def say_confirmation(study: Study, confirmation: Confirmation, terminal: Termina
         verdict = verdicts.get(trial_id)
         name = "baseline" if rows[trial_id]["is_baseline"] else f"{trial_id}"
         if verdict is None:
-            table.add_row(name, str(rank), str(ranks.get(trial_id, "-")))
+            table.add_row(name, str(rank), str(ranks.get(trial_id, UNKNOWN)))
             continue
-        low, high = (f"{bound:+.4f}" if bound is not None else "none" for bound in (verdict.low, verdict.high))
+        low, high = difference_words(verdict.low), difference_words(verdict.high)
         table.add_row(
             name,
             str(rank),
             str(ranks[trial_id]),
-            "-" if verdict.mean_difference is None else f"{verdict.mean_difference:+.4f}",
+            difference_words(verdict.mean_difference),
             f"{low} to {high}",
-            "-" if verdict.p_value is None else f"{verdict.p_value:.2g}",
+            UNKNOWN if verdict.p_value is None else f"{verdict.p_value:.2g}",
             verdict.words,
         )
     terminal.console.print(table)

@@ -2,27 +2,27 @@
 
 from pathlib import Path
 
-from results.diagnosis.diagnose import Context
 from results.diagnosis.logs.training_log import read_training_log
 from results.diagnosis.of_checkpoint import report_of_checkpoints
 from results.diagnosis.of_study import context_of_study, report_of_study
 from results.diagnosis.render import Report, plain_text, render, report_of_trace, to_json
+from results.diagnosis.run_view import Context
 from results.diagnosis.trace import trace_of_trial
 from results.diagnosis.trace_plot import plot_trace
 from results.study.folder import LATEST, Study, list_studies, open_study
 from results.study.paths import expanded, path_error, shown
-from search.options import Variables
+from search.options import Options
 from search.setup.inputs import DEFAULT_MODEL, check_inputs
 from search.terminal.console import Preparing, Terminal
 from trainable.errors import UserError, did_you_mean
 
 
-def diagnose_command(variables: Variables, terminal: Terminal) -> int:
+def diagnose_command(options: Options, terminal: Terminal) -> int:
     """Diagnose TARGET (default: the latest study); 0 whatever is found."""
-    target = variables.text("TARGET") or LATEST
+    target = options.target or LATEST
     with Preparing(terminal.console) as progress:
         progress(f"looking at {target}", 0.0)
-        report, picture = _report(target, variables, progress)
+        report, picture = _report(target, options, progress)
     if report.trace is not None:
         plot_trace(report.trace, report.findings, picture)
     if terminal.console.is_terminal:
@@ -35,7 +35,7 @@ def diagnose_command(variables: Variables, terminal: Terminal) -> int:
     return 0
 
 
-def _report(target: str, variables: Variables, progress: Preparing) -> tuple[Report, Path]:
+def _report(target: str, options: Options, progress: Preparing) -> tuple[Report, Path]:
     """Return the report, and where its picture goes: beside a study's tables, or into the current folder."""
     study, trial_id = _study_and_trial(target)
     if study is not None:
@@ -53,8 +53,8 @@ def _report(target: str, variables: Variables, progress: Preparing) -> tuple[Rep
             f"TARGET={target} is neither a study, STUDY/TRIAL, nor a file or folder.{did_you_mean(target, known)}"
         )
     if path.is_dir() or path.suffix == ".pt":
-        return _checkpoints(target, path, variables, progress), picture
-    return report_of_trace(read_training_log(path), context=_context(variables)), picture
+        return _checkpoints(target, path, options, progress), picture
+    return report_of_trace(read_training_log(path), context=_context(options)), picture
 
 
 def _path(target: str) -> Path:
@@ -86,8 +86,8 @@ def _study_and_trial(target: str) -> tuple[Study | None, int | None]:
     return study, int(trial)
 
 
-def _checkpoints(target: str, path: Path, variables: Variables, progress: Preparing) -> Report:
-    inputs = check_inputs(variables, progress=progress)
+def _checkpoints(target: str, path: Path, options: Options, progress: Preparing) -> Report:
+    inputs = check_inputs(options, progress=progress)
     progress("loading torch", 0.0)
     from trainable.checkpoint.checkpoint import read_checkpoint
     from trainable.checkpoint.exam.examine import checkpoint_files, examine_checkpoints
@@ -95,7 +95,7 @@ def _checkpoints(target: str, path: Path, variables: Variables, progress: Prepar
     from trainable.model.models import load_tokenizer
 
     paths = checkpoint_files(path) if path.is_dir() else [path]
-    model_name = variables.text("GPT2_MODEL_NAME") or read_checkpoint(paths[-1]).model_name
+    model_name = options.gpt2_model_name or read_checkpoint(paths[-1]).model_name
     # An owner's file does not name its tokenizer: without GPT2_MODEL_NAME no text can be read as it was trained on.
     corpus = None
     if model_name is not None:
@@ -107,5 +107,5 @@ def _checkpoints(target: str, path: Path, variables: Variables, progress: Prepar
     return report_of_checkpoints(target, facts, unigram_entropy=corpus.unigram_entropy if corpus else None)
 
 
-def _context(variables: Variables) -> Context:
-    return Context(pretrained=None if variables.text("GPT2_MODEL_NAME") is None else True)
+def _context(options: Options) -> Context:
+    return Context(pretrained=None if options.gpt2_model_name is None else True)

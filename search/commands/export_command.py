@@ -4,19 +4,16 @@ import sys
 
 from results.export import export_cli, export_env, export_json, export_toml
 from results.study.folder import LATEST, open_study
-from search.options import Variables
+from search.options import Options
 from search.terminal.console import Terminal
-from trainable.errors import UserError, did_you_mean
 
 FORMATS = {"env": export_env, "json": export_json, "toml": export_toml, "cli": export_cli}
 
 
-def export_command(variables: Variables, terminal: Terminal) -> int:
+def export_command(options: Options, terminal: Terminal) -> int:
     """Print the best completed trial of STUDY (default: the latest search) in FORMAT."""
-    name = "json" if terminal.as_json else variables.text("FORMAT") or "env"
-    if name not in FORMATS:
-        raise UserError(f"FORMAT={name} is not known.{did_you_mean(name, FORMATS)}")
-    text = FORMATS[name](open_study(variables.text("STUDY") or LATEST, but_kind="train"))
+    name = "json" if terminal.as_json else options.format
+    text = FORMATS[name](open_study(options.study or LATEST, but_kind="train"))
     # A path that is not UTF-8 came in by surrogateescape and leaves by it.
     sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape"))
     sys.stdout.buffer.flush()

@@ -8,13 +8,13 @@ from rich.text import Text
 from results.ranking import baseline_trial, best_trial
 from results.study.folder import Study, list_studies, studies_dir
 from results.study.paths import shown
-from search.options import Variables
+from results.words import loss_words
+from search.options import Options
 from search.terminal.console import Terminal
-from search.terminal.phrases import loss_words
 from trainable.errors import UserError
 
 
-def list_command(_: Variables, terminal: Terminal) -> int:
+def list_command(_: Options, terminal: Terminal) -> int:
     """List the studies with their best and baseline losses."""
     entries = [_entry(study) for study in list_studies()]
     if not entries:

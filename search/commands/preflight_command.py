@@ -2,16 +2,16 @@
 
 from dataclasses import asdict
 
-from search.options import Variables
+from search.options import Options
 from search.setup.plan import make_plan
 from search.setup.preflight_run import PREFLIGHT_FAILED, run_checks
 from search.terminal.console import Preparing, Terminal
 
 
-def preflight_command(variables: Variables, terminal: Terminal) -> int:
+def preflight_command(options: Options, terminal: Terminal) -> int:
     """Check the set-up that a search of SPACE would use; 1 when a check fails."""
     with Preparing(terminal.console) as progress:
-        plan = make_plan(variables, kind="search", progress=progress)
+        plan = make_plan(options, kind="search", progress=progress)
     checks = run_checks(
         plan.inputs,
         plan.loaded,

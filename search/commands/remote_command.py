@@ -16,18 +16,17 @@ from pathlib import Path
 from threading import Thread
 
 from results.study.folder import LATEST, Study, studies_dir
-from results.study.paths import path_error, shown
+from results.study.paths import expanded, path_error, shown
 from search.cluster.connection import check_port, connect
 from search.cluster.study_storage import (
     TableMirror,
-    checked_storage,
     fetch_study,
     fetch_tables,
     read_probe,
     remove_probe,
     write_probe,
 )
-from search.options import FOLDERS, Variables
+from search.options import FOLDERS, OUTSIDE, Options
 from search.terminal.console import Terminal
 from search.terminal.signals import Interrupts
 from trainable.config import BASELINES
@@ -35,7 +34,6 @@ from trainable.data.node_cache import SharedCopy, share
 from trainable.data.remote_files import files_at, reason
 from trainable.errors import UserError
 
-SCHEME = "ray://"
 GO_ON = ("resume", "confirm", "attribute")
 COMMANDS = ("run", "baseline", *GO_ON)
 READ_FROM_DISK = ("SPACE", "TRAINING_DATA_SOURCE", "GPT2_MODEL_NAME", "CHECKPOINT_PATH")
@@ -43,22 +41,17 @@ POLL_S = 0.5
 HEAD_TIMEOUT_S = 180.0
 
 
-def is_remote(command: str, variables: Variables) -> bool:
-    """Return whether the command is one to be run on a cluster that this machine is no part of."""
-    return command in COMMANDS and (variables.text("ADDRESS") or "").startswith(SCHEME)
-
-
-def remote_command(command: str, variables: Variables, terminal: Terminal) -> int:
+def remote_command(command: str, options: Options, terminal: Terminal) -> int:
     """Run the command on the cluster's head and bring its studies here; return its exit code. Raises UserError."""
-    address, storage = variables.text("ADDRESS") or "", checked_storage(variables.text("STORAGE"))
+    address, storage = options.address or "", options.storage
     if storage is None:
         raise UserError(f"ADDRESS={address} needs STORAGE, which the cluster and this machine both see, s3://... say.")
-    compares_documented = variables.text("FROM") or variables.text("TO")
-    if command in GO_ON and variables.text("STUDY") in (None, LATEST) and not compares_documented:
+    compares_documented = options.from_ or options.to
+    if command in GO_ON and options.study in (None, LATEST) and not compares_documented:
         raise UserError(
             f"ADDRESS={address}: the cluster does not know which study was last here. Set STUDY to its name."
         )
-    check_port(address, address.removeprefix(SCHEME))
+    check_port(address, address.removeprefix(OUTSIDE))
     if importlib.util.find_spec("grpc") is None:
         raise UserError(f"ADDRESS={address}: Ray's client needs grpcio. Install it: pip install 'ray[client]'")
     connect(address)
@@ -66,7 +59,7 @@ def remote_command(command: str, variables: Variables, terminal: Terminal) -> in
 
     try:
         with Interrupts() as interrupts:
-            return _on_head(command, variables, storage, terminal, interrupts)
+            return _on_head(command, options, storage, terminal, interrupts)
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, UserError):
             raise UserError(str(error.cause)) from None
@@ -82,7 +75,7 @@ def remote_command(command: str, variables: Variables, terminal: Terminal) -> in
         ray.shutdown()
 
 
-def _on_head(command: str, variables: Variables, storage: str, terminal: Terminal, interrupts: Interrupts) -> int:
+def _on_head(command: str, options: Options, storage: str, terminal: Terminal, interrupts: Interrupts) -> int:
     import ray
 
     # The head is where clients are served; its marker has room for many.
@@ -96,8 +89,8 @@ def _on_head(command: str, variables: Variables, storage: str, terminal: Termina
         remove_probe(storage, probe)
     if seen != word:
         raise UserError(f"STORAGE={storage}: the cluster does not see what was written here. Name s3://..., say.")
-    values = {name: text for name, text in variables.values.items() if name not in FOLDERS}
-    copies = {name: share(path, storage) for name in READ_FROM_DISK if (path := _on_disk(name, variables)) is not None}
+    values = {name: text for name, text in options.texts.items() if name not in FOLDERS}
+    copies = {name: share(path, storage) for name in READ_FROM_DISK if (path := _on_disk(name, options)) is not None}
     terminal.say("the command runs on the cluster's head; what it says:")
     ray.get(head.start.remote(command, values, copies, storage, terminal.as_json))
     code, told = None, False
@@ -115,8 +108,9 @@ def _on_head(command: str, variables: Variables, storage: str, terminal: Termina
     return int(code)
 
 
-def _on_disk(name: str, variables: Variables) -> Path | None:
-    path = variables.path(name)
+def _on_disk(name: str, options: Options) -> Path | None:
+    text = options.texts.get(name)
+    path = expanded(text, name) if text else None
     if path is None or path_error(path) is not None:
         return None
     return path if path.exists() and (name != "SPACE" or path.is_file()) else None

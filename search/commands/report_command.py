@@ -4,13 +4,13 @@ from results.report.facts.study_facts import report_facts
 from results.report.page import write_reports
 from results.study.folder import LATEST, open_study
 from results.study.paths import shown
-from search.options import Variables
+from search.options import Options
 from search.terminal.console import Terminal
 
 
-def report_command(variables: Variables, terminal: Terminal) -> int:
+def report_command(options: Options, terminal: Terminal) -> int:
     """Write STUDY's report.html and report.md."""
-    study = open_study(variables.text("STUDY") or LATEST, but_kind="train")
+    study = open_study(options.study or LATEST, but_kind="train")
     with terminal.console.status("writing the report ..."):
         write_reports(study)
     terminal.say(f"report: {shown(study.path / 'report.html')} and report.md beside it")

@@ -9,20 +9,21 @@ from results.study.documents import write_document
 from results.study.folder import Study
 from results.study.ledger import Ledger
 from results.study.lock import hold
+from results.words import token_words
 from search.cluster.study_storage import open_or_fetch_study
 from search.commands.confirm_command import confirm_study
 from search.commands.run_command import run_planned
-from search.options import Variables
+from search.options import Options
 from search.setup.finish import finish_study
 from search.setup.plan import baseline_configs, plan_study
-from search.setup.reopen import WHAT_IT_WAS, Reopened, reopen, run_more
+from search.setup.reopen import Reopened, reopen, run_more, with_inputs_of
 from search.setup.settings import Settings, differences, planned_space, space_file_differences
 from search.terminal.console import Preparing, Terminal
-from search.terminal.phrases import token_words
 from search.terminal.summary import say_summary, summary_document
 from search.trackers.trackers import mirror_callbacks, read_mirrors
 from search.tune.history import History, known_trials
 from search.tune.warm_start import read_warm_start
+from spaces.overrides import with_overrides
 from spaces.read.load import space_from_toml
 from spaces.space import SearchSpace
 from trainable.config import TrialConfig
@@ -30,24 +31,24 @@ from trainable.errors import UserError
 from trainable.rows import ENDINGS
 
 
-def resume_command(variables: Variables, terminal: Terminal) -> int:
+def resume_command(options: Options, terminal: Terminal) -> int:
     """Resume STUDY, extend it to TRIALS, or take it to a larger BUDGET_TOKENS; return the exit code."""
-    study, storage = open_or_fetch_study(variables)
+    study, storage = open_or_fetch_study(options)
     document = study.document()
     _check_kind(study, document)
     space, settings = planned_space(document, f"study {study.name}: study.json")
-    _check_same(study, document, settings, variables)
-    budget_tokens = variables.tokens("BUDGET_TOKENS")
+    _check_same(study, document, settings, options)
+    budget_tokens = options.budget_tokens
     if budget_tokens is not None and budget_tokens != document["budget_tokens"]:
-        return _at_larger_budget(study, document, replace(settings, budget_tokens=budget_tokens), variables, terminal)
-    trials = variables.whole("TRIALS")
+        return _at_larger_budget(study, document, replace(settings, budget_tokens=budget_tokens), options, terminal)
+    trials = options.trials
     if trials is not None and document["kind"] == "search" and trials != space.trials:
-        space, settings = space.with_overrides(trials=trials), replace(settings, trials=trials)
+        space, settings = with_overrides(space, trials=trials), replace(settings, trials=trials)
     with hold(study):
-        code = _resume(study, document, space, settings, variables, terminal)
+        code = _resume(study, document, space, settings, options, terminal)
     known = load_confirmation(study)
-    if code == 0 and (variables.flag("CONFIRM") or (known is not None and not known.verdicts)):
-        code = confirm_study(study, variables, terminal)
+    if code == 0 and (options.confirm or (known is not None and not known.verdicts)):
+        code = confirm_study(study, options, terminal)
     finish_study(study, terminal, storage)
     say_summary(study, terminal)
     terminal.document(summary_document(study))
@@ -64,15 +65,15 @@ def _check_kind(study: Study, document: dict[str, Any]) -> None:
         raise UserError(f"study {study.name} is of kind {kind}. {remedies.get(str(kind), 'Start a new one.')}")
 
 
-def _check_same(study: Study, document: dict[str, Any], settings: Settings, variables: Variables) -> None:
-    found = differences(document, settings, variables)
+def _check_same(study: Study, document: dict[str, Any], settings: Settings, options: Options) -> None:
+    found = differences(document, settings, options)
     if found:
         raise UserError(
             f"study {study.name} was planned otherwise: {'; '.join(found)}. Unset it to go on with the study as it is, "
             "or search anew under another STUDY= name."
         )
     changed = space_file_differences(document)
-    if changed and not variables.flag("FORCE"):
+    if changed and not options.force:
         raise UserError(
             f"study {study.name}: {document['space']['path']} has changed since: {'; '.join(changed)}. FORCE=1 goes on "
             "with the space as the study has it; to search the new one, start another study."
@@ -84,7 +85,7 @@ def _resume(
     document: dict[str, Any],
     space: SearchSpace,
     settings: Settings,
-    variables: Variables,
+    options: Options,
     terminal: Terminal,
 ) -> int:
     ledger = Ledger.load(study)
@@ -99,9 +100,9 @@ def _resume(
     if planned == len(ended):
         terminal.say(f"all {planned} trials of study {study.name} have ended; TRIALS=... runs more of them")
         return 0
-    mirrors = read_mirrors(variables)
+    mirrors = read_mirrors(options)
     with Preparing(terminal.console) as progress:
-        reopened = reopen(study, variables, progress)
+        reopened = reopen(study, options, progress)
     if planned != document["trials_planned"]:
         write_document(study.study_json, {**document, "trials_planned": planned, "settings": settings.to_json()})
     left = {index: config for index, config in enumerate(configs or []) if index not in _ids(ended)}
@@ -155,7 +156,7 @@ def _words(study: Study, rows: list[dict[str, Any]], planned: int) -> str:
 
 
 def _at_larger_budget(
-    study: Study, document: dict[str, Any], settings: Settings, variables: Variables, terminal: Terminal
+    study: Study, document: dict[str, Any], settings: Settings, options: Options, terminal: Terminal
 ) -> int:
     """Run the study's space at another budget: a new study that learns from this one, for their losses do not mix."""
     budget_tokens = settings.budget_tokens
@@ -167,9 +168,8 @@ def _at_larger_budget(
         )
     file = document["space"]
     name = f"{study.name}-{token_words(budget_tokens)}"
-    own = {variable: document[key] for variable, key in WHAT_IT_WAS if document.get(key)}
-    if variables.whole("TRIALS") is not None:
-        settings = replace(settings, trials=variables.whole("TRIALS"))
+    if options.trials is not None:
+        settings = replace(settings, trials=options.trials)
     note = (
         f"at {token_words(budget_tokens)} tokens losses do not compare with {study.name}'s: this is a study of its own"
     )
@@ -177,10 +177,10 @@ def _at_larger_budget(
         plan = plan_study(
             space_from_toml(file["toml"], name=file["name"], path=file["path"]),
             settings,
-            Variables({**own, **variables.values, "STUDY": name}),
+            with_inputs_of(document, options).model_copy(update={"study": name}),
             kind="search",
             notes=[note],
             progress=progress,
             warm_start=study,
         )
-    return run_planned(plan, variables, terminal)
+    return run_planned(plan, options, terminal)

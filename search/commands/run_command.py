@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 from results.study.folder import Study, create_study
 from results.study.ledger import Ledger
 from results.study.lock import hold
+from results.words import config_words, token_words
 from search.commands.confirm_command import confirm_study
-from search.options import Variables
+from search.options import Options
 from search.setup.finish import finish_study
 from search.setup.plan import Plan, make_plan
 from search.setup.preflight_run import PREFLIGHT_FAILED, passes_preflight
 from search.setup.study_record import study_document
 from search.terminal.console import Preparing, Terminal
-from search.terminal.phrases import config_words, token_words
 from search.terminal.summary import say_summary, summary_document
 from search.trackers.trackers import mirror_callbacks
 from search.tune.history import NO_HISTORY, History
@@ -24,30 +24,30 @@ if TYPE_CHECKING:
     from search.tune.workload import Workload
 
 
-def search_command(variables: Variables, terminal: Terminal) -> int:
+def search_command(options: Options, terminal: Terminal) -> int:
     """Run a search; return the exit code."""
     with Preparing(terminal.console) as progress:
-        plan = make_plan(variables, kind="search", progress=progress)
-    return run_planned(plan, variables, terminal)
+        plan = make_plan(options, kind="search", progress=progress)
+    return run_planned(plan, options, terminal)
 
 
-def run_planned(plan: Plan, variables: Variables, terminal: Terminal) -> int:
+def run_planned(plan: Plan, options: Options, terminal: Terminal) -> int:
     """Check, run, confirm where that was asked for, and sum up a planned search; return the exit code."""
-    if not is_sound(plan, variables, terminal):
+    if not is_sound(plan, options, terminal):
         return PREFLIGHT_FAILED
     study, code = run_plan(plan, terminal)
-    if code == 0 and variables.flag("CONFIRM"):
-        code = confirm_study(study, variables, terminal)
+    if code == 0 and options.confirm:
+        code = confirm_study(study, options, terminal)
     finish_study(study, terminal, plan.slots.storage)
     say_summary(study, terminal)
     terminal.document(summary_document(study))
     return code
 
 
-def is_sound(plan: Plan, variables: Variables, terminal: Terminal) -> bool:
+def is_sound(plan: Plan, options: Options, terminal: Terminal) -> bool:
     """Return whether the planned study passes preflight, or is to go on regardless."""
     return passes_preflight(
-        variables,
+        options,
         plan.inputs,
         plan.loaded,
         plan.space.baseline,

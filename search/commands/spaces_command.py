@@ -4,17 +4,18 @@ from typing import Any
 
 from rich.table import Table
 
-from search.options import Variables
+from results.words import token_words
+from search.options import Options
 from search.terminal.console import Terminal
-from search.terminal.phrases import token_words
-from spaces.read.load import list_spaces, load_space
+from spaces.read.load import load_space
+from spaces.read.space_files import list_spaces
 from spaces.space import SearchSpace
 from trainable.errors import UserError
 
 
-def spaces_command(variables: Variables, terminal: Terminal) -> int:
+def spaces_command(options: Options, terminal: Terminal) -> int:
     """List every space, or SPACE alone with its domains; 2 when one is broken."""
-    names = [variables.text("SPACE")] if variables.text("SPACE") else [str(path) for path in list_spaces()]
+    names = [options.space] if options.space else [str(path) for path in list_spaces()]
     table = Table(box=None, header_style="bold")
     for heading in ("space", "trials", "tokens", "searches", "question"):
         table.add_column(heading, overflow="fold", justify="right" if heading in ("trials", "tokens") else "left")

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from results.study.folder import Study, create_study
 from results.study.ledger import Ledger
-from search.options import Variables, explicit_hyperparameters, with_default_warmup
+from results.words import config_words, token_words
+from search.options import Options, with_default_warmup
 from search.setup.inputs import Inputs, Loaded, check_inputs, load_inputs
 from search.setup.plan import study_name
 from search.setup.preflight_run import PREFLIGHT_FAILED, passes_preflight
 from search.setup.study_record import common_document
 from search.terminal.console import Preparing, Terminal
-from search.terminal.phrases import config_words, token_words
 from search.terminal.signals import Interrupts
 from search.terminal.train_log import TrainLog
 from trainable.checkpoint.checkpoint_path import checkpoint_name
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from trainable.checkpoint.checkpoint import Checkpoint
     from trainable.state import TrainState
 
-DEFAULT_INTERVAL_STEPS = 500
 DEFAULT_EVAL_TOKENS = 16_384
 DOCUMENTED_RESUME_STEPS = 2000
 KEPT_CHECKPOINTS = 3
@@ -48,13 +47,13 @@ class TrainPlan:
     checkpoint_interval_steps: int | None
 
 
-def train_command(variables: Variables, terminal: Terminal) -> int:
+def train_command(options: Options, terminal: Terminal) -> int:
     """Train one configuration; return the exit code."""
     with Preparing(terminal.console) as progress:
-        plan = make_train_plan(variables, progress)
+        plan = make_train_plan(options, progress)
         _begin(plan)
     if not passes_preflight(
-        variables,
+        options,
         plan.inputs,
         plan.loaded,
         plan.config,
@@ -76,37 +75,29 @@ def train_command(variables: Variables, terminal: Terminal) -> int:
     return (status == "interrupted" and interrupts.code) or EXIT_CODES[status]
 
 
-def make_train_plan(variables: Variables, progress: Preparing) -> TrainPlan:
+def make_train_plan(options: Options, progress: Preparing) -> TrainPlan:
     """Return the run that the variables ask for. Raises UserError; nothing is written before it returns."""
-    given = explicit_hyperparameters(variables)
-    weights_only = bool(variables.flag("WEIGHTS_ONLY"))
-    resume_steps = variables.whole("RESUME_STEPS")
-    eval_interval_steps = variables.whole("EVAL_INTERVAL") or DEFAULT_INTERVAL_STEPS
-    checkpoint_interval_steps: int | None = variables.whole("CHECKPOINT_INTERVAL") or DEFAULT_INTERVAL_STEPS
-    if variables.flag("ENABLE_CHECKPOINTS") is False:
-        checkpoint_interval_steps = None
-    block_size = variables.whole("EVAL_BLOCK_SIZE", low=2) or DOCUMENTED.block_size
-    eval_tokens = variables.whole("EVAL_TOKENS") or max(DEFAULT_EVAL_TOKENS, block_size)
-    if eval_tokens < block_size:
-        raise UserError(f"EVAL_TOKENS={eval_tokens} is less than one block of {block_size} tokens. Raise it.")
-    path = variables.path("CHECKPOINT_PATH")
+    given = options.explicit_hyperparameters()
+    weights_only = options.weights_only
+    resume_steps = options.resume_steps
+    path = options.checkpoint_path
     if path is None and (resume_steps or weights_only):
         what = "RESUME_STEPS" if resume_steps else "WEIGHTS_ONLY"
         raise UserError(f"{what} is set but CHECKPOINT_PATH is not. Set CHECKPOINT_PATH, or unset {what}.")
     if path is None:
         # Checked here because it costs nothing; with a checkpoint its own configuration has a say.
         _config(given, None, resume_steps)
-    name = study_name(variables, "train")
-    inputs = check_inputs(variables, progress=progress)
+    name = study_name(options, "train")
+    inputs = check_inputs(options, progress=progress)
     checkpoint = _read(path, progress) if path else None
-    if checkpoint is not None and checkpoint.model_name and variables.text("GPT2_MODEL_NAME") is None:
+    if checkpoint is not None and checkpoint.model_name and options.gpt2_model_name is None:
         check_model_name(checkpoint.model_name)
         inputs = replace(inputs, model_name=checkpoint.model_name)
     config = _config(given, None if weights_only else checkpoint, resume_steps)
     loaded = load_inputs(
         inputs,
-        block_size=block_size,
-        eval_tokens=eval_tokens,
+        block_size=options.eval_block_size,
+        eval_tokens=options.eval_tokens or max(DEFAULT_EVAL_TOKENS, options.eval_block_size),
         stability={},
         init_from=path if weights_only else None,
         progress=progress,
@@ -117,8 +108,8 @@ def make_train_plan(variables: Variables, progress: Preparing) -> TrainPlan:
         inputs=inputs,
         loaded=loaded,
         checkpoint=None if weights_only else checkpoint,
-        eval_interval_steps=eval_interval_steps,
-        checkpoint_interval_steps=checkpoint_interval_steps,
+        eval_interval_steps=options.eval_interval,
+        checkpoint_interval_steps=options.checkpoint_interval if options.enable_checkpoints else None,
     )
 
 

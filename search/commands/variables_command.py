@@ -2,15 +2,15 @@
 
 from rich.table import Table
 
-from search.options import Variables, describe_variables
+from search.options import Options, describe_variables
 from search.terminal.console import Terminal
 
 
-def variables_command(variables: Variables, terminal: Terminal) -> int:
+def variables_command(options: Options, terminal: Terminal) -> int:
     """Print the variables; one that is set is shown with its value."""
     table = Table.grid(padding=(0, 2))
     for name, meaning in describe_variables():
-        value = variables.text(name)
+        value = options.texts.get(name)
         table.add_row(f"  {name}" + (f"={value}" if value else ""), meaning)
     terminal.console.print(table)
     terminal.document({"variables": dict(describe_variables())})

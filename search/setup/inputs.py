@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from search.cluster.connection import join
-from search.options import Variables
+from search.options import Options
 from trainable.checkpoint.checkpoint_path import check_checkpoint_path
 from trainable.config import TrialConfig
 from trainable.data.corpus import cache_dir, embedded_path, iter_chunks, source_files, text_fingerprint
-from trainable.errors import UserError
 from trainable.model.fingerprint import file_fingerprint, model_fingerprint
 from trainable.model.model_names import check_model_name
 
@@ -58,17 +57,14 @@ class Loaded:
         return corpus
 
 
-def check_inputs(variables: Variables, *, progress: Progress) -> Inputs:
+def check_inputs(options: Options, *, progress: Progress) -> Inputs:
     """Return the inputs, checked without loading torch. Raises UserError."""
-    model_name = _checked_model_name(variables.text("GPT2_MODEL_NAME") or DEFAULT_MODEL)
-    checkpoint_path = variables.path("CHECKPOINT_PATH")
+    model_name = _checked_model_name(options.gpt2_model_name or DEFAULT_MODEL)
+    checkpoint_path = options.checkpoint_path
     if checkpoint_path is not None:
         check_checkpoint_path(checkpoint_path)
-    device = variables.text("DEVICE")
-    if device is not None and device.partition(":")[0] not in ("cuda", "mps", "cpu"):
-        raise UserError(f"DEVICE={device} is not a device. Choose cuda, mps or cpu, or unset it.")
     cache_dir()
-    source = variables.path("TRAINING_DATA_SOURCE")
+    source = options.training_data_source
     if source is None and not embedded_path().exists():
         progress("gathering the embedded text", 0.0)
     files = tuple(source_files(str(source) if source else None))
@@ -78,8 +74,8 @@ def check_inputs(variables: Variables, *, progress: Progress) -> Inputs:
         data_source=str(source) if source else None,
         files=files,
         checkpoint_path=checkpoint_path,
-        device=device,
-        compile_mode=_compile_mode(variables),
+        device=options.device,
+        compile_mode=options.compile,
     )
 
 
@@ -155,12 +151,6 @@ def check_fit(loaded: Loaded, configs: list[TrialConfig]) -> None:
 
     longest = max(configs, key=lambda config: config.block_size)
     start_run(replace(loaded.spec, compile_mode="off"), longest)
-
-
-def _compile_mode(variables: Variables) -> "CompileMode":
-    if variables.text("COMPILE") in (None, "auto"):
-        return "auto"
-    return "on" if variables.flag("COMPILE") else "off"
 
 
 def _checked_model_name(name: str) -> str:

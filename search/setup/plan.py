@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from results.study.folder import Study, check_study_name, new_study_name, open_study, studies_dir, study_exists
 from search.cluster.connection import check_port
-from search.cluster.study_storage import checked_storage, remove_probe, write_probe
-from search.options import Variables
+from search.cluster.study_storage import remove_probe, write_probe
+from search.options import Options
 from search.setup.inputs import Inputs, Loaded, check_fit, check_inputs, load_inputs
 from search.setup.settings import Settings, read_settings
 from search.terminal.console import Preparing
@@ -16,10 +16,10 @@ from search.trackers.trackers import Mirrors, read_mirrors
 from search.tune.concurrency_probe import best_concurrency, concurrency_words
 from search.tune.resources import cluster_share
 from search.tune.warm_start import WarmStart, lessons_from
+from spaces.overrides import with_overrides
 from spaces.read.load import load_space
 from spaces.space import SearchSpace
 from trainable.config import BASELINES, TrialConfig
-from trainable.errors import UserError
 from trainable.stability import make_rules
 
 if TYPE_CHECKING:
@@ -51,24 +51,24 @@ class Plan:
     """What the person should know of how their variables were read."""
 
 
-def make_plan(variables: Variables, *, kind: str, progress: Preparing, compare: str | None = None) -> Plan:
+def make_plan(options: Options, *, kind: str, progress: Preparing, compare: str | None = None) -> Plan:
     """Return the study that the variables ask for.
 
     kind "search" runs the space; "baseline" its baseline alone, and beside it the story's configuration `compare`.
     Raises UserError; nothing is written before it returns.
     """
-    settings, notes = read_settings(variables, compare=compare)
-    file = load_space(variables.text("SPACE") or DEFAULT_SPACE)
-    warm_start = variables.text("WARM_START") if kind == "search" else None
+    settings, notes = read_settings(options, compare=compare)
+    file = load_space(options.space or DEFAULT_SPACE)
+    warm_start = options.warm_start if kind == "search" else None
     return plan_study(
-        file, settings, variables, kind=kind, notes=notes, progress=progress, warm_start=_source(warm_start)
+        file, settings, options, kind=kind, notes=notes, progress=progress, warm_start=_source(warm_start)
     )
 
 
 def plan_study(
     file: SearchSpace,
     settings: Settings,
-    variables: Variables,
+    options: Options,
     *,
     kind: str,
     notes: Sequence[str],
@@ -78,11 +78,12 @@ def plan_study(
     """Return a new study over a space file's content with the settings in it. Raises UserError."""
     space = settings.applied_to(file, kind)
     make_rules(space.stability)
-    name = study_name(variables, space.name if kind == "search" else kind)
-    check_slot_variables(variables)
-    mirrors = read_mirrors(variables)
+    name = study_name(options, space.name if kind == "search" else kind)
+    if options.address not in (None, "auto"):
+        check_port(str(options.address), str(options.address))
+    mirrors = read_mirrors(options)
     configs = baseline_configs(space, settings) if kind == "baseline" else None
-    inputs = check_inputs(variables, progress=progress)
+    inputs = check_inputs(options, progress=progress)
     loaded = load_inputs(
         inputs,
         block_size=space.evaluation.block_size,
@@ -90,8 +91,8 @@ def plan_study(
         stability=space.stability,
         init_from=inputs.checkpoint_path,
         progress=progress,
-        address=variables.text("ADDRESS"),
-        storage=checked_storage(variables.text("STORAGE")),
+        address=options.address,
+        storage=options.storage,
     )
     largest = max(configs, key=lambda config: config.tokens_per_step) if configs else largest_config(space)
     progress("checking that model, text and space fit together", 0.0)
@@ -104,7 +105,7 @@ def plan_study(
         settings=settings,
         inputs=inputs,
         loaded=loaded,
-        slots=slots_for(loaded, variables, space.baseline, progress),
+        slots=slots_for(loaded, options, space.baseline, progress),
         configs=configs,
         largest=largest,
         mirrors=mirrors,
@@ -132,21 +133,17 @@ def largest_config(space: SearchSpace) -> TrialConfig:
 
 
 def baseline_configs(space: SearchSpace, settings: Settings) -> list[TrialConfig]:
-    """Return what `make baseline` runs. Raises UserError for a COMPARE that names no configuration of the story."""
+    """Return what `make baseline` runs."""
     configs = [space.baseline]
     if settings.compare is not None:
-        if settings.compare not in BASELINES:
-            raise UserError(
-                f"COMPARE={settings.compare} is not a documented configuration. Known: {', '.join(BASELINES)}."
-            )
         compared = settings.compare, BASELINES[settings.compare]
-        configs.append(space.with_overrides(baseline=compared).baseline)
+        configs.append(with_overrides(space, baseline=compared).baseline)
     return configs
 
 
-def study_name(variables: Variables, stem: str) -> str:
+def study_name(options: Options, stem: str) -> str:
     """Return STUDY, checked to be free, or a new name made from `stem` and the time. Raises UserError."""
-    name = variables.text("STUDY")
+    name = options.study
     if name is None:
         return new_study_name(stem, datetime.now())
     check_study_name(name)
@@ -155,40 +152,25 @@ def study_name(variables: Variables, stem: str) -> str:
     return name
 
 
-def check_slot_variables(variables: Variables) -> tuple[int | None, float]:
-    """Return CONCURRENCY and GPU_FRACTION. Raises UserError."""
-    checked_storage(variables.text("STORAGE"))
-    address = variables.text("ADDRESS")
-    if address not in (None, "auto"):
-        check_port(str(address), str(address))
-    for name in ("CHECKPOINT_INTERVAL_S", "EVALUATION_TIMEOUT_S"):
-        variables.whole(name)
-    if variables.text("CONCURRENCY") == "auto" and variables.text("ADDRESS"):
-        raise UserError("CONCURRENCY=auto measures this machine. On a cluster write a number, or unset it.")
-    concurrency = None if variables.text("CONCURRENCY") == "auto" else variables.whole("CONCURRENCY")
-    return concurrency, variables.share("GPU_FRACTION", 1.0)
-
-
-def slots_for(loaded: Loaded, variables: Variables, config: TrialConfig, progress: Preparing) -> "Slots":
+def slots_for(loaded: Loaded, options: Options, config: TrialConfig, progress: Preparing) -> "Slots":
     """Return how many trials run at once on the device that was loaded; `config` is what CONCURRENCY=auto measures."""
     from search.tune.engine import Slots, device_slots
     from trainable.device.device import cpu_cores
 
-    concurrency, gpu_frac = check_slot_variables(variables)
+    concurrency, gpu_frac, storage = options.concurrency, options.gpu_fraction, options.storage
     info = loaded.device_info
-    storage = checked_storage(variables.text("STORAGE"))
     times_s = {
-        name: float(seconds)
-        for name in ("checkpoint_interval_s", "evaluation_timeout_s")
-        if (seconds := variables.whole(name.upper())) is not None
+        "checkpoint_interval_s": float(options.checkpoint_interval_s),
+        "evaluation_timeout_s": float(options.evaluation_timeout_s),
     }
     if loaded.cluster is not None:
+        assert concurrency != "auto"
         share = cluster_share(loaded.cluster.nodes, info.type, concurrency=concurrency, gpu_frac=gpu_frac)
         slots = Slots(**asdict(share), address=loaded.cluster.address, device=info.type, storage=storage)
         return replace(slots, **times_s)  # type: ignore[arg-type]
     if storage is not None:
         remove_probe(storage, write_probe(storage)[0])
-    if variables.text("CONCURRENCY") == "auto":
+    if concurrency == "auto":
         from trainable.device.device import memory_bytes
 
         concurrency, tried = best_concurrency(

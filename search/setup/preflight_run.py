@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from search.options import Variables
+from results.words import duration_words
+from search.options import Options
 from search.setup.inputs import Inputs, Loaded
 from search.terminal.console import Terminal
-from search.terminal.phrases import duration_words
 from trainable.config import TrialConfig
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ PREFLIGHT_FAILED = 1
 
 
 def passes_preflight(
-    variables: Variables,
+    options: Options,
     inputs: Inputs,
     loaded: Loaded,
     config: TrialConfig,
@@ -49,7 +49,7 @@ def passes_preflight(
     failed = [check for check in checks if check.status == "fail"]
     if not failed:
         return True
-    if variables.flag("SKIP_PREFLIGHT"):
+    if options.skip_preflight:
         terminal.say("going on regardless, as SKIP_PREFLIGHT says")
         return True
     terminal.say("nothing was trained: no search can mend this. SKIP_PREFLIGHT=1 goes on regardless.")

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from results.study.folder import Study, studies_dir
 from results.study.ledger import Ledger
 from results.study.paths import shown
-from search.cluster.study_storage import checked_storage
-from search.options import Variables
+from search.options import Options
 from search.setup.inputs import Inputs, Loaded, check_inputs, load_inputs
 from search.setup.plan import slots_for
 from search.terminal.console import Preparing, Terminal
@@ -23,12 +23,6 @@ if TYPE_CHECKING:
 
     from search.tune.engine import Slots
     from search.tune.workload import Workload
-
-WHAT_IT_WAS = (
-    ("GPT2_MODEL_NAME", "model"),
-    ("TRAINING_DATA_SOURCE", "data_source"),
-    ("CHECKPOINT_PATH", "checkpoint_path"),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,14 +42,14 @@ class Reopened:
         return tuple(self.document["evaluation"]["milestones_tokens"])
 
 
-def reopen(study: Study, variables: Variables, progress: Preparing) -> Reopened:
+def reopen(study: Study, options: Options, progress: Preparing) -> Reopened:
     """Return the study with its model, text and checkpoint loaded; DEVICE and CONCURRENCY are the variables'.
 
     Model, text and checkpoint may have moved: the variables say where to. Raises UserError with the difference when
     one of them is no longer what the study was run on.
     """
     document = study.document()
-    opened = load_like(document, variables, progress, baseline=config_from(document["baseline"]))
+    opened = load_like(document, options, progress, baseline=config_from(document["baseline"]))
     found = _differences(document, opened.loaded.facts)
     if found:
         raise UserError(
@@ -93,15 +87,23 @@ def _named(facts: Mapping[str, Any], name: str, fingerprint: str) -> str:
     return f"{facts[name]}" + (f", fingerprint {facts[fingerprint][:12]}" if facts.get(fingerprint) else "")
 
 
-def load_like(
-    document: Mapping[str, Any], variables: Variables, progress: Preparing, *, baseline: TrialConfig
-) -> Reopened:
+def with_inputs_of(document: Mapping[str, Any], options: Options) -> Options:
+    """Return the options with the study's own model, text and checkpoint where they name none."""
+    source, checkpoint = document.get("data_source"), document.get("checkpoint_path")
+    own = {
+        "gpt2_model_name": options.gpt2_model_name or document.get("model"),
+        "training_data_source": options.training_data_source or (Path(source) if source else None),
+        "checkpoint_path": options.checkpoint_path or (Path(checkpoint) if checkpoint else None),
+    }
+    return options.model_copy(update=own)
+
+
+def load_like(document: Mapping[str, Any], options: Options, progress: Preparing, *, baseline: TrialConfig) -> Reopened:
     """Return what runs under a study document's protocol need; its model, text and checkpoint where it names them.
 
     The study itself is yet to be set.
     """
-    own = {name: document[key] for name, key in WHAT_IT_WAS if document.get(key)}
-    inputs = check_inputs(Variables({**own, **variables.values}), progress=progress)
+    inputs = check_inputs(with_inputs_of(document, options), progress=progress)
     loaded = load_inputs(
         inputs,
         block_size=document["evaluation"]["block_size"],
@@ -109,15 +111,15 @@ def load_like(
         stability=document.get("stability", {}),
         init_from=inputs.checkpoint_path,
         progress=progress,
-        address=variables.text("ADDRESS"),
-        storage=checked_storage(variables.text("STORAGE")),
+        address=options.address,
+        storage=options.storage,
     )
     return Reopened(
         study=Study(studies_dir()),
         document=dict(document),
         inputs=inputs,
         loaded=loaded,
-        slots=slots_for(loaded, variables, baseline, progress),
+        slots=slots_for(loaded, options, baseline, progress),
         baseline=baseline,
     )
 

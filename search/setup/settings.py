@@ -8,7 +8,8 @@ from typing import Any
 
 from results.ranking import best_trial
 from results.study.folder import open_study
-from search.options import Variables, explicit_hyperparameters
+from search.options import Options
+from spaces.overrides import with_overrides
 from spaces.read.load import space_from_toml
 from spaces.space import SearchSpace
 from trainable.config import BASELINES, HYPERPARAMETERS, TrialConfig, config_from
@@ -32,7 +33,8 @@ class Settings:
         """Return the space as a study of that kind runs it. Raises UserError naming the variable."""
         if kind == "baseline":
             space = space.baseline_alone()
-        return space.with_overrides(
+        return with_overrides(
+            space,
             trials=self.trials if kind == "search" else None,
             budget_tokens=self.budget_tokens,
             pins=self.pins,
@@ -52,9 +54,9 @@ class Settings:
         )
 
 
-def read_settings(variables: Variables, *, compare: str | None = None) -> tuple[Settings, list[str]]:
+def read_settings(options: Options, *, compare: str | None = None) -> tuple[Settings, list[str]]:
     """Return what the variables change, and what a person should know of how they were read. Raises UserError."""
-    pins = explicit_hyperparameters(variables)
+    pins = options.explicit_hyperparameters()
     notes = []
     if pins.pop("training_steps", None) is not None:
         notes.append("TRAINING_STEPS is not read by a search: its budget is in tokens (BUDGET_TOKENS).")
@@ -62,18 +64,18 @@ def read_settings(variables: Variables, *, compare: str | None = None) -> tuple[
     if pinned:
         notes.append(f"pinned by your environment, for the baseline too: {', '.join(pinned)}")
     settings = Settings(
-        trials=variables.whole("TRIALS"),
-        budget_tokens=variables.tokens("BUDGET_TOKENS"),
+        trials=options.trials,
+        budget_tokens=options.budget_tokens,
         pins=pins,
-        baseline=_baseline(variables),
+        baseline=_baseline(options),
         compare=compare,
     )
     return settings, notes
 
 
-def _baseline(variables: Variables) -> tuple[str, TrialConfig] | None:
+def _baseline(options: Options) -> tuple[str, TrialConfig] | None:
     """Return the baseline that BASELINE names: the story's, or a study's best configuration."""
-    name = variables.text("BASELINE")
+    name = options.baseline
     if name is None:
         return None
     if name in BASELINES:
@@ -102,17 +104,17 @@ def planned_space(document: Mapping[str, Any], where: str) -> tuple[SearchSpace,
     return space, settings
 
 
-def differences(document: Mapping[str, Any], settings: Settings, variables: Variables) -> list[str]:
+def differences(document: Mapping[str, Any], settings: Settings, options: Options) -> list[str]:
     """Return what the variables that are set, or the space file, say otherwise than the study was planned with."""
     found = []
-    asked, _ = read_settings(variables)
+    asked, _ = read_settings(options)
     for name, value in asked.pins.items():
         then = settings.pins.get(name, document["baseline"][name] if name == "seed" else None)
         if value != then:
             found.append(f"{_env(name)} is {value}, was {'searched or not set' if then is None else then}")
     if asked.baseline is not None and asked.baseline != settings.baseline:
         found.append(f"BASELINE is {asked.baseline[0]}, was {document['baseline']['name']}")
-    space = variables.text("SPACE")
+    space = options.space
     if space is not None and space not in (document["space"]["name"], document["space"]["path"]):
         found.append(f"SPACE is {space}, was {document['space']['name']}")
     return found

@@ -15,13 +15,14 @@ from rich.text import Text
 from results.ranking import baseline_trial, leaderboard
 from results.study.folder import Study
 from results.study.ledger import Ledger
-from search.terminal.phrases import (
+from results.words import (
+    STATUS_LABELS,
     config_words,
+    difference_words,
     duration_words,
     loss_words,
     schedule_words,
     shape_words,
-    status_style,
     token_words,
 )
 from trainable.rows import ENDINGS
@@ -30,6 +31,8 @@ LEADERS_SHOWN = 6
 ENDINGS_SHOWN = 4
 RUNNING_SHOWN = 8
 PROGRESS_LINE_INTERVAL_S = 20.0
+STATUS_STYLES = {"completed": "green", "stopped": "yellow", "unstable": "red", "out_of_memory": "red", "failed": "red"}
+"""The colours of the endings."""
 
 
 @dataclass
@@ -167,7 +170,7 @@ def ending_words(row: dict[str, Any], baseline: dict[str, Any] | None, *, budget
         case "completed":
             against = ""
             if baseline is not None and not row["is_baseline"] and baseline["status"] == "completed":
-                against = f" ({row['val_loss'] - baseline['val_loss']:+.4f} against the baseline)"
+                against = f" ({difference_words(row['val_loss'] - baseline['val_loss'])} against the baseline)"
             return f"{name} completed: {loss}{against}; {config}"
         case "stopped":
             return f"{name} stopped at {share}: {loss}, not among the best at rung {row['rung']}; {config}"
@@ -175,7 +178,7 @@ def ending_words(row: dict[str, Any], baseline: dict[str, Any] | None, *, budget
             return f"{name} unstable: {row['verdict']}; {config}"
         case status:
             why = f": {note}" if note else ""
-            return f"{name} {status.replace('_', ' ')} at {share}{why}; {config}"
+            return f"{name} {STATUS_LABELS[status]} at {share}{why}; {config}"
 
 
 def leaderboard_table(trials: Sequence[dict[str, Any]], *, limit: int, statuses: Sequence[str]) -> Table:
@@ -197,12 +200,12 @@ def leaderboard_table(trials: Sequence[dict[str, Any]], *, limit: int, statuses:
         table.add_row(
             "baseline" if row["is_baseline"] else f"{row['trial_id']}",
             loss_words(row["val_loss"]),
-            f"{row['val_loss'] - base_loss:+.4f}" if comparable else "",
+            difference_words(row["val_loss"] - base_loss) if comparable else "",
             token_words(row["tokens_seen"]),
             shape_words(row),
             f"{row['learning_rate']:.2e}",
             schedule_words(row),
-            Text(row["status"].replace("_", " "), style=status_style(row["status"])),
+            Text(STATUS_LABELS[row["status"]], style=STATUS_STYLES.get(row["status"], "")),
             style="cyan" if row["is_baseline"] else "",
         )
     return table

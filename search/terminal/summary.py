@@ -9,9 +9,9 @@ from results.confirmation.confirmation import load_confirmation, proven_trial_id
 from results.ranking import baseline_trial, best_trial, ending_counts, leaderboard, savings
 from results.study.folder import Study
 from results.study.paths import shown
+from results.words import STATUS_LABELS, config_words, duration_words, loss_words, percent_words, token_words
 from search.terminal.console import Terminal
 from search.terminal.live_view import leaderboard_table
-from search.terminal.phrases import config_words, duration_words, loss_words, token_words
 from trainable.rows import ENDINGS
 
 TABLE_ROWS = 12
@@ -25,13 +25,13 @@ def say_summary(study: Study, terminal: Terminal) -> None:
         return
     terminal.console.print(leaderboard_table(trials, limit=TABLE_ROWS, statuses=(*ENDINGS, "interrupted")))
     counts = ending_counts(trials)
-    terminal.say(", ".join(f"{count} {status.replace('_', ' ')}" for status, count in counts.items() if count))
+    terminal.say(", ".join(f"{count} {STATUS_LABELS[status]}" for status, count in counts.items() if count))
     terminal.console.print(Panel(Text("\n".join(verdict_lines(study)))))
     spent = savings(trials, document["budget_tokens"])
     terminal.say(
         f"spent {duration_words(spent.device_s_spent)} of device time and {token_words(spent.tokens_spent)} tokens; "
         f"every trial in full would have taken {duration_words(spent.device_s_full)}: "
-        f"{spent.device_s_saved_frac:.0%} saved"
+        f"{percent_words(spent.device_s_saved_frac)} saved"
     )
     for line in next_lines(study):
         terminal.say(line)

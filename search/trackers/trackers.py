@@ -1,14 +1,11 @@
 """Mirrors of a study where people already look: TensorBoard, Optuna's storage, MLflow, W&B. Never its truth."""
 
-import importlib.util
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from results.study.folder import Study
-from results.study.paths import expanded
-from search.options import Variables
+from search.options import Options
 from spaces.space import SearchSpace
-from trainable.errors import UserError
 
 if TYPE_CHECKING:
     from ray.tune import Callback
@@ -27,26 +24,14 @@ class Mirrors:
     """A project."""
 
 
-def read_mirrors(variables: Variables) -> Mirrors:
-    """Return what the variables ask for. Raises UserError for a library or a folder that is not there."""
-    for name, library in (("MLFLOW", "mlflow"), ("WANDB", "wandb")):
-        if variables.text(name) and importlib.util.find_spec(library) is None:
-            raise UserError(f"{name} is set but {library} is not installed. Install it into .venv, or unset {name}.")
+def read_mirrors(options: Options) -> Mirrors:
+    """Return what the variables ask for."""
     return Mirrors(
-        tensorboard=bool(variables.flag("TENSORBOARD")),
-        optuna_storage=_storage_url(variables.text("OPTUNA_STORAGE")),
-        mlflow=variables.text("MLFLOW"),
-        wandb=variables.text("WANDB"),
+        tensorboard=options.tensorboard,
+        optuna_storage=options.optuna_storage,
+        mlflow=options.mlflow,
+        wandb=options.wandb,
     )
-
-
-def _storage_url(text: str | None) -> str | None:
-    if text is None or "://" in text:
-        return text
-    path = expanded(text, "OPTUNA_STORAGE")
-    if path.is_dir() or not path.parent.is_dir():
-        raise UserError(f"OPTUNA_STORAGE={text}: it must be a file in a folder that exists, or a database URL.")
-    return f"sqlite:///{path}"
 
 
 def mirror_callbacks(mirrors: Mirrors, study: Study, space: SearchSpace) -> "list[Callback]":

@@ -12,7 +12,7 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from search.tune.history import NO_HISTORY, History, KnownTrial
-from spaces.domains import Choice, IntRange, LogUniform, SearchParameter, Uniform
+from spaces.domains import Choice, FloatRange, IntRange, SearchParameter
 from spaces.optuna_domains import distribution_of
 from spaces.space import SearchSpace
 from trainable.config import TrialConfig
@@ -136,10 +136,8 @@ def suggest(trial: Any, parameters: tuple[SearchParameter, ...]) -> None:
         match domain:
             case Choice():
                 values[parameter.name] = trial.suggest_categorical(parameter.name, list(domain.values))
-            case Uniform():
-                values[parameter.name] = trial.suggest_float(parameter.name, domain.low, domain.high)
-            case LogUniform():
-                values[parameter.name] = trial.suggest_float(parameter.name, domain.low, domain.high, log=True)
+            case FloatRange():
+                values[parameter.name] = trial.suggest_float(parameter.name, domain.low, domain.high, log=domain.log)
             case IntRange():
                 values[parameter.name] = trial.suggest_int(
                     parameter.name, domain.low, domain.high, step=domain.step, log=domain.log

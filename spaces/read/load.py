@@ -5,15 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from spaces.protocol import Evaluation, Scheduler, Searcher
 from spaces.read.parameters import read_parameters, read_value
-from spaces.read.space_files import find_space_file, list_spaces, parse_toml, read_toml, shown_path
+from spaces.read.space_files import find_space_file, parse_toml, read_toml, shown_path
 from spaces.read.toml_table import TOP_KEYS, Table, check_integers, shown
-from spaces.space import Evaluation, Scheduler, Searcher, SearchSpace
+from spaces.space import SearchSpace
 from spaces.warmup import WARMUP_FRAC
 from trainable.config import BASELINES, HYPERPARAMETERS, TrialConfig, make_config
 from trainable.errors import UserError
-
-__all__ = ["list_spaces", "load_space", "space_from_tables", "space_from_toml"]
 
 
 def load_space(name_or_path: str, *, directory: Path | None = None) -> SearchSpace:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from spaces.domains import Choice, Condition, Domain, IntRange, LogUniform, SearchParameter, Uniform
+from spaces.domains import Choice, Condition, Domain, FloatRange, IntRange, SearchParameter
 from spaces.read.toml_table import Table, shown
 from spaces.warmup import WARMUP_FRAC
 from trainable.config import DOCUMENTED, HYPERPARAMETERS, make_config
@@ -71,7 +71,7 @@ def _read_domain(table: Table, name: str) -> Domain:
         raise table.error(f"starts at {low:g}; on a log scale the smaller number must be more than 0.", kind)
     if kind == "int":
         return _read_int_range(table, low, high)
-    return Uniform(low, high) if kind == "uniform" else LogUniform(low, high)
+    return FloatRange(low, high, log=kind == "log_uniform")
 
 
 def _read_choice(table: Table, name: str) -> Choice:

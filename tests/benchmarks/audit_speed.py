@@ -17,7 +17,9 @@ import numpy as np
 
 from trainable.data.corpus import embedded_text
 from trainable.data.tokens import train_tokenizer
-from trainable.text_audit.audit import audit, plot_audit, write_clean
+from trainable.text_audit.audit import audit
+from trainable.text_audit.audit_plot import plot_audit
+from trainable.text_audit.clean import write_clean
 
 VOCAB_SIZE = 8192
 SENTENCE_WORDS = 18

@@ -25,7 +25,7 @@ from rich.table import Table
 
 from results.study.folder import Study, create_study, studies_dir
 from results.study.ledger import Ledger
-from search.options import read_variables
+from search.options import read_options
 from search.setup.inputs import check_inputs, load_inputs
 from search.setup.study_record import common_document
 from search.terminal.console import Terminal
@@ -59,7 +59,7 @@ print(time.perf_counter() - started)
 
 def loaded() -> Any:
     """Return the embedded text and the tiny model, as `make search` loads them."""
-    inputs = check_inputs(read_variables([]), progress=lambda *_: None)
+    inputs = check_inputs(read_options([]), progress=lambda *_: None)
     return load_inputs(
         inputs, block_size=128, eval_tokens=EVAL_TOKENS, stability={}, init_from=None, progress=lambda *_: None
     )

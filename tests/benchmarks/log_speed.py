@@ -7,8 +7,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from results.diagnosis.diagnose import Context, diagnose
+from results.diagnosis.diagnose import diagnose
 from results.diagnosis.logs.training_log import read_training_log
+from results.diagnosis.run_view import Context
 
 EVAL_STEPS = 500
 S_PER_STEP = 0.95

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from results.diagnosis.diagnose import Context
 from results.diagnosis.logs.training_log import read_training_log
 from results.diagnosis.render import Report, plain_text, report_of_trace, to_json
+from results.diagnosis.run_view import Context
 from results.diagnosis.trace import RunTrace
 from tests.fuzz.logs import LOGS, mutated_logs
 from tests.fuzz.outcome import attempt, clocked

@@ -168,7 +168,7 @@ SECRET = "hunter2-is-nobodys-business"
 
 
 def test_a_document_holds_nothing_of_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from search.options import read_variables
+    from search.options import read_options
     from search.setup.settings import read_settings
 
     for name in (
@@ -181,7 +181,7 @@ def test_a_document_holds_nothing_of_the_environment(monkeypatch: pytest.MonkeyP
         "SSH_AUTH_SOCK",
     ):
         monkeypatch.setenv(name, f"mysql://me:{SECRET}@host/db")
-    variables = read_variables(["TRIALS=4", f"MLFLOW=https://me:{SECRET}@host", "WANDB=project"])
+    variables = read_options(["TRIALS=4", f"MLFLOW=https://me:{SECRET}@host", "WANDB=project"])
     settings_, _ = read_settings(variables)
     device = DeviceInfo(type="cpu", name="x86_64", count=1)
     corpus = {"fingerprint": "0" * 64, "train_tokens": 9, "val_tokens": 1, "vocab_size": 2048, "unigram_entropy": 6.0}

@@ -12,7 +12,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tests.fuzz.outcome import EXAMPLES, attempt
 from trainable.data.corpus import iter_chunks, text_fingerprint
 from trainable.model.model_names import check_model_name
-from trainable.text_audit.audit import audit, render, to_json, write_clean
+from trainable.text_audit.audit import audit
+from trainable.text_audit.clean import write_clean
+from trainable.text_audit.report import render, to_json
 
 FEW = settings(max_examples=max(30, EXAMPLES // 4))
 SENTENCES = "".join(f"Line {n} tells of number {n * 7919 % 997} and of {n * 31 % 61} others.\n" for n in range(120))

@@ -12,9 +12,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from results.study.folder import check_study_name, create_study, new_study_name, open_study, studies_dir
-from search.options import FOLDERS, KNOWN, Variables, explicit_hyperparameters, read_variables, with_default_warmup
+from search.options import FIELDS, FOLDERS, KNOWN, Options, parse_options, read_options, with_default_warmup
 from search.setup.inputs import check_inputs
-from search.setup.plan import check_slot_variables, study_name
+from search.setup.plan import study_name
 from search.setup.settings import read_settings
 from tests.documents import sound_document
 from tests.fuzz.outcome import EXAMPLES, attempt
@@ -24,18 +24,6 @@ from trainable.text_audit.audit_values import parse_range
 
 many = settings(max_examples=5 * EXAMPLES)
 """These cost next to nothing."""
-
-PARSERS: dict[str, tuple[str, ...]] = {
-    "whole": (
-        *("TRIALS", "CONCURRENCY", "RESUME_STEPS", "EVAL_BLOCK_SIZE", "EVAL_TOKENS", "EVAL_INTERVAL"),
-        *("CHECKPOINT_INTERVAL", "TOP", "SEEDS"),
-    ),
-    "tokens": ("BUDGET_TOKENS",),
-    "flag": ("WEIGHTS_ONLY", "ENABLE_CHECKPOINTS", "USE_LR_WARMUP", "CONFIRM", "SKIP_PREFLIGHT", "TENSORBOARD"),
-    "path": ("CHECKPOINT_PATH", "TRAINING_DATA_SOURCE", "CLEAN"),
-    "text": KNOWN,
-}
-parsed = st.one_of(*(st.tuples(st.just(parser), st.sampled_from(names)) for parser, names in PARSERS.items()))
 
 
 @contextmanager
@@ -49,29 +37,34 @@ def as_it_was() -> Iterator[None]:
         os.environ.update(before)
 
 
-def read(assignments: list[str], **environment: str) -> Variables:
+def read(assignments: list[str], **environment: str) -> Options:
     with as_it_was():
         os.environ.update(environment)
-        return read_variables(assignments)
+        return read_options(assignments)
+
+
+plain = {"STORAGE", "OPTUNA_STORAGE", "TRAINING_DATA_SOURCE", "CHECKPOINT_PATH", "CLEAN"}
+"""Those that a path may be read from, and which say it as an absolute one."""
 
 
 @many
-@given(parsed, assignable, st.booleans())
-@example(("tokens", "BUDGET_TOKENS"), "9" * 400, True)
-@example(("text", "STUDIES_DIR"), " ", True)
-def test_a_variable_is_a_value_or_one_line(parser: tuple[str, str], text: str, as_word: bool) -> None:
-    method, name = parser
-
-    def value() -> Any:
-        variables = read([f"{name}={text}"]) if as_word else read([], **{name: text})
-        assert variables.text(name) == (text.strip() or None)
-        return getattr(variables, method)(name)
-
-    found = attempt(f"variable {method}", value)
-    if method in ("whole", "tokens") and found is not None:
-        assert 1 <= found <= 10**15
-    if method == "path" and found is not None:
-        assert found.is_absolute()
+@given(st.sampled_from(KNOWN), assignable, st.booleans())
+@example("BUDGET_TOKENS", "9" * 400, True)
+@example("STUDIES_DIR", " ", True)
+def test_a_variable_is_a_value_or_one_line(name: str, text: str, as_word: bool) -> None:
+    options = attempt(f"variable {name}", lambda: read([f"{name}={text}"]) if as_word else read([], **{name: text}))
+    if options is None or not text.strip():
+        return
+    assert options.texts[name] == text.strip()
+    if name in FIELDS:
+        value = getattr(options, name.lower() if name != "FROM" else "from_")
+        assert value is not None
+        if isinstance(value, Path):
+            assert value.is_absolute()
+        elif isinstance(value, int) and not isinstance(value, bool):
+            assert 1 <= value <= 10**15
+        elif isinstance(value, str) and name not in plain | {"COMPILE"}:
+            assert value == text.strip()
 
 
 @given(st.sampled_from(sorted(FOLDERS)), assignable, st.booleans())
@@ -80,16 +73,16 @@ def test_a_folder_is_where_later_code_looks_for_it(name: str, text: str, as_word
         os.environ.pop(name, None)
         if not as_word:
             os.environ[name] = text
-        variables = read_variables([f"{name}={text}"] if as_word else [])
+        variables = read_options([f"{name}={text}"] if as_word else [])
         assert os.environ.get(name, "") == text.strip()
-        assert variables.text(name) == (text.strip() or None)
+        assert variables.texts.get(name) == (text.strip() or None)
 
 
 @many
 @given(st.dictionaries(st.sampled_from([*ENV_NAMES, "USE_LR_WARMUP"]), assignable, max_size=4))
 def test_hyperparameters_are_a_configuration_or_one_line(values: dict[str, str]) -> None:
     def config() -> Any:
-        given_ = explicit_hyperparameters(read([f"{name}={text}" for name, text in values.items()]))
+        given_ = read([f"{name}={text}" for name, text in values.items()]).explicit_hyperparameters()
         return make_config(DOCUMENTED, with_default_warmup(given_, DOCUMENTED))
 
     made = attempt("hyperparameters", config)
@@ -108,7 +101,7 @@ def test_hyperparameters_are_a_configuration_or_one_line(values: dict[str, str])
 def test_settings_are_read_or_refused_and_leave_no_study(own_environment: Path, values: dict[str, str]) -> None:
     def settings() -> Any:
         variables = read([f"{name}={text}" for name, text in values.items()])
-        return read_settings(variables), check_slot_variables(variables), study_name(variables, "stem")
+        return read_settings(variables), study_name(variables, "stem")
 
     attempt("settings", settings)
     assert not (own_environment / "studies").exists()
@@ -164,7 +157,7 @@ def test_inputs_are_found_or_refused(small_text: str, offline: None, values: dic
     given_ = {"TRAINING_DATA_SOURCE": small_text, **{name: text for name, text in values.items() if text.strip()}}
     if Path(given_["TRAINING_DATA_SOURCE"]).resolve() in Path(small_text).parents:
         return  # Reading the whole disk finds a text.
-    attempt("inputs", lambda: check_inputs(Variables(given_), progress=lambda what, done_frac: None))
+    attempt("inputs", lambda: check_inputs(parse_options(given_), progress=lambda what, done_frac: None))
 
 
 @pytest.fixture(scope="module")

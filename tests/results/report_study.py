@@ -10,7 +10,8 @@ from typing import Any
 
 from results.study.folder import Study
 from results.study.tables import METRICS, STEPS, TRIALS, Row, write_table
-from spaces.domains import Choice, LogUniform, active_point
+from spaces.domains import Choice, active_point
+from spaces.overrides import with_overrides
 from spaces.read.load import load_space
 from spaces.space import SearchSpace
 from trainable.config import TrialConfig
@@ -32,7 +33,7 @@ def make_report_study(
 ) -> Study:
     """Return a study of the plateau space in `folder`: trials stopped at rungs, hot ones unstable, some completed."""
     chance = random.Random(seed)
-    space = load_space("plateau").with_overrides(trials=trials, budget_tokens=budget_tokens)
+    space = with_overrides(load_space("plateau"), trials=trials, budget_tokens=budget_tokens)
     space = replace(space, evaluation=replace(space.evaluation, count=evaluations))
     study = Study(folder)
     (folder / "steps").mkdir(parents=True)
@@ -59,7 +60,7 @@ def _point(space: SearchSpace, chance: random.Random) -> dict[str, Any]:
         domain = parameter.domain
         if isinstance(domain, Choice):
             values[parameter.name] = chance.choice(domain.values)
-        elif isinstance(domain, LogUniform):
+        elif domain.log:
             values[parameter.name] = math.exp(chance.uniform(math.log(domain.low), math.log(domain.high)))
         else:
             values[parameter.name] = chance.uniform(domain.low, domain.high)

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from results.diagnosis.diagnose import Context, Diagnosis, diagnose
+from results.diagnosis.diagnose import diagnose
+from results.diagnosis.findings import Diagnosis
 from results.diagnosis.logs.training_log import read_training_log
 from results.diagnosis.render import plain_text, render, report_of_trace, to_json
+from results.diagnosis.run_view import Context
 from results.diagnosis.trace import RunTrace
 from tests.results.owner_log import STORY, Row, falling, owner_log, recorded_run, recorded_traces, story_step_s
 
@@ -214,7 +216,7 @@ def test_a_slow_down_is_told_from_a_pause(log: Path) -> None:
     (stall,) = found(log, text)
     assert stall.kind == "stall"
     assert stall.steps == (1500, 1525)
-    assert "60 min" in stall.summary
+    assert "1 h 00 min" in stall.summary
 
 
 def test_a_slow_stretch_that_ends(log: Path) -> None:

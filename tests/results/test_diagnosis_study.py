@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from results.diagnosis.diagnose import Context
 from results.diagnosis.of_study import context_of_study, diagnose_study, report_of_study
+from results.diagnosis.run_view import Context
 from results.diagnosis.trace import trace_of_trial
 from results.study.folder import Study, create_study
 from results.study.tables import METRICS, STEPS, TRIALS, write_table

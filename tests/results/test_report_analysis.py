@@ -10,13 +10,13 @@ from results.report.facts.analysis import Measured, searched_parameters
 from results.report.facts.importance import importance
 from results.report.facts.rungs import baseline_loss_reached, costs, first_beaten, rung_agreement
 from results.report.facts.searched_parameters import edges, instability
-from spaces.domains import Choice, Condition, IntRange, LogUniform, SearchParameter, Uniform
+from spaces.domains import Choice, Condition, FloatRange, IntRange, SearchParameter
 
 Row = dict[str, Any]
 MakeTrial = Callable[..., Row]
 START = datetime(2025, 11, 25, 3, 10, tzinfo=UTC)
 STEP_TOKENS = 32 * 128
-LR = SearchParameter("learning_rate", LogUniform(1e-6, 1.0))
+LR = SearchParameter("learning_rate", FloatRange(1e-6, 1.0, log=True))
 
 
 def evaluation(tokens: int, loss: float | None) -> Row:
@@ -84,8 +84,8 @@ def test_many_values_are_a_range(make_document: Callable[..., Row], make_trial: 
     trials = [make_trial(k, learning_rate=10.0**-k, weight_decay=k / 100) for k in range(10)]
     parameters, _ = searched_parameters(make_document(kind="baseline"), trials)
     assert {parameter.name: parameter.domain for parameter in parameters} == {
-        "learning_rate": LogUniform(1e-9, 1.0),
-        "weight_decay": Uniform(0.0, 0.09),
+        "learning_rate": FloatRange(1e-9, 1.0, log=True),
+        "weight_decay": FloatRange(0.0, 0.09),
     }
 
 
@@ -142,8 +142,8 @@ def test_without_rungs_the_evaluations_stand_in(make_trial: MakeTrial) -> None:
         (LR, 1e-6, "low"),
         (LR, 0.6, "high"),  # within 5 % of six decades
         (LR, 0.4, None),
-        (SearchParameter("weight_decay", Uniform(0.0, 0.1)), 0.001, None),  # 0 is as far as a weight decay goes
-        (SearchParameter("weight_decay", Uniform(0.0, 0.1)), 0.099, "high"),
+        (SearchParameter("weight_decay", FloatRange(0.0, 0.1)), 0.001, None),  # 0 is as far as a weight decay goes
+        (SearchParameter("weight_decay", FloatRange(0.0, 0.1)), 0.099, "high"),
         (SearchParameter("batch_size", Choice((16, 8, 32))), 8, "low"),
         (SearchParameter("batch_size", Choice((16, 8, 32))), 16, None),
         (SearchParameter("block_size", IntRange(32, 256, step=32)), 256, "high"),
@@ -167,7 +167,7 @@ def test_domains_that_the_trials_span_have_no_edges(make_trial: MakeTrial) -> No
 
 def test_a_parameter_that_the_best_does_not_read_has_no_edge(make_trial: MakeTrial) -> None:
     schedule = SearchParameter("lr_schedule", Choice(("constant", "wsd")))
-    warmup = SearchParameter("warmup_frac", Uniform(0.01, 0.3), Condition("lr_schedule", ("wsd",)))
+    warmup = SearchParameter("warmup_frac", FloatRange(0.01, 0.3), Condition("lr_schedule", ("wsd",)))
     assert edges(measured([make_trial(0, "completed", 4.0)], None, schedule, warmup)) == []
 
 
@@ -309,7 +309,7 @@ def test_importance_wants_trials_and_two_parameters(make_trial: MakeTrial) -> No
 
 def test_a_conditional_parameter_is_told_apart(make_trial: MakeTrial) -> None:
     schedule = SearchParameter("lr_schedule", Choice(("constant", "wsd")))
-    warmup = SearchParameter("warmup_frac", Uniform(0.01, 0.3), Condition("lr_schedule", ("wsd",)))
+    warmup = SearchParameter("warmup_frac", FloatRange(0.01, 0.3), Condition("lr_schedule", ("wsd",)))
     trials = [
         make_trial(
             k, "completed", 4.0 + k / 10, lr_schedule=("constant", "wsd")[k % 2], warmup_steps=k, training_steps=100,

@@ -15,7 +15,6 @@ from results.report.figures.marks import loss_ceiling, position
 from results.report.figures.traces import short, trial_traces
 from results.study.folder import Study
 from results.study.tables import STEPS, write_table
-from results.words import duration_words, percent_words, token_words, value_words
 from tests.results.report_study import make_report_study
 from trainable.config import BEFORE, DOCUMENTED
 
@@ -183,16 +182,3 @@ def test_a_torn_trace_is_left_out(tmp_path: Path) -> None:
 )
 def test_short_numbers(value: float, expected: float | None) -> None:
     assert short(value) == expected
-
-
-def test_numbers_as_words() -> None:
-    assert [duration_words(s) for s in (None, 0.23, 9.96, 59.6, 3599, 3600, 86_399, 200_000)] == [
-        "–", "0.2 s", "10 s", "1 min 00 s", "59 min 59 s", "1 h 00 min", "23 h 59 min", "2 d 07 h"
-    ]  # fmt: skip
-    assert [token_words(n) for n in (None, 999, 1000, 999_700, 40_500, 8_200_000)] == [
-        "–", "999", "1k", "1M", "40.5k", "8.2M"
-    ]  # fmt: skip
-    assert [value_words(v) for v in (None, 1e-5, 1.16e-2, 2.5e-4, 100.0, 1490.2, 0.0, 4096, "wsd", math.inf, True)] == [
-        "–", "1e-5", "0.0116", "2.5e-4", "100", "1,490", "0", "4,096", "wsd", "inf", "True"
-    ]  # fmt: skip
-    assert [percent_words(s) for s in (None, 0.0, 0.004, 0.5549, 1.0)] == ["–", "0%", "0.4%", "55%", "100%"]

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from results.diagnosis.diagnose import Context, diagnose
+from results.diagnosis.diagnose import diagnose
 from results.diagnosis.logs.training_log import read_training_log
+from results.diagnosis.run_view import Context
 from results.diagnosis.trace import RunTrace
 from results.diagnosis.trace_plot import plot_trace
 from tests.results.owner_log import STORY, owner_log, recorded_run, story_step_s

@@ -124,7 +124,7 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def spec(text_file: Path, cache: Path) -> "RunSpec":
     """The fixed part of a run of the tiny model on that text, on the CPU."""
-    from search.options import Variables
+    from search.options import Options
     from search.setup.inputs import check_inputs, load_inputs
 
     def silent(what: str, done_frac: float) -> None:
@@ -132,7 +132,7 @@ def spec(text_file: Path, cache: Path) -> "RunSpec":
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CACHE_DIR", str(cache))
-        inputs = check_inputs(Variables({"TRAINING_DATA_SOURCE": str(text_file), "DEVICE": "cpu"}), progress=silent)
+        inputs = check_inputs(Options(training_data_source=text_file, device="cpu"), progress=silent)
         loaded = load_inputs(inputs, block_size=32, eval_tokens=256, stability={}, init_from=None, progress=silent)
     return loaded.spec
 

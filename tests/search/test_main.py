@@ -32,7 +32,7 @@ def test_a_disk_that_takes_no_more_is_told_in_a_line(
     fail(monkeypatch, OSError(number, "as the system says it", "/somewhere/best.json"))
     assert main(["list", "--json"]) == 2
     out, err = capsys.readouterr()
-    line = f"/somewhere/best.json: {reason}; what was measured so far is kept. Then say it again."
+    line = f"/somewhere/best.json: {reason}; what was measured so far is kept. Then run the command again."
     assert err == f"error: {line}\n"
     assert json.loads(out) == {"error": line}
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from results.study.folder import create_study
 from results.study.ledger import Ledger
 from search.commands.run_command import header_lines
-from search.options import read_variables
+from search.options import read_options
 from search.setup.plan import Plan, largest_config, make_plan, study_name
 from search.terminal.console import Preparing
 from spaces.read.load import load_space
@@ -32,7 +32,7 @@ def plan_of(text_file: Path) -> MakePlan:
 
     def plan(*words: str, kind: str = "search", **keywords: Any) -> Plan:
         given = ["SPACE=smoke", f"TRAINING_DATA_SOURCE={text_file}", "DEVICE=cpu", *words]
-        return make_plan(read_variables(given), kind=kind, progress=Preparing(Console(file=io.StringIO())), **keywords)
+        return make_plan(read_options(given), kind=kind, progress=Preparing(Console(file=io.StringIO())), **keywords)
 
     return plan
 
@@ -145,13 +145,13 @@ def test_the_largest_configuration_is_that_of_the_space(space: str, batch: int, 
 
 
 def test_a_study_is_named_after_space_and_time_or_as_told(tmp_path: Path) -> None:
-    stem, _, rest = study_name(read_variables([]), "plateau").partition("-")
+    stem, _, rest = study_name(read_options([]), "plateau").partition("-")
     assert stem == "plateau"
     assert len(rest) == len("1125-0310")
-    assert study_name(read_variables(["STUDY=mine"]), "plateau") == "mine"
+    assert study_name(read_options(["STUDY=mine"]), "plateau") == "mine"
     (tmp_path / "studies" / "mine").mkdir(parents=True)
     with pytest.raises(UserError, match="study mine exists"):
-        study_name(read_variables(["STUDY=mine"]), "plateau")
+        study_name(read_options(["STUDY=mine"]), "plateau")
 
 
 def test_a_relative_model_folder_is_made_absolute(plan_of: MakePlan, tmp_path: Path, monkeypatch: Any) -> None:
@@ -162,7 +162,7 @@ def test_a_relative_model_folder_is_made_absolute(plan_of: MakePlan, tmp_path: P
     (tmp_path / "model" / "config.json").write_text("{}")
     (tmp_path / "text.txt").write_text("words " * 100)
     monkeypatch.chdir(tmp_path)
-    variables = read_variables(["GPT2_MODEL_NAME=./model", "TRAINING_DATA_SOURCE=text.txt"])
+    variables = read_options(["GPT2_MODEL_NAME=./model", "TRAINING_DATA_SOURCE=text.txt"])
     inputs = check_inputs(variables, progress=lambda what, done_frac: None)
     assert inputs.model_name == str(tmp_path / "model")
     assert inputs.data_source == str(tmp_path / "text.txt")

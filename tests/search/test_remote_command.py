@@ -14,9 +14,10 @@ from types import SimpleNamespace
 import pytest
 import ray
 
+from search import __main__ as main
 from search.commands import remote_command as module
-from search.commands.remote_command import HeadCommand, _on_disk, _studies_read, is_remote, remote_command
-from search.options import Variables
+from search.commands.remote_command import HeadCommand, _on_disk, _studies_read, remote_command
+from search.options import parse_options
 from search.terminal.console import Terminal
 from trainable.data.node_cache import share
 from trainable.errors import UserError
@@ -41,13 +42,17 @@ def test_what_is_refused_before_the_cluster_is_asked(
     monkeypatch.setattr(module, "check_port", lambda address, host_and_port: None)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=f"^ADDRESS={ADDRESS}.*{words}"):
-        remote_command(command, Variables({"ADDRESS": ADDRESS, **variables}), Terminal(as_json=False))
+        remote_command(command, parse_options({"ADDRESS": ADDRESS, **variables}), Terminal(as_json=False))
 
 
-def test_commands_that_train_on_ray_go_there_and_no_other() -> None:
-    outside, inside = Variables({"ADDRESS": ADDRESS}), Variables({"ADDRESS": "auto"})
-    assert [name for name in ("run", "resume", "train", "list") if is_remote(name, outside)] == ["run", "resume"]
-    assert not is_remote("run", inside)
+def test_commands_that_train_on_ray_go_there_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    went: list[str] = []
+    monkeypatch.setattr(module, "remote_command", lambda command, *_: went.append(command))
+    monkeypatch.setattr(main, "_command", lambda name: lambda options, terminal: 0)
+    for command in ("run", "resume", "train", "list"):
+        main.main([command, f"ADDRESS={ADDRESS}"])
+    main.main(["run", "ADDRESS=auto"])
+    assert went == ["run", "resume"]
 
 
 def test_paths_of_this_machine_are_taken_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,13 +60,13 @@ def test_paths_of_this_machine_are_taken_along(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "mine.toml").touch()
     monkeypatch.chdir(tmp_path)
     values = {"SPACE": "mine.toml", "GPT2_MODEL_NAME": "tiny", "TRAINING_DATA_SOURCE": "plateau"}
-    found = {name: _on_disk(name, Variables(values)) for name in values}
+    found = {name: _on_disk(name, parse_options(values)) for name in values}
     assert found == {
         "SPACE": tmp_path / "mine.toml",
         "GPT2_MODEL_NAME": None,
         "TRAINING_DATA_SOURCE": tmp_path / "plateau",
     }
-    assert _on_disk("SPACE", Variables({"SPACE": "plateau"})) is None
+    assert _on_disk("SPACE", parse_options({"SPACE": "plateau"})) is None
 
 
 def test_the_studies_a_command_reads_are_known(tmp_path: Path) -> None:

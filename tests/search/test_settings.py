@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from search.options import read_variables
+from search.options import read_options
 from search.setup.settings import Settings, differences, planned_space, read_settings, space_file_differences
 from spaces.read.load import load_space
 from spaces.space import SearchSpace
@@ -45,7 +45,7 @@ def document_of(space: SearchSpace, settings: Settings, kind: str = "search") ->
 def test_every_shipped_space_is_planned_again_as_it_was(name: str, words: list[str], kind: str) -> None:
     file = load_space(name)
     words = [word for word in words if not (word.startswith("TRIALS") and file.searcher.name == "grid")]
-    settings, _ = read_settings(read_variables(words))
+    settings, _ = read_settings(read_options(words))
     try:
         space = settings.applied_to(file, kind)
     except UserError as refused:
@@ -59,7 +59,7 @@ def test_most_of_them_are_not_skipped() -> None:
     taken = 0
     for name in SHIPPED:
         for words in WORDS.values():
-            settings, _ = read_settings(read_variables([word for word in words if not word.startswith("TRIALS")]))
+            settings, _ = read_settings(read_options([word for word in words if not word.startswith("TRIALS")]))
             try:
                 settings.applied_to(load_space(name), "search")
             except UserError:
@@ -69,7 +69,7 @@ def test_most_of_them_are_not_skipped() -> None:
 
 
 def smoke(*words: str) -> tuple[dict[str, Any], Settings]:
-    settings, _ = read_settings(read_variables(list(words)))
+    settings, _ = read_settings(read_options(list(words)))
     return document_of(settings.applied_to(load_space("smoke"), "search"), settings), settings
 
 
@@ -115,7 +115,7 @@ def test_the_settings_of_a_study_are_json_and_back() -> None:
 )
 def test_what_the_variables_say_otherwise(planned: list[str], now: list[str], found: list[str]) -> None:
     document, settings = smoke(*planned)
-    assert differences(document, settings, read_variables(now)) == found
+    assert differences(document, settings, read_options(now)) == found
 
 
 def test_a_space_file_that_has_changed_is_told_by_its_lines(tmp_path: Path) -> None:

@@ -16,12 +16,12 @@ from search.cluster.storage_hold import ALIVE_S, check_unheld
 from search.cluster.study_storage import (
     MARK,
     TableMirror,
-    checked_storage,
     fetch_study,
     read_probe,
     remove_probe,
     write_probe,
 )
+from search.options import parse_options
 from tests.documents import sound_document
 from tests.faults.common import Place, differences, has_begun
 from trainable.data.remote_files import files_at
@@ -141,12 +141,12 @@ def test_a_probe_is_read_where_it_is_seen_and_leaves_nothing(tmp_path: Path) -> 
 
 def test_a_place_is_made_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert checked_storage("shared") == str(tmp_path / "shared")
-    assert checked_storage(None) is None
-    assert checked_storage("gs://b/p") == "gs://b/p?retry_limit_seconds=60"
-    assert checked_storage("gs://b/p?retry_limit_seconds=5") == "gs://b/p?retry_limit_seconds=5"
+    assert parse_options({"STORAGE": "shared"}).storage == str(tmp_path / "shared")
+    assert parse_options({}).storage is None
+    assert parse_options({"STORAGE": "gs://b/p"}).storage == "gs://b/p?retry_limit_seconds=60"
+    assert parse_options({"STORAGE": "gs://b/p?retry_limit_seconds=5"}).storage == "gs://b/p?retry_limit_seconds=5"
     with pytest.raises(UserError, match="STORAGE=nowhere://x: "):
-        checked_storage("nowhere://x")
+        parse_options({"STORAGE": "nowhere://x"})
 
 
 def test_a_study_that_is_nowhere_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,14 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from search.options import (
-    KNOWN,
-    Variables,
-    describe_variables,
-    explicit_hyperparameters,
-    read_variables,
-    with_default_warmup,
-)
+from results.confirmation import confirmation
+from search.options import KNOWN, Options, describe_variables, parse_options, read_options, with_default_warmup
 from trainable.config import BEFORE, DOCUMENTED, ENV_NAMES, LR_SCHEDULES, TrialConfig
 from trainable.errors import UserError
 
@@ -23,29 +17,29 @@ from trainable.errors import UserError
 def test_the_environment_is_read_and_a_word_wins_over_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BATCH_SIZE", " 8 ")
     monkeypatch.setenv("BLOCK_SIZE", "256")
-    variables = read_variables(["BLOCK_SIZE=64", "STUDY= a b "])
-    assert variables.text("BATCH_SIZE") == "8"
-    assert variables.text("BLOCK_SIZE") == "64"
-    assert variables.text("STUDY") == "a b"
-    assert explicit_hyperparameters(variables) == {"batch_size": 8, "block_size": 64}
+    variables = read_options(["BLOCK_SIZE=64", "STUDY= a b "])
+    assert variables.texts["BATCH_SIZE"] == "8"
+    assert variables.texts["BLOCK_SIZE"] == "64"
+    assert variables.study == "a b"
+    assert variables.explicit_hyperparameters() == {"batch_size": 8, "block_size": 64}
 
 
 def test_empty_means_not_set_in_the_environment_and_as_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BATCH_SIZE", "")
     monkeypatch.setenv("BLOCK_SIZE", "   ")
     monkeypatch.setenv("SEED", "3")
-    variables = read_variables(["SEED=", "USE_LR_WARMUP="])
-    assert {"BATCH_SIZE", "BLOCK_SIZE", "SEED", "USE_LR_WARMUP"}.isdisjoint(variables.values)
-    assert explicit_hyperparameters(variables) == {}
+    variables = read_options(["SEED=", "USE_LR_WARMUP="])
+    assert {"BATCH_SIZE", "BLOCK_SIZE", "SEED", "USE_LR_WARMUP"}.isdisjoint(variables.texts)
+    assert variables.explicit_hyperparameters() == {}
 
 
 def test_a_value_may_hold_an_equals_sign() -> None:
-    assert read_variables(["TRAINING_DATA_SOURCE=a=b.txt"]).text("TRAINING_DATA_SOURCE") == "a=b.txt"
+    assert read_options(["TRAINING_DATA_SOURCE=a=b.txt"]).training_data_source == Path("a=b.txt").absolute()
 
 
 def test_a_folder_given_as_a_word_is_where_later_code_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STUDIES_DIR", "elsewhere")
-    read_variables([f"STUDIES_DIR={tmp_path}"])
+    read_options([f"STUDIES_DIR={tmp_path}"])
     assert os.environ["STUDIES_DIR"] == str(tmp_path)
 
 
@@ -63,14 +57,14 @@ def test_a_folder_given_as_a_word_is_where_later_code_looks(tmp_path: Path, monk
 )
 def test_an_unknown_word_is_refused(word: str, message: str) -> None:
     with pytest.raises(UserError) as refusal:
-        read_variables([word])
+        read_options([word])
     assert str(refusal.value).startswith(message)
 
 
 def test_the_environment_may_hold_anything_else(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPCE", "plateau")
     monkeypatch.setenv("LORA_RANK", "8")
-    assert read_variables([]).values == {
+    assert read_options([]).texts == {
         "STUDIES_DIR": os.environ["STUDIES_DIR"],
         "CACHE_DIR": os.environ["CACHE_DIR"],
     }
@@ -89,7 +83,7 @@ def test_a_misspelt_variable_on_makes_command_line_is_named(flags: str, monkeypa
     monkeypatch.setenv("MAKEFLAGS", flags)
     monkeypatch.setenv("MAKELEVEL", "1")
     with pytest.raises(UserError, match=r"there is no variable '(SPCE|A)'\."):
-        read_variables([])
+        read_options([])
 
 
 @pytest.mark.parametrize(
@@ -105,7 +99,7 @@ def test_a_misspelt_variable_on_makes_command_line_is_named(flags: str, monkeypa
 def test_make_itself_may_set_what_it_needs(level: str, flags: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MAKEFLAGS", flags)
     monkeypatch.setenv("MAKELEVEL", level)
-    read_variables([])
+    read_options([])
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
@@ -140,7 +134,7 @@ def test_real_make_hands_a_misspelt_variable_down(options: tuple[str, ...], tmp_
     ],
 )
 def test_tokens_have_suffixes(text: str, tokens: int) -> None:
-    assert Variables({"BUDGET_TOKENS": text}).tokens("BUDGET_TOKENS") == tokens
+    assert parse_options({"BUDGET_TOKENS": text}).budget_tokens == tokens
 
 
 @pytest.mark.parametrize(
@@ -148,28 +142,85 @@ def test_tokens_have_suffixes(text: str, tokens: int) -> None:
 )
 def test_what_is_no_number_of_tokens_is_refused_by_name(text: str) -> None:
     with pytest.raises(UserError, match=r"^BUDGET_TOKENS="):
-        Variables({"BUDGET_TOKENS": text}).tokens("BUDGET_TOKENS")
+        parse_options({"BUDGET_TOKENS": text})
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "1.0", "one", "", "1e3", "10000000000000000"])
 def test_what_is_no_whole_number_is_refused_by_name(text: str) -> None:
     with pytest.raises(UserError, match=r"^TRIALS="):
-        Variables({"TRIALS": text}).whole("TRIALS")
+        parse_options({"TRIALS": text})
 
 
 @pytest.mark.parametrize("text", ["0", "1.01", "-0.5", "nan", "inf", "half"])
 def test_what_is_no_share_is_refused_by_name(text: str) -> None:
     with pytest.raises(UserError, match=r"^GPU_FRACTION="):
-        Variables({"GPU_FRACTION": text}).share("GPU_FRACTION", 1.0)
+        parse_options({"GPU_FRACTION": text})
 
 
 def test_numbers_that_are_set_and_those_that_are_not() -> None:
-    variables = Variables({"TRIALS": "24", "GPU_FRACTION": "0.25"})
-    assert variables.whole("TRIALS") == 24
-    assert variables.whole("CONCURRENCY") is None
-    assert variables.tokens("BUDGET_TOKENS") is None
-    assert variables.share("GPU_FRACTION", 1.0) == 0.25
-    assert Variables({}).share("GPU_FRACTION", 1.0) == 1.0
+    options = parse_options({"TRIALS": "24", "GPU_FRACTION": "0.25"})
+    assert (options.trials, options.gpu_fraction) == (24, 0.25)
+    assert (options.concurrency, options.budget_tokens) == (None, None)
+    assert Options().gpu_fraction == 1.0
+
+
+@pytest.mark.parametrize(("text", "value"), [("3", 3), ("auto", "auto")])
+def test_concurrency_is_a_number_or_measured(text: str, value: int | str) -> None:
+    assert parse_options({"CONCURRENCY": text}).concurrency == value
+
+
+@pytest.mark.parametrize(("text", "mode"), [("auto", "auto"), ("1", "on"), ("False", "off")])
+def test_compile_is_a_flag_or_auto(text: str, mode: str) -> None:
+    assert parse_options({"COMPILE": text}).compile == mode
+
+
+def test_a_range_is_token_positions() -> None:
+    assert parse_options({"RANGE": "2.0M-2.5M"}).range == (2_000_000, 2_500_000)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            "SEEDS",
+            "1001",
+            "SEEDS='1001' must be at most 1000. SEEDS: confirm: fresh seeds for each (default 5); attribute:",
+        ),
+        ("TOP", "0", "TOP='0' must be at least 1. TOP: confirm: how many of the best trials (default 2)."),
+        ("TOP", "101", "TOP='101' must be at most 100."),
+        ("EVAL_BLOCK_SIZE", "1", "EVAL_BLOCK_SIZE='1' must be at least 2."),
+        ("FORMAT", "yml", "FORMAT=yml is not known. Known: cli, env, json, toml."),
+        ("FROM", "befor", "FROM='befor' is not a documented configuration. Did you mean 'before'?"),
+        ("TO", "best", "TO='best' is not a documented configuration. Known: before, documented."),
+        ("RANGE", "5-2", "RANGE=5-2: it must end after it starts."),
+        ("BUDGET_TOKENS", "9" * 400, f"BUDGET_TOKENS='{'9' * 60}...' must be at most 10^15."),
+    ],
+)
+def test_a_refusal_names_the_variable_the_value_the_law_and_the_remedy(name: str, text: str, message: str) -> None:
+    with pytest.raises(UserError) as refusal:
+        parse_options({name: text})
+    assert str(refusal.value).startswith(message)
+    assert str(refusal.value).endswith((".", "?"))
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ({"CONFIRM": "1", "SEEDS": "1"}, "SEEDS=1: one seed has no scatter"),
+        ({"CONCURRENCY": "auto", "ADDRESS": "auto"}, "CONCURRENCY=auto measures this machine"),
+        ({"EVAL_TOKENS": "64"}, "EVAL_TOKENS=64 is less than one block of 128 tokens"),
+    ],
+)
+def test_variables_that_do_not_fit_together_are_refused(texts: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError, match=f"^{message}"):
+        parse_options(texts)
+
+
+def test_the_bounds_of_a_confirmation_are_those_of_its_variables() -> None:
+    for name, most in (("TOP", confirmation.MAX_TOP), ("SEEDS", confirmation.MAX_SEEDS)):
+        parse_options({name: str(most)})
+        with pytest.raises(UserError, match=f"must be at most {most}"):
+            parse_options({name: str(most + 1)})
 
 
 @pytest.mark.parametrize(
@@ -177,43 +228,43 @@ def test_numbers_that_are_set_and_those_that_are_not() -> None:
     [("True", True), ("true", True), ("1", True), ("YES", True), ("False", False), ("0", False), ("no", False)],
 )
 def test_flags_are_written_as_the_owners_scripts_write_them(text: str, value: bool) -> None:
-    assert Variables({"USE_LR_WARMUP": text}).flag("USE_LR_WARMUP") is value
+    assert parse_options({"USE_LR_WARMUP": text}).use_lr_warmup is value
 
 
 def test_a_flag_that_is_neither_is_refused() -> None:
-    with pytest.raises(UserError, match=r"^ENABLE_CHECKPOINTS='maybe' must be True or False\.$"):
-        Variables({"ENABLE_CHECKPOINTS": "maybe"}).flag("ENABLE_CHECKPOINTS")
+    with pytest.raises(UserError, match=r"^ENABLE_CHECKPOINTS='maybe' must be True or False\."):
+        parse_options({"ENABLE_CHECKPOINTS": "maybe"})
 
 
 def test_a_path_is_absolute_and_the_home_folder_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/owner")
-    assert Variables({"CHECKPOINT_PATH": "a.pt"}).path("CHECKPOINT_PATH") == tmp_path / "a.pt"
-    assert Variables({"CHECKPOINT_PATH": "~/a.pt"}).path("CHECKPOINT_PATH") == Path("/home/owner/a.pt")
-    assert Variables({}).path("CHECKPOINT_PATH") is None
+    assert parse_options({"CHECKPOINT_PATH": "a.pt"}).checkpoint_path == tmp_path / "a.pt"
+    assert parse_options({"CHECKPOINT_PATH": "~/a.pt"}).checkpoint_path == Path("/home/owner/a.pt")
+    assert parse_options({}).checkpoint_path is None
 
 
 def test_the_home_of_nobody_is_refused() -> None:
     with pytest.raises(UserError, match=r"^CHECKPOINT_PATH='~nobody_at_all/a\.pt': "):
-        Variables({"CHECKPOINT_PATH": "~nobody_at_all/a.pt"}).path("CHECKPOINT_PATH")
+        parse_options({"CHECKPOINT_PATH": "~nobody_at_all/a.pt"})
 
 
 def test_use_lr_warmup_says_the_schedule_where_nothing_else_does() -> None:
-    assert explicit_hyperparameters(Variables({"USE_LR_WARMUP": "True"})) == {"lr_schedule": "warmup_cosine"}
-    assert explicit_hyperparameters(Variables({"USE_LR_WARMUP": "False"})) == {"lr_schedule": "constant"}
+    assert parse_options({"USE_LR_WARMUP": "True"}).explicit_hyperparameters() == {"lr_schedule": "warmup_cosine"}
+    assert parse_options({"USE_LR_WARMUP": "False"}).explicit_hyperparameters() == {"lr_schedule": "constant"}
 
 
 @pytest.mark.parametrize("schedule", LR_SCHEDULES)
 def test_lr_schedule_wins_over_use_lr_warmup_false(schedule: str) -> None:
     """An exported linear schedule comes with USE_LR_WARMUP=False, which is all that the owner's scripts can be told."""
-    given = explicit_hyperparameters(Variables({"USE_LR_WARMUP": "False", "LR_SCHEDULE": schedule}))
+    given = parse_options({"USE_LR_WARMUP": "False", "LR_SCHEDULE": schedule}).explicit_hyperparameters()
     assert given == {"lr_schedule": schedule}
 
 
 def test_use_lr_warmup_cannot_contradict_a_constant_schedule() -> None:
     with pytest.raises(UserError, match="USE_LR_WARMUP=True contradicts LR_SCHEDULE=constant"):
-        explicit_hyperparameters(Variables({"USE_LR_WARMUP": "True", "LR_SCHEDULE": "constant"}))
-    given = explicit_hyperparameters(Variables({"USE_LR_WARMUP": "True", "LR_SCHEDULE": "linear"}))
+        parse_options({"USE_LR_WARMUP": "True", "LR_SCHEDULE": "constant"})
+    given = parse_options({"USE_LR_WARMUP": "True", "LR_SCHEDULE": "linear"}).explicit_hyperparameters()
     assert given == {"lr_schedule": "linear"}
 
 
@@ -242,13 +293,13 @@ def test_a_warm_up_that_is_given_or_not_wanted_stays(given: dict[str, int | floa
 def test_what_only_the_owners_scripts_can_do_is_refused(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=rf"^{name}={value} is not supported"):
-        read_variables([])
+        read_options([])
 
 
 def test_the_owners_variables_pass_where_they_ask_for_what_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MODEL_TYPE", "gpt2")
     monkeypatch.setenv("USE_LORA", "False")
-    read_variables([])
+    read_options([])
 
 
 @pytest.mark.parametrize(
@@ -263,7 +314,7 @@ def test_the_owners_variables_pass_where_they_ask_for_what_is_done(monkeypatch: 
 )
 def test_a_bad_hyperparameter_is_refused_by_its_variable(env: str, text: str) -> None:
     with pytest.raises(UserError, match=env):
-        explicit_hyperparameters(Variables({env: text}))
+        parse_options({env: text})
 
 
 def test_every_variable_is_described_once() -> None:

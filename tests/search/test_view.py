@@ -12,9 +12,9 @@ from rich.console import Console, RenderableType
 
 from results.study.folder import Study
 from results.study.ledger import Ledger
-from search.terminal.live_view import StudyView, ending_words, leaderboard_table, time_left_s
+from search.terminal.live_view import STATUS_STYLES, StudyView, ending_words, leaderboard_table, time_left_s
 from trainable.config import BEFORE, DOCUMENTED
-from trainable.rows import MetricsRow, TrialStatus, Verdict
+from trainable.rows import ENDINGS, MetricsRow, TrialStatus, Verdict
 
 NOW = datetime(2025, 11, 25, 3, 10, tzinfo=UTC)
 BUDGET_TOKENS = 400_000
@@ -132,7 +132,7 @@ def test_the_screen_holds_everything_at_any_usual_width(width: int, make_view: M
     assert "trial 5" in text
     assert "val loss 7.1234 12.3k tokens/s 8 x 256, LR 1.00e-03," in text
     assert "trial 7" in text
-    assert "val loss - starting" in text
+    assert "val loss – starting" in text
     # Endings and why.
     assert "trial 3 unstable: divergence at step 41: median of 20 step losses 9.93, best 7.42, not falling;" in text
     assert "trial 2 stopped at 34% of the budget: val loss 9.1234, not among the best at rung 0;" in text
@@ -245,6 +245,10 @@ def ending(status: str, **changes: Any) -> str:
 
 
 CONFIG = "batch 32 x block 128, LR 1.00e-05, constant"
+
+
+def test_every_ending_has_a_colour() -> None:
+    assert STATUS_STYLES.keys() == set(ENDINGS)
 
 
 def test_each_ending_in_words() -> None:

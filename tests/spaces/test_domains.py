@@ -6,10 +6,9 @@ from spaces.domains import (
     Choice,
     Condition,
     Domain,
+    FloatRange,
     IntRange,
-    LogUniform,
     SearchParameter,
-    Uniform,
     active_point,
     has_one_point,
     points,
@@ -22,8 +21,8 @@ from spaces.domains import (
         (Choice((8, 16)), (8, 16), (4, "8", None, True)),
         (Choice((0, 1)), (0, 1), (True, False)),
         (Choice(("linear", "wsd")), ("linear",), ("constant", 0)),
-        (Uniform(0.0, 0.5), (0.0, 0.25, 0.5), (-0.001, 0.501, "0.25", True, None)),
-        (LogUniform(1e-6, 1e-1), (1e-6, 1e-5, 1e-1), (9e-7, 0.11, float("nan"))),
+        (FloatRange(0.0, 0.5), (0.0, 0.25, 0.5), (-0.001, 0.501, "0.25", True, None)),
+        (FloatRange(1e-6, 1e-1, log=True), (1e-6, 1e-5, 1e-1), (9e-7, 0.11, float("nan"))),
         (IntRange(2, 8, step=2), (2, 4, 8), (3, 0, 10, 4.0, True)),
         (IntRange(1, 100, log=True), (1, 100), (0, 101)),
     ],
@@ -35,8 +34,8 @@ def test_contains(domain: Domain, inside: tuple[object, ...], outside: tuple[obj
 
 def test_examples_are_all_choices_and_the_ends_and_middle_of_ranges() -> None:
     assert Choice((8, 16, 64)).examples() == (8, 16, 64)
-    assert Uniform(0.0, 0.5).examples() == (0.0, 0.25, 0.5)
-    assert LogUniform(1e-6, 1e-2).examples() == pytest.approx((1e-6, 1e-4, 1e-2))
+    assert FloatRange(0.0, 0.5).examples() == (0.0, 0.25, 0.5)
+    assert FloatRange(1e-6, 1e-2, log=True).examples() == pytest.approx((1e-6, 1e-4, 1e-2))
     assert IntRange(2, 12, step=5).examples() == (2, 7, 12)
     assert IntRange(1, 4).examples() == (1, 2, 4)
 
@@ -47,9 +46,9 @@ def test_examples_are_all_choices_and_the_ends_and_middle_of_ranges() -> None:
         (Choice((8, 16, 64)), 20, 16),
         (Choice(("linear", "wsd")), "constant", "linear"),
         (Choice(("linear", "wsd")), "wsd", "wsd"),
-        (Uniform(0.01, 0.3), 0.0, 0.01),
-        (Uniform(0.01, 0.3), 0.2, 0.2),
-        (LogUniform(1e-6, 1e-1), 1.0, 1e-1),
+        (FloatRange(0.01, 0.3), 0.0, 0.01),
+        (FloatRange(0.01, 0.3), 0.2, 0.2),
+        (FloatRange(1e-6, 1e-1, log=True), 1.0, 1e-1),
         (IntRange(2, 12, step=5), 9, 7),
         (IntRange(2, 12, step=5), 99, 12),
     ],

@@ -7,6 +7,7 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from spaces.overrides import with_overrides
 from spaces.read.load import load_space, space_from_tables
 from spaces.read.parameters import KINDS, SEARCHABLE
 from spaces.read.space_files import SPACES_DIRECTORY, read_toml
@@ -148,7 +149,7 @@ def test_every_point_of_a_space_that_is_accepted_can_be_trained(contents: dict[s
         assert config.tokens_per_step <= space.evaluation_tokens()[0]
         assert 0 <= space.budget_tokens - config.training_steps * config.tokens_per_step < config.tokens_per_step
     pins = {"dropout": 0.3, "precision": "bf16"}
-    changed = attempt(lambda: space.with_overrides(budget_tokens=2 * space.budget_tokens, pins=pins))
+    changed = attempt(lambda: with_overrides(space, budget_tokens=2 * space.budget_tokens, pins=pins))
     if isinstance(changed, str):
         assert changed.startswith("fuzz.toml: nothing is left to search. Unset ")
     else:
@@ -195,7 +196,7 @@ def test_arbitrary_settings(
     name: str, pins: dict[str, Any], trials: int | None, budget: int | None, other: Any
 ) -> None:
     loaded = load_space(name)
-    space = attempt(lambda: loaded.with_overrides(pins=pins, trials=trials, budget_tokens=budget, baseline=other))
+    space = attempt(lambda: with_overrides(loaded, pins=pins, trials=trials, budget_tokens=budget, baseline=other))
     if isinstance(space, str):
         assert space
         return

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from spaces.domains import Choice, Condition, IntRange, LogUniform, SearchParameter, Uniform
+from spaces.domains import Choice, Condition, FloatRange, IntRange, SearchParameter
+from spaces.protocol import Evaluation, Scheduler, Searcher
 from spaces.read.load import load_space
-from spaces.space import Evaluation, Scheduler, Searcher, SearchSpace
+from spaces.space import SearchSpace
 from trainable.config import BEFORE, DOCUMENTED, make_config
 from trainable.errors import UserError
 
@@ -70,10 +71,10 @@ def test_everything_a_file_can_say(make_space: MakeSpace) -> None:
     )
     assert space.parameters == (
         SearchParameter("lr_schedule", Choice(("linear", "constant"))),
-        SearchParameter("warmup_frac", Uniform(0.0, 0.3), Condition("lr_schedule", ("linear",))),
+        SearchParameter("warmup_frac", FloatRange(0.0, 0.3), Condition("lr_schedule", ("linear",))),
         SearchParameter("grad_accum_steps", IntRange(1, 5, step=2)),
         SearchParameter("batch_size", IntRange(2, 8, log=True)),
-        SearchParameter("weight_decay", LogUniform(1e-3, 1.0)),
+        SearchParameter("weight_decay", FloatRange(1e-3, 1.0, log=True)),
     )
     assert space.baseline_name == "before, changed"
     assert space.baseline == make_config(

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from spaces.domains import Choice, Condition, LogUniform
+from spaces.domains import Choice, Condition, FloatRange
+from spaces.overrides import with_overrides
 from spaces.read.load import load_space
 from spaces.space import SearchSpace
 from trainable.config import BEFORE, DOCUMENTED, TrialConfig, make_config
@@ -30,7 +31,7 @@ def conditions(space: SearchSpace) -> dict[str, Condition | None]:
 
 
 def test_a_pin_fixes_every_trial_and_drops_the_domain() -> None:
-    space = load_space("plateau").pinned({"batch_size": 16, "dropout": 0.0})
+    space = with_overrides(load_space("plateau"), pins={"batch_size": 16, "dropout": 0.0})
     assert names(space) == ["block_size", "learning_rate", "lr_schedule", "warmup_frac"]
     config = space.config_for({"block_size": 64})
     assert (config.batch_size, config.dropout, config.training_steps) == (16, 0.0, 300_000 // 1024)
@@ -41,19 +42,19 @@ def test_a_pin_fixes_every_trial_and_drops_the_domain() -> None:
 
 
 def test_a_pin_outside_of_the_domain_is_the_users_choice() -> None:
-    assert load_space("plateau").pinned({"batch_size": 12}).config_for({}).batch_size == 12
+    assert with_overrides(load_space("plateau"), pins={"batch_size": 12}).config_for({}).batch_size == 12
 
 
 def test_a_pin_of_the_baselines_own_value_leaves_its_name() -> None:
-    space = load_space("plateau").pinned({"batch_size": 32, "seed": 7})
+    space = with_overrides(load_space("plateau"), pins={"batch_size": 32, "seed": 7})
     assert (space.baseline_name, space.baseline.seed, space.config_for({"block_size": 64}).seed) == ("documented", 7, 7)
 
 
 def test_a_pinned_parent_frees_or_drops_its_children(make_space: MakeSpace) -> None:
     space = make_space(NESTED)
-    assert conditions(space.pinned({"lr_schedule": "constant"})) == {"dropout": None}
-    assert conditions(space.pinned({"lr_schedule": "linear"})) == {"dropout": None}
-    assert conditions(space.pinned({"lr_schedule": "wsd"})) == {
+    assert conditions(with_overrides(space, pins={"lr_schedule": "constant"})) == {"dropout": None}
+    assert conditions(with_overrides(space, pins={"lr_schedule": "linear"})) == {"dropout": None}
+    assert conditions(with_overrides(space, pins={"lr_schedule": "wsd"})) == {
         "decay_frac": None,
         "min_lr_frac": Condition("decay_frac", (0.4,)),
         "dropout": None,
@@ -62,36 +63,36 @@ def test_a_pinned_parent_frees_or_drops_its_children(make_space: MakeSpace) -> N
 
 def test_a_pinned_link_in_a_chain_hands_its_own_condition_down(make_space: MakeSpace) -> None:
     space = make_space(NESTED)
-    assert conditions(space.pinned({"decay_frac": 0.4})) == {
+    assert conditions(with_overrides(space, pins={"decay_frac": 0.4})) == {
         "lr_schedule": None,
         "min_lr_frac": Condition("lr_schedule", ("wsd",)),
         "dropout": None,
     }
-    assert conditions(space.pinned({"decay_frac": 0.3})) == {"lr_schedule": None, "dropout": None}
+    assert conditions(with_overrides(space, pins={"decay_frac": 0.3})) == {"lr_schedule": None, "dropout": None}
 
 
 def test_the_baseline_takes_the_nearest_value_of_what_a_pin_makes_active() -> None:
-    space = load_space("plateau").pinned({"lr_schedule": "warmup_cosine"})
+    space = with_overrides(load_space("plateau"), pins={"lr_schedule": "warmup_cosine"})
     assert conditions(space)["warmup_frac"] is None
     assert space.baseline_params()["warmup_frac"] == 0.01
     assert space.baseline.warmup_steps == round(0.01 * 73)
-    grid = load_space("before_after").pinned({"lr_schedule": "warmup_cosine"})
+    grid = with_overrides(load_space("before_after"), pins={"lr_schedule": "warmup_cosine"})
     assert (grid.trials, grid.baseline_params()["warmup_frac"], grid.baseline.warmup_steps) == (8, 0.1, 10)
 
 
 def test_pinned_warmup_steps_are_steps_and_drop_the_share() -> None:
-    space = load_space("plateau").pinned({"warmup_steps": 15})
+    space = with_overrides(load_space("plateau"), pins={"warmup_steps": 15})
     assert "warmup_frac" not in names(space)
     for batch_size in (8, 64):
         assert space.config_for({"batch_size": batch_size, "lr_schedule": "linear"}).warmup_steps == 15
     assert space.config_for({"lr_schedule": "constant"}).warmup_steps == 0
-    doubled = space.with_overrides(budget_tokens=800_000)
+    doubled = with_overrides(space, budget_tokens=800_000)
     assert doubled.config_for({"lr_schedule": "linear"}).warmup_steps == 15
 
 
 def test_pinned_steps_must_fit_into_the_shortest_run() -> None:
     with pytest.raises(UserError) as caught:
-        load_space("plateau").pinned({"warmup_steps": 25})
+        with_overrides(load_space("plateau"), pins={"warmup_steps": 25})
     assert str(caught.value) == (
         "spaces/plateau.toml with WARMUP_STEPS=25: warmup_steps=25 is longer than the run of 18 steps at batch_size=64 "
         "x block_size=256. Lower it, raise the budget, or use warmup_frac, a share of the run."
@@ -127,25 +128,25 @@ def test_pinned_steps_must_fit_into_the_shortest_run() -> None:
 )
 def test_pins_that_cannot_be(pins: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as caught:
-        load_space("plateau").pinned(pins)
+        with_overrides(load_space("plateau"), pins=pins)
     assert str(caught.value) == message
 
 
 def test_one_thing_left_is_enough() -> None:
     pins = {"batch_size": 8, "block_size": 64, "learning_rate": 1e-3, "lr_schedule": "linear"}
-    assert names(load_space("plateau").pinned(pins)) == ["warmup_frac"]
+    assert names(with_overrides(load_space("plateau"), pins=pins)) == ["warmup_frac"]
 
 
 def test_a_new_budget_scales_the_grace_that_is_a_share(make_space: MakeSpace) -> None:
-    space = load_space("plateau").with_overrides(trials=6, budget_tokens=1_000_000)
+    space = with_overrides(load_space("plateau"), trials=6, budget_tokens=1_000_000)
     assert (space.trials, space.budget_tokens, space.rung_tokens()) == (6, 1_000_000, (112_000, 336_000))
     assert space.baseline.training_steps == 244
     assert space.user_settings == {"TRIALS": 6, "BUDGET_TOKENS": 1_000_000}
 
     fixed = make_space({"dropout": {"choice": [0.0, 0.1]}}, scheduler={"grace_tokens": 3_000})
-    assert fixed.with_overrides(budget_tokens=30_000).rung_tokens() == (3_000, 9_000, 27_000)
+    assert with_overrides(fixed, budget_tokens=30_000).rung_tokens() == (3_000, 9_000, 27_000)
     with pytest.raises(UserError) as caught:
-        fixed.with_overrides(budget_tokens=3_000)
+        with_overrides(fixed, budget_tokens=3_000)
     assert str(caught.value) == (
         "small.toml with BUDGET_TOKENS=3000: [scheduler] a grace of 3000 tokens leaves no rung below the budget of "
         '3000 tokens. Lower it (grace_frac follows the budget), or set name = "none".'
@@ -156,8 +157,11 @@ def test_a_new_budget_scales_the_grace_that_is_a_share(make_space: MakeSpace) ->
     ("settings", "message"),
     [
         ({"trials": 0}, "spaces/plateau.toml with TRIALS=0: trials is 0; it must be at least 1 and at most 100000."),
-        ({"budget_tokens": 0}, "BUDGET_TOKENS=0 must be at least 1 and at most 1000000000000."),
-        ({"budget_tokens": 10**13}, "BUDGET_TOKENS=10000000000000 must be at least 1 and at most 1000000000000."),
+        ({"budget_tokens": 0}, "BUDGET_TOKENS is 0; it must be at least 1 and at most 1000000000000."),
+        (
+            {"budget_tokens": 10**13},
+            "BUDGET_TOKENS is 10000000000000; it must be at least 1 and at most 1000000000000.",
+        ),
         (
             {"budget_tokens": 4_000},
             "a budget of 4000 tokens is less than one step of 4096 tokens "
@@ -167,38 +171,38 @@ def test_a_new_budget_scales_the_grace_that_is_a_share(make_space: MakeSpace) ->
 )
 def test_overrides_that_cannot_be(settings: dict[str, int], message: str) -> None:
     with pytest.raises(UserError) as caught:
-        load_space("plateau").with_overrides(**settings)  # type: ignore[arg-type]
+        with_overrides(load_space("plateau"), **settings)  # type: ignore[arg-type]
     assert str(caught.value) == message
 
 
 def test_a_grid_runs_all_of_its_cells() -> None:
     grid = load_space("before_after")
-    assert grid.with_overrides(trials=16).trials == 16
+    assert with_overrides(grid, trials=16).trials == 16
     with pytest.raises(UserError) as caught:
-        grid.with_overrides(trials=5)
+        with_overrides(grid, trials=5)
     assert str(caught.value) == "TRIALS=5: spaces/before_after.toml is a grid, and all of its 16 cells run. Unset it."
 
 
 def test_only_the_sum_of_the_settings_has_to_be_sound() -> None:
     """Neither setting alone is: the batch does not fit into the budget, nor does the budget hold the largest batch."""
     plateau = load_space("plateau")
-    large = plateau.with_overrides(pins={"batch_size": 512}, budget_tokens=4_000_000)
+    large = with_overrides(plateau, pins={"batch_size": 512}, budget_tokens=4_000_000)
     assert large.config_for({}).training_steps == 4_000_000 // (512 * 128)
-    small = plateau.with_overrides(pins={"batch_size": 8, "block_size": 64}, budget_tokens=8_000)
+    small = with_overrides(plateau, pins={"batch_size": 8, "block_size": 64}, budget_tokens=8_000)
     assert small.config_for({}).training_steps == 15
     for settings in ({"pins": {"batch_size": 512}}, {"budget_tokens": 8_000}):
         with pytest.raises(UserError):
-            plateau.with_overrides(**settings)
+            with_overrides(plateau, **settings)
 
 
 def test_another_baseline_keeps_its_place_in_ranges_and_widens_choices() -> None:
     found = TrialConfig(batch_size=12, block_size=64, learning_rate=3e-4, training_steps=500, dropout=0.0)
-    space = load_space("plateau").with_baseline("trial 7 of plateau-0412", found)
+    space = with_overrides(load_space("plateau"), baseline=("trial 7 of plateau-0412", found))
     assert space.baseline_name == "trial 7 of plateau-0412"
     assert space.baseline == make_config(found, {"training_steps": 300_000 // 768})
     assert space.domain("batch_size") == Choice((8, 16, 32, 64, 12))
     assert space.domain("block_size") == Choice((64, 128, 256))
-    assert space.domain("learning_rate") == LogUniform(1e-6, 1.0)
+    assert space.domain("learning_rate") == FloatRange(1e-6, 1.0, log=True)
     assert space.baseline_params() == {
         "batch_size": 12,
         "block_size": 64,
@@ -211,7 +215,7 @@ def test_another_baseline_keeps_its_place_in_ranges_and_widens_choices() -> None
 
 def test_a_range_must_hold_another_baseline() -> None:
     with pytest.raises(UserError) as caught:
-        load_space("plateau").with_baseline("hot", make_config(DOCUMENTED, {"learning_rate": 3.0}))
+        with_overrides(load_space("plateau"), baseline=("hot", make_config(DOCUMENTED, {"learning_rate": 3.0})))
     assert str(caught.value) == (
         "spaces/plateau.toml: the baseline 'hot' has learning_rate=3.0, outside [search] learning_rate, "
         "log_uniform [1e-06, 1]. Widen the range to hold it, or change the baseline."
@@ -223,18 +227,18 @@ def test_a_baseline_found_by_a_search_comes_back_with_its_share() -> None:
     for batch_size, share in ((64, 0.01), (8, 0.0123), (64, 0.3)):
         params = {"batch_size": batch_size, "block_size": 256, "lr_schedule": "linear", "warmup_frac": share}
         found = plateau.config_for(params)
-        assert plateau.with_baseline("found", found).baseline == found
+        assert with_overrides(plateau, baseline=("found", found)).baseline == found
     grid = load_space("before_after")
-    again = grid.with_baseline("before", grid.config_for(grid.grid_points()[5]))
+    again = with_overrides(grid, baseline=("before", grid.config_for(grid.grid_points()[5])))
     assert (again.trials, again.domain("warmup_frac")) == (16, Choice((0.1,)))
 
 
 def test_pins_hold_against_a_baseline_that_comes_later() -> None:
-    pinned = load_space("plateau").pinned({"batch_size": 16, "lr_schedule": "warmup_cosine"})
+    pinned = with_overrides(load_space("plateau"), pins={"batch_size": 16, "lr_schedule": "warmup_cosine"})
     for space in (
-        pinned.with_baseline("before", BEFORE),
-        load_space("plateau").with_overrides(
-            pins={"batch_size": 16, "lr_schedule": "warmup_cosine"}, baseline=("before", BEFORE)
+        with_overrides(pinned, baseline=("before", BEFORE)),
+        with_overrides(
+            load_space("plateau"), pins={"batch_size": 16, "lr_schedule": "warmup_cosine"}, baseline=("before", BEFORE)
         ),
     ):
         assert (space.baseline.batch_size, space.baseline.block_size, space.baseline_name) == (
@@ -246,8 +250,10 @@ def test_pins_hold_against_a_baseline_that_comes_later() -> None:
 
 
 def test_what_a_pin_makes_active_is_not_held_against_another_baseline() -> None:
-    space = load_space("plateau").with_overrides(
-        pins={"lr_schedule": "linear"}, baseline=("found", make_config(DOCUMENTED, {"learning_rate": 1e-3}))
+    space = with_overrides(
+        load_space("plateau"),
+        pins={"lr_schedule": "linear"},
+        baseline=("found", make_config(DOCUMENTED, {"learning_rate": 1e-3})),
     )
     assert space.baseline_params() == {
         "batch_size": 32,
@@ -259,8 +265,8 @@ def test_what_a_pin_makes_active_is_not_held_against_another_baseline() -> None:
 
 def test_the_baseline_alone_asks_no_room_for_what_is_not_searched() -> None:
     with pytest.raises(UserError, match="more than the first evaluation waits for"):
-        load_space("plateau").with_overrides(budget_tokens=60_000)
-    alone = load_space("plateau").baseline_alone().with_overrides(budget_tokens=60_000, pins={"learning_rate": 1e-3})
+        with_overrides(load_space("plateau"), budget_tokens=60_000)
+    alone = with_overrides(load_space("plateau").baseline_alone(), budget_tokens=60_000, pins={"learning_rate": 1e-3})
     assert (alone.trials, alone.parameters, alone.baseline.training_steps) == (1, (), 60_000 // 4096)
     assert alone.baseline.learning_rate == 1e-3
     assert load_space("before_after").baseline_alone().trials == 1

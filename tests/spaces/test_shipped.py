@@ -6,8 +6,10 @@ import sys
 
 import pytest
 
-from spaces.domains import LogUniform
-from spaces.read.load import list_spaces, load_space
+from spaces.domains import FloatRange
+from spaces.overrides import with_overrides
+from spaces.read.load import load_space
+from spaces.read.space_files import list_spaces
 from trainable.config import BEFORE, DOCUMENTED, LR_SCHEDULES
 
 NAMES = ["before_after", "plateau", "schedule", "smoke"]
@@ -55,7 +57,7 @@ def test_before_after_is_the_grid_of_the_four_changes() -> None:
     assert all(config.warmup_steps == round(0.1 * config.training_steps) for config in configs if config.has_warmup)
     assert sum(config.has_warmup for config in configs) == 8
 
-    at_befores_length = space.with_overrides(budget_tokens=BEFORE.tokens_per_step * BEFORE.training_steps)
+    at_befores_length = with_overrides(space, budget_tokens=BEFORE.tokens_per_step * BEFORE.training_steps)
     configs = [at_befores_length.config_for(cell) for cell in at_befores_length.grid_points()]
     assert BEFORE in configs
     assert at_befores_length.baseline.training_steps == 2500
@@ -70,10 +72,10 @@ def test_schedule_keeps_batch_and_block() -> None:
         "decay_frac",
         "min_lr_frac",
     }
-    around = space.with_baseline("before", BEFORE)
+    around = with_overrides(space, baseline=("before", BEFORE))
     config = around.config_for({"lr_schedule": "wsd", "decay_frac": 0.3, "warmup_frac": 0.05, "min_lr_frac": 0.0})
     assert (config.batch_size, config.block_size, config.warmup_steps) == (8, 256, round(0.05 * (1_200_000 // 2048)))
-    assert space.domain("learning_rate") == LogUniform(1e-6, 1e-1)
+    assert space.domain("learning_rate") == FloatRange(1e-6, 1e-1, log=True)
     assert space.baseline.learning_rate == DOCUMENTED.learning_rate
 
 

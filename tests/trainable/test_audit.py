@@ -12,8 +12,11 @@ from tokenizers import Tokenizer
 from trainable.data.corpus import source_files
 from trainable.data.tokens import load_corpus, train_tokenizer
 from trainable.errors import UserError
-from trainable.text_audit.audit import KINDS, SEVERITIES, AuditFinding, AuditReport, audit, plot_audit, render, to_json
+from trainable.text_audit.audit import audit
 from trainable.text_audit.audit_findings import MAX_FINDINGS
+from trainable.text_audit.audit_plot import plot_audit
+from trainable.text_audit.audit_values import KINDS, SEVERITIES, AuditFinding, AuditReport
+from trainable.text_audit.report import render, to_json
 
 NEAR_TOKENS = 60
 NEAR_LINES = 4

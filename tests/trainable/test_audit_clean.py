@@ -9,8 +9,11 @@ from tokenizers import Tokenizer
 from trainable.data.corpus import source_files
 from trainable.data.tokens import train_tokenizer
 from trainable.errors import UserError
-from trainable.text_audit.audit import AuditReport, audit, render_clean, write_clean
+from trainable.text_audit.audit import audit
+from trainable.text_audit.audit_values import AuditReport
+from trainable.text_audit.clean import write_clean
 from trainable.text_audit.debris import repair
+from trainable.text_audit.report import render_clean
 
 REMOVED_KINDS = {
     "train_val_overlap",

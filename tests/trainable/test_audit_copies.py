@@ -5,10 +5,14 @@ import numpy.typing as npt
 import pytest
 
 from trainable.text_audit.copies import duplicate_hits, overlap_hits
-from trainable.text_audit.duplicates import MIN_DUPLICATE_TOKENS, find_duplicate_runs, fingerprints
+from trainable.text_audit.duplicates import (
+    MIN_DUPLICATE_TOKENS,
+    find_duplicate_runs,
+    find_overlap_runs,
+    fingerprints,
+)
 from trainable.text_audit.near import find_near_duplicates
 from trainable.text_audit.ngrams import NGRAM_TOKENS, covered, hash_ngrams, hash_tokens, union
-from trainable.text_audit.overlap_runs import find_overlap
 from trainable.text_audit.repeats import find_repeats
 from trainable.text_audit.shift import find_shifts
 from trainable.text_audit.windows import BUCKETS, Windows, js_distance
@@ -60,16 +64,13 @@ def test_every_passage_of_50_tokens_that_occurs_twice_is_found(seed: int) -> Non
 @pytest.mark.parametrize("seed", range(6))
 def test_every_validation_ngram_that_training_has_is_found(seed: int) -> None:
     tokens, split = planted(seed, copies=40), 14_000
-    overlap = find_overlap(tokens, split, np.zeros(len(tokens), dtype=bool), silent)
-    train = {tokens[i : i + NGRAM_TOKENS].tobytes() for i in range(split - NGRAM_TOKENS + 1)}
-    val = [tokens[i : i + NGRAM_TOKENS].tobytes() for i in range(split, len(tokens) - NGRAM_TOKENS + 1)]
-    assert overlap.val_ngrams_frac == pytest.approx(np.mean([ngram in train for ngram in val]))
-    for here, there, length in overlap.runs.tolist():
+    runs = find_overlap_runs(tokens, split, np.zeros(len(tokens), dtype=bool), silent)
+    in_val = {tokens[i : i + NGRAM_TOKENS].tobytes() for i in range(split, len(tokens) - NGRAM_TOKENS + 1)}
+    for here, there, length in runs.tolist():
         assert here + length <= split <= there
         assert np.array_equal(tokens[here : here + length], tokens[there : there + length])
-    in_val = set(val)
     of_train = [i for i in range(split - NGRAM_TOKENS + 1) if tokens[i : i + NGRAM_TOKENS].tobytes() in in_val]
-    found = covered(np.stack([overlap.runs[:, 0], overlap.runs[:, [0, 2]].sum(axis=1)], axis=1), len(tokens))
+    found = covered(np.stack([runs[:, 0], runs[:, [0, 2]].sum(axis=1)], axis=1), len(tokens))
     expected = covered(np.array([(i, i + NGRAM_TOKENS) for i in of_train], dtype=np.int64).reshape(-1, 2), len(tokens))
     assert np.array_equal(found, expected)
 

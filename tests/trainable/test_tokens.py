@@ -22,7 +22,7 @@ KILLED_WRITER = """
 import os, signal, sys
 from pathlib import Path
 from tokenizers import Tokenizer
-from trainable import corpus, tokens
+from trainable.data import corpus, tokens
 corpus.CHUNK_CHARS = 1000
 def die_halfway(what, done_frac):
     if done_frac > 0.5:

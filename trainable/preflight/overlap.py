@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from trainable.data.tokens import Tokens
-from trainable.text_audit.ngrams import NGRAM_TOKENS, Hashes, Positions, iter_ngram_hashes
+from trainable.text_audit.ngrams import NGRAM_TOKENS, Hashes, KnownHashes, Positions, iter_ngram_hashes, marked_spans
 
 CHUNK_TOKENS = 1 << 20
 MAX_TRAIN_TOKENS = 40 << 20
@@ -15,7 +14,6 @@ MAX_VAL_NGRAMS = 1 << 21
 """Of more, those whose hash is a multiple of some number are kept, which picks the same n-grams on both sides."""
 LONG_COPY_TOKENS = 256
 """Repeated phrases, tables and short notices are shorter: in the embedded text the longest has 83 tokens."""
-TABLE_BITS = 24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,17 +37,14 @@ def measure_overlap(train: Tokens, val: Tokens) -> Overlap | None:
         return None
     places, hashes = _kept_ngrams(val)
     distinct, which = np.unique(hashes, return_inverse=True)
-    # A table of the hashes' first bits turns nearly all training n-grams away before the search.
-    table = np.zeros(1 << TABLE_BITS, dtype=bool)
-    table[distinct >> np.uint64(64 - TABLE_BITS)] = True
-    found = np.zeros(len(distinct), dtype=bool)
+    known, found = KnownHashes(distinct), np.zeros(len(distinct), dtype=bool)
     spans = _read_spans(len(train))
     for start, end in spans:
         for _, theirs in iter_ngram_hashes(train, start, end):
-            maybe = theirs[table[theirs >> np.uint64(64 - TABLE_BITS)]]
-            at = np.minimum(np.searchsorted(distinct, maybe), len(distinct) - 1)
-            found[at[distinct[at] == maybe]] = True
-    starts, lengths = _copies(places, found[which])
+            found[known.find(theirs)[1]] = True
+    copies = marked_spans(found[which])  # stretches whose every n-gram was found
+    starts = places[copies[:, 0]]
+    lengths = places[copies[:, 1] - 1] - starts + NGRAM_TOKENS
     longest = int(lengths.argmax()) if len(lengths) else 0
     return Overlap(
         shared_frac=float(found[which].mean()),
@@ -77,10 +72,3 @@ def _read_spans(tokens_count: int) -> list[tuple[int, int]]:
     if len(starts) > most:
         starts = starts[np.linspace(0, len(starts) - 1, most).round().astype(np.int64)]
     return [(int(start), min(int(start) + CHUNK_TOKENS + NGRAM_TOKENS - 1, tokens_count)) for start in starts]
-
-
-def _copies(places: Positions, found: npt.NDArray[np.bool_]) -> tuple[Positions, Positions]:
-    """Return (starts, lengths) in tokens of the stretches whose every n-gram was found."""
-    edges = np.diff(np.concatenate([[0], found.astype(np.int8), [0]]))
-    first, last = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1) - 1
-    return places[first], places[last] - places[first] + NGRAM_TOKENS

@@ -6,10 +6,8 @@ from typing import Any
 
 from trainable.errors import UserError
 from trainable.stability.loss_level import LOSS_LIMIT, LevelWatch
-from trainable.stability.rules import StabilityRules, make_rules
-from trainable.stability.watches import NEVER_S, STOP_KINDS, Finding, SpeedWatch, SpikeWatch, dump, restore
-
-__all__ = ["STOP_KINDS", "Finding", "StabilityMonitor", "StabilityRules", "judge_trace", "make_rules"]
+from trainable.stability.rules import StabilityRules
+from trainable.stability.watches import NEVER_S, Finding, SpeedWatch, SpikeWatch, dump, restore
 
 GRAD_NORM_LIMIT = 1e100  # larger ones would overflow when squared
 DEFAULT_RULES = StabilityRules()

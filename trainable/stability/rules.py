@@ -1,12 +1,11 @@
 """StabilityRules: every constant by which a run is judged, with its source; the judging is in trainable.stability."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
 from types import MappingProxyType
 from typing import Any
 
-from trainable.errors import UserError, did_you_mean
+from trainable.errors import UserError, check_bounds, did_you_mean
 
 
 def _rule(default: float, *, low: float, high: float, unit: str) -> Any:
@@ -19,11 +18,7 @@ def _checked(spec: Field[Any], value: Any) -> int | float:
     if isinstance(value, bool) or not isinstance(value, wanted):
         kind = "a whole number" if spec.type is int else "a number"
         raise UserError(f"[stability] {spec.name} must be {kind}, not {value!r}; the default is {spec.default}.")
-    if not math.isfinite(value) or not low <= value <= high:
-        raise UserError(
-            f"[stability] {spec.name} is {value:g}; it must be at least {low:g} and at most {high:g} ({unit}); "
-            f"the default is {spec.default}."
-        )
+    check_bounds(f"[stability] {spec.name}", value, low, high, note=f" ({unit}); the default is {spec.default}")
     return value if spec.type is int else float(value)
 
 

@@ -3,56 +3,29 @@
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from trainable.data.corpus import text_fingerprint
 from trainable.data.tokens import Progress, Tokens, _silent, load_corpus
 from trainable.errors import UserError
 from trainable.text_audit.audit_findings import kind_spans, make_findings, within
-from trainable.text_audit.audit_plan import plan_clean, removed_spans, unit_cover
-from trainable.text_audit.audit_plot import plot_audit
 from trainable.text_audit.audit_values import (
-    KINDS,
-    SEVERITIES,
-    AuditFinding,
     AuditReport,
     Hit,
-    KindTotal,
-    Place,
     Profile,
-    parse_range,
-    spans,
+    hit_spans,
+    removed_spans,
 )
-from trainable.text_audit.clean import CleanSummary, write_clean
+from trainable.text_audit.clean import plan_clean, unit_cover
 from trainable.text_audit.copies import find_copies
 from trainable.text_audit.ngrams import covered
 from trainable.text_audit.regions import find_binary, find_debris, find_foreign, find_long_lines
 from trainable.text_audit.repeats import find_repeats
-from trainable.text_audit.report import render, render_clean, to_json
 from trainable.text_audit.scan import Scan, scan_text
 from trainable.text_audit.shift import find_shifts
-from trainable.text_audit.units import Flags, Units
+from trainable.text_audit.units import Flags
 from trainable.text_audit.vocabulary import Vocabulary, describe_vocabulary
-from trainable.text_audit.windows import Windows, js_distance, measure_windows
-
-__all__ = [
-    "KINDS",
-    "SEVERITIES",
-    "AuditFinding",
-    "AuditReport",
-    "CleanSummary",
-    "KindTotal",
-    "Place",
-    "Profile",
-    "audit",
-    "parse_range",
-    "plot_audit",
-    "render",
-    "render_clean",
-    "to_json",
-    "write_clean",
-]
+from trainable.text_audit.windows import js_distance, measure_windows
 
 MOSTLY = 0.8
 """A unit or run that a binary region covers so far is not looked at again."""
@@ -118,9 +91,9 @@ def _checked_range(token_range: tuple[int, int] | None, tokens: int) -> tuple[in
 def _text_hits(scan: Scan, tokens: Tokens) -> tuple[list[Hit], Flags]:
     """What can be told line by line, and the units whose markup is debris."""
     binary = find_binary(scan)
-    noisy = _unit_cover(scan.units, binary) >= MOSTLY
+    noisy = unit_cover(scan.units, hit_spans(binary)) >= MOSTLY
     debris, markup = find_debris(scan, noisy)
-    covered_by_binary = _cover(binary, len(tokens))
+    covered_by_binary = covered(hit_spans(binary), len(tokens))
     repeats = [hit for hit in find_repeats(tokens) if covered_by_binary[hit.first : hit.end].mean() < MOSTLY]
     return [*binary, *repeats, *find_foreign(scan, noisy), *debris, *find_long_lines(scan)], markup
 
@@ -128,16 +101,14 @@ def _text_hits(scan: Scan, tokens: Tokens) -> tuple[list[Hit], Flags]:
 def _unexplained(shifts: list[Hit], hits: list[Hit], tokens: int) -> list[Hit]:
     """The shifts of which no other kind of finding covers half."""
     kinds = ("binary", "foreign_language", "repeated_ngram", "encoding_debris")
-    explained = _cover([hit for hit in hits if hit.kind in kinds], tokens)
+    explained = covered(hit_spans(hit for hit in hits if hit.kind in kinds), tokens)
     return [hit for hit in shifts if explained[hit.first : hit.end].mean() < 0.5]
 
 
 def _profile(tokens: Tokens, vocabulary: Vocabulary, hits: list[Hit]) -> Profile:
-    windows: Windows = measure_windows(tokens, vocabulary, _window_tokens(len(tokens), PROFILE_WINDOWS, 256))
-    copies = [
-        hit for hit in hits if hit.kind in ("exact_duplicate", "near_duplicate", "repeated_ngram", "train_val_overlap")
-    ]
-    copied = covered(removed_spans(copies), len(tokens))
+    windows = measure_windows(tokens, vocabulary, _window_tokens(len(tokens), PROFILE_WINDOWS, 256))
+    kinds = ("exact_duplicate", "near_duplicate", "repeated_ngram", "train_val_overlap")
+    copied = covered(removed_spans(hit for hit in hits if hit.kind in kinds), len(tokens))
     return Profile(
         first_token=windows.first_token,
         window_tokens=windows.window_tokens,
@@ -153,11 +124,3 @@ def _profile(tokens: Tokens, vocabulary: Vocabulary, hits: list[Hit]) -> Profile
 def _window_tokens(tokens: int, most: int, least: int) -> int:
     # Short texts get shorter windows: 16 of them are what it takes to tell one from the others.
     return max(tokens // most, min(least, max(128, tokens // 32)))
-
-
-def _cover(hits: list[Hit], tokens: int) -> Flags:
-    return covered(spans(*((hit.first, hit.end) for hit in hits)), tokens)
-
-
-def _unit_cover(units: Units, hits: list[Hit]) -> npt.NDArray[np.float64]:
-    return unit_cover(units, spans(*((hit.first, hit.end) for hit in hits)))

@@ -5,7 +5,17 @@ from dataclasses import replace
 
 import numpy as np
 
-from trainable.text_audit.audit_values import KINDS, SEVERITIES, AuditFinding, Hit, KindTotal, Place, Spans, spans
+from trainable.text_audit.audit_values import (
+    KINDS,
+    SEVERITIES,
+    AuditFinding,
+    Hit,
+    KindTotal,
+    Place,
+    Spans,
+    hit_spans,
+    removed_spans,
+)
 from trainable.text_audit.debris import first_debris
 from trainable.text_audit.ngrams import union
 from trainable.text_audit.units import Units
@@ -62,9 +72,8 @@ def make_findings(
 
 def kind_spans(hits: Sequence[Hit]) -> Spans:
     """Return what hits of one kind cover, merged and sorted: all copies, and for overlaps the validation side."""
-    own = spans(*((hit.first, hit.end) for hit in hits))
-    copies = [hit.removed for hit in hits if hit.kind in ("exact_duplicate", "near_duplicate")]
-    return union(np.concatenate([own, *copies]))
+    copies = removed_spans(hit for hit in hits if hit.kind in ("exact_duplicate", "near_duplicate"))
+    return union(np.concatenate([hit_spans(hits), copies]))
 
 
 def _covered_tokens(merged: Spans, low: int, high: int) -> int:

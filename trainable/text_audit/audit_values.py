@@ -1,7 +1,7 @@
 """What an audit says: findings, totals, a profile along the text. Values only; nothing here looks for anything."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,6 +52,16 @@ class Hit:
     """Of all occurrences."""
     weight: float = 1.0
     """Multiplies the share of the corpus that severity is judged by."""
+
+
+def hit_spans(hits: Iterable[Hit]) -> Spans:
+    """Return where the hits are, (n, 2)."""
+    return spans(*((hit.first, hit.end) for hit in hits))
+
+
+def removed_spans(hits: Iterable[Hit]) -> Spans:
+    """Return all that the hits would remove, (n, 2)."""
+    return np.concatenate([spans(), *(hit.removed for hit in hits)])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

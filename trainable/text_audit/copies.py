@@ -6,11 +6,10 @@ import numpy as np
 import numpy.typing as npt
 
 from trainable.data.tokens import Progress, Tokens
-from trainable.text_audit.audit_values import Hit, Spans, spans
-from trainable.text_audit.duplicates import find_duplicate_runs, fingerprints
+from trainable.text_audit.audit_values import Hit, Spans, hit_spans, removed_spans
+from trainable.text_audit.duplicates import find_duplicate_runs, find_overlap_runs, fingerprints
 from trainable.text_audit.near import NearDuplicates, find_near_duplicates
 from trainable.text_audit.ngrams import covered, union
-from trainable.text_audit.overlap_runs import find_overlap
 from trainable.text_audit.passages import find_passages
 from trainable.text_audit.template import find_templates
 from trainable.text_audit.units import Ints, Units
@@ -39,16 +38,15 @@ def find_copies(
     progress: Progress,
 ) -> list[Hit]:
     """Return overlaps, exact and near copies outside what is `known`; `word` maps ids to words, 0 to none."""
-    skipped = covered(spans(*((hit.first, hit.end) for hit in known if hit.kind in SKIPPED_KINDS)), len(tokens))
+    skipped = covered(hit_spans(hit for hit in known if hit.kind in SKIPPED_KINDS), len(tokens))
     templates = find_templates(tokens)
     hashes, positions = fingerprints(tokens, skipped | templates.starts, progress)
     runs = find_duplicate_runs(tokens, train_tokens, hashes, positions)
     hits = [*templates.hits, *duplicate_hits(runs, train_tokens)]
-    hits += overlap_hits(find_overlap(tokens, train_tokens, skipped | templates.starts, progress).runs)
-    passages = find_passages(units, tokens)
-    first, end = units.first_token[passages.first_unit], units.end_token[passages.end_unit - 1]
-    gone = np.concatenate([spans(), *(hit.removed for hit in hits)])
-    total = np.append(0, np.cumsum(skipped | covered(gone, len(tokens)), dtype=np.int64))
+    hits += overlap_hits(find_overlap_runs(tokens, train_tokens, skipped | templates.starts, progress))
+    first, end = find_passages(units, tokens)
+    gone = covered(removed_spans(hits), len(tokens))
+    total = np.append(0, np.cumsum(skipped | gone, dtype=np.int64))
     is_new = (end > first) & (total[end] - total[first] < MOSTLY * (end - first))
     first, end = first[is_new], end[is_new]
 
@@ -66,13 +64,14 @@ def duplicate_hits(runs: Runs, train_tokens: int) -> list[Hit]:
     hits = []
     for copies, original in _passages(_joined(runs[~across])):
         removed = union(copies)
-        size = int((copies[0, 1] - copies[0, 0]).item())
+        size = int(copies[0, 1] - copies[0, 0])
+        times = f" that occur {len(copies) + 1:,} times" if len(copies) > 1 else ""
         hits.append(
             Hit(
                 kind="exact_duplicate",
                 first=int(copies[0, 0]),
                 end=int(copies[0, 1]),
-                summary=f"{size:,} tokens{_times(len(copies) + 1)}",
+                summary=f"{size:,} tokens{times}",
                 removed=removed,
                 original=original,
                 occurrences=len(copies) + 1,
@@ -125,10 +124,6 @@ def near_hits(pairs: NearDuplicates, first: Ints, end: Ints) -> list[Hit]:
             )
         )
     return hits
-
-
-def _times(occurrences: int) -> str:
-    return f" that occur {occurrences:,} times" if occurrences > 2 else ""
 
 
 def _joined(runs: Runs) -> Runs:

@@ -3,7 +3,6 @@ their repair."""
 
 import html
 import re
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -40,17 +39,11 @@ _PATTERN = re.compile(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Debris:
-    """Every trace in a piece of text, each array (hits,)."""
+def debris_of(data: Bytes, starts: Ints, *, starts_file: bool) -> tuple[Ints, Ints]:
+    """Return each trace in `data` by its unit, which begin at `starts`, and its index in TYPES, (traces,) both.
 
-    unit: Ints
-    type: Ints
-    """Index in TYPES."""
-
-
-def find_debris(data: Bytes, starts: Ints, *, starts_file: bool) -> Debris:
-    """Return the traces in `data`, whose units begin at `starts`; a mark at the start of a file is none."""
+    A byte order mark at the start of a file is none.
+    """
     positions, types = [], []
     for match in _PATTERN.finditer(data.tobytes()):
         type_ = int((match.lastgroup or "t0")[1])
@@ -61,7 +54,7 @@ def find_debris(data: Bytes, starts: Ints, *, starts_file: bool) -> Debris:
         positions.append(match.start())
         types.append(type_)
     unit = np.searchsorted(starts, np.array(positions, dtype=np.int64), side="right") - 1
-    return Debris(unit=unit, type=np.array(types, dtype=np.int64))
+    return unit, np.array(types, dtype=np.int64)
 
 
 def first_debris(data: bytes) -> int:

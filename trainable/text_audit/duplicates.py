@@ -1,10 +1,18 @@
-"""Exact duplicates: passages of at least MIN_DUPLICATE_TOKENS tokens that occur more than once, however aligned."""
+"""Exact copies as runs of tokens, however aligned: passages that occur more than once, and validation n-grams that
+training sees too."""
 
 import numpy as np
 import numpy.typing as npt
 
 from trainable.data.tokens import Progress, Tokens
-from trainable.text_audit.ngrams import NGRAM_TOKENS, Hashes, Positions, iter_ngram_hashes, matching_runs
+from trainable.text_audit.ngrams import (
+    NGRAM_TOKENS,
+    Hashes,
+    KnownHashes,
+    Positions,
+    iter_ngram_hashes,
+    matching_runs,
+)
 
 MIN_DUPLICATE_TOKENS = 50
 """Lee et al. 2022, Deduplicating training data makes language models better, sec. 4.1."""
@@ -104,3 +112,27 @@ def _maximal(runs: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     runs = runs[np.lexsort((-runs[:, 2], runs[:, 0]))]
     reach = np.maximum.accumulate(np.append(-1, runs[:, 0] + runs[:, 2]))[:-1]
     return runs[runs[:, 0] + runs[:, 2] > reach]
+
+
+def find_overlap_runs(
+    tokens: Tokens, train_tokens: int, skipped: npt.NDArray[np.bool_], progress: Progress
+) -> npt.NDArray[np.int64]:
+    """Return runs (n, 3) of (train position, validation position, length) of every n-gram that both parts hold.
+
+    Sorted by the first; the validation position is the first there. Where `skipped` is true none is looked at.
+    """
+    # The validation part is the smaller one: its hashes are held in memory, those of the training part pass by.
+    blocks = [np.zeros(0, dtype=np.uint64)]
+    blocks += [block for _, block in iter_ngram_hashes(tokens, train_tokens, len(tokens))]
+    hashes = np.concatenate(blocks)
+    looked_at = np.flatnonzero(~skipped[train_tokens : train_tokens + len(hashes)])
+    distinct, first = np.unique(hashes[looked_at], return_index=True)
+    known, where = KnownHashes(distinct), looked_at[first] + train_tokens
+    here, there = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
+    for start, block in iter_ngram_hashes(tokens, 0, train_tokens):
+        at, index = known.find(block)
+        kept = ~skipped[at + start]
+        here.append(at[kept] + start)
+        there.append(where[index[kept]])
+        progress("comparing train and validation text", min(1.0, (start + len(block)) / train_tokens))
+    return matching_runs(np.concatenate(here), np.concatenate(there), gap=1)

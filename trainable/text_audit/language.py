@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from trainable.text_audit.ngrams import Hashes
-from trainable.text_audit.units import Bytes, Flags, Ints
+from trainable.text_audit.ngrams import Hashes, marked_spans
+from trainable.text_audit.units import ASCII_LETTERS, Bytes, Flags, Ints, byte_set
 
 COMMON_WORDS = 100
 SAMPLES = 64
@@ -20,10 +20,8 @@ MIN_COMMON_FRAC = 0.2
 MIN_PROSE_FRAC = 0.85
 """Letters, spaces and full stops among the bytes: code and tables have fewer."""
 
-_LETTER = np.zeros(256, dtype=bool)
-_LETTER[65:91] = _LETTER[97:123] = _LETTER[128:] = True
-_PROSE = _LETTER.copy()
-_PROSE[list(b" \n\r.,'")] = True
+_LETTER = ASCII_LETTERS | byte_set(range(128, 256))
+_PROSE = _LETTER | byte_set(b" \n\r.,'")
 _LETTER_HASH = np.random.default_rng(1).integers(1, 1 << 62, 256, dtype=np.uint64) | np.uint64(1)
 _LETTER_HASH[65:91] = _LETTER_HASH[97:123]
 
@@ -60,8 +58,7 @@ def count_words(data: Bytes, starts: Ints, common: Hashes) -> tuple[Ints, Ints, 
 
 def _words(data: Bytes) -> tuple[Ints, Hashes]:
     """Start and hash of every run of letters, whatever the case of its ASCII letters."""
-    edges = np.diff(_LETTER[data].astype(np.int8), prepend=0, append=0)
-    starts, ends = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
+    starts, ends = marked_spans(_LETTER[data]).T
     if len(starts) == 0:
         return starts, np.zeros(0, dtype=np.uint64)
     letters = np.flatnonzero(_LETTER[data])

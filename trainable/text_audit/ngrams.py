@@ -1,4 +1,4 @@
-"""Hashes of every n-gram of a token sequence, and matches of n-grams as runs. Knows nothing of text."""
+"""Hashes of every n-gram of a token sequence, matches of n-grams as runs, and spans. Knows nothing of text."""
 
 from collections.abc import Iterator
 
@@ -17,6 +17,8 @@ Positions = npt.NDArray[np.int64]
 
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 _STEP = 0xD6E8FEB86659FD93
+_PREFIX_BITS = 24
+_PREFIX_SHIFT = np.uint64(64 - _PREFIX_BITS)
 
 
 def hash_tokens(tokens: npt.NDArray[np.integer]) -> Hashes:
@@ -35,6 +37,7 @@ def scramble(values: Hashes) -> Hashes:
 def hash_ngrams(hashes: Hashes, n: int) -> Hashes:
     """Return the hash of each n consecutive hashes (len - n + 1,), a polynomial in a fixed odd number; n = 2^k."""
     assert n & (n - 1) == 0, n
+    # By doubling: five passes over the text for 32 tokens, where a rolling hash in numpy takes 32.
     width, factor = 1, _STEP
     while width < n:
         hashes = hashes[:-width] * np.uint64(factor) + hashes[width:]
@@ -51,6 +54,23 @@ def iter_ngram_hashes(
         high = min(low + BLOCK_TOKENS, last)
         start, stop = max(first, low - margin), min(last, high + margin)
         yield start, hash_ngrams(hash_tokens(np.asarray(tokens[start : stop + n - 1])), n)
+
+
+class KnownHashes:
+    """Distinct hashes, sorted, in which others are looked up."""
+
+    def __init__(self, hashes: Hashes) -> None:
+        self._hashes = hashes
+        self._has_prefix = np.zeros(1 << _PREFIX_BITS, dtype=bool)
+        self._has_prefix[hashes >> _PREFIX_SHIFT] = True
+
+    def find(self, hashes: Hashes) -> tuple[Positions, Positions]:
+        """Return the indices of those of `hashes` that are known, and of each its index among the known."""
+        # Nearly all n-grams of a text miss: a flag per prefix turns them away before the search.
+        maybe = np.flatnonzero(self._has_prefix[hashes >> _PREFIX_SHIFT])
+        index = np.minimum(np.searchsorted(self._hashes, hashes[maybe]), len(self._hashes) - 1)
+        found = self._hashes[index] == hashes[maybe]
+        return maybe[found], index[found]
 
 
 def matching_runs(here: Positions, there: Positions, *, gap: int) -> npt.NDArray[np.int64]:
@@ -85,3 +105,8 @@ def covered(spans: npt.NDArray[np.int64], length: int) -> npt.NDArray[np.bool_]:
     np.add.at(steps, spans[:, 1], -1)
     covering: npt.NDArray[np.bool_] = np.cumsum(steps[:-1]) > 0
     return covering
+
+
+def marked_spans(marks: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """Return the half-open spans (n, 2) of the stretches where `marks` is true."""
+    return np.flatnonzero(np.diff(marks.astype(np.int8), prepend=0, append=0)).reshape(-1, 2)

@@ -3,8 +3,8 @@
 import numpy as np
 import numpy.typing as npt
 
-from trainable.text_audit.ngrams import covered
-from trainable.text_audit.units import Bytes, Flags, Ints
+from trainable.text_audit.ngrams import covered, marked_spans
+from trainable.text_audit.units import Bytes, Flags, Ints, byte_set
 
 MIN_REGION_BYTES = 200
 """A shorter blob is a checksum or a key such as prose may quote."""
@@ -21,18 +21,12 @@ PLAIN_FRAC = 0.55
 """Small letters and spaces in a line; prose has 0.9, code 0.7, random characters 0.3 to 0.45."""
 EDGE_UNITS = 3
 
-_CONTROL = np.zeros(256, dtype=bool)
-_CONTROL[[*range(9), 0x0B, *range(0x0E, 0x20), 0x7F]] = True
-_UPPER, _LOWER, _DIGIT = (np.zeros(256, dtype=bool) for _ in range(3))
-_UPPER[65:91], _LOWER[97:123], _DIGIT[48:58] = True, True, True
-_PLAIN = _LOWER.copy()
-_PLAIN[list(b" \n\r\t")] = True
-_BASE64 = _UPPER | _LOWER | _DIGIT
-_BASE64[list(b"+/=_-")] = True
-_HEX_LETTER = np.zeros(256, dtype=bool)
-_HEX_LETTER[list(b"abcdefABCDEF")] = True
-_HEX = _DIGIT | _HEX_LETTER
-_HEX[list(b" :,x\r\n\t\\")] = True
+_CONTROL = byte_set(range(9), b"\x0b", range(0x0E, 0x20), b"\x7f")
+_UPPER, _LOWER, _DIGIT = byte_set(range(65, 91)), byte_set(range(97, 123)), byte_set(range(48, 58))
+_PLAIN = _LOWER | byte_set(b" \n\r\t")
+_BASE64 = _UPPER | _LOWER | _DIGIT | byte_set(b"+/=_-")
+_HEX_LETTER = byte_set(b"abcdefABCDEF")
+_HEX = _DIGIT | _HEX_LETTER | byte_set(b" :,x\r\n\t\\")
 
 
 def noisy_units(data: Bytes, starts: Ints) -> Flags:
@@ -90,10 +84,9 @@ def _random_blocks(data: Bytes) -> Flags:
 
 def _blobs(data: Bytes) -> Flags:
     """Long runs of base64 or of hexadecimal without spaces."""
-    edges = np.diff(_BASE64[data].astype(np.int8), prepend=0, append=0)
-    starts, ends = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
-    long = ends - starts >= BLOB_RUN_BYTES
-    starts, ends = starts[long], ends[long]
+    runs = marked_spans(_BASE64[data])
+    runs = runs[runs[:, 1] - runs[:, 0] >= BLOB_RUN_BYTES]
+    starts, ends = runs.T
     upper, lower, digit, hex_letter = (
         (total[ends] - total[starts]) / (ends - starts)
         for total in (
@@ -103,5 +96,4 @@ def _blobs(data: Bytes) -> Flags:
     # Random base64 has 0.41, 0.41 and 0.16; words joined by dashes have no digits, constants no small letters.
     mixed = (upper > 0.2) & (lower > 0.2) & (digit > 0.03)
     hexadecimal = (digit > 0.3) & (hex_letter > 0.1) & (digit + hex_letter > 0.95)
-    found = mixed | hexadecimal
-    return covered(np.stack([starts[found], ends[found]], axis=1), len(data))
+    return covered(runs[mixed | hexadecimal], len(data))

@@ -1,7 +1,6 @@
 """A text as passages, the paragraphs or runs of lines whose likeness is compared, and as the shingles in each."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -21,29 +20,22 @@ WordsAt = Callable[[int, int], npt.NDArray[np.int32]]
 """The words of tokens [low, high), 0 for a token that is none."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Passages:
-    """Consecutive whole units; arrays (passages,) of unit indices."""
+def find_passages(units: Units, tokens: Tokens) -> tuple[Ints, Ints]:
+    """Return where the passages of a text begin and end, (passages,) each: whole paragraphs.
 
-    first_unit: Ints
-    end_unit: Ints
-
-
-def find_passages(units: Units, tokens: Tokens) -> Passages:
-    """Return the passages of a text: paragraphs, or lines where there are hardly any blank ones.
-
+    Or lines, where there are hardly any blank ones.
     Where a paragraph is long it is cut after a line chosen by its own first tokens, so that copies are cut alike
     (content-defined chunking: Manber 1994).
     """
     sizes = units.end_token - units.first_token
-    may_end = units.ends_paragraph | _file_ends(units)
+    file_ends = np.append(units.file_index[1:] != units.file_index[:-1], True)
+    may_end = units.ends_paragraph | file_ends
     if may_end.mean() < 0.02:
         may_end = may_end | units.ends_line
     is_cut = _chosen(units, tokens)
-    forced = _file_ends(units)
     ends, size = [], 0
     for unit, (tokens_count, may, cut, must) in enumerate(
-        zip(sizes.tolist(), may_end.tolist(), is_cut.tolist(), forced.tolist(), strict=True)
+        zip(sizes.tolist(), may_end.tolist(), is_cut.tolist(), file_ends.tolist(), strict=True)
     ):
         size += tokens_count
         paragraph = may and size >= MIN_PASSAGE_TOKENS
@@ -51,11 +43,7 @@ def find_passages(units: Units, tokens: Tokens) -> Passages:
             ends.append(unit + 1)
             size = 0
     end_unit = np.array(ends, dtype=np.int64)
-    return Passages(first_unit=np.append(0, end_unit)[:-1], end_unit=end_unit)
-
-
-def _file_ends(units: Units) -> Flags:
-    return np.append(units.file_index[1:] != units.file_index[:-1], True)
+    return units.first_token[np.append(0, end_unit)[:-1]], units.end_token[end_unit - 1]
 
 
 def _chosen(units: Units, tokens: Tokens) -> Flags:

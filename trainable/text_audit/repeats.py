@@ -19,22 +19,19 @@ def find_repeats(tokens: Tokens) -> list[Hit]:
     hits: list[Hit] = []
     for first, end, period in _merged(_candidates(tokens)):
         repeats = (end - first) / period
+        phrase = "one token" if period == 1 else f"the same {period} tokens"
         hits.append(
             Hit(
                 kind="repeated_ngram",
                 first=first,
                 end=end,
-                summary=f"{_phrase(period)} {repeats:,.0f} times in a row",
+                summary=f"{phrase} {repeats:,.0f} times in a row",
                 removed=spans((first + period, end)),
                 occurrences=int(repeats),
                 affected_tokens=end - first - period,
             )
         )
     return hits
-
-
-def _phrase(period: int) -> str:
-    return "one token" if period == 1 else f"the same {period} tokens"
 
 
 def _candidates(tokens: Tokens) -> list[tuple[int, int, int]]:

@@ -1,14 +1,15 @@
 """One pass over the text: its units, and for each what can be told from its bytes alone."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from trainable.data.tokens import Progress, Tokens
-from trainable.text_audit.debris import MARKUP, find_debris
+from trainable.text_audit.debris import MARKUP, debris_of
 from trainable.text_audit.language import common_words, count_words
 from trainable.text_audit.ngrams import Hashes
 from trainable.text_audit.noise import noisy_units
@@ -25,11 +26,11 @@ class Scan:
     lines: int
     noisy: Flags
     script: npt.NDArray[np.uint8]
-    """Index in audit_scripts.NAMES, or NONE."""
+    """Index in scripts.NAMES, or NONE."""
     debris: npt.NDArray[np.uint16]
     """Traces of a broken conversion, markup apart."""
     debris_types: npt.NDArray[np.uint8]
-    """Bit i for audit_debris.TYPES[i]."""
+    """Bit i for debris.TYPES[i]."""
     markup: npt.NDArray[np.uint16]
     """Tags and entities."""
     words: npt.NDArray[np.uint16]
@@ -47,23 +48,17 @@ def scan_text(files: list[Path], tokenizer: Tokenizer, tokens: Tokens, progress:
     lines = 0
     for piece in iter_pieces(files, tokenizer, tokens):
         cuts = cut_units(piece.data, first_line=piece.first_line, continues=piece.continues)
-        ends_open = len(cuts.ends_line) > 0 and not cuts.ends_line[-1]
-        lines += cuts.lines + int(ends_open and _ends_file(piece))
+        ends_file = piece.first_byte + len(piece.data) == piece.path.stat().st_size
+        # A file's last line counts without its line end too.
+        lines += cuts.lines + int(ends_file and not cuts.ends_line[-1])
         rows = _unit_columns(piece, cuts, index_of[piece.path]) | _mark_columns(piece, cuts, common)
         for name, values in rows.items():
             columns.setdefault(name, []).append(values)
         progress("reading the text", (piece.first_token + len(piece.token_starts)) / max(1, len(tokens)))
     joined = {name: np.concatenate(parts) for name, parts in columns.items()}
-    marks = {name: joined.pop(name) for name in _MARKS}
+    marks: dict[str, Any] = {field.name: joined.pop(field.name) for field in fields(Scan) if field.name in joined}
     units = Units(files=tuple(files), tokens=len(tokens), **joined)
     return Scan(units=units, lines=lines, **marks)
-
-
-_MARKS = ("noisy", "script", "debris", "debris_types", "markup", "words", "common_words", "prose_bytes")
-
-
-def _ends_file(piece: Piece) -> bool:
-    return piece.first_byte + len(piece.data) == piece.path.stat().st_size
 
 
 def _unit_columns(piece: Piece, cuts: Cuts, file_index: int) -> dict[str, npt.NDArray[np.generic]]:
@@ -82,11 +77,10 @@ def _unit_columns(piece: Piece, cuts: Cuts, file_index: int) -> dict[str, npt.ND
 
 def _mark_columns(piece: Piece, cuts: Cuts, common: Hashes) -> dict[str, npt.NDArray[np.generic]]:
     count = len(cuts.starts)
-    debris = find_debris(piece.data, cuts.starts, starts_file=piece.first_byte == 0)
-    is_markup = debris.type >= MARKUP
+    unit, type_ = debris_of(piece.data, cuts.starts, starts_file=piece.first_byte == 0)
     types = np.zeros(count, dtype=np.uint8)
-    np.bitwise_or.at(types, debris.unit, (1 << debris.type).astype(np.uint8))
-    hits, markup = (np.bincount(debris.unit[kind], minlength=count) for kind in (~is_markup, is_markup))
+    np.bitwise_or.at(types, unit, (1 << type_).astype(np.uint8))
+    hits, markup = (np.bincount(unit[kind], minlength=count) for kind in (type_ < MARKUP, type_ >= MARKUP))
     words, known, prose = count_words(piece.data, cuts.starts, common)
     return {
         "noisy": noisy_units(piece.data, cuts.starts),

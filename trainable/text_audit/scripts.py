@@ -1,9 +1,9 @@
-"""Writing systems: which one a line is in, and which ones are the text's own. Not languages: see audit_windows."""
+"""Writing systems: which one a line is in, and which ones are the text's own. Not languages: see language.py."""
 
 import numpy as np
 import numpy.typing as npt
 
-from trainable.text_audit.units import Bytes, Ints
+from trainable.text_audit.units import ASCII_LETTERS, Bytes, Ints
 
 NAMES = (
     "Latin",
@@ -22,6 +22,7 @@ NAMES = (
 NONE = 255
 """A unit with fewer than MIN_LETTERS letters."""
 MIN_LETTERS = 4
+PARTS = 32
 
 # Unicode 16 blocks: first code point, script by its index in NAMES; NONE is no letter or another script.
 _BLOCKS = (
@@ -44,13 +45,10 @@ _BLOCKS = (
 _FIRST = np.array([first for first, _ in _BLOCKS])
 _SCRIPT = np.array([script for _, script in _BLOCKS], dtype=np.uint8)
 
-_ASCII_LETTER = np.zeros(256, dtype=bool)
-_ASCII_LETTER[65:91] = _ASCII_LETTER[97:123] = True
-
 
 def unit_scripts(data: Bytes, starts: Ints) -> npt.NDArray[np.uint8]:
     """Return for each unit of `data` (they begin at `starts`) the script of most of its letters, or NONE."""
-    latin = np.add.reduceat(_ASCII_LETTER[data], starts, dtype=np.int64)
+    latin = np.add.reduceat(ASCII_LETTERS[data], starts, dtype=np.int64)
     counts = np.zeros((len(starts), len(NAMES)), dtype=np.int64)
     counts[:, 0] = latin
     leads = np.flatnonzero(data >= 0xC2)
@@ -67,16 +65,16 @@ def unit_scripts(data: Bytes, starts: Ints) -> npt.NDArray[np.uint8]:
     return best
 
 
-def own_scripts(scripts: npt.NDArray[np.uint8], parts: int = 32) -> set[int]:
+def own_scripts(scripts: npt.NDArray[np.uint8]) -> set[int]:
     """Return the scripts that belong to the text: the commonest, and what a twentieth of the lines are in.
 
-    Of the lines with letters, in the median of `parts` equal parts.
+    Of the lines with letters, in the median of PARTS equal parts.
     """
     lettered = scripts[scripts != NONE]
     if len(lettered) == 0:
         return set()
     shares = [
-        np.bincount(part, minlength=len(NAMES)) / len(part) for part in np.array_split(lettered, parts) if len(part)
+        np.bincount(part, minlength=len(NAMES)) / len(part) for part in np.array_split(lettered, PARTS) if len(part)
     ]
     own = np.flatnonzero(np.median(shares, axis=0) >= 0.05)
     return {int(np.bincount(lettered).argmax()), *own.tolist()}

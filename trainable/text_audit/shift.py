@@ -4,6 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainable.text_audit.audit_values import Hit
+from trainable.text_audit.ngrams import marked_spans
 from trainable.text_audit.windows import Floats, Windows, js_distance
 
 MIN_WINDOWS = 16
@@ -40,15 +41,15 @@ def find_shifts(windows: Windows) -> list[Hit]:
         _stretch(windows, first, end, distance[max(0, first - 1) : end], median)
         for first, end in _stretches((excess >= MIN_EXCESS) & (excess >= MIN_DEVIATIONS * spread), windows, total)
     ]
+    # One change in the middle makes both halves unlike the whole: it is said only where no stretch says it better.
     change = _change(windows)
     return hits if hits or change is None else [change]
 
 
 def _stretches(flags: npt.NDArray[np.bool_], windows: Windows, total: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
     """(first, end) windows of each flagged stretch."""
-    edges = np.flatnonzero(np.diff(flags.astype(np.int8), prepend=0, append=0)).reshape(-1, 2)
     stretches: list[tuple[int, int]] = []
-    for first, end in edges.tolist():
+    for first, end in marked_spans(flags).tolist():
         first, end = _trimmed(first, end + PAIR - 1, windows, total)
         if stretches and first <= stretches[-1][1] + 1:
             first = stretches.pop()[0]

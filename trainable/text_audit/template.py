@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from trainable.data.tokens import Tokens
 from trainable.text_audit.audit_values import Hit
-from trainable.text_audit.ngrams import NGRAM_TOKENS, Hashes, covered, iter_ngram_hashes, union
+from trainable.text_audit.ngrams import NGRAM_TOKENS, Hashes, KnownHashes, covered, iter_ngram_hashes, union
 from trainable.text_audit.units import Flags
 
 TEMPLATE_NGRAM_TOKENS = 16
@@ -63,10 +63,9 @@ def _known(tokens: Tokens) -> Hashes:
 
 
 def _occurrences(tokens: Tokens, known: Hashes) -> npt.NDArray[np.int64]:
-    found = [np.zeros(0, dtype=np.int64)]
+    index, found = KnownHashes(known), [np.zeros(0, dtype=np.int64)]
     for start, block in iter_ngram_hashes(tokens, 0, len(tokens), n=TEMPLATE_NGRAM_TOKENS):
-        index = np.minimum(np.searchsorted(known, block), len(known) - 1)
-        found.append(np.flatnonzero(known[index] == block) + start)
+        found.append(index.find(block)[0] + start)
     return np.concatenate(found)
 
 

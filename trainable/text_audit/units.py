@@ -13,8 +13,14 @@ Bytes = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
-SPACE = np.zeros(256, dtype=bool)
-SPACE[list(b" \t\n\r\x0b\x0c")] = True
+
+def byte_set(*parts: bytes | range) -> Flags:
+    """Return for each of the 256 byte values whether it is in one of the parts (256,)."""
+    return np.isin(np.arange(256), [value for part in parts for value in part])
+
+
+ASCII_LETTERS = byte_set(range(65, 91), range(97, 123))
+SPACE = byte_set(b" \t\n\r\x0b\x0c")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +83,18 @@ def cut_units(data: Bytes, *, first_line: int, continues: bool) -> Cuts:
     kept = ~blank
     kept[0] = True
     lines = first_line + np.flatnonzero(kept)
-    cuts = _lines_as_cuts(starts[kept], lines, np.append(blank[1:], False)[kept], len(new_lines), continues)
-    cuts.ends_line[-1] = len(new_lines) > 0 and new_lines[-1] == len(data)
+    starts_line, ends_line = np.ones((2, len(lines)), dtype=bool)
+    starts_line[0] = not continues
+    ends_line[-1] = len(new_lines) > 0 and new_lines[-1] == len(data)
+    cuts = Cuts(
+        starts=starts[kept],
+        first_line=lines,
+        last_line=lines,
+        starts_line=starts_line,
+        ends_line=ends_line,
+        ends_paragraph=np.append(blank[1:], False)[kept],
+        lines=len(new_lines),
+    )
     return _split_long(data, cuts, ends[kept])
 
 
@@ -90,20 +106,6 @@ def line_ends(data: Bytes) -> Ints:
         lone = returns[(returns + 1 >= len(data)) | (data[np.minimum(returns + 1, len(data) - 1)] != 10)]
         is_end[lone] = True
     return np.flatnonzero(is_end) + 1
-
-
-def _lines_as_cuts(starts: Ints, lines: Ints, blank_after: Flags, line_count: int, continues: bool) -> Cuts:
-    starts_line = np.ones(len(starts), dtype=bool)
-    starts_line[0] = not continues
-    return Cuts(
-        starts=starts,
-        first_line=lines,
-        last_line=lines,
-        starts_line=starts_line,
-        ends_line=np.ones(len(starts), dtype=bool),
-        ends_paragraph=blank_after,
-        lines=line_count,
-    )
 
 
 def _split_long(data: Bytes, cuts: Cuts, ends: Ints) -> Cuts:

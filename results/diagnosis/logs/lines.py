@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from datetime import date
 
 _INT = rb"\d{1,3}(?:,\d{3})+|\d+"
 # Atomic: without it "2.00e" (a line cut short) would be read as 2. after backtracking.
@@ -68,7 +69,6 @@ _OTHER_WORDS = frozenset(
     b" expected patience delta improved".split()
 )
 _SECONDS = {b"ms": 0.001, b"s": 1.0, b"sec": 1.0, b"m": 60.0, b"min": 60.0, b"h": 3600.0}
-_DAYS_BEFORE_MONTH = (0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334)
 
 
 @dataclass(slots=True)
@@ -108,15 +108,8 @@ class LogRow:
     @property
     def says_something(self) -> bool:
         """Whether anything beside the step is there."""
-        return (
-            self.has_loss
-            or self.grad_norm is not None
-            or self.learning_rate is not None
-            or self.steps_per_s is not None
-            or self.step_time_s is not None
-            or self.elapsed_s is not None
-            or self.bar_s is not None
-        )
+        numbers = (self.grad_norm, self.learning_rate, self.steps_per_s, self.step_time_s, self.elapsed_s, self.bar_s)
+        return self.has_loss or any(number is not None for number in numbers)
 
 
 def read_owner_progress(line: bytes) -> LogRow | None:
@@ -146,7 +139,9 @@ def read_line(line: bytes) -> LogRow | None:
     if row.step is None and not row.has_loss:
         return None
     for name, pattern in (("learning_rate", _LEARNING_RATE), ("grad_norm", _GRAD_NORM)):
-        _read_number(row, name, pattern, line)
+        match = pattern.search(line)
+        if match:
+            _set(row, name, match, 1, line)
     _read_times(row, line)
     return row if row.says_something else None
 
@@ -197,12 +192,6 @@ def _read_losses(row: LogRow, line: bytes) -> None:
         _set(row, "val_loss", litgpt, 1, line)
 
 
-def _read_number(row: LogRow, name: str, pattern: re.Pattern[bytes], line: bytes) -> None:
-    match = pattern.search(line)
-    if match:
-        _set(row, name, match, 1, line)
-
-
 def _set(row: LogRow, name: str, match: re.Match[bytes], group: int, line: bytes) -> None:
     text = match[group]
     if getattr(row, name) is not None:
@@ -241,10 +230,12 @@ def _scaled(match: re.Match[bytes]) -> float | None:
     return _if_measured(_float(match[1]) * _SECONDS[match[2].lower()])
 
 
-def _stamp_s(match: re.Match[bytes]) -> float:
+def _stamp_s(match: re.Match[bytes]) -> float | None:
     year, month, day, hour, minute, second = (int(part) for part in match.groups()[:6])
-    leap_days = (year - (month <= 2)) // 4
-    days = year * 365 + leap_days + _DAYS_BEFORE_MONTH[(month - 1) % 12] + day
+    try:
+        days = date(year, month, day).toordinal()
+    except ValueError:
+        return None  # of no calendar: a version, an identifier
     fraction = int(match[7]) / 10 ** len(match[7]) if match[7] else 0.0
     return days * 86400.0 + hour * 3600 + minute * 60 + second + fraction
 

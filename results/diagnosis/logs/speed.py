@@ -25,6 +25,7 @@ def step_times(rows: Sequence[LogRow]) -> tuple[Samples, bool]:
     a step's own time, a printed momentary speed, a bar's clock, time stamps.
     """
     first_step = next((row.step for row in rows if row.step is not None), 0)
+    # The clock comes first: a mean since the start hides every pause, and printed times are rounded most.
     clock = _clock(rows)
     counted_from = _mean_counts_from(rows, dict(clock), first_step)
     points = [(step, seconds, _CLOCK_ERROR_S) for step, seconds in clock]
@@ -39,20 +40,23 @@ def step_times(rows: Sequence[LogRow]) -> tuple[Samples, bool]:
     own = _own_times(rows)
     if own:
         return _thinned(own), False
-    for stamped in (
-        [(row.step, row.bar_s, 0.5) for row in rows if row.step is not None and row.bar_s is not None],
-        [(row.step, row.stamp_s, 0.5) for row in rows if row.step is not None and row.stamp_s is not None],
-    ):
+    # Both are printed in whole seconds.
+    for stamped in (_column(rows, "bar_s"), _column(rows, "stamp_s")):
         if len(stamped) >= 2:
-            return _windows(stamped), False
+            return _windows([(step, seconds, 0.5) for step, seconds in stamped]), False
     return [], False
 
 
+def _column(rows: Sequence[LogRow], name: str) -> Samples:
+    """The (step, value) of the rows that have both."""
+    return [(row.step, value) for row in rows if row.step is not None and (value := getattr(row, name)) is not None]
+
+
 def _clock(rows: Sequence[LogRow]) -> list[tuple[int, float]]:
-    said = [(row.step, row.elapsed_s) for row in rows if row.step is not None and row.elapsed_s is not None]
+    said = _column(rows, "elapsed_s")
     if said:
         return _rising(said)
-    bare = [(row.step, row.bare_s) for row in rows if row.step is not None and row.bare_s is not None]
+    bare = _column(rows, "bare_s")
     seconds = [value for _, value in bare]
     # Seconds without a word are a clock when they only ever rise, and by more than a step's time could.
     rises = all(a <= b for a, b in pairwise(seconds))
@@ -69,7 +73,7 @@ def _rising(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
 
 def _mean_counts_from(rows: Sequence[LogRow], clock: dict[int, float], first_step: int) -> int | None:
     """Return the step from which the printed speed is a mean, or None when it is the speed of the moment."""
-    printed = [(row.step, row.steps_per_s) for row in rows if row.step is not None and row.steps_per_s]
+    printed = [(step, speed) for step, speed in _column(rows, "steps_per_s") if speed]
     both = [(step, speed, clock[step]) for step, speed in printed if clock.get(step, 0) > 0 and step > first_step]
     for start in (first_step, 0):
         agree = [abs((step - start) / s - speed) <= _PRINT_ERROR + _SAME_SPEED * speed for step, speed, s in both]
@@ -123,13 +127,11 @@ def _windows(points: list[tuple[int, float, float]]) -> Samples:
 
 
 def _own_times(rows: Sequence[LogRow]) -> Samples:
-    times = [(row.step, row.step_time_s) for row in rows if row.step is not None and row.step_time_s]
+    times = [(step, time_s) for step, time_s in _column(rows, "step_time_s") if time_s]
     if len(times) >= 2:
         return times
-    speeds = [(row.step, 1 / row.steps_per_s) for row in rows if row.step is not None and row.steps_per_s]
-    if len(speeds) >= 2:
-        return speeds
-    return [(row.step, row.bare_s) for row in rows if row.step is not None and row.bare_s]
+    speeds = [(step, 1 / speed) for step, speed in _column(rows, "steps_per_s") if speed]
+    return speeds if len(speeds) >= 2 else [(step, bare_s) for step, bare_s in _column(rows, "bare_s") if bare_s]
 
 
 def _thinned(samples: Samples) -> Samples:

@@ -1,4 +1,4 @@
-"""A text log of any size read into a RunTrace in bounded memory. What a line says is in log_lines, not here."""
+"""A text log of any size read into a RunTrace in bounded memory. What a line says is in lines.py, not here."""
 
 import codecs
 import gzip

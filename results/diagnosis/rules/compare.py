@@ -65,9 +65,8 @@ def _rising_validation(run: RunView) -> Diagnosis | None:
     return Diagnosis(
         kind="overfitting",
         confidence=confidence,
-        summary=f"overfitting: validation is best at step {val.steps[best]} ({val.values[best]:.3f}) and "
-        f"{rise:.2f} nats/token "
-        "higher at the end",
+        summary=f"overfitting: validation is best at step {val.steps[best]} ({val.values[best]:.3f}) and {rise:.2f} "
+        "nats/token higher at the end",
         evidence=f"{train_text}; validation at the end {final:.3f}, its noise {noise:.3f}",
         next_step=f"take the checkpoint of step {val.steps[best]}; then more text, fewer steps, more dropout or "
         "weight decay",

@@ -54,9 +54,8 @@ def _nonfinite(run: RunView, divergence: Diagnosis | None) -> Diagnosis | None:
             else f"the {name} is {value:g} at {len(bad)} of {len(steps)} rows, first at step {bad[0]}, and finite "
             "again after",
             evidence=_before_text(run, bad[0]),
-            next_step="no later row of this run means anything: go back to the last checkpoint before, with a "
-            "lower learning rate "
-            "or a warm-up, and bf16 or fp32 in place of fp16"
+            next_step="no later row of this run means anything: go back to the last checkpoint before, with a lower "
+            "learning rate or a warm-up, and bf16 or fp32 in place of fp16"
             if stays
             else "look for batches without a scored token (a mean over nothing is NaN) and for fp16 without a "
             "loss scaler",
@@ -103,17 +102,17 @@ def _before_text(run: RunView, step: int) -> str:
 
 
 def _divergence(run: RunView) -> Diagnosis | None:
-    for finding in run.findings:
-        if finding.kind == "divergence":
-            return Diagnosis(
-                kind="divergence",
-                confidence=0.92,
-                summary=f"the loss diverges before step {finding.step} and does not come back",
-                evidence=f"{finding.evidence}; {rate_text(run, finding.step)}",
-                next_step=calmer(run),
-                steps=(finding.step, run.last_step),
-            )
-    return None if run.is_dense else _sparse_divergence(run)
+    finding = run.finding("divergence")
+    if finding is None:
+        return None if run.is_dense else _sparse_divergence(run)
+    return Diagnosis(
+        kind="divergence",
+        confidence=0.92,
+        summary=f"the loss diverges before step {finding.step} and does not come back",
+        evidence=f"{finding.evidence}; {rate_text(run, finding.step)}",
+        next_step=calmer(run),
+        steps=(finding.step, run.last_step),
+    )
 
 
 def _sparse_divergence(run: RunView) -> Diagnosis | None:
@@ -174,8 +173,7 @@ def _resume_jump(run: RunView) -> Diagnosis | None:
                 evidence=f"{level:.4f} before, {value:.4f} at step {at}"
                 + (f", {start:.4f} at the very start" if anew else ""),
                 next_step="look whether the checkpoint's weights were really loaded (strict=True, the wrapper's "
-                "prefix), "
-                "and the optimizer's state and the schedule's step with them",
+                "prefix), and the optimizer's state and the schedule's step with them",
                 steps=(step, at),
             )
     return None

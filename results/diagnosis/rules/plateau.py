@@ -25,7 +25,7 @@ def plateau_finding(run: RunView, others: list[Diagnosis]) -> Diagnosis | None:
     if len(run.coarse) < 4 or run.last_step - run.coarse.steps[0] < MIN_STEPS or worse_than_uniform(run):
         return None
     level = statistics.median(run.coarse.values[-max(3, len(run.coarse) // 5) :])
-    flagged = next((finding for finding in run.findings if finding.kind in ("floor", "plateau")), None)
+    flagged = run.finding("floor", "plateau")
     flat = is_flat(run)
     floor = _floor(run)
     if min(run.coarse.values) < level - NEVER_LOWER:
@@ -38,7 +38,9 @@ def plateau_finding(run: RunView, others: list[Diagnosis]) -> Diagnosis | None:
     slow = not flat and _is_slow(run, level, floor)
     if not flat and not slow and flagged is None:
         return None
-    since = _since(run, level) if flat else flagged.step if flagged else run.coarse.steps[len(run.coarse) // 2]
+    since = flagged.step if flagged else run.coarse.steps[len(run.coarse) // 2]
+    if flat:
+        since = run.coarse.first_below(level + 0.1, otherwise=run.coarse.steps[0])
     kind, cause, advice, confidence = _cause(run, others, flat=flat)
     how = "stays near" if flat else "has only come down to"
     known = (
@@ -83,13 +85,6 @@ def _is_slow(run: RunView, level: float, floor: float) -> bool:
     return rate is not None and rate <= TOO_LOW_SCRATCH and learned_little and half_done and level > floor
 
 
-def _since(run: RunView, level: float) -> int:
-    return next(
-        (step for step, value in zip(run.coarse.steps, run.coarse.values, strict=True) if value <= level + 0.1),
-        run.coarse.steps[0],
-    )
-
-
 def _cause(run: RunView, others: list[Diagnosis], *, flat: bool) -> tuple[str, str, str, float]:
     kinds = {found.kind: found for found in others if found.confidence >= 0.65}
     for kind, cause in (
@@ -104,9 +99,8 @@ def _cause(run: RunView, others: list[Diagnosis], *, flat: bool) -> tuple[str, s
     low, high = (TOO_LOW_SCRATCH, TOO_HIGH_SCRATCH) if run.from_scratch else (TOO_LOW_FINE, TOO_HIGH_FINE)
     if rate is not None and rate <= low:
         advice = (
-            f"try {10 * rate:.0e} and {50 * rate:.0e}: make search SPACE=plateau. If the weights themselves are "
-            "bf16, keep them in fp32: "
-            "small updates vanish in bf16"
+            f"try {10 * rate:.0e} and {50 * rate:.0e}: make search SPACE=plateau. If the weights themselves are bf16, "
+            "keep them in fp32: small updates vanish in bf16"
             + (". If GPT-2's own weights were meant, they were not loaded" if run.pretrained is None else "")
         )
         weights = " for random weights" if run.from_scratch else ""
@@ -130,7 +124,6 @@ def _cause(run: RunView, others: list[Diagnosis], *, flat: bool) -> tuple[str, s
         "plateau",
         "the model makes little use of the context; with this learning rate that is a fault in labels, mask or layers",
         "make preflight compares the loop's loss with the loss at offsets +1 and +2 and counts tensors without "
-        "gradient; "
-        "make diagnose TARGET=<a checkpoint>",
+        "gradient; make diagnose TARGET=<a checkpoint>",
         0.75 if flat else 0.65,
     )

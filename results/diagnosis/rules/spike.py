@@ -156,14 +156,7 @@ def _looks_set_back(run: RunView, spike: Spike) -> bool:
     start = run.start_loss
     if start is None or not run.starts_at_start or abs(spike.peak - start) > NEAR_START or start - spike.before < 1:
         return False
-    first_fall = next(
-        (
-            step
-            for step, value in zip(run.coarse.steps, run.coarse.values, strict=True)
-            if value <= spike.before + HEALED
-        ),
-        run.last_step,
-    )
+    first_fall = run.coarse.first_below(spike.before + HEALED, otherwise=run.last_step)
     healing = (spike.healed_step or run.last_step) - spike.step
     return not run.is_dense or healing >= 0.5 * (first_fall - run.start_step)
 
@@ -196,8 +189,7 @@ def _spike_advice(run: RunView, spike: Spike, *, like_start: bool, many: bool) -
     if like_start:
         advice = (
             f"look at what the script does at step {spike.step}: a reload, a checkpoint written and read back, a "
-            "model built anew; "
-            "then at the text"
+            "model built anew; then at the text"
         )
     elif many:
         advice = "lower the learning rate by half and look at the text"
@@ -213,19 +205,17 @@ def _spike_advice(run: RunView, spike: Spike, *, like_start: bool, many: bool) -
 
 
 def poisoned(run: RunView) -> Diagnosis | None:
-    for finding in run.findings:
-        if finding.kind == "poisoned_optimizer":
-            return Diagnosis(
-                kind="poisoned_optimizer",
-                confidence=0.75,
-                summary=f"the run does not recover from a spike: by step {finding.step} Adam's second moment "
-                "looks spoilt",
-                evidence=finding.evidence,
-                next_step="go back to a checkpoint before the spike; skip the step whose gradient norm is far "
-                "above its mean",
-                steps=(finding.step, run.last_step),
-            )
-    return None
+    finding = run.finding("poisoned_optimizer")
+    if finding is None:
+        return None
+    return Diagnosis(
+        kind="poisoned_optimizer",
+        confidence=0.75,
+        summary=f"the run does not recover from a spike: by step {finding.step} Adam's second moment looks spoilt",
+        evidence=finding.evidence,
+        next_step="go back to a checkpoint before the spike; skip the step whose gradient norm is far above its mean",
+        steps=(finding.step, run.last_step),
+    )
 
 
 def calmer(run: RunView) -> str:

@@ -19,6 +19,7 @@ TOO_HIGH_LR = 1e-2
 BELOW_UNIFORM = 0.4
 ABOVE_UNIFORM = 0.6
 LEAK_NATS = 0.2
+FLAT_NATS = 0.1
 
 
 def start_findings(run: RunView) -> Iterator[Diagnosis]:
@@ -35,9 +36,8 @@ def start_findings(run: RunView) -> Iterator[Diagnosis]:
             confidence=0.7,
             summary=f"a loss of {both:.2f} nats/token on held-out text is lower than language can be predicted",
             evidence=f"training {lowest:.4f}, validation {both:.4f}; the best language models pay more than 2",
-            next_step="check that labels are shifted at all, that the model is causal and that the validation "
-            "text is not "
-            "in the training text: make preflight",
+            next_step="check that labels are shifted at all, that the model is causal and that the validation text "
+            "is not in the training text: make preflight",
         )
 
 
@@ -108,8 +108,7 @@ def _not_pretrained(run: RunView, start: float, *, confidence: float) -> Diagnos
         "the weights were not loaded, or into other names"
         if random_start
         else "labels shifted twice (in the batch and again in the model, so that it must say the token after the "
-        "next), "
-        "weights that were not loaded, or another tokenizer's ids"
+        "next), weights that were not loaded, or another tokenizer's ids"
     )
     return Diagnosis(
         kind="impossible_initial_loss",
@@ -134,8 +133,7 @@ def _worse_than_uniform(run: RunView) -> Diagnosis:
         evidence=f"the first losses, at step {run.start_step}: {_first_losses(run)}; {ratio:.1f} times uniform "
         "guessing",
         next_step="look whether the loss is a sum over micro-batches or sequences instead of a mean, then at the "
-        "scale of the "
-        "initial weights, the labels and the padding: make preflight",
+        "scale of the initial weights, the labels and the padding: make preflight",
         steps=(run.start_step, run.start_step),
     )
 
@@ -148,10 +146,10 @@ def _first_losses(run: RunView) -> str:
     return ", ".join(said)
 
 
-def is_flat(run: RunView, *, fall: float = 0.1) -> bool:
-    """Whether the best loss of the record's second half is not below the first half's by `fall` nats/token."""
+def is_flat(run: RunView) -> bool:
+    """Whether the best loss of the record's second half is not below the first half's by FLAT_NATS."""
     if len(run.coarse) < 4:
         return False
     middle = (run.coarse.steps[0] + run.coarse.steps[-1]) / 2
     first, second = run.coarse.between(-1, middle), run.coarse.between(middle + 0.5, math.inf)
-    return bool(first) and len(second) >= 2 and min(first) - min(second) < fall
+    return bool(first) and len(second) >= 2 and min(first) - min(second) < FLAT_NATS

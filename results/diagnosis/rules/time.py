@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from results.diagnosis.findings import Diagnosis
 from results.diagnosis.run_view import RunView, evenly
+from results.words import duration_words
 from trainable.stability import StabilityRules
 
 RULES = StabilityRules()
@@ -113,9 +114,8 @@ def _slow(run: RunView, windows: _Windows, first: int, last: int, before_s: floa
         confidence=0.9 if to_end else 0.8,
         summary=f"training slows from {1 / before_s:.2f} to {1 / inside_s:.2f} steps/s at about step {step}{until}",
         evidence=f"{before_s:.3g} s a step before, {inside_s:.3g} s after, in windows between logged times{printed}",
-        next_step="look what changed on the machine at that step: memory pressure and swap, heat, another "
-        "process, a growing list "
-        "of logged tensors, longer sequences; compare memory in use before and after",
+        next_step="look what changed on the machine at that step: memory pressure and swap, heat, another process, a "
+        "growing list of logged tensors, longer sequences; compare memory in use before and after",
         steps=(step, end),
     )
 
@@ -125,10 +125,12 @@ def _stall(run: RunView, windows: _Windows, costs: list[tuple[float, int]], usua
     first = windows.ends[index - 1]
     alike = sum(1 for cost_s, _ in costs if cost_s > max(STALL_S, excess_s / 4))
     said = "one pause" if alike == 1 else f"{alike} pauses, the longest"
+    # What is left of a window beside the usual steps is known to two digits at best.
+    about = duration_words(float(f"{excess_s:.2g}"))
     return Diagnosis(
         kind="stall",
         confidence=0.8,
-        summary=f"{said} of about {_duration(excess_s)} between step {first} and {windows.ends[index]}; "
+        summary=f"{said} of about {about} between step {first} and {windows.ends[index]}; "
         "before and after the speed is the same",
         evidence=f"{usual_s:.3g} s a step elsewhere, {windows.times_s[index]:.3g} s in that window{_printed(run)}",
         next_step="nothing is wrong with the training: the machine slept, was busy or wrote a checkpoint. "
@@ -147,16 +149,6 @@ def _printed(run: RunView) -> str:
     )
 
 
-def _duration(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 120
-        else f"{seconds / 60:.0f} min"
-        if seconds < 7200
-        else f"{seconds / 3600:.1f} h"
-    )
-
-
 def _ends_early(run: RunView) -> Diagnosis | None:
     total = run.trace.total_steps
     if run.trace.origin != "log" or total is None:
@@ -172,7 +164,6 @@ def _ends_early(run: RunView) -> Diagnosis | None:
         "stopped, cut off or still running",
         evidence=f"last row at step {run.last_step}; the steps after it are not recorded",
         next_step="if the run is not under way any more, look for its error output, the system's out-of-memory "
-        "messages, "
-        "or the end of the allotted time",
+        "messages, or the end of the allotted time",
         steps=(run.last_step, run.last_step),
     )

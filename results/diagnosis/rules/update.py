@@ -43,9 +43,8 @@ def _no_gradient(run: RunView) -> Diagnosis | None:
         confidence=0.95,
         summary=f"the gradient norm is 0 {since}: nothing reaches the trainable weights",
         evidence=f"{len(tail)} of {len(norms)} recorded norms are 0, steps {tail.steps[0]} to {tail.steps[-1]}",
-        next_step="look for detach(), no_grad() around a layer, requires_grad=False, or a loss that does not "
-        "depend on the "
-        "weights; make preflight names the tensors without gradient",
+        next_step="look for detach(), no_grad() around a layer, requires_grad=False, or a loss that does not depend "
+        "on the weights; make preflight names the tensors without gradient",
         steps=(tail.steps[0], tail.steps[-1]),
     )
 
@@ -68,9 +67,8 @@ def _learning_rate_zero(run: RunView) -> Diagnosis | None:
         confidence=0.95,
         summary=summary,
         evidence=f"{len(zeros)} of {len(rates)} recorded rates are 0; the highest is {max(rates.values):.2e}",
-        next_step="set the schedule's horizon to the optimizer steps of the run (not micro-batches, not an "
-        "earlier run's), "
-        "and step it once an optimizer step",
+        next_step="set the schedule's horizon to the optimizer steps of the run (not micro-batches, not an earlier "
+        "run's), and step it once an optimizer step",
         steps=(zeros.steps[0], zeros.steps[-1]),
     )
 
@@ -82,7 +80,7 @@ def _never_decays(run: RunView) -> Diagnosis | None:
     if len(rates) < CONSTANT_ROWS or min(rates.values) != max(rates.values) or rates.values[0] == 0:
         return None
     decays = any(name in schedule for name in DECAYING)
-    announced = _announced_rate(run)
+    announced = run.announced_lr
     past_warm_up = run.last_step - warmup_steps
     total = run.trace.total_steps or run.last_step
     stuck_low = (
@@ -100,9 +98,8 @@ def _never_decays(run: RunView) -> Diagnosis | None:
         summary=f"the learning rate stays at {rates.values[0]:.2e} {wanted}: the schedule is not stepping",
         evidence=f"{len(rates)} rows, steps {rates.steps[0]} to {rates.steps[-1]}, all the same"
         + (f"; warm-up was to end at step {warmup_steps}" if warmup_steps else ""),
-        next_step="call scheduler.step() after every optimizer step, on the scheduler of this very optimizer, "
-        "and log the rate "
-        "from optimizer.param_groups",
+        next_step="call scheduler.step() after every optimizer step, on the scheduler of this very optimizer, and "
+        "log the rate from optimizer.param_groups",
         steps=(rates.steps[0], rates.steps[-1]),
     )
 
@@ -153,9 +150,8 @@ def _weights_stand_still(run: RunView) -> Diagnosis | None:
         summary=f"the loss repeats to the last digit from step {tail.steps[0]} on: the updates do not reach the weights"
         + (", as in pure bf16 at a small learning rate" if named or is_low else ""),
         evidence="; ".join(said),
-        next_step="keep the weights in fp32 and autocast the forward pass: in bf16 a step of 1e-5 is lost on "
-        "every weight above "
-        "about 0.005. If they are fp32, look whether the optimizer was made from this model's parameters",
+        next_step="keep the weights in fp32 and autocast the forward pass: in bf16 a step of 1e-5 is lost on every "
+        "weight above about 0.005. If they are fp32, look whether the optimizer was made from this model's parameters",
         steps=(tail.steps[0], tail.steps[-1]),
     )
 
@@ -182,10 +178,3 @@ def _constant_tail(curve: Curve, *, upto: float, downto: float = 0.0) -> Curve:
     while start and downto <= curve.values[start - 1] <= upto:
         start -= 1
     return Curve(steps=curve.steps[start:], values=curve.values[start:])
-
-
-def _announced_rate(run: RunView) -> float | None:
-    try:
-        return float(run.trace.announced["learning_rate"])
-    except (KeyError, ValueError):
-        return None

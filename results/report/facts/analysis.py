@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from spaces.domains import Choice, IntRange, LogUniform, SearchParameter, Uniform, active_point
+from spaces.domains import Choice, Domain, FloatRange, SearchParameter, active_point
+from spaces.overrides import with_overrides
 from spaces.read.load import space_from_tables
 from spaces.warmup import WARMUP_FRAC
 from trainable.config import HYPERPARAMETERS, SCHEDULES_WITH_WARMUP, TrialConfig
@@ -37,7 +38,7 @@ class Measured:
         """Return the trial's values of the searched parameters that it reads."""
         return active_point(self.parameters, parameter_values(trial))
 
-    def domain_of(self, name: str) -> Choice | Uniform | LogUniform | IntRange | None:
+    def domain_of(self, name: str) -> Domain | None:
         """Return what was searched of a parameter, None where it was fixed."""
         return next((parameter.domain for parameter in self.parameters if parameter.name == name), None)
 
@@ -76,7 +77,8 @@ def searched_parameters(document: Row, trials: Sequence[Row]) -> tuple[tuple[Sea
             tables = tomllib.loads(space["toml"])
             loaded = space_from_tables(tables, name=str(space.get("name")), path=str(space.get("path")))
             base = {name: value for name, value in document["baseline"].items() if name in HYPERPARAMETERS}
-            return loaded.with_overrides(
+            return with_overrides(
+                loaded,
                 budget_tokens=document["budget_tokens"],
                 pins=(document.get("settings") or {}).get("pins") or {},
                 baseline=(str(document["baseline"].get("name", "")), TrialConfig(**base)),
@@ -96,10 +98,10 @@ def _differing(trials: Sequence[Row]) -> tuple[SearchParameter, ...]:
         if name in ("training_steps", "warmup_steps", "seed") or len(values) < 2:
             continue
         low, high = values[0], values[-1]
-        domain: Choice | Uniform | LogUniform
+        domain: Domain
         if isinstance(low, str) or len(values) <= MAX_CHOICES:
             domain = Choice(tuple(values))
         else:
-            domain = LogUniform(low, high) if low > 0 and high / low > 30 else Uniform(low, high)
+            domain = FloatRange(low, high, log=low > 0 and high / low > 30)
         found.append(SearchParameter(name, domain))
     return tuple(found)

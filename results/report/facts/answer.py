@@ -7,7 +7,7 @@ from typing import Any
 from results.confirmation.confirmation import CandidateVerdict, Confirmation, proven_trial_id
 from results.ranking import baseline_trial, best_trial
 from results.report.facts.analysis import Measured, Row, parameter_values
-from results.words import count_words, label, unit
+from results.words import STATUS_LABELS, count_words, label, unit
 from spaces.warmup import WARMUP_FRAC
 from trainable.config import HYPERPARAMETERS, SCHEDULES_WITH_WARMUP
 
@@ -71,7 +71,7 @@ def _headline(
     assert winner is not None
     name = f"Trial {winner['trial_id']}"
     if case == "nothing_to_compare":
-        how = "has not started" if baseline is None else f"did not complete ({baseline['status'].replace('_', ' ')})"
+        how = "has not started" if baseline is None else f"did not complete ({STATUS_LABELS[baseline['status']]})"
         return f"{name} is the best; the baseline {how}, so there is nothing to compare it with"
     assert difference is not None
     if verdict is None:

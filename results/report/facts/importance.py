@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from results.ranking import leaderboard
 from results.report.facts.analysis import Measured, Row
 from results.words import count_words, label, list_words, token_words
-from spaces.domains import Choice, IntRange, LogUniform, SearchParameter
+from spaces.domains import SearchParameter
+from spaces.optuna_domains import distribution_of
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -127,7 +128,7 @@ def _frozen(
     from optuna.distributions import FloatDistribution
     from optuna.trial import create_trial
 
-    distributions = {parameter.name: _distribution(parameter) for parameter in searched}
+    distributions: dict[str, Any] = {parameter.name: distribution_of(parameter.domain) for parameter in searched}
     logs = [name for name, known in distributions.items() if log_as_linear and getattr(known, "log", False)]
     for name in logs:
         low, high = distributions[name].low, distributions[name].high
@@ -142,17 +143,6 @@ def _frozen(
         point.update({name: math.log10(point[name]) for name in logs})
         found.append(create_trial(params=point, distributions={n: distributions[n] for n in point}, value=value))
     return found
-
-
-def _distribution(parameter: SearchParameter) -> Any:
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    domain = parameter.domain
-    if isinstance(domain, Choice):
-        return CategoricalDistribution(list(domain.values))
-    if isinstance(domain, IntRange):
-        return IntDistribution(domain.low, domain.high, step=domain.step, log=domain.log)
-    return FloatDistribution(domain.low, domain.high, log=isinstance(domain, LogUniform))
 
 
 def _shares(frozen: "Sequence[FrozenTrial]", evaluator: Any, names: Sequence[str]) -> dict[str, float]:

@@ -7,8 +7,8 @@ from typing import Any
 
 from results.ranking import best_trial, leaderboard
 from results.report.facts.analysis import Measured, Row
-from results.words import count_words, label, value_words
-from spaces.domains import Choice, IntRange, LogUniform, SearchParameter
+from results.words import count_words, label, range_words, value_words
+from spaces.domains import Choice, SearchParameter
 from spaces.warmup import WARMUP_FRAC
 from trainable.config import HYPERPARAMETERS
 
@@ -53,8 +53,7 @@ def _side(parameter: SearchParameter, value: Any) -> str | None:
         if len(domain.values) < 2 or any(isinstance(known, str) for known in domain.values):
             return None
         return "low" if value <= min(domain.values) else "high" if value >= max(domain.values) else None
-    is_log = isinstance(domain, LogUniform) or (isinstance(domain, IntRange) and domain.log)
-    scale = math.log if is_log else float
+    scale = math.log if domain.log else float
     place = (scale(value) - scale(domain.low)) / (scale(domain.high) - scale(domain.low))
     return "low" if place <= EDGE_FRAC else "high" if place >= 1 - EDGE_FRAC else None
 
@@ -78,14 +77,14 @@ def instability(measured: Measured) -> Row:
     settings = [
         {
             "name": "learning_rate",
-            "label": _bin_words(low, high),
+            "label": range_words(low, high),
             **_share([t for t in judged if _bin_of(t, bins) == k]),
         }
         for k, (low, high) in enumerate(bins)
     ]
     for parameter in measured.parameters:
         if parameter.name != "learning_rate" and isinstance(parameter.domain, Choice):
-            for value in _ordered(parameter.domain.values):
+            for value in ordered(parameter.domain.values):
                 with_it = [t for t in judged if measured.values(t).get(parameter.name) == value]
                 settings.append({"name": parameter.name, "label": value_words(value), **_share(with_it)})
     cells = [
@@ -146,7 +145,7 @@ def _lr_bins(measured: Measured) -> list[tuple[float, float]]:
     if isinstance(domain, Choice):
         return [(rate, rate) for rate in sorted(domain.values)]
     low, high = float(domain.low), float(domain.high)
-    if not isinstance(domain, LogUniform):
+    if not domain.log:
         return [(low + (high - low) * k / 4, low + (high - low) * (k + 1) / 4) for k in range(4)]
     decades = math.log10(high / low)
     count = min(MAX_LR_BINS, round(decades)) if decades >= 3.5 else 4
@@ -163,9 +162,6 @@ def _bin_of(trial: Row, bins: Sequence[tuple[float, float]]) -> int | None:
     return min(sum(rate >= high * (1 - 1e-9) for _, high in bins), len(bins) - 1)
 
 
-def _bin_words(low: float, high: float) -> str:
-    return value_words(low) if low == high else f"{value_words(low)} to {value_words(high)}"
-
-
-def _ordered(values: Sequence[Any]) -> list[Any]:
+def ordered(values: Sequence[Any]) -> list[Any]:
+    """Return the values of a choice as a reader looks for them: numbers rising, names as the space has them."""
     return list(values) if any(isinstance(value, str) for value in values) else sorted(values)

@@ -14,11 +14,11 @@ from results.report.facts.analysis import Measured, Row, parameter_values, searc
 from results.report.facts.answer import answer_facts
 from results.report.facts.importance import importance
 from results.report.facts.rungs import baseline_loss_reached, costs, first_beaten, rung_agreement
-from results.report.facts.searched_parameters import edges, instability
+from results.report.facts.searched_parameters import edges, instability, ordered
 from results.study.folder import Study
 from results.study.paths import shown
 from results.words import count_words, label, unit
-from spaces.domains import Choice, IntRange, LogUniform, SearchParameter
+from spaces.domains import Choice, SearchParameter
 from spaces.warmup import WARMUP_FRAC
 from trainable.config import HYPERPARAMETERS
 from trainable.errors import UserError
@@ -138,16 +138,12 @@ def _parameter_facts(parameter: SearchParameter) -> Row:
         "label": label(parameter.name),
         "unit": unit(parameter.name),
         "domain": str(domain),
-        "values": _sorted_values(ends) if is_choice else None,
+        "values": ordered(ends) if is_choice else None,
         "low": None if is_choice else ends[0],
         "high": None if is_choice else ends[-1],
-        "log": isinstance(domain, LogUniform) or (isinstance(domain, IntRange) and domain.log),
+        "log": not isinstance(domain, Choice) and domain.log,
         "condition": None if condition is None else {"parent": condition.parent, "values": list(condition.values)},
     }
-
-
-def _sorted_values(values: Sequence[Any]) -> list[Any]:
-    return list(values) if any(isinstance(value, str) for value in values) else sorted(values)
 
 
 def _trial_facts(document: Row, measured: Measured, winner_id: int | None) -> list[Row]:

@@ -5,9 +5,9 @@ from typing import Any
 
 from results.report.figures.claims import attribution_bars, confirmation_intervals, importance_bars
 from results.report.figures.curves import curves, parallel_coordinates
-from results.report.figures.marks import by_role, figure, loss_ceiling, point_trace, position, short_words
+from results.report.figures.marks import axis, by_role, figure, loss_ceiling, point_trace, position, short_words
 from results.report.figures.traces import short
-from results.words import token_words, value_words
+from results.words import range_words, token_words
 
 Row = dict[str, Any]
 
@@ -64,23 +64,23 @@ def _loss_by_setting(facts: Row) -> Iterator[Row]:
             highest.append(ceiling)
             losses = {trial["trial_id"]: loss for trial, loss in reading}
             for role, trials in by_role([trial for trial, _ in reading]):
-                at = [position(parameter, t["searched"][name], t["trial_id"]) for t in trials]
-                values = [losses[trial["trial_id"]] for trial in trials]
-                traces.append(point_trace(role, trials, at, values, ceiling, view=view, showlegend=False))
+                places = [(t, position(parameter, t["searched"][name], t["trial_id"])) for t in trials]
+                points = [(trial, at, losses[trial["trial_id"]]) for trial, at in places]
+                traces.append(point_trace(role, points, ceiling, view=view, showlegend=False))
         if not any(trace["x"] for trace in traces):
             continue
-        axis: Row = {"title": {"text": parameter["label"]}}
+        scale = axis(parameter["label"])
         if parameter["values"] is not None:
             texts = [short_words(value) for value in parameter["values"]]
-            axis.update(tickvals=list(range(len(texts))), ticktext=texts, range=[-0.6, len(texts) - 0.4])
+            scale.update(tickvals=list(range(len(texts))), ticktext=texts, range=[-0.6, len(texts) - 0.4])
         elif parameter["log"]:
-            axis.update(type="log", exponentformat="e", dtick=1, minor={"showgrid": False})
+            scale.update(type="log", exponentformat="e", dtick=1, minor={"showgrid": False})
         yield figure(
             f"by-{name}",
             f"Val loss against {parameter['label']}",
             f"Val loss of the trials against {parameter['label']}.",
             traces,
-            {"xaxis": axis, "yaxis": {"title": {"text": "val loss"}}, "showlegend": False},
+            {"xaxis": scale, "yaxis": axis("val loss"), "showlegend": False},
             height=260,
         )
 
@@ -93,19 +93,14 @@ def _lr_by_batch(facts: Row) -> Iterator[Row]:
     for view, rows in _view_losses(facts):
         ceiling = loss_ceiling(facts, [loss for _, loss in rows])
         for index, batch in enumerate(batches):
-            those = [(trial, loss) for trial, loss in rows if trial["batch_size"] == batch]
             role = {
                 "name": f"batch {batch}",
                 "color": f"@seq{1 + round(index * 4 / max(1, len(batches) - 1))}",
                 "symbol": ("circle", "square", "diamond", "triangle-up", "pentagon", "hexagon")[index % 6],
                 "size": 9,
             }
-            trials = [trial for trial, _ in those]
-            traces.append(
-                point_trace(
-                    role, trials, [t["learning_rate"] for t in trials], [loss for _, loss in those], ceiling, view=view
-                )
-            )
+            points = [(t, t["learning_rate"], loss) for t, loss in rows if t["batch_size"] == batch]
+            traces.append(point_trace(role, points, ceiling, view=view))
         traces += _rings(rows, ceiling, view)
     yield figure(
         "lr-by-batch",
@@ -113,8 +108,8 @@ def _lr_by_batch(facts: Row) -> Iterator[Row]:
         "Val loss against learning rate, one colour and symbol per batch size.",
         traces,
         {
-            "xaxis": {"title": {"text": "learning rate"}, "type": "log", "exponentformat": "e", "dtick": 1},
-            "yaxis": {"title": {"text": "val loss (nats/token)"}},
+            "xaxis": axis("learning rate", type="log", exponentformat="e", dtick=1),
+            "yaxis": axis("val loss (nats/token)"),
         },
         height=380,
     )
@@ -122,12 +117,10 @@ def _lr_by_batch(facts: Row) -> Iterator[Row]:
 
 def _rings(rows: Sequence[tuple[Row, float]], ceiling: float, view: int) -> Iterator[Row]:
     for flag, name, color in (("is_baseline", "baseline", "@baseline"), ("is_best", "best", "@winner")):
-        found = [(trial, loss) for trial, loss in rows if trial[flag]]
         role = {"name": name, "color": color, "symbol": "circle-open", "size": 18, "width": 3}
-        trials = [trial for trial, _ in found]
-        if trials:
-            at = [trial["learning_rate"] for trial in trials]
-            yield point_trace(role, trials, at, [loss for _, loss in found], ceiling, view=view)
+        points = [(trial, trial["learning_rate"], loss) for trial, loss in rows if trial[flag]]
+        if points:
+            yield point_trace(role, points, ceiling, view=view)
 
 
 def _stability_map(facts: Row) -> Iterator[Row]:
@@ -138,7 +131,7 @@ def _stability_map(facts: Row) -> Iterator[Row]:
     batches = sorted({cell["batch_size"] for cell in cells})
     found = {(cell["batch_size"], cell["lr_low"]): cell for cell in cells}
     grid = [[found.get((batch, low)) for low, _ in bins] for batch in batches]
-    names = [value_words(low) if low == high else f"{value_words(low)}–{value_words(high)}" for low, high in bins]
+    names = [range_words(low, high, "–") for low, high in bins]
     yield figure(
         "stability-map",
         "Unstable trials by learning rate and batch size",
@@ -164,7 +157,7 @@ def _stability_map(facts: Row) -> Iterator[Row]:
             }
         ],
         {
-            "xaxis": {"title": {"text": "learning rate"}, "type": "category", "showgrid": False},
+            "xaxis": axis("learning rate", type="category", showgrid=False),
             "yaxis": {"type": "category", "showgrid": False},
         },
         height=120 + 46 * len(batches),
@@ -181,10 +174,10 @@ def _pareto(facts: Row) -> Iterator[Row]:
     if len(rows) < 2:
         return
     ceiling = loss_ceiling(facts, [trial["val_loss"] for trial in rows])
-    traces = []
-    for role, trials in by_role(rows):
-        at, losses = [trial["tokens_per_s"] for trial in trials], [trial["val_loss"] for trial in trials]
-        traces.append(point_trace(role, trials, at, losses, ceiling))
+    traces = [
+        point_trace(role, [(trial, trial["tokens_per_s"], trial["val_loss"]) for trial in trials], ceiling)
+        for role, trials in by_role(rows)
+    ]
     front = pareto_front(rows)
     traces.append(
         {
@@ -204,10 +197,7 @@ def _pareto(facts: Row) -> Iterator[Row]:
         "Throughput against val loss",
         "Val loss of the completed trials against training tokens per second; the Pareto front is dotted.",
         traces,
-        {
-            "xaxis": {"title": {"text": "training tokens/s"}},
-            "yaxis": {"title": {"text": "val loss (nats/token)"}},
-        },
+        {"xaxis": axis("training tokens/s"), "yaxis": axis("val loss (nats/token)")},
         height=380,
     )
 

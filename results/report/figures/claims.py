@@ -4,7 +4,7 @@ import html
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from results.report.figures.marks import figure
+from results.report.figures.marks import axis, figure, whiskers
 from results.report.figures.traces import short
 from results.words import label, percent_words
 
@@ -30,14 +30,8 @@ def importance_bars(facts: Row) -> Iterator[Row]:
             "hovertemplate": "%{y}: %{x:.1%}<extra>%{fullData.name}</extra>",
         }
         if all(row["low"] is not None for row in rows):
-            trace["error_x"] = {
-                "type": "data",
-                "symmetric": False,
-                "array": [short(max(0.0, row["high"] - row["share"])) for row in rows],
-                "arrayminus": [short(max(0.0, row["share"] - row["low"])) for row in rows],
-                "color": "@muted",
-                "thickness": 1.5,
-            }
+            up = [max(0.0, row["high"] - row["share"]) for row in rows]
+            trace["error_x"] = whiskers(up, [max(0.0, row["share"] - row["low"]) for row in rows], thickness=1.5)
         traces.append(trace)
     first = max(methods[0]["shares"], key=lambda row: row["share"])
     yield figure(
@@ -48,7 +42,7 @@ def importance_bars(facts: Row) -> Iterator[Row]:
         traces,
         {
             "barmode": "group",
-            "xaxis": {"tickformat": ".0%", "rangemode": "tozero", "title": {"text": "share"}},
+            "xaxis": axis("share", tickformat=".0%", rangemode="tozero"),
             "yaxis": {
                 "type": "category",
                 "categoryorder": "array",
@@ -114,13 +108,8 @@ def _intervals(key: str, title: str, names: Sequence[str], rows: Sequence[Row], 
     if bounds:
         # No bound on a side is drawn as three times the longest that is known: it leaves the figure.
         far = 3 * max(bounds)
-        trace["error_x"] = {
-            "type": "data",
-            "symmetric": False,
-            "array": [short(far if row["high"] is None else row["high"] - row[value]) for row in rows],
-            "arrayminus": [short(far if row["low"] is None else row[value] - row["low"]) for row in rows],
-            "color": "@muted",
-        }
+        up = [far if row["high"] is None else row["high"] - row[value] for row in rows]
+        trace["error_x"] = whiskers(up, [far if row["low"] is None else row[value] - row["low"] for row in rows])
     said = "; ".join(f"{name} {row[value]:+.4f}" for name, row in zip(names, rows, strict=True))
     return figure(
         key,
@@ -129,11 +118,7 @@ def _intervals(key: str, title: str, names: Sequence[str], rows: Sequence[Row], 
         [trace],
         {
             "showlegend": False,
-            "xaxis": {
-                "title": {"text": "nats/token; negative is better"},
-                "zeroline": True,
-                "zerolinecolor": "@baseline",
-            },
+            "xaxis": axis("nats/token; negative is better", zeroline=True, zerolinecolor="@baseline"),
             "yaxis": {"type": "category", "automargin": True, "range": [-0.6, len(rows) - 0.4]},
         },
         height=120 + 44 * len(rows),

@@ -8,11 +8,16 @@ from results.report.figures.marks import (
     BASELINE,
     BEST,
     ENDINGS_DRAWN,
+    axis,
     by_role,
     figure,
+    line_trace,
     loss_ceiling,
+    note,
+    point_trace,
     short_words,
     spread,
+    upright,
 )
 from results.report.figures.traces import short
 from results.words import STATUS_LABELS, loss_words
@@ -42,31 +47,11 @@ def curves(facts: Row) -> Iterator[Row]:
         f"Val loss of {len(trials)} trials by training tokens seen.",
         traces,
         {
-            "xaxis": {"title": {"text": "training tokens seen"}, "rangemode": "tozero"},
-            "yaxis": {"title": {"text": "val loss (nats/token)"}, "range": _padded(lowest, ceiling)},
-            "shapes": [
-                {
-                    "type": "line",
-                    "x0": rung["tokens"],
-                    "x1": rung["tokens"],
-                    "yref": "paper",
-                    "y0": 0,
-                    "y1": 1,
-                    "line": {"color": "@muted", "width": 1, "dash": "dot"},
-                }
-                for rung in rungs
-            ],
+            "xaxis": axis("training tokens seen", rangemode="tozero"),
+            "yaxis": axis("val loss (nats/token)", range=_padded(lowest, ceiling)),
+            "shapes": [upright(rung["tokens"], dash="dot", yref="paper") for rung in rungs],
             "annotations": [
-                {
-                    "x": rung["tokens"],
-                    "y": 1,
-                    "yref": "paper",
-                    "yanchor": "bottom",
-                    "text": f"rung {rung['rung']}",
-                    "showarrow": False,
-                    "font": {"size": 11, "color": "@muted"},
-                }
-                for rung in rungs
+                note(rung["tokens"], 1, f"rung {rung['rung']}", yref="paper", yanchor="bottom") for rung in rungs
             ],
         },
         height=440,
@@ -79,36 +64,25 @@ def _padded(low: float, high: float) -> list[float | None]:
 
 
 def _lines(role: Row, trials: Sequence[Row], each: int) -> Row:
-    """Return the trials' curves as one trace: a trace a trial would make the legend and the page slow."""
-    x: list[Any] = []
-    y: list[Any] = []
-    ids: list[Any] = []
-    for trial in trials:
-        rows = [
-            (tokens, loss)
-            for tokens, loss in zip(trial["evaluations"]["tokens_seen"], trial["evaluations"]["val_loss"], strict=True)
-            if loss is not None
-        ]
-        kept = thinned(rows, each)
-        if trial["tokens_seen"] > rows[-1][0]:
-            # It went on after its last evaluation: the line leads to where it ended, at the last loss that is known.
-            kept.append((trial["tokens_seen"], rows[-1][1]))
-        x += [tokens for tokens, _ in kept] + [None]
-        y += [short(loss, 6) for _, loss in kept] + [None]
-        ids += [trial["trial_id"]] * len(kept) + [None]
     strong = role["name"].startswith(("baseline", "best"))
-    return {
-        "type": "scatter",
-        "mode": "lines",
-        "name": role["name"],
-        "x": x[:-1],
-        "y": y[:-1],
-        "customdata": ids[:-1],
-        "line": {"color": role["color"], "width": 3.5 if strong else 1.2},
-        "opacity": 1 if strong else 0.75,
-        "legendgroup": role["name"],
-        "hovertemplate": "trial %{customdata}: %{y:.4f} at %{x:,} tokens<extra></extra>",
-    }
+    return line_trace(
+        role["name"],
+        ((trial["trial_id"], *_line(trial, each)) for trial in trials),
+        {"color": role["color"], "width": 3.5 if strong else 1.2},
+        opacity=1 if strong else 0.75,
+        legendgroup=role["name"],
+        hovertemplate="trial %{customdata}: %{y:.4f} at %{x:,} tokens<extra></extra>",
+    )
+
+
+def _line(trial: Row, each: int) -> tuple[list[int], list[float | None]]:
+    evaluations = trial["evaluations"]
+    pairs = zip(evaluations["tokens_seen"], evaluations["val_loss"], strict=True)
+    kept = thinned([(tokens, loss) for tokens, loss in pairs if loss is not None], each)
+    if trial["tokens_seen"] > kept[-1][0]:
+        # It went on after its last evaluation: the line leads to where it ended, at the last loss that is known.
+        kept.append((trial["tokens_seen"], kept[-1][1]))
+    return [tokens for tokens, _ in kept], [short(loss, 6) for _, loss in kept]
 
 
 def thinned(rows: Sequence[Any], most: int) -> list[Any]:
@@ -123,26 +97,10 @@ def _ends(role: Row, trials: Sequence[Row], ceiling: float) -> Row | None:
     for trial in trials:
         losses = [loss for loss in trial["evaluations"]["val_loss"] if loss is not None]
         if trial["tokens_seen"] or losses:
-            ends.append((trial, min(losses[-1] if losses else ceiling, ceiling)))
+            ends.append((trial, trial["tokens_seen"], min(losses[-1] if losses else ceiling, ceiling)))
     if not ends:
         return None
-    return {
-        "type": "scatter",
-        "mode": "markers",
-        "name": role["name"],
-        "x": [trial["tokens_seen"] for trial, _ in ends],
-        "y": [short(loss, 6) for _, loss in ends],
-        "customdata": [trial["trial_id"] for trial, _ in ends],
-        "marker": {
-            "color": role["color"],
-            "symbol": role["symbol"],
-            "size": role["size"],
-            "line": {"width": role.get("width", 1), "color": role["color"] if role.get("width") else "@paper"},
-        },
-        "legendgroup": role["name"],
-        "showlegend": False,
-        "hover": "trial",
-    }
+    return {**point_trace(role, ends, ceiling, showlegend=False), "legendgroup": role["name"]}
 
 
 def parallel_coordinates(facts: Row) -> Iterator[Row]:
@@ -186,18 +144,7 @@ def parallel_coordinates(facts: Row) -> Iterator[Row]:
                 "zeroline": False,
             },
             "yaxis": {"visible": False, "range": [-0.2, 1.06]},
-            "shapes": [
-                {
-                    "type": "line",
-                    "x0": k,
-                    "x1": k,
-                    "y0": 0,
-                    "y1": 1,
-                    "line": {"color": "@muted", "width": 1},
-                    "layer": "below",
-                }
-                for k in range(axes)
-            ],
+            "shapes": [upright(k, layer="below") for k in range(axes)],
             "annotations": [*_axis_words(parameters), *_loss_words(axes - 1, low, ceiling, bool(losses))],
             "legend": {"y": -0.02, "yanchor": "top"},
         },
@@ -209,30 +156,17 @@ def parallel_coordinates(facts: Row) -> Iterator[Row]:
 def _parallel_trace(
     name: str, trials: Sequence[Row], color: str, width: float, facts: Row, low: float, ceiling: float
 ) -> Row:
-    x: list[Any] = []
-    y: list[Any] = []
-    ids: list[Any] = []
+    lines = []
     for trial in trials:
-        for index, parameter in enumerate(facts["parameters"]):
-            x.append(index)
-            y.append(height_of(parameter, trial["searched"].get(parameter["name"]), trial["trial_id"]))
+        heights = [
+            height_of(parameter, trial["searched"].get(parameter["name"]), trial["trial_id"])
+            for parameter in facts["parameters"]
+        ]
         if trial["status"] == "completed" and trial["val_loss"] is not None:
-            x.append(len(facts["parameters"]))
-            y.append(short((min(trial["val_loss"], ceiling) - low) / (ceiling - low or 1.0), 4))
-        ids += [trial["trial_id"]] * (len(x) - len(ids)) + [None]
-        x.append(None)
-        y.append(None)
-    return {
-        "type": "scatter",
-        "mode": "lines",
-        "name": name,
-        "x": x[:-1],
-        "y": y[:-1],
-        "customdata": ids[:-1],
-        "line": {"color": color, "width": width},
-        "opacity": 0.55 if width == 1 else 1,
-        "hover": "trial",
-    }
+            heights.append(short((min(trial["val_loss"], ceiling) - low) / (ceiling - low or 1.0), 4) or 0.0)
+        lines.append((trial["trial_id"], range(len(heights)), heights))
+    look = {"color": color, "width": width}
+    return line_trace(name, lines, look, opacity=0.55 if width == 1 else 1, hover="trial")
 
 
 def height_of(parameter: Row, value: Any, trial_id: int) -> float:
@@ -243,19 +177,21 @@ def height_of(parameter: Row, value: Any, trial_id: int) -> float:
     if values is not None:
         if value not in values:
             return _NOT_READ
-        place = values.index(value) / max(1, len(values) - 1) if len(values) > 1 else 0.5
-        return short(place + spread(trial_id, 0.05), 4) or 0.0
+        return short(_place(values, value) + spread(trial_id, 0.05), 4) or 0.0
     scale = math.log if parameter["log"] else float
     low, high = scale(parameter["low"]), scale(parameter["high"])
     return short((scale(value) - low) / (high - low or 1.0), 4) or 0.0
+
+
+def _place(values: Sequence[Any], value: Any) -> float:
+    return values.index(value) / (len(values) - 1) if len(values) > 1 else 0.5
 
 
 def _axis_words(parameters: Sequence[Row]) -> Iterator[Row]:
     for index, parameter in enumerate(parameters):
         values = parameter["values"]
         if values is not None:
-            marks = [(height_of({**parameter, "values": values}, value, 0), value) for value in values]
-            marks = [(values.index(v) / max(1, len(values) - 1) if len(values) > 1 else 0.5, v) for _, v in marks]
+            marks = [(_place(values, value), value) for value in values]
         else:
             marks = [(0.0, parameter["low"]), (1.0, parameter["high"])]
         for height, value in marks:
@@ -269,13 +205,4 @@ def _loss_words(index: int, low: float, ceiling: float, known: bool) -> list[Row
 
 
 def _mark(x: float, y: float, text: str) -> Row:
-    return {
-        "x": x,
-        "y": y,
-        "text": text,
-        "showarrow": False,
-        "xanchor": "right",
-        "xshift": -5,
-        "font": {"size": 11, "color": "@muted"},
-        "bgcolor": "@veil",
-    }
+    return note(x, y, text, xanchor="right", xshift=-5, bgcolor="@veil")

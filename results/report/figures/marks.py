@@ -2,7 +2,7 @@
 
 import html
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from results.report.figures.traces import short
@@ -59,32 +59,73 @@ def _outlier_limit(losses: Sequence[float]) -> float:
 
 def point_trace(
     role: Row,
-    trials: Sequence[Row],
-    x: Sequence[Any],
-    losses: Sequence[float],
+    points: Sequence[tuple[Row, Any, float]],
     ceiling: float,
     *,
     view: int | None = None,
     showlegend: bool = True,
 ) -> Row:
-    """Return the trials as markers; a loss above `ceiling` stands at it as an arrow that points up."""
+    """Return (trial, x, loss) as markers; a loss above `ceiling` stands at it as an arrow that points up."""
     trace: Row = {
         "type": "scatter",
         "mode": "markers",
         "name": role["name"],
-        "x": [short(value) if isinstance(value, float) else value for value in x],
-        "y": [short(min(loss, ceiling), 6) for loss in losses],
-        "customdata": [trial["trial_id"] for trial in trials],
+        "x": [short(x) if isinstance(x, float) else x for _, x, _ in points],
+        "y": [short(min(loss, ceiling), 6) for _, _, loss in points],
+        "customdata": [trial["trial_id"] for trial, _, _ in points],
         "marker": {
             "color": role["color"],
             "size": role["size"],
-            "symbol": ["triangle-up-open" if loss > ceiling else role["symbol"] for loss in losses],
+            "symbol": ["triangle-up-open" if loss > ceiling else role["symbol"] for _, _, loss in points],
             "line": {"width": role.get("width", 1), "color": role["color"] if role.get("width") else "@paper"},
         },
         "hover": "trial",
         "showlegend": showlegend,
     }
     return trace if view is None else {**trace, "view": view}
+
+
+def line_trace(name: str, lines: Iterable[tuple[int, Sequence[Any], Sequence[Any]]], look: Row, **others: Any) -> Row:
+    """Return lines of (trial_id, x, y) as one trace with gaps: a trace a trial would make legend and page slow."""
+    x: list[Any] = []
+    y: list[Any] = []
+    ids: list[int | None] = []
+    for trial_id, xs, ys in lines:
+        x += [*xs, None]
+        y += [*ys, None]
+        ids += [trial_id] * len(xs) + [None]
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "name": name,
+        "x": x[:-1],
+        "y": y[:-1],
+        "customdata": ids[:-1],
+        "line": look,
+        **others,
+    }
+
+
+def upright(x: float, *, dash: str | None = None, **place: Any) -> Row:
+    """Return a vertical line from 0 to 1, drawn over the whole figure with yref="paper"."""
+    line = {"color": "@muted", "width": 1} | ({"dash": dash} if dash else {})
+    return {"type": "line", "x0": x, "x1": x, "y0": 0, "y1": 1, "line": line, **place}
+
+
+def note(x: float, y: float, text: str, **place: Any) -> Row:
+    """Return a small text in a figure."""
+    return {"x": x, "y": y, "text": text, "showarrow": False, "font": {"size": 11, "color": "@muted"}, **place}
+
+
+def whiskers(up: Sequence[float], down: Sequence[float], **look: Any) -> Row:
+    """Return error bars of these lengths along x."""
+    lengths = {"array": [short(length) for length in up], "arrayminus": [short(length) for length in down]}
+    return {"type": "data", "symmetric": False, **lengths, "color": "@muted", **look}
+
+
+def axis(title: str, **others: Any) -> Row:
+    """Return an axis with its title."""
+    return {"title": {"text": title}, **others}
 
 
 def position(parameter: Row, value: Any, trial_id: int) -> Any:
@@ -96,6 +137,7 @@ def position(parameter: Row, value: Any, trial_id: int) -> Any:
 
 def spread(trial_id: int, width: float) -> float:
     """Return an offset within +-width/2 that is the same in every drawing of a trial."""
+    # Multiples of the golden ratio fill an interval evenly, however many come and whichever are missing.
     return short((trial_id * 0.6180339887 % 1 - 0.5) * width, 3) or 0.0
 
 

@@ -1,0 +1,93 @@
+"""Numbers and configurations as words, at their exact turning points."""
+
+import math
+from dataclasses import asdict, replace
+from typing import get_args
+
+import pytest
+
+from results.words import (
+    STATUS_LABELS,
+    config_words,
+    difference_words,
+    duration_words,
+    loss_words,
+    percent_words,
+    schedule_words,
+    shape_words,
+    token_words,
+    value_words,
+)
+from trainable.config import BEFORE, DOCUMENTED
+from trainable.rows import TrialStatus
+
+
+@pytest.mark.parametrize(
+    ("tokens", "words"),
+    [
+        (None, "–"),
+        (0, "0"),
+        (950, "950"),
+        (999, "999"),
+        (1000, "1k"),
+        (40_500, "40.5k"),
+        (999_499, "999k"),
+        (999_500, "1M"),
+        (8_200_000, "8.2M"),
+        (999_999_999, "1G"),
+        (1_230_000_000, "1.23G"),
+        (1e12, "1T"),
+        (12_345e12, "12345T"),
+    ],
+)
+def test_tokens(tokens: float | None, words: str) -> None:
+    assert token_words(tokens) == words
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (None, "–"),
+        (0, "0.0 s"),
+        (0.23, "0.2 s"),
+        (9.94, "9.9 s"),
+        (9.96, "10 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 00 s"),
+        (185, "3 min 05 s"),
+        (3599.4, "59 min 59 s"),
+        (3599.6, "1 h 00 min"),
+        (7620, "2 h 07 min"),
+        (86_399, "23 h 59 min"),
+        (200_000, "2 d 07 h"),
+    ],
+)
+def test_durations(seconds: float | None, words: str) -> None:
+    assert duration_words(seconds) == words
+
+
+def test_losses() -> None:
+    assert [loss_words(loss) for loss in (None, 6.44791555)] == ["–", "6.4479"]
+    assert [difference_words(loss) for loss in (None, 0.25, -0.012345)] == ["–", "+0.2500", "-0.0123"]
+
+
+def test_values_and_shares() -> None:
+    assert [value_words(v) for v in (None, 1e-5, 1.16e-2, 2.5e-4, 100.0, 1490.2, 0.0, 4096, "wsd", math.inf, True)] == [
+        "–", "1e-5", "0.0116", "2.5e-4", "100", "1,490", "0", "4,096", "wsd", "inf", "True"
+    ]  # fmt: skip
+    assert [percent_words(s) for s in (None, 0.0, 0.004, 0.5549, 1.0)] == ["–", "0%", "0.4%", "55%", "100%"]
+
+
+def test_configurations() -> None:
+    assert config_words(asdict(DOCUMENTED)) == "batch 32 x block 128, LR 1.00e-05, constant"
+    accumulated = asdict(replace(BEFORE, grad_accum_steps=4))
+    assert config_words(accumulated) == "batch 8x4 x block 256, LR 2.00e-05, warmup_cosine after 500 steps"
+    assert shape_words(asdict(DOCUMENTED)) == "32 x 128"
+    assert shape_words(accumulated) == "8x4 x 256"
+    assert schedule_words(asdict(DOCUMENTED)) == "constant"
+    assert schedule_words(accumulated) == "warmup_cosine 500"
+
+
+def test_every_status_has_a_label() -> None:
+    assert set(STATUS_LABELS) == set(get_args(TrialStatus))
+    assert STATUS_LABELS["out_of_memory"] == "out of memory"
