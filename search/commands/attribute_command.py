@@ -25,7 +25,7 @@ from results.study.paths import shown
 from search.cluster.study_storage import TableMirror, open_or_fetch_study
 from search.options import Options
 from search.setup.inputs import check_fit
-from search.setup.preflight_run import PREFLIGHT_FAILED, passes_preflight
+from search.setup.preflight_run import PREFLIGHT_FAILED, passes_preflight, study_room
 from search.setup.reopen import Reopened, load_like, reopen, run_more
 from search.setup.study_record import common_document
 from search.terminal.console import Preparing, Terminal
@@ -76,6 +76,7 @@ def attribute_command(options: Options, terminal: Terminal) -> int:
         design.before,
         largest=max(design.configs.values(), key=lambda config: config.tokens_per_step),
         runs_at_once=opened.slots.count_here,
+        room=study_room(opened.slots),
         terminal=terminal,
     ):
         return PREFLIGHT_FAILED

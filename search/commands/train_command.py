@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from results.study.folder import Study, create_study
+from results.study.folder import Study, create_study, studies_dir
 from results.study.ledger import Ledger
 from results.words import config_words, token_words
 from search.options import Options, with_default_warmup
@@ -25,6 +25,7 @@ from trainable.rows import MetricsRow, StepRow, TrialStatus, Verdict
 
 if TYPE_CHECKING:
     from trainable.checkpoint.checkpoint import Checkpoint
+    from trainable.preflight.disk import CheckpointRoom
     from trainable.state import TrainState
 
 DEFAULT_EVAL_TOKENS = 16_384
@@ -59,6 +60,7 @@ def train_command(options: Options, terminal: Terminal) -> int:
         plan.config,
         largest=plan.config,
         runs_at_once=1,
+        room=_room(plan),
         terminal=terminal,
         checkpoint=plan.checkpoint,
     ):
@@ -73,6 +75,13 @@ def train_command(options: Options, terminal: Terminal) -> int:
     terminal.say(f"{status}: val loss {row['val_loss']}, {token_words(row['tokens_seen'])} tokens; {study.path}")
     terminal.document({"study": study.name, "path": str(study.path), "status": status, "trial": row})
     return (status == "interrupted" and interrupts.code) or EXIT_CODES[status]
+
+
+def _room(plan: TrainPlan) -> "CheckpointRoom | None":
+    from trainable.preflight.disk import CheckpointRoom
+
+    # The newest is written before the oldest is deleted.
+    return CheckpointRoom(folder=studies_dir(), count=KEPT_CHECKPOINTS + 1) if plan.checkpoint_interval_steps else None
 
 
 def make_train_plan(options: Options, progress: Preparing) -> TrainPlan:

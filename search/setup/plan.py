@@ -94,7 +94,7 @@ def plan_study(
         address=options.address,
         storage=options.storage,
     )
-    largest = max(configs, key=lambda config: config.tokens_per_step) if configs else largest_config(space)
+    largest = largest_planned(space, configs)
     progress("checking that model, text and space fit together", 0.0)
     check_fit(loaded, configs or [space.baseline, largest])
     lessons = lessons_from(warm_start, space, loaded.facts) if warm_start else None
@@ -120,6 +120,11 @@ def plan_study(
 
 def _source(name: str | None) -> Study | None:
     return open_study(name, but_kind="train") if name else None
+
+
+def largest_planned(space: SearchSpace, configs: Sequence[TrialConfig] | None) -> TrialConfig:
+    """Return the largest of the listed trials, or where there is no list the largest that the space can propose."""
+    return max(configs, key=lambda config: config.tokens_per_step) if configs else largest_config(space)
 
 
 def largest_config(space: SearchSpace) -> TrialConfig:

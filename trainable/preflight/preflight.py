@@ -1,6 +1,6 @@
 """Preflight: the checks that show in half a minute whether a set-up is sound. It changes and prints nothing."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from trainable.checkpoint.checkpoint import Checkpoint, load_weights, read_checkpoint
 from trainable.config import TrialConfig
 from trainable.data.tokens import check_corpus
-from trainable.device.device import is_out_of_memory
+from trainable.device.device import is_out_of_memory, release_memory, without_tf32
 from trainable.model.model_names import PRESETS
 from trainable.model.models import load_model
 from trainable.preflight.check_result import Check, CheckStatus
@@ -18,6 +18,7 @@ from trainable.preflight.configuration import check_schedule
 from trainable.preflight.corpus_checks import check_overlap, check_tokenizer_fit
 from trainable.preflight.label_check import check_labels
 from trainable.preflight.offset_profile import offset_profile
+from trainable.preflight.disk import CheckpointRoom, check_disk
 from trainable.preflight.training import Setup, base_predictions, check_model_setup
 from trainable.preflight.untouched import untouched_rng
 from trainable.run import RunSpec
@@ -35,6 +36,7 @@ class _Request:
     files: tuple[Path, ...]
     largest: TrialConfig
     available_bytes: int | None
+    room: CheckpointRoom | None
 
 
 def run_preflight(
@@ -46,12 +48,14 @@ def run_preflight(
     largest: TrialConfig | None = None,
     checkpoint: Checkpoint | None = None,
     available_bytes: int | None = None,
+    room: CheckpointRoom | None = None,
 ) -> Iterator[Check]:
     """Yield each check as it is done, on the spec's model, data and device and the real loop.
 
     files: the text behind the corpus, for the tokenizer's round trip. largest: the biggest batch and block that the
     study can propose (default: config's). checkpoint: the weights to start from (default: the spec's). available_bytes:
-    memory for one run (default: all that the device has left). Between two checks torch's random numbers are the
+    memory for one run (default: all that the device has left). room: for the checkpoints that the study keeps (default:
+    not looked at). What was loaded is given back at the end. Between two checks torch's random numbers are the
     caller's. Raises UserError when model, checkpoint or corpus cannot be used at all.
     """
     device = torch.device(spec.device)
@@ -63,19 +67,25 @@ def run_preflight(
         files=tuple(files),
         largest=largest or config,
         available_bytes=available_bytes,
+        room=room,
     )
-    checks = _checks(spec, request, checkpoint)
-    while True:
-        with untouched_rng(device):
-            check = _next(checks, device)
-        if check is None:
-            return
-        yield check
-        if check.name == OUT_OF_MEMORY:
-            return
+    checks = _checks(spec, request, [checkpoint] if checkpoint is not None else [])
+    del checkpoint
+    try:
+        while True:
+            with untouched_rng(device), without_tf32():
+                check = _next(checks, device)
+            if check is None:
+                return
+            yield check
+            if check.name == OUT_OF_MEMORY:
+                return
+    finally:
+        checks.close()
+        release_memory(device)
 
 
-def _next(checks: Iterator[Check], device: torch.device) -> Check | None:
+def _next(checks: Generator[Check], device: torch.device) -> Check | None:
     try:
         return next(checks, None)
     except (RuntimeError, MemoryError) as error:
@@ -90,7 +100,9 @@ def _next(checks: Iterator[Check], device: torch.device) -> Check | None:
     )
 
 
-def _checks(spec: RunSpec, request: _Request, checkpoint: Checkpoint | None) -> Iterator[Check]:
+def _checks(spec: RunSpec, request: _Request, checkpoints: list[Checkpoint]) -> Generator[Check]:
+    """Yield the checks; checkpoints: the one to start from, or none, taken out so that nothing else keeps it alive."""
+    checkpoint = checkpoints.pop() if checkpoints else None
     config = request.config
     yield check_schedule(config)
     for shape in (config, request.largest):
@@ -113,4 +125,7 @@ def _checks(spec: RunSpec, request: _Request, checkpoint: Checkpoint | None) -> 
         if spec.model_name not in PRESETS:
             setup = replace(setup, base=base_predictions(model, setup))
         load_weights(model, checkpoint, model_name=spec.model_name)
+        del checkpoint
+    if request.room is not None:
+        yield check_disk(model, request.room)
     yield from check_model_setup(model, setup)

@@ -28,8 +28,9 @@ from trainable.preflight.memory import check_memory
 from trainable.preflight.steps import FirstSteps, check_first_steps, check_loop_loss, make_first_steps
 
 SMALL_MODEL_WEIGHTS = 20_000_000
-"""Larger ones get fewer tokens: 1,024 tell the offsets of GPT-2 124M apart and take a CPU some seconds."""
+"""Larger ones get fewer tokens: 512 tell the offsets of a pretrained model apart, which lie nats from each other."""
 SHORTEST_BLOCK, LONGEST_BLOCK = 32, 256
+LONGEST_BLOCK_OF_LARGE = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,12 +155,13 @@ def _check_steps(model: PreTrainedModel, setup: Setup, samples: _Samples, limit:
 def _samples(model: PreTrainedModel, setup: Setup, limit: int | None) -> _Samples:
     corpus, config = setup.corpus, setup.config
     small = sum(weight.numel() for weight in model.parameters()) <= SMALL_MODEL_WEIGHTS
-    longest = min(LONGEST_BLOCK, limit or LONGEST_BLOCK, len(corpus.train) - 1)
+    most = LONGEST_BLOCK if small else LONGEST_BLOCK_OF_LARGE
+    longest = min(most, limit or most, len(corpus.train) - 1)
     block = min(max(config.block_size, SHORTEST_BLOCK), longest)
-    count = max(4, (4096 if small else 1024) // block)
+    count = max(4, (4096 if small else 512) // block)
     step = replace(
         config,
-        batch_size=max(1, (1024 if small else 256) // block),
+        batch_size=max(1, (1024 if small else 128) // block),
         block_size=block,
         grad_accum_steps=1,
         learning_rate=1e-4,
@@ -168,7 +170,8 @@ def _samples(model: PreTrainedModel, setup: Setup, limit: int | None) -> _Sample
         training_steps=2,
         precision="fp32",
     )
-    eval_block = min(setup.protocol.block_size, limit or setup.protocol.block_size)
+    # Of a large model the arithmetic is looked at, not the study's own context: that costs nothing but time.
+    eval_block = min(setup.protocol.block_size, limit or most, *(() if small else (most,)))
     windows = eval_windows(corpus.train, EvalProtocol(block_size=block, tokens=count * (block // 2)))
     return _Samples(
         windows=windows,
