@@ -47,7 +47,7 @@ class PreflightRecord:
 
 
 def record_path(loaded: Loaded, config: TrialConfig) -> Path | None:
-    """Return where the record of these inputs lies, there or not; None where the model has no fingerprint (the hub's)."""
+    """Return where the record of these inputs lies, there or not; None for a hub's model, which has no fingerprint."""
     facts = loaded.facts
     if facts["model_fingerprint"] is None:
         return None

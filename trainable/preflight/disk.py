@@ -40,7 +40,9 @@ def check_disk(model: torch.nn.Module, room: CheckpointRoom) -> Check:
     return Check(
         name=NAME,
         status="pass" if fits else "fail",
-        measured=f"{room.count} checkpoints of {size / GIB:.2f} GiB at a time at most: {size * room.count / GIB:.2f} GiB",
+        measured=f"{room.count} checkpoints of {size / GIB:.2f} GiB at a time: {size * room.count / GIB:.2f} GiB",
         expected=f"at most the {free / GIB:.2f} GiB that are free in {folder}",
-        advice="" if fits else "Make room there, name another place (STORAGE, STUDIES_DIR), or run fewer trials at once.",
+        advice=""
+        if fits
+        else "Make room there, name another place (STORAGE, STUDIES_DIR), or run fewer trials at once.",
     )

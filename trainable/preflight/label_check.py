@@ -37,8 +37,8 @@ DROPOUT_SIGMAS = 4.0
 """In training mode dropout moves a loss by 0.002 to 0.05; the other offset must be so many deviations away."""
 NAME = "labels"
 DOUBLED_ADVICE = (
-    "Since the base these weights have unlearned the next token for the one after it: the labels were shifted twice, in "
-    "the batch and again in the model. Mend the script and train again from the base."
+    "Since the base these weights have unlearned the next token for the one after it: the labels were shifted twice, "
+    "in the batch and again in the model. Mend the script and train again from the base."
 )
 
 ADVICE = {
@@ -58,8 +58,8 @@ def check_labels(model: torch.nn.Module, batch: Any, loss: Any, *, base: torch.n
     output) under the weights as they are, so before the optimizer's step; or a function without arguments returning it,
     which is called without dropout and gradients and so can be told apart even at random weights. A number is compared
     with the model in the mode it is in. Mode, gradients and random numbers stay as they were.
-    base: the pretrained model that `model` began as. A loss of the next token then fails too if `model` has unlearned it
-    since for the one after it, as steps on doubly shifted labels do; a batch of 1,024 tokens is enough.
+    base: the pretrained model that `model` began as. A loss of the next token then fails too if `model` has unlearned
+    it since for the one after it, as steps on doubly shifted labels do; a batch of 1,024 tokens is enough.
     Raises UserError when batch, loss or the model's logits cannot be read.
     """
     inputs, labels = _read_batch(model, batch)
@@ -80,9 +80,7 @@ def check_labels(model: torch.nn.Module, batch: Any, loss: Any, *, base: torch.n
     return replace(found, status="fail", measured=measured, advice=DOUBLED_ADVICE)
 
 
-def _gains(
-    model: torch.nn.Module, base: torch.nn.Module, inputs: Mapping[str, torch.Tensor]
-) -> dict[int, OffsetGain]:
+def _gains(model: torch.nn.Module, base: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> dict[int, OffsetGain]:
     ids = inputs["input_ids"]
     with untouched_rng(ids.device), in_mode(model, training=False), in_mode(base, training=False):
         base_ids = {name: tensor.to(next(base.parameters()).device) for name, tensor in inputs.items()}

@@ -1,4 +1,4 @@
-"""Does the optimizer really update? Every trainable tensor's change against a reference AdamW's from the same gradients.
+"""Does the optimizer really update? Every trainable tensor's change against a reference AdamW's of the same gradients.
 
 Gradients prove nothing about weights: an optimizer that puts tensors back, or misses them, passes every gradient check.
 """
@@ -40,7 +40,7 @@ def check_optimizer(
 ) -> Check:
     """Return whether `step`, called twice, changes every trainable tensor as AdamW would from the same gradients.
 
-    step: one whole step of a training script: forward, backward, clipping, optimizer.step(). The model is trained by it.
+    step: one whole step of a training script: forward, backward, clipping, optimizer.step(). It trains the model.
     learning_rate, weight_decay: what the script means to use; without them what the optimizer's groups say is believed.
     An optimizer that is neither torch's AdamW nor Adam is asked only whether every tensor is in it and moves.
     """
@@ -153,7 +153,9 @@ def _rate_faults(watch: OptimizerWatch, learning_rate: float | None) -> list[tup
     return faults
 
 
-_RATE_ADVICE = "The learning rate has no effect: look which optimizer's groups the schedule writes it to, and who reads it."
+_RATE_ADVICE = (
+    "The learning rate has no effect: look which optimizer's groups the schedule writes it to, and who reads it."
+)
 
 
 def _size_faults(watch: OptimizerWatch, compared: Sequence[_Compared]) -> list[tuple[str, str]]:
@@ -169,7 +171,7 @@ def _size_faults(watch: OptimizerWatch, compared: Sequence[_Compared]) -> list[t
     return [
         (
             f"{words} (by up to {worst.error_frac:.0%} of its step)",
-            "Look whether the optimizer keeps its state between steps, and for other code that writes to these weights.",
+            "Look whether the optimizer keeps its state between steps, and for other code that writes these weights.",
         )
     ]
 

@@ -16,9 +16,9 @@ from trainable.model.models import load_model
 from trainable.preflight.check_result import Check, CheckStatus
 from trainable.preflight.configuration import check_schedule
 from trainable.preflight.corpus_checks import check_overlap, check_tokenizer_fit
+from trainable.preflight.disk import CheckpointRoom, check_disk
 from trainable.preflight.label_check import check_labels
 from trainable.preflight.offset_profile import offset_profile
-from trainable.preflight.disk import CheckpointRoom, check_disk
 from trainable.preflight.training import Setup, base_predictions, check_model_setup
 from trainable.preflight.untouched import untouched_rng
 from trainable.run import RunSpec

@@ -76,9 +76,10 @@ class TargetWatch:
             self._ids = ids.detach()
 
     def _read_logits(self, module: torch.nn.Module, args: tuple[Any, ...], logits: Any) -> None:
-        if self._targets is None and self._ids is not None and isinstance(logits, torch.Tensor):
-            if logits.requires_grad and logits.shape[:2] == self._ids.shape:
-                logits.register_hook(self._read_gradient)
+        if self._targets is not None or self._ids is None or not isinstance(logits, torch.Tensor):
+            return
+        if logits.requires_grad and logits.shape[:2] == self._ids.shape:
+            logits.register_hook(self._read_gradient)
 
     def _read_gradient(self, gradient: torch.Tensor) -> None:
         if self._targets is None:
@@ -86,7 +87,9 @@ class TargetWatch:
             self._targets, self._is_scored = most_negative.indices, most_negative.values < 0
 
     def _share(self, offset: int) -> float:
-        assert self._ids is not None and self._targets is not None and self._is_scored is not None
+        assert self._ids is not None
+        assert self._targets is not None
+        assert self._is_scored is not None
         block = self._ids.shape[1]
         places = torch.arange(max(0, -offset), min(block, block - offset), device=self._ids.device)
         same = self._targets[:, places] == self._ids[:, places + offset]

@@ -121,8 +121,8 @@ def _no_base(setup: Setup) -> str:
     if setup.checkpoint:
         return "GPT2_MODEL_NAME names random weights; if the checkpoint began as a pretrained model, name that one"
     return (
-        "no other weights are named; to compare a fine-tuned model, set GPT2_MODEL_NAME to its base and CHECKPOINT_PATH "
-        "to its weights"
+        "no other weights are named; to compare a fine-tuned model, set GPT2_MODEL_NAME to its base and "
+        "CHECKPOINT_PATH to its weights"
     )
 
 

@@ -39,4 +39,6 @@ def learned_doubled_labels(gains: Mapping[int, OffsetGain]) -> bool:
 
 def gain_words(gains: Mapping[int, OffsetGain]) -> str:
     """Return a gain a offset, for people."""
-    return ", ".join(f"{offset:+d} {gain.nats:+.3f} (standard error {gain.error:.3f})" for offset, gain in gains.items())
+    return ", ".join(
+        f"{offset:+d} {gain.nats:+.3f} (standard error {gain.error:.3f})" for offset, gain in gains.items()
+    )

@@ -57,7 +57,9 @@ def checkpoint_profile(
 ) -> Profile:
     """Return the profile of the checkpoint's weights. bases: what was measured of bases so far, added to."""
     if tokens is None:
-        return Profile(reason="no text could be read as it was trained on: set GPT2_MODEL_NAME to the model it began as")
+        return Profile(
+            reason="no text could be read as it was trained on: set GPT2_MODEL_NAME to the model it began as"
+        )
     try:
         named = _named_model(checkpoint, weights, tokens, model_name, bases)
         models = [named] if named is not None else _models(checkpoint, weights, hyperparameters)
