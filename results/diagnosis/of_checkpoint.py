@@ -123,7 +123,7 @@ def _objective(facts: CheckpointFacts, unigram_entropy: float | None) -> Iterato
         yield Diagnosis(
             kind="wrong_objective",
             confidence=0.95,
-            summary="since its base this checkpoint has unlearned the next token for the one after it: its labels were "
+            summary="since its base this checkpoint has given up the next token for the one after it: its labels were "
             "shifted twice, in the batch and again in the model",
             evidence=f"{evidence}; gain on {facts.base_name} by offset: {gain_words(facts.base_gains)}",
             next_step="pass the batch's own ids as labels and let the model shift them, then train anew from the base",

@@ -296,3 +296,23 @@ def test_a_failed_check_raises_and_others_do_not(make_spec: MakeSpec) -> None:
         check.raise_if_failed()
     for status in ("pass", "warn", "skipped"):
         replace(check, status=status).raise_if_failed()
+
+
+def test_a_loop_whose_optimizer_puts_weights_back_fails(
+    preflight: Callable[..., dict[str, Check]], make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class PutsBack(torch.optim.AdamW):
+        def step(self, closure: Any = None) -> Any:
+            held = [one for group in self.param_groups for one in group["params"] if one.dim() == 2][2:6]
+            before = [one.detach().clone() for one in held]
+            result = super().step(closure)
+            with torch.no_grad():
+                for one, old in zip(held, before, strict=True):
+                    one.copy_(old)
+            return result
+
+    monkeypatch.setattr(torch.optim, "AdamW", PutsBack)
+    checks = preflight(make_spec("gpt2"))
+    assert _names(checks, "fail") == {"optimizer updates"}
+    assert "4 of 28 trainable tensors held back" in checks["optimizer updates"].measured
+    assert checks["gradient reach"].status == "pass"

@@ -39,6 +39,8 @@ def _train(model: PreTrainedModel, corpus: Corpus, *, steps: int, lr: float, blo
 @pytest.fixture(scope="session")
 def pretrained(make_model: MakeModel, corpus: Corpus) -> PreTrainedModel:
     """A model that has learned the words of the text."""
+    # The fixture that sees to one thread comes after those of the session.
+    torch.set_num_threads(1)
     model = make_model()
     _train(model, corpus, steps=120, lr=5e-3)
     return model
@@ -168,13 +170,20 @@ def test_what_could_not_be_compared_is_said(tuned: Callable[..., Path], other_te
 
 def test_the_rule() -> None:
     def gains(first: float, second: float, error: float = 0.01) -> dict[int, OffsetGain]:
-        return {1: OffsetGain(nats=first, error=error), 2: OffsetGain(nats=second, error=error)}
+        return {
+            1: OffsetGain(base_nats=3.5, nats=first, error=error),
+            2: OffsetGain(base_nats=9.1, nats=second, error=error),
+        }
 
     # The 135M of the measurements: doubled labels after 4 and 40 steps, and right ones at too high a learning rate.
     assert learned_doubled_labels(gains(-1.5, 2.72, 0.2))
     assert learned_doubled_labels(gains(-1.65, 3.2, 0.2))
     assert not learned_doubled_labels(gains(-2.75, 0.9, 0.14))
     assert not learned_doubled_labels(gains(-0.072, 0.409, 0.1))
+    assert not learned_doubled_labels(gains(0.037, 0.771, 0.08))
+    assert not learned_doubled_labels(gains(-1.6, -0.016, 0.1))
+    # Another kind of text than the base's, where both gain.
+    assert learned_doubled_labels(gains(0.1, 2.2, 0.1))
     assert not learned_doubled_labels(gains(0.2, 0.4))
     assert not learned_doubled_labels(gains(-0.2, -0.1))
     assert not learned_doubled_labels({})

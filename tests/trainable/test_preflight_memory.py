@@ -80,15 +80,13 @@ def test_running_out_for_real_fails(
 def test_the_moments_are_gone_when_memory_is_given_back(
     make_model: MakeModel, make_trial: MakeTrial, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alive: list[int] = []
-
-    def count(device: torch.device) -> None:
+    def optimizers() -> int:
         gc.collect()
-        alive.append(sum(isinstance(one, torch.optim.Optimizer) and bool(one.state) for one in gc.get_objects()))
+        return sum(issubclass(type(one), torch.optim.Optimizer) and bool(one.state) for one in gc.get_objects())
 
-    gc.collect()
-    monkeypatch.setattr("trainable.preflight.memory.release_memory", count)
-    before = sum(isinstance(one, torch.optim.Optimizer) and bool(one.state) for one in gc.get_objects())
+    alive: list[int] = []
+    monkeypatch.setattr("trainable.preflight.memory.release_memory", lambda device: alive.append(optimizers()))
+    before = optimizers()
     check_memory(make_model(), corpus, make_trial(), PROTOCOL, available_bytes=1 << 40, s_per_token=0.0)
     assert alive == [before]
 

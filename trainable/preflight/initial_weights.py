@@ -176,14 +176,14 @@ def check_offsets(predictions: Predictions, *, unigram_entropy: float) -> Check:
 
 
 def check_against_base(predictions: Predictions, base: Predictions) -> Check:
-    """Return whether weights have not unlearned the next token for the one after it, since they were their base's."""
+    """Return whether weights have not given up the next token for the one after it, since they were their base's."""
     gains = offset_gains(base.by_offset, predictions.by_offset)
     doubled = learned_doubled_labels(gains)
     return Check(
         name=BASE_NAME,
         status="fail" if doubled else "pass",
         measured=f"gain on the base by offset {gain_words(gains)}",
-        expected="no loss at +1 that is a gain at +2",
+        expected="no gain at +2 that +1 pays for",
         advice=DOUBLED_ADVICE if doubled else "",
     )
 

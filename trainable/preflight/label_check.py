@@ -37,7 +37,7 @@ DROPOUT_SIGMAS = 4.0
 """In training mode dropout moves a loss by 0.002 to 0.05; the other offset must be so many deviations away."""
 NAME = "labels"
 DOUBLED_ADVICE = (
-    "Since the base these weights have unlearned the next token for the one after it: the labels were shifted twice, "
+    "Since the base these weights have given up the next token for the one after it: the labels were shifted twice, "
     "in the batch and again in the model. Mend the script and train again from the base."
 )
 
@@ -58,8 +58,8 @@ def check_labels(model: torch.nn.Module, batch: Any, loss: Any, *, base: torch.n
     output) under the weights as they are, so before the optimizer's step; or a function without arguments returning it,
     which is called without dropout and gradients and so can be told apart even at random weights. A number is compared
     with the model in the mode it is in. Mode, gradients and random numbers stay as they were.
-    base: the pretrained model that `model` began as. A loss of the next token then fails too if `model` has unlearned
-    it since for the one after it, as steps on doubly shifted labels do; a batch of 1,024 tokens is enough.
+    base: the pretrained model that `model` began as. A loss of the next token then fails too if `model` has given it
+    up since for the one after it, as steps on doubly shifted labels do; a batch of 1,024 tokens is enough.
     Raises UserError when batch, loss or the model's logits cannot be read.
     """
     inputs, labels = _read_batch(model, batch)

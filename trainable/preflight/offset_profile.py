@@ -54,7 +54,7 @@ def offset_gains(base: Mapping[int, torch.Tensor], now: Mapping[int, torch.Tenso
     for offset in (1, 2):
         by_window = (base[offset] - now[offset]).cpu().double().mean(1)
         error = float(by_window.std(correction=0)) / max(1, len(by_window) - 1) ** 0.5
-        gains[offset] = OffsetGain(nats=float(by_window.mean()), error=error)
+        gains[offset] = OffsetGain(base_nats=float(base[offset].mean()), nats=float(by_window.mean()), error=error)
     return gains
 
 
