@@ -151,7 +151,8 @@ def test_check_labels_looks_at_the_base_too(
     batch = {"input_ids": tokens, "labels": tokens}
 
     def loss() -> torch.Tensor:
-        return model(**batch).loss
+        nats: torch.Tensor = model(**batch).loss
+        return nats
 
     assert check_labels(model, batch, loss).status == "pass"
     check = check_labels(model, batch, loss, base=pretrained)

@@ -36,7 +36,7 @@ class Windows(Dataset[dict[str, torch.Tensor]]):
         }
 
 
-class OwnLoss(Trainer):
+class OwnLoss(Trainer):  # type: ignore[misc]
     """Computes the loss itself, from logits and labels that `shift` moves once more."""
 
     shift = 1

@@ -198,7 +198,8 @@ def _adam_step(pending: _Pending, moments: _Moments) -> torch.Tensor:
     second = moments.largest_second if settings.get("amsgrad") else moments.second
     first = moments.first / (1 - beta1**moments.steps)
     root = (second / (1 - beta2**moments.steps)).sqrt()
-    return weights - learning_rate * first / (root + float(settings["eps"]))
+    stepped: torch.Tensor = weights - learning_rate * first / (root + float(settings["eps"]))
+    return stepped
 
 
 def _places(gradient: torch.Tensor) -> torch.Tensor:
@@ -210,4 +211,5 @@ def _places(gradient: torch.Tensor) -> torch.Tensor:
     stride = -(-count // SEARCHED)
     searched = gradient.detach().flatten()[::stride].abs().float()
     largest = searched.topk(min(LARGEST_GRADIENTS, len(searched))).indices.cpu() * stride
-    return torch.cat([drawn, largest]).unique()
+    # A place drawn twice counts twice, which nothing minds.
+    return torch.cat([drawn, largest])

@@ -6,7 +6,7 @@ from typing import Any, Self
 import torch
 from transformers import PreTrainedModel
 
-from trainable.preflight.check_result import Check, skipped
+from trainable.preflight.check_result import Check, CheckStatus, skipped
 from trainable.preflight.label_check import ADVICE, NAME
 from trainable.preflight.offset_profile import OFFSETS
 
@@ -56,18 +56,18 @@ class TargetWatch:
             return skipped(NAME, "no position of the first batch is scored")
         shares = {offset: self._share(offset) for offset in OFFSETS}
         best = max(shares, key=lambda offset: shares[offset])
-        status = "pass" if shares[1] >= CLEAR_FRAC else "fail" if shares[best] >= CLEAR_FRAC else "warn"
+        status: CheckStatus = "pass" if shares[1] >= CLEAR_FRAC else "fail" if shares[best] >= CLEAR_FRAC else "warn"
         listed = ", ".join(f"{offset:+d} {share:.0%}" for offset, share in shares.items())
         return Check(
             name=NAME,
             status=status,
             measured=f"the loss's gradient asks for the token at offset {listed}",
             expected="+1, the next token, at every scored position",
-            advice={
-                "pass": "",
-                "fail": ADVICE.get(best, ""),
-                "warn": "The targets are not the batch's own next tokens. Right only if the loss is meant so.",
-            }[status],
+            advice=""
+            if status == "pass"
+            else ADVICE.get(best, "")
+            if status == "fail"
+            else "The targets are not the batch's own next tokens. Right only if the loss is meant so.",
         )
 
     def _read_ids(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -79,7 +79,7 @@ class TargetWatch:
         if self._targets is not None or self._ids is None or not isinstance(logits, torch.Tensor):
             return
         if logits.requires_grad and logits.shape[:2] == self._ids.shape:
-            logits.register_hook(self._read_gradient)
+            logits.register_hook(self._read_gradient)  # type: ignore[no-untyped-call]
 
     def _read_gradient(self, gradient: torch.Tensor) -> None:
         if self._targets is None:

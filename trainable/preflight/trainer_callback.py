@@ -20,7 +20,7 @@ MOST_STEPS = 10
 CAUSALITY_TOKENS = 256
 
 
-class PreflightCallback(TrainerCallback):
+class PreflightCallback(TrainerCallback):  # type: ignore[misc]
     """Stops training in its first steps, with the finding as a UserError, when the set-up is not sound.
 
     Looked at: which token the loss trains on, whether the model sees what it is to predict, whether every trainable
