@@ -1,17 +1,18 @@
-"""The best completed trial as a shell, a program, a space file and make read it. It trains nothing."""
+"""A study's winner as a shell, a program, a space file and make read it. It chooses and trains nothing."""
 
 import json
-import math
 import shlex
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from results.confirmation.confirmation import CandidateVerdict, load_confirmation, proven_trial_id
-from results.ranking import baseline_trial, best_trial, ending_counts
+from results.confirmation.confirmation_file import load_attempts
+from results.ranking import ending_counts, ranked_trials
 from results.study.atomic import write_atomic
 from results.study.folder import Study
 from results.study.paths import shown
+from results.winner import Winner, evidence_words, find_winner, notes
+from results.winner import to_json as winner_json
 from trainable.config import ENV_NAMES, TrialConfig, config_from
 from trainable.errors import UserError
 
@@ -21,6 +22,8 @@ ENV_ORDER: tuple[str, ...] = (
     "MODEL_TYPE",
     "GPT2_MODEL_NAME",
     "TRAINING_DATA_SOURCE",
+    "VALIDATION_DATA_SOURCE",
+    "DOCUMENTS",
     "CHECKPOINT_PATH",
     "WEIGHTS_ONLY",
     "EVAL_BLOCK_SIZE",
@@ -30,33 +33,29 @@ ENV_ORDER: tuple[str, ...] = (
 person's shell must not change the configuration."""
 
 _SCRIPTS = "training.py and training_resume.py"
-_SCRIPT_HYPERPARAMETERS = ("BATCH_SIZE", "BLOCK_SIZE", "LEARNING_RATE", "LR_SCHEDULE", "TRAINING_STEPS")
+_SCRIPT_HYPERPARAMETERS = (
+    *("BATCH_SIZE", "BLOCK_SIZE", "LEARNING_RATE", "LR_SCHEDULE", "TRAINING_STEPS"),
+    *("USE_LORA", "LORA_RANK", "LORA_ALPHA", "LORA_DROPOUT"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Best:
     study: str
+    winner: Winner
     trial: dict[str, Any]
-    baseline: dict[str, Any] | None
     config: TrialConfig
     model: str
     data_source: str | None
+    validation_data_source: str | None
+    documents: str | None
     checkpoint_path: str | None
     eval_block_size: int
     eval_tokens: int
-    verdict: CandidateVerdict | None
-    """What fresh seeds said of it; None when it was not confirmed."""
-
-    @property
-    def baseline_val_loss(self) -> float | None:
-        """The baseline's loss at the full budget; None when it is not there yet."""
-        done = self.baseline is not None and self.baseline["status"] == "completed"
-        loss: float | None = self.baseline["val_loss"] if self.baseline and done else None
-        return loss if loss is not None and math.isfinite(loss) else None
 
 
 def export_env(study: Study) -> str:
-    """Return the best completed trial as comments and `export NAME=value` lines, safe for a shell's eval.
+    """Return the study's winner as comments and `export NAME=value` lines, safe for a shell's eval.
 
     Floats read back exactly. Raises UserError when no trial has completed or a file of the study is damaged.
     """
@@ -67,29 +66,24 @@ def export_env(study: Study) -> str:
 
 
 def export_cli(study: Study) -> str:
-    """Return the best completed trial as a `make train NAME=value ...` command. Raises UserError as export_env does."""
+    """Return the study's winner as a `make train NAME=value ...` command. Raises UserError as export_env does."""
     values = {name: value for name, value in _env(_load(study)).items() if value}
     words = ["make", "train", *(f"{name}={_make_value(value)}" for name, value in values.items())]
     return shlex.join(words) + "\n"
 
 
 def export_json(study: Study) -> str:
-    """Return the best completed trial as a JSON object. Raises UserError as export_env does."""
+    """Return the study's winner as a JSON object. Raises UserError as export_env does."""
     best = _load(study)
-    base = best.baseline_val_loss
     document = {
         "study": best.study,
-        "trial_id": best.trial["trial_id"],
-        "is_baseline": best.trial["is_baseline"],
-        "val_loss": best.trial["val_loss"],
-        "baseline_val_loss": base,
-        "val_loss_difference": None if base is None else best.trial["val_loss"] - base,
-        "seeds": best.verdict.seeds if best.verdict else 1,
-        "confirmed": best.verdict is not None and best.verdict.outcome == "better",
+        **{name: value for name, value in winner_json(best.winner).items() if name != "notes"},
         "tokens_seen": best.trial["tokens_seen"],
         "evaluation": {"block_size": best.eval_block_size, "tokens": best.eval_tokens},
         "model": best.model,
         "data_source": best.data_source,
+        "validation_data_source": best.validation_data_source,
+        "documents": best.documents,
         "checkpoint_path": best.checkpoint_path,
         "hyperparameters": asdict(best.config),
         "env": _env(best),
@@ -99,13 +93,13 @@ def export_json(study: Study) -> str:
 
 
 def export_toml(study: Study) -> str:
-    """Return the best completed trial as a space file's [baseline] table. Raises UserError as export_env does."""
+    """Return the study's winner as a space file's [baseline] table. Raises UserError as export_env does."""
     best = _load(study)
     lines = [f"# {line}" for line in _notes(best)]
     lines += [f"# model {_plain(best.model)}, data {_plain(best.data_source or 'the embedded text')}", "[baseline]"]
-    # Strings among them are names of a choice, so JSON's quotes are TOML's; repr keeps a float exact.
+    # JSON's quotes, true and false are TOML's too, for strings among them are plain names; repr keeps a float exact.
     lines += [
-        f"{name} = {json.dumps(value) if isinstance(value, str) else repr(value)}"
+        f"{name} = {json.dumps(value) if isinstance(value, str | bool) else repr(value)}"
         for name, value in asdict(best.config).items()
     ]
     return "\n".join(lines) + "\n"
@@ -121,38 +115,36 @@ def write_best(study: Study) -> None:
 
 def _load(study: Study) -> _Best:
     trials = study.trials()
-    confirmation = load_confirmation(study)
-    proven = proven_trial_id(confirmation)
-    trial = best_trial(trials)
-    if proven is not None:
-        trial = next((row for row in trials if row["trial_id"] == proven), None)
-        if trial is None:
-            raise UserError(
-                f"study {study.name}: confirmation.json is of trial {proven}, which trials.parquet lacks. "
-                "Restore the table, or move confirmation.json away and confirm again."
-            )
+    winner = find_winner(trials, load_attempts(study))
+    trial = winner.trial
     if trial is None:
-        ended = ", ".join(f"{count} {status}" for status, count in ending_counts(trials).items() if count)
+        counts = ending_counts(ranked_trials(trials))
+        ended = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
         raise UserError(f"study {study.name} has no completed trial to export ({ended or 'none has started'}).")
     config = config_from(trial)
     document = study.document()
     try:
         return _Best(
             study=study.name,
+            winner=winner,
             trial=trial,
-            baseline=baseline_trial(trials),
             config=config if config.has_warmup else replace(config, warmup_steps=0),
             model=_text(document["model"]),
             data_source=document["data_source"] and _text(document["data_source"]),
+            validation_data_source=_optional(document, "validation_data_source"),
+            documents=_optional(document, "documents"),
             checkpoint_path=document["checkpoint_path"] and _text(document["checkpoint_path"]),
             eval_block_size=document["evaluation"]["block_size"],
             eval_tokens=document["evaluation"]["tokens"],
-            verdict=next((v for v in confirmation.verdicts if v.trial_id == trial["trial_id"]), None)
-            if confirmation
-            else None,
         )
     except ValueError as err:
         raise UserError(f"{shown(study.study_json)}: model, data_source or checkpoint_path: {err}.") from None
+
+
+def _optional(document: dict[str, Any], name: str) -> str | None:
+    # Studies made before there was a choice do not say it.
+    value = document.get(name)
+    return None if value is None else _text(value)
 
 
 def _text(value: str) -> str:
@@ -170,6 +162,8 @@ def _env(best: _Best) -> dict[str, str]:
         "MODEL_TYPE": "gpt2",
         "GPT2_MODEL_NAME": best.model,
         "TRAINING_DATA_SOURCE": best.data_source,
+        "VALIDATION_DATA_SOURCE": best.validation_data_source,
+        "DOCUMENTS": best.documents,
         "CHECKPOINT_PATH": best.checkpoint_path,
         "WEIGHTS_ONLY": None if best.checkpoint_path is None else True,
         "EVAL_BLOCK_SIZE": best.eval_block_size,
@@ -188,34 +182,30 @@ def _make_value(value: str) -> str:
 
 
 def _notes(best: _Best) -> list[str]:
-    trial, base = best.trial, best.baseline_val_loss
-    loss = f"val_loss {trial['val_loss']:.4f} nats/token"
+    trial, winner = best.trial, best.winner
+    loss, base = f"val_loss {trial['val_loss']:.4f} nats/token", winner.baseline_val_loss
     if trial["is_baseline"]:
         loss += "; this is the baseline: no completed trial beat it"
     elif base is None:
-        loss += f"; the baseline has not completed ({best.baseline['status'] if best.baseline else 'not started'})"
+        status = winner.baseline["status"] if winner.baseline else "not started"
+        loss += f"; the baseline has not completed ({status})"
     else:
         loss += f"; baseline {base:.4f}; difference {trial['val_loss'] - base:+.4f}"
-    notes = [
+    lines = [
         f"study {best.study}, trial {trial['trial_id']}, after {trial['tokens_seen']} training tokens",
         loss,
-        _proof_note(best.verdict),
+        evidence_words(winner),
+        *notes(winner),
         f"evaluated on {best.eval_tokens} held-out tokens, the same for every trial, "
         f"context {best.eval_block_size}, fp32, dropout off",
         *_script_notes(best),
     ]
     if best.checkpoint_path is not None:
-        notes.append(
+        lines.append(
             f"every trial took the weights alone from {best.checkpoint_path}, as WEIGHTS_ONLY=True says to make train; "
             f"{_SCRIPTS} would also continue its step count"
         )
-    return [_plain(note) for note in notes]
-
-
-def _proof_note(verdict: CandidateVerdict | None) -> str:
-    if verdict is None:
-        return "one seed, not confirmed"
-    return f"on {verdict.seeds} fresh seeds: {verdict.words}"
+    return [_plain(line) for line in lines]
 
 
 def _script_notes(best: _Best) -> Iterable[str]:

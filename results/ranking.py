@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from trainable.rows import ENDINGS, TrialStatus
+from trainable.rows import ENDINGS, RANKED_PURPOSES, Purpose, TrialStatus
 
 _PLACES: tuple[TrialStatus, ...] = (
     "completed", "stopped", "running", "interrupted", "unstable", "out_of_memory", "failed",
@@ -52,21 +52,31 @@ def _loss(trial: dict[str, Any]) -> float:
     return loss if loss is not None and math.isfinite(loss) else math.inf
 
 
-def search_trials(trials: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the search's own trials: those on the baseline's seed. Others repeat one of them to confirm it."""
-    baseline = baseline_trial(trials)
-    return [row for row in trials if baseline is None or row["seed"] == baseline["seed"]]
+def ranked_trials(trials: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return what the study was made for: its trials without the runs that confirm or attribute one of them."""
+    return [row for row in trials if row["purpose"] in RANKED_PURPOSES]
 
 
 def best_trial(trials: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """Return the search's completed trial of the lowest val_loss, the baseline among them; None when none has one."""
-    first = next(iter(leaderboard(search_trials(trials))), None)
+    """Return the ranked completed trial of the lowest val_loss, the baseline among them; None when none has one."""
+    first = next(iter(leaderboard(ranked_trials(trials))), None)
     return first if first and first["status"] == "completed" and math.isfinite(_loss(first)) else None
 
 
 def baseline_trial(trials: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     """Return the baseline, however it stands; None when it has not started."""
     return next((trial for trial in trials if trial["is_baseline"]), None)
+
+
+def spent_by_purpose(trials: Sequence[dict[str, Any]]) -> dict[Purpose, tuple[int, float, int]]:
+    """Return (runs, device-seconds, tokens) for each purpose that occurs."""
+    found: dict[Purpose, tuple[int, float, int]] = {}
+    for purpose in get_args(Purpose):
+        rows = [row for row in trials if row["purpose"] == purpose]
+        if rows:
+            device_s, tokens = math.fsum(row["active_s"] for row in rows), sum(row["tokens_seen"] for row in rows)
+            found[purpose] = (len(rows), device_s, tokens)
+    return found
 
 
 def savings(trials: Sequence[dict[str, Any]], budget_tokens: int) -> Savings:

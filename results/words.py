@@ -24,6 +24,11 @@ LABELS: Mapping[str, str] = {
     "min_lr_frac": "lowest LR share",
     "decay_frac": "decay share",
     "grad_clip_norm": "gradient clip norm",
+    "use_lora": "LoRA",
+    "lora_rank": "LoRA rank",
+    "lora_alpha": "LoRA alpha",
+    "lora_dropout": "LoRA dropout",
+    "lora_targets": "LoRA targets",
 }
 """Of the hyperparameters whose own name is not what a person calls them."""
 
@@ -43,6 +48,29 @@ def unit(name: str) -> str:
 def loss_words(loss: float | None) -> str:
     """Return a loss in nats/token to four digits, or a dash."""
     return UNKNOWN if loss is None else f"{loss:.4f}"
+
+
+def trial_loss_words(trial: Mapping[str, Any]) -> str:
+    """Return the loss that a table shows of a trial: val_loss, of an unstable one what it was ended at."""
+    if trial["status"] != "unstable":
+        return loss_words(trial["val_loss"])
+    # Its evaluations came before it went wrong.
+    return "non-finite" if trial["end_loss"] is None else f"{trial['end_loss']:.4f} (train)"
+
+
+def run_words(row: Mapping[str, Any], baseline_id: int | None) -> str:
+    """Return what a run is for a line that names it: baseline, trial 7, or confirmation: trial 7, seed 2."""
+    match row["purpose"]:
+        case "confirmation":
+            of_trial = row["of_trial"]
+            return f"confirmation: {_trial_words(of_trial, of_trial == baseline_id)}, seed {row['seed']}"
+        case "attribution":
+            return f"attribution: {row['combination']}, seed {row['seed']}"
+    return _trial_words(row["trial_id"], row["is_baseline"])
+
+
+def _trial_words(trial_id: int, is_baseline: bool) -> str:
+    return "baseline" if is_baseline else f"trial {trial_id}"
 
 
 def difference_words(difference: float | None) -> str:
@@ -129,6 +157,7 @@ def schedule_words(row: Mapping[str, Any]) -> str:
 
 
 def config_words(row: Mapping[str, Any]) -> str:
-    """Return the searched part of a configuration: batch x block, LR, schedule."""
+    """Return the searched part of a configuration: batch x block, LR, schedule, LoRA."""
     schedule = row["lr_schedule"] + (f" after {row['warmup_steps']} steps" if row["warmup_steps"] else "")
-    return f"batch {shape_words(row).replace(' x ', ' x block ')}, LR {row['learning_rate']:.2e}, {schedule}"
+    lora = f", LoRA rank {row['lora_rank']}, alpha {row['lora_alpha']}" if row["use_lora"] else ""
+    return f"batch {shape_words(row).replace(' x ', ' x block ')}, LR {row['learning_rate']:.2e}, {schedule}{lora}"

@@ -44,6 +44,7 @@ COMMANDS = {
     ),
     "audit": ("search.commands.audit_command:audit_command", "say what is wrong with the text, by token position"),
     "export": ("search.commands.export_command:export_command", "print a study's best configuration"),
+    "model": ("search.commands.model_command:model_command", "write a study's best model to a folder: OUT=folder"),
     "spaces": ("search.commands.spaces_command:spaces_command", "list and check the space files"),
     "variables": ("search.commands.variables_command:variables_command", "list the variables and their meanings"),
     "compare": ("search.commands.compare_command:compare_command", "set studies side by side: STUDY=a,b"),

@@ -25,6 +25,7 @@ from trainable.config import (
     TrialConfig,
     parse_hyperparameter,
 )
+from trainable.data.documents import Documents, parse_documents
 from trainable.data.remote_files import files_at
 from trainable.errors import UserError, did_you_mean
 
@@ -93,6 +94,10 @@ def _token_range(value: Any) -> Any:
     return parse_range(value) if isinstance(value, str) else value
 
 
+def _documents(value: Any) -> Any:
+    return value if isinstance(value, Documents) else parse_documents(value)
+
+
 def _storage(value: str) -> str:
     if "://" not in value:
         return str(expanded(value, "STORAGE"))
@@ -158,14 +163,6 @@ def _model_type(value: str) -> str:
     return value
 
 
-def _use_lora(value: Any) -> Any:
-    if _flag(value):
-        raise UserError(
-            "USE_LORA=True is not supported: all weights are trained. Unset it, or merge the LoRA weights first."
-        )
-    return False
-
-
 # pydantic's own str and Path refuse what is not UTF-8, which a path may be.
 Text = InstanceOf[str]
 AbsolutePath = Annotated[
@@ -183,7 +180,7 @@ class Options(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=False)
 
-    hyperparameters: Mapping[str, int | float | str] = Field(default={}, exclude=True)
+    hyperparameters: Mapping[str, bool | int | float | str] = Field(default={}, exclude=True)
     """Those that are set, by field name."""
     texts: Mapping[str, str] = Field(default={}, exclude=True)
     """All that is set, as it was written, by variable name: to show it, and to hand it on to another process."""
@@ -199,7 +196,7 @@ class Options(BaseModel):
     )
     force: Flag = Field(False, description="resume: 1 goes on although the space file has changed since")
     baseline: Text | None = Field(
-        None, description="documented, before, or a study whose best configuration is the baseline"
+        None, description="whose settings are the baseline: documented, before, a study, a .env file or a checkpoint"
     )
     concurrency: (
         Annotated[Annotated[int, Field(ge=1, le=MAX_COUNT)] | Literal["auto"], BeforeValidator(_concurrency)] | None
@@ -220,10 +217,16 @@ class Options(BaseModel):
     )
     gpu_fraction: Share = Field(1.0, description="share of a CUDA GPU that one trial gets")
     gpt2_model_name: Text | None = Field(
-        None, description="tiny, gpt2-scratch, a folder made by save_pretrained, or a hub name (default tiny)"
+        None, description="tiny (the default), tiny-scratch, gpt2-scratch, a folder of save_pretrained, or a hub name"
     )
     training_data_source: AbsolutePath | None = Field(
-        None, description="text file or folder of text files (default: the English that comes with Python)"
+        None, description="text file or folder of text files (default: Python's language reference)"
+    )
+    validation_data_source: AbsolutePath | None = Field(
+        None, description="text file or folder held out whole (default: the last tenth of the training text)"
+    )
+    documents: Annotated[InstanceOf[Documents], BeforeValidator(_documents)] | None = Field(
+        None, description="what a document is: file, line, blank-line or jsonl:FIELD (default file)"
     )
     checkpoint_path: AbsolutePath | None = Field(
         None, description="train: go on from this checkpoint; search: every trial starts from its weights"
@@ -232,8 +235,15 @@ class Options(BaseModel):
         False, description="train: True takes the checkpoint's weights and starts at step 0, as a search does"
     )
     resume_steps: Whole | None = Field(None, description="train: steps to add to the checkpoint's")
+    resume_lr: Literal["stretch", "hold"] = Field(
+        "stretch",
+        description="train: stretch the schedule over the steps that are added, or hold the rate it had come to",
+    )
     device: Annotated[Text, BeforeValidator(_device)] | None = Field(
         None, description="cuda, mps or cpu (default: the first there is)"
+    )
+    gradient_checkpointing: Flag = Field(
+        False, description="1 computes each layer twice to save memory; the losses stay the same (default 0)"
     )
     compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_compile_mode)] = Field(
         "auto", description="0, 1 or auto: compile the model's layers (default auto: long runs on CUDA)"
@@ -261,6 +271,16 @@ class Options(BaseModel):
     from_: Documented | None = Field(None, description="attribute: documented or before (default before)")
     to: Documented | None = Field(None, description="attribute: documented or before (default documented)")
     format: Literal["env", "json", "toml", "cli"] = Field("env", description="export: env, json, toml or cli")
+    out: AbsolutePath | None = Field(
+        None, description="model: the folder to write (default: model-TRIAL in the study's folder)"
+    )
+    save_model: AbsolutePath | None = Field(
+        None, description="train: write the trained model to this folder too, as make model does"
+    )
+    dtype: Literal["fp32", "bf16", "fp16"] | None = Field(
+        None, description="model, train: number format of the saved model: fp32, bf16, fp16 (default: the base's own)"
+    )
+    merge: Flag = Field(False, description="model, train: 1 merges LoRA adapters into their base (default: alone)")
     target: Text | None = Field(
         None, description="diagnose: a study, STUDY/TRIAL, a checkpoint, a folder of them, or a text log"
     )
@@ -282,7 +302,6 @@ class Options(BaseModel):
     model_type: Annotated[Text, BeforeValidator(_model_type)] | None = Field(
         None, description="gpt2, the only type there is"
     )
-    use_lora: Annotated[bool, BeforeValidator(_use_lora)] = Field(False, description="False; LoRA is not supported")
     studies_dir: Text | None = Field(None, description="where studies are kept (default results/studies)")
     cache_dir: Text | None = Field(None, description="where tokens and tokenizers are kept (default .cache)")
 
@@ -305,7 +324,7 @@ class Options(BaseModel):
         """Whether ADDRESS names a cluster that this machine is no part of."""
         return (self.address or "").startswith(OUTSIDE)
 
-    def explicit_hyperparameters(self) -> dict[str, int | float | str]:
+    def explicit_hyperparameters(self) -> dict[str, bool | int | float | str]:
         """Return the hyperparameters that are set, by field name, USE_LR_WARMUP translated."""
         given = dict(self.hyperparameters)
         if self.use_lr_warmup is not None:
@@ -366,7 +385,8 @@ def _refusal(error: ErrorDetails, texts: Mapping[str, str]) -> UserError:
     if isinstance(cause, UserError):
         return cause
     name = _env_name(str(error["loc"][0]))
-    text = texts[name] if len(texts[name]) <= LONGEST_SHOWN else f"{texts[name][:LONGEST_SHOWN]}..."
+    text = re.sub(r"(://[^/@]*:)[^/@]*@", r"\1***@", texts[name])  # a password
+    text = text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
     if error["type"] in ("literal_error", "string_unicode"):
         known = get_args(FIELDS[name].annotation)
         return UserError(f"{name}={text} is not known.{did_you_mean(text, known)}")
@@ -392,7 +412,9 @@ def _check_name(name: str) -> None:
         raise UserError(f"there is no variable {name!r}.{did_you_mean(name, KNOWN)}")
 
 
-def with_default_warmup(given: Mapping[str, int | float | str], base: TrialConfig) -> dict[str, int | float | str]:
+def with_default_warmup(
+    given: Mapping[str, bool | int | float | str], base: TrialConfig
+) -> dict[str, bool | int | float | str]:
     """Return `given` plus `before`'s share of warm-up where a schedule that warms up is asked for and no length is."""
     schedule = given.get("lr_schedule", base.lr_schedule)
     if schedule not in SCHEDULES_WITH_WARMUP or "warmup_steps" in given or base.has_warmup:

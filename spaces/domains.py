@@ -18,7 +18,8 @@ class Choice:
 
     def contains(self, value: object) -> bool:
         """Return whether `value` is one of the values."""
-        return not isinstance(value, bool) and value in self.values
+        # True equals 1, and is none of the numbers.
+        return any(value == known and isinstance(value, bool) == isinstance(known, bool) for known in self.values)
 
     def examples(self) -> tuple[Any, ...]:
         """Return every value."""

@@ -39,6 +39,8 @@ class SearchSpace:
     """The file's [stability] table as it stands there."""
     baseline_warmup_frac: float | None = None
     """The baseline's warm-up as a share, free of the rounding to steps. None: as its steps have it."""
+    toml: str = field(default="", compare=False, repr=False)
+    """The file's text: what a study keeps of it, so that it need not be there any more."""
     user_settings: Mapping[str, Any] = field(default_factory=dict)
     """What the user's variables have changed, by variable name."""
 

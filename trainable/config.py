@@ -1,6 +1,7 @@
 """TrialConfig: every hyperparameter of a training run, once, with its variable name, unit and bounds."""
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields, replace
 from types import MappingProxyType
@@ -11,12 +12,14 @@ from trainable.errors import UserError, check_bounds, did_you_mean
 LR_SCHEDULES = ("constant", "warmup_constant", "warmup_cosine", "linear", "wsd")
 SCHEDULES_WITH_WARMUP = tuple(name for name in LR_SCHEDULES if name != "constant")
 PRECISIONS = ("fp32", "bf16", "fp16")
+LORA_TARGETS = re.compile(r"[A-Za-z0-9_.-]+(,[A-Za-z0-9_.-]+)*")
+TRUE_WORDS, FALSE_WORDS = ("true", "1", "yes"), ("false", "0", "no")
 _OUT_OF_EVERY_BOUND = 10**15
 """Where larger whole numbers are cut: some are more than a float can hold."""
 
 
 def _hyperparameter(
-    default: int | float | str,
+    default: bool | int | float | str,
     *,
     env: str,
     unit: str,
@@ -24,8 +27,10 @@ def _hyperparameter(
     high: float = math.inf,
     low_open: bool = False,
     choices: tuple[str, ...] = (),
+    pattern: re.Pattern[str] | None = None,
 ) -> Any:
     metadata = {"env": env, "unit": unit, "low": low, "high": high, "low_open": low_open, "choices": choices}
+    metadata["pattern"] = pattern
     return field(default=default, metadata=MappingProxyType(metadata))
 
 
@@ -39,8 +44,14 @@ def _checked(spec: Field[Any], value: Any) -> Any:
     kind = _type_name(spec)
     if kind == "float" and isinstance(value, int) and not isinstance(value, bool):
         value = float(min(max(value, -_OUT_OF_EVERY_BOUND), _OUT_OF_EVERY_BOUND))
-    if isinstance(value, bool) or type(value).__name__ != kind:
+    if type(value).__name__ != kind:  # not isinstance, for True is an int too
         raise UserError(f"{label} must be of type {kind}, not {value!r}; the documented value is {spec.default}.")
+    if kind == "bool":
+        return value
+    if meta["pattern"] is not None:
+        if not meta["pattern"].fullmatch(value):
+            raise UserError(f"{label} is {value!r}; it must be {meta['unit']}, like {spec.default}.")
+        return value
     if meta["choices"]:
         if value not in meta["choices"]:
             raise UserError(f"{label} has no choice {value!r}.{did_you_mean(value, meta['choices'])}")
@@ -91,6 +102,18 @@ class TrialConfig:
     """Residual, embedding and attention dropout."""
     precision: str = _hyperparameter("fp32", env="PRECISION", unit="name", choices=PRECISIONS)
     """fp32, or autocast to bf16, or autocast to fp16 with a loss scaler; weights stay fp32."""
+    use_lora: bool = _hyperparameter(False, env="USE_LORA", unit="True or False")
+    """Whether LoRA adapters are trained and the model's own weights frozen; the other lora_ fields are read then."""
+    lora_rank: int = _hyperparameter(8, env="LORA_RANK", unit="rank of the adapters", low=1, high=65_536)
+    """Columns of an adapter's A and rows of its B."""
+    lora_alpha: int = _hyperparameter(16, env="LORA_ALPHA", unit="adapters count alpha / rank", low=1, high=65_536)
+    """An adapter's output is scaled by lora_alpha / lora_rank."""
+    lora_dropout: float = _hyperparameter(0.0, env="LORA_DROPOUT", unit="probability", low=0, high=0.99)
+    """Dropout of what the adapters read, beside the model's own."""
+    lora_targets: str = _hyperparameter(
+        "auto", env="LORA_TARGETS", unit="auto, all-linear, or layer names with commas between", pattern=LORA_TARGETS
+    )
+    """Layers that get adapters; auto is peft's choice for the model's type."""
     seed: int = _hyperparameter(
         0, env="SEED", unit="of weights, batches and dropout; never tuned", low=0, high=2**31 - 1
     )
@@ -135,13 +158,15 @@ BASELINES: Mapping[str, TrialConfig] = MappingProxyType({"documented": DOCUMENTE
 """The story's two configurations."""
 
 
-def parse_hyperparameter(name: str, text: str) -> int | float | str:
+def parse_hyperparameter(name: str, text: str) -> bool | int | float | str:
     """Return the value of hyperparameter `name` written as text, within its bounds.
 
     Raises UserError naming the environment variable.
     """
     spec = HYPERPARAMETERS[name]
-    value: int | float | str = text.strip()
+    value: bool | int | float | str = text.strip()
+    if _type_name(spec) == "bool":
+        return _parse_flag(spec.metadata["env"], text)
     try:
         if _type_name(spec) == "int":
             value = int(text)
@@ -157,6 +182,13 @@ def parse_hyperparameter(name: str, text: str) -> int | float | str:
     return checked
 
 
+def _parse_flag(env: str, text: str) -> bool:
+    word = text.strip().lower()
+    if word not in TRUE_WORDS + FALSE_WORDS:
+        raise UserError(f"{env}={text!r} must be True or False.")
+    return word in TRUE_WORDS
+
+
 def make_config(base: TrialConfig, values: Mapping[str, Any]) -> TrialConfig:
     """Return `base` with the named values replaced. Raises UserError for an unknown name or a bad value."""
     for name in values:
@@ -168,6 +200,11 @@ def make_config(base: TrialConfig, values: Mapping[str, Any]) -> TrialConfig:
 def config_from(values: Mapping[str, Any]) -> TrialConfig:
     """Return the configuration that a row or a document holds among other things. Raises KeyError, UserError."""
     return TrialConfig(**{name: values[name] for name in HYPERPARAMETERS})
+
+
+def without_seed(config: TrialConfig) -> TrialConfig:
+    """Return what two runs of the same configuration have in common: no seed, and no warm-up that nobody reads."""
+    return replace(config, seed=0, warmup_steps=config.warmup_steps if config.has_warmup else 0)
 
 
 def with_token_budget(config: TrialConfig, budget_tokens: int) -> TrialConfig:

@@ -62,7 +62,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         rows_count = len(hidden)
         total = torch.zeros((), device=hidden.device)
-        grad_hidden, grad_head = torch.empty_like(hidden), torch.empty_like(head)
+        # A frozen head, as under LoRA, has no gradient: a third of the products, and a vocabulary's worth of memory.
+        grad_hidden, grad_head = torch.empty_like(hidden), torch.empty_like(head) if ctx.needs_input_grad[1] else None
         dtype = _autocast_dtype(hidden.device) or hidden.dtype
         # Cast here, once: autocast would cast the whole head again for every chunk.
         states, weight = hidden.to(dtype), head.to(dtype)  # (N, C), (V, C)
@@ -82,14 +83,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 grad_logits.scatter_add_(-1, picked, torch.full_like(sums, -1.0 / rows_count))
                 grad_logits = grad_logits.to(grad_weight.dtype)
                 grad_hidden[rows] = product(grad_logits, grad_weight)
-                _add_product(grad_head, grad_logits.t(), grad_states[rows], is_first=rows.start == 0)
+                if grad_head is not None:
+                    _add_product(grad_head, grad_logits.t(), grad_states[rows], is_first=rows.start == 0)
         ctx.save_for_backward(grad_hidden, grad_head)
         return total / rows_count
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, None]:
         grad_hidden, grad_head = ctx.saved_tensors
-        return grad_hidden.mul_(grad_outputs[0]), grad_head.mul_(grad_outputs[0]), None
+        grad_head = None if grad_head is None else grad_head.mul_(grad_outputs[0])
+        return grad_hidden.mul_(grad_outputs[0]), grad_head, None
 
 
 def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, *, is_first: bool) -> None:

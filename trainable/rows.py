@@ -8,6 +8,11 @@ TrialStatus = Literal["running", "interrupted", "completed", "stopped", "unstabl
 
 ENDINGS: tuple[TrialStatus, ...] = ("completed", "stopped", "unstable", "out_of_memory", "failed")
 
+Purpose = Literal["search", "baseline", "train", "confirmation", "attribution"]
+"""What a run is for. The first three are what a study was made for; the other two explain them and are never ranked."""
+
+RANKED_PURPOSES: tuple[Purpose, ...] = ("search", "baseline", "train")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepRow:

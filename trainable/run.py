@@ -1,19 +1,22 @@
 """RunSpec: what all trials of a study share, and how a run begins from it. A worker needs nothing else."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
-from trainable.checkpoint.checkpoint import Checkpoint, load_weights, read_checkpoint, restore
+from trainable.checkpoint.checkpoint import Checkpoint, load_merged, load_weights, restore
 from trainable.config import TrialConfig
 from trainable.data.tokens import Corpus, check_corpus
 from trainable.device.compiling import CompileMode, compile_where_repaid
 from trainable.device.device import allow_tf32
 from trainable.errors import UserError
-from trainable.evaluation import EvalProtocol
+from trainable.evaluation import EvalProtocol, eval_windows, evaluate
+from trainable.model.gradient_checkpointing import checkpoint_layers
+from trainable.model.lora import AdapterBase, add_adapters, base_fingerprint
 from trainable.model.model_names import PRESETS
 from trainable.model.models import check_model, load_model
 from trainable.stability import make_rules
@@ -31,11 +34,13 @@ class RunSpec:
     unigram_entropy: float
     """Of the training tokens, nats/token."""
     init_from: Path | None = None
-    """A checkpoint whose weights every run starts from."""
+    """A checkpoint whose weights every run starts from; adapters among them are merged."""
     stability: Mapping[str, Any] = field(default_factory=dict)
     """Overrides for trainable.stability.StabilityRules."""
     compile_mode: CompileMode = "auto"
     """Whether layers are compiled."""
+    gradient_checkpointing: bool = False
+    """Whether a layer's activations are computed a second time in the backward pass: less memory, the same losses."""
 
     @property
     def from_scratch(self) -> bool:
@@ -48,8 +53,16 @@ def start_run(spec: RunSpec, config: TrialConfig) -> TrainState:
 
     Raises UserError when model, checkpoint, corpus and configuration do not fit each other.
     """
-    checkpoint = read_checkpoint(spec.init_from) if spec.init_from else None
-    return _state(spec, config, checkpoint)
+    return _state(spec, config, None)
+
+
+def start_loss(spec: RunSpec, config: TrialConfig) -> float:
+    """Return what a run of `config` starts from: the loss before its first step under the study's evaluation.
+
+    Nats/token. With weights that are given it is the same for every configuration; random ones come of its seed.
+    """
+    model = start_run(replace(spec, compile_mode="off"), config).model
+    return evaluate(model, eval_windows(spec.corpus.val, spec.protocol))
 
 
 def resume_run(spec: RunSpec, config: TrialConfig, checkpoint: Checkpoint, *, may_be_over: bool = False) -> TrainState:
@@ -58,26 +71,68 @@ def resume_run(spec: RunSpec, config: TrialConfig, checkpoint: Checkpoint, *, ma
     Ours continues exactly (optimizer, random numbers, data position); from an owner's file the weights and the step
     count are taken, and the optimizer starts anew. may_be_over: the last evaluation alone may be missing.
     """
-    if config.training_steps <= checkpoint.optimizer_steps and not may_be_over:
+    step = checkpoint.step_to_continue_from
+    if config.training_steps <= step and not may_be_over:
         raise UserError(
-            f"CHECKPOINT_PATH={checkpoint.path} is at step {checkpoint.optimizer_steps} and TRAINING_STEPS="
+            f"CHECKPOINT_PATH={checkpoint.path} is at step {step} and TRAINING_STEPS="
             f"{config.training_steps} is no further. Set RESUME_STEPS to the steps to add."
         )
     state = _state(spec, config, checkpoint)
     if checkpoint.ours is None:
-        state.optimizer_steps = checkpoint.optimizer_steps
+        state.optimizer_steps = step
     else:
         restore(state, checkpoint)
     return state
 
 
+def load_run_model(
+    spec: RunSpec, config: TrialConfig, checkpoint: Checkpoint | None
+) -> tuple[PreTrainedModel, AdapterBase | None]:
+    """Return the model that a run of `config` trains, on the CPU, and what its adapters are of, if it has any.
+
+    checkpoint: where the run goes on from. Raises UserError when model, checkpoint and configuration do not fit.
+    """
+    model = load_model(spec.model_name, dropout=config.dropout, seed=config.seed)
+    if spec.gradient_checkpointing:
+        checkpoint_layers(model)
+    if spec.init_from is not None and (checkpoint is None or checkpoint.base is not None):
+        load_merged(model, spec.init_from, model_name=spec.model_name)
+    if checkpoint is not None:
+        _check_same_weights(config, checkpoint)
+        # Adapters are made with what is the run's own to change, their dropout.
+        load_weights(model, replace(checkpoint, config=config), model_name=spec.model_name)
+        if checkpoint.base is not None:
+            return model, checkpoint.base
+    if not config.use_lora:
+        return model, None
+    init_from = str(spec.init_from) if spec.init_from else None
+    base = AdapterBase(model_name=spec.model_name, init_from=init_from, fingerprint=base_fingerprint(model))
+    add_adapters(model, config)
+    return model, base
+
+
+def _check_same_weights(config: TrialConfig, checkpoint: Checkpoint) -> None:
+    """Raise UserError when `config` trains other weights than those that our checkpoint's optimizer knows."""
+    if checkpoint.ours is None or checkpoint.config is None:
+        return
+    where = f"CHECKPOINT_PATH={checkpoint.path}"
+    if config.use_lora != (checkpoint.base is not None):
+        holds = "LoRA adapters" if checkpoint.base is not None else "a whole model"
+        raise UserError(
+            f"{where} holds {holds} and USE_LORA={config.use_lora} trains other weights. Set USE_LORA="
+            f"{not config.use_lora} to go on with them, or WEIGHTS_ONLY=True to start anew from what they came to."
+        )
+    for name in ("lora_rank", "lora_alpha", "lora_targets") if config.use_lora else ():
+        then, now = getattr(checkpoint.config, name), getattr(config, name)
+        if then != now:
+            raise UserError(f"{where} holds adapters of {name.upper()}={then}, and {name.upper()} is {now}. Unset it.")
+
+
 def _state(spec: RunSpec, config: TrialConfig, checkpoint: Checkpoint | None) -> TrainState:
     check_corpus(spec.corpus, block_size=config.block_size, eval_block_size=spec.protocol.block_size)
-    model = load_model(spec.model_name, dropout=config.dropout, seed=config.seed)
+    model, adapter_base = load_run_model(spec, config, checkpoint)
     longest = max(config.block_size, spec.protocol.block_size)
     check_model(model, spec.model_name, block_size=longest, vocab_size=spec.corpus.vocab_size)
-    if checkpoint is not None:
-        load_weights(model, checkpoint, model_name=spec.model_name)
     device = torch.device(spec.device)
     allow_tf32(device)
     state = new_state(
@@ -89,5 +144,6 @@ def _state(spec: RunSpec, config: TrialConfig, checkpoint: Checkpoint | None) ->
         from_scratch=spec.from_scratch and (checkpoint is None or checkpoint.ours is not None),
         rules=make_rules(spec.stability),
     )
+    state.adapter_base = adapter_base
     state.compile_note = compile_where_repaid(spec.compile_mode, model, config)
     return state

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from results.attribution.design import Coalition, Setting
 
 ALPHA = 0.05
-"""Intervals hold 95 %: a Shapley value's for itself, the interactions' for all of them at once."""
+"""All intervals of an attribution hold at once with 95 %: a change of no effect is hardly ever called proven."""
 
 ONE_SEED_SHARE = 0.2
 """With one seed there is no interval: an interaction is named from this share of the largest Shapley value on."""
@@ -21,7 +21,7 @@ class Estimate:
     mean: float
     low: float | None
     high: float | None
-    """Its t interval over seeds; None with one seed."""
+    """Its t interval over seeds, Bonferroni over the statements; None with one seed."""
 
     @property
     def is_proven(self) -> bool:
@@ -59,7 +59,7 @@ class ShortestPath:
     losses: tuple[float | None, ...]
     """Mean loss of `before` and after each change; None where that combination was not run."""
     difference: Estimate | None
-    """Its end against `before`; not corrected for having been chosen. None when it is empty."""
+    """Its end against `before`, without an interval: it was chosen by these very losses. None when it is empty."""
     share_frac: float | None
     """Of the best combination's gain."""
     best: Coalition

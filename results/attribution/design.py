@@ -14,9 +14,11 @@ Coalition = frozenset[int]
 """Which of the changes are made, by their place in the settings."""
 
 _SCHEDULE_FIELDS = ("lr_schedule", "warmup_steps", "min_lr_frac", "decay_frac")
+_LORA_FIELDS = ("use_lora", "lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
 _GROUPS: Mapping[str, tuple[str, ...]] = {
     "batch_size": ("batch_size", "grad_accum_steps"),
     "schedule": _SCHEDULE_FIELDS,
+    "lora": _LORA_FIELDS,
 }
 _NO_SETTINGS = ("seed", "training_steps")
 
@@ -35,9 +37,9 @@ class Setting:
 def changed_settings(before: TrialConfig, after: TrialConfig) -> tuple[Setting, ...]:
     """Return the settings in which the two differ, in TrialConfig's order.
 
-    The schedule with all its fields is one setting, and so is batch_size with grad_accum_steps. A field that neither
-    side's schedule reads is no difference, nor is a warm-up of the same share of the run; seed and training_steps are
-    no settings.
+    The schedule with all its fields is one setting, so is LoRA with its own, and so is batch_size with
+    grad_accum_steps. A field that neither side reads is no difference, nor is a warm-up of the same share of the run;
+    seed and training_steps are no settings.
     """
     grouped = {field: name for name, fields in _GROUPS.items() for field in fields}
     names = dict.fromkeys(grouped.get(field, field) for field in HYPERPARAMETERS if field not in _NO_SETTINGS)
@@ -51,7 +53,7 @@ def changed_settings(before: TrialConfig, after: TrialConfig) -> tuple[Setting, 
 
 
 def _differs(field: str, before: TrialConfig, after: TrialConfig) -> bool:
-    if field in _SCHEDULE_FIELDS[1:]:
+    if field in _SCHEDULE_FIELDS[1:] + _LORA_FIELDS[1:]:
         reads = [_reads(config, field) for config in (before, after)]
         if not all(reads):
             return False
@@ -63,6 +65,8 @@ def _differs(field: str, before: TrialConfig, after: TrialConfig) -> bool:
 
 
 def _reads(config: TrialConfig, field: str) -> bool:
+    if field in _LORA_FIELDS:
+        return config.use_lora
     return config.lr_schedule == "wsd" if field == "decay_frac" else config.has_warmup
 
 
@@ -78,6 +82,14 @@ def _value_text(name: str, config: TrialConfig, other: TrialConfig) -> str:
         for field in ("min_lr_frac", "decay_frac"):
             if _reads(config, field) and _differs(field, config, other):
                 text += f", {field} {getattr(config, field):g}"
+        return text
+    if name == "lora":
+        if not config.use_lora:
+            return "all weights"
+        text = f"LoRA rank {config.lora_rank}, alpha {config.lora_alpha}"
+        for field in ("lora_dropout", "lora_targets"):
+            if _differs(field, config, other):
+                text += f", {field.removeprefix('lora_')} {getattr(config, field)}"
         return text
     if name == "batch_size":
         accumulates = config.grad_accum_steps > 1 or other.grad_accum_steps > 1
@@ -101,6 +113,11 @@ def config_of(
     # One call: a warm-up and the schedule that reads it are valid together only.
     config = make_config(before, values)
     return config if config.has_warmup else replace(config, warmup_steps=0)
+
+
+def combination_text(settings: Sequence[Setting], coalition: Iterable[int]) -> str:
+    """Return the names of the changes made, joined by +; "none" before any."""
+    return " + ".join(settings[change].name for change in sorted(coalition)) or "none"
 
 
 def coalitions(k: int, *, limit_full: int = 5, samples: int | None = None, seed: int = 0) -> list[Coalition]:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from results.attribution.attribution_values import Attribution, Estimate, ShortestPath
+from results.attribution.design import combination_text
 from results.words import count_words, difference_words, loss_words, percent_words
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def combination_words(attribution: Attribution, changes: Iterable[int]) -> str:
         return attribution.before_name
     if len(made) == len(attribution.settings):
         return attribution.after_name
-    return " + ".join(attribution.settings[change].name for change in made)
+    return combination_text(attribution.settings, made)
 
 
 def unknown_word(attribution: Attribution, change: int) -> str:
@@ -47,7 +48,7 @@ def render(attribution: Attribution) -> "RenderableType":
     from rich.text import Text
 
     seeds = len(attribution.seeds)
-    unit = "nats/token, negative is better" + ("; ±: 95 %" if seeds > 1 else "")
+    unit = "nats/token, negative is better" + ("; ±: 95 % for all at once" if seeds > 1 else "")
     table = Table(title=Text(f"Which change did it? {count_words(seeds, 'seed')}, {unit}"))
     table.add_column("change", no_wrap=True)
     table.add_column(Text(f"{attribution.before_name} → {attribution.after_name}"))

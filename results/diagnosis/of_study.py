@@ -7,10 +7,10 @@ from typing import Any
 
 from results.diagnosis.diagnose import diagnose, ranked
 from results.diagnosis.findings import Diagnosis
-from results.diagnosis.render import Report
+from results.diagnosis.render import Report, report_of_trace
 from results.diagnosis.run_view import Context
 from results.diagnosis.trace import trace_of_trial
-from results.ranking import baseline_trial, ending_counts, leaderboard
+from results.ranking import baseline_trial, ending_counts, leaderboard, ranked_trials
 from results.study.folder import Study
 from results.words import STATUS_LABELS
 from trainable.errors import UserError
@@ -18,6 +18,8 @@ from trainable.model.model_names import PRESETS
 
 UNSTABLE_FRAC = 0.15
 WORST_TRIALS = 5
+VERDICT_KINDS = {"nonfinite": "nonfinite", "divergence": "divergence", "floor": "collapse"}
+"""The kind of finding that a verdict is, by its reason."""
 _BROKEN = ("unstable", "out_of_memory", "failed")
 
 
@@ -34,9 +36,35 @@ def context_of_study(study: Study) -> Context:
     )
 
 
+def report_of_trial(study: Study, trial_id: int) -> Report:
+    """Return the report of one trial, with the verdict that ended it. Raises UserError."""
+    report = report_of_trace(trace_of_trial(study, trial_id), context=context_of_study(study))
+    trial = next(row for row in study.trials() if row["trial_id"] == trial_id)
+    return replace(report, findings=tuple(_with_own_verdict(trial, report.findings)))
+
+
+def _with_own_verdict(trial: dict[str, Any], findings: Sequence[Diagnosis]) -> list[Diagnosis]:
+    """Return the findings with the trial's own verdict, which is certain, among them."""
+    reason = str(trial["verdict"] or "").partition(" ")[0]
+    kind = VERDICT_KINDS.get(reason)
+    if trial["status"] != "unstable" or kind is None:
+        return list(findings)
+    same = next((finding for finding in findings if finding.kind == kind), None)
+    own = Diagnosis(
+        kind=kind,
+        confidence=1.0,
+        summary=f"it was ended as unstable, {trial['verdict']}",
+        evidence=same.evidence if same else str(trial["verdict"]),
+        next_step=same.next_step if same else "lower the learning rate, or give the schedule a longer warm-up",
+        steps=(trial["optimizer_steps"],) * 2,
+    )
+    # A recorded run that stops early looks cut off; this one was ended.
+    return ranked([own, *(finding for finding in findings if finding.kind not in (kind, "log_ends_early"))])
+
+
 def report_of_study(study: Study) -> Report:
     """Return the study's report. Raises UserError when a file of it is damaged."""
-    trials = study.trials()
+    trials = _judged_trials(study)
     counts = ", ".join(f"{count} {status}" for status, count in ending_counts(trials).items() if count)
     findings = diagnose_study(study)
     baseline = baseline_trial(trials)
@@ -61,10 +89,16 @@ def diagnose_study(study: Study) -> list[Diagnosis]:
     Looked at are the endings of all trials, and the steps of the baseline, the best and the worst ones.
     Raises UserError when a file of the study is damaged.
     """
-    trials = study.trials()
+    trials = _judged_trials(study)
     found = [*_unstable(trials), *_baseline(trials)]
     found += _of_trials(study, _chosen(trials))
     return ranked(found)
+
+
+def _judged_trials(study: Study) -> list[dict[str, Any]]:
+    """Return the study's own trials; of an attribution on its own, its runs."""
+    trials = study.trials()
+    return ranked_trials(trials) or trials
 
 
 def _unstable(trials: Sequence[dict[str, Any]]) -> list[Diagnosis]:
@@ -121,7 +155,7 @@ def _baseline(trials: Sequence[dict[str, Any]]) -> list[Diagnosis]:
             summary=f"the baseline ended as {STATUS_LABELS[trial['status']]}: nothing can be compared with it",
             evidence=f"trial {trial['trial_id']}, {trial['optimizer_steps']} steps, {trial['tokens_seen']} tokens"
             + (f", verdict {trial['verdict']}" if trial["verdict"] else ""),
-            next_step=f"make diagnose TARGET={trial['trial_id']} of this study; a baseline that cannot run is a "
+            next_step=f"make diagnose TARGET=STUDY/{trial['trial_id']}; a baseline that cannot run is a "
             "fault of the set-up",
         )
     ]
@@ -138,7 +172,7 @@ def _chosen(trials: Sequence[dict[str, Any]]) -> list[int]:
 
 
 def _of_trials(study: Study, trial_ids: Sequence[int]) -> list[Diagnosis]:
-    context = context_of_study(study)
+    context, rows = context_of_study(study), {row["trial_id"]: row for row in study.trials()}
     by_kind: dict[str, list[tuple[int, Diagnosis]]] = {}
     for trial_id in trial_ids:
         try:
@@ -146,7 +180,7 @@ def _of_trials(study: Study, trial_ids: Sequence[int]) -> list[Diagnosis]:
         except UserError:
             # Its steps are torn or gone; the endings above still count.
             continue
-        for finding in diagnose(trace, context=context):
+        for finding in _with_own_verdict(rows[trial_id], diagnose(trace, context=context)):
             by_kind.setdefault(finding.kind, []).append((trial_id, finding))
     found = []
     for cases in by_kind.values():

@@ -77,6 +77,11 @@ def _cost(facts: Row) -> Iterator[str]:
         f"Spent {duration_words(ledger['device_s_spent'])} of device time and {token_words(ledger['tokens_spent'])} "
         f"tokens; every trial in full would have taken {duration_words(ledger['device_s_full'])}: "
         f"{percent_words(ledger['device_s_saved_frac'])} saved."
+        + "".join(
+            f" {row['purpose'].capitalize()} took {duration_words(row['device_s'])} more."
+            for row in ledger["by_purpose"]
+            if row["purpose"] in ("confirmation", "attribution")
+        )
     )
     yield ""
     yield "| ending | trials | device time | tokens | in full |"
@@ -102,8 +107,12 @@ def _trials(facts: Row) -> Iterator[str]:
 
 
 def _cautions(facts: Row) -> Iterator[str]:
-    for verdict in (facts["confirmation"] or {}).get("verdicts", ()):
-        yield f"- Trial {verdict['trial_id']} on fresh seeds: {plain(verdict['words'])}."
+    for line in facts["answer"]["notes"]:
+        yield f"- {plain(line[0].upper() + line[1:])}."
+    for attempt in (facts["confirmation"] or {}).get("attempts", ()):
+        for verdict in attempt["verdicts"]:
+            which = f"Trial {verdict['trial_id']} on fresh seeds, attempt {attempt['number']}"
+            yield f"- {which}: {plain(verdict['words'])}."
     for line in (facts["attribution"] or {}).get("summary", ()):
         yield f"- Attribution: {plain(line)}"
     if facts["edges"]:

@@ -23,6 +23,7 @@ from results.words import (
     loss_words,
     percent_words,
     token_words,
+    trial_loss_words,
     value_words,
 )
 
@@ -40,6 +41,7 @@ _FILTERS = {
     "loss": loss_words,
     "percent": percent_words,
     "tokens": token_words,
+    "trial_loss": trial_loss_words,
     "value": value_words,
 }
 
@@ -133,7 +135,7 @@ def _drawn_trial(trial: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]
     evaluations = trial["evaluations"]
     return {
         "lines": [
-            f"{name}: val loss {loss_words(trial['val_loss'])} at {token_words(trial['tokens_seen'])} tokens",
+            f"{name}: loss {trial_loss_words(trial)} at {token_words(trial['tokens_seen'])} tokens",
             settings,
             ending,
         ],

@@ -18,11 +18,11 @@ from trainable.errors import UserError, did_you_mean
 if TYPE_CHECKING:
     from results.study.tables import Row
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Of study.json; another version's is refused."""
 
 LATEST = "latest"
-"""In place of a name: the study that was made last."""
+"""In place of a name: the study that search or baseline made last."""
 
 MAX_NAME_CHARACTERS = 100
 
@@ -87,7 +87,7 @@ class Study:
             raise UserError(f"{where}: not whole JSON ({err}). Restore it, or move the study away.") from None
         if not isinstance(document, dict) or document.get("schema_version") != SCHEMA_VERSION:
             raise UserError(f"{where}: not a study of schema_version {SCHEMA_VERSION}: another version wrote it.")
-        from results.study.document_schema import document_fault
+        from results.study.document_model import document_fault
 
         if (fault := document_fault(document)) is not None:
             raise UserError(f"{where}: {fault}. It was changed since the study was made: restore it.")
@@ -208,15 +208,8 @@ def _created_at(study: Study) -> datetime:
     return created_at if created_at.tzinfo else created_at.replace(tzinfo=UTC)
 
 
-def _kind(study: Study) -> str | None:
-    try:
-        return str(study.document().get("kind"))
-    except UserError:
-        return None
-
-
-def open_study(name_or_latest: str, *, but_kind: str | None = None) -> Study:
-    """Return the study of that name, or for 'latest' the one made last whose kind is not `but_kind`.
+def open_study(name_or_latest: str) -> Study:
+    """Return the study of that name, or for 'latest' the one that search or baseline made last.
 
     Raises UserError when there is none, or its study.json cannot be read.
     """
@@ -226,14 +219,24 @@ def open_study(name_or_latest: str, *, but_kind: str | None = None) -> Study:
     where = f"{shown(studies_dir())}/"
     if not studies:
         raise UserError(f"there is no study in {where} yet. Make one with: make search SPACE=plateau")
-    if name_or_latest == LATEST and but_kind is not None:
-        studies = [study for study in studies if _kind(study) != but_kind]
-        if not studies:
-            raise UserError(f"{where} holds only studies of kind {but_kind}. Make one with: make search SPACE=plateau")
-    wanted = studies[0].name if name_or_latest == LATEST else name_or_latest
+    if name_or_latest == LATEST:
+        # A training run or an attribution between two commands must not change which study they are about.
+        latest = next((study for study in studies if _kind(study) in ("search", "baseline")), None)
+        if latest is None:
+            for study in studies:
+                study.document()  # a damaged one may be the search that is meant
+            raise UserError(f"{where} holds no search and no baseline yet. Make one with: make search SPACE=plateau")
+        return latest
     for study in studies:
-        if study.name == wanted:
+        if study.name == name_or_latest:
             study.document()
             return study
     known = [study.name for study in studies]
-    raise UserError(f"no study named '{wanted}' in {where}.{did_you_mean(wanted, known)}")
+    raise UserError(f"no study named '{name_or_latest}' in {where}.{did_you_mean(name_or_latest, known)}")
+
+
+def _kind(study: Study) -> str | None:
+    try:
+        return str(study.document()["kind"])
+    except UserError:
+        return None

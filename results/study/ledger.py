@@ -1,17 +1,17 @@
 """A study's tables while it runs: the driver's memory of every trial, flushed to disk. It decides nothing."""
 
-import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from results.study.folder import Study
+from results.study.planned_run import PlannedRun
 from results.study.tables import METRICS, STEPS, TRIALS, Row, previous_path, read_rows_or_previous, write_table
-from trainable.config import TrialConfig, config_from
+from trainable.config import config_from
 from trainable.rows import ENDINGS, MetricsRow, StepRow, TrialStatus, Verdict
 
 FLUSH_INTERVAL_S = 5.0
@@ -74,6 +74,10 @@ class Ledger:
         """Return copies of the trials' rows, by trial_id."""
         return [dict(self._trials[trial_id]) for trial_id in sorted(self._trials)]
 
+    def trial(self, trial_id: int) -> Row:
+        """Return a copy of a trial's row."""
+        return dict(self._trials[trial_id])
+
     def metrics(self) -> list[Row]:
         """Return copies of the evaluations' rows, by trial_id, then tokens_seen."""
         return [dict(row) for trial_id in sorted(self._metrics) for row in self._metrics[trial_id]]
@@ -86,28 +90,16 @@ class Ledger:
         steps, metrics = self._steps.get(trial_id), self._metrics.get(trial_id)
         return min(steps[-1]["optimizer_steps"], metrics[-1]["optimizer_steps"]) if steps and metrics else 0
 
-    def start_trial(
-        self,
-        trial_id: int,
-        *,
-        is_baseline: bool,
-        config: TrialConfig,
-        started_at: datetime,
-        point: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Note that the trial runs, at `point` of the space where a searcher proposed it.
-
-        One that was interrupted goes on: its start and its evaluations are kept.
-        """
-        known = self._trials.get(trial_id)
+    def start_trial(self, run: PlannedRun, *, started_at: datetime) -> None:
+        """Note that the run has begun; one that was interrupted goes on: its start and its evaluations are kept."""
+        known = self._trials.get(run.trial_id)
         if known is None:
             new: Row = dict.fromkeys(TRIALS.names)
-            new.update(trial_id=trial_id, is_baseline=is_baseline, started_at=_aware(started_at), **asdict(config))
-            new.update(dict.fromkeys(_COUNTERS, 0), active_s=0.0, point=None if point is None else json.dumps(point))
-            known = self._trials[trial_id] = new
-            self._metrics[trial_id] = []
-        assert known["status"] not in ENDINGS, f"trial {trial_id} is {known['status']}"
-        assert config == config_from(known), f"trial {trial_id}: new config"
+            new.update(dict.fromkeys(_COUNTERS, 0), active_s=0.0, started_at=_aware(started_at), **run.columns())
+            known = self._trials[run.trial_id] = new
+            self._metrics[run.trial_id] = []
+        assert known["status"] not in ENDINGS, f"trial {run.trial_id} is {known['status']}"
+        assert run.config == config_from(known), f"trial {run.trial_id}: new config"
         known.update(status="running", ended_at=None)
         self.flush()
 
@@ -161,6 +153,23 @@ class Ledger:
         reached = {"optimizer_steps": optimizer_steps, "tokens_seen": tokens_seen, "active_s": active_s}
         trial.update({name: max(value, trial[name]) for name, value in reached.items() if value is not None})
         trial.update(status=status, verdict=verdict and _verdict_text(verdict), ended_at=_aware(ended_at))
+        if status == "unstable":
+            # Its last evaluation came before it went wrong, at step 0 perhaps: as its loss it would be a good one.
+            steps = self._steps.get(trial_id)
+            trial.update(val_loss=None, end_loss=_finite(steps[-1]["train_loss"]) if steps else None)
+        self.flush()
+
+    def end_at_rung(self, trial_id: int, *, rung: int, evaluations: int) -> None:
+        """Note that a trial that is over was stopped at a rung: it keeps its first `evaluations`.
+
+        What it trained beyond stays in its counters: it was spent.
+        """
+        trial = self._trials[trial_id]
+        assert trial["status"] != "running", f"trial {trial_id} is running"
+        self._metrics[trial_id] = self._metrics[trial_id][:evaluations]
+        spent = {name: trial[name] for name in _COUNTERS}
+        trial.update(_summary(self._metrics[trial_id]) | spent, status="stopped", verdict=None, rung=rung)
+        self._unwritten_metrics = True
         self.flush()
 
     def interrupt(self, ended_at: datetime) -> None:

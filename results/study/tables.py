@@ -16,13 +16,13 @@ from results.study.paths import shown
 from results.study.table_guard import check_guard, guarded
 from trainable.config import TrialConfig, config_from
 from trainable.errors import UserError
-from trainable.rows import MetricsRow, StepRow, TrialStatus
+from trainable.rows import MetricsRow, Purpose, StepRow, TrialStatus
 
 Row = dict[str, Any]
 """A table's row: value by column name; null is None, a time is aware and in UTC."""
 
 _TIME = pa.timestamp("us", tz="UTC")
-_ARROW_TYPES = {int: pa.int64(), float: pa.float64(), str: pa.string()}
+_ARROW_TYPES = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}
 
 
 def _column(name: str, kind: Any) -> Any:
@@ -37,13 +37,18 @@ def _columns(cls: type, *nullable: str) -> list[Any]:
 TRIALS = pa.schema(
     [
         _column("trial_id", pa.int64()),
+        _column("purpose", pa.string()),
         _column("is_baseline", pa.bool_()),
+        ("of_trial", pa.int64()),
+        ("attempt", pa.int64()),
+        ("combination", pa.string()),
         _column("status", pa.string()),
         ("verdict", pa.string()),
         ("point", pa.string()),
         *_columns(TrialConfig),
         ("val_loss", pa.float64()),
         ("best_val_loss", pa.float64()),
+        ("end_loss", pa.float64()),
         _column("tokens_seen", pa.int64()),
         _column("optimizer_steps", pa.int64()),
         _column("active_s", pa.float64()),
@@ -53,7 +58,14 @@ TRIALS = pa.schema(
         ("ended_at", _TIME),
     ]
 )
-"""trials.parquet: a row per trial; trial 0 is the baseline. point: what the searcher proposed, as JSON, if it did."""
+"""trials.parquet: a row per run.
+
+purpose: what it was run for; is_baseline: of the one row that the study's trials are compared with.
+of_trial, attempt: of a confirmation run, whose configuration it repeats, and the attempt, from 1.
+combination: of an attribution run, which changes are made. point: what the searcher proposed, as JSON, if it did.
+val_loss: of the last evaluation; null for an unstable trial, which was evaluated before it went wrong.
+end_loss: an unstable trial's training loss at the step that ended it; null where that was not finite.
+"""
 
 METRICS = pa.schema(
     [_column("trial_id", pa.int64()), *_columns(MetricsRow, "val_loss", "train_loss", "grad_norm", "tokens_per_s")]
@@ -100,7 +112,8 @@ def read_table(path: Path, schema: Any = None) -> Any:
     try:
         check_guard(data)
         with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
-            table = file.read()
+            # Arrow's threads, begun for a few kB, can outlive a short command, whose exit they then abort.
+            table = file.read(use_threads=False)
     except (pa.ArrowException, OSError, ValueError) as err:
         raise DamagedTableError(damaged.format(shown(path), " ".join(str(err).split()))) from None
     for wanted in schema or ():
@@ -142,13 +155,16 @@ def _fault(table: Any, schema: Any) -> str | None:
 
 def _fault_of_trials(rows: Sequence[Row]) -> str | None:
     for row in rows:
-        if row["status"] not in get_args(TrialStatus):
-            return f"trial {row['trial_id']} has status={row['status']!r}"
+        for name, known in (("status", get_args(TrialStatus)), ("purpose", get_args(Purpose))):
+            if row[name] not in known:
+                return f"trial {row['trial_id']} has {name}={row[name]!r}"
         try:
             config_from(row)
         except UserError as refusal:
             return f"trial {row['trial_id']}: {refusal}"
-    return None if len({row["trial_id"] for row in rows}) == len(rows) else "two rows have the same trial_id"
+    if len({row["trial_id"] for row in rows}) < len(rows):
+        return "two rows have the same trial_id"
+    return "two rows are the baseline" if sum(row["is_baseline"] for row in rows) > 1 else None
 
 
 def read_rows_or_previous(path: Path, schema: Any = None) -> tuple[list[Row], str | None]:

@@ -124,7 +124,7 @@ def open_or_fetch_study(options: Options) -> tuple[Study, str | None]:
     name, storage = options.study, options.storage
     if name is not None and storage is not None:
         fetch_study(name, storage)
-    return open_study(name or LATEST, but_kind="train"), storage
+    return open_study(name or LATEST), storage
 
 
 def fetch_study(name: str, storage: str) -> None:

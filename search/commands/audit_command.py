@@ -7,6 +7,7 @@ from results.words import token_words
 from search.options import Options
 from search.setup.inputs import check_inputs
 from search.terminal.console import Preparing, Terminal
+from trainable.errors import UserError
 
 
 def audit_command(options: Options, terminal: Terminal) -> int:
@@ -14,18 +15,30 @@ def audit_command(options: Options, terminal: Terminal) -> int:
     out = options.clean
     with Preparing(terminal.console) as progress:
         inputs = check_inputs(options, progress=progress)
-        from trainable.model.models import load_tokenizer
+        if out is not None and inputs.documents.kind == "jsonl":
+            raise UserError("CLEAN cannot rewrite JSON lines. Unset it, and mend the lines that the audit names.")
+        from trainable.model.models import load_tokenizer, separator_id
         from trainable.text_audit.audit import audit
         from trainable.text_audit.audit_plot import plot_audit
         from trainable.text_audit.clean import write_clean
         from trainable.text_audit.report import render, to_json
 
         files = list(inputs.files)
-        tokenizer = load_tokenizer(inputs.model_name, files, progress=progress)
-        report = audit(files, tokenizer, token_range=options.range, progress=progress)
+        tokenizer = load_tokenizer(inputs.model_name, files, documents=inputs.documents, progress=progress)
+        report = audit(
+            files,
+            tokenizer,
+            documents=inputs.documents,
+            separator_id=separator_id(inputs.model_name, tokenizer),
+            has_tail=not inputs.validation_files,
+            token_range=options.range,
+            progress=progress,
+        )
         picture = Path.cwd() / f"{files[0].stem}.audit.png"
         plot_audit(report, picture)
         cleaned = write_clean(files, report, out) if out else None
+    for line in inputs.text_lines:
+        terminal.say(line)
     terminal.console.print(render(report))
     terminal.say(f"picture: {shown(picture)}")
     document = {**to_json(report), "picture": str(picture)}

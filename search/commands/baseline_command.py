@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
+from results.ranking import ranked_trials
 from results.study.folder import Study
 from results.study.tables import STEPS, read_rows
 from results.words import UNKNOWN, loss_words, token_words
@@ -39,7 +40,7 @@ def baseline_command(options: Options, terminal: Terminal) -> int:
     names = [plan.space.baseline_name, *([compare] if compare else [])]
     measured = [
         _measured(study, row, name, plan.loaded.spec.unigram_entropy, plan.loaded.spec.from_scratch)
-        for row, name in zip(study.trials(), names, strict=False)
+        for row, name in zip(ranked_trials(study.trials()), names, strict=False)
     ]
     for facts in measured:
         _say_facts(facts, terminal)

@@ -4,8 +4,11 @@ from typing import Any
 
 from rich.table import Table
 
-from results.ranking import baseline_trial, best_trial, savings
+from results.confirmation.confirmation_file import load_attempts
+from results.ranking import ranked_trials, savings
 from results.study.folder import Study, open_study
+from results.winner import find_winner
+from results.winner import to_json as winner_json
 from results.words import UNKNOWN, config_words, duration_words, loss_words, token_words
 from search.options import Options
 from search.terminal.console import Terminal
@@ -58,6 +61,7 @@ def protocol_differences(entries: list[dict[str, Any]]) -> list[str]:
 
 def _entry(study: Study) -> dict[str, Any]:
     document, trials = study.document(), study.trials()
+    winner, trials = find_winner(trials, load_attempts(study)), ranked_trials(trials)
     spent = savings(trials, document["budget_tokens"])
     return {
         "study": study.name,
@@ -67,8 +71,9 @@ def _entry(study: Study) -> dict[str, Any]:
             "evaluation tokens": document["evaluation"]["tokens"],
             "budget_tokens": document["budget_tokens"],
         },
-        "best": best_trial(trials),
-        "baseline": baseline_trial(trials),
+        "best": winner.trial,
+        "baseline": winner.baseline,
+        "winner": winner_json(winner),
         "trials": len(trials),
         "tokens_spent": spent.tokens_spent,
         "device_s_spent": spent.device_s_spent,

@@ -4,16 +4,16 @@ from pathlib import Path
 
 from results.diagnosis.logs.training_log import read_training_log
 from results.diagnosis.of_checkpoint import report_of_checkpoints
-from results.diagnosis.of_study import context_of_study, report_of_study
+from results.diagnosis.of_study import report_of_study, report_of_trial
 from results.diagnosis.render import Report, plain_text, render, report_of_trace, to_json
 from results.diagnosis.run_view import Context
-from results.diagnosis.trace import trace_of_trial
 from results.diagnosis.trace_plot import plot_trace
 from results.study.folder import LATEST, Study, list_studies, open_study
 from results.study.paths import expanded, path_error, shown
 from search.options import Options
 from search.setup.inputs import DEFAULT_MODEL, check_inputs
 from search.terminal.console import Preparing, Terminal
+from trainable.checkpoint.checkpoint_path import CHECKPOINT_SUFFIXES
 from trainable.errors import UserError, did_you_mean
 
 
@@ -41,10 +41,7 @@ def _report(target: str, options: Options, progress: Preparing) -> tuple[Report,
     if study is not None:
         if trial_id is None:
             return report_of_study(study), study.path / "diagnosis.png"
-        context = context_of_study(study)
-        return report_of_trace(
-            trace_of_trial(study, trial_id), context=context
-        ), study.path / f"diagnosis-{trial_id}.png"
+        return report_of_trial(study, trial_id), study.path / f"diagnosis-{trial_id}.png"
     path = _path(target)
     picture = Path.cwd() / f"{path.stem}.diagnosis.png"
     if not path.exists():
@@ -52,7 +49,7 @@ def _report(target: str, options: Options, progress: Preparing) -> tuple[Report,
         raise UserError(
             f"TARGET={target} is neither a study, STUDY/TRIAL, nor a file or folder.{did_you_mean(target, known)}"
         )
-    if path.is_dir() or path.suffix == ".pt":
+    if path.is_dir() or path.suffix in CHECKPOINT_SUFFIXES:
         return _checkpoints(target, path, options, progress), picture
     return report_of_trace(read_training_log(path), context=_context(options)), picture
 
@@ -92,7 +89,7 @@ def _checkpoints(target: str, path: Path, options: Options, progress: Preparing)
     from trainable.checkpoint.checkpoint import read_checkpoint
     from trainable.checkpoint.exam.examine import checkpoint_files, examine_checkpoints
     from trainable.data.tokens import load_corpus
-    from trainable.model.models import load_tokenizer
+    from trainable.model.models import load_tokenizer, separator_id
 
     paths = checkpoint_files(path) if path.is_dir() else [path]
     model_name = options.gpt2_model_name or read_checkpoint(paths[-1]).model_name
@@ -100,8 +97,14 @@ def _checkpoints(target: str, path: Path, options: Options, progress: Preparing)
     corpus = None
     if model_name is not None:
         files = list(inputs.files)
+        tokenizer = load_tokenizer(model_name or DEFAULT_MODEL, files, documents=inputs.documents, progress=progress)
         corpus = load_corpus(
-            files, load_tokenizer(model_name or DEFAULT_MODEL, files, progress=progress), progress=progress
+            files,
+            tokenizer,
+            documents=inputs.documents,
+            separator_id=separator_id(model_name or DEFAULT_MODEL, tokenizer),
+            validation_files=list(inputs.validation_files) or None,
+            progress=progress,
         )
     facts = examine_checkpoints(paths, tokens=corpus.val if corpus else None, model_name=model_name)
     return report_of_checkpoints(target, facts, unigram_entropy=corpus.unigram_entropy if corpus else None)

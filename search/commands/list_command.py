@@ -5,9 +5,11 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from results.ranking import baseline_trial, best_trial
+from results.confirmation.confirmation_file import load_attempts
+from results.ranking import ranked_trials, spent_by_purpose
 from results.study.folder import Study, list_studies, studies_dir
 from results.study.paths import shown
+from results.winner import find_winner
 from results.words import loss_words
 from search.options import Options
 from search.terminal.console import Terminal
@@ -29,7 +31,7 @@ def list_command(_: Options, terminal: Terminal) -> int:
             entry["kind"],
             entry["created_at"][:16].replace("T", " "),
             str(entry["trials"]),
-            loss_words(entry["best_val_loss"]),
+            loss_words(entry["best_val_loss"]) + (" proven" if entry["proven"] else ""),
             loss_words(entry["baseline_val_loss"]),
             entry["model"],
         )
@@ -45,16 +47,20 @@ def list_command(_: Options, terminal: Terminal) -> int:
 def _entry(study: Study) -> dict[str, Any]:
     try:
         document, trials = study.document(), study.trials()
+        winner = find_winner(trials, load_attempts(study))
     except UserError as error:
         return {"study": study.name, "error": str(error)}
-    best, baseline = best_trial(trials), baseline_trial(trials)
     return {
         "study": study.name,
         "path": str(study.path),
         "kind": document.get("kind", "search"),
         "created_at": document["created_at"],
-        "trials": len(trials),
-        "best_val_loss": best and best["val_loss"],
-        "baseline_val_loss": baseline and baseline["val_loss"],
+        # An attribution on its own has nothing but its runs.
+        "trials": len(ranked_trials(trials) or trials),
+        "runs": {purpose: runs for purpose, (runs, _, _) in spent_by_purpose(trials).items()},
+        "best": winner.trial and winner.trial["trial_id"],
+        "best_val_loss": winner.trial and winner.trial["val_loss"],
+        "proven": winner.standing == "proven",
+        "baseline_val_loss": winner.baseline_val_loss,
         "model": document["model"],
     }

@@ -36,7 +36,7 @@ from trainable.errors import UserError
 
 GO_ON = ("resume", "confirm", "attribute")
 COMMANDS = ("run", "baseline", *GO_ON)
-READ_FROM_DISK = ("SPACE", "TRAINING_DATA_SOURCE", "GPT2_MODEL_NAME", "CHECKPOINT_PATH")
+READ_FROM_DISK = ("SPACE", "TRAINING_DATA_SOURCE", "VALIDATION_DATA_SOURCE", "GPT2_MODEL_NAME", "CHECKPOINT_PATH")
 POLL_S = 0.5
 HEAD_TIMEOUT_S = 180.0
 

@@ -10,7 +10,7 @@ from search.terminal.console import Terminal
 
 def report_command(options: Options, terminal: Terminal) -> int:
     """Write STUDY's report.html and report.md."""
-    study = open_study(options.study or LATEST, but_kind="train")
+    study = open_study(options.study or LATEST)
     with terminal.console.status("writing the report ..."):
         write_reports(study)
     terminal.say(f"report: {shown(study.path / 'report.html')} and report.md beside it")

@@ -3,31 +3,31 @@
 from dataclasses import replace
 from typing import Any
 
-from results.confirmation.confirmation import load_confirmation
-from results.ranking import ending_counts, search_trials
+from results.confirmation.confirmation_file import load_attempts
+from results.ranking import ending_counts, ranked_trials
 from results.study.documents import write_document
 from results.study.folder import Study
 from results.study.ledger import Ledger
 from results.study.lock import hold
+from results.study.planned_run import PlannedRun
 from results.words import token_words
 from search.cluster.study_storage import open_or_fetch_study
 from search.commands.confirm_command import confirm_study
 from search.commands.run_command import run_planned
 from search.options import Options
 from search.setup.finish import finish_study
-from search.setup.plan import baseline_configs, largest_planned, plan_study
+from search.setup.plan import baseline_configs, baseline_runs, largest_planned, plan_study
 from search.setup.preflight_run import PREFLIGHT_FAILED, passes_preflight, study_room
 from search.setup.reopen import Reopened, reopen, run_more, with_inputs_of
 from search.setup.settings import Settings, differences, planned_space, space_file_differences
 from search.terminal.console import Preparing, Terminal
 from search.terminal.summary import say_summary, summary_document
-from search.trackers.trackers import mirror_callbacks, read_mirrors
+from search.trackers.trackers import check_mirrors, mirror_callbacks, read_mirrors
 from search.tune.history import History, known_trials
 from search.tune.warm_start import read_warm_start
 from spaces.overrides import with_overrides
 from spaces.read.load import space_from_toml
 from spaces.space import SearchSpace
-from trainable.config import TrialConfig
 from trainable.errors import UserError
 from trainable.rows import ENDINGS
 
@@ -47,8 +47,8 @@ def resume_command(options: Options, terminal: Terminal) -> int:
         space, settings = with_overrides(space, trials=trials), replace(settings, trials=trials)
     with hold(study):
         code = _resume(study, document, space, settings, options, terminal)
-    known = load_confirmation(study)
-    if code == 0 and (options.confirm or (known is not None and not known.verdicts)):
+    attempts = load_attempts(study)
+    if code == 0 and (options.confirm or (attempts and not attempts[-1].verdicts)):
         code = confirm_study(study, options, terminal)
     finish_study(study, terminal, storage)
     say_summary(study, terminal)
@@ -73,7 +73,7 @@ def _check_same(study: Study, document: dict[str, Any], settings: Settings, opti
             f"study {study.name} was planned otherwise: {'; '.join(found)}. Unset it to go on with the study as it is, "
             "or search anew under another STUDY= name."
         )
-    changed = space_file_differences(document)
+    changed = space_file_differences(document, options)
     if changed and not options.force:
         raise UserError(
             f"study {study.name}: {document['space']['path']} has changed since: {'; '.join(changed)}. FORCE=1 goes on "
@@ -92,7 +92,7 @@ def _resume(
     ledger = Ledger.load(study)
     for note in ledger.take_notes():
         terminal.say(note)
-    rows = search_trials(ledger.trials())
+    rows = ranked_trials(ledger.trials())
     ended = [row for row in rows if row["status"] in ENDINGS]
     configs = baseline_configs(space, settings) if document["kind"] == "baseline" else None
     planned = len(configs) if configs else space.trials
@@ -103,6 +103,7 @@ def _resume(
         return 0
     mirrors = read_mirrors(options)
     with Preparing(terminal.console) as progress:
+        check_mirrors(mirrors, progress, new_study=None)
         reopened = reopen(study, options, progress)
     if not passes_preflight(
         options,
@@ -117,18 +118,18 @@ def _resume(
         return PREFLIGHT_FAILED
     if planned != document["trials_planned"]:
         write_document(study.study_json, {**document, "trials_planned": planned, "settings": settings.to_json()})
-    left = {index: config for index, config in enumerate(configs or []) if index not in _ids(ended)}
+    left = [run for run in baseline_runs(configs or []) if run.trial_id not in _ids(ended)]
     code = run_more(
         reopened,
         lambda: _work(reopened, ledger, rows, space, left),
         terminal,
         ledger,
         lines=[_words(study, rows, planned)],
-        callbacks=lambda: mirror_callbacks(mirrors, study, space),
+        callbacks=lambda view: mirror_callbacks(mirrors, view, space),
     )
     if code is not None:
         return code
-    return 1 if all(row["status"] == "failed" for row in ledger.trials()) else 0
+    return 1 if all(row["status"] == "failed" for row in ranked_trials(ledger.trials())) else 0
 
 
 def _work(
@@ -136,21 +137,19 @@ def _work(
     ledger: Ledger,
     rows: list[dict[str, Any]],
     space: SearchSpace,
-    left: dict[int, TrialConfig],
+    left: list[PlannedRun],
 ) -> Any:
     from search.tune.workload import list_workload, space_workload
 
     milestones = reopened.milestones_tokens
     if left:
         return list_workload(left, baseline=reopened.baseline, milestones_tokens=milestones)
-    lessons = read_warm_start(reopened.study)
-    past = History(
+    history = History(
         trials=known_trials(rows, ledger.metrics(), milestones_tokens=milestones),
-        next_trial_id=max(_ids(ledger.trials()), default=-1) + 1,
-        lessons=lessons.told if lessons else (),
-        first_points=lessons.first_points if lessons else (),
+        other_ids=_ids(ledger.trials()) - _ids(rows),
+        warm_start=read_warm_start(reopened.study),
     )
-    return space_workload(space, past)
+    return space_workload(space, history)
 
 
 def _ids(rows: list[dict[str, Any]]) -> set[int]:

@@ -10,15 +10,15 @@ from results.words import config_words, token_words
 from search.commands.confirm_command import confirm_study
 from search.options import Options
 from search.setup.finish import finish_study
-from search.setup.plan import Plan, make_plan
+from search.setup.plan import Plan, baseline_runs, make_plan
 from search.setup.preflight_run import PREFLIGHT_FAILED, passes_preflight, study_room
 from search.setup.study_record import study_document
 from search.terminal.console import Preparing, Terminal
 from search.terminal.summary import say_summary, summary_document
 from search.trackers.trackers import mirror_callbacks
-from search.tune.history import NO_HISTORY, History
+from search.tune.history import History
 from search.tune.run_trials import run_trials
-from search.tune.warm_start import write_lessons
+from search.tune.warm_start import write_warm_start
 
 if TYPE_CHECKING:
     from search.tune.workload import Workload
@@ -72,8 +72,8 @@ def run_plan(plan: Plan, terminal: Terminal) -> tuple[Study, int]:
     )
     study = create_study(plan.name, document)
     with hold(study):
-        if plan.lessons is not None:
-            write_lessons(study, plan.lessons)
+        if plan.warm_start is not None:
+            write_warm_start(study, plan.warm_start)
         code = run_trials(
             study,
             lambda: _work(plan),
@@ -83,7 +83,7 @@ def run_plan(plan: Plan, terminal: Terminal) -> tuple[Study, int]:
             budget_tokens=plan.space.budget_tokens,
             lines=header_lines(plan, trials_planned),
             terminal=terminal,
-            callbacks=lambda: mirror_callbacks(plan.mirrors, study, plan.space),
+            callbacks=lambda view: mirror_callbacks(plan.mirrors, view, plan.space),
         )
     if code is not None:
         return study, code
@@ -94,25 +94,23 @@ def _work(plan: Plan) -> "Workload":
     from search.tune.workload import list_workload, space_workload
 
     if plan.configs is None:
-        lessons = plan.lessons
-        past = History(lessons=lessons.told, first_points=lessons.first_points) if lessons else NO_HISTORY
-        return space_workload(plan.space, past)
+        return space_workload(plan.space, History(warm_start=plan.warm_start))
     milestones_tokens = plan.space.evaluation_tokens()
-    return list_workload(
-        dict(enumerate(plan.configs)), baseline=plan.space.baseline, milestones_tokens=milestones_tokens
-    )
+    runs = baseline_runs(plan.configs)
+    return list_workload(runs, baseline=plan.space.baseline, milestones_tokens=milestones_tokens)
 
 
 def header_lines(plan: Plan, trials_planned: int) -> list[str]:
     """Return what a person should know before the first trial ends."""
     space, loaded, slots = plan.space, plan.loaded, plan.slots
-    text = plan.inputs.data_source or "the embedded text"
     facts = loaded.corpus_facts
     start = f", every trial from the weights of {plan.inputs.checkpoint_path}" if plan.inputs.checkpoint_path else ""
     device = loaded.device_info
     return [
         f"study {plan.name}: {space.description}",
-        f"model {plan.inputs.model_name}{start}; {text}, {token_words(facts['train_tokens'])} training tokens",
+        f"model {plan.inputs.model_name}{start}; {token_words(facts['train_tokens'])} training tokens",
+        *plan.inputs.text_lines,
+        *loaded.separator_notes,
         f"{trials_planned} trials of at most {token_words(space.budget_tokens)} tokens, evaluated on the same "
         f"{space.evaluation.tokens:,} held-out tokens at context {space.evaluation.block_size}",
         f"{slots.count} at a time on {device.type} ({device.name}), {slots.threads} CPU thread(s) each",

@@ -9,9 +9,11 @@ from search.cluster.connection import join
 from search.options import Options
 from trainable.checkpoint.checkpoint_path import check_checkpoint_path
 from trainable.config import TrialConfig
-from trainable.data.corpus import cache_dir, embedded_path, iter_chunks, source_files, text_fingerprint
-from trainable.model.fingerprint import file_fingerprint, model_fingerprint
-from trainable.model.model_names import check_model_name
+from trainable.data.corpus import TextFacts, cache_dir, check_apart, embedded_path, read_facts, source_files
+from trainable.data.documents import WHOLE_FILES, Documents
+from trainable.errors import UserError
+from trainable.model.fingerprint import checkpoint_fingerprint, model_fingerprint
+from trainable.model.model_names import SHIPPED, check_model_name, model_folder, model_of_folder
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -33,9 +35,24 @@ class Inputs:
     data_source: str | None
     """Absolute path; None for the embedded text."""
     files: tuple[Path, ...]
+    text: TextFacts
     checkpoint_path: Path | None
     device: str | None
     compile_mode: "CompileMode" = "auto"
+    gradient_checkpointing: bool = False
+    documents: Documents = WHOLE_FILES
+    validation_source: str | None = None
+    """Absolute path; None holds out the tail of the training text."""
+    validation_files: tuple[Path, ...] = ()
+    validation_text: TextFacts | None = None
+
+    @property
+    def text_lines(self) -> list[str]:
+        """What a person should know of the text that was found."""
+        lines = [f"text: {self.data_source or 'the embedded text'}, {self.text.words}", *self.text.notes]
+        if self.validation_text is not None:
+            lines += [f"held out: {self.validation_source}, {self.validation_text.words}", *self.validation_text.notes]
+        return lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,26 +73,52 @@ class Loaded:
         corpus: Mapping[str, Any] = self.facts["corpus"]
         return corpus
 
+    @property
+    def separator_notes(self) -> list[str]:
+        """What stands between documents, where the text has several."""
+        if self.corpus_facts["documents"] < 2:
+            return []
+        separator = self.corpus_facts["separator"]
+        if separator is None:
+            return ["the tokenizer has no end-of-text token: nothing stands between two documents"]
+        return [f"{separator} stands between two documents"]
+
 
 def check_inputs(options: Options, *, progress: Progress) -> Inputs:
     """Return the inputs, checked without loading torch. Raises UserError."""
-    model_name = _checked_model_name(options.gpt2_model_name or DEFAULT_MODEL)
     checkpoint_path = options.checkpoint_path
+    model_name = _checked_model_name(options.gpt2_model_name or model_of_folder(checkpoint_path) or DEFAULT_MODEL)
     if checkpoint_path is not None:
         check_checkpoint_path(checkpoint_path)
     cache_dir()
     source = options.training_data_source
     if source is None and not embedded_path().exists():
         progress("gathering the embedded text", 0.0)
-    files = tuple(source_files(str(source) if source else None))
-    _check_text(files)
+    documents = options.documents or WHOLE_FILES
+    if source is None and documents.kind == "jsonl":
+        raise UserError(f"DOCUMENTS={documents} needs a TRAINING_DATA_SOURCE: the embedded text is not JSON lines.")
+    files = tuple(source_files(str(source) if source else None, documents=documents))
+    validation_source = options.validation_data_source
+    validation_files: tuple[Path, ...] = ()
+    if validation_source is not None:
+        name = "VALIDATION_DATA_SOURCE"
+        validation_files = tuple(source_files(str(validation_source), variable=name, documents=documents))
+        check_apart(files, validation_files)
+    # Reading it all here costs a tenth of what tokenizing costs, and a bad byte is named before torch is loaded.
+    text = read_facts(files, documents)
     return Inputs(
         model_name=model_name,
         data_source=str(source) if source else None,
         files=files,
+        text=text,
+        documents=documents,
+        validation_source=str(validation_source) if validation_source else None,
+        validation_files=validation_files,
+        validation_text=read_facts(validation_files, documents) if validation_files else None,
         checkpoint_path=checkpoint_path,
         device=options.device,
         compile_mode=options.compile,
+        gradient_checkpointing=options.gradient_checkpointing,
     )
 
 
@@ -102,12 +145,20 @@ def load_inputs(
     device = pick_device(None if address else inputs.device)
     from trainable.data.tokens import load_corpus
     from trainable.evaluation import EvalProtocol
-    from trainable.model.models import load_tokenizer
+    from trainable.model.models import load_tokenizer, separator_id
     from trainable.run import RunSpec
 
     files = list(inputs.files)
-    tokenizer = load_tokenizer(inputs.model_name, files, progress=progress)
-    corpus = load_corpus(files, tokenizer, progress=progress)
+    tokenizer = load_tokenizer(inputs.model_name, files, documents=inputs.documents, progress=progress)
+    end_id = separator_id(inputs.model_name, tokenizer)
+    corpus = load_corpus(
+        files,
+        tokenizer,
+        documents=inputs.documents,
+        separator_id=end_id,
+        validation_files=list(inputs.validation_files) or None,
+        progress=progress,
+    )
     spec = RunSpec(
         model_name=inputs.model_name,
         corpus=corpus,
@@ -117,15 +168,21 @@ def load_inputs(
         init_from=init_from,
         stability=stability,
         compile_mode=inputs.compile_mode,
+        gradient_checkpointing=inputs.gradient_checkpointing,
     )
     facts = {
         "model": inputs.model_name,
         "model_fingerprint": model_fingerprint(inputs.model_name),
         "data_source": inputs.data_source,
+        "validation_data_source": inputs.validation_source,
+        "documents": str(inputs.documents),
         "checkpoint_path": str(inputs.checkpoint_path) if inputs.checkpoint_path else None,
-        "checkpoint_fingerprint": file_fingerprint(inputs.checkpoint_path) if inputs.checkpoint_path else None,
+        "checkpoint_fingerprint": checkpoint_fingerprint(inputs.checkpoint_path) if inputs.checkpoint_path else None,
         "corpus": {
             "fingerprint": corpus.fingerprint,
+            "validation_fingerprint": corpus.validation.fingerprint if corpus.validation else None,
+            "documents": inputs.text.documents,
+            "separator": None if end_id is None else tokenizer.id_to_token(end_id),
             "train_tokens": len(corpus.train),
             "val_tokens": len(corpus.val),
             "vocab_size": corpus.vocab_size,
@@ -146,21 +203,17 @@ def load_inputs(
 
 
 def check_fit(loaded: Loaded, configs: list[TrialConfig]) -> None:
-    """Raise UserError when a configuration asks for longer blocks than model or corpus have, or weights do not fit."""
+    """Raise UserError when a configuration asks for longer blocks than model or corpus have, or for adapters of layers
+    that the model lacks, or weights do not fit."""
+    from trainable.model.lora import find_targets
     from trainable.run import start_run
 
-    longest = max(configs, key=lambda config: config.block_size)
-    start_run(replace(loaded.spec, compile_mode="off"), longest)
+    longest = replace(max(configs, key=lambda config: config.block_size), use_lora=False)
+    model = start_run(replace(loaded.spec, compile_mode="off"), longest).model
+    for targets in sorted({config.lora_targets for config in configs if config.use_lora}):
+        find_targets(model, targets)
 
 
 def _checked_model_name(name: str) -> str:
     check_model_name(name)
-    path = Path(name).expanduser()
-    return str(path.absolute()) if path.is_dir() else name
-
-
-def _check_text(files: tuple[Path, ...]) -> None:
-    # Reading it all here costs a tenth of what tokenizing costs, and a bad byte is named before torch is loaded.
-    text_fingerprint(list(files))
-    for _ in iter_chunks(list(files)):
-        pass
+    return name if name in SHIPPED else str(model_folder(name) or name)

@@ -1,29 +1,29 @@
 """A study fully decided and checked, before anything is written: from variables to a Plan."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from results.study.folder import Study, check_study_name, new_study_name, open_study, studies_dir, study_exists
+from results.study.planned_run import PlannedRun
 from search.cluster.connection import check_port
+from search.cluster.nodes import Node
 from search.cluster.study_storage import remove_probe, write_probe
 from search.options import Options
 from search.setup.inputs import Inputs, Loaded, check_fit, check_inputs, load_inputs
 from search.setup.settings import Settings, read_settings
 from search.terminal.console import Preparing
-from search.trackers.trackers import Mirrors, read_mirrors
+from search.trackers.trackers import Mirrors, check_mirrors, read_mirrors
 from search.tune.concurrency_probe import best_concurrency, concurrency_words
-from search.tune.resources import cluster_share
-from search.tune.warm_start import WarmStart, lessons_from
-from spaces.overrides import with_overrides
+from search.tune.history import WarmStart
+from search.tune.resources import Slots, slots_on
+from search.tune.warm_start import warm_start_from
+from spaces.overrides import widening_words, with_overrides
 from spaces.read.load import load_space
 from spaces.space import SearchSpace
 from trainable.config import BASELINES, TrialConfig
 from trainable.stability import make_rules
-
-if TYPE_CHECKING:
-    from search.tune.engine import Slots
 
 DEFAULT_SPACE = "plateau"
 
@@ -39,13 +39,13 @@ class Plan:
     settings: Settings
     inputs: Inputs
     loaded: Loaded
-    slots: "Slots"
+    slots: Slots
     configs: Sequence[TrialConfig] | None
     """The trials where the space does not propose them."""
     largest: TrialConfig
     """A configuration with the longest block and the largest batch that can come."""
     mirrors: Mirrors
-    lessons: WarmStart | None
+    warm_start: WarmStart | None
     """What another study teaches this one."""
     notes: Sequence[str]
     """What the person should know of how their variables were read."""
@@ -82,6 +82,7 @@ def plan_study(
     if options.address not in (None, "auto"):
         check_port(str(options.address), str(options.address))
     mirrors = read_mirrors(options)
+    check_mirrors(mirrors, progress, new_study=name)
     configs = baseline_configs(space, settings) if kind == "baseline" else None
     inputs = check_inputs(options, progress=progress)
     loaded = load_inputs(
@@ -96,8 +97,8 @@ def plan_study(
     )
     largest = largest_planned(space, configs)
     progress("checking that model, text and space fit together", 0.0)
-    check_fit(loaded, configs or [space.baseline, largest])
-    lessons = lessons_from(warm_start, space, loaded.facts) if warm_start else None
+    check_fit(loaded, configs or [space.baseline, largest, *_with_lora(space)])
+    told = warm_start_from(warm_start, space, loaded.facts) if warm_start else None
     return Plan(
         kind=kind,
         name=name,
@@ -109,22 +110,23 @@ def plan_study(
         configs=configs,
         largest=largest,
         mirrors=mirrors,
-        lessons=lessons,
+        warm_start=told,
         notes=[
             *notes,
-            *([lessons.words] if lessons else []),
+            *widening_words(file, space),
+            *([told.words] if told else []),
             *([loaded.cluster.words] if loaded.cluster else []),
         ],
     )
 
 
 def _source(name: str | None) -> Study | None:
-    return open_study(name, but_kind="train") if name else None
+    return open_study(name) if name else None
 
 
 def largest_planned(space: SearchSpace, configs: Sequence[TrialConfig] | None) -> TrialConfig:
     """Return the largest of the listed trials, or where there is no list the largest that the space can propose."""
-    return max(configs, key=lambda config: config.tokens_per_step) if configs else largest_config(space)
+    return max(configs, key=lambda one: (one.tokens_per_step, not one.use_lora)) if configs else largest_config(space)
 
 
 def largest_config(space: SearchSpace) -> TrialConfig:
@@ -132,9 +134,21 @@ def largest_config(space: SearchSpace) -> TrialConfig:
     values: dict[str, Any] = {
         parameter.name: max(parameter.domain.examples())
         for parameter in space.parameters
-        if parameter.name in ("batch_size", "block_size")
+        if parameter.name in ("batch_size", "block_size", "lora_rank")
     }
+    lora = space.domain("use_lora")
+    if lora is not None and False in lora.examples():
+        values["use_lora"] = False  # gradients and moments of every weight
     return replace(space.baseline, **values)
+
+
+def _with_lora(space: SearchSpace) -> list[TrialConfig]:
+    """Return a configuration for each of the LORA_TARGETS that the space can propose."""
+    use, targets = space.domain("use_lora"), space.domain("lora_targets")
+    if True not in (use.examples() if use else [space.baseline.use_lora]):
+        return []
+    names = targets.examples() if targets else [space.baseline.lora_targets]
+    return [replace(space.baseline, use_lora=True, lora_targets=str(name)) for name in names]
 
 
 def baseline_configs(space: SearchSpace, settings: Settings) -> list[TrialConfig]:
@@ -144,6 +158,14 @@ def baseline_configs(space: SearchSpace, settings: Settings) -> list[TrialConfig
         compared = settings.compare, BASELINES[settings.compare]
         configs.append(with_overrides(space, baseline=compared).baseline)
     return configs
+
+
+def baseline_runs(configs: Sequence[TrialConfig]) -> list[PlannedRun]:
+    """Return the runs of `make baseline`; the first is the baseline."""
+    return [
+        PlannedRun(trial_id=number, config=config, purpose="baseline", is_baseline=number == 0)
+        for number, config in enumerate(configs)
+    ]
 
 
 def study_name(options: Options, stem: str) -> str:
@@ -157,27 +179,14 @@ def study_name(options: Options, stem: str) -> str:
     return name
 
 
-def slots_for(loaded: Loaded, options: Options, config: TrialConfig, progress: Preparing) -> "Slots":
+def slots_for(loaded: Loaded, options: Options, config: TrialConfig, progress: Preparing) -> Slots:
     """Return how many trials run at once on the device that was loaded; `config` is what CONCURRENCY=auto measures."""
-    from search.tune.engine import Slots, device_slots
-    from trainable.device.device import cpu_cores
+    from trainable.device.device import cpu_cores, memory_bytes
 
-    concurrency, gpu_frac, storage = options.concurrency, options.gpu_fraction, options.storage
-    info = loaded.device_info
-    times_s = {
-        "checkpoint_interval_s": float(options.checkpoint_interval_s),
-        "evaluation_timeout_s": float(options.evaluation_timeout_s),
-    }
-    if loaded.cluster is not None:
-        assert concurrency != "auto"
-        share = cluster_share(loaded.cluster.nodes, info.type, concurrency=concurrency, gpu_frac=gpu_frac)
-        slots = Slots(**asdict(share), address=loaded.cluster.address, device=info.type, storage=storage)
-        return replace(slots, **times_s)  # type: ignore[arg-type]
-    if storage is not None:
-        remove_probe(storage, write_probe(storage)[0])
+    info, concurrency = loaded.device_info, options.concurrency
+    if loaded.cluster is None and options.storage is not None:
+        remove_probe(options.storage, write_probe(options.storage)[0])
     if concurrency == "auto":
-        from trainable.device.device import memory_bytes
-
         concurrency, tried = best_concurrency(
             loaded.spec,
             config,
@@ -188,7 +197,18 @@ def slots_for(loaded: Loaded, options: Options, config: TrialConfig, progress: P
             progress=progress,
         )
         progress(concurrency_words(tried, concurrency), 1.0)
-    slots = device_slots(
-        info.type, device_count=info.count, cores=cpu_cores(), concurrency=concurrency, gpu_frac=gpu_frac
+    here = Node(name="this machine", cpus=cpu_cores(), gpus=info.count if info.type == "cuda" else 0, is_ours=True)
+    slots = slots_on(
+        loaded.cluster.nodes if loaded.cluster else [here],
+        info.type,
+        concurrency=concurrency,
+        gpu_frac=options.gpu_fraction,
     )
-    return replace(slots, storage=storage, **times_s)  # type: ignore[arg-type]
+    return replace(
+        slots,
+        address=loaded.cluster.address if loaded.cluster else None,
+        device=info.type if loaded.cluster else None,
+        storage=options.storage,
+        checkpoint_interval_s=float(options.checkpoint_interval_s),
+        evaluation_timeout_s=float(options.evaluation_timeout_s),
+    )

@@ -18,7 +18,7 @@ from search.terminal.console import Terminal
 from trainable.config import TrialConfig
 
 if TYPE_CHECKING:
-    from search.tune.engine import Slots
+    from search.tune.resources import Slots
     from trainable.checkpoint.checkpoint import Checkpoint
     from trainable.preflight.check_result import Check
     from trainable.preflight.disk import CheckpointRoom

@@ -14,6 +14,7 @@ from search.setup.plan import slots_for
 from search.terminal.console import Preparing, Terminal
 from search.tune.run_trials import run_trials
 from trainable.config import TrialConfig, config_from
+from trainable.data.documents import parse_documents
 from trainable.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 
     from ray.tune import Callback
 
-    from search.tune.engine import Slots
+    from search.terminal.live_view import StudyView
+    from search.tune.resources import Slots
     from search.tune.workload import Workload
 
 
@@ -50,7 +52,7 @@ def reopen(study: Study, options: Options, progress: Preparing) -> Reopened:
     """
     document = study.document()
     opened = load_like(document, options, progress, baseline=config_from(document["baseline"]))
-    found = _differences(document, opened.loaded.facts)
+    found = differences_of_inputs(document, opened.loaded.facts)
     if found:
         raise UserError(
             f"study {study.name}: {'; '.join(found)}. Its losses would not compare with new ones. Restore what has "
@@ -61,7 +63,8 @@ def reopen(study: Study, options: Options, progress: Preparing) -> Reopened:
     return replace(opened, study=study)
 
 
-def _differences(document: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
+def differences_of_inputs(document: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
+    """Return in words how text, model or checkpoint differ from what the study was run on; none where they do not."""
     found = []
     if document["corpus"]["fingerprint"] != facts["corpus"]["fingerprint"]:
         then, now = document["corpus"], facts["corpus"]
@@ -90,9 +93,12 @@ def _named(facts: Mapping[str, Any], name: str, fingerprint: str) -> str:
 def with_inputs_of(document: Mapping[str, Any], options: Options) -> Options:
     """Return the options with the study's own model, text and checkpoint where they name none."""
     source, checkpoint = document.get("data_source"), document.get("checkpoint_path")
+    held_out, documents = document.get("validation_data_source"), document.get("documents")
     own = {
         "gpt2_model_name": options.gpt2_model_name or document.get("model"),
         "training_data_source": options.training_data_source or (Path(source) if source else None),
+        "validation_data_source": options.validation_data_source or (Path(held_out) if held_out else None),
+        "documents": options.documents or (parse_documents(documents) if documents else None),
         "checkpoint_path": options.checkpoint_path or (Path(checkpoint) if checkpoint else None),
     }
     return options.model_copy(update=own)
@@ -131,7 +137,7 @@ def run_more(
     ledger: Ledger,
     *,
     lines: "Sequence[str]" = (),
-    callbacks: "Callable[[], Sequence[Callback]]" = list,
+    callbacks: "Callable[[StudyView], Sequence[Callback]] | None" = None,
 ) -> int | None:
     """Run more trials into the study; return the exit code of an interruption, or None."""
     return run_trials(

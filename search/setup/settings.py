@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from results.ranking import best_trial
-from results.study.folder import open_study
 from search.options import Options
+from search.setup.baseline_sources import read_baseline
 from spaces.overrides import with_overrides
 from spaces.read.load import space_from_toml
+from spaces.read.space_files import find_space_file, read_space_text, shown_path
 from spaces.space import SearchSpace
-from trainable.config import BASELINES, HYPERPARAMETERS, TrialConfig, config_from
+from trainable.config import HYPERPARAMETERS, TrialConfig, config_from
 from trainable.errors import UserError
 
 DIFFERENCES_SHOWN = 6
@@ -63,28 +63,17 @@ def read_settings(options: Options, *, compare: str | None = None) -> tuple[Sett
     pinned = [f"{_env(name)}={value}" for name, value in pins.items() if name != "seed"]
     if pinned:
         notes.append(f"pinned by your environment, for the baseline too: {', '.join(pinned)}")
+    baseline = read_baseline(options.baseline) if options.baseline else None
+    if baseline is not None:
+        notes += baseline.notes
     settings = Settings(
         trials=options.trials,
         budget_tokens=options.budget_tokens,
         pins=pins,
-        baseline=_baseline(options),
+        baseline=(baseline.name, baseline.config) if baseline else None,
         compare=compare,
     )
     return settings, notes
-
-
-def _baseline(options: Options) -> tuple[str, TrialConfig] | None:
-    """Return the baseline that BASELINE names: the story's, or a study's best configuration."""
-    name = options.baseline
-    if name is None:
-        return None
-    if name in BASELINES:
-        return name, BASELINES[name]
-    study = open_study(name, but_kind="train")
-    best = best_trial(study.trials())
-    if best is None:
-        raise UserError(f"BASELINE={name}: study {study.name} has no completed trial. Name another study.")
-    return f"{study.name} trial {best['trial_id']}", config_from(best)
 
 
 def planned_space(document: Mapping[str, Any], where: str) -> tuple[SearchSpace, Settings]:
@@ -95,7 +84,7 @@ def planned_space(document: Mapping[str, Any], where: str) -> tuple[SearchSpace,
     try:
         settings = Settings.from_json(document["settings"])
         toml, name, path = (document["space"][key] for key in ("toml", "name", "path"))
-        space = settings.applied_to(space_from_toml(toml, name=name, path=path), document["kind"])
+        space = settings.applied_to(space_from_toml(toml, name=name, path=shown_path(Path(path))), document["kind"])
         as_run = config_from(document["baseline"]), document["evaluation"]["milestones_tokens"]
     except (KeyError, TypeError, AttributeError):
         raise UserError(f"{where} does not say how the study was planned. Start a new one.") from None
@@ -114,18 +103,36 @@ def differences(document: Mapping[str, Any], settings: Settings, options: Option
             found.append(f"{_env(name)} is {value}, was {'searched or not set' if then is None else then}")
     if asked.baseline is not None and asked.baseline != settings.baseline:
         found.append(f"BASELINE is {asked.baseline[0]}, was {document['baseline']['name']}")
-    space = options.space
-    if space is not None and space not in (document["space"]["name"], document["space"]["path"]):
-        found.append(f"SPACE is {space}, was {document['space']['name']}")
+    then = document["space"]
+    file = _space_file(document, options)
+    if file != Path(then["path"]).resolve() and _text_of(file) != then["toml"]:
+        found.append(f"SPACE is {options.space}, was {then['name']}")
     return found
 
 
-def space_file_differences(document: Mapping[str, Any]) -> list[str]:
-    """Return the lines in which the space's file has changed since, at most six; none where it is gone."""
-    path = Path(document["space"]["path"])
+def _space_file(document: Mapping[str, Any], options: Options) -> Path:
+    """Return the file that SPACE names now, however its path is written; without SPACE the study's own."""
+    then = document["space"]
+    if options.space is None:
+        return Path(then["path"]).resolve()
     try:
-        now = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
+        return find_space_file(options.space).resolve()
+    except UserError:
+        # Moved away since, which does not matter: the study has its text. A name means the study's own then.
+        return Path(then["path"] if options.space == then["name"] else options.space).expanduser().resolve()
+
+
+def _text_of(file: Path) -> str | None:
+    try:
+        return read_space_text(file)
+    except UserError:
+        return None
+
+
+def space_file_differences(document: Mapping[str, Any], options: Options) -> list[str]:
+    """Return the lines in which the space's file has changed since, at most six; none where it is gone."""
+    now = _text_of(_space_file(document, options))
+    if now is None:
         return []
     then = document["space"]["toml"]
     lines = difflib.unified_diff(then.splitlines(), now.splitlines(), n=0, lineterm="")

@@ -28,14 +28,13 @@ def study_document(
     trials_planned: int,
 ) -> dict[str, Any]:
     """Return the document of a new study; kind is "search" or "baseline"."""
-    path = Path(space.path)
     document = common_document(name, kind, loaded=loaded)
     document.update(
         space={
             "name": space.name,
-            "path": space.path,
+            "path": str(Path(space.path).resolve()),
             "description": space.description,
-            "toml": path.read_text(encoding="utf-8") if path.is_file() else None,
+            "toml": space.toml,
         },
         budget_tokens=space.budget_tokens,
         rung_tokens=list(space.rung_tokens()),

@@ -1,7 +1,7 @@
 """What a person sees while a study runs: a live screen in a terminal, plain lines elsewhere and in search.log."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from results.ranking import baseline_trial, leaderboard
+from results.ranking import baseline_trial, leaderboard, ranked_trials
 from results.study.folder import Study
 from results.study.ledger import Ledger
 from results.words import (
@@ -21,11 +21,13 @@ from results.words import (
     difference_words,
     duration_words,
     loss_words,
+    run_words,
     schedule_words,
     shape_words,
     token_words,
+    trial_loss_words,
 )
-from trainable.rows import ENDINGS
+from trainable.rows import ENDINGS, RANKED_PURPOSES
 
 LEADERS_SHOWN = 6
 ENDINGS_SHOWN = 4
@@ -50,11 +52,15 @@ class StudyView:
     _tokens_before: int = 0
     """What earlier processes of a resumed study trained."""
     _progress_line_at: float = field(default_factory=time.monotonic)
+    _includes: Callable[[dict[str, Any]], bool] = lambda row: row["purpose"] == "search"
+    """Whether a row is one of the runs that are shown: a confirmation is not drawn among the search's trials."""
+    _full_length: bool = False
+    _noun: str = "trials"
     _live: Live | None = None
 
     def __enter__(self) -> "StudyView":
         self._started_at = self._progress_line_at = time.monotonic()
-        self._tokens_before = sum(row["tokens_seen"] for row in self.ledger.trials())
+        self._tokens_before = sum(row["tokens_seen"] for row in self._rows())
         if self.console.is_terminal:
             self._live = Live(
                 get_renderable=self.render, console=self.console, refresh_per_second=2, transient=True, screen=False
@@ -67,12 +73,20 @@ class StudyView:
             self._live.stop()
             self._live = None
 
+    def follow(self, includes: Callable[[dict[str, Any]], bool], *, noun: str, planned: int, full_length: bool) -> None:
+        """Show these trials or runs, so many of them in all; full_length: none of them is stopped at a rung."""
+        self._includes, self._noun, self.trials_planned, self._full_length = includes, noun, planned, full_length
+        self._tokens_before = sum(row["tokens_seen"] for row in self._rows())
+
+    def _rows(self) -> list[dict[str, Any]]:
+        return [row for row in self.ledger.trials() if self._includes(row)]
+
     def refresh(self) -> None:
         """Note that something changed; prints a progress line now and then where there is no live screen."""
         now = time.monotonic()
         if self._live is None and now - self._progress_line_at >= PROGRESS_LINE_INTERVAL_S:
             self._progress_line_at = now
-            self.say(self._progress_words(self.ledger.trials()))
+            self.say(self._progress_words(self._rows()))
 
     def trial_ended(self, trial_id: int, *, note: str) -> None:
         """Tell of a trial's ending."""
@@ -98,14 +112,15 @@ class StudyView:
 
     def render(self) -> RenderableType:
         """Return the live screen."""
-        trials = self.ledger.trials()
+        trials = self._rows()
         ended = [row for row in trials if row["status"] in ENDINGS]
         head = Table.grid(padding=(0, 1))
         bar = ProgressBar(total=max(1, self.trials_planned), completed=len(ended), width=12)
         head.add_row(bar, self._progress_words(trials))
         name = Text("study ") + Text(self.study.name, style="bold")
-        parts: list[RenderableType] = [name, head, _running_table(trials, self.budget_tokens)]
-        board = leaderboard_table(trials, limit=LEADERS_SHOWN, statuses=("completed", "stopped"))
+        parts: list[RenderableType] = [name, head, _running_table(trials, self._baseline_id(), self.budget_tokens)]
+        # Runs that confirm or attribute are no contest.
+        board = leaderboard_table(ranked_trials(trials), limit=LEADERS_SHOWN, statuses=("completed", "stopped"))
         if board.row_count:
             parts.append(board)
         if self.notes:
@@ -113,6 +128,10 @@ class StudyView:
             lines = [Text(line, style="dim", overflow="fold") for _, line in reversed(self.notes)]
             parts.append(Group(*lines[:ENDINGS_SHOWN]))
         return Group(*parts)
+
+    def _baseline_id(self) -> int | None:
+        baseline = baseline_trial(self.ledger.trials())
+        return baseline["trial_id"] if baseline else None
 
     def _progress_words(self, trials: Sequence[dict[str, Any]]) -> str:
         elapsed_s = time.monotonic() - self._started_at
@@ -124,10 +143,11 @@ class StudyView:
             budget_tokens=self.budget_tokens,
             elapsed_s=elapsed_s,
             tokens_before=self._tokens_before,
+            full_length=self._full_length,
         )
         left = f"about {duration_words(left_s)} left" if left_s is not None else "estimating the time left"
         return (
-            f"{len(ended)}/{self.trials_planned} trials, {token_words(spent_tokens)} tokens, "
+            f"{len(ended)}/{self.trials_planned} {self._noun}, {token_words(spent_tokens)} tokens, "
             f"{duration_words(elapsed_s)} so far, {left}"
         )
 
@@ -139,6 +159,7 @@ def time_left_s(
     budget_tokens: int,
     elapsed_s: float,
     tokens_before: int = 0,
+    full_length: bool = False,
 ) -> float | None:
     """Return a guess of the seconds left: the trials to come take as many tokens as those that ended did on average.
 
@@ -150,7 +171,7 @@ def time_left_s(
         return None
     ended = [row["tokens_seen"] for row in trials if row["status"] in ENDINGS and not row["is_baseline"]]
     # Before any ending is known half of the full budget stands in: most trials are stopped at the first rungs.
-    usual_tokens = sum(ended) / len(ended) if ended else budget_tokens / 2
+    usual_tokens = sum(ended) / len(ended) if ended else budget_tokens / (1 if full_length else 2)
     left_tokens = (trials_planned - len(trials)) * usual_tokens
     for row in trials:
         if row["status"] not in ENDINGS:
@@ -165,11 +186,12 @@ def ending_words(row: dict[str, Any], baseline: dict[str, Any] | None, *, budget
     config = config_words(row)
     share = f"{row['tokens_seen'] / budget_tokens:.0%} of the budget"
     loss = f"val loss {loss_words(row['val_loss'])}"
-    name = "baseline" if row["is_baseline"] else f"trial {row['trial_id']}"
+    name = run_words(row, baseline["trial_id"] if baseline else None)
+    is_compared = row["purpose"] in RANKED_PURPOSES and not row["is_baseline"]
     match row["status"]:
         case "completed":
             against = ""
-            if baseline is not None and not row["is_baseline"] and baseline["status"] == "completed":
+            if baseline is not None and is_compared and baseline["status"] == "completed":
                 against = f" ({difference_words(row['val_loss'] - baseline['val_loss'])} against the baseline)"
             return f"{name} completed: {loss}{against}; {config}"
         case "stopped":
@@ -199,7 +221,7 @@ def leaderboard_table(trials: Sequence[dict[str, Any]], *, limit: int, statuses:
         comparable = base_loss is not None and row["status"] == "completed" and not row["is_baseline"]
         table.add_row(
             "baseline" if row["is_baseline"] else f"{row['trial_id']}",
-            loss_words(row["val_loss"]),
+            trial_loss_words(row),
             difference_words(row["val_loss"] - base_loss) if comparable else "",
             token_words(row["tokens_seen"]),
             shape_words(row),
@@ -211,11 +233,11 @@ def leaderboard_table(trials: Sequence[dict[str, Any]], *, limit: int, statuses:
     return table
 
 
-def _running_table(trials: Sequence[dict[str, Any]], budget_tokens: int) -> Table:
+def _running_table(trials: Sequence[dict[str, Any]], baseline_id: int | None, budget_tokens: int) -> Table:
     table = Table.grid(padding=(0, 1))
     running = [row for row in trials if row["status"] == "running"]
     for row in running[:RUNNING_SHOWN]:
-        name = "baseline" if row["is_baseline"] else f"trial {row['trial_id']}"
+        name = run_words(row, baseline_id)
         bar = ProgressBar(total=budget_tokens, completed=row["tokens_seen"], width=10)
         speed = f"{token_words(row['tokens_per_s'])} tokens/s" if row["tokens_per_s"] else "starting"
         config = f"{shape_words(row)}, LR {row['learning_rate']:.2e}, {schedule_words(row)}"

@@ -5,16 +5,20 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from results.ranking import leaderboard
+from results.confirmation.attempt import Attempt
+from results.confirmation.confirmation_file import load_attempts
+from results.ranking import leaderboard, ranked_trials
 from results.study.atomic import storage_error_words
 from results.study.folder import Study
 from results.study.ledger import Ledger
+from results.winner import find_winner
 from search.terminal.live_view import StudyView
 from trainable.run import RunSpec
 
@@ -30,6 +34,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 import ray
 from ray import tune
 from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
+from ray.tune.experiment import Trial
 
 from search.cluster.connection import THREADS_THAT_YIELD, connect
 from search.cluster.node_watch import MirrorTables, NodeWatch
@@ -40,6 +45,7 @@ from search.tune.asha import TokenASHA
 from search.tune.oom_kills import oom_kills
 from search.tune.optuna_searcher import OBJECTIVE
 from search.tune.recorder import StudyRecorder
+from search.tune.resources import Slots
 from search.tune.workload import Workload
 from trainable.checkpoint.checkpoint_store import CheckpointStore
 from trainable.data.node_cache import SharedInputs, share_inputs
@@ -48,47 +54,13 @@ from trainable.errors import UserError
 from trainable.ray_trainable import SearchTrial
 
 INTERRUPTED, TERMINATED = 130, 143
+LEAVE = "leave"
+"""A file in Ray's folder of the study: it asks the running trials to save."""
+LEAVE_PATIENCE_S = 20.0
 CLUSTER_FAILURES = 2
 """One more than on a single machine, so that losing its node does not end a trial that has failed by itself once."""
 KEPT_CHECKPOINTS = 3
 """Final checkpoints of so many best completed trials are kept, and the baseline's."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Slots:
-    """How many trials run at the same time, what each gets, and how each is kept."""
-
-    count: int
-    threads: int
-    """CPU threads of one trial."""
-    gpu_frac: float
-    """Share of a GPU of one trial; 0 on a CPU and on MPS, which Ray need not count."""
-    checkpoint_interval_s: float = 60.0
-    """A running trial is saved at the first evaluation after so many active seconds."""
-    address: str | None = None
-    """Of an existing Ray cluster; None starts one on this machine."""
-    device: str | None = None
-    """What a cluster's workers train on; None where that is the RunSpec's."""
-    storage: str | None = None
-    """A folder or URI that holds checkpoints and a mirror of the tables; None keeps them in the study."""
-    evaluation_timeout_s: float = 3600.0
-    """A trial without an evaluation for so long, and for ten times what its first steps promise, is hung."""
-
-    @property
-    def count_here(self) -> int:
-        """How many trials share this machine's memory; with a cluster, whose nodes' it is not, one is looked at."""
-        return self.count if self.address is None else 1
-
-
-def device_slots(device_type: str, *, device_count: int, cores: int, concurrency: int | None, gpu_frac: float) -> Slots:
-    """Return the slots of a device: one single-threaded trial a core, one (or 1/gpu_frac) a GPU, one on MPS."""
-    if device_type == "cuda":
-        count = concurrency or max(1, int(device_count / gpu_frac))
-        return Slots(count=count, threads=max(1, cores // count), gpu_frac=min(gpu_frac, device_count / count))
-    if device_type == "mps":
-        return Slots(count=concurrency or 1, threads=max(1, cores // (concurrency or 1)), gpu_frac=0)
-    count = concurrency or cores
-    return Slots(count=count, threads=max(1, cores // count), gpu_frac=0)
 
 
 def run_study(
@@ -109,19 +81,22 @@ def run_study(
     """
     if slots.storage:
         check_unheld(study, slots.storage)
-    scheduler = TokenASHA(rung_tokens=work.rung_tokens, reduction_factor=work.reduction_factor)
-    scheduler.replay(work.known)
+    log = work.searcher.log
+    attempts = load_attempts(study)
+    find_winner(ledger.trials(), attempts)  # refuses, before Ray starts, a confirmation of trials that are gone
     root, pruned = checkpoint_root(study, slots.storage), set[int]()
     recorder = StudyRecorder(
         ledger,
-        scheduler,
+        log,
         view,
         checkpoints_of=lambda trial_id: CheckpointStore(root=root, trial_id=trial_id),
-        on_completed=lambda _: prune_checkpoints(root, ledger, pruned),
-        on_out_of_memory=work.searcher.avoid,
+        planned_run=work.planned_run,
+        on_completed=lambda _: prune_checkpoints(root, ledger, attempts, pruned),
         evaluation_timeout_s=slots.evaluation_timeout_s,
         oom_kills=oom_kills,
     )
+    # A verdict may have come right before the last process died.
+    recorder.end_late_stops()
     scratch = study.path / "ray"
     mirror = TableMirror(study, slots.storage, view.say) if slots.storage else None
     followers: list[Callback] = [MirrorTables(mirror)] if mirror else []
@@ -130,15 +105,17 @@ def run_study(
         metric=OBJECTIVE,
         mode="min",
         search_alg=work.searcher,
-        scheduler=scheduler,
+        scheduler=TokenASHA(log),
         num_samples=work.trials_count,
         max_concurrent_trials=slots.count,
         # A trial that gets the worker of a node just lost would fail for good: Tune retries none that is being reset.
         reuse_actors=slots.address is None,
-        trial_name_creator=lambda trial: f"trial_{trial.trial_id}",
+        trial_name_creator=lambda trial: f"trial_{trial.config['trial_id']}",
         trial_dirname_creator=lambda trial: f"trial_{trial.trial_id}",
     )
-    leave = StopOnSignal(interrupts, recorder)
+    leave_path = scratch / LEAVE if slots.address is None else None
+    (scratch / LEAVE).unlink(missing_ok=True)
+    leave = StopOnSignal(interrupts, recorder, leave_path, say=view.say)
     try:
         _start_ray(slots)
         shared = _shared_inputs(spec, slots)
@@ -160,12 +137,14 @@ def run_study(
         recorder.interrupt()
         ray.shutdown(wait_for_processes=True)
         shutil.rmtree(scratch, ignore_errors=True)
-        prune_checkpoints(root, ledger, pruned)
+        prune_checkpoints(root, ledger, attempts, pruned)
         if mirror is not None:
             mirror.close()
         # A worker that was killed while it saved.
         for unfinished in study.path.glob("checkpoints/*/.*.tmp"):
             unfinished.unlink(missing_ok=True)
+    if work.searcher.exhausted:
+        view.say("the search is over: every configuration that is left was run, or is as large as one out of memory")
     if recorder.storage_error is not None:
         words = storage_error_words(recorder.storage_error, study.path)
         raise UserError(f"{words}. Then go on with: make resume STUDY={study.name}")
@@ -174,20 +153,44 @@ def run_study(
 class StopOnSignal(Callback):  # type: ignore[misc]
     """Leaves fit() between two of its rounds once a signal came or the study cannot be written any more.
 
-    Ray's own way out waits for the trials' step().
+    Ray's own way out waits for the trials' step(). Each running trial is asked to save before, by a file that it looks
+    for after each step, and waited for as long as a step and a save may take.
     """
 
-    def __init__(self, interrupts: Interrupts, recorder: StudyRecorder) -> None:
+    def __init__(
+        self, interrupts: Interrupts, recorder: StudyRecorder, leave_path: Path | None, *, say: Callable[[str], None]
+    ) -> None:
         self._interrupts = interrupts
         self._recorder = recorder
+        self._leave_path = leave_path
+        self._say = say
+        self._asked_at: float | None = None
+        self._saved: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         """Return nothing: Ray pickles callbacks for a restore that studies never use."""
         return {}
 
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Note who has saved because it was asked to."""
+        if result["left"]:
+            self._saved.add(trial.trial_id)
+
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Raise KeyboardInterrupt: fit() cleans up, slowly, after an Exception alone."""
-        if self._interrupts.code is not None or self._recorder.storage_error is not None:
+        if self._recorder.storage_error is not None:
+            raise KeyboardInterrupt
+        if self._interrupts.code is None:
+            return
+        running = {trial.trial_id for trial in trials if trial.status == Trial.RUNNING}
+        if self._asked_at is None and self._leave_path is not None and running:
+            self._asked_at = time.monotonic()
+            self._leave_path.parent.mkdir(parents=True, exist_ok=True)
+            self._leave_path.touch()
+            self._say(f"saving {len(running)} running trial{'s' if len(running) > 1 else ''} ...")
+        if self._asked_at is None or running <= self._saved or time.monotonic() - self._asked_at > LEAVE_PATIENCE_S:
             raise KeyboardInterrupt
 
 
@@ -196,20 +199,27 @@ def checkpoint_root(study: Study, storage: str | None) -> str:
     return below(storage, study.name, CHECKPOINTS) if storage else str(study.path / CHECKPOINTS)
 
 
-def prune_checkpoints(root: str, ledger: Ledger, gone: set[int] | None = None) -> None:
-    """Delete the checkpoints below `root` of ended trials but the last ones of the best completed and the baseline.
+def prune_checkpoints(
+    root: str, ledger: Ledger, attempts: Sequence[Attempt] = (), gone: set[int] | None = None
+) -> None:
+    """Delete the checkpoints below `root` of ended runs but the last ones of those worth going on from.
+
+    These are the search's best, whoever won or is being confirmed, and the baseline. A run that confirms or attributes
+    is over when it has ended.
 
     gone: trials that have none any more, added to; a store far away is not asked about them again.
     """
     gone = set() if gone is None else gone
-    board = leaderboard(ledger.trials())
-    best = [row["trial_id"] for row in board if row["status"] == "completed"][:KEPT_CHECKPOINTS]
-    for row in board:
+    trials = ledger.trials()
+    board = leaderboard(ranked_trials(trials))
+    kept = {row["trial_id"] for row in [row for row in board if row["status"] == "completed"][:KEPT_CHECKPOINTS]}
+    kept |= find_winner(trials, attempts).kept_checkpoints
+    for row in trials:
         if row["status"] in ("running", "interrupted") or row["trial_id"] in gone:
             continue
         store = CheckpointStore(root=root, trial_id=row["trial_id"])
         with suppress(OSError):
-            if row["trial_id"] in best or row["is_baseline"]:
+            if row["trial_id"] in kept:
                 store.keep_newest()
             else:
                 store.delete()
@@ -259,6 +269,8 @@ def _tuner(
     scratch: Path,
 ) -> Tuner:
     shared: dict[str, Any] = {
+        # Workers on other nodes could not see it: there the last checkpoint of CHECKPOINT_INTERVAL_S counts.
+        "leave_path": scratch / LEAVE if slots.address is None else None,
         "spec": replace(spec, device=slots.device or spec.device),
         "shared_inputs": shared_inputs,
         "milestones_tokens": work.milestones_tokens,

@@ -1,39 +1,71 @@
-"""How many trials a cluster runs at the same time, worked out from its nodes. It asks no cluster."""
+"""How many trials run at the same time, and what each gets, worked out from the machines. It asks no Ray."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from search.cluster.nodes import Node
 
+SHARES_A_GPU = 10_000
+"""Ray counts a GPU in so many parts, and rounds: six shares of 0.1667 do not fit on one."""
+
 
 @dataclass(frozen=True, kw_only=True)
-class Share:
-    """How many trials a cluster runs at the same time, and what each gets."""
+class Slots:
+    """How many trials run at the same time, what each gets, and how each is kept."""
 
     count: int
     threads: int
+    """CPU threads of one trial."""
     gpu_frac: float
+    """Share of a GPU of one trial; 0 on a CPU and on MPS, which Ray need not count."""
+    checkpoint_interval_s: float = 60.0
+    """A running trial is saved at the first step after so many active seconds."""
+    address: str | None = None
+    """Of an existing Ray cluster; None starts one on this machine."""
+    device: str | None = None
+    """What a cluster's workers train on; None where that is the RunSpec's."""
+    storage: str | None = None
+    """A folder or URI that holds checkpoints and a mirror of the tables; None keeps them in the study."""
+    evaluation_timeout_s: float = 3600.0
+    """A trial without an evaluation for so long, and for ten times what its first steps promise, is hung."""
+
+    @property
+    def count_here(self) -> int:
+        """How many trials share this machine's memory; with a cluster, whose nodes' it is not, one is looked at."""
+        return self.count if self.address is None else 1
 
 
-def cluster_share(nodes: Sequence[Node], device_type: str, *, concurrency: int | None, gpu_frac: float) -> Share:
-    """Return the slots of a cluster; none spans two nodes, and there are never more than fit at once."""
+def slots_on(nodes: Sequence[Node], device_type: str, *, concurrency: int | None, gpu_frac: float) -> Slots:
+    """Return the slots of machines: one single-threaded trial a core, one (or 1/gpu_frac) a GPU, one on MPS.
+
+    concurrency asks for another number, and CPU threads and GPUs are shared out among so many. No trial spans two
+    machines or two GPUs, and there are never more than fit at once.
+    """
     if device_type == "cuda":
         nodes = [node for node in nodes if node.gpus]
-        if concurrency is not None:
-            # As many on a GPU as it takes.
-            gpu_frac = min(gpu_frac, 1 / -(-concurrency // sum(node.gpus for node in nodes)))
-        places = [int(node.gpus / gpu_frac + 1e-9) for node in nodes]
-        threads = max(1, min(node.cpus // count for node, count in zip(nodes, places, strict=True)))
-        fit = sum(min(count, node.cpus // threads) for node, count in zip(nodes, places, strict=True))
-        return Share(count=min(concurrency or fit, fit), threads=threads, gpu_frac=gpu_frac)
-    if device_type == "mps":
-        return Share(count=min(concurrency or len(nodes), len(nodes)), threads=min(n.cpus for n in nodes), gpu_frac=0)
-    threads = 1
-    if concurrency is not None:
-        largest = max(node.cpus for node in nodes)
-        threads = next(t for t in range(largest, 0, -1) if t == 1 or _fit(nodes, t) >= concurrency)
-    return Share(count=min(concurrency or _fit(nodes, threads), _fit(nodes, threads)), threads=threads, gpu_frac=0)
+    devices = [{"cuda": node.gpus, "mps": 1}.get(device_type, node.cpus) for node in nodes]
+    each = 1 if concurrency is None else math.ceil(concurrency / sum(devices))
+    if device_type == "cuda":
+        # Rounded down as Ray would round it up.
+        gpu_frac = math.floor(min(gpu_frac, 1 / each) * SHARES_A_GPU + 1e-6) / SHARES_A_GPU
+        each = int(1 / gpu_frac + 1e-9)
+    places = [each * count for count in devices]
+    threads = _threads(nodes, places, concurrency, spread=device_type == "cpu")
+    fit = sum(_fit(node, threads, room) for node, room in zip(nodes, places, strict=True))
+    return Slots(count=min(concurrency or fit, fit), threads=threads, gpu_frac=gpu_frac if device_type == "cuda" else 0)
 
 
-def _fit(nodes: Sequence[Node], threads: int) -> int:
-    return sum(node.cpus // threads for node in nodes)
+def _threads(nodes: Sequence[Node], places: Sequence[int], concurrency: int | None, *, spread: bool) -> int:
+    if not spread:
+        # Ray may put all that a node has room for on it.
+        most = (min(room, concurrency or room) for room in places)
+        return max(1, min(node.cpus // count for node, count in zip(nodes, most, strict=True)))
+    wanted = concurrency or sum(node.cpus for node in nodes)
+    largest = max(node.cpus for node in nodes)
+    return next((t for t in range(largest, 0, -1) if sum(node.cpus // t for node in nodes) >= wanted), 1)
+
+
+def _fit(node: Node, threads: int, room: int) -> int:
+    # Where Ray is started for the study alone it is told of as many CPUs as the trials ask for.
+    return room if node.is_ours and threads == 1 else min(room, node.cpus // threads)

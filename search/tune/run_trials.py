@@ -13,7 +13,7 @@ from trainable.rows import ENDINGS
 if TYPE_CHECKING:
     from ray.tune import Callback
 
-    from search.tune.engine import Slots
+    from search.tune.resources import Slots
     from search.tune.workload import Workload
     from trainable.run import RunSpec
 
@@ -28,7 +28,7 @@ def run_trials(
     budget_tokens: int,
     lines: Sequence[str],
     terminal: Terminal,
-    callbacks: "Callable[[], Sequence[Callback]]" = list,
+    callbacks: "Callable[[StudyView], Sequence[Callback]] | None" = None,
 ) -> int | None:
     """Run work into the study; return the exit code of an interruption, or None.
 
@@ -45,8 +45,13 @@ def run_trials(
         from search.tune.engine import run_study
 
         work = make_workload()
-        ended = sum(row["status"] in ENDINGS for row in ledger.trials())
-        view.trials_planned = ended + work.trials_count
+        ended = sum(row["status"] in ENDINGS for row in ledger.trials() if work.includes(row))
+        view.follow(
+            work.includes,
+            noun="trials" if work.is_ranked else "runs",
+            planned=ended + work.trials_count,
+            full_length=not work.searcher.log.rung_tokens,
+        )
         run_study(
             study,
             work,
@@ -55,6 +60,6 @@ def run_trials(
             ledger=ledger,
             view=view,
             interrupts=interrupts,
-            callbacks=callbacks(),
+            callbacks=callbacks(view) if callbacks else (),
         )
     return interrupts.code

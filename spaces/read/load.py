@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from spaces.protocol import Evaluation, Scheduler, Searcher
 from spaces.read.parameters import read_parameters, read_value
-from spaces.read.space_files import find_space_file, parse_toml, read_toml, shown_path
+from spaces.read.space_files import find_space_file, parse_toml, read_space_text, shown_path
 from spaces.read.toml_table import TOP_KEYS, Table, check_integers, shown
 from spaces.space import SearchSpace
 from spaces.warmup import WARMUP_FRAC
@@ -21,12 +22,12 @@ def load_space(name_or_path: str, *, directory: Path | None = None) -> SearchSpa
     Raises UserError, one line with file, table and key, for the first thing wrong with it.
     """
     path = find_space_file(name_or_path, directory)
-    return space_from_tables(read_toml(path), name=path.stem, path=shown_path(path))
+    return space_from_toml(read_space_text(path), name=path.stem, path=shown_path(path))
 
 
 def space_from_toml(text: str, *, name: str, path: str) -> SearchSpace:
     """Return the space that a file's text says. Raises UserError, one line that begins with `path`."""
-    return space_from_tables(parse_toml(text, path), name=name, path=path)
+    return replace(space_from_tables(parse_toml(text, path), name=name, path=path), toml=text)
 
 
 def space_from_tables(tables: Mapping[str, Any], *, name: str, path: str) -> SearchSpace:

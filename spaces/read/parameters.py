@@ -60,9 +60,9 @@ def _read_domain(table: Table, name: str) -> Domain:
     if kind == "choice":
         return _read_choice(table, name)
     value_type = float if name == WARMUP_FRAC else HYPERPARAMETERS[name].type
-    if (kind == "int") != (value_type is int) or value_type is str:
+    if (kind == "int") != (value_type is int) or value_type in (str, bool):
         ranges = "uniform or log_uniform" if value_type is float else "int"
-        fit = "choice" if value_type is str else f"choice, {ranges}"
+        fit = "choice" if value_type in (str, bool) else f"choice, {ranges}"
         raise table.error(f"cannot be searched by {kind}. Use {fit}.")
     low, high = (read_value(table, kind, name, value) for value in table.array(kind, length=2))
     if low >= high:

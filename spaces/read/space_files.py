@@ -65,8 +65,8 @@ def _named(path: Path) -> Path:
     return path
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """Return the tables of a TOML file. Raises UserError naming the file, and the line where there is one."""
+def read_space_text(path: Path) -> str:
+    """Return the text of a space file. Raises UserError naming the file, and the line where there is one."""
     where = shown_path(path)
     try:
         with path.open("rb") as file:
@@ -76,11 +76,10 @@ def read_toml(path: Path) -> dict[str, Any]:
     if len(data) > MAX_FILE_BYTES:
         raise UserError(f"{where} is larger than {MAX_FILE_BYTES} bytes: it is no space file.")
     try:
-        text = data.decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise UserError(f"{where}: line {line} is not UTF-8. Save the file as UTF-8.") from None
-    return parse_toml(text, where)
 
 
 def parse_toml(text: str, where: str) -> dict[str, Any]:

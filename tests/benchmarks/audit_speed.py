@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trainable.data.corpus import embedded_text
+from trainable.data.embedded_text import docstrings
 from trainable.data.tokens import train_tokenizer
 from trainable.text_audit.audit import audit
 from trainable.text_audit.audit_plot import plot_audit
@@ -27,8 +27,8 @@ PARAGRAPH_SENTENCES = 5
 
 
 def words_in_a_row(rng: np.random.Generator, count: int) -> list[str]:
-    """Return random walks over the embedded text's pairs of words: text that repeats itself as little as prose does."""
-    words = embedded_text().split()
+    """Return random walks over the pairs of words: text that repeats itself as little as prose does."""
+    words = docstrings().split()
     ids = {word: index for index, word in enumerate(dict.fromkeys(words))}
     walk = np.array([ids[word] for word in words])
     order = np.argsort(walk[:-1], kind="stable")

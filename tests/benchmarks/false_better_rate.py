@@ -8,12 +8,14 @@ the project's own plan and judgement; only the losses are drawn. Run it with
 
 import argparse
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+from scipy.special import stdtrit
 
-from results.confirmation.confirmation import Confirmation, ConfirmationRun, confirm, judge, plan_confirmation
+from results.confirmation.attempt import Attempt, judged, plan_attempt, planned_runs
+from results.confirmation.paired_t import ALPHA, attempt_alpha, judge
 from trainable.config import DOCUMENTED
 from trainable.rows import TrialStatus
 
@@ -68,8 +70,8 @@ EQUAL = (
 """Of none of these may the rate be above 5 %."""
 
 
-def simulate(rng: np.random.Generator, scenario: Scenario) -> tuple[list[dict[str, Any]], Confirmation]:
-    """Return the trials of one simulated search, the baseline being trial 0, and their confirmation.
+def simulate(rng: np.random.Generator, scenario: Scenario) -> tuple[list[dict[str, Any]], Attempt]:
+    """Return the trials of one simulated search, the baseline being trial 0, and its first confirmation.
 
     With a gain, trial 1 is the better one.
     """
@@ -80,22 +82,21 @@ def simulate(rng: np.random.Generator, scenario: Scenario) -> tuple[list[dict[st
         scale = scenario.candidate_scale if trial_id else 1.0
         return 4.5 + common + scale * RUN_SD * scenario.noise(rng) - (scenario.gain if trial_id == 1 else 0.0)
 
-    def row(trial_id: int, seed: int, **changes: Any) -> dict[str, Any]:
-        values = {**asdict(DOCUMENTED), "learning_rate": 1e-5 * (1 + trial_id), "seed": seed}
-        ending = {"status": "completed", "val_loss": loss(trial_id, seed), "rung": None}
-        return {"trial_id": trial_id, "is_baseline": trial_id == 0, **values, **ending}
+    def row(trial_id: int) -> dict[str, Any]:
+        values = {**asdict(DOCUMENTED), "learning_rate": 1e-5 * (1 + trial_id), "seed": STUDY_SEED}
+        belongs = {"trial_id": trial_id, "is_baseline": trial_id == 0, "purpose": "search"}
+        return {**belongs, **values, "status": "completed", "val_loss": loss(trial_id, STUDY_SEED), "rung": None}
 
-    trials = [row(trial_id, STUDY_SEED) for trial_id in range(TRIALS)]
-    plan = plan_confirmation(trials, top=scenario.top, seeds=scenario.seeds, study_seed=STUDY_SEED, used_seeds=())
-    runs = []
-    for number, (source, seed) in enumerate(plan):
+    trials = [row(trial_id) for trial_id in range(TRIALS)]
+    attempt = plan_attempt(trials, (), top=scenario.top, seeds=scenario.seeds)
+    rows = []
+    for number, run in enumerate(planned_runs(attempt, trials)):
+        assert run.of_trial is not None
         status: TrialStatus = "unstable" if rng.random() < scenario.unstable_frac else "completed"
-        runs.append(
-            ConfirmationRun(
-                source_trial_id=source, seed=seed, trial_id=TRIALS + number, val_loss=loss(source, seed), status=status
-            )
-        )
-    return trials, confirm(trials, runs)
+        val_loss = loss(run.of_trial, run.config.seed)
+        columns = replace(run, trial_id=TRIALS + number).columns()
+        rows.append({**columns, "status": status, "val_loss": val_loss})
+    return trials, judged(attempt, [*trials, *rows])
 
 
 def false_better_count(studies: int, scenario: Scenario, seed: int) -> tuple[int, int]:
@@ -103,9 +104,9 @@ def false_better_count(studies: int, scenario: Scenario, seed: int) -> tuple[int
     rng = np.random.default_rng(seed)
     by_confirmation = by_search = 0
     for _ in range(studies):
-        _, confirmation = simulate(rng, scenario)
-        by_confirmation += any(verdict.outcome == "better" for verdict in confirmation.verdicts)
-        by_search += confirmation.rank_by_search[0] != 0
+        trials, attempt = simulate(rng, scenario)
+        by_confirmation += any(verdict.outcome == "better" for verdict in attempt.verdicts)
+        by_search += min(trials, key=lambda row: row["val_loss"])["trial_id"] != 0
     return by_confirmation, by_search
 
 
@@ -114,9 +115,26 @@ def found_count(studies: int, scenario: Scenario, seed: int) -> int:
     rng = np.random.default_rng(seed)
     found = 0
     for _ in range(studies):
-        _, confirmation = simulate(rng, scenario)
-        found += any(verdict.trial_id == 1 and verdict.outcome == "better" for verdict in confirmation.verdicts)
+        _, attempt = simulate(rng, scenario)
+        found += any(verdict.trial_id == 1 and verdict.outcome == "better" for verdict in attempt.verdicts)
     return found
+
+
+def repeated_count(studies: int, attempts: int, seed: int, *, top: int = 2, divided: bool = True) -> tuple[int, int]:
+    """Return in how many studies the first attempt says better, and in how many any of the attempts does.
+
+    Each is `top` equal candidates on SEEDS fresh seeds, by the paired t-test of judge (tests hold the two equal), all
+    at once. divided: each attempt at its own share of ALPHA, as the product does, else each at all of it.
+    """
+    rng = np.random.default_rng(seed)
+    losses = SEED_SD * rng.standard_normal((studies, attempts, 1, SEEDS))
+    losses = losses + RUN_SD * rng.standard_normal((studies, attempts, top + 1, SEEDS))
+    differences = losses[:, :, 1:] - losses[:, :, :1]
+    mean, error = differences.mean(axis=-1), differences.std(axis=-1, ddof=1) / SEEDS**0.5
+    alphas = np.array([attempt_alpha(number) if divided else ALPHA for number in range(1, attempts + 1)])
+    critical = stdtrit(SEEDS - 1, 1 - alphas / top / 2)
+    better = (mean + critical[:, None] * error < 0).any(axis=-1)
+    return int(better[:, 0].sum()), int(better.any(axis=1).sum())
 
 
 def looks_count(studies: int, looks: int, seed: int) -> int:
@@ -150,6 +168,9 @@ def _lines(studies: int, seed: int) -> Iterable[str]:
     for scenario in EQUAL:
         count, by_search = false_better_count(studies, scenario, seed)
         yield f"{scenario.name:30}{_share(count, studies):>22}{_share(by_search, studies):>24}"
+    once, ever = repeated_count(20 * studies, 5, seed)
+    yield f"{'five attempts in a row, the first':30}{_share(once, 20 * studies):>22}"
+    yield f"{'five attempts in a row, any':30}{_share(ever, 20 * studies):>22}"
     yield f"{'misuse: 5 looks, 5 to 25 seeds':30}{_share(looks_count(studies, 5, seed), studies):>22}"
     yield f"one trial truly better, in units of the pairs' scatter ({RUN_SD * 2**0.5:.4f} nats/token): found and proven"
     for units in (1.0, 2.0, 3.0, 4.0):

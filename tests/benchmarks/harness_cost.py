@@ -25,6 +25,7 @@ from rich.table import Table
 
 from results.study.folder import Study, create_study, studies_dir
 from results.study.ledger import Ledger
+from results.study.planned_run import PlannedRun
 from search.options import read_options
 from search.setup.inputs import check_inputs, load_inputs
 from search.setup.study_record import common_document
@@ -72,7 +73,7 @@ def milestones_tokens(budget_tokens: int) -> tuple[int, ...]:
 
 def run_into_a_study(everything: Any, configs: Sequence[TrialConfig], budget_tokens: int, slots_count: int) -> Study:
     """Run the configurations as a study's trials; return it."""
-    from search.tune.engine import Slots
+    from search.tune.resources import Slots
     from search.tune.workload import list_workload
 
     name = f"bench-{time.monotonic_ns()}"
@@ -84,7 +85,9 @@ def run_into_a_study(everything: Any, configs: Sequence[TrialConfig], budget_tok
     run_trials(
         study,
         lambda: list_workload(
-            dict(enumerate(configs)), baseline=configs[0], milestones_tokens=milestones_tokens(budget_tokens)
+            [PlannedRun(trial_id=i, config=config, purpose="search") for i, config in enumerate(configs)],
+            baseline=configs[0],
+            milestones_tokens=milestones_tokens(budget_tokens),
         ),
         everything.spec,
         slots=Slots(count=slots_count, threads=1, gpu_frac=0),
@@ -177,7 +180,10 @@ def parts(everything: Any) -> dict[str, Any]:
         ledger = Ledger(Study(Path(folder)))
         metrics = next(row for row in rows if isinstance(row, MetricsRow))
         for trial_id in range(24):
-            ledger.start_trial(trial_id, is_baseline=False, config=config, started_at=datetime.now(UTC))
+            ledger.start_trial(
+                PlannedRun(trial_id=trial_id, purpose="search", is_baseline=False, config=config),
+                started_at=datetime.now(UTC),
+            )
             for step in range(EVALUATIONS):
                 ledger.add_metrics(trial_id, replace(metrics, optimizer_steps=step), None)
 

@@ -30,7 +30,11 @@ from trainable.device.device import device_info, pick_device
 
 RESULTS = Path(__file__).parent / "results"
 PEERS = {"ours": peers.ours, "Trainer": peers.trainer, "naive": peers.naive, "nanoGPT style": peers.nano}
-GOALS = {("tiny", "fp32"): (1.8, 1.5), ("tiny", "bf16"): (3.5, None), ("gpt2-scratch", "fp32"): (1.3, None)}
+GOALS = {
+    ("tiny-scratch", "fp32"): (1.8, 1.5),
+    ("tiny-scratch", "bf16"): (3.5, None),
+    ("gpt2-scratch", "fp32"): (1.3, None),
+}
 """Times faster than (Trainer, nanoGPT's style) that this project set itself, the bf16 one for CPUs with AMX."""
 LADDER = ("chunked head", "and dropout", "and attention", "and linear layers")
 
@@ -40,7 +44,7 @@ def cases(device: str, quick: bool) -> list[tuple[Case, int]]:
     if device == "cuda":
         sizes = [(32, 128), (8, 256)]
         return [(_case("gpt2-scratch", batch, block, "bf16", device), 5 if quick else 15) for batch, block in sizes]
-    tiny = [(_case("tiny", 32, 128, precision, device), 5 if quick else 15) for precision in ("fp32", "bf16")]
+    tiny = [(_case("tiny-scratch", 32, 128, precision, device), 5 if quick else 15) for precision in ("fp32", "bf16")]
     return tiny if quick else [*tiny, (_case("gpt2-scratch", 4, 128, "fp32", device), 5)]
 
 

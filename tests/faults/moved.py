@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from results.study.folder import Study
 from tests.faults.common import SPACE, Place, Running, differences, report
-from trainable.data.corpus import embedded_text
+from trainable.data.embedded_text import language_reference
 
 TRIALS = 6
 
@@ -92,7 +92,7 @@ def main() -> None:
     """Do it all."""
     place = Place(space=SPACE)
     text = place.path / "text.txt"
-    text.write_text(embedded_text(), encoding="utf-8")
+    text.write_text(language_reference(), encoding="utf-8")
     place.start("run", "alone", TRIALS=TRIALS + 2, TRAINING_DATA_SOURCE=text).ended(code=0)
     alone = place.study("alone")
     running = place.start("resume", "alone", BUDGET_TOKENS="50k", TRIALS=2)

@@ -45,7 +45,7 @@ def study(own_environment: Path) -> Study:
     study.path.mkdir(parents=True)
     row: dict[str, Any] = dict.fromkeys(TRIALS.names)
     row.update(asdict(BEFORE), trial_id=0, is_baseline=True, status="completed", val_loss=4.5, tokens_seen=409_600)
-    row.update(optimizer_steps=200, active_s=1.0)
+    row.update(optimizer_steps=200, active_s=1.0, purpose="search")
     write_table(study.trials_path, [row], TRIALS)
     return study
 

@@ -176,12 +176,13 @@ def test_a_document_holds_nothing_of_the_environment(monkeypatch: pytest.MonkeyP
         "OWN_PASSWORD",
         "AWS_SECRET_ACCESS_KEY",
         "WANDB_API_KEY",
-        "OPTUNA_STORAGE",
         "PATH_TO_X",
         "SSH_AUTH_SOCK",
     ):
         monkeypatch.setenv(name, f"mysql://me:{SECRET}@host/db")
-    variables = read_options(["TRIALS=4", f"MLFLOW=https://me:{SECRET}@host", "WANDB=project"])
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: True)
+    trackers = [f"OPTUNA_STORAGE={tmp_path}/{SECRET}.db", f"MLFLOW=https://me:{SECRET}@host", "WANDB=project"]
+    variables = read_options(["TRIALS=4", *trackers])
     settings_, _ = read_settings(variables)
     device = DeviceInfo(type="cpu", name="x86_64", count=1)
     corpus = {"fingerprint": "0" * 64, "train_tokens": 9, "val_tokens": 1, "vocab_size": 2048, "unigram_entropy": 6.0}
@@ -206,5 +207,5 @@ def test_a_document_holds_nothing_of_the_environment(monkeypatch: pytest.MonkeyP
     assert json.loads(text)["settings"]["trials"] == 4
     assert SECRET not in text
     # Where the space lies is told, and that may well be below the folder one is in.
-    untold = {name: value for name, value in os.environ.items() if not space.path.startswith(value)}
+    untold = {name: value for name, value in os.environ.items() if not document["space"]["path"].startswith(value)}
     assert not [name for name, value in untold.items() if len(value) > 12 and value in text]

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from tests.fuzz.outcome import EXAMPLES, attempt
-from trainable.data.corpus import iter_chunks, text_fingerprint
+from trainable.data.corpus import text_fingerprint
+from trainable.data.documents import iter_chunks
 from trainable.model.model_names import check_model_name
 from trainable.text_audit.audit import audit
 from trainable.text_audit.clean import write_clean
@@ -106,7 +107,7 @@ def test_any_bytes_are_a_text_or_refused(own_environment: Path, parts: list[byte
 
     def read() -> bytes:
         text_fingerprint([path])
-        return "".join(chunk.text for chunk in iter_chunks([path])).encode()
+        return b"".join(chunk.raw for chunk in iter_chunks([path]))
 
     text = attempt("text", read)
     assert text is None or text == path.read_bytes()

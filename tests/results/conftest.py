@@ -31,13 +31,18 @@ def make_trial() -> Callable[..., dict[str, Any]]:
     def make(trial_id: int, status: str = "completed", val_loss: float | None = None, **changes: Any) -> dict[str, Any]:
         row = {
             "trial_id": trial_id,
+            "purpose": "search",
             "is_baseline": trial_id == 0,
+            "of_trial": None,
+            "attempt": None,
+            "combination": None,
             "status": status,
             "verdict": None,
             "point": None,
             **asdict(DOCUMENTED),
             "val_loss": val_loss,
             "best_val_loss": val_loss,
+            "end_loss": None,
             "tokens_seen": 0,
             "optimizer_steps": 0,
             "active_s": 0.0,

@@ -106,13 +106,18 @@ def _trial(
     losses = [row["val_loss"] for row in evals]
     row = {
         "trial_id": trial_id,
+        "purpose": "search",
         "is_baseline": trial_id == 0,
+        "of_trial": None,
+        "attempt": None,
+        "combination": None,
         "status": status,
         "verdict": verdict,
         "point": None,
         **asdict(config),
-        "val_loss": losses[-1],
+        "val_loss": None if status == "unstable" else losses[-1],
         "best_val_loss": min(losses),
+        "end_loss": steps_rows[-1]["train_loss"] if status == "unstable" else None,
         "tokens_seen": last * config.tokens_per_step,
         "optimizer_steps": last,
         "active_s": active_s,
@@ -165,7 +170,7 @@ def _step(config: TrialConfig, step: int, floor: float, blown_at: int | None, ch
 
 def _document(study: Study, space: SearchSpace, trials: int) -> dict[str, Any]:
     return {
-        "schema_version": 2,
+        "schema_version": 3,
         "name": study.name,
         "kind": "search",
         "created_at": START.isoformat(),

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from results.confirmation.confirmation import ConfirmationRun, confirm, write_confirmation
 from results.export import ENV_ORDER, export_cli, export_env, export_json, export_toml, write_best
 from results.study.folder import Study, create_study
 from results.study.tables import TRIALS, write_table
+from tests.results.confirmed import add_attempt
 from trainable.config import BEFORE, DOCUMENTED, ENV_NAMES, TrialConfig, make_config, parse_hyperparameter
 from trainable.errors import UserError
 
@@ -96,7 +96,7 @@ def test_the_lines_are_the_owners(make_study: MakeStudy) -> None:
     assert lines[:4] == [
         "# study one, trial 7, after 409600 training tokens",
         "# val_loss 4.2500 nats/token; baseline 4.5000; difference -0.2500",
-        "# one seed, not confirmed",
+        "# one seed each, so not proven yet",
         "# evaluated on 16384 held-out tokens, the same for every trial, context 128, fp32, dropout off",
     ]
     assert [line for line in lines if not line.startswith("#")] == [
@@ -113,11 +113,18 @@ def test_the_lines_are_the_owners(make_study: MakeStudy) -> None:
         "export WEIGHT_DECAY=0.01",
         "export DROPOUT=0.1",
         "export PRECISION=fp32",
+        "export USE_LORA=False",
+        "export LORA_RANK=8",
+        "export LORA_ALPHA=16",
+        "export LORA_DROPOUT=0.0",
+        "export LORA_TARGETS=auto",
         "export SEED=0",
         "export USE_LR_WARMUP=True",
         "export MODEL_TYPE=gpt2",
         "export GPT2_MODEL_NAME=tiny",
         "export TRAINING_DATA_SOURCE=''",
+        "export VALIDATION_DATA_SOURCE=''",
+        "export DOCUMENTS=''",
         "export CHECKPOINT_PATH=''",
         "export WEIGHTS_ONLY=''",
         "export EVAL_BLOCK_SIZE=128",
@@ -128,11 +135,18 @@ def test_the_lines_are_the_owners(make_study: MakeStudy) -> None:
 @pytest.mark.parametrize("shell", SHELLS)
 def test_a_shell_gets_exactly_the_trial(make_study: MakeStudy, cwd: Path, shell: str) -> None:
     config = replace(BEFORE, learning_rate=0.1 + 0.2, weight_decay=1e-300, dropout=1 / 3, seed=2**31 - 1)
-    study = make_study(config, data_source="/data/q and a.txt", checkpoint_path="/c.pt")
+    study = make_study(
+        config,
+        data_source="/data/q and a.txt",
+        validation_data_source="/data/held out.txt",
+        documents="jsonl:the text",
+        checkpoint_path="/c.pt",
+    )
     env = exported(export_env(study), cwd, shell)
     assert config_of(env) == config
     assert tuple(env) == ENV_ORDER
     assert (env["TRAINING_DATA_SOURCE"], env["CHECKPOINT_PATH"]) == ("/data/q and a.txt", "/c.pt")
+    assert (env["VALIDATION_DATA_SOURCE"], env["DOCUMENTS"]) == ("/data/held out.txt", "jsonl:the text")
 
 
 @pytest.mark.parametrize("value", HOSTILE)
@@ -295,26 +309,28 @@ def test_the_files_are_what_is_printed(make_study: MakeStudy) -> None:
 def test_the_proven_trial_is_exported_before_the_luckiest(
     make_study: MakeStudy, make_trial: Callable[..., dict[str, Any]]
 ) -> None:
-    trials = [make_trial(0, val_loss=4.5), make_trial(1, val_loss=4.2), make_trial(2, val_loss=4.3, batch_size=16)]
-    runs = [
-        ConfirmationRun(
-            source_trial_id=source, seed=seed, trial_id=10 * source + seed, val_loss=loss, status="completed"
-        )
-        for source, losses in {0: (4.5, 4.51, 4.49), 1: (4.4, 4.6, 4.5), 2: (4.3, 4.31, 4.29)}.items()
-        for seed, loss in enumerate(losses, start=1)
-    ]
-    study = make_study(trials=trials)
+    trials = [make_trial(0, val_loss=4.5), make_trial(1, val_loss=4.2, batch_size=8)]
+    study = make_study(trials=[*trials, make_trial(2, val_loss=4.3, batch_size=16)])
     assert json.loads(export_json(study))["trial_id"] == 1
-    write_confirmation(study, confirm(trials, runs))
+    add_attempt(study, {0: (4.5, 4.51, 4.49), 1: (4.4, 4.6, 4.5), 2: (4.3, 4.31, 4.29)})
     document = json.loads(export_json(study))
-    assert (document["trial_id"], document["confirmed"], document["seeds"]) == (2, True, 3)
-    assert "better than the baseline" in export_env(study)
+    assert (document["trial_id"], document["confirmed"], document["seeds"], document["search_best"]) == (2, True, 3, 1)
+    assert document["mean_difference"] == pytest.approx(-0.2)
+    text = export_env(study)
+    assert "# on 3 fresh seeds better than the baseline; interval -" in text
+    assert "# trial 1 came first in the search, val loss 4.2000 on one seed; not proven with 3 seeds" in text
 
 
-def test_a_run_on_another_seed_is_never_the_best(
-    make_study: MakeStudy, make_trial: Callable[..., dict[str, Any]]
+@pytest.mark.parametrize("purpose", ["confirmation", "attribution"])
+def test_a_run_that_explains_another_is_never_the_best(
+    make_study: MakeStudy, make_trial: Callable[..., dict[str, Any]], purpose: str
 ) -> None:
     study = make_study(
-        trials=[make_trial(0, val_loss=4.5), make_trial(1, val_loss=4.2), make_trial(2, val_loss=1.0, seed=9)]
+        trials=[make_trial(0, val_loss=4.5), make_trial(1, val_loss=4.2), make_trial(2, val_loss=1.0, purpose=purpose)]
     )
+    assert json.loads(export_json(study))["trial_id"] == 1
+
+
+def test_the_purpose_decides_and_not_the_seed(make_study: MakeStudy, make_trial: Callable[..., dict[str, Any]]) -> None:
+    study = make_study(trials=[make_trial(0, val_loss=4.5), make_trial(1, val_loss=4.2, seed=9)])
     assert json.loads(export_json(study))["trial_id"] == 1

@@ -11,6 +11,7 @@ import pytest
 
 from results.study.folder import Study, create_study
 from results.study.ledger import Ledger
+from results.study.planned_run import PlannedRun
 from results.study.tables import STEPS, read_rows
 from trainable.config import BEFORE, DOCUMENTED
 from trainable.rows import MetricsRow, StepRow, Verdict
@@ -67,7 +68,9 @@ def saved_steps(study: Study, trial_id: int) -> list[tuple[int, float]]:
 
 def start(ledger: Ledger, trial_id: int) -> None:
     config = DOCUMENTED if trial_id == 0 else BEFORE
-    ledger.start_trial(trial_id, is_baseline=trial_id == 0, config=config, started_at=NOON)
+    ledger.start_trial(
+        PlannedRun(trial_id=trial_id, purpose="search", is_baseline=trial_id == 0, config=config), started_at=NOON
+    )
 
 
 def end(ledger: Ledger, trial_id: int, status: Any = "completed", **changes: Any) -> None:
@@ -215,7 +218,7 @@ def test_steps_that_are_passed_again_are_replaced(study: Study) -> None:
     ledger.interrupt(LATER)
     assert saved_steps(study, 1) == [(1, 5.0), (2, 5.0), (3, 2.0)]
     for again in (ledger, Ledger.load(study)):
-        again.start_trial(1, is_baseline=False, config=BEFORE, started_at=LATER)
+        again.start_trial(PlannedRun(trial_id=1, purpose="search", is_baseline=False, config=BEFORE), started_at=LATER)
         again.add_steps(1, steps(2, train_loss=1.0))
         again.interrupt(LATER)
         assert saved_steps(study, 1) == [(1, 5.0), (2, 1.0)]
@@ -233,7 +236,7 @@ def test_interrupted_trials_go_on_where_they_were(study: Study) -> None:
         ("interrupted", LATER),
     ]
     again = Ledger.load(study)
-    again.start_trial(1, is_baseline=False, config=BEFORE, started_at=LATER)
+    again.start_trial(PlannedRun(trial_id=1, purpose="search", is_baseline=False, config=BEFORE), started_at=LATER)
     row = again.trials()[1]
     assert (row["status"], row["started_at"], row["ended_at"], row["val_loss"]) == ("running", NOON, None, 5.0)
     again.add_metrics(1, metrics(20, 4.0), 1)
@@ -291,9 +294,13 @@ def test_our_own_mistakes_are_asserted(study: Study) -> None:
     ledger = Ledger(study)
     start(ledger, 1)
     with pytest.raises(AssertionError, match="new config"):
-        ledger.start_trial(1, is_baseline=False, config=DOCUMENTED, started_at=NOON)
+        ledger.start_trial(
+            PlannedRun(trial_id=1, purpose="search", is_baseline=False, config=DOCUMENTED), started_at=NOON
+        )
     with pytest.raises(AssertionError, match="zone"):
-        ledger.start_trial(2, is_baseline=False, config=BEFORE, started_at=datetime(2025, 1, 1))
+        ledger.start_trial(
+            PlannedRun(trial_id=2, purpose="search", is_baseline=False, config=BEFORE), started_at=datetime(2025, 1, 1)
+        )
     with pytest.raises(AssertionError, match="verdict None"):
         end(ledger, 1, "unstable")
     with pytest.raises(AssertionError, match="interrupted"):

@@ -10,6 +10,7 @@ from results.report.facts.analysis import Measured, searched_parameters
 from results.report.facts.importance import importance
 from results.report.facts.rungs import baseline_loss_reached, costs, first_beaten, rung_agreement
 from results.report.facts.searched_parameters import edges, instability
+from results.winner import find_winner
 from spaces.domains import Choice, Condition, FloatRange, IntRange, SearchParameter
 
 Row = dict[str, Any]
@@ -32,6 +33,7 @@ def measured(
 ) -> Measured:
     return Measured(
         trials=trials,
+        winner=find_winner(trials),
         evaluations=evaluations or {},
         parameters=parameters or (LR,),
         domains_known=known,

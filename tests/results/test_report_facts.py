@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from results.confirmation.confirmation import ConfirmationRun, confirm, write_confirmation
 from results.report.facts.study_facts import report_facts
 from results.study.folder import Study
 from results.study.tables import METRICS, TRIALS, Row, write_table
+from tests.results.confirmed import add_attempt
 from tests.results.report_study import make_report_study
 from trainable.config import DOCUMENTED
 from trainable.errors import UserError
@@ -67,7 +67,7 @@ def test_the_answer_is_the_best_against_the_baseline(study: Study, facts: dict[s
     gain = baseline["val_loss"] - best["val_loss"]
     assert answer["headline"] == f"Trial {best['trial_id']} beat the baseline by {gain:.4f} nats/token"
     assert (answer["proof"]["state"], answer["proof"]["words"]) == (
-        "not_confirmed", "not confirmed yet: one seed each"
+        "not_confirmed", "one seed each, so not proven yet"
     )  # fmt: skip
     assert answer["export"] == 'eval "$(make -s export STUDY=plateau-1125-0310)" && make train'
     changed = {row["name"]: (row["baseline"], row["winner"]) for row in answer["changes"]}
@@ -131,18 +131,22 @@ def test_every_case_has_its_headline(
     assert claims == ("not_confirmed" if case == "beaten" else "no_claim")
 
 
-def test_trials_of_other_seeds_confirm_and_never_rank(
+def test_runs_that_confirm_or_attribute_never_rank_and_cost_on_their_own(
     tmp_path: Path, make_document: MakeDocument, make_trial: MakeTrial
 ) -> None:
     trials = [
         make_trial(0, "completed", 5.0, tokens_seen=BUDGET, active_s=10.0),
         make_trial(1, "completed", 4.5, tokens_seen=BUDGET, active_s=10.0),
-        make_trial(2, "completed", 4.0, tokens_seen=BUDGET, active_s=7.0, seed=1),
+        make_trial(2, "completed", 4.0, tokens_seen=BUDGET, active_s=7.0, purpose="confirmation", of_trial=1),
+        make_trial(3, "completed", 3.0, tokens_seen=BUDGET, active_s=5.0, purpose="attribution"),
     ]
     facts = report_facts(write_study(tmp_path / "s", make_document("s", seed=0), trials))
     assert facts["answer"]["winner"]["trial_id"] == 1
+    assert [trial["trial_id"] for trial in facts["trials"]] == [1, 0]
     assert facts["ledger"]["device_s_spent"] == 20.0
-    assert (facts["ledger"]["fresh_seed_trials"], facts["ledger"]["fresh_seed_device_s"]) == (1, 7.0)
+    assert [(row["purpose"], row["runs"], row["device_s"]) for row in facts["ledger"]["by_purpose"]] == [
+        ("search", 2, 20.0), ("confirmation", 1, 7.0), ("attribution", 1, 5.0)
+    ]  # fmt: skip
 
 
 # --- confirmed or not
@@ -151,20 +155,10 @@ def test_trials_of_other_seeds_confirm_and_never_rank(
 def confirmed(
     folder: Path, document: dict[str, Any], make: MakeTrial, losses: dict[int, list[float]]
 ) -> dict[str, Any]:
-    trials = [make(0, "completed", 5.0), make(1, "completed", 4.5), make(2, "completed", 4.6)]
+    trials = [make(0, "completed", 5.0), make(1, "completed", 4.5, batch_size=8)]
+    trials += [make(2, "completed", 4.6, batch_size=16)] if 2 in losses else []
     study = write_study(folder, document, trials)
-    runs = [
-        ConfirmationRun(
-            source_trial_id=trial_id,
-            seed=seed,
-            trial_id=10 * trial_id + seed,
-            val_loss=loss,
-            status="completed",
-        )
-        for trial_id, of_trial in losses.items()
-        for seed, loss in enumerate(of_trial, 1)
-    ]
-    write_confirmation(study, confirm(trials, runs))
+    add_attempt(study, losses)
     facts = report_facts(study)
     answer: dict[str, Any] = facts["answer"]
     assert [t["trial_id"] for t in facts["trials"] if t["is_best"]] == [answer["winner"]["trial_id"]]
@@ -179,7 +173,7 @@ def test_a_proven_winner(tmp_path: Path, make_document: MakeDocument, make_trial
     answer = confirmed(tmp_path / "s", make_document("s"), make_trial, losses)
     assert answer["headline"] == "Trial 1 is better than the baseline by 0.4980 nats/token"
     assert answer["proof"]["state"] == "better"
-    assert answer["proof"]["words"] == "proven with 5 seeds"
+    assert answer["proof"]["words"].startswith("on 5 fresh seeds better than the baseline; interval -0.5")
     assert answer["proof"]["low"] < answer["proof"]["mean_difference"] < answer["proof"]["high"] < 0
 
 
@@ -191,7 +185,8 @@ def test_a_lucky_seed_loses_to_the_proven_one(
     answer = confirmed(tmp_path / "s", make_document("s"), make_trial, losses)
     assert answer["winner"]["trial_id"] == 2
     assert answer["search_best"]["trial_id"] == 1
-    assert answer["confirmation_best"] == 2
+    (note,) = answer["notes"]
+    assert note.startswith("trial 1 came first in the search, val loss 4.5000 on one seed; not proven with 5 seeds")
 
 
 def test_not_proven_and_worse(tmp_path: Path, make_document: MakeDocument, make_trial: MakeTrial) -> None:
@@ -201,17 +196,21 @@ def test_not_proven_and_worse(tmp_path: Path, make_document: MakeDocument, make_
     assert equal["headline"] == "Trial 1 came first in the search; that it is better than the baseline is not proven"
     losses = {0: BASELINE, 1: [x + 0.3 + 0.001 * k for k, x in enumerate(BASELINE)]}
     worse = confirmed(tmp_path / "b", make_document("b"), make_trial, losses)
-    assert worse["proof"]["state"] == "worse"
-    assert worse["headline"].endswith("is worse than the baseline on fresh seeds")
+    assert worse["winner"]["trial_id"] == 0
+    assert worse["headline"] == "The baseline is the best: trial 1 came first in the search and is proven worse"
 
 
 def test_a_confirmation_under_way(tmp_path: Path, make_document: MakeDocument, make_trial: MakeTrial) -> None:
-    trials = [make_trial(0, "completed", 5.0), make_trial(1, "completed", 4.5)]
+    trials = [make_trial(0, "completed", 5.0), make_trial(1, "completed", 4.5, batch_size=8)]
     study = write_study(tmp_path / "s", make_document("s"), trials)
-    first = ConfirmationRun(source_trial_id=0, seed=1, trial_id=2, val_loss=5.0, status="completed")
-    write_confirmation(study, confirm(trials, [first, ConfirmationRun(source_trial_id=1, seed=1)]))
-    proof = report_facts(study)["answer"]["proof"]
-    assert (proof["state"], proof["words"]) == ("under_way", "confirmation under way: 1 of 2 runs")
+    add_attempt(study, {0: [5.0, None], 1: ["failed", None]})
+    facts = report_facts(study)
+    assert facts["answer"]["proof"]["state"] == "under_way"
+    assert facts["answer"]["notes"] == ["a confirmation is under way: 1 of 4 runs have ended"]
+    (attempt,) = facts["confirmation"]["attempts"]
+    assert [(run["of_trial"], run["seed"], run["status"], run["val_loss"]) for run in attempt["runs"]] == [
+        (0, 1, "completed", 5.0), (1, 1, "failed", None), (0, 2, None, None), (1, 2, None, None)
+    ]  # fmt: skip
 
 
 # --- damage

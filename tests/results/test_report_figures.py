@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from results.attribution import attribute, changed_settings, write_attribution
-from results.confirmation.confirmation import ConfirmationRun, confirm, write_confirmation
+from results.ranking import leaderboard
 from results.report.facts.study_facts import report_facts
 from results.report.figures.all_figures import default_view, pareto_front, report_figures, views
 from results.report.figures.curves import height_of, thinned
@@ -15,6 +15,7 @@ from results.report.figures.marks import loss_ceiling, position
 from results.report.figures.traces import short, trial_traces
 from results.study.folder import Study
 from results.study.tables import STEPS, write_table
+from tests.results.confirmed import add_attempt
 from tests.results.report_study import make_report_study
 from trainable.config import BEFORE, DOCUMENTED
 
@@ -22,16 +23,9 @@ from trainable.config import BEFORE, DOCUMENTED
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     study = make_report_study(tmp_path_factory.mktemp("studies") / "plateau")
-    trials = study.trials()
-    done = [row["trial_id"] for row in trials if row["status"] == "completed"][:3]
-    runs = [
-        ConfirmationRun(
-            source_trial_id=i, seed=seed, trial_id=100, val_loss=5.0 - i / 10 + seed / 50, status="completed"
-        )
-        for i in done
-        for seed in (1, 2, 3)
-    ]
-    write_confirmation(study, confirm(trials, runs))
+    done = [row["trial_id"] for row in leaderboard(study.trials()) if row["status"] == "completed"]
+    candidates = [trial_id for trial_id in done if trial_id][:2]
+    add_attempt(study, {i: [5.0 - i / 10 + seed / 50 for seed in (1, 2, 3)] for i in (0, *candidates)})
     settings = changed_settings(BEFORE, DOCUMENTED)
     combinations = [frozenset(i for i in range(4) if mask >> i & 1) for mask in range(16)]
     losses = {c: {seed: 6.0 - 0.3 * len(c) + 0.01 * seed * (0 in c) for seed in (0, 1)} for c in combinations}

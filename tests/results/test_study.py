@@ -148,7 +148,7 @@ def test_a_disk_that_fills_leaves_no_study(studies: Path) -> None:
     code = (
         "import resource; from results.study.folder import create_study\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
-        "try: create_study('one', {'schema_version': 2, 'name': 'one', 'space': 'x' * 100_000})\n"
+        "try: create_study('one', {'schema_version': 3, 'name': 'one', 'space': 'x' * 100_000})\n"
         "except OSError as err: print(type(err).__name__)"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -263,9 +263,19 @@ def test_a_damaged_table_is_one_line_that_names_it(studies: Path, make_document:
         study.trials()
 
 
-def test_latest_can_leave_out_single_runs(studies: Path, make_document: MakeDocument) -> None:
-    create_study("search", {**make_document("search"), "created_at": "2026-01-01T00:00:00+00:00"})
-    create_study("run", {**make_document("run"), "created_at": "2026-01-02T00:00:00+00:00", "kind": "train"})
-    assert open_study("latest").name == "run"
-    assert open_study("latest", but_kind="train").name == "search"
-    assert open_study("run", but_kind="train").name == "run"
+def test_latest_is_what_search_or_baseline_made_last(studies: Path, make_document: MakeDocument) -> None:
+    for day, (name, kind) in enumerate({"s": "search", "b": "baseline", "a": "attribute", "t": "train"}.items(), 1):
+        create_study(name, make_document(name, kind=kind, created_at=f"2026-01-0{day}T00:00:00+00:00"))
+    assert [study.name for study in list_studies()] == ["t", "a", "b", "s"]
+    assert open_study("latest").name == "b"
+    assert [open_study(name).name for name in "abst"] == ["a", "b", "s", "t"]
+
+
+def test_without_a_search_or_a_baseline_there_is_no_latest(studies: Path, make_document: MakeDocument) -> None:
+    create_study("t", make_document("t", kind="train"))
+    with pytest.raises(UserError, match=r"holds no search and no baseline yet\. Make one with: make search"):
+        open_study("latest")
+    (studies / "s").mkdir()
+    (studies / "s" / "study.json").write_text("{")
+    with pytest.raises(UserError, match=r"s/study\.json: not whole JSON"):
+        open_study("latest")

@@ -36,10 +36,11 @@ NOON = datetime(2025, 11, 25, 12, 0, 0, 123456, tzinfo=UTC)
 
 def test_the_columns_are_the_designs() -> None:
     assert " ".join(TRIALS.names) == (
-        "trial_id is_baseline status verdict point "
+        "trial_id purpose is_baseline of_trial attempt combination status verdict point "
         "batch_size block_size grad_accum_steps learning_rate lr_schedule warmup_steps min_lr_frac decay_frac "
-        "training_steps grad_clip_norm weight_decay dropout precision seed "
-        "val_loss best_val_loss tokens_seen optimizer_steps active_s tokens_per_s rung started_at ended_at"
+        "training_steps grad_clip_norm weight_decay dropout precision "
+        "use_lora lora_rank lora_alpha lora_dropout lora_targets seed "
+        "val_loss best_val_loss end_loss tokens_seen optimizer_steps active_s tokens_per_s rung started_at ended_at"
     )
     assert " ".join(METRICS.names) == (
         "trial_id tokens_seen optimizer_steps val_loss train_loss grad_norm learning_rate tokens_per_s active_s"
@@ -51,6 +52,7 @@ def test_each_column_has_its_own_type() -> None:
     types = {name: str(TRIALS.field(name).type) for name in ("trial_id", "is_baseline", "batch_size", "learning_rate")}
     assert types == {"trial_id": "int64", "is_baseline": "bool", "batch_size": "int64", "learning_rate": "double"}
     assert str(TRIALS.field("lr_schedule").type) == "string"
+    assert str(TRIALS.field("use_lora").type) == "bool"
     assert str(TRIALS.field("ended_at").type) == "timestamp[us, tz=UTC]"
     assert str(METRICS.field("optimizer_steps").type) == "int64"
 
@@ -148,7 +150,7 @@ def test_anothers_columns_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"trials\.parquet: column 'trial_id' is string, not int64"):
         read_rows(tmp_path / "trials.parquet", TRIALS)
     pq.write_table(pa.table({"trial_id": [0]}), tmp_path / "trials.parquet")
-    with pytest.raises(UserError, match="column 'is_baseline' is missing, not bool"):
+    with pytest.raises(UserError, match="column 'purpose' is missing, not string"):
         read_rows(tmp_path / "trials.parquet", TRIALS)
 
 

@@ -132,7 +132,9 @@ def spec(text_file: Path, cache: Path) -> "RunSpec":
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CACHE_DIR", str(cache))
-        inputs = check_inputs(Options(training_data_source=text_file, device="cpu"), progress=silent)
+        inputs = check_inputs(
+            Options(training_data_source=text_file, gpt2_model_name="tiny-scratch", device="cpu"), progress=silent
+        )
         loaded = load_inputs(inputs, block_size=32, eval_tokens=256, stability={}, init_from=None, progress=silent)
     return loaded.spec
 
@@ -152,6 +154,8 @@ def environment(text_file: Path, cache: Path, studies: Path) -> Environment:
         "STUDIES_DIR": str(studies),
         "CACHE_DIR": str(cache),
         "TRAINING_DATA_SOURCE": str(text_file),
+        # The text is of made-up words, which a pretrained model does not know.
+        "GPT2_MODEL_NAME": "tiny-scratch",
         "DEVICE": "cpu",
         "OMP_NUM_THREADS": "1",
         "COLUMNS": "100",

@@ -9,9 +9,7 @@ from typing import Any
 import pytest
 
 from results.study.folder import Study
-from search.cluster.nodes import Node
 from search.options import KNOWN
-from search.tune.resources import Share, cluster_share
 from tests.faults.common import Place, differences, has_begun
 from tests.faults.nodes import Nodes, own_disks_are_possible
 
@@ -106,39 +104,6 @@ def test_a_port_that_is_not_rays_is_told_in_seconds(monkeypatch: pytest.MonkeyPa
         address = f"127.0.0.1:{server.getsockname()[1]}"
         with pytest.raises(UserError, match=f"^ADDRESS={address}: what listens there is no Ray cluster's own port"):
             connection.join(address, None)
-
-
-def nodes_of(*shapes: tuple[int, int]) -> list[Node]:
-    return [Node(name=f"{cpus}x{gpus}", cpus=cpus, gpus=gpus) for cpus, gpus in shapes]
-
-
-@pytest.mark.parametrize(
-    ("shapes", "device", "concurrency", "gpu_frac", "share"),
-    [
-        ([(4, 0), (4, 0)], "cpu", None, 1.0, (8, 1, 0)),
-        ([(4, 0), (4, 0)], "cpu", 2, 1.0, (2, 4, 0)),
-        ([(4, 0), (4, 0)], "cpu", 3, 1.0, (3, 2, 0)),
-        ([(8, 0), (1, 0)], "cpu", 3, 1.0, (3, 2, 0)),
-        ([(2, 0)], "cpu", 5, 1.0, (2, 1, 0)),
-        ([(16, 2), (16, 2)], "cuda", None, 1.0, (4, 8, 1.0)),
-        ([(4, 2), (60, 2)], "cuda", None, 1.0, (4, 2, 1.0)),
-        ([(16, 2), (64, 0)], "cuda", None, 1.0, (2, 8, 1.0)),
-        ([(16, 2)], "cuda", None, 0.5, (4, 4, 0.5)),
-        ([(16, 2)], "cuda", 4, 1.0, (4, 4, 0.5)),
-        ([(16, 2)], "cuda", 3, 1.0, (3, 4, 0.5)),
-        ([(2, 4)], "cuda", None, 1.0, (2, 1, 1.0)),
-        ([(8, 0), (10, 0)], "mps", None, 1.0, (2, 8, 0)),
-    ],
-)
-def test_slots_of_a_cluster_fit_on_its_nodes(
-    shapes: list[tuple[int, int]],
-    device: str,
-    concurrency: int | None,
-    gpu_frac: float,
-    share: tuple[int, int, float],
-) -> None:
-    got = cluster_share(nodes_of(*shapes), device, concurrency=concurrency, gpu_frac=gpu_frac)
-    assert got == Share(count=share[0], threads=share[1], gpu_frac=share[2])
 
 
 class Failed:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from results.study.folder import Study
+from results.winner import winner_of
 from trainable.config import config_from
 
 SPACE = """
@@ -37,40 +38,76 @@ def study(run: Any, studies: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return Study(studies / "two")
 
 
-def test_fresh_seeds_prove_the_better_rate_and_export_says_so(study: Study, run: Any) -> None:
+def test_confirmed_twice_and_attributed_in_the_study_itself(study: Study, run: Any, studies: Path) -> None:
     ran = run("confirm", "--json", STUDY="two", SEEDS="2", TOP="1")
     assert ran.code == 0, ran.stderr
-    document = json.loads(ran.stdout)
+    document = ran.document
     (verdict,) = document["verdicts"]
     assert (verdict["trial_id"], verdict["seeds"]) == (1, 2)
     assert verdict["mean_difference"] < -0.3
-    rows = study.trials()
-    assert [row["trial_id"] for row in rows] == [0, 1, 2, 3, 4, 5]
-    fresh = [(row["seed"], row["learning_rate"]) for row in rows[2:]]
-    assert sorted(fresh) == [(1, 1e-5), (1, 3e-3), (2, 1e-5), (2, 3e-3)]
-    assert all(row["status"] == "completed" for row in rows)
-    exported = json.loads(run("export", "--json", STUDY="two").stdout)
-    assert exported["trial_id"] == 1
-    assert exported["confirmed"] == (verdict["outcome"] == "better")
-    assert exported["seeds"] == 2
-
-
-def test_one_change_is_attributed_without_a_run_that_is_known(study: Study, run: Any, studies: Path) -> None:
-    known = study.trials()[:2]
-    ran = run("attribute", "--json", STUDY="two", SEEDS="1", SKIP_PREFLIGHT="1")
-    assert ran.code == 0, ran.stderr
-    (setting,) = json.loads(ran.stdout)["settings"]
-    assert setting["name"] == "learning_rate"
-    assert setting["shapley"] == pytest.approx(known[1]["val_loss"] - known[0]["val_loss"])
-    own = Study(studies / "attribute-two-12288")
-    assert own.trials() == []
-    assert (own.path / "attribution.png").stat().st_size > 10_000
-
-    wider = run("attribute", "--json", STUDY="two", SEEDS="1", BUDGET_TOKENS="6144", SKIP_PREFLIGHT="1")
-    assert wider.code == 0, wider.stderr
-    rows = Study(studies / "attribute-two-6144").trials()
-    assert [(row["trial_id"], row["learning_rate"], row["tokens_seen"]) for row in rows] == [
-        (0, 1e-5, 6144),
-        (1, 3e-3, 6144),
+    assert "confirmation: baseline, seed 1 completed" in study.log_path.read_text()
+    fresh = study.trials()[2:]
+    assert [(row["trial_id"], row["purpose"], row["is_baseline"], row["attempt"]) for row in fresh] == [
+        (trial_id, "confirmation", False, 1) for trial_id in (2, 3, 4, 5)
     ]
+    assert sorted((row["of_trial"], row["seed"], row["learning_rate"]) for row in fresh) == [
+        (0, 1, 1e-5), (0, 2, 1e-5), (1, 1, 3e-3), (1, 2, 3e-3)
+    ]  # fmt: skip
+    assert all(row["status"] == "completed" for row in fresh)
+    # What was confirmed has its checkpoint, and the runs that confirm it have none.
+    assert checkpoints(study) == {0, 1}
+    assert_one_winner(study, run, proven=verdict["outcome"] == "better")
+
+    first = json.loads((study.path / "confirmation.json").read_bytes())["attempts"]
+    again = run("confirm", "--json", STUDY="two", SEEDS="2", TOP="1")
+    assert again.code == 0, again.stderr
+    attempts = again.document["attempts"]
+    assert attempts[:1] == first
+    assert (attempts[1]["number"], attempts[1]["alpha"], attempts[1]["seeds"]) == (2, 0.0125, [3, 4])
+    assert checkpoints(study) == {0, 1}
+    assert_one_winner(study, run, proven="better" in {one["outcome"] for a in attempts for one in a["verdicts"]})
+
+    ran = run("attribute", "--json", STUDY="two", SEEDS="2", SKIP_PREFLIGHT="1")
+    assert ran.code == 0, ran.stderr
+    (setting,) = ran.document["settings"]
+    rows = [row for row in study.trials() if row["purpose"] == "attribution"]
+    assert [(row["combination"], row["seed"], row["learning_rate"]) for row in rows] == [
+        ("none", 5, 1e-5), ("learning_rate", 5, 3e-3), ("none", 6, 1e-5), ("learning_rate", 6, 3e-3)
+    ]  # fmt: skip
+    losses = [row["val_loss"] for row in rows]
+    assert setting["shapley"] == pytest.approx((losses[1] - losses[0] + losses[3] - losses[2]) / 2)
+    assert (study.path / "attribution.png").stat().st_size > 10_000
+    assert [path.name for path in studies.iterdir() if not path.name.startswith(".")] == ["two"]
+    assert checkpoints(study) == {0, 1}
+    assert_one_winner(study, run)
+
+    known = run("attribute", "--json", STUDY="two", SEEDS="2", SKIP_PREFLIGHT="1")
+    assert "4 of 4 runs are known already" in known.stderr
+    assert known.document["settings"] == [setting]
+
+
+def test_another_budget_is_a_question_of_its_own(study: Study, run: Any) -> None:
+    smaller = run("attribute", "--json", STUDY="two", SEEDS="1", BUDGET_TOKENS="6144", SKIP_PREFLIGHT="1")
+    assert smaller.code == 0, smaller.stderr
+    rows = [row for row in study.trials() if row["tokens_seen"] == 6144]
+    assert [(row["purpose"], row["learning_rate"], row["is_baseline"]) for row in rows] == [
+        ("attribution", 1e-5, False), ("attribution", 3e-3, False)
+    ]  # fmt: skip
     assert config_from(rows[0]).training_steps == 6144 // 128
+    assert_one_winner(study, run)
+
+
+def checkpoints(study: Study) -> set[int]:
+    return {int(path.parent.name) for path in study.path.glob("checkpoints/*/*.pt")}
+
+
+def assert_one_winner(study: Study, run: Any, *, proven: bool | None = None) -> None:
+    """All that names a winner names trial 1."""
+    winner = winner_of(study)
+    assert winner.trial is not None
+    exported, report = (run(command, "--json", STUDY="two").document for command in ("export", "report"))
+    (listed,) = run("list", "--json").document["studies"]
+    named = [winner.trial["trial_id"], exported["trial_id"], report["answer"]["winner"]["trial_id"], listed["best"]]
+    assert named == [1, 1, 1, 1]
+    if proven is not None:
+        assert exported["confirmed"] == listed["proven"] == (winner.standing == "proven") == proven

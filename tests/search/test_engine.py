@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -12,10 +13,12 @@ from typing import Any
 import pytest
 import torch
 
+from results.confirmation.attempt import Attempt
 from results.study.folder import Study
 from results.study.ledger import Ledger
+from results.study.planned_run import PlannedRun
 from search.terminal.signals import Interrupts
-from search.tune.engine import Slots, StopOnSignal, device_slots, prune_checkpoints
+from search.tune.engine import StopOnSignal, prune_checkpoints
 from trainable.config import DOCUMENTED, TrialConfig
 from trainable.fidelity import PENALTY_NATS
 from trainable.loss import next_token_loss
@@ -25,37 +28,6 @@ from trainable.rows import TrialStatus, Verdict
 NOW = datetime(2025, 11, 25, 3, 10, tzinfo=UTC)
 CONFIG = TrialConfig(batch_size=2, block_size=16, learning_rate=1e-3, training_steps=8, seed=3)
 BUDGET_TOKENS = 8 * 32
-
-
-@pytest.mark.parametrize(
-    ("device", "count", "cores", "concurrency", "gpu_frac", "slots"),
-    [
-        ("cpu", 2, 2, None, 1.0, (2, 1, 0)),
-        ("cpu", 8, 8, 2, 1.0, (2, 4, 0)),
-        ("cpu", 8, 8, 3, 1.0, (3, 2, 0)),
-        ("cpu", 2, 2, 5, 1.0, (5, 1, 0)),
-        ("mps", 1, 10, None, 1.0, (1, 10, 0)),
-        ("mps", 1, 10, 2, 1.0, (2, 5, 0)),
-        ("cuda", 1, 16, None, 1.0, (1, 16, 1.0)),
-        ("cuda", 4, 16, None, 1.0, (4, 4, 1.0)),
-        ("cuda", 1, 16, None, 0.25, (4, 4, 0.25)),
-        ("cuda", 1, 16, None, 0.3, (3, 5, 0.3)),
-        ("cuda", 2, 16, None, 0.5, (4, 4, 0.5)),
-        ("cuda", 1, 16, 4, 1.0, (4, 4, 0.25)),
-        ("cuda", 8, 4, None, 1.0, (8, 1, 1.0)),
-    ],
-)
-def test_slots(
-    device: str,
-    count: int,
-    cores: int,
-    concurrency: int | None,
-    gpu_frac: float,
-    slots: tuple[int, int, float],
-) -> None:
-    got = device_slots(device, device_count=count, cores=cores, concurrency=concurrency, gpu_frac=gpu_frac)
-    assert got == Slots(count=slots[0], threads=slots[1], gpu_frac=slots[2])
-    assert got.count * got.gpu_frac <= count
 
 
 def test_checkpoints_of_the_best_three_of_the_baseline_and_of_what_can_go_on_are_kept(tmp_path: Path) -> None:
@@ -74,7 +46,10 @@ def test_checkpoints_of_the_best_three_of_the_baseline_and_of_what_can_go_on_are
         ("unstable", 2.0),
     ]
     for trial_id in range(len(endings) + 2):
-        ledger.start_trial(trial_id, is_baseline=trial_id == 0, config=DOCUMENTED, started_at=NOW)
+        ledger.start_trial(
+            PlannedRun(trial_id=trial_id, purpose="search", is_baseline=trial_id == 0, config=DOCUMENTED),
+            started_at=NOW,
+        )
         study.checkpoint_dir(trial_id).mkdir(parents=True)
         for step in (1, 2):
             (study.checkpoint_dir(trial_id) / f"step_{step:08d}.pt").write_bytes(b"x")
@@ -88,9 +63,33 @@ def test_checkpoints_of_the_best_three_of_the_baseline_and_of_what_can_go_on_are
     assert kept == {0: both[1:], 1: both[1:], 2: both[1:], 4: both[1:], 9: both, 10: both}
 
 
+def test_a_winners_checkpoint_is_kept_and_a_confirmations_own_is_not(tmp_path: Path) -> None:
+    study = Study(tmp_path)
+    (tmp_path / "steps").mkdir()
+    ledger = Ledger(study)
+    runs = [PlannedRun(trial_id=i, purpose="search", is_baseline=i == 0, config=DOCUMENTED) for i in range(7)]
+    runs += [
+        PlannedRun(trial_id=7, purpose="confirmation", of_trial=6, attempt=1, config=DOCUMENTED),
+        PlannedRun(trial_id=8, purpose="attribution", combination="none", config=DOCUMENTED),
+        PlannedRun(trial_id=9, purpose="confirmation", of_trial=6, attempt=1, config=replace(DOCUMENTED, seed=2)),
+    ]
+    for run in runs:
+        ledger.start_trial(run, started_at=NOW)
+        study.checkpoint_dir(run.trial_id).mkdir(parents=True)
+        (study.checkpoint_dir(run.trial_id) / "step_00000001.pt").write_bytes(b"x")
+        if run.trial_id < 9:
+            # The runs that confirm and attribute are the best of all, and rank nowhere.
+            ledger._trials[run.trial_id].update(val_loss=5.0 + run.trial_id / 10 if run.trial_id < 7 else 1.0)
+            ledger.end_trial(run.trial_id, status="completed", verdict=None, ended_at=NOW)
+    attempt = Attempt(number=1, alpha=0.025, baseline=0, candidates=(6,), seeds=(1, 2))
+    prune_checkpoints(str(tmp_path / "checkpoints"), ledger, [attempt])
+    assert {int(path.name) for path in tmp_path.glob("checkpoints/*") if any(path.iterdir())} == {0, 1, 2, 6, 9}
+
+
 def test_fit_is_left_between_two_rounds_once_a_signal_came() -> None:
     interrupts = Interrupts()
-    leave = StopOnSignal(interrupts, SimpleNamespace(storage_error=None))  # type: ignore[arg-type]
+    recorder: Any = SimpleNamespace(storage_error=None)
+    leave = StopOnSignal(interrupts, recorder, None, say=lambda line: None)
     with interrupts:
         leave.on_step_end(iteration=1, trials=[])
         os.kill(os.getpid(), signal.SIGTERM)
@@ -98,6 +97,34 @@ def test_fit_is_left_between_two_rounds_once_a_signal_came() -> None:
         with pytest.raises(KeyboardInterrupt):
             leave.on_step_end(iteration=2, trials=[])
     assert leave.__getstate__() == {}
+
+
+def test_running_trials_are_asked_to_save_before_fit_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupts, said = Interrupts(), list[str]()
+    recorder: Any = SimpleNamespace(storage_error=None)
+    trials = [SimpleNamespace(trial_id=name, status="RUNNING") for name in "ab"]
+    asked = tmp_path / "ray" / "leave"
+    leave = StopOnSignal(interrupts, recorder, asked, say=said.append)
+    leave.on_step_end(iteration=1, trials=trials)
+    assert not asked.exists()
+    interrupts.code = 130
+    leave.on_step_end(iteration=2, trials=trials)
+    assert asked.exists()
+    leave.on_trial_result(iteration=2, trials=trials, trial=trials[0], result={"left": True})
+    leave.on_trial_result(iteration=2, trials=trials, trial=trials[1], result={"left": False})
+    leave.on_step_end(iteration=3, trials=trials)
+    trials[1].status = "TERMINATED"
+    with pytest.raises(KeyboardInterrupt):
+        leave.on_step_end(iteration=4, trials=trials)
+    assert said == ["saving 2 running trials ..."]
+    # A trial that never answers is not waited for for ever.
+    patient = StopOnSignal(interrupts, recorder, asked, say=said.append)
+    trials[1].status = "RUNNING"
+    patient.on_step_end(iteration=1, trials=trials)
+    now = time.monotonic() + 1000
+    monkeypatch.setattr("search.tune.engine.time.monotonic", lambda: now)
+    with pytest.raises(KeyboardInterrupt):
+        patient.on_step_end(iteration=2, trials=trials)
 
 
 MakeTrial = Callable[..., SearchTrial]
@@ -115,6 +142,7 @@ def make_config(spec: Any, tmp_path: Path) -> Callable[..., dict[str, Any]]:
             "milestones_tokens": (100, 200, BUDGET_TOKENS),
             "checkpoint_root": str(tmp_path / "checkpoints"),
             "checkpoint_interval_s": 1e9,
+            "leave_path": None,
             "evaluation_timeout_s": 600.0,
             "threads": 1,
         }
@@ -158,9 +186,49 @@ def test_a_trial_has_its_last_checkpoint_and_until_its_end_is_written_down_the_o
     make_trial: MakeTrial, tmp_path: Path
 ) -> None:
     results = to_the_end(make_trial(checkpoint_interval_s=0.0))
-    assert [result["saved"] for result in results] == [True] * 4
+    # Nothing is saved at step 0; every step after it is, between the evaluations too.
+    assert [(result["optimizer_steps"], result["saved"]) for result in results] == [(0, False)] + [
+        (step, True) for step in range(1, 9)
+    ]
     names = sorted(path.name for path in (tmp_path / "checkpoints" / "1").iterdir())
-    assert names == ["step_00000006.pt", "step_00000008.pt"]
+    assert names == ["step_00000007.pt", "step_00000008.pt"]
+
+
+def test_a_trial_cut_off_between_two_evaluations_goes_on_as_if_it_had_not_been(make_trial: MakeTrial) -> None:
+    whole = to_the_end(make_trial(trial_id=1))
+    cut = make_trial(trial_id=2, checkpoint_interval_s=0.0)
+    first = [cut.step() for _ in range(6)]
+    cut.cleanup()
+    assert first[-1]["optimizer_steps"] == 5
+    assert (first[-1]["metrics"], first[-1]["objective"]) == (None, whole[1]["objective"])
+    again = to_the_end(make_trial(trial_id=2))
+    assert [result["optimizer_steps"] for result in again] == [6, 8]
+    seen = [row for result in (*first, *again) for row in result["steps"]]
+    losses = [(row["optimizer_steps"], row["train_loss"], row["grad_norm"]) for row in seen]
+    assert losses == [
+        (row["optimizer_steps"], row["train_loss"], row["grad_norm"]) for result in whole for row in result["steps"]
+    ]
+    for mine, other in zip((*first[:1], first[3], *again), whole, strict=True):
+        for name in ("optimizer_steps", "val_loss", "train_loss", "grad_norm", "learning_rate"):
+            assert mine["metrics"][name] == pytest.approx(other["metrics"][name], abs=0, nan_ok=True), name
+
+
+def test_a_trial_saves_at_its_next_step_when_the_study_is_left(make_trial: MakeTrial, tmp_path: Path) -> None:
+    leave = tmp_path / "leave"
+    trial = make_trial(leave_path=leave)
+    assert (trial.step()["left"], trial.step()["saved"]) == (False, False)
+    leave.touch()
+    asked = trial.step()
+    assert (asked["optimizer_steps"], asked["saved"], asked["left"], asked["metrics"]) == (4, True, True, None)
+    # It is on disk when it says so, and asked once.
+    assert [path.name for path in (tmp_path / "checkpoints" / "1").iterdir()] == ["step_00000004.pt"]
+    assert trial.step()["optimizer_steps"] == 6
+
+
+def test_a_trial_that_has_not_begun_has_nothing_to_save(make_trial: MakeTrial, tmp_path: Path) -> None:
+    (tmp_path / "leave").touch()
+    first = make_trial(leave_path=tmp_path / "leave").step()
+    assert (first["optimizer_steps"], first["saved"], first["left"]) == (0, False, True)
 
 
 def test_a_reused_process_trains_as_a_new_one_does(
@@ -178,10 +246,10 @@ def test_a_reused_process_trains_as_a_new_one_does(
 def test_a_trial_started_again_goes_on_from_its_checkpoint_exactly(make_trial: MakeTrial, tmp_path: Path) -> None:
     whole = to_the_end(make_trial(trial_id=1))
     first = make_trial(trial_id=2, checkpoint_interval_s=0.0)
-    for _ in range(3):
-        first.step()
+    while first.step()["tokens_seen"] < 192:
+        pass
     first.cleanup()
-    again = to_the_end(make_trial(trial_id=2, checkpoint_interval_s=0.0))
+    again = to_the_end(make_trial(trial_id=2))
     assert [result["tokens_seen"] for result in again] == [192, 256]
     assert again[0]["objective"] == whole[2]["objective"]
     assert again[-1]["objective"] == whole[-1]["objective"]

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from results.study.folder import create_study
 from results.study.ledger import Ledger
+from results.study.planned_run import PlannedRun
 from search.commands.run_command import header_lines
 from search.options import read_options
 from search.setup.plan import Plan, largest_config, make_plan, study_name
@@ -98,7 +99,9 @@ def test_a_baseline_that_another_study_found(
     now = datetime(2025, 11, 25, tzinfo=UTC)
     for trial_id, loss in ((0, 5.0), (1, 4.0)):
         config = found if trial_id == 0 else BEFORE
-        ledger.start_trial(trial_id, is_baseline=trial_id == 0, config=config, started_at=now)
+        ledger.start_trial(
+            PlannedRun(trial_id=trial_id, purpose="search", is_baseline=trial_id == 0, config=config), started_at=now
+        )
         row = MetricsRow(
             tokens_seen=1,
             optimizer_steps=1,

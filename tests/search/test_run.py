@@ -32,9 +32,9 @@ HYPERPARAMETERS = [
     "seed",
 ]
 TRIAL_COLUMNS = [
-    *("trial_id", "is_baseline", "status", "verdict", "point"),
+    *("trial_id", "purpose", "is_baseline", "of_trial", "attempt", "combination", "status", "verdict", "point"),
     *HYPERPARAMETERS,
-    *("val_loss", "best_val_loss", "tokens_seen", "optimizer_steps", "active_s", "tokens_per_s", "rung"),
+    *("val_loss", "best_val_loss", "end_loss", "tokens_seen", "optimizer_steps", "active_s", "tokens_per_s", "rung"),
     *("started_at", "ended_at"),
 ]
 METRICS_COLUMNS = [
@@ -74,6 +74,7 @@ def test_no_process_is_left(searched: Any) -> None:
 def test_trial_0_is_the_baseline_completed_at_the_full_budget(trials: list[dict[str, Any]]) -> None:
     baseline = trials[0]
     assert (baseline["trial_id"], baseline["is_baseline"], baseline["status"]) == (0, True, "completed")
+    assert {row["purpose"] for row in trials} == {"search"}
     assert baseline["tokens_seen"] == BUDGET_TOKENS == 96 * 4 * 32
     assert baseline["optimizer_steps"] == baseline["training_steps"] == 96
     assert (baseline["batch_size"], baseline["learning_rate"]) == (4, 1e-4)
@@ -107,7 +108,10 @@ def test_a_loss_that_is_no_number_is_a_verdict_at_that_step(searched: Any, trial
             assert row["tokens_seen"] < MILESTONES_TOKENS[0]
             last = pd.read_parquet(searched.study.steps_path(row["trial_id"])).iloc[-1]
             assert not (math.isfinite(last["train_loss"]) and math.isfinite(last["grad_norm"]))
-            assert math.isfinite(row["val_loss"])
+            # Its evaluation at step 0, a good one, came before it went wrong.
+            assert row["val_loss"] is None
+            assert math.isfinite(row["best_val_loss"])
+            assert row["end_loss"] == (last["train_loss"] if math.isfinite(last["train_loss"]) else None)
             assert f"trial {row['trial_id']} unstable: nonfinite" in searched.ran.stderr
 
 
@@ -252,7 +256,7 @@ def test_the_document_is_enough_to_run_the_study_again(searched: Any, trials: li
     assert document["scheduler"]["reduction_factor"] == 2
     assert document["seed"] == 0
     assert document["settings"]["pins"] == {}
-    assert document["model"] == "tiny"
+    assert document["model"] == "tiny-scratch"
     assert document["checkpoint_path"] is None
     assert document["device"]["type"] == "cpu"
     assert document["device"]["slots"] == 2

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from search.options import read_options
+from search.options import Options, read_options
 from search.setup.settings import Settings, differences, planned_space, read_settings, space_file_differences
 from spaces.read.load import load_space
 from spaces.space import SearchSpace
@@ -30,7 +30,7 @@ def document_of(space: SearchSpace, settings: Settings, kind: str = "search") ->
     document = {
         "name": "study",
         "kind": kind,
-        "space": {"name": space.name, "path": space.path, "toml": Path(space.path).read_text()},
+        "space": {"name": space.name, "path": space.path, "toml": space.toml},
         "baseline": {"name": space.baseline_name, **asdict(space.baseline)},
         "evaluation": {"milestones_tokens": list(space.evaluation_tokens())},
         "settings": settings.to_json(),
@@ -120,13 +120,52 @@ def test_what_the_variables_say_otherwise(planned: list[str], now: list[str], fo
 
 def test_a_space_file_that_has_changed_is_told_by_its_lines(tmp_path: Path) -> None:
     document, _ = smoke()
-    assert space_file_differences(document) == []
+    assert space_file_differences(document, Options()) == []
     path = tmp_path / "smoke.toml"
     document["space"]["path"] = str(path)
-    assert space_file_differences(document) == []
+    assert space_file_differences(document, Options()) == []
     path.write_text(document["space"]["toml"].replace("trials = 4", "trials = 5") + "\n\n# more\n")
-    assert space_file_differences(document) == ["- trials = 4", "+ trials = 5", "+ # more"]
+    assert space_file_differences(document, Options()) == ["- trials = 4", "+ trials = 5", "+ # more"]
     path.write_text("\n".join(f"line {number}" for number in range(50)))
-    assert len(space_file_differences(document)) == 6
+    assert len(space_file_differences(document, Options())) == 6
     path.write_bytes(b"\xff\xfe")
-    assert space_file_differences(document) == []
+    assert space_file_differences(document, Options()) == []
+
+
+def test_a_space_is_the_same_however_its_path_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "own.toml"
+    file.write_text((Path(__file__).parents[2] / "spaces" / "smoke.toml").read_text())
+    (tmp_path / "link.toml").symlink_to(file)
+    (tmp_path / "copy.toml").write_text(file.read_text())
+    (tmp_path / "below").mkdir()
+    space = load_space("own.toml")
+    document = document_of(space, Settings())
+    document["space"]["path"] = str(file)
+    ways = ["own.toml", "./own.toml", str(file), "below/../own.toml", "link.toml", "copy.toml", "smoke"]
+    for way in ways:
+        options = read_options([f"SPACE={way}"])
+        assert (differences(document, Settings(), options), space_file_differences(document, options)) == ([], []), way
+    monkeypatch.chdir(tmp_path / "below")
+    assert differences(document, Settings(), read_options(["SPACE=../own.toml"])) == []
+    assert differences(document, Settings(), read_options(["SPACE=own.toml"])) == ["SPACE is own.toml, was own"]
+
+
+def test_a_space_file_that_was_moved_away_or_changed_is_still_the_studys_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "own.toml"
+    file.write_text((Path(__file__).parents[2] / "spaces" / "smoke.toml").read_text())
+    document = document_of(load_space("own.toml"), Settings())
+    document["space"]["path"] = str(file)
+    file.write_text(file.read_text().replace("trials = 4", "trials = 5"))
+    for options in (Options(), read_options(["SPACE=./own.toml"])):
+        assert differences(document, Settings(), options) == []
+        assert space_file_differences(document, options) == ["- trials = 4", "+ trials = 5"]
+    file.unlink()
+    for options in (Options(), read_options(["SPACE=./own.toml"]), read_options(["SPACE=own"])):
+        assert differences(document, Settings(), options) == []
+        assert space_file_differences(document, options) == []
+    space, _ = planned_space(document, "study.json")
+    assert space.toml == document["space"]["toml"]

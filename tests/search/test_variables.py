@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from results.confirmation import confirmation
+from results.confirmation import attempt
 from search.options import KNOWN, Options, describe_variables, parse_options, read_options, with_default_warmup
 from trainable.config import BEFORE, DOCUMENTED, ENV_NAMES, LR_SCHEDULES, TrialConfig
 from trainable.errors import UserError
@@ -52,7 +52,7 @@ def test_a_folder_given_as_a_word_is_where_later_code_looks(tmp_path: Path, monk
         ("=8", "there is no variable ''."),
         ("plateau", "'plateau' is not of the form NAME=value."),
         ("space", "'space' is not of the form NAME=value. Did you mean 'SPACE'?"),
-        ("LORA_RANK=8", "there is no variable 'LORA_RANK'."),
+        ("LORA_RNK=8", "there is no variable 'LORA_RNK'. Did you mean 'LORA_RANK'?"),
     ],
 )
 def test_an_unknown_word_is_refused(word: str, message: str) -> None:
@@ -63,7 +63,7 @@ def test_an_unknown_word_is_refused(word: str, message: str) -> None:
 
 def test_the_environment_may_hold_anything_else(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPCE", "plateau")
-    monkeypatch.setenv("LORA_RANK", "8")
+    monkeypatch.setenv("LORA_RNK", "8")
     assert read_options([]).texts == {
         "STUDIES_DIR": os.environ["STUDIES_DIR"],
         "CACHE_DIR": os.environ["CACHE_DIR"],
@@ -217,7 +217,7 @@ def test_variables_that_do_not_fit_together_are_refused(texts: dict[str, str], m
 
 
 def test_the_bounds_of_a_confirmation_are_those_of_its_variables() -> None:
-    for name, most in (("TOP", confirmation.MAX_TOP), ("SEEDS", confirmation.MAX_SEEDS)):
+    for name, most in (("TOP", attempt.MAX_TOP), ("SEEDS", attempt.MAX_SEEDS)):
         parse_options({name: str(most)})
         with pytest.raises(UserError, match=f"must be at most {most}"):
             parse_options({name: str(most + 1)})
@@ -287,9 +287,7 @@ def test_a_warm_up_that_is_given_or_not_wanted_stays(given: dict[str, int | floa
     assert with_default_warmup(given, base) == given
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("MODEL_TYPE", "transformer"), ("MODEL_TYPE", "GPT2"), ("USE_LORA", "True")]
-)
+@pytest.mark.parametrize(("name", "value"), [("MODEL_TYPE", "transformer"), ("MODEL_TYPE", "GPT2")])
 def test_what_only_the_owners_scripts_can_do_is_refused(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=rf"^{name}={value} is not supported"):
@@ -298,8 +296,10 @@ def test_what_only_the_owners_scripts_can_do_is_refused(name: str, value: str, m
 
 def test_the_owners_variables_pass_where_they_ask_for_what_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MODEL_TYPE", "gpt2")
-    monkeypatch.setenv("USE_LORA", "False")
-    read_options([])
+    for name, text in (("USE_LORA", "True"), ("LORA_RANK", "4"), ("LORA_ALPHA", "8"), ("LORA_DROPOUT", "0.05")):
+        monkeypatch.setenv(name, text)
+    given = read_options([]).explicit_hyperparameters()
+    assert given == {"use_lora": True, "lora_rank": 4, "lora_alpha": 8, "lora_dropout": 0.05}
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from rich.console import Console, RenderableType
 
 from results.study.folder import Study
 from results.study.ledger import Ledger
+from results.study.planned_run import PlannedRun
 from search.terminal.live_view import STATUS_STYLES, StudyView, ending_words, leaderboard_table, time_left_s
 from trainable.config import BEFORE, DOCUMENTED
 from trainable.rows import ENDINGS, MetricsRow, TrialStatus, Verdict
@@ -55,7 +56,9 @@ def ledger(study: Study) -> Ledger:
     """Eight trials: the baseline and trial 1 completed, one of each other ending, two running, one just begun."""
     ledger = Ledger(study)
     for trial_id, config in enumerate(CONFIGS):
-        ledger.start_trial(trial_id, is_baseline=trial_id == 0, config=config, started_at=NOW)
+        ledger.start_trial(
+            PlannedRun(trial_id=trial_id, purpose="search", is_baseline=trial_id == 0, config=config), started_at=NOW
+        )
         if trial_id not in (6, 7):
             ledger.add_metrics(trial_id, metrics(45_000 * (trial_id + 1), 11.1234 - trial_id), 0)
     end(ledger, 1, "completed", tokens_seen=393_216)
@@ -174,8 +177,8 @@ def test_a_stopped_trial_is_not_compared_with_a_baseline_that_saw_more(ledger: L
 
 def test_while_the_baseline_runs_nothing_is_compared_with_it(study: Study) -> None:
     ledger = Ledger(study)
-    ledger.start_trial(0, is_baseline=True, config=DOCUMENTED, started_at=NOW)
-    ledger.start_trial(1, is_baseline=False, config=BEFORE, started_at=NOW)
+    ledger.start_trial(PlannedRun(trial_id=0, purpose="search", is_baseline=True, config=DOCUMENTED), started_at=NOW)
+    ledger.start_trial(PlannedRun(trial_id=1, purpose="search", is_baseline=False, config=BEFORE), started_at=NOW)
     for trial_id in (0, 1):
         ledger.add_metrics(trial_id, metrics(1000, 5.0), 0)
     end(ledger, 1, "completed")
@@ -196,7 +199,10 @@ def test_before_anything_has_begun(study: Study) -> None:
 def test_more_running_trials_than_fit_are_counted(study: Study) -> None:
     ledger = Ledger(study)
     for trial_id in range(64):
-        ledger.start_trial(trial_id, is_baseline=trial_id == 0, config=DOCUMENTED, started_at=NOW)
+        ledger.start_trial(
+            PlannedRun(trial_id=trial_id, purpose="search", is_baseline=trial_id == 0, config=DOCUMENTED),
+            started_at=NOW,
+        )
     console = Console(record=True, width=80, file=io.StringIO())
     view = StudyView(study=study, ledger=ledger, budget_tokens=1000, trials_planned=64, console=console)
     lines = drawn(console, view.render())
@@ -231,6 +237,7 @@ def ending(status: str, **changes: Any) -> str:
     row = {
         **asdict(DOCUMENTED),
         "trial_id": 7,
+        "purpose": "search",
         "is_baseline": False,
         "status": status,
         "verdict": None,
@@ -271,6 +278,14 @@ def test_each_ending_in_words() -> None:
     )
     assert ending("failed") == f"trial 7 failed at 10% of the budget; {CONFIG}"
     assert ending("interrupted") == f"trial 7 interrupted at 10% of the budget; {CONFIG}"
+
+
+def test_a_run_that_confirms_or_attributes_says_so() -> None:
+    confirmation = {"purpose": "confirmation", "of_trial": 0, "attempt": 1, "seed": 1}
+    assert ending("completed", **confirmation) == f"confirmation: baseline, seed 1 completed: val loss 6.5000; {CONFIG}"
+    assert ending("failed", **{**confirmation, "of_trial": 3}).startswith("confirmation: trial 3, seed 1 failed at 10%")
+    attribution = {"purpose": "attribution", "combination": "schedule", "seed": 2}
+    assert ending("completed", **attribution).startswith("attribution: schedule, seed 2 completed: val loss 6.5000; ")
 
 
 def trial(tokens: int, *, ended: bool, baseline: bool = False) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from spaces.domains import (
     [
         (Choice((8, 16)), (8, 16), (4, "8", None, True)),
         (Choice((0, 1)), (0, 1), (True, False)),
+        (Choice((True, False)), (True, False), (1, 0, "True", None)),
         (Choice(("linear", "wsd")), ("linear",), ("constant", 0)),
         (FloatRange(0.0, 0.5), (0.0, 0.25, 0.5), (-0.001, 0.501, "0.25", True, None)),
         (FloatRange(1e-6, 1e-1, log=True), (1e-6, 1e-5, 1e-1), (9e-7, 0.11, float("nan"))),

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from spaces.read.load import load_space
-from spaces.read.space_files import MAX_FILE_BYTES, find_space_file, list_spaces, read_toml
+from spaces.read.space_files import MAX_FILE_BYTES, find_space_file, list_spaces, parse_toml, read_space_text
 from trainable.errors import UserError
 
 
@@ -100,7 +100,7 @@ def test_a_number_of_too_many_digits(folder: Path) -> None:
 
 def test_a_byte_order_mark_and_windows_line_ends_are_read(folder: Path) -> None:
     (folder / "plateau.toml").write_bytes(b"\xef\xbb\xbfx = 1\r\ny = 2\r\n")
-    assert read_toml(folder / "plateau.toml") == {"x": 1, "y": 2}
+    assert parse_toml(read_space_text(folder / "plateau.toml"), "here") == {"x": 1, "y": 2}
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")

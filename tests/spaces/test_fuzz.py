@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from spaces.overrides import with_overrides
 from spaces.read.load import load_space, space_from_tables
 from spaces.read.parameters import KINDS, SEARCHABLE
-from spaces.read.space_files import SPACES_DIRECTORY, read_toml
+from spaces.read.space_files import SPACES_DIRECTORY, parse_toml, read_space_text
 from spaces.read.toml_table import TOP_KEYS
 from spaces.space import SearchSpace
 from trainable.config import BASELINES, HYPERPARAMETERS, LR_SCHEDULES
 from trainable.errors import UserError
 
-SHIPPED = [read_toml(path) for path in sorted(SPACES_DIRECTORY.glob("*.toml"))]
+SHIPPED = [parse_toml(read_space_text(path), path.name) for path in sorted(SPACES_DIRECTORY.glob("*.toml"))]
 
 TEXT = (SPACES_DIRECTORY / "smoke.toml").read_text(encoding="utf-8")
 quick = settings(

@@ -92,6 +92,20 @@ def test_values_take_the_type_of_their_hyperparameter(make_space: MakeSpace) -> 
     assert [type(value) for value in space.parameters[0].domain.examples()] == [float] * 3
 
 
+def test_a_condition_on_lora(make_space: MakeSpace) -> None:
+    with_lora = {"use_lora": [True]}
+    space = make_space(
+        {"use_lora": {"choice": [True, False]}, "lora_rank": {"int": [2, 64], "log": True, "when": with_lora}}
+    )
+    assert space.baseline_params() == {"use_lora": False}
+    config = space.config_for({"use_lora": True, "lora_rank": 32})
+    assert (config.use_lora, config.lora_rank) == (True, 32)
+    with pytest.raises(UserError, match=r"use_lora choice does not fit: .*must be of type bool, not 1"):
+        make_space({"use_lora": {"choice": [1, 0]}})
+    with pytest.raises(UserError, match=r"use_lora cannot be searched by int. Use choice\."):
+        make_space({"use_lora": {"int": [0, 1]}})
+
+
 BROKEN: list[tuple[str, str, str]] = [
     # What is replaced in GOOD, by what, and the line after the file's name.
     ("trials = 4", "trails = 4", "the top level has an unknown key 'trails'. Did you mean 'trials'?"),

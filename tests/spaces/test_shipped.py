@@ -1,8 +1,9 @@
-"""The four space files that come with the project."""
+"""The space files that come with the project."""
 
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -12,7 +13,7 @@ from spaces.read.load import load_space
 from spaces.read.space_files import list_spaces
 from trainable.config import BEFORE, DOCUMENTED, LR_SCHEDULES
 
-NAMES = ["before_after", "plateau", "schedule", "smoke"]
+NAMES = ["before_after", "lora", "plateau", "schedule", "smoke"]
 
 
 def test_they_are_listed() -> None:
@@ -34,7 +35,7 @@ def test_plateau_holds_the_storys_values() -> None:
     space = load_space("plateau")
     assert space.baseline_name == "documented"
     assert space.baseline.training_steps == 300_000 // 4096
-    held = {"batch_size": (8, 32), "block_size": (64, 128, 256), "learning_rate": (1e-5, 2e-5, 5e-5, 1e-4, 1.0)}
+    held = {"batch_size": (8, 32), "block_size": (64, 128, 256), "learning_rate": (1e-5, 2e-5, 5e-5, 1e-4, 3e-2)}
     for parameter, values in held.items():
         domain = space.domain(parameter)
         assert domain is not None
@@ -75,8 +76,18 @@ def test_schedule_keeps_batch_and_block() -> None:
     around = with_overrides(space, baseline=("before", BEFORE))
     config = around.config_for({"lr_schedule": "wsd", "decay_frac": 0.3, "warmup_frac": 0.05, "min_lr_frac": 0.0})
     assert (config.batch_size, config.block_size, config.warmup_steps) == (8, 256, round(0.05 * (1_200_000 // 2048)))
-    assert space.domain("learning_rate") == FloatRange(1e-6, 1e-1, log=True)
+    assert space.domain("learning_rate") == FloatRange(1e-6, 1e-2, log=True)
     assert space.baseline.learning_rate == DOCUMENTED.learning_rate
+
+
+def test_lora_searches_adapters_at_ten_times_the_rates() -> None:
+    space, plateau = load_space("lora"), load_space("plateau")
+    assert (space.budget_tokens, space.trials) == (plateau.budget_tokens, plateau.trials)
+    assert (space.baseline.use_lora, space.baseline.learning_rate) == (True, 10 * DOCUMENTED.learning_rate)
+    assert replace(space.baseline, use_lora=False, learning_rate=1e-5) == plateau.baseline
+    assert {p.name for p in space.parameters} == {
+        *("batch_size", "learning_rate", "lora_rank", "lora_alpha", "lora_dropout")
+    }
 
 
 def test_smoke_is_small() -> None:

@@ -90,16 +90,26 @@ def corpus(text_file: Path, tokenizer: "Tokenizer", tmp_path_factory: pytest.Tem
 
 @pytest.fixture(scope="session")
 def make_model() -> Callable[..., "PreTrainedModel"]:
-    """Return a function that makes a two-layer model, 32 wide, of a family: gpt2, untied or llama."""
+    """Return a function that makes a two-layer model, 32 wide, of a family: gpt2, untied, llama or neox."""
     import torch
-    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+    from transformers import (
+        GPT2Config,
+        GPT2LMHeadModel,
+        GPTNeoXConfig,
+        GPTNeoXForCausalLM,
+        LlamaConfig,
+        LlamaForCausalLM,
+    )
 
     def make(family: str = "gpt2", *, dropout: float = 0.0, seed: int = 0, **changes: Any) -> "PreTrainedModel":
         torch.manual_seed(seed)
         shared = {"vocab_size": 300, "bos_token_id": None, "eos_token_id": None}
-        if family == "llama":
+        if family in ("llama", "neox"):
             shapes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
             limits = {"max_position_embeddings": POSITIONS, "attention_dropout": dropout}
+            if family == "neox":
+                limits["hidden_dropout"] = dropout
+                return GPTNeoXForCausalLM(GPTNeoXConfig(**{**shared, **shapes, **limits, **changes}))
             return LlamaForCausalLM(LlamaConfig(**{**shared, **shapes, **limits, **changes}))
         shapes = {"n_layer": 2, "n_head": 2, "n_embd": 32, "n_positions": POSITIONS}
         dropouts = {"resid_pdrop": dropout, "embd_pdrop": dropout, "attn_pdrop": dropout}
@@ -133,7 +143,7 @@ def model_folders(
 ) -> dict[str, Path]:
     """A saved model folder by family; not to be written to."""
     root = tmp_path_factory.mktemp("models")
-    return {family: save_model(make_model(family), root / family) for family in ("gpt2", "untied", "llama")}
+    return {family: save_model(make_model(family), root / family) for family in ("gpt2", "untied", "llama", "neox")}
 
 
 @pytest.fixture

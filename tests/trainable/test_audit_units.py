@@ -1,4 +1,6 @@
 import io
+import json
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -8,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+import trainable.data.documents
 import trainable.text_audit.text
+from trainable.data.documents import parse_documents
 from trainable.data.tokens import Progress, load_corpus
 from trainable.text_audit.scan import scan_text
 from trainable.text_audit.text import iter_pieces
@@ -90,7 +94,7 @@ def test_every_unit_knows_its_first_token(
     files = [tmp_path / "a.txt", tmp_path / "b.txt"]
     giant = "one long line of words " * 1000
     for path, text in zip(files, (TEXT, TEXT[:500] + giant), strict=True):
-        path.write_bytes(text.encode())
+        path.write_bytes(text.replace("\r\n", "\n").encode())
     tokenizer = make(TEXT)
     tokens = load_corpus(files, tokenizer).tokens
     units = scan_text(files, tokenizer, tokens, SILENT).units
@@ -126,3 +130,45 @@ def test_lines_of_a_chunk_in_several_pieces_are_counted_on(tmp_path: Path, monke
         assert shown == f"line {units.first_line[unit]}\r\n"
     assert units.first_line[-1] == 2002
     assert units.starts_line.sum() == 2002
+
+
+@pytest.mark.parametrize("make", [byte_level, word_pieces])
+@pytest.mark.parametrize("how", ["file", "line", "blank-line"])
+def test_positions_are_right_with_separators_marks_and_line_ends_of_two_characters(
+    make: Callable[[str], Tokenizer], how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainable.data.documents, "CHUNK_BYTES", 700)
+    files = [tmp_path / "a.txt", tmp_path / "b.txt"]
+    for path, text in zip(files, ("\ufeff" + TEXT, TEXT[:500].replace("\r", "").replace("\n", "\r\n")), strict=True):
+        path.write_bytes(text.encode())
+    tokenizer, documents = make(TEXT), parse_documents(how)
+    tokens = load_corpus(files, tokenizer, documents=documents, separator_id=3).tokens
+    units = scan_text(files, tokenizer, tokens, SILENT, documents=documents, separator_id=3).units
+    data = [path.read_bytes() for path in files]
+    for unit in range(len(units)):
+        file = units.file_index[unit]
+        line = data[file][units.first_byte[unit] : units.end_byte[unit]].decode().strip("\ufeff\r\n")
+        assert units.first_line[unit] == data[file][: units.first_byte[unit]].count(b"\n") + 1
+        ids = tokens[units.first_token[unit] : units.end_token[unit]].tolist()
+        expected = tokenizer.encode(line, add_special_tokens=False).ids
+        if how == "line":
+            assert ids == [*([3] if unit else []), *expected]
+        else:
+            # The line ends are tokens too, and may join the line after them.
+            assert len(expected) - 4 <= len(ids) <= len(expected) + 4
+    assert units.tokens == len(tokens)
+
+
+def test_units_of_json_lines_are_the_texts_with_the_lines_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    texts = [f"record {number}\nits second line é" for number in range(300)]
+    path.write_text("\n".join(json.dumps({"id": "x", "text": text}) + "\n" for text in texts))
+    tokenizer, documents = byte_level(TEXT), parse_documents("jsonl:text")
+    tokens = load_corpus([path], tokenizer, documents=documents, separator_id=3).tokens
+    units = scan_text([path], tokenizer, tokens, SILENT, documents=documents, separator_id=3).units
+    assert len(units) == 600
+    for unit in range(600):
+        ids = tokens[units.first_token[unit] : units.end_token[unit]].tolist()
+        decoded = tokenizer.decode([id_ for id_ in ids if id_ != 3])
+        assert decoded.strip("\n") == texts[unit // 2].split("\n")[unit % 2]
+        assert units.first_line[unit] == units.last_line[unit] == 2 * (unit // 2) + 1

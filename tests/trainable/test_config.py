@@ -23,6 +23,7 @@ from trainable.errors import UserError
 INTS = [name for name, spec in HYPERPARAMETERS.items() if spec.type is int]
 FLOATS = [name for name, spec in HYPERPARAMETERS.items() if spec.type is float]
 NAMES = [name for name, spec in HYPERPARAMETERS.items() if spec.type is str]
+FLAGS = [name for name, spec in HYPERPARAMETERS.items() if spec.type is bool]
 
 
 def refusal(**values: Any) -> str:
@@ -57,6 +58,11 @@ def test_documented_is_the_storys_table() -> None:
         "weight_decay": 0.01,
         "dropout": 0.1,
         "precision": "fp32",
+        "use_lora": False,
+        "lora_rank": 8,
+        "lora_alpha": 16,
+        "lora_dropout": 0.0,
+        "lora_targets": "auto",
         "seed": 0,
     }
 
@@ -75,7 +81,7 @@ def test_before_differs_from_documented_by_the_storys_table() -> None:
 
 
 def test_every_field_is_a_hyperparameter_with_a_variable_of_its_own() -> None:
-    assert set(HYPERPARAMETERS) == {spec.name for spec in fields(TrialConfig)} == {*INTS, *FLOATS, *NAMES}
+    assert set(HYPERPARAMETERS) == {spec.name for spec in fields(TrialConfig)} == {*INTS, *FLOATS, *NAMES, *FLAGS}
     assert {name.upper(): name for name in HYPERPARAMETERS} == ENV_NAMES
 
 
@@ -113,7 +119,8 @@ def test_nonfinite_numbers_are_refused(name: str, value: float) -> None:
         for names, values in ((INTS, ["1", 1.5]), (FLOATS, ["1"]), (NAMES, [1, 1.5]))
         for name in names
         for value in (*values, True, None, [1], b"fp32")
-    ],
+    ]
+    + [(name, value) for name in FLAGS for value in (1, 0, "True", None)],
 )
 def test_a_wrong_type_is_refused(name: str, value: object) -> None:
     message = refusal(**{name: value})
@@ -178,6 +185,11 @@ def test_tokens_per_step_counts_every_micro_batch() -> None:
         ("learning_rate", "2e-5", 2e-5),
         ("learning_rate", "1", 1.0),
         ("lr_schedule", " warmup_cosine ", "warmup_cosine"),
+        ("lora_targets", "q_proj,v_proj", "q_proj,v_proj"),
+        ("use_lora", "True", True),
+        ("use_lora", " false ", False),
+        ("use_lora", "1", True),
+        ("use_lora", "no", False),
     ],
 )
 def test_text_is_parsed_to_the_fields_type(name: str, text: str, value: object) -> None:
@@ -205,6 +217,17 @@ def test_text_that_is_no_number_names_the_variable(name: str, text: str) -> None
 def test_text_out_of_bounds_names_the_variable(name: str, text: str) -> None:
     with pytest.raises(UserError, match=rf"\({name.upper()}\)"):
         parse_hyperparameter(name, text)
+
+
+@pytest.mark.parametrize("text", ["", "maybe", "2", "None"])
+def test_text_that_is_no_flag_names_the_variable(text: str) -> None:
+    with pytest.raises(UserError, match=rf"USE_LORA='{text}' must be True or False"):
+        parse_hyperparameter("use_lora", text)
+
+
+@pytest.mark.parametrize("value", ["", "q_proj v_proj", "a,,b", "a;rm", "a\nb", ",a"])
+def test_targets_are_names_with_commas_between(value: str) -> None:
+    assert "auto, all-linear, or layer names with commas between" in refusal(lora_targets=value)
 
 
 def test_make_config_replaces_what_is_named() -> None:

@@ -149,6 +149,32 @@ def test_a_padding_mask_and_grouped_heads_are_left_to_torch() -> None:
     torch.testing.assert_close(grouped, expected.transpose(1, 2))
 
 
+@pytest.mark.parametrize("frozen", [("weight",), ("weight", "bias"), ("bias",)])
+def test_a_frozen_linear_layer_passes_the_gradient_on_and_keeps_none(frozen: tuple[str, ...]) -> None:
+    layer: Any = model().transformer.h[0].attn.c_attn
+    inputs = torch.randn(5, 32, requires_grad=True)
+    expected = torch.autograd.grad(layer(inputs).square().sum(), [inputs, layer.weight, layer.bias])
+    layer.__class__ = CPUConv1D
+    for name in frozen:
+        layer.get_parameter(name).requires_grad_(False)
+    layer(inputs).square().sum().backward()
+    for found, wanted in zip((inputs.grad, layer.weight.grad, layer.bias.grad), expected, strict=True):
+        if found is not None:
+            torch.testing.assert_close(found, wanted)
+    assert [name for name, weight in layer.named_parameters() if weight.grad is None] == list(frozen)
+
+
+def test_attention_takes_what_rotary_embeddings_leave_in_fp32_under_autocast() -> None:
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, 2, 70, 8) for _ in range(3))
+    module: Any = torch.nn.Module()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        attended, _ = _attention(module, query, key, value.bfloat16(), None, dropout=1e-9)
+        expected = attended_by_torch([query, key, value.bfloat16()])
+    assert attended.dtype == expected.dtype == torch.bfloat16
+    torch.testing.assert_close(attended, expected.transpose(1, 2), rtol=0.03, atol=0.03)
+
+
 def test_bf16_comes_within_a_fiftieth_of_a_nat_of_fp32(make_spec: Any) -> None:
     spec = make_spec()
     config = TrialConfig(batch_size=4, block_size=16, learning_rate=3e-3, training_steps=200, dropout=0.0)

@@ -112,7 +112,7 @@ def test_times_add_up(make_spec: MakeSpec, make_trial: MakeTrial) -> None:
     assert last.active_s > sum(times)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "tiny"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "tiny-scratch"])
 def test_it_learns(make_spec: MakeSpec, make_trial: MakeTrial, family: str) -> None:
     schedule = {"lr_schedule": "warmup_cosine", "warmup_steps": 5, "training_steps": 30}
     config = make_trial(learning_rate=1e-2, batch_size=8, **schedule)
@@ -300,9 +300,9 @@ def test_a_nan_that_an_evaluation_sees_first_ends_it_too(make_spec: MakeSpec, ma
 def test_random_weights_are_not_worse_than_guessing_under_a_small_tokenizer(
     make_spec: MakeSpec, make_trial: MakeTrial, corpus: Corpus
 ) -> None:
-    # tiny starts at ln 2048 = 7.6; a short text's tokenizer has fewer ids, here 300: ln 300 + 1 = 6.7.
+    # tiny-scratch starts at ln 2048 = 7.6; a short text's tokenizer has fewer ids, here 300: ln 300 + 1 = 6.7.
     assert corpus.vocab_size == 300
-    _, rows = run(make_spec("tiny", corpus=corpus), make_trial(training_steps=4, learning_rate=1e-5))
+    _, rows = run(make_spec("tiny-scratch", corpus=corpus), make_trial(training_steps=4, learning_rate=1e-5))
     assert kinds_of(rows) == "MssssM"
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, GPTJConfig, PreTrainedModel
 
+from trainable import loss as loss_module
 from trainable.loss import next_token_loss, next_token_losses
 
 MakeModel = Callable[..., PreTrainedModel]
@@ -119,6 +120,20 @@ def test_under_autocast_it_is_fp32_and_near(make_model: MakeModel, precision: to
         assert near_gradients[name].dtype == torch.float32
         cosine = torch.cosine_similarity(near_gradients[name].flatten(), exact_gradients[name].flatten(), dim=0)
         assert cosine > 0.99
+
+
+@pytest.mark.parametrize("family", ["gpt2", "untied", "llama"], indirect=True)
+def test_a_frozen_heads_gradient_is_not_computed(family: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = random_tokens(3, 17)
+    expected = gradients_of(family, next_token_loss(family, tokens))
+    head = family.get_output_embeddings().weight
+    head.requires_grad_(False)
+    monkeypatch.setattr(loss_module, "_add_product", None)  # what the head's gradient is summed by
+    found = gradients_of(family, next_token_loss(family, tokens))
+    others = [name for name in expected if family.get_parameter(name) is not head]
+    assert list(found) == others
+    for name in others:
+        torch.testing.assert_close(found[name], expected[name], msg=name)
 
 
 def test_dropout_masks_the_gradient_pass_too(make_model: MakeModel) -> None:

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, GPTNeoConfig, OPTConfig, PreTrainedModel
 
 from trainable.errors import UserError
-from trainable.model.model_names import PRESETS, check_model_name
-from trainable.model.models import _tuned, check_model, context_limit, load_model, load_tokenizer
+from trainable.model.fingerprint import model_fingerprint
+from trainable.model.model_names import PRESETS, SHIPPED, check_model_name, model_folder
+from trainable.model.models import _tuned, check_model, context_limit, load_model, load_tokenizer, separator_id
 
 MakeModel = Callable[..., PreTrainedModel]
 SaveModel = Callable[[PreTrainedModel, Path], Path]
@@ -54,8 +56,9 @@ def edit(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def test_tiny_is_the_documented_shape() -> None:
-    model = load_model("tiny", dropout=0.1, seed=0)
+@pytest.mark.parametrize("name", ["tiny", "tiny-scratch"])
+def test_tiny_is_the_documented_shape(name: str) -> None:
+    model = load_model(name, dropout=0.1, seed=0)
     shapes = {"n_layer": 4, "n_head": 4, "n_embd": 128, "vocab_size": 2048, "n_positions": 1024}
     assert {name: getattr(model.config, name) for name in shapes} == shapes
     assert isinstance(model, GPT2LMHeadModel)
@@ -73,16 +76,16 @@ def test_gpt2_scratch_is_gpt2s_own_shape() -> None:
 
 
 def test_a_seed_gives_the_weights_of_a_preset() -> None:
-    first = load_model("tiny", dropout=0.1, seed=1)
+    first = load_model("tiny-scratch", dropout=0.1, seed=1)
     torch.rand(100)
-    assert_same_weights(load_model("tiny", dropout=0.5, seed=1), first)
-    other = load_model("tiny", dropout=0.1, seed=2)
+    assert_same_weights(load_model("tiny-scratch", dropout=0.5, seed=1), first)
+    other = load_model("tiny-scratch", dropout=0.1, seed=2)
     assert not torch.equal(other.transformer.wte.weight, first.transformer.wte.weight)
 
 
 def test_random_numbers_after_loading_depend_on_the_seed_alone(model_folders: dict[str, Path]) -> None:
     draws = []
-    for name, seed in (("tiny", 3), (str(model_folders["gpt2"]), 3), ("tiny", 4)):
+    for name, seed in (("tiny-scratch", 3), (str(model_folders["gpt2"]), 3), ("tiny-scratch", 4)):
         load_model(name, dropout=0.1, seed=seed)
         draws.append(torch.rand(1).item())
     assert draws[0] == draws[1] != draws[2]
@@ -121,7 +124,7 @@ def test_a_folder_saved_in_half_precision_loads_as_fp32(
     assert_same_weights(model, half.float())
 
 
-@pytest.mark.parametrize("name", ["tiny", "gpt2", "llama"])
+@pytest.mark.parametrize("name", ["tiny-scratch", "gpt2", "llama"])
 def test_dropout_is_set_in_config_and_layers(model_folders: dict[str, Path], name: str) -> None:
     model = load_model(str(model_folders.get(name, name)), dropout=0.3, seed=0)
     fields = ["attention_dropout"] if name == "llama" else ["resid_pdrop", "embd_pdrop", "attn_pdrop"]
@@ -157,7 +160,7 @@ def test_the_faster_gelu_is_the_same_function(model_folders: dict[str, Path]) ->
 
 
 def test_a_preset_has_a_tokenizer_of_the_corpus(text_file: Path) -> None:
-    tokenizer = load_tokenizer("tiny", [text_file])
+    tokenizer = load_tokenizer("tiny-scratch", [text_file])
     assert 300 < tokenizer.get_vocab_size() <= 2048
     assert tokenizer.decode(tokenizer.encode("words").ids) == "words"
 
@@ -188,7 +191,8 @@ def test_names_that_are_nothing_are_refused(tmp_path: Path) -> None:
     }.items():
         assert what in refusal(name, check_model_name)
         assert what in refusal(name)
-    check_model_name("tiny")
+    for name in (*PRESETS, *SHIPPED):
+        check_model_name(name)
 
 
 @pytest.mark.parametrize(
@@ -278,3 +282,45 @@ def test_a_block_longer_than_the_positions_is_refused(make_model: MakeModel, fam
     check_model(model, "mine", block_size=64, vocab_size=300)
     with pytest.raises(UserError, match=r"block_size=65 is longer than the 64 positions of GPT2_MODEL_NAME=mine\."):
         check_model(model, "mine", block_size=65, vocab_size=300)
+
+
+def test_the_shipped_model_is_found_and_small_wherever_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tiny").mkdir()
+    monkeypatch.chdir(tmp_path)
+    folder = model_folder("tiny")
+    assert folder == SHIPPED["tiny"]
+    assert folder.is_absolute()
+    assert model_folder("./tiny") == tmp_path / "tiny"
+    assert {model_folder(name) for name in PRESETS} == {None}
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 3_000_000
+    assert model_fingerprint("tiny") not in (None, model_fingerprint("tiny-scratch"))
+
+
+def test_the_shipped_model_is_loaded_into_fp32_the_same_everywhere() -> None:
+    with safe_open(SHIPPED["tiny"] / "model.safetensors", framework="pt") as file:
+        stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
+    assert "lm_head.weight" not in stored
+    theirs, ours = AutoModelForCausalLM.from_pretrained(SHIPPED["tiny"]), load_model("tiny", dropout=0.1, seed=0)
+    for model in (theirs, ours):
+        assert model.dtype == torch.float32
+        assert all(torch.equal(model.state_dict()[name], tensor.float()) for name, tensor in stored.items())
+        assert model.lm_head.weight is model.transformer.wte.weight
+
+
+def test_the_shipped_tokenizer_knows_every_byte_and_its_end() -> None:
+    tokenizer = load_tokenizer("tiny", [])
+    assert tokenizer.get_vocab_size() == 2048
+    for text in ("Überraschung 😀\r\n", "\t  \x00\x7f", "漢字 und Ελληνικά", "plain words"):
+        assert tokenizer.decode(tokenizer.encode(text).ids) == text
+    assert separator_id("tiny", tokenizer) == tokenizer.token_to_id("<|endoftext|>") == 0
+
+
+def test_a_separator_is_the_tokenizers_own_end(text_file: Path, folder: Path, tokenizer: Tokenizer) -> None:
+    preset = load_tokenizer("tiny-scratch", [text_file])
+    assert separator_id("tiny-scratch", preset) == preset.token_to_id("<|endoftext|>")
+    own = load_tokenizer(str(folder), [])
+    edit(folder / "tokenizer_config.json", eos_token=None)
+    assert separator_id(str(folder), own) is None
+    edit(folder / "tokenizer_config.json", eos_token=own.id_to_token(7))
+    assert separator_id(str(folder), own) == 7

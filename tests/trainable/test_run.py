@@ -96,11 +96,11 @@ def assert_equal(given: Trace, whole: Trace, *, after: int) -> None:
         ("gpt2", EVERYTHING),
         ("untied", EVERYTHING),
         ("llama", EVERYTHING),
-        ("tiny", {**EVERYTHING, "batch_size": 1, "lr_schedule": "wsd", "decay_frac": 0.5}),
+        ("tiny-scratch", {**EVERYTHING, "batch_size": 1, "lr_schedule": "wsd", "decay_frac": 0.5}),
         ("gpt2", {**EVERYTHING, "precision": "bf16"}),
         ("gpt2", {**EVERYTHING, "precision": "fp16", "grad_clip_norm": 0.0}),
     ],
-    ids=["plain", "everything", "untied", "llama", "tiny", "bf16", "fp16"],
+    ids=["plain", "everything", "untied", "llama", "tiny-scratch", "bf16", "fp16"],
 )
 def test_resuming_equals_never_having_stopped_bit_for_bit(
     make_spec: MakeSpec, make_trial: MakeTrial, tmp_path: Path, model: str, changes: dict[str, Any]
@@ -269,12 +269,12 @@ def test_only_random_weights_are_from_scratch_and_stay_so_when_resumed(
 
     monkeypatch.setattr("trainable.run.new_state", new_state)
     config, path = make_trial(batch_size=1, training_steps=3), tmp_path / "x.pt"
-    cut_at(1, make_spec("tiny"), config, path)
-    resume_run(make_spec("tiny"), config, read_checkpoint(path))
-    start_run(make_spec("tiny", init_from=path), config)
+    cut_at(1, make_spec("tiny-scratch"), config, path)
+    resume_run(make_spec("tiny-scratch"), config, read_checkpoint(path))
+    start_run(make_spec("tiny-scratch", init_from=path), config)
     weights = dict(read_checkpoint(path).weights)
     torch.save({"step": 1, "model_state_dict": weights}, path)
-    resume_run(make_spec("tiny"), config, read_checkpoint(path))
+    resume_run(make_spec("tiny-scratch"), config, read_checkpoint(path))
     start_run(make_spec("gpt2"), config)
     assert told == [True, True, False, False, False]
 

@@ -1,5 +1,6 @@
 """Tokens: cached once per text and tokenizer, never half, split at the tail, sampled within bounds."""
 
+import json
 import math
 import os
 import pickle
@@ -13,8 +14,9 @@ import pytest
 import torch
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
-from trainable.data import corpus as corpus_module
+from trainable.data import documents as documents_module
 from trainable.data import tokens as tokens_module
+from trainable.data.documents import parse_documents
 from trainable.data.tokens import Corpus, Tokens, check_corpus, load_corpus, sample_batch, train_tokenizer
 from trainable.errors import UserError
 
@@ -22,8 +24,8 @@ KILLED_WRITER = """
 import os, signal, sys
 from pathlib import Path
 from tokenizers import Tokenizer
-from trainable.data import corpus, tokens
-corpus.CHUNK_CHARS = 1000
+from trainable.data import documents, tokens
+documents.CHUNK_BYTES = 1000
 def die_halfway(what, done_frac):
     if done_frac > 0.5:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -94,13 +96,13 @@ def test_the_fingerprint_is_of_text_and_tokenizer(text_file: Path, tokenizer: To
 def test_many_chunks_and_files_are_joined_in_order(
     tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(corpus_module, "CHUNK_CHARS", 20)
+    monkeypatch.setattr(documents_module, "CHUNK_BYTES", 20)
     files = [tmp_path / "a.txt", tmp_path / "b.txt"]
     lines = [f"line {number} of a file\r\n" for number in range(40)]
     files[0].write_text("".join(lines[:30]), newline="")
     files[1].write_text("".join(lines[30:]), newline="")
     corpus = load_corpus(files, tokenizer)
-    assert tokenizer.decode(corpus.tokens.tolist()) == "".join(lines)
+    assert tokenizer.decode(corpus.tokens.tolist()) == "".join(lines).replace("\r\n", "\n")
 
 
 def test_a_killed_writer_leaves_no_cache(text_file: Path, tokenizer: Tokenizer, corpus: Corpus, cache: Path) -> None:
@@ -236,7 +238,63 @@ def test_a_tokenizer_is_trained_on_the_head_of_a_large_text(
     text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tokens_module, "TOKENIZER_SAMPLE_CHARS", 10_000)
-    monkeypatch.setattr(corpus_module, "CHUNK_CHARS", 3_000)
+    monkeypatch.setattr(documents_module, "CHUNK_BYTES", 3_000)
     head = tmp_path / "head.txt"
     head.write_text(text_file.read_text()[:10_000])
     assert train_tokenizer([text_file], 300).to_str() == train_tokenizer([head], 300).to_str()
+
+
+def test_the_separator_stands_between_files_and_documents(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    own = Tokenizer.from_str(tokenizer.to_str())
+    own.add_special_tokens(["<end>"])
+    end = own.token_to_id("<end>")
+    files = [tmp_path / name for name in ("a.txt", "b.txt", "c.txt")]
+    for path, text in zip(files, ("one\ntwo\n", "", "three"), strict=True):
+        path.write_text(text)
+    first, second, third = (own.encode(text).ids for text in ("one", "two", "three"))
+    expected = {
+        "file": [*own.encode("one\ntwo\n").ids, end, *third],
+        "line": [*first, end, *second, end, *third],
+        "blank-line": [*own.encode("one\ntwo").ids, end, *third],
+    }
+    fingerprints = set()
+    for how, ids in expected.items():
+        documents = parse_documents(how)
+        corpus = load_corpus(files, own, documents=documents, separator_id=end)
+        assert corpus.tokens.tolist() == ids
+        without = load_corpus(files, own, documents=documents)
+        assert without.tokens.tolist() == [token for token in ids if token != end]
+        fingerprints |= {corpus.fingerprint, without.fingerprint}
+    assert len(fingerprints) == 6
+
+
+def test_documents_are_separated_alike_whatever_the_chunks(
+    text_file: Path, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = text_file.read_text().splitlines()[:200]
+    records = tmp_path / "records.jsonl"
+    records.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    plain = tmp_path / "plain.txt"
+    plain.write_text("\n\n".join(lines))
+    monkeypatch.setattr(documents_module, "CHUNK_BYTES", 500)
+    expected = [id_ for line in lines for id_ in (7, *tokenizer.encode(line).ids)][1:]
+    for path, how in ((plain, "line"), (plain, "blank-line"), (records, "jsonl:text")):
+        assert (
+            load_corpus([path], tokenizer, documents=parse_documents(how), separator_id=7).tokens.tolist() == expected
+        )
+
+
+def test_a_validation_text_of_its_own_is_held_out_whole(text_file: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text("words of the other text " * 50)
+    tail = load_corpus([text_file], tokenizer)
+    corpus = load_corpus([text_file], tokenizer, validation_files=[other])
+    np.testing.assert_array_equal(corpus.train, tail.tokens)
+    assert corpus.val.tolist() == tokenizer.encode(other.read_text()).ids
+    assert corpus.validation is not None
+    assert len({corpus.fingerprint, corpus.validation.fingerprint, tail.fingerprint}) == 3
+    other.write_text("words of another text " * 50)
+    assert load_corpus([text_file], tokenizer, validation_files=[other]).fingerprint != corpus.fingerprint
+    assert len(pickle.dumps(corpus)) < 1000
+    with pytest.raises(UserError, match=r"its validation part .* Name a longer VALIDATION_DATA_SOURCE"):
+        check_corpus(corpus, block_size=8, eval_block_size=100_000)

@@ -1,31 +1,19 @@
 """Where training text comes from: a file, a folder, or the English that comes with Python. Knows nothing of tokens."""
 
-import ast
+import filecmp
 import hashlib
 import os
 import sys
-import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainable.data.documents import BOM, WHOLE_FILES, Documents, iter_chunks
+from trainable.data.embedded_text import language_reference
 from trainable.errors import UserError
 
 TEXT_SUFFIXES = (".txt", ".text", ".md")
-CHUNK_CHARS = 1 << 20
-SHINGLE_WORDS = 8
-MAX_REPEATED_FRAC = 0.2
-"""A paragraph of the embedded text goes when more of its runs of 8 words than this came before."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TextChunk:
-    """Consecutive whole lines of one file."""
-
-    path: Path
-    first_line: int
-    """1-based."""
-    text: str
+JSON_LINES_SUFFIXES = (".jsonl", ".ndjson")
 
 
 def cache_dir() -> Path:
@@ -42,13 +30,17 @@ def cache_dir() -> Path:
     return path
 
 
-def source_files(source: str | None) -> list[Path]:
+def source_files(
+    source: str | None, *, variable: str = "TRAINING_DATA_SOURCE", documents: Documents = WHOLE_FILES
+) -> list[Path]:
     """Return the text files of a source, sorted; None means the embedded text, which is written to the cache first.
 
+    Of a folder: all below it, linked folders too, without hidden ones; what is reached twice is there once.
     Raises UserError when there is no readable text at `source`.
     """
     if source is None:
         return [_embedded_file()]
+    suffixes = JSON_LINES_SUFFIXES if documents.kind == "jsonl" else TEXT_SUFFIXES
     try:
         path = Path(source).expanduser().absolute()
         path.stat()
@@ -56,82 +48,156 @@ def source_files(source: str | None) -> list[Path]:
         pass
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
-            f"TRAINING_DATA_SOURCE={source} cannot be used: {_reason(error)}. Name a text file or a folder of them."
+            f"{variable}={source} cannot be used: {_reason(error)}. Name a text file or a folder of them."
         ) from None
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in TEXT_SUFFIXES and p.is_file())
+        files = _once(sorted(file for file in _visible_files(path) if file.suffix.lower() in suffixes))
         if not files:
             raise UserError(
-                f"TRAINING_DATA_SOURCE={source}: the folder holds no text file ({', '.join(TEXT_SUFFIXES)}). "
+                f"{variable}={source}: the folder holds no text file ({', '.join(suffixes)}). "
                 "Name a folder with text, or a single file of any suffix."
             )
         return files
     if not path.is_file():
         what = "is not a regular file" if path.exists() else "does not exist"
         raise UserError(
-            f"TRAINING_DATA_SOURCE={source} {what}. "
-            "Name a text file or a folder of them, or unset it for the embedded text."
+            f"{variable}={source} {what}. Name a text file or a folder of them, or unset it"
+            f"{' for the embedded text' if variable == 'TRAINING_DATA_SOURCE' else ''}."
         )
     return [path]
 
 
-def iter_chunks(files: list[Path]) -> Iterator[TextChunk]:
-    """Yield the text of the files in order, in chunks of whole lines of about a million characters.
+def _visible_files(folder: Path) -> Iterator[Path]:
+    seen: set[tuple[int, int]] = set()
 
-    A single line longer than that is one chunk. Raises UserError for a file that is not UTF-8 or cannot be read.
-    """
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename} cannot be read: {_reason(error)}.") from None
+
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
+        # A link may lead back to a folder above it.
+        state = Path(place).stat()
+        if (state.st_dev, state.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((state.st_dev, state.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in names:
+            # ._x and the like: what editors, notebooks and macOS leave behind looks like text by its suffix.
+            if not name.startswith(".") and (path := Path(place) / name).is_file():
+                yield path
+
+
+def _once(files: list[Path]) -> list[Path]:
+    first: dict[Path, Path] = {}
     for path in files:
-        first_line = 1
-        try:
-            # newline="" keeps \r\n as it is: the tokens must be those of the bytes on disk.
-            with path.open(encoding="utf-8", newline="") as file:
-                while lines := file.readlines(CHUNK_CHARS):
-                    yield TextChunk(path=path, first_line=first_line, text="".join(lines))
-                    first_line += len(lines)
-        except UnicodeDecodeError:
-            raise UserError(_not_utf8(path)) from None
-        except OSError as error:
-            raise UserError(f"{path} cannot be read: {_reason(error)}.") from None
+        first.setdefault(path.resolve(), path)
+    return list(first.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextFacts:
+    """What a source holds, counted by reading it once."""
+
+    files: int
+    size_bytes: int
+    documents: int
+    bom_files: int
+    """With a byte-order mark at their start."""
+    crlf_files: int
+    """With line ends of two characters."""
+
+    @property
+    def words(self) -> str:
+        """The source in a line."""
+        return (
+            f"{self.files:,} {_counted('file', self.files)}, {self.size_bytes / 1e6:.1f} MB, "
+            f"{self.documents:,} {_counted('document', self.documents)}"
+        )
+
+    @property
+    def notes(self) -> list[str]:
+        """How the text is read otherwise than it is stored."""
+        notes = []
+        if self.bom_files:
+            notes.append(f"the byte-order mark of {self.bom_files} {_counted('file', self.bom_files)} is left out")
+        if self.crlf_files:
+            notes.append(f"CRLF line ends of {self.crlf_files} {_counted('file', self.crlf_files)} are read as LF")
+        return notes
+
+
+def read_facts(files: Sequence[Path], documents: Documents = WHOLE_FILES) -> TextFacts:
+    """Return what the files hold. Raises UserError as iter_chunks does, and for a source without text."""
+    count = 0
+    marked, with_crlf = set(), set()
+    for chunk in iter_chunks(files, documents):
+        count += sum(span.begins for span in chunk.spans)
+        if chunk.first_line == 1 and not chunk.continues and chunk.raw.startswith(BOM):
+            marked.add(chunk.path)
+        if b"\r\n" in chunk.raw:
+            with_crlf.add(chunk.path)
+    if count == 0:
+        raise UserError(f"{files[0]} is empty. Name a source with text in it.")
+    return TextFacts(
+        files=len(files),
+        size_bytes=sum(path.stat().st_size for path in files),
+        documents=count,
+        bom_files=len(marked),
+        crlf_files=len(with_crlf),
+    )
 
 
 def text_fingerprint(files: list[Path]) -> str:
-    """Return the SHA-256 (hex) of the files' bytes in order. Raises UserError for an empty or unreadable source."""
+    """Return a SHA-256 (hex) over the files' sizes and bytes in order.
+
+    Raises UserError for an empty or unreadable source.
+    """
     digest = hashlib.sha256()
-    size_bytes = 0
+    total_bytes = 0
     for path in files:
         try:
             with path.open("rb") as file:
+                # Where one file ends and the next begins is part of the text: a separator goes there.
+                size_bytes = os.fstat(file.fileno()).st_size
+                digest.update(f"{size_bytes}\n".encode())
+                total_bytes += size_bytes
                 while block := file.read(1 << 22):
-                    size_bytes += len(block)
                     digest.update(block)
         except OSError as error:
             raise UserError(f"{path} cannot be read: {_reason(error)}.") from None
-    if size_bytes == 0:
-        raise UserError(f"{files[0]} is empty. Name a TRAINING_DATA_SOURCE with text in it.")
+    if total_bytes == 0:
+        raise UserError(f"{files[0]} is empty. Name a source with text in it.")
     return digest.hexdigest()
+
+
+def check_apart(training: Sequence[Path], validation: Sequence[Path]) -> None:
+    """Raise UserError when a validation file is a training file too, by its place or by its content."""
+    places = {path.resolve(): path for path in training}
+    by_size: dict[int, list[Path]] = {}
+    for path in training:
+        by_size.setdefault(path.stat().st_size, []).append(path)
+    for path in validation:
+        same = places.get(path.resolve()) or next(
+            (other for other in by_size.get(path.stat().st_size, []) if filecmp.cmp(path, other, shallow=False)), None
+        )
+        if same is not None:
+            raise UserError(
+                f"VALIDATION_DATA_SOURCE: {path} is also trained on"
+                f"{'' if same == path else f', as {same}'}. Its loss would reward remembering: name other text, or "
+                "move it out of TRAINING_DATA_SOURCE."
+            )
+
+
+def _counted(noun: str, count: int) -> str:
+    return noun if count == 1 else f"{noun}s"
 
 
 def _reason(error: Exception) -> str:
     return (getattr(error, "strerror", None) or str(error)).rstrip(".")
 
 
-def _not_utf8(path: Path) -> str:
-    offset = 0
-    with path.open("rb") as file:
-        for line_number, line in enumerate(file, start=1):
-            try:
-                line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                where = f"line {line_number}, byte {offset + error.start}"
-                remedy = f"iconv -f latin1 -t utf-8 {path.name} > fixed.txt"
-                return f"{path} is not UTF-8 text: {where}. Convert it, e.g. {remedy}"
-            offset += len(line)
-    return f"{path} is not UTF-8 text: it ends inside a character. Convert it to UTF-8."
-
-
 def embedded_path() -> Path:
     """Return where the embedded text is cached, whether it is there yet or not."""
-    return cache_dir() / f"embedded-text-python-{'-'.join(str(part) for part in sys.version_info[:3])}.txt"
+    return cache_dir() / f"language-reference-python-{'-'.join(str(part) for part in sys.version_info[:3])}.txt"
 
 
 def _embedded_file() -> Path:
@@ -139,7 +205,7 @@ def _embedded_file() -> Path:
     if not path.exists():
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
         try:
-            temporary.write_text(embedded_text(), encoding="utf-8")
+            temporary.write_text(language_reference(), encoding="utf-8")
             temporary.replace(path)
         except OSError as error:
             temporary.unlink(missing_ok=True)
@@ -147,46 +213,3 @@ def _embedded_file() -> Path:
                 f"CACHE_DIR={path.parent} cannot be written: {_reason(error)}. Name a folder to write to."
             ) from None
     return path
-
-
-def embedded_text() -> str:
-    """Return about 2 MB of English that every Python carries: its language reference and its docstrings.
-
-    Passages come in the order of their hash, so that the head and the tail of the text are alike, each once.
-    """
-    from pydoc_data.topics import topics
-
-    passages = set(topics.values())
-    stdlib = Path(sysconfig.get_paths()["stdlib"])
-    for path in sorted(stdlib.rglob("*.py")):
-        if not {"site-packages", "test", "tests", "idlelib", "turtledemo"} & set(path.relative_to(stdlib).parts):
-            passages.update(_docstrings(path))
-    ordered = sorted(passages, key=lambda text: hashlib.sha256(text.encode()).digest())
-    return "\n\n".join(_without_repeats(ordered)) + "\n"
-
-
-def _without_repeats(passages: list[str]) -> Iterator[str]:
-    # Docstrings are copied from module to module: left in, the validation text would be found in the training text.
-    seen: set[int] = set()
-    for passage in passages:
-        kept = []
-        for paragraph in passage.split("\n\n"):
-            words = paragraph.split()
-            shingles = {hash(tuple(words[i : i + SHINGLE_WORDS])) for i in range(len(words) - SHINGLE_WORDS + 1)}
-            if len(shingles & seen) <= MAX_REPEATED_FRAC * len(shingles):
-                kept.append(paragraph)
-            seen |= shingles
-        if kept:
-            yield "\n\n".join(kept)
-
-
-def _docstrings(path: Path) -> Iterator[str]:
-    try:
-        tree = ast.parse(path.read_bytes())
-    except (OSError, SyntaxError, ValueError):
-        return
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            text = ast.get_docstring(node)
-            if text and len(text) >= 80 and text.isascii():
-                yield text

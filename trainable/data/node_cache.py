@@ -10,7 +10,7 @@ from filelock import FileLock
 from trainable.data.corpus import cache_dir
 from trainable.data.remote_files import below, blocks_of, files_at, write_whole
 from trainable.model.fingerprint import file_fingerprint
-from trainable.model.model_names import PRESETS
+from trainable.model.model_names import SHIPPED, model_folder
 from trainable.run import RunSpec
 
 INPUTS = ".inputs"
@@ -98,9 +98,14 @@ class SharedInputs:
     def localized(self, spec: RunSpec) -> RunSpec:
         """Return the spec with paths of this node; what is missing, or another file, is fetched. Raises OSError."""
         found = {path: Path(path) if copy.is_at(Path(path)) else copy.local() for path, copy in self.copies.items()}
+        held_out = spec.corpus.validation
         return replace(
             spec,
-            corpus=replace(spec.corpus, path=found[str(spec.corpus.path)]),
+            corpus=replace(
+                spec.corpus,
+                path=found[str(spec.corpus.path)],
+                validation=replace(held_out, path=found[str(held_out.path)]) if held_out else None,
+            ),
             init_from=found[str(spec.init_from)] if spec.init_from else None,
             model_name=str(found.get(spec.model_name, spec.model_name)),
         )
@@ -111,8 +116,10 @@ def share_inputs(spec: RunSpec, storage: str) -> SharedInputs:
 
     A model of the hub is fetched from there by each node.
     """
-    paths = [spec.corpus.path, *([spec.init_from] if spec.init_from else [])]
-    if spec.model_name not in PRESETS and Path(spec.model_name).is_dir():
+    held_out = spec.corpus.validation
+    paths = [spec.corpus.path, *([held_out.path] if held_out else []), *([spec.init_from] if spec.init_from else [])]
+    # Every node has the shipped model with its package.
+    if spec.model_name not in SHIPPED and model_folder(spec.model_name):
         paths.append(Path(spec.model_name))
     return SharedInputs(copies={str(path): share(path, storage) for path in paths})
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,12 @@ import numpy.typing as npt
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from trainable.data.corpus import cache_dir, iter_chunks, text_fingerprint
+from trainable.data.corpus import cache_dir, text_fingerprint
+from trainable.data.documents import WHOLE_FILES, Documents, iter_chunks
 from trainable.errors import UserError
 
 TRAIN_FRAC = 0.9
+END_OF_TEXT = "<|endoftext|>"
 TOKENIZER_SAMPLE_CHARS = 16_000_000
 """A byte-pair vocabulary of this project's sizes no longer changes with more text than this."""
 
@@ -37,9 +39,11 @@ class Corpus:
     path: Path
     """The token file; workers open it by this path."""
     fingerprint: str
-    """SHA-256 (hex) over the text and the tokenizer."""
+    """SHA-256 (hex) over the text, how it is cut into documents, the tokenizer, and the validation text."""
     vocab_size: int
     """Ids are below this."""
+    validation: "Corpus | None" = None
+    """A source of its own, held out whole; None holds out the tail."""
 
     @cached_property
     def tokens(self) -> Tokens:
@@ -53,13 +57,13 @@ class Corpus:
 
     @property
     def train(self) -> Tokens:
-        """The first 90 %."""
-        return self.tokens[: int(len(self.tokens) * TRAIN_FRAC)]
+        """The first 90 %, or all where the validation text is another."""
+        return self.tokens if self.validation else self.tokens[: int(len(self.tokens) * TRAIN_FRAC)]
 
     @property
     def val(self) -> Tokens:
-        """The last 10 %, never trained on."""
-        return self.tokens[int(len(self.tokens) * TRAIN_FRAC) :]
+        """The last 10 % or the validation text, never trained on."""
+        return self.validation.tokens if self.validation else self.tokens[int(len(self.tokens) * TRAIN_FRAC) :]
 
     @cached_property
     def unigram_entropy(self) -> float:
@@ -69,12 +73,14 @@ class Corpus:
         return float(-(probabilities * np.log(probabilities)).sum())
 
 
-def train_tokenizer(files: list[Path], vocab_size: int, *, progress: Progress = _silent) -> Tokenizer:
+def train_tokenizer(
+    files: list[Path], vocab_size: int, *, documents: Documents = WHOLE_FILES, progress: Progress = _silent
+) -> Tokenizer:
     """Return a byte-level BPE of at most `vocab_size` ids trained on the files' first 16 million characters, cached.
 
     Sennrich et al. 2016, on bytes as in GPT-2.
     """
-    key = hashlib.sha256(f"{text_fingerprint(files)} bpe {vocab_size}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(f"{text_fingerprint(files)} {documents} bpe {vocab_size}".encode()).hexdigest()[:16]
     path = cache_dir() / f"tokenizer-{key}.json"
     if path.exists():
         return Tokenizer.from_file(str(path))
@@ -84,11 +90,11 @@ def train_tokenizer(files: list[Path], vocab_size: int, *, progress: Progress = 
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=["<|endoftext|>"],
+        special_tokens=[END_OF_TEXT],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_sample(files), trainer)
+    tokenizer.train_from_iterator(_sample(files, documents), trainer)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     tokenizer.save(str(temporary))
     temporary.replace(path)
@@ -96,32 +102,70 @@ def train_tokenizer(files: list[Path], vocab_size: int, *, progress: Progress = 
     return tokenizer
 
 
-def _sample(files: list[Path]) -> Iterator[str]:
+def _sample(files: list[Path], documents: Documents) -> Iterator[str]:
     left_chars = TOKENIZER_SAMPLE_CHARS
-    for chunk in iter_chunks(files):
+    for chunk in iter_chunks(files, documents):
         if left_chars <= 0:
             return
         yield chunk.text[:left_chars]
         left_chars -= len(chunk.text)
 
 
-def load_corpus(files: list[Path], tokenizer: Tokenizer, *, progress: Progress = _silent) -> Corpus:
-    """Return the files' tokens, from the cache or tokenized into it.
+def load_corpus(
+    files: list[Path],
+    tokenizer: Tokenizer,
+    *,
+    documents: Documents = WHOLE_FILES,
+    separator_id: int | None = None,
+    validation_files: list[Path] | None = None,
+    progress: Progress = _silent,
+) -> Corpus:
+    """Return the files' tokens, from the cache or tokenized into it; `separator_id` stands between two documents.
 
     Chunks of whole lines are encoded on their own, without special tokens, and joined.
     Raises UserError for an empty, unreadable or non-UTF-8 source.
     """
     serialized = json.dumps(json.loads(tokenizer.to_str()), sort_keys=True)
-    fingerprint = hashlib.sha256(f"{text_fingerprint(files)} {serialized}".encode()).hexdigest()
+    key = f"{text_fingerprint(files)} {documents} {separator_id} {serialized}"
+    fingerprint = hashlib.sha256(key.encode()).hexdigest()
     # Not the number of entries: ids may have gaps, and the largest is what a model's embedding must reach.
     vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
     path = cache_dir() / f"tokens-{fingerprint[:16]}.npy"
     if not path.exists():
-        _tokenize(files, tokenizer, path, vocab_size, progress)
-    return Corpus(path=path, fingerprint=fingerprint, vocab_size=vocab_size)
+        _tokenize(files, _Encoder(tokenizer, documents, separator_id), path, vocab_size, progress)
+    corpus = Corpus(path=path, fingerprint=fingerprint, vocab_size=vocab_size)
+    if validation_files is None:
+        return corpus
+    validation = load_corpus(
+        validation_files, tokenizer, documents=documents, separator_id=separator_id, progress=progress
+    )
+    both = hashlib.sha256(f"{fingerprint} {validation.fingerprint}".encode()).hexdigest()
+    return replace(corpus, fingerprint=both, validation=validation)
 
 
-def _tokenize(files: list[Path], tokenizer: Tokenizer, path: Path, vocab_size: int, progress: Progress) -> None:
+@dataclass(frozen=True)
+class _Encoder:
+    tokenizer: Tokenizer
+    documents: Documents
+    separator_id: int | None
+
+    def ids(self, files: list[Path]) -> Iterator[tuple[list[int], int]]:
+        """Yield the ids of each chunk and its size in bytes of text."""
+        begun = False
+        for chunk in iter_chunks(files, self.documents):
+            texts = [chunk.text[span.start : span.end] for span in chunk.spans]
+            ids: list[int] = []
+            for span, encoded in zip(
+                chunk.spans, self.tokenizer.encode_batch_fast(texts, add_special_tokens=False), strict=True
+            ):
+                if span.begins and begun and self.separator_id is not None:
+                    ids.append(self.separator_id)
+                begun = True
+                ids += encoded.ids
+            yield ids, len(chunk.raw)
+
+
+def _tokenize(files: list[Path], encoder: _Encoder, path: Path, vocab_size: int, progress: Progress) -> None:
     dtype = np.uint16 if vocab_size <= 1 << 16 else np.uint32
     total_bytes = max(1, sum(file.stat().st_size for file in files))
     raw_path = path.with_suffix(f".{os.getpid()}.raw")
@@ -129,12 +173,13 @@ def _tokenize(files: list[Path], tokenizer: Tokenizer, path: Path, vocab_size: i
     tokens_count = 0
     try:
         with raw_path.open("wb") as raw:
-            for chunk in iter_chunks(files):
-                ids = np.asarray(tokenizer.encode(chunk.text, add_special_tokens=False).ids, dtype=dtype)
+            for chunk_ids, size_bytes in encoder.ids(files):
+                ids = np.asarray(chunk_ids, dtype=dtype)
                 raw.write(ids.tobytes())
                 tokens_count += len(ids)
-                done_bytes += len(chunk.text.encode())
-                progress("tokenizing the corpus", done_bytes / total_bytes)
+                done_bytes += size_bytes
+                # Of JSON lines only a part is text.
+                progress("tokenizing the corpus", min(1.0, done_bytes / total_bytes))
         _seal(raw_path, path, dtype, tokens_count)
     finally:
         raw_path.unlink(missing_ok=True)
@@ -143,7 +188,7 @@ def _tokenize(files: list[Path], tokenizer: Tokenizer, path: Path, vocab_size: i
 def _seal(raw_path: Path, path: Path, dtype: type[np.uint16] | type[np.uint32], tokens_count: int) -> None:
     # Through a map and under a temporary name: memory stays flat and a killed run leaves no half-written cache.
     if tokens_count == 0:
-        raise UserError("the corpus has no tokens under this tokenizer. Name a TRAINING_DATA_SOURCE with text in it.")
+        raise UserError("the corpus has no tokens under this tokenizer. Name a source with text in it.")
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         sealed = np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=(tokens_count,))
@@ -156,11 +201,15 @@ def _seal(raw_path: Path, path: Path, dtype: type[np.uint16] | type[np.uint32], 
 
 def check_corpus(corpus: Corpus, *, block_size: int, eval_block_size: int) -> None:
     """Raise UserError when either side of the split is too short for its block size."""
-    for side, tokens, block in (("train", corpus.train, block_size), ("validation", corpus.val, eval_block_size)):
+    held_out = "VALIDATION_DATA_SOURCE" if corpus.validation else "TRAINING_DATA_SOURCE"
+    for side, tokens, block, source in (
+        ("train", corpus.train, block_size, "TRAINING_DATA_SOURCE"),
+        ("validation", corpus.val, eval_block_size, held_out),
+    ):
         if len(tokens) < block + 1:
             raise UserError(
                 f"the corpus is too short: its {side} part has {len(tokens):,} tokens and a block of {block} needs "
-                f"{block + 1:,}. Name a longer TRAINING_DATA_SOURCE or set a smaller BLOCK_SIZE."
+                f"{block + 1:,}. Name a longer {source} or set a smaller BLOCK_SIZE."
             )
 
 

@@ -161,6 +161,10 @@ def _record(cost: CompileCost, path: Path) -> None:
 def _record_path(model: PreTrainedModel, config: TrialConfig) -> Path:
     device = device_info(next(model.parameters()).device)
     shape = f"{config.batch_size} {config.block_size} {config.precision}"
+    if config.use_lora:
+        shape += f" {config.lora_rank} {config.lora_dropout > 0} {config.lora_targets}"
+    if model.is_activation_checkpointing:
+        shape += " checkpointed"
     text = f"{device.name} {torch.__version__} {shape} {model.config.to_json_string(use_diff=False)}"
     return _folder() / f"cost-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
 

@@ -4,19 +4,59 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from trainable.errors import UserError
 
 PRESETS: Mapping[str, Mapping[str, int]] = MappingProxyType(
     {
-        "tiny": MappingProxyType({"n_layer": 4, "n_head": 4, "n_embd": 128, "vocab_size": 2048, "n_positions": 1024}),
+        "tiny-scratch": MappingProxyType(
+            {"n_layer": 4, "n_head": 4, "n_embd": 128, "vocab_size": 2048, "n_positions": 1024}
+        ),
         "gpt2-scratch": MappingProxyType(
             {"n_layer": 12, "n_head": 12, "n_embd": 768, "vocab_size": 50_257, "n_positions": 1024}
         ),
     }
 )
-"""Shapes with random weights: the embedded default, and GPT-2's own (Radford et al. 2019, 124M)."""
+"""Shapes with random weights: the shipped model's, and GPT-2's own (Radford et al. 2019, 124M)."""
+SHIPPED: Mapping[str, Path] = MappingProxyType({"tiny": Path(__file__).parent / "tiny"})
+"""Pretrained models that come with the package, as save_pretrained wrote them."""
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+RECORD = "gpt2_search.json"
+"""In a model folder that this program wrote: what it is of."""
 HUB_TIMEOUT_S = 1.5
+
+
+def model_folder(name: str) -> Path | None:
+    """Return the absolute folder of a shipped or saved model, or None where `name` is a preset's or the hub's.
+
+    Raises OSError, RuntimeError or ValueError for what cannot be a path.
+    """
+    # A folder of the same name in the working directory is not meant: ./tiny is.
+    if name in PRESETS:
+        return None
+    folder = SHIPPED.get(name) or Path(name).expanduser().absolute()
+    return folder if folder.is_dir() else None
+
+
+def model_of_folder(path: Path | None) -> str | None:
+    """Return the name under which a checkpoint's folder is a whole model with its tokenizer, or None."""
+    if path is None or not (path / "config.json").is_file():
+        return None
+    return str(path) if any((path / name).is_file() for name in TOKENIZER_FILES) else None
+
+
+def check_model_target(folder: Path, same: Mapping[str, Any] | None = None) -> None:
+    """Raise UserError where `folder` holds anything but an earlier save of the same model, as its record says."""
+    try:
+        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+            return
+        record = json.loads((folder / RECORD).read_bytes()) if folder.is_dir() else {}
+    except (OSError, ValueError):
+        record = {}
+    ours = isinstance(record, dict) and same and all(record.get(name) == value for name, value in same.items())
+    if not ours:
+        raise UserError(f"{folder} exists and is not this model. Remove it, or name another folder.")
 
 
 def check_model_name(name: str) -> None:
@@ -24,7 +64,7 @@ def check_model_name(name: str) -> None:
     if name in PRESETS:
         return
     try:
-        path = Path(name).expanduser()
+        path = SHIPPED.get(name) or Path(name).expanduser()
         exists = path.exists()
     except (OSError, RuntimeError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error).rstrip(".")
@@ -59,7 +99,7 @@ def _check_hub_name(name: str) -> None:
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
     where = f"GPT2_MODEL_NAME={name}"
-    known = f"presets: {', '.join(PRESETS)}; or a folder made by save_pretrained"
+    known = f"presets: {', '.join((*SHIPPED, *PRESETS))}; or a folder made by save_pretrained"
     try:
         if isinstance(try_to_load_from_cache(name, "config.json"), str):
             return

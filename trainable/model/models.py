@@ -1,4 +1,4 @@
-"""Models and their tokenizers by name: a preset, a local folder, or a hub name."""
+"""Models and their tokenizers by name: a preset, the shipped model, a local folder, or a hub name."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,11 +17,12 @@ from transformers import (
 )
 from transformers import logging as transformers_logging
 
-from trainable.data.tokens import Progress, _silent, train_tokenizer
+from trainable.data.documents import WHOLE_FILES, Documents
+from trainable.data.tokens import END_OF_TEXT, Progress, _silent, train_tokenizer
 from trainable.device.cpu_kernels import tune_for_cpu
 from trainable.device.device import is_out_of_memory
 from trainable.errors import UserError
-from trainable.model.model_names import PRESETS, check_model_name
+from trainable.model.model_names import PRESETS, TOKENIZER_FILES, check_model_name, model_folder
 
 DROPOUT_FIELDS = (
     "resid_pdrop",
@@ -37,20 +38,21 @@ DROPOUT_FIELDS = (
     "embed_dropout",
     "embedding_dropout",
 )
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 SAME_GELU = MappingProxyType({"gelu_new": "gelu_pytorch_tanh"})
 """The same formula (Hendrycks & Gimpel 2016, tanh form) in one kernel instead of eight."""
 
 
-def load_tokenizer(name: str, files: list[Path], *, progress: Progress = _silent) -> Tokenizer:
+def load_tokenizer(
+    name: str, files: list[Path], *, documents: Documents = WHOLE_FILES, progress: Progress = _silent
+) -> Tokenizer:
     """Return the model's own tokenizer, or for a preset a byte-level BPE trained once on the corpus.
 
     Raises UserError when the folder or hub name has none that can be used.
     """
     if name in PRESETS:
-        return train_tokenizer(files, PRESETS[name]["vocab_size"], progress=progress)
-    path = Path(name).expanduser()
-    if path.is_dir() and not any((path / file).exists() for file in TOKENIZER_FILES):
+        return train_tokenizer(files, PRESETS[name]["vocab_size"], documents=documents, progress=progress)
+    folder = model_folder(name)
+    if folder is not None and not any((folder / file).exists() for file in TOKENIZER_FILES):
         # transformers would make up a tokenizer of a few special tokens.
         raise UserError(
             f"GPT2_MODEL_NAME={name}: the folder has no tokenizer. Save the model's own there with save_pretrained."
@@ -65,6 +67,15 @@ def load_tokenizer(name: str, files: list[Path], *, progress: Progress = _silent
     backend.no_truncation()
     backend.no_padding()
     return backend
+
+
+def separator_id(name: str, tokenizer: Tokenizer) -> int | None:
+    """Return the id of the tokenizer's end-of-text token, which stands between documents; None where it has none."""
+    if name in PRESETS:
+        return tokenizer.token_to_id(END_OF_TEXT)
+    found = _from_pretrained(AutoTokenizer, name).eos_token_id
+    # A tokenizer may name an end that its vocabulary lacks.
+    return found if isinstance(found, int) and tokenizer.id_to_token(found) is not None else None
 
 
 def load_model(name: str, *, dropout: float, seed: int) -> PreTrainedModel:
@@ -88,11 +99,31 @@ def load_model(name: str, *, dropout: float, seed: int) -> PreTrainedModel:
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
-        _check_loading(name, loading)
+        _check_loading(f"GPT2_MODEL_NAME={name}", loading)
     tune_for_cpu(model)
     model.train()
     torch.manual_seed(seed)
     return model
+
+
+def folder_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Return the weights of a model folder as they were saved, by the names of the model's own state dict.
+
+    Some families are saved under other names than they train under, which transformers alone knows. Raises UserError.
+    """
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    model, loading = _from_pretrained(
+        AutoModelForCausalLM,
+        str(folder),
+        variable="CHECKPOINT_PATH",
+        dtype="auto",
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+    )
+    _check_loading(f"CHECKPOINT_PATH={folder}", loading)
+    weights: dict[str, torch.Tensor] = model.state_dict()
+    return weights
 
 
 def context_limit(model: PreTrainedModel) -> int | None:
@@ -131,9 +162,9 @@ def _tuned(config: Any, dropout: float) -> Any:
     return config
 
 
-def _check_loading(name: str, loading: Mapping[str, Any]) -> None:
+def _check_loading(what: str, loading: Mapping[str, Any]) -> None:
     # transformers gives such tensors random values and only warns: a "pretrained" model that knows nothing.
-    where = f"GPT2_MODEL_NAME={name}: its weights do not fit its config.json"
+    where = f"{what}: its weights do not fit its config.json"
     for tensor, given, wanted in sorted(loading["mismatched_keys"]):
         raise UserError(
             f"{where}: '{tensor}' is {tuple(given)} in the file and {tuple(wanted)} in the model. "
@@ -146,13 +177,17 @@ def _check_loading(name: str, loading: Mapping[str, Any]) -> None:
         )
 
 
-def _from_pretrained(loader: Any, name: str, **kwargs: Any) -> Any:
+def _from_pretrained(loader: Any, name: str, *, variable: str = "GPT2_MODEL_NAME", **kwargs: Any) -> Any:
     check_model_name(name)
-    is_folder = Path(name).expanduser().is_dir()
-    target = str(Path(name).expanduser().absolute()) if is_folder else name
+    folder = model_folder(name)
     try:
         # Left unset, transformers would ask on the terminal, and wait, whether to run code that came with the model.
-        return loader.from_pretrained(target, local_files_only=is_folder, trust_remote_code=False, **kwargs)
+        return loader.from_pretrained(
+            name if folder is None else str(folder),
+            local_files_only=folder is not None,
+            trust_remote_code=False,
+            **kwargs,
+        )
     except Exception as error:
         # A broken file surfaces as whatever the parser of the day raises; only running out of memory is no user's.
         if is_out_of_memory(error):
@@ -160,4 +195,4 @@ def _from_pretrained(loader: Any, name: str, **kwargs: Any) -> Any:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         if "trust_remote_code" in str(error):
             reason = "it needs code of its own, which is never run here. Use a model that transformers itself knows."
-        raise UserError(f"GPT2_MODEL_NAME={name} cannot be loaded by transformers: {reason}") from error
+        raise UserError(f"{variable}={name} cannot be loaded by transformers: {reason}") from error

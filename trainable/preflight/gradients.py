@@ -94,8 +94,15 @@ def cut_modules(model: PreTrainedModel, windows: torch.Tensor) -> Cut:
         for handle in handles:
             handle.remove()
     # Reentrant gradient checkpointing runs its blocks without gradients, and is right to.
-    recomputes = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    recomputes = any(
+        getattr(module, "gradient_checkpointing", False) and _is_reentrant(module) for module in model.modules()
+    )
     return Cut(modules=[] if recomputes else cut, reaches_weights=next_token_loss(model, windows).requires_grad)
+
+
+def _is_reentrant(module: torch.nn.Module) -> bool:
+    options = getattr(getattr(module, "_gradient_checkpointing_func", None), "keywords", {})
+    return bool(options.get("use_reentrant", True))
 
 
 def check_slope(model: PreTrainedModel, windows: torch.Tensor) -> Check:

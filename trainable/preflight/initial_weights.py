@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from trainable.checkpoint.exam.base_change import gain_words, learned_doubled_labels
-from trainable.preflight.check_result import Check, CheckStatus
+from trainable.preflight.check_result import Check, CheckStatus, skipped
 from trainable.preflight.label_check import DOUBLED_ADVICE
 from trainable.preflight.offset_profile import OFFSETS, everywhere, offset_gains, offset_losses
 from trainable.preflight.untouched import in_mode
@@ -80,11 +80,12 @@ def predict(model: PreTrainedModel, windows: torch.Tensor) -> Predictions:
 
 
 def check_initial_loss(
-    predictions: Predictions, *, unigram_entropy: float, random_weights: bool, checkpoint: bool
+    predictions: Predictions, *, unigram_entropy: float, random_weights: bool, checkpoint: bool, shipped: bool = False
 ) -> Check:
     """Return whether the loss before the first step is possible for weights of this kind.
 
     random_weights: a preset's. checkpoint: of unknown age, perhaps of the first steps of a run from random weights.
+    shipped: with this package, so that weights and tokenizer are known to belong together.
     """
     loss, uniform, log_vocab = predictions.next_token, predictions.uniform, math.log(predictions.vocab_size)
     measured = f"{loss:.2f} nats/token (standard error {predictions.next_token_error:.2f})"
@@ -120,6 +121,12 @@ def check_initial_loss(
             advice = (
                 "The checkpoint knows less than word frequencies: right only early in a run from random weights. If it "
                 "began from a pretrained model, labels are shifted, or tokenizer or weights are not that model's."
+            )
+        elif shipped:
+            status = "warn"
+            advice = (
+                "The text is unlike the English that this small model was pretrained on. Name a model that knows its "
+                "language, or train one from random weights: GPT2_MODEL_NAME=tiny-scratch."
             )
         else:
             status = "fail"
@@ -178,6 +185,8 @@ def check_offsets(predictions: Predictions, *, unigram_entropy: float) -> Check:
 def check_against_base(predictions: Predictions, base: Predictions) -> Check:
     """Return whether weights have not given up the next token for the one after it, since they were their base's."""
     gains = offset_gains(base.by_offset, predictions.by_offset)
+    if not any(gain.nats for gain in gains.values()):
+        return skipped(BASE_NAME, "the model that is named predicts the same: name the one that training began from")
     doubled = learned_doubled_labels(gains)
     return Check(
         name=BASE_NAME,

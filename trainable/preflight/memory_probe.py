@@ -58,8 +58,7 @@ def _peak_bytes(model: PreTrainedModel, config: TrialConfig) -> int:
             for tensor in (*weights.values(), *buffers.values()):
                 live.add(tensor)
             tensors = {f"model.{name}": tensor for name, tensor in (*weights.items(), *buffers.items())}
-            loss = torch.func.functional_call(_Loss(model), tensors, (tokens,), tie_weights=True)
-            loss.backward()
+            torch.func.functional_call(_Step(model), tensors, (tokens,), tie_weights=True)
     return int(live.peak)
 
 
@@ -83,15 +82,16 @@ def available_memory_bytes(device: torch.device) -> int | None:
         return None
 
 
-class _Loss(torch.nn.Module):
-    """The project's loss as a module, so that its weights can be given from outside."""
+class _Step(torch.nn.Module):
+    """The project's loss and its gradients as a module, so that its weights can be given from outside."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        return next_token_loss(self.model, tokens)
+    def forward(self, tokens: torch.Tensor) -> None:
+        # Gradient checkpointing runs the layers again in the backward pass, with the weights that they then have.
+        next_token_loss(self.model, tokens).backward()  # type: ignore[no-untyped-call]
 
 
 class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
-from trainable.checkpoint.checkpoint import Checkpoint, load_weights, read_checkpoint
+from trainable.checkpoint.checkpoint import Checkpoint
 from trainable.config import TrialConfig
 from trainable.data.tokens import check_corpus
 from trainable.device.device import is_out_of_memory, release_memory, without_tf32
-from trainable.model.model_names import PRESETS
+from trainable.model.model_names import PRESETS, SHIPPED
 from trainable.model.models import load_model
 from trainable.preflight.check_result import Check, CheckStatus
 from trainable.preflight.configuration import check_schedule
@@ -21,7 +21,7 @@ from trainable.preflight.label_check import check_labels
 from trainable.preflight.offset_profile import offset_profile
 from trainable.preflight.training import Setup, base_predictions, check_model_setup
 from trainable.preflight.untouched import untouched_rng
-from trainable.run import RunSpec
+from trainable.run import RunSpec, load_run_model
 
 __all__ = ["Check", "CheckStatus", "check_labels", "offset_profile", "run_preflight"]
 
@@ -53,14 +53,12 @@ def run_preflight(
     """Yield each check as it is done, on the spec's model, data and device and the real loop.
 
     files: the text behind the corpus, for the tokenizer's round trip. largest: the biggest batch and block that the
-    study can propose (default: config's). checkpoint: the weights to start from (default: the spec's). available_bytes:
-    memory for one run (default: all that the device has left). room: for the checkpoints that the study keeps (default:
-    not looked at). What was loaded is given back at the end. Between two checks torch's random numbers are the
-    caller's. Raises UserError when model, checkpoint or corpus cannot be used at all.
+    study can propose (default: config's). checkpoint: where to go on from (default: what the spec starts from).
+    available_bytes: memory for one run (default: all that the device has left). room: for the checkpoints that the
+    study keeps (default: not looked at). What was loaded is given back at the end. Between two checks torch's random
+    numbers are the caller's. Raises UserError when model, checkpoint or corpus cannot be used at all.
     """
     device = torch.device(spec.device)
-    if checkpoint is None and spec.init_from is not None:
-        checkpoint = read_checkpoint(spec.init_from)
     request = _Request(
         config=config,
         tokenizer=tokenizer,
@@ -116,16 +114,18 @@ def _checks(spec: RunSpec, request: _Request, checkpoints: list[Checkpoint]) -> 
         largest=request.largest,
         protocol=spec.protocol,
         unigram_entropy=spec.unigram_entropy,
-        random_weights=spec.model_name in PRESETS and checkpoint is None,
-        checkpoint=checkpoint is not None,
+        shipped=spec.model_name in SHIPPED and checkpoint is None,
+        random_weights=spec.from_scratch and checkpoint is None,
+        checkpoint=checkpoint is not None or spec.init_from is not None,
         available_bytes=request.available_bytes,
     )
-    model = load_model(spec.model_name, dropout=config.dropout, seed=config.seed).to(torch.device(spec.device))
-    if checkpoint is not None:
-        if spec.model_name not in PRESETS:
-            setup = replace(setup, base=base_predictions(model, setup))
-        load_weights(model, checkpoint, model_name=spec.model_name)
-        del checkpoint
+    device = torch.device(spec.device)
+    if setup.checkpoint and spec.model_name not in PRESETS:
+        base = load_model(spec.model_name, dropout=config.dropout, seed=config.seed)
+        setup = replace(setup, base=base_predictions(base.to(device), setup))
+        del base
+    model = load_run_model(spec, config, checkpoint)[0].to(device)
+    del checkpoint
     if request.room is not None:
         yield check_disk(model, request.room)
     yield from check_model_setup(model, setup)

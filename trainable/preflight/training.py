@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from trainable.config import TrialConfig
 from trainable.data.tokens import Corpus
 from trainable.evaluation import EvalProtocol, eval_windows
+from trainable.model.lora import add_adapters, merge_adapters
 from trainable.model.models import context_limit
 from trainable.preflight.causality import check_causality, check_evaluation_repeats
 from trainable.preflight.check_result import Check, skipped
@@ -24,6 +25,7 @@ from trainable.preflight.initial_weights import (
     check_offsets,
     predict,
 )
+from trainable.preflight.lora_checks import adapter_copies, check_adapters, check_adapters_move, check_merge
 from trainable.preflight.memory import check_memory
 from trainable.preflight.steps import FirstSteps, check_first_steps, check_loop_loss, make_first_steps
 
@@ -50,6 +52,8 @@ class Setup:
     available_bytes: int | None = None
     base: Predictions | None = None
     """What the checkpoint's base predicts (base_predictions); None where there is no checkpoint or no base."""
+    shipped: bool = False
+    """The weights are those that came with the package."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +107,7 @@ def _check_predictions(model: PreTrainedModel, setup: Setup, samples: _Samples) 
         unigram_entropy=setup.unigram_entropy,
         random_weights=setup.random_weights,
         checkpoint=setup.checkpoint,
+        shipped=setup.shipped,
     )
     if setup.random_weights:
         yield skipped("checkpoint offsets", "the weights are random")
@@ -127,18 +132,23 @@ def _no_base(setup: Setup) -> str:
 
 
 def _check_steps(model: PreTrainedModel, setup: Setup, samples: _Samples, limit: int | None) -> Iterator[Check]:
-    yield check_frozen(model)
+    yield check_adapters(model) if setup.config.use_lora else check_frozen(model)
     cut = cut_modules(model, samples.windows[:1])
     if not cut.reaches_weights:
         yield check_gradient_reach(model, cut.modules)
         yield skipped("training steps, gradient slope and memory", "no weight can be trained")
         return
+    adapters = adapter_copies(model)
     steps: FirstSteps = make_first_steps(model, setup.corpus, samples.step, samples.protocol)
     yield check_loop_loss(steps)
     yield check_first_steps(steps)
     yield check_gradient_reach(model, cut.modules)
     yield steps.updates
     yield check_slope(model, samples.windows[: samples.slope_windows])
+    if setup.config.use_lora:
+        yield check_adapters_move(model, adapters)
+        yield check_merge(model, samples.windows)
+    _train_as(model, setup.config, setup.largest)
     if limit is not None and setup.largest.block_size > limit:
         yield skipped("memory", "the largest block is longer than the model's positions")
         return
@@ -150,6 +160,15 @@ def _check_steps(model: PreTrainedModel, setup: Setup, samples: _Samples, limit:
         available_bytes=setup.available_bytes,
         s_per_token=steps.rows[-1].step_time_s / samples.step.tokens_per_step,
     )
+
+
+def _train_as(model: PreTrainedModel, config: TrialConfig, largest: TrialConfig) -> None:
+    """Let the model's trainable weights be those of `largest` where they are others than config's."""
+    weights = [(one.use_lora, one.use_lora and (one.lora_rank, one.lora_targets)) for one in (config, largest)]
+    if weights[0] != weights[1]:
+        merge_adapters(model)
+        if largest.use_lora:
+            add_adapters(model, largest)
 
 
 def _samples(model: PreTrainedModel, setup: Setup, limit: int | None) -> _Samples:

@@ -6,9 +6,10 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from trainable.data.corpus import text_fingerprint
+from trainable.data.documents import WHOLE_FILES, Documents
 from trainable.data.tokens import Progress, Tokens, _silent, load_corpus
 from trainable.errors import UserError
-from trainable.text_audit.audit_findings import kind_spans, make_findings, within
+from trainable.text_audit.audit_findings import kind_spans, make_findings, read_bytes, within
 from trainable.text_audit.audit_values import (
     AuditReport,
     Hit,
@@ -23,12 +24,13 @@ from trainable.text_audit.regions import find_binary, find_debris, find_foreign,
 from trainable.text_audit.repeats import find_repeats
 from trainable.text_audit.scan import Scan, scan_text
 from trainable.text_audit.shift import find_shifts
-from trainable.text_audit.units import Flags
+from trainable.text_audit.units import Flags, Units
 from trainable.text_audit.vocabulary import Vocabulary, describe_vocabulary
 from trainable.text_audit.windows import js_distance, measure_windows
 
 MOSTLY = 0.8
 """A unit or run that a binary region covers so far is not looked at again."""
+EXCERPT_TOKENS = 160
 PROFILE_WINDOWS = 800
 SHIFT_WINDOWS = 4096
 """At most, each of 2,048 tokens or more."""
@@ -38,19 +40,24 @@ def audit(
     files: list[Path],
     tokenizer: Tokenizer,
     *,
+    documents: Documents = WHOLE_FILES,
+    separator_id: int | None = None,
+    has_tail: bool = True,
     token_range: tuple[int, int] | None = None,
     progress: Progress = _silent,
 ) -> AuditReport:
     """Return what is wrong with the files' text as training sees it under `tokenizer`.
 
-    `token_range` (half-open) keeps what touches it; the whole text is read all the same, to compare with.
+    `has_tail`: the last tenth is the validation part. `token_range` (half-open) keeps what touches it; the whole text
+    is read all the same, to compare with.
     Raises UserError for an empty, unreadable or non-UTF-8 source and for a range that starts beyond the text.
     """
-    corpus = load_corpus(files, tokenizer, progress=progress)
-    tokens, train_tokens = corpus.tokens, len(corpus.train)
+    corpus = load_corpus(files, tokenizer, documents=documents, separator_id=separator_id, progress=progress)
+    tokens = corpus.tokens
+    train_tokens = len(corpus.train) if has_tail else len(tokens)
     token_range = _checked_range(token_range, len(tokens))
     vocabulary = describe_vocabulary(tokenizer)
-    scan = scan_text(files, tokenizer, tokens, progress)
+    scan = scan_text(files, tokenizer, tokens, progress, documents=documents, separator_id=separator_id)
     hits, markup = _text_hits(scan, tokens)
     hits += find_copies(scan.units, tokens, vocabulary.word, hits, train_tokens, progress)
     windows = measure_windows(tokens, vocabulary, _window_tokens(len(tokens), SHIFT_WINDOWS, 2048))
@@ -58,7 +65,19 @@ def audit(
     profile = _profile(tokens, vocabulary, hits)
     if token_range is not None:
         hits = [seen for hit in hits if (seen := within(hit, token_range)) is not None]
-    findings, totals = make_findings(hits, scan.units, train_tokens=train_tokens, token_range=token_range)
+
+    def decoded(units: Units, unit: int) -> bytes:
+        first = int(units.first_token[unit])
+        return tokenizer.decode(tokens[first : first + EXCERPT_TOKENS].tolist(), skip_special_tokens=False).encode()
+
+    findings, totals = make_findings(
+        hits,
+        scan.units,
+        train_tokens=train_tokens,
+        token_range=token_range,
+        # A JSON line holds its text with escapes, among other fields.
+        bytes_at=decoded if documents.kind == "jsonl" else read_bytes,
+    )
     return AuditReport(
         files=tuple(files),
         text_fingerprint=text_fingerprint(files),

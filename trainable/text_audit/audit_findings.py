@@ -1,6 +1,6 @@
 """Hits as findings: where they are in the files, what they look like there, how bad they are, which come first."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -20,6 +20,7 @@ from trainable.text_audit.debris import first_debris
 from trainable.text_audit.ngrams import union
 from trainable.text_audit.units import Units
 
+BytesAt = Callable[[Units, int], bytes]
 EXCERPT_CHARS = 120
 STRAY_TOKENS = 4
 """A match that reaches so far into a neighbouring line does not make it part of the finding."""
@@ -42,9 +43,17 @@ embedded text, with whole copied paragraphs taken out, has 1 % overlap, 0.1 % co
 
 
 def make_findings(
-    hits: Sequence[Hit], units: Units, *, train_tokens: int, token_range: tuple[int, int] | None
+    hits: Sequence[Hit],
+    units: Units,
+    *,
+    train_tokens: int,
+    token_range: tuple[int, int] | None,
+    bytes_at: BytesAt,
 ) -> tuple[tuple[AuditFinding, ...], dict[str, KindTotal]]:
-    """Return the findings, worst first, and the totals by kind, as shares of the text or of the range."""
+    """Return the findings, worst first, and the totals by kind, as shares of the text or of the range.
+
+    bytes_at gives a unit's first bytes, for the excerpts.
+    """
     low, high = token_range or (0, units.tokens)
     findings: list[AuditFinding] = []
     totals: dict[str, KindTotal] = {}
@@ -64,7 +73,7 @@ def make_findings(
         for index, hit in enumerate(of_kind[:MAX_FINDINGS]):
             own = _severity(kind, hit.weight * hit.affected_tokens / whole)
             # The largest stands for its kind: a thousand small copies are as bad as their sum.
-            findings.append(_finding(hit, units, severity if index == 0 else own))
+            findings.append(_finding(hit, units, severity if index == 0 else own, bytes_at))
     order = {severity: index for index, severity in enumerate(SEVERITIES)}
     findings.sort(key=lambda finding: (order[finding.severity], KINDS.index(finding.kind), -finding.affected_tokens))
     return tuple(findings), totals
@@ -99,7 +108,7 @@ def _severity(kind: str, frac: float) -> str:
     return "high" if frac >= high else "medium" if frac >= medium else "low"
 
 
-def _finding(hit: Hit, units: Units, severity: str) -> AuditFinding:
+def _finding(hit: Hit, units: Units, severity: str, bytes_at: BytesAt) -> AuditFinding:
     place = _place(units, hit.first, hit.end)
     copy_of = None if hit.original is None else _place(units, *hit.original)
     return AuditFinding(
@@ -111,7 +120,7 @@ def _finding(hit: Hit, units: Units, severity: str) -> AuditFinding:
         first_token=place.first_token,
         last_token=place.last_token,
         summary=hit.summary,
-        excerpt=_excerpt(units, _first_unit(units, hit.first, hit.end), hit.kind),
+        excerpt=_excerpt(bytes_at(units, _first_unit(units, hit.first, hit.end)), hit.kind),
         occurrences=hit.occurrences,
         affected_tokens=hit.affected_tokens,
         copy_of=copy_of,
@@ -141,10 +150,14 @@ def _first_unit(units: Units, first: int, end: int) -> int:
     return unit + 1 if is_stray and next_first < end and unit + 1 < len(units) else unit
 
 
-def _excerpt(units: Units, unit: int, kind: str) -> str:
+def read_bytes(units: Units, unit: int) -> bytes:
+    """Return the first bytes of a unit, and of what follows, as in its file."""
     with units.files[int(units.file_index[unit])].open("rb") as file:
         file.seek(int(units.first_byte[unit]))
-        data = file.read(4 * EXCERPT_CHARS)
+        return file.read(4 * EXCERPT_CHARS)
+
+
+def _excerpt(data: bytes, kind: str) -> str:
     if kind == "encoding_debris":
         data = data[max(0, first_debris(data) - EXCERPT_CHARS // 3) :]
     shown = "".join(_visible(character) for character in data.decode("utf-8", "ignore").strip(" "))

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
+from trainable.data.documents import WHOLE_FILES, Documents
 from trainable.data.tokens import Progress, Tokens
 from trainable.text_audit.debris import MARKUP, debris_of
 from trainable.text_audit.language import common_words, count_words
@@ -40,13 +41,21 @@ class Scan:
     """Letters, spaces and full stops."""
 
 
-def scan_text(files: list[Path], tokenizer: Tokenizer, tokens: Tokens, progress: Progress) -> Scan:
+def scan_text(
+    files: list[Path],
+    tokenizer: Tokenizer,
+    tokens: Tokens,
+    progress: Progress,
+    *,
+    documents: Documents = WHOLE_FILES,
+    separator_id: int | None = None,
+) -> Scan:
     """Return the scan of the files, whose tokens under `tokenizer` are `tokens`."""
     columns: dict[str, list[npt.NDArray[np.generic]]] = {}
     index_of = {path: index for index, path in enumerate(files)}
     common = common_words(files)
     lines = 0
-    for piece in iter_pieces(files, tokenizer, tokens):
+    for piece in iter_pieces(files, tokenizer, tokens, documents=documents, separator_id=separator_id):
         cuts = cut_units(piece.data, first_line=piece.first_line, continues=piece.continues)
         ends_file = piece.first_byte + len(piece.data) == piece.path.stat().st_size
         # A file's last line counts without its line end too.
@@ -66,8 +75,8 @@ def _unit_columns(piece: Piece, cuts: Cuts, file_index: int) -> dict[str, npt.ND
         "file_index": np.full(len(cuts.starts), file_index, dtype=np.int32),
         "first_byte": piece.first_byte + cuts.starts,
         "end_byte": piece.first_byte + np.append(cuts.starts[1:], len(piece.data)),
-        "first_line": cuts.first_line,
-        "last_line": cuts.last_line,
+        "first_line": cuts.first_line if piece.file_lines is None else piece.file_lines[cuts.first_line - 1],
+        "last_line": cuts.last_line if piece.file_lines is None else piece.file_lines[cuts.last_line - 1],
         "first_token": piece.first_token + np.searchsorted(piece.token_starts, cuts.starts),
         "starts_line": cuts.starts_line,
         "ends_line": cuts.ends_line,

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from trainable.data.corpus import TextChunk, iter_chunks
+from trainable.data.documents import BOM, WHOLE_FILES, Documents, TextChunk, iter_chunks
 from trainable.data.tokens import Tokens
 from trainable.text_audit.units import SPACE, Bytes, Ints, line_ends
 
@@ -30,27 +30,53 @@ class Piece:
     """The piece begins inside a line."""
     first_token: int
     """In the corpus."""
+    file_lines: Ints | None
+    """Of JSON lines: the file's line of each line of the text; first_line then counts lines of the text."""
     token_starts: Ints
     """(T,) byte of `data` at which each token starts, not decreasing."""
 
 
-def iter_pieces(files: list[Path], tokenizer: Tokenizer, tokens: Tokens) -> Iterator[Piece]:
+def iter_pieces(
+    files: list[Path],
+    tokenizer: Tokenizer,
+    tokens: Tokens,
+    *,
+    documents: Documents = WHOLE_FILES,
+    separator_id: int | None = None,
+) -> Iterator[Piece]:
     """Yield the files' bytes in order, aligned with `tokens`, which must be theirs under `tokenizer`."""
     lengths = token_lengths(tokenizer)
-    tells = _lengths_tell(files, tokenizer, tokens, lengths)
+    tells = documents.kind == "file" and _lengths_tell(files, tokenizer, tokens, lengths, separator_id)
     path: Path | None = None
     first_token = first_byte = 0
-    for chunk in iter_chunks(files):
+    begun = False
+    for chunk in iter_chunks(files, documents):
         if chunk.path != path:
             path, first_byte = chunk.path, 0
+        separated = [
+            separator_id is not None and span.begins and (begun or index > 0) for index, span in enumerate(chunk.spans)
+        ]
+        begun = begun or bool(chunk.spans)
         data = np.frombuffer(chunk.text.encode(), dtype=np.uint8)
-        starts = _starts_by_length(data, tokens[first_token:], lengths) if tells else None
+        starts = _starts_by_length(data, tokens[first_token:], lengths, separated[0]) if tells else None
         if starts is None:
-            starts = _starts_by_offsets(chunk.text, tokenizer)
-        yield from _pieces(chunk, data, starts, first_byte, first_token)
-        first_byte += len(data)
+            starts = _starts_by_offsets(chunk, tokenizer, separated)
+        raw = np.frombuffer(chunk.raw, dtype=np.uint8)
+        if len(raw) != len(data):
+            starts = _kept_bytes(raw, starts_file=first_byte == 0)[starts]
+        yield from _pieces(chunk, raw, starts, first_byte, first_token)
+        first_byte += len(raw)
         first_token += len(starts)
     assert first_token == len(tokens), (first_token, len(tokens))
+
+
+def _kept_bytes(raw: Bytes, *, starts_file: bool) -> Ints:
+    """Return where in the file's bytes each byte of its text is, and one past the last; see documents.as_read."""
+    kept = np.ones(len(raw) + 1, dtype=bool)
+    kept[:-2] &= (raw[:-1] != 13) | (raw[1:] != 10)
+    if starts_file and raw[: len(BOM)].tobytes() == BOM:
+        kept[: len(BOM)] = False
+    return np.flatnonzero(kept)
 
 
 def token_lengths(tokenizer: Tokenizer) -> npt.NDArray[np.int32]:
@@ -63,16 +89,34 @@ def token_lengths(tokenizer: Tokenizer) -> npt.NDArray[np.int32]:
     return lengths
 
 
-def _lengths_tell(files: list[Path], tokenizer: Tokenizer, tokens: Tokens, lengths: npt.NDArray[np.int32]) -> bool:
+def _lengths_tell(
+    files: list[Path],
+    tokenizer: Tokenizer,
+    tokens: Tokens,
+    lengths: npt.NDArray[np.int32],
+    separator_id: int | None,
+) -> bool:
     """Whether each token stands for as many bytes of the text as `lengths` says."""
     decoder = json.dumps(json.loads(tokenizer.to_str())["decoder"])
+    if '"ByteLevel"' not in decoder:
+        return False
     steps = range(0, len(tokens), 1 << 20)
     total_bytes = sum(int(lengths[tokens[low : low + (1 << 20)]].sum()) for low in steps)
-    return '"ByteLevel"' in decoder and total_bytes == sum(path.stat().st_size for path in files)
+    text_bytes = 0
+    begun = 0
+    for chunk in iter_chunks(files):
+        text_bytes += len(chunk.text.encode())
+        begun += sum(span.begins for span in chunk.spans)
+    if separator_id is not None:
+        text_bytes += int(lengths[separator_id]) * max(0, begun - 1)
+    return total_bytes == text_bytes
 
 
-def _starts_by_length(data: Bytes, tokens: Tokens, lengths: npt.NDArray[np.int32]) -> Ints | None:
+def _starts_by_length(data: Bytes, tokens: Tokens, lengths: npt.NDArray[np.int32], separated: bool) -> Ints | None:
     """Token starts from the lengths alone, a tenth of the cost of encoding again; None where they do not add up."""
+    if separated:
+        rest = _starts_by_length(data, tokens[1:], lengths, False)
+        return None if rest is None else np.append(0, rest)
     ends = np.zeros(0, dtype=np.int64)
     guess, taken = len(data) // 3 + 64, 0
     while (ends[-1] if len(ends) else 0) < len(data) and taken < len(tokens):
@@ -85,18 +129,26 @@ def _starts_by_length(data: Bytes, tokens: Tokens, lengths: npt.NDArray[np.int32
     return np.append(0, ends[: count - 1])
 
 
-def _starts_by_offsets(text: str, tokenizer: Tokenizer) -> Ints:
-    offsets = np.array(tokenizer.encode(text, add_special_tokens=False).offsets, dtype=np.int64).reshape(-1, 2)
-    starts = np.maximum.accumulate(offsets[:, 0])
-    if text.isascii():
+def _starts_by_offsets(chunk: TextChunk, tokenizer: Tokenizer, separated: list[bool]) -> Ints:
+    texts = [chunk.text[span.start : span.end] for span in chunk.spans]
+    encoded = tokenizer.encode_batch(texts, add_special_tokens=False)
+    parts: list[Ints] = []
+    for span, one, after_separator in zip(chunk.spans, encoded, separated, strict=True):
+        if after_separator:
+            parts.append(np.array([span.start]))
+        offsets = np.array(one.offsets, dtype=np.int64).reshape(-1, 2)
+        parts.append(span.start + np.maximum.accumulate(offsets[:, 0]))
+    starts = np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+    if chunk.text.isascii():
         return starts
-    code_points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+    code_points = np.frombuffer(chunk.text.encode("utf-32-le"), dtype=np.uint32)
     widths = 1 + (code_points >= 0x80).astype(np.int64) + (code_points >= 0x800) + (code_points >= 0x10000)
     return np.append(0, np.cumsum(widths))[starts]
 
 
 def _pieces(chunk: TextChunk, data: Bytes, starts: Ints, first_byte: int, first_token: int) -> Iterator[Piece]:
-    low, line = 0, chunk.first_line
+    # A text of JSON lines has lines of its own, which the chunk maps to the file's.
+    low, line = 0, 1 if chunk.lines else chunk.first_line
     while low < len(data):
         high = _piece_end(data, low)
         begin = int(np.searchsorted(starts, low))
@@ -106,7 +158,8 @@ def _pieces(chunk: TextChunk, data: Bytes, starts: Ints, first_byte: int, first_
             data=data[low:high],
             first_byte=first_byte + low,
             first_line=line,
-            continues=low > 0 and data[low - 1] not in (10, 13),
+            continues=data[low - 1] not in (10, 13) if low > 0 else chunk.continues,
+            file_lines=np.array(chunk.lines) if chunk.lines else None,
             first_token=first_token + begin,
             token_starts=starts[begin:end] - low,
         )

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from results.winner import Winner
 from spaces.domains import Choice, Domain, FloatRange, SearchParameter, active_point
 from spaces.overrides import with_overrides
 from spaces.read.load import space_from_tables
@@ -24,7 +25,8 @@ class Measured:
     """A search as it was measured."""
 
     trials: Sequence[Row]
-    """By trial_id; those on fresh seeds, which confirm and never rank, are not among them."""
+    """By trial_id; runs that confirm or attribute are not among them."""
+    winner: Winner
     evaluations: Mapping[int, Sequence[Row]]
     """By trial_id, tokens rising."""
     parameters: tuple[SearchParameter, ...]

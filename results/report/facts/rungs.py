@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from results.ranking import baseline_trial, best_trial, savings
+from results.ranking import savings
 from results.report.facts.analysis import Measured, Row
 from results.words import STATUS_LABELS
 
@@ -20,7 +20,7 @@ def rung_agreement(measured: Measured) -> list[Row]:
     3 trials or where all are equal.
     """
     counts = measured.rung_tokens or _milestones(measured)
-    best = best_trial(measured.trials)
+    best = measured.winner.trial
     rows = []
     for index, tokens in enumerate(counts):
         at = {trial["trial_id"]: measured.loss_at(trial, tokens) for trial in measured.trials}
@@ -55,7 +55,7 @@ def rung_agreement(measured: Measured) -> list[Row]:
 
 
 def _milestones(measured: Measured) -> tuple[int, ...]:
-    baseline = baseline_trial(measured.trials)
+    baseline = measured.winner.baseline
     rows = measured.evaluations.get(baseline["trial_id"], ()) if baseline else ()
     tokens = [row["tokens_seen"] for row in rows if 0 < row["tokens_seen"] < rows[-1]["tokens_seen"]]
     return tuple(tokens[:: math.ceil(len(tokens) / MAX_MILESTONES)]) if tokens else ()
@@ -95,7 +95,7 @@ def first_beaten(measured: Measured) -> Row | None:
     after_s is on the wall clock since the study's start; device_s was spent by then on all trials, those under way by
     the share of their time.
     """
-    baseline = baseline_trial(measured.trials)
+    baseline = measured.winner.baseline
     goal = measured.final_loss(baseline) if baseline else None
     better = [
         trial
@@ -131,7 +131,7 @@ def _done_by(trial: Row, now: Any) -> float:
 
 def baseline_loss_reached(measured: Measured) -> Row | None:
     """Return after how many tokens the best trial had the baseline's final loss; None when it is the baseline."""
-    baseline, best = baseline_trial(measured.trials), best_trial(measured.trials)
+    baseline, best = measured.winner.baseline, measured.winner.trial
     goal = measured.final_loss(baseline) if baseline else None
     if best is None or goal is None or best["is_baseline"]:
         return None

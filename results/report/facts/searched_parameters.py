@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from results.ranking import best_trial, leaderboard
+from results.ranking import leaderboard
 from results.report.facts.analysis import Measured, Row
 from results.words import count_words, label, range_words, value_words
 from spaces.domains import Choice, SearchParameter
@@ -20,9 +20,9 @@ MAX_LR_BINS = 8
 
 
 def edges(measured: Measured) -> list[Row]:
-    """Return the searched parameters for which the best trial is on the edge of its domain, and which way to widen."""
+    """Return the searched parameters for which the winner is on the edge of its domain, and which way to widen."""
     board = [trial for trial in leaderboard(measured.trials) if measured.final_loss(trial) is not None]
-    best = best_trial(measured.trials)
+    best = measured.winner.trial
     if best is None or not measured.domains_known:
         return []
     found = []

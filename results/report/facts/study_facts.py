@@ -7,9 +7,10 @@ from typing import Any
 
 from results.attribution import load_attribution, summary_lines
 from results.attribution import to_json as attribution_json
-from results.confirmation.confirmation import load_confirmation
-from results.confirmation.confirmation import to_json as confirmation_json
-from results.ranking import baseline_trial, ending_counts, leaderboard, savings, search_trials
+from results.confirmation.attempt import Attempt, attempt_rows
+from results.confirmation.confirmation_file import load_attempts
+from results.confirmation.confirmation_file import to_json as attempts_json
+from results.ranking import ending_counts, leaderboard, ranked_trials, savings, spent_by_purpose
 from results.report.facts.analysis import Measured, Row, parameter_values, searched_parameters
 from results.report.facts.answer import answer_facts
 from results.report.facts.importance import importance
@@ -17,6 +18,7 @@ from results.report.facts.rungs import baseline_loss_reached, costs, first_beate
 from results.report.facts.searched_parameters import edges, instability, ordered
 from results.study.folder import Study
 from results.study.paths import shown
+from results.winner import find_winner
 from results.words import count_words, label, unit
 from spaces.domains import Choice, SearchParameter
 from spaces.warmup import WARMUP_FRAC
@@ -33,22 +35,26 @@ def report_facts(study: Study) -> dict[str, Any]:
     Raises UserError when a file of the study is damaged.
     """
     document, rows, metrics = study.document(), study.trials(), study.metrics()
-    confirmation, attribution = load_confirmation(study), load_attribution(study)
-    measured, fresh_seeds = _measured(study, document, rows, metrics)
+    attempts, attribution = load_attempts(study), load_attribution(study)
+    measured = _measured(study, document, rows, metrics, attempts)
     counts = ending_counts(measured.trials)
-    answer = answer_facts(study.name, measured, confirmation)
-    winner_id = answer["winner"]["trial_id"] if answer["winner"] else None
+    answer = answer_facts(study.name, measured)
+    if document.get("kind") == "attribute":
+        ends = "" if attribution is None else f": {attribution.before_name} to {attribution.after_name}"
+        answer["headline"] = f"Which of the changes did it{ends}"
+        answer["proof"]["words"] = f"{count_words(counts['completed'], 'run')} completed; nothing was searched"
+    winner_id = measured.winner.trial["trial_id"] if measured.winner.trial else None
     facts = {
         "facts_version": FACTS_VERSION,
         "study": _study_facts(study, document, measured),
         "answer": answer,
         "endings": {status: count for status, count in counts.items() if count},
-        "ledger": _ledger_facts(document, measured, fresh_seeds),
+        "ledger": _ledger_facts(document, measured, rows),
         "rungs": rung_agreement(measured),
         "edges": edges(measured),
         "instability": instability(measured),
         "importance": importance(measured),
-        "confirmation": None if confirmation is None else confirmation_json(confirmation),
+        "confirmation": _confirmation_facts(attempts, rows),
         "attribution": None
         if attribution is None
         else {**attribution_json(attribution), "summary": summary_lines(attribution)},
@@ -63,30 +69,45 @@ def report_facts(study: Study) -> dict[str, Any]:
 
 
 def _measured(
-    study: Study, document: Row, rows: Sequence[Row], metrics: Sequence[Row]
-) -> tuple[Measured, Sequence[Row]]:
-    """Return the search as measured, and beside it the trials on fresh seeds, which confirm and never rank."""
+    study: Study, document: Row, rows: Sequence[Row], metrics: Sequence[Row], attempts: Sequence[Attempt]
+) -> Measured:
     try:
         budget_tokens = int(document["budget_tokens"])
         rung_tokens = tuple(int(tokens) for tokens in document.get("rung_tokens") or ())
     except (KeyError, TypeError, ValueError) as err:
         raise UserError(f"{shown(study.study_json)}: budget_tokens or rung_tokens: {err}.") from None
-    trials = search_trials(rows)
-    own = {row["trial_id"] for row in trials}
-    fresh_seeds = [row for row in rows if row["trial_id"] not in own]
+    # The runs of an attribution on its own are what its report shows; elsewhere they explain the study's trials.
+    trials = rows if document.get("kind") == "attribute" else ranked_trials(rows)
     evaluations: dict[int, list[Row]] = {}
     for row in metrics:
         evaluations.setdefault(row["trial_id"], []).append(row)
     parameters, domains_known = searched_parameters(document, trials)
-    measured = Measured(
+    return Measured(
         trials=trials,
+        winner=find_winner(rows, attempts),
         evaluations=evaluations,
         parameters=parameters,
         domains_known=domains_known,
         budget_tokens=budget_tokens,
         rung_tokens=rung_tokens,
     )
-    return measured, fresh_seeds
+
+
+def _confirmation_facts(attempts: Sequence[Attempt], rows: Sequence[Row]) -> Row | None:
+    """Return the attempts as confirmation.json has them, and every run with its row's loss and ending."""
+    document = attempts_json(attempts)
+    for entry, attempt in zip(document["attempts"], attempts, strict=True):
+        entry["runs"] = [
+            {
+                "of_trial": run.of_trial,
+                "seed": run.config.seed,
+                "trial_id": row["trial_id"] if row else None,
+                "status": row["status"] if row else None,
+                "val_loss": row["val_loss"] if row else None,
+            }
+            for run, row in attempt_rows(attempt, rows)
+        ]
+    return document if attempts else None
 
 
 def _study_facts(study: Study, document: Row, measured: Measured) -> Row:
@@ -112,7 +133,7 @@ def _study_facts(study: Study, document: Row, measured: Measured) -> Row:
     }
 
 
-def _ledger_facts(document: Row, measured: Measured, fresh_seeds: Sequence[Row]) -> Row:
+def _ledger_facts(document: Row, measured: Measured, rows: Sequence[Row]) -> Row:
     spent = savings(measured.trials, measured.budget_tokens)
     return {
         "by_ending": costs(measured.trials, measured.budget_tokens),
@@ -124,8 +145,10 @@ def _ledger_facts(document: Row, measured: Measured, fresh_seeds: Sequence[Row])
         "slots": (document.get("device") or {}).get("slots"),
         "baseline_first_beaten": first_beaten(measured),
         "baseline_loss_reached": baseline_loss_reached(measured),
-        "fresh_seed_device_s": math.fsum(row["active_s"] for row in fresh_seeds),
-        "fresh_seed_trials": len(fresh_seeds),
+        "by_purpose": [
+            {"purpose": purpose, "runs": runs, "device_s": device_s, "tokens": tokens}
+            for purpose, (runs, device_s, tokens) in spent_by_purpose(rows).items()
+        ],
     }
 
 
@@ -147,8 +170,7 @@ def _parameter_facts(parameter: SearchParameter) -> Row:
 
 
 def _trial_facts(document: Row, measured: Measured, winner_id: int | None) -> list[Row]:
-    baseline = baseline_trial(measured.trials)
-    goal = measured.final_loss(baseline) if baseline else None
+    goal = measured.winner.baseline_val_loss
     reduction = (document.get("scheduler") or {}).get("reduction_factor")
     rows = []
     for rank, trial in enumerate(leaderboard(measured.trials), 1):

@@ -61,11 +61,17 @@ def _mean_share(methods: Sequence[Row], name: str) -> float:
 
 
 def confirmation_intervals(facts: Row) -> Iterator[Row]:
-    rows = [row for row in (facts["confirmation"] or {}).get("verdicts", ()) if row["mean_difference"] is not None]
+    attempts = (facts["confirmation"] or {}).get("attempts", ())
+    rows = [
+        (f"trial {row['trial_id']}" + (f", attempt {attempt['number']}" if len(attempts) > 1 else ""), row)
+        for attempt in attempts
+        for row in attempt["verdicts"]
+        if row["mean_difference"] is not None
+    ][::-1]
     if rows:
-        names = [f"trial {row['trial_id']}" for row in reversed(rows)]
         title = "Difference from the baseline on fresh seeds"
-        yield _intervals("confirmation-intervals", title, names, rows[::-1], "mean_difference")
+        names = [name for name, _ in rows]
+        yield _intervals("confirmation-intervals", title, names, [row for _, row in rows], "mean_difference")
 
 
 def attribution_bars(facts: Row) -> Iterator[Row]:

@@ -81,6 +81,9 @@ def _attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
         )
         return output
+    if torch.is_autocast_enabled("cpu"):
+        # As autocast does for torch's own: rotary embeddings leave query and key in fp32 beside a bf16 value.
+        query, key, value = (part.to(torch.get_autocast_dtype("cpu")) for part in (query, key, value))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     attended: torch.Tensor = _CausalAttention.apply(query, key, value, dropout, scale)  # type: ignore[no-untyped-call]
     return attended.transpose(1, 2), None

@@ -29,15 +29,23 @@ class _Affine(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(inputs, weight)
+        # A frozen weight, as under LoRA, needs no gradient, and so its inputs need not be kept.
+        ctx.save_for_backward(inputs if ctx.needs_input_grad[1] else None, weight)
         return product(inputs, weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def backward(
+        ctx: Any, *grad_outputs: torch.Tensor
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
         inputs, weight = ctx.saved_tensors
         grad = grad_outputs[0]
-        # A transposed left factor is what oneDNN is no better at.
-        return product(grad, weight.t()), inputs.t() @ grad, grad.sum(0)
+        needs_inputs, needs_weight, needs_bias = ctx.needs_input_grad
+        return (
+            product(grad, weight.t()) if needs_inputs else None,
+            # A transposed left factor is what oneDNN is no better at.
+            inputs.t() @ grad if needs_weight else None,
+            grad.sum(0) if needs_bias else None,
+        )
 
 
 class CPUConv1D(Conv1D):  # type: ignore[misc]

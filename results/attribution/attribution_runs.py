@@ -1,0 +1,101 @@
+"""The runs that an attribution needs, as rows of a study's table, and their losses. It trains and judges nothing.
+
+Seeds are fresh: never one that the search ran on, for there the winner was lucky, nor a confirmation's, by which it may
+have been chosen. An attribution that was begun keeps its own.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from results.attribution.design import Coalition, Setting, changed_settings, coalitions, combination_text, config_of
+from results.study.folder import Study
+from results.study.planned_run import PlannedRun, fresh_seeds, rows_by_config
+from results.winner import winner_of
+from trainable.config import BASELINES, TrialConfig, config_from, with_token_budget, without_seed
+from trainable.errors import UserError, did_you_mean
+from trainable.rows import ENDINGS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """Which of the changes from one configuration to another did it, at a budget."""
+
+    before_name: str
+    after_name: str
+    settings: tuple[Setting, ...]
+    configs: Mapping[Coalition, TrialConfig]
+    """By combination; the first is before any change. Their seed means nothing."""
+
+    @property
+    def before(self) -> TrialConfig:
+        """The configuration before any change."""
+        return self.configs[frozenset()]
+
+    def runs(self, seeds: Sequence[int]) -> dict[tuple[Coalition, int], PlannedRun]:
+        """Return a run for each combination and seed; a seed at a time, so that an interruption leaves whole seeds."""
+        return {
+            (coalition, seed): PlannedRun(
+                config=replace(config, seed=seed),
+                purpose="attribution",
+                combination=combination_text(self.settings, coalition),
+            )
+            for seed in seeds
+            for coalition, config in self.configs.items()
+        }
+
+    def seeds(self, trials: Sequence[dict[str, Any]], number: int, *, above: int) -> list[int]:
+        """Return `number` seeds: those that the question was asked on before, then fresh ones above `above`."""
+        configs = {without_seed(config) for config in self.configs.values()}
+        own = sorted(
+            {config.seed for config in rows_by_config(trials, "attribution") if without_seed(config) in configs}
+        )
+        return [*own, *fresh_seeds(number, above=above, taken={row["seed"] for row in trials})][:number]
+
+
+def question_of_study(study: Study, budget_tokens: int) -> Question:
+    """Return what separates a study's baseline from its winner. Raises UserError when nothing does."""
+    winner = winner_of(study)
+    base, best = winner.baseline, winner.trial
+    if base is None or best is None or best["is_baseline"]:
+        raise UserError(f"study {study.name} has no trial better than its baseline: nothing to attribute.")
+    return make_question("baseline", config_from(base), winner.name, config_from(best), budget_tokens)
+
+
+def question_of_names(before: str, after: str, budget_tokens: int) -> Question:
+    """Return what separates two documented configurations. Raises UserError for an unknown name."""
+    for name in (before, after):
+        if name not in BASELINES:
+            raise UserError(f"there is no documented configuration '{name}'.{did_you_mean(name, BASELINES)}")
+    return make_question(before, BASELINES[before], after, BASELINES[after], budget_tokens)
+
+
+def make_question(
+    before_name: str, before: TrialConfig, after_name: str, after: TrialConfig, budget_tokens: int
+) -> Question:
+    """Return the question. Raises UserError when the two do not differ."""
+    settings = changed_settings(before, after)
+    if not settings:
+        raise UserError(f"{before_name} and {after_name} are the same configuration: nothing to attribute.")
+    return Question(
+        before_name=before_name,
+        after_name=after_name,
+        settings=settings,
+        configs={
+            coalition: with_token_budget(config_of(before, after, settings, coalition), budget_tokens)
+            for coalition in coalitions(len(settings))
+        },
+    )
+
+
+def attribution_losses(
+    runs: Mapping[tuple[Coalition, int], PlannedRun], trials: Sequence[dict[str, Any]]
+) -> dict[Coalition, dict[int, float | None]]:
+    """Return the loss of every run that ended, None where it did not complete; one that failed has not been run."""
+    held = rows_by_config(trials, "attribution")
+    losses: dict[Coalition, dict[int, float | None]] = {coalition: {} for coalition, _ in runs}
+    for (coalition, seed), run in runs.items():
+        row = held.get(run.config)
+        if row is not None and row["status"] in ENDINGS and row["status"] != "failed":
+            losses[coalition][seed] = row["val_loss"] if row["status"] == "completed" else None
+    return losses

@@ -1,0 +1,191 @@
+"""What fresh seeds prove of candidates against the baseline: one paired t-test each. It plans and reads nothing.
+
+Bonferroni over the candidates of an attempt, chosen before any loss is seen:
+- Paired, because a seed's weights and batches are common to both runs and cancel in the difference.
+- t, because five pairs are too few for ranks: a signed-rank test on 5 pairs never gets below p = 0.0625. Between two
+  equal configurations the difference of a pair is symmetric around 0 however skewed the losses are, and heavy tails
+  make the t-test claim less, not more. No variance is pooled: one candidate may scatter more than another.
+- Bonferroni and not Holm, because its intervals say the same as its p-values (Holm's own say nothing beyond "not 0").
+- An unstable run is a loss above every number, not a missing one. Where the candidate alone was unstable the mean
+  difference has no upper bound, so nothing on the other seeds makes it "better"; where the baseline alone was, it has
+  no lower bound, so the candidate is never "worse". A seed on which both were unstable says nothing of the difference.
+"""
+
+import math
+import statistics
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from results.words import count_words
+
+Outcome = Literal["better", "worse", "not proven"]
+
+ALPHA = 0.05
+"""The chance of a wrong "better" or "worse" over all candidates and, divided by attempt_alpha, over all attempts."""
+
+POWER = 0.8
+"""The chance with which seeds_needed seeds would prove a difference of the size and scatter seen."""
+
+MAX_SEEDS_NEEDED = 1000
+"""A difference that needs more is not worth proving."""
+
+MIN_SEEDS = 2
+"""One pair has no scatter, so it proves nothing."""
+
+
+def attempt_alpha(number: int) -> float:
+    """Return what the number-th attempt may spend of ALPHA: half of what the attempts before it left, ALPHA / 2^number.
+
+    All attempts together spend less than ALPHA, so by Bonferroni "better at least once" stays within it however often
+    a person confirms again: alpha spending for a number of looks that nobody knows beforehand (Lan & DeMets 1983, which
+    Foster & Stine 2008 carry over to hypotheses that come one after another). Not ALPHA / (k (k + 1)): it begins with
+    the same half and leaves the second to fourth attempt less; few people make a fifth.
+    """
+    return ALPHA * 0.5**number
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CandidateVerdict:
+    """What fresh seeds say of one candidate against the baseline."""
+
+    trial_id: int
+    outcome: Outcome
+    """better or worse only where the interval lies on that side of 0: where p_value is below the attempt's alpha."""
+    words: str
+    """For a person: the outcome, how many seeds it rests on, who was unstable."""
+    seeds: int
+    """Pairs of two stable runs."""
+    mean_difference: float | None
+    """Candidate - baseline over those pairs, nats/token; negative is better. None without a pair."""
+    low: float | None
+    high: float | None
+    """The mean difference's interval at 1 - the attempt's alpha for all its candidates at once, so at 95 % for all
+    attempts at once. None: no bound on that side."""
+    p_value: float | None
+    """Two-sided, times the number of candidates, at most 1, which it is where instability forbids the claim.
+    None below 2 pairs."""
+    unstable_seeds: tuple[int, ...]
+    """On which the candidate did not complete."""
+    baseline_unstable_seeds: tuple[int, ...]
+    seeds_needed: int | None
+    """Pairs with which the next attempt would prove the difference seen, about. None when proven, or when no number
+    would be sensible."""
+
+
+def judge(
+    baseline: Mapping[int, float | None],
+    candidates: Mapping[int, Mapping[int, float | None]],
+    *,
+    alpha: float = ALPHA,
+    next_alpha: float | None = None,
+) -> list[CandidateVerdict]:
+    """Return a verdict per candidate, in the order given; losses by seed, in nats/token, None where unstable.
+
+    With a chance of at most `alpha`, any candidate at all gets a wrong "better" or "worse". That holds for one
+    judgement of fresh seeds: to add seeds until the answer pleases is to ask again and again. A seed that one side
+    lacks as a key was not run and is left out. seeds_needed is of a later judgement, at `next_alpha`.
+    """
+    assert 0.0 < alpha < 1.0, alpha
+    number, next_alpha = len(candidates), next_alpha or alpha
+    return [_judged(trial_id, baseline, losses, alpha, next_alpha, number) for trial_id, losses in candidates.items()]
+
+
+def _judged(
+    trial_id: int,
+    baseline_losses: Mapping[int, float | None],
+    candidate_losses: Mapping[int, float | None],
+    alpha: float,
+    next_alpha: float,
+    candidates: int,
+) -> CandidateVerdict:
+    run = sorted(baseline_losses.keys() & candidate_losses.keys())
+    baseline, candidate = _stable(baseline_losses), _stable(candidate_losses)
+    differences = [candidate[seed] - baseline[seed] for seed in run if seed in candidate and seed in baseline]
+    unstable = {seed for seed in run if seed not in candidate}
+    baseline_unstable = {seed for seed in run if seed not in baseline}
+    no_high, no_low = bool(unstable - baseline_unstable), bool(baseline_unstable - unstable)
+    mean = statistics.fmean(differences) if differences else None
+    low = high = p_value = needed = None
+    outcome: Outcome = "not proven"
+    if mean is not None and len(differences) >= MIN_SEEDS:
+        half_width, p_value = _paired_t(differences, alpha, candidates)
+        low, high = None if no_low else mean - half_width, None if no_high else mean + half_width
+        if high is not None and high < 0.0:
+            outcome = "better"
+        elif low is not None and low > 0.0:
+            outcome = "worse"
+        elif no_high if mean < 0.0 else no_low:
+            p_value = 1.0
+        else:
+            needed = _seeds_needed(mean, statistics.stdev(differences), next_alpha / candidates)
+    verdict = CandidateVerdict(
+        trial_id=trial_id,
+        outcome=outcome,
+        words="",
+        seeds=len(differences),
+        mean_difference=mean,
+        low=low,
+        high=high,
+        p_value=p_value,
+        unstable_seeds=tuple(sorted(unstable)),
+        baseline_unstable_seeds=tuple(sorted(baseline_unstable)),
+        seeds_needed=needed,
+    )
+    return replace(verdict, words=_words(verdict, runs=len(run)))
+
+
+def _stable(losses: Mapping[int, float | None]) -> dict[int, float]:
+    return {seed: loss for seed, loss in losses.items() if loss is not None and math.isfinite(loss)}
+
+
+def _paired_t(differences: Sequence[float], alpha: float, candidates: int) -> tuple[float, float]:
+    """Return half the width of the mean's interval at 1 - alpha / candidates, and p times candidates (at most 1)."""
+    # Not scipy.stats: it takes three times as long to import, and its ttest_1samp warns on equal differences.
+    from scipy.special import stdtr, stdtrit
+
+    degrees = len(differences) - 1
+    mean, scatter = statistics.fmean(differences), statistics.stdev(differences)
+    standard_error = scatter / math.sqrt(len(differences))
+    half_width = float(stdtrit(degrees, 1.0 - alpha / candidates / 2.0)) * standard_error
+    if standard_error == 0.0:
+        return half_width, 0.0 if mean else 1.0
+    return half_width, min(1.0, 2.0 * candidates * float(stdtr(degrees, -abs(mean) / standard_error)))
+
+
+def _seeds_needed(mean: float, scatter: float, alpha: float) -> int | None:
+    """Return the pairs at which a two-sided t-test at `alpha` proves `mean` with POWER; None above MAX_SEEDS_NEEDED.
+
+    The exact power, by the noncentral t (Cohen 1988, sec. 2.3); the chance of proving the wrong side is left out.
+    """
+    from scipy.special import nctdtr, stdtrit
+
+    if mean == 0.0 or scatter == 0.0:
+        return None
+
+    def is_enough(pairs: int) -> bool:
+        critical = stdtrit(pairs - 1, 1.0 - alpha / 2.0)
+        return bool(nctdtr(pairs - 1, abs(mean) / scatter * math.sqrt(pairs), critical) <= 1.0 - POWER)
+
+    # The power only grows with the pairs.
+    pairs = bisect_left(range(MAX_SEEDS_NEEDED + 1), True, lo=MIN_SEEDS, key=is_enough)
+    return pairs if pairs <= MAX_SEEDS_NEEDED else None
+
+
+def _words(verdict: CandidateVerdict, *, runs: int) -> str:
+    text = {"better": "better than the baseline", "worse": "worse than the baseline"}.get(verdict.outcome)
+    if text is None:
+        text = f"not proven with {count_words(verdict.seeds, 'seed')}"
+        mean = verdict.mean_difference
+        side = " to prove it worse" if mean is not None and mean > 0.0 else ""
+        if verdict.seeds_needed is not None:
+            text += f"; about {verdict.seeds_needed} would be needed{side}"
+        elif mean == 0.0:
+            text += "; no difference was seen"
+        elif verdict.low is not None and verdict.high is not None:
+            text += f"; more than {MAX_SEEDS_NEEDED} would be needed{side}"
+    for who, seeds in (("", verdict.unstable_seeds), ("the baseline was ", verdict.baseline_unstable_seeds)):
+        if seeds:
+            text += f"; {who}unstable on {len(seeds)} of {runs} seeds"
+    return text

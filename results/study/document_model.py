@@ -1,0 +1,118 @@
+"""What study.json holds, as far as the program reads it: checked once, where it is read. It writes nothing."""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, InstanceOf, ValidationError
+
+from trainable.config import config_from
+from trainable.errors import UserError
+
+_LONGEST_SHOWN = 120
+
+
+def _time(text: str) -> str:
+    datetime.fromisoformat(text)
+    return text
+
+
+def _configuration(table: dict[Any, Any]) -> dict[Any, Any]:
+    try:
+        config_from(table)
+    except KeyError as missing:
+        raise ValueError(f"{missing} is missing") from None
+    except UserError as refusal:
+        # pydantic cannot pass on a message with bytes that are no UTF-8.
+        raise ValueError(str(refusal).encode("ascii", "backslashreplace").decode()) from None
+    return table
+
+
+# pydantic's own str refuses what is not UTF-8, which a path may be.
+Text = InstanceOf[str]
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+Table = dict[Any, Any]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True)
+
+
+class _Corpus(_Part):
+    fingerprint: Text
+    train_tokens: Count
+    val_tokens: Count
+    vocab_size: Positive
+    # In nats. No text's tokens are so rare that it is larger.
+    unigram_entropy: Annotated[float, Field(ge=0, le=100)]
+
+
+class _Evaluation(_Part):
+    block_size: Positive
+    tokens: Positive
+    milestones_tokens: list[Count] = []
+
+
+class _Device(_Part):
+    type: Text
+    name: Text
+    count: Count
+    slots: Positive = 1
+    threads_per_slot: Positive = 1
+
+
+class _Space(_Part):
+    name: Text
+    path: Text
+    description: Text
+    toml: Text | None
+
+
+class _Settings(_Part):
+    trials: Positive | None = None
+    budget_tokens: Positive | None = None
+    pins: Table
+    baseline: Annotated[list[Any], Field(min_length=2, max_length=2)] | None = None
+    compare: Text | None = None
+
+
+class StudyDocument(_Part):
+    """study.json; what else it holds is for people."""
+
+    name: Text
+    kind: Literal["search", "baseline", "train", "attribute"]
+    created_at: Annotated[Text, AfterValidator(_time)]
+    model: Text
+    model_fingerprint: Text | None = None
+    data_source: Text | None
+    validation_data_source: Text | None = None
+    documents: Text = "file"
+    checkpoint_path: Text | None
+    checkpoint_fingerprint: Text | None = None
+    corpus: _Corpus
+    evaluation: _Evaluation
+    device: _Device
+    versions: dict[Text, Text]
+    git_commit: Text | None = None
+    space: _Space | None = None
+    budget_tokens: Positive
+    rung_tokens: list[Count] = []
+    baseline: Annotated[Table, AfterValidator(_configuration)]
+    settings: _Settings | None = None
+    trials_planned: Positive
+    searcher: Table = {}
+    scheduler: Table = {}
+    stability: Table = {}
+    seed: Count
+
+
+def document_fault(document: dict[str, Any]) -> str | None:
+    """Return what is wrong with a study's document, in words for one line, or None."""
+    try:
+        StudyDocument.model_validate(document)
+    except ValidationError as refused:
+        error = refused.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, error["loc"]))
+        message = " ".join(error["msg"].split())
+        return f"{where}: {message if len(message) <= _LONGEST_SHOWN else f'{message[:_LONGEST_SHOWN]} ...'}"
+    return None

@@ -1,0 +1,233 @@
+"""Who won a study: the search's best, the proven best, by how much, on which evidence. Decided here alone.
+
+The rule: a trial that is proven better than the baseline wins, until another is proven better by more. What came first
+in the search on its one lucky seed is told beside it and does not replace it. Without a proof the search's best wins,
+unproven; one that fresh seeds showed to be worse than the baseline is out. Proofs of all attempts count, for all of
+them together are wrong with a chance of at most 5 %.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from results.confirmation.attempt import Attempt, attempt_rows, confirmed_rows
+from results.confirmation.confirmation_file import load_attempts
+from results.confirmation.paired_t import CandidateVerdict
+from results.ranking import baseline_trial, leaderboard, ranked_trials
+from results.study.folder import Study
+from results.words import count_words, difference_words, loss_words
+from trainable.rows import ENDINGS
+
+Row = dict[str, Any]
+
+Standing = Literal[
+    "nothing_started", "nothing_completed", "baseline_alone", "baseline", "no_comparison", "unproven", "proven"
+]
+"""no_comparison: a trial completed and the baseline did not."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Winner:
+    """A study's answer and all that stands beside it; rows are trials.parquet's."""
+
+    standing: Standing
+    trial: Row | None
+    """The winner: whose configuration is exported, trained and searched on from. The baseline where nothing beat it."""
+    search_best: Row | None
+    """The lowest val_loss of the search, on one seed."""
+    proven_best: Row | None
+    baseline: Row | None
+    """However it stands."""
+    verdict: CandidateVerdict | None
+    """What fresh seeds say of the winner; where several attempts do, the newest that proves it, else the newest."""
+    search_best_verdict: CandidateVerdict | None
+    attempt: int | None
+    """The attempt of `verdict`."""
+    under_way: tuple[int, int] | None
+    """(ended, planned) runs of an attempt that was begun and is not judged yet."""
+    confirmed: frozenset[int] = frozenset()
+    """All that were or are being confirmed."""
+
+    @property
+    def baseline_val_loss(self) -> float | None:
+        """The baseline's loss at the full budget; None before it completed."""
+        return _final_loss(self.baseline)
+
+    @property
+    def search_difference(self) -> float | None:
+        """The winner's val_loss less the baseline's, one seed each; None for the baseline itself."""
+        loss, base = _final_loss(self.trial), self.baseline_val_loss
+        if self.trial is None or self.trial["is_baseline"] or loss is None or base is None:
+            return None
+        return loss - base
+
+    @property
+    def difference(self) -> float | None:
+        """By how much, nats/token, negative is better: the mean over fresh seeds where there are any, else one seed."""
+        known = self.verdict is not None and self.verdict.mean_difference is not None
+        return self.verdict.mean_difference if self.verdict is not None and known else self.search_difference
+
+    @property
+    def kept_checkpoints(self) -> frozenset[int]:
+        """Trial_ids whose checkpoints are never deleted: whoever wins or may yet, and the baseline."""
+        rows = (self.trial, self.search_best, self.proven_best, self.baseline)
+        return frozenset(row["trial_id"] for row in rows if row is not None) | self.confirmed
+
+    @property
+    def name(self) -> str:
+        """The winner for a sentence."""
+        assert self.trial is not None
+        return "the baseline" if self.trial["is_baseline"] else f"trial {self.trial['trial_id']}"
+
+
+def winner_of(study: Study) -> Winner:
+    """Return who won the study. Raises UserError when a file of it is damaged."""
+    return find_winner(study.trials(), load_attempts(study))
+
+
+def find_winner(trials: Sequence[Row], attempts: Sequence[Attempt] = ()) -> Winner:
+    """Return who won, by the module's rule. Raises UserError when a confirmed trial is missing."""
+    rows = confirmed_rows(attempts, trials)
+    baseline, ranked = baseline_trial(trials), ranked_trials(trials)
+    board = [row for row in leaderboard(ranked) if _final_loss(row) is not None]
+    verdicts = {verdict.trial_id: (one.number, verdict) for one in attempts for verdict in one.verdicts}
+    worse = {verdict.trial_id for one in attempts for verdict in one.verdicts if verdict.outcome == "worse"}
+    proofs = {
+        verdict.trial_id: (one.number, verdict)
+        for one in attempts
+        for verdict in one.verdicts
+        if verdict.outcome == "better" and verdict.trial_id not in worse
+    }
+    verdicts |= proofs
+    proven = min(proofs, key=lambda trial_id: (*_strength(proofs[trial_id][1]), trial_id), default=None)
+    trial = next((row for row in board if row["trial_id"] not in worse), None) if proven is None else rows[proven]
+    attempt, verdict = verdicts.get(trial["trial_id"], (None, None)) if trial else (None, None)
+    search_best = board[0] if board else None
+    return Winner(
+        standing=_standing(trial, baseline, len(ranked), proven is not None),
+        trial=trial,
+        search_best=search_best,
+        proven_best=None if proven is None else rows[proven],
+        baseline=baseline,
+        verdict=verdict,
+        search_best_verdict=verdicts.get(search_best["trial_id"], (None, None))[1] if search_best else None,
+        attempt=attempt,
+        under_way=_under_way(attempts[-1], trials) if attempts and not attempts[-1].verdicts else None,
+        confirmed=frozenset(rows),
+    )
+
+
+def _standing(trial: Row | None, baseline: Row | None, started: int, proven: bool) -> Standing:
+    if trial is None:
+        return "nothing_completed" if started else "nothing_started"
+    if trial["is_baseline"]:
+        return "baseline" if started > 1 else "baseline_alone"
+    if proven:
+        return "proven"
+    return "no_comparison" if _final_loss(baseline) is None else "unproven"
+
+
+def _strength(verdict: CandidateVerdict) -> tuple[int, float]:
+    mean = verdict.mean_difference
+    return len(verdict.unstable_seeds), math.inf if mean is None else mean
+
+
+def _final_loss(row: Row | None) -> float | None:
+    """Return the loss at the full budget; None for a trial that did not complete or whose loss is not finite."""
+    loss: float | None = row["val_loss"] if row is not None and row["status"] == "completed" else None
+    return loss if loss is not None and math.isfinite(loss) else None
+
+
+def _under_way(attempt: Attempt, trials: Sequence[Row]) -> tuple[int, int]:
+    rows = [row for _, row in attempt_rows(attempt, trials)]
+    return sum(row is not None and row["status"] in ENDINGS and row["status"] != "failed" for row in rows), len(rows)
+
+
+def headline(winner: Winner) -> str:
+    """Return the answer in a sentence without its full stop."""
+    if winner.standing == "nothing_started":
+        return "No trial was started"
+    if winner.standing == "nothing_completed":
+        return "No trial was completed, so there is no best configuration"
+    if winner.standing == "baseline_alone":
+        return "The baseline alone was run"
+    if winner.standing == "baseline":
+        best = winner.search_best
+        if best is not None and not best["is_baseline"]:
+            return f"The baseline is the best: trial {best['trial_id']} came first in the search and is proven worse"
+        return "The baseline is the best: no trial beat it"
+    name, baseline, verdict = f"{winner.name[0].upper()}{winner.name[1:]}", winner.baseline, winner.verdict
+    if winner.standing == "no_comparison":
+        how = "has not started" if baseline is None else f"did not complete ({baseline['status'].replace('_', ' ')})"
+        return f"{name} is the best; the baseline {how}, so there is nothing to compare it with"
+    if winner.standing == "proven":
+        assert winner.difference is not None
+        return f"{name} is better than the baseline by {-winner.difference:.4f} nats/token"
+    if verdict is not None:
+        return f"{name} came first in the search; that it is better than the baseline is not proven"
+    assert winner.difference is not None
+    return f"{name} beat the baseline by {-winner.difference:.4f} nats/token"
+
+
+def evidence_words(winner: Winner) -> str:
+    """Return what the headline rests on."""
+    verdict = winner.verdict
+    if verdict is not None:
+        interval = f"; interval {difference_words(verdict.low)} to {difference_words(verdict.high)}"
+        interval = interval if verdict.mean_difference is not None and verdict.seeds > 1 else ""
+        return f"{_verdict_words(verdict)}{interval}"
+    if winner.standing == "unproven":
+        return "one seed each, so not proven yet"
+    return "one seed each, so no claim" if winner.standing == "baseline" else "no comparison was made"
+
+
+def _verdict_words(verdict: CandidateVerdict) -> str:
+    if verdict.outcome == "not proven":
+        return verdict.words
+    return f"on {count_words(verdict.seeds, 'fresh seed')} {verdict.words}"
+
+
+def notes(winner: Winner) -> list[str]:
+    """Return what must be told beside the winner: the search's best where it is another, an attempt under way."""
+    lines = []
+    best, verdict = winner.search_best, winner.search_best_verdict
+    if best is not None and winner.trial is not None and best["trial_id"] != winner.trial["trial_id"]:
+        name = "the baseline" if best["is_baseline"] else f"trial {best['trial_id']}"
+        line = f"{name} came first in the search, val loss {loss_words(best['val_loss'])} on one seed"
+        if verdict is not None:
+            line += f"; {_verdict_words(verdict)}"
+        lines.append(line if verdict is not None or best["is_baseline"] else f"{line}, not confirmed yet")
+    if winner.under_way is not None:
+        ended, planned = winner.under_way
+        lines.append(f"a confirmation is under way: {ended} of {count_words(planned, 'run')} have ended")
+    return lines
+
+
+def to_json(winner: Winner) -> Row:
+    """Return the winner as JSON's types: who, against what, by how much, on which evidence."""
+    verdict = winner.verdict
+    fields = ("mean_difference", "low", "high", "p_value", "seeds_needed")
+    return {
+        "standing": winner.standing,
+        **{
+            name: None if row is None else row["trial_id"]
+            for name, row in (
+                ("trial_id", winner.trial),
+                ("search_best", winner.search_best),
+                ("proven_best", winner.proven_best),
+                ("baseline", winner.baseline),
+            )
+        },
+        "is_baseline": winner.trial is not None and winner.trial["is_baseline"],
+        "val_loss": _final_loss(winner.trial),
+        "baseline_val_loss": winner.baseline_val_loss,
+        "val_loss_difference": winner.search_difference,
+        "confirmed": winner.standing == "proven",
+        "seeds": 1 if verdict is None else verdict.seeds,
+        "attempt": winner.attempt,
+        **{name: None if verdict is None else getattr(verdict, name) for name in fields},
+        "headline": headline(winner),
+        "evidence": evidence_words(winner),
+        "notes": notes(winner),
+    }

@@ -1,0 +1,180 @@
+"""Who won, in every state a study can be in; and that terminal, JSON, export and report name the same one."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from results.export import export_env, export_json
+from results.report.facts.study_facts import report_facts
+from results.study.folder import Study, create_study
+from results.study.tables import TRIALS, write_table
+from results.winner import evidence_words, find_winner, headline, notes, to_json, winner_of
+from tests.results.confirmed import add_attempt
+
+MakeTrial = Callable[..., dict[str, Any]]
+
+NOISE = (0.0, 0.01, -0.01, 0.02, -0.02)
+"""Of five fresh seeds, common to all runs on one."""
+SMALL = (0.0, 0.001, -0.001, 0.002, -0.002)
+"""Of a candidate on its own."""
+
+
+def on_seeds(loss: float, scatter: float = 1.0) -> list[float]:
+    return [loss + common + scatter * own for common, own in zip(NOISE, SMALL, strict=True)]
+
+
+BASELINE = on_seeds(5.0, 0.0)
+PROVEN = on_seeds(4.8)
+LUCKY = on_seeds(4.99, 40.0)
+WORSE = on_seeds(5.2)
+
+
+@pytest.fixture
+def searched(studies: Any, make_document: Callable[..., dict[str, Any]], make_trial: MakeTrial) -> Study:
+    """The baseline at 5.0; the search's first is trial 1, then trial 2."""
+    study = create_study("s", make_document("s"))
+    trials = [
+        make_trial(0, val_loss=5.0),
+        make_trial(1, val_loss=4.5, batch_size=8),
+        make_trial(2, val_loss=4.6, batch_size=16),
+        make_trial(3, "stopped", 4.0, rung=0),
+    ]
+    write_table(study.trials_path, trials, TRIALS)
+    return study
+
+
+def ids(study: Study) -> tuple[int | None, int | None, int | None]:
+    """Return the winner, the search's best and the proven best; all that names a winner must name the same."""
+    winner = winner_of(study)
+    facts, exported = report_facts(study)["answer"], json.loads(export_json(study))
+    assert winner.trial is not None
+    assert (
+        winner.trial["trial_id"] == facts["winner"]["trial_id"] == exported["trial_id"] == to_json(winner)["trial_id"]
+    )
+    assert facts["headline"] == exported["headline"] == headline(winner)
+    assert f"# study s, trial {winner.trial['trial_id']}, " in export_env(study)
+    assert winner.trial["trial_id"] in winner.kept_checkpoints
+    document = to_json(winner)
+    return document["trial_id"], document["search_best"], document["proven_best"]
+
+
+def add_trial(study: Study, row: dict[str, Any]) -> None:
+    write_table(study.trials_path, [*study.trials(), row], TRIALS)
+
+
+def test_nothing_started_or_completed(make_trial: MakeTrial) -> None:
+    nothing = find_winner([])
+    assert (nothing.standing, nothing.trial, headline(nothing)) == ("nothing_started", None, "No trial was started")
+    none = find_winner([make_trial(0, "failed"), make_trial(1, "stopped", 4.0, rung=0), make_trial(2, "running", 4.0)])
+    assert (none.standing, none.trial, none.search_best, none.difference) == ("nothing_completed", None, None, None)
+    assert none.kept_checkpoints == {0}
+    # A confirmation alone is no search.
+    assert find_winner([make_trial(4, val_loss=4.0, purpose="confirmation", of_trial=1)]).standing == "nothing_started"
+
+
+def test_the_baseline_alone_and_the_baseline_that_won(make_trial: MakeTrial) -> None:
+    baseline = make_trial(0, val_loss=5.0)
+    alone, won = find_winner([baseline]), find_winner([baseline, make_trial(1, val_loss=5.1)])
+    assert (alone.standing, won.standing) == ("baseline_alone", "baseline")
+    assert alone.trial == won.trial == won.search_best == baseline
+    assert (won.difference, won.search_difference, notes(won)) == (None, None, [])
+    assert headline(won) == "The baseline is the best: no trial beat it"
+    # Ties go to the baseline.
+    assert find_winner([make_trial(1, val_loss=5.0), baseline]).trial == baseline
+
+
+@pytest.mark.parametrize("status", ["running", "unstable", "interrupted", None])
+def test_a_baseline_that_did_not_complete_is_no_measure(make_trial: MakeTrial, status: str | None) -> None:
+    baseline = [make_trial(0, status, 3.0)] if status else []
+    winner = find_winner([*baseline, make_trial(1, val_loss=4.5)])
+    assert (winner.standing, winner.difference, winner.baseline_val_loss) == ("no_comparison", None, None)
+    assert winner.trial is not None
+    assert winner.trial["trial_id"] == 1
+
+
+def test_the_best_of_the_search_is_unproven(searched: Study) -> None:
+    assert ids(searched) == (1, 1, None)
+    winner = winner_of(searched)
+    assert (winner.standing, winner.difference, winner.attempt, winner.verdict) == ("unproven", -0.5, None, None)
+    assert evidence_words(winner) == "one seed each, so not proven yet"
+    assert notes(winner) == []
+
+
+def test_the_best_of_the_search_is_proven(searched: Study) -> None:
+    add_attempt(searched, {0: BASELINE, 1: PROVEN})
+    assert ids(searched) == (1, 1, 1)
+    winner = winner_of(searched)
+    assert (winner.standing, winner.attempt) == ("proven", 1)
+    assert winner.difference == pytest.approx(-0.2)
+    assert winner.search_difference == -0.5
+    assert headline(winner) == "Trial 1 is better than the baseline by 0.2000 nats/token"
+    assert evidence_words(winner).startswith("on 5 fresh seeds better than the baseline; interval -0.20")
+    assert notes(winner) == []
+
+
+def test_the_proven_one_is_not_the_searchs_best(searched: Study) -> None:
+    add_attempt(searched, {0: BASELINE, 1: LUCKY, 2: PROVEN})
+    assert ids(searched) == (2, 1, 2)
+    (note,) = notes(winner_of(searched))
+    assert note.startswith("trial 1 came first in the search, val loss 4.5000 on one seed; not proven with 5 seeds")
+
+
+def test_the_searchs_best_is_proven_worse(searched: Study, make_trial: MakeTrial) -> None:
+    add_attempt(searched, {0: BASELINE, 1: WORSE})
+    assert ids(searched) == (2, 1, None)
+    assert winner_of(searched).standing == "unproven"
+    assert notes(winner_of(searched)) == [
+        "trial 1 came first in the search, val loss 4.5000 on one seed; on 5 fresh seeds worse than the baseline"
+    ]
+    add_attempt(searched, {0: BASELINE, 2: WORSE})
+    assert ids(searched) == (0, 1, None)
+    assert headline(winner_of(searched)) == (
+        "The baseline is the best: trial 1 came first in the search and is proven worse"
+    )
+
+
+def test_a_confirmation_that_was_interrupted_changes_no_answer(searched: Study) -> None:
+    add_attempt(searched, {0: [*BASELINE[:4], None], 1: [*PROVEN[:3], "failed", None]})
+    assert ids(searched) == (1, 1, None)
+    winner = winner_of(searched)
+    assert (winner.standing, winner.under_way) == ("unproven", (7, 10))
+    assert notes(winner) == ["a confirmation is under way: 7 of 10 runs have ended"]
+    assert winner.kept_checkpoints == {0, 1}
+
+
+def test_a_proof_outlives_a_later_attempt_that_proves_nothing_or_was_cut_off(searched: Study) -> None:
+    add_attempt(searched, {0: BASELINE, 1: PROVEN})
+    add_attempt(searched, {0: BASELINE, 1: LUCKY})
+    assert ids(searched) == (1, 1, 1)
+    assert winner_of(searched).attempt == 1
+    add_attempt(searched, {0: [5.0, None], 1: [None, None]})
+    assert ids(searched) == (1, 1, 1)
+    assert (winner_of(searched).attempt, winner_of(searched).under_way) == (1, (1, 4))
+
+
+def test_a_better_trial_of_an_extended_search_is_told_beside_the_proven_one(
+    searched: Study, make_trial: MakeTrial
+) -> None:
+    add_attempt(searched, {0: BASELINE, 1: PROVEN})
+    add_trial(searched, make_trial(40, val_loss=4.3, batch_size=4))
+    assert ids(searched) == (1, 40, 1)
+    winner = winner_of(searched)
+    assert notes(winner) == ["trial 40 came first in the search, val loss 4.3000 on one seed, not confirmed yet"]
+    assert winner.kept_checkpoints == {0, 1, 40}
+    # Proven too, and by more.
+    add_attempt(searched, {0: BASELINE, 40: on_seeds(4.7), 1: PROVEN})
+    assert ids(searched) == (40, 40, 40)
+    assert (winner_of(searched).attempt, notes(winner_of(searched))) == (2, [])
+
+
+def test_of_two_proven_ones_the_larger_difference_wins(searched: Study) -> None:
+    add_attempt(searched, {0: BASELINE, 1: PROVEN, 2: on_seeds(4.7)})
+    assert ids(searched) == (2, 1, 2)
+
+
+def test_a_trial_proven_better_once_and_worse_once_is_out(searched: Study) -> None:
+    add_attempt(searched, {0: BASELINE, 1: PROVEN})
+    add_attempt(searched, {0: BASELINE, 1: WORSE})
+    assert ids(searched) == (2, 1, None)

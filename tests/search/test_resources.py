@@ -1,0 +1,82 @@
+"""Slots of one machine and of a cluster: every one of them is on one device, and all fit at once."""
+
+import math
+
+import pytest
+
+from search.cluster.nodes import Node
+from search.tune.resources import Slots, slots_on
+
+
+@pytest.mark.parametrize(
+    ("device", "count", "cores", "concurrency", "gpu_frac", "slots"),
+    [
+        ("cpu", 2, 2, None, 1.0, (2, 1, 0)),
+        ("cpu", 8, 8, 2, 1.0, (2, 4, 0)),
+        ("cpu", 8, 8, 3, 1.0, (3, 2, 0)),
+        ("cpu", 2, 2, 5, 1.0, (5, 1, 0)),
+        ("mps", 1, 10, None, 1.0, (1, 10, 0)),
+        ("mps", 1, 10, 2, 1.0, (2, 5, 0)),
+        ("cuda", 1, 16, None, 1.0, (1, 16, 1.0)),
+        ("cuda", 4, 16, None, 1.0, (4, 4, 1.0)),
+        ("cuda", 1, 16, None, 0.25, (4, 4, 0.25)),
+        ("cuda", 1, 16, None, 0.3, (3, 5, 0.3)),
+        ("cuda", 2, 16, None, 0.5, (4, 4, 0.5)),
+        ("cuda", 1, 16, 4, 1.0, (4, 4, 0.25)),
+        ("cuda", 8, 4, None, 1.0, (8, 1, 1.0)),
+        # Two on one GPU and one on the other.
+        ("cuda", 2, 16, 3, 1.0, (3, 5, 0.5)),
+        # Two on each: a fifth would span both.
+        ("cuda", 2, 16, None, 0.4, (4, 4, 0.4)),
+        ("cuda", 2, 16, 3, 0.4, (3, 5, 0.4)),
+        ("cuda", 2, 16, 1, 1.0, (1, 16, 1.0)),
+        # More than GPU_FRACTION gives room for: the shares shrink.
+        ("cuda", 2, 16, 7, 0.4, (7, 2, 0.25)),
+        # Ray counts in ten-thousandths, and six of 0.1667 are more than one GPU.
+        ("cuda", 1, 16, 6, 1.0, (6, 2, 0.1666)),
+        ("cuda", 1, 16, None, 1 / 3, (3, 5, 0.3333)),
+        ("cuda", 3, 2, 4, 1.0, (4, 1, 0.5)),
+    ],
+)
+def test_slots_of_one_machine(
+    device: str, count: int, cores: int, concurrency: int | None, gpu_frac: float, slots: tuple[int, int, float]
+) -> None:
+    here = Node(name="here", cpus=cores, gpus=count if device == "cuda" else 0, is_ours=True)
+    got = slots_on([here], device, concurrency=concurrency, gpu_frac=gpu_frac)
+    assert got == Slots(count=slots[0], threads=slots[1], gpu_frac=slots[2])
+    if device == "cuda":
+        a_gpu = 10_000 // round(got.gpu_frac * 10_000)
+        assert math.ceil(got.count / count) <= a_gpu
+
+
+@pytest.mark.parametrize(
+    ("shapes", "device", "concurrency", "gpu_frac", "slots"),
+    [
+        ([(4, 0), (4, 0)], "cpu", None, 1.0, (8, 1, 0)),
+        ([(4, 0), (4, 0)], "cpu", 2, 1.0, (2, 4, 0)),
+        ([(4, 0), (4, 0)], "cpu", 3, 1.0, (3, 2, 0)),
+        ([(8, 0), (1, 0)], "cpu", 3, 1.0, (3, 2, 0)),
+        ([(2, 0)], "cpu", 5, 1.0, (2, 1, 0)),
+        ([(16, 2), (16, 2)], "cuda", None, 1.0, (4, 8, 1.0)),
+        ([(4, 2), (60, 2)], "cuda", None, 1.0, (4, 2, 1.0)),
+        ([(16, 2), (64, 0)], "cuda", None, 1.0, (2, 8, 1.0)),
+        ([(16, 2)], "cuda", None, 0.5, (4, 4, 0.5)),
+        ([(16, 2)], "cuda", None, 0.4, (4, 4, 0.4)),
+        ([(16, 2)], "cuda", 4, 1.0, (4, 4, 0.5)),
+        ([(16, 2)], "cuda", 3, 1.0, (3, 5, 0.5)),
+        ([(16, 1), (16, 1)], "cuda", 3, 1.0, (3, 8, 0.5)),
+        ([(2, 4)], "cuda", None, 1.0, (2, 1, 1.0)),
+        ([(8, 0), (10, 0)], "mps", None, 1.0, (2, 8, 0)),
+        ([(8, 0), (10, 0)], "mps", 3, 1.0, (3, 4, 0)),
+    ],
+)
+def test_slots_of_a_cluster_fit_on_its_nodes(
+    shapes: list[tuple[int, int]],
+    device: str,
+    concurrency: int | None,
+    gpu_frac: float,
+    slots: tuple[int, int, float],
+) -> None:
+    nodes = [Node(name=f"{cpus}x{gpus}", cpus=cpus, gpus=gpus) for cpus, gpus in shapes]
+    got = slots_on(nodes, device, concurrency=concurrency, gpu_frac=gpu_frac)
+    assert got == Slots(count=slots[0], threads=slots[1], gpu_frac=slots[2])
