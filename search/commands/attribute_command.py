@@ -21,7 +21,7 @@ from results.words import count_words
 from search.cluster.study_storage import TableMirror, open_or_fetch_study
 from search.options import Options
 from search.setup.inputs import check_fit
-from search.setup.preflight_run import PREFLIGHT_FAILED, passes_preflight
+from search.setup.preflight_run import PREFLIGHT_FAILED, passes_preflight, study_room
 from search.setup.reopen import Reopened, load_like, reopen, run_more
 from search.setup.study_record import common_document
 from search.terminal.console import Preparing, Terminal
@@ -55,6 +55,7 @@ def attribute_command(options: Options, terminal: Terminal) -> int:
         question.before,
         largest=max(question.configs.values(), key=lambda one: (one.tokens_per_step, not one.use_lora)),
         runs_at_once=opened.slots.count_here,
+        room=study_room(opened.slots),
         terminal=terminal,
     ):
         return PREFLIGHT_FAILED

@@ -16,7 +16,8 @@ from search.commands.confirm_command import confirm_study
 from search.commands.run_command import run_planned
 from search.options import Options
 from search.setup.finish import finish_study
-from search.setup.plan import baseline_configs, baseline_runs, plan_study
+from search.setup.plan import baseline_configs, baseline_runs, largest_planned, plan_study
+from search.setup.preflight_run import PREFLIGHT_FAILED, passes_preflight, study_room
 from search.setup.reopen import Reopened, reopen, run_more, with_inputs_of
 from search.setup.settings import Settings, differences, planned_space, space_file_differences
 from search.terminal.console import Preparing, Terminal
@@ -104,6 +105,17 @@ def _resume(
     with Preparing(terminal.console) as progress:
         check_mirrors(mirrors, progress, new_study=None)
         reopened = reopen(study, options, progress)
+    if not passes_preflight(
+        options,
+        reopened.inputs,
+        reopened.loaded,
+        reopened.baseline,
+        largest=largest_planned(space, configs),
+        runs_at_once=reopened.slots.count_here,
+        room=study_room(reopened.slots),
+        terminal=terminal,
+    ):
+        return PREFLIGHT_FAILED
     if planned != document["trials_planned"]:
         write_document(study.study_json, {**document, "trials_planned": planned, "settings": settings.to_json()})
     left = [run for run in baseline_runs(configs or []) if run.trial_id not in _ids(ended)]

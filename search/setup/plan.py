@@ -98,9 +98,7 @@ def plan_study(
         address=options.address,
         storage=options.storage,
     )
-    largest = (
-        max(configs, key=lambda one: (one.tokens_per_step, not one.use_lora)) if configs else largest_config(space)
-    )
+    largest = largest_planned(space, configs)
     progress("checking that model, text and space fit together", 0.0)
     check_fit(loaded, configs or [space.baseline, largest, *_with_lora(space)])
     told = warm_start_from(warm_start, space, loaded.facts) if warm_start else None
@@ -127,6 +125,11 @@ def plan_study(
 
 def _source(name: str | None) -> Study | None:
     return open_study(name) if name else None
+
+
+def largest_planned(space: SearchSpace, configs: Sequence[TrialConfig] | None) -> TrialConfig:
+    """Return the largest of the listed trials, or where there is no list the largest that the space can propose."""
+    return max(configs, key=lambda one: (one.tokens_per_step, not one.use_lora)) if configs else largest_config(space)
 
 
 def largest_config(space: SearchSpace) -> TrialConfig:
