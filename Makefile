@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python -m search
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help search resume baseline train preflight confirm attribute report diagnose audit export spaces compare list test check lint types format bench clean
+.PHONY: help search resume baseline train preflight confirm attribute report diagnose audit export model spaces compare list test check lint types format bench clean
 
 help: ## list the targets and the variables
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | awk -F '\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -43,6 +43,9 @@ audit: $(STAMP) ## say what is wrong with TRAINING_DATA_SOURCE [RANGE=2.0M-2.5M 
 
 export: $(STAMP) ## print the best configuration of STUDY=latest: eval "$(make -s export)"
 	@$(RUN) export
+
+model: $(STAMP) ## write the best model of STUDY=latest to a folder: [OUT=folder DTYPE=fp32|bf16|fp16]
+	@$(RUN) model
 
 spaces: $(STAMP) ## list and check the space files
 	@$(RUN) spaces

@@ -44,6 +44,7 @@ COMMANDS = {
     ),
     "audit": ("search.commands.audit_command:audit_command", "say what is wrong with the text, by token position"),
     "export": ("search.commands.export_command:export_command", "print a study's best configuration"),
+    "model": ("search.commands.model_command:model_command", "write a study's best model to a folder: OUT=folder"),
     "spaces": ("search.commands.spaces_command:spaces_command", "list and check the space files"),
     "variables": ("search.commands.variables_command:variables_command", "list the variables and their meanings"),
     "compare": ("search.commands.compare_command:compare_command", "set studies side by side: STUDY=a,b"),
@@ -54,13 +55,14 @@ INTERRUPTED = 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0 done, 2 the user's mistake, 1 a fault, 130 interrupted."""
-    from search.options import read_options
+    from search.options import read_options, typed_folders, with_origin
     from search.terminal.console import Terminal
 
     terminal = Terminal(as_json="--json" in (sys.argv[1:] if argv is None else argv))
     try:
         arguments = _parser().parse_args(argv)
         options = read_options(arguments.assignments)
+        terminal.typed_folders = typed_folders(arguments.assignments)
         if options.is_outside_cluster:
             from search.commands.remote_command import COMMANDS as REMOTE
             from search.commands.remote_command import remote_command
@@ -69,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return remote_command(arguments.command, options, terminal)
         return _command(arguments.command)(options, terminal)
     except UserError as error:
-        return _refused(str(error), terminal)
+        return _refused(with_origin(str(error)), terminal)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         terminal.document({"error": "interrupted"})

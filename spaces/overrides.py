@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from spaces.check import MAX_TOKENS
-from spaces.domains import Choice, Condition, SearchParameter, active_point, has_one_point
+from spaces.domains import Choice, Condition, Domain, IntRange, SearchParameter, active_point, has_one_point
 from spaces.space import SearchSpace
 from spaces.warmup import WARMUP_FRAC, warmup_share, with_warmup
 from trainable.config import DOCUMENTED, ENV_NAMES, HYPERPARAMETERS, TrialConfig, make_config
@@ -141,7 +141,7 @@ def _settled(
     """Return the parameters and the baseline's new values that bring it into every active domain, where that is right.
 
     What a pin has made active was never read before, so the baseline has no opinion on it and takes the nearest
-    value. What it did read stays: with `widen` a choice gains it, and the rest is left for the check to refuse.
+    value. What it did read stays: with `widen` the domain gains it, or else it is left for the check to refuse.
     """
     new: dict[str, Any] = {}
     point: dict[str, Any] = {}
@@ -152,8 +152,28 @@ def _settled(
             if not parameter.domain.contains(value):
                 if parameter.name not in was_read:
                     value = new[parameter.name] = parameter.domain.nearest(value)
-                elif widen and isinstance(parameter.domain, Choice):
-                    parameter = replace(parameter, domain=Choice((*parameter.domain.values, value)))
+                elif widen:
+                    parameter = replace(parameter, domain=_widened(parameter.domain, value))
             point[parameter.name] = value
         settled.append(parameter)
     return tuple(settled), new
+
+
+def _widened(domain: Domain, value: Any) -> Domain:
+    """Return the domain with `value` in it, or as it is where it cannot hold it: off its steps, or 0 on a log scale."""
+    if isinstance(domain, Choice):
+        return Choice((*domain.values, value))
+    off = isinstance(domain, IntRange) and (value - domain.low) % domain.step != 0
+    if off or (domain.log and value <= 0):
+        return domain
+    return replace(domain, low=min(domain.low, value), high=max(domain.high, value))
+
+
+def widening_words(before: SearchSpace, after: SearchSpace) -> list[str]:
+    """Return a line for each domain that was widened to hold the baseline."""
+    was = {parameter.name: parameter.domain for parameter in before.parameters}
+    return [
+        f"{parameter.name} is searched in {parameter.domain} instead of {was[parameter.name]}, to hold the baseline"
+        for parameter in after.parameters
+        if was.get(parameter.name, parameter.domain) != parameter.domain
+    ]

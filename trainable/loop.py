@@ -14,7 +14,7 @@ from trainable.loss import next_token_loss
 from trainable.rows import MetricsRow, StepRow, Verdict
 from trainable.schedule import learning_rate_at
 from trainable.stability import STOP_KINDS, Finding
-from trainable.state import TrainState
+from trainable.state import SinceEvaluation, TrainState
 
 WORSE_THAN_UNIFORM_NATS = 1.0
 """A model so far above ln V at an evaluation has diverged: random weights start within 0.1 of it."""
@@ -30,20 +30,26 @@ def train(
     *,
     eval_steps: Container[int],
     stop_on: Container[str] = STOP_KINDS,
+    evaluate_first: bool = True,
 ) -> Iterator[TrainRow]:
     """Train `state` in place to its config's last step, yielding a row per step, per flag and per evaluation.
 
-    Evaluates where it begins, after every step in `eval_steps`, and after the last. When the stability monitor says
+    Evaluates where it begins, after every step in `eval_steps`, and after the last. Without evaluate_first a run that
+    was cut between two evaluations goes on as if it had not been. When the stability monitor says
     stop, for one of the reasons in `stop_on`, the Verdict is the last row. Between any two rows the state is whole and
     can be saved.
     """
     val_windows = eval_windows(corpus.val, protocol)
-    since = _Window(state)
-    # Whatever it shows is not the training's doing; weights that are no numbers end the run at its first step.
-    yield _evaluated(state, since, val_windows, train_loss=evaluate(state.model, _train_windows(corpus, protocol)))
+    if evaluate_first:
+        state.since_evaluation = SinceEvaluation(tokens_at_start=state.tokens_seen)
+        # Whatever it shows is not the training's doing; weights that are no numbers end the run at its first step.
+        yield _evaluated(state, val_windows, train_loss=evaluate(state.model, _train_windows(corpus, protocol)))
     while state.optimizer_steps < state.config.training_steps:
         row, skipped = _step(state, corpus)
-        since.add(row)
+        since = state.since_evaluation
+        since.losses.append(row.train_loss)
+        since.seconds += row.step_time_s
+        since.grad_norm = row.grad_norm
         findings = state.monitor.update(
             step=row.optimizer_steps,
             loss=row.train_loss,
@@ -58,13 +64,12 @@ def train(
                 return
             yield finding
         if state.optimizer_steps in eval_steps or state.optimizer_steps == state.config.training_steps:
-            metrics = _evaluated(state, since, val_windows, train_loss=since.mean_loss)
+            metrics = _evaluated(state, val_windows, train_loss=since.mean_loss)
             verdict = _judge(metrics, vocab_size=len(state.model.get_input_embeddings().weight))
             if verdict is not None and verdict.reason in stop_on:
                 yield verdict
                 return
             yield metrics
-            since = _Window(state)
 
 
 def _judge(metrics: MetricsRow, *, vocab_size: int) -> Verdict | None:
@@ -137,35 +142,19 @@ def _accumulate_gradients(state: TrainState, corpus: Corpus) -> torch.Tensor:
     return total
 
 
-class _Window:
-    """Sums over the steps since the last evaluation."""
-
-    def __init__(self, state: TrainState) -> None:
-        self.tokens_at_start = state.tokens_seen
-        self.losses: list[float] = []
-        self.seconds = 0.0
-        self.grad_norm = math.nan
-
-    def add(self, row: StepRow) -> None:
-        self.losses.append(row.train_loss)
-        self.seconds += row.step_time_s
-        self.grad_norm = row.grad_norm
-
-    @property
-    def mean_loss(self) -> float:
-        return math.fsum(self.losses) / len(self.losses)
-
-
-def _evaluated(state: TrainState, since: _Window, val_windows: torch.Tensor, *, train_loss: float) -> MetricsRow:
+def _evaluated(state: TrainState, val_windows: torch.Tensor, *, train_loss: float) -> MetricsRow:
     started = time.perf_counter()
     val_loss = evaluate(state.model, val_windows)
     state.active_s += time.perf_counter() - started
+    since = state.since_evaluation
+    # Before the row is handed out: whoever gets it may save the state.
+    state.since_evaluation = SinceEvaluation(val_loss=val_loss, tokens_at_start=state.tokens_seen)
     return MetricsRow(
         tokens_seen=state.tokens_seen,
         optimizer_steps=state.optimizer_steps,
         val_loss=val_loss,
         train_loss=train_loss,
-        grad_norm=since.grad_norm,
+        grad_norm=math.nan if since.grad_norm is None else since.grad_norm,
         learning_rate=learning_rate_at(state.optimizer_steps, state.config),
         tokens_per_s=(state.tokens_seen - since.tokens_at_start) / since.seconds if since.seconds else math.nan,
         active_s=state.active_s,

@@ -4,6 +4,7 @@ import faulthandler
 import gc
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,8 +31,9 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
 
     Config keys: "spec" (RunSpec), "shared_inputs" (where a node gets what it lacks of it, or None), "trial" and
     "baseline" (hyperparameters), "trial_id" (int), "milestones_tokens" (evaluate at each), "checkpoint_root" (a folder
-    or URI; a folder below it is the trial's own), "checkpoint_interval_s", "evaluation_timeout_s" (without an
-    evaluation for so long it is hung), "threads".
+    or URI; a folder below it is the trial's own), "checkpoint_interval_s", "leave_path" (a file whose appearance asks
+    to save once, between two steps, for the study is left; or None), "evaluation_timeout_s" (without an evaluation for
+    so long it is hung), "threads", "refusal" (why the trial ends as out of memory without being run).
     """
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -44,12 +46,16 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
         self._spec: RunSpec = config["spec"]
         self._shared_inputs: SharedInputs | None = config["shared_inputs"]
         self._config = TrialConfig(**config["trial"])
+        self._refusal: str | None = config.get("refusal")
         self._milestones_tokens: tuple[int, ...] = config["milestones_tokens"]
         self._store = CheckpointStore(root=config["checkpoint_root"], trial_id=config["trial_id"])
         self._saver = BackgroundSaver(self._store)
         self._evaluation_timeout_s: float = config["evaluation_timeout_s"]
         self._notes: list[str] = []
         self._checkpoint_interval_s: float = config["checkpoint_interval_s"]
+        self._leave_path: Path | None = config["leave_path"]
+        self._left = False
+        self._eval_steps: set[int] = set()
         # Without the baseline's loss at the full budget there is nothing to compare with; only a loss that is no number
         # ends it.
         is_baseline = replace(self._config, seed=0) == replace(TrialConfig(**config["baseline"]), seed=0)
@@ -66,6 +72,9 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
 
     def step(self) -> dict[str, Any]:
         """Return the next evaluation, or how the trial ended, always with a finite "objective".
+
+        A checkpoint between two evaluations is returned too, for the steps that led to it: "metrics" is None and
+        "objective" that of the evaluation before.
 
         A hung one ends its process, all threads' stacks on stderr: it is then started again from its last checkpoint.
         """
@@ -87,12 +96,20 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
         self._drop()
 
     def _next_result(self) -> dict[str, Any]:
+        if self._refusal is not None:
+            return self._result("out_of_memory", steps=[], evidence=self._refusal)
         if self._rows is None:
             self._state = self._begin()
             tokens_per_step = self._config.tokens_per_step
             eval_steps = {tokens // tokens_per_step for tokens in self._milestones_tokens} - {0}
+            self._eval_steps = eval_steps | {self._config.training_steps}
             self._rows = train(
-                self._state, self._spec.corpus, self._spec.protocol, eval_steps=eval_steps, stop_on=self._stop_on
+                self._state,
+                self._spec.corpus,
+                self._spec.protocol,
+                eval_steps=eval_steps,
+                stop_on=self._stop_on,
+                evaluate_first=not self._state.since_evaluation.losses,
             )
         assert self._state is not None
         steps: list[StepRow] = []
@@ -101,6 +118,8 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
                 steps.append(row)
                 if len(steps) == STEPS_TO_KNOW_THEIR_TIME:
                     self._allow_time_for(steps)
+                if row.optimizer_steps not in self._eval_steps and self._maybe_save(finished=False):
+                    return self._result("running", steps=steps, saved=True)
             elif isinstance(row, Verdict):
                 return self._result("unstable", steps=steps, evidence=row.evidence, verdict=row)
             elif isinstance(row, MetricsRow):
@@ -136,16 +155,20 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
         return state
 
     def _maybe_save(self, *, finished: bool) -> bool:
-        """Begin to save where it is due; return whether it was."""
+        """Begin to save where it is due, or do it where the study is left; return whether it was."""
         state = self._state
         assert state is not None
-        due = finished or state.active_s - self._saved_at_active_s >= self._checkpoint_interval_s
+        leaving = not self._left and self._leave_path is not None and self._leave_path.exists()
+        self._left = self._left or leaving
+        if state.optimizer_steps == 0:
+            return False  # there is nothing yet that could not be made again at once
+        due = finished or leaving or state.active_s - self._saved_at_active_s >= self._checkpoint_interval_s
         if due:
             fingerprint = self._spec.corpus.fingerprint
             self._wait_for_save()
             self._saver.save(state, model_name=self._spec.model_name, corpus_fingerprint=fingerprint)
             self._saved_at_active_s = state.active_s
-        if finished:
+        if finished or leaving:
             self._wait_for_save()
         return due
 
@@ -169,10 +192,13 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
         state = self._state
         optimizer_steps = state.optimizer_steps if state else 0
         tokens_seen = state.tokens_seen if state else 0
+        val_loss = metrics.val_loss if metrics else None
+        if metrics is None and status == "running" and state is not None:
+            val_loss = state.since_evaluation.val_loss
         return {
             "status": status,
             "done": status != "running",
-            "objective": objective(metrics.val_loss if metrics else None),
+            "objective": objective(val_loss),
             "fidelity_tokens": fidelity_tokens(
                 self._milestones_tokens,
                 tokens_per_step=self._config.tokens_per_step,
@@ -183,6 +209,7 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
             "verdict": asdict(verdict) if verdict else None,
             "evidence": evidence,
             "saved": saved,
+            "left": self._left,
             "notes": self._take_notes(),
             "optimizer_steps": optimizer_steps,
             "tokens_seen": tokens_seen,

@@ -14,7 +14,7 @@ from trainable.data.tokens import Corpus, check_corpus
 from trainable.device.compiling import CompileMode, compile_where_repaid
 from trainable.device.device import allow_tf32
 from trainable.errors import UserError
-from trainable.evaluation import EvalProtocol
+from trainable.evaluation import EvalProtocol, eval_windows, evaluate
 from trainable.model.gradient_checkpointing import checkpoint_layers
 from trainable.model.lora import AdapterBase, add_adapters, base_fingerprint
 from trainable.model.model_names import PRESETS
@@ -56,20 +56,30 @@ def start_run(spec: RunSpec, config: TrialConfig) -> TrainState:
     return _state(spec, config, None)
 
 
+def start_loss(spec: RunSpec, config: TrialConfig) -> float:
+    """Return what a run of `config` starts from: the loss before its first step under the study's evaluation.
+
+    Nats/token. With weights that are given it is the same for every configuration; random ones come of its seed.
+    """
+    model = start_run(replace(spec, compile_mode="off"), config).model
+    return evaluate(model, eval_windows(spec.corpus.val, spec.protocol))
+
+
 def resume_run(spec: RunSpec, config: TrialConfig, checkpoint: Checkpoint, *, may_be_over: bool = False) -> TrainState:
     """Return a run that goes on where `checkpoint` left off.
 
     Ours continues exactly (optimizer, random numbers, data position); from an owner's file the weights and the step
     count are taken, and the optimizer starts anew. may_be_over: the last evaluation alone may be missing.
     """
-    if config.training_steps <= checkpoint.optimizer_steps and not may_be_over:
+    step = checkpoint.step_to_continue_from
+    if config.training_steps <= step and not may_be_over:
         raise UserError(
-            f"CHECKPOINT_PATH={checkpoint.path} is at step {checkpoint.optimizer_steps} and TRAINING_STEPS="
+            f"CHECKPOINT_PATH={checkpoint.path} is at step {step} and TRAINING_STEPS="
             f"{config.training_steps} is no further. Set RESUME_STEPS to the steps to add."
         )
     state = _state(spec, config, checkpoint)
     if checkpoint.ours is None:
-        state.optimizer_steps = checkpoint.optimizer_steps
+        state.optimizer_steps = step
     else:
         restore(state, checkpoint)
     return state

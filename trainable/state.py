@@ -1,5 +1,6 @@
 """TrainState: everything that changes while a model trains, in one place, and how it begins."""
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -8,6 +9,25 @@ from transformers import PreTrainedModel
 from trainable.config import TrialConfig
 from trainable.model.lora import AdapterBase
 from trainable.stability import StabilityMonitor, StabilityRules
+
+
+@dataclass(kw_only=True)
+class SinceEvaluation:
+    """What the steps since the last evaluation add up to; saved too, so that the next one says what it would have."""
+
+    val_loss: float | None = None
+    """That evaluation's, nats/token."""
+    tokens_at_start: int = 0
+    losses: list[float] = field(default_factory=list)
+    """Of each step, nats/token."""
+    seconds: float = 0.0
+    grad_norm: float | None = None
+    """The last step's, before the clip."""
+
+    @property
+    def mean_loss(self) -> float:
+        """Nats/token over the steps."""
+        return math.fsum(self.losses) / len(self.losses)
 
 
 @dataclass(kw_only=True)
@@ -25,6 +45,7 @@ class TrainState:
     tokens_seen: int = 0
     active_s: float = 0.0
     """Seconds of training and evaluation, over all restarts."""
+    since_evaluation: SinceEvaluation = field(default_factory=SinceEvaluation)
     adapter_base: AdapterBase | None = None
     """What the adapters are of, where the model has any: a checkpoint then holds nothing else of the model."""
     compile_note: str = ""

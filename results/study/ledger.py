@@ -74,6 +74,10 @@ class Ledger:
         """Return copies of the trials' rows, by trial_id."""
         return [dict(self._trials[trial_id]) for trial_id in sorted(self._trials)]
 
+    def trial(self, trial_id: int) -> Row:
+        """Return a copy of a trial's row."""
+        return dict(self._trials[trial_id])
+
     def metrics(self) -> list[Row]:
         """Return copies of the evaluations' rows, by trial_id, then tokens_seen."""
         return [dict(row) for trial_id in sorted(self._metrics) for row in self._metrics[trial_id]]
@@ -153,6 +157,19 @@ class Ledger:
             # Its last evaluation came before it went wrong, at step 0 perhaps: as its loss it would be a good one.
             steps = self._steps.get(trial_id)
             trial.update(val_loss=None, end_loss=_finite(steps[-1]["train_loss"]) if steps else None)
+        self.flush()
+
+    def end_at_rung(self, trial_id: int, *, rung: int, evaluations: int) -> None:
+        """Note that a trial that is over was stopped at a rung: it keeps its first `evaluations`.
+
+        What it trained beyond stays in its counters: it was spent.
+        """
+        trial = self._trials[trial_id]
+        assert trial["status"] != "running", f"trial {trial_id} is running"
+        self._metrics[trial_id] = self._metrics[trial_id][:evaluations]
+        spent = {name: trial[name] for name in _COUNTERS}
+        trial.update(_summary(self._metrics[trial_id]) | spent, status="stopped", verdict=None, rung=rung)
+        self._unwritten_metrics = True
         self.flush()
 
     def interrupt(self, ended_at: datetime) -> None:

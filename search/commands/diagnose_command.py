@@ -13,6 +13,7 @@ from results.study.paths import expanded, path_error, shown
 from search.options import Options
 from search.setup.inputs import DEFAULT_MODEL, check_inputs
 from search.terminal.console import Preparing, Terminal
+from trainable.checkpoint.checkpoint_path import CHECKPOINT_SUFFIXES
 from trainable.errors import UserError, did_you_mean
 
 
@@ -48,7 +49,7 @@ def _report(target: str, options: Options, progress: Preparing) -> tuple[Report,
         raise UserError(
             f"TARGET={target} is neither a study, STUDY/TRIAL, nor a file or folder.{did_you_mean(target, known)}"
         )
-    if path.is_dir() or path.suffix == ".pt":
+    if path.is_dir() or path.suffix in CHECKPOINT_SUFFIXES:
         return _checkpoints(target, path, options, progress), picture
     return report_of_trace(read_training_log(path), context=_context(options)), picture
 

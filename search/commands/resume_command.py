@@ -32,7 +32,7 @@ def resume_command(options: Options, terminal: Terminal) -> int:
     budget_tokens = options.budget_tokens
     if budget_tokens is not None and budget_tokens != document["budget_tokens"]:
         return _at_larger_budget(study, document, replace(settings, budget_tokens=budget_tokens), options, terminal)
-    trials = options.trials
+    trials = options.trials_after(space.trials)
     if trials is not None and document["kind"] == "search" and trials != space.trials:
         space, settings = with_overrides(space, trials=trials), replace(settings, trials=trials)
     with hold(study):
@@ -116,7 +116,7 @@ def _at_larger_budget(
     file = document["space"]
     name = f"{study.name}-{token_words(budget_tokens)}"
     if options.trials is not None:
-        settings = replace(settings, trials=options.trials)
+        settings = replace(settings, trials=options.trials_after(document["trials_planned"]))
     note = (
         f"at {token_words(budget_tokens)} tokens losses do not compare with {study.name}'s: this is a study of its own"
     )

@@ -47,7 +47,7 @@ def conclude(study: Study, code: int, options: Options, terminal: Terminal) -> i
         code = confirm_study(study, options, terminal)
     finish_study(study, terminal, options.storage)
     say_summary(study, terminal)
-    terminal.document(summary_document(study))
+    terminal.document(summary_document(study, terminal))
     return code
 
 
@@ -85,14 +85,14 @@ def run_own_trials(plan: Plan, ledger: Ledger, terminal: Terminal, lines: list[s
 def _search_left(plan: Plan, space: SearchSpace, ledger: Ledger) -> "Workload":
     from search.tune.workload import space_workload
 
-    lessons, rows = plan.lessons, ledger.trials()
-    past = History(
-        trials=known_trials(ranked_trials(rows), ledger.metrics(), milestones_tokens=plan.milestones_tokens),
-        next_trial_id=max((row["trial_id"] for row in rows), default=-1) + 1,
-        lessons=lessons.told if lessons else (),
-        first_points=lessons.first_points if lessons else (),
+    rows = ledger.trials()
+    own = ranked_trials(rows)
+    history = History(
+        trials=known_trials(own, ledger.metrics(), milestones_tokens=plan.milestones_tokens),
+        other_ids={row["trial_id"] for row in rows} - {row["trial_id"] for row in own},
+        warm_start=plan.warm_start,
     )
-    return space_workload(space, past)
+    return space_workload(space, history)
 
 
 def header_lines(plan: Plan) -> list[str]:

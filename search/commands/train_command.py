@@ -6,22 +6,25 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from results.study.folder import Study, create_study
+from results.export import winner_env
+from results.study.folder import Study, create_study, find_study, new_study_name
 from results.study.ledger import Ledger
 from results.study.planned_run import PlannedRun
 from results.words import config_words, loss_words, token_words, trial_loss_words
-from search.options import Options, with_default_warmup
+from search.options import Options, parse_options, with_default_warmup
+from search.setup.folder_of_run import SavedModel, save_run_model
 from search.setup.inputs import Inputs, Loaded, check_inputs, load_inputs
 from search.setup.plan import study_name
 from search.setup.preflight_run import PREFLIGHT_FAILED, passes_preflight
+from search.setup.resumption import resumed_config, resumption_words
+from search.setup.run_checkpoints import RunCheckpoints
 from search.setup.study_record import study_document
 from search.terminal.console import Preparing, Terminal
 from search.terminal.signals import Interrupts
 from search.terminal.train_log import TrainLog
-from trainable.checkpoint.checkpoint_path import checkpoint_name
 from trainable.config import DOCUMENTED, TrialConfig, make_config
 from trainable.errors import UserError
-from trainable.model.model_names import check_model_name
+from trainable.model.model_names import check_model_name, check_model_target
 from trainable.rows import MetricsRow, StepRow, TrialStatus, Verdict
 
 if TYPE_CHECKING:
@@ -29,8 +32,6 @@ if TYPE_CHECKING:
     from trainable.state import TrainState
 
 DEFAULT_EVAL_TOKENS = 16_384
-DOCUMENTED_RESUME_STEPS = 2000
-KEPT_CHECKPOINTS = 3
 EXIT_CODES: dict[TrialStatus, int] = {"completed": 0, "unstable": 1, "interrupted": 130}
 
 
@@ -46,10 +47,16 @@ class TrainPlan:
     """Where the run goes on from; None when it starts at step 0."""
     eval_interval_steps: int
     checkpoint_interval_steps: int | None
+    save_model: Path | None
+    """A folder to write the trained model to."""
+    dtype: str | None
+    merge: bool
+    """The saved model's; None is the base's own."""
 
 
 def train_command(options: Options, terminal: Terminal) -> int:
-    """Train one configuration; return the exit code."""
+    """Train one configuration, or the winner of STUDY where that is a study; return the exit code."""
+    options = with_winner_of(options)
     with Preparing(terminal.console) as progress:
         plan = make_train_plan(options, progress)
         _begin(plan)
@@ -68,13 +75,45 @@ def train_command(options: Options, terminal: Terminal) -> int:
     study = create_study(plan.name, _document(plan))
     for line in _header(plan, state):
         terminal.say(line)
+    checkpoints = RunCheckpoints(
+        folder=study.checkpoint_dir(0),
+        interval_steps=plan.checkpoint_interval_steps,
+        model_name=plan.inputs.model_name,
+        corpus_fingerprint=plan.loaded.spec.corpus.fingerprint,
+    )
     with Interrupts() as interrupts:
-        status = _train(plan, state, study, terminal, interrupts)
+        status = _train(plan, state, study, checkpoints, terminal, interrupts)
     row = study.trials()[0]
     loss = trial_loss_words(row) if status == "unstable" else f"val loss {loss_words(row['val_loss'])}"
     terminal.say(f"{status}: {loss}, {token_words(row['tokens_seen'])} tokens; {study.path}")
-    terminal.document({"study": study.name, "path": str(study.path), "status": status, "trial": row})
+    for line in checkpoints.words():
+        terminal.say(line)
+    saved = _save_model(plan, state, study, status, terminal)
+    terminal.document(
+        {
+            "study": study.name,
+            "path": str(study.path),
+            "status": status,
+            "trial": row,
+            "start_val_loss": checkpoints.start_val_loss,
+            "best_checkpoint": checkpoints.best_path and str(checkpoints.best_path),
+            "model": saved and str(saved.folder),
+        }
+    )
     return (status == "interrupted" and interrupts.code) or EXIT_CODES[status]
+
+
+def with_winner_of(options: Options) -> Options:
+    """Return the options with the winner of STUDY where that names a search or a baseline; what is set besides holds.
+
+    The run itself then gets a name made from the study's.
+    """
+    study = find_study(options.study) if options.study else None
+    if study is None or study.document()["kind"] == "train":
+        return options
+    own = {name: text for name, text in options.texts.items() if name != "STUDY"}
+    winner = {name: text for name, text in winner_env(study).items() if text}
+    return parse_options({**winner, **own, "STUDY": new_study_name(f"train-{study.name}", datetime.now())})
 
 
 def make_train_plan(options: Options, progress: Preparing) -> TrainPlan:
@@ -83,19 +122,27 @@ def make_train_plan(options: Options, progress: Preparing) -> TrainPlan:
     weights_only = options.weights_only
     resume_steps = options.resume_steps
     path = options.checkpoint_path
-    if path is None and (resume_steps or weights_only):
-        what = "RESUME_STEPS" if resume_steps else "WEIGHTS_ONLY"
-        raise UserError(f"{what} is set but CHECKPOINT_PATH is not. Set CHECKPOINT_PATH, or unset {what}.")
-    if path is None:
-        # Checked here because it costs nothing; with a checkpoint its own configuration has a say.
-        _config(given, None, resume_steps)
+    hold_rate = options.resume_lr == "hold"
+    continuing = {"RESUME_STEPS": resume_steps, "RESUME_LR=hold": hold_rate}
+    named = [name for name, value in {**continuing, "WEIGHTS_ONLY": weights_only}.items() if value]
+    if path is None and named:
+        raise UserError(f"{named[0]} is set but CHECKPOINT_PATH is not. Set CHECKPOINT_PATH, or unset {named[0]}.")
+    if weights_only and len(named) > 1:
+        raise UserError(f"{named[0]} goes on from a step and WEIGHTS_ONLY starts at step 0. Unset one of them.")
+    # Checked here because it costs nothing; with a checkpoint its own configuration has a say.
+    config = make_config(DOCUMENTED, with_default_warmup(given, DOCUMENTED)) if path is None or weights_only else None
+    if options.save_model is not None:
+        # What a run before left there is not this one's.
+        check_model_target(options.save_model)
     name = study_name(options, "train")
     inputs = check_inputs(options, progress=progress)
     checkpoint = _read(path, progress) if path else None
     if checkpoint is not None and checkpoint.model_name and options.gpt2_model_name is None:
         check_model_name(checkpoint.model_name)
         inputs = replace(inputs, model_name=checkpoint.model_name)
-    config = _config(given, None if weights_only else checkpoint, resume_steps)
+    if config is None:
+        assert checkpoint is not None
+        config = resumed_config(given, checkpoint, resume_steps=resume_steps, hold_rate=hold_rate)
     loaded = load_inputs(
         inputs,
         block_size=options.eval_block_size,
@@ -112,6 +159,9 @@ def make_train_plan(options: Options, progress: Preparing) -> TrainPlan:
         checkpoint=None if weights_only else checkpoint,
         eval_interval_steps=options.eval_interval,
         checkpoint_interval_steps=options.checkpoint_interval if options.enable_checkpoints else None,
+        save_model=options.save_model,
+        dtype=options.dtype,
+        merge=options.merge,
     )
 
 
@@ -120,15 +170,6 @@ def _read(path: Path, progress: Preparing) -> "Checkpoint":
     from trainable.checkpoint.checkpoint import read_checkpoint
 
     return read_checkpoint(path)
-
-
-def _config(given: dict[str, Any], checkpoint: "Checkpoint | None", resume_steps: int | None) -> TrialConfig:
-    base = (checkpoint and checkpoint.config) or DOCUMENTED
-    if checkpoint is not None and resume_steps is not None:
-        given = {**given, "training_steps": checkpoint.optimizer_steps + resume_steps}
-    elif checkpoint is not None and checkpoint.config is None and "training_steps" not in given:
-        given = {**given, "training_steps": checkpoint.optimizer_steps + DOCUMENTED_RESUME_STEPS}
-    return make_config(base, with_default_warmup(given, base))
 
 
 def _begin(plan: TrainPlan) -> "TrainState":
@@ -163,24 +204,42 @@ def _header(plan: TrainPlan, state: "TrainState") -> list[str]:
         f"{config_words(asdict(config))}, {config.training_steps} steps, seed {config.seed}",
     ]
     if plan.checkpoint is not None:
-        ours = "exactly as it was left" if plan.checkpoint.ours else "with its weights; the optimizer starts anew"
-        lines.append(f"resumed from {plan.checkpoint.path} at step {state.optimizer_steps}, {ours}")
-        if plan.checkpoint.ours and plan.checkpoint.ours["corpus_fingerprint"] != facts["fingerprint"]:
-            lines.append("its text or tokenizer was another one: the weights go on, the losses do not compare")
+        lines += resumption_words(plan.checkpoint, config, corpus_fingerprint=facts["fingerprint"])
     if state.compile_note:
         lines.append(state.compile_note)
     return lines
 
 
+def _save_model(
+    plan: TrainPlan, state: "TrainState", study: Study, status: TrialStatus, terminal: Terminal
+) -> SavedModel | None:
+    if plan.save_model is None:
+        return None
+    if status != "completed":
+        terminal.say(f"no model was written to {plan.save_model}: the run is {status}, not completed")
+        return None
+    saved = save_run_model(
+        state.model, plan.loaded, study, study.trials()[0], folder=plan.save_model, dtype=plan.dtype, merge=plan.merge
+    )
+    terminal.say(saved.words)
+    return saved
+
+
 def _train(
-    plan: TrainPlan, state: "TrainState", study: Study, terminal: Terminal, interrupts: Interrupts
+    plan: TrainPlan,
+    state: "TrainState",
+    study: Study,
+    checkpoints: RunCheckpoints,
+    terminal: Terminal,
+    interrupts: Interrupts,
 ) -> TrialStatus:
     ledger = Ledger(study)
+    begun_at_step = state.optimizer_steps
     ledger.start_trial(PlannedRun(trial_id=0, purpose="train", config=plan.config), started_at=datetime.now(UTC))
     try:
-        status, verdict = _follow(plan, state, study, ledger, terminal, interrupts)
-        if status != "unstable" and plan.checkpoint_interval_steps:
-            _save(plan, state, study)
+        status, verdict = _follow(plan, state, checkpoints, ledger, terminal, interrupts)
+        if status != "unstable":
+            checkpoints.at_end(state, begun_at_step=begun_at_step)
     except BaseException as error:
         ended: TrialStatus = "out_of_memory" if isinstance(error, UserError) else "failed"
         _close(ledger, state, "interrupted" if isinstance(error, KeyboardInterrupt) else ended, None)
@@ -190,7 +249,12 @@ def _train(
 
 
 def _follow(
-    plan: TrainPlan, state: "TrainState", study: Study, ledger: Ledger, terminal: Terminal, interrupts: Interrupts
+    plan: TrainPlan,
+    state: "TrainState",
+    checkpoints: RunCheckpoints,
+    ledger: Ledger,
+    terminal: Terminal,
+    interrupts: Interrupts,
 ) -> tuple[TrialStatus, Verdict | None]:
     log = TrainLog(plan.config.training_steps, say=terminal.say)
     for row in _rows(plan, state):
@@ -198,9 +262,10 @@ def _follow(
         match row:
             case StepRow():
                 ledger.add_steps(0, [row])
-                _maybe_save(plan, state, study)
+                checkpoints.after_step(state)
             case MetricsRow():
                 ledger.add_metrics(0, row, None)
+                checkpoints.after_evaluation(state, row)
             case Verdict():
                 return "unstable", row
         # After the last step only its evaluation is left, which is shorter than doing the run again.
@@ -239,22 +304,3 @@ def _rows(plan: TrainPlan, state: "TrainState") -> Iterator[Any]:
             f"BATCH_SIZE={config.batch_size} x BLOCK_SIZE={config.block_size} does not fit in {spec.device} memory. "
             "Lower BATCH_SIZE and raise GRAD_ACCUM_STEPS by the same factor."
         ) from error
-
-
-def _maybe_save(plan: TrainPlan, state: "TrainState", study: Study) -> None:
-    if plan.checkpoint_interval_steps and state.optimizer_steps % plan.checkpoint_interval_steps == 0:
-        _save(plan, state, study)
-
-
-def _save(plan: TrainPlan, state: "TrainState", study: Study) -> None:
-    from trainable.checkpoint.checkpoint import save_checkpoint
-
-    folder = study.checkpoint_dir(0)
-    save_checkpoint(
-        state,
-        folder / checkpoint_name(state.optimizer_steps),
-        model_name=plan.inputs.model_name,
-        corpus_fingerprint=plan.loaded.spec.corpus.fingerprint,
-    )
-    for stale in sorted(folder.glob("step_*.pt"))[:-KEPT_CHECKPOINTS]:
-        stale.unlink()

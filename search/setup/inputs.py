@@ -10,10 +10,10 @@ from search.options import Options
 from trainable.checkpoint.checkpoint_path import check_checkpoint_path
 from trainable.config import TrialConfig
 from trainable.data.corpus import TextFacts, cache_dir, check_apart, embedded_path, read_facts, source_files
-from trainable.data.documents import WHOLE_FILES, Documents
+from trainable.data.text_documents import WHOLE_FILES, Documents
 from trainable.errors import UserError
-from trainable.model.fingerprint import file_fingerprint, model_fingerprint
-from trainable.model.model_names import SHIPPED, check_model_name, model_folder
+from trainable.model.fingerprint import checkpoint_fingerprint, model_fingerprint
+from trainable.model.model_names import SHIPPED, check_model_name, model_folder, model_of_folder
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -86,8 +86,8 @@ class Loaded:
 
 def check_inputs(options: Options, *, progress: Progress) -> Inputs:
     """Return the inputs, checked without loading torch. Raises UserError."""
-    model_name = _checked_model_name(options.gpt2_model_name or DEFAULT_MODEL)
     checkpoint_path = options.checkpoint_path
+    model_name = _checked_model_name(options.gpt2_model_name or model_of_folder(checkpoint_path) or DEFAULT_MODEL)
     if checkpoint_path is not None:
         check_checkpoint_path(checkpoint_path)
     cache_dir()
@@ -177,7 +177,7 @@ def load_inputs(
         "validation_data_source": inputs.validation_source,
         "documents": str(inputs.documents),
         "checkpoint_path": str(inputs.checkpoint_path) if inputs.checkpoint_path else None,
-        "checkpoint_fingerprint": file_fingerprint(inputs.checkpoint_path) if inputs.checkpoint_path else None,
+        "checkpoint_fingerprint": checkpoint_fingerprint(inputs.checkpoint_path) if inputs.checkpoint_path else None,
         "corpus": {
             "fingerprint": corpus.fingerprint,
             "validation_fingerprint": corpus.validation.fingerprint if corpus.validation else None,

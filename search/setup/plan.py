@@ -8,19 +8,21 @@ from typing import Any
 from results.study.folder import Study, check_study_name, new_study_name, open_study, studies_dir, study_exists
 from results.study.planned_run import PlannedRun
 from search.cluster.connection import check_port
-from search.options import Options
+from search.options import MoreTrials, Options
 from search.setup.inputs import Inputs, Loaded, check_fit, check_inputs, load_inputs
 from search.setup.settings import Settings, read_settings
 from search.setup.slots import slots_for
 from search.setup.study_record import asked_of, study_document
 from search.terminal.console import Preparing
-from search.trackers.trackers import Mirrors, read_mirrors
+from search.trackers.trackers import Mirrors, check_mirrors, read_mirrors
+from search.tune.history import WarmStart
 from search.tune.resources import Slots
-from search.tune.warm_start import WarmStart, lessons_from, read_warm_start
-from spaces.overrides import with_overrides
+from search.tune.warm_start import read_warm_start, warm_start_from
+from spaces.overrides import widening_words, with_overrides
 from spaces.read.load import load_space
 from spaces.space import SearchSpace
 from trainable.config import BASELINES, TrialConfig, config_from
+from trainable.errors import UserError
 from trainable.stability import make_rules
 
 DEFAULT_SPACE = "plateau"
@@ -49,7 +51,7 @@ class Plan:
     """What the study's own trials come of; None where other runs go into it."""
     configs: Sequence[TrialConfig] = ()
     """The runs that no space proposes."""
-    lessons: WarmStart | None = None
+    warm_start: WarmStart | None = None
     """What another study teaches this one."""
     notes: Sequence[str] = ()
     """What the person should know of how their variables were read."""
@@ -78,6 +80,8 @@ def make_plan(options: Options, *, kind: str, progress: Preparing, compare: str 
     kind "search" runs the space; "baseline" its baseline alone, and beside it the story's configuration `compare`.
     Raises UserError; nothing is written before it returns.
     """
+    if isinstance(options.trials, MoreTrials):
+        raise UserError(f"TRIALS=+{options.trials:d} adds to a study: make resume STUDY=...; a new one takes a number.")
     settings, notes = read_settings(options, compare=compare)
     file = load_space(options.space or DEFAULT_SPACE)
     source = open_study(options.warm_start) if options.warm_start and kind == "search" else None
@@ -110,8 +114,8 @@ def plan_study(
         check=lambda loaded: check_fit(loaded, configs or [space.baseline, largest_config(space), *_with_lora(space)]),
         space=space,
         configs=configs,
-        warm_start=warm_start,
-        notes=notes,
+        source=warm_start,
+        notes=[*notes, *widening_words(file, space)],
     )
 
 
@@ -124,13 +128,17 @@ def load_plan(
     check: Callable[[Loaded], None],
     space: SearchSpace | None = None,
     configs: Sequence[TrialConfig] = (),
-    warm_start: Study | None = None,
+    source: Study | None = None,
     notes: Sequence[str] = (),
 ) -> Plan:
     """Return a study's plan: its inputs loaded under the protocol of its document, and found right by `check`.
 
-    A new study's document says what is asked of it alone; the plan's says too what was found. Raises UserError.
+    A new study's document says what is asked of it alone; the plan's says too what was found. source: a study to learn
+    from. Raises UserError.
     """
+    is_new, mirrors = "created_at" not in document, read_mirrors(options)
+    if space is not None:
+        check_mirrors(mirrors, progress, new_study=study.name if is_new else None)
     inputs = check_inputs(options, progress=progress)
     loaded = load_inputs(
         inputs,
@@ -144,13 +152,12 @@ def load_plan(
     )
     progress("checking that model, text and settings fit together", 0.0)
     check(loaded)
-    lessons = None
+    warm_start = None
     if space is not None:
-        lessons = lessons_from(warm_start, space, loaded.facts) if warm_start else read_warm_start(study)
+        warm_start = warm_start_from(source, space, loaded.facts) if source else read_warm_start(study)
     baseline = config_from(document["baseline"])
     slots = slots_for(loaded, options, baseline, progress)
-    is_new = "created_at" not in document
-    learns = [lessons.words] if lessons and is_new else []
+    learns = [warm_start.words] if warm_start and is_new else []
     shared = {"slots": slots.count, "threads_per_slot": slots.threads, "gpu_frac": slots.gpu_frac}
     return Plan(
         study=study,
@@ -164,8 +171,8 @@ def load_plan(
         milestones_tokens=tuple(document["evaluation"]["milestones_tokens"]),
         space=space,
         configs=configs,
-        mirrors=read_mirrors(options),
-        lessons=lessons,
+        mirrors=mirrors,
+        warm_start=warm_start,
         notes=[*notes, *learns, *([loaded.cluster.words] if loaded.cluster else [])],
     )
 

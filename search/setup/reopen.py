@@ -11,7 +11,7 @@ from search.setup.plan import Plan, load_plan
 from search.terminal.console import Preparing
 from spaces.space import SearchSpace
 from trainable.config import TrialConfig
-from trainable.data.documents import parse_documents
+from trainable.data.text_documents import parse_documents
 from trainable.errors import UserError
 
 
@@ -45,7 +45,7 @@ def reopen(
 
 
 def differences_of_inputs(document: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
-    """Return in which of a study's inputs, as its document names them, those that `facts` tell of differ."""
+    """Return in words how text, model or checkpoint differ from what the study was run on; none where they do not."""
     found = []
     if document["corpus"]["fingerprint"] != facts["corpus"]["fingerprint"]:
         then, now = document["corpus"], facts["corpus"]

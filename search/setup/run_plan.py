@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from results.study.documents import write_document
 from results.study.folder import create_study
+from results.study.json_documents import write_document
 from results.study.ledger import Ledger
 from results.study.lock import hold
 from results.study.paths import shown
@@ -15,7 +15,7 @@ from search.terminal.console import Terminal
 from search.terminal.live_view import StudyView
 from search.terminal.signals import Interrupts
 from search.trackers.trackers import mirror_callbacks
-from search.tune.warm_start import write_lessons
+from search.tune.warm_start import write_warm_start
 from trainable.rows import ENDINGS
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ def held(plan: Plan) -> Iterator[None]:
     if plan.is_new:
         create_study(plan.name, plan.document)
     with hold(plan.study):
-        if plan.is_new and plan.lessons is not None:
-            write_lessons(plan.study, plan.lessons)
+        if plan.is_new and plan.warm_start is not None:
+            write_warm_start(plan.study, plan.warm_start)
         yield
 
 
@@ -64,7 +64,7 @@ def run_plan(
             work.includes,
             noun="trials" if work.is_ranked else "runs",
             planned=ended + work.trials_count,
-            full_length=not work.rung_tokens,
+            full_length=not work.searcher.log.rung_tokens,
         )
         run_study(
             study,
@@ -74,7 +74,7 @@ def run_plan(
             ledger=ledger,
             view=view,
             interrupts=interrupts,
-            callbacks=mirror_callbacks(plan.mirrors, study, plan.space) if plan.space else [],
+            callbacks=mirror_callbacks(plan.mirrors, view, plan.space) if plan.space else (),
         )
     return interrupts.code
 

@@ -6,14 +6,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from results.study.folder import open_study
-from results.winner import winner_of
-from search.options import Options
+from search.options import MoreTrials, Options, with_origin
+from search.setup.baseline_sources import read_baseline
 from spaces.overrides import with_overrides
 from spaces.read.load import space_from_toml
 from spaces.read.space_files import find_space_file, read_space_text, shown_path
 from spaces.space import SearchSpace
-from trainable.config import BASELINES, HYPERPARAMETERS, TrialConfig, config_from
+from trainable.config import HYPERPARAMETERS, TrialConfig, config_from
 from trainable.errors import UserError
 
 DIFFERENCES_SHOWN = 6
@@ -63,29 +62,18 @@ def read_settings(options: Options, *, compare: str | None = None) -> tuple[Sett
         notes.append("TRAINING_STEPS is not read by a search: its budget is in tokens (BUDGET_TOKENS).")
     pinned = [f"{_env(name)}={value}" for name, value in pins.items() if name != "seed"]
     if pinned:
-        notes.append(f"pinned by your environment, for the baseline too: {', '.join(pinned)}")
+        notes.append(with_origin(f"pinned by your environment, for the baseline too: {', '.join(pinned)}."))
+    baseline = read_baseline(options.baseline) if options.baseline else None
+    if baseline is not None:
+        notes += baseline.notes
     settings = Settings(
-        trials=options.trials,
+        trials=None if isinstance(options.trials, MoreTrials) else options.trials,
         budget_tokens=options.budget_tokens,
         pins=pins,
-        baseline=_baseline(options),
+        baseline=(baseline.name, baseline.config) if baseline else None,
         compare=compare,
     )
     return settings, notes
-
-
-def _baseline(options: Options) -> tuple[str, TrialConfig] | None:
-    """Return the baseline that BASELINE names: the story's, or a study's best configuration."""
-    name = options.baseline
-    if name is None:
-        return None
-    if name in BASELINES:
-        return name, BASELINES[name]
-    study = open_study(name)
-    best = winner_of(study).trial
-    if best is None:
-        raise UserError(f"BASELINE={name}: study {study.name} has no completed trial. Name another study.")
-    return f"{study.name} trial {best['trial_id']}", config_from(best)
 
 
 def planned_space(document: Mapping[str, Any], where: str) -> tuple[SearchSpace, Settings]:

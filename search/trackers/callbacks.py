@@ -1,17 +1,26 @@
 """Ray callbacks that copy a study into TensorBoard's event files and an Optuna storage while it runs."""
 
+import math
+import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from ray.tune import Callback
 from ray.tune.experiment import Trial
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.summary import scalar
 
+from results.ranking import ranked_trials
+from results.study.ledger import Ledger
+from results.study.tables import Row
 from spaces.optuna_domains import distribution_of, point_of
 from spaces.space import SearchSpace
-from trainable.config import TrialConfig
+from trainable.config import config_from
+from trainable.rows import ENDINGS
 
 STEP_SCALARS = ("train_loss", "grad_norm", "learning_rate")
 METRIC_SCALARS = ("val_loss", "tokens_per_s")
@@ -22,11 +31,7 @@ class TensorBoardMirror(Callback):  # type: ignore[misc]
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._writers: dict[int, SummaryWriter] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return nothing: Ray pickles callbacks for a restore that studies never use."""
-        return {}
+        self._writers: dict[int, EventsWriter] = {}
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
@@ -34,79 +39,98 @@ class TensorBoardMirror(Callback):  # type: ignore[misc]
         """Write the steps and the evaluation."""
         trial_id: int = trial.config["trial_id"]
         if trial_id not in self._writers:
-            self._writers[trial_id] = SummaryWriter(str(self._folder / f"trial_{trial_id:04d}"))
-        writer = self._writers[trial_id]
-        for row in result["steps"]:
-            for name in STEP_SCALARS:
-                writer.add_scalar(name, row[name], row["tokens_seen"])
-        for name in METRIC_SCALARS:
-            if result["metrics"] is not None:
-                writer.add_scalar(name, result["metrics"][name], result["metrics"]["tokens_seen"])
+            folder = self._folder / f"trial_{trial_id:04d}"
+            folder.mkdir(parents=True, exist_ok=True)
+            # SummaryWriter writes from a thread: on a full disk it dies unheard, and the next scalars block the study.
+            self._writers[trial_id] = EventsWriter(str(folder / "events"))
+        for names, rows in ((STEP_SCALARS, result["steps"]), (METRIC_SCALARS, [result["metrics"] or {}])):
+            for row in rows:
+                # TensorBoard draws no NaN, and tensorboardX prints a line for each.
+                for name in [name for name in names if math.isfinite(row.get(name, math.nan))]:
+                    event = Event(wall_time=time.time(), step=row["tokens_seen"], summary=scalar(name, row[name]))
+                    self._writers[trial_id].write_event(event)
+        self._writers[trial_id].flush()
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Close the trial's file."""
-        self._close(trial)
-
-    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Close the trial's file."""
-        self._close(trial)
-
-    def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
-        """Close what is left."""
-        for trial_id in list(self._writers):
-            self._writers.pop(trial_id).close()
-
-    def _close(self, trial: Trial) -> None:
         writer = self._writers.pop(trial.config["trial_id"], None)
         if writer is not None:
             writer.close()
 
+    on_trial_error = on_trial_complete
+
 
 class OptunaMirror(Callback):  # type: ignore[misc]
-    """Adds every trial that ended to an Optuna study: completed, pruned (stopped), or failed (any other ending)."""
+    """Copies the search's rows of the ledger into an Optuna study, each under its own number.
 
-    def __init__(self, storage: str, study_name: str, space: SearchSpace) -> None:
+    Optuna numbers trials as they are added, so a trial is added when it starts, and not before the one numbered before
+    it. What an earlier run of the study has left is copied too. completed is COMPLETE, stopped PRUNED, all else FAIL.
+    """
+
+    def __init__(self, storage_url: str, ledger: Ledger, study_name: str, space: SearchSpace) -> None:
+        self._ledger = ledger
         self._space = space
-        self._losses: dict[int, dict[int, float]] = {}
-        self._study = optuna.create_study(
-            study_name=study_name, storage=storage, direction="minimize", load_if_exists=True
-        )
+        self._storage = optuna.storages.get_storage(storage_url)
+        optuna.create_study(study_name=study_name, storage=self._storage, direction="minimize", load_if_exists=True)
+        self._study_id = self._storage.get_study_id_from_name(study_name)
+        self._unfinished: dict[int, FrozenTrial] = {}
+        """The trials that are there and have yet to end, as they were when last seen there, by number."""
+        self._added = 0
+        self._copy()
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Return nothing: Ray pickles callbacks for a restore that studies never use."""
-        return {}
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Bring the storage up to date."""
+        self._copy()
 
-    def on_trial_result(
-        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
-    ) -> None:
-        """Note an evaluation by its tokens."""
-        if result["metrics"] is not None:
-            losses = self._losses.setdefault(trial.config["trial_id"], {})
-            losses[result["fidelity_tokens"]] = result["objective"]
+    on_trial_result = on_trial_complete = on_trial_error = on_trial_start
 
-    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Add the trial."""
-        self._add(trial, trial.last_result["status"], trial.last_result.get("evidence") or "")
+    def _copy(self) -> None:
+        rows = {row["trial_id"]: row for row in self._ledger.trials()}
+        searched = {row["trial_id"] for row in ranked_trials(list(rows.values()))}
+        there = self._storage.get_n_trials(self._study_id)
+        while self._added in rows:
+            number, self._added = self._added, self._added + 1
+            if number >= there:
+                self._storage.create_new_trial(self._study_id, self._template(rows[number], number in searched))
+            optuna_id = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
+            self._unfinished[number] = self._storage.get_trial(optuna_id)
+        losses: dict[int, dict[int, float]] = {number: {} for number in self._unfinished}
+        for one in self._ledger.metrics():
+            if one["trial_id"] in losses and one["val_loss"] is not None:
+                losses[one["trial_id"]][one["tokens_seen"]] = one["val_loss"]
+        under_way = [number for number in searched if rows[number]["status"] not in ENDINGS]
+        for number, trial in list(self._unfinished.items()):
+            # Optuna lets no ending be changed; one that is not "stopped" may, while a trial numbered before it runs.
+            ended = rows[number]["status"] == "stopped" or number < min(under_way, default=number + 1)
+            if not trial.state.is_finished():
+                self._update(trial, rows[number], losses[number], ended=ended)
+            if trial.state.is_finished() or ended:
+                del self._unfinished[number]
 
-    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Add the trial as failed."""
-        self._add(trial, "failed", "")
+    def _update(self, trial: FrozenTrial, row: Row, losses: dict[int, float], *, ended: bool) -> None:
+        optuna_id = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, trial.number)
+        for tokens, loss in losses.items():
+            if trial.intermediate_values.get(tokens) != loss:
+                self._storage.set_trial_intermediate_value(optuna_id, tokens, loss)
+                trial.intermediate_values[tokens] = loss
+        if ended:
+            for name in ("status", "verdict"):
+                self._storage.set_trial_user_attr(optuna_id, name, row[name])
+            completed = row["status"] == "completed" and row["val_loss"] is not None
+            pruned = TrialState.PRUNED if row["status"] == "stopped" else TrialState.FAIL
+            state, values = (TrialState.COMPLETE, [row["val_loss"]]) if completed else (pruned, None)
+            self._storage.set_trial_state_values(optuna_id, state, values)
 
-    def _add(self, trial: Trial, status: str, evidence: str) -> None:
-        trial_id: int = trial.config["trial_id"]
-        point = point_of(self._space, TrialConfig(**trial.config["trial"]))
-        losses = self._losses.pop(trial_id, {})
-        # "running" is what a trial last said that the scheduler then stopped.
-        state = {"completed": TrialState.COMPLETE, "running": TrialState.PRUNED}.get(status, TrialState.FAIL)
-        ending = "stopped" if status == "running" else status
+    def _template(self, row: Row, is_searched: bool) -> FrozenTrial:
+        """Return the trial as it starts; in the place of a run that is not of the search one that failed."""
+        if not is_searched:
+            return create_trial(state=TrialState.FAIL)
+        config = config_from(row)
+        point = point_of(self._space, config)
         domains = {parameter.name: parameter.domain for parameter in self._space.parameters}
-        self._study.add_trial(
-            optuna.trial.create_trial(
-                state=state,
-                value=losses[max(losses)] if state == TrialState.COMPLETE else None,
-                params=point,
-                distributions={name: distribution_of(domains[name]) for name in point},
-                intermediate_values=losses,
-                user_attrs={"trial_id": trial_id, "ending": ending, "evidence": evidence, **trial.config["trial"]},
-            )
+        return create_trial(
+            state=TrialState.RUNNING,
+            params=point,
+            distributions={name: distribution_of(domains[name]) for name in point},
+            user_attrs={name: row[name] for name in ("trial_id", *asdict(config))},
         )

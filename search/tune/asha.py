@@ -1,61 +1,41 @@
-"""Asynchronous successive halving on training tokens. It stops trials; it never touches a learning rate."""
+"""ASHA on training tokens, as Ray calls a scheduler. The rule is the log's; here its verdicts reach Ray."""
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from search.tune.history import KnownTrial
+from search.tune.trial_log import TrialLog
 
 
 class TokenASHA(FIFOScheduler):  # type: ignore[misc]
-    """Stops a trial that is not among the best 1/reduction_factor of those that reached its rung (Li et al. 2020).
+    """Stops the trials that the log does not find among the best at a rung. It never touches a learning rate.
 
-    Ray's own lets NaN trials pass every rung, is switched off by a misspelt attribute, and would stop the baseline.
-    Here a trial is judged at the highest rung it reached, once; non-finite means stop; the baseline goes on.
+    Ray's own judges by arrival, lets NaN trials pass every rung, is switched off by a misspelt attribute, and would
+    stop the baseline. Here a trial is judged once at the highest rung it reached; the baseline goes on.
     """
 
-    def __init__(self, *, rung_tokens: tuple[int, ...], reduction_factor: int) -> None:
+    def __init__(self, log: TrialLog) -> None:
         super().__init__()
-        self.rung_tokens = rung_tokens
-        self.reduction_factor = reduction_factor
-        self.recorded: list[dict[int, float]] = [{} for _ in rung_tokens]
-        """Objective by trial_id, for each rung."""
-
-    def replay(self, trials: Iterable[KnownTrial]) -> None:
-        """Enter what earlier runs of the study recorded at the rungs."""
-        for trial in trials:
-            for tokens, loss in trial.losses:
-                rung = self.rung_of(tokens)
-                if rung is not None:
-                    self.recorded[rung].setdefault(trial.trial_id, loss)
+        self._log = log
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Return whether the trial goes on."""
-        trial_id: int = trial.config["trial_id"]
-        keep = self.goes_on(trial_id, result["fidelity_tokens"], result["objective"])
+        keep = self.goes_on(trial.config["trial_id"], result["fidelity_tokens"], result["objective"])
         return str(TrialScheduler.CONTINUE if keep else TrialScheduler.STOP)
 
     def goes_on(self, trial_id: int, fidelity_tokens: int, objective: float) -> bool:
-        """Note the trial's objective at the rung it reached and return whether it is among the best there."""
+        """Note the trial's objective and return whether no verdict so far ends it."""
+        # ASHA compares with <, which is False for NaN: a NaN trial would pass every rung.
         if not math.isfinite(objective):
-            return trial_id == 0
-        rung = self.rung_of(fidelity_tokens)
-        if rung is None or trial_id in self.recorded[rung]:
-            return True
-        self.recorded[rung][trial_id] = objective
-        if trial_id == 0:
-            return True
-        kept = max(1, len(self.recorded[rung]) // self.reduction_factor)
-        return sum(other < objective for other in self.recorded[rung].values()) < kept
-
-    def rung_of(self, fidelity_tokens: int) -> int | None:
-        """Return the index of the highest rung at or below `fidelity_tokens`, or None."""
-        return max((index for index, tokens in enumerate(self.rung_tokens) if fidelity_tokens >= tokens), default=None)
+            return self._log.is_baseline(trial_id)
+        self._log.evaluate(trial_id, fidelity_tokens, objective)
+        rung = self._log.stopped_at(trial_id)
+        # One that lost its worker passes again, up to the rung, what its row has lost.
+        return rung is None or fidelity_tokens < self._log.rung_tokens[rung]
 
     def debug_string(self) -> str:
         """Return the rungs in a line."""
-        rungs = zip(self.rung_tokens, self.recorded, strict=True)
+        rungs = zip(self._log.rung_tokens, self._log.recorded, strict=True)
         return "ASHA on tokens: " + ", ".join(f"{tokens:,}: {len(recorded)}" for tokens, recorded in rungs)

@@ -5,7 +5,8 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -33,6 +34,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 import ray
 from ray import tune
 from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
+from ray.tune.experiment import Trial
 
 from search.cluster.connection import THREADS_THAT_YIELD, connect
 from search.cluster.node_watch import MirrorTables, NodeWatch
@@ -52,6 +54,9 @@ from trainable.errors import UserError
 from trainable.ray_trainable import SearchTrial
 
 INTERRUPTED, TERMINATED = 130, 143
+LEAVE = "leave"
+"""A file in Ray's folder of the study: it asks the running trials to save."""
+LEAVE_PATIENCE_S = 20.0
 CLUSTER_FAILURES = 2
 """One more than on a single machine, so that losing its node does not end a trial that has failed by itself once."""
 KEPT_CHECKPOINTS = 3
@@ -76,22 +81,22 @@ def run_study(
     """
     if slots.storage:
         check_unheld(study, slots.storage)
+    log = work.searcher.log
     attempts = load_attempts(study)
     find_winner(ledger.trials(), attempts)  # refuses, before Ray starts, a confirmation of trials that are gone
-    scheduler = TokenASHA(rung_tokens=work.rung_tokens, reduction_factor=work.reduction_factor)
-    scheduler.replay(work.known)
     root, pruned = checkpoint_root(study, slots.storage), set[int]()
     recorder = StudyRecorder(
         ledger,
-        scheduler,
+        log,
         view,
         checkpoints_of=lambda trial_id: CheckpointStore(root=root, trial_id=trial_id),
         planned_run=work.planned_run,
         on_completed=lambda _: prune_checkpoints(root, ledger, attempts, pruned),
-        on_out_of_memory=work.searcher.avoid,
         evaluation_timeout_s=slots.evaluation_timeout_s,
         oom_kills=oom_kills,
     )
+    # A verdict may have come right before the last process died.
+    recorder.end_late_stops()
     scratch = study.path / "ray"
     mirror = TableMirror(study, slots.storage, view.say) if slots.storage else None
     followers: list[Callback] = [MirrorTables(mirror)] if mirror else []
@@ -100,15 +105,17 @@ def run_study(
         metric=OBJECTIVE,
         mode="min",
         search_alg=work.searcher,
-        scheduler=scheduler,
+        scheduler=TokenASHA(log),
         num_samples=work.trials_count,
         max_concurrent_trials=slots.count,
         # A trial that gets the worker of a node just lost would fail for good: Tune retries none that is being reset.
         reuse_actors=slots.address is None,
-        trial_name_creator=lambda trial: f"trial_{trial.trial_id}",
+        trial_name_creator=lambda trial: f"trial_{trial.config['trial_id']}",
         trial_dirname_creator=lambda trial: f"trial_{trial.trial_id}",
     )
-    leave = StopOnSignal(interrupts, recorder)
+    leave_path = scratch / LEAVE if slots.address is None else None
+    (scratch / LEAVE).unlink(missing_ok=True)
+    leave = StopOnSignal(interrupts, recorder, leave_path, say=view.say)
     try:
         _start_ray(slots)
         shared = _shared_inputs(spec, slots)
@@ -136,6 +143,8 @@ def run_study(
         # A worker that was killed while it saved.
         for unfinished in study.path.glob("checkpoints/*/.*.tmp"):
             unfinished.unlink(missing_ok=True)
+    if work.searcher.exhausted:
+        view.say("the search is over: every configuration that is left was run, or is as large as one out of memory")
     if recorder.storage_error is not None:
         words = storage_error_words(recorder.storage_error, study.path)
         raise UserError(f"{words}. Then go on with: make resume STUDY={study.name}")
@@ -144,20 +153,44 @@ def run_study(
 class StopOnSignal(Callback):  # type: ignore[misc]
     """Leaves fit() between two of its rounds once a signal came or the study cannot be written any more.
 
-    Ray's own way out waits for the trials' step().
+    Ray's own way out waits for the trials' step(). Each running trial is asked to save before, by a file that it looks
+    for after each step, and waited for as long as a step and a save may take.
     """
 
-    def __init__(self, interrupts: Interrupts, recorder: StudyRecorder) -> None:
+    def __init__(
+        self, interrupts: Interrupts, recorder: StudyRecorder, leave_path: Path | None, *, say: Callable[[str], None]
+    ) -> None:
         self._interrupts = interrupts
         self._recorder = recorder
+        self._leave_path = leave_path
+        self._say = say
+        self._asked_at: float | None = None
+        self._saved: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         """Return nothing: Ray pickles callbacks for a restore that studies never use."""
         return {}
 
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Note who has saved because it was asked to."""
+        if result["left"]:
+            self._saved.add(trial.trial_id)
+
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Raise KeyboardInterrupt: fit() cleans up, slowly, after an Exception alone."""
-        if self._interrupts.code is not None or self._recorder.storage_error is not None:
+        if self._recorder.storage_error is not None:
+            raise KeyboardInterrupt
+        if self._interrupts.code is None:
+            return
+        running = {trial.trial_id for trial in trials if trial.status == Trial.RUNNING}
+        if self._asked_at is None and self._leave_path is not None and running:
+            self._asked_at = time.monotonic()
+            self._leave_path.parent.mkdir(parents=True, exist_ok=True)
+            self._leave_path.touch()
+            self._say(f"saving {len(running)} running trial{'s' if len(running) > 1 else ''} ...")
+        if self._asked_at is None or running <= self._saved or time.monotonic() - self._asked_at > LEAVE_PATIENCE_S:
             raise KeyboardInterrupt
 
 
@@ -236,6 +269,8 @@ def _tuner(
     scratch: Path,
 ) -> Tuner:
     shared: dict[str, Any] = {
+        # Workers on other nodes could not see it: there the last checkpoint of CHECKPOINT_INTERVAL_S counts.
+        "leave_path": scratch / LEAVE if slots.address is None else None,
         "spec": replace(spec, device=slots.device or spec.device),
         "shared_inputs": shared_inputs,
         "milestones_tokens": work.milestones_tokens,

@@ -1,7 +1,7 @@
-"""What an earlier run of a search left in its tables, as the searcher and the rungs saw it then. It decides nothing."""
+"""What an earlier run of a search left in its tables, and another study in its own. It decides nothing."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,16 +12,16 @@ from trainable.rows import ENDINGS, TrialStatus
 
 @dataclass(frozen=True, kw_only=True)
 class KnownTrial:
-    """A trial that is known from before."""
+    """What the searcher and the rungs know of a trial."""
 
     trial_id: int
     status: TrialStatus
     config: TrialConfig
-    point: Mapping[str, Any]
-    """What the searcher proposed."""
-    losses: tuple[tuple[int, float], ...]
-    """(fidelity_tokens, objective) of every evaluation that was judged, in order."""
-    val_loss: float | None
+    point: Mapping[str, Any] | None
+    """What the searcher proposed; None where no searcher did."""
+    losses: tuple[tuple[int, float], ...] = ()
+    """(fidelity_tokens, objective) of every evaluation before the one that completes the trial, in order."""
+    val_loss: float | None = None
     """The last one of all."""
 
     @property
@@ -31,16 +31,31 @@ class KnownTrial:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WarmStart:
+    """What another study teaches the searcher. Its trials are not this study's: no rung and no table has them."""
+
+    source: str
+    told: Sequence[KnownTrial] = ()
+    """With negative numbers. Measured as this study measures; those of a smaller budget count as stopped there."""
+    first_points: Sequence[Mapping[str, Any]] = ()
+    """The source's best, as points of this study's space: they run after the baseline, before anything is searched."""
+
+    @property
+    def words(self) -> str:
+        """A line for a person."""
+        told = f"{len(self.told)} of its results are told to the searcher" if self.told else "its losses do not compare"
+        return f"learning from study {self.source}: {told}; its best {len(self.first_points)} run after the baseline"
+
+
+@dataclass(frozen=True, kw_only=True)
 class History:
     """All that a search knows before its first proposal; nothing for a new one."""
 
     trials: Sequence[KnownTrial] = ()
     """The search's own, by trial_id."""
-    next_trial_id: int = 0
-    lessons: Sequence[KnownTrial] = ()
-    """Another study's, with negative numbers: the searcher learns from them, nobody runs them again."""
-    first_points: Sequence[Mapping[str, Any]] = ()
-    """Points to run after the baseline, before anything is searched."""
+    other_ids: Collection[int] = ()
+    """The numbers of the study's runs that are not the search's: those that confirm something."""
+    warm_start: WarmStart | None = None
 
 
 NO_HISTORY = History()
@@ -59,22 +74,28 @@ def known_trials(
             trial_id=row["trial_id"],
             status=row["status"],
             config=config_from(row),
-            point=json.loads(row["point"] or "{}"),
-            losses=tuple(_judged(row, rows_of[row["trial_id"]], milestones_tokens)),
+            point=json.loads(row["point"]) if row["point"] else None,
+            losses=tuple(_losses(row, rows_of[row["trial_id"]], milestones_tokens)),
             val_loss=row["val_loss"],
         )
         for row in trials
     ]
 
 
-def _judged(
+def _losses(
     row: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], milestones_tokens: Sequence[int]
 ) -> Iterator[tuple[int, float]]:
-    # The evaluation that completes a trial is its value and no rung's; an interrupted trial passes its last one again.
-    judged = metrics if row["status"] in ("stopped", "unstable", "out_of_memory", "failed") else metrics[:-1]
+    # An interrupted trial passes its last one again.
+    noted = metrics if row["status"] in ENDINGS else metrics[:-1]
     tokens_per_step = row["batch_size"] * row["block_size"] * row["grad_accum_steps"]
-    for one in judged:
+    reached = -1
+    for one in noted:
+        if row["status"] == "completed" and one["optimizer_steps"] >= row["training_steps"]:
+            # The evaluation that completes a trial is its value and no rung's.
+            return
         tokens = fidelity_tokens(
             milestones_tokens, tokens_per_step=tokens_per_step, optimizer_steps=one["optimizer_steps"]
         )
-        yield tokens, objective(one["val_loss"])
+        if tokens > reached:
+            reached = tokens
+            yield tokens, objective(one["val_loss"])

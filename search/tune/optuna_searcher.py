@@ -1,111 +1,78 @@
-"""Who proposes trials: Optuna through Ray's OptunaSearch, told what to learn from every ending, or a list."""
+"""Who proposes trials: an Optuna sampler, asked through study.ask, a grid, or a list. It learns from the log alone."""
 
 import warnings
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from itertools import count
 from typing import Any
 
 import numpy as np
 import optuna
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
-from ray.tune.search.optuna import OptunaSearch
 
 from search.tune.history import NO_HISTORY, History, KnownTrial
-from spaces.domains import Choice, FloatRange, IntRange, SearchParameter
-from spaces.optuna_domains import distribution_of
+from search.tune.trial_log import TrialLog
+from spaces.domains import Choice, IntRange, SearchParameter, points
+from spaces.optuna_domains import distribution_of, suggest
 from spaces.space import SearchSpace
 from trainable.config import TrialConfig
 from trainable.fidelity import PENALTY_NATS, objective
 
 OBJECTIVE = "objective"
 MAX_REFUSED = 200
-"""Proposals in a row that would run out of memory before the search counts as exhausted."""
+"""Draws in a row that would run out of memory, or were run before, until the search counts as exhausted."""
+
+FIRST_RUNG_LAG = 8
+"""A proposal knows the first rung of all trials numbered so many or more before it, and of no other: what it learns
+from is then the same on any number of slots. Fewer teach the sampler sooner, and are waited for more often."""
+END_LAG = 24
+"""And the end of all numbered so many before it. While one runs in full, two other slots stop about 18 at the first
+rung; what is waited for less often than that costs next to nothing."""
 
 
-class SpaceSearcher(OptunaSearch):  # type: ignore[misc]
-    """Proposes points of a SearchSpace, the baseline first, and hands each out as a numbered, whole configuration.
+class TrialSearcher(Searcher):  # type: ignore[misc]
+    """Hands out the trials of a log that have not ended, each under its own number, and then what is proposed."""
 
-    completed: told its loss. stopped: told as pruned, with its losses by tokens, so that the sampler ranks it below the
-    completed ones. unstable and out_of_memory: told their finite penalty. failed: told as failed, nothing is learned.
+    exhausted = False
+    """Whether nothing is left to propose, though more trials were asked for."""
 
-    `known` trials were proposed before: ended ones are told, the others are handed out again, each with its own number.
-    A proposal depends on the seed, its place in the order and what was told, on nothing else: a search that was killed
-    and resumed proposes what it would have proposed.
-    """
-
-    def __init__(self, space: SearchSpace, *, seed: int, past: History = NO_HISTORY) -> None:
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        super().__init__(
-            lambda trial: suggest(trial, space.parameters),
-            metric=OBJECTIVE,
-            mode="min",
-            sampler=make_sampler(space, seed),
-        )
-        self._space_file = space
-        self._seed_of_search = seed
-        self._interrupted = [trial for trial in past.trials if not trial.ended]
-        self._proposals_count = len(past.trials)
-        self._next_trial_id = past.next_trial_id
-        self._too_large = [trial.config for trial in past.trials if trial.status == "out_of_memory"]
-        self._tokens_of_trial: dict[str, int] = {}
-        for trial in (*past.lessons, *past.trials):
-            frozen = _as_optunas(trial, space) if trial.ended else None
-            if frozen is not None:
-                self._ot_study.add_trial(frozen)
-        decided = (
-            space.grid_points() if space.searcher.name == "grid" else [space.baseline_params(), *past.first_points]
-        )
-        self._decided_left = len(decided[self._proposals_count :])
-        for point in (*(trial.point for trial in self._interrupted), *decided[self._proposals_count :]):
-            self._ot_study.enqueue_trial(dict(point))
+    def __init__(self, log: TrialLog) -> None:
+        super().__init__(metric=OBJECTIVE, mode="min")
+        self.log = log
+        self._left = [trial for trial in log.trials if not trial.ended]
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """Return {"trial_id", "trial", "point"}: a number, 0 for the baseline, the hyperparameters, the point."""
-        if self._interrupted:
-            return self._again(trial_id, self._interrupted.pop(0))
-        self._ot_study.sampler = make_sampler(self._space_file, _seed_of(self._seed_of_search, self._proposals_count))
-        for _ in range(MAX_REFUSED):
-            if self._space_file.searcher.name == "grid" and not self._decided_left:
-                break
-            point = super().suggest(trial_id)
-            self._decided_left = max(0, self._decided_left - 1)
-            config = self._space_file.config_for(point)
-            if self._proposals_count > 0 and any(_is_as_large(config, known) for known in self._too_large):
-                # It would run out of memory too; told as failed, it teaches the sampler nothing.
-                self._ot_study.tell(self._ot_trials.pop(trial_id), state=TrialState.FAIL)
-                continue
-            number, self._next_trial_id = self._next_trial_id, self._next_trial_id + 1
-            self._proposals_count += 1
-            return {"trial_id": number, "trial": asdict(config), "point": point}
-        return str(Searcher.FINISHED)
+        """Return {"trial_id", "trial", "point", "refusal"}: a number, the hyperparameters, the point they come from.
 
-    def _again(self, trial_id: str, trial: KnownTrial) -> dict[str, Any]:
-        point = super().suggest(trial_id)
-        for tokens, loss in trial.losses:
-            self.on_trial_result(trial_id, {OBJECTIVE: loss, "fidelity_tokens": tokens})
-        return {"trial_id": trial.trial_id, "trial": asdict(trial.config), "point": point}
+        refusal: why the trial is not to be run but noted as out of memory; None for any other. None instead of it all:
+        not yet, what the proposal is made from is still being trained.
+        """
+        if not self._left and not self._is_ready():
+            return None
+        trial = self._left.pop(0) if self._left else self._propose()
+        if trial is None:
+            return str(Searcher.FINISHED)
+        return {
+            "trial_id": trial.trial_id,
+            "trial": asdict(trial.config),
+            "point": trial.point,
+            "refusal": self._refusal(trial),
+        }
 
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Note an evaluation by the tokens it came after."""
-        # Ray reports by iteration; trials of large batches skip milestones, so only tokens compare.
-        tokens = result["fidelity_tokens"]
-        # A worker that died goes back to its checkpoint and passes there again.
-        if tokens > self._tokens_of_trial.get(trial_id, -1):
-            self._tokens_of_trial[trial_id] = tokens
-            self._ot_trials[trial_id].report(result[OBJECTIVE], tokens)
+    def _is_ready(self) -> bool:
+        """Return whether all that the next proposal knows is known."""
+        return True
+
+    def _propose(self) -> KnownTrial | None:
+        """Return the next trial, noted in the log; None when there is none."""
+        return None
+
+    def _refusal(self, trial: KnownTrial) -> str | None:
+        return None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tell Optuna how the trial ended."""
-        if result is not None and result.get("status") == "running":
-            # Stopped: Ray keeps from the searcher the very result that the trial was stopped at.
-            self.on_trial_result(trial_id, result)
-            result = None
-        super().on_trial_complete(trial_id, result, error)
-
-    def avoid(self, config: TrialConfig) -> None:
-        """Propose no batch x block as large as this one's again: it ran out of memory."""
-        self._too_large.append(config)
+        """Learn nothing: the log knows more than Ray tells a searcher, a worker killed for want of memory for one."""
 
     def save(self, checkpoint_path: str) -> None:
         """Write nothing: the study's own files are the truth."""
@@ -114,83 +81,167 @@ class SpaceSearcher(OptunaSearch):  # type: ignore[misc]
         """Never called: studies are resumed from their own files."""
 
 
+class SpaceSearcher(TrialSearcher):
+    """Proposes points of a SearchSpace, the baseline first, and numbers them.
+
+    A proposal depends on the seed, its place in the order and what is known by then of the trials before it, on nothing
+    else: however many slots there are, and whenever the search was killed and resumed. No configuration comes twice.
+    """
+
+    def __init__(self, space: SearchSpace, log: TrialLog, *, seed: int, history: History = NO_HISTORY) -> None:
+        super().__init__(log)
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self._space = space
+        self._seed = seed
+        self._other_ids = history.other_ids
+        warm_start = history.warm_start
+        self._warm_start_trials = warm_start.told if warm_start else ()
+        self._is_grid = space.searcher.name == "grid"
+        first_points = warm_start.first_points if warm_start else ()
+        self._decided = space.grid_points() if self._is_grid else [space.baseline_params(), *first_points]
+        # In a small study a proposal must not wait until half of it is over.
+        self._first_rung_lag = min(FIRST_RUNG_LAG, startup_trials(space))
+
+    def _before(self) -> tuple[int, list[KnownTrial]]:
+        """Return the number of the next proposal, and the trials of the search numbered before it.
+
+        A process that was killed may have proposed one that it had yet to start: its number is given again first.
+        """
+        trials = self.log.trials
+        taken = {*self._other_ids, *(trial.trial_id for trial in trials)}
+        number = next(number for number in count() if number not in taken)
+        return number, [trial for trial in trials if trial.trial_id < number]
+
+    def _known_at(self, trial: KnownTrial, lag: int) -> KnownTrial | None:
+        """Return what a proposal so many places after the trial knows of it; None where that is not in yet."""
+        if lag >= END_LAG:
+            return trial if self.log.is_settled(trial.trial_id) else None
+        if lag >= self._first_rung_lag:
+            return self.log.at_first_rung(trial.trial_id)
+        return replace(trial, status="running", losses=(), val_loss=None)
+
+    def _known(self, before: Sequence[KnownTrial]) -> list[KnownTrial | None]:
+        return [self._known_at(trial, len(before) - place) for place, trial in enumerate(before)]
+
+    def _is_ready(self) -> bool:
+        return None not in self._known(self._before()[1])
+
+    def _propose(self) -> KnownTrial | None:
+        number, before = self._before()
+        known = [trial for trial in self._known(before) if trial is not None]
+        is_decided = self._is_grid or len(before) < len(self._decided)
+        point = self._next_decided(before) if is_decided else self._draw(known)
+        if point is None:
+            self.exhausted = len(before) < self._space.trials
+            return None
+        trial = KnownTrial(trial_id=number, status="running", config=self._space.config_for(point), point=point)
+        self.log.begin(trial)
+        return trial
+
+    def _next_decided(self, before: Sequence[KnownTrial]) -> Mapping[str, Any] | None:
+        # A grid goes by its cells and not by their number: an older study may have left some out.
+        if self._is_grid:
+            run = [trial.point for trial in self.log.trials]
+            return next((cell for cell in self._decided if cell not in run), None)
+        return self._decided[len(before)]
+
+    def _draw(self, known: Sequence[KnownTrial]) -> Mapping[str, Any] | None:
+        """Return a new point from the sampler; None where none is left."""
+        study = optuna.create_study(sampler=make_sampler(self._space, _seed_of(self._seed, len(known))))
+        told = (told_as(trial, self._space) for trial in (*self._warm_start_trials, *known))
+        study.add_trials([trial for trial in told if trial is not None])
+        run = {trial.config for trial in known}
+
+        def is_new(point: Mapping[str, Any]) -> bool:
+            config = self._space.config_for(point)
+            return config not in run and _too_large(config, known) is None
+
+        for _ in range(MAX_REFUSED):
+            # A refused draw stays open: to the sampler it is a trial under way, away from which it draws the next.
+            trial = study.ask()
+            point = suggest(trial, self._space.parameters)
+            if is_new(point):
+                return point
+        if any(_members(parameter) is None for parameter in self._space.parameters):
+            return None
+        # A sampler that has settled may not find the last few points of a small space.
+        return next(filter(is_new, points(self._space.parameters, lambda parameter: _members(parameter) or ())), None)
+
+    def _refusal(self, trial: KnownTrial) -> str | None:
+        # A grid keeps a row for every cell; running into each large one would cost a killed worker a time.
+        has_run = trial.val_loss is not None
+        if not self._is_grid or has_run:
+            return None
+        before = [one for one in self.log.trials if one.trial_id < trial.trial_id]
+        known = _too_large(trial.config, [one for one in self._known(before) if one is not None])
+        return f"not run: as large as trial {known.trial_id}, which ran out of memory" if known else None
+
+
+def startup_trials(space: SearchSpace) -> int:
+    """Return how many trials are drawn at random before TPE learns from them."""
+    return max(4, space.trials // 3)
+
+
 def make_sampler(space: SearchSpace, seed: int) -> optuna.samplers.BaseSampler:
-    """Return the sampler that the space names; a grid's points are all handed out before it is asked."""
+    """Return the sampler that the space names; a grid needs none."""
     if space.searcher.name == "tpe":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             # Groups make conditional parameters proper; the liar keeps parallel trials apart.
             return optuna.samplers.TPESampler(
-                seed=seed, multivariate=True, group=True, constant_liar=True, n_startup_trials=max(4, space.trials // 3)
+                seed=seed, multivariate=True, group=True, constant_liar=True, n_startup_trials=startup_trials(space)
             )
     return optuna.samplers.RandomSampler(seed=seed)
 
 
-def suggest(trial: Any, parameters: tuple[SearchParameter, ...]) -> None:
-    """Ask an Optuna trial for every parameter that is active under the values it gave before."""
-    values: dict[str, Any] = {}
-    for parameter in parameters:
-        if not parameter.is_active(values):
-            continue
-        domain = parameter.domain
-        match domain:
-            case Choice():
-                values[parameter.name] = trial.suggest_categorical(parameter.name, list(domain.values))
-            case FloatRange():
-                values[parameter.name] = trial.suggest_float(parameter.name, domain.low, domain.high, log=domain.log)
-            case IntRange():
-                values[parameter.name] = trial.suggest_int(
-                    parameter.name, domain.low, domain.high, step=domain.step, log=domain.log
-                )
+def told_as(trial: KnownTrial, space: SearchSpace) -> FrozenTrial | None:
+    """Return what Optuna's sampler is told of a trial, live and after a resume; None where it is told nothing.
 
-
-def _seed_of(seed: int, proposals_count: int) -> int:
-    return int(np.random.SeedSequence([seed, proposals_count]).generate_state(1)[0])
-
-
-def _is_as_large(config: TrialConfig, known: TrialConfig) -> bool:
-    return config.batch_size >= known.batch_size and config.block_size >= known.block_size
-
-
-def _as_optunas(trial: KnownTrial, space: SearchSpace) -> optuna.trial.FrozenTrial | None:
-    """Return the trial as Optuna's study would hold it had it been told of it as it ran; None for one that failed."""
-    if trial.status == "failed":
-        return None
+    TPE ranks COMPLETE trials by value, then PRUNED ones: those that got furthest first, by their last loss there.
+    """
     losses: dict[int, float] = {}
-    for tokens, loss in trial.losses:
-        if tokens > max(losses, default=-1):
-            losses[tokens] = loss
+    match trial.status:
+        case "completed" if objective(trial.val_loss) < PENALTY_NATS:
+            state = TrialState.COMPLETE
+        case "stopped":
+            # Its loss is of less training than a completed one's: only its rung's own losses compare with it.
+            state, losses = TrialState.PRUNED, dict(trial.losses[-1:])
+        case "completed" | "unstable" | "out_of_memory":
+            # It has no loss to show, and without one it ranks behind every stopped trial. As COMPLETE it would rank
+            # before them all, whatever the penalty; the losses of before it broke say nothing for it either.
+            state = TrialState.PRUNED
+        case "failed":
+            # A lost worker or a bug says nothing of the hyperparameters.
+            return None
+        case _:
+            state = TrialState.RUNNING
     domains = {parameter.name: parameter.domain for parameter in space.parameters}
-    stopped = trial.status == "stopped"
-    value = losses[max(losses)] if stopped else objective(trial.val_loss)
+    point = trial.point or {}
     return optuna.trial.create_trial(
-        state=TrialState.PRUNED if stopped else TrialState.COMPLETE,
-        value=value if trial.status in ("completed", "stopped") else PENALTY_NATS,
-        params=dict(trial.point),
-        distributions={name: distribution_of(domains[name]) for name in trial.point},
+        state=state,
+        value=trial.val_loss if state == TrialState.COMPLETE else None,
+        params=dict(point),
+        distributions={name: distribution_of(domains[name]) for name in point},
         intermediate_values=losses,
     )
 
 
-class ListSearcher(Searcher):  # type: ignore[misc]
-    """Hands out configurations that are already decided, by trial_id."""
+def _members(parameter: SearchParameter) -> Sequence[Any] | None:
+    domain = parameter.domain
+    if isinstance(domain, IntRange):
+        return range(domain.low, domain.high + 1, domain.step)
+    return domain.values if isinstance(domain, Choice) else None
 
-    def __init__(self, configs: Mapping[int, TrialConfig]) -> None:
-        super().__init__(metric=OBJECTIVE, mode="min")
-        self._left = [{"trial_id": trial_id, "trial": asdict(config)} for trial_id, config in configs.items()]
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """Return the next configuration, or that there is none left."""
-        return self._left.pop(0) if self._left else str(Searcher.FINISHED)
+def _seed_of(seed: int, place: int) -> int:
+    return int(np.random.SeedSequence([seed, place]).generate_state(1)[0])
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Learn nothing: everything was decided before."""
 
-    def avoid(self, config: TrialConfig) -> None:
-        """Avoid nothing: everything was decided before."""
-
-    def save(self, checkpoint_path: str) -> None:
-        """Write nothing, as SpaceSearcher does."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Never called: studies are resumed from their own files."""
+def _too_large(config: TrialConfig, trials: Iterable[KnownTrial]) -> KnownTrial | None:
+    """Return the trial that ran out of memory at the same shape or a smaller one, if any."""
+    for trial in trials:
+        known = trial.config
+        as_large = config.batch_size >= known.batch_size and config.block_size >= known.block_size
+        if trial.status == "out_of_memory" and as_large:
+            return trial
+    return None

@@ -14,9 +14,8 @@ from rich.text import Text
 from results.study.ledger import Ledger
 from results.study.planned_run import PlannedRun
 from search.terminal.live_view import StudyView
-from search.tune.asha import TokenASHA
+from search.tune.trial_log import TrialLog
 from trainable.checkpoint.checkpoint_store import CheckpointStore
-from trainable.config import TrialConfig
 from trainable.rows import MetricsRow, StepRow, TrialStatus, Verdict
 
 OUT_OF_MEMORY_SIGNS = ("ray.exceptions.OutOfMemoryError", "CUDA out of memory")
@@ -29,23 +28,21 @@ class StudyRecorder(Callback):  # type: ignore[misc]
     def __init__(
         self,
         ledger: Ledger,
-        scheduler: TokenASHA,
+        log: TrialLog,
         view: StudyView,
         *,
         planned_run: Callable[[Mapping[str, Any]], PlannedRun],
         checkpoints_of: Callable[[int], CheckpointStore],
         on_completed: Callable[[int], None],
-        on_out_of_memory: Callable[[TrialConfig], None],
         evaluation_timeout_s: float,
         oom_kills: Callable[[], int],
     ) -> None:
         self._ledger = ledger
-        self._scheduler = scheduler
+        self._log = log
         self._view = view
         self._planned_run = planned_run
         self._checkpoints_of = checkpoints_of
         self._on_completed = on_completed
-        self._on_out_of_memory = on_out_of_memory
         self._evaluation_timeout_s = evaluation_timeout_s
         self._oom_kills = oom_kills
         self._oom_kills_before: dict[int, int] = {}
@@ -73,11 +70,12 @@ class StudyRecorder(Callback):  # type: ignore[misc]
         """Enter an evaluation and the steps before it; a trial that ended by itself is closed at once."""
         trial_id: int = trial.config["trial_id"]
         self._heard_at[trial_id] = time.monotonic()
+        self.end_late_stops()
         with self._kept():
             self._ledger.add_steps(trial_id, [StepRow(**row) for row in result["steps"]])
             if result["metrics"] is not None:
                 row = MetricsRow(**result["metrics"])
-                self._ledger.add_metrics(trial_id, row, self._scheduler.rung_of(result["fidelity_tokens"]))
+                self._ledger.add_metrics(trial_id, row, self._log.rung_of(result["fidelity_tokens"]))
             if result["saved"]:
                 # What led to a checkpoint must be on disk before the next one: else neither could be gone on from.
                 self._ledger.flush()
@@ -141,12 +139,17 @@ class StudyRecorder(Callback):  # type: ignore[misc]
             self.storage_error = self.storage_error or error
 
     def _end(self, trial: Trial, status: TrialStatus, result: dict[str, Any]) -> None:
-        if status == "out_of_memory":
-            self._on_out_of_memory(TrialConfig(**trial.config["trial"]))
+        trial_id: int = trial.config["trial_id"]
+        # The log is told here and not by Ray, which does not tell a worker killed for want of memory from a bug.
+        self._log.end(trial_id, status, (result.get("metrics") or {}).get("val_loss"))
+        if self._log.stopped_at(trial_id) is not None:
+            status = "stopped"
+        # Before the row that brought the verdicts: were that written alone, a study killed here would count as over.
+        self.end_late_stops()
         verdict = result.get("verdict")
         with self._kept():
             self._ledger.end_trial(
-                trial.config["trial_id"],
+                trial_id,
                 status=status,
                 verdict=Verdict(**verdict) if verdict and status == "unstable" else None,
                 ended_at=datetime.now(UTC),
@@ -154,4 +157,20 @@ class StudyRecorder(Callback):  # type: ignore[misc]
                 tokens_seen=result.get("tokens_seen"),
                 active_s=result.get("active_s"),
             )
-        self._view.trial_ended(trial.config["trial_id"], note=result.get("evidence", ""))
+            self._end_at_rung(trial_id)
+        self._view.trial_ended(trial_id, note=result.get("evidence", ""))
+
+    def end_late_stops(self) -> None:
+        """End the rows of trials that are over, at the rungs at which they are found to be stopped only now."""
+        for trial_id in self._log.take_stops():
+            row = self._ledger.trial(trial_id)
+            # One that runs is ended when Ray has stopped it.
+            if row["status"] not in ("running", "stopped"):
+                with self._kept():
+                    self._end_at_rung(trial_id)
+                self._view.trial_ended(trial_id, note="")
+
+    def _end_at_rung(self, trial_id: int) -> None:
+        rung = self._log.stopped_at(trial_id)
+        if rung is not None:
+            self._ledger.end_at_rung(trial_id, rung=rung, evaluations=len(self._log[trial_id].losses))

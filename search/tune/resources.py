@@ -20,7 +20,7 @@ class Slots:
     gpu_frac: float
     """Share of a GPU of one trial; 0 on a CPU and on MPS, which Ray need not count."""
     checkpoint_interval_s: float = 60.0
-    """A running trial is saved at the first evaluation after so many active seconds."""
+    """A running trial is saved at the first step after so many active seconds."""
     address: str | None = None
     """Of an existing Ray cluster; None starts one on this machine."""
     device: str | None = None

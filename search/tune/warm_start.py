@@ -1,14 +1,14 @@
 """What a finished study teaches a new one: results for its searcher, and points to measure before anything else."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from results.ranking import leaderboard, ranked_trials
-from results.study.documents import read_document, write_document
 from results.study.folder import Study
-from search.tune.history import KnownTrial, known_trials
+from results.study.json_documents import read_document, write_document
+from search.tune.history import KnownTrial, WarmStart, known_trials
 from spaces.domains import active_point
 from spaces.optuna_domains import point_of
 from spaces.space import SearchSpace
@@ -18,29 +18,12 @@ from trainable.errors import UserError
 from trainable.fidelity import objective
 
 FIRST_POINTS = 3
-FILE_NAME = "lessons.json"
+FILE_NAME = "warm_start.json"
 SAME = ("model", "model_fingerprint", "checkpoint_fingerprint")
 SEARCHED_OR_DERIVED = ("training_steps", "warmup_steps", "seed")
 
 
-@dataclass(frozen=True, kw_only=True)
-class WarmStart:
-    """What another study teaches. Its trials are not this study's: they are told, never run again or ranked."""
-
-    source: str
-    told: Sequence[KnownTrial] = ()
-    """Measured as this study measures; those at a smaller budget count as stopped there."""
-    first_points: Sequence[Mapping[str, Any]] = ()
-    """The source's best, as points of this study's space."""
-
-    @property
-    def words(self) -> str:
-        """A line for a person."""
-        told = f"{len(self.told)} of its results are told to the searcher" if self.told else "its losses do not compare"
-        return f"learning from study {self.source}: {told}; its best {len(self.first_points)} run after the baseline"
-
-
-def lessons_from(source: Study, space: SearchSpace, facts: Mapping[str, Any]) -> WarmStart:
+def warm_start_from(source: Study, space: SearchSpace, facts: Mapping[str, Any]) -> WarmStart:
     """Return what `source` teaches a search of `space`; `facts` are what study.json says of this study's inputs.
 
     Losses are told only where model, text, weights and evaluation are the same, and never of a longer run. Raises
@@ -97,19 +80,19 @@ def _told(trial: KnownTrial, space: SearchSpace, budget_tokens: int) -> KnownTri
     if any(value != ours[name] for name, value in asdict(trial.config).items() if name not in SEARCHED_OR_DERIVED):
         return None
     told = replace(trial, trial_id=-1 - trial.trial_id, point=point)
-    if trial.status == "completed" and budget_tokens < space.budget_tokens:
+    if trial.status == "completed" and trial.val_loss is not None and budget_tokens < space.budget_tokens:
         return replace(told, status="stopped", losses=(*trial.losses, (budget_tokens, objective(trial.val_loss))))
     return told
 
 
-def write_lessons(study: Study, lessons: WarmStart) -> None:
-    """Keep the lessons in the study: it is resumed from its own files. Raises OSError."""
-    write_document(_path(study), asdict(lessons))
+def write_warm_start(study: Study, warm_start: WarmStart) -> None:
+    """Keep the warm start in the study: it is resumed from its own files. Raises OSError."""
+    write_document(_path(study), asdict(warm_start))
 
 
 def read_warm_start(study: Study) -> WarmStart | None:
-    """Return the lessons that the study was begun with, if any. Raises UserError when the file is damaged."""
-    return read_document(_path(study), _parse, what="a study's lessons", again="start a new study")
+    """Return the warm start that the study was begun with, if any. Raises UserError when the file is damaged."""
+    return read_document(_path(study), _parse, what="a study's warm start", again="start a new study")
 
 
 def _path(study: Study) -> Path:

@@ -1,12 +1,14 @@
 """Workload: which trials run, and the protocol that they share; all that the engine needs of a space or a plan."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Any
 
 from results.study.planned_run import PlannedRun
 from search.tune.history import NO_HISTORY, History, KnownTrial
-from search.tune.optuna_searcher import ListSearcher, SpaceSearcher
+from search.tune.optuna_searcher import SpaceSearcher, TrialSearcher
+from search.tune.trial_log import TrialLog
 from spaces.space import SearchSpace
 from trainable.config import TrialConfig
 from trainable.rows import RANKED_PURPOSES
@@ -16,21 +18,17 @@ from trainable.rows import RANKED_PURPOSES
 class Workload:
     """Trials to run into one study."""
 
-    searcher: SpaceSearcher | ListSearcher
+    searcher: TrialSearcher
+    """Its log holds what is known of the trials, and is carried on as they run."""
     trials_count: int
     milestones_tokens: tuple[int, ...]
     """Every trial is evaluated at each; the last is the budget."""
     baseline: TrialConfig
-    """A run of it, on whatever seed, is ended by nothing but a loss that is no number."""
-    rung_tokens: tuple[int, ...] = ()
-    """Where the scheduler may stop a trial; nowhere by default."""
-    reduction_factor: int = 3
+    """A run of it, on whatever seed, is ended by nothing but a non-finite loss."""
     runs: Mapping[int, PlannedRun] = field(default_factory=dict)
     """Those that are decided already, by trial_id; none where the searcher proposes."""
     baseline_trial_id: int | None = None
     """Of the search's baseline, which is the first that the searcher ever proposes."""
-    known: Sequence[KnownTrial] = ()
-    """What the rungs know already."""
 
     def planned_run(self, handed_out: Mapping[str, Any]) -> PlannedRun:
         """Return what the searcher handed out ("trial_id", "trial", "point") as a run with its purpose."""
@@ -55,24 +53,29 @@ class Workload:
         return row["trial_id"] in self.runs if self.runs else row["purpose"] == "search"
 
 
-def space_workload(space: SearchSpace, past: History = NO_HISTORY) -> Workload:
-    """Return what is left of the search of a space: all of it where there is no past."""
-    return Workload(
-        searcher=SpaceSearcher(space, seed=space.baseline.seed, past=past),
-        trials_count=space.trials - sum(trial.ended for trial in past.trials),
-        milestones_tokens=space.evaluation_tokens(),
-        baseline=space.baseline,
+def space_workload(space: SearchSpace, history: History = NO_HISTORY) -> Workload:
+    """Return what is left of the search of a space: all of it where there is no history."""
+    baseline = space.baseline
+    log = TrialLog(
+        history.trials,
         rung_tokens=space.rung_tokens(),
         reduction_factor=space.scheduler.reduction_factor,
-        known=(*past.lessons, *past.trials),
-        baseline_trial_id=past.trials[0].trial_id if past.trials else past.next_trial_id,
+        is_baseline=lambda config: replace(config, seed=baseline.seed) == baseline,
+    )
+    return Workload(
+        searcher=SpaceSearcher(space, log, seed=baseline.seed, history=history),
+        trials_count=space.trials - sum(trial.ended for trial in log.trials),
+        milestones_tokens=space.evaluation_tokens(),
+        baseline=baseline,
+        baseline_trial_id=next(number for number in count() if number not in history.other_ids),
     )
 
 
 def list_workload(runs: Sequence[PlannedRun], *, baseline: TrialConfig, milestones_tokens: tuple[int, ...]) -> Workload:
     """Return the full-length run of configurations that are already decided."""
+    trials = [KnownTrial(trial_id=run.trial_id, status="interrupted", config=run.config, point=None) for run in runs]
     return Workload(
-        searcher=ListSearcher({run.trial_id: run.config for run in runs}),
+        searcher=TrialSearcher(TrialLog(trials)),
         runs={run.trial_id: run for run in runs},
         trials_count=len(runs),
         milestones_tokens=milestones_tokens,

@@ -17,12 +17,12 @@ from tokenizers import Tokenizer
 from transformers import GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerFast
 
 from trainable.config import TrialConfig
-from trainable.data.corpus import text_fingerprint
 from trainable.data.embedded_text import docstrings, language_reference
 from trainable.data.tokens import Corpus, load_corpus, train_tokenizer
 from trainable.device.device import keep_freed_pages
 from trainable.evaluation import EvalProtocol, eval_windows, evaluate
 from trainable.loop import train
+from trainable.model.fingerprint import file_fingerprint
 from trainable.model.model_names import PRESETS, SHIPPED
 from trainable.preflight.overlap import measure_overlap
 from trainable.rows import MetricsRow, Verdict
@@ -83,7 +83,7 @@ def main(folder: Path) -> None:
             python=platform.python_version(),
             mb=files["docstrings"].stat().st_size / 1e6,
             tokens=len(corpora["docstrings"].tokens),
-            fingerprint=text_fingerprint([files["docstrings"]])[:16],
+            fingerprint=file_fingerprint(files["docstrings"])[:16],
             steps=CONFIG.training_steps,
             batch=CONFIG.batch_size,
             block=CONFIG.block_size,

@@ -160,7 +160,7 @@ def test_a_trial_that_is_not_there(study: Study, make_trial: Callable[..., dict[
 @pytest.mark.parametrize(
     ("changes", "pretrained"),
     [
-        ({"model": "tiny"}, False),
+        ({"model": "tiny-scratch"}, False),
         ({"model": "gpt2"}, True),
         ({"model": "./folder"}, None),
         ({"model": "gpt2", "checkpoint_path": "/x.pt"}, None),

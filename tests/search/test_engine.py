@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -87,7 +88,8 @@ def test_a_winners_checkpoint_is_kept_and_a_confirmations_own_is_not(tmp_path: P
 
 def test_fit_is_left_between_two_rounds_once_a_signal_came() -> None:
     interrupts = Interrupts()
-    leave = StopOnSignal(interrupts, SimpleNamespace(storage_error=None))  # type: ignore[arg-type]
+    recorder: Any = SimpleNamespace(storage_error=None)
+    leave = StopOnSignal(interrupts, recorder, None, say=lambda line: None)
     with interrupts:
         leave.on_step_end(iteration=1, trials=[])
         os.kill(os.getpid(), signal.SIGTERM)
@@ -95,6 +97,34 @@ def test_fit_is_left_between_two_rounds_once_a_signal_came() -> None:
         with pytest.raises(KeyboardInterrupt):
             leave.on_step_end(iteration=2, trials=[])
     assert leave.__getstate__() == {}
+
+
+def test_running_trials_are_asked_to_save_before_fit_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupts, said = Interrupts(), list[str]()
+    recorder: Any = SimpleNamespace(storage_error=None)
+    trials = [SimpleNamespace(trial_id=name, status="RUNNING") for name in "ab"]
+    asked = tmp_path / "ray" / "leave"
+    leave = StopOnSignal(interrupts, recorder, asked, say=said.append)
+    leave.on_step_end(iteration=1, trials=trials)
+    assert not asked.exists()
+    interrupts.code = 130
+    leave.on_step_end(iteration=2, trials=trials)
+    assert asked.exists()
+    leave.on_trial_result(iteration=2, trials=trials, trial=trials[0], result={"left": True})
+    leave.on_trial_result(iteration=2, trials=trials, trial=trials[1], result={"left": False})
+    leave.on_step_end(iteration=3, trials=trials)
+    trials[1].status = "TERMINATED"
+    with pytest.raises(KeyboardInterrupt):
+        leave.on_step_end(iteration=4, trials=trials)
+    assert said == ["saving 2 running trials ..."]
+    # A trial that never answers is not waited for for ever.
+    patient = StopOnSignal(interrupts, recorder, asked, say=said.append)
+    trials[1].status = "RUNNING"
+    patient.on_step_end(iteration=1, trials=trials)
+    now = time.monotonic() + 1000
+    monkeypatch.setattr("search.tune.engine.time.monotonic", lambda: now)
+    with pytest.raises(KeyboardInterrupt):
+        patient.on_step_end(iteration=2, trials=trials)
 
 
 MakeTrial = Callable[..., SearchTrial]
@@ -112,6 +142,7 @@ def make_config(spec: Any, tmp_path: Path) -> Callable[..., dict[str, Any]]:
             "milestones_tokens": (100, 200, BUDGET_TOKENS),
             "checkpoint_root": str(tmp_path / "checkpoints"),
             "checkpoint_interval_s": 1e9,
+            "leave_path": None,
             "evaluation_timeout_s": 600.0,
             "threads": 1,
         }
@@ -155,9 +186,49 @@ def test_a_trial_has_its_last_checkpoint_and_until_its_end_is_written_down_the_o
     make_trial: MakeTrial, tmp_path: Path
 ) -> None:
     results = to_the_end(make_trial(checkpoint_interval_s=0.0))
-    assert [result["saved"] for result in results] == [True] * 4
+    # Nothing is saved at step 0; every step after it is, between the evaluations too.
+    assert [(result["optimizer_steps"], result["saved"]) for result in results] == [(0, False)] + [
+        (step, True) for step in range(1, 9)
+    ]
     names = sorted(path.name for path in (tmp_path / "checkpoints" / "1").iterdir())
-    assert names == ["step_00000006.pt", "step_00000008.pt"]
+    assert names == ["step_00000007.pt", "step_00000008.pt"]
+
+
+def test_a_trial_cut_off_between_two_evaluations_goes_on_as_if_it_had_not_been(make_trial: MakeTrial) -> None:
+    whole = to_the_end(make_trial(trial_id=1))
+    cut = make_trial(trial_id=2, checkpoint_interval_s=0.0)
+    first = [cut.step() for _ in range(6)]
+    cut.cleanup()
+    assert first[-1]["optimizer_steps"] == 5
+    assert (first[-1]["metrics"], first[-1]["objective"]) == (None, whole[1]["objective"])
+    again = to_the_end(make_trial(trial_id=2))
+    assert [result["optimizer_steps"] for result in again] == [6, 8]
+    seen = [row for result in (*first, *again) for row in result["steps"]]
+    losses = [(row["optimizer_steps"], row["train_loss"], row["grad_norm"]) for row in seen]
+    assert losses == [
+        (row["optimizer_steps"], row["train_loss"], row["grad_norm"]) for result in whole for row in result["steps"]
+    ]
+    for mine, other in zip((*first[:1], first[3], *again), whole, strict=True):
+        for name in ("optimizer_steps", "val_loss", "train_loss", "grad_norm", "learning_rate"):
+            assert mine["metrics"][name] == pytest.approx(other["metrics"][name], abs=0, nan_ok=True), name
+
+
+def test_a_trial_saves_at_its_next_step_when_the_study_is_left(make_trial: MakeTrial, tmp_path: Path) -> None:
+    leave = tmp_path / "leave"
+    trial = make_trial(leave_path=leave)
+    assert (trial.step()["left"], trial.step()["saved"]) == (False, False)
+    leave.touch()
+    asked = trial.step()
+    assert (asked["optimizer_steps"], asked["saved"], asked["left"], asked["metrics"]) == (4, True, True, None)
+    # It is on disk when it says so, and asked once.
+    assert [path.name for path in (tmp_path / "checkpoints" / "1").iterdir()] == ["step_00000004.pt"]
+    assert trial.step()["optimizer_steps"] == 6
+
+
+def test_a_trial_that_has_not_begun_has_nothing_to_save(make_trial: MakeTrial, tmp_path: Path) -> None:
+    (tmp_path / "leave").touch()
+    first = make_trial(leave_path=tmp_path / "leave").step()
+    assert (first["optimizer_steps"], first["saved"], first["left"]) == (0, False, True)
 
 
 def test_a_reused_process_trains_as_a_new_one_does(
@@ -175,10 +246,10 @@ def test_a_reused_process_trains_as_a_new_one_does(
 def test_a_trial_started_again_goes_on_from_its_checkpoint_exactly(make_trial: MakeTrial, tmp_path: Path) -> None:
     whole = to_the_end(make_trial(trial_id=1))
     first = make_trial(trial_id=2, checkpoint_interval_s=0.0)
-    for _ in range(3):
-        first.step()
+    while first.step()["tokens_seen"] < 192:
+        pass
     first.cleanup()
-    again = to_the_end(make_trial(trial_id=2, checkpoint_interval_s=0.0))
+    again = to_the_end(make_trial(trial_id=2))
     assert [result["tokens_seen"] for result in again] == [192, 256]
     assert again[0]["objective"] == whole[2]["objective"]
     assert again[-1]["objective"] == whole[-1]["objective"]

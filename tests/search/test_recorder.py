@@ -14,11 +14,12 @@ from results.study.folder import Study
 from results.study.ledger import Ledger
 from results.study.planned_run import PlannedRun
 from search.terminal.live_view import StudyView
-from search.tune.asha import TokenASHA
+from search.tune.history import KnownTrial
 from search.tune.recorder import StudyRecorder
+from search.tune.trial_log import TrialLog
 from trainable.checkpoint.checkpoint_store import CheckpointStore
 from trainable.config import DOCUMENTED, TrialConfig
-from trainable.rows import MetricsRow, StepRow, Verdict
+from trainable.rows import MetricsRow, StepRow, TrialStatus, Verdict
 
 
 class Recording:
@@ -32,11 +33,11 @@ class Recording:
         view = StudyView(study=self.study, ledger=self.ledger, budget_tokens=1000, trials_planned=4, console=console)
         self.completed: list[int] = []
         self.oom_kills = 0
-        scheduler = TokenASHA(rung_tokens=(100, 300), reduction_factor=3)
-        self.avoided: list[TrialConfig] = []
+        begun = [KnownTrial(trial_id=n, status="running", config=DOCUMENTED, point=None) for n in range(5)]
+        self.known = TrialLog(begun, rung_tokens=(100, 300))
         self.recorder = StudyRecorder(
             self.ledger,
-            scheduler,
+            self.known,
             view,
             planned_run=lambda handed_out: PlannedRun(
                 trial_id=handed_out["trial_id"],
@@ -46,7 +47,6 @@ class Recording:
             ),
             checkpoints_of=lambda trial_id: CheckpointStore(root=str(folder / "checkpoints"), trial_id=trial_id),
             on_completed=self.completed.append,
-            on_out_of_memory=self.avoided.append,
             evaluation_timeout_s=3600.0,
             oom_kills=lambda: self.oom_kills,
         )
@@ -133,6 +133,7 @@ def test_a_trial_from_its_start_to_its_end(recording: Recording) -> None:
     assert (row["status"], row["val_loss"], row["rung"], row["tokens_seen"]) == ("completed", 4.0, 1, 1000)
     assert row["ended_at"] is not None
     assert recording.completed == [0]
+    assert (recording.known[0].status, recording.known[0].val_loss) == ("completed", 4.0)
     assert len(recording.study.metrics()) == 3
     assert "baseline completed: val loss 4.0000" in recording.log
 
@@ -144,6 +145,7 @@ def test_a_trial_that_the_scheduler_ends_is_stopped(recording: Recording) -> Non
     assert recording.row(1)["status"] == "stopped"
     assert recording.row(1)["is_baseline"] is False
     assert recording.completed == []
+    assert (recording.known[1].status, recording.known[1].val_loss) == ("stopped", 5.0)
     assert "trial 1 stopped at 10% of the budget: val loss 5.0000, not among the best at rung 0" in recording.log
 
 
@@ -251,7 +253,7 @@ def test_a_worker_that_the_system_killed_for_memory_is_told_apart(recording: Rec
     recording.oom_kills += killed_meanwhile
     recording.fail(trial, None)
     assert recording.row(1)["status"] == ("out_of_memory" if killed_meanwhile else "failed")
-    assert recording.avoided == ([DOCUMENTED] if killed_meanwhile else [])
+    assert recording.known[1].status == recording.row(1)["status"]
 
 
 def test_a_kill_before_the_trial_began_is_not_its_own(recording: Recording) -> None:
@@ -259,6 +261,33 @@ def test_a_kill_before_the_trial_began_is_not_its_own(recording: Recording) -> N
     recording.oom_kills += 1
     recording.fail(recording.start(2), None)
     assert recording.row(2)["status"] == "failed"
+
+
+@pytest.mark.parametrize("status", ["completed", "unstable", "running"])
+def test_a_row_ends_at_the_rung_whose_verdict_came_after_its_trial_had_gone_on(
+    recording: Recording, status: TrialStatus
+) -> None:
+    """What it trained beyond stays as its cost, and its evaluations there are gone."""
+    first, second = recording.start(0), recording.start(1)
+    for tokens, loss in ((0, 7.0), (100, 6.0), (300, 5.0)):
+        recording.report(second, metrics=metrics(tokens, loss), fidelity_tokens=tokens)
+        recording.known.evaluate(1, tokens, loss)
+    verdict = asdict(Verdict(reason="nonfinite", step=40, evidence="")) if status == "unstable" else None
+    last = {"tokens_seen": 400, "optimizer_steps": 40, "verdict": verdict}
+    if status != "running":
+        recording.report(second, status=status, done=True, **last)
+        assert recording.row(1)["status"] == status
+    recording.known.evaluate(0, 100, 5.5)
+    recording.report(first, metrics=metrics(100, 5.5), fidelity_tokens=100)
+    if status == "running":
+        assert recording.row(1)["status"] == "running"
+        recording.report(second, metrics=metrics(400, 4.0), fidelity_tokens=300, **last)
+        recording.recorder.on_trial_complete(iteration=1, trials=[second], trial=second)
+    row = recording.row(1)
+    assert (row["status"], row["verdict"], row["rung"], row["val_loss"]) == ("stopped", None, 0, 6.0)
+    assert (row["best_val_loss"], row["tokens_seen"], row["optimizer_steps"]) == (6.0, 400, 40)
+    assert [one["val_loss"] for one in recording.study.metrics() if one["trial_id"] == 1] == [7.0, 6.0]
+    assert recording.log.count("trial 1 stopped") == 1
 
 
 def test_ray_may_pickle_it_and_gets_nothing(recording: Recording) -> None:

@@ -256,7 +256,7 @@ def test_the_document_is_enough_to_run_the_study_again(searched: Any, trials: li
     assert document["scheduler"]["reduction_factor"] == 2
     assert document["seed"] == 0
     assert document["settings"]["pins"] == {}
-    assert document["model"] == "tiny"
+    assert document["model"] == "tiny-scratch"
     assert document["checkpoint_path"] is None
     assert document["device"]["type"] == "cpu"
     assert document["device"]["slots"] == 2

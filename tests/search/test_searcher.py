@@ -3,22 +3,23 @@
 import json
 import warnings
 import zlib
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 import optuna
 import pytest
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
+from results.study.planned_run import PlannedRun
 from search.tune.asha import TokenASHA
-from search.tune.history import NO_HISTORY, History, KnownTrial, known_trials
-from search.tune.optuna_searcher import ListSearcher, SpaceSearcher
+from search.tune.history import NO_HISTORY, History, KnownTrial, WarmStart, known_trials
+from search.tune.optuna_searcher import SpaceSearcher, told_as
+from search.tune.trial_log import TrialLog
+from search.tune.workload import list_workload, space_workload
 from spaces.read.load import load_space, space_from_tables
 from spaces.space import SearchSpace
 from trainable.config import BEFORE, DOCUMENTED, TrialConfig, config_from
-from trainable.fidelity import PENALTY_NATS
 
 SEARCH = {
     "batch_size": {"choice": [2, 4, 8]},
@@ -43,7 +44,12 @@ def make_space(searcher: str = "tpe", *, trials: int = 12) -> SearchSpace:
 
 
 def propose(searcher: SpaceSearcher, count: int) -> list[dict[str, Any]]:
-    return [propose_one(searcher, number) for number in range(count)]
+    """Return the next proposals; each trial fails at once, from which nothing is learned."""
+    proposals = []
+    for number in range(count):
+        proposals.append(propose_one(searcher, number))
+        searcher.log.end(proposals[-1]["trial_id"], "failed", None)
+    return proposals
 
 
 def propose_one(searcher: SpaceSearcher, number: int) -> dict[str, Any]:
@@ -52,21 +58,14 @@ def propose_one(searcher: SpaceSearcher, number: int) -> dict[str, Any]:
     return proposal
 
 
-def result(status: str, objective: float, tokens: int) -> dict[str, Any]:
-    """A result as Ray hands it on, as far as a searcher reads it."""
-    return {"status": status, "objective": objective, "fidelity_tokens": tokens, "training_iteration": 99}
-
-
-def optunas(searcher: SpaceSearcher) -> Sequence[FrozenTrial]:
-    study: optuna.Study = searcher._ot_study
-    trials: Sequence[FrozenTrial] = study.get_trials(deepcopy=False)
-    return trials
+def make_searcher(space: SearchSpace, *, seed: int = 0, history: History = NO_HISTORY) -> SpaceSearcher:
+    return SpaceSearcher(space, TrialLog(history.trials), seed=seed, history=history)
 
 
 @pytest.mark.parametrize("name", ["tpe", "random"])
 def test_the_first_trial_is_the_baseline_and_they_are_numbered(name: str) -> None:
     space = make_space(name)
-    proposals = propose(SpaceSearcher(space, seed=0), 12)
+    proposals = propose(make_searcher(space), 12)
     assert [proposal["trial_id"] for proposal in proposals] == list(range(12))
     assert proposals[0]["trial"] == asdict(space.baseline)
     assert all(asdict(TrialConfig(**proposal["trial"])) == proposal["trial"] for proposal in proposals)
@@ -75,18 +74,16 @@ def test_the_first_trial_is_the_baseline_and_they_are_numbered(name: str) -> Non
 
 @pytest.mark.parametrize("name", ["tpe", "random"])
 def test_a_conditional_parameter_is_asked_for_only_when_it_is_active(name: str) -> None:
-    searcher = SpaceSearcher(make_space(name), seed=0)
-    propose(searcher, 12)
-    schedules = [trial.params["lr_schedule"] for trial in optunas(searcher)]
-    assert set(schedules) == {"constant", "warmup_cosine"}
-    for trial in optunas(searcher):
-        assert ("warmup_frac" in trial.params) == (trial.params["lr_schedule"] == "warmup_cosine")
-        assert set(trial.params) | {"warmup_frac"} == set(SEARCH)
+    points = [proposal["point"] for proposal in propose(make_searcher(make_space(name)), 12)]
+    assert {point["lr_schedule"] for point in points} == {"constant", "warmup_cosine"}
+    for point in points:
+        assert ("warmup_frac" in point) == (point["lr_schedule"] == "warmup_cosine")
+        assert set(point) | {"warmup_frac"} == set(SEARCH)
 
 
 def test_proposals_lie_in_their_domains() -> None:
     space = make_space("random")
-    for proposal in propose(SpaceSearcher(space, seed=5), 30):
+    for proposal in propose(make_searcher(space, seed=5), 30):
         config = TrialConfig(**proposal["trial"])
         assert config.batch_size in (2, 4, 8)
         assert config.grad_accum_steps in (1, 2, 3)
@@ -99,13 +96,13 @@ def test_proposals_lie_in_their_domains() -> None:
 @pytest.mark.parametrize("name", ["tpe", "random"])
 def test_the_same_seed_and_endings_propose_the_same(name: str) -> None:
     def proposals_of(seed: int) -> list[dict[str, Any]]:
-        searcher = SpaceSearcher(make_space(name), seed=seed)
+        searcher = make_searcher(make_space(name), seed=seed)
         proposals = []
         for number in range(12):
             proposal = propose_one(searcher, number)
             proposals.append(proposal)
             loss = 5.0 - proposal["trial"]["learning_rate"] * 10
-            searcher.on_trial_complete(f"t{number}", result("completed", loss, 12_800))
+            searcher.log.end(number, "completed", loss)
         return proposals
 
     assert proposals_of(0) == proposals_of(0)
@@ -113,92 +110,109 @@ def test_the_same_seed_and_endings_propose_the_same(name: str) -> None:
     assert proposals_of(0)[0] == proposals_of(1)[0]
 
 
+def ended(status: Any, *, val_loss: float | None = 6.5) -> KnownTrial:
+    space = make_space()
+    return KnownTrial(
+        trial_id=1,
+        status=status,
+        config=space.baseline,
+        point=space.baseline_params(),
+        losses=((0, 7.5), (1600, 7.0)),
+        val_loss=val_loss,
+    )
+
+
 def test_a_completed_trial_is_told_its_loss() -> None:
-    searcher = SpaceSearcher(make_space(), seed=0)
-    propose(searcher, 1)
-    searcher.on_trial_result("t0", result("running", 7.5, 0))
-    searcher.on_trial_result("t0", result("running", 6.0, 3200))
-    searcher.on_trial_complete("t0", result("completed", 5.25, 12_800))
-    [told] = optunas(searcher)
-    assert told.state is TrialState.COMPLETE
-    assert told.value == 5.25
-    assert told.intermediate_values == {0: 7.5, 3200: 6.0}
+    told = told_as(ended("completed"), make_space())
+    assert told is not None
+    assert (told.state, told.value) == (TrialState.COMPLETE, 6.5)
 
 
-def test_a_stopped_trial_is_pruned_with_its_losses_by_tokens_the_last_one_too() -> None:
-    """Ray hands a searcher every result but the one at which the scheduler stops a trial."""
-    searcher = SpaceSearcher(make_space(), seed=0)
-    propose(searcher, 1)
-    searcher.on_trial_result("t0", result("running", 7.5, 0))
-    searcher.on_trial_complete("t0", result("running", 7.25, 1423))
-    [told] = optunas(searcher)
-    assert told.state is TrialState.PRUNED
-    assert told.intermediate_values == {0: 7.5, 1423: 7.25}
+def test_a_stopped_trial_is_pruned_at_its_last_loss_by_tokens() -> None:
+    told = told_as(ended("stopped"), make_space())
+    assert told is not None
+    assert (told.state, told.intermediate_values) == (TrialState.PRUNED, {1600: 7.0})
 
 
-def test_a_trial_that_went_back_to_its_checkpoint_is_not_told_twice() -> None:
-    searcher = SpaceSearcher(make_space(), seed=0)
-    propose(searcher, 1)
-    for tokens, loss in ((0, 7.5), (3200, 6.0), (0, 7.5), (3200, 6.0), (6400, 5.5)):
-        searcher.on_trial_result("t0", result("running", loss, tokens))
-    [told] = optunas(searcher)
-    assert told.intermediate_values == {0: 7.5, 3200: 6.0, 6400: 5.5}
-
-
-@pytest.mark.parametrize("status", ["unstable", "out_of_memory"])
-def test_a_trial_that_broke_is_told_a_bad_and_finite_value(status: str) -> None:
-    searcher = SpaceSearcher(make_space(), seed=0)
-    propose(searcher, 2)
-    searcher.on_trial_result("t1", result("running", 7.5, 0))
-    searcher.on_trial_complete("t1", result(status, PENALTY_NATS, 0))
-    told = optunas(searcher)[1]
-    assert told.state is TrialState.COMPLETE
-    assert told.value == PENALTY_NATS == 1000.0
+@pytest.mark.parametrize(
+    ("status", "val_loss"),
+    [("unstable", 6.5), ("out_of_memory", None), ("completed", None), ("completed", float("nan"))],
+)
+def test_a_trial_without_a_loss_to_show_is_pruned_before_anything_was_measured(status: str, val_loss: Any) -> None:
+    told = told_as(ended(status, val_loss=val_loss), make_space())
+    assert told is not None
+    assert (told.state, told.value, told.intermediate_values) == (TrialState.PRUNED, None, {})
 
 
 def test_a_failed_trial_teaches_nothing() -> None:
-    searcher = SpaceSearcher(make_space(), seed=0)
-    propose(searcher, 1)
-    searcher.on_trial_complete("t0", None, error=True)
-    [told] = optunas(searcher)
-    assert told.state is TrialState.FAIL
-    assert told.value is None
+    assert told_as(ended("failed"), make_space()) is None
+
+
+@pytest.mark.parametrize("status", ["running", "interrupted"])
+def test_a_trial_under_way_is_told_as_running(status: str) -> None:
+    told = told_as(ended(status), make_space())
+    assert told is not None
+    assert (told.state, told.params) == (TrialState.RUNNING, make_space().baseline_params())
+
+
+def test_tpe_ranks_a_trial_that_broke_behind_every_stopped_one() -> None:
+    """By Optuna's own ranking: a penalty told as COMPLETE would stand before every PRUNED trial."""
+    from optuna.samplers._tpe.sampler import _split_trials
+
+    endings = ["unstable", "completed", "stopped", "out_of_memory", "stopped", "failed"]
+    study = optuna.create_study()
+    told = [told_as(ended(status), make_space()) for status in endings]
+    study.add_trials([trial for trial in told if trial is not None])
+    # Without the failed one: the completed one, the two stopped ones, then the two that broke.
+    for count, good in enumerate([{1}, {1, 2}, {1, 2, 4}], start=1):
+        below, above = _split_trials(study, study.trials, count)
+        assert {trial.number for trial in below} == good
+        assert len(above) == 5 - count
+
+
+def test_tpe_proposes_away_from_where_trials_break() -> None:
+    """All rates above 1e-3 diverge and those below are stopped."""
+    searcher = make_searcher(make_space(trials=40))
+    rates = []
+    for number in range(40):
+        rates.append(propose_one(searcher, number)["trial"]["learning_rate"])
+        if number == 0:
+            searcher.log.end(0, "completed", 6.0)
+        elif rates[-1] > 1e-3:
+            searcher.log.end(number, "unstable", None)
+        else:
+            searcher.log.evaluate(number, 1600, 7.0 + rates[-1])
+            searcher.log.end(number, "stopped", 7.0 - rates[-1])
+    assert sum(rate > 1e-3 for rate in rates[20:]) <= 5
 
 
 def test_tpe_goes_on_after_every_kind_of_ending() -> None:
-    searcher = SpaceSearcher(make_space(trials=40), seed=0)
-    endings = [
-        ("completed", 5.0, 12_800),
-        ("running", 6.0, 1423),
-        ("unstable", PENALTY_NATS, 0),
-        ("out_of_memory", PENALTY_NATS, 0),
-    ]
+    searcher = make_searcher(make_space(trials=40))
+    endings: list[Any] = ["completed", "stopped", "unstable", "out_of_memory", "failed"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for number in range(40):
-            assert searcher.suggest(f"t{number}") is not None
-            if number % 5 == 4:
-                searcher.on_trial_complete(f"t{number}", None, error=True)
-            else:
-                searcher.on_trial_complete(f"t{number}", result(*endings[number % 5]))
-    assert all(trial.state.is_finished() for trial in optunas(searcher))
+            # None is as large as those that run out of memory, so that the search goes on.
+            assert isinstance(searcher.suggest(f"t{number}"), dict)
+            searcher.log.evaluate(number, 0, 7.5)
+            searcher.log.end(number, endings[number % 5] if number % 5 != 3 else "unstable", 5.0)
 
 
 def test_tpe_learns_where_trials_do_well() -> None:
     """Loss falls with the rate here; past the random start the proposals move towards high rates."""
-    searcher = SpaceSearcher(make_space(trials=30), seed=0)
+    searcher = make_searcher(make_space(trials=30))
     rates = []
     for number in range(30):
         proposal = propose_one(searcher, number)
         rates.append(proposal["trial"]["learning_rate"])
-        searcher.on_trial_complete(f"t{number}", result("completed", 5.0 - 10 * rates[-1], 12_800))
+        searcher.log.end(number, "completed", 5.0 - 10 * rates[-1])
     start, end = sorted(rates[1:11]), sorted(rates[-10:])
     assert end[5] > 3 * start[5]
 
 
 def test_a_grid_hands_out_every_cell_once_the_baseline_first() -> None:
     space = load_space("before_after")
-    proposals = propose(SpaceSearcher(space, seed=0), space.trials)
+    proposals = propose(make_searcher(space), space.trials)
     assert space.trials == 16
     assert proposals[0]["trial"] == asdict(space.baseline)
     cells = [
@@ -215,32 +229,30 @@ def test_a_grid_hands_out_every_cell_once_the_baseline_first() -> None:
 
 
 def test_every_cell_of_the_grid_has_the_warm_up_of_its_schedule() -> None:
-    for proposal in propose(SpaceSearcher(load_space("before_after"), seed=0), 16):
+    for proposal in propose(make_searcher(load_space("before_after")), 16):
         config = TrialConfig(**proposal["trial"])
         share = 0.1 if config.lr_schedule == "warmup_cosine" else 0.0
         assert config.warmup_steps == round(share * config.training_steps)
 
 
 def test_a_list_is_handed_out_in_order_and_then_is_finished() -> None:
-    searcher = ListSearcher({0: DOCUMENTED, 1: BEFORE})
-    assert searcher.suggest("a") == {"trial_id": 0, "trial": asdict(DOCUMENTED)}
-    assert searcher.suggest("b") == {"trial_id": 1, "trial": asdict(BEFORE)}
+    runs = [
+        PlannedRun(trial_id=trial_id, config=config, purpose="confirmation")
+        for trial_id, config in ((7, DOCUMENTED), (9, BEFORE))
+    ]
+    searcher = list_workload(runs, baseline=DOCUMENTED, milestones_tokens=MILESTONES).searcher
+    nothing_else = {"point": None, "refusal": None}
+    assert searcher.suggest("a") == {"trial_id": 7, "trial": asdict(DOCUMENTED), **nothing_else}
+    assert searcher.suggest("b") == {"trial_id": 9, "trial": asdict(BEFORE), **nothing_else}
     searcher.on_trial_complete("a", None, error=True)
     assert searcher.suggest("c") == Searcher.FINISHED
     assert searcher.suggest("d") == Searcher.FINISHED
-
-
-def test_a_list_can_be_numbered_from_anywhere() -> None:
-    searcher = ListSearcher({7: BEFORE})
-    proposal = searcher.suggest("a")
-    assert isinstance(proposal, dict)
-    assert proposal["trial_id"] == 7
+    assert not searcher.exhausted
 
 
 def test_nothing_is_written_where_ray_saves_a_searcher(tmp_path: Any) -> None:
     path = tmp_path / "searcher.pkl"
-    SpaceSearcher(make_space(), seed=0).save(str(path))
-    ListSearcher({0: DOCUMENTED}).save(str(path))
+    make_searcher(make_space()).save(str(path))
     assert not path.exists()
 
 
@@ -273,15 +285,15 @@ class Life:
         }
         return space_from_tables(tables, name="small", path="small.toml")
 
-    def begin(self, past: History) -> None:
-        self.searcher = SpaceSearcher(self.space, seed=0, past=past)
-        self.scheduler = TokenASHA(rung_tokens=(1600, 6400), reduction_factor=3)
-        self.scheduler.replay((*past.lessons, *past.trials))
+    def begin(self, history: History) -> None:
+        workload = space_workload(self.space, history)
+        self.searcher, self.log = workload.searcher, workload.searcher.log
+        self.scheduler = TokenASHA(self.log)
 
     def die(self) -> None:
         """Forget all but the tables."""
         known = known_trials(self.rows, self.metrics, milestones_tokens=MILESTONES)
-        self.begin(History(trials=known, next_trial_id=len(self.rows)))
+        self.begin(History(trials=known))
 
     def trial(self, *, evaluations: int = 99, checkpoint: int = 0) -> bool:
         """Run the next trial, or go on with the one that was cut off, from its evaluation number `checkpoint`.
@@ -299,6 +311,10 @@ class Life:
         row = self.rows[number]
         assert config_from(row) == config
         assert json.loads(row["point"]) == proposal["point"]
+        if proposal["refusal"]:
+            row["status"] = "out_of_memory"
+            self.log.end(number, "out_of_memory", None)
+            return True
         for index, tokens in list(enumerate((0, *MILESTONES)))[checkpoint:]:
             if index == evaluations:
                 return True
@@ -308,14 +324,10 @@ class Life:
 
     def _evaluated(self, row: dict[str, Any], config: TrialConfig, tokens: int) -> bool:
         """Bring a trial to its next evaluation; return whether that is its end."""
-        status = self._broken(config) if tokens == 1600 else ""
+        status: Any = self._broken(config) if tokens == 1600 else ""
         if status:
-            failed = status == "failed"
-            told = None if failed else result(status, PENALTY_NATS, 0)
             row["status"] = status
-            if status == "out_of_memory":
-                self.searcher.avoid(config)
-            self.searcher.on_trial_complete(self.rays_name, told, error=failed)
+            self.log.end(row["trial_id"], status, None)
             return True
         loss = 9.0 - 60 * config.learning_rate * (1 + config.weight_decay) * tokens / 12_800 - config.batch_size / 97
         steps = tokens // config.tokens_per_step
@@ -326,13 +338,12 @@ class Life:
         row["val_loss"] = loss
         if tokens == MILESTONES[-1]:
             row["status"] = "completed"
-            self.searcher.on_trial_complete(self.rays_name, result("completed", loss, tokens))
+            self.log.end(row["trial_id"], "completed", loss)
             return True
         if not self.scheduler.goes_on(row["trial_id"], tokens, loss):
             row["status"] = "stopped"
-            self.searcher.on_trial_complete(self.rays_name, result("running", loss, tokens))
+            self.log.end(row["trial_id"], "stopped", loss)
             return True
-        self.searcher.on_trial_result(self.rays_name, result("running", loss, tokens))
         return False
 
     @staticmethod
@@ -365,7 +376,7 @@ def test_the_search_that_nothing_happens_to_has_every_ending(whole: Life) -> Non
 def same_search(life: Life, whole: Life) -> None:
     assert life.rows == whole.rows
     assert sorted(life.metrics, key=str) == sorted(whole.metrics, key=str)
-    assert life.scheduler.recorded == whole.scheduler.recorded
+    assert life.log.recorded == whole.log.recorded
 
 
 def test_a_search_that_died_between_two_trials_proposes_what_it_would_have_proposed(whole: Life) -> None:
@@ -413,8 +424,8 @@ def test_a_search_that_died_at_every_evaluation_ends_as_one_that_never_did(whole
 
 def test_several_that_were_cut_off_come_back_in_order_under_their_numbers_before_anything_new() -> None:
     space = make_space("random")
-    proposals = propose(SpaceSearcher(space, seed=0), 12)
-    past = History(
+    proposals = propose(make_searcher(space), 12)
+    history = History(
         trials=[
             known(proposals[0], "completed"),
             known(proposals[1], "interrupted"),
@@ -422,9 +433,9 @@ def test_several_that_were_cut_off_come_back_in_order_under_their_numbers_before
             known(proposals[3], "running"),
         ],
         # Two runs that confirm something have taken the numbers in between.
-        next_trial_id=6,
+        other_ids=(4, 5),
     )
-    again = propose(SpaceSearcher(space, seed=0, past=past), 10)
+    again = propose(make_searcher(space, history=history), 10)
     assert again[:2] == [proposals[1], proposals[3]]
     assert [one["trial_id"] for one in again[2:]] == list(range(6, 14))
     assert [one["point"] for one in again[2:]] == [one["point"] for one in proposals[4:]]
@@ -443,69 +454,158 @@ def known(proposal: dict[str, Any], status: Any) -> KnownTrial:
     )
 
 
-def test_a_past_is_told_as_it_would_have_been() -> None:
-    space = make_space("random")
-    proposals = propose(SpaceSearcher(space, seed=0), 5)
-    endings = ["completed", "stopped", "unstable", "out_of_memory", "failed"]
-    past = History(trials=[known(*pair) for pair in zip(proposals, endings, strict=True)], next_trial_id=5)
-    told = optunas(SpaceSearcher(space, seed=0, past=past))
-    assert [(trial.state, trial.value) for trial in told] == [
-        (TrialState.COMPLETE, 6.5),
-        (TrialState.PRUNED, 7.0),
-        (TrialState.COMPLETE, PENALTY_NATS),
-        (TrialState.COMPLETE, PENALTY_NATS),
-    ]
-    assert all(trial.intermediate_values == {0: 7.5, 1600: 7.0} for trial in told)
-    assert [trial.params for trial in told] == [proposal["point"] for proposal in proposals[:4]]
+@pytest.mark.parametrize("name", ["tpe", "random"])
+@pytest.mark.parametrize("ending", ["completed", "stopped", "unstable", "out_of_memory", "failed"])
+def test_after_each_ending_a_resumed_search_proposes_what_the_uninterrupted_one_does(name: str, ending: Any) -> None:
+    """Also where some still run: the sampler is told the very same trials."""
+    space = make_space(name, trials=30)
+    alive = make_searcher(space)
+    for number in range(14):
+        batch_size = propose_one(alive, number)["trial"]["batch_size"]
+        for tokens in (0, 1600):
+            alive.log.evaluate(number, tokens, 7.5 - number / 10)
+        if number < 12:
+            alive.log.end(number, ending if batch_size == 8 else "completed", 7.5 - number / 10)
+    assert ending in {trial.status for trial in alive.log.trials}
+    before = alive.log.trials
+    resumed = make_searcher(space, history=History(trials=before))
+    assert [one["trial_id"] for one in propose(resumed, 2)] == [12, 13]
+    # Those two are under way in both, and what is told of the others must not hang on who was asked when.
+    again = [propose_one(resumed, number) for number in range(14, 20)]
+    assert again == [propose_one(alive, number) for number in range(14, 20)]
 
 
-def test_lessons_are_told_and_take_no_place_in_the_order() -> None:
+def test_a_warm_start_is_told_and_takes_no_place_in_the_order() -> None:
     space = make_space("random")
-    proposals = propose(SpaceSearcher(space, seed=0), 12)
-    lesson = replace(known(proposals[7], "completed"), trial_id=-8)
+    proposals = propose(make_searcher(space), 12)
+    told = replace(known(proposals[7], "completed"), trial_id=-8)
     first = dict(proposals[5]["point"])
-    searcher = SpaceSearcher(space, seed=0, past=History(lessons=[lesson], first_points=[first]))
+    warm_start = WarmStart(source="x", told=[told], first_points=[first])
+    searcher = make_searcher(space, history=History(warm_start=warm_start))
     again = propose(searcher, 12)
     assert [one["trial_id"] for one in again] == list(range(12))
     assert again[0]["point"] == proposals[0]["point"]
     assert again[1]["point"] == first
-    # Each proposal of a random search depends on its place alone.
-    assert again[2:] == proposals[2:]
-    assert [trial.value for trial in optunas(searcher) if trial.state is TrialState.COMPLETE] == [6.5]
+    # Each proposal of a random search depends on its place alone; what has run already is not proposed again.
+    assert again[2:5] + again[6:] == proposals[2:5] + proposals[6:]
+    assert again[5]["point"] not in [one["point"] for one in proposals]
+
+
+def test_a_warm_start_moves_tpe_at_once() -> None:
+    """A source whose trials do better at higher rates: no random start is needed to know it."""
+    space = make_space()
+    source = propose(make_searcher(space, seed=1), 30)
+    told = [
+        replace(known(one, "completed"), trial_id=-1 - number, val_loss=7.0 - 10 * one["trial"]["learning_rate"])
+        for number, one in enumerate(source)
+    ]
+    warm_start = WarmStart(source="x", told=told)
+    rates = [
+        sorted(one["trial"]["learning_rate"] for one in propose(make_searcher(space, history=history), 9)[1:])[4]
+        for history in (History(warm_start=warm_start), NO_HISTORY)
+    ]
+    assert rates[0] > 3 * rates[1]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_small_space_of_choices_is_tried_whole_and_nothing_in_it_twice(seed: int) -> None:
+    tables: dict[str, Any] = {
+        "trials": 30,
+        "baseline": {"batch_size": 4, "block_size": 32, "learning_rate": 1e-3},
+        "budget": {"tokens": 12_800},
+        "evaluation": {"tokens": 256, "count": 4},
+        "searcher": {"name": "tpe"},
+        "search": {**GRID, "grad_accum_steps": {"int": [1, 3]}},
+    }
+    searcher = make_searcher(space_from_tables(tables, name="small", path="small.toml"), seed=seed)
+    configs = []
+    while isinstance(proposal := searcher.suggest("t"), dict):
+        configs.append(TrialConfig(**proposal["trial"]))
+        searcher.log.end(proposal["trial_id"], "completed", configs[-1].learning_rate)
+    assert proposal == Searcher.FINISHED
+    assert len(set(configs)) == len(configs) == 27
+    assert searcher.exhausted
 
 
 @pytest.mark.parametrize("name", ["tpe", "random"])
-@pytest.mark.parametrize("from_the_past", [True, False])
-def test_no_shape_as_large_as_one_that_ran_out_of_memory_is_proposed_again(name: str, from_the_past: bool) -> None:
-    space = make_space(name)
-    proposals = propose(SpaceSearcher(space, seed=0), 12)
+def test_no_shape_as_large_as_one_that_ran_out_of_memory_is_proposed_again_once_that_is_known(name: str) -> None:
+    space = make_space(name, trials=21)
+    proposals = propose(make_searcher(space), 12)
     large = next(one for one in proposals[1:] if one["trial"]["batch_size"] == 4)
-    if from_the_past:
-        ran_out = known({**large, "trial_id": 1}, "out_of_memory")
-        past = History(trials=[known(proposals[0], "completed"), ran_out], next_trial_id=2)
-        searcher = SpaceSearcher(space, seed=0, past=past)
-    else:
-        searcher = SpaceSearcher(space, seed=0)
-        propose_one(searcher, 99)
-        searcher.avoid(TrialConfig(**large["trial"]))
-    again = propose(searcher, 20)
-    assert {one["trial"]["batch_size"] for one in again} == {2}
-    assert [one["trial_id"] for one in again] == list(range(again[0]["trial_id"], again[0]["trial_id"] + 20))
+    ran_out = known({**large, "trial_id": 1}, "out_of_memory")
+    searcher = make_searcher(space, history=History(trials=[known(proposals[0], "completed"), ran_out]))
+    again = propose(searcher, 19)
+    assert [one["trial_id"] for one in again] == list(range(2, 21))
+    # A third of the trials may be under way before one's end is used, whatever the number of slots.
+    assert {one["trial"]["batch_size"] for one in again[6:]} == {2}
+    assert {one["trial"]["batch_size"] for one in again[:6]} > {2}
 
 
 def test_a_search_with_no_shape_left_is_over() -> None:
     space = make_space("random")
-    searcher = SpaceSearcher(space, seed=0)
-    assert propose_one(searcher, 0)["trial"] == asdict(space.baseline)
-    searcher.avoid(TrialConfig(batch_size=1, block_size=2))
+    trials = [known(one, "completed") for one in propose(make_searcher(space), 10)]
+    trials[1] = replace(trials[1], status="out_of_memory", config=replace(space.baseline, batch_size=1))
+    searcher = make_searcher(space, history=History(trials=trials))
     assert searcher.suggest("t1") == Searcher.FINISHED
+    assert searcher.exhausted
 
 
-def test_a_grid_leaves_out_the_cells_that_are_too_large_and_ends() -> None:
-    life = Life("grid")
-    life.searcher.avoid(TrialConfig(batch_size=4, block_size=32))
-    proposals = propose(life.searcher, 7)
-    # The baseline, at 4 itself, comes all the same.
-    assert proposals[0]["trial"] == asdict(life.space.baseline)
-    assert [one["trial"]["batch_size"] for one in proposals[1:]] == [2] * 6
-    assert life.searcher.suggest("one more") == Searcher.FINISHED
+def test_a_proposal_waits_for_what_it_is_made_from_and_for_nothing_else() -> None:
+    """The first rung, or the end before it, of all numbered eight before and more; the end of those 24 before."""
+    workload = space_workload(make_space(trials=40))
+    searcher, log = workload.searcher, workload.searcher.log
+    for number in range(8):
+        assert isinstance(searcher.suggest("t"), dict), number
+    assert searcher.suggest("t") is None
+    log.end(3, "failed", None)
+    assert searcher.suggest("t") is None
+    log.evaluate(0, make_space().rung_tokens()[0], 5.0)
+    for number in range(1, 8):
+        log.end(number, "failed", None)
+    for number in range(8, 24):
+        assert isinstance(searcher.suggest("t"), dict), number
+        log.end(number, "failed", None)
+    # 24 numbers after the baseline its end is part of what is known.
+    assert searcher.suggest("t") is None
+    log.end(0, "completed", 4.0)
+    assert isinstance(searcher.suggest("t"), dict)
+
+
+def test_a_number_that_was_given_out_right_before_a_kill_is_given_again_first() -> None:
+    space = make_space("random")
+    proposals = propose(make_searcher(space), 6)
+    trials = [known(one, "completed") for number, one in enumerate(proposals) if number not in (0, 4)]
+    again = propose(make_searcher(space, history=History(trials=trials)), 3)
+    assert again[:2] == [proposals[0], proposals[4]]
+    assert again[2]["trial_id"] == 6
+
+
+def test_a_grid_has_a_row_for_every_cell_and_does_not_run_those_that_are_too_large() -> None:
+    searcher = make_searcher(Life("grid").space)
+    proposals: list[dict[str, Any]] = []
+    while isinstance(proposal := searcher.suggest("t"), dict):
+        searcher.log.end(len(proposals), "completed" if proposals else "out_of_memory", 5.0)
+        proposals.append(proposal)
+    # The baseline itself ran out of memory; six cells on that is known, and its batch and larger ones are refused.
+    assert proposals[0]["trial"]["batch_size"] == 4
+    assert len({str(one["point"]) for one in proposals}) == len(proposals) == 18
+    for number, one in enumerate(proposals):
+        assert (one["refusal"] is not None) == (number >= 6 and one["trial"]["batch_size"] >= 4)
+    assert {one["refusal"] for one in proposals} == {None, "not run: as large as trial 0, which ran out of memory"}
+    assert not searcher.exhausted
+
+
+def test_a_resumed_grid_runs_every_cell_once() -> None:
+    """Those that were cut off under their own number, also where confirmation runs have taken the numbers after."""
+    space = Life("grid").space
+    proposals = propose(make_searcher(space), 7)
+    statuses = ["completed", "interrupted", "stopped", "running", "failed", "unstable", "interrupted"]
+    trials = [known(*pair) for pair in zip(proposals, statuses, strict=True)]
+    searcher = make_searcher(space, history=History(trials=trials, other_ids=range(7, 12)))
+    rest = []
+    while isinstance(proposal := searcher.suggest("t"), dict):
+        searcher.log.end(proposal["trial_id"], "failed", None)
+        rest.append(proposal)
+    assert rest[:3] == [proposals[1], proposals[3], proposals[6]]
+    assert [one["trial_id"] for one in rest[3:]] == list(range(12, 23))
+    assert len({str(one["point"]) for one in (*proposals, *rest)}) == 18

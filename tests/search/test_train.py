@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from results.study.folder import Study
 from search.__main__ import main
@@ -66,6 +67,10 @@ def step_rows(ran: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
+def config_of(ran: dict[str, Any]) -> TrialConfig:
+    return TrialConfig(**{name: ran["trial"][name] for name in HYPERPARAMETERS})
+
+
 def checkpoints(ran: dict[str, Any]) -> list[Path]:
     return sorted(study_of(ran).checkpoint_dir(0).iterdir())
 
@@ -76,11 +81,15 @@ def test_a_run_from_its_start_to_its_end(train_one: Train) -> None:
     study = study_of(ran)
     assert [row["optimizer_steps"] for row in study.metrics()] == [0, 4, 8, 12]
     assert [row["optimizer_steps"] for row in step_rows(ran)] == list(range(1, 13))
+    # Of steps 4 and 8 the checkpoints were the best ones for a while.
     assert [path.name for path in checkpoints(ran)] == ["step_00000006.pt", "step_00000012.pt"]
     assert ran["trial"]["val_loss"] == study.metrics()[-1]["val_loss"]
+    best = checkpoints(ran)[-1]
+    assert ran["best_checkpoint"] == str(best)
+    assert f"lowest validation loss {ran['trial']['val_loss']:.4f} at step 12: {best}" in ran["log"]
     assert ran["trial"]["tokens_seen"] == 12 * 32
     document = study.document()
-    assert (document["kind"], document["model"], document["seed"]) == ("train", "tiny", 5)
+    assert (document["kind"], document["model"], document["seed"]) == ("train", "tiny-scratch", 5)
     assert document["evaluation"]["tokens"] == 256
 
 
@@ -108,6 +117,87 @@ def test_the_checkpoint_says_what_the_variables_do_not(
     trial = json.loads(capsys.readouterr().out)["trial"]
     assert (trial["batch_size"], trial["seed"], trial["training_steps"]) == (2, 5, 12)
     assert trial["val_loss"] == whole["trial"]["val_loss"]
+
+
+RATES = {"LR_SCHEDULE": "warmup_cosine", "WARMUP_STEPS": "2", "MIN_LR_FRAC": "0.1"}
+
+
+def test_a_schedule_that_is_stretched_is_told_with_its_rates(train_one: Train) -> None:
+    whole = train_one(STUDY="whole", **RATES)
+    last = str(checkpoints(whole)[-1])
+    longer = train_one(STUDY="longer", CHECKPOINT_PATH=last, RESUME_STEPS="12", **RATES)
+    now = step_rows(longer)[0]["learning_rate"]
+    assert now == learning_rate_at(12, config_of(longer)) > 4e-4
+    assert "at step 12, with its optimizer, random numbers and data position" in longer["log"]
+    assert (
+        f"the rate continues at {now:.2e}; the run before ended at 1.00e-04, because the schedule's horizon is now 24 "
+        "steps (it was 12). RESUME_LR=hold stays at 1.00e-04."
+    ) in longer["log"]
+    assert "exactly" not in longer["log"]
+    held = train_one(STUDY="held", CHECKPOINT_PATH=last, RESUME_STEPS="12", RESUME_LR="hold", LEARNING_RATE="")
+    assert [row["learning_rate"] for row in step_rows(held)] == [learning_rate_at(12, config_of(whole))] * 12
+    assert "the rate is held at 1.00e-04, which the run before ended at" in held["log"]
+    assert "exactly" not in held["log"]
+
+
+def test_a_longer_run_at_a_constant_rate_goes_on_exactly(train_one: Train) -> None:
+    whole, longer = train_one(STUDY="whole"), train_one(STUDY="longer", TRAINING_STEPS="18")
+    resumed = train_one(STUDY="resumed", CHECKPOINT_PATH=str(checkpoints(whole)[-1]), RESUME_STEPS="6")
+    assert "at step 12, exactly as it was left" in resumed["log"]
+    assert step_rows(resumed) == step_rows(longer)[12:]
+
+
+def test_what_is_changed_on_resuming_is_told(train_one: Train) -> None:
+    whole = train_one(STUDY="whole")
+    ran = train_one(STUDY="changed", CHECKPOINT_PATH=str(checkpoints(whole)[0]), BATCH_SIZE="4", LEARNING_RATE="2e-3")
+    assert "changed since: batch_size 4 (was 2), learning_rate 0.002 (was 0.001)" in ran["log"]
+    assert "the rate continues at 2.00e-03; the run before had come to 1.00e-03" in ran["log"]
+    assert "exactly" not in ran["log"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"RESUME_LR": "hold", "LEARNING_RATE": "1e-3"}, "RESUME_LR=hold keeps the checkpoint's own rate"),
+        ({"RESUME_LR": "hold", "WEIGHTS_ONLY": "1"}, "RESUME_LR=hold goes on from a step and WEIGHTS_ONLY starts"),
+        ({"RESUME_STEPS": "3", "WEIGHTS_ONLY": "1"}, "RESUME_STEPS goes on from a step and WEIGHTS_ONLY starts"),
+        ({"RESUME_LR": "hold", "CHECKPOINT_PATH": ""}, "RESUME_LR=hold is set but CHECKPOINT_PATH is not"),
+        ({"RESUME_LR": "steady"}, "RESUME_LR=steady is not known"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(train_one: Train, changes: dict[str, str], message: str) -> None:
+    own = {"CHECKPOINT_PATH": str(checkpoints(train_one(STUDY="whole"))[0]), "LEARNING_RATE": ""}
+    assert message in train_one_refused(train_one, **{**own, **changes})["error"]
+
+
+def test_the_trained_model_is_saved_as_a_folder(train_one: Train, tmp_path: Path) -> None:
+    out = tmp_path / "models" / "mine"
+    ran = train_one(STUDY="saved", SAVE_MODEL=str(out))
+    assert ran["model"] == str(out)
+    assert "(fp32); read back, its val loss is" in ran["log"]
+    assert "the run's to the last digit" in ran["log"]
+    plain = AutoModelForCausalLM.from_pretrained(out)
+    weights = torch.load(checkpoints(ran)[-1], weights_only=True)["model_state_dict"]
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in plain.state_dict().items())
+    card = (out / "README.md").read_text()
+    assert f"Validation loss (nats/token): start {ran['start_val_loss']:.4f} → this model" in card
+    assert "| learning_rate | 0.001 |" in card
+    # It is a model to go on from, with the tokenizer it was trained with, and a checkpoint.
+    again = train_one(STUDY="again", GPT2_MODEL_NAME=str(out))
+    assert again["start_val_loss"] == ran["trial"]["val_loss"]
+    from_folder = train_one(STUDY="folder", CHECKPOINT_PATH=str(out), WEIGHTS_ONLY="1")
+    assert (from_folder["start_val_loss"], study_of(from_folder).document()["model"]) == (
+        ran["trial"]["val_loss"],
+        str(out),
+    )
+    refused = train_one_refused(train_one, SAVE_MODEL=str(out))
+    assert f"{out} exists and is not this model. Remove it, or name another folder." in refused["error"]
+
+
+def test_no_model_is_saved_of_a_run_that_did_not_complete(train_one: Train, tmp_path: Path) -> None:
+    ran = train_one(STUDY="wild", LEARNING_RATE="100", WEIGHT_DECAY="10", SAVE_MODEL=str(tmp_path / "m"))
+    assert (ran["model"], (tmp_path / "m").exists()) == (None, False)
+    assert "the run is unstable, not completed" in ran["log"]
 
 
 def test_resume_steps_are_added_to_the_checkpoints(train_one: Train) -> None:
@@ -345,7 +435,7 @@ def test_findings_and_verdicts_are_told_with_their_step() -> None:
 
 def test_the_rate_that_is_logged_is_the_schedules(train_one: Train) -> None:
     ran = train_one(LR_SCHEDULE="linear", WARMUP_STEPS="4")
-    config = TrialConfig(**{name: ran["trial"][name] for name in HYPERPARAMETERS})
+    config = config_of(ran)
     for row in study_of(ran).metrics():
         assert row["learning_rate"] == learning_rate_at(row["optimizer_steps"], config)
         assert f"LR: {row['learning_rate']:.2e}" in ran["log"]

@@ -35,7 +35,7 @@ def test_plateau_holds_the_storys_values() -> None:
     space = load_space("plateau")
     assert space.baseline_name == "documented"
     assert space.baseline.training_steps == 300_000 // 4096
-    held = {"batch_size": (8, 32), "block_size": (64, 128, 256), "learning_rate": (1e-5, 2e-5, 5e-5, 1e-4, 1.0)}
+    held = {"batch_size": (8, 32), "block_size": (64, 128, 256), "learning_rate": (1e-5, 2e-5, 5e-5, 1e-4, 3e-2)}
     for parameter, values in held.items():
         domain = space.domain(parameter)
         assert domain is not None
@@ -76,7 +76,7 @@ def test_schedule_keeps_batch_and_block() -> None:
     around = with_overrides(space, baseline=("before", BEFORE))
     config = around.config_for({"lr_schedule": "wsd", "decay_frac": 0.3, "warmup_frac": 0.05, "min_lr_frac": 0.0})
     assert (config.batch_size, config.block_size, config.warmup_steps) == (8, 256, round(0.05 * (1_200_000 // 2048)))
-    assert space.domain("learning_rate") == FloatRange(1e-6, 1e-1, log=True)
+    assert space.domain("learning_rate") == FloatRange(1e-6, 1e-2, log=True)
     assert space.baseline.learning_rate == DOCUMENTED.learning_rate
 
 

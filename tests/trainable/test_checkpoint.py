@@ -17,7 +17,7 @@ from trainable.checkpoint.checkpoint import load_weights, read_checkpoint, save_
 from trainable.checkpoint.checkpoint_path import check_checkpoint_path
 from trainable.config import TrialConfig
 from trainable.errors import UserError
-from trainable.run import RunSpec, start_run
+from trainable.run import RunSpec, resume_run, start_run
 from trainable.state import TrainState
 
 MakeSpec = Callable[..., RunSpec]
@@ -181,9 +181,19 @@ def test_weights_that_do_not_fit_are_named_with_the_reason(make_model: MakeModel
 
 
 @pytest.mark.parametrize("step", [None, -1, 1500.0, "1500", True, torch.tensor(1500)])
-def test_a_step_that_is_no_count_is_refused(make_model: MakeModel, tmp_path: Path, step: object) -> None:
-    path = owners_file(tmp_path, make_model().state_dict(), step=step)
-    assert "has no whole number 'step' and so cannot be continued" in refusal(path)
+def test_a_step_is_asked_for_only_where_a_run_is_continued(
+    make_model: MakeModel, make_spec: MakeSpec, make_trial: MakeTrial, tmp_path: Path, step: object
+) -> None:
+    weights = make_model(seed=5).state_dict()
+    path = owners_file(tmp_path, weights, step=step)
+    with pytest.raises(UserError) as caught:
+        resume_run(make_spec(), make_trial(), read_checkpoint(path))
+    assert str(caught.value) == (
+        f"CHECKPOINT_PATH={path} has no whole number 'step' and so cannot be continued. "
+        "WEIGHTS_ONLY=True starts at step 0 from its weights."
+    )
+    state = start_run(make_spec(init_from=path), make_trial())
+    assert all(torch.equal(state.model.state_dict()[name], tensor) for name, tensor in weights.items())
 
 
 @pytest.mark.parametrize("protocol", range(6))
@@ -222,8 +232,7 @@ def test_what_is_no_checkpoint_is_refused_before_torch_is_asked(tmp_path: Path) 
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
     for name, what in {
-        "missing.pt": "does not exist. Name a .pt or .safetensors file.",
-        ".": "is a folder, not a checkpoint file",
+        "missing.pt": "does not exist. Name a .pt, .bin or .safetensors file, or a folder made by",
         "empty.pt": "is empty",
         "words.txt": "is damaged or not a file of torch.save or safetensors",
         "page.html": "is damaged or not a file of torch.save or safetensors",
@@ -243,10 +252,22 @@ def test_a_zip_or_a_pickle_of_something_else_is_refused(make_model: MakeModel, t
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("folder/words.txt", "words")
     assert "is damaged or not a file of torch.save" in refusal(path)
-    no_tensors: list[Any] = [{}, {"a": 1}, [torch.zeros(1)], {1: torch.zeros(1)}, None]
-    for payload in (weights, [1, 2], weights["lm_head.weight"], *({"model_state_dict": value} for value in no_tensors)):
+    contents: list[tuple[Any, str]] = [
+        ([1, 2], "it holds a list"),
+        (weights["lm_head.weight"], "it holds a Tensor"),
+        ({}, "it holds an empty dict"),
+        ({"model_state_dict": {"a": 1}}, "it holds 'model_state_dict' (a dict of 1)"),
+        ({"model_state_dict": [torch.zeros(1)], "step": 3}, "it holds 'model_state_dict' (list), 'step' (int)"),
+        ({"model": {1: torch.zeros(1)}}, "it holds 'model' (a dict of 1)"),
+        ({"epoch": 3, "net": weights}, f"it holds 'epoch' (int), 'net' (a dict of {len(weights)})"),
+        ({f"k{number}": 0 for number in range(11)}, "'k7' (int) and 3 more"),
+    ]
+    for payload, found in contents:
         torch.save(payload, path)
-        assert "has no 'model_state_dict' of tensors: it is neither our checkpoint nor an owner's .pt" in refusal(path)
+        message = refusal(path)
+        assert "has no weights where this program looks for them: it holds" in message
+        assert found in message
+        assert "under 'model_state_dict', 'state_dict', 'model' or 'module'" in message
 
 
 def test_ours_from_another_version_or_with_parts_missing_is_refused(
@@ -257,7 +278,8 @@ def test_ours_from_another_version_or_with_parts_missing_is_refused(
     for changes, what in (
         ({"version": 99}, "has version 99; this program reads 1"),
         ({"config": None}, "is one of ours but incomplete"),
-        ({"optimizer_steps": "7"}, "has no whole number 'optimizer_steps'"),
+        ({"optimizer_steps": "7"}, "'optimizer_steps' is of type str, not int"),
+        ({"optimizer_steps": -1}, "'optimizer_steps' is -1"),
     ):
         torch.save({**payload, **changes}, path)
         assert what in refusal(path)

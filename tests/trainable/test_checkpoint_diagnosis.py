@@ -279,7 +279,7 @@ def _no_checkpoint(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("act", "message"), [(_no_file, "holds no .pt file"), (_no_checkpoint, "damaged or not a file of torch.save")]
+    ("act", "message"), [(_no_file, "holds no checkpoint"), (_no_checkpoint, "damaged or not a file of torch.save")]
 )
 def test_what_cannot_be_read_is_refused(tmp_path: Path, act: Callable[[Path], None], message: str) -> None:
     with pytest.raises(UserError, match=message):

@@ -1,4 +1,4 @@
-"""Checkpoints: ours, whole and exact, and the weights of others' .pt and .safetensors files."""
+"""Checkpoints: ours, whole and exact, and the weights of others' files and folders."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -9,7 +9,8 @@ import torch
 from transformers import PreTrainedModel
 
 from trainable.checkpoint.checkpoint_file import read_payload, read_safetensors, write_payload
-from trainable.checkpoint.checkpoint_path import check_checkpoint_path, is_safetensors
+from trainable.checkpoint.checkpoint_path import check_checkpoint_path, is_safetensors, trainer_state, weight_files
+from trainable.checkpoint.foreign import fitted, is_state_dict, step_in, weights_in
 from trainable.config import TrialConfig, make_config
 from trainable.errors import UserError
 from trainable.model.lora import (
@@ -21,29 +22,45 @@ from trainable.model.lora import (
     merge_adapters,
     saved_weights,
 )
-from trainable.state import TrainState
+from trainable.model.model_names import model_of_folder
+from trainable.model.models import folder_weights
+from trainable.state import SinceEvaluation, TrainState
 
 FORMAT = "gpt2-search checkpoint"
 VERSION = 1
-WRAPPER_PREFIXES = ("model.", "module.", "_orig_mod.")
-OLD_BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
-"""Causal masks and the like that older transformers versions saved and newer ones compute."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A checkpoint file, read and validated."""
+    """A checkpoint file or folder, read and validated."""
 
     path: Path
-    optimizer_steps: int
+    optimizer_steps: int | None
+    """0 for weights alone; None where a file of others should say it and does not."""
     weights: Mapping[str, torch.Tensor]
-    config: TrialConfig | None
+    payload: Mapping[str, Any]
+    """What the file holds; empty for weights alone."""
+    is_ours: bool = False
+    config: TrialConfig | None = None
     """None for a file of others: its hyperparameters were another script's."""
-    model_name: str | None
-    ours: Mapping[str, Any] | None
-    """The whole payload where the file is ours."""
+    model_name: str | None = None
     base: AdapterBase | None = None
     """What the weights, which are adapters alone, were trained on; None where they are a whole model's."""
+
+    @property
+    def ours(self) -> Mapping[str, Any] | None:
+        """The whole payload where the file is ours."""
+        return self.payload if self.is_ours else None
+
+    @property
+    def step_to_continue_from(self) -> int:
+        """The optimizer steps that were done. Raises UserError for a file that does not say."""
+        if self.optimizer_steps is None:
+            raise UserError(
+                f"CHECKPOINT_PATH={self.path} has no whole number 'step' and so cannot be continued. "
+                "WEIGHTS_ONLY=True starts at step 0 from its weights."
+            )
+        return self.optimizer_steps
 
 
 def checkpoint_payload(state: TrainState, *, model_name: str, corpus_fingerprint: str) -> dict[str, Any]:
@@ -57,6 +74,7 @@ def checkpoint_payload(state: TrainState, *, model_name: str, corpus_fingerprint
         "optimizer_steps": state.optimizer_steps,
         "tokens_seen": state.tokens_seen,
         "active_s": state.active_s,
+        "since_evaluation": asdict(state.since_evaluation),
         "base": asdict(state.adapter_base) if state.adapter_base else None,
         "model_state_dict": saved_weights(state.model),
         "optimizer_state_dict": state.optimizer.state_dict(),
@@ -72,22 +90,20 @@ def save_checkpoint(state: TrainState, path: Path, *, model_name: str, corpus_fi
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Return the checkpoint at `path`, ours, an owner's or the weights of a safetensors file, on the CPU.
+    """Return the checkpoint at `path`, ours or another's file, or a model folder, on the CPU.
 
-    Raises UserError for a file that is missing, of none of these kinds, or holds more than tensors and plain values;
+    Raises UserError for a path that is missing, of no known kind, or holds more than tensors and plain values;
     DamagedCheckpointError, which is one, for a file that is not as it was written.
     """
     where = f"CHECKPOINT_PATH={path}"
     check_checkpoint_path(path)
+    if path.is_dir():
+        return _folder(path)
     if is_safetensors(path):
-        return _weights_alone(path)
+        return Checkpoint(path=path, optimizer_steps=0, weights=_tensors(path), payload={})
     payload = read_payload(path)
-    if not isinstance(payload, dict) or not _is_state_dict(payload.get("model_state_dict")):
-        raise UserError(
-            f"{where} has no 'model_state_dict' of tensors: it is neither our checkpoint nor an owner's .pt."
-        )
-    if payload.get("format") != FORMAT:
-        return _owners(path, payload)
+    if not isinstance(payload, Mapping) or payload.get("format") != FORMAT:
+        return _others(path, payload)
     version = payload.get("version")
     if not isinstance(version, int) or version != VERSION:
         other = version if isinstance(version, int) else "of no number"
@@ -96,11 +112,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
         _check_plain_values(payload)
         return Checkpoint(
             path=path,
-            optimizer_steps=_whole_step(path, payload, "optimizer_steps"),
-            weights=payload["model_state_dict"],
+            optimizer_steps=payload["optimizer_steps"],
+            weights=weights_in(where, payload),
+            payload=payload,
+            is_ours=True,
             config=make_config(TrialConfig(), payload["config"]),
             model_name=payload["model_name"],
-            ours=payload,
             base=_base(payload),
         )
     except (KeyError, TypeError, UserError) as error:
@@ -120,7 +137,7 @@ def load_weights(
         return
     where = f"CHECKPOINT_PATH={checkpoint.path} does not fit GPT2_MODEL_NAME={model_name}"
     expected = model.state_dict()
-    given = _without_prefix(checkpoint.weights, expected)
+    given = fitted(checkpoint.weights, expected)
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
     for name, tensor in given.items():
         if name not in expected:
@@ -178,6 +195,7 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> None:
             group["weight_decay"] = state.config.weight_decay  # the file's would win over one set for this resumption
         state.scaler.load_state_dict(ours["scaler_state_dict"])
         state.monitor.load_state_dict(ours["monitor"])
+        state.since_evaluation = SinceEvaluation(**ours.get("since_evaluation", {}))
         state.batches.set_state(ours["rng"]["batches"])
         torch.set_rng_state(ours["rng"]["torch"])
     except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
@@ -193,35 +211,48 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> None:
     state.active_s = ours["active_s"]
 
 
-def _weights_alone(path: Path) -> Checkpoint:
-    weights = read_safetensors(path)
-    if not weights:
-        raise UserError(f"CHECKPOINT_PATH={path} holds no tensors. Use another checkpoint.")
-    return Checkpoint(path=path, optimizer_steps=0, weights=weights, config=None, model_name=None, ours=None)
-
-
-def _owners(path: Path, payload: Mapping[str, Any]) -> Checkpoint:
+def _folder(folder: Path) -> Checkpoint:
+    if (folder / "config.json").is_file():
+        weights = folder_weights(folder)
+    else:
+        weights = {name: tensor for file in weight_files(folder) for name, tensor in _tensors(file).items()}
+    state = trainer_state(folder)
     return Checkpoint(
-        path=path,
-        optimizer_steps=_whole_step(path, payload, "step"),
-        weights=payload["model_state_dict"],
-        config=None,
-        model_name=None,
-        ours=None,
+        path=folder,
+        optimizer_steps=0 if state is None else step_in(state),
+        weights=weights,
+        payload=state or {},
+        model_name=model_of_folder(folder),
     )
 
 
-def _whole_step(path: Path, payload: Mapping[str, Any], key: str) -> int:
-    step = payload.get(key)
-    if isinstance(step, bool) or not isinstance(step, int) or step < 0:
-        raise UserError(f"CHECKPOINT_PATH={path} has no whole number '{key}' and so cannot be continued.")
-    return step
+def _tensors(path: Path) -> Mapping[str, torch.Tensor]:
+    where = f"CHECKPOINT_PATH={path}"
+    weights = read_safetensors(path) if is_safetensors(path) else weights_in(where, read_payload(path))
+    if not weights:
+        raise UserError(f"{where} holds no tensors. Use another checkpoint.")
+    return weights
+
+
+def _others(path: Path, payload: Any) -> Checkpoint:
+    weights = weights_in(f"CHECKPOINT_PATH={path}", payload)
+    if is_state_dict(payload):
+        return Checkpoint(path=path, optimizer_steps=0, weights=weights, payload={})
+    return Checkpoint(path=path, optimizer_steps=step_in(payload), weights=weights, payload=payload)
 
 
 def _check_plain_values(payload: Mapping[str, Any]) -> None:
-    for key, kind in (("model_name", str), ("corpus_fingerprint", str), ("tokens_seen", int), ("active_s", float)):
+    for key, kind in (
+        ("model_name", str),
+        ("corpus_fingerprint", str),
+        ("optimizer_steps", int),
+        ("tokens_seen", int),
+        ("active_s", float),
+    ):
         if not isinstance(payload[key], kind):
             raise TypeError(f"'{key}' is of type {type(payload[key]).__name__}, not {kind.__name__}")
+    if payload["optimizer_steps"] < 0:
+        raise TypeError(f"'optimizer_steps' is {payload['optimizer_steps']}")
 
 
 def _base(payload: Mapping[str, Any]) -> AdapterBase | None:
@@ -232,29 +263,6 @@ def _base(payload: Mapping[str, Any]) -> AdapterBase | None:
     if not all(isinstance(text, str) for text in (base.model_name, base.init_from or "", base.fingerprint)):
         raise TypeError("'base' holds something other than names")
     return base
-
-
-def _is_state_dict(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and bool(value)
-        and all(isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in value.items())
-    )
-
-
-def _without_prefix(weights: Mapping[str, torch.Tensor], expected: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    # Some models' own names begin with "model.", so a prefix goes only if more names fit without it.
-    named = dict(weights)
-    while True:
-        shorter = [
-            {name.removeprefix(prefix): tensor for name, tensor in named.items()}
-            for prefix in WRAPPER_PREFIXES
-            if all(name.startswith(prefix) for name in named)
-        ]
-        if not shorter or len(shorter[0].keys() & expected.keys()) < len(named.keys() & expected.keys()):
-            break
-        named = shorter[0]
-    return {name: tensor for name, tensor in named.items() if not name.endswith(OLD_BUFFERS) or name in expected}
 
 
 def _device_rng(device: torch.device) -> dict[str, torch.Tensor]:

@@ -1,11 +1,20 @@
-"""Names of checkpoint files, and whether there is one; nothing here needs torch."""
+"""Names of checkpoint files and folders, and whether there is one; nothing here needs torch."""
 
+import json
+import re
 from pathlib import Path
+from typing import Any
 
 from trainable.errors import UserError
 
 TORCH_SAVE_STARTS = (b"PK\x03\x04", b"\x80")
 """A zip archive, or the pickle of torch before 1.6."""
+CHECKPOINT_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+INDEX_SUFFIX = ".index.json"
+"""Of the list of the shards, where the weights are spread over several files."""
+KINDS = "a .pt, .bin or .safetensors file, or a folder made by save_pretrained or by a Trainer"
+SHOWN = 6
 
 
 class DamagedCheckpointError(UserError):
@@ -18,27 +27,97 @@ def checkpoint_name(optimizer_steps: int) -> str:
 
 
 def check_checkpoint_path(path: Path) -> None:
-    """Raise UserError when there is no file at `path` that looks like one of torch.save or safetensors."""
+    """Raise UserError when there is no file at `path` that looks like one of torch.save or safetensors.
+
+    In a folder it is the files of its weights that are looked at.
+    """
     where = f"CHECKPOINT_PATH={path}"
     try:
-        if path.is_dir():
-            raise UserError(f"{where} is a folder, not a checkpoint file. Name a .pt or .safetensors file.")
-        start = _start(path)
+        for file in weight_files(path) if path.is_dir() else [path]:
+            _check_start(file)
     except FileNotFoundError:
-        raise UserError(f"{where} does not exist. Name a .pt or .safetensors file.") from None
+        raise UserError(f"{where} does not exist. Name {KINDS}.") from None
     except OSError as error:
-        raise UserError(f"{where} cannot be read: {error.strerror}. Name a .pt or .safetensors file.") from None
-    if not start:
-        raise DamagedCheckpointError(f"{where} is empty. Use another checkpoint.")
-    if not start.startswith(TORCH_SAVE_STARTS) and not _starts_as_safetensors(start):
-        raise DamagedCheckpointError(
-            f"{where} is damaged or not a file of torch.save or safetensors. Use another checkpoint."
+        raise UserError(f"{where} cannot be read: {error.strerror}. Name {KINDS}.") from None
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files of a model folder's weights: one, or its shards. Raises UserError where there are none."""
+    where = f"CHECKPOINT_PATH={folder}"
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(
+            f"{where} holds a LoRA adapter (adapter_config.json), not a whole model. "
+            "Name the folder of the merged model."
         )
+    for name in WEIGHTS:
+        if (folder / name).is_file():
+            return [folder / name]
+        if (folder / (name + INDEX_SUFFIX)).is_file():
+            return _shards(folder, folder / (name + INDEX_SUFFIX))
+    inside = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    steps = checkpoint_folders(folder)
+    ours = [name for name in inside if re.fullmatch(r"step_\d+\.pt", name)]
+    if steps or ours:
+        newest = steps[-1] if steps else folder / ours[-1]
+        raise UserError(f"{where} holds several checkpoints. Name one of them, such as {newest}.")
+    shown = ", ".join(inside[:SHOWN]) + (f" and {len(inside) - SHOWN} more" if len(inside) > SHOWN else "")
+    raise UserError(f"{where} has none of {', '.join(WEIGHTS)}; it holds {shown or 'nothing'}. Name {KINDS}.")
+
+
+def checkpoint_folders(folder: Path) -> list[Path]:
+    """Return the checkpoint-N folders of a Trainer's output folder, by N."""
+    numbered = {
+        int(match[1]): path
+        for path in folder.iterdir()
+        if (match := re.fullmatch(r"checkpoint-(\d{1,15})", path.name)) and path.is_dir()
+    }
+    return [numbered[number] for number in sorted(numbered)]
+
+
+def trainer_state(folder: Path) -> dict[str, Any] | None:
+    """Return what a Trainer's trainer_state.json holds; None where there is none. Raises UserError for a broken one."""
+    path = folder / "trainer_state.json"
+    return _json_object(path) if path.is_file() else None
 
 
 def is_safetensors(path: Path) -> bool:
     """Return whether the file at `path` begins as a safetensors file does. Raises OSError."""
     return _starts_as_safetensors(_start(path))
+
+
+def _shards(folder: Path, index: Path) -> list[Path]:
+    named = _json_object(index).get("weight_map")
+    names = set(named.values()) if isinstance(named, dict) else set()
+    # An index from elsewhere must not make this program read a file outside its folder.
+    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise DamagedCheckpointError(f"CHECKPOINT_PATH={index} does not name files of its folder. Use another.")
+    shards = [folder / name for name in sorted(names)]
+    missing = [shard.name for shard in shards if not shard.is_file()]
+    if missing:
+        raise DamagedCheckpointError(
+            f"CHECKPOINT_PATH={folder} lacks {missing[0]} ({len(missing)} of {len(shards)} shards are missing)."
+        )
+    return shards
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise DamagedCheckpointError(f"{path} cannot be read: {error}. Use another checkpoint.") from None
+    if not isinstance(document, dict):
+        raise DamagedCheckpointError(f"{path} holds no JSON object. Use another checkpoint.")
+    return document
+
+
+def _check_start(path: Path) -> None:
+    start = _start(path)
+    if not start:
+        raise DamagedCheckpointError(f"CHECKPOINT_PATH={path} is empty. Use another checkpoint.")
+    if not start.startswith(TORCH_SAVE_STARTS) and not _starts_as_safetensors(start):
+        raise DamagedCheckpointError(
+            f"CHECKPOINT_PATH={path} is damaged or not a file of torch.save or safetensors. Use another checkpoint."
+        )
 
 
 def _start(path: Path) -> bytes:

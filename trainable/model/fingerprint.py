@@ -4,6 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
+from trainable.checkpoint.checkpoint_path import weight_files
 from trainable.model.model_names import PRESETS, model_folder
 
 _WEIGHTS = ("config.json", "*.safetensors", "*.bin")
@@ -17,6 +18,14 @@ def model_fingerprint(name: str) -> str | None:
     if folder is None:
         return None
     parts = [f"{path.name} {file_fingerprint(path)}" for pattern in _WEIGHTS for path in sorted(folder.glob(pattern))]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def checkpoint_fingerprint(path: Path) -> str:
+    """Return a SHA-256 (hex) over a checkpoint's file, or over the weights in its folder. Raises OSError, UserError."""
+    if path.is_file():
+        return file_fingerprint(path)
+    parts = [f"{file.name} {file_fingerprint(file)}" for file in weight_files(path)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from trainable.errors import UserError
 
@@ -20,6 +21,9 @@ PRESETS: Mapping[str, Mapping[str, int]] = MappingProxyType(
 """Shapes with random weights: the shipped model's, and GPT-2's own (Radford et al. 2019, 124M)."""
 SHIPPED: Mapping[str, Path] = MappingProxyType({"tiny": Path(__file__).parent / "tiny"})
 """Pretrained models that come with the package, as save_pretrained wrote them."""
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+RECORD = "gpt2_search.json"
+"""In a model folder that this program wrote: what it is of."""
 HUB_TIMEOUT_S = 1.5
 
 
@@ -33,6 +37,26 @@ def model_folder(name: str) -> Path | None:
         return None
     folder = SHIPPED.get(name) or Path(name).expanduser().absolute()
     return folder if folder.is_dir() else None
+
+
+def model_of_folder(path: Path | None) -> str | None:
+    """Return the name under which a checkpoint's folder is a whole model with its tokenizer, or None."""
+    if path is None or not (path / "config.json").is_file():
+        return None
+    return str(path) if any((path / name).is_file() for name in TOKENIZER_FILES) else None
+
+
+def check_model_target(folder: Path, same: Mapping[str, Any] | None = None) -> None:
+    """Raise UserError where `folder` holds anything but an earlier save of the same model, as its record says."""
+    try:
+        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+            return
+        record = json.loads((folder / RECORD).read_bytes()) if folder.is_dir() else {}
+    except (OSError, ValueError):
+        record = {}
+    ours = isinstance(record, dict) and same and all(record.get(name) == value for name, value in same.items())
+    if not ours:
+        raise UserError(f"{folder} exists and is not this model. Remove it, or name another folder.")
 
 
 def check_model_name(name: str) -> None:

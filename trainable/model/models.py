@@ -17,12 +17,12 @@ from transformers import (
 )
 from transformers import logging as transformers_logging
 
-from trainable.data.documents import WHOLE_FILES, Documents
+from trainable.data.text_documents import WHOLE_FILES, Documents
 from trainable.data.tokens import END_OF_TEXT, Progress, _silent, train_tokenizer
 from trainable.device.cpu_kernels import tune_for_cpu
 from trainable.device.device import is_out_of_memory
 from trainable.errors import UserError
-from trainable.model.model_names import PRESETS, check_model_name, model_folder
+from trainable.model.model_names import PRESETS, TOKENIZER_FILES, check_model_name, model_folder
 
 DROPOUT_FIELDS = (
     "resid_pdrop",
@@ -38,7 +38,6 @@ DROPOUT_FIELDS = (
     "embed_dropout",
     "embedding_dropout",
 )
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 SAME_GELU = MappingProxyType({"gelu_new": "gelu_pytorch_tanh"})
 """The same formula (Hendrycks & Gimpel 2016, tanh form) in one kernel instead of eight."""
 
@@ -100,11 +99,31 @@ def load_model(name: str, *, dropout: float, seed: int) -> PreTrainedModel:
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
-        _check_loading(name, loading)
+        _check_loading(f"GPT2_MODEL_NAME={name}", loading)
     tune_for_cpu(model)
     model.train()
     torch.manual_seed(seed)
     return model
+
+
+def folder_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Return the weights of a model folder as they were saved, by the names of the model's own state dict.
+
+    Some families are saved under other names than they train under, which transformers alone knows. Raises UserError.
+    """
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    model, loading = _from_pretrained(
+        AutoModelForCausalLM,
+        str(folder),
+        variable="CHECKPOINT_PATH",
+        dtype="auto",
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+    )
+    _check_loading(f"CHECKPOINT_PATH={folder}", loading)
+    weights: dict[str, torch.Tensor] = model.state_dict()
+    return weights
 
 
 def context_limit(model: PreTrainedModel) -> int | None:
@@ -143,9 +162,9 @@ def _tuned(config: Any, dropout: float) -> Any:
     return config
 
 
-def _check_loading(name: str, loading: Mapping[str, Any]) -> None:
+def _check_loading(what: str, loading: Mapping[str, Any]) -> None:
     # transformers gives such tensors random values and only warns: a "pretrained" model that knows nothing.
-    where = f"GPT2_MODEL_NAME={name}: its weights do not fit its config.json"
+    where = f"{what}: its weights do not fit its config.json"
     for tensor, given, wanted in sorted(loading["mismatched_keys"]):
         raise UserError(
             f"{where}: '{tensor}' is {tuple(given)} in the file and {tuple(wanted)} in the model. "
@@ -158,7 +177,7 @@ def _check_loading(name: str, loading: Mapping[str, Any]) -> None:
         )
 
 
-def _from_pretrained(loader: Any, name: str, **kwargs: Any) -> Any:
+def _from_pretrained(loader: Any, name: str, *, variable: str = "GPT2_MODEL_NAME", **kwargs: Any) -> Any:
     check_model_name(name)
     folder = model_folder(name)
     try:
@@ -176,4 +195,4 @@ def _from_pretrained(loader: Any, name: str, **kwargs: Any) -> Any:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         if "trust_remote_code" in str(error):
             reason = "it needs code of its own, which is never run here. Use a model that transformers itself knows."
-        raise UserError(f"GPT2_MODEL_NAME={name} cannot be loaded by transformers: {reason}") from error
+        raise UserError(f"{variable}={name} cannot be loaded by transformers: {reason}") from error

@@ -78,11 +78,12 @@ def predict(model: PreTrainedModel, windows: torch.Tensor) -> Predictions:
 
 
 def check_initial_loss(
-    predictions: Predictions, *, unigram_entropy: float, random_weights: bool, checkpoint: bool
+    predictions: Predictions, *, unigram_entropy: float, random_weights: bool, checkpoint: bool, shipped: bool = False
 ) -> Check:
     """Return whether the loss before the first step is possible for weights of this kind.
 
     random_weights: a preset's. checkpoint: of unknown age, perhaps of the first steps of a run from random weights.
+    shipped: with this package, so that weights and tokenizer are known to belong together.
     """
     loss, uniform, log_vocab = predictions.next_token, predictions.uniform, math.log(predictions.vocab_size)
     measured = f"{loss:.2f} nats/token (standard error {predictions.next_token_error:.2f})"
@@ -118,6 +119,12 @@ def check_initial_loss(
             advice = (
                 "The checkpoint knows less than word frequencies: right only early in a run from random weights. If it "
                 "began from a pretrained model, labels are shifted, or tokenizer or weights are not that model's."
+            )
+        elif shipped:
+            status = "warn"
+            advice = (
+                "The text is unlike the English that this small model was pretrained on. Name a model that knows its "
+                "language, or train one from random weights: GPT2_MODEL_NAME=tiny-scratch."
             )
         else:
             status = "fail"

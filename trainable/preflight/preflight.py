@@ -11,6 +11,7 @@ from trainable.checkpoint.checkpoint import Checkpoint
 from trainable.config import TrialConfig
 from trainable.data.tokens import check_corpus
 from trainable.device.device import is_out_of_memory
+from trainable.model.model_names import SHIPPED
 from trainable.preflight.check_result import Check, CheckStatus
 from trainable.preflight.configuration import check_schedule
 from trainable.preflight.corpus_checks import check_overlap, check_tokenizer_fit
@@ -101,6 +102,7 @@ def _checks(spec: RunSpec, request: _Request, checkpoint: Checkpoint | None) -> 
         largest=request.largest,
         protocol=spec.protocol,
         unigram_entropy=spec.unigram_entropy,
+        shipped=spec.model_name in SHIPPED and checkpoint is None,
         random_weights=spec.from_scratch and checkpoint is None,
         checkpoint=checkpoint is not None or spec.init_from is not None,
         available_bytes=request.available_bytes,

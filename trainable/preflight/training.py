@@ -42,6 +42,8 @@ class Setup:
     checkpoint: bool
     """The weights are a checkpoint's."""
     available_bytes: int | None = None
+    shipped: bool = False
+    """The weights are those that came with the package."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +89,7 @@ def _check_predictions(model: PreTrainedModel, setup: Setup, samples: _Samples) 
         unigram_entropy=setup.unigram_entropy,
         random_weights=setup.random_weights,
         checkpoint=setup.checkpoint,
+        shipped=setup.shipped,
     )
     if setup.random_weights:
         yield skipped("checkpoint offsets", "the weights are random")

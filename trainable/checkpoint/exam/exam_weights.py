@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from trainable.checkpoint.checkpoint import OLD_BUFFERS
+from trainable.checkpoint.foreign import OLD_BUFFERS
 from trainable.errors import UserError
 
 MANTISSA_BITS = {torch.bfloat16: 7, torch.float16: 10}

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 
 from trainable.checkpoint.checkpoint import Checkpoint, read_checkpoint
-from trainable.checkpoint.checkpoint_file import read_payload
-from trainable.checkpoint.checkpoint_path import is_safetensors
+from trainable.checkpoint.checkpoint_path import WEIGHTS, checkpoint_folders
 from trainable.checkpoint.exam.exam_facts import CheckpointFacts, Scalar
 from trainable.checkpoint.exam.exam_weights import (
     OptimizerFacts,
@@ -21,6 +20,7 @@ from trainable.checkpoint.exam.exam_weights import (
     unmovable_frac,
 )
 from trainable.checkpoint.exam.profile import checkpoint_profile
+from trainable.checkpoint.foreign import optimizer_in, settings_in
 from trainable.data.tokens import Tokens
 from trainable.errors import UserError
 
@@ -29,13 +29,20 @@ LARGEST_SHOWN = 10**15
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
-    """Return the .pt files of a folder, by name. Raises UserError when there is none."""
+    """Return the checkpoints of a folder: itself where it holds a model, a Trainer's checkpoint-N, or .pt files.
+
+    Raises UserError when there is none.
+    """
+    if any(path.name.startswith(WEIGHTS) for path in folder.iterdir()) or (folder / "adapter_config.json").exists():
+        return [folder]
     files = sorted(path for path in folder.iterdir() if path.suffix == ".pt" and path.is_file())
-    if not files:
+    found = checkpoint_folders(folder) or files
+    if not found:
         raise UserError(
-            f"TARGET={folder}: the folder holds no .pt file. Name a checkpoint, a study, a trial or a text log."
+            f"TARGET={folder}: the folder holds no checkpoint (.pt files, {' or '.join(WEIGHTS)}, a Trainer's "
+            "checkpoint-N). Name a checkpoint, a study, a trial or a text log."
         )
-    return files
+    return found
 
 
 def examine_checkpoints(
@@ -48,7 +55,9 @@ def examine_checkpoints(
     Raises UserError for a file that cannot be read.
     """
     order = (
-        sorted(paths, key=lambda path: (read_checkpoint(path).optimizer_steps, path.name)) if len(paths) > 1 else paths
+        sorted(paths, key=lambda path: (read_checkpoint(path).optimizer_steps or 0, path.name))
+        if len(paths) > 1
+        else paths
     )
     found: list[CheckpointFacts] = []
     before: Checkpoint | None = None
@@ -64,10 +73,8 @@ def _examine(
 ) -> CheckpointFacts:
     check_weights(f"CHECKPOINT_PATH={checkpoint.path}", checkpoint.weights)
     weights = trained_weights(checkpoint.weights)
-    payload = _payload(checkpoint)
-    hyperparameters = _scalars(payload.get("hyperparameters")) or _scalars(payload.get("config"))
-    optimizer = payload.get("optimizer_state_dict")
-    state = OptimizerFacts(optimizer if isinstance(optimizer, Mapping) else {}, weights)
+    hyperparameters = _scalars(settings_in(checkpoint.payload))
+    state = OptimizerFacts(optimizer_in(checkpoint.payload), weights)
     learning_rate = state.learning_rate or positive_number(hyperparameters.get("learning_rate"))
     embedding = next((one for name, one in weights.items() if name.endswith("wte.weight") and one.dim() == 2), None)
     profile, scored, reason = checkpoint_profile(
@@ -76,7 +83,7 @@ def _examine(
     shared = _comparable(before, weights)
     return CheckpointFacts(
         name=checkpoint.path.name,
-        optimizer_steps=checkpoint.optimizer_steps,
+        optimizer_steps=checkpoint.optimizer_steps or 0,
         is_ours=checkpoint.ours is not None,
         parameters=sum(tensor.numel() for tensor in weights.values()),
         vocab_size=embedding.shape[0] if embedding is not None else None,
@@ -101,18 +108,9 @@ def _examine(
     )
 
 
-def _payload(checkpoint: Checkpoint) -> Mapping[str, Any]:
-    if checkpoint.ours is not None:
-        return checkpoint.ours
-    payload: Mapping[str, Any] = {} if is_safetensors(checkpoint.path) else read_payload(checkpoint.path)
-    return payload
-
-
-def _scalars(values: Any) -> dict[str, Scalar]:
-    if not isinstance(values, Mapping):
-        return {}
+def _scalars(values: Mapping[str, Any]) -> dict[str, Scalar]:
     return {
-        str(name): value
+        name: value
         for name, value in values.items()
         if isinstance(value, str | float) or (isinstance(value, int) and abs(value) <= LARGEST_SHOWN)
     }

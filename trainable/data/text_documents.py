@@ -118,6 +118,8 @@ def _blocks(file: BufferedReader, *, whole_paragraphs: bool) -> Iterator[bytes]:
     rest = b""
     while block := file.read(CHUNK_BYTES):
         rest += block
+        if len(block) < CHUNK_BYTES:
+            break  # the end of the file, be it in a line or after one
         if whole_paragraphs:
             end = max((found.end() for found in _BLANK_LINE.finditer(rest)), default=0)
         else:

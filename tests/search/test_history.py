@@ -6,19 +6,27 @@ from typing import Any
 
 import pytest
 
-from search.tune.history import NO_HISTORY, known_trials
+from search.tune.history import NO_HISTORY, KnownTrial, known_trials
+from search.tune.trial_log import TrialLog
 from trainable.config import TrialConfig
 from trainable.fidelity import PENALTY_NATS
 from trainable.rows import ENDINGS, TrialStatus
 
-CONFIG = TrialConfig(batch_size=4, block_size=25, grad_accum_steps=2)
+CONFIG = TrialConfig(batch_size=4, block_size=25, grad_accum_steps=2, training_steps=15)
+POINT = {"batch_size": 4, "learning_rate": 1e-3}
 MILESTONES = (1000, 2000, 3000, 3100)
 """At 200 tokens a step: steps 5, 10, 15 and, after 3,000 tokens, 15 again."""
 
 
 def row(trial_id: int, status: TrialStatus, **changes: Any) -> dict[str, Any]:
-    point = json.dumps({"batch_size": 4, "learning_rate": 1e-3})
-    return {"trial_id": trial_id, "status": status, "point": point, "val_loss": 4.0, **asdict(CONFIG), **changes}
+    return {
+        "trial_id": trial_id,
+        "status": status,
+        "point": json.dumps(POINT),
+        "val_loss": 4.0,
+        **asdict(CONFIG),
+        **changes,
+    }
 
 
 def evaluations(trial_id: int, *losses: float | None, steps: tuple[int, ...] = (0, 5, 10, 15)) -> list[dict[str, Any]]:
@@ -29,7 +37,7 @@ def evaluations(trial_id: int, *losses: float | None, steps: tuple[int, ...] = (
 def test_a_trial_is_known_by_its_row() -> None:
     [trial] = known_trials([row(7, "completed")], evaluations(7, 7.0, 6.0, 5.0, 4.0), milestones_tokens=MILESTONES)
     assert (trial.trial_id, trial.status, trial.config, trial.val_loss) == (7, "completed", CONFIG, 4.0)
-    assert trial.point == {"batch_size": 4, "learning_rate": 1e-3}
+    assert trial.point == POINT
 
 
 @pytest.mark.parametrize(
@@ -48,7 +56,8 @@ def test_a_trial_is_known_by_its_row() -> None:
     ],
 )
 def test_which_evaluations_were_judged(status: TrialStatus, losses: tuple[tuple[int, float], ...]) -> None:
-    [trial] = known_trials([row(1, status)], evaluations(1, 7.0, 6.0, 5.0), milestones_tokens=MILESTONES)
+    known = [row(1, status, training_steps=10)]
+    [trial] = known_trials(known, evaluations(1, 7.0, 6.0, 5.0), milestones_tokens=MILESTONES)
     assert trial.losses == losses
     assert trial.ended == (status in ENDINGS)
 
@@ -76,7 +85,7 @@ def test_a_trial_that_was_only_begun_and_one_without_a_point() -> None:
         [row(0, "running", val_loss=None), row(1, "running", point=None)], [], milestones_tokens=MILESTONES
     )
     assert (begun.losses, begun.val_loss) == ((), None)
-    assert listed.point == {}
+    assert listed.point is None
 
 
 def test_rows_of_something_else_are_a_key_error() -> None:
@@ -84,5 +93,23 @@ def test_rows_of_something_else_are_a_key_error() -> None:
         known_trials([{"trial_id": 1, "status": "completed"}], [], milestones_tokens=MILESTONES)
 
 
-def test_no_past_is_nothing() -> None:
-    assert (NO_HISTORY.trials, NO_HISTORY.next_trial_id, NO_HISTORY.lessons, NO_HISTORY.first_points) == ((), 0, (), ())
+def test_no_history_is_nothing() -> None:
+    assert (NO_HISTORY.trials, NO_HISTORY.other_ids, NO_HISTORY.warm_start) == ((), (), None)
+
+
+def test_a_log_carried_on_knows_what_the_tables_will_say() -> None:
+    """A trial that goes back to its checkpoint is noted once, and stands in the order of the numbers."""
+    log = TrialLog()
+    for trial_id in (3, 1):
+        log.begin(KnownTrial(trial_id=trial_id, status="running", config=CONFIG, point=POINT))
+    for tokens, loss in ((0, 7.0), (1000, 6.0), (0, 7.0), (1000, 6.5), (2000, 5.0)):
+        log.evaluate(1, tokens, loss)
+    log.end(1, "completed", 4.0)
+    tables = known_trials(
+        [row(1, "completed"), row(3, "running", val_loss=None)],
+        evaluations(1, 7.0, 6.0, 5.0, 4.0),
+        milestones_tokens=MILESTONES,
+    )
+    assert log.trials == tables
+    assert log[1].ended
+    assert not log[3].ended

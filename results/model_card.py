@@ -1,0 +1,82 @@
+"""The README of a saved model: which settings, which losses, how sure, on which text, by which versions. Pure."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from results.words import config_words, loss_words
+from trainable.config import HYPERPARAMETERS
+
+Row = Mapping[str, Any]
+
+
+def model_record(document: Row, trial: Row) -> dict[str, Any]:
+    """Return what says for programs which model a folder holds: equal where it is the same trial of the same study."""
+    return {
+        "study": document["name"],
+        "created_at": document["created_at"],
+        "trial_id": trial["trial_id"],
+        "model": document["model"],
+        "checkpoint_path": document["checkpoint_path"],
+        "corpus_fingerprint": document["corpus"]["fingerprint"],
+        "hyperparameters": {name: trial[name] for name in HYPERPARAMETERS},
+    }
+
+
+def model_card(
+    document: Row,
+    trial: Row,
+    *,
+    start_val_loss: float | None,
+    baseline_val_loss: float | None,
+    proof: str,
+    base_license: str | None,
+) -> str:
+    """Return the Markdown, with the front matter that the hub reads."""
+    base = document["model"]
+    is_hub_name = "/" in base and not base.startswith(("/", "."))
+    front = ["library_name: transformers", "pipeline_tag: text-generation"]
+    front += [f"base_model: {base}"] if is_hub_name else []
+    front += [f"license: {base_license}"] if base_license else []
+    corpus, evaluation = document["corpus"], document["evaluation"]
+    losses = {"start": start_val_loss, "baseline": baseline_val_loss, "this model": trial["val_loss"]}
+    shown_losses = " → ".join(f"{name} {loss_words(loss)}" for name, loss in losses.items() if loss is not None)
+    worse = start_val_loss is not None and trial["val_loss"] is not None and trial["val_loss"] >= start_val_loss
+    text = Path(document["data_source"]).name if document["data_source"] else "the embedded text"
+    lines = [
+        "---",
+        *front,
+        "---",
+        "",
+        f"# {base if is_hub_name else Path(base).name}, trained on {text}",
+        "",
+        f"Trial {trial['trial_id']} of study {document['name']}: {config_words(trial)}.",
+        "",
+        f"Validation loss (nats/token): {shown_losses}.",
+        *(["**This training made the model worse than it was.**"] if worse else []),
+        "",
+        f"Proof: {proof}.",
+        "",
+        f"Evaluated on {evaluation['tokens']:,} held-out tokens at context {evaluation['block_size']}, in fp32 without "
+        "dropout.",
+        "",
+        "| setting | value |",
+        "|---|---|",
+        *(f"| {name} | {trial[name]} |" for name in HYPERPARAMETERS),
+        "",
+        f"- base: {base}" + (f", weights of {document['checkpoint_path']}" if document["checkpoint_path"] else ""),
+        f"- licence of the base: {base_license or 'not known; it holds for this model too'}",
+        f"- text: {text}, {corpus['train_tokens']:,} training tokens, fingerprint {corpus['fingerprint']}",
+        f"- trained: {trial['tokens_seen']:,} tokens, {trial['optimizer_steps']:,} steps, on "
+        f"{document['device']['type']}",
+        f"- versions: {', '.join(f'{name} {number}' for name, number in document['versions'].items())}",
+        *([f"- commit: {document['git_commit']}"] if document["git_commit"] else []),
+        "",
+        "```python",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        'model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")',
+        'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")',
+        "```",
+    ]
+    return "\n".join(lines) + "\n"

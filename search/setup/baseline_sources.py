@@ -1,0 +1,247 @@
+"""BASELINE: whose settings a search starts from. A name of the story's, a study, or a file of the person's own.
+
+A file is a .env, a checkpoint with its hyperparameters, a Trainer's checkpoint folder, or a model folder of ours. What
+was read, what was left, and what the file does not say is told, for a baseline that is not one's own proves nothing.
+"""
+
+import json
+import math
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from results.study.folder import list_studies, open_study
+from results.study.paths import expanded
+from results.winner import winner_of
+from results.words import config_words, value_words
+from search.options import KNOWN, parse_options, with_default_warmup
+from trainable.checkpoint.checkpoint_path import CHECKPOINT_SUFFIXES, trainer_state
+from trainable.checkpoint.trainer_args import read_trainer_args
+from trainable.config import BASELINES, DOCUMENTED, ENV_NAMES, HYPERPARAMETERS, TrialConfig, config_from, make_config
+from trainable.errors import UserError, did_you_mean
+from trainable.model.model_names import RECORD
+
+LR_SCHEDULES_OF_TRAINER: Mapping[str, str] = {
+    "linear": "linear",
+    "cosine": "warmup_cosine",
+    "constant": "constant",
+    "constant_with_warmup": "warmup_constant",
+}
+"""transformers' own warm up from 0 and decay to 0."""
+OTHER_NAMES: Mapping[str, str] = {
+    "max_iters": "training_steps",
+    "max_steps": "training_steps",
+    "warmup_iters": "warmup_steps",
+    "grad_clip": "grad_clip_norm",
+    "max_grad_norm": "grad_clip_norm",
+    "gradient_accumulation_steps": "grad_accum_steps",
+    "per_device_train_batch_size": "batch_size",
+    "lr": "learning_rate",
+}
+"""Of nanoGPT and of training scripts at large, by ours."""
+NOT_SHOWN = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baseline:
+    """A baseline, and lines on what was read to make it."""
+
+    name: str
+    config: TrialConfig
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Read:
+    values: Mapping[str, Any]
+    """By hyperparameter."""
+    left: tuple[str, ...] = ()
+    """What the file says and this program does not take, in words."""
+
+
+def read_baseline(text: str) -> Baseline:
+    """Return what BASELINE=text names. Raises UserError where there is no such thing or it cannot be read."""
+    if text in BASELINES:
+        return Baseline(name=text, config=BASELINES[text])
+    if _is_file(text):
+        return _of_file(text, expanded(text, "BASELINE"))
+    study = open_study(text)
+    best = winner_of(study).trial
+    if best is None:
+        raise UserError(f"BASELINE={text}: study {study.name} has no completed trial. Name another study.")
+    return Baseline(name=f"{study.name} trial {best['trial_id']}", config=config_from(best))
+
+
+def _is_file(text: str) -> bool:
+    if "/" in text or text.endswith((".env", *CHECKPOINT_SUFFIXES)) or Path(text).is_file():
+        return True
+    return Path(text).is_dir() and text not in {study.name for study in list_studies()}
+
+
+def _of_file(text: str, path: Path) -> Baseline:
+    where = f"BASELINE={text}"
+    if not path.exists():
+        raise UserError(f"{where}: there is no such file. Name a .env file, a checkpoint, a folder or a study.")
+    readers: list[tuple[bool, Callable[[str, Path], _Read]]] = [
+        (path.is_dir() and (path / RECORD).is_file(), _of_model_folder),
+        (path.is_dir(), _of_trainer),
+        (path.suffix in CHECKPOINT_SUFFIXES, _of_checkpoint),
+        (True, _of_env),
+    ]
+    read = next(reader for fits, reader in readers if fits)(where, path)
+    if not read.values:
+        raise UserError(f"{where} says no hyperparameter{_words('; it holds ', read.left)}. Name another file.")
+    try:
+        config = make_config(DOCUMENTED, with_default_warmup(read.values, DOCUMENTED))
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    missing = [
+        f"{name} {value_words(getattr(config, name))}"
+        for name in HYPERPARAMETERS
+        if name not in read.values
+        and name not in ("seed", "training_steps", "min_lr_frac", "decay_frac")
+        and (name != "warmup_steps" or config.has_warmup)
+    ]
+    notes = [f"baseline {text}: {config_words({name: getattr(config, name) for name in HYPERPARAMETERS})}"]
+    notes += [f"{text} does not say {', '.join(missing)}: taken as documented"] if missing else []
+    notes += [f"{text} also says {_words('', read.left)}, which a baseline does not take"] if read.left else []
+    return Baseline(name=path.name, config=config, notes=tuple(notes))
+
+
+def _words(before: str, left: tuple[str, ...]) -> str:
+    if not left:
+        return ""
+    more = f" and {len(left) - NOT_SHOWN} more" if len(left) > NOT_SHOWN else ""
+    return before + ", ".join(left[:NOT_SHOWN]) + more
+
+
+def _of_env(where: str, path: Path) -> _Read:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{where} cannot be read as text: {error}. Name a .env file.") from None
+    texts: dict[str, str] = {}
+    for number, line in enumerate(lines, 1):
+        for name, text in _assignments(f"{where} line {number}", line):
+            texts[name] = text
+    unknown = [name for name in texts if name not in KNOWN]
+    for name in unknown:
+        near = did_you_mean(name, ENV_NAMES)
+        if "Did you mean" in near:
+            raise UserError(f"{where}: there is no variable {name!r}.{near}")
+    # Of the others a study has its own: where it is kept, which model and text.
+    taken = (*ENV_NAMES, "USE_LR_WARMUP")
+    try:
+        options = parse_options({name: text for name, text in texts.items() if name in taken and text})
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    left = [name for name, text in texts.items() if name in KNOWN and name not in taken and text]
+    return _Read(
+        values=options.explicit_hyperparameters(),
+        left=(*left, *(f"{name} (not known)" for name in unknown)),
+    )
+
+
+def _assignments(where: str, line: str) -> list[tuple[str, str]]:
+    try:
+        words = shlex.split(line, comments=True)
+    except ValueError as error:
+        raise UserError(f"{where} is not NAME=value: {error}.") from None
+    words = words[1:] if words[:1] in (["export"], ["set"]) else words
+    found = []
+    for word in words:
+        name, equals, text = word.rstrip(";").partition("=")
+        if not equals or not name.isidentifier():
+            raise UserError(f"{where} is not NAME=value: {line.strip()[:60]!r}.")
+        if "$" in text or "`" in text:
+            raise UserError(f"{where}: {name} refers to another variable, which is not followed. Write its value.")
+        found.append((name, text.strip()))
+    return found
+
+
+def _of_checkpoint(where: str, path: Path) -> _Read:  # noqa: ARG001
+    from trainable.checkpoint.checkpoint import read_checkpoint
+    from trainable.checkpoint.foreign import settings_in
+
+    checkpoint = read_checkpoint(path)
+    if checkpoint.config is not None:
+        return _Read(values=_as_values(checkpoint.config))
+    return _translated(settings_in(checkpoint.payload))
+
+
+def _of_model_folder(where: str, path: Path) -> _Read:
+    try:
+        return _Read(values=dict(json.loads((path / RECORD).read_bytes())["hyperparameters"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{where}: its {RECORD} does not say the hyperparameters. Name another folder.") from None
+
+
+def _of_trainer(where: str, path: Path) -> _Read:
+    state, arguments = trainer_state(path), read_trainer_args(path)
+    if state is None and not arguments:
+        raise UserError(f"{where} is not a Trainer's checkpoint-N: it has no trainer_state.json. Name another folder.")
+    state = state or {}
+    values: dict[str, Any] = {
+        "batch_size": state.get("train_batch_size") or arguments.get("per_device_train_batch_size")
+    }
+    values["training_steps"] = steps = state.get("max_steps") or arguments.get("max_steps")
+    left: list[str] = []
+    if arguments:
+        for name in ("learning_rate", "weight_decay", "seed", "gradient_accumulation_steps", "max_grad_norm"):
+            values[OTHER_NAMES.get(name, name)] = arguments.get(name)
+        values["precision"] = "bf16" if arguments.get("bf16") else "fp16" if arguments.get("fp16") else "fp32"
+        schedule = str(arguments.get("lr_scheduler_type"))
+        if schedule in LR_SCHEDULES_OF_TRAINER:
+            values |= {"lr_schedule": LR_SCHEDULES_OF_TRAINER[schedule], "min_lr_frac": 0.0}
+            values["warmup_steps"] = _warmup_steps(arguments, steps)
+        else:
+            left.append(f"lr_scheduler_type {schedule}")
+        optimizer = str(arguments.get("optim", "adamw"))
+        left += [] if optimizer.startswith("adamw") else [f"optim {optimizer}"]
+    else:
+        values |= _logged_rate(state.get("log_history"), left)
+    tokens, done = state.get("num_input_tokens_seen"), state.get("global_step")
+    if tokens and done and values["batch_size"]:
+        values["block_size"] = tokens // (done * values["batch_size"] * (values.get("grad_accum_steps") or 1))
+    return _Read(values={name: value for name, value in values.items() if value is not None}, left=tuple(left))
+
+
+def _warmup_steps(arguments: Mapping[str, Any], steps: int | None) -> int:
+    asked = arguments.get("warmup_steps") or arguments.get("warmup_ratio") or 0
+    # Below 1 it is a share of the run, in warmup_steps too since transformers 5.
+    return math.ceil(asked * (steps or 0)) if asked < 1 else int(asked)
+
+
+def _logged_rate(history: Any, left: list[str]) -> dict[str, Any]:
+    rows = history if isinstance(history, list) else []
+    rates = [row["learning_rate"] for row in rows if isinstance(row, dict) and "learning_rate" in row]
+    if rates and min(rates) < max(rates):
+        left.append("a rate that changes, without saying by which schedule")
+    return {"learning_rate": max(rates)} if rates else {}
+
+
+def _translated(settings: Mapping[str, Any]) -> _Read:
+    values: dict[str, Any] = {}
+    left: list[str] = []
+    for theirs, value in settings.items():
+        name = OTHER_NAMES.get(theirs.lower(), theirs.lower())
+        if name not in HYPERPARAMETERS or value is None:
+            left += [] if value is None else [f"{theirs} {value_words(value)}"]
+        elif name == "lr_schedule" and value not in HYPERPARAMETERS[name].metadata["choices"]:
+            if value in LR_SCHEDULES_OF_TRAINER:
+                values[name] = LR_SCHEDULES_OF_TRAINER[value]
+            else:
+                left.append(f"{theirs} {value_words(value)}")
+        else:
+            values[name] = value
+    warmup = {str(key).lower(): value for key, value in settings.items()}.get("use_lr_warmup")
+    if isinstance(warmup, bool) and "lr_schedule" not in values:
+        values["lr_schedule"] = "warmup_cosine" if warmup else "constant"
+        left = [words for words in left if not words.lower().startswith("use_lr_warmup")]
+    return _Read(values=values, left=tuple(left))
+
+
+def _as_values(config: TrialConfig) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in HYPERPARAMETERS}

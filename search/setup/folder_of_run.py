@@ -1,0 +1,106 @@
+"""A run's model written to a folder, with all that is known of the run, and read back to see that it is the same."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from results.model_card import model_card, model_record
+from results.study.folder import Study
+from results.study.paths import shown
+from results.winner import evidence_words, winner_of
+from results.words import loss_words
+from search.setup.inputs import Loaded
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+ROUNDING_NATS = 5e-5
+"""What merged adapters, another number of threads or another device may make of a loss."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedModel:
+    """A folder, and what was found on reading it back."""
+
+    folder: Path
+    dtype: str | None
+    """None for adapters, which are saved alone."""
+    val_loss: float
+    """Of the folder as it is read back, under the study's evaluation."""
+    run_val_loss: float | None
+    """What the study says."""
+    model_val_loss: float
+    """Of the model that was saved, on this machine."""
+
+    @property
+    def words(self) -> str:
+        """The line for a person."""
+        if self.dtype is None:
+            return (
+                f"adapters written to {shown(self.folder)}, val loss {self.val_loss:.4f} on their base. "
+                "MERGE=1 writes a whole model"
+            )
+        line = f"model written to {shown(self.folder)} ({self.dtype}); read back, its val loss is {self.val_loss:.4f}"
+        if self.dtype != "fp32":
+            return f"{line}: it was trained in fp32, at {self.model_val_loss:.4f}. DTYPE=fp32 keeps every digit"
+        if self.model_val_loss == self.run_val_loss:
+            return f"{line}, the run's to the last digit"
+        if self.run_val_loss is not None and abs(self.model_val_loss - self.run_val_loss) < ROUNDING_NATS:
+            return f"{line}, the run's to rounding"
+        return f"{line}; the run measured {loss_words(self.run_val_loss)}, on another device or by other versions"
+
+
+def save_run_model(
+    model: "PreTrainedModel",
+    loaded: Loaded,
+    study: Study,
+    trial: Mapping[str, Any],
+    *,
+    folder: Path,
+    dtype: str | None,
+    merge: bool,
+) -> SavedModel:
+    """Write the model of a study's trial to `folder` and return what reading it back showed. Raises OSError.
+
+    merge: adapters are merged into their base, and not written alone.
+    """
+    from trainable.evaluation import eval_windows, evaluate
+    from trainable.model.lora import has_adapters, merged_model
+    from trainable.model.models import load_model
+    from trainable.model.save_folder import base_license, save_adapter_folder, save_model_folder
+
+    document, winner = study.document(), winner_of(study)
+    starts = [row for row in study.metrics() if row["trial_id"] == trial["trial_id"] and row["optimizer_steps"] == 0]
+    name = loaded.spec.model_name
+    card = model_card(
+        document,
+        trial,
+        start_val_loss=starts[0]["val_loss"] if starts else None,
+        baseline_val_loss=winner.baseline_val_loss,
+        proof=evidence_words(winner),
+        base_license=base_license(name),
+    )
+    windows = eval_windows(loaded.spec.corpus.val, loaded.spec.protocol)
+    record = model_record(document, trial)
+    if has_adapters(model) and not merge:
+        save_adapter_folder(model, loaded.tokenizer, folder, model_name=name, card=card, record=record)
+        val_loss = evaluate(model, windows)
+        return SavedModel(
+            folder=folder, dtype=None, val_loss=val_loss, run_val_loss=trial["val_loss"], model_val_loss=val_loss
+        )
+    whole = merged_model(model) if has_adapters(model) else model
+    saved_dtype = save_model_folder(
+        whole, loaded.tokenizer, folder, model_name=name, dtype=dtype, card=card, record=record
+    )
+    again = load_model(str(folder), dropout=0.0, seed=0).to(next(model.parameters()).device)
+    val_loss, model_val_loss = evaluate(again, windows), evaluate(whole, windows)
+    # The same weights under the same kernels: anything else is a fault of this program.
+    assert saved_dtype != "fp32" or val_loss == model_val_loss, (val_loss, model_val_loss)
+    return SavedModel(
+        folder=folder,
+        dtype=saved_dtype,
+        val_loss=val_loss,
+        run_val_loss=trial["val_loss"],
+        model_val_loss=model_val_loss,
+    )

@@ -1,0 +1,98 @@
+"""The checkpoints that `make train` keeps: the newest ones, and that of the lowest validation loss."""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from results.study.paths import shown
+from trainable.checkpoint.checkpoint_path import checkpoint_name
+from trainable.rows import MetricsRow
+
+if TYPE_CHECKING:
+    from trainable.state import TrainState
+
+KEPT_CHECKPOINTS = 3
+
+
+@dataclass(kw_only=True)
+class RunCheckpoints:
+    """What is on disk of one run; every method raises OSError."""
+
+    folder: Path
+    interval_steps: int | None
+    """None keeps nothing."""
+    model_name: str
+    corpus_fingerprint: str
+    start_val_loss: float | None = None
+    best_val_loss: float = math.inf
+    """Of the evaluations after the first step."""
+    best_step: int | None = None
+    _newest: list[int] = field(default_factory=list)
+    _saved: set[int] = field(default_factory=set)
+
+    def after_step(self, state: "TrainState") -> None:
+        """Save where the interval is over."""
+        if self.interval_steps and state.optimizer_steps % self.interval_steps == 0:
+            self._keep_newest(state)
+
+    def after_evaluation(self, state: "TrainState", row: MetricsRow) -> None:
+        """Save where no evaluation of the run was lower; the first one is of what was there before."""
+        if self.start_val_loss is None:
+            self.start_val_loss = row.val_loss
+        elif row.val_loss < self.best_val_loss:
+            self.best_val_loss, self.best_step = row.val_loss, row.optimizer_steps
+            if self.interval_steps:
+                self._save(state)
+                self._prune()
+
+    def at_end(self, state: "TrainState", *, begun_at_step: int) -> None:
+        """Save where the run stands, if it got anywhere."""
+        if self.interval_steps and state.optimizer_steps > begun_at_step:
+            self._keep_newest(state)
+
+    @property
+    def best_path(self) -> Path | None:
+        """The checkpoint of the lowest validation loss, where there is one."""
+        return None if self.best_step is None or not self.interval_steps else self._path(self.best_step)
+
+    def words(self) -> list[str]:
+        """Return lines on which evaluation was the best, and where its checkpoint lies."""
+        if self.best_step is None or self.start_val_loss is None:
+            return []
+        place = f": {shown(self.best_path)}" if self.best_path else ""
+        lines = [f"lowest validation loss {self.best_val_loss:.4f} at step {self.best_step}{place}"]
+        if self.best_val_loss >= self.start_val_loss:
+            lines.append(
+                f"this training made the model worse: it started at {self.start_val_loss:.4f}, "
+                "and no evaluation was lower"
+            )
+        return lines
+
+    def _keep_newest(self, state: "TrainState") -> None:
+        self._save(state)
+        if state.optimizer_steps not in self._newest:
+            self._newest.append(state.optimizer_steps)
+        self._prune()
+
+    def _save(self, state: "TrainState") -> None:
+        from trainable.checkpoint.checkpoint import save_checkpoint
+
+        if state.optimizer_steps in self._saved:
+            return
+        save_checkpoint(
+            state,
+            self._path(state.optimizer_steps),
+            model_name=self.model_name,
+            corpus_fingerprint=self.corpus_fingerprint,
+        )
+        self._saved.add(state.optimizer_steps)
+
+    def _prune(self) -> None:
+        self._newest = self._newest[-KEPT_CHECKPOINTS:]
+        for step in self._saved - {*self._newest, self.best_step}:
+            self._path(step).unlink(missing_ok=True)
+            self._saved.remove(step)
+
+    def _path(self, step: int) -> Path:
+        return self.folder / checkpoint_name(step)

@@ -1,0 +1,179 @@
+"""What a running search knows of its trials, and successive halving on it by number. It knows nothing of Ray."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from search.tune.history import KnownTrial
+from trainable.config import TrialConfig
+from trainable.rows import TrialStatus
+
+
+class TrialLog:
+    """The history of a search, carried on with every proposal, evaluation and ending, and the verdicts that follow.
+
+    A trial that is not among the best 1/reduction_factor at a rung is stopped there (ASHA, Li et al. 2020). Those it is
+    held against are the trials numbered before it, and not those that were faster: so the verdicts, and all that is
+    proposed from them, are the same on any number of slots, at any speed, and after any kill. While one of them has yet
+    to reach the rung the trial trains on. When it is stopped for all that, its results end at the rung.
+    """
+
+    def __init__(
+        self,
+        trials: Iterable[KnownTrial] = (),
+        *,
+        rung_tokens: tuple[int, ...] = (),
+        reduction_factor: int = 3,
+        is_baseline: Callable[[TrialConfig], bool] | None = None,
+    ) -> None:
+        self.rung_tokens = rung_tokens
+        self.reduction_factor = reduction_factor
+        self._is_baseline = is_baseline
+        self.recorded: list[dict[int, float]] = [{} for _ in rung_tokens]
+        """Objective by trial_id, for each rung: of this study's own trials alone. What another study's reached at its
+        own budget would stop its best trials here."""
+        self._trials: dict[int, KnownTrial] = {}
+        """As they ran, also beyond the rung at which a verdict that came late ended them."""
+        self._passed: set[tuple[int, int]] = set()
+        """(trial_id, rung) of the verdicts that let a trial go on."""
+        self._stopped: dict[int, int] = {}
+        """The rung of those that did not, by trial_id."""
+        self._new_stops: list[int] = []
+        for trial in trials:
+            self.begin(trial)
+            for tokens, loss in trial.losses:
+                self._record(trial.trial_id, tokens, loss)
+            if trial.status == "stopped" and trial.losses:
+                # By the process that ran it, which knew the same.
+                rung = self.rung_of(trial.losses[-1][0])
+                self._stopped |= {} if rung is None else {trial.trial_id: rung}
+        self._judge()
+
+    @property
+    def trials(self) -> list[KnownTrial]:
+        """The trials by trial_id, each with its results up to the rung it was stopped at."""
+        return [self[trial_id] for trial_id in sorted(self._trials)]
+
+    def __getitem__(self, trial_id: int) -> KnownTrial:
+        trial, rung = self._trials[trial_id], self._stopped.get(trial_id)
+        if rung is None:
+            return trial
+        losses = self._up_to(trial, rung)
+        return replace(trial, status="stopped", losses=losses, val_loss=losses[-1][1])
+
+    def begin(self, trial: KnownTrial) -> None:
+        """Note a trial that was proposed."""
+        self._trials[trial.trial_id] = trial
+
+    def evaluate(self, trial_id: int, tokens: int, loss: float) -> None:
+        """Note an evaluation; a trial that went back to its checkpoint passes some again, which stay as they are."""
+        trial = self._trials[trial_id]
+        if not trial.losses or tokens > trial.losses[-1][0]:
+            self._trials[trial_id] = replace(trial, losses=(*trial.losses, (tokens, loss)))
+            self._record(trial_id, tokens, loss)
+            self._judge()
+
+    def end(self, trial_id: int, status: TrialStatus, val_loss: float | None) -> None:
+        """Note how a trial ended, and its last evaluation."""
+        self._trials[trial_id] = replace(self._trials[trial_id], status=status, val_loss=val_loss)
+        self._judge()
+
+    def is_baseline(self, trial_id: int) -> bool:
+        """Return whether the trial runs the baseline, which goes on whatever its losses."""
+        return self._is_baseline is not None and self._is_baseline(self._trials[trial_id].config)
+
+    def rung_of(self, fidelity_tokens: int) -> int | None:
+        """Return the index of the highest rung at or below `fidelity_tokens`, or None."""
+        return max((index for index, tokens in enumerate(self.rung_tokens) if fidelity_tokens >= tokens), default=None)
+
+    def stopped_at(self, trial_id: int) -> int | None:
+        """Return the rung at which the trial is stopped, None for one that is not."""
+        return self._stopped.get(trial_id)
+
+    def take_stops(self) -> list[int]:
+        """Return the trials that were found to be stopped since the last call."""
+        stops, self._new_stops = self._new_stops, []
+        return stops
+
+    def is_settled(self, trial_id: int) -> bool:
+        """Return whether the trial has ended and no verdict can change how."""
+        if trial_id in self._stopped:
+            return True
+        return self._trials[trial_id].ended and not self._undecided(trial_id, len(self.rung_tokens))
+
+    def at_first_rung(self, trial_id: int) -> KnownTrial | None:
+        """Return what the trial was at its first rung, or how it ended before one; None when neither is known yet."""
+        first = next((rung for rung, recorded in enumerate(self.recorded) if trial_id in recorded), None)
+        trial = self._trials[trial_id]
+        if first is None:
+            return trial if trial.ended else None
+        losses = self._up_to(trial, first)
+        return replace(trial, status="stopped", losses=losses, val_loss=losses[-1][1])
+
+    def _up_to(self, trial: KnownTrial, rung: int) -> tuple[tuple[int, float], ...]:
+        """Return the trial's losses up to the one that is recorded at the rung."""
+        count = next(n for n, (tokens, _) in enumerate(trial.losses, start=1) if self.rung_of(tokens) == rung)
+        return trial.losses[:count]
+
+    def _record(self, trial_id: int, tokens: int, loss: float) -> None:
+        # At the highest rung alone: a large batch passes several at once, and its late loss must not be held against
+        # the others' early ones.
+        rung = self.rung_of(tokens)
+        if rung is not None and math.isfinite(loss):
+            self.recorded[rung].setdefault(trial_id, loss)
+
+    def _judge(self) -> None:
+        """Decide what can be decided; in the trials' order, for a verdict may hang on those before it."""
+        for trial_id in sorted(self._trials):
+            if trial_id in self._stopped:
+                continue
+            for rung in self._undecided(trial_id, len(self.rung_tokens)):
+                goes_on = self._goes_on(trial_id, rung)
+                if goes_on:
+                    self._passed.add((trial_id, rung))
+                    continue
+                if goes_on is False:
+                    self._stopped[trial_id] = rung
+                    self._new_stops.append(trial_id)
+                break
+
+    def _undecided(self, trial_id: int, below: int) -> list[int]:
+        """Return the rungs `below` one that the trial has reached and may yet be stopped at."""
+        reached = (rung for rung in range(below) if trial_id in self.recorded[rung])
+        return [rung for rung in reached if (trial_id, rung) not in self._passed]
+
+    def _goes_on(self, trial_id: int, rung: int) -> bool | None:
+        """Return the verdict on a trial at a rung, None while it hangs on a trial that has yet to get there."""
+        if self.is_baseline(trial_id):
+            return True
+        objective = self.recorded[rung][trial_id]
+        before = [other for other in self._trials if other < trial_id]
+        unknown = sum(self._may_yet_count(other, rung) for other in before)
+        known = [
+            self.recorded[rung][other]
+            for other in before
+            if other in self.recorded[rung] and self._counts(other, rung) and not self._may_yet_count(other, rung)
+        ]
+        better = sum(loss < objective for loss in known)
+        count = len(known) + 1
+        # What is unknown may all come, as better ones or as worse ones: if both say the same, so does all between.
+        if better + unknown < self._kept(count + unknown):
+            return True
+        return False if better >= self._kept(count + unknown) else None
+
+    def _kept(self, count: int) -> int:
+        return max(1, count // self.reduction_factor)
+
+    def _counts(self, trial_id: int, rung: int) -> bool:
+        """Return whether the trial was not stopped before the rung."""
+        return self._stopped.get(trial_id, rung) >= rung
+
+    def _may_yet_count(self, trial_id: int, rung: int) -> bool:
+        """Return whether it is open if the trial counts at the rung, or with what."""
+        if trial_id in self._stopped:
+            return False
+        if self._undecided(trial_id, rung):
+            return True
+        trial = self._trials[trial_id]
+        has_passed = bool(trial.losses) and (self.rung_of(trial.losses[-1][0]) or -1) > rung
+        return trial_id not in self.recorded[rung] and not trial.ended and not has_passed

@@ -1,0 +1,231 @@
+"""One answer for one seed: whatever the slots, their speeds, the kills and resumes, a search leaves the same tables.
+
+Ray is played here, with the real searcher, scheduler, recorder and ledger; the losses are made up.
+"""
+
+import io
+import math
+import random
+import zlib
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Searcher
+from rich.console import Console
+
+from results.study.folder import Study
+from results.study.ledger import Ledger
+from search.terminal.live_view import StudyView
+from search.tune.asha import TokenASHA
+from search.tune.history import History, known_trials
+from search.tune.recorder import StudyRecorder
+from search.tune.workload import space_workload
+from spaces.read.load import space_from_tables
+from spaces.space import SearchSpace
+from trainable.checkpoint.checkpoint_store import CheckpointStore
+from trainable.config import TrialConfig
+from trainable.fidelity import PENALTY_NATS, fidelity_tokens
+from trainable.rows import MetricsRow, Verdict
+
+TRIALS = 30
+
+
+def make_space(searcher: str = "tpe") -> SearchSpace:
+    tables: dict[str, Any] = {
+        "trials": TRIALS,
+        "baseline": {"batch_size": 4, "block_size": 32},
+        "budget": {"tokens": 12_800},
+        "evaluation": {"tokens": 256, "count": 4},
+        "searcher": {"name": searcher},
+        "search": {
+            "batch_size": {"choice": [2, 4, 8, 40]},
+            "learning_rate": {"log_uniform": [1e-5, 1e-1]},
+            "lr_schedule": {"choice": ["constant", "warmup_cosine"]},
+        },
+    }
+    return space_from_tables(tables, name="small", path="small.toml")
+
+
+@dataclass
+class Running:
+    """A trial in a slot."""
+
+    trial: Any
+    config: TrialConfig
+    pace_s: float
+    """Of an evaluation."""
+    at_s: float
+    evaluation: int
+    """The next one's index."""
+
+
+@dataclass
+class Simulation:
+    """A search over made-up losses in `slots` slots of random speeds, killed now and then."""
+
+    folder: Path
+    space: SearchSpace
+    slots: int
+    draw: random.Random
+    kills: int = 0
+    now_s: float = 0.0
+    ended: bool = False
+    running: dict[int, Running] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        (self.folder / "steps").mkdir(parents=True)
+        self.study = Study(self.folder)
+
+    def to_its_end(self) -> "Simulation":
+        while not self.ended:
+            self._process()
+        return self
+
+    def _process(self) -> None:
+        """Run until the search is over or the process is killed."""
+        ledger = Ledger.load(self.study, flush_interval_s=self.draw.choice([0.0, 5.0]))
+        known = known_trials(ledger.trials(), ledger.metrics(), milestones_tokens=self.space.evaluation_tokens())
+        workload = space_workload(self.space, History(trials=known))
+        self.searcher, self.scheduler = workload.searcher, TokenASHA(workload.searcher.log)
+        console = Console(file=io.StringIO())
+        view = StudyView(study=self.study, ledger=ledger, budget_tokens=1, trials_planned=TRIALS, console=console)
+        self.recorder = StudyRecorder(
+            ledger,
+            workload.searcher.log,
+            view,
+            planned_run=workload.planned_run,
+            checkpoints_of=lambda trial_id: CheckpointStore(root=str(self.folder / "none"), trial_id=trial_id),
+            on_completed=lambda _: None,
+            evaluation_timeout_s=3600.0,
+            oom_kills=lambda: 0,
+        )
+        self.recorder.end_late_stops()
+        self.running, left = {}, workload.trials_count
+        while True:
+            while left and len(self.running) < self.slots:
+                proposal = self.searcher.suggest("any")
+                if not isinstance(proposal, dict):
+                    left = 0 if proposal == Searcher.FINISHED else left
+                    break
+                left -= 1
+                self._start(proposal, ledger)
+            if not self.running:
+                assert not left, "the searcher waits, and nothing runs"
+                self.ended = True
+                return
+            if self.kills and self.draw.random() < 0.1:
+                self.kills -= 1
+                if self.draw.random() < 0.5:
+                    self.recorder.interrupt()
+                return
+            self._next_result()
+
+    def _start(self, proposal: dict[str, Any], ledger: Ledger) -> None:
+        number = proposal["trial_id"]
+        trial = SimpleNamespace(config=proposal, last_result=None, error_file=None)
+        self.recorder.on_trial_start(iteration=1, trials=[], trial=trial)
+        # From its newest checkpoint, which is at one of its evaluations, or from its start.
+        evaluations = sum(row["trial_id"] == number for row in ledger.metrics())
+        begin = self.draw.randrange(evaluations) if evaluations else 0
+        pace_s = math.exp(self.draw.uniform(0, 2))
+        config = TrialConfig(**proposal["trial"])
+        self.running[number] = Running(trial, config, pace_s, self.now_s + pace_s, begin)
+
+    def _next_result(self) -> None:
+        number, one = min(self.running.items(), key=lambda pair: pair[1].at_s)
+        self.now_s = one.at_s
+        one.at_s += one.pace_s
+        result = self._result(one)
+        one.evaluation += 1
+        if result["status"] == "failed":
+            self.recorder.on_trial_error(iteration=1, trials=[], trial=one.trial)
+            del self.running[number]
+            return
+        if not result["done"]:
+            result["done"] = self.scheduler.on_trial_result(None, one.trial, result) == TrialScheduler.STOP
+        self.recorder.on_trial_result(iteration=1, trials=[], trial=one.trial, result=result)
+        one.trial.last_result = result
+        if result["done"]:
+            self.recorder.on_trial_complete(iteration=1, trials=[], trial=one.trial)
+            del self.running[number]
+
+    def _result(self, one: Running) -> dict[str, Any]:
+        config, milestones = one.config, self.space.evaluation_tokens()
+        steps = sorted({0, *(tokens // config.tokens_per_step for tokens in milestones)})[one.evaluation]
+        luck = zlib.crc32(repr(config).encode())
+        status = self._broken(config, luck) if one.evaluation == 1 + luck % 3 else "running"
+        is_over = steps == config.training_steps
+        loss = 9 + abs(math.log10(config.learning_rate) + 3) - steps / config.training_steps + luck % 97 / 300
+        metrics = MetricsRow(
+            tokens_seen=steps * config.tokens_per_step,
+            optimizer_steps=steps,
+            val_loss=loss,
+            train_loss=5.5,
+            grad_norm=1.0,
+            learning_rate=1e-5,
+            tokens_per_s=100.0,
+            active_s=1.0,
+        )
+        if status == "running" and is_over:
+            status = "completed"
+        has_loss = status in ("running", "completed")
+        return {
+            "status": status,
+            "done": status != "running",
+            "objective": loss if has_loss else PENALTY_NATS,
+            "fidelity_tokens": fidelity_tokens(
+                milestones, tokens_per_step=config.tokens_per_step, optimizer_steps=steps
+            ),
+            "metrics": asdict(metrics) if has_loss else None,
+            "steps": [],
+            "verdict": asdict(Verdict(reason="nonfinite", step=1, evidence="")) if status == "unstable" else None,
+            "evidence": "",
+            "saved": False,
+            "notes": [],
+            "optimizer_steps": steps,
+            "tokens_seen": steps * config.tokens_per_step,
+            "active_s": 1.0,
+        }
+
+    @staticmethod
+    def _broken(config: TrialConfig, luck: int) -> str:
+        if config.batch_size == 40 and luck % 2:
+            return "out_of_memory"
+        if config.learning_rate > 0.008:
+            return "unstable"
+        return "failed" if luck % 5 == 0 else "running"
+
+    @property
+    def answer(self) -> tuple[list[Any], list[Any]]:
+        """All that may not hang on slots, speeds and kills; what was spent may."""
+        names = ("trial_id", "status", "verdict", "point", "val_loss", "best_val_loss", "rung", "learning_rate")
+        rows = [tuple(row[name] for name in names) for row in self.study.trials()]
+        found = [(row["trial_id"], row["optimizer_steps"], row["val_loss"]) for row in self.study.metrics()]
+        return rows, found
+
+
+@pytest.fixture(scope="module", params=["tpe", "random"])
+def one_slot(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Simulation:
+    folder = tmp_path_factory.mktemp("one") / "study"
+    return Simulation(folder, make_space(request.param), 1, random.Random(0)).to_its_end()
+
+
+def test_the_search_on_one_slot_has_every_ending(one_slot: Simulation) -> None:
+    rows = one_slot.study.trials()
+    assert [row["trial_id"] for row in rows] == list(range(TRIALS))
+    endings = {row["status"] for row in rows}
+    assert endings == {"completed", "stopped", "unstable", "out_of_memory", "failed"}
+    assert {row["rung"] for row in rows if row["status"] == "stopped"} == {0, 1}
+
+
+@pytest.mark.parametrize(("slots", "kills"), [(1, 10), (2, 0), (4, 20), (9, 10)])
+def test_any_slots_speeds_and_kills_leave_the_same_tables(
+    one_slot: Simulation, slots: int, kills: int, tmp_path: Path
+) -> None:
+    other = Simulation(tmp_path / "study", one_slot.space, slots, random.Random(slots), kills).to_its_end()
+    assert other.kills < kills or not kills
+    assert other.answer == one_slot.answer

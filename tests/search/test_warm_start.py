@@ -1,0 +1,243 @@
+"""What one study teaches another: told only where it compares, first points only where they fit."""
+
+import json
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from results.study.folder import Study, create_study
+from results.study.tables import METRICS, TRIALS, write_table
+from search.tune.asha import TokenASHA
+from search.tune.history import NO_HISTORY, History, KnownTrial, WarmStart
+from search.tune.warm_start import read_warm_start, warm_start_from, write_warm_start
+from search.tune.workload import space_workload
+from spaces.read.load import space_from_tables
+from spaces.space import SearchSpace
+from tests.documents import sound_document
+from trainable.config import TrialConfig
+from trainable.errors import UserError
+from trainable.rows import TrialStatus
+
+FACTS: dict[str, Any] = {
+    "model": "tiny",
+    "model_fingerprint": None,
+    "checkpoint_fingerprint": None,
+    "corpus": {"fingerprint": "abc"},
+}
+MILESTONES = (3200, 6400, 12_800)
+POINTS: list[dict[str, Any]] = [
+    {"batch_size": 4, "learning_rate": 1e-4, "lr_schedule": "constant"},
+    {"batch_size": 2, "learning_rate": 1e-3, "lr_schedule": "constant"},
+    {"batch_size": 2, "learning_rate": 2e-3, "lr_schedule": "warmup_cosine", "warmup_frac": 0.123},
+    {"batch_size": 8, "learning_rate": 5e-2, "lr_schedule": "constant"},
+    {"batch_size": 8, "learning_rate": 4e-3, "lr_schedule": "constant"},
+]
+STATUSES: tuple[TrialStatus, ...] = ("completed", "completed", "stopped", "unstable", "failed")
+LOSSES = (6.0, 5.0, 5.5, 7.0, None)
+
+
+def make_space(*, budget: int = 12_800, searcher: str = "tpe", **search: Any) -> SearchSpace:
+    tables: dict[str, Any] = {
+        "trials": 12,
+        "baseline": {"batch_size": 4, "block_size": 32, "learning_rate": 1e-4},
+        "budget": {"tokens": budget},
+        "evaluation": {"tokens": 256, "count": 4},
+        "searcher": {"name": searcher},
+        "search": {
+            "batch_size": {"choice": [2, 4, 8]},
+            "learning_rate": {"log_uniform": [1e-5, 1e-1]},
+            "lr_schedule": {"choice": ["constant", "warmup_cosine"]},
+            "warmup_frac": {"uniform": [0.01, 0.3], "when": {"lr_schedule": ["warmup_cosine"]}},
+            **search,
+        },
+    }
+    return space_from_tables(tables, name="small", path="small.toml")
+
+
+def write_source(space: SearchSpace, trials: Sequence[KnownTrial], name: str = "before") -> Study:
+    """A study of the space whose trials ended so."""
+    evaluation = {"block_size": 32, "tokens": 256, "milestones_tokens": list(MILESTONES)}
+    document = sound_document(name, budget_tokens=space.budget_tokens, evaluation=evaluation)
+    document = {**document, **FACTS, "corpus": {**document["corpus"], **FACTS["corpus"]}}
+    study = create_study(name, document)
+    rows, metrics = [], []
+    for trial in trials:
+        counters = {"tokens_seen": 12_800, "optimizer_steps": 1, "active_s": 1.0}
+        row = dict.fromkeys(TRIALS.names) | asdict(trial.config) | {"trial_id": trial.trial_id} | counters
+        row |= {
+            "is_baseline": trial.trial_id == 0,
+            "purpose": "search",
+            "status": trial.status,
+            "point": json.dumps(trial.point),
+        }
+        rows.append(row | {"val_loss": trial.val_loss})
+        last = [(space.budget_tokens, trial.val_loss)] if trial.status == "completed" else []
+        for tokens, loss in (*trial.losses, *last):
+            one = dict.fromkeys(METRICS.names, 1) | {"trial_id": trial.trial_id, "tokens_seen": tokens}
+            metrics.append(one | {"val_loss": loss, "optimizer_steps": tokens // trial.config.tokens_per_step})
+    write_table(study.trials_path, rows, TRIALS)
+    write_table(study.metrics_path, metrics, METRICS)
+    return study
+
+
+@pytest.fixture
+def source() -> Study:
+    """A study of the space at 12,800 tokens: the baseline and a better one completed, three others ended otherwise."""
+    space = make_space()
+    trials = []
+    for trial_id, (point, status, loss) in enumerate(zip(POINTS, STATUSES, LOSSES, strict=True)):
+        tokens = () if loss is None else (0, *MILESTONES[: 2 if status == "completed" else 3])
+        trials.append(
+            KnownTrial(
+                trial_id=trial_id,
+                status=status,
+                config=space.config_for(point),
+                point=point,
+                losses=tuple((one, loss or 0.0) for one in tokens),
+                val_loss=loss,
+            )
+        )
+    return write_source(space, trials)
+
+
+def test_at_the_same_budget_all_endings_are_told_and_the_best_run_first(source: Study) -> None:
+    warm_start = warm_start_from(source, make_space(), FACTS)
+    assert [(one.trial_id, one.status) for one in warm_start.told] == [(-1 - n, s) for n, s in enumerate(STATUSES)]
+    assert [one.val_loss for one in warm_start.told] == list(LOSSES)
+    assert warm_start.told[1].losses == ((0, 5.0), (3200, 5.0), (6400, 5.0))
+    # The warm-up has lost digits in its steps; the source's baseline is this one's too.
+    assert warm_start.first_points[0] == POINTS[1]
+    assert warm_start.first_points[1] == {**POINTS[2], "warmup_frac": pytest.approx(0.123, abs=0.003)}
+    assert len(warm_start.first_points) == 2
+    assert "5 of its results are told to the searcher; its best 2 run" in warm_start.words
+
+
+def test_at_a_larger_budget_a_completed_trial_counts_as_stopped_at_the_smaller(source: Study) -> None:
+    warm_start = warm_start_from(source, make_space(budget=25_600), FACTS)
+    assert [one.status for one in warm_start.told] == ["stopped", "stopped", "stopped", "unstable", "failed"]
+    assert warm_start.told[1].losses == ((0, 5.0), (3200, 5.0), (6400, 5.0), (12_800, 5.0))
+
+
+def test_of_a_longer_run_no_loss_is_told(source: Study) -> None:
+    warm_start = warm_start_from(source, make_space(budget=6400), FACTS)
+    assert list(warm_start.told) == []
+    assert len(warm_start.first_points) == 2
+    assert "its losses do not compare" in warm_start.words
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": "gpt2-scratch"},
+        {"model_fingerprint": "x"},
+        {"checkpoint_fingerprint": "x"},
+        {"corpus": {"fingerprint": "other"}},
+    ],
+)
+def test_of_another_model_text_or_start_no_loss_is_told(source: Study, change: dict[str, Any]) -> None:
+    warm_start = warm_start_from(source, make_space(), {**FACTS, **change})
+    assert list(warm_start.told) == []
+    assert warm_start.first_points
+
+
+def test_of_another_evaluation_no_loss_is_told(source: Study) -> None:
+    space = make_space()
+    other = replace(space, evaluation=replace(space.evaluation, tokens=512))
+    assert list(warm_start_from(source, other, FACTS).told) == []
+
+
+def test_what_lies_outside_the_space_or_differs_in_what_it_fixes_is_left_out(source: Study) -> None:
+    narrower = make_space(learning_rate={"log_uniform": [1e-5, 1e-3]})
+    assert [one.trial_id for one in warm_start_from(source, narrower, FACTS).told] == [-1, -2]
+    assert warm_start_from(source, narrower, FACTS).first_points == [POINTS[1]]
+    space = make_space()
+    drier = replace(space, baseline=replace(space.baseline, dropout=0.0))
+    assert list(warm_start_from(source, drier, FACTS).told) == []
+
+
+def test_a_grid_keeps_its_order(source: Study) -> None:
+    warmup_frac = {"choice": [0.1], "when": {"lr_schedule": ["warmup_cosine"]}}
+    grid = make_space(searcher="grid", learning_rate={"choice": [1e-4, 1e-3]}, warmup_frac=warmup_frac)
+    assert warm_start_from(source, grid, FACTS).first_points == []
+
+
+def test_a_study_without_a_loss_teaches_nothing(source: Study) -> None:
+    rows = [row | {"status": "failed"} for row in source.trials()]
+    write_table(source.trials_path, rows, TRIALS)
+    with pytest.raises(UserError, match="WARM_START=before: it has no trial with a loss"):
+        warm_start_from(source, make_space(), FACTS)
+
+
+def test_a_study_of_another_kind_teaches_nothing(source: Study) -> None:
+    document = source.document()
+    del document["evaluation"]["milestones_tokens"]
+    source.study_json.write_text(json.dumps(document))
+    with pytest.raises(UserError, match=r"its study\.json is not a search's"):
+        warm_start_from(source, make_space(), FACTS)
+
+
+def test_a_warm_start_is_kept_in_the_study_to_the_last_digit(source: Study, tmp_path: Path) -> None:
+    warm_start = warm_start_from(source, make_space(budget=25_600), FACTS)
+    study = Study(tmp_path)
+    assert read_warm_start(study) is None
+    write_warm_start(study, warm_start)
+    assert read_warm_start(study) == warm_start
+
+
+@pytest.mark.parametrize("spoil", [lambda text: text[:-20], lambda text: text.replace('"losses"', '"loses"')])
+def test_a_damaged_one_is_a_line(tmp_path: Path, source: Study, spoil: Callable[[str], str]) -> None:
+    study = Study(tmp_path)
+    write_warm_start(study, warm_start_from(source, make_space(), FACTS))
+    path = tmp_path / "warm_start.json"
+    path.write_text(spoil(path.read_text()))
+    with pytest.raises(UserError, match=r"warm_start\.json: not a study's warm start"):
+        read_warm_start(study)
+
+
+def test_without_results_none_are_claimed() -> None:
+    assert "its losses do not compare; its best 0 run" in WarmStart(source="x").words
+
+
+def searched(space: SearchSpace, draw: random.Random, history: History = NO_HISTORY) -> list[KnownTrial]:
+    """A search on one slot over made-up learning curves, by the real searcher and scheduler.
+
+    A loss falls with the share of the budget, so that at the same tokens it is higher in a study of a larger one.
+    """
+    workload = space_workload(space, history)
+    log = workload.searcher.log
+    scheduler = TokenASHA(log)
+    while len(log.trials) < space.trials:
+        proposal = workload.searcher.suggest("any")
+        assert isinstance(proposal, dict)
+        number, config = proposal["trial_id"], TrialConfig(**proposal["trial"])
+        best = abs(math.log10(config.learning_rate) + 2.5) + draw.gauss(0, 0.05)
+        for tokens in (0, *space.evaluation_tokens()):
+            loss = best + 4 * math.exp(-5 * tokens / space.budget_tokens)
+            if tokens < space.budget_tokens and not scheduler.goes_on(number, tokens, loss):
+                log.end(number, "stopped", loss)
+                break
+        else:
+            log.end(number, "completed", loss)
+    return log.trials
+
+
+def test_the_sources_best_complete_at_a_larger_budget_as_often_as_without_its_losses() -> None:
+    completed = {"told": 0, "untold": 0}
+    for seed in range(40):
+        space, larger = make_space(searcher="random"), replace(make_space(budget=38_400), trials=5)
+        source = write_source(space, searched(space, random.Random(seed)), name=f"before{seed}")
+        warm_start = warm_start_from(source, larger, FACTS)
+        assert len(warm_start.told) == space.trials
+        assert len(warm_start.first_points) == 3
+        for name, history in (
+            ("told", History(warm_start=warm_start)),
+            ("untold", History(warm_start=replace(warm_start, told=()))),
+        ):
+            trials = searched(larger, random.Random(seed), history)
+            completed[name] += sum(one.status == "completed" for one in trials[1:4])
+    assert completed["told"] == completed["untold"] > 40

@@ -1,0 +1,134 @@
+"""Others' checkpoint files: where in them the weights and the step are, and their tensors by transformers' names."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from trainable.errors import UserError
+
+WEIGHTS_KEYS = ("model_state_dict", "state_dict", "model", "module")
+"""Of the owner's scripts; Lightning; nanoGPT; DeepSpeed."""
+STEP_KEYS = ("step", "global_step", "iter_num", "global_steps")
+SETTINGS_KEYS = ("hyperparameters", "config", "model_args")
+OPTIMIZER_KEYS = ("optimizer_state_dict", "optimizer")
+WRAPPER_PREFIXES = ("model.", "module.", "_orig_mod.")
+OLD_BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
+"""Causal masks and the like that older transformers versions saved and newer ones compute."""
+RENAMED = {"embed_out.weight": "lm_head.weight"}
+"""GPT-NeoX's head, in files and in the model."""
+CONV1D_WEIGHTS = (".attn.c_attn.weight", ".attn.c_proj.weight", ".mlp.c_fc.weight", ".mlp.c_proj.weight")
+KEYS_SHOWN = 8
+
+
+def weights_in(where: str, payload: Any) -> Mapping[str, torch.Tensor]:
+    """Return the weights of a file's content: of a known key, or all of it.
+
+    Raises UserError naming what was found instead.
+    """
+    if is_state_dict(payload):
+        return dict(payload)
+    if isinstance(payload, Mapping):
+        for key in WEIGHTS_KEYS:
+            if is_state_dict(payload.get(key)):
+                weights: Mapping[str, torch.Tensor] = payload[key]
+                return weights
+    raise UserError(
+        f"{where} has no weights where this program looks for them: {_found(payload)}. It reads a dict of tensors by "
+        f"name, alone or under {', '.join(map(repr, WEIGHTS_KEYS[:-1]))} or {WEIGHTS_KEYS[-1]!r}. Save one of these."
+    )
+
+
+def step_in(payload: Mapping[str, Any]) -> int | None:
+    """Return the optimizer steps that a file says were done, or None where it does not say it as a whole number."""
+    for key in STEP_KEYS:
+        step = payload.get(key)
+        if isinstance(step, int) and not isinstance(step, bool) and step >= 0:
+            return step
+    return None
+
+
+def settings_in(payload: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that a file records, by the names of whoever wrote it; nested values are left out."""
+    found: dict[str, Any] = {}
+    for key in SETTINGS_KEYS:
+        values = payload.get(key)
+        if isinstance(values, Mapping):
+            found |= {
+                str(name): value
+                for name, value in values.items()
+                if value is None or isinstance(value, str | int | float)
+            }
+    return found
+
+
+def optimizer_in(payload: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the optimizer's state in a file, empty where there is none."""
+    return next((payload[key] for key in OPTIMIZER_KEYS if isinstance(payload.get(key), Mapping)), {})
+
+
+def is_state_dict(value: Any) -> bool:
+    """Return whether `value` is tensors by name, at least one."""
+    return (
+        isinstance(value, Mapping)
+        and bool(value)
+        and all(isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in value.items())
+    )
+
+
+def fitted(weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the weights by the names and in the layout of a model's own state dict, as far as they can be told."""
+    named = _without_prefix(weights, expected)
+    named = {name: tensor for name, tensor in named.items() if not name.endswith(OLD_BUFFERS) or name in expected}
+    named = {name if name in expected else RENAMED.get(name, name): tensor for name, tensor in named.items()}
+    return _as_conv1d(named, expected)
+
+
+def _without_prefix(weights: Mapping[str, torch.Tensor], expected: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    # Some models' own names begin with "model.", so a prefix goes only if more names fit without it.
+    named = dict(weights)
+    while True:
+        shorter = [
+            {name.removeprefix(prefix): tensor for name, tensor in named.items()}
+            for prefix in WRAPPER_PREFIXES
+            if all(name.startswith(prefix) for name in named)
+        ]
+        if not shorter or len(shorter[0].keys() & expected.keys()) < len(named.keys() & expected.keys()):
+            break
+        named = shorter[0]
+    if not named.keys() & expected.keys():
+        # A folder of the base model alone, as the hub's GPT-2: its head is the tied embedding.
+        for prefix in sorted({name.partition(".")[0] + "." for name in expected}):
+            if all(prefix + name in expected for name in named if not name.endswith(OLD_BUFFERS)):
+                return {prefix + name: tensor for name, tensor in named.items()}
+    return named
+
+
+def _as_conv1d(named: dict[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    # nanoGPT keeps GPT-2's projections as nn.Linear does, (out, in), transformers (in, out). A square one does not
+    # show which it is, so all go by c_attn, which is three times as long as wide.
+    fused = [name for name in named if name.endswith(CONV1D_WEIGHTS[0]) and name in expected]
+    turned = [named[name].dim() == 2 and named[name].shape[::-1] == expected[name].shape for name in fused]
+    if not fused or not all(turned) or any(named[name].shape == expected[name].shape for name in fused):
+        return named
+    named = {name: tensor.T if name.endswith(CONV1D_WEIGHTS) else tensor for name, tensor in named.items()}
+    if not any(name.endswith(".bias") for name in named):
+        # Trained with bias=False, which is a bias of zero.
+        named |= {name: torch.zeros_like(one) for name, one in expected.items() if name.endswith(".bias")}
+    return named
+
+
+def _found(payload: Any) -> str:
+    if not isinstance(payload, Mapping):
+        return f"it holds a {type(payload).__name__}"
+    if not payload:
+        return "it holds an empty dict"
+    shown = [f"{key!r} ({_kind(value)})" for key, value in list(payload.items())[:KEYS_SHOWN]]
+    more = f" and {len(payload) - KEYS_SHOWN} more" if len(payload) > KEYS_SHOWN else ""
+    return f"it holds {', '.join(shown)}{more}"
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"a dict of {len(value)}"
+    return "a tensor" if isinstance(value, torch.Tensor) else type(value).__name__

@@ -1,0 +1,187 @@
+"""A model as a folder: what AutoModelForCausalLM.from_pretrained, mlx-lm and llama.cpp's converter read."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from tokenizers import Tokenizer
+from transformers import AutoConfig, GenerationConfig, GPT2Config, PreTrainedConfig, PreTrainedModel
+
+from trainable.model.lora import save_adapters
+from trainable.model.model_names import PRESETS, RECORD, model_folder
+
+DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+END_OF_TEXT = "<|endoftext|>"
+COPIED = (
+    "tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "spiece.model", "tekken.json",
+    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+    "generation_config.json", "LICENSE", "LICENSE.md", "LICENSE.txt",
+)  # fmt: skip
+"""The base's own files, byte for byte: written anew by this transformers, an older one might not read them."""
+ONE_FILE = "1000GB"
+
+
+def save_model_folder(
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
+    folder: Path,
+    *,
+    model_name: str,
+    dtype: str | None,
+    card: str,
+    record: Mapping[str, Any],
+) -> str:
+    """Write `model`, a run's, to `folder`, whole or not at all; return the dtype it is saved in.
+
+    model_name: the base, whose tokenizer and configuration go with it. dtype: fp32, bf16, fp16, or None for the base's
+    own. What was at `folder` before is replaced: check_model_target() comes first. Raises OSError.
+    """
+    config = base_config(model_name, tokenizer)
+    saved_dtype = dtype or _own_dtype(config)
+    with _replacing(folder) as unfinished:
+        _write_weights(model, config, DTYPES[saved_dtype], unfinished)
+        base = base_folder(model_name)
+        for file in (base / name for name in COPIED) if base else ():
+            if file.is_file():
+                shutil.copyfile(file, unfinished / file.name)
+        _write_tokenizer(tokenizer, config, unfinished)
+        _finish_config(unfinished / "config.json", base)
+        (unfinished / "README.md").write_text(card, encoding="utf-8")
+        (unfinished / RECORD).write_text(
+            json.dumps({**record, "dtype": saved_dtype}, indent=2) + "\n", encoding="utf-8"
+        )
+    return saved_dtype
+
+
+def save_adapter_folder(
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
+    folder: Path,
+    *,
+    model_name: str,
+    card: str,
+    record: Mapping[str, Any],
+) -> None:
+    """Write the adapters of `model` to `folder` in peft's layout, whole or not at all. Raises OSError."""
+    base = base_folder(model_name)
+    with _replacing(folder) as unfinished:
+        save_adapters(model, unfinished, base_model=str(base) if base else model_name)
+        tokenizer.save(str(unfinished / "tokenizer.json"))
+        _write_tokenizer(tokenizer, base_config(model_name, tokenizer), unfinished)
+        (unfinished / "README.md").write_text(card, encoding="utf-8")
+        (unfinished / RECORD).write_text(json.dumps({**record, "dtype": None}, indent=2) + "\n", encoding="utf-8")
+
+
+def base_folder(model_name: str) -> Path | None:
+    """Return the folder of a model's own files, a hub name's in the local cache; None for a preset."""
+    folder = model_folder(model_name)
+    if folder is not None or model_name in PRESETS:
+        return folder
+    cached = try_to_load_from_cache(model_name, "config.json")
+    return Path(cached).parent if isinstance(cached, str) else None
+
+
+def base_license(model_name: str) -> str | None:
+    """Return the licence that the base's own README names in its front matter, where it does."""
+    base = base_folder(model_name)
+    try:
+        text = (base / "README.md").read_text(encoding="utf-8") if base else ""
+    except (OSError, UnicodeDecodeError):
+        return None
+    head = text.split("\n---", 1)[0] if text.startswith("---") else ""
+    lines = [line.partition(":")[2].strip() for line in head.splitlines() if line.startswith("license:")]
+    return lines[0] if lines and lines[0].isprintable() else None
+
+
+def base_config(model_name: str, tokenizer: Tokenizer) -> PreTrainedConfig:
+    """Return the base's configuration: its own dropout and activation, not what a run trained with."""
+    if model_name not in PRESETS:
+        # The run has loaded it before, so it is here.
+        return AutoConfig.from_pretrained(str(base_folder(model_name) or model_name), trust_remote_code=False)
+    end = tokenizer.token_to_id(END_OF_TEXT)
+    # GPT-2's own 50256 is no id of a smaller vocabulary.
+    return GPT2Config(**PRESETS[model_name], bos_token_id=end, eos_token_id=end)
+
+
+def _own_dtype(config: PreTrainedConfig) -> str:
+    return next((name for name, dtype in DTYPES.items() if dtype == config.dtype), "fp32")
+
+
+def _write_weights(model: PreTrainedModel, config: PreTrainedConfig, dtype: torch.dtype, folder: Path) -> None:
+    # A shell of the plain class, without the run's own layers and dropout, around the same tensors.
+    with torch.device("meta"):
+        plain = type(model)(config)
+    plain.load_state_dict({name: tensor.detach() for name, tensor in model.state_dict().items()}, assign=True)
+    plain.tie_weights()
+    plain = plain.to(dtype)
+    plain.generation_config = GenerationConfig.from_model_config(config)
+    weights = None
+    if config.model_type == "gpt2" and config.tie_word_embeddings:
+        # As on the hub. mlx-lm knows these names alone; transformers and llama.cpp know both.
+        body = {name: one for name, one in plain.state_dict().items() if name.startswith("transformer.")}
+        weights = {name.removeprefix("transformer."): tensor for name, tensor in body.items()}
+    plain.save_pretrained(folder, max_shard_size=ONE_FILE, state_dict=weights)
+
+
+def _write_tokenizer(tokenizer: Tokenizer, config: PreTrainedConfig, folder: Path) -> None:
+    if not (folder / "tokenizer.json").exists():
+        tokenizer.save(str(folder / "tokenizer.json"))
+    if (folder / "tokenizer_config.json").exists():
+        return
+    end = tokenizer.id_to_token(config.eos_token_id) if isinstance(config.eos_token_id, int) else None
+    special = {"bos_token": end, "eos_token": end, "unk_token": end} if end else {}
+    limit = getattr(config, "n_positions", None) or getattr(config, "max_position_embeddings", None)
+    document = {
+        # By this name every version of transformers, and mlx-lm, finds tokenizer.json.
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        **({"model_max_length": limit} if limit else {}),
+        **special,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=2) + "\n", encoding="utf-8")
+
+
+def _finish_config(path: Path, base: Path | None) -> None:
+    """Add the names that transformers 5 does not write any more and other programs ask for."""
+    document = json.loads(path.read_bytes())
+    rope = document.get("rope_parameters")
+    theta = rope.get("rope_theta") if isinstance(rope, dict) else None
+    older: dict[str, Any] = {"torch_dtype": document.get("dtype")}
+    if document["model_type"] == "gpt2":
+        older["n_ctx"] = document["n_positions"]
+    elif document["model_type"] == "gpt_neox" and theta is not None:
+        older |= {"rotary_emb_base": theta, "rotary_pct": rope.get("partial_rotary_factor", 1.0)}
+    elif theta is not None:
+        older["rope_theta"] = theta
+    if base is not None:
+        own = json.loads((base / "config.json").read_bytes())
+        older = {**own, **older}
+    document = {**{name: value for name, value in older.items() if value is not None}, **document}
+    path.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
+    try:
+        unfinished.mkdir()
+        yield unfinished
+        for path in unfinished.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        if folder.exists():
+            folder.rename(old)
+        unfinished.rename(folder)
+    finally:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        for left in (unfinished, old):
+            shutil.rmtree(left, ignore_errors=True)

@@ -1,0 +1,72 @@
+"""How a model goes on with a prompt: the same words from the same seed, to set models side by side."""
+
+import torch
+from tokenizers import Tokenizer
+from transformers import PreTrainedModel
+
+from trainable.data.tokens import Tokens
+from trainable.device.device import without_tf32
+from trainable.errors import UserError
+from trainable.model.models import context_limit
+
+SAMPLE_TOKENS = 64
+PROMPT_TOKENS = 24
+TEMPERATURE = 0.8
+
+
+def default_prompt(tokenizer: Tokenizer, val_tokens: Tokens, *, tokens: int = PROMPT_TOKENS) -> str:
+    """Return the first words of the held-out text: at most `tokens` tokens, from a word's start to a word's end."""
+    # The split falls within a word more often than not, and so does the end.
+    text = tokenizer.decode(val_tokens[: tokens + 1].tolist())
+    words = text.split()
+    inside = words[0 if text[:1].isspace() or len(words) < 3 else 1 : -1 if len(words) > 2 else None]
+    return " ".join(inside) or text.strip()
+
+
+def sample(
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
+    prompt: str,
+    *,
+    tokens: int = SAMPLE_TOKENS,
+    seed: int = 0,
+    temperature: float = TEMPERATURE,
+) -> str:
+    """Return what the model goes on with after `prompt`, `tokens` tokens or up to its end-of-text token.
+
+    Temperature 0 takes the likeliest token each time. The draws come from a CPU generator of its own, so that a seed is
+    the same on every device; the model stays in its mode. Raises UserError for a prompt of no tokens.
+    """
+    ids = tokenizer.encode(prompt, add_special_tokens=False).ids
+    if not ids:
+        raise UserError(f"SAMPLE_PROMPT={prompt!r} has no token. Write some words.")
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(seed)
+    limit, vocab_size = context_limit(model), tokenizer.get_vocab_size(with_added_tokens=True)
+    ends = model.config.eos_token_id
+    ends = set(ends) if isinstance(ends, list) else {ends}
+    was_training, start = model.training, len(ids)
+    model.eval()
+    try:
+        eager = torch.compiler.set_stance("force_eager")
+        with eager, without_tf32(), torch.inference_mode(), torch.autocast(device.type, enabled=False):
+            for _ in range(tokens):
+                # The whole context again for each token: a cache would be faster, and other arithmetic for each family.
+                context = torch.tensor([ids[-limit:] if limit else ids], device=device)  # (1, T)
+                logits = model(input_ids=context, use_cache=False, logits_to_keep=1).logits[0, -1].float().cpu()
+                # An embedding may have rows that the tokenizer has no words for.
+                ids.append(_draw(logits[:vocab_size], temperature, generator))
+                if ids[-1] in ends:
+                    break
+    finally:
+        model.train(was_training)
+    return str(tokenizer.decode(ids[start:]))
+
+
+def _draw(logits: torch.Tensor, temperature: float, generator: torch.Generator) -> int:
+    if temperature == 0:
+        return int(logits.argmax())
+    probabilities = torch.softmax(logits.double() / temperature, -1)
+    # Where the draw falls among the sums, and not multinomial(): nearly equal models then say nearly equal words.
+    point = torch.rand((), generator=generator, dtype=torch.float64)
+    return min(int(torch.searchsorted(probabilities.cumsum(0), point)), len(logits) - 1)
