@@ -15,7 +15,7 @@ def preflight_command(options: Options, terminal: Terminal) -> int:
     checks = run_checks(
         plan.inputs,
         plan.loaded,
-        plan.space.baseline,
+        plan.baseline,
         largest=plan.largest,
         runs_at_once=plan.slots.count_here,
         terminal=terminal,

@@ -18,7 +18,7 @@ from search.setup.plan import study_name
 from search.setup.preflight_run import PREFLIGHT_FAILED, passes_preflight
 from search.setup.resumption import resumed_config, resumption_words
 from search.setup.run_checkpoints import KEPT_CHECKPOINTS, RunCheckpoints
-from search.setup.study_record import common_document
+from search.setup.study_record import study_document
 from search.terminal.console import Preparing, Terminal
 from search.terminal.signals import Interrupts
 from search.terminal.train_log import TrainLog
@@ -192,16 +192,15 @@ def _begin(plan: TrainPlan) -> "TrainState":
 
 
 def _document(plan: TrainPlan) -> dict[str, Any]:
-    document = common_document(plan.name, "train", loaded=plan.loaded)
-    document.update(
-        budget_tokens=plan.config.training_steps * plan.config.tokens_per_step,
-        rung_tokens=[],
-        baseline={"name": "train", **asdict(plan.config)},
-        seed=plan.config.seed,
-        trials_planned=1,
-    )
-    document["device"].update(slots=1)
-    return document
+    asked = {
+        "kind": "train",
+        "evaluation": {},
+        "budget_tokens": plan.config.training_steps * plan.config.tokens_per_step,
+        "baseline": {"name": "train", **asdict(plan.config)},
+        "seed": plan.config.seed,
+        "trials_planned": 1,
+    }
+    return study_document(plan.name, asked, loaded=plan.loaded, slots={"slots": 1})
 
 
 def _header(plan: TrainPlan, state: "TrainState") -> list[str]:
