@@ -51,7 +51,8 @@ def check_precision(config: TrialConfig, model: PreTrainedModel, windows: torch.
     status: CheckStatus = "pass"
     advice = ""
     stalled = _stalled_frac(config, model)
-    difference = 0.0 if config.precision == "fp32" else _autocast_difference(config, model, windows[:2, : AUTOCAST_TOKENS + 1].to(device))
+    few = windows[:2, : AUTOCAST_TOKENS + 1].to(device)
+    difference = 0.0 if config.precision == "fp32" else _autocast_difference(config, model, few)
     if config.precision != "fp32":
         measured += f", whose loss is {difference:.1e} from fp32's"
     if not difference <= AUTOCAST_MARGIN:
