@@ -25,6 +25,7 @@ from search.setup.preflight_run import PREFLIGHT_FAILED, passes_preflight
 from search.setup.reopen import Reopened, load_like, reopen, run_more
 from search.setup.study_record import common_document
 from search.terminal.console import Preparing, Terminal
+from search.terminal.next_steps import Step, next_document, say_next, say_steps
 from trainable.config import DOCUMENTED
 
 DEFAULT_BUDGET_TOKENS = 200_000
@@ -115,11 +116,12 @@ def _run(question: Question, opened: Reopened, seeds: int, terminal: Terminal) -
             lines=[f"study {study.name}: attribution, {count_words(len(left), 'run')}"],
         )
         if code is not None:
-            terminal.say(f"make attribute with the same words goes on; so far: {shown(study.path)}")
+            say_steps([_again(opened, question, seeds, "go on with the attribution")], terminal)
             return code
     trials = study.trials()
     if failed := len(runs_left(list(runs.values()), trials)):
-        terminal.say(f"{count_words(failed, 'run')} failed; make attribute with the same words runs them again")
+        again = _again(opened, question, seeds, "").command
+        terminal.say(f"{count_words(failed, 'run')} failed; {again} runs them again")
     found = attribute(
         attribution_losses(runs, trials),
         question.settings,
@@ -134,6 +136,16 @@ def _run(question: Question, opened: Reopened, seeds: int, terminal: Terminal) -
         TableMirror(study, opened.slots.storage, terminal.say).close()
     terminal.console.print(render(found))
     terminal.say(f"picture: {shown(picture)}")
+    say_next(study, terminal)
     document: dict[str, Any] = {"study": study.name, "path": str(study.path), **to_json(found)}
+    document["next"] = next_document(study, terminal)
     terminal.document(document)
     return 1 if failed else 0
+
+
+def _again(opened: Reopened, question: Question, seeds: int, purpose: str) -> Step:
+    asked = f"STUDY={opened.study.name}"
+    if opened.document["kind"] == "attribute":
+        asked = f"FROM={question.before_name} TO={question.after_name}"
+    budget_tokens = opened.document["budget_tokens"]
+    return Step(command=f"make attribute {asked} SEEDS={seeds} BUDGET_TOKENS={budget_tokens}", purpose=purpose)
