@@ -96,11 +96,11 @@ def _run(question: Question, plan: Plan, seeds: int, terminal: Terminal) -> int:
         words = f"study {study.name}: attribution, {count_words(len(left), 'run')}"
         code = run_listed(plan, left, terminal, ledger=ledger, lines=[words])
         if code is not None:
-            say_steps([_again(opened, question, seeds, "go on with the attribution")], terminal)
+            say_steps([_again(plan, question, seeds, "go on with the attribution")], terminal)
             return code
     trials = study.trials()
     if failed := len(runs_left(list(runs.values()), trials)):
-        again = _again(opened, question, seeds, "").command
+        again = _again(plan, question, seeds, "").command
         terminal.say(f"{count_words(failed, 'run')} failed; {again} runs them again")
     found = attribute(
         attribution_losses(runs, trials),
@@ -123,9 +123,9 @@ def _run(question: Question, plan: Plan, seeds: int, terminal: Terminal) -> int:
     return 1 if failed else 0
 
 
-def _again(opened: Reopened, question: Question, seeds: int, purpose: str) -> Step:
-    asked = f"STUDY={opened.study.name}"
-    if opened.document["kind"] == "attribute":
+def _again(plan: Plan, question: Question, seeds: int, purpose: str) -> Step:
+    asked = f"STUDY={plan.name}"
+    if plan.kind == "attribute":
         asked = f"FROM={question.before_name} TO={question.after_name}"
-    budget_tokens = opened.document["budget_tokens"]
-    return Step(command=f"make attribute {asked} SEEDS={seeds} BUDGET_TOKENS={budget_tokens}", purpose=purpose)
+    command = f"make attribute {asked} SEEDS={seeds} BUDGET_TOKENS={plan.budget_tokens}"
+    return Step(command=command, purpose=purpose)
