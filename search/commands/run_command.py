@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from results.study.folder import Study, create_study
+from results.study.folder import Study, create_study, remove_if_empty
 from results.study.ledger import Ledger
 from results.study.lock import hold
 from results.words import config_words, token_words
@@ -19,6 +19,7 @@ from search.trackers.trackers import mirror_callbacks
 from search.tune.history import History
 from search.tune.run_trials import run_trials
 from search.tune.warm_start import write_warm_start
+from trainable.errors import MachineError
 
 if TYPE_CHECKING:
     from search.tune.workload import Workload
@@ -73,17 +74,21 @@ def run_plan(plan: Plan, terminal: Terminal) -> tuple[Study, int]:
     with hold(study):
         if plan.warm_start is not None:
             write_warm_start(study, plan.warm_start)
-        code = run_trials(
-            study,
-            lambda: _work(plan),
-            plan.loaded.spec,
-            slots=plan.slots,
-            ledger=Ledger(study),
-            budget_tokens=plan.space.budget_tokens,
-            lines=header_lines(plan, trials_planned),
-            terminal=terminal,
-            callbacks=lambda view: mirror_callbacks(plan.mirrors, view, plan.space),
-        )
+        try:
+            code = run_trials(
+                study,
+                lambda: _work(plan),
+                plan.loaded.spec,
+                slots=plan.slots,
+                ledger=Ledger(study),
+                budget_tokens=plan.space.budget_tokens,
+                lines=header_lines(plan, trials_planned),
+                terminal=terminal,
+                callbacks=lambda view: mirror_callbacks(plan.mirrors, view, plan.space),
+            )
+        except MachineError:
+            remove_if_empty(study)
+            raise
     if code is not None:
         return study, code
     return study, 1 if all(row["status"] == "failed" for row in study.trials()) else 0
