@@ -62,7 +62,8 @@ def _is_near(word: str, name: str) -> bool:
     """Return whether one letter more, less, changed, or two exchanged make one word of the other."""
     if len(name) < SHORTEST:
         return False
-    same = next((at for at, pair in enumerate(zip(word, name, strict=False)) if len(set(pair)) > 1), len(word))
+    differ = (at for at, pair in enumerate(zip(word, name, strict=False)) if pair[0] != pair[1])
+    same = next(differ, min(len(word), len(name)))
     left, right = word[same:], name[same:]
     return (
         left[1:] == right[1:]

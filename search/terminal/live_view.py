@@ -160,7 +160,7 @@ class StudyView:
             tokens_before=self._tokens_before,
             full_length=self._full_length,
         )
-        left = self._stage() or "estimating the time left"
+        left = self._stage(trials) or "estimating the time left"
         if left_s is not None:
             left = f"about {duration_words(left_s)} left"
         return (
@@ -168,9 +168,9 @@ class StudyView:
             f"{duration_words(now - self._started_at)} so far, {left}"
         )
 
-    def _stage(self) -> str:
+    def _stage(self, trials: Sequence[dict[str, Any]]) -> str:
         """Return what comes before the first trial of this process; empty once one has begun."""
-        if self._trained_since is not None:
+        if self._trained_since is not None or any(row["status"] == "running" for row in trials):
             return ""
         return "starting workers" if self._ray_is_up else "starting Ray"
 

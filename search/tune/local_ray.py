@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import secrets
 import shlex
 import shutil
@@ -239,5 +240,5 @@ def _lines(path: Path) -> list[str]:
 
 
 def _words(line: str) -> str:
-    # Without time, process and source line, which come first in brackets.
-    return line.rpartition("] ")[2][:300].rstrip(". ")
+    # Without time, process and source line, which come first.
+    return re.sub(r"^\[[^]]*\]\s*(\(\w+\)\s*)?(\S+:\d+:\s*)?", "", line)[:300].rstrip(". ")

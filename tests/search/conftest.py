@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from trainable.run import RunSpec
 
 ROOT = Path(__file__).parents[2]
-FROM_MAKE = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES")
+FROM_MAKE = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MAKE_WORDS")
 MARK = "SEARCH_TEST_MARK"
 SECRET = "hunter2-is-nobodys-business"
 PATIENCE_S = 240.0
