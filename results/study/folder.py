@@ -188,7 +188,7 @@ def create_study(name: str, document: Mapping[str, Any]) -> Study:
 
 def remove_if_empty(study: Study) -> None:
     """Remove a study in which no trial was begun; its name is free again."""
-    if not study.trials_path.exists():
+    if not study.trials():
         shutil.rmtree(study.path, ignore_errors=True)
 
 
