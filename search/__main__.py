@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: Sequence[str]) -> int:
-    from search.options import overlooked, read_options
+    from search.options import overlooked, read_options, typed_folders, with_origin
     from search.terminal.console import Terminal
 
     terminal = Terminal(as_json="--json" in words)
@@ -80,6 +80,7 @@ def _run(words: Sequence[str]) -> int:
         options = read_options(arguments.assignments)
         for line in overlooked():
             print(f"note: {line}", file=sys.stderr)
+        terminal.typed_folders = typed_folders(arguments.assignments)
         if options.is_outside_cluster:
             from search.commands.remote_command import COMMANDS as REMOTE
             from search.commands.remote_command import remote_command
@@ -88,7 +89,7 @@ def _run(words: Sequence[str]) -> int:
                 return remote_command(arguments.command, options, terminal)
         return _command(arguments.command)(options, terminal)
     except UserError as error:
-        return _refused(str(error), terminal)
+        return _refused(with_origin(str(error)), terminal)
     except MachineError as error:
         return _refused(str(error), terminal, code=1)
     except KeyboardInterrupt:

@@ -19,8 +19,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from results.study.folder import Study
 from search.tune.local_ray import PREFIX, folders_to_try
-from tests.faults.common import ROOT, Place, report
+from tests.faults.common import Place, report
 from tests.faults.storage import fill, small_disk
+from tests.running import ROOT
 from trainable.rows import ENDINGS
 
 TRIALS = 2
@@ -155,7 +156,7 @@ def another_user(machine: Machine) -> list[str]:
     os.chown(theirs, NOBODY, NOBODY)
     before, machine.place.studies = machine.place.studies, theirs / "studies"
     # Reads what root reads, for Python itself may lie in root's home; writes nothing but its own.
-    reads = "--inh-caps=-all,+dac_read_search --ambient-caps=-all,+dac_read_search --bounding-set=-all,+dac_read_search"
+    reads = "--inh-caps=-all,+dac_read_search --ambient-caps=-all,+dac_read_search "
     shell = f"setpriv --reuid={NOBODY} --regid={NOBODY} --clear-groups {reads} {{}}"
     try:
         return machine.search("another_user", shell=shell, without="HOME", CACHE_DIR=str(theirs / "cache"))

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import ray
 
-from search.tune import start_watch
 from search.tune.resources import Slots
 from search.tune.start_watch import StartWatch
 
@@ -18,7 +17,7 @@ CLUSTER = Slots(count=2, threads=2, gpu_frac=0.5, address="auto")
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Any:
     now = SimpleNamespace(s=0.0)
-    monkeypatch.setattr(start_watch.time, "monotonic", lambda: now.s)
+    monkeypatch.setattr("search.tune.start_watch.time.monotonic", lambda: now.s)
     return now
 
 

@@ -1,4 +1,4 @@
-"""A search where several things are odd at once, and one where Ray does not come up; more in tests/faults/starting.py."""
+"""A search where much is odd at once, and one where Ray does not come up; tests/faults/starting.py tries more."""
 
 import shutil
 from pathlib import Path

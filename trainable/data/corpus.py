@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainable.data.documents import BOM, WHOLE_FILES, Documents, iter_chunks
 from trainable.data.embedded_text import language_reference
+from trainable.data.text_documents import BOM, WHOLE_FILES, Documents, iter_chunks
 from trainable.errors import UserError
 
 TEXT_SUFFIXES = (".txt", ".text", ".md")

@@ -15,7 +15,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from trainable.data.corpus import cache_dir, text_fingerprint
-from trainable.data.documents import WHOLE_FILES, Documents, iter_chunks
+from trainable.data.text_documents import WHOLE_FILES, Documents, iter_chunks
 from trainable.errors import UserError
 
 TRAIN_FRAC = 0.9

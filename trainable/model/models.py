@@ -17,7 +17,7 @@ from transformers import (
 )
 from transformers import logging as transformers_logging
 
-from trainable.data.documents import WHOLE_FILES, Documents
+from trainable.data.text_documents import WHOLE_FILES, Documents
 from trainable.data.tokens import END_OF_TEXT, Progress, _silent, train_tokenizer
 from trainable.device.cpu_kernels import tune_for_cpu
 from trainable.device.device import is_out_of_memory
