@@ -1,4 +1,4 @@
-"""The one exception that a person at the keyboard can cause. A bug of ours is never raised as this."""
+"""The two exceptions that are told in a line: a mistake in what was asked, and a machine that cannot do it."""
 
 import difflib
 from collections.abc import Iterable
@@ -10,6 +10,13 @@ class UserError(ValueError):
     """Something the user gave cannot be used: one line that says where, what, and the remedy.
 
     The command line prints it without a traceback and exits with code 2.
+    """
+
+
+class MachineError(Exception):
+    """The machine does not do what is needed, whatever was asked: one line with the cause and the remedy.
+
+    The command line prints it without a traceback and exits with code 1.
     """
 
 

@@ -51,7 +51,12 @@ def is_storage_error(error: OSError) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
-def storage_error_words(error: OSError, path: Path) -> str:
-    """Return the line for a person: `path`, why it could not be written, and the remedy."""
+def storage_error_words(error: OSError, path: Path | None = None) -> str:
+    """Return the line for a person: the file, why it could not be written, and the remedy.
+
+    path: what is named where the error itself names no file.
+    """
+    named = error.filename if isinstance(error.filename, str | bytes) else None
+    where = Path(os.fsdecode(named)) if named else path
     reason = _STORAGE_WORDS.get(error.errno or 0) or f"{error.strerror or error}. Make it writable"
-    return f"{shown(path)}: {' '.join(reason.split())}; what was measured so far is kept"
+    return f"{f'{shown(where)}: ' if where else ''}{' '.join(reason.split())}; what was measured so far is kept"

@@ -186,6 +186,12 @@ def create_study(name: str, document: Mapping[str, Any]) -> Study:
     return study
 
 
+def remove_if_empty(study: Study) -> None:
+    """Remove a study in which no trial was begun; its name is free again."""
+    if not study.trials():
+        shutil.rmtree(study.path, ignore_errors=True)
+
+
 def study_exists(name: str) -> UserError:
     """Return the error of asking for a new study under a name that is taken: runs are never mixed."""
     return UserError(f"study {name} exists. Go on with it: make resume STUDY={name}; or choose another STUDY= name.")

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
-from results.study.folder import create_study
+from results.study.folder import create_study, remove_if_empty
 from results.study.json_documents import write_document
 from results.study.ledger import Ledger
 from results.study.lock import hold
@@ -19,6 +19,7 @@ from search.terminal.live_view import StudyView
 from search.terminal.signals import Interrupts
 from search.trackers.trackers import mirror_callbacks
 from search.tune.warm_start import write_warm_start
+from trainable.errors import MachineError
 from trainable.rows import ENDINGS, Start
 
 if TYPE_CHECKING:
@@ -33,7 +34,12 @@ def held(plan: Plan) -> Iterator[None]:
     with hold(plan.study):
         if plan.is_new and plan.warm_start is not None:
             write_warm_start(plan.study, plan.warm_start)
-        yield
+        try:
+            yield
+        except MachineError:
+            if plan.is_new:
+                remove_if_empty(plan.study)
+            raise
 
 
 def run_plan(

@@ -58,6 +58,7 @@ class StudyRecorder(Callback):  # type: ignore[misc]
         """Enter the trial; one that is started again keeps its row. Its process has yet to look for its checkpoints."""
         trial_id: int = trial.config["trial_id"]
         self._heard_at[trial_id] = time.monotonic()
+        self._view.trial_waits(trial_id, waits=False)
         self._oom_kills_before.setdefault(trial_id, self._oom_kills())
         with self._kept():
             self._ledger.start_trial(self._planned_run(trial.config), started_at=datetime.now(UTC))
@@ -92,6 +93,7 @@ class StudyRecorder(Callback):  # type: ignore[misc]
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Tell of a worker that died; Ray starts the trial again, once."""
         trial_id = trial.config["trial_id"]
+        self._view.trial_waits(trial_id, waits=True)
         self._view.say(
             f"trial {trial_id} lost its worker{self._silence_words(trial_id)}; it starts again from its last checkpoint"
         )

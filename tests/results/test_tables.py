@@ -4,6 +4,8 @@ import errno
 import math
 import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -336,3 +338,18 @@ def test_a_full_disk_leaves_the_table_and_nothing_else(
     assert sorted(tmp_path.iterdir()) == [previous_path(path), path]
     write_table(path, [make_trial(0), make_trial(1)], TRIALS)
     assert read_rows(previous_path(path)) == [make_trial(0)]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
+def test_reading_a_table_leaves_no_thread_that_could_abort_the_exit(tmp_path: Path) -> None:
+    """Arrow's own end the process by "terminate called without an active exception" now and then."""
+    path = tmp_path / "table.parquet"
+    pq.write_table(pa.table({"a": list(range(1000))}), path)
+    script = (
+        "import os, sys, pathlib, pyarrow.parquet\n"
+        "from results.study.tables import read_table\n"
+        "before = len(os.listdir('/proc/self/task'))\n"
+        "read_table(pathlib.Path(sys.argv[1]))\n"
+        "sys.exit(len(os.listdir('/proc/self/task')) - before)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script, path], check=False).returncode == 0
