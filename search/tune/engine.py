@@ -32,6 +32,7 @@ os.environ.setdefault("TUNE_FORCE_TRIAL_CLEANUP_S", "10")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
+from pydantic import SecretStr
 from ray import tune
 from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.experiment import Trial
@@ -126,7 +127,7 @@ def run_study(
             callbacks = [recorder, *followers, *callbacks, leave]
             _tuner(study, work, spec, shared, slots, tune_config, callbacks, scratch).fit()
     except KeyboardInterrupt:
-        if recorder.storage_error is None:
+        if recorder.storage_error is None and recorder.input_fault is None:
             interrupts.code = interrupts.code or INTERRUPTED
     except SystemExit:
         # Ray's own handler, where SIGTERM came while ray.init() had put it in place.
@@ -148,6 +149,11 @@ def run_study(
     if recorder.storage_error is not None:
         words = storage_error_words(recorder.storage_error, study.path)
         raise UserError(f"{words}. Then go on with: make resume STUDY={study.name}")
+    if recorder.input_fault is not None:
+        raise UserError(
+            f"{recorder.input_fault}; what was measured so far is kept. Restore it, then go on with: "
+            f"make resume STUDY={study.name}"
+        )
 
 
 class StopOnSignal(Callback):  # type: ignore[misc]
@@ -182,7 +188,7 @@ class StopOnSignal(Callback):  # type: ignore[misc]
         """Raise KeyboardInterrupt: fit() cleans up, slowly, after an Exception alone."""
         if self._recorder.storage_error is not None:
             raise KeyboardInterrupt
-        if self._interrupts.code is None:
+        if self._interrupts.code is None and self._recorder.input_fault is None:
             return
         running = {trial.trial_id for trial in trials if trial.status == Trial.RUNNING}
         if self._asked_at is None and self._leave_path is not None and running:
@@ -275,7 +281,8 @@ def _tuner(
         "shared_inputs": shared_inputs,
         "milestones_tokens": work.milestones_tokens,
         "baseline": asdict(work.baseline),
-        "checkpoint_root": checkpoint_root(study, slots.storage),
+        # Trackers keep a trial's config, and the URI may hold a password.
+        "checkpoint_root": SecretStr(checkpoint_root(study, slots.storage)),
         "checkpoint_interval_s": slots.checkpoint_interval_s,
         "evaluation_timeout_s": slots.evaluation_timeout_s,
         "threads": slots.threads,

@@ -49,6 +49,8 @@ class StudyRecorder(Callback):  # type: ignore[misc]
         self._heard_at: dict[int, float] = {}
         self.storage_error: OSError | None = None
         """Why the study could not be written; the engine leaves when there is one."""
+        self.input_fault: str | None = None
+        """Which input is gone or another; the engine leaves, and no trial counts as failed for it."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Return nothing: Ray pickles callbacks for a restore that studies never use, and a live screen has locks."""
@@ -71,6 +73,7 @@ class StudyRecorder(Callback):  # type: ignore[misc]
         trial_id: int = trial.config["trial_id"]
         self._heard_at[trial_id] = time.monotonic()
         self.end_late_stops()
+        self.input_fault = self.input_fault or result["input_fault"]
         with self._kept():
             self._ledger.add_steps(trial_id, [StepRow(**row) for row in result["steps"]])
             if result["metrics"] is not None:

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 import torch
 
 from results.confirmation.attempt import Attempt
@@ -140,7 +141,7 @@ def make_config(spec: Any, tmp_path: Path) -> Callable[..., dict[str, Any]]:
             "baseline": asdict(DOCUMENTED),
             "trial_id": trial_id,
             "milestones_tokens": (100, 200, BUDGET_TOKENS),
-            "checkpoint_root": str(tmp_path / "checkpoints"),
+            "checkpoint_root": SecretStr(str(tmp_path / "checkpoints")),
             "checkpoint_interval_s": 1e9,
             "leave_path": None,
             "evaluation_timeout_s": 600.0,

@@ -66,6 +66,7 @@ class Recording:
             "evidence": "",
             "saved": False,
             "notes": [],
+            "input_fault": None,
         }
         result |= {"fidelity_tokens": 0, "optimizer_steps": 0, "tokens_seen": 0, "active_s": 0.0, **changes}
         self.recorder.on_trial_result(iteration=1, trials=[trial], trial=trial, result=result)
