@@ -35,9 +35,10 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
 
     Config keys: "spec" (RunSpec), "shared_inputs" (where a node gets what it lacks of it, or None), "trial" and
     "baseline" (hyperparameters), "trial_id" (int), "milestones_tokens" (evaluate at each), "checkpoint_root" (a folder
-    or URI; a folder below it is the trial's own; a SecretStr, for trackers keep a trial's config), "checkpoint_interval_s", "leave_path" (a file whose appearance asks
-    to save once, between two steps, for the study is left; or None), "evaluation_timeout_s" (without an evaluation for
-    so long it is hung), "threads", "refusal" (why the trial ends as out of memory without being run).
+    or URI; a folder below it is the trial's own; a SecretStr, for trackers keep a trial's config),
+    "checkpoint_interval_s", "leave_path" (a file whose appearance asks to save once, between two steps, for the study
+    is left; or None), "evaluation_timeout_s" (without an evaluation for so long it is hung), "threads", "refusal" (why
+    the trial ends as out of memory without being run).
     """
 
     def setup(self, config: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from results.study.folder import Study, studies_dir
 from results.study.ledger import Ledger
+from results.study.own_files import remove_unfinished
 from results.study.paths import shown
 from search.options import Options
 from search.setup.inputs import Inputs, Loaded, check_inputs, load_inputs
@@ -58,8 +59,7 @@ def reopen(study: Study, options: Options, progress: Preparing) -> Reopened:
             f"study {study.name}: {'; '.join(found)}. Its losses would not compare with new ones. Restore what has "
             "changed, or search anew."
         )
-    for unfinished in (*study.path.glob(".*.tmp"), *study.path.glob("*/.*.tmp"), *study.path.glob("*/*/.*.tmp")):
-        unfinished.unlink(missing_ok=True)  # of a process that was killed while it wrote
+    remove_unfinished(study.path)
     return replace(opened, study=study)
 
 

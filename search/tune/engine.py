@@ -18,6 +18,7 @@ from results.ranking import leaderboard, ranked_trials
 from results.study.atomic import storage_error_words
 from results.study.folder import Study
 from results.study.ledger import Ledger
+from results.study.own_files import remove_unfinished
 from results.winner import find_winner
 from search.terminal.live_view import StudyView
 from trainable.run import RunSpec
@@ -43,7 +44,7 @@ from search.cluster.storage_hold import check_unheld
 from search.cluster.study_storage import CHECKPOINTS, TableMirror
 from search.terminal.signals import Interrupts
 from search.tune.asha import TokenASHA
-from search.tune.oom_kills import oom_kills
+from search.tune.oom_kills import NO_COUNTER, oom_counter_of
 from search.tune.optuna_searcher import OBJECTIVE
 from search.tune.recorder import StudyRecorder
 from search.tune.resources import Slots
@@ -94,7 +95,8 @@ def run_study(
         planned_run=work.planned_run,
         on_completed=lambda _: prune_checkpoints(root, ledger, attempts, pruned),
         evaluation_timeout_s=slots.evaluation_timeout_s,
-        oom_kills=oom_kills,
+        # Of workers on other machines Ray alone can tell.
+        oom_counter_of=oom_counter_of if slots.address is None else lambda _: NO_COUNTER,
     )
     # A verdict may have come right before the last process died.
     recorder.end_late_stops()
@@ -141,9 +143,8 @@ def run_study(
         prune_checkpoints(root, ledger, attempts, pruned)
         if mirror is not None:
             mirror.close()
-        # A worker that was killed while it saved.
-        for unfinished in study.path.glob("checkpoints/*/.*.tmp"):
-            unfinished.unlink(missing_ok=True)
+        # A worker may have been killed while it saved.
+        remove_unfinished(study.path / CHECKPOINTS)
     if work.searcher.exhausted:
         view.say("the search is over: every configuration that is left was run, or is as large as one out of memory")
     if recorder.storage_error is not None:

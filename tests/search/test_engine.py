@@ -11,8 +11,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from pydantic import SecretStr
 import torch
+from pydantic import SecretStr
 
 from results.confirmation.attempt import Attempt
 from results.study.folder import Study
