@@ -28,6 +28,7 @@ ENV_ORDER: tuple[str, ...] = (
     "WEIGHTS_ONLY",
     "EVAL_BLOCK_SIZE",
     "EVAL_TOKENS",
+    "EXPORTED_FROM",
 )
 """The exported variables. Those a study did without are exported empty, which counts as not set: an older value in the
 person's shell must not change the configuration."""
@@ -65,6 +66,11 @@ def export_env(study: Study) -> str:
     return "\n".join(lines) + "\n"
 
 
+def winner_env(study: Study) -> dict[str, str]:
+    """Return the winner's variables by name, empty where the study did without. Raises UserError as export_env does."""
+    return _env(_load(study))
+
+
 def export_cli(study: Study) -> str:
     """Return the study's winner as a `make train NAME=value ...` command. Raises UserError as export_env does."""
     values = {name: value for name, value in _env(_load(study)).items() if value}
@@ -93,16 +99,13 @@ def export_json(study: Study) -> str:
 
 
 def export_toml(study: Study) -> str:
-    """Return the study's winner as a space file's [baseline] table. Raises UserError as export_env does."""
+    """Return the study's winner as a space file around it. Raises UserError as export_env does."""
+    # tomlkit takes a tenth of a second to import, which no other format needs.
+    from results.export_space import space_text
+
     best = _load(study)
-    lines = [f"# {line}" for line in _notes(best)]
-    lines += [f"# model {_plain(best.model)}, data {_plain(best.data_source or 'the embedded text')}", "[baseline]"]
-    # JSON's quotes, true and false are TOML's too, for strings among them are plain names; repr keeps a float exact.
-    lines += [
-        f"{name} = {json.dumps(value) if isinstance(value, str | bool) else repr(value)}"
-        for name, value in asdict(best.config).items()
-    ]
-    return "\n".join(lines) + "\n"
+    inputs = f"model {_plain(best.model)}, data {_plain(best.data_source or 'the embedded text')}"
+    return space_text(study.document(), best.config, [*_notes(best), inputs])
 
 
 def write_best(study: Study) -> None:
@@ -168,6 +171,7 @@ def _env(best: _Best) -> dict[str, str]:
         "WEIGHTS_ONLY": None if best.checkpoint_path is None else True,
         "EVAL_BLOCK_SIZE": best.eval_block_size,
         "EVAL_TOKENS": best.eval_tokens,
+        "EXPORTED_FROM": best.study,
     }
     assert tuple(values) == ENV_ORDER
     return {

@@ -55,13 +55,14 @@ INTERRUPTED = 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0 done, 2 the user's mistake, 1 a fault, 130 interrupted."""
-    from search.options import read_options
+    from search.options import read_options, typed_folders, with_origin
     from search.terminal.console import Terminal
 
     terminal = Terminal(as_json="--json" in (sys.argv[1:] if argv is None else argv))
     try:
         arguments = _parser().parse_args(argv)
         options = read_options(arguments.assignments)
+        terminal.typed_folders = typed_folders(arguments.assignments)
         if options.is_outside_cluster:
             from search.commands.remote_command import COMMANDS as REMOTE
             from search.commands.remote_command import remote_command
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return remote_command(arguments.command, options, terminal)
         return _command(arguments.command)(options, terminal)
     except UserError as error:
-        return _refused(str(error), terminal)
+        return _refused(with_origin(str(error)), terminal)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         terminal.document({"error": "interrupted"})

@@ -7,6 +7,7 @@ hyperparameters are TrialConfig's.
 import importlib.util
 import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -25,8 +26,8 @@ from trainable.config import (
     TrialConfig,
     parse_hyperparameter,
 )
-from trainable.data.documents import Documents, parse_documents
 from trainable.data.remote_files import files_at
+from trainable.data.text_documents import Documents, parse_documents
 from trainable.errors import UserError, did_you_mean
 
 MAX_COUNT = 10**15
@@ -59,6 +60,18 @@ def _tokens(value: Any) -> Any:
     scale = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}[match[2].lower()]
     # A float that is infinite is too large a number as well.
     return round(min(float(match[1].replace("_", "")) * scale, 10 * MAX_COUNT))
+
+
+class MoreTrials(int):
+    """TRIALS=+2: so many more than the study has."""
+
+
+def _trials(value: Any) -> Any:
+    text = str(value)
+    number = MoreTrials(_whole(text[1:])) if text.startswith("+") else _whole(text)
+    if not 1 <= number <= MAX_COUNT:
+        raise ValueError("must be at least 1 and at most 10^15")
+    return number
 
 
 def _flag(value: Any) -> Any:
@@ -189,7 +202,9 @@ class Options(BaseModel):
     study: Text | None = Field(
         None, description="name of the study to make, or to read (default: made from space and time; latest)"
     )
-    trials: Whole | None = Field(None, description="number of trials, the baseline included")
+    trials: Annotated[InstanceOf[int], BeforeValidator(_trials)] | None = Field(
+        None, description="number of trials, the baseline included; resume: +2 for two more"
+    )
     budget_tokens: Tokens | None = Field(None, description="training tokens of a full-length trial, e.g. 400000 or 8M")
     warm_start: Text | None = Field(
         None, description="search: a study whose results the searcher learns from, its best run first"
@@ -288,7 +303,7 @@ class Options(BaseModel):
         None, description="audit: token positions to look at, e.g. 2.0M-2.5M"
     )
     clean: AbsolutePath | None = Field(None, description="audit: write a cleaned copy of the text to this file")
-    skip_preflight: Flag = Field(False, description="1: search or train although preflight failed")
+    skip_preflight: Flag = Field(False, description="1: search or train without the preflight")
     tensorboard: Flag = Field(False, description="search: 1 writes TensorBoard event files into the study")
     optuna_storage: Annotated[Text, BeforeValidator(_optuna_storage)] | None = Field(
         None, description="search: an SQLite file or a database URL that optuna-dashboard reads"
@@ -302,6 +317,7 @@ class Options(BaseModel):
     model_type: Annotated[Text, BeforeValidator(_model_type)] | None = Field(
         None, description="gpt2, the only type there is"
     )
+    exported_from: Text | None = Field(None, description="set by an export: the study whose winner the variables are")
     studies_dir: Text | None = Field(None, description="where studies are kept (default results/studies)")
     cache_dir: Text | None = Field(None, description="where tokens and tokenizers are kept (default .cache)")
 
@@ -323,6 +339,10 @@ class Options(BaseModel):
     def is_outside_cluster(self) -> bool:
         """Whether ADDRESS names a cluster that this machine is no part of."""
         return (self.address or "").startswith(OUTSIDE)
+
+    def trials_after(self, planned: int) -> int | None:
+        """Return TRIALS for a study that has `planned` of them; None where it is not set."""
+        return self.trials + planned if isinstance(self.trials, MoreTrials) else self.trials
 
     def explicit_hyperparameters(self) -> dict[str, bool | int | float | str]:
         """Return the hyperparameters that are set, by field name, USE_LR_WARMUP translated."""
@@ -365,6 +385,26 @@ def read_options(assignments: Sequence[str]) -> Options:
         # The two that processes of ours take over from the environment: Ray's workers, and what they start.
         os.environ[name] = texts.get(name, "")
     return parse_options({name: text for name, text in texts.items() if text})
+
+
+def typed_folders(assignments: Sequence[str]) -> str:
+    """Return the folders that were named on the command line, as a later command has to name them again."""
+    names = {word.partition("=")[0] for word in (*assignments, *_make_words())}
+    return "".join(f" {name}={shlex.quote(os.environ[name])}" for name in FOLDERS if name in names and os.environ[name])
+
+
+def with_origin(message: str) -> str:
+    """Return a message, and where an export set a variable that it names, that and the line that unsets them all."""
+    study = os.environ.get("EXPORTED_FROM", "")
+    if not study:
+        return message
+    from results.export import ENV_ORDER
+
+    named = [name for name in ENV_ORDER if os.environ.get(name) and re.search(rf"\b{name}\b", message)]
+    if not named:
+        return message
+    verb = "were" if len(named) > 1 else "was"
+    return f"{message} {', '.join(named)} {verb} set by the export of study {study}; unset {' '.join(ENV_ORDER)}"
 
 
 def parse_options(texts: Mapping[str, str]) -> Options:

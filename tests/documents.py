@@ -6,6 +6,18 @@ from typing import Any
 from results.study.folder import SCHEMA_VERSION
 from trainable.config import DOCUMENTED
 
+SPACE = """
+# A comment of the person who wrote the space.
+description = "A small search"
+baseline = "documented"
+trials = 4
+[budget]
+tokens = 409_600
+[search]
+batch_size = { choice = [8, 32] }
+learning_rate = { log_uniform = [1e-6, 1e-3] }
+"""
+
 
 def sound_document(name: str, **changes: Any) -> dict[str, Any]:
     """Return what study.json of a small search holds, with changes to its outermost values."""
@@ -27,7 +39,7 @@ def sound_document(name: str, **changes: Any) -> dict[str, Any]:
         "evaluation": {"block_size": 128, "tokens": 16_384, "milestones_tokens": [204_800, 409_600]},
         "device": {"type": "cpu", "name": "x86_64", "count": 1},
         "versions": {"python": "3.11.7"},
-        "space": {"name": "plateau", "path": "spaces/plateau.toml", "description": "", "toml": ""},
+        "space": {"name": "plateau", "path": "spaces/plateau.toml", "description": "", "toml": SPACE},
         "budget_tokens": 409_600,
         "rung_tokens": [102_400, 204_800],
         "baseline": {"name": "documented", **asdict(DOCUMENTED)},

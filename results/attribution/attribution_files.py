@@ -14,8 +14,8 @@ from results.attribution.attribution_values import (
     UnstableCombination,
 )
 from results.attribution.design import Setting
-from results.study.documents import read_document, write_document
 from results.study.folder import Study
+from results.study.json_documents import read_document, write_document
 
 
 def to_json(attribution: Attribution) -> dict[str, Any]:

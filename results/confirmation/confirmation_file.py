@@ -7,8 +7,8 @@ from typing import Any, get_args
 
 from results.confirmation.attempt import Attempt
 from results.confirmation.paired_t import CandidateVerdict, Outcome
-from results.study.documents import read_document, write_document
 from results.study.folder import Study
+from results.study.json_documents import read_document, write_document
 
 
 def to_json(attempts: Sequence[Attempt]) -> dict[str, Any]:

@@ -76,6 +76,14 @@ class _Settings(_Part):
     compare: Text | None = None
 
 
+_FAULTS = {
+    "missing": "it is missing",
+    "is_instance_of": "it must be a text",
+    "model_type": "it must be a table",
+    "dict_type": "it must be a table",
+}
+
+
 class StudyDocument(_Part):
     """study.json; what else it holds is for people."""
 
@@ -113,6 +121,7 @@ def document_fault(document: dict[str, Any]) -> str | None:
     except ValidationError as refused:
         error = refused.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, error["loc"]))
-        message = " ".join(error["msg"].split())
+        # pydantic speaks of instances and of our classes; a person sees a file of texts, numbers and tables.
+        message = _FAULTS.get(error["type"]) or " ".join(error["msg"].split())
         return f"{where}: {message if len(message) <= _LONGEST_SHOWN else f'{message[:_LONGEST_SHOWN]} ...'}"
     return None

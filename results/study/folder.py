@@ -227,6 +227,13 @@ def _created_at(study: Study) -> datetime:
     return created_at if created_at.tzinfo else created_at.replace(tzinfo=UTC)
 
 
+def find_study(name: str) -> Study | None:
+    """Return the study of that name, whole or not; None when there is none."""
+    check_study_name(name)
+    study = Study(studies_dir() / name)
+    return study if study.study_json.is_file() else None
+
+
 def open_study(name_or_latest: str) -> Study:
     """Return the study of that name, or for 'latest' the one that search or baseline made last.
 

@@ -117,12 +117,13 @@ def read_table(path: Path, schema: Any = None) -> Any:
     try:
         check_guard(data)
         with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
-            found = file.schema_arrow
+            schema_found = file.schema_arrow
             for wanted in schema or ():
-                kind = found.field(wanted.name).type if found.names.count(wanted.name) == 1 else None
-                if kind != wanted.type:
+                once = schema_found.names.count(wanted.name) == 1
+                found = schema_found.field(wanted.name).type if once else None
+                if found != wanted.type:
                     raise UserError(
-                        f"{shown(path)}: column '{wanted.name}' is {kind or 'missing'}, not {wanted.type}: "
+                        f"{shown(path)}: column '{wanted.name}' is {found or 'missing'}, not {wanted.type}: "
                         "it is not a study's table, or another version wrote it."
                     )
             table = _unpacked(file, schema.names if schema else None)

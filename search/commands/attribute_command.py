@@ -12,18 +12,19 @@ from results.attribution.attribution_runs import (
     question_of_study,
 )
 from results.report.page import write_reports
-from results.study.folder import Study, create_study, list_studies
+from results.study.folder import Study, list_studies, studies_dir
 from results.study.ledger import Ledger
-from results.study.lock import hold
 from results.study.paths import shown
 from results.study.planned_run import runs_left
 from results.words import count_words
 from search.cluster.study_storage import TableMirror, open_or_fetch_study
+from search.commands.run_command import is_sound
 from search.options import Options
 from search.setup.inputs import check_fit
-from search.setup.preflight_run import PREFLIGHT_FAILED, passes_preflight
-from search.setup.reopen import Reopened, load_like, reopen, run_more
-from search.setup.study_record import common_document
+from search.setup.plan import Plan, load_plan
+from search.setup.preflight_run import PREFLIGHT_FAILED
+from search.setup.reopen import reopen
+from search.setup.run_plan import held, run_listed
 from search.terminal.console import Preparing, Terminal
 from trainable.config import DOCUMENTED
 
@@ -46,74 +47,53 @@ def attribute_command(options: Options, terminal: Terminal) -> int:
     else:
         question = question_of_study(source, budget_tokens)
     with Preparing(terminal.console) as progress:
-        study, opened = _open(question, source, budget_tokens, options, progress)
-        check_fit(opened.loaded, list(question.configs.values()))
-    if not passes_preflight(
-        options,
-        opened.inputs,
-        opened.loaded,
-        question.before,
-        largest=max(question.configs.values(), key=lambda one: (one.tokens_per_step, not one.use_lora)),
-        runs_at_once=opened.slots.count_here,
-        terminal=terminal,
-    ):
+        plan = _plan(question, source, budget_tokens, options, progress)
+    if not is_sound(plan, options, terminal):
         return PREFLIGHT_FAILED
-    if study is None:
-        study = create_study(opened.document["name"], opened.document)
-    with hold(study):
-        return _run(question, replace(opened, study=study), options.seeds or DEFAULT_SEEDS, terminal)
+    with held(plan) as plan:
+        return _run(question, plan, options.seeds or DEFAULT_SEEDS, terminal)
 
 
-def _open(
-    question: Question, source: Study | None, budget_tokens: int, options: Options, progress: Preparing
-) -> tuple[Study | None, Reopened]:
-    """Return the study that the runs go into, None where it is yet to be made, and what they need."""
-    milestones_tokens = [budget_tokens * part // EVALUATIONS for part in range(1, EVALUATIONS + 1)]
+def _plan(question: Question, source: Study | None, budget_tokens: int, options: Options, progress: Preparing) -> Plan:
+    """Return the plan of the study that the runs go into."""
+    milestones_tokens = tuple(budget_tokens * part // EVALUATIONS for part in range(1, EVALUATIONS + 1))
+    configs = list(question.configs.values())
     if source is not None:
-        opened = reopen(source, options, progress)
-        if budget_tokens == opened.document["budget_tokens"]:
-            return source, opened
-        evaluation = {**opened.document["evaluation"], "milestones_tokens": milestones_tokens}
-        document = {**opened.document, "budget_tokens": budget_tokens, "evaluation": evaluation}
-        return source, replace(opened, document=document)
+        plan = reopen(source, options, progress, configs=configs)
+        check_fit(plan.loaded, configs)
+        if budget_tokens == plan.budget_tokens:
+            return plan
+        # These runs alone are longer or shorter: the study's document stays as its trials were run.
+        return replace(plan, baseline=question.before, budget_tokens=budget_tokens, milestones_tokens=milestones_tokens)
     name = f"attribute-{question.before_name}-{question.after_name}-{budget_tokens}"
     existing = next((study for study in list_studies() if study.name == name), None)
     if existing is not None:
-        return existing, reopen(existing, options, progress)
-    opened = load_like({"evaluation": EVALUATION}, options, progress, baseline=question.before)
-    document = common_document(name, "attribute", loaded=opened.loaded)
-    document["evaluation"]["milestones_tokens"] = milestones_tokens
-    document.update(
-        budget_tokens=budget_tokens,
-        rung_tokens=[],
-        baseline={"name": question.before_name, **asdict(question.before)},
-        stability={},
-        seed=question.before.seed,
-        trials_planned=len(question.configs) * (options.seeds or DEFAULT_SEEDS),
-    )
-    return None, replace(opened, document=document)
+        return reopen(existing, options, progress, configs=configs)
+    asked = {
+        "kind": "attribute",
+        "evaluation": {**EVALUATION, "milestones_tokens": list(milestones_tokens)},
+        "budget_tokens": budget_tokens,
+        "baseline": {"name": question.before_name, **asdict(question.before)},
+        "seed": question.before.seed,
+        "trials_planned": len(configs) * (options.seeds or DEFAULT_SEEDS),
+    }
+    new = Study(studies_dir() / name)
+    return load_plan(new, asked, options, progress, check=lambda loaded: check_fit(loaded, configs), configs=configs)
 
 
-def _run(question: Question, opened: Reopened, seeds: int, terminal: Terminal) -> int:
+def _run(question: Question, plan: Plan, seeds: int, terminal: Terminal) -> int:
     """Run what is missing, and say what the losses tell once nothing is; return the exit code."""
-    from search.tune.workload import list_workload
-
-    study, ledger = opened.study, Ledger.load(opened.study)
+    study, ledger = plan.study, Ledger.load(plan.study)
     trials = ledger.trials()
     # On its own the question has no lucky seed to keep away from.
-    above = opened.baseline.seed if opened.document["kind"] != "attribute" else opened.baseline.seed - 1
+    above = plan.document["seed"] - (plan.kind == "attribute")
     runs = question.runs(question.seeds(trials, seeds, above=above))
     left = runs_left(list(runs.values()), trials)
     if len(left) < len(runs):
         terminal.say(f"{len(runs) - len(left)} of {len(runs)} runs are known already")
     if left:
-        code = run_more(
-            opened,
-            lambda: list_workload(left, baseline=opened.baseline, milestones_tokens=opened.milestones_tokens),
-            terminal,
-            ledger,
-            lines=[f"study {study.name}: attribution, {count_words(len(left), 'run')}"],
-        )
+        words = f"study {study.name}: attribution, {count_words(len(left), 'run')}"
+        code = run_listed(plan, left, terminal, ledger=ledger, lines=[words])
         if code is not None:
             terminal.say(f"make attribute with the same words goes on; so far: {shown(study.path)}")
             return code
@@ -130,8 +110,8 @@ def _run(question: Question, opened: Reopened, seeds: int, terminal: Terminal) -
     write_reports(study)
     picture = study.path / "attribution.png"
     write_plot(found, picture)
-    if opened.slots.storage is not None:
-        TableMirror(study, opened.slots.storage, terminal.say).close()
+    if plan.slots.storage is not None:
+        TableMirror(study, plan.slots.storage, terminal.say).close()
     terminal.console.print(render(found))
     terminal.say(f"picture: {shown(picture)}")
     document: dict[str, Any] = {"study": study.name, "path": str(study.path), **to_json(found)}

@@ -7,13 +7,15 @@ from rich.table import Table
 
 from results.ranking import ranked_trials
 from results.study.folder import Study
+from results.study.ledger import Ledger
 from results.study.tables import STEPS, read_rows
 from results.words import UNKNOWN, loss_words, token_words
-from search.commands.run_command import is_sound, run_plan
+from search.commands.run_command import header_lines, is_sound, run_own_trials
 from search.options import Options
 from search.setup.finish import finish_study
 from search.setup.plan import make_plan
 from search.setup.preflight_run import PREFLIGHT_FAILED
+from search.setup.run_plan import held
 from search.terminal.console import Preparing, Terminal
 from trainable.config import BASELINES, BEFORE, TrialConfig, config_from
 from trainable.schedule import learning_rate_at
@@ -35,9 +37,11 @@ def baseline_command(options: Options, terminal: Terminal) -> int:
         plan = make_plan(options, kind="baseline", progress=progress, compare=compare)
     if not is_sound(plan, options, terminal):
         return PREFLIGHT_FAILED
-    study, code = run_plan(plan, terminal)
-    finish_study(study, terminal, plan.slots.storage)
-    names = [plan.space.baseline_name, *([compare] if compare else [])]
+    study = plan.study
+    with held(plan) as plan:
+        code = run_own_trials(plan, Ledger(study), terminal, header_lines(plan))
+    finish_study(study, terminal, options.storage)
+    names = [plan.document["baseline"]["name"], *([compare] if compare else [])]
     measured = [
         _measured(study, row, name, plan.loaded.spec.unigram_entropy, plan.loaded.spec.from_scratch)
         for row, name in zip(ranked_trials(study.trials()), names, strict=False)

@@ -14,7 +14,8 @@ from results.words import UNKNOWN, config_words, count_words, difference_words
 from search.cluster.study_storage import open_or_fetch_study
 from search.options import Options
 from search.setup.finish import finish_study
-from search.setup.reopen import reopen, run_more
+from search.setup.reopen import reopen
+from search.setup.run_plan import run_listed
 from search.terminal.console import Preparing, Terminal
 
 DEFAULT_SEEDS = 5
@@ -88,21 +89,14 @@ def _next_attempt(study: Study, attempts: tuple[Attempt, ...], options: Options,
 def _run(
     study: Study, earlier: tuple[Attempt, ...], attempt: Attempt, options: Options, terminal: Terminal
 ) -> int | None:
-    from search.tune.workload import list_workload
-
     with Preparing(terminal.console) as progress:
-        opened = reopen(study, options, progress)
+        plan = reopen(study, options, progress)
     ledger = Ledger.load(study)
     # Before the first run: an attempt that is cut off is taken up, and its seeds are never used again.
     write_attempts(study, (*earlier, attempt))
     left = runs_left(planned_runs(attempt, ledger.trials()), ledger.trials())
-    return run_more(
-        opened,
-        lambda: list_workload(left, baseline=opened.baseline, milestones_tokens=opened.milestones_tokens),
-        terminal,
-        ledger,
-        lines=[f"study {study.name}: confirmation, {count_words(len(left), 'run')} on fresh seeds"],
-    )
+    words = f"study {study.name}: confirmation, {count_words(len(left), 'run')} on fresh seeds"
+    return run_listed(plan, left, terminal, ledger=ledger, lines=[words])
 
 
 def say_attempt(study: Study, attempt: Attempt, terminal: Terminal) -> None:

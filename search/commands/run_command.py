@@ -3,22 +3,22 @@
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from results.study.folder import Study, create_study
+from results.confirmation.confirmation_file import load_attempts
+from results.ranking import ranked_trials
+from results.study.folder import Study
 from results.study.ledger import Ledger
-from results.study.lock import hold
 from results.words import config_words, token_words
 from search.commands.confirm_command import confirm_study
 from search.options import Options
 from search.setup.finish import finish_study
 from search.setup.plan import Plan, baseline_runs, make_plan
-from search.setup.preflight_run import PREFLIGHT_FAILED, passes_preflight
-from search.setup.study_record import study_document
+from search.setup.preflight_run import PREFLIGHT_FAILED, passes_preflight, study_room
+from search.setup.run_plan import held, run_listed, run_plan
 from search.terminal.console import Preparing, Terminal
 from search.terminal.summary import say_summary, summary_document
-from search.trackers.trackers import mirror_callbacks
-from search.tune.history import History
-from search.tune.run_trials import run_trials
-from search.tune.warm_start import write_warm_start
+from search.tune.history import History, known_trials
+from spaces.space import SearchSpace
+from trainable.rows import ENDINGS
 
 if TYPE_CHECKING:
     from search.tune.workload import Workload
@@ -28,19 +28,26 @@ def search_command(options: Options, terminal: Terminal) -> int:
     """Run a search; return the exit code."""
     with Preparing(terminal.console) as progress:
         plan = make_plan(options, kind="search", progress=progress)
-    return run_planned(plan, options, terminal)
+    return run_new(plan, options, terminal)
 
 
-def run_planned(plan: Plan, options: Options, terminal: Terminal) -> int:
-    """Check, run, confirm where that was asked for, and sum up a planned search; return the exit code."""
+def run_new(plan: Plan, options: Options, terminal: Terminal) -> int:
+    """Check, run, confirm where that was asked for, and sum up a new search; return the exit code."""
     if not is_sound(plan, options, terminal):
         return PREFLIGHT_FAILED
-    study, code = run_plan(plan, terminal)
-    if code == 0 and options.confirm:
+    with held(plan) as plan:
+        code = run_own_trials(plan, Ledger(plan.study), terminal, header_lines(plan))
+    return conclude(plan.study, code, options, terminal)
+
+
+def conclude(study: Study, code: int, options: Options, terminal: Terminal) -> int:
+    """Confirm the study's best where that was asked for or had begun, and sum it up; return the exit code."""
+    attempts = load_attempts(study)
+    if code == 0 and (options.confirm or (attempts and not attempts[-1].verdicts)):
         code = confirm_study(study, options, terminal)
-    finish_study(study, terminal, plan.slots.storage)
+    finish_study(study, terminal, options.storage)
     say_summary(study, terminal)
-    terminal.document(summary_document(study))
+    terminal.document(summary_document(study, terminal))
     return code
 
 
@@ -50,58 +57,49 @@ def is_sound(plan: Plan, options: Options, terminal: Terminal) -> bool:
         options,
         plan.inputs,
         plan.loaded,
-        plan.space.baseline,
+        plan.baseline,
         largest=plan.largest,
         runs_at_once=plan.slots.count_here,
+        room=study_room(plan.slots),
         terminal=terminal,
     )
 
 
-def run_plan(plan: Plan, terminal: Terminal) -> tuple[Study, int]:
-    """Run a planned study; return it and the exit code: 0, 130 or 143 when interrupted, 1 when every trial failed."""
-    trials_planned = len(plan.configs) if plan.configs else plan.space.trials
-    document = study_document(
-        plan.name,
-        plan.kind,
-        space=plan.space,
-        settings=plan.settings,
-        loaded=plan.loaded,
-        slots={"slots": plan.slots.count, "threads_per_slot": plan.slots.threads, "gpu_frac": plan.slots.gpu_frac},
-        trials_planned=trials_planned,
-    )
-    study = create_study(plan.name, document)
-    with hold(study):
-        if plan.warm_start is not None:
-            write_warm_start(study, plan.warm_start)
-        code = run_trials(
-            study,
-            lambda: _work(plan),
-            plan.loaded.spec,
-            slots=plan.slots,
-            ledger=Ledger(study),
-            budget_tokens=plan.space.budget_tokens,
-            lines=header_lines(plan, trials_planned),
-            terminal=terminal,
-            callbacks=lambda view: mirror_callbacks(plan.mirrors, view, plan.space),
-        )
+def run_own_trials(plan: Plan, ledger: Ledger, terminal: Terminal, lines: list[str]) -> int:
+    """Run what is left of the trials that the study, which is held, was made for.
+
+    Return the exit code: 0, 130 or 143 when interrupted, 1 when every trial failed.
+    """
+    space = plan.space
+    assert space is not None
+    if plan.kind == "baseline":
+        ended = {row["trial_id"] for row in ledger.trials() if row["status"] in ENDINGS}
+        left = [run for run in baseline_runs(plan.configs) if run.trial_id not in ended]
+        code = run_listed(plan, left, terminal, ledger=ledger, lines=lines)
+    else:
+        code = run_plan(plan, lambda: _search_left(plan, space, ledger), terminal, ledger=ledger, lines=lines)
     if code is not None:
-        return study, code
-    return study, 1 if all(row["status"] == "failed" for row in study.trials()) else 0
+        return code
+    return 1 if all(row["status"] == "failed" for row in ranked_trials(ledger.trials())) else 0
 
 
-def _work(plan: Plan) -> "Workload":
-    from search.tune.workload import list_workload, space_workload
+def _search_left(plan: Plan, space: SearchSpace, ledger: Ledger) -> "Workload":
+    from search.tune.workload import space_workload
 
-    if plan.configs is None:
-        return space_workload(plan.space, History(warm_start=plan.warm_start))
-    milestones_tokens = plan.space.evaluation_tokens()
-    runs = baseline_runs(plan.configs)
-    return list_workload(runs, baseline=plan.space.baseline, milestones_tokens=milestones_tokens)
+    rows = ledger.trials()
+    own = ranked_trials(rows)
+    history = History(
+        trials=known_trials(own, ledger.metrics(), milestones_tokens=plan.milestones_tokens),
+        other_ids={row["trial_id"] for row in rows} - {row["trial_id"] for row in own},
+        warm_start=plan.warm_start,
+    )
+    return space_workload(space, history)
 
 
-def header_lines(plan: Plan, trials_planned: int) -> list[str]:
+def header_lines(plan: Plan) -> list[str]:
     """Return what a person should know before the first trial ends."""
     space, loaded, slots = plan.space, plan.loaded, plan.slots
+    assert space is not None
     facts = loaded.corpus_facts
     start = f", every trial from the weights of {plan.inputs.checkpoint_path}" if plan.inputs.checkpoint_path else ""
     device = loaded.device_info
@@ -110,11 +108,10 @@ def header_lines(plan: Plan, trials_planned: int) -> list[str]:
         f"model {plan.inputs.model_name}{start}; {token_words(facts['train_tokens'])} training tokens",
         *plan.inputs.text_lines,
         *loaded.separator_notes,
-        f"{trials_planned} trials of at most {token_words(space.budget_tokens)} tokens, evaluated on the same "
-        f"{space.evaluation.tokens:,} held-out tokens at context {space.evaluation.block_size}",
+        f"{plan.document['trials_planned']} trials of at most {token_words(plan.budget_tokens)} tokens, evaluated on "
+        f"the same {space.evaluation.tokens:,} held-out tokens at context {space.evaluation.block_size}",
         f"{slots.count} at a time on {device.type} ({device.name}), {slots.threads} CPU thread(s) each",
         f"baseline ({space.baseline_name}): {config_words(asdict(space.baseline))}",
-        *(f"search {parameter.name}: {parameter.domain}" for parameter in space.parameters if plan.configs is None),
+        *(f"search {parameter.name}: {parameter.domain}" for parameter in space.parameters if not plan.configs),
         *plan.notes,
-        "starting Ray ...",
     ]

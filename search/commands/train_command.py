@@ -6,18 +6,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from results.study.folder import Study, create_study
+from results.export import winner_env
+from results.study.folder import Study, create_study, find_study, new_study_name, studies_dir
 from results.study.ledger import Ledger
 from results.study.planned_run import PlannedRun
 from results.words import config_words, loss_words, token_words, trial_loss_words
-from search.options import Options, with_default_warmup
+from search.options import Options, parse_options, with_default_warmup
 from search.setup.folder_of_run import SavedModel, save_run_model
 from search.setup.inputs import Inputs, Loaded, check_inputs, load_inputs
 from search.setup.plan import study_name
 from search.setup.preflight_run import PREFLIGHT_FAILED, passes_preflight
 from search.setup.resumption import resumed_config, resumption_words
-from search.setup.run_checkpoints import RunCheckpoints
-from search.setup.study_record import common_document
+from search.setup.run_checkpoints import KEPT_CHECKPOINTS, RunCheckpoints
+from search.setup.study_record import study_document
 from search.terminal.console import Preparing, Terminal
 from search.terminal.signals import Interrupts
 from search.terminal.train_log import TrainLog
@@ -28,6 +29,7 @@ from trainable.rows import MetricsRow, StepRow, TrialStatus, Verdict
 
 if TYPE_CHECKING:
     from trainable.checkpoint.checkpoint import Checkpoint
+    from trainable.preflight.disk import CheckpointRoom
     from trainable.state import TrainState
 
 DEFAULT_EVAL_TOKENS = 16_384
@@ -54,7 +56,8 @@ class TrainPlan:
 
 
 def train_command(options: Options, terminal: Terminal) -> int:
-    """Train one configuration; return the exit code."""
+    """Train one configuration, or the winner of STUDY where that is a study; return the exit code."""
+    options = with_winner_of(options)
     with Preparing(terminal.console) as progress:
         plan = make_train_plan(options, progress)
         _begin(plan)
@@ -65,12 +68,14 @@ def train_command(options: Options, terminal: Terminal) -> int:
         plan.config,
         largest=plan.config,
         runs_at_once=1,
+        room=_room(plan),
         terminal=terminal,
         checkpoint=plan.checkpoint,
     ):
         return PREFLIGHT_FAILED
     state = _begin(plan)
-    study = create_study(plan.name, _document(plan))
+    study = create_study(plan.name, _document(plan), is_chosen=options.study is not None)
+    plan = replace(plan, name=study.name)
     for line in _header(plan, state):
         terminal.say(line)
     checkpoints = RunCheckpoints(
@@ -99,6 +104,26 @@ def train_command(options: Options, terminal: Terminal) -> int:
         }
     )
     return (status == "interrupted" and interrupts.code) or EXIT_CODES[status]
+
+
+def with_winner_of(options: Options) -> Options:
+    """Return the options with the winner of STUDY where that names a search or a baseline; what is set besides holds.
+
+    The run itself then gets a name made from the study's.
+    """
+    study = find_study(options.study) if options.study else None
+    if study is None or study.document()["kind"] == "train":
+        return options
+    own = {name: text for name, text in options.texts.items() if name != "STUDY"}
+    winner = {name: text for name, text in winner_env(study).items() if text}
+    return parse_options({**winner, **own, "STUDY": new_study_name(f"train-{study.name}", datetime.now())})
+
+
+def _room(plan: TrainPlan) -> "CheckpointRoom | None":
+    from trainable.preflight.disk import CheckpointRoom
+
+    # The newest ones, the best, and one being written.
+    return CheckpointRoom(folder=studies_dir(), count=KEPT_CHECKPOINTS + 2) if plan.checkpoint_interval_steps else None
 
 
 def make_train_plan(options: Options, progress: Preparing) -> TrainPlan:
@@ -168,16 +193,15 @@ def _begin(plan: TrainPlan) -> "TrainState":
 
 
 def _document(plan: TrainPlan) -> dict[str, Any]:
-    document = common_document(plan.name, "train", loaded=plan.loaded)
-    document.update(
-        budget_tokens=plan.config.training_steps * plan.config.tokens_per_step,
-        rung_tokens=[],
-        baseline={"name": "train", **asdict(plan.config)},
-        seed=plan.config.seed,
-        trials_planned=1,
-    )
-    document["device"].update(slots=1)
-    return document
+    asked = {
+        "kind": "train",
+        "evaluation": {},
+        "budget_tokens": plan.config.training_steps * plan.config.tokens_per_step,
+        "baseline": {"name": "train", **asdict(plan.config)},
+        "seed": plan.config.seed,
+        "trials_planned": 1,
+    }
+    return study_document(plan.name, asked, loaded=plan.loaded, slots={"slots": 1})
 
 
 def _header(plan: TrainPlan, state: "TrainState") -> list[str]:

@@ -10,7 +10,7 @@ from search.options import Options
 from trainable.checkpoint.checkpoint_path import check_checkpoint_path
 from trainable.config import TrialConfig
 from trainable.data.corpus import TextFacts, cache_dir, check_apart, embedded_text_is_cached, read_facts, source_files
-from trainable.data.documents import WHOLE_FILES, Documents
+from trainable.data.text_documents import WHOLE_FILES, Documents
 from trainable.errors import UserError
 from trainable.model.fingerprint import checkpoint_fingerprint, model_fingerprint, weight_sums
 from trainable.model.model_names import SHIPPED, check_model_name, model_folder, model_of_folder

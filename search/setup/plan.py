@@ -1,6 +1,6 @@
-"""A study fully decided and checked, before anything is written: from variables to a Plan."""
+"""A study, new or opened again, with everything that its runs need: decided and checked before anything is written."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -8,21 +8,21 @@ from typing import Any
 from results.study.folder import Study, check_study_name, new_study_name, open_study, studies_dir, study_exists
 from results.study.planned_run import PlannedRun
 from search.cluster.connection import check_port
-from search.cluster.nodes import Node
-from search.cluster.study_storage import remove_probe, write_probe
-from search.options import Options
+from search.options import MoreTrials, Options
 from search.setup.inputs import Inputs, Loaded, check_fit, check_inputs, load_inputs
 from search.setup.settings import Settings, read_settings
+from search.setup.slots import slots_for
+from search.setup.study_record import asked_of, study_document
 from search.terminal.console import Preparing
 from search.trackers.trackers import Mirrors, check_mirrors, read_mirrors
-from search.tune.concurrency_probe import best_concurrency, concurrency_words
 from search.tune.history import WarmStart
-from search.tune.resources import Slots, slots_on
-from search.tune.warm_start import warm_start_from
+from search.tune.resources import Slots
+from search.tune.warm_start import read_warm_start, warm_start_from
 from spaces.overrides import widening_words, with_overrides
 from spaces.read.load import load_space
 from spaces.space import SearchSpace
-from trainable.config import BASELINES, TrialConfig
+from trainable.config import BASELINES, TrialConfig, config_from
+from trainable.errors import UserError
 from trainable.stability import make_rules
 
 DEFAULT_SPACE = "plateau"
@@ -30,25 +30,50 @@ DEFAULT_SPACE = "plateau"
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Everything that a study's run depends on."""
+    """A study and everything that its runs depend on."""
 
-    kind: str
-    """search or baseline."""
-    name: str
-    space: SearchSpace
-    settings: Settings
+    study: Study
+    """Its folder."""
+    is_new: bool
+    """Whether the folder has yet to be made, when it is run."""
+    document: Mapping[str, Any]
+    """study.json, as it is or will be."""
     inputs: Inputs
     loaded: Loaded
     slots: Slots
-    configs: Sequence[TrialConfig] | None
-    """The trials where the space does not propose them."""
-    largest: TrialConfig
-    """A configuration with the longest block and the largest batch that can come."""
     mirrors: Mirrors
-    warm_start: WarmStart | None
+    baseline: TrialConfig
+    """A run of it, on whatever seed, is ended by nothing but a loss that is no number."""
+    budget_tokens: int
+    milestones_tokens: tuple[int, ...]
+    """Where every run is evaluated; the last is the budget."""
+    space: SearchSpace | None = None
+    """What the study's own trials come of; None where other runs go into it."""
+    configs: Sequence[TrialConfig] = ()
+    """The runs that no space proposes."""
+    warm_start: WarmStart | None = None
     """What another study teaches this one."""
-    notes: Sequence[str]
+    notes: Sequence[str] = ()
     """What the person should know of how their variables were read."""
+    name_is_chosen: bool = True
+    """By a person; a new study's other name becomes another one where it is taken meanwhile."""
+
+    @property
+    def name(self) -> str:
+        """The study's."""
+        return self.study.name
+
+    @property
+    def kind(self) -> str:
+        """search, baseline or attribute."""
+        return str(self.document["kind"])
+
+    @property
+    def largest(self) -> TrialConfig:
+        """A configuration with the longest block and the largest batch that can come."""
+        if self.configs or self.space is None:
+            return max(self.configs or [self.baseline], key=lambda one: (one.tokens_per_step, not one.use_lora))
+        return largest_config(self.space)
 
 
 def make_plan(options: Options, *, kind: str, progress: Preparing, compare: str | None = None) -> Plan:
@@ -57,12 +82,12 @@ def make_plan(options: Options, *, kind: str, progress: Preparing, compare: str 
     kind "search" runs the space; "baseline" its baseline alone, and beside it the story's configuration `compare`.
     Raises UserError; nothing is written before it returns.
     """
+    if isinstance(options.trials, MoreTrials):
+        raise UserError(f"TRIALS=+{options.trials:d} adds to a study: make resume STUDY=...; a new one takes a number.")
     settings, notes = read_settings(options, compare=compare)
     file = load_space(options.space or DEFAULT_SPACE)
-    warm_start = options.warm_start if kind == "search" else None
-    return plan_study(
-        file, settings, options, kind=kind, notes=notes, progress=progress, warm_start=_source(warm_start)
-    )
+    source = open_study(options.warm_start) if options.warm_start and kind == "search" else None
+    return plan_study(file, settings, options, kind=kind, notes=notes, progress=progress, warm_start=source)
 
 
 def plan_study(
@@ -81,49 +106,78 @@ def plan_study(
     name = study_name(options, space.name if kind == "search" else kind)
     if options.address not in (None, "auto"):
         check_port(str(options.address), str(options.address))
-    mirrors = read_mirrors(options)
-    check_mirrors(mirrors, progress, new_study=name)
-    configs = baseline_configs(space, settings) if kind == "baseline" else None
+    configs = baseline_configs(space, settings) if kind == "baseline" else []
+    asked = asked_of(kind, space, settings, trials_planned=len(configs) or space.trials)
+    plan = load_plan(
+        Study(studies_dir() / name),
+        asked,
+        options,
+        progress,
+        check=lambda loaded: check_fit(loaded, configs or [space.baseline, largest_config(space), *_with_lora(space)]),
+        space=space,
+        configs=configs,
+        source=warm_start,
+        notes=[*notes, *widening_words(file, space)],
+    )
+    return replace(plan, name_is_chosen=options.study is not None)
+
+
+def load_plan(
+    study: Study,
+    document: Mapping[str, Any],
+    options: Options,
+    progress: Preparing,
+    *,
+    check: Callable[[Loaded], None],
+    space: SearchSpace | None = None,
+    configs: Sequence[TrialConfig] = (),
+    source: Study | None = None,
+    notes: Sequence[str] = (),
+) -> Plan:
+    """Return a study's plan: its inputs loaded under the protocol of its document, and found right by `check`.
+
+    A new study's document says what is asked of it alone; the plan's says too what was found. source: a study to learn
+    from. Raises UserError.
+    """
+    is_new, mirrors = "created_at" not in document, read_mirrors(options)
+    if space is not None:
+        check_mirrors(mirrors, progress, new_study=study.name if is_new else None)
     inputs = check_inputs(options, progress=progress)
     loaded = load_inputs(
         inputs,
-        block_size=space.evaluation.block_size,
-        eval_tokens=space.evaluation.tokens,
-        stability=space.stability,
+        block_size=document["evaluation"]["block_size"],
+        eval_tokens=document["evaluation"]["tokens"],
+        stability=document.get("stability", {}),
         init_from=inputs.checkpoint_path,
         progress=progress,
         address=options.address,
         storage=options.storage,
     )
-    largest = (
-        max(configs, key=lambda one: (one.tokens_per_step, not one.use_lora)) if configs else largest_config(space)
-    )
-    progress("checking that model, text and space fit together", 0.0)
-    check_fit(loaded, configs or [space.baseline, largest, *_with_lora(space)])
-    told = warm_start_from(warm_start, space, loaded.facts) if warm_start else None
+    progress("checking that model, text and settings fit together", 0.0)
+    check(loaded)
+    warm_start = None
+    if space is not None:
+        warm_start = warm_start_from(source, space, loaded.facts) if source else read_warm_start(study)
+    baseline = config_from(document["baseline"])
+    slots = slots_for(loaded, options, baseline, progress)
+    learns = [warm_start.words] if warm_start and is_new else []
+    shared = {"slots": slots.count, "threads_per_slot": slots.threads, "gpu_frac": slots.gpu_frac}
     return Plan(
-        kind=kind,
-        name=name,
-        space=space,
-        settings=settings,
+        study=study,
+        is_new=is_new,
+        document=study_document(study.name, document, loaded=loaded, slots=shared) if is_new else document,
         inputs=inputs,
         loaded=loaded,
-        slots=slots_for(loaded, options, space.baseline, progress),
+        slots=slots,
+        baseline=baseline,
+        budget_tokens=document["budget_tokens"],
+        milestones_tokens=tuple(document["evaluation"]["milestones_tokens"]),
+        space=space,
         configs=configs,
-        largest=largest,
         mirrors=mirrors,
-        warm_start=told,
-        notes=[
-            *notes,
-            *widening_words(file, space),
-            *([told.words] if told else []),
-            *([loaded.cluster.words] if loaded.cluster else []),
-        ],
+        warm_start=warm_start,
+        notes=[*notes, *learns, *([loaded.cluster.words] if loaded.cluster else [])],
     )
-
-
-def _source(name: str | None) -> Study | None:
-    return open_study(name) if name else None
 
 
 def largest_config(space: SearchSpace) -> TrialConfig:
@@ -174,38 +228,3 @@ def study_name(options: Options, stem: str) -> str:
     if (studies_dir() / name).exists():
         raise study_exists(name)
     return name
-
-
-def slots_for(loaded: Loaded, options: Options, config: TrialConfig, progress: Preparing) -> Slots:
-    """Return how many trials run at once on the device that was loaded; `config` is what CONCURRENCY=auto measures."""
-    from trainable.device.device import cpu_cores, memory_bytes
-
-    info, concurrency = loaded.device_info, options.concurrency
-    if loaded.cluster is None and options.storage is not None:
-        remove_probe(options.storage, write_probe(options.storage)[0])
-    if concurrency == "auto":
-        concurrency, tried = best_concurrency(
-            loaded.spec,
-            config,
-            device_type=info.type,
-            device_count=info.count,
-            cores=cpu_cores(),
-            memory_bytes=memory_bytes(info.type),
-            progress=progress,
-        )
-        progress(concurrency_words(tried, concurrency), 1.0)
-    here = Node(name="this machine", cpus=cpu_cores(), gpus=info.count if info.type == "cuda" else 0, is_ours=True)
-    slots = slots_on(
-        loaded.cluster.nodes if loaded.cluster else [here],
-        info.type,
-        concurrency=concurrency,
-        gpu_frac=options.gpu_fraction,
-    )
-    return replace(
-        slots,
-        address=loaded.cluster.address if loaded.cluster else None,
-        device=info.type if loaded.cluster else None,
-        storage=options.storage,
-        checkpoint_interval_s=float(options.checkpoint_interval_s),
-        evaluation_timeout_s=float(options.evaluation_timeout_s),
-    )

@@ -1,66 +1,47 @@
-"""A study that exists, opened to run more trials into it under its own protocol, and found to be the same."""
+"""A study that exists, opened to run more into it under its own protocol, its inputs found to be the same."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from results.study.folder import Study, studies_dir
-from results.study.ledger import Ledger
+from results.study.folder import Study
 from results.study.own_files import remove_unfinished
-from results.study.paths import shown
 from search.options import Options
-from search.setup.inputs import Inputs, Loaded, check_inputs, load_inputs
-from search.setup.plan import slots_for
-from search.terminal.console import Preparing, Terminal
-from search.tune.run_trials import run_trials
-from trainable.config import TrialConfig, config_from
-from trainable.data.documents import parse_documents
+from search.setup.inputs import Loaded
+from search.setup.plan import Plan, load_plan
+from search.terminal.console import Preparing
+from spaces.space import SearchSpace
+from trainable.config import TrialConfig
+from trainable.data.text_documents import parse_documents
 from trainable.errors import UserError
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
 
-    from ray.tune import Callback
+def reopen(
+    study: Study,
+    options: Options,
+    progress: Preparing,
+    *,
+    space: SearchSpace | None = None,
+    configs: Sequence[TrialConfig] = (),
+) -> Plan:
+    """Return the study's plan, its model, text and checkpoint loaded; DEVICE and CONCURRENCY are the variables'.
 
-    from search.terminal.live_view import StudyView
-    from search.tune.resources import Slots
-    from search.tune.workload import Workload
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reopened:
-    """A study with all that its trials run on, loaded again and found to be the same."""
-
-    study: Study
-    document: dict[str, Any]
-    inputs: Inputs
-    loaded: Loaded
-    slots: "Slots"
-    baseline: TrialConfig
-
-    @property
-    def milestones_tokens(self) -> tuple[int, ...]:
-        """Where every trial of the study is evaluated."""
-        return tuple(self.document["evaluation"]["milestones_tokens"])
-
-
-def reopen(study: Study, options: Options, progress: Preparing) -> Reopened:
-    """Return the study with its model, text and checkpoint loaded; DEVICE and CONCURRENCY are the variables'.
-
-    Model, text and checkpoint may have moved: the variables say where to. Raises UserError with the difference when
-    one of them is no longer what the study was run on.
+    space, configs: where its own trials go on. Model, text and checkpoint may have moved: the variables say where to.
+    Raises UserError with the difference when one of them is no longer what the study was run on.
     """
     document = study.document()
-    opened = load_like(document, options, progress, baseline=config_from(document["baseline"]))
-    found = differences_of_inputs(document, opened.loaded.facts)
-    if found:
-        raise UserError(
-            f"study {study.name}: {'; '.join(found)}. Its losses would not compare with new ones. Restore what has "
-            "changed, or search anew."
-        )
+
+    def check(loaded: Loaded) -> None:
+        if found := differences_of_inputs(document, loaded.facts):
+            raise UserError(
+                f"study {study.name}: {'; '.join(found)}. Its losses would not compare with new ones. Restore what has "
+                "changed, or search anew."
+            )
+
+    own = with_inputs_of(document, options)
+    plan = load_plan(study, document, own, progress, check=check, space=space, configs=configs)
     remove_unfinished(study.path)
-    return replace(opened, study=study)
+    return plan
 
 
 def differences_of_inputs(document: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
@@ -102,52 +83,3 @@ def with_inputs_of(document: Mapping[str, Any], options: Options) -> Options:
         "checkpoint_path": options.checkpoint_path or (Path(checkpoint) if checkpoint else None),
     }
     return options.model_copy(update=own)
-
-
-def load_like(document: Mapping[str, Any], options: Options, progress: Preparing, *, baseline: TrialConfig) -> Reopened:
-    """Return what runs under a study document's protocol need; its model, text and checkpoint where it names them.
-
-    The study itself is yet to be set.
-    """
-    inputs = check_inputs(with_inputs_of(document, options), progress=progress)
-    loaded = load_inputs(
-        inputs,
-        block_size=document["evaluation"]["block_size"],
-        eval_tokens=document["evaluation"]["tokens"],
-        stability=document.get("stability", {}),
-        init_from=inputs.checkpoint_path,
-        progress=progress,
-        address=options.address,
-        storage=options.storage,
-    )
-    return Reopened(
-        study=Study(studies_dir()),
-        document=dict(document),
-        inputs=inputs,
-        loaded=loaded,
-        slots=slots_for(loaded, options, baseline, progress),
-        baseline=baseline,
-    )
-
-
-def run_more(
-    reopened: Reopened,
-    make_workload: "Callable[[], Workload]",
-    terminal: Terminal,
-    ledger: Ledger,
-    *,
-    lines: "Sequence[str]" = (),
-    callbacks: "Callable[[StudyView], Sequence[Callback]] | None" = None,
-) -> int | None:
-    """Run more trials into the study; return the exit code of an interruption, or None."""
-    return run_trials(
-        reopened.study,
-        make_workload,
-        reopened.loaded.spec,
-        slots=reopened.slots,
-        ledger=ledger,
-        budget_tokens=reopened.document["budget_tokens"],
-        lines=[*lines, f"study {shown(reopened.study.path)}: starting Ray ..."],
-        terminal=terminal,
-        callbacks=callbacks,
-    )

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from search.options import Options
+from search.options import MoreTrials, Options, with_origin
 from search.setup.baseline_sources import read_baseline
 from spaces.overrides import with_overrides
 from spaces.read.load import space_from_toml
@@ -62,12 +62,12 @@ def read_settings(options: Options, *, compare: str | None = None) -> tuple[Sett
         notes.append("TRAINING_STEPS is not read by a search: its budget is in tokens (BUDGET_TOKENS).")
     pinned = [f"{_env(name)}={value}" for name, value in pins.items() if name != "seed"]
     if pinned:
-        notes.append(f"pinned by your environment, for the baseline too: {', '.join(pinned)}")
+        notes.append(with_origin(f"pinned by your environment, for the baseline too: {', '.join(pinned)}."))
     baseline = read_baseline(options.baseline) if options.baseline else None
     if baseline is not None:
         notes += baseline.notes
     settings = Settings(
-        trials=options.trials,
+        trials=None if isinstance(options.trials, MoreTrials) else options.trials,
         budget_tokens=options.budget_tokens,
         pins=pins,
         baseline=(baseline.name, baseline.config) if baseline else None,

@@ -17,50 +17,48 @@ from spaces.space import SearchSpace
 RECORDED_PACKAGES = ("torch", "ray", "transformers", "optuna", "tokenizers", "numpy", "pyarrow")
 
 
-def study_document(
-    name: str,
-    kind: str,
-    *,
-    space: SearchSpace,
-    settings: Settings,
-    loaded: Loaded,
-    slots: Mapping[str, Any],
-    trials_planned: int,
-) -> dict[str, Any]:
-    """Return the document of a new study; kind is "search" or "baseline"."""
-    document = common_document(name, kind, loaded=loaded)
-    document.update(
-        space={
+def asked_of(kind: str, space: SearchSpace, settings: Settings, *, trials_planned: int) -> dict[str, Any]:
+    """Return what a new study's document says is asked of it; kind is "search" or "baseline"."""
+    return {
+        "kind": kind,
+        "space": {
             "name": space.name,
             "path": str(Path(space.path).resolve()),
             "description": space.description,
             "toml": space.toml,
         },
-        budget_tokens=space.budget_tokens,
-        rung_tokens=list(space.rung_tokens()),
-        baseline={"name": space.baseline_name, **asdict(space.baseline)},
-        settings=settings.to_json(),
-        trials_planned=trials_planned,
-        searcher=asdict(space.searcher),
-        scheduler=asdict(space.scheduler),
-        stability=dict(space.stability),
-        seed=space.baseline.seed,
-    )
-    document["evaluation"]["milestones_tokens"] = list(space.evaluation_tokens())
-    document["device"].update(slots)
-    return document
+        "evaluation": {
+            "block_size": space.evaluation.block_size,
+            "tokens": space.evaluation.tokens,
+            "milestones_tokens": list(space.evaluation_tokens()),
+        },
+        "budget_tokens": space.budget_tokens,
+        "rung_tokens": list(space.rung_tokens()),
+        "baseline": {"name": space.baseline_name, **asdict(space.baseline)},
+        "settings": settings.to_json(),
+        "trials_planned": trials_planned,
+        "searcher": asdict(space.searcher),
+        "scheduler": asdict(space.scheduler),
+        "stability": space.stability,
+        "seed": space.baseline.seed,
+    }
 
 
-def common_document(name: str, kind: str, *, loaded: Loaded) -> dict[str, Any]:
-    """Return what the documents of every kind of study hold."""
+def study_document(name: str, asked: Mapping[str, Any], *, loaded: Loaded, slots: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a new study's document: what is asked of it, and what was found: the inputs, the device and its slots.
+
+    asked: "kind", "evaluation", "budget_tokens", "baseline", "seed", "trials_planned", and what a space adds.
+    """
     return {
         "schema_version": SCHEMA_VERSION,
         "name": name,
-        "kind": kind,
         "created_at": datetime.now(UTC).isoformat(),
+        "rung_tokens": [],
+        **asked,
         **loaded.facts,
-        "evaluation": asdict(loaded.spec.protocol),
-        "device": asdict(loaded.device_info),
+        "stability": dict(loaded.spec.stability),
+        "evaluation": {**asked["evaluation"], **asdict(loaded.spec.protocol)},
+        "device": {**asdict(loaded.device_info), **slots},
         "versions": {"python": platform.python_version(), "platform": platform.platform(), **_package_versions()},
         "git_commit": _git_commit(),
     }

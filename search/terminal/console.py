@@ -36,6 +36,8 @@ class Terminal:
 
     def __init__(self, *, as_json: bool) -> None:
         self.as_json = as_json
+        self.typed_folders = ""
+        """What a next step must repeat: folders that were named on the command line, which no environment keeps."""
         # What a person named may hold marks of markup, and bytes of a path that are no characters.
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):

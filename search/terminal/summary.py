@@ -13,6 +13,7 @@ from results.winner import Winner, evidence_words, find_winner, headline, notes,
 from results.words import STATUS_LABELS, config_words, duration_words, loss_words, percent_words, token_words
 from search.terminal.console import Terminal
 from search.terminal.live_view import leaderboard_table
+from search.terminal.next_steps import next_document, say_next
 from trainable.rows import ENDINGS
 
 TABLE_ROWS = 12
@@ -24,6 +25,7 @@ def say_summary(study: Study, terminal: Terminal) -> None:
     trials = ranked_trials(rows)
     if not trials:
         terminal.say("no trial was started")
+        say_next(study, terminal)
         return
     winner = find_winner(rows, load_attempts(study))
     terminal.console.print(leaderboard_table(trials, limit=TABLE_ROWS, statuses=(*ENDINGS, "interrupted")))
@@ -31,8 +33,8 @@ def say_summary(study: Study, terminal: Terminal) -> None:
     terminal.say(", ".join(f"{count} {STATUS_LABELS[status]}" for status, count in counts.items() if count))
     terminal.console.print(Panel(Text("\n".join(verdict_lines(winner)))))
     terminal.say(cost_line(rows, study.document()["budget_tokens"]))
-    for line in next_lines(study, winner):
-        terminal.say(line)
+    terminal.say(f"report: {shown(study.path / 'report.html')}; all that was measured: {shown(study.path)}")
+    say_next(study, terminal)
 
 
 def verdict_lines(winner: Winner) -> list[str]:
@@ -61,29 +63,7 @@ def cost_line(rows: list[dict[str, Any]], budget_tokens: int) -> str:
     )
 
 
-def next_lines(study: Study, winner: Winner) -> list[str]:
-    """Return the commands to type next, as the winner stands."""
-    if winner.trial is None:
-        return [f"all that was measured: {shown(study.path)}"]
-    train = f'  eval "$(make -s export STUDY={study.name})" && make train    train that configuration'
-    confirm = f"  make confirm STUDY={study.name}    is it proven? the best two again on five fresh seeds"
-    attribute = f"  make attribute STUDY={study.name}    which of the changed settings did it?"
-    schedule = f"  make search SPACE=schedule BASELINE={study.name}    bring the schedule back around it"
-    by_standing = {
-        "proven": [train, attribute, schedule],
-        "unproven": [train, confirm, attribute, schedule],
-        "no_comparison": [train, schedule],
-    }
-    own = [train, f"  make diagnose TARGET={study.name}    what keeps the trials from beating the baseline?"]
-    return [
-        "",
-        "next:",
-        *by_standing.get(winner.standing, own),
-        f"  report: {shown(study.path / 'report.html')}; all that was measured: {shown(study.path)}",
-    ]
-
-
-def summary_document(study: Study) -> dict[str, Any]:
+def summary_document(study: Study, terminal: Terminal) -> dict[str, Any]:
     """Return the summary as a document."""
     rows = study.trials()
     trials, winner = ranked_trials(rows), find_winner(rows, load_attempts(study))
@@ -105,4 +85,5 @@ def summary_document(study: Study) -> dict[str, Any]:
             for purpose, (runs, device_s, tokens) in spent_by_purpose(rows).items()
         },
         "trials": leaderboard(trials),
+        "next": next_document(study, terminal),
     }

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from results.ranking import leaderboard, ranked_trials
-from results.study.documents import read_document, write_document
 from results.study.folder import Study
+from results.study.json_documents import read_document, write_document
 from search.tune.history import KnownTrial, WarmStart, known_trials
 from spaces.domains import active_point
 from spaces.optuna_domains import point_of

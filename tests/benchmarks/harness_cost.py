@@ -23,14 +23,16 @@ os.environ["OMP_NUM_THREADS"] = "1"
 from rich.console import Console
 from rich.table import Table
 
-from results.study.folder import Study, create_study, studies_dir
+from results.study.folder import Study, studies_dir
 from results.study.ledger import Ledger
 from results.study.planned_run import PlannedRun
 from search.options import read_options
 from search.setup.inputs import check_inputs, load_inputs
-from search.setup.study_record import common_document
+from search.setup.plan import Plan
+from search.setup.run_plan import held, run_listed
+from search.setup.study_record import study_document
 from search.terminal.console import Terminal
-from search.tune.run_trials import run_trials
+from search.trackers.trackers import Mirrors
 from spaces.read.load import load_space
 from trainable.config import DOCUMENTED, TrialConfig, with_token_budget
 
@@ -74,28 +76,31 @@ def milestones_tokens(budget_tokens: int) -> tuple[int, ...]:
 def run_into_a_study(everything: Any, configs: Sequence[TrialConfig], budget_tokens: int, slots_count: int) -> Study:
     """Run the configurations as a study's trials; return it."""
     from search.tune.resources import Slots
-    from search.tune.workload import list_workload
 
-    name = f"bench-{time.monotonic_ns()}"
-    document = common_document(name, "search", loaded=everything)
-    document.update(
-        budget_tokens=budget_tokens, baseline=asdict(configs[0]), seed=configs[0].seed, trials_planned=len(configs)
-    )
-    study = create_study(name, document)
-    run_trials(
-        study,
-        lambda: list_workload(
-            [PlannedRun(trial_id=i, config=config, purpose="search") for i, config in enumerate(configs)],
-            baseline=configs[0],
-            milestones_tokens=milestones_tokens(budget_tokens),
-        ),
-        everything.spec,
+    study = Study(studies_dir() / f"bench-{time.monotonic_ns()}")
+    asked = {
+        "kind": "search",
+        "evaluation": {"milestones_tokens": milestones_tokens(budget_tokens)},
+        "budget_tokens": budget_tokens,
+        "baseline": asdict(configs[0]),
+        "seed": configs[0].seed,
+        "trials_planned": len(configs),
+    }
+    plan = Plan(
+        study=study,
+        is_new=True,
+        document=study_document(study.name, asked, loaded=everything, slots={"slots": slots_count}),
+        inputs=check_inputs(read_options([]), progress=lambda *_: None),
+        loaded=everything,
         slots=Slots(count=slots_count, threads=1, gpu_frac=0),
-        ledger=Ledger(study),
+        mirrors=Mirrors(),
+        baseline=configs[0],
         budget_tokens=budget_tokens,
-        lines=(),
-        terminal=Terminal(as_json=True),
+        milestones_tokens=milestones_tokens(budget_tokens),
     )
+    runs = [PlannedRun(trial_id=i, config=config, purpose="search") for i, config in enumerate(configs)]
+    with held(plan):
+        run_listed(plan, runs, Terminal(as_json=True), ledger=Ledger(study))
     return study
 
 

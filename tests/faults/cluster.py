@@ -31,14 +31,14 @@ def nodes_killed(place: Place, kills: int, storage: Path, home: Path) -> None:
         node_id = nodes.add()
         os.environ.update(nodes.auth)
         running = place.start("run", "lost", ADDRESS=nodes.address, STORAGE=storage)
-        running.wait_for(partial(has_begun, study, 1), timeout_s=300)
+        running.wait_for(partial(has_begun, study, 1))
         while killed < kills and not running.ends_within(draw.uniform(3.0, 25.0)):
             new = nodes.add()
             nodes.lose(node_id)
             node_id, killed = new, killed + 1
             statuses = [row["status"] for row in study.trials()]
             print(f"kill {killed}: {len(statuses)} trials begun, {statuses.count('completed')} completed", flush=True)
-        running.ended(timeout_s=1200)
+        running.ended()
     if running.process.returncode != 0:
         lost.append(f"exit code {running.process.returncode}: {running.output[-500:]}")
     lost += differences(place.study("alone"), study)
@@ -57,27 +57,27 @@ def through_the_client(place: Place, storage: Path, home: Path) -> None:
         nodes.add()
         os.environ.update(nodes.auth)
         words: dict[str, Any] = {"ADDRESS": f"ray://127.0.0.1:{port}", "STORAGE": storage}
-        place.start("run", "client", **words).ended(code=0, timeout_s=600)
+        place.start("run", "client", **words).ended(code=0)
         lost += [f"run: {one}" for one in differences(place.study("alone"), place.study("client"))]
         absent = place.start("resume", "absent", **words)
-        if absent.ended(timeout_s=300) != 2 or "error: no study named 'absent' in " not in absent.output:
+        if absent.ended().code != 2 or "error: no study named 'absent' in " not in absent.output:
             lost.append(f"absent: {absent.output[-500:]}")
         running = place.start("run", "cut", **words)
         mirrored = Study(storage / "cut")
-        running.wait_for(lambda: mirrored.study_json.exists() and has_begun(mirrored, 2), timeout_s=300)
+        running.wait_for(lambda: mirrored.study_json.exists() and has_begun(mirrored, 2))
         running.signal(2)
-        code = running.ended(timeout_s=120)
+        code = running.ended().code
         if code != 130:
             lost.append(f"Ctrl-C: exit code {code}: {running.output[-500:]}")
-        place.start("resume", "cut", **words).ended(code=0, timeout_s=600)
+        place.start("resume", "cut", **words).ended(code=0)
         lost += [f"resume: {one}" for one in differences(place.study("alone"), place.study("cut"))]
         running = place.start("run", "gone", **words)
         mirrored = Study(storage / "gone")
-        running.wait_for(lambda: mirrored.study_json.exists() and has_begun(mirrored, 2), timeout_s=300)
+        running.wait_for(lambda: mirrored.study_json.exists() and has_begun(mirrored, 2))
         running.kill()
         # Ray's client is waited for before what it started is ended.
         time.sleep(60)
-        place.start("resume", "gone", **words).ended(code=0, timeout_s=600)
+        place.start("resume", "gone", **words).ended(code=0)
         lost += [f"client killed: {one}" for one in differences(place.study("alone"), place.study("gone"))]
     report("ray://: run, no such study, Ctrl-C, client killed", tried=4, lost=lost)
 

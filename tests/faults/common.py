@@ -2,22 +2,17 @@
 
 import json
 import os
-import signal
-import subprocess
 import sys
 import tempfile
-import time
-import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from results.study.folder import Study
 from results.study.tables import STEPS, read_rows
+from tests import running
+from tests.running import Running, search
 
-ROOT = Path(__file__).parents[2]
 SPACE = """
 description = "Some seconds a trial: completed, stopped and unstable ones"
 trials = 6
@@ -36,7 +31,6 @@ batch_size = { choice = [4, 8] }
 learning_rate = { log_uniform = [1e-5, 30.0] }
 """
 CLOCKS = {"active_s", "tokens_per_s", "started_at", "ended_at"}
-MARK = "FAULTS_MARK"
 
 
 class Place:
@@ -55,13 +49,18 @@ class Place:
 
     def start(
         self, command: str, name: str, *, environment: Mapping[str, str] | None = None, **variables: Any
-    ) -> "Running":
+    ) -> Running:
         """Start run, resume or another command on a study, on one slot."""
         words = {"STUDY": name, "CONCURRENCY": 1, "CHECKPOINT_INTERVAL_S": 1, **variables}
         if command == "run":
             words = {"SPACE": self.space, "SKIP_PREFLIGHT": 1, **words}
         words = {"STUDIES_DIR": self.studies, "CACHE_DIR": self.path / "cache", **words}
-        return Running(command, words, environment=environment)
+        return running.start(
+            search(command, *(f"{name}={value}" for name, value in words.items())),
+            # Ray's workers are nice to others by default: on a busy machine no moment would fall inside a trial.
+            {**os.environ, "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0", **(environment or {})},
+            preexec_fn=_on_one_core,
+        )
 
     def left_alone(self, name: str = "alone") -> Study:
         """Return the study as it ends when nothing happens to it."""
@@ -69,101 +68,10 @@ class Place:
         return self.study(name)
 
 
-class Running:
-    """A command under way."""
-
-    def __init__(
-        self, command: str, variables: Mapping[str, Any], *, environment: Mapping[str, str] | None = None
-    ) -> None:
-        self.mark = uuid.uuid4().hex
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "search", command, *(f"{name}={value}" for name, value in variables.items())],
-            cwd=ROOT,
-            # Ray's workers are nice to others by default: on a busy machine no moment would fall inside a trial.
-            env={
-                **os.environ,
-                "OMP_NUM_THREADS": "1",
-                "RAY_worker_niceness": "0",
-                MARK: self.mark,
-                **(environment or {}),
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            preexec_fn=_on_one_core,
-        )
-        self.output = ""
-        self._has_ended = False
-
-    def ended(self, code: int | None = None, timeout_s: float = 600) -> int:
-        """Wait for the end; return the exit code, which must be `code` when that is given."""
-        if not self._has_ended:
-            self.output = self.process.communicate(timeout=timeout_s)[0]
-            self._has_ended = True
-        assert code is None or self.process.returncode == code, (self.process.returncode, self.output)
-        return self.process.returncode
-
-    def ends_within(self, seconds: float) -> bool:
-        """Return whether the command ends in that time."""
-        try:
-            self.ended(timeout_s=seconds)
-        except subprocess.TimeoutExpired:
-            return False
-        return True
-
-    def wait_for(self, condition: Callable[[], Any], timeout_s: float = 120) -> Any:
-        """Return what `condition` gives once that is true."""
-        deadline = time.monotonic() + timeout_s
-        while not (found := condition()):
-            assert self.process.poll() is None, self.process.communicate()[0]
-            assert time.monotonic() < deadline, "it did not come to it"
-            time.sleep(0.02)
-        return found
-
-    def signal(self, number: int) -> None:
-        """Send a signal to the driver alone."""
-        self.process.send_signal(number)
-
-    def kill(self) -> None:
-        """End the driver at once."""
-        self.signal(signal.SIGKILL)
-        self.ended()
-
-    def workers(self) -> list[psutil.Process]:
-        """Return the processes that train."""
-        children = psutil.Process(self.process.pid).children(recursive=True)
-        return [child for child in children if "Trainable" in " ".join(_command(child))]
-
-    def _began(self, process: psutil.Process) -> bool:
-        # Its mark is inherited by every process that it began, whoever their parent is now.
-        try:
-            ours: bool = process.environ().get(MARK) == self.mark
-            return ours and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.Error:
-            return False
-
-    def orphans(self, within_s: float = 20) -> list[str]:
-        """Return which processes of this command are still there after so many seconds."""
-        deadline = time.monotonic() + within_s
-        while True:
-            left = [" ".join(_command(process))[:80] for process in psutil.process_iter() if self._began(process)]
-            if not left or time.monotonic() > deadline:
-                return left
-            time.sleep(0.2)
-
-
 def _on_one_core() -> None:
     # A trial then has one thread, without which nothing is equal to the last digit.
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-
-
-def _command(process: psutil.Process) -> list[str]:
-    try:
-        words: list[str] = process.cmdline()
-    except psutil.Error:
-        return []
-    return words
 
 
 def says(study: Study, words: str) -> bool:

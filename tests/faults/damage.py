@@ -63,7 +63,7 @@ def refused(place: Place, harmed: Sequence[Path], harm: Harm) -> list[str]:
     for path in harmed:
         harm(path)
     running = place.start("resume", name)
-    code, lines = running.ended(), running.output.splitlines()
+    code, lines = running.ended().code, running.output.splitlines()
     what = f"{harm.__name__} {', '.join(path.name for path in harmed)}"
     told = [line for line in lines if line.startswith("error: ") and harmed[0].name in line]
     if code != 2 or len(told) != 1 or "Traceback" in running.output:

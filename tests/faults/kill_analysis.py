@@ -13,7 +13,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from results.study.folder import Study
-from tests.faults.common import SPACE, Place, Running, differences, has_begun, report
+from tests.faults.common import SPACE, Place, differences, has_begun, report
+from tests.running import Running
 
 
 def killed_once(running: Running, moment: Callable[[], Any]) -> list[str]:

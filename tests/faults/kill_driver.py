@@ -14,7 +14,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from results.study.folder import Study
-from tests.faults.common import SPACE, Place, Running, differences, has_begun, report, says, strays
+from tests.faults.common import SPACE, Place, differences, has_begun, report, says, strays
+from tests.running import Running
 
 
 def starts_of_ray(study: Study) -> int:
@@ -78,7 +79,7 @@ def told_to_end(place: Place) -> tuple[int, list[str]]:
             if moment == "twice":
                 time.sleep(0.1)
                 running.signal(number)
-            ended = running.ended(timeout_s=60)
+            ended = running.ended().code
             # The second one ends the process as the system would.
             if ended not in ((code, -number) if moment == "twice" else (code,)) or "Traceback" in running.output:
                 lost.append(f"{name}: exit code {ended}: {running.output[-300:]}")

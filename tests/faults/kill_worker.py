@@ -16,7 +16,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from results.study.folder import Study
-from tests.faults.common import SPACE, Place, Running, differences, report
+from tests.faults.common import SPACE, Place, differences, report
+from tests.running import Running
 from trainable.rows import ENDINGS
 
 STEADY = SPACE.replace("[1e-5, 30.0]", "[3e-4, 3e-3]") + '[scheduler]\nname = "none"\n[searcher]\nname = "random"\n'
@@ -138,7 +139,7 @@ def stopped_by_a_signal(place: Place) -> list[str]:
     worker.send_signal(signal.SIGSTOP)
     time.sleep(1)
     running.signal(signal.SIGINT)
-    if (code := running.ended(timeout_s=60)) != 130:
+    if (code := running.ended().code) != 130:
         lost.append(f"stopped for good: exit code {code}")
     return lost + [f"stopped for good: left behind {one}" for one in running.orphans()]
 

@@ -11,7 +11,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from results.study.folder import Study
-from tests.faults.common import SPACE, Place, Running, differences, report
+from tests.faults.common import SPACE, Place, differences, report
+from tests.running import Running
 from trainable.data.embedded_text import language_reference
 
 TRIALS = 6
@@ -19,7 +20,7 @@ TRIALS = 6
 
 def refused(running: Running, what: str, *words: str) -> list[str]:
     """Return what is wrong with how the command was refused: exit code 2 and one line with the words."""
-    code = running.ended()
+    code = running.ended().code
     told = [line for line in running.output.splitlines() if line.startswith("error: ")]
     if code != 2 or len(told) != 1 or not all(word in told[0] for word in words) or "Traceback" in running.output:
         return [f"{what}: exit code {code}: {running.output[-600:]}"]

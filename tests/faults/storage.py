@@ -15,7 +15,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from results.study.folder import Study
-from tests.faults.common import Place, Running, differences, has_begun, report, strays
+from tests.faults.common import Place, differences, has_begun, report, strays
+from tests.running import Running
 
 MIB = 1 << 20
 KEPT_AT_MOST = 4 + 3
@@ -47,7 +48,7 @@ def fill(folder: Path) -> Path:
 
 def one_line(running: Running, what: str, words: str) -> list[str]:
     """Return what is wrong with how the command ended: exit code 2, and one line that says why."""
-    running.ended(timeout_s=120)
+    running.ended()
     errors = [line for line in running.output.splitlines() if line.startswith("error: ")]
     fine = running.process.returncode == 2 and len(errors) == 1 and words in errors[0]
     if not fine or "Traceback" in running.output:
@@ -98,8 +99,8 @@ def read_only(place: Place) -> list[str]:
     subprocess.run(remount, check=True)
     lost = one_line(place.start("resume", "full", TRIALS=7), "read-only, resumed", "")
     lost += one_line(place.start("run", "new"), "read-only, a new one", "ead-only")
-    running = Running("export", {"STUDIES_DIR": place.studies, "STUDY": "full"})
-    if running.ended() != 0:
+    running = place.start("export", "full")
+    if running.ended().code != 0:
         lost.append(f"read-only: export: {running.output[-300:]}")
     subprocess.run(["mount", "-o", "remount,rw", str(place.studies)], check=True)
     return lost

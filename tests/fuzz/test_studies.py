@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from results.study.folder import Study
 from results.study.ledger import Ledger
 from results.study.tables import read_rows, write_table
-from search.setup.study_record import study_document
+from search.setup.study_record import asked_of, study_document
 from spaces.read.load import load_space
 from tests.fuzz.commands import run
 from tests.fuzz.outcome import EXAMPLES, attempt
@@ -191,17 +191,11 @@ def test_a_document_holds_nothing_of_the_environment(monkeypatch: pytest.MonkeyP
         facts={"model": "tiny", "corpus": corpus},
         corpus_facts=corpus,
         device_info=device,
-        spec=SimpleNamespace(protocol=protocol),
+        spec=SimpleNamespace(protocol=protocol, stability={}),
     )
     space = load_space("plateau")
     document = study_document(
-        "one",
-        "search",
-        space=space,
-        settings=settings_,
-        loaded=loaded,
-        slots={"slots": 1},
-        trials_planned=4,
+        "one", asked_of("search", space, settings_, trials_planned=4), loaded=loaded, slots={"slots": 1}
     )
     text = json.dumps(document)
     assert json.loads(text)["settings"]["trials"] == 4

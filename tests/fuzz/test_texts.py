@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from tests.fuzz.outcome import EXAMPLES, attempt
 from trainable.data.corpus import text_fingerprint
-from trainable.data.documents import iter_chunks
+from trainable.data.text_documents import iter_chunks
 from trainable.model.model_names import check_model_name
 from trainable.text_audit.audit import audit
 from trainable.text_audit.clean import write_clean

@@ -14,6 +14,9 @@ import pytest
 from results.export import ENV_ORDER, export_cli, export_env, export_json, export_toml, write_best
 from results.study.folder import Study, create_study
 from results.study.tables import TRIALS, write_table
+from search.options import with_origin
+from spaces.domains import Choice, FloatRange
+from spaces.read.load import load_space, space_from_toml
 from tests.results.confirmed import add_attempt
 from trainable.config import BEFORE, DOCUMENTED, ENV_NAMES, TrialConfig, make_config, parse_hyperparameter
 from trainable.errors import UserError
@@ -129,6 +132,7 @@ def test_the_lines_are_the_owners(make_study: MakeStudy) -> None:
         "export WEIGHTS_ONLY=''",
         "export EVAL_BLOCK_SIZE=128",
         "export EVAL_TOKENS=16384",
+        "export EXPORTED_FROM=one",
     ]
 
 
@@ -176,7 +180,7 @@ def test_json_and_toml_load_whatever_the_values(make_study: MakeStudy, value: st
     study = make_study(model=value, data_source=value, checkpoint_path=value)
     document = json.loads(export_json(study))
     assert [document[name] for name in ("model", "data_source", "checkpoint_path")] == [value] * 3
-    assert tomllib.loads(export_toml(study)) == {"baseline": asdict(BEFORE)}
+    assert tomllib.loads(export_toml(study))["baseline"] == {k: v for k, v in asdict(BEFORE).items() if k != "seed"}
 
 
 def test_the_json_says_what_the_comments_say(make_study: MakeStudy) -> None:
@@ -270,12 +274,12 @@ def test_without_a_completed_trial_there_is_one_line(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"model": None}, "model: None is not of type 'string'"),
+        ({"model": None}, "model: it must be a text"),
         ({"model": "a\0b"}, "no text that a variable can hold"),
         ({"model": "\ud800"}, "surrogates not allowed"),
-        ({"data_source": 3}, "data_source: 3 is not of type 'string'"),
-        ({"evaluation": {"block_size": 128}}, "evaluation: 'tokens' is a required property"),
-        ({"evaluation": 5}, "evaluation: 5 is not of type 'object'"),
+        ({"data_source": 3}, "data_source: it must be a text"),
+        ({"evaluation": {"block_size": 128}}, "evaluation.tokens: it is missing"),
+        ({"evaluation": 5}, "evaluation: it must be a table"),
         ({"evaluation": {"block_size": "x\ny", "tokens": 1}}, "evaluation.block_size: "),
     ],
 )
@@ -334,3 +338,39 @@ def test_a_run_that_explains_another_is_never_the_best(
 def test_the_purpose_decides_and_not_the_seed(make_study: MakeStudy, make_trial: Callable[..., dict[str, Any]]) -> None:
     study = make_study(trials=[make_trial(0, val_loss=4.5), make_trial(1, val_loss=4.2, seed=9)])
     assert json.loads(export_json(study))["trial_id"] == 1
+
+
+def test_toml_is_the_studys_space_around_the_winner(make_study: MakeStudy) -> None:
+    """Its comments stay, its budget is what was run, and its domains hold the winner that BASELINE= had brought in."""
+    study = make_study(make_config(BEFORE, {"batch_size": 12, "learning_rate": 5e-3}))
+    text = export_toml(study)
+    assert "# A comment of the person who wrote the space." in text
+    assert "# study one, trial 7, after 409600 training tokens" in text
+    space = space_from_toml(text, name="one", path="one.toml")
+    assert space.budget_tokens == 409_600
+    assert (space.baseline.batch_size, space.baseline.learning_rate) == (12, 5e-3)
+    assert space.domain("batch_size") == Choice((8, 32, 12))
+    learning_rate = space.domain("learning_rate")
+    assert isinstance(learning_rate, FloatRange)
+    assert learning_rate.contains(5e-3)
+
+
+def test_a_study_that_searched_no_space_exports_the_plateau_space_around_its_configuration(
+    make_study: MakeStudy,
+) -> None:
+    space = space_from_toml(export_toml(make_study(space=None)), name="one", path="one.toml")
+    assert space.baseline.learning_rate == BEFORE.learning_rate
+    assert space.budget_tokens == load_space("plateau").budget_tokens
+    assert {parameter.name for parameter in space.parameters} == {
+        parameter.name for parameter in load_space("plateau").parameters
+    }
+
+
+def test_the_origin_of_exported_variables_is_told_where_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BATCH_SIZE", "8")
+    assert with_origin("Unset BATCH_SIZE.") == "Unset BATCH_SIZE."
+    monkeypatch.setenv("EXPORTED_FROM", "one")
+    told = with_origin("Unset BATCH_SIZE.")
+    assert told.startswith("Unset BATCH_SIZE. BATCH_SIZE was set by the export of study one; unset BATCH_SIZE BLOCK_")
+    assert told.endswith(" EXPORTED_FROM")
+    assert with_origin("There is no space platau.") == "There is no space platau."

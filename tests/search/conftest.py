@@ -3,30 +3,26 @@
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
-import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import psutil
 import pytest
 
 from results.study.folder import Study
 from search.options import KNOWN
+from tests import running
+from tests.running import Ran, Running, search
 
 if TYPE_CHECKING:
     from trainable.run import RunSpec
 
 ROOT = Path(__file__).parents[2]
 FROM_MAKE = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES")
-MARK = "SEARCH_TEST_MARK"
 SECRET = "hunter2-is-nobodys-business"
-PATIENCE_S = 240.0
 SPACE = """
 description = "A grid with good, useless and wild rates; the last cell is made to fail"
 
@@ -60,21 +56,6 @@ weight_decay = { choice = [10.0], when = { learning_rate = [100.0] } }
 number long before the first rung."""
 FAILING_TRIAL = 7
 Environment = Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Ran:
-    """How a command ended."""
-
-    code: int
-    stdout: str
-    stderr: str
-
-    @property
-    def document(self) -> dict[str, Any]:
-        """The one JSON document on stdout; json refuses anything beside it."""
-        document: dict[str, Any] = json.loads(self.stdout)
-        return document
 
 
 Run = Callable[..., Ran]
@@ -162,25 +143,6 @@ def environment(text_file: Path, cache: Path, studies: Path) -> Environment:
     }
 
 
-@pytest.fixture(scope="session")
-def run(environment: Environment) -> Run:
-    """Return a function that runs `python -m search WORD ...` to its end, with variables by keyword."""
-
-    def run_command(*words: str, cwd: Path = ROOT, timeout_s: float = 300, **variables: str) -> Ran:
-        done = subprocess.run(
-            [sys.executable, "-m", "search", *words],
-            cwd=cwd,
-            env={**environment, **variables},
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            check=False,
-        )
-        return Ran(done.returncode, done.stdout, done.stderr)
-
-    return run_command
-
-
 BATCH = """
 import contextlib, io, json, os, sys
 from search.__main__ import main
@@ -233,55 +195,12 @@ def batch(environment: Environment) -> Batch:
             input=json.dumps([{"words": words, "variables": own} for words, own in commands]),
             capture_output=True,
             text=True,
-            timeout=PATIENCE_S,
             check=False,
         )
         assert done.returncode == 0, done.stderr
         return [Case(*json.loads(line)) for line in done.stdout.splitlines()]
 
     return run_batch
-
-
-@dataclass
-class Running:
-    """A command that runs, its output in files so that no full pipe can hold it up."""
-
-    process: "subprocess.Popen[bytes]"
-    mark: str
-    stdout: Path
-    stderr: Path
-
-    def family(self) -> list[psutil.Process]:
-        """Every process that inherited the command's environment, itself included, whoever its parent is now."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-            except psutil.Error:
-                continue
-        return found
-
-    def wait_for(self, condition: Callable[[], bool]) -> None:
-        """Wait until `condition` holds; fail when the command ends before."""
-        deadline = time.monotonic() + PATIENCE_S
-        while not condition():
-            assert self.process.poll() is None, self.stderr.read_text()
-            assert time.monotonic() < deadline, self.stderr.read_text()
-            time.sleep(0.1)
-
-    def ended(self) -> Ran:
-        """Wait for the command's end."""
-        code = self.process.wait(PATIENCE_S)
-        return Ran(code, self.stdout.read_text(), self.stderr.read_text())
-
-    def orphans(self) -> list[str]:
-        """Return the names of processes that are still there a few seconds after the command's end."""
-        assert self.process.poll() is not None
-        deadline = time.monotonic() + 10
-        while self.family() and time.monotonic() < deadline:
-            time.sleep(0.2)
-        return [process.name() for process in self.family()]
 
 
 Start = Callable[..., Running]
@@ -292,25 +211,20 @@ def start(environment: Environment, tmp_path_factory: pytest.TempPathFactory) ->
     """Return a function that starts `python -m search WORD ...`, with variables by keyword."""
     started: list[Running] = []
 
-    def start_command(*words: str, **variables: str) -> Running:
+    def start_command(*words: str, cwd: Path = ROOT, **variables: str) -> Running:
         folder = tmp_path_factory.mktemp("output")
-        mark = uuid.uuid4().hex
-        with (folder / "stdout").open("wb") as stdout, (folder / "stderr").open("wb") as stderr:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "search", *words],
-                cwd=ROOT,
-                env={**environment, MARK: mark, **variables},
-                stdout=stdout,
-                stderr=stderr,
-                start_new_session=True,
-            )
-        started.append(Running(process, mark, folder / "stdout", folder / "stderr"))
+        started.append(running.start(search(*words), {**environment, **variables}, cwd=cwd, folder=folder))
         return started[-1]
 
     yield start_command
-    for running in started:
-        if running.process.poll() is None:
-            os.killpg(running.process.pid, signal.SIGKILL)
+    for one in started:
+        running.kill_family(one)
+
+
+@pytest.fixture(scope="session")
+def run(start: Start) -> Run:
+    """Return a function that runs `python -m search WORD ...` to its end, with variables by keyword."""
+    return lambda *words, **variables: start(*words, **variables).ended()
 
 
 @dataclass(frozen=True)

@@ -59,10 +59,10 @@ def test_a_lost_nodes_trial_goes_on_on_another_to_the_same_answer(
             monkeypatch.setenv(name, text)
         running = place.start("run", "lost", ADDRESS=nodes.address, STORAGE=storage)
         study = place.study("lost")
-        running.wait_for(lambda: has_begun(study, 2), timeout_s=200)
+        running.wait_for(lambda: has_begun(study, 2))
         second = nodes.add()
         nodes.lose(first)
-        running.ended(code=0, timeout_s=400)
+        running.ended(code=0)
     assert f"({first[:8]}) was lost" in running.output
     assert f"({second[:8]}) has joined" in running.output
     assert "lost its worker" in running.output
@@ -88,7 +88,7 @@ def test_a_lost_nodes_trial_goes_on_on_another_to_the_same_answer(
 def test_what_is_not_there_is_one_line(variables: dict[str, Any], words: str, tmp_path: Path) -> None:
     place = Place(str(tmp_path))
     refused = place.start("run", "none", **variables)
-    assert refused.ended(timeout_s=100) == 2
+    assert refused.ended().code == 2
     assert f"error: {words}" in refused.output
     assert not place.studies.exists()
 

@@ -19,6 +19,7 @@ from search.options import read_options
 from search.setup.plan import Plan, largest_config, make_plan, study_name
 from search.terminal.console import Preparing
 from spaces.read.load import load_space
+from spaces.space import SearchSpace
 from tests.documents import sound_document
 from trainable.config import BEFORE, DOCUMENTED, with_token_budget
 from trainable.errors import UserError
@@ -38,27 +39,32 @@ def plan_of(text_file: Path) -> MakePlan:
     return plan
 
 
+def space_of(plan: Plan) -> SearchSpace:
+    assert plan.space is not None
+    return plan.space
+
+
 def test_a_plan_of_the_smoke_space(plan_of: MakePlan, text_file: Path) -> None:
     plan = plan_of("CONCURRENCY=2")
-    assert (plan.kind, plan.space.name, plan.configs) == ("search", "smoke", None)
+    assert (plan.kind, space_of(plan).name, plan.configs) == ("search", "smoke", [])
     assert plan.name.startswith("smoke-")
-    assert plan.settings.pins == {}
+    assert plan.document["settings"]["pins"] == {}
     assert list(plan.notes) == []
     assert plan.inputs.model_name == "tiny"
     assert plan.inputs.data_source == str(text_file)
     assert plan.slots.count == 2
-    assert plan.loaded.spec.protocol.block_size == plan.space.evaluation.block_size == 32
+    assert plan.loaded.spec.protocol.block_size == space_of(plan).evaluation.block_size == 32
     assert plan.loaded.corpus_facts["train_tokens"] > plan.loaded.corpus_facts["val_tokens"] > 0
     assert not Path(os.environ["STUDIES_DIR"]).exists()
 
 
 def test_hyperparameters_in_the_environment_pin_them_and_the_header_says_so(plan_of: MakePlan) -> None:
     plan = plan_of("LEARNING_RATE=1e-3", "BATCH_SIZE=8", "SEED=4")
-    assert plan.settings.pins == {"learning_rate": 1e-3, "batch_size": 8, "seed": 4}
-    assert {parameter.name for parameter in plan.space.parameters}.isdisjoint(plan.settings.pins)
-    baseline = plan.space.baseline
+    assert plan.document["settings"]["pins"] == {"learning_rate": 1e-3, "batch_size": 8, "seed": 4}
+    assert {parameter.name for parameter in space_of(plan).parameters}.isdisjoint(plan.document["settings"]["pins"])
+    baseline = plan.baseline
     assert (baseline.learning_rate, baseline.batch_size, baseline.seed) == (1e-3, 8, 4)
-    header = "\n".join(header_lines(plan, 4))
+    header = "\n".join(header_lines(plan))
     assert "pinned by your environment, for the baseline too: " in header
     assert "LEARNING_RATE=0.001" in header
     assert "BATCH_SIZE=8" in header
@@ -69,26 +75,26 @@ def test_hyperparameters_in_the_environment_pin_them_and_the_header_says_so(plan
 
 def test_training_steps_do_not_shorten_a_search(plan_of: MakePlan) -> None:
     plan = plan_of("TRAINING_STEPS=7")
-    assert plan.space.budget_tokens == 12_288
+    assert plan.budget_tokens == 12_288
     assert "TRAINING_STEPS is not read by a search" in plan.notes[0]
 
 
 def test_use_lr_warmup_pins_the_schedule(plan_of: MakePlan) -> None:
-    assert plan_of("USE_LR_WARMUP=False").settings.pins == {"lr_schedule": "constant"}
-    assert plan_of("USE_LR_WARMUP=True").settings.pins == {"lr_schedule": "warmup_cosine"}
+    assert plan_of("USE_LR_WARMUP=False").document["settings"]["pins"] == {"lr_schedule": "constant"}
+    assert plan_of("USE_LR_WARMUP=True").document["settings"]["pins"] == {"lr_schedule": "warmup_cosine"}
 
 
 def test_trials_and_budget_are_the_variables(plan_of: MakePlan) -> None:
     plan = plan_of("TRIALS=9", "BUDGET_TOKENS=24576")
-    assert plan.space.trials == 9
-    assert plan.space.budget_tokens == 24_576
-    assert plan.space.baseline.training_steps == 24_576 // 128
+    assert space_of(plan).trials == 9
+    assert plan.budget_tokens == 24_576
+    assert plan.baseline.training_steps == 24_576 // 128
 
 
 def test_a_baseline_by_name(plan_of: MakePlan) -> None:
     plan = plan_of("BASELINE=before", "BUDGET_TOKENS=65536")
-    assert plan.space.baseline_name == "before"
-    assert (plan.space.baseline.batch_size, plan.space.baseline.lr_schedule) == (8, "warmup_cosine")
+    assert plan.document["baseline"]["name"] == "before"
+    assert (plan.baseline.batch_size, plan.baseline.lr_schedule) == (8, "warmup_cosine")
 
 
 def test_a_baseline_that_another_study_found(
@@ -115,9 +121,9 @@ def test_a_baseline_that_another_study_found(
         ledger.add_metrics(trial_id, row, None)
         ledger.end_trial(trial_id, status="completed", verdict=None, ended_at=now)
     plan = plan_of("BASELINE=earlier", "BUDGET_TOKENS=65536")
-    assert plan.space.baseline_name == "earlier trial 1"
+    assert plan.document["baseline"]["name"] == "earlier trial 1"
     shared = ("batch_size", "block_size", "learning_rate", "lr_schedule", "dropout", "seed")
-    baseline, before = asdict(plan.space.baseline), asdict(BEFORE)
+    baseline, before = asdict(plan.baseline), asdict(BEFORE)
     assert {name: baseline[name] for name in shared} == {name: before[name] for name in shared}
 
 
@@ -130,13 +136,12 @@ def test_a_study_without_a_completed_trial_is_no_baseline(plan_of: MakePlan) -> 
 def test_a_baseline_plan_is_the_baseline_and_what_it_is_compared_with(plan_of: MakePlan) -> None:
     plan = plan_of("BUDGET_TOKENS=24576", kind="baseline", compare="before")
     assert plan.name.startswith("baseline-")
-    assert plan.configs is not None
     assert [config.batch_size for config in plan.configs] == [4, 8]
-    assert plan.configs[0] == plan.space.baseline
+    assert plan.configs[0] == plan.baseline
     assert all(config.tokens_per_step * config.training_steps <= 24_576 for config in plan.configs)
     assert plan.largest == plan.configs[1]
     alone = plan_of(kind="baseline")
-    assert alone.configs == [alone.space.baseline]
+    assert alone.configs == [alone.baseline]
 
 
 @pytest.mark.parametrize(

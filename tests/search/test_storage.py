@@ -73,7 +73,7 @@ def test_another_machine_takes_a_study_over_from_s3(bucket: str, tmp_path: Path)
         fetch_study("moved", bucket)
     assert differences(alone, Study(tmp_path / "fetched" / "moved")) == []
     behind = here.start("resume", "moved", STORAGE=bucket)
-    assert behind.ended() == 2
+    assert behind.ended().code == 2
     assert "error: study moved has gone on elsewhere: STORAGE=" in behind.output
     assert {f"moved/{name}" for name in ("best.env", "report.html", "study.json")} <= set(names_below(bucket, "moved"))
 

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-import trainable.data.documents
+import trainable.data.text_documents
 import trainable.text_audit.text
-from trainable.data.documents import parse_documents
+from trainable.data.text_documents import parse_documents
 from trainable.data.tokens import Progress, load_corpus
 from trainable.text_audit.scan import scan_text
 from trainable.text_audit.text import iter_pieces
@@ -137,7 +137,7 @@ def test_lines_of_a_chunk_in_several_pieces_are_counted_on(tmp_path: Path, monke
 def test_positions_are_right_with_separators_marks_and_line_ends_of_two_characters(
     make: Callable[[str], Tokenizer], how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainable.data.documents, "CHUNK_BYTES", 700)
+    monkeypatch.setattr(trainable.data.text_documents, "CHUNK_BYTES", 700)
     files = [tmp_path / "a.txt", tmp_path / "b.txt"]
     for path, text in zip(files, ("\ufeff" + TEXT, TEXT[:500].replace("\r", "").replace("\n", "\r\n")), strict=True):
         path.write_bytes(text.encode())

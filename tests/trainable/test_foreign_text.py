@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from trainable.data.documents import iter_chunks, parse_documents
+from trainable.data.text_documents import iter_chunks, parse_documents
 from trainable.errors import UserError
 
 TEXT = "Überraschung: naïve café, “quoted” – and €5.\nA second line.\n" * 20

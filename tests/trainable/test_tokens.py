@@ -14,10 +14,10 @@ import pytest
 import torch
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
-from trainable.data import documents as documents_module
+from trainable.data import text_documents as documents_module
 from trainable.data import tokens as tokens_module
 from trainable.data.cache_files import sum_path
-from trainable.data.documents import parse_documents
+from trainable.data.text_documents import parse_documents
 from trainable.data.tokens import Corpus, Tokens, check_corpus, load_corpus, sample_batch, train_tokenizer
 from trainable.errors import UserError
 
@@ -25,8 +25,8 @@ KILLED_WRITER = """
 import os, signal, sys
 from pathlib import Path
 from tokenizers import Tokenizer
-from trainable.data import documents, tokens
-documents.CHUNK_BYTES = 1000
+from trainable.data import text_documents, tokens
+text_documents.CHUNK_BYTES = 1000
 def die_halfway(what, done_frac):
     if done_frac > 0.5:
         os.kill(os.getpid(), signal.SIGKILL)

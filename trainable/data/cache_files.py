@@ -7,8 +7,8 @@ import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedRandom
 from pathlib import Path
-from typing import IO
 
 from trainable.errors import UserError
 from trainable.model.fingerprint import file_fingerprint
@@ -42,7 +42,7 @@ def cached_sum(path: Path) -> str | None:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[IO[bytes]]:
+def writing(path: Path) -> Iterator[BufferedRandom]:
     """Open a file that takes its place in the cache when the block ends, with its checksum; nobody sees it before.
 
     Raises UserError where it cannot be written, for want of room say; then nothing is left of it.
@@ -65,7 +65,7 @@ def writing(path: Path) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def _renamed_to(path: Path) -> Iterator[IO[bytes]]:
+def _renamed_to(path: Path) -> Iterator[BufferedRandom]:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("x+b") as file:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainable.data.cache_files import cached_sum, writing
-from trainable.data.documents import BOM, WHOLE_FILES, Documents, iter_chunks, open_hashed
 from trainable.data.embedded_text import language_reference
+from trainable.data.text_documents import BOM, WHOLE_FILES, Documents, iter_chunks, open_hashed
 from trainable.errors import UserError
 
 TEXT_SUFFIXES = (".txt", ".text", ".md")

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from trainable.data.cache_files import cached_sum, writing
 from trainable.data.corpus import cache_dir, text_fingerprint
-from trainable.data.documents import WHOLE_FILES, Documents, iter_chunks
+from trainable.data.text_documents import WHOLE_FILES, Documents, iter_chunks
 from trainable.errors import InputChangedError, UserError
 from trainable.model.fingerprint import file_fingerprint
 

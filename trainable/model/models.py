@@ -18,7 +18,7 @@ from transformers import (
 )
 from transformers import logging as transformers_logging
 
-from trainable.data.documents import WHOLE_FILES, Documents
+from trainable.data.text_documents import WHOLE_FILES, Documents
 from trainable.data.tokens import END_OF_TEXT, Progress, _silent, train_tokenizer
 from trainable.device.cpu_kernels import tune_for_cpu
 from trainable.device.device import is_out_of_memory
@@ -168,7 +168,7 @@ def _loaded(variable: str, name: str, config: Any, *, dtype: Any) -> PreTrainedM
         ignore_mismatched_sizes=True,
     )
     _check_loading(f"{variable}={name}", model, loading)
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def _check_loading(what: str, model: PreTrainedModel, loading: Mapping[str, Any]) -> None:

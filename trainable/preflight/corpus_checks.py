@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from trainable.data.documents import iter_chunks
+from trainable.data.text_documents import iter_chunks
 from trainable.data.tokens import Corpus
 from trainable.preflight.check_result import Check, CheckStatus, skipped
 from trainable.preflight.overlap import CHUNK_TOKENS, LONG_COPY_TOKENS, measure_overlap

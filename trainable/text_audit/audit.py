@@ -6,7 +6,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from trainable.data.corpus import text_fingerprint
-from trainable.data.documents import WHOLE_FILES, Documents
+from trainable.data.text_documents import WHOLE_FILES, Documents
 from trainable.data.tokens import Progress, Tokens, _silent, load_corpus
 from trainable.errors import UserError
 from trainable.text_audit.audit_findings import kind_spans, make_findings, read_bytes, within

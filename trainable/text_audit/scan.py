@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from trainable.data.documents import WHOLE_FILES, Documents
+from trainable.data.text_documents import WHOLE_FILES, Documents
 from trainable.data.tokens import Progress, Tokens
 from trainable.text_audit.debris import MARKUP, debris_of
 from trainable.text_audit.language import common_words, count_words

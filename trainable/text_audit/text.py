@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from trainable.data.documents import BOM, WHOLE_FILES, Documents, TextChunk, iter_chunks
+from trainable.data.text_documents import BOM, WHOLE_FILES, Documents, TextChunk, iter_chunks
 from trainable.data.tokens import Tokens
 from trainable.text_audit.units import SPACE, Bytes, Ints, line_ends
 
@@ -71,7 +71,7 @@ def iter_pieces(
 
 
 def _kept_bytes(raw: Bytes, *, starts_file: bool) -> Ints:
-    """Return where in the file's bytes each byte of its text is, and one past the last; see documents.as_read."""
+    """Return where in the file's bytes each byte of its text is, and one past the last; see text_documents.as_read."""
     kept = np.ones(len(raw) + 1, dtype=bool)
     kept[:-2] &= (raw[:-1] != 13) | (raw[1:] != 10)
     if starts_file and raw[: len(BOM)].tobytes() == BOM:

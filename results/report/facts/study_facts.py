@@ -68,6 +68,12 @@ def report_facts(study: Study) -> dict[str, Any]:
     return plain
 
 
+def edges_of(study: Study) -> list[dict[str, Any]]:
+    """Return where the winner lies on the edge of what was searched, with words; the report's "edges"."""
+    attempts = load_attempts(study)
+    return edges(_measured(study, study.document(), study.trials(), study.metrics(), attempts))
+
+
 def _measured(
     study: Study, document: Row, rows: Sequence[Row], metrics: Sequence[Row], attempts: Sequence[Attempt]
 ) -> Measured:

@@ -11,15 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from trainable.data import documents as documents_module
-from trainable.data.documents import TextChunk, iter_chunks, parse_documents
+from trainable.data import text_documents as documents_module
+from trainable.data.text_documents import TextChunk, iter_chunks, parse_documents
 from trainable.errors import UserError
 
 PEAK_OF_A_LONG_LINE = """
 import sys
 from pathlib import Path
 from tokenizers import Tokenizer
-from trainable.data.documents import parse_documents
+from trainable.data.text_documents import parse_documents
 from trainable.data.tokens import load_corpus
 corpus = load_corpus([Path(sys.argv[1])], Tokenizer.from_file(sys.argv[2]), documents=parse_documents(sys.argv[3]))
 # Not ru_maxrss, which begins with that of the process that started this one.
@@ -164,9 +164,9 @@ def test_a_json_line_that_cannot_be_used_is_named(write: Write, line: str, says:
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux's /proc")
 @pytest.mark.parametrize("how", ["file", "jsonl:text"])
 def test_a_line_of_100_megabytes_takes_less_than_a_gibibyte(write: Write, tmp_path: Path, how: str) -> None:
-    words = "a line without any end, " * (10**8 // 24)
+    words = f"{'x' * 999} " * 10**5
     path = write(json.dumps({"text": words}) if how.startswith("jsonl") else words)
-    # One id a word: what is measured is how text is held, and a byte-pair tokenizer would take a minute.
+    # One id a long word: what is measured is how text is held, and a byte-pair tokenizer would take a minute.
     quick = Tokenizer(models.WordLevel({"a": 0, "line": 1}, unk_token="a"))
     quick.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     quick.save(str(tmp_path / "quick.json"))

@@ -1,0 +1,53 @@
+"""A study's winner as a whole space file, for SPACE= to search around it. It reads no study."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import tomlkit
+
+from spaces.domains import Choice, Domain, FloatRange
+from spaces.overrides import with_overrides
+from spaces.read.load import load_space, space_from_toml
+from spaces.space import SearchSpace
+from trainable.config import TrialConfig
+
+
+def space_text(document: dict[str, Any], config: TrialConfig, notes: Sequence[str]) -> str:
+    """Return the study's own space with `config` as its [baseline], its comments kept; `notes` stand on top.
+
+    Where BASELINE or BUDGET_TOKENS had changed the space, the text says what was run. A study that searched no space
+    gives the plateau space. Raises UserError when the study's space cannot be read any more.
+    """
+    own = document.get("space")
+    before = space_from_toml(own["toml"], name=own["name"], path=own["path"]) if own else load_space("plateau")
+    assert before.toml is not None
+    text = tomlkit.parse(before.toml)
+    text.pop("baseline", None)
+    _widen(text, before, config)
+    if own:
+        text["budget"] = {"tokens": document["budget_tokens"]}
+    baseline = tomlkit.table()
+    # A seed is no part of a space: SEED sets it for every trial.
+    baseline.update({name: value for name, value in asdict(config).items() if name != "seed"})
+    text["baseline"] = baseline
+    written: str = tomlkit.dumps(text)
+    return "".join(f"# {note}\n" for note in notes) + "\n" + written.lstrip("\n")
+
+
+def _widen(text: tomlkit.TOMLDocument, before: SearchSpace, config: TrialConfig) -> None:
+    """Let the [search] domains hold `config`, as a search with BASELINE= does by itself."""
+    after = with_overrides(before, baseline=(before.name, config))
+    search: Any = text.get("search", {})
+    for parameter in after.parameters:
+        if parameter.domain != before.domain(parameter.name):
+            key, values = _as_toml(parameter.domain)
+            search[parameter.name][key] = values
+
+
+def _as_toml(domain: Domain) -> tuple[str, list[Any]]:
+    if isinstance(domain, Choice):
+        return "choice", list(domain.values)
+    if isinstance(domain, FloatRange):
+        return "log_uniform" if domain.log else "uniform", [domain.low, domain.high]
+    return "int", [domain.low, domain.high]

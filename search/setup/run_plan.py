@@ -1,0 +1,94 @@
+"""The one way in which runs get into a study, new or not: held, under its view, and with signals heard."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from results.study.folder import create_study
+from results.study.json_documents import write_document
+from results.study.ledger import Ledger
+from results.study.lock import hold
+from results.study.paths import shown
+from results.study.planned_run import PlannedRun
+from search.setup.plan import Plan
+from search.terminal.console import Terminal
+from search.terminal.live_view import StudyView
+from search.terminal.signals import Interrupts
+from search.trackers.trackers import mirror_callbacks
+from search.tune.warm_start import write_warm_start
+from trainable.rows import ENDINGS
+
+if TYPE_CHECKING:
+    from search.tune.workload import Workload
+
+
+@contextmanager
+def held(plan: Plan) -> Iterator[Plan]:
+    """Hold the plan's study while inside; a new one is made first, whose name may differ. Raises UserError."""
+    if plan.is_new:
+        study = create_study(plan.name, plan.document, is_chosen=plan.name_is_chosen)
+        plan = replace(plan, study=study, document={**plan.document, "name": study.name})
+    with hold(plan.study):
+        if plan.is_new and plan.warm_start is not None:
+            write_warm_start(plan.study, plan.warm_start)
+        yield plan
+
+
+def run_plan(
+    plan: Plan,
+    make_workload: "Callable[[], Workload]",
+    terminal: Terminal,
+    *,
+    ledger: Ledger,
+    lines: Sequence[str] = (),
+) -> int | None:
+    """Run a workload into the plan's study, which is held; return the exit code of an interruption, or None.
+
+    The workload is made by a function, because making it imports libraries for seconds, in which a signal counts too.
+    Raises UserError when the study cannot be written any more.
+    """
+    study = plan.study
+    if plan.document != study.document():
+        write_document(study.study_json, plan.document)
+    interrupts = Interrupts()
+    view = StudyView(
+        study=study, ledger=ledger, budget_tokens=plan.budget_tokens, trials_planned=0, console=terminal.console
+    )
+    with interrupts, view:
+        for line in (*lines, f"study {shown(study.path)}: starting Ray ..."):
+            view.say(line)
+        from search.tune.engine import run_study
+
+        work = make_workload()
+        ended = sum(row["status"] in ENDINGS for row in ledger.trials() if work.includes(row))
+        view.follow(
+            work.includes,
+            noun="trials" if work.is_ranked else "runs",
+            planned=ended + work.trials_count,
+            full_length=not work.searcher.log.rung_tokens,
+        )
+        run_study(
+            study,
+            work,
+            plan.loaded.spec,
+            slots=plan.slots,
+            ledger=ledger,
+            view=view,
+            interrupts=interrupts,
+            callbacks=mirror_callbacks(plan.mirrors, view, plan.space) if plan.space else (),
+        )
+    return interrupts.code
+
+
+def run_listed(
+    plan: Plan, runs: Sequence[PlannedRun], terminal: Terminal, *, ledger: Ledger, lines: Sequence[str] = ()
+) -> int | None:
+    """Run what is decided already, each run in full; otherwise as run_plan does."""
+
+    def workload() -> "Workload":
+        from search.tune.workload import list_workload
+
+        return list_workload(runs, baseline=plan.baseline, milestones_tokens=plan.milestones_tokens)
+
+    return run_plan(plan, workload, terminal, ledger=ledger, lines=lines)

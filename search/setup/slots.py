@@ -1,0 +1,47 @@
+"""How many trials run at once on the machines that were found, or as many as were measured to be best."""
+
+from dataclasses import replace
+
+from search.cluster.nodes import Node
+from search.cluster.study_storage import remove_probe, write_probe
+from search.options import Options
+from search.setup.inputs import Loaded
+from search.terminal.console import Preparing
+from search.tune.concurrency_probe import best_concurrency, concurrency_words
+from search.tune.resources import Slots, slots_on
+from trainable.config import TrialConfig
+
+
+def slots_for(loaded: Loaded, options: Options, config: TrialConfig, progress: Preparing) -> Slots:
+    """Return how many trials run at once on the device that was loaded; `config` is what CONCURRENCY=auto measures."""
+    from trainable.device.device import cpu_cores, memory_bytes
+
+    info, concurrency = loaded.device_info, options.concurrency
+    if loaded.cluster is None and options.storage is not None:
+        remove_probe(options.storage, write_probe(options.storage)[0])
+    if concurrency == "auto":
+        concurrency, tried = best_concurrency(
+            loaded.spec,
+            config,
+            device_type=info.type,
+            device_count=info.count,
+            cores=cpu_cores(),
+            memory_bytes=memory_bytes(info.type),
+            progress=progress,
+        )
+        progress(concurrency_words(tried, concurrency), 1.0)
+    here = Node(name="this machine", cpus=cpu_cores(), gpus=info.count if info.type == "cuda" else 0, is_ours=True)
+    slots = slots_on(
+        loaded.cluster.nodes if loaded.cluster else [here],
+        info.type,
+        concurrency=concurrency,
+        gpu_frac=options.gpu_fraction,
+    )
+    return replace(
+        slots,
+        address=loaded.cluster.address if loaded.cluster else None,
+        device=info.type if loaded.cluster else None,
+        storage=options.storage,
+        checkpoint_interval_s=float(options.checkpoint_interval_s),
+        evaluation_timeout_s=float(options.evaluation_timeout_s),
+    )

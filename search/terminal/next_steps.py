@@ -1,0 +1,96 @@
+"""What to type next, as a study stands: commands that work as they are printed. It runs none of them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from results.attribution.attribution_files import load_attribution
+from results.confirmation.confirmation_file import load_attempts
+from results.ranking import ranked_trials
+from results.report.facts.study_facts import edges_of
+from results.study.folder import Study
+from results.winner import Winner, find_winner
+from search.terminal.console import Terminal
+from trainable.rows import ENDINGS
+
+MOST_SEEDS = 50
+"""A confirmation of more costs more than a search; there is then no use in printing it as the next step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One command, and what it is for."""
+
+    command: str
+    purpose: str
+
+
+def next_steps(study: Study) -> list[Step]:
+    """Return what a person may type next, the most useful first. Raises UserError when a file is damaged."""
+    document, rows = study.document(), study.trials()
+    winner = find_winner(rows, load_attempts(study))
+    name, ended = study.name, sum(row["status"] in ENDINGS for row in ranked_trials(rows))
+    if document["kind"] == "attribute":
+        return [Step(command="make search SPACE=plateau", purpose="search around the documented configuration")]
+    if ended < document["trials_planned"]:
+        return [Step(command=f"make resume STUDY={name}", purpose="go on where it was interrupted")]
+    if winner.under_way is not None:
+        return [Step(command=f"make confirm STUDY={name}", purpose="go on with the confirmation")]
+    diagnose = Step(command=f"make diagnose TARGET={name}", purpose="what keeps the trials from a lower loss?")
+    if winner.trial is None:
+        return [diagnose]
+    own = [
+        Step(command=f"make model STUDY={name}", purpose="the trained model as a folder that transformers loads"),
+        Step(command=f"make train STUDY={name}", purpose="train that configuration again"),
+    ]
+    if document["kind"] == "baseline":
+        around = Step(command=f"make search BASELINE={name}", purpose="does any setting beat it?")
+        return [*own, around] if winner.standing == "baseline_alone" else [*own, diagnose]
+    return [*_about(study, winner, diagnose, own), *_wider(study)]
+
+
+def _about(study: Study, winner: Winner, diagnose: Step, own: list[Step]) -> list[Step]:
+    name = study.name
+    more = Step(command=f"make resume STUDY={name} TRIALS=+{len(ranked_trials(study.trials()))}", purpose="more trials")
+    schedule = Step(command=f"make search SPACE=schedule BASELINE={name}", purpose="bring the schedule back around it")
+    attribute = Step(command=f"make attribute STUDY={name}", purpose="which of the changed settings did it?")
+    unexplained = [attribute] if load_attribution(study) is None else []
+    match winner.standing:
+        case "proven":
+            return [*own, *unexplained, schedule]
+        case "unproven":
+            return [*_proof(name, winner, more), *own, *unexplained, schedule]
+        case "no_comparison":
+            return [diagnose, *own]
+    return [more, diagnose, *own]
+
+
+def _proof(name: str, winner: Winner, more: Step) -> list[Step]:
+    if winner.verdict is None:
+        return [Step(command=f"make confirm STUDY={name}", purpose="is it proven? the best two again on fresh seeds")]
+    needed = winner.verdict.seeds_needed
+    if needed is None or needed > MOST_SEEDS:
+        return [more]
+    return [Step(command=f"make confirm STUDY={name} SEEDS={needed}", purpose=f"about {needed} seeds would prove it")]
+
+
+def _wider(study: Study) -> list[Step]:
+    words = [edge["words"] for edge in edges_of(study)]
+    if not words:
+        return []
+    command = f"make -s export STUDY={study.name} FORMAT=toml > {study.name}.toml"
+    return [Step(command=command, purpose=f"a space file to change: {'; '.join(words)}")]
+
+
+def say_next(study: Study, terminal: Terminal) -> None:
+    """Print the next steps, each as it is typed."""
+    terminal.say("")
+    terminal.say("next:")
+    for step in next_steps(study):
+        terminal.say(f"  {step.command}{terminal.typed_folders}    {step.purpose}")
+
+
+def next_document(study: Study, terminal: Terminal) -> list[dict[str, Any]]:
+    """Return the next steps for a program."""
+    return [
+        {"command": f"{step.command}{terminal.typed_folders}", "purpose": step.purpose} for step in next_steps(study)
+    ]
