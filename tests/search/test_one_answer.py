@@ -187,6 +187,7 @@ class Simulation:
             "evidence": "",
             "saved": False,
             "notes": [],
+            "input_fault": None,
             "optimizer_steps": steps,
             "tokens_seen": steps * config.tokens_per_step,
             "active_s": 1.0,

@@ -57,16 +57,17 @@ def check_weights(model_name: str, init_from: Path | None, sums: Mapping[str, st
         return
     try:
         files = _weight_files(model_name, init_from)
-        for name, path in files.items():
+    except (OSError, UserError):
+        files = _weight_files(model_name, None)  # the checkpoint's are told below
+    for name, path in files.items():
+        try:
             if sums.get(name) != file_fingerprint(path):
                 raise InputChangedError(f"the input has changed since it was first read: {path}")
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputChangedError(f"the input is gone: {error.filename}") from None
-    except InputChangedError:
-        raise
-    except (OSError, UserError) as error:
-        raise InputChangedError(f"the input can no longer be read: {error}") from None
-    for name in sums.keys() - files.keys():
+        except FileNotFoundError:
+            raise InputChangedError(f"the input is gone: {path}") from None
+        except OSError as error:
+            raise InputChangedError(f"the input can no longer be read: {path}: {error.strerror}") from None
+    for name in sorted(sums.keys() - files.keys()):
         kind, _, file = name.partition("/")
         raise InputChangedError(f"the input is gone: {file} of {model_name if kind == 'model' else init_from}")
 
