@@ -17,6 +17,7 @@ from search.setup.finish import finish_study
 from search.setup.reopen import reopen
 from search.setup.run_plan import run_listed
 from search.terminal.console import Preparing, Terminal
+from search.terminal.next_steps import next_document, say_next
 
 DEFAULT_SEEDS = 5
 
@@ -30,11 +31,13 @@ def confirm_command(options: Options, terminal: Terminal) -> int:
     say_attempt(study, attempts[-1], terminal)
     for line in (headline(winner), evidence_words(winner), *notes(winner)):
         terminal.say(line)
+    say_next(study, terminal)
     terminal.document(
         {
             "study": study.name,
             "path": str(study.path),
             "winner": winner_json(winner),
+            "next": next_document(study, terminal),
             "verdicts": to_json(attempts[-1:])["attempts"][0]["verdicts"],
             **to_json(attempts),
         }

@@ -20,6 +20,7 @@ from search.setup.resumption import resumed_config, resumption_words
 from search.setup.run_checkpoints import KEPT_CHECKPOINTS, RunCheckpoints
 from search.setup.study_record import study_document
 from search.terminal.console import Preparing, Terminal
+from search.terminal.next_steps import next_document, say_next
 from search.terminal.signals import Interrupts
 from search.terminal.train_log import TrainLog
 from trainable.config import DOCUMENTED, TrialConfig, make_config
@@ -92,8 +93,10 @@ def train_command(options: Options, terminal: Terminal) -> int:
     for line in checkpoints.words():
         terminal.say(line)
     saved = _save_model(plan, state, study, status, terminal)
+    say_next(study, terminal)
     terminal.document(
         {
+            "next": next_document(study, terminal),
             "study": study.name,
             "path": str(study.path),
             "status": status,
