@@ -59,7 +59,8 @@ def wrong(place: Place, change: Change) -> list[str]:
     running, study = place.start("run", name, GPT2_MODEL_NAME=model, CACHE_DIR=cache), place.study(name)
     running.wait_for(lambda: study.metrics_path.exists() and bool(study.metrics()))
     change(cache, model)
-    code, output = running.ended(), running.output
+    ran = running.ended()
+    code, output = ran.code, ran.output
     statuses = {row["status"] for row in study.trials()}
     lines = [line for line in output.splitlines() if line.startswith(CASES[change])]
     print(f"{name}: exit code {code}: {lines}; {sorted(statuses)}", flush=True)

@@ -77,7 +77,7 @@ def test_a_trackers_own_words_are_told_without_a_password() -> None:
     def fail() -> None:
         raise RuntimeError("cannot reach postgresql://user:hunter2@host/db")
 
-    GuardedTracker("the Optuna storage", fail, to.print)  # type: ignore[arg-type]
+    GuardedTracker("the Optuna storage", fail, to.print)
     assert isinstance(to.file, io.StringIO)
     assert "hunter2" not in to.file.getvalue()
     assert "postgresql://***@host/db" in to.file.getvalue()

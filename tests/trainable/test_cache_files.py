@@ -1,6 +1,7 @@
 """Files of the cache: believed only while they are what was written, made again otherwise, never left half-written."""
 
 import fcntl
+import hashlib
 import os
 import re
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +23,6 @@ from trainable.data.embedded_text import language_reference
 from trainable.data.text_documents import Documents, iter_chunks
 from trainable.data.tokens import load_corpus, train_tokenizer
 from trainable.errors import InputChangedError, UserError
-from trainable.model import fingerprint
 
 
 def foreign(path: Path) -> None:
@@ -103,10 +104,13 @@ def test_the_content_is_read_once_a_process_and_after_every_change(
     text_file: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
-    digest = fingerprint.hashlib.file_digest
-    monkeypatch.setattr(
-        fingerprint.hashlib, "file_digest", lambda file, name: read.append(file.name) or digest(file, name)
-    )
+    digest = hashlib.file_digest
+
+    def noted(file: Any, name: str) -> Any:
+        read.append(file.name)
+        return digest(file, name)
+
+    monkeypatch.setattr(hashlib, "file_digest", noted)
     whole = load_corpus([text_file], tokenizer)
     read.clear()
     for _ in range(3):
@@ -139,7 +143,7 @@ def test_the_text_is_hashed_as_it_is_read(tmp_path: Path, documents: Documents) 
     files = [tmp_path / "a", tmp_path / "b", tmp_path / "c"]
     for path, lines in zip(files, (3, 0, 100_000), strict=True):
         path.write_text('{"text": "some words"}\n' * lines)
-    digest = fingerprint.hashlib.sha256()
+    digest = hashlib.sha256()
     for _ in iter_chunks(files, documents, digest=digest):
         pass
     assert digest.hexdigest() == corpus.text_fingerprint(files)

@@ -1,5 +1,7 @@
 """Every run compares the files of its weights with those that the study began with."""
 
+import hashlib
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +11,8 @@ import pytest
 
 from trainable.config import TrialConfig
 from trainable.errors import InputChangedError
-from trainable.model import fingerprint
 from trainable.model.fingerprint import file_fingerprint, weight_sums
+from trainable.model.models import load_model
 from trainable.run import RunSpec, start_run
 
 MakeSpec = Callable[..., RunSpec]
@@ -39,7 +41,7 @@ def test_the_same_files_start_runs_without_being_read_again(
     spec: RunSpec, make_trial: MakeTrial, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert sorted(spec.weight_sums) == ["checkpoint/model.safetensors", "model/config.json", "model/model.safetensors"]
-    monkeypatch.setattr(fingerprint.hashlib, "file_digest", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(hashlib, "file_digest", lambda *_: pytest.fail("read again"))
     start_run(spec, make_trial())
 
 
@@ -68,23 +70,17 @@ def test_a_folder_that_is_gone_and_a_file_that_came_are_told(
 def test_files_replaced_while_they_are_read_are_noticed(
     spec: RunSpec, make_trial: MakeTrial, folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from trainable import run
-
-    load = run.load_model
-
     def then_replaced(*args: Any, **kwargs: Any) -> Any:
-        model = load(*args, **kwargs)
+        model = load_model(*args, **kwargs)
         flip(folders[0] / "model.safetensors")
         return model
 
-    monkeypatch.setattr(run, "load_model", then_replaced)
+    monkeypatch.setattr("trainable.run.load_model", then_replaced)
     with pytest.raises(InputChangedError, match="has changed since it was first read"):
         start_run(spec, make_trial())
 
 
 def test_a_change_that_hides_its_time_is_seen(tmp_path: Path) -> None:
-    import os
-
     path = tmp_path / "file"
     path.write_text("one")
     before, stat = file_fingerprint(path), path.stat()
