@@ -27,15 +27,16 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def held(plan: Plan) -> Iterator[None]:
-    """Hold the plan's study while inside; a new one is made first. Raises UserError."""
+def held(plan: Plan) -> Iterator[Plan]:
+    """Hold the plan's study while inside; a new one is made first, whose name may differ. Raises UserError."""
     if plan.is_new:
-        create_study(plan.name, plan.document)
+        study = create_study(plan.name, plan.document, is_chosen=plan.name_is_chosen)
+        plan = replace(plan, study=study, document={**plan.document, "name": study.name})
     with hold(plan.study):
         if plan.is_new and plan.warm_start is not None:
             write_warm_start(plan.study, plan.warm_start)
         try:
-            yield
+            yield plan
         except MachineError:
             if plan.is_new:
                 remove_if_empty(plan.study)
