@@ -303,7 +303,7 @@ class Options(BaseModel):
         None, description="audit: token positions to look at, e.g. 2.0M-2.5M"
     )
     clean: AbsolutePath | None = Field(None, description="audit: write a cleaned copy of the text to this file")
-    skip_preflight: Flag = Field(False, description="1: search or train although preflight failed")
+    skip_preflight: Flag = Field(False, description="1: search or train without the preflight")
     tensorboard: Flag = Field(False, description="search: 1 writes TensorBoard event files into the study")
     optuna_storage: Annotated[Text, BeforeValidator(_optuna_storage)] | None = Field(
         None, description="search: an SQLite file or a database URL that optuna-dashboard reads"

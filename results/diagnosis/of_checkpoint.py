@@ -7,6 +7,7 @@ from dataclasses import replace
 from results.diagnosis.diagnose import ranked
 from results.diagnosis.findings import Diagnosis
 from results.diagnosis.render import Report
+from trainable.checkpoint.exam.base_change import gain_words, learned_doubled_labels
 from trainable.checkpoint.exam.exam_facts import CheckpointFacts
 
 WRONG_OFFSET_NATS = 0.15
@@ -31,6 +32,9 @@ def report_of_checkpoints(
         if losses
         else []
     )
+    if last.base_gains:
+        notes.append(f"gain on its base {last.base_name} by offset: {gain_words(last.base_gains)}")
+    notes += [f"not compared with the model it began as: {one.no_base}" for one in facts if one.no_base][:1]
     notes += [f"no offset profile of {one.name}: {one.no_profile}" for one in facts if one.no_profile][:1]
     types = ", ".join(f"{count:,} {name}" for name, count in last.dtypes.items())
     steps = ", ".join(str(one.optimizer_steps) for one in facts[-8:])
@@ -114,6 +118,15 @@ def _objective(facts: CheckpointFacts, unigram_entropy: float | None) -> Iterato
             evidence=evidence,
             next_step="pass the batch's own ids as labels and let the model shift them, then train anew from the "
             "pretrained weights: these are not worth continuing",
+        )
+    elif learned_doubled_labels(facts.base_gains):
+        yield Diagnosis(
+            kind="wrong_objective",
+            confidence=0.95,
+            summary="since its base this checkpoint has given up the next token for the one after it: its labels were "
+            "shifted twice, in the batch and again in the model",
+            evidence=f"{evidence}; gain on {facts.base_name} by offset: {gain_words(facts.base_gains)}",
+            next_step="pass the batch's own ids as labels and let the model shift them, then train anew from the base",
         )
     elif (
         unigram_entropy is not None

@@ -26,6 +26,7 @@ from search.setup.preflight_run import PREFLIGHT_FAILED
 from search.setup.reopen import reopen
 from search.setup.run_plan import held, run_listed
 from search.terminal.console import Preparing, Terminal
+from search.terminal.next_steps import Step, next_document, say_next, say_steps
 from trainable.config import DOCUMENTED
 
 DEFAULT_BUDGET_TOKENS = 200_000
@@ -95,11 +96,12 @@ def _run(question: Question, plan: Plan, seeds: int, terminal: Terminal) -> int:
         words = f"study {study.name}: attribution, {count_words(len(left), 'run')}"
         code = run_listed(plan, left, terminal, ledger=ledger, lines=[words])
         if code is not None:
-            terminal.say(f"make attribute with the same words goes on; so far: {shown(study.path)}")
+            say_steps([_again(plan, question, seeds, "go on with the attribution")], terminal)
             return code
     trials = study.trials()
     if failed := len(runs_left(list(runs.values()), trials)):
-        terminal.say(f"{count_words(failed, 'run')} failed; make attribute with the same words runs them again")
+        again = _again(plan, question, seeds, "").command
+        terminal.say(f"{count_words(failed, 'run')} failed; {again} runs them again")
     found = attribute(
         attribution_losses(runs, trials),
         question.settings,
@@ -114,6 +116,16 @@ def _run(question: Question, plan: Plan, seeds: int, terminal: Terminal) -> int:
         TableMirror(study, plan.slots.storage, terminal.say).close()
     terminal.console.print(render(found))
     terminal.say(f"picture: {shown(picture)}")
+    say_next(study, terminal)
     document: dict[str, Any] = {"study": study.name, "path": str(study.path), **to_json(found)}
+    document["next"] = next_document(study, terminal)
     terminal.document(document)
     return 1 if failed else 0
+
+
+def _again(plan: Plan, question: Question, seeds: int, purpose: str) -> Step:
+    asked = f"STUDY={plan.name}"
+    if plan.kind == "attribute":
+        asked = f"FROM={question.before_name} TO={question.after_name}"
+    command = f"make attribute {asked} SEEDS={seeds} BUDGET_TOKENS={plan.budget_tokens}"
+    return Step(command=command, purpose=purpose)

@@ -17,6 +17,7 @@ from search.setup.finish import finish_study
 from search.setup.reopen import reopen
 from search.setup.run_plan import run_listed
 from search.terminal.console import Preparing, Terminal
+from search.terminal.next_steps import next_document, say_next
 from search.terminal.summary import warning_lines
 
 DEFAULT_SEEDS = 5
@@ -33,11 +34,13 @@ def confirm_command(options: Options, terminal: Terminal) -> int:
         terminal.say(line)
     for warning in warning_lines(winner):
         terminal.console.print(warning, soft_wrap=True)
+    say_next(study, terminal)
     terminal.document(
         {
             "study": study.name,
             "path": str(study.path),
             "winner": winner_json(winner),
+            "next": next_document(study, terminal),
             "verdicts": to_json(attempts[-1:])["attempts"][0]["verdicts"],
             **to_json(attempts),
         }

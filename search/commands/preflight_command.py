@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 from search.options import Options
 from search.setup.plan import make_plan
-from search.setup.preflight_run import PREFLIGHT_FAILED, run_checks
+from search.setup.preflight_run import PREFLIGHT_FAILED, run_checks, study_room
 from search.terminal.console import Preparing, Terminal
 
 
@@ -20,6 +20,7 @@ def preflight_command(options: Options, terminal: Terminal) -> int:
         runs_at_once=plan.slots.count_here,
         terminal=terminal,
         every=True,
+        room=study_room(plan.slots),
     )
     passed = all(check.status != "fail" for check in checks)
     terminal.document({"passed": passed, "checks": [asdict(check) for check in checks]})

@@ -9,9 +9,10 @@ from results.study.ledger import Ledger
 from results.study.lock import hold
 from results.words import token_words
 from search.cluster.study_storage import open_or_fetch_study
-from search.commands.run_command import conclude, run_new, run_own_trials
+from search.commands.run_command import conclude, is_sound, run_new, run_own_trials
 from search.options import Options
 from search.setup.plan import baseline_configs, plan_study
+from search.setup.preflight_run import PREFLIGHT_FAILED
 from search.setup.reopen import reopen, with_inputs_of
 from search.setup.settings import Settings, differences, planned_space, space_file_differences
 from search.terminal.console import Preparing, Terminal
@@ -87,6 +88,8 @@ def _resume(
         return 0
     with Preparing(terminal.console) as progress:
         plan = reopen(study, options, progress, space=space, configs=configs)
+    if not is_sound(plan, options, terminal):
+        return PREFLIGHT_FAILED
     if planned != document["trials_planned"]:
         plan = replace(plan, document={**document, "trials_planned": planned, "settings": settings.to_json()})
     return run_own_trials(plan, ledger, terminal, [_words(study, rows, planned), *plan.notes])

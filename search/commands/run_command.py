@@ -12,7 +12,7 @@ from search.commands.confirm_command import confirm_study
 from search.options import Options
 from search.setup.finish import finish_study
 from search.setup.plan import Plan, baseline_runs, make_plan
-from search.setup.preflight_run import PREFLIGHT_FAILED, passes_preflight
+from search.setup.preflight_run import PREFLIGHT_FAILED, passes_preflight, study_room
 from search.setup.run_plan import held, run_listed, run_plan
 from search.terminal.console import Preparing, Terminal
 from search.terminal.summary import say_summary, summary_document
@@ -60,6 +60,7 @@ def is_sound(plan: Plan, options: Options, terminal: Terminal) -> bool:
         plan.baseline,
         largest=plan.largest,
         runs_at_once=plan.slots.count_here,
+        room=study_room(plan.slots),
         terminal=terminal,
     )
 

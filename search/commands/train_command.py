@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from results.export import winner_env
-from results.study.folder import Study, create_study, find_study, new_study_name
+from results.study.folder import Study, create_study, find_study, new_study_name, studies_dir
 from results.study.ledger import Ledger
 from results.study.planned_run import PlannedRun
 from results.words import config_words, loss_words, token_words, trial_loss_words
@@ -17,9 +17,10 @@ from search.setup.inputs import Inputs, Loaded, check_inputs, load_inputs
 from search.setup.plan import study_name
 from search.setup.preflight_run import PREFLIGHT_FAILED, passes_preflight
 from search.setup.resumption import resumed_config, resumption_words
-from search.setup.run_checkpoints import RunCheckpoints
+from search.setup.run_checkpoints import KEPT_CHECKPOINTS, RunCheckpoints
 from search.setup.study_record import study_document
 from search.terminal.console import Preparing, Terminal
+from search.terminal.next_steps import next_document, say_next
 from search.terminal.signals import Interrupts
 from search.terminal.train_log import TrainLog
 from trainable.config import DOCUMENTED, TrialConfig, make_config
@@ -29,6 +30,7 @@ from trainable.rows import MetricsRow, StepRow, TrialStatus, Verdict
 
 if TYPE_CHECKING:
     from trainable.checkpoint.checkpoint import Checkpoint
+    from trainable.preflight.disk import CheckpointRoom
     from trainable.state import TrainState
 
 DEFAULT_EVAL_TOKENS = 16_384
@@ -67,6 +69,7 @@ def train_command(options: Options, terminal: Terminal) -> int:
         plan.config,
         largest=plan.config,
         runs_at_once=1,
+        room=_room(plan),
         terminal=terminal,
         checkpoint=plan.checkpoint,
     ):
@@ -89,8 +92,10 @@ def train_command(options: Options, terminal: Terminal) -> int:
     for line in checkpoints.words():
         terminal.say(line)
     saved = _save_model(plan, state, study, status, terminal)
+    say_next(study, terminal)
     terminal.document(
         {
+            "next": next_document(study, terminal),
             "study": study.name,
             "path": str(study.path),
             "status": status,
@@ -114,6 +119,13 @@ def with_winner_of(options: Options) -> Options:
     own = {name: text for name, text in options.texts.items() if name != "STUDY"}
     winner = {name: text for name, text in winner_env(study).items() if text}
     return parse_options({**winner, **own, "STUDY": new_study_name(f"train-{study.name}", datetime.now())})
+
+
+def _room(plan: TrainPlan) -> "CheckpointRoom | None":
+    from trainable.preflight.disk import CheckpointRoom
+
+    # The newest ones, the best, and one being written.
+    return CheckpointRoom(folder=studies_dir(), count=KEPT_CHECKPOINTS + 2) if plan.checkpoint_interval_steps else None
 
 
 def make_train_plan(options: Options, progress: Preparing) -> TrainPlan:

@@ -3,19 +3,25 @@
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.text import Text
 
+from results.study.folder import studies_dir
 from results.words import duration_words
 from search.options import Options
 from search.setup.inputs import Inputs, Loaded
+from search.setup.preflight_record import PreflightRecord, read_record, record_path, write_record
 from search.terminal.console import Terminal
 from trainable.config import TrialConfig
 
 if TYPE_CHECKING:
+    from search.tune.resources import Slots
     from trainable.checkpoint.checkpoint import Checkpoint
     from trainable.preflight.check_result import Check
+    from trainable.preflight.disk import CheckpointRoom
 
 STYLES = {"pass": "green", "fail": "bold red", "warn": "yellow", "skipped": "dim"}
 PREFLIGHT_FAILED = 1
@@ -30,12 +36,22 @@ def passes_preflight(
     largest: TrialConfig,
     runs_at_once: int,
     terminal: Terminal,
+    room: "CheckpointRoom | None" = None,
     checkpoint: "Checkpoint | None" = None,
 ) -> bool:
-    """Return whether to go on: the set-up is sound, or SKIP_PREFLIGHT says to go on regardless.
+    """Return whether to go on: the set-up is sound, was found so before, or SKIP_PREFLIGHT says not to look.
 
-    checkpoint: where a run is to go on from, when it is not the spec's.
+    room: for the checkpoints. checkpoint: where a run is to go on from, when it is not the spec's.
     """
+    if options.skip_preflight:
+        terminal.say("preflight: not run, as SKIP_PREFLIGHT says")
+        return True
+    record = read_record(record_path(loaded, config))
+    if record is not None and record.covers(largest, runs_at_once):
+        terminal.say(f"preflight: passed before ({record.passed_at:%Y-%m-%d %H:%M}), not run again")
+        for check in record.warnings:
+            _say_check(check, terminal)
+        return True
     checks = run_checks(
         inputs,
         loaded,
@@ -44,13 +60,10 @@ def passes_preflight(
         runs_at_once=runs_at_once,
         terminal=terminal,
         every=False,
+        room=room,
         checkpoint=checkpoint,
     )
-    failed = [check for check in checks if check.status == "fail"]
-    if not failed:
-        return True
-    if options.skip_preflight:
-        terminal.say("going on regardless, as SKIP_PREFLIGHT says")
+    if all(check.status != "fail" for check in checks):
         return True
     terminal.say("nothing was trained: no search can mend this. SKIP_PREFLIGHT=1 goes on regardless.")
     terminal.document({"passed": False, "checks": [asdict(check) for check in checks]})
@@ -66,20 +79,46 @@ def run_checks(
     runs_at_once: int,
     terminal: Terminal,
     every: bool,
+    room: "CheckpointRoom | None" = None,
     checkpoint: "Checkpoint | None" = None,
 ) -> "list[Check]":
-    """Run the preflight, saying each check as it is done, or with every=False those alone that ask for attention."""
+    """Run the preflight, saying each check as it is done, or with every=False those alone that ask for attention.
+
+    That it passed is kept, for the commands that come after.
+    """
     started_at = time.monotonic()
     checks: list[Check] = []
     with terminal.console.status("preflight ..."):
-        for check in _checks(inputs, loaded, config, largest, runs_at_once, checkpoint):
+        for check in _checks(inputs, loaded, config, largest, runs_at_once, room, checkpoint):
             checks.append(check)
             if every or check.status in ("fail", "warn"):
                 _say_check(check, terminal)
     counts = {status: sum(check.status == status for check in checks) for status in STYLES}
     words = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
     terminal.say(f"preflight: {words}, in {duration_words(time.monotonic() - started_at)}")
+    if not counts["fail"]:
+        record = PreflightRecord(
+            passed_at=datetime.now(),
+            batch_size=largest.batch_size,
+            block_size=largest.block_size,
+            runs_at_once=runs_at_once,
+            warnings=[check for check in checks if check.status == "warn"],
+        )
+        write_record(record_path(loaded, config), record)
     return checks
+
+
+def study_room(slots: "Slots") -> "CheckpointRoom":
+    """Return the room that a study's checkpoints need: two of every running trial and a third being written, and those
+    of the best trials and the baseline."""
+    from search.tune.engine import KEPT_CHECKPOINTS
+    from trainable.checkpoint.checkpoint_store import KEPT
+    from trainable.preflight.disk import CheckpointRoom
+
+    storage = slots.storage
+    local = storage is None or "://" not in storage or storage.startswith("file://")
+    folder = Path(storage.removeprefix("file://")) if storage else studies_dir()
+    return CheckpointRoom(folder=folder if local else None, count=slots.count * (KEPT + 1) + KEPT_CHECKPOINTS + 1)
 
 
 def _checks(
@@ -88,6 +127,7 @@ def _checks(
     config: TrialConfig,
     largest: TrialConfig,
     runs_at_once: int,
+    room: "CheckpointRoom | None",
     checkpoint: "Checkpoint | None",
 ) -> "Iterator[Check]":
     import torch
@@ -103,6 +143,7 @@ def _checks(
         files=inputs.files,
         largest=largest,
         checkpoint=checkpoint,
+        room=room,
         available_bytes=None if memory_bytes is None else memory_bytes // runs_at_once,
     )
 

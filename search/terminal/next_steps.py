@@ -1,5 +1,7 @@
 """What to type next, as a study stands: commands that work as they are printed. It runs none of them."""
 
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +31,8 @@ def next_steps(study: Study) -> list[Step]:
     document, rows = study.document(), study.trials()
     winner = find_winner(rows, load_attempts(study))
     name, ended = study.name, sum(row["status"] in ENDINGS for row in ranked_trials(rows))
+    if document["kind"] == "train":
+        return _after_training(study, rows[0]) if rows else []
     if document["kind"] == "attribute":
         return [Step(command="make search SPACE=plateau", purpose="search around the documented configuration")]
     if ended < document["trials_planned"]:
@@ -46,6 +50,18 @@ def next_steps(study: Study) -> list[Step]:
         around = Step(command=f"make search BASELINE={name}", purpose="does any setting beat it?")
         return [*own, around] if winner.standing == "baseline_alone" else [*own, diagnose]
     return [*_about(study, winner, diagnose, own), *_wider(study)]
+
+
+def _after_training(study: Study, row: dict[str, Any]) -> list[Step]:
+    diagnose = Step(command=f"make diagnose TARGET={study.name}/0", purpose="what the run's losses say")
+    if row["status"] == "completed":
+        model = Step(command=f"make model STUDY={study.name}", purpose="the model as a folder that transformers loads")
+        return [model, diagnose]
+    checkpoint = max(study.checkpoint_dir(0).glob("step_*.pt"), default=None)
+    if row["status"] != "interrupted" or checkpoint is None:
+        return [diagnose]
+    command = f"make train CHECKPOINT_PATH={shlex.quote(str(checkpoint))}"
+    return [Step(command=command, purpose="go on from its last checkpoint")]
 
 
 def _about(study: Study, winner: Winner, diagnose: Step, own: list[Step]) -> list[Step]:
@@ -82,14 +98,21 @@ def _wider(study: Study) -> list[Step]:
 
 
 def say_next(study: Study, terminal: Terminal) -> None:
-    """Print the next steps, each as it is typed."""
+    """Print the next steps of a study, each as it is typed."""
+    say_steps(next_steps(study), terminal)
+
+
+def say_steps(steps: Sequence[Step], terminal: Terminal) -> None:
+    """Print steps, each as it is typed."""
+    if not steps:
+        return
     terminal.say("")
     terminal.say("next:")
-    for step in next_steps(study):
+    for step in steps:
         terminal.say(f"  {step.command}{terminal.typed_folders}    {step.purpose}")
 
 
-def next_document(study: Study, terminal: Terminal) -> list[dict[str, Any]]:
+def next_document(study: Study, terminal: Terminal) -> list[dict[str, str]]:
     """Return the next steps for a program."""
     return [
         {"command": f"{step.command}{terminal.typed_folders}", "purpose": step.purpose} for step in next_steps(study)

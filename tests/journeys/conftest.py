@@ -6,7 +6,7 @@ import re
 import secrets
 import signal
 import subprocess
-import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,10 @@ from typing import Any
 import psutil
 import pytest
 
+from results.export import export_env, export_json
+from results.report.facts.study_facts import report_facts
 from results.study.folder import Study
+from results.winner import headline, winner_of
 from tests.patience import left_behind, wait_until, with_mark
 from tests.running import MARK, ROOT
 
@@ -46,7 +49,7 @@ name = "none"
 name = "random"
 
 [search]
-learning_rate = { log_uniform = [1e-5, 1e-2] }
+learning_rate = { log_uniform = [1e-5, 3e-3] }
 lr_schedule = { choice = ["constant", "linear"] }
 """
 
@@ -84,6 +87,31 @@ class Said:
         return lines
 
 
+def study_agrees(study: Study) -> None:
+    """Check that the study names one winner everywhere, that its checkpoint is there, and that purposes are right."""
+    winner, rows = winner_of(study), study.trials()
+    assert winner.trial is not None
+    trial_id = winner.trial["trial_id"]
+    assert json.loads(export_json(study))["trial_id"] == trial_id
+    assert json.loads(study.best_json.read_text())["trial_id"] == trial_id
+    assert study.best_env.read_text() == export_env(study)
+    facts = report_facts(study)
+    assert facts["answer"]["winner"]["trial_id"] == trial_id
+    assert facts["answer"]["headline"] == headline(winner)
+    assert headline(winner) in (study.path / "report.md").read_text()
+    for kept in {trial_id, winner.baseline["trial_id"] if winner.baseline else trial_id}:
+        assert list(study.checkpoint_dir(kept).glob("step_*.pt")), f"trial {kept} has no checkpoint"
+    for row in rows:
+        assert (row["of_trial"] is not None) == (row["purpose"] == "confirmation"), row
+        assert (row["combination"] is not None) == (row["purpose"] == "attribution"), row
+        assert row["is_baseline"] == (row is rows[0]), row
+
+
+def purposes(study: Study) -> Counter[str]:
+    """Return how many runs the study has of each purpose."""
+    return Counter(row["purpose"] for row in study.trials())
+
+
 class Shell:
     """One bash; what a line exports or changes is there for the next."""
 
@@ -92,7 +120,7 @@ class Shell:
         self.studies = Path(environment["STUDIES_DIR"])
         self._mark = secrets.token_hex(8)
         self._bash = subprocess.Popen(
-            ["bash", "--norc", "--noprofile"],
+            ["bash", "--norc", "--noprofile", "-m"],
             cwd=ROOT,
             env={**environment, MARK: self._mark},
             stdin=subprocess.PIPE,
@@ -164,22 +192,35 @@ class Typed:
         wait_until(holds, self._family)
 
     def interrupt(self) -> None:
-        """Press Ctrl-C: the terminal sends it to all that runs in the foreground; the shell itself goes on."""
-        for process in self._family():
-            if process.name() not in ("bash", "raylet", "gcs_server") and process.ppid() != 1:
-                process.send_signal(signal.SIGINT)
+        """Press Ctrl-C: a terminal sends it to the whole foreground job, make and its command, and not to the shell."""
+        [command] = [one for one in self._family() if "-m search" in " ".join(one.cmdline()) and one.ppid() != 1][:1]
+        os.killpg(os.getpgid(command.pid), signal.SIGINT)
+
+
+@pytest.fixture(scope="session")
+def journey_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tokens, made once for all journeys."""
+    return tmp_path_factory.mktemp("journeys-cache")
 
 
 @pytest.fixture
-def shell(tmp_path: Path, journey_cache: Path, journey_text: Path) -> Iterator[Shell]:
+def space(tmp_path: Path) -> Path:
+    """A space file that takes seconds."""
+    path = tmp_path / "small.toml"
+    path.write_text(SPACE, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def shell(tmp_path: Path, journey_cache: Path) -> Iterator[Shell]:
     """A shell at the top of the checkout, with studies of its own."""
     kept = ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "TMPDIR")
     environment = {
         **{name: os.environ[name] for name in kept if name in os.environ},
         "STUDIES_DIR": str(tmp_path / "studies"),
         "CACHE_DIR": str(journey_cache),
-        "TRAINING_DATA_SOURCE": str(journey_text),
         "DEVICE": "cpu",
+        "CONCURRENCY": "2",
         "OMP_NUM_THREADS": "1",
         "COLUMNS": "160",
     }
@@ -189,4 +230,3 @@ def shell(tmp_path: Path, journey_cache: Path, journey_text: Path) -> Iterator[S
     yield opened
     opened.close()
     assert left_behind(opened._family) == []
-    time.sleep(0)

@@ -19,6 +19,7 @@ from trainable.evaluation import EvalProtocol
 from trainable.model.models import load_tokenizer
 from trainable.preflight import run_preflight
 from trainable.preflight.check_result import Check
+from trainable.preflight.initial_weights import BASE_NAME
 from trainable.run import RunSpec
 
 MakeModel = Callable[..., PreTrainedModel]
@@ -96,8 +97,8 @@ def test_the_embedded_default_passes() -> None:
     )
     checks = list(run_preflight(spec, DOCUMENTED, tokenizer=tokenizer, files=files))
     assert [check for check in checks if check.status not in ("pass", "skipped")] == []
-    assert [check.name for check in checks if check.status == "skipped"] == []
-    assert len(checks) == 17
+    assert [check.name for check in checks if check.status == "skipped"] == [BASE_NAME]
+    assert len(checks) == 19
     assert all(check.advice == "" for check in checks)
 
 
@@ -109,7 +110,7 @@ def test_a_right_checkpoint_passes(
 ) -> None:
     checks = preflight(make_spec(init_from=write_checkpoint(trained["right"])))
     assert _names(checks, "fail", "warn") == set(), [check for check in checks.values() if check.status != "pass"]
-    assert len(checks) == 17
+    assert len(checks) == 19
 
 
 def test_an_early_checkpoint_is_named_but_not_refused(
@@ -295,3 +296,23 @@ def test_a_failed_check_raises_and_others_do_not(make_spec: MakeSpec) -> None:
         check.raise_if_failed()
     for status in ("pass", "warn", "skipped"):
         replace(check, status=status).raise_if_failed()
+
+
+def test_a_loop_whose_optimizer_puts_weights_back_fails(
+    preflight: Callable[..., dict[str, Check]], make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class PutsBack(torch.optim.AdamW):
+        def step(self, closure: Any = None) -> Any:
+            held = [one for group in self.param_groups for one in group["params"] if one.dim() == 2][2:6]
+            before = [one.detach().clone() for one in held]
+            result = super().step(closure)
+            with torch.no_grad():
+                for one, old in zip(held, before, strict=True):
+                    one.copy_(old)
+            return result
+
+    monkeypatch.setattr(torch.optim, "AdamW", PutsBack)
+    checks = preflight(make_spec("gpt2"))
+    assert _names(checks, "fail") == {"optimizer updates"}
+    assert "4 of 28 trainable tensors held back" in checks["optimizer updates"].measured
+    assert checks["gradient reach"].status == "pass"

@@ -1,6 +1,8 @@
 """The memory estimate against what can be reckoned by hand, and the check on both sides of a limit."""
 
+import gc
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from trainable.config import TrialConfig
 from trainable.data.tokens import Corpus
 from trainable.evaluation import EvalProtocol
 from trainable.preflight import memory_probe
+from trainable.preflight.disk import CheckpointRoom, check_disk, checkpoint_bytes
 from trainable.preflight.memory import PROCESS_BYTES, PROCESS_FACTOR, check_memory
 from trainable.preflight.memory_probe import available_memory_bytes, estimate_step_bytes
 
@@ -45,7 +48,7 @@ def test_a_large_batch_is_extrapolated_to_what_it_would_measure(
 
 def test_the_step_is_refused_made_or_left_out(make_model: MakeModel, make_trial: MakeTrial, corpus: Corpus) -> None:
     model, config = make_model(), make_trial(batch_size=8, block_size=32)
-    needed = round(PROCESS_FACTOR * estimate_step_bytes(model, config)) + PROCESS_BYTES
+    needed = round(PROCESS_FACTOR * estimate_step_bytes(model, config)) + PROCESS_BYTES + checkpoint_bytes(model)
 
     def check(available_bytes: int | None, s_per_token: float = 0.0) -> tuple[str, str]:
         found = check_memory(model, corpus, config, PROTOCOL, available_bytes=available_bytes, s_per_token=s_per_token)
@@ -72,6 +75,34 @@ def test_running_out_for_real_fails(
     check = check_memory(model, corpus, make_trial(), PROTOCOL, available_bytes=1 << 40, s_per_token=0.0)
     assert check.status == "fail"
     assert "ran out of memory" in check.measured
+
+
+def test_the_moments_are_gone_when_memory_is_given_back(
+    make_model: MakeModel, make_trial: MakeTrial, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def optimizers() -> int:
+        gc.collect()
+        return sum(issubclass(type(one), torch.optim.Optimizer) and bool(one.state) for one in gc.get_objects())
+
+    alive: list[int] = []
+    monkeypatch.setattr("trainable.preflight.memory.release_memory", lambda device: alive.append(optimizers()))
+    before = optimizers()
+    check_memory(make_model(), corpus, make_trial(), PROTOCOL, available_bytes=1 << 40, s_per_token=0.0)
+    assert alive == [before]
+
+
+def test_a_checkpoint_is_the_weights_and_two_moments_of_what_is_trained(make_model: MakeModel, tmp_path: Path) -> None:
+    model = make_model()
+    weights = sum(4 * weight.numel() for weight in model.parameters())
+    buffers = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
+    assert checkpoint_bytes(model) == 3 * weights + buffers
+    frozen = model.get_parameter("transformer.wpe.weight").requires_grad_(False)
+    assert checkpoint_bytes(model) == 3 * weights + buffers - 8 * frozen.numel()
+
+    room = CheckpointRoom(folder=tmp_path / "not" / "yet" / "there", count=10)
+    assert check_disk(model, room).status == "pass"
+    assert check_disk(model, CheckpointRoom(folder=tmp_path, count=1 << 40)).status == "fail"
+    assert check_disk(model, CheckpointRoom(folder=None, count=1)).status == "skipped"
 
 
 def test_the_memory_left_here_is_less_than_the_machine_has() -> None:

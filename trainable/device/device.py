@@ -15,6 +15,16 @@ from trainable.errors import UserError
 
 DEVICE_TYPES = ("cuda", "mps", "cpu")
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
+OUT_OF_MEMORY_WORDS = (
+    "out of memory",
+    "can't allocate memory",
+    "cublas_status_alloc_failed",
+    "cudnn_status_alloc_failed",
+    "cusolver_status_alloc_failed",
+    "invalid buffer size",
+    "insufficient memory",
+)
+"""Of RuntimeErrors: CUDA and MPS, the host, CUDA's libraries, Metal (a buffer larger than it gives, and a command)."""
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -126,7 +136,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an exception is a device or the host running out of memory."""
     text = str(error).lower()
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+        isinstance(error, RuntimeError) and any(words in text for words in OUT_OF_MEMORY_WORDS)
     )
 
 
@@ -146,6 +156,8 @@ def keep_freed_pages() -> None:
 def release_memory(device: torch.device) -> None:
     """Give unused memory back, so that the next trial in this process starts from none."""
     gc.collect()
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)
     if device.type == "cuda":
         torch.cuda.empty_cache()
     elif device.type == "mps":

@@ -6,10 +6,13 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from trainable.preflight.check_result import Check, CheckStatus
-from trainable.preflight.offset_profile import OFFSETS, offset_losses
+from trainable.checkpoint.exam.base_change import gain_words, learned_doubled_labels
+from trainable.preflight.check_result import Check, CheckStatus, skipped
+from trainable.preflight.label_check import DOUBLED_ADVICE
+from trainable.preflight.offset_profile import OFFSETS, everywhere, offset_gains, offset_losses
 from trainable.preflight.untouched import in_mode
 
+BASE_NAME = "checkpoint against its base"
 RANDOM_MARGIN = 0.1
 HOT_INIT_MARGIN = 0.5
 """Initial logits of deviation s cost s^2/2 above ln V: 0.03 at 128 wide, 0.15 at 768, 0.32 at 1600 (GPT-2's 0.02)."""
@@ -64,11 +67,10 @@ def predict(model: PreTrainedModel, windows: torch.Tensor) -> Predictions:
 
     with in_mode(model, training=False):
         losses = offset_losses(forward, {"input_ids": windows[:, :-1]}, windows)
-    everywhere = slice(-min(OFFSETS), windows.shape[1] - max(OFFSETS))
     by_window = losses[1].cpu().double().mean(1)
     shares = torch.bincount(windows.flatten()).cpu().double() / windows.numel()
     return Predictions(
-        by_offset={offset: losses[offset][:, everywhere] for offset in OFFSETS},
+        by_offset=everywhere(losses, windows.shape[1] - 1, windows.shape[1]),
         next_token=float(by_window.mean()),
         next_token_error=_standard_error(by_window),
         uniform=float(torch.cat(uniform).mean()),
@@ -177,6 +179,21 @@ def check_offsets(predictions: Predictions, *, unigram_entropy: float) -> Check:
         measured=f"loss by offset {listed}; +2 less +1: {margin:+.2f} (standard error {error:.2f})",
         expected="the lowest at +1, the next token",
         advice=advice,
+    )
+
+
+def check_against_base(predictions: Predictions, base: Predictions) -> Check:
+    """Return whether weights have not given up the next token for the one after it, since they were their base's."""
+    gains = offset_gains(base.by_offset, predictions.by_offset)
+    if not any(gain.nats for gain in gains.values()):
+        return skipped(BASE_NAME, "the model that is named predicts the same: name the one that training began from")
+    doubled = learned_doubled_labels(gains)
+    return Check(
+        name=BASE_NAME,
+        status="fail" if doubled else "pass",
+        measured=f"gain on the base by offset {gain_words(gains)}",
+        expected="no gain at +2 that +1 pays for",
+        advice=DOUBLED_ADVICE if doubled else "",
     )
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from inspect import signature
 from statistics import fmean, pstdev
@@ -10,9 +11,18 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from trainable.checkpoint.exam.base_change import OffsetGain, gain_words, learned_doubled_labels
 from trainable.errors import UserError
 from trainable.preflight.check_result import Check
-from trainable.preflight.offset_profile import OFFSETS, Forward, has_target, mean_loss, offset_losses
+from trainable.preflight.offset_profile import (
+    OFFSETS,
+    Forward,
+    everywhere,
+    has_target,
+    mean_loss,
+    offset_gains,
+    offset_losses,
+)
 from trainable.preflight.untouched import in_mode, untouched_rng
 
 IGNORED_LABEL = -100
@@ -26,6 +36,10 @@ DROPOUT_PASSES = 4
 DROPOUT_SIGMAS = 4.0
 """In training mode dropout moves a loss by 0.002 to 0.05; the other offset must be so many deviations away."""
 NAME = "labels"
+DOUBLED_ADVICE = (
+    "Since the base these weights have given up the next token for the one after it: the labels were shifted twice, "
+    "in the batch and again in the model. Mend the script and train again from the base."
+)
 
 ADVICE = {
     -1: "The labels are shifted the wrong way, to the token before. Score logits[:, :-1] with ids[:, 1:].",
@@ -36,7 +50,7 @@ ADVICE = {
 }
 
 
-def check_labels(model: torch.nn.Module, batch: Any, loss: Any) -> Check:
+def check_labels(model: torch.nn.Module, batch: Any, loss: Any, *, base: torch.nn.Module | None = None) -> Check:
     """Return whether `loss` scores the next token, and otherwise which: `check_labels(...).raise_if_failed()`.
 
     batch: as it is fed, ids (B, T), or a mapping with input_ids and, if there are any, labels and attention_mask, or a
@@ -44,6 +58,8 @@ def check_labels(model: torch.nn.Module, batch: Any, loss: Any) -> Check:
     output) under the weights as they are, so before the optimizer's step; or a function without arguments returning it,
     which is called without dropout and gradients and so can be told apart even at random weights. A number is compared
     with the model in the mode it is in. Mode, gradients and random numbers stay as they were.
+    base: the pretrained model that `model` began as. A loss of the next token then fails too if `model` has given it
+    up since for the one after it, as steps on doubly shifted labels do; a batch of 1,024 tokens is enough.
     Raises UserError when batch, loss or the model's logits cannot be read.
     """
     inputs, labels = _read_batch(model, batch)
@@ -54,7 +70,25 @@ def check_labels(model: torch.nn.Module, batch: Any, loss: Any) -> Check:
         passes = [list(_candidates(model, inputs, labels)) for _ in range(DROPOUT_PASSES if training else 1)]
     by_candidate = [(several[0][0], [nats for _, nats in several]) for several in zip(*passes, strict=True)]
     noise = max(pstdev(nats) for _, nats in by_candidate) if training else 0.0
-    return _judged(value, [(offset, fmean(nats)) for offset, nats in by_candidate], noise=noise)
+    found = _judged(value, [(offset, fmean(nats)) for offset, nats in by_candidate], noise=noise)
+    if base is None or found.status == "fail":
+        return found
+    gains = _gains(model, base, inputs)
+    if not learned_doubled_labels(gains):
+        return found
+    measured = f"{found.measured}; gain on the base by offset {gain_words(gains)}"
+    return replace(found, status="fail", measured=measured, advice=DOUBLED_ADVICE)
+
+
+def _gains(model: torch.nn.Module, base: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> dict[int, OffsetGain]:
+    ids = inputs["input_ids"]
+    with untouched_rng(ids.device), in_mode(model, training=False), in_mode(base, training=False):
+        base_ids = {name: tensor.to(next(base.parameters()).device) for name, tensor in inputs.items()}
+        before, now = (
+            everywhere(offset_losses(_forward(one), some, some["input_ids"]), ids.shape[1], ids.shape[1])
+            for one, some in ((base, base_ids), (model, inputs))
+        )
+    return offset_gains({offset: losses.to(ids.device) for offset, losses in before.items()}, now)
 
 
 def _judged(value: float, candidates: list[tuple[int, float]], *, noise: float) -> Check:

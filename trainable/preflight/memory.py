@@ -12,7 +12,8 @@ from trainable.device.device import is_out_of_memory, release_memory
 from trainable.evaluation import EvalProtocol
 from trainable.loop import train
 from trainable.preflight.check_result import Check, CheckStatus, skipped
-from trainable.preflight.memory_probe import available_memory_bytes, estimate_step_bytes
+from trainable.preflight.disk import checkpoint_bytes
+from trainable.preflight.memory_probe import GIB, available_memory_bytes, estimate_step_bytes
 from trainable.state import new_state
 
 NAME = "memory"
@@ -23,7 +24,6 @@ of tensors, took 1.0 to 1.6 times as much and never more than this."""
 CROWDED_FRAC = 0.8
 MAX_PROBE_S = 3.0
 """On a CPU a longer step, or one in a precision that it may have to imitate, shows no more than the estimate."""
-GIB = 1 << 30
 
 
 def check_memory(
@@ -49,12 +49,18 @@ def check_memory(
     quick = largest.precision == "fp32" and s_per_token * largest.batch_size * largest.block_size <= MAX_PROBE_S
     if device.type != "cpu" or quick:
         try:
-            peak = _peak_bytes_of_a_step(model, corpus, largest, protocol, device)
+            try:
+                peak = _peak_bytes_of_a_step(model, corpus, largest, protocol, device)
+            finally:
+                # After the step's own frame is gone, and with it the optimizer: its moments are most of what is freed.
+                model.zero_grad(set_to_none=True)
+                release_memory(device)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             return _check("fail", largest, "a real step ran out of memory", available_bytes)
-        needed, how = peak or needed, "a real step was made"
+        needed = peak + checkpoint_bytes(model) if peak else needed
+        how = "a real step was made"
     elif needed is None:
         return skipped(NAME, "the model cannot be run on shapes alone, and a real step would take too long")
     if needed is None:
@@ -69,7 +75,8 @@ def _estimate(model: PreTrainedModel, config: TrialConfig) -> int | None:
     complaints = logging.getLogger("torch._subclasses.fake_tensor")
     was_disabled, complaints.disabled = complaints.disabled, True
     try:
-        return round(PROCESS_FACTOR * estimate_step_bytes(model, config)) + PROCESS_BYTES
+        # While a checkpoint is written training goes on: what is written is a copy of the run's state.
+        return round(PROCESS_FACTOR * estimate_step_bytes(model, config)) + PROCESS_BYTES + checkpoint_bytes(model)
     except (RuntimeError, NotImplementedError):
         # A model whose code asks for values, which tensors without data do not have, or for a kernel without shapes.
         return None
@@ -81,16 +88,12 @@ def _peak_bytes_of_a_step(
     model: PreTrainedModel, corpus: Corpus, config: TrialConfig, protocol: EvalProtocol, device: torch.device
 ) -> int | None:
     once = replace(config, training_steps=1, grad_accum_steps=1, lr_schedule="constant", warmup_steps=0)
-    try:
-        state = new_state(once, model, device=device, unigram_entropy=float("nan"), from_scratch=False)
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-        for _ in train(state, corpus, protocol, eval_steps=()):
-            pass
-        return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-    finally:
-        model.zero_grad(set_to_none=True)
-        release_memory(device)
+    state = new_state(once, model, device=device, unigram_entropy=float("nan"), from_scratch=False)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    for _ in train(state, corpus, protocol, eval_steps=()):
+        pass
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
 
 def _check(status: CheckStatus, config: TrialConfig, measured: str, available_bytes: int | None) -> Check:

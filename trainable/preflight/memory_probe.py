@@ -17,6 +17,7 @@ from trainable.device.device import autocast
 from trainable.loss import next_token_loss
 
 ADAM_STATES = 2
+GIB = 1 << 30
 MEASURED_TOKENS = 4096
 CGROUP_FILES = (
     ("memory.max", "memory.current", "memory.stat"),

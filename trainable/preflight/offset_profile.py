@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
+from trainable.checkpoint.exam.base_change import OffsetGain
+
 OFFSETS = (-1, 0, 1, 2, 3)
 TOKENS_PER_FORWARD = 2048
 
@@ -44,6 +46,22 @@ def offset_losses(
                 picked = logits.gather(-1, targets[offset][some].unsqueeze(-1)).squeeze(-1)
                 parts[offset].append(normalizer - picked)
     return {offset: torch.cat(parts[offset]) for offset in offsets}
+
+
+def offset_gains(base: Mapping[int, torch.Tensor], now: Mapping[int, torch.Tensor]) -> dict[int, OffsetGain]:
+    """Return by how much the losses `now` are below the base's, by offset; both (N, T) of the same windows."""
+    gains = {}
+    for offset in (1, 2):
+        by_window = (base[offset] - now[offset]).cpu().double().mean(1)
+        error = float(by_window.std(correction=0)) / max(1, len(by_window) - 1) ** 0.5
+        gains[offset] = OffsetGain(base_nats=float(base[offset].mean()), nats=float(by_window.mean()), error=error)
+    return gains
+
+
+def everywhere(losses: Mapping[int, torch.Tensor], block: int, width: int) -> dict[int, torch.Tensor]:
+    """Return offset_losses() at the positions that have a target at every offset; width: tokens of a window."""
+    inside = slice(-min(OFFSETS), min(block, width - max(OFFSETS)))
+    return {offset: some[:, inside] for offset, some in losses.items()}
 
 
 def has_target(allowed: torch.Tensor, offset: int, block: int) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """Preflight: the checks that show in half a minute whether a set-up is sound. It changes and prints nothing."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -10,14 +10,16 @@ from tokenizers import Tokenizer
 from trainable.checkpoint.checkpoint import Checkpoint
 from trainable.config import TrialConfig
 from trainable.data.tokens import check_corpus
-from trainable.device.device import is_out_of_memory
-from trainable.model.model_names import SHIPPED
+from trainable.device.device import is_out_of_memory, release_memory, without_tf32
+from trainable.model.model_names import PRESETS, SHIPPED
+from trainable.model.models import load_model
 from trainable.preflight.check_result import Check, CheckStatus
 from trainable.preflight.configuration import check_schedule
 from trainable.preflight.corpus_checks import check_overlap, check_tokenizer_fit
+from trainable.preflight.disk import CheckpointRoom, check_disk
 from trainable.preflight.label_check import check_labels
 from trainable.preflight.offset_profile import offset_profile
-from trainable.preflight.training import Setup, check_model_setup
+from trainable.preflight.training import Setup, base_predictions, check_model_setup
 from trainable.preflight.untouched import untouched_rng
 from trainable.run import RunSpec, load_run_model
 
@@ -34,6 +36,7 @@ class _Request:
     files: tuple[Path, ...]
     largest: TrialConfig
     available_bytes: int | None
+    room: CheckpointRoom | None
 
 
 def run_preflight(
@@ -45,12 +48,14 @@ def run_preflight(
     largest: TrialConfig | None = None,
     checkpoint: Checkpoint | None = None,
     available_bytes: int | None = None,
+    room: CheckpointRoom | None = None,
 ) -> Iterator[Check]:
     """Yield each check as it is done, on the spec's model, data and device and the real loop.
 
     files: the text behind the corpus, for the tokenizer's round trip. largest: the biggest batch and block that the
     study can propose (default: config's). checkpoint: where to go on from (default: what the spec starts from).
-    available_bytes: memory for one run (default: all that the device has left). Between two checks torch's random
+    available_bytes: memory for one run (default: all that the device has left). room: for the checkpoints that the
+    study keeps (default: not looked at). What was loaded is given back at the end. Between two checks torch's random
     numbers are the caller's. Raises UserError when model, checkpoint or corpus cannot be used at all.
     """
     device = torch.device(spec.device)
@@ -60,19 +65,25 @@ def run_preflight(
         files=tuple(files),
         largest=largest or config,
         available_bytes=available_bytes,
+        room=room,
     )
-    checks = _checks(spec, request, checkpoint)
-    while True:
-        with untouched_rng(device):
-            check = _next(checks, device)
-        if check is None:
-            return
-        yield check
-        if check.name == OUT_OF_MEMORY:
-            return
+    checks = _checks(spec, request, [checkpoint] if checkpoint is not None else [])
+    del checkpoint
+    try:
+        while True:
+            with untouched_rng(device), without_tf32():
+                check = _next(checks, device)
+            if check is None:
+                return
+            yield check
+            if check.name == OUT_OF_MEMORY:
+                return
+    finally:
+        checks.close()
+        release_memory(device)
 
 
-def _next(checks: Iterator[Check], device: torch.device) -> Check | None:
+def _next(checks: Generator[Check], device: torch.device) -> Check | None:
     try:
         return next(checks, None)
     except (RuntimeError, MemoryError) as error:
@@ -87,14 +98,15 @@ def _next(checks: Iterator[Check], device: torch.device) -> Check | None:
     )
 
 
-def _checks(spec: RunSpec, request: _Request, checkpoint: Checkpoint | None) -> Iterator[Check]:
+def _checks(spec: RunSpec, request: _Request, checkpoints: list[Checkpoint]) -> Generator[Check]:
+    """Yield the checks; checkpoints: the one to start from, or none, taken out so that nothing else keeps it alive."""
+    checkpoint = checkpoints.pop() if checkpoints else None
     config = request.config
     yield check_schedule(config)
     for shape in (config, request.largest):
         check_corpus(spec.corpus, block_size=shape.block_size, eval_block_size=spec.protocol.block_size)
     yield check_tokenizer_fit(request.tokenizer, spec.corpus, request.files)
     yield check_overlap(spec.corpus, request.tokenizer)
-    model, _ = load_run_model(spec, config, checkpoint)
     setup = Setup(
         corpus=spec.corpus,
         tokenizer=request.tokenizer,
@@ -107,4 +119,13 @@ def _checks(spec: RunSpec, request: _Request, checkpoint: Checkpoint | None) -> 
         checkpoint=checkpoint is not None or spec.init_from is not None,
         available_bytes=request.available_bytes,
     )
-    yield from check_model_setup(model.to(torch.device(spec.device)), setup)
+    device = torch.device(spec.device)
+    if setup.checkpoint and spec.model_name not in PRESETS:
+        base = load_model(spec.model_name, dropout=config.dropout, seed=config.seed)
+        setup = replace(setup, base=base_predictions(base.to(device), setup))
+        del base
+    model = load_run_model(spec, config, checkpoint)[0].to(device)
+    del checkpoint
+    if request.room is not None:
+        yield check_disk(model, request.room)
+    yield from check_model_setup(model, setup)

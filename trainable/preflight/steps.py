@@ -12,6 +12,8 @@ from trainable.evaluation import EvalProtocol
 from trainable.loop import train
 from trainable.preflight.check_result import Check
 from trainable.preflight.offset_profile import offset_profile
+from trainable.preflight.optimizer_check import check_updates
+from trainable.preflight.optimizer_watch import OptimizerWatch
 from trainable.preflight.untouched import in_mode, without_dropout
 from trainable.rows import StepRow
 from trainable.state import new_state
@@ -26,6 +28,8 @@ class FirstSteps:
 
     rows: list[StepRow]
     profile: dict[int, float]
+    updates: Check
+    """What the loop's optimizer did to the weights."""
 
 
 def make_first_steps(model: PreTrainedModel, corpus: Corpus, config: TrialConfig, protocol: EvalProtocol) -> FirstSteps:
@@ -43,8 +47,14 @@ def make_first_steps(model: PreTrainedModel, corpus: Corpus, config: TrialConfig
         )
         with in_mode(model, training=True):
             profile = offset_profile(model, batch)
-        rows = [row for row in train(state, corpus, protocol, eval_steps=()) if isinstance(row, StepRow)]
-    return FirstSteps(rows=rows, profile=profile)
+        rows = []
+        with OptimizerWatch(model, state.optimizer) as watch:
+            for row in train(state, corpus, protocol, eval_steps=()):
+                if isinstance(row, StepRow):
+                    rows.append(row)
+                    watch.end_step()
+    updates = check_updates(watch, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
+    return FirstSteps(rows=rows, profile=profile, updates=updates)
 
 
 def check_loop_loss(steps: FirstSteps) -> Check:

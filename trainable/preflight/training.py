@@ -17,14 +17,22 @@ from trainable.preflight.check_result import Check, skipped
 from trainable.preflight.configuration import check_block_sizes, check_finite_weights, check_precision
 from trainable.preflight.corpus_checks import check_tokenizer_ids
 from trainable.preflight.gradients import check_frozen, check_gradient_reach, check_slope, cut_modules
-from trainable.preflight.initial_weights import check_initial_loss, check_offsets, predict
+from trainable.preflight.initial_weights import (
+    BASE_NAME,
+    Predictions,
+    check_against_base,
+    check_initial_loss,
+    check_offsets,
+    predict,
+)
 from trainable.preflight.lora_checks import adapter_copies, check_adapters, check_adapters_move, check_merge
 from trainable.preflight.memory import check_memory
 from trainable.preflight.steps import FirstSteps, check_first_steps, check_loop_loss, make_first_steps
 
 SMALL_MODEL_WEIGHTS = 20_000_000
-"""Larger ones get fewer tokens: 1,024 tell the offsets of GPT-2 124M apart and take a CPU some seconds."""
+"""Larger ones get fewer tokens: 512 tell the offsets of a pretrained model apart, which lie nats from each other."""
 SHORTEST_BLOCK, LONGEST_BLOCK = 32, 256
+LONGEST_BLOCK_OF_LARGE = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +50,8 @@ class Setup:
     checkpoint: bool
     """The weights are a checkpoint's."""
     available_bytes: int | None = None
+    base: Predictions | None = None
+    """What the checkpoint's base predicts (base_predictions); None where there is no checkpoint or no base."""
     shipped: bool = False
     """The weights are those that came with the package."""
 
@@ -57,6 +67,14 @@ class _Samples:
     slope_windows: int
     protocol: EvalProtocol
     """The study's context, on few tokens."""
+
+
+def base_predictions(model: PreTrainedModel, setup: Setup) -> Predictions | None:
+    """Return what a model predicts before a checkpoint is loaded into it; None where its tokenizer does not fit."""
+    ids = check_tokenizer_ids(setup.tokenizer, setup.corpus, model.get_input_embeddings().weight.shape[0])
+    if ids.status == "fail":
+        return None
+    return predict(model, _samples(model, setup, context_limit(model)).windows)
 
 
 def check_model_setup(model: PreTrainedModel, setup: Setup) -> Iterator[Check]:
@@ -95,8 +113,22 @@ def _check_predictions(model: PreTrainedModel, setup: Setup, samples: _Samples) 
         yield skipped("checkpoint offsets", "the weights are random")
     else:
         yield check_offsets(predictions, unigram_entropy=setup.unigram_entropy)
+    yield (
+        check_against_base(predictions, setup.base)
+        if setup.base is not None
+        else skipped(BASE_NAME, "random weights have none" if setup.random_weights else _no_base(setup))
+    )
     yield check_causality(model, samples.windows[:2, :-1])
     yield check_evaluation_repeats(model, eval_windows(setup.corpus.val, samples.protocol))
+
+
+def _no_base(setup: Setup) -> str:
+    if setup.checkpoint:
+        return "GPT2_MODEL_NAME names random weights; if the checkpoint began as a pretrained model, name that one"
+    return (
+        "no other weights are named; to compare a fine-tuned model, set GPT2_MODEL_NAME to its base and "
+        "CHECKPOINT_PATH to its weights"
+    )
 
 
 def _check_steps(model: PreTrainedModel, setup: Setup, samples: _Samples, limit: int | None) -> Iterator[Check]:
@@ -111,6 +143,7 @@ def _check_steps(model: PreTrainedModel, setup: Setup, samples: _Samples, limit:
     yield check_loop_loss(steps)
     yield check_first_steps(steps)
     yield check_gradient_reach(model, cut.modules)
+    yield steps.updates
     yield check_slope(model, samples.windows[: samples.slope_windows])
     if setup.config.use_lora:
         yield check_adapters_move(model, adapters)
@@ -141,12 +174,13 @@ def _train_as(model: PreTrainedModel, config: TrialConfig, largest: TrialConfig)
 def _samples(model: PreTrainedModel, setup: Setup, limit: int | None) -> _Samples:
     corpus, config = setup.corpus, setup.config
     small = sum(weight.numel() for weight in model.parameters()) <= SMALL_MODEL_WEIGHTS
-    longest = min(LONGEST_BLOCK, limit or LONGEST_BLOCK, len(corpus.train) - 1)
+    most = LONGEST_BLOCK if small else LONGEST_BLOCK_OF_LARGE
+    longest = min(most, limit or most, len(corpus.train) - 1)
     block = min(max(config.block_size, SHORTEST_BLOCK), longest)
-    count = max(4, (4096 if small else 1024) // block)
+    count = max(4, (4096 if small else 512) // block)
     step = replace(
         config,
-        batch_size=max(1, (1024 if small else 256) // block),
+        batch_size=max(1, (1024 if small else 128) // block),
         block_size=block,
         grad_accum_steps=1,
         learning_rate=1e-4,
@@ -155,7 +189,8 @@ def _samples(model: PreTrainedModel, setup: Setup, limit: int | None) -> _Sample
         training_steps=2,
         precision="fp32",
     )
-    eval_block = min(setup.protocol.block_size, limit or setup.protocol.block_size)
+    # Of a large model the arithmetic is looked at, not the study's own context: that costs nothing but time.
+    eval_block = min(setup.protocol.block_size, limit or most, *(() if small else (most,)))
     windows = eval_windows(corpus.train, EvalProtocol(block_size=block, tokens=count * (block // 2)))
     return _Samples(
         windows=windows,

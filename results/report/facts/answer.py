@@ -32,7 +32,7 @@ def answer_facts(study_name: str, measured: Measured) -> Row:
         "baseline": _side(baseline, winner.baseline_val_loss),
         "val_loss_difference": winner.search_difference,
         "changes": _changes(measured, winner.trial, baseline),
-        "export": f'eval "$(make -s export STUDY={shlex.quote(study_name)})" && make train' if winner.trial else None,
+        "export": f"make train STUDY={shlex.quote(study_name)}" if winner.trial else None,
     }
 
 

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from trainable.checkpoint.exam.base_change import OffsetGain
+
 Scalar = str | int | float | bool
 
 
@@ -41,6 +43,12 @@ class CheckpointFacts:
     """Tokens it was measured on."""
     no_profile: str = ""
     """Why there are no offset losses."""
+    base_name: str = ""
+    """The model that it was compared with as its base: the one that GPT2_MODEL_NAME or the file names."""
+    base_gains: Mapping[int, OffsetGain] = field(default_factory=lambda: MappingProxyType({}))
+    """Against the base on the same tokens, by offset."""
+    no_base: str = ""
+    """Why it was not compared with a base."""
     compared_with: str = ""
     """The checkpoint before it in the folder, of fewer steps."""
     unchanged_tensors: tuple[str, ...] = ()

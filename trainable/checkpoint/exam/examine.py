@@ -19,7 +19,7 @@ from trainable.checkpoint.exam.exam_weights import (
     trained_weights,
     unmovable_frac,
 )
-from trainable.checkpoint.exam.profile import checkpoint_profile
+from trainable.checkpoint.exam.profile import Losses, checkpoint_profile
 from trainable.checkpoint.foreign import optimizer_in, settings_in
 from trainable.data.tokens import Tokens
 from trainable.errors import UserError
@@ -61,15 +61,21 @@ def examine_checkpoints(
     )
     found: list[CheckpointFacts] = []
     before: Checkpoint | None = None
+    bases: dict[str, Losses] = {}
     for path in order:
         checkpoint = read_checkpoint(path)
-        found.append(_examine(checkpoint, before, tokens=tokens, model_name=model_name))
+        found.append(_examine(checkpoint, before, tokens=tokens, model_name=model_name, bases=bases))
         before = checkpoint
     return found
 
 
 def _examine(
-    checkpoint: Checkpoint, before: Checkpoint | None, *, tokens: Tokens | None, model_name: str | None
+    checkpoint: Checkpoint,
+    before: Checkpoint | None,
+    *,
+    tokens: Tokens | None,
+    model_name: str | None,
+    bases: dict[str, Losses],
 ) -> CheckpointFacts:
     check_weights(f"CHECKPOINT_PATH={checkpoint.path}", checkpoint.weights)
     weights = trained_weights(checkpoint.weights)
@@ -77,8 +83,8 @@ def _examine(
     state = OptimizerFacts(optimizer_in(checkpoint.payload), weights)
     learning_rate = state.learning_rate or positive_number(hyperparameters.get("learning_rate"))
     embedding = next((one for name, one in weights.items() if name.endswith("wte.weight") and one.dim() == 2), None)
-    profile, scored, reason = checkpoint_profile(
-        checkpoint, weights, tokens, model_name or checkpoint.model_name, hyperparameters
+    profile = checkpoint_profile(
+        checkpoint, weights, tokens, model_name or checkpoint.model_name, hyperparameters, bases
     )
     shared = _comparable(before, weights)
     return CheckpointFacts(
@@ -99,9 +105,12 @@ def _examine(
         zero_adapters=tuple(
             name for name, tensor in weights.items() if "lora_b" in name.lower() and not bool(tensor.any())
         ),
-        offset_losses=MappingProxyType(profile),
-        offset_tokens=scored,
-        no_profile=reason,
+        offset_losses=MappingProxyType(dict(profile.losses)),
+        offset_tokens=profile.tokens,
+        no_profile=profile.reason,
+        base_name=profile.base_name,
+        base_gains=MappingProxyType(dict(profile.gains)),
+        no_base=profile.no_base,
         compared_with=before.path.name if before and shared else "",
         unchanged_tensors=tuple(name for name, (old, new) in shared.items() if torch.equal(old, new)),
         compared_tensors=len(shared),

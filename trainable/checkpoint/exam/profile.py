@@ -3,17 +3,20 @@
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from trainable.checkpoint.checkpoint import Checkpoint, load_weights
+from trainable.checkpoint.exam.base_change import OffsetGain
 from trainable.checkpoint.exam.exam_facts import Scalar
 from trainable.data.tokens import Tokens
 from trainable.errors import UserError
+from trainable.model.model_names import PRESETS
 from trainable.model.models import context_limit, load_model
-from trainable.preflight.offset_profile import offset_profile
+from trainable.preflight.offset_profile import everywhere, has_target, mean_loss, offset_gains, offset_losses
 from trainable.preflight.untouched import in_mode
 
 PROFILE_WINDOWS = 16
@@ -23,30 +26,79 @@ GPT2_HEAD_SIZE = 64
 SMALL_HEADS = (4, 2, 1, 8, 12, 16)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """Which token weights predict, and since when."""
+
+    losses: Mapping[int, float] = field(default_factory=dict)
+    """Mean loss by offset, nats; empty where it could not be measured."""
+    tokens: int = 0
+    """What it was measured on."""
+    reason: str = ""
+    """Why there are no losses."""
+    base_name: str = ""
+    gains: Mapping[int, OffsetGain] = field(default_factory=dict)
+    """Against the base of that name; empty where there is none."""
+    no_base: str = ""
+    """Why there are no gains."""
+
+
+Losses = Mapping[int, torch.Tensor]
+"""By offset, (N, T) of the same windows."""
+
+
 def checkpoint_profile(
     checkpoint: Checkpoint,
     weights: Mapping[str, torch.Tensor],
     tokens: Tokens | None,
     model_name: str | None,
     hyperparameters: Mapping[str, Scalar],
-) -> tuple[dict[int, float], int, str]:
-    """Return the offset losses and the tokens they were measured on, or none and the reason."""
+    bases: dict[str, Losses],
+) -> Profile:
+    """Return the profile of the checkpoint's weights. bases: what was measured of bases so far, added to."""
     if tokens is None:
-        return {}, 0, "no text was given"
+        return Profile(
+            reason="no text could be read as it was trained on: set GPT2_MODEL_NAME to the model it began as"
+        )
     try:
-        models = _models(checkpoint, weights, model_name, hyperparameters)
-        profiles = []
-        for model in models:
-            windows = _windows(tokens, model)
-            with in_mode(model, training=False):
-                profiles.append(offset_profile(model, windows))
+        named = _named_model(checkpoint, weights, tokens, model_name, bases)
+        models = [named] if named is not None else _models(checkpoint, weights, hyperparameters)
+        windows = _windows(tokens, models[0])
+        measured = [_losses(model, windows) for model in models]
         # Of models that differ in what the weights do not tell, the right one predicts best.
-        best = min(profiles, key=lambda profile: min(value for value in profile.values() if not math.isnan(value)))
+        means = [_means(losses, windows) for losses in measured]
+        best = min(range(len(means)), key=lambda one: min(nats for nats in means[one].values() if not math.isnan(nats)))
     except UserError as error:
-        return {}, 0, str(error)
+        return Profile(reason=str(error))
     except ValueError:
-        return {}, 0, "its losses are not finite"
-    return best, windows.shape[0] * (windows.shape[1] - 1), ""
+        return Profile(reason="its losses are not finite")
+    base = bases.get(model_name) if named is not None and model_name is not None else None
+    width = windows.shape[1]
+    return Profile(
+        losses=means[best],
+        tokens=windows.shape[0] * (width - 1),
+        base_name=model_name or "" if base is not None else "",
+        gains={} if base is None else offset_gains(base, everywhere(measured[best], width - 1, width)),
+        no_base="" if base is not None else _no_base(model_name),
+    )
+
+
+def _no_base(model_name: str | None) -> str:
+    if model_name in PRESETS:
+        return f"{model_name} has random weights; if it began as a pretrained model, set GPT2_MODEL_NAME to that"
+    return "set GPT2_MODEL_NAME to the pretrained model it began as"
+
+
+def _losses(model: PreTrainedModel, windows: torch.Tensor) -> Losses:
+    with in_mode(model, training=False):
+        return offset_losses(lambda some: model(**some).logits, {"input_ids": windows[:, :-1]}, windows)
+
+
+def _means(losses: Losses, windows: torch.Tensor) -> dict[int, float]:
+    allowed = torch.ones_like(windows, dtype=torch.bool)
+    return {
+        offset: mean_loss(some, has_target(allowed, offset, windows.shape[1] - 1)) for offset, some in losses.items()
+    }
 
 
 def _windows(tokens: Tokens, model: PreTrainedModel) -> torch.Tensor:
@@ -63,22 +115,33 @@ def _windows(tokens: Tokens, model: PreTrainedModel) -> torch.Tensor:
     return torch.from_numpy(windows)
 
 
-def _models(
+def _named_model(
     checkpoint: Checkpoint,
     weights: Mapping[str, torch.Tensor],
+    tokens: Tokens,
     model_name: str | None,
-    hyperparameters: Mapping[str, Scalar],
+    bases: dict[str, Losses],
+) -> PreTrainedModel | None:
+    """Return the named model with the checkpoint's weights, its own measured before; None where it is of no use."""
+    if model_name is None:
+        return None
+    try:
+        named = load_model(model_name, dropout=0.0, seed=0)
+        if model_name not in PRESETS and model_name not in bases:
+            windows = _windows(tokens, named)
+            bases[model_name] = everywhere(_losses(named, windows), windows.shape[1] - 1, windows.shape[1])
+        load_weights(named, checkpoint, model_name=model_name)
+    except UserError:
+        # The folder is gone, the hub is far, or it is another model: the weights still tell GPT-2's shape.
+        if not _gpt2_shape(weights):
+            raise
+        return None
+    return named
+
+
+def _models(
+    checkpoint: Checkpoint, weights: Mapping[str, torch.Tensor], hyperparameters: Mapping[str, Scalar]
 ) -> list[PreTrainedModel]:
-    if model_name is not None:
-        try:
-            named = load_model(model_name, dropout=0.0, seed=0)
-            load_weights(named, checkpoint, model_name=model_name)
-        except UserError:
-            # The folder is gone, the hub is far, or it is another model: the weights still tell GPT-2's shape.
-            if not _gpt2_shape(weights):
-                raise
-        else:
-            return [named]
     shape = _gpt2_shape(weights)
     if not shape:
         raise UserError("its weights are not GPT-2's and no GPT2_MODEL_NAME says what they are")

@@ -1,0 +1,125 @@
+"""Whole sequences of commands in one shell, as a person types them; every printed next step is typed as it stands."""
+
+import json
+import re
+from pathlib import Path
+
+from results.confirmation.confirmation_file import load_attempts
+from results.winner import winner_of
+from tests.journeys.conftest import Shell, purposes, study_agrees
+
+
+def test_from_a_search_to_a_proof_and_on(shell: Shell, space: Path) -> None:
+    """Search, then all that it prints next, in its order, and all that these print; nothing contradicts another."""
+    shell("export SEEDS=3 TOP=1")
+    searched = shell(f"make search SPACE={space} STUDY=first")
+    first = shell.study("first")
+    study_agrees(first)
+    assert purposes(first) == {"search": 3}
+    winner = winner_of(first).name
+    assert re.search(rf"{winner} beat the baseline by 0\.\d+ nats/token", searched.output, re.IGNORECASE)
+    confirm, model, train, attribute, schedule = searched.next_lines
+    assert confirm == "make confirm STUDY=first"
+
+    confirmed = shell(confirm)
+    study_agrees(first)
+    assert purposes(first) == {"search": 3, "confirmation": 6}
+    assert winner_of(first).standing == "proven"
+    assert f"{winner} is better than the baseline".lower() in confirmed.output.lower()
+    assert confirmed.next_lines == [model, train, attribute, schedule]
+
+    again = shell("make confirm STUDY=first SEEDS=2")
+    study_agrees(first)
+    assert [one.number for one in load_attempts(first)] == [1, 2]
+    assert load_attempts(first)[0].verdicts[0].outcome == "better"
+    assert winner_of(first).name == winner
+    assert again.next_lines == confirmed.next_lines
+
+    assert "model-" in shell(model).output
+    trained = shell(train)
+    assert f"val loss {winner_of(first).trial['val_loss']:.4f}" in trained.output  # type: ignore[index]
+    shell('(eval "$(make -s export STUDY=first)"; make train)')
+    attributed = shell(attribute)
+    study_agrees(first)
+    assert purposes(first)["attribution"] == 12
+    assert attributed.next_lines == [model, train, schedule]
+    # What was trained, confirmed or attributed meanwhile is not what "latest" means.
+    shell("make report")
+    assert json.loads(shell("make -s export FORMAT=json").stdout)["study"] == "first"
+
+    bring_back = shell(f"TRIALS=2 BUDGET_TOKENS=6144 {schedule} STUDY=second")
+    study_agrees(shell.study("second"))
+    document = shell.study("second").document()
+    assert document["baseline"]["name"].startswith("first")
+    assert "set by the export" not in bring_back.output
+
+
+def test_an_interrupted_search_goes_on_as_it_says(shell: Shell, space: Path) -> None:
+    typed = shell.type(f"make search SPACE={space} STUDY=cut BUDGET_TOKENS=60k")
+    study = shell.study("cut")
+    typed.wait_for(lambda: study.trials_path.exists() and any(row["tokens_seen"] > 0 for row in study.trials()))
+    typed.interrupt()
+    said = typed.said()
+    assert said.code != 0
+    assert said.next_lines == ["make resume STUDY=cut"]
+    resumed = shell(said.next_lines[0])
+    study_agrees(study)
+    assert purposes(study) == {"search": 3}
+    assert resumed.next_lines[0] != "make resume STUDY=cut"
+
+
+def test_a_baseline_that_wins_is_told_so_and_asked_on(shell: Shell, space: Path) -> None:
+    """No trial of these rates beats the baseline: what is printed then is more trials, and what is wrong."""
+    wild = (
+        space.read_text()
+        .replace("log_uniform = [1e-5, 3e-3]", "log_uniform = [1e-5, 1e2]")
+        .replace("trials = 3", "trials = 2")
+    )
+    space.write_text(wild)
+    searched = shell(f"make search SPACE={space} STUDY=base")
+    study = shell.study("base")
+    study_agrees(study)
+    assert winner_of(study).trial["is_baseline"]  # type: ignore[index]
+    assert "The baseline is the best" in searched.output
+    more, diagnose = searched.next_lines[:2]
+    assert more == "make resume STUDY=base TRIALS=+2"
+    shell(more)
+    study_agrees(study)
+    assert purposes(study) == {"search": 4}
+    shell(diagnose)
+
+
+def test_a_larger_budget_needs_no_space_file_and_keeps_the_best(shell: Shell, space: Path) -> None:
+    shell(f"make search SPACE={space} STUDY=short")
+    best = winner_of(shell.study("short")).trial
+    assert best is not None
+    shell(f"mv {space} {space}.away")
+    longer = shell("make resume STUDY=short BUDGET_TOKENS=12288")
+    [name] = {path.name for path in shell.studies.iterdir()} - {"short"}
+    study = shell.study(name)
+    study_agrees(study)
+    same = [row for row in study.trials() if row["learning_rate"] == best["learning_rate"]]
+    assert [row["status"] for row in same] == ["completed"]
+    assert longer.next_lines[0].startswith("make ")
+
+
+def test_a_confirmation_that_is_cut_off_is_taken_up(shell: Shell, space: Path) -> None:
+    """Interrupted, the search extended, then confirmed: the attempt that was begun is the one that is ended."""
+    shell("export SEEDS=3 TOP=1")
+    shell(f"make search SPACE={space} STUDY=own")
+    study = shell.study("own")
+    typed = shell.type("make confirm STUDY=own")
+    typed.wait_for(lambda: purposes(study)["confirmation"] >= 2)
+    typed.interrupt()
+    said = typed.said()
+    assert said.code != 0
+    assert said.next_lines == ["make confirm STUDY=own"]
+    study_agrees(study)
+    shell("make resume STUDY=own TRIALS=+2")
+    study_agrees(study)
+    assert purposes(study)["search"] == 5
+    shell(said.next_lines[0])
+    study_agrees(study)
+    [attempt] = load_attempts(study)
+    assert len(attempt.verdicts) == 1
+    assert purposes(study)["confirmation"] == 6

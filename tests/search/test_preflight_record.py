@@ -1,0 +1,93 @@
+"""The record of a preflight that passed: what brings it back, and what makes preflight run again."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from search.setup import preflight_record
+from search.setup.inputs import Loaded
+from search.setup.preflight_record import PreflightRecord, read_record, record_path, write_record
+from trainable.config import TrialConfig
+from trainable.evaluation import EvalProtocol
+from trainable.preflight.check_result import Check
+
+FACTS: Mapping[str, Any] = {
+    "model_fingerprint": "m",
+    "checkpoint_fingerprint": None,
+    "corpus": {"fingerprint": "c"},
+}
+RECORD = PreflightRecord(passed_at=datetime(2026, 1, 2, 3, 4), batch_size=32, block_size=128, runs_at_once=2)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CACHE_DIR", str(tmp_path))
+
+
+@pytest.fixture
+def make_loaded() -> Callable[..., Loaded]:
+    def make(device: str = "cpu", tokens: int = 1024, **facts: Any) -> Loaded:
+        spec = SimpleNamespace(device=device, protocol=EvalProtocol(tokens=tokens))
+        parts = SimpleNamespace(facts={**FACTS, **facts}, spec=spec, device_info=SimpleNamespace(name="a chip"))
+        return cast("Loaded", parts)
+
+    return make
+
+
+def test_a_record_comes_back_for_the_same_inputs_and_their_warnings_with_it(make_loaded: Callable[..., Loaded]) -> None:
+    warning = Check(name="initial loss", status="warn", measured="m", expected="e", advice="a")
+    path = record_path(make_loaded(), TrialConfig())
+    assert read_record(path) is None
+    write_record(path, replace(RECORD, warnings=[warning]))
+    # What preflight's own steps replace is no other input.
+    again = record_path(make_loaded(), TrialConfig(learning_rate=1e-3, seed=7, batch_size=8))
+    assert again == path
+    assert read_record(again) == replace(RECORD, warnings=[warning])
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"model_fingerprint": "other"},
+        {"checkpoint_fingerprint": "k"},
+        {"corpus": {"fingerprint": "other"}},
+        {"device": "cuda"},
+        {"tokens": 2048},
+    ],
+)
+def test_a_changed_input_has_no_record(changed: dict[str, Any], make_loaded: Callable[..., Loaded]) -> None:
+    write_record(record_path(make_loaded(), TrialConfig()), RECORD)
+    assert read_record(record_path(make_loaded(**changed), TrialConfig())) is None
+
+
+def test_neither_has_another_precision_or_program(
+    make_loaded: Callable[..., Loaded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_record(record_path(make_loaded(), TrialConfig()), RECORD)
+    assert read_record(record_path(make_loaded(), TrialConfig(precision="bf16"))) is None
+    monkeypatch.setattr(preflight_record, "_program", lambda: "changed")
+    assert read_record(record_path(make_loaded(), TrialConfig())) is None
+
+
+def test_a_larger_batch_a_longer_block_and_more_runs_are_looked_at_again() -> None:
+    assert RECORD.covers(TrialConfig(batch_size=32, block_size=128), 2)
+    assert RECORD.covers(TrialConfig(batch_size=64, block_size=64), 1)
+    assert not RECORD.covers(TrialConfig(batch_size=33, block_size=128), 2)
+    assert not RECORD.covers(TrialConfig(batch_size=1, block_size=256), 2)
+    assert not RECORD.covers(TrialConfig(batch_size=32, block_size=128), 3)
+
+
+def test_a_damaged_record_and_a_hubs_model_have_none(make_loaded: Callable[..., Loaded]) -> None:
+    path = record_path(make_loaded(), TrialConfig())
+    assert path is not None
+    write_record(path, RECORD)
+    path.write_text("{")
+    assert read_record(path) is None
+    assert record_path(make_loaded(model_fingerprint=None), TrialConfig()) is None
+    write_record(None, RECORD)
+    assert read_record(None) is None

@@ -1,0 +1,191 @@
+"""PreflightCallback in real Trainers: faults stop the script with the finding, a sound one trains as without it."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+
+from trainable.data.tokens import Corpus
+from trainable.errors import UserError
+from trainable.preflight import PreflightCallback
+
+MakeModel = Callable[..., PreTrainedModel]
+BLOCK = 24
+
+
+class Windows(Dataset[dict[str, torch.Tensor]]):
+    """Windows of a corpus as a script has them: right labels are the ids themselves."""
+
+    def __init__(self, corpus: Corpus, *, shift: int = 0) -> None:
+        self.tokens, self.shift = torch.tensor(corpus.train.astype("int64")), shift
+
+    def __len__(self) -> int:
+        return 64
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        start = index * 31
+        return {
+            "input_ids": self.tokens[start : start + BLOCK],
+            "labels": self.tokens[start + self.shift : start + self.shift + BLOCK],
+        }
+
+
+class OwnLoss(Trainer):  # type: ignore[misc]
+    """Computes the loss itself, from logits and labels that `shift` moves once more."""
+
+    shift = 1
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **more: Any) -> Any:
+        output = model(input_ids=inputs["input_ids"])
+        logits, targets = output.logits[:, : -self.shift], inputs["labels"][:, self.shift :]
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), label_smoothing=0.1)
+        return (loss, output) if return_outputs else loss
+
+
+@pytest.fixture
+def train(corpus: Corpus, tmp_path: Path) -> Callable[..., tuple[PreTrainedModel, PreflightCallback | None]]:
+    """Return a function that trains a model with a Trainer, with the callback unless told otherwise."""
+
+    def run(
+        model: PreTrainedModel,
+        *,
+        trainer_class: type[Trainer] = Trainer,
+        shift: int = 0,
+        watched: bool = True,
+        optimizers: Any = (None, None),
+        data: Dataset[Any] | None = None,
+        **options: Any,
+    ) -> tuple[PreTrainedModel, PreflightCallback | None]:
+        settings: dict[str, Any] = {
+            "max_steps": 4,
+            "per_device_train_batch_size": 4,
+            "learning_rate": 1e-4,
+            "report_to": "none",
+            "save_strategy": "no",
+            "disable_tqdm": True,
+            "use_cpu": True,
+        }
+        callback = PreflightCallback() if watched else None
+        trainer = trainer_class(
+            model=model,
+            args=TrainingArguments(output_dir=str(tmp_path), **{**settings, **options}),
+            train_dataset=data or Windows(corpus, shift=shift),
+            optimizers=optimizers,
+            callbacks=[callback] if callback else [],
+        )
+        trainer.train()
+        return model, callback
+
+    return run
+
+
+SOUND: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt2": ("gpt2", {}),
+    "llama, accumulated and clipped": ("llama", {"gradient_accumulation_steps": 2, "max_grad_norm": 0.5}),
+    "untied, warm-up from 0": ("untied", {"warmup_steps": 50, "weight_decay": 0.1, "learning_rate": 5e-5}),
+    "bf16": ("gpt2", {"bf16": True}),
+    "own loss": ("llama", {"trainer_class": OwnLoss, "weight_decay": 0.1}),
+    "label smoothing": ("gpt2", {"label_smoothing_factor": 0.1}),
+    "gradient checkpointing": ("llama", {"activation_checkpointing": True}),
+    "adafactor": ("gpt2", {"optim": "adafactor"}),
+    "sgd": ("untied", {"optim": "sgd", "learning_rate": 1e-2}),
+    "unfused, cosine": ("llama", {"optim": "adamw_torch", "lr_scheduler_type": "cosine", "warmup_steps": 1}),
+}
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_sound_scripts_pass(name: str, make_model: MakeModel, train: Callable[..., Any]) -> None:
+    family, options = SOUND[name]
+    _, callback = train(make_model(family, dropout=0.1), **options)
+    found = {check.name: check.status for check in callback.checks}
+    expected = dict.fromkeys(("labels", "causality", "gradient reach", "optimizer updates"), "pass")
+    assert found == expected, callback.checks
+
+
+def test_it_changes_nothing_and_leaves_nothing(make_model: MakeModel, train: Callable[..., Any]) -> None:
+    plain, _ = train(make_model(dropout=0.1), watched=False)
+    watched, callback = train(make_model(dropout=0.1))
+    assert len(callback.checks) == 4
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), watched.parameters(), strict=True))
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in watched.modules())
+
+
+def _hooks(model: torch.nn.Module) -> Iterator[Any]:
+    for module in model.modules():
+        yield from (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_collator_that_shifts_labels_too_is_stopped_before_the_first_step(
+    accumulate: int, make_model: MakeModel, train: Callable[..., Any]
+) -> None:
+    model = make_model("llama")
+    before = [weight.detach().clone() for weight in model.parameters()]
+    with pytest.raises(UserError, match="shifted twice, in the batch and again in the model"):
+        train(model, shift=1, gradient_accumulation_steps=accumulate)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
+    assert list(_hooks(model)) == []
+
+
+@pytest.mark.parametrize(("shift", "own_shift", "advice"), [(1, 1, "shifted twice"), (0, 2, "shifted twice")])
+def test_a_loss_of_their_own_that_shifts_twice_is_stopped(
+    shift: int, own_shift: int, advice: str, make_model: MakeModel, train: Callable[..., Any]
+) -> None:
+    class Twice(OwnLoss):
+        pass
+
+    Twice.shift = own_shift
+    with pytest.raises(UserError, match=advice):
+        train(make_model(), trainer_class=Twice, shift=shift)
+
+
+def test_masked_prompts_and_padding_are_no_fault(
+    make_model: MakeModel, corpus: Corpus, train: Callable[..., Any]
+) -> None:
+    class Masked(Windows):
+        def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+            item = super().__getitem__(index)
+            labels = item["labels"].clone()
+            labels[: BLOCK // 2] = -100
+            return {**item, "labels": labels, "attention_mask": torch.ones_like(labels)}
+
+    _, callback = train(make_model(), data=Masked(corpus))
+    assert callback.checks[0].status == "pass", callback.checks
+
+
+def test_a_layer_without_gradient_is_stopped(make_model: MakeModel, train: Callable[..., Any]) -> None:
+    model = make_model()
+    model.transformer.h[0].mlp.register_forward_hook(lambda module, args, output: output.detach())
+    with pytest.raises(UserError, match=r"6 of 28 trainable tensors have no gradient.*transformer\.h\.0\.ln_2"):
+        train(model)
+
+
+def test_a_parameter_missing_from_the_optimizer_is_stopped(make_model: MakeModel, train: Callable[..., Any]) -> None:
+    model = make_model()
+    some = [weight for name, weight in model.named_parameters() if ".h.1." not in name]
+    with pytest.raises(UserError, match=r"12 of 28 trainable tensors not in the optimizer: transformer\.h\.1"):
+        train(model, optimizers=(torch.optim.AdamW(some, lr=1e-4), None))
+
+
+def test_a_model_that_sees_the_future_is_stopped(make_model: MakeModel, train: Callable[..., Any]) -> None:
+    model = make_model("llama")
+    # Every position gets the mean of all of them.
+    model.model.layers[0].register_forward_hook(lambda module, args, output: output + output.mean(1, keepdim=True))
+    with pytest.raises(UserError, match="causality"):
+        train(model)
+
+
+def test_it_takes_a_second_at_most(make_model: MakeModel, train: Callable[..., Any]) -> None:
+    train(make_model(), watched=False)
+    times_s = []
+    for watched in (False, True):
+        started = time.process_time()
+        train(make_model(), watched=watched)
+        times_s.append(time.process_time() - started)
+    assert times_s[1] - times_s[0] < 1.0

@@ -1,0 +1,225 @@
+"""Does the optimizer really update? Every trainable tensor's change against a reference AdamW's of the same gradients.
+
+Gradients prove nothing about weights: an optimizer that puts tensors back, or misses them, passes every gradient check.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+
+from trainable.preflight.check_result import Check
+from trainable.preflight.configuration import listed
+from trainable.preflight.optimizer_watch import OptimizerWatch, SampledStep, WatchedTensor
+
+NAME = "optimizer updates"
+WATCHED_STEPS = 2
+"""In the first the moments are whatever they began as; a state that is not kept shows in the second."""
+READABLE_ULPS = 4.0
+"""An update of fewer units in the last place is mostly rounding, and not compared."""
+MIN_READABLE = 4
+HELD_FRAC = 0.05
+WRONG_FRAC = 0.05
+"""Of the reference's change. torch's AdamWs, fused or not, are within 1e-4 of it in fp32."""
+SAME_RATE_FRAC = 0.02
+DECAY_SIGMAS = 6.0
+DECAY_FRAC = 0.1
+DECAY_MARGIN = 1e-3
+
+
+def check_optimizer(
+    model: torch.nn.Module,
+    optimizer: Any,
+    step: Callable[[], Any],
+    *,
+    learning_rate: float | None = None,
+    weight_decay: float | None = None,
+) -> Check:
+    """Return whether `step`, called twice, changes every trainable tensor as AdamW would from the same gradients.
+
+    step: one whole step of a training script: forward, backward, clipping, optimizer.step(). It trains the model.
+    learning_rate, weight_decay: what the script means to use; without them what the optimizer's groups say is believed.
+    An optimizer that is neither torch's AdamW nor Adam is asked only whether every tensor is in it and moves.
+    """
+    with OptimizerWatch(model, optimizer) as watch:
+        for _ in range(WATCHED_STEPS):
+            step()
+            watch.end_step()
+    return check_updates(watch, learning_rate=learning_rate, weight_decay=weight_decay)
+
+
+def check_updates(
+    watch: OptimizerWatch, *, learning_rate: float | None = None, weight_decay: float | None = None
+) -> Check:
+    """Return whether the watched steps were an AdamW's; learning_rate and weight_decay: what was meant, if known."""
+    missing = watch.missing
+    compared = [_compared(tensor) for tensor in watch.tensors if tensor.steps]
+    readable = [one for one in compared if one.is_readable]
+    faults = []
+    if missing:
+        faults.append((_tensors(missing, watch, "not in the optimizer"), "Give the optimizer model.parameters()."))
+    if not watch.steps:
+        faults.append(("optimizer.step() was not called", "Call it, or give the optimizer that the script steps."))
+    faults += _rate_faults(watch, learning_rate)
+    held = [one for one in readable if one.is_held]
+    if held and len(held) == len(readable):
+        faults.append(("no weight moved", "The steps do not reach the weights: look at the learning rate first."))
+    elif held:
+        words = _tensors([one.tensor for one in held], watch, "held back: AdamW would move them, they stay")
+        if any(not one.tensor.is_contiguous for one in held):
+            words += " (not contiguous in memory)"
+        faults.append((words, "Look for code that puts weights back, and for in-place writes that are lost."))
+    faults += _size_faults(watch, [one for one in readable if not one.is_held])
+    faults += _decay_faults(watch, [one for one in compared if not one.is_held], weight_decay)
+    return _check(watch, faults, len(readable))
+
+
+def _check(watch: OptimizerWatch, faults: Sequence[tuple[str, str]], readable: int) -> Check:
+    total = len(watch.tensors)
+    kind = type(watch.optimizer).__name__
+    by_reference = isinstance(watch.optimizer, torch.optim.Adam)
+    measured = "; ".join(words for words, _ in faults)
+    if not faults:
+        how = "as AdamW would change them" if by_reference else f"moved by {kind}"
+        measured = f"{readable} of {total} tensors {how} in {watch.steps} steps"
+        if readable < total:
+            measured += "; the others have no gradient yet, or updates too small for their precision to show"
+    return Check(
+        name=NAME,
+        status="fail" if faults else "pass",
+        measured=measured,
+        expected="every trainable tensor in the optimizer and changed by it as its settings say",
+        advice=" ".join(dict.fromkeys(advice for _, advice in faults)),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Compared:
+    """A tensor's steps against the reference's."""
+
+    tensor: WatchedTensor
+    is_readable: bool
+    """Whether any step would move it by more than rounding."""
+    is_held: bool
+    rates: tuple[float, ...] = ()
+    """Of every readable step, its size along the reference's: 1 when right."""
+    error_frac: float = 0.0
+    """The largest difference of a step from the reference's, as a share of that."""
+
+
+def _compared(tensor: WatchedTensor) -> _Compared:
+    rates, errors, moved = [], [], []
+    for step in tensor.steps:
+        change = step.after - step.before
+        if step.reference is None:
+            # What size its step should have is unknown: only that a large gradient moves something.
+            if bool(step.gradient.any()) and step.learning_rate != 0:
+                moved.append(bool(change.any()))
+            continue
+        expected = step.reference - step.before
+        ulps = _ulps(torch.maximum(step.before.abs(), step.reference.abs()), tensor.parameter.dtype)
+        clear = expected.abs() > READABLE_ULPS * ulps
+        if int(clear.sum()) < min(MIN_READABLE, len(clear)):
+            continue
+        change, expected, ulps = change[clear], expected[clear], ulps[clear]
+        size = float(expected.norm())
+        rates.append(float(change @ expected) / size**2)
+        errors.append(float(((change - expected).abs() - ulps).clamp(min=0).norm()) / size)
+        moved.append(float(change.norm()) > HELD_FRAC * size)
+    return _Compared(
+        tensor=tensor,
+        is_readable=bool(moved),
+        is_held=bool(moved) and not all(moved),
+        rates=tuple(rates),
+        error_frac=max(errors, default=0.0),
+    )
+
+
+def _rate_faults(watch: OptimizerWatch, learning_rate: float | None) -> list[tuple[str, str]]:
+    faults = []
+    still = [
+        tensor for tensor in watch.tensors if tensor.steps and all(step.learning_rate == 0 for step in tensor.steps)
+    ]
+    if still:
+        advice = "Set the learning rate of their group, or freeze them by requires_grad; a warm-up from 0 needs a step."
+        faults.append((_tensors(still, watch, f"at learning rate 0 in {watch.steps} steps"), advice))
+    others = sorted({step.learning_rate for tensor in watch.tensors for step in tensor.steps} - {0.0})
+    if learning_rate is not None and any(not math.isclose(rate, learning_rate, rel_tol=1e-6) for rate in others):
+        rates = ", ".join(f"{rate:.2e}" for rate in others)
+        faults.append((f"learning rate {rates} in the optimizer's groups, {learning_rate:.2e} meant", _RATE_ADVICE))
+    return faults
+
+
+_RATE_ADVICE = (
+    "The learning rate has no effect: look which optimizer's groups the schedule writes it to, and who reads it."
+)
+
+
+def _size_faults(watch: OptimizerWatch, compared: Sequence[_Compared]) -> list[tuple[str, str]]:
+    wrong = [one for one in compared if one.error_frac > WRONG_FRAC]
+    if not wrong:
+        return []
+    rates = [rate for one in compared for rate in one.rates]
+    middle = median(rates)
+    if len(wrong) == len(compared) and all(abs(rate / middle - 1) < SAME_RATE_FRAC for rate in rates):
+        return [(f"every tensor changes {middle:.3g} times as much as at its learning rate", _RATE_ADVICE)]
+    worst = max(wrong, key=lambda one: one.error_frac)
+    words = _tensors([one.tensor for one in wrong], watch, "changed otherwise than by AdamW")
+    return [
+        (
+            f"{words} (by up to {worst.error_frac:.0%} of its step)",
+            "Look whether the optimizer keeps its state between steps, and for other code that writes these weights.",
+        )
+    ]
+
+
+def _decay_faults(
+    watch: OptimizerWatch, compared: Sequence[_Compared], weight_decay: float | None
+) -> list[tuple[str, str]]:
+    advice = "Look at weight_decay in the optimizer's groups, and whether it is decoupled from the gradient (AdamW)."
+    wrong: dict[str, tuple[float, float]] = {}
+    for one in compared:
+        # Vectors (norms, biases) are few and often equal, so that their rounding errors do not cancel.
+        if one.tensor.parameter.dim() < 2 or one.error_frac > WRONG_FRAC:
+            continue
+        for step in one.tensor.steps:
+            meant = step.weight_decay if weight_decay is None else weight_decay
+            decay, error = _decay(step)
+            # 1 - rate * decay is itself rounded: at 1e-5 a decay of 0.01 becomes one of 0.012 in fp32.
+            rounding = torch.finfo(one.tensor.parameter.dtype).eps / 2 / max(step.learning_rate, 1e-30)
+            if abs(decay - meant) > max(DECAY_MARGIN, DECAY_FRAC * meant, DECAY_SIGMAS * error) + rounding:
+                wrong[one.tensor.name] = decay, meant
+    if not wrong:
+        return []
+    decay, meant = next(iter(wrong.values()))
+    tensors = [tensor for tensor in watch.tensors if tensor.name in wrong]
+    return [(_tensors(tensors, watch, f"decay by {round(decay, 4) + 0.0:g} where {meant:.3g} is meant"), advice)]
+
+
+def _decay(step: SampledStep) -> tuple[float, float]:
+    """Return the weight decay that explains the change best, and its standard error, infinite where it cannot show.
+
+    The reference's step holds decay L; what differs from it is learning_rate * (L - decay) * weights.
+    """
+    size = float(step.before.norm())
+    if step.reference is None or not step.learning_rate or not size:
+        return step.weight_decay, math.inf
+    left = step.after - step.reference
+    scale = step.learning_rate * step.before
+    extra = -float(left @ scale) / (step.learning_rate * size) ** 2
+    noise = float((left + extra * scale).norm()) / math.sqrt(len(left))
+    return step.weight_decay + extra, noise / (step.learning_rate * size)
+
+
+def _ulps(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return the distance of each value (float64, not negative) to the next number of a type."""
+    exponents = torch.frexp(values).exponent - 1
+    return torch.finfo(dtype).eps * torch.ldexp(torch.ones_like(values), exponents)
+
+
+def _tensors(tensors: Sequence[WatchedTensor], watch: OptimizerWatch, what: str) -> str:
+    names = [tensor.name for tensor in tensors]
+    return f"{len(names)} of {len(watch.tensors)} trainable tensors {what}: {listed(names)}"
