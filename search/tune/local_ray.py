@@ -35,6 +35,9 @@ SLOW_START_S = 30.0
 UNUSABLE_CHARACTERS = "'\"\\\n"
 """Ray splits its workers' command line at these, wherever they stand in the path of Python or of Ray."""
 
+DEATHS = ("Traceback", "Fatal Python error")
+"""How the last words of a Python process begin; a warning of one that lives may hold an error's name too."""
+
 
 @contextmanager
 def running_ray(slots: Slots, say: Callable[[str], None]) -> Iterator[Path | None]:
@@ -226,7 +229,7 @@ def worker_death(folder: Path) -> str:
     """Return the last line of a worker that died while it started; empty where none did."""
     for path in sorted(folder.glob("session_2*/logs/worker-*.err"), reverse=True):
         lines = _lines(path)
-        if any(line.startswith("Traceback") or "rror" in line for line in lines):
+        if any(line.startswith(DEATHS) for line in lines):
             return _words(lines[-1])
     return ""
 
