@@ -110,6 +110,7 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
                 eval_steps=eval_steps,
                 stop_on=self._stop_on,
                 evaluate_first=not self._state.since_evaluation.losses,
+                start=self._spec.known_start(self._config),
             )
         assert self._state is not None
         steps: list[StepRow] = []

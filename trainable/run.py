@@ -12,13 +12,14 @@ from trainable.checkpoint.checkpoint import Checkpoint, load_merged, load_weight
 from trainable.config import TrialConfig
 from trainable.data.tokens import Corpus, check_corpus
 from trainable.device.compiling import CompileMode, compile_where_repaid
-from trainable.device.device import allow_tf32
+from trainable.device.device import allow_tf32, release_memory
 from trainable.errors import UserError
-from trainable.evaluation import EvalProtocol, eval_windows, evaluate
+from trainable.evaluation import EvalProtocol, evaluate_start
 from trainable.model.gradient_checkpointing import checkpoint_layers
 from trainable.model.lora import AdapterBase, add_adapters, base_fingerprint
 from trainable.model.model_names import PRESETS
 from trainable.model.models import check_model, load_model
+from trainable.rows import Start
 from trainable.stability import make_rules
 from trainable.state import TrainState, new_state
 
@@ -42,6 +43,17 @@ class RunSpec:
     gradient_checkpointing: bool = False
     """Whether a layer's activations are computed a second time in the backward pass: less memory, the same losses."""
 
+    start: Start | None = None
+    """What runs start from, where it was evaluated; of random weights those of `start_seed`."""
+    start_seed: int = 0
+
+    def known_start(self, config: TrialConfig) -> Start | None:
+        """Return what a run of the configuration starts from, None where nobody evaluated it.
+
+        Adapters begin as no change at all: only random weights differ between configurations.
+        """
+        return None if self.from_scratch and config.seed != self.start_seed else self.start
+
     @property
     def from_scratch(self) -> bool:
         """Whether runs start from random weights."""
@@ -56,13 +68,13 @@ def start_run(spec: RunSpec, config: TrialConfig) -> TrainState:
     return _state(spec, config, None)
 
 
-def start_loss(spec: RunSpec, config: TrialConfig) -> float:
-    """Return what a run of `config` starts from: the loss before its first step under the study's evaluation.
-
-    Nats/token. With weights that are given it is the same for every configuration; random ones come of its seed.
-    """
-    model = start_run(replace(spec, compile_mode="off"), config).model
-    return evaluate(model, eval_windows(spec.corpus.val, spec.protocol))
+def with_start(spec: RunSpec, config: TrialConfig) -> RunSpec:
+    """Return the spec with what runs start from evaluated; random weights are those of config's seed."""
+    state = start_run(replace(spec, compile_mode="off"), replace(config, use_lora=False))
+    start, device = evaluate_start(state.model, spec.corpus, spec.protocol), state.device
+    del state
+    release_memory(device)  # which the trials' own processes need
+    return replace(spec, start=start, start_seed=config.seed)
 
 
 def resume_run(spec: RunSpec, config: TrialConfig, checkpoint: Checkpoint, *, may_be_over: bool = False) -> TrainState:

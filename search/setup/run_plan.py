@@ -1,7 +1,9 @@
 """The one way in which runs get into a study, new or not: held, under its view, and with signals heard."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from results.study.folder import create_study
@@ -10,13 +12,14 @@ from results.study.ledger import Ledger
 from results.study.lock import hold
 from results.study.paths import shown
 from results.study.planned_run import PlannedRun
+from results.words import loss_words
 from search.setup.plan import Plan
 from search.terminal.console import Terminal
 from search.terminal.live_view import StudyView
 from search.terminal.signals import Interrupts
 from search.trackers.trackers import mirror_callbacks
 from search.tune.warm_start import write_warm_start
-from trainable.rows import ENDINGS
+from trainable.rows import ENDINGS, Start
 
 if TYPE_CHECKING:
     from search.tune.workload import Workload
@@ -47,15 +50,17 @@ def run_plan(
     Raises UserError when the study cannot be written any more.
     """
     study = plan.study
-    if plan.document != study.document():
-        write_document(study.study_json, plan.document)
     interrupts = Interrupts()
     view = StudyView(
         study=study, ledger=ledger, budget_tokens=plan.budget_tokens, trials_planned=0, console=terminal.console
     )
     with interrupts, view:
-        for line in (*lines, f"study {shown(study.path)}: starting Ray ..."):
+        for line in lines:
             view.say(line)
+        plan = _with_start(plan, view)
+        if plan.document != study.document():
+            write_document(study.study_json, plan.document)
+        view.say(f"study {shown(study.path)}: starting Ray ...")
         from search.tune.engine import run_study
 
         work = make_workload()
@@ -77,6 +82,25 @@ def run_plan(
             callbacks=mirror_callbacks(plan.mirrors, view, plan.space) if plan.space else (),
         )
     return interrupts.code
+
+
+def _with_start(plan: Plan, view: StudyView) -> Plan:
+    """Return the plan with what its runs start from: as its document has it, else evaluated here, once a study."""
+    from trainable.run import with_start
+
+    known, seed = plan.document.get("start"), plan.document["seed"]
+    if known is None:
+        view.say("evaluating where it starts ...")
+        spec = with_start(plan.loaded.spec, replace(plan.baseline, seed=seed))
+        assert spec.start is not None
+        losses = {name: loss if math.isfinite(loss) else None for name, loss in asdict(spec.start).items()}
+        view.say(f"it starts at a val loss of {loss_words(losses['val_loss'])} nats/token")
+        plan = replace(plan, document={**plan.document, "start": losses})
+    elif None not in known.values():
+        spec = replace(plan.loaded.spec, start=Start(**known), start_seed=seed)
+    else:
+        return plan
+    return replace(plan, loaded=replace(plan.loaded, spec=spec))
 
 
 def run_listed(

@@ -96,10 +96,10 @@ def test_a_study_of_few_completed_trials_is_compared_at_the_first_rung(facts: di
 
 
 def test_a_blown_up_loss_does_not_set_the_scale() -> None:
-    known = {"initial_loss": 7.6}
+    known = {"loss_limit": 7.6}
     assert loss_ceiling(known, [5.0, 6.0, 240.0]) == pytest.approx(6.02)
     assert loss_ceiling(known, [8.0, 240.0]) == 240.0
-    assert 6.0 < loss_ceiling({"initial_loss": None}, [5.0, 5.5, 6.0] * 5 + [240.0]) < 7.0
+    assert 6.0 < loss_ceiling({"loss_limit": None}, [5.0, 5.5, 6.0] * 5 + [240.0]) < 7.0
     assert loss_ceiling(known, []) == 1.0
 
 
