@@ -15,6 +15,7 @@ from trainable.device.compiling import CompileMode, compile_where_repaid
 from trainable.device.device import allow_tf32, release_memory
 from trainable.errors import UserError
 from trainable.evaluation import EvalProtocol, evaluate_start
+from trainable.model.fingerprint import check_weights
 from trainable.model.gradient_checkpointing import checkpoint_layers
 from trainable.model.lora import AdapterBase, add_adapters, base_fingerprint
 from trainable.model.model_names import PRESETS
@@ -36,6 +37,8 @@ class RunSpec:
     """Of the training tokens, nats/token."""
     init_from: Path | None = None
     """A checkpoint whose weights every run starts from; adapters among them are merged."""
+    weight_sums: Mapping[str, str] = field(default_factory=dict)
+    """What fingerprint.weight_sums() found before the first run; every run's weights must be of the same files."""
     stability: Mapping[str, Any] = field(default_factory=dict)
     """Overrides for trainable.stability.StabilityRules."""
     compile_mode: CompileMode = "auto"
@@ -102,13 +105,17 @@ def load_run_model(
 ) -> tuple[PreTrainedModel, AdapterBase | None]:
     """Return the model that a run of `config` trains, on the CPU, and what its adapters are of, if it has any.
 
-    checkpoint: where the run goes on from. Raises UserError when model, checkpoint and configuration do not fit.
+    checkpoint: where the run goes on from. Raises UserError when model, checkpoint and configuration do not fit, and
+    InputChangedError when the files are not those that the spec was made with.
     """
+    check_weights(spec.model_name, spec.init_from, spec.weight_sums)
     model = load_model(spec.model_name, dropout=config.dropout, seed=config.seed)
     if spec.gradient_checkpointing:
         checkpoint_layers(model)
     if spec.init_from is not None and (checkpoint is None or checkpoint.base is not None):
         load_merged(model, spec.init_from, model_name=spec.model_name)
+    # Once more: they may have been replaced while they were read. Where nothing was, this reads no file.
+    check_weights(spec.model_name, spec.init_from, spec.weight_sums)
     if checkpoint is not None:
         _check_same_weights(config, checkpoint)
         # Adapters are made with what is the run's own to change, their dropout.

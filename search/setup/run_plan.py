@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
-from results.study.folder import create_study
+from results.study.folder import create_study, remove_if_empty
 from results.study.json_documents import write_document
 from results.study.ledger import Ledger
 from results.study.lock import hold
@@ -19,6 +19,7 @@ from search.terminal.live_view import StudyView
 from search.terminal.signals import Interrupts
 from search.trackers.trackers import mirror_callbacks
 from search.tune.warm_start import write_warm_start
+from trainable.errors import MachineError
 from trainable.rows import ENDINGS, Start
 
 if TYPE_CHECKING:
@@ -26,14 +27,20 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def held(plan: Plan) -> Iterator[None]:
-    """Hold the plan's study while inside; a new one is made first. Raises UserError."""
+def held(plan: Plan) -> Iterator[Plan]:
+    """Hold the plan's study while inside; a new one is made first, whose name may differ. Raises UserError."""
     if plan.is_new:
-        create_study(plan.name, plan.document)
+        study = create_study(plan.name, plan.document, is_chosen=plan.name_is_chosen)
+        plan = replace(plan, study=study, document={**plan.document, "name": study.name})
     with hold(plan.study):
         if plan.is_new and plan.warm_start is not None:
             write_warm_start(plan.study, plan.warm_start)
-        yield
+        try:
+            yield plan
+        except MachineError:
+            if plan.is_new:
+                remove_if_empty(plan.study)
+            raise
 
 
 def run_plan(

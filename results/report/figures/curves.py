@@ -41,7 +41,7 @@ def curves(facts: Row) -> Iterator[Row]:
     each = max(8, MAX_CURVE_POINTS // len(trials))
     traces = [_lines(role, rows, each) for role, rows in by_role(trials)]
     traces += [mark for role, rows in by_role(facts["trials"]) if (mark := _ends(role, rows, ceiling)) is not None]
-    lowest = min(v for t in trials for v in t["evaluations"]["val_loss"] if v is not None)
+    lowest = min(v for v in (start, *(v for t in trials for v in t["evaluations"]["val_loss"])) if v is not None)
     rungs = [rung for rung in facts["rungs"] if rung["rung"] is not None]
     yield figure(
         "curves",
