@@ -116,11 +116,9 @@ def _leaves_files(words: Sequence[str]) -> bool:
 
 
 def _refused(reason: str, terminal: "Terminal", *, code: int = 2) -> int:
-    line = "".join(
-        # What a person typed or a file holds may be no text at all, or text that a terminal obeys.
-        character if character.isprintable() else character.encode("unicode_escape").decode()
-        for character in " ".join(reason.split())
-    )
+    from search.terminal.console import plain
+
+    line = plain(" ".join(reason.split()))
     print(f"error: {line}", file=sys.stderr)
     terminal.document({"error": line})
     return code

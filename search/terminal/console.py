@@ -3,12 +3,33 @@
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.segment import Segment
+
+from trainable.errors import redacted
+
+
+def plain(text: str) -> str:
+    """Return text of any origin as it may be printed: no character that a terminal obeys, no password of a URL."""
+    text = redacted(text)
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() or one in "\n\t" else one.encode("unicode_escape").decode() for one in text)
+
+
+class PlainConsole(Console):
+    """A console on which plain() goes over all that is printed, tables and panels too."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Return what is drawn; rich calls this for every part of it."""
+        for segment in super().render(renderable, options):
+            # Control segments are rich's own.
+            yield segment if segment.control else segment._replace(text=plain(segment.text))
 
 
 class LastingStream:
@@ -72,7 +93,7 @@ class Terminal:
             reconfigure = getattr(stream, "reconfigure", None)
             if reconfigure is not None:
                 reconfigure(errors="backslashreplace")
-        self.console = Console(stderr=as_json, highlight=False, markup=False)
+        self.console = PlainConsole(stderr=as_json, highlight=False, markup=False)
 
     def say(self, text: str) -> None:
         """Print a line for a person."""

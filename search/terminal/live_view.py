@@ -27,6 +27,7 @@ from results.words import (
     token_words,
     trial_loss_words,
 )
+from search.terminal.console import plain
 from trainable.rows import ENDINGS, RANKED_PURPOSES
 
 LEADERS_SHOWN = 6
@@ -123,7 +124,7 @@ class StudyView:
         """Keep a line in search.log alone."""
         # A full disk is told by what matters more, the tables.
         with suppress(OSError), self.study.log_path.open("a", encoding="utf-8") as log:
-            log.write(f"{time.strftime('%H:%M:%S')} {line}\n")
+            log.write(f"{time.strftime('%H:%M:%S')} {plain(line)}\n")
 
     def render(self) -> RenderableType:
         """Return the live screen."""

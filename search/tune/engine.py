@@ -15,6 +15,7 @@ from results.ranking import leaderboard, ranked_trials
 from results.study.atomic import is_storage_error, storage_error_words
 from results.study.folder import Study
 from results.study.ledger import Ledger
+from results.study.own_files import remove_unfinished
 from results.winner import find_winner
 from search.terminal.live_view import StudyView
 from trainable.run import RunSpec
@@ -29,6 +30,7 @@ os.environ.setdefault("TUNE_FORCE_TRIAL_CLEANUP_S", "10")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
+from pydantic import SecretStr
 from ray import tune
 from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.experiment import Trial
@@ -39,7 +41,7 @@ from search.cluster.study_storage import CHECKPOINTS, TableMirror
 from search.terminal.signals import Interrupts
 from search.tune.asha import TokenASHA
 from search.tune.local_ray import running_ray
-from search.tune.oom_kills import oom_kills
+from search.tune.oom_kills import NO_COUNTER, oom_counter_of
 from search.tune.optuna_searcher import OBJECTIVE
 from search.tune.recorder import StudyRecorder
 from search.tune.resources import Slots
@@ -91,7 +93,8 @@ def run_study(
         planned_run=work.planned_run,
         on_completed=lambda _: prune_checkpoints(root, ledger, attempts, pruned),
         evaluation_timeout_s=slots.evaluation_timeout_s,
-        oom_kills=oom_kills,
+        # Of workers on other machines Ray alone can tell.
+        oom_counter_of=oom_counter_of if slots.address is None else lambda _: NO_COUNTER,
     )
     # A verdict may have come right before the last process died.
     recorder.end_late_stops()
@@ -128,7 +131,7 @@ def run_study(
                 with rays_own_faults(study):
                     tuner.fit()
     except KeyboardInterrupt:
-        if recorder.storage_error is None:
+        if recorder.storage_error is None and recorder.input_fault is None:
             interrupts.code = interrupts.code or INTERRUPTED
     except SystemExit:
         # Ray's own handler, where SIGTERM came while ray.init() had put it in place.
@@ -139,14 +142,18 @@ def run_study(
         prune_checkpoints(root, ledger, attempts, pruned)
         if mirror is not None:
             mirror.close()
-        # A worker that was killed while it saved.
-        for unfinished in study.path.glob("checkpoints/*/.*.tmp"):
-            unfinished.unlink(missing_ok=True)
+        # A worker may have been killed while it saved.
+        remove_unfinished(study.path / CHECKPOINTS)
     if work.searcher.exhausted:
         view.say("the search is over: every configuration that is left was run, or is as large as one out of memory")
     if recorder.storage_error is not None:
         words = storage_error_words(recorder.storage_error, study.path)
         raise UserError(f"{words}. Then go on with: make resume STUDY={study.name}")
+    if recorder.input_fault is not None:
+        raise UserError(
+            f"{recorder.input_fault}; what was measured so far is kept. Restore it, then go on with: "
+            f"make resume STUDY={study.name}"
+        )
 
 
 class StopOnSignal(Callback):  # type: ignore[misc]
@@ -181,7 +188,7 @@ class StopOnSignal(Callback):  # type: ignore[misc]
         """Raise KeyboardInterrupt: fit() cleans up, slowly, after an Exception alone."""
         if self._recorder.storage_error is not None:
             raise KeyboardInterrupt
-        if self._interrupts.code is None:
+        if self._interrupts.code is None and self._recorder.input_fault is None:
             return
         running = {trial.trial_id for trial in trials if trial.status == Trial.RUNNING}
         if self._asked_at is None and self._leave_path is not None and running:
@@ -270,7 +277,8 @@ def _tuner(
         "shared_inputs": shared_inputs,
         "milestones_tokens": work.milestones_tokens,
         "baseline": asdict(work.baseline),
-        "checkpoint_root": checkpoint_root(study, slots.storage),
+        # Trackers keep a trial's config, and the URI may hold a password.
+        "checkpoint_root": SecretStr(checkpoint_root(study, slots.storage)),
         "checkpoint_interval_s": slots.checkpoint_interval_s,
         "evaluation_timeout_s": slots.evaluation_timeout_s,
         "threads": slots.threads,

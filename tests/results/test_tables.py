@@ -18,6 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from results.study import tables
+from results.study.atomic import read_regular
 from results.study.table_guard import MARK
 from results.study.tables import (
     METRICS,
@@ -279,17 +281,17 @@ def test_without_a_whole_copy_the_damaged_table_stays_where_it_is(tmp_path: Path
 def test_a_table_that_may_not_be_read_is_not_moved(
     tmp_path: Path, make_trial: MakeTrial, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, read_bytes = tmp_path / "trials.parquet", Path.read_bytes
+    path = tmp_path / "trials.parquet"
     for count in (1, 2):
         write_table(path, [make_trial(n) for n in range(count)], TRIALS)
     number = errno.EACCES
 
-    def refuse(self: Path) -> bytes:
-        if self == path:
+    def refuse(asked: Path) -> bytes:
+        if asked == path:
             raise OSError(number, os.strerror(number))
-        return read_bytes(self)
+        return read_regular(asked)
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(tables, "read_regular", refuse)
     with pytest.raises(UserError, match="Permission denied"):
         read_rows_or_previous(path, TRIALS)
     number = errno.EIO
