@@ -116,6 +116,7 @@ CHEAP = [
     ("train ENABLE_CHECKPOINTS=perhaps", "ENABLE_CHECKPOINTS='perhaps' must be True or False."),
     ("export STUDY=nobody", "there is no study in"),
     ("export FORMAT=yaml", "FORMAT=yaml is not known."),
+    ("model DTYPE=bf1", "DTYPE=bf1 is not known. Did you mean 'bf16'?"),
     ("attribute FROM=befor", "FROM='befor' is not a documented configuration. Did you mean 'before'?"),
     ("audit RANGE=5-2", "RANGE=5-2: it must end after it starts."),
     ("run CONFIRM=1 SEEDS=1", "SEEDS=1: one seed has no scatter, so it proves nothing."),
