@@ -90,4 +90,3 @@ def _number(values: Any, content: bytes, form: str) -> float | None:
     if values:
         return float(values[0])
     return float(struct.unpack(form, content)[0]) if len(content) == struct.calcsize(form) else None
-

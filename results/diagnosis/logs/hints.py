@@ -31,7 +31,7 @@ _PATTERNS: tuple[tuple[str, str, str | None], ...] = (
     (
         "pretrained",
         r"(?:from_pretrained|(?<!not )pre-?trained(?!\w*[_ ]tokenizer)|init_from\W+gpt2|fine-?tun(?:e|ed|ing)\b"
-        r"|base_?model\W|\bunsloth\b|\bq?lora\b|\badapters?\b)",
+        r"|base_?model\W|\bunsloth\b|\bq?lora\b(?!\W{1,4}(?:false|none|no|0)\b)|\badapters?\b)",
         "yes",
     ),
     ("model", r"(?<![a-z])gpt-?2(?![a-z\d])(?![-_ ]?(?:tokenizer|bpe|vocab))", "gpt2"),

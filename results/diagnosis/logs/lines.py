@@ -57,7 +57,9 @@ _ELAPSED = re.compile(
     re.I,
 )
 _BARE_MS = re.compile(rb"(?<!\w)%b ?ms\b" % _PLAIN, re.I)
-_BARE_S = re.compile(rb"(?<![\w:<])(?<!ETA )(?<!ETA: )(?<!ETA:)(?<!took )%b ?s(?:ec(?:onds)?)?\b(?!\s*/)" % _PLAIN, re.I)
+_BARE_S = re.compile(
+    rb"(?<![\w:<])(?<!ETA )(?<!ETA: )(?<!ETA:)(?<!took )%b ?s(?:ec(?:onds)?)?\b(?!\s*/)" % _PLAIN, re.I
+)
 _ETA = re.compile(rb"\bETA:?\s*([\d.]+)\s*(s|m|h)\b", re.I)
 _EPOCH = re.compile(rb"(?<![\w])epoch['\"]?\s*[:=\[#]?\s*['\"]?\s*([\d.]+)", re.I)
 _TIME_STAMP = re.compile(rb"(\d{4})-(\d\d)-(\d\d)[ T](\d\d):(\d\d):(\d\d)(?:[.,](\d{1,6}))?")

@@ -247,6 +247,9 @@ class _Reader:
         if total:
             self.total_steps = total
         for name, value in read_hints(line[:2000]).items():
+            if (name, value) == ("pretrained", "no"):
+                # A tokenizer or a file's name may sound of a pretrained model; that it began random is said on purpose.
+                self.announced[name] = value
             self.announced.setdefault(name, value)
 
 
@@ -264,7 +267,8 @@ def _trace(
             step_time_s.pop(lost, None)
         for row in segment:
             table[step_of(row)] = row
-        samples, is_mean = step_times(segment)
+        # A row stands for an unknown number of steps: no time of a step comes out of two.
+        samples, is_mean = step_times(segment) if reader.unit == "step" else ([], False)
         printed_is_mean |= is_mean
         step_time_s.update(samples)
     steps = sorted(table.keys() | step_time_s.keys())
