@@ -48,7 +48,7 @@ def _row(values: dict[str, object]) -> Iterator[LogRow]:
 
 
 def _events(file: BinaryIO, notes: list[str]) -> Iterator[Any]:
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     from tensorboardX.proto.event_pb2 import Event
     from tensorboardX.record_writer import masked_crc32c
 

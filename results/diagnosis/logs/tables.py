@@ -3,8 +3,6 @@
 import csv
 import re
 from collections.abc import Iterator
-from pathlib import Path
-from typing import TextIO
 
 from results.diagnosis.logs.lines import LogRow
 from results.diagnosis.logs.named_values import field_of, has_columns, row_of
@@ -34,13 +32,13 @@ def table_header(text: str, name: str) -> tuple[int, str, list[str]] | None:
     return None
 
 
-def table_rows(file: TextIO, header: tuple[int, str, list[str]]) -> Iterator[LogRow]:
+def table_rows(text: str, header: tuple[int, str, list[str]]) -> Iterator[LogRow]:
     """Yield the rows of a table, those of several runs one run after the other.
 
     A header that comes again is left out.
     """
     skipped, delimiter, columns = header
-    lines = [line for line in file.read().splitlines()[skipped + 1 :] if line.strip()]
+    lines = [line for line in text.splitlines()[skipped + 1 :] if line.strip()]
     table = [cells for line in lines if not _MARKDOWN_RULE.fullmatch(line) and (cells := _cells(line, delimiter))]
     shared = [index for index, name in enumerate(columns) if not _run_of(name)]
     for run in sorted({_run_of(name) for name in columns if _run_of(name)}) or [""]:

@@ -2,10 +2,10 @@
 
 import codecs
 import gzip
-import io
 import re
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import fields
 from io import BufferedReader
 from pathlib import Path
@@ -74,7 +74,9 @@ def read_training_log(path: Path) -> RunTrace:
 
 
 def _read(path: Path, reader: "_Reader") -> None:
-    with _open(path) as file:
+    head = b""
+    with _open(path) as file, suppress(EOFError, zlib.error):
+        # Of a damaged .gz there is no head: its lines are read as far as they go.
         head = file.read(HEAD_BYTES)
     with _open(path) as file:
         if is_event_file(head):
@@ -99,7 +101,7 @@ def _read_document(file: BinaryIO, head: bytes, name: str, reader: "_Reader") ->
     header = table_header(head.decode("utf-8-sig", "replace"), name.removesuffix(".gz").removesuffix(".csv"))
     if header is None:
         return False
-    for row in table_rows(io.TextIOWrapper(file, "utf-8-sig", "replace"), header):
+    for row in table_rows(file.read().decode("utf-8-sig", "replace"), header):
         reader.add_row(row)
     return True
 

@@ -21,6 +21,8 @@ BELOW_UNIFORM = 0.5
 ABOVE_UNIFORM = 0.6
 ABOVE_KNOWN = 0.4
 NEAR_UNIFORM = 0.3
+SUMMED_NATS = 3.0
+"""Further above ln V no wrong prediction goes at the start; a sum does."""
 SHIFTED_NATS = (8.4, 9.9)
 """Where a pretrained GPT-2 starts when it must say the token after the next."""
 CERTAIN_NATS = 7.5
@@ -170,6 +172,8 @@ def _causes(run: RunView, start: float) -> tuple[str, str]:
     padding = "padding that is scored (its labels must be -100), or text unlike any it was trained on"
     if run.is_resumed or run.unit == "row":
         return shifted, f"{unloaded}; {tokenizer}; {padding}"
+    if start > run.uniform_loss + SUMMED_NATS:
+        return "a loss that is a sum over micro-batches or sequences, not a mean", f"{tokenizer}; {padding}"
     if start > run.uniform_loss + NEAR_UNIFORM:
         return f"{tokenizer}, which cost more than knowing nothing (above 11)", f"{shifted}; {unloaded}"
     if start > run.uniform_loss - NEAR_UNIFORM:
