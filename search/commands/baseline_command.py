@@ -38,7 +38,7 @@ def baseline_command(options: Options, terminal: Terminal) -> int:
     if not is_sound(plan, options, terminal):
         return PREFLIGHT_FAILED
     study = plan.study
-    with held(plan):
+    with held(plan) as plan:
         code = run_own_trials(plan, Ledger(study), terminal, header_lines(plan))
     finish_study(study, terminal, options.storage)
     names = [plan.document["baseline"]["name"], *([compare] if compare else [])]

@@ -196,7 +196,13 @@ def test_one_evaluation_for_all_the_same_weights_read_the_same_loss(searched: An
     metrics = pd.read_parquet(searched.study.metrics_path)
     first = metrics[metrics["tokens_seen"] == 0]
     assert len(first) == 7
-    assert first["val_loss"].nunique() == 1
+    # Evaluated once, before Ray starts, and handed to every trial.
+    start = searched.study.document()["start"]
+    assert set(zip(first["val_loss"], first["train_loss"], strict=True)) == {(start["val_loss"], start["train_loss"])}
+    assert (first["active_s"] == 0).all()
+    assert searched.ran.stderr.count("evaluating where it starts") == 1
+    assert searched.ran.document["winner"]["start_val_loss"] == start["val_loss"]
+    assert searched.ran.document["winner"]["worse_than_start"] is False
     evaluation = searched.study.document()["evaluation"]
     assert (evaluation["block_size"], evaluation["tokens"]) == (32, 512)
     assert evaluation["milestones_tokens"] == list(MILESTONES_TOKENS)
@@ -302,4 +308,4 @@ def test_the_summary_says_what_was_won_and_what_it_cost(searched: Any, trials: l
     assert 0 < document["device_s_saved_frac"] < 1
     text = " ".join(searched.ran.stderr.split())
     assert "nats/token lower on the same held-out tokens" in text
-    assert 'eval "$(make -s export STUDY=shared)" && make train' in text
+    assert "make train STUDY=shared" in text
