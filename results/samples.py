@@ -1,5 +1,6 @@
 """samples.json: how start, baseline and best continue one prompt, written and read back checked. It runs no model."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -57,8 +58,9 @@ def from_json(document: Mapping[str, Any]) -> Samples:
     values.update({model: _sample(entry) for model, entry in document["samples"].items()})
     samples = Samples(**values)
     numbers = (samples.seed, samples.tokens, samples.temperature)
-    if not isinstance(samples.prompt, str) or not all(isinstance(number, (int, float)) for number in numbers):
-        raise ValueError("prompt must be a text; seed, tokens and temperature must be numbers")
+    # math.isfinite() raises TypeError for what is not a number.
+    if not isinstance(samples.prompt, str) or not all(map(math.isfinite, numbers)):
+        raise ValueError("prompt must be a text; seed, tokens and temperature must be finite numbers")
     return samples
 
 

@@ -132,7 +132,7 @@ def _say_trajectory(facts: dict[str, Any], terminal: Terminal) -> None:
     losses = DOCUMENTED_LOSSES.get(facts["name"])
     if losses:
         words = ", ".join(f"{loss} at step {step}" for step, loss in losses.items())
-        terminal.say(f"documented val losses, of the owner's model and text, not comparable with another's: {words}")
+        terminal.say(f"documented val losses, of another model and text, so not comparable: {words}")
     for line in facts["findings"]:
         terminal.say(line)
 
