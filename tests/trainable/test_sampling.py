@@ -129,6 +129,17 @@ def test_the_default_prompt_of_a_few_words(tokenizer: "Tokenizer", text: str, ex
     assert default_prompt(tokenizer, ids, tokens=len(ids)) == expected
 
 
+def test_the_default_prompt_is_prose_where_the_held_out_text_begins_in_a_table(tokenizer: "Tokenizer") -> None:
+    table, prose = (
+        "| - | -- | +----+ |\n" * 9,
+        "a few words of prose, as people write them, follow the table in the text",
+    )
+    ids = np.array(tokenizer.encode(table + prose).ids, dtype=np.uint16)
+    assert default_prompt(tokenizer, ids) in prose
+    ids = np.array(tokenizer.encode(table).ids, dtype=np.uint16)
+    assert default_prompt(tokenizer, ids).startswith("- | -- |")
+
+
 def test_half_a_character_at_the_cut_is_no_part_of_the_prompt(tokenizer: "Tokenizer") -> None:
     ids = np.array(tokenizer.encode("語" * 9).ids, dtype=np.uint16)  # three tokens each
     assert default_prompt(tokenizer, ids[1:], tokens=9) == "語語"
