@@ -5,6 +5,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from trainable.errors import MachineError, UserError
@@ -18,6 +19,12 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 # Whatever else is installed is not asked whether it plugs into pydantic: looking takes as long as its import.
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")
+try:
+    Path("~").expanduser()
+except RuntimeError:
+    # A user by number alone, as containers have: libraries look for a home and a name when they are imported.
+    os.environ["HOME"] = "/nonexistent"
+    os.environ.setdefault("USER", str(os.getuid()))
 
 COMMANDS = {
     "run": ("search.commands.run_command:search_command", "search a space: make search SPACE=plateau"),

@@ -434,7 +434,9 @@ def _refusal(error: ErrorDetails, texts: Mapping[str, str]) -> UserError:
     text = re.sub(r"(://[^/@]*:)[^/@]*@", r"\1***@", texts[name])  # a password
     text = text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
     if error["type"] in ("literal_error", "string_unicode"):
-        known = get_args(FIELDS[name].annotation)
+        annotation = FIELDS[name].annotation
+        # Of a Literal, or of one that may be None.
+        known = [one for part in (annotation, *get_args(annotation)) for one in get_args(part) if isinstance(one, str)]
         return UserError(f"{name}={text} is not known.{did_you_mean(text, known)}")
     if cause is None:
         [(law, bound)] = details.items()

@@ -11,6 +11,7 @@ EXPLAINS: Mapping[str, int] = MappingProxyType(
         "detached_gradients": 95,
         "learning_rate_jump": 92,
         "schedule_not_stepping": 90,
+        "learning_rate_mismatch": 89,
         "precision_stall": 88,
         "nonfinite_weights": 86,
         "divergence": 85,
@@ -22,6 +23,7 @@ EXPLAINS: Mapping[str, int] = MappingProxyType(
         "poisoned_optimizer": 72,
         "plateau": 66,
         "overfitting": 64,
+        "validation_rises": 63,
         "validation_is_training": 62,
         "spike": 60,
         "slow": 50,
@@ -29,7 +31,6 @@ EXPLAINS: Mapping[str, int] = MappingProxyType(
         "baseline_incomplete": 40,
         "stall": 30,
         "eval_noise": 20,
-        "log_ends_early": 5,
     }
 )
 """By kind: how far up the chain from cause to symptom it stands; findings are ranked by this times confidence."""

@@ -6,14 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from results.diagnosis.diagnose import diagnose
 from results.diagnosis.findings import Diagnosis, capitalized, confidence_word
-from results.diagnosis.run_view import Context
-from results.diagnosis.trace import Column, RunTrace
+from results.diagnosis.rules.time import missing_rows
+from results.diagnosis.run_view import Context, view
+from results.diagnosis.trace import Column, RunTrace, Unit
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-
-HARMLESS = ("log_ends_early",)
-"""Kinds that say something of the record and nothing against the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,28 +23,30 @@ class Report:
     """What the target holds, in a line."""
     findings: tuple[Diagnosis, ...]
     notes: tuple[str, ...] = ()
+    missing: str | None = None
+    """What of the run is not recorded."""
     trace: RunTrace | None = None
     """What a picture can be drawn of."""
 
     @property
     def is_healthy(self) -> bool:
         """Whether nothing was found against the run."""
-        return all(finding.kind in HARMLESS for finding in self.findings)
+        return not self.findings
 
     @property
     def headline(self) -> str:
         """The report in one line."""
-        if not self.findings:
-            return f"Nothing wrong found in {self.target}."
+        if self.is_healthy and self.missing:
+            return f"Nothing wrong found in what {self.target} holds; {self.missing.partition(':')[0]}."
         if self.is_healthy:
-            return f"Nothing wrong found in what {self.target} holds; {self.findings[0].summary}."
+            return f"Nothing wrong found in {self.target}."
         return f"{capitalized(self.findings[0].summary)}."
 
 
 def report_of_trace(trace: RunTrace, *, context: Context) -> Report:
     """Return the report of a run, and of the runs before it in the same log as far as they add something."""
     findings = diagnose(trace, context=context)
-    known = {finding.kind for finding in findings} | set(HARMLESS)
+    known = {finding.kind for finding in findings}
     runs = len(trace.earlier_runs) + 1
     for number, earlier in enumerate(trace.earlier_runs, start=1):
         for finding in diagnose(earlier, context=context):
@@ -61,8 +61,19 @@ def report_of_trace(trace: RunTrace, *, context: Context) -> Report:
             f"the log holds {runs} runs from the start; this is of the last, earlier ones where they add something"
         )
     if trace.restarts:
-        notes.append(f"the log goes back or on anew at step {', '.join(str(step) for step in trace.restarts[:8])}")
-    return Report(target=trace.source, about=_about(trace), findings=tuple(findings), notes=tuple(notes), trace=trace)
+        notes.append(
+            f"the log goes back or on anew at {trace.unit} {', '.join(str(step) for step in trace.restarts[:8])}"
+        )
+    missing = missing_rows(view(trace, context)) if trace.steps else None
+    notes += [missing] if missing else []
+    return Report(
+        target=trace.source,
+        about=_about(trace),
+        findings=tuple(findings),
+        notes=tuple(notes),
+        missing=missing,
+        trace=trace,
+    )
 
 
 def to_json(report: Report) -> dict[str, Any]:
@@ -92,10 +103,11 @@ def to_json(report: Report) -> dict[str, Any]:
 def plain_text(report: Report) -> str:
     """Return the report for a pipe or a file: one line a thought, unbroken."""
     lines = [report.headline, report.about]
+    unit = report.trace.unit if report.trace else "step"
     for number, finding in enumerate(report.findings, start=1):
         lines += [
             "",
-            f"{number}. {_title(finding)}",
+            f"{number}. {_title(finding, unit)}",
             *(f"   {label + ':':<9} {text}" for label, text in _rows(finding)),
         ]
     lines += ["", *(f"note: {note}" for note in report.notes)] if report.notes else []
@@ -109,13 +121,14 @@ def render(report: Report) -> "RenderableType":
     from rich.table import Table
     from rich.text import Text
 
+    unit = report.trace.unit if report.trace else "step"
     parts: list[RenderableType] = [
         Text(report.headline, style="bold green" if report.is_healthy else "bold red"),
         Text(report.about, style="dim"),
     ]
     for number, finding in enumerate(report.findings, start=1):
-        colour = "green" if finding.kind in HARMLESS else "red" if finding.confidence >= 0.9 else "yellow"
-        parts.append(Text(f"\n{number}. {_title(finding)}", style=f"bold {colour}"))
+        colour = "red" if finding.confidence >= 0.9 else "yellow"
+        parts.append(Text(f"\n{number}. {_title(finding, unit)}", style=f"bold {colour}"))
         grid = Table.grid(padding=(0, 1))
         grid.add_column(style="dim", no_wrap=True)
         grid.add_column(overflow="fold")
@@ -129,14 +142,14 @@ def render(report: Report) -> "RenderableType":
     return Group(*parts)
 
 
-def _title(finding: Diagnosis) -> str:
-    return f"{finding.kind.replace('_', ' ')} ({confidence_word(finding.confidence)}{_steps(finding.steps)})"
+def _title(finding: Diagnosis, unit: Unit) -> str:
+    return f"{finding.kind.replace('_', ' ')} ({confidence_word(finding.confidence)}{_steps(finding.steps, unit)})"
 
 
-def _steps(steps: tuple[int, int] | None) -> str:
+def _steps(steps: tuple[int, int] | None, unit: Unit) -> str:
     if steps is None:
         return ""
-    return f", step {steps[0]}" if steps[0] == steps[1] else f", steps {steps[0]} to {steps[1]}"
+    return f", {unit} {steps[0]}" if steps[0] == steps[1] else f", {unit}s {steps[0]} to {steps[1]}"
 
 
 def _rows(finding: Diagnosis) -> Sequence[tuple[str, str]]:
@@ -156,4 +169,4 @@ def _about(trace: RunTrace) -> str:
     )
     counts = [f"{len(steps)} {name}" for name, column in columns if (steps := trace.series(column)[0])]
     what = "log" if trace.origin == "log" else "recorded run"
-    return f"{what} of steps {trace.steps[0]} to {trace.steps[-1]}{until}: {', '.join(counts) or 'no losses'}"
+    return f"{what} of {trace.unit}s {trace.steps[0]} to {trace.steps[-1]}{until}: {', '.join(counts) or 'no losses'}"

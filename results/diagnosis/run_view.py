@@ -14,9 +14,13 @@ DENSE_ROWS = 100
 """With fewer recorded losses the monitor's windows, made for single steps, have nothing to hold."""
 COARSE_BINS = 40
 CUSTOMARY_VOCAB_SIZES = (
-    *(256, 512, 1000, 1024, 2000, 2048, 4000, 4096, 5000, 8000, 8192, 16000, 16384, 30522, 32000, 32768, 65536, 128256),
+    *(256, 512, 1000, 1024, 2000, 2048, 4000, 4096, 5000, 8000, 8192, 16000, 16384, 30522, 32000, 32768, 49152, 65536),
+    *(100_277, 128_256, 151_936, 256_000, 262_144),
 )
 """Sizes to which tokenizers are trained, but for 10,000: its ln is where GPT-2 on doubly shifted labels starts."""
+FIRST_STEPS = 20
+FEW_STEPS = 1
+"""A training loss recorded later is mostly a mean over the steps since the row before, not the loss of the start."""
 MEDIAN_ROWS = 200
 """The median of so many rows, evenly taken, is near enough to that of a longer stretch, and costs the same for all."""
 
@@ -87,6 +91,10 @@ class RunView:
     start_step: int
     starts_at_start: bool
     """The first loss is that of (nearly) untouched weights."""
+    is_initial: bool
+    """The first loss is that of untouched weights, not a mean over steps that have moved them."""
+    names_gpt2: bool
+    """The record says that the model is GPT-2, which has 50,257 tokens whatever its weights were."""
     is_resumed: bool
     is_dense: bool
     findings: tuple[Finding, ...]
@@ -96,6 +104,11 @@ class RunView:
     def uniform_loss(self) -> float:
         """What guessing all tokens alike costs."""
         return math.log(self.vocab_size)
+
+    @property
+    def unit(self) -> str:
+        """What the record counts: "step", or "row" where it names no steps."""
+        return self.trace.unit
 
     @property
     def last_step(self) -> int:
@@ -156,16 +169,18 @@ def view(trace: RunTrace, context: Context) -> RunView:
     vocab_size = context.vocab_size or (int(announced_vocab) if announced_vocab else None)
     if vocab_size is not None and vocab_size < 2:
         vocab_size = None
+    names_gpt2 = trace.announced.get("model") == "gpt2" and vocab_size in (None, GPT2_VOCAB_SIZE, 50_304)
     pretrained = context.pretrained
     if pretrained is None and "pretrained" in trace.announced:
         pretrained = trace.announced["pretrained"] == "yes"
     interval = main.steps[1] - main.steps[0] if len(main) > 1 else 0
     # A log that begins beyond its own interval has lost its beginning: its first loss is no start.
     is_resumed = "resumed" in trace.announced or first > max(2 * interval, 100)
+    counts_rows = trace.unit == "row"
     partial = RunView(
         trace=trace,
         vocab_size=vocab_size or GPT2_VOCAB_SIZE,
-        vocab_is_known=vocab_size is not None,
+        vocab_is_known=vocab_size is not None or names_gpt2,
         pretrained=pretrained,
         unigram_entropy=context.unigram_entropy,
         train=train,
@@ -175,7 +190,9 @@ def view(trace: RunTrace, context: Context) -> RunView:
         coarse=_coarse(main),
         start_loss=min(start, default=None),
         start_step=first,
-        starts_at_start=first <= 20 and not is_resumed,
+        starts_at_start=first <= FIRST_STEPS and not is_resumed and not counts_rows,
+        is_initial=not is_resumed and not counts_rows and (first <= FEW_STEPS),
+        names_gpt2=names_gpt2,
         is_resumed=is_resumed,
         is_dense=is_dense,
         findings=(),

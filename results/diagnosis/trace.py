@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 Column = Literal["train_loss", "val_loss", "grad_norm", "learning_rate", "step_time_s", "printed_steps_per_s"]
 Values = tuple[float | None, ...]
 Origin = Literal["log", "trial"]
+Unit = Literal["step", "row"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,8 @@ class RunTrace:
     source: str
     """The file or trial, for a person."""
     origin: Origin
+    unit: Unit = "step"
+    """What `steps` counts: a log without step numbers has rows."""
     steps: tuple[int, ...]
     train_loss: Values
     """Nats/token."""

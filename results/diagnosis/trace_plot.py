@@ -62,7 +62,7 @@ def plot_trace(trace: RunTrace, diagnoses: Sequence[Diagnosis], path: Path) -> N
             _PAINTERS[name](panel, trace)
             _finish(panel, name)
         _mark(list(axes.values()), trace, marks)
-        axes[panels[-1]].set_xlabel("optimizer step")
+        axes[panels[-1]].set_xlabel("optimizer step" if trace.unit == "step" else "row of the log")
         _write_heading(figure, heading, height)
         if "loss" in axes:
             # Beside the title: inside the panel it would hide the very rows that matter, the last ones.

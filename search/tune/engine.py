@@ -128,7 +128,7 @@ def run_study(
                 watch = StartWatch(slots, logs, say=view.say)
                 callbacks = [recorder, *followers, *callbacks, watch, leave]
                 tuner = _tuner(study, work, spec, shared, slots, tune_config, callbacks, scratch)
-                with _rays_own_faults(study):
+                with rays_own_faults(study):
                     tuner.fit()
     except KeyboardInterrupt:
         if recorder.storage_error is None and recorder.input_fault is None:
@@ -233,7 +233,7 @@ def prune_checkpoints(
 
 
 @contextmanager
-def _rays_own_faults(study: Study) -> Iterator[None]:
+def rays_own_faults(study: Study) -> Iterator[None]:
     """Tell what is no fault of a trial, of the study or of this program in a line. Raises MachineError, UserError."""
     again = f"Then go on with: make resume STUDY={study.name}"
     try:

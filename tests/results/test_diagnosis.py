@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from results.diagnosis.diagnose import diagnose
-from results.diagnosis.findings import Diagnosis
+from results.diagnosis.findings import Diagnosis, confidence_word
 from results.diagnosis.logs.training_log import read_training_log
 from results.diagnosis.render import plain_text, render, report_of_trace, to_json
 from results.diagnosis.run_view import Context
@@ -55,10 +55,12 @@ def test_the_story_begins_with_what_its_numbers_cannot_come_from(log: Path) -> N
     assert "cannot come from a rightly loaded, rightly labelled pretrained GPT-2" in first_line
     assert "starts at 9.23 nats/token" in first_line
     assert "10.82" in first_line
-    assert kinds(list(report.findings)) == ["impossible_initial_loss", "plateau", "spike", "slow", "log_ends_early"]
-    start, plateau, spike, slow, end = report.findings
-    assert start.confidence > 0.9
-    assert "labels shifted twice" in start.evidence
+    assert kinds(list(report.findings)) == ["impossible_initial_loss", "plateau", "spike", "slow"]
+    start, plateau, spike, slow = report.findings
+    # Random weights and 10,000 tokens start there too, and neither the model nor its vocabulary is named.
+    assert confidence_word(start.confidence) == "likely"
+    assert "unless it is a model with random weights" in start.evidence
+    assert "labels shifted twice" in start.summary
     assert "a fault in labels or weights, not the learning rate" in plateau.summary
     assert spike.steps == (2000, 2500)
     assert "9.5846 at step 2000" in spike.evidence
@@ -67,7 +69,7 @@ def test_the_story_begins_with_what_its_numbers_cannot_come_from(log: Path) -> N
     assert "from 1.05 to 0.62 steps/s" in slow.summary
     assert slow.steps is not None
     assert slow.steps[0] == pytest.approx(1500, abs=75)
-    assert end.steps == (2500, 2500)
+    assert any("ends at step 2500 of 5000" in note for note in report.notes)
 
 
 @pytest.mark.parametrize("rows", [STORY[:2], STORY[:4], STORY[:5]], ids=["two rows", "the plateau", "the spike"])
@@ -172,7 +174,7 @@ def test_random_weights_in_place_of_pretrained_ones(log: Path) -> None:
     (finding, *_) = found(log, owner_log(falling(10.9, 6.8), 5000), Context(pretrained=True))
     assert finding.kind == "impossible_initial_loss"
     assert "guessing among 50,257 tokens" in finding.summary
-    assert "the weights were not loaded" in finding.evidence
+    assert "the weights were not loaded" in finding.summary
 
 
 def test_a_pretrained_model_must_start_below_the_unigram_entropy(log: Path) -> None:
@@ -233,10 +235,9 @@ def test_a_slow_stretch_that_ends(log: Path) -> None:
         (lambda step: 0.0, "", "0 in every row"),
         (lambda step: max(0.0, 2e-5 * (1 - step / 1500)), "", "is 0 from step 1500 on"),
         (lambda step: 2e-5, "lr_schedule: cosine", "schedule is not stepping"),
-        (lambda step: 2e-6, "learning_rate: 2e-5", "of an announced peak of 2.00e-05"),
         (lambda step: 2e-5 * (step + 1) / 5000, "", "warm-up never ends"),
     ],
-    ids=["zero", "zero too early", "constant", "stuck", "warm-up"],
+    ids=["zero", "zero too early", "constant", "warm-up"],
 )
 def test_a_schedule_that_does_not_step(log: Path, rates: object, header: str, words: str) -> None:
     assert callable(rates)
@@ -342,7 +343,7 @@ def test_an_earlier_run_in_the_log_adds_what_is_new(log: Path) -> None:
 def test_a_healthy_log_that_ends_early_is_healthy_so_far(log: Path) -> None:
     log.write_text(owner_log(falling(3.9, 3.2)[:6], 5000))
     report = report_of_trace(read_training_log(log), context=Context())
-    assert kinds(list(report.findings)) == ["log_ends_early"]
+    assert report.findings == ()
     assert report.is_healthy
     assert report.headline.startswith("Nothing wrong found in what")
     assert "step 2500 of 5000" in report.headline
@@ -368,7 +369,7 @@ def test_the_report_as_json(log: Path) -> None:
     first = document["findings"][0]
     assert first["kind"] == "impossible_initial_loss"
     assert (first["first_step"], first["last_step"]) == (0, 2500)
-    assert first["confidence_word"] == "certain"
+    assert first["confidence_word"] == "likely"
     assert all(finding["evidence"] and finding["next_step"] for finding in document["findings"])
 
 

@@ -244,4 +244,9 @@ def test_a_schedule_that_the_winner_dropped_is_a_change(
     trials = [make_trial(0, "completed", 5.0, **warm), make_trial(1, "completed", 4.5)]
     facts = report_facts(write_study(tmp_path / "s", make_document("s"), trials))
     changed = {row["name"]: (row["baseline"], row["winner"]) for row in facts["answer"]["changes"]}
-    assert changed == {"lr_schedule": ("wsd", "constant"), "warmup_frac": (0.1, None)}
+    assert changed == {
+        "batch_size": (32, 32),
+        "learning_rate": (1e-5, 1e-5),
+        "lr_schedule": ("wsd", "constant"),
+        "warmup_frac": (0.1, None),
+    }

@@ -41,8 +41,8 @@ def test_a_png(story: RunTrace, tmp_path: Path) -> None:
 def test_the_findings_are_listed_and_marked(story: RunTrace, tmp_path: Path) -> None:
     text = drawn_text(tmp_path / "run.svg", story)
     findings = diagnose(story, context=Context())
-    assert len(findings) == 5
-    for number in range(1, 6):
+    assert len(findings) == 4
+    for number in range(1, 5):
         # The badge over the panel, and the line of the list.
         assert str(number) in text
         assert any(line.startswith(f"{number}  ") for line in text)

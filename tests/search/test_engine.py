@@ -1,5 +1,6 @@
 """Slots, what is kept of a study's checkpoints, and a trial in this process: how each of its endings is reported."""
 
+import errno
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 import torch
 from pydantic import SecretStr
 
@@ -20,8 +22,9 @@ from results.study.folder import Study
 from results.study.ledger import Ledger
 from results.study.planned_run import PlannedRun
 from search.terminal.signals import Interrupts
-from search.tune.engine import StopOnSignal, prune_checkpoints
+from search.tune.engine import StopOnSignal, prune_checkpoints, rays_own_faults
 from trainable.config import DOCUMENTED, TrialConfig
+from trainable.errors import MachineError, UserError
 from trainable.fidelity import PENALTY_NATS
 from trainable.loss import next_token_loss
 from trainable.ray_trainable import SearchTrial
@@ -127,6 +130,31 @@ def test_running_trials_are_asked_to_save_before_fit_is_left(tmp_path: Path, mon
     monkeypatch.setattr("search.tune.engine.time.monotonic", lambda: now)
     with pytest.raises(KeyboardInterrupt):
         patient.on_step_end(iteration=2, trials=trials)
+
+
+@pytest.mark.parametrize(
+    ("error", "told", "line"),
+    [
+        (ConnectionError("GCS is gone"), MachineError, "Ray ended while the trials ran: GCS is gone; "),
+        (ray.exceptions.GetTimeoutError("late"), MachineError, "Ray ended while the trials ran: late; "),
+        (TimeoutError(), MachineError, "Ray ended while the trials ran: TimeoutError; "),
+        (OSError(errno.ENOSPC, "full", "/ray/tune.json"), UserError, "/ray/tune.json: no space left on the device. "),
+        (OSError(errno.ENOSPC, "full"), UserError, "no space left on the device. "),
+    ],
+)
+def test_what_ray_cannot_do_is_never_told_as_the_studys(error: OSError, told: type[Exception], line: str) -> None:
+    with pytest.raises(told) as caught, rays_own_faults(Study(Path("/studies/plateau"))):
+        raise error
+    assert str(caught.value).startswith(line)
+    assert str(caught.value).endswith("go on with: make resume STUDY=plateau")
+    assert "cannot be written" not in str(caught.value)
+
+
+@pytest.mark.parametrize("bug", [ZeroDivisionError(), PermissionError(errno.EACCES, "x"), ValueError("x")])
+def test_a_bug_while_the_trials_run_stays_what_it_is(bug: Exception) -> None:
+    with pytest.raises(type(bug)) as caught, rays_own_faults(Study(Path("/studies/plateau"))):
+        raise bug
+    assert caught.value is bug
 
 
 MakeTrial = Callable[..., SearchTrial]

@@ -12,25 +12,9 @@ import pytest
 
 from results.study.folder import Study
 from spaces.read.load import space_from_tables
-from trainable.config import TrialConfig
+from trainable.config import HYPERPARAMETERS, TrialConfig
 from trainable.rows import ENDINGS
 
-HYPERPARAMETERS = [
-    "batch_size",
-    "block_size",
-    "grad_accum_steps",
-    "learning_rate",
-    "lr_schedule",
-    "warmup_steps",
-    "min_lr_frac",
-    "decay_frac",
-    "training_steps",
-    "grad_clip_norm",
-    "weight_decay",
-    "dropout",
-    "precision",
-    "seed",
-]
 TRIAL_COLUMNS = [
     *("trial_id", "purpose", "is_baseline", "of_trial", "attempt", "combination", "status", "verdict", "point"),
     *HYPERPARAMETERS,
@@ -115,13 +99,17 @@ def test_a_loss_that_is_no_number_is_a_verdict_at_that_step(searched: Any, trial
             assert f"trial {row['trial_id']} unstable: nonfinite" in searched.ran.stderr
 
 
-def test_a_stopped_trial_ended_at_a_rung(trials: list[dict[str, Any]]) -> None:
+def test_a_stopped_trials_results_end_at_a_rung(searched: Any, trials: list[dict[str, Any]]) -> None:
     stopped = [row for row in trials if row["status"] == "stopped"]
     assert stopped
     for row in stopped:
         step_tokens = row["batch_size"] * 32
         rung_tokens = (4916, 9832)[row["rung"]]
-        assert row["tokens_seen"] == rung_tokens // step_tokens * step_tokens
+        evaluations = [one for one in searched.study.metrics() if one["trial_id"] == row["trial_id"]]
+        assert evaluations[-1]["tokens_seen"] == rung_tokens // step_tokens * step_tokens
+        assert row["val_loss"] == evaluations[-1]["val_loss"]
+        # What it trained while those before it had not got there is its cost.
+        assert row["tokens_seen"] >= evaluations[-1]["tokens_seen"]
 
 
 def test_the_best_beats_the_baseline(searched: Any, trials: list[dict[str, Any]]) -> None:

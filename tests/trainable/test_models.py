@@ -222,6 +222,7 @@ def test_a_broken_config_is_refused_before_torch_is_asked(folder: Path, content:
             {"n_layer": 1},
             "do not fit its config.json: 'transformer.h.1.attn.c_attn.weight' is in the file and not in the model (11",
         ),
+        ({"n_positions": 2**40}, "which asks for 35,184,372,"),
         ({"quantization_config": {"quant_method": "fp8"}}, "its config.json says that the weights are quantized"),
         (
             {"n_layer": 4},

@@ -39,6 +39,8 @@ DROPOUT_FIELDS = (
     "embed_dropout",
     "embedding_dropout",
 )
+MOST_NUMBERS_PER_BYTE = 2
+"""No number of a file is smaller than four bits."""
 SAME_GELU = MappingProxyType({"gelu_new": "gelu_pytorch_tanh"})
 """The same formula (Hendrycks & Gimpel 2016, tanh form) in one kernel instead of eight."""
 
@@ -198,6 +200,21 @@ def _check_loading(what: str, model: PreTrainedModel, loading: Mapping[str, Any]
         )
 
 
+def _check_size(what: str, folder: Path | None, config: Any) -> None:
+    """Raise UserError where it is the configuration that asks for the memory, and not the weights."""
+    if folder is None or config is None:
+        return
+    stored_bytes = sum(path.stat().st_size for path in folder.iterdir() if path.suffix in (".safetensors", ".bin"))
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False, attn_implementation=None)
+    asked = sum(parameter.numel() for parameter in model.parameters())
+    if asked > stored_bytes * MOST_NUMBERS_PER_BYTE:
+        raise UserError(
+            f"{what}: its weights do not fit its config.json, which asks for {asked:,} numbers; the files hold "
+            f"{stored_bytes:,} bytes. Save the model again with save_pretrained."
+        )
+
+
 def _numberless(name: str) -> str:
     return re.sub(r"(?<=\.)\d+(?=\.)", "#", name)
 
@@ -216,6 +233,7 @@ def _from_pretrained(loader: Any, name: str, *, variable: str = "GPT2_MODEL_NAME
     except Exception as error:
         # A broken file surfaces as whatever the parser of the day raises; only running out of memory is no user's.
         if is_out_of_memory(error):
+            _check_size(f"{variable}={name}", folder, kwargs.get("config"))
             raise
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         if "trust_remote_code" in str(error):

@@ -14,7 +14,7 @@ _PATTERNS: tuple[tuple[str, str, str | None], ...] = (
     ("vocab_size", rf"vocab(?:ulary)?[_ ]?size{_IS}{_INT}", None),
     (
         "lr_schedule",
-        r"(?:lr_?|learning[_ ]rate[_ ])?sched(?:ule|uler)(?:_type|_name)?['\"]?\s*[:=]+\s*['\"]?([\w+-]+)",
+        r"(?:lr_?|learning[_ ]rate[_ ])?sched(?:ule|uler)(?:_type|_name)?['\"]?\s*[:=]+\s*['\"]?(?:SchedulerType\.)?([\w+-]+)",
         None,
     ),
     ("warmup_steps", rf"warm-?up(?:[_ ](?:steps|iters))?{_IS}{_INT}", None),
@@ -23,8 +23,18 @@ _PATTERNS: tuple[tuple[str, str, str | None], ...] = (
         rf"(?:d_?type|precision){_IS}(?:torch\.)?(bf16|bfloat16|fp16|float16|half|fp32|float32)\b(?!-mixed)",
         None,
     ),
-    ("pretrained", rf"(?:from scratch|random(?:ly)?[- ]init|init_from\W+scratch|pretrained\W{{1,4}}{_FALSE})", "no"),
-    ("pretrained", r"(?:from_pretrained|pretrained|init_from\W+gpt2)", "yes"),
+    (
+        "pretrained",
+        rf"(?:from[_ -]scratch|random(?:ly)?[- ]init|random weights|init_from\W+scratch|pretrained\W{{1,4}}{_FALSE})",
+        "no",
+    ),
+    (
+        "pretrained",
+        r"(?:from_pretrained|(?<!not )pre-?trained(?!\w*[_ ]tokenizer)|init_from\W+gpt2|fine-?tun(?:e|ed|ing)\b"
+        r"|base_?model\W|\bunsloth\b|\bq?lora\b(?!\W{1,4}(?:false|none|no|0)\b)|\badapters?\b)",
+        "yes",
+    ),
+    ("model", r"(?<![a-z])gpt-?2(?![a-z\d])(?![-_ ]?(?:tokenizer|bpe|vocab))", "gpt2"),
     (
         "resumed",
         rf"\b(?:resum(?:ed?|ing)\b(?!\w*\W{{1,4}}{_FALSE})"
@@ -33,21 +43,29 @@ _PATTERNS: tuple[tuple[str, str, str | None], ...] = (
     ),
     (
         "total_steps",
-        r"(?:training[_ ]steps|max[_ ]?(?:steps|iters)|num[_ ](?:training[_ ])?steps"
+        r"(?:training[_ ]steps|max[_ ]?(?:steps|iters)|(?<!\w)iters|num[_ ](?:training[_ ])?steps"
         rf"|total[_ ](?:optimization[_ ]|training[_ ])?steps){_IS}{_INT}",
         None,
     ),
-    ("learning_rate", rf"(?:learning[_ ]rate|max[_ ]lr|peak[_ ]lr){_IS}(\d*\.?\d+(?:e[-+]?\d+)?)", None),
+    ("learning_rate", rf"(?:learning[_ ]rate|max[_ ]lr|peak[_ ]lr|(?<![\w-])lr){_IS}(\d*\.?\d+(?:e[-+]?\d+)?)", None),
+    ("epochs", rf"num[_ ](?:train[_ ])?epochs{_IS}{_INT}", None),
     ("batch_size", rf"(?<!eval_)batch[_ ]size{_IS}{_INT}", None),
     ("block_size", rf"(?:block[_ ]size|seq(?:uence)?[_ ]len(?:gth)?|context[_ ]length){_IS}{_INT}", None),
 )
 _HINTS = tuple((name, re.compile(pattern.encode(), re.I), value) for name, pattern, value in _PATTERNS)
 
 
-def read_hints(line: bytes) -> dict[str, str]:
-    """Return what a line outside the table says of the run's configuration; the first pattern of a name wins."""
+def read_hints(line: bytes, *, is_name: bool = False) -> dict[str, str]:
+    """Return what a line outside the table says of the run's configuration; the first pattern of a name wins.
+
+    is_name: the line is the file's name, which says what the model is and nothing more.
+    """
     hints: dict[str, str] = {}
+    if is_name:
+        line = line.replace(b"_", b" ")
     for name, pattern, value in _HINTS:
+        if (is_name and name not in ("pretrained", "model")) or (name == "pretrained" and b"okenizer" in line):
+            continue
         match = None if name in hints else pattern.search(line)
         text = match and (value or _text(name, match[1]))
         if text:

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from datetime import date
 
 _INT = rb"\d{1,3}(?:,\d{3})+|\d+"
+_COUNT = rb"\d+(?:\.\d+)?k\b|%b" % _INT
 # Atomic: without it "2.00e" (a line cut short) would be read as 2. after backtracking.
 _NUMBER = rb"(?>[-+]?(?:nan|inf(?:inity)?|(?:(?:%b)(?:\.\d*)?|\.\d+)(?:e[-+]?\d+)?))(?!\w)" % _INT
 # Behind a digit a number cannot begin: a search from every digit of a long run would take the square of its length.
 _PLAIN = rb"(?<![\d.,])([\d.,]*\d)"
-_ASSIGN = rb"['\"]?\s*(?:[:=]|\bis\b)?\s*['\"]?\s*"
+_ASSIGN = rb"['\"]?\s*(?:[:=]|\bis\b)?\s*(?:tensor\(|np\.float\d+\()?\s*['\"]?\s*"
 
 OWNER_PROGRESS = re.compile(rb"step (\d+)/(\d+) \([\d.]+%\) \| ([\d.]+) steps/sec \| ETA: ([\d.]+)m\s*$")
 
@@ -23,7 +24,7 @@ MEASURED = (1e-9, 1e15)
 _ANSI = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?")
 _STEP = re.compile(
     rb"(?<![\w/])(?:global[_ ]?|train[_ ]?|opt(?:imizer)?[_ ]?)?(step|iter(?:ation)?|it|update)\b"
-    rb"['\"]?\s*[:=#]?\s*\[?\s*(%b)(?:\s*(?:/|of)\s*(%b))?" % (_INT, _INT),
+    rb"['\"]?\s*[:=#|]?\s*\[?\s*['\"]?(%b)(?:\s*(?:/|of)\s*(%b))?" % (_COUNT, _COUNT),
     re.I,
 )
 _BAR = re.compile(rb"(?<!\d)(\d+)/(\d+)\s*\[(?:(\d+):)?(\d+):(\d+)<")
@@ -31,6 +32,7 @@ _LOSS = re.compile(
     rb"(?:(?<![\w])([a-z]+)[ _/.:-]{1,2})?(?<![a-z])loss(?:[ _/]([a-z]+))?%b(%b)" % (_ASSIGN, _NUMBER), re.I
 )
 _LITGPT_VAL = re.compile(rb"loss train: *%b, *val: *(%b)" % (_NUMBER, _NUMBER), re.I)
+_BARE_LOSS = re.compile(rb"(?<![\w])(train(?:ing)?|val(?:id(?:ation)?)?|eval)\s*[:=]?\s*(%b)" % _NUMBER, re.I)
 _LEARNING_RATE = re.compile(
     rb"(?<![\w])(?:learning[_ ]rate|lr)(?:[-_/ ]?(?:0|group ?0))?%b(%b)" % (_ASSIGN, _NUMBER), re.I
 )
@@ -42,7 +44,7 @@ _STEPS_PER_S = re.compile(
     rb"%b\s*(?:steps?|it(?:er(?:ation)?)?s?|updates?)\s*(?:/|per )\s*s(?:ec(?:ond)?)?\b" % _PLAIN, re.I
 )
 _STEPS_PER_S_KEY = re.compile(
-    rb"(?<!\w)(?:train[_ ])?(?:steps?|it)(?:/|_per_)s(?:ec(?:ond)?)?['\"]?\s*[:=]\s*['\"]?([\d.,]*\d)", re.I
+    rb"(?<!\w)(?:train[_ ])?(?:steps?|it)(?:/|_per_)s(?:ec(?:ond)?)?['\"]?\s*[:= ]\s*['\"]?([\d.,]*\d)", re.I
 )
 _S_PER_STEP = re.compile(rb"%b\s*(ms|s)(?:ec)?\s*/\s*(?:step|it(?:er(?:ation)?)?)\b" % _PLAIN, re.I)
 _STEP_TIME = re.compile(
@@ -55,16 +57,18 @@ _ELAPSED = re.compile(
     re.I,
 )
 _BARE_MS = re.compile(rb"(?<!\w)%b ?ms\b" % _PLAIN, re.I)
-_BARE_S = re.compile(rb"(?<![\w:<])(?<!ETA )(?<!ETA: )(?<!ETA:)%b ?s(?:ec(?:onds)?)?\b(?!\s*/)" % _PLAIN, re.I)
+_BARE_S = re.compile(
+    rb"(?<![\w:<])(?<!ETA )(?<!ETA: )(?<!ETA:)(?<!took )%b ?s(?:ec(?:onds)?)?\b(?!\s*/)" % _PLAIN, re.I
+)
 _ETA = re.compile(rb"\bETA:?\s*([\d.]+)\s*(s|m|h)\b", re.I)
 _EPOCH = re.compile(rb"(?<![\w])epoch['\"]?\s*[:=\[#]?\s*['\"]?\s*([\d.]+)", re.I)
 _TIME_STAMP = re.compile(rb"(\d{4})-(\d\d)-(\d\d)[ T](\d\d):(\d\d):(\d\d)(?:[.,](\d{1,6}))?")
 _SUMMARY = re.compile(rb"train_runtime'?\"?\s*:\s*['\"]?([\d.]+)")
 _SUMMARY_SPEED = re.compile(rb"train_steps_per_second'?\"?\s*:\s*['\"]?([\d.]+)")
 
-_VAL_WORDS = frozenset((b"val", b"valid", b"validation", b"eval", b"evaluation", b"test", b"dev", b"heldout"))
+VAL_WORDS = frozenset((b"val", b"valid", b"validation", b"eval", b"evaluation", b"test", b"dev", b"heldout"))
 _TRAIN_WORDS = frozenset((b"train", b"training", b"lm", b"ce", b"xent", b"batch", b"step", b"mean", b"avg", b"average"))
-_OTHER_WORDS = frozenset(
+OTHER_WORDS = frozenset(
     b"best min max lowest final last prev previous initial start scale scaler aux z kl moe balance router reg target"
     b" expected patience delta improved".split()
 )
@@ -130,7 +134,7 @@ def read_line(line: bytes) -> LogRow | None:
     line = line[:MAX_LINE_BYTES]
     if b"\x1b" in line:
         line = _ANSI.sub(b"", line)
-    line = line.rstrip()
+    line = line.strip()
     if _SUMMARY.search(line):
         return None
     row = LogRow()
@@ -178,15 +182,19 @@ def _read_losses(row: LogRow, line: bytes) -> None:
     for match in _LOSS.finditer(line):
         before, after = (match[1] or b"").lower(), (match[2] or b"").lower()
         word_before = line[max(0, match.start() - 12) : match.start()].rstrip(b" _").rpartition(b" ")[2].lower()
-        if not _OTHER_WORDS.isdisjoint((word_before, before, after)):
+        if not OTHER_WORDS.isdisjoint((word_before, before, after)):
             continue
-        if before in _VAL_WORDS or after in _VAL_WORDS:
+        if before in VAL_WORDS or after in VAL_WORDS:
             name = "val_loss"
         elif before in _TRAIN_WORDS or after in _TRAIN_WORDS or after in (b"", b"is", b"was"):
             name = "train_loss"
         else:
             continue
         _set(row, name, match, 3, line)
+    if not row.has_loss and row.step is not None and b"rain" in line:
+        # "step 10 | train 3.21 | val 3.40"
+        for match in _BARE_LOSS.finditer(line):
+            _set(row, "val_loss" if match[1].lower() in VAL_WORDS else "train_loss", match, 2, line)
     litgpt = _LITGPT_VAL.search(line) if b"val:" in line else None
     if litgpt:
         _set(row, "val_loss", litgpt, 1, line)
@@ -241,6 +249,8 @@ def _stamp_s(match: re.Match[bytes]) -> float | None:
 
 
 def _step(text: bytes) -> int | None:
+    if text[-1:] in b"kK":
+        return round(_float(text[:-1]) * 1000)
     value = _float(text)
     return int(text.replace(b",", b"")) if value <= MAX_STEP else None
 

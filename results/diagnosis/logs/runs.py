@@ -1,6 +1,9 @@
 """The rows of a log put in order: steps for rows without, numbers cut short, restarts and runs told apart."""
 
+from collections.abc import Mapping
+
 from results.diagnosis.logs.lines import LogRow
+from results.diagnosis.trace import Unit
 
 
 def drop_cut_numbers(rows: list[LogRow]) -> None:
@@ -13,26 +16,51 @@ def drop_cut_numbers(rows: list[LogRow]) -> None:
                 setattr(row, name, None)
 
 
-def number_rows(rows: list[LogRow], total_steps: int | None, notes: list[str]) -> None:
-    """Give steps to rows without: by epoch where the run's length is known, else by counting."""
+def number_rows(rows: list[LogRow], total_steps: int | None, announced: Mapping[str, str], notes: list[str]) -> Unit:
+    """Give steps to rows without: by epoch where the run's length is known, else by counting. Return what is counted.
+
+    total_steps: what the run's last line implies.
+    """
     without = [row for row in rows if row.step is None]
     if not without:
-        return
-    last_epoch = max((row.epoch for row in without if row.epoch is not None), default=None)
-    if total_steps and last_epoch:
-        for row in without:
-            row.step = round((row.epoch or 0) / last_epoch * total_steps)
-        return
+        return "step"
     if len(without) < len(rows):
         rows[:] = [row for row in rows if row.step is not None]
-        return
-    notes.append("the log names no steps: rows are counted instead")
+        return "step"
+    end_step = _end_step(without, total_steps, announced)
+    count = _count(rows)
+    if not end_step:
+        notes.append("the log names no steps: rows are counted instead")
+        return "row"
+    last_epoch = max(row.epoch or 0.0 for row in rows)
+    by_epoch = [round((row.epoch or 0.0) / last_epoch * end_step) for row in rows]
+    if len(set(by_epoch)) < count:
+        # Epochs of two decimals are too coarse for so many rows, which a Trainer logs at even distances.
+        by_epoch = [round((row.step or 0) / count * end_step) for row in rows]
+    for row, step in zip(rows, by_epoch, strict=True):
+        row.step = step
+    return "step"
+
+
+def _end_step(rows: list[LogRow], total_steps: int | None, announced: Mapping[str, str]) -> int | None:
+    """The step of the last row: of the run's last line, or the announced one as far as the epochs have got."""
+    last_epoch = max((row.epoch for row in rows if row.epoch is not None), default=0.0)
+    if total_steps or not last_epoch:
+        return total_steps if last_epoch else None
+    epochs, announced_steps = float(announced.get("epochs", 0)), int(announced.get("total_steps", 0))
+    if not epochs or not announced_steps or last_epoch > 1.01 * epochs:
+        return None
+    return round(announced_steps * last_epoch / epochs)
+
+
+def _count(rows: list[LogRow]) -> int:
+    """Number the rows from 1; a Trainer prints the evaluation after the loss of the same step."""
     count = 0
     for index, row in enumerate(rows):
-        # A Trainer prints the evaluation after the loss of the same step.
         follows = index > 0 and row.train_loss is None and row.epoch is not None and row.epoch == rows[index - 1].epoch
         count += not follows
         row.step = count
+    return count
 
 
 def runs_of(rows: list[LogRow]) -> list[list[list[LogRow]]]:

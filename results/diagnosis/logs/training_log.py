@@ -1,21 +1,25 @@
-"""A text log of any size read into a RunTrace in bounded memory. What a line says is in lines.py, not here."""
+"""A training log of any format read into a RunTrace, a text log in bounded memory. What a line says is in lines.py."""
 
 import codecs
 import gzip
 import re
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import fields
 from io import BufferedReader
 from pathlib import Path
 from types import MappingProxyType
 from typing import BinaryIO, cast
 
+from results.diagnosis.logs.event_file import event_rows, is_event_file
 from results.diagnosis.logs.hints import MAX_DIGITS, read_hints
+from results.diagnosis.logs.json_log import json_line, json_rows
 from results.diagnosis.logs.lines import EPOCH_HEADER, LogRow, read_line, read_owner_progress, read_summary
 from results.diagnosis.logs.runs import drop_cut_numbers, number_rows, runs_of, step_of
 from results.diagnosis.logs.speed import step_times
-from results.diagnosis.trace import RunTrace
+from results.diagnosis.logs.tables import table_header, table_rows
+from results.diagnosis.trace import RunTrace, Unit
 from results.study.paths import shown
 from trainable.errors import UserError
 
@@ -27,6 +31,16 @@ HINT_LINES = 5000
 """Lines outside the table that are searched for the configuration."""
 
 EXAMPLE = "step 500/5000 (10.0%): train loss 6.9544, val loss 7.1291 | LR: 2.00e-05 | 480.9s (1.04 steps/sec)"
+
+FORMATS = (
+    "nanoGPT's, Hugging Face's and mlx-lm's too; trainer_state.json, JSON lines, tables of Lightning, W&B and "
+    "TensorBoard as CSV, TensorBoard's event files"
+)
+HEAD_BYTES = 1 << 14
+MAX_DOCUMENT_BYTES = 1 << 28
+"""A JSON document or a table is held whole; a larger one is read as lines."""
+_RANK = re.compile(rb"\W{0,2}(?:default|(?:global[_ ]?|local[_ ]?)?rank)[ _:=]?(\d+)\b", re.I)
+"""torchrun's prefix: each process says the same."""
 
 _TELLING = re.compile(rb"val|nan|NaN|inf|Val")
 """What is read of every line, however long the log: evaluations, and losses that are not finite."""
@@ -40,11 +54,9 @@ def read_training_log(path: Path) -> RunTrace:
     Raises UserError for a file that cannot be read or has no line that looks like a training log's.
     """
     where = f"TARGET={shown(path)}"
-    reader = _Reader()
+    reader = _Reader(path.name)
     try:
-        with _open(path) as file:
-            for line, is_whole in _lines(file):
-                reader.add(line, is_whole=is_whole)
+        _read(path, reader)
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or "a damaged .gz file"
         if not reader.rows.items and not reader.evaluations.items:
@@ -54,11 +66,44 @@ def read_training_log(path: Path) -> RunTrace:
     if not any(row.has_loss for row in rows) and len(rows) < 2:
         raise UserError(
             f"{where} has no line of a training log. Read are lines with a step and a loss, key and value in any order "
-            f"(nanoGPT's and Hugging Face's too), for example: {EXAMPLE}"
+            f"({FORMATS}), for example: {EXAMPLE}"
         )
     *before, last = runs_of(rows)
     earlier = tuple(_trace(shown(path), run, reader) for run in before)
     return _trace(shown(path), last, reader, earlier=earlier)
+
+
+def _read(path: Path, reader: "_Reader") -> None:
+    head = b""
+    with _open(path) as file, suppress(EOFError, zlib.error):
+        # Of a damaged .gz there is no head: its lines are read as far as they go.
+        head = file.read(HEAD_BYTES)
+    with _open(path) as file:
+        if is_event_file(head):
+            for row in event_rows(file, reader.notes):
+                reader.add_row(row)
+        elif path.stat().st_size > MAX_DOCUMENT_BYTES or not _read_document(file, head, path.name, reader):
+            file.seek(0)
+            for line, is_whole in _lines(file):
+                reader.add(line, is_whole=is_whole)
+
+
+def _read_document(file: BinaryIO, head: bytes, name: str, reader: "_Reader") -> bool:
+    """Read a JSON document or a table into `reader`; False where the file is none."""
+    if head.lstrip()[:1] in (b"{", b"["):
+        found = json_rows(file.read().decode("utf-8-sig", "replace"))
+        if found:
+            rows, announced = found
+            reader.announced.update(announced)
+            for row in rows:
+                reader.add_row(row)
+        return found is not None
+    header = table_header(head.decode("utf-8-sig", "replace"), name.removesuffix(".gz").removesuffix(".csv"))
+    if header is None:
+        return False
+    for row in table_rows(file.read().decode("utf-8-sig", "replace"), header):
+        reader.add_row(row)
+    return True
 
 
 def _open(path: Path) -> BinaryIO:
@@ -105,12 +150,14 @@ class _Sample:
 class _Reader:
     """Rows as they come, those of one step merged."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
         self.rows, self.evaluations = _Sample(), _Sample()
-        self.announced: dict[str, str] = {}
+        self.announced: dict[str, str] = read_hints(name.encode("utf-8", "replace"), is_name=True)
         self.notes: list[str] = []
         self.total_steps: int | None = None
+        self.unit: Unit = "step"
         self._line = 0
+        self._rank: bytes | None = None
         self._other_lines = 0
         self._open_row: LogRow | None = None
         self._last_step: int | None = None
@@ -121,14 +168,28 @@ class _Reader:
         self._line += 1
         if self.rows.stride > 1 and not self.rows.takes(self._line) and not _TELLING.search(line):
             return
-        row = read_owner_progress(line) or read_line(line)
+        rank = _RANK.match(line)
+        if rank and rank[1].lstrip(b"0") != self._rank:
+            self._rank = rank[1].lstrip(b"0") if self._rank is None else self._rank
+            if rank[1].lstrip(b"0") != self._rank:
+                return
+        row = read_owner_progress(line) or json_line(line) or read_line(line)
         if row is None or (row.is_bar and not self._is_main_bar(row)):
             self._read_other(line)
             return
-        row.line = self._line
         if not is_whole and row.at_line_end:
             setattr(row, row.at_line_end, None)
             self.notes.append("the last line is cut short")
+        self._place(row)
+
+    def add_row(self, row: LogRow) -> None:
+        """Take a row of a document, as `add` takes a line."""
+        self._line += 1
+        if self.rows.stride == 1 or self.rows.takes(self._line) or row.val_loss is not None:
+            self._place(row)
+
+    def _place(self, row: LogRow) -> None:
+        row.line = self._line
         if row.step is None:
             # "val loss 3.29" on a line of its own, or a Trainer's between its bars, belongs to the step before it.
             row.step = self._last_step
@@ -140,7 +201,7 @@ class _Reader:
         self._close()
         rows = sorted([*self.rows.items, *self.evaluations.items], key=lambda row: row.line)
         drop_cut_numbers(rows)
-        number_rows(rows, self.total_steps, self.notes)
+        self.unit = number_rows(rows, self.total_steps, self.announced, self.notes)
         stride = max(self.rows.stride, self.evaluations.stride)
         if stride > 1:
             self.notes.append(
@@ -188,6 +249,9 @@ class _Reader:
         if total:
             self.total_steps = total
         for name, value in read_hints(line[:2000]).items():
+            if (name, value) == ("pretrained", "no"):
+                # A tokenizer or a file's name may sound of a pretrained model; that it began random is said on purpose.
+                self.announced[name] = value
             self.announced.setdefault(name, value)
 
 
@@ -205,7 +269,8 @@ def _trace(
             step_time_s.pop(lost, None)
         for row in segment:
             table[step_of(row)] = row
-        samples, is_mean = step_times(segment)
+        # A row stands for an unknown number of steps: no time of a step comes out of two.
+        samples, is_mean = step_times(segment) if reader.unit == "step" else ([], False)
         printed_is_mean |= is_mean
         step_time_s.update(samples)
     steps = sorted(table.keys() | step_time_s.keys())
@@ -213,10 +278,18 @@ def _trace(
     totals = [row.total_steps for row in found if row.total_steps]
     announced_total = int(reader.announced.get("total_steps", 0))
     total_steps = max([*totals[-1:], reader.total_steps or 0]) or announced_total
+    notes = list(reader.notes)
+    if total_steps and steps[-1] > total_steps and reader.unit == "step":
+        reader.announced["resumed"] = "yes"
+        notes.append(
+            f"the steps go on to {steps[-1]}, past the {total_steps} that were set: a resumed run, which counts on from "
+            "its checkpoint's step"
+        )
     announced = {**reader.announced, "printed_speed": "mean" if printed_is_mean else "momentary"}
     return RunTrace(
         source=source,
         origin="log",
+        unit=reader.unit,
         steps=tuple(steps),
         train_loss=tuple(row.train_loss for row in found),
         val_loss=tuple(row.val_loss for row in found),
@@ -224,9 +297,9 @@ def _trace(
         learning_rate=tuple(row.learning_rate for row in found),
         step_time_s=tuple(step_time_s.get(step) for step in steps),
         printed_steps_per_s=tuple(row.steps_per_s for row in found),
-        total_steps=total_steps if total_steps and total_steps >= steps[-1] else None,
+        total_steps=total_steps if total_steps and total_steps >= steps[-1] and reader.unit == "step" else None,
         restarts=tuple(step_of(segment[0]) for segment in segments[1:]),
         earlier_runs=earlier,
         announced=MappingProxyType(announced),
-        notes=tuple(reader.notes),
+        notes=tuple(dict.fromkeys(notes)),
     )

@@ -1,7 +1,7 @@
 """Rules that set the training and the validation loss against each other."""
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from results.diagnosis.findings import Diagnosis
@@ -10,6 +10,13 @@ from results.diagnosis.run_view import RunView, evenly, noise_sd
 
 OVERFIT_RISE = 0.06
 OVERFIT_NOISE = 4.0
+FALL_NATS = 0.02
+FALL_OF_RISE = 0.3
+"""A training loss that falls by less than this share of what validation rises is flat."""
+MILD_RISE = 0.015
+MILD_NOISE = 2.0
+MILD_FALL = 0.1
+MILD_GAP = 0.2
 BOTH_RISE = 0.15
 GAP_NATS = 0.5
 GAP_FRAC = 0.12
@@ -44,32 +51,63 @@ def _rising_validation(run: RunView) -> Diagnosis | None:
     noise = noise_sd(val.values)
     least = max(OVERFIT_RISE if len(val) >= 6 else 0.1, OVERFIT_NOISE * noise)
     rising = sum(a < b for a, b in zip(val.values[best:], tail, strict=False)) / len(tail)
-    if rise < least or rising < 0.6:
-        return None
     train_then, train_now = _train_level(run, val.steps[best]), _train_level(run, val.steps[-1])
+    mild = rise < least
+    if mild and not _is_mild(run, rise, train_then, train_now, val.values[best:]):
+        return None
+    if rising < 0.6:
+        return None
     if train_then is None or train_now is None:
         confidence, train_text = 0.5, "the training loss is not recorded"
-    elif train_now < train_then - 0.02:
+    elif train_now < train_then - max(FALL_NATS, FALL_OF_RISE * rise) or mild:
         confidence, train_text = 0.92, f"the training loss fell from {train_then:.3f} to {train_now:.3f} meanwhile"
     elif min(rise, train_now - train_then) >= max(BOTH_RISE, OVERFIT_NOISE * noise):
         return Diagnosis(
             kind="divergence",
             confidence=0.75,
-            summary=f"both losses rise from step {val.steps[best]} on: the run is unstable, it does not overfit",
+            summary=f"both losses rise from {run.unit} {val.steps[best]} on: the run is unstable, it does not overfit",
             evidence=f"validation {val.values[best]:.3f} to {final:.3f}, training {train_then:.3f} to {train_now:.3f}",
             next_step=calmer(run),
             steps=(val.steps[best], val.steps[-1]),
         )
     else:
-        return None
+        return _rises_alone(run, best, final, train_then, train_now)
     return Diagnosis(
         kind="overfitting",
-        confidence=confidence,
-        summary=f"overfitting: validation is best at step {val.steps[best]} ({val.values[best]:.3f}) and {rise:.2f} "
-        "nats/token higher at the end",
+        confidence=min(confidence, 0.75) if mild else confidence,
+        summary=f"{'mild ' if mild else ''}overfitting: validation is best at {run.unit} {val.steps[best]} "
+        f"({val.values[best]:.3f}) and {rise:.{3 if mild else 2}f} nats/token higher at the end",
         evidence=f"{train_text}; validation at the end {final:.3f}, its noise {noise:.3f}",
-        next_step=f"take the checkpoint of step {val.steps[best]}; then more text, fewer steps, more dropout or "
+        next_step=f"take the checkpoint of {run.unit} {val.steps[best]}; then more text, fewer steps, more dropout or "
         "weight decay",
+        steps=(val.steps[best], val.steps[-1]),
+    )
+
+
+def _is_mild(
+    run: RunView, rise: float, train_then: float | None, train_now: float | None, since_best: Sequence[float]
+) -> bool:
+    """Whether a small rise is overfitting: training goes on falling by far, and chance does not rise so steadily."""
+    if train_then is None or train_now is None or not run.train.values:
+        return False
+    falls_on = train_now < (1 - MILD_FALL) * train_then
+    apart = train_now < since_best[-1] - MILD_GAP
+    steady = len(since_best) >= 4 or all(a < b for a, b in pairwise(since_best))
+    return falls_on and apart and steady and rise >= max(MILD_RISE, MILD_NOISE * noise_sd(since_best))
+
+
+def _rises_alone(run: RunView, best: int, final: float, train_then: float, train_now: float) -> Diagnosis:
+    val = run.val
+    return Diagnosis(
+        kind="validation_rises",
+        confidence=0.75,
+        summary=f"the validation loss rises from {val.values[best]:.3f} at {run.unit} {val.steps[best]} to {final:.3f} while "
+        f"the training loss is flat ({train_then:.3f}, then {train_now:.3f})",
+        evidence=f"{len(val) - best - 1} evaluations after the best one; noise of the validation loss "
+        f"{noise_sd(val.values):.3f}",
+        next_step="this is not overfitting of the usual kind, for which training falls: check whether the evaluation "
+        "changed (its text, dropout on, another context length), whether the training text drifts away from the "
+        f"validation text, and whether the learning rate is too high; take the checkpoint of {run.unit} {val.steps[best]}",
         steps=(val.steps[best], val.steps[-1]),
     )
 
@@ -121,7 +159,7 @@ def _gap(run: RunView) -> Diagnosis | None:
         confidence=0.65,
         summary=f"the validation loss lies {gap:.2f} nats/token below the training loss: the two are not measured "
         "alike",
-        evidence=f"training {pairs[-1][1]:.3f}, validation {pairs[-1][2]:.3f} at step {pairs[-1][0]}; "
+        evidence=f"training {pairs[-1][1]:.3f}, validation {pairs[-1][2]:.3f} at {run.unit} {pairs[-1][0]}; "
         f"below it at each of the last {len(pairs)} evaluations",
         next_step="look for validation text inside the training text (make audit), a training loss that is a sum over "
         "micro-batches, a high dropout, or easier validation text",

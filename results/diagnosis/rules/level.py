@@ -49,9 +49,9 @@ def _nonfinite(run: RunView, divergence: Diagnosis | None) -> Diagnosis | None:
         return Diagnosis(
             kind="nonfinite",
             confidence=0.97 if stays else 0.7,
-            summary=f"the {name} is {value:g} from step {bad[0]} on{before}"
+            summary=f"the {name} is {value:g} from {run.unit} {bad[0]} on{before}"
             if stays
-            else f"the {name} is {value:g} at {len(bad)} of {len(steps)} rows, first at step {bad[0]}, and finite "
+            else f"the {name} is {value:g} at {len(bad)} of {len(steps)} rows, first at {run.unit} {bad[0]}, and finite "
             "again after",
             evidence=_before_text(run, bad[0]),
             next_step="no later row of this run means anything: go back to the last checkpoint before, with a lower "
@@ -78,7 +78,7 @@ def _hidden_nonfinite(run: RunView) -> Diagnosis | None:
     return Diagnosis(
         kind="nonfinite",
         confidence=0.9,
-        summary=f"{what} from step {step} to the end: the weights or the labels are lost",
+        summary=f"{what} from {run.unit} {step} to the end: the weights or the labels are lost",
         evidence=_before_text(run, step),
         next_step="go back to a checkpoint before; bf16 or fp32 in place of fp16; look for batches whose labels "
         "are all masked",
@@ -98,7 +98,7 @@ def _before_text(run: RunView, step: int) -> str:
             said.append(f"{name} {' '.join(format(value, form) for value in before)}")
     precision = run.trace.announced.get("precision")
     said += [f"precision {precision}"] if precision else []
-    return f"the last finite values before: {'; '.join(said)}" if said else f"the first row is at step {step}"
+    return f"the last finite values before: {'; '.join(said)}" if said else f"the first row is at {run.unit} {step}"
 
 
 def _divergence(run: RunView) -> Diagnosis | None:
@@ -108,7 +108,7 @@ def _divergence(run: RunView) -> Diagnosis | None:
     return Diagnosis(
         kind="divergence",
         confidence=0.92,
-        summary=f"the loss diverges before step {finding.step} and does not come back",
+        summary=f"the loss diverges before {run.unit} {finding.step} and does not come back",
         evidence=f"{finding.evidence}; {rate_text(run, finding.step)}",
         next_step=calmer(run),
         steps=(finding.step, run.last_step),
@@ -140,11 +140,11 @@ def _sparse_divergence(run: RunView) -> Diagnosis | None:
         if run.train.values[-1] < run.train.near(best_step) + RULES.divergence_margin / 2:
             return None
     name = "both losses" if len(curves) == 2 else "the loss"
-    said = ", ".join(f"{min(c.values):.3f} at best and {c.values[-1]:.3f} at step {c.steps[-1]}" for c in curves)
+    said = ", ".join(f"{min(c.values):.3f} at best and {c.values[-1]:.3f} at {run.unit} {c.steps[-1]}" for c in curves)
     return Diagnosis(
         kind="divergence",
         confidence=0.85 if len(curves) == 2 or len(curves[0]) >= 20 else 0.75,
-        summary=f"{name} rise from step {onset} on and do not come back: the run is unstable, it does not overfit",
+        summary=f"{name} rise from {run.unit} {onset} on and do not come back: the run is unstable, it does not overfit",
         evidence=f"{said}; {rate_text(run, onset)}",
         next_step=calmer(run),
         steps=(onset, run.last_step),
@@ -168,9 +168,9 @@ def _resume_jump(run: RunView) -> Diagnosis | None:
             return Diagnosis(
                 kind="resume_jump",
                 confidence=0.85,
-                summary=f"after the restart at step {step} the loss is {value - level:.2f} nats/token higher than "
+                summary=f"after the restart at {run.unit} {step} the loss is {value - level:.2f} nats/token higher than "
                 "before it" + (": the weights began anew" if anew else ": not everything was restored"),
-                evidence=f"{level:.4f} before, {value:.4f} at step {at}"
+                evidence=f"{level:.4f} before, {value:.4f} at {run.unit} {at}"
                 + (f", {start:.4f} at the very start" if anew else ""),
                 next_step="look whether the checkpoint's weights were really loaded (strict=True, the wrapper's "
                 "prefix), and the optimizer's state and the schedule's step with them",
@@ -190,8 +190,8 @@ def _jump(run: RunView, divergence: Diagnosis | None, spikes: Sequence[Spike]) -
             return Diagnosis(
                 kind="learning_rate_jump",
                 confidence=0.92,
-                summary=f"the learning rate jumps {after / before:.0f}-fold at step {at}, and the loss with it",
-                evidence=f"{before:.2e} before, {after:.2e} at step {at}; the loss leaves its course by step {step}",
+                summary=f"the learning rate jumps {after / before:.0f}-fold at {run.unit} {at}, and the loss with it",
+                evidence=f"{before:.2e} before, {after:.2e} at {run.unit} {at}; the loss leaves its course by {run.unit} {step}",
                 next_step="find what sets the rate there: a scheduler made anew on resume, a restart without "
                 "warm-up, two schedulers",
                 steps=(at, step),

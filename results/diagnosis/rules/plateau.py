@@ -22,7 +22,7 @@ MIN_STEPS = 150
 
 def plateau_finding(run: RunView, others: list[Diagnosis]) -> Diagnosis | None:
     """Return the plateau, with its cause as far as `others` and the learning rate tell."""
-    if len(run.coarse) < 4 or run.last_step - run.coarse.steps[0] < MIN_STEPS or worse_than_uniform(run):
+    if len(run.coarse) < 4 or _is_short(run) or worse_than_uniform(run):
         return None
     level = statistics.median(run.coarse.values[-max(3, len(run.coarse) // 5) :])
     flagged = run.finding("floor", "plateau")
@@ -51,13 +51,19 @@ def plateau_finding(run: RunView, others: list[Diagnosis]) -> Diagnosis | None:
     return Diagnosis(
         kind=kind,
         confidence=confidence if flat or flagged else confidence - 0.15,
-        summary=f"the loss {how} {level:.2f} nats/token from step {since} on: {cause}",
+        summary=f"the loss {how} {level:.2f} nats/token from {run.unit} {since} on: {cause}",
         evidence=f"word frequencies alone give {known}; best {min(run.coarse.values):.4f}; "
         + (f"learning rate up to {run.peak_lr:.2e}" if run.peak_lr else "learning rate not recorded")
         + (f"; {flagged.evidence}" if flagged else ""),
         next_step=advice,
         steps=(since, run.last_step),
     )
+
+
+def _is_short(run: RunView) -> bool:
+    span = run.last_step - run.coarse.steps[0]
+    # A row without a step stands for ten steps at least in what prints so.
+    return span * (10 if run.unit == "row" else 1) < MIN_STEPS
 
 
 def _floor(run: RunView) -> float:
@@ -91,6 +97,7 @@ def _cause(run: RunView, others: list[Diagnosis], *, flat: bool) -> tuple[str, s
         ("impossible_initial_loss", "a fault in labels or weights, not the learning rate, keeps it there"),
         ("detached_gradients", "no gradient reaches the weights"),
         ("schedule_not_stepping", "the learning rate is not what it was meant to be"),
+        ("learning_rate_mismatch", "the learning rate is not what it was meant to be"),
         ("precision_stall", "the updates do not reach the weights"),
     ):
         if kind in kinds:

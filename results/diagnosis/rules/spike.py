@@ -21,6 +21,9 @@ SETTLED_ROWS = 128
 HEALED = 0.15
 NEAR_START = 0.5
 MANY_SPIKES = 3
+HOT_SCRATCH_LR = 2e-3
+HOT_FINE_LR = 3e-4
+PEAK_ROWS = 5
 MANY_SPIKES_FRAC = 0.002
 EPISODE_FRAC = 0.01
 
@@ -123,10 +126,11 @@ def spike_finding(run: RunView, spikes: Sequence[Spike]) -> Diagnosis | None:
     worst = max(spikes, key=lambda spike: (spike.healed_step is None, spike.rise))
     many = len(spikes) >= MANY_SPIKES
     count = f"{len(spikes)} spikes, the worst" if len(spikes) > 1 else "the loss jumps"
-    after = _aftermath(worst)
+    after = _aftermath(run, worst)
     like_start = _looks_set_back(run, worst)
+    rate = _rate_at(run, worst.step) if _rate_is_high(run, worst) else None
     both = worst.peak_step in run.val.steps and worst.peak_step in run.train.steps and not run.is_dense
-    said = [f"{worst.before:.4f} before, {worst.peak:.4f} at step {worst.peak_step}"]
+    said = [f"{worst.before:.4f} before, {worst.peak:.4f} at {run.unit} {worst.peak_step}"]
     if both:
         said.append(
             f"validation {run.val.near(worst.peak_step):.4f} at the same step: the weights changed, not the batch"
@@ -143,7 +147,8 @@ def spike_finding(run: RunView, spikes: Sequence[Spike]) -> Diagnosis | None:
     return Diagnosis(
         kind="spike",
         confidence=0.95 if worst.healed_step is None or like_start else 0.85 if worst.rise > 1 or many else 0.7,
-        summary=f"{count} by {worst.rise:.2f} nats/token at step {worst.step} and {after}"
+        summary=f"{count} by {worst.rise:.2f} nats/token at {run.unit} {worst.step} and {after}"
+        + (f": the learning rate of {rate:.1e} there is high" if rate and not like_start else "")
         + (": back at the loss of the untrained start" if like_start else ""),
         evidence="; ".join(said),
         next_step=_spike_advice(run, worst, like_start=like_start, many=many),
@@ -171,30 +176,48 @@ def _gradient_spikes(run: RunView) -> Diagnosis | None:
         confidence=0.55,
         summary=f"the gradient norm spikes {len(steps)} times, though the loss hardly shows it: the run is near "
         "its limit",
-        evidence=f"at steps {', '.join(str(step) for step in steps[:8])}; {rate_text(run, steps[-1])}",
+        evidence=f"at {run.unit}s {', '.join(str(step) for step in steps[:8])}; {rate_text(run, steps[-1])}",
         next_step=calmer(run),
         steps=(steps[0], steps[-1]),
     )
 
 
-def _aftermath(spike: Spike) -> str:
+def _aftermath(run: RunView, spike: Spike) -> str:
     if spike.healed_step is not None:
-        return f"is back at its level by step {spike.healed_step}"
+        return f"is back at its level by {run.unit} {spike.healed_step}"
     if spike.last_step <= spike.step:
         return "the record ends there"
-    return f"has not come back by step {spike.last_step}"
+    return f"has not come back by {run.unit} {spike.last_step}"
+
+
+def _rate_at(run: RunView, step: int) -> float | None:
+    return run.learning_rate.near(step) if run.learning_rate.steps else run.peak_lr
+
+
+def _rate_is_high(run: RunView, spike: Spike) -> bool:
+    """Whether the rate at the spike is high for such a run, or the spike comes as the rate gets to its peak."""
+    rates = run.learning_rate
+    if not rates.steps:
+        return run.peak_lr is not None and run.peak_lr >= (HOT_SCRATCH_LR if run.from_scratch else HOT_FINE_LR)
+    there = rates.near(spike.step)
+    if there >= (HOT_SCRATCH_LR if run.from_scratch else HOT_FINE_LR):
+        return True
+    before = rates.before(spike.step, PEAK_ROWS)
+    warms_up = len(before) >= 2 and before[-1] > 1.02 * before[0]
+    return warms_up and there >= 0.5 * max(rates.values)
 
 
 def _spike_advice(run: RunView, spike: Spike, *, like_start: bool, many: bool) -> str:
     if like_start:
         advice = (
-            f"look at what the script does at step {spike.step}: a reload, a checkpoint written and read back, a "
+            f"look at what the script does at {run.unit} {spike.step}: a reload, a checkpoint written and read back, a "
             "model built anew; then at the text"
         )
-    elif many:
-        advice = "lower the learning rate by half and look at the text"
+    elif _rate_is_high(run, spike) or many:
+        # A text that would do this at a moderate rate hardly exists; a rate that does it needs no text.
+        return f"the learning rate comes first: {calmer(run)}; log the gradient norm at every step"
     else:
-        advice = "look at the text that was read there"
+        advice = "check the text that was read there"
     batch, block = (run.trace.announced.get(name, "") for name in ("batch_size", "block_size"))
     where = ""
     # Our own trials draw their windows at random: a step has no place in the text.
@@ -211,7 +234,7 @@ def poisoned(run: RunView) -> Diagnosis | None:
     return Diagnosis(
         kind="poisoned_optimizer",
         confidence=0.75,
-        summary=f"the run does not recover from a spike: by step {finding.step} Adam's second moment looks spoilt",
+        summary=f"the run does not recover from a spike: by {run.unit} {finding.step} Adam's second moment looks spoilt",
         evidence=finding.evidence,
         next_step="go back to a checkpoint before the spike; skip the step whose gradient norm is far above its mean",
         steps=(finding.step, run.last_step),

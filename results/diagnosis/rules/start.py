@@ -16,8 +16,20 @@ SMALL_VOCAB_SIZE = 20_000
 FINE_TUNING_LR = 1e-4
 """Nobody trains from random weights below; fine-tuning rates lie there."""
 TOO_HIGH_LR = 1e-2
-BELOW_UNIFORM = 0.4
+BELOW_UNIFORM = 0.5
+"""Random weights start within 0.2 of ln V, whatever the vocabulary: a loss lower than this has learned something."""
 ABOVE_UNIFORM = 0.6
+ABOVE_KNOWN = 0.4
+NEAR_UNIFORM = 0.3
+SUMMED_NATS = 3.0
+"""Further above ln V no wrong prediction goes at the start; a sum does."""
+SHIFTED_NATS = (8.4, 9.9)
+"""Where a pretrained GPT-2 starts when it must say the token after the next."""
+CERTAIN_NATS = 7.5
+"""Below, pretrained weights may read code or another language."""
+TEN_THOUSAND = (9.18, 9.32)
+"""Random weights of a vocabulary of 10,000 start here too."""
+MAX_FINE_RATE = 1e-3
 LEAK_NATS = 0.2
 FLAT_NATS = 0.1
 
@@ -45,18 +57,21 @@ def _impossible_start(run: RunView) -> Diagnosis | None:
     start = run.start_loss
     assert start is not None
     limit = IMPOSSIBLE_NATS if run.unigram_entropy is None else max(run.unigram_entropy, PRETRAINED_NATS[1])
-    # A fine-tune's first row may be late, but only ever lower than its start.
+    # A fine-tune's first row may be late, but only ever lower than its start, unless the rate threw it out.
     if run.pretrained and start > limit:
-        return _not_pretrained(run, start, confidence=0.97)
+        return _not_pretrained(run, start, confidence=0.97 if run.is_initial or not _is_hot(run) else 0.6)
     if worse_than_uniform(run):
         return _worse_than_uniform(run)
-    return _neither(run, start) if run.pretrained is None and run.vocab_size > SMALL_VOCAB_SIZE else None
+    if run.vocab_size <= SMALL_VOCAB_SIZE or run.pretrained:
+        return None
+    confidence = _doubt_known(run, start) if run.vocab_is_known else _doubt_guessed(run, start)
+    return _not_pretrained(run, start, confidence=confidence) if confidence else None
 
 
 def worse_than_uniform(run: RunView) -> bool:
     """Whether a loss starts higher than guessing all tokens alike."""
     # Vocabularies reach 256,000 (12.45 nats) where the log does not name its own.
-    limit = (run.uniform_loss if run.vocab_is_known else max(run.uniform_loss, 12.5)) + ABOVE_UNIFORM
+    limit = run.uniform_loss + ABOVE_KNOWN if run.vocab_is_known else max(run.uniform_loss, 12.5) + ABOVE_UNIFORM
     return run.starts_at_start and _highest_start(run) > limit
 
 
@@ -64,62 +79,108 @@ def _highest_start(run: RunView) -> float:
     return max((curve.values[0] for curve in (run.train, run.val) if curve.steps[:1] == (run.start_step,)), default=0.0)
 
 
-def _neither(run: RunView, start: float) -> Diagnosis | None:
-    """Judge a run of unknown origin: too high for pretrained weights, too low for random ones, and it stays there."""
-    if not DOUBTFUL_NATS < start < run.uniform_loss - BELOW_UNIFORM or min(run.coarse.values) < LEARNED_NATS:
-        return None
-    rate = run.peak_lr
-    gentle = rate is not None and rate <= FINE_TUNING_LR
-    if run.starts_at_start and run.fitting_vocab_size is not None:
-        return _not_pretrained(run, start, confidence=0.42) if gentle else None
-    if run.starts_at_start and (gentle or (is_flat(run) and (rate is None or (rate < TOO_HIGH_LR and start > 7.5)))):
-        return _not_pretrained(run, start, confidence=0.75 if start < 7.5 or (rate and not gentle) else 0.95)
-    if run.is_resumed and gentle and min(run.coarse.values) > DOUBTFUL_NATS - 0.2:
-        return _not_pretrained(run, start, confidence=0.75)
-    return None
+def _is_hot(run: RunView) -> bool:
+    return run.peak_lr is not None and run.peak_lr >= MAX_FINE_RATE
+
+
+def _is_gentle(run: RunView) -> bool:
+    return run.peak_lr is not None and run.peak_lr <= FINE_TUNING_LR
+
+
+def _doubt_known(run: RunView, start: float) -> float:
+    """Return how sure it is that a first loss fits neither kind of weights, of a known vocabulary; 0 where it may."""
+    gentle = _is_gentle(run)
+    stuck = min(run.coarse.values) >= LEARNED_NATS
+    if abs(start - run.uniform_loss) <= NEAR_UNIFORM:
+        # GPT-2 is named, and starts as random weights do at the rate of a fine-tune.
+        return 0.7 if run.names_gpt2 and run.pretrained is None and gentle and run.starts_at_start else 0.0
+    if not DOUBTFUL_NATS < start < run.uniform_loss - BELOW_UNIFORM:
+        return 0.0
+    if run.is_initial or (run.starts_at_start and gentle):
+        # Neither does this come from random weights: the vocabulary is known.
+        return 0.95 if start > CERTAIN_NATS else 0.75 if stuck else 0.0
+    return _doubt_resumed(run)
+
+
+def _doubt_guessed(run: RunView, start: float) -> float:
+    """Return the same where only guesses at the vocabulary are at hand: never certain, random weights fit any loss."""
+    gentle, rate = _is_gentle(run), run.peak_lr
+    stuck = min(run.coarse.values) >= LEARNED_NATS
+    fits = run.fitting_vocab_size
+    shifted = SHIFTED_NATS[0] <= start <= SHIFTED_NATS[1]
+    if run.pretrained is False or abs(start - run.uniform_loss) <= NEAR_UNIFORM or start <= DOUBTFUL_NATS:
+        return 0.0
+    if start > run.uniform_loss:
+        return 0.7 if run.is_initial and fits is None and gentle else 0.0
+    if start >= run.uniform_loss - BELOW_UNIFORM and not gentle:
+        return 0.0
+    if fits is not None:
+        return 0.0 if not gentle else 0.7 if shifted else 0.42 if stuck else 0.0
+    if run.starts_at_start and gentle:
+        return 0.85 if start > CERTAIN_NATS else 0.75 if stuck else 0.0
+    if run.is_initial and start > CERTAIN_NATS and (rate is None or rate < TOO_HIGH_LR):
+        ten_thousand = TEN_THOUSAND[0] <= start <= TEN_THOUSAND[1]
+        if stuck and is_flat(run):
+            return 0.8
+        return 0.7 if shifted and not (ten_thousand and rate is not None and not stuck) else 0.0
+    return _doubt_resumed(run)
+
+
+def _doubt_resumed(run: RunView) -> float:
+    return 0.75 if run.is_resumed and _is_gentle(run) and min(run.coarse.values) > DOUBTFUL_NATS - 0.2 else 0.0
 
 
 def _not_pretrained(run: RunView, start: float, *, confidence: float) -> Diagnosis:
     low, high = PRETRAINED_NATS
-    where = "resumed" if run.is_resumed else "starts"
-    at = f"{where} at {start:.2f} nats/token"
+    at = f"{'resumed' if run.is_resumed else 'starts'} at {start:.2f} nats/token"
     lowest = min(run.coarse.values)
-    random_start = abs(start - run.uniform_loss) <= BELOW_UNIFORM
-    if random_start:
-        why = f"that is guessing among {run.vocab_size:,} tokens (ln {run.vocab_size} = {run.uniform_loss:.2f})"
+    uniform = f"ln {run.vocab_size} = {run.uniform_loss:.2f}"
+    if abs(start - run.uniform_loss) <= NEAR_UNIFORM:
+        why = f"that is guessing among {run.vocab_size:,} tokens ({uniform})"
     else:
-        why = (
-            f"such a model reads English at {low} to {high}, and knowing nothing costs ln {run.vocab_size} = "
-            f"{run.uniform_loss:.2f}"
-        )
-    evidence = [f"the first losses, at step {run.start_step}: {_first_losses(run)}"]
+        why = f"such a model reads English at {low} to {high}, and knowing nothing costs {uniform}"
+    evidence = [f"the first losses, at {run.unit} {run.start_step}: {_first_losses(run)}"]
     if run.unigram_entropy is not None:
         evidence.append(f"word frequencies alone give {run.unigram_entropy:.2f}")
     if lowest > DOUBTFUL_NATS and len(run.coarse) > 2:
         evidence.append(
-            f"up to step {run.last_step} it has not gone below {lowest:.2f}, about what word frequencies alone give "
-            "(6 to 7.5 for English in GPT-2's tokens): the context is not used"
+            f"up to {run.unit} {run.last_step} it has not gone below {lowest:.2f}, about what word frequencies alone "
+            "give (6 to 7.5 for English in GPT-2's tokens): the context is not used"
         )
-    if run.pretrained is None and run.fitting_vocab_size not in (None, run.vocab_size):
-        evidence.append(
-            f"unless it is a model with random weights and about {run.fitting_vocab_size:,} tokens: that starts so"
-        )
-    causes = (
-        "the weights were not loaded, or into other names"
-        if random_start
-        else "labels shifted twice (in the batch and again in the model, so that it must say the token after the "
-        "next), weights that were not loaded, or another tokenizer's ids"
-    )
+    if not run.pretrained and not run.vocab_is_known:
+        tokens = run.fitting_vocab_size or round(math.exp(start - 0.03), -2)
+        evidence.append(f"unless it is a model with random weights and about {tokens:,.0f} tokens: that starts so")
+    cause, others = _causes(run, start)
+    name = "model" if run.pretrained and not run.names_gpt2 and run.trace.origin == "log" else "GPT-2"
     return Diagnosis(
         kind="impossible_initial_loss",
         confidence=confidence,
-        summary="these numbers cannot come from a rightly loaded, rightly labelled pretrained GPT-2: the run "
-        f"{at}; {why}",
-        evidence="; ".join(evidence) + f". What does this: {causes}",
+        summary=f"these numbers cannot come from a rightly loaded, rightly labelled pretrained {name}: the run "
+        f"{at}; {why}. What fits: {cause}",
+        evidence="; ".join(evidence) + f". What else does this: {others}",
         next_step="do not tune yet. make preflight compares the loop's own loss with the loss at offsets +1 and +2; "
         "make diagnose TARGET=<a checkpoint of this run> shows which token it learned to predict",
         steps=(run.start_step, run.last_step),
     )
+
+
+def _causes(run: RunView, start: float) -> tuple[str, str]:
+    """Return what fits a first loss best, and what else gives one that no sound model has."""
+    shifted = "labels shifted twice (in the batch and again in the model, so that it must say the token after the next)"
+    unloaded = "random weights: the weights were not loaded, or into other names"
+    tokenizer = "another tokenizer's ids"
+    padding = "padding that is scored (its labels must be -100), or text unlike any it was trained on"
+    if run.is_resumed or run.unit == "row":
+        return shifted, f"{unloaded}; {tokenizer}; {padding}"
+    if start > run.uniform_loss + SUMMED_NATS:
+        return "a loss that is a sum over micro-batches or sequences, not a mean", f"{tokenizer}; {padding}"
+    if start > run.uniform_loss + NEAR_UNIFORM:
+        return f"{tokenizer}, which cost more than knowing nothing (above 11)", f"{shifted}; {unloaded}"
+    if start > run.uniform_loss - NEAR_UNIFORM:
+        return f"{unloaded} (10.8 with 50,257 tokens)", f"{tokenizer}; {shifted}"
+    if start >= SHIFTED_NATS[0]:
+        return f"{shifted}, which give 8.5 to 9.8", f"weights that were not loaded; {tokenizer}; {padding}"
+    return padding, f"{shifted}, once a few steps are trained; weights loaded in part; {tokenizer}"
 
 
 def _worse_than_uniform(run: RunView) -> Diagnosis:
@@ -130,10 +191,15 @@ def _worse_than_uniform(run: RunView) -> Diagnosis:
         confidence=0.85,
         summary=f"the run starts at {start:.2f} nats/token, worse than knowing nothing (ln {run.vocab_size} = "
         f"{run.uniform_loss:.2f})",
-        evidence=f"the first losses, at step {run.start_step}: {_first_losses(run)}; {ratio:.1f} times uniform "
+        evidence=f"the first losses, at {run.unit} {run.start_step}: {_first_losses(run)}; {ratio:.1f} times uniform "
         "guessing",
-        next_step="look whether the loss is a sum over micro-batches or sequences instead of a mean, then at the "
-        "scale of the initial weights, the labels and the padding: make preflight",
+        next_step=(
+            "check whether the ids come from the model's own tokenizer (another's give more than ln V), "
+            if ratio < 1.5
+            else ""
+        )
+        + "check whether the loss is a sum over micro-batches or sequences instead of a mean, then the scale of the "
+        "initial weights, the labels and the padding: make preflight",
         steps=(run.start_step, run.start_step),
     )
 

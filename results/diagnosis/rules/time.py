@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 from results.diagnosis.findings import Diagnosis
 from results.diagnosis.run_view import RunView, evenly
@@ -30,14 +31,11 @@ class _Windows:
 
 
 def time_findings(run: RunView) -> Iterator[Diagnosis]:
-    """Yield what happened to the speed, and whether the record is whole."""
+    """Yield what happened to the speed."""
     ends, times_s = run.trace.series("step_time_s")
     windows = _Windows(ends=ends, times_s=times_s, start=run.trace.steps[0])
     if len(ends) >= 4:
         yield from _speed(run, windows)
-    early = _ends_early(run)
-    if early:
-        yield early
 
 
 def _speed(run: RunView, windows: _Windows) -> Iterator[Diagnosis]:
@@ -107,12 +105,12 @@ def _slow(run: RunView, windows: _Windows, first: int, last: int, before_s: floa
     step = windows.ends[first - 1]
     to_end = last >= len(windows.ends) - 2
     end = run.last_step if to_end else windows.ends[last]
-    until = ", and stays so" if to_end else f", until step {end}"
+    until = ", and stays so" if to_end else f", until {run.unit} {end}"
     printed = _printed(run)
     return Diagnosis(
         kind="slow",
         confidence=0.9 if to_end else 0.8,
-        summary=f"training slows from {1 / before_s:.2f} to {1 / inside_s:.2f} steps/s at about step {step}{until}",
+        summary=f"training slows from {1 / before_s:.2f} to {1 / inside_s:.2f} steps/s at about {run.unit} {step}{until}",
         evidence=f"{before_s:.3g} s a step before, {inside_s:.3g} s after, in windows between logged times{printed}",
         next_step="look what changed on the machine at that step: memory pressure and swap, heat, another process, a "
         "growing list of logged tensors, longer sequences; compare memory in use before and after",
@@ -130,7 +128,7 @@ def _stall(run: RunView, windows: _Windows, costs: list[tuple[float, int]], usua
     return Diagnosis(
         kind="stall",
         confidence=0.8,
-        summary=f"{said} of about {about} between step {first} and {windows.ends[index]}; "
+        summary=f"{said} of about {about} between {run.unit} {first} and {windows.ends[index]}; "
         "before and after the speed is the same",
         evidence=f"{usual_s:.3g} s a step elsewhere, {windows.times_s[index]:.3g} s in that window{_printed(run)}",
         next_step="nothing is wrong with the training: the machine slept, was busy or wrote a checkpoint. "
@@ -149,21 +147,19 @@ def _printed(run: RunView) -> str:
     )
 
 
-def _ends_early(run: RunView) -> Diagnosis | None:
+def missing_rows(run: RunView) -> str | None:
+    """Return what is missing at the end of a log, or None: an evaluation may lie an interval before the last step."""
     total = run.trace.total_steps
     if run.trace.origin != "log" or total is None:
         return None
-    steps = run.trace.steps
-    interval = max((b - a for a, b in zip(steps[-20:], steps[-19:], strict=False)), default=0)
-    if total - run.last_step <= max(interval, 0.01 * total, 1):
+    steps, evaluations = run.trace.steps[-20:], run.val.steps[-20:]
+    intervals = [b - a for a, b in pairwise(steps)]
+    if run.val.steps and run.val.steps[-1] == run.last_step:
+        intervals += [b - a for a, b in pairwise(evaluations)]
+    if total - run.last_step <= max([*intervals, round(0.01 * total), 1]):
         return None
-    return Diagnosis(
-        kind="log_ends_early",
-        confidence=0.9,
-        summary=f"the log ends at step {run.last_step} of {total} ({100 * run.last_step / total:.0f} %): "
-        "stopped, cut off or still running",
-        evidence=f"last row at step {run.last_step}; the steps after it are not recorded",
-        next_step="if the run is not under way any more, look for its error output, the system's out-of-memory "
-        "messages, or the end of the allotted time",
-        steps=(run.last_step, run.last_step),
+    return (
+        f"the log ends at {run.unit} {run.last_step} of {total} ({100 * run.last_step / total:.0f} %): stopped, cut off or "
+        "still running. If the run is not under way any more, see its error output, the system's out-of-memory "
+        "messages, or the end of the allotted time"
     )

@@ -1,5 +1,6 @@
 """Rules about what moves the weights: gradients, the learning rate, the precision."""
 
+import statistics
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -13,6 +14,10 @@ DECAY_SEEN_FRAC = 0.15
 """A cosine has lost 5 % by then, which three printed digits show."""
 HORIZON_FRAC = 0.9
 JUMP_RATIO = 3.0
+RATE_TOLERANCE = 0.1
+THIN_TOLERANCE = 0.4
+LEARNS_NATS = 0.3
+"""A fall that only weights which move give."""
 LOW_PRECISION_LR = 1e-4
 FROZEN_EVALUATIONS = 4
 
@@ -21,10 +26,13 @@ def update_findings(run: RunView) -> Iterator[Diagnosis]:
     """Yield why the weights do not move as they were meant to."""
     gradient = _no_gradient(run)
     schedule = _learning_rate_zero(run) or _never_decays(run) or _never_ends_warm_up(run)
+    mismatch = None if schedule else _other_than_configured(run)
     if gradient:
         yield gradient
     if schedule:
         yield schedule
+    if mismatch:
+        yield mismatch
     if not gradient and not (schedule and "0" in schedule.summary.split()):
         stall = _weights_stand_still(run)
         if stall:
@@ -34,25 +42,32 @@ def update_findings(run: RunView) -> Iterator[Diagnosis]:
 def _no_gradient(run: RunView) -> Diagnosis | None:
     norms = run.grad_norm
     tail = _constant_tail(norms, upto=ZERO_GRAD_NORM)
-    if len(norms) < 3 or len(tail) < 3:
+    if len(norms) < 3 or len(tail) < 3 or (tail and _falls_since(run, tail.steps[0])):
         return None
     from_start = len(tail) == len(norms)
-    since = "in every row" if from_start else f"from step {tail.steps[0]} on"
+    since = "in every row" if from_start else f"from {run.unit} {tail.steps[0]} on"
     return Diagnosis(
         kind="detached_gradients",
         confidence=0.95,
         summary=f"the gradient norm is 0 {since}: nothing reaches the trainable weights",
-        evidence=f"{len(tail)} of {len(norms)} recorded norms are 0, steps {tail.steps[0]} to {tail.steps[-1]}",
+        evidence=f"{len(tail)} of {len(norms)} recorded norms are 0, {run.unit}s {tail.steps[0]} to {tail.steps[-1]}",
         next_step="look for detach(), no_grad() around a layer, requires_grad=False, or a loss that does not depend "
         "on the weights; make preflight names the tensors without gradient",
         steps=(tail.steps[0], tail.steps[-1]),
     )
 
 
+def _falls_since(run: RunView, step: int) -> bool:
+    """Whether the loss falls from a step on: then weights move, and a printed 0.0000 is a rounded number."""
+    after = run.coarse.between(step, run.last_step)
+    third = len(after) // 3
+    return third > 0 and statistics.fmean(after[:third]) - statistics.fmean(after[-third:]) > LEARNS_NATS
+
+
 def _learning_rate_zero(run: RunView) -> Diagnosis | None:
     rates = run.learning_rate
     zeros = _constant_tail(rates, upto=0.0)
-    if len(rates) < 3 or len(zeros) < 3:
+    if len(rates) < 3 or len(zeros) < 3 or _falls_since(run, zeros.steps[0]):
         return None
     if len(zeros) == len(rates):
         summary = "the learning rate is 0 in every row: nothing is trained"
@@ -61,7 +76,7 @@ def _learning_rate_zero(run: RunView) -> Diagnosis | None:
         span = zeros.steps[-1] - zeros.steps[0]
         if zeros.steps[0] >= HORIZON_FRAC * end or span < 0.1 * (run.last_step - rates.steps[0]):
             return None
-        summary = f"the learning rate is 0 from step {zeros.steps[0]} on, long before the end at step {end}"
+        summary = f"the learning rate is 0 from {run.unit} {zeros.steps[0]} on, long before the end at {run.unit} {end}"
     return Diagnosis(
         kind="schedule_not_stepping",
         confidence=0.95,
@@ -80,26 +95,53 @@ def _never_decays(run: RunView) -> Diagnosis | None:
     if len(rates) < CONSTANT_ROWS or min(rates.values) != max(rates.values) or rates.values[0] == 0:
         return None
     decays = any(name in schedule for name in DECAYING)
-    announced = run.announced_lr
     past_warm_up = run.last_step - warmup_steps
     total = run.trace.total_steps or run.last_step
-    stuck_low = (
-        announced is not None and rates.values[0] < 0.9 * announced and run.last_step >= max(warmup_steps, 0.1 * total)
-    )
-    unmoved = (decays and past_warm_up >= DECAY_SEEN_FRAC * total) or (
+    if not (decays and past_warm_up >= DECAY_SEEN_FRAC * total) and not (
         "warm" in schedule and rates.steps[0] < warmup_steps <= run.last_step
-    )
-    if not stuck_low and not unmoved:
+    ):
         return None
-    wanted = f"of an announced peak of {announced:.2e}" if stuck_low else f"while '{schedule}' is announced"
+    wanted = f"while '{schedule}' is announced"
     return Diagnosis(
         kind="schedule_not_stepping",
         confidence=0.85,
         summary=f"the learning rate stays at {rates.values[0]:.2e} {wanted}: the schedule is not stepping",
-        evidence=f"{len(rates)} rows, steps {rates.steps[0]} to {rates.steps[-1]}, all the same"
+        evidence=f"{len(rates)} rows, {run.unit}s {rates.steps[0]} to {rates.steps[-1]}, all the same"
         + (f"; warm-up was to end at step {warmup_steps}" if warmup_steps else ""),
         next_step="call scheduler.step() after every optimizer step, on the scheduler of this very optimizer, and "
         "log the rate from optimizer.param_groups",
+        steps=(rates.steps[0], rates.steps[-1]),
+    )
+
+
+def _other_than_configured(run: RunView) -> Diagnosis | None:
+    """Judge recorded rates that never reach the configured peak, or go beyond it."""
+    rates, announced = run.learning_rate, run.announced_lr
+    if not announced or not rates.values:
+        return None
+    peak = max(rates.values)
+    ratio = peak / announced
+    total = run.trace.total_steps or run.last_step
+    warmup_steps = int(run.trace.announced.get("warmup_steps", 0)) or DECAY_SEEN_FRAC * total
+    still_rises = len(rates) > 1 and rates.values[-1] > 0.999 * peak > min(rates.values)
+    saw_the_peak = (
+        not run.is_resumed and len(rates) >= CONSTANT_ROWS and run.last_step >= warmup_steps and not still_rises
+    )
+    if peak == 0 or (ratio < 1 + RATE_TOLERANCE and (ratio > 1 - RATE_TOLERANCE or not saw_the_peak)):
+        return None
+    # A record thin beside its schedule misses the peak by a little.
+    if 1 - THIN_TOLERANCE < ratio < 1 and min(rates.values) != peak:
+        return None
+    how = f"{ratio:.3g} times" if ratio > 1 else f"1/{1 / ratio:.3g} of"
+    return Diagnosis(
+        kind="learning_rate_mismatch",
+        confidence=0.85,
+        summary=f"the learning rate in the rows is not the configured one: it reaches {peak:.2e}, "
+        f"{how} the configured {announced:.2e}",
+        evidence=f"{len(rates)} recorded rates, {min(rates.values):.2e} to {peak:.2e}, {run.unit}s {rates.steps[0]} to "
+        f"{rates.steps[-1]}",
+        next_step="find what sets the optimizer's rate: a default that overrides the setting, a second scheduler, a "
+        "scaling by the number of devices or by the batch size, parameter groups with rates of their own",
         steps=(rates.steps[0], rates.steps[-1]),
     )
 
@@ -114,8 +156,8 @@ def _never_ends_warm_up(run: RunView) -> Diagnosis | None:
     return Diagnosis(
         kind="schedule_not_stepping",
         confidence=0.7,
-        summary=f"the learning rate still rises at step {run.last_step} of {run.trace.total_steps}: warm-up never ends",
-        evidence=f"{rates.values[0]:.2e} at step {rates.steps[0]}, {rates.values[-1]:.2e} at step "
+        summary=f"the learning rate still rises at {run.unit} {run.last_step} of {run.trace.total_steps}: warm-up never ends",
+        evidence=f"{rates.values[0]:.2e} at {run.unit} {rates.steps[0]}, {rates.values[-1]:.2e} at {run.unit} "
         f"{rates.steps[-1]}, never lower",
         next_step="set the warm-up to a few per cent of the optimizer steps of the run",
         steps=(rates.steps[0], rates.steps[-1]),
@@ -140,14 +182,14 @@ def _weights_stand_still(run: RunView) -> Diagnosis | None:
     named = precision in ("bf16", "fp16")
     is_low = rate is not None and rate <= LOW_PRECISION_LR
     norm = run.grad_norm.values[-1] if run.grad_norm.values else None
-    said = [f"{losses.values[-1]} at {len(tail)} rows, steps {tail.steps[0]} to {tail.steps[-1]}"]
+    said = [f"{losses.values[-1]} at {len(tail)} rows, {run.unit}s {tail.steps[0]} to {tail.steps[-1]}"]
     said += [f"learning rate {rate:.2e}"] if rate is not None else []
     said += [f"gradient norm {norm:.3g}"] if norm is not None else []
     said += [f"precision {precision}"] if precision else []
     return Diagnosis(
         kind="precision_stall",
         confidence=0.9 if named else 0.75 if is_low or norm is not None else 0.6,
-        summary=f"the loss repeats to the last digit from step {tail.steps[0]} on: the updates do not reach the weights"
+        summary=f"the loss repeats to the last digit from {run.unit} {tail.steps[0]} on: the updates do not reach the weights"
         + (", as in pure bf16 at a small learning rate" if named or is_low else ""),
         evidence="; ".join(said),
         next_step="keep the weights in fp32 and autocast the forward pass: in bf16 a step of 1e-5 is lost on every "

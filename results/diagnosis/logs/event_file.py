@@ -1,0 +1,92 @@
+"""TensorBoard's event files: the scalars of one, read record by record. It needs no TensorBoard."""
+
+import io
+import struct
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+from results.diagnosis.logs.lines import LogRow
+from results.diagnosis.logs.named_values import row_of
+
+_HEAD = struct.Struct("<QI")
+"""Length of the record and checksum of that length; the record and its own checksum follow."""
+_CHECKSUM = struct.Struct("<I")
+MAX_LENGTH_BYTES = 1 << 31
+MAX_SCALARS_BYTES = 1 << 16
+"""A larger record holds an image or a histogram, and is passed over unread."""
+_FLOAT, _DOUBLE = 1, 2
+
+
+def is_event_file(head: bytes) -> bool:
+    """Whether a file begins with a record of TensorBoard's."""
+    # Every event begins with its time, field 1 of eight bytes. The checksum would need a library of two seconds.
+    return len(head) > _HEAD.size and _HEAD.unpack_from(head)[0] < MAX_LENGTH_BYTES and head[_HEAD.size] == 0x09
+
+
+def event_rows(file: BinaryIO, notes: list[str]) -> Iterator[LogRow]:
+    """Yield a row for every step at which scalars were written; a damaged end is told in `notes`."""
+    step: int | None = None
+    values: dict[str, object] = {}
+    first_s: float | None = None
+    for event in _events(file, notes):
+        scalars = {value.tag: number for value in event.summary.value if (number := _scalar(value)) is not None}
+        if not scalars:
+            continue
+        if step is not None and (event.step != step or not scalars.keys().isdisjoint(values)):
+            yield from _row(values)
+            values = {}
+        step = event.step
+        first_s = event.wall_time if first_s is None else first_s
+        values = {**values, **scalars, "step": step, "elapsed_s": event.wall_time - first_s}
+    yield from _row(values)
+
+
+def _row(values: dict[str, object]) -> Iterator[LogRow]:
+    row = row_of(values)
+    if row is not None:
+        yield row
+
+
+def _events(file: BinaryIO, notes: list[str]) -> Iterator[Any]:
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.record_writer import masked_crc32c
+
+    while head := file.read(_HEAD.size):
+        if len(head) < _HEAD.size or _HEAD.unpack(head)[1] != masked_crc32c(head[:8]):
+            notes.append("checksum mismatch in the event file: the rest was not read")
+            return
+        length = _HEAD.unpack(head)[0]
+        if length > MAX_SCALARS_BYTES:
+            file.seek(length + _CHECKSUM.size, io.SEEK_CUR)
+            continue
+        record = file.read(length)
+        checksum = file.read(_CHECKSUM.size)
+        if len(checksum) < _CHECKSUM.size:
+            notes.append("the last record is cut short")
+            return
+        if _CHECKSUM.unpack(checksum)[0] != masked_crc32c(record):
+            notes.append("checksum mismatch in one record of the event file: it was left out")
+            continue
+        try:
+            yield Event.FromString(record)
+        except DecodeError:
+            notes.append("a record of the event file cannot be decoded: it was left out")
+
+
+def _scalar(value: Any) -> float | None:
+    if value.HasField("simple_value"):
+        return float(value.simple_value)
+    # TensorFlow 2's writer puts scalars into tensors.
+    tensor = value.tensor
+    if not value.HasField("tensor") or any(dim.size != 1 for dim in tensor.tensor_shape.dim):
+        return None
+    if tensor.dtype == _FLOAT:
+        return _number(tensor.float_val, tensor.tensor_content, "<f")
+    return _number(tensor.double_val, tensor.tensor_content, "<d") if tensor.dtype == _DOUBLE else None
+
+
+def _number(values: Any, content: bytes, form: str) -> float | None:
+    if values:
+        return float(values[0])
+    return float(struct.unpack(form, content)[0]) if len(content) == struct.calcsize(form) else None

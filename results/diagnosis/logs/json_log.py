@@ -1,0 +1,51 @@
+"""Training logs that are JSON documents: a Trainer's trainer_state.json, or a list of objects with a loss."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from results.diagnosis.logs.lines import MAX_LINE_BYTES, LogRow
+from results.diagnosis.logs.named_values import row_of
+
+_ANNOUNCED = {"max_steps": "total_steps", "num_train_epochs": "epochs"}
+
+
+def json_rows(text: str) -> tuple[list[LogRow], dict[str, str]] | None:
+    """Return the rows of a JSON document and what it says of the configuration; None where it holds no log."""
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    objects = document.get("log_history") if isinstance(document, dict) else document
+    if not isinstance(objects, list):
+        return None
+    rows = list(_rows(objects))
+    if not rows:
+        return None
+    return rows, _announced(document) if isinstance(document, dict) else {}
+
+
+def json_line(line: bytes) -> LogRow | None:
+    """Return the row of a line that is a JSON object, or None."""
+    if line[:1] != b"{" or len(line) > MAX_LINE_BYTES:
+        return None
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row_of(values) if isinstance(values, dict) else None
+
+
+def _rows(objects: list[Any]) -> Iterator[LogRow]:
+    for values in objects:
+        row = row_of(values) if isinstance(values, dict) else None
+        if row is not None:
+            yield row
+
+
+def _announced(document: dict[str, Any]) -> dict[str, str]:
+    return {
+        name: str(int(document[key]))
+        for key, name in _ANNOUNCED.items()
+        if isinstance(document.get(key), int | float) and 0 < document[key] < 1e12
+    }

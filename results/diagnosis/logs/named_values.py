@@ -1,0 +1,101 @@
+"""A row of named values (a JSON object, a table's line, TensorBoard scalars) as a LogRow: the name says what it is."""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from functools import cache
+
+from results.diagnosis.logs.lines import MAX_STEP, OTHER_WORDS, VAL_WORDS, LogRow
+
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
+_BOUNDS = ("__min", "__max")
+"""W&B exports the extremes of what it drew beside each column."""
+_JOINED = {"valloss": ("val", "loss"), "trainloss": ("train", "loss"), "evalloss": ("eval", "loss")}
+_STEP_NAMES = (
+    ("trainer", "global", "step"), ("train", "global", "step"), ("global", "step"), ("optimizer", "step"), ("step",),
+    ("steps",), ("train", "step"), ("iteration",), ("iter",), ("iters",), ("it",), ("update",), ("num", "updates"),
+)  # fmt: skip
+"""The first that a row holds is its step; W&B's own counter `_step` comes out as ("step",)."""
+_CLOCK_NAMES = (("runtime",), ("elapsed",), ("elapsed", "s"), ("elapsed", "time"), ("relative", "time", "wall"))
+_SPEED_NAMES = (("steps", "per", "second"), ("train", "steps", "per", "second"), ("it", "sec"), ("steps", "per", "s"))
+_TIMES = {("step", "time", "s"): 1.0, ("step", "time"): 1.0, ("step", "time", "ms"): 0.001, ("dt", "ms"): 0.001,
+          ("iter", "time"): 1.0, ("iter", "time", "ms"): 0.001}  # fmt: skip
+_NUMBER = re.compile(r"([-+]?(?:\d{1,3}(?:,\d{3})+|\d*)(?:\.\d*)?(?:e[-+]?\d+)?)(k|m|%)?", re.I)
+_SUFFIXES = {"k": 1e3, "m": 1e6}
+SUMMARY = "train_runtime"
+"""In a Trainer's last row: its loss is a mean over the whole run."""
+
+
+def row_of(values: Mapping[str, object]) -> LogRow | None:
+    """Return the row of named values, or None when there is nothing of a training log among them."""
+    if SUMMARY in values:
+        return None
+    row = LogRow()
+    ranks: dict[str, tuple[int, int]] = {}
+    for name, value in values.items():
+        meaning = field_of(name)
+        number = number_of(value)
+        if meaning is None or number is None:
+            continue
+        field, *rank = meaning
+        if field == "step" and not (0 <= number <= MAX_STEP):
+            continue
+        if field not in ranks or tuple(rank) < ranks[field]:
+            ranks[field] = (rank[0], rank[1])
+            scale = _TIMES.get(words_of(name), 1.0) if field == "step_time_s" else 1.0
+            setattr(row, field, int(number) if field == "step" else number * scale)
+    return row if row.says_something else None
+
+
+@cache
+def field_of(name: str) -> tuple[str, int, int] | None:
+    """Return the LogRow field that a name stands for and how surely (lower is surer), or None."""
+    words = words_of(name)
+    if not words or name.lower().endswith(_BOUNDS) or not OTHER_WORDS.isdisjoint(word.encode() for word in words):
+        return None
+    # W&B's export puts the run's name before the metric's.
+    for names, field in ((_STEP_NAMES, "step"), (_CLOCK_NAMES, "elapsed_s"), (_SPEED_NAMES, "steps_per_s")):
+        if words in names:
+            return field, names.index(words), 0
+    if words in _TIMES:
+        return "step_time_s", 0, 0
+    if words[-1] == "epoch" and "loss" not in words:
+        return "epoch", len(words), 0
+    if "loss" in words:
+        is_val = any(word.encode() in VAL_WORDS for word in words)
+        # Lightning writes train_loss_step and train_loss_epoch: the first is what a row is of.
+        return ("val_loss" if is_val else "train_loss"), int("epoch" in words), len(words)
+    if words[0] == "lr" or words[-1] == "lr" or ("learning", "rate") in zip(words, words[1:], strict=False):
+        return "learning_rate", len(words), 0
+    if "gnorm" in words or ({"grad", "gradient"} & set(words) and "norm" in words):
+        return "grad_norm", len(words), 0
+    return None
+
+
+@cache
+def words_of(name: str) -> tuple[str, ...]:
+    """Return the words of a name in lower case: of "run-7 - trainer/global_step" those after the run's name."""
+    metric = name.rpartition(" - ")[2]
+    words = (word.lower() for word in _WORD.findall(metric))
+    return tuple(part for word in words for part in _JOINED.get(word, (word,)))
+
+
+def number_of(value: object) -> float | None:
+    """Return a value as a number: "1,234", "1.5k", "nan" and "12 %" are some; None for what is none."""
+    if isinstance(value, bool) or value is None:
+        return None
+    if isinstance(value, int | float):
+        return float(value) if abs(value) < 1e300 or value != value or math.isinf(value) else None
+    text = str(value).strip().strip("'\"")
+    if text.lower().lstrip("+-") in ("nan", "inf", "infinity"):
+        return float(text)
+    match = _NUMBER.fullmatch(text.replace(" ", ""))
+    if match is None or not any(character.isdigit() for character in match[1]):
+        return None
+    return float(match[1].replace(",", "")) * _SUFFIXES.get((match[2] or "").lower(), 1.0)
+
+
+def has_columns(names: Iterable[str]) -> bool:
+    """Whether names of columns are those of a training log: a loss, and what it belongs to."""
+    fields = {meaning[0] for name in names if (meaning := field_of(name))}
+    return bool(fields & {"train_loss", "val_loss"}) and bool(fields & {"step", "epoch"})

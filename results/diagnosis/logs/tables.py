@@ -1,0 +1,61 @@
+"""Training logs that are tables: Lightning's metrics.csv, W&B's and TensorBoard's exported CSV, a notebook's table."""
+
+import csv
+import re
+from collections.abc import Iterator
+
+from results.diagnosis.logs.lines import LogRow
+from results.diagnosis.logs.named_values import field_of, has_columns, row_of
+
+HEADER_LINES = 40
+"""A table begins within so many lines, or the file is none."""
+_DELIMITERS = (",", "\t", ";", "|")
+_MARKDOWN_RULE = re.compile(r"[\s|:+-]*-[\s|:+-]*")
+_TENSORBOARD_COLUMNS = ("wall time", "step", "value")
+
+
+def table_header(text: str, name: str) -> tuple[int, str, list[str]] | None:
+    """Return (its line, the delimiter, the columns' names) of the table that a text begins with, None where none does.
+
+    name: the file's. TensorBoard's exported CSV names the metric there and nowhere else.
+    """
+    for number, line in enumerate(text.splitlines()[:HEADER_LINES]):
+        for delimiter in _DELIMITERS:
+            if delimiter not in line:
+                continue
+            columns = _cells(line, delimiter)
+            if tuple(column.lower() for column in columns) == _TENSORBOARD_COLUMNS:
+                columns[2] = name.rpartition("tag-")[2]
+            # A line that holds a number is no header.
+            if has_columns(columns) and not any(column.replace(".", "").isdigit() for column in columns):
+                return number, delimiter, columns
+    return None
+
+
+def table_rows(text: str, header: tuple[int, str, list[str]]) -> Iterator[LogRow]:
+    """Yield the rows of a table, those of several runs one run after the other.
+
+    A header that comes again is left out.
+    """
+    skipped, delimiter, columns = header
+    lines = [line for line in text.splitlines()[skipped + 1 :] if line.strip()]
+    table = [cells for line in lines if not _MARKDOWN_RULE.fullmatch(line) and (cells := _cells(line, delimiter))]
+    shared = [index for index, name in enumerate(columns) if not _run_of(name)]
+    for run in sorted({_run_of(name) for name in columns if _run_of(name)}) or [""]:
+        chosen = sorted({*shared, *(index for index, name in enumerate(columns) if _run_of(name) == run)})
+        for cells in table:
+            row = row_of({columns[index]: cells[index] for index in chosen if index < len(cells)})
+            if row is not None:
+                yield row
+
+
+def _cells(line: str, delimiter: str) -> list[str]:
+    if delimiter == "|":
+        line = line.strip().strip("|")
+    return [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter), [])]
+
+
+def _run_of(column: str) -> str:
+    """The run of a column of W&B's export ("run - train/loss"), "" for the columns of all runs."""
+    run, dash, _ = column.rpartition(" - ")
+    return run if dash and field_of(column) else ""

@@ -1,0 +1,198 @@
+"""Runs to plant: what befell each, as rows; and the finding that must come first, None for a healthy one."""
+
+import math
+import random
+from dataclasses import dataclass, replace
+
+from tests.results.logs.formats import Row, Run, decimals
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planted:
+    run: Run
+    first: str | None
+    says: str = ""
+    """Words that the first finding must hold."""
+    only: tuple[str, ...] = ()
+    """Formats in which it makes sense; () for all."""
+    not_in: tuple[str, ...] = ()
+
+
+def rate_at(step: int, total: int, peak: float, warmup: int) -> float:
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+def course(
+    start: float,
+    end: float,
+    *,
+    total: int = 2000,
+    every: int = 50,
+    eval_every: int = 200,
+    peak: float = 2e-5,
+    noise: float = 0.02,
+    gap: float = 0.08,
+    first: int = 0,
+    header: str = "",
+    fast: float = 7.0,
+) -> Run:
+    """A healthy run: an exponential fall, a cosine rate after warm-up, evaluations less often than logged losses."""
+    gauss = random.Random(7).gauss
+    rows = []
+    for step in range(first, total + 1, every):
+        level = end + (start - end) * math.exp(-fast * (step - first) / total)
+        rows.append(
+            Row(
+                step=step,
+                train=decimals(level + gauss(0, noise)),
+                val=decimals(level + gap + gauss(0, noise / 3)) if step % eval_every == 0 else None,
+                rate=float(f"{rate_at(step, total, peak, total // 20):.4g}"),
+                norm=round(abs(gauss(1, 0.1)), 4),
+            )
+        )
+    return Run(rows=rows, total_steps=total, header=header)
+
+
+def changed(run: Run, change: "object") -> Run:
+    assert callable(change)
+    return replace(run, rows=[change(row) for row in run.rows])
+
+
+def _plus(row: Row, rise: float) -> Row:
+    return replace(
+        row,
+        train=None if row.train is None else decimals(row.train + rise),
+        val=None if row.val is None else decimals(row.val + rise),
+    )
+
+
+FINE = course(3.9, 3.2)
+SCRATCH = course(10.9, 3.9, total=10_000, every=100, eval_every=1000, peak=6e-4)
+_TUNED = ("mlx-lm", "axolotl", "unsloth")
+_GPT2 = "Loading pretrained gpt2"
+_CONSOLES = ("nanoGPT", "Trainer console")
+
+
+def _overfits(row: Row, *, turn: int, down: float, up: float) -> Row:
+    past = max(0, row.step - turn)
+    assert row.train is not None
+    return replace(
+        row,
+        train=decimals(row.train - down * past / (2000 - turn)),
+        val=None if row.val is None else decimals(row.val + up * past / (2000 - turn)),
+    )
+
+
+PLANTED: dict[str, Planted] = {
+    # ---- healthy
+    "healthy fine-tune": Planted(run=FINE, first=None),
+    "healthy from scratch": Planted(run=SCRATCH, first=None, not_in=_TUNED),
+    "healthy, first row a mean over 100 steps of a run from scratch": Planted(
+        run=replace(SCRATCH, rows=[_plus(row, 0.0) for row in SCRATCH.rows[1:]]), first=None, not_in=_TUNED
+    ),
+    "healthy, a vocabulary of 8,192 from scratch": Planted(run=course(9.05, 3.4, peak=1e-3), first=None, not_in=_TUNED),
+    "healthy, characters": Planted(run=course(4.2, 1.5, peak=1e-3, noise=0.01), first=None, not_in=_TUNED),
+    "healthy LoRA at 2e-4": Planted(run=course(2.1, 1.4, total=600, every=10, eval_every=100, peak=2e-4), first=None),
+    "healthy LoRA at 1e-3, hard batches": Planted(
+        run=course(1.9, 1.2, total=300, every=5, eval_every=100, peak=1e-3, noise=0.12), first=None
+    ),
+    "healthy, a constant rate that nobody announced": Planted(
+        run=changed(FINE, lambda row: replace(row, rate=2e-5)), first=None
+    ),
+    "healthy, short": Planted(run=course(3.6, 3.3, total=60, every=10, eval_every=30), first=None),
+    "healthy, little to learn": Planted(run=course(3.35, 3.3), first=None),
+    "healthy, evaluated once": Planted(run=course(3.9, 3.4, eval_every=2000), first=None),
+    "healthy, last evaluation before the last step": Planted(
+        run=replace(course(3.9, 3.2, total=1900, every=100), total_steps=2000), first=None
+    ),
+    # ---- the first loss
+    "labels shifted twice": Planted(
+        run=course(9.25, 6.6, noise=0.03, header=_GPT2),
+        first="impossible_initial_loss",
+        says="labels shifted twice",
+        not_in=_TUNED[2:],
+    ),
+    "labels shifted twice, and it learns": Planted(
+        run=course(9.5, 4.6, header="init_from = gpt2"),
+        first="impossible_initial_loss",
+        says="labels shifted twice",
+        only=_CONSOLES,
+    ),
+    "random weights in place of gpt2": Planted(
+        run=course(10.85, 7.2, header="Loading pretrained gpt2"),
+        first="impossible_initial_loss",
+        says="random weights",
+        only=_CONSOLES,
+    ),
+    "another tokenizer": Planted(
+        run=course(11.9, 6.9, header="model_name_or_path: gpt2 (pretrained)"),
+        first="impossible_initial_loss",
+        says="another tokenizer",
+        only=_CONSOLES,
+    ),
+    "padding that is scored": Planted(
+        run=course(7.6, 5.2, header="pretrained: True, model gpt2"),
+        first="impossible_initial_loss",
+        says="padding",
+        only=_CONSOLES,
+    ),
+    "gpt2 named, neither kind of weights": Planted(
+        run=course(9.4, 3.9, peak=3e-4, header="model: gpt2"), first="impossible_initial_loss", only=_CONSOLES
+    ),
+    "a log of one row": Planted(
+        run=replace(course(9.3, 6.0, header="model: gpt2"), rows=[Row(step=0, train=9.31, val=9.36, rate=2e-6)]),
+        first="impossible_initial_loss",
+        says="labels shifted twice",
+        only=_CONSOLES,
+    ),
+    # ---- the course
+    "divergence": Planted(
+        run=changed(FINE, lambda row: _plus(row, 0.004 * max(0, row.step - 1000))), first="divergence"
+    ),
+    "nan": Planted(run=changed(FINE, lambda row: _plus(row, math.nan) if row.step >= 1200 else row), first="nonfinite"),
+    "overfitting": Planted(
+        run=changed(FINE, lambda row: _overfits(row, turn=800, down=0.8, up=0.4)), first="overfitting"
+    ),
+    "mild overfitting": Planted(
+        run=changed(course(3.3, 3.0, noise=0.012), lambda row: _overfits(row, turn=1000, down=1.4, up=0.05)),
+        first="overfitting",
+        says="mild",
+    ),
+    "validation rises, training is flat": Planted(
+        run=changed(course(3.9, 3.2, fast=15), lambda row: _overfits(row, turn=800, down=0.0, up=0.3)),
+        first="validation_rises",
+    ),
+    "a spike": Planted(
+        run=changed(FINE, lambda row: _plus(row, 2.5) if 1200 <= row.step < 1300 else row), first="spike"
+    ),
+    "a spike at a high rate": Planted(
+        run=changed(course(3.9, 3.2, peak=1.5e-3), lambda row: _plus(row, 2.5) if 400 <= row.step < 500 else row),
+        first="spike",
+        says="learning rate",
+    ),
+    "plateau at a rate too low": Planted(run=course(10.85, 9.6, peak=1e-6, fast=1.0), first="plateau", not_in=_TUNED),
+    "gradient norm 0": Planted(
+        run=changed(course(3.9, 3.9), lambda row: replace(row, norm=0.0)),
+        first="detached_gradients",
+        only=("Trainer console", "trainer_state.json", "TensorBoard events", "axolotl"),
+    ),
+    # ---- the rate
+    "the rate stays though a cosine was announced": Planted(
+        run=changed(course(3.9, 3.2, header="lr_scheduler_type: cosine"), lambda row: replace(row, rate=2e-5)),
+        first="schedule_not_stepping",
+        only=_CONSOLES,
+    ),
+    "another rate than configured": Planted(
+        run=course(3.9, 3.2, peak=2e-6, header="learning_rate: 2e-5"), first="learning_rate_mismatch", only=_CONSOLES
+    ),
+    "a higher rate than configured": Planted(
+        run=course(3.9, 3.2, peak=1.6e-4, header="learning_rate=2e-05"), first="learning_rate_mismatch", only=_CONSOLES
+    ),
+    "rate 0": Planted(
+        run=changed(course(3.9, 3.9), lambda row: replace(row, rate=0.0)),
+        first="schedule_not_stepping",
+        not_in=("mlx-lm",),
+    ),
+}
