@@ -278,14 +278,15 @@ def _trace(
     totals = [row.total_steps for row in found if row.total_steps]
     announced_total = int(reader.announced.get("total_steps", 0))
     total_steps = max([*totals[-1:], reader.total_steps or 0]) or announced_total
-    notes = list(reader.notes)
+    notes, announced = list(reader.notes), dict(reader.announced)
     if total_steps and steps[-1] > total_steps and reader.unit == "step":
-        reader.announced["resumed"] = "yes"
+        if steps[0] > 0:
+            announced["resumed"] = "yes"
         notes.append(
-            f"the steps go on to {steps[-1]}, past the {total_steps} that were set: a resumed run, which counts on from "
-            "its checkpoint's step"
+            f"the steps go on to {steps[-1]}, past the {total_steps} that were set: a resumed run, which counts on "
+            "from its checkpoint's step"
         )
-    announced = {**reader.announced, "printed_speed": "mean" if printed_is_mean else "momentary"}
+    announced["printed_speed"] = "mean" if printed_is_mean else "momentary"
     return RunTrace(
         source=source,
         origin="log",
