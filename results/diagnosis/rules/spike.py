@@ -227,8 +227,8 @@ def _rate_is_high(run: RunView, spike: Spike) -> bool:
 def _spike_advice(run: RunView, spike: Spike, *, like_start: bool, many: bool) -> str:
     if like_start:
         advice = (
-            f"look at what the script does at {run.unit} {spike.step}: a reload, a checkpoint written and read back, a "
-            "model built anew; then at the text"
+            f"check what the script does at {run.unit} {spike.step}: a reload, a checkpoint written and read back, a "
+            "model built anew; then the text"
         )
     elif _rate_is_high(run, spike) or many:
         # A text that would do this at a moderate rate hardly exists; a rate that does it needs no text.

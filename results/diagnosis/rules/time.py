@@ -112,7 +112,7 @@ def _slow(run: RunView, windows: _Windows, first: int, last: int, before_s: floa
         confidence=0.9 if to_end else 0.8,
         summary=f"training slows from {1 / before_s:.2f} to {1 / inside_s:.2f} steps/s at about step {step}{until}",
         evidence=f"{before_s:.3g} s a step before, {inside_s:.3g} s after, in windows between logged times{printed}",
-        next_step="look what changed on the machine at that step: memory pressure and swap, heat, another process, a "
+        next_step="check what changed on the machine at that step: memory pressure and swap, heat, another process, a "
         "growing list of logged tensors, longer sequences; compare memory in use before and after",
         steps=(step, end),
     )

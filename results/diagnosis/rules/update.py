@@ -198,7 +198,7 @@ def _weights_stand_still(run: RunView) -> Diagnosis | None:
         "weights" + (", as in pure bf16 at a small learning rate" if named or is_low else ""),
         evidence="; ".join(said),
         next_step="keep the weights in fp32 and autocast the forward pass: in bf16 a step of 1e-5 is lost on every "
-        "weight above about 0.005. If they are fp32, look whether the optimizer was made from this model's parameters",
+        "weight above about 0.005. If they are fp32, check whether the optimizer was made from this model's parameters",
         steps=(tail.steps[0], tail.steps[-1]),
     )
 
