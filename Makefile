@@ -4,7 +4,16 @@ VENV := .venv
 RUN := $(VENV)/bin/python -m search
 STAMP := $(VENV)/.installed
 
+# By their own name, for make 3.81 tells them by no other: a misspelt variable must not pass unnoticed.
+export MAKE_WORDS := $(MAKEOVERRIDES)
+
+ifeq ($(wildcard pyproject.toml),)
+$(error This Makefile is to be called in its own folder: make -C $(dir $(lastword $(MAKEFILE_LIST))) $(MAKECMDGOALS))
+endif
+
 .DEFAULT_GOAL := help
+# `make -j search report`: the report is of that search.
+.NOTPARALLEL:
 .PHONY: help search resume baseline train preflight confirm attribute report diagnose audit export model spaces compare list test check lint types format bench clean
 
 help: ## list the targets and the variables

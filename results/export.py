@@ -6,12 +6,11 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from results.confirmation.confirmation_file import load_attempts
 from results.ranking import ending_counts, ranked_trials
 from results.study.atomic import write_atomic
 from results.study.folder import Study
 from results.study.paths import shown
-from results.winner import Winner, evidence_words, find_winner, notes
+from results.winner import Winner, evidence_words, notes, warning_words, way_words, winner_of
 from results.winner import to_json as winner_json
 from trainable.config import ENV_NAMES, TrialConfig, config_from
 from trainable.errors import UserError
@@ -117,11 +116,10 @@ def write_best(study: Study) -> None:
 
 
 def _load(study: Study) -> _Best:
-    trials = study.trials()
-    winner = find_winner(trials, load_attempts(study))
+    winner = winner_of(study)
     trial = winner.trial
     if trial is None:
-        counts = ending_counts(ranked_trials(trials))
+        counts = ending_counts(ranked_trials(study.trials()))
         ended = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
         raise UserError(f"study {study.name} has no completed trial to export ({ended or 'none has started'}).")
     config = config_from(trial)
@@ -198,6 +196,7 @@ def _notes(best: _Best) -> list[str]:
     lines = [
         f"study {best.study}, trial {trial['trial_id']}, after {trial['tokens_seen']} training tokens",
         loss,
+        *filter(None, (way_words(winner), warning_words(winner))),
         evidence_words(winner),
         *notes(winner),
         f"evaluated on {best.eval_tokens} held-out tokens, the same for every trial, "

@@ -48,6 +48,14 @@ class Winner:
     """(ended, planned) runs of an attempt that was begun and is not judged yet."""
     confirmed: frozenset[int] = frozenset()
     """All that were or are being confirmed."""
+    start_val_loss: float | None = None
+    """Of the weights that every trial starts from; None where nobody evaluated it."""
+
+    @property
+    def worse_than_start(self) -> bool:
+        """Whether the best is not below what it started from: nothing of this training is worth having."""
+        loss = _final_loss(self.trial)
+        return loss is not None and self.start_val_loss is not None and loss >= self.start_val_loss
 
     @property
     def baseline_val_loss(self) -> float | None:
@@ -83,10 +91,18 @@ class Winner:
 
 def winner_of(study: Study) -> Winner:
     """Return who won the study. Raises UserError when a file of it is damaged."""
-    return find_winner(study.trials(), load_attempts(study))
+    return find_winner(study.trials(), load_attempts(study), start_val_loss=start_val_loss(study.document()))
 
 
-def find_winner(trials: Sequence[Row], attempts: Sequence[Attempt] = ()) -> Winner:
+def start_val_loss(document: Row) -> float | None:
+    """Return the loss that a study starts from, as its document has it."""
+    loss: float | None = (document.get("start") or {}).get("val_loss")
+    return loss
+
+
+def find_winner(
+    trials: Sequence[Row], attempts: Sequence[Attempt] = (), *, start_val_loss: float | None = None
+) -> Winner:
     """Return who won, by the module's rule. Raises UserError when a confirmed trial is missing."""
     rows = confirmed_rows(attempts, trials)
     baseline, ranked = baseline_trial(trials), ranked_trials(trials)
@@ -115,6 +131,7 @@ def find_winner(trials: Sequence[Row], attempts: Sequence[Attempt] = ()) -> Winn
         attempt=attempt,
         under_way=_under_way(attempts[-1], trials) if attempts and not attempts[-1].verdicts else None,
         confirmed=frozenset(rows),
+        start_val_loss=start_val_loss,
     )
 
 
@@ -170,6 +187,27 @@ def headline(winner: Winner) -> str:
     return f"{name} beat the baseline by {-winner.difference:.4f} nats/token"
 
 
+def way_words(winner: Winner) -> str | None:
+    """Return the losses on the way, start 3.5312 → baseline 3.4820 → best 3.3611; None where the start is not known."""
+    if winner.start_val_loss is None:
+        return None
+    losses = {"start": winner.start_val_loss, "baseline": winner.baseline_val_loss}
+    if winner.trial is not None and not winner.trial["is_baseline"]:
+        losses["best"] = _final_loss(winner.trial)
+    return " → ".join(f"{name} {loss_words(loss)}" for name, loss in losses.items() if loss is not None)
+
+
+def warning_words(winner: Winner) -> str | None:
+    """Return what is wrong with a best that is not below the start, None where it is below."""
+    loss, start = _final_loss(winner.trial), winner.start_val_loss
+    if not winner.worse_than_start or loss is None or start is None:
+        return None
+    return (
+        f"this training makes the model worse: its weights start at {loss_words(start)} and {winner.name} ends at "
+        f"{loss_words(loss)}, {difference_words(loss - start)} nats/token"
+    )
+
+
 def evidence_words(winner: Winner) -> str:
     """Return what the headline rests on."""
     verdict = winner.verdict
@@ -222,6 +260,8 @@ def to_json(winner: Winner) -> Row:
         "is_baseline": winner.trial is not None and winner.trial["is_baseline"],
         "val_loss": _final_loss(winner.trial),
         "baseline_val_loss": winner.baseline_val_loss,
+        "start_val_loss": winner.start_val_loss,
+        "worse_than_start": winner.worse_than_start,
         "val_loss_difference": winner.search_difference,
         "confirmed": winner.standing == "proven",
         "seeds": 1 if verdict is None else verdict.seeds,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from trainable.errors import UserError
+from trainable.errors import MachineError, UserError
 
 if TYPE_CHECKING:
     from search.options import Options
@@ -19,6 +19,12 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 # Whatever else is installed is not asked whether it plugs into pydantic: looking takes as long as its import.
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")
+try:
+    Path("~").expanduser()
+except RuntimeError:
+    # A user by number alone, as containers have: libraries look for a home and a name when they are imported.
+    os.environ["HOME"] = "/nonexistent"
+    os.environ.setdefault("USER", str(os.getuid()))
 
 COMMANDS = {
     "run": ("search.commands.run_command:search_command", "search a space: make search SPACE=plateau"),
@@ -50,18 +56,37 @@ COMMANDS = {
     "compare": ("search.commands.compare_command:compare_command", "set studies side by side: STUDY=a,b"),
     "list": ("search.commands.list_command:list_command", "list the studies"),
 }
+LEAVE_FILES = ("run", "resume", "baseline", "train", "confirm", "attribute", "report", "model")
+"""What these print can be read in the study's folder as well, or in the model's."""
 INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0 done, 2 the user's mistake, 1 a fault, 130 interrupted."""
-    from search.options import read_options, typed_folders, with_origin
+    from search.terminal.console import lasting_output
+
+    words = sys.argv[1:] if argv is None else argv
+    with lasting_output() as stdout:
+        code = _run(words)
+        stdout.flush()
+        if code == 0 and stdout.error is not None and not _leaves_files(words):
+            # What was asked for was the output. A reader that has had enough knows.
+            if not isinstance(stdout.error, BrokenPipeError):
+                print(f"error: the output was not written: {stdout.error.strerror}", file=sys.stderr)
+            return 1
+    return code
+
+
+def _run(words: Sequence[str]) -> int:
+    from search.options import overlooked, read_options, typed_folders, with_origin
     from search.terminal.console import Terminal
 
-    terminal = Terminal(as_json="--json" in (sys.argv[1:] if argv is None else argv))
+    terminal = Terminal(as_json="--json" in words)
     try:
-        arguments = _parser().parse_args(argv)
+        arguments = _parser().parse_args(words)
         options = read_options(arguments.assignments)
+        for line in overlooked():
+            print(f"note: {line}", file=sys.stderr)
         terminal.typed_folders = typed_folders(arguments.assignments)
         if options.is_outside_cluster:
             from search.commands.remote_command import COMMANDS as REMOTE
@@ -72,33 +97,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _command(arguments.command)(options, terminal)
     except UserError as error:
         return _refused(with_origin(str(error)), terminal)
+    except MachineError as error:
+        return _refused(str(error), terminal, code=1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         terminal.document({"error": "interrupted"})
         return INTERRUPTED
-    except BrokenPipeError:
-        # The reader of a pipe, `| head` say, had enough.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except OSError as error:
         from results.study.atomic import is_storage_error, storage_error_words
 
         if not is_storage_error(error):
             raise
-        return _refused(
-            f"{storage_error_words(error, Path(error.filename or '.'))}. Then run the command again.", terminal
-        )
+        return _refused(f"{storage_error_words(error)}. Then run the command again.", terminal)
 
 
-def _refused(reason: str, terminal: "Terminal") -> int:
-    line = "".join(
-        # What a person typed or a file holds may be no text at all, or text that a terminal obeys.
-        character if character.isprintable() else character.encode("unicode_escape").decode()
-        for character in " ".join(reason.split())
-    )
+def _leaves_files(words: Sequence[str]) -> bool:
+    return "--json" not in words and any(word in LEAVE_FILES for word in words)
+
+
+def _refused(reason: str, terminal: "Terminal", *, code: int = 2) -> int:
+    from search.terminal.console import plain
+
+    line = plain(" ".join(reason.split()))
     print(f"error: {line}", file=sys.stderr)
     terminal.document({"error": line})
-    return 2
+    return code
 
 
 class _Parser(argparse.ArgumentParser):

@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from results.study.paths import expanded
+from search.option_names import make_names, nearly
 from trainable.config import (
     BASELINES,
     BEFORE,
@@ -36,7 +37,6 @@ LONGEST_SHOWN = 60
 OUTSIDE = "ray://"
 GCS_PATIENCE_S = 60
 MLFLOW_SCHEMES = ("", "file", "http", "https", "databricks", "sqlite", "mysql", "postgresql", "mssql")
-_MAKE_OWN = re.compile(r"MAKE\w*|SHELL|PYTHON|VENV|\.\w+|CURDIR|MFLAGS|ARGS")
 
 
 def _whole(value: Any) -> Any:
@@ -377,19 +377,25 @@ def read_options(assignments: Sequence[str]) -> Options:
             raise UserError(f"{word!r} is not of the form NAME=value.{did_you_mean(word.upper(), KNOWN)}")
         _check_name(name)
         texts[name] = text.strip()
-    for word in _make_words():
-        name, equals, _ = word.partition("=")
-        if equals and not _MAKE_OWN.fullmatch(name):
-            _check_name(name)
+    for name in make_names(os.environ):
+        _check_name(name)
     for name in FOLDERS:
         # The two that processes of ours take over from the environment: Ray's workers, and what they start.
         os.environ[name] = texts.get(name, "")
     return parse_options({name: text for name, text in texts.items() if text})
 
 
+def overlooked() -> list[str]:
+    """Return a line for each name in the environment that was probably meant for a variable and is none."""
+    return [
+        f"{name} is set in the environment and is no variable of this program. Did you mean {meant}?"
+        for name, meant in nearly(os.environ, KNOWN).items()
+    ]
+
+
 def typed_folders(assignments: Sequence[str]) -> str:
     """Return the folders that were named on the command line, as a later command has to name them again."""
-    names = {word.partition("=")[0] for word in (*assignments, *_make_words())}
+    names = {word.partition("=")[0] for word in assignments}.union(make_names(os.environ))
     return "".join(f" {name}={shlex.quote(os.environ[name])}" for name in FOLDERS if name in names and os.environ[name])
 
 
@@ -428,7 +434,9 @@ def _refusal(error: ErrorDetails, texts: Mapping[str, str]) -> UserError:
     text = re.sub(r"(://[^/@]*:)[^/@]*@", r"\1***@", texts[name])  # a password
     text = text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
     if error["type"] in ("literal_error", "string_unicode"):
-        known = get_args(FIELDS[name].annotation)
+        annotation = FIELDS[name].annotation
+        # Of a Literal, or of one that may be None.
+        known = [one for part in (annotation, *get_args(annotation)) for one in get_args(part) if isinstance(one, str)]
         return UserError(f"{name}={text} is not known.{did_you_mean(text, known)}")
     if cause is None:
         [(law, bound)] = details.items()
@@ -436,15 +444,6 @@ def _refusal(error: ErrorDetails, texts: Mapping[str, str]) -> UserError:
     # A remedy of its own says more than what the variable is.
     remedy = "" if ". " in str(cause) else f". {name}: {describe_variable(name)}."
     return UserError(f"{name}={text!r} {cause}{remedy}")
-
-
-def _make_words() -> list[str]:
-    # make hands its command-line variables down in the environment, where an unknown one would pass unnoticed.
-    flags = os.environ.get("MAKEFLAGS", "")
-    if "--" not in flags or os.environ.get("MAKELEVEL") != "1":
-        return []
-    # make escapes blanks and backslashes, and leaves quotes as they are.
-    return re.findall(r"(?:\\.|[^\s\\])+", flags.partition("-- ")[2])
 
 
 def _check_name(name: str) -> None:

@@ -87,7 +87,15 @@ def test_a_package_imports_only_what_lies_below_it(package: str) -> None:
     assert wrong == []
 
 
-SEARCH_LAYERS = (("__main__",), ("commands",), ("setup",), ("tune",), ("cluster", "trackers"), ("terminal", "options"))
+SEARCH_LAYERS = (
+    ("__main__",),
+    ("commands",),
+    ("setup",),
+    ("tune",),
+    ("cluster", "trackers"),
+    ("terminal", "options"),
+    ("option_names",),
+)
 """The folders of search/, from the top down."""
 
 

@@ -1,15 +1,38 @@
-"""The one exception that a person at the keyboard can cause. A bug of ours is never raised as this."""
+"""The two exceptions that are told in a line: a mistake in what was asked, and a machine that cannot do it."""
 
 import difflib
+import re
 from collections.abc import Iterable
 
 _LARGEST_SHOWN = 10**15  # larger whole numbers are out of every bound; no float can hold some of them
+_CREDENTIALS = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^\s'\"]*@", re.IGNORECASE)
+_SECRET_VALUE = re.compile(r"([?&][^=&\s]*(?:secret|passw|pwd|token|key|sig)[^=&\s]*=)[^&\s'\"]*", re.IGNORECASE)
+
+
+def redacted(text: str) -> str:
+    """Return the text with *** in place of the user and password in each URL, and of passwords in its query."""
+    # Up to the last @: a password may hold one.
+    return _SECRET_VALUE.sub(r"\1***", _CREDENTIALS.sub(r"\1***@", text))
 
 
 class UserError(ValueError):
     """Something the user gave cannot be used: one line that says where, what, and the remedy.
 
-    The command line prints it without a traceback and exits with code 2.
+    The command line prints it without a traceback and exits with code 2. No password of a URL stays in it.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(redacted(message))
+
+
+class InputChangedError(UserError):
+    """A file that a run is made from is gone, or is not what it was when the study began: no fault of the trial's."""
+
+
+class MachineError(Exception):
+    """The machine does not do what is needed, whatever was asked: one line with the cause and the remedy.
+
+    The command line prints it without a traceback and exits with code 1.
     """
 
 

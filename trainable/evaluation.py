@@ -6,10 +6,11 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from trainable.data.tokens import Tokens
+from trainable.data.tokens import Corpus, Tokens
 from trainable.device.device import without_tf32
 from trainable.errors import UserError
 from trainable.loss import next_token_losses
+from trainable.rows import Start
 
 EVAL_TOKENS_PER_FORWARD = 8192
 
@@ -43,6 +44,18 @@ def eval_windows(tokens: Tokens, protocol: EvalProtocol) -> torch.Tensor:
     chosen = grid[np.linspace(0, len(grid) - 1, min(wanted, len(grid))).round().astype(np.int64)]
     windows = tokens[chosen[:, None] + np.arange(protocol.block_size + 1)]  # (N, T + 1)
     return torch.from_numpy(windows.astype(np.int64))
+
+
+def evaluate_start(model: PreTrainedModel, corpus: Corpus, protocol: EvalProtocol) -> Start:
+    """Return what the model loses before any step.
+
+    There is no mean of steps to show yet as training loss; a glance at the training text is enough.
+    """
+    glance = EvalProtocol(block_size=protocol.block_size, tokens=max(protocol.block_size, protocol.tokens // 8))
+    return Start(
+        val_loss=evaluate(model, eval_windows(corpus.val, protocol)),
+        train_loss=evaluate(model, eval_windows(corpus.train, glance)),
+    )
 
 
 def evaluate(model: PreTrainedModel, windows: torch.Tensor) -> float:

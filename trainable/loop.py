@@ -9,9 +9,9 @@ import torch
 
 from trainable.data.tokens import Corpus, sample_batch
 from trainable.device.device import autocast, begin_read, to_device
-from trainable.evaluation import EvalProtocol, eval_windows, evaluate
+from trainable.evaluation import EvalProtocol, eval_windows, evaluate, evaluate_start
 from trainable.loss import next_token_loss
-from trainable.rows import MetricsRow, StepRow, Verdict
+from trainable.rows import MetricsRow, Start, StepRow, Verdict
 from trainable.schedule import learning_rate_at
 from trainable.stability import STOP_KINDS, Finding
 from trainable.state import SinceEvaluation, TrainState
@@ -31,19 +31,24 @@ def train(
     eval_steps: Container[int],
     stop_on: Container[str] = STOP_KINDS,
     evaluate_first: bool = True,
+    start: Start | None = None,
 ) -> Iterator[TrainRow]:
     """Train `state` in place to its config's last step, yielding a row per step, per flag and per evaluation.
 
     Evaluates where it begins, after every step in `eval_steps`, and after the last. Without evaluate_first a run that
-    was cut between two evaluations goes on as if it had not been. When the stability monitor says
-    stop, for one of the reasons in `stop_on`, the Verdict is the last row. Between any two rows the state is whole and
-    can be saved.
+    was cut between two evaluations goes on as if it had not been. A `start` that is known of these very weights is not
+    evaluated once more. When the stability monitor says stop, for one of the reasons in `stop_on`, the Verdict is the
+    last row. Between any two rows the state is whole and can be saved.
     """
     val_windows = eval_windows(corpus.val, protocol)
     if evaluate_first:
         state.since_evaluation = SinceEvaluation(tokens_at_start=state.tokens_seen)
+        started = time.perf_counter()
+        known = start if start is not None and state.optimizer_steps == 0 else None
+        first = known or evaluate_start(state.model, corpus, protocol)
+        state.active_s += 0.0 if known else time.perf_counter() - started
         # Whatever it shows is not the training's doing; weights that are no numbers end the run at its first step.
-        yield _evaluated(state, val_windows, train_loss=evaluate(state.model, _train_windows(corpus, protocol)))
+        yield _noted(state, val_loss=first.val_loss, train_loss=first.train_loss)
     while state.optimizer_steps < state.config.training_steps:
         row, skipped = _step(state, corpus)
         since = state.since_evaluation
@@ -84,12 +89,6 @@ def _judge(metrics: MetricsRow, *, vocab_size: int) -> Verdict | None:
         )
         return Verdict(reason="divergence", step=step, evidence=evidence)
     return None
-
-
-def _train_windows(corpus: Corpus, protocol: EvalProtocol) -> torch.Tensor:
-    # Before the first step there is no mean of steps to show; a glance at the training text is enough.
-    tokens = max(protocol.block_size, protocol.tokens // 8)
-    return eval_windows(corpus.train, EvalProtocol(block_size=protocol.block_size, tokens=tokens))
 
 
 def _step(state: TrainState, corpus: Corpus) -> tuple[StepRow, bool]:
@@ -146,6 +145,10 @@ def _evaluated(state: TrainState, val_windows: torch.Tensor, *, train_loss: floa
     started = time.perf_counter()
     val_loss = evaluate(state.model, val_windows)
     state.active_s += time.perf_counter() - started
+    return _noted(state, val_loss=val_loss, train_loss=train_loss)
+
+
+def _noted(state: TrainState, *, val_loss: float, train_loss: float) -> MetricsRow:
     since = state.since_evaluation
     # Before the row is handed out: whoever gets it may save the state.
     state.since_evaluation = SinceEvaluation(val_loss=val_loss, tokens_at_start=state.tokens_seen)

@@ -2,18 +2,21 @@
 
 import faulthandler
 import gc
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import SecretStr
 from ray import tune
 
 from trainable.checkpoint.checkpoint_store import BackgroundSaver, CheckpointStore
 from trainable.config import TrialConfig
 from trainable.data.node_cache import SharedInputs
 from trainable.device.device import is_out_of_memory, keep_freed_pages, release_memory
+from trainable.errors import InputChangedError
 from trainable.fidelity import fidelity_tokens, objective
 from trainable.loop import TrainRow, train
 from trainable.rows import MetricsRow, StepRow, TrialStatus, Verdict
@@ -22,6 +25,7 @@ from trainable.stability import STOP_KINDS
 from trainable.state import TrainState
 
 STEPS_TO_KNOW_THEIR_TIME = 3
+INPUT_FAULT_PAUSE_S = 0.5
 HUNG_TIMES_EXPECTED = 10
 """A trial is not hung before so many times what its first steps promise for the way to the next evaluation."""
 
@@ -31,9 +35,10 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
 
     Config keys: "spec" (RunSpec), "shared_inputs" (where a node gets what it lacks of it, or None), "trial" and
     "baseline" (hyperparameters), "trial_id" (int), "milestones_tokens" (evaluate at each), "checkpoint_root" (a folder
-    or URI; a folder below it is the trial's own), "checkpoint_interval_s", "leave_path" (a file whose appearance asks
-    to save once, between two steps, for the study is left; or None), "evaluation_timeout_s" (without an evaluation for
-    so long it is hung), "threads", "refusal" (why the trial ends as out of memory without being run).
+    or URI; a folder below it is the trial's own; a SecretStr, for trackers keep a trial's config),
+    "checkpoint_interval_s", "leave_path" (a file whose appearance asks to save once, between two steps, for the study
+    is left; or None), "evaluation_timeout_s" (without an evaluation for so long it is hung), "threads", "refusal" (why
+    the trial ends as out of memory without being run).
     """
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -48,7 +53,8 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
         self._config = TrialConfig(**config["trial"])
         self._refusal: str | None = config.get("refusal")
         self._milestones_tokens: tuple[int, ...] = config["milestones_tokens"]
-        self._store = CheckpointStore(root=config["checkpoint_root"], trial_id=config["trial_id"])
+        root: SecretStr = config["checkpoint_root"]
+        self._store = CheckpointStore(root=root.get_secret_value(), trial_id=config["trial_id"])
         self._saver = BackgroundSaver(self._store)
         self._evaluation_timeout_s: float = config["evaluation_timeout_s"]
         self._notes: list[str] = []
@@ -74,13 +80,19 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
         """Return the next evaluation, or how the trial ended, always with a finite "objective".
 
         A checkpoint between two evaluations is returned too, for the steps that led to it: "metrics" is None and
-        "objective" that of the evaluation before.
+        "objective" that of the evaluation before. "input_fault" is not None when the study's inputs are no longer what
+        they were: the study is to be left, and the trial has neither failed nor trained.
 
         A hung one ends its process, all threads' stacks on stderr: it is then started again from its last checkpoint.
         """
         faulthandler.dump_traceback_later(self._evaluation_timeout_s, exit=True)
         try:
             return self._next_result()
+        except InputChangedError as error:
+            # Until the study is left Tune asks again at once.
+            time.sleep(INPUT_FAULT_PAUSE_S)
+            self._left = True
+            return self._result("running", steps=[], input_fault=str(error))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -110,6 +122,7 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
                 eval_steps=eval_steps,
                 stop_on=self._stop_on,
                 evaluate_first=not self._state.since_evaluation.losses,
+                start=self._spec.known_start(self._config),
             )
         assert self._state is not None
         steps: list[StepRow] = []
@@ -188,6 +201,7 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
         verdict: Verdict | None = None,
         evidence: str = "",
         saved: bool = False,
+        input_fault: str | None = None,
     ) -> dict[str, Any]:
         state = self._state
         optimizer_steps = state.optimizer_steps if state else 0
@@ -210,6 +224,7 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
             "evidence": evidence,
             "saved": saved,
             "left": self._left,
+            "input_fault": input_fault,
             "notes": self._take_notes(),
             "optimizer_steps": optimizer_steps,
             "tokens_seen": tokens_seen,

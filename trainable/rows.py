@@ -15,6 +15,16 @@ RANKED_PURPOSES: tuple[Purpose, ...] = ("search", "baseline", "train")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """What the weights that a study's runs start from lose, before any step."""
+
+    val_loss: float
+    """Nats/token on the study's held-out windows."""
+    train_loss: float
+    """Nats/token on a few windows of the training text."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StepRow:
     """One optimizer step."""
 

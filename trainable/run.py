@@ -12,13 +12,15 @@ from trainable.checkpoint.checkpoint import Checkpoint, load_merged, load_weight
 from trainable.config import TrialConfig
 from trainable.data.tokens import Corpus, check_corpus
 from trainable.device.compiling import CompileMode, compile_where_repaid
-from trainable.device.device import allow_tf32
+from trainable.device.device import allow_tf32, release_memory
 from trainable.errors import UserError
-from trainable.evaluation import EvalProtocol, eval_windows, evaluate
+from trainable.evaluation import EvalProtocol, evaluate_start
+from trainable.model.fingerprint import check_weights
 from trainable.model.gradient_checkpointing import checkpoint_layers
 from trainable.model.lora import AdapterBase, add_adapters, base_fingerprint
 from trainable.model.model_names import PRESETS
 from trainable.model.models import check_model, load_model
+from trainable.rows import Start
 from trainable.stability import make_rules
 from trainable.state import TrainState, new_state
 
@@ -35,12 +37,25 @@ class RunSpec:
     """Of the training tokens, nats/token."""
     init_from: Path | None = None
     """A checkpoint whose weights every run starts from; adapters among them are merged."""
+    weight_sums: Mapping[str, str] = field(default_factory=dict)
+    """What fingerprint.weight_sums() found before the first run; every run's weights must be of the same files."""
     stability: Mapping[str, Any] = field(default_factory=dict)
     """Overrides for trainable.stability.StabilityRules."""
     compile_mode: CompileMode = "auto"
     """Whether layers are compiled."""
     gradient_checkpointing: bool = False
     """Whether a layer's activations are computed a second time in the backward pass: less memory, the same losses."""
+
+    start: Start | None = None
+    """What runs start from, where it was evaluated; of random weights those of `start_seed`."""
+    start_seed: int = 0
+
+    def known_start(self, config: TrialConfig) -> Start | None:
+        """Return what a run of the configuration starts from, None where nobody evaluated it.
+
+        Adapters begin as no change at all: only random weights differ between configurations.
+        """
+        return None if self.from_scratch and config.seed != self.start_seed else self.start
 
     @property
     def from_scratch(self) -> bool:
@@ -56,13 +71,13 @@ def start_run(spec: RunSpec, config: TrialConfig) -> TrainState:
     return _state(spec, config, None)
 
 
-def start_loss(spec: RunSpec, config: TrialConfig) -> float:
-    """Return what a run of `config` starts from: the loss before its first step under the study's evaluation.
-
-    Nats/token. With weights that are given it is the same for every configuration; random ones come of its seed.
-    """
-    model = start_run(replace(spec, compile_mode="off"), config).model
-    return evaluate(model, eval_windows(spec.corpus.val, spec.protocol))
+def with_start(spec: RunSpec, config: TrialConfig) -> RunSpec:
+    """Return the spec with what runs start from evaluated; random weights are those of config's seed."""
+    state = start_run(replace(spec, compile_mode="off"), replace(config, use_lora=False))
+    start, device = evaluate_start(state.model, spec.corpus, spec.protocol), state.device
+    del state
+    release_memory(device)  # which the trials' own processes need
+    return replace(spec, start=start, start_seed=config.seed)
 
 
 def resume_run(spec: RunSpec, config: TrialConfig, checkpoint: Checkpoint, *, may_be_over: bool = False) -> TrainState:
@@ -90,13 +105,17 @@ def load_run_model(
 ) -> tuple[PreTrainedModel, AdapterBase | None]:
     """Return the model that a run of `config` trains, on the CPU, and what its adapters are of, if it has any.
 
-    checkpoint: where the run goes on from. Raises UserError when model, checkpoint and configuration do not fit.
+    checkpoint: where the run goes on from. Raises UserError when model, checkpoint and configuration do not fit, and
+    InputChangedError when the files are not those that the spec was made with.
     """
+    check_weights(spec.model_name, spec.init_from, spec.weight_sums)
     model = load_model(spec.model_name, dropout=config.dropout, seed=config.seed)
     if spec.gradient_checkpointing:
         checkpoint_layers(model)
     if spec.init_from is not None and (checkpoint is None or checkpoint.base is not None):
         load_merged(model, spec.init_from, model_name=spec.model_name)
+    # Once more: they may have been replaced while they were read. Where nothing was, this reads no file.
+    check_weights(spec.model_name, spec.init_from, spec.weight_sums)
     if checkpoint is not None:
         _check_same_weights(config, checkpoint)
         # Adapters are made with what is the run's own to change, their dropout.

@@ -42,6 +42,8 @@ def _answer(facts: Row) -> Iterator[str]:
         yield plain(study["description"])
         yield ""
     yield f"**{plain(answer['proof']['words'])}**"
+    for words in filter(None, (answer["way"], answer["warning"] and f"Warning: {answer['warning']}.")):
+        yield from ("", plain(words))
     winner, baseline = answer["winner"], answer["baseline"]
     if winner and baseline and not winner["is_baseline"]:
         yield ""

@@ -3,9 +3,13 @@
 import errno
 import os
 import secrets
+import stat
 from pathlib import Path
 
 from results.study.paths import shown
+
+MAX_FILE_BYTES = 256 << 20
+"""Of a document or a table: millions of rows."""
 
 _STORAGE_WORDS = {
     errno.ENOSPC: "no space left on the device. Make room",
@@ -37,6 +41,20 @@ def write_atomic(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
+def read_regular(path: Path) -> bytes:
+    """Return the bytes of a file. Raises OSError, also for what is no regular file (a pipe say) or far too large."""
+    # Whoever opens a pipe waits for its writer.
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123
+        found = os.fstat(file.fileno())
+        if stat.S_ISDIR(found.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        if found.st_size > MAX_FILE_BYTES:
+            raise OSError(errno.EFBIG, f"larger than the {MAX_FILE_BYTES >> 20} MiB of any study's file", str(path))
+        return file.read()
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in `folder` durable: without it a rename may be undone by a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -51,7 +69,12 @@ def is_storage_error(error: OSError) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
-def storage_error_words(error: OSError, path: Path) -> str:
-    """Return the line for a person: `path`, why it could not be written, and the remedy."""
+def storage_error_words(error: OSError, path: Path | None = None) -> str:
+    """Return the line for a person: the file, why it could not be written, and the remedy.
+
+    path: what is named where the error itself names no file.
+    """
+    named = error.filename if isinstance(error.filename, str | bytes) else None
+    where = Path(os.fsdecode(named)) if named else path
     reason = _STORAGE_WORDS.get(error.errno or 0) or f"{error.strerror or error}. Make it writable"
-    return f"{shown(path)}: {' '.join(reason.split())}; what was measured so far is kept"
+    return f"{f'{shown(where)}: ' if where else ''}{' '.join(reason.split())}; what was measured so far is kept"

@@ -53,6 +53,12 @@ class _Evaluation(_Part):
     milestones_tokens: list[Count] = []
 
 
+class _Start(_Part):
+    # None where the weights are no numbers.
+    val_loss: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    train_loss: Annotated[float, Field(allow_inf_nan=False)] | None = None
+
+
 class _Device(_Part):
     type: Text
     name: Text
@@ -99,6 +105,7 @@ class StudyDocument(_Part):
     checkpoint_fingerprint: Text | None = None
     corpus: _Corpus
     evaluation: _Evaluation
+    start: _Start | None = None
     device: _Device
     versions: dict[Text, Text]
     git_commit: Text | None = None

@@ -5,13 +5,14 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from results.study.atomic import sync_folder, write_atomic
+from results.study.atomic import read_regular, sync_folder, write_atomic
 from results.study.paths import expanded, path_error, shown
 from trainable.errors import UserError, did_you_mean
 
@@ -80,9 +81,11 @@ class Study:
         """Return study.json. Raises UserError when it is missing, cut short, another version's, or lacks a value."""
         where = shown(self.study_json)
         try:
-            document = json.loads(self.study_json.read_bytes(), parse_constant=_refuse_constant)
+            document = json.loads(read_regular(self.study_json), parse_constant=_refuse_constant)
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(f"{where}: there is no such file, so {self.name} is not a study.") from None
+        except OSError as err:
+            raise UserError(f"{where}: cannot be read ({err.strerror}). Restore it, or move the study away.") from None
         except (ValueError, RecursionError) as err:
             raise UserError(f"{where}: not whole JSON ({err}). Restore it, or move the study away.") from None
         if not isinstance(document, dict) or document.get("schema_version") != SCHEMA_VERSION:
@@ -143,22 +146,32 @@ def check_study_name(name: str) -> None:
 def new_study_name(space_name: str, now: datetime) -> str:
     """Return a free name such as plateau-1125-0310 (month, day, hour, minute), with -2, -3 ... when taken."""
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", space_name).lstrip(".-")[:80] or "study"
-    name = first = f"{stem}-{now:%m%d-%H%M}"
-    number = 1
-    while (studies_dir() / name).exists():
-        number += 1
-        name = f"{first}-{number}"
-    return name
+    return next(name for name in _numbered(f"{stem}-{now:%m%d-%H%M}") if not os.path.lexists(studies_dir() / name))
 
 
-def create_study(name: str, document: Mapping[str, Any]) -> Study:
+def _numbered(name: str) -> Iterator[str]:
+    return chain([name], (f"{name}-{number}" for number in count(2)))
+
+
+def create_study(name: str, document: Mapping[str, Any], *, is_chosen: bool = True) -> Study:
     """Return the new study `name` with `document` as its study.json; it appears whole or not at all.
 
+    is_chosen: by a person; a name of the program's own that was taken meanwhile becomes NAME-2, NAME-3 ...
     Raises UserError when the name is taken or bad, or the folder cannot be made.
     """
     check_study_name(name)
     assert document["schema_version"] == SCHEMA_VERSION
     assert document["name"] == name
+    for free in [name] if is_chosen else _numbered(name):
+        try:
+            return _create(free, {**document, "name": free})
+        except StudyExistsError:
+            if is_chosen:
+                raise
+    raise AssertionError("some name is free")
+
+
+def _create(name: str, document: Mapping[str, Any]) -> Study:
     data = json.dumps(document, indent=2, allow_nan=False).encode() + b"\n"
     study = Study(studies_dir() / name)
     if os.path.lexists(study.path):
@@ -186,9 +199,21 @@ def create_study(name: str, document: Mapping[str, Any]) -> Study:
     return study
 
 
-def study_exists(name: str) -> UserError:
+def remove_if_empty(study: Study) -> None:
+    """Remove a study in which no trial was begun; its name is free again."""
+    if not study.trials():
+        shutil.rmtree(study.path, ignore_errors=True)
+
+
+class StudyExistsError(UserError):
+    """A new study was asked for under a name that is taken."""
+
+
+def study_exists(name: str) -> StudyExistsError:
     """Return the error of asking for a new study under a name that is taken: runs are never mixed."""
-    return UserError(f"study {name} exists. Go on with it: make resume STUDY={name}; or choose another STUDY= name.")
+    return StudyExistsError(
+        f"study {name} exists. Go on with it: make resume STUDY={name}; or choose another STUDY= name."
+    )
 
 
 def list_studies() -> list[Study]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from results.study.atomic import write_atomic
+from results.study.atomic import read_regular, write_atomic
 from results.study.paths import shown
 from trainable.errors import UserError
 
@@ -23,9 +23,9 @@ def read_document(path: Path, parse: Callable[[Any], Value], *, what: str, again
     Raises UserError when it is damaged: it is not `what`, and the remedy is to move it away and `again`.
     """
     try:
-        return parse(json.loads(path.read_bytes()))
+        return parse(json.loads(read_regular(path)))
     except FileNotFoundError:
         return None
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as err:
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as err:
         reason = " ".join(str(err).split())
         raise UserError(f"{shown(path)}: not {what} ({reason}). Move it away and {again} again.") from None

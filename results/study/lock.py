@@ -10,19 +10,25 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from results.study.atomic import read_regular, write_atomic
 from results.study.folder import Study
+from results.study.own_files import check_own_files
 from trainable.errors import UserError
 
 
 @contextmanager
 def hold(study: Study) -> Iterator[None]:
-    """Hold the study while inside. Raises UserError saying who holds it, or why its folder cannot be written."""
+    """Hold the study while inside.
+
+    Raises UserError saying who holds it, or why its folder cannot be written; see own_files.
+    """
+    check_own_files(study.path)
     lock = FileLock(study.path / ".lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise UserError(
-            f"study {study.name} is held by {_holder(study)}. Wait for it to end, or stop it; then say it again."
+            f"study {study.name} is held by {_holder(study)}. Wait for it or stop it, then run the command again."
         ) from None
     except OSError as error:
         raise UserError(
@@ -31,9 +37,8 @@ def hold(study: Study) -> Iterator[None]:
     try:
         # Who holds it is told to others where a full disk lets it; the lock holds all the same.
         with suppress(OSError):
-            _holder_path(study).write_text(
-                json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now(UTC).isoformat()})
-            )
+            holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now(UTC).isoformat()}
+            write_atomic(_holder_path(study), json.dumps(holder).encode())
         yield
     finally:
         with suppress(OSError):
@@ -48,7 +53,7 @@ def _holder_path(study: Study) -> Path:
 
 def _holder(study: Study) -> str:
     try:
-        holder = json.loads(_holder_path(study).read_bytes())
+        holder = json.loads(read_regular(_holder_path(study)))
         return f"process {holder['pid']} on {holder['host']} since {holder['since'][:16]} UTC"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "another process"

@@ -28,7 +28,7 @@ def check_guard(data: bytes) -> None:
     footer_at = digest_at + hashlib.sha256().digest_size
     digest = hashlib.sha256(data[:mark_at] + data[footer_at:]).digest()
     if footer_at != _footer_at(data) or digest != data[digest_at:footer_at]:
-        raise ValueError("its digest is another")
+        raise ValueError("checksum mismatch")
 
 
 def _footer_at(data: bytes) -> int:

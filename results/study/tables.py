@@ -1,6 +1,7 @@
 """The columns of a study's tables, and the one way they are written and read. Not what the rows mean together."""
 
 import errno
+import json
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from results.study.atomic import write_atomic
+from results.study.atomic import MAX_FILE_BYTES, read_regular, write_atomic
 from results.study.paths import shown
 from results.study.table_guard import check_guard, guarded
 from trainable.config import TrialConfig, config_from
@@ -76,6 +77,10 @@ STEPS = pa.schema(_columns(StepRow))
 """steps/TRIAL.parquet: a row per optimizer step, as measured: a loss or norm may be infinite or NaN."""
 
 
+MAX_ROWS = 5_000_000
+BATCH_ROWS = 4096
+
+
 class DamagedTableError(UserError):
     """A table that is not what was written."""
 
@@ -103,7 +108,7 @@ def read_table(path: Path, schema: Any = None) -> Any:
     """
     damaged = "{}: not a whole Parquet table ({}). Restore it, or move its study away."
     try:
-        data = path.read_bytes()
+        data = read_regular(path)
     except FileNotFoundError:
         raise UserError(f"{shown(path)}: there is no such table.") from None
     except OSError as err:
@@ -112,20 +117,41 @@ def read_table(path: Path, schema: Any = None) -> Any:
     try:
         check_guard(data)
         with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
-            # Arrow's threads, begun for a few kB, can outlive a short command, whose exit they then abort.
-            table = file.read(use_threads=False)
+            schema_found = file.schema_arrow
+            for wanted in schema or ():
+                once = schema_found.names.count(wanted.name) == 1
+                found = schema_found.field(wanted.name).type if once else None
+                if found != wanted.type:
+                    raise UserError(
+                        f"{shown(path)}: column '{wanted.name}' is {found or 'missing'}, not {wanted.type}: "
+                        "it is not a study's table, or another version wrote it."
+                    )
+            table = _unpacked(file, schema.names if schema else None)
     except (pa.ArrowException, OSError, ValueError) as err:
+        if isinstance(err, UserError):
+            raise
         raise DamagedTableError(damaged.format(shown(path), " ".join(str(err).split()))) from None
-    for wanted in schema or ():
-        found = table.schema.field(wanted.name).type if wanted.name in table.column_names else None
-        if found != wanted.type:
-            raise UserError(
-                f"{shown(path)}: column '{wanted.name}' is {found or 'missing'}, not {wanted.type}: "
-                "it is not a study's table, or another version wrote it."
-            )
     if (fault := _fault(table, schema)) is not None:
         raise _changed(path, fault)
     return table
+
+
+def _unpacked(file: Any, names: Sequence[str] | None) -> Any:
+    """Return the columns of a Parquet file. Raises ValueError where they are far larger than a study's can be."""
+    large = f"it unpacks to more than the {MAX_FILE_BYTES >> 20} MiB of any study's table"
+    groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+    if file.metadata.num_rows > MAX_ROWS or sum(group.total_byte_size for group in groups) > MAX_FILE_BYTES:
+        raise ValueError(large)
+    batches, size_bytes = [], 0
+    # Piece by piece: one long text that every row refers to is small in the file, whatever its footer says.
+    # Arrow's threads, begun for a few kB, can outlive a short command, whose exit they then abort.
+    for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=names, use_threads=False):
+        batches.append(batch)
+        size_bytes += batch.nbytes
+        if size_bytes > MAX_FILE_BYTES:
+            raise ValueError(large)
+    schema = file.schema_arrow
+    return pa.Table.from_batches(batches, schema if names is None else pa.schema([schema.field(n) for n in names]))
 
 
 def read_rows(path: Path, schema: Any = None) -> list[Row]:
@@ -149,7 +175,7 @@ def _fault(table: Any, schema: Any) -> str | None:
             return f"a row has {column.name}={least}"
         # A step's loss may be infinite; that is what it is there to show.
         if pa.types.is_floating(column.type) and schema is not STEPS and pc.all(pc.is_finite(values)).as_py() is False:
-            return f"a row has a {column.name} that is no number"
+            return f"a row has a non-finite {column.name}"
     return None
 
 
@@ -162,9 +188,19 @@ def _fault_of_trials(rows: Sequence[Row]) -> str | None:
             config_from(row)
         except UserError as refusal:
             return f"trial {row['trial_id']}: {refusal}"
+        if row["point"] is not None and not _is_point(row["point"]):
+            return f"trial {row['trial_id']} has a point that is not a JSON object of single values"
     if len({row["trial_id"] for row in rows}) < len(rows):
         return "two rows have the same trial_id"
     return "two rows are the baseline" if sum(row["is_baseline"] for row in rows) > 1 else None
+
+
+def _is_point(text: str) -> bool:
+    try:
+        point = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(point, dict) and not any(isinstance(value, (dict, list)) for value in point.values())
 
 
 def read_rows_or_previous(path: Path, schema: Any = None) -> tuple[list[Row], str | None]:
@@ -187,7 +223,7 @@ def read_rows_or_previous(path: Path, schema: Any = None) -> tuple[list[Row], st
         raise refusal from None
     if damaged:
         path.replace(path.with_name(f"{path.name}.damaged"))
-    write_atomic(path, previous.read_bytes())
+    write_atomic(path, read_regular(previous))
     moved = f"is damaged and now {path.name}.damaged" if damaged else "is missing"
     return rows, f"{shown(path)} {moved}; its previous copy took its place: what was written last is lost"
 

@@ -190,7 +190,10 @@ def _look_over(nodes: Sequence[dict[str, Any]], storage: str | None, device: str
             try:
                 seen, info = ray.get(answer, timeout=max(1.0, deadline - time.monotonic()))
             except ray.exceptions.GetTimeoutError:
-                raise UserError(f"node {_name(node)} did not answer in {NODE_TIMEOUT_S:.0f} s. Look at it.") from None
+                raise UserError(
+                    f"node {_name(node)} did not answer in {NODE_TIMEOUT_S:.0f} s. Look at it: it may be busy, or its "
+                    "Python lies at a path with a space or a quote, where Ray starts no worker."
+                ) from None
             except ray.exceptions.RayError as error:
                 raise UserError(
                     f"node {_name(node)} cannot run trials: {_last_line(error)}. Install this project's packages there."

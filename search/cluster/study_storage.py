@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from results.study.folder import LATEST, Study, check_study_name, open_study, studies_dir
+from results.study.own_files import check_own_files
 from search.options import Options
 from trainable.data.remote_files import below, blocks_of, files_at, reason, write_whole
 from trainable.errors import UserError
@@ -146,7 +147,7 @@ def fetch_study(name: str, storage: str) -> None:
     if there > here:
         raise UserError(
             f"study {name} has gone on elsewhere: STORAGE={storage} holds {there:,} trained tokens of it, {study.path} "
-            f"{here:,}. Move that folder away and say it again: the study is then fetched."
+            f"{here:,}. Move that folder away and run the command again: it is then fetched."
         )
 
 
@@ -178,6 +179,10 @@ def fetch_tables(name: str, storage: str) -> None:
         tables = [one for one in found if not one.path.startswith(f"{root}/{CHECKPOINTS}/") and one.base_name[0] != "."]
         if not any(one.base_name == "study.json" for one in tables):
             raise UserError(f"no study named '{name}' in {studies_dir()} or in STORAGE={storage}.")
+        if any(".." in one.path.split("/") for one in tables):
+            raise UserError(f"STORAGE={storage}: study {name} has a file with .. in its path. It is not fetched.")
+        if study.path.exists():
+            check_own_files(study.path)
         # study.json last: without it the folder is no study yet.
         for one in sorted(tables, key=lambda one: one.base_name == "study.json"):
             target = study.path / one.path.removeprefix(f"{root}/")

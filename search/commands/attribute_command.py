@@ -51,7 +51,7 @@ def attribute_command(options: Options, terminal: Terminal) -> int:
         plan = _plan(question, source, budget_tokens, options, progress)
     if not is_sound(plan, options, terminal):
         return PREFLIGHT_FAILED
-    with held(plan):
+    with held(plan) as plan:
         return _run(question, plan, options.seeds or DEFAULT_SEEDS, terminal)
 
 

@@ -38,7 +38,7 @@ def baseline_command(options: Options, terminal: Terminal) -> int:
     if not is_sound(plan, options, terminal):
         return PREFLIGHT_FAILED
     study = plan.study
-    with held(plan):
+    with held(plan) as plan:
         code = run_own_trials(plan, Ledger(study), terminal, header_lines(plan))
     finish_study(study, terminal, options.storage)
     names = [plan.document["baseline"]["name"], *([compare] if compare else [])]
@@ -132,7 +132,7 @@ def _say_trajectory(facts: dict[str, Any], terminal: Terminal) -> None:
     losses = DOCUMENTED_LOSSES.get(facts["name"])
     if losses:
         words = ", ".join(f"{loss} at step {step}" for step, loss in losses.items())
-        terminal.say(f"documented val losses, of the owner's model and text, not comparable with another's: {words}")
+        terminal.say(f"documented val losses, of another model and text, so not comparable: {words}")
     for line in facts["findings"]:
         terminal.say(line)
 

@@ -8,7 +8,7 @@ from results.study.folder import Study
 from results.study.ledger import Ledger
 from results.study.lock import hold
 from results.study.planned_run import runs_left
-from results.winner import evidence_words, headline, notes, winner_of
+from results.winner import evidence_words, headline, notes, way_words, winner_of
 from results.winner import to_json as winner_json
 from results.words import UNKNOWN, config_words, count_words, difference_words
 from search.cluster.study_storage import open_or_fetch_study
@@ -18,6 +18,7 @@ from search.setup.reopen import reopen
 from search.setup.run_plan import run_listed
 from search.terminal.console import Preparing, Terminal
 from search.terminal.next_steps import next_document, say_next
+from search.terminal.summary import warning_lines
 
 DEFAULT_SEEDS = 5
 
@@ -29,8 +30,10 @@ def confirm_command(options: Options, terminal: Terminal) -> int:
     finish_study(study, terminal, storage)
     attempts, winner = load_attempts(study), winner_of(study)
     say_attempt(study, attempts[-1], terminal)
-    for line in (headline(winner), evidence_words(winner), *notes(winner)):
+    for line in filter(None, (headline(winner), way_words(winner), evidence_words(winner), *notes(winner))):
         terminal.say(line)
+    for warning in warning_lines(winner):
+        terminal.console.print(warning, soft_wrap=True)
     say_next(study, terminal)
     terminal.document(
         {

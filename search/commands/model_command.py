@@ -84,5 +84,5 @@ def _checkpoint(
     if checkpoint is not None and checkpoint.optimizer_steps == trial["optimizer_steps"]:
         return checkpoint
     what = "its checkpoint is damaged" if damaged else "it has no checkpoint of its last step any more"
-    again = f'eval "$(make -s export STUDY={study.name})" && make train SAVE_MODEL={shlex.quote(shown(folder))}'
+    again = f"make train STUDY={study.name} SAVE_MODEL={shlex.quote(shown(folder))}"
     raise UserError(f"trial {trial['trial_id']} of study {study.name}: {what}. Train it again: {again}")

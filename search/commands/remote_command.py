@@ -27,7 +27,7 @@ from search.cluster.study_storage import (
     write_probe,
 )
 from search.options import FOLDERS, OUTSIDE, Options
-from search.terminal.console import Terminal
+from search.terminal.console import Terminal, plain
 from search.terminal.signals import Interrupts
 from trainable.config import BASELINES
 from trainable.data.node_cache import SharedCopy, share
@@ -101,7 +101,7 @@ def _on_head(command: str, options: Options, storage: str, terminal: Terminal, i
         time.sleep(POLL_S)
         lines, code = ray.get(head.news.remote())
         for stream, line in lines:
-            print(line, file=sys.stdout if stream == "stdout" else sys.stderr, flush=True)
+            print(plain(line), file=sys.stdout if stream == "stdout" else sys.stderr, flush=True)
     for name in ray.get(head.hand_over.remote(storage)):
         fetch_tables(name, storage)
         terminal.say(f"fetched from the storage: {shown(studies_dir() / name)}")

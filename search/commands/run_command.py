@@ -35,7 +35,7 @@ def run_new(plan: Plan, options: Options, terminal: Terminal) -> int:
     """Check, run, confirm where that was asked for, and sum up a new search; return the exit code."""
     if not is_sound(plan, options, terminal):
         return PREFLIGHT_FAILED
-    with held(plan):
+    with held(plan) as plan:
         code = run_own_trials(plan, Ledger(plan.study), terminal, header_lines(plan))
     return conclude(plan.study, code, options, terminal)
 

@@ -75,7 +75,8 @@ def train_command(options: Options, terminal: Terminal) -> int:
     ):
         return PREFLIGHT_FAILED
     state = _begin(plan)
-    study = create_study(plan.name, _document(plan))
+    study = create_study(plan.name, _document(plan), is_chosen=options.study is not None)
+    plan = replace(plan, name=study.name)
     for line in _header(plan, state):
         terminal.say(line)
     checkpoints = RunCheckpoints(

@@ -9,10 +9,10 @@ from search.cluster.connection import join
 from search.options import Options
 from trainable.checkpoint.checkpoint_path import check_checkpoint_path
 from trainable.config import TrialConfig
-from trainable.data.corpus import TextFacts, cache_dir, check_apart, embedded_path, read_facts, source_files
+from trainable.data.corpus import TextFacts, cache_dir, check_apart, embedded_text_is_cached, read_facts, source_files
 from trainable.data.text_documents import WHOLE_FILES, Documents
 from trainable.errors import UserError
-from trainable.model.fingerprint import checkpoint_fingerprint, model_fingerprint
+from trainable.model.fingerprint import checkpoint_fingerprint, model_fingerprint, weight_sums
 from trainable.model.model_names import SHIPPED, check_model_name, model_folder, model_of_folder
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def check_inputs(options: Options, *, progress: Progress) -> Inputs:
         check_checkpoint_path(checkpoint_path)
     cache_dir()
     source = options.training_data_source
-    if source is None and not embedded_path().exists():
+    if source is None and not embedded_text_is_cached():
         progress("gathering the embedded text", 0.0)
     documents = options.documents or WHOLE_FILES
     if source is None and documents.kind == "jsonl":
@@ -166,6 +166,7 @@ def load_inputs(
         device=str(device),
         unigram_entropy=corpus.unigram_entropy,
         init_from=init_from,
+        weight_sums=weight_sums(inputs.model_name, init_from),
         stability=stability,
         compile_mode=inputs.compile_mode,
         gradient_checkpointing=inputs.gradient_checkpointing,

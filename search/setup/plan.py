@@ -55,6 +55,8 @@ class Plan:
     """What another study teaches this one."""
     notes: Sequence[str] = ()
     """What the person should know of how their variables were read."""
+    name_is_chosen: bool = True
+    """By a person; a new study's other name becomes another one where it is taken meanwhile."""
 
     @property
     def name(self) -> str:
@@ -106,7 +108,7 @@ def plan_study(
         check_port(str(options.address), str(options.address))
     configs = baseline_configs(space, settings) if kind == "baseline" else []
     asked = asked_of(kind, space, settings, trials_planned=len(configs) or space.trials)
-    return load_plan(
+    plan = load_plan(
         Study(studies_dir() / name),
         asked,
         options,
@@ -117,6 +119,7 @@ def plan_study(
         source=warm_start,
         notes=[*notes, *widening_words(file, space)],
     )
+    return replace(plan, name_is_chosen=options.study is not None)
 
 
 def load_plan(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from results.study.folder import Study
+from results.study.own_files import remove_unfinished
 from search.options import Options
 from search.setup.inputs import Loaded
 from search.setup.plan import Plan, load_plan
@@ -39,8 +40,7 @@ def reopen(
 
     own = with_inputs_of(document, options)
     plan = load_plan(study, document, own, progress, check=check, space=space, configs=configs)
-    for unfinished in (*study.path.glob(".*.tmp"), *study.path.glob("*/.*.tmp"), *study.path.glob("*/*/.*.tmp")):
-        unfinished.unlink(missing_ok=True)  # of a process that was killed while it wrote
+    remove_unfinished(study.path)
     return plan
 
 

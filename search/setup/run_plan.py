@@ -1,36 +1,46 @@
 """The one way in which runs get into a study, new or not: held, under its view, and with signals heard."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
-from results.study.folder import create_study
+from results.study.folder import create_study, remove_if_empty
 from results.study.json_documents import write_document
 from results.study.ledger import Ledger
 from results.study.lock import hold
 from results.study.paths import shown
 from results.study.planned_run import PlannedRun
+from results.words import loss_words
 from search.setup.plan import Plan
 from search.terminal.console import Terminal
 from search.terminal.live_view import StudyView
 from search.terminal.signals import Interrupts
 from search.trackers.trackers import mirror_callbacks
 from search.tune.warm_start import write_warm_start
-from trainable.rows import ENDINGS
+from trainable.errors import MachineError
+from trainable.rows import ENDINGS, Start
 
 if TYPE_CHECKING:
     from search.tune.workload import Workload
 
 
 @contextmanager
-def held(plan: Plan) -> Iterator[None]:
-    """Hold the plan's study while inside; a new one is made first. Raises UserError."""
+def held(plan: Plan) -> Iterator[Plan]:
+    """Hold the plan's study while inside; a new one is made first, whose name may differ. Raises UserError."""
     if plan.is_new:
-        create_study(plan.name, plan.document)
+        study = create_study(plan.name, plan.document, is_chosen=plan.name_is_chosen)
+        plan = replace(plan, study=study, document={**plan.document, "name": study.name})
     with hold(plan.study):
         if plan.is_new and plan.warm_start is not None:
             write_warm_start(plan.study, plan.warm_start)
-        yield
+        try:
+            yield plan
+        except MachineError:
+            if plan.is_new:
+                remove_if_empty(plan.study)
+            raise
 
 
 def run_plan(
@@ -47,15 +57,17 @@ def run_plan(
     Raises UserError when the study cannot be written any more.
     """
     study = plan.study
-    if plan.document != study.document():
-        write_document(study.study_json, plan.document)
     interrupts = Interrupts()
     view = StudyView(
         study=study, ledger=ledger, budget_tokens=plan.budget_tokens, trials_planned=0, console=terminal.console
     )
     with interrupts, view:
-        for line in (*lines, f"study {shown(study.path)}: starting Ray ..."):
+        for line in lines:
             view.say(line)
+        plan = _with_start(plan, view)
+        if plan.document != study.document():
+            write_document(study.study_json, plan.document)
+        view.say(f"study {shown(study.path)}: starting Ray ...")
         from search.tune.engine import run_study
 
         work = make_workload()
@@ -77,6 +89,25 @@ def run_plan(
             callbacks=mirror_callbacks(plan.mirrors, view, plan.space) if plan.space else (),
         )
     return interrupts.code
+
+
+def _with_start(plan: Plan, view: StudyView) -> Plan:
+    """Return the plan with what its runs start from: as its document has it, else evaluated here, once a study."""
+    from trainable.run import with_start
+
+    known, seed = plan.document.get("start"), plan.document["seed"]
+    if known is None:
+        view.say("evaluating where it starts ...")
+        spec = with_start(plan.loaded.spec, replace(plan.baseline, seed=seed))
+        assert spec.start is not None
+        losses = {name: loss if math.isfinite(loss) else None for name, loss in asdict(spec.start).items()}
+        view.say(f"it starts at a val loss of {loss_words(losses['val_loss'])} nats/token")
+        plan = replace(plan, document={**plan.document, "start": losses})
+    elif None not in known.values():
+        spec = replace(plan.loaded.spec, start=Start(**known), start_seed=seed)
+    else:
+        return plan
+    return replace(plan, loaded=replace(plan.loaded, spec=spec))
 
 
 def run_listed(

@@ -1,13 +1,84 @@
 """Where words go: people read stdout, or stderr when stdout carries one JSON document; and progress before a study."""
 
-import io
 import json
+import os
 import sys
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.segment import Segment
+
+from trainable.errors import redacted
+
+
+def plain(text: str) -> str:
+    """Return text of any origin as it may be printed: no character that a terminal obeys, no password of a URL."""
+    text = redacted(text)
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() or one in "\n\t" else one.encode("unicode_escape").decode() for one in text)
+
+
+class PlainConsole(Console):
+    """A console on which plain() goes over all that is printed, tables and panels too."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Return what is drawn; rich calls this for every part of it."""
+        for segment in super().render(renderable, options):
+            # Control segments are rich's own.
+            yield segment if segment.control else segment._replace(text=plain(segment.text))
+
+
+class LastingStream:
+    """A text stream that takes what it is given for ever: once it cannot be written, what comes goes nowhere.
+
+    A reader that has had enough, a full disk or a closed terminal ends what is printed, and not the run.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.error: OSError | None = None
+        """Why not all was written."""
+
+    def write(self, text: str) -> int:
+        """Write the text where that can be done."""
+        self._try(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Pass on what is held back, where that can be done."""
+        self._try(self._stream.flush)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _try(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except OSError as error:
+            self.error = self.error or error
+            # What is held back still, by Python too, is flushed at exit, and would fail then.
+            with suppress(OSError, ValueError):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self._stream.fileno())
+                os.close(nowhere)
+
+
+@contextmanager
+def lasting_output() -> Iterator[LastingStream]:
+    """Have sys.stdout and sys.stderr be lasting streams; yield the first."""
+    before = sys.stdout, sys.stderr
+    stdout, stderr = (LastingStream(stream) for stream in before)
+    sys.stdout, sys.stderr = stdout, stderr
+    try:
+        yield stdout
+    finally:
+        stdout.flush()
+        stderr.flush()
+        sys.stdout, sys.stderr = before
 
 
 class Terminal:
@@ -19,9 +90,10 @@ class Terminal:
         """What a next step must repeat: folders that were named on the command line, which no environment keeps."""
         # What a person named may hold marks of markup, and bytes of a path that are no characters.
         for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(errors="backslashreplace")
-        self.console = Console(stderr=as_json, highlight=False, markup=False)
+            reconfigure = getattr(stream, "reconfigure", None)
+            if reconfigure is not None:
+                reconfigure(errors="backslashreplace")
+        self.console = PlainConsole(stderr=as_json, highlight=False, markup=False)
 
     def say(self, text: str) -> None:
         """Print a line for a person."""

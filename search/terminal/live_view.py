@@ -27,6 +27,7 @@ from results.words import (
     token_words,
     trial_loss_words,
 )
+from search.terminal.console import plain
 from trainable.rows import ENDINGS, RANKED_PURPOSES
 
 LEADERS_SHOWN = 6
@@ -56,6 +57,11 @@ class StudyView:
     """Whether a row is one of the runs that are shown: a confirmation is not drawn among the search's trials."""
     _full_length: bool = False
     _noun: str = "trials"
+    _ray_is_up: bool = False
+    _trained_since: float | None = None
+    """When the first run of this process began: what Ray takes to start says nothing of the time left."""
+    _waiting: set[int] = field(default_factory=set)
+    """Trials that run by the ledger, and have lost their worker."""
     _live: Live | None = None
 
     def __enter__(self) -> "StudyView":
@@ -81,9 +87,19 @@ class StudyView:
     def _rows(self) -> list[dict[str, Any]]:
         return [row for row in self.ledger.trials() if self._includes(row)]
 
+    def ray_is_up(self) -> None:
+        """Note that from now on it is workers that are waited for."""
+        self._ray_is_up = True
+
+    def trial_waits(self, trial_id: int, *, waits: bool) -> None:
+        """Note that a trial has no worker for the time being, or has one."""
+        (self._waiting.add if waits else self._waiting.discard)(trial_id)
+
     def refresh(self) -> None:
         """Note that something changed; prints a progress line now and then where there is no live screen."""
         now = time.monotonic()
+        if self._trained_since is None and any(row["status"] == "running" for row in self._rows()):
+            self._trained_since = now
         if self._live is None and now - self._progress_line_at >= PROGRESS_LINE_INTERVAL_S:
             self._progress_line_at = now
             self.say(self._progress_words(self._rows()))
@@ -108,7 +124,7 @@ class StudyView:
         """Keep a line in search.log alone."""
         # A full disk is told by what matters more, the tables.
         with suppress(OSError), self.study.log_path.open("a", encoding="utf-8") as log:
-            log.write(f"{time.strftime('%H:%M:%S')} {line}\n")
+            log.write(f"{time.strftime('%H:%M:%S')} {plain(line)}\n")
 
     def render(self) -> RenderableType:
         """Return the live screen."""
@@ -118,7 +134,7 @@ class StudyView:
         bar = ProgressBar(total=max(1, self.trials_planned), completed=len(ended), width=12)
         head.add_row(bar, self._progress_words(trials))
         name = Text("study ") + Text(self.study.name, style="bold")
-        parts: list[RenderableType] = [name, head, _running_table(trials, self._baseline_id(), self.budget_tokens)]
+        parts: list[RenderableType] = [name, head, self._running_table(trials)]
         # Runs that confirm or attribute are no contest.
         board = leaderboard_table(ranked_trials(trials), limit=LEADERS_SHOWN, statuses=("completed", "stopped"))
         if board.row_count:
@@ -134,22 +150,50 @@ class StudyView:
         return baseline["trial_id"] if baseline else None
 
     def _progress_words(self, trials: Sequence[dict[str, Any]]) -> str:
-        elapsed_s = time.monotonic() - self._started_at
+        now = time.monotonic()
         ended = [row for row in trials if row["status"] in ENDINGS]
         spent_tokens = sum(row["tokens_seen"] for row in trials)
         left_s = time_left_s(
             trials,
             trials_planned=self.trials_planned,
             budget_tokens=self.budget_tokens,
-            elapsed_s=elapsed_s,
+            elapsed_s=now - (self._trained_since or now),
             tokens_before=self._tokens_before,
             full_length=self._full_length,
         )
-        left = f"about {duration_words(left_s)} left" if left_s is not None else "estimating the time left"
+        left = self._stage(trials) or "estimating the time left"
+        if left_s is not None:
+            left = f"about {duration_words(left_s)} left"
         return (
             f"{len(ended)}/{self.trials_planned} {self._noun}, {token_words(spent_tokens)} tokens, "
-            f"{duration_words(elapsed_s)} so far, {left}"
+            f"{duration_words(now - self._started_at)} so far, {left}"
         )
+
+    def _stage(self, trials: Sequence[dict[str, Any]]) -> str:
+        """Return what comes before the first trial of this process; empty once one has begun."""
+        if self._trained_since is not None or any(row["status"] == "running" for row in trials):
+            return ""
+        return "starting workers" if self._ray_is_up else "starting Ray"
+
+    def _running_table(self, trials: Sequence[dict[str, Any]]) -> Table:
+        table = Table.grid(padding=(0, 1))
+        running = [row for row in trials if row["status"] == "running"]
+        for row in running[:RUNNING_SHOWN]:
+            name = run_words(row, self._baseline_id())
+            bar = ProgressBar(total=self.budget_tokens, completed=row["tokens_seen"], width=10)
+            config = f"{shape_words(row)}, LR {row['learning_rate']:.2e}, {schedule_words(row)}"
+            does = "waiting for a worker" if row["trial_id"] in self._waiting else running_words(row)
+            table.add_row(name, bar, f"val loss {loss_words(row['val_loss'])}", does, config)
+        if len(running) > RUNNING_SHOWN:
+            table.add_row(f"{len(running) - RUNNING_SHOWN} more")
+        return table
+
+
+def running_words(row: dict[str, Any]) -> str:
+    """Return how fast a running trial trains, or what it does before its first step."""
+    if row["tokens_per_s"]:
+        return f"{token_words(row['tokens_per_s'])} tokens/s"
+    return "loading the model" if row["val_loss"] is None else "first step"
 
 
 def time_left_s(
@@ -230,18 +274,4 @@ def leaderboard_table(trials: Sequence[dict[str, Any]], *, limit: int, statuses:
             Text(STATUS_LABELS[row["status"]], style=STATUS_STYLES.get(row["status"], "")),
             style="cyan" if row["is_baseline"] else "",
         )
-    return table
-
-
-def _running_table(trials: Sequence[dict[str, Any]], baseline_id: int | None, budget_tokens: int) -> Table:
-    table = Table.grid(padding=(0, 1))
-    running = [row for row in trials if row["status"] == "running"]
-    for row in running[:RUNNING_SHOWN]:
-        name = run_words(row, baseline_id)
-        bar = ProgressBar(total=budget_tokens, completed=row["tokens_seen"], width=10)
-        speed = f"{token_words(row['tokens_per_s'])} tokens/s" if row["tokens_per_s"] else "starting"
-        config = f"{shape_words(row)}, LR {row['learning_rate']:.2e}, {schedule_words(row)}"
-        table.add_row(name, bar, f"val loss {loss_words(row['val_loss'])}", speed, config)
-    if len(running) > RUNNING_SHOWN:
-        table.add_row(f"{len(running) - RUNNING_SHOWN} more")
     return table

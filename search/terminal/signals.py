@@ -1,8 +1,10 @@
-"""Ctrl-C and SIGTERM as a question that a loop asks between two steps, so that what is saved is whole."""
+"""Ctrl-C, SIGTERM and SIGHUP as a question that a loop asks between two steps, so that what is saved is whole."""
 
 import signal
 from types import FrameType, TracebackType
 from typing import Any
+
+HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupts:
@@ -13,11 +15,13 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.code: int | None = None
-        """The exit code to end with: 130 for SIGINT, 143 for SIGTERM; None while nobody interrupted."""
+        """The exit code to end with: 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP; None while nobody interrupted."""
         self._before: list[dict[signal.Signals, Any]] = []
 
     def __enter__(self) -> "Interrupts":
-        self._before.append({number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)})
+        # Under nohup a closed terminal is no reason to end.
+        heard = (number for number in HEARD if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN)
+        self._before.append({number: signal.signal(number, self._note) for number in heard})
         return self
 
     def __exit__(
@@ -30,4 +34,6 @@ class Interrupts:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.code = 128 + number
-        signal.signal(number, self._before[0][signal.Signals(number)])
+        # A shell that ends and its terminal both send SIGHUP: the second one is nobody's impatience.
+        is_hangup = number == signal.SIGHUP
+        signal.signal(number, signal.SIG_IGN if is_hangup else self._before[0][signal.Signals(number)])

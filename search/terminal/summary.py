@@ -5,11 +5,10 @@ from typing import Any
 from rich.panel import Panel
 from rich.text import Text
 
-from results.confirmation.confirmation_file import load_attempts
 from results.ranking import ending_counts, leaderboard, ranked_trials, savings, spent_by_purpose
 from results.study.folder import Study
 from results.study.paths import shown
-from results.winner import Winner, evidence_words, find_winner, headline, notes, to_json
+from results.winner import Winner, evidence_words, headline, notes, to_json, warning_words, way_words, winner_of
 from results.words import STATUS_LABELS, config_words, duration_words, loss_words, percent_words, token_words
 from search.terminal.console import Terminal
 from search.terminal.live_view import leaderboard_table
@@ -27,11 +26,11 @@ def say_summary(study: Study, terminal: Terminal) -> None:
         terminal.say("no trial was started")
         say_next(study, terminal)
         return
-    winner = find_winner(rows, load_attempts(study))
+    winner = winner_of(study)
     terminal.console.print(leaderboard_table(trials, limit=TABLE_ROWS, statuses=(*ENDINGS, "interrupted")))
     counts = ending_counts(trials)
     terminal.say(", ".join(f"{count} {STATUS_LABELS[status]}" for status, count in counts.items() if count))
-    terminal.console.print(Panel(Text("\n".join(verdict_lines(winner)))))
+    terminal.console.print(Panel(Text("\n").join([*map(Text, verdict_lines(winner)), *warning_lines(winner)])))
     terminal.say(cost_line(rows, study.document()["budget_tokens"]))
     terminal.say(f"report: {shown(study.path / 'report.html')}; all that was measured: {shown(study.path)}")
     say_next(study, terminal)
@@ -39,7 +38,7 @@ def say_summary(study: Study, terminal: Terminal) -> None:
 
 def verdict_lines(winner: Winner) -> list[str]:
     """Return the answer: the winner against the baseline, on which evidence, and what stands beside it."""
-    lines = [headline(winner)]
+    lines = [headline(winner), *filter(None, [way_words(winner)])]
     for name, row in ((winner.trial and winner.name, winner.trial), ("the baseline", winner.baseline)):
         if row is not None and row["status"] == "completed" and not (row is winner.baseline and row is winner.trial):
             lines.append(f"{name}: val loss {loss_words(row['val_loss'])}; {config_words(row)}")
@@ -47,6 +46,12 @@ def verdict_lines(winner: Winner) -> list[str]:
         by = f"{-winner.search_difference:.4f} nats/token lower on the same held-out tokens at the same token budget"
         lines.append(f"{by}; {evidence_words(winner)}")
     return [*lines, *notes(winner)]
+
+
+def warning_lines(winner: Winner) -> list[Text]:
+    """Return what is wrong with the winner, in red; nothing where it is below the start."""
+    warning = warning_words(winner)
+    return [Text(warning, style="bold red")] if warning else []
 
 
 def cost_line(rows: list[dict[str, Any]], budget_tokens: int) -> str:
@@ -66,7 +71,7 @@ def cost_line(rows: list[dict[str, Any]], budget_tokens: int) -> str:
 def summary_document(study: Study, terminal: Terminal) -> dict[str, Any]:
     """Return the summary as a document."""
     rows = study.trials()
-    trials, winner = ranked_trials(rows), find_winner(rows, load_attempts(study))
+    trials, winner = ranked_trials(rows), winner_of(study)
     spent = savings(trials, study.document()["budget_tokens"])
     return {
         "study": study.name,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from search.options import Options
 from search.terminal.live_view import StudyView
 from spaces.space import SearchSpace
-from trainable.errors import UserError
+from trainable.errors import UserError, redacted
 
 if TYPE_CHECKING:
     from ray.tune import Callback
@@ -54,7 +54,7 @@ def check_mirrors(mirrors: Mirrors, progress: Callable[[str, float], None], *, n
                 f"OPTUNA_STORAGE already holds a study named {new_study}. Choose another STUDY= name or storage."
             )
     if mirrors.mlflow:
-        progress(f"asking MLFLOW={mirrors.mlflow}", 0.0)
+        progress(f"asking MLFLOW={redacted(mirrors.mlflow)}", 0.0)
         # By default a server that is down is asked for minutes, by every call anew.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")

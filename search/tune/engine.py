@@ -1,13 +1,10 @@
 """The engine: runs trials into a study folder by Ray Tune. The study's own files are the truth, Ray's are not."""
 
-import logging
 import os
-import secrets
 import shutil
-import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +12,10 @@ from typing import Any
 from results.confirmation.attempt import Attempt
 from results.confirmation.confirmation_file import load_attempts
 from results.ranking import leaderboard, ranked_trials
-from results.study.atomic import storage_error_words
+from results.study.atomic import is_storage_error, storage_error_words
 from results.study.folder import Study
 from results.study.ledger import Ledger
+from results.study.own_files import remove_unfinished
 from results.winner import find_winner
 from search.terminal.live_view import StudyView
 from trainable.run import RunSpec
@@ -32,25 +30,27 @@ os.environ.setdefault("TUNE_FORCE_TRIAL_CLEANUP_S", "10")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
+from pydantic import SecretStr
 from ray import tune
 from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.experiment import Trial
 
-from search.cluster.connection import THREADS_THAT_YIELD, connect
 from search.cluster.node_watch import MirrorTables, NodeWatch
 from search.cluster.storage_hold import check_unheld
 from search.cluster.study_storage import CHECKPOINTS, TableMirror
 from search.terminal.signals import Interrupts
 from search.tune.asha import TokenASHA
-from search.tune.oom_kills import oom_kills
+from search.tune.local_ray import running_ray
+from search.tune.oom_kills import NO_COUNTER, oom_counter_of
 from search.tune.optuna_searcher import OBJECTIVE
 from search.tune.recorder import StudyRecorder
 from search.tune.resources import Slots
+from search.tune.start_watch import StartWatch
 from search.tune.workload import Workload
 from trainable.checkpoint.checkpoint_store import CheckpointStore
 from trainable.data.node_cache import SharedInputs, share_inputs
 from trainable.data.remote_files import below, reason
-from trainable.errors import UserError
+from trainable.errors import MachineError, UserError
 from trainable.ray_trainable import SearchTrial
 
 INTERRUPTED, TERMINATED = 130, 143
@@ -76,8 +76,8 @@ def run_study(
 ) -> None:
     """Run the work's trials, writing `study` as it goes.
 
-    Interrupted by Ctrl-C or SIGTERM it returns as well, with the running trials noted as interrupted. Raises UserError
-    when the study cannot be written any more, with all that was measured before kept.
+    Interrupted by a signal it returns as well, with the running trials noted as interrupted. Raises UserError when the
+    study cannot be written any more and MachineError when Ray does not start or ends, with all that was measured kept.
     """
     if slots.storage:
         check_unheld(study, slots.storage)
@@ -93,7 +93,8 @@ def run_study(
         planned_run=work.planned_run,
         on_completed=lambda _: prune_checkpoints(root, ledger, attempts, pruned),
         evaluation_timeout_s=slots.evaluation_timeout_s,
-        oom_kills=oom_kills,
+        # Of workers on other machines Ray alone can tell.
+        oom_counter_of=oom_counter_of if slots.address is None else lambda _: NO_COUNTER,
     )
     # A verdict may have come right before the last process died.
     recorder.end_late_stops()
@@ -117,37 +118,42 @@ def run_study(
     (scratch / LEAVE).unlink(missing_ok=True)
     leave = StopOnSignal(interrupts, recorder, leave_path, say=view.say)
     try:
-        _start_ray(slots)
-        shared = _shared_inputs(spec, slots)
-        # Once more: ray.init() takes SIGTERM for itself.
-        with interrupts:
-            if interrupts.code is not None:
-                raise KeyboardInterrupt
-            callbacks = [recorder, *followers, *callbacks, leave]
-            _tuner(study, work, spec, shared, slots, tune_config, callbacks, scratch).fit()
+        with running_ray(slots, view.say) as logs:
+            shared = _shared_inputs(spec, slots)
+            view.ray_is_up()
+            # Once more: ray.init() takes SIGTERM for itself.
+            with interrupts:
+                if interrupts.code is not None:
+                    raise KeyboardInterrupt
+                watch = StartWatch(slots, logs, say=view.say)
+                callbacks = [recorder, *followers, *callbacks, watch, leave]
+                tuner = _tuner(study, work, spec, shared, slots, tune_config, callbacks, scratch)
+                with rays_own_faults(study):
+                    tuner.fit()
     except KeyboardInterrupt:
-        if recorder.storage_error is None:
+        if recorder.storage_error is None and recorder.input_fault is None:
             interrupts.code = interrupts.code or INTERRUPTED
     except SystemExit:
         # Ray's own handler, where SIGTERM came while ray.init() had put it in place.
         interrupts.code = interrupts.code or TERMINATED
-    except OSError as error:
-        recorder.storage_error = recorder.storage_error or error
     finally:
         recorder.interrupt()
-        ray.shutdown(wait_for_processes=True)
         shutil.rmtree(scratch, ignore_errors=True)
         prune_checkpoints(root, ledger, attempts, pruned)
         if mirror is not None:
             mirror.close()
-        # A worker that was killed while it saved.
-        for unfinished in study.path.glob("checkpoints/*/.*.tmp"):
-            unfinished.unlink(missing_ok=True)
+        # A worker may have been killed while it saved.
+        remove_unfinished(study.path / CHECKPOINTS)
     if work.searcher.exhausted:
         view.say("the search is over: every configuration that is left was run, or is as large as one out of memory")
     if recorder.storage_error is not None:
         words = storage_error_words(recorder.storage_error, study.path)
         raise UserError(f"{words}. Then go on with: make resume STUDY={study.name}")
+    if recorder.input_fault is not None:
+        raise UserError(
+            f"{recorder.input_fault}; what was measured so far is kept. Restore it, then go on with: "
+            f"make resume STUDY={study.name}"
+        )
 
 
 class StopOnSignal(Callback):  # type: ignore[misc]
@@ -182,7 +188,7 @@ class StopOnSignal(Callback):  # type: ignore[misc]
         """Raise KeyboardInterrupt: fit() cleans up, slowly, after an Exception alone."""
         if self._recorder.storage_error is not None:
             raise KeyboardInterrupt
-        if self._interrupts.code is None:
+        if self._interrupts.code is None and self._recorder.input_fault is None:
             return
         running = {trial.trial_id for trial in trials if trial.status == Trial.RUNNING}
         if self._asked_at is None and self._leave_path is not None and running:
@@ -226,26 +232,22 @@ def prune_checkpoints(
                 gone.add(row["trial_id"])
 
 
-def _start_ray(slots: Slots) -> None:
-    # A trial's failure is told by the recorder, in a line; its traceback is in search.log.
-    logging.getLogger("ray").setLevel(logging.CRITICAL)
-    if slots.address is not None:
-        connect(slots.address)
-        return
-    # A token of this process alone: other users of the machine cannot reach the workers, and no file is left behind.
-    # Ray itself asks for it unless RAY_AUTH_MODE says otherwise; a cluster that exists has its own.
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    ray.init(
-        address="local",  # and not a cluster that happens to run here
-        num_cpus=slots.count * slots.threads,
-        include_dashboard=False,
-        log_to_driver=False,
-        configure_logging=False,
-        # Workers import this checkout even when it is not installed in their interpreter.
-        runtime_env={
-            "env_vars": {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), **THREADS_THAT_YIELD}
-        },
-    )
+@contextmanager
+def rays_own_faults(study: Study) -> Iterator[None]:
+    """Tell what is no fault of a trial, of the study or of this program in a line. Raises MachineError, UserError."""
+    again = f"Then go on with: make resume STUDY={study.name}"
+    try:
+        yield
+    except (ray.exceptions.RayError, ConnectionError, TimeoutError) as error:
+        raise MachineError(
+            f"Ray ended while the trials ran: {reason(error)}; what was measured so far is kept. "
+            f"Look at the machine's memory. {again}"
+        ) from None
+    except OSError as error:
+        # What Tune writes for itself; the recorder keeps the errors of the study's own files.
+        if not is_storage_error(error):
+            raise
+        raise UserError(f"{storage_error_words(error)}. {again}") from None
 
 
 def _shared_inputs(spec: RunSpec, slots: Slots) -> SharedInputs | None:
@@ -275,7 +277,8 @@ def _tuner(
         "shared_inputs": shared_inputs,
         "milestones_tokens": work.milestones_tokens,
         "baseline": asdict(work.baseline),
-        "checkpoint_root": checkpoint_root(study, slots.storage),
+        # Trackers keep a trial's config, and the URI may hold a password.
+        "checkpoint_root": SecretStr(checkpoint_root(study, slots.storage)),
         "checkpoint_interval_s": slots.checkpoint_interval_s,
         "evaluation_timeout_s": slots.evaluation_timeout_s,
         "threads": slots.threads,

@@ -1,6 +1,7 @@
 """StudyRecorder: writes what Ray reports into the study's ledger and tells the view. It decides nothing."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -14,10 +15,13 @@ from rich.text import Text
 from results.study.ledger import Ledger
 from results.study.planned_run import PlannedRun
 from search.terminal.live_view import StudyView
+from search.tune.oom_kills import OomCounter
 from search.tune.trial_log import TrialLog
 from trainable.checkpoint.checkpoint_store import CheckpointStore
 from trainable.rows import MetricsRow, StepRow, TrialStatus, Verdict
 
+WORKER_DIED = ("ActorDiedError", "ActorUnavailableError", "RayActorError", "WorkerCrashedError")
+"""How Ray tells that a process ended; what its code raised is told otherwise, whatever was killed meanwhile."""
 OUT_OF_MEMORY_SIGNS = ("ray.exceptions.OutOfMemoryError", "CUDA out of memory")
 """Ray's memory monitor, and a device's allocator where it kills the worker."""
 
@@ -35,7 +39,7 @@ class StudyRecorder(Callback):  # type: ignore[misc]
         checkpoints_of: Callable[[int], CheckpointStore],
         on_completed: Callable[[int], None],
         evaluation_timeout_s: float,
-        oom_kills: Callable[[], int],
+        oom_counter_of: Callable[[int | None], OomCounter],
     ) -> None:
         self._ledger = ledger
         self._log = log
@@ -44,11 +48,16 @@ class StudyRecorder(Callback):  # type: ignore[misc]
         self._checkpoints_of = checkpoints_of
         self._on_completed = on_completed
         self._evaluation_timeout_s = evaluation_timeout_s
-        self._oom_kills = oom_kills
-        self._oom_kills_before: dict[int, int] = {}
+        self._oom_counter_of = oom_counter_of
+        self._oom_kills_before: dict[int, tuple[OomCounter, int]] = {}
+        """By trial: where its worker's death would be counted, and the count when it was last heard of."""
+        self._oom_kills_explained: Counter[OomCounter] = Counter()
+        """Each kill explains one death of a worker, not several."""
         self._heard_at: dict[int, float] = {}
         self.storage_error: OSError | None = None
         """Why the study could not be written; the engine leaves when there is one."""
+        self.input_fault: str | None = None
+        """Which input is gone or another; the engine leaves, and no trial counts as failed for it."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Return nothing: Ray pickles callbacks for a restore that studies never use, and a live screen has locks."""
@@ -58,7 +67,9 @@ class StudyRecorder(Callback):  # type: ignore[misc]
         """Enter the trial; one that is started again keeps its row. Its process has yet to look for its checkpoints."""
         trial_id: int = trial.config["trial_id"]
         self._heard_at[trial_id] = time.monotonic()
-        self._oom_kills_before.setdefault(trial_id, self._oom_kills())
+        self._view.trial_waits(trial_id, waits=False)
+        if trial_id not in self._oom_kills_before:
+            self._note_oom_kills(trial_id, pid=None)
         with self._kept():
             self._ledger.start_trial(self._planned_run(trial.config), started_at=datetime.now(UTC))
             self._checkpoints_of(trial_id).forget_after(self._ledger.known_steps(trial_id))
@@ -70,7 +81,9 @@ class StudyRecorder(Callback):  # type: ignore[misc]
         """Enter an evaluation and the steps before it; a trial that ended by itself is closed at once."""
         trial_id: int = trial.config["trial_id"]
         self._heard_at[trial_id] = time.monotonic()
+        self._note_oom_kills(trial_id, pid=result.get("pid"))
         self.end_late_stops()
+        self.input_fault = self.input_fault or result["input_fault"]
         with self._kept():
             self._ledger.add_steps(trial_id, [StepRow(**row) for row in result["steps"]])
             if result["metrics"] is not None:
@@ -92,6 +105,8 @@ class StudyRecorder(Callback):  # type: ignore[misc]
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Tell of a worker that died; Ray starts the trial again, once."""
         trial_id = trial.config["trial_id"]
+        self._view.trial_waits(trial_id, waits=True)
+        self._killed_for_memory(trial_id, _error_text(trial))
         self._view.say(
             f"trial {trial_id} lost its worker{self._silence_words(trial_id)}; it starts again from its last checkpoint"
         )
@@ -109,12 +124,10 @@ class StudyRecorder(Callback):  # type: ignore[misc]
         if trial.config["trial_id"] not in self._heard_at:
             # Its worker died before it began.
             self.on_trial_start(iteration, trials, trial)
-        # trial.get_error() reads the storage's copy, which comes later.
-        text = Path(trial.error_file).read_text(encoding="utf-8", errors="replace") if trial.error_file else ""
-        text = Text.from_ansi(text).plain
+        text = _error_text(trial)
         reason = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "unknown error")
         self._view.log(text.strip())
-        killed = self._oom_kills() > self._oom_kills_before[trial.config["trial_id"]]
+        killed = self._killed_for_memory(trial.config["trial_id"], text)
         out_of_memory = killed or any(sign in text for sign in OUT_OF_MEMORY_SIGNS)
         status: TrialStatus = "out_of_memory" if out_of_memory else "failed"
         evidence = "the system ended its worker for want of memory" if out_of_memory else reason
@@ -125,6 +138,18 @@ class StudyRecorder(Callback):  # type: ignore[misc]
         """Note that what runs now was cut off."""
         with self._kept():
             self._ledger.interrupt(datetime.now(UTC))
+
+    def _note_oom_kills(self, trial_id: int, *, pid: int | None) -> None:
+        counter = self._oom_counter_of(pid)
+        self._oom_kills_before[trial_id] = counter, counter.kills() - self._oom_kills_explained[counter]
+
+    def _killed_for_memory(self, trial_id: int, error_text: str) -> bool:
+        """Return whether a kill that no other worker's death explains came since the trial was heard of."""
+        counter, before = self._oom_kills_before[trial_id]
+        died = any(sign in error_text for sign in WORKER_DIED)
+        killed = died and counter.kills() - self._oom_kills_explained[counter] > before
+        self._oom_kills_explained[counter] += killed
+        return killed
 
     def _silence_words(self, trial_id: int) -> str:
         silent_s = time.monotonic() - self._heard_at.get(trial_id, time.monotonic())
@@ -174,3 +199,9 @@ class StudyRecorder(Callback):  # type: ignore[misc]
         rung = self._log.stopped_at(trial_id)
         if rung is not None:
             self._ledger.end_at_rung(trial_id, rung=rung, evaluations=len(self._log[trial_id].losses))
+
+
+def _error_text(trial: Trial) -> str:
+    # trial.get_error() reads the storage's copy, which comes later.
+    text = Path(trial.error_file).read_text(encoding="utf-8", errors="replace") if trial.error_file else ""
+    return Text.from_ansi(text).plain

@@ -105,7 +105,7 @@ def differences(expected: Study, found: Study) -> list[str]:
     return told + [
         f"best.json: {name} {bests[1].get(name)} instead of {value}"
         for name, value in bests[0].items()
-        if name not in {*CLOCKS, "study", "notes"} and value != bests[1].get(name)
+        if name not in {*CLOCKS, "study", "notes", "env"} and value != bests[1].get(name)
     ]
 
 

@@ -76,7 +76,7 @@ def _trial(
     start_s: float,
     chance: random.Random,
 ) -> tuple[Row, list[Row]]:
-    hot = config.learning_rate > 0.12 and trial_id > 0
+    hot = config.learning_rate > 6e-3 and trial_id > 0
     far = math.log10(config.learning_rate / 2e-3)
     floor = 4.9 + 0.22 * far * far + 0.12 * math.log2(config.batch_size / 8) + chance.gauss(0, 0.03)
     speed = 20_000 * (config.batch_size * config.block_size / 4096) ** 0.15 * chance.uniform(0.9, 1.1)

@@ -99,10 +99,11 @@ def test_a_disk_that_refuses_leaves_the_old_file_alone(
 def test_the_words_name_the_file_the_reason_and_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "plateau" / "trials.parquet"
-    full = OSError(errno.ENOSPC, "No space left on device", "/somewhere/.trials.parquet.12.tmp")
-    assert storage_error_words(full, path) == (
-        "plateau/trials.parquet: no space left on the device. Make room; what was measured so far is kept"
-    )
+    full = OSError(errno.ENOSPC, "No space left on device", str(path))
+    words = "no space left on the device. Make room; what was measured so far is kept"
+    # The error's own file, whatever the caller supposes; and none where neither names one.
+    assert storage_error_words(full, tmp_path / "study") == f"plateau/trials.parquet: {words}"
+    assert storage_error_words(OSError(errno.ENOSPC, "x")) == words
     for error, reason in (
         (OSError(errno.EDQUOT, "x"), "the disk quota is used up. Make room, or have it raised;"),
         (OSError(errno.EROFS, "x"), "the file system is read-only. Make it writable;"),

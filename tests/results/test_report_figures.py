@@ -10,7 +10,7 @@ from results.attribution import attribute, changed_settings, write_attribution
 from results.ranking import leaderboard
 from results.report.facts.study_facts import report_facts
 from results.report.figures.all_figures import default_view, pareto_front, report_figures, views
-from results.report.figures.curves import height_of, thinned
+from results.report.figures.curves import curves, height_of, thinned
 from results.report.figures.marks import loss_ceiling, position
 from results.report.figures.traces import short, trial_traces
 from results.study.folder import Study
@@ -96,11 +96,27 @@ def test_a_study_of_few_completed_trials_is_compared_at_the_first_rung(facts: di
 
 
 def test_a_blown_up_loss_does_not_set_the_scale() -> None:
-    known = {"initial_loss": 7.6}
+    known = {"loss_limit": 7.6}
     assert loss_ceiling(known, [5.0, 6.0, 240.0]) == pytest.approx(6.02)
     assert loss_ceiling(known, [8.0, 240.0]) == 240.0
-    assert 6.0 < loss_ceiling({"initial_loss": None}, [5.0, 5.5, 6.0] * 5 + [240.0]) < 7.0
+    assert 6.0 < loss_ceiling({"loss_limit": None}, [5.0, 5.5, 6.0] * 5 + [240.0]) < 7.0
     assert loss_ceiling(known, []) == 1.0
+
+
+def test_a_trial_that_makes_the_model_worse_is_shown_where_it_is(tmp_path: Path) -> None:
+    """Its trials end at 4.9 and more."""
+    study = make_report_study(tmp_path / "worse", document={"start": {"val_loss": 4.0, "train_loss": 4.0}})
+    facts = report_facts(study)
+    sound = [trial for trial in facts["trials"] if trial["status"] != "unstable"]
+    highest = max(loss for trial in sound for loss in trial["evaluations"]["val_loss"])
+    assert facts["answer"]["worse_than_start"] is True
+    assert facts["initial_loss"] == 4.0 < highest == facts["loss_limit"]
+    (figure,) = curves(facts)
+    low, high = figure["layout"]["yaxis"]["range"]
+    assert low < 4.0 < highest < high
+    [line] = [shape for shape in figure["layout"]["shapes"] if shape.get("xref") == "paper"]
+    assert (line["y0"], line["y1"]) == (4.0, 4.0)
+    assert figure["layout"]["annotations"][-1]["text"] == "start"
 
 
 def test_the_pareto_front_is_what_no_trial_beats() -> None:

@@ -181,6 +181,16 @@ def test_new_names_carry_the_minute_and_a_number_when_taken(studies: Path, make_
     assert names == ["plateau-1125-0310", "plateau-1125-0310-2", "plateau-1125-0310-3"]
 
 
+def test_a_name_that_was_taken_meanwhile_becomes_another(studies: Path, make_document: MakeDocument) -> None:
+    """Two searches begun in one minute choose the same name minutes before either makes its study."""
+    name = new_study_name("plateau", NOW)
+    made = [create_study(name, make_document(name), is_chosen=False) for _ in range(3)]
+    assert [study.name for study in made] == [name, f"{name}-2", f"{name}-3"]
+    assert [study.document()["name"] for study in made] == [study.name for study in made]
+    with pytest.raises(UserError, match="exists"):
+        create_study(name, make_document(name))
+
+
 @pytest.mark.parametrize("space_name", ["..", "my space/ü", "-x", "", "x" * 300])
 def test_new_names_are_good_names_whatever_the_space_is_called(studies: Path, space_name: str) -> None:
     check_study_name(new_study_name(space_name, NOW))

@@ -4,6 +4,8 @@ import errno
 import math
 import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -16,6 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from results.study import tables
+from results.study.atomic import read_regular
 from results.study.table_guard import MARK
 from results.study.tables import (
     METRICS,
@@ -277,17 +281,17 @@ def test_without_a_whole_copy_the_damaged_table_stays_where_it_is(tmp_path: Path
 def test_a_table_that_may_not_be_read_is_not_moved(
     tmp_path: Path, make_trial: MakeTrial, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, read_bytes = tmp_path / "trials.parquet", Path.read_bytes
+    path = tmp_path / "trials.parquet"
     for count in (1, 2):
         write_table(path, [make_trial(n) for n in range(count)], TRIALS)
     number = errno.EACCES
 
-    def refuse(self: Path) -> bytes:
-        if self == path:
+    def refuse(asked: Path) -> bytes:
+        if asked == path:
             raise OSError(number, os.strerror(number))
-        return read_bytes(self)
+        return read_regular(asked)
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(tables, "read_regular", refuse)
     with pytest.raises(UserError, match="Permission denied"):
         read_rows_or_previous(path, TRIALS)
     number = errno.EIO
@@ -336,3 +340,18 @@ def test_a_full_disk_leaves_the_table_and_nothing_else(
     assert sorted(tmp_path.iterdir()) == [previous_path(path), path]
     write_table(path, [make_trial(0), make_trial(1)], TRIALS)
     assert read_rows(previous_path(path)) == [make_trial(0)]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
+def test_reading_a_table_leaves_no_thread_that_could_abort_the_exit(tmp_path: Path) -> None:
+    """Arrow's own end the process by "terminate called without an active exception" now and then."""
+    path = tmp_path / "table.parquet"
+    pq.write_table(pa.table({"a": list(range(1000))}), path)
+    script = (
+        "import os, sys, pathlib, pyarrow.parquet\n"
+        "from results.study.tables import read_table\n"
+        "before = len(os.listdir('/proc/self/task'))\n"
+        "read_table(pathlib.Path(sys.argv[1]))\n"
+        "sys.exit(len(os.listdir('/proc/self/task')) - before)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script, path], check=False).returncode == 0

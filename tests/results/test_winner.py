@@ -8,9 +8,22 @@ import pytest
 
 from results.export import export_env, export_json
 from results.report.facts.study_facts import report_facts
+from results.report.markdown import markdown
+from results.report.page import report_html
 from results.study.folder import Study, create_study
 from results.study.tables import TRIALS, write_table
-from results.winner import evidence_words, find_winner, headline, notes, to_json, winner_of
+from results.winner import (
+    Winner,
+    evidence_words,
+    find_winner,
+    headline,
+    notes,
+    to_json,
+    warning_words,
+    way_words,
+    winner_of,
+)
+from search.terminal.summary import verdict_lines, warning_lines
 from tests.results.confirmed import add_attempt
 
 MakeTrial = Callable[..., dict[str, Any]]
@@ -92,6 +105,60 @@ def test_a_baseline_that_did_not_complete_is_no_measure(make_trial: MakeTrial, s
     assert (winner.standing, winner.difference, winner.baseline_val_loss) == ("no_comparison", None, None)
     assert winner.trial is not None
     assert winner.trial["trial_id"] == 1
+
+
+def start_at(study: Study, loss: float | None) -> Winner:
+    study.study_json.write_text(json.dumps({**study.document(), "start": {"val_loss": loss, "train_loss": loss}}))
+    return winner_of(study)
+
+
+def test_the_start_stands_in_every_answer(searched: Study) -> None:
+    winner = start_at(searched, 5.25)
+    assert way_words(winner) == "start 5.2500 → baseline 5.0000 → best 4.5000"
+    assert (winner.worse_than_start, warning_words(winner)) == (False, None)
+    exported, answer = json.loads(export_json(searched)), report_facts(searched)["answer"]
+    for document in (exported, to_json(winner), answer):
+        assert (document["start_val_loss"], document["worse_than_start"]) == (5.25, False)
+    assert "# start 5.2500 → baseline 5.0000 → best 4.5000\n" in export_env(searched)
+    assert answer["way"] in markdown(report_facts(searched))
+    assert verdict_lines(winner)[1] == answer["way"]
+    assert warning_lines(winner) == []
+
+
+@pytest.mark.parametrize(("start", "difference"), [(4.5, "+0.0000"), (4.25, "+0.2500")])
+def test_a_best_that_is_not_below_the_start_is_said_in_red(searched: Study, start: float, difference: str) -> None:
+    winner = start_at(searched, start)
+    said = (
+        f"this training makes the model worse: its weights start at {start:.4f} and trial 1 ends at 4.5000, "
+        f"{difference} nats/token"
+    )
+    assert warning_words(winner) == said
+    assert to_json(winner)["worse_than_start"] is True
+    assert json.loads(export_json(searched))["worse_than_start"] is True
+    assert f"# {said}\n" in export_env(searched)
+    [line] = warning_lines(winner)
+    assert (line.plain, line.style) == (said, "bold red")
+    capital = f"T{said[1:]}."
+    assert f'<p class="bad">{capital}</p>' in report_html(report_facts(searched), {})
+    assert f"Warning: {said}." in markdown(report_facts(searched))
+
+
+def test_of_a_baseline_that_won_the_way_ends_with_it(make_trial: MakeTrial) -> None:
+    baseline = make_trial(0, val_loss=5.0)
+    assert way_words(find_winner([baseline], start_val_loss=5.5)) == "start 5.5000 → baseline 5.0000"
+    unstable = [make_trial(0, "unstable"), make_trial(1, val_loss=4.5)]
+    assert way_words(find_winner(unstable, start_val_loss=5.5)) == "start 5.5000 → best 4.5000"
+    assert way_words(find_winner([baseline])) is None
+    assert warning_words(find_winner([baseline], start_val_loss=4.9)) == (
+        "this training makes the model worse: its weights start at 4.9000 and the baseline ends at 5.0000, "
+        "+0.1000 nats/token"
+    )
+    assert not find_winner([make_trial(0, "running", 6.0)], start_val_loss=5.0).worse_than_start
+
+
+def test_weights_that_are_no_numbers_have_no_start(searched: Study) -> None:
+    winner = start_at(searched, None)
+    assert (winner.start_val_loss, way_words(winner), winner.worse_than_start) == (None, None, False)
 
 
 def test_the_best_of_the_search_is_unproven(searched: Study) -> None:

@@ -1,6 +1,8 @@
 """Slots, what is kept of a study's checkpoints, and a trial in this process: how each of its endings is reported."""
 
+import errno
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -11,15 +13,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 import torch
+from pydantic import SecretStr
 
 from results.confirmation.attempt import Attempt
 from results.study.folder import Study
 from results.study.ledger import Ledger
 from results.study.planned_run import PlannedRun
 from search.terminal.signals import Interrupts
-from search.tune.engine import StopOnSignal, prune_checkpoints
+from search.tune.engine import StopOnSignal, prune_checkpoints, rays_own_faults
 from trainable.config import DOCUMENTED, TrialConfig
+from trainable.errors import MachineError, UserError
 from trainable.fidelity import PENALTY_NATS
 from trainable.loss import next_token_loss
 from trainable.ray_trainable import SearchTrial
@@ -88,7 +93,7 @@ def test_a_winners_checkpoint_is_kept_and_a_confirmations_own_is_not(tmp_path: P
 
 def test_fit_is_left_between_two_rounds_once_a_signal_came() -> None:
     interrupts = Interrupts()
-    recorder: Any = SimpleNamespace(storage_error=None)
+    recorder: Any = SimpleNamespace(storage_error=None, input_fault=None)
     leave = StopOnSignal(interrupts, recorder, None, say=lambda line: None)
     with interrupts:
         leave.on_step_end(iteration=1, trials=[])
@@ -101,7 +106,7 @@ def test_fit_is_left_between_two_rounds_once_a_signal_came() -> None:
 
 def test_running_trials_are_asked_to_save_before_fit_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupts, said = Interrupts(), list[str]()
-    recorder: Any = SimpleNamespace(storage_error=None)
+    recorder: Any = SimpleNamespace(storage_error=None, input_fault=None)
     trials = [SimpleNamespace(trial_id=name, status="RUNNING") for name in "ab"]
     asked = tmp_path / "ray" / "leave"
     leave = StopOnSignal(interrupts, recorder, asked, say=said.append)
@@ -127,6 +132,31 @@ def test_running_trials_are_asked_to_save_before_fit_is_left(tmp_path: Path, mon
         patient.on_step_end(iteration=2, trials=trials)
 
 
+@pytest.mark.parametrize(
+    ("error", "told", "line"),
+    [
+        (ConnectionError("GCS is gone"), MachineError, "Ray ended while the trials ran: GCS is gone; "),
+        (ray.exceptions.GetTimeoutError("late"), MachineError, "Ray ended while the trials ran: late; "),
+        (TimeoutError(), MachineError, "Ray ended while the trials ran: TimeoutError; "),
+        (OSError(errno.ENOSPC, "full", "/ray/tune.json"), UserError, "/ray/tune.json: no space left on the device. "),
+        (OSError(errno.ENOSPC, "full"), UserError, "no space left on the device. "),
+    ],
+)
+def test_what_ray_cannot_do_is_never_told_as_the_studys(error: OSError, told: type[Exception], line: str) -> None:
+    with pytest.raises(told) as caught, rays_own_faults(Study(Path("/studies/plateau"))):
+        raise error
+    assert str(caught.value).startswith(line)
+    assert str(caught.value).endswith("go on with: make resume STUDY=plateau")
+    assert "cannot be written" not in str(caught.value)
+
+
+@pytest.mark.parametrize("bug", [ZeroDivisionError(), PermissionError(errno.EACCES, "x"), ValueError("x")])
+def test_a_bug_while_the_trials_run_stays_what_it_is(bug: Exception) -> None:
+    with pytest.raises(type(bug)) as caught, rays_own_faults(Study(Path("/studies/plateau"))):
+        raise bug
+    assert caught.value is bug
+
+
 MakeTrial = Callable[..., SearchTrial]
 
 
@@ -140,7 +170,7 @@ def make_config(spec: Any, tmp_path: Path) -> Callable[..., dict[str, Any]]:
             "baseline": asdict(DOCUMENTED),
             "trial_id": trial_id,
             "milestones_tokens": (100, 200, BUDGET_TOKENS),
-            "checkpoint_root": str(tmp_path / "checkpoints"),
+            "checkpoint_root": SecretStr(str(tmp_path / "checkpoints")),
             "checkpoint_interval_s": 1e9,
             "leave_path": None,
             "evaluation_timeout_s": 600.0,
@@ -164,6 +194,30 @@ def to_the_end(trial: SearchTrial) -> list[dict[str, Any]]:
     while not results[-1]["done"]:
         results.append(trial.step())
     return results
+
+
+def test_a_trial_whose_input_is_gone_neither_fails_nor_trains(
+    make_trial: MakeTrial, spec: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainable.ray_trainable.INPUT_FAULT_PAUSE_S", 0.0)
+    path = tmp_path / "tokens.npy"
+    shutil.copy(spec.corpus.path, path)
+    moved = replace(spec, corpus=replace(spec.corpus, path=path))
+    trial = make_trial(spec=moved)
+    path.unlink()
+    for _ in range(2):  # Tune asks again until the study is left
+        result = trial.step()
+        assert result["input_fault"] == f"the input is gone: {path}"
+        assert (result["status"], result["done"], result["left"], result["metrics"]) == ("running", False, True, None)
+    recorder: Any = SimpleNamespace(storage_error=None, input_fault=result["input_fault"])
+    with pytest.raises(KeyboardInterrupt):
+        StopOnSignal(Interrupts(), recorder, None, say=lambda line: None).on_step_end(iteration=1, trials=[])
+
+
+def test_a_trackers_copy_of_a_trials_config_holds_no_password(make_config: Callable[..., dict[str, Any]]) -> None:
+    config = make_config(checkpoint_root=SecretStr("s3://key:secret@bucket"))
+    assert "secret@" not in str(config)
+    assert str(config["checkpoint_root"]) == "**********"
 
 
 def test_a_trial_reports_an_evaluation_a_step_and_what_it_took_to_get_there(make_trial: MakeTrial) -> None:

@@ -59,6 +59,23 @@ def test_sigterm_has_a_code_of_its_own() -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_closed_terminal_is_noted_however_often_it_is_told() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        with Interrupts() as interrupts:
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert interrupts.code == 129
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with Interrupts() as under_nohup, under_nohup:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert under_nohup.code is None
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("interrupted", [True, False])
 def test_what_a_library_does_about_a_signal_does_not_come_back_after_one(interrupted: bool) -> None:
     before = signal.getsignal(signal.SIGTERM)

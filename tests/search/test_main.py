@@ -2,6 +2,9 @@
 
 import errno
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ import pytest
 from results.study.atomic import write_atomic
 from search.__main__ import main
 from search.commands import list_command
+from trainable.errors import MachineError
 
 
 def fail(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
@@ -42,6 +46,68 @@ def test_any_other_error_keeps_its_traceback(error: Exception, monkeypatch: pyte
     fail(monkeypatch, error)
     with pytest.raises(type(error)):
         main(["list"])
+
+
+def test_a_machine_that_cannot_is_told_in_a_line_with_a_code_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fail(monkeypatch, MachineError("Ray did not start"))
+    assert main(["list", "--json"]) == 1
+    out, err = capsys.readouterr()
+    assert (err, json.loads(out)) == ("error: Ray did not start\n", {"error": "Ray did not start"})
+
+
+SCRIPT = """
+import sys
+from search.__main__ import main
+from search.commands import {command}_command as module
+
+def command(options, terminal):
+    for number in range(3_000):
+        terminal.say(f"line {{number}} of many that are longer than a pipe")
+    print("printed by a library")
+    terminal.document({{"all": "said"}})
+    open(sys.argv[1], "w").write("done")
+    return {code}
+
+setattr(module, "{name}", command)
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("shell", "words", "code", "expected", "told"),
+    [
+        ("{} | head -3", "run", 0, 0, ""),
+        ("{} | head -3", "list", 0, 1, ""),
+        ("{} > /dev/full", "run", 0, 0, ""),
+        ("{} > /dev/full", "run", 130, 130, ""),
+        ("{} > /dev/full", "run --json", 0, 1, "error: the output was not written: No space left on device\n"),
+        ("{} > /dev/full", "list", 0, 1, "error: the output was not written: No space left on device\n"),
+        ("{} > /dev/full 2>&1", "run", 0, 0, ""),
+        ("{} > /dev/null", "list", 0, 0, ""),
+    ],
+)
+def test_a_command_runs_to_its_end_whatever_becomes_of_its_output(
+    shell: str, words: str, code: int, expected: int, told: str, tmp_path: Path
+) -> None:
+    command = words.split()[0]
+    name = {"run": "search_command", "list": "list_command"}[command]
+    (tmp_path / "it.py").write_text(SCRIPT.format(command=command, name=name, code=code))
+    line = f"{sys.executable} {tmp_path / 'it.py'} {tmp_path / 'done'} {words}"
+    ran = subprocess.run(
+        ["bash", "-c", f"{shell.format(line)}; exit ${{PIPESTATUS[0]}}"],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (tmp_path / "done").read_text() == "done"
+    assert ran.returncode == expected
+    # With --json what is said is on stderr.
+    said = ran.stderr.splitlines(keepends=True)[3_000:] if "--json" in words else [ran.stderr]
+    assert "".join(said) == told
 
 
 def test_a_failed_write_names_the_file_and_not_the_temporary_one(tmp_path: Path) -> None:

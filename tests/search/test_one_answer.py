@@ -22,6 +22,7 @@ from results.study.ledger import Ledger
 from search.terminal.live_view import StudyView
 from search.tune.asha import TokenASHA
 from search.tune.history import History, known_trials
+from search.tune.oom_kills import NO_COUNTER
 from search.tune.recorder import StudyRecorder
 from search.tune.workload import space_workload
 from spaces.read.load import space_from_tables
@@ -101,7 +102,7 @@ class Simulation:
             checkpoints_of=lambda trial_id: CheckpointStore(root=str(self.folder / "none"), trial_id=trial_id),
             on_completed=lambda _: None,
             evaluation_timeout_s=3600.0,
-            oom_kills=lambda: 0,
+            oom_counter_of=lambda pid: NO_COUNTER,
         )
         self.recorder.end_late_stops()
         self.running, left = {}, workload.trials_count
@@ -186,6 +187,7 @@ class Simulation:
             "evidence": "",
             "saved": False,
             "notes": [],
+            "input_fault": None,
             "optimizer_steps": steps,
             "tokens_seen": steps * config.tokens_per_step,
             "active_s": 1.0,

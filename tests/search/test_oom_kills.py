@@ -1,22 +1,45 @@
-"""The kernel's count of processes that it killed for want of memory."""
+"""The kernel's count of processes that it killed for want of memory: of the worker's cgroup, not of the machine."""
 
 from pathlib import Path
 
 import pytest
 
-from search.tune.oom_kills import oom_kills
+from search.tune import oom_kills
+from search.tune.oom_kills import NO_COUNTER, oom_counter_of
 
 
-def test_the_count_is_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Path, "read_text", lambda path: "pgfault 9\noom_kill_disable 3\noom_kill 12\nnr_free 1\n")
-    assert oom_kills() == 12
-    monkeypatch.setattr(Path, "read_text", lambda path: "pgfault 9\n")
-    assert oom_kills() == 0
+@pytest.fixture
+def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A /proc and a /sys/fs/cgroup of the test's own; the machine has killed 12."""
+    for name in ("PROC", "CGROUPS"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setattr(oom_kills, name, tmp_path / name)
+    (tmp_path / "PROC" / "vmstat").write_text("pgfault 9\noom_kill_disable 3\noom_kill 12\nnr_free 1\n")
+    return tmp_path
 
 
-def test_where_the_system_keeps_none_it_is_0(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(path: Path) -> str:
-        raise FileNotFoundError(path)
+@pytest.mark.parametrize(
+    ("line", "file"),
+    [
+        ("0::/user/one", "user/one/memory.events.local"),
+        ("4:memory:/user/one", "memory/user/one/memory.oom_control"),
+        ("4:memory:/docker/abc", "memory/memory.oom_control"),
+    ],
+)
+def test_the_count_is_of_the_workers_own_group(system: Path, line: str, file: str) -> None:
+    (system / "PROC" / "17").mkdir()
+    (system / "PROC" / "17" / "cgroup").write_text(f"9:name=systemd:/\n{line}\n")
+    path = system / "CGROUPS" / file
+    path.parent.mkdir(parents=True)
+    path.write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 2\n")
+    counter = oom_counter_of(17)
+    assert (counter.path, counter.kills()) == (path, 2)
+    path.unlink()  # with its worker, a group may go
+    assert counter.kills() == 0
 
-    monkeypatch.setattr(Path, "read_text", missing)
-    assert oom_kills() == 0
+
+def test_without_a_group_it_is_the_machines(system: Path) -> None:
+    assert oom_counter_of(17).kills() == oom_counter_of(None).kills() == 12
+    (system / "PROC" / "vmstat").write_text("pgfault 9\n")
+    assert oom_counter_of(None) == NO_COUNTER
+    assert NO_COUNTER.kills() == 0

@@ -15,6 +15,7 @@ from results.study.ledger import Ledger
 from results.study.planned_run import PlannedRun
 from search.terminal.live_view import StudyView
 from search.tune.history import KnownTrial
+from search.tune.oom_kills import OomCounter
 from search.tune.recorder import StudyRecorder
 from search.tune.trial_log import TrialLog
 from trainable.checkpoint.checkpoint_store import CheckpointStore
@@ -32,7 +33,8 @@ class Recording:
         console = Console(file=io.StringIO(), width=200)
         view = StudyView(study=self.study, ledger=self.ledger, budget_tokens=1000, trials_planned=4, console=console)
         self.completed: list[int] = []
-        self.oom_kills = 0
+        self.counter = folder / "vmstat"
+        self.killed(0)
         begun = [KnownTrial(trial_id=n, status="running", config=DOCUMENTED, point=None) for n in range(5)]
         self.known = TrialLog(begun, rung_tokens=(100, 300))
         self.recorder = StudyRecorder(
@@ -48,8 +50,11 @@ class Recording:
             checkpoints_of=lambda trial_id: CheckpointStore(root=str(folder / "checkpoints"), trial_id=trial_id),
             on_completed=self.completed.append,
             evaluation_timeout_s=3600.0,
-            oom_kills=lambda: self.oom_kills,
+            oom_counter_of=lambda pid: OomCounter(path=self.counter),
         )
+
+    def killed(self, oom_kills: int) -> None:
+        self.counter.write_text(f"pgfault 9\noom_kill {oom_kills}\n")
 
     def start(self, trial_id: int) -> Trial:
         trial = Trial("SearchTrial", config={"trial_id": trial_id, "trial": asdict(DOCUMENTED)}, stub=True)
@@ -66,6 +71,7 @@ class Recording:
             "evidence": "",
             "saved": False,
             "notes": [],
+            "input_fault": None,
         }
         result |= {"fidelity_tokens": 0, "optimizer_steps": 0, "tokens_seen": 0, "active_s": 0.0, **changes}
         self.recorder.on_trial_result(iteration=1, trials=[trial], trial=trial, result=result)
@@ -246,21 +252,59 @@ def test_a_trial_never_goes_on_from_a_checkpoint_beyond_what_is_known_of_it(reco
     assert left() == ["step_00000005.pt", "step_00000010.pt"]
 
 
-@pytest.mark.parametrize("killed_meanwhile", [True, False])
-def test_a_worker_that_the_system_killed_for_memory_is_told_apart(recording: Recording, killed_meanwhile: bool) -> None:
-    recording.oom_kills = 7
+DIED = "ray.exceptions.ActorDiedError: The actor died unexpectedly before finishing this task."
+RAISED = "ray.exceptions.RayTaskError(ValueError): ray::SearchTrial.train()\nValueError: no labels"
+
+
+@pytest.mark.parametrize(
+    ("error", "kills", "status"),
+    [(DIED, 1, "out_of_memory"), (DIED, 0, "failed"), (RAISED, 1, "failed")],
+    ids=["killed", "crashed", "raised while a neighbour was killed"],
+)
+def test_a_worker_that_the_system_killed_for_memory_is_told_apart(
+    recording: Recording, tmp_path: Path, error: str, kills: int, status: str
+) -> None:
+    (tmp_path / "error.txt").write_text(error)
+    recording.killed(7)
     trial = recording.start(1)
-    recording.oom_kills += killed_meanwhile
-    recording.fail(trial, None)
-    assert recording.row(1)["status"] == ("out_of_memory" if killed_meanwhile else "failed")
-    assert recording.known[1].status == recording.row(1)["status"]
+    recording.killed(7 + kills)
+    recording.fail(trial, tmp_path / "error.txt")
+    assert recording.row(1)["status"] == status
+    assert recording.known[1].status == status
 
 
-def test_a_kill_before_the_trial_began_is_not_its_own(recording: Recording) -> None:
-    recording.start(1)
-    recording.oom_kills += 1
-    recording.fail(recording.start(2), None)
-    assert recording.row(2)["status"] == "failed"
+def test_a_kill_explains_one_death(recording: Recording, tmp_path: Path) -> None:
+    (tmp_path / "error.txt").write_text(DIED)
+    first, second, third = (recording.start(trial_id) for trial_id in (1, 2, 3))
+    recording.killed(1)
+    recording.recorder.on_trial_recover(
+        iteration=1, trials=[], trial=SimpleNamespace(config=first.config, error_file=str(tmp_path / "error.txt"))
+    )
+    recording.fail(second, tmp_path / "error.txt")
+    recording.killed(2)
+    recording.fail(third, tmp_path / "error.txt")
+    recording.killed(3)
+    recording.fail(first, tmp_path / "error.txt")
+    assert [recording.row(trial_id)["status"] for trial_id in (1, 2, 3)] == ["out_of_memory", "failed", "out_of_memory"]
+
+
+def test_a_kill_before_a_trial_was_last_heard_of_is_not_its_own(recording: Recording, tmp_path: Path) -> None:
+    (tmp_path / "error.txt").write_text(DIED)
+    heard = recording.start(1)
+    recording.killed(1)
+    recording.report(heard, metrics=metrics(100))
+    for trial in (recording.start(2), heard):
+        recording.fail(trial, tmp_path / "error.txt")
+        assert recording.row(trial.config["trial_id"])["status"] == "failed"
+
+
+def test_a_gone_input_is_kept_and_ends_no_trial(recording: Recording) -> None:
+    trial = recording.start(1)
+    recording.report(trial, input_fault="the input is gone: /x")
+    recording.report(trial, input_fault="the input is gone: /y")
+    assert recording.recorder.input_fault == "the input is gone: /x"
+    recording.recorder.interrupt()
+    assert recording.row(1)["status"] == "interrupted"
 
 
 @pytest.mark.parametrize("status", ["completed", "unstable", "running"])

@@ -12,25 +12,9 @@ import pytest
 
 from results.study.folder import Study
 from spaces.read.load import space_from_tables
-from trainable.config import TrialConfig
+from trainable.config import HYPERPARAMETERS, TrialConfig
 from trainable.rows import ENDINGS
 
-HYPERPARAMETERS = [
-    "batch_size",
-    "block_size",
-    "grad_accum_steps",
-    "learning_rate",
-    "lr_schedule",
-    "warmup_steps",
-    "min_lr_frac",
-    "decay_frac",
-    "training_steps",
-    "grad_clip_norm",
-    "weight_decay",
-    "dropout",
-    "precision",
-    "seed",
-]
 TRIAL_COLUMNS = [
     *("trial_id", "purpose", "is_baseline", "of_trial", "attempt", "combination", "status", "verdict", "point"),
     *HYPERPARAMETERS,
@@ -115,13 +99,17 @@ def test_a_loss_that_is_no_number_is_a_verdict_at_that_step(searched: Any, trial
             assert f"trial {row['trial_id']} unstable: nonfinite" in searched.ran.stderr
 
 
-def test_a_stopped_trial_ended_at_a_rung(trials: list[dict[str, Any]]) -> None:
+def test_a_stopped_trials_results_end_at_a_rung(searched: Any, trials: list[dict[str, Any]]) -> None:
     stopped = [row for row in trials if row["status"] == "stopped"]
     assert stopped
     for row in stopped:
         step_tokens = row["batch_size"] * 32
         rung_tokens = (4916, 9832)[row["rung"]]
-        assert row["tokens_seen"] == rung_tokens // step_tokens * step_tokens
+        evaluations = [one for one in searched.study.metrics() if one["trial_id"] == row["trial_id"]]
+        assert evaluations[-1]["tokens_seen"] == rung_tokens // step_tokens * step_tokens
+        assert row["val_loss"] == evaluations[-1]["val_loss"]
+        # What it trained while those before it had not got there is its cost.
+        assert row["tokens_seen"] >= evaluations[-1]["tokens_seen"]
 
 
 def test_the_best_beats_the_baseline(searched: Any, trials: list[dict[str, Any]]) -> None:
@@ -196,7 +184,13 @@ def test_one_evaluation_for_all_the_same_weights_read_the_same_loss(searched: An
     metrics = pd.read_parquet(searched.study.metrics_path)
     first = metrics[metrics["tokens_seen"] == 0]
     assert len(first) == 7
-    assert first["val_loss"].nunique() == 1
+    # Evaluated once, before Ray starts, and handed to every trial.
+    start = searched.study.document()["start"]
+    assert set(zip(first["val_loss"], first["train_loss"], strict=True)) == {(start["val_loss"], start["train_loss"])}
+    assert (first["active_s"] == 0).all()
+    assert searched.ran.stderr.count("evaluating where it starts") == 1
+    assert searched.ran.document["winner"]["start_val_loss"] == start["val_loss"]
+    assert searched.ran.document["winner"]["worse_than_start"] is False
     evaluation = searched.study.document()["evaluation"]
     assert (evaluation["block_size"], evaluation["tokens"]) == (32, 512)
     assert evaluation["milestones_tokens"] == list(MILESTONES_TOKENS)
@@ -302,4 +296,4 @@ def test_the_summary_says_what_was_won_and_what_it_cost(searched: Any, trials: l
     assert 0 < document["device_s_saved_frac"] < 1
     text = " ".join(searched.ran.stderr.split())
     assert "nats/token lower on the same held-out tokens" in text
-    assert 'eval "$(make -s export STUDY=shared)" && make train' in text
+    assert "make train STUDY=shared" in text

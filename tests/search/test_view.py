@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -135,7 +136,7 @@ def test_the_screen_holds_everything_at_any_usual_width(width: int, make_view: M
     assert "trial 5" in text
     assert "val loss 7.1234 12.3k tokens/s 8 x 256, LR 1.00e-03," in text
     assert "trial 7" in text
-    assert "val loss – starting" in text
+    assert "val loss – loading the model" in text
     # Endings and why.
     assert "trial 3 unstable: divergence at step 41: median of 20 step losses 9.93, best 7.42, not falling;" in text
     assert "trial 2 stopped at 34% of the budget: val loss 9.1234, not among the best at rung 0;" in text
@@ -192,8 +193,41 @@ def test_before_anything_has_begun(study: Study) -> None:
     view = StudyView(study=study, ledger=Ledger(study), budget_tokens=1000, trials_planned=4, console=console)
     text = words(drawn(console, view.render()))
     assert "0/4 trials, 0 tokens" in text
-    assert "estimating the time left" in text
+    assert "starting Ray" in text
     assert "schedule" not in text
+
+
+def test_each_stage_before_the_first_step_is_told_apart(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(s=0.0)
+    monkeypatch.setattr("search.terminal.live_view.time.monotonic", lambda: clock.s)
+    console, ledger = Console(record=True, width=120, file=io.StringIO()), Ledger(study)
+    view = StudyView(study=study, ledger=ledger, budget_tokens=1000, trials_planned=1, console=console)
+
+    def now() -> str:
+        view.refresh()
+        return words(drawn(console, view.render()))
+
+    with view:
+        assert "starting Ray" in now()
+        view.ray_is_up()
+        clock.s = 600.0
+        assert "starting workers" in now()
+        run = PlannedRun(trial_id=0, purpose="search", is_baseline=True, config=DOCUMENTED)
+        ledger.start_trial(run, started_at=NOW)
+        assert "loading the model" in now()
+        ledger.add_metrics(0, replace(metrics(0, 7.0), tokens_per_s=0.0), None)
+        assert "first step" in now()
+        assert "estimating the time left" in now()
+        # 500 of 1000 tokens in the ten seconds since the trial began: what came before them says nothing of the rest.
+        clock.s = 610.0
+        ledger.add_metrics(0, metrics(500, 7.0), 0)
+        text = now()
+        assert "12.3k tokens/s" in text
+        assert "10 min 10 s so far, about 10 s left" in text
+        view.trial_waits(0, waits=True)
+        assert "waiting for a worker" in now()
+        view.trial_waits(0, waits=False)
+        assert "waiting for a worker" not in now()
 
 
 def test_more_running_trials_than_fit_are_counted(study: Study) -> None:

@@ -202,7 +202,7 @@ def test_another_baseline_keeps_its_place_in_ranges_and_widens_choices() -> None
     assert space.baseline == make_config(found, {"training_steps": 300_000 // 768})
     assert space.domain("batch_size") == Choice((8, 16, 32, 64, 12))
     assert space.domain("block_size") == Choice((64, 128, 256))
-    assert space.domain("learning_rate") == FloatRange(1e-6, 1.0, log=True)
+    assert space.domain("learning_rate") == FloatRange(1e-6, 3e-2, log=True)
     assert space.baseline_params() == {
         "batch_size": 12,
         "block_size": 64,
@@ -218,7 +218,7 @@ def test_a_range_is_widened_to_hold_another_baseline() -> None:
     hot = with_overrides(space, baseline=("hot", make_config(DOCUMENTED, {"learning_rate": 3.0})))
     assert hot.domain("learning_rate") == FloatRange(1e-6, 3.0, log=True)
     assert widening_words(space, hot) == [
-        "learning_rate is searched in log_uniform [1e-06, 3] instead of log_uniform [1e-06, 1], to hold the baseline"
+        "learning_rate is searched in log_uniform [1e-06, 3] instead of log_uniform [1e-06, 0.03], to hold the baseline"
     ]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from trainable.data import corpus
+from trainable.data.cache_files import sum_path
 from trainable.data.corpus import cache_dir, check_apart, read_facts, source_files, text_fingerprint
 from trainable.data.embedded_text import language_reference
 from trainable.data.text_documents import iter_chunks, parse_documents
@@ -32,7 +33,7 @@ def test_the_embedded_text_is_cached(cache: Path, monkeypatch: pytest.MonkeyPatc
     assert path.read_text(encoding="utf-8") == language_reference()
     monkeypatch.setattr(corpus, "language_reference", lambda: pytest.fail("made again"))
     assert source_files(None) == [path]
-    assert list(cache.iterdir()) == [path]
+    assert sorted(cache.iterdir()) == [path, sum_path(path)]
 
 
 def test_a_file_is_itself_whatever_its_suffix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

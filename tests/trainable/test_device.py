@@ -1,6 +1,7 @@
 """The device: which one is taken, what is said of one that is not there, autocast, and telling memory errors apart."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -139,3 +140,41 @@ def test_scalars_are_read_as_they_are_where_the_reading_begins() -> None:
     assert read() == [1.5, 0.25]
     tokens = torch.arange(4)
     assert torch.equal(to_device(CPU, tokens), tokens)
+
+
+V1 = "3:cpuset:/\n2:cpu,cpuacct:/docker/abc\n"
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "cores"),
+    [
+        # docker --cpus=2, version 2 with a namespace of its own, and without a limit.
+        ("0::/\n", {"cpu.max": "200000 100000\n"}, 2),
+        ("0::/\n", {"cpu.max": "max 100000\n"}, 64),
+        # A share of a core counts as one core, and one and a half as two.
+        ("0::/\n", {"cpu.max": "50000 100000\n"}, 1),
+        ("0::/\n", {"cpu.max": "150000 100000\n"}, 2),
+        # A systemd service, whose own limit or one above it holds.
+        ("0::/system.slice/a.service\n", {"system.slice/a.service/cpu.max": "400000 100000"}, 4),
+        ("0::/a/b\n", {"a/b/cpu.max": "max 100000", "a/cpu.max": "300000 100000", "cpu.max": "900000 100000"}, 3),
+        # Version 1: the file names the group as the machine sees it, the limits lie at the root.
+        (V1, {"cpu,cpuacct/cpu.cfs_quota_us": "200000\n", "cpu,cpuacct/cpu.cfs_period_us": "100000\n"}, 2),
+        (V1, {"cpu,cpuacct/cpu.cfs_quota_us": "-1\n", "cpu,cpuacct/cpu.cfs_period_us": "100000\n"}, 64),
+        (V1, {"cpuset/cpu.cfs_quota_us": "100000\n", "cpuset/cpu.cfs_period_us": "100000\n"}, 64),
+        ("0::/\n", {"cpu.max": "9900000 100000"}, 64),
+        ("0::/\n", {"cpu.max": "rubbish"}, 64),
+        (None, {}, 64),
+    ],
+)
+def test_a_containers_share_of_the_cpus_counts(
+    own: str | None, files: dict[str, str], cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in files.items():
+        (tmp_path / "cgroup" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "cgroup" / name).write_text(text)
+    if own is not None:
+        (tmp_path / "own").write_text(own)
+    monkeypatch.setattr("trainable.device.device.OWN_CGROUP", tmp_path / "own")
+    monkeypatch.setattr("trainable.device.device.CGROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(64)), raising=False)
+    assert cpu_cores() == cores

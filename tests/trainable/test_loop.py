@@ -12,10 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from trainable import loop
 from trainable.config import TrialConfig
 from trainable.data.tokens import Corpus
-from trainable.evaluation import eval_windows, evaluate
+from trainable.evaluation import eval_windows, evaluate, evaluate_start
 from trainable.loop import TrainRow, train
-from trainable.rows import MetricsRow, StepRow, Verdict
-from trainable.run import RunSpec, start_run
+from trainable.rows import MetricsRow, Start, StepRow, Verdict
+from trainable.run import RunSpec, start_run, with_start
 from trainable.schedule import learning_rate_at
 from trainable.stability import Finding
 from trainable.state import TrainState
@@ -99,6 +99,37 @@ def test_the_first_evaluation_is_of_the_untrained_model(make_spec: MakeSpec, mak
     assert first.tokens_seen == 0
     assert math.isnan(first.grad_norm)
     assert math.isnan(first.tokens_per_s)
+
+
+def test_a_start_that_is_known_is_not_evaluated_again(
+    make_spec: MakeSpec, make_trial: MakeTrial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, config = make_spec(), make_trial()
+    _, evaluated = run(spec, config, {3})
+    spec = with_start(spec, config)
+    first = metrics_of(evaluated)[0]
+    assert spec.start == Start(val_loss=first.val_loss, train_loss=first.train_loss)
+    state = start_run(spec, config)
+    monkeypatch.delattr(loop, "evaluate_start")
+    rows = list(train(state, spec.corpus, spec.protocol, eval_steps={3}, start=spec.known_start(config)))
+    told = metrics_of(rows)[0]
+    assert (told.val_loss, told.train_loss, told.optimizer_steps) == (first.val_loss, first.train_loss, 0)
+    assert told.active_s == 0.0
+    assert losses_of(rows) == losses_of(evaluated)
+    assert [row.val_loss for row in metrics_of(rows)] == [row.val_loss for row in metrics_of(evaluated)]
+
+
+def test_a_start_holds_for_the_weights_it_was_evaluated_of(make_spec: MakeSpec, make_trial: MakeTrial) -> None:
+    """Random weights differ by seed; a pretrained model's are every configuration's, and adapters begin as nothing."""
+    given, other = make_trial(), make_trial(seed=7, batch_size=2, use_lora=True)
+    scratch = with_start(make_spec("tiny-scratch"), given)
+    assert scratch.from_scratch
+    assert scratch.known_start(replace(given, batch_size=2)) == scratch.start
+    assert scratch.known_start(other) is None
+    pretrained = with_start(make_spec(), given)
+    assert pretrained.known_start(other) == pretrained.start
+    adapted = start_run(pretrained, other)
+    assert evaluate_start(adapted.model, pretrained.corpus, pretrained.protocol) == pretrained.start
 
 
 def test_times_add_up(make_spec: MakeSpec, make_trial: MakeTrial) -> None:

@@ -16,7 +16,15 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, GPTN
 from trainable.errors import UserError
 from trainable.model.fingerprint import model_fingerprint
 from trainable.model.model_names import PRESETS, SHIPPED, check_model_name, model_folder
-from trainable.model.models import _tuned, check_model, context_limit, load_model, load_tokenizer, separator_id
+from trainable.model.models import (
+    _tuned,
+    check_model,
+    context_limit,
+    folder_weights,
+    load_model,
+    load_tokenizer,
+    separator_id,
+)
 
 MakeModel = Callable[..., PreTrainedModel]
 SaveModel = Callable[[PreTrainedModel, Path], Path]
@@ -211,6 +219,12 @@ def test_a_broken_config_is_refused_before_torch_is_asked(folder: Path, content:
         ({"n_head": 3}, "must be divisible by num_heads"),
         ({"n_embd": 64}, "do not fit its config.json: 'transformer.h.0.attn.c_attn.bias' is (96,) in the file"),
         (
+            {"n_layer": 1},
+            "do not fit its config.json: 'transformer.h.1.attn.c_attn.weight' is in the file and not in the model (11",
+        ),
+        ({"n_positions": 2**40}, "which asks for 35,184,372,"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "its config.json says that the weights are quantized"),
+        (
             {"n_layer": 4},
             "do not fit its config.json: 'transformer.h.2.attn.c_attn.bias' is missing (24 in all)",
         ),
@@ -235,6 +249,37 @@ def test_broken_weights_are_refused(folder: Path) -> None:
         assert "cannot be loaded by transformers" in refusal(folder)
     weights.unlink()
     assert "no file named model.safetensors" in refusal(folder)
+
+
+@pytest.mark.parametrize("field", ["attn_implementation", "_attn_implementation", "_attn_implementation_internal"])
+@pytest.mark.parametrize("kernel", ["kernels-community/flash-attn", "flash_attention_2", "nobody/own"])
+def test_a_config_brings_no_kernel(
+    folder: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, field: str, kernel: str
+) -> None:
+    from transformers import modeling_utils
+
+    monkeypatch.setattr(
+        modeling_utils, "lazy_import_flash_attention", lambda *_, **__: pytest.fail("a kernel is asked for")
+    )
+    expected = weights_of(load(str(folder)))
+    edit(folder / "config.json", **{field: kernel})
+    model = load(str(folder))
+    assert model.config._attn_implementation in (
+        "sdpa",
+        "eager",
+        "causal_dropout_on_cpu",
+        "unmasked_causal_dropout_on_cpu",
+    )
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+    assert folder_weights(folder).keys() == expected.keys()
+
+
+def test_an_adapter_is_told(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "nobody/base"}')
+    for loads in (load, check_model_name, lambda name: load_tokenizer(name, [])):
+        assert "holds an adapter (adapter_config.json), not a whole model" in refusal(folder, loads)
+    (folder / "config.json").unlink()
+    assert "holds an adapter" in refusal(folder, check_model_name)
 
 
 def test_code_in_a_model_folder_is_refused_and_never_runs(

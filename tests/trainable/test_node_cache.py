@@ -8,6 +8,7 @@ import pytest
 from trainable.data.node_cache import SharedInputs, share, share_inputs
 from trainable.data.remote_files import below
 from trainable.data.tokens import Corpus
+from trainable.errors import InputChangedError
 from trainable.evaluation import EvalProtocol
 from trainable.run import RunSpec
 
@@ -72,11 +73,11 @@ def test_a_damaged_copy_is_refused_and_not_kept(
     elsewhere(driver, monkeypatch, tmp_path)
     [copy] = (tmp_path / "shared").rglob("tokens.npy")
     copy.write_text("WHAT tokens.npy holds")
-    with pytest.raises(OSError, match="is damaged"):
+    with pytest.raises(InputChangedError, match="in the storage is damaged, delete it"):
         shared.localized(driver)
     assert not list((tmp_path / "node").rglob("*.npy"))
     copy.unlink()
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(InputChangedError, match="the input is gone: "):
         shared.localized(driver)
 
 

@@ -313,7 +313,7 @@ def test_a_corpus_that_does_not_suit_is_refused(
         start_run(make_spec(corpus=replace(corpus, vocab_size=301)), make_trial())
     np.save(tmp_path / "short.npy", corpus.tokens[:100])
     with pytest.raises(UserError, match="the corpus is too short: its validation part has 10 tokens"):
-        start_run(make_spec(corpus=replace(corpus, path=tmp_path / "short.npy")), make_trial())
+        start_run(make_spec(corpus=replace(corpus, path=tmp_path / "short.npy", sha256=None)), make_trial())
 
 
 def test_bad_rules_are_refused(make_spec: MakeSpec, make_trial: MakeTrial) -> None:

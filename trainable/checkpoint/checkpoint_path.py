@@ -33,6 +33,8 @@ def check_checkpoint_path(path: Path) -> None:
     """
     where = f"CHECKPOINT_PATH={path}"
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise UserError(f"{where} is neither a file nor a folder. Name {KINDS}.")
         for file in weight_files(path) if path.is_dir() else [path]:
             _check_start(file)
     except FileNotFoundError:

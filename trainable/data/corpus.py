@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainable.data.cache_files import cached_sum, writing
 from trainable.data.embedded_text import language_reference
-from trainable.data.text_documents import BOM, WHOLE_FILES, Documents, iter_chunks
+from trainable.data.text_documents import BOM, WHOLE_FILES, Documents, iter_chunks, open_hashed
 from trainable.errors import UserError
 
 TEXT_SUFFIXES = (".txt", ".text", ".md")
@@ -155,13 +156,9 @@ def text_fingerprint(files: list[Path]) -> str:
     total_bytes = 0
     for path in files:
         try:
-            with path.open("rb") as file:
-                # Where one file ends and the next begins is part of the text: a separator goes there.
-                size_bytes = os.fstat(file.fileno()).st_size
-                digest.update(f"{size_bytes}\n".encode())
-                total_bytes += size_bytes
+            with open_hashed(path, digest) as file:
                 while block := file.read(1 << 22):
-                    digest.update(block)
+                    total_bytes += len(block)
         except OSError as error:
             raise UserError(f"{path} cannot be read: {_reason(error)}.") from None
     if total_bytes == 0:
@@ -195,21 +192,18 @@ def _reason(error: Exception) -> str:
     return (getattr(error, "strerror", None) or str(error)).rstrip(".")
 
 
-def embedded_path() -> Path:
-    """Return where the embedded text is cached, whether it is there yet or not."""
+def embedded_text_is_cached() -> bool:
+    """Return whether the embedded text need not be gathered."""
+    return cached_sum(_embedded_path()) is not None
+
+
+def _embedded_path() -> Path:
     return cache_dir() / f"language-reference-python-{'-'.join(str(part) for part in sys.version_info[:3])}.txt"
 
 
 def _embedded_file() -> Path:
-    path = embedded_path()
-    if not path.exists():
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        try:
-            temporary.write_text(language_reference(), encoding="utf-8")
-            temporary.replace(path)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise UserError(
-                f"CACHE_DIR={path.parent} cannot be written: {_reason(error)}. Name a folder to write to."
-            ) from None
+    path = _embedded_path()
+    if not embedded_text_is_cached():
+        with writing(path) as file:
+            file.write(language_reference().encode())
     return path

@@ -2,13 +2,14 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from filelock import FileLock
 
 from trainable.data.corpus import cache_dir
 from trainable.data.remote_files import below, blocks_of, files_at, write_whole
+from trainable.errors import InputChangedError
 from trainable.model.fingerprint import file_fingerprint
 from trainable.model.model_names import SHIPPED, model_folder
 from trainable.run import RunSpec
@@ -33,7 +34,8 @@ class SharedFile:
 class SharedCopy:
     """A file or a folder as it lies in the storage, named after its content: two studies share it."""
 
-    storage: str
+    storage: str = field(repr=False)
+    """It may hold a password."""
     name: str
     files: tuple[SharedFile, ...]
 
@@ -49,17 +51,26 @@ class SharedCopy:
         return all(_is_same(path / file.path if file.path else path, file) for file in self.files)
 
     def local(self) -> Path:
-        """Return it in this node's cache, where it is fetched once. Raises OSError when the copy is gone or damaged."""
+        """Return it in this node's cache, where it is fetched once.
+
+        Raises InputChangedError when the copy is gone or damaged, OSError when the storage does not answer.
+        """
         files, place = files_at(self.place)
         folder = cache_dir() / f"shared-{place.split('/')[-2]}"
         folder.mkdir(parents=True, exist_ok=True)
         target = folder / self.name
         # All workers of a node ask at once; one of them fetches.
         with FileLock(folder / ".lock", timeout=LOCK_TIMEOUT_S):
+            for left_by_a_killed_process in folder.rglob(".*.tmp"):
+                left_by_a_killed_process.unlink(missing_ok=True)
             for file in self.files:
                 path, remote = (target / file.path, f"{place}/{file.path}") if file.path else (target, place)
                 if not _is_same(path, file):
-                    write_whole(*files_at(str(path)), _checked(blocks_of(files, remote), file, remote))
+                    damaged = f"the copy of the input in the storage is damaged, delete it: {remote}"
+                    try:
+                        write_whole(*files_at(str(path)), _checked(blocks_of(files, remote), file, damaged))
+                    except FileNotFoundError:
+                        raise InputChangedError(f"the input is gone: {remote} in the storage") from None
         return target
 
 
@@ -84,7 +95,13 @@ def share(path: Path, storage: str) -> SharedCopy:
         remote = f"{place}/{file.path}" if file.path else place
         # A copy that was cut short has another size.
         if files.get_file_info([remote])[0].size != file.size_bytes:
-            write_whole(files, remote, blocks_of(here, str(source)))
+            write_whole(
+                files,
+                remote,
+                _checked(
+                    blocks_of(here, str(source)), file, f"the input has changed since it was first read: {source}"
+                ),
+            )
     return shared
 
 
@@ -126,25 +143,15 @@ def share_inputs(spec: RunSpec, storage: str) -> SharedInputs:
 
 def _is_same(path: Path, file: SharedFile) -> bool:
     try:
-        stat = path.stat()
+        return path.stat().st_size == file.size_bytes and file_fingerprint(path) == file.sha256
     except OSError:
         return False
-    if stat.st_size != file.size_bytes:
-        return False
-    # Every trial asks; the file is read through once per process.
-    state = (path, stat.st_size, stat.st_mtime_ns)
-    if state not in _fingerprints:
-        _fingerprints[state] = file_fingerprint(path)
-    return _fingerprints[state] == file.sha256
 
 
-_fingerprints: dict[tuple[Path, int, int], str] = {}
-
-
-def _checked(blocks: Iterator[bytes], file: SharedFile, remote: str) -> Iterator[bytes]:
+def _checked(blocks: Iterator[bytes], file: SharedFile, fault: str) -> Iterator[bytes]:
     digest = hashlib.sha256()
     for block in blocks:
         digest.update(block)
         yield block
     if digest.hexdigest() != file.sha256:
-        raise OSError(5, "the copy in the storage is damaged; delete it and start again", remote)
+        raise InputChangedError(fault)

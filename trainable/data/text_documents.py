@@ -1,15 +1,20 @@
 """Text read from files in chunks, cut into documents: what is trained on, and where in its file each part stands."""
 
+import io
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from trainable.data.foreign_text import foreign_format, not_utf8
 from trainable.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
 
 CHUNK_BYTES = 1 << 20
 """A longer line is cut: tokenizing takes about 200 bytes of memory per byte of a chunk."""
@@ -74,14 +79,36 @@ class TextChunk:
     """Of JSON lines: the line in the file of each line of the text."""
 
 
-def iter_chunks(files: Iterable[Path], documents: Documents = WHOLE_FILES) -> Iterator[TextChunk]:
-    """Yield the files' text in order.
+class _HashedFile(io.FileIO):
+    """A file whose size, and then every byte that is read of it, go into a digest."""
+
+    def __init__(self, path: Path, digest: "_Hash") -> None:
+        super().__init__(path)
+        self._digest = digest
+        # Where one file ends and the next begins is part of the text: a separator goes there.
+        digest.update(f"{os.fstat(self.fileno()).st_size}\n".encode())
+
+    def readinto(self, buffer: Any) -> int | None:
+        count = super().readinto(buffer)
+        self._digest.update(memoryview(buffer)[:count])
+        return count
+
+
+def open_hashed(path: Path, digest: "_Hash") -> BufferedReader:
+    """Open a file; what is read of it, from its beginning on, goes into the digest. Raises OSError."""
+    return BufferedReader(_HashedFile(path, digest))
+
+
+def iter_chunks(
+    files: Iterable[Path], documents: Documents = WHOLE_FILES, *, digest: "_Hash | None" = None
+) -> Iterator[TextChunk]:
+    """Yield the files' text in order; with a digest, it has then taken in what text_fingerprint() is over.
 
     Raises UserError for a file that is not UTF-8 or cannot be read, and for a line that is not the JSON it should be.
     """
     for path in files:
         try:
-            with path.open("rb") as file:
+            with path.open("rb") if digest is None else open_hashed(path, digest) as file:
                 if (found := foreign_format(path, file.peek(4096))) is not None:
                     raise UserError(found)
                 yield from (

@@ -2,21 +2,25 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from trainable.data.cache_files import cached_sum, writing
 from trainable.data.corpus import cache_dir, text_fingerprint
 from trainable.data.text_documents import WHOLE_FILES, Documents, iter_chunks
-from trainable.errors import UserError
+from trainable.errors import InputChangedError, UserError
+from trainable.model.fingerprint import file_fingerprint
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
 
 TRAIN_FRAC = 0.9
 END_OF_TEXT = "<|endoftext|>"
@@ -42,13 +46,20 @@ class Corpus:
     """SHA-256 (hex) over the text, how it is cut into documents, the tokenizer, and the validation text."""
     vocab_size: int
     """Ids are below this."""
+    sha256: str | None = None
+    """Of the token file, compared where it is opened; None compares nothing."""
     validation: "Corpus | None" = None
     """A source of its own, held out whole; None holds out the tail."""
 
     @cached_property
     def tokens(self) -> Tokens:
-        """All ids, memory-mapped."""
-        mapped: Tokens = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        """All ids, memory-mapped. Raises InputChangedError when the file is gone or is another."""
+        try:
+            if self.sha256 is not None and file_fingerprint(self.path) != self.sha256:
+                raise InputChangedError(f"the input has changed since it was first read: {self.path}")
+            mapped: Tokens = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        except FileNotFoundError:
+            raise InputChangedError(f"the input is gone: {self.path}") from None
         return mapped
 
     def __getstate__(self) -> dict[str, Any]:
@@ -80,9 +91,10 @@ def train_tokenizer(
 
     Sennrich et al. 2016, on bytes as in GPT-2.
     """
-    key = hashlib.sha256(f"{text_fingerprint(files)} {documents} bpe {vocab_size}".encode()).hexdigest()[:16]
+    text = text_fingerprint(files)
+    key = hashlib.sha256(f"{text} {documents} bpe {vocab_size}".encode()).hexdigest()[:16]
     path = cache_dir() / f"tokenizer-{key}.json"
-    if path.exists():
+    if _is_cached(path, progress):
         return Tokenizer.from_file(str(path))
     progress("training a tokenizer on the corpus", 0.0)
     tokenizer = Tokenizer(models.BPE())
@@ -95,11 +107,25 @@ def train_tokenizer(
         show_progress=False,
     )
     tokenizer.train_from_iterator(_sample(files, documents), trainer)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    tokenizer.save(str(temporary))
-    temporary.replace(path)
+    # It has read the text's head alone; what it is filed under is of the whole text.
+    _check_same_text(text, text_fingerprint(files))
+    # Not by its own save(), whose errors are no OSErrors.
+    with writing(path) as file:
+        file.write(tokenizer.to_str(pretty=True).encode())
     progress("training a tokenizer on the corpus", 1.0)
     return tokenizer
+
+
+def _is_cached(path: Path, progress: Progress) -> bool:
+    is_whole = cached_sum(path) is not None
+    if not is_whole and path.exists():
+        progress(f"{path} is damaged or has no checksum: making it again", 1.0)
+    return is_whole
+
+
+def _check_same_text(then: str, now: str) -> None:
+    if then != now:
+        raise UserError("the text changed while it was read. Run the command again once nothing writes to it.")
 
 
 def _sample(files: list[Path], documents: Documents) -> Iterator[str]:
@@ -126,14 +152,18 @@ def load_corpus(
     Raises UserError for an empty, unreadable or non-UTF-8 source.
     """
     serialized = json.dumps(json.loads(tokenizer.to_str()), sort_keys=True)
-    key = f"{text_fingerprint(files)} {documents} {separator_id} {serialized}"
+    text = text_fingerprint(files)
+    key = f"{text} {documents} {separator_id} {serialized}"
     fingerprint = hashlib.sha256(key.encode()).hexdigest()
     # Not the number of entries: ids may have gaps, and the largest is what a model's embedding must reach.
     vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
     path = cache_dir() / f"tokens-{fingerprint[:16]}.npy"
-    if not path.exists():
-        _tokenize(files, _Encoder(tokenizer, documents, separator_id), path, vocab_size, progress)
-    corpus = Corpus(path=path, fingerprint=fingerprint, vocab_size=vocab_size)
+    if not _is_cached(path, progress):
+        encoder = _Encoder(tokenizer=tokenizer, documents=documents, separator_id=separator_id)
+        _tokenize(files, text, encoder, path, vocab_size, progress)
+    corpus = Corpus(path=path, fingerprint=fingerprint, vocab_size=vocab_size, sha256=cached_sum(path))
+    if corpus.sha256 is None:
+        raise UserError(f"{path} was changed right after it was written. Set CACHE_DIR to a folder of your own.")
     if validation_files is None:
         return corpus
     validation = load_corpus(
@@ -143,16 +173,16 @@ def load_corpus(
     return replace(corpus, fingerprint=both, validation=validation)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Encoder:
     tokenizer: Tokenizer
     documents: Documents
     separator_id: int | None
 
-    def ids(self, files: list[Path]) -> Iterator[tuple[list[int], int]]:
-        """Yield the ids of each chunk and its size in bytes of text."""
+    def ids(self, files: list[Path], digest: "_Hash") -> Iterator[tuple[list[int], int]]:
+        """Yield the ids of each chunk and its size in bytes of text, and take the text into the digest."""
         begun = False
-        for chunk in iter_chunks(files, self.documents):
+        for chunk in iter_chunks(files, self.documents, digest=digest):
             texts = [chunk.text[span.start : span.end] for span in chunk.spans]
             ids: list[int] = []
             for span, encoded in zip(
@@ -165,38 +195,33 @@ class _Encoder:
             yield ids, len(chunk.raw)
 
 
-def _tokenize(files: list[Path], encoder: _Encoder, path: Path, vocab_size: int, progress: Progress) -> None:
+def _tokenize(files: list[Path], text: str, encoder: _Encoder, path: Path, vocab_size: int, progress: Progress) -> None:
     dtype = np.uint16 if vocab_size <= 1 << 16 else np.uint32
     total_bytes = max(1, sum(file.stat().st_size for file in files))
-    raw_path = path.with_suffix(f".{os.getpid()}.raw")
     done_bytes = 0
     tokens_count = 0
-    try:
-        with raw_path.open("wb") as raw:
-            for chunk_ids, size_bytes in encoder.ids(files):
-                ids = np.asarray(chunk_ids, dtype=dtype)
-                raw.write(ids.tobytes())
-                tokens_count += len(ids)
-                done_bytes += size_bytes
-                # Of JSON lines only a part is text.
-                progress("tokenizing the corpus", min(1.0, done_bytes / total_bytes))
-        _seal(raw_path, path, dtype, tokens_count)
-    finally:
-        raw_path.unlink(missing_ok=True)
+    digest = hashlib.sha256()
+    with writing(path) as cached:
+        # By append and not through a map: there a full disk is SIGBUS, which nothing catches.
+        header_bytes = _write_header(cached, dtype, 0)
+        for chunk_ids, size_bytes in encoder.ids(files, digest):
+            cached.write(np.asarray(chunk_ids, dtype=dtype).tobytes())
+            tokens_count += len(chunk_ids)
+            done_bytes += size_bytes
+            # Of JSON lines only a part is text.
+            progress("tokenizing the corpus", min(1.0, done_bytes / total_bytes))
+        _check_same_text(text, digest.hexdigest())
+        if tokens_count == 0:
+            raise UserError("the corpus has no tokens under this tokenizer. Name a source with text in it.")
+        cached.seek(0)
+        # numpy leaves room for the digits of the first dimension.
+        assert _write_header(cached, dtype, tokens_count) == header_bytes
 
 
-def _seal(raw_path: Path, path: Path, dtype: type[np.uint16] | type[np.uint32], tokens_count: int) -> None:
-    # Through a map and under a temporary name: memory stays flat and a killed run leaves no half-written cache.
-    if tokens_count == 0:
-        raise UserError("the corpus has no tokens under this tokenizer. Name a source with text in it.")
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        sealed = np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=(tokens_count,))
-        sealed[:] = np.memmap(raw_path, dtype=dtype, mode="r")
-        sealed.flush()
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _write_header(file: IO[bytes], dtype: type[np.uint16] | type[np.uint32], tokens_count: int) -> int:
+    header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (tokens_count,)}
+    np.lib.format.write_array_header_1_0(file, header)
+    return file.tell()
 
 
 def check_corpus(corpus: Corpus, *, block_size: int, eval_block_size: int) -> None:

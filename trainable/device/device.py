@@ -2,12 +2,14 @@
 
 import ctypes
 import gc
+import math
 import os
 import platform
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -15,6 +17,8 @@ from trainable.errors import UserError
 
 DEVICE_TYPES = ("cuda", "mps", "cpu")
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
+OWN_CGROUP, CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+QUOTA = ("quota", "period")
 OUT_OF_MEMORY_WORDS = (
     "out of memory",
     "can't allocate memory",
@@ -69,10 +73,34 @@ def device_info(device: torch.device) -> DeviceInfo:
 
 
 def cpu_cores() -> int:
-    """Return the number of cores this process may run on, which in a container can be less than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Return how many cores this process may use: those it may run on, or a container's share of their time if less.
+
+    A share of 1.5 counts as 2: with one core too many a trial waits now and then, with one too few a core idles.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min([cores, *(max(1, math.ceil(share)) for share in _cgroup_cpus())])
+
+
+def _cgroup_cpus() -> Iterator[float]:
+    """Yield each limit on this process's share of CPU time, in CPUs, of cgroup version 2 or 1: its groups' own."""
+    for line in _text(OWN_CGROUP).splitlines():
+        _, controllers, own = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        # In a container this may be the group's name on the machine, whose limit is then found at the root.
+        for group in (Path(own), *Path(own).parents):
+            folder = CGROUPS / controllers / group.relative_to("/")
+            limit = _text(folder / "cpu.max") or " ".join(_text(folder / f"cpu.cfs_{name}_us") for name in QUOTA)
+            quota, _, period = " ".join(limit.split()).partition(" ")
+            if quota.isdigit() and period.isdigit() and int(period):
+                yield int(quota) / int(period)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
 
 
 def memory_bytes(device_type: str) -> int:

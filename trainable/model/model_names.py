@@ -83,6 +83,11 @@ def _check_folder(name: str, path: Path) -> None:
         )
     if not path.is_dir():
         raise UserError(f"{where} is a file, not a model folder. To start from a checkpoint file, set CHECKPOINT_PATH.")
+    # With one, transformers would look for its base, on the hub too.
+    if (path / "adapter_config.json").exists():
+        raise UserError(
+            f"{where} holds an adapter (adapter_config.json), not a whole model. Name the folder of the merged model."
+        )
     config_path = path / "config.json"
     if not config_path.is_file():
         raise UserError(f"{where}: the folder has no config.json. Save the model into it with save_pretrained.")

@@ -1,5 +1,6 @@
 """Models and their tokenizers by name: a preset, the shipped model, a local folder, or a hub name."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -38,6 +39,8 @@ DROPOUT_FIELDS = (
     "embed_dropout",
     "embedding_dropout",
 )
+MOST_NUMBERS_PER_BYTE = 2
+"""No number of a file is smaller than four bits."""
 SAME_GELU = MappingProxyType({"gelu_new": "gelu_pytorch_tanh"})
 """The same formula (Hendrycks & Gimpel 2016, tanh form) in one kernel instead of eight."""
 
@@ -52,7 +55,7 @@ def load_tokenizer(
     if name in PRESETS:
         return train_tokenizer(files, PRESETS[name]["vocab_size"], documents=documents, progress=progress)
     folder = model_folder(name)
-    if folder is not None and not any((folder / file).exists() for file in TOKENIZER_FILES):
+    if folder is not None and not any((folder / file).is_file() for file in TOKENIZER_FILES):
         # transformers would make up a tokenizer of a few special tokens.
         raise UserError(
             f"GPT2_MODEL_NAME={name}: the folder has no tokenizer. Save the model's own there with save_pretrained."
@@ -90,16 +93,8 @@ def load_model(name: str, *, dropout: float, seed: int) -> PreTrainedModel:
     if name in PRESETS:
         model: PreTrainedModel = GPT2LMHeadModel(_tuned(GPT2Config(**PRESETS[name]), dropout))
     else:
-        config = _from_pretrained(AutoConfig, name)
-        model, loading = _from_pretrained(
-            AutoModelForCausalLM,
-            name,
-            config=_tuned(config, dropout),
-            dtype=torch.float32,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-        )
-        _check_loading(f"GPT2_MODEL_NAME={name}", loading)
+        config = _tuned(_checked_config("GPT2_MODEL_NAME", name), dropout)
+        model = _loaded("GPT2_MODEL_NAME", name, config, dtype=torch.float32)
     tune_for_cpu(model)
     model.train()
     torch.manual_seed(seed)
@@ -113,16 +108,8 @@ def folder_weights(folder: Path) -> dict[str, torch.Tensor]:
     """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    model, loading = _from_pretrained(
-        AutoModelForCausalLM,
-        str(folder),
-        variable="CHECKPOINT_PATH",
-        dtype="auto",
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,
-    )
-    _check_loading(f"CHECKPOINT_PATH={folder}", loading)
-    weights: dict[str, torch.Tensor] = model.state_dict()
+    config = _checked_config("CHECKPOINT_PATH", str(folder))
+    weights: dict[str, torch.Tensor] = _loaded("CHECKPOINT_PATH", str(folder), config, dtype="auto").state_dict()
     return weights
 
 
@@ -162,7 +149,31 @@ def _tuned(config: Any, dropout: float) -> Any:
     return config
 
 
-def _check_loading(what: str, loading: Mapping[str, Any]) -> None:
+def _checked_config(variable: str, name: str) -> Any:
+    config = _from_pretrained(AutoConfig, name, variable=variable)
+    # Quantized weights bring a library or a kernel of their own, and none of them is trained here.
+    if getattr(config, "quantization_config", None) is not None:
+        raise UserError(f"{variable}={name}: its config.json says that the weights are quantized. Use the whole model.")
+    return config
+
+
+def _loaded(variable: str, name: str, config: Any, *, dtype: Any) -> PreTrainedModel:
+    model, loading = _from_pretrained(
+        AutoModelForCausalLM,
+        name,
+        variable=variable,
+        config=config,
+        # A config may name an attention kernel of the hub, which transformers would download and run.
+        attn_implementation=None,
+        dtype=dtype,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+    )
+    _check_loading(f"{variable}={name}", model, loading)
+    return model
+
+
+def _check_loading(what: str, model: PreTrainedModel, loading: Mapping[str, Any]) -> None:
     # transformers gives such tensors random values and only warns: a "pretrained" model that knows nothing.
     where = f"{what}: its weights do not fit its config.json"
     for tensor, given, wanted in sorted(loading["mismatched_keys"]):
@@ -175,6 +186,37 @@ def _check_loading(what: str, loading: Mapping[str, Any]) -> None:
         raise UserError(
             f"{where}: '{missing[0]}' is missing ({len(missing)} in all). Save the model again with save_pretrained."
         )
+    # Many a file holds more than the model reads, a buffer or another head; a further layer is a part of the model.
+    known = {_numberless(name) for name in model.state_dict()}
+    layers = [
+        name
+        for name in sorted(loading["unexpected_keys"])
+        if any(f".{own}".endswith(f".{_numberless(name)}") for own in known)
+    ]
+    if layers:
+        raise UserError(
+            f"{where}: '{layers[0]}' is in the file and not in the model ({len(layers)} in all). "
+            "Save the model again with save_pretrained."
+        )
+
+
+def _check_size(what: str, folder: Path | None, config: Any) -> None:
+    """Raise UserError where it is the configuration that asks for the memory, and not the weights."""
+    if folder is None or config is None:
+        return
+    stored_bytes = sum(path.stat().st_size for path in folder.iterdir() if path.suffix in (".safetensors", ".bin"))
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False, attn_implementation=None)
+    asked = sum(parameter.numel() for parameter in model.parameters())
+    if asked > stored_bytes * MOST_NUMBERS_PER_BYTE:
+        raise UserError(
+            f"{what}: its weights do not fit its config.json, which asks for {asked:,} numbers; the files hold "
+            f"{stored_bytes:,} bytes. Save the model again with save_pretrained."
+        )
+
+
+def _numberless(name: str) -> str:
+    return re.sub(r"(?<=\.)\d+(?=\.)", "#", name)
 
 
 def _from_pretrained(loader: Any, name: str, *, variable: str = "GPT2_MODEL_NAME", **kwargs: Any) -> Any:
@@ -191,6 +233,7 @@ def _from_pretrained(loader: Any, name: str, *, variable: str = "GPT2_MODEL_NAME
     except Exception as error:
         # A broken file surfaces as whatever the parser of the day raises; only running out of memory is no user's.
         if is_out_of_memory(error):
+            _check_size(f"{variable}={name}", folder, kwargs.get("config"))
             raise
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         if "trust_remote_code" in str(error):

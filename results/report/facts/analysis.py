@@ -1,5 +1,6 @@
 """A search as it was measured, and what it searched. Pure; it reads no file and draws no conclusion."""
 
+import math
 import statistics
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,8 @@ from trainable.errors import UserError
 
 Row = dict[str, Any]
 
+BLOWN_UP_NATS = 1.0
+"""Above guessing: a loss that only a run that went wrong has, the baseline's among them, which nothing ends."""
 MAX_CHOICES = 8
 """A number with more values than these is a range, where the space does not say."""
 
@@ -35,6 +38,8 @@ class Measured:
     """Whether the domains are the space's; else they are what the trials happen to span."""
     budget_tokens: int
     rung_tokens: tuple[int, ...]
+    uniform_loss: float = math.inf
+    """ln V: what guessing costs."""
 
     def values(self, trial: Row) -> dict[str, Any]:
         """Return the trial's values of the searched parameters that it reads."""
@@ -59,10 +64,25 @@ class Measured:
 
     @property
     def initial_loss(self) -> float | None:
-        """The median loss before the first step, None when nobody evaluated there."""
+        """The study's start, else the median loss before the first step; None when nobody evaluated there."""
+        if self.winner.start_val_loss is not None:
+            return self.winner.start_val_loss
         rows = [rows[0] for rows in self.evaluations.values() if rows and rows[0]["tokens_seen"] == 0]
         losses = [row["val_loss"] for row in rows if row["val_loss"] is not None]
         return statistics.median(losses) if losses else None
+
+    @property
+    def loss_limit(self) -> float | None:
+        """The highest loss that tells something: the start's, or a sound trial's above it; None without a start.
+
+        A trial that makes the model worse is shown; one that blew up is not let flatten all others.
+        """
+        if self.initial_loss is None:
+            return None
+        sound = [trial["trial_id"] for trial in self.trials if trial["status"] != "unstable"]
+        losses: list[float | None] = [row["val_loss"] for one in sound for row in self.evaluations.get(one, ())]
+        bound = self.uniform_loss + BLOWN_UP_NATS
+        return max([self.initial_loss, *(loss for loss in losses if loss is not None and loss <= bound)])
 
 
 def parameter_values(trial: Row) -> Row:

@@ -4,7 +4,7 @@ import math
 import shlex
 
 from results.report.facts.analysis import Measured, Row, parameter_values
-from results.winner import Winner, evidence_words, headline, notes
+from results.winner import Winner, evidence_words, headline, notes, warning_words, way_words
 from results.words import label, unit
 from spaces.warmup import WARMUP_FRAC
 from trainable.config import HYPERPARAMETERS, SCHEDULES_WITH_WARMUP
@@ -23,12 +23,16 @@ def answer_facts(study_name: str, measured: Measured) -> Row:
         "headline": headline(winner),
         "proof": _proof(winner),
         "notes": notes(winner),
+        "start_val_loss": winner.start_val_loss,
+        "way": way_words(winner),
+        "worse_than_start": winner.worse_than_start,
+        "warning": warning_words(winner),
         "winner": _side(winner.trial, measured.final_loss(winner.trial) if winner.trial else None),
         "search_best": _side(best, measured.final_loss(best) if best else None),
         "baseline": _side(baseline, winner.baseline_val_loss),
         "val_loss_difference": winner.search_difference,
         "changes": _changes(measured, winner.trial, baseline),
-        "export": f'eval "$(make -s export STUDY={shlex.quote(study_name)})" && make train' if winner.trial else None,
+        "export": f"make train STUDY={shlex.quote(study_name)}" if winner.trial else None,
     }
 
 

@@ -84,7 +84,7 @@ def _fanova(measured: Measured, searched: Sequence[SearchParameter]) -> Row | No
     # Evenly spaced, so that the early random trials and the later guided ones both count.
     if len(rows) > MAX_FOREST_TRIALS:
         rows = [rows[len(rows) * k // MAX_FOREST_TRIALS] for k in range(MAX_FOREST_TRIALS)]
-    ceiling = measured.initial_loss
+    ceiling = measured.loss_limit
     losses = [loss if ceiling is None else min(loss, ceiling) for _, loss in rows]
     # The evaluator weighs a range linearly, logarithmic ones too: the last decade of a rate would be nine tenths of it.
     frozen = _frozen(measured, [trial for trial, _ in rows], losses, always, log_as_linear=True)
@@ -98,7 +98,11 @@ def _fanova(measured: Measured, searched: Sequence[SearchParameter]) -> Row | No
         "words": f"Which share of the variance of the val loss at {where} each explains alone; the rest is "
         f"interactions. Over the {len(rows)} trials evaluated there: the most tokens that at least half of the trials "
         "have seen, so that stopped ones count and all are compared at equal tokens. "
-        + ("A loss above the untrained model's counts as that. " if ceiling is not None else "")
+        + (
+            "A loss that only a run that went wrong has counts as the highest sound one. "
+            if ceiling is not None
+            else ""
+        )
         + (f"Not for {list_words(left_out)}, which only some trials read." if left_out else ""),
         "shares": [{"name": name, "share": shares[name], "low": None, "high": None} for name in names],
     }

@@ -18,7 +18,7 @@ from results.report.facts.rungs import baseline_loss_reached, costs, first_beate
 from results.report.facts.searched_parameters import edges, instability, ordered
 from results.study.folder import Study
 from results.study.paths import shown
-from results.winner import find_winner
+from results.winner import find_winner, start_val_loss
 from results.words import count_words, label, unit
 from spaces.domains import Choice, SearchParameter
 from spaces.warmup import WARMUP_FRAC
@@ -60,6 +60,7 @@ def report_facts(study: Study) -> dict[str, Any]:
         else {**attribution_json(attribution), "summary": summary_lines(attribution)},
         "parameters": [_parameter_facts(parameter) for parameter in measured.parameters],
         "initial_loss": measured.initial_loss,
+        "loss_limit": measured.loss_limit,
         "trials": _trial_facts(document, measured, winner_id),
         "protocol": _protocol_facts(document, measured),
         "versions": dict(document.get("versions") or {}, git_commit=document.get("git_commit")),
@@ -90,12 +91,13 @@ def _measured(
     parameters, domains_known = searched_parameters(document, trials)
     return Measured(
         trials=trials,
-        winner=find_winner(rows, attempts),
+        winner=find_winner(rows, attempts, start_val_loss=start_val_loss(document)),
         evaluations=evaluations,
         parameters=parameters,
         domains_known=domains_known,
         budget_tokens=budget_tokens,
         rung_tokens=rung_tokens,
+        uniform_loss=math.log(document["corpus"]["vocab_size"]),
     )
 
 

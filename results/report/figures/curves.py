@@ -8,6 +8,7 @@ from results.report.figures.marks import (
     BASELINE,
     BEST,
     ENDINGS_DRAWN,
+    across,
     axis,
     by_role,
     figure,
@@ -35,11 +36,12 @@ def curves(facts: Row) -> Iterator[Row]:
     trials = [trial for trial in facts["trials"] if any(v is not None for v in trial["evaluations"]["val_loss"])]
     if not trials:
         return
+    start = facts["initial_loss"]
     ceiling = loss_ceiling(facts, [v for t in trials for v in t["evaluations"]["val_loss"] if v is not None])
     each = max(8, MAX_CURVE_POINTS // len(trials))
     traces = [_lines(role, rows, each) for role, rows in by_role(trials)]
     traces += [mark for role, rows in by_role(facts["trials"]) if (mark := _ends(role, rows, ceiling)) is not None]
-    lowest = min(v for t in trials for v in t["evaluations"]["val_loss"] if v is not None)
+    lowest = min(v for v in (start, *(v for t in trials for v in t["evaluations"]["val_loss"])) if v is not None)
     rungs = [rung for rung in facts["rungs"] if rung["rung"] is not None]
     yield figure(
         "curves",
@@ -49,9 +51,13 @@ def curves(facts: Row) -> Iterator[Row]:
         {
             "xaxis": axis("training tokens seen", rangemode="tozero"),
             "yaxis": axis("val loss (nats/token)", range=_padded(lowest, ceiling)),
-            "shapes": [upright(rung["tokens"], dash="dot", yref="paper") for rung in rungs],
+            "shapes": [
+                *(upright(rung["tokens"], dash="dot", yref="paper") for rung in rungs),
+                *([] if start is None else [across(start, dash="dash")]),
+            ],
             "annotations": [
-                note(rung["tokens"], 1, f"rung {rung['rung']}", yref="paper", yanchor="bottom") for rung in rungs
+                *(note(rung["tokens"], 1, f"rung {rung['rung']}", yref="paper", yanchor="bottom") for rung in rungs),
+                *([] if start is None else [note(1, start, "start", xref="paper", xanchor="right", yanchor="bottom")]),
             ],
         },
         height=440,

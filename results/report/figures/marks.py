@@ -41,10 +41,10 @@ def by_role(trials: Sequence[Row]) -> Iterator[tuple[Row, list[Row]]]:
 def loss_ceiling(facts: Row, losses: Sequence[float]) -> float:
     """Return the highest loss that a figure shows in its place: one blown-up trial must not flatten all others.
 
-    That is the untrained model's loss, or the highest of `losses` below it.
+    That is the start's loss or a sound trial's above it, or the highest of `losses` below that.
     """
-    initial = facts["initial_loss"]
-    limit = initial if initial is not None else _outlier_limit(losses)
+    known = facts["loss_limit"]
+    limit = known if known is not None else _outlier_limit(losses)
     inside = [loss for loss in losses if loss <= limit]
     if not inside:
         return max(losses, default=1.0)
@@ -110,6 +110,12 @@ def upright(x: float, *, dash: str | None = None, **place: Any) -> Row:
     """Return a vertical line from 0 to 1, drawn over the whole figure with yref="paper"."""
     line = {"color": "@muted", "width": 1} | ({"dash": dash} if dash else {})
     return {"type": "line", "x0": x, "x1": x, "y0": 0, "y1": 1, "line": line, **place}
+
+
+def across(y: float, *, dash: str | None = None) -> Row:
+    """Return a horizontal line over the whole width of a figure."""
+    line = {"color": "@muted", "width": 1} | ({"dash": dash} if dash else {})
+    return {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": y, "y1": y, "line": line}
 
 
 def note(x: float, y: float, text: str, **place: Any) -> Row:

@@ -1,0 +1,50 @@
+"""What a study's folder may hold before anything is written or deleted in it: it may come from somebody else."""
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from results.study.paths import shown
+from trainable.errors import UserError
+
+
+def check_own_files(folder: Path) -> None:
+    """Raise UserError when a link below the folder leads out of it, or a name is no file and no folder.
+
+    What is written or deleted through such a link is somebody else's. The folder itself may be a link.
+    """
+    root = folder.resolve()
+    for entry in _entries(root):
+        where = shown(folder / entry.relative_to(root))
+        try:
+            mode = entry.lstat().st_mode
+        except FileNotFoundError:
+            continue  # of a process that writes into the study now
+        if stat.S_ISLNK(mode) and not _target(entry).is_relative_to(root):
+            raise UserError(
+                f"{where} is a link that leads out of the study's folder, where nothing is written. Replace it by what "
+                "it leads to; the study's whole folder may be a link."
+            )
+        if not (stat.S_ISLNK(mode) or stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise UserError(f"{where} is neither a file nor a folder. Remove it.")
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Delete the temporary files that a process left below the folder when it was killed while it wrote."""
+    for entry in _entries(folder):
+        if entry.name.startswith(".") and entry.name.endswith(".tmp") and (entry.is_symlink() or entry.is_file()):
+            entry.unlink(missing_ok=True)
+
+
+def _entries(folder: Path) -> Iterator[Path]:
+    """Yield all that is below the folder; a link to a folder is not entered."""
+    for place, folders, files in os.walk(folder):
+        yield from (Path(place, name) for name in (*folders, *files))
+
+
+def _target(link: Path) -> Path:
+    try:
+        return link.resolve()
+    except (OSError, RuntimeError):  # links that lead to each other
+        return Path("/")

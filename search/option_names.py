@@ -1,0 +1,73 @@
+"""Names that were meant for a variable and are none: on make's command line, and in the environment."""
+
+import re
+from collections.abc import Iterable, Mapping
+
+MAKE_WORDS = "MAKE_WORDS"
+"""Where the Makefile hands down what stands on make's command line: MAKEFLAGS tells it apart in newer makes alone."""
+OTHER_NAMES = {
+    "LR": "LEARNING_RATE",
+    "BS": "BATCH_SIZE",
+    "WD": "WEIGHT_DECAY",
+    "EPOCHS": "TRAINING_STEPS",
+    "NUM_EPOCHS": "TRAINING_STEPS",
+    "MAX_STEPS": "TRAINING_STEPS",
+    "NUM_STEPS": "TRAINING_STEPS",
+    "SEQ_LEN": "BLOCK_SIZE",
+    "CONTEXT_LENGTH": "BLOCK_SIZE",
+    "GRADIENT_ACCUMULATION_STEPS": "GRAD_ACCUM_STEPS",
+}
+"""What other programs call ours."""
+NOT_MEANT = ("COMPILER",)
+"""Near to one of ours, and other programs'."""
+SHORTEST = 4
+"""Shorter names are near to everything."""
+_MAKES_OWN = re.compile(r"MAKE\w*|SHELL|PYTHON|VENV|\.\w+|CURDIR|MFLAGS|ARGS")
+
+
+def make_names(environ: Mapping[str, str]) -> list[str]:
+    """Return the variables on the command line of the make that called us; none where another make called that.
+
+    The variables of an outer make are its own business, and come along unasked.
+    """
+    if environ.get("MAKELEVEL") != "1":
+        return []
+    # make escapes blanks and backslashes, and leaves quotes as they are.
+    words = re.findall(r"(?:\\.|[^\s\\])+", environ.get(MAKE_WORDS, ""))
+    names = [name.rstrip(":+?") for name, equals, _ in (word.partition("=") for word in words) if equals]
+    return [name for name in names if not _MAKES_OWN.fullmatch(name)]
+
+
+def nearly(environ: Mapping[str, str], known: Iterable[str]) -> dict[str, str]:
+    """Return which names of the environment were probably meant for a variable, and which."""
+    names = sorted(known)
+    near = {name: _meant(name, names) for name, value in environ.items() if value and name not in names}
+    return {name: meant for name, meant in near.items() if meant is not None}
+
+
+def _meant(name: str, known: list[str]) -> str | None:
+    if name in OTHER_NAMES:
+        return OTHER_NAMES[name]
+    if len(name) < SHORTEST or name in NOT_MEANT:
+        return None
+    word = _plain(name)
+    return next((one for one in known if word[0] == one[0] and _is_near(word, _plain(one))), None)
+
+
+def _plain(name: str) -> str:
+    return name.upper().replace("_", "").removesuffix("S") or name
+
+
+def _is_near(word: str, name: str) -> bool:
+    """Return whether one letter more, less, changed, or two exchanged make one word of the other."""
+    if len(name) < SHORTEST:
+        return False
+    differ = (at for at, pair in enumerate(zip(word, name, strict=False)) if pair[0] != pair[1])
+    same = next(differ, min(len(word), len(name)))
+    left, right = word[same:], name[same:]
+    return (
+        left[1:] == right[1:]
+        or left[1:] == right
+        or left == right[1:]
+        or (left[:2] == right[1::-1] and left[2:] == right[2:])
+    )

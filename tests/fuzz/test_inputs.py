@@ -1,0 +1,291 @@
+"""Whatever a cache, a received study's folder or a model's folder holds: one line or the right tokens and weights."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from results.study.folder import Study
+from results.study.lock import hold
+from results.study.own_files import remove_unfinished
+from tests.fuzz.commands import run
+from tests.fuzz.outcome import EXAMPLES, attempt
+from tests.fuzz.studies import Files, cut, odd, put, whole_study
+from trainable.checkpoint.checkpoint_store import CheckpointStore
+from trainable.data.cache_files import sum_path
+from trainable.data.corpus import source_files
+from trainable.data.tokens import load_corpus, train_tokenizer
+from trainable.model.models import folder_weights, load_model, load_tokenizer
+
+FOUND = [Phase.explicit, Phase.generate]
+CACHES = settings(max_examples=max(40, EXAMPLES), phases=FOUND)
+FOLDERS = settings(max_examples=max(30, EXAMPLES // 2), phases=FOUND)
+MODELS = settings(max_examples=max(30, EXAMPLES // 3), phases=FOUND)
+TEXT = "the words of a small text, and more of them\nin lines\n" * 20
+
+
+Draw = Callable[[st.SearchStrategy[Any]], Any]
+
+
+def harm(draw: Draw, path: Path, other: Path) -> None:
+    """Change, replace or remove a file."""
+    data = path.read_bytes() if path.is_file() else b""
+    how = draw(st.sampled_from(["cut", "flip", "zero", "other", "bytes", "gone", "pipe", "folder", "link", "grown"]))
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+    match how:
+        case "cut":
+            path.write_bytes(draw(cut(data)))
+        case "flip" if data:
+            at = draw(st.integers(0, len(data) - 1))
+            path.write_bytes(data[:at] + bytes([data[at] ^ 1 << draw(st.integers(0, 7))]) + data[at + 1 :])
+        case "zero":
+            path.write_bytes(bytes(len(data)))
+        case "other":
+            path.write_bytes(other.read_bytes())
+        case "bytes":
+            path.write_bytes(draw(st.binary(max_size=200)))
+        case "pipe":
+            os.mkfifo(path)
+        case "folder":
+            path.mkdir()
+        case "link":
+            path.symlink_to(draw(st.sampled_from([str(other), str(path.parent), "/nowhere", path.name])))
+        case "grown":
+            path.write_bytes(data + draw(st.binary(min_size=1, max_size=9)))
+
+
+@pytest.fixture(scope="module")
+def text(own_environment: Path) -> Path:
+    """A small text."""
+    path = own_environment / "text.txt"
+    path.write_text(TEXT)
+    return path
+
+
+@pytest.fixture(scope="module")
+def tokens(text: Path) -> list[int]:
+    """Its tokens, by no cache."""
+    found: list[int] = train_tokenizer([text], 270).encode(TEXT).ids
+    return found
+
+
+@CACHES
+@given(data=st.data())
+def test_no_harmed_cache_is_trained_on(text: Path, tokens: list[int], data: st.DataObject) -> None:
+    def load() -> list[int]:
+        corpus = load_corpus([text], train_tokenizer([text], 270))
+        found: list[int] = corpus.tokens.tolist()
+        return found
+
+    cache = Path(os.environ["CACHE_DIR"])
+    shutil.rmtree(cache, ignore_errors=True)
+    assert load() == tokens
+    files = sorted(path for path in cache.iterdir() if "language" not in path.name)
+    for path in data.draw(st.lists(st.sampled_from(files), min_size=1, max_size=3)):
+        harm(data.draw, path, text)
+    found = attempt("cache harmed: tokens", load)
+    assert found in (None, tokens)
+    assert text.read_text() == TEXT, "something outside the cache was written"
+
+
+@settings(max_examples=max(10, EXAMPLES // 20), phases=FOUND)
+@given(data=st.data())
+def test_no_harmed_embedded_text_is_trained_on(text: Path, data: st.DataObject) -> None:
+    shutil.rmtree(os.environ["CACHE_DIR"], ignore_errors=True)
+    [path] = source_files(None)
+    whole = path.read_bytes()
+    harm(data.draw, data.draw(st.sampled_from([path, sum_path(path)])), text)
+    found = attempt("cache harmed: embedded text", lambda: source_files(None))
+    assert found is None or found[0].read_bytes() == whole
+
+
+NAMES = [
+    *("trials.parquet", "metrics.parquet", "study.json", "steps/0.parquet", "confirmation.json", "warm_start.json"),
+    *(".holder.json", ".lock", "search.log", "report.html", "best.env", ".trials.parquet.previous"),
+    *(
+        "steps",
+        "checkpoints",
+        "checkpoints/0",
+        "checkpoints/0/step_00000001.pt",
+        "ray",
+        ".x.tmp",
+        "checkpoints/0/.x.tmp",
+    ),
+]
+TARGETS = ["{outside}", "{outside}/precious", "{outside}/0", "../..", "..", ".", "study.json", "/", "loop", "{inside}"]
+
+
+def opened(study: Study) -> None:
+    """Do what a command does that runs something into the study, but for the runs."""
+    with hold(study):
+        remove_unfinished(study.path)
+        store = CheckpointStore(root=str(study.path / "checkpoints"), trial_id=0)
+        # As the engine and the view do: a store or a log that cannot be written is no end of a study.
+        with suppress(OSError):
+            store.forget_after(0)
+        with suppress(OSError):
+            store.delete()
+        with suppress(OSError):
+            study.log_path.open("a").close()
+
+
+READERS: dict[str, Callable[[Study], Any]] = {
+    "written": opened,
+    "listed": lambda study: run("list", "--json"),
+    "exported": lambda study: run("export", "STUDY=one"),
+    "trials": Study.trials,
+    "metrics": Study.metrics,
+}
+
+
+def content(folder: Path) -> Mapping[str, bytes | None]:
+    """Return all below a folder."""
+    return {str(path): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+class Received:
+    """A study, its files as they were, and a folder outside it; short where hypothesis prints it."""
+
+    def __init__(self, study: Study, files: Files, outside: Path) -> None:
+        self.study, self.files, self.outside = study, files, outside
+
+
+@pytest.fixture(scope="module")
+def received(own_environment: Path) -> Received:
+    """A study and what is not its own."""
+    study, files = whole_study(own_environment)
+    outside = own_environment / "outside"
+    (outside / "0").mkdir(parents=True)
+    for name in ("precious", "step_00000001.pt", ".x.tmp", "0/step_00000001.pt", "0/.x.tmp"):
+        (outside / name).write_text("precious")
+    return Received(study, files, outside)
+
+
+PLACED = st.one_of(
+    st.tuples(st.just("link"), st.sampled_from(TARGETS)),
+    st.tuples(st.sampled_from(["pipe", "folder"]), st.just("")),
+    st.tuples(st.just("bytes"), st.sampled_from(["", "x", "[]", "[1]", "null"])),
+)
+
+
+def place(path: Path, what: str, value: str) -> None:
+    """Put a link, a pipe, a folder or other bytes in a file's place."""
+    if not os.path.lexists(path.parent):
+        path.parent.mkdir(parents=True)
+    if path.parent.is_symlink() or not path.parent.is_dir():
+        return
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+    match what:
+        case "link":
+            path.symlink_to(value)
+        case "pipe":
+            os.mkfifo(path)
+        case "folder":
+            path.mkdir()
+        case _:
+            path.write_text(value)
+
+
+@FOLDERS
+@given(placed=st.lists(st.tuples(st.sampled_from(NAMES), PLACED), max_size=3))
+def test_a_received_folder_writes_nothing_outside(
+    received: Received, placed: list[tuple[str, tuple[str, str]]]
+) -> None:
+    study, outside = received.study, received.outside
+    shutil.rmtree(study.path)
+    (study.path / "steps").mkdir(parents=True)
+    put(study, received.files)
+    before = content(outside)
+    for name, (what, value) in placed:
+        place(study.path / name, what, value.format(outside=outside, inside=study.path / "steps"))
+    for name, read in READERS.items():
+        attempt(f"received folder: {name}", partial(read, study))
+    assert content(outside) == before
+
+
+@pytest.fixture(scope="module")
+def model(own_environment: Path, text: Path) -> Path:
+    """A model's folder, as save_pretrained writes it."""
+    torch.manual_seed(0)
+    folder = own_environment / "whole-model"
+    shape = GPT2Config(
+        n_layer=2, n_head=2, n_embd=8, vocab_size=270, n_positions=16, bos_token_id=None, eos_token_id=None
+    )
+    GPT2LMHeadModel(shape).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=train_tokenizer([text], 270)).save_pretrained(folder)
+    return folder
+
+
+KERNELS = ["kernels-community/flash-attn", "own.py--own.Model", "flash_attention_2"]
+VALUES: st.SearchStrategy[Any] = st.sampled_from(
+    [0, 1, 3, -1, 8, 16, 2**40, 1.5, True, None, "", "x", [], {}, "gpt2", *KERNELS]
+)
+FIELDS = [
+    *("n_layer", "n_head", "n_embd", "vocab_size", "n_positions", "model_type", "architectures", "auto_map", "dtype"),
+    *("attn_implementation", "_attn_implementation", "experts_implementation", "quantization_config", "use_kernels"),
+    *("tie_word_embeddings", "activation_function", "transformers_version", "resid_pdrop", "_name_or_path"),
+]
+ADDED = ["adapter_config.json", "own.py", "pytorch_model.bin", "model.safetensors.index.json"]
+
+
+@MODELS
+@given(data=st.data())
+def test_a_received_model_is_its_weights_or_a_line(
+    model: Path, own_environment: Path, text: Path, data: st.DataObject
+) -> None:
+    folder = own_environment / "model"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    how = data.draw(st.sampled_from(["config", "config", "files", "tensors", "added"]))
+    weights = load_file(folder / "model.safetensors")
+    match how:
+        case "config":
+            for name in data.draw(st.lists(st.sampled_from(FIELDS), min_size=1, max_size=2)):
+                config[name] = data.draw(VALUES | odd)
+            (folder / "config.json").write_text(json.dumps(config))
+        case "files":
+            path = data.draw(st.sampled_from(sorted(folder.iterdir())))
+            harm(data.draw, path, text)
+        case "tensors":
+            name = data.draw(st.sampled_from(sorted(weights)))
+            tensor = weights.pop(name)
+            match data.draw(st.sampled_from(["gone", "renamed", "short", "layer"])):
+                case "renamed":
+                    weights[f"{name}.x"] = tensor
+                case "short":
+                    weights[name] = tensor[:-1].clone()
+                case "layer":
+                    weights |= {name: tensor, "transformer.h.7.ln_1.weight": torch.ones(8)}
+            save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        case _:
+            name = data.draw(st.sampled_from(ADDED))
+            (folder / name).write_text("open('ran', 'w')" if name == "own.py" else "{}")
+
+    def load() -> tuple[dict[str, torch.Tensor], Tokenizer]:
+        found = load_model(str(folder), dropout=0.0, seed=1)
+        folder_weights(folder)
+        return found.state_dict(), load_tokenizer(str(folder), [text])
+
+    found = attempt(f"model {how}", load)
+    assert not (own_environment / "ran").exists()
+    if found is not None:
+        for name, tensor in load_file(folder / "model.safetensors").items():
+            key = name if name in found[0] else f"transformer.{name}"
+            assert key not in found[0] or torch.equal(found[0][key], tensor.float()), name

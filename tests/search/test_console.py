@@ -1,0 +1,83 @@
+"""What a console prints: no character that a terminal obeys, and no password, whoever wrote the text."""
+
+import io
+
+import pytest
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from search.terminal.console import PlainConsole, plain
+from search.trackers.guard import GuardedTracker
+from trainable.errors import UserError, redacted
+
+ESCAPE = "\x1b]0;owned\x07 \x1b[2J \x9b31m \r \u202e"
+
+
+def console(*, terminal: bool = False) -> PlainConsole:
+    return PlainConsole(file=io.StringIO(), width=200, highlight=False, markup=False, force_terminal=terminal)
+
+
+def table(text: str) -> Table:
+    made = Table(text, title=text)
+    made.add_row(text)
+    return made
+
+
+@pytest.mark.parametrize("make", [str, Text, Panel, table, lambda text: Panel(Text(text), title=text)])
+def test_nothing_is_printed_raw(make: type) -> None:
+    to = console()
+    to.print(make(ESCAPE), soft_wrap=True)
+    assert isinstance(to.file, io.StringIO)
+    printed = to.file.getvalue()
+    assert r"\x1b]0;owned" in printed
+    assert r"\x9b31m" in printed
+    assert all(one.isprintable() or one == "\n" for one in printed), repr(printed)
+
+
+def test_a_live_screen_still_moves_the_cursor() -> None:
+    to = console(terminal=True)
+    with Live("first \x1b[2J", console=to, auto_refresh=False) as live:
+        live.update("second", refresh=True)
+    assert isinstance(to.file, io.StringIO)
+    printed = to.file.getvalue()
+    assert r"first \x1b[2J" in printed
+    assert "\x1b[2K" in printed, "rich's own control characters"
+    assert "\x1b[2J" not in printed.replace(r"\x1b[2J", "")
+
+
+def test_words_of_any_script_stay() -> None:
+    text = "Überraschung 漢字 😀\n\tx"
+    assert plain(text) == text
+    assert plain("\udce4") == r"\udce4"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("STORAGE=s3://key:sec/ret@bucket/p?region=x: no", "STORAGE=s3://***@bucket/p?region=x: no"),
+        ("postgresql+psycopg://user:p@ss@host:5432/db", "postgresql+psycopg://***@host:5432/db"),
+        ("'https://token@host/'", "'https://***@host/'"),
+        ("mysql://host/db?user=u&password=hunter2&x=1", "mysql://host/db?user=u&password=***&x=1"),
+        ("s3://b/p?access_key=AK&secret_key=SK", "s3://b/p?access_key=***&secret_key=***"),
+        ("two s3://a:b@c and s3://d:e@f", "two s3://***@c and s3://***@f"),
+        ("s3://bucket/p?endpoint_override=localhost:9000", "s3://bucket/p?endpoint_override=localhost:9000"),
+        ("sqlite:////tmp/x.db; someone@example.com", "sqlite:////tmp/x.db; someone@example.com"),
+    ],
+)
+def test_a_password_of_a_url_is_never_told(text: str, expected: str) -> None:
+    assert redacted(text) == plain(text) == str(UserError(text)) == expected
+    assert redacted(expected) == expected
+
+
+def test_a_trackers_own_words_are_told_without_a_password() -> None:
+    to = console()
+
+    def fail() -> None:
+        raise RuntimeError("cannot reach postgresql://user:hunter2@host/db")
+
+    GuardedTracker("the Optuna storage", fail, to.print)
+    assert isinstance(to.file, io.StringIO)
+    assert "hunter2" not in to.file.getvalue()
+    assert "postgresql://***@host/db" in to.file.getvalue()

@@ -1,0 +1,174 @@
+"""Ray's private folder, and what is said when Ray does not come up: planted failures, and no real Ray."""
+
+import os
+import stat
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from filelock import FileLock
+
+from search.tune.local_ray import (
+    LONGEST_SOCKET_BYTES,
+    PREFIX,
+    SOCKET_IN_FOLDER,
+    check_python,
+    folders_to_try,
+    last_error,
+    private_folder,
+    running_ray,
+    worker_death,
+)
+from search.tune.resources import Slots
+from trainable.errors import MachineError
+
+SLOTS = Slots(count=1, threads=1, gpu_frac=0)
+
+
+@pytest.fixture
+def base(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where Ray's folder is made; pytest's own folders have too long a path."""
+    folder = tmp_path_factory.mktemp("b")
+    monkeypatch.setattr("search.tune.local_ray.folders_to_try", lambda environ: ["/absent", str(folder)])
+    return folder
+
+
+def test_what_the_person_names_comes_first_and_a_long_path_never() -> None:
+    long = "/tmp/" + "t" * 85
+    assert folders_to_try({"RAY_TMPDIR": "/r", "TMPDIR": "/t"})[:3] == ["/r", "/t", "/tmp"]
+    assert folders_to_try({"TMPDIR": long, "XDG_RUNTIME_DIR": "/run/user/1000"})[:2] == ["/tmp", "/run/user/1000"]
+    assert folders_to_try({"TMPDIR": "relative", "RAY_TMPDIR": "/ü" * 9})[0] == "/tmp"
+    socket = f"/run/user/1000/{SOCKET_IN_FOLDER}"
+    assert len(socket) <= LONGEST_SOCKET_BYTES
+
+
+def test_the_folder_is_private_and_gone_afterwards(base: Path) -> None:
+    with private_folder() as folder:
+        assert folder.parent == base
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        (folder / "session_1").mkdir()
+    assert list(base.iterdir()) == []
+
+
+def test_folders_of_dead_processes_are_removed_and_no_others(base: Path) -> None:
+    dead, held, young, old, foreign = (base / f"{PREFIX}{name}" for name in ("dead", "held", "young", "old", "link"))
+    for folder in (dead, held, young, old):
+        folder.mkdir()
+    (dead / ".lock").touch()
+    os.utime(old, (time.time() - 7200,) * 2)
+    (base / "else").mkdir()
+    foreign.symlink_to(base / "else")
+    with FileLock(held / ".lock"), private_folder() as own:
+        assert set(base.iterdir()) == {held, young, foreign, base / "else", own}
+
+
+def test_without_any_folder_the_places_that_were_tried_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("search.tune.local_ray.folders_to_try", lambda environ: ["/absent", "/proc"])
+    words = r"64 MiB free .* tried /absent, /proc\. Name one: RAY_TMPDIR="
+    with pytest.raises(MachineError, match=words), private_folder():
+        pass
+
+
+@pytest.mark.parametrize("path", ["/o'brien/.venv/bin/python", '/a"b/ray', "/a\\b/ray"])
+def test_a_path_that_rays_command_lines_do_not_carry_is_refused_by_name(path: str) -> None:
+    with pytest.raises(MachineError, match="Ray cannot start workers from"):
+        check_python("/fine/python", path)
+    check_python("/mein Prüfstand (neu) $HOME/python")
+
+
+Init = Callable[..., Any]
+
+
+def failing(*errors: BaseException | None, log: str = "") -> tuple[Init, list[dict[str, Any]]]:
+    """Return a ray.init() that raises these one after another, and its calls, environment and all."""
+    left, calls = list(errors), list[dict[str, Any]]()
+
+    def init(**asked: Any) -> None:
+        calls.append({**asked, "PYTHONPATH": os.environ["PYTHONPATH"]})
+        if log:
+            logs = Path(asked["_temp_dir"]) / f"session_2025_{len(calls)}" / "logs"
+            logs.mkdir(parents=True)
+            (logs / "raylet.err").write_text(log)
+        error = left.pop(0)
+        if error is not None:
+            raise error
+
+    return init, calls
+
+
+TIMED_OUT = Exception("The current node timed out during startup. This could happen because ...")
+LOG = """[2025-11-29 00:31:38,123 I 12 12] (raylet) main.cc:1: fine
+[2025-11-29 00:31:38,124 C 12 12] (raylet) store.cc:9:  Check failed: _s.ok() Bad status: IOError: No space left
+*** StackTrace Information ***
+"""
+
+
+def start(monkeypatch: pytest.MonkeyPatch, init: Init) -> list[str]:
+    said = list[str]()
+    monkeypatch.setattr(ray, "init", init)
+    with running_ray(SLOTS, said.append):
+        said.append("running")
+    return said
+
+
+def test_a_start_that_timed_out_is_tried_once_more(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", "before")
+    init, calls = failing(TIMED_OUT, None)
+    said = start(monkeypatch, init)
+    assert said[0].startswith("Ray did not start in time (The current node timed out during startup")
+    assert said[1:] == ["running"]
+    assert len(calls) == 2
+    assert list(base.iterdir()) == []
+    # Ray's processes import this checkout; what this process starts later is not told so.
+    assert str(Path(__file__).parents[2]) in calls[0]["PYTHONPATH"].split(os.pathsep)
+    assert os.environ["PYTHONPATH"] == "before"
+
+
+@pytest.mark.parametrize(
+    ("errors", "log", "cause"),
+    [
+        ((TIMED_OUT, TIMED_OUT), LOG, "Check failed: _s.ok() Bad status: IOError: No space left"),
+        ((TIMED_OUT, TIMED_OUT), "", "The current node timed out during startup"),
+        ((BlockingIOError(11, "Resource temporarily unavailable"),), "", "[Errno 11] Resource temporarily unavailable"),
+        ((ConnectionError("x"), TimeoutError("ran out")), "", "ran out"),
+        ((RuntimeError("Failed to start GCS."),), "", "Failed to start GCS"),
+    ],
+)
+def test_a_ray_that_does_not_come_up_is_one_line(
+    errors: tuple[Exception, ...], log: str, cause: str, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    init, calls = failing(*errors, log=log)
+    with pytest.raises(MachineError) as refused:
+        start(monkeypatch, init)
+    line = str(refused.value)
+    assert line.startswith(f"Ray did not start on this machine: {cause}")
+    assert line.endswith("Then run the command again.")
+    assert "study" not in line
+    assert len(calls) == len(errors)
+    assert list(base.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [TypeError("a bug"), KeyError("a bug"), KeyboardInterrupt()])
+def test_a_bug_and_a_signal_stay_what_they_are(
+    error: BaseException, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    init, _ = failing(error)
+    with pytest.raises(type(error)):
+        start(monkeypatch, init)
+    assert list(base.iterdir()) == []
+
+
+def test_the_logs_of_ray_and_of_its_workers_are_read(tmp_path: Path) -> None:
+    assert (last_error(tmp_path), worker_death(tmp_path)) == ("", "")
+    logs = tmp_path / "session_2025-11-29" / "logs"
+    logs.mkdir(parents=True)
+    (logs / "raylet.err").write_text("")
+    (logs / "gcs_server.out").write_text("all is well\n[x] (gcs) a.cc:1: Failed to bind\nbye\n")
+    (logs / "worker-1.err").write_text("a warning\n")
+    assert last_error(tmp_path) == "Failed to bind"
+    assert worker_death(tmp_path) == ""
+    (logs / "worker-2.err").write_text("Traceback (most recent call last):\n  x\nImportError: no module named torch\n")
+    assert worker_death(tmp_path) == "ImportError: no module named torch"
