@@ -151,7 +151,12 @@ class RunView:
             return None
         if -0.05 <= self.start_loss - self.uniform_loss <= 0.3:
             return self.vocab_size
-        if self.vocab_is_known:
+        return None if self.vocab_is_known else self.customary_vocab_size
+
+    @property
+    def customary_vocab_size(self) -> int | None:
+        """The customary vocabulary size for which the first loss is that of random weights, whatever is known."""
+        if self.start_loss is None or not self.starts_at_start:
             return None
         fits = (size for size in CUSTOMARY_VOCAB_SIZES if -0.02 <= self.start_loss - math.log(size) <= 0.1)
         return next(fits, None)
@@ -191,7 +196,7 @@ def view(trace: RunTrace, context: Context) -> RunView:
         start_loss=min(start, default=None),
         start_step=first,
         starts_at_start=first <= FIRST_STEPS and not is_resumed and not counts_rows,
-        is_initial=not is_resumed and not counts_rows and (first <= FEW_STEPS),
+        is_initial=not is_resumed and not counts_rows and first <= FEW_STEPS,
         names_gpt2=names_gpt2,
         is_resumed=is_resumed,
         is_dense=is_dense,

@@ -72,6 +72,14 @@ def test_the_story_begins_with_what_its_numbers_cannot_come_from(log: Path) -> N
     assert any("ends at step 2500 of 5000" in note for note in report.notes)
 
 
+@pytest.mark.parametrize("header", ["model: gpt2", "Loading pretrained gpt2", "vocab_size: 50,257"])
+def test_the_story_is_certain_where_the_model_or_its_vocabulary_is_named(log: Path, header: str) -> None:
+    (finding, *_) = found(log, owner_log(STORY, 5000, header=header))
+    assert finding.kind == "impossible_initial_loss"
+    assert confidence_word(finding.confidence) == "certain"
+    assert "unless" not in finding.evidence
+
+
 @pytest.mark.parametrize("rows", [STORY[:2], STORY[:4], STORY[:5]], ids=["two rows", "the plateau", "the spike"])
 @pytest.mark.parametrize("context", [Context(), Context(pretrained=True)], ids=["bare", "pretrained"])
 def test_of_the_story_a_part_is_enough(log: Path, rows: tuple[Row, ...], context: Context) -> None:
@@ -256,6 +264,29 @@ def test_a_schedule_that_does_as_announced(log: Path, header: str) -> None:
         (step, train, val, 2e-5 * (1 - step / 5001) if decays else 2e-5) for step, train, val, _ in falling(3.9, 3.2)
     ]
     assert found(log, owner_log(rows, 5000, header=header)) == []
+
+
+@pytest.mark.parametrize(
+    ("factor", "header", "wanted"),
+    [
+        (0.1, "learning_rate: 2e-5", ["learning_rate_mismatch"]),
+        (8.0, "LEARNING_RATE=2e-05", ["learning_rate_mismatch"]),
+        (1.0, "learning_rate: 2e-5", []),
+        (1.0, "min_learning_rate: 2e-6\nlearning_rate: 2e-5", []),
+        (0.1, "", []),
+    ],
+)
+def test_a_rate_that_differs_from_the_configured_one(log: Path, factor: float, header: str, wanted: list[str]) -> None:
+    rows = [(step, train, val, factor * 2e-5) for step, train, val, _ in falling(3.9, 3.2)]
+    assert kinds(found(log, owner_log(rows, 5000, header=header))) == wanted
+
+
+def test_a_rate_printed_with_too_few_decimals_is_none(log: Path) -> None:
+    gauss = random.Random(5).gauss
+    text = "".join(
+        f"step {10 * row} loss {3.9 - row / 200 + gauss(0, 0.02):.3f} lr 0.0000 | ok\n" for row in range(100)
+    )
+    assert found(log, text) == []
 
 
 def test_losses_that_repeat_to_the_last_digit(log: Path) -> None:

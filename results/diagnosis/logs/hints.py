@@ -31,11 +31,12 @@ _PATTERNS: tuple[tuple[str, str, str | None], ...] = (
     ),
     (
         "pretrained",
-        r"(?:from_pretrained|(?<!not )pre-?trained(?!\w*[_ ]tokenizer)|init_from\W+gpt2|fine-?tun(?:e|ed|ing)\b"
+        r"(?:from_pretrained|(?<!not )pre-?trained(?!\w*[_ ]tokenizer)|init_from\W+gpt2"
+        r"|model[_ ]name(?:_or_path)?\W{1,5}(?:[\w-]+/)?gpt-?2|fine-?tun(?:e|ed|ing)(?![a-z])"
         r"|base_?model\W|\bunsloth\b|\bq?lora\b(?!\W{1,4}(?:false|none|no|0)\b)|\badapters?\b)",
         "yes",
     ),
-    ("model", r"(?<![a-z])gpt-?2(?![a-z\d])(?![-_ ]?(?:tokenizer|bpe|vocab))", "gpt2"),
+    ("model", r"(?<![a-z])gpt-?2(?![a-z\d])(?![-_ ]?(?:tokenizer|bpe|vocab|search))", "gpt2"),
     (
         "resumed",
         rf"\b(?:resum(?:ed?|ing)\b(?!\w*\W{{1,4}}{_FALSE})"
@@ -48,7 +49,12 @@ _PATTERNS: tuple[tuple[str, str, str | None], ...] = (
         rf"|total[_ ](?:optimization[_ ]|training[_ ])?steps){_IS}{_INT}",
         None,
     ),
-    ("learning_rate", rf"(?:learning[_ ]rate|max[_ ]lr|peak[_ ]lr|(?<![\w-])lr){_IS}(\d*\.?\d+(?:e[-+]?\d+)?)", None),
+    (
+        "learning_rate",
+        r"(?:(?<!min[_ ])(?<!end[_ ])(?<!final[_ ])(?<!head[_ ])learning[_ ]rate|max[_ ]lr|peak[_ ]lr|(?<![\w-])lr)"
+        rf"{_IS}(\d*\.?\d+(?:e[-+]?\d+)?)",
+        None,
+    ),
     ("epochs", rf"num[_ ](?:train[_ ])?epochs{_IS}{_INT}", None),
     ("batch_size", rf"(?<!eval_)batch[_ ]size{_IS}{_INT}", None),
     ("block_size", rf"(?:block[_ ]size|seq(?:uence)?[_ ]len(?:gth)?|context[_ ]length){_IS}{_INT}", None),

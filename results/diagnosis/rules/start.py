@@ -96,6 +96,12 @@ def _doubt_known(run: RunView, start: float) -> float:
         return 0.7 if run.names_gpt2 and run.pretrained is None and gentle and run.starts_at_start else 0.0
     if not DOUBTFUL_NATS < start < run.uniform_loss - BELOW_UNIFORM:
         return 0.0
+    if run.names_gpt2 and not gentle and run.customary_vocab_size is not None:
+        # Of GPT-2's shape, perhaps, with a tokenizer of its own.
+        return 0.7 if run.pretrained is None and run.peak_lr is None and start >= SHIFTED_NATS[0] else 0.0
+    if run.unit == "row" and gentle and start > CERTAIN_NATS:
+        # The first row's steps are unknown: a mean of many may come down so far from random weights.
+        return 0.75
     if run.is_initial or (run.starts_at_start and gentle):
         # Neither does this come from random weights: the vocabulary is known.
         return 0.95 if start > CERTAIN_NATS else 0.75 if stuck else 0.0
@@ -152,11 +158,13 @@ def _not_pretrained(run: RunView, start: float, *, confidence: float) -> Diagnos
         evidence.append(f"unless it is a model with random weights and about {tokens:,.0f} tokens: that starts so")
     cause, others = _causes(run, start)
     name = "model" if run.pretrained and not run.names_gpt2 and run.trace.origin == "log" else "GPT-2"
+    whose = f"a rightly loaded, rightly labelled pretrained {name}"
+    if run.pretrained is False:
+        whose = "random weights, with which it was to begin"
     return Diagnosis(
         kind="impossible_initial_loss",
         confidence=confidence,
-        summary=f"these numbers cannot come from a rightly loaded, rightly labelled pretrained {name}: the run "
-        f"{at}; {why}. What fits: {cause}",
+        summary=f"these numbers cannot come from {whose}: the run {at}; {why}. What fits: {cause}",
         evidence="; ".join(evidence) + f". What else does this: {others}",
         next_step="do not tune yet. make preflight compares the loop's own loss with the loss at offsets +1 and +2; "
         "make diagnose TARGET=<a checkpoint of this run> shows which token it learned to predict",
@@ -170,6 +178,8 @@ def _causes(run: RunView, start: float) -> tuple[str, str]:
     unloaded = "random weights: the weights were not loaded, or into other names"
     tokenizer = "another tokenizer's ids"
     padding = "padding that is scored (its labels must be -100), or text unlike any it was trained on"
+    if run.pretrained is False:
+        return "weights that are not random, or another vocabulary than the record names", f"{padding}; {tokenizer}"
     if run.is_resumed or run.unit == "row":
         return shifted, f"{unloaded}; {tokenizer}; {padding}"
     if start > run.uniform_loss + SUMMED_NATS:
