@@ -139,7 +139,7 @@ def _objective(facts: CheckpointFacts, unigram_entropy: float | None) -> Iterato
             summary=f"after {facts.optimizer_steps} steps the checkpoint predicts the next token no better than "
             + ("random weights do" if _is_random(facts, losses[1]) else "word frequencies do"),
             evidence=f"{evidence}; word frequencies alone give {unigram_entropy:.2f}",
-            next_step="look whether this text and tokenizer are those it was trained with; then make preflight "
+            next_step="check whether this text and tokenizer are those it was trained with; then make preflight "
             "on the same set-up",
         )
 
@@ -165,7 +165,7 @@ def _gradients(facts: CheckpointFacts) -> Iterator[Diagnosis]:
             confidence=0.9,
             summary=f"{len(facts.zero_adapters)} LoRA adapters are still 0: nothing was trained in them",
             evidence=f"after {facts.optimizer_steps} steps: {_listed(facts.zero_adapters)}",
-            next_step="look whether the frozen layer runs under no_grad(), which cuts the gradient of every layer "
+            next_step="check whether the frozen layer runs under no_grad(), which cuts the gradient of every layer "
             "below, and whether the optimizer holds the adapters",
         )
     unchanged, compared = facts.unchanged_tensors, facts.compared_tensors
@@ -179,7 +179,7 @@ def _gradients(facts: CheckpointFacts) -> Iterator[Diagnosis]:
             summary=f"no weight moved {since}: the updates do not reach the weights",
             evidence=f"all {compared} tensors are equal"
             + (f"; learning rate {facts.learning_rate:.2e}" if facts.learning_rate else ""),
-            next_step="look at the learning rate, at requires_grad, whether the optimizer holds this model's "
+            next_step="check the learning rate, at requires_grad, whether the optimizer holds this model's "
             "parameters, and whether the weights are bf16",
         )
     elif not dead and not facts.zero_adapters:

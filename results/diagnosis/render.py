@@ -169,4 +169,5 @@ def _about(trace: RunTrace) -> str:
     )
     counts = [f"{len(steps)} {name}" for name, column in columns if (steps := trace.series(column)[0])]
     what = "log" if trace.origin == "log" else "recorded run"
+    until += " (a resumed run)" if "resumed" in trace.announced else ""
     return f"{what} of {trace.unit}s {trace.steps[0]} to {trace.steps[-1]}{until}: {', '.join(counts) or 'no losses'}"

@@ -127,7 +127,7 @@ class RunView:
 
     @property
     def announced_lr(self) -> float | None:
-        """The peak that the record says was set, None where it says none or no number."""
+        """The peak that the record says was set, None where it says none."""
         try:
             return float(self.trace.announced["learning_rate"])
         except (KeyError, ValueError):

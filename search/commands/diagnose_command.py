@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from results.diagnosis.logs.training_log import read_training_log
+from results.diagnosis.logs.training_log import log_in, read_training_log
 from results.diagnosis.of_checkpoint import report_of_checkpoints
 from results.diagnosis.of_study import report_of_study, report_of_trial
 from results.diagnosis.render import Report, plain_text, render, report_of_trace, to_json
@@ -13,7 +13,7 @@ from results.study.paths import expanded, path_error, shown
 from search.options import Options
 from search.setup.inputs import DEFAULT_MODEL, check_inputs
 from search.terminal.console import Preparing, Terminal
-from trainable.checkpoint.checkpoint_path import CHECKPOINT_SUFFIXES
+from trainable.checkpoint.checkpoint_path import CHECKPOINT_SUFFIXES, INDEX_SUFFIX, TORCH_SAVE_STARTS, is_safetensors
 from trainable.errors import UserError, did_you_mean
 
 
@@ -49,9 +49,23 @@ def _report(target: str, options: Options, progress: Preparing) -> tuple[Report,
         raise UserError(
             f"TARGET={target} is neither a study, STUDY/TRIAL, nor a file or folder.{did_you_mean(target, known)}"
         )
-    if path.is_dir() or path.suffix in CHECKPOINT_SUFFIXES:
+    if path.name.endswith(INDEX_SUFFIX):
+        path = path.parent
+    if path.is_dir() and not any(_is_checkpoint(entry) or entry.is_dir() for entry in path.iterdir()):
+        path = log_in(path)
+    if path.is_dir() or _is_checkpoint(path):
         return _checkpoints(target, path, options, progress), picture
     return report_of_trace(read_training_log(path), context=_context(options)), picture
+
+
+def _is_checkpoint(path: Path) -> bool:
+    if path.suffix.lower() in CHECKPOINT_SUFFIXES:
+        return True
+    try:
+        with path.open("rb") as file:
+            return file.read(4).startswith(TORCH_SAVE_STARTS) or is_safetensors(path)
+    except OSError:
+        return False  # the log's reader says why
 
 
 def _path(target: str) -> Path:

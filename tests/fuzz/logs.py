@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 from hypothesis import strategies as st
 
+from tests.results.logs.formats import FORMATS
+from tests.results.logs.runs import course
 from tests.results.owner_log import STORY, falling, owner_log
 
 NANOGPT = "".join(
@@ -43,6 +45,7 @@ SETUP = (
     "Loading pretrained gpt2\nvocab_size: 50,257\nlr_schedule: cosine\nwarmup_steps=500\ndtype: torch.bfloat16\n"
     "Total optimization steps = 5,000\nlearning rate: 1e-4\nbatch_size 8\nblock_size 128\nresuming from 3\n"
 )
+PLANTED = [write(course(3.9, 3.2, total=600, every=20, eval_every=100)) for write in FORMATS.values()]
 LOGS = [
     text.encode()
     for text in (
@@ -56,7 +59,7 @@ LOGS = [
         EPOCHS,
         SETUP,
     )
-]
+] + PLANTED
 
 NUMBERS = (
     *(b"nan", b"-inf", b"inf", b"1e999", b"-1e999", b"1e-400", b"0", b"-0.0", b"-1", b"0.0", b"1.2.3", b"1e", b","),

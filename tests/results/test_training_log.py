@@ -7,6 +7,7 @@ import pytest
 from results.diagnosis.logs import training_log
 from results.diagnosis.logs.training_log import read_training_log
 from results.diagnosis.trace import RunTrace
+from tests.results.logs.formats import event_record
 from tests.results.owner_log import EVALUATION_S, STORY, owner_log, story_step_s
 from trainable.errors import UserError
 
@@ -150,6 +151,7 @@ def test_a_trainers_dicts_without_a_length_are_counted(log: Path) -> None:
     assert trace.steps == (1, 2)
     assert trace.val_loss == (None, 6.4)
     assert trace.notes == ("the log names no steps: rows are counted instead",)
+    assert trace.unit == "row"
 
 
 def test_bars_give_steps_and_times_and_those_of_evaluations_do_not(log: Path) -> None:
@@ -271,3 +273,120 @@ def test_evaluation_time_is_not_the_steps(log: Path) -> None:
     steps, times_s = trace.series("step_time_s")
     assert times_s[-1] == pytest.approx(1.0 + EVALUATION_S / (steps[-1] - steps[-2]), rel=0.02)
     assert all(time_s == pytest.approx(1.0, rel=0.1) for time_s in times_s[:-1])
+
+
+def counts(trace: RunTrace) -> tuple[int, int]:
+    return len(trace.series("train_loss")[0]), len(trace.series("val_loss")[0])
+
+
+LLM_C = "".join(
+    ("val loss 9.123456\n" if step % 5 == 0 else "")
+    + f"step {step:4d}/20 | loss 9.{step:03d}456 (+nanz)| norm 3.1042 (+nanz)| lr 6.00e-04 | 1203.11 ms | "
+    "52.1% bf16 MFU | 425000 tok/s\n"
+    for step in range(1, 21)
+)
+TITAN = "".join(
+    f"[rank0]:2025-03-02 10:00:{step:02d},120 - root - INFO - \x1b[32mstep: {step:2d}  \x1b[33mloss:  9.{step:02d}11  "
+    "\x1b[34mmemory: 12.3GiB(12.30%)  tps: 8,123  mfu: 41.20%\x1b[39m\n"
+    for step in range(1, 21)
+)
+MEGATRON = "".join(
+    f" iteration {step:8d}/      20 | consumed samples: {512 * step} | elapsed time per iteration (ms): 1234.5 | "
+    f"learning rate: 1.500E-04 | lm loss: 9.{step:02d}1000E+00 | loss scale: 1.0 | grad norm: 1.203 |\n"
+    for step in range(1, 21)
+)
+NOTEBOOK = "Step\tTraining Loss\tValidation Loss\n" + "".join(
+    f"{step}00\t3.9{step}\t4.0{step}\n" for step in range(1, 21)
+)
+MARKDOWN = "| Step | Training Loss | Validation Loss |\n|:--:|---:|---:|\n" + "".join(
+    f"| {step}00 | 3.9{step} | No log |\n" for step in range(1, 21)
+)
+TENSORBOARD_CSV = "Wall time,Step,Value\n" + "".join(f"{1.7e9 + step},{step},3.{step}\n" for step in range(1, 21))
+JSON_LINES = "".join(
+    f'{{"_step": {step}, "train/loss": "3.{step}", "_runtime": {5 * step}.5}}\n' for step in range(1, 21)
+)
+SHORT_STEPS = "".join(
+    f"Step {step / 2}k/10k | train 3.{step:02d} | val 3.{step:02d} | lr 1e-4 | ok\n" for step in range(1, 21)
+)
+TENSORS = "".join(f"step {step}: loss = tensor(3.{step:02d}, device='cuda:0') | ok\n" for step in range(1, 21))
+RANKS = "".join(
+    f"[rank{rank}]: step {step} loss 3.{step:02d}{rank} val_loss 3.3{rank} | ok\n"
+    for step in range(1, 21)
+    for rank in range(4)
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "wanted"),
+    [
+        ("llm.c.log", LLM_C, (20, 4)),
+        ("titan.log", TITAN, (20, 0)),
+        ("megatron.log", MEGATRON, (20, 0)),
+        ("notebook.txt", NOTEBOOK, (20, 20)),
+        ("table.md", MARKDOWN, (20, 0)),
+        ("run-tag-train_loss.csv", TENSORBOARD_CSV, (20, 0)),
+        ("run-tag-eval_loss.csv", TENSORBOARD_CSV, (0, 20)),
+        ("history.jsonl", JSON_LINES, (20, 0)),
+        ("short.log", SHORT_STEPS, (20, 20)),
+        ("tensors.log", TENSORS, (20, 0)),
+        ("ranks.log", RANKS, (20, 20)),
+        ("semicolons.csv", NOTEBOOK.replace("\t", ";"), (20, 20)),
+        ("twice.csv", (NOTEBOOK + NOTEBOOK.partition("\n")[0] + "\n2100\t3.1\t3.2\n").replace("\t", ","), (21, 21)),
+    ],
+)
+def test_other_trainers_rows_are_all_read(tmp_path: Path, name: str, text: str, wanted: tuple[int, int]) -> None:
+    (tmp_path / name).write_text(text)
+    trace = read_training_log(tmp_path / name)
+    assert counts(trace) == wanted
+    assert trace.unit == "step"
+    assert trace.restarts == ()
+
+
+def test_thousand_steps_by_one_letter(log: Path) -> None:
+    trace = read(log, SHORT_STEPS)
+    assert trace.steps[:2] == (500, 1000)
+    assert trace.total_steps == 10_000
+
+
+def test_each_run_of_a_wandb_export_is_a_run(tmp_path: Path) -> None:
+    rows = "".join(f'"{step}","3.{step}","3.0","4.0","2.{step}","2.0","3.0"\n' for step in range(10, 30))
+    names = [f"{run} - train/loss{end}" for run in ("a-1", "b-2") for end in ("", "__MIN", "__MAX")]
+    (tmp_path / "export.csv").write_text(",".join(f'"{name}"' for name in ["Step", *names]) + "\n" + rows)
+    trace = read_training_log(tmp_path / "export.csv")
+    (earlier,) = trace.earlier_runs
+    assert (earlier.train_loss[0], trace.train_loss[0]) == (3.10, 2.10)
+    assert len(earlier.steps) == len(trace.steps) == 20
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped"])
+def test_a_damaged_event_file_is_read_as_far_as_it_is_whole(tmp_path: Path, damage: str) -> None:
+    data = bytearray(b"".join(event_record(step, step / 2, {"loss": 3.0 + step / 100}) for step in range(20)))
+    if damage == "cut":
+        data = data[:-7]
+    else:
+        data[-7] ^= 1
+    path = tmp_path / "events.out.tfevents.1"
+    path.write_bytes(data)
+    trace = read_training_log(path)
+    assert counts(trace) == (19, 0)
+    assert trace.notes == (
+        "the last record is cut short"
+        if damage == "cut"
+        else "checksum mismatch in one record of the event file: it was left out",
+    )
+
+
+def test_steps_past_those_that_were_set_are_a_resumed_runs(log: Path) -> None:
+    trace = read(log, "TRAINING_STEPS=2000\n" + owner_log([(1500, 3.5, 3.6, 1e-5), (3500, 3.4, 3.5, 1e-5)], 2000))
+    assert trace.announced["resumed"] == "yes"
+    assert trace.total_steps is None
+    assert "past the 2000 that were set: a resumed run" in trace.notes[0]
+
+
+def test_the_epochs_of_a_trainer_give_steps_where_it_said_how_many(log: Path) -> None:
+    # Epochs of two decimals are too coarse: 40 rows have 11 of them.
+    rows = "".join(f"{{'loss': 1.{row:02d}, 'epoch': {row / 400:.2f}}}\n" for row in range(1, 41))
+    trace = read(log, "Num Epochs = 1 | Total steps = 4,000\n" + rows)
+    assert counts(trace) == (40, 0)
+    assert trace.unit == "step"
+    assert (trace.steps[0], trace.steps[-1]) == (10, 400)

@@ -14,7 +14,8 @@ _PATTERNS: tuple[tuple[str, str, str | None], ...] = (
     ("vocab_size", rf"vocab(?:ulary)?[_ ]?size{_IS}{_INT}", None),
     (
         "lr_schedule",
-        r"(?:lr_?|learning[_ ]rate[_ ])?sched(?:ule|uler)(?:_type|_name)?['\"]?\s*[:=]+\s*['\"]?(?:SchedulerType\.)?([\w+-]+)",
+        r"(?:lr_?|learning[_ ]rate[_ ])?sched(?:ule|uler)(?:_type|_name)?['\"]?\s*[:=]+\s*['\"]?(?:SchedulerType\.)?"
+        r"([\w+-]+)",
         None,
     ),
     ("warmup_steps", rf"warm-?up(?:[_ ](?:steps|iters))?{_IS}{_INT}", None),

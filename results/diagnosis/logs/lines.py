@@ -36,6 +36,8 @@ _BARE_LOSS = re.compile(rb"(?<![\w])(train(?:ing)?|val(?:id(?:ation)?)?|eval)\s*
 _LEARNING_RATE = re.compile(
     rb"(?<![\w])(?:learning[_ ]rate|lr)(?:[-_/ ]?(?:0|group ?0))?%b(%b)" % (_ASSIGN, _NUMBER), re.I
 )
+_ROUNDED = re.compile(rb"0\.0{3,}")
+"""A learning rate printed with too few decimals to be seen; one that is 0 is printed as 0.0 or 0.00e+00."""
 _GRAD_NORM = re.compile(
     rb"(?<![\w])(?:grad(?:ient)?s?[_ /-]?(?:l2[_ ]?)?norm|g_?norm|total_norm|norm|grad)%b(%b)" % (_ASSIGN, _NUMBER),
     re.I,
@@ -144,7 +146,7 @@ def read_line(line: bytes) -> LogRow | None:
         return None
     for name, pattern in (("learning_rate", _LEARNING_RATE), ("grad_norm", _GRAD_NORM)):
         match = pattern.search(line)
-        if match:
+        if match and not (name == "learning_rate" and _ROUNDED.fullmatch(match[1])):
             _set(row, name, match, 1, line)
     _read_times(row, line)
     return row if row.says_something else None

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from functools import cache
+from itertools import pairwise
 
 from results.diagnosis.logs.lines import MAX_STEP, OTHER_WORDS, VAL_WORDS, LogRow
 
@@ -65,7 +66,7 @@ def field_of(name: str) -> tuple[str, int, int] | None:
         is_val = any(word.encode() in VAL_WORDS for word in words)
         # Lightning writes train_loss_step and train_loss_epoch: the first is what a row is of.
         return ("val_loss" if is_val else "train_loss"), int("epoch" in words), len(words)
-    if words[0] == "lr" or words[-1] == "lr" or ("learning", "rate") in zip(words, words[1:], strict=False):
+    if words[0] == "lr" or words[-1] == "lr" or ("learning", "rate") in pairwise(words):
         return "learning_rate", len(words), 0
     if "gnorm" in words or ({"grad", "gradient"} & set(words) and "norm" in words):
         return "grad_norm", len(words), 0

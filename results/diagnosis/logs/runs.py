@@ -67,6 +67,7 @@ def runs_of(rows: list[LogRow]) -> list[list[list[LogRow]]]:
     """Return the log's runs, each as segments between restarts; one that starts where the run began is a new run."""
     runs: list[list[list[LogRow]]] = []
     offset = 0
+    by_epoch = False
     epoch = 0.0
     last = -1
     for index, row in enumerate(rows):
@@ -91,6 +92,11 @@ def runs_of(rows: list[LogRow]) -> list[list[list[LogRow]]]:
             runs[-1].append([])
         row.step = last = step
         runs[-1][-1].append(row)
+        by_epoch |= offset > 0
+    if by_epoch:
+        # What the rows say is the length of an epoch.
+        for row in rows:
+            row.total_steps = None
     return [[segment for segment in run if segment] for run in runs if any(run)]
 
 

@@ -16,9 +16,9 @@ from results.diagnosis.logs.event_file import event_rows, is_event_file
 from results.diagnosis.logs.hints import MAX_DIGITS, read_hints
 from results.diagnosis.logs.json_log import json_line, json_rows
 from results.diagnosis.logs.lines import EPOCH_HEADER, LogRow, read_line, read_owner_progress, read_summary
+from results.diagnosis.logs.metric_tables import table_header, table_rows
 from results.diagnosis.logs.runs import drop_cut_numbers, number_rows, runs_of, step_of
 from results.diagnosis.logs.speed import step_times
-from results.diagnosis.logs.tables import table_header, table_rows
 from results.diagnosis.trace import RunTrace, Unit
 from results.study.paths import shown
 from trainable.errors import UserError
@@ -36,6 +36,8 @@ FORMATS = (
     "nanoGPT's, Hugging Face's and mlx-lm's too; trainer_state.json, JSON lines, tables of Lightning, W&B and "
     "TensorBoard as CSV, TensorBoard's event files"
 )
+LOG_NAMES = ("metrics.csv", "*tfevents*", "trainer_state.json", "*.log")
+"""What loggers call their files in a folder of their own, the surest first."""
 HEAD_BYTES = 1 << 14
 MAX_DOCUMENT_BYTES = 1 << 28
 """A JSON document or a table is held whole; a larger one is read as lines."""
@@ -71,6 +73,15 @@ def read_training_log(path: Path) -> RunTrace:
     *before, last = runs_of(rows)
     earlier = tuple(_trace(shown(path), run, reader) for run in before)
     return _trace(shown(path), last, reader, earlier=earlier)
+
+
+def log_in(folder: Path) -> Path:
+    """Return the log of a folder that a logger made (the newest of several), or the folder where it holds none."""
+    for pattern in LOG_NAMES:
+        logs = sorted(folder.glob(pattern), key=lambda path: (path.stat().st_mtime, path.name))
+        if logs:
+            return logs[-1]
+    return folder
 
 
 def _read(path: Path, reader: "_Reader") -> None:
@@ -278,14 +289,15 @@ def _trace(
     totals = [row.total_steps for row in found if row.total_steps]
     announced_total = int(reader.announced.get("total_steps", 0))
     total_steps = max([*totals[-1:], reader.total_steps or 0]) or announced_total
-    notes = list(reader.notes)
+    notes, announced = list(reader.notes), dict(reader.announced)
     if total_steps and steps[-1] > total_steps and reader.unit == "step":
-        reader.announced["resumed"] = "yes"
+        if steps[0] > 0:
+            announced["resumed"] = "yes"
         notes.append(
-            f"the steps go on to {steps[-1]}, past the {total_steps} that were set: a resumed run, which counts on from "
-            "its checkpoint's step"
+            f"the steps go on to {steps[-1]}, past the {total_steps} that were set: a resumed run, which counts on "
+            "from its checkpoint's step"
         )
-    announced = {**reader.announced, "printed_speed": "mean" if printed_is_mean else "momentary"}
+    announced["printed_speed"] = "mean" if printed_is_mean else "momentary"
     return RunTrace(
         source=source,
         origin="log",

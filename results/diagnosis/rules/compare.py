@@ -10,6 +10,7 @@ from results.diagnosis.run_view import RunView, evenly, noise_sd
 
 OVERFIT_RISE = 0.06
 OVERFIT_NOISE = 4.0
+FEW_EVALUATIONS = 8
 FALL_NATS = 0.02
 FALL_OF_RISE = 0.3
 """A training loss that falls by less than this share of what validation rises is flat."""
@@ -49,6 +50,9 @@ def _rising_validation(run: RunView) -> Diagnosis | None:
     final = statistics.median(val.values[-min(3, len(tail)) :])
     rise = final - val.values[best]
     noise = noise_sd(val.values)
+    if len(val) < FEW_EVALUATIONS and len(run.train) >= 2 * len(val):
+        # Of few values the noise cannot be told from the course; batches differ by more than evaluations.
+        noise = min(noise, max(noise_sd(val.values[best:]), noise_sd(run.train.values)))
     least = max(OVERFIT_RISE if len(val) >= 6 else 0.1, OVERFIT_NOISE * noise)
     rising = sum(a < b for a, b in zip(val.values[best:], tail, strict=False)) / len(tail)
     train_then, train_now = _train_level(run, val.steps[best]), _train_level(run, val.steps[-1])
@@ -101,13 +105,14 @@ def _rises_alone(run: RunView, best: int, final: float, train_then: float, train
     return Diagnosis(
         kind="validation_rises",
         confidence=0.75,
-        summary=f"the validation loss rises from {val.values[best]:.3f} at {run.unit} {val.steps[best]} to {final:.3f} while "
-        f"the training loss is flat ({train_then:.3f}, then {train_now:.3f})",
+        summary=f"the validation loss rises from {val.values[best]:.3f} at {run.unit} {val.steps[best]} to "
+        f"{final:.3f} while the training loss is flat ({train_then:.3f}, then {train_now:.3f})",
         evidence=f"{len(val) - best - 1} evaluations after the best one; noise of the validation loss "
         f"{noise_sd(val.values):.3f}",
         next_step="this is not overfitting of the usual kind, for which training falls: check whether the evaluation "
         "changed (its text, dropout on, another context length), whether the training text drifts away from the "
-        f"validation text, and whether the learning rate is too high; take the checkpoint of {run.unit} {val.steps[best]}",
+        "validation text, and whether the learning rate is too high; take the checkpoint of "
+        f"{run.unit} {val.steps[best]}",
         steps=(val.steps[best], val.steps[-1]),
     )
 

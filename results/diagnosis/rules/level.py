@@ -17,6 +17,7 @@ RULES = StabilityRules()
 HIDDEN_ROWS = 3
 RESUME_RISE = 0.3
 RESUME_ROWS = 8
+JUMP_ROWS = 60
 
 
 def level_findings(run: RunView) -> Iterator[Diagnosis]:
@@ -51,8 +52,8 @@ def _nonfinite(run: RunView, divergence: Diagnosis | None) -> Diagnosis | None:
             confidence=0.97 if stays else 0.7,
             summary=f"the {name} is {value:g} from {run.unit} {bad[0]} on{before}"
             if stays
-            else f"the {name} is {value:g} at {len(bad)} of {len(steps)} rows, first at {run.unit} {bad[0]}, and finite "
-            "again after",
+            else f"the {name} is {value:g} at {len(bad)} of {len(steps)} rows, first at {run.unit} {bad[0]}, and "
+            "finite again after",
             evidence=_before_text(run, bad[0]),
             next_step="no later row of this run means anything: go back to the last checkpoint before, with a lower "
             "learning rate or a warm-up, and bf16 or fp32 in place of fp16"
@@ -105,6 +106,8 @@ def _divergence(run: RunView) -> Diagnosis | None:
     finding = run.finding("divergence")
     if finding is None:
         return None if run.is_dense else _sparse_divergence(run)
+    if _came_back(run, finding.step):
+        return None
     return Diagnosis(
         kind="divergence",
         confidence=0.92,
@@ -115,11 +118,20 @@ def _divergence(run: RunView) -> Diagnosis | None:
     )
 
 
+def _came_back(run: RunView, step: int) -> bool:
+    """Whether the loss ends where it was before the monitor called it diverging: then it was a long spike."""
+    losses = run.train.values
+    before = run.train.values[: bisect_left(run.train.steps, step)]
+    best = min(statistics.median(before[at : at + 5]) for at in range(max(1, len(before) - 4)))
+    return statistics.median(losses[-max(5, len(losses) // 20) :]) < best + RULES.divergence_margin / 2
+
+
 def _sparse_divergence(run: RunView) -> Diagnosis | None:
     """Judge a record of evaluations alone: both losses end well above their best and are not coming back."""
     curves = [curve for curve in (run.train, run.val) if len(curve) >= 4]
     if not curves or len(curves[0]) != len(curves[-1]):
-        curves = [curve for curve in (run.val, run.train) if len(curve) >= 4][:1]
+        # The longer one: of few values the noise cannot be told from the course.
+        curves = sorted((curve for curve in (run.train, run.val) if len(curve) >= 4), key=len)[-1:]
     if not curves:
         return None
     onset = 0
@@ -144,7 +156,8 @@ def _sparse_divergence(run: RunView) -> Diagnosis | None:
     return Diagnosis(
         kind="divergence",
         confidence=0.85 if len(curves) == 2 or len(curves[0]) >= 20 else 0.75,
-        summary=f"{name} rise from {run.unit} {onset} on and do not come back: the run is unstable, it does not overfit",
+        summary=f"{name} rise from {run.unit} {onset} on and do not come back: the run is unstable, it does not "
+        "overfit",
         evidence=f"{said}; {rate_text(run, onset)}",
         next_step=calmer(run),
         steps=(onset, run.last_step),
@@ -168,11 +181,11 @@ def _resume_jump(run: RunView) -> Diagnosis | None:
             return Diagnosis(
                 kind="resume_jump",
                 confidence=0.85,
-                summary=f"after the restart at {run.unit} {step} the loss is {value - level:.2f} nats/token higher than "
-                "before it" + (": the weights began anew" if anew else ": not everything was restored"),
+                summary=f"after the restart at {run.unit} {step} the loss is {value - level:.2f} nats/token higher "
+                "than before it" + (": the weights began anew" if anew else ": not everything was restored"),
                 evidence=f"{level:.4f} before, {value:.4f} at {run.unit} {at}"
                 + (f", {start:.4f} at the very start" if anew else ""),
-                next_step="look whether the checkpoint's weights were really loaded (strict=True, the wrapper's "
+                next_step="check whether the checkpoint's weights were really loaded (strict=True, the wrapper's "
                 "prefix), and the optimizer's state and the schedule's step with them",
                 steps=(step, at),
             )
@@ -183,7 +196,9 @@ def _jump(run: RunView, divergence: Diagnosis | None, spikes: Sequence[Spike]) -
     steps = [divergence.steps[0]] if divergence and divergence.steps else []
     steps += [max(spikes, key=lambda spike: spike.rise).step] if spikes else []
     for step in steps:
-        back = max(60, round(0.05 * run.last_step))
+        # The monitor calls a divergence when its windows are full of it.
+        rows = run.train.steps[: bisect_left(run.train.steps, step)][-JUMP_ROWS:]
+        back = max(JUMP_ROWS, round(0.05 * run.last_step), step - rows[0] if rows and run.is_dense else 0)
         found = rate_jump(run, step - back, step)
         if found:
             at, before, after = found
@@ -191,7 +206,8 @@ def _jump(run: RunView, divergence: Diagnosis | None, spikes: Sequence[Spike]) -
                 kind="learning_rate_jump",
                 confidence=0.92,
                 summary=f"the learning rate jumps {after / before:.0f}-fold at {run.unit} {at}, and the loss with it",
-                evidence=f"{before:.2e} before, {after:.2e} at {run.unit} {at}; the loss leaves its course by {run.unit} {step}",
+                evidence=f"{before:.2e} before, {after:.2e} at {run.unit} {at}; the loss leaves its course by "
+                f"{run.unit} {step}",
                 next_step="find what sets the rate there: a scheduler made anew on resume, a restart without "
                 "warm-up, two schedulers",
                 steps=(at, step),

@@ -16,6 +16,7 @@ BRIEF_ROWS = 3
 BRIEF_RISE = 0.8
 BRIEF_NOISE = 10.0
 """In a long run some batch is 6 deviations hard; one that leaves no trace must be harder to count."""
+MEASURED_ROWS = 400
 SETTLED_ROWS = 128
 """Rows before a jump that tell the noise of a thin record."""
 HEALED = 0.15
@@ -54,11 +55,27 @@ def spikes_of(run: RunView) -> list[Spike]:
             noise = noise_sd(curve.values[max(0, index - 128) : index])
             spike = _measured(curve, index, noise)
             rows = len(curve.between(spike.step, spike.healed_step or math.inf))
-            brief = rows <= BRIEF_ROWS + 1 and spike.healed_step is not None
-            least, sigmas = (BRIEF_RISE, BRIEF_NOISE) if brief else (SPIKE_RISE, SPIKE_NOISE)
-            if spike.rise >= max(least, sigmas * noise):
+            if _stands_out(spike, rows, noise):
                 found.append(spike)
-    return found
+    if found or len(curve) > MEASURED_ROWS:
+        return found
+    # The monitor needs a history as long as its windows.
+    return [
+        spike
+        for spike in _sparse_spikes(run)
+        if _stands_out(
+            spike,
+            len(curve.between(spike.step, spike.healed_step or math.inf)),
+            noise_sd(curve.before(spike.step, 128)),
+        )
+    ]
+
+
+def _stands_out(spike: Spike, rows: int, noise: float) -> bool:
+    """Whether a spike of so many rows is more than a hard batch."""
+    brief = rows <= BRIEF_ROWS + 1 and spike.healed_step is not None
+    least, sigmas = (BRIEF_RISE, BRIEF_NOISE) if brief else (SPIKE_RISE, SPIKE_NOISE)
+    return spike.rise >= max(least, sigmas * noise)
 
 
 def _measured(curve: Curve, index: int, noise: float) -> Spike:
@@ -210,8 +227,8 @@ def _rate_is_high(run: RunView, spike: Spike) -> bool:
 def _spike_advice(run: RunView, spike: Spike, *, like_start: bool, many: bool) -> str:
     if like_start:
         advice = (
-            f"look at what the script does at {run.unit} {spike.step}: a reload, a checkpoint written and read back, a "
-            "model built anew; then at the text"
+            f"check what the script does at {run.unit} {spike.step}: a reload, a checkpoint written and read back, a "
+            "model built anew; then the text"
         )
     elif _rate_is_high(run, spike) or many:
         # A text that would do this at a moderate rate hardly exists; a rate that does it needs no text.
@@ -234,7 +251,8 @@ def poisoned(run: RunView) -> Diagnosis | None:
     return Diagnosis(
         kind="poisoned_optimizer",
         confidence=0.75,
-        summary=f"the run does not recover from a spike: by {run.unit} {finding.step} Adam's second moment looks spoilt",
+        summary=f"the run does not recover from a spike: by {run.unit} {finding.step} Adam's second moment looks "
+        "spoilt",
         evidence=finding.evidence,
         next_step="go back to a checkpoint before the spike; skip the step whose gradient norm is far above its mean",
         steps=(finding.step, run.last_step),

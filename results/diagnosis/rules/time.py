@@ -105,14 +105,14 @@ def _slow(run: RunView, windows: _Windows, first: int, last: int, before_s: floa
     step = windows.ends[first - 1]
     to_end = last >= len(windows.ends) - 2
     end = run.last_step if to_end else windows.ends[last]
-    until = ", and stays so" if to_end else f", until {run.unit} {end}"
+    until = ", and stays so" if to_end else f", until step {end}"
     printed = _printed(run)
     return Diagnosis(
         kind="slow",
         confidence=0.9 if to_end else 0.8,
-        summary=f"training slows from {1 / before_s:.2f} to {1 / inside_s:.2f} steps/s at about {run.unit} {step}{until}",
+        summary=f"training slows from {1 / before_s:.2f} to {1 / inside_s:.2f} steps/s at about step {step}{until}",
         evidence=f"{before_s:.3g} s a step before, {inside_s:.3g} s after, in windows between logged times{printed}",
-        next_step="look what changed on the machine at that step: memory pressure and swap, heat, another process, a "
+        next_step="check what changed on the machine at that step: memory pressure and swap, heat, another process, a "
         "growing list of logged tensors, longer sequences; compare memory in use before and after",
         steps=(step, end),
     )
@@ -128,7 +128,7 @@ def _stall(run: RunView, windows: _Windows, costs: list[tuple[float, int]], usua
     return Diagnosis(
         kind="stall",
         confidence=0.8,
-        summary=f"{said} of about {about} between {run.unit} {first} and {windows.ends[index]}; "
+        summary=f"{said} of about {about} between step {first} and {windows.ends[index]}; "
         "before and after the speed is the same",
         evidence=f"{usual_s:.3g} s a step elsewhere, {windows.times_s[index]:.3g} s in that window{_printed(run)}",
         next_step="nothing is wrong with the training: the machine slept, was busy or wrote a checkpoint. "
@@ -159,7 +159,7 @@ def missing_rows(run: RunView) -> str | None:
     if total - run.last_step <= max([*intervals, round(0.01 * total), 1]):
         return None
     return (
-        f"the log ends at {run.unit} {run.last_step} of {total} ({100 * run.last_step / total:.0f} %): stopped, cut off or "
+        f"the log ends at step {run.last_step} of {total} ({100 * run.last_step / total:.0f} %): stopped, cut off or "
         "still running. If the run is not under way any more, see its error output, the system's out-of-memory "
         "messages, or the end of the allotted time"
     )

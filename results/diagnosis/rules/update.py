@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from results.diagnosis.findings import Diagnosis
-from results.diagnosis.run_view import Curve, RunView
+from results.diagnosis.run_view import Curve, RunView, noise_sd
 
 ZERO_GRAD_NORM = 1e-10
 DECAYING = ("cosine", "linear", "polynomial", "inverse", "decay", "exponential", "onecycle", "one_cycle")
@@ -16,7 +16,8 @@ HORIZON_FRAC = 0.9
 JUMP_RATIO = 3.0
 RATE_TOLERANCE = 0.1
 THIN_TOLERANCE = 0.4
-LEARNS_NATS = 0.3
+LEARNS_NATS = 0.1
+LEARNS_NOISE = 3.0
 """A fall that only weights which move give."""
 LOW_PRECISION_LR = 1e-4
 FROZEN_EVALUATIONS = 4
@@ -58,16 +59,19 @@ def _no_gradient(run: RunView) -> Diagnosis | None:
 
 
 def _falls_since(run: RunView, step: int) -> bool:
-    """Whether the loss falls from a step on: then weights move, and a printed 0.0000 is a rounded number."""
+    """Whether the loss falls from a step on: then weights move, and a printed norm of 0.00 is a rounded one."""
     after = run.coarse.between(step, run.last_step)
     third = len(after) // 3
-    return third > 0 and statistics.fmean(after[:third]) - statistics.fmean(after[-third:]) > LEARNS_NATS
+    if not third:
+        return False
+    fall = statistics.fmean(after[:third]) - statistics.fmean(after[-third:])
+    return fall > max(LEARNS_NATS, LEARNS_NOISE * noise_sd(after))
 
 
 def _learning_rate_zero(run: RunView) -> Diagnosis | None:
     rates = run.learning_rate
     zeros = _constant_tail(rates, upto=0.0)
-    if len(rates) < 3 or len(zeros) < 3 or _falls_since(run, zeros.steps[0]):
+    if len(rates) < 3 or len(zeros) < 3:
         return None
     if len(zeros) == len(rates):
         summary = "the learning rate is 0 in every row: nothing is trained"
@@ -156,7 +160,8 @@ def _never_ends_warm_up(run: RunView) -> Diagnosis | None:
     return Diagnosis(
         kind="schedule_not_stepping",
         confidence=0.7,
-        summary=f"the learning rate still rises at {run.unit} {run.last_step} of {run.trace.total_steps}: warm-up never ends",
+        summary=f"the learning rate still rises at {run.unit} {run.last_step} of {run.trace.total_steps}: "
+        "warm-up never ends",
         evidence=f"{rates.values[0]:.2e} at {run.unit} {rates.steps[0]}, {rates.values[-1]:.2e} at {run.unit} "
         f"{rates.steps[-1]}, never lower",
         next_step="set the warm-up to a few per cent of the optimizer steps of the run",
@@ -189,11 +194,11 @@ def _weights_stand_still(run: RunView) -> Diagnosis | None:
     return Diagnosis(
         kind="precision_stall",
         confidence=0.9 if named else 0.75 if is_low or norm is not None else 0.6,
-        summary=f"the loss repeats to the last digit from {run.unit} {tail.steps[0]} on: the updates do not reach the weights"
-        + (", as in pure bf16 at a small learning rate" if named or is_low else ""),
+        summary=f"the loss repeats to the last digit from {run.unit} {tail.steps[0]} on: the updates do not reach the "
+        "weights" + (", as in pure bf16 at a small learning rate" if named or is_low else ""),
         evidence="; ".join(said),
         next_step="keep the weights in fp32 and autocast the forward pass: in bf16 a step of 1e-5 is lost on every "
-        "weight above about 0.005. If they are fp32, look whether the optimizer was made from this model's parameters",
+        "weight above about 0.005. If they are fp32, check whether the optimizer was made from this model's parameters",
         steps=(tail.steps[0], tail.steps[-1]),
     )
 

@@ -1,4 +1,4 @@
-"""Logs of one run in the formats of nine trainers: written from a table of rows for the tests, none copied from a run."""
+"""Logs of one run in the formats of nine trainers, written from a table of rows; none is copied from a real run."""
 
 import csv
 import io

@@ -55,12 +55,12 @@ def course(
     return Run(rows=rows, total_steps=total, header=header)
 
 
-def changed(run: Run, change: "object") -> Run:
+def changed(run: Run, change: object) -> Run:
     assert callable(change)
     return replace(run, rows=[change(row) for row in run.rows])
 
 
-def _plus(row: Row, rise: float) -> Row:
+def plus(row: Row, rise: float) -> Row:
     return replace(
         row,
         train=None if row.train is None else decimals(row.train + rise),
@@ -90,7 +90,7 @@ PLANTED: dict[str, Planted] = {
     "healthy fine-tune": Planted(run=FINE, first=None),
     "healthy from scratch": Planted(run=SCRATCH, first=None, not_in=_TUNED),
     "healthy, first row a mean over 100 steps of a run from scratch": Planted(
-        run=replace(SCRATCH, rows=[_plus(row, 0.0) for row in SCRATCH.rows[1:]]), first=None, not_in=_TUNED
+        run=replace(SCRATCH, rows=[plus(row, 0.0) for row in SCRATCH.rows[1:]]), first=None, not_in=_TUNED
     ),
     "healthy, a vocabulary of 8,192 from scratch": Planted(run=course(9.05, 3.4, peak=1e-3), first=None, not_in=_TUNED),
     "healthy, characters": Planted(run=course(4.2, 1.5, peak=1e-3, noise=0.01), first=None, not_in=_TUNED),
@@ -149,9 +149,9 @@ PLANTED: dict[str, Planted] = {
     ),
     # ---- the course
     "divergence": Planted(
-        run=changed(FINE, lambda row: _plus(row, 0.004 * max(0, row.step - 1000))), first="divergence"
+        run=changed(FINE, lambda row: plus(row, 0.004 * max(0, row.step - 1000))), first="divergence"
     ),
-    "nan": Planted(run=changed(FINE, lambda row: _plus(row, math.nan) if row.step >= 1200 else row), first="nonfinite"),
+    "nan": Planted(run=changed(FINE, lambda row: plus(row, math.nan) if row.step >= 1200 else row), first="nonfinite"),
     "overfitting": Planted(
         run=changed(FINE, lambda row: _overfits(row, turn=800, down=0.8, up=0.4)), first="overfitting"
     ),
@@ -165,10 +165,10 @@ PLANTED: dict[str, Planted] = {
         first="validation_rises",
     ),
     "a spike": Planted(
-        run=changed(FINE, lambda row: _plus(row, 2.5) if 1200 <= row.step < 1300 else row), first="spike"
+        run=changed(FINE, lambda row: plus(row, 2.5) if 1200 <= row.step < 1300 else row), first="spike"
     ),
     "a spike at a high rate": Planted(
-        run=changed(course(3.9, 3.2, peak=1.5e-3), lambda row: _plus(row, 2.5) if 400 <= row.step < 500 else row),
+        run=changed(course(3.9, 3.2, peak=1.5e-3), lambda row: plus(row, 2.5) if 400 <= row.step < 500 else row),
         first="spike",
         says="learning rate",
     ),
