@@ -239,7 +239,7 @@ def ending_words(row: dict[str, Any], baseline: dict[str, Any] | None, *, budget
                 against = f" ({difference_words(row['val_loss'] - baseline['val_loss'])} against the baseline)"
             return f"{name} completed: {loss}{against}; {config}"
         case "stopped":
-            return f"{name} stopped at {share}: {loss}, not among the best at rung {row['rung']}; {config}"
+            return f"{name} stopped at {share}: {loss}, not among the best at its rung; {config}"
         case "unstable":
             return f"{name} unstable: {row['verdict']}; {config}"
         case status:

@@ -28,6 +28,8 @@ os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 # At its end Tune waits so long for workers that went with their node; the default is ten minutes.
 os.environ.setdefault("TUNE_FORCE_TRIAL_CLEANUP_S", "10")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+# By default Ray makes workers nice by 15: whatever else runs on the machine would go before the trials.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 import ray
 from pydantic import SecretStr

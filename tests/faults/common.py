@@ -57,8 +57,7 @@ class Place:
         words = {"STUDIES_DIR": self.studies, "CACHE_DIR": self.path / "cache", **words}
         return running.start(
             search(command, *(f"{name}={value}" for name, value in words.items())),
-            # Ray's workers are nice to others by default: on a busy machine no moment would fall inside a trial.
-            {**os.environ, "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0", **(environment or {})},
+            {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
             preexec_fn=_on_one_core,
         )
 

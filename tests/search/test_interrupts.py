@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 
@@ -125,6 +126,8 @@ def interrupted(start: Any, studies: Path, checkpoint: tuple[Path, float], tmp_p
 
     running = start("run", f"SPACE={space}", "STUDY=interrupted", "CONCURRENCY=2", f"CHECKPOINT_PATH={checkpoint[0]}")
     running.wait_for(both_have_trained)
+    # Trials run at the driver's priority, not after everything else on the machine.
+    assert {worker.nice() for worker in running.workers()} == {psutil.Process(running.process.pid).nice()}
     # A terminal sends it to the whole group.
     os.killpg(running.process.pid, signal.SIGINT)
     return Study(studies / "interrupted"), running.ended(), running.orphans()

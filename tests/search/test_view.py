@@ -139,7 +139,7 @@ def test_the_screen_holds_everything_at_any_usual_width(width: int, make_view: M
     assert "val loss – loading the model" in text
     # Endings and why.
     assert "trial 3 unstable: divergence at step 41: median of 20 step losses 9.93, best 7.42, not falling;" in text
-    assert "trial 2 stopped at 34% of the budget: val loss 9.1234, not among the best at rung 0;" in text
+    assert "trial 2 stopped at 34% of the budget: val loss 9.1234, not among the best at its rung;" in text
     assert "batch_size=512 x block_size=1024 does not fit in cpu memory" in text
 
 
@@ -252,7 +252,7 @@ def test_every_ending_is_kept_in_the_log_and_shown(terminal: bool, make_view: Ma
         view.trial_ended(2, note="")
         view.refresh()
     log = study.log_path.read_text(encoding="utf-8").splitlines()
-    line = "trial 2 stopped at 34% of the budget: val loss 9.1234, not among the best at rung 0;"
+    line = "trial 2 stopped at 34% of the budget: val loss 9.1234, not among the best at its rung;"
     assert [entry[9 : 9 + len(line)] for entry in log] == ["header", line]
     assert line in words(view.console.export_text().splitlines())
 
@@ -302,7 +302,7 @@ def test_each_ending_in_words() -> None:
     assert ending("completed", is_baseline=True) == f"baseline completed: val loss 6.5000; {CONFIG}"
     assert (
         ending("stopped", rung=1)
-        == f"trial 7 stopped at 10% of the budget: val loss 6.5000, not among the best at rung 1; {CONFIG}"
+        == f"trial 7 stopped at 10% of the budget: val loss 6.5000, not among the best at its rung; {CONFIG}"
     )
     assert ending("unstable", verdict="nonfinite at step 3: loss nan") == (
         f"trial 7 unstable: nonfinite at step 3: loss nan; {CONFIG}"
