@@ -14,10 +14,10 @@ PAGE = Path(__file__).with_name("variables.md")
 INTRODUCTION = """# Which variables are there?
 
 A variable is set in the environment, or written behind the command: `make search TRIALS=12` and
-`python -m search run TRIALS=12` are the same. Each is read once, when a command starts. A wrong value,
-or a wrong name on the command line, is refused before anything is loaded, with the nearest name that exists. A name in
-the environment that is close to a variable's (`BATCHSIZE`, say) is reported in one line, and the command goes on. `make help`
-prints this list with the values that are set. An empty variable counts as not set.
+`python -m search run TRIALS=12` are the same. Each is read once, when a command starts. A wrong value, or a wrong name
+on the command line, is refused before anything is loaded, with the nearest name that exists. A name in the environment
+that is close to a variable's (`BATCHSIZE`, say) is reported in one line, and the command goes on. `make help` prints
+this list with the values that are set. An empty variable counts as not set.
 
 This page is written by `.venv/bin/python -m docs.write_variables`; a test compares it with the program.
 

@@ -33,6 +33,13 @@ LABELS: Mapping[str, str] = {
 """Of the hyperparameters whose own name is not what a person calls them."""
 
 
+def printable(text: str) -> str:
+    """Return text of any origin with no character but newline and tab that a terminal or an editor obeys."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() or one in "\n\t" else one.encode("unicode_escape").decode() for one in text)
+
+
 def label(name: str) -> str:
     """Return a hyperparameter's name for a person."""
     return LABELS.get(name, name.replace("_", " "))

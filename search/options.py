@@ -124,6 +124,14 @@ def _storage(value: str) -> str:
     return value
 
 
+def _utf8(value: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError("is not UTF-8 text") from None
+    return value
+
+
 def _optuna_storage(value: str) -> str:
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
@@ -242,6 +250,10 @@ class Options(BaseModel):
     )
     documents: Annotated[InstanceOf[Documents], BeforeValidator(_documents)] | None = Field(
         None, description="what a document is: file, line, blank-line or jsonl:FIELD (default file)"
+    )
+    sample_prompt: Annotated[Text, BeforeValidator(_utf8)] | None = Field(
+        None,
+        description="what start, baseline and best continue in the report (default: first words of the held-out text)",
     )
     checkpoint_path: AbsolutePath | None = Field(
         None, description="train: go on from this checkpoint; search: every trial starts from its weights"

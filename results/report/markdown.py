@@ -13,6 +13,7 @@ from results.words import (
     list_words,
     loss_words,
     percent_words,
+    printable,
     token_words,
     value_words,
 )
@@ -22,8 +23,9 @@ TOP_TRIALS = 5
 
 
 def markdown(facts: Row) -> str:
-    """Return the report: answer, change, cost, first trials, cautions and protocol."""
-    parts = [_answer(facts), _changes(facts), _cost(facts), _trials(facts), _cautions(facts), _protocol(facts)]
+    """Return the report: answer, change, cost, samples, first trials, cautions and protocol."""
+    of_trials = [_cost(facts), _samples(facts), _trials(facts), _cautions(facts)]
+    parts = [_answer(facts), _changes(facts), *of_trials, _protocol(facts)]
     return "\n\n".join("\n".join(lines) for part in parts if (lines := list(part))) + "\n"
 
 
@@ -93,6 +95,26 @@ def _cost(facts: Row) -> Iterator[str]:
             f"| {STATUS_LABELS[row['status']]} | {row['trials']} | {duration_words(row['device_s'])} | "
             f"{token_words(row['tokens'])} | {token_words(row['tokens_full'])} |"
         )
+
+
+def _samples(facts: Row) -> Iterator[str]:
+    samples = facts["samples"]
+    if samples is None:
+        return
+    yield "### What it writes"
+    yield ""
+    yield f"The prompt, then how each model continues it: seed {samples['seed']}, at most {samples['tokens']} tokens."
+    yield from ("", fenced(samples["prompt"]))
+    for one in samples["continuations"]:
+        name = one["name"].capitalize() + (f", trial {one['trial_id']}" if one["name"] == "best" else "")
+        yield from ("", f"{name}:", "", f"(none: {plain(one['why'])})" if one["text"] is None else fenced(one["text"]))
+
+
+def fenced(text: str) -> str:
+    """Return `text` as a code block that nothing in it ends."""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}text\n{printable(text)}\n{fence}"
 
 
 def _trials(facts: Row) -> Iterator[str]:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from results.study.folder import LATEST, Study, check_study_name, open_study, studies_dir
 from results.study.own_files import check_own_files
@@ -18,12 +18,37 @@ from search.options import Options
 from trainable.data.remote_files import below, blocks_of, files_at, reason, write_whole
 from trainable.errors import UserError
 
+if TYPE_CHECKING:
+    from results.study.tables import Row
+    from trainable.checkpoint.checkpoint import Checkpoint
+
 INTERVAL_S = 30.0
 CHECKPOINTS = "checkpoints"
 MARK = ".driver.json"
 """Who writes a study into the storage now; renewed with every copy, gone at the end."""
 MIRRORED = ("best.*", "report.*", "*.json", "*.png", "steps/*.parquet", "metrics.parquet", "trials.parquet")
 """In this order, trials last: a reader never finds a loss that no evaluation shows."""
+
+
+class NoCheckpointError(UserError):
+    """A trial's last weights are not kept any more: deleted or damaged."""
+
+
+def checkpoint_root(study: Study, storage: str | None) -> str:
+    """Return where the study's checkpoints lie."""
+    return below(storage, study.name, CHECKPOINTS) if storage else str(study.path / CHECKPOINTS)
+
+
+def final_checkpoint(study: Study, storage: str | None, trial: "Row") -> "Checkpoint":
+    """Return the checkpoint of a completed trial's last step. Raises NoCheckpointError, and OSError."""
+    from trainable.checkpoint.checkpoint_store import CheckpointStore
+
+    store = CheckpointStore(root=checkpoint_root(study, storage), trial_id=trial["trial_id"])
+    checkpoint, damaged = store.newest()
+    if checkpoint is not None and checkpoint.optimizer_steps == trial["optimizer_steps"]:
+        return checkpoint
+    what = "its checkpoint is damaged" if damaged else "it has no checkpoint of its last step any more"
+    raise NoCheckpointError(f"trial {trial['trial_id']} of study {study.name}: {what}.")
 
 
 def write_probe(storage: str) -> tuple[str, str]:

@@ -40,7 +40,7 @@ def baseline_command(options: Options, terminal: Terminal) -> int:
     study = plan.study
     with held(plan) as plan:
         code = run_own_trials(plan, Ledger(study), terminal, header_lines(plan))
-    finish_study(study, terminal, options.storage)
+    finish_study(study, code, options, terminal, loaded=plan.loaded)
     names = [plan.document["baseline"]["name"], *([compare] if compare else [])]
     measured = [
         _measured(study, row, name, plan.loaded.spec.unigram_entropy, plan.loaded.spec.from_scratch)

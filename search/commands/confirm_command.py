@@ -4,6 +4,7 @@ from rich.table import Table
 
 from results.confirmation.attempt import Attempt, judged, plan_attempt, planned_runs
 from results.confirmation.confirmation_file import load_attempts, to_json, write_attempts
+from results.samples import samples_json
 from results.study.folder import Study
 from results.study.ledger import Ledger
 from results.study.lock import hold
@@ -25,9 +26,9 @@ DEFAULT_SEEDS = 5
 
 def confirm_command(options: Options, terminal: Terminal) -> int:
     """Confirm STUDY's best TOP trials on SEEDS fresh seeds; return the exit code."""
-    study, storage = open_or_fetch_study(options)
+    study, _ = open_or_fetch_study(options)
     code = confirm_study(study, options, terminal)
-    finish_study(study, terminal, storage)
+    finish_study(study, code, options, terminal)
     attempts, winner = load_attempts(study), winner_of(study)
     say_attempt(study, attempts[-1], terminal)
     for line in filter(None, (headline(winner), way_words(winner), evidence_words(winner), *notes(winner))):
@@ -42,6 +43,7 @@ def confirm_command(options: Options, terminal: Terminal) -> int:
             "winner": winner_json(winner),
             "next": next_document(study, terminal),
             "verdicts": to_json(attempts[-1:])["attempts"][0]["verdicts"],
+            "samples": samples_json(study),
             **to_json(attempts),
         }
     )

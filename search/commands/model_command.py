@@ -8,14 +8,12 @@ from results.model_card import model_record
 from results.study.folder import Study
 from results.study.paths import shown
 from results.winner import winner_of
-from search.cluster.study_storage import CHECKPOINTS, open_or_fetch_study
+from search.cluster.study_storage import NoCheckpointError, final_checkpoint, open_or_fetch_study
 from search.options import Options
 from search.setup.folder_of_run import save_run_model
-from search.setup.inputs import check_inputs, load_inputs
-from search.setup.reopen import differences_of_inputs, with_inputs_of
+from search.setup.reopen import load_inputs_of
 from search.terminal.console import Preparing, Terminal
 from trainable.config import config_from
-from trainable.data.remote_files import below
 from trainable.errors import UserError
 from trainable.model.model_names import check_model_target
 
@@ -32,18 +30,7 @@ def model_command(options: Options, terminal: Terminal) -> int:
     check_model_target(folder, {name: record[name] for name in ("study", "created_at", "trial_id")})
     with Preparing(terminal.console) as progress:
         checkpoint = _checkpoint(study, storage, trial, folder, progress)
-        inputs = check_inputs(with_inputs_of(document, options), progress=progress)
-        loaded = load_inputs(
-            inputs,
-            block_size=document["evaluation"]["block_size"],
-            eval_tokens=document["evaluation"]["tokens"],
-            stability=document.get("stability", {}),
-            init_from=inputs.checkpoint_path,
-            progress=progress,
-        )
-        changed = differences_of_inputs(document, loaded.facts)
-        if changed:
-            raise UserError(f"study {study.name}: {'; '.join(changed)}. Restore what has changed: the model needs it.")
+        loaded = load_inputs_of(study, options, progress)
         progress("writing the model", 0.5)
         from trainable.run import resume_run
 
@@ -77,12 +64,8 @@ def _checkpoint(
 ) -> "Checkpoint":
     """Return the checkpoint of the trial's last step. Raises UserError, saying what trains it again."""
     progress("reading the checkpoint", 0.0)
-    from trainable.checkpoint.checkpoint_store import CheckpointStore
-
-    root = below(storage, study.name, CHECKPOINTS) if storage else str(study.path / CHECKPOINTS)
-    checkpoint, damaged = CheckpointStore(root=root, trial_id=trial["trial_id"]).newest()
-    if checkpoint is not None and checkpoint.optimizer_steps == trial["optimizer_steps"]:
-        return checkpoint
-    what = "its checkpoint is damaged" if damaged else "it has no checkpoint of its last step any more"
-    again = f"make train STUDY={study.name} SAVE_MODEL={shlex.quote(shown(folder))}"
-    raise UserError(f"trial {trial['trial_id']} of study {study.name}: {what}. Train it again: {again}")
+    try:
+        return final_checkpoint(study, storage, trial)
+    except NoCheckpointError as gone:
+        again = f"make train STUDY={study.name} SAVE_MODEL={shlex.quote(shown(folder))}"
+        raise NoCheckpointError(f"{gone} Train it again: {again}") from None

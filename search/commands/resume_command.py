@@ -11,6 +11,7 @@ from results.words import token_words
 from search.cluster.study_storage import open_or_fetch_study
 from search.commands.run_command import conclude, is_sound, run_new, run_own_trials
 from search.options import Options
+from search.setup.inputs import Loaded
 from search.setup.plan import baseline_configs, plan_study
 from search.setup.preflight_run import PREFLIGHT_FAILED
 from search.setup.reopen import reopen, with_inputs_of
@@ -37,8 +38,8 @@ def resume_command(options: Options, terminal: Terminal) -> int:
     if trials is not None and document["kind"] == "search" and trials != space.trials:
         space, settings = with_overrides(space, trials=trials), replace(settings, trials=trials)
     with hold(study):
-        code = _resume(study, document, space, settings, options, terminal)
-    return conclude(study, code, options, terminal)
+        code, loaded = _resume(study, document, space, settings, options, terminal)
+    return conclude(study, code, options, terminal, loaded=loaded)
 
 
 def _check_kind(study: Study, document: dict[str, Any]) -> None:
@@ -73,7 +74,8 @@ def _resume(
     settings: Settings,
     options: Options,
     terminal: Terminal,
-) -> int:
+) -> tuple[int, Loaded | None]:
+    """Return the exit code, and the study's inputs where there was something to run on them."""
     ledger = Ledger.load(study)
     for note in ledger.take_notes():
         terminal.say(note)
@@ -85,14 +87,15 @@ def _resume(
         raise UserError(f"TRIALS={planned}: study {study.name} has begun {len(rows)} already. Say a larger number.")
     if planned == ended:
         terminal.say(f"all {planned} trials of study {study.name} have ended; TRIALS=... runs more of them")
-        return 0
+        return 0, None
     with Preparing(terminal.console) as progress:
         plan = reopen(study, options, progress, space=space, configs=configs)
     if not is_sound(plan, options, terminal):
-        return PREFLIGHT_FAILED
+        return PREFLIGHT_FAILED, plan.loaded
     if planned != document["trials_planned"]:
         plan = replace(plan, document={**document, "trials_planned": planned, "settings": settings.to_json()})
-    return run_own_trials(plan, ledger, terminal, [_words(study, rows, planned), *plan.notes])
+    code = run_own_trials(plan, ledger, terminal, [_words(study, rows, planned), *plan.notes])
+    return code, plan.loaded
 
 
 def _words(study: Study, rows: list[dict[str, Any]], planned: int) -> str:

@@ -11,6 +11,7 @@ from results.words import config_words, token_words
 from search.commands.confirm_command import confirm_study
 from search.options import Options
 from search.setup.finish import finish_study
+from search.setup.inputs import Loaded
 from search.setup.plan import Plan, baseline_runs, make_plan
 from search.setup.preflight_run import PREFLIGHT_FAILED, passes_preflight, study_room
 from search.setup.run_plan import held, run_listed, run_plan
@@ -37,15 +38,18 @@ def run_new(plan: Plan, options: Options, terminal: Terminal) -> int:
         return PREFLIGHT_FAILED
     with held(plan) as plan:
         code = run_own_trials(plan, Ledger(plan.study), terminal, header_lines(plan))
-    return conclude(plan.study, code, options, terminal)
+    return conclude(plan.study, code, options, terminal, loaded=plan.loaded)
 
 
-def conclude(study: Study, code: int, options: Options, terminal: Terminal) -> int:
-    """Confirm the study's best where that was asked for or had begun, and sum it up; return the exit code."""
+def conclude(study: Study, code: int, options: Options, terminal: Terminal, *, loaded: Loaded | None = None) -> int:
+    """Confirm the study's best where that was asked for or had begun, and sum it up; return the exit code.
+
+    loaded: the study's inputs, where they are at hand.
+    """
     attempts = load_attempts(study)
     if code == 0 and (options.confirm or (attempts and not attempts[-1].verdicts)):
         code = confirm_study(study, options, terminal)
-    finish_study(study, terminal, options.storage)
+    finish_study(study, code, options, terminal, loaded=loaded)
     say_summary(study, terminal)
     terminal.document(summary_document(study, terminal))
     return code

@@ -87,9 +87,9 @@ class Loaded:
 def check_inputs(options: Options, *, progress: Progress) -> Inputs:
     """Return the inputs, checked without loading torch. Raises UserError."""
     checkpoint_path = options.checkpoint_path
-    model_name = _checked_model_name(options.gpt2_model_name or model_of_folder(checkpoint_path) or DEFAULT_MODEL)
     if checkpoint_path is not None:
         check_checkpoint_path(checkpoint_path)
+    model_name = _checked_model_name(options.gpt2_model_name or model_of_folder(checkpoint_path) or DEFAULT_MODEL)
     cache_dir()
     source = options.training_data_source
     if source is None and not embedded_text_is_cached():

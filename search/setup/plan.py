@@ -154,6 +154,10 @@ def load_plan(
         storage=options.storage,
     )
     progress("checking that model, text and settings fit together", 0.0)
+    if options.sample_prompt is not None:
+        from trainable.sampling import prompt_ids
+
+        prompt_ids(loaded.tokenizer, options.sample_prompt)
     check(loaded)
     warm_start = None
     if space is not None:

@@ -7,7 +7,7 @@ from typing import Any
 from results.study.folder import Study
 from results.study.own_files import remove_unfinished
 from search.options import Options
-from search.setup.inputs import Loaded
+from search.setup.inputs import Loaded, check_inputs, load_inputs
 from search.setup.plan import Plan, load_plan
 from search.terminal.console import Preparing
 from spaces.space import SearchSpace
@@ -42,6 +42,26 @@ def reopen(
     plan = load_plan(study, document, own, progress, check=check, space=space, configs=configs)
     remove_unfinished(study.path)
     return plan
+
+
+def load_inputs_of(study: Study, options: Options, progress: Preparing) -> Loaded:
+    """Return what the study was run on, loaded to evaluate or sample its models, not to train.
+
+    Raises UserError when something has changed since.
+    """
+    document = study.document()
+    inputs = check_inputs(with_inputs_of(document, options), progress=progress)
+    loaded = load_inputs(
+        inputs,
+        block_size=document["evaluation"]["block_size"],
+        eval_tokens=document["evaluation"]["tokens"],
+        stability=document.get("stability", {}),
+        init_from=inputs.checkpoint_path,
+        progress=progress,
+    )
+    if changed := differences_of_inputs(document, loaded.facts):
+        raise UserError(f"study {study.name}: {'; '.join(changed)}. Restore what has changed: the model needs it.")
+    return loaded
 
 
 def differences_of_inputs(document: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:

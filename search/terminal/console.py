@@ -11,15 +11,13 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.segment import Segment
 
+from results.words import printable
 from trainable.errors import redacted
 
 
 def plain(text: str) -> str:
     """Return text of any origin as it may be printed: no character that a terminal obeys, no password of a URL."""
-    text = redacted(text)
-    if text.isprintable():
-        return text
-    return "".join(one if one.isprintable() or one in "\n\t" else one.encode("unicode_escape").decode() for one in text)
+    return printable(redacted(text))
 
 
 class PlainConsole(Console):

@@ -6,6 +6,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from results.ranking import ending_counts, leaderboard, ranked_trials, savings, spent_by_purpose
+from results.samples import samples_json
 from results.study.folder import Study
 from results.study.paths import shown
 from results.winner import Winner, evidence_words, headline, notes, to_json, warning_words, way_words, winner_of
@@ -89,6 +90,7 @@ def summary_document(study: Study, terminal: Terminal) -> dict[str, Any]:
             purpose: {"runs": runs, "device_s": device_s, "tokens": tokens}
             for purpose, (runs, device_s, tokens) in spent_by_purpose(rows).items()
         },
+        "samples": samples_json(study),
         "trials": leaderboard(trials),
         "next": next_document(study, terminal),
     }

@@ -37,7 +37,7 @@ from ray.tune.experiment import Trial
 
 from search.cluster.node_watch import MirrorTables, NodeWatch
 from search.cluster.storage_hold import check_unheld
-from search.cluster.study_storage import CHECKPOINTS, TableMirror
+from search.cluster.study_storage import CHECKPOINTS, TableMirror, checkpoint_root
 from search.terminal.signals import Interrupts
 from search.tune.asha import TokenASHA
 from search.tune.local_ray import running_ray
@@ -49,7 +49,7 @@ from search.tune.start_watch import StartWatch
 from search.tune.workload import Workload
 from trainable.checkpoint.checkpoint_store import CheckpointStore
 from trainable.data.node_cache import SharedInputs, share_inputs
-from trainable.data.remote_files import below, reason
+from trainable.data.remote_files import reason
 from trainable.errors import MachineError, UserError
 from trainable.ray_trainable import SearchTrial
 
@@ -198,11 +198,6 @@ class StopOnSignal(Callback):  # type: ignore[misc]
             self._say(f"saving {len(running)} running trial{'s' if len(running) > 1 else ''} ...")
         if self._asked_at is None or running <= self._saved or time.monotonic() - self._asked_at > LEAVE_PATIENCE_S:
             raise KeyboardInterrupt
-
-
-def checkpoint_root(study: Study, storage: str | None) -> str:
-    """Return where the study's checkpoints lie."""
-    return below(storage, study.name, CHECKPOINTS) if storage else str(study.path / CHECKPOINTS)
 
 
 def prune_checkpoints(

@@ -216,7 +216,9 @@ def test_a_confirmation_under_way(tmp_path: Path, make_document: MakeDocument, m
 # --- damage
 
 
-@pytest.mark.parametrize("name", ["confirmation.json", "attribution.json", "study.json", "trials.parquet"])
+@pytest.mark.parametrize(
+    "name", ["confirmation.json", "attribution.json", "samples.json", "study.json", "trials.parquet"]
+)
 def test_a_damaged_file_is_named(tmp_path: Path, make_document: MakeDocument, make_trial: MakeTrial, name: str) -> None:
     study = write_study(tmp_path / "s", make_document("s"), [make_trial(0, "completed", 5.0)])
     (study.path / name).write_text("{")

@@ -47,7 +47,7 @@ def test_a_path_is_an_sqlite_file_and_a_url_stays_one(tmp_path: Path) -> None:
         ({"OPTUNA_STORAGE": "oracl://host/name"}, r"is not a database that can be opened: .*oracl"),
         ({"OPTUNA_STORAGE": "http://host"}, "is not a database that can be opened"),
         ({"OPTUNA_STORAGE": "mysql+mysqlnodriver://host/name"}, "is not a database that can be opened"),
-        ({"OPTUNA_STORAGE": "oracl://me:secret@host/x"}, r"OPTUNA_STORAGE='oracl://me:\*\*\*@host/x' is not"),
+        ({"OPTUNA_STORAGE": "oracl://me:secret@host/x"}, r"OPTUNA_STORAGE='oracl://\*\*\*@host/x' is not"),
         ({"OPTUNA_STORAGE": "://"}, "is not a database that can be opened"),
         ({"MLFLOW": "file:x"}, "MLFLOW is set but mlflow is not installed"),
         ({"WANDB": "x"}, "WANDB is set but wandb is not installed"),

@@ -89,7 +89,7 @@ def test_a_run_from_its_start_to_its_end(train_one: Train) -> None:
     assert f"lowest validation loss {ran['trial']['val_loss']:.4f} at step 12: {best}" in ran["log"]
     assert ran["trial"]["tokens_seen"] == 12 * 32
     document = study.document()
-    assert (document["kind"], document["model"], document["seed"]) == ("train", "tiny-scratch", 5)
+    assert (document["kind"], document["model"], document["seed"]) == ("train", "tiny", 5)
     assert document["evaluation"]["tokens"] == 256
 
 

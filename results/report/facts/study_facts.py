@@ -16,6 +16,7 @@ from results.report.facts.answer import answer_facts
 from results.report.facts.importance import importance
 from results.report.facts.rungs import baseline_loss_reached, costs, first_beaten, rung_agreement
 from results.report.facts.searched_parameters import edges, instability, ordered
+from results.samples import MODELS, samples_json
 from results.study.folder import Study
 from results.study.paths import shown
 from results.winner import find_winner, start_val_loss
@@ -58,6 +59,7 @@ def report_facts(study: Study) -> dict[str, Any]:
         "attribution": None
         if attribution is None
         else {**attribution_json(attribution), "summary": summary_lines(attribution)},
+        "samples": _samples_facts(study),
         "parameters": [_parameter_facts(parameter) for parameter in measured.parameters],
         "initial_loss": measured.initial_loss,
         "loss_limit": measured.loss_limit,
@@ -116,6 +118,20 @@ def _confirmation_facts(attempts: Sequence[Attempt], rows: Sequence[Row]) -> Row
             for run, row in attempt_rows(attempt, rows)
         ]
     return document if attempts else None
+
+
+def _samples_facts(study: Study) -> Row | None:
+    """Return the prompt and who continues it how, in the order to show; the best alone where it is not the baseline."""
+    document = samples_json(study)
+    if document is None:
+        return None
+    by_model = document.pop("samples")
+    continuations = [
+        {"name": model, "trial_id": None, "text": None, "why": None, **by_model[model]}
+        for model in MODELS
+        if model != "best" or by_model["best"] != by_model["baseline"]
+    ]
+    return {**document, "continuations": continuations}
 
 
 def _study_facts(study: Study, document: Row, measured: Measured) -> Row:
