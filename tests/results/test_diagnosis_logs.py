@@ -48,9 +48,10 @@ def test_the_first_finding_of_a_planted_log(tmp_path: Path, planted: Planted, fo
     assert planted.says in f"{first.summary} {first.evidence} {first.next_step}"
 
 
+@pytest.mark.parametrize("kind", ["healthy fine-tune", "nan"])
 @pytest.mark.parametrize("form", FORMATS)
-def test_every_row_is_read(tmp_path: Path, form: str) -> None:
-    run: Run = PLANTED["healthy fine-tune"].run
+def test_every_row_is_read(tmp_path: Path, form: str, kind: str) -> None:
+    run: Run = PLANTED[kind].run
     trace = report_of(tmp_path, FORMATS[form](run), FILE_NAMES.get(form, "train.log")).trace
     assert trace is not None
     train, val = ([row for row in run.rows if getattr(row, name) is not None] for name in ("train", "val"))

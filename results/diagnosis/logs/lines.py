@@ -209,7 +209,8 @@ def _set(row: LogRow, name: str, match: re.Match[bytes], group: int, line: bytes
     setattr(row, name, _float(text))
     # A loss that has its decimals loses little by a cut; an exponent may be missing from the others.
     has_decimals = name.endswith("loss") and len(text.partition(b".")[2]) >= 2
-    if match.end(group) == len(line) and not has_decimals:
+    is_word = text[-1:].isalpha()  # "nan" is whole
+    if match.end(group) == len(line) and not has_decimals and not is_word:
         row.at_line_end = name
 
 
