@@ -22,7 +22,8 @@ class UserError(ValueError):
     """
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(redacted(message))
+        # What a person typed, or a file is called, may hold bytes that are no UTF-8, which not everything can pass on.
+        super().__init__(redacted(message).encode("utf-8", "backslashreplace").decode())
 
 
 class InputChangedError(UserError):

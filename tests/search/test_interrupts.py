@@ -147,7 +147,8 @@ def test_everything_so_far_is_saved(interrupted: Any) -> None:
     assert all(row["ended_at"] is not None for row in trials)
     for row in trials:
         steps = pq.read_table(study.steps_path(row["trial_id"])).to_pylist()
-        assert steps[-1]["tokens_seen"] == row["tokens_seen"] > 0
+        # Saved where it was left, which may lie beyond the last evaluation.
+        assert steps[-1]["tokens_seen"] >= row["tokens_seen"] > 0
         seen = [metrics["tokens_seen"] for metrics in study.metrics() if metrics["trial_id"] == row["trial_id"]]
         assert seen[-1] == row["tokens_seen"]
         assert seen[0] == 0
@@ -156,7 +157,7 @@ def test_everything_so_far_is_saved(interrupted: Any) -> None:
 def test_the_summary_is_printed_with_how_far_each_came(interrupted: Any) -> None:
     study, ran, _ = interrupted
     assert "2 interrupted" in ran.stdout
-    assert "no trial was completed, so there is no best configuration" in ran.stdout
+    assert "No trial was completed, so there is no best configuration" in ran.stdout
     lines = [line for line in ran.stdout.splitlines() if line.endswith("interrupted") and not line.startswith("2")]
     assert [line.split()[0] for line in lines if "constant" in line] in (["baseline", "1"], ["1", "baseline"])
     assert str(study.path) in ran.stdout
