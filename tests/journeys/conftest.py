@@ -129,6 +129,9 @@ class Shell:
             text=True,
             start_new_session=True,
         )
+        assert self._bash.stdin is not None
+        # A shell that reads a script ends itself when Ctrl-C ended what it ran; one at a terminal goes on, as this one.
+        self._bash.stdin.write("trap : INT\n")
         self._typed = 0
 
     def type(self, line: str) -> "Typed":
@@ -157,7 +160,7 @@ class Shell:
     def close(self) -> None:
         """End the shell and whatever still runs in it."""
         self._bash.kill()
-        self._bash.wait()
+        self._bash.communicate()
         for process in self._family():
             process.kill()
 
