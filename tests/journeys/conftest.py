@@ -20,7 +20,7 @@ from results.report.facts.study_facts import report_facts
 from results.study.folder import Study
 from results.winner import headline, winner_of
 from tests.patience import left_behind, wait_until, with_mark
-from tests.running import MARK, ROOT
+from tests.running import MARK, ROOT, Ran
 
 NEXT = re.compile(r"^  (\S.*?)(?: {4}.*)?$")
 """A line below `next:`: a command, then four blanks and what it is for."""
@@ -55,24 +55,8 @@ lr_schedule = { choice = ["constant", "linear"] }
 
 
 @dataclass(frozen=True)
-class Said:
-    """What one line typed into the shell printed, and how it ended."""
-
-    line: str
-    code: int
-    stdout: str
-    stderr: str
-
-    @property
-    def output(self) -> str:
-        """All that was printed."""
-        return self.stdout + self.stderr
-
-    @property
-    def document(self) -> dict[str, Any]:
-        """The one JSON document on stdout."""
-        document: dict[str, Any] = json.loads(self.stdout)
-        return document
+class Said(Ran):
+    """What a line typed into the shell printed, and how it ended."""
 
     @property
     def next_lines(self) -> list[str]:
@@ -137,7 +121,7 @@ class Shell:
     def type(self, line: str) -> "Typed":
         """Type a line and return at once."""
         self._typed += 1
-        typed = Typed(line, self.folder / f"typed-{self._typed}", self._family)
+        typed = Typed(self.folder / f"typed-{self._typed}", self._family)
         assert self._bash.stdin is not None
         files = f"> '{typed.path}.out' 2> '{typed.path}.err' < /dev/null"
         self._bash.stdin.write(
@@ -171,8 +155,7 @@ class Shell:
 class Typed:
     """A line that runs."""
 
-    def __init__(self, line: str, path: Path, family: Callable[[], list[psutil.Process]]) -> None:
-        self.line = line
+    def __init__(self, path: Path, family: Callable[[], list[psutil.Process]]) -> None:
         self.path = path
         self._family = family
 
@@ -181,7 +164,7 @@ class Typed:
         code = Path(f"{self.path}.code")
         wait_until(code.exists, self._family)
         out, err = (Path(f"{self.path}.{end}").read_text(errors="replace") for end in ("out", "err"))
-        return Said(self.line, int(code.read_text()), out, err)
+        return Said(int(code.read_text()), out, err)
 
     def wait_for(self, condition: Callable[[], Any]) -> None:
         """Wait until `condition` holds; fail when the line ends before."""
