@@ -47,7 +47,9 @@ def conclude(study: Study, code: int, options: Options, terminal: Terminal, *, l
     loaded: the study's inputs, where they are at hand.
     """
     attempts = load_attempts(study)
-    if code == 0 and (options.confirm or (attempts and not attempts[-1].verdicts)):
+    begun = bool(attempts) and not attempts[-1].verdicts
+    # Who asked for more trials waits for those; the attempt that was cut off is the next step that is printed.
+    if code == 0 and (options.confirm or (begun and options.trials is None)):
         code = confirm_study(study, options, terminal)
     finish_study(study, code, options, terminal, loaded=loaded)
     say_summary(study, terminal)

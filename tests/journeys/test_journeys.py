@@ -115,10 +115,11 @@ def test_a_confirmation_that_is_cut_off_is_taken_up(shell: Shell, space: Path) -
     assert said.code != 0
     assert said.next_lines == ["make confirm STUDY=own"]
     study_agrees(study)
-    shell("make resume STUDY=own TRIALS=+2")
+    extended = shell("make resume STUDY=own TRIALS=+2")
     study_agrees(study)
     assert purposes(study)["search"] == 5
-    shell(said.next_lines[0])
+    assert extended.next_lines == ["make confirm STUDY=own"]
+    shell(extended.next_lines[0])
     study_agrees(study)
     [attempt] = load_attempts(study)
     assert len(attempt.verdicts) == 1
