@@ -75,7 +75,10 @@ def _attention(
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """Return (B, T, H, D) as transformers' attention functions do."""
-    plain = query.shape == key.shape == value.shape and attention_mask is None and others.get("is_causal") is not False
+    is_causal = others.get("is_causal")
+    # As transformers decides it: what is said at the call, else what the layer says, else causal.
+    is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    plain = query.shape == key.shape == value.shape and attention_mask is None and is_causal
     if dropout == 0.0 or query.device.type != "cpu" or not plain:
         output: tuple[torch.Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
