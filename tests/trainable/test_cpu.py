@@ -156,8 +156,9 @@ def test_attention_that_is_not_causal_sees_the_future_under_dropout_too(said_by:
     module: Any = torch.nn.Module()
     module.is_causal = said_by != "layer"
     said: dict[str, Any] = {"is_causal": False} if said_by == "call" else {}
-    attended, _ = _attention(module, *parts, None, dropout=1e-9, **said)
-    expected = F.scaled_dot_product_attention(*parts, is_causal=False)
+    query, key, value = parts
+    attended, _ = _attention(module, query, key, value, None, dropout=1e-9, **said)
+    expected = F.scaled_dot_product_attention(query, key, value, is_causal=False)
     torch.testing.assert_close(attended, expected.transpose(1, 2))
 
 
