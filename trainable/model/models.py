@@ -21,7 +21,7 @@ from transformers import logging as transformers_logging
 from trainable.data.text_documents import WHOLE_FILES, Documents
 from trainable.data.tokens import END_OF_TEXT, Progress, _silent, train_tokenizer
 from trainable.device.cpu_kernels import tune_for_cpu
-from trainable.device.device import is_out_of_memory
+from trainable.device.device_memory import is_out_of_memory
 from trainable.errors import UserError
 from trainable.model.model_names import PRESETS, TOKENIZER_FILES, check_model_name, model_folder
 
