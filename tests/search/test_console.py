@@ -73,6 +73,7 @@ def test_words_of_any_script_stay() -> None:
     [
         ("STORAGE=s3://key:sec/ret@bucket/p?region=x: no", "STORAGE=s3://***@bucket/p?region=x: no"),
         ("postgresql+psycopg://user:p@ss@host:5432/db", "postgresql+psycopg://***@host:5432/db"),
+        ("postgresql://user:p'a\"s@host/db", "postgresql://***@host/db"),
         ("'https://token@host/'", "'https://***@host/'"),
         ("mysql://host/db?user=u&password=hunter2&x=1", "mysql://host/db?user=u&password=***&x=1"),
         ("s3://b/p?access_key=AK&secret_key=SK", "s3://b/p?access_key=***&secret_key=***"),

@@ -18,6 +18,7 @@ from transformers import (
 )
 from transformers import logging as transformers_logging
 
+from trainable.data.remote_files import reason
 from trainable.data.text_documents import WHOLE_FILES, Documents
 from trainable.data.tokens import END_OF_TEXT, Progress, _silent, train_tokenizer
 from trainable.device.cpu_kernels import tune_for_cpu
@@ -235,7 +236,7 @@ def _from_pretrained(loader: Any, name: str, *, variable: str = "GPT2_MODEL_NAME
         if is_out_of_memory(error):
             _check_size(f"{variable}={name}", folder, kwargs.get("config"))
             raise
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        words = reason(error)
         if "trust_remote_code" in str(error):
-            reason = "it needs code of its own, which is never run here. Use a model that transformers itself knows."
-        raise UserError(f"{variable}={name} cannot be loaded by transformers: {reason}") from error
+            words = "it needs code of its own, which is never run here. Use a model that transformers itself knows"
+        raise UserError(f"{variable}={name} cannot be loaded by transformers: {words}.") from error
