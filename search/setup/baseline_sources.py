@@ -16,7 +16,7 @@ from results.study.folder import list_studies, open_study
 from results.study.paths import expanded
 from results.winner import winner_of
 from results.words import config_words, value_words
-from search.options import KNOWN, parse_options, with_default_warmup
+from search.options import KNOWN, check_lora, parse_options, with_default_warmup
 from trainable.checkpoint.checkpoint_path import CHECKPOINT_SUFFIXES, trainer_state
 from trainable.checkpoint.trainer_args import read_trainer_args
 from trainable.config import BASELINES, DOCUMENTED, ENV_NAMES, HYPERPARAMETERS, TrialConfig, config_from, make_config
@@ -135,11 +135,13 @@ def _of_env(where: str, path: Path) -> _Read:
     taken = (*ENV_NAMES, "USE_LR_WARMUP")
     try:
         options = parse_options({name: text for name, text in texts.items() if name in taken and text})
+        values = options.explicit_hyperparameters()
+        check_lora(values, uses_lora=bool(values.get("use_lora")))
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     left = [name for name, text in texts.items() if name in KNOWN and name not in taken and text]
     return _Read(
-        values=options.explicit_hyperparameters(),
+        values=values,
         left=(*left, *(f"{name} (not known)" for name in unknown)),
     )
 

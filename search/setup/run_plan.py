@@ -1,9 +1,8 @@
 """The one way in which runs get into a study, new or not: held, under its view, and with signals heard."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from results.study.folder import create_study, remove_if_empty
@@ -14,6 +13,7 @@ from results.study.paths import shown
 from results.study.planned_run import PlannedRun
 from results.words import loss_words
 from search.setup.plan import Plan
+from search.setup.study_record import start_losses
 from search.terminal.console import Terminal
 from search.terminal.live_view import StudyView
 from search.terminal.signals import Interrupts
@@ -100,7 +100,7 @@ def _with_start(plan: Plan, view: StudyView) -> Plan:
         view.say("evaluating where it starts ...")
         spec = with_start(plan.loaded.spec, replace(plan.baseline, seed=seed))
         assert spec.start is not None
-        losses = {name: loss if math.isfinite(loss) else None for name, loss in asdict(spec.start).items()}
+        losses = start_losses(spec.start)
         view.say(f"it starts at a val loss of {loss_words(losses['val_loss'])} nats/token")
         plan = replace(plan, document={**plan.document, "start": losses})
     elif None not in known.values():

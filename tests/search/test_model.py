@@ -70,7 +70,7 @@ def test_without_a_checkpoint_it_says_what_trains_the_model_again(
     out = tmp_path / "trained again"
     refused = run("model", "STUDY=exported", f"OUT={out}")
     assert refused.code == 2
-    assert "trial 1 of study two: it has no checkpoint of its last step any more. Train it again: " in refused.stderr
+    assert "trial 1 of study two: it has no checkpoint of step 16 any more. Train it again: " in refused.stderr
     command = refused.stderr.partition("Train it again: ")[2].strip()
     assert command == f"make train STUDY=exported SAVE_MODEL={shlex.quote(str(out))}"
     # make's own lines, without its set-up of an environment.
