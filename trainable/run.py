@@ -127,7 +127,9 @@ def load_run_model(
             return model, checkpoint.base
     if not config.use_lora:
         return model, None
-    init_from = str(spec.init_from) if spec.init_from else None
+    # A checkpoint that is not ours holds the weights that the adapters are then put on.
+    below = checkpoint.path if checkpoint is not None else spec.init_from
+    init_from = str(below) if below else None
     base = AdapterBase(model_name=spec.model_name, init_from=init_from, fingerprint=base_fingerprint(model))
     add_adapters(model, config)
     return model, base

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from trainable.checkpoint.checkpoint import Checkpoint
+    from trainable.model.lora import AdapterBase
     from trainable.preflight.disk import CheckpointRoom
     from trainable.state import TrainState
 
@@ -71,7 +72,10 @@ def train_command(options: Options, terminal: Terminal) -> int:
     options = with_winner_of(options)
     with Preparing(terminal.console) as progress:
         plan = make_train_plan(options, progress)
-        _begin(plan)
+        begun = _begin(plan)
+        if plan.save_model is not None and begun.adapter_base is not None and not plan.merge:
+            _check_adapters_alone(begun.adapter_base)
+        del begun
     if not passes_preflight(
         options,
         plan.inputs,
@@ -97,7 +101,7 @@ def train_command(options: Options, terminal: Terminal) -> int:
     )
     with Interrupts() as interrupts:
         status = _train(plan, state, study, checkpoints, terminal, interrupts)
-    last = state.model
+    last = state.model, state.adapter_base
     del state  # the optimizer's moments, twice the model
     saved = _save_model(plan, last, checkpoints, study, status, terminal)
     del last
@@ -217,6 +221,12 @@ def _begin(plan: TrainPlan) -> "TrainState":
     return start_run(plan.loaded.spec, plan.config)
 
 
+def _check_adapters_alone(base: "AdapterBase") -> None:
+    from trainable.model.save_folder import adapters_base_name
+
+    adapters_base_name(base)
+
+
 def _document(plan: TrainPlan) -> dict[str, Any]:
     asked = {
         "kind": "train",
@@ -247,37 +257,45 @@ def _header(plan: TrainPlan, state: "TrainState") -> list[str]:
 
 def _save_model(
     plan: TrainPlan,
-    last: "PreTrainedModel",
+    last: "tuple[PreTrainedModel, AdapterBase | None]",
     checkpoints: RunCheckpoints,
     study: Study,
     status: TrialStatus,
     terminal: Terminal,
 ) -> SavedModel | None:
-    """Write the model of the lowest validation loss to SAVE_MODEL; last: the run's own, which it is without
-    checkpoints."""
+    """Write the model of the lowest validation loss to SAVE_MODEL; last: the run's, and what its adapters are on."""
     if plan.save_model is None:
         return None
     if status != "completed":
         terminal.say(f"no model was written to {plan.save_model}: the run is {status}, not completed")
         return None
-    model, trial = last, study.trials()[0]
+    (model, adapters_on), trial = last, study.trials()[0]
     if checkpoints.best_path is not None:
         trial = model_row(study, trial)
         if trial["optimizer_steps"] < plan.config.training_steps:
-            model = _model_at(plan, checkpoints.best_path)
+            model, adapters_on = _model_at(plan, checkpoints.best_path)
     elif checkpoints.best_step not in (None, trial["optimizer_steps"]):
         terminal.say("ENABLE_CHECKPOINTS=False keeps no weights of that step: what is written is the last step's model")
-    saved = save_run_model(model, plan.loaded, study, trial, folder=plan.save_model, dtype=plan.dtype, merge=plan.merge)
+    saved = save_run_model(
+        model,
+        plan.loaded,
+        study,
+        trial,
+        folder=plan.save_model,
+        adapters_on=adapters_on,
+        dtype=plan.dtype,
+        merge=plan.merge,
+    )
     terminal.say(saved.words)
     return saved
 
 
-def _model_at(plan: TrainPlan, path: Path) -> "PreTrainedModel":
+def _model_at(plan: TrainPlan, path: Path) -> "tuple[PreTrainedModel, AdapterBase | None]":
     from trainable.checkpoint.checkpoint import read_checkpoint
     from trainable.run import load_run_model
 
-    model, _ = load_run_model(plan.loaded.spec, plan.config, read_checkpoint(path))
-    return model.to(plan.loaded.spec.device)
+    model, adapters_on = load_run_model(plan.loaded.spec, plan.config, read_checkpoint(path))
+    return model.to(plan.loaded.spec.device), adapters_on
 
 
 def _train(

@@ -15,6 +15,8 @@ from search.setup.inputs import Loaded
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from trainable.model.lora import AdapterBase
+
 ROUNDING_NATS = 5e-5
 """What merged adapters, another number of threads or another device may make of a loss."""
 
@@ -63,17 +65,20 @@ def save_run_model(
     trial: Mapping[str, Any],
     *,
     folder: Path,
+    adapters_on: "AdapterBase | None",
     dtype: str | None,
     merge: bool,
 ) -> SavedModel:
     """Write the model of a study's trial to `folder` and return what reading it back showed. Raises OSError.
 
-    trial: as it stood at the model's step. merge: adapters are merged into their base, and not written alone.
+    trial: as it stood at the model's step. adapters_on: what the model's adapters were trained on, if it has any.
+    merge: they are merged into that, and not written alone, for which it must be a model that peft can load. Raises
+    UserError where it is none.
     """
     from trainable.evaluation import eval_windows, evaluate
-    from trainable.model.lora import has_adapters, merged_model
+    from trainable.model.lora import merged_model
     from trainable.model.models import load_model
-    from trainable.model.save_folder import base_license, save_adapter_folder, save_model_folder
+    from trainable.model.save_folder import adapters_base_name, base_license, save_adapter_folder, save_model_folder
 
     document, winner = study.document(), winner_of(study)
     name = loaded.spec.model_name
@@ -87,8 +92,9 @@ def save_run_model(
     )
     windows = eval_windows(loaded.spec.corpus.val, loaded.spec.protocol)
     record = model_record(document, trial)
-    if has_adapters(model) and not merge:
-        save_adapter_folder(model, loaded.tokenizer, folder, model_name=name, card=card, record=record)
+    if adapters_on is not None and not merge:
+        base = adapters_base_name(adapters_on)
+        save_adapter_folder(model, loaded.tokenizer, folder, model_name=name, base=base, card=card, record=record)
         val_loss = evaluate(model, windows)
         return SavedModel(
             folder=folder,
@@ -98,7 +104,7 @@ def save_run_model(
             model_val_loss=val_loss,
             step_words=step_words(trial),
         )
-    whole = merged_model(model) if has_adapters(model) else model
+    whole = merged_model(model) if adapters_on is not None else model
     saved_dtype = save_model_folder(
         whole, loaded.tokenizer, folder, model_name=name, dtype=dtype, card=card, record=record
     )

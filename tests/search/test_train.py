@@ -311,6 +311,20 @@ def test_an_owners_file_goes_on_with_its_weights_at_its_step(train_one: Train, o
     assert [saved.name for saved in checkpoints(ran)] == ["step_00001504.pt"]
 
 
+def test_adapters_on_an_owners_file_are_saved_merged_alone(
+    train_one: Train, owners_file: tuple[Path, float], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = {"CHECKPOINT_PATH": str(owners_file[0]), "RESUME_STEPS": "4", "USE_LORA": "True"}
+    refused = train_one_refused(train_one, SAVE_MODEL=str(tmp_path / "m"), **own)
+    assert f"weights are those of {owners_file[0]}, which is no model folder" in refused["error"]
+    ran = train_one(STUDY="adapted", SAVE_MODEL=str(tmp_path / "m"), MERGE="1", **own)
+    assert "the run's to" in ran["log"]
+    assert ran["samples"]["samples"]["start"]["text"]
+    # From the files alone, which name each other.
+    assert main(["model", "--json", "STUDY=adapted", f"OUT={tmp_path / 'again'}", "MERGE=1"]) == 0
+    assert json.loads(capsys.readouterr().out)["val_loss"] == pytest.approx(ran["trial"]["val_loss"], abs=5e-5)
+
+
 def test_an_owners_file_that_does_not_fit_names_the_tensor(train_one: Train, owners_file: tuple[Path, float]) -> None:
     path, _ = owners_file
     payload = torch.load(path, weights_only=True)
