@@ -463,6 +463,17 @@ def _check_name(name: str) -> None:
         raise UserError(f"there is no variable {name!r}.{did_you_mean(name, KNOWN)}")
 
 
+def check_lora(given: Mapping[str, object], *, uses_lora: bool) -> None:
+    """Raise UserError for a setting of LoRA where no adapters are trained, unless USE_LORA=False says so as well."""
+    unread = [name for name in given if name.startswith("lora_")]
+    if unread and not uses_lora and "use_lora" not in given:
+        names = ", ".join(str(HYPERPARAMETERS[name].metadata["env"]) for name in unread)
+        verb = "are" if len(unread) > 1 else "is"
+        raise UserError(
+            f"{names} {verb} set and USE_LORA is not, so no adapters are trained. Set USE_LORA=True or False."
+        )
+
+
 def with_default_warmup(
     given: Mapping[str, bool | int | float | str], base: TrialConfig
 ) -> dict[str, bool | int | float | str]:

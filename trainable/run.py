@@ -101,18 +101,21 @@ def resume_run(spec: RunSpec, config: TrialConfig, checkpoint: Checkpoint, *, ma
 
 
 def load_run_model(
-    spec: RunSpec, config: TrialConfig, checkpoint: Checkpoint | None
+    spec: RunSpec, config: TrialConfig, checkpoint: Checkpoint | None, *, model: PreTrainedModel | None = None
 ) -> tuple[PreTrainedModel, AdapterBase | None]:
     """Return the model that a run of `config` trains, on the CPU, and what its adapters are of, if it has any.
 
-    checkpoint: where the run goes on from. Raises UserError when model, checkpoint and configuration do not fit, and
-    InputChangedError when the files are not those that the spec was made with.
+    checkpoint: where the run goes on from. model: the spec's, where it was loaded already; it becomes the run's.
+    Raises UserError when model, checkpoint and configuration do not fit, and InputChangedError when the files are not
+    those that the spec was made with.
     """
     check_weights(spec.model_name, spec.init_from, spec.weight_sums)
-    model = load_model(spec.model_name, dropout=config.dropout, seed=config.seed)
+    if model is None:
+        model = load_model(spec.model_name, dropout=config.dropout, seed=config.seed)
     if spec.gradient_checkpointing:
         checkpoint_layers(model)
-    if spec.init_from is not None and (checkpoint is None or checkpoint.base is not None):
+    # Below the adapters of a checkpoint are init_from's weights only where they were made on such.
+    if spec.init_from is not None and (checkpoint is None or (checkpoint.base and checkpoint.base.init_from)):
         load_merged(model, spec.init_from, model_name=spec.model_name)
     # Once more: they may have been replaced while they were read. Where nothing was, this reads no file.
     check_weights(spec.model_name, spec.init_from, spec.weight_sums)
@@ -124,7 +127,9 @@ def load_run_model(
             return model, checkpoint.base
     if not config.use_lora:
         return model, None
-    init_from = str(spec.init_from) if spec.init_from else None
+    # A checkpoint that is not ours holds the weights that the adapters are then put on.
+    below = checkpoint.path if checkpoint is not None else spec.init_from
+    init_from = str(below) if below else None
     base = AdapterBase(model_name=spec.model_name, init_from=init_from, fingerprint=base_fingerprint(model))
     add_adapters(model, config)
     return model, base
