@@ -1,6 +1,6 @@
 """RunSpec: what all trials of a study share, and how a run begins from it. A worker needs nothing else."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,9 @@ from trainable.checkpoint.checkpoint import Checkpoint, load_merged, load_weight
 from trainable.config import TrialConfig
 from trainable.data.tokens import Corpus, check_corpus
 from trainable.device.compiling import CompileMode, compile_where_repaid
-from trainable.device.device import allow_tf32, release_memory
+from trainable.device.device import allow_tf32
+from trainable.device.device_memory import release_memory
+from trainable.device.own_process import in_own_process
 from trainable.errors import UserError
 from trainable.evaluation import EvalProtocol, evaluate_start
 from trainable.model.fingerprint import check_weights
@@ -73,11 +75,16 @@ def start_run(spec: RunSpec, config: TrialConfig) -> TrainState:
 
 def with_start(spec: RunSpec, config: TrialConfig) -> RunSpec:
     """Return the spec with what runs start from evaluated; random weights are those of config's seed."""
+    (start,) = in_own_process(spec.device, _starts, spec, config)
+    return replace(spec, start=start, start_seed=config.seed)
+
+
+def _starts(spec: RunSpec, config: TrialConfig) -> Iterator[Start]:
     state = start_run(replace(spec, compile_mode="off"), replace(config, use_lora=False))
     start, device = evaluate_start(state.model, spec.corpus, spec.protocol), state.device
     del state
     release_memory(device)  # which the trials' own processes need
-    return replace(spec, start=start, start_seed=config.seed)
+    yield start
 
 
 def resume_run(spec: RunSpec, config: TrialConfig, checkpoint: Checkpoint, *, may_be_over: bool = False) -> TrainState:

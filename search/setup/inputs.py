@@ -214,7 +214,8 @@ def check_fit(loaded: Loaded, configs: list[TrialConfig]) -> None:
     from trainable.run import start_run
 
     longest = replace(max(configs, key=lambda config: config.block_size), use_lora=False)
-    model = start_run(replace(loaded.spec, compile_mode="off"), longest).model
+    # On the CPU: what is only looked at has no business in a GPU's memory.
+    model = start_run(replace(loaded.spec, compile_mode="off", device="cpu"), longest).model
     for targets in sorted({config.lora_targets for config in configs if config.use_lora}):
         find_targets(model, targets)
 

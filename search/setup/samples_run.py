@@ -89,7 +89,7 @@ def _continued(study: Study, trial: Row | None, prompt: str, loaded: Loaded, sto
     """Return how the trial's model, or what every trial starts from, continues the prompt. Raises UserError."""
     import torch
 
-    from trainable.device.device import release_memory
+    from trainable.device.device_memory import release_memory
     from trainable.run import load_run_model
     from trainable.sampling import sample
 

@@ -393,6 +393,22 @@ def test_running_out_of_memory_says_which_variables_to_change(
     assert (row["status"], row["optimizer_steps"]) == ("out_of_memory", 1)
 
 
+def test_a_model_that_does_not_even_fit_is_told_in_the_same_line(
+    train_one: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices: list[str] = []
+
+    def no_room(spec: Any, config: Any) -> Any:
+        devices.append(spec.device)
+        if len(devices) == 2:  # the first shows on the CPU whether all fits together
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+
+    monkeypatch.setattr("trainable.run.start_run", no_room)
+    ran = train_one_refused(train_one)
+    assert "BATCH_SIZE=2 x BLOCK_SIZE=16 does not fit in cpu memory. Lower BATCH_SIZE" in ran["error"]["message"]
+    assert devices == ["cpu", "cpu"]
+
+
 def test_a_fault_of_ours_does_not_leave_the_run_running(train_one: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*args: Any, **kwargs: Any) -> Iterator[Any]:
         yield next(train(*args, **kwargs))
