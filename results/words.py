@@ -5,6 +5,7 @@ It reads nothing and decides nothing.
 
 import math
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from trainable.config import HYPERPARAMETERS
@@ -106,6 +107,14 @@ def value_words(value: Any) -> str:
 def range_words(low: float, high: float, to: str = " to ") -> str:
     """Return what lies between two values, or the value that both are."""
     return value_words(low) if low == high else f"{value_words(low)}{to}{value_words(high)}"
+
+
+def local_time_words(time: datetime | str | None) -> str:
+    """Return a time to the minute in the reader's zone, which it names: 2026-11-29 04:15 CET."""
+    if time is None:
+        return UNKNOWN
+    known = datetime.fromisoformat(time) if isinstance(time, str) else time
+    return f"{known.astimezone():%Y-%m-%d %H:%M %Z}"
 
 
 def duration_words(seconds: float | None) -> str:
