@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from trainable.errors import MachineError, UserError
+from trainable.errors import MachineError, UserError, did_you_mean
 
 if TYPE_CHECKING:
     from search.options import Options
@@ -83,6 +83,7 @@ def _run(words: Sequence[str]) -> int:
 
     terminal = Terminal(as_json="--json" in words)
     try:
+        _check_command(words)
         arguments = _parser().parse_args(words)
         options = read_options(arguments.assignments)
         for line in overlooked():
@@ -126,7 +127,14 @@ def _refused(reason: str, terminal: "Terminal", *, code: int = 2) -> int:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}. `{self.prog} --help` says what there is.")
+        raise UserError(f"{message}. `{self.prog} --help` lists the commands.")
+
+
+def _check_command(words: Sequence[str]) -> None:
+    """Raise UserError for a word in the command's place that is none: argparse would list them all."""
+    word = next((word for word in words if not word.startswith("-")), None)
+    if word is not None and word not in COMMANDS:
+        raise UserError(f"there is no command {word!r}.{did_you_mean(word, COMMANDS)} `make help` lists them.")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -139,7 +147,12 @@ def _parser() -> argparse.ArgumentParser:
     for name, (_, help_line) in COMMANDS.items():
         command = commands.add_parser(name, help=help_line, description=help_line)
         command.add_argument("assignments", nargs="*", metavar="NAME=value", help="variables; `make help` lists them")
-        command.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON document")
+        command.add_argument(
+            "--json",
+            action="store_true",
+            default=argparse.SUPPRESS,
+            help="one JSON document on stdout, everything else on stderr",
+        )
     return parser
 
 

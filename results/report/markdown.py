@@ -78,8 +78,8 @@ def _cost(facts: Row) -> Iterator[str]:
     if not cost["by_ending"]:
         return
     yield (
-        f"Spent {duration_words(cost['device_s_spent'])} of device time ({duration_words(facts['study']['wall_s'])} on the "
-        f"clock) and {token_words(cost['tokens_spent'])} "
+        f"Wall time {duration_words(facts['study']['wall_s'])}, device time {duration_words(cost['device_s_spent'])}, "
+        f"{token_words(cost['tokens_spent'])} "
         f"tokens; every trial in full would have taken {duration_words(cost['device_s_full'])}: "
         f"{percent_words(cost['device_s_saved_frac'])} saved."
         + "".join(
@@ -147,7 +147,8 @@ def _cautions(facts: Row) -> Iterator[str]:
     known = [rung for rung in facts["rungs"] if rung["rung"] is not None and rung["spearman"] is not None]
     if known:
         said = [
-            f"{rung['spearman']:.2f} at {percent_words(rung['budget_frac'])} of the budget ({count_words(rung['trials_with_both'], 'trial')})"
+            f"{rung['spearman']:.2f} at {percent_words(rung['budget_frac'])} of the budget "
+            f"({count_words(rung['trials_with_both'], 'trial')})"
             for rung in known
         ]
         yield f"- Rank correlation (Spearman) of the loss at a rung with the final loss: {plain(list_words(said))}."

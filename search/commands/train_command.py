@@ -1,4 +1,4 @@
-"""`make train`: one configuration, without Ray; the owner's training.py and training_resume.py in one."""
+"""`make train`: one configuration, without Ray, from step 0 or from a checkpoint."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from results.export import winner_env
 from results.study.folder import Study, create_study, find_study, new_study_name, studies_dir
 from results.study.ledger import Ledger
+from results.study.paths import shown
 from results.study.planned_run import PlannedRun
 from results.words import config_words, loss_words, token_words, trial_loss_words
 from search.options import Options, parse_options, with_default_warmup
@@ -89,7 +90,7 @@ def train_command(options: Options, terminal: Terminal) -> int:
         status = _train(plan, state, study, checkpoints, terminal, interrupts)
     row = study.trials()[0]
     loss = trial_loss_words(row) if status == "unstable" else f"val loss {loss_words(row['val_loss'])}"
-    terminal.say(f"{status}: {loss}, {token_words(row['tokens_seen'])} tokens; {study.path}")
+    terminal.say(f"{status}: {loss}, {token_words(row['tokens_seen'])} tokens; study {shown(study.path)}")
     for line in checkpoints.words():
         terminal.say(line)
     saved = _save_model(plan, state, study, status, terminal)

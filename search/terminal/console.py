@@ -8,8 +8,10 @@ from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 from rich.console import Console, ConsoleOptions, RenderableType
+from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.segment import Segment
+from rich.text import Text
 
 from results.words import printable
 from trainable.errors import redacted
@@ -28,6 +30,16 @@ class PlainConsole(Console):
         for segment in super().render(renderable, options):
             # Control segments are rich's own.
             yield segment if segment.control else segment._replace(text=plain(segment.text))
+
+
+def print_line(console: Console, text: str | Text, *, indent: int = 0) -> None:
+    """Print a line: a terminal's breaks between words, a file's not at all, for whoever searches it."""
+    line = Text(text) if isinstance(text, str) else text
+    if not console.is_terminal:
+        console.print(Text(" " * indent) + line, soft_wrap=True)
+        return
+    # A path longer than the screen stays whole: it is there to be copied.
+    console.print(Padding(line, (0, 0, 0, indent)), overflow="ignore", crop=False)
 
 
 class LastingStream:
@@ -95,7 +107,7 @@ class Terminal:
 
     def say(self, text: str) -> None:
         """Print a line for a person."""
-        self.console.print(text, soft_wrap=True)
+        print_line(self.console, text)
 
     def document(self, document: Mapping[str, Any]) -> None:
         """Print the command's JSON document, when one was asked for."""

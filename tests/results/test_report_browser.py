@@ -195,10 +195,11 @@ OVERLAPS = """
   const name = (node) => node.textContent.trim().slice(0, 40);
   for (const plot of document.querySelectorAll(".plot")) {
     const outer = plot.getBoundingClientRect();
-    const texts = [...plot.querySelectorAll("text")].filter((text) => text.textContent.trim() && !text.closest(".hoverlayer"))
+    const texts = [...plot.querySelectorAll("text")]
+      .filter((text) => text.textContent.trim() && !text.closest(".hoverlayer"))
       .map((text) => [text, text.getBoundingClientRect()]).filter(([, box]) => shown(box));
     for (const [text, box] of texts)
-      if (box.left < outer.left - 2 || box.right > outer.right + 2 || box.top < outer.top - 2 || box.bottom > outer.bottom + 2)
+      if (Math.min(box.left - outer.left, outer.right - box.right, box.top - outer.top, outer.bottom - box.bottom) < -2)
         found.push(`${plot.dataset.figure ?? plot.id}: ${name(text)} is cut off`);
     texts.forEach(([a, p], index) => texts.slice(index + 1).forEach(([b, q]) => {
       const wide = Math.min(p.right, q.right) - Math.max(p.left, q.left);
@@ -207,13 +208,14 @@ OVERLAPS = """
     }));
   }
   const frame = document.documentElement.clientWidth;
-  for (const node of document.querySelectorAll("h1, h2, h3, p, li, td, th, dt, dd, label, button, code, summary, figcaption")) {
+  const tags = "h1, h2, h3, p, li, td, th, dt, dd, label, button, code, summary, figcaption";
+  for (const node of document.querySelectorAll(tags)) {
     const box = node.getBoundingClientRect();
     if (!shown(box)) continue;
-    const style = getComputedStyle(node);
-    if (node.scrollWidth > node.clientWidth + 1 && node.clientWidth && style.overflowX !== "visible" && style.overflowX !== "auto")
-      found.push(`${name(node)} is clipped`);
-    if (box.right > frame + 1 && !node.closest(".scroll, nav, pre, code")) found.push(`${name(node)} is beyond the page`);
+    const hides = !["visible", "auto"].includes(getComputedStyle(node).overflowX);
+    if (hides && node.clientWidth && node.scrollWidth > node.clientWidth + 1) found.push(`${name(node)} is clipped`);
+    if (box.right > frame + 1 && !node.closest(".scroll, nav, pre, code"))
+      found.push(`${name(node)} is beyond the page`);
   }
   return found;
 })()

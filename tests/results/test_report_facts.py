@@ -53,7 +53,7 @@ def test_facts_are_json_and_the_tables_numbers(study: Study, facts: dict[str, An
             assert trial[name] == row[name], name
     metrics = [row for row in study.metrics() if row["trial_id"] == 0]
     assert next(t for t in facts["trials"] if t["is_baseline"])["evaluations"] == {
-        name: [row[name] for row in metrics] for name in ("tokens_seen", "optimizer_steps", "val_loss")
+        name: [row[name] for row in metrics] for name in ("tokens_seen", "optimizer_steps", "active_s", "val_loss")
     }
 
 

@@ -90,7 +90,7 @@ def test_the_winner_and_the_baseline_have_their_own_accent(figures: dict[str, li
 
 def test_a_study_of_few_completed_trials_is_compared_at_the_first_rung(facts: dict[str, Any]) -> None:
     assert views(facts)[0] == "at the full budget"
-    assert views(facts)[1].startswith("at rung 0 (")
+    assert views(facts)[1].startswith("at 11% of the budget (")
     assert default_view(facts) == 1
     assert default_view({**facts, "trials": [t for t in facts["trials"] if t["status"] == "completed"]}) == 0
 

@@ -59,7 +59,11 @@ def _of_module(path: Path) -> Iterator[UserString]:
     inside = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in ast.walk(node)}
     for node in ast.walk(tree):
         text = _text(node)
-        if text is None or (id(node) in inside and not isinstance(node, ast.JoinedStr)):
+        if (
+            not isinstance(node, ast.Constant | ast.JoinedStr)
+            or text is None
+            or (id(node) in inside and not isinstance(node, ast.JoinedStr))
+        ):
             continue
         kind: Kind = "docstring" if id(node) in docstrings else "message"
         # A word alone is a name or a key of the program, unless it is one of a heading.
@@ -75,7 +79,7 @@ def _text(node: ast.AST) -> str | None:
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return node.value
     if isinstance(node, ast.JoinedStr):
-        return "".join(part.value if isinstance(part, ast.Constant) else VALUE for part in node.values)
+        return "".join(str(part.value) if isinstance(part, ast.Constant) else VALUE for part in node.values)
     return None
 
 

@@ -137,7 +137,10 @@ def _fresh_means(measured: Measured, confirmation: Row | None) -> Row | None:
     if not seeds:
         return None
     means = {"winner": ours, "baseline": theirs}
-    return {"seeds": len(seeds), **{name: math.fsum(of[seed] for seed in seeds) / len(seeds) for name, of in means.items()}}
+    return {
+        "seeds": len(seeds),
+        **{name: math.fsum(of[seed] for seed in seeds) / len(seeds) for name, of in means.items()},
+    }
 
 
 def _samples_facts(study: Study) -> Row | None:
@@ -243,7 +246,8 @@ def _trial_facts(document: Row, measured: Measured, winner_id: int | None) -> li
                 "searched": measured.values(trial),
                 "rung_losses": [measured.loss_at(trial, tokens) for tokens in measured.rung_tokens],
                 "evaluations": {
-                    name: [row[name] for row in evaluations] for name in ("tokens_seen", "optimizer_steps", "active_s", "val_loss")
+                    name: [row[name] for row in evaluations]
+                    for name in ("tokens_seen", "optimizer_steps", "active_s", "val_loss")
                 },
             }
         )

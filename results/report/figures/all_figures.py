@@ -199,7 +199,9 @@ def _pareto(facts: Row) -> Iterator[Row]:
         for role, trials in by_role(rows)
     ]
     front = pareto_front(rows)
-    apart = spaced(front, LABEL_GAP_FRAC * (max(t["tokens_per_s"] for t in rows) - min(t["tokens_per_s"] for t in rows)))
+    apart = spaced(
+        front, LABEL_GAP_FRAC * (max(t["tokens_per_s"] for t in rows) - min(t["tokens_per_s"] for t in rows))
+    )
     traces.append(
         {
             "type": "scatter",

@@ -149,7 +149,7 @@ def position(parameter: Row, value: Any, trial_id: int) -> Any:
 
 
 def domain_range(parameter: Row, values: Sequence[float]) -> list[float | None]:
-    """Return the ends of a range's axis: the whole domain and what was tried beside it, so that one point has a place."""
+    """Return the ends of a range's axis: the domain and what was tried beside it, so that one point has a place."""
     scale = math.log10 if parameter["log"] else float
     ends = [scale(value) for value in (parameter["low"], parameter["high"], *values)]
     pad = 0.04 * (max(ends) - min(ends) or 1.0)
