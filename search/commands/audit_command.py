@@ -16,7 +16,7 @@ def audit_command(options: Options, terminal: Terminal) -> int:
     with Preparing(terminal.console) as progress:
         inputs = check_inputs(options, progress=progress)
         if out is not None and inputs.documents.kind == "jsonl":
-            raise UserError("CLEAN cannot rewrite JSON lines. Unset it, and mend the lines that the audit names.")
+            raise UserError("CLEAN cannot rewrite JSON lines. Unset it, and fix the lines that the audit names.")
         from trainable.model.models import load_tokenizer, separator_id
         from trainable.text_audit.audit import audit
         from trainable.text_audit.audit_plot import plot_audit

@@ -40,7 +40,7 @@ def compare_command(options: Options, terminal: Terminal) -> int:
         )
     terminal.console.print(table)
     if differences:
-        terminal.say("not ranked, for their losses do not measure the same thing:")
+        terminal.say("not ranked, because their losses are not comparable:")
         for line in differences:
             terminal.say(f"  {line}")
     else:

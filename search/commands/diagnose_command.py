@@ -46,9 +46,7 @@ def _report(target: str, options: Options, progress: Preparing) -> tuple[Report,
     picture = Path.cwd() / f"{path.stem}.diagnosis.png"
     if not path.exists():
         known = [study.name for study in list_studies()]
-        raise UserError(
-            f"TARGET={target} is neither a study, STUDY/TRIAL, nor a file or folder.{did_you_mean(target, known)}"
-        )
+        raise UserError(f"TARGET={target} is not a study, STUDY/TRIAL, file or folder.{did_you_mean(target, known)}")
     if path.name.endswith(INDEX_SUFFIX):
         path = path.parent
     if path.is_dir() and not any(_is_checkpoint(entry) or entry.is_dir() for entry in path.iterdir()):
@@ -107,7 +105,7 @@ def _checkpoints(target: str, path: Path, options: Options, progress: Preparing)
 
     paths = checkpoint_files(path) if path.is_dir() else [path]
     model_name = options.gpt2_model_name or read_checkpoint(paths[-1]).model_name
-    # An owner's file does not name its tokenizer: without GPT2_MODEL_NAME no text can be read as it was trained on.
+    # Another script's file does not name its tokenizer: without GPT2_MODEL_NAME no text can be tokenized.
     corpus = None
     if model_name is not None:
         files = list(inputs.files)

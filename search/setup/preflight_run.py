@@ -65,7 +65,7 @@ def passes_preflight(
     )
     if all(check.status != "fail" for check in checks):
         return True
-    terminal.say("nothing was trained: a search cannot mend this. SKIP_PREFLIGHT=1 goes on regardless.")
+    terminal.say("nothing was trained: a search cannot fix this. SKIP_PREFLIGHT=1 goes on regardless.")
     terminal.document({"passed": False, "checks": [asdict(check) for check in checks]})
     return False
 

@@ -138,7 +138,9 @@ def test_a_changed_space_and_a_pin_are_refused_with_the_difference(killed: Kille
     assert (
         "resumed.toml has changed since: - learning_rate = { log_uniform = [1e-5, 30.0] }; + learning" in changed.stderr
     )
-    assert "study killed was planned otherwise: WEIGHT_DECAY is 0.5, was searched or not set." in pinned.stderr
+    assert (
+        "study killed was planned with other settings: WEIGHT_DECAY is 0.5, was searched or not set." in pinned.stderr
+    )
     assert len(changed.stderr.splitlines()) == len(pinned.stderr.splitlines()) == 1
 
 

@@ -11,7 +11,7 @@ SEEN: tuple[Kind, ...] = ("message", "page")
 EVERYWHERE: tuple[Kind, ...] = ("message", "docstring", "comment", "page")
 RULES: Mapping[str, tuple[tuple[Kind, ...], str]] = {
     r"\bledger\b(?!\.py)": (SEEN, "say cost, results, or the table's name"),
-    r"\bendings?\b": (SEEN, "say how a trial ended, or its status"),
+    r"(?<![.\"])\bendings?\b(?! =|\.has)": (SEEN, "say how a trial ended, or its status"),
     r"\bthe story\b": (EVERYWHERE, "say whose run it was, or nothing"),
     r"\bowner'?s?\b": (EVERYWHERE, "say `before`, the plateau run, or the user's"),
     r"\bsay it again\b|\bagain with the same words\b": (SEEN, "run the command again"),
@@ -23,7 +23,7 @@ RULES: Mapping[str, tuple[tuple[Kind, ...], str]] = {
     r"\bis said\b|\bare said\b": (SEEN, "say is reported, or is printed"),
     r"\bthere is no reading\b": (SEEN, "say cannot be read"),
     r"\bgoes? on anew\b|\bback or on anew\b": (SEEN, "say starts again"),
-    r"\bof no number\b|\bis no (?:text|range|space|file|variable)\b": (SEEN, "say is not a ..."),
+    r"\bof no number\b|(?<!there )\bis no (?:text|range|space|file|variable)\b": (SEEN, "say is not a ..."),
     r"\bfor want of\b": (SEEN, "say out of"),
     r"\bthe fair clock\b|\blucky\b|\bhunch\b": (SEEN, "say what is measured"),
     r"\botherwise than\b": (SEEN, "say differently from, or not as"),

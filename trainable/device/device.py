@@ -58,7 +58,7 @@ def pick_device(requested: str | None) -> torch.device:
         raise UserError(f"DEVICE={requested} is not a device. Choose cuda, mps or cpu, or unset it.") from None
     if kind == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(
-            f"DEVICE={requested}: this machine has {torch.cuda.device_count()} CUDA device(s), counted from 0."
+            f"DEVICE={requested}: this machine has {torch.cuda.device_count()} CUDA devices, counted from 0."
         )
     return device
 
