@@ -56,6 +56,8 @@ COMMANDS = {
     "compare": ("search.commands.compare_command:compare_command", "set studies side by side: STUDY=a,b"),
     "list": ("search.commands.list_command:list_command", "list the studies"),
 }
+MAKE_NAMES = {"search": "run", "help": "variables"}
+"""The targets of make that are called otherwise than the command."""
 LEAVE_FILES = ("run", "resume", "baseline", "train", "confirm", "attribute", "report", "model")
 """What these print can be read in the study's folder as well, or in the model's."""
 INTERRUPTED = 130
@@ -65,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0 done, 2 the user's mistake, 1 a fault, 130 interrupted."""
     from search.terminal.console import lasting_output
 
-    words = sys.argv[1:] if argv is None else argv
+    words = [MAKE_NAMES.get(word, word) for word in (sys.argv[1:] if argv is None else argv)]
     with lasting_output() as stdout:
         code = _run(words)
         stdout.flush()
@@ -134,7 +136,8 @@ def _check_command(words: Sequence[str]) -> None:
     """Raise UserError for a word in the command's place that is none: argparse would list them all."""
     word = next((word for word in words if not word.startswith("-")), None)
     if word is not None and word not in COMMANDS:
-        raise UserError(f"there is no command {word!r}.{did_you_mean(word, COMMANDS)} `make help` lists them.")
+        near = did_you_mean(word, (*COMMANDS, *MAKE_NAMES))
+        raise UserError(f"there is no command {word!r}.{near} `make help` lists them.")
 
 
 def _parser() -> argparse.ArgumentParser:

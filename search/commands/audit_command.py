@@ -1,8 +1,6 @@
 """`make audit`: what is wrong with the text, by token position; CLEAN= writes a copy without it."""
 
-from pathlib import Path
-
-from results.study.paths import shown
+from results.study.paths import picture_path, shown
 from results.words import token_words
 from search.options import Options
 from search.setup.inputs import check_inputs
@@ -34,7 +32,7 @@ def audit_command(options: Options, terminal: Terminal) -> int:
             token_range=options.range,
             progress=progress,
         )
-        picture = Path.cwd() / f"{files[0].stem}.audit.png"
+        picture = picture_path(f"{files[0].stem}.audit.png")
         plot_audit(report, picture)
         cleaned = write_clean(files, report, out) if out else None
     for line in inputs.text_lines:

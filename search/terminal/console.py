@@ -11,10 +11,14 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.segment import Segment
+from rich.table import Table
 from rich.text import Text
 
 from results.words import printable
 from trainable.errors import redacted
+
+
+MAX_TABLE_WIDTH = 1000
 
 
 def plain(text: str) -> str:
@@ -40,6 +44,12 @@ def print_line(console: Console, text: str | Text, *, indent: int = 0) -> None:
         return
     # A path longer than the screen stays whole: it is there to be copied.
     console.print(Padding(line, (0, 0, 0, indent)), overflow="ignore", crop=False)
+
+
+def print_table(console: Console, table: Table) -> None:
+    """Print a table with every cell whole, beyond the screen if need be: a name that must be typed is never cut."""
+    natural = console.measure(table, options=console.options.update(width=MAX_TABLE_WIDTH)).maximum
+    console.print(table, width=max(console.width, natural), crop=False)
 
 
 class LastingStream:
