@@ -90,8 +90,8 @@ def _starts(spec: RunSpec, config: TrialConfig) -> Iterator[Start]:
 def resume_run(spec: RunSpec, config: TrialConfig, checkpoint: Checkpoint, *, may_be_over: bool = False) -> TrainState:
     """Return a run that goes on where `checkpoint` left off.
 
-    Ours continues exactly (optimizer, random numbers, data position); from an owner's file the weights and the step
-    count are taken, and the optimizer starts anew. may_be_over: the last evaluation alone may be missing.
+    Ours continues exactly (optimizer, random numbers, data position); from another script's file the weights and the
+    step count are taken, and the optimizer starts from zero. may_be_over: the last evaluation alone may be missing.
     """
     step = checkpoint.step_to_continue_from
     if config.training_steps <= step and not may_be_over:
@@ -151,7 +151,7 @@ def _check_same_weights(config: TrialConfig, checkpoint: Checkpoint) -> None:
         holds = "LoRA adapters" if checkpoint.base is not None else "a whole model"
         raise UserError(
             f"{where} holds {holds} and USE_LORA={config.use_lora} trains other weights. Set USE_LORA="
-            f"{not config.use_lora} to go on with them, or WEIGHTS_ONLY=True to start anew from what they came to."
+            f"{not config.use_lora} to go on with them, or WEIGHTS_ONLY=True to start at step 0 from these weights."
         )
     for name in ("lora_rank", "lora_alpha", "lora_targets") if config.use_lora else ():
         then, now = getattr(checkpoint.config, name), getattr(config, name)
@@ -171,7 +171,7 @@ def _state(spec: RunSpec, config: TrialConfig, checkpoint: Checkpoint | None) ->
         model,
         device=device,
         unigram_entropy=spec.unigram_entropy,
-        # A resumed run is judged as it was before it was cut; an owner's weights are of unknown origin.
+        # A resumed run is judged as it was before it was cut; another script's weights are of unknown origin.
         from_scratch=spec.from_scratch and (checkpoint is None or checkpoint.ours is not None),
         rules=make_rules(spec.stability),
     )

@@ -1,4 +1,4 @@
-"""`make train`: one configuration, without Ray; the owner's training.py and training_resume.py in one."""
+"""`make train`: one configuration, without Ray, from step 0 or from a checkpoint."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +15,7 @@ from results.samples import samples_json
 from results.study.folder import Study, create_study, find_study, new_study_name, studies_dir
 from results.study.json_documents import write_document
 from results.study.ledger import Ledger
+from results.study.paths import shown
 from results.study.planned_run import PlannedRun
 from results.winner import start_val_loss
 from results.words import config_words, loss_words, token_words, trial_loss_words
@@ -116,7 +117,7 @@ def train_command(options: Options, terminal: Terminal) -> int:
     row = study.trials()[0]
     loss = trial_loss_words(row) if status == "unstable" else f"end {loss_words(row['val_loss'])}"
     start = f"start {loss_words(start_val_loss(study.document()))}"
-    terminal.say(f"{status}: {start} → {loss}, {token_words(row['tokens_seen'])} tokens; {study.path}")
+    terminal.say(f"{status}: {start} → {loss}, {token_words(row['tokens_seen'])} tokens; study {shown(study.path)}")
     for line in filter(None, [checkpoints.words, *sample_lines(study)]):
         terminal.say(line)
     if checkpoints.warning:

@@ -43,7 +43,7 @@ class Plan:
     slots: Slots
     mirrors: Mirrors
     baseline: TrialConfig
-    """A run of it, on whatever seed, is ended by nothing but a loss that is no number."""
+    """A run of it, on whatever seed, is ended by nothing but a non-finite loss."""
     budget_tokens: int
     milestones_tokens: tuple[int, ...]
     """Where every run is evaluated; the last is the budget."""
@@ -77,7 +77,7 @@ class Plan:
 def make_plan(options: Options, *, kind: str, progress: Preparing, compare: str | None = None) -> Plan:
     """Return the study that the variables ask for.
 
-    kind "search" runs the space; "baseline" its baseline alone, and beside it the story's configuration `compare`.
+    kind "search" runs the space; "baseline" its baseline alone, and beside it the built-in configuration `compare`.
     Raises UserError; nothing is written before it returns.
     """
     if isinstance(options.trials, MoreTrials):

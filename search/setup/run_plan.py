@@ -101,11 +101,11 @@ def _with_start(plan: Plan, view: StudyView) -> Plan:
 
     known, seed = plan.document.get("start"), plan.document["seed"]
     if known is None:
-        view.say("evaluating where it starts ...")
+        view.say("evaluating the start ...")
         spec = with_start(plan.loaded.spec, replace(plan.baseline, seed=seed))
         assert spec.start is not None
         losses = start_losses(spec.start)
-        view.say(f"it starts at a val loss of {loss_words(losses['val_loss'])} nats/token")
+        view.say(f"start: val loss {loss_words(losses['val_loss'])} nats/token")
         plan = replace(plan, document={**plan.document, "start": losses})
     elif None not in known.values():
         spec = replace(plan.loaded.spec, start=Start(**known), start_seed=seed)

@@ -304,7 +304,7 @@ def test_an_owners_file_goes_on_with_its_weights_at_its_step(train_one: Train, o
     path, loss = owners_file
     ran = train_one(STUDY="resumed", CHECKPOINT_PATH=str(path), RESUME_STEPS="4")
     assert ran["code"] == 0
-    assert "at step 1500, with its weights; the optimizer starts anew" in ran["log"]
+    assert "at step 1500, with its weights; the optimizer starts from zero" in ran["log"]
     assert [row["optimizer_steps"] for row in step_rows(ran)] == [1501, 1502, 1503, 1504]
     assert ran["trial"]["training_steps"] == 1504
     assert study_of(ran).metrics()[0]["val_loss"] == loss
