@@ -64,7 +64,7 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
         self._leave_path: Path | None = config["leave_path"]
         self._left = False
         self._eval_steps: set[int] = set()
-        # Without the baseline's loss at the full budget there is nothing to compare with; only a loss that is no number
+        # Without the baseline's loss at the full budget there is nothing to compare with; only a non-finite loss
         # ends it.
         is_baseline = replace(self._config, seed=0) == replace(TrialConfig(**config["baseline"]), seed=0)
         self._stop_on = ("nonfinite",) if is_baseline else STOP_KINDS
@@ -198,7 +198,7 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
         try:
             self._saver.wait()
         except OSError as error:
-            self._notes.append(f"no checkpoint was kept: {error.strerror or error}")
+            self._notes.append(f"no checkpoint was saved: {error.strerror or error}")
 
     def _result(
         self,

@@ -7,7 +7,7 @@ from results.confirmation.confirmation_file import load_attempts
 from results.ranking import ranked_trials
 from results.study.folder import Study
 from results.study.ledger import Ledger
-from results.words import config_words, token_words
+from results.words import config_words, count_words, token_words
 from search.commands.confirm_command import confirm_study
 from search.options import Options
 from search.setup.finish import finish_study
@@ -117,8 +117,8 @@ def header_lines(plan: Plan) -> list[str]:
         *loaded.separator_notes,
         f"{plan.document['trials_planned']} trials of at most {token_words(plan.budget_tokens)} tokens, evaluated on "
         f"the same {space.evaluation.tokens:,} held-out tokens at context {space.evaluation.block_size}",
-        f"{slots.count} at a time on {device.type} ({device.name}), {slots.threads} CPU thread(s) each",
+        f"{slots.count} at a time on {device.type} ({device.name}), {count_words(slots.threads, 'CPU thread')} each",
         f"baseline ({space.baseline_name}): {config_words(asdict(space.baseline))}",
-        *(f"search {parameter.name}: {parameter.domain}" for parameter in space.parameters if not plan.configs),
+        *(f"searched: {parameter.name} {parameter.domain}" for parameter in space.parameters if not plan.configs),
         *plan.notes,
     ]

@@ -8,7 +8,7 @@ from typing import Any
 from results.study.folder import Study, check_study_name, new_study_name, open_study, studies_dir, study_exists
 from results.study.planned_run import PlannedRun
 from search.cluster.connection import check_port
-from search.options import MoreTrials, Options
+from search.options import MoreTrials, Options, check_lora
 from search.setup.inputs import Inputs, Loaded, check_fit, check_inputs, load_inputs
 from search.setup.settings import Settings, read_settings
 from search.setup.slots import slots_for
@@ -43,7 +43,7 @@ class Plan:
     slots: Slots
     mirrors: Mirrors
     baseline: TrialConfig
-    """A run of it, on whatever seed, is ended by nothing but a loss that is no number."""
+    """A run of it, on whatever seed, is ended by nothing but a non-finite loss."""
     budget_tokens: int
     milestones_tokens: tuple[int, ...]
     """Where every run is evaluated; the last is the budget."""
@@ -77,7 +77,7 @@ class Plan:
 def make_plan(options: Options, *, kind: str, progress: Preparing, compare: str | None = None) -> Plan:
     """Return the study that the variables ask for.
 
-    kind "search" runs the space; "baseline" its baseline alone, and beside it the story's configuration `compare`.
+    kind "search" runs the space; "baseline" its baseline alone, and beside it the built-in configuration `compare`.
     Raises UserError; nothing is written before it returns.
     """
     if isinstance(options.trials, MoreTrials):
@@ -100,6 +100,7 @@ def plan_study(
 ) -> Plan:
     """Return a new study over a space file's content with the settings in it. Raises UserError."""
     space = settings.applied_to(file, kind)
+    check_lora(settings.pins, uses_lora=bool(space.baseline.use_lora or space.domain("use_lora")))
     make_rules(space.stability)
     name = study_name(options, space.name if kind == "search" else kind)
     if options.address not in (None, "auto"):

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from results.study.folder import studies_dir
-from results.words import duration_words
+from results.words import duration_words, list_words, local_time_words
 from search.options import Options
 from search.setup.inputs import Inputs, Loaded
 from search.setup.preflight_record import PreflightRecord, Sharing, read_record, record_path, write_record
-from search.terminal.console import Terminal
+from search.terminal.console import Terminal, print_line
 from trainable.config import TrialConfig
 
 if TYPE_CHECKING:
@@ -45,11 +45,11 @@ def passes_preflight(
     room: for the checkpoints. checkpoint: where a run is to go on from, when it is not the spec's.
     """
     if options.skip_preflight:
-        terminal.say("preflight: not run, as SKIP_PREFLIGHT says")
+        terminal.say("preflight: not run (SKIP_PREFLIGHT)")
         return True
     record = read_record(record_path(loaded, config))
     if record is not None and record.covers(largest, sharing):
-        terminal.say(f"preflight: passed before ({record.passed_at:%Y-%m-%d %H:%M}), not run again")
+        terminal.say(f"preflight: passed before ({local_time_words(record.passed_at)}), not run again")
         for check in record.warnings:
             _say_check(check, terminal)
         return True
@@ -66,7 +66,7 @@ def passes_preflight(
     )
     if all(check.status != "fail" for check in checks):
         return True
-    terminal.say("nothing was trained: no search can mend this. SKIP_PREFLIGHT=1 goes on regardless.")
+    terminal.say("nothing was trained: a search cannot fix this. SKIP_PREFLIGHT=1 goes on regardless.")
     terminal.document({"passed": False, "checks": [asdict(check) for check in checks]})
     return False
 
@@ -96,6 +96,8 @@ def run_checks(
                 _say_check(check, terminal)
     counts = {status: sum(check.status == status for check in checks) for status in STYLES}
     words = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+    if skipped := [check.name for check in checks if check.status == "skipped"]:
+        words += f" ({list_words(skipped)})"
     terminal.say(f"preflight: {words}, in {duration_words(time.monotonic() - started_at)}")
     if not counts["fail"]:
         record = PreflightRecord(
@@ -166,8 +168,8 @@ def _preflight(spec: "RunSpec", config: TrialConfig, sharing: Sharing, **request
 
 def _say_check(check: "Check", terminal: Terminal) -> None:
     line = Text(f"  {check.status:<8}", style=STYLES[check.status]) + Text(f"{check.name}: {check.measured}", style="")
-    terminal.console.print(line, soft_wrap=True)
+    print_line(terminal.console, line)
     if check.status in ("fail", "warn"):
-        terminal.say(f"          expected: {check.expected}")
+        print_line(terminal.console, f"expected: {check.expected}", indent=10)
         if check.advice:
-            terminal.say(f"          {check.advice}")
+            print_line(terminal.console, check.advice, indent=10)

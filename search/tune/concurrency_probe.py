@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from results.words import count_words
 from trainable.config import TrialConfig
 
 if TYPE_CHECKING:
@@ -63,5 +64,5 @@ def _candidates(device_type: str, cores: int, device_count: int) -> Iterator[tup
 
 def concurrency_words(tried: "list[Probe]", chosen: int) -> str:
     """Return a line on what was measured."""
-    measured = ", ".join(f"{one.count} x {one.threads} thread(s) {one.tokens_per_s:,.0f}" for one in tried)
+    measured = ", ".join(f"{one.count} x {count_words(one.threads, 'thread')} {one.tokens_per_s:,.0f}" for one in tried)
     return f"CONCURRENCY=auto: {chosen} at a time; tokens/s measured: {measured}"

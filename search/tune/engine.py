@@ -148,7 +148,9 @@ def run_study(
         # A worker may have been killed while it saved.
         remove_unfinished(study.path / CHECKPOINTS)
     if work.searcher.exhausted:
-        view.say("the search is over: every configuration that is left was run, or is as large as one out of memory")
+        view.say(
+            "the search is over: every other configuration has been run, or is as large as one that ran out of memory"
+        )
     if recorder.storage_error is not None:
         words = storage_error_words(recorder.storage_error, study.path)
         raise UserError(f"{words}. Then go on with: make resume STUDY={study.name}")
@@ -239,7 +241,7 @@ def rays_own_faults(study: Study) -> Iterator[None]:
     except (ray.exceptions.RayError, ConnectionError, TimeoutError) as error:
         raise MachineError(
             f"Ray ended while the trials ran: {reason(error)}; what was measured so far is kept. "
-            f"Look at the machine's memory. {again}"
+            f"Check the machine's memory. {again}"
         ) from None
     except OSError as error:
         # What Tune writes for itself; the recorder keeps the errors of the study's own files.

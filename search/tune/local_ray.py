@@ -143,7 +143,7 @@ def _start(folder: Path, slots: Slots, *, say: Callable[[str], None]) -> None:
                 cause = last_error(folder) or reason(error)
                 if attempt == STARTS or not _timed_out(error):
                     raise MachineError(
-                        f"Ray did not start on this machine: {cause}. Look at free memory, /dev/shm and the limits "
+                        f"Ray did not start on this machine: {cause}. Check free memory, /dev/shm and the limits "
                         "(ulimit -a); RAY_TMPDIR=/folder moves its files. Then run the command again."
                     ) from None
                 say(f"Ray did not start in time ({cause}); trying once more")

@@ -61,7 +61,7 @@ print(time.perf_counter() - started)
 
 
 def loaded() -> Any:
-    """Return the embedded text and the tiny model, as `make search` loads them."""
+    """Return the Python language reference and the tiny model, as `make search` loads them."""
     inputs = check_inputs(read_options([]), progress=lambda *_: None)
     return load_inputs(
         inputs, block_size=128, eval_tokens=EVAL_TOKENS, stability={}, init_from=None, progress=lambda *_: None

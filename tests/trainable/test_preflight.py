@@ -235,7 +235,7 @@ def test_a_batch_that_does_not_fit_is_refused_without_being_tried(
     assert "not tried" in checks["memory"].measured
     checks = preflight(make_spec("gpt2"), largest=make_trial(batch_size=8, block_size=64), available_bytes=2 << 30)
     assert checks["memory"].status == "pass"
-    assert "a real step was made" in checks["memory"].measured
+    assert "a real step was run" in checks["memory"].measured
 
 
 def test_training_text_inside_the_validation_text_fails(

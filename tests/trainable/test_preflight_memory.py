@@ -60,8 +60,8 @@ def test_the_step_is_refused_made_or_left_out(make_model: MakeModel, make_trial:
     assert check(needed - 1) == ("fail", "estimated, not tried)")
     assert check(needed * 2, s_per_token=1.0) == ("pass", "estimated)")
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), weights, strict=True))
-    assert check(needed) == ("warn", "a real step was made)")
-    assert check(needed * 2) == ("pass", "a real step was made)")
+    assert check(needed) == ("warn", "a real step was run)")
+    assert check(needed * 2) == ("pass", "a real step was run)")
     assert not torch.equal(next(model.parameters()), weights[0])
 
 

@@ -106,8 +106,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         return _others(path, payload)
     version = payload.get("version")
     if not isinstance(version, int) or version != VERSION:
-        other = version if isinstance(version, int) else "of no number"
-        raise UserError(f"{where} has version {other}; this program reads {VERSION}. Update it.")
+        other = f"version {version}" if isinstance(version, int) else "a version that is not a number"
+        raise UserError(f"{where} has {other}; this program reads {VERSION}. Update it.")
     try:
         _check_plain_values(payload)
         return Checkpoint(
@@ -195,7 +195,7 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> None:
     Raises UserError when the optimizer's state does not belong to this model.
     """
     ours = checkpoint.ours
-    assert ours is not None, "an owner's checkpoint carries weights alone"
+    assert ours is not None, "another script's checkpoint has weights only"
     try:
         state.optimizer.load_state_dict(ours["optimizer_state_dict"])
         for group in state.optimizer.param_groups:

@@ -55,7 +55,7 @@ def _pin_gpu(number: int) -> None:
     # Ray numbers a worker's GPUs anew, and CUDA reads the variable once: this comes before anything asks it.
     count = torch.cuda.device_count()
     if count and number >= count:
-        raise UserError(f"DEVICE=cuda:{number}: this machine has {count} CUDA device(s), counted from 0.")
+        raise UserError(f"DEVICE=cuda:{number}: this machine has {count} CUDA devices, counted from 0.")
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     os.environ["CUDA_VISIBLE_DEVICES"] = visible[number].strip() if visible[0] else str(number)
     if count > 1 and torch.cuda.device_count() != 1:

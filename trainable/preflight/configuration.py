@@ -66,7 +66,10 @@ def check_precision(config: TrialConfig, model: PreTrainedModel, windows: torch.
     if config.precision != "fp32":
         measured += f", whose loss is {difference:.1e} from fp32's"
     if not difference <= AUTOCAST_MARGIN:
-        status, advice = "fail", "This model does not bear this precision. Set PRECISION=fp32, or bf16 instead of fp16."
+        status, advice = (
+            "fail",
+            "This model's loss changes too much at this precision. Set PRECISION=fp32, or bf16 instead of fp16.",
+        )
     elif stalled > STALLED_WARN_FRAC:
         measured += f"; an Adam step of {config.learning_rate:.0e} is rounded away in {stalled:.0%} of the weights"
         status, advice = (

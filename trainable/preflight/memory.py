@@ -60,7 +60,7 @@ def check_memory(
                 raise
             return _check("fail", largest, "a real step ran out of memory", available_bytes)
         needed = peak or needed  # a GPU's checkpoints are copied to the host
-        how = "a real step was made"
+        how = "a real step was run"
     elif needed is None:
         return skipped(NAME, "the model cannot be run on shapes alone, and a real step would take too long")
     if needed is None:

@@ -120,13 +120,13 @@ def _checks(spec: RunSpec, request: _Request, checkpoints: list[Checkpoint]) -> 
         checkpoint=checkpoint is not None or spec.init_from is not None,
         available_bytes=request.available_bytes,
     )
-    device = torch.device(spec.device)
+    device, base = torch.device(spec.device), None
     if setup.checkpoint and spec.model_name not in PRESETS:
         base = load_model(spec.model_name, dropout=config.dropout, seed=config.seed)
         setup = replace(setup, base=base_predictions(base.to(device), setup))
-        del base
-    model = load_run_model(spec, config, checkpoint)[0].to(device)
-    del checkpoint
+        base = base.to("cpu")
+    model = load_run_model(spec, config, checkpoint, model=base)[0].to(device)
+    del checkpoint, base
     if request.room is not None:
         yield check_disk(model, request.room)
     yield from check_model_setup(model, setup)

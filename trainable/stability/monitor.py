@@ -80,7 +80,7 @@ class StabilityMonitor:
 
     def _nonfinite_evidence(self, loss: float, grad_norm: float | None) -> str:
         if self._skips:
-            return f"the loss scaler has skipped {self._skips} steps on end: loss {loss:g}"
+            return f"the loss scaler has skipped {self._skips} steps in a row: loss {loss:g}"
         return f"loss {loss:g}" + ("" if grad_norm is None else f", gradient norm {grad_norm:g}")
 
     @property
