@@ -5,9 +5,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from results.study.atomic import read_regular, write_atomic
+from results.study.atomic import write_atomic
 from results.study.paths import shown
 from trainable.errors import UserError
+from trainable.regular_files import read_regular
 
 Value = TypeVar("Value")
 
