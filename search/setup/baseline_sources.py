@@ -124,7 +124,8 @@ def _of_env(where: str, path: Path) -> _Read:
     try:
         lines = read_regular(path).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{where} cannot be read as text: {error}. Name a .env file.") from None
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{where} cannot be read as text: {reason}. Name a .env file.") from None
     texts: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
         for name, text in _assignments(f"{where} line {number}", line):
