@@ -92,9 +92,7 @@ def test_a_copy_that_was_cut_short_is_made_whole(tmp_path: Path) -> None:
     assert share(tmp_path / "text.txt", storage).place != shared.place
 
 
-def test_presets_and_hub_names_are_not_copied(
-    driver: RunSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_presets_and_hub_names_are_not_copied(driver: RunSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fetched: list[str] = []
     monkeypatch.setattr("trainable.data.node_cache.fetch", fetched.append)
     for name in ("tiny", "tiny-scratch", "somebody/not-here"):
