@@ -44,7 +44,7 @@ def _report(target: str, options: Options, progress: Preparing) -> tuple[Report,
         return report_of_trial(study, trial_id), study.path / f"diagnosis-{trial_id}.png"
     path = _path(target)
     picture = picture_path(f"{path.stem}.diagnosis.png")
-    if not path.exists():
+    if not (path.is_file() or path.is_dir()):  # a pipe or a device is neither
         known = [study.name for study in list_studies()]
         raise UserError(f"TARGET={target} is not a study, STUDY/TRIAL, file or folder.{did_you_mean(target, known)}")
     if path.name.endswith(INDEX_SUFFIX):
@@ -57,6 +57,8 @@ def _report(target: str, options: Options, progress: Preparing) -> tuple[Report,
 
 
 def _is_checkpoint(path: Path) -> bool:
+    if not path.is_file():  # whoever opens a pipe waits for its writer
+        return False
     if path.suffix.lower() in CHECKPOINT_SUFFIXES:
         return True
     try:
