@@ -18,7 +18,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from results.study.folder import find_study
+from results.study.folder import open_study
 from tests.results.report_chromium import Chromium, find_chromium
 
 FOLDER = Path(__file__).parent
@@ -94,8 +94,7 @@ def main(assignments: list[str]) -> None:
     for word in folders:
         name, _, value = word.partition("=")
         os.environ[name] = value
-    study = find_study("latest")
-    assert study is not None
+    study = open_study("latest")
     with Chromium(executable) as browser:
         browser.open(study.path / "report.html", width=REPORT_WIDTH, height=REPORT_HEIGHT)
         browser.picture(FOLDER / "report.png")

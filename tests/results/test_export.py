@@ -275,7 +275,7 @@ def test_without_a_completed_trial_there_is_one_line(
     ("changes", "said"),
     [
         ({"model": None}, "model: it must be a text"),
-        ({"model": "a\0b"}, "no text that a variable can hold"),
+        ({"model": "a\0b"}, "cannot be the text of a variable"),
         ({"model": "\ud800"}, "surrogates not allowed"),
         ({"data_source": 3}, "data_source: it must be a text"),
         ({"evaluation": {"block_size": 128}}, "evaluation.tokens: it is missing"),

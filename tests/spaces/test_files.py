@@ -60,7 +60,7 @@ def test_a_strange_name_is_the_users_mistake(folder: Path, given: str) -> None:
 
 
 def test_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no reading the space files in .*gone/: No such file or directory\.$"):
+    with pytest.raises(UserError, match=r"cannot read the space files in .*gone/: No such file or directory\.$"):
         list_spaces(tmp_path / "gone")
 
 
