@@ -29,7 +29,7 @@ from trainable.config import (
 )
 from trainable.data.remote_files import files_at
 from trainable.data.text_documents import Documents, parse_documents
-from trainable.errors import UserError, did_you_mean
+from trainable.errors import UserError, did_you_mean, redacted
 
 MAX_COUNT = 10**15
 BOUND_WORDS = {"ge": "at least", "gt": "more than", "le": "at most"}
@@ -213,7 +213,10 @@ class Options(BaseModel):
     trials: Annotated[InstanceOf[int], BeforeValidator(_trials)] | None = Field(
         None, description="number of trials, the baseline included; resume: +2 for two more"
     )
-    budget_tokens: Tokens | None = Field(None, description="training tokens of a full-length trial, e.g. 400000 or 8M")
+    budget_tokens: Tokens | None = Field(
+        None,
+        description="training tokens of a full-length trial, e.g. 400000 or 8M; export: of the run that is exported",
+    )
     warm_start: Text | None = Field(
         None, description="search: a study whose results the searcher learns from, its best run first"
     )
@@ -447,7 +450,7 @@ def _refusal(error: ErrorDetails, texts: Mapping[str, str]) -> UserError:
     if isinstance(cause, UserError):
         return cause
     name = _env_name(str(error["loc"][0]))
-    text = re.sub(r"(://[^/@]*:)[^/@]*@", r"\1***@", texts[name])  # a password
+    text = redacted(texts[name])
     text = text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
     if error["type"] in ("literal_error", "string_unicode"):
         annotation = FIELDS[name].annotation
@@ -465,6 +468,17 @@ def _refusal(error: ErrorDetails, texts: Mapping[str, str]) -> UserError:
 def _check_name(name: str) -> None:
     if name not in KNOWN:
         raise UserError(f"there is no variable {name!r}.{did_you_mean(name, KNOWN)}")
+
+
+def check_lora(given: Mapping[str, object], *, uses_lora: bool) -> None:
+    """Raise UserError for a setting of LoRA where no adapters are trained, unless USE_LORA=False says so as well."""
+    unread = [name for name in given if name.startswith("lora_")]
+    if unread and not uses_lora and "use_lora" not in given:
+        names = ", ".join(str(HYPERPARAMETERS[name].metadata["env"]) for name in unread)
+        verb = "are" if len(unread) > 1 else "is"
+        raise UserError(
+            f"{names} {verb} set and USE_LORA is not, so no adapters are trained. Set USE_LORA=True or False."
+        )
 
 
 def with_default_warmup(

@@ -13,6 +13,7 @@ from search.options import Options
 from search.setup.finish import finish_study
 from search.setup.inputs import Loaded
 from search.setup.plan import Plan, baseline_runs, make_plan
+from search.setup.preflight_record import Sharing
 from search.setup.preflight_run import PREFLIGHT_FAILED, passes_preflight, study_room
 from search.setup.run_plan import held, run_listed, run_plan
 from search.terminal.console import Preparing, Terminal
@@ -65,7 +66,7 @@ def is_sound(plan: Plan, options: Options, terminal: Terminal) -> bool:
         plan.loaded,
         plan.baseline,
         largest=plan.largest,
-        runs_at_once=plan.slots.count_here,
+        sharing=Sharing(runs=plan.slots.count_on_device, memory_frac=plan.slots.memory_frac),
         room=study_room(plan.slots),
         terminal=terminal,
     )

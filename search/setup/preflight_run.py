@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
@@ -13,7 +13,7 @@ from results.study.folder import studies_dir
 from results.words import duration_words, list_words, local_time_words
 from search.options import Options
 from search.setup.inputs import Inputs, Loaded
-from search.setup.preflight_record import PreflightRecord, read_record, record_path, write_record
+from search.setup.preflight_record import PreflightRecord, Sharing, read_record, record_path, write_record
 from search.terminal.console import Terminal, print_line
 from trainable.config import TrialConfig
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from trainable.checkpoint.checkpoint import Checkpoint
     from trainable.preflight.check_result import Check
     from trainable.preflight.disk import CheckpointRoom
+    from trainable.run import RunSpec
 
 STYLES = {"pass": "green", "fail": "bold red", "warn": "yellow", "skipped": "dim"}
 PREFLIGHT_FAILED = 1
@@ -34,7 +35,7 @@ def passes_preflight(
     config: TrialConfig,
     *,
     largest: TrialConfig,
-    runs_at_once: int,
+    sharing: Sharing,
     terminal: Terminal,
     room: "CheckpointRoom | None" = None,
     checkpoint: "Checkpoint | None" = None,
@@ -47,7 +48,7 @@ def passes_preflight(
         terminal.say("preflight: not run (SKIP_PREFLIGHT)")
         return True
     record = read_record(record_path(loaded, config))
-    if record is not None and record.covers(largest, runs_at_once):
+    if record is not None and record.covers(largest, sharing):
         terminal.say(f"preflight: passed before ({local_time_words(record.passed_at)}), not run again")
         for check in record.warnings:
             _say_check(check, terminal)
@@ -57,7 +58,7 @@ def passes_preflight(
         loaded,
         config,
         largest=largest,
-        runs_at_once=runs_at_once,
+        sharing=sharing,
         terminal=terminal,
         every=False,
         room=room,
@@ -76,7 +77,7 @@ def run_checks(
     config: TrialConfig,
     *,
     largest: TrialConfig,
-    runs_at_once: int,
+    sharing: Sharing,
     terminal: Terminal,
     every: bool,
     room: "CheckpointRoom | None" = None,
@@ -89,7 +90,7 @@ def run_checks(
     started_at = time.monotonic()
     checks: list[Check] = []
     with terminal.console.status("preflight ..."):
-        for check in _checks(inputs, loaded, config, largest, runs_at_once, room, checkpoint):
+        for check in _checks(inputs, loaded, config, largest, sharing, room, checkpoint):
             checks.append(check)
             if every or check.status in ("fail", "warn"):
                 _say_check(check, terminal)
@@ -103,7 +104,7 @@ def run_checks(
             passed_at=datetime.now(),
             batch_size=largest.batch_size,
             block_size=largest.block_size,
-            runs_at_once=runs_at_once,
+            sharing=sharing,
             warnings=[check for check in checks if check.status == "warn"],
         )
         write_record(record_path(loaded, config), record)
@@ -128,26 +129,41 @@ def _checks(
     loaded: Loaded,
     config: TrialConfig,
     largest: TrialConfig,
-    runs_at_once: int,
+    sharing: Sharing,
     room: "CheckpointRoom | None",
     checkpoint: "Checkpoint | None",
 ) -> "Iterator[Check]":
-    import torch
+    from trainable.device.own_process import APART, in_own_process
 
-    from trainable.preflight import run_preflight
-    from trainable.preflight.memory_probe import available_memory_bytes
-
-    memory_bytes = available_memory_bytes(torch.device(loaded.spec.device))
-    return run_preflight(
+    device_type = loaded.spec.device
+    # A process of its own reads the file anew: its tensors would be copied on the way there.
+    start = checkpoint.path if checkpoint is not None and device_type in APART else checkpoint
+    return in_own_process(
+        device_type,
+        _preflight,
         loaded.spec,
         config,
+        sharing,
         tokenizer=loaded.tokenizer,
         files=inputs.files,
         largest=largest,
-        checkpoint=checkpoint,
+        checkpoint=start,
         room=room,
-        available_bytes=None if memory_bytes is None else memory_bytes // runs_at_once,
     )
+
+
+def _preflight(spec: "RunSpec", config: TrialConfig, sharing: Sharing, **request: Any) -> "Iterator[Check]":
+    import torch
+
+    from trainable.device.device_memory import prepare_memory, run_memory_bytes
+    from trainable.device.own_process import APART
+    from trainable.preflight import run_preflight
+
+    device = torch.device(spec.device)
+    if device.type in APART:
+        prepare_memory(device, share_frac=sharing.memory_frac)
+    available_bytes = run_memory_bytes(device, runs=sharing.runs, share_frac=sharing.memory_frac)
+    yield from run_preflight(spec, config, available_bytes=available_bytes, **request)
 
 
 def _say_check(check: "Check", terminal: Terminal) -> None:

@@ -75,6 +75,21 @@ def warning_lines(winner: Winner) -> list[Text]:
     return [Text(warning, style="bold red")] if warning else []
 
 
+def sample_lines(study: Study) -> list[str]:
+    """Return how the study's models continue the sample prompt, a line each; none where nothing was sampled."""
+    document = samples_json(study)
+    if document is None:
+        return []
+    texts = {name: one.get("text") or f"({one['why']})" for name, one in document["samples"].items()}
+    # The best is the baseline where nothing beat it.
+    if document["samples"]["best"] == document["samples"].get("baseline"):
+        del texts["best"]
+    return [
+        f"samples, after {' '.join(document['prompt'].split())!r}:",
+        *(f"  {name}: {' '.join(text.split())}" for name, text in texts.items()),
+    ]
+
+
 def cost_line(rows: list[dict[str, Any]], budget_tokens: int) -> str:
     """Return what each purpose of the study's runs cost, and what stopping trials saved."""
     spent = spent_by_purpose(rows)

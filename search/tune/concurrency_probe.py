@@ -28,6 +28,8 @@ def best_concurrency(
 ) -> "tuple[int, list[Probe]]":
     """Return how many trials to run at once, and what was measured to find it; a probe takes some ten seconds.
 
+    config: the largest that can come.
+
     On a CPU one single-threaded trial a core is held against one trial on all cores; on CUDA trials share a GPU of
     memory_bytes two, four, eight at a time, as long as that pays; MPS runs one.
     """

@@ -60,7 +60,8 @@ LEAVE = "leave"
 """A file in Ray's folder of the study: it asks the running trials to save."""
 LEAVE_PATIENCE_S = 20.0
 CLUSTER_FAILURES = 2
-"""One more than on a single machine, so that losing its node does not end a trial that has failed by itself once."""
+"""One more than on a single machine, so that losing its node does not end a trial that has failed by itself once. On
+MPS a worker whose memory has grown ends itself so."""
 KEPT_CHECKPOINTS = 3
 """Final checkpoints of so many best completed trials are kept, and the baseline's."""
 
@@ -259,6 +260,10 @@ def _shared_inputs(spec: RunSpec, slots: Slots) -> SharedInputs | None:
         raise UserError(f"STORAGE={slots.storage}: the inputs cannot be copied there: {reason(error)}.") from None
 
 
+def _failures(slots: Slots) -> int:
+    return CLUSTER_FAILURES if slots.address is not None or slots.on_mps else 1
+
+
 def _tuner(
     study: Study,
     work: Workload,
@@ -281,9 +286,10 @@ def _tuner(
         "checkpoint_interval_s": slots.checkpoint_interval_s,
         "evaluation_timeout_s": slots.evaluation_timeout_s,
         "threads": slots.threads,
+        "memory_frac": slots.memory_frac,
     }
     return Tuner(
-        tune.with_resources(SearchTrial, {"cpu": slots.threads, "gpu": slots.gpu_frac}),
+        tune.with_resources(SearchTrial, slots.a_trial),
         param_space=shared,
         tune_config=tune_config,
         run_config=RunConfig(
@@ -292,6 +298,6 @@ def _tuner(
             callbacks=callbacks,
             verbose=0,
             checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
-            failure_config=FailureConfig(max_failures=1 if slots.address is None else CLUSTER_FAILURES),
+            failure_config=FailureConfig(max_failures=_failures(slots)),
         ),
     )

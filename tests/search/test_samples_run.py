@@ -135,7 +135,7 @@ def test_a_checkpoint_that_is_gone_or_damaged_is_said_in_its_place(planted: Plan
     samples = planted.sample()
     assert samples is not None
     assert samples.start.text
-    gone = "trial 0 of study s: it has no checkpoint of its last step any more."
+    gone = "trial 0 of study s: it has no checkpoint of step 0 any more."
     assert samples.baseline == Sample(why=gone, trial_id=0)
     assert samples.best == Sample(why="trial 1 of study s: its checkpoint is damaged.", trial_id=1)
 
@@ -145,6 +145,7 @@ def test_checkpoints_are_read_where_storage_has_them(make_planted: Callable[...,
     assert not planted.study.checkpoint_dir(0).exists()
     samples = planted.sample()
     assert samples is not None
+    assert samples.baseline is not None
     assert samples.baseline.text
     assert samples.best.text
 

@@ -98,7 +98,7 @@ def test_the_embedded_default_passes() -> None:
     checks = list(run_preflight(spec, DOCUMENTED, tokenizer=tokenizer, files=files))
     assert [check for check in checks if check.status not in ("pass", "skipped")] == []
     assert [check.name for check in checks if check.status == "skipped"] == [BASE_NAME]
-    assert len(checks) == 19
+    assert len(checks) == 20
     assert all(check.advice == "" for check in checks)
 
 
@@ -110,7 +110,7 @@ def test_a_right_checkpoint_passes(
 ) -> None:
     checks = preflight(make_spec(init_from=write_checkpoint(trained["right"])))
     assert _names(checks, "fail", "warn") == set(), [check for check in checks.values() if check.status != "pass"]
-    assert len(checks) == 19
+    assert len(checks) == 20
 
 
 def test_an_early_checkpoint_is_named_but_not_refused(

@@ -83,6 +83,11 @@ class StabilityMonitor:
             return f"the loss scaler has skipped {self._skips} steps in a row: loss {loss:g}"
         return f"loss {loss:g}" + ("" if grad_norm is None else f", gradient norm {grad_norm:g}")
 
+    @property
+    def first_loss(self) -> float:
+        """The first finite loss, nats/token; -inf before there is one."""
+        return self._level.first[0] if self._level.first else -math.inf
+
     def state_dict(self) -> dict[str, Any]:
         """Return all that later judgements depend on: dicts, lists, numbers and None."""
         return {

@@ -152,7 +152,7 @@ def _samples_facts(study: Study) -> Row | None:
     continuations = [
         {"name": model, "trial_id": None, "text": None, "why": None, **by_model[model]}
         for model in MODELS
-        if model != "best" or by_model["best"] != by_model["baseline"]
+        if model in by_model and (model != "best" or by_model["best"] != by_model.get("baseline"))
     ]
     return {**document, "continuations": continuations}
 
