@@ -342,7 +342,7 @@ def test_the_proven_trial_is_exported_before_the_luckiest(
     assert (document["trial_id"], document["confirmed"], document["seeds"], document["search_best"]) == (2, True, 3, 1)
     assert document["mean_difference"] == pytest.approx(-0.2)
     text = export_env(study)
-    assert "# on 3 fresh seeds better than the baseline; interval -" in text
+    assert "# better than the baseline on 3 fresh seeds; interval -" in text
     assert "# trial 1 came first in the search, val loss 4.2000 on one seed; not proven with 3 seeds" in text
 
 
