@@ -103,7 +103,7 @@ def export_toml(study: Study) -> str:
     from results.export_space import space_text
 
     best = _load(study)
-    inputs = f"model {_plain(best.model)}, data {_plain(best.data_source or 'the embedded text')}"
+    inputs = f"model {_plain(best.model)}, data {_plain(best.data_source or 'the Python language reference')}"
     return space_text(study.document(), best.config, [*_notes(best), inputs])
 
 
@@ -150,7 +150,7 @@ def _optional(document: dict[str, Any], name: str) -> str | None:
 
 def _text(value: str) -> str:
     if "\0" in value:
-        raise ValueError(f"{value!r} is no text that a variable can hold")
+        raise ValueError(f"{value!r} cannot be the text of a variable")
     # A path that is not UTF-8 came in by surrogateescape and leaves by it; other lone surrogates are no bytes at all.
     value.encode("utf-8", "surrogateescape")
     return value

@@ -61,7 +61,7 @@ def model_card(
     losses = {"start": start_val_loss, "baseline": baseline_val_loss, "this model": trial["val_loss"]}
     shown_losses = " → ".join(f"{name} {loss_words(loss)}" for name, loss in losses.items() if loss is not None)
     worse = start_val_loss is not None and trial["val_loss"] is not None and trial["val_loss"] >= start_val_loss
-    text = Path(document["data_source"]).name if document["data_source"] else "the embedded text"
+    text = Path(document["data_source"]).name if document["data_source"] else "the Python language reference"
     lines = [
         "---",
         *front,

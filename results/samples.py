@@ -38,7 +38,7 @@ class Samples:
     @property
     def trial_ids(self) -> tuple[int | None, int | None]:
         """Whose models continue the prompt beside the start: the baseline's and the best's."""
-        return self.baseline and self.baseline.trial_id, self.best.trial_id
+        return None if self.baseline is None else self.baseline.trial_id, self.best.trial_id
 
 
 MODELS = ("start", "baseline", "best")

@@ -216,7 +216,7 @@ def warning_words(winner: Winner) -> str | None:
     if not winner.worse_than_start or loss is None or start is None:
         return None
     return (
-        f"this training makes the model worse: its weights start at {loss_words(start)} and {winner.name} ends at "
+        f"this training makes the model worse: it starts at {loss_words(start)} and {winner.name} ends at "
         f"{loss_words(loss)}, {difference_words(loss - start)} nats/token"
     )
 
@@ -230,7 +230,7 @@ def evidence_words(winner: Winner) -> str:
         return f"{_verdict_words(verdict)}{interval}"
     if winner.standing == "unproven":
         return "one seed each, so not proven yet"
-    return "one seed each, so no claim" if winner.standing == "baseline" else "no comparison was made"
+    return "one seed each, so nothing is claimed" if winner.standing == "baseline" else "no comparison was made"
 
 
 def _verdict_words(verdict: CandidateVerdict) -> str:

@@ -116,7 +116,7 @@ class TableMirror:
             copying.result()
         except (OSError, UserError) as error:
             if not self._told:
-                self.say(f"STORAGE={self.storage} is behind, the study itself is not: {reason(error)}")
+                self.say(f"STORAGE={self.storage} is behind, the study itself is up to date: {reason(error)}")
             self._told = True
         self._copying = None
 

@@ -31,7 +31,7 @@ DOCUMENTED_LOSSES = {
     "before": {0: 9.2680, 500: 7.1291, 1000: 6.7096, 1500: 6.7427, 2000: 9.6169, 2500: 6.7105},
     "documented": {2000: 6.65, 2500: 6.5, 3000: 6.4, 3500: 6.4},
 }
-"""Validation losses of the owner's run on its own model and text: by step, `documented` as expected from step 1500."""
+"""Validation losses of the plateau run, by step, on another model and text; `documented` as expected from step 1500."""
 
 
 def baseline_command(options: Options, terminal: Terminal) -> int:

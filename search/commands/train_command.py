@@ -1,6 +1,7 @@
-"""`make train`: one configuration, without Ray; the owner's training.py and training_resume.py in one."""
+"""`make train`: one configuration, without Ray, from step 0 or from a checkpoint."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,11 +14,13 @@ from results.samples import samples_json
 from results.study.folder import Study, create_study, studies_dir
 from results.study.json_documents import write_document
 from results.study.ledger import Ledger
+from results.study.paths import shown
 from results.study.planned_run import PlannedRun
 from results.winner import start_val_loss
 from results.words import config_words, loss_words, token_words, trial_loss_words
 from search.options import Options
 from search.setup.folder_of_run import SavedModel, save_run_model
+from search.setup.preflight_record import Sharing
 from search.setup.preflight_run import PREFLIGHT_FAILED, passes_preflight
 from search.setup.resumption import resumption_words
 from search.setup.run_checkpoints import KEPT_CHECKPOINTS, RunCheckpoints
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
 
     from trainable.model.lora import AdapterBase
     from trainable.preflight.disk import CheckpointRoom
+    from trainable.run import RunSpec
     from trainable.state import TrainState
 
 EXIT_CODES: dict[TrialStatus, int] = {"completed": 0, "unstable": 1, "interrupted": 130}
@@ -47,7 +51,8 @@ def train_command(options: Options, terminal: Terminal) -> int:
     options = with_winner_of(options)
     with Preparing(terminal.console) as progress:
         plan = make_train_plan(options, progress)
-        begun = _begin(plan)
+        # On the CPU: whether all fits together shows there too, and preflight needs the device's memory.
+        begun = _begin(plan, replace(plan.loaded.spec, compile_mode="off", device="cpu"))
         if plan.save_model is not None and begun.adapter_base is not None and not plan.merge:
             _check_adapters_alone(begun.adapter_base)
         del begun
@@ -57,13 +62,14 @@ def train_command(options: Options, terminal: Terminal) -> int:
         plan.loaded,
         plan.config,
         largest=plan.config,
-        runs_at_once=1,
+        sharing=Sharing(),
         room=_room(plan),
         terminal=terminal,
         checkpoint=plan.checkpoint,
     ):
         return PREFLIGHT_FAILED
-    state = _begin(plan)
+    with _memory_told(plan):
+        state = _begin(plan, plan.loaded.spec)
     study = create_study(plan.name, train_document(plan), is_chosen=options.study is not None)
     plan = replace(plan, name=study.name)
     for line in _header(plan, state):
@@ -86,7 +92,7 @@ def train_command(options: Options, terminal: Terminal) -> int:
     row = study.trials()[0]
     loss = trial_loss_words(row) if status == "unstable" else f"end {loss_words(row['val_loss'])}"
     start = f"start {loss_words(start_val_loss(study.document()))}"
-    terminal.say(f"{status}: {start} → {loss}, {token_words(row['tokens_seen'])} tokens; {study.path}")
+    terminal.say(f"{status}: {start} → {loss}, {token_words(row['tokens_seen'])} tokens; study {shown(study.path)}")
     for line in filter(None, [checkpoints.words, *sample_lines(study)]):
         terminal.say(line)
     if checkpoints.warning:
@@ -116,14 +122,16 @@ def _room(plan: TrainPlan) -> "CheckpointRoom | None":
     return CheckpointRoom(folder=studies_dir(), count=KEPT_CHECKPOINTS + 2) if plan.checkpoint_interval_steps else None
 
 
-def _begin(plan: TrainPlan) -> "TrainState":
-    from trainable.device.device import keep_freed_pages
+def _begin(plan: TrainPlan, spec: "RunSpec") -> "TrainState":
+    import torch
+
+    from trainable.device.device_memory import prepare_memory
     from trainable.run import resume_run, start_run
 
-    keep_freed_pages()
+    prepare_memory(torch.device(spec.device))
     if plan.checkpoint is not None:
-        return resume_run(plan.loaded.spec, plan.config, plan.checkpoint)
-    return start_run(plan.loaded.spec, plan.config)
+        return resume_run(spec, plan.config, plan.checkpoint)
+    return start_run(spec, plan.config)
 
 
 def _check_adapters_alone(base: "AdapterBase") -> None:
@@ -260,13 +268,22 @@ def _close(ledger: Ledger, state: "TrainState", status: TrialStatus, verdict: Ve
 
 
 def _rows(plan: TrainPlan, state: "TrainState") -> Iterator[Any]:
-    from trainable.device.device import is_out_of_memory
     from trainable.loop import train
 
     spec, config = plan.loaded.spec, plan.config
     eval_steps = range(0, config.training_steps + 1, plan.eval_interval_steps)
-    try:
+    with _memory_told(plan):
         yield from train(state, spec.corpus, spec.protocol, eval_steps=eval_steps)
+
+
+@contextmanager
+def _memory_told(plan: TrainPlan) -> Iterator[None]:
+    """Raise UserError in the place of an error of memory."""
+    from trainable.device.device_memory import is_out_of_memory
+
+    spec, config = plan.loaded.spec, plan.config
+    try:
+        yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

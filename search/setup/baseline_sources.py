@@ -1,4 +1,4 @@
-"""BASELINE: whose settings a search starts from. A name of the story's, a study, or a file of the person's own.
+"""BASELINE: whose settings a search starts from. A built-in name, a study, or a file of the person's own.
 
 A file is a .env, a checkpoint with its hyperparameters, a Trainer's checkpoint folder, or a model folder of ours. What
 was read, what was left, and what the file does not say is told, for a baseline that is not one's own proves nothing.

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from results.study.folder import create_study, remove_if_empty
@@ -12,6 +13,7 @@ from results.study.lock import hold
 from results.study.paths import shown
 from results.study.planned_run import PlannedRun
 from results.words import loss_words
+from search.cluster.storage_hold import claim_name, release_name
 from search.setup.plan import Plan
 from search.setup.study_record import start_losses
 from search.terminal.console import Terminal
@@ -29,8 +31,10 @@ if TYPE_CHECKING:
 @contextmanager
 def held(plan: Plan) -> Iterator[Plan]:
     """Hold the plan's study while inside; a new one is made first, whose name may differ. Raises UserError."""
+    storage = plan.slots.storage
     if plan.is_new:
-        study = create_study(plan.name, plan.document, is_chosen=plan.name_is_chosen)
+        claim = partial(claim_name, storage=storage) if storage else None
+        study = create_study(plan.name, plan.document, is_chosen=plan.name_is_chosen, claim=claim)
         plan = replace(plan, study=study, document={**plan.document, "name": study.name})
     with hold(plan.study):
         if plan.is_new and plan.warm_start is not None:
@@ -38,8 +42,8 @@ def held(plan: Plan) -> Iterator[Plan]:
         try:
             yield plan
         except MachineError:
-            if plan.is_new:
-                remove_if_empty(plan.study)
+            if plan.is_new and remove_if_empty(plan.study) and storage:
+                release_name(plan.study, storage)
             raise
 
 
@@ -97,11 +101,11 @@ def _with_start(plan: Plan, view: StudyView) -> Plan:
 
     known, seed = plan.document.get("start"), plan.document["seed"]
     if known is None:
-        view.say("evaluating where it starts ...")
+        view.say("evaluating the start ...")
         spec = with_start(plan.loaded.spec, replace(plan.baseline, seed=seed))
         assert spec.start is not None
         losses = start_losses(spec.start)
-        view.say(f"it starts at a val loss of {loss_words(losses['val_loss'])} nats/token")
+        view.say(f"start: val loss {loss_words(losses['val_loss'])} nats/token")
         plan = replace(plan, document={**plan.document, "start": losses})
     elif None not in known.values():
         spec = replace(plan.loaded.spec, start=Start(**known), start_seed=seed)

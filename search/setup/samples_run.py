@@ -32,11 +32,11 @@ def sample_study(study: Study, options: Options, terminal: Terminal, loaded: Loa
             loaded = loaded or load_inputs_of(study, options, progress)
             write_samples(study, _samples(study, winner, prompt, loaded, options.storage, progress))
     except KeyboardInterrupt:
-        terminal.say(f"interrupted: nothing continues the sample prompt; make resume STUDY={study.name} does it")
+        terminal.say(f"interrupted before the samples were written; make resume STUDY={study.name} does it")
     except Exception as error:
         # The trials took hours and their samples take seconds: whatever these break on, the report is still written.
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        terminal.say(f"nothing continues the sample prompt: {' '.join(reason.split())}")
+        terminal.say(f"no samples were written: {' '.join(reason.split())}")
 
 
 def _trial_ids(winner: Winner) -> tuple[int | None, int | None]:
@@ -89,7 +89,7 @@ def _continued(study: Study, trial: Row | None, prompt: str, loaded: Loaded, sto
     """Return how the trial's model, or what every trial starts from, continues the prompt. Raises UserError."""
     import torch
 
-    from trainable.device.device import release_memory
+    from trainable.device.device_memory import release_memory
     from trainable.run import load_run_model
     from trainable.sampling import sample
 

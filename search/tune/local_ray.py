@@ -57,7 +57,7 @@ def running_ray(slots: Slots, say: Callable[[str], None]) -> Iterator[Path | Non
     check_python(sys.executable, str(Path(ray.__file__).parent))
     with private_folder() as folder:
         try:
-            _start(folder, cpus=slots.count * slots.threads, say=say)
+            _start(folder, slots, say=say)
             yield folder
         finally:
             ray.shutdown(wait_for_processes=True)
@@ -127,14 +127,14 @@ def _sweep(base: Path) -> None:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def _start(folder: Path, *, cpus: int, say: Callable[[str], None]) -> None:
+def _start(folder: Path, slots: Slots, *, say: Callable[[str], None]) -> None:
     slow = threading.Timer(SLOW_START_S, say, [f"Ray has not started in {SLOW_START_S:.0f} s; waiting for it"])
     slow.daemon = True
     slow.start()
     try:
         for attempt in range(1, STARTS + 1):
             try:
-                return _init(folder, cpus)
+                return _init(folder, slots)
             except Exception as error:
                 if not is_rays(error):
                     raise
@@ -143,7 +143,7 @@ def _start(folder: Path, *, cpus: int, say: Callable[[str], None]) -> None:
                 cause = last_error(folder) or reason(error)
                 if attempt == STARTS or not _timed_out(error):
                     raise MachineError(
-                        f"Ray did not start on this machine: {cause}. Look at free memory, /dev/shm and the limits "
+                        f"Ray did not start on this machine: {cause}. Check free memory, /dev/shm and the limits "
                         "(ulimit -a); RAY_TMPDIR=/folder moves its files. Then run the command again."
                     ) from None
                 say(f"Ray did not start in time ({cause}); trying once more")
@@ -161,7 +161,7 @@ def _timed_out(error: Exception) -> bool:
     return isinstance(error, TimeoutError | ConnectionError) or "timed out" in str(error).lower()
 
 
-def _init(folder: Path, cpus: int) -> None:
+def _init(folder: Path, slots: Slots) -> None:
     # A token of this process alone: other users of the machine cannot reach the workers, and no file is left behind.
     # Ray itself asks for it unless RAY_AUTH_MODE says otherwise; a cluster that exists has its own.
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
@@ -171,7 +171,8 @@ def _init(folder: Path, cpus: int) -> None:
     with _environment(variables), _hangups_held():
         ray.init(
             address="local",  # and not a cluster that happens to run here
-            num_cpus=cpus,
+            num_cpus=slots.count * slots.threads,
+            resources=slots.of_the_machine,
             include_dashboard=False,
             log_to_driver=False,
             configure_logging=False,

@@ -304,7 +304,7 @@ def test_an_owners_file_goes_on_with_its_weights_at_its_step(train_one: Train, o
     path, loss = owners_file
     ran = train_one(STUDY="resumed", CHECKPOINT_PATH=str(path), RESUME_STEPS="4")
     assert ran["code"] == 0
-    assert "at step 1500, with its weights; the optimizer starts anew" in ran["log"]
+    assert "at step 1500, with its weights; the optimizer starts from zero" in ran["log"]
     assert [row["optimizer_steps"] for row in step_rows(ran)] == [1501, 1502, 1503, 1504]
     assert ran["trial"]["training_steps"] == 1504
     assert study_of(ran).metrics()[0]["val_loss"] == loss
@@ -391,6 +391,22 @@ def test_running_out_of_memory_says_which_variables_to_change(
     )
     [row] = Study(Path(os.environ["STUDIES_DIR"]) / "large").trials()
     assert (row["status"], row["optimizer_steps"]) == ("out_of_memory", 1)
+
+
+def test_a_model_that_does_not_even_fit_is_told_in_the_same_line(
+    train_one: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices: list[str] = []
+
+    def no_room(spec: Any, config: Any) -> Any:
+        devices.append(spec.device)
+        if len(devices) == 2:  # the first shows on the CPU whether all fits together
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+
+    monkeypatch.setattr("trainable.run.start_run", no_room)
+    ran = train_one_refused(train_one)
+    assert "BATCH_SIZE=2 x BLOCK_SIZE=16 does not fit in cpu memory. Lower BATCH_SIZE" in ran["error"]["message"]
+    assert devices == ["cpu", "cpu"]
 
 
 def test_a_fault_of_ours_does_not_leave_the_run_running(train_one: Train, monkeypatch: pytest.MonkeyPatch) -> None:

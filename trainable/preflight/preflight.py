@@ -10,7 +10,8 @@ from tokenizers import Tokenizer
 from trainable.checkpoint.checkpoint import Checkpoint
 from trainable.config import TrialConfig
 from trainable.data.tokens import check_corpus
-from trainable.device.device import is_out_of_memory, release_memory, without_tf32
+from trainable.device.device import without_tf32
+from trainable.device.device_memory import is_out_of_memory, release_memory
 from trainable.model.model_names import PRESETS, SHIPPED
 from trainable.model.models import load_model
 from trainable.preflight.check_result import Check, CheckStatus
