@@ -213,7 +213,10 @@ class Options(BaseModel):
     trials: Annotated[InstanceOf[int], BeforeValidator(_trials)] | None = Field(
         None, description="number of trials, the baseline included; resume: +2 for two more"
     )
-    budget_tokens: Tokens | None = Field(None, description="training tokens of a full-length trial, e.g. 400000 or 8M")
+    budget_tokens: Tokens | None = Field(
+        None,
+        description="training tokens of a full-length trial, e.g. 400000 or 8M; export: of the run that is exported",
+    )
     warm_start: Text | None = Field(
         None, description="search: a study whose results the searcher learns from, its best run first"
     )
