@@ -77,6 +77,16 @@ def test_the_tables_show_documented_against_measured(ran: Any) -> None:
     assert "…" not in ran.stderr
 
 
+def test_where_it_started_and_what_it_writes_are_part_of_the_answer(ran: Any) -> None:
+    start = ran.document["start_val_loss"]
+    assert all(facts["evaluations"][0]["val_loss"] == start for facts in ran.document["runs"])
+    text = " ".join(ran.stderr.split())
+    assert f"start {start:.4f} → baseline {ran.document['runs'][0]['evaluations'][-1]['val_loss']:.4f}" in text
+    assert ran.document["samples"]["samples"].keys() >= {"start", "baseline"}
+    assert " start: " in text.partition("samples, after ")[2]
+    assert any(step["command"].startswith("make model STUDY=both") for step in ran.document["next"])
+
+
 def test_it_is_a_study_of_its_own_kind(ran: Any, studies: Any, run: Any) -> None:
     entries = {entry["study"]: entry for entry in run("list", "--json").document["studies"]}
     assert entries["both"]["kind"] == "baseline"
