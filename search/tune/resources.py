@@ -31,6 +31,11 @@ class Slots:
     """A trial without an evaluation for so long, and for ten times what its first steps promise, is hung."""
 
     @property
+    def cpus_asked(self) -> int:
+        """How many CPUs a trial asks of Ray: on this machine a slot counts as one, for Ray starts a worker for each."""
+        return 1 if self.address is None else self.threads
+
+    @property
     def count_here(self) -> int:
         """How many trials share this machine's memory; with a cluster, whose nodes' it is not, one is looked at."""
         return self.count if self.address is None else 1
