@@ -29,7 +29,7 @@ from trainable.config import (
 )
 from trainable.data.remote_files import files_at
 from trainable.data.text_documents import Documents, parse_documents
-from trainable.errors import UserError, did_you_mean
+from trainable.errors import UserError, did_you_mean, redacted
 
 MAX_COUNT = 10**15
 BOUND_WORDS = {"ge": "at least", "gt": "more than", "le": "at most"}
@@ -443,7 +443,7 @@ def _refusal(error: ErrorDetails, texts: Mapping[str, str]) -> UserError:
     if isinstance(cause, UserError):
         return cause
     name = _env_name(str(error["loc"][0]))
-    text = re.sub(r"(://[^/@]*:)[^/@]*@", r"\1***@", texts[name])  # a password
+    text = redacted(texts[name])
     text = text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
     if error["type"] in ("literal_error", "string_unicode"):
         annotation = FIELDS[name].annotation

@@ -13,5 +13,5 @@ os.environ["OMP_NUM_THREADS"] = "1"
 _shared = settings(database=None, deadline=None, suppress_health_check=list(HealthCheck))
 # The same examples every time, so that a commit is never red by chance.
 settings.register_profile("short", _shared, max_examples=100, derandomize=True)
-settings.register_profile("long", _shared, max_examples=3000)
+settings.register_profile("long", _shared, max_examples=int(os.environ.get("FUZZ_EXAMPLES", "3000")))
 settings.load_profile("short")

@@ -5,13 +5,13 @@ import re
 from collections.abc import Iterable
 
 _LARGEST_SHOWN = 10**15  # larger whole numbers are out of every bound; no float can hold some of them
-_CREDENTIALS = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^\s'\"]*@", re.IGNORECASE)
+_CREDENTIALS = re.compile(r"(\b[a-z][a-z0-9+.-]*://)\S*@", re.IGNORECASE)
 _SECRET_VALUE = re.compile(r"([?&][^=&\s]*(?:secret|passw|pwd|token|key|sig)[^=&\s]*=)[^&\s'\"]*", re.IGNORECASE)
 
 
 def redacted(text: str) -> str:
     """Return the text with *** in place of the user and password in each URL, and of passwords in its query."""
-    # Up to the last @: a password may hold one.
+    # Up to the last @: a password may hold one, and quotes.
     return _SECRET_VALUE.sub(r"\1***", _CREDENTIALS.sub(r"\1***@", text))
 
 

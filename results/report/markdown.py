@@ -26,7 +26,8 @@ def markdown(facts: Row) -> str:
     """Return the report: answer, change, cost, samples, first trials, cautions and protocol."""
     of_trials = [_cost(facts), _samples(facts), _trials(facts), _cautions(facts)]
     parts = [_answer(facts), _changes(facts), *of_trials, _protocol(facts)]
-    return "\n\n".join("\n".join(lines) for part in parts if (lines := list(part))) + "\n"
+    text = "\n\n".join("\n".join(lines) for part in parts if (lines := list(part))) + "\n"
+    return printable(text)
 
 
 def plain(text: Any) -> str:
@@ -114,7 +115,7 @@ def fenced(text: str) -> str:
     """Return `text` as a code block that nothing in it ends."""
     longest = max(map(len, re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
-    return f"{fence}text\n{printable(text)}\n{fence}"
+    return f"{fence}text\n{text}\n{fence}"
 
 
 def _trials(facts: Row) -> Iterator[str]:

@@ -64,7 +64,7 @@ def write_report(study: Study) -> Path:
 def write_reports(study: Study) -> None:
     """Write report.html and report.md into the study."""
     write_report(study)
-    write_atomic(study.path / "report.md", report_markdown(study).encode("utf-8", "surrogateescape"))
+    write_atomic(study.path / "report.md", report_markdown(study).encode())
 
 
 def report_markdown(study: Study) -> str:

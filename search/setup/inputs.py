@@ -13,7 +13,8 @@ from trainable.data.corpus import TextFacts, cache_dir, check_apart, embedded_te
 from trainable.data.text_documents import WHOLE_FILES, Documents
 from trainable.errors import UserError
 from trainable.model.fingerprint import checkpoint_fingerprint, model_fingerprint, weight_sums
-from trainable.model.model_names import SHIPPED, check_model_name, model_folder, model_of_folder
+from trainable.model.hub_models import fetch
+from trainable.model.model_names import SHIPPED, check_model_name, is_to_fetch, model_folder, model_of_folder
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -149,6 +150,9 @@ def load_inputs(
     from trainable.run import RunSpec
 
     files = list(inputs.files)
+    if is_to_fetch(inputs.model_name):
+        progress(f"fetching {inputs.model_name} from the hub", 0.0)
+        fetch(inputs.model_name)
     tokenizer = load_tokenizer(inputs.model_name, files, documents=inputs.documents, progress=progress)
     end_id = separator_id(inputs.model_name, tokenizer)
     corpus = load_corpus(

@@ -46,11 +46,9 @@ class PreflightRecord:
         )
 
 
-def record_path(loaded: Loaded, config: TrialConfig) -> Path | None:
-    """Return where the record of these inputs lies, there or not; None for a hub's model, which has no fingerprint."""
+def record_path(loaded: Loaded, config: TrialConfig) -> Path:
+    """Return where the record of these inputs lies, there or not."""
     facts = loaded.facts
-    if facts["model_fingerprint"] is None:
-        return None
     inputs = {
         **{name: facts[name] for name in ("model_fingerprint", "checkpoint_fingerprint")},
         "corpus": facts["corpus"]["fingerprint"],
@@ -65,10 +63,8 @@ def record_path(loaded: Loaded, config: TrialConfig) -> Path | None:
     return cache_dir() / "preflight" / f"{key[:32]}.json"
 
 
-def read_record(path: Path | None) -> PreflightRecord | None:
+def read_record(path: Path) -> PreflightRecord | None:
     """Return the record, or None where there is none that can be read."""
-    if path is None:
-        return None
     from trainable.preflight.check_result import Check
 
     try:
@@ -84,10 +80,8 @@ def read_record(path: Path | None) -> PreflightRecord | None:
         return None
 
 
-def write_record(path: Path | None, record: PreflightRecord) -> None:
+def write_record(path: Path, record: PreflightRecord) -> None:
     """Keep the record; where that is not possible the next preflight is run, and nothing else is lost."""
-    if path is None:
-        return
     values = asdict(record) | {"passed_at": record.passed_at.isoformat()}
     try:
         path.parent.mkdir(exist_ok=True)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from results.confirmation.confirmation_file import load_attempts
@@ -15,7 +16,7 @@ from results.study.paths import shown
 from results.study.planned_run import PlannedRun
 from results.winner import find_winner
 from results.words import loss_words
-from search.cluster.storage_hold import check_unheld
+from search.cluster.storage_hold import check_unheld, claim_name, release_name
 from search.setup.plan import Plan
 from search.terminal.console import Terminal
 from search.terminal.live_view import StudyView
@@ -32,8 +33,10 @@ if TYPE_CHECKING:
 @contextmanager
 def held(plan: Plan) -> Iterator[Plan]:
     """Hold the plan's study while inside; a new one is made first, whose name may differ. Raises UserError."""
+    storage = plan.slots.storage
     if plan.is_new:
-        study = create_study(plan.name, plan.document, is_chosen=plan.name_is_chosen)
+        claim = partial(claim_name, storage=storage) if storage else None
+        study = create_study(plan.name, plan.document, is_chosen=plan.name_is_chosen, claim=claim)
         plan = replace(plan, study=study, document={**plan.document, "name": study.name})
     with hold(plan.study):
         if plan.is_new and plan.warm_start is not None:
@@ -41,8 +44,8 @@ def held(plan: Plan) -> Iterator[Plan]:
         try:
             yield plan
         except MachineError:
-            if plan.is_new:
-                remove_if_empty(plan.study)
+            if plan.is_new and remove_if_empty(plan.study) and storage:
+                release_name(plan.study, storage)
             raise
 
 

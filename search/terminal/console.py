@@ -1,10 +1,12 @@
 """Where words go: people read stdout, or stderr when stdout carries one JSON document; and progress before a study."""
 
+import errno
 import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, TextIO
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -69,7 +71,8 @@ class LastingStream:
 def lasting_output() -> Iterator[LastingStream]:
     """Have sys.stdout and sys.stderr be lasting streams; yield the first."""
     before = sys.stdout, sys.stderr
-    stdout, stderr = (LastingStream(stream) for stream in before)
+    _fill_closed_descriptors()
+    stdout, stderr = (_lasting(stream) for stream in before)
     sys.stdout, sys.stderr = stdout, stderr
     try:
         yield stdout
@@ -77,6 +80,25 @@ def lasting_output() -> Iterator[LastingStream]:
         stdout.flush()
         stderr.flush()
         sys.stdout, sys.stderr = before
+
+
+def _lasting(stream: TextIO | None) -> LastingStream:
+    if stream is not None:
+        return LastingStream(stream)
+    # Python has no stream where the program was started with the descriptor closed (`>&-`).
+    lasting = LastingStream(Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
+    lasting.error = OSError(errno.EBADF, os.strerror(errno.EBADF))
+    return lasting
+
+
+def _fill_closed_descriptors() -> None:
+    """Open what was closed of 0, 1 and 2 on nowhere, or the next file has its number and gets what libraries print."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest free number, which is this one; workers and shells take it over as they would a real one.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
 class Terminal:

@@ -49,7 +49,9 @@ def changed(place: Place, name: str) -> list[str]:
     lost += refused(place.start("resume", name), "a text that is gone", "text.txt")
     text.write_text(whole)
     place.space.write_text(space.replace("30.0", "1.0"))
-    lost += refused(place.start("resume", name), "a changed space", "has changed since: - learning_rate", "FORCE=1")
+    lost += refused(
+        place.start("resume", name), "a changed space", "has changed since: search.learning_rate", "FORCE=1"
+    )
     return lost
 
 

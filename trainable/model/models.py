@@ -18,12 +18,13 @@ from transformers import (
 )
 from transformers import logging as transformers_logging
 
+from trainable.data.remote_files import reason
 from trainable.data.text_documents import WHOLE_FILES, Documents
 from trainable.data.tokens import END_OF_TEXT, Progress, _silent, train_tokenizer
 from trainable.device.cpu_kernels import tune_for_cpu
 from trainable.device.device import is_out_of_memory
 from trainable.errors import UserError
-from trainable.model.model_names import PRESETS, TOKENIZER_FILES, check_model_name, model_folder
+from trainable.model.model_names import PRESETS, TOKENIZER_FILES, check_model_name, files_folder
 
 DROPOUT_FIELDS = (
     "resid_pdrop",
@@ -54,7 +55,7 @@ def load_tokenizer(
     """
     if name in PRESETS:
         return train_tokenizer(files, PRESETS[name]["vocab_size"], documents=documents, progress=progress)
-    folder = model_folder(name)
+    folder = files_folder(name)
     if folder is not None and not any((folder / file).is_file() for file in TOKENIZER_FILES):
         # transformers would make up a tokenizer of a few special tokens.
         raise UserError(
@@ -221,7 +222,7 @@ def _numberless(name: str) -> str:
 
 def _from_pretrained(loader: Any, name: str, *, variable: str = "GPT2_MODEL_NAME", **kwargs: Any) -> Any:
     check_model_name(name)
-    folder = model_folder(name)
+    folder = files_folder(name)
     try:
         # Left unset, transformers would ask on the terminal, and wait, whether to run code that came with the model.
         return loader.from_pretrained(
@@ -235,7 +236,7 @@ def _from_pretrained(loader: Any, name: str, *, variable: str = "GPT2_MODEL_NAME
         if is_out_of_memory(error):
             _check_size(f"{variable}={name}", folder, kwargs.get("config"))
             raise
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        words = reason(error)
         if "trust_remote_code" in str(error):
-            reason = "it needs code of its own, which is never run here. Use a model that transformers itself knows."
-        raise UserError(f"{variable}={name} cannot be loaded by transformers: {reason}") from error
+            words = "it needs code of its own, which is never run here. Use a model that transformers itself knows"
+        raise UserError(f"{variable}={name} cannot be loaded by transformers: {words}.") from error
