@@ -151,13 +151,16 @@ _ahead: _RayHere | None = None
 
 
 def _use_loaded_workers() -> None:
-    """Have Tune ask for workers as they are: one with variables of its own would be another one, started from nothing.
+    """Have Tune give the workers that have loaded all to the trials: it has no switch for either.
 
-    What Tune would set, they have of this process.
+    With variables of its own a worker is another process, started from nothing; what Tune would set, they have of this
+    process. And the task that waits for a placement group takes a worker, which can be no trial's afterwards.
     """
-    from ray.tune.execution import class_cache
+    from ray.air.execution import FixedResourceManager
+    from ray.tune.execution import class_cache, tune_controller
 
     class_cache.DEFAULT_ENV_VARS, class_cache.ENV_VARS_TO_PROPAGATE = {}, set()
+    tune_controller.PlacementGroupResourceManager = FixedResourceManager
 
 
 def check_python(*paths: str) -> None:
