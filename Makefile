@@ -66,7 +66,7 @@ list: $(STAMP) ## list the studies
 	@$(RUN) list
 
 test: $(STAMP) ## run the tests
-	@$(VENV)/bin/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	@$(VENV)/bin/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 check: lint types test ## lint, types and tests, as CI does
 

@@ -1,9 +1,12 @@
 """What make test hands out to its processes, what they do not inherit, and how long the fuzz of tests/fuzz looks."""
 
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "GNUMAKEFLAGS", "MAKE_WORDS"):
     os.environ.pop(name, None)
@@ -19,17 +22,29 @@ settings.load_profile("short")
 
 SLOW_FIRST = ("journeys", "search", "fuzz", "trainable")
 """Folders whose tests are begun first: a long one begun last would run alone."""
-SHARED_STUDIES = ("searched", "left_alone")
-"""Fixtures of a session that take half a minute: the files that use one run in one process."""
+TOGETHER = {
+    "searched": ("test_commands", "test_export", "test_run", "test_starting"),
+    "left_alone": ("test_cluster", "test_storage"),
+}
+"""A fixture of a session that is a search, and the files that look at it: they share a process, and so the search."""
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order the tests and name for each the group that runs in one process: its file, or the files of its study."""
-    groups = {item.path: name for item in items for name in SHARED_STUDIES if name in getattr(item, "fixturenames", ())}
-    for item in items:
-        # Journeys share nothing.
-        alone = item.nodeid if item.path.parent.name == "journeys" else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(groups.get(item.path, alone)))
+    """Order the tests."""
     places = {name: place for place, name in enumerate(SLOW_FIRST)}
     items.sort(key=lambda item: places.get(item.path.parent.name, len(places)))
+
+
+class ByStudy(LoadScopeScheduling):  # type: ignore[misc]
+    """Hands the tests to processes by file, those of TOGETHER as one, and journeys, which share nothing, one by one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        if "/journeys/" in file:
+            return nodeid
+        return next((name for name, stems in TOGETHER.items() if Path(file).stem in stems), file)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByStudy:
+    """Return how `pytest -n` shares the tests out."""
+    return ByStudy(config, log)
