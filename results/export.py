@@ -12,7 +12,7 @@ from results.study.folder import Study
 from results.study.paths import shown
 from results.winner import Winner, evidence_words, notes, warning_words, way_words, winner_of
 from results.winner import to_json as winner_json
-from trainable.config import ENV_NAMES, TrialConfig, config_from
+from trainable.config import ENV_NAMES, TrialConfig, config_from, with_token_budget
 from trainable.errors import UserError
 
 ENV_ORDER: tuple[str, ...] = (
@@ -45,6 +45,9 @@ class _Best:
     winner: Winner
     trial: dict[str, Any]
     config: TrialConfig
+    """The trial's, or that of a run of another length."""
+    trained_steps: int
+    """The trial's."""
     model: str
     data_source: str | None
     validation_data_source: str | None
@@ -54,12 +57,12 @@ class _Best:
     eval_tokens: int
 
 
-def export_env(study: Study) -> str:
+def export_env(study: Study, budget_tokens: int | None = None) -> str:
     """Return the study's winner as comments and `export NAME=value` lines, safe for a shell's eval.
 
-    Floats read back exactly. Raises UserError when no trial has completed or a file of the study is damaged.
+    budget_tokens: of a longer or shorter run than the winner's, over which its schedule is stretched. Floats read back exactly. Raises UserError when no trial has completed or a file of the study is damaged.
     """
-    best = _load(study)
+    best = _load(study, budget_tokens)
     lines = [f"# {line}" for line in _notes(best)]
     lines += [f"export {name}={shlex.quote(value)}" for name, value in _env(best).items()]
     return "\n".join(lines) + "\n"
@@ -70,16 +73,16 @@ def winner_env(study: Study) -> dict[str, str]:
     return _env(_load(study))
 
 
-def export_cli(study: Study) -> str:
+def export_cli(study: Study, budget_tokens: int | None = None) -> str:
     """Return the study's winner as a `make train NAME=value ...` command. Raises UserError as export_env does."""
-    values = {name: value for name, value in _env(_load(study)).items() if value}
+    values = {name: value for name, value in _env(_load(study, budget_tokens)).items() if value}
     words = ["make", "train", *(f"{name}={_make_value(value)}" for name, value in values.items())]
     return shlex.join(words) + "\n"
 
 
-def export_json(study: Study) -> str:
+def export_json(study: Study, budget_tokens: int | None = None) -> str:
     """Return the study's winner as a JSON object. Raises UserError as export_env does."""
-    best = _load(study)
+    best = _load(study, budget_tokens)
     document = {
         "study": best.study,
         **{name: value for name, value in winner_json(best.winner).items() if name != "notes"},
@@ -97,14 +100,14 @@ def export_json(study: Study) -> str:
     return json.dumps(document, indent=2, allow_nan=False) + "\n"
 
 
-def export_toml(study: Study) -> str:
+def export_toml(study: Study, budget_tokens: int | None = None) -> str:
     """Return the study's winner as a space file around it. Raises UserError as export_env does."""
     # tomlkit takes a tenth of a second to import, which no other format needs.
     from results.export_space import space_text
 
-    best = _load(study)
-    inputs = f"model {_plain(best.model)}, data {_plain(best.data_source or 'the embedded text')}"
-    return space_text(study.document(), best.config, [*_notes(best), inputs])
+    best = _load(study, budget_tokens)
+    inputs = f"model {_plain(best.model)}, data {_plain(best.data_source or 'the Python language reference')}"
+    return space_text(study.document(), best.config, [*_notes(best), inputs], budget_tokens=budget_tokens)
 
 
 def write_best(study: Study) -> None:
@@ -115,14 +118,16 @@ def write_best(study: Study) -> None:
     write_atomic(study.best_json, document.encode())
 
 
-def _load(study: Study) -> _Best:
+def _load(study: Study, budget_tokens: int | None = None) -> _Best:
     winner = winner_of(study)
     trial = winner.trial
     if trial is None:
         counts = ending_counts(ranked_trials(study.trials()))
         ended = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
         raise UserError(f"study {study.name} has no completed trial to export ({ended or 'none has started'}).")
-    config = config_from(trial)
+    config = trained = config_from(trial)
+    if budget_tokens is not None:
+        config = with_token_budget(config, budget_tokens)
     document = study.document()
     try:
         return _Best(
@@ -130,6 +135,7 @@ def _load(study: Study) -> _Best:
             winner=winner,
             trial=trial,
             config=config if config.has_warmup else replace(config, warmup_steps=0),
+            trained_steps=trained.training_steps,
             model=_text(document["model"]),
             data_source=document["data_source"] and _text(document["data_source"]),
             validation_data_source=_optional(document, "validation_data_source"),
@@ -150,7 +156,7 @@ def _optional(document: dict[str, Any], name: str) -> str | None:
 
 def _text(value: str) -> str:
     if "\0" in value:
-        raise ValueError(f"{value!r} is no text that a variable can hold")
+        raise ValueError(f"{value!r} cannot be the text of a variable")
     # A path that is not UTF-8 came in by surrogateescape and leaves by it; other lone surrogates are no bytes at all.
     value.encode("utf-8", "surrogateescape")
     return value
@@ -199,6 +205,7 @@ def _notes(best: _Best) -> list[str]:
         *filter(None, (way_words(winner), warning_words(winner))),
         evidence_words(winner),
         *notes(winner),
+        *_stretch_notes(best),
         f"evaluated on {best.eval_tokens} held-out tokens, the same for every trial, "
         f"context {best.eval_block_size}, fp32, dropout off",
         *_script_notes(best),
@@ -209,6 +216,16 @@ def _notes(best: _Best) -> list[str]:
             f"{_SCRIPTS} would also continue its step count"
         )
     return [_plain(line) for line in lines]
+
+
+def _stretch_notes(best: _Best) -> Iterable[str]:
+    if best.config.training_steps != best.trained_steps:
+        # A rate that falls with the horizon (Bjorck et al. 2024) was found for pretraining; here nothing has shown it.
+        yield (
+            f"BUDGET_TOKENS: its schedule is stretched from {best.trained_steps} to {best.config.training_steps} steps, "
+            "warm-up and decay keep their shares of the run; rate and batch are as found, and no run of that length "
+            "was measured"
+        )
 
 
 def _script_notes(best: _Best) -> Iterable[str]:

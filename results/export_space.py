@@ -13,7 +13,9 @@ from spaces.space import SearchSpace
 from trainable.config import TrialConfig
 
 
-def space_text(document: dict[str, Any], config: TrialConfig, notes: Sequence[str]) -> str:
+def space_text(
+    document: dict[str, Any], config: TrialConfig, notes: Sequence[str], *, budget_tokens: int | None = None
+) -> str:
     """Return the study's own space with `config` as its [baseline], its comments kept; `notes` stand on top.
 
     Where BASELINE or BUDGET_TOKENS had changed the space, the text says what was run. A study that searched no space
@@ -25,8 +27,8 @@ def space_text(document: dict[str, Any], config: TrialConfig, notes: Sequence[st
     text = tomlkit.parse(before.toml)
     text.pop("baseline", None)
     _widen(text, before, config)
-    if own:
-        text["budget"] = {"tokens": document["budget_tokens"]}
+    if own or budget_tokens is not None:
+        text["budget"] = {"tokens": budget_tokens or document["budget_tokens"]}
     baseline = tomlkit.table()
     # A seed is no part of a space: SEED sets it for every trial.
     baseline.update({name: value for name, value in asdict(config).items() if name != "seed"})

@@ -213,13 +213,16 @@ class Options(BaseModel):
     trials: Annotated[InstanceOf[int], BeforeValidator(_trials)] | None = Field(
         None, description="number of trials, the baseline included; resume: +2 for two more"
     )
-    budget_tokens: Tokens | None = Field(None, description="training tokens of a full-length trial, e.g. 400000 or 8M")
+    budget_tokens: Tokens | None = Field(
+        None,
+        description="training tokens of a full-length trial, e.g. 400000 or 8M; export: of the run that is exported",
+    )
     warm_start: Text | None = Field(
         None, description="search: a study whose results the searcher learns from, its best run first"
     )
-    force: Flag = Field(False, description="resume: 1 goes on although the space file has changed since")
+    force: Flag = Field(False, description="resume: 1 goes on although the space file has changed")
     baseline: Text | None = Field(
-        None, description="whose settings are the baseline: documented, before, a study, a .env file or a checkpoint"
+        None, description="the baseline's settings: documented, before, a study, a .env file or a checkpoint"
     )
     concurrency: (
         Annotated[Annotated[int, Field(ge=1, le=MAX_COUNT)] | Literal["auto"], BeforeValidator(_concurrency)] | None
@@ -243,28 +246,28 @@ class Options(BaseModel):
         None, description="tiny (the default), tiny-scratch, gpt2-scratch, a folder of save_pretrained, or a hub name"
     )
     training_data_source: AbsolutePath | None = Field(
-        None, description="text file or folder of text files (default: Python's language reference)"
+        None, description="text file or folder of text files (default: the Python language reference)"
     )
     validation_data_source: AbsolutePath | None = Field(
         None, description="text file or folder held out whole (default: the last tenth of the training text)"
     )
     documents: Annotated[InstanceOf[Documents], BeforeValidator(_documents)] | None = Field(
-        None, description="what a document is: file, line, blank-line or jsonl:FIELD (default file)"
+        None, description="how the text is split into documents: file, line, blank-line or jsonl:FIELD (default file)"
     )
     sample_prompt: Annotated[Text, BeforeValidator(_utf8)] | None = Field(
         None,
-        description="what start, baseline and best continue in the report (default: first words of the held-out text)",
+        description="prompt of the samples in the report (default: the first prose of the held-out text)",
     )
     checkpoint_path: AbsolutePath | None = Field(
         None, description="train: go on from this checkpoint; search: every trial starts from its weights"
     )
     weights_only: Flag = Field(
-        False, description="train: True takes the checkpoint's weights and starts at step 0, as a search does"
+        False, description="train: True starts at step 0 from the checkpoint's weights, as a search does"
     )
     resume_steps: Whole | None = Field(None, description="train: steps to add to the checkpoint's")
     resume_lr: Literal["stretch", "hold"] = Field(
         "stretch",
-        description="train: stretch the schedule over the steps that are added, or hold the rate it had come to",
+        description="train: stretch the schedule over the added steps, or hold its last rate",
     )
     device: Annotated[Text, BeforeValidator(_device)] | None = Field(
         None, description="cuda, mps or cpu (default: the first there is)"
@@ -281,7 +284,7 @@ class Options(BaseModel):
     eval_tokens: Whole | None = Field(None, description="train: held-out tokens scored per evaluation (default 16384)")
     eval_interval: Whole = Field(500, description="train: steps between evaluations")
     checkpoint_interval: Whole = Field(500, description="train: steps between checkpoints")
-    enable_checkpoints: Flag = Field(True, description="train: True or False (default True)")
+    enable_checkpoints: Flag = Field(True, description="train: keep checkpoints, True or False (default True)")
     use_lr_warmup: Flag | None = Field(
         None, description="True or False: warm-up and cosine, or constant, where LR_SCHEDULE is not set"
     )
@@ -307,7 +310,9 @@ class Options(BaseModel):
     dtype: Literal["fp32", "bf16", "fp16"] | None = Field(
         None, description="model, train: number format of the saved model: fp32, bf16, fp16 (default: the base's own)"
     )
-    merge: Flag = Field(False, description="model, train: 1 merges LoRA adapters into their base (default: alone)")
+    merge: Flag = Field(
+        False, description="model, train: 1 merges LoRA adapters into their base (default: adapters only)"
+    )
     target: Text | None = Field(
         None, description="diagnose: a study, STUDY/TRIAL, a checkpoint, a folder of them, or a text log"
     )
@@ -315,10 +320,10 @@ class Options(BaseModel):
         None, description="audit: token positions to look at, e.g. 2.0M-2.5M"
     )
     clean: AbsolutePath | None = Field(None, description="audit: write a cleaned copy of the text to this file")
-    skip_preflight: Flag = Field(False, description="1: search or train without the preflight")
+    skip_preflight: Flag = Field(False, description="1 skips the preflight of search and train")
     tensorboard: Flag = Field(False, description="search: 1 writes TensorBoard event files into the study")
     optuna_storage: Annotated[Text, BeforeValidator(_optuna_storage)] | None = Field(
-        None, description="search: an SQLite file or a database URL that optuna-dashboard reads"
+        None, description="search: SQLite file or database URL for optuna-dashboard"
     )
     mlflow: Annotated[Text, BeforeValidator(_mlflow)] | None = Field(
         None, description="search: an MLflow tracking URI, where mlflow is installed"
@@ -329,7 +334,9 @@ class Options(BaseModel):
     model_type: Annotated[Text, BeforeValidator(_model_type)] | None = Field(
         None, description="gpt2, the only type there is"
     )
-    exported_from: Text | None = Field(None, description="set by an export: the study whose winner the variables are")
+    exported_from: Text | None = Field(
+        None, description="set by make export: the study whose best configuration the variables are"
+    )
     studies_dir: Text | None = Field(None, description="where studies are kept (default results/studies)")
     cache_dir: Text | None = Field(None, description="where tokens and tokenizers are kept (default .cache)")
 
@@ -400,7 +407,7 @@ def read_options(assignments: Sequence[str]) -> Options:
 def overlooked() -> list[str]:
     """Return a line for each name in the environment that was probably meant for a variable and is none."""
     return [
-        f"{name} is set in the environment and is no variable of this program. Did you mean {meant}?"
+        f"{name} is set in the environment and is not a variable of this program. Did you mean {meant}?"
         for name, meant in nearly(os.environ, KNOWN).items()
     ]
 
@@ -461,6 +468,17 @@ def _refusal(error: ErrorDetails, texts: Mapping[str, str]) -> UserError:
 def _check_name(name: str) -> None:
     if name not in KNOWN:
         raise UserError(f"there is no variable {name!r}.{did_you_mean(name, KNOWN)}")
+
+
+def check_lora(given: Mapping[str, object], *, uses_lora: bool) -> None:
+    """Raise UserError for a setting of LoRA where no adapters are trained, unless USE_LORA=False says so as well."""
+    unread = [name for name in given if name.startswith("lora_")]
+    if unread and not uses_lora and "use_lora" not in given:
+        names = ", ".join(str(HYPERPARAMETERS[name].metadata["env"]) for name in unread)
+        verb = "are" if len(unread) > 1 else "is"
+        raise UserError(
+            f"{names} {verb} set and USE_LORA is not, so no adapters are trained. Set USE_LORA=True or False."
+        )
 
 
 def with_default_warmup(

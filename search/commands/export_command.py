@@ -11,9 +11,9 @@ FORMATS = {"env": export_env, "json": export_json, "toml": export_toml, "cli": e
 
 
 def export_command(options: Options, terminal: Terminal) -> int:
-    """Print the best completed trial of STUDY (default: the latest search) in FORMAT."""
+    """Print the best completed trial of STUDY (default: the latest search) in FORMAT, as long as BUDGET_TOKENS asks."""
     name = "json" if terminal.as_json else options.format
-    text = FORMATS[name](open_study(options.study or LATEST))
+    text = FORMATS[name](open_study(options.study or LATEST), options.budget_tokens)
     if sys.stdout.isatty():
         text = plain(text)
     # A path that is not UTF-8 came in by surrogateescape and leaves by it.

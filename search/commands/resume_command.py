@@ -46,7 +46,7 @@ def resume_command(options: Options, terminal: Terminal) -> int:
 def _check_kind(study: Study, document: dict[str, Any]) -> None:
     kind = document.get("kind")
     remedies = {
-        "attribute": "Say make attribute with the same words again: it goes on.",
+        "attribute": "Run the same make attribute command again: it goes on.",
         "train": f"Go on with make train CHECKPOINT_PATH={study.checkpoint_dir(0)}/step_....pt RESUME_STEPS=...",
     }
     if kind not in ("search", "baseline"):
@@ -57,8 +57,8 @@ def _check_same(study: Study, document: dict[str, Any], settings: Settings, opti
     found = differences(document, settings, options)
     if found:
         raise UserError(
-            f"study {study.name} was planned otherwise: {'; '.join(found)}. Unset it to go on with the study as it is, "
-            "or search anew under another STUDY= name."
+            f"study {study.name} was planned with other settings: {'; '.join(found)}. Unset it to go on with the study "
+            "as it is, or search again under another STUDY= name."
         )
     changed = space_file_differences(document, options)
     if changed and not options.force:
@@ -85,7 +85,7 @@ def _resume(
     configs = baseline_configs(space, settings) if document["kind"] == "baseline" else []
     planned = len(configs) or space.trials
     if planned < len(rows):
-        raise UserError(f"TRIALS={planned}: study {study.name} has begun {len(rows)} already. Say a larger number.")
+        raise UserError(f"TRIALS={planned}: study {study.name} has {len(rows)} trials already. Set a larger number.")
     if planned == ended:
         terminal.say(f"all {planned} trials of study {study.name} have ended; TRIALS=... runs more of them")
         return 0, None
@@ -125,9 +125,7 @@ def _at_larger_budget(
     name = f"{study.name}-{token_words(budget_tokens)}"
     if options.trials is not None:
         settings = replace(settings, trials=options.trials_after(document["trials_planned"]))
-    note = (
-        f"at {token_words(budget_tokens)} tokens losses do not compare with {study.name}'s: this is a study of its own"
-    )
+    note = f"at {token_words(budget_tokens)} tokens losses cannot be compared with {study.name}'s: this is a new study"
     with Preparing(terminal.console) as progress:
         plan = plan_study(
             space_from_toml(file["toml"], name=file["name"], path=file["path"]),

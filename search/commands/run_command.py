@@ -7,12 +7,13 @@ from results.confirmation.confirmation_file import load_attempts
 from results.ranking import ranked_trials
 from results.study.folder import Study
 from results.study.ledger import Ledger
-from results.words import config_words, token_words
+from results.words import config_words, count_words, token_words
 from search.commands.confirm_command import confirm_study
 from search.options import Options
 from search.setup.finish import finish_study
 from search.setup.inputs import Loaded
 from search.setup.plan import Plan, baseline_runs, make_plan
+from search.setup.preflight_record import Sharing
 from search.setup.preflight_run import PREFLIGHT_FAILED, passes_preflight, study_room
 from search.setup.run_plan import held, ray_ahead, run_listed, run_plan
 from search.terminal.console import Preparing, Terminal
@@ -66,7 +67,7 @@ def is_sound(plan: Plan, options: Options, terminal: Terminal) -> bool:
         plan.loaded,
         plan.baseline,
         largest=plan.largest,
-        runs_at_once=plan.slots.count_here,
+        sharing=Sharing(runs=plan.slots.count_on_device, memory_frac=plan.slots.memory_frac),
         room=study_room(plan.slots),
         terminal=terminal,
     )
@@ -117,8 +118,8 @@ def header_lines(plan: Plan) -> list[str]:
         *loaded.separator_notes,
         f"{plan.document['trials_planned']} trials of at most {token_words(plan.budget_tokens)} tokens, evaluated on "
         f"the same {space.evaluation.tokens:,} held-out tokens at context {space.evaluation.block_size}",
-        f"{slots.count} at a time on {device.type} ({device.name}), {slots.threads} CPU thread(s) each",
+        f"{slots.count} at a time on {device.type} ({device.name}), {count_words(slots.threads, 'CPU thread')} each",
         f"baseline ({space.baseline_name}): {config_words(asdict(space.baseline))}",
-        *(f"search {parameter.name}: {parameter.domain}" for parameter in space.parameters if not plan.configs),
+        *(f"searched: {parameter.name} {parameter.domain}" for parameter in space.parameters if not plan.configs),
         *plan.notes,
     ]

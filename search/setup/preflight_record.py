@@ -27,6 +27,16 @@ WITHOUT_EFFECT = frozenset(
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sharing:
+    """How a run shares its device."""
+
+    runs: int = 1
+    """Those on the device at once, this one included."""
+    memory_frac: float = 1.0
+    """Of a GPU, what each of them may take."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PreflightRecord:
     """A preflight that passed."""
 
@@ -34,15 +44,16 @@ class PreflightRecord:
     batch_size: int
     block_size: int
     """Of the largest configuration that was looked at."""
-    runs_at_once: int
+    sharing: Sharing
     warnings: Sequence["Check"] = ()
 
-    def covers(self, largest: TrialConfig, runs_at_once: int) -> bool:
+    def covers(self, largest: TrialConfig, sharing: Sharing) -> bool:
         """Return whether nothing larger is asked now."""
         return (
             largest.block_size <= self.block_size
             and largest.batch_size * largest.block_size <= self.batch_size * self.block_size
-            and runs_at_once <= self.runs_at_once
+            and sharing.runs <= self.sharing.runs
+            and sharing.memory_frac >= self.sharing.memory_frac
         )
 
 
@@ -73,7 +84,7 @@ def read_record(path: Path) -> PreflightRecord | None:
             passed_at=datetime.fromisoformat(values["passed_at"]),
             batch_size=int(values["batch_size"]),
             block_size=int(values["block_size"]),
-            runs_at_once=int(values["runs_at_once"]),
+            sharing=Sharing(**values["sharing"]),
             warnings=[Check(**one) for one in values["warnings"]],
         )
     except (OSError, ValueError, KeyError, TypeError):

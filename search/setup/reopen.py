@@ -34,8 +34,8 @@ def reopen(
     def check(loaded: Loaded) -> None:
         if found := differences_of_inputs(document, loaded.facts):
             raise UserError(
-                f"study {study.name}: {'; '.join(found)}. Its losses would not compare with new ones. Restore what has "
-                "changed, or search anew."
+                f"study {study.name}: {'; '.join(found)}. Its losses could not be compared with new ones. Restore what "
+                "has changed, or start a new search."
             )
 
     own = with_inputs_of(document, options)

@@ -1,9 +1,8 @@
 """The one way in which runs get into a study, new or not: held, under its view, and with signals heard."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ from results.winner import find_winner
 from results.words import loss_words
 from search.cluster.storage_hold import check_unheld, claim_name, release_name
 from search.setup.plan import Plan
+from search.setup.study_record import start_losses
 from search.terminal.console import Terminal
 from search.terminal.live_view import StudyView
 from search.terminal.signals import Interrupts
@@ -122,11 +122,11 @@ def _with_start(plan: Plan, view: StudyView) -> Plan:
 
     known, seed = plan.document.get("start"), plan.document["seed"]
     if known is None:
-        view.say("evaluating where it starts ...")
+        view.say("evaluating the start ...")
         spec = with_start(plan.loaded.spec, replace(plan.baseline, seed=seed))
         assert spec.start is not None
-        losses = {name: loss if math.isfinite(loss) else None for name, loss in asdict(spec.start).items()}
-        view.say(f"it starts at a val loss of {loss_words(losses['val_loss'])} nats/token")
+        losses = start_losses(spec.start)
+        view.say(f"start: val loss {loss_words(losses['val_loss'])} nats/token")
         plan = replace(plan, document={**plan.document, "start": losses})
     elif None not in known.values():
         spec = replace(plan.loaded.spec, start=Start(**known), start_seed=seed)

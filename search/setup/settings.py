@@ -27,7 +27,7 @@ class Settings:
     pins: Mapping[str, Any] = field(default_factory=dict)
     baseline: tuple[str, TrialConfig] | None = None
     compare: str | None = None
-    """make baseline: the story's configuration that runs beside the baseline."""
+    """make baseline: the built-in configuration that runs beside the baseline."""
 
     def applied_to(self, space: SearchSpace, kind: str) -> SearchSpace:
         """Return the space as a study of that kind runs it. Raises UserError naming the variable."""
@@ -89,7 +89,7 @@ def planned_space(document: Mapping[str, Any], where: str) -> tuple[SearchSpace,
     except (KeyError, TypeError, AttributeError):
         raise UserError(f"{where} does not say how the study was planned. Start a new one.") from None
     if (space.baseline, list(space.evaluation_tokens())) != as_run:
-        raise UserError(f"{where}: another version of this program planned the study otherwise. Start a new one.")
+        raise UserError(f"{where}: the study was planned by another version of this program. Start a new one.")
     return space, settings
 
 

@@ -46,7 +46,8 @@ LEAVE = "leave"
 """A file in Ray's folder of the study: it asks the running trials to save."""
 LEAVE_PATIENCE_S = 20.0
 CLUSTER_FAILURES = 2
-"""One more than on a single machine, so that losing its node does not end a trial that has failed by itself once."""
+"""One more than on a single machine, so that losing its node does not end a trial that has failed by itself once. On
+MPS a worker whose memory has grown ends itself so."""
 KEPT_CHECKPOINTS = 3
 """Final checkpoints of so many best completed trials are kept, and the baseline's."""
 
@@ -130,7 +131,9 @@ def run_study(
         # A worker may have been killed while it saved.
         remove_unfinished(study.path / CHECKPOINTS)
     if work.searcher.exhausted:
-        view.say("the search is over: every configuration that is left was run, or is as large as one out of memory")
+        view.say(
+            "the search is over: every other configuration has been run, or is as large as one that ran out of memory"
+        )
     if recorder.storage_error is not None:
         words = storage_error_words(recorder.storage_error, study.path)
         raise UserError(f"{words}. Then go on with: make resume STUDY={study.name}")
@@ -221,7 +224,7 @@ def rays_own_faults(study: Study) -> Iterator[None]:
     except (ray.exceptions.RayError, ConnectionError, TimeoutError) as error:
         raise MachineError(
             f"Ray ended while the trials ran: {reason(error)}; what was measured so far is kept. "
-            f"Look at the machine's memory. {again}"
+            f"Check the machine's memory. {again}"
         ) from None
     except OSError as error:
         # What Tune writes for itself; the recorder keeps the errors of the study's own files.
@@ -238,6 +241,10 @@ def _shared_inputs(spec: RunSpec, slots: Slots) -> SharedInputs | None:
         return share_inputs(spec, slots.storage)
     except OSError as error:
         raise UserError(f"STORAGE={slots.storage}: the inputs cannot be copied there: {reason(error)}.") from None
+
+
+def _failures(slots: Slots) -> int:
+    return CLUSTER_FAILURES if slots.address is not None or slots.on_mps else 1
 
 
 def _tuner(
@@ -262,9 +269,10 @@ def _tuner(
         "checkpoint_interval_s": slots.checkpoint_interval_s,
         "evaluation_timeout_s": slots.evaluation_timeout_s,
         "threads": slots.threads,
+        "memory_frac": slots.memory_frac,
     }
     return Tuner(
-        tune.with_resources(SearchTrial, {"cpu": slots.cpus_asked, "gpu": slots.gpu_frac}),
+        tune.with_resources(SearchTrial, slots.a_trial),
         param_space=shared,
         tune_config=tune_config,
         run_config=RunConfig(
@@ -273,6 +281,6 @@ def _tuner(
             callbacks=callbacks,
             verbose=0,
             checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
-            failure_config=FailureConfig(max_failures=1 if slots.address is None else CLUSTER_FAILURES),
+            failure_config=FailureConfig(max_failures=_failures(slots)),
         ),
     )

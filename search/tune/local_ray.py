@@ -96,7 +96,7 @@ class _RayHere:
     def __init__(self, slots: Slots) -> None:
         check_python(sys.executable, str(Path(ray.__file__).parent))
         logging.getLogger("ray").setLevel(logging.CRITICAL)
-        self._count = slots.count
+        self._slots = slots
         self._began_at = time.monotonic()
         self._said: SimpleQueue[str] = SimpleQueue()
         self._is_up, self._is_over = Event(), Event()
@@ -134,7 +134,7 @@ class _RayHere:
         try:
             with private_folder() as folder:
                 try:
-                    _start(folder, cpus=self._count, say=self._said.put)
+                    _start(folder, self._slots, say=self._said.put)
                     self._folder = folder
                     self._is_up.set()
                     self._is_over.wait()
@@ -227,10 +227,10 @@ def _sweep(base: Path) -> None:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def _start(folder: Path, *, cpus: int, say: Callable[[str], None]) -> None:
+def _start(folder: Path, slots: Slots, *, say: Callable[[str], None]) -> None:
     for attempt in range(1, STARTS + 1):
         try:
-            _init(folder, cpus)
+            _init(folder, slots)
             return
         except Exception as error:
             if not is_rays(error):
@@ -240,7 +240,7 @@ def _start(folder: Path, *, cpus: int, say: Callable[[str], None]) -> None:
             cause = last_error(folder) or reason(error)
             if attempt == STARTS or not _timed_out(error):
                 raise MachineError(
-                    f"Ray did not start on this machine: {cause}. Look at free memory, /dev/shm and the limits "
+                    f"Ray did not start on this machine: {cause}. Check free memory, /dev/shm and the limits "
                     "(ulimit -a); RAY_TMPDIR=/folder moves its files. Then run the command again."
                 ) from None
             say(f"Ray did not start in time ({cause}); trying once more")
@@ -266,7 +266,7 @@ def _variables_of_rays(slots: Slots) -> dict[str, str]:
     }
 
 
-def _init(folder: Path, cpus: int) -> None:
+def _init(folder: Path, slots: Slots) -> None:
     # A token of this process alone: other users of the machine cannot reach the workers, and no file is left behind.
     # Ray itself asks for it unless RAY_AUTH_MODE says otherwise; a cluster that exists has its own.
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
@@ -278,7 +278,8 @@ def _init(folder: Path, cpus: int) -> None:
     with _hangups_held():
         ray.init(
             address="local",  # and not a cluster that happens to run here
-            num_cpus=cpus,
+            num_cpus=slots.count,
+            resources=slots.of_the_machine,
             include_dashboard=False,
             log_to_driver=False,
             configure_logging=False,

@@ -53,12 +53,12 @@ def write_corpus(folder: Path, vocab_size: int) -> Corpus:
 
 def ours(case: Case, corpus: Corpus, pause: Pause) -> None:
     """Train by trainable.loop."""
-    from trainable.device.device import keep_freed_pages
+    from trainable.device.device_memory import prepare_memory
     from trainable.loop import train
     from trainable.rows import StepRow
     from trainable.run import RunSpec, start_run
 
-    keep_freed_pages()
+    prepare_memory(torch.device(case.device))
     spec = RunSpec(
         model_name=case.model_name,
         corpus=corpus,

@@ -65,9 +65,10 @@ class Said(Ran):
         lines = []
         for text in after.splitlines():
             found = NEXT.match(text)
-            if found is None:
+            if found is not None:
+                lines.append(found[1])
+            elif not text.startswith("      "):  # what a command is for
                 break
-            lines.append(found[1])
         return lines
 
 

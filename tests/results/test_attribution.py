@@ -332,7 +332,7 @@ def test_one_seed_has_no_interval_and_names_by_size() -> None:
     found = attribute(make_losses(4, {(0, 2): -0.20, (1, 3): 0.01}, seeds=1, noise=0.001), make_settings(4))
     assert all(effect.shapley is not None and effect.shapley.low is None for effect in found.effects)
     assert named(found) == {(0, 2)}
-    assert "one seed: no interval, and noise is not told from effect" in found.notes
+    assert "one seed: no interval, so an effect cannot be told from noise" in found.notes
 
 
 def test_nothing_changed_anything() -> None:
@@ -429,7 +429,7 @@ def test_when_an_end_is_always_unstable_there_is_nothing_to_share_out(tmp_path: 
     found = attribute(losses, make_settings(3))
     assert (found.seeds, found.total, found.loss_after, found.interactions, found.path) == ((), None, None, (), None)
     assert [(effect.alone, effect.shapley) for effect in found.effects] == [(None, None)] * 3
-    assert found.notes[0] == "before or after was unstable on every seed: there is no difference to share out"
+    assert found.notes[0] == "before or after was unstable on every seed: there is no difference to attribute"
     assert "unknown" in shown_text(found)
     assert from_json(to_json(found)) == found
     with pytest.raises(UserError, match="no picture to draw"):

@@ -52,7 +52,7 @@ def test_the_story_begins_with_what_its_numbers_cannot_come_from(log: Path) -> N
     log.write_text(owner_log(STORY, 5000, step_s=story_step_s))
     report = report_of_trace(read_training_log(log), context=Context())
     first_line = plain_text(report).splitlines()[0]
-    assert "cannot come from a rightly loaded, rightly labelled pretrained GPT-2" in first_line
+    assert "cannot come from a correctly loaded and labelled pretrained GPT-2" in first_line
     assert "starts at 9.23 nats/token" in first_line
     assert "10.82" in first_line
     assert kinds(list(report.findings)) == ["impossible_initial_loss", "plateau", "spike", "slow"]
@@ -356,7 +356,7 @@ def test_a_restart_that_lost_the_weights(log: Path) -> None:
     kept = [(1500, 3.3, 3.4, 1e-5), (2000, 3.25, 3.35, 1e-5), (2500, 3.2, 3.3, 1e-5)]
     (finding,) = found(log, owner_log(before, 2500) + owner_log(lost, 2500))
     assert finding.kind == "resume_jump"
-    assert "the weights began anew" in finding.summary
+    assert "the weights were initialized again" in finding.summary
     assert found(log, owner_log(before, 2500) + owner_log(kept, 2500)) == []
 
 

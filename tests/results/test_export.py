@@ -136,6 +136,27 @@ def test_the_lines_are_the_owners(make_study: MakeStudy) -> None:
     ]
 
 
+def test_the_winner_of_a_short_search_is_exported_for_a_long_run(make_study: MakeStudy) -> None:
+    study = make_study()
+    text = export_env(study, 20_480_000)
+    # 2,048 tokens a step; the tenth of the steps that warmed up stays a tenth.
+    assert "export TRAINING_STEPS=10000\nexport GRAD" in text
+    assert "export WARMUP_STEPS=1000\n" in text
+    assert "export LEARNING_RATE=2e-05\n" in text
+    assert "its schedule is stretched from 5000 to 10000 steps" in text
+    assert "TRAINING_STEPS=10000" in export_cli(study, 20_480_000)
+    assert json.loads(export_json(study, 20_480_000))["hyperparameters"]["warmup_steps"] == 1000
+    space = tomllib.loads(export_toml(study, 20_480_000))
+    assert (space["budget"], space["baseline"]["training_steps"]) == ({"tokens": 20_480_000}, 10_000)
+    with pytest.raises(UserError, match="less than one step"):
+        export_env(study, 100)
+
+
+def test_a_budget_that_is_the_winners_own_changes_nothing(make_study: MakeStudy) -> None:
+    study = make_study()
+    assert export_env(study, 5000 * 8 * 256) == export_env(study)
+
+
 @pytest.mark.parametrize("shell", SHELLS)
 def test_a_shell_gets_exactly_the_trial(make_study: MakeStudy, cwd: Path, shell: str) -> None:
     config = replace(BEFORE, learning_rate=0.1 + 0.2, weight_decay=1e-300, dropout=1 / 3, seed=2**31 - 1)

@@ -129,7 +129,7 @@ def test_the_start_stands_in_every_answer(searched: Study) -> None:
 def test_a_best_that_is_not_below_the_start_is_said_in_red(searched: Study, start: float, difference: str) -> None:
     winner = start_at(searched, start)
     said = (
-        f"this training makes the model worse: its weights start at {start:.4f} and trial 1 ends at 4.5000, "
+        f"this training makes the model worse: it starts at {start:.4f} and trial 1 ends at 4.5000, "
         f"{difference} nats/token"
     )
     assert warning_words(winner) == said
@@ -150,8 +150,7 @@ def test_of_a_baseline_that_won_the_way_ends_with_it(make_trial: MakeTrial) -> N
     assert way_words(find_winner(unstable, start_val_loss=5.5)) == "start 5.5000 → best 4.5000"
     assert way_words(find_winner([baseline])) is None
     assert warning_words(find_winner([baseline], start_val_loss=4.9)) == (
-        "this training makes the model worse: its weights start at 4.9000 and the baseline ends at 5.0000, "
-        "+0.1000 nats/token"
+        "this training makes the model worse: it starts at 4.9000 and the baseline ends at 5.0000, +0.1000 nats/token"
     )
     assert not find_winner([make_trial(0, "running", 6.0)], start_val_loss=5.0).worse_than_start
 

@@ -44,7 +44,7 @@ def test_confirmed_and_attributed_in_the_study_itself(study: Study, run: Any, ru
     (verdict,) = document["verdicts"]
     assert (verdict["trial_id"], verdict["seeds"]) == (1, 2)
     assert verdict["mean_difference"] < -0.3
-    assert "confirmation: baseline, seed 1 completed" in study.log_path.read_text()
+    assert "baseline, seed 1 completed" in study.log_path.read_text()
     fresh = study.trials()[2:]
     assert [(row["trial_id"], row["purpose"], row["is_baseline"], row["attempt"]) for row in fresh] == [
         (trial_id, "confirmation", False, 1) for trial_id in (2, 3, 4, 5)
@@ -72,7 +72,7 @@ def test_confirmed_and_attributed_in_the_study_itself(study: Study, run: Any, ru
     assert_one_winner(study, run_here)
 
     known = run_here("attribute", "--json", STUDY="two", SEEDS="2", SKIP_PREFLIGHT="1")
-    assert "4 of 4 runs are known already" in known.stderr
+    assert "4 of 4 runs have ended before" in known.stderr
     assert known.document["settings"] == [setting]
 
 

@@ -11,7 +11,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from search.terminal.console import PlainConsole, plain
+from search.terminal.console import PlainConsole, plain, print_line, print_table
 from search.trackers.guard import GuardedTracker
 from tests.running import ROOT
 from trainable.errors import UserError, redacted
@@ -97,3 +97,32 @@ def test_a_trackers_own_words_are_told_without_a_password() -> None:
     assert isinstance(to.file, io.StringIO)
     assert "hunter2" not in to.file.getvalue()
     assert "postgresql://***@host/db" in to.file.getvalue()
+
+
+def test_a_terminal_breaks_lines_between_words_and_a_path_stays_whole() -> None:
+    path = f"results/studies/{'x' * 60}/report.html"
+    text = f"  where the report of this study was written to: {path}; and one word"
+    drawn = []
+    for terminal in (True, False):
+        file = io.StringIO()
+        print_line(PlainConsole(file=file, width=40, force_terminal=terminal, color_system=None), text, indent=2)
+        drawn.append(file.getvalue().splitlines())
+    assert drawn[0] == [
+        "    where the report of this study was",
+        "  written to:",
+        f"  {path};",
+        "  and one word",
+    ]
+    assert drawn[1] == [f"  {text}"]
+
+
+def test_a_table_wider_than_the_screen_has_every_name_whole() -> None:
+    name = "a-study-with-a-long-name-" * 3
+    table = Table(box=None)
+    for heading in ("study", "made"):
+        table.add_column(heading)
+    table.add_row(name, "2026-11-29 03:05 UTC")
+    file = io.StringIO()
+    print_table(PlainConsole(file=file, width=40), table)
+    assert file.getvalue().splitlines()[1].split("  ")[0].strip() == name
+    assert file.getvalue().count("\n") == 2

@@ -70,9 +70,7 @@ def test_without_a_checkpoint_it_says_what_trains_the_model_again(
     out = tmp_path / "trained again"
     refused = run_here("model", "STUDY=exported", f"OUT={out}")
     assert refused.code == 2
-    assert (
-        "trial 1 of study exported: it has no checkpoint of its last step any more. Train it again: " in refused.stderr
-    )
+    assert "trial 1 of study exported: it has no checkpoint of step 16 any more. Train it again: " in refused.stderr
     command = refused.stderr.partition("Train it again: ")[2].strip()
     assert command == f"make train STUDY=exported SAVE_MODEL={shlex.quote(str(out))}"
     # make's own lines, without its set-up of an environment.
@@ -98,3 +96,40 @@ def test_a_study_whose_text_has_changed_has_no_model(
     assert ran.code == 2
     assert "the text or the tokenizer has changed since" in ran.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def adapted(run: Any, studies: Path) -> Study:
+    """A study whose winner, its only run, has LoRA adapters on the shipped model."""
+    words = ["SPACE=smoke", "GPT2_MODEL_NAME=tiny", "USE_LORA=True", "LORA_RANK=4", "LEARNING_RATE=3e-2"]
+    ran = run("baseline", *words, "BUDGET_TOKENS=4096", "STUDY=adapted", "SKIP_PREFLIGHT=1")
+    assert ran.code == 0, ran.output
+    assert "start " in ran.output
+    assert "samples, after " in ran.output
+    return Study(studies / "adapted")
+
+
+def test_adapters_come_out_alone_or_merged(run: Any, adapted: Study, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    alone, merged = tmp_path / "alone", tmp_path / "merged"
+    ran = run("model", "--json", "STUDY=adapted", f"OUT={alone}")
+    assert (ran.code, ran.document["dtype"]) == (0, None), ran.output
+    assert ran.document["val_loss"] == ran.document["trial_val_loss"]
+    ran = run("model", "--json", "STUDY=adapted", f"OUT={merged}", "MERGE=1")
+    assert (ran.code, ran.document["dtype"]) == (0, "fp32"), ran.output
+    assert ran.document["val_loss"] == pytest.approx(ran.document["trial_val_loss"], abs=5e-5)
+
+    folder = json.loads((alone / "adapter_config.json").read_text())["base_model_name_or_path"]
+    ids = torch.arange(3, 99)[None]
+    plain, whole = (AutoModelForCausalLM.from_pretrained(one).eval() for one in (folder, merged))
+    with torch.no_grad():
+        before = plain(ids).logits
+        with pytest.warns(FutureWarning, match="is_gradient_checkpointing"):
+            theirs = PeftModel.from_pretrained(plain, str(alone)).eval()
+        adapted_logits = theirs(ids).logits
+        torch.testing.assert_close(whole(ids).logits, adapted_logits, atol=1e-4, rtol=1e-4)
+    assert (adapted_logits - before).abs().max() > 0.1
+    assert (
+        (alone / "adapter_model.safetensors").stat().st_size < 100_000 < (merged / "model.safetensors").stat().st_size
+    )

@@ -137,7 +137,9 @@ def test_a_changed_space_and_a_pin_are_refused_with_the_difference(killed: Kille
     assert (changed.code, pinned.code) == (2, 2)
     told = "resumed.toml has changed since: search.learning_rate.log_uniform is [1e-05, 3.0], was [1e-05, 30.0]. FORCE"
     assert told in changed.stderr
-    assert "study killed was planned otherwise: WEIGHT_DECAY is 0.5, was searched or not set." in pinned.stderr
+    assert (
+        "study killed was planned with other settings: WEIGHT_DECAY is 0.5, was searched or not set." in pinned.stderr
+    )
     assert len(changed.stderr.splitlines()) == len(pinned.stderr.splitlines()) == 1
 
 

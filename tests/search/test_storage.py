@@ -231,4 +231,4 @@ def test_a_storage_that_went_away_is_told_once_and_ends_nothing(tmp_path: Path) 
     mirror.copy_if_due(at_once=True)
     mirror.close()
     assert len(said) == 1
-    assert said[0].startswith(f"STORAGE={tmp_path}/file is behind, the study itself is not: ")
+    assert said[0].startswith(f"STORAGE={tmp_path}/file is behind, the study itself is up to date: ")

@@ -127,8 +127,8 @@ def test_a_misspelt_variable_of_the_environment_or_of_a_make_around_ours_is_told
     )
     assert ran.returncode == 0, ran.stderr
     assert sorted(ran.stderr.splitlines()) == [
-        "note: BATCHSIZE is set in the environment and is no variable of this program. Did you mean BATCH_SIZE?",
-        "note: SPCE is set in the environment and is no variable of this program. Did you mean SPACE?",
+        "note: BATCHSIZE is set in the environment and is not a variable of this program. Did you mean BATCH_SIZE?",
+        "note: SPCE is set in the environment and is not a variable of this program. Did you mean SPACE?",
     ]
     assert "plateau" in ran.stdout
 

@@ -17,8 +17,10 @@ from transformers import PreTrainedModel
 
 from trainable.config import TrialConfig
 from trainable.data.corpus import cache_dir
-from trainable.device.device import autocast, device_info, is_out_of_memory, release_memory
+from trainable.device.device import autocast, device_info
+from trainable.device.device_memory import is_out_of_memory, release_memory
 from trainable.loss import next_token_loss
+from trainable.model.models import dropout_fields
 
 CompileMode = Literal["auto", "on", "off"]
 AUTO_DEVICE = "cuda"
@@ -64,7 +66,8 @@ def compile_where_repaid(mode: CompileMode, model: PreTrainedModel, config: Tria
         cost = _measured(model, config, if_eager_takes_s=MIN_RUN_S / passes if mode == "auto" and not recorded else 0.0)
     except Exception as error:
         if is_out_of_memory(error):
-            raise
+            # The probe is a second model beside the run's own, which may have room enough alone.
+            return "not compiled: there is no memory to measure what it would gain"
         # A process that was killed while it compiled leaves half a file, which torch never writes anew.
         shutil.rmtree(_folder() / KERNELS, ignore_errors=True)
         return f"not compiled: {' '.join(str(error).split())[:200]}"
@@ -160,12 +163,14 @@ def _record(cost: CompileCost, path: Path) -> None:
 
 def _record_path(model: PreTrainedModel, config: TrialConfig) -> Path:
     device = device_info(next(model.parameters()).device)
-    shape = f"{config.batch_size} {config.block_size} {config.precision}"
+    shape = f"{config.batch_size} {config.block_size} {config.precision} {config.dropout > 0}"
     if config.use_lora:
         shape += f" {config.lora_rank} {config.lora_dropout > 0} {config.lora_targets}"
     if model.is_activation_checkpointing:
         shape += " checkpointed"
-    text = f"{device.name} {torch.__version__} {shape} {model.config.to_json_string(use_diff=False)}"
+    # How likely dropout is changes nothing of its cost.
+    fixed = {**model.config.to_dict(), **dict.fromkeys(dropout_fields(model.config))}
+    text = f"{device.name} {torch.__version__} {shape} {json.dumps(fixed, sort_keys=True, default=str)}"
     return _folder() / f"cost-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
 
 

@@ -12,7 +12,8 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoConfig, GenerationConfig, GPT2Config, PreTrainedConfig, PreTrainedModel
 
-from trainable.model.lora import save_adapters
+from trainable.errors import UserError
+from trainable.model.lora import AdapterBase, save_adapters
 from trainable.model.model_names import PRESETS, RECORD, files_folder
 
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -64,17 +65,35 @@ def save_adapter_folder(
     folder: Path,
     *,
     model_name: str,
+    base: str,
     card: str,
     record: Mapping[str, Any],
 ) -> None:
-    """Write the adapters of `model` to `folder` in peft's layout, whole or not at all. Raises OSError."""
-    base = files_folder(model_name)
+    """Write the adapters of `model` to `folder` in peft's layout, whole or not at all. Raises OSError.
+
+    base: adapters_base_name()'s, what peft is to put them on.
+    """
     with _replacing(folder) as unfinished:
-        save_adapters(model, unfinished, base_model=str(base) if base else model_name)
+        save_adapters(model, unfinished, base_model=base)
         tokenizer.save(str(unfinished / "tokenizer.json"))
         _write_tokenizer(tokenizer, base_config(model_name, tokenizer), unfinished)
         (unfinished / "README.md").write_text(card, encoding="utf-8")
         (unfinished / RECORD).write_text(json.dumps({**record, "dtype": None}, indent=2) + "\n", encoding="utf-8")
+
+
+def adapters_base_name(base: AdapterBase) -> str:
+    """Return the folder or hub name of the model that adapters were trained on, as peft is to load it.
+
+    Raises UserError where nothing that peft reads holds those weights.
+    """
+    remedy = "so nobody could load the adapters alone. MERGE=1 writes a whole model."
+    if base.init_from is not None:
+        if not (Path(base.init_from) / "config.json").is_file():
+            raise UserError(f"the base's weights are those of {base.init_from}, which is no model folder, {remedy}")
+        return base.init_from
+    if base.model_name in PRESETS:
+        raise UserError(f"the base, {base.model_name}, has random weights, which no file holds, {remedy}")
+    return str(files_folder(base.model_name) or base.model_name)
 
 
 def base_license(model_name: str) -> str | None:

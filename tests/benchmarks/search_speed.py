@@ -1,0 +1,262 @@
+"""Does this search find more per token than what else could be used? Replayed on recorded learning curves.
+
+python tests/benchmarks/search_speed.py [--seeds N] [--slots 1 2 4] [--only NAME ...] [--no-peers]
+
+The curves are tests/benchmarks/search_table's. Every search proposes by its own classes; a proposal is answered with
+the nearest recorded curve (replay.DECADES_APART), and the clock is the shapes' measured speeds. The other libraries are
+installed into an environment of their own. 200 seeds take an hour of one core.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+if str(ROOT) not in sys.path:
+    sys.path.append(str(ROOT))
+
+from tests.benchmarks.search_table.make_table import BUDGET_TOKENS, KINDS, read_table, table_path
+from tests.benchmarks.search_table.replay import CurveTable, replay
+from tests.benchmarks.search_table.searches import OURS, PEERS
+
+SETTLED_COMMIT = "96d7077"
+"""The search before this benchmark chose anything: kept as a peer."""
+PEER_PACKAGES = ("syne-tune==0.16.0", "neural-pipeline-search==0.17.0", "torch==2.13.0")
+AT_FULL_TRIALS = (3, 5, 8, 12)
+NEAR_NATS = 0.02
+RESULTS = Path(__file__).parent / "results"
+
+
+def main() -> None:
+    """Replay, print, draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--slots", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS))
+    parser.add_argument("--only", nargs="+", help="searches by the beginning of their names")
+    parser.add_argument("--no-peers", action="store_true", help="this search alone, and as it was")
+    parser.add_argument("--table", type=Path, default=table_path(BUDGET_TOKENS))
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--replay", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.replay:
+        for outcome in outcomes_of(arguments.replay, arguments):
+            print(json.dumps(outcome), flush=True)
+        return
+    outcomes = list(all_outcomes(arguments))
+    report(outcomes, arguments)
+
+
+def outcomes_of(name: str, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yield what each replay of one search completes."""
+    make = {**OURS, **PEERS}[name]
+    for kind, (table, space) in tables(arguments.table, arguments.kinds).items():
+        for slots in arguments.slots:
+            for seed in range(arguments.seeds):
+                found = replay(
+                    make(space, seed),
+                    table,
+                    slots=slots,
+                    most_tokens=(AT_FULL_TRIALS[-1] + 0.5) * table.budget_tokens,
+                )
+                yield {
+                    "kind": kind,
+                    "slots": slots,
+                    "seed": seed,
+                    "completed": [[one.tokens, round(one.wall_s, 2), one.curve.number] for one in found],
+                }
+
+
+def tables(path: Path, kinds: Sequence[str]) -> dict[str, tuple[CurveTable, Any]]:
+    """Return the curves of each kind, and the space that they were drawn from."""
+    rows, space = read_table(path)
+    own = [row for row in rows if row["budget_tokens"] == space.budget_tokens]
+    return {
+        kind: (CurveTable([row for row in own if row["kind"] == kind], space.budget_tokens), space) for kind in kinds
+    }
+
+
+def all_outcomes(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yield the outcomes of every search, each replayed in a process of its own."""
+    wanted: list[tuple[str, str, str, dict[str, str]]] = []
+    for name in OURS:
+        wanted.append((name, name, sys.executable, {}))
+    if (earlier := earlier_code()) is not None:
+        wanted.append((f"this search, {SETTLED_COMMIT}", "this search", sys.executable, {"PYTHONPATH": str(earlier)}))
+    if not arguments.no_peers:
+        wanted += [(name, name, peers_python(), {}) for name in PEERS]
+    if arguments.only:
+        wanted = [one for one in wanted if one[0].startswith(tuple(arguments.only))]
+    waiting, running = list(wanted), list[tuple[str, subprocess.Popen[str]]]()
+    while waiting or running:
+        while waiting and len(running) < arguments.processes:
+            name, called, python, env = waiting.pop(0)
+            running.append((name, _start(called, python, env, arguments)))
+        name, process = running.pop(0)
+        out, _ = process.communicate()
+        if process.returncode:
+            print(f"{name}: failed", file=sys.stderr)
+            continue
+        print(f"{name}: replayed", file=sys.stderr)
+        for line in out.splitlines():
+            if line.startswith("{"):
+                yield {"search": name, **json.loads(line)}
+
+
+def _start(called: str, python: str, env: Mapping[str, str], arguments: argparse.Namespace) -> "subprocess.Popen[str]":
+    command = [python, __file__, "--replay", called, "--seeds", str(arguments.seeds), "--table", str(arguments.table)]
+    command += ["--slots", *map(str, arguments.slots), "--kinds", *arguments.kinds]
+    whole = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", **env}
+    # Each library has its own words for a user; a failed one's are shown.
+    return subprocess.Popen(command, env=whole, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+
+def cache_folder(name: str) -> Path:
+    """Return a folder that `make clean` removes."""
+    return ROOT / ".cache" / "search_speed" / name
+
+
+def earlier_code() -> Path | None:
+    """Return this project's packages as they were at the commit; None outside a clone that has it."""
+    folder = cache_folder(SETTLED_COMMIT)
+    if not folder.exists():
+        packages = ("search", "spaces", "trainable", "results")
+        archive = subprocess.run(["git", "archive", SETTLED_COMMIT, *packages], cwd=ROOT, capture_output=True)
+        if archive.returncode:
+            return None
+        folder.mkdir(parents=True)
+        subprocess.run(["tar", "x", "-C", str(folder)], input=archive.stdout, check=True)
+    return folder
+
+
+def peers_python() -> str:
+    """Return the Python of an environment that has the other libraries, made where it is not there yet."""
+    folder = cache_folder("peers")
+    python = folder / "bin" / "python"
+    if not (folder / "made").exists():
+        print("installing the other libraries (once; some minutes) ...", file=sys.stderr)
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
+        # What this project has, torch above all, is not installed a second time.
+        ours = Path(np.__file__).parents[1]
+        site = next((folder / "lib").glob("python*/site-packages"))
+        (site / "project.pth").write_text(f"{ours}\n")
+        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *PEER_PACKAGES], check=True)
+        (folder / "made").touch()
+    return str(python)
+
+
+def report(outcomes: Sequence[Mapping[str, Any]], arguments: argparse.Namespace) -> None:
+    """Print a table for each kind and number of slots, keep the figures, draw the picture."""
+    from rich.console import Console
+    from rich.table import Table
+
+    all_tables = tables(arguments.table, arguments.kinds)
+    console, kept = Console(width=150), []
+    for kind, (table, _) in all_tables.items():
+        for slots in arguments.slots:
+            counted = f"{len(table.curves)} configurations of {table.budget_tokens:,} tokens"
+            shown = Table(title=f"{kind}, {slots} slot(s), {arguments.seeds} seeds; {counted}")
+            columns = [f"regret at {count}" for count in AT_FULL_TRIALS]
+            for column in ("", *columns, f"tokens to {NEAR_NATS}", "wall", "within", "best"):
+                shown.add_column(column, justify="left" if not column else "right")
+            for name in dict.fromkeys(one["search"] for one in outcomes):
+                own = [one for one in outcomes if (one["search"], one["kind"], one["slots"]) == (name, kind, slots)]
+                figures = figures_of(own, table)
+                kept.append({"search": name, "kind": kind, "slots": slots, **figures})
+                cells = [_cell(figures[f"regret_{count}"]) for count in AT_FULL_TRIALS]
+                cells += [_cell(figures["tokens_to_near"], "1f"), _cell(figures["wall_to_near"], "1f")]
+                cells += [f"{figures['within_near']:.0%}", f"{figures['found_best']:.0%}"]
+                shown.add_row(name, *cells)
+            console.print(shown)
+    console.print(
+        "regret: nats/token above the table's best after the tokens of so many full trials. tokens, wall: in full "
+        "trials, until within 0.02 nats of it; > where half of the seeds did not get there in 12. [95 % interval]"
+    )
+    if not arguments.only:
+        RESULTS.mkdir(exist_ok=True)
+        document = {"seeds": arguments.seeds, "figures": kept}
+        (RESULTS / "search_speed.json").write_text(json.dumps(document, indent=1) + "\n")
+        draw(outcomes, all_tables, arguments.slots[0])
+
+
+def _cell(figure: Sequence[float], digits: str = "3f") -> str:
+    middle, low, high = (f"{value:.{digits}}" if np.isfinite(value) else ">12" for value in figure)
+    return f"{middle} [{low}, {high}]"
+
+
+def figures_of(outcomes: Sequence[Mapping[str, Any]], table: CurveTable) -> dict[str, Any]:
+    """Return the means, medians and shares over the seeds, the first two with 95 % bootstrap intervals."""
+    finals = {curve.number: curve.final_loss for curve in table.curves}
+    best = table.best.final_loss
+    regrets: dict[int, list[float]] = {count: [] for count in AT_FULL_TRIALS}
+    tokens_to, wall_to, found = [], [], []
+    for outcome in outcomes:
+        incumbents = [(tokens, wall, finals[number]) for tokens, wall, number in outcome["completed"]]
+        for count in AT_FULL_TRIALS:
+            known = [loss for tokens, _, loss in incumbents if tokens <= count * table.budget_tokens]
+            regrets[count].append(min([table.start_loss, *known]) - best)
+        within = [one for one in incumbents if one[0] <= AT_FULL_TRIALS[-1] * table.budget_tokens]
+        near = [(tokens, wall) for tokens, wall, loss in within if loss <= best + NEAR_NATS]
+        tokens_to.append(min((tokens for tokens, _ in near), default=np.inf) / table.budget_tokens)
+        wall_to.append(min((wall for _, wall in near), default=np.inf) / table.full_trial_s)
+        found.append(any(loss == best for _, _, loss in within))
+    return {
+        **{f"regret_{count}": _interval(values, np.mean) for count, values in regrets.items()},
+        "tokens_to_near": _interval(tokens_to, np.median),
+        "wall_to_near": _interval(wall_to, np.median),
+        "within_near": float(np.mean(np.isfinite(tokens_to))),
+        "found_best": float(np.mean(found)),
+    }
+
+
+def _interval(values: Sequence[float], middle: Any) -> list[float]:
+    draws = np.random.default_rng(0).choice(np.array(values), (2000, len(values)))
+    # An ordered statistic, for the mean of two infinite medians is no number.
+    middles = np.sort(np.nan_to_num([middle(draw) for draw in draws], nan=np.inf, posinf=np.inf))
+    ends = middles[[int(0.025 * len(middles)), int(0.975 * len(middles))]]
+    return [float(np.nan_to_num(middle(values), nan=np.inf, posinf=np.inf)), *map(float, ends)]
+
+
+def draw(outcomes: Sequence[Mapping[str, Any]], all_tables: Mapping[str, Any], slots: int) -> None:
+    """Write the picture: mean regret against tokens."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, len(all_tables), figsize=(6 * len(all_tables), 4.2), squeeze=False)
+    for axis, (kind, (table, _)) in zip(axes[0], all_tables.items(), strict=True):
+        finals = {curve.number: curve.final_loss for curve in table.curves}
+        grid = np.linspace(1, AT_FULL_TRIALS[-1], 111)
+        for name in dict.fromkeys(one["search"] for one in outcomes):
+            own = [one for one in outcomes if (one["search"], one["kind"], one["slots"]) == (name, kind, slots)]
+            lines = [
+                [
+                    min(
+                        [
+                            table.start_loss,
+                            *(finals[n] for t, _, n in one["completed"] if t <= at * table.budget_tokens),
+                        ]
+                    )
+                    for at in grid
+                ]
+                for one in own
+            ]
+            width = 2.2 if name == "this search" else 1.0
+            axis.plot(grid, np.mean(lines, axis=0) - table.best.final_loss, label=name, linewidth=width)
+        axis.set(title=f"{kind}, {slots} slot(s)", xlabel="tokens, in full trials", ylabel="regret, nats/token")
+        axis.set_yscale("log")
+    axes[0][0].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(RESULTS / "search_speed.png", dpi=110)
+
+
+if __name__ == "__main__":
+    main()
