@@ -18,6 +18,7 @@ def ran(start: Any) -> Any:
         "BUDGET_TOKENS=24576",
         "STUDY=both",
         "CONCURRENCY=2",
+        "SKIP_PREFLIGHT=1",
         COLUMNS="80",
     )
     return running.ended()
