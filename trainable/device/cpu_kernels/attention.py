@@ -97,7 +97,8 @@ def _attention(
     # As transformers decides it: what is said at the call, else what the layer says, else causal.
     is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     plain = query.shape == key.shape == value.shape and attention_mask is None and is_causal
-    if dropout == 0.0 or query.device.type != "cpu" or not plain or _as_on_mps.get():
+    # A compiler fuses torch's own, and gives up at what it cannot look into.
+    if dropout == 0.0 or query.device.type != "cpu" or not plain or torch.compiler.is_compiling() or _as_on_mps.get():
         output: tuple[torch.Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
         )
