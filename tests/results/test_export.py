@@ -143,7 +143,7 @@ def test_the_winner_of_a_short_search_is_exported_for_a_long_run(make_study: Mak
     assert "export TRAINING_STEPS=10000\nexport GRAD" in text
     assert "export WARMUP_STEPS=1000\n" in text
     assert "export LEARNING_RATE=2e-05\n" in text
-    assert "its schedule is stretched from 5000 to 10000 steps" in text
+    assert "the schedule is stretched from 5000 to 10000 steps" in text
     assert "TRAINING_STEPS=10000" in export_cli(study, 20_480_000)
     assert json.loads(export_json(study, 20_480_000))["hyperparameters"]["warmup_steps"] == 1000
     space = tomllib.loads(export_toml(study, 20_480_000))
