@@ -120,6 +120,7 @@ class SpaceSearcher(TrialSearcher):
         return self._space.searcher.name == "tpe" and self._warm_start is None
 
     def _is_on_ladder(self, trial: KnownTrial) -> bool:
+        # In a study that has got more trials since, others may stand in the first places.
         baseline = self._space.baseline
         return replace(trial.config, learning_rate=baseline.learning_rate) == baseline
 
@@ -164,8 +165,9 @@ class SpaceSearcher(TrialSearcher):
         """Return a new point from the sampler; None where none is left."""
         parameters = self._space.parameters
         if self._ladder:
+            ladder = [trial for trial in known[: 1 + len(self._ladder)] if self._is_on_ladder(trial)]
             # All at the same rung: what some have come to since then would not compare.
-            first = (self.log.at_first_rung(trial.trial_id) for trial in known if self._is_on_ladder(trial))
+            first = [self.log.at_first_rung(trial.trial_id) for trial in ladder]
             parameters = narrowed(parameters, [trial for trial in first if trial is not None])
         view = SamplerView(parameters)
         study = optuna.create_study(sampler=make_sampler(self._space, _seed_of(self._seed, len(known))))
