@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python -m search
 STAMP := $(VENV)/.installed
+# On Linux PyPI's torch brings gigabytes of CUDA packages. Without an NVIDIA driver its CPU build is enough.
+TORCH_INDEX ?= $(shell [ "$$(uname -s)" = Linux ] && [ ! -e /proc/driver/nvidia ] && ! command -v nvidia-smi > /dev/null && echo https://download.pytorch.org/whl/cpu)
 
 # By their own name, for make 3.81 tells them by no other: a misspelt variable must not pass unnoticed.
 export MAKE_WORDS := $(MAKEOVERRIDES)
@@ -16,57 +18,69 @@ endif
 .NOTPARALLEL:
 .PHONY: help search resume baseline train preflight confirm attribute report diagnose audit export model spaces compare list test check lint types format bench clean
 
-help: ## list the targets and the variables
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | awk -F '\t' '{printf "  make %-10s %s\n", $$1, $$2}'
-	@if [ -f $(STAMP) ]; then echo; $(RUN) variables; fi
+help: ## list the commands and the variables
+	@awk -F ':.*## ' '/^## /{printf "\n%s\n", substr($$0, 4)} /^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@if [ -f $(STAMP) ]; then $(RUN) variables; fi
 
-search: $(STAMP) ## search a space: SPACE=plateau [STUDY= TRIALS= BUDGET_TOKENS= ...]
+## search
+
+search: $(STAMP) ## search a space: SPACE=plateau [TRIALS= BUDGET_TOKENS=]
 	@$(RUN) run
 
-resume: $(STAMP) ## go on with STUDY=latest [TRIALS=48 for more trials, BUDGET_TOKENS= for longer ones]
+resume: $(STAMP) ## go on with STUDY=latest [TRIALS=+24 for more trials]
 	@$(RUN) resume
 
 baseline: $(STAMP) ## run the documented configuration alone [COMPARE=before]
 	@$(RUN) baseline
 
-train: $(STAMP) ## train one configuration from the variables
-	@$(RUN) train
+## check
 
 preflight: $(STAMP) ## check in half a minute that the set-up is sound [SPACE=]
 	@$(RUN) preflight
 
+audit: $(STAMP) ## say what is wrong with the text [RANGE=2.0M-2.5M CLEAN=out.txt]
+	@$(RUN) audit
+
+diagnose: $(STAMP) ## say what is wrong with a study, log or checkpoint: TARGET=
+	@$(RUN) diagnose
+
+## prove and explain
+
 confirm: $(STAMP) ## run the best trials again on fresh seeds: STUDY=latest [TOP=2 SEEDS=5]
 	@$(RUN) confirm
 
-attribute: $(STAMP) ## find which of the changes did it: STUDY=latest, or FROM=before TO=documented
+attribute: $(STAMP) ## find which of the changed settings did it: STUDY=latest
 	@$(RUN) attribute
 
 report: $(STAMP) ## write report.html and report.md of STUDY=latest
 	@$(RUN) report
 
-diagnose: $(STAMP) ## say what is wrong with TARGET: a study, STUDY/TRIAL, a log, a checkpoint
-	@$(RUN) diagnose
+## train and take away
 
-audit: $(STAMP) ## say what is wrong with TRAINING_DATA_SOURCE [RANGE=2.0M-2.5M CLEAN=out.txt]
-	@$(RUN) audit
+train: $(STAMP) ## train one configuration from the variables
+	@$(RUN) train
 
-export: $(STAMP) ## print the best configuration of STUDY=latest: eval "$(make -s export)"
-	@$(RUN) export
-
-model: $(STAMP) ## write the best model of STUDY=latest to a folder: [OUT=folder DTYPE=fp32|bf16|fp16]
+model: $(STAMP) ## write the best model of STUDY=latest to a folder [OUT=folder]
 	@$(RUN) model
 
-spaces: $(STAMP) ## list and check the space files
-	@$(RUN) spaces
+export: $(STAMP) ## print the best configuration of STUDY=latest
+	@$(RUN) export
 
-compare: $(STAMP) ## set studies side by side: STUDY=a,b
-	@$(RUN) compare
+## look around
 
 list: $(STAMP) ## list the studies
 	@$(RUN) list
 
+compare: $(STAMP) ## set studies side by side: STUDY=a,b
+	@$(RUN) compare
+
+spaces: $(STAMP) ## list and check the space files
+	@$(RUN) spaces
+
+## develop
+
 test: $(STAMP) ## run the tests
-	@$(VENV)/bin/python -m pytest -n 2 --dist loadfile
+	@$(VENV)/bin/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 check: lint types test ## lint, types and tests, as CI does
 
@@ -82,13 +96,20 @@ format: $(STAMP) ## format the code
 bench: $(STAMP) ## run the benchmarks of tests/benchmarks
 	@for script in tests/benchmarks/*_*.py; do echo "== $$script"; $(VENV)/bin/python $$script || exit 1; done
 
-clean: ## remove caches; studies stay
+clean: ## remove caches, keep studies
 	@rm -rf .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+# A misspelt command is answered with the nearest one.
+.DEFAULT:
+	@if [ -f $(STAMP) ]; then $(RUN) $@; else echo "error: there is no command '$@'. make help lists them." >&2; exit 2; fi
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "error: Python 3.11 or newer is needed and $(PYTHON) is %d.%d. Name another: make PYTHON=python3.12" % v[:2])'
 	@echo "setting up $(VENV) (once; a minute or two) ..."
 	@$(PYTHON) -m venv $(VENV)
+	@[ -z "$(TORCH_INDEX)" ] || { echo "  no NVIDIA driver here: getting torch's CPU build (about 200 MB) ..."; \
+	$(VENV)/bin/python -m pip install -q --disable-pip-version-check --retries 0 --timeout 15 --no-deps --index-url $(TORCH_INDEX) $$(grep '^torch==' constraints.txt) 2> /dev/null \
+	|| echo "  $(TORCH_INDEX) did not answer: PyPI's torch is taken, which brings CUDA packages of some gigabytes"; }
 	@rm -f $(STAMP); ( $(VENV)/bin/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt -e '.[dev]' && touch $(STAMP) ) > $(VENV)/setup.log 2>&1 & \
 	while kill -0 $$! 2>/dev/null; do sleep 2; [ -t 1 ] && printf '\r  %3d packages found, %s' "$$(grep -cE '^(Collecting|Processing)' $(VENV)/setup.log)" "$$(tail -1 $(VENV)/setup.log | cut -c1-50)          "; done; echo
 	@test -f $(STAMP) || { grep -iE '^ *(error|could not)' $(VENV)/setup.log | head -5 >&2; echo "error: setting up failed; the whole log: $(VENV)/setup.log" >&2; exit 1; }

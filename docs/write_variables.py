@@ -5,8 +5,7 @@ from dataclasses import Field
 from pathlib import Path
 from typing import Any
 
-from search.__main__ import COMMANDS
-from search.options import FIELDS, describe_variable
+from search.commands.variables_command import HYPERPARAMETERS_HEADING, variable_groups
 from trainable.config import BEFORE, DOCUMENTED, HYPERPARAMETERS
 
 PAGE = Path(__file__).with_name("variables.md")
@@ -15,7 +14,7 @@ INTRODUCTION = """# Which variables are there?
 
 A variable is set in the environment, or written behind the command: `make search TRIALS=12` and
 `python -m search run TRIALS=12` are the same. Each is read once, when a command starts. A wrong value, or a wrong name
-on the command line, is refused before anything is loaded, with the nearest name that exists. A name in the environment
+on the command line, is refused before anything is loaded, with the nearest name. A name in the environment
 that is close to a variable's (`BATCHSIZE`, say) is reported in one line, and the command goes on. `make help` prints
 this list with the values that are set. An empty variable counts as not set.
 
@@ -35,25 +34,12 @@ def page() -> str:
         (f"`{spec.metadata['env']}`", _kind(spec), str(getattr(DOCUMENTED, name)), str(getattr(BEFORE, name)))
         for name, spec in HYPERPARAMETERS.items()
     ]
-    meanings = {name: describe_variable(name) for name in FIELDS}
-    of_commands = {name: words for name, words in meanings.items() if _names_commands(words)}
-    general = [(f"`{name}`", words) for name, words in meanings.items() if name not in of_commands]
-    parts = [
-        INTRODUCTION,
-        _table(("variable", "value", "documented", "before"), hyperparameters),
-        "\n## Of several commands\n",
-        _table(("variable", "meaning"), general),
-        "\n## Of single commands\n",
-        "The commands that read a variable stand before its meaning.\n",
-        _table(("variable", "meaning"), [(f"`{name}`", words) for name, words in of_commands.items()]),
-    ]
+    parts = [INTRODUCTION, _table(("variable", "value", "documented", "before"), hyperparameters)]
+    for heading, variables in variable_groups().items():
+        if heading != HYPERPARAMETERS_HEADING:
+            rows = [(f"`{name}`", words) for name, words in variables]
+            parts += [f"\n## {heading.capitalize()}\n", _table(("variable", "meaning"), rows)]
     return "\n".join(parts) + "\n"
-
-
-def _names_commands(words: str) -> bool:
-    # The description of a variable that one command alone reads begins with that command's name.
-    names = words.partition(": ")[0].split(", ")
-    return set(names) <= {*COMMANDS, "search"}
 
 
 def _kind(spec: Field[Any]) -> str:

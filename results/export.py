@@ -60,8 +60,8 @@ class _Best:
 def export_env(study: Study, budget_tokens: int | None = None) -> str:
     """Return the study's winner as comments and `export NAME=value` lines, safe for a shell's eval.
 
-    budget_tokens: of a longer or shorter run than the winner's, over which its schedule is stretched.
-    Floats read back exactly. Raises UserError when no trial has completed or a file of the study is damaged.
+    budget_tokens: of a longer or shorter run than the winner's, over which its schedule is stretched. Floats read back
+    exactly. Raises UserError when no trial has completed or a file of the study is damaged.
     """
     best = _load(study, budget_tokens)
     lines = [f"# {line}" for line in _notes(best)]
@@ -107,7 +107,7 @@ def export_toml(study: Study, budget_tokens: int | None = None) -> str:
     from results.export_space import space_text
 
     best = _load(study, budget_tokens)
-    inputs = f"model {_plain(best.model)}, data {_plain(best.data_source or 'the embedded text')}"
+    inputs = f"model {_plain(best.model)}, data {_plain(best.data_source or 'the Python language reference')}"
     return space_text(study.document(), best.config, [*_notes(best), inputs], budget_tokens=budget_tokens)
 
 
@@ -157,7 +157,7 @@ def _optional(document: dict[str, Any], name: str) -> str | None:
 
 def _text(value: str) -> str:
     if "\0" in value:
-        raise ValueError(f"{value!r} is no text that a variable can hold")
+        raise ValueError(f"{value!r} cannot be the text of a variable")
     # A path that is not UTF-8 came in by surrogateescape and leaves by it; other lone surrogates are no bytes at all.
     value.encode("utf-8", "surrogateescape")
     return value
@@ -221,11 +221,11 @@ def _notes(best: _Best) -> list[str]:
 
 def _stretch_notes(best: _Best) -> Iterable[str]:
     if best.config.training_steps != best.trained_steps:
-        # Pretraining wants a lower rate over a longer horizon (Bjorck et al. 2024); here nothing has shown it.
+        # A rate that falls with the horizon (Bjorck et al. 2024) was found for pretraining; here nothing has shown it.
         yield (
             f"BUDGET_TOKENS: the schedule is stretched from {best.trained_steps} to {best.config.training_steps} "
-            "steps; warm-up and decay keep their shares of the run, rate and batch are as found; no run of that length "
-            "was measured"
+            "steps, warm-up and decay keep their shares of the run; rate and batch are as found, and no run of that "
+            "length was measured"
         )
 
 

@@ -1,13 +1,32 @@
-"""The README of a saved model: which settings, which losses, how sure, on which text, by which versions. Pure."""
+"""What a saved model is of, and its README: settings, losses, how sure, on which text, by which versions."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from results.study.folder import Study
 from results.words import config_words, loss_words
 from trainable.config import HYPERPARAMETERS
 
 Row = Mapping[str, Any]
+
+
+def model_row(study: Study, trial: Row) -> dict[str, Any]:
+    """Return the trial's row as it stood at the step whose weights are its model.
+
+    That is its last, as trials are compared at equal tokens; of a train run it is the lowest validation loss's.
+    """
+    rows = study.metrics() if trial["purpose"] == "train" else []
+    # The first one is of what was there before.
+    trained = [row for row in rows[1:] if row["val_loss"] is not None]
+    best = min(trained, key=lambda row: float(row["val_loss"]), default=trial)
+    return {**trial, **{name: best[name] for name in ("val_loss", "optimizer_steps", "tokens_seen")}}
+
+
+def step_words(row: Row) -> str:
+    """Return at which step a model_row() is, empty for the last one."""
+    step, steps = row["optimizer_steps"], row["training_steps"]
+    return f", step {step} of {steps} (its lowest validation loss)" if step < steps else ""
 
 
 def model_record(document: Row, trial: Row) -> dict[str, Any]:
@@ -42,7 +61,7 @@ def model_card(
     losses = {"start": start_val_loss, "baseline": baseline_val_loss, "this model": trial["val_loss"]}
     shown_losses = " → ".join(f"{name} {loss_words(loss)}" for name, loss in losses.items() if loss is not None)
     worse = start_val_loss is not None and trial["val_loss"] is not None and trial["val_loss"] >= start_val_loss
-    text = Path(document["data_source"]).name if document["data_source"] else "the embedded text"
+    text = Path(document["data_source"]).name if document["data_source"] else "the Python language reference"
     lines = [
         "---",
         *front,
@@ -50,7 +69,7 @@ def model_card(
         "",
         f"# {base if is_hub_name else Path(base).name}, trained on {text}",
         "",
-        f"Trial {trial['trial_id']} of study {document['name']}: {config_words(trial)}.",
+        f"Trial {trial['trial_id']} of study {document['name']}{step_words(trial)}: {config_words(trial)}.",
         "",
         f"Validation loss (nats/token): {shown_losses}.",
         *(["**This training made the model worse than it was.**"] if worse else []),

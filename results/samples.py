@@ -30,14 +30,15 @@ class Samples:
     """How many at most; an end-of-text token ends earlier."""
     temperature: float
     start: Sample
-    baseline: Sample
     best: Sample
     """The baseline's where nothing beat it."""
+    baseline: Sample | None = None
+    """None in a run of train, which has none."""
 
     @property
     def trial_ids(self) -> tuple[int | None, int | None]:
         """Whose models continue the prompt beside the start: the baseline's and the best's."""
-        return self.baseline.trial_id, self.best.trial_id
+        return None if self.baseline is None else self.baseline.trial_id, self.best.trial_id
 
 
 MODELS = ("start", "baseline", "best")
@@ -46,10 +47,9 @@ MODELS = ("start", "baseline", "best")
 def to_json(samples: Samples) -> dict[str, Any]:
     """Return the samples as JSON's types."""
     document = asdict(samples)
-    models = {
-        model: {name: value for name, value in document.pop(model).items() if value is not None} for model in MODELS
-    }
-    return {**document, "samples": models}
+    models = {model: one for model in MODELS if (one := document.pop(model)) is not None}
+    said = {model: {name: value for name, value in one.items() if value is not None} for model, one in models.items()}
+    return {**document, "samples": said}
 
 
 def from_json(document: Mapping[str, Any]) -> Samples:

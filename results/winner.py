@@ -22,9 +22,16 @@ from trainable.rows import ENDINGS
 Row = dict[str, Any]
 
 Standing = Literal[
-    "nothing_started", "nothing_completed", "baseline_alone", "baseline", "no_comparison", "unproven", "proven"
+    "nothing_started",
+    "nothing_completed",
+    "trained",
+    "baseline_alone",
+    "baseline",
+    "no_comparison",
+    "unproven",
+    "proven",
 ]
-"""no_comparison: a trial completed and the baseline did not."""
+"""trained: a run of train, which has no baseline. no_comparison: a trial completed and the baseline did not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +93,8 @@ class Winner:
     def name(self) -> str:
         """The winner for a sentence."""
         assert self.trial is not None
+        if self.trial["purpose"] == "train":
+            return "the run"
         return "the baseline" if self.trial["is_baseline"] else f"trial {self.trial['trial_id']}"
 
 
@@ -138,6 +147,8 @@ def find_winner(
 def _standing(trial: Row | None, baseline: Row | None, started: int, proven: bool) -> Standing:
     if trial is None:
         return "nothing_completed" if started else "nothing_started"
+    if trial["purpose"] == "train":
+        return "trained"
     if trial["is_baseline"]:
         return "baseline" if started > 1 else "baseline_alone"
     if proven:
@@ -167,6 +178,8 @@ def headline(winner: Winner) -> str:
         return "No trial was started"
     if winner.standing == "nothing_completed":
         return "No trial was completed, so there is no best configuration"
+    if winner.standing == "trained":
+        return "One configuration was trained"
     if winner.standing == "baseline_alone":
         return "The baseline alone was run"
     if winner.standing == "baseline":
@@ -193,7 +206,7 @@ def way_words(winner: Winner) -> str | None:
         return None
     losses = {"start": winner.start_val_loss, "baseline": winner.baseline_val_loss}
     if winner.trial is not None and not winner.trial["is_baseline"]:
-        losses["best"] = _final_loss(winner.trial)
+        losses["end" if winner.standing == "trained" else "best"] = _final_loss(winner.trial)
     return " → ".join(f"{name} {loss_words(loss)}" for name, loss in losses.items() if loss is not None)
 
 
@@ -203,7 +216,7 @@ def warning_words(winner: Winner) -> str | None:
     if not winner.worse_than_start or loss is None or start is None:
         return None
     return (
-        f"this training makes the model worse: its weights start at {loss_words(start)} and {winner.name} ends at "
+        f"this training makes the model worse: it starts at {loss_words(start)} and {winner.name} ends at "
         f"{loss_words(loss)}, {difference_words(loss - start)} nats/token"
     )
 
@@ -217,13 +230,14 @@ def evidence_words(winner: Winner) -> str:
         return f"{_verdict_words(verdict)}{interval}"
     if winner.standing == "unproven":
         return "one seed each, so not proven yet"
-    return "one seed each, so no claim" if winner.standing == "baseline" else "no comparison was made"
+    return "one seed each, so nothing is claimed" if winner.standing == "baseline" else "no comparison was made"
 
 
 def _verdict_words(verdict: CandidateVerdict) -> str:
     if verdict.outcome == "not proven":
         return verdict.words
-    return f"on {count_words(verdict.seeds, 'fresh seed')} {verdict.words}"
+    outcome, semicolon, rest = verdict.words.partition(";")
+    return f"{outcome} on {count_words(verdict.seeds, 'fresh seed')}{semicolon}{rest}"
 
 
 def notes(winner: Winner) -> list[str]:

@@ -1,17 +1,18 @@
-"""Numbers, endings and configurations as words, for a terminal and the report alike.
+"""Numbers, statuses and configurations as words, for a terminal and the report alike.
 
 It reads nothing and decides nothing.
 """
 
 import math
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from trainable.config import HYPERPARAMETERS
 from trainable.rows import ENDINGS
 
 UNKNOWN = "–"
-"""What stands for a number that there is not."""
+"""What stands for a number that is not known."""
 
 STATUS_LABELS: Mapping[str, str] = {status: status.replace("_", " ") for status in (*ENDINGS, "running", "interrupted")}
 """Every status by name, in the order that they are listed in."""
@@ -66,13 +67,13 @@ def trial_loss_words(trial: Mapping[str, Any]) -> str:
 
 
 def run_words(row: Mapping[str, Any], baseline_id: int | None) -> str:
-    """Return what a run is for a line that names it: baseline, trial 7, or confirmation: trial 7, seed 2."""
+    """Return what a run is for a line that names it: baseline, trial 7, or of one that repeats it trial 7, seed 2."""
     match row["purpose"]:
         case "confirmation":
             of_trial = row["of_trial"]
-            return f"confirmation: {_trial_words(of_trial, of_trial == baseline_id)}, seed {row['seed']}"
+            return f"{_trial_words(of_trial, of_trial == baseline_id)}, seed {row['seed']}"
         case "attribution":
-            return f"attribution: {row['combination']}, seed {row['seed']}"
+            return f"{row['combination']}, seed {row['seed']}"
     return _trial_words(row["trial_id"], row["is_baseline"])
 
 
@@ -106,6 +107,14 @@ def value_words(value: Any) -> str:
 def range_words(low: float, high: float, to: str = " to ") -> str:
     """Return what lies between two values, or the value that both are."""
     return value_words(low) if low == high else f"{value_words(low)}{to}{value_words(high)}"
+
+
+def local_time_words(time: datetime | str | None) -> str:
+    """Return a time to the minute in the reader's zone, which it names: 2026-11-29 04:15 CET."""
+    if time is None:
+        return UNKNOWN
+    known = datetime.fromisoformat(time) if isinstance(time, str) else time
+    return f"{known.astimezone():%Y-%m-%d %H:%M %Z}"
 
 
 def duration_words(seconds: float | None) -> str:
@@ -152,10 +161,14 @@ def list_words(words: Sequence[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
 
 
+def batch_words(row: Mapping[str, Any]) -> str:
+    """Return the batch size, such as 32, or 8x4 with 4 micro-batches a step."""
+    return f"{row['batch_size']}" + (f"x{row['grad_accum_steps']}" if row["grad_accum_steps"] > 1 else "")
+
+
 def shape_words(row: Mapping[str, Any]) -> str:
     """Return batch x block, such as 32 x 128, or 8x4 x 256 with 4 micro-batches a step."""
-    accumulated = f"x{row['grad_accum_steps']}" if row["grad_accum_steps"] > 1 else ""
-    return f"{row['batch_size']}{accumulated} x {row['block_size']}"
+    return f"{batch_words(row)} x {row['block_size']}"
 
 
 def schedule_words(row: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from trainable.errors import MachineError, UserError
+from trainable.errors import MachineError, UserError, did_you_mean
 
 if TYPE_CHECKING:
     from search.options import Options
@@ -56,6 +56,8 @@ COMMANDS = {
     "compare": ("search.commands.compare_command:compare_command", "set studies side by side: STUDY=a,b"),
     "list": ("search.commands.list_command:list_command", "list the studies"),
 }
+MAKE_NAMES = {"search": "run", "help": "variables"}
+"""The targets of make that are called otherwise than the command."""
 LEAVE_FILES = ("run", "resume", "baseline", "train", "confirm", "attribute", "report", "model")
 """What these print can be read in the study's folder as well, or in the model's."""
 INTERRUPTED = 130
@@ -65,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0 done, 2 the user's mistake, 1 a fault, 130 interrupted."""
     from search.terminal.console import lasting_output
 
-    words = sys.argv[1:] if argv is None else argv
+    words = [MAKE_NAMES.get(word, word) for word in (sys.argv[1:] if argv is None else argv)]
     with lasting_output() as stdout:
         code = _run(words)
         stdout.flush()
@@ -83,6 +85,7 @@ def _run(words: Sequence[str]) -> int:
 
     terminal = Terminal(as_json="--json" in words)
     try:
+        _check_command(words)
         arguments = _parser().parse_args(words)
         options = read_options(arguments.assignments)
         for line in overlooked():
@@ -126,7 +129,15 @@ def _refused(reason: str, terminal: "Terminal", *, code: int = 2) -> int:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}. `{self.prog} --help` says what there is.")
+        raise UserError(f"{message}. `{self.prog} --help` lists the commands.")
+
+
+def _check_command(words: Sequence[str]) -> None:
+    """Raise UserError for a word in the command's place that is none: argparse would list them all."""
+    word = next((word for word in words if not word.startswith("-")), None)
+    if word is not None and word not in COMMANDS:
+        near = did_you_mean(word, (*COMMANDS, *MAKE_NAMES))
+        raise UserError(f"there is no command {word!r}.{near} `make help` lists them.")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -139,7 +150,12 @@ def _parser() -> argparse.ArgumentParser:
     for name, (_, help_line) in COMMANDS.items():
         command = commands.add_parser(name, help=help_line, description=help_line)
         command.add_argument("assignments", nargs="*", metavar="NAME=value", help="variables; `make help` lists them")
-        command.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON document")
+        command.add_argument(
+            "--json",
+            action="store_true",
+            default=argparse.SUPPRESS,
+            help="one JSON document on stdout, everything else on stderr",
+        )
     return parser
 
 

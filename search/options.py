@@ -29,7 +29,7 @@ from trainable.config import (
 )
 from trainable.data.remote_files import files_at
 from trainable.data.text_documents import Documents, parse_documents
-from trainable.errors import UserError, did_you_mean
+from trainable.errors import UserError, did_you_mean, redacted
 
 MAX_COUNT = 10**15
 BOUND_WORDS = {"ge": "at least", "gt": "more than", "le": "at most"}
@@ -144,7 +144,7 @@ def _optuna_storage(value: str) -> str:
         raise ValueError(f"is not a database that can be opened: {_printable(error)}") from None
     if address.get_backend_name() == "sqlite":
         path = Path(address.database or "")
-        if path == Path() or path.is_dir() or not path.parent.is_dir():
+        if path == Path() or (path.exists() and not path.is_file()) or not path.parent.is_dir():
             raise ValueError("must be a file in a folder that exists, or a database URL")
     return url
 
@@ -220,9 +220,9 @@ class Options(BaseModel):
     warm_start: Text | None = Field(
         None, description="search: a study whose results the searcher learns from, its best run first"
     )
-    force: Flag = Field(False, description="resume: 1 goes on although the space file has changed since")
+    force: Flag = Field(False, description="resume: 1 goes on although the space file has changed")
     baseline: Text | None = Field(
-        None, description="whose settings are the baseline: documented, before, a study, a .env file or a checkpoint"
+        None, description="the baseline's settings: documented, before, a study, a .env file or a checkpoint"
     )
     concurrency: (
         Annotated[Annotated[int, Field(ge=1, le=MAX_COUNT)] | Literal["auto"], BeforeValidator(_concurrency)] | None
@@ -246,28 +246,28 @@ class Options(BaseModel):
         None, description="tiny (the default), tiny-scratch, gpt2-scratch, a folder of save_pretrained, or a hub name"
     )
     training_data_source: AbsolutePath | None = Field(
-        None, description="text file or folder of text files (default: Python's language reference)"
+        None, description="text file or folder of text files (default: the Python language reference)"
     )
     validation_data_source: AbsolutePath | None = Field(
         None, description="text file or folder held out whole (default: the last tenth of the training text)"
     )
     documents: Annotated[InstanceOf[Documents], BeforeValidator(_documents)] | None = Field(
-        None, description="what a document is: file, line, blank-line or jsonl:FIELD (default file)"
+        None, description="how the text is split into documents: file, line, blank-line or jsonl:FIELD (default file)"
     )
     sample_prompt: Annotated[Text, BeforeValidator(_utf8)] | None = Field(
         None,
-        description="what start, baseline and best continue in the report (default: first words of the held-out text)",
+        description="prompt of the samples in the report (default: the first prose of the held-out text)",
     )
     checkpoint_path: AbsolutePath | None = Field(
         None, description="train: go on from this checkpoint; search: every trial starts from its weights"
     )
     weights_only: Flag = Field(
-        False, description="train: True takes the checkpoint's weights and starts at step 0, as a search does"
+        False, description="train: True starts at step 0 from the checkpoint's weights, as a search does"
     )
     resume_steps: Whole | None = Field(None, description="train: steps to add to the checkpoint's")
     resume_lr: Literal["stretch", "hold"] = Field(
         "stretch",
-        description="train: stretch the schedule over the steps that are added, or hold the rate it had come to",
+        description="train: stretch the schedule over the added steps, or hold its last rate",
     )
     device: Annotated[Text, BeforeValidator(_device)] | None = Field(
         None, description="cuda, mps or cpu (default: the first there is)"
@@ -284,7 +284,7 @@ class Options(BaseModel):
     eval_tokens: Whole | None = Field(None, description="train: held-out tokens scored per evaluation (default 16384)")
     eval_interval: Whole = Field(500, description="train: steps between evaluations")
     checkpoint_interval: Whole = Field(500, description="train: steps between checkpoints")
-    enable_checkpoints: Flag = Field(True, description="train: True or False (default True)")
+    enable_checkpoints: Flag = Field(True, description="train: keep checkpoints, True or False (default True)")
     use_lr_warmup: Flag | None = Field(
         None, description="True or False: warm-up and cosine, or constant, where LR_SCHEDULE is not set"
     )
@@ -310,7 +310,9 @@ class Options(BaseModel):
     dtype: Literal["fp32", "bf16", "fp16"] | None = Field(
         None, description="model, train: number format of the saved model: fp32, bf16, fp16 (default: the base's own)"
     )
-    merge: Flag = Field(False, description="model, train: 1 merges LoRA adapters into their base (default: alone)")
+    merge: Flag = Field(
+        False, description="model, train: 1 merges LoRA adapters into their base (default: adapters only)"
+    )
     target: Text | None = Field(
         None, description="diagnose: a study, STUDY/TRIAL, a checkpoint, a folder of them, or a text log"
     )
@@ -318,10 +320,10 @@ class Options(BaseModel):
         None, description="audit: token positions to look at, e.g. 2.0M-2.5M"
     )
     clean: AbsolutePath | None = Field(None, description="audit: write a cleaned copy of the text to this file")
-    skip_preflight: Flag = Field(False, description="1: search or train without the preflight")
+    skip_preflight: Flag = Field(False, description="1 skips the preflight of search and train")
     tensorboard: Flag = Field(False, description="search: 1 writes TensorBoard event files into the study")
     optuna_storage: Annotated[Text, BeforeValidator(_optuna_storage)] | None = Field(
-        None, description="search: an SQLite file or a database URL that optuna-dashboard reads"
+        None, description="search: SQLite file or database URL for optuna-dashboard"
     )
     mlflow: Annotated[Text, BeforeValidator(_mlflow)] | None = Field(
         None, description="search: an MLflow tracking URI, where mlflow is installed"
@@ -332,7 +334,9 @@ class Options(BaseModel):
     model_type: Annotated[Text, BeforeValidator(_model_type)] | None = Field(
         None, description="gpt2, the only type there is"
     )
-    exported_from: Text | None = Field(None, description="set by an export: the study whose winner the variables are")
+    exported_from: Text | None = Field(
+        None, description="set by make export: the study whose best configuration the variables are"
+    )
     studies_dir: Text | None = Field(None, description="where studies are kept (default results/studies)")
     cache_dir: Text | None = Field(None, description="where tokens and tokenizers are kept (default .cache)")
 
@@ -403,7 +407,7 @@ def read_options(assignments: Sequence[str]) -> Options:
 def overlooked() -> list[str]:
     """Return a line for each name in the environment that was probably meant for a variable and is none."""
     return [
-        f"{name} is set in the environment and is no variable of this program. Did you mean {meant}?"
+        f"{name} is set in the environment and is not a variable of this program. Did you mean {meant}?"
         for name, meant in nearly(os.environ, KNOWN).items()
     ]
 
@@ -446,7 +450,7 @@ def _refusal(error: ErrorDetails, texts: Mapping[str, str]) -> UserError:
     if isinstance(cause, UserError):
         return cause
     name = _env_name(str(error["loc"][0]))
-    text = re.sub(r"(://[^/@]*:)[^/@]*@", r"\1***@", texts[name])  # a password
+    text = redacted(texts[name])
     text = text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
     if error["type"] in ("literal_error", "string_unicode"):
         annotation = FIELDS[name].annotation
@@ -464,6 +468,17 @@ def _refusal(error: ErrorDetails, texts: Mapping[str, str]) -> UserError:
 def _check_name(name: str) -> None:
     if name not in KNOWN:
         raise UserError(f"there is no variable {name!r}.{did_you_mean(name, KNOWN)}")
+
+
+def check_lora(given: Mapping[str, object], *, uses_lora: bool) -> None:
+    """Raise UserError for a setting of LoRA where no adapters are trained, unless USE_LORA=False says so as well."""
+    unread = [name for name in given if name.startswith("lora_")]
+    if unread and not uses_lora and "use_lora" not in given:
+        names = ", ".join(str(HYPERPARAMETERS[name].metadata["env"]) for name in unread)
+        verb = "are" if len(unread) > 1 else "is"
+        raise UserError(
+            f"{names} {verb} set and USE_LORA is not, so no adapters are trained. Set USE_LORA=True or False."
+        )
 
 
 def with_default_warmup(

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
-from math import prod
+from math import ceil, prod
 from typing import Any
 
 from spaces.domains import Choice, SearchParameter, has_one_point, points
@@ -73,10 +73,12 @@ def check_sizes(
     *,
     budget_tokens: int,
     first_evaluation_tokens: int,
+    is_grace_fixed: bool,
     warmup_steps: int,
 ) -> None:
     """Raise UserError when a step does not fit before the first evaluation, or a warm-up into the run.
 
+    is_grace_fixed: the first evaluation is the scheduler's, at a number of tokens that no budget changes.
     warmup_steps: of a trial that does not search them.
     """
     for point in _largest_points(parameters):
@@ -84,10 +86,12 @@ def check_sizes(
         step_tokens = prod(values[name] for name in SIZES)
         sizes = " x ".join(f"{name}={values[name]}" for name in SIZES if values[name] > 1)
         if step_tokens > first_evaluation_tokens:
+            least = f"BUDGET_TOKENS={_rounded_up(ceil(budget_tokens * step_tokens / first_evaluation_tokens))}"
+            if is_grace_fixed:
+                least = f"[scheduler] grace_tokens = {step_tokens}"
             raise UserError(
-                f"{sizes} is {step_tokens} tokens a step, more than the first evaluation waits for "
-                f"({first_evaluation_tokens} tokens). Raise the budget or the grace, lower [evaluation] count, "
-                "or drop the largest sizes."
+                f"{sizes} is {step_tokens} tokens a step, and every trial is first evaluated after "
+                f"{first_evaluation_tokens}. Set {least} or more, or drop the largest sizes."
             )
         warmup = point.get("warmup_steps", warmup_steps)
         steps = budget_tokens // step_tokens
@@ -96,6 +100,14 @@ def check_sizes(
                 f"warmup_steps={warmup} is longer than the run of {steps} steps at {sizes}. "
                 "Lower it, raise the budget, or use warmup_frac, a share of the run."
             )
+
+
+def _rounded_up(tokens: int) -> str:
+    """Return a token count as BUDGET_TOKENS takes it, to three digits and never less."""
+    scale, suffix = next(((s, x) for s, x in ((10**9, "B"), (10**6, "M"), (10**3, "k")) if tokens >= s), (1, ""))
+    whole = len(str(tokens // scale))
+    digits = 10 ** max(0, 3 - whole) if scale > 1 else 1
+    return f"{ceil(tokens * digits / scale) / digits:g}{suffix}"
 
 
 def _largest_points(parameters: Sequence[SearchParameter]) -> Iterator[dict[str, Any]]:

@@ -53,7 +53,8 @@ class SearchSpace:
                 self.parameters,
                 self.baseline,
                 budget_tokens=self.budget_tokens,
-                first_evaluation_tokens=self.evaluation_tokens()[0],
+                first_evaluation_tokens=(first_tokens := self.evaluation_tokens()[0]),
+                is_grace_fixed=self.scheduler.grace_frac is None and first_tokens in self.rung_tokens(),
                 warmup_steps=self.user_settings.get("WARMUP_STEPS", 0),
             )
         share = self.baseline_warmup_frac

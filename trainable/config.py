@@ -67,7 +67,7 @@ def _unit(spec: Field[Any]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class TrialConfig:
-    """One training run's hyperparameters; the defaults are the documented baseline of the story.
+    """One training run's hyperparameters; the defaults are `documented`, the built-in baseline.
 
     Raises UserError for a value of the wrong type or out of bounds, naming the field and its variable.
     """
@@ -96,7 +96,7 @@ class TrialConfig:
     """The whole run, which is also the schedule's horizon."""
     grad_clip_norm: float = _hyperparameter(1.0, env="GRAD_CLIP_NORM", unit="L2 norm, 0 = off", low=0, high=1e6)
     """Gradients are scaled down to this global L2 norm; 0 switches the clip off."""
-    weight_decay: float = _hyperparameter(0.01, env="WEIGHT_DECAY", unit="per step and LR", low=0, high=10)
+    weight_decay: float = _hyperparameter(0.01, env="WEIGHT_DECAY", unit="decoupled (AdamW)", low=0, high=10)
     """AdamW's decoupled weight decay."""
     dropout: float = _hyperparameter(0.1, env="DROPOUT", unit="probability", low=0, high=0.99)
     """Residual, embedding and attention dropout."""
@@ -106,7 +106,9 @@ class TrialConfig:
     """Whether LoRA adapters are trained and the model's own weights frozen; the other lora_ fields are read then."""
     lora_rank: int = _hyperparameter(8, env="LORA_RANK", unit="rank of the adapters", low=1, high=65_536)
     """Columns of an adapter's A and rows of its B."""
-    lora_alpha: int = _hyperparameter(16, env="LORA_ALPHA", unit="adapters count alpha / rank", low=1, high=65_536)
+    lora_alpha: int = _hyperparameter(
+        16, env="LORA_ALPHA", unit="adapters are scaled by alpha / rank", low=1, high=65_536
+    )
     """An adapter's output is scaled by lora_alpha / lora_rank."""
     lora_dropout: float = _hyperparameter(0.0, env="LORA_DROPOUT", unit="probability", low=0, high=0.99)
     """Dropout of what the adapters read, beside the model's own."""
@@ -115,7 +117,7 @@ class TrialConfig:
     )
     """Layers that get adapters; auto is peft's choice for the model's type."""
     seed: int = _hyperparameter(
-        0, env="SEED", unit="of weights, batches and dropout; never tuned", low=0, high=2**31 - 1
+        0, env="SEED", unit="of weights, batches and dropout; never searched", low=0, high=2**31 - 1
     )
     """Seeds the initial weights of presets, the batches and the dropout masks. Never tuned."""
 
@@ -155,7 +157,7 @@ BEFORE = TrialConfig(
     training_steps=5000,
 )
 BASELINES: Mapping[str, TrialConfig] = MappingProxyType({"documented": DOCUMENTED, "before": BEFORE})
-"""The story's two configurations."""
+"""The two built-in configurations."""
 
 
 def parse_hyperparameter(name: str, text: str) -> bool | int | float | str:

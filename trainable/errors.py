@@ -5,13 +5,14 @@ import re
 from collections.abc import Iterable
 
 _LARGEST_SHOWN = 10**15  # larger whole numbers are out of every bound; no float can hold some of them
-_CREDENTIALS = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^\s'\"]*@", re.IGNORECASE)
+MOST_LISTED = 8
+_CREDENTIALS = re.compile(r"(\b[a-z][a-z0-9+.-]*://)\S*@", re.IGNORECASE)
 _SECRET_VALUE = re.compile(r"([?&][^=&\s]*(?:secret|passw|pwd|token|key|sig)[^=&\s]*=)[^&\s'\"]*", re.IGNORECASE)
 
 
 def redacted(text: str) -> str:
     """Return the text with *** in place of the user and password in each URL, and of passwords in its query."""
-    # Up to the last @: a password may hold one.
+    # Up to the last @: a password may hold one, and quotes.
     return _SECRET_VALUE.sub(r"\1***", _CREDENTIALS.sub(r"\1***@", text))
 
 
@@ -38,12 +39,13 @@ class MachineError(Exception):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return " Did you mean 'x'?" for the nearest known word, or the list of known words when none is near."""
+    """Return " Did you mean 'x'?" for the nearest known word; where none is near, the known words if they are few."""
     names = sorted(known)
-    near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    few = len(names) <= MOST_LISTED
+    near = difflib.get_close_matches(word, names, n=1, cutoff=0.6 if few else 0.4)
     if near:
         return f" Did you mean '{near[0]}'?"
-    return f" Known: {', '.join(names)}." if names else ""
+    return f" Known: {', '.join(names)}." if names and few else ""
 
 
 def check_bounds(name: str, value: float, low: float, high: float, *, low_open: bool = False, note: str = "") -> None:

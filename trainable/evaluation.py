@@ -9,10 +9,13 @@ from transformers import PreTrainedModel
 from trainable.data.tokens import Corpus, Tokens
 from trainable.device.device import without_tf32
 from trainable.errors import UserError
+from trainable.head import find_head
 from trainable.loss import next_token_losses
 from trainable.rows import Start
 
 EVAL_TOKENS_PER_FORWARD = 8192
+EVAL_LOGITS = 1 << 28
+"""A GiB in fp32, where a model's logits cannot be taken a chunk at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +69,7 @@ def evaluate(model: PreTrainedModel, windows: torch.Tensor) -> float:
     was_training = model.training
     device = next(model.parameters()).device
     scored = (windows.shape[1] - 1) // 2  # the stride of eval_windows: no token is scored twice
-    rows = max(1, EVAL_TOKENS_PER_FORWARD // windows.shape[1])
+    rows = max(1, _tokens_per_forward(model) // windows.shape[1])
     sums = []
     model.eval()
     try:
@@ -78,3 +81,9 @@ def evaluate(model: PreTrainedModel, windows: torch.Tensor) -> float:
     finally:
         model.train(was_training)
     return float(torch.stack(sums).cpu().double().sum() / (windows.shape[0] * scored))
+
+
+def _tokens_per_forward(model: PreTrainedModel) -> int:
+    if find_head(model) is not None:
+        return EVAL_TOKENS_PER_FORWARD
+    return min(EVAL_TOKENS_PER_FORWARD, EVAL_LOGITS // len(model.get_input_embeddings().weight))

@@ -15,5 +15,5 @@ def fidelity_tokens(milestones_tokens: Iterable[int], *, tokens_per_step: int, o
 
 
 def objective(val_loss: float | None) -> float:
-    """Return the loss in nats/token, or the penalty where it is no number."""
+    """Return the loss in nats/token, or the penalty where it is not finite."""
     return val_loss if val_loss is not None and math.isfinite(val_loss) else PENALTY_NATS

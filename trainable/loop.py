@@ -17,7 +17,8 @@ from trainable.stability import STOP_KINDS, Finding
 from trainable.state import SinceEvaluation, TrainState
 
 WORSE_THAN_UNIFORM_NATS = 1.0
-"""A model so far above ln V at an evaluation has diverged: random weights start within 0.1 of it."""
+"""A model so far above ln V at an evaluation has diverged: random weights start within 0.1 of it. One that starts above
+ln V, as on text unlike its own, has diverged where it is so far above its own start."""
 
 TrainRow: TypeAlias = StepRow | Finding | MetricsRow | Verdict
 """What train() yields; a Finding never ends anything."""
@@ -70,22 +71,27 @@ def train(
             yield finding
         if state.optimizer_steps in eval_steps or state.optimizer_steps == state.config.training_steps:
             metrics = _evaluated(state, val_windows, train_loss=since.mean_loss)
-            verdict = _judge(metrics, vocab_size=len(state.model.get_input_embeddings().weight))
+            vocab_size = len(state.model.get_input_embeddings().weight)
+            verdict = _judge(metrics, vocab_size=vocab_size, first_loss=state.monitor.first_loss)
             if verdict is not None and verdict.reason in stop_on:
                 yield verdict
                 return
             yield metrics
 
 
-def _judge(metrics: MetricsRow, *, vocab_size: int) -> Verdict | None:
+def _judge(metrics: MetricsRow, *, vocab_size: int, first_loss: float) -> Verdict | None:
     """Return the verdict on an evaluation: a few large steps can wreck a model before the steps' own rules have seen
-    enough of them."""
+    enough of them.
+
+    first_loss: the first step's, nats/token.
+    """
     step, loss, uniform = metrics.optimizer_steps, metrics.val_loss, math.log(vocab_size)
     if not math.isfinite(loss):
         return Verdict(reason="nonfinite", step=step, evidence=f"validation loss {loss}")
-    if loss > uniform + WORSE_THAN_UNIFORM_NATS:
+    if loss > max(uniform, first_loss) + WORSE_THAN_UNIFORM_NATS:
         evidence = (
-            f"validation loss {loss:.2f} nats/token, where guessing uniformly costs ln {vocab_size} = {uniform:.2f}"
+            f"validation loss {loss:.2f} nats/token, where guessing uniformly costs ln {vocab_size} = {uniform:.2f} "
+            f"and the first step's loss was {first_loss:.2f}"
         )
         return Verdict(reason="divergence", step=step, evidence=evidence)
     return None

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import ray.actor
 import torch
 from pydantic import SecretStr
 from ray import tune
@@ -15,7 +16,7 @@ from ray import tune
 from trainable.checkpoint.checkpoint_store import BackgroundSaver, CheckpointStore
 from trainable.config import TrialConfig
 from trainable.data.node_cache import SharedInputs
-from trainable.device.device import is_out_of_memory, keep_freed_pages, release_memory
+from trainable.device.device_memory import has_grown, is_out_of_memory, prepare_memory, release_memory
 from trainable.errors import InputChangedError
 from trainable.fidelity import fidelity_tokens, objective
 from trainable.loop import TrainRow, train
@@ -37,14 +38,15 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
     "baseline" (hyperparameters), "trial_id" (int), "milestones_tokens" (evaluate at each), "checkpoint_root" (a folder
     or URI; a folder below it is the trial's own; a SecretStr, for trackers keep a trial's config),
     "checkpoint_interval_s", "leave_path" (a file whose appearance asks to save once, between two steps, for the study
-    is left; or None), "evaluation_timeout_s" (without an evaluation for so long it is hung), "threads", "refusal" (why
-    the trial ends as out of memory without being run).
+    is left; or None), "evaluation_timeout_s" (without an evaluation for so long it is hung), "threads", "memory_frac"
+    (its share of a GPU's memory), "refusal" (why the trial ends as out of memory without being run).
     """
 
     def setup(self, config: dict[str, Any]) -> None:
         """Take a trial's config; the first step() builds the model, where running out of memory can be told apart."""
         torch.set_num_threads(config["threads"])
-        keep_freed_pages()
+        self._device = torch.device(config["spec"].device)
+        prepare_memory(self._device, share_frac=config["memory_frac"])
         if gc.get_freeze_count() == 0:
             # Else the collection between two trials walks all that the libraries brought, a quarter of a second long.
             gc.freeze()
@@ -62,7 +64,7 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
         self._leave_path: Path | None = config["leave_path"]
         self._left = False
         self._eval_steps: set[int] = set()
-        # Without the baseline's loss at the full budget there is nothing to compare with; only a loss that is no number
+        # Without the baseline's loss at the full budget there is nothing to compare with; only a non-finite loss
         # ends it.
         is_baseline = replace(self._config, seed=0) == replace(TrialConfig(**config["baseline"]), seed=0)
         self._stop_on = ("nonfinite",) if is_baseline else STOP_KINDS
@@ -85,6 +87,9 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
 
         A hung one ends its process, all threads' stacks on stderr: it is then started again from its last checkpoint.
         """
+        if self._rows is None and has_grown(self._device):
+            # Tune starts the trial again in a new process. Refused in reset_config() it would fail for good.
+            ray.actor.exit_actor()
         faulthandler.dump_traceback_later(self._evaluation_timeout_s, exit=True)
         try:
             return self._next_result()
@@ -97,11 +102,14 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
             if not is_out_of_memory(error):
                 raise
             shape = f"batch_size={self._config.batch_size} x block_size={self._config.block_size}"
-            return self._result(
+            out = self._result(
                 "out_of_memory", steps=[], evidence=f"{shape} does not fit in {self._spec.device} memory"
             )
         finally:
             faulthandler.cancel_dump_traceback_later()
+        # Only now: the error's traceback held what was in the frames, and nobody knows when the next trial comes.
+        self._drop()
+        return out
 
     def cleanup(self) -> None:
         """Free the device."""
@@ -190,7 +198,7 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
         try:
             self._saver.wait()
         except OSError as error:
-            self._notes.append(f"no checkpoint was kept: {error.strerror or error}")
+            self._notes.append(f"no checkpoint was saved: {error.strerror or error}")
 
     def _result(
         self,
@@ -238,7 +246,6 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
     def _drop(self) -> None:
         self._rows = None
         self._wait_for_save()
-        if self._state is not None:
-            device = self._state.device
-            self._state = None
-            release_memory(device)
+        self._state = None
+        # Also where it ran out of memory before there was a state.
+        release_memory(self._device)

@@ -1,6 +1,6 @@
 """RunSpec: what all trials of a study share, and how a run begins from it. A worker needs nothing else."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,9 @@ from trainable.checkpoint.checkpoint import Checkpoint, load_merged, load_weight
 from trainable.config import TrialConfig
 from trainable.data.tokens import Corpus, check_corpus
 from trainable.device.compiling import CompileMode, compile_where_repaid
-from trainable.device.device import allow_tf32, release_memory
+from trainable.device.device import allow_tf32
+from trainable.device.device_memory import release_memory
+from trainable.device.own_process import in_own_process
 from trainable.errors import UserError
 from trainable.evaluation import EvalProtocol, evaluate_start
 from trainable.model.fingerprint import check_weights
@@ -73,18 +75,23 @@ def start_run(spec: RunSpec, config: TrialConfig) -> TrainState:
 
 def with_start(spec: RunSpec, config: TrialConfig) -> RunSpec:
     """Return the spec with what runs start from evaluated; random weights are those of config's seed."""
+    (start,) = in_own_process(spec.device, _starts, spec, config)
+    return replace(spec, start=start, start_seed=config.seed)
+
+
+def _starts(spec: RunSpec, config: TrialConfig) -> Iterator[Start]:
     state = start_run(replace(spec, compile_mode="off"), replace(config, use_lora=False))
     start, device = evaluate_start(state.model, spec.corpus, spec.protocol), state.device
     del state
     release_memory(device)  # which the trials' own processes need
-    return replace(spec, start=start, start_seed=config.seed)
+    yield start
 
 
 def resume_run(spec: RunSpec, config: TrialConfig, checkpoint: Checkpoint, *, may_be_over: bool = False) -> TrainState:
     """Return a run that goes on where `checkpoint` left off.
 
-    Ours continues exactly (optimizer, random numbers, data position); from an owner's file the weights and the step
-    count are taken, and the optimizer starts anew. may_be_over: the last evaluation alone may be missing.
+    Ours continues exactly (optimizer, random numbers, data position); from another script's file the weights and the
+    step count are taken, and the optimizer starts from zero. may_be_over: the last evaluation alone may be missing.
     """
     step = checkpoint.step_to_continue_from
     if config.training_steps <= step and not may_be_over:
@@ -101,18 +108,21 @@ def resume_run(spec: RunSpec, config: TrialConfig, checkpoint: Checkpoint, *, ma
 
 
 def load_run_model(
-    spec: RunSpec, config: TrialConfig, checkpoint: Checkpoint | None
+    spec: RunSpec, config: TrialConfig, checkpoint: Checkpoint | None, *, model: PreTrainedModel | None = None
 ) -> tuple[PreTrainedModel, AdapterBase | None]:
     """Return the model that a run of `config` trains, on the CPU, and what its adapters are of, if it has any.
 
-    checkpoint: where the run goes on from. Raises UserError when model, checkpoint and configuration do not fit, and
-    InputChangedError when the files are not those that the spec was made with.
+    checkpoint: where the run goes on from. model: the spec's, where it was loaded already; it becomes the run's.
+    Raises UserError when model, checkpoint and configuration do not fit, and InputChangedError when the files are not
+    those that the spec was made with.
     """
     check_weights(spec.model_name, spec.init_from, spec.weight_sums)
-    model = load_model(spec.model_name, dropout=config.dropout, seed=config.seed)
+    if model is None:
+        model = load_model(spec.model_name, dropout=config.dropout, seed=config.seed)
     if spec.gradient_checkpointing:
         checkpoint_layers(model)
-    if spec.init_from is not None and (checkpoint is None or checkpoint.base is not None):
+    # Below the adapters of a checkpoint are init_from's weights only where they were made on such.
+    if spec.init_from is not None and (checkpoint is None or (checkpoint.base and checkpoint.base.init_from)):
         load_merged(model, spec.init_from, model_name=spec.model_name)
     # Once more: they may have been replaced while they were read. Where nothing was, this reads no file.
     check_weights(spec.model_name, spec.init_from, spec.weight_sums)
@@ -124,7 +134,9 @@ def load_run_model(
             return model, checkpoint.base
     if not config.use_lora:
         return model, None
-    init_from = str(spec.init_from) if spec.init_from else None
+    # A checkpoint that is not ours holds the weights that the adapters are then put on.
+    below = checkpoint.path if checkpoint is not None else spec.init_from
+    init_from = str(below) if below else None
     base = AdapterBase(model_name=spec.model_name, init_from=init_from, fingerprint=base_fingerprint(model))
     add_adapters(model, config)
     return model, base
@@ -139,7 +151,7 @@ def _check_same_weights(config: TrialConfig, checkpoint: Checkpoint) -> None:
         holds = "LoRA adapters" if checkpoint.base is not None else "a whole model"
         raise UserError(
             f"{where} holds {holds} and USE_LORA={config.use_lora} trains other weights. Set USE_LORA="
-            f"{not config.use_lora} to go on with them, or WEIGHTS_ONLY=True to start anew from what they came to."
+            f"{not config.use_lora} to go on with them, or WEIGHTS_ONLY=True to start at step 0 from these weights."
         )
     for name in ("lora_rank", "lora_alpha", "lora_targets") if config.use_lora else ():
         then, now = getattr(checkpoint.config, name), getattr(config, name)
@@ -159,7 +171,7 @@ def _state(spec: RunSpec, config: TrialConfig, checkpoint: Checkpoint | None) ->
         model,
         device=device,
         unigram_entropy=spec.unigram_entropy,
-        # A resumed run is judged as it was before it was cut; an owner's weights are of unknown origin.
+        # A resumed run is judged as it was before it was cut; another script's weights are of unknown origin.
         from_scratch=spec.from_scratch and (checkpoint is None or checkpoint.ours is not None),
         rules=make_rules(spec.stability),
     )

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 from transformers import PreTrainedModel
@@ -56,6 +57,20 @@ class TrainState:
         self.device = next(self.model.parameters()).device
 
 
+@cache
+def leaves_out_steps(device_type: str) -> bool:
+    """Return whether the device's fused AdamW leaves a step out where a loss scaler found gradients that overflowed.
+
+    MPS's kernel, in the versions read, steps all the same, and one step on inf ends the run.
+    """
+    weight = torch.nn.Parameter(torch.ones(1, device=device_type))
+    weight.grad = torch.ones_like(weight)
+    optimizer = torch.optim.AdamW([weight], lr=0.5, fused=True)
+    optimizer.found_inf = torch.ones((), device=device_type)  # type: ignore[attr-defined]
+    optimizer.step()
+    return weight.item() == 1.0
+
+
 def new_state(
     config: TrialConfig,
     model: PreTrainedModel,
@@ -71,7 +86,7 @@ def new_state(
         [parameter for parameter in model.parameters() if parameter.requires_grad],
         lr=config.learning_rate,
         weight_decay=config.weight_decay,
-        fused=device.type in ("cuda", "cpu", "mps"),
+        fused=config.precision != "fp16" or leaves_out_steps(device.type),
     )
     monitor = StabilityMonitor(
         budget_steps=config.training_steps,

@@ -61,7 +61,7 @@ def attribute(
     assert all(coalition <= everything for coalition in losses)
     run = set.intersection(*({*by_seed} for by_seed in losses.values()))
     if not run:
-        raise UserError("no seed has been run for every combination yet. Finish one seed's combinations first.")
+        raise UserError("no seed has every combination yet. Run the remaining combinations of one seed first.")
     bad = {c: {seed for seed in run if not _is_finite(by_seed[seed])} for c, by_seed in losses.items()}
     seeds = tuple(sorted(run - bad[frozenset()] - bad[everything]))
     by_size = sorted(losses, key=lambda c: (len(c), sorted(c)))
@@ -199,9 +199,9 @@ def _notes(found: Attribution, *, planned: int, extra: set[int]) -> Iterable[str
     k = len(found.settings)
     if not found.seeds:
         ends = f"{found.before_name} or {found.after_name}"
-        yield f"{ends} was unstable on every seed: there is no difference to share out"
+        yield f"{ends} was unstable on every seed: there is no difference to attribute"
     elif len(found.seeds) == 1:
-        yield "one seed: no interval, and noise is not told from effect"
+        yield "one seed: no interval, so an effect cannot be told from noise"
     for entry in found.unstable:
         which = combination_words(found, entry.changes)
         yield f"unstable on {seed_words(entry.seeds)}: {which}"

@@ -5,17 +5,9 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from results.attribution.attribution_values import (
-    Attribution,
-    Effect,
-    Estimate,
-    Interaction,
-    ShortestPath,
-    UnstableCombination,
-)
-from results.attribution.design import Setting
+from results.attribution.attribution_values import Attribution
 from results.study.folder import Study
-from results.study.json_documents import read_document, write_document
+from results.study.json_documents import read_document, value_of, write_document
 
 
 def to_json(attribution: Attribution) -> dict[str, Any]:
@@ -30,47 +22,18 @@ def to_json(attribution: Attribution) -> dict[str, Any]:
 
 def from_json(document: Mapping[str, Any]) -> Attribution:
     """Return the attribution that to_json made. Raises KeyError, TypeError or ValueError for anything else."""
-    rows, path = document["settings"], document["path"]
-    settings = [
-        Setting(name=row["name"], fields=tuple(row["fields"]), before=row["before"], after=row["after"]) for row in rows
-    ]
     effects = [
-        Effect(
-            alone=_read_estimate(row["alone"], row["alone_low"], row["alone_high"]),
-            shapley=_read_estimate(row["shapley"], row["low"], row["high"]),
-        )
-        for row in rows
+        {
+            "alone": _estimate(row["alone"], row["alone_low"], row["alone_high"]),
+            "shapley": _estimate(row["shapley"], row["low"], row["high"]),
+        }
+        for row in document["settings"]
     ]
-    parsed = {
-        "settings": tuple(settings),
-        "seeds": tuple(document["seeds"]),
-        "total": None if document["total"] is None else Estimate(**document["total"]),
-        "effects": tuple(effects),
-        "interactions": tuple(
-            Interaction(**{**row, "estimate": Estimate(**row["estimate"])}) for row in document["interactions"]
-        ),
-        "path": None if path is None else _read_path(path),
-        "unstable": tuple(
-            UnstableCombination(changes=frozenset(row["changes"]), seeds=tuple(row["seeds"]))
-            for row in document["unstable"]
-        ),
-        "notes": tuple(document["notes"]),
-    }
-    return Attribution(**{**document, **parsed})
+    return value_of(Attribution, {**document, "effects": effects})
 
 
-def _read_estimate(mean: float | None, low: float | None, high: float | None) -> Estimate | None:
-    return None if mean is None else Estimate(mean=mean, low=low, high=high)
-
-
-def _read_path(row: Mapping[str, Any]) -> ShortestPath:
-    return ShortestPath(
-        order=tuple(row["order"]),
-        losses=tuple(row["losses"]),
-        difference=None if row["difference"] is None else Estimate(**row["difference"]),
-        share_frac=row["share_frac"],
-        best=frozenset(row["best"]),
-    )
+def _estimate(mean: float | None, low: float | None, high: float | None) -> dict[str, float | None] | None:
+    return None if mean is None else {"mean": mean, "low": low, "high": high}
 
 
 def write_attribution(study: Study, attribution: Attribution) -> None:

@@ -31,7 +31,7 @@ def write_plot(attribution: Attribution, path: Path) -> None:
         raise UserError(f"{shown(path)}: a picture is written as {' or '.join(FORMATS)}.")
     shapley = [effect.shapley for effect in attribution.effects if effect.shapley is not None]
     if len(shapley) < len(attribution.effects):
-        raise UserError("there is no picture to draw: too many combinations were unstable to share out the difference.")
+        raise UserError("there is nothing to draw: too many combinations were unstable to attribute the difference.")
     # No pyplot: it keeps figures and picks a window system. The salt makes an SVG's ids the same each time.
     from matplotlib import rc_context
     from matplotlib.figure import Figure

@@ -76,7 +76,7 @@ def plan_attempt(trials: Sequence[dict[str, Any]], earlier: Sequence[Attempt], *
     if not candidates:
         raise UserError(
             "there is nothing to confirm: no trial besides the baseline has completed"
-            f"{' and is not proven worse' if worse else ''}. Search on: make resume TRIALS=+..."
+            f"{' and is not proven worse' if worse else ''}. Run more trials: make resume TRIALS=+..."
         )
     taken = {row["seed"] for row in trials} | {seed for attempt in earlier for seed in attempt.seeds}
     number = len(earlier) + 1

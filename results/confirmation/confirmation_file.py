@@ -3,12 +3,11 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, get_args
+from typing import Any
 
 from results.confirmation.attempt import Attempt
-from results.confirmation.paired_t import CandidateVerdict, Outcome
 from results.study.folder import Study
-from results.study.json_documents import read_document, write_document
+from results.study.json_documents import read_document, value_of, write_document
 
 
 def to_json(attempts: Sequence[Attempt]) -> dict[str, Any]:
@@ -19,21 +18,12 @@ def to_json(attempts: Sequence[Attempt]) -> dict[str, Any]:
 
 def from_json(document: Mapping[str, Any]) -> tuple[Attempt, ...]:
     """Return the attempts that to_json was given. Raises KeyError, TypeError or ValueError for anything else."""
-    attempts = []
-    for number, entry in enumerate(document["attempts"], start=1):
-        verdicts = tuple(CandidateVerdict(**_with_tuples(verdict)) for verdict in entry["verdicts"])
-        for verdict in verdicts:
-            if verdict.outcome not in get_args(Outcome):
-                raise ValueError(f"there is no outcome {verdict.outcome!r}")
-        attempt = Attempt(**{**_with_tuples(entry), "verdicts": verdicts})
-        if attempt.number != number or (verdicts and [v.trial_id for v in verdicts] != list(attempt.candidates)):
+    attempts = tuple(value_of(Attempt, entry) for entry in document["attempts"])
+    for number, attempt in enumerate(attempts, start=1):
+        judged = [verdict.trial_id for verdict in attempt.verdicts]
+        if attempt.number != number or (judged and judged != list(attempt.candidates)):
             raise ValueError(f"attempt {number} is not whole")
-        attempts.append(attempt)
-    return tuple(attempts)
-
-
-def _with_tuples(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
+    return attempts
 
 
 def write_attempts(study: Study, attempts: Sequence[Attempt]) -> None:

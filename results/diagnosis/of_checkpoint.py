@@ -82,7 +82,7 @@ def _findings(facts: CheckpointFacts, unigram_entropy: float | None) -> Iterator
         yield Diagnosis(
             kind="nonfinite_weights",
             confidence=0.95,
-            summary="the optimizer's state holds NaN or infinite values: the next step destroys the weights",
+            summary="the optimizer's state holds NaN or infinite values: the next step makes the weights non-finite",
             evidence="AdamW's second moment is not finite",
             next_step="resume with the weights alone and a new optimizer, or from an earlier checkpoint",
         )
@@ -116,17 +116,17 @@ def _objective(facts: CheckpointFacts, unigram_entropy: float | None) -> Iterato
             confidence=0.97,
             summary=f"this checkpoint has learned to predict {what}",
             evidence=evidence,
-            next_step="pass the batch's own ids as labels and let the model shift them, then train anew from the "
+            next_step="pass the batch's own ids as labels and let the model shift them, then train again from the "
             "pretrained weights: these are not worth continuing",
         )
     elif learned_doubled_labels(facts.base_gains):
         yield Diagnosis(
             kind="wrong_objective",
             confidence=0.95,
-            summary="since its base this checkpoint has given up the next token for the one after it: its labels were "
-            "shifted twice, in the batch and again in the model",
+            summary="compared with its base this checkpoint is worse at the next token and better at the one after it: "
+            "its labels were shifted twice, in the batch and again in the model",
             evidence=f"{evidence}; gain on {facts.base_name} by offset: {gain_words(facts.base_gains)}",
-            next_step="pass the batch's own ids as labels and let the model shift them, then train anew from the base",
+            next_step="pass the batch's own ids as labels and let the model shift them, then train again from the base",
         )
     elif (
         unigram_entropy is not None
@@ -176,7 +176,7 @@ def _gradients(facts: CheckpointFacts) -> Iterator[Diagnosis]:
         yield Diagnosis(
             kind="precision_stall",
             confidence=0.95,
-            summary=f"no weight moved {since}: the updates do not reach the weights",
+            summary=f"no weight changed {since}: the updates do not reach the weights",
             evidence=f"all {compared} tensors are equal"
             + (f"; learning rate {facts.learning_rate:.2e}" if facts.learning_rate else ""),
             next_step="check the learning rate, at requires_grad, whether the optimizer holds this model's "
@@ -186,7 +186,7 @@ def _gradients(facts: CheckpointFacts) -> Iterator[Diagnosis]:
         yield Diagnosis(
             kind="detached_gradients",
             confidence=0.6,
-            summary=f"{len(unchanged)} of {compared} tensors did not move {since}: frozen, or no gradient reaches them",
+            summary=f"{len(unchanged)} of {compared} tensors did not change {since}: frozen, or without a gradient",
             evidence=_listed(unchanged),
             next_step="if they are not frozen on purpose, look there for no_grad(), detach() or requires_grad=False",
         )
@@ -198,7 +198,7 @@ def _precision(facts: CheckpointFacts) -> Iterator[Diagnosis]:
         yield Diagnosis(
             kind="precision_stall",
             confidence=0.9,
-            summary=f"the weights are {low[0]}: at learning rate {facts.learning_rate:.1e} most of them cannot move",
+            summary=f"the weights are {low[0]}: at learning rate {facts.learning_rate:.1e} most of them cannot change",
             evidence=f"for {100 * facts.unmovable_frac:.0f} % of the weights an update is less than half the "
             f"distance to the next {low[0]} number, and is rounded away",
             next_step="keep the weights in fp32 and autocast the forward pass (PRECISION=bf16 does so)",

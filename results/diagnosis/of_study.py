@@ -78,7 +78,7 @@ def report_of_study(study: Study) -> Report:
         target=f"study {study.name}",
         about=f"study of {len(trials)} trials: {counts or 'none has started'}",
         findings=tuple(findings),
-        notes=("the picture is of the baseline",) if trace else (),
+        notes=("the picture shows the baseline",) if trace else (),
         trace=trace,
     )
 

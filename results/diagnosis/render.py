@@ -61,9 +61,7 @@ def report_of_trace(trace: RunTrace, *, context: Context) -> Report:
             f"the log holds {runs} runs from the start; this is of the last, earlier ones where they add something"
         )
     if trace.restarts:
-        notes.append(
-            f"the log goes back or on anew at {trace.unit} {', '.join(str(step) for step in trace.restarts[:8])}"
-        )
+        notes.append(f"the log starts again at {trace.unit} {', '.join(str(step) for step in trace.restarts[:8])}")
     missing = missing_rows(view(trace, context)) if trace.steps else None
     notes += [missing] if missing else []
     return Report(

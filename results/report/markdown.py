@@ -26,7 +26,8 @@ def markdown(facts: Row) -> str:
     """Return the report: answer, change, cost, samples, first trials, cautions and protocol."""
     of_trials = [_cost(facts), _samples(facts), _trials(facts), _cautions(facts)]
     parts = [_answer(facts), _changes(facts), *of_trials, _protocol(facts)]
-    return "\n\n".join("\n".join(lines) for part in parts if (lines := list(part))) + "\n"
+    text = "\n\n".join("\n".join(lines) for part in parts if (lines := list(part))) + "\n"
+    return printable(text)
 
 
 def plain(text: Any) -> str:
@@ -74,23 +75,24 @@ def _changes(facts: Row) -> Iterator[str]:
 
 
 def _cost(facts: Row) -> Iterator[str]:
-    ledger = facts["ledger"]
-    if not ledger["by_ending"]:
+    cost = facts["cost"]
+    if not cost["by_ending"]:
         return
     yield (
-        f"Spent {duration_words(ledger['device_s_spent'])} of device time and {token_words(ledger['tokens_spent'])} "
-        f"tokens; every trial in full would have taken {duration_words(ledger['device_s_full'])}: "
-        f"{percent_words(ledger['device_s_saved_frac'])} saved."
+        f"Wall time {duration_words(facts['study']['wall_s'])}, device time {duration_words(cost['device_s_spent'])}, "
+        f"{token_words(cost['tokens_spent'])} "
+        f"tokens; every trial in full would have taken {duration_words(cost['device_s_full'])}: "
+        f"{percent_words(cost['device_s_saved_frac'])} saved."
         + "".join(
             f" {row['purpose'].capitalize()} took {duration_words(row['device_s'])} more."
-            for row in ledger["by_purpose"]
+            for row in cost["by_purpose"]
             if row["purpose"] in ("confirmation", "attribution")
         )
     )
     yield ""
-    yield "| ending | trials | device time | tokens | in full |"
+    yield "| how it ended | trials | device time | tokens | in full |"
     yield "|---|---:|---:|---:|---:|"
-    for row in ledger["by_ending"]:
+    for row in cost["by_ending"]:
         yield (
             f"| {STATUS_LABELS[row['status']]} | {row['trials']} | {duration_words(row['device_s'])} | "
             f"{token_words(row['tokens'])} | {token_words(row['tokens_full'])} |"
@@ -114,7 +116,7 @@ def fenced(text: str) -> str:
     """Return `text` as a code block that nothing in it ends."""
     longest = max(map(len, re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
-    return f"{fence}text\n{printable(text)}\n{fence}"
+    return f"{fence}text\n{text}\n{fence}"
 
 
 def _trials(facts: Row) -> Iterator[str]:
@@ -140,16 +142,17 @@ def _cautions(facts: Row) -> Iterator[str]:
     for line in (facts["attribution"] or {}).get("summary", ()):
         yield f"- Attribution: {plain(line)}"
     if facts["edges"]:
-        yield f"- Edge of the space: {plain('; '.join(edge['words'] for edge in facts['edges']))}."
+        yield f"- On the edge of the searched space: {plain('; '.join(edge['words'] for edge in facts['edges']))}."
     if facts["instability"]["trials"]:
         yield f"- Stability: {plain(facts['instability']['words'])}."
     known = [rung for rung in facts["rungs"] if rung["rung"] is not None and rung["spearman"] is not None]
     if known:
         said = [
-            f"{rung['spearman']:.2f} at rung {rung['rung']} ({count_words(rung['trials_with_both'], 'trial')})"
+            f"{rung['spearman']:.2f} at {percent_words(rung['budget_frac'])} of the budget "
+            f"({count_words(rung['trials_with_both'], 'trial')})"
             for rung in known
         ]
-        yield f"- Rank correlation (Spearman) of rung and final loss: {plain(list_words(said))}."
+        yield f"- Rank correlation (Spearman) of the loss at a rung with the final loss: {plain(list_words(said))}."
     for method in facts["importance"]["methods"][:1]:
         order = sorted(method["shares"], key=lambda row: -row["share"])
         said = [f"{row['name']} {percent_words(row['share'])}" for row in order]
@@ -160,8 +163,8 @@ def _protocol(facts: Row) -> Iterator[str]:
     protocol = facts["protocol"]
     evaluation = protocol["evaluation"]
     yield (
-        f"Model {plain(protocol['model'])}, {plain(protocol['data_source'] or 'the embedded text')}; budget "
-        f"{protocol['budget_tokens']:,} training tokens a trial; every trial evaluated on the same "
+        f"Model {plain(protocol['model'])}, {plain(protocol['data_source'] or 'the Python language reference')}; "
+        f"budget {protocol['budget_tokens']:,} training tokens a trial; every trial evaluated on the same "
         f"{value_words(evaluation.get('tokens'))} held-out tokens at context "
         f"{value_words(evaluation.get('block_size'))}, fp32, dropout off; seed {value_words(protocol['seed'])}."
     )

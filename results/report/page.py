@@ -20,6 +20,7 @@ from results.words import (
     duration_words,
     label,
     list_words,
+    local_time_words,
     loss_words,
     percent_words,
     printable,
@@ -38,6 +39,7 @@ _FILTERS = {
     "difference": lambda difference: difference_words(difference).replace("-", "−"),
     "duration": duration_words,
     "label": label,
+    "local_time": local_time_words,
     "words": list_words,
     "loss": loss_words,
     "percent": percent_words,
@@ -64,7 +66,7 @@ def write_report(study: Study) -> Path:
 def write_reports(study: Study) -> None:
     """Write report.html and report.md into the study."""
     write_report(study)
-    write_atomic(study.path / "report.md", report_markdown(study).encode("utf-8", "surrogateescape"))
+    write_atomic(study.path / "report.md", report_markdown(study).encode())
 
 
 def report_markdown(study: Study) -> str:

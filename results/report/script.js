@@ -172,8 +172,8 @@
       shapes,
       xaxis: { title: { text: "training tokens seen" }, anchor: "y3", rangemode: "tozero" },
       yaxis: { domain: [0.46, 1], title: { text: "loss" } },
-      yaxis2: { domain: [0.21, 0.42], title: { text: "grad norm" }, type: "log" },
-      yaxis3: { domain: [0, 0.17], title: { text: "LR" }, rangemode: "tozero", exponentformat: "e" },
+      yaxis2: { domain: [0.21, 0.42], title: { text: "grad norm" }, type: "log", nticks: 3 },
+      yaxis3: { domain: [0, 0.17], title: { text: "LR" }, rangemode: "tozero", exponentformat: "e", nticks: 3 },
     };
     draw(document.getElementById("trace-plot"), { traces: [...others, ...traceOf(id, `trial ${id}`, color, true)], layout });
   }

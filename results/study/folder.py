@@ -5,16 +5,17 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from results.study.atomic import read_regular, sync_folder, write_atomic
+from results.study.atomic import sync_folder, write_atomic
 from results.study.paths import expanded, path_error, shown
 from trainable.errors import UserError, did_you_mean
+from trainable.regular_files import read_regular
 
 if TYPE_CHECKING:
     from results.study.tables import Row
@@ -112,7 +113,7 @@ class Study:
 
 
 def _refuse_constant(text: str) -> None:
-    raise ValueError(f"{text} is no number of JSON")
+    raise ValueError(f"{text} is not a JSON number")
 
 
 def studies_dir() -> Path:
@@ -153,22 +154,36 @@ def _numbered(name: str) -> Iterator[str]:
     return chain([name], (f"{name}-{number}" for number in count(2)))
 
 
-def create_study(name: str, document: Mapping[str, Any], *, is_chosen: bool = True) -> Study:
+def create_study(
+    name: str, document: Mapping[str, Any], *, is_chosen: bool = True, claim: Callable[[Study], None] | None = None
+) -> Study:
     """Return the new study `name` with `document` as its study.json; it appears whole or not at all.
 
     is_chosen: by a person; a name of the program's own that was taken meanwhile becomes NAME-2, NAME-3 ...
-    Raises UserError when the name is taken or bad, or the folder cannot be made.
+    claim: takes the name elsewhere too, or raises StudyExistsError. Raises UserError when the name is taken or bad, or
+    the folder cannot be made.
     """
     check_study_name(name)
     assert document["schema_version"] == SCHEMA_VERSION
     assert document["name"] == name
     for free in [name] if is_chosen else _numbered(name):
         try:
-            return _create(free, {**document, "name": free})
+            study = _create(free, {**document, "name": free})
+            if claim is not None:
+                _claimed(study, claim)
+            return study
         except StudyExistsError:
             if is_chosen:
                 raise
     raise AssertionError("some name is free")
+
+
+def _claimed(study: Study, claim: Callable[[Study], None]) -> None:
+    try:
+        claim(study)
+    except BaseException:
+        shutil.rmtree(study.path, ignore_errors=True)
+        raise
 
 
 def _create(name: str, document: Mapping[str, Any]) -> Study:
@@ -199,10 +214,12 @@ def _create(name: str, document: Mapping[str, Any]) -> Study:
     return study
 
 
-def remove_if_empty(study: Study) -> None:
-    """Remove a study in which no trial was begun; its name is free again."""
-    if not study.trials():
+def remove_if_empty(study: Study) -> bool:
+    """Remove a study in which no trial was begun, so that its name is free again; return whether it was one."""
+    is_empty = not study.trials()
+    if is_empty:
         shutil.rmtree(study.path, ignore_errors=True)
+    return is_empty
 
 
 class StudyExistsError(UserError):

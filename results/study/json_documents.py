@@ -5,9 +5,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from results.study.atomic import read_regular, write_atomic
+from pydantic import TypeAdapter, ValidationError
+
+from results.study.atomic import write_atomic
 from results.study.paths import shown
 from trainable.errors import UserError
+from trainable.regular_files import read_regular
 
 Value = TypeVar("Value")
 
@@ -29,3 +32,13 @@ def read_document(path: Path, parse: Callable[[Any], Value], *, what: str, again
     except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as err:
         reason = " ".join(str(err).split())
         raise UserError(f"{shown(path)}: not {what} ({reason}). Move it away and {again} again.") from None
+
+
+def value_of(kind: type[Value], document: Any) -> Value:
+    """Return the dataclass of that kind whose JSON `document` is. Raises ValueError for a field of another type."""
+    try:
+        # As JSON, where a list may be a tuple or a set: in Python's own types strictness would refuse it.
+        return TypeAdapter(kind).validate_json(json.dumps(document), strict=True)
+    except ValidationError as err:
+        first = err.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None

@@ -10,10 +10,12 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from results.study.atomic import read_regular, write_atomic
+from results.study.atomic import write_atomic
 from results.study.folder import Study
 from results.study.own_files import check_own_files
+from results.words import local_time_words
 from trainable.errors import UserError
+from trainable.regular_files import read_regular
 
 
 @contextmanager
@@ -54,6 +56,6 @@ def _holder_path(study: Study) -> Path:
 def _holder(study: Study) -> str:
     try:
         holder = json.loads(read_regular(_holder_path(study)))
-        return f"process {holder['pid']} on {holder['host']} since {holder['since'][:16]} UTC"
+        return f"process {holder['pid']} on {holder['host']} since {local_time_words(holder['since'])}"
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "another process"

@@ -4,6 +4,9 @@ from pathlib import Path
 
 from trainable.errors import UserError
 
+PICTURES = "results/pictures"
+"""Below the current folder, and ignored by git: pictures of logs, checkpoints and texts, which have no study."""
+
 
 def path_error(path: Path) -> str | None:
     """Return why the system takes no such path at all (too long, a NUL in it, an unreadable parent), or None."""
@@ -22,6 +25,13 @@ def expanded(text: str, variable: str) -> Path:
         return Path(text).expanduser().absolute()
     except RuntimeError:
         raise UserError(f"{variable}={text!r}: there is no such user. Write the whole path.") from None
+
+
+def picture_path(name: str) -> Path:
+    """Return where the picture of something that is no study goes; its folder is there. Raises OSError."""
+    folder = Path.cwd() / PICTURES
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / name
 
 
 def shown(path: Path) -> str:

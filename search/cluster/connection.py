@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from results.words import count_words
 from search.cluster.nodes import Node
 from search.cluster.study_storage import read_probe, remove_probe, write_probe
 from trainable.data.remote_files import reason
@@ -45,7 +46,8 @@ class Cluster:
         """A line for a person."""
         gpus = sum(node.gpus for node in self.nodes)
         return (
-            f"Ray cluster at {self.address}: {len(self.nodes)} node(s), {sum(node.cpus for node in self.nodes)} CPUs"
+            f"Ray cluster at {self.address}: {count_words(len(self.nodes), 'node')}, "
+            f"{sum(node.cpus for node in self.nodes)} CPUs"
             f"{f', {gpus} GPUs' if gpus else ''}; trials run on its {self.device_info.type} ({self.device_info.name})"
         )
 
@@ -65,7 +67,7 @@ def join(address: str, storage: str | None, *, device: str | None = None) -> Clu
         if len(alive) > 1 and storage is None:
             raise UserError(
                 f"ADDRESS={address} has {len(alive)} nodes and STORAGE is not set: when a node is lost, its trials "
-                "could not go on on another. Set STORAGE to a folder that every node sees, or to s3://..."
+                "could not go on elsewhere. Set STORAGE to a folder that every node sees, or to s3://..."
             )
         working = [node for node in alive if node["Resources"].get("CPU", 0) >= 1]
         if not working:

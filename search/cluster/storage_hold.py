@@ -6,15 +6,54 @@ Ages are told by the storage's own clock. It is no lock: two that begin in the s
 import json
 import os
 import socket
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
-from results.study.folder import Study
+from pyarrow import fs
+
+from results.study.folder import Study, StudyExistsError
 from search.cluster.study_storage import MARK, remove_probe, this_driver, write_probe
-from trainable.data.remote_files import below, blocks_of, files_at
+from trainable.data.remote_files import below, blocks_of, files_at, reason, write_whole
 from trainable.errors import UserError
 
 ALIVE_S = 120
 """A mark that was not renewed for so long is of a driver that is lost."""
+
+
+def claim_name(study: Study, storage: str) -> None:
+    """Put a new study's document into the storage, which takes its name there too.
+
+    Raises StudyExistsError where something has the name already, and UserError where nothing can be written.
+    """
+    files, root = files_at(below(storage, study.name))
+    try:
+        if isinstance(files, fs.LocalFileSystem):
+            if Path(root).resolve() == study.path.resolve():
+                return  # STORAGE is the folder of the studies
+            Path(root).parent.mkdir(parents=True, exist_ok=True)
+            # Of two that begin at once, one makes the folder. An object store has nothing like it.
+            Path(root).mkdir()
+        elif files.get_file_info(root).type != fs.FileType.NotFound:
+            raise FileExistsError
+        write_whole(files, f"{root}/{study.study_json.name}", iter([study.study_json.read_bytes()]))
+    except FileExistsError:
+        raise _another(study, storage) from None
+    except OSError as error:
+        raise UserError(f"STORAGE={storage} cannot be written: {reason(error)}. Name another place.") from None
+
+
+def release_name(study: Study, storage: str) -> None:
+    """Delete what claim_name() has put into the storage, for a study that nothing was run in."""
+    files, root = files_at(below(storage, study.name))
+    with suppress(OSError):
+        files.delete_dir(root)
+
+
+def _another(study: Study, storage: str) -> StudyExistsError:
+    return StudyExistsError(
+        f"STORAGE={storage} holds another study {study.name}. Choose another STUDY= name, or STORAGE."
+    )
 
 
 def check_unheld(study: Study, storage: str) -> None:
@@ -22,7 +61,7 @@ def check_unheld(study: Study, storage: str) -> None:
     files, root = files_at(below(storage, study.name))
     there, mark = _document(files, f"{root}/study.json"), _document(files, f"{root}/{MARK}")
     if there is not None and there.get("created_at") != study.document()["created_at"]:
-        raise UserError(f"STORAGE={storage} holds another study {study.name}. Choose another STUDY= name, or STORAGE.")
+        raise _another(study, storage)
     if mark is None or mark == this_driver():
         return
     if mark.get("host") == socket.gethostname():

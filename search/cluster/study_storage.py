@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from results.model_card import model_row
 from results.study.folder import LATEST, Study, check_study_name, open_study, studies_dir
 from results.study.own_files import check_own_files
 from search.options import Options
@@ -39,15 +40,16 @@ def checkpoint_root(study: Study, storage: str | None) -> str:
     return below(storage, study.name, CHECKPOINTS) if storage else str(study.path / CHECKPOINTS)
 
 
-def final_checkpoint(study: Study, storage: str | None, trial: "Row") -> "Checkpoint":
-    """Return the checkpoint of a completed trial's last step. Raises NoCheckpointError, and OSError."""
+def model_checkpoint(study: Study, storage: str | None, trial: "Row") -> "Checkpoint":
+    """Return the checkpoint of a completed trial's model. Raises NoCheckpointError, and OSError."""
     from trainable.checkpoint.checkpoint_store import CheckpointStore
 
+    step = model_row(study, trial)["optimizer_steps"]
     store = CheckpointStore(root=checkpoint_root(study, storage), trial_id=trial["trial_id"])
-    checkpoint, damaged = store.newest()
-    if checkpoint is not None and checkpoint.optimizer_steps == trial["optimizer_steps"]:
+    checkpoint, damaged = store.newest(at_most=step)
+    if checkpoint is not None and checkpoint.optimizer_steps == step:
         return checkpoint
-    what = "its checkpoint is damaged" if damaged else "it has no checkpoint of its last step any more"
+    what = "its checkpoint is damaged" if damaged else f"it has no checkpoint of step {step} any more"
     raise NoCheckpointError(f"trial {trial['trial_id']} of study {study.name}: {what}.")
 
 
@@ -114,7 +116,7 @@ class TableMirror:
             copying.result()
         except (OSError, UserError) as error:
             if not self._told:
-                self.say(f"STORAGE={self.storage} is behind, the study itself is not: {reason(error)}")
+                self.say(f"STORAGE={self.storage} is behind, the study itself is up to date: {reason(error)}")
             self._told = True
         self._copying = None
 

@@ -3,7 +3,7 @@
 from dataclasses import asdict, replace
 from typing import Any
 
-from results.attribution import attribute, render, to_json, write_attribution
+from results.attribution import attribute, did_it_words, render, to_json, write_attribution
 from results.attribution.attribution_plot import write_plot
 from results.attribution.attribution_runs import (
     Question,
@@ -20,6 +20,7 @@ from results.words import count_words
 from search.cluster.study_storage import TableMirror, open_or_fetch_study
 from search.commands.run_command import is_sound
 from search.options import Options
+from search.setup.expected_cost import cost_words
 from search.setup.inputs import check_fit
 from search.setup.plan import Plan, load_plan
 from search.setup.preflight_run import PREFLIGHT_FAILED
@@ -91,10 +92,15 @@ def _run(question: Question, plan: Plan, seeds: int, terminal: Terminal) -> int:
     runs = question.runs(question.seeds(trials, seeds, above=above))
     left = runs_left(list(runs.values()), trials)
     if len(left) < len(runs):
-        terminal.say(f"{len(runs) - len(left)} of {len(runs)} runs are known already")
+        terminal.say(f"{len(runs) - len(left)} of {len(runs)} runs have ended before")
     if left:
-        words = f"study {study.name}: attribution, {count_words(len(left), 'run')}"
-        code = run_listed(plan, left, terminal, ledger=ledger, lines=[words])
+        ends = f"{question.before_name} to {question.after_name}"
+        lines = [
+            f"study {study.name}: which of {count_words(len(question.settings), 'change')} from {ends} did it, "
+            f"{count_words(len(question.configs), 'combination')} on {count_words(seeds, 'seed')} each",
+            cost_words(plan, left),
+        ]
+        code = run_listed(plan, left, terminal, ledger=ledger, lines=lines)
         if code is not None:
             say_steps([_again(plan, question, seeds, "go on with the attribution")], terminal)
             return code
@@ -116,6 +122,7 @@ def _run(question: Question, plan: Plan, seeds: int, terminal: Terminal) -> int:
         TableMirror(study, plan.slots.storage, terminal.say).close()
     terminal.console.print(render(found))
     terminal.say(f"picture: {shown(picture)}")
+    terminal.say(did_it_words(found))
     say_next(study, terminal)
     document: dict[str, Any] = {"study": study.name, "path": str(study.path), **to_json(found)}
     document["next"] = next_document(study, terminal)

@@ -1,8 +1,6 @@
 """`make audit`: what is wrong with the text, by token position; CLEAN= writes a copy without it."""
 
-from pathlib import Path
-
-from results.study.paths import shown
+from results.study.paths import picture_path, shown
 from results.words import token_words
 from search.options import Options
 from search.setup.inputs import check_inputs
@@ -16,7 +14,7 @@ def audit_command(options: Options, terminal: Terminal) -> int:
     with Preparing(terminal.console) as progress:
         inputs = check_inputs(options, progress=progress)
         if out is not None and inputs.documents.kind == "jsonl":
-            raise UserError("CLEAN cannot rewrite JSON lines. Unset it, and mend the lines that the audit names.")
+            raise UserError("CLEAN cannot rewrite JSON lines. Unset it, and fix the lines that the audit names.")
         from trainable.model.models import load_tokenizer, separator_id
         from trainable.text_audit.audit import audit
         from trainable.text_audit.audit_plot import plot_audit
@@ -34,7 +32,7 @@ def audit_command(options: Options, terminal: Terminal) -> int:
             token_range=options.range,
             progress=progress,
         )
-        picture = Path.cwd() / f"{files[0].stem}.audit.png"
+        picture = picture_path(f"{files[0].stem}.audit.png")
         plot_audit(report, picture)
         cleaned = write_clean(files, report, out) if out else None
     for line in inputs.text_lines:

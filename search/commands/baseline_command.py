@@ -6,17 +6,21 @@ from typing import Any
 from rich.table import Table
 
 from results.ranking import ranked_trials
+from results.samples import samples_json
 from results.study.folder import Study
 from results.study.ledger import Ledger
 from results.study.tables import STEPS, read_rows
+from results.winner import way_words, winner_of
 from results.words import UNKNOWN, loss_words, token_words
 from search.commands.run_command import header_lines, is_sound, run_own_trials
 from search.options import Options
 from search.setup.finish import finish_study
 from search.setup.plan import make_plan
 from search.setup.preflight_run import PREFLIGHT_FAILED
-from search.setup.run_plan import held
+from search.setup.run_plan import held, ray_ahead
 from search.terminal.console import Preparing, Terminal
+from search.terminal.next_steps import next_document, say_next
+from search.terminal.summary import sample_lines, warning_lines
 from trainable.config import BASELINES, BEFORE, TrialConfig, config_from
 from trainable.schedule import learning_rate_at
 from trainable.stability import judge_trace
@@ -27,7 +31,7 @@ DOCUMENTED_LOSSES = {
     "before": {0: 9.2680, 500: 7.1291, 1000: 6.7096, 1500: 6.7427, 2000: 9.6169, 2500: 6.7105},
     "documented": {2000: 6.65, 2500: 6.5, 3000: 6.4, 3500: 6.4},
 }
-"""Validation losses of the owner's run on its own model and text: by step, `documented` as expected from step 1500."""
+"""Validation losses of the plateau run, by step, on another model and text; `documented` as expected from step 1500."""
 
 
 def baseline_command(options: Options, terminal: Terminal) -> int:
@@ -35,11 +39,12 @@ def baseline_command(options: Options, terminal: Terminal) -> int:
     compare = options.compare
     with Preparing(terminal.console) as progress:
         plan = make_plan(options, kind="baseline", progress=progress, compare=compare)
-    if not is_sound(plan, options, terminal):
-        return PREFLIGHT_FAILED
     study = plan.study
-    with held(plan) as plan:
-        code = run_own_trials(plan, Ledger(study), terminal, header_lines(plan))
+    with ray_ahead(plan):
+        if not is_sound(plan, options, terminal):
+            return PREFLIGHT_FAILED
+        with held(plan) as plan:
+            code = run_own_trials(plan, Ledger(study), terminal, header_lines(plan))
     finish_study(study, code, options, terminal, loaded=plan.loaded)
     names = [plan.document["baseline"]["name"], *([compare] if compare else [])]
     measured = [
@@ -48,11 +53,28 @@ def baseline_command(options: Options, terminal: Terminal) -> int:
     ]
     for facts in measured:
         _say_facts(facts, terminal)
+    winner = winner_of(study)
+    for line in filter(None, [way_words(winner), *sample_lines(study)]):
+        terminal.say(line)
+    for warning in warning_lines(winner):
+        terminal.console.print(warning, soft_wrap=True)
     ratio = _speed_ratio(measured)
     if ratio is not None:
         terminal.say(f"speed: the baseline does {ratio:.2f} times the tokens/s of {compare}, both run side by side")
     runs = [{**facts, "config": asdict(facts["config"])} for facts in measured]
-    terminal.document({"study": study.name, "path": str(study.path), "runs": runs, "speed_ratio": ratio})
+    say_next(study, terminal)
+    terminal.document(
+        {
+            "next": next_document(study, terminal),
+            "study": study.name,
+            "path": str(study.path),
+            "start_val_loss": winner.start_val_loss,
+            "worse_than_start": winner.worse_than_start,
+            "runs": runs,
+            "speed_ratio": ratio,
+            "samples": samples_json(study),
+        }
+    )
     return code
 
 

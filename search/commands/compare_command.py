@@ -9,9 +9,9 @@ from results.ranking import ranked_trials, savings
 from results.study.folder import Study, open_study
 from results.winner import find_winner
 from results.winner import to_json as winner_json
-from results.words import UNKNOWN, config_words, duration_words, loss_words, token_words
+from results.words import config_words, duration_words, loss_words, run_words, token_words
 from search.options import Options
-from search.terminal.console import Terminal
+from search.terminal.console import Terminal, print_table
 from trainable.errors import UserError
 
 
@@ -24,9 +24,8 @@ def compare_command(options: Options, terminal: Terminal) -> int:
     differences = protocol_differences(entries)
     ranked = sorted(entries, key=_best_loss) if not differences else entries
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for heading in ("study", "best", "baseline", "trials", "tokens", "device time", "best configuration"):
-        justify: Any = "left" if heading in ("study", "best configuration") else "right"
-        table.add_column(heading, justify=justify, overflow="fold")
+    for heading in ("study", "best", "baseline", "trials", "tokens", "device time"):
+        table.add_column(heading, justify="left" if heading == "study" else "right", no_wrap=True)
     for entry in ranked:
         best, baseline = entry["best"], entry["baseline"]
         table.add_row(
@@ -36,11 +35,14 @@ def compare_command(options: Options, terminal: Terminal) -> int:
             str(entry["trials"]),
             token_words(entry["tokens_spent"]),
             duration_words(entry["device_s_spent"]),
-            config_words(best) if best else UNKNOWN,
         )
-    terminal.console.print(table)
+    print_table(terminal.console, table)
+    terminal.say("")
+    for entry in ranked:
+        best = entry["best"]
+        terminal.say(f"{entry['study']}: " + (f"{run_words(best, None)}, {config_words(best)}" if best else "no best"))
     if differences:
-        terminal.say("not ranked, for their losses do not measure the same thing:")
+        terminal.say("not ranked, because their losses are not comparable:")
         for line in differences:
             terminal.say(f"  {line}")
     else:

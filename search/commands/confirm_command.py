@@ -1,8 +1,10 @@
 """`make confirm`: the best trials and the baseline again on fresh seeds, and what that proves."""
 
+from typing import Any
+
 from rich.table import Table
 
-from results.confirmation.attempt import Attempt, judged, plan_attempt, planned_runs
+from results.confirmation.attempt import Attempt, attempt_rows, judged, plan_attempt, planned_runs
 from results.confirmation.confirmation_file import load_attempts, to_json, write_attempts
 from results.samples import samples_json
 from results.study.folder import Study
@@ -11,9 +13,18 @@ from results.study.lock import hold
 from results.study.planned_run import runs_left
 from results.winner import evidence_words, headline, notes, way_words, winner_of
 from results.winner import to_json as winner_json
-from results.words import UNKNOWN, config_words, count_words, difference_words
+from results.words import (
+    STATUS_LABELS,
+    UNKNOWN,
+    config_words,
+    count_words,
+    difference_words,
+    list_words,
+    loss_words,
+)
 from search.cluster.study_storage import open_or_fetch_study
 from search.options import Options
+from search.setup.expected_cost import cost_words
 from search.setup.finish import finish_study
 from search.setup.reopen import reopen
 from search.setup.run_plan import run_listed
@@ -74,7 +85,7 @@ def _next_attempt(study: Study, attempts: tuple[Attempt, ...], options: Options,
     if attempts and not attempts[-1].verdicts:
         known = attempts[-1]
         terminal.say(
-            f"attempt {known.number} goes on as it was begun: {count_words(len(known.candidates), 'candidate')}, "
+            f"attempt {known.number} goes on: {count_words(len(known.candidates), 'candidate')}, "
             f"{count_words(len(known.seeds), 'seed')}"
         )
         return known
@@ -103,30 +114,49 @@ def _run(
     # Before the first run: an attempt that is cut off is taken up, and its seeds are never used again.
     write_attempts(study, (*earlier, attempt))
     left = runs_left(planned_runs(attempt, ledger.trials()), ledger.trials())
-    words = f"study {study.name}: confirmation, {count_words(len(left), 'run')} on fresh seeds"
-    return run_listed(plan, left, terminal, ledger=ledger, lines=[words])
+    candidates = list_words([f"trial {trial_id}" for trial_id in attempt.candidates])
+    seeds = count_words(len(attempt.seeds), "fresh seed")
+    lines = [
+        f"study {study.name}: {candidates} and the baseline again, each on {seeds}",
+        cost_words(plan, left),
+    ]
+    return run_listed(plan, left, terminal, ledger=ledger, lines=lines)
 
 
 def say_attempt(study: Study, attempt: Attempt, terminal: Terminal) -> None:
-    """Print what an attempt proved, and the ranks by search and by it."""
-    rows = {row["trial_id"]: row for row in study.trials()}
+    """Print the losses of an attempt's runs, and what they prove of each candidate."""
+    trials = study.trials()
+    rows = {row["trial_id"]: row for row in trials}
     if not attempt.verdicts:
         terminal.say(f"attempt {attempt.number} is not complete; make confirm STUDY={study.name} goes on")
         return
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for heading in ("trial", "by search", "confirmed", "v baseline", "interval", "p", "verdict"):
-        table.add_column(heading, justify="left" if heading in ("trial", "verdict") else "right", overflow="fold")
-    for rank, verdict in enumerate(attempt.verdicts, start=1):
-        table.add_row(
-            f"{verdict.trial_id}",
-            str(rank),
-            str(attempt.ranking.index(verdict.trial_id) + 1),
-            difference_words(verdict.mean_difference),
-            f"{difference_words(verdict.low)} to {difference_words(verdict.high)}",
-            UNKNOWN if verdict.p_value is None else f"{verdict.p_value:.2g}",
-            verdict.words,
-        )
-    table.add_row("baseline", "", str(attempt.ranking.index(attempt.baseline) + 1))
-    terminal.console.print(table)
+    terminal.console.print(_loss_table(attempt, trials))
     for verdict in attempt.verdicts:
+        terminal.say("")
         terminal.say(f"trial {verdict.trial_id} ({config_words(rows[verdict.trial_id])}): {verdict.words}")
+        if verdict.mean_difference is not None:
+            terminal.say(
+                f"  against the baseline {difference_words(verdict.mean_difference)} nats/token, interval "
+                f"{difference_words(verdict.low)} to {difference_words(verdict.high)}"
+                + ("" if verdict.p_value is None else f", p = {verdict.p_value:.2g}")
+            )
+
+
+def _loss_table(attempt: Attempt, trials: list[dict[str, Any]]) -> Table:
+    """Return the val_loss of every run, a row a seed: many seeds are long and not wide."""
+    names = [
+        "baseline" if one == attempt.baseline else f"trial {one}" for one in (attempt.baseline, *attempt.candidates)
+    ]
+    table = Table(box=None, header_style="bold", pad_edge=False, title="val loss", title_justify="left")
+    for heading in ("seed", *names):
+        table.add_column(heading, justify="right")
+    cells: dict[int, dict[int | None, str]] = {seed: {} for seed in attempt.seeds}
+    for run, row in attempt_rows(attempt, trials):
+        words = UNKNOWN
+        if row is not None:
+            done = row["status"] == "completed"
+            words = loss_words(row["val_loss"]) if done else STATUS_LABELS[row["status"]]
+        cells[run.config.seed][run.of_trial] = words
+    for seed, by_trial in cells.items():
+        table.add_row(f"{seed}", *(by_trial[one] for one in (attempt.baseline, *attempt.candidates)))
+    return table

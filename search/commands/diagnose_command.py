@@ -9,7 +9,7 @@ from results.diagnosis.render import Report, plain_text, render, report_of_trace
 from results.diagnosis.run_view import Context
 from results.diagnosis.trace_plot import plot_trace
 from results.study.folder import LATEST, Study, list_studies, open_study
-from results.study.paths import expanded, path_error, shown
+from results.study.paths import expanded, path_error, picture_path, shown
 from search.options import Options
 from search.setup.inputs import DEFAULT_MODEL, check_inputs
 from search.terminal.console import Preparing, Terminal
@@ -36,19 +36,17 @@ def diagnose_command(options: Options, terminal: Terminal) -> int:
 
 
 def _report(target: str, options: Options, progress: Preparing) -> tuple[Report, Path]:
-    """Return the report, and where its picture goes: beside a study's tables, or into the current folder."""
+    """Return the report, and where its picture goes: beside a study's tables, or into the folder of pictures."""
     study, trial_id = _study_and_trial(target)
     if study is not None:
         if trial_id is None:
             return report_of_study(study), study.path / "diagnosis.png"
         return report_of_trial(study, trial_id), study.path / f"diagnosis-{trial_id}.png"
     path = _path(target)
-    picture = Path.cwd() / f"{path.stem}.diagnosis.png"
-    if not path.exists():
+    picture = picture_path(f"{path.stem}.diagnosis.png")
+    if not (path.is_file() or path.is_dir()):  # a pipe or a device is neither
         known = [study.name for study in list_studies()]
-        raise UserError(
-            f"TARGET={target} is neither a study, STUDY/TRIAL, nor a file or folder.{did_you_mean(target, known)}"
-        )
+        raise UserError(f"TARGET={target} is not a study, STUDY/TRIAL, file or folder.{did_you_mean(target, known)}")
     if path.name.endswith(INDEX_SUFFIX):
         path = path.parent
     if path.is_dir() and not any(_is_checkpoint(entry) or entry.is_dir() for entry in path.iterdir()):
@@ -59,6 +57,8 @@ def _report(target: str, options: Options, progress: Preparing) -> tuple[Report,
 
 
 def _is_checkpoint(path: Path) -> bool:
+    if not path.is_file():  # whoever opens a pipe waits for its writer
+        return False
     if path.suffix.lower() in CHECKPOINT_SUFFIXES:
         return True
     try:
@@ -107,7 +107,7 @@ def _checkpoints(target: str, path: Path, options: Options, progress: Preparing)
 
     paths = checkpoint_files(path) if path.is_dir() else [path]
     model_name = options.gpt2_model_name or read_checkpoint(paths[-1]).model_name
-    # An owner's file does not name its tokenizer: without GPT2_MODEL_NAME no text can be read as it was trained on.
+    # Another script's file does not name its tokenizer: without GPT2_MODEL_NAME no text can be tokenized.
     corpus = None
     if model_name is not None:
         files = list(inputs.files)

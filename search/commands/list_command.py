@@ -10,9 +10,9 @@ from results.ranking import ranked_trials, spent_by_purpose
 from results.study.folder import Study, list_studies, studies_dir
 from results.study.paths import shown
 from results.winner import find_winner
-from results.words import loss_words
+from results.words import local_time_words, loss_words
 from search.options import Options
-from search.terminal.console import Terminal
+from search.terminal.console import Terminal, print_table
 from trainable.errors import UserError
 
 
@@ -21,22 +21,23 @@ def list_command(_: Options, terminal: Terminal) -> int:
     entries = [_entry(study) for study in list_studies()]
     if not entries:
         terminal.say(f"no study in {shown(studies_dir())} yet. Make one with: make search SPACE=plateau")
-    table = Table(box=None, header_style="bold")
+    table = Table(box=None, header_style="bold", pad_edge=False)
     for heading in ("study", "kind", "made", "trials", "best", "baseline", "model"):
-        table.add_column(heading, justify="right" if heading in ("trials", "best", "baseline") else "left")
+        numbers = heading in ("trials", "best", "baseline")
+        table.add_column(heading, justify="right" if numbers else "left", no_wrap=heading == "study", overflow="fold")
     sound = [entry for entry in entries if "error" not in entry]
     for entry in sound:
         table.add_row(
             entry["study"],
             entry["kind"],
-            entry["created_at"][:16].replace("T", " "),
+            local_time_words(entry["created_at"]),
             str(entry["trials"]),
             loss_words(entry["best_val_loss"]) + (" proven" if entry["proven"] else ""),
             loss_words(entry["baseline_val_loss"]),
             entry["model"],
         )
     if sound:
-        terminal.console.print(table)
+        print_table(terminal.console, table)
     for entry in entries:
         if "error" in entry:
             terminal.console.print(Text(entry["error"], style="red"), soft_wrap=True)

@@ -4,11 +4,11 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from results.model_card import model_record
+from results.model_card import model_record, model_row
 from results.study.folder import Study
 from results.study.paths import shown
 from results.winner import winner_of
-from search.cluster.study_storage import NoCheckpointError, final_checkpoint, open_or_fetch_study
+from search.cluster.study_storage import NoCheckpointError, model_checkpoint, open_or_fetch_study
 from search.options import Options
 from search.setup.folder_of_run import save_run_model
 from search.setup.reopen import load_inputs_of
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def model_command(options: Options, terminal: Terminal) -> int:
     """Write the best trial of STUDY (default: the latest search) to OUT."""
     study, storage = open_or_fetch_study(options)
-    trial, document = _winner(study), study.document()
+    trial, document = model_row(study, _winner(study)), study.document()
     folder = options.out or study.path / f"model-{trial['trial_id']}"
     record = model_record(document, trial)
     check_model_target(folder, {name: record[name] for name in ("study", "created_at", "trial_id")})
@@ -36,13 +36,21 @@ def model_command(options: Options, terminal: Terminal) -> int:
 
         state = resume_run(loaded.spec, config_from(trial), checkpoint, may_be_over=True)
         saved = save_run_model(
-            state.model, loaded, study, trial, folder=folder, dtype=options.dtype, merge=options.merge
+            state.model,
+            loaded,
+            study,
+            trial,
+            folder=folder,
+            adapters_on=state.adapter_base,
+            dtype=options.dtype,
+            merge=options.merge,
         )
     terminal.say(f"trial {trial['trial_id']} of study {study.name}: {saved.words}")
     terminal.document(
         {
             "study": study.name,
             "trial_id": trial["trial_id"],
+            "optimizer_steps": trial["optimizer_steps"],
             "model": str(folder),
             "dtype": saved.dtype,
             "val_loss": saved.val_loss,
@@ -62,10 +70,10 @@ def _winner(study: Study) -> dict[str, Any]:
 def _checkpoint(
     study: Study, storage: str | None, trial: dict[str, Any], folder: Path, progress: Preparing
 ) -> "Checkpoint":
-    """Return the checkpoint of the trial's last step. Raises UserError, saying what trains it again."""
+    """Return the checkpoint of the trial's model. Raises UserError, saying what trains it again."""
     progress("reading the checkpoint", 0.0)
     try:
-        return final_checkpoint(study, storage, trial)
+        return model_checkpoint(study, storage, trial)
     except NoCheckpointError as gone:
         again = f"make train STUDY={study.name} SAVE_MODEL={shlex.quote(shown(folder))}"
         raise NoCheckpointError(f"{gone} Train it again: {again}") from None

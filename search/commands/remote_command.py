@@ -45,7 +45,9 @@ def remote_command(command: str, options: Options, terminal: Terminal) -> int:
     """Run the command on the cluster's head and bring its studies here; return its exit code. Raises UserError."""
     address, storage = options.address or "", options.storage
     if storage is None:
-        raise UserError(f"ADDRESS={address} needs STORAGE, which the cluster and this machine both see, s3://... say.")
+        raise UserError(
+            f"ADDRESS={address} needs STORAGE, which the cluster and this machine both see, such as s3://..."
+        )
     compares_documented = options.from_ or options.to
     if command in GO_ON and options.study in (None, LATEST) and not compares_documented:
         raise UserError(
@@ -66,8 +68,8 @@ def remote_command(command: str, options: Options, terminal: Terminal) -> int:
         raise
     except (ray.exceptions.RayError, ConnectionError) as error:
         raise UserError(
-            f"ADDRESS={address}: the cluster's head was lost: {reason(error)}. Go on with make resume and the same "
-            "STORAGE."
+            f"ADDRESS={address}: the connection to the cluster's head was lost: {reason(error)}. Go on with make "
+            "resume and the same STORAGE."
         ) from None
     except OSError as error:
         raise UserError(f"STORAGE={storage}: {reason(error)}. Go on with make resume and the same STORAGE.") from None
@@ -84,14 +86,18 @@ def _on_head(command: str, options: Options, storage: str, terminal: Terminal, i
     try:
         seen = ray.get(head.read.remote(storage, probe), timeout=HEAD_TIMEOUT_S)
     except ray.exceptions.GetTimeoutError:
-        raise UserError(f"the cluster's head did not start a process in {HEAD_TIMEOUT_S:.0f} s. Look at it.") from None
+        raise UserError(
+            f"the cluster's head did not start a process in {HEAD_TIMEOUT_S:.0f} s. Check that machine."
+        ) from None
     finally:
         remove_probe(storage, probe)
     if seen != word:
-        raise UserError(f"STORAGE={storage}: the cluster does not see what was written here. Name s3://..., say.")
+        raise UserError(
+            f"STORAGE={storage}: the cluster does not see what was written here. Name a bucket, such as s3://..."
+        )
     values = {name: text for name, text in options.texts.items() if name not in FOLDERS}
     copies = {name: share(path, storage) for name in READ_FROM_DISK if (path := _on_disk(name, options)) is not None}
-    terminal.say("the command runs on the cluster's head; what it says:")
+    terminal.say("the command runs on the cluster's head, which prints:")
     ray.get(head.start.remote(command, values, copies, storage, terminal.as_json))
     code, told = None, False
     while code is None:

@@ -15,6 +15,7 @@ from search.setup.inputs import Loaded
 from search.setup.plan import baseline_configs, plan_study
 from search.setup.preflight_run import PREFLIGHT_FAILED
 from search.setup.reopen import reopen, with_inputs_of
+from search.setup.run_plan import ray_ahead
 from search.setup.settings import Settings, differences, planned_space, space_file_differences
 from search.terminal.console import Preparing, Terminal
 from spaces.overrides import with_overrides
@@ -45,7 +46,7 @@ def resume_command(options: Options, terminal: Terminal) -> int:
 def _check_kind(study: Study, document: dict[str, Any]) -> None:
     kind = document.get("kind")
     remedies = {
-        "attribute": "Say make attribute with the same words again: it goes on.",
+        "attribute": "Run the same make attribute command again: it goes on.",
         "train": f"Go on with make train CHECKPOINT_PATH={study.checkpoint_dir(0)}/step_....pt RESUME_STEPS=...",
     }
     if kind not in ("search", "baseline"):
@@ -56,8 +57,8 @@ def _check_same(study: Study, document: dict[str, Any], settings: Settings, opti
     found = differences(document, settings, options)
     if found:
         raise UserError(
-            f"study {study.name} was planned otherwise: {'; '.join(found)}. Unset it to go on with the study as it is, "
-            "or search anew under another STUDY= name."
+            f"study {study.name} was planned with other settings: {'; '.join(found)}. Unset it to go on with the study "
+            "as it is, or search again under another STUDY= name."
         )
     changed = space_file_differences(document, options)
     if changed and not options.force:
@@ -84,17 +85,18 @@ def _resume(
     configs = baseline_configs(space, settings) if document["kind"] == "baseline" else []
     planned = len(configs) or space.trials
     if planned < len(rows):
-        raise UserError(f"TRIALS={planned}: study {study.name} has begun {len(rows)} already. Say a larger number.")
+        raise UserError(f"TRIALS={planned}: study {study.name} has {len(rows)} trials already. Set a larger number.")
     if planned == ended:
         terminal.say(f"all {planned} trials of study {study.name} have ended; TRIALS=... runs more of them")
         return 0, None
     with Preparing(terminal.console) as progress:
         plan = reopen(study, options, progress, space=space, configs=configs)
-    if not is_sound(plan, options, terminal):
-        return PREFLIGHT_FAILED, plan.loaded
-    if planned != document["trials_planned"]:
-        plan = replace(plan, document={**document, "trials_planned": planned, "settings": settings.to_json()})
-    code = run_own_trials(plan, ledger, terminal, [_words(study, rows, planned), *plan.notes])
+    with ray_ahead(plan):
+        if not is_sound(plan, options, terminal):
+            return PREFLIGHT_FAILED, plan.loaded
+        if planned != document["trials_planned"]:
+            plan = replace(plan, document={**document, "trials_planned": planned, "settings": settings.to_json()})
+        code = run_own_trials(plan, ledger, terminal, [_words(study, rows, planned), *plan.notes])
     return code, plan.loaded
 
 
@@ -123,9 +125,7 @@ def _at_larger_budget(
     name = f"{study.name}-{token_words(budget_tokens)}"
     if options.trials is not None:
         settings = replace(settings, trials=options.trials_after(document["trials_planned"]))
-    note = (
-        f"at {token_words(budget_tokens)} tokens losses do not compare with {study.name}'s: this is a study of its own"
-    )
+    note = f"at {token_words(budget_tokens)} tokens losses cannot be compared with {study.name}'s: this is a new study"
     with Preparing(terminal.console) as progress:
         plan = plan_study(
             space_from_toml(file["toml"], name=file["name"], path=file["path"]),

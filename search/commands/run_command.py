@@ -7,14 +7,15 @@ from results.confirmation.confirmation_file import load_attempts
 from results.ranking import ranked_trials
 from results.study.folder import Study
 from results.study.ledger import Ledger
-from results.words import config_words, token_words
+from results.words import config_words, count_words, token_words
 from search.commands.confirm_command import confirm_study
 from search.options import Options
 from search.setup.finish import finish_study
 from search.setup.inputs import Loaded
 from search.setup.plan import Plan, baseline_runs, make_plan
+from search.setup.preflight_record import Sharing
 from search.setup.preflight_run import PREFLIGHT_FAILED, passes_preflight, study_room
-from search.setup.run_plan import held, run_listed, run_plan
+from search.setup.run_plan import held, ray_ahead, run_listed, run_plan
 from search.terminal.console import Preparing, Terminal
 from search.terminal.summary import say_summary, summary_document
 from search.tune.history import History, known_trials
@@ -34,10 +35,11 @@ def search_command(options: Options, terminal: Terminal) -> int:
 
 def run_new(plan: Plan, options: Options, terminal: Terminal) -> int:
     """Check, run, confirm where that was asked for, and sum up a new search; return the exit code."""
-    if not is_sound(plan, options, terminal):
-        return PREFLIGHT_FAILED
-    with held(plan) as plan:
-        code = run_own_trials(plan, Ledger(plan.study), terminal, header_lines(plan))
+    with ray_ahead(plan):
+        if not is_sound(plan, options, terminal):
+            return PREFLIGHT_FAILED
+        with held(plan) as plan:
+            code = run_own_trials(plan, Ledger(plan.study), terminal, header_lines(plan))
     return conclude(plan.study, code, options, terminal, loaded=plan.loaded)
 
 
@@ -65,7 +67,7 @@ def is_sound(plan: Plan, options: Options, terminal: Terminal) -> bool:
         plan.loaded,
         plan.baseline,
         largest=plan.largest,
-        runs_at_once=plan.slots.count_here,
+        sharing=Sharing(runs=plan.slots.count_on_device, memory_frac=plan.slots.memory_frac),
         room=study_room(plan.slots),
         terminal=terminal,
     )
@@ -116,8 +118,8 @@ def header_lines(plan: Plan) -> list[str]:
         *loaded.separator_notes,
         f"{plan.document['trials_planned']} trials of at most {token_words(plan.budget_tokens)} tokens, evaluated on "
         f"the same {space.evaluation.tokens:,} held-out tokens at context {space.evaluation.block_size}",
-        f"{slots.count} at a time on {device.type} ({device.name}), {slots.threads} CPU thread(s) each",
+        f"{slots.count} at a time on {device.type} ({device.name}), {count_words(slots.threads, 'CPU thread')} each",
         f"baseline ({space.baseline_name}): {config_words(asdict(space.baseline))}",
-        *(f"search {parameter.name}: {parameter.domain}" for parameter in space.parameters if not plan.configs),
+        *(f"searched: {parameter.name} {parameter.domain}" for parameter in space.parameters if not plan.configs),
         *plan.notes,
     ]

@@ -1,59 +1,49 @@
-"""`make train`: one configuration, without Ray; the owner's training.py and training_resume.py in one."""
+"""`make train`: one configuration, without Ray, from step 0 or from a checkpoint."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from results.export import winner_env
-from results.study.folder import Study, create_study, find_study, new_study_name, studies_dir
+from rich.text import Text
+
+from results.model_card import model_row
+from results.samples import samples_json
+from results.study.folder import Study, create_study, studies_dir
+from results.study.json_documents import write_document
 from results.study.ledger import Ledger
+from results.study.paths import shown
 from results.study.planned_run import PlannedRun
+from results.winner import start_val_loss
 from results.words import config_words, loss_words, token_words, trial_loss_words
-from search.options import Options, parse_options, with_default_warmup
+from search.options import Options
 from search.setup.folder_of_run import SavedModel, save_run_model
-from search.setup.inputs import Inputs, Loaded, check_inputs, load_inputs
-from search.setup.plan import study_name
+from search.setup.preflight_record import Sharing
 from search.setup.preflight_run import PREFLIGHT_FAILED, passes_preflight
-from search.setup.resumption import resumed_config, resumption_words
+from search.setup.resumption import resumption_words
 from search.setup.run_checkpoints import KEPT_CHECKPOINTS, RunCheckpoints
-from search.setup.study_record import study_document
+from search.setup.samples_run import sample_study
+from search.setup.study_record import start_losses
+from search.setup.train_plan import TrainPlan, make_train_plan, train_document, with_winner_of
 from search.terminal.console import Preparing, Terminal
 from search.terminal.next_steps import next_document, say_next
 from search.terminal.signals import Interrupts
+from search.terminal.summary import sample_lines
 from search.terminal.train_log import TrainLog
-from trainable.config import DOCUMENTED, TrialConfig, make_config
 from trainable.errors import UserError
-from trainable.model.model_names import check_model_name, check_model_target
-from trainable.rows import MetricsRow, StepRow, TrialStatus, Verdict
+from trainable.rows import MetricsRow, Start, StepRow, TrialStatus, Verdict
 
 if TYPE_CHECKING:
-    from trainable.checkpoint.checkpoint import Checkpoint
+    from transformers import PreTrainedModel
+
+    from trainable.model.lora import AdapterBase
     from trainable.preflight.disk import CheckpointRoom
+    from trainable.run import RunSpec
     from trainable.state import TrainState
 
-DEFAULT_EVAL_TOKENS = 16_384
 EXIT_CODES: dict[TrialStatus, int] = {"completed": 0, "unstable": 1, "interrupted": 130}
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainPlan:
-    """One run, decided and checked."""
-
-    name: str
-    config: TrialConfig
-    inputs: Inputs
-    loaded: Loaded
-    checkpoint: "Checkpoint | None"
-    """Where the run goes on from; None when it starts at step 0."""
-    eval_interval_steps: int
-    checkpoint_interval_steps: int | None
-    save_model: Path | None
-    """A folder to write the trained model to."""
-    dtype: str | None
-    merge: bool
-    """The saved model's; None is the base's own."""
 
 
 def train_command(options: Options, terminal: Terminal) -> int:
@@ -61,21 +51,26 @@ def train_command(options: Options, terminal: Terminal) -> int:
     options = with_winner_of(options)
     with Preparing(terminal.console) as progress:
         plan = make_train_plan(options, progress)
-        _begin(plan)
+        # On the CPU: whether all fits together shows there too, and preflight needs the device's memory.
+        begun = _begin(plan, replace(plan.loaded.spec, compile_mode="off", device="cpu"))
+        if plan.save_model is not None and begun.adapter_base is not None and not plan.merge:
+            _check_adapters_alone(begun.adapter_base)
+        del begun
     if not passes_preflight(
         options,
         plan.inputs,
         plan.loaded,
         plan.config,
         largest=plan.config,
-        runs_at_once=1,
+        sharing=Sharing(),
         room=_room(plan),
         terminal=terminal,
         checkpoint=plan.checkpoint,
     ):
         return PREFLIGHT_FAILED
-    state = _begin(plan)
-    study = create_study(plan.name, _document(plan), is_chosen=options.study is not None)
+    with _memory_told(plan):
+        state = _begin(plan, plan.loaded.spec)
+    study = create_study(plan.name, train_document(plan), is_chosen=options.study is not None)
     plan = replace(plan, name=study.name)
     for line in _header(plan, state):
         terminal.say(line)
@@ -87,12 +82,21 @@ def train_command(options: Options, terminal: Terminal) -> int:
     )
     with Interrupts() as interrupts:
         status = _train(plan, state, study, checkpoints, terminal, interrupts)
+    last = state.model, state.adapter_base
+    del state  # the optimizer's moments, twice the model
+    saved = _save_model(plan, last, checkpoints, study, status, terminal)
+    del last
+    if status == "completed":
+        # What a resumed run starts from are its checkpoint's weights, which the study's inputs are to be read with.
+        sample_study(study, options, terminal, plan.loaded if plan.checkpoint is None else None)
     row = study.trials()[0]
-    loss = trial_loss_words(row) if status == "unstable" else f"val loss {loss_words(row['val_loss'])}"
-    terminal.say(f"{status}: {loss}, {token_words(row['tokens_seen'])} tokens; {study.path}")
-    for line in checkpoints.words():
+    loss = trial_loss_words(row) if status == "unstable" else f"end {loss_words(row['val_loss'])}"
+    start = f"start {loss_words(start_val_loss(study.document()))}"
+    terminal.say(f"{status}: {start} → {loss}, {token_words(row['tokens_seen'])} tokens; study {shown(study.path)}")
+    for line in filter(None, [checkpoints.words, *sample_lines(study)]):
         terminal.say(line)
-    saved = _save_model(plan, state, study, status, terminal)
+    if checkpoints.warning:
+        terminal.console.print(Text(checkpoints.warning, style="bold red"), soft_wrap=True)
     say_next(study, terminal)
     terminal.document(
         {
@@ -101,25 +105,14 @@ def train_command(options: Options, terminal: Terminal) -> int:
             "path": str(study.path),
             "status": status,
             "trial": row,
-            "start_val_loss": checkpoints.start_val_loss,
+            "start_val_loss": start_val_loss(study.document()),
+            "worse_than_start": checkpoints.warning is not None,
             "best_checkpoint": checkpoints.best_path and str(checkpoints.best_path),
             "model": saved and str(saved.folder),
+            "samples": samples_json(study),
         }
     )
     return (status == "interrupted" and interrupts.code) or EXIT_CODES[status]
-
-
-def with_winner_of(options: Options) -> Options:
-    """Return the options with the winner of STUDY where that names a search or a baseline; what is set besides holds.
-
-    The run itself then gets a name made from the study's.
-    """
-    study = find_study(options.study) if options.study else None
-    if study is None or study.document()["kind"] == "train":
-        return options
-    own = {name: text for name, text in options.texts.items() if name != "STUDY"}
-    winner = {name: text for name, text in winner_env(study).items() if text}
-    return parse_options({**winner, **own, "STUDY": new_study_name(f"train-{study.name}", datetime.now())})
 
 
 def _room(plan: TrainPlan) -> "CheckpointRoom | None":
@@ -129,82 +122,22 @@ def _room(plan: TrainPlan) -> "CheckpointRoom | None":
     return CheckpointRoom(folder=studies_dir(), count=KEPT_CHECKPOINTS + 2) if plan.checkpoint_interval_steps else None
 
 
-def make_train_plan(options: Options, progress: Preparing) -> TrainPlan:
-    """Return the run that the variables ask for. Raises UserError; nothing is written before it returns."""
-    given = options.explicit_hyperparameters()
-    weights_only = options.weights_only
-    resume_steps = options.resume_steps
-    path = options.checkpoint_path
-    hold_rate = options.resume_lr == "hold"
-    continuing = {"RESUME_STEPS": resume_steps, "RESUME_LR=hold": hold_rate}
-    named = [name for name, value in {**continuing, "WEIGHTS_ONLY": weights_only}.items() if value]
-    if path is None and named:
-        raise UserError(f"{named[0]} is set but CHECKPOINT_PATH is not. Set CHECKPOINT_PATH, or unset {named[0]}.")
-    if weights_only and len(named) > 1:
-        raise UserError(f"{named[0]} goes on from a step and WEIGHTS_ONLY starts at step 0. Unset one of them.")
-    # Checked here because it costs nothing; with a checkpoint its own configuration has a say.
-    config = make_config(DOCUMENTED, with_default_warmup(given, DOCUMENTED)) if path is None or weights_only else None
-    if options.save_model is not None:
-        # What a run before left there is not this one's.
-        check_model_target(options.save_model)
-    name = study_name(options, "train")
-    inputs = check_inputs(options, progress=progress)
-    checkpoint = _read(path, progress) if path else None
-    if checkpoint is not None and checkpoint.model_name and options.gpt2_model_name is None:
-        check_model_name(checkpoint.model_name)
-        inputs = replace(inputs, model_name=checkpoint.model_name)
-    if config is None:
-        assert checkpoint is not None
-        config = resumed_config(given, checkpoint, resume_steps=resume_steps, hold_rate=hold_rate)
-    loaded = load_inputs(
-        inputs,
-        block_size=options.eval_block_size,
-        eval_tokens=options.eval_tokens or max(DEFAULT_EVAL_TOKENS, options.eval_block_size),
-        stability={},
-        init_from=path if weights_only else None,
-        progress=progress,
-    )
-    return TrainPlan(
-        name=name,
-        config=config,
-        inputs=inputs,
-        loaded=loaded,
-        checkpoint=None if weights_only else checkpoint,
-        eval_interval_steps=options.eval_interval,
-        checkpoint_interval_steps=options.checkpoint_interval if options.enable_checkpoints else None,
-        save_model=options.save_model,
-        dtype=options.dtype,
-        merge=options.merge,
-    )
+def _begin(plan: TrainPlan, spec: "RunSpec") -> "TrainState":
+    import torch
 
-
-def _read(path: Path, progress: Preparing) -> "Checkpoint":
-    progress("reading the checkpoint", 0.0)
-    from trainable.checkpoint.checkpoint import read_checkpoint
-
-    return read_checkpoint(path)
-
-
-def _begin(plan: TrainPlan) -> "TrainState":
-    from trainable.device.device import keep_freed_pages
+    from trainable.device.device_memory import prepare_memory
     from trainable.run import resume_run, start_run
 
-    keep_freed_pages()
+    prepare_memory(torch.device(spec.device))
     if plan.checkpoint is not None:
-        return resume_run(plan.loaded.spec, plan.config, plan.checkpoint)
-    return start_run(plan.loaded.spec, plan.config)
+        return resume_run(spec, plan.config, plan.checkpoint)
+    return start_run(spec, plan.config)
 
 
-def _document(plan: TrainPlan) -> dict[str, Any]:
-    asked = {
-        "kind": "train",
-        "evaluation": {},
-        "budget_tokens": plan.config.training_steps * plan.config.tokens_per_step,
-        "baseline": {"name": "train", **asdict(plan.config)},
-        "seed": plan.config.seed,
-        "trials_planned": 1,
-    }
-    return study_document(plan.name, asked, loaded=plan.loaded, slots={"slots": 1})
+def _check_adapters_alone(base: "AdapterBase") -> None:
+    from trainable.model.save_folder import adapters_base_name
+
+    adapters_base_name(base)
 
 
 def _header(plan: TrainPlan, state: "TrainState") -> list[str]:
@@ -224,18 +157,46 @@ def _header(plan: TrainPlan, state: "TrainState") -> list[str]:
 
 
 def _save_model(
-    plan: TrainPlan, state: "TrainState", study: Study, status: TrialStatus, terminal: Terminal
+    plan: TrainPlan,
+    last: "tuple[PreTrainedModel, AdapterBase | None]",
+    checkpoints: RunCheckpoints,
+    study: Study,
+    status: TrialStatus,
+    terminal: Terminal,
 ) -> SavedModel | None:
+    """Write the model of the lowest validation loss to SAVE_MODEL; last: the run's, and what its adapters are on."""
     if plan.save_model is None:
         return None
     if status != "completed":
         terminal.say(f"no model was written to {plan.save_model}: the run is {status}, not completed")
         return None
+    (model, adapters_on), trial = last, study.trials()[0]
+    if checkpoints.best_path is None:
+        if checkpoints.best_step not in (None, trial["optimizer_steps"]):
+            terminal.say("without checkpoints (ENABLE_CHECKPOINTS=False) the last step's model is the one to save")
+    elif checkpoints.best_step != trial["optimizer_steps"]:
+        model, adapters_on = _model_at(plan, checkpoints.best_path)
+        trial = model_row(study, trial)
     saved = save_run_model(
-        state.model, plan.loaded, study, study.trials()[0], folder=plan.save_model, dtype=plan.dtype, merge=plan.merge
+        model,
+        plan.loaded,
+        study,
+        trial,
+        folder=plan.save_model,
+        adapters_on=adapters_on,
+        dtype=plan.dtype,
+        merge=plan.merge,
     )
     terminal.say(saved.words)
     return saved
+
+
+def _model_at(plan: TrainPlan, path: Path) -> "tuple[PreTrainedModel, AdapterBase | None]":
+    from trainable.checkpoint.checkpoint import read_checkpoint
+    from trainable.run import load_run_model
+
+    model, adapters_on = load_run_model(plan.loaded.spec, plan.config, read_checkpoint(path))
+    return model.to(plan.loaded.spec.device), adapters_on
 
 
 def _train(
@@ -250,7 +211,7 @@ def _train(
     begun_at_step = state.optimizer_steps
     ledger.start_trial(PlannedRun(trial_id=0, purpose="train", config=plan.config), started_at=datetime.now(UTC))
     try:
-        status, verdict = _follow(plan, state, checkpoints, ledger, terminal, interrupts)
+        status, verdict = _follow(plan, state, study, checkpoints, ledger, terminal, interrupts)
         if status != "unstable":
             checkpoints.at_end(state, begun_at_step=begun_at_step)
     except BaseException as error:
@@ -264,6 +225,7 @@ def _train(
 def _follow(
     plan: TrainPlan,
     state: "TrainState",
+    study: Study,
     checkpoints: RunCheckpoints,
     ledger: Ledger,
     terminal: Terminal,
@@ -277,6 +239,9 @@ def _follow(
                 ledger.add_steps(0, [row])
                 checkpoints.after_step(state)
             case MetricsRow():
+                if checkpoints.start_val_loss is None:
+                    losses = start_losses(Start(val_loss=row.val_loss, train_loss=row.train_loss))
+                    write_document(study.study_json, {**study.document(), "start": losses})
                 ledger.add_metrics(0, row, None)
                 checkpoints.after_evaluation(state, row)
             case Verdict():
@@ -303,13 +268,22 @@ def _close(ledger: Ledger, state: "TrainState", status: TrialStatus, verdict: Ve
 
 
 def _rows(plan: TrainPlan, state: "TrainState") -> Iterator[Any]:
-    from trainable.device.device import is_out_of_memory
     from trainable.loop import train
 
     spec, config = plan.loaded.spec, plan.config
     eval_steps = range(0, config.training_steps + 1, plan.eval_interval_steps)
-    try:
+    with _memory_told(plan):
         yield from train(state, spec.corpus, spec.protocol, eval_steps=eval_steps)
+
+
+@contextmanager
+def _memory_told(plan: TrainPlan) -> Iterator[None]:
+    """Raise UserError in the place of an error of memory."""
+    from trainable.device.device_memory import is_out_of_memory
+
+    spec, config = plan.loaded.spec, plan.config
+    try:
+        yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

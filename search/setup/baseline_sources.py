@@ -1,4 +1,4 @@
-"""BASELINE: whose settings a search starts from. A name of the story's, a study, or a file of the person's own.
+"""BASELINE: whose settings a search starts from. A built-in name, a study, or a file of the person's own.
 
 A file is a .env, a checkpoint with its hyperparameters, a Trainer's checkpoint folder, or a model folder of ours. What
 was read, what was left, and what the file does not say is told, for a baseline that is not one's own proves nothing.
@@ -16,12 +16,13 @@ from results.study.folder import list_studies, open_study
 from results.study.paths import expanded
 from results.winner import winner_of
 from results.words import config_words, value_words
-from search.options import KNOWN, parse_options, with_default_warmup
+from search.options import KNOWN, check_lora, parse_options, with_default_warmup
 from trainable.checkpoint.checkpoint_path import CHECKPOINT_SUFFIXES, trainer_state
 from trainable.checkpoint.trainer_args import read_trainer_args
 from trainable.config import BASELINES, DOCUMENTED, ENV_NAMES, HYPERPARAMETERS, TrialConfig, config_from, make_config
 from trainable.errors import UserError, did_you_mean
 from trainable.model.model_names import RECORD
+from trainable.regular_files import read_regular
 
 LR_SCHEDULES_OF_TRAINER: Mapping[str, str] = {
     "linear": "linear",
@@ -41,6 +42,9 @@ OTHER_NAMES: Mapping[str, str] = {
     "lr": "learning_rate",
 }
 """Of nanoGPT and of training scripts at large, by ours."""
+LONGEST_LINE = 10_000
+"""Taking a line apart takes time by the square of its length."""
+PRECISIONS_OF_DTYPES: Mapping[str, str] = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 NOT_SHOWN = 8
 
 
@@ -103,6 +107,7 @@ def _of_file(text: str, path: Path) -> Baseline:
         if name not in read.values
         and name not in ("seed", "training_steps", "min_lr_frac", "decay_frac")
         and (name != "warmup_steps" or config.has_warmup)
+        and ("lora" not in name or config.use_lora)
     ]
     notes = [f"baseline {text}: {config_words({name: getattr(config, name) for name in HYPERPARAMETERS})}"]
     notes += [f"{text} does not say {', '.join(missing)}: taken as documented"] if missing else []
@@ -119,9 +124,10 @@ def _words(before: str, left: tuple[str, ...]) -> str:
 
 def _of_env(where: str, path: Path) -> _Read:
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_regular(path).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{where} cannot be read as text: {error}. Name a .env file.") from None
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{where} cannot be read as text: {reason}. Name a .env file.") from None
     texts: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
         for name, text in _assignments(f"{where} line {number}", line):
@@ -135,16 +141,20 @@ def _of_env(where: str, path: Path) -> _Read:
     taken = (*ENV_NAMES, "USE_LR_WARMUP")
     try:
         options = parse_options({name: text for name, text in texts.items() if name in taken and text})
+        values = options.explicit_hyperparameters()
+        check_lora(values, uses_lora=bool(values.get("use_lora")))
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     left = [name for name, text in texts.items() if name in KNOWN and name not in taken and text]
     return _Read(
-        values=options.explicit_hyperparameters(),
+        values=values,
         left=(*left, *(f"{name} (not known)" for name in unknown)),
     )
 
 
 def _assignments(where: str, line: str) -> list[tuple[str, str]]:
+    if len(line) > LONGEST_LINE:
+        raise UserError(f"{where} is not NAME=value: it has {len(line):,} characters.")
     try:
         words = shlex.split(line, comments=True)
     except ValueError as error:
@@ -173,7 +183,7 @@ def _of_checkpoint(where: str, path: Path) -> _Read:  # noqa: ARG001
 
 def _of_model_folder(where: str, path: Path) -> _Read:
     try:
-        return _Read(values=dict(json.loads((path / RECORD).read_bytes())["hyperparameters"]))
+        return _Read(values=dict(json.loads(read_regular(path / RECORD))["hyperparameters"]))
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{where}: its {RECORD} does not say the hyperparameters. Name another folder.") from None
 
@@ -223,12 +233,13 @@ def _logged_rate(history: Any, left: list[str]) -> dict[str, Any]:
 
 
 def _translated(settings: Mapping[str, Any]) -> _Read:
+    settings = _as_ours({name.lower(): value for name, value in settings.items() if value is not None})
     values: dict[str, Any] = {}
     left: list[str] = []
     for theirs, value in settings.items():
-        name = OTHER_NAMES.get(theirs.lower(), theirs.lower())
-        if name not in HYPERPARAMETERS or value is None:
-            left += [] if value is None else [f"{theirs} {value_words(value)}"]
+        name = OTHER_NAMES.get(theirs, theirs)
+        if name not in HYPERPARAMETERS:
+            left.append(f"{theirs} {value_words(value)}")
         elif name == "lr_schedule" and value not in HYPERPARAMETERS[name].metadata["choices"]:
             if value in LR_SCHEDULES_OF_TRAINER:
                 values[name] = LR_SCHEDULES_OF_TRAINER[value]
@@ -236,11 +247,24 @@ def _translated(settings: Mapping[str, Any]) -> _Read:
                 left.append(f"{theirs} {value_words(value)}")
         else:
             values[name] = value
-    warmup = {str(key).lower(): value for key, value in settings.items()}.get("use_lr_warmup")
-    if isinstance(warmup, bool) and "lr_schedule" not in values:
-        values["lr_schedule"] = "warmup_cosine" if warmup else "constant"
-        left = [words for words in left if not words.lower().startswith("use_lr_warmup")]
     return _Read(values=values, left=tuple(left))
+
+
+def _as_ours(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings with those that say by another value what one of ours says: training.py's, and nanoGPT's."""
+    ours = dict(settings)
+    decays = next((ours.pop(name) for name in ("use_lr_warmup", "decay_lr") if isinstance(ours.get(name), bool)), None)
+    if decays is not None:
+        ours.setdefault("lr_schedule", "warmup_cosine" if decays else "constant")
+    peak, lowest = ours.get("learning_rate"), ours.get("min_lr")
+    if decays and isinstance(lowest, float) and isinstance(peak, float) and 0 <= lowest <= peak and peak > 0:
+        ours["min_lr_frac"] = ours.pop("min_lr") / peak
+    if ours.get("dtype") in PRECISIONS_OF_DTYPES:
+        ours["precision"] = PRECISIONS_OF_DTYPES[ours.pop("dtype")]
+    # As long as the run itself, it says nothing more.
+    if ours.get("lr_decay_iters") == ours.get("max_iters"):
+        ours.pop("lr_decay_iters", None)
+    return ours
 
 
 def _as_values(config: TrialConfig) -> dict[str, Any]:

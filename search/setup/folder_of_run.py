@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from results.model_card import model_card, model_record
+from results.model_card import model_card, model_record, step_words
 from results.study.folder import Study
 from results.study.paths import shown
 from results.winner import evidence_words, winner_of
@@ -14,6 +14,8 @@ from search.setup.inputs import Loaded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from trainable.model.lora import AdapterBase
 
 ROUNDING_NATS = 5e-5
 """What merged adapters, another number of threads or another device may make of a loss."""
@@ -32,16 +34,21 @@ class SavedModel:
     """What the study says."""
     model_val_loss: float
     """Of the model that was saved, on this machine."""
+    step_words: str = ""
+    """Which step of its run it is, where that is not the last."""
 
     @property
     def words(self) -> str:
         """The line for a person."""
         if self.dtype is None:
             return (
-                f"adapters written to {shown(self.folder)}, val loss {self.val_loss:.4f} on their base. "
-                "MERGE=1 writes a whole model"
+                f"adapters{self.step_words} written to {shown(self.folder)}, val loss {self.val_loss:.4f} on their "
+                "base. MERGE=1 writes a whole model"
             )
-        line = f"model written to {shown(self.folder)} ({self.dtype}); read back, its val loss is {self.val_loss:.4f}"
+        line = (
+            f"model{self.step_words} written to {shown(self.folder)} ({self.dtype}); read back, its val loss is "
+            f"{self.val_loss:.4f}"
+        )
         if self.dtype != "fp32":
             return f"{line}: it was trained in fp32, at {self.model_val_loss:.4f}. DTYPE=fp32 keeps every digit"
         if self.model_val_loss == self.run_val_loss:
@@ -58,38 +65,46 @@ def save_run_model(
     trial: Mapping[str, Any],
     *,
     folder: Path,
+    adapters_on: "AdapterBase | None",
     dtype: str | None,
     merge: bool,
 ) -> SavedModel:
     """Write the model of a study's trial to `folder` and return what reading it back showed. Raises OSError.
 
-    merge: adapters are merged into their base, and not written alone.
+    trial: as it stood at the model's step. adapters_on: what the model's adapters were trained on, if it has any.
+    merge: they are merged into that, and not written alone, for which it must be a model that peft can load. Raises
+    UserError where it is none.
     """
     from trainable.evaluation import eval_windows, evaluate
-    from trainable.model.lora import has_adapters, merged_model
+    from trainable.model.lora import merged_model
     from trainable.model.models import load_model
-    from trainable.model.save_folder import base_license, save_adapter_folder, save_model_folder
+    from trainable.model.save_folder import adapters_base_name, base_license, save_adapter_folder, save_model_folder
 
     document, winner = study.document(), winner_of(study)
-    starts = [row for row in study.metrics() if row["trial_id"] == trial["trial_id"] and row["optimizer_steps"] == 0]
     name = loaded.spec.model_name
     card = model_card(
         document,
         trial,
-        start_val_loss=starts[0]["val_loss"] if starts else None,
+        start_val_loss=winner.start_val_loss,
         baseline_val_loss=winner.baseline_val_loss,
         proof=evidence_words(winner),
         base_license=base_license(name),
     )
     windows = eval_windows(loaded.spec.corpus.val, loaded.spec.protocol)
     record = model_record(document, trial)
-    if has_adapters(model) and not merge:
-        save_adapter_folder(model, loaded.tokenizer, folder, model_name=name, card=card, record=record)
+    if adapters_on is not None and not merge:
+        base = adapters_base_name(adapters_on)
+        save_adapter_folder(model, loaded.tokenizer, folder, model_name=name, base=base, card=card, record=record)
         val_loss = evaluate(model, windows)
         return SavedModel(
-            folder=folder, dtype=None, val_loss=val_loss, run_val_loss=trial["val_loss"], model_val_loss=val_loss
+            folder=folder,
+            dtype=None,
+            val_loss=val_loss,
+            run_val_loss=trial["val_loss"],
+            model_val_loss=val_loss,
+            step_words=step_words(trial),
         )
-    whole = merged_model(model) if has_adapters(model) else model
+    whole = merged_model(model) if adapters_on is not None else model
     saved_dtype = save_model_folder(
         whole, loaded.tokenizer, folder, model_name=name, dtype=dtype, card=card, record=record
     )
@@ -103,4 +118,5 @@ def save_run_model(
         val_loss=val_loss,
         run_val_loss=trial["val_loss"],
         model_val_loss=model_val_loss,
+        step_words=step_words(trial),
     )

@@ -13,7 +13,8 @@ from trainable.data.corpus import TextFacts, cache_dir, check_apart, embedded_te
 from trainable.data.text_documents import WHOLE_FILES, Documents
 from trainable.errors import UserError
 from trainable.model.fingerprint import checkpoint_fingerprint, model_fingerprint, weight_sums
-from trainable.model.model_names import SHIPPED, check_model_name, model_folder, model_of_folder
+from trainable.model.hub_models import fetch
+from trainable.model.model_names import SHIPPED, check_model_name, is_to_fetch, model_folder, model_of_folder
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -33,7 +34,7 @@ class Inputs:
 
     model_name: str
     data_source: str | None
-    """Absolute path; None for the embedded text."""
+    """Absolute path; None for the Python language reference."""
     files: tuple[Path, ...]
     text: TextFacts
     checkpoint_path: Path | None
@@ -49,7 +50,7 @@ class Inputs:
     @property
     def text_lines(self) -> list[str]:
         """What a person should know of the text that was found."""
-        lines = [f"text: {self.data_source or 'the embedded text'}, {self.text.words}", *self.text.notes]
+        lines = [f"text: {self.data_source or 'the Python language reference'}, {self.text.words}", *self.text.notes]
         if self.validation_text is not None:
             lines += [f"held out: {self.validation_source}, {self.validation_text.words}", *self.validation_text.notes]
         return lines
@@ -93,10 +94,12 @@ def check_inputs(options: Options, *, progress: Progress) -> Inputs:
     cache_dir()
     source = options.training_data_source
     if source is None and not embedded_text_is_cached():
-        progress("gathering the embedded text", 0.0)
+        progress("gathering the Python language reference", 0.0)
     documents = options.documents or WHOLE_FILES
     if source is None and documents.kind == "jsonl":
-        raise UserError(f"DOCUMENTS={documents} needs a TRAINING_DATA_SOURCE: the embedded text is not JSON lines.")
+        raise UserError(
+            f"DOCUMENTS={documents} needs a TRAINING_DATA_SOURCE: the Python language reference is not JSON lines."
+        )
     files = tuple(source_files(str(source) if source else None, documents=documents))
     validation_source = options.validation_data_source
     validation_files: tuple[Path, ...] = ()
@@ -149,6 +152,9 @@ def load_inputs(
     from trainable.run import RunSpec
 
     files = list(inputs.files)
+    if is_to_fetch(inputs.model_name):
+        progress(f"fetching {inputs.model_name} from the hub", 0.0)
+        fetch(inputs.model_name)
     tokenizer = load_tokenizer(inputs.model_name, files, documents=inputs.documents, progress=progress)
     end_id = separator_id(inputs.model_name, tokenizer)
     corpus = load_corpus(
@@ -210,7 +216,8 @@ def check_fit(loaded: Loaded, configs: list[TrialConfig]) -> None:
     from trainable.run import start_run
 
     longest = replace(max(configs, key=lambda config: config.block_size), use_lora=False)
-    model = start_run(replace(loaded.spec, compile_mode="off"), longest).model
+    # On the CPU: what is only looked at has no business in a GPU's memory.
+    model = start_run(replace(loaded.spec, compile_mode="off", device="cpu"), longest).model
     for targets in sorted({config.lora_targets for config in configs if config.use_lora}):
         find_targets(model, targets)
 

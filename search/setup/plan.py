@@ -8,7 +8,7 @@ from typing import Any
 from results.study.folder import Study, check_study_name, new_study_name, open_study, studies_dir, study_exists
 from results.study.planned_run import PlannedRun
 from search.cluster.connection import check_port
-from search.options import MoreTrials, Options
+from search.options import MoreTrials, Options, check_lora
 from search.setup.inputs import Inputs, Loaded, check_fit, check_inputs, load_inputs
 from search.setup.settings import Settings, read_settings
 from search.setup.slots import slots_for
@@ -43,7 +43,7 @@ class Plan:
     slots: Slots
     mirrors: Mirrors
     baseline: TrialConfig
-    """A run of it, on whatever seed, is ended by nothing but a loss that is no number."""
+    """A run of it, on whatever seed, is ended by nothing but a non-finite loss."""
     budget_tokens: int
     milestones_tokens: tuple[int, ...]
     """Where every run is evaluated; the last is the budget."""
@@ -71,15 +71,13 @@ class Plan:
     @property
     def largest(self) -> TrialConfig:
         """A configuration with the longest block and the largest batch that can come."""
-        if self.configs or self.space is None:
-            return max(self.configs or [self.baseline], key=lambda one: (one.tokens_per_step, not one.use_lora))
-        return largest_config(self.space)
+        return _largest(self.baseline, self.configs, self.space)
 
 
 def make_plan(options: Options, *, kind: str, progress: Preparing, compare: str | None = None) -> Plan:
     """Return the study that the variables ask for.
 
-    kind "search" runs the space; "baseline" its baseline alone, and beside it the story's configuration `compare`.
+    kind "search" runs the space; "baseline" its baseline alone, and beside it the built-in configuration `compare`.
     Raises UserError; nothing is written before it returns.
     """
     if isinstance(options.trials, MoreTrials):
@@ -102,6 +100,7 @@ def plan_study(
 ) -> Plan:
     """Return a new study over a space file's content with the settings in it. Raises UserError."""
     space = settings.applied_to(file, kind)
+    check_lora(settings.pins, uses_lora=bool(space.baseline.use_lora or space.domain("use_lora")))
     make_rules(space.stability)
     name = study_name(options, space.name if kind == "search" else kind)
     if options.address not in (None, "auto"):
@@ -163,7 +162,7 @@ def load_plan(
     if space is not None:
         warm_start = warm_start_from(source, space, loaded.facts) if source else read_warm_start(study)
     baseline = config_from(document["baseline"])
-    slots = slots_for(loaded, options, baseline, progress)
+    slots = slots_for(loaded, options, _largest(baseline, configs, space), progress)
     learns = [warm_start.words] if warm_start and is_new else []
     shared = {"slots": slots.count, "threads_per_slot": slots.threads, "gpu_frac": slots.gpu_frac}
     return Plan(
@@ -180,8 +179,14 @@ def load_plan(
         configs=configs,
         mirrors=mirrors,
         warm_start=warm_start,
-        notes=[*notes, *learns, *([loaded.cluster.words] if loaded.cluster else [])],
+        notes=[*notes, *learns, *slots.notes, *([loaded.cluster.words] if loaded.cluster else [])],
     )
+
+
+def _largest(baseline: TrialConfig, configs: Sequence[TrialConfig], space: SearchSpace | None) -> TrialConfig:
+    if configs or space is None:
+        return max(configs or [baseline], key=lambda one: (one.tokens_per_step, not one.use_lora))
+    return largest_config(space)
 
 
 def largest_config(space: SearchSpace) -> TrialConfig:

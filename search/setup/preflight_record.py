@@ -27,6 +27,16 @@ WITHOUT_EFFECT = frozenset(
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sharing:
+    """How a run shares its device."""
+
+    runs: int = 1
+    """Those on the device at once, this one included."""
+    memory_frac: float = 1.0
+    """Of a GPU, what each of them may take."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PreflightRecord:
     """A preflight that passed."""
 
@@ -34,23 +44,22 @@ class PreflightRecord:
     batch_size: int
     block_size: int
     """Of the largest configuration that was looked at."""
-    runs_at_once: int
+    sharing: Sharing
     warnings: Sequence["Check"] = ()
 
-    def covers(self, largest: TrialConfig, runs_at_once: int) -> bool:
+    def covers(self, largest: TrialConfig, sharing: Sharing) -> bool:
         """Return whether nothing larger is asked now."""
         return (
             largest.block_size <= self.block_size
             and largest.batch_size * largest.block_size <= self.batch_size * self.block_size
-            and runs_at_once <= self.runs_at_once
+            and sharing.runs <= self.sharing.runs
+            and sharing.memory_frac >= self.sharing.memory_frac
         )
 
 
-def record_path(loaded: Loaded, config: TrialConfig) -> Path | None:
-    """Return where the record of these inputs lies, there or not; None for a hub's model, which has no fingerprint."""
+def record_path(loaded: Loaded, config: TrialConfig) -> Path:
+    """Return where the record of these inputs lies, there or not."""
     facts = loaded.facts
-    if facts["model_fingerprint"] is None:
-        return None
     inputs = {
         **{name: facts[name] for name in ("model_fingerprint", "checkpoint_fingerprint")},
         "corpus": facts["corpus"]["fingerprint"],
@@ -65,10 +74,8 @@ def record_path(loaded: Loaded, config: TrialConfig) -> Path | None:
     return cache_dir() / "preflight" / f"{key[:32]}.json"
 
 
-def read_record(path: Path | None) -> PreflightRecord | None:
+def read_record(path: Path) -> PreflightRecord | None:
     """Return the record, or None where there is none that can be read."""
-    if path is None:
-        return None
     from trainable.preflight.check_result import Check
 
     try:
@@ -77,17 +84,15 @@ def read_record(path: Path | None) -> PreflightRecord | None:
             passed_at=datetime.fromisoformat(values["passed_at"]),
             batch_size=int(values["batch_size"]),
             block_size=int(values["block_size"]),
-            runs_at_once=int(values["runs_at_once"]),
+            sharing=Sharing(**values["sharing"]),
             warnings=[Check(**one) for one in values["warnings"]],
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def write_record(path: Path | None, record: PreflightRecord) -> None:
+def write_record(path: Path, record: PreflightRecord) -> None:
     """Keep the record; where that is not possible the next preflight is run, and nothing else is lost."""
-    if path is None:
-        return
     values = asdict(record) | {"passed_at": record.passed_at.isoformat()}
     try:
         path.parent.mkdir(exist_ok=True)

@@ -5,16 +5,16 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
 from results.study.folder import studies_dir
-from results.words import duration_words
+from results.words import duration_words, list_words, local_time_words
 from search.options import Options
 from search.setup.inputs import Inputs, Loaded
-from search.setup.preflight_record import PreflightRecord, read_record, record_path, write_record
-from search.terminal.console import Terminal
+from search.setup.preflight_record import PreflightRecord, Sharing, read_record, record_path, write_record
+from search.terminal.console import Terminal, print_line
 from trainable.config import TrialConfig
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from trainable.checkpoint.checkpoint import Checkpoint
     from trainable.preflight.check_result import Check
     from trainable.preflight.disk import CheckpointRoom
+    from trainable.run import RunSpec
 
 STYLES = {"pass": "green", "fail": "bold red", "warn": "yellow", "skipped": "dim"}
 PREFLIGHT_FAILED = 1
@@ -34,7 +35,7 @@ def passes_preflight(
     config: TrialConfig,
     *,
     largest: TrialConfig,
-    runs_at_once: int,
+    sharing: Sharing,
     terminal: Terminal,
     room: "CheckpointRoom | None" = None,
     checkpoint: "Checkpoint | None" = None,
@@ -44,11 +45,11 @@ def passes_preflight(
     room: for the checkpoints. checkpoint: where a run is to go on from, when it is not the spec's.
     """
     if options.skip_preflight:
-        terminal.say("preflight: not run, as SKIP_PREFLIGHT says")
+        terminal.say("preflight: not run (SKIP_PREFLIGHT)")
         return True
     record = read_record(record_path(loaded, config))
-    if record is not None and record.covers(largest, runs_at_once):
-        terminal.say(f"preflight: passed before ({record.passed_at:%Y-%m-%d %H:%M}), not run again")
+    if record is not None and record.covers(largest, sharing):
+        terminal.say(f"preflight: passed before ({local_time_words(record.passed_at)}), not run again")
         for check in record.warnings:
             _say_check(check, terminal)
         return True
@@ -57,7 +58,7 @@ def passes_preflight(
         loaded,
         config,
         largest=largest,
-        runs_at_once=runs_at_once,
+        sharing=sharing,
         terminal=terminal,
         every=False,
         room=room,
@@ -65,7 +66,7 @@ def passes_preflight(
     )
     if all(check.status != "fail" for check in checks):
         return True
-    terminal.say("nothing was trained: no search can mend this. SKIP_PREFLIGHT=1 goes on regardless.")
+    terminal.say("nothing was trained: a search cannot fix this. SKIP_PREFLIGHT=1 goes on regardless.")
     terminal.document({"passed": False, "checks": [asdict(check) for check in checks]})
     return False
 
@@ -76,7 +77,7 @@ def run_checks(
     config: TrialConfig,
     *,
     largest: TrialConfig,
-    runs_at_once: int,
+    sharing: Sharing,
     terminal: Terminal,
     every: bool,
     room: "CheckpointRoom | None" = None,
@@ -89,19 +90,21 @@ def run_checks(
     started_at = time.monotonic()
     checks: list[Check] = []
     with terminal.console.status("preflight ..."):
-        for check in _checks(inputs, loaded, config, largest, runs_at_once, room, checkpoint):
+        for check in _checks(inputs, loaded, config, largest, sharing, room, checkpoint):
             checks.append(check)
             if every or check.status in ("fail", "warn"):
                 _say_check(check, terminal)
     counts = {status: sum(check.status == status for check in checks) for status in STYLES}
     words = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+    if skipped := [check.name for check in checks if check.status == "skipped"]:
+        words += f" ({list_words(skipped)})"
     terminal.say(f"preflight: {words}, in {duration_words(time.monotonic() - started_at)}")
     if not counts["fail"]:
         record = PreflightRecord(
             passed_at=datetime.now(),
             batch_size=largest.batch_size,
             block_size=largest.block_size,
-            runs_at_once=runs_at_once,
+            sharing=sharing,
             warnings=[check for check in checks if check.status == "warn"],
         )
         write_record(record_path(loaded, config), record)
@@ -126,32 +129,47 @@ def _checks(
     loaded: Loaded,
     config: TrialConfig,
     largest: TrialConfig,
-    runs_at_once: int,
+    sharing: Sharing,
     room: "CheckpointRoom | None",
     checkpoint: "Checkpoint | None",
 ) -> "Iterator[Check]":
-    import torch
+    from trainable.device.own_process import APART, in_own_process
 
-    from trainable.preflight import run_preflight
-    from trainable.preflight.memory_probe import available_memory_bytes
-
-    memory_bytes = available_memory_bytes(torch.device(loaded.spec.device))
-    return run_preflight(
+    device_type = loaded.spec.device
+    # A process of its own reads the file anew: its tensors would be copied on the way there.
+    start = checkpoint.path if checkpoint is not None and device_type in APART else checkpoint
+    return in_own_process(
+        device_type,
+        _preflight,
         loaded.spec,
         config,
+        sharing,
         tokenizer=loaded.tokenizer,
         files=inputs.files,
         largest=largest,
-        checkpoint=checkpoint,
+        checkpoint=start,
         room=room,
-        available_bytes=None if memory_bytes is None else memory_bytes // runs_at_once,
     )
+
+
+def _preflight(spec: "RunSpec", config: TrialConfig, sharing: Sharing, **request: Any) -> "Iterator[Check]":
+    import torch
+
+    from trainable.device.device_memory import prepare_memory, run_memory_bytes
+    from trainable.device.own_process import APART
+    from trainable.preflight import run_preflight
+
+    device = torch.device(spec.device)
+    if device.type in APART:
+        prepare_memory(device, share_frac=sharing.memory_frac)
+    available_bytes = run_memory_bytes(device, runs=sharing.runs, share_frac=sharing.memory_frac)
+    yield from run_preflight(spec, config, available_bytes=available_bytes, **request)
 
 
 def _say_check(check: "Check", terminal: Terminal) -> None:
     line = Text(f"  {check.status:<8}", style=STYLES[check.status]) + Text(f"{check.name}: {check.measured}", style="")
-    terminal.console.print(line, soft_wrap=True)
+    print_line(terminal.console, line)
     if check.status in ("fail", "warn"):
-        terminal.say(f"          expected: {check.expected}")
+        print_line(terminal.console, f"expected: {check.expected}", indent=10)
         if check.advice:
-            terminal.say(f"          {check.advice}")
+            print_line(terminal.console, check.advice, indent=10)

@@ -34,8 +34,8 @@ def reopen(
     def check(loaded: Loaded) -> None:
         if found := differences_of_inputs(document, loaded.facts):
             raise UserError(
-                f"study {study.name}: {'; '.join(found)}. Its losses would not compare with new ones. Restore what has "
-                "changed, or search anew."
+                f"study {study.name}: {'; '.join(found)}. Its losses could not be compared with new ones. Restore what "
+                "has changed, or start a new search."
             )
 
     own = with_inputs_of(document, options)
@@ -77,9 +77,10 @@ def differences_of_inputs(document: Mapping[str, Any], facts: Mapping[str, Any])
         ("model", "model", "model_fingerprint"),
         ("checkpoint", "checkpoint_path", "checkpoint_fingerprint"),
     ):
-        if document.get(fingerprint) != facts[fingerprint] or (
-            facts[fingerprint] is None and document[name] != facts[name]
-        ):
+        pairs = [(document.get(key), facts[key]) for key in (fingerprint, name)]
+        # Where one of the two has none, the name has to do: an earlier version took none of a hub's model.
+        then, now = pairs[0] if None not in pairs[0] else pairs[1]
+        if then != now:
             found.append(
                 f"the {what} has changed since (then {_named(document, name, fingerprint)}; now "
                 f"{_named(facts, name, fingerprint)})"

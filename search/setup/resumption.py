@@ -41,7 +41,7 @@ def resumption_words(checkpoint: "Checkpoint", config: TrialConfig, *, corpus_fi
     step, before = checkpoint.step_to_continue_from, checkpoint.config
     where = f"resumed from {checkpoint.path} at step {step}"
     if before is None or checkpoint.ours is None:
-        return [f"{where}, with its weights; the optimizer starts anew"]
+        return [f"{where}, with its weights; the optimizer starts from zero"]
     changed = [
         f"{name} {value_words(getattr(config, name))} (was {value_words(getattr(before, name))})"
         for name in HYPERPARAMETERS
@@ -56,7 +56,7 @@ def resumption_words(checkpoint: "Checkpoint", config: TrialConfig, *, corpus_fi
         lines.append(f"changed since: {', '.join(changed)}")
     lines += _rate_words(step, before, config)
     if not same_text:
-        lines.append("its text or tokenizer was another one: the weights go on, the losses do not compare")
+        lines.append("the checkpoint's text or tokenizer was another one: its losses cannot be compared with these")
     return lines
 
 
@@ -72,7 +72,7 @@ def _held_rate(given: Mapping[str, Any], checkpoint: "Checkpoint") -> dict[str, 
         )
     rate = learning_rate_at(checkpoint.step_to_continue_from, checkpoint.config)
     if rate == 0:
-        raise UserError("RESUME_LR=hold: the run had come to a rate of 0, at which nothing is learned. Unset it.")
+        raise UserError("RESUME_LR=hold: the run's learning rate had come to 0. Unset RESUME_LR.")
     return {"learning_rate": rate, "lr_schedule": "constant", "warmup_steps": 0}
 
 

@@ -28,6 +28,8 @@ class RunCheckpoints:
     best_val_loss: float = math.inf
     """Of the evaluations after the first step."""
     best_step: int | None = None
+    end_val_loss: float | None = None
+    """Of the last evaluation, None where it is the first."""
     _newest: list[int] = field(default_factory=list)
     _saved: set[int] = field(default_factory=set)
 
@@ -40,7 +42,9 @@ class RunCheckpoints:
         """Save where no evaluation of the run was lower; the first one is of what was there before."""
         if self.start_val_loss is None:
             self.start_val_loss = row.val_loss
-        elif row.val_loss < self.best_val_loss:
+            return
+        self.end_val_loss = row.val_loss
+        if row.val_loss < self.best_val_loss:
             self.best_val_loss, self.best_step = row.val_loss, row.optimizer_steps
             if self.interval_steps:
                 self._save(state)
@@ -56,18 +60,24 @@ class RunCheckpoints:
         """The checkpoint of the lowest validation loss, where there is one."""
         return None if self.best_step is None or not self.interval_steps else self._path(self.best_step)
 
-    def words(self) -> list[str]:
-        """Return lines on which evaluation was the best, and where its checkpoint lies."""
-        if self.best_step is None or self.start_val_loss is None:
-            return []
+    @property
+    def words(self) -> str | None:
+        """Which evaluation was the best, and where its checkpoint lies; None before there was one."""
+        if self.best_step is None:
+            return None
         place = f": {shown(self.best_path)}" if self.best_path else ""
-        lines = [f"lowest validation loss {self.best_val_loss:.4f} at step {self.best_step}{place}"]
-        if self.best_val_loss >= self.start_val_loss:
-            lines.append(
-                f"this training made the model worse: it started at {self.start_val_loss:.4f}, "
-                "and no evaluation was lower"
-            )
-        return lines
+        return f"lowest validation loss {self.best_val_loss:.4f} at step {self.best_step}{place}"
+
+    @property
+    def warning(self) -> str | None:
+        """What is wrong with a run that ended above its start; None where it did not."""
+        start, end = self.start_val_loss, self.end_val_loss
+        if start is None or end is None or end < start:
+            return None
+        worse = f"this training made the model worse: it started at {start:.4f} and ended at {end:.4f}"
+        if self.best_val_loss >= start:
+            return f"{worse}, and no evaluation was below the start"
+        return f"{worse}; at step {self.best_step} it was better, {self.best_val_loss:.4f}"
 
     def _keep_newest(self, state: "TrainState") -> None:
         self._save(state)

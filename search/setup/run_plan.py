@@ -1,19 +1,23 @@
 """The one way in which runs get into a study, new or not: held, under its view, and with signals heard."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
+from results.confirmation.confirmation_file import load_attempts
 from results.study.folder import create_study, remove_if_empty
 from results.study.json_documents import write_document
 from results.study.ledger import Ledger
 from results.study.lock import hold
 from results.study.paths import shown
 from results.study.planned_run import PlannedRun
+from results.winner import find_winner
 from results.words import loss_words
+from search.cluster.storage_hold import check_unheld, claim_name, release_name
 from search.setup.plan import Plan
+from search.setup.study_record import start_losses
 from search.terminal.console import Terminal
 from search.terminal.live_view import StudyView
 from search.terminal.signals import Interrupts
@@ -29,8 +33,10 @@ if TYPE_CHECKING:
 @contextmanager
 def held(plan: Plan) -> Iterator[Plan]:
     """Hold the plan's study while inside; a new one is made first, whose name may differ. Raises UserError."""
+    storage = plan.slots.storage
     if plan.is_new:
-        study = create_study(plan.name, plan.document, is_chosen=plan.name_is_chosen)
+        claim = partial(claim_name, storage=storage) if storage else None
+        study = create_study(plan.name, plan.document, is_chosen=plan.name_is_chosen, claim=claim)
         plan = replace(plan, study=study, document={**plan.document, "name": study.name})
     with hold(plan.study):
         if plan.is_new and plan.warm_start is not None:
@@ -38,9 +44,28 @@ def held(plan: Plan) -> Iterator[Plan]:
         try:
             yield plan
         except MachineError:
-            if plan.is_new:
-                remove_if_empty(plan.study)
+            if plan.is_new and remove_if_empty(plan.study) and storage:
+                release_name(plan.study, storage)
             raise
+
+
+@contextmanager
+def ray_ahead(plan: Plan) -> Iterator[None]:
+    """Have Ray start on this machine while what is inside comes to the plan's trials.
+
+    Raises UserError, before, when the study holds a confirmation of trials that are gone, or another driver writes it.
+    """
+    study, storage = plan.study, plan.slots.storage
+    if storage is not None and not study.study_json.exists():
+        yield  # whether the storage has another study of its name is asked once it is there
+        return
+    if storage is not None:
+        check_unheld(study, storage)
+    find_winner(study.trials(), load_attempts(study))
+    from search.tune import local_ray
+
+    with local_ray.ray_ahead(plan.slots):
+        yield
 
 
 def run_plan(
@@ -54,14 +79,14 @@ def run_plan(
     """Run a workload into the plan's study, which is held; return the exit code of an interruption, or None.
 
     The workload is made by a function, because making it imports libraries for seconds, in which a signal counts too.
-    Raises UserError when the study cannot be written any more.
+    Raises UserError as ray_ahead() does, and when the study cannot be written any more.
     """
     study = plan.study
     interrupts = Interrupts()
     view = StudyView(
         study=study, ledger=ledger, budget_tokens=plan.budget_tokens, trials_planned=0, console=terminal.console
     )
-    with interrupts, view:
+    with interrupts, view, ray_ahead(plan):
         for line in lines:
             view.say(line)
         plan = _with_start(plan, view)
@@ -97,11 +122,11 @@ def _with_start(plan: Plan, view: StudyView) -> Plan:
 
     known, seed = plan.document.get("start"), plan.document["seed"]
     if known is None:
-        view.say("evaluating where it starts ...")
+        view.say("evaluating the start ...")
         spec = with_start(plan.loaded.spec, replace(plan.baseline, seed=seed))
         assert spec.start is not None
-        losses = {name: loss if math.isfinite(loss) else None for name, loss in asdict(spec.start).items()}
-        view.say(f"it starts at a val loss of {loss_words(losses['val_loss'])} nats/token")
+        losses = start_losses(spec.start)
+        view.say(f"start: val loss {loss_words(losses['val_loss'])} nats/token")
         plan = replace(plan, document={**plan.document, "start": losses})
     elif None not in known.values():
         spec = replace(plan.loaded.spec, start=Start(**known), start_seed=seed)

@@ -6,7 +6,7 @@ from typing import Any
 from results.samples import Sample, Samples, load_samples, write_samples
 from results.study.folder import Study
 from results.winner import Winner, winner_of
-from search.cluster.study_storage import final_checkpoint
+from search.cluster.study_storage import model_checkpoint
 from search.options import Options
 from search.setup.inputs import Loaded
 from search.setup.reopen import load_inputs_of
@@ -32,11 +32,11 @@ def sample_study(study: Study, options: Options, terminal: Terminal, loaded: Loa
             loaded = loaded or load_inputs_of(study, options, progress)
             write_samples(study, _samples(study, winner, prompt, loaded, options.storage, progress))
     except KeyboardInterrupt:
-        terminal.say(f"interrupted: nothing continues the sample prompt; make resume STUDY={study.name} does it")
+        terminal.say(f"interrupted before the samples were written; make resume STUDY={study.name} does it")
     except Exception as error:
         # The trials took hours and their samples take seconds: whatever these break on, the report is still written.
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        terminal.say(f"nothing continues the sample prompt: {' '.join(reason.split())}")
+        terminal.say(f"no samples were written: {' '.join(reason.split())}")
 
 
 def _trial_ids(winner: Winner) -> tuple[int | None, int | None]:
@@ -70,6 +70,7 @@ def _samples(
     progress(what, 0.0)
     start = Sample(text=_continued(study, None, text, loaded, storage))
     progress(what, 1 / 3)
+    is_alone = best["purpose"] == "train"
     of_baseline = of_trial(baseline) if baseline else Sample(why="the baseline has not completed")
     progress(what, 2 / 3)
     is_baseline = baseline is not None and best["trial_id"] == baseline["trial_id"]
@@ -79,7 +80,7 @@ def _samples(
         tokens=SAMPLE_TOKENS,
         temperature=TEMPERATURE,
         start=start,
-        baseline=of_baseline,
+        baseline=None if is_alone else of_baseline,
         best=of_baseline if is_baseline else of_trial(best),
     )
 
@@ -88,7 +89,7 @@ def _continued(study: Study, trial: Row | None, prompt: str, loaded: Loaded, sto
     """Return how the trial's model, or what every trial starts from, continues the prompt. Raises UserError."""
     import torch
 
-    from trainable.device.device import release_memory
+    from trainable.device.device_memory import release_memory
     from trainable.run import load_run_model
     from trainable.sampling import sample
 
@@ -98,7 +99,7 @@ def _continued(study: Study, trial: Row | None, prompt: str, loaded: Loaded, sto
         config = replace(config_from(document["baseline"]), seed=seed, use_lora=False)
         model, _ = load_run_model(loaded.spec, config, None)
     else:
-        checkpoint = final_checkpoint(study, storage, trial)
+        checkpoint = model_checkpoint(study, storage, trial)
         model, _ = load_run_model(loaded.spec, config_from(trial), checkpoint)
         del checkpoint  # the optimizer's moments, twice the model
     text = sample(model.to(device), loaded.tokenizer, prompt, seed=seed)

@@ -1,8 +1,7 @@
 """What a person's variables change in a space, so that a study can be planned again from its own document."""
 
-import difflib
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,8 @@ from search.options import MoreTrials, Options, with_origin
 from search.setup.baseline_sources import read_baseline
 from spaces.overrides import with_overrides
 from spaces.read.load import space_from_toml
-from spaces.read.space_files import find_space_file, read_space_text, shown_path
+from spaces.read.space_files import find_space_file, parse_toml, read_space_text, shown_path
+from spaces.read.toml_table import shown
 from spaces.space import SearchSpace
 from trainable.config import HYPERPARAMETERS, TrialConfig, config_from
 from trainable.errors import UserError
@@ -27,7 +27,7 @@ class Settings:
     pins: Mapping[str, Any] = field(default_factory=dict)
     baseline: tuple[str, TrialConfig] | None = None
     compare: str | None = None
-    """make baseline: the story's configuration that runs beside the baseline."""
+    """make baseline: the built-in configuration that runs beside the baseline."""
 
     def applied_to(self, space: SearchSpace, kind: str) -> SearchSpace:
         """Return the space as a study of that kind runs it. Raises UserError naming the variable."""
@@ -89,7 +89,7 @@ def planned_space(document: Mapping[str, Any], where: str) -> tuple[SearchSpace,
     except (KeyError, TypeError, AttributeError):
         raise UserError(f"{where} does not say how the study was planned. Start a new one.") from None
     if (space.baseline, list(space.evaluation_tokens())) != as_run:
-        raise UserError(f"{where}: another version of this program planned the study otherwise. Start a new one.")
+        raise UserError(f"{where}: the study was planned by another version of this program. Start a new one.")
     return space, settings
 
 
@@ -103,9 +103,8 @@ def differences(document: Mapping[str, Any], settings: Settings, options: Option
             found.append(f"{_env(name)} is {value}, was {'searched or not set' if then is None else then}")
     if asked.baseline is not None and asked.baseline != settings.baseline:
         found.append(f"BASELINE is {asked.baseline[0]}, was {document['baseline']['name']}")
-    then = document["space"]
-    file = _space_file(document, options)
-    if file != Path(then["path"]).resolve() and _text_of(file) != then["toml"]:
+    file, then = _space_file(document, options), document["space"]
+    if file != Path(then["path"]).resolve() and _space_differences(then, _text_of(file)):
         found.append(f"SPACE is {options.space}, was {then['name']}")
     return found
 
@@ -130,14 +129,33 @@ def _text_of(file: Path) -> str | None:
 
 
 def space_file_differences(document: Mapping[str, Any], options: Options) -> list[str]:
-    """Return the lines in which the space's file has changed since, at most six; none where it is gone."""
+    """Return the keys in which the space's file has changed since, at most six; none where it is gone."""
     now = _text_of(_space_file(document, options))
+    return [] if now is None else _space_differences(document["space"], now)[:DIFFERENCES_SHOWN]
+
+
+def _space_differences(then: Mapping[str, Any], now: str | None) -> list[str]:
+    """Return what a text says otherwise than a study's space; comments, order and written-out defaults do not count."""
     if now is None:
-        return []
-    then = document["space"]["toml"]
-    lines = difflib.unified_diff(then.splitlines(), now.splitlines(), n=0, lineterm="")
-    changed = [line for line in lines if line[:1] in "+-" and line[:3] not in ("+++", "---")]
-    return [f"{line[0]} {line[1:].strip()}" for line in changed if line[1:].strip()][:DIFFERENCES_SHOWN]
+        return ["it cannot be read"]
+    place = {"name": then["name"], "path": then["path"]}
+    try:
+        spaces = [replace(space_from_toml(text, **place), description="") for text in (then["toml"], now)]
+        if spaces[0] == spaces[1]:
+            return []
+        return list(_changed(parse_toml(then["toml"], ""), parse_toml(now, "")))
+    except UserError as error:
+        return [f"it cannot be used now: {str(error).removeprefix(then['path'] + ': ').rstrip('.')}"]
+
+
+def _changed(then: Mapping[str, Any], now: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    for key in dict.fromkeys((*then, *now)):
+        before, after = then.get(key), now.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            yield from _changed(before, after, f"{above}{key}.")
+        elif before != after:
+            words = ["not there" if value is None else shown(value) for value in (after, before)]
+            yield f"{above}{key} is {words[0]}, was {words[1]}"
 
 
 def _env(name: str) -> str:

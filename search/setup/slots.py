@@ -12,9 +12,10 @@ from search.tune.resources import Slots, slots_on
 from trainable.config import TrialConfig
 
 
-def slots_for(loaded: Loaded, options: Options, config: TrialConfig, progress: Preparing) -> Slots:
-    """Return how many trials run at once on the device that was loaded; `config` is what CONCURRENCY=auto measures."""
-    from trainable.device.device import cpu_cores, memory_bytes
+def slots_for(loaded: Loaded, options: Options, largest: TrialConfig, progress: Preparing) -> Slots:
+    """Return how many trials run at once on the device that was loaded; CONCURRENCY=auto measures `largest`."""
+    from trainable.device.device import cpu_cores
+    from trainable.device.device_memory import memory_bytes
 
     info, concurrency = loaded.device_info, options.concurrency
     if loaded.cluster is None and options.storage is not None:
@@ -22,7 +23,7 @@ def slots_for(loaded: Loaded, options: Options, config: TrialConfig, progress: P
     if concurrency == "auto":
         concurrency, tried = best_concurrency(
             loaded.spec,
-            config,
+            largest,
             device_type=info.type,
             device_count=info.count,
             cores=cpu_cores(),

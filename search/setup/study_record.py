@@ -1,5 +1,6 @@
 """study.json: what a study was, in full, so that it can be run again and judged."""
 
+import math
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from results.study.folder import SCHEMA_VERSION
 from search.setup.inputs import Loaded
 from search.setup.settings import Settings
 from spaces.space import SearchSpace
+from trainable.rows import Start
 
 RECORDED_PACKAGES = ("torch", "ray", "transformers", "optuna", "tokenizers", "numpy", "pyarrow")
 
@@ -62,6 +64,11 @@ def study_document(name: str, asked: Mapping[str, Any], *, loaded: Loaded, slots
         "versions": {"python": platform.python_version(), "platform": platform.platform(), **_package_versions()},
         "git_commit": _git_commit(),
     }
+
+
+def start_losses(start: Start) -> dict[str, float | None]:
+    """Return study.json's "start"; None for a loss that is not finite."""
+    return {name: loss if math.isfinite(loss) else None for name, loss in asdict(start).items()}
 
 
 def _package_versions() -> dict[str, str]:

@@ -1,18 +1,25 @@
 """Where words go: people read stdout, or stderr when stdout carries one JSON document; and progress before a study."""
 
+import errno
 import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
+from textwrap import TextWrapper
 from typing import Any, TextIO
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
-from rich.segment import Segment
+from rich.segment import Segment, Segments
+from rich.table import Table
+from rich.text import Text
 
 from results.words import printable
 from trainable.errors import redacted
+
+MAX_TABLE_WIDTH = 1000
 
 
 def plain(text: str) -> str:
@@ -28,6 +35,35 @@ class PlainConsole(Console):
         for segment in super().render(renderable, options):
             # Control segments are rich's own.
             yield segment if segment.control else segment._replace(text=plain(segment.text))
+
+
+def print_line(console: Console, text: str | Text, *, indent: int = 0) -> None:
+    """Print a line: a terminal's breaks between words, a file's not at all, for whoever searches it."""
+    line = Text(text) if isinstance(text, str) else text
+    if not console.is_terminal or not line.plain.strip():
+        console.print(Text(" " * indent) + line, soft_wrap=True)
+        return
+    # Rich would break a word that is longer than the screen: a path is there to be copied.
+    at = 0
+    whole = TextWrapper(
+        console.width - indent,
+        expand_tabs=False,
+        replace_whitespace=False,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    for words in whole.wrap(line.plain):
+        at = line.plain.index(words, at)
+        console.print(Text(" " * indent) + line[at : at + len(words)], soft_wrap=True)
+        at += len(words)
+
+
+def print_table(console: Console, table: Table) -> None:
+    """Print a table with every cell whole, beyond the screen if need be: a name that must be typed is never cut."""
+    natural = console.measure(table, options=console.options.update(max_width=MAX_TABLE_WIDTH)).maximum
+    # Rich prints nothing wider than the screen, but for what is rendered already.
+    lines = console.render_lines(table, console.options.update(width=natural), pad=False, new_lines=True)
+    console.print(Segments(segment for line in lines for segment in line), crop=False, end="")
 
 
 class LastingStream:
@@ -69,7 +105,8 @@ class LastingStream:
 def lasting_output() -> Iterator[LastingStream]:
     """Have sys.stdout and sys.stderr be lasting streams; yield the first."""
     before = sys.stdout, sys.stderr
-    stdout, stderr = (LastingStream(stream) for stream in before)
+    _fill_closed_descriptors()
+    stdout, stderr = (_lasting(stream) for stream in before)
     sys.stdout, sys.stderr = stdout, stderr
     try:
         yield stdout
@@ -77,6 +114,25 @@ def lasting_output() -> Iterator[LastingStream]:
         stdout.flush()
         stderr.flush()
         sys.stdout, sys.stderr = before
+
+
+def _lasting(stream: TextIO | None) -> LastingStream:
+    if stream is not None:
+        return LastingStream(stream)
+    # Python has no stream where the program was started with the descriptor closed (`>&-`).
+    lasting = LastingStream(Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
+    lasting.error = OSError(errno.EBADF, os.strerror(errno.EBADF))
+    return lasting
+
+
+def _fill_closed_descriptors() -> None:
+    """Open what was closed of 0, 1 and 2 on nowhere, or the next file has its number and gets what libraries print."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest free number, which is this one; workers and shells take it over as they would a real one.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
 class Terminal:
@@ -95,7 +151,7 @@ class Terminal:
 
     def say(self, text: str) -> None:
         """Print a line for a person."""
-        self.console.print(text, soft_wrap=True)
+        print_line(self.console, text)
 
     def document(self, document: Mapping[str, Any]) -> None:
         """Print the command's JSON document, when one was asked for."""

@@ -17,6 +17,7 @@ from results.study.folder import Study
 from results.study.ledger import Ledger
 from results.words import (
     STATUS_LABELS,
+    batch_words,
     config_words,
     difference_words,
     duration_words,
@@ -27,7 +28,7 @@ from results.words import (
     token_words,
     trial_loss_words,
 )
-from search.terminal.console import plain
+from search.terminal.console import plain, print_line
 from trainable.rows import ENDINGS, RANKED_PURPOSES
 
 LEADERS_SHOWN = 6
@@ -117,7 +118,7 @@ class StudyView:
 
     def say(self, line: str) -> None:
         """Print a line and keep it in search.log."""
-        self.console.print(line, soft_wrap=True)
+        print_line(self.console, line)
         self.log(line)
 
     def log(self, line: str) -> None:
@@ -253,7 +254,7 @@ def leaderboard_table(trials: Sequence[dict[str, Any]], *, limit: int, statuses:
     base_loss = baseline["val_loss"] if baseline and baseline["status"] == "completed" else None
     table = Table(box=None, padding=(0, 1), pad_edge=False, collapse_padding=True, header_style="bold")
     # Words wrap and numbers do not, so that 80 columns are enough and no digit is cut.
-    for heading in ("trial", "val loss", "v base", "tokens", "batch x\nblock", "LR", "schedule", "ended"):
+    for heading in ("trial", "val loss", "vs base", "tokens", "batch", "block", "LR", "schedule", "ended"):
         words = heading in ("schedule", "ended")
         justify: Literal["left", "right"] = "left" if words or heading == "trial" else "right"
         table.add_column(heading, justify=justify, no_wrap=not words)
@@ -268,7 +269,8 @@ def leaderboard_table(trials: Sequence[dict[str, Any]], *, limit: int, statuses:
             trial_loss_words(row),
             difference_words(row["val_loss"] - base_loss) if comparable else "",
             token_words(row["tokens_seen"]),
-            shape_words(row),
+            batch_words(row),
+            f"{row['block_size']}",
             f"{row['learning_rate']:.2e}",
             schedule_words(row),
             Text(STATUS_LABELS[row["status"]], style=STATUS_STYLES.get(row["status"], "")),

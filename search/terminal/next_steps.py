@@ -5,13 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rich.text import Text
+
 from results.attribution.attribution_files import load_attribution
 from results.confirmation.confirmation_file import load_attempts
 from results.ranking import ranked_trials
 from results.report.facts.study_facts import edges_of
 from results.study.folder import Study
 from results.winner import Winner, find_winner
-from search.terminal.console import Terminal
+from search.terminal.console import Terminal, print_line
 from trainable.rows import ENDINGS
 
 MOST_SEEDS = 50
@@ -39,23 +41,25 @@ def next_steps(study: Study) -> list[Step]:
         return [Step(command=f"make resume STUDY={name}", purpose="go on where it was interrupted")]
     if winner.under_way is not None:
         return [Step(command=f"make confirm STUDY={name}", purpose="go on with the confirmation")]
-    diagnose = Step(command=f"make diagnose TARGET={name}", purpose="what keeps the trials from a lower loss?")
+    diagnose = Step(command=f"make diagnose TARGET={name}", purpose="find what keeps the trials from a lower loss")
     if winner.trial is None:
         return [diagnose]
     own = [
-        Step(command=f"make model STUDY={name}", purpose="the trained model as a folder that transformers loads"),
+        Step(command=f"make model STUDY={name}", purpose="write the trained model as a folder that transformers loads"),
         Step(command=f"make train STUDY={name}", purpose="train that configuration again"),
     ]
     if document["kind"] == "baseline":
-        around = Step(command=f"make search BASELINE={name}", purpose="does any setting beat it?")
+        around = Step(command=f"make search BASELINE={name}", purpose="search for settings that beat it")
         return [*own, around] if winner.standing == "baseline_alone" else [*own, diagnose]
     return [*_about(study, winner, diagnose, own), *_wider(study)]
 
 
 def _after_training(study: Study, row: dict[str, Any]) -> list[Step]:
-    diagnose = Step(command=f"make diagnose TARGET={study.name}/0", purpose="what the run's losses say")
+    diagnose = Step(command=f"make diagnose TARGET={study.name}/0", purpose="find what is wrong with the run")
     if row["status"] == "completed":
-        model = Step(command=f"make model STUDY={study.name}", purpose="the model as a folder that transformers loads")
+        model = Step(
+            command=f"make model STUDY={study.name}", purpose="write the model as a folder that transformers loads"
+        )
         return [model, diagnose]
     checkpoint = max(study.checkpoint_dir(0).glob("step_*.pt"), default=None)
     if row["status"] != "interrupted" or checkpoint is None:
@@ -66,9 +70,11 @@ def _after_training(study: Study, row: dict[str, Any]) -> list[Step]:
 
 def _about(study: Study, winner: Winner, diagnose: Step, own: list[Step]) -> list[Step]:
     name = study.name
-    more = Step(command=f"make resume STUDY={name} TRIALS=+{len(ranked_trials(study.trials()))}", purpose="more trials")
-    schedule = Step(command=f"make search SPACE=schedule BASELINE={name}", purpose="bring the schedule back around it")
-    attribute = Step(command=f"make attribute STUDY={name}", purpose="which of the changed settings did it?")
+    more = Step(
+        command=f"make resume STUDY={name} TRIALS=+{len(ranked_trials(study.trials()))}", purpose="run more trials"
+    )
+    schedule = Step(command=f"make search SPACE=schedule BASELINE={name}", purpose="search the LR schedule around it")
+    attribute = Step(command=f"make attribute STUDY={name}", purpose="find which of the changed settings did it")
     unexplained = [attribute] if load_attribution(study) is None else []
     match winner.standing:
         case "proven":
@@ -82,11 +88,16 @@ def _about(study: Study, winner: Winner, diagnose: Step, own: list[Step]) -> lis
 
 def _proof(name: str, winner: Winner, more: Step) -> list[Step]:
     if winner.verdict is None:
-        return [Step(command=f"make confirm STUDY={name}", purpose="is it proven? the best two again on fresh seeds")]
+        return [
+            Step(
+                command=f"make confirm STUDY={name}",
+                purpose="prove it: train the best two and the baseline again on fresh seeds",
+            )
+        ]
     needed = winner.verdict.seeds_needed
     if needed is None or needed > MOST_SEEDS:
         return [more]
-    return [Step(command=f"make confirm STUDY={name} SEEDS={needed}", purpose=f"about {needed} seeds would prove it")]
+    return [Step(command=f"make confirm STUDY={name} SEEDS={needed}", purpose=f"prove it with about {needed} seeds")]
 
 
 def _wider(study: Study) -> list[Step]:
@@ -94,7 +105,7 @@ def _wider(study: Study) -> list[Step]:
     if not words:
         return []
     command = f"make -s export STUDY={study.name} FORMAT=toml > {study.name}.toml"
-    return [Step(command=command, purpose=f"a space file to change: {'; '.join(words)}")]
+    return [Step(command=command, purpose=f"write a space file to change: {'; '.join(words)}")]
 
 
 def say_next(study: Study, terminal: Terminal) -> None:
@@ -109,7 +120,9 @@ def say_steps(steps: Sequence[Step], terminal: Terminal) -> None:
     terminal.say("")
     terminal.say("next:")
     for step in steps:
-        terminal.say(f"  {step.command}{terminal.typed_folders}    {step.purpose}")
+        # The command is copied, so nothing breaks it; what it is for has a line of its own.
+        terminal.console.print(Text(f"  {step.command}{terminal.typed_folders}"), soft_wrap=True)
+        print_line(terminal.console, Text(step.purpose, style="dim"), indent=6)
 
 
 def next_document(study: Study, terminal: Terminal) -> list[dict[str, str]]:

@@ -10,13 +10,22 @@ from results.samples import samples_json
 from results.study.folder import Study
 from results.study.paths import shown
 from results.winner import Winner, evidence_words, headline, notes, to_json, warning_words, way_words, winner_of
-from results.words import STATUS_LABELS, config_words, duration_words, loss_words, percent_words, token_words
+from results.words import (
+    STATUS_LABELS,
+    config_words,
+    count_words,
+    duration_words,
+    loss_words,
+    percent_words,
+    token_words,
+)
 from search.terminal.console import Terminal
-from search.terminal.live_view import leaderboard_table
+from search.terminal.live_view import ending_words, leaderboard_table
 from search.terminal.next_steps import next_document, say_next
 from trainable.rows import ENDINGS
 
 TABLE_ROWS = 12
+REASONS_SHOWN = 4
 
 
 def say_summary(study: Study, terminal: Terminal) -> None:
@@ -29,12 +38,23 @@ def say_summary(study: Study, terminal: Terminal) -> None:
         return
     winner = winner_of(study)
     terminal.console.print(leaderboard_table(trials, limit=TABLE_ROWS, statuses=(*ENDINGS, "interrupted")))
-    counts = ending_counts(trials)
-    terminal.say(", ".join(f"{count} {STATUS_LABELS[status]}" for status, count in counts.items() if count))
+    for line in count_lines(trials, winner.baseline, study.document()["budget_tokens"]):
+        terminal.say(line)
     terminal.console.print(Panel(Text("\n").join([*map(Text, verdict_lines(winner)), *warning_lines(winner)])))
     terminal.say(cost_line(rows, study.document()["budget_tokens"]))
-    terminal.say(f"report: {shown(study.path / 'report.html')}; all that was measured: {shown(study.path)}")
+    terminal.say(f"report: {shown(study.path / 'report.html')}")
     say_next(study, terminal)
+
+
+def count_lines(trials: list[dict[str, Any]], baseline: dict[str, Any] | None, budget_tokens: int) -> list[str]:
+    """Return how many trials ended how, and why of the first that neither completed nor were stopped."""
+    counts = ending_counts(trials)
+    how = ", ".join(f"{count} {STATUS_LABELS[status]}" for status, count in counts.items() if count)
+    broken = [row for row in trials if row["status"] in ENDINGS and row["status"] not in ("completed", "stopped")]
+    lines = [ending_words(row, baseline, budget_tokens=budget_tokens) for row in broken[:REASONS_SHOWN]]
+    if len(broken) > REASONS_SHOWN:
+        lines.append(f"{len(broken) - REASONS_SHOWN} more in the report")
+    return ["", f"{count_words(len(trials), 'trial')}: {how}", *lines]
 
 
 def verdict_lines(winner: Winner) -> list[str]:
@@ -55,6 +75,21 @@ def warning_lines(winner: Winner) -> list[Text]:
     return [Text(warning, style="bold red")] if warning else []
 
 
+def sample_lines(study: Study) -> list[str]:
+    """Return how the study's models continue the sample prompt, a line each; none where nothing was sampled."""
+    document = samples_json(study)
+    if document is None:
+        return []
+    texts = {name: one.get("text") or f"({one['why']})" for name, one in document["samples"].items()}
+    # The best is the baseline where nothing beat it.
+    if document["samples"]["best"] == document["samples"].get("baseline"):
+        del texts["best"]
+    return [
+        f"samples, after {' '.join(document['prompt'].split())!r}:",
+        *(f"  {name}: {' '.join(text.split())}" for name, text in texts.items()),
+    ]
+
+
 def cost_line(rows: list[dict[str, Any]], budget_tokens: int) -> str:
     """Return what each purpose of the study's runs cost, and what stopping trials saved."""
     spent = spent_by_purpose(rows)
@@ -64,7 +99,7 @@ def cost_line(rows: list[dict[str, Any]], budget_tokens: int) -> str:
     ]
     saved = savings(ranked_trials(rows), budget_tokens)
     return (
-        f"spent {', '.join(words)}; every trial in full would have taken {duration_words(saved.device_s_full)}: "
+        f"device time: {', '.join(words)}; every trial in full would have taken {duration_words(saved.device_s_full)}: "
         f"{percent_words(saved.device_s_saved_frac)} saved"
     )
 

@@ -1,4 +1,4 @@
-"""The lines of `make train`, in the owner's format, with the speed of the last steps and not of all since the start."""
+"""The lines of `make train`, with the speed of the last steps and not of all since the start."""
 
 import time
 from collections import deque
@@ -8,7 +8,6 @@ from trainable.rows import MetricsRow, StepRow, Verdict
 from trainable.stability import Finding
 
 PROGRESS_INTERVAL_STEPS = 25
-GRAD_NORM_INTERVAL_STEPS = 100
 SPEED_WINDOW_STEPS = 100
 
 
@@ -41,12 +40,13 @@ class TrainLog:
 
     def _tell_step(self, row: StepRow) -> None:
         step = row.optimizer_steps
-        if step % GRAD_NORM_INTERVAL_STEPS == 0:
-            self._say(f"{self._at(step)} | grad norm {row.grad_norm:.4f} | loss {row.train_loss:.4f}")
         if step % PROGRESS_INTERVAL_STEPS == 0:
             speed = self._steps_per_s()
             left_m = (self._training_steps - step) / speed / 60 if speed else 0.0
-            self._say(f"{self._at(step)} | {speed:.2f} steps/sec | ETA: {left_m:.1f}m")
+            self._say(
+                f"{self._at(step)} | loss {row.train_loss:.4f} | grad norm {row.grad_norm:.2f} | "
+                f"{speed:.2f} steps/sec | ETA: {left_m:.1f}m"
+            )
 
     def _at(self, step: int) -> str:
         return f"step {step}/{self._training_steps} ({100 * step / self._training_steps:.1f}%)"

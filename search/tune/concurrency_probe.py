@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from results.words import count_words
 from trainable.config import TrialConfig
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ def best_concurrency(
     progress: Callable[[str, float], None],
 ) -> "tuple[int, list[Probe]]":
     """Return how many trials to run at once, and what was measured to find it; a probe takes some ten seconds.
+
+    config: the largest that can come.
 
     On a CPU one single-threaded trial a core is held against one trial on all cores; on CUDA trials share a GPU of
     memory_bytes two, four, eight at a time, as long as that pays; MPS runs one.
@@ -61,5 +64,5 @@ def _candidates(device_type: str, cores: int, device_count: int) -> Iterator[tup
 
 def concurrency_words(tried: "list[Probe]", chosen: int) -> str:
     """Return a line on what was measured."""
-    measured = ", ".join(f"{one.count} x {one.threads} thread(s) {one.tokens_per_s:,.0f}" for one in tried)
+    measured = ", ".join(f"{one.count} x {count_words(one.threads, 'thread')} {one.tokens_per_s:,.0f}" for one in tried)
     return f"CONCURRENCY=auto: {chosen} at a time; tokens/s measured: {measured}"

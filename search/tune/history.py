@@ -43,7 +43,11 @@ class WarmStart:
     @property
     def words(self) -> str:
         """A line for a person."""
-        told = f"{len(self.told)} of its results are told to the searcher" if self.told else "its losses do not compare"
+        told = (
+            f"{len(self.told)} of its results are told to the searcher"
+            if self.told
+            else "its losses cannot be compared"
+        )
         return f"learning from study {self.source}: {told}; its best {len(self.first_points)} run after the baseline"
 
 

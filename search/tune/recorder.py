@@ -130,7 +130,7 @@ class StudyRecorder(Callback):  # type: ignore[misc]
         killed = self._killed_for_memory(trial.config["trial_id"], text)
         out_of_memory = killed or any(sign in text for sign in OUT_OF_MEMORY_SIGNS)
         status: TrialStatus = "out_of_memory" if out_of_memory else "failed"
-        evidence = "the system ended its worker for want of memory" if out_of_memory else reason
+        evidence = "the system killed its worker: out of memory" if out_of_memory else reason
         evidence += self._silence_words(trial.config["trial_id"])
         self._end(trial, status, {**(trial.last_result or {}), "evidence": evidence})
 

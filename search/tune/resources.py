@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from search.cluster.nodes import Node
 
+MPS = "mps"
+"""Ray's resource for a Mac's GPU, of which it knows nothing itself."""
 SHARES_A_GPU = 10_000
 """Ray counts a GPU in so many parts, and rounds: six shares of 0.1667 do not fit on one."""
 
@@ -25,15 +27,46 @@ class Slots:
     """Of an existing Ray cluster; None starts one on this machine."""
     device: str | None = None
     """What a cluster's workers train on; None where that is the RunSpec's."""
+    on_mps: bool = False
     storage: str | None = None
     """A folder or URI that holds checkpoints and a mirror of the tables; None keeps them in the study."""
     evaluation_timeout_s: float = 3600.0
     """A trial without an evaluation for so long, and for ten times what its first steps promise, is hung."""
 
     @property
-    def count_here(self) -> int:
-        """How many trials share this machine's memory; with a cluster, whose nodes' it is not, one is looked at."""
-        return self.count if self.address is None else 1
+    def count_on_device(self) -> int:
+        """How many trials share a device's memory; with a cluster, whose nodes' it is not, one is looked at."""
+        a_gpu = int(1 / self.gpu_frac + 1e-9) if self.gpu_frac else self.count
+        return min(self.count, a_gpu) if self.address is None else 1
+
+    @property
+    def memory_frac(self) -> float:
+        """The share of a GPU's memory that a trial's process may take."""
+        if self.on_mps:
+            return 1 / self.count_on_device
+        return self.gpu_frac or 1.0
+
+    @property
+    def a_trial(self) -> dict[str, float]:
+        """What Ray counts of a trial: here a slot counts as one CPU, for Ray starts a worker for each CPU ahead."""
+        if self.address is not None:
+            return {"cpu": float(self.threads), "gpu": self.gpu_frac}
+        return {"cpu": 1.0, "gpu": self.gpu_frac, **({MPS: 1.0} if self.on_mps else {})}
+
+    @property
+    def of_the_machine(self) -> dict[str, float]:
+        """What Ray, started for these slots alone, is told of besides CPUs and GPUs."""
+        return {MPS: float(self.count)} if self.on_mps else {}
+
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know."""
+        if not self.on_mps or self.count_on_device == 1:
+            return []
+        return [
+            f"CONCURRENCY={self.count}: the trials take turns on the Mac's one GPU and share its memory. "
+            "Unset it for one at a time."
+        ]
 
 
 def slots_on(nodes: Sequence[Node], device_type: str, *, concurrency: int | None, gpu_frac: float) -> Slots:
@@ -53,7 +86,12 @@ def slots_on(nodes: Sequence[Node], device_type: str, *, concurrency: int | None
     places = [each * count for count in devices]
     threads = _threads(nodes, places, concurrency, spread=device_type == "cpu")
     fit = sum(_fit(node, threads, room) for node, room in zip(nodes, places, strict=True))
-    return Slots(count=min(concurrency or fit, fit), threads=threads, gpu_frac=gpu_frac if device_type == "cuda" else 0)
+    return Slots(
+        count=min(concurrency or fit, fit),
+        threads=threads,
+        gpu_frac=gpu_frac if device_type == "cuda" else 0,
+        on_mps=device_type == "mps",
+    )
 
 
 def _threads(nodes: Sequence[Node], places: Sequence[int], concurrency: int | None, *, spread: bool) -> int:

@@ -22,7 +22,7 @@ def list_spaces(directory: Path | None = None) -> list[Path]:
     try:
         return sorted(path for path in directory.iterdir() if path.suffix == ".toml" and path.is_file())
     except OSError as error:
-        raise UserError(f"there is no reading the space files in {shown_path(directory)}/: {_reason(error)}.") from None
+        raise UserError(f"cannot read the space files in {shown_path(directory)}/: {_reason(error)}.") from None
 
 
 def find_space_file(name_or_path: str, directory: Path | None = None) -> Path:
@@ -34,7 +34,7 @@ def find_space_file(name_or_path: str, directory: Path | None = None) -> Path:
     if name_or_path in names:
         return _named(directory / f"{name_or_path}.toml")
     if "/" in name_or_path:
-        raise UserError(f"{shown(name_or_path)} is no space: a name has no '/', and a path ends in .toml.")
+        raise UserError(f"{shown(name_or_path)} is not a space: a name has no '/', and a path ends in .toml.")
     hint = did_you_mean(name_or_path[:100], names)
     raise UserError(f"no space named {shown(name_or_path)} in {shown_path(directory)}/.{hint}")
 
@@ -53,7 +53,7 @@ def _existing(path_text: str, directory: Path) -> Path:
         raise UserError(f"{shown(path_text)} is not a file.")
     # Without a folder in it, a name of a space is as likely to be meant as a file of the current folder.
     known = beside if path.parent != Path() else [*beside, *(other.stem for other in list_spaces(directory))]
-    raise UserError(f"no file {shown(path_text)}.{did_you_mean(path_text.removesuffix('.toml'), known)}")
+    raise UserError(f"there is no file {shown(path_text)}.{did_you_mean(path_text.removesuffix('.toml'), known)}")
 
 
 def _named(path: Path) -> Path:
@@ -74,7 +74,7 @@ def read_space_text(path: Path) -> str:
     except OSError as error:
         raise UserError(f"{where} cannot be read: {_reason(error)}.") from None
     if len(data) > MAX_FILE_BYTES:
-        raise UserError(f"{where} is larger than {MAX_FILE_BYTES} bytes: it is no space file.")
+        raise UserError(f"{where} is larger than {MAX_FILE_BYTES} bytes: it is not a space file.")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

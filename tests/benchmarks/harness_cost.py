@@ -45,11 +45,11 @@ from dataclasses import asdict
 from pathlib import Path
 from tests.benchmarks.harness_cost import loaded
 from trainable.config import TrialConfig
-from trainable.device.device import keep_freed_pages
+from trainable.device.device_memory import prepare_memory
 from trainable.loop import train
 from trainable.run import start_run
 torch.set_num_threads(1)
-keep_freed_pages()
+prepare_memory(torch.device("cpu"))
 config, milestones = TrialConfig(**json.loads(sys.argv[1])), json.loads(sys.argv[2])
 spec = loaded().spec
 started = time.perf_counter()
@@ -61,7 +61,7 @@ print(time.perf_counter() - started)
 
 
 def loaded() -> Any:
-    """Return the embedded text and the tiny model, as `make search` loads them."""
+    """Return the Python language reference and the tiny model, as `make search` loads them."""
     inputs = check_inputs(read_options([]), progress=lambda *_: None)
     return load_inputs(
         inputs, block_size=128, eval_tokens=EVAL_TOKENS, stability={}, init_from=None, progress=lambda *_: None

@@ -25,7 +25,7 @@ from trainable.checkpoint.checkpoint import save_checkpoint
 from trainable.config import TrialConfig
 from trainable.data.corpus import source_files
 from trainable.data.tokens import load_corpus
-from trainable.device.device import keep_freed_pages
+from trainable.device.device_memory import prepare_memory
 from trainable.evaluation import EvalProtocol
 from trainable.loop import train
 from trainable.model.models import load_tokenizer
@@ -46,7 +46,7 @@ KINDS = {
 
 def steps(spec: RunSpec, config: TrialConfig, pause: Callable[[], None]) -> None:
     """Train for ever, pausing after every step."""
-    keep_freed_pages()
+    prepare_memory(torch.device("cpu"))
     state = start_run(spec, replace(config, training_steps=10**9))
     for row in train(state, spec.corpus, spec.protocol, eval_steps=()):
         if isinstance(row, StepRow):

@@ -15,6 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from trainable.config import DOCUMENTED, TrialConfig
 from trainable.data.tokens import Corpus, Tokens
+from trainable.device.compiling import CompileMode
 from trainable.evaluation import EvalProtocol
 from trainable.model.model_names import PRESETS
 
@@ -51,20 +52,21 @@ def write_corpus(folder: Path, vocab_size: int) -> Corpus:
     return Corpus(path=path, fingerprint=f"{vocab_size}", vocab_size=vocab_size)
 
 
-def ours(case: Case, corpus: Corpus, pause: Pause) -> None:
+def ours(case: Case, corpus: Corpus, pause: Pause, *, compile_mode: CompileMode = "auto") -> None:
     """Train by trainable.loop."""
-    from trainable.device.device import keep_freed_pages
+    from trainable.device.device_memory import prepare_memory
     from trainable.loop import train
     from trainable.rows import StepRow
     from trainable.run import RunSpec, start_run
 
-    keep_freed_pages()
+    prepare_memory(torch.device(case.device))
     spec = RunSpec(
         model_name=case.model_name,
         corpus=corpus,
         protocol=EvalProtocol(block_size=case.block_size, tokens=case.block_size),
         device=case.device,
         unigram_entropy=0.0,
+        compile_mode=compile_mode,
     )
     for row in train(start_run(spec, config_of(case)), corpus, spec.protocol, eval_steps=(), stop_on=()):
         if isinstance(row, StepRow):
@@ -80,7 +82,7 @@ def ours_up_to(case: Case, corpus: Corpus, rung: int, pause: Pause) -> None:
 
     tricks = (replace_dropout, attention.use_in, replace_linear)[:rung]
     with patch.object(models, "tune_for_cpu", lambda model: [trick(model) for trick in tricks]):
-        ours(case, corpus, pause)
+        ours(case, corpus, pause, compile_mode="off")
 
 
 def config_of(case: Case) -> TrialConfig:
@@ -160,6 +162,24 @@ def naive(case: Case, corpus: Corpus, pause: Pause) -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
         optimizer.step()
         loss.item()
+        pause()
+
+
+def liger(case: Case, corpus: Corpus, pause: Pause) -> None:
+    """Train the naive loop with liger-kernel's head and loss in one, which never holds all logits."""
+    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+    model, head_loss = hf_model(case), LigerFusedLinearCrossEntropyLoss()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
+    while True:
+        ids = stacked(corpus.train, case.batch_size, case.block_size + 1).to(case.device)
+        with torch.autocast(case.device, dtype=torch.bfloat16, enabled=case.precision == "bf16"):
+            hidden = model.transformer(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
+            loss = head_loss(model.lm_head.weight, hidden.flatten(0, 1), ids[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
+        optimizer.step()
         pause()
 
 

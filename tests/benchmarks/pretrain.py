@@ -19,7 +19,7 @@ from transformers import GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerFa
 from trainable.config import TrialConfig
 from trainable.data.embedded_text import docstrings, language_reference
 from trainable.data.tokens import Corpus, load_corpus, train_tokenizer
-from trainable.device.device import keep_freed_pages
+from trainable.device.device_memory import prepare_memory
 from trainable.evaluation import EvalProtocol, eval_windows, evaluate
 from trainable.loop import train
 from trainable.model.fingerprint import file_fingerprint
@@ -61,7 +61,7 @@ in a row are among the docstrings. It is for demonstrations and tests: it writes
 
 def main(folder: Path) -> None:
     """Train and write."""
-    keep_freed_pages()
+    prepare_memory(torch.device("cpu"))
     # Bit for bit the same weights on the same machine.
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:

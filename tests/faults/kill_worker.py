@@ -116,7 +116,7 @@ def killed_for_memory(place: Place) -> list[str]:
     study = place.study("memory")
     statuses = [row["status"] for row in study.trials()]
     lost = [] if statuses[1] == "out_of_memory" and set(statuses) <= set(ENDINGS) else [f"memory: {statuses}"]
-    lost += missing(study, "trial 1 out of memory at ", "the system ended its worker for want of memory")
+    lost += missing(study, "trial 1 out of memory at ", "the system killed its worker: out of memory")
     return lost + too_large_again(study, 1)
 
 

@@ -49,7 +49,9 @@ def changed(place: Place, name: str) -> list[str]:
     lost += refused(place.start("resume", name), "a text that is gone", "text.txt")
     text.write_text(whole)
     place.space.write_text(space.replace("30.0", "1.0"))
-    lost += refused(place.start("resume", name), "a changed space", "has changed since: - learning_rate", "FORCE=1")
+    lost += refused(
+        place.start("resume", name), "a changed space", "has changed since: search.learning_rate", "FORCE=1"
+    )
     return lost
 
 
@@ -66,7 +68,7 @@ def moved(place: Place, alone: Study) -> list[str]:
     place.studies = elsewhere
     place.start("resume", "renamed", FORCE=1).ended(code=0)
     place.start("resume", "renamed", FORCE=1, TRIALS=TRIALS + 1).ended(code=0)
-    lost += refused(place.start("resume", "renamed", FORCE=1, TRIALS=2), "fewer trials", "has begun 7 already")
+    lost += refused(place.start("resume", "renamed", FORCE=1, TRIALS=2), "fewer trials", "has 7 trials already")
     place.start("resume", "renamed", FORCE=1, TRIALS=TRIALS + 2).ended(code=0)
     return lost + [f"moved and extended: {one}" for one in differences(alone, place.study("renamed"))]
 

@@ -131,6 +131,38 @@ def no_temporary(machine: Machine) -> list[str]:
     return wrong
 
 
+def read_only_temporary(machine: Machine) -> list[str]:
+    """A TMPDIR that cannot be written."""
+    if os.geteuid() != 0:
+        return []
+    with small_disk(Path("/tmp/read-only-disk"), 100) as folder:
+        subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
+        wrong = machine.search("read_only_temporary", TMPDIR=str(folder))
+    folder.rmdir()
+    return wrong
+
+
+def cpu_share(machine: Machine) -> list[str]:
+    """A container that may take one core's time, and runs on all of them."""
+    group = Path("/sys/fs/cgroup/cpu/gpt2-search-test")
+    if os.geteuid() != 0 or not (group.parent / "cpu.cfs_quota_us").exists():
+        return []
+    group.mkdir()
+    try:
+        for name in ("period", "quota"):
+            (group / f"cpu.cfs_{name}_us").write_text("100000")
+        wrong = machine.search("cpu_share", shell=f"echo $$ > {group}/cgroup.procs; {{}} CONCURRENCY=")
+    finally:
+        group.rmdir()
+    slots = machine.place.study("cpu_share").document()["device"]["slots"]
+    return wrong if slots == 1 else [*wrong, f"cpu_share: {slots} slots"]
+
+
+def no_streams(machine: Machine) -> list[str]:
+    """Neither input nor output nor a place for errors, as some schedulers start their jobs."""
+    return machine.search("no_streams", shell="{} <&- >&- 2>&-")
+
+
 def proxy(machine: Machine) -> list[str]:
     """Proxies that are not there."""
     dead = "http://127.0.0.1:9"
@@ -239,6 +271,9 @@ CASES: Mapping[str, Callable[[Machine], list[str]]] = {
         odd_path,
         long_temporary,
         no_temporary,
+        read_only_temporary,
+        cpu_share,
+        no_streams,
         proxy,
         no_home,
         few_files,

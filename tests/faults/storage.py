@@ -88,7 +88,7 @@ def no_room_for_checkpoints(place: Place, alone: Study) -> list[str]:
     running.ended()
     study = place.study("narrow")
     lost = [f"narrow: {one}" for one in differences(alone, study) if not one.startswith("best.json")]
-    if "no checkpoint was kept: No space left on device" not in study.log_path.read_text():
+    if "no checkpoint was saved: No space left on device" not in study.log_path.read_text():
         lost.append("narrow: it does not say that no checkpoint was kept")
     return lost
 

@@ -1,14 +1,17 @@
 """Whatever words a command is given, it ends in a result or one line, and leaves no study behind."""
 
+import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from results.study.folder import Study
 from search.options import KNOWN
-from tests.fuzz.commands import run
+from tests.fuzz.commands import _Stream, run
 from tests.fuzz.outcome import attempt
 from tests.fuzz.studies import whole_study
 from tests.fuzz.test_variables import as_it_was
@@ -83,3 +86,15 @@ def test_a_folder_with_the_marks_of_markup_is_listed(own_environment: Path, stud
         printed = attempt("command list", lambda: run("list"))
     assert printed is not None
     assert "[b]a" in printed
+
+
+def test_an_export_is_exact_for_a_shell_and_printable_on_a_terminal(
+    studies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = Study(Path(shutil.copytree(studies / "one", tmp_path / "one")))
+    study.study_json.write_text(json.dumps({**study.document(), "model": "a\x1b[2Jb"}))
+    with as_it_was():
+        os.environ["STUDIES_DIR"] = str(tmp_path)
+        assert "GPT2_MODEL_NAME='a\x1b[2Jb'" in run("export", "STUDY=one")
+        monkeypatch.setattr(_Stream, "isatty", lambda self: True)
+        assert r"GPT2_MODEL_NAME='a\x1b[2Jb'" in run("export", "STUDY=one")

@@ -184,8 +184,8 @@ PLACED = st.one_of(
 
 def place(path: Path, what: str, value: str) -> None:
     """Put a link, a pipe, a folder or other bytes in a file's place."""
-    if not os.path.lexists(path.parent):
-        path.parent.mkdir(parents=True)
+    with suppress(OSError):  # below a file or a broken link that was placed before
+        path.parent.mkdir(parents=True, exist_ok=True)
     if path.parent.is_symlink() or not path.parent.is_dir():
         return
     if path.is_dir() and not path.is_symlink():

@@ -65,9 +65,10 @@ class Said(Ran):
         lines = []
         for text in after.splitlines():
             found = NEXT.match(text)
-            if found is None:
+            if found is not None:
+                lines.append(found[1])
+            elif not text.startswith("      "):  # what a command is for
                 break
-            lines.append(found[1])
         return lines
 
 
@@ -206,7 +207,7 @@ def shell(tmp_path: Path, journey_cache: Path) -> Iterator[Shell]:
         "STUDIES_DIR": str(tmp_path / "studies"),
         "CACHE_DIR": str(journey_cache),
         "DEVICE": "cpu",
-        "CONCURRENCY": "2",
+        "CONCURRENCY": "1",
         "OMP_NUM_THREADS": "1",
         "COLUMNS": "160",
     }

@@ -359,8 +359,12 @@ def test_a_damaged_file_is_named(tmp_path: Path, content: str) -> None:
         load_attempts(Study(tmp_path))
 
 
-def test_an_outcome_that_does_not_exist_is_damage(make_trial: MakeTrial) -> None:
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("outcome", "proven"), ("mean_difference", "lower"), ("seeds", 2.5), ("unstable_seeds", [None]), ("words", 1)],
+)
+def test_a_field_of_another_type_is_damage(make_trial: MakeTrial, field: str, value: Any) -> None:
     document = to_json(make_attempts(make_trial))
-    document["attempts"][0]["verdicts"][0]["outcome"] = "proven"
-    with pytest.raises(ValueError, match="there is no outcome 'proven'"):
+    document["attempts"][0]["verdicts"][0][field] = value
+    with pytest.raises(ValueError, match=rf"verdicts\.0\.{field}"):
         from_json(document)

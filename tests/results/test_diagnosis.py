@@ -52,7 +52,7 @@ def test_the_story_begins_with_what_its_numbers_cannot_come_from(log: Path) -> N
     log.write_text(owner_log(STORY, 5000, step_s=story_step_s))
     report = report_of_trace(read_training_log(log), context=Context())
     first_line = plain_text(report).splitlines()[0]
-    assert "cannot come from a rightly loaded, rightly labelled pretrained GPT-2" in first_line
+    assert "cannot come from a correctly loaded and labelled pretrained GPT-2" in first_line
     assert "starts at 9.23 nats/token" in first_line
     assert "10.82" in first_line
     assert kinds(list(report.findings)) == ["impossible_initial_loss", "plateau", "spike", "slow"]
@@ -196,7 +196,7 @@ def test_a_summed_loss_is_worse_than_guessing(log: Path) -> None:
     rows = [(step, 8 * train, val, rate) for step, train, val, rate in falling(3.9, 3.2)]
     (finding, *_) = found(log, owner_log(rows, 5000))
     assert finding.kind == "impossible_initial_loss"
-    assert "worse than knowing nothing" in finding.summary
+    assert "worse than uniform guessing" in finding.summary
     assert "a sum over micro-batches" in finding.next_step
 
 
@@ -356,7 +356,7 @@ def test_a_restart_that_lost_the_weights(log: Path) -> None:
     kept = [(1500, 3.3, 3.4, 1e-5), (2000, 3.25, 3.35, 1e-5), (2500, 3.2, 3.3, 1e-5)]
     (finding,) = found(log, owner_log(before, 2500) + owner_log(lost, 2500))
     assert finding.kind == "resume_jump"
-    assert "the weights began anew" in finding.summary
+    assert "the weights were initialized again" in finding.summary
     assert found(log, owner_log(before, 2500) + owner_log(kept, 2500)) == []
 
 
@@ -396,7 +396,7 @@ def test_the_report_as_json(log: Path) -> None:
         json.dumps(to_json(report_of_trace(read_training_log(log), context=Context())), allow_nan=False)
     )
     assert document["healthy"] is False
-    assert document["headline"].startswith("These numbers cannot come")
+    assert document["headline"].startswith("These losses cannot come")
     first = document["findings"][0]
     assert first["kind"] == "impossible_initial_loss"
     assert (first["first_step"], first["last_step"]) == (0, 2500)

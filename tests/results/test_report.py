@@ -176,6 +176,13 @@ def test_the_markdown_is_for_a_pull_request(facts: dict[str, Any]) -> None:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table}) == 1
 
 
+def test_the_markdown_holds_nothing_that_a_terminal_obeys(facts: dict[str, Any]) -> None:
+    hostile = "d\x1b]0;owned\x07\x9b31m\u202e"
+    text = markdown({**facts, "study": {**facts["study"], "description": hostile}})
+    assert r"d\x1b" in text
+    assert all(one.isprintable() or one == "\n" for one in text)
+
+
 def test_200_trials_stay_under_8_mb(tmp_path: Path) -> None:
     from plotly.offline import get_plotlyjs
 

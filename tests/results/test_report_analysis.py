@@ -303,7 +303,7 @@ def test_importance_wants_trials_and_two_parameters(make_trial: MakeTrial) -> No
     assert importance(measured(trials))["reason"] == "fewer than two hyperparameters were searched"
     few = importance(measured(trials[:4], None, LR, batch))
     assert few == {
-        "reason": "4 trials with an ending to rank; 10 are needed, one of them completed", "methods": []
+        "reason": "4 trials that can be ranked; 10 are needed, one of them completed", "methods": []
     }  # fmt: skip
     failed = [make_trial(k, "failed", None) for k in range(20)]
     assert importance(measured(failed, None, LR, batch))["methods"] == []

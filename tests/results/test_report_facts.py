@@ -53,7 +53,7 @@ def test_facts_are_json_and_the_tables_numbers(study: Study, facts: dict[str, An
             assert trial[name] == row[name], name
     metrics = [row for row in study.metrics() if row["trial_id"] == 0]
     assert next(t for t in facts["trials"] if t["is_baseline"])["evaluations"] == {
-        name: [row[name] for row in metrics] for name in ("tokens_seen", "optimizer_steps", "val_loss")
+        name: [row[name] for row in metrics] for name in ("tokens_seen", "optimizer_steps", "active_s", "val_loss")
     }
 
 
@@ -75,19 +75,19 @@ def test_the_answer_is_the_best_against_the_baseline(study: Study, facts: dict[s
     assert "training_steps" not in changed
 
 
-def test_the_ledger_sums_to_the_whole(study: Study, facts: dict[str, Any]) -> None:
-    ledger, rows = facts["ledger"], study.trials()
-    assert ledger["device_s_spent"] == pytest.approx(sum(row["active_s"] for row in rows))
-    assert sum(row["device_s"] for row in ledger["by_ending"]) == pytest.approx(ledger["device_s_spent"])
-    assert sum(row["tokens"] for row in ledger["by_ending"]) == ledger["tokens_spent"]
-    assert sum(row["tokens_full"] for row in ledger["by_ending"]) == ledger["tokens_full"]
-    assert {row["status"]: row["trials"] for row in ledger["by_ending"]} == facts["endings"]
+def test_the_cost_sums_to_the_whole(study: Study, facts: dict[str, Any]) -> None:
+    cost, rows = facts["cost"], study.trials()
+    assert cost["device_s_spent"] == pytest.approx(sum(row["active_s"] for row in rows))
+    assert sum(row["device_s"] for row in cost["by_ending"]) == pytest.approx(cost["device_s_spent"])
+    assert sum(row["tokens"] for row in cost["by_ending"]) == cost["tokens_spent"]
+    assert sum(row["tokens_full"] for row in cost["by_ending"]) == cost["tokens_full"]
+    assert {row["status"]: row["trials"] for row in cost["by_ending"]} == facts["endings"]
 
 
 def test_why_a_trial_ended(facts: dict[str, Any]) -> None:
     why = {trial["status"]: trial["why"] for trial in facts["trials"]}
     assert why["completed"] == ""
-    assert why["stopped"].startswith("not among the best 1/3 at rung ")
+    assert why["stopped"].startswith("not among the best 1/3 at 1")
     assert why["unstable"].startswith("divergence at step ")
 
 
@@ -143,8 +143,8 @@ def test_runs_that_confirm_or_attribute_never_rank_and_cost_on_their_own(
     facts = report_facts(write_study(tmp_path / "s", make_document("s", seed=0), trials))
     assert facts["answer"]["winner"]["trial_id"] == 1
     assert [trial["trial_id"] for trial in facts["trials"]] == [1, 0]
-    assert facts["ledger"]["device_s_spent"] == 20.0
-    assert [(row["purpose"], row["runs"], row["device_s"]) for row in facts["ledger"]["by_purpose"]] == [
+    assert facts["cost"]["device_s_spent"] == 20.0
+    assert [(row["purpose"], row["runs"], row["device_s"]) for row in facts["cost"]["by_purpose"]] == [
         ("search", 2, 20.0), ("confirmation", 1, 7.0), ("attribution", 1, 5.0)
     ]  # fmt: skip
 
@@ -173,7 +173,7 @@ def test_a_proven_winner(tmp_path: Path, make_document: MakeDocument, make_trial
     answer = confirmed(tmp_path / "s", make_document("s"), make_trial, losses)
     assert answer["headline"] == "Trial 1 is better than the baseline by 0.4980 nats/token"
     assert answer["proof"]["state"] == "better"
-    assert answer["proof"]["words"].startswith("on 5 fresh seeds better than the baseline; interval -0.5")
+    assert answer["proof"]["words"].startswith("better than the baseline on 5 fresh seeds; interval -0.5")
     assert answer["proof"]["low"] < answer["proof"]["mean_difference"] < answer["proof"]["high"] < 0
 
 

@@ -10,7 +10,7 @@ from results.attribution import attribute, changed_settings, write_attribution
 from results.ranking import leaderboard
 from results.report.facts.study_facts import report_facts
 from results.report.figures.all_figures import default_view, pareto_front, report_figures, views
-from results.report.figures.curves import curves, height_of, thinned
+from results.report.figures.curves import curves, place_of, thinned
 from results.report.figures.marks import loss_ceiling, position
 from results.report.figures.traces import short, trial_traces
 from results.study.folder import Study
@@ -90,7 +90,7 @@ def test_the_winner_and_the_baseline_have_their_own_accent(figures: dict[str, li
 
 def test_a_study_of_few_completed_trials_is_compared_at_the_first_rung(facts: dict[str, Any]) -> None:
     assert views(facts)[0] == "at the full budget"
-    assert views(facts)[1].startswith("at rung 0 (")
+    assert views(facts)[1].startswith("at 11% of the budget (")
     assert default_view(facts) == 1
     assert default_view({**facts, "trials": [t for t in facts["trials"] if t["status"] == "completed"]}) == 0
 
@@ -129,13 +129,13 @@ def test_the_pareto_front_is_what_no_trial_beats() -> None:
 
 def test_positions_on_an_axis() -> None:
     choice = {"values": [8, 16, 32], "log": False}
-    assert [round(height_of(choice, value, 0), 1) for value in (8, 16, 32)] == [0.0, 0.5, 1.0]
+    assert [round(place_of(choice, value, 0), 1) for value in (8, 16, 32)] == [0.0, 0.5, 1.0]
     assert [round(position(choice, value, 3)) for value in (8, 16, 32)] == [0, 1, 2]
     assert position(choice, 64, 0) is None
     log = {"values": None, "log": True, "low": 1e-6, "high": 1.0}
-    assert height_of(log, 1e-3, 5) == pytest.approx(0.5)
+    assert place_of(log, 1e-3, 5) == pytest.approx(0.5)
     assert position(log, 1e-3, 5) == 1e-3
-    assert height_of(log, None, 5) < 0
+    assert place_of(log, None, 5) < 0
 
 
 def test_thinning_keeps_the_ends() -> None:

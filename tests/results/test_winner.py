@@ -129,7 +129,7 @@ def test_the_start_stands_in_every_answer(searched: Study) -> None:
 def test_a_best_that_is_not_below_the_start_is_said_in_red(searched: Study, start: float, difference: str) -> None:
     winner = start_at(searched, start)
     said = (
-        f"this training makes the model worse: its weights start at {start:.4f} and trial 1 ends at 4.5000, "
+        f"this training makes the model worse: it starts at {start:.4f} and trial 1 ends at 4.5000, "
         f"{difference} nats/token"
     )
     assert warning_words(winner) == said
@@ -150,8 +150,7 @@ def test_of_a_baseline_that_won_the_way_ends_with_it(make_trial: MakeTrial) -> N
     assert way_words(find_winner(unstable, start_val_loss=5.5)) == "start 5.5000 → best 4.5000"
     assert way_words(find_winner([baseline])) is None
     assert warning_words(find_winner([baseline], start_val_loss=4.9)) == (
-        "this training makes the model worse: its weights start at 4.9000 and the baseline ends at 5.0000, "
-        "+0.1000 nats/token"
+        "this training makes the model worse: it starts at 4.9000 and the baseline ends at 5.0000, +0.1000 nats/token"
     )
     assert not find_winner([make_trial(0, "running", 6.0)], start_val_loss=5.0).worse_than_start
 
@@ -177,7 +176,7 @@ def test_the_best_of_the_search_is_proven(searched: Study) -> None:
     assert winner.difference == pytest.approx(-0.2)
     assert winner.search_difference == -0.5
     assert headline(winner) == "Trial 1 is better than the baseline by 0.2000 nats/token"
-    assert evidence_words(winner).startswith("on 5 fresh seeds better than the baseline; interval -0.20")
+    assert evidence_words(winner).startswith("better than the baseline on 5 fresh seeds; interval -0.20")
     assert notes(winner) == []
 
 
@@ -193,7 +192,7 @@ def test_the_searchs_best_is_proven_worse(searched: Study, make_trial: MakeTrial
     assert ids(searched) == (2, 1, None)
     assert winner_of(searched).standing == "unproven"
     assert notes(winner_of(searched)) == [
-        "trial 1 came first in the search, val loss 4.5000 on one seed; on 5 fresh seeds worse than the baseline"
+        "trial 1 came first in the search, val loss 4.5000 on one seed; worse than the baseline on 5 fresh seeds"
     ]
     add_attempt(searched, {0: BASELINE, 2: WORSE})
     assert ids(searched) == (0, 1, None)

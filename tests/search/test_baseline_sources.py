@@ -109,6 +109,33 @@ def test_nanogpts_names_are_known(tmp_path: Path) -> None:
     assert any("min_lr 6e-5" in note or "min_lr 6e-05" in note for note in baseline.notes)
 
 
+def test_nanogpts_schedule_and_number_format_are_known(tmp_path: Path) -> None:
+    path = tmp_path / "ckpt.pt"
+    config = {"learning_rate": 6e-4, "decay_lr": True, "warmup_iters": 200, "min_lr": 6e-5, "dtype": "bfloat16"}
+    config |= {"max_iters": 6000, "lr_decay_iters": 6000}
+    torch.save({"model": {"a": torch.zeros(1)}, "iter_num": 3, "config": config}, path)
+    baseline = read_baseline(str(path))
+    read = (baseline.config.lr_schedule, baseline.config.warmup_steps, baseline.config.precision)
+    assert read == ("warmup_cosine", 200, "bf16")
+    assert baseline.config.min_lr_frac == pytest.approx(0.1)
+    assert not any("also says" in note for note in baseline.notes)
+    torch.save({"model": {"a": torch.zeros(1)}, "iter_num": 3, "config": config | {"decay_lr": False}}, path)
+    assert read_baseline(str(path)).config.lr_schedule == "constant"
+
+
+def test_what_a_file_does_not_say_is_told_without_loras_settings_where_there_is_none(env: Callable[[str], str]) -> None:
+    notes = read_baseline(env("LEARNING_RATE=1e-4")).notes
+    assert any("does not say" in note for note in notes)
+    assert not any("lora" in note for note in notes)
+    assert any("lora_targets auto" in note for note in read_baseline(env("USE_LORA=True")).notes)
+
+
+def test_lora_settings_without_lora(env: Callable[[str], str]) -> None:
+    with pytest.raises(UserError, match="LORA_RANK is set and USE_LORA is not"):
+        read_baseline(env("LEARNING_RATE=1e-4\nLORA_RANK=8"))
+    assert read_baseline(env("USE_LORA=False\nLORA_RANK=16")).config.lora_rank == 16
+
+
 def test_our_own_checkpoint_and_model_folder_say_all(spec: RunSpec, tmp_path: Path) -> None:
     config = TrialConfig(batch_size=2, block_size=16, lr_schedule="wsd", warmup_steps=3, training_steps=9, seed=4)
     state = start_run(spec, config)

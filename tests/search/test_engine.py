@@ -175,6 +175,7 @@ def make_config(spec: Any, tmp_path: Path) -> Callable[..., dict[str, Any]]:
             "leave_path": None,
             "evaluation_timeout_s": 600.0,
             "threads": 1,
+            "memory_frac": 1.0,
         }
         return {**values, **changes}
 
@@ -360,8 +361,28 @@ def test_running_out_of_memory_at_once_has_seen_no_token(
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr("trainable.ray_trainable.start_run", no_room)
+    released: list[torch.device] = []
+    monkeypatch.setattr("trainable.ray_trainable.release_memory", released.append)
     result = make_trial().step()
     assert (result["status"], result["tokens_seen"], result["fidelity_tokens"]) == ("out_of_memory", 0, 0)
+    assert released == [torch.device("cpu")]
+
+
+def test_a_worker_that_has_grown_ends_before_its_next_trial_begins(
+    make_trial: MakeTrial, make_config: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exit_actor() -> None:
+        raise SystemExit
+
+    trial = make_trial()
+    trial.step()
+    monkeypatch.setattr("trainable.ray_trainable.has_grown", lambda device: True)
+    monkeypatch.setattr("ray.actor.exit_actor", exit_actor)
+    assert to_the_end(trial)[-1]["status"] == "completed"  # never in the midst of one
+    # Tune would let a trial fail for good whose worker ends here.
+    assert trial.reset_config(make_config(trial_id=2))
+    with pytest.raises(SystemExit):
+        trial.step()
 
 
 def test_after_running_out_of_memory_the_process_trains_the_next_trial(

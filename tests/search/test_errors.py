@@ -159,7 +159,7 @@ CHEAP = [
     ("run SPACE={}/searched_seed.toml", "a seed is never tuned"),
     ("run SPACE={}/unknown_condition.toml", "names 'lr_schedul', which is not searched here"),
     ("run SPACE={}/range_of_names.toml", "[search] lr_schedule cannot be searched by uniform"),
-    ("run SPACE={}/too_large.toml", "tokens a step, more than the first evaluation waits for"),
+    ("run SPACE={}/too_large.toml", "tokens a step, and every trial is first evaluated after"),
     ("run SPACE={}/baseline_outside.toml", "has dropout=0.1, outside [search] dropout"),
     ("run SPACE={}/not_toml.toml", "not_toml.toml: not valid TOML"),
     ("run SPACE={}/no_trials.toml", "has no trials"),

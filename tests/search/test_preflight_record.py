@@ -11,7 +11,7 @@ import pytest
 
 from search.setup import preflight_record
 from search.setup.inputs import Loaded
-from search.setup.preflight_record import PreflightRecord, read_record, record_path, write_record
+from search.setup.preflight_record import PreflightRecord, Sharing, read_record, record_path, write_record
 from trainable.config import TrialConfig
 from trainable.evaluation import EvalProtocol
 from trainable.preflight.check_result import Check
@@ -21,11 +21,13 @@ FACTS: Mapping[str, Any] = {
     "checkpoint_fingerprint": None,
     "corpus": {"fingerprint": "c"},
 }
-RECORD = PreflightRecord(passed_at=datetime(2026, 1, 2, 3, 4), batch_size=32, block_size=128, runs_at_once=2)
+RECORD = PreflightRecord(
+    passed_at=datetime(2026, 1, 2, 3, 4), batch_size=32, block_size=128, sharing=Sharing(runs=2, memory_frac=0.5)
+)
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def own_cache(own_environment: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CACHE_DIR", str(tmp_path))
 
 
@@ -74,20 +76,18 @@ def test_neither_has_another_precision_or_program(
     assert read_record(record_path(make_loaded(), TrialConfig())) is None
 
 
-def test_a_larger_batch_a_longer_block_and_more_runs_are_looked_at_again() -> None:
-    assert RECORD.covers(TrialConfig(batch_size=32, block_size=128), 2)
-    assert RECORD.covers(TrialConfig(batch_size=64, block_size=64), 1)
-    assert not RECORD.covers(TrialConfig(batch_size=33, block_size=128), 2)
-    assert not RECORD.covers(TrialConfig(batch_size=1, block_size=256), 2)
-    assert not RECORD.covers(TrialConfig(batch_size=32, block_size=128), 3)
+def test_a_larger_batch_a_longer_block_more_runs_and_a_smaller_share_are_looked_at_again() -> None:
+    two = RECORD.sharing
+    assert RECORD.covers(TrialConfig(batch_size=32, block_size=128), two)
+    assert RECORD.covers(TrialConfig(batch_size=64, block_size=64), Sharing())
+    assert not RECORD.covers(TrialConfig(batch_size=33, block_size=128), two)
+    assert not RECORD.covers(TrialConfig(batch_size=1, block_size=256), two)
+    assert not RECORD.covers(TrialConfig(batch_size=32, block_size=128), Sharing(runs=3, memory_frac=0.5))
+    assert not RECORD.covers(TrialConfig(batch_size=32, block_size=128), Sharing(runs=2, memory_frac=0.4))
 
 
-def test_a_damaged_record_and_a_hubs_model_have_none(make_loaded: Callable[..., Loaded]) -> None:
+def test_a_damaged_record_is_none(make_loaded: Callable[..., Loaded]) -> None:
     path = record_path(make_loaded(), TrialConfig())
-    assert path is not None
     write_record(path, RECORD)
     path.write_text("{")
     assert read_record(path) is None
-    assert record_path(make_loaded(model_fingerprint=None), TrialConfig()) is None
-    write_record(None, RECORD)
-    assert read_record(None) is None

@@ -43,7 +43,7 @@ def test_slots_of_one_machine(
 ) -> None:
     here = Node(name="here", cpus=cores, gpus=count if device == "cuda" else 0, is_ours=True)
     got = slots_on([here], device, concurrency=concurrency, gpu_frac=gpu_frac)
-    assert got == Slots(count=slots[0], threads=slots[1], gpu_frac=slots[2])
+    assert got == Slots(count=slots[0], threads=slots[1], gpu_frac=slots[2], on_mps=device == "mps")
     if device == "cuda":
         a_gpu = 10_000 // round(got.gpu_frac * 10_000)
         assert math.ceil(got.count / count) <= a_gpu
@@ -79,4 +79,29 @@ def test_slots_of_a_cluster_fit_on_its_nodes(
 ) -> None:
     nodes = [Node(name=f"{cpus}x{gpus}", cpus=cpus, gpus=gpus) for cpus, gpus in shapes]
     got = slots_on(nodes, device, concurrency=concurrency, gpu_frac=gpu_frac)
-    assert got == Slots(count=slots[0], threads=slots[1], gpu_frac=slots[2])
+    assert got == Slots(count=slots[0], threads=slots[1], gpu_frac=slots[2], on_mps=device == "mps")
+
+
+@pytest.mark.parametrize(
+    ("slots", "on_device", "memory_frac"),
+    [
+        (Slots(count=4, threads=1, gpu_frac=0), 4, 1.0),
+        (Slots(count=4, threads=1, gpu_frac=1.0), 1, 1.0),
+        (Slots(count=4, threads=1, gpu_frac=0.4), 2, 0.4),
+        (Slots(count=1, threads=1, gpu_frac=0.25), 1, 0.25),
+        (Slots(count=2, threads=1, gpu_frac=0, on_mps=True), 2, 0.5),
+        (Slots(count=8, threads=1, gpu_frac=0.5, address="auto"), 1, 0.5),
+    ],
+)
+def test_memory_is_shared_by_the_trials_on_one_device(slots: Slots, on_device: int, memory_frac: float) -> None:
+    assert (slots.count_on_device, slots.memory_frac) == (on_device, memory_frac)
+
+
+def test_a_macs_gpu_is_counted_by_ray_and_taken_by_one_trial_unless_more_are_asked_for() -> None:
+    here = Node(name="here", cpus=8, gpus=0, is_ours=True)
+    one, two = (slots_on([here], "mps", concurrency=concurrency, gpu_frac=1.0) for concurrency in (None, 2))
+    assert (one.a_trial, one.of_the_machine, one.notes) == ({"cpu": 1, "gpu": 0, "mps": 1}, {"mps": 1}, [])
+    assert (two.a_trial, two.of_the_machine) == ({"cpu": 1, "gpu": 0, "mps": 1}, {"mps": 2})
+    assert "CONCURRENCY=2: the trials take turns on the Mac's one GPU" in two.notes[0]
+    on_a_cpu = slots_on([here], "cpu", concurrency=2, gpu_frac=1.0)
+    assert (on_a_cpu.a_trial, on_a_cpu.of_the_machine, on_a_cpu.notes) == ({"cpu": 1, "gpu": 0}, {}, [])

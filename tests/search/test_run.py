@@ -188,7 +188,7 @@ def test_one_evaluation_for_all_the_same_weights_read_the_same_loss(searched: An
     start = searched.study.document()["start"]
     assert set(zip(first["val_loss"], first["train_loss"], strict=True)) == {(start["val_loss"], start["train_loss"])}
     assert (first["active_s"] == 0).all()
-    assert searched.ran.stderr.count("evaluating where it starts") == 1
+    assert searched.ran.stderr.count("evaluating the start") == 1
     assert searched.ran.document["winner"]["start_val_loss"] == start["val_loss"]
     assert searched.ran.document["winner"]["worse_than_start"] is False
     evaluation = searched.study.document()["evaluation"]

@@ -54,13 +54,21 @@ def test_the_newest_three_and_the_best_are_kept(tmp_path: Path) -> None:
     kept = run(tmp_path, {0: 9.0, 5: 4.0, 7: 3.0, 12: 5.0, 20: 3.5})
     assert names(tmp_path) == [7, 16, 18, 20]
     assert kept.best_path == tmp_path / "step_00000007.pt"
-    assert kept.words() == [f"lowest validation loss 3.0000 at step 7: {tmp_path / 'step_00000007.pt'}"]
+    assert kept.words == f"lowest validation loss 3.0000 at step 7: {tmp_path / 'step_00000007.pt'}"
+    assert kept.warning is None
 
 
 def test_the_first_evaluation_is_of_what_was_there_before_and_is_not_saved(tmp_path: Path) -> None:
     kept = run(tmp_path, {0: 3.0, 10: 4.0, 20: 5.0}, interval=100)
     assert names(tmp_path) == [10, 20]
-    assert kept.words()[1] == "this training made the model worse: it started at 3.0000, and no evaluation was lower"
+    worse = "this training made the model worse: it started at 3.0000 and ended at 5.0000"
+    assert kept.warning == f"{worse}, and no evaluation was below the start"
+
+
+def test_a_run_that_ends_above_its_start_says_where_it_was_better(tmp_path: Path) -> None:
+    kept = run(tmp_path, {0: 3.0, 10: 2.5, 20: 3.0}, interval=100)
+    worse = "this training made the model worse: it started at 3.0000 and ended at 3.0000"
+    assert kept.warning == f"{worse}; at step 10 it was better, 2.5000"
 
 
 def test_a_loss_that_is_not_finite_is_never_the_best(tmp_path: Path) -> None:
@@ -70,10 +78,10 @@ def test_a_loss_that_is_not_finite_is_never_the_best(tmp_path: Path) -> None:
 
 def test_a_run_that_got_nowhere_keeps_nothing(tmp_path: Path) -> None:
     kept = run(tmp_path, {0: 9.0}, last=0)
-    assert (names(tmp_path), kept.words()) == ([], [])
+    assert (names(tmp_path), kept.words, kept.warning) == ([], None, None)
 
 
 def test_without_checkpoints_the_best_is_told_alone(tmp_path: Path) -> None:
     kept = run(tmp_path, {0: 9.0, 10: 4.0}, interval=None)
     assert (names(tmp_path), kept.best_path) == ([], None)
-    assert kept.words() == ["lowest validation loss 4.0000 at step 10"]
+    assert kept.words == "lowest validation loss 4.0000 at step 10"

@@ -135,7 +135,7 @@ def test_a_checkpoint_that_is_gone_or_damaged_is_said_in_its_place(planted: Plan
     samples = planted.sample()
     assert samples is not None
     assert samples.start.text
-    gone = "trial 0 of study s: it has no checkpoint of its last step any more."
+    gone = "trial 0 of study s: it has no checkpoint of step 0 any more."
     assert samples.baseline == Sample(why=gone, trial_id=0)
     assert samples.best == Sample(why="trial 1 of study s: its checkpoint is damaged.", trial_id=1)
 
@@ -145,6 +145,7 @@ def test_checkpoints_are_read_where_storage_has_them(make_planted: Callable[...,
     assert not planted.study.checkpoint_dir(0).exists()
     samples = planted.sample()
     assert samples is not None
+    assert samples.baseline is not None
     assert samples.baseline.text
     assert samples.best.text
 
@@ -154,10 +155,10 @@ def test_checkpoints_are_read_where_storage_has_them(make_planted: Callable[...,
     [
         (
             torch.OutOfMemoryError("no memory\nat all"),
-            "nothing continues the sample prompt: OutOfMemoryError: no memory at",
+            "no samples were written: OutOfMemoryError: no memory at",
         ),
-        (OSError(5, "storage is away"), "nothing continues the sample prompt: OSError: [Errno 5] storage is away"),
-        (KeyboardInterrupt(), "interrupted: nothing continues the sample prompt; make resume STUDY=s does it"),
+        (OSError(5, "storage is away"), "no samples were written: OSError: [Errno 5] storage is away"),
+        (KeyboardInterrupt(), "interrupted before the samples were written; make resume STUDY=s does it"),
     ],
 )
 def test_a_fault_of_sampling_is_a_line_and_the_study_ends_as_it_would(
@@ -182,7 +183,7 @@ def test_a_text_that_has_changed_since_is_a_line(planted: Planted, tmp_path: Pat
     other = tmp_path / "other.txt"
     other.write_text("Other sentences, each of them once. " * 4000)
     assert planted.sample(f"TRAINING_DATA_SOURCE={other}", loaded=False) is None
-    assert "nothing continues the sample prompt: study s: the text or the tokenizer" in capsys.readouterr().out
+    assert "no samples were written: study s: the text or the tokenizer" in capsys.readouterr().out
 
 
 def test_an_interrupted_study_does_not_keep_its_person_waiting(planted: Planted, capsys: Any) -> None:

@@ -84,7 +84,7 @@ def test_a_document_that_lacks_a_part_is_refused(key: str) -> None:
 def test_a_document_that_this_version_would_plan_otherwise_is_refused() -> None:
     document, _ = smoke()
     document["evaluation"]["milestones_tokens"][0] += 1
-    with pytest.raises(UserError, match="another version of this program planned the study otherwise"):
+    with pytest.raises(UserError, match="the study was planned by another version of this program"):
         planned_space(document, "study.json")
 
 
@@ -118,18 +118,41 @@ def test_what_the_variables_say_otherwise(planned: list[str], now: list[str], fo
     assert differences(document, settings, read_options(now)) == found
 
 
-def test_a_space_file_that_has_changed_is_told_by_its_lines(tmp_path: Path) -> None:
+def test_a_space_file_that_has_changed_is_told_by_its_keys(tmp_path: Path) -> None:
     document, _ = smoke()
     assert space_file_differences(document, Options()) == []
     path = tmp_path / "smoke.toml"
     document["space"]["path"] = str(path)
     assert space_file_differences(document, Options()) == []
-    path.write_text(document["space"]["toml"].replace("trials = 4", "trials = 5") + "\n\n# more\n")
-    assert space_file_differences(document, Options()) == ["- trials = 4", "+ trials = 5", "+ # more"]
-    path.write_text("\n".join(f"line {number}" for number in range(50)))
+    text = document["space"]["toml"]
+    path.write_text(
+        text.replace("trials = 4", "trials = 5").replace("batch_size = { choice = [2, 4, 8] }", "") + "\n# more\n"
+    )
+    assert space_file_differences(document, Options()) == [
+        "trials is 5, was 4",
+        "search.batch_size is not there, was {'choice': [2, 4, 8]}",
+    ]
+    path.write_text("trials = 4\n[budget]\ntokens = 100_000\n[search]\nbatch_size = { choice = [4, 32] }")
     assert len(space_file_differences(document, Options())) == 6
+    for words, reason in (("trials =", "not valid TOML: Invalid value"), ("trials = 4", "[budget] must have one of")):
+        path.write_text(words)
+        [told] = space_file_differences(document, Options())
+        assert told.startswith(f"it cannot be used now: {reason}")
     path.write_bytes(b"\xff\xfe")
     assert space_file_differences(document, Options()) == []
+
+
+def test_comments_order_and_written_out_defaults_are_no_change(tmp_path: Path) -> None:
+    document, _ = smoke()
+    path = tmp_path / "smoke.toml"
+    document["space"]["path"] = str(path)
+    tables = document["space"]["toml"].split("\n[")
+    shuffled = "\n\n[".join([tables[0], *reversed(tables[1:])])
+    path.write_text(shuffled.replace("12_288", "12288 # a comment").replace('[searcher]\nname = "tpe"', ""))
+    assert "tpe" not in path.read_text()
+    for options in (Options(), read_options([f"SPACE={path}"])):
+        assert space_file_differences(document, options) == []
+        assert differences(document, Settings(), options) == []
 
 
 def test_a_space_is_the_same_however_its_path_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +185,7 @@ def test_a_space_file_that_was_moved_away_or_changed_is_still_the_studys_own(
     file.write_text(file.read_text().replace("trials = 4", "trials = 5"))
     for options in (Options(), read_options(["SPACE=./own.toml"])):
         assert differences(document, Settings(), options) == []
-        assert space_file_differences(document, options) == ["- trials = 4", "+ trials = 5"]
+        assert space_file_differences(document, options) == ["trials is 5, was 4"]
     file.unlink()
     for options in (Options(), read_options(["SPACE=./own.toml"]), read_options(["SPACE=own"])):
         assert differences(document, Settings(), options) == []

@@ -6,13 +6,15 @@ import os
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from results.study.folder import Study
-from search.cluster.storage_hold import ALIVE_S, check_unheld
+from results.study.folder import Study, StudyExistsError, create_study
+from search.cluster.storage_hold import ALIVE_S, check_unheld, claim_name, release_name
 from search.cluster.study_storage import (
     MARK,
     TableMirror,
@@ -23,7 +25,7 @@ from search.cluster.study_storage import (
 )
 from search.options import parse_options
 from tests.documents import sound_document
-from tests.faults.common import Place, differences, has_begun
+from tests.faults.common import QUICK_SPACE, Place, differences, has_begun
 from trainable.data.remote_files import files_at
 from trainable.errors import UserError
 
@@ -56,22 +58,21 @@ def names_below(storage: str, part: str) -> list[str]:
     return sorted(one.path.removeprefix(f"{root}/") for one in found if one.type == fs.FileType.File)
 
 
-def test_another_machine_takes_a_study_over_from_s3(bucket: str, tmp_path: Path) -> None:
-    here, there = Place(str(tmp_path / "here")), Place(str(tmp_path / "there"))
-    alone = here.left_alone()
+def test_another_machine_takes_a_study_over_from_s3(left_alone: Study, bucket: str, tmp_path: Path) -> None:
+    here, there = (Place(str(tmp_path / name), QUICK_SPACE) for name in ("here", "there"))
     running = here.start("run", "moved", STORAGE=bucket)
-    running.wait_for(lambda: has_begun(here.study("moved"), 4))
+    running.wait_for(lambda: has_begun(here.study("moved"), 2))
     running.kill()
     assert not here.study("moved").path.joinpath("checkpoints").exists()
     assert [name for name in names_below(bucket, "moved/checkpoints") if name.endswith(".pt")]
     resumed = there.start("resume", "moved", STORAGE=bucket)
     resumed.ended(code=0)
     assert "study moved goes on: " in resumed.output
-    assert differences(alone, there.study("moved")) == []
+    assert differences(left_alone, there.study("moved")) == []
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STUDIES_DIR", str(tmp_path / "fetched"))
         fetch_study("moved", bucket)
-    assert differences(alone, Study(tmp_path / "fetched" / "moved")) == []
+    assert differences(left_alone, Study(tmp_path / "fetched" / "moved")) == []
     behind = here.start("resume", "moved", STORAGE=bucket)
     assert behind.ended().code == 2
     assert "error: study moved has gone on elsewhere: STORAGE=" in behind.output
@@ -116,6 +117,44 @@ def test_another_study_of_that_name_in_the_storage_is_left_alone(tmp_path: Path)
     study.study_json.write_text(json.dumps(sound_document("one", created_at="2025-11-26T03:10:00+00:00")))
     with pytest.raises(UserError, match="holds another study one"):
         check_unheld(study, str(storage))
+
+
+@pytest.mark.parametrize("kind", ["folder", "s3", "the studies' own"])
+def test_a_name_of_the_programs_own_that_is_taken_in_the_storage_takes_a_number(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    places = {"folder": tmp_path / "storage", "the studies' own": tmp_path / "0"}
+    storage = request.getfixturevalue("bucket") if kind == "s3" else str(places[kind])
+    claim = partial(claim_name, storage=storage)
+    studies = []
+    for machine in range(3):
+        monkeypatch.setenv("STUDIES_DIR", str(tmp_path / f"{machine}"))
+        studies.append(create_study("one", sound_document("one"), is_chosen=False, claim=claim))
+        check_unheld(studies[-1], storage)
+        assert sorted(studies[-1].path.parent.iterdir()) == [studies[-1].path]
+    assert [study.name for study in studies] == ["one", "one-2", "one-3"]
+    assert [study.document()["name"] for study in studies] == ["one", "one-2", "one-3"]
+    monkeypatch.setenv("STUDIES_DIR", str(tmp_path / "other"))
+    with pytest.raises(UserError, match=r"holds another study one-2\. Choose another STUDY= name, or STORAGE\.$"):
+        create_study("one-2", sound_document("one-2"), claim=claim)
+    assert list((tmp_path / "other").iterdir()) == []
+    release_name(studies[1], storage)
+    assert create_study("one-2", sound_document("one-2"), claim=claim).name == "one-2"
+
+
+def test_of_several_machines_that_begin_at_once_each_has_a_name_of_its_own(tmp_path: Path) -> None:
+    def begin(machine: int) -> str:
+        study = Study(tmp_path / f"{machine}" / "one")
+        study.path.mkdir(parents=True)
+        study.study_json.write_text("{}")
+        try:
+            claim_name(study, str(tmp_path / "storage"))
+        except StudyExistsError:
+            return "taken"
+        return "free"
+
+    with ThreadPoolExecutor(16) as machines:
+        assert sorted(machines.map(begin, range(16))) == ["free", *["taken"] * 15]
 
 
 def test_a_bucket_that_is_not_there_is_one_line(bucket: str) -> None:
@@ -192,4 +231,4 @@ def test_a_storage_that_went_away_is_told_once_and_ends_nothing(tmp_path: Path) 
     mirror.copy_if_due(at_once=True)
     mirror.close()
     assert len(said) == 1
-    assert said[0].startswith(f"STORAGE={tmp_path}/file is behind, the study itself is not: ")
+    assert said[0].startswith(f"STORAGE={tmp_path}/file is behind, the study itself is up to date: ")

@@ -17,6 +17,7 @@ from results.study.folder import Study
 from search.__main__ import main
 from search.terminal.train_log import TrainLog
 from trainable.config import HYPERPARAMETERS, TrialConfig
+from trainable.data.embedded_text import docstrings
 from trainable.loop import train
 from trainable.rows import MetricsRow, StepRow, Verdict
 from trainable.schedule import learning_rate_at
@@ -194,6 +195,58 @@ def test_the_trained_model_is_saved_as_a_folder(train_one: Train, tmp_path: Path
     assert f"{out} exists and is not this model. Remove it, or name another folder." in refused["error"]
 
 
+def test_a_run_that_made_the_model_worse_says_so_and_gives_its_best_evaluation(
+    train_one: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, out = tmp_path / "own.txt", tmp_path / "m"
+    text.write_text(docstrings()[:100_000], encoding="utf-8")  # which the shipped model knows
+    rising = {"TRAINING_DATA_SOURCE": str(text), "LEARNING_RATE": "2e-2", "LR_SCHEDULE": "warmup_constant"}
+    ran = train_one(STUDY="worse", SAVE_MODEL=str(out), WARMUP_STEPS="12", MIN_LR_FRAC="0", **rising)
+    start, best, _, last = study_of(ran).metrics()
+    assert start["val_loss"] < best["val_loss"] < last["val_loss"]
+    assert (ran["start_val_loss"], ran["worse_than_start"]) == (start["val_loss"], True)
+    assert study_of(ran).document()["start"]["val_loss"] == start["val_loss"]
+    assert f"completed: start {start['val_loss']:.4f} → end {last['val_loss']:.4f}" in ran["log"]
+    assert "this training made the model worse: " in ran["log"]
+    assert set(ran["samples"]["samples"]) == {"start", "best"}
+    assert f"  start: {' '.join(ran['samples']['samples']['start']['text'].split())}" in ran["log"]
+
+    weights = torch.load(checkpoints(ran)[0], weights_only=True)["model_state_dict"]
+    assert checkpoints(ran)[0].name == "step_00000004.pt"
+    own = f"TRAINING_DATA_SOURCE={text}"
+    assert main(["model", "--json", "STUDY=worse", own, f"OUT={tmp_path / 'again'}"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert (made["optimizer_steps"], made["val_loss"]) == (4, best["val_loss"])
+    for folder in (out, tmp_path / "again"):
+        saved = AutoModelForCausalLM.from_pretrained(folder).state_dict()
+        assert all(torch.equal(tensor, weights[name]) for name, tensor in saved.items())
+        assert "step 4 of 12 (its lowest validation loss)" in (folder / "README.md").read_text()
+    assert "model, step 4 of 12 (its lowest validation loss) written to" in ran["log"]
+
+    unkept = {"SAVE_MODEL": str(tmp_path / "last"), "ENABLE_CHECKPOINTS": "False"}
+    ran = train_one(STUDY="unkept", WARMUP_STEPS="12", MIN_LR_FRAC="0", **rising, **unkept)
+    assert "without checkpoints (ENABLE_CHECKPOINTS=False) the last step's model" in ran["log"]
+    assert f"this model {last['val_loss']:.4f}" in (tmp_path / "last" / "README.md").read_text()
+
+
+def test_lora_goes_on_and_its_model_comes_out(train_one: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    first = train_one(STUDY="first", USE_LORA="True", LORA_RANK="4")
+    longer = train_one(STUDY="longer", USE_LORA="", CHECKPOINT_PATH=str(checkpoints(first)[-1]), RESUME_STEPS="4")
+    assert (longer["trial"]["lora_rank"], longer["start_val_loss"]) == (4, first["trial"]["val_loss"])
+    assert longer["samples"]["samples"]["start"]["text"] == first["samples"]["samples"]["best"]["text"]
+    assert main(["model", "--json", "STUDY=longer", "MERGE=1"]) == 0
+    assert json.loads(capsys.readouterr().out)["val_loss"] == pytest.approx(longer["trial"]["val_loss"], abs=1e-5)
+
+
+def test_lora_settings_without_lora_are_refused(train_one: Train) -> None:
+    refused = train_one_refused(train_one, LORA_RANK="8", LORA_ALPHA="16")
+    assert refused["error"] == (
+        "LORA_RANK, LORA_ALPHA are set and USE_LORA is not, so no adapters are trained. Set USE_LORA=True or False."
+    )
+    # As the owner's own settings have it.
+    assert train_one(STUDY="owners", LORA_RANK="8", USE_LORA="False", TRAINING_STEPS="1")["code"] == 0
+
+
 def test_no_model_is_saved_of_a_run_that_did_not_complete(train_one: Train, tmp_path: Path) -> None:
     ran = train_one(STUDY="wild", LEARNING_RATE="100", WEIGHT_DECAY="10", SAVE_MODEL=str(tmp_path / "m"))
     assert (ran["model"], (tmp_path / "m").exists()) == (None, False)
@@ -251,11 +304,25 @@ def test_an_owners_file_goes_on_with_its_weights_at_its_step(train_one: Train, o
     path, loss = owners_file
     ran = train_one(STUDY="resumed", CHECKPOINT_PATH=str(path), RESUME_STEPS="4")
     assert ran["code"] == 0
-    assert "at step 1500, with its weights; the optimizer starts anew" in ran["log"]
+    assert "at step 1500, with its weights; the optimizer starts from zero" in ran["log"]
     assert [row["optimizer_steps"] for row in step_rows(ran)] == [1501, 1502, 1503, 1504]
     assert ran["trial"]["training_steps"] == 1504
     assert study_of(ran).metrics()[0]["val_loss"] == loss
     assert [saved.name for saved in checkpoints(ran)] == ["step_00001504.pt"]
+
+
+def test_adapters_on_an_owners_file_are_saved_merged_alone(
+    train_one: Train, owners_file: tuple[Path, float], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = {"CHECKPOINT_PATH": str(owners_file[0]), "RESUME_STEPS": "4", "USE_LORA": "True"}
+    refused = train_one_refused(train_one, SAVE_MODEL=str(tmp_path / "m"), **own)
+    assert f"weights are those of {owners_file[0]}, which is no model folder" in refused["error"]
+    ran = train_one(STUDY="adapted", SAVE_MODEL=str(tmp_path / "m"), MERGE="1", **own)
+    assert "the run's to" in ran["log"]
+    assert ran["samples"]["samples"]["start"]["text"]
+    # From the files alone, which name each other.
+    assert main(["model", "--json", "STUDY=adapted", f"OUT={tmp_path / 'again'}", "MERGE=1"]) == 0
+    assert json.loads(capsys.readouterr().out)["val_loss"] == pytest.approx(ran["trial"]["val_loss"], abs=5e-5)
 
 
 def test_an_owners_file_that_does_not_fit_names_the_tensor(train_one: Train, owners_file: tuple[Path, float]) -> None:
@@ -324,6 +391,22 @@ def test_running_out_of_memory_says_which_variables_to_change(
     )
     [row] = Study(Path(os.environ["STUDIES_DIR"]) / "large").trials()
     assert (row["status"], row["optimizer_steps"]) == ("out_of_memory", 1)
+
+
+def test_a_model_that_does_not_even_fit_is_told_in_the_same_line(
+    train_one: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices: list[str] = []
+
+    def no_room(spec: Any, config: Any) -> Any:
+        devices.append(spec.device)
+        if len(devices) == 2:  # the first shows on the CPU whether all fits together
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+
+    monkeypatch.setattr("trainable.run.start_run", no_room)
+    ran = train_one_refused(train_one)
+    assert "BATCH_SIZE=2 x BLOCK_SIZE=16 does not fit in cpu memory. Lower BATCH_SIZE" in ran["error"]["message"]
+    assert devices == ["cpu", "cpu"]
 
 
 def test_a_fault_of_ours_does_not_leave_the_run_running(train_one: Train, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,7 +95,7 @@ def venv(tmp_path: Path) -> Path:
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
-@pytest.mark.parametrize("options", [(), ("-s",), ("-j2",), ("-k", "--no-print-directory")])
+@pytest.mark.parametrize("options", [(), ("-s",), ("-j2",), ("-e", "-w"), ("-k", "--no-print-directory")])
 def test_real_make_hands_a_misspelt_variable_down(options: tuple[str, ...], venv: Path) -> None:
     words = ["TRAINING_DATA_SOURCE=a b $$'\\", "SPCE=plateau"]
     ran = subprocess.run(
@@ -127,8 +127,8 @@ def test_a_misspelt_variable_of_the_environment_or_of_a_make_around_ours_is_told
     )
     assert ran.returncode == 0, ran.stderr
     assert sorted(ran.stderr.splitlines()) == [
-        "note: BATCHSIZE is set in the environment and is no variable of this program. Did you mean BATCH_SIZE?",
-        "note: SPCE is set in the environment and is no variable of this program. Did you mean SPACE?",
+        "note: BATCHSIZE is set in the environment and is not a variable of this program. Did you mean BATCH_SIZE?",
+        "note: SPCE is set in the environment and is not a variable of this program. Did you mean SPACE?",
     ]
     assert "plateau" in ran.stdout
 

@@ -127,7 +127,7 @@ def test_of_a_longer_run_no_loss_is_told(source: Study) -> None:
     warm_start = warm_start_from(source, make_space(budget=6400), FACTS)
     assert list(warm_start.told) == []
     assert len(warm_start.first_points) == 2
-    assert "its losses do not compare" in warm_start.words
+    assert "its losses cannot be compared" in warm_start.words
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_a_damaged_one_is_a_line(tmp_path: Path, source: Study, spoil: Callable[
 
 
 def test_without_results_none_are_claimed() -> None:
-    assert "its losses do not compare; its best 0 run" in WarmStart(source="x").words
+    assert "its losses cannot be compared; its best 0 run" in WarmStart(source="x").words
 
 
 def searched(space: SearchSpace, draw: random.Random, history: History = NO_HISTORY) -> list[KnownTrial]:

@@ -119,9 +119,8 @@ def test_pinned_steps_must_fit_into_the_shortest_run() -> None:
         ),
         (
             {"batch_size": 512},
-            "spaces/plateau.toml with BATCH_SIZE=512: batch_size=512 x block_size=256 is 131072 tokens a step, more "
-            "than the first evaluation waits for (33600 tokens). Raise the budget or the grace, lower [evaluation] "
-            "count, or drop the largest sizes.",
+            "spaces/plateau.toml with BATCH_SIZE=512: batch_size=512 x block_size=256 is 131072 tokens a step, and "
+            "every trial is first evaluated after 33600. Set BUDGET_TOKENS=1.18M or more, or drop the largest sizes.",
         ),
         ({"batchsize": 8}, "there is no hyperparameter 'batchsize'. Did you mean 'batch_size'?"),
     ],
@@ -264,7 +263,7 @@ def test_what_a_pin_makes_active_is_not_held_against_another_baseline() -> None:
 
 
 def test_the_baseline_alone_asks_no_room_for_what_is_not_searched() -> None:
-    with pytest.raises(UserError, match="more than the first evaluation waits for"):
+    with pytest.raises(UserError, match="and every trial is first evaluated after"):
         with_overrides(load_space("plateau"), budget_tokens=60_000)
     alone = with_overrides(load_space("plateau").baseline_alone(), budget_tokens=60_000, pins={"learning_rate": 1e-3})
     assert (alone.trials, alone.parameters, alone.baseline.training_steps) == (1, (), 60_000 // 4096)

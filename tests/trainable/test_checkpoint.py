@@ -129,6 +129,14 @@ def test_a_tied_head_may_be_left_out_and_an_own_one_may_not(make_model: MakeMode
                 assert_loads(make_model(family), path, weights)
 
 
+def test_untied_weights_do_not_go_into_a_tied_model(make_model: MakeModel, tmp_path: Path) -> None:
+    weights = make_model("untied", seed=5).state_dict()
+    with pytest.raises(UserError, match=r"'lm_head\.weight' and 'transformer\.wte\.weight' differ in the checkpoint"):
+        assert_loads(make_model(), owners_file(tmp_path, weights), weights)
+    same = {**weights, "lm_head.weight": weights["transformer.wte.weight"]}
+    assert_loads(make_model(), owners_file(tmp_path, same), same)
+
+
 def test_weights_in_half_precision_are_read_as_fp32(make_model: MakeModel, tmp_path: Path) -> None:
     half = make_model(seed=5).half().state_dict()
     model = make_model()

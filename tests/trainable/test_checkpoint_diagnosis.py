@@ -222,7 +222,7 @@ def test_a_folder_is_compared_in_the_order_of_steps(tmp_path: Path) -> None:
     }
     (finding,) = diagnose_checkpoints([second])
     assert finding.kind == "detached_gradients"
-    assert "12 of 28 tensors did not move" in finding.summary
+    assert "12 of 28 tensors did not change" in finding.summary
 
 
 def test_weights_that_do_not_move_at_all(tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ def test_weights_that_do_not_move_at_all(tmp_path: Path) -> None:
     paths = [save_owners(model, tmp_path / f"step_{step}.pt", step=step) for step in (100, 200)]
     findings = diagnose_checkpoints(examine_checkpoints(paths, tokens=None))
     assert [finding.kind for finding in findings] == ["precision_stall"]
-    assert "no weight moved between step_100.pt and step_200.pt" in findings[0].summary
+    assert "no weight changed between step_100.pt and step_200.pt" in findings[0].summary
 
 
 def test_ids_of_another_tokenizer_leave_the_profile_out(right: GPT2LMHeadModel, tmp_path: Path) -> None:

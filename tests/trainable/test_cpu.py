@@ -149,6 +149,19 @@ def test_a_padding_mask_and_grouped_heads_are_left_to_torch() -> None:
     torch.testing.assert_close(grouped, expected.transpose(1, 2))
 
 
+@pytest.mark.parametrize("said_by", ["layer", "call"])
+def test_attention_that_is_not_causal_sees_the_future_under_dropout_too(said_by: str) -> None:
+    torch.manual_seed(0)
+    parts = [torch.randn(2, 3, 6, 8) for _ in range(3)]
+    module: Any = torch.nn.Module()
+    module.is_causal = said_by != "layer"
+    said: dict[str, Any] = {"is_causal": False} if said_by == "call" else {}
+    query, key, value = parts
+    attended, _ = _attention(module, query, key, value, None, dropout=1e-9, **said)
+    expected = F.scaled_dot_product_attention(query, key, value, is_causal=False)
+    torch.testing.assert_close(attended, expected.transpose(1, 2))
+
+
 @pytest.mark.parametrize("frozen", [("weight",), ("weight", "bias"), ("bias",)])
 def test_a_frozen_linear_layer_passes_the_gradient_on_and_keeps_none(frozen: tuple[str, ...]) -> None:
     layer: Any = model().transformer.h[0].attn.c_attn

@@ -1,21 +1,21 @@
-"""The device: which one is taken, what is said of one that is not there, autocast, and telling memory errors apart."""
+"""The device: which one is taken, what is said of one that is not there, its name, and autocast."""
 
 import os
+import platform
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from trainable.device import device as device_module
 from trainable.device.device import (
     allow_tf32,
     autocast,
     begin_read,
     cpu_cores,
     device_info,
-    is_out_of_memory,
-    keep_freed_pages,
     pick_device,
-    release_memory,
     to_device,
     without_tf32,
 )
@@ -41,7 +41,7 @@ def test_cuda_comes_before_mps_before_cpu(monkeypatch: pytest.MonkeyPatch, cuda:
 
 
 @pytest.mark.usefixtures("cpu_only")
-@pytest.mark.parametrize("requested", ["cuda", "cuda:0", "mps"])
+@pytest.mark.parametrize("requested", ["cuda", "mps"])
 def test_a_device_that_is_not_there_is_refused(requested: str) -> None:
     with pytest.raises(UserError, match=rf"DEVICE={requested} is not available here; available: cpu\. Unset DEVICE\."):
         pick_device(requested)
@@ -54,12 +54,50 @@ def test_a_word_that_is_no_device_is_refused(requested: str) -> None:
         pick_device(requested)
 
 
-def test_a_gpu_beyond_the_last_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("visible", "pinned"), [(None, "1"), ("", "1"), ("4,7", "7"), ("GPU-a, GPU-b,GPU-c", "GPU-b")])
+def test_one_gpu_of_several_is_pinned_for_this_process_and_those_it_starts(
+    visible: str | None, pinned: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As the driver answers: of what the variable names, or of three.
+    def count() -> int:
+        named = os.environ.get("CUDA_VISIBLE_DEVICES")
+        return len(named.split(",")) if named else 3
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", count)
+    # Both ways, so that it is taken back whatever it was.
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible or "")
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    device_module._pin_gpu.cache_clear()
+    with pytest.raises(UserError, match=r"DEVICE=cuda:3: this machine has [23] CUDA device\(s\), counted from 0"):
+        pick_device("cuda:3")
+    for _ in range(2):  # the next command of this process asks again
+        assert pick_device("cuda:1") == torch.device("cuda")
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == pinned
+
+
+def test_a_driver_that_was_asked_before_cannot_be_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert pick_device("cuda:1") == torch.device("cuda:1")
-    with pytest.raises(UserError, match=r"DEVICE=cuda:2: this machine has 2 CUDA device\(s\), counted from 0"):
-        pick_device("cuda:2")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    device_module._pin_gpu.cache_clear()
+    with pytest.raises(UserError, match=r"CUDA had begun before\. Set CUDA_VISIBLE_DEVICES=1 DEVICE=cuda"):
+        pick_device("cuda:1")
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [("processor\t: 0\nmodel name\t: AMD EPYC 7B13\nmodel name\t: other\n", "AMD EPYC 7B13"), ("", platform.machine())],
+)
+def test_a_cpu_has_its_chips_name(text: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cpuinfo").write_text(text)
+    monkeypatch.setattr(device_module, "CPU_INFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(platform, "processor", lambda: "")
+    device_module._chip_name.cache_clear()
+    if text or sys.platform == "linux":
+        assert device_info(CPU).name == name
+    device_module._chip_name.cache_clear()
 
 
 def test_a_cpu_counts_the_cores_it_may_use() -> None:
@@ -78,39 +116,6 @@ def test_autocast_is_the_precision(precision: str, dtype: torch.dtype) -> None:
         assert (weights @ weights).dtype == dtype
         assert weights.dtype == torch.float32
     assert (weights @ weights).dtype == torch.float32
-
-
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True),
-        (MemoryError(), True),
-        (RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"), True),
-        (RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: 9 bytes"), True),
-        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
-        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
-        (RuntimeError("Invalid buffer size: 24.00 GiB"), True),
-        (RuntimeError("Error: Insufficient Memory (00000008:kIOGPUCommandBufferCallbackErrorOutOfMemory)"), True),
-        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
-        (ValueError("out of memory"), False),
-        (KeyError("x"), False),
-    ],
-)
-def test_running_out_of_memory_is_told_from_other_errors(error: Exception, expected: bool) -> None:
-    assert is_out_of_memory(error) is expected
-
-
-def test_torchs_own_allocator_is_recognised() -> None:
-    with pytest.raises(RuntimeError) as caught:
-        torch.empty(2**60)
-    assert is_out_of_memory(caught.value)
-
-
-def test_giving_memory_back_and_keeping_pages_change_no_value() -> None:
-    values = torch.arange(1000)
-    keep_freed_pages()
-    release_memory(CPU)
-    assert torch.equal(values, torch.arange(1000))
 
 
 def test_products_are_exact_inside_and_as_before_outside() -> None:

@@ -131,6 +131,19 @@ def test_how_windows_are_batched_does_not_matter(
     assert evaluate(model, shuffled) == pytest.approx(whole, rel=1e-6)
 
 
+def test_logits_that_exist_as_a_whole_are_no_more_than_memory_has_room_for(
+    make_model: MakeModel, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, windows = make_model(), eval_windows(corpus.val, PROTOCOL)
+    whole, sizes = evaluate(model, windows), list[int]()
+    monkeypatch.setattr(evaluation, "find_head", lambda _: None)
+    monkeypatch.setattr("trainable.loss.find_head", lambda _: None)
+    monkeypatch.setattr(evaluation, "EVAL_LOGITS", 300 * 60)
+    model.register_forward_hook(lambda _module, _inputs, output: sizes.append(output.logits.numel()))
+    assert evaluate(model, windows) == pytest.approx(whole, rel=1e-6)
+    assert max(sizes) <= 300 * 60
+
+
 def test_a_nan_in_the_weights_is_a_nan_loss(make_model: MakeModel, corpus: Corpus) -> None:
     model = make_model()
     with torch.no_grad():

@@ -3,11 +3,14 @@
 import math
 from collections.abc import Callable, Container
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import PreTrainedModel
 
 from trainable import loop
 from trainable.config import TrialConfig
@@ -304,17 +307,36 @@ def test_a_nan_ends_the_run_with_a_verdict(make_spec: MakeSpec, make_trial: Make
 
 
 def test_an_evaluation_worse_than_guessing_is_a_divergence_and_no_number_is_nonfinite() -> None:
-    def judged(val_loss: float) -> str | None:
+    def judged(val_loss: float, first_loss: float = -math.inf) -> str | None:
         row = MetricsRow(
             tokens_seen=1, optimizer_steps=1, val_loss=val_loss, train_loss=1.0, grad_norm=1.0,
             learning_rate=1.0, tokens_per_s=1.0, active_s=1.0,
         )  # fmt: skip
-        verdict = loop._judge(row, vocab_size=300)
+        verdict = loop._judge(row, vocab_size=300, first_loss=first_loss)
         return verdict.reason if verdict else None
 
     uniform = math.log(300)
     assert [judged(loss) for loss in (2.0, uniform + 0.99, uniform + 1.01)] == [None, None, "divergence"]
     assert [judged(loss) for loss in (math.nan, math.inf)] == ["nonfinite", "nonfinite"]
+    # A pretrained model on text unlike its own starts above guessing, and gets better.
+    assert [judged(loss, 9.0) for loss in (8.9, 9.99, 10.01)] == [None, None, "divergence"]
+
+
+def test_weights_that_start_above_guessing_are_judged_by_their_own_start(
+    make_spec: MakeSpec, make_trial: MakeTrial, make_model: Callable[..., PreTrainedModel], tmp_path: Path
+) -> None:
+    model = make_model()
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(20)
+    path = tmp_path / "hot.safetensors"
+    save_file({name: t for name, t in model.state_dict().items() if name != "lm_head.weight"}, path)
+    spec = make_spec(init_from=path)
+    _, rows = run(spec, make_trial(learning_rate=1e-3), range(100))
+    losses = [row.val_loss for row in metrics_of(rows)]
+    assert losses[0] > math.log(300) + 1.5
+    assert losses[1] > math.log(300) + loop.WORSE_THAN_UNIFORM_NATS
+    assert losses[-1] < losses[0]
+    assert not any(isinstance(row, Verdict) for row in rows)
 
 
 def test_a_nan_that_an_evaluation_sees_first_ends_it_too(make_spec: MakeSpec, make_trial: MakeTrial) -> None:
@@ -395,6 +417,8 @@ def test_the_row_is_read_before_the_update_and_awaited_after_it(
 
 class Judge:
     """Flags step 2 and ends the run at step 3, in the place of the state's monitor."""
+
+    first_loss = 5.7
 
     def __init__(self) -> None:
         self.seen: list[dict[str, float]] = []

@@ -4,9 +4,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Gemma2Config, GPTJConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GPTJConfig, GraniteConfig, PreTrainedModel
 
 from trainable import loss as loss_module
+from trainable.head import Head, find_head
 from trainable.loss import next_token_loss, next_token_losses
 
 MakeModel = Callable[..., PreTrainedModel]
@@ -14,8 +15,15 @@ MakeModel = Callable[..., PreTrainedModel]
 
 @pytest.fixture
 def family(request: pytest.FixtureRequest, make_model: MakeModel) -> PreTrainedModel:
-    """Plain heads (tied, untied), one with a bias, and one that caps its logits: at its start and later in training."""
+    """Plain heads (tied, untied), one with a bias, those that multiply or divide their logits, and one that caps them:
+    at its start and later in training."""
     torch.manual_seed(0)
+    if request.param in ("multiplied", "divided"):
+        shapes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+        kind, scale = (CohereConfig, {"logit_scale": 0.25}) if request.param == "multiplied" else (GraniteConfig, {})
+        scale = scale or {"logits_scaling": 8.0}
+        scaled: PreTrainedModel = AutoModelForCausalLM.from_config(kind(vocab_size=300, **shapes, **scale))
+        return scaled
     if request.param == "biased":
         shapes = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64, "rotary_dim": 8}
         model: PreTrainedModel = AutoModelForCausalLM.from_config(GPTJConfig(vocab_size=300, **shapes))
@@ -44,7 +52,10 @@ def gradients_of(model: PreTrainedModel, loss: torch.Tensor) -> dict[str, torch.
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
-@pytest.mark.parametrize("family", ["gpt2", "untied", "llama", "biased", "capped", "capped, trained"], indirect=True)
+FAMILIES = ["gpt2", "untied", "llama", "biased", "multiplied", "divided", "capped", "capped, trained"]
+
+
+@pytest.mark.parametrize("family", FAMILIES, indirect=True)
 @pytest.mark.parametrize("shape", [(3, 17), (100, 41)])
 def test_it_is_transformers_own_loss_and_gradient(family: PreTrainedModel, shape: tuple[int, int]) -> None:
     tokens = random_tokens(*shape)
@@ -59,7 +70,37 @@ def test_it_is_transformers_own_loss_and_gradient(family: PreTrainedModel, shape
         torch.testing.assert_close(given[name], gradient, rtol=1e-3, atol=1e-5 * largest)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "biased"], indirect=True)
+@pytest.mark.parametrize(
+    ("family", "head"),
+    [
+        ("gpt2", Head()),
+        ("biased", Head()),
+        ("multiplied", Head(scale=0.25)),
+        ("divided", Head(scale=1 / 8)),
+        ("capped", Head(softcap=30.0)),
+    ],
+    indirect=["family"],
+)
+def test_a_head_is_found_out_and_no_logits_of_all_tokens_exist(family: PreTrainedModel, head: Head) -> None:
+    assert find_head(family) == head
+    wholes: list[object] = []
+    handle = family.get_output_embeddings().register_forward_hook(lambda *_: wholes.append(_))
+    next_token_loss(family, random_tokens(3, 17)).backward()  # type: ignore[no-untyped-call]
+    next_token_losses(family, random_tokens(3, 17))
+    handle.remove()
+    assert wholes == []
+
+
+def test_a_head_that_no_number_of_the_configuration_explains_is_left_to_the_model(make_model: MakeModel) -> None:
+    model = make_model()
+    handle = model.get_output_embeddings().register_forward_hook(lambda _module, _inputs, logits: logits.sin())
+    assert find_head(model) is None
+    tokens = random_tokens(3, 17)
+    assert next_token_loss(model, tokens).item() == pytest.approx(model(tokens, labels=tokens).loss.item(), rel=1e-5)
+    handle.remove()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "biased", "divided", "capped"], indirect=True)
 def test_the_gradient_is_that_of_the_scaled_loss(family: PreTrainedModel) -> None:
     tokens = random_tokens(2, 9)
     once, scaled = (gradients_of(family, factor * next_token_loss(family, tokens)) for factor in (1.0, 1024.0))
@@ -67,7 +108,7 @@ def test_the_gradient_is_that_of_the_scaled_loss(family: PreTrainedModel) -> Non
         torch.testing.assert_close(scaled[name], 1024 * gradient, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "untied", "llama", "biased", "capped"], indirect=True)
+@pytest.mark.parametrize("family", FAMILIES[:-1], indirect=True)
 def test_every_position_is_scored_by_the_token_after_it_and_no_other(family: PreTrainedModel) -> None:
     tokens = random_tokens(4, 17)
     with torch.no_grad():
@@ -87,7 +128,7 @@ def test_every_position_is_scored_by_the_token_after_it_and_no_other(family: Pre
         assert next_token_loss(family, tokens).item() == pytest.approx(losses.mean().item(), rel=1e-6)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "untied", "llama", "biased", "capped"], indirect=True)
+@pytest.mark.parametrize("family", FAMILIES[:-1], indirect=True)
 def test_the_last_positions_alone_are_those_of_all(family: PreTrainedModel) -> None:
     tokens = random_tokens(4, 17)
     with torch.no_grad():

@@ -11,7 +11,15 @@ import pytest
 import torch
 from safetensors import safe_open
 from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, GPTNeoConfig, OPTConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoConfig,
+    MptConfig,
+    OPTConfig,
+    PreTrainedModel,
+)
 
 from trainable.errors import UserError
 from trainable.model.fingerprint import model_fingerprint
@@ -152,6 +160,18 @@ def test_dropout_is_found_under_every_familys_name(folder: Path) -> None:
     neo, opt = _tuned(GPTNeoConfig(), 0.2), _tuned(OPTConfig(), 0.2)
     assert (neo.resid_dropout, neo.embed_dropout, neo.attention_dropout) == (0.2, 0.2, 0.2)
     assert (opt.dropout, opt.attention_dropout, opt.layerdrop) == (0.2, 0.2, 0.0)
+    mpt = _tuned(MptConfig(resid_pdrop=0, emb_pdrop=0), 0.2)
+    assert (mpt.resid_pdrop, mpt.emb_pdrop) == (0.2, 0.2)
+    unheard_of = _tuned(GPT2Config(mixer_dropout_rate=0.5, dropout_layers=None), 0.2)
+    assert (unheard_of.mixer_dropout_rate, unheard_of.dropout_layers) == (0.2, None)
+    assert unheard_of.summary_first_dropout == GPT2Config().summary_first_dropout
+
+
+def test_a_tied_config_over_untied_weights_is_refused(model_folders: dict[str, Path], tmp_path: Path) -> None:
+    untied = Path(shutil.copytree(model_folders["untied"], tmp_path / "untied"))
+    load(str(untied))
+    edit(untied / "config.json", tie_word_embeddings=True)
+    assert "ties the head to the input embedding" in refusal(untied)
 
 
 def test_the_faster_gelu_is_the_same_function(model_folders: dict[str, Path]) -> None:

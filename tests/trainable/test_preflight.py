@@ -98,7 +98,7 @@ def test_the_embedded_default_passes() -> None:
     checks = list(run_preflight(spec, DOCUMENTED, tokenizer=tokenizer, files=files))
     assert [check for check in checks if check.status not in ("pass", "skipped")] == []
     assert [check.name for check in checks if check.status == "skipped"] == [BASE_NAME]
-    assert len(checks) == 19
+    assert len(checks) == 20
     assert all(check.advice == "" for check in checks)
 
 
@@ -110,7 +110,7 @@ def test_a_right_checkpoint_passes(
 ) -> None:
     checks = preflight(make_spec(init_from=write_checkpoint(trained["right"])))
     assert _names(checks, "fail", "warn") == set(), [check for check in checks.values() if check.status != "pass"]
-    assert len(checks) == 19
+    assert len(checks) == 20
 
 
 def test_an_early_checkpoint_is_named_but_not_refused(
@@ -235,7 +235,7 @@ def test_a_batch_that_does_not_fit_is_refused_without_being_tried(
     assert "not tried" in checks["memory"].measured
     checks = preflight(make_spec("gpt2"), largest=make_trial(batch_size=8, block_size=64), available_bytes=2 << 30)
     assert checks["memory"].status == "pass"
-    assert "a real step was made" in checks["memory"].measured
+    assert "a real step was run" in checks["memory"].measured
 
 
 def test_training_text_inside_the_validation_text_fails(

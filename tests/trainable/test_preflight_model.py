@@ -13,7 +13,7 @@ from trainable.config import TrialConfig
 from trainable.data.tokens import Corpus
 from trainable.evaluation import EvalProtocol, eval_windows
 from trainable.preflight.check_result import Check
-from trainable.preflight.configuration import check_precision, check_schedule
+from trainable.preflight.configuration import check_dropout, check_precision, check_schedule
 from trainable.preflight.gradients import check_gradient_reach, check_slope, cut_modules
 from trainable.preflight.initial_weights import BASE_NAME
 from trainable.preflight.training import Setup, check_model_setup
@@ -88,7 +88,7 @@ def _with_lora(model: PreTrainedModel, *, buggy: bool) -> PreTrainedModel:
 
 @pytest.mark.parametrize("family", ["gpt2", "untied", "llama"])
 def test_a_whole_model_passes(family: str, check_model: Callable[..., dict[str, Check]], make_model: MakeModel) -> None:
-    checks = check_model(make_model(family, dropout=0.2))
+    checks = check_model(make_model(family, dropout=0.1))
     assert {check.status for check in checks.values()} == {"pass", "skipped"}
     assert [name for name, check in checks.items() if check.status == "skipped"] == ["checkpoint offsets", BASE_NAME]
 
@@ -179,6 +179,17 @@ def test_bf16_weights_stall_at_a_small_rate_and_autocast_does_not(
     assert check_precision(make_trial(learning_rate=1e-2), make_model().to(torch.bfloat16), windows).status == "pass"
     assert check_precision(make_trial(learning_rate=1e-5, precision="bf16"), make_model(), windows).status == "pass"
     assert check_precision(make_trial(precision="fp16"), make_model(), windows).status == "warn"
+
+
+def test_dropout_that_is_not_what_was_asked_for_is_said(make_model: MakeModel, make_trial: MakeTrial) -> None:
+    config = make_trial(dropout=0.1)
+    assert check_dropout(config, make_model(dropout=0.1)).status == "pass"
+    assert check_dropout(make_trial(dropout=0.0), make_model("llama")).status == "pass"
+    other = make_model(dropout=0.1)
+    other.get_submodule("transformer.h.1.mlp").dropout = torch.nn.Dropout(0.5)
+    found = check_dropout(config, other)
+    assert (found.status, "1 not at 0.1: transformer.h.1.mlp.dropout" in found.measured) == ("warn", True)
+    assert "changes nothing" in check_dropout(config, torch.nn.Linear(2, 2)).advice
 
 
 def test_a_model_that_overflows_fp16_fails(make_model: MakeModel, make_trial: MakeTrial, windows: torch.Tensor) -> None:

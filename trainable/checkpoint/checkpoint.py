@@ -106,8 +106,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         return _others(path, payload)
     version = payload.get("version")
     if not isinstance(version, int) or version != VERSION:
-        other = version if isinstance(version, int) else "of no number"
-        raise UserError(f"{where} has version {other}; this program reads {VERSION}. Update it.")
+        other = f"version {version}" if isinstance(version, int) else "a version that is not a number"
+        raise UserError(f"{where} has {other}; this program reads {VERSION}. Update it.")
     try:
         _check_plain_values(payload)
         return Checkpoint(
@@ -138,7 +138,7 @@ def load_weights(
     where = f"CHECKPOINT_PATH={checkpoint.path} does not fit GPT2_MODEL_NAME={model_name}"
     expected = model.state_dict()
     given = fitted(checkpoint.weights, expected)
-    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    tied: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
     for name, tensor in given.items():
         if name not in expected:
             raise UserError(
@@ -149,11 +149,18 @@ def load_weights(
                 f"{where}: tensor '{name}' is {tuple(tensor.shape)} in the checkpoint and "
                 f"{tuple(expected[name].shape)} in the model. Name the model it was made from."
             )
-    missing = sorted(expected.keys() - given.keys() - tied)
+    missing = sorted(expected.keys() - given.keys() - tied.keys())
     if missing:
         raise UserError(
             f"{where}: the checkpoint lacks '{missing[0]}' ({len(missing)} in all). Name the model it was made from."
         )
+    for name, other in tied.items():
+        # One of the two would be lost without a word.
+        if {name, other} <= given.keys() and not torch.equal(given[name].nan_to_num(), given[other].nan_to_num()):
+            raise UserError(
+                f"{where}: '{name}' and '{other}' differ in the checkpoint and are one tensor in the model. Name a "
+                "model whose config.json has tie_word_embeddings false."
+            )
     model.load_state_dict(given, strict=False)
 
 
@@ -188,7 +195,7 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> None:
     Raises UserError when the optimizer's state does not belong to this model.
     """
     ours = checkpoint.ours
-    assert ours is not None, "an owner's checkpoint carries weights alone"
+    assert ours is not None, "another script's checkpoint has weights only"
     try:
         state.optimizer.load_state_dict(ours["optimizer_state_dict"])
         for group in state.optimizer.param_groups:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from trainable.checkpoint.checkpoint_path import DamagedCheckpointError
-from trainable.device.device import is_out_of_memory
+from trainable.device.device_memory import is_out_of_memory
 from trainable.errors import UserError
 
 FOLDER_BIT = 0x10

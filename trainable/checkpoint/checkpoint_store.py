@@ -51,12 +51,12 @@ class CheckpointStore:
         """Delete all but the newest checkpoint: the trial has ended."""
         self._keep(self._folder.names()[-1:])
 
-    def newest(self) -> tuple[Checkpoint | None, list[str]]:
-        """Return the newest whole checkpoint, and a line for each damaged one.
+    def newest(self, *, at_most: int | None = None) -> tuple[Checkpoint | None, list[str]]:
+        """Return the newest whole checkpoint, of `at_most` so many steps, and a line for each damaged one.
 
         Raises UserError when it is whole and yet cannot be used: another version wrote it.
         """
-        names = self._folder.names()
+        names = [name for name in self._folder.names() if at_most is None or name <= checkpoint_name(at_most)]
         damaged: list[str] = []
         found: Checkpoint | None = None
         while names and found is None:

@@ -8,7 +8,7 @@ import torch
 from trainable.errors import UserError
 
 WEIGHTS_KEYS = ("model_state_dict", "state_dict", "model", "module")
-"""Of the owner's scripts; Lightning; nanoGPT; DeepSpeed."""
+"""Of training.py and training_resume.py; Lightning; nanoGPT; DeepSpeed."""
 STEP_KEYS = ("step", "global_step", "iter_num", "global_steps")
 SETTINGS_KEYS = ("hyperparameters", "config", "model_args")
 OPTIMIZER_KEYS = ("optimizer_state_dict", "optimizer")

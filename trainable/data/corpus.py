@@ -34,7 +34,7 @@ def cache_dir() -> Path:
 def source_files(
     source: str | None, *, variable: str = "TRAINING_DATA_SOURCE", documents: Documents = WHOLE_FILES
 ) -> list[Path]:
-    """Return the text files of a source, sorted; None means the embedded text, which is written to the cache first.
+    """Return the text files of a source, sorted; None means the Python language reference, written to the cache first.
 
     Of a folder: all below it, linked folders too, without hidden ones; what is reached twice is there once.
     Raises UserError when there is no readable text at `source`.
@@ -63,7 +63,7 @@ def source_files(
         what = "is not a regular file" if path.exists() else "does not exist"
         raise UserError(
             f"{variable}={source} {what}. Name a text file or a folder of them, or unset it"
-            f"{' for the embedded text' if variable == 'TRAINING_DATA_SOURCE' else ''}."
+            f"{' for the Python language reference' if variable == 'TRAINING_DATA_SOURCE' else ''}."
         )
     return [path]
 
@@ -179,7 +179,7 @@ def check_apart(training: Sequence[Path], validation: Sequence[Path]) -> None:
         if same is not None:
             raise UserError(
                 f"VALIDATION_DATA_SOURCE: {path} is also trained on"
-                f"{'' if same == path else f', as {same}'}. Its loss would reward remembering: name other text, or "
+                f"{'' if same == path else f', as {same}'}. Its loss would measure memorization: name other text, or "
                 "move it out of TRAINING_DATA_SOURCE."
             )
 
@@ -193,7 +193,7 @@ def _reason(error: Exception) -> str:
 
 
 def embedded_text_is_cached() -> bool:
-    """Return whether the embedded text need not be gathered."""
+    """Return whether the Python language reference need not be gathered."""
     return cached_sum(_embedded_path()) is not None
 
 

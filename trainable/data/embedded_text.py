@@ -15,7 +15,7 @@ MAX_REPEATED_FRAC = 0.2
 
 
 def language_reference() -> str:
-    """Return about 0.4 MB of English: Python's language reference, each passage once."""
+    """Return about 0.4 MB of English: the Python language reference, each passage once."""
     from pydoc_data.topics import topics
 
     return _joined(_by_hash(topics.values()), seen=set(), repeated_frac=MAX_REPEATED_FRAC)

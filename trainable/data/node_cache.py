@@ -11,7 +11,8 @@ from trainable.data.corpus import cache_dir
 from trainable.data.remote_files import below, blocks_of, files_at, write_whole
 from trainable.errors import InputChangedError
 from trainable.model.fingerprint import file_fingerprint
-from trainable.model.model_names import SHIPPED, model_folder
+from trainable.model.hub_models import fetch
+from trainable.model.model_names import SHIPPED, is_to_fetch, model_folder
 from trainable.run import RunSpec
 
 INPUTS = ".inputs"
@@ -113,8 +114,13 @@ class SharedInputs:
     """By that path."""
 
     def localized(self, spec: RunSpec) -> RunSpec:
-        """Return the spec with paths of this node; what is missing, or another file, is fetched. Raises OSError."""
+        """Return the spec with paths of this node; what is missing, or another file, is fetched.
+
+        Raises OSError, and UserError where the hub has to be asked and does not answer.
+        """
         found = {path: Path(path) if copy.is_at(Path(path)) else copy.local() for path, copy in self.copies.items()}
+        if spec.model_name not in found and is_to_fetch(spec.model_name):
+            fetch(spec.model_name)
         held_out = spec.corpus.validation
         return replace(
             spec,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from trainable.errors import UserError
+from trainable.errors import UserError, redacted
 
 BLOCK_BYTES = 8 << 20
 
@@ -30,7 +30,8 @@ def files_at(place: str) -> tuple[Any, str]:
 
 def reason(error: BaseException) -> str:
     """Return an error's text as a part of a line."""
-    return " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
+    # Redacted before it is cut: half a password is not known for one.
+    return redacted(" ".join(str(error).split()))[:300].rstrip(".") or type(error).__name__
 
 
 def below(place: str, *parts: str) -> str:

@@ -17,13 +17,15 @@ from transformers import PreTrainedModel
 
 from trainable.config import TrialConfig
 from trainable.data.corpus import cache_dir
-from trainable.device.device import autocast, device_info, is_out_of_memory, release_memory
+from trainable.device.device import autocast, device_info
+from trainable.device.device_memory import is_out_of_memory, release_memory
 from trainable.loss import next_token_loss
+from trainable.model.models import dropout_fields
 
 CompileMode = Literal["auto", "on", "off"]
-AUTO_DEVICE = "cuda"
-MIN_RUN_S = 60.0
-"""Where nothing has been measured yet, a shorter run is not worth finding out: compiling takes tens of seconds."""
+MIN_RUN_S = {"cuda": 60.0, "cpu": 600.0}
+"""Where nothing has been measured yet, a shorter run is not worth finding out: compiling takes tens of seconds, and a
+CPU gains a tenth to a third."""
 MEASURED_PASSES = 5
 KERNELS = "kernels"
 SHAPES_IN_A_PROCESS = 64
@@ -48,11 +50,11 @@ def is_repaid(cost: CompileCost, *, passes: int) -> bool:
 def compile_where_repaid(mode: CompileMode, model: PreTrainedModel, config: TrialConfig) -> str:
     """Compile the layers of a model on its device, or do not; return a note on it for people, or "".
 
-    auto: on CUDA alone, where this run's passes repay what was measured; the first such run of a shape measures it.
+    auto: where this run's passes repay what was measured; the first run of a shape that is long enough measures it.
     Either way a copy of the model is compiled first: a compiler that fails, in the backward pass too, costs a note.
     """
     device = next(model.parameters()).device
-    if mode == "off" or (mode == "auto" and device.type != AUTO_DEVICE):
+    if mode == "off" or (mode == "auto" and device.type not in MIN_RUN_S):
         return ""
     if (reason := why_not(device.type)) is not None:
         return f"not compiled: {reason}"
@@ -61,19 +63,23 @@ def compile_where_repaid(mode: CompileMode, model: PreTrainedModel, config: Tria
     if recorded is not None and not is_repaid(recorded, passes=passes):
         return _note(recorded, passes=passes, compiled=False)
     try:
-        cost = _measured(model, config, if_eager_takes_s=MIN_RUN_S / passes if mode == "auto" and not recorded else 0.0)
+        least_s = MIN_RUN_S[device.type] / passes if mode == "auto" and recorded is None else 0.0
+        cost = _measured(model, config, if_eager_takes_s=least_s)
     except Exception as error:
         if is_out_of_memory(error):
-            raise
+            # The probe is a second model beside the run's own, which may have room enough alone.
+            return "not compiled: there is no memory to measure what it would gain"
         # A process that was killed while it compiled leaves half a file, which torch never writes anew.
         shutil.rmtree(_folder() / KERNELS, ignore_errors=True)
         return f"not compiled: {' '.join(str(error).split())[:200]}"
     if cost is None:
         return ""
-    compiled = mode == "on" or is_repaid(recorded or cost, passes=passes)
+    # Of several who measured at once the first counts for all, so that the run decides the same when it is run again.
+    cost = _recorded(model, config) or cost
+    compiled = mode == "on" or is_repaid(cost, passes=passes)
     if compiled:
         compile_layers(model)
-    return _note(recorded or cost, passes=passes, compiled=compiled)
+    return _note(cost, passes=passes, compiled=compiled)
 
 
 def _note(cost: CompileCost, *, passes: int, compiled: bool) -> str:
@@ -99,13 +105,15 @@ def compile_layers(model: PreTrainedModel) -> None:
     torch._dynamo.config.suppress_errors = True
     torch._dynamo.config.recompile_limit = max(SHAPES_IN_A_PROCESS, torch._dynamo.config.recompile_limit)
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(_folder() / KERNELS))
-    # One graph a layer kind: a whole model would be compiled anew for each depth, and take as many times longer.
-    layers = max(
-        (module for module in model.modules() if isinstance(module, nn.ModuleList)), key=len, default=nn.ModuleList()
-    )
-    for layer in layers:
+    for layer in layers_of(model):
         # One graph a shape, as measured; the next trial of that shape takes it from the cache.
         layer.compile(dynamic=False)
+
+
+def layers_of(model: PreTrainedModel) -> nn.ModuleList:
+    """Return what is compiled: one graph a layer kind, where a whole model would be compiled anew for each depth."""
+    lists = (module for module in model.modules() if isinstance(module, nn.ModuleList))
+    return max(lists, key=len, default=nn.ModuleList())
 
 
 def _measured(model: PreTrainedModel, config: TrialConfig, *, if_eager_takes_s: float) -> CompileCost | None:
@@ -126,9 +134,8 @@ def _measured(model: PreTrainedModel, config: TrialConfig, *, if_eager_takes_s: 
         del probe
         release_memory(device)
     cost = CompileCost(compile_s=compile_s, eager_pass_s=eager_pass_s, compiled_pass_s=compiled_pass_s)
-    path = _record_path(model, config)
     if _recorded(model, config) is None:  # the first alone knows what it takes with nothing in the cache
-        _record(cost, path)
+        _record(cost, _record_path(model, config))
     return cost
 
 
@@ -160,12 +167,14 @@ def _record(cost: CompileCost, path: Path) -> None:
 
 def _record_path(model: PreTrainedModel, config: TrialConfig) -> Path:
     device = device_info(next(model.parameters()).device)
-    shape = f"{config.batch_size} {config.block_size} {config.precision}"
+    shape = f"{config.batch_size} {config.block_size} {config.precision} {config.dropout > 0}"
     if config.use_lora:
         shape += f" {config.lora_rank} {config.lora_dropout > 0} {config.lora_targets}"
     if model.is_activation_checkpointing:
         shape += " checkpointed"
-    text = f"{device.name} {torch.__version__} {shape} {model.config.to_json_string(use_diff=False)}"
+    # How likely dropout is changes nothing of its cost.
+    fixed = {**model.config.to_dict(), **dict.fromkeys(dropout_fields(model.config))}
+    text = f"{device.name} {torch.__version__} {shape} {json.dumps(fixed, sort_keys=True, default=str)}"
     return _folder() / f"cost-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
 
 

@@ -1,14 +1,14 @@
-"""The device a run uses: choosing it, its precision, its memory. No model here."""
+"""The device a run uses: choosing it, its name, its precision. Neither its memory nor a model."""
 
-import ctypes
-import gc
 import math
 import os
 import platform
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -16,19 +16,9 @@ import torch
 from trainable.errors import UserError
 
 DEVICE_TYPES = ("cuda", "mps", "cpu")
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
+CPU_INFO = Path("/proc/cpuinfo")
 OWN_CGROUP, CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 QUOTA = ("quota", "period")
-OUT_OF_MEMORY_WORDS = (
-    "out of memory",
-    "can't allocate memory",
-    "cublas_status_alloc_failed",
-    "cudnn_status_alloc_failed",
-    "cusolver_status_alloc_failed",
-    "invalid buffer size",
-    "insufficient memory",
-)
-"""Of RuntimeErrors: CUDA and MPS, the host, CUDA's libraries, Metal (a buffer larger than it gives, and a command)."""
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -43,24 +33,33 @@ class DeviceInfo:
 
 
 def pick_device(requested: str | None) -> torch.device:
-    """Return the requested device, or CUDA, else MPS, else CPU. Raises UserError for one that is not there."""
+    """Return the requested device, or CUDA, else MPS, else CPU. Raises UserError for one that is not there.
+
+    cuda:1 is pinned: it is this process's only GPU from then on, and that of the processes that it starts, as "cuda".
+    """
+    kind, _, number = (requested or "").partition(":")
+    if requested is not None and (kind not in DEVICE_TYPES or not (number.isdigit() or requested == kind)):
+        raise UserError(f"DEVICE={requested} is not a device. Choose cuda, mps or cpu, or unset it.")
+    if kind == "cuda" and number:
+        _pin_gpu(int(number))
     available = [name for name in DEVICE_TYPES if _is_available(name)]
     if requested is None:
         return torch.device(available[0])
-    kind = requested.partition(":")[0]
-    if kind not in DEVICE_TYPES:
-        raise UserError(f"DEVICE={requested} is not a device. Choose cuda, mps or cpu, or unset it.")
     if kind not in available:
         raise UserError(f"DEVICE={requested} is not available here; available: {', '.join(available)}. Unset DEVICE.")
-    try:
-        device = torch.device(requested)
-    except RuntimeError:
-        raise UserError(f"DEVICE={requested} is not a device. Choose cuda, mps or cpu, or unset it.") from None
-    if kind == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(
-            f"DEVICE={requested}: this machine has {torch.cuda.device_count()} CUDA device(s), counted from 0."
-        )
-    return device
+    return torch.device(kind)
+
+
+@cache
+def _pin_gpu(number: int) -> None:
+    # Ray numbers a worker's GPUs anew, and CUDA reads the variable once: this comes before anything asks it.
+    count = torch.cuda.device_count()
+    if count and number >= count:
+        raise UserError(f"DEVICE=cuda:{number}: this machine has {count} CUDA devices, counted from 0.")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible[number].strip() if visible[0] else str(number)
+    if count > 1 and torch.cuda.device_count() != 1:
+        raise UserError(f"DEVICE=cuda:{number}: CUDA had begun before. Set CUDA_VISIBLE_DEVICES={number} DEVICE=cuda.")
 
 
 def device_info(device: torch.device) -> DeviceInfo:
@@ -68,8 +67,21 @@ def device_info(device: torch.device) -> DeviceInfo:
     if device.type == "cuda":
         return DeviceInfo(type="cuda", name=torch.cuda.get_device_name(device), count=torch.cuda.device_count())
     if device.type == "mps":
-        return DeviceInfo(type="mps", name=f"{platform.processor()} GPU", count=1)
-    return DeviceInfo(type="cpu", name=platform.processor() or platform.machine(), count=cpu_cores())
+        return DeviceInfo(type="mps", name=f"{_chip_name()} GPU", count=1)
+    return DeviceInfo(type="cpu", name=_chip_name(), count=cpu_cores())
+
+
+@cache
+def _chip_name() -> str:
+    """Return the processor's name, which Python's own platform module does not know on Linux and on a Mac."""
+    named = [line.partition(":")[2].strip() for line in _text(CPU_INFO).splitlines() if line.startswith("model name")]
+    if named:
+        return named[0]
+    if sys.platform == "darwin":
+        command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
+        with suppress(OSError, subprocess.SubprocessError):
+            return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
+    return platform.processor() or platform.machine()
 
 
 def cpu_cores() -> int:
@@ -101,11 +113,6 @@ def _text(path: Path) -> str:
         return path.read_text()
     except OSError:
         return ""
-
-
-def memory_bytes(device_type: str) -> int:
-    """Return the memory of the first CUDA device; 0 for other types, which share the machine's."""
-    return int(torch.cuda.get_device_properties(0).total_memory) if device_type == "cuda" else 0
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
@@ -158,38 +165,6 @@ def begin_read(*scalars: torch.Tensor) -> Callable[[], list[float]]:
         return found
 
     return read
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an exception is a device or the host running out of memory."""
-    text = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and any(words in text for words in OUT_OF_MEMORY_WORDS)
-    )
-
-
-def keep_freed_pages() -> None:
-    """Tell glibc to keep freed memory for the next allocation; elsewhere nothing happens.
-
-    A step frees and takes the same few hundred megabytes again; handing the pages back each time costs a tenth of it.
-    """
-    if sys.platform != "linux":
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        for option, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2 << 30), (_M_TOP_PAD, 64 << 20)):
-            mallopt(option, ctypes.c_int(min(value, 2**31 - 1)))
-
-
-def release_memory(device: torch.device) -> None:
-    """Give unused memory back, so that the next trial in this process starts from none."""
-    gc.collect()
-    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
-        trim(0)
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    elif device.type == "mps":
-        torch.mps.empty_cache()
 
 
 def _is_available(kind: str) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from trainable.config import TrialConfig
-from trainable.device.device import keep_freed_pages
+from trainable.device.device_memory import CONTEXT_BYTES, prepare_memory
 from trainable.loop import train
 from trainable.rows import StepRow
 from trainable.run import RunSpec, start_run
@@ -29,7 +29,7 @@ class Probe:
     tokens_per_s: float
     """Of all together; 0 when one of them did not get through."""
     peak_memory_bytes: int
-    """On a CUDA device, of the largest; 0 elsewhere."""
+    """Of a CUDA device, by the process that took most, its context and what it reserved included; 0 elsewhere."""
 
 
 def probe(spec: RunSpec, config: TrialConfig, *, count: int, threads: int, seconds: float = PROBE_S) -> Probe:
@@ -62,7 +62,7 @@ def probe(spec: RunSpec, config: TrialConfig, *, count: int, threads: int, secon
 
 def _run(spec: RunSpec, config: TrialConfig, threads: int, seconds: float, barrier: Any, results: Any) -> None:
     torch.set_num_threads(threads)
-    keep_freed_pages()
+    prepare_memory(torch.device(spec.device))
     # The longest there is, so that it does not end before the probe does; compiling alone would outlast all probes.
     eager = replace(spec, compile_mode="off")
     state = start_run(eager, replace(config, training_steps=10**9, warmup_steps=0))
@@ -79,5 +79,6 @@ def _run(spec: RunSpec, config: TrialConfig, threads: int, seconds: float, barri
     except BaseException:
         barrier.abort()  # nobody waits for one that ran out of memory
         raise
-    peak = torch.cuda.max_memory_allocated() if state.device.type == "cuda" else 0
+    # What the allocator has reserved is not there for others, used or not, nor is the context.
+    peak = torch.cuda.max_memory_reserved() + CONTEXT_BYTES if state.device.type == "cuda" else 0
     results.put((tokens / elapsed_s if elapsed_s else math.nan, peak))

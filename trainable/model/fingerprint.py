@@ -8,17 +8,22 @@ from pathlib import Path
 
 from trainable.checkpoint.checkpoint_path import weight_files
 from trainable.errors import InputChangedError, UserError
-from trainable.model.model_names import PRESETS, model_folder
+from trainable.model.model_names import PRESETS, files_folder
 
 _WEIGHTS = ("config.json", "*.safetensors", "*.bin")
 
 
-def model_fingerprint(name: str) -> str | None:
-    """Return a SHA-256 (hex) over a preset's shape or a folder's configuration and weights; None for a hub name."""
+def model_fingerprint(name: str) -> str:
+    """Return a SHA-256 (hex) over a preset's shape or a folder's configuration and weights.
+
+    A hub name's folder is the one in the local cache. Raises InputChangedError where it is gone.
+    """
     if name in PRESETS:
         return hashlib.sha256(json.dumps([name, dict(PRESETS[name])], sort_keys=True).encode()).hexdigest()
-    folder = model_folder(name)
-    return None if folder is None else _over(_model_files(folder))
+    folder = files_folder(name)
+    if folder is None:
+        raise InputChangedError(f"the input is gone: {name}")
+    return _over(_model_files(folder))
 
 
 def checkpoint_fingerprint(path: Path) -> str:
@@ -41,7 +46,7 @@ _fingerprints: dict[tuple[Path, int, int, int, int, int], str] = {}
 
 
 def weight_sums(model_name: str, init_from: Path | None) -> dict[str, str]:
-    """Return the SHA-256 (hex) of every file that a run's weights are read from; none for a preset or a hub name.
+    """Return the SHA-256 (hex) of every file that a run's weights are read from; none for a preset.
 
     By what the file is for and its name, as a node of a cluster has it at another path. Raises OSError, UserError.
     """
@@ -73,7 +78,7 @@ def check_weights(model_name: str, init_from: Path | None, sums: Mapping[str, st
 
 
 def _weight_files(model_name: str, init_from: Path | None) -> dict[str, Path]:
-    folder = None if model_name in PRESETS else model_folder(model_name)
+    folder = files_folder(model_name)
     files = {f"model/{path.name}": path for path in (_model_files(folder) if folder else ())}
     if init_from is not None:
         own = weight_files(init_from) if init_from.is_dir() else [init_from]

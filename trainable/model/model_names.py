@@ -7,6 +7,8 @@ from types import MappingProxyType
 from typing import Any
 
 from trainable.errors import UserError
+from trainable.model.hub_models import check_hub_name, hub_folder
+from trainable.regular_files import read_regular
 
 PRESETS: Mapping[str, Mapping[str, int]] = MappingProxyType(
     {
@@ -24,7 +26,6 @@ SHIPPED: Mapping[str, Path] = MappingProxyType({"tiny": Path(__file__).parent / 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 RECORD = "gpt2_search.json"
 """In a model folder that this program wrote: what it is of."""
-HUB_TIMEOUT_S = 1.5
 
 
 def model_folder(name: str) -> Path | None:
@@ -39,6 +40,21 @@ def model_folder(name: str) -> Path | None:
     return folder if folder.is_dir() else None
 
 
+def files_folder(name: str) -> Path | None:
+    """Return the folder of a model's own files, a hub name's in the local cache; None for a preset, and where not here.
+
+    Raises as model_folder() does.
+    """
+    if name in PRESETS:
+        return None
+    return model_folder(name) or hub_folder(name)
+
+
+def is_to_fetch(name: str) -> bool:
+    """Return whether it is a hub name whose files are not here. Raises as model_folder() does."""
+    return name not in PRESETS and files_folder(name) is None
+
+
 def model_of_folder(path: Path | None) -> str | None:
     """Return the name under which a checkpoint's folder is a whole model with its tokenizer, or None."""
     if path is None or not (path / "config.json").is_file():
@@ -51,7 +67,7 @@ def check_model_target(folder: Path, same: Mapping[str, Any] | None = None) -> N
     try:
         if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
             return
-        record = json.loads((folder / RECORD).read_bytes()) if folder.is_dir() else {}
+        record = json.loads(read_regular(folder / RECORD)) if folder.is_dir() else {}
     except (OSError, ValueError):
         record = {}
     ours = isinstance(record, dict) and same and all(record.get(name) == value for name, value in same.items())
@@ -72,7 +88,8 @@ def check_model_name(name: str) -> None:
     if exists or name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
         _check_folder(name, path)
     else:
-        _check_hub_name(name)
+        known = f"presets: {', '.join((*SHIPPED, *PRESETS))}; or a folder made by save_pretrained"
+        check_hub_name(name, others=known)
 
 
 def _check_folder(name: str, path: Path) -> None:
@@ -92,34 +109,8 @@ def _check_folder(name: str, path: Path) -> None:
     if not config_path.is_file():
         raise UserError(f"{where}: the folder has no config.json. Save the model into it with save_pretrained.")
     try:
-        config = json.loads(config_path.read_text(encoding="utf-8"))
+        config = json.loads(read_regular(config_path))
     except (ValueError, OSError, RecursionError):
         config = None
     if not isinstance(config, dict):
         raise UserError(f"{where}: its config.json holds no JSON object. Save the model again with save_pretrained.")
-
-
-def _check_hub_name(name: str) -> None:
-    from huggingface_hub import HfApi, constants, try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
-
-    where = f"GPT2_MODEL_NAME={name}"
-    known = f"presets: {', '.join((*SHIPPED, *PRESETS))}; or a folder made by save_pretrained"
-    try:
-        if isinstance(try_to_load_from_cache(name, "config.json"), str):
-            return
-        if not constants.is_offline_mode():
-            HfApi().model_info(name, timeout=HUB_TIMEOUT_S)
-            return
-    except HFValidationError:
-        raise UserError(f"{where} is neither a preset, a folder nor a possible hub name ({known}).") from None
-    except RepositoryNotFoundError:
-        raise UserError(f"{where}: the hub has no such model, or it is private ({known}).") from None
-    except Exception as error:
-        # No route, a proxy, a timeout, a rate limit: the client library's types change, the remedy does not.
-        cause: Exception | None = error
-    else:
-        cause = None
-    raise UserError(
-        f"{where} is not in the local hub cache and the hub does not answer. Go online once, or use {known}."
-    ) from cause

@@ -18,27 +18,16 @@ from transformers import (
 )
 from transformers import logging as transformers_logging
 
+from trainable.data.remote_files import reason
 from trainable.data.text_documents import WHOLE_FILES, Documents
 from trainable.data.tokens import END_OF_TEXT, Progress, _silent, train_tokenizer
 from trainable.device.cpu_kernels import tune_for_cpu
-from trainable.device.device import is_out_of_memory
+from trainable.device.device_memory import is_out_of_memory
 from trainable.errors import UserError
-from trainable.model.model_names import PRESETS, TOKENIZER_FILES, check_model_name, model_folder
+from trainable.model.model_names import PRESETS, TOKENIZER_FILES, check_model_name, files_folder
 
-DROPOUT_FIELDS = (
-    "resid_pdrop",
-    "embd_pdrop",
-    "emb_pdrop",
-    "attn_pdrop",
-    "attention_dropout",
-    "hidden_dropout",
-    "hidden_dropout_prob",
-    "attention_probs_dropout_prob",
-    "dropout",
-    "resid_dropout",
-    "embed_dropout",
-    "embedding_dropout",
-)
+OTHER_HEADS = ("classifier", "summary")
+"""Of classification, whose dropout a language model never runs."""
 MOST_NUMBERS_PER_BYTE = 2
 """No number of a file is smaller than four bits."""
 SAME_GELU = MappingProxyType({"gelu_new": "gelu_pytorch_tanh"})
@@ -54,7 +43,7 @@ def load_tokenizer(
     """
     if name in PRESETS:
         return train_tokenizer(files, PRESETS[name]["vocab_size"], documents=documents, progress=progress)
-    folder = model_folder(name)
+    folder = files_folder(name)
     if folder is not None and not any((folder / file).is_file() for file in TOKENIZER_FILES):
         # transformers would make up a tokenizer of a few special tokens.
         raise UserError(
@@ -138,11 +127,20 @@ def check_model(model: PreTrainedModel, name: str, *, block_size: int, vocab_siz
         )
 
 
-def _tuned(config: Any, dropout: float) -> Any:
-    for field in DROPOUT_FIELDS:
+def dropout_fields(holder: Any) -> list[str]:
+    """Return the attributes of a configuration or a module that are dropout probabilities, whatever its family calls
+    them; layer drop and stochastic depth are none."""
+    return [
+        name
+        for name, value in vars(holder).items()
         # JSON may say 0 for 0.0; None and False switch something else off.
-        if type(getattr(config, field, None)) in (int, float):
-            setattr(config, field, dropout)
+        if type(value) in (int, float) and re.search("pdrop$|dropout", name) and not name.startswith(OTHER_HEADS)
+    ]
+
+
+def _tuned(config: Any, dropout: float) -> Any:
+    for field in dropout_fields(config):
+        setattr(config, field, dropout)
     activation = getattr(config, "activation_function", None)
     if isinstance(activation, str) and activation in SAME_GELU:
         config.activation_function = SAME_GELU[activation]
@@ -186,6 +184,14 @@ def _check_loading(what: str, model: PreTrainedModel, loading: Mapping[str, Any]
         raise UserError(
             f"{where}: '{missing[0]}' is missing ({len(missing)} in all). Save the model again with save_pretrained."
         )
+    own, head = model.get_input_embeddings(), model.get_output_embeddings()
+    is_tied = getattr(model.config.get_text_config(), "tie_word_embeddings", False) and type(model)._tied_weights_keys
+    # transformers goes on with two tensors then, and a model saved from them has one again.
+    if is_tied and head is not None and head.weight is not own.weight:
+        raise UserError(
+            f"{where}, which ties the head to the input embedding: the file has another tensor for each. "
+            "Set tie_word_embeddings to false there."
+        )
     # Many a file holds more than the model reads, a buffer or another head; a further layer is a part of the model.
     known = {_numberless(name) for name in model.state_dict()}
     layers = [
@@ -221,7 +227,7 @@ def _numberless(name: str) -> str:
 
 def _from_pretrained(loader: Any, name: str, *, variable: str = "GPT2_MODEL_NAME", **kwargs: Any) -> Any:
     check_model_name(name)
-    folder = model_folder(name)
+    folder = files_folder(name)
     try:
         # Left unset, transformers would ask on the terminal, and wait, whether to run code that came with the model.
         return loader.from_pretrained(
@@ -235,7 +241,7 @@ def _from_pretrained(loader: Any, name: str, *, variable: str = "GPT2_MODEL_NAME
         if is_out_of_memory(error):
             _check_size(f"{variable}={name}", folder, kwargs.get("config"))
             raise
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        words = reason(error)
         if "trust_remote_code" in str(error):
-            reason = "it needs code of its own, which is never run here. Use a model that transformers itself knows."
-        raise UserError(f"{variable}={name} cannot be loaded by transformers: {reason}") from error
+            words = "it needs code of its own, which is never run here. Use a model that transformers itself knows"
+        raise UserError(f"{variable}={name} cannot be loaded by transformers: {words}.") from error

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import try_to_load_from_cache
 from tokenizers import Tokenizer
 from transformers import AutoConfig, GenerationConfig, GPT2Config, PreTrainedConfig, PreTrainedModel
 
-from trainable.model.lora import save_adapters
-from trainable.model.model_names import PRESETS, RECORD, model_folder
+from trainable.errors import UserError
+from trainable.model.lora import AdapterBase, save_adapters
+from trainable.model.model_names import PRESETS, RECORD, files_folder
 
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 END_OF_TEXT = "<|endoftext|>"
@@ -46,7 +46,7 @@ def save_model_folder(
     saved_dtype = dtype or _own_dtype(config)
     with _replacing(folder) as unfinished:
         _write_weights(model, config, DTYPES[saved_dtype], unfinished)
-        base = base_folder(model_name)
+        base = files_folder(model_name)
         for file in (base / name for name in COPIED) if base else ():
             if file.is_file():
                 shutil.copyfile(file, unfinished / file.name)
@@ -65,31 +65,40 @@ def save_adapter_folder(
     folder: Path,
     *,
     model_name: str,
+    base: str,
     card: str,
     record: Mapping[str, Any],
 ) -> None:
-    """Write the adapters of `model` to `folder` in peft's layout, whole or not at all. Raises OSError."""
-    base = base_folder(model_name)
+    """Write the adapters of `model` to `folder` in peft's layout, whole or not at all. Raises OSError.
+
+    base: adapters_base_name()'s, what peft is to put them on.
+    """
     with _replacing(folder) as unfinished:
-        save_adapters(model, unfinished, base_model=str(base) if base else model_name)
+        save_adapters(model, unfinished, base_model=base)
         tokenizer.save(str(unfinished / "tokenizer.json"))
         _write_tokenizer(tokenizer, base_config(model_name, tokenizer), unfinished)
         (unfinished / "README.md").write_text(card, encoding="utf-8")
         (unfinished / RECORD).write_text(json.dumps({**record, "dtype": None}, indent=2) + "\n", encoding="utf-8")
 
 
-def base_folder(model_name: str) -> Path | None:
-    """Return the folder of a model's own files, a hub name's in the local cache; None for a preset."""
-    folder = model_folder(model_name)
-    if folder is not None or model_name in PRESETS:
-        return folder
-    cached = try_to_load_from_cache(model_name, "config.json")
-    return Path(cached).parent if isinstance(cached, str) else None
+def adapters_base_name(base: AdapterBase) -> str:
+    """Return the folder or hub name of the model that adapters were trained on, as peft is to load it.
+
+    Raises UserError where nothing that peft reads holds those weights.
+    """
+    remedy = "so nobody could load the adapters alone. MERGE=1 writes a whole model."
+    if base.init_from is not None:
+        if not (Path(base.init_from) / "config.json").is_file():
+            raise UserError(f"the base's weights are those of {base.init_from}, which is no model folder, {remedy}")
+        return base.init_from
+    if base.model_name in PRESETS:
+        raise UserError(f"the base, {base.model_name}, has random weights, which no file holds, {remedy}")
+    return str(files_folder(base.model_name) or base.model_name)
 
 
 def base_license(model_name: str) -> str | None:
     """Return the licence that the base's own README names in its front matter, where it does."""
-    base = base_folder(model_name)
+    base = files_folder(model_name)
     try:
         text = (base / "README.md").read_text(encoding="utf-8") if base else ""
     except (OSError, UnicodeDecodeError):
@@ -103,7 +112,7 @@ def base_config(model_name: str, tokenizer: Tokenizer) -> PreTrainedConfig:
     """Return the base's configuration: its own dropout and activation, not what a run trained with."""
     if model_name not in PRESETS:
         # The run has loaded it before, so it is here.
-        return AutoConfig.from_pretrained(str(base_folder(model_name) or model_name), trust_remote_code=False)
+        return AutoConfig.from_pretrained(str(files_folder(model_name) or model_name), trust_remote_code=False)
     end = tokenizer.token_to_id(END_OF_TEXT)
     # GPT-2's own 50256 is no id of a smaller vocabulary.
     return GPT2Config(**PRESETS[model_name], bos_token_id=end, eos_token_id=end)

@@ -3,11 +3,13 @@
 from collections.abc import Mapping
 
 import torch
+from torch.nn.modules.dropout import _DropoutNd
 from transformers import PreTrainedModel
 
 from trainable.config import TrialConfig
 from trainable.device.device import autocast
 from trainable.loss import next_token_loss
+from trainable.model.models import dropout_fields
 from trainable.preflight.check_result import Check, CheckStatus, skipped
 from trainable.preflight.untouched import in_mode
 from trainable.schedule import learning_rate_at
@@ -52,11 +54,22 @@ def check_precision(config: TrialConfig, model: PreTrainedModel, windows: torch.
     advice = ""
     stalled = _stalled_frac(config, model)
     few = windows[:2, : AUTOCAST_TOKENS + 1].to(device)
+    if config.precision == "bf16" and device.type == "mps" and not torch.backends.mps.is_macos_or_newer(14, 0):
+        return Check(
+            name="precision",
+            status="fail",
+            measured=measured,
+            expected="macOS 14 or newer, for MPS to compute bf16",
+            advice="Update macOS, or set PRECISION=fp16 or fp32.",
+        )
     difference = 0.0 if config.precision == "fp32" else _autocast_difference(config, model, few)
     if config.precision != "fp32":
         measured += f", whose loss is {difference:.1e} from fp32's"
     if not difference <= AUTOCAST_MARGIN:
-        status, advice = "fail", "This model does not bear this precision. Set PRECISION=fp32, or bf16 instead of fp16."
+        status, advice = (
+            "fail",
+            "This model's loss changes too much at this precision. Set PRECISION=fp32, or bf16 instead of fp16.",
+        )
     elif stalled > STALLED_WARN_FRAC:
         measured += f"; an Adam step of {config.learning_rate:.0e} is rounded away in {stalled:.0%} of the weights"
         status, advice = (
@@ -96,6 +109,30 @@ def _stalled_frac(config: TrialConfig, model: torch.nn.Module) -> float:
             stalled += int((half_unit > config.learning_rate).sum())
             total += parameter.numel()
     return stalled / total if total else 0.0
+
+
+def check_dropout(config: TrialConfig, model: torch.nn.Module) -> Check:
+    """Return whether DROPOUT is the probability of all dropout in the model; adapters have their own."""
+    found = {
+        f"{name}.{field}".removesuffix(".p"): float(getattr(module, field))
+        for name, module in model.named_modules()
+        if "lora_dropout" not in name
+        for field in (["p"] if isinstance(module, _DropoutNd) else dropout_fields(module))
+    }
+    others = [name for name, p in found.items() if p != config.dropout]
+    advice = ""
+    if others:
+        advice = "DROPOUT does not reach these layers: the model's configuration has no number for them."
+    elif config.dropout and not found:
+        advice = "DROPOUT changes nothing here: this model has no dropout. Leave it out of the search, or set it to 0."
+    measured = f"{len(found)} places with dropout"
+    return Check(
+        name="dropout",
+        status="warn" if advice else "pass",
+        measured=f"{measured}, {len(others)} not at {config.dropout:g}: {listed(others)}" if others else measured,
+        expected=f"DROPOUT={config.dropout:g} in all",
+        advice=advice,
+    )
 
 
 def check_block_sizes(limit: int | None, blocks: Mapping[str, int]) -> Check:

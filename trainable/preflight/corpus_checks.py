@@ -69,7 +69,7 @@ def check_tokenizer_fit(tokenizer: Tokenizer, corpus: Corpus, files: Sequence[Pa
     elif bytes_per_token < MIN_BYTES_PER_TOKEN and corpus.vocab_size >= LARGE_VOCABULARY:
         status, advice = (
             "warn",
-            "It breaks the text into scraps: it was made for another language. Use one made for this.",
+            "It splits the text into very short tokens: it was made for another language. Use one made for this.",
         )
     elif back != text:
         status, advice = (
@@ -106,7 +106,7 @@ def check_overlap(corpus: Corpus, tokenizer: Tokenizer) -> Check:
         status="fail" if failed else "warn" if warned else "pass",
         measured=measured,
         expected=f"below {SHARED_WARN_FRAC:.0%}, and no copy of {LONG_COPY_TOKENS} tokens or more",
-        advice="The validation loss would reward remembering. Remove the repeated passages from the text."
+        advice="The validation loss would measure memorization. Remove the repeated passages from the text."
         if failed or warned
         else "",
     )

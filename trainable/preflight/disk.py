@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 
+from trainable.device.device_memory import GIB
 from trainable.preflight.check_result import Check, skipped
-from trainable.preflight.memory_probe import ADAM_STATES, GIB
+from trainable.preflight.memory_probe import ADAM_STATES
 
 NAME = "disk for checkpoints"
 

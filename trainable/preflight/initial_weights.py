@@ -95,7 +95,7 @@ def check_initial_loss(
             status="fail",
             measured=measured,
             expected="a finite number",
-            advice="The weights are finite and their predictions are not: look at the model's scales.",
+            advice="The weights are finite and their predictions are not: check the scales of the model's layers.",
         )
     if random_weights:
         return Check(
@@ -103,9 +103,7 @@ def check_initial_loss(
             status="pass" if predictions.looks_random else "fail",
             measured=measured,
             expected=f"{uniform:.2f} within {RANDOM_MARGIN}, that of random weights; ln V = {log_vocab:.2f}",
-            advice=""
-            if predictions.looks_random
-            else "Weights or labels are not what they should be at step 0. Use a preset as it is.",
+            advice="" if predictions.looks_random else "Weights or labels are wrong at step 0. Use a preset unchanged.",
         )
     status: CheckStatus = "pass"
     advice = ""
@@ -119,8 +117,8 @@ def check_initial_loss(
         elif checkpoint and loss <= log_vocab + HOT_INIT_MARGIN:
             status = "warn"
             advice = (
-                "The checkpoint knows less than word frequencies: right only early in a run from random weights. If it "
-                "began from a pretrained model, labels are shifted, or tokenizer or weights are not that model's."
+                "The checkpoint predicts worse than word frequencies: right only early in a run from random weights. "
+                "If it began from a pretrained model, labels are shifted, or tokenizer or weights are not that model's."
             )
         elif shipped:
             status = "warn"
@@ -131,7 +129,7 @@ def check_initial_loss(
         else:
             status = "fail"
             advice = (
-                "Impossible for a rightly loaded pretrained model: the labels are shifted, the weights are others, "
+                "A correctly loaded pretrained model is never there: the labels are shifted, the weights are others, "
                 "or the tokenizer is not the one it was trained with (same size, other ids). Check in this order."
             )
     return Check(
@@ -165,14 +163,12 @@ def check_offsets(predictions: Predictions, *, unigram_entropy: float) -> Check:
         advice = f"These weights were trained on the token at {best:+d}. " + (
             "The labels were shifted twice, in the batch and again in the model. "
             if best > 1
-            else "The labels were not shifted on. "
+            else "The labels were not shifted. "
         )
-        advice += "Mend the script (trainable.preflight.check_labels) and train again from the weights before it."
+        advice += "Fix the script (trainable.preflight.check_labels) and train again from the weights before it."
     elif not trained:
         status = "warn"
-        advice = (
-            "The weights know too little of context to tell what they were trained on. Check again after more steps."
-        )
+        advice = "Too little is learned to tell which token the weights were trained on. Check again after more steps."
     return Check(
         name="checkpoint offsets",
         status=status,

@@ -37,8 +37,8 @@ DROPOUT_SIGMAS = 4.0
 """In training mode dropout moves a loss by 0.002 to 0.05; the other offset must be so many deviations away."""
 NAME = "labels"
 DOUBLED_ADVICE = (
-    "Since the base these weights have given up the next token for the one after it: the labels were shifted twice, "
-    "in the batch and again in the model. Mend the script and train again from the base."
+    "Compared with the base these weights are worse at the next token and better at the one after it: the labels were "
+    "shifted twice, in the batch and again in the model. Fix the script and train again from the base."
 )
 
 ADVICE = {

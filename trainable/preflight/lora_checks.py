@@ -61,9 +61,9 @@ def check_adapters_move(model: torch.nn.Module, before: Mapping[str, torch.Tenso
     advice = ""
     if left_out:
         measured += f": {listed(left_out)}, though a gradient reaches them"
-        advice = "The optimizer does not hold these adapters. Make it after the adapters are in the model."
+        advice = "These adapters are not in the optimizer. Make the optimizer once they are in the model."
     elif still:
-        measured += f": {listed(still)}, which no gradient reaches"
+        measured += f": {listed(still)}, which get no gradient"
         advice = "Look in their layers for no_grad, detach() or an adapter whose output is not added."
     return Check(
         name="LoRA training",
@@ -96,7 +96,7 @@ def check_merge(model: PreTrainedModel, windows: torch.Tensor) -> Check:
         status="fail" if differs else "pass",
         measured=f"merged adapters move logits by {off:.1e} where the adapters themselves move them by {made:.1e}",
         expected=f"at most {MERGED_FRAC:.0e} of it",
-        advice="The merged model predicts otherwise than what was trained. Save the adapters, or mend how the layer "
+        advice="The merged model does not predict what the trained one does. Save the adapters, or mend how the layer "
         "merges (its scale, its transposed weight)."
         if differs
         else "",

@@ -8,12 +8,12 @@ from transformers import PreTrainedModel
 
 from trainable.config import TrialConfig
 from trainable.data.tokens import Corpus
-from trainable.device.device import is_out_of_memory, release_memory
+from trainable.device.device_memory import GIB, is_out_of_memory, release_memory, run_memory_bytes
 from trainable.evaluation import EvalProtocol
 from trainable.loop import train
 from trainable.preflight.check_result import Check, CheckStatus, skipped
 from trainable.preflight.disk import checkpoint_bytes
-from trainable.preflight.memory_probe import GIB, available_memory_bytes, estimate_step_bytes
+from trainable.preflight.memory_probe import estimate_step_bytes
 from trainable.state import new_state
 
 NAME = "memory"
@@ -41,7 +41,7 @@ def check_memory(
     """
     device = next(model.parameters()).device
     if available_bytes is None:
-        available_bytes = available_memory_bytes(device)
+        available_bytes = run_memory_bytes(device)
     needed = None if device.type == "cuda" else _estimate(model, largest)
     if available_bytes is not None and needed is not None and needed > available_bytes:
         return _check("fail", largest, f"about {needed / GIB:.2f} GiB needed (estimated, not tried)", available_bytes)
@@ -59,12 +59,14 @@ def check_memory(
             if not is_out_of_memory(error):
                 raise
             return _check("fail", largest, "a real step ran out of memory", available_bytes)
-        needed = peak + checkpoint_bytes(model) if peak else needed
-        how = "a real step was made"
+        needed = peak or needed  # a GPU's checkpoints are copied to the host
+        how = "a real step was run"
     elif needed is None:
         return skipped(NAME, "the model cannot be run on shapes alone, and a real step would take too long")
     if needed is None:
         return _check("pass", largest, how, available_bytes)
+    if available_bytes is not None and needed > available_bytes:
+        return _check("fail", largest, f"about {needed / GIB:.2f} GiB needed ({how})", available_bytes)
     crowded = available_bytes is not None and needed > CROWDED_FRAC * available_bytes
     return _check(
         "warn" if crowded else "pass", largest, f"about {needed / GIB:.2f} GiB needed ({how})", available_bytes
@@ -93,7 +95,7 @@ def _peak_bytes_of_a_step(
         torch.cuda.reset_peak_memory_stats(device)
     for _ in train(state, corpus, protocol, eval_steps=()):
         pass
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
 
 
 def _check(status: CheckStatus, config: TrialConfig, measured: str, available_bytes: int | None) -> Check:

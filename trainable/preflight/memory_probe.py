@@ -1,9 +1,8 @@
-"""How much memory a training step takes, found without taking it, and how much there is."""
+"""How much memory a training step takes, found without taking it."""
 
-import os
 import weakref
+from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,23 +12,19 @@ from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
 from trainable.config import TrialConfig
+from trainable.device.cpu_kernels.attention import as_on_mps
 from trainable.device.device import autocast
 from trainable.loss import next_token_loss
 
 ADAM_STATES = 2
-GIB = 1 << 30
 MEASURED_TOKENS = 4096
-CGROUP_FILES = (
-    ("memory.max", "memory.current", "memory.stat"),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
-)
-"""Limit and use of a container, version 2 and 1."""
 
 
 def estimate_step_bytes(model: PreTrainedModel, config: TrialConfig) -> int:
     """Return the peak memory of one micro-batch and AdamW's states: tensors alone, without what the allocator loses.
 
-    The real loss runs forward and backward on tensors that have shapes and no data, as on a CPU, which takes a second;
+    The real loss runs forward and backward on tensors that have shapes and no data, as on a CPU (a model on MPS: with
+    its attention), which takes a second;
     a large batch is extrapolated from two smaller ones, as memory grows by the sequence.
     """
     trained: int = sum(weight.numel() * weight.element_size() for weight in model.parameters() if weight.requires_grad)
@@ -51,7 +46,8 @@ def _peak_bytes(model: PreTrainedModel, config: TrialConfig) -> int:
         for name, weight in model.named_parameters()
     }
     buffers = {name: fake.from_tensor(buffer.cpu()) for name, buffer in model.named_buffers()}
-    with fake:
+    is_mps = next(model.parameters()).device.type == "mps"
+    with fake, as_on_mps() if is_mps else nullcontext():
         tokens = torch.zeros(config.batch_size, config.block_size + 1, dtype=torch.long)
         live = _LiveBytes()
         with live, autocast(torch.device("cpu"), config.precision):
@@ -60,26 +56,6 @@ def _peak_bytes(model: PreTrainedModel, config: TrialConfig) -> int:
             tensors = {f"model.{name}": tensor for name, tensor in (*weights.items(), *buffers.items())}
             torch.func.functional_call(_Step(model), tensors, (tokens,), tie_weights=True)
     return int(live.peak)
-
-
-def available_memory_bytes(device: torch.device) -> int | None:
-    """Return the memory that a run on `device` may still take, or None where it cannot be told.
-
-    On a CPU that of all runs together: divide it by those that run at once.
-    """
-    if device.type == "cuda":
-        free_bytes: int = torch.cuda.mem_get_info(device)[0]
-        return free_bytes + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    if device.type == "mps":
-        return int(torch.mps.recommended_max_memory()) - int(torch.mps.current_allocated_memory())
-    found = [left for left in (_meminfo_bytes(), *_cgroup_bytes()) if left is not None]
-    if found:
-        return min(found)
-    try:
-        # macOS tells no more than this without a further library; it compresses and swaps rather than kill.
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):
-        return None
 
 
 class _Step(torch.nn.Module):
@@ -122,26 +98,3 @@ class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _drop(self, key: int, size_bytes: int) -> None:
         self._alive.discard(key)
         self._now -= size_bytes
-
-
-def _meminfo_bytes() -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
-
-
-def _cgroup_bytes() -> list[int | None]:
-    left: list[int | None] = []
-    for limit_path, used_path, stat_path in CGROUP_FILES:
-        try:
-            limit, used, stat = (
-                Path("/sys/fs/cgroup", path).read_text() for path in (limit_path, used_path, stat_path)
-            )
-        except OSError:
-            continue
-        # Cached files count as used and are given up when memory is wanted.
-        cached = next((int(line.split()[1]) for line in stat.splitlines() if line.startswith("inactive_file ")), 0)
-        left.append(int(limit) - int(used) + cached if limit.strip().isdigit() else None)
-    return left

@@ -66,12 +66,12 @@ def check_updates(
     faults += _rate_faults(watch, learning_rate)
     held = [one for one in readable if one.is_held]
     if held and len(held) == len(readable):
-        faults.append(("no weight moved", "The steps do not reach the weights: look at the learning rate first."))
+        faults.append(("no weight changed", "The steps do not reach the weights: check the learning rate first."))
     elif held:
-        words = _tensors([one.tensor for one in held], watch, "held back: AdamW would move them, they stay")
+        words = _tensors([one.tensor for one in held], watch, "unchanged: AdamW would change them")
         if any(not one.tensor.is_contiguous for one in held):
             words += " (not contiguous in memory)"
-        faults.append((words, "Look for code that puts weights back, and for in-place writes that are lost."))
+        faults.append((words, "Look for code that restores weights, and for in-place writes that are lost."))
     faults += _size_faults(watch, [one for one in readable if not one.is_held])
     faults += _decay_faults(watch, [one for one in compared if not one.is_held], weight_decay)
     return _check(watch, faults, len(readable))
@@ -154,7 +154,7 @@ def _rate_faults(watch: OptimizerWatch, learning_rate: float | None) -> list[tup
 
 
 _RATE_ADVICE = (
-    "The learning rate has no effect: look which optimizer's groups the schedule writes it to, and who reads it."
+    "The learning rate has no effect: check which optimizer's groups the schedule writes it to, and who reads it."
 )
 
 
@@ -167,11 +167,11 @@ def _size_faults(watch: OptimizerWatch, compared: Sequence[_Compared]) -> list[t
     if len(wrong) == len(compared) and all(abs(rate / middle - 1) < SAME_RATE_FRAC for rate in rates):
         return [(f"every tensor changes {middle:.3g} times as much as at its learning rate", _RATE_ADVICE)]
     worst = max(wrong, key=lambda one: one.error_frac)
-    words = _tensors([one.tensor for one in wrong], watch, "changed otherwise than by AdamW")
+    words = _tensors([one.tensor for one in wrong], watch, "not changed as AdamW would change them")
     return [
         (
             f"{words} (by up to {worst.error_frac:.0%} of its step)",
-            "Look whether the optimizer keeps its state between steps, and for other code that writes these weights.",
+            "Check whether the optimizer keeps its state between steps, and for other code that writes these weights.",
         )
     ]
 

@@ -13,7 +13,7 @@ MAX_TRAIN_TOKENS = 40 << 20
 MAX_VAL_NGRAMS = 1 << 21
 """Of more, those whose hash is a multiple of some number are kept, which picks the same n-grams on both sides."""
 LONG_COPY_TOKENS = 256
-"""Repeated phrases, tables and short notices are shorter: in the embedded text the longest has 83 tokens."""
+"""Repeated phrases, tables and notices are shorter: in the Python language reference the longest has 83 tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,8 @@ from tokenizers import Tokenizer
 from trainable.checkpoint.checkpoint import Checkpoint
 from trainable.config import TrialConfig
 from trainable.data.tokens import check_corpus
-from trainable.device.device import is_out_of_memory, release_memory, without_tf32
+from trainable.device.device import without_tf32
+from trainable.device.device_memory import is_out_of_memory, release_memory
 from trainable.model.model_names import PRESETS, SHIPPED
 from trainable.model.models import load_model
 from trainable.preflight.check_result import Check, CheckStatus
@@ -119,13 +120,13 @@ def _checks(spec: RunSpec, request: _Request, checkpoints: list[Checkpoint]) -> 
         checkpoint=checkpoint is not None or spec.init_from is not None,
         available_bytes=request.available_bytes,
     )
-    device = torch.device(spec.device)
+    device, base = torch.device(spec.device), None
     if setup.checkpoint and spec.model_name not in PRESETS:
         base = load_model(spec.model_name, dropout=config.dropout, seed=config.seed)
         setup = replace(setup, base=base_predictions(base.to(device), setup))
-        del base
-    model = load_run_model(spec, config, checkpoint)[0].to(device)
-    del checkpoint
+        base = base.to("cpu")
+    model = load_run_model(spec, config, checkpoint, model=base)[0].to(device)
+    del checkpoint, base
     if request.room is not None:
         yield check_disk(model, request.room)
     yield from check_model_setup(model, setup)

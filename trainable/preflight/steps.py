@@ -69,7 +69,7 @@ def check_loop_loss(steps: FirstSteps) -> Check:
         status="pass" if right else "fail",
         measured=f"the loop's loss is {loss:.5f}; from the logits {listed}",
         expected=f"that at +1 within {EQUAL_FRAC:.0e} of it",
-        advice="" if right else f"The loop's loss is {where}: the labels are not the next token. Mend trainable.loss.",
+        advice="" if right else f"The loop's loss is {where}: the labels are not the next token. Fix trainable.loss.",
     )
 
 
@@ -84,5 +84,5 @@ def check_first_steps(steps: FirstSteps) -> Check:
         expected="finite numbers",
         advice=""
         if finite
-        else "The model overflows before it has learned anything. Look at its weights and its scales.",
+        else "The model overflows in the first steps. Check its weights and the scales of its layers.",
     )

@@ -14,7 +14,7 @@ from trainable.model.lora import add_adapters, merge_adapters
 from trainable.model.models import context_limit
 from trainable.preflight.causality import check_causality, check_evaluation_repeats
 from trainable.preflight.check_result import Check, skipped
-from trainable.preflight.configuration import check_block_sizes, check_finite_weights, check_precision
+from trainable.preflight.configuration import check_block_sizes, check_dropout, check_finite_weights, check_precision
 from trainable.preflight.corpus_checks import check_tokenizer_ids
 from trainable.preflight.gradients import check_frozen, check_gradient_reach, check_slope, cut_modules
 from trainable.preflight.initial_weights import (
@@ -97,6 +97,7 @@ def check_model_setup(model: PreTrainedModel, setup: Setup) -> Iterator[Check]:
     samples = _samples(model, setup, limit)
     yield from _check_predictions(model, setup, samples)
     yield check_precision(setup.config, model, samples.windows)
+    yield check_dropout(setup.config, model)
     yield from _check_steps(model, setup, samples, limit)
 
 

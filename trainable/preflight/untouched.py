@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch.nn.modules.dropout import _DropoutNd
 
-from trainable.model.models import DROPOUT_FIELDS
+from trainable.model.models import dropout_fields
 
 
 @contextmanager
@@ -44,14 +44,10 @@ def in_mode(model: torch.nn.Module, *, training: bool) -> Iterator[None]:
 def without_dropout(model: torch.nn.Module) -> Iterator[None]:
     """Set every dropout probability of the model to 0, and back at the end; the mode stays as it is."""
     # Some models ask their config at every forward pass.
-    holders = [(holder, DROPOUT_FIELDS) for holder in (*model.modules(), getattr(model, "config", None))]
-    layers = [(module, ("p",)) for module in model.modules() if isinstance(module, _DropoutNd)]
-    before = [
-        (holder, field, getattr(holder, field))
-        for holder, fields in (*holders, *layers)
-        for field in fields
-        if isinstance(getattr(holder, field, None), float)
-    ]
+    holders = [*model.modules(), *([model.config] if hasattr(model, "config") else [])]
+    named = [(holder, field) for holder in holders for field in dropout_fields(holder)]
+    named += [(module, "p") for module in model.modules() if isinstance(module, _DropoutNd)]
+    before = [(holder, field, getattr(holder, field)) for holder, field in named]
     for holder, field, _ in before:
         setattr(holder, field, 0.0)
     try:

@@ -80,8 +80,13 @@ class StabilityMonitor:
 
     def _nonfinite_evidence(self, loss: float, grad_norm: float | None) -> str:
         if self._skips:
-            return f"the loss scaler has skipped {self._skips} steps on end: loss {loss:g}"
+            return f"the loss scaler has skipped {self._skips} steps in a row: loss {loss:g}"
         return f"loss {loss:g}" + ("" if grad_norm is None else f", gradient norm {grad_norm:g}")
+
+    @property
+    def first_loss(self) -> float:
+        """The first finite loss, nats/token; -inf before there is one."""
+        return self._level.first[0] if self._level.first else -math.inf
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that later judgements depend on: dicts, lists, numbers and None."""

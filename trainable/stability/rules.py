@@ -93,7 +93,7 @@ class StabilityRules:
     """Slow: the median time of so many steps, which compilation, an evaluation or a checkpoint does not
     move, ..."""
     slow_ratio: float = _rule(1.5, low=1.05, high=1000, unit="times the fastest window")
-    """... is so much above the run's own fastest. The story's slow-down is 1.7."""
+    """... is so much above the run's own fastest. The plateau run's slow-down was 1.7."""
     slow_end_ratio: float = _rule(1.25, low=1, high=1000, unit="times the fastest window")
     """It is over, and can be told again, below this ..."""
     slow_quiet_steps: int = _rule(100, low=1, high=1_000_000, unit="steps")

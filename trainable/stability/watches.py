@@ -153,7 +153,9 @@ class SpikeWatch:
         elif over and level > self.level_before + r.poison_margin and self._built_up(onset):
             evidence = f"the loss of {level:.3f} is still {level - self.level_before:.3f} above that of before"
         if evidence is not None:
-            evidence = f"{since} steps after the spike at step {onset} {evidence}: Adam's second moment may be spoilt"
+            evidence = (
+                f"{since} steps after the spike at step {onset} {evidence}: Adam's second moment may be corrupted"
+            )
             found.append(Finding("poisoned_optimizer", step, "flag", evidence))
         if over or evidence is not None:
             self.onset = None

@@ -179,7 +179,7 @@ def parse_range(text: str) -> tuple[int, int]:
     """
     match = re.fullmatch(rf"\s*{_POSITION.pattern}\s*[-–:]\s*{_POSITION.pattern}\s*", text, re.IGNORECASE)
     if match is None:
-        raise UserError(f"RANGE={text!r} is no range of token positions. Write it as 2.0M-2.5M, 500K-1M or 0-20000.")
+        raise UserError(f"RANGE={text!r} is not a range of token positions. Write it as 2.0M-2.5M, 500K-1M or 0-20000.")
     positions = [
         float(number.replace(",", "").replace("_", "")) * _SCALES[scale.upper()]
         for number, scale in (match.group(1, 2), match.group(3, 4))

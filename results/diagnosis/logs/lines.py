@@ -1,4 +1,4 @@
-"""What one line of a training log says: patterns for the owner's format and for those that people bring. No state."""
+"""What one line of a training log says: patterns for the lines of `make train` and of other trainers. No state."""
 
 import re
 from dataclasses import dataclass
@@ -119,7 +119,7 @@ class LogRow:
 
 
 def read_owner_progress(line: bytes) -> LogRow | None:
-    """Return the row of a bare progress line in the owner's format: the case that makes up most of a long log."""
+    """Return the row of a bare progress line of `make train`: the case that makes up most of a long log."""
     match = OWNER_PROGRESS.match(line)
     if match is None:
         return None

@@ -78,7 +78,7 @@ def read_training_log(path: Path) -> RunTrace:
 def log_in(folder: Path) -> Path:
     """Return the log of a folder that a logger made (the newest of several), or the folder where it holds none."""
     for pattern in LOG_NAMES:
-        logs = sorted(folder.glob(pattern), key=lambda path: (path.stat().st_mtime, path.name))
+        logs = sorted(filter(Path.is_file, folder.glob(pattern)), key=lambda path: (path.stat().st_mtime, path.name))
         if logs:
             return logs[-1]
     return folder

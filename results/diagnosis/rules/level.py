@@ -182,7 +182,8 @@ def _resume_jump(run: RunView) -> Diagnosis | None:
                 kind="resume_jump",
                 confidence=0.85,
                 summary=f"after the restart at {run.unit} {step} the loss is {value - level:.2f} nats/token higher "
-                "than before it" + (": the weights began anew" if anew else ": not everything was restored"),
+                "than before it"
+                + (": the weights were initialized again" if anew else ": not everything was restored"),
                 evidence=f"{level:.4f} before, {value:.4f} at {run.unit} {at}"
                 + (f", {start:.4f} at the very start" if anew else ""),
                 next_step="check whether the checkpoint's weights were really loaded (strict=True, the wrapper's "
@@ -208,7 +209,7 @@ def _jump(run: RunView, divergence: Diagnosis | None, spikes: Sequence[Spike]) -
                 summary=f"the learning rate jumps {after / before:.0f}-fold at {run.unit} {at}, and the loss with it",
                 evidence=f"{before:.2e} before, {after:.2e} at {run.unit} {at}; the loss leaves its course by "
                 f"{run.unit} {step}",
-                next_step="find what sets the rate there: a scheduler made anew on resume, a restart without "
+                next_step="find what sets the rate there: a scheduler created again on resume, a restart without "
                 "warm-up, two schedulers",
                 steps=(at, step),
             )

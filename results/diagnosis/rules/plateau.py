@@ -101,7 +101,7 @@ def _cause(run: RunView, others: list[Diagnosis], *, flat: bool) -> tuple[str, s
         ("precision_stall", "the updates do not reach the weights"),
     ):
         if kind in kinds:
-            return "plateau", cause, "settle that finding first: no learning rate helps while it stands", 0.9
+            return "plateau", cause, "fix that finding first: no learning rate helps until then", 0.9
     rate = run.peak_lr
     low, high = (TOO_LOW_SCRATCH, TOO_HIGH_SCRATCH) if run.from_scratch else (TOO_LOW_FINE, TOO_HIGH_FINE)
     if rate is not None and rate <= low:

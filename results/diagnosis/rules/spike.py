@@ -153,9 +153,7 @@ def spike_finding(run: RunView, spikes: Sequence[Spike]) -> Diagnosis | None:
             f"validation {run.val.near(worst.peak_step):.4f} at the same step: the weights changed, not the batch"
         )
     if like_start:
-        said.append(
-            f"that is the loss the run started with ({run.start_loss:.2f}): as if the weights had been set back"
-        )
+        said.append(f"that is the loss the run started with ({run.start_loss:.2f}): as if the weights had been reset")
     if any(
         worst.before and abs(step - worst.step) <= max(1, EPISODE_FRAC * run.last_step) for step in run.trace.restarts
     ):
@@ -252,7 +250,7 @@ def poisoned(run: RunView) -> Diagnosis | None:
         kind="poisoned_optimizer",
         confidence=0.75,
         summary=f"the run does not recover from a spike: by {run.unit} {finding.step} Adam's second moment looks "
-        "spoilt",
+        "corrupted",
         evidence=finding.evidence,
         next_step="go back to a checkpoint before the spike; skip the step whose gradient norm is far above its mean",
         steps=(finding.step, run.last_step),

@@ -46,8 +46,8 @@ def start_findings(run: RunView) -> Iterator[Diagnosis]:
         yield Diagnosis(
             kind="loss_too_low",
             confidence=0.7,
-            summary=f"a loss of {both:.2f} nats/token on held-out text is lower than language can be predicted",
-            evidence=f"training {lowest:.4f}, validation {both:.4f}; the best language models pay more than 2",
+            summary=f"a loss of {both:.2f} nats/token on held-out text is lower than any model reaches on language",
+            evidence=f"training {lowest:.4f}, validation {both:.4f}; the best language models are above 2",
             next_step="check that labels are shifted at all, that the model is causal and that the validation text "
             "is not in the training text: make preflight",
         )
@@ -144,7 +144,7 @@ def _not_pretrained(run: RunView, start: float, *, confidence: float) -> Diagnos
     if abs(start - run.uniform_loss) <= NEAR_UNIFORM:
         why = f"that is guessing among {run.vocab_size:,} tokens ({uniform})"
     else:
-        why = f"such a model reads English at {low} to {high}, and knowing nothing costs {uniform}"
+        why = f"such a model's loss on English is {low} to {high}, and uniform guessing costs {uniform}"
     evidence = [f"the first losses, at {run.unit} {run.start_step}: {_first_losses(run)}"]
     if run.unigram_entropy is not None:
         evidence.append(f"word frequencies alone give {run.unigram_entropy:.2f}")
@@ -158,15 +158,15 @@ def _not_pretrained(run: RunView, start: float, *, confidence: float) -> Diagnos
         evidence.append(f"unless it is a model with random weights and about {tokens:,.0f} tokens: that starts so")
     cause, others = _causes(run, start)
     name = "model" if run.pretrained and not run.names_gpt2 and run.trace.origin == "log" else "GPT-2"
-    whose = f"a rightly loaded, rightly labelled pretrained {name}"
+    whose = f"a correctly loaded and labelled pretrained {name}"
     if run.pretrained is False:
         whose = "random weights, with which it was to begin"
     return Diagnosis(
         kind="impossible_initial_loss",
         confidence=confidence,
-        summary=f"these numbers cannot come from {whose}: the run {at}; {why}. What fits: {cause}",
+        summary=f"these losses cannot come from {whose}: the run {at}; {why}. What fits: {cause}",
         evidence="; ".join(evidence) + f". What else does this: {others}",
-        next_step="do not tune yet. make preflight compares the loop's own loss with the loss at offsets +1 and +2; "
+        next_step="do not tune yet: make preflight compares the loop's own loss with the loss at offsets +1 and +2; "
         "make diagnose TARGET=<a checkpoint of this run> shows which token it learned to predict",
         steps=(run.start_step, run.last_step),
     )
@@ -174,7 +174,9 @@ def _not_pretrained(run: RunView, start: float, *, confidence: float) -> Diagnos
 
 def _causes(run: RunView, start: float) -> tuple[str, str]:
     """Return what fits a first loss best, and what else gives one that no sound model has."""
-    shifted = "labels shifted twice (in the batch and again in the model, so that it must say the token after the next)"
+    shifted = (
+        "labels shifted twice (in the batch and again in the model, so that the model learns the token after the next)"
+    )
     unloaded = "random weights: the weights were not loaded, or into other names"
     tokenizer = "another tokenizer's ids"
     padding = "padding that is scored (its labels must be -100), or text unlike any it was trained on"
@@ -185,7 +187,7 @@ def _causes(run: RunView, start: float) -> tuple[str, str]:
     if start > run.uniform_loss + SUMMED_NATS:
         return "a loss that is a sum over micro-batches or sequences, not a mean", f"{tokenizer}; {padding}"
     if start > run.uniform_loss + NEAR_UNIFORM:
-        return f"{tokenizer}, which cost more than knowing nothing (above 11)", f"{shifted}; {unloaded}"
+        return f"{tokenizer}, which give more than uniform guessing (above 11)", f"{shifted}; {unloaded}"
     if start > run.uniform_loss - NEAR_UNIFORM:
         return f"{unloaded} (10.8 with 50,257 tokens)", f"{tokenizer}; {shifted}"
     if start >= SHIFTED_NATS[0]:
@@ -199,7 +201,7 @@ def _worse_than_uniform(run: RunView) -> Diagnosis:
     return Diagnosis(
         kind="impossible_initial_loss",
         confidence=0.85,
-        summary=f"the run starts at {start:.2f} nats/token, worse than knowing nothing (ln {run.vocab_size} = "
+        summary=f"the run starts at {start:.2f} nats/token, worse than uniform guessing (ln {run.vocab_size} = "
         f"{run.uniform_loss:.2f})",
         evidence=f"the first losses, at {run.unit} {run.start_step}: {_first_losses(run)}; {ratio:.1f} times uniform "
         "guessing",

@@ -34,7 +34,7 @@ def importance(measured: Measured) -> Row:
     if len(searched) < 2:
         reason = "fewer than two hyperparameters were searched"
     elif len(ranked) < MIN_TRIALS or not any(trial["status"] == "completed" for trial in ranked):
-        ranked_words = f"{count_words(len(ranked), 'trial')} with an ending to rank"
+        ranked_words = f"{count_words(len(ranked), 'trial')} that can be ranked"
         reason = f"{ranked_words}; {MIN_TRIALS} are needed, one of them completed"
     if reason is not None:
         return {"reason": reason, "methods": []}
@@ -59,8 +59,8 @@ def _ped_anova(measured: Measured, ranked: Sequence[Row], searched: Sequence[Sea
     return {
         "name": "PED-ANOVA",
         "trials": len(ranked),
-        "words": f"What decides whether a trial is among the best {share:.0%} of {len(ranked)}. Completed trials are "
-        "placed by their final loss; stopped ones after them, the highest rung first; unstable and out-of-memory last; "
+        "words": f"How much each decides whether a trial is among the best {share:.0%} of {len(ranked)}. Completed "
+        "trials rank by final loss; then stopped ones, the highest rung first; then unstable and out-of-memory ones; "
         f"failed ones are left out. The whiskers span 90 % of {resamples} resamples of {size} trials.",
         "shares": [
             {
@@ -95,14 +95,10 @@ def _fanova(measured: Measured, searched: Sequence[SearchParameter]) -> Row | No
     return {
         "name": "fANOVA",
         "trials": len(rows),
-        "words": f"Which share of the variance of the val loss at {where} each explains alone; the rest is "
+        "words": f"The share of the variance of the val loss at {where} each explains alone; the rest is "
         f"interactions. Over the {len(rows)} trials evaluated there: the most tokens that at least half of the trials "
         "have seen, so that stopped ones count and all are compared at equal tokens. "
-        + (
-            "A loss that only a run that went wrong has counts as the highest sound one. "
-            if ceiling is not None
-            else ""
-        )
+        + ("The loss of a run that blew up counts as the highest of the others. " if ceiling is not None else "")
         + (f"Not for {list_words(left_out)}, which only some trials read." if left_out else ""),
         "shares": [{"name": name, "share": shares[name], "low": None, "high": None} for name in names],
     }

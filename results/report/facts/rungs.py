@@ -41,6 +41,7 @@ def rung_agreement(measured: Measured) -> list[Row]:
             {
                 "rung": index if measured.rung_tokens else None,
                 "tokens": tokens,
+                "budget_frac": tokens / measured.budget_tokens if measured.budget_tokens else None,
                 "trials_reached": sum(loss is not None for loss in at.values()),
                 "trials_stopped": sum(t["status"] == "stopped" and t["rung"] == index for t in measured.trials)
                 if measured.rung_tokens

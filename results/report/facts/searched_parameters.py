@@ -115,7 +115,7 @@ def _share(trials: Sequence[Row]) -> Row:
 
 def _where_words(judged: Sequence[Row], unstable: Sequence[Row], measured: Measured) -> str:
     if not judged:
-        return "no trial got far enough to tell"
+        return "no trial ran long enough to tell"
     if not unstable:
         return f"no trial of {len(judged)} was unstable"
     one = len(unstable) == 1

@@ -20,7 +20,7 @@ from results.samples import MODELS, samples_json
 from results.study.folder import Study
 from results.study.paths import shown
 from results.winner import find_winner, start_val_loss
-from results.words import count_words, label, unit
+from results.words import count_words, label, percent_words, unit
 from spaces.domains import Choice, SearchParameter
 from spaces.warmup import WARMUP_FRAC
 from trainable.config import HYPERPARAMETERS
@@ -45,17 +45,19 @@ def report_facts(study: Study) -> dict[str, Any]:
         answer["headline"] = f"Which of the changes did it{ends}"
         answer["proof"]["words"] = f"{count_words(counts['completed'], 'run')} completed; nothing was searched"
     winner_id = measured.winner.trial["trial_id"] if measured.winner.trial else None
+    confirmation = _confirmation_facts(attempts, rows)
+    answer["fresh"] = _fresh_means(measured, confirmation)
     facts = {
         "facts_version": FACTS_VERSION,
         "study": _study_facts(study, document, measured),
         "answer": answer,
         "endings": {status: count for status, count in counts.items() if count},
-        "ledger": _ledger_facts(document, measured, rows),
+        "cost": _cost_facts(document, measured, rows),
         "rungs": rung_agreement(measured),
         "edges": edges(measured),
         "instability": instability(measured),
         "importance": importance(measured),
-        "confirmation": _confirmation_facts(attempts, rows),
+        "confirmation": confirmation,
         "attribution": None
         if attribution is None
         else {**attribution_json(attribution), "summary": summary_lines(attribution)},
@@ -120,6 +122,27 @@ def _confirmation_facts(attempts: Sequence[Attempt], rows: Sequence[Row]) -> Row
     return document if attempts else None
 
 
+def _fresh_means(measured: Measured, confirmation: Row | None) -> Row | None:
+    """Return the winner's and the baseline's mean val_loss over the fresh seeds on which both completed."""
+    winner, baseline = measured.winner.trial, measured.winner.baseline
+    number = measured.winner.attempt
+    if confirmation is None or number is None or winner is None or baseline is None:
+        return None
+    losses: dict[int, dict[int, float]] = {winner["trial_id"]: {}, baseline["trial_id"]: {}}
+    for run in confirmation["attempts"][number - 1]["runs"]:
+        if run["status"] == "completed" and run["of_trial"] in losses:
+            losses[run["of_trial"]][run["seed"]] = run["val_loss"]
+    ours, theirs = losses.values()
+    seeds = sorted(ours.keys() & theirs.keys())
+    if not seeds:
+        return None
+    means = {"winner": ours, "baseline": theirs}
+    return {
+        "seeds": len(seeds),
+        **{name: math.fsum(of[seed] for seed in seeds) / len(seeds) for name, of in means.items()},
+    }
+
+
 def _samples_facts(study: Study) -> Row | None:
     """Return the prompt and who continues it how, in the order to show; the best alone where it is not the baseline."""
     document = samples_json(study)
@@ -129,7 +152,7 @@ def _samples_facts(study: Study) -> Row | None:
     continuations = [
         {"name": model, "trial_id": None, "text": None, "why": None, **by_model[model]}
         for model in MODELS
-        if model != "best" or by_model["best"] != by_model["baseline"]
+        if model in by_model and (model != "best" or by_model["best"] != by_model.get("baseline"))
     ]
     return {**document, "continuations": continuations}
 
@@ -149,7 +172,7 @@ def _study_facts(study: Study, document: Row, measured: Measured) -> Row:
         "created_at": document.get("created_at"),
         "started_at": min(started, default=None),
         "ended_at": max(ended, default=None),
-        "wall_s": (max(ended) - min(started)).total_seconds() if ended and started else None,
+        "wall_s": _wall_s(measured.trials),
         "trials": len(measured.trials),
         "trials_planned": document.get("trials_planned"),
         "under_way": sum(trial["status"] == "running" for trial in measured.trials),
@@ -157,7 +180,18 @@ def _study_facts(study: Study, document: Row, measured: Measured) -> Row:
     }
 
 
-def _ledger_facts(document: Row, measured: Measured, rows: Sequence[Row]) -> Row:
+def _wall_s(trials: Sequence[Row]) -> float | None:
+    """Return the seconds in which at least one trial was under way: a pause before a resume is not among them."""
+    spans = [(trial["started_at"], trial["ended_at"]) for trial in trials]
+    total, until = 0.0, None
+    for start, end in sorted((start, end) for start, end in spans if start is not None and end is not None):
+        begin = start if until is None else max(start, until)
+        total += max(0.0, (end - begin).total_seconds())
+        until = end if until is None else max(end, until)
+    return None if until is None else total
+
+
+def _cost_facts(document: Row, measured: Measured, rows: Sequence[Row]) -> Row:
     spent = savings(measured.trials, measured.budget_tokens)
     return {
         "by_ending": costs(measured.trials, measured.budget_tokens),
@@ -208,23 +242,25 @@ def _trial_facts(document: Row, measured: Measured, winner_id: int | None) -> li
                 "is_best": trial["trial_id"] == winner_id,
                 "val_loss_difference": None if final is None or goal is None else final - goal,
                 "budget_frac": trial["tokens_seen"] / measured.budget_tokens if measured.budget_tokens else None,
-                "why": _why(trial, reduction),
+                "why": _why(trial, reduction, measured),
                 "searched": measured.values(trial),
                 "rung_losses": [measured.loss_at(trial, tokens) for tokens in measured.rung_tokens],
                 "evaluations": {
-                    name: [row[name] for row in evaluations] for name in ("tokens_seen", "optimizer_steps", "val_loss")
+                    name: [row[name] for row in evaluations]
+                    for name in ("tokens_seen", "optimizer_steps", "active_s", "val_loss")
                 },
             }
         )
     return rows
 
 
-def _why(trial: Row, reduction: int | None) -> str:
+def _why(trial: Row, reduction: int | None, measured: Measured) -> str:
     """Return why the trial ended where it did, empty for one that completed."""
     steps = f"after {count_words(trial['optimizer_steps'], 'step')}"
     match trial["status"]:
         case "stopped":
-            return f"not among the best {f'1/{reduction}' if reduction else 'trials'} at rung {trial['rung']}"
+            best = f"1/{reduction}" if reduction else "trials"
+            return f"not among the best {best} at {_rung_words(trial['rung'], measured)}"
         case "unstable":
             return str(trial["verdict"] or "no verdict")
         case "out_of_memory":
@@ -232,10 +268,16 @@ def _why(trial: Row, reduction: int | None) -> str:
         case "failed":
             return f"failed {steps}; search.log has the error"
         case "interrupted":
-            return f"cut off {steps}; it can go on"
+            return f"cut off {steps}; make resume goes on with it"
         case "running":
             return f"{steps} so far"
     return ""
+
+
+def _rung_words(rung: int | None, measured: Measured) -> str:
+    if rung is None or not rung < len(measured.rung_tokens):
+        return "its rung"
+    return f"{percent_words(measured.rung_tokens[rung] / measured.budget_tokens)} of the budget"
 
 
 def _protocol_facts(document: Row, measured: Measured) -> Row:

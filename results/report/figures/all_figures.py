@@ -4,12 +4,28 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from results.report.figures.claims import attribution_bars, confirmation_intervals, importance_bars
-from results.report.figures.curves import curves, parallel_coordinates
-from results.report.figures.marks import axis, by_role, figure, loss_ceiling, point_trace, position, short_words
+from results.report.figures.curves import curves, curves_by_time, parallel_coordinates
+from results.report.figures.marks import (
+    BASELINE,
+    BEST,
+    axis,
+    by_role,
+    domain_range,
+    figure,
+    loss_ceiling,
+    named,
+    point_trace,
+    position,
+    rung_words,
+    short_words,
+)
 from results.report.figures.traces import short
 from results.words import range_words, token_words
 
 Row = dict[str, Any]
+
+LABEL_GAP_FRAC = 0.12
+"""Of the speeds' range: closer points of the Pareto front share a label, as a phone shows them."""
 
 
 def report_figures(facts: Row) -> dict[str, list[Row]]:
@@ -24,7 +40,7 @@ def report_figures(facts: Row) -> dict[str, list[Row]]:
         "parallel": list(parallel_coordinates(facts)),
         "settings": [*_lr_by_batch(facts), *_loss_by_setting(facts)],
         "stability": list(_stability_map(facts)),
-        "speed": list(_pareto(facts)),
+        "speed": [*_pareto(facts), *curves_by_time(facts)],
         "importance": list(importance_bars(facts)),
         "attribution": list(attribution_bars(facts)),
     }
@@ -33,7 +49,7 @@ def report_figures(facts: Row) -> dict[str, list[Row]]:
 def views(facts: Row) -> list[str]:
     """Return the names of the settings section's views: the full budget, then each rung that trials reached."""
     rungs = _rungs_reached(facts)
-    return ["at the full budget", *(f"at rung {rung['rung']} ({token_words(rung['tokens'])} tokens)" for rung in rungs)]
+    return ["at the full budget", *(f"at {rung_words(rung)} ({token_words(rung['tokens'])} tokens)" for rung in rungs)]
 
 
 def default_view(facts: Row) -> int:
@@ -73,8 +89,11 @@ def _loss_by_setting(facts: Row) -> Iterator[Row]:
         if parameter["values"] is not None:
             texts = [short_words(value) for value in parameter["values"]]
             scale.update(tickvals=list(range(len(texts))), ticktext=texts, range=[-0.6, len(texts) - 0.4])
-        elif parameter["log"]:
-            scale.update(type="log", exponentformat="e", dtick=1, minor={"showgrid": False})
+        else:
+            tried = [trial["searched"][name] for trial in facts["trials"] if name in trial["searched"]]
+            scale.update(range=domain_range(parameter, tried))
+            if parameter["log"]:
+                scale.update(type="log", exponentformat="e", dtick=1, minor={"showgrid": False})
         yield figure(
             f"by-{name}",
             f"Val loss against {parameter['label']}",
@@ -108,7 +127,7 @@ def _lr_by_batch(facts: Row) -> Iterator[Row]:
         "Val loss against learning rate, one colour and symbol per batch size.",
         traces,
         {
-            "xaxis": axis("learning rate", type="log", exponentformat="e", dtick=1),
+            "xaxis": axis("learning rate", type="log", exponentformat="e", dtick=1, minor={"showgrid": False}),
             "yaxis": axis("val loss (nats/token)"),
         },
         height=380,
@@ -116,11 +135,11 @@ def _lr_by_batch(facts: Row) -> Iterator[Row]:
 
 
 def _rings(rows: Sequence[tuple[Row, float]], ceiling: float, view: int) -> Iterator[Row]:
-    for flag, name, color in (("is_baseline", "baseline", "@baseline"), ("is_best", "best", "@winner")):
-        role = {"name": name, "color": color, "symbol": "circle-open", "size": 18, "width": 3}
+    for flag, look in (("is_baseline", BASELINE), ("is_best", BEST)):
         points = [(trial, trial["learning_rate"], loss) for trial, loss in rows if trial[flag]]
         if points:
-            yield point_trace(role, points, ceiling, view=view)
+            ring = {"name": named(look, points[0][0]), "symbol": "circle-open", "size": 18, "width": 3}
+            yield point_trace({**look, **ring}, points, ceiling, view=view)
 
 
 def _stability_map(facts: Row) -> Iterator[Row]:
@@ -131,7 +150,7 @@ def _stability_map(facts: Row) -> Iterator[Row]:
     batches = sorted({cell["batch_size"] for cell in cells})
     found = {(cell["batch_size"], cell["lr_low"]): cell for cell in cells}
     grid = [[found.get((batch, low)) for low, _ in bins] for batch in batches]
-    names = [range_words(low, high, "–") for low, high in bins]
+    names = [range_words(low, high, "–<br>") for low, high in bins]
     yield figure(
         "stability-map",
         "Unstable trials by learning rate and batch size",
@@ -151,7 +170,8 @@ def _stability_map(facts: Row) -> Iterator[Row]:
                 "zmin": 0,
                 "zmax": 1,
                 "colorscale": [[0, "@heat0"], [1, "@heat1"]],
-                "colorbar": {"tickformat": ".0%", "outlinewidth": 0, "thickness": 12, "title": {"text": "unstable"}},
+                # Every cell says its share in words.
+                "showscale": False,
                 "xgap": 2,
                 "ygap": 2,
             }
@@ -161,7 +181,7 @@ def _stability_map(facts: Row) -> Iterator[Row]:
             "yaxis": {"type": "category", "showgrid": False},
         },
         height=120 + 46 * len(batches),
-        min_width=150 + 62 * len(bins),
+        min_width=110 + 62 * len(bins),
     )
 
 
@@ -179,6 +199,9 @@ def _pareto(facts: Row) -> Iterator[Row]:
         for role, trials in by_role(rows)
     ]
     front = pareto_front(rows)
+    apart = spaced(
+        front, LABEL_GAP_FRAC * (max(t["tokens_per_s"] for t in rows) - min(t["tokens_per_s"] for t in rows))
+    )
     traces.append(
         {
             "type": "scatter",
@@ -186,7 +209,7 @@ def _pareto(facts: Row) -> Iterator[Row]:
             "name": "Pareto front",
             "x": [short(trial["tokens_per_s"]) for trial in front],
             "y": [min(trial["val_loss"], ceiling) for trial in front],
-            "text": [f"\u2002{trial['trial_id']}" for trial in front],
+            "text": [f"\u2002{trial['trial_id']}" if trial in apart else "" for trial in front],
             "textposition": "middle right",
             "line": {"color": "@muted", "width": 1.5, "dash": "dot", "shape": "hv"},
             "hoverinfo": "skip",
@@ -200,6 +223,15 @@ def _pareto(facts: Row) -> Iterator[Row]:
         {"xaxis": axis("training tokens/s"), "yaxis": axis("val loss (nats/token)")},
         height=380,
     )
+
+
+def spaced(trials: Sequence[Row], gap_tokens_per_s: float) -> list[Row]:
+    """Return those of the trials, the fastest first, whose labels fit beside each other."""
+    kept: list[Row] = []
+    for trial in trials:
+        if not kept or kept[-1]["tokens_per_s"] - trial["tokens_per_s"] > gap_tokens_per_s:
+            kept.append(trial)
+    return kept
 
 
 def pareto_front(trials: Sequence[Row]) -> list[Row]:

@@ -14,6 +14,7 @@ from results.report.figures.marks import (
     figure,
     line_trace,
     loss_ceiling,
+    named,
     note,
     point_trace,
     short_words,
@@ -21,44 +22,57 @@ from results.report.figures.marks import (
     upright,
 )
 from results.report.figures.traces import short
-from results.words import STATUS_LABELS, loss_words
+from results.words import STATUS_LABELS, loss_words, percent_words
 
 Row = dict[str, Any]
 
 MAX_CURVE_POINTS = 24_000
 """Of all curves together: what a browser draws without a pause."""
 LOSS_CLASSES = 5
-_NOT_READ = -0.14
+CLOCK_WORDS = {"tokens_seen": "%{x:,} tokens", "active_s": "%{x:.1f} s"}
+_NOT_READ = -0.16
 
 
 def curves(facts: Row) -> Iterator[Row]:
     """Yield val loss by tokens seen, a line a trial; the ends of trials that did not complete are marked with why."""
+    rungs = [rung for rung in facts["rungs"] if rung["rung"] is not None]
+    shapes = [upright(rung["tokens"], dash="dot", yref="paper") for rung in rungs]
+    # At the bottom, where no curve has come to yet.
+    place = {"yref": "paper", "yanchor": "bottom", "xanchor": "left", "xshift": 3, "bgcolor": "@veil"}
+    words = [note(rung["tokens"], 0, percent_words(rung["budget_frac"]), **place) for rung in rungs]
+    yield from _curves(facts, "curves", "tokens_seen", "training tokens seen", shapes, words)
+
+
+def curves_by_time(facts: Row) -> Iterator[Row]:
+    """Yield val loss by the seconds that a device trained and evaluated the trial."""
+    yield from _curves(facts, "curves-by-time", "active_s", "device time (s)", [], [])
+
+
+def _curves(
+    facts: Row, key: str, clock: str, words: str, shapes: Sequence[Row], annotations: Sequence[Row]
+) -> Iterator[Row]:
     trials = [trial for trial in facts["trials"] if any(v is not None for v in trial["evaluations"]["val_loss"])]
     if not trials:
         return
     start = facts["initial_loss"]
     ceiling = loss_ceiling(facts, [v for t in trials for v in t["evaluations"]["val_loss"] if v is not None])
     each = max(8, MAX_CURVE_POINTS // len(trials))
-    traces = [_lines(role, rows, each) for role, rows in by_role(trials)]
-    traces += [mark for role, rows in by_role(facts["trials"]) if (mark := _ends(role, rows, ceiling)) is not None]
+    traces = [_lines(role, rows, each, clock) for role, rows in by_role(trials)]
+    traces += [
+        mark for role, rows in by_role(facts["trials"]) if (mark := _ends(role, rows, ceiling, clock)) is not None
+    ]
     lowest = min(v for v in (start, *(v for t in trials for v in t["evaluations"]["val_loss"])) if v is not None)
-    rungs = [rung for rung in facts["rungs"] if rung["rung"] is not None]
+    of_start = [] if start is None else [note(1, start, "start", xref="paper", xanchor="right", yanchor="bottom")]
     yield figure(
-        "curves",
-        "Val loss by training tokens seen",
-        f"Val loss of {len(trials)} trials by training tokens seen.",
+        key,
+        f"Val loss by {words}",
+        f"Val loss of {len(trials)} trials by {words}.",
         traces,
         {
-            "xaxis": axis("training tokens seen", rangemode="tozero"),
+            "xaxis": axis(words, rangemode="tozero"),
             "yaxis": axis("val loss (nats/token)", range=_padded(lowest, ceiling)),
-            "shapes": [
-                *(upright(rung["tokens"], dash="dot", yref="paper") for rung in rungs),
-                *([] if start is None else [across(start, dash="dash")]),
-            ],
-            "annotations": [
-                *(note(rung["tokens"], 1, f"rung {rung['rung']}", yref="paper", yanchor="bottom") for rung in rungs),
-                *([] if start is None else [note(1, start, "start", xref="paper", xanchor="right", yanchor="bottom")]),
-            ],
+            "shapes": [*shapes, *([] if start is None else [across(start, dash="dash")])],
+            "annotations": [*annotations, *of_start],
         },
         height=440,
     )
@@ -69,26 +83,26 @@ def _padded(low: float, high: float) -> list[float | None]:
     return [short(low - pad, 6), short(high + pad, 6)]
 
 
-def _lines(role: Row, trials: Sequence[Row], each: int) -> Row:
+def _lines(role: Row, trials: Sequence[Row], each: int, clock: str) -> Row:
     strong = role["name"].startswith(("baseline", "best"))
     return line_trace(
         role["name"],
-        ((trial["trial_id"], *_line(trial, each)) for trial in trials),
+        ((trial["trial_id"], *_line(trial, each, clock)) for trial in trials),
         {"color": role["color"], "width": 3.5 if strong else 1.2},
         opacity=1 if strong else 0.75,
         legendgroup=role["name"],
-        hovertemplate="trial %{customdata}: %{y:.4f} at %{x:,} tokens<extra></extra>",
+        hovertemplate=f"trial %{{customdata}}: %{{y:.4f}} at {CLOCK_WORDS[clock]}<extra></extra>",
     )
 
 
-def _line(trial: Row, each: int) -> tuple[list[int], list[float | None]]:
+def _line(trial: Row, each: int, clock: str) -> tuple[list[float | None], list[float | None]]:
     evaluations = trial["evaluations"]
-    pairs = zip(evaluations["tokens_seen"], evaluations["val_loss"], strict=True)
-    kept = thinned([(tokens, loss) for tokens, loss in pairs if loss is not None], each)
-    if trial["tokens_seen"] > kept[-1][0]:
+    pairs = zip(evaluations[clock], evaluations["val_loss"], strict=True)
+    kept = thinned([(at, loss) for at, loss in pairs if loss is not None], each)
+    if trial[clock] > kept[-1][0]:
         # It went on after its last evaluation: the line leads to where it ended, at the last loss that is known.
-        kept.append((trial["tokens_seen"], kept[-1][1]))
-    return [tokens for tokens, _ in kept], [short(loss, 6) for _, loss in kept]
+        kept.append((trial[clock], kept[-1][1]))
+    return [short(at, 9) for at, _ in kept], [short(loss, 6) for _, loss in kept]
 
 
 def thinned(rows: Sequence[Any], most: int) -> list[Any]:
@@ -98,12 +112,12 @@ def thinned(rows: Sequence[Any], most: int) -> list[Any]:
     return [rows[round(k * (len(rows) - 1) / (most - 1))] for k in range(most)]
 
 
-def _ends(role: Row, trials: Sequence[Row], ceiling: float) -> Row | None:
+def _ends(role: Row, trials: Sequence[Row], ceiling: float, clock: str) -> Row | None:
     ends = []
     for trial in trials:
         losses = [loss for loss in trial["evaluations"]["val_loss"] if loss is not None]
         if trial["tokens_seen"] or losses:
-            ends.append((trial, trial["tokens_seen"], min(losses[-1] if losses else ceiling, ceiling)))
+            ends.append((trial, trial[clock], min(losses[-1] if losses else ceiling, ceiling)))
     if not ends:
         return None
     return {**point_trace(role, ends, ceiling, showlegend=False), "legendgroup": role["name"]}
@@ -129,33 +143,33 @@ def parallel_coordinates(facts: Row) -> Iterator[Row]:
     for index in range(LOSS_CLASSES):
         part = ordered[len(ordered) * index // LOSS_CLASSES : len(ordered) * (index + 1) // LOSS_CLASSES]
         if part:
-            name = " to ".join(sorted({loss_words(part[-1]["val_loss"]), loss_words(part[0]["val_loss"])}))
+            ends = " to ".join(sorted({loss_words(part[-1]["val_loss"]), loss_words(part[0]["val_loss"])}))
+            name = f"trial {part[0]['trial_id']}, {ends}" if len(part) == 1 else ends
             traces.append(_parallel_trace(name, part, f"@seq{LOSS_CLASSES - index}", 1.8, facts, low, ceiling))
     for flag, look in (("is_baseline", BASELINE), ("is_best", BEST)):
         those = [trial for trial in trials if trial[flag]]
-        traces.append(_parallel_trace(look["name"], those, look["color"], 4, facts, low, ceiling))
-    axes = len(parameters) + 1
+        name = named(look, those[0]) if those else ""
+        traces.append(_parallel_trace(name, those, look["color"], 4, facts, low, ceiling))
+    # One below the other, first on top: a phone has the height for them and not the width.
+    axes = [*(parameter["label"] for parameter in parameters), "val loss"]
     yield figure(
         "parallel",
         "Parallel coordinates",
         f"A line per trial across {', '.join(parameter['label'] for parameter in parameters)} and val loss.",
         [trace for trace in traces if trace["x"]],
         {
-            "xaxis": {
-                "tickvals": list(range(axes)),
-                "ticktext": [*(parameter["label"] for parameter in parameters), "val loss"],
-                "range": [-0.35, axes - 0.45],
-                "side": "top",
+            "xaxis": {"visible": False, "range": [-0.3, 1.08]},
+            "yaxis": {
+                "tickvals": list(range(len(axes))),
+                "ticktext": [name.replace(" ", "<br>") for name in axes],
+                "range": [len(axes) - 0.4, -0.3],
                 "showgrid": False,
                 "zeroline": False,
             },
-            "yaxis": {"visible": False, "range": [-0.2, 1.06]},
-            "shapes": [upright(k, layer="below") for k in range(axes)],
-            "annotations": [*_axis_words(parameters), *_loss_words(axes - 1, low, ceiling, bool(losses))],
-            "legend": {"y": -0.02, "yanchor": "top"},
+            "shapes": [across(k, x0=0, x1=1, xref="x", layer="below") for k in range(len(axes))],
+            "annotations": [*_axis_words(parameters), *_loss_words(len(axes) - 1, low, ceiling, bool(losses))],
         },
-        height=460,
-        min_width=120 * axes,
+        height=110 + 68 * len(axes),
     )
 
 
@@ -164,19 +178,19 @@ def _parallel_trace(
 ) -> Row:
     lines = []
     for trial in trials:
-        heights = [
-            height_of(parameter, trial["searched"].get(parameter["name"]), trial["trial_id"])
+        places = [
+            place_of(parameter, trial["searched"].get(parameter["name"]), trial["trial_id"])
             for parameter in facts["parameters"]
         ]
         if trial["status"] == "completed" and trial["val_loss"] is not None:
-            heights.append(short((min(trial["val_loss"], ceiling) - low) / (ceiling - low or 1.0), 4) or 0.0)
-        lines.append((trial["trial_id"], range(len(heights)), heights))
+            places.append(short((min(trial["val_loss"], ceiling) - low) / (ceiling - low or 1.0), 4) or 0.0)
+        lines.append((trial["trial_id"], places, range(len(places))))
     look = {"color": color, "width": width}
     return line_trace(name, lines, look, opacity=0.55 if width == 1 else 1, hover="trial")
 
 
-def height_of(parameter: Row, value: Any, trial_id: int) -> float:
-    """Return a value's height on its axis, 0 to 1; below 0 for a parameter that the trial does not read."""
+def place_of(parameter: Row, value: Any, trial_id: int) -> float:
+    """Return a value's place on its axis, 0 to 1; below 0 for a parameter that the trial does not read."""
     if value is None:
         return _NOT_READ
     values = parameter["values"]
@@ -200,15 +214,15 @@ def _axis_words(parameters: Sequence[Row]) -> Iterator[Row]:
             marks = [(_place(values, value), value) for value in values]
         else:
             marks = [(0.0, parameter["low"]), (1.0, parameter["high"])]
-        for height, value in marks:
-            yield _mark(index, height, short_words(value))
+        for place, value in marks:
+            yield _mark(place, index, short_words(value))
         if parameter["condition"] is not None:
-            yield _mark(index, _NOT_READ, "not read")
+            yield note(_NOT_READ, index, "not read", yanchor="bottom", yshift=4, bgcolor="@veil")
 
 
 def _loss_words(index: int, low: float, ceiling: float, known: bool) -> list[Row]:
-    return [_mark(index, 0.0, loss_words(low)), _mark(index, 1.0, loss_words(ceiling))] if known else []
+    return [_mark(0.0, index, loss_words(low)), _mark(1.0, index, loss_words(ceiling))] if known else []
 
 
 def _mark(x: float, y: float, text: str) -> Row:
-    return note(x, y, text, xanchor="right", xshift=-5, bgcolor="@veil")
+    return note(x, y, text, yanchor="top", yshift=-4, bgcolor="@veil")

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from results.report.figures.traces import short
-from results.words import STATUS_LABELS, value_words
+from results.words import STATUS_LABELS, percent_words, value_words
 
 Row = dict[str, Any]
 
@@ -32,10 +32,17 @@ def by_role(trials: Sequence[Row]) -> Iterator[tuple[Row, list[Row]]]:
             yield {"name": STATUS_LABELS[status], **look}, those
     baseline = [trial for trial in trials if trial["is_baseline"]]
     if baseline:
-        yield {**BASELINE, "name": "baseline (best)" if baseline[0]["is_best"] else "baseline"}, baseline
+        yield {**BASELINE, "name": named(BASELINE, baseline[0])}, baseline
     best = [trial for trial in trials if trial["is_best"] and not trial["is_baseline"]]
     if best:
-        yield {**BEST, "name": f"best (trial {best[0]['trial_id']})"}, best
+        yield {**BEST, "name": named(BEST, best[0])}, best
+
+
+def named(look: Row, trial: Row) -> str:
+    """Return the baseline's or the best's name in a legend, with the trial's number."""
+    if trial["is_baseline"]:
+        return "baseline (best)" if trial["is_best"] else "baseline"
+    return f"{look['name']} (trial {trial['trial_id']})"
 
 
 def loss_ceiling(facts: Row, losses: Sequence[float]) -> float:
@@ -112,10 +119,10 @@ def upright(x: float, *, dash: str | None = None, **place: Any) -> Row:
     return {"type": "line", "x0": x, "x1": x, "y0": 0, "y1": 1, "line": line, **place}
 
 
-def across(y: float, *, dash: str | None = None) -> Row:
+def across(y: float, *, dash: str | None = None, **place: Any) -> Row:
     """Return a horizontal line over the whole width of a figure."""
     line = {"color": "@muted", "width": 1} | ({"dash": dash} if dash else {})
-    return {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": y, "y1": y, "line": line}
+    return {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": y, "y1": y, "line": line, **place}
 
 
 def note(x: float, y: float, text: str, **place: Any) -> Row:
@@ -138,7 +145,20 @@ def position(parameter: Row, value: Any, trial_id: int) -> Any:
     """Return where a value stands on its parameter's axis; those of a choice are spread so that none hides."""
     if parameter["values"] is None:
         return value
-    return parameter["values"].index(value) + spread(trial_id, 0.36) if value in parameter["values"] else None
+    return parameter["values"].index(value) + spread(trial_id, 0.3) if value in parameter["values"] else None
+
+
+def domain_range(parameter: Row, values: Sequence[float]) -> list[float | None]:
+    """Return the ends of a range's axis: the domain and what was tried beside it, so that one point has a place."""
+    scale = math.log10 if parameter["log"] else float
+    ends = [scale(value) for value in (parameter["low"], parameter["high"], *values)]
+    pad = 0.04 * (max(ends) - min(ends) or 1.0)
+    return [short(min(ends) - pad, 6), short(max(ends) + pad, 6)]
+
+
+def rung_words(rung: Row) -> str:
+    """Return what a rung is called: the share of the budget that a trial has used there."""
+    return f"{percent_words(rung['budget_frac'])} of the budget"
 
 
 def spread(trial_id: int, width: float) -> float:
@@ -148,8 +168,8 @@ def spread(trial_id: int, width: float) -> float:
 
 
 def short_words(value: Any) -> str:
-    """Return a value as a tick's text, which plotly would read for markup."""
-    return html.escape(value_words(value).replace("_", " "))
+    """Return a value as a tick's text, a word a line; what plotly would read for markup is escaped."""
+    return html.escape(value_words(value)).replace("_", "<br>")
 
 
 def figure(

@@ -50,8 +50,8 @@ def examine_checkpoints(
 ) -> list[CheckpointFacts]:
     """Return the facts of each checkpoint in the order of their steps, compared with the one before.
 
-    tokens: held-out ids of the text it was trained on, 1-D; None leaves the offset losses out. model_name: what the
-    owner's files are of; without it GPT-2 of the weights' own shape. Two checkpoints are in memory at a time.
+    tokens: held-out ids of the text it was trained on, 1-D; None leaves the offset losses out. model_name: what
+    another script's files are of; without it GPT-2 of the weights' own shape. Two checkpoints are in memory at a time.
     Raises UserError for a file that cannot be read.
     """
     order = (

@@ -1,8 +1,12 @@
 """Causal attention with dropout on a CPU, where torch falls back to its slowest path; elsewhere torch's own is used."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -16,6 +20,20 @@ UNMASKED_FAMILIES = ("gpt2",)
 every forward pass waits for the device to say whether it is."""
 CHUNK_QUERIES = 64
 """Queries at a time: a chunk skips the keys after its end, which are a half of all the work in the end."""
+
+
+_as_on_mps = ContextVar("_as_on_mps", default=False)
+
+
+@contextmanager
+def as_on_mps() -> Iterator[None]:
+    """Have attention take the memory inside that it takes on MPS, where torch keeps the weights of all pairs."""
+    token = _as_on_mps.set(True)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        _as_on_mps.reset(token)
 
 
 class _CausalAttention(torch.autograd.Function):
@@ -75,8 +93,12 @@ def _attention(
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """Return (B, T, H, D) as transformers' attention functions do."""
-    plain = query.shape == key.shape == value.shape and attention_mask is None and others.get("is_causal") is not False
-    if dropout == 0.0 or query.device.type != "cpu" or not plain:
+    is_causal = others.get("is_causal")
+    # As transformers decides it: what is said at the call, else what the layer says, else causal.
+    is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    plain = query.shape == key.shape == value.shape and attention_mask is None and is_causal
+    # A compiler fuses torch's own, and gives up at what it cannot look into.
+    if dropout == 0.0 or query.device.type != "cpu" or not plain or torch.compiler.is_compiling() or _as_on_mps.get():
         output: tuple[torch.Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
         )

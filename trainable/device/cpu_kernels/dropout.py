@@ -27,11 +27,12 @@ def dropout_mask(shape: Sequence[int], p: float, dtype: torch.dtype = torch.floa
 
 
 class CPUDropout(nn.Dropout):
-    """nn.Dropout with that mask where its input lies on a CPU."""
+    """nn.Dropout with that mask where its input lies on a CPU and nothing is compiled."""
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return the inputs, dropped out in training."""
-        if not self.training or self.p == 0.0 or inputs.device.type != "cpu":
+        is_elsewhere = inputs.device.type != "cpu" or torch.compiler.is_compiling()
+        if not self.training or self.p == 0.0 or is_elsewhere:
             return super().forward(inputs)
         return inputs * dropout_mask(inputs.shape, self.p, inputs.dtype)
 

@@ -1,0 +1,42 @@
+"""What runs that are decided already will cost, said before the first of them starts."""
+
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Any
+
+from results.study.folder import list_studies
+from results.study.planned_run import PlannedRun
+from results.words import count_words, duration_words, token_words
+from search.setup.plan import Plan
+from trainable.errors import UserError
+
+
+def cost_words(plan: Plan, runs: Sequence[PlannedRun]) -> str:
+    """Return the runs, their tokens and about how long they take: 9 runs, 1.35M tokens, 2 at a time: about 6 min."""
+    tokens = sum(run.config.training_steps * run.config.tokens_per_step for run in runs)
+    words = f"{count_words(len(runs), 'run')}, {token_words(tokens)} tokens, {plan.slots.count} at a time"
+    rate = _seconds_per_token(plan)
+    if rate is None:
+        return f"{words}; how long is known once the first have trained"
+    # The slots that wait for the last run are counted as the whole rounds that they are.
+    rounds = -(-len(runs) // plan.slots.count)
+    return f"{words}: about {duration_words(tokens / len(runs) * rate * rounds)}"
+
+
+def _seconds_per_token(plan: Plan) -> float | None:
+    """Return the usual device time of a token: of the study's own runs, else of the newest study of its kind."""
+    for study in (plan.study, *list_studies()):
+        try:
+            rows = study.trials() if study is plan.study or _is_alike(study.document(), plan.document) else []
+        except UserError:
+            continue
+        rates = [row["active_s"] / row["tokens_seen"] for row in rows if row["tokens_seen"] and row["active_s"]]
+        if rates:
+            return float(median(rates))
+    return None
+
+
+def _is_alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    names = ("type", "name", "slots", "threads_per_slot")
+    ours, theirs = (document.get("device") or {} for document in (one, other))
+    return one.get("model") == other.get("model") and all(ours.get(name) == theirs.get(name) for name in names)

@@ -1,0 +1,152 @@
+"""The memory of a device: how much there is, a process's share of it, giving it back, and running out of it."""
+
+import ctypes
+import gc
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+GIB = 1 << 30
+CONTEXT_BYTES = 512 << 20
+"""What each process takes of a GPU outside torch's allocator: CUDA's context and its libraries' kernels and workspaces.
+Read in others' reports, 0.3 to 0.6 GiB; not measured here."""
+GROWN_FRAC = 0.2
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
+CGROUP_FILES = (
+    ("memory.max", "memory.current", "memory.stat"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
+)
+"""Limit and use of a container, version 2 and 1."""
+
+
+OUT_OF_MEMORY_WORDS = (
+    "out of memory",
+    "can't allocate memory",
+    "cublas_status_alloc_failed",
+    "cudnn_status_alloc_failed",
+    "cusolver_status_alloc_failed",
+    "allocation_failed",
+    "bad_alloc",
+    "invalid buffer size",
+    "insufficient memory",
+)
+"""Of RuntimeErrors: CUDA and MPS, the host, CUDA's libraries (cuDNN 9 has an allocation fail on host or device), C++,
+Metal (a buffer larger than it gives, and a command)."""
+
+
+def prepare_memory(device: torch.device, *, share_frac: float = 1.0) -> None:
+    """Have this process keep the pages that it frees, and take no more than its share of the device's memory."""
+    _keep_freed_pages()
+    if device.type == "cuda":
+        # Shapes change from trial to trial: without it a cache of blocks of other sizes is what runs out of memory.
+        if sys.platform == "linux" and "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
+            os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+        if share_frac < 1:
+            total_bytes = memory_bytes("cuda")
+            torch.cuda.set_per_process_memory_fraction(max(0.0, share_frac * total_bytes - CONTEXT_BYTES) / total_bytes)
+    elif device.type == "mps":
+        # By default torch takes up to 1.7 times what Metal recommends, and the Mac swaps.
+        torch.mps.set_per_process_memory_fraction(share_frac)
+
+
+def _keep_freed_pages() -> None:
+    """Tell glibc to keep freed memory for the next allocation; elsewhere nothing happens.
+
+    A step frees and takes the same few hundred megabytes again; handing the pages back each time costs a tenth of it.
+    """
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for option, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2 << 30), (_M_TOP_PAD, 64 << 20)):
+            mallopt(option, ctypes.c_int(min(value, 2**31 - 1)))
+
+
+def release_memory(device: torch.device) -> None:
+    """Give unused memory back, so that the next trial in this process starts from none."""
+    gc.collect()
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
+
+
+def has_grown(device: torch.device) -> bool:
+    """Return whether this process keeps so much of the device, with nothing loaded, that it should end.
+
+    Metal's driver keeps what it compiled for every shape of tensor, and nothing but the process's end frees it.
+    """
+    if device.type != "mps":
+        return False
+    return torch.mps.driver_allocated_memory() > GROWN_FRAC * torch.mps.recommended_max_memory()
+
+
+def memory_bytes(device_type: str) -> int:
+    """Return the memory of the smallest CUDA device; 0 for other types, which share the machine's."""
+    if device_type != "cuda":
+        return 0
+    return min(int(torch.cuda.get_device_properties(at).total_memory) for at in range(torch.cuda.device_count()))
+
+
+def run_memory_bytes(device: torch.device, *, runs: int = 1, share_frac: float = 1.0) -> int | None:
+    """Return the memory that one of so many runs on one device may take, or None where it cannot be told.
+
+    share_frac: of a GPU, what prepare_memory() lets each of them have.
+    """
+    left = _free_bytes(device)
+    if left is None or device.type != "cuda":
+        return None if left is None else left // runs
+    # Of the GPU that has least: which of them a trial gets is not known.
+    return min(left // runs, round(share_frac * memory_bytes("cuda"))) - CONTEXT_BYTES
+
+
+def _free_bytes(device: torch.device) -> int | None:
+    if device.type == "cuda":
+        free = min(int(torch.cuda.mem_get_info(index)[0]) for index in range(torch.cuda.device_count()))
+        # What this process holds and does not use, its context included, is there for a run.
+        return free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated() + CONTEXT_BYTES
+    if device.type == "mps":
+        return int(torch.mps.recommended_max_memory()) - int(torch.mps.current_allocated_memory())
+    found = [left for left in (_meminfo_bytes(), *_cgroup_bytes()) if left is not None]
+    if found:
+        return min(found)
+    try:
+        # macOS tells no more than this without a further library; it compresses and swaps rather than kill.
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an exception is a device or the host running out of memory."""
+    text = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in text for words in OUT_OF_MEMORY_WORDS)
+    )
+
+
+def _meminfo_bytes() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+
+
+def _cgroup_bytes() -> list[int | None]:
+    left: list[int | None] = []
+    for limit_path, used_path, stat_path in CGROUP_FILES:
+        try:
+            limit, used, stat = (
+                Path("/sys/fs/cgroup", path).read_text() for path in (limit_path, used_path, stat_path)
+            )
+        except OSError:
+            continue
+        # Cached files count as used and are given up when memory is wanted.
+        cached = next((int(line.split()[1]) for line in stat.splitlines() if line.startswith("inactive_file ")), 0)
+        left.append(int(limit) - int(used) + cached if limit.strip().isdigit() else None)
+    return left

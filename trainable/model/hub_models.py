@@ -1,0 +1,93 @@
+"""Models of the hub: fetched once into its local cache, and loaded from there alone."""
+
+import json
+import re
+from pathlib import Path
+
+from trainable.data.remote_files import reason
+from trainable.errors import UserError
+
+TIMEOUT_S = 1.5
+_WEIGHTS = re.compile(r"(?:model|pytorch_model)(?:-\d+-of-\d+)?\.(safetensors|bin)")
+_BESIDE = re.compile(r".*\.(?:json|txt|model|jinja|md)|LICENSE")
+
+
+def hub_folder(name: str) -> Path | None:
+    """Return the folder of a hub model's files in the local cache, None where they are not all there."""
+    # Imported late: most models are folders.
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return _whole_snapshot(name)
+    except HFValidationError:
+        return None
+
+
+def _whole_snapshot(name: str) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(name, "config.json")
+    folder = Path(config).parent if isinstance(config, str) else None
+    return folder if folder is not None and _is_whole(folder) else None
+
+
+def _is_whole(folder: Path) -> bool:
+    """Return whether no weights are missing: loading or inspecting a model may have fetched single files."""
+    try:
+        for index in folder.glob("*.index.json"):
+            if all((folder / name).is_file() for name in json.loads(index.read_bytes())["weight_map"].values()):
+                return True
+        return any((folder / name).is_file() for name in ("model.safetensors", "pytorch_model.bin"))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return False
+
+
+def check_hub_name(name: str, *, others: str) -> None:
+    """Raise UserError when the name is no model in the local cache or, where it answers, of the hub.
+
+    others: what else the name could have been.
+    """
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+
+    where = f"GPT2_MODEL_NAME={name}"
+    cause: Exception | None = None
+    try:
+        if _whole_snapshot(name) is not None:
+            return
+        if not constants.is_offline_mode():
+            HfApi().model_info(name, timeout=TIMEOUT_S)
+            return
+    except HFValidationError:
+        raise UserError(f"{where} is neither a preset, a folder nor a possible hub name ({others}).") from None
+    except RepositoryNotFoundError:
+        raise UserError(f"{where}: the hub has no such model, or it is private ({others}).") from None
+    except Exception as error:
+        # No route, a proxy, a timeout, a rate limit: the client library's types change, the remedy does not.
+        cause = error
+    raise UserError(
+        f"{where} is not in the local hub cache and the hub does not answer. Go online once, or use {others}."
+    ) from cause
+
+
+def fetch(name: str) -> Path:
+    """Return the folder of a hub model's files in the local cache; what is missing is fetched. Raises UserError."""
+    if (folder := hub_folder(name)) is not None:
+        return folder
+    from huggingface_hub import HfApi, snapshot_download
+
+    try:
+        names = [one.rfilename for one in HfApi().model_info(name).siblings or ()]
+        weights = [(found[0], found[1]) for found in map(_WEIGHTS.fullmatch, names) if found]
+        # Many a repository holds the same weights in both formats.
+        format_ = "safetensors" if any(kind == "safetensors" for _, kind in weights) else "bin"
+        wanted = [one for one in names if _BESIDE.fullmatch(one) and "/" not in one]
+        snapshot_download(name, allow_patterns=[*wanted, *(one for one, kind in weights if kind == format_)])
+    except Exception as error:
+        raise UserError(f"GPT2_MODEL_NAME={name} cannot be fetched from the hub: {reason(error)}.") from error
+    folder = hub_folder(name)
+    if folder is None:
+        raise UserError(
+            f"GPT2_MODEL_NAME={name}: the hub holds no weights of it that transformers loads. Name another."
+        )
+    return folder
