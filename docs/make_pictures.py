@@ -1,32 +1,32 @@
-"""Makes the README's pictures of a real run: .venv/bin/python -m docs.make_pictures [NAME=value ...]
+"""Makes the README's pictures of a finished search: .venv/bin/python -m docs.make_pictures [STUDY=name STUDIES_DIR=...]
 
-It runs `search run` and `search confirm` in a terminal of its own, draws that terminal as it was in the middle of the
-search (terminal.svg), and takes the first screen of the report in a headless Chromium (report.png).
+terminal.svg is the live screen as it stood in the middle of the search, from the times in the study's tables;
+report.png the first screen of its report in a headless Chromium.
 """
 
-import fcntl
 import io
-import os
-import pty
-import re
-import struct
 import sys
-import termios
+import tempfile
 import time
+from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
-from rich.text import Text
 
-from results.study.folder import find_study
+from results.study.folder import Study, open_study
+from results.study.ledger import Ledger
+from results.study.tables import METRICS, TRIALS, write_table
+from search.options import read_options
+from search.terminal.live_view import StudyView, ending_words
 from tests.results.report_chromium import Chromium, find_chromium
+from trainable.rows import ENDINGS
 
 FOLDER = Path(__file__).parent
-COLUMNS, ROWS = 100, 32
+COLUMNS = 100
 SHOWN_FRAC = 0.6
-"""How much of the search is over in the picture."""
-REPORT_WIDTH, REPORT_HEIGHT = 1400, 860
-NEW_FRAME = re.compile(r"\r?(?:\x1b\[1?A\x1b\[2K)+|\r\x1b\[2K(?:\x1b\[1A\x1b\[2K)*")
+"""How much of the search's time has passed in the picture."""
+REPORT_WIDTH, REPORT_HEIGHT = 1400, 700
 # As rich's own, without its fonts from the net.
 SVG = """<svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
 <style>
@@ -43,59 +43,64 @@ SVG = """<svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="http:/
 </svg>
 """
 
-
-def output_of(words: list[str]) -> list[tuple[float, str]]:
-    """Return (seconds, text) of what a command prints into a terminal. Raises RuntimeError when it fails."""
-    process, terminal = pty.fork()
-    if process == 0:
-        environment = {**os.environ, "COLUMNS": str(COLUMNS), "LINES": str(ROWS), "TERM": "xterm-256color"}
-        os.execve(sys.executable, [sys.executable, "-m", "search", *words], environment)
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
-    started_at, parts = time.monotonic(), []
-    # At the end of its process a terminal is an error on Linux and empty elsewhere.
-    with os.fdopen(terminal, "rb", buffering=0) as stream:
-        while True:
-            try:
-                part = stream.read(1 << 16)
-            except OSError:
-                break
-            if not part:
-                break
-            parts.append((time.monotonic() - started_at, part.decode(errors="replace")))
-    code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-    if code != 0:
-        raise RuntimeError(f"search {' '.join(words)} ended with exit code {code}")
-    return parts
+Row = dict[str, Any]
 
 
-def live_screens(parts: list[tuple[float, str]]) -> list[str]:
-    """Return the live screens of the search, oldest first: what stands between two erasures."""
-    frames = NEW_FRAME.split("".join(text for _, text in parts))
-    return [frame for frame in frames if "trials," in frame and "left" in frame]
+def rows_at(study: Study, now: datetime) -> tuple[list[Row], list[Row]]:
+    """Return the rows of trials.parquet and metrics.parquet as they were at that time."""
+    trials, metrics = [], []
+    for row in study.trials():
+        if row["purpose"] != "search" or row["started_at"] > now:
+            continue
+        own = [one for one in study.metrics() if one["trial_id"] == row["trial_id"]]
+        if row["ended_at"] > now:
+            # It trained at an even pace.
+            done_frac = (now - row["started_at"]) / (row["ended_at"] - row["started_at"])
+            own = [one for one in own if one["active_s"] <= done_frac * row["active_s"]]
+            seen = own[-1] if own else {**row, "val_loss": None, "optimizer_steps": 0, "tokens_seen": 0}
+            row |= {"status": "running", "verdict": None, "ended_at": None, "rung": None, "end_loss": None}
+            row |= {name: seen[name] for name in ("val_loss", "optimizer_steps", "tokens_seen", "active_s")}
+            row["best_val_loss"] = min((one["val_loss"] for one in own), default=None)
+        trials.append(row)
+        metrics += own
+    return trials, metrics
 
 
-def write_terminal(screen: str, command: str, path: Path) -> None:
-    """Draw a screen with its colours as SVG."""
+def write_terminal(study: Study, path: Path) -> None:
+    """Draw the live screen of the search as it was at SHOWN_FRAC of its time."""
+    document, ended = study.document(), study.trials()
+    begun_at = min(row["started_at"] for row in ended)
+    elapsed_s = SHOWN_FRAC * (max(row["ended_at"] for row in ended) - begun_at).total_seconds()
+    trials, metrics = rows_at(study, begun_at + timedelta(seconds=elapsed_s))
     console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True, color_system="truecolor")
-    console.print(Text.from_ansi(f"$ {command}\n{screen.strip()}"))
-    console.save_svg(str(path), title=command, code_format=SVG)
+    with tempfile.TemporaryDirectory() as folder:
+        then = Study(Path(folder) / study.name)
+        then.path.mkdir()
+        write_table(then.trials_path, trials, TRIALS)
+        write_table(then.metrics_path, metrics, METRICS)
+        view = StudyView(
+            study=then,
+            ledger=Ledger.load(then),
+            budget_tokens=document["budget_tokens"],
+            trials_planned=document["trials_planned"],
+            console=console,
+        )
+        view._started_at = view._trained_since = time.monotonic() - elapsed_s
+        baseline = next((row for row in trials if row["is_baseline"]), None)
+        over = sorted((row for row in trials if row["status"] in ENDINGS), key=lambda row: row["ended_at"])
+        budget_tokens = document["budget_tokens"]
+        view.notes = [(row["trial_id"], ending_words(row, baseline, budget_tokens=budget_tokens)) for row in over]
+        console.print(view.render())
+    console.save_svg(str(path), title="make search SPACE=plateau", code_format=SVG)
 
 
 def main(assignments: list[str]) -> None:
-    """Run the search and its confirmation, and write both pictures."""
+    """Write both pictures."""
     executable = find_chromium()
     if executable is None:
         raise SystemExit("error: no Chromium or Chrome is installed, which takes the picture of the report.")
-    screens = live_screens(output_of(["run", *assignments]))
-    command = " ".join(["make search", *(word for word in assignments if not word.startswith(("STUDIES_", "CACHE_")))])
-    write_terminal(screens[int(SHOWN_FRAC * len(screens))], command, FOLDER / "terminal.svg")
-    folders = [word for word in assignments if word.startswith(("STUDIES_DIR=", "CACHE_DIR="))]
-    output_of(["confirm", *folders])
-    for word in folders:
-        name, _, value = word.partition("=")
-        os.environ[name] = value
-    study = find_study("latest")
-    assert study is not None
+    study = open_study(read_options(assignments).study or "latest")
+    write_terminal(study, FOLDER / "terminal.svg")
     with Chromium(executable) as browser:
         browser.open(study.path / "report.html", width=REPORT_WIDTH, height=REPORT_HEIGHT)
         browser.picture(FOLDER / "report.png")

@@ -60,7 +60,8 @@ class _Best:
 def export_env(study: Study, budget_tokens: int | None = None) -> str:
     """Return the study's winner as comments and `export NAME=value` lines, safe for a shell's eval.
 
-    budget_tokens: of a longer or shorter run than the winner's, over which its schedule is stretched. Floats read back exactly. Raises UserError when no trial has completed or a file of the study is damaged.
+    budget_tokens: of a longer or shorter run than the winner's, over which its schedule is stretched. Floats read back
+    exactly. Raises UserError when no trial has completed or a file of the study is damaged.
     """
     best = _load(study, budget_tokens)
     lines = [f"# {line}" for line in _notes(best)]
@@ -222,9 +223,9 @@ def _stretch_notes(best: _Best) -> Iterable[str]:
     if best.config.training_steps != best.trained_steps:
         # A rate that falls with the horizon (Bjorck et al. 2024) was found for pretraining; here nothing has shown it.
         yield (
-            f"BUDGET_TOKENS: its schedule is stretched from {best.trained_steps} to {best.config.training_steps} steps, "
-            "warm-up and decay keep their shares of the run; rate and batch are as found, and no run of that length "
-            "was measured"
+            f"BUDGET_TOKENS: the schedule is stretched from {best.trained_steps} to {best.config.training_steps} "
+            "steps, warm-up and decay keep their shares of the run; rate and batch are as found, and no run of that "
+            "length was measured"
         )
 
 

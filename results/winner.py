@@ -236,7 +236,8 @@ def evidence_words(winner: Winner) -> str:
 def _verdict_words(verdict: CandidateVerdict) -> str:
     if verdict.outcome == "not proven":
         return verdict.words
-    return f"on {count_words(verdict.seeds, 'fresh seed')} {verdict.words}"
+    outcome, semicolon, rest = verdict.words.partition(";")
+    return f"{outcome} on {count_words(verdict.seeds, 'fresh seed')}{semicolon}{rest}"
 
 
 def notes(winner: Winner) -> list[str]:

@@ -144,7 +144,7 @@ def _optuna_storage(value: str) -> str:
         raise ValueError(f"is not a database that can be opened: {_printable(error)}") from None
     if address.get_backend_name() == "sqlite":
         path = Path(address.database or "")
-        if path == Path() or path.is_dir() or not path.parent.is_dir():
+        if path == Path() or (path.exists() and not path.is_file()) or not path.parent.is_dir():
             raise ValueError("must be a file in a folder that exists, or a database URL")
     return url
 

@@ -1,8 +1,12 @@
-"""Tests that call make must not inherit the make that runs them; and how long the fuzz of tests/fuzz looks."""
+"""What make test hands out to its processes, what they do not inherit, and how long the fuzz of tests/fuzz looks."""
 
 import os
+from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "GNUMAKEFLAGS", "MAKE_WORDS"):
     os.environ.pop(name, None)
@@ -15,3 +19,32 @@ _shared = settings(database=None, deadline=None, suppress_health_check=list(Heal
 settings.register_profile("short", _shared, max_examples=100, derandomize=True)
 settings.register_profile("long", _shared, max_examples=int(os.environ.get("FUZZ_EXAMPLES", "3000")))
 settings.load_profile("short")
+
+SLOW_FIRST = ("journeys", "search", "fuzz", "trainable")
+"""Folders whose tests are begun first: a long one begun last would run alone."""
+TOGETHER = {
+    "searched": ("test_commands", "test_export", "test_run", "test_starting"),
+    "left_alone": ("test_cluster", "test_storage"),
+}
+"""A fixture of a session that is a search, and the files that look at it: they share a process, and so the search."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order the tests."""
+    places = {name: place for place, name in enumerate(SLOW_FIRST)}
+    items.sort(key=lambda item: places.get(item.path.parent.name, len(places)))
+
+
+class ByStudy(LoadScopeScheduling):  # type: ignore[misc]
+    """Hands the tests to processes by file, those of TOGETHER as one, and journeys, which share nothing, one by one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        if "/journeys/" in file:
+            return nodeid
+        return next((name for name, stems in TOGETHER.items() if Path(file).stem in stems), file)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByStudy:
+    """Return how `pytest -n` shares the tests out."""
+    return ByStudy(config, log)

@@ -13,6 +13,7 @@ PACKAGES = ("search", "trainable", "spaces", "results")
 TORCH_FREE = (
     "trainable.config",
     "trainable.errors",
+    "trainable.regular_files",
     "trainable.rows",
     "trainable.schedule",
     "trainable.stability*",

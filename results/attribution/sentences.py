@@ -108,14 +108,8 @@ def did_it_words(attribution: Attribution) -> str:
     lost = sorted((one for one in known if one[1].mean > 0.0), key=lambda one: -one[1].mean)
     # What is a tenth of the largest effect or less is noise to a reader.
     least = 0.1 * max(abs(estimate.mean) for _, estimate in known)
-    parts = [
-        f"{_change_words(setting)} gave {_proof_words(estimate)}"
-        for setting, estimate in gained[1:]
-        if -estimate.mean > least
-    ]
-    parts += [
-        f"{_change_words(setting)} cost {_proof_words(estimate)}" for setting, estimate in lost if estimate.mean > least
-    ]
+    parts = [f"{_change_words(one)} gave {_proof_words(by)}" for one, by in gained[1:] if -by.mean > least]
+    parts += [f"{_change_words(one)} cost {_proof_words(by).lstrip('+')}" for one, by in lost if by.mean > least]
     of = f"of {difference_words(total.mean)} nats/token"
     if not gained or total.mean >= 0.0:
         return (

@@ -7,9 +7,10 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from results.study.atomic import read_regular, write_atomic
+from results.study.atomic import write_atomic
 from results.study.paths import shown
 from trainable.errors import UserError
+from trainable.regular_files import read_regular
 
 Value = TypeVar("Value")
 

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from results.study.atomic import read_regular, write_atomic
+from results.study.atomic import write_atomic
 from results.study.folder import Study
 from results.study.own_files import check_own_files
 from results.words import local_time_words
 from trainable.errors import UserError
+from trainable.regular_files import read_regular
 
 
 @contextmanager

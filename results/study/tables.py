@@ -12,11 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from results.study.atomic import MAX_FILE_BYTES, read_regular, write_atomic
+from results.study.atomic import write_atomic
 from results.study.paths import shown
 from results.study.table_guard import check_guard, guarded
 from trainable.config import TrialConfig, config_from
 from trainable.errors import UserError
+from trainable.regular_files import MAX_FILE_BYTES, read_regular
 from trainable.rows import MetricsRow, Purpose, StepRow, TrialStatus
 
 Row = dict[str, Any]

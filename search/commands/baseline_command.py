@@ -17,7 +17,7 @@ from search.options import Options
 from search.setup.finish import finish_study
 from search.setup.plan import make_plan
 from search.setup.preflight_run import PREFLIGHT_FAILED
-from search.setup.run_plan import held
+from search.setup.run_plan import held, ray_ahead
 from search.terminal.console import Preparing, Terminal
 from search.terminal.next_steps import next_document, say_next
 from search.terminal.summary import sample_lines, warning_lines
@@ -39,11 +39,12 @@ def baseline_command(options: Options, terminal: Terminal) -> int:
     compare = options.compare
     with Preparing(terminal.console) as progress:
         plan = make_plan(options, kind="baseline", progress=progress, compare=compare)
-    if not is_sound(plan, options, terminal):
-        return PREFLIGHT_FAILED
     study = plan.study
-    with held(plan) as plan:
-        code = run_own_trials(plan, Ledger(study), terminal, header_lines(plan))
+    with ray_ahead(plan):
+        if not is_sound(plan, options, terminal):
+            return PREFLIGHT_FAILED
+        with held(plan) as plan:
+            code = run_own_trials(plan, Ledger(study), terminal, header_lines(plan))
     finish_study(study, code, options, terminal, loaded=plan.loaded)
     names = [plan.document["baseline"]["name"], *([compare] if compare else [])]
     measured = [

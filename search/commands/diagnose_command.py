@@ -23,15 +23,19 @@ def diagnose_command(options: Options, terminal: Terminal) -> int:
     with Preparing(terminal.console) as progress:
         progress(f"looking at {target}", 0.0)
         report, picture = _report(target, options, progress)
-    if report.trace is not None:
-        plot_trace(report.trace, report.findings, picture)
     if terminal.console.is_terminal:
         terminal.console.print(render(report))
     else:
         terminal.say(plain_text(report))
+    drawn = report.trace is not None
     if report.trace is not None:
-        terminal.say(f"picture: {shown(picture)}")
-    terminal.document({**to_json(report), "picture": str(picture) if report.trace is not None else None})
+        try:
+            plot_trace(report.trace, report.findings, picture)
+            terminal.say(f"picture: {shown(picture)}")
+        except OSError as error:
+            drawn = False
+            terminal.say(f"no picture: {shown(picture)} cannot be written: {error.strerror}")
+    terminal.document({**to_json(report), "picture": str(picture) if drawn else None})
     return 0
 
 
@@ -44,7 +48,7 @@ def _report(target: str, options: Options, progress: Preparing) -> tuple[Report,
         return report_of_trial(study, trial_id), study.path / f"diagnosis-{trial_id}.png"
     path = _path(target)
     picture = picture_path(f"{path.stem}.diagnosis.png")
-    if not path.exists():
+    if not (path.is_file() or path.is_dir()):  # a pipe or a device is neither
         known = [study.name for study in list_studies()]
         raise UserError(f"TARGET={target} is not a study, STUDY/TRIAL, file or folder.{did_you_mean(target, known)}")
     if path.name.endswith(INDEX_SUFFIX):
@@ -57,6 +61,8 @@ def _report(target: str, options: Options, progress: Preparing) -> tuple[Report,
 
 
 def _is_checkpoint(path: Path) -> bool:
+    if not path.is_file():  # whoever opens a pipe waits for its writer
+        return False
     if path.suffix.lower() in CHECKPOINT_SUFFIXES:
         return True
     try:

@@ -15,6 +15,7 @@ from search.setup.inputs import Loaded
 from search.setup.plan import baseline_configs, plan_study
 from search.setup.preflight_run import PREFLIGHT_FAILED
 from search.setup.reopen import reopen, with_inputs_of
+from search.setup.run_plan import ray_ahead
 from search.setup.settings import Settings, differences, planned_space, space_file_differences
 from search.terminal.console import Preparing, Terminal
 from spaces.overrides import with_overrides
@@ -90,11 +91,12 @@ def _resume(
         return 0, None
     with Preparing(terminal.console) as progress:
         plan = reopen(study, options, progress, space=space, configs=configs)
-    if not is_sound(plan, options, terminal):
-        return PREFLIGHT_FAILED, plan.loaded
-    if planned != document["trials_planned"]:
-        plan = replace(plan, document={**document, "trials_planned": planned, "settings": settings.to_json()})
-    code = run_own_trials(plan, ledger, terminal, [_words(study, rows, planned), *plan.notes])
+    with ray_ahead(plan):
+        if not is_sound(plan, options, terminal):
+            return PREFLIGHT_FAILED, plan.loaded
+        if planned != document["trials_planned"]:
+            plan = replace(plan, document={**document, "trials_planned": planned, "settings": settings.to_json()})
+        code = run_own_trials(plan, ledger, terminal, [_words(study, rows, planned), *plan.notes])
     return code, plan.loaded
 
 

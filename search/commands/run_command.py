@@ -15,7 +15,7 @@ from search.setup.inputs import Loaded
 from search.setup.plan import Plan, baseline_runs, make_plan
 from search.setup.preflight_record import Sharing
 from search.setup.preflight_run import PREFLIGHT_FAILED, passes_preflight, study_room
-from search.setup.run_plan import held, run_listed, run_plan
+from search.setup.run_plan import held, ray_ahead, run_listed, run_plan
 from search.terminal.console import Preparing, Terminal
 from search.terminal.summary import say_summary, summary_document
 from search.tune.history import History, known_trials
@@ -35,10 +35,11 @@ def search_command(options: Options, terminal: Terminal) -> int:
 
 def run_new(plan: Plan, options: Options, terminal: Terminal) -> int:
     """Check, run, confirm where that was asked for, and sum up a new search; return the exit code."""
-    if not is_sound(plan, options, terminal):
-        return PREFLIGHT_FAILED
-    with held(plan) as plan:
-        code = run_own_trials(plan, Ledger(plan.study), terminal, header_lines(plan))
+    with ray_ahead(plan):
+        if not is_sound(plan, options, terminal):
+            return PREFLIGHT_FAILED
+        with held(plan) as plan:
+            code = run_own_trials(plan, Ledger(plan.study), terminal, header_lines(plan))
     return conclude(plan.study, code, options, terminal, loaded=plan.loaded)
 
 

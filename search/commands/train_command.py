@@ -2,73 +2,48 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from results.export import winner_env
 from results.model_card import model_row
 from results.samples import samples_json
-from results.study.folder import Study, create_study, find_study, new_study_name, studies_dir
+from results.study.folder import Study, create_study, studies_dir
 from results.study.json_documents import write_document
 from results.study.ledger import Ledger
 from results.study.paths import shown
 from results.study.planned_run import PlannedRun
 from results.winner import start_val_loss
 from results.words import config_words, loss_words, token_words, trial_loss_words
-from search.options import Options, check_lora, parse_options, with_default_warmup
+from search.options import Options
 from search.setup.folder_of_run import SavedModel, save_run_model
-from search.setup.inputs import Inputs, Loaded, check_inputs, load_inputs
-from search.setup.plan import study_name
 from search.setup.preflight_record import Sharing
 from search.setup.preflight_run import PREFLIGHT_FAILED, passes_preflight
-from search.setup.resumption import resumed_config, resumption_words
+from search.setup.resumption import resumption_words
 from search.setup.run_checkpoints import KEPT_CHECKPOINTS, RunCheckpoints
 from search.setup.samples_run import sample_study
-from search.setup.study_record import start_losses, study_document
+from search.setup.study_record import start_losses
+from search.setup.train_plan import TrainPlan, make_train_plan, train_document, with_winner_of
 from search.terminal.console import Preparing, Terminal
 from search.terminal.next_steps import next_document, say_next
 from search.terminal.signals import Interrupts
 from search.terminal.summary import sample_lines
 from search.terminal.train_log import TrainLog
-from trainable.config import DOCUMENTED, TrialConfig, make_config
 from trainable.errors import UserError
-from trainable.model.model_names import check_model_name, check_model_target
 from trainable.rows import MetricsRow, Start, StepRow, TrialStatus, Verdict
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from trainable.checkpoint.checkpoint import Checkpoint
     from trainable.model.lora import AdapterBase
     from trainable.preflight.disk import CheckpointRoom
     from trainable.run import RunSpec
     from trainable.state import TrainState
 
-DEFAULT_EVAL_TOKENS = 16_384
 EXIT_CODES: dict[TrialStatus, int] = {"completed": 0, "unstable": 1, "interrupted": 130}
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainPlan:
-    """One run, decided and checked."""
-
-    name: str
-    config: TrialConfig
-    inputs: Inputs
-    loaded: Loaded
-    checkpoint: "Checkpoint | None"
-    """Where the run goes on from; None when it starts at step 0."""
-    eval_interval_steps: int
-    checkpoint_interval_steps: int | None
-    save_model: Path | None
-    """A folder to write the trained model to."""
-    dtype: str | None
-    merge: bool
-    """The saved model's; None is the base's own."""
 
 
 def train_command(options: Options, terminal: Terminal) -> int:
@@ -95,7 +70,7 @@ def train_command(options: Options, terminal: Terminal) -> int:
         return PREFLIGHT_FAILED
     with _memory_told(plan):
         state = _begin(plan, plan.loaded.spec)
-    study = create_study(plan.name, _document(plan), is_chosen=options.study is not None)
+    study = create_study(plan.name, train_document(plan), is_chosen=options.study is not None)
     plan = replace(plan, name=study.name)
     for line in _header(plan, state):
         terminal.say(line)
@@ -140,81 +115,11 @@ def train_command(options: Options, terminal: Terminal) -> int:
     return (status == "interrupted" and interrupts.code) or EXIT_CODES[status]
 
 
-def with_winner_of(options: Options) -> Options:
-    """Return the options with the winner of STUDY where that names a search or a baseline; what is set besides holds.
-
-    The run itself then gets a name made from the study's.
-    """
-    study = find_study(options.study) if options.study else None
-    if study is None or study.document()["kind"] == "train":
-        return options
-    own = {name: text for name, text in options.texts.items() if name != "STUDY"}
-    winner = {name: text for name, text in winner_env(study).items() if text}
-    return parse_options({**winner, **own, "STUDY": new_study_name(f"train-{study.name}", datetime.now())})
-
-
 def _room(plan: TrainPlan) -> "CheckpointRoom | None":
     from trainable.preflight.disk import CheckpointRoom
 
     # The newest ones, the best, and one being written.
     return CheckpointRoom(folder=studies_dir(), count=KEPT_CHECKPOINTS + 2) if plan.checkpoint_interval_steps else None
-
-
-def make_train_plan(options: Options, progress: Preparing) -> TrainPlan:
-    """Return the run that the variables ask for. Raises UserError; nothing is written before it returns."""
-    given = options.explicit_hyperparameters()
-    weights_only = options.weights_only
-    resume_steps = options.resume_steps
-    path = options.checkpoint_path
-    hold_rate = options.resume_lr == "hold"
-    continuing = {"RESUME_STEPS": resume_steps, "RESUME_LR=hold": hold_rate}
-    named = [name for name, value in {**continuing, "WEIGHTS_ONLY": weights_only}.items() if value]
-    if path is None and named:
-        raise UserError(f"{named[0]} is set but CHECKPOINT_PATH is not. Set CHECKPOINT_PATH, or unset {named[0]}.")
-    if weights_only and len(named) > 1:
-        raise UserError(f"{named[0]} goes on from a step and WEIGHTS_ONLY starts at step 0. Unset one of them.")
-    # Checked here because it costs nothing; with a checkpoint its own configuration has a say.
-    config = make_config(DOCUMENTED, with_default_warmup(given, DOCUMENTED)) if path is None or weights_only else None
-    if options.save_model is not None:
-        # What a run before left there is not this one's.
-        check_model_target(options.save_model)
-    name = study_name(options, "train")
-    inputs = check_inputs(options, progress=progress)
-    checkpoint = _read(path, progress) if path else None
-    if checkpoint is not None and checkpoint.model_name and options.gpt2_model_name is None:
-        check_model_name(checkpoint.model_name)
-        inputs = replace(inputs, model_name=checkpoint.model_name)
-    if config is None:
-        assert checkpoint is not None
-        config = resumed_config(given, checkpoint, resume_steps=resume_steps, hold_rate=hold_rate)
-    check_lora(given, uses_lora=config.use_lora)
-    loaded = load_inputs(
-        inputs,
-        block_size=options.eval_block_size,
-        eval_tokens=options.eval_tokens or max(DEFAULT_EVAL_TOKENS, options.eval_block_size),
-        stability={},
-        init_from=path if weights_only else None,
-        progress=progress,
-    )
-    return TrainPlan(
-        name=name,
-        config=config,
-        inputs=inputs,
-        loaded=loaded,
-        checkpoint=None if weights_only else checkpoint,
-        eval_interval_steps=options.eval_interval,
-        checkpoint_interval_steps=options.checkpoint_interval if options.enable_checkpoints else None,
-        save_model=options.save_model,
-        dtype=options.dtype,
-        merge=options.merge,
-    )
-
-
-def _read(path: Path, progress: Preparing) -> "Checkpoint":
-    progress("reading the checkpoint", 0.0)
-    from trainable.checkpoint.checkpoint import read_checkpoint
-
-    return read_checkpoint(path)
 
 
 def _begin(plan: TrainPlan, spec: "RunSpec") -> "TrainState":
@@ -233,18 +138,6 @@ def _check_adapters_alone(base: "AdapterBase") -> None:
     from trainable.model.save_folder import adapters_base_name
 
     adapters_base_name(base)
-
-
-def _document(plan: TrainPlan) -> dict[str, Any]:
-    asked = {
-        "kind": "train",
-        "evaluation": {},
-        "budget_tokens": plan.config.training_steps * plan.config.tokens_per_step,
-        "baseline": {"name": "train", **asdict(plan.config)},
-        "seed": plan.config.seed,
-        "trials_planned": 1,
-    }
-    return study_document(plan.name, asked, loaded=plan.loaded, slots={"slots": 1})
 
 
 def _header(plan: TrainPlan, state: "TrainState") -> list[str]:
@@ -278,12 +171,12 @@ def _save_model(
         terminal.say(f"no model was written to {plan.save_model}: the run is {status}, not completed")
         return None
     (model, adapters_on), trial = last, study.trials()[0]
-    if checkpoints.best_path is not None:
+    if checkpoints.best_path is None:
+        if checkpoints.best_step not in (None, trial["optimizer_steps"]):
+            terminal.say("without checkpoints (ENABLE_CHECKPOINTS=False) the last step's model is the one to save")
+    elif checkpoints.best_step != trial["optimizer_steps"]:
+        model, adapters_on = _model_at(plan, checkpoints.best_path)
         trial = model_row(study, trial)
-        if trial["optimizer_steps"] < plan.config.training_steps:
-            model, adapters_on = _model_at(plan, checkpoints.best_path)
-    elif checkpoints.best_step not in (None, trial["optimizer_steps"]):
-        terminal.say("ENABLE_CHECKPOINTS=False keeps no weights of that step: what is written is the last step's model")
     saved = save_run_model(
         model,
         plan.loaded,

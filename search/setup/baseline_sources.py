@@ -22,6 +22,7 @@ from trainable.checkpoint.trainer_args import read_trainer_args
 from trainable.config import BASELINES, DOCUMENTED, ENV_NAMES, HYPERPARAMETERS, TrialConfig, config_from, make_config
 from trainable.errors import UserError, did_you_mean
 from trainable.model.model_names import RECORD
+from trainable.regular_files import read_regular
 
 LR_SCHEDULES_OF_TRAINER: Mapping[str, str] = {
     "linear": "linear",
@@ -41,6 +42,8 @@ OTHER_NAMES: Mapping[str, str] = {
     "lr": "learning_rate",
 }
 """Of nanoGPT and of training scripts at large, by ours."""
+LONGEST_LINE = 10_000
+"""Taking a line apart takes time by the square of its length."""
 PRECISIONS_OF_DTYPES: Mapping[str, str] = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 NOT_SHOWN = 8
 
@@ -121,9 +124,10 @@ def _words(before: str, left: tuple[str, ...]) -> str:
 
 def _of_env(where: str, path: Path) -> _Read:
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_regular(path).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{where} cannot be read as text: {error}. Name a .env file.") from None
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{where} cannot be read as text: {reason}. Name a .env file.") from None
     texts: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
         for name, text in _assignments(f"{where} line {number}", line):
@@ -149,6 +153,8 @@ def _of_env(where: str, path: Path) -> _Read:
 
 
 def _assignments(where: str, line: str) -> list[tuple[str, str]]:
+    if len(line) > LONGEST_LINE:
+        raise UserError(f"{where} is not NAME=value: it has {len(line):,} characters.")
     try:
         words = shlex.split(line, comments=True)
     except ValueError as error:
@@ -177,7 +183,7 @@ def _of_checkpoint(where: str, path: Path) -> _Read:  # noqa: ARG001
 
 def _of_model_folder(where: str, path: Path) -> _Read:
     try:
-        return _Read(values=dict(json.loads((path / RECORD).read_bytes())["hyperparameters"]))
+        return _Read(values=dict(json.loads(read_regular(path / RECORD))["hyperparameters"]))
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{where}: its {RECORD} does not say the hyperparameters. Name another folder.") from None
 
@@ -245,7 +251,7 @@ def _translated(settings: Mapping[str, Any]) -> _Read:
 
 
 def _as_ours(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings with those that say by another value what one of ours says: the owner's, and nanoGPT's."""
+    """Return the settings with those that say by another value what one of ours says: training.py's, and nanoGPT's."""
     ours = dict(settings)
     decays = next((ours.pop(name) for name in ("use_lr_warmup", "decay_lr") if isinstance(ours.get(name), bool)), None)
     if decays is not None:

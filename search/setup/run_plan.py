@@ -6,14 +6,16 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from results.confirmation.confirmation_file import load_attempts
 from results.study.folder import create_study, remove_if_empty
 from results.study.json_documents import write_document
 from results.study.ledger import Ledger
 from results.study.lock import hold
 from results.study.paths import shown
 from results.study.planned_run import PlannedRun
+from results.winner import find_winner
 from results.words import loss_words
-from search.cluster.storage_hold import claim_name, release_name
+from search.cluster.storage_hold import check_unheld, claim_name, release_name
 from search.setup.plan import Plan
 from search.setup.study_record import start_losses
 from search.terminal.console import Terminal
@@ -47,6 +49,25 @@ def held(plan: Plan) -> Iterator[Plan]:
             raise
 
 
+@contextmanager
+def ray_ahead(plan: Plan) -> Iterator[None]:
+    """Have Ray start on this machine while what is inside comes to the plan's trials.
+
+    Raises UserError, before, when the study holds a confirmation of trials that are gone, or another driver writes it.
+    """
+    study, storage = plan.study, plan.slots.storage
+    if storage is not None and not study.study_json.exists():
+        yield  # whether the storage has another study of its name is asked once it is there
+        return
+    if storage is not None:
+        check_unheld(study, storage)
+    find_winner(study.trials(), load_attempts(study))
+    from search.tune import local_ray
+
+    with local_ray.ray_ahead(plan.slots):
+        yield
+
+
 def run_plan(
     plan: Plan,
     make_workload: "Callable[[], Workload]",
@@ -58,14 +79,14 @@ def run_plan(
     """Run a workload into the plan's study, which is held; return the exit code of an interruption, or None.
 
     The workload is made by a function, because making it imports libraries for seconds, in which a signal counts too.
-    Raises UserError when the study cannot be written any more.
+    Raises UserError as ray_ahead() does, and when the study cannot be written any more.
     """
     study = plan.study
     interrupts = Interrupts()
     view = StudyView(
         study=study, ledger=ledger, budget_tokens=plan.budget_tokens, trials_planned=0, console=terminal.console
     )
-    with interrupts, view:
+    with interrupts, view, ray_ahead(plan):
         for line in lines:
             view.say(line)
         plan = _with_start(plan, view)

@@ -1,6 +1,5 @@
 """The engine: runs trials into a study folder by Ray Tune. The study's own files are the truth, Ray's are not."""
 
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -8,6 +7,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+
+import ray
+from pydantic import SecretStr
+from ray import tune
+from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
+from ray.tune.experiment import Trial
 
 from results.confirmation.attempt import Attempt
 from results.confirmation.confirmation_file import load_attempts
@@ -17,29 +22,9 @@ from results.study.folder import Study
 from results.study.ledger import Ledger
 from results.study.own_files import remove_unfinished
 from results.winner import find_winner
-from search.terminal.live_view import StudyView
-from trainable.run import RunSpec
-
-# Ray reads these when it is imported.
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
-# At its end Tune waits so long for workers that went with their node; the default is ten minutes.
-os.environ.setdefault("TUNE_FORCE_TRIAL_CLEANUP_S", "10")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-# By default Ray makes workers nice by 15: whatever else runs on the machine would go before the trials.
-os.environ.setdefault("RAY_worker_niceness", "0")
-
-import ray
-from pydantic import SecretStr
-from ray import tune
-from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
-from ray.tune.experiment import Trial
-
 from search.cluster.node_watch import MirrorTables, NodeWatch
-from search.cluster.storage_hold import check_unheld
 from search.cluster.study_storage import CHECKPOINTS, TableMirror, checkpoint_root
+from search.terminal.live_view import StudyView
 from search.terminal.signals import Interrupts
 from search.tune.asha import TokenASHA
 from search.tune.local_ray import running_ray
@@ -54,6 +39,7 @@ from trainable.data.node_cache import SharedInputs, share_inputs
 from trainable.data.remote_files import reason
 from trainable.errors import MachineError, UserError
 from trainable.ray_trainable import SearchTrial
+from trainable.run import RunSpec
 
 INTERRUPTED, TERMINATED = 130, 143
 LEAVE = "leave"
@@ -82,11 +68,8 @@ def run_study(
     Interrupted by a signal it returns as well, with the running trials noted as interrupted. Raises UserError when the
     study cannot be written any more and MachineError when Ray does not start or ends, with all that was measured kept.
     """
-    if slots.storage:
-        check_unheld(study, slots.storage)
     log = work.searcher.log
     attempts = load_attempts(study)
-    find_winner(ledger.trials(), attempts)  # refuses, before Ray starts, a confirmation of trials that are gone
     root, pruned = checkpoint_root(study, slots.storage), set[int]()
     recorder = StudyRecorder(
         ledger,
@@ -124,7 +107,7 @@ def run_study(
         with running_ray(slots, view.say) as logs:
             shared = _shared_inputs(spec, slots)
             view.ray_is_up()
-            # Once more: ray.init() takes SIGTERM for itself.
+            # Once more: joining a cluster, ray.init() takes SIGTERM for itself.
             with interrupts:
                 if interrupts.code is not None:
                     raise KeyboardInterrupt

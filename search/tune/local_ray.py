@@ -1,23 +1,25 @@
 """Ray for one search: started on this machine in a private folder, or joined; and its end. It runs no trial."""
 
 import logging
+import math
 import os
 import re
 import secrets
-import shlex
 import shutil
 import signal
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Event, Thread
 
 import ray
 from filelock import FileLock, Timeout
 from ray._private import ray_constants
+from ray._private.node import Node
 
 from search.cluster.connection import THREADS_THAT_YIELD, connect
 from search.tune.resources import Slots
@@ -32,6 +34,11 @@ LEAST_FREE_BYTES = 64 << 20
 ABANDONED_AFTER_S = 3600.0
 STARTS = 2
 SLOW_START_S = 30.0
+LOOK_INTERVAL_S = 0.05
+LOADED_BY_WORKERS = "trainable.ray_trainable"
+"""What a worker imports before there is a trial for it: torch and transformers take it seconds."""
+UNUSED_PROCESSES = ("start_api_server", "start_monitor", "start_log_monitor")
+"""Of Ray's head: a dashboard's server, an autoscaler, and what prints workers' output here."""
 UNUSABLE_CHARACTERS = "'\"\\\n"
 """Ray splits its workers' command line at these, wherever they stand in the path of Python or of Ray."""
 
@@ -40,27 +47,120 @@ DEATHS = ("Traceback", "Fatal Python error")
 
 
 @contextmanager
+def ray_ahead(slots: Slots) -> Iterator[None]:
+    """Have Ray start on this machine meanwhile, for the first running_ray() inside; ended where none came.
+
+    A cluster is joined only when it is needed.
+    """
+    global _ahead
+    if slots.address is not None or _ahead is not None:
+        yield
+        return
+    _ahead = _RayHere(slots)
+    try:
+        yield
+    finally:
+        if _ahead is not None:
+            _ahead.end()
+            _ahead = None
+
+
+@contextmanager
 def running_ray(slots: Slots, say: Callable[[str], None]) -> Iterator[Path | None]:
     """Have Ray running inside; yield the folder of its log files where it is this machine's own.
 
     Raises MachineError when it does not start, and UserError when a cluster cannot be joined.
     """
-    # A trial's failure is told by the recorder, in a line; its traceback is in search.log.
-    logging.getLogger("ray").setLevel(logging.CRITICAL)
+    global _ahead
     if slots.address is not None:
+        # A trial's failure is told by the recorder, in a line; its traceback is in search.log.
+        logging.getLogger("ray").setLevel(logging.CRITICAL)
         connect(slots.address)
         try:
             yield None
         finally:
             ray.shutdown()
         return
-    check_python(sys.executable, str(Path(ray.__file__).parent))
-    with private_folder() as folder:
+    here, _ahead = _ahead or _RayHere(slots), None
+    try:
+        folder = here.wait(say)
+        _use_loaded_workers()
+        yield folder
+    finally:
+        here.end()
+
+
+class _RayHere:
+    """Ray on this machine, from its start to its end in a thread of its own."""
+
+    def __init__(self, slots: Slots) -> None:
+        check_python(sys.executable, str(Path(ray.__file__).parent))
+        logging.getLogger("ray").setLevel(logging.CRITICAL)
+        self._slots = slots
+        self._began_at = time.monotonic()
+        self._said: SimpleQueue[str] = SimpleQueue()
+        self._is_up, self._is_over = Event(), Event()
+        self._folder: Path | None = None
+        self._error: BaseException | None = None
+        # Set here and not in the thread: libraries that are being imported meanwhile read the environment.
+        self._variables = ExitStack()
+        self._variables.enter_context(_environment(_variables_of_rays(slots)))
+        # The kernel ends Ray's processes with the thread that started them, and not with the process alone.
+        self._thread = Thread(target=self._run, name="ray", daemon=True)
+        self._thread.start()
+
+    def wait(self, say: Callable[[str], None]) -> Path:
+        """Return Ray's folder once it is up, saying what is odd meanwhile. Raises what its start raised."""
+        slow_at = self._began_at + SLOW_START_S
+        while not self._is_up.wait(LOOK_INTERVAL_S) or not self._said.empty():
+            with suppress(Empty):
+                say(self._said.get_nowait())
+            if time.monotonic() > slow_at and not self._is_up.is_set():
+                slow_at = math.inf
+                say(f"Ray has not started in {SLOW_START_S:.0f} s; waiting for it")
+        self._variables.close()
+        if self._error is not None:
+            raise self._error
+        assert self._folder is not None
+        return self._folder
+
+    def end(self) -> None:
+        """Return when Ray and its folder are gone; one that is still starting is waited for."""
+        self._is_over.set()
+        self._thread.join()
+        self._variables.close()
+
+    def _run(self) -> None:
         try:
-            _start(folder, slots, say=say)
-            yield folder
+            with private_folder() as folder:
+                try:
+                    _start(folder, self._slots, say=self._said.put)
+                    self._folder = folder
+                    self._is_up.set()
+                    self._is_over.wait()
+                finally:
+                    ray.shutdown(wait_for_processes=True)
+        except BaseException as error:  # told by who waits
+            self._error = error
         finally:
-            ray.shutdown(wait_for_processes=True)
+            self._is_up.set()
+
+
+_ahead: _RayHere | None = None
+"""What ray_ahead() has begun: a process has one Ray."""
+
+
+def _use_loaded_workers() -> None:
+    """Have Tune give the workers that have loaded all to the trials: it has no switch for either.
+
+    With variables of its own a worker is another process, started from nothing; what Tune would set, they have of this
+    process. And the task that waits for a placement group takes a worker, which can be no trial's afterwards.
+    """
+    from ray.air.execution import FixedResourceManager
+    from ray.tune.execution import class_cache, tune_controller
+
+    class_cache.DEFAULT_ENV_VARS, class_cache.ENV_VARS_TO_PROPAGATE = {}, set()
+    tune_controller.PlacementGroupResourceManager = FixedResourceManager
 
 
 def check_python(*paths: str) -> None:
@@ -128,27 +228,22 @@ def _sweep(base: Path) -> None:
 
 
 def _start(folder: Path, slots: Slots, *, say: Callable[[str], None]) -> None:
-    slow = threading.Timer(SLOW_START_S, say, [f"Ray has not started in {SLOW_START_S:.0f} s; waiting for it"])
-    slow.daemon = True
-    slow.start()
-    try:
-        for attempt in range(1, STARTS + 1):
-            try:
-                return _init(folder, slots)
-            except Exception as error:
-                if not is_rays(error):
-                    raise
-                # What it had begun ends with this process.
-                ray.shutdown()
-                cause = last_error(folder) or reason(error)
-                if attempt == STARTS or not _timed_out(error):
-                    raise MachineError(
-                        f"Ray did not start on this machine: {cause}. Check free memory, /dev/shm and the limits "
-                        "(ulimit -a); RAY_TMPDIR=/folder moves its files. Then run the command again."
-                    ) from None
-                say(f"Ray did not start in time ({cause}); trying once more")
-    finally:
-        slow.cancel()
+    for attempt in range(1, STARTS + 1):
+        try:
+            _init(folder, slots)
+            return
+        except Exception as error:
+            if not is_rays(error):
+                raise
+            # What it had begun ends with this process.
+            ray.shutdown()
+            cause = last_error(folder) or reason(error)
+            if attempt == STARTS or not _timed_out(error):
+                raise MachineError(
+                    f"Ray did not start on this machine: {cause}. Check free memory, /dev/shm and the limits "
+                    "(ulimit -a); RAY_TMPDIR=/folder moves its files. Then run the command again."
+                ) from None
+            say(f"Ray did not start in time ({cause}); trying once more")
 
 
 def is_rays(error: Exception) -> bool:
@@ -161,24 +256,34 @@ def _timed_out(error: Exception) -> bool:
     return isinstance(error, TimeoutError | ConnectionError) or "timed out" in str(error).lower()
 
 
+def _variables_of_rays(slots: Slots) -> dict[str, str]:
+    return {
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "RAY_preload_python_modules": LOADED_BY_WORKERS,
+        # Ray sets it for a trial, when its worker has loaded the libraries that read it.
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(slots.threads)),
+        **THREADS_THAT_YIELD,
+    }
+
+
 def _init(folder: Path, slots: Slots) -> None:
     # A token of this process alone: other users of the machine cannot reach the workers, and no file is left behind.
     # Ray itself asks for it unless RAY_AUTH_MODE says otherwise; a cluster that exists has its own.
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     # Its one switch for listening on the loopback interface, as it does on macOS; an address of that is overruled.
     ray_constants.ENABLE_RAY_CLUSTER = False
-    variables = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), **THREADS_THAT_YIELD}
-    with _environment(variables), _hangups_held():
+    # init() has no switch for these, and waits for the first: 40 % of its time.
+    for name in UNUSED_PROCESSES:
+        setattr(Node, name, lambda *_, **__: None)
+    with _hangups_held():
         ray.init(
             address="local",  # and not a cluster that happens to run here
-            num_cpus=slots.count * slots.threads,
+            num_cpus=slots.count,
             resources=slots.of_the_machine,
             include_dashboard=False,
             log_to_driver=False,
             configure_logging=False,
             _temp_dir=str(folder),
-            # Tune gives its workers a runtime_env, and Ray then starts them by a line of shell with this word in it.
-            runtime_env={"py_executable": shlex.quote(sys.executable)},
         )
 
 
@@ -186,7 +291,7 @@ def _init(folder: Path, slots: Slots) -> None:
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
     """Set what Ray's processes take over: workers import this checkout even where it is not installed.
 
-    The variables of a runtime_env would not do: Ray expands `$` in their values.
+    A runtime_env would not do: Ray expands `$` in its values, and starts its workers again, by an unquoted shell line.
     """
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)

@@ -48,9 +48,10 @@ class Slots:
 
     @property
     def a_trial(self) -> dict[str, float]:
-        """What Ray counts of a trial."""
-        counted = {"cpu": float(self.threads), "gpu": self.gpu_frac}
-        return {**counted, MPS: 1.0} if self.on_mps and self.address is None else counted
+        """What Ray counts of a trial: here a slot counts as one CPU, for Ray starts a worker for each CPU ahead."""
+        if self.address is not None:
+            return {"cpu": float(self.threads), "gpu": self.gpu_frac}
+        return {"cpu": 1.0, "gpu": self.gpu_frac, **({MPS: 1.0} if self.on_mps else {})}
 
     @property
     def of_the_machine(self) -> dict[str, float]:

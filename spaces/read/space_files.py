@@ -53,7 +53,7 @@ def _existing(path_text: str, directory: Path) -> Path:
         raise UserError(f"{shown(path_text)} is not a file.")
     # Without a folder in it, a name of a space is as likely to be meant as a file of the current folder.
     known = beside if path.parent != Path() else [*beside, *(other.stem for other in list_spaces(directory))]
-    raise UserError(f"no file {shown(path_text)}.{did_you_mean(path_text.removesuffix('.toml'), known)}")
+    raise UserError(f"there is no file {shown(path_text)}.{did_you_mean(path_text.removesuffix('.toml'), known)}")
 
 
 def _named(path: Path) -> Path:

@@ -33,6 +33,9 @@ learning_rate = { log_uniform = [1e-5, 30.0] }
 CLOCKS = {"active_s", "tokens_per_s", "started_at", "ended_at"}
 
 
+QUICK_SPACE = SPACE.replace("trials = 6", "trials = 3")
+
+
 class Place:
     """A temporary folder with the space, the studies and a cache that all runs share."""
 

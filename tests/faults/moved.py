@@ -68,7 +68,7 @@ def moved(place: Place, alone: Study) -> list[str]:
     place.studies = elsewhere
     place.start("resume", "renamed", FORCE=1).ended(code=0)
     place.start("resume", "renamed", FORCE=1, TRIALS=TRIALS + 1).ended(code=0)
-    lost += refused(place.start("resume", "renamed", FORCE=1, TRIALS=2), "fewer trials", "has begun 7 already")
+    lost += refused(place.start("resume", "renamed", FORCE=1, TRIALS=2), "fewer trials", "has 7 trials already")
     place.start("resume", "renamed", FORCE=1, TRIALS=TRIALS + 2).ended(code=0)
     return lost + [f"moved and extended: {one}" for one in differences(alone, place.study("renamed"))]
 

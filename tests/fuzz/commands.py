@@ -4,7 +4,7 @@ import contextlib
 import io
 from collections.abc import Sequence
 
-from search.__main__ import main
+from search.__main__ import INTERRUPTED, main
 from trainable.errors import UserError
 
 
@@ -32,6 +32,8 @@ def _run(words: Sequence[str]) -> str:
         except SystemExit as end:
             # argparse's own: words that begin with a dash.
             code = end.code
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt  # of whoever runs the tests
     if code == 2:
         # `spaces` lists what is wrong with each file among its results.
         lines = err.text().splitlines() or out.text().splitlines()

@@ -33,6 +33,9 @@ def attempt(name: str, make: Callable[[], Value]) -> Value | None:
         check_line(str(error))
         count["refused"] += 1
         return None
+    except KeyboardInterrupt:
+        count["tried"] -= 1
+        raise
     count["accepted"] += 1
     return value
 

@@ -207,7 +207,7 @@ def shell(tmp_path: Path, journey_cache: Path) -> Iterator[Shell]:
         "STUDIES_DIR": str(tmp_path / "studies"),
         "CACHE_DIR": str(journey_cache),
         "DEVICE": "cpu",
-        "CONCURRENCY": "2",
+        "CONCURRENCY": "1",
         "OMP_NUM_THREADS": "1",
         "COLUMNS": "160",
     }

@@ -30,8 +30,9 @@ def test_from_a_search_to_a_proof_and_on(shell: Shell, space: Path) -> None:
 
     again = shell("make confirm STUDY=first SEEDS=2")
     study_agrees(first)
-    assert [one.number for one in load_attempts(first)] == [1, 2]
+    assert [(one.number, one.seeds) for one in load_attempts(first)] == [(1, (1, 2, 3)), (2, (4, 5))]
     assert load_attempts(first)[0].verdicts[0].outcome == "better"
+    assert load_attempts(first)[1].alpha == load_attempts(first)[0].alpha / 2
     assert winner_of(first).name == winner
     assert again.next_lines == confirmed.next_lines
 
@@ -53,9 +54,26 @@ def test_from_a_search_to_a_proof_and_on(shell: Shell, space: Path) -> None:
     assert document["baseline"]["name"].startswith("first")
     assert "set by the export" not in bring_back.output
 
+    # A larger budget needs no space file, and keeps the best.
+    best = winner_of(first).trial
+    assert best is not None
+    shell(f"mv {space} {space}.away")
+    there = set(shell.studies.iterdir())
+    longer = shell("make resume STUDY=first BUDGET_TOKENS=12288")
+    assert "learning from study first: " in longer.output
+    [path] = set(shell.studies.iterdir()) - there
+    study = shell.study(path.name)
+    study_agrees(study)
+    assert study.document()["budget_tokens"] == 12_288
+    same = [row for row in study.trials() if row["learning_rate"] == best["learning_rate"]]
+    assert [(row["status"], row["tokens_seen"]) for row in same] == [("completed", 12_288)]
+    assert longer.next_lines[0].startswith("make ")
 
-def test_an_interrupted_search_goes_on_as_it_says(shell: Shell, space: Path) -> None:
-    typed = shell.type(f"make search SPACE={space} STUDY=cut BUDGET_TOKENS=60k")
+
+def test_what_is_interrupted_goes_on_as_it_says(shell: Shell, space: Path) -> None:
+    """A search, and a confirmation before which the search is extended: the attempt that was begun is ended."""
+    shell("export SEEDS=3 TOP=1")
+    typed = shell.type(f"make search SPACE={space} STUDY=cut BUDGET_TOKENS=36k")
     study = shell.study("cut")
     typed.wait_for(lambda: study.trials_path.exists() and any(row["tokens_seen"] > 0 for row in study.trials()))
     typed.interrupt()
@@ -65,7 +83,24 @@ def test_an_interrupted_search_goes_on_as_it_says(shell: Shell, space: Path) -> 
     resumed = shell(said.next_lines[0])
     study_agrees(study)
     assert purposes(study) == {"search": 3}
-    assert resumed.next_lines[0] != "make resume STUDY=cut"
+    assert resumed.next_lines[0] == "make confirm STUDY=cut"
+
+    typed = shell.type(resumed.next_lines[0])
+    typed.wait_for(lambda: purposes(study)["confirmation"] >= 2)
+    typed.interrupt()
+    said = typed.said()
+    assert said.code != 0
+    assert said.next_lines == ["make confirm STUDY=cut"]
+    study_agrees(study)
+    extended = shell("make resume STUDY=cut TRIALS=+2")
+    study_agrees(study)
+    assert purposes(study)["search"] == 5
+    assert extended.next_lines == ["make confirm STUDY=cut"]
+    shell(extended.next_lines[0])
+    study_agrees(study)
+    [attempt] = load_attempts(study)
+    assert len(attempt.verdicts) == 1
+    assert purposes(study)["confirmation"] == 6
 
 
 def test_a_baseline_that_wins_is_told_so_and_asked_on(shell: Shell, space: Path) -> None:
@@ -87,40 +122,3 @@ def test_a_baseline_that_wins_is_told_so_and_asked_on(shell: Shell, space: Path)
     study_agrees(study)
     assert purposes(study) == {"search": 4}
     shell(diagnose)
-
-
-def test_a_larger_budget_needs_no_space_file_and_keeps_the_best(shell: Shell, space: Path) -> None:
-    shell(f"make search SPACE={space} STUDY=short")
-    best = winner_of(shell.study("short")).trial
-    assert best is not None
-    shell(f"mv {space} {space}.away")
-    longer = shell("make resume STUDY=short BUDGET_TOKENS=12288")
-    [name] = {path.name for path in shell.studies.iterdir()} - {"short"}
-    study = shell.study(name)
-    study_agrees(study)
-    same = [row for row in study.trials() if row["learning_rate"] == best["learning_rate"]]
-    assert [row["status"] for row in same] == ["completed"]
-    assert longer.next_lines[0].startswith("make ")
-
-
-def test_a_confirmation_that_is_cut_off_is_taken_up(shell: Shell, space: Path) -> None:
-    """Interrupted, the search extended, then confirmed: the attempt that was begun is the one that is ended."""
-    shell("export SEEDS=3 TOP=1")
-    shell(f"make search SPACE={space} STUDY=own")
-    study = shell.study("own")
-    typed = shell.type("make confirm STUDY=own")
-    typed.wait_for(lambda: purposes(study)["confirmation"] >= 2)
-    typed.interrupt()
-    said = typed.said()
-    assert said.code != 0
-    assert said.next_lines == ["make confirm STUDY=own"]
-    study_agrees(study)
-    extended = shell("make resume STUDY=own TRIALS=+2")
-    study_agrees(study)
-    assert purposes(study)["search"] == 5
-    assert extended.next_lines == ["make confirm STUDY=own"]
-    shell(extended.next_lines[0])
-    study_agrees(study)
-    [attempt] = load_attempts(study)
-    assert len(attempt.verdicts) == 1
-    assert purposes(study)["confirmation"] == 6

@@ -21,6 +21,7 @@ from results.attribution import (
     changed_settings,
     coalitions,
     config_of,
+    did_it_words,
     from_json,
     interaction_weights,
     load_attribution,
@@ -393,6 +394,22 @@ def test_there_is_no_path_when_nothing_gains() -> None:
     assert "Shortest path: none; no combination was better than mine." in summary_lines(found)
 
 
+def test_the_answer_is_a_sentence() -> None:
+    def losses_of(*effects: float) -> Losses:
+        return {c: {seed: 5.0 + sum(effects[k] for k in c) for seed in (0, 1, 2)} for c in coalitions(len(effects))}
+
+    settings = changed_settings(BEFORE, DOCUMENTED)
+    found = attribute(losses_of(-0.001, 0.02, -0.07, -0.03), settings)
+    assert did_it_words(found) == (
+        "learning rate 1e-05 did it: -0.0700 of -0.0810 nats/token; schedule constant gave -0.0300; "
+        "block size 128 cost 0.0200."
+    )
+    worse = attribute(losses_of(0.0, 0.02, 0.07, 0.0), settings, after_name="mine")
+    assert did_it_words(worse) == (
+        "No gain: mine is +0.0900 nats/token; learning rate 1e-05 cost 0.0700; block size 128 cost 0.0200."
+    )
+
+
 # Unstable and missing runs
 
 
@@ -432,7 +449,7 @@ def test_when_an_end_is_always_unstable_there_is_nothing_to_share_out(tmp_path: 
     assert found.notes[0] == "before or after was unstable on every seed: there is no difference to attribute"
     assert "unknown" in shown_text(found)
     assert from_json(to_json(found)) == found
-    with pytest.raises(UserError, match="no picture to draw"):
+    with pytest.raises(UserError, match="there is nothing to draw"):
         write_plot(found, tmp_path / "a.png")
 
 
@@ -454,7 +471,7 @@ def test_a_seed_not_run_for_every_combination_is_left_out_and_said() -> None:
     assert (found.seeds, found.notes) == ((0, 1, 2), ("seed 3 left out: not run for every combination",))
     for seed, coalition in enumerate(coalitions(3)[1:4]):
         del losses[coalition][seed]
-    with pytest.raises(UserError, match="no seed has been run for every combination yet"):
+    with pytest.raises(UserError, match="no seed has every combination yet"):
         attribute(losses, make_settings(3))
 
 

@@ -196,7 +196,7 @@ def test_a_summed_loss_is_worse_than_guessing(log: Path) -> None:
     rows = [(step, 8 * train, val, rate) for step, train, val, rate in falling(3.9, 3.2)]
     (finding, *_) = found(log, owner_log(rows, 5000))
     assert finding.kind == "impossible_initial_loss"
-    assert "worse than knowing nothing" in finding.summary
+    assert "worse than uniform guessing" in finding.summary
     assert "a sum over micro-batches" in finding.next_step
 
 
@@ -396,7 +396,7 @@ def test_the_report_as_json(log: Path) -> None:
         json.dumps(to_json(report_of_trace(read_training_log(log), context=Context())), allow_nan=False)
     )
     assert document["healthy"] is False
-    assert document["headline"].startswith("These numbers cannot come")
+    assert document["headline"].startswith("These losses cannot come")
     first = document["findings"][0]
     assert first["kind"] == "impossible_initial_loss"
     assert (first["first_step"], first["last_step"]) == (0, 2500)

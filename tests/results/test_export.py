@@ -143,7 +143,7 @@ def test_the_winner_of_a_short_search_is_exported_for_a_long_run(make_study: Mak
     assert "export TRAINING_STEPS=10000\nexport GRAD" in text
     assert "export WARMUP_STEPS=1000\n" in text
     assert "export LEARNING_RATE=2e-05\n" in text
-    assert "its schedule is stretched from 5000 to 10000 steps" in text
+    assert "the schedule is stretched from 5000 to 10000 steps" in text
     assert "TRAINING_STEPS=10000" in export_cli(study, 20_480_000)
     assert json.loads(export_json(study, 20_480_000))["hyperparameters"]["warmup_steps"] == 1000
     space = tomllib.loads(export_toml(study, 20_480_000))
@@ -296,7 +296,7 @@ def test_without_a_completed_trial_there_is_one_line(
     ("changes", "said"),
     [
         ({"model": None}, "model: it must be a text"),
-        ({"model": "a\0b"}, "no text that a variable can hold"),
+        ({"model": "a\0b"}, "cannot be the text of a variable"),
         ({"model": "\ud800"}, "surrogates not allowed"),
         ({"data_source": 3}, "data_source: it must be a text"),
         ({"evaluation": {"block_size": 128}}, "evaluation.tokens: it is missing"),
@@ -342,7 +342,7 @@ def test_the_proven_trial_is_exported_before_the_luckiest(
     assert (document["trial_id"], document["confirmed"], document["seeds"], document["search_best"]) == (2, True, 3, 1)
     assert document["mean_difference"] == pytest.approx(-0.2)
     text = export_env(study)
-    assert "# on 3 fresh seeds better than the baseline; interval -" in text
+    assert "# better than the baseline on 3 fresh seeds; interval -" in text
     assert "# trial 1 came first in the search, val loss 4.2000 on one seed; not proven with 3 seeds" in text
 
 

@@ -173,7 +173,7 @@ def test_a_proven_winner(tmp_path: Path, make_document: MakeDocument, make_trial
     answer = confirmed(tmp_path / "s", make_document("s"), make_trial, losses)
     assert answer["headline"] == "Trial 1 is better than the baseline by 0.4980 nats/token"
     assert answer["proof"]["state"] == "better"
-    assert answer["proof"]["words"].startswith("on 5 fresh seeds better than the baseline; interval -0.5")
+    assert answer["proof"]["words"].startswith("better than the baseline on 5 fresh seeds; interval -0.5")
     assert answer["proof"]["low"] < answer["proof"]["mean_difference"] < answer["proof"]["high"] < 0
 
 

@@ -19,7 +19,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from results.study import tables
-from results.study.atomic import read_regular
 from results.study.table_guard import MARK
 from results.study.tables import (
     METRICS,
@@ -32,6 +31,7 @@ from results.study.tables import (
     write_table,
 )
 from trainable.errors import UserError
+from trainable.regular_files import read_regular
 from trainable.rows import StepRow
 
 MakeTrial = Callable[..., dict[str, Any]]

@@ -46,7 +46,7 @@ def test_the_findings_are_listed_and_marked(story: RunTrace, tmp_path: Path) -> 
         # The badge over the panel, and the line of the list.
         assert str(number) in text
         assert any(line.startswith(f"{number}  ") for line in text)
-    assert any(line.startswith("1  These numbers cannot come from a rightly loaded") for line in text)
+    assert any(line.startswith("1  These losses cannot come from a correctly loaded") for line in text)
     assert "mean since the start, as printed" in text
 
 

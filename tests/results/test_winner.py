@@ -176,7 +176,7 @@ def test_the_best_of_the_search_is_proven(searched: Study) -> None:
     assert winner.difference == pytest.approx(-0.2)
     assert winner.search_difference == -0.5
     assert headline(winner) == "Trial 1 is better than the baseline by 0.2000 nats/token"
-    assert evidence_words(winner).startswith("on 5 fresh seeds better than the baseline; interval -0.20")
+    assert evidence_words(winner).startswith("better than the baseline on 5 fresh seeds; interval -0.20")
     assert notes(winner) == []
 
 
@@ -192,7 +192,7 @@ def test_the_searchs_best_is_proven_worse(searched: Study, make_trial: MakeTrial
     assert ids(searched) == (2, 1, None)
     assert winner_of(searched).standing == "unproven"
     assert notes(winner_of(searched)) == [
-        "trial 1 came first in the search, val loss 4.5000 on one seed; on 5 fresh seeds worse than the baseline"
+        "trial 1 came first in the search, val loss 4.5000 on one seed; worse than the baseline on 5 fresh seeds"
     ]
     add_attempt(searched, {0: BASELINE, 2: WORSE})
     assert ids(searched) == (0, 1, None)

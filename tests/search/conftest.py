@@ -15,6 +15,7 @@ import pytest
 from results.study.folder import Study
 from search.options import KNOWN
 from tests import running
+from tests.faults.common import QUICK_SPACE, Place
 from tests.running import Ran, Running, search
 
 if TYPE_CHECKING:
@@ -120,19 +121,24 @@ def spec(text_file: Path, cache: Path) -> "RunSpec":
     return loaded.spec
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the studies of the whole test session are kept."""
+    """Where the studies of one test file are kept: two files may give theirs the same name."""
     return tmp_path_factory.mktemp("studies")
 
 
-@pytest.fixture(scope="session")
-def environment(text_file: Path, cache: Path, studies: Path) -> Environment:
+@pytest.fixture(scope="module")
+def environment(shared_environment: Environment, studies: Path) -> Environment:
     """The environment of a command of its own process: nothing but what it needs."""
+    return {**shared_environment, "STUDIES_DIR": str(studies)}
+
+
+@pytest.fixture(scope="session")
+def shared_environment(text_file: Path, cache: Path) -> Environment:
+    """The environment of a command, but for its studies."""
     kept = ("PATH", "HOME", "TMPDIR", "LANG", "LD_LIBRARY_PATH")
     return {
         **{name: os.environ[name] for name in kept if name in os.environ},
-        "STUDIES_DIR": str(studies),
         "CACHE_DIR": str(cache),
         "TRAINING_DATA_SOURCE": str(text_file),
         # The text is of made-up words, which a pretrained model does not know.
@@ -183,7 +189,7 @@ class Case:
 Batch = Callable[..., list[Case]]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def batch(environment: Environment) -> Batch:
     """Return a function that runs commands one after another in a new process: [(words, variables), ...]."""
 
@@ -206,7 +212,7 @@ def batch(environment: Environment) -> Batch:
 Start = Callable[..., Running]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def start(environment: Environment, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     """Return a function that starts `python -m search WORD ...`, with variables by keyword."""
     started: list[Running] = []
@@ -221,10 +227,34 @@ def start(environment: Environment, tmp_path_factory: pytest.TempPathFactory) ->
         running.kill_family(one)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def run(start: Start) -> Run:
     """Return a function that runs `python -m search WORD ...` to its end, with variables by keyword."""
     return lambda *words, **variables: start(*words, **variables).ended()
+
+
+@pytest.fixture(scope="session")
+def left_alone(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """The study of tests.faults.common.QUICK_SPACE as it ends when nothing happens to it."""
+    return Place(str(tmp_path_factory.mktemp("left_alone")), QUICK_SPACE).left_alone()
+
+
+@pytest.fixture
+def run_here(environment: Environment, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Return a function that runs a command as run() does, in this process: what it imports is imported once."""
+    from search.__main__ import main
+
+    def run_in_process(*words: str, cwd: Path = ROOT, **variables: str) -> Ran:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, text in {**environment, **variables}.items():
+                patch.setenv(name, text)
+            patch.chdir(cwd)
+            capsys.readouterr()
+            code = main(words)
+            printed = capsys.readouterr()
+        return Ran(code, printed.out, printed.err)
+
+    return run_in_process
 
 
 @dataclass(frozen=True)
@@ -238,20 +268,22 @@ class Searched:
 
 
 @pytest.fixture(scope="session")
-def searched(start: Start, studies: Path, tmp_path_factory: pytest.TempPathFactory) -> Searched:
+def searched(shared_environment: Environment, tmp_path_factory: pytest.TempPathFactory) -> Searched:
     """Eight cells by `python -m search run --json`; the last trial finds a checkpoint of a later version of ours."""
     import torch
 
-    space_path = tmp_path_factory.mktemp("spaces") / "own.toml"
+    folder = tmp_path_factory.mktemp("searched")
+    space_path, study = folder / "own.toml", Study(folder / "studies" / "shared")
     space_path.write_text(SPACE, encoding="utf-8")
-    study = Study(studies / "shared")
-    running = start(
-        "run", "--json", f"SPACE={space_path}", "STUDY=shared", "CONCURRENCY=2", HF_TOKEN=SECRET, OWN_PASSWORD=SECRET
+    command = running.start(
+        search("run", "--json", f"SPACE={space_path}", "STUDY=shared", "CONCURRENCY=2"),
+        {**shared_environment, "STUDIES_DIR": str(study.path.parent), "HF_TOKEN": SECRET, "OWN_PASSWORD": SECRET},
+        folder=folder,
     )
-    running.wait_for(study.study_json.exists)
+    command.wait_for(study.study_json.exists)
     checkpoint = study.checkpoint_dir(FAILING_TRIAL) / "step_00000000.pt"
     checkpoint.parent.mkdir(parents=True)
     weights = {"model_state_dict": {"weight": torch.zeros(1)}}
     torch.save({"format": "gpt2-search checkpoint", "version": 99, **weights}, checkpoint)
-    ran = running.ended()
-    return Searched(study=study, space_path=space_path, ran=ran, orphans=running.orphans())
+    ran = command.ended()
+    return Searched(study=study, space_path=space_path, ran=ran, orphans=command.orphans())

@@ -18,6 +18,7 @@ def ran(start: Any) -> Any:
         "BUDGET_TOKENS=24576",
         "STUDY=both",
         "CONCURRENCY=2",
+        "SKIP_PREFLIGHT=1",
         COLUMNS="80",
     )
     return running.ended()
@@ -75,6 +76,16 @@ def test_the_tables_show_documented_against_measured(ran: Any) -> None:
     assert "times the tokens/s of before, both run side by side" in text
     assert "documented val losses, of another model and text, so not comparable: 9.268 at step 0" in text
     assert "…" not in ran.stderr
+
+
+def test_where_it_started_and_what_it_writes_are_part_of_the_answer(ran: Any) -> None:
+    start = ran.document["start_val_loss"]
+    assert all(facts["evaluations"][0]["val_loss"] == start for facts in ran.document["runs"])
+    text = " ".join(ran.stderr.split())
+    assert f"start {start:.4f} → baseline {ran.document['runs'][0]['evaluations'][-1]['val_loss']:.4f}" in text
+    assert ran.document["samples"]["samples"].keys() >= {"start", "baseline"}
+    assert " start: " in text.partition("samples, after ")[2]
+    assert any(step["command"].startswith("make model STUDY=both") for step in ran.document["next"])
 
 
 def test_it_is_a_study_of_its_own_kind(ran: Any, studies: Any, run: Any) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from results.study.folder import Study
 from search.options import KNOWN
-from tests.faults.common import Place, differences, has_begun
+from tests.faults.common import QUICK_SPACE, Place, differences, has_begun
 from tests.faults.nodes import Nodes, own_disks_are_possible
 
 ROOT = Path(__file__).parents[2]
@@ -35,13 +35,12 @@ def joined(nodes: Nodes, *storages: str, **environment: str) -> list[str]:
 
 
 def test_a_lost_nodes_trial_goes_on_on_another_to_the_same_answer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    left_alone: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two nodes that lack the driver's disk, where root may make such; one slot, so that the answer is exact."""
     driver, storage = tmp_path / "driver", tmp_path / "shared"
     driver.mkdir()
-    place = Place(str(driver))
-    alone = place.left_alone()
+    place = Place(str(driver), QUICK_SPACE)
     private = own_disks_are_possible()
     with Nodes(home=tmp_path / "home", hidden=driver if private else None) as nodes:
         first = nodes.add()
@@ -66,8 +65,8 @@ def test_a_lost_nodes_trial_goes_on_on_another_to_the_same_answer(
     assert f"({first[:8]}) was lost" in running.output
     assert f"({second[:8]}) has joined" in running.output
     assert "lost its worker" in running.output
-    assert differences(alone, study) == []
-    assert differences(alone, Study(storage / "lost")) == []
+    assert differences(left_alone, study) == []
+    assert differences(left_alone, Study(storage / "lost")) == []
     assert (storage / "lost" / "study.json").read_bytes() == study.study_json.read_bytes()
     assert list((storage / "lost" / "checkpoints" / "0").glob("step_*.pt"))
     assert not (study.path / "checkpoints").exists()

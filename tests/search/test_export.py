@@ -12,6 +12,12 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.fixture(scope="module")
+def studies(searched: Any) -> Path:
+    """The shared search and, beside it, what is trained here."""
+    return Path(searched.study.path.parent)
+
+
 def test_the_exported_winner_trains_to_exactly_the_same_loss(searched: Any, environment: Any, tmp_path: Path) -> None:
     best = searched.ran.document["best"]
     python = shlex.quote(sys.executable)

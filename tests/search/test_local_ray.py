@@ -19,6 +19,7 @@ from search.tune.local_ray import (
     folders_to_try,
     last_error,
     private_folder,
+    ray_ahead,
     running_ray,
     worker_death,
 )
@@ -149,6 +150,34 @@ def test_a_ray_that_does_not_come_up_is_one_line(
     assert "study" not in line
     assert len(calls) == len(errors)
     assert list(base.iterdir()) == []
+
+
+def test_a_start_that_was_begun_ahead_is_the_one_that_is_used(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    init, calls = failing(None, None)
+    monkeypatch.setattr(ray, "init", init)
+    with ray_ahead(SLOTS):
+        with ray_ahead(SLOTS), running_ray(SLOTS, print) as folder:
+            assert folder is not None
+            assert folder.parent == base
+            assert len(calls) == 1
+        assert list(base.iterdir()) == []
+        with running_ray(SLOTS, print):
+            assert len(calls) == 2
+    assert list(base.iterdir()) == []
+
+
+def test_a_start_that_was_not_needed_ends_with_what_it_was_begun_for(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = dict(os.environ)
+    for error in (None, RuntimeError("Failed to start GCS.")):
+        init, calls = failing(error)
+        monkeypatch.setattr(ray, "init", init)
+        with ray_ahead(SLOTS):
+            pass
+        assert len(calls) == 1
+        assert list(base.iterdir()) == []
+        assert {**os.environ, "RAY_AUTH_TOKEN": ""} == {**before, "RAY_AUTH_TOKEN": ""}
 
 
 @pytest.mark.parametrize("error", [TypeError("a bug"), KeyError("a bug"), KeyboardInterrupt()])

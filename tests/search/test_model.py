@@ -25,13 +25,13 @@ def study(run: Any, studies: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         '[scheduler]\nname = "none"\n[searcher]\nname = "grid"\n'
         "[search]\nlearning_rate = { choice = [1e-5, 3e-3] }\n"
     )
-    ran = run("run", f"SPACE={space}", "STUDY=exported", "CONCURRENCY=2", "SKIP_PREFLIGHT=1")
+    ran = run("run", f"SPACE={space}", "STUDY=exported", "CONCURRENCY=1", "SKIP_PREFLIGHT=1")
     assert ran.code == 0, ran.stderr
     return Study(studies / "exported")
 
 
-def test_the_winner_comes_out_and_is_the_trials(run: Any, study: Study, tmp_path: Path) -> None:
-    ran = run("model", "--json", "STUDY=exported", f"OUT={tmp_path / 'out'}")
+def test_the_winner_comes_out_and_is_the_trials(run_here: Any, study: Study, tmp_path: Path) -> None:
+    ran = run_here("model", "--json", "STUDY=exported", f"OUT={tmp_path / 'out'}")
     assert ran.code == 0, ran.stderr
     document, trial = ran.document, study.trials()[1]
     assert (document["trial_id"], document["dtype"], document["model"]) == (1, "fp32", str(tmp_path / "out"))
@@ -47,30 +47,30 @@ def test_the_winner_comes_out_and_is_the_trials(run: Any, study: Study, tmp_path
     assert f"start {start:.4f} → baseline {baseline:.4f} → this model {trial['val_loss']:.4f}" in card
     assert study.document()["corpus"]["fingerprint"] in card
     # Again is the same again; another trial's folder is not touched.
-    assert run("model", "STUDY=exported", f"OUT={tmp_path / 'out'}", "DTYPE=bf16").code == 0
+    assert run_here("model", "STUDY=exported", f"OUT={tmp_path / 'out'}", "DTYPE=bf16").code == 0
     record = json.loads((tmp_path / "out" / "gpt2_search.json").read_text())
     assert (record["dtype"], record["trial_id"]) == ("bf16", 1)
     (tmp_path / "out" / "gpt2_search.json").write_text(json.dumps({**record, "trial_id": 0}))
-    refused = run("model", "STUDY=exported", f"OUT={tmp_path / 'out'}")
+    refused = run_here("model", "STUDY=exported", f"OUT={tmp_path / 'out'}")
     assert (refused.code, "exists and is not this model" in refused.stderr) == (2, True)
 
 
-def test_diagnose_finds_nothing_wrong_with_the_folder(run: Any, study: Study, tmp_path: Path) -> None:
-    assert run("model", "STUDY=exported").code == 0
-    ran = run("diagnose", "--json", f"TARGET={study.path / 'model-1'}", cwd=tmp_path)
+def test_diagnose_finds_nothing_wrong_with_the_folder(run_here: Any, study: Study, tmp_path: Path) -> None:
+    assert run_here("model", "STUDY=exported").code == 0
+    ran = run_here("diagnose", "--json", f"TARGET={study.path / 'model-1'}", cwd=tmp_path)
     assert ran.code == 0, ran.stderr
     assert [finding for finding in ran.document["findings"] if finding["severity"] == "fault"] == []
 
 
 def test_without_a_checkpoint_it_says_what_trains_the_model_again(
-    run: Any, study: Study, studies: Path, environment: Any, tmp_path: Path
+    run_here: Any, study: Study, studies: Path, environment: Any, tmp_path: Path
 ) -> None:
     trial, moved = study.trials()[1], tmp_path / "moved"
     shutil.move(study.checkpoint_dir(1), moved)
     out = tmp_path / "trained again"
-    refused = run("model", "STUDY=exported", f"OUT={out}")
+    refused = run_here("model", "STUDY=exported", f"OUT={out}")
     assert refused.code == 2
-    assert "trial 1 of study two: it has no checkpoint of step 16 any more. Train it again: " in refused.stderr
+    assert "trial 1 of study exported: it has no checkpoint of step 16 any more. Train it again: " in refused.stderr
     command = refused.stderr.partition("Train it again: ")[2].strip()
     assert command == f"make train STUDY=exported SAVE_MODEL={shlex.quote(str(out))}"
     # make's own lines, without its set-up of an environment.
@@ -81,16 +81,18 @@ def test_without_a_checkpoint_it_says_what_trains_the_model_again(
     )
     assert done.returncode == 0, done.stderr
     shutil.move(moved, study.checkpoint_dir(1))
-    assert run("model", "STUDY=exported", f"OUT={tmp_path / 'kept'}").code == 0
+    assert run_here("model", "STUDY=exported", f"OUT={tmp_path / 'kept'}").code == 0
     mine, again = (AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in (tmp_path / "kept", out))
     assert all(torch.equal(mine[name], tensor) for name, tensor in again.items())
     assert trial["val_loss"] is not None
 
 
-def test_a_study_whose_text_has_changed_has_no_model(run: Any, study: Study, text_file: Path, tmp_path: Path) -> None:
+def test_a_study_whose_text_has_changed_has_no_model(
+    run_here: Any, study: Study, text_file: Path, tmp_path: Path
+) -> None:
     other = tmp_path / "other.txt"
     other.write_text(text_file.read_text() + "One more sentence.\n")
-    ran = run("model", "STUDY=exported", f"OUT={tmp_path / 'out'}", TRAINING_DATA_SOURCE=str(other))
+    ran = run_here("model", "STUDY=exported", f"OUT={tmp_path / 'out'}", TRAINING_DATA_SOURCE=str(other))
     assert ran.code == 2
     assert "the text or the tokenizer has changed since" in ran.stderr
     assert not (tmp_path / "out").exists()

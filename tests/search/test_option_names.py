@@ -69,6 +69,9 @@ def test_a_name_that_was_meant_for_a_variable_is_told(name: str, meant: str | No
 )
 def test_the_variables_on_makes_command_line(words: str, names: list[str]) -> None:
     assert make_names({"MAKELEVEL": "1", MAKE_WORDS: words}) == names
+    # make 3.81 has them in MAKEFLAGS without the ` -- ` that tells them from options, newer ones with it.
+    for flags in (words, f" -- {words}", f"s -- {words}", "sk"):
+        assert make_names({"MAKELEVEL": "1", MAKE_WORDS: words, "MAKEFLAGS": flags}) == names
     # An outer make's come along unasked.
     assert make_names({"MAKELEVEL": "2", MAKE_WORDS: words}) == []
     assert make_names({MAKE_WORDS: words}) == []

@@ -173,20 +173,3 @@ def test_a_study_that_has_ended_is_told_so_and_summed_up_again(alone: Study, run
     assert ran.document["best"] == ran.document["trials"][0]
     assert alone.trials() == before
     assert json.loads(alone.best_json.read_text())["trial_id"] == ran.document["best"]["trial_id"]
-
-
-def test_a_larger_budget_is_a_study_of_its_own_that_learns(alone: Study, run: Any, studies: Path) -> None:
-    before = alone.trials()
-    ran = run("resume", "STUDY=alone", "BUDGET_TOKENS=40k", "TRIALS=2", *ON_ONE_SLOT)
-    assert ran.code == 0, ran.stderr
-    study = Study(studies / "alone-40k")
-    assert (
-        "learning from study alone: 4 of its results are told to the searcher; its best 1 run after the" in ran.stderr
-    )
-    best, (baseline, first) = ran.document["trials"][0], study.trials()
-    assert study.document()["budget_tokens"] == 40_000
-    assert (baseline["learning_rate"], baseline["tokens_seen"]) == (3e-4, 39_936)
-    winner = min((row for row in before if row["status"] == "completed"), key=lambda row: row["val_loss"])
-    assert (first["learning_rate"], first["batch_size"]) == (winner["learning_rate"], winner["batch_size"])
-    assert best["trial_id"] in (0, 1)
-    assert alone.trials() == before

@@ -84,7 +84,7 @@ def test_a_document_that_lacks_a_part_is_refused(key: str) -> None:
 def test_a_document_that_this_version_would_plan_otherwise_is_refused() -> None:
     document, _ = smoke()
     document["evaluation"]["milestones_tokens"][0] += 1
-    with pytest.raises(UserError, match="another version of this program planned the study otherwise"):
+    with pytest.raises(UserError, match="the study was planned by another version of this program"):
         planned_space(document, "study.json")
 
 

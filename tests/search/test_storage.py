@@ -25,7 +25,7 @@ from search.cluster.study_storage import (
 )
 from search.options import parse_options
 from tests.documents import sound_document
-from tests.faults.common import Place, differences, has_begun
+from tests.faults.common import QUICK_SPACE, Place, differences, has_begun
 from trainable.data.remote_files import files_at
 from trainable.errors import UserError
 
@@ -58,22 +58,21 @@ def names_below(storage: str, part: str) -> list[str]:
     return sorted(one.path.removeprefix(f"{root}/") for one in found if one.type == fs.FileType.File)
 
 
-def test_another_machine_takes_a_study_over_from_s3(bucket: str, tmp_path: Path) -> None:
-    here, there = Place(str(tmp_path / "here")), Place(str(tmp_path / "there"))
-    alone = here.left_alone()
+def test_another_machine_takes_a_study_over_from_s3(left_alone: Study, bucket: str, tmp_path: Path) -> None:
+    here, there = (Place(str(tmp_path / name), QUICK_SPACE) for name in ("here", "there"))
     running = here.start("run", "moved", STORAGE=bucket)
-    running.wait_for(lambda: has_begun(here.study("moved"), 4))
+    running.wait_for(lambda: has_begun(here.study("moved"), 2))
     running.kill()
     assert not here.study("moved").path.joinpath("checkpoints").exists()
     assert [name for name in names_below(bucket, "moved/checkpoints") if name.endswith(".pt")]
     resumed = there.start("resume", "moved", STORAGE=bucket)
     resumed.ended(code=0)
     assert "study moved goes on: " in resumed.output
-    assert differences(alone, there.study("moved")) == []
+    assert differences(left_alone, there.study("moved")) == []
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STUDIES_DIR", str(tmp_path / "fetched"))
         fetch_study("moved", bucket)
-    assert differences(alone, Study(tmp_path / "fetched" / "moved")) == []
+    assert differences(left_alone, Study(tmp_path / "fetched" / "moved")) == []
     behind = here.start("resume", "moved", STORAGE=bucket)
     assert behind.ended().code == 2
     assert "error: study moved has gone on elsewhere: STORAGE=" in behind.output

@@ -95,7 +95,7 @@ def venv(tmp_path: Path) -> Path:
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
-@pytest.mark.parametrize("options", [(), ("-s",), ("-j2",), ("-k", "--no-print-directory")])
+@pytest.mark.parametrize("options", [(), ("-s",), ("-j2",), ("-e", "-w"), ("-k", "--no-print-directory")])
 def test_real_make_hands_a_misspelt_variable_down(options: tuple[str, ...], venv: Path) -> None:
     words = ["TRAINING_DATA_SOURCE=a b $$'\\", "SPCE=plateau"]
     ran = subprocess.run(

@@ -39,9 +39,9 @@ def test_a_name_or_a_path(folder: Path) -> None:
         ("old", "no space named 'old' in spaces/. Known: plateau, schedule."),
         ("notes.txt", "no space named 'notes.txt' in spaces/. Known: plateau, schedule."),
         ("../plateau", "'../plateau' is not a space: a name has no '/', and a path ends in .toml."),
-        ("plateau.toml", "no file 'plateau.toml'. Did you mean 'plateau'?"),
-        ("spaces/platau.toml", "no file 'spaces/platau.toml'. Did you mean 'spaces/plateau.toml'?"),
-        ("nowhere/plateau.toml", "no file 'nowhere/plateau.toml'."),
+        ("plateau.toml", "there is no file 'plateau.toml'. Did you mean 'plateau'?"),
+        ("spaces/platau.toml", "there is no file 'spaces/platau.toml'. Did you mean 'spaces/plateau.toml'?"),
+        ("nowhere/plateau.toml", "there is no file 'nowhere/plateau.toml'."),
         ("spaces/old.toml", "'spaces/old.toml' is not a file."),
         ("x" * 300 + ".toml", f"'{'x' * 27}...{'x' * 23}.toml' cannot be opened: File name too long."),
     ],
@@ -60,7 +60,7 @@ def test_a_strange_name_is_the_users_mistake(folder: Path, given: str) -> None:
 
 
 def test_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no reading the space files in .*gone/: No such file or directory\.$"):
+    with pytest.raises(UserError, match=r"cannot read the space files in .*gone/: No such file or directory\.$"):
         list_spaces(tmp_path / "gone")
 
 

@@ -28,7 +28,7 @@ def test_ranges(text: str, expected: tuple[int, int]) -> None:
     "text", ["", "2M", "2M-", "-2M", "2M-3X", "a-b", "1-2-3", "-1-2", "2M..3M", "nan-inf", "1e6-2e6"]
 )
 def test_what_is_no_range_is_refused(text: str) -> None:
-    with pytest.raises(UserError, match=r"is no range of token positions\. Write it as 2\.0M-2\.5M"):
+    with pytest.raises(UserError, match=r"is not a range of token positions\. Write it as 2\.0M-2\.5M"):
         parse_range(text)
 
 

@@ -92,13 +92,16 @@ def test_a_copy_that_was_cut_short_is_made_whole(tmp_path: Path) -> None:
     assert share(tmp_path / "text.txt", storage).place != shared.place
 
 
-def test_presets_and_hub_names_are_not_copied(driver: RunSpec, tmp_path: Path) -> None:
-    for name in ("tiny", "gpt2"):
+def test_presets_and_hub_names_are_not_copied(driver: RunSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched: list[str] = []
+    monkeypatch.setattr("trainable.data.node_cache.fetch", fetched.append)
+    for name in ("tiny", "tiny-scratch", "somebody/not-here"):
         spec = replace(driver, model_name=name, init_from=None)
         shared = share_inputs(spec, str(tmp_path / "shared"))
         assert list(shared.copies) == [str(driver.corpus.path)]
         assert isinstance(shared, SharedInputs)
         assert shared.localized(spec).model_name == name
+    assert fetched == ["somebody/not-here"]
 
 
 def test_a_place_keeps_a_uris_query_at_its_end() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from trainable.errors import UserError
+from trainable.regular_files import read_regular
 
 TORCH_SAVE_STARTS = (b"PK\x03\x04", b"\x80")
 """A zip archive, or the pickle of torch before 1.6."""
@@ -104,7 +105,7 @@ def _shards(folder: Path, index: Path) -> list[Path]:
 
 def _json_object(path: Path) -> dict[str, Any]:
     try:
-        document = json.loads(path.read_bytes())
+        document = json.loads(read_regular(path))
     except (OSError, ValueError, RecursionError) as error:
         raise DamagedCheckpointError(f"{path} cannot be read: {error}. Use another checkpoint.") from None
     if not isinstance(document, dict):

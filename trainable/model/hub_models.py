@@ -15,13 +15,18 @@ _BESIDE = re.compile(r".*\.(?:json|txt|model|jinja|md)|LICENSE")
 def hub_folder(name: str) -> Path | None:
     """Return the folder of a hub model's files in the local cache, None where they are not all there."""
     # Imported late: most models are folders.
-    from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
-        config = try_to_load_from_cache(name, "config.json")
+        return _whole_snapshot(name)
     except HFValidationError:
         return None
+
+
+def _whole_snapshot(name: str) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(name, "config.json")
     folder = Path(config).parent if isinstance(config, str) else None
     return folder if folder is not None and _is_whole(folder) else None
 
@@ -48,7 +53,7 @@ def check_hub_name(name: str, *, others: str) -> None:
     where = f"GPT2_MODEL_NAME={name}"
     cause: Exception | None = None
     try:
-        if hub_folder(name) is not None:
+        if _whole_snapshot(name) is not None:
             return
         if not constants.is_offline_mode():
             HfApi().model_info(name, timeout=TIMEOUT_S)
@@ -74,7 +79,7 @@ def fetch(name: str) -> Path:
     try:
         names = [one.rfilename for one in HfApi().model_info(name).siblings or ()]
         weights = [(found[0], found[1]) for found in map(_WEIGHTS.fullmatch, names) if found]
-        # Many a repository holds the same weights in both formats.
+        # Many repositories hold the same weights in both formats.
         format_ = "safetensors" if any(kind == "safetensors" for _, kind in weights) else "bin"
         wanted = [one for one in names if _BESIDE.fullmatch(one) and "/" not in one]
         snapshot_download(name, allow_patterns=[*wanted, *(one for one, kind in weights if kind == format_)])

@@ -8,6 +8,7 @@ from typing import Any
 
 from trainable.errors import UserError
 from trainable.model.hub_models import check_hub_name, hub_folder
+from trainable.regular_files import read_regular
 
 PRESETS: Mapping[str, Mapping[str, int]] = MappingProxyType(
     {
@@ -66,7 +67,7 @@ def check_model_target(folder: Path, same: Mapping[str, Any] | None = None) -> N
     try:
         if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
             return
-        record = json.loads((folder / RECORD).read_bytes()) if folder.is_dir() else {}
+        record = json.loads(read_regular(folder / RECORD)) if folder.is_dir() else {}
     except (OSError, ValueError):
         record = {}
     ours = isinstance(record, dict) and same and all(record.get(name) == value for name, value in same.items())
@@ -108,7 +109,7 @@ def _check_folder(name: str, path: Path) -> None:
     if not config_path.is_file():
         raise UserError(f"{where}: the folder has no config.json. Save the model into it with save_pretrained.")
     try:
-        config = json.loads(config_path.read_text(encoding="utf-8"))
+        config = json.loads(read_regular(config_path))
     except (ValueError, OSError, RecursionError):
         config = None
     if not isinstance(config, dict):

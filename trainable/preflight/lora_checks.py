@@ -61,7 +61,7 @@ def check_adapters_move(model: torch.nn.Module, before: Mapping[str, torch.Tenso
     advice = ""
     if left_out:
         measured += f": {listed(left_out)}, though a gradient reaches them"
-        advice = "These adapters are not in the optimizer. Make it after the adapters are in the model."
+        advice = "These adapters are not in the optimizer. Make the optimizer once they are in the model."
     elif still:
         measured += f": {listed(still)}, which get no gradient"
         advice = "Look in their layers for no_grad, detach() or an adapter whose output is not added."

@@ -78,7 +78,7 @@ def read_training_log(path: Path) -> RunTrace:
 def log_in(folder: Path) -> Path:
     """Return the log of a folder that a logger made (the newest of several), or the folder where it holds none."""
     for pattern in LOG_NAMES:
-        logs = sorted(folder.glob(pattern), key=lambda path: (path.stat().st_mtime, path.name))
+        logs = sorted(filter(Path.is_file, folder.glob(pattern)), key=lambda path: (path.stat().st_mtime, path.name))
         if logs:
             return logs[-1]
     return folder
@@ -229,7 +229,7 @@ class _Reader:
         before = self._open_row
         same = before is not None and before.step == row.step and (row.step is not None or before.epoch == row.epoch)
         if before is not None and before.val_loss != row.val_loss and None not in (before.val_loss, row.val_loss):
-            # Evaluated anew: the run was resumed at that step.
+            # Evaluated again: the run was resumed at that step.
             same = False
         if (
             before is None

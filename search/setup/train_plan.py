@@ -1,0 +1,124 @@
+"""What `make train` is to do: one run, of the variables, a checkpoint or a study's winner, decided and checked."""
+
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from results.export import winner_env
+from results.study.folder import find_study, new_study_name
+from search.options import Options, check_lora, parse_options, with_default_warmup
+from search.setup.inputs import Inputs, Loaded, check_inputs, load_inputs
+from search.setup.plan import study_name
+from search.setup.resumption import resumed_config
+from search.setup.study_record import study_document
+from search.terminal.console import Preparing
+from trainable.config import DOCUMENTED, TrialConfig, make_config
+from trainable.errors import UserError
+from trainable.model.model_names import check_model_name, check_model_target
+
+if TYPE_CHECKING:
+    from trainable.checkpoint.checkpoint import Checkpoint
+
+DEFAULT_EVAL_TOKENS = 16_384
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainPlan:
+    """One run, decided and checked."""
+
+    name: str
+    config: TrialConfig
+    inputs: Inputs
+    loaded: Loaded
+    checkpoint: "Checkpoint | None"
+    """Where the run goes on from; None when it starts at step 0."""
+    eval_interval_steps: int
+    checkpoint_interval_steps: int | None
+    save_model: Path | None
+    """A folder to write the trained model to."""
+    dtype: str | None
+    """The saved model's; None is the base's own."""
+    merge: bool
+    """Whether adapters are merged into their base, and not saved alone."""
+
+
+def with_winner_of(options: Options) -> Options:
+    """Return the options with the winner of STUDY where that names a search or a baseline; what is set besides holds.
+
+    The run itself then gets a name made from the study's.
+    """
+    study = find_study(options.study) if options.study else None
+    if study is None or study.document()["kind"] == "train":
+        return options
+    own = {name: text for name, text in options.texts.items() if name != "STUDY"}
+    winner = {name: text for name, text in winner_env(study).items() if text}
+    return parse_options({**winner, **own, "STUDY": new_study_name(f"train-{study.name}", datetime.now())})
+
+
+def make_train_plan(options: Options, progress: Preparing) -> TrainPlan:
+    """Return the run that the variables ask for. Raises UserError; nothing is written before it returns."""
+    given = options.explicit_hyperparameters()
+    weights_only = options.weights_only
+    resume_steps = options.resume_steps
+    path = options.checkpoint_path
+    hold_rate = options.resume_lr == "hold"
+    continuing = {"RESUME_STEPS": resume_steps, "RESUME_LR=hold": hold_rate}
+    named = [name for name, value in {**continuing, "WEIGHTS_ONLY": weights_only}.items() if value]
+    if path is None and named:
+        raise UserError(f"{named[0]} is set but CHECKPOINT_PATH is not. Set CHECKPOINT_PATH, or unset {named[0]}.")
+    if weights_only and len(named) > 1:
+        raise UserError(f"{named[0]} goes on from a step and WEIGHTS_ONLY starts at step 0. Unset one of them.")
+    # Checked here because it costs nothing; with a checkpoint its own configuration has a say.
+    config = make_config(DOCUMENTED, with_default_warmup(given, DOCUMENTED)) if path is None or weights_only else None
+    if options.save_model is not None:
+        # What a run before left there is not this one's.
+        check_model_target(options.save_model)
+    name = study_name(options, "train")
+    inputs = check_inputs(options, progress=progress)
+    checkpoint = None
+    if path is not None:
+        progress("reading the checkpoint", 0.0)
+        from trainable.checkpoint.checkpoint import read_checkpoint
+
+        checkpoint = read_checkpoint(path)
+    if checkpoint is not None and checkpoint.model_name and options.gpt2_model_name is None:
+        check_model_name(checkpoint.model_name)
+        inputs = replace(inputs, model_name=checkpoint.model_name)
+    if config is None:
+        assert checkpoint is not None
+        config = resumed_config(given, checkpoint, resume_steps=resume_steps, hold_rate=hold_rate)
+    check_lora(given, uses_lora=config.use_lora)
+    loaded = load_inputs(
+        inputs,
+        block_size=options.eval_block_size,
+        eval_tokens=options.eval_tokens or max(DEFAULT_EVAL_TOKENS, options.eval_block_size),
+        stability={},
+        init_from=path if weights_only else None,
+        progress=progress,
+    )
+    return TrainPlan(
+        name=name,
+        config=config,
+        inputs=inputs,
+        loaded=loaded,
+        checkpoint=None if weights_only else checkpoint,
+        eval_interval_steps=options.eval_interval,
+        checkpoint_interval_steps=options.checkpoint_interval if options.enable_checkpoints else None,
+        save_model=options.save_model,
+        dtype=options.dtype,
+        merge=options.merge,
+    )
+
+
+def train_document(plan: TrainPlan) -> dict[str, Any]:
+    """Return the run's study.json, without what it starts from."""
+    asked = {
+        "kind": "train",
+        "evaluation": {},
+        "budget_tokens": plan.config.training_steps * plan.config.tokens_per_step,
+        "baseline": {"name": "train", **asdict(plan.config)},
+        "seed": plan.config.seed,
+        "trials_planned": 1,
+    }
+    return study_document(plan.name, asked, loaded=plan.loaded, slots={"slots": 1})
