@@ -82,8 +82,8 @@ class StabilityRules:
     plateau_until_frac: float = _rule(0.8, low=0, high=1, unit="share of the budget")
     """... no later than this: a decaying schedule ends flat."""
     plateau_margin: float = _rule(0.45, low=-10, high=10, unit="nats/token")
-    """Plateau, high: the median is not below the unigram entropy less this, for floor_steps in a row. With doubly shifted
-    labels it is 0.36 to 0.40 below, in good runs 0.59 and more."""
+    """Plateau, high: the median is not below the unigram entropy less this, for floor_steps in a row. With doubly
+    shifted labels it is 0.36 to 0.40 below, in good runs 0.59 and more."""
     plateau_after_frac: float = _rule(2 / 3, low=0, high=1, unit="share of the budget")
     """... once so much is spent."""
     plateau_min_steps: int = _rule(200, low=1, high=1_000_000, unit="steps")
