@@ -121,7 +121,7 @@ def test_a_short_run_does_not_find_out(make_model: Any, cache: Path) -> None:
 def test_off_compiles_nothing_and_a_missing_compiler_is_said(make_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model()
     for mode in ("off", "auto"):  # auto is for CUDA
-        assert compile_where_repaid(mode, model, TrialConfig(training_steps=10**9)) == ""  # type: ignore[arg-type]
+        assert compile_where_repaid(mode, model, TrialConfig(training_steps=10**9)) == ""
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
     assert compile_where_repaid("on", model, CONFIG) == f"not compiled: {why_not('cpu')}"
