@@ -274,12 +274,18 @@ def main() -> int:
     """Run every check that applies, print its rows as they come, and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("device", nargs="?", help="cuda, mps or cpu (default: the first there is)")
-    parser.add_argument("--only", choices=list(CHECKS), action="append", help="these checks alone")
+    parser.add_argument(
+        "--only", choices=list(CHECKS), action="append", help="these checks alone; the file keeps the others"
+    )
     arguments = parser.parse_args()
     assert "ray" not in sys.modules, "a machine that is lent for this need not have it"
     device = pick_device(arguments.device)
     name = device_info(device).name
-    document: dict[str, Any] = {"device": name, "torch": torch.__version__, "threads": 1, "checks": {}}
+    path = Path(__file__).parent / "results" / f"{'-'.join(name.lower().split())}.json"
+    path.parent.mkdir(exist_ok=True)
+    before = json.loads(path.read_text()) if arguments.only and path.exists() else {}
+    document: dict[str, Any] = {"device": name, "torch": torch.__version__, "threads": 1}
+    document["checks"] = before.get("checks", {})
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["CACHE_DIR"] = folder
@@ -292,12 +298,8 @@ def main() -> int:
             for row in in_own_process(where, checked, check, device.type, Path(folder)):
                 rows.append(row)
                 print(f"{check:<14}", words(row), flush=True)
-    document["seconds"] = round(time.monotonic() - started)
-    results = Path(__file__).parent / "results"
-    results.mkdir(exist_ok=True)
-    path = results / f"{'-'.join(name.lower().split())}.json"
-    path.write_text(json.dumps(document, indent=2) + "\n")
-    print(f"{document['seconds']} s; {path}")
+            path.write_text(json.dumps(document, indent=2) + "\n")
+    print(f"{time.monotonic() - started:.0f} s; {path}")
     return 0 if all(row.get("ok", True) for rows in document["checks"].values() for row in rows) else 1
 
 
