@@ -172,14 +172,16 @@ def run(kind: str, number: int, config: TrialConfig, warmup_frac: float | None, 
 
 
 def _spec(kind: str) -> Any:
+    import torch
+
     from trainable.data.corpus import source_files
     from trainable.data.tokens import load_corpus
-    from trainable.device.device import keep_freed_pages
+    from trainable.device.device_memory import prepare_memory
     from trainable.evaluation import EvalProtocol
     from trainable.model.models import load_tokenizer
     from trainable.run import RunSpec, with_start
 
-    keep_freed_pages()
+    prepare_memory(torch.device("cpu"))
     files = source_files(None)
     corpus = load_corpus(files, load_tokenizer(KINDS[kind], files))
     spec = RunSpec(
