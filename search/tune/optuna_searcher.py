@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
 from search.tune.history import NO_HISTORY, History, KnownTrial
+from search.tune.rate_ladder import ladder_points, narrowed
 from search.tune.trial_log import TrialLog
 from spaces.domains import Choice, IntRange, SearchParameter, points
 from spaces.optuna_domains import distribution_of, suggest
@@ -94,11 +95,12 @@ class SpaceSearcher(TrialSearcher):
         self._space = space
         self._seed = seed
         self._other_ids = history.other_ids
-        warm_start = history.warm_start
-        self._warm_start_trials = warm_start.told if warm_start else ()
+        warm_start = self._warm_start = history.warm_start
         self._is_grid = space.searcher.name == "grid"
+        baseline = space.baseline_params()
+        self._ladder = ladder_points(space.parameters, baseline, most=space.trials // 4) if self._has_ladder else []
         first_points = warm_start.first_points if warm_start else ()
-        self._decided = space.grid_points() if self._is_grid else [space.baseline_params(), *first_points]
+        self._decided = space.grid_points() if self._is_grid else [baseline, *self._ladder, *first_points]
         # In a small study a proposal must not wait until half of it is over.
         self._first_rung_lag = min(FIRST_RUNG_LAG, startup_trials(space))
 
@@ -112,19 +114,33 @@ class SpaceSearcher(TrialSearcher):
         number = next(number for number in count() if number not in taken)
         return number, [trial for trial in trials if trial.trial_id < number]
 
-    def _known_at(self, trial: KnownTrial, lag: int) -> KnownTrial | None:
-        """Return what a proposal so many places after the trial knows of it; None where that is not in yet."""
+    @property
+    def _has_ladder(self) -> bool:
+        # Another study has shown already where the good rates are.
+        return self._space.searcher.name == "tpe" and self._warm_start is None
+
+    def _is_on_ladder(self, trial: KnownTrial) -> bool:
+        # In a study that has got more trials since, others may stand in the first places.
+        baseline = self._space.baseline
+        return replace(trial.config, learning_rate=baseline.learning_rate) == baseline
+
+    def _known_at(self, trial: KnownTrial, *, place: int, lag: int) -> KnownTrial | None:
+        """Return what a proposal `lag` places after the trial knows of it; None where that is not in yet."""
         if lag >= END_LAG:
             return trial if self.log.is_settled(trial.trial_id) else None
-        if lag >= self._first_rung_lag:
+        if lag >= self._first_rung_lag or (self._ladder and place <= len(self._ladder)):
             return self.log.at_first_rung(trial.trial_id)
         return replace(trial, status="running", losses=(), val_loss=None)
 
     def _known(self, before: Sequence[KnownTrial]) -> list[KnownTrial | None]:
-        return [self._known_at(trial, len(before) - place) for place, trial in enumerate(before)]
+        lags = ((trial, place, len(before) - place) for place, trial in enumerate(before))
+        return [self._known_at(trial, place=place, lag=lag) for trial, place, lag in lags]
 
     def _is_ready(self) -> bool:
-        return None not in self._known(self._before()[1])
+        before = self._before()[1]
+        # Whether a cell of a grid is refused hangs on those before it.
+        waits_for_nothing = len(before) < len(self._decided) and not self._is_grid
+        return waits_for_nothing or None not in self._known(before)
 
     def _propose(self) -> KnownTrial | None:
         number, before = self._before()
@@ -147,8 +163,16 @@ class SpaceSearcher(TrialSearcher):
 
     def _draw(self, known: Sequence[KnownTrial]) -> Mapping[str, Any] | None:
         """Return a new point from the sampler; None where none is left."""
+        parameters = self._space.parameters
+        if self._ladder:
+            ladder = [trial for trial in known[: 1 + len(self._ladder)] if self._is_on_ladder(trial)]
+            # All at the same rung: what some have come to since then would not compare.
+            first = [self.log.at_first_rung(trial.trial_id) for trial in ladder]
+            parameters = narrowed(parameters, [trial for trial in first if trial is not None])
+        view = SamplerView(parameters)
         study = optuna.create_study(sampler=make_sampler(self._space, _seed_of(self._seed, len(known))))
-        told = (told_as(trial, self._space) for trial in (*self._warm_start_trials, *known))
+        warm = self._warm_start.told if self._warm_start else ()
+        told = (told_as(trial, view) for trial in (*warm, *known))
         study.add_trials([trial for trial in told if trial is not None])
         run = {trial.config for trial in known}
 
@@ -159,7 +183,7 @@ class SpaceSearcher(TrialSearcher):
         for _ in range(MAX_REFUSED):
             # A refused draw stays open: to the sampler it is a trial under way, away from which it draws the next.
             trial = study.ask()
-            point = suggest(trial, self._space.parameters)
+            point = view.decoded(suggest(trial, view.parameters))
             if is_new(point):
                 return point
         if any(_members(parameter) is None for parameter in self._space.parameters):
@@ -194,7 +218,40 @@ def make_sampler(space: SearchSpace, seed: int) -> optuna.samplers.BaseSampler:
     return optuna.samplers.RandomSampler(seed=seed)
 
 
-def told_as(trial: KnownTrial, space: SearchSpace) -> FrozenTrial | None:
+class SamplerView:
+    """The parameters as the sampler sees them: numbers to choose from have an order, and are their places in it."""
+
+    def __init__(self, parameters: Sequence[SearchParameter]) -> None:
+        # What a condition reads stays as it is.
+        parents = {one.condition.parent for one in parameters if one.condition is not None}
+        self._places = {
+            one.name: sorted(one.domain.values)
+            for one in parameters
+            if isinstance(one.domain, Choice) and one.name not in parents and _are_numbers(one.domain.values)
+        }
+        self.parameters = tuple(
+            replace(one, domain=IntRange(0, len(self._places[one.name]) - 1)) if one.name in self._places else one
+            for one in parameters
+        )
+
+    def decoded(self, point: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the sampler's point as one of the space."""
+        return {name: self._places[name][value] if name in self._places else value for name, value in point.items()}
+
+    def encoded(self, point: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return a point of the space as the sampler's; None for one that lies outside of what is searched."""
+        coded = {
+            name: self._places[name].index(value) if name in self._places else value for name, value in point.items()
+        }
+        domains = {one.name: one.domain for one in self.parameters}
+        return coded if all(domains[name].contains(value) for name, value in coded.items()) else None
+
+
+def _are_numbers(values: Sequence[Any]) -> bool:
+    return len(values) > 1 and all(type(value) in (int, float) for value in values)
+
+
+def told_as(trial: KnownTrial, view: SamplerView) -> FrozenTrial | None:
     """Return what Optuna's sampler is told of a trial, live and after a resume; None where it is told nothing.
 
     TPE ranks COMPLETE trials by value, then PRUNED ones: those that got furthest first, by their last loss there.
@@ -215,12 +272,14 @@ def told_as(trial: KnownTrial, space: SearchSpace) -> FrozenTrial | None:
             return None
         case _:
             state = TrialState.RUNNING
-    domains = {parameter.name: parameter.domain for parameter in space.parameters}
-    point = trial.point or {}
+    domains = {parameter.name: parameter.domain for parameter in view.parameters}
+    point = view.encoded(trial.point or {})
+    if point is None:
+        return None
     return optuna.trial.create_trial(
         state=state,
         value=trial.val_loss if state == TrialState.COMPLETE else None,
-        params=dict(point),
+        params=point,
         distributions={name: distribution_of(domains[name]) for name in point},
         intermediate_values=losses,
     )

@@ -14,7 +14,7 @@ from ray.tune.search import Searcher
 from results.study.planned_run import PlannedRun
 from search.tune.asha import TokenASHA
 from search.tune.history import NO_HISTORY, History, KnownTrial, WarmStart, known_trials
-from search.tune.optuna_searcher import SpaceSearcher, told_as
+from search.tune.optuna_searcher import SamplerView, SpaceSearcher, told_as
 from search.tune.trial_log import TrialLog
 from search.tune.workload import list_workload, space_workload
 from spaces.read.load import load_space, space_from_tables
@@ -123,13 +123,13 @@ def ended(status: Any, *, val_loss: float | None = 6.5) -> KnownTrial:
 
 
 def test_a_completed_trial_is_told_its_loss() -> None:
-    told = told_as(ended("completed"), make_space())
+    told = told_as(ended("completed"), SamplerView(make_space().parameters))
     assert told is not None
     assert (told.state, told.value) == (TrialState.COMPLETE, 6.5)
 
 
 def test_a_stopped_trial_is_pruned_at_its_last_loss_by_tokens() -> None:
-    told = told_as(ended("stopped"), make_space())
+    told = told_as(ended("stopped"), SamplerView(make_space().parameters))
     assert told is not None
     assert (told.state, told.intermediate_values) == (TrialState.PRUNED, {1600: 7.0})
 
@@ -139,20 +139,21 @@ def test_a_stopped_trial_is_pruned_at_its_last_loss_by_tokens() -> None:
     [("unstable", 6.5), ("out_of_memory", None), ("completed", None), ("completed", float("nan"))],
 )
 def test_a_trial_without_a_loss_to_show_is_pruned_before_anything_was_measured(status: str, val_loss: Any) -> None:
-    told = told_as(ended(status, val_loss=val_loss), make_space())
+    told = told_as(ended(status, val_loss=val_loss), SamplerView(make_space().parameters))
     assert told is not None
     assert (told.state, told.value, told.intermediate_values) == (TrialState.PRUNED, None, {})
 
 
 def test_a_failed_trial_teaches_nothing() -> None:
-    assert told_as(ended("failed"), make_space()) is None
+    assert told_as(ended("failed"), SamplerView(make_space().parameters)) is None
 
 
 @pytest.mark.parametrize("status", ["running", "interrupted"])
 def test_a_trial_under_way_is_told_as_running(status: str) -> None:
-    told = told_as(ended(status), make_space())
+    told = told_as(ended(status), SamplerView(make_space().parameters))
     assert told is not None
-    assert (told.state, told.params) == (TrialState.RUNNING, make_space().baseline_params())
+    # The batch of 4 is the second of three.
+    assert (told.state, told.params) == (TrialState.RUNNING, {**make_space().baseline_params(), "batch_size": 1})
 
 
 def test_tpe_ranks_a_trial_that_broke_behind_every_stopped_one() -> None:
@@ -161,7 +162,7 @@ def test_tpe_ranks_a_trial_that_broke_behind_every_stopped_one() -> None:
 
     endings = ["unstable", "completed", "stopped", "out_of_memory", "stopped", "failed"]
     study = optuna.create_study()
-    told = [told_as(ended(status), make_space()) for status in endings]
+    told = [told_as(ended(status), SamplerView(make_space().parameters)) for status in endings]
     study.add_trials([trial for trial in told if trial is not None])
     # Without the failed one: the completed one, the two stopped ones, then the two that broke.
     for count, good in enumerate([{1}, {1, 2}, {1, 2, 4}], start=1):
@@ -552,7 +553,7 @@ def test_a_search_with_no_shape_left_is_over() -> None:
 
 def test_a_proposal_waits_for_what_it_is_made_from_and_for_nothing_else() -> None:
     """The first rung, or the end before it, of all numbered eight before and more; the end of those 24 before."""
-    workload = space_workload(make_space(trials=40))
+    workload = space_workload(make_space("random", trials=40))
     searcher, log = workload.searcher, workload.searcher.log
     for number in range(8):
         assert isinstance(searcher.suggest("t"), dict), number

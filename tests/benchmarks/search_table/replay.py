@@ -109,8 +109,9 @@ class Proposal:
 class Search(Protocol):
     """A searcher and its scheduler, as the replay sees them."""
 
-    mark_tokens: Sequence[int]
-    """After which it is told of a trial's loss."""
+    @property
+    def mark_tokens(self) -> Sequence[int]:
+        """After which it is told of a trial's loss."""
 
     def ask(self) -> Proposal | None:
         """Return what is to be trained next, None while it waits for results. Raises StopIteration at its end."""

@@ -216,7 +216,7 @@ class NePSPeer(Peer):
         import torch
 
         random.seed(seed)
-        np.random.seed(seed)  # noqa: NPY002
+        np.random.seed(seed)
         torch.manual_seed(seed)
         prior = {**space.baseline_params(), "warmup_frac": 0.1}
         known: Any = {"prior_confidence": "medium"}

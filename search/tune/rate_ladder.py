@@ -1,0 +1,57 @@
+"""The start of a search: rates from end to end of the learning rate's range, then the part of it that they point to.
+
+It proposes and narrows; who is asked and what is known when is the searcher's.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from search.tune.history import KnownTrial
+from spaces.domains import FloatRange, SearchParameter
+from trainable.fidelity import PENALTY_NATS, objective
+
+RATE = "learning_rate"
+RUNGS = 6
+WINDOW_DECADES = 0.75
+"""To either side of the best rate, as far as the next rate of a ladder over six decades would be."""
+
+
+def ladder_points(
+    parameters: Sequence[SearchParameter], baseline: Mapping[str, Any], *, most: int
+) -> list[dict[str, Any]]:
+    """Return the baseline at the middles of equal parts of the rate's range, the middle ones first.
+
+    None where the range is hardly wider than what is searched around the best of them, or for fewer than three.
+    """
+    domain = _range(parameters)
+    count = min(RUNGS, most)
+    if domain is None or count < 3 or math.log10(domain.high / domain.low) <= 2 * WINDOW_DECADES:
+        return []
+    # Those that are likely to be good first: the later ones are then judged against them.
+    order = sorted(range(count), key=lambda index: (abs(index - (count - 1) / 2), -index))
+    shares = [(index + 0.5) / count for index in order]
+    return [{**baseline, RATE: domain.low * (domain.high / domain.low) ** share} for share in shares]
+
+
+def narrowed(parameters: Sequence[SearchParameter], ladder: Sequence[KnownTrial]) -> tuple[SearchParameter, ...]:
+    """Return the parameters with the rate's range around the best of the ladder, below the rates that broke."""
+    domain = _range(parameters)
+    found = {trial.config.learning_rate: _loss(trial) for trial in ladder}
+    best = min(found, key=lambda rate: found[rate], default=None)
+    if domain is None or best is None or found[best] >= PENALTY_NATS:
+        return tuple(parameters)
+    width = 10**WINDOW_DECADES
+    broken = [rate for rate, loss in found.items() if rate > best and loss >= PENALTY_NATS]
+    window = FloatRange(max(domain.low, best / width), min(domain.high, best * width, *broken), log=True)
+    return tuple(replace(one, domain=window) if one.name == RATE else one for one in parameters)
+
+
+def _range(parameters: Sequence[SearchParameter]) -> FloatRange | None:
+    domain = next((one.domain for one in parameters if one.name == RATE and one.condition is None), None)
+    return domain if isinstance(domain, FloatRange) and domain.log else None
+
+
+def _loss(trial: KnownTrial) -> float:
+    return PENALTY_NATS if trial.status == "unstable" else objective(trial.val_loss)

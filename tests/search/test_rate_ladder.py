@@ -1,0 +1,105 @@
+"""Which rates a search tries first, and what part of their range it goes on with."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from search.tune.history import KnownTrial
+from search.tune.optuna_searcher import SamplerView
+from search.tune.rate_ladder import ladder_points, narrowed
+from search.tune.workload import space_workload
+from spaces.domains import FloatRange
+from spaces.read.load import load_space
+
+PLATEAU = load_space("plateau")
+BASELINE = PLATEAU.baseline_params()
+
+
+def test_the_ladder_is_the_baseline_at_rates_from_end_to_end_the_middle_first() -> None:
+    points = ladder_points(PLATEAU.parameters, BASELINE, most=6)
+    rates = [point["learning_rate"] for point in points]
+    assert [f"{rate:.1e}" for rate in sorted(rates)] == [
+        "2.4e-06",
+        "1.3e-05",
+        "7.3e-05",
+        "4.1e-04",
+        "2.3e-03",
+        "1.3e-02",
+    ]
+    assert [f"{rate:.1e}" for rate in rates[:2]] == ["4.1e-04", "7.3e-05"]
+    assert all({**point, "learning_rate": 1e-5} == BASELINE for point in points)
+
+
+def test_a_narrow_range_or_a_small_study_has_no_ladder() -> None:
+    narrow = [
+        replace(one, domain=FloatRange(1e-4, 2e-3, log=True)) if one.name == "learning_rate" else one
+        for one in PLATEAU.parameters
+    ]
+    assert ladder_points(narrow, BASELINE, most=6) == []
+    assert ladder_points(PLATEAU.parameters, BASELINE, most=2) == []
+    assert ladder_points(PLATEAU.parameters[:1], BASELINE, most=6) == []
+    assert len(ladder_points(PLATEAU.parameters, BASELINE, most=3)) == 3
+
+
+def found(rate: float, loss: float | None) -> KnownTrial:
+    return KnownTrial(
+        trial_id=0,
+        status="stopped" if loss else "unstable",
+        config=replace(PLATEAU.baseline, learning_rate=rate),
+        point=None,
+        val_loss=loss,
+    )
+
+
+def window(*trials: KnownTrial) -> tuple[float, float]:
+    domain: Any = next(one.domain for one in narrowed(PLATEAU.parameters, trials) if one.name == "learning_rate")
+    return domain.low, domain.high
+
+
+def test_the_range_is_narrowed_to_three_quarters_of_a_decade_around_the_best() -> None:
+    assert window(found(1e-5, 4.4), found(1e-4, 4.2), found(1e-3, 4.3)) == pytest.approx((1.778e-5, 5.623e-4), rel=1e-3)
+    # Only within its own ends.
+    assert window(found(1e-6, 4.2), found(1e-4, 4.3)) == pytest.approx((1e-6, 5.623e-6), rel=1e-3)
+
+
+def test_a_rate_that_broke_bounds_it_from_above() -> None:
+    assert window(found(1e-3, 4.2), found(1e-2, None), found(4e-3, None)) == pytest.approx((1.778e-4, 4e-3), rel=1e-3)
+    # One that broke below the best did so for another reason.
+    assert window(found(1e-5, None), found(1e-3, 4.2)) == pytest.approx((1.778e-4, 5.623e-3), rel=1e-3)
+    assert window(found(1e-3, None)) == (1e-6, 3e-2)
+
+
+def test_the_search_goes_on_in_the_range_that_the_ladder_found() -> None:
+    work = space_workload(PLATEAU)
+    searcher, log, first_rung = work.searcher, work.searcher.log, PLATEAU.rung_tokens()[0]
+    rates = []
+    for number in range(24):
+        proposal: Any = searcher.suggest("")
+        rates.append(proposal["trial"]["learning_rate"])
+        log.evaluate(number, first_rung, 4.0 + abs(rates[-1] - 4e-4))
+        log.end(number, "completed", 4.0 + abs(rates[-1] - 4e-4))
+    best = min(rates[:7], key=lambda rate: abs(rate - 4e-4))
+    assert min(rates[:7]) < 3e-6
+    assert max(rates[:7]) > 1e-2
+    assert all(best / 5.63 < rate < best * 5.63 for rate in rates[7:])
+
+
+def test_only_the_ladders_first_rung_is_waited_for_before_the_first_draw() -> None:
+    work = space_workload(PLATEAU)
+    searcher, log, first_rung = work.searcher, work.searcher.log, PLATEAU.rung_tokens()[0]
+    for _ in range(7):
+        assert isinstance(searcher.suggest(""), dict)
+    for number in range(7):
+        assert searcher.suggest("") is None
+        log.evaluate(number, first_rung, 5.0 + number)
+    assert isinstance(searcher.suggest(""), dict)
+
+
+def test_the_sampler_sees_numbers_to_choose_from_in_their_order() -> None:
+    view = SamplerView(PLATEAU.parameters)
+    point = {"batch_size": 64, "block_size": 64, "learning_rate": 1e-4, "lr_schedule": "wsd", "warmup_frac": 0.1}
+    coded = view.encoded(point)
+    assert coded == {**point, "batch_size": 3, "block_size": 0}
+    assert view.decoded(coded) == point
+    assert view.encoded({**point, "learning_rate": 1.0}) is None
