@@ -62,7 +62,7 @@ def trial_loss_words(trial: Mapping[str, Any]) -> str:
     """Return the loss that a table shows of a trial: val_loss, of an unstable one what it was ended at."""
     if trial["status"] != "unstable":
         return loss_words(trial["val_loss"])
-    # Its evaluations came before it went wrong.
+    # Its evaluations were made before it became unstable.
     return "non-finite" if trial["end_loss"] is None else f"{trial['end_loss']:.4f} (train)"
 
 
@@ -100,7 +100,7 @@ def value_words(value: Any) -> str:
         return f"{value:,.0f}"
     text = f"{value:.2e}" if 0 < abs(value) < 1e-3 else f"{value:.3g}"
     mantissa, _, exponent = text.partition("e")
-    # 1.00e-05 has digits that nobody gave; 100 has not.
+    # 1.00e-05 shows digits that were not given; 100 does not.
     return f"{float(mantissa):g}e{int(exponent)}" if exponent else text
 
 
@@ -138,7 +138,7 @@ def token_words(tokens: float | None) -> str:
     if tokens is None:
         return UNKNOWN
     for scale, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        # What three digits round to a thousand belongs to the next unit.
+        # 999.6k would round to 1000k, which is 1M.
         if tokens >= 0.9995 * scale:
             return f"{tokens / scale:.3g}{suffix}" if tokens < 999.5 * scale else f"{tokens / scale:.0f}{suffix}"
     return f"{tokens:.0f}"

@@ -108,7 +108,12 @@ def _run(words: Sequence[str]) -> int:
         return INTERRUPTED
     except OSError as error:
         from results.study.atomic import is_storage_error, storage_error_words
+        from results.study.paths import shown
 
+        if isinstance(error, PermissionError) and isinstance(error.filename, str):
+            # Any look into a folder may raise it. Without a file's name it is not about a file.
+            where = shown(Path(error.filename))
+            return _refused(f"{where}: permission denied. Give the user {os.geteuid()} the right to it.", terminal)
         if not is_storage_error(error):
             raise
         return _refused(f"{storage_error_words(error)}. Then run the command again.", terminal)

@@ -41,11 +41,10 @@ class MachineError(Exception):
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return " Did you mean 'x'?" for the nearest known word; where none is near, the known words if they are few."""
     names = sorted(known)
-    few = len(names) <= MOST_LISTED
-    near = difflib.get_close_matches(word, names, n=1, cutoff=0.6 if few else 0.4)
+    near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
     if near:
         return f" Did you mean '{near[0]}'?"
-    return f" Known: {', '.join(names)}." if names and few else ""
+    return f" Known: {', '.join(names)}." if 0 < len(names) <= MOST_LISTED else ""
 
 
 def check_bounds(name: str, value: float, low: float, high: float, *, low_open: bool = False, note: str = "") -> None:

@@ -46,7 +46,7 @@ class RunTrace:
     total_steps: int | None = None
     """Where the run was to end."""
     restarts: tuple[int, ...] = ()
-    """Steps to which the log went back, or at which it went on anew."""
+    """Steps to which the log went back, or at which it started again."""
     earlier_runs: tuple["RunTrace", ...] = ()
     """Runs from the start that stand before this one in the same log, oldest first."""
     announced: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))

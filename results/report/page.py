@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _HERE = Path(__file__).parent
 _FILTERS = {
     "count": count_words,
-    # A typographic minus is as wide as the plus: the differences of a column stand under each other.
+    # A typographic minus is as wide as a plus: the differences of a column line up.
     "difference": lambda difference: difference_words(difference).replace("-", "−"),
     "duration": duration_words,
     "label": label,

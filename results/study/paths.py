@@ -1,5 +1,6 @@
 """Paths as a person reads them."""
 
+from contextlib import suppress
 from pathlib import Path
 
 from trainable.errors import UserError
@@ -28,9 +29,10 @@ def expanded(text: str, variable: str) -> Path:
 
 
 def picture_path(name: str) -> Path:
-    """Return where the picture of something that is no study goes; its folder is there. Raises OSError."""
+    """Return where the picture of something that is no study goes; its folder is there where it can be made."""
     folder = Path.cwd() / PICTURES
-    folder.mkdir(parents=True, exist_ok=True)
+    with suppress(OSError):  # whoever writes the picture says why it is not there
+        folder.mkdir(parents=True, exist_ok=True)
     return folder / name
 
 

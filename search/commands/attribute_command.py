@@ -87,7 +87,7 @@ def _run(question: Question, plan: Plan, seeds: int, terminal: Terminal) -> int:
     """Run what is missing, and say what the losses tell once nothing is; return the exit code."""
     study, ledger = plan.study, Ledger.load(plan.study)
     trials = ledger.trials()
-    # On its own the question has no lucky seed to keep away from.
+    # Without a search there is no seed that a winner was chosen on.
     above = plan.document["seed"] - (plan.kind == "attribute")
     runs = question.runs(question.seeds(trials, seeds, above=above))
     left = runs_left(list(runs.values()), trials)

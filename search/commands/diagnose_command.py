@@ -23,15 +23,19 @@ def diagnose_command(options: Options, terminal: Terminal) -> int:
     with Preparing(terminal.console) as progress:
         progress(f"looking at {target}", 0.0)
         report, picture = _report(target, options, progress)
-    if report.trace is not None:
-        plot_trace(report.trace, report.findings, picture)
     if terminal.console.is_terminal:
         terminal.console.print(render(report))
     else:
         terminal.say(plain_text(report))
+    drawn = report.trace is not None
     if report.trace is not None:
-        terminal.say(f"picture: {shown(picture)}")
-    terminal.document({**to_json(report), "picture": str(picture) if report.trace is not None else None})
+        try:
+            plot_trace(report.trace, report.findings, picture)
+            terminal.say(f"picture: {shown(picture)}")
+        except OSError as error:
+            drawn = False
+            terminal.say(f"no picture: {shown(picture)} cannot be written: {error.strerror}")
+    terminal.document({**to_json(report), "picture": str(picture) if drawn else None})
     return 0
 
 

@@ -136,7 +136,7 @@ def _checks(
     from trainable.device.own_process import APART, in_own_process
 
     device_type = loaded.spec.device
-    # A process of its own reads the file anew: its tensors would be copied on the way there.
+    # A process of its own reads the file again: its tensors would be copied on the way there.
     start = checkpoint.path if checkpoint is not None and device_type in APART else checkpoint
     return in_own_process(
         device_type,

@@ -1,1 +1,1 @@
-"""What a person sees and how they interrupt: the console, the live screen, the summary, signals."""
+"""The console, the live screen, the summary, and signals."""

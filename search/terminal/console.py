@@ -1,4 +1,4 @@
-"""Where words go: people read stdout, or stderr when stdout carries one JSON document; and progress before a study."""
+"""The console: stdout, or stderr when stdout carries one JSON document; and the progress before a study."""
 
 import errno
 import json
@@ -23,12 +23,12 @@ MAX_TABLE_WIDTH = 1000
 
 
 def plain(text: str) -> str:
-    """Return text of any origin as it may be printed: no character that a terminal obeys, no password of a URL."""
+    """Return text that is safe to print: without control characters, and without the passwords of URLs."""
     return printable(redacted(text))
 
 
 class PlainConsole(Console):
-    """A console on which plain() goes over all that is printed, tables and panels too."""
+    """A console that applies plain() to everything it prints, tables and panels too."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """Return what is drawn; rich calls this for every part of it."""
@@ -67,7 +67,7 @@ def print_table(console: Console, table: Table) -> None:
 
 
 class LastingStream:
-    """A text stream that takes what it is given for ever: once it cannot be written, what comes goes nowhere.
+    """A text stream whose writes never raise: once it cannot be written, what follows is dropped.
 
     A reader that has had enough, a full disk or a closed terminal ends what is printed, and not the run.
     """
@@ -142,7 +142,7 @@ class Terminal:
         self.as_json = as_json
         self.typed_folders = ""
         """What a next step must repeat: folders that were named on the command line, which no environment keeps."""
-        # What a person named may hold marks of markup, and bytes of a path that are no characters.
+        # A name that a person gave may hold rich's markup, and a path bytes that are not UTF-8.
         for stream in (sys.stdout, sys.stderr):
             reconfigure = getattr(stream, "reconfigure", None)
             if reconfigure is not None:
@@ -183,5 +183,5 @@ class Preparing:
             self._tasks[what] = self._bar.add_task(what, total=1.0)
             if not self._console.is_terminal:
                 self._console.print(f"{what} ...")
-        # A step without a measurable share pulses.
+        # Progress that cannot be measured is shown as a pulse.
         self._bar.update(self._tasks[what], completed=done_frac, total=1.0 if done_frac else None)

@@ -1,4 +1,4 @@
-"""What a person sees while a study runs: a live screen in a terminal, plain lines elsewhere and in search.log."""
+"""The view of a running study: a live screen in a terminal, plain lines elsewhere and in search.log."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -36,7 +36,7 @@ ENDINGS_SHOWN = 4
 RUNNING_SHOWN = 8
 PROGRESS_LINE_INTERVAL_S = 20.0
 STATUS_STYLES = {"completed": "green", "stopped": "yellow", "unstable": "red", "out_of_memory": "red", "failed": "red"}
-"""The colours of the endings."""
+"""The colours of how a trial ended."""
 
 
 @dataclass
@@ -49,7 +49,7 @@ class StudyView:
     trials_planned: int
     console: Console
     notes: list[tuple[int, str]] = field(default_factory=list)
-    """(trial_id, line) of every ending, oldest first."""
+    """(trial_id, line) of every trial that has ended, oldest first."""
     _started_at: float = field(default_factory=time.monotonic)
     _tokens_before: int = 0
     """What earlier processes of a resumed study trained."""
@@ -62,7 +62,7 @@ class StudyView:
     _trained_since: float | None = None
     """When the first run of this process began: what Ray takes to start says nothing of the time left."""
     _waiting: set[int] = field(default_factory=set)
-    """Trials that run by the ledger, and have lost their worker."""
+    """Trials whose row says running, and that have lost their worker."""
     _live: Live | None = None
 
     def __enter__(self) -> "StudyView":
@@ -89,7 +89,7 @@ class StudyView:
         return [row for row in self.ledger.trials() if self._includes(row)]
 
     def ray_is_up(self) -> None:
-        """Note that from now on it is workers that are waited for."""
+        """Note that Ray is up: what is missing from now on are workers."""
         self._ray_is_up = True
 
     def trial_waits(self, trial_id: int, *, waits: bool) -> None:
@@ -106,7 +106,7 @@ class StudyView:
             self.say(self._progress_words(self._rows()))
 
     def trial_ended(self, trial_id: int, *, note: str) -> None:
-        """Tell of a trial's ending."""
+        """Print how a trial ended."""
         trials = self.ledger.trials()
         row = next(row for row in trials if row["trial_id"] == trial_id)
         line = ending_words(row, baseline_trial(trials), budget_tokens=self.budget_tokens, note=note)
@@ -123,7 +123,7 @@ class StudyView:
 
     def log(self, line: str) -> None:
         """Keep a line in search.log alone."""
-        # A full disk is told by what matters more, the tables.
+        # A full disk is reported where the tables are written, which matter more.
         with suppress(OSError), self.study.log_path.open("a", encoding="utf-8") as log:
             log.write(f"{time.strftime('%H:%M:%S')} {plain(line)}\n")
 
@@ -136,7 +136,7 @@ class StudyView:
         head.add_row(bar, self._progress_words(trials))
         name = Text("study ") + Text(self.study.name, style="bold")
         parts: list[RenderableType] = [name, head, self._running_table(trials)]
-        # Runs that confirm or attribute are no contest.
+        # Runs that confirm or attribute are not ranked.
         board = leaderboard_table(ranked_trials(trials), limit=LEADERS_SHOWN, statuses=("completed", "stopped"))
         if board.row_count:
             parts.append(board)

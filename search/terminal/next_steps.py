@@ -1,4 +1,4 @@
-"""What to type next, as a study stands: commands that work as they are printed. It runs none of them."""
+"""What to type next: commands that work as they are printed, chosen by what the study holds. It runs none of them."""
 
 import shlex
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from search.terminal.console import Terminal, print_line
 from trainable.rows import ENDINGS
 
 MOST_SEEDS = 50
-"""A confirmation of more costs more than a search; there is then no use in printing it as the next step."""
+"""A confirmation of more seeds costs more than a search, and is not printed as a next step."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The end of a study, for a person and as a document: the winner against the baseline, what it cost, what next."""
+"""The summary of a study, for a person and as JSON: the winner against the baseline, the cost, the next steps."""
 
 from typing import Any
 

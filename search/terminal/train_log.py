@@ -18,11 +18,11 @@ class TrainLog:
         self._training_steps = training_steps
         self._say = say
         self._started_at = time.monotonic()
-        # A cumulative mean lies: one stall drags it down for ever.
+        # One stall lowers a cumulative mean for the rest of the run.
         self._step_times_s: deque[float] = deque(maxlen=SPEED_WINDOW_STEPS)
 
     def tell(self, row: StepRow | MetricsRow | Finding | Verdict) -> None:
-        """Say what there is to say of a row."""
+        """Print the lines of a row."""
         match row:
             case StepRow():
                 self._step_times_s.append(row.step_time_s)

@@ -41,7 +41,7 @@ class TensorBoardMirror(Callback):  # type: ignore[misc]
         if trial_id not in self._writers:
             folder = self._folder / f"trial_{trial_id:04d}"
             folder.mkdir(parents=True, exist_ok=True)
-            # SummaryWriter writes from a thread: on a full disk it dies unheard, and the next scalars block the study.
+            # SummaryWriter writes from a thread, which ends silently on a full disk: the next scalars would block.
             self._writers[trial_id] = EventsWriter(str(folder / "events"))
         for names, rows in ((STEP_SCALARS, result["steps"]), (METRIC_SCALARS, [result["metrics"] or {}])):
             for row in rows:

@@ -55,7 +55,7 @@ def check_mirrors(mirrors: Mirrors, progress: Callable[[str, float], None], *, n
             )
     if mirrors.mlflow:
         progress(f"asking MLFLOW={redacted(mirrors.mlflow)}", 0.0)
-        # By default a server that is down is asked for minutes, by every call anew.
+        # By default a server that is down is asked for minutes, by every call again.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         mlflow = importlib.import_module("mlflow")

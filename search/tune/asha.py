@@ -32,7 +32,7 @@ class TokenASHA(FIFOScheduler):  # type: ignore[misc]
             return self._log.is_baseline(trial_id)
         self._log.evaluate(trial_id, fidelity_tokens, objective)
         rung = self._log.stopped_at(trial_id)
-        # One that lost its worker passes again, up to the rung, what its row has lost.
+        # A trial that lost its worker evaluates again what its row has lost, up to the rung.
         return rung is None or fidelity_tokens < self._log.rung_tokens[rung]
 
     def debug_string(self) -> str:

@@ -291,7 +291,7 @@ def _init(folder: Path, slots: Slots) -> None:
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
     """Set what Ray's processes take over: workers import this checkout even where it is not installed.
 
-    A runtime_env would not do: Ray expands `$` in its values, and starts its workers anew, by an unquoted shell line.
+    A runtime_env would not do: Ray expands `$` in its values, and starts its workers again, by an unquoted shell line.
     """
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)

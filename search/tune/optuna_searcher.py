@@ -73,7 +73,7 @@ class TrialSearcher(Searcher):  # type: ignore[misc]
         return None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Learn nothing: the log knows more than Ray tells a searcher, a worker killed for want of memory for one."""
+        """Learn nothing: the log knows more than Ray tells a searcher, such as that a worker ran out of memory."""
 
     def save(self, checkpoint_path: str) -> None:
         """Write nothing: the study's own files are the truth."""

@@ -165,7 +165,7 @@ class StudyRecorder(Callback):  # type: ignore[misc]
 
     def _end(self, trial: Trial, status: TrialStatus, result: dict[str, Any]) -> None:
         trial_id: int = trial.config["trial_id"]
-        # The log is told here and not by Ray, which does not tell a worker killed for want of memory from a bug.
+        # The log is told here and not by Ray, which does not tell a worker that ran out of memory from a bug.
         self._log.end(trial_id, status, (result.get("metrics") or {}).get("val_loss"))
         if self._log.stopped_at(trial_id) is not None:
             status = "stopped"

@@ -41,6 +41,15 @@ def test_a_disk_that_takes_no_more_is_told_in_a_line(
     assert json.loads(out) == {"error": line}
 
 
+def test_what_may_not_be_read_is_told_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fail(monkeypatch, PermissionError(errno.EACCES, "Permission denied", "/theirs/config.json"))
+    assert main(["list"]) == 2
+    line = f"/theirs/config.json: permission denied. Give the user {os.geteuid()} the right to it."
+    assert capsys.readouterr().err == f"error: {line}\n"
+
+
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "x"), PermissionError(errno.EACCES, "x"), ZeroDivisionError()])
 def test_any_other_error_keeps_its_traceback(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     fail(monkeypatch, error)

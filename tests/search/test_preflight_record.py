@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from search.setup import preflight_record
+from search.setup import preflight_record, preflight_run
 from search.setup.inputs import Loaded
 from search.setup.preflight_record import PreflightRecord, Sharing, read_record, record_path, write_record
 from trainable.config import TrialConfig
@@ -91,3 +91,25 @@ def test_a_damaged_record_is_none(make_loaded: Callable[..., Loaded]) -> None:
     write_record(path, RECORD)
     path.write_text("{")
     assert read_record(path) is None
+
+
+@pytest.mark.parametrize(("device", "read_there"), [("cpu", False), ("cuda", True), ("mps", True)])
+def test_preflight_has_a_process_of_its_own_where_only_its_end_gives_memory_back(
+    device: str, read_there: bool, make_loaded: Callable[..., Loaded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(
+        "trainable.device.own_process.in_own_process", lambda *args, **kwargs: asked.append((args, kwargs))
+    )
+    loaded = replace_tokenizer(make_loaded(device))
+    checkpoint: Any = SimpleNamespace(path=Path("run.pt"))
+    inputs: Any = SimpleNamespace(files=())
+    preflight_run._checks(inputs, loaded, TrialConfig(), TrialConfig(), Sharing(runs=2), None, checkpoint)
+    ((device_type, work, _, _, sharing), kwargs) = asked[0]
+    assert (device_type, work, sharing) == (device, preflight_run._preflight, Sharing(runs=2))
+    assert kwargs["checkpoint"] == (checkpoint.path if read_there else checkpoint)
+
+
+def replace_tokenizer(loaded: Any) -> Any:
+    loaded.tokenizer = None
+    return loaded

@@ -1,11 +1,17 @@
 """Slots of one machine and of a cluster: every one of them is on one device, and all fit at once."""
 
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from search.cluster.nodes import Node
+from search.setup.slots import slots_for
 from search.tune.resources import Slots, slots_on
+from trainable.config import TrialConfig
+from trainable.device.device import DeviceInfo
+from trainable.device.speed_probe import Probe
 
 
 @pytest.mark.parametrize(
@@ -105,3 +111,25 @@ def test_a_macs_gpu_is_counted_by_ray_and_taken_by_one_trial_unless_more_are_ask
     assert "CONCURRENCY=2: the trials take turns on the Mac's one GPU" in two.notes[0]
     on_a_cpu = slots_on([here], "cpu", concurrency=2, gpu_frac=1.0)
     assert (on_a_cpu.a_trial, on_a_cpu.of_the_machine, on_a_cpu.notes) == ({"cpu": 1, "gpu": 0}, {}, [])
+
+
+def test_what_is_measured_is_the_largest_configuration_with_its_context_and_reserve(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    measured: list[TrialConfig] = []
+
+    def probe(spec: object, config: TrialConfig, *, count: int, threads: int) -> Probe:
+        measured.append(config)
+        return Probe(count=count, threads=threads, tokens_per_s=100.0 * count, peak_memory_bytes=5 << 30)
+
+    monkeypatch.setattr("trainable.device.speed_probe.probe", probe)
+    monkeypatch.setattr("trainable.device.device_memory.memory_bytes", lambda device_type: 16 << 30)
+    loaded: Any = SimpleNamespace(device_info=DeviceInfo(type="cuda", name="a GPU", count=1), cluster=None, spec=None)
+    options: Any = SimpleNamespace(
+        concurrency="auto", storage=None, gpu_fraction=1.0, checkpoint_interval_s=60, evaluation_timeout_s=60
+    )
+    largest = TrialConfig(batch_size=64, block_size=512)
+    progress: Any = lambda what, done: None  # noqa: E731
+    # Two of 5 GiB fit into 16, four do not.
+    assert slots_for(loaded, options, largest, progress).count == 2
+    assert measured == [largest, largest]

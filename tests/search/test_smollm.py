@@ -66,12 +66,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def study_words(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def own_words(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     inputs = tmp_path_factory.mktemp("inputs")
-    (inputs / "two.toml").write_text(SPACE)
     (inputs / "text.txt").write_text(docstrings()[:300_000], encoding="utf-8")
     return [
-        f"SPACE={inputs / 'two.toml'}",
         f"GPT2_MODEL_NAME={folder}",
         f"TRAINING_DATA_SOURCE={inputs / 'text.txt'}",
         "CONCURRENCY=1",
@@ -97,24 +95,26 @@ def peak_bytes(running: Running) -> int:
 
 
 def test_from_search_to_a_folder(
-    run: Callable[..., Ran], start: Callable[..., Running], studies: Path, study_words: list[str], tmp_path: Path
+    run: Callable[..., Ran], start: Callable[..., Running], studies: Path, own_words: list[str], tmp_path: Path
 ) -> None:
-    checked = run("preflight", "--json", *study_words)
+    (tmp_path / "two.toml").write_text(SPACE)
+    space = f"SPACE={tmp_path / 'two.toml'}"
+    checked = run("preflight", "--json", space, *own_words)
     assert checked.code == 0, checked.output
     checks: dict[str, Any] = {check["name"]: check for check in checked.document["checks"]}
     estimate = float(re.search(r"about ([\d.]+) GiB needed", checks["memory"]["measured"])[1])  # type: ignore[index]
 
-    running = start("run", *study_words, "STUDY=smollm")
+    running = start("run", space, *own_words, "STUDY=smollm")
     peak = peak_bytes(running) / GIB
     searched = running.ended(0)
     assert "passed before" in searched.output
-    print(f"estimated {estimate:.2f} GiB, peak {peak:.2f} GiB")
     assert peak == pytest.approx(estimate, rel=0.1)
 
-    assert run("confirm", "STUDY=smollm", "SEEDS=2", "TOP=1", "CONCURRENCY=1").code == 0
+    ran = run("confirm", "STUDY=smollm", "SEEDS=2", "TOP=1", *own_words)
+    assert ran.code == 0, ran.output
     study = Study(studies / "smollm")
     assert [row["status"] for row in study.trials()] == ["completed"] * 6
-    ran = run("model", "--json", "STUDY=smollm", f"OUT={tmp_path / 'out'}")
+    ran = run("model", "--json", "STUDY=smollm", f"OUT={tmp_path / 'out'}", *own_words)
     assert ran.code == 0, ran.output
     assert ran.document["val_loss"] == ran.document["trial_val_loss"] < study.document()["start"]["val_loss"]
 

@@ -58,3 +58,18 @@ def test_every_module_imports_alone() -> None:
     assert len(names) > 50
     # The libraries stay loaded from one to the next; the project's own modules do not.
     assert errors_of(EACH_ALONE, ",".join(PACKAGES), *sorted(names)) == ""
+
+
+WITHOUT_RAY = """
+import importlib, sys
+sys.modules["ray"] = None
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+"""
+
+
+def test_training_and_the_device_check_need_no_ray() -> None:
+    paths = [path for path in (ROOT / "trainable").rglob("*.py") if path.stem != "ray_trainable"]
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in paths]
+    assert errors_of(WITHOUT_RAY, *names, "tests.device.check") == ""
+    assert "ray" in errors_of(WITHOUT_RAY, "trainable.ray_trainable")

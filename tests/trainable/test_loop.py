@@ -21,7 +21,7 @@ from trainable.rows import MetricsRow, Start, StepRow, Verdict
 from trainable.run import RunSpec, start_run, with_start
 from trainable.schedule import learning_rate_at
 from trainable.stability import Finding
-from trainable.state import TrainState
+from trainable.state import TrainState, leaves_out_steps
 
 MakeSpec = Callable[..., RunSpec]
 MakeTrial = Callable[..., TrialConfig]
@@ -357,6 +357,23 @@ def test_random_weights_are_not_worse_than_guessing_under_a_small_tokenizer(
     assert corpus.vocab_size == 300
     _, rows = run(make_spec("tiny-scratch", corpus=corpus), make_trial(training_steps=4, learning_rate=1e-5))
     assert kinds_of(rows) == "MssssM"
+
+
+def test_the_fused_optimizer_is_taken_under_a_loss_scaler_only_where_it_leaves_steps_out(
+    make_spec: MakeSpec, make_trial: MakeTrial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def is_fused(precision: str) -> bool:
+        leaves_out_steps.cache_clear()
+        return bool(start_run(make_spec(), make_trial(precision=precision)).optimizer.defaults["fused"])
+
+    def steps_all_the_same(optimizer: torch.optim.AdamW) -> None:
+        optimizer.param_groups[0]["params"][0].data.sub_(0.5)
+
+    assert [is_fused(precision) for precision in ("fp32", "bf16", "fp16")] == [True, True, True]
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", steps_all_the_same)  # as MPS's kernel does
+        assert [is_fused(precision) for precision in ("fp32", "bf16", "fp16")] == [True, True, False]
+    leaves_out_steps.cache_clear()
 
 
 class WaitsForTheDevice(TorchDispatchMode):  # type: ignore[no-untyped-call]

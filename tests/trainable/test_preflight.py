@@ -1,6 +1,6 @@
 """Every fault that the preflight is for, planted in a real small GPT-2 or its text, and the healthy twin beside it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,23 @@ def test_the_embedded_default_passes() -> None:
     assert [check.name for check in checks if check.status == "skipped"] == [BASE_NAME]
     assert len(checks) == 20
     assert all(check.advice == "" for check in checks)
+
+
+def test_every_check_is_made_in_exact_products(
+    make_spec: MakeSpec, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def checks(*arguments: object) -> Iterator[Check]:
+        for _ in range(2):
+            yield Check(name="c", status="pass", measured=torch.get_float32_matmul_precision(), expected="", advice="")
+
+    monkeypatch.setattr("trainable.preflight.preflight._checks", checks)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        found = list(run_preflight(make_spec(), DOCUMENTED, tokenizer=tokenizer))
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert [check.measured for check in found] == ["highest", "highest"]
 
 
 def test_a_right_checkpoint_passes(

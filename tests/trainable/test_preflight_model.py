@@ -1,6 +1,7 @@
 """Broken models that no folder can hold, made by hand from a real GPT-2, and their healthy twins."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -190,6 +191,21 @@ def test_dropout_that_is_not_what_was_asked_for_is_said(make_model: MakeModel, m
     found = check_dropout(config, other)
     assert (found.status, "1 not at 0.1: transformer.h.1.mlp.dropout" in found.measured) == ("warn", True)
     assert "changes nothing" in check_dropout(config, torch.nn.Linear(2, 2)).advice
+
+
+@pytest.mark.parametrize(("is_new", "status"), [(False, "fail"), (True, None)])
+def test_bf16_on_a_mac_that_has_none_is_told(
+    is_new: bool, status: str | None, make_trial: MakeTrial, windows: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda major, minor: is_new)
+    weight = SimpleNamespace(device=torch.device("mps"), dtype=torch.float32, requires_grad=True)
+    on_mps: Any = SimpleNamespace(parameters=lambda: iter([weight]))
+    if status is None:
+        with pytest.raises(RuntimeError):  # it goes on to compute, for which there is no Mac here
+            check_precision(make_trial(precision="bf16"), on_mps, windows)
+        return
+    check = check_precision(make_trial(precision="bf16"), on_mps, windows)
+    assert (check.status, "PRECISION=fp16 or fp32" in check.advice) == (status, True)
 
 
 def test_a_model_that_overflows_fp16_fails(make_model: MakeModel, make_trial: MakeTrial, windows: torch.Tensor) -> None:

@@ -45,7 +45,7 @@ def cached_sum(path: Path) -> str | None:
 def writing(path: Path) -> Iterator[BufferedRandom]:
     """Open a file that takes its place in the cache when the block ends, with its checksum; nobody sees it before.
 
-    Raises UserError where it cannot be written, for want of room say; then nothing is left of it.
+    Raises UserError where it cannot be written, as on a full disk; then nothing is left of it.
     """
     _sweep(path.parent)
     try:

@@ -43,7 +43,7 @@ def below(place: str, *parts: str) -> str:
 def write_whole(files: Any, path: str, blocks: Iterator[bytes]) -> None:
     """Write a file that is seen whole or, on a folder, not at all. Raises OSError.
 
-    An object store shows a file when it is closed, so there a broken one can be seen for want of its last blocks.
+    An object store shows a file when it is closed, so there a broken one lacks its last blocks.
     """
     from pyarrow import fs
 

@@ -69,7 +69,7 @@ def compile_where_repaid(mode: CompileMode, model: PreTrainedModel, config: Tria
         if is_out_of_memory(error):
             # The probe is a second model beside the run's own, which may have room enough alone.
             return "not compiled: there is no memory to measure what it would gain"
-        # A process that was killed while it compiled leaves half a file, which torch never writes anew.
+        # A process that was killed while it compiled leaves half a file, which torch never writes again.
         shutil.rmtree(_folder() / KERNELS, ignore_errors=True)
         return f"not compiled: {' '.join(str(error).split())[:200]}"
     if cost is None:
@@ -111,7 +111,7 @@ def compile_layers(model: PreTrainedModel) -> None:
 
 
 def layers_of(model: PreTrainedModel) -> nn.ModuleList:
-    """Return what is compiled: one graph a layer kind, where a whole model would be compiled anew for each depth."""
+    """Return what is compiled: one graph a layer kind, where a whole model would be compiled again for each depth."""
     lists = (module for module in model.modules() if isinstance(module, nn.ModuleList))
     return max(lists, key=len, default=nn.ModuleList())
 

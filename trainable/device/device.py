@@ -52,7 +52,7 @@ def pick_device(requested: str | None) -> torch.device:
 
 @cache
 def _pin_gpu(number: int) -> None:
-    # Ray numbers a worker's GPUs anew, and CUDA reads the variable once: this comes before anything asks it.
+    # Ray renumbers a worker's GPUs, and CUDA reads the variable once: this comes before anything asks it.
     count = torch.cuda.device_count()
     if count and number >= count:
         raise UserError(f"DEVICE=cuda:{number}: this machine has {count} CUDA devices, counted from 0.")

@@ -79,7 +79,7 @@ def fetch(name: str) -> Path:
     try:
         names = [one.rfilename for one in HfApi().model_info(name).siblings or ()]
         weights = [(found[0], found[1]) for found in map(_WEIGHTS.fullmatch, names) if found]
-        # Many a repository holds the same weights in both formats.
+        # Many repositories hold the same weights in both formats.
         format_ = "safetensors" if any(kind == "safetensors" for _, kind in weights) else "bin"
         wanted = [one for one in names if _BESIDE.fullmatch(one) and "/" not in one]
         snapshot_download(name, allow_patterns=[*wanted, *(one for one, kind in weights if kind == format_)])

@@ -38,7 +38,7 @@ class AdapterBase:
 def add_adapters(model: PreTrainedModel, config: TrialConfig) -> None:
     """Freeze `model` and put adapters, drawn from config's seed, into the layers that config.lora_targets names.
 
-    They add nothing before the first step (B = 0). torch's global generator is seeded anew, as load_model leaves it.
+    They add nothing before the first step (B = 0). torch's global generator is seeded again, as load_model leaves it.
     Raises UserError for a target that names no layer.
     """
     targets = find_targets(model, config.lora_targets)

@@ -192,7 +192,7 @@ def _check_loading(what: str, model: PreTrainedModel, loading: Mapping[str, Any]
             f"{where}, which ties the head to the input embedding: the file has another tensor for each. "
             "Set tie_word_embeddings to false there."
         )
-    # Many a file holds more than the model reads, a buffer or another head; a further layer is a part of the model.
+    # Files often hold more than the model reads, a buffer or another head; a further layer belongs to the model.
     known = {_numberless(name) for name in model.state_dict()}
     layers = [
         name

@@ -23,7 +23,7 @@ COPIED = (
     "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
     "generation_config.json", "LICENSE", "LICENSE.md", "LICENSE.txt",
 )  # fmt: skip
-"""The base's own files, byte for byte: written anew by this transformers, an older one might not read them."""
+"""The base's own files, byte for byte: written again by this transformers, an older one might not read them."""
 ONE_FILE = "1000GB"
 
 

@@ -52,8 +52,6 @@ def check_precision(config: TrialConfig, model: PreTrainedModel, windows: torch.
     measured = f"weights {', '.join(dtypes)}; PRECISION={config.precision} on {device.type}"
     status: CheckStatus = "pass"
     advice = ""
-    stalled = _stalled_frac(config, model)
-    few = windows[:2, : AUTOCAST_TOKENS + 1].to(device)
     if config.precision == "bf16" and device.type == "mps" and not torch.backends.mps.is_macos_or_newer(14, 0):
         return Check(
             name="precision",
@@ -62,6 +60,8 @@ def check_precision(config: TrialConfig, model: PreTrainedModel, windows: torch.
             expected="macOS 14 or newer, for MPS to compute bf16",
             advice="Update macOS, or set PRECISION=fp16 or fp32.",
         )
+    stalled = _stalled_frac(config, model)
+    few = windows[:2, : AUTOCAST_TOKENS + 1].to(device)
     difference = 0.0 if config.precision == "fp32" else _autocast_difference(config, model, few)
     if config.precision != "fp32":
         measured += f", whose loss is {difference:.1e} from fp32's"

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
-from trainable.checkpoint.checkpoint import Checkpoint
+from trainable.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from trainable.config import TrialConfig
 from trainable.data.tokens import check_corpus
 from trainable.device.device import without_tf32
@@ -47,14 +47,15 @@ def run_preflight(
     tokenizer: Tokenizer,
     files: Sequence[Path] = (),
     largest: TrialConfig | None = None,
-    checkpoint: Checkpoint | None = None,
+    checkpoint: Checkpoint | Path | None = None,
     available_bytes: int | None = None,
     room: CheckpointRoom | None = None,
 ) -> Iterator[Check]:
     """Yield each check as it is done, on the spec's model, data and device and the real loop.
 
     files: the text behind the corpus, for the tokenizer's round trip. largest: the biggest batch and block that the
-    study can propose (default: config's). checkpoint: where to go on from (default: what the spec starts from).
+    study can propose (default: config's). checkpoint: where to go on from, or its path (default: what the spec starts
+    from).
     available_bytes: memory for one run (default: all that the device has left). room: for the checkpoints that the
     study keeps (default: not looked at). What was loaded is given back at the end. Between two checks torch's random
     numbers are the caller's. Raises UserError when model, checkpoint or corpus cannot be used at all.
@@ -68,6 +69,8 @@ def run_preflight(
         available_bytes=available_bytes,
         room=room,
     )
+    if isinstance(checkpoint, Path):
+        checkpoint = read_checkpoint(checkpoint)
     checks = _checks(spec, request, [checkpoint] if checkpoint is not None else [])
     del checkpoint
     try:

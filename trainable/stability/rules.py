@@ -38,7 +38,7 @@ class StabilityRules:
     divergence_noise: float = _rule(7.0, low=0, high=100, unit="standard deviations of the median")
     """... and by so many, as they were at the best: more than the margin where one step's loss scatters by 0.25."""
     divergence_steps: int = _rule(20, low=1, high=10_000, unit="steps")
-    """... for so many steps on end, and not falling. 8 of 8 diverging runs are stopped, 58 steps after their best at
+    """... for so many steps in a row, and not falling. 8 of 8 diverging runs are stopped, 58 steps after their best at
     most; no good run is. Stopping at a spike would end 16 of them."""
     divergence_patience_steps: int = _rule(15, low=1, high=10_000, unit="steps")
     """The median falls as long as it came to a new low since its peak in so many steps. Without this a run with 40
@@ -52,7 +52,7 @@ class StabilityRules:
     floor_margin: float = _rule(0.1, low=-10, high=10, unit="nats/token")
     """Floor, from scratch only: the median is not below the unigram entropy less this."""
     floor_steps: int = _rule(60, low=1, high=100_000, unit="steps")
-    """... for so many steps on end. 6 of 6 collapsed runs are stopped; good runs get below it by step 167."""
+    """... for so many steps in a row. 6 of 6 collapsed runs are stopped; good runs get below it by step 167."""
     floor_after_frac: float = _rule(1 / 3, low=0, high=1, unit="share of the budget")
     """... once so much is spent."""
     floor_falling: float = _rule(0.1, low=0, high=10, unit="nats/token over a sixth of the budget")
@@ -82,7 +82,7 @@ class StabilityRules:
     plateau_until_frac: float = _rule(0.8, low=0, high=1, unit="share of the budget")
     """... no later than this: a decaying schedule ends flat."""
     plateau_margin: float = _rule(0.45, low=-10, high=10, unit="nats/token")
-    """Plateau, high: the median is not below the unigram entropy less this, for floor_steps on end. With doubly shifted
+    """Plateau, high: the median is not below the unigram entropy less this, for floor_steps in a row. With doubly shifted
     labels it is 0.36 to 0.40 below, in good runs 0.59 and more."""
     plateau_after_frac: float = _rule(2 / 3, low=0, high=1, unit="share of the budget")
     """... once so much is spent."""
@@ -97,7 +97,7 @@ class StabilityRules:
     slow_end_ratio: float = _rule(1.25, low=1, high=1000, unit="times the fastest window")
     """It is over, and can be told again, below this ..."""
     slow_quiet_steps: int = _rule(100, low=1, high=1_000_000, unit="steps")
-    """... for so many steps on end."""
+    """... for so many steps in a row."""
     stall_ratio: float = _rule(20.0, low=2, high=1_000_000, unit="times the window's median")
     """Stall: one step takes so much longer."""
     stall_quiet_steps: int = _rule(25, low=1, high=1_000_000, unit="steps")
@@ -112,7 +112,7 @@ class StabilityRules:
     momentum acts for 1/(1-beta1) steps; bad text costs most at once. Told in 2 of 2 such runs and in no other."""
 
     max_skipped_steps: int = _rule(40, low=1, high=100_000, unit="steps")
-    """nonfinite: a loss scaler that halves so many times on end finds no scale, because the weights are non-finite."""
+    """nonfinite: a loss scaler that halves so many times in a row finds no scale, because the weights are non-finite."""
 
     def __post_init__(self) -> None:
         for spec in fields(self):

@@ -72,7 +72,7 @@ def _bands(words_at: WordsAt, first: Ints, end: Ints, progress: Progress) -> tup
         for index in range(len(offsets) - 1):
             if offsets[index + 1] - offsets[index] < MIN_SHINGLES:
                 continue
-            # With the template's permutations: drawing 128 anew takes four times as long as the sketch itself.
+            # With the template's permutations: drawing 128 more takes four times as long as the sketch itself.
             sketch = MinHash(
                 num_perm=PERMUTATIONS, hashfunc=int, permutations=template.permutations, scheme=template.scheme
             )

@@ -75,7 +75,7 @@ def runs_of(rows: list[LogRow]) -> list[list[list[LogRow]]]:
         step = row.step + offset
         if step < last:
             if row.epoch is not None and row.epoch > epoch:
-                # Steps are counted anew in each epoch.
+                # Each epoch counts its steps from the start.
                 offset += (row.total_steps or 0) if (row.total_steps or 0) + offset >= last else last - offset
                 step = row.step + offset
             elif not _goes_on_from(rows, index, last - offset):

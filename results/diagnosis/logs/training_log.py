@@ -229,7 +229,7 @@ class _Reader:
         before = self._open_row
         same = before is not None and before.step == row.step and (row.step is not None or before.epoch == row.epoch)
         if before is not None and before.val_loss != row.val_loss and None not in (before.val_loss, row.val_loss):
-            # Evaluated anew: the run was resumed at that step.
+            # Evaluated again: the run was resumed at that step.
             same = False
         if (
             before is None

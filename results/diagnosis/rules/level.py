@@ -197,7 +197,7 @@ def _jump(run: RunView, divergence: Diagnosis | None, spikes: Sequence[Spike]) -
     steps = [divergence.steps[0]] if divergence and divergence.steps else []
     steps += [max(spikes, key=lambda spike: spike.rise).step] if spikes else []
     for step in steps:
-        # The monitor calls a divergence when its windows are full of it.
+        # The monitor reports a divergence only once its windows are full.
         rows = run.train.steps[: bisect_left(run.train.steps, step)][-JUMP_ROWS:]
         back = max(JUMP_ROWS, round(0.05 * run.last_step), step - rows[0] if rows and run.is_dense else 0)
         found = rate_jump(run, step - back, step)

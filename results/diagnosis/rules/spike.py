@@ -226,7 +226,7 @@ def _spike_advice(run: RunView, spike: Spike, *, like_start: bool, many: bool) -
     if like_start:
         advice = (
             f"check what the script does at {run.unit} {spike.step}: a reload, a checkpoint written and read back, a "
-            "model built anew; then the text"
+            "model built again; then the text"
         )
     elif _rate_is_high(run, spike) or many:
         # A text that would do this at a moderate rate hardly exists; a rate that does it needs no text.
