@@ -1,4 +1,4 @@
-"""How many processes the kernel killed when memory ran out, where a worker runs: what tells such a death from others."""
+"""How many processes the kernel killed for lack of memory where a worker runs: it tells such a death from others."""
 
 from dataclasses import dataclass
 from pathlib import Path

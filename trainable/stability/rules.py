@@ -82,8 +82,8 @@ class StabilityRules:
     plateau_until_frac: float = _rule(0.8, low=0, high=1, unit="share of the budget")
     """... no later than this: a decaying schedule ends flat."""
     plateau_margin: float = _rule(0.45, low=-10, high=10, unit="nats/token")
-    """Plateau, high: the median is not below the unigram entropy less this, for floor_steps in a row. With doubly shifted
-    labels it is 0.36 to 0.40 below, in good runs 0.59 and more."""
+    """Plateau, high: the median is not below the unigram entropy less this, for floor_steps in a row. With doubly
+    shifted labels it is 0.36 to 0.40 below, in good runs 0.59 and more."""
     plateau_after_frac: float = _rule(2 / 3, low=0, high=1, unit="share of the budget")
     """... once so much is spent."""
     plateau_min_steps: int = _rule(200, low=1, high=1_000_000, unit="steps")
@@ -112,7 +112,7 @@ class StabilityRules:
     momentum acts for 1/(1-beta1) steps; bad text costs most at once. Told in 2 of 2 such runs and in no other."""
 
     max_skipped_steps: int = _rule(40, low=1, high=100_000, unit="steps")
-    """nonfinite: a loss scaler that halves so many times in a row finds no scale, because the weights are non-finite."""
+    """nonfinite: a loss scaler that halves so many times in a row finds no scale: the weights are non-finite."""
 
     def __post_init__(self) -> None:
         for spec in fields(self):
