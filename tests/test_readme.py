@@ -48,8 +48,8 @@ def code_lines(text: str) -> Iterator[str]:
 
 def commands_in(text: str) -> Iterator[tuple[str, list[str]]]:
     """Yield (make target or command of the program, its NAME=value words) of every command line of a page."""
-    # What is printed as a next step has its purpose behind it, four spaces away; a comment stands behind two.
-    for line in (re.split(r"  #| {4}", line)[0] for line in code_lines(text)):
+    # A comment stands two spaces behind its command.
+    for line in (line.split("  #")[0] for line in code_lines(text)):
         for part in re.split(r'&&|;|\|\|?(?= )|\$\(|"\$\(|\(', line):
             words = part.replace(')"', "").rstrip(")").strip()
             before = re.match(r"(?:[A-Z_0-9]+=\S+ +)*", words)

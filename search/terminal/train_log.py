@@ -44,8 +44,8 @@ class TrainLog:
             speed = self._steps_per_s()
             left_m = (self._training_steps - step) / speed / 60 if speed else 0.0
             self._say(
-                f"{self._at(step)} | loss {row.train_loss:.4f} | grad norm {row.grad_norm:.2f} | "
-                f"{speed:.2f} steps/sec | ETA: {left_m:.1f}m"
+                f"{self._at(step)} | {speed:.2f} steps/sec | ETA: {left_m:.1f}m | "
+                f"loss {row.train_loss:.4f} | grad norm {row.grad_norm:.4f}"
             )
 
     def _at(self, step: int) -> str:

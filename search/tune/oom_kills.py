@@ -1,4 +1,4 @@
-"""How many processes the kernel killed when memory ran out: what tells such a worker's death from others."""
+"""How many processes the kernel killed when memory ran out, where a worker runs: it tells such deaths from others."""
 
 from dataclasses import dataclass
 from pathlib import Path

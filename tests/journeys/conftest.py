@@ -22,8 +22,8 @@ from results.winner import headline, winner_of
 from tests.patience import left_behind, wait_until, with_mark
 from tests.running import MARK, ROOT, Ran
 
-NEXT = re.compile(r"^  (\S.*?)(?: {4}.*)?$")
-"""A line below `next:`: a command, then four blanks and what it is for."""
+NEXT = re.compile(r"^  (\S.*)$")
+"""A command below `next:`; the line after it says what it is for."""
 
 SPACE = """
 description = "Three quick trials around a small baseline"

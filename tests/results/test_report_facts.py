@@ -174,6 +174,11 @@ def test_a_proven_winner(tmp_path: Path, make_document: MakeDocument, make_trial
     assert answer["headline"] == "Trial 1 is better than the baseline by 0.4980 nats/token"
     assert answer["proof"]["state"] == "better"
     assert answer["proof"]["words"].startswith("better than the baseline on 5 fresh seeds; interval -0.5")
+    assert answer["fresh"] == {
+        "seeds": 5,
+        "winner": pytest.approx(sum(losses[1]) / 5),
+        "baseline": pytest.approx(sum(BASELINE) / 5),
+    }
     assert answer["proof"]["low"] < answer["proof"]["mean_difference"] < answer["proof"]["high"] < 0
 
 

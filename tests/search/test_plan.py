@@ -69,8 +69,8 @@ def test_hyperparameters_in_the_environment_pin_them_and_the_header_says_so(plan
     assert "LEARNING_RATE=0.001" in header
     assert "BATCH_SIZE=8" in header
     assert "SEED" not in header
-    assert "search learning_rate" not in header
-    assert "search block_size: choice [16, 32, 64]" in header
+    assert "searched: learning_rate" not in header
+    assert "searched: block_size choice [16, 32, 64]" in header
 
 
 def test_training_steps_do_not_shorten_a_search(plan_of: MakePlan) -> None:

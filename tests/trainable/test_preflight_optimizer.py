@@ -128,7 +128,7 @@ def test_tensors_that_are_put_back_are_named(make_model: MakeModel, step_of: Cal
     optimizer.held = tuple(weight for name, weight in model.named_parameters() if name.endswith(HELD))
     check = check_optimizer(model, optimizer, step_of(model, optimizer))
     assert check.status == "fail"
-    assert check.measured.startswith("4 of 28 trainable tensors held back")
+    assert check.measured.startswith("4 of 28 trainable tensors unchanged")
     assert "transformer.h.0.attn.c_attn.weight" in check.measured
 
 
@@ -146,7 +146,7 @@ def test_tensors_that_are_put_back_after_the_step_are_named(
             held.copy_(before)
 
     check = check_optimizer(model, optimizer, step)
-    assert check.measured.startswith("1 of 21 trainable tensors held back"), check
+    assert check.measured.startswith("1 of 21 trainable tensors unchanged"), check
     assert "model.layers.1.mlp.up_proj.weight" in check.measured
 
 
@@ -174,7 +174,7 @@ def test_in_place_writes_lost_on_tensors_that_are_not_contiguous_are_named(
     block.weight = torch.nn.Parameter(block.get_parameter("weight").detach().t().contiguous().t())
     optimizer = LosesInPlaceWrites(model.parameters(), lr=1e-4)
     check = check_optimizer(model, optimizer, step_of(model, optimizer))
-    assert check.measured.startswith("1 of 28 trainable tensors held back"), check
+    assert check.measured.startswith("1 of 28 trainable tensors unchanged"), check
     assert "transformer.h.0.mlp.c_fc.weight (not contiguous in memory)" in check.measured
 
 

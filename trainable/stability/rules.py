@@ -112,7 +112,7 @@ class StabilityRules:
     momentum acts for 1/(1-beta1) steps; bad text costs most at once. Told in 2 of 2 such runs and in no other."""
 
     max_skipped_steps: int = _rule(40, low=1, high=100_000, unit="steps")
-    """nonfinite: a loss scaler that halves so many times in a row finds no scale, as the weights are non-finite."""
+    """nonfinite: a loss scaler that halves so many times in a row finds no scale: the weights are non-finite."""
 
     def __post_init__(self) -> None:
         for spec in fields(self):
