@@ -36,7 +36,8 @@ def compiled_layers(model: torch.nn.Module) -> int:
 
 @pytest.fixture
 def with_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if there were a compiler, whatever this machine has."""
+    """As if the CPU were a device where auto decides, and there were a compiler, whatever this machine has."""
+    monkeypatch.setattr(compiling, "MIN_RUN_S", {"cpu": 60.0})
     monkeypatch.setattr(compiling, "why_not", lambda device_type: None)
 
 
@@ -119,7 +120,8 @@ def test_a_short_run_does_not_find_out(make_model: Any, cache: Path) -> None:
 
 def test_off_compiles_nothing_and_a_missing_compiler_is_said(make_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model()
-    assert compile_where_repaid("off", model, TrialConfig(training_steps=10**9)) == ""
+    for mode in ("off", "auto"):  # auto is for CUDA
+        assert compile_where_repaid(mode, model, TrialConfig(training_steps=10**9)) == ""
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
     assert compile_where_repaid("on", model, CONFIG) == f"not compiled: {why_not('cpu')}"

@@ -70,7 +70,7 @@ def test_one_gpu_of_several_is_pinned_for_this_process_and_those_it_starts(
     if visible is None:
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     device_module._pin_gpu.cache_clear()
-    with pytest.raises(UserError, match=r"DEVICE=cuda:3: this machine has [23] CUDA device\(s\), counted from 0"):
+    with pytest.raises(UserError, match=r"DEVICE=cuda:3: this machine has [23] CUDA devices, counted from 0"):
         pick_device("cuda:3")
     for _ in range(2):  # the next command of this process asks again
         assert pick_device("cuda:1") == torch.device("cuda")
