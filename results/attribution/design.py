@@ -95,7 +95,7 @@ def _value_text(name: str, config: TrialConfig, other: TrialConfig) -> str:
         accumulates = config.grad_accum_steps > 1 or other.grad_accum_steps > 1
         return f"{config.batch_size}" + (f" x {config.grad_accum_steps}" if accumulates else "")
     value = getattr(config, name)
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def config_of(
