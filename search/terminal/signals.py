@@ -1,6 +1,8 @@
 """Ctrl-C, SIGTERM and SIGHUP as a question that a loop asks between two steps, so that what is saved is whole."""
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -37,3 +39,20 @@ class Interrupts:
         # A shell that ends and its terminal both send SIGHUP: the second one is nobody's impatience.
         is_hangup = number == signal.SIGHUP
         signal.signal(number, signal.SIG_IGN if is_hangup else self._before[0][signal.Signals(number)])
+
+
+@contextmanager
+def ending_in_order() -> Iterator[None]:
+    """Have SIGTERM and SIGHUP raise SystemExit inside, where they would end the process with nothing put away."""
+    unheard = [number for number in HEARD if signal.getsignal(number) == signal.SIG_DFL]
+    for number in unheard:
+        signal.signal(number, _leave)
+    try:
+        yield
+    finally:
+        for number in unheard:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _leave(number: int, _: FrameType | None) -> None:
+    raise SystemExit(128 + number)

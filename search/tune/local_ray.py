@@ -22,6 +22,7 @@ from ray._private import ray_constants
 from ray._private.node import Node
 
 from search.cluster.connection import THREADS_THAT_YIELD, connect
+from search.terminal.signals import ending_in_order
 from search.tune.resources import Slots
 from trainable.data.remote_files import reason
 from trainable.errors import MachineError
@@ -56,13 +57,15 @@ def ray_ahead(slots: Slots) -> Iterator[None]:
     if slots.address is not None or _ahead is not None:
         yield
         return
-    _ahead = _RayHere(slots)
-    try:
-        yield
-    finally:
-        if _ahead is not None:
-            _ahead.end()
-            _ahead = None
+    # The processes that Ray has begun would outlive this one for a while.
+    with ending_in_order():
+        _ahead = _RayHere(slots)
+        try:
+            yield
+        finally:
+            if _ahead is not None:
+                _ahead.end()
+                _ahead = None
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Ray's private folder, and what is said when Ray does not come up: planted failures, and no real Ray."""
 
 import os
+import signal
 import stat
 import time
 from collections.abc import Callable
@@ -178,6 +179,21 @@ def test_a_start_that_was_not_needed_ends_with_what_it_was_begun_for(
         assert len(calls) == 1
         assert list(base.iterdir()) == []
         assert {**os.environ, "RAY_AUTH_TOKEN": ""} == {**before, "RAY_AUTH_TOKEN": ""}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_meanwhile_ends_what_was_begun(
+    number: signal.Signals, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    init, calls = failing(None)
+    monkeypatch.setattr(ray, "init", init)
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as ended, ray_ahead(SLOTS):
+        signal.raise_signal(number)
+    assert ended.value.code == 128 + number
+    assert len(calls) == 1
+    assert list(base.iterdir()) == []
+    assert signal.getsignal(number) == before
 
 
 @pytest.mark.parametrize("error", [TypeError("a bug"), KeyError("a bug"), KeyboardInterrupt()])
