@@ -1,5 +1,6 @@
 """How many trials run at once on the machines that were found, or as many as were measured to be best."""
 
+import os
 from dataclasses import replace
 
 from search.cluster.nodes import Node
@@ -38,6 +39,9 @@ def slots_for(loaded: Loaded, options: Options, largest: TrialConfig, progress: 
         concurrency=concurrency,
         gpu_frac=options.gpu_fraction,
     )
+    most_threads = os.environ.get("OMP_NUM_THREADS", "")
+    if info.type == "cpu" and loaded.cluster is None and most_threads.isdecimal() and int(most_threads) > 0:
+        slots = replace(slots, threads=min(slots.threads, int(most_threads)))
     return replace(
         slots,
         address=loaded.cluster.address if loaded.cluster else None,

@@ -133,3 +133,18 @@ def test_what_is_measured_is_the_largest_configuration_with_its_context_and_rese
     # Two of 5 GiB fit into 16, four do not.
     assert slots_for(loaded, options, largest, progress).count == 2
     assert measured == [largest, largest]
+
+
+@pytest.mark.parametrize(("asked", "threads"), [("1", 1), ("64", 4), ("", 4), ("0", 4), ("4,2", 4)])
+def test_a_trial_takes_no_more_threads_than_the_environment_allows(
+    asked: str, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    monkeypatch.setattr("trainable.device.device.cpu_cores", lambda: 4)
+    loaded: Any = SimpleNamespace(device_info=DeviceInfo(type="cpu", name="a CPU", count=1), cluster=None)
+    options: Any = SimpleNamespace(
+        concurrency=1, storage=None, gpu_fraction=1.0, checkpoint_interval_s=60, evaluation_timeout_s=60
+    )
+    progress: Any = None  # nothing is measured
+    slots = slots_for(loaded, options, TrialConfig(), progress)
+    assert (slots.count, slots.threads) == (1, threads)
