@@ -102,7 +102,9 @@ def test_a_broken_space_beside_sound_ones_is_named_and_the_rest_is_listed(run: A
 def test_an_unknown_command_is_the_users_mistake(run: Any) -> None:
     ran = run("serch")
     assert ran.code == 2
-    assert "invalid choice: 'serch'" in ran.stderr
+    assert ran.stderr.splitlines() == [
+        "error: there is no command 'serch'. Did you mean 'search'? `make help` lists them."
+    ]
     assert ran.stdout == ""
 
 

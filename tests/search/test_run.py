@@ -121,7 +121,9 @@ def test_the_best_beats_the_baseline(searched: Any, trials: list[dict[str, Any]]
 
 
 def test_the_failure_is_told_with_its_reason_and_the_study_went_on(searched: Any) -> None:
-    [line] = [line for line in searched.ran.stderr.splitlines() if line.startswith("trial 7 failed")]
+    # When it happened, and below the results.
+    line, again = [line for line in searched.ran.stderr.splitlines() if line.startswith("trial 7 failed")]
+    assert again.startswith("trial 7 failed")
     assert line.startswith("trial 7 failed at 0% of the budget: trainable.errors.UserError: CHECKPOINT_PATH=")
     assert "has version 99; this program reads 1. Update it." in line
     log = searched.study.log_path.read_text()
