@@ -27,15 +27,15 @@ def diagnose_command(options: Options, terminal: Terminal) -> int:
         terminal.console.print(render(report))
     else:
         terminal.say(plain_text(report))
-    drawn = report.trace is not None
+    drawn: Path | None = None
     if report.trace is not None:
         try:
             plot_trace(report.trace, report.findings, picture)
+            drawn = picture
             terminal.say(f"picture: {shown(picture)}")
         except OSError as error:
-            drawn = False
             terminal.say(f"no picture: {shown(picture)} cannot be written: {error.strerror}")
-    terminal.document({**to_json(report), "picture": str(picture) if drawn else None})
+    terminal.document({**to_json(report), "picture": drawn and str(drawn)})
     return 0
 
 

@@ -4,8 +4,7 @@ from dataclasses import asdict
 
 from search.options import Options
 from search.setup.plan import make_plan
-from search.setup.preflight_record import Sharing
-from search.setup.preflight_run import PREFLIGHT_FAILED, run_checks, study_room
+from search.setup.preflight_run import PREFLIGHT_FAILED, run_checks, sharing_of, study_room
 from search.terminal.console import Preparing, Terminal
 
 
@@ -18,7 +17,7 @@ def preflight_command(options: Options, terminal: Terminal) -> int:
         plan.loaded,
         plan.baseline,
         largest=plan.largest,
-        sharing=Sharing(runs=plan.slots.count_on_device, memory_frac=plan.slots.memory_frac),
+        sharing=sharing_of(plan.slots),
         terminal=terminal,
         every=True,
         room=study_room(plan.slots),

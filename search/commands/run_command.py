@@ -13,8 +13,7 @@ from search.options import Options
 from search.setup.finish import finish_study
 from search.setup.inputs import Loaded
 from search.setup.plan import Plan, baseline_runs, make_plan
-from search.setup.preflight_record import Sharing
-from search.setup.preflight_run import PREFLIGHT_FAILED, passes_preflight, study_room
+from search.setup.preflight_run import PREFLIGHT_FAILED, passes_preflight, sharing_of, study_room
 from search.setup.run_plan import held, ray_ahead, run_listed, run_plan
 from search.terminal.console import Preparing, Terminal
 from search.terminal.summary import say_summary, summary_document
@@ -67,7 +66,7 @@ def is_sound(plan: Plan, options: Options, terminal: Terminal) -> bool:
         plan.loaded,
         plan.baseline,
         largest=plan.largest,
-        sharing=Sharing(runs=plan.slots.count_on_device, memory_frac=plan.slots.memory_frac),
+        sharing=sharing_of(plan.slots),
         room=study_room(plan.slots),
         terminal=terminal,
     )

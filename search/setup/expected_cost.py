@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from results.study.folder import list_studies
+from results.study.folder import Study, list_studies
 from results.study.planned_run import PlannedRun
 from results.words import count_words, duration_words, token_words
 from search.setup.plan import Plan
@@ -25,15 +25,20 @@ def cost_words(plan: Plan, runs: Sequence[PlannedRun]) -> str:
 
 def _seconds_per_token(plan: Plan) -> float | None:
     """Return the usual device time of a token: of the study's own runs, else of the newest study of its kind."""
-    for study in (plan.study, *list_studies()):
-        try:
-            rows = study.trials() if study is plan.study or _is_alike(study.document(), plan.document) else []
-        except UserError:
-            continue
-        rates = [row["active_s"] / row["tokens_seen"] for row in rows if row["tokens_seen"] and row["active_s"]]
-        if rates:
-            return float(median(rates))
-    return None
+    own = _usual_rate(plan.study)
+    if own is not None:
+        return own
+    others = (_usual_rate(study, like=plan.document) for study in list_studies())
+    return next((rate for rate in others if rate is not None), None)
+
+
+def _usual_rate(study: Study, *, like: Mapping[str, Any] | None = None) -> float | None:
+    try:
+        rows = study.trials() if like is None or _is_alike(study.document(), like) else []
+    except UserError:
+        return None
+    rates = [row["active_s"] / row["tokens_seen"] for row in rows if row["tokens_seen"] and row["active_s"]]
+    return float(median(rates)) if rates else None
 
 
 def _is_alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

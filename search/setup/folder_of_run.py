@@ -95,23 +95,17 @@ def save_run_model(
     if adapters_on is not None and not merge:
         base = adapters_base_name(adapters_on)
         save_adapter_folder(model, loaded.tokenizer, folder, model_name=name, base=base, card=card, record=record)
-        val_loss = evaluate(model, windows)
-        return SavedModel(
-            folder=folder,
-            dtype=None,
-            val_loss=val_loss,
-            run_val_loss=trial["val_loss"],
-            model_val_loss=val_loss,
-            step_words=step_words(trial),
+        saved_dtype = None
+        val_loss = model_val_loss = evaluate(model, windows)
+    else:
+        whole = merged_model(model) if adapters_on is not None else model
+        saved_dtype = save_model_folder(
+            whole, loaded.tokenizer, folder, model_name=name, dtype=dtype, card=card, record=record
         )
-    whole = merged_model(model) if adapters_on is not None else model
-    saved_dtype = save_model_folder(
-        whole, loaded.tokenizer, folder, model_name=name, dtype=dtype, card=card, record=record
-    )
-    again = load_model(str(folder), dropout=0.0, seed=0).to(next(model.parameters()).device)
-    val_loss, model_val_loss = evaluate(again, windows), evaluate(whole, windows)
-    # The same weights under the same kernels: anything else is a fault of this program.
-    assert saved_dtype != "fp32" or val_loss == model_val_loss, (val_loss, model_val_loss)
+        again = load_model(str(folder), dropout=0.0, seed=0).to(next(model.parameters()).device)
+        val_loss, model_val_loss = evaluate(again, windows), evaluate(whole, windows)
+        # The same weights under the same kernels: anything else is a fault of this program.
+        assert saved_dtype != "fp32" or val_loss == model_val_loss, (val_loss, model_val_loss)
     return SavedModel(
         folder=folder,
         dtype=saved_dtype,

@@ -111,6 +111,11 @@ def run_checks(
     return checks
 
 
+def sharing_of(slots: "Slots") -> Sharing:
+    """Return how a study's trials share the device's memory."""
+    return Sharing(runs=slots.count_on_device, memory_frac=slots.memory_frac)
+
+
 def study_room(slots: "Slots") -> "CheckpointRoom":
     """Return the room that a study's checkpoints need: two of every running trial and a third being written, and those
     of the best trials and the baseline."""

@@ -13,7 +13,7 @@ from spaces.domains import FloatRange, SearchParameter
 from trainable.fidelity import PENALTY_NATS, objective
 
 RATE = "learning_rate"
-RUNGS = 6
+MOST_RATES = 6
 WINDOW_DECADES = 0.75
 """To either side of the best rate, as far as the next rate of a ladder over six decades would be."""
 
@@ -26,7 +26,7 @@ def ladder_points(
     None where the range is hardly wider than what is searched around the best of them, or for fewer than three.
     """
     domain = _range(parameters)
-    count = min(RUNGS, most)
+    count = min(MOST_RATES, most)
     if domain is None or count < 3 or math.log10(domain.high / domain.low) <= 2 * WINDOW_DECADES:
         return []
     # Those that are likely to be good first: the later ones are then judged against them.

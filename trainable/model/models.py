@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
+from torch.nn.modules.dropout import _DropoutNd
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -130,6 +131,8 @@ def check_model(model: PreTrainedModel, name: str, *, block_size: int, vocab_siz
 def dropout_fields(holder: Any) -> list[str]:
     """Return the attributes of a configuration or a module that are dropout probabilities, whatever its family calls
     them; layer drop and stochastic depth are none."""
+    if isinstance(holder, _DropoutNd):
+        return ["p"]
     return [
         name
         for name, value in vars(holder).items()

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 
 import torch
-from torch.nn.modules.dropout import _DropoutNd
 from transformers import PreTrainedModel
 
 from trainable.config import TrialConfig
@@ -117,7 +116,7 @@ def check_dropout(config: TrialConfig, model: torch.nn.Module) -> Check:
         f"{name}.{field}".removesuffix(".p"): float(getattr(module, field))
         for name, module in model.named_modules()
         if "lora_dropout" not in name
-        for field in (["p"] if isinstance(module, _DropoutNd) else dropout_fields(module))
+        for field in dropout_fields(module)
     }
     others = [name for name, p in found.items() if p != config.dropout]
     advice = ""

@@ -24,8 +24,8 @@ def estimate_step_bytes(model: PreTrainedModel, config: TrialConfig) -> int:
     """Return the peak memory of one micro-batch and AdamW's states: tensors alone, without what the allocator loses.
 
     The real loss runs forward and backward on tensors that have shapes and no data, as on a CPU (a model on MPS: with
-    its attention), which takes a second;
-    a large batch is extrapolated from two smaller ones, as memory grows by the sequence.
+    its attention), which takes a second; a large batch is extrapolated from two smaller ones, as memory grows by the
+    sequence.
     """
     trained: int = sum(weight.numel() * weight.element_size() for weight in model.parameters() if weight.requires_grad)
     most = max(2, MEASURED_TOKENS // config.block_size)

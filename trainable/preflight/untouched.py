@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch.nn.modules.dropout import _DropoutNd
 
 from trainable.model.models import dropout_fields
 
@@ -45,9 +44,7 @@ def without_dropout(model: torch.nn.Module) -> Iterator[None]:
     """Set every dropout probability of the model to 0, and back at the end; the mode stays as it is."""
     # Some models ask their config at every forward pass.
     holders = [*model.modules(), *([model.config] if hasattr(model, "config") else [])]
-    named = [(holder, field) for holder in holders for field in dropout_fields(holder)]
-    named += [(module, "p") for module in model.modules() if isinstance(module, _DropoutNd)]
-    before = [(holder, field, getattr(holder, field)) for holder, field in named]
+    before = [(holder, field, getattr(holder, field)) for holder in holders for field in dropout_fields(holder)]
     for holder, field, _ in before:
         setattr(holder, field, 0.0)
     try:
