@@ -11,6 +11,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
+from search.tune.early_end import LAG, early_end, is_early
 from search.tune.history import NO_HISTORY, History, KnownTrial
 from search.tune.rate_ladder import ladder_points, narrowed
 from search.tune.trial_log import TrialLog
@@ -138,12 +139,20 @@ class SpaceSearcher(TrialSearcher):
 
     def _is_ready(self) -> bool:
         before = self._before()[1]
+        may_end = self._space.ends_early and not is_early(len(before), self._space.trials)
+        # All slots then wait for the slowest; what a trial less saves is more.
+        if may_end and not all(self.log.is_settled(trial.trial_id) for trial in before[:-LAG]):
+            return False
         # Whether a cell of a grid is refused hangs on those before it.
         waits_for_nothing = len(before) < len(self._decided) and not self._is_grid
         return waits_for_nothing or None not in self._known(before)
 
     def _propose(self) -> KnownTrial | None:
         number, before = self._before()
+        if self._space.ends_early:
+            self.log.early_end = early_end(before[:-LAG], trials=len(before), most_trials=self._space.trials)
+            if self.log.early_end is not None:
+                return None
         known = [trial for trial in self._known(before) if trial is not None]
         is_decided = self._is_grid or len(before) < len(self._decided)
         point = self._next_decided(before) if is_decided else self._draw(known)
