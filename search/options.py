@@ -215,8 +215,8 @@ class Options(BaseModel):
     )
     trials: Annotated[InstanceOf[int] | Literal["auto"], BeforeValidator(_trials)] | None = Field(
         None,
-        description="number of trials, the baseline included, or auto: the space's, and an end once more of them gain "
-        "too little; resume: +2 for two more",
+        description="number of trials, the baseline included, or auto to end once more would gain too little; resume: "
+        "+2 for two more",
     )
     budget_tokens: Tokens | None = Field(
         None,

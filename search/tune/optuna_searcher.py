@@ -127,9 +127,11 @@ class SpaceSearcher(TrialSearcher):
 
     def _known_at(self, trial: KnownTrial, *, place: int, lag: int) -> KnownTrial | None:
         """Return what a proposal `lag` places after the trial knows of it; None where that is not in yet."""
-        if lag >= END_LAG:
+        # All that follows lies in the range that the ladder found.
+        is_of_ladder = bool(self._ladder) and place <= len(self._ladder) < place + lag
+        if lag >= END_LAG or is_of_ladder:
             return trial if self.log.is_settled(trial.trial_id) else None
-        if lag >= self._first_rung_lag or (self._ladder and place <= len(self._ladder)):
+        if lag >= self._first_rung_lag:
             return self.log.at_first_rung(trial.trial_id)
         return replace(trial, status="running", losses=(), val_loss=None)
 
@@ -174,10 +176,8 @@ class SpaceSearcher(TrialSearcher):
         """Return a new point from the sampler; None where none is left."""
         parameters = self._space.parameters
         if self._ladder:
-            ladder = [trial for trial in known[: 1 + len(self._ladder)] if self._is_on_ladder(trial)]
-            # All at the same rung: what some have come to since then would not compare.
-            first = [self.log.at_first_rung(trial.trial_id) for trial in ladder]
-            parameters = narrowed(parameters, [trial for trial in first if trial is not None])
+            ladder = known[: 1 + len(self._ladder)]
+            parameters = narrowed(parameters, [trial for trial in ladder if self._is_on_ladder(trial)])
         view = SamplerView(parameters)
         study = optuna.create_study(sampler=make_sampler(self._space, _seed_of(self._seed, len(known))))
         warm = self._warm_start.told if self._warm_start else ()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from results.study.folder import Study
 from tests.faults.common import SPACE, Place, differences
 from tests.faults.kill_driver import killed_at_random
 from tests.faults.kill_worker import fault, injecting
@@ -34,15 +35,21 @@ def small_space(trials: int) -> str:
     return space
 
 
+def left_alone(place: Place, seed: int = 0) -> Study:
+    """Return the study as one slot makes it, when nothing happens to it."""
+    place.start("run", f"alone-{seed}", SEED=seed).ended(code=0)
+    return place.study(f"alone-{seed}")
+
+
 def wrong(place: Place, name: str, *, trials: int, kills: int, slots: int, seed: int = 0) -> list[str]:
     """Run the study `alone` again on so many slots, with slow workers, a fifth of them killed; return what differs."""
     draw = random.Random(name)
     struck = [fault(trial_id, "die", step=draw.randrange(2, 12)) for trial_id in range(0, trials, 5)]
     environment = {**injecting(place, name, struck), "FAULTS_MOST_DELAY_S": str(MOST_DELAY_S)}
     options = {"CONCURRENCY": slots, "SEED": seed, "SKIP_PREFLIGHT": 1}
-    killed, left = killed_at_random(place, kills, name, environment=environment, **options)
+    killed, _ = killed_at_random(place, kills, name, environment=environment, **options)
     deaths = len(list((place.path / f"inject-{name}").glob("struck-*")))
-    found = left + differences(place.study(f"alone-{seed}"), place.study(name), one_slot=slots == 1)
+    found = differences(place.study(f"alone-{seed}"), place.study(name), one_slot=slots == 1)
     words = "; ".join(found[:5]) or "the same answer"
     print(f"{slots} slots, seed {seed}: driver killed {killed} times, workers {deaths} times: {words}", flush=True)
     return found
@@ -54,9 +61,7 @@ def main() -> None:
     kills, seeds = numbers[0] if numbers else 20, numbers[1] if len(numbers) > 1 else 1
     place, outcomes = Place(space=small_space(TRIALS)), []
     for seed in range(seeds):
-        alone = place.start("run", f"alone-{seed}", SEED=seed)
-        alone.ended(code=0)
-        endings = [row["status"] for row in place.study(f"alone-{seed}").trials()]
+        endings = [row["status"] for row in left_alone(place, seed).trials()]
         print({ending: endings.count(ending) for ending in sorted(set(endings))}, flush=True)
         for slots, share in ((1, kills // 4), (2, 0), (2, kills // 4), (4, kills - 2 * (kills // 4))):
             name = f"slots-{slots}-{share}-{seed}"

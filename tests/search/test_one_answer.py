@@ -1,6 +1,7 @@
 """One answer for one seed: whatever the slots, their speeds, the kills and resumes, a search leaves the same tables.
 
-Ray is played here, with the real searcher, scheduler, recorder and ledger; the losses are made up.
+Ray is played here, with the real searcher, scheduler, recorder and ledger, and made-up losses; but for the last test,
+whose long form is tests/faults/one_answer.py.
 """
 
 import io
@@ -28,6 +29,8 @@ from search.tune.recorder import StudyRecorder
 from search.tune.workload import space_workload
 from spaces.read.load import space_from_tables
 from spaces.space import SearchSpace
+from tests.faults.common import Place
+from tests.faults.one_answer import left_alone, small_space, wrong
 from trainable.checkpoint.checkpoint_store import CheckpointStore
 from trainable.config import TrialConfig
 from trainable.fidelity import PENALTY_NATS, fidelity_tokens
@@ -243,3 +246,12 @@ def test_any_slots_speeds_and_kills_leave_the_same_tables(
     other = Simulation(tmp_path / "study", one_slot.space, slots, random.Random(slots), kills).to_its_end()
     assert other.kills < kills or not kills
     assert other.answer == one_slot.answer
+
+
+def test_four_real_slots_with_slow_and_killed_workers_and_a_killed_driver_give_the_answer_of_one(
+    tmp_path: Path,
+) -> None:
+    place = Place(str(tmp_path), small_space(trials=10))
+    endings = {row["status"] for row in left_alone(place).trials()}
+    assert endings == {"completed", "stopped", "unstable"}
+    assert wrong(place, "four", trials=10, kills=1, slots=4) == []

@@ -11,6 +11,7 @@ from search.tune.rate_ladder import ladder_points, narrowed
 from search.tune.workload import space_workload
 from spaces.domains import FloatRange
 from spaces.read.load import load_space
+from trainable.rows import TrialStatus
 
 PLATEAU = load_space("plateau")
 BASELINE = PLATEAU.baseline_params()
@@ -42,12 +43,13 @@ def test_a_narrow_range_or_a_small_study_has_no_ladder() -> None:
     assert len(ladder_points(PLATEAU.parameters, BASELINE, most=3)) == 3
 
 
-def found(rate: float, loss: float | None) -> KnownTrial:
+def found(rate: float, loss: float | None, *, at_tokens: int = 1000, status: TrialStatus = "stopped") -> KnownTrial:
     return KnownTrial(
         trial_id=0,
-        status="stopped" if loss else "unstable",
+        status=status if loss else "unstable",
         config=replace(PLATEAU.baseline, learning_rate=rate),
         point=None,
+        losses=((at_tokens, loss),) if loss else (),
         val_loss=loss,
     )
 
@@ -68,6 +70,16 @@ def test_a_rate_that_broke_bounds_it_from_above() -> None:
     # One that broke below the best did so for another reason.
     assert window(found(1e-5, None), found(1e-3, 4.2)) == pytest.approx((1.778e-4, 5.623e-3), rel=1e-3)
     assert window(found(1e-3, None)) == (1e-6, 3e-2)
+    # One whose worker was lost has shown nothing.
+    lost = replace(found(4e-3, None), status="failed")
+    assert window(found(1e-3, 4.2), lost) == window(found(1e-3, 4.2))
+
+
+def test_who_got_furthest_is_the_best_whatever_is_ahead_at_the_first_rung() -> None:
+    early, later = found(1e-2, 4.1), found(1e-3, 4.2, at_tokens=3000)
+    assert window(early, later) == window(later)
+    done = found(1e-4, 4.3, status="completed")
+    assert window(early, later, done) == window(done)
 
 
 def test_the_search_goes_on_in_the_range_that_the_ladder_found() -> None:
@@ -85,14 +97,18 @@ def test_the_search_goes_on_in_the_range_that_the_ladder_found() -> None:
     assert all(best / 5.63 < rate < best * 5.63 for rate in rates[7:])
 
 
-def test_only_the_ladders_first_rung_is_waited_for_before_the_first_draw() -> None:
+def test_the_ladders_ends_are_waited_for_before_the_first_draw() -> None:
     work = space_workload(PLATEAU)
     searcher, log, first_rung = work.searcher, work.searcher.log, PLATEAU.rung_tokens()[0]
     for _ in range(7):
         assert isinstance(searcher.suggest(""), dict)
-    for number in range(7):
+    for number in range(1, 7):
         assert searcher.suggest("") is None
         log.evaluate(number, first_rung, 5.0 + number)
+        # The first is the best of all; the others are stopped here.
+        log.end(number, "completed" if number == 1 else "stopped", 5.0 + number)
+    assert searcher.suggest("") is None
+    log.end(0, "completed", 5.0)
     assert isinstance(searcher.suggest(""), dict)
 
 
