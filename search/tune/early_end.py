@@ -13,8 +13,9 @@ from results.study.json_documents import read_document, write_document
 from search.tune.history import KnownTrial
 from trainable.fidelity import objective
 
-FIRST_SHARE = 2 / 3
-"""Of the trials run in any case: the sampler learns from few of those before."""
+FIRST_SHARE = 3 / 4
+"""Of the trials run in any case. With two thirds a replayed search saves 25 % of them instead of 21, and loses 2.3 %
+instead of 1.8 of what all of them gain: at the start the sampler has learned from few, and more is to come."""
 GOOD_OF = 3
 """The best third: about as many as ASHA lets complete."""
 FILE_NAME = "part_losses.json"

@@ -45,26 +45,26 @@ def test_the_noise_is_the_standard_error_of_the_paired_difference() -> None:
 
 
 def test_it_ends_where_the_next_ones_gain_less_than_the_noise() -> None:
-    end = early_end(search_of(4.0, 4.01, 4.02), trials=16, most_trials=24)
+    end = early_end(search_of(4.0, 4.01, 4.02), trials=18, most_trials=24)
     assert end is not None
-    assert (end.trials, end.most_trials) == (16, 24)
-    # Eight are left, of which as many complete as did of the 12: two.
-    assert end.gain_nats == pytest.approx(expected_gain([4.0, 4.01, 4.02], best=4.0, trials_to_complete=2.0))
+    assert (end.trials, end.most_trials) == (18, 24)
+    # Six are left, of which as many complete as did of the 12: one and a half.
+    assert end.gain_nats == pytest.approx(expected_gain([4.0, 4.01, 4.02], best=4.0, trials_to_complete=1.5))
     assert end.gain_nats < end.noise_nats == pytest.approx(0.02)
-    assert early_end(search_of(4.0, 4.3, 4.6), trials=16, most_trials=24) is None
+    assert early_end(search_of(4.0, 4.3, 4.6), trials=18, most_trials=24) is None
 
 
 @pytest.mark.parametrize(
     ("known", "trials"),
     [
-        (search_of(4.0, 4.01, 4.02), 15),
-        ([], 16),
-        (search_of(4.0), 16),
+        (search_of(4.0, 4.01, 4.02), 17),
+        ([], 18),
+        (search_of(4.0), 18),
         # Of three trials that ended the best third is one.
-        (search_of(4.0, 4.01, stopped=1), 16),
-        ([trial(0, 5.0), *(trial(number, 4.0 + number / 100) for number in range(1, 10))], 16),
+        (search_of(4.0, 4.01, stopped=1), 18),
+        ([trial(0, 5.0), *(trial(number, 4.0 + number / 100) for number in range(1, 10))], 18),
     ],
-    ids=["before two thirds", "nothing known", "one completed", "too few ended", "no losses by part"],
+    ids=["before three quarters", "nothing known", "one completed", "too few ended", "no losses by part"],
 )
 def test_it_goes_on_where_little_is_known(known: list[KnownTrial], trials: int) -> None:
     assert early_end(known, trials=trials, most_trials=24) is None
@@ -73,4 +73,4 @@ def test_it_goes_on_where_little_is_known(known: list[KnownTrial], trials: int) 
 def test_where_none_is_stopped_the_bad_ones_do_not_count() -> None:
     known = [trial(0, 5.0), *(noisy(number, 4.0 + 0.01 * number) for number in range(1, 5))]
     bad = [noisy(number, 6.0 + number) for number in range(5, 13)]
-    assert early_end([*known, *bad], trials=16, most_trials=24) is not None
+    assert early_end([*known, *bad], trials=18, most_trials=24) is not None
