@@ -15,6 +15,7 @@ _JOINED = {"valloss": ("val", "loss"), "trainloss": ("train", "loss"), "evalloss
 _STEP_NAMES = (
     ("trainer", "global", "step"), ("train", "global", "step"), ("global", "step"), ("optimizer", "step"), ("step",),
     ("steps",), ("train", "step"), ("iteration",), ("iter",), ("iters",), ("it",), ("update",), ("num", "updates"),
+    ("valid", "num", "updates"),
 )  # fmt: skip
 """The first that a row holds is its step; W&B's own counter `_step` comes out as ("step",)."""
 _CLOCK_NAMES = (("runtime",), ("elapsed",), ("elapsed", "s"), ("elapsed", "time"), ("relative", "time", "wall"))
@@ -66,6 +67,9 @@ def field_of(name: str) -> tuple[str, int, int] | None:
         is_val = any(word.encode() in VAL_WORDS for word in words)
         # Lightning writes train_loss_step and train_loss_epoch: the first is what a row is of.
         return ("val_loss" if is_val else "train_loss"), int("epoch" in words), len(words)
+    if words[-1] in ("ppl", "perplexity"):
+        is_val = any(word.encode() in VAL_WORDS for word in words)
+        return ("val_perplexity" if is_val else "train_perplexity"), 0, len(words)
     if words[0] == "lr" or words[-1] == "lr" or ("learning", "rate") in pairwise(words):
         return "learning_rate", len(words), 0
     if "gnorm" in words or ({"grad", "gradient"} & set(words) and "norm" in words):
@@ -99,4 +103,4 @@ def number_of(value: object) -> float | None:
 def has_columns(names: Iterable[str]) -> bool:
     """Whether names of columns are those of a training log: a loss, and what it belongs to."""
     fields = {meaning[0] for name in names if (meaning := field_of(name))}
-    return bool(fields & {"train_loss", "val_loss"}) and bool(fields & {"step", "epoch"})
+    return bool(fields & {"train_loss", "val_loss", "train_perplexity", "val_perplexity"}) and bool(fields & {"step", "epoch"})

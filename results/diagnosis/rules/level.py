@@ -28,7 +28,7 @@ def level_findings(run: RunView) -> Iterator[Diagnosis]:
     if divergence and nonfinite and divergence.steps and nonfinite.steps and divergence.steps[0] < nonfinite.steps[0]:
         divergence = replace(divergence, confidence=0.95)
     jump = _jump(run, divergence, spikes)
-    for found in (jump, divergence, nonfinite, _resume_jump(run), spike_finding(run, spikes), poisoned(run)):
+    for found in (jump, divergence, nonfinite, _resume_jump(run), spike_finding(run, spikes), poisoned(run, spikes)):
         if found:
             yield found
 

@@ -242,9 +242,10 @@ def _spike_advice(run: RunView, spike: Spike, *, like_start: bool, many: bool) -
     return f"{advice}{where} (make audit RANGE=...); log the gradient norm at every step around it"
 
 
-def poisoned(run: RunView) -> Diagnosis | None:
+def poisoned(run: RunView, spikes: Sequence[Spike]) -> Diagnosis | None:
     finding = run.finding("poisoned_optimizer")
-    if finding is None:
+    # The monitor watches 100 steps; the record may show that the spike healed later.
+    if finding is None or any(one.healed_step and one.step <= finding.step <= one.healed_step for one in spikes):
         return None
     return Diagnosis(
         kind="poisoned_optimizer",
