@@ -31,7 +31,8 @@ _PATTERNS: tuple[tuple[str, str, str | None], ...] = (
     ),
     (
         "pretrained",
-        r"(?:from_pretrained|loading weights file|checkpoint weights were used|(?<!not )pre-?trained(?!\w*[_ ]tokenizer)|init_from\W+gpt2"
+        r"(?:from_pretrained|loading weights file|checkpoint weights were used"
+        r"|(?<!not )pre-?trained(?!\w*[_ ]tokenizer)|init_from\W+gpt2"
         r"|model[_ ]name(?:_or_path)?\W{1,5}(?:[\w-]+/)?gpt-?2|fine-?tun(?:e|ed|ing)(?![a-z])"
         r"|base_?model\W|\bunsloth\b|\bq?lora\b(?!\W{1,4}(?:false|none|no|0)\b)|\badapters?\b)",
         "yes",

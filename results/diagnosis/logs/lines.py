@@ -23,7 +23,8 @@ MEASURED = (1e-9, 1e15)
 
 _ANSI = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?")
 _STEP = re.compile(
-    rb"(?<![\w/])(?:global[_ ]?|train[_ ]?|opt(?:imizer)?[_ ]?)?(step|iter(?:ation)?|it|(?:num_)?updates?|batch|(?<!\w )steps)\b"
+    rb"(?<![\w/])(?:global[_ ]?|train[_ ]?|opt(?:imizer)?[_ ]?)?"
+    rb"(step|iter(?:ation)?|it|(?:num_)?updates?|batch|(?<!\w )steps)\b"
     rb"['\"]?\s*[:=#|]?\s*\[?\s*['\"]?(%b)(?:\s*(?:/|of)\s*(%b))?" % (_COUNT, _COUNT),
     re.I,
 )
@@ -64,6 +65,7 @@ _STEP_TIME = re.compile(
     rb"(?<![\w])(?:(?:iter(?:ation)?|step|batch)[_ ]?time|dt|time(?=[^s]{0,40}ms))%b([\d.,]*\d)\s*(ms|s)\b" % _ASSIGN,
     re.I,
 )
+_STEP_TIME_UNIT = re.compile(rb"(?:iter(?:ation)?|step)(?: time)? \((ms|s)\): *([\d.,]*\d)")
 _ELAPSED = re.compile(
     rb"(?<![\w])(?:elapsed(?:[_ ]time)?|train[_ ]time|total[_ ]time|wall(?:[_ ]?(?:time|clock))?|runtime)"
     rb"%b([\d.,]*\d)\s*(ms|s|sec|m|min|h)\b" % _ASSIGN,
@@ -263,6 +265,9 @@ def _read_times(row: LogRow, line: bytes) -> None:
     speed = _STEPS_PER_S.search(line) or _STEPS_PER_S_KEY.search(line)
     if speed:
         row.steps_per_s = _measured(speed[1])
+    with_unit = _STEP_TIME_UNIT.search(line)
+    if with_unit:
+        row.step_time_s = _if_measured(_float(with_unit[2]) * _SECONDS[with_unit[1]])
     for name, pattern in (("step_time_s", _S_PER_STEP), ("step_time_s", _STEP_TIME), ("elapsed_s", _ELAPSED)):
         match = pattern.search(line)
         if match and getattr(row, name) is None:

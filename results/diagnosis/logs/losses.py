@@ -3,19 +3,16 @@
 import math
 import statistics
 from collections.abc import Sequence
-from itertools import groupby
 
 from results.diagnosis.logs.lines import LogRow
 
-ROUNDED_NATS = 0.005
-"""By so much a value may differ from itself printed with fewer decimals."""
 MOST = 0.8
 _PAIRS = (("train_loss", "train_perplexity"), ("val_loss", "val_perplexity"))
 
 
 def is_same(a: float | None, b: float | None) -> bool:
-    """Whether two losses may be one, printed twice; whatever is not recorded may be anything."""
-    return a is None or b is None or abs(a - b) <= ROUNDED_NATS
+    """Whether two losses may be one, printed with other decimals; whatever is not recorded may be anything."""
+    return a is None or b is None or any(round(a, digits) == round(b, digits) in (a, b) for digits in (2, 3, 4, 17))
 
 
 def in_nats(rows: Sequence[LogRow], notes: list[str]) -> None:
@@ -45,7 +42,12 @@ def in_nats(rows: Sequence[LogRow], notes: list[str]) -> None:
 def drop_carried(rows: Sequence[LogRow]) -> None:
     """Forget a validation loss that later lines only repeat until the next evaluation, as bars and litgpt do."""
     having = [row for row in rows if None not in (row.train_loss, row.val_loss)]
-    groups = [list(group) for _, group in groupby(having, key=lambda row: row.val_loss)]
+    groups: list[list[LogRow]] = []
+    for row in having:
+        if groups and is_same(groups[-1][0].val_loss, row.val_loss):
+            groups[-1].append(row)
+        else:
+            groups.append([row])
     # Weights that stand still repeat a loss as well, but only once, and it never changes again.
     if len(groups) < 2 or statistics.median(len(group) for group in groups[:-1]) < 2:
         return

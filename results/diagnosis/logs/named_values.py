@@ -14,8 +14,8 @@ _BOUNDS = ("__min", "__max")
 _JOINED = {"valloss": ("val", "loss"), "trainloss": ("train", "loss"), "evalloss": ("eval", "loss")}
 _STEP_NAMES = (
     ("trainer", "global", "step"), ("train", "global", "step"), ("global", "step"), ("optimizer", "step"), ("step",),
-    ("steps",), ("train", "step"), ("iteration",), ("iter",), ("iters",), ("it",), ("update",), ("num", "updates"),
-    ("valid", "num", "updates"),
+    ("steps",), ("train", "step"), ("iteration",), ("iter",), ("iters",), ("it",), ("num", "updates"),
+    ("valid", "num", "updates"), ("update",),
 )  # fmt: skip
 """The first that a row holds is its step; W&B's own counter `_step` comes out as ("step",)."""
 _CLOCK_NAMES = (("runtime",), ("elapsed",), ("elapsed", "s"), ("elapsed", "time"), ("relative", "time", "wall"))
@@ -103,4 +103,5 @@ def number_of(value: object) -> float | None:
 def has_columns(names: Iterable[str]) -> bool:
     """Whether names of columns are those of a training log: a loss, and what it belongs to."""
     fields = {meaning[0] for name in names if (meaning := field_of(name))}
-    return bool(fields & {"train_loss", "val_loss", "train_perplexity", "val_perplexity"}) and bool(fields & {"step", "epoch"})
+    losses = {"train_loss", "val_loss", "train_perplexity", "val_perplexity"}
+    return bool(fields & losses) and bool(fields & {"step", "epoch"})

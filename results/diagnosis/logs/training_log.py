@@ -23,8 +23,8 @@ from results.diagnosis.logs.lines import (
     read_owner_progress,
     read_summary,
 )
-from results.diagnosis.logs.metric_tables import table_header, table_rows
 from results.diagnosis.logs.losses import drop_carried, in_nats, is_same
+from results.diagnosis.logs.metric_tables import table_header, table_rows
 from results.diagnosis.logs.runs import drop_cut_numbers, number_rows, runs_of, step_of
 from results.diagnosis.logs.speed import step_times
 from results.diagnosis.trace import RunTrace, Unit
@@ -55,7 +55,8 @@ _RANK = re.compile(rb"\W{0,2}(?:default|(?:global[_ ]?|local[_ ]?)?rank)[ _:=]?(
 _TELLING = re.compile(rb"val|nan|NaN|inf|Val")
 """What is read of every line, however long the log: evaluations, and losses that are not finite."""
 _HASH = 2_654_435_761  # Knuth's multiplicative hash: an even sample without the log's own rhythm
-_MERGED = [field.name for field in fields(LogRow) if field.name not in ("line", "step", "is_bar", "iteration", "at_line_end")]
+_OWN = ("line", "step", "is_bar", "iteration", "at_line_end")
+_MERGED = [field.name for field in fields(LogRow) if field.name not in _OWN]
 _REPEATS = re.compile(rb"\s*wandb:")
 """W&B's summary at the end: the last values once more, rounded."""
 _OVERFLOW = re.compile(rb"overflow", re.I)
@@ -189,6 +190,8 @@ class _Reader:
         self._bar_total: int | None = None
         self._heading: int | None = None
         self._names_both = False
+        self._last_val: float | None = None
+        self._is_over = False
         self._overflow_lines = 0
 
     def add(self, line: bytes, *, is_whole: bool) -> None:
@@ -202,9 +205,10 @@ class _Reader:
                 return
         step = self._heading if line[:1] in b" \t" else None
         row = read_owner_progress(line) or json_line(line) or read_line(line, step=step)
-        if row is None or _REPEATS.match(line):
+        if row is None or _REPEATS.match(line) or (self._is_over and row.step is None):
             self._read_other(line)
             return
+        self._is_over = False
         if row.is_bar and not row.has_loss:
             self._bar = row
             if row.total_steps != self._bar_total:
@@ -261,6 +265,9 @@ class _Reader:
 
     def _merge(self, row: LogRow) -> None:
         before = self._open_row
+        if before is not None and before.val_loss == self._last_val and not is_same(before.val_loss, row.val_loss):
+            # The step's own evaluation comes after a line that repeats the one before.
+            before.val_loss = None
         same = before is not None and before.step == row.step and (row.step is not None or before.epoch == row.epoch)
         if before is not None and not is_same(before.val_loss, row.val_loss):
             # Evaluated again: the run was resumed at that step.
@@ -281,6 +288,7 @@ class _Reader:
     def _close(self) -> None:
         row, self._open_row = self._open_row, None
         if row is not None:
+            self._last_val = self._last_val if row.val_loss is None else row.val_loss
             is_kept = row.val_loss is not None or (row.train_loss is not None and row.train_loss - row.train_loss != 0)
             (self.evaluations if is_kept else self.rows).add(row)
 
@@ -297,7 +305,8 @@ class _Reader:
             return
         total = read_summary(line)
         if total:
-            self.total_steps = total
+            # A Trainer goes on to print what it said once more, and means over the whole run.
+            self.total_steps, self._is_over = total, True
         for name, value in read_hints(line[:2000]).items():
             if (name, value) == ("pretrained", "no"):
                 # A tokenizer or a file's name may sound of a pretrained model; that it began random is said on purpose.

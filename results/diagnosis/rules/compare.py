@@ -33,7 +33,7 @@ def compare_findings(run: RunView, others: list[Diagnosis]) -> Iterator[Diagnosi
     rising = _rising_validation(run)
     if rising and rising.kind == "divergence" and not UNSTABLE.isdisjoint(one.kind for one in others):
         rising = None
-    for found in (rising, _same(run) or _gap(run), noise):
+    for found in (rising, _scaled(run) or _same(run) or _gap(run), noise):
         if found:
             yield found
 
@@ -132,6 +132,28 @@ def _train_level(run: RunView, step: int) -> float | None:
 def _pairs(run: RunView) -> list[tuple[int, float, float]]:
     levels = [(step, _train_level(run, step), value) for step, value in zip(run.val.steps, run.val.values, strict=True)]
     return [(step, train, val) for step, train, val in levels if train is not None]
+
+
+def _scaled(run: RunView) -> Diagnosis | None:
+    scale = run.train_scale
+    if scale == 1:
+        return None
+    count = round(scale if scale > 1 else 1 / scale)
+    times = f"{scale:.3g} times" if scale > 1 else f"1/{1 / scale:.3g} of"
+    why = f"a sum over {count} micro-batches" if scale > 1 else f"divided by {count} micro-batches once too often"
+    first = run.train.values[0] * scale
+    return Diagnosis(
+        kind="impossible_initial_loss" if first > run.uniform_loss and run.starts_at_start else "train_val_gap",
+        confidence=0.85,
+        summary=f"the training loss is {times} the validation loss at every evaluation: it looks like {why}, not a "
+        "mean over tokens",
+        evidence=f"{len(run.val)} evaluations, training {run.train.near(run.val.steps[0]) * scale:.3f} and validation "
+        f"{run.val.values[0]:.3f} at the first, {run.train.near(run.val.steps[-1]) * scale:.3f} and "
+        f"{run.val.values[-1]:.3f} at the last",
+        next_step="check how the loss is averaged over gradient accumulation: if only the log is wrong, mend the log; "
+        "if the gradient is scaled alike, the clip and the weight decay act otherwise than meant",
+        steps=(run.val.steps[0], run.val.steps[-1]),
+    )
 
 
 def _same(run: RunView) -> Diagnosis | None:

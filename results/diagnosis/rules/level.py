@@ -15,6 +15,7 @@ from trainable.stability import StabilityRules
 
 RULES = StabilityRules()
 HIDDEN_ROWS = 3
+MANY_OVERFLOWS = 20
 RESUME_RISE = 0.3
 RESUME_ROWS = 8
 JUMP_ROWS = 60
@@ -62,7 +63,23 @@ def _nonfinite(run: RunView, divergence: Diagnosis | None) -> Diagnosis | None:
             "loss scaler",
             steps=(bad[0], bad[-1]),
         )
-    return _hidden_nonfinite(run)
+    return _hidden_nonfinite(run) or _overflows(run)
+
+
+def _overflows(run: RunView) -> Diagnosis | None:
+    """Judge a loss scaler that keeps skipping steps: a few at the start are how it finds its scale."""
+    count = int(run.trace.announced.get("overflows", 0))
+    if count < MANY_OVERFLOWS or count < 0.02 * run.last_step:
+        return None
+    return Diagnosis(
+        kind="nonfinite",
+        confidence=0.75,
+        summary=f"the loss scaler reports {count} overflows in {run.last_step} steps: gradients are not finite in "
+        "fp16, and those steps are skipped",
+        evidence=f"lines of the log that name an overflow: {count}",
+        next_step="train in bf16 or fp32; with fp16 only, a lower learning rate, a warm-up and a clip at norm 1.0",
+        steps=(run.trace.steps[0], run.last_step),
+    )
 
 
 def _hidden_nonfinite(run: RunView) -> Diagnosis | None:

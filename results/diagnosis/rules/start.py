@@ -121,7 +121,8 @@ def _doubt_guessed(run: RunView, start: float) -> float:
     if start >= run.uniform_loss - BELOW_UNIFORM and not gentle:
         return 0.0
     if fits is not None:
-        return 0.0 if not gentle else 0.7 if shifted else 0.42 if stuck else 0.0
+        # A vocabulary of 8,192 or 16,384 starts where doubly shifted labels do; such labels keep a loss up, though.
+        return 0.0 if not gentle else 0.7 if shifted and (stuck or rate != FINE_TUNING_LR) else 0.42 if stuck else 0.0
     if run.starts_at_start and gentle:
         return 0.85 if start > CERTAIN_NATS else 0.75 if stuck else 0.0
     if run.is_initial and start > CERTAIN_NATS and (rate is None or rate < TOO_HIGH_LR):
