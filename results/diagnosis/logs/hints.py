@@ -41,7 +41,7 @@ _PATTERNS: tuple[tuple[str, str, str | None], ...] = (
     (
         "resumed",
         rf"\b(?:resum(?:ed?|ing)\b(?!\w*\W{{1,4}}{_FALSE})"
-        r"|continu(?:e|ing) from|restored? from|load(?:ed|ing) checkpoint)",
+        r"|continu(?:e|ing) from|restored? from|load(?:ed|ing) checkpoint(?! shards))",
         "yes",
     ),
     (

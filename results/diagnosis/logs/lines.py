@@ -31,11 +31,14 @@ _STEP = re.compile(
 """Of plurals only `steps: 10`: "total steps" and "accumulation steps" are settings."""
 _HEADING = re.compile(rb"(?:(?:\[|[=-]{2,} )%b|%b.{0,40}:\s*$)" % (_STEP.pattern, _STEP.pattern), re.I)
 """A step above a block of indented lines, or above the losses of an evaluation."""
+_BARE_STEP = re.compile(rb"(\d+) \| ")
 _BAR = re.compile(rb"(?<!\d)(\d+)/(\d+)\s*\[(?:(\d+):)?(\d+):(\d+)<")
 _OTHER_BAR = re.compile(rb"\s*(?!epoch|train|step|iter)[a-z][^|]{0,80}:\s+\d{1,3}%\|", re.I)
 """tqdm's bar of something else: a download, a tokenizer, an evaluation. The training loop's mostly has no words."""
 _LOSS = re.compile(
-    rb"(?:(?<![\w])([a-z]+)[ _/.:-]{1,2})?(?<![a-z])loss(?:[ _/]([a-z]+))?%b(%b)" % (_ASSIGN, _NUMBER), re.I
+    rb"(?:(?<![\w])([a-z]+)[ _/.:-]{1,2})?"
+    rb"(?:(?<![a-z])loss(?:/train/total)?|(?:Language)?Cross[_-]?Entropy)(?:[ _/]([a-z]+))?%b(%b)" % (_ASSIGN, _NUMBER),
+    re.I,
 )
 _LITGPT_VAL = re.compile(rb"loss train: *%b, *val: *(%b)" % (_NUMBER, _NUMBER), re.I)
 _TERSE = re.compile(rb"\s*(?:s:)?(\d+)\s+(train|val|trl|tel)[ :]\s*(%b)" % _NUMBER)
@@ -46,7 +49,7 @@ _PERPLEXITY = re.compile(
 )
 _BARE_LOSS = re.compile(rb"(?<![\w])(train(?:ing)?|val(?:id(?:ation)?)?|eval)\s*[:=]?\s*(%b)" % _NUMBER, re.I)
 _LEARNING_RATE = re.compile(
-    rb"(?<![\w])(?:learning[_ ]rate|lr)(?:[-_/ ]?(?:0|group ?0))?%b(%b)" % (_ASSIGN, _NUMBER), re.I
+    rb"(?<![\w])(?:learning[_ ]rate|lr)(?:-\w*adam\w*)?(?:[-_/ ]?(?:0|group ?0))?%b(%b)" % (_ASSIGN, _NUMBER), re.I
 )
 _ROUNDED = re.compile(rb"0?\.0{3,}")
 """A learning rate printed with too few decimals to be seen; one that is 0 is printed as 0.0 or 0.00e+00."""
@@ -120,6 +123,8 @@ class LogRow:
     eta_s: float | None = None
     stamp_s: float | None = None
     """The line's time stamp."""
+    after_restart: bool = False
+    """The log says before it that the run was resumed."""
     at_line_end: str = ""
     """The field whose number touches the line's end: perhaps cut short."""
 
@@ -206,6 +211,8 @@ def _read_step(row: LogRow, line: bytes) -> None:
     if found:
         row.step = _step(found[2])
         row.total_steps = _step(found[3]) if found[3] else None
+    elif not bar and (bare := _BARE_STEP.match(line)):
+        row.step = _step(bare[1])
     if b"poch" in line or b"POCH" in line:
         epoch = _EPOCH.search(line)
         if epoch:

@@ -63,7 +63,7 @@ def field_of(name: str) -> tuple[str, int, int] | None:
         return "step_time_s", 0, 0
     if words[-1] == "epoch" and "loss" not in words:
         return "epoch", len(words), 0
-    if "loss" in words:
+    if "loss" in words or words[-2:] == ("cross", "entropy"):
         is_val = any(word.encode() in VAL_WORDS for word in words)
         # Lightning writes train_loss_step and train_loss_epoch: the first is what a row is of.
         return ("val_loss" if is_val else "train_loss"), int("epoch" in words), len(words)

@@ -89,7 +89,7 @@ def runs_of(rows: list[LogRow]) -> list[list[list[LogRow]]]:
         again = step == last and not is_same(runs[-1][-1][-1].val_loss, row.val_loss)
         if not runs or ((step < last or again) and step <= step_of(runs[-1][0][0])):
             runs.append([[]])
-        elif step < last or again:
+        elif step < last or again or row.after_restart:
             runs[-1].append([])
         row.step = last = step
         runs[-1][-1].append(row)

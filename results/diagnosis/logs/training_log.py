@@ -55,10 +55,11 @@ _RANK = re.compile(rb"\W{0,2}(?:default|(?:global[_ ]?|local[_ ]?)?rank)[ _:=]?(
 _TELLING = re.compile(rb"val|nan|NaN|inf|Val")
 """What is read of every line, however long the log: evaluations, and losses that are not finite."""
 _HASH = 2_654_435_761  # Knuth's multiplicative hash: an even sample without the log's own rhythm
-_OWN = ("line", "step", "is_bar", "iteration", "at_line_end")
+_OWN = ("line", "step", "is_bar", "iteration", "after_restart", "at_line_end")
 _MERGED = [field.name for field in fields(LogRow) if field.name not in _OWN]
 _REPEATS = re.compile(rb"\s*wandb:")
 """W&B's summary at the end: the last values once more, rounded."""
+_ERROR = re.compile(rb"[\w.]*(?:Error|Exception|Interrupt)(?::.{0,100}|\s*$)|.{0,60}(?:\bKilled\b|Segmentation fault)")
 _OVERFLOW = re.compile(rb"overflow", re.I)
 """A loss scaler says so where it skips a step."""
 
@@ -193,6 +194,8 @@ class _Reader:
         self._last_val: float | None = None
         self._is_over = False
         self._overflow_lines = 0
+        self._resumes = False
+        self._error = ""
 
     def add(self, line: bytes, *, is_whole: bool) -> None:
         self._line += 1
@@ -226,6 +229,8 @@ class _Reader:
 
     def _place(self, row: LogRow) -> None:
         row.line = self._line
+        if row.has_loss:
+            row.after_restart, self._resumes, self._error = self._resumes, False, ""
         if row.iteration is not None and row.step is not None:
             self._names_both |= row.iteration != row.step
             if self._names_both and row.iteration == row.step:
@@ -236,6 +241,7 @@ class _Reader:
             # The bar above a training loss is the training loop's; an evaluation before it is of step 0.
             if row.train_loss is not None:
                 self._bar_total = bar.total_steps
+                bar.line = self._line
                 self._merge(bar)
                 self._last_step = bar.step
             elif self._last_step is None:
@@ -254,6 +260,8 @@ class _Reader:
         in_nats(rows, self.notes)
         drop_carried(rows)
         self.unit = number_rows(rows, self.total_steps, self.announced, self.notes)
+        if self._error:
+            self.announced["error"] = self._error
         if self._overflow_lines:
             self.announced["overflows"] = str(self._overflow_lines)
         stride = max(self.rows.stride, self.evaluations.stride)
@@ -265,11 +273,11 @@ class _Reader:
 
     def _merge(self, row: LogRow) -> None:
         before = self._open_row
-        if before is not None and before.val_loss == self._last_val and not is_same(before.val_loss, row.val_loss):
+        same = before is not None and before.step == row.step and (row.step is not None or before.epoch == row.epoch)
+        if before is not None and same and row.val_loss is not None and before.val_loss == self._last_val:
             # The step's own evaluation comes after a line that repeats the one before.
             before.val_loss = None
-        same = before is not None and before.step == row.step and (row.step is not None or before.epoch == row.epoch)
-        if before is not None and not is_same(before.val_loss, row.val_loss):
+        if before is not None and (row.after_restart or not is_same(before.val_loss, row.val_loss)):
             # Evaluated again: the run was resumed at that step.
             same = False
         if (
@@ -299,6 +307,8 @@ class _Reader:
         if line[:1] not in b" \t":
             self._heading = read_heading(line)
             self._last_step = self._last_step if self._heading is None else self._heading
+        error = _ERROR.match(line)
+        self._error = error[0].decode("utf-8", "replace").strip() if error else self._error
         self._overflow_lines += bool(_OVERFLOW.search(line))
         self._other_lines += 1
         if self._other_lines > HINT_LINES:
@@ -308,6 +318,7 @@ class _Reader:
             # A Trainer goes on to print what it said once more, and means over the whole run.
             self.total_steps, self._is_over = total, True
         for name, value in read_hints(line[:2000]).items():
+            self._resumes |= name == "resumed" and self._last_step is not None
             if (name, value) == ("pretrained", "no"):
                 # A tokenizer or a file's name may sound of a pretrained model; that it began random is said on purpose.
                 self.announced[name] = value

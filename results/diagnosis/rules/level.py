@@ -16,6 +16,8 @@ from trainable.stability import StabilityRules
 RULES = StabilityRules()
 HIDDEN_ROWS = 3
 MANY_OVERFLOWS = 20
+WORSE_NATS = 0.25
+WORSE_NOISE = 4.0
 RESUME_RISE = 0.3
 RESUME_ROWS = 8
 JUMP_ROWS = 60
@@ -23,7 +25,7 @@ JUMP_ROWS = 60
 
 def level_findings(run: RunView) -> Iterator[Diagnosis]:
     """Yield where the loss left its course."""
-    divergence = _divergence(run)
+    divergence = _divergence(run) or _worse_than_start(run)
     nonfinite = _nonfinite(run, divergence)
     spikes = spikes_of(run) if divergence is None else []
     if divergence and nonfinite and divergence.steps and nonfinite.steps and divergence.steps[0] < nonfinite.steps[0]:
@@ -178,6 +180,28 @@ def _sparse_divergence(run: RunView) -> Diagnosis | None:
         evidence=f"{said}; {rate_text(run, onset)}",
         next_step=calmer(run),
         steps=(onset, run.last_step),
+    )
+
+
+def _worse_than_start(run: RunView) -> Diagnosis | None:
+    """Judge a run that ends above its first loss, though it may be on its way down again."""
+    if not run.starts_at_start or len(run.train) < 8:
+        return None
+    rises = []
+    for curve in (run.train, run.val):
+        if len(curve) >= 4 and curve.steps[0] == run.start_step:
+            end = statistics.median(curve.values[-max(3, len(curve) // 10) :])
+            rises.append((end - curve.values[0] - max(WORSE_NATS, WORSE_NOISE * noise_sd(curve.values)), end))
+    if not rises or min(rises)[0] < 0:
+        return None
+    return Diagnosis(
+        kind="divergence",
+        confidence=0.75,
+        summary=f"the run ends above the loss it started with, {run.train.values[0]:.2f} nats/token: training has made "
+        "the model worse",
+        evidence=f"{rises[0][1]:.3f} at the end; {rate_text(run, run.coarse.steps[len(run.coarse) // 4])}",
+        next_step=calmer(run),
+        steps=(run.start_step, run.last_step),
     )
 
 

@@ -12,6 +12,8 @@ FLOOR_MARGIN = 0.35
 """What the stability monitor's plateau rule uses."""
 TOO_LOW_SCRATCH = 5e-5
 TOO_HIGH_SCRATCH = 2e-2
+HIGH_AT_ONCE = 2e-3
+"""Without a warm-up."""
 TOO_LOW_FINE = 2e-6
 TOO_HIGH_FINE = 1e-3
 NEGLIGIBLE_LR = 5e-7
@@ -128,6 +130,8 @@ def _cause(run: RunView, others: list[Diagnosis], *, flat: bool) -> tuple[str, s
             return "plateau", cause, "fix that finding first: no learning rate helps until then", 0.9
     rate = run.peak_lr
     low, high = (TOO_LOW_SCRATCH, TOO_HIGH_SCRATCH) if run.from_scratch else (TOO_LOW_FINE, TOO_HIGH_FINE)
+    if run.learning_rate.values and run.learning_rate.values[0] == rate and run.is_initial:
+        high = min(high, HIGH_AT_ONCE)
     if rate is not None and rate <= low:
         advice = (
             f"try {10 * rate:.0e} and {50 * rate:.0e}: make search SPACE=plateau. If the weights themselves are bf16, "
