@@ -59,7 +59,9 @@ _OWN = ("line", "step", "is_bar", "iteration", "after_restart", "at_line_end")
 _MERGED = [field.name for field in fields(LogRow) if field.name not in _OWN]
 _REPEATS = re.compile(rb"\s*wandb:")
 """W&B's summary at the end: the last values once more, rounded."""
-_ERROR = re.compile(rb"[\w.]*(?:Error|Exception|Interrupt)(?::.{0,100}|\s*$)|.{0,60}(?:\bKilled\b|Segmentation fault)")
+_ERROR = re.compile(
+    rb"[\w.]*(?:Error|Exception|Interrupt)(?::.{0,120}(?<=\W)|\s*$)|.{0,60}(?:\bKilled\b|Segmentation fault)"
+)
 _OVERFLOW = re.compile(rb"overflow", re.I)
 """A loss scaler says so where it skips a step."""
 
@@ -218,7 +220,7 @@ class _Reader:
                 return
         if not is_whole and row.at_line_end:
             setattr(row, row.at_line_end, None)
-            self.notes.append("the last line is cut short")
+            self.notes.append("the last line has no line end: its last number may be cut short, and is left out")
         self._place(row)
 
     def add_row(self, row: LogRow) -> None:
@@ -318,7 +320,9 @@ class _Reader:
             # A Trainer goes on to print what it said once more, and means over the whole run.
             self.total_steps, self._is_over = total, True
         for name, value in read_hints(line[:2000]).items():
-            self._resumes |= name == "resumed" and self._last_step is not None
+            if name == "resumed" and self._last_step is not None:
+                self._resumes = True
+                continue
             if (name, value) == ("pretrained", "no"):
                 # A tokenizer or a file's name may sound of a pretrained model; that it began random is said on purpose.
                 self.announced[name] = value

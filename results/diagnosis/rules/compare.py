@@ -140,18 +140,18 @@ def _scaled(run: RunView) -> Diagnosis | None:
         return None
     count = round(scale if scale > 1 else 1 / scale)
     times = f"{scale:.3g} times" if scale > 1 else f"1/{1 / scale:.3g} of"
-    why = f"a sum over {count} micro-batches" if scale > 1 else f"divided by {count} micro-batches once too often"
+    why = f"a sum over {count} micro-batches" if scale > 1 else f"a mean that is divided by {count} once more"
     first = run.train.values[0] * scale
     return Diagnosis(
         kind="impossible_initial_loss" if first > run.uniform_loss and run.starts_at_start else "train_val_gap",
         confidence=0.85,
-        summary=f"the training loss is {times} the validation loss at every evaluation: it looks like {why}, not a "
+        summary=f"the training loss is {times} the validation loss at every evaluation: it looks like {why}, not the "
         "mean over tokens",
         evidence=f"{len(run.val)} evaluations, training {run.train.near(run.val.steps[0]) * scale:.3f} and validation "
         f"{run.val.values[0]:.3f} at the first, {run.train.near(run.val.steps[-1]) * scale:.3f} and "
         f"{run.val.values[-1]:.3f} at the last",
         next_step="check how the loss is averaged over gradient accumulation: if only the log is wrong, mend the log; "
-        "if the gradient is scaled alike, the clip and the weight decay act otherwise than meant",
+        "if the gradient is scaled alike, the clip does not act as it was meant to",
         steps=(run.val.steps[0], run.val.steps[-1]),
     )
 

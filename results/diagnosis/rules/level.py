@@ -31,7 +31,11 @@ def level_findings(run: RunView) -> Iterator[Diagnosis]:
     if divergence and nonfinite and divergence.steps and nonfinite.steps and divergence.steps[0] < nonfinite.steps[0]:
         divergence = replace(divergence, confidence=0.95)
     jump = _jump(run, divergence, spikes)
-    for found in (jump, divergence, nonfinite, _resume_jump(run), spike_finding(run, spikes), poisoned(run, spikes)):
+    resume = _resume_jump(run)
+    if resume and resume.steps:
+        # One finding for one rise.
+        spikes = [spike for spike in spikes if not resume.steps[0] <= spike.step <= resume.steps[1]]
+    for found in (jump, divergence, nonfinite, resume, spike_finding(run, spikes), poisoned(run, spikes)):
         if found:
             yield found
 
@@ -199,7 +203,8 @@ def _worse_than_start(run: RunView) -> Diagnosis | None:
         confidence=0.75,
         summary=f"the run ends above the loss it started with, {run.train.values[0]:.2f} nats/token: training has made "
         "the model worse",
-        evidence=f"{rises[0][1]:.3f} at the end; {rate_text(run, run.coarse.steps[len(run.coarse) // 4])}",
+        evidence=f"{rises[0][1]:.3f} at the end, {min(run.train.values):.3f} at best; "
+        + (f"learning rate up to {run.peak_lr:.2e}" if run.peak_lr else "learning rate not recorded"),
         next_step=calmer(run),
         steps=(run.start_step, run.last_step),
     )

@@ -145,7 +145,7 @@ def _not_pretrained(run: RunView, start: float, *, confidence: float) -> Diagnos
     if abs(start - run.uniform_loss) <= NEAR_UNIFORM:
         why = f"that is guessing among {run.vocab_size:,} tokens ({uniform})"
     else:
-        why = f"such a model's loss on English is {low} to {high}, and uniform guessing costs {uniform}"
+        why = f"on English such a model's loss is {low} to {high}, that of random weights {uniform}"
     evidence = [f"the first losses, at {run.unit} {run.start_step}: {_first_losses(run)}"]
     if run.unigram_entropy is not None:
         evidence.append(f"word frequencies alone give {run.unigram_entropy:.2f}")
@@ -175,9 +175,7 @@ def _not_pretrained(run: RunView, start: float, *, confidence: float) -> Diagnos
 
 def _causes(run: RunView, start: float) -> tuple[str, str]:
     """Return what fits a first loss best, and what else gives one that no sound model has."""
-    shifted = (
-        "labels shifted twice (in the batch and again in the model, so that the model learns the token after the next)"
-    )
+    shifted = "labels shifted twice (in the batch and again in the model, which so learns the token after the next)"
     unloaded = "random weights: the weights were not loaded, or into other names"
     tokenizer = "another tokenizer's ids"
     padding = "padding that is scored (its labels must be -100), or text unlike any it was trained on"
