@@ -43,13 +43,14 @@ _LOSS = re.compile(
 _LITGPT_VAL = re.compile(rb"loss train: *%b, *val: *(%b)" % (_NUMBER, _NUMBER), re.I)
 _TERSE = re.compile(rb"\s*(?:s:)?(\d+)\s+(train|val|trl|tel)[ :]\s*(%b)" % _NUMBER)
 """A row of llm.c's main.log, "s:250 tel:6.12", or of build-nanogpt's log.txt, "250 val 6.12"."""
-_MEGATRON_VAL = re.compile(rb"validation loss at iteration (\d+).{0,40}\blm loss value:\s*(%b)" % _NUMBER)
+_MEGATRON_VAL = re.compile(rb"validation loss at iteration (\d+).{0,40}\blm loss value:\s*(%b)" % _NUMBER, re.I)
 _PERPLEXITY = re.compile(
     rb"(?:(?<![\w])([a-z]+)[ _/.:-]{1,2})?(?<![a-z])(?:ppl|perplexity)%b(%b)" % (_ASSIGN, _NUMBER), re.I
 )
 _BARE_LOSS = re.compile(rb"(?<![\w])(train(?:ing)?|val(?:id(?:ation)?)?|eval)\s*[:=]?\s*(%b)" % _NUMBER, re.I)
 _LEARNING_RATE = re.compile(
-    rb"(?<![\w])(?:learning[_ ]rate|lr)(?:-\w*adam\w*)?(?:[-_/ ]?(?:0|group ?0))?%b(%b)" % (_ASSIGN, _NUMBER), re.I
+    rb"(?<![\w])(?:learning[_ ]rate|lr)(?:-\w*adam\w*)?(?:[-_/ ]?\(?(?:0|group ?0)\)?)?%b(%b)" % (_ASSIGN, _NUMBER),
+    re.I,
 )
 _ROUNDED = re.compile(rb"0?\.0{3,}")
 """A learning rate printed with too few decimals to be seen; one that is 0 is printed as 0.0 or 0.00e+00."""

@@ -41,16 +41,18 @@ def in_nats(rows: Sequence[LogRow], notes: list[str]) -> None:
 
 def drop_carried(rows: Sequence[LogRow]) -> None:
     """Forget a validation loss that later lines only repeat until the next evaluation, as bars and litgpt do."""
-    having = [row for row in rows if None not in (row.train_loss, row.val_loss)]
+    trained = [row for row in rows if row.train_loss is not None]
+    having = [row for row in trained if row.val_loss is not None]
     groups: list[list[LogRow]] = []
     for row in having:
         if groups and is_same(groups[-1][0].val_loss, row.val_loss):
             groups[-1].append(row)
         else:
             groups.append([row])
-    # Weights that stand still repeat a loss as well, but only once, and it never changes again.
-    if len(groups) < 2 or statistics.median(len(group) for group in groups[:-1]) < 2:
-        return
-    for group in groups:
-        for row in group[1:]:
-            row.val_loss = None
+    # Weights that stand still repeat a loss as well, but at evaluations alone, and it never changes again.
+    before = len(trained) - len(having)
+    one_carried = len(groups) == 1 and (having[0].is_bar or (before > 0 and trained[before] is having[0]))
+    if one_carried or (len(groups) > 1 and statistics.median(len(group) for group in groups[:-1]) >= 2):
+        for group in groups:
+            for row in group[1:]:
+                row.val_loss = None

@@ -276,12 +276,14 @@ class _Reader:
     def _merge(self, row: LogRow) -> None:
         before = self._open_row
         same = before is not None and before.step == row.step and (row.step is not None or before.epoch == row.epoch)
-        if before is not None and same and row.val_loss is not None and before.val_loss == self._last_val:
-            # The step's own evaluation comes after a line that repeats the one before.
-            before.val_loss = None
-        if before is not None and (row.after_restart or not is_same(before.val_loss, row.val_loss)):
-            # Evaluated again: the run was resumed at that step.
-            same = False
+        if before is not None and not is_same(before.val_loss, row.val_loss):
+            if same and before.val_loss == self._last_val:
+                # The step's own evaluation comes after a line that repeats the one before.
+                before.val_loss = None
+            else:
+                # Evaluated again: the run was resumed at that step.
+                same = False
+        same = same and not row.after_restart
         if (
             before is None
             or not same
