@@ -40,7 +40,7 @@ def in_nats(rows: Sequence[LogRow], notes: list[str]) -> None:
 
 
 def drop_carried(rows: Sequence[LogRow]) -> None:
-    """Forget a validation loss that later lines only repeat until the next evaluation, as bars and litgpt do."""
+    """Forget a validation loss that later lines only repeat until the next evaluation, as litgpt's do."""
     trained = [row for row in rows if row.train_loss is not None]
     having = [row for row in trained if row.val_loss is not None]
     groups: list[list[LogRow]] = []
@@ -51,7 +51,7 @@ def drop_carried(rows: Sequence[LogRow]) -> None:
             groups.append([row])
     # Weights that stand still repeat a loss as well, but at evaluations alone, and it never changes again.
     before = len(trained) - len(having)
-    one_carried = len(groups) == 1 and (having[0].is_bar or (before > 0 and trained[before] is having[0]))
+    one_carried = len(groups) == 1 and before > 0 and trained[before] is having[0]
     if one_carried or (len(groups) > 1 and statistics.median(len(group) for group in groups[:-1]) >= 2):
         for group in groups:
             for row in group[1:]:
