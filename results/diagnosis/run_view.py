@@ -164,7 +164,7 @@ class RunView:
         """The customary vocabulary size for which the first loss is that of random weights, whatever is known."""
         if self.start_loss is None or not self.starts_at_start:
             return None
-        fits = (size for size in CUSTOMARY_VOCAB_SIZES if -0.02 <= self.start_loss - math.log(size) <= 0.1)
+        fits = (size for size in CUSTOMARY_VOCAB_SIZES if -0.02 <= self.start_loss - math.log(size) <= 0.2)
         return next(fits, None)
 
 

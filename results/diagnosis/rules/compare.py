@@ -94,7 +94,8 @@ def _is_mild(
     """Whether a small rise is overfitting: training goes on falling by far, and chance does not rise so steadily."""
     if train_then is None or train_now is None or not run.train.values:
         return False
-    falls_on = train_now < (1 - MILD_FALL) * train_then
+    fall = train_then - train_now
+    falls_on = fall > MILD_FALL * train_then and fall > 2 * MILD_NOISE * noise_sd(run.train.values)
     apart = train_now < since_best[-1] - MILD_GAP
     steady = len(since_best) >= 4 or all(a < b for a, b in pairwise(since_best))
     return falls_on and apart and steady and rise >= max(MILD_RISE, MILD_NOISE * noise_sd(since_best))
