@@ -69,7 +69,8 @@ def _rising_validation(run: RunView) -> Diagnosis | None:
         return Diagnosis(
             kind="divergence",
             confidence=0.75,
-            summary=f"both losses rise from {run.unit} {val.steps[best]} on: the run is unstable, it does not overfit",
+            summary=f"both losses rise from {run.unit} {val.steps[best]} on: the run is unstable, this is not "
+            "overfitting",
             evidence=f"validation {val.values[best]:.3f} to {final:.3f}, training {train_then:.3f} to {train_now:.3f}",
             next_step=calmer(run),
             steps=(val.steps[best], val.steps[-1]),
@@ -186,7 +187,7 @@ def _gap(run: RunView) -> Diagnosis | None:
         kind="train_val_gap",
         confidence=0.65,
         summary=f"the validation loss lies {gap:.2f} nats/token below the training loss: the two are not measured "
-        "alike",
+        "the same way",
         evidence=f"training {pairs[-1][1]:.3f}, validation {pairs[-1][2]:.3f} at {run.unit} {pairs[-1][0]}; "
         f"below it at each of the last {len(pairs)} evaluations",
         next_step="look for validation text inside the training text (make audit), a training loss that is a sum over "

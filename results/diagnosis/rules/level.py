@@ -102,7 +102,7 @@ def _hidden_nonfinite(run: RunView) -> Diagnosis | None:
     return Diagnosis(
         kind="nonfinite",
         confidence=0.9,
-        summary=f"{what} from {run.unit} {step} to the end: the weights or the labels are lost",
+        summary=f"{what} from {run.unit} {step} to the end: the weights are not finite, or no label is scored",
         evidence=_before_text(run, step),
         next_step="go back to a checkpoint before; bf16 or fp32 in place of fp16; look for batches whose labels "
         "are all masked",
@@ -179,8 +179,8 @@ def _sparse_divergence(run: RunView) -> Diagnosis | None:
     return Diagnosis(
         kind="divergence",
         confidence=0.85 if len(curves) == 2 or len(curves[0]) >= 20 else 0.75,
-        summary=f"{name} rise from {run.unit} {onset} on and do not come back: the run is unstable, it does not "
-        "overfit",
+        summary=f"{name} rise from {run.unit} {onset} on and do not come back: the run is unstable, this is "
+        "not overfitting",
         evidence=f"{said}; {rate_text(run, onset)}",
         next_step=calmer(run),
         steps=(onset, run.last_step),

@@ -156,7 +156,7 @@ def _not_pretrained(run: RunView, start: float, *, confidence: float) -> Diagnos
         )
     if not run.pretrained and not run.vocab_is_known:
         tokens = run.fitting_vocab_size or round(math.exp(start - 0.03), -2)
-        evidence.append(f"unless it is a model with random weights and about {tokens:,.0f} tokens: that starts so")
+        evidence.append(f"unless it is a model with random weights and about {tokens:,.0f} tokens, which starts there")
     cause, others = _causes(run, start)
     name = "model" if run.pretrained and not run.names_gpt2 and run.trace.origin == "log" else "GPT-2"
     whose = f"a correctly loaded and labelled pretrained {name}"
@@ -166,7 +166,7 @@ def _not_pretrained(run: RunView, start: float, *, confidence: float) -> Diagnos
         kind="impossible_initial_loss",
         confidence=confidence,
         summary=f"these losses cannot come from {whose}: the run {at}; {why}. What fits: {cause}",
-        evidence="; ".join(evidence) + f". What else does this: {others}",
+        evidence="; ".join(evidence) + f". Other causes: {others}",
         next_step="do not tune yet: make preflight compares the loop's own loss with the loss at offsets +1 and +2; "
         "make diagnose TARGET=<a checkpoint of this run> shows which token it learned to predict",
         steps=(run.start_step, run.last_step),

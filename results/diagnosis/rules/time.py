@@ -158,7 +158,7 @@ def _printed(run: RunView) -> str:
         return ""
     return (
         f"; the printed {max(printed[1:]):.2f} to {printed[-1]:.2f} steps/s are means since the start, which "
-        "drag every pause along"
+        "include every pause"
     )
 
 
