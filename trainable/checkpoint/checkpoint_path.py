@@ -53,7 +53,7 @@ def weight_files(folder: Path, *, variable: str = "CHECKPOINT_PATH") -> list[Pat
     if (folder / "adapter_config.json").is_file():
         raise UserError(
             f"{where} holds a LoRA adapter (adapter_config.json), not a whole model. "
-            "Name the folder of the merged model."
+            "Name the folder of the merged model: `make model MERGE=1` writes it, as does peft's merge_and_unload."
         )
     for name in WEIGHTS:
         if (folder / name).is_file():
