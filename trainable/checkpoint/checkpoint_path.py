@@ -17,7 +17,11 @@ CHECKPOINT_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 INDEX_SUFFIX = ".index.json"
 """Of the list of the shards, where the weights are spread over several files."""
-KINDS = "a .pt, .bin or .safetensors file, or a folder made by save_pretrained or by a Trainer"
+KINDS = {
+    "CHECKPOINT_PATH": "a .pt, .bin or .safetensors file, or a folder made by save_pretrained or by a Trainer",
+    "GPT2_MODEL_NAME": "a folder made by save_pretrained",
+}
+"""What there should have been, by the variable that named it."""
 SHOWN = 6
 
 
@@ -38,13 +42,13 @@ def check_checkpoint_path(path: Path, *, variable: str = "CHECKPOINT_PATH") -> N
     where = f"{variable}={path}"
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
-            raise UserError(f"{where} is neither a file nor a folder. Name {KINDS}.")
+            raise UserError(f"{where} is neither a file nor a folder. Name {KINDS[variable]}.")
         for file in weight_files(path, variable=variable) if path.is_dir() else [path]:
             _check_file(file, f"{variable}={file}")
     except FileNotFoundError:
-        raise UserError(f"{where} does not exist. Name {KINDS}.") from None
+        raise UserError(f"{where} does not exist. Name {KINDS[variable]}.") from None
     except OSError as error:
-        raise UserError(f"{where} cannot be read: {error.strerror}. Name {KINDS}.") from None
+        raise UserError(f"{where} cannot be read: {error.strerror}. Name {KINDS[variable]}.") from None
 
 
 def weight_files(folder: Path, *, variable: str = "CHECKPOINT_PATH") -> list[Path]:
@@ -67,7 +71,7 @@ def weight_files(folder: Path, *, variable: str = "CHECKPOINT_PATH") -> list[Pat
         newest = steps[-1] if steps else folder / ours[-1]
         raise UserError(f"{where} holds several checkpoints. Name one of them, such as {newest}.")
     shown = ", ".join(inside[:SHOWN]) + (f" and {len(inside) - SHOWN} more" if len(inside) > SHOWN else "")
-    raise UserError(f"{where} has none of {', '.join(WEIGHTS)}; it holds {shown or 'nothing'}. Name {KINDS}.")
+    raise UserError(f"{where} has none of {', '.join(WEIGHTS)}; it holds {shown or 'nothing'}. Name {KINDS[variable]}.")
 
 
 def checkpoint_folders(folder: Path) -> list[Path]:
