@@ -33,7 +33,8 @@ def _column(name: str, kind: Any) -> Any:
 
 
 def _columns(cls: type, *nullable: str) -> list[Any]:
-    kinds = get_type_hints(cls).items()
+    # What is no single value, such as losses by part, is not a table's.
+    kinds = [(name, kind) for name, kind in get_type_hints(cls).items() if kind in _ARROW_TYPES]
     return [pa.field(name, _ARROW_TYPES[kind], nullable=name in nullable) for name, kind in kinds]
 
 

@@ -208,6 +208,11 @@ def test_numbers_that_are_set_and_those_that_are_not() -> None:
     assert Options().gpu_fraction == 1.0
 
 
+@pytest.mark.parametrize(("text", "after"), [("3", 3), ("+2", 17), ("auto", None)])
+def test_trials_are_a_number_more_of_them_or_found_by_the_search(text: str, after: int | None) -> None:
+    assert parse_options({"TRIALS": text}).trials_after(15) == after
+
+
 @pytest.mark.parametrize(("text", "value"), [("3", 3), ("auto", "auto")])
 def test_concurrency_is_a_number_or_measured(text: str, value: int | str) -> None:
     assert parse_options({"CONCURRENCY": text}).concurrency == value
