@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from results.study.paths import expanded
-from search.option_names import make_names, nearly
+from search.option_names import VENV, make_names, nearly, typed_names
 from spaces.protocol import AUTO
 from trainable.config import (
     BASELINES,
@@ -421,8 +421,9 @@ def overlooked() -> list[str]:
 
 def typed_folders(assignments: Sequence[str]) -> str:
     """Return the folders that were named on the command line, as a later command has to name them again."""
-    names = {word.partition("=")[0] for word in assignments}.union(make_names(os.environ))
-    return "".join(f" {name}={shlex.quote(os.environ[name])}" for name in FOLDERS if name in names and os.environ[name])
+    names = {word.partition("=")[0] for word in assignments}.union(typed_names(os.environ))
+    typed = {name: os.environ.get(name) for name in (*FOLDERS, VENV) if name in names}
+    return "".join(f" {name}={shlex.quote(folder)}" for name, folder in typed.items() if folder)
 
 
 def with_origin(message: str) -> str:

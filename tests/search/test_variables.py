@@ -9,7 +9,17 @@ from pathlib import Path
 import pytest
 
 from results.confirmation import attempt
-from search.options import KNOWN, Options, describe_variables, parse_options, read_options, with_default_warmup
+from search.options import (
+    KNOWN,
+    Options,
+    describe_variables,
+    parse_options,
+    read_options,
+    typed_folders,
+    with_default_warmup,
+)
+from search.terminal.console import Terminal
+from search.terminal.next_steps import Step, as_typed
 from trainable.config import BEFORE, DOCUMENTED, ENV_NAMES, LR_SCHEDULES, TrialConfig
 from trainable.errors import UserError
 
@@ -111,6 +121,18 @@ def test_real_make_hands_a_misspelt_variable_down(options: tuple[str, ...], venv
     assert ran.returncode != 0
     assert "error: there is no variable 'SPCE'. Did you mean 'SPACE'?" in ran.stderr.splitlines()
     assert "plateau" not in ran.stdout
+
+
+def test_a_next_step_is_typed_where_the_last_command_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = {"STUDIES_DIR": str(tmp_path), "VENV": "/my venv", "SPACE": "smoke"}
+    for name, value in {**words, "MAKELEVEL": "1", "MAKE_WORDS": "VENV=/my\\ venv SPACE=smoke"}.items():
+        monkeypatch.setenv(name, value)
+    terminal = Terminal(as_json=False)
+    terminal.typed_folders = typed_folders([])
+    step = Step(command="make -s export STUDY=a > a.toml", purpose="")
+    for folder, there in ((ROOT, ""), (tmp_path, f" -C {ROOT}")):
+        monkeypatch.setenv("MAKE_CALLED_FROM", str(folder))
+        assert as_typed(step, terminal) == f"make{there} -s export STUDY=a > a.toml VENV='/my venv'"
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
