@@ -242,6 +242,8 @@ def draw(outcomes: Sequence[Mapping[str, Any]], all_tables: Mapping[str, Any], s
         grid = np.linspace(1, AT_FULL_TRIALS[-1], 111)
         for name in dict.fromkeys(one["search"] for one in outcomes):
             own = [one for one in outcomes if (one["search"], one["kind"], one["slots"]) == (name, kind, slots)]
+            if not own:
+                continue
             lines = [
                 [
                     min(
