@@ -58,7 +58,7 @@ def searched(space: SearchSpace, seed: int, table: CurveTable, noise_nats: float
 def main() -> None:
     """Replay and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=40)
+    parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--slots", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--trials", type=int, help="the most trials; by default the space's")
     arguments = parser.parse_args()
