@@ -74,8 +74,14 @@ class _Space(_Part):
     toml: Text | None
 
 
+class _EarlyEnd(_Part):
+    most_trials: Positive
+    gain_nats: Annotated[float, Field(allow_inf_nan=False)]
+    noise_nats: Annotated[float, Field(allow_inf_nan=False)]
+
+
 class _Settings(_Part):
-    trials: Positive | None = None
+    trials: Positive | Literal["auto"] | None = None
     budget_tokens: Positive | None = None
     pins: Table
     baseline: Annotated[list[Any], Field(min_length=2, max_length=2)] | None = None
@@ -115,6 +121,7 @@ class StudyDocument(_Part):
     baseline: Annotated[Table, AfterValidator(_configuration)]
     settings: _Settings | None = None
     trials_planned: Positive
+    early_end: _EarlyEnd | None = None
     searcher: Table = {}
     scheduler: Table = {}
     stability: Table = {}

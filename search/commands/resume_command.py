@@ -19,6 +19,7 @@ from search.setup.run_plan import ray_ahead
 from search.setup.settings import Settings, differences, planned_space, space_file_differences
 from search.terminal.console import Preparing, Terminal
 from spaces.overrides import with_overrides
+from spaces.protocol import AUTO
 from spaces.read.load import space_from_toml
 from spaces.space import SearchSpace
 from trainable.errors import UserError
@@ -35,8 +36,13 @@ def resume_command(options: Options, terminal: Terminal) -> int:
     budget_tokens = options.budget_tokens
     if budget_tokens is not None and budget_tokens != document["budget_tokens"]:
         return _at_larger_budget(study, document, replace(settings, budget_tokens=budget_tokens), options, terminal)
-    trials = options.trials_after(space.trials)
-    if trials is not None and document["kind"] == "search" and trials != space.trials:
+    if options.trials == AUTO and not space.ends_early:
+        raise UserError(f"TRIALS=auto: study {study.name} was planned with {space.trials} trials. Unset it to go on.")
+    planned = document["trials_planned"]
+    if document.get("early_end"):
+        space = replace(space, trials=planned, ends_early=False)
+    trials = options.trials_after(planned)
+    if trials is not None and document["kind"] == "search" and trials != planned:
         space, settings = with_overrides(space, trials=trials), replace(settings, trials=trials)
     with hold(study):
         code, loaded = _resume(study, document, space, settings, options, terminal)
@@ -95,18 +101,19 @@ def _resume(
         if not is_sound(plan, options, terminal):
             return PREFLIGHT_FAILED, plan.loaded
         if planned != document["trials_planned"]:
-            plan = replace(plan, document={**document, "trials_planned": planned, "settings": settings.to_json()})
-        code = run_own_trials(plan, ledger, terminal, [_words(study, rows, planned), *plan.notes])
+            changed = {"trials_planned": planned, "settings": settings.to_json(), "early_end": None}
+            plan = replace(plan, document={**document, **changed})
+        code = run_own_trials(plan, ledger, terminal, [_words(study, rows, planned, space), *plan.notes])
     return code, plan.loaded
 
 
-def _words(study: Study, rows: list[dict[str, Any]], planned: int) -> str:
+def _words(study: Study, rows: list[dict[str, Any]], planned: int, space: SearchSpace) -> str:
     counts = ending_counts(rows)
     ended = sum(counts[status] for status in ENDINGS)
     begun = len(rows) - ended
     return (
         f"study {study.name} goes on: {ended} of {planned} trials have ended, {begun} go on from their last "
-        f"checkpoints, {planned - len(rows)} are new"
+        f"checkpoints, {'at most ' if space.ends_early else ''}{planned - len(rows)} are new"
     )
 
 
@@ -124,7 +131,8 @@ def _at_larger_budget(
     file = document["space"]
     name = f"{study.name}-{token_words(budget_tokens)}"
     if options.trials is not None:
-        settings = replace(settings, trials=options.trials_after(document["trials_planned"]))
+        asked = AUTO if options.trials == AUTO else options.trials_after(document["trials_planned"])
+        settings = replace(settings, trials=asked)
     note = f"at {token_words(budget_tokens)} tokens losses cannot be compared with {study.name}'s: this is a new study"
     with Preparing(terminal.console) as progress:
         plan = plan_study(

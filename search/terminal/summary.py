@@ -15,6 +15,7 @@ from results.words import (
     config_words,
     count_words,
     duration_words,
+    early_end_words,
     loss_words,
     percent_words,
     token_words,
@@ -38,10 +39,12 @@ def say_summary(study: Study, terminal: Terminal) -> None:
         return
     winner = winner_of(study)
     terminal.console.print(leaderboard_table(trials, limit=TABLE_ROWS, statuses=(*ENDINGS, "interrupted")))
-    for line in count_lines(trials, winner.baseline, study.document()["budget_tokens"]):
+    document = study.document()
+    counts = count_lines(trials, winner.baseline, document["budget_tokens"])
+    for line in [*counts, *filter(None, [early_end_words(document)])]:
         terminal.say(line)
     terminal.console.print(Panel(Text("\n").join([*map(Text, verdict_lines(winner)), *warning_lines(winner)])))
-    terminal.say(cost_line(rows, study.document()["budget_tokens"]))
+    terminal.say(cost_line(rows, document["budget_tokens"]))
     terminal.say(f"report: {shown(study.path / 'report.html')}")
     say_next(study, terminal)
 
@@ -108,7 +111,8 @@ def summary_document(study: Study, terminal: Terminal) -> dict[str, Any]:
     """Return the summary as a document."""
     rows = study.trials()
     trials, winner = ranked_trials(rows), winner_of(study)
-    spent = savings(trials, study.document()["budget_tokens"])
+    document = study.document()
+    spent = savings(trials, document["budget_tokens"])
     return {
         "study": study.name,
         "path": str(study.path),
@@ -116,6 +120,7 @@ def summary_document(study: Study, terminal: Terminal) -> dict[str, Any]:
         "best": winner.trial,
         "baseline": winner.baseline,
         "proven": winner.standing == "proven",
+        "early_end": document.get("early_end"),
         "endings": {status: count for status, count in ending_counts(trials).items() if count},
         "device_s_spent": spent.device_s_spent,
         "device_s_full": spent.device_s_full,

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from trainable.config import TrialConfig, config_from
@@ -23,6 +24,8 @@ class KnownTrial:
     """(fidelity_tokens, objective) of every evaluation before the one that completes the trial, in order."""
     val_loss: float | None = None
     """The last one of all."""
+    part_losses: tuple[float, ...] = ()
+    """Of a completed trial: val_loss on equal parts of the held-out windows."""
 
     @property
     def ended(self) -> bool:
@@ -66,7 +69,11 @@ NO_HISTORY = History()
 
 
 def known_trials(
-    trials: Sequence[Mapping[str, Any]], metrics: Sequence[Mapping[str, Any]], *, milestones_tokens: Sequence[int]
+    trials: Sequence[Mapping[str, Any]],
+    metrics: Sequence[Mapping[str, Any]],
+    *,
+    milestones_tokens: Sequence[int],
+    part_losses: Mapping[int, Sequence[float]] = MappingProxyType({}),
 ) -> list[KnownTrial]:
     """Return the trials of a search's rows, by trial_id. Raises KeyError for rows without a column."""
     rows_of: dict[int, list[Mapping[str, Any]]] = {row["trial_id"]: [] for row in trials}
@@ -81,6 +88,7 @@ def known_trials(
             point=json.loads(row["point"]) if row["point"] else None,
             losses=tuple(_losses(row, rows_of[row["trial_id"]], milestones_tokens)),
             val_loss=row["val_loss"],
+            part_losses=tuple(part_losses.get(row["trial_id"], ())),
         )
         for row in trials
     ]
