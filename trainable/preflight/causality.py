@@ -1,4 +1,4 @@
-"""Checks of how a model predicts, whatever its weights: which tokens it sees, whether its evaluation repeats exactly."""
+"""Checks of how a model predicts, whatever its weights: which tokens it sees, whether an evaluation repeats exactly."""
 
 import torch
 from transformers import PreTrainedModel
