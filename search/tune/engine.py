@@ -77,7 +77,7 @@ def run_study(
         view,
         checkpoints_of=lambda trial_id: CheckpointStore(root=root, trial_id=trial_id),
         planned_run=work.planned_run,
-        on_completed=lambda _: prune_checkpoints(root, ledger, attempts, pruned),
+        on_ended=lambda trial_id: prune_checkpoints(root, ledger, attempts, pruned, saving=trial_id),
         evaluation_timeout_s=slots.evaluation_timeout_s,
         # Of workers on other machines Ray alone can tell.
         oom_counter_of=oom_counter_of if slots.address is None else lambda _: NO_COUNTER,
@@ -125,7 +125,7 @@ def run_study(
     finally:
         recorder.interrupt()
         shutil.rmtree(scratch, ignore_errors=True)
-        prune_checkpoints(root, ledger, attempts, pruned)
+        prune_checkpoints(root, ledger, attempts)
         if mirror is not None:
             mirror.close()
         # A worker may have been killed while it saved.
@@ -189,14 +189,20 @@ class StopOnSignal(Callback):  # type: ignore[misc]
 
 
 def prune_checkpoints(
-    root: str, ledger: Ledger, attempts: Sequence[Attempt] = (), gone: set[int] | None = None
+    root: str,
+    ledger: Ledger,
+    attempts: Sequence[Attempt] = (),
+    gone: set[int] | None = None,
+    *,
+    saving: int | None = None,
 ) -> None:
     """Delete the checkpoints below `root` of ended runs but the last ones of those worth going on from.
 
     These are the search's best, whoever won or is being confirmed, and the baseline. A run that confirms or attributes
     is over when it has ended.
 
-    gone: trials that have none any more, added to; a store far away is not asked about them again.
+    gone: trials that have none any more, added to; a store far away is not asked about them again. saving: a trial that
+    has just ended, whose last checkpoint may still be on its way where it has not completed.
     """
     gone = set() if gone is None else gone
     trials = ledger.trials()
@@ -204,7 +210,8 @@ def prune_checkpoints(
     kept = {row["trial_id"] for row in [row for row in board if row["status"] == "completed"][:KEPT_CHECKPOINTS]}
     kept |= find_winner(trials, attempts).kept_checkpoints
     for row in trials:
-        if row["status"] in ("running", "interrupted") or row["trial_id"] in gone:
+        is_saving = row["trial_id"] == saving and row["status"] != "completed"
+        if row["status"] in ("running", "interrupted") or row["trial_id"] in gone or is_saving:
             continue
         store = CheckpointStore(root=root, trial_id=row["trial_id"])
         with suppress(OSError):

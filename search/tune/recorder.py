@@ -38,7 +38,7 @@ class StudyRecorder(Callback):  # type: ignore[misc]
         *,
         planned_run: Callable[[Mapping[str, Any]], PlannedRun],
         checkpoints_of: Callable[[int], CheckpointStore],
-        on_completed: Callable[[int], None],
+        on_ended: Callable[[int], None],
         evaluation_timeout_s: float,
         oom_counter_of: Callable[[int | None], OomCounter],
     ) -> None:
@@ -47,7 +47,7 @@ class StudyRecorder(Callback):  # type: ignore[misc]
         self._view = view
         self._planned_run = planned_run
         self._checkpoints_of = checkpoints_of
-        self._on_completed = on_completed
+        self._on_ended = on_ended
         self._evaluation_timeout_s = evaluation_timeout_s
         self._oom_counter_of = oom_counter_of
         self._oom_kills_before: dict[int, tuple[OomCounter, int]] = {}
@@ -119,8 +119,6 @@ class StudyRecorder(Callback):  # type: ignore[misc]
         result = trial.last_result
         status: TrialStatus = "stopped" if result["status"] == "running" else result["status"]
         self._end(trial, status, result)
-        if status == "completed":
-            self._on_completed(trial.config["trial_id"])
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Close a trial that raised or whose worker died; its retries are used up."""
@@ -192,6 +190,8 @@ class StudyRecorder(Callback):  # type: ignore[misc]
             )
             self._end_at_rung(trial_id)
         self._view.trial_ended(trial_id, note=result.get("evidence", ""))
+        # However it ended: of a dozen stopped in a row each would keep two checkpoints until one completes.
+        self._on_ended(trial_id)
 
     def end_late_stops(self) -> None:
         """End the rows of trials that are over, at the rungs at which they are found to be stopped only now."""

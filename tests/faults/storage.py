@@ -37,7 +37,7 @@ def small_disk(folder: Path, mib: int) -> Iterator[Path]:
 def fill(folder: Path) -> Path:
     """Write a file until nothing more fits."""
     ballast = folder / "ballast"
-    with suppress(OSError), ballast.open("wb", buffering=0) as file:
+    with suppress(OSError), ballast.open("ab", buffering=0) as file:
         while True:
             file.write(os.urandom(MIB))
     with suppress(OSError), ballast.open("ab", buffering=0) as file:
@@ -66,6 +66,9 @@ def full(place: Place, alone: Study) -> list[str]:
     study = place.study("full")
     running.wait_for(lambda: has_begun(study, 1) and any(study.path.glob("checkpoints/0/step_*.pt")))
     ballast = fill(place.studies)
+    # A checkpoint that is deleted makes room again.
+    while not running.ends_within(0.2):
+        fill(place.studies)
     lost += one_line(running, "full while training", "no space left")
     lost += [f"full: left behind {one}" for one in running.orphans()]
     fill(place.studies)

@@ -109,7 +109,7 @@ class Simulation:
             view,
             planned_run=workload.planned_run,
             checkpoints_of=lambda trial_id: CheckpointStore(root=str(self.folder / "none"), trial_id=trial_id),
-            on_completed=lambda _: None,
+            on_ended=lambda _: None,
             evaluation_timeout_s=3600.0,
             oom_counter_of=lambda pid: NO_COUNTER,
         )

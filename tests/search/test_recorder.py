@@ -32,7 +32,7 @@ class Recording:
         self.ledger = Ledger(self.study)
         console = Console(file=io.StringIO(), width=200)
         view = StudyView(study=self.study, ledger=self.ledger, budget_tokens=1000, trials_planned=4, console=console)
-        self.completed: list[int] = []
+        self.ended: list[int] = []
         self.counter = folder / "vmstat"
         self.killed(0)
         begun = [KnownTrial(trial_id=n, status="running", config=DOCUMENTED, point=None) for n in range(5)]
@@ -48,7 +48,7 @@ class Recording:
                 is_baseline=handed_out["trial_id"] == 0,
             ),
             checkpoints_of=lambda trial_id: CheckpointStore(root=str(folder / "checkpoints"), trial_id=trial_id),
-            on_completed=self.completed.append,
+            on_ended=self.ended.append,
             evaluation_timeout_s=3600.0,
             oom_counter_of=lambda pid: OomCounter(path=self.counter),
         )
@@ -133,12 +133,12 @@ def test_a_trial_from_its_start_to_its_end(recording: Recording) -> None:
     recording.report(trial, metrics=metrics(0))
     recording.report(trial, metrics=metrics(100), steps=[step(n) for n in range(1, 11)], fidelity_tokens=100)
     assert recording.row(0)["rung"] == 0
-    assert recording.completed == []
+    assert recording.ended == []
     recording.report(trial, metrics=metrics(1000, 4.0), status="completed", done=True, fidelity_tokens=1000)
     row = recording.row(0)
     assert (row["status"], row["val_loss"], row["rung"], row["tokens_seen"]) == ("completed", 4.0, 1, 1000)
     assert row["ended_at"] is not None
-    assert recording.completed == [0]
+    assert recording.ended == [0]
     assert (recording.known[0].status, recording.known[0].val_loss) == ("completed", 4.0)
     assert len(recording.study.metrics()) == 3
     assert "baseline completed: val loss 4.0000" in recording.log
@@ -150,7 +150,7 @@ def test_a_trial_that_the_scheduler_ends_is_stopped(recording: Recording) -> Non
     recording.recorder.on_trial_complete(iteration=1, trials=[trial], trial=trial)
     assert recording.row(1)["status"] == "stopped"
     assert recording.row(1)["is_baseline"] is False
-    assert recording.completed == []
+    assert recording.ended == [1]
     assert (recording.known[1].status, recording.known[1].val_loss) == ("stopped", 5.0)
     assert "trial 1 stopped at 10% of the budget: val loss 5.0000, not among the best at its rung" in recording.log
 

@@ -10,6 +10,7 @@ import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -97,6 +98,17 @@ def test_an_archive_that_unpacks_to_more_than_it_is_is_refused(tmp_path: Path) -
     assert torch.load(packed)["a"].sum() == 0
     with pytest.raises(DamagedCheckpointError, match="is damaged"):
         read_payload(packed)
+
+
+def test_what_does_not_fit_is_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    payload = {"a": [torch.zeros(1_000_000)], "b": {"c": torch.zeros(1_000_000)}}
+    free = iter([9_000_000, 9_100_000])
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(total=1 << 30, free=next(free)))
+    with pytest.raises(OSError, match="No space left on device"):
+        write_payload(payload, tmp_path / "x.pt")
+    assert list(tmp_path.iterdir()) == []
+    write_payload(payload, tmp_path / "x.pt")
+    assert (tmp_path / "x.pt").stat().st_size > 8_000_000
 
 
 def test_torch_alone_would_not_notice(state: TrainState, tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """A checkpoint's bytes: written whole or not at all, checked when they are read. What they mean is not known here."""
 
+import errno
 import os
 import pickle
+import shutil
 import warnings
 import zipfile
 from pathlib import Path
@@ -17,6 +19,8 @@ from trainable.errors import UserError
 
 FOLDER_BIT = 0x10
 """Of a zip record's external attributes."""
+LEFT_FREE_BYTES = 1 << 20
+"""For a study's tables."""
 
 
 def write_payload(payload: Any, path: Path) -> None:
@@ -25,6 +29,10 @@ def write_payload(payload: Any, path: Path) -> None:
     Raises OSError (a full disk, say) with the old file untouched and nothing left beside it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    # One that does not fit would take the last bytes for a moment, and what is written meanwhile would fail for it.
+    disk = shutil.disk_usage(path.parent)
+    if disk.total and disk.free < _tensor_bytes(payload) + LEFT_FREE_BYTES:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -45,6 +53,20 @@ def write_payload(payload: Any, path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _tensor_bytes(payload: Any) -> int:
+    sizes: dict[int, int] = {}
+    left = [payload]
+    while left:
+        value = left.pop()
+        if isinstance(value, torch.Tensor):
+            sizes[value.data_ptr()] = value.nbytes
+        elif isinstance(value, dict):
+            left += value.values()
+        elif isinstance(value, list):
+            left += value
+    return sum(sizes.values())
 
 
 def read_payload(path: Path) -> Any:
