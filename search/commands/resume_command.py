@@ -7,7 +7,7 @@ from results.ranking import ending_counts, ranked_trials
 from results.study.folder import Study
 from results.study.ledger import Ledger
 from results.study.lock import hold
-from results.words import token_words
+from results.words import budget_words, duration_words, token_words
 from search.cluster.study_storage import open_or_fetch_study
 from search.commands.run_command import conclude, is_sound, run_new, run_own_trials
 from search.options import Options
@@ -18,6 +18,7 @@ from search.setup.reopen import reopen, with_inputs_of
 from search.setup.run_plan import ray_ahead
 from search.setup.settings import Settings, differences, planned_space, space_file_differences
 from search.terminal.console import Preparing, Terminal
+from spaces.budget import budget_of, duration_text
 from spaces.overrides import with_overrides
 from spaces.read.load import space_from_toml
 from spaces.space import SearchSpace
@@ -32,9 +33,10 @@ def resume_command(options: Options, terminal: Terminal) -> int:
     _check_kind(study, document)
     space, settings = planned_space(document, f"study {study.name}: study.json")
     _check_same(study, document, settings, options)
-    budget_tokens = options.budget_tokens
-    if budget_tokens is not None and budget_tokens != document["budget_tokens"]:
-        return _at_larger_budget(study, document, replace(settings, budget_tokens=budget_tokens), options, terminal)
+    other = _other_budget(study, document, options)
+    if other is not None:
+        settings = replace(settings, budget_tokens=other.budget_tokens, device_s=other.budget_time)
+        return _at_larger_budget(study, document, settings, options, terminal)
     trials = options.trials_after(space.trials)
     if trials is not None and document["kind"] == "search" and trials != space.trials:
         space, settings = with_overrides(space, trials=trials), replace(settings, trials=trials)
@@ -66,6 +68,27 @@ def _check_same(study: Study, document: dict[str, Any], settings: Settings, opti
             f"study {study.name}: {document['space']['path']} has changed since: {'; '.join(changed)}. FORCE=1 goes on "
             "with the space as the study has it; to search the new one, start another study."
         )
+
+
+def _other_budget(study: Study, document: dict[str, Any], options: Options) -> Options | None:
+    """Return the options where they ask for another budget. Raises UserError for a smaller one or another kind."""
+    budget = budget_of(document)
+    asked: dict[str, float | None] = {"BUDGET_TOKENS": options.budget_tokens, "BUDGET_TIME": options.budget_time}
+    ours, theirs = ("BUDGET_TIME", "BUDGET_TOKENS") if budget.device_s is not None else ("BUDGET_TOKENS", "BUDGET_TIME")
+    if asked[theirs] is not None:
+        raise UserError(
+            f"{theirs}={options.texts[theirs]}: study {study.name} gives its trials {budget_words(budget)}, so {ours} "
+            f"takes it on. For the other start a new search: WARM_START={study.name} begins with its best."
+        )
+    then = budget.tokens if budget.device_s is None else budget.device_s
+    if asked[ours] in (None, then):
+        return None
+    if document["kind"] != "search" or (asked[ours] or 0) < then:
+        raise UserError(
+            f"{ours}={options.texts[ours]}: study {study.name} gave its trials {budget_words(budget)}, and only a "
+            "search can be taken on, to more. Start a new study."
+        )
+    return options
 
 
 def _resume(
@@ -114,26 +137,23 @@ def _at_larger_budget(
     study: Study, document: dict[str, Any], settings: Settings, options: Options, terminal: Terminal
 ) -> int:
     """Run the study's space at another budget: a new study that learns from this one, for their losses do not mix."""
-    budget_tokens = settings.budget_tokens
-    assert budget_tokens is not None
-    if document["kind"] != "search" or budget_tokens < document["budget_tokens"]:
-        raise UserError(
-            f"BUDGET_TOKENS={budget_tokens}: study {study.name} ran at {document['budget_tokens']}, and only a search "
-            "can be taken on, to more. Start a new study."
-        )
     file = document["space"]
-    name = f"{study.name}-{token_words(budget_tokens)}"
+    if settings.device_s is not None:
+        text, words = duration_text(settings.device_s), f"with {duration_words(settings.device_s)} a trial"
+    else:
+        text = token_words(settings.budget_tokens)
+        words = f"at {text} tokens"
     if options.trials is not None:
         settings = replace(settings, trials=options.trials_after(document["trials_planned"]))
-    note = f"at {token_words(budget_tokens)} tokens losses cannot be compared with {study.name}'s: this is a new study"
     with Preparing(terminal.console) as progress:
         plan = plan_study(
             space_from_toml(file["toml"], name=file["name"], path=file["path"]),
             settings,
-            with_inputs_of(document, options).model_copy(update={"study": name}),
+            with_inputs_of(document, options).model_copy(update={"study": f"{study.name}-{text}"}),
             kind="search",
-            notes=[note],
+            notes=[f"{words} losses cannot be compared with {study.name}'s: this is a new study"],
             progress=progress,
             warm_start=study,
+            speeds=budget_of(document).speeds,
         )
     return run_new(plan, options, terminal)

@@ -7,7 +7,7 @@ from results.confirmation.confirmation_file import load_attempts
 from results.ranking import ranked_trials
 from results.study.folder import Study
 from results.study.ledger import Ledger
-from results.words import config_words, count_words, token_words
+from results.words import budget_words, config_words, count_words, token_words
 from search.commands.confirm_command import confirm_study
 from search.options import Options
 from search.setup.finish import finish_study
@@ -96,7 +96,7 @@ def _search_left(plan: Plan, space: SearchSpace, ledger: Ledger) -> "Workload":
     rows = ledger.trials()
     own = ranked_trials(rows)
     history = History(
-        trials=known_trials(own, ledger.metrics(), milestones_tokens=plan.milestones_tokens),
+        trials=known_trials(own, ledger.metrics(), milestones=plan.milestones),
         other_ids={row["trial_id"] for row in rows} - {row["trial_id"] for row in own},
         warm_start=plan.warm_start,
     )
@@ -115,8 +115,8 @@ def header_lines(plan: Plan) -> list[str]:
         f"model {plan.inputs.model_name}{start}; {token_words(facts['train_tokens'])} training tokens",
         *plan.inputs.text_lines,
         *loaded.separator_notes,
-        f"{plan.document['trials_planned']} trials of at most {token_words(plan.budget_tokens)} tokens, evaluated on "
-        f"the same {space.evaluation.tokens:,} held-out tokens at context {space.evaluation.block_size}",
+        f"{plan.document['trials_planned']} trials of at most {budget_words(plan.budget)}, evaluated on the same "
+        f"{space.evaluation.tokens:,} held-out tokens at context {space.evaluation.block_size}",
         f"{slots.count} at a time on {device.type} ({device.name}), {count_words(slots.threads, 'CPU thread')} each",
         f"baseline ({space.baseline_name}): {config_words(asdict(space.baseline))}",
         *(f"searched: {parameter.name} {parameter.domain}" for parameter in space.parameters if not plan.configs),

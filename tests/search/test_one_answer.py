@@ -89,11 +89,11 @@ class Simulation:
     def _process(self) -> None:
         """Run until the search is over or the process is killed."""
         ledger = Ledger.load(self.study, flush_interval_s=self.draw.choice([0.0, 5.0]))
-        known = known_trials(ledger.trials(), ledger.metrics(), milestones_tokens=self.space.evaluation_tokens())
+        known = known_trials(ledger.trials(), ledger.metrics(), milestones=self.space.milestones)
         workload = space_workload(self.space, History(trials=known))
         self.searcher, self.scheduler = workload.searcher, TokenASHA(workload.searcher.log)
         console = Console(file=io.StringIO())
-        view = StudyView(study=self.study, ledger=ledger, budget_tokens=1, trials_planned=TRIALS, console=console)
+        view = StudyView(study=self.study, ledger=ledger, trials_planned=TRIALS, console=console)
         self.recorder = StudyRecorder(
             ledger,
             workload.searcher.log,
@@ -155,8 +155,8 @@ class Simulation:
             del self.running[number]
 
     def _result(self, one: Running) -> dict[str, Any]:
-        config, milestones = one.config, self.space.evaluation_tokens()
-        steps = sorted({0, *(tokens // config.tokens_per_step for tokens in milestones)})[one.evaluation]
+        config, milestones = one.config, self.space.milestones(one.config)
+        steps = sorted({0, *(step for _, step in milestones)})[one.evaluation]
         luck = zlib.crc32(repr(config).encode())
         status = self._broken(config, luck) if one.evaluation == 1 + luck % 3 else "running"
         is_over = steps == config.training_steps
@@ -178,9 +178,7 @@ class Simulation:
             "status": status,
             "done": status != "running",
             "objective": loss if has_loss else PENALTY_NATS,
-            "fidelity_tokens": fidelity_tokens(
-                milestones, tokens_per_step=config.tokens_per_step, optimizer_steps=steps
-            ),
+            "fidelity_tokens": fidelity_tokens(milestones, optimizer_steps=steps),
             "metrics": asdict(metrics) if has_loss else None,
             "steps": [],
             "verdict": asdict(Verdict(reason="nonfinite", step=1, evidence="")) if status == "unstable" else None,

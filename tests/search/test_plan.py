@@ -75,7 +75,7 @@ def test_hyperparameters_in_the_environment_pin_them_and_the_header_says_so(plan
 
 def test_training_steps_do_not_shorten_a_search(plan_of: MakePlan) -> None:
     plan = plan_of("TRAINING_STEPS=7")
-    assert plan.budget_tokens == 12_288
+    assert plan.budget.tokens == 12_288
     assert "TRAINING_STEPS is not read by a search" in plan.notes[0]
 
 
@@ -87,7 +87,7 @@ def test_use_lr_warmup_pins_the_schedule(plan_of: MakePlan) -> None:
 def test_trials_and_budget_are_the_variables(plan_of: MakePlan) -> None:
     plan = plan_of("TRIALS=9", "BUDGET_TOKENS=24576")
     assert space_of(plan).trials == 9
-    assert plan.budget_tokens == 24_576
+    assert plan.budget.tokens == 24_576
     assert plan.baseline.training_steps == 24_576 // 128
 
 

@@ -31,7 +31,7 @@ class Recording:
         self.study = Study(folder)
         self.ledger = Ledger(self.study)
         console = Console(file=io.StringIO(), width=200)
-        view = StudyView(study=self.study, ledger=self.ledger, budget_tokens=1000, trials_planned=4, console=console)
+        view = StudyView(study=self.study, ledger=self.ledger, trials_planned=4, console=console)
         self.completed: list[int] = []
         self.counter = folder / "vmstat"
         self.killed(0)

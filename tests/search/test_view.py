@@ -89,7 +89,7 @@ MakeView = Callable[..., StudyView]
 def make_view(study: Study, ledger: Ledger) -> MakeView:
     def make(width: int = 80, *, terminal: bool = False) -> StudyView:
         console = Console(record=True, width=width, file=io.StringIO(), force_terminal=terminal)
-        return StudyView(study=study, ledger=ledger, budget_tokens=BUDGET_TOKENS, trials_planned=24, console=console)
+        return StudyView(study=study, ledger=ledger, trials_planned=24, console=console)
 
     return make
 
@@ -188,7 +188,7 @@ def test_while_the_baseline_runs_nothing_is_compared_with_it(study: Study) -> No
 
 def test_before_anything_has_begun(study: Study) -> None:
     console = Console(record=True, width=80, file=io.StringIO())
-    view = StudyView(study=study, ledger=Ledger(study), budget_tokens=1000, trials_planned=4, console=console)
+    view = StudyView(study=study, ledger=Ledger(study), trials_planned=4, console=console)
     text = words(drawn(console, view.render()))
     assert "0/4 trials, 0 tokens" in text
     assert "starting Ray" in text
@@ -199,7 +199,7 @@ def test_each_stage_before_the_first_step_is_told_apart(study: Study, monkeypatc
     clock = SimpleNamespace(s=0.0)
     monkeypatch.setattr("search.terminal.live_view.time.monotonic", lambda: clock.s)
     console, ledger = Console(record=True, width=120, file=io.StringIO()), Ledger(study)
-    view = StudyView(study=study, ledger=ledger, budget_tokens=1000, trials_planned=1, console=console)
+    view = StudyView(study=study, ledger=ledger, trials_planned=1, console=console)
 
     def now() -> str:
         view.refresh()
@@ -236,7 +236,7 @@ def test_more_running_trials_than_fit_are_counted(study: Study) -> None:
             started_at=NOW,
         )
     console = Console(record=True, width=80, file=io.StringIO())
-    view = StudyView(study=study, ledger=ledger, budget_tokens=1000, trials_planned=64, console=console)
+    view = StudyView(study=study, ledger=ledger, trials_planned=64, console=console)
     lines = drawn(console, view.render())
     assert "56 more" in lines
     assert len(lines) < 24
@@ -274,13 +274,14 @@ def ending(status: str, **changes: Any) -> str:
         "status": status,
         "verdict": None,
         "val_loss": 6.5,
-        "tokens_seen": 40_000,
+        "tokens_seen": 409_600,
+        "training_steps": 1000,
         "rung": 0,
         **changes,
     }
     baseline = {**row, "trial_id": 0, "is_baseline": True, "status": "completed", "val_loss": 6.75}
     note = changes.get("note", "")
-    return ending_words(row, changes.get("baseline", baseline), budget_tokens=400_000, note=note)
+    return ending_words(row, changes.get("baseline", baseline), note=note)
 
 
 CONFIG = "batch 32 x block 128, LR 1.00e-05, constant"
@@ -321,7 +322,9 @@ def test_a_run_that_confirms_or_attributes_says_so() -> None:
 
 
 def trial(tokens: int, *, ended: bool, baseline: bool = False) -> dict[str, Any]:
-    return {"tokens_seen": tokens, "status": "stopped" if ended else "running", "is_baseline": baseline}
+    status = "stopped" if ended else "running"
+    full = {"training_steps": 1000, "batch_size": 1, "block_size": 1, "grad_accum_steps": 1}
+    return {"tokens_seen": tokens, "status": status, "is_baseline": baseline, **full}
 
 
 @pytest.mark.parametrize(
@@ -343,28 +346,26 @@ def trial(tokens: int, *, ended: bool, baseline: bool = False) -> dict[str, Any]
     ],
 )
 def test_the_time_left(trials: list[dict[str, Any]], planned: int, left_s: float | None) -> None:
-    got = time_left_s(trials, trials_planned=planned, budget_tokens=1000, elapsed_s=10.0)
+    got = time_left_s(trials, trials_planned=planned, elapsed_s=10.0)
     assert got == (None if left_s is None else pytest.approx(left_s))
 
 
 def test_a_plan_of_one_configuration_never_says_less_than_no_time() -> None:
     over = [trial(1500, ended=False, baseline=True)]
-    assert time_left_s(over, trials_planned=1, budget_tokens=1000, elapsed_s=10.0) == 0.0
+    assert time_left_s(over, trials_planned=1, elapsed_s=10.0) == 0.0
 
 
 def test_a_resumed_study_is_as_fast_as_it_is_now() -> None:
     """What was trained before took none of these seconds; what was cut off has yet to go on."""
     trials = [trial(1000, ended=True, baseline=True), trial(100, ended=True), trial(60, ended=False)]
     trials[2]["status"] = "interrupted"
-    left_s = time_left_s(trials, trials_planned=4, budget_tokens=1000, elapsed_s=10.0, tokens_before=1110)
+    left_s = time_left_s(trials, trials_planned=4, elapsed_s=10.0, budgets_before=1.11)
     assert left_s == pytest.approx((40 + 100) / 50 * 10)
-    went_back = time_left_s(trials, trials_planned=4, budget_tokens=1000, elapsed_s=10.0, tokens_before=1200)
+    went_back = time_left_s(trials, trials_planned=4, elapsed_s=10.0, budgets_before=1.2)
     assert went_back is None
 
 
 def test_what_was_cut_off_has_not_ended(ledger: Ledger, study: Study) -> None:
     ledger.interrupt(NOW)
-    view = StudyView(
-        study=study, ledger=ledger, budget_tokens=BUDGET_TOKENS, trials_planned=8, console=Console(file=io.StringIO())
-    )
+    view = StudyView(study=study, ledger=ledger, trials_planned=8, console=Console(file=io.StringIO()))
     assert view._progress_words(ledger.trials()).startswith("5/8 trials")
