@@ -296,7 +296,9 @@ class Life:
 
     def die(self) -> None:
         """Forget all but the tables."""
-        known = known_trials(self.rows, self.metrics, milestones=self.space.milestones)
+        known = known_trials(
+            self.rows, self.metrics, milestones=lambda one: self.space.budget.milestones(one, MILESTONES)
+        )
         self.begin(History(trials=known))
 
     def trial(self, *, evaluations: int = 99, checkpoint: int = 0) -> bool:

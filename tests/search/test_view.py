@@ -19,7 +19,6 @@ from trainable.config import BEFORE, DOCUMENTED
 from trainable.rows import ENDINGS, MetricsRow, TrialStatus, Verdict
 
 NOW = datetime(2025, 11, 25, 3, 10, tzinfo=UTC)
-BUDGET_TOKENS = 400_000
 CONFIGS = [
     DOCUMENTED,
     replace(BEFORE, learning_rate=1.234e-4, grad_accum_steps=16, batch_size=64),
@@ -138,7 +137,7 @@ def test_the_screen_holds_everything_at_any_usual_width(width: int, make_view: M
     assert "val loss – loading the model" in text
     # Endings and why.
     assert "trial 3 unstable: divergence at step 41: median of 20 step losses 9.93, best 7.42, not falling;" in text
-    assert "trial 2 stopped at 34% of the budget: val loss 9.1234, not among the best at its rung;" in text
+    assert "trial 2 stopped at 0% of the budget: val loss 9.1234, not among the best at its rung;" in text
     assert "batch_size=512 x block_size=1024 does not fit in cpu memory" in text
 
 
@@ -210,15 +209,16 @@ def test_each_stage_before_the_first_step_is_told_apart(study: Study, monkeypatc
         view.ray_is_up()
         clock.s = 600.0
         assert "starting workers" in now()
-        run = PlannedRun(trial_id=0, purpose="search", is_baseline=True, config=DOCUMENTED)
+        config = replace(DOCUMENTED, training_steps=2)
+        run = PlannedRun(trial_id=0, purpose="search", is_baseline=True, config=config)
         ledger.start_trial(run, started_at=NOW)
         assert "loading the model" in now()
         ledger.add_metrics(0, replace(metrics(0, 7.0), tokens_per_s=0.0), None)
         assert "first step" in now()
         assert "estimating the time left" in now()
-        # 500 of 1000 tokens in the ten seconds since the trial began: what came before them says nothing of the rest.
+        # 4096 of 8192 tokens in the ten seconds since the trial began: what came before them says nothing of the rest.
         clock.s = 610.0
-        ledger.add_metrics(0, metrics(500, 7.0), 0)
+        ledger.add_metrics(0, metrics(4096, 7.0), 0)
         text = now()
         assert "12.3k tokens/s" in text
         assert "10 min 10 s so far, about 10 s left" in text
@@ -250,7 +250,7 @@ def test_every_ending_is_kept_in_the_log_and_shown(terminal: bool, make_view: Ma
         view.trial_ended(2, note="")
         view.refresh()
     log = study.log_path.read_text(encoding="utf-8").splitlines()
-    line = "trial 2 stopped at 34% of the budget: val loss 9.1234, not among the best at its rung;"
+    line = "trial 2 stopped at 0% of the budget: val loss 9.1234, not among the best at its rung;"
     assert [entry[9 : 9 + len(line)] for entry in log] == ["header", line]
     assert line in words(view.console.export_text().splitlines())
 
