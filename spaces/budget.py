@@ -19,7 +19,7 @@ Milestones = tuple[tuple[int, int], ...]
 """(tokens of the budget, the optimizer step with which a trial has come so far), increasing."""
 
 UNITS_S = {"h": 3600, "m": 60, "s": 1}
-MAX_DEVICE_S = 10**8
+MAX_DEVICE_S = 60 * 10**6
 MAX_TOKENS = 10**12
 """Also of a budget of time as long as no speed is known, so that nothing is refused too early."""
 MEASURED_SIZES = ("batch_size", "block_size", "grad_accum_steps", "lora_rank")
@@ -35,7 +35,7 @@ def parse_duration(text: str) -> float:
     parts = match.groups() if match else ()
     seconds = math.fsum(float(part) * unit_s for part, unit_s in zip(parts, units_s, strict=False) if part)
     if not 0 < seconds <= MAX_DEVICE_S:
-        raise ValueError("is not a time such as 10m, 90s, 2h or 600 (seconds), at most 10^8 s")
+        raise ValueError("is not a time such as 10m, 90s, 2h or 600 (seconds), at most 10^6 minutes")
     return seconds
 
 

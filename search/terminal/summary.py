@@ -5,6 +5,7 @@ from typing import Any
 from rich.panel import Panel
 from rich.text import Text
 
+from results.device_time import time_winner
 from results.ranking import ending_counts, leaderboard, ranked_trials, savings, spent_by_purpose
 from results.samples import samples_json
 from results.study.folder import Study
@@ -40,7 +41,9 @@ def say_summary(study: Study, terminal: Terminal) -> None:
     terminal.console.print(leaderboard_table(trials, limit=TABLE_ROWS, statuses=(*ENDINGS, "interrupted")))
     for line in count_lines(trials, winner.baseline):
         terminal.say(line)
-    terminal.console.print(Panel(Text("\n").join([*map(Text, verdict_lines(winner)), *warning_lines(winner)])))
+    by_time = time_winner(study.document(), rows, study.metrics(), winner)
+    lines = [*verdict_lines(winner), *([by_time.words] if by_time else [])]
+    terminal.console.print(Panel(Text("\n").join([*map(Text, lines), *warning_lines(winner)])))
     terminal.say(cost_line(rows))
     terminal.say(f"report: {shown(study.path / 'report.html')}")
     say_next(study, terminal)
@@ -108,11 +111,12 @@ def summary_document(study: Study, terminal: Terminal) -> dict[str, Any]:
     """Return the summary as a document."""
     rows = study.trials()
     trials, winner = ranked_trials(rows), winner_of(study)
-    spent = savings(trials)
+    spent, by_time = savings(trials), time_winner(study.document(), rows, study.metrics(), winner)
     return {
         "study": study.name,
         "path": str(study.path),
         "winner": to_json(winner),
+        "by_device_time": by_time and by_time.to_json(),
         "best": winner.trial,
         "baseline": winner.baseline,
         "proven": winner.standing == "proven",

@@ -10,6 +10,7 @@ from results.attribution import to_json as attribution_json
 from results.confirmation.attempt import Attempt, attempt_rows
 from results.confirmation.confirmation_file import load_attempts
 from results.confirmation.confirmation_file import to_json as attempts_json
+from results.device_time import time_winner
 from results.ranking import budget_frac, ending_counts, leaderboard, ranked_trials, savings, spent_by_purpose
 from results.report.facts.analysis import Measured, Row, parameter_values, searched_parameters
 from results.report.facts.answer import answer_facts
@@ -41,6 +42,9 @@ def report_facts(study: Study) -> dict[str, Any]:
     measured = _measured(study, document, rows, metrics, attempts)
     counts = ending_counts(measured.trials)
     answer = answer_facts(study.name, measured)
+    by_time = time_winner(document, rows, metrics, measured.winner)
+    answer["by_device_time"] = by_time and by_time.to_json()
+    answer["notes"] += [by_time.words] if by_time else []
     if document.get("kind") == "attribute":
         ends = "" if attribution is None else f": {attribution.before_name} to {attribution.after_name}"
         answer["headline"] = f"Which of the changes did it{ends}"
