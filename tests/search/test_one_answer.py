@@ -25,6 +25,8 @@ from search.tune.history import History, known_trials
 from search.tune.oom_kills import NO_COUNTER
 from search.tune.recorder import StudyRecorder
 from search.tune.workload import space_workload
+from spaces.budget import Speeds
+from spaces.overrides import with_overrides
 from spaces.read.load import space_from_tables
 from spaces.space import SearchSpace
 from trainable.checkpoint.checkpoint_store import CheckpointStore
@@ -49,6 +51,12 @@ def make_space(searcher: str = "tpe") -> SearchSpace:
         },
     }
     return space_from_tables(tables, name="small", path="small.toml")
+
+
+def in_device_time(space: SearchSpace) -> SearchSpace:
+    """The space with 20 s a trial, where a step of 40 sequences takes three times as long as one of 2."""
+    step_s = {shape: 0.05 * (1 + shape.batch_size / 20) for shape in space.shapes()}
+    return with_overrides(space, device_s=20.0, speeds=Speeds(step_s=step_s, evaluation_s=0.1))
 
 
 @dataclass
@@ -209,10 +217,12 @@ class Simulation:
         return rows, found
 
 
-@pytest.fixture(scope="module", params=["tpe", "random"])
+@pytest.fixture(scope="module", params=["tpe", "random", "tpe in device time"])
 def one_slot(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Simulation:
     folder = tmp_path_factory.mktemp("one") / "study"
-    return Simulation(folder, make_space(request.param), 1, random.Random(0)).to_its_end()
+    space = make_space(request.param.partition(" ")[0])
+    space = in_device_time(space) if "time" in request.param else space
+    return Simulation(folder, space, 1, random.Random(0)).to_its_end()
 
 
 def test_the_search_on_one_slot_has_every_ending(one_slot: Simulation) -> None:
