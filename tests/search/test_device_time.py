@@ -19,6 +19,7 @@ from results.study.ledger import Ledger
 from results.study.planned_run import PlannedRun
 from search.commands import attribute_command, resume_command
 from search.commands.attribute_command import _budget as attribution_budget
+from search.commands.export_command import _tokens_in_time
 from search.commands.resume_command import resume_command as resume
 from search.commands.run_command import header_lines
 from search.options import read_options
@@ -27,11 +28,12 @@ from search.setup.expected_cost import cost_words
 from search.setup.plan import Plan, make_plan
 from search.setup.reopen import reopen
 from search.setup.settings import planned_space
+from search.setup.train_plan import make_train_plan
 from search.setup.trial_speeds import measured_speeds
 from search.terminal.console import Preparing, Terminal
 from spaces.budget import Speeds, budget_of
 from spaces.read.load import space_from_toml
-from trainable.config import TrialConfig, config_from
+from trainable.config import TrialConfig, config_from, with_token_budget
 from trainable.device.speed_probe import Probe
 from trainable.errors import UserError
 from trainable.rows import MetricsRow
@@ -262,8 +264,20 @@ def test_the_winner_is_exported_with_its_own_steps_and_the_time_as_the_budget(
     assert f"export TRAINING_STEPS={winner['training_steps']}\n" in export_env(study)
     longer = export_env(study, 10 * full_tokens(winner))
     assert f"export TRAINING_STEPS={10 * winner['training_steps']}\n" in longer
+    assert _tokens_in_time(study, read_options(["BUDGET_TIME=1m"])) is None
+    in_ten = _tokens_in_time(study, read_options(["BUDGET_TIME=10m"]))
+    assert in_ten is not None
+    assert 0.95 * 600 < device_s(with_token_budget(config_from(winner), in_ten)) <= 600
     space = space_from_toml(export_toml(study), name="exported", path="exported.toml")
     assert (space.device_s, space.baseline.batch_size) == (60, 8)
+
+
+def test_a_time_is_no_budget_where_no_speed_was_measured(plan_of: Callable[..., Plan], text_file: Path) -> None:
+    study = made(plan_of("STUDY=counted"))
+    with pytest.raises(UserError, match="BUDGET_TIME=10m: study counted gave its trials tokens"):
+        _tokens_in_time(study, read_options(["BUDGET_TIME=10m"]))
+    with pytest.raises(UserError, match="make train takes TRAINING_STEPS. Unset it"):
+        make_train_plan(read_options(["BUDGET_TIME=10m", f"TRAINING_DATA_SOURCE={text_file}"]), silent())
 
 
 def test_an_attribution_that_was_cut_off_is_told_how_to_go_on(plan_of: Callable[..., Plan], planted: Planted) -> None:
