@@ -34,8 +34,8 @@ def _tokens_in_time(study: Study, options: Options) -> int | None:
         return None
     if budget.device_s is None:
         raise UserError(
-            f"BUDGET_TIME={options.texts['BUDGET_TIME']}: study {study.name} gave its trials tokens, so no speed of its "
-            "winner was measured. Set BUDGET_TOKENS."
+            f"BUDGET_TIME={options.texts['BUDGET_TIME']}: study {study.name} gave its trials tokens, so no speed of "
+            "its winner was measured. Set BUDGET_TOKENS."
         )
     winner = winner_of(study).trial
     if winner is None:
