@@ -11,7 +11,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from trainable.config import DOCUMENTED, TrialConfig
 from trainable.data.tokens import Corpus, Tokens
@@ -22,6 +28,18 @@ from trainable.model.model_names import PRESETS
 Pause = Callable[[], None]
 CORPUS_TOKENS = 400_000
 LEARNING_RATE, WEIGHT_DECAY, DROPOUT, CLIP_NORM = 1e-4, 0.01, 0.1, 1.0
+LLAMA_135M = {
+    "vocab_size": 49_152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "tie_word_embeddings": True,
+}
+"""SmolLM2-135M's."""
+WIDE_HEAD = {"vocab_size": 50_257, "n_positions": 1024, "n_embd": 256, "n_layer": 4, "n_head": 4}
+"""A small model with GPT-2's vocabulary: most of its step is the head."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +60,14 @@ class Case:
     @property
     def shape(self) -> dict[str, int]:
         """GPT-2's fields of the model."""
-        return dict(PRESETS[self.model_name])
+        return WIDE_HEAD if self.model_name == "wide-head" else dict(PRESETS[self.model_name])
+
+    @property
+    def model_config(self) -> PreTrainedConfig:
+        """The model as transformers describes it, dropout included."""
+        if self.model_name == "llama-135m":
+            return LlamaConfig(**LLAMA_135M, attention_dropout=DROPOUT)
+        return GPT2Config(**self.shape, resid_pdrop=DROPOUT, embd_pdrop=DROPOUT, attn_pdrop=DROPOUT)
 
 
 def write_corpus(folder: Path, vocab_size: int) -> Corpus:
@@ -60,8 +85,12 @@ def ours(case: Case, corpus: Corpus, pause: Pause, *, compile_mode: CompileMode 
     from trainable.run import RunSpec, start_run
 
     prepare_memory(torch.device(case.device))
+    model_name = case.model_name
+    if model_name not in PRESETS:
+        model_name = str(corpus.path.parent / model_name)
+        hf_model(case).save_pretrained(model_name)
     spec = RunSpec(
-        model_name=case.model_name,
+        model_name=model_name,
         corpus=corpus,
         protocol=EvalProtocol(block_size=case.block_size, tokens=case.block_size),
         device=case.device,
@@ -77,10 +106,11 @@ def ours_up_to(case: Case, corpus: Corpus, rung: int, pause: Pause) -> None:
     """Train by trainable.loop with only the first `rung` of the CPU's tricks in the model."""
     from trainable.device.cpu_kernels import attention
     from trainable.device.cpu_kernels.dropout import replace_dropout
+    from trainable.device.cpu_kernels.gelu import replace_gelu
     from trainable.device.cpu_kernels.linear import replace_linear
     from trainable.model import models
 
-    tricks = (replace_dropout, attention.use_in, replace_linear)[:rung]
+    tricks = (replace_dropout, attention.use_in, replace_gelu, replace_linear)[:rung]
     with patch.object(models, "tune_for_cpu", lambda model: [trick(model) for trick in tricks]):
         ours(case, corpus, pause, compile_mode="off")
 
@@ -100,11 +130,10 @@ def config_of(case: Case) -> TrialConfig:
     )
 
 
-def hf_model(case: Case) -> GPT2LMHeadModel:
-    """Return GPT-2 as transformers makes it."""
+def hf_model(case: Case) -> PreTrainedModel:
+    """Return the model as transformers makes it, with random weights."""
     torch.manual_seed(0)
-    pdrop = {"resid_pdrop": DROPOUT, "embd_pdrop": DROPOUT, "attn_pdrop": DROPOUT}
-    model: GPT2LMHeadModel = GPT2LMHeadModel(GPT2Config(**case.shape, **pdrop)).to(case.device)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(case.model_config).to(case.device)
     return model
 
 
