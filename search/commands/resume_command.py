@@ -33,9 +33,8 @@ def resume_command(options: Options, terminal: Terminal) -> int:
     _check_kind(study, document)
     space, settings = planned_space(document, f"study {study.name}: study.json")
     _check_same(study, document, settings, options)
-    other = _other_budget(study, document, options)
-    if other is not None:
-        settings = replace(settings, budget_tokens=other.budget_tokens, device_s=other.budget_time)
+    if _asks_for_more(study, document, options):
+        settings = replace(settings, budget_tokens=options.budget_tokens, device_s=options.budget_time)
         return _at_larger_budget(study, document, settings, options, terminal)
     trials = options.trials_after(space.trials)
     if trials is not None and document["kind"] == "search" and trials != space.trials:
@@ -70,8 +69,8 @@ def _check_same(study: Study, document: dict[str, Any], settings: Settings, opti
         )
 
 
-def _other_budget(study: Study, document: dict[str, Any], options: Options) -> Options | None:
-    """Return the options where they ask for another budget. Raises UserError for a smaller one or another kind."""
+def _asks_for_more(study: Study, document: dict[str, Any], options: Options) -> bool:
+    """Return whether a larger budget is asked for. Raises UserError for a smaller one, or one of the other kind."""
     budget = budget_of(document)
     asked: dict[str, float | None] = {"BUDGET_TOKENS": options.budget_tokens, "BUDGET_TIME": options.budget_time}
     ours, theirs = ("BUDGET_TIME", "BUDGET_TOKENS") if budget.device_s is not None else ("BUDGET_TOKENS", "BUDGET_TIME")
@@ -81,14 +80,15 @@ def _other_budget(study: Study, document: dict[str, Any], options: Options) -> O
             f"takes it on. For the other start a new search: WARM_START={study.name} begins with its best."
         )
     then = budget.tokens if budget.device_s is None else budget.device_s
-    if asked[ours] in (None, then):
-        return None
-    if document["kind"] != "search" or (asked[ours] or 0) < then:
+    now = asked[ours]
+    if now is None or now == then:
+        return False
+    if document["kind"] != "search" or now < then:
         raise UserError(
             f"{ours}={options.texts[ours]}: study {study.name} gave its trials {budget_words(budget)}, and only a "
             "search can be taken on, to more. Start a new study."
         )
-    return options
+    return True
 
 
 def _resume(

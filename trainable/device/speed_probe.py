@@ -1,6 +1,7 @@
 """How fast so many runs go side by side on one device: a few seconds of the real loop, each in a process of its own."""
 
 import multiprocessing
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -123,6 +124,8 @@ def _run(
     barrier: Any,
     results: Connection,
 ) -> None:
+    # Ctrl-C is heard by who waits for this process, and ends it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
     device = torch.device(spec.device)
     prepare_memory(device)
