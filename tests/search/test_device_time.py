@@ -335,8 +335,9 @@ def test_a_real_search_gives_every_trial_the_same_measured_time(timed: Any) -> N
     assert len({row["batch_size"] for row in rows}) == 3
     for row in rows:
         config = config_from(row)
-        training_s = row["optimizer_steps"] * budget.speeds.seconds_a_step(config)
-        assert 0.95 * 6 < training_s + 3 * budget.speeds.evaluation_s <= 6
+        a_step_s = budget.speeds.seconds_a_step(config)
+        # No other step fits: on a busy machine one may take a second.
+        assert 0 <= 6 - row["optimizer_steps"] * a_step_s - 3 * budget.speeds.evaluation_s < a_step_s
         evaluated = [one["optimizer_steps"] for one in study.metrics() if one["trial_id"] == row["trial_id"]]
         milestones = budget.milestones(config, document["evaluation"]["milestones_tokens"])
         assert evaluated == [0, *(step for _, step in milestones)]
