@@ -11,7 +11,7 @@ from search.terminal.console import Preparing, Terminal
 def preflight_command(options: Options, terminal: Terminal) -> int:
     """Check the set-up that a search of SPACE would use; 1 when a check fails."""
     with Preparing(terminal.console) as progress:
-        plan = make_plan(options, kind="search", progress=progress, measures=False)
+        plan = make_plan(options, kind="search", progress=progress)
     checks = run_checks(
         plan.inputs,
         plan.loaded,

@@ -80,13 +80,10 @@ class Plan:
         return _largest(self.baseline, self.configs, self.space)
 
 
-def make_plan(
-    options: Options, *, kind: str, progress: Preparing, compare: str | None = None, measures: bool = True
-) -> Plan:
+def make_plan(options: Options, *, kind: str, progress: Preparing, compare: str | None = None) -> Plan:
     """Return the study that the variables ask for.
 
     kind "search" runs the space; "baseline" its baseline alone, and beside it the built-in configuration `compare`.
-    measures: the speeds that a budget of time needs; without them it counts as endless, and the plan is not to be run.
     Raises UserError; nothing is written before it returns.
     """
     if isinstance(options.trials, MoreTrials):
@@ -94,9 +91,7 @@ def make_plan(
     settings, notes = read_settings(options, compare=compare)
     file = load_space(options.space or DEFAULT_SPACE)
     source = open_study(options.warm_start) if options.warm_start and kind == "search" else None
-    return plan_study(
-        file, settings, options, kind=kind, notes=notes, progress=progress, warm_start=source, measures=measures
-    )
+    return plan_study(file, settings, options, kind=kind, notes=notes, progress=progress, warm_start=source)
 
 
 def plan_study(
@@ -109,7 +104,6 @@ def plan_study(
     progress: Preparing,
     warm_start: Study | None = None,
     speeds: Speeds | None = None,
-    measures: bool = True,
 ) -> Plan:
     """Return a new study over a space file's content with the settings in it. Raises UserError.
 
@@ -148,7 +142,7 @@ def plan_study(
         options,
         progress,
         check=check,
-        timed=timed if draft.device_s is not None and measures else None,
+        timed=timed if draft.device_s is not None else None,
         source=warm_start,
         notes=[*notes, *widening_words(file, draft)],
     )

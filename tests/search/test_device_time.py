@@ -152,11 +152,6 @@ def test_baseline_and_what_is_compared_with_it_get_the_same_time(
     assert {one.batch_size for one in planted.asked[0]} == {4, 8}
 
 
-def test_preflight_measures_nothing(plan_of: Callable[..., Plan], planted: Planted) -> None:
-    assert plan_of("BUDGET_TIME=1m", measures=False).baseline.batch_size == 4
-    assert planted.asked == []
-
-
 @pytest.mark.parametrize(
     ("words", "line"),
     [
