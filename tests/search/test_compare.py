@@ -5,8 +5,11 @@ from search.commands.compare_command import _budget, protocol_differences
 
 def entry(study: str, **protocol: object) -> dict[str, object]:
     same: dict[str, object] = {
-        "corpus fingerprint": "f" * 64, "evaluation block_size": 128, "evaluation tokens": 4096, "budget": "1,000 training tokens"
-    }  # fmt: skip
+        "corpus fingerprint": "f" * 64,
+        "evaluation block_size": 128,
+        "evaluation tokens": 4096,
+        "budget": "1,000 tokens",
+    }
     return {"study": study, "protocol": {**same, **protocol}}
 
 
@@ -15,13 +18,11 @@ def test_the_same_protocol_has_no_differences() -> None:
 
 
 def test_every_difference_is_named() -> None:
-    other = entry(
-        "b", **{"corpus fingerprint": "e" * 64, "evaluation block_size": 256, "budget": "2,000 training tokens"}
-    )
+    other = entry("b", **{"corpus fingerprint": "e" * 64, "evaluation block_size": 256, "budget": "2,000 tokens"})
     assert protocol_differences([entry("a"), other]) == [
         f"corpus fingerprint: a {'f' * 16}, b {'e' * 16}",
         "evaluation block_size: a 128, b 256",
-        "budget: a 1,000 training tokens, b 2,000 training tokens",
+        "budget: a 1,000 tokens, b 2,000 tokens",
     ]
 
 
