@@ -52,9 +52,10 @@ class Measured:
 
     def loss_at(self, trial: Row, tokens: int) -> float | None:
         """Return the val_loss at the trial's last whole step within `tokens`, None where it was not evaluated there."""
-        steps = self.budget.steps(config_from(trial), tokens)
+        config = config_from(trial)
+        own_tokens = self.budget.steps(config, tokens) * config.tokens_per_step
         rows = reversed(self.evaluations.get(trial["trial_id"], ()))
-        return next((row["val_loss"] for row in rows if row["optimizer_steps"] == steps > 0), None)
+        return next((row["val_loss"] for row in rows if row["tokens_seen"] == own_tokens > 0), None)
 
     def final_loss(self, trial: Row) -> float | None:
         """Return the loss at the full budget, None for a trial that did not complete."""
