@@ -8,6 +8,8 @@ TORCH_INDEX ?= $(shell [ "$$(uname -s)" = Linux ] && [ ! -e /proc/driver/nvidia 
 
 # By their own name, for make 3.81 tells them by no other: a misspelt variable must not pass unnoticed.
 export MAKE_WORDS := $(MAKEOVERRIDES)
+# Of the shell, which -C does not change: where the next steps are to be typed.
+export MAKE_CALLED_FROM := $(PWD)
 
 ifeq ($(wildcard pyproject.toml),)
 $(error This Makefile is to be called in its own folder: make -C $(dir $(lastword $(MAKEFILE_LIST))) $(MAKECMDGOALS))

@@ -164,6 +164,15 @@ def count_words(count: int, noun: str, plural: str | None = None) -> str:
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
+def early_end_words(document: Mapping[str, Any]) -> str | None:
+    """Return why a study's search ended before its last trial, None where it did not."""
+    end = document.get("early_end")
+    return end and (
+        f"stopped after {document['trials_planned']} of {end['most_trials']} trials: the next ones would gain about "
+        f"{loss_words(end['gain_nats'])} nats/token, less than the evaluation's noise {loss_words(end['noise_nats'])}"
+    )
+
+
 def list_words(words: Sequence[str]) -> str:
     """Return words as a list in a sentence."""
     return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)

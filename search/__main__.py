@@ -19,6 +19,9 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 # Whatever else is installed is not asked whether it plugs into pydantic: looking takes as long as its import.
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")
+# torch's threads wait for each other by spinning. On a machine that does other work too, a step of two threads took ten
+# times as long for it; GNU's OpenMP reads this once, when torch is imported.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 try:
     Path("~").expanduser()
 except RuntimeError:

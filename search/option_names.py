@@ -22,10 +22,17 @@ NOT_MEANT = ("COMPILER",)
 """Near to one of ours, and other programs'."""
 SHORTEST = 4
 """Shorter names are near to everything."""
-_MAKES_OWN = re.compile(r"MAKE\w*|SHELL|PYTHON|VENV|\.\w+|CURDIR|MFLAGS|ARGS")
+VENV = "VENV"
+"""make's own, which a later command has to name again."""
+_MAKES_OWN = re.compile(rf"MAKE\w*|SHELL|PYTHON|{VENV}|\.\w+|CURDIR|MFLAGS|ARGS")
 
 
 def make_names(environ: Mapping[str, str]) -> list[str]:
+    """Return which of typed_names() are not make's own."""
+    return [name for name in typed_names(environ) if not _MAKES_OWN.fullmatch(name)]
+
+
+def typed_names(environ: Mapping[str, str]) -> list[str]:
     """Return the variables on the command line of the make that called us; none where another make called that.
 
     The variables of an outer make are its own business, and come along unasked.
@@ -34,8 +41,7 @@ def make_names(environ: Mapping[str, str]) -> list[str]:
         return []
     # make escapes blanks and backslashes, and leaves quotes as they are.
     words = re.findall(r"(?:\\.|[^\s\\])+", environ.get(MAKE_WORDS, ""))
-    names = [name.rstrip(":+?") for name, equals, _ in (word.partition("=") for word in words) if equals]
-    return [name for name in names if not _MAKES_OWN.fullmatch(name)]
+    return [name.rstrip(":+?") for name, equals, _ in (word.partition("=") for word in words) if equals]
 
 
 def nearly(environ: Mapping[str, str], known: Iterable[str]) -> dict[str, str]:

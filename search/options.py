@@ -17,8 +17,9 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from results.study.paths import expanded
-from search.option_names import make_names, nearly
+from search.option_names import VENV, make_names, nearly, typed_names
 from spaces.budget import parse_duration
+from spaces.protocol import AUTO
 from trainable.config import (
     BASELINES,
     BEFORE,
@@ -73,6 +74,8 @@ class MoreTrials(int):
 
 def _trials(value: Any) -> Any:
     text = str(value)
+    if text == AUTO:
+        return text
     number = MoreTrials(_whole(text[1:])) if text.startswith("+") else _whole(text)
     if not 1 <= number <= MAX_COUNT:
         raise ValueError("must be at least 1 and at most 10^15")
@@ -216,8 +219,10 @@ class Options(BaseModel):
     study: Text | None = Field(
         None, description="name of the study to make, or to read (default: made from space and time; latest)"
     )
-    trials: Annotated[InstanceOf[int], BeforeValidator(_trials)] | None = Field(
-        None, description="number of trials, the baseline included; resume: +2 for two more"
+    trials: Annotated[InstanceOf[int] | Literal["auto"], BeforeValidator(_trials)] | None = Field(
+        None,
+        description="number of trials, the baseline included, or auto to end once more would gain too little; resume: "
+        "+2 for two more",
     )
     budget_tokens: Tokens | None = Field(
         None,
@@ -372,7 +377,9 @@ class Options(BaseModel):
         return (self.address or "").startswith(OUTSIDE)
 
     def trials_after(self, planned: int) -> int | None:
-        """Return TRIALS for a study that has `planned` of them; None where it is not set."""
+        """Return TRIALS for a study that has `planned` of them; None where no number is set."""
+        if isinstance(self.trials, str):
+            return None
         return self.trials + planned if isinstance(self.trials, MoreTrials) else self.trials
 
     def explicit_hyperparameters(self) -> dict[str, bool | int | float | str]:
@@ -426,8 +433,9 @@ def overlooked() -> list[str]:
 
 def typed_folders(assignments: Sequence[str]) -> str:
     """Return the folders that were named on the command line, as a later command has to name them again."""
-    names = {word.partition("=")[0] for word in assignments}.union(make_names(os.environ))
-    return "".join(f" {name}={shlex.quote(os.environ[name])}" for name in FOLDERS if name in names and os.environ[name])
+    names = {word.partition("=")[0] for word in assignments}.union(typed_names(os.environ))
+    typed = {name: os.environ.get(name) for name in (*FOLDERS, VENV) if name in names}
+    return "".join(f" {name}={shlex.quote(folder)}" for name, folder in typed.items() if folder)
 
 
 def with_origin(message: str) -> str:

@@ -76,12 +76,16 @@ def _rounded_up_time(seconds: float) -> str:
     return duration_text(unit_s * ceil(10 * seconds / unit_s) / 10)
 
 
-def check_search(parameters: Sequence[SearchParameter], searcher: Searcher, *, is_alone: bool) -> None:
-    """Raise UserError when there is one configuration only, or when a grid has ranges or too many cells."""
+def check_search(
+    parameters: Sequence[SearchParameter], searcher: Searcher, *, is_alone: bool, ends_early: bool
+) -> None:
+    """Raise UserError when there is one configuration only, or when a grid has ranges, too many cells, no fixed end."""
     if has_one_point(parameters) and not is_alone:
         raise UserError("[search] leaves one configuration only. Give a parameter a second value.")
     if searcher.name != "grid":
         return
+    if ends_early:
+        raise UserError("trials is auto, and the cells of a grid are all run. Drop it, or set another [searcher].")
     for parameter in parameters:
         if not isinstance(parameter.domain, Choice):
             raise UserError(

@@ -2,10 +2,11 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from spaces.budget import MAX_TOKENS, Budget, Speeds, duration_text
 from spaces.domains import Choice, Condition, Domain, IntRange, SearchParameter, active_point, has_one_point
+from spaces.protocol import AUTO
 from spaces.space import SearchSpace
 from spaces.warmup import WARMUP_FRAC, warmup_share, with_warmup
 from trainable.config import DOCUMENTED, ENV_NAMES, HYPERPARAMETERS, TrialConfig, make_config
@@ -15,7 +16,7 @@ from trainable.errors import UserError, check_bounds
 def with_overrides(
     space: SearchSpace,
     *,
-    trials: int | None = None,
+    trials: int | Literal["auto"] | None = None,
     budget_tokens: int | None = None,
     device_s: float | None = None,
     speeds: Speeds | None = None,
@@ -57,14 +58,15 @@ def with_overrides(
         device_s=budget.device_s,
         speeds=budget.speeds,
         evaluation=evaluation,
-        trials=space.trials if trials is None else trials,
+        trials=trials if isinstance(trials, int) else space.trials,
+        ends_early=space.ends_early if trials is None else trials == AUTO,
         user_settings={
             **space.user_settings,
             **{_variable(name): value for name, value in pins.items()},
             **{name: value for name, value in given.items() if value is not None},
         },
     )
-    if trials is not None and result.trials != trials:
+    if isinstance(trials, int) and result.trials != trials:
         raise UserError(f"TRIALS={trials}: {space.path} is a grid, and all of its {result.trials} cells run. Unset it.")
     return result
 

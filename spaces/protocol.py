@@ -3,6 +3,11 @@
 from dataclasses import dataclass
 from typing import Literal
 
+AUTO = "auto"
+"""As a number of trials: the search itself finds when it has had enough of them."""
+AUTO_TRIALS = 24
+"""At most, where a space file says no number."""
+
 
 @dataclass(frozen=True)
 class Evaluation:

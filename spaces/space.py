@@ -39,6 +39,8 @@ class SearchSpace:
     searcher: Searcher
     trials: int
     """The baseline included; with a grid, its number of cells."""
+    ends_early: bool = False
+    """Whether they are the most, and the search ends where more of them would gain less than the evaluation's noise."""
     stability: Mapping[str, Any] = field(default_factory=dict)
     """The file's [stability] table as it stands there."""
     baseline_warmup_frac: float | None = None
@@ -65,7 +67,7 @@ class SearchSpace:
                 object.__setattr__(self, "scheduler", replace(self.scheduler, grace_tokens=grace_tokens))
             # The numbers first: the other checks divide by them.
             check_numbers(self.budget_tokens, self.trials, self.evaluation, self.scheduler)
-            check_search(self.parameters, self.searcher, is_alone=self.is_alone)
+            check_search(self.parameters, self.searcher, is_alone=self.is_alone, ends_early=self.ends_early)
             check_sizes(
                 self.parameters,
                 self.baseline,
@@ -189,4 +191,4 @@ class SearchSpace:
 
     def baseline_alone(self) -> "SearchSpace":
         """Return the space with nothing to search: its sizes no longer ask for room in the budget."""
-        return replace(self, parameters=(), trials=1, searcher=Searcher("random"))
+        return replace(self, parameters=(), trials=1, ends_early=False, searcher=Searcher("random"))

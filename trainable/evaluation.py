@@ -16,6 +16,8 @@ from trainable.rows import Start
 EVAL_TOKENS_PER_FORWARD = 8192
 EVAL_LOGITS = 1 << 28
 """A GiB in fp32, where a model's logits cannot be taken a chunk at a time."""
+PARTS = 64
+"""Enough for a standard error, few enough for a table: the plateau space's windows one by one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +64,17 @@ def evaluate_start(model: PreTrainedModel, corpus: Corpus, protocol: EvalProtoco
 
 
 def evaluate(model: PreTrainedModel, windows: torch.Tensor) -> float:
-    """Return the mean loss in nats/token over the second halves of windows (N, T + 1), in fp32 without dropout.
+    """Return the mean loss in nats/token over the second halves of windows (N, T + 1), in fp32 without dropout."""
+    return float(window_losses(model, windows).mean())
+
+
+def part_losses(losses: torch.Tensor) -> tuple[float, ...]:
+    """Return the means of at most PARTS neighbouring parts of the losses (N,), as equal as they can be."""
+    return tuple(float(part.mean()) for part in torch.tensor_split(losses, min(PARTS, len(losses))))
+
+
+def window_losses(model: PreTrainedModel, windows: torch.Tensor) -> torch.Tensor:
+    """Return the mean loss over the second half of each window, (N,) float64 on the CPU.
 
     Leaves the model in the mode it was in and draws no random number: a run evaluated more often trains the same.
     """
@@ -77,10 +89,10 @@ def evaluate(model: PreTrainedModel, windows: torch.Tensor) -> float:
         eager = torch.compiler.set_stance("force_eager")
         with eager, without_tf32(), torch.inference_mode(), torch.autocast(device.type, enabled=False):
             for batch in torch.split(windows, rows):
-                sums.append(next_token_losses(model, batch.to(device), last=scored).sum())
+                sums.append(next_token_losses(model, batch.to(device), last=scored).sum(dim=1))
     finally:
         model.train(was_training)
-    return float(torch.stack(sums).cpu().double().sum() / (windows.shape[0] * scored))
+    return torch.cat(sums).cpu().double() / scored
 
 
 def _tokens_per_forward(model: PreTrainedModel) -> int:

@@ -9,7 +9,7 @@ import torch
 
 from trainable.data.tokens import Corpus, sample_batch
 from trainable.device.device import autocast, begin_read, to_device
-from trainable.evaluation import EvalProtocol, eval_windows, evaluate, evaluate_start
+from trainable.evaluation import EvalProtocol, eval_windows, evaluate_start, part_losses, window_losses
 from trainable.loss import next_token_loss
 from trainable.rows import MetricsRow, Start, StepRow, Verdict
 from trainable.schedule import learning_rate_at
@@ -149,12 +149,13 @@ def _accumulate_gradients(state: TrainState, corpus: Corpus) -> torch.Tensor:
 
 def _evaluated(state: TrainState, val_windows: torch.Tensor, *, train_loss: float) -> MetricsRow:
     started = time.perf_counter()
-    val_loss = evaluate(state.model, val_windows)
+    losses = window_losses(state.model, val_windows)
     state.active_s += time.perf_counter() - started
-    return _noted(state, val_loss=val_loss, train_loss=train_loss)
+    parts = part_losses(losses) if state.optimizer_steps == state.config.training_steps else ()
+    return _noted(state, val_loss=float(losses.mean()), train_loss=train_loss, parts=parts)
 
 
-def _noted(state: TrainState, *, val_loss: float, train_loss: float) -> MetricsRow:
+def _noted(state: TrainState, *, val_loss: float, train_loss: float, parts: tuple[float, ...] = ()) -> MetricsRow:
     since = state.since_evaluation
     # Before the row is handed out: whoever gets it may save the state.
     state.since_evaluation = SinceEvaluation(val_loss=val_loss, tokens_at_start=state.tokens_seen)
@@ -167,4 +168,5 @@ def _noted(state: TrainState, *, val_loss: float, train_loss: float) -> MetricsR
         learning_rate=learning_rate_at(state.optimizer_steps, state.config),
         tokens_per_s=(state.tokens_seen - since.tokens_at_start) / since.seconds if since.seconds else math.nan,
         active_s=state.active_s,
+        part_losses=parts,
     )

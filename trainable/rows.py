@@ -59,6 +59,9 @@ class MetricsRow:
     """Training tokens per second of training since the evaluation before, evaluation time excluded."""
     active_s: float
     """Seconds of training and evaluation since the trial's start, pauses and restarts excluded."""
+    part_losses: tuple[float, ...] = ()
+    """val_loss on equal parts of the held-out windows, in their order; of the evaluation that completes a run alone.
+    Two trials' differ by the parts in common, so their scatter is the noise of the difference."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,7 @@ EXPLAINS: Mapping[str, int] = MappingProxyType(
         "nonfinite_weights": 86,
         "divergence": 85,
         "collapse": 84,
+        "schedule_restarted": 83,
         "nonfinite": 80,
         "loss_too_low": 78,
         "resume_jump": 77,

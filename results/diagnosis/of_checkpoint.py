@@ -179,7 +179,7 @@ def _gradients(facts: CheckpointFacts) -> Iterator[Diagnosis]:
             summary=f"no weight changed {since}: the updates do not reach the weights",
             evidence=f"all {compared} tensors are equal"
             + (f"; learning rate {facts.learning_rate:.2e}" if facts.learning_rate else ""),
-            next_step="check the learning rate, at requires_grad, whether the optimizer holds this model's "
+            next_step="check the learning rate, requires_grad, whether the optimizer holds this model's "
             "parameters, and whether the weights are bf16",
         )
     elif not dead and not facts.zero_adapters:

@@ -53,7 +53,7 @@ def _with_own_verdict(trial: dict[str, Any], findings: Sequence[Diagnosis]) -> l
     own = Diagnosis(
         kind=kind,
         confidence=1.0,
-        summary=f"it was ended as unstable, {trial['verdict']}",
+        summary=f"it was stopped as unstable: {trial['verdict']}",
         evidence=same.evidence if same else str(trial["verdict"]),
         next_step=same.next_step if same else "lower the learning rate, or give the schedule a longer warm-up",
         steps=(trial["optimizer_steps"],) * 2,
@@ -111,7 +111,7 @@ def _unstable(trials: Sequence[dict[str, Any]]) -> list[Diagnosis]:
     said = [f"{len(bad)} of {len(ended)} ended trials, learning rates {rates[0]:.1e} to {rates[-1]:.1e}"]
     above = None
     if good_rates:
-        said.append(f"those that held: {min(good_rates):.1e} to {max(good_rates):.1e}")
+        said.append(f"stable trials: {min(good_rates):.1e} to {max(good_rates):.1e}")
         above = _limit(rates, good_rates)
     reasons = sorted({str(trial["verdict"]).partition(" ")[0].rstrip(":") for trial in bad if trial["verdict"]})
     said += [f"verdicts: {', '.join(reasons)}"] if reasons else []
@@ -122,9 +122,9 @@ def _unstable(trials: Sequence[dict[str, Any]]) -> list[Diagnosis]:
             confidence=0.9 if len(bad) >= 3 else 0.7,
             summary=f"{100 * len(bad) / len(ended):.0f} % of the trials were unstable{where}",
             evidence="; ".join(said),
-            next_step=f"end the learning rate's domain at about {above / 2:.1e}, or give the schedule a warm-up"
+            next_step=f"search learning rates up to about {above / 2:.1e}, or give the schedule a warm-up"
             if above
-            else "it is not the learning rate alone: make preflight, then make diagnose of one of them",
+            else "the learning rate is not the only cause: make preflight, then make diagnose TARGET=STUDY/TRIAL",
         )
     ]
 

@@ -106,7 +106,7 @@ def plain_text(report: Report) -> str:
         lines += [
             "",
             f"{number}. {_title(finding, unit)}",
-            *(f"   {label + ':':<9} {text}" for label, text in _rows(finding)),
+            *(f"   {label + ':':<9} {text}" for label, text in _rows(finding, number)),
         ]
     lines += ["", *(f"note: {note}" for note in report.notes)] if report.notes else []
     return "\n".join(lines) + "\n"
@@ -130,7 +130,7 @@ def render(report: Report) -> "RenderableType":
         grid = Table.grid(padding=(0, 1))
         grid.add_column(style="dim", no_wrap=True)
         grid.add_column(overflow="fold")
-        for label, text in _rows(finding):
+        for label, text in _rows(finding, number):
             grid.add_row(Text(label), Text(text))
         parts.append(Padding(grid, (0, 0, 0, 3)))
     parts += [
@@ -150,12 +150,14 @@ def _steps(steps: tuple[int, int] | None, unit: Unit) -> str:
     return f", {unit} {steps[0]}" if steps[0] == steps[1] else f", {unit}s {steps[0]} to {steps[1]}"
 
 
-def _rows(finding: Diagnosis) -> Sequence[tuple[str, str]]:
-    return (
+def _rows(finding: Diagnosis, number: int) -> Sequence[tuple[str, str]]:
+    rows = (
         ("what", capitalized(finding.summary)),
         ("evidence", capitalized(finding.evidence)),
         ("next", capitalized(finding.next_step)),
     )
+    # What the first one is, the headline has just said.
+    return rows if number > 1 else rows[1:]
 
 
 def _about(trace: RunTrace) -> str:

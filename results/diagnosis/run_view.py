@@ -18,6 +18,10 @@ CUSTOMARY_VOCAB_SIZES = (
     *(100_277, 128_256, 151_936, 256_000, 262_144),
 )
 """Sizes to which tokenizers are trained, but for 10,000: its ln is where GPT-2 on doubly shifted labels starts."""
+SUMMED = 1.8
+DIVIDED = 0.3
+SAME_RATIO = 1.25
+"""A training loss that is so many times the validation loss, ever the same, is scaled; nothing else keeps a ratio."""
 FIRST_STEPS = 20
 FEW_STEPS = 1
 """A training loss recorded later is mostly a mean over the steps since the row before, not the loss of the start."""
@@ -97,6 +101,8 @@ class RunView:
     """The record says that the model is GPT-2, which has 50,257 tokens whatever its weights were."""
     is_resumed: bool
     is_dense: bool
+    train_scale: float
+    """How many times too high the record's training losses are (a sum over micro-batches); `train` is divided by it."""
     findings: tuple[Finding, ...]
     """The monitor's, by step of the trace; of a dense run only."""
 
@@ -158,13 +164,15 @@ class RunView:
         """The customary vocabulary size for which the first loss is that of random weights, whatever is known."""
         if self.start_loss is None or not self.starts_at_start:
             return None
-        fits = (size for size in CUSTOMARY_VOCAB_SIZES if -0.02 <= self.start_loss - math.log(size) <= 0.1)
+        fits = (size for size in CUSTOMARY_VOCAB_SIZES if -0.02 <= self.start_loss - math.log(size) <= 0.2)
         return next(fits, None)
 
 
 def view(trace: RunTrace, context: Context) -> RunView:
     """Return the trace with all that the rules need of it."""
     train, val = _curve(trace, "train_loss"), _curve(trace, "val_loss")
+    train_scale = _train_scale(train, val)
+    train = replace(train, values=tuple(value / train_scale for value in train.values))
     dense_steps, dense_values = trace.series("train_loss")
     is_dense = len(dense_steps) >= DENSE_ROWS
     main = train if len(train) >= len(val) else val
@@ -200,6 +208,7 @@ def view(trace: RunTrace, context: Context) -> RunView:
         names_gpt2=names_gpt2,
         is_resumed=is_resumed,
         is_dense=is_dense,
+        train_scale=train_scale,
         findings=(),
     )
     if not is_dense:
@@ -215,7 +224,7 @@ def _with_findings(run: RunView, steps: list[int], losses: list[float]) -> RunVi
     total = max(trace.total_steps or 0, steps[-1]) - steps[0] + 1
     entropy = run.unigram_entropy if run.unigram_entropy is not None else math.nan
     findings = judge_trace(
-        losses,
+        [loss / run.train_scale for loss in losses],
         [_if_recorded(trace.grad_norm[row]) for row in rows],
         [trace.step_time_s[row] for row in rows],
         # In rows, as the monitor counts them.
@@ -234,6 +243,15 @@ def _if_recorded(grad_norm: float | None) -> float | None:
 def _curve(trace: RunTrace, column: Column) -> Curve:
     steps, values = trace.finite(column)
     return Curve(steps=tuple(steps), values=tuple(values))
+
+
+def _train_scale(train: Curve, val: Curve) -> float:
+    if not train.steps or len(val) < 4:
+        return 1.0
+    ratios = [train.near(step) / value for step, value in zip(val.steps, val.values, strict=True) if value > 0]
+    ratio = statistics.median(ratios) if len(ratios) == len(val) else 1.0
+    is_scaled = ratio >= SUMMED or (0 < ratio <= DIVIDED and val.values[-1] < 0.9 * val.values[0])
+    return ratio if is_scaled and max(ratios) <= SAME_RATIO * min(ratios) else 1.0
 
 
 def _coarse(curve: Curve) -> Curve:

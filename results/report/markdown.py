@@ -89,6 +89,7 @@ def _cost(facts: Row) -> Iterator[str]:
             if row["purpose"] in ("confirmation", "attribution")
         )
     )
+    yield from [f"The search {words}."] if (words := facts["study"]["early_end"]) else []
     yield ""
     yield "| how it ended | trials | device time | tokens | in full |"
     yield "|---|---:|---:|---:|---:|"

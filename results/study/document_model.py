@@ -97,8 +97,14 @@ class _DeviceTime(_Part):
     shapes: Annotated[list[dict[Text, Any]], AfterValidator(_shapes)]
 
 
+class _EarlyEnd(_Part):
+    most_trials: Positive
+    gain_nats: Annotated[float, Field(allow_inf_nan=False)]
+    noise_nats: Annotated[float, Field(allow_inf_nan=False)]
+
+
 class _Settings(_Part):
-    trials: Positive | None = None
+    trials: Positive | Literal["auto"] | None = None
     budget_tokens: Positive | None = None
     device_s: Seconds | None = None
     pins: Table
@@ -140,6 +146,7 @@ class StudyDocument(_Part):
     baseline: Annotated[Table, AfterValidator(_configuration)]
     settings: _Settings | None = None
     trials_planned: Positive
+    early_end: _EarlyEnd | None = None
     searcher: Table = {}
     scheduler: Table = {}
     stability: Table = {}

@@ -207,7 +207,9 @@ def _create(name: str, document: Mapping[str, Any]) -> Study:
             if os.path.lexists(study.path):
                 raise study_exists(name) from None
             raise
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError):
+            error.filename = str(study.path)  # the temporary one is gone by the time it is told
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     sync_folder(study.path.parent)

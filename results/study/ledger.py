@@ -218,7 +218,7 @@ class Ledger:
 
 def _metrics_row(trial_id: int, row: MetricsRow) -> Row:
     values = {name: _finite(value) if isinstance(value, float) else value for name, value in asdict(row).items()}
-    return {"trial_id": trial_id, **values}
+    return {"trial_id": trial_id, **{name: values[name] for name in METRICS.names if name in values}}
 
 
 def _summary(metrics: Sequence[Row]) -> dict[str, Any]:

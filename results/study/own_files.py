@@ -8,23 +8,33 @@ from pathlib import Path
 from results.study.paths import shown
 from trainable.errors import UserError
 
+WRITTEN_IN_PLACE = (".lock", "search.log")
+"""All others are replaced by new files."""
+
 
 def check_own_files(folder: Path) -> None:
     """Raise UserError when a link below the folder leads out of it, or a name is no file and no folder.
 
-    What is written or deleted through such a link is somebody else's. The folder itself may be a link.
+    What is written or deleted through such a link is somebody else's, and so are hard links where a file is written in
+    place. The folder itself may be a link.
     """
     root = folder.resolve()
     for entry in _entries(root):
         where = shown(folder / entry.relative_to(root))
         try:
-            mode = entry.lstat().st_mode
+            status = entry.lstat()
         except FileNotFoundError:
             continue  # of a process that writes into the study now
+        mode = status.st_mode
         if stat.S_ISLNK(mode) and not _target(entry).is_relative_to(root):
             raise UserError(
                 f"{where} is a link that leads out of the study's folder, where nothing is written. Replace it by what "
                 "it leads to; the study's whole folder may be a link."
+            )
+        if entry.name in WRITTEN_IN_PLACE and entry.parent == root and status.st_nlink > 1:
+            raise UserError(
+                f"{where} is one file with another elsewhere (a hard link), which would be written too. Remove it, or "
+                "copy the study's folder."
             )
         if not (stat.S_ISLNK(mode) or stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
             raise UserError(f"{where} is neither a file nor a folder. Remove it.")

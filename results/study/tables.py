@@ -4,7 +4,7 @@ import errno
 import json
 from collections.abc import Sequence
 from contextlib import suppress
-from datetime import UTC
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -24,6 +24,7 @@ Row = dict[str, Any]
 """A table's row: value by column name; null is None, a time is aware and in UTC."""
 
 _TIME = pa.timestamp("us", tz="UTC")
+_TIMES_US = tuple(int(datetime(year, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000 for year in (1970, 9999))
 _ARROW_TYPES = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}
 
 
@@ -32,7 +33,8 @@ def _column(name: str, kind: Any) -> Any:
 
 
 def _columns(cls: type, *nullable: str) -> list[Any]:
-    kinds = get_type_hints(cls).items()
+    # What is no single value, such as losses by part, is not a table's.
+    kinds = [(name, kind) for name, kind in get_type_hints(cls).items() if kind in _ARROW_TYPES]
     return [pa.field(name, _ARROW_TYPES[kind], nullable=name in nullable) for name, kind in kinds]
 
 
@@ -79,6 +81,8 @@ STEPS = pa.schema(_columns(StepRow))
 
 
 MAX_ROWS = 5_000_000
+MAX_MEASURED = 1e39
+"""Past what fp32 holds, 3.4e38: nothing that is measured is as large, and sums and axes of it overflow."""
 BATCH_ROWS = 4096
 
 
@@ -177,7 +181,21 @@ def _fault(table: Any, schema: Any) -> str | None:
         # A step's loss may be infinite; that is what it is there to show.
         if pa.types.is_floating(column.type) and schema is not STEPS and pc.all(pc.is_finite(values)).as_py() is False:
             return f"a row has a non-finite {column.name}"
+        if pa.types.is_floating(column.type) and not _is_measured(values):
+            return f"a row has a {column.name} beyond {MAX_MEASURED:g}"
+        # Python's dates end with the year 9999, somewhere on earth some hours earlier.
+        if column.type == _TIME and not _is_between(values.cast(pa.int64()), *_TIMES_US):
+            return f"a row has a {column.name} before 1970 or after 9998"
     return None
+
+
+def _is_measured(values: Any) -> bool:
+    return _is_between(values.filter(pc.is_finite(values)), -MAX_MEASURED, MAX_MEASURED)
+
+
+def _is_between(values: Any, least: float, most: float) -> bool:
+    found = pc.min_max(values).as_py()
+    return found["min"] is None or (least <= found["min"] and found["max"] <= most)
 
 
 def _fault_of_trials(rows: Sequence[Row]) -> str | None:

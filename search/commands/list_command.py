@@ -31,7 +31,7 @@ def list_command(_: Options, terminal: Terminal) -> int:
             entry["study"],
             entry["kind"],
             local_time_words(entry["created_at"]),
-            str(entry["trials"]),
+            f"{entry['trials']} of {entry['most_trials']}" if entry["most_trials"] else str(entry["trials"]),
             loss_words(entry["best_val_loss"]) + (" proven" if entry["proven"] else ""),
             loss_words(entry["baseline_val_loss"]),
             entry["model"],
@@ -58,6 +58,7 @@ def _entry(study: Study) -> dict[str, Any]:
         "created_at": document["created_at"],
         # An attribution on its own has nothing but its runs.
         "trials": len(ranked_trials(trials) or trials),
+        "most_trials": (document.get("early_end") or {}).get("most_trials"),
         "runs": {purpose: runs for purpose, (runs, _, _) in spent_by_purpose(trials).items()},
         "best": winner.trial and winner.trial["trial_id"],
         "best_val_loss": winner.trial and winner.trial["val_loss"],

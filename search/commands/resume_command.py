@@ -20,6 +20,7 @@ from search.setup.settings import Settings, differences, planned_space, space_fi
 from search.terminal.console import Preparing, Terminal
 from spaces.budget import budget_of, duration_text
 from spaces.overrides import with_overrides
+from spaces.protocol import AUTO
 from spaces.read.load import space_from_toml
 from spaces.space import SearchSpace
 from trainable.errors import UserError
@@ -36,8 +37,13 @@ def resume_command(options: Options, terminal: Terminal) -> int:
     if _asks_for_more(study, document, options):
         settings = replace(settings, budget_tokens=options.budget_tokens, device_s=options.budget_time)
         return _at_larger_budget(study, document, settings, options, terminal)
-    trials = options.trials_after(space.trials)
-    if trials is not None and document["kind"] == "search" and trials != space.trials:
+    if options.trials == AUTO and not space.ends_early:
+        raise UserError(f"TRIALS=auto: study {study.name} was planned with {space.trials} trials. Unset it to go on.")
+    planned = document["trials_planned"]
+    if document.get("early_end"):
+        space = replace(space, trials=planned, ends_early=False)
+    trials = options.trials_after(planned)
+    if trials is not None and document["kind"] == "search" and trials != planned:
         space, settings = with_overrides(space, trials=trials), replace(settings, trials=trials)
     with hold(study):
         code, loaded = _resume(study, document, space, settings, options, terminal)
@@ -118,18 +124,19 @@ def _resume(
         if not is_sound(plan, options, terminal):
             return PREFLIGHT_FAILED, plan.loaded
         if planned != document["trials_planned"]:
-            plan = replace(plan, document={**document, "trials_planned": planned, "settings": settings.to_json()})
-        code = run_own_trials(plan, ledger, terminal, [_words(study, rows, planned), *plan.notes])
+            changed = {"trials_planned": planned, "settings": settings.to_json(), "early_end": None}
+            plan = replace(plan, document={**document, **changed})
+        code = run_own_trials(plan, ledger, terminal, [_words(study, rows, planned, space), *plan.notes])
     return code, plan.loaded
 
 
-def _words(study: Study, rows: list[dict[str, Any]], planned: int) -> str:
+def _words(study: Study, rows: list[dict[str, Any]], planned: int, space: SearchSpace) -> str:
     counts = ending_counts(rows)
     ended = sum(counts[status] for status in ENDINGS)
     begun = len(rows) - ended
     return (
         f"study {study.name} goes on: {ended} of {planned} trials have ended, {begun} go on from their last "
-        f"checkpoints, {planned - len(rows)} are new"
+        f"checkpoints, {'at most ' if space.ends_early else ''}{planned - len(rows)} are new"
     )
 
 
@@ -144,7 +151,8 @@ def _at_larger_budget(
         text = token_words(settings.budget_tokens)
         words = f"at {text} tokens"
     if options.trials is not None:
-        settings = replace(settings, trials=options.trials_after(document["trials_planned"]))
+        asked = AUTO if options.trials == AUTO else options.trials_after(document["trials_planned"])
+        settings = replace(settings, trials=asked)
     with Preparing(terminal.console) as progress:
         plan = plan_study(
             space_from_toml(file["toml"], name=file["name"], path=file["path"]),

@@ -17,6 +17,7 @@ from search.setup.preflight_run import PREFLIGHT_FAILED, passes_preflight, shari
 from search.setup.run_plan import held, ray_ahead, run_listed, run_plan
 from search.terminal.console import Preparing, Terminal
 from search.terminal.summary import say_summary, summary_document
+from search.tune.early_end import read_part_losses
 from search.tune.history import History, known_trials
 from spaces.space import SearchSpace
 from trainable.rows import ENDINGS
@@ -96,7 +97,9 @@ def _search_left(plan: Plan, space: SearchSpace, ledger: Ledger) -> "Workload":
     rows = ledger.trials()
     own = ranked_trials(rows)
     history = History(
-        trials=known_trials(own, ledger.metrics(), milestones=plan.milestones),
+        trials=known_trials(
+            own, ledger.metrics(), milestones=plan.milestones, part_losses=read_part_losses(plan.study)
+        ),
         other_ids={row["trial_id"] for row in rows} - {row["trial_id"] for row in own},
         warm_start=plan.warm_start,
     )
@@ -115,8 +118,9 @@ def header_lines(plan: Plan) -> list[str]:
         f"model {plan.inputs.model_name}{start}; {token_words(facts['train_tokens'])} training tokens",
         *plan.inputs.text_lines,
         *loaded.separator_notes,
-        f"{plan.document['trials_planned']} trials of at most {budget_words(plan.budget)}, evaluated on the same "
-        f"{space.evaluation.tokens:,} held-out tokens at context {space.evaluation.block_size}",
+        f"{'up to ' if space.ends_early else ''}{plan.document['trials_planned']} trials of at most "
+        f"{budget_words(plan.budget)}, evaluated on the same {space.evaluation.tokens:,} held-out tokens at context "
+        f"{space.evaluation.block_size}",
         f"{slots.count} at a time on {device.type} ({device.name}), {count_words(slots.threads, 'CPU thread')} each",
         f"baseline ({space.baseline_name}): {config_words(asdict(space.baseline))}",
         *(f"searched: {parameter.name} {parameter.domain}" for parameter in space.parameters if not plan.configs),

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -97,7 +97,7 @@ def run_plan(
         ended = sum(row["status"] in ENDINGS for row in ledger.trials() if work.includes(row))
         view.follow(
             work.includes,
-            noun="trials" if work.is_ranked else "runs",
+            noun=_noun(plan, work),
             planned=ended + work.trials_count,
             full_length=not work.searcher.log.rung_tokens,
         )
@@ -111,7 +111,16 @@ def run_plan(
             interrupts=interrupts,
             callbacks=mirror_callbacks(plan.mirrors, view, plan.space) if plan.space else (),
         )
+        if (end := work.searcher.log.early_end) is not None:
+            early = {"trials_planned": end.trials, "early_end": asdict(end)}
+            write_document(study.study_json, {**plan.document, **early})
     return interrupts.code
+
+
+def _noun(plan: Plan, work: "Workload") -> str:
+    if not work.is_ranked:
+        return "runs"
+    return "trials at most" if plan.space is not None and plan.space.ends_early else "trials"
 
 
 def _with_start(plan: Plan, view: StudyView) -> Plan:

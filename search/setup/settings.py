@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from search.options import MoreTrials, Options, with_origin
 from search.setup.baseline_sources import read_baseline
@@ -23,7 +23,7 @@ DIFFERENCES_SHOWN = 6
 class Settings:
     """The user's changes to a space file."""
 
-    trials: int | None = None
+    trials: int | Literal["auto"] | None = None
     budget_tokens: int | None = None
     device_s: float | None = None
     pins: Mapping[str, Any] = field(default_factory=dict)

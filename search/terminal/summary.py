@@ -16,6 +16,7 @@ from results.words import (
     config_words,
     count_words,
     duration_words,
+    early_end_words,
     loss_words,
     percent_words,
     token_words,
@@ -39,9 +40,10 @@ def say_summary(study: Study, terminal: Terminal) -> None:
         return
     winner = winner_of(study)
     terminal.console.print(leaderboard_table(trials, limit=TABLE_ROWS, statuses=(*ENDINGS, "interrupted")))
-    for line in count_lines(trials, winner.baseline):
+    document = study.document()
+    for line in [*count_lines(trials, winner.baseline), *filter(None, [early_end_words(document)])]:
         terminal.say(line)
-    by_time = time_winner(study.document(), rows, study.metrics(), winner)
+    by_time = time_winner(document, rows, study.metrics(), winner)
     lines = [*verdict_lines(winner), *([by_time.words] if by_time else [])]
     terminal.console.print(Panel(Text("\n").join([*map(Text, lines), *warning_lines(winner)])))
     terminal.say(cost_line(rows))
@@ -111,7 +113,8 @@ def summary_document(study: Study, terminal: Terminal) -> dict[str, Any]:
     """Return the summary as a document."""
     rows = study.trials()
     trials, winner = ranked_trials(rows), winner_of(study)
-    spent, by_time = savings(trials), time_winner(study.document(), rows, study.metrics(), winner)
+    document = study.document()
+    spent, by_time = savings(trials), time_winner(document, rows, study.metrics(), winner)
     return {
         "study": study.name,
         "path": str(study.path),
@@ -120,6 +123,7 @@ def summary_document(study: Study, terminal: Terminal) -> dict[str, Any]:
         "best": winner.trial,
         "baseline": winner.baseline,
         "proven": winner.standing == "proven",
+        "early_end": document.get("early_end"),
         "endings": {status: count for status, count in ending_counts(trials).items() if count},
         "device_s_spent": spent.device_s_spent,
         "device_s_full": spent.device_s_full,

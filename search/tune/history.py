@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from spaces.budget import Milestones
@@ -24,6 +25,8 @@ class KnownTrial:
     """(fidelity_tokens, objective) of every evaluation before the one that completes the trial, in order."""
     val_loss: float | None = None
     """The last one of all."""
+    part_losses: tuple[float, ...] = ()
+    """Of a completed trial: val_loss on equal parts of the held-out windows."""
 
     @property
     def ended(self) -> bool:
@@ -71,6 +74,7 @@ def known_trials(
     metrics: Sequence[Mapping[str, Any]],
     *,
     milestones: Callable[[TrialConfig], Milestones],
+    part_losses: Mapping[int, Sequence[float]] = MappingProxyType({}),
 ) -> list[KnownTrial]:
     """Return the trials of a search's rows, by trial_id. Raises KeyError for rows without a column.
 
@@ -91,6 +95,7 @@ def known_trials(
                 point=json.loads(row["point"]) if row["point"] else None,
                 losses=tuple(_losses(row, rows_of[row["trial_id"]], milestones(config))),
                 val_loss=row["val_loss"],
+                part_losses=tuple(part_losses.get(row["trial_id"], ())),
             )
         )
     return found

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from ray._private import ray_constants
 from ray._private.node import Node
 
-from search.cluster.connection import THREADS_THAT_YIELD, connect
+from search.cluster.connection import connect
 from search.terminal.signals import ending_in_order
 from search.tune.resources import Slots
 from trainable.data.remote_files import reason
@@ -262,7 +262,6 @@ def _variables_of_rays(slots: Slots) -> dict[str, str]:
         "RAY_preload_python_modules": LOADED_BY_WORKERS,
         # Ray sets it for a trial, when its worker has loaded the libraries that read it.
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(slots.threads)),
-        **THREADS_THAT_YIELD,
     }
 
 

@@ -11,6 +11,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
+from search.tune.early_end import LAG, early_end, is_early
 from search.tune.history import NO_HISTORY, History, KnownTrial
 from search.tune.rate_ladder import ladder_points, narrowed
 from search.tune.trial_log import TrialLog
@@ -28,6 +29,9 @@ MAX_REFUSED = 200
 FIRST_RUNG_LAG = 8
 """A proposal knows the first rung of all trials numbered so many or more before it, and of no other: what it learns
 from is then the same on any number of slots. Fewer teach the sampler sooner, and are waited for more often."""
+LADDER_END_LAG = 4
+"""And how the ladder of rates ended, where its last trial is so many before it: all that follows lies around the best
+of them. Fewer would find more in as many trials, and let slots wait for the ladder."""
 END_LAG = 24
 """And the end of all numbered so many before it. While one runs in full, two other slots stop about 18 at the first
 rung; what is waited for less often than that costs next to nothing."""
@@ -123,6 +127,9 @@ class SpaceSearcher(TrialSearcher):
         # Another study has shown already where the good rates are.
         return self._space.searcher.name == "tpe" and self._warm_start is None
 
+    def _sees_ladder_end(self, place: int) -> bool:
+        return bool(self._ladder) and place >= 1 + len(self._ladder) + LADDER_END_LAG
+
     def _is_on_ladder(self, trial: KnownTrial) -> bool:
         # In a study that has got more trials since, others may stand in the first places.
         baseline = self._space.baseline
@@ -142,12 +149,22 @@ class SpaceSearcher(TrialSearcher):
 
     def _is_ready(self) -> bool:
         before = self._before()[1]
+        may_end = self._space.ends_early and not is_early(len(before), self._space.trials)
+        # All slots then wait for the slowest; what a trial less saves is more.
+        ended = before[:-LAG] if may_end else []
+        ended = ended or (before[: 1 + len(self._ladder)] if self._sees_ladder_end(len(before)) else [])
+        if not all(self.log.is_settled(trial.trial_id) for trial in ended):
+            return False
         # Whether a cell of a grid is refused hangs on those before it.
         waits_for_nothing = len(before) < len(self._decided) and not self._is_grid
         return waits_for_nothing or None not in self._known(before)
 
     def _propose(self) -> KnownTrial | None:
         number, before = self._before()
+        if self._space.ends_early:
+            self.log.early_end = early_end(before[:-LAG], trials=len(before), most_trials=self._space.trials)
+            if self.log.early_end is not None:
+                return None
         known = [trial for trial in self._known(before) if trial is not None]
         is_decided = self._is_grid or len(before) < len(self._decided)
         point = self._next_decided(before) if is_decided else self._draw(known)
@@ -170,9 +187,10 @@ class SpaceSearcher(TrialSearcher):
         parameters = self._space.parameters
         if self._ladder:
             ladder = [trial for trial in known[: 1 + len(self._ladder)] if self._is_on_ladder(trial)]
-            # All at the same rung: what some have come to since then would not compare.
-            first = [self.log.at_first_rung(trial.trial_id) for trial in ladder]
-            parameters = narrowed(parameters, [trial for trial in first if trial is not None])
+            sees_ends = self._sees_ladder_end(len(known))
+            # Else all at the same rung: what some have come to since then would not compare.
+            now = [self.log[one.trial_id] if sees_ends else self.log.at_first_rung(one.trial_id) for one in ladder]
+            parameters = narrowed(parameters, [trial for trial in now if trial is not None])
         view = SamplerView(parameters)
         study = optuna.create_study(sampler=make_sampler(self._space, _seed_of(self._seed, len(known))))
         warm = self._warm_start.told if self._warm_start else ()

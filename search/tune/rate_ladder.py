@@ -38,12 +38,13 @@ def ladder_points(
 def narrowed(parameters: Sequence[SearchParameter], ladder: Sequence[KnownTrial]) -> tuple[SearchParameter, ...]:
     """Return the parameters with the rate's range around the best of the ladder, below the rates that broke."""
     domain = _range(parameters)
-    found = {trial.config.learning_rate: _loss(trial) for trial in ladder}
-    best = min(found, key=lambda rate: found[rate], default=None)
-    if domain is None or best is None or found[best] >= PENALTY_NATS:
+    sound = [trial for trial in ladder if trial.status != "unstable" and objective(trial.val_loss) < PENALTY_NATS]
+    if domain is None or not sound:
         return tuple(parameters)
+    best = min(sound, key=_rank).config.learning_rate
     width = 10**WINDOW_DECADES
-    broken = [rate for rate, loss in found.items() if rate > best and loss >= PENALTY_NATS]
+    broken = [trial.config.learning_rate for trial in ladder if trial.status == "unstable"]
+    broken = [rate for rate in broken if rate > best]
     window = FloatRange(max(domain.low, best / width), min(domain.high, best * width, *broken), log=True)
     return tuple(replace(one, domain=window) if one.name == RATE else one for one in parameters)
 
@@ -53,5 +54,8 @@ def _range(parameters: Sequence[SearchParameter]) -> FloatRange | None:
     return domain if isinstance(domain, FloatRange) and domain.log else None
 
 
-def _loss(trial: KnownTrial) -> float:
-    return PENALTY_NATS if trial.status == "unstable" else objective(trial.val_loss)
+def _rank(trial: KnownTrial) -> tuple[float, float]:
+    """Return what sorts the best first: who got furthest, then by loss."""
+    # At the first rung rates may be ahead that are ten times as high as the one that is best at the end.
+    reached_tokens = math.inf if trial.status == "completed" else trial.losses[-1][0] if trial.losses else 0
+    return -reached_tokens, objective(trial.val_loss)

@@ -15,6 +15,7 @@ from rich.text import Text
 from results.study.ledger import Ledger
 from results.study.planned_run import PlannedRun
 from search.terminal.live_view import StudyView
+from search.tune.early_end import write_part_losses
 from search.tune.oom_kills import OomCounter
 from search.tune.trial_log import TrialLog
 from trainable.checkpoint.checkpoint_store import CheckpointStore
@@ -100,6 +101,8 @@ class StudyRecorder(Callback):  # type: ignore[misc]
         """Write what the ledger holds back: the next evaluation, with which it would write it, may be hours away."""
         with self._kept():
             self._ledger.flush_if_due()
+        if self._log.early_end is not None:
+            self._view.trials_planned = self._log.early_end.trials
         self._view.refresh()
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -166,9 +169,14 @@ class StudyRecorder(Callback):  # type: ignore[misc]
     def _end(self, trial: Trial, status: TrialStatus, result: dict[str, Any]) -> None:
         trial_id: int = trial.config["trial_id"]
         # The log is told here and not by Ray, which does not tell a worker that ran out of memory from a bug.
-        self._log.end(trial_id, status, (result.get("metrics") or {}).get("val_loss"))
+        metrics = result.get("metrics") or {}
+        self._log.end(trial_id, status, metrics.get("val_loss"), metrics.get("part_losses", ()))
         if self._log.stopped_at(trial_id) is not None:
             status = "stopped"
+        if self._log.ends_early and metrics.get("part_losses"):
+            # Before the row: a resumed search must find them with every trial that has completed.
+            with self._kept():
+                write_part_losses(self._view.study, self._log.trials)
         # Before the row that brought the verdicts: were that written alone, a study killed here would count as over.
         self.end_late_stops()
         verdict = result.get("verdict")

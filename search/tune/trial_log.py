@@ -1,9 +1,11 @@
 """What a running search knows of its trials, and successive halving on it by number. It knows nothing of Ray."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
+from search.tune.early_end import EarlyEnd
 from search.tune.history import KnownTrial
 from trainable.config import TrialConfig
 from trainable.rows import TrialStatus
@@ -25,6 +27,7 @@ class TrialLog:
         rung_tokens: tuple[int, ...] = (),
         reduction_factor: int = 3,
         is_baseline: Callable[[TrialConfig], bool] | None = None,
+        ends_early: bool = False,
     ) -> None:
         self.rung_tokens = rung_tokens
         self.reduction_factor = reduction_factor
@@ -39,6 +42,9 @@ class TrialLog:
         self._stopped: dict[int, int] = {}
         """The rung of those that did not, by trial_id."""
         self._new_stops: list[int] = []
+        self.ends_early = ends_early
+        self.early_end: EarlyEnd | None = None
+        """Why no more trials are begun, where more of them would gain too little."""
         for trial in trials:
             self.begin(trial)
             for tokens, loss in trial.losses:
@@ -73,9 +79,12 @@ class TrialLog:
             self._record(trial_id, tokens, loss)
             self._judge()
 
-    def end(self, trial_id: int, status: TrialStatus, val_loss: float | None) -> None:
+    def end(
+        self, trial_id: int, status: TrialStatus, val_loss: float | None, part_losses: Sequence[float] = ()
+    ) -> None:
         """Note how a trial ended, and its last evaluation."""
-        self._trials[trial_id] = replace(self._trials[trial_id], status=status, val_loss=val_loss)
+        ending: dict[str, Any] = {"status": status, "val_loss": val_loss, "part_losses": tuple(part_losses)}
+        self._trials[trial_id] = replace(self._trials[trial_id], **ending)
         self._judge()
 
     def is_baseline(self, trial_id: int) -> bool:

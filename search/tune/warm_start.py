@@ -123,6 +123,7 @@ def _parse(document: Mapping[str, Any]) -> WarmStart:
                 **trial,
                 "config": TrialConfig(**trial["config"]),
                 "losses": tuple((tokens, loss) for tokens, loss in trial["losses"]),
+                "part_losses": (),
             }
         )
         for trial in document["told"]

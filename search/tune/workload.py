@@ -60,6 +60,7 @@ def space_workload(space: SearchSpace, history: History = NO_HISTORY) -> Workloa
         rung_tokens=space.rung_tokens(),
         reduction_factor=space.scheduler.reduction_factor,
         is_baseline=lambda config: replace(config, seed=baseline.seed) == baseline,
+        ends_early=space.ends_early,
     )
     return Workload(
         searcher=SpaceSearcher(space, log, seed=baseline.seed, history=history),

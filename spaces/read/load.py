@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from spaces.budget import MAX_TOKENS
-from spaces.protocol import Evaluation, Scheduler, Searcher
+from spaces.protocol import AUTO, AUTO_TRIALS, Evaluation, Scheduler, Searcher
 from spaces.read.parameters import read_parameters, read_value
 from spaces.read.space_files import find_space_file, parse_toml, read_space_text, shown_path
 from spaces.read.toml_table import TOP_KEYS, Table, check_integers, shown
@@ -45,7 +45,8 @@ def space_from_tables(tables: Mapping[str, Any], *, name: str, path: str) -> Sea
     is_grid = searcher.name == "grid"
     if not top.has("trials") and not is_grid:
         raise top.error('has no trials. Say how many, such as trials = 24, or set [searcher] name = "grid".')
-    trials = top.integer("trials", 1)
+    ends_early = top.values.get("trials") == AUTO
+    trials = AUTO_TRIALS if ends_early else top.integer("trials", 1)
     space = SearchSpace(
         name=name,
         path=path,
@@ -58,6 +59,7 @@ def space_from_tables(tables: Mapping[str, Any], *, name: str, path: str) -> Sea
         scheduler=scheduler,
         searcher=searcher,
         trials=trials,
+        ends_early=ends_early,
         stability=_read_stability(top.table("stability")),
         baseline_warmup_frac=warmup_frac,
         device_s=device_s,

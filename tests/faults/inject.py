@@ -1,12 +1,14 @@
 """Faults inside a trial's process, without a line of the program knowing: copied as sitecustomize.py onto its path.
 
-Beside it lies faults.json: [{"trial_id", "step", "do", "times"}, ...].
+Beside it lies faults.json: [{"trial_id", "step", "do", "times"}, ...]. FAULTS_MOST_DELAY_S in the environment makes
+each trial slow by a pace of its own: it sleeps up to so long after every step, another time on every run.
 """
 
 import importlib.abc
 import importlib.machinery
 import json
 import os
+import random
 import signal
 import sys
 import time
@@ -85,7 +87,10 @@ def in_training(module: Any) -> None:
     train, step = module.train, module.SearchTrial.step
 
     def struck(state: Any, *arguments: Any, **options: Any) -> Iterator[Any]:
+        # Not by random's own functions: they would move the state that a trial may draw from.
+        delay_s = float(os.environ.get("FAULTS_MOST_DELAY_S", 0)) * 10 ** random.Random().uniform(-2, 0)
         for row in train(state, *arguments, **options):
+            time.sleep(delay_s)
             for fault in faults(saving=False):
                 if state.optimizer_steps == fault["step"] and strikes(fault):
                     strike(fault["do"])

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -39,14 +40,16 @@ def outlives(running: Running, study: Study, draw: random.Random, starts: int) -
     return running.ends_within(draw.uniform(0.0, 6.0))
 
 
-def killed_at_random(place: Place, kills: int) -> tuple[int, list[str]]:
-    """Kill one study's driver so many times, or until it has ended, resumed each time; return how often, and what was
-    lost."""
-    draw, lost, killed, command = random.Random(0), [], 0, "run"
-    study = place.study("killed")
+def killed_at_random(place: Place, kills: int, name: str = "killed", **options: Any) -> tuple[int, list[str]]:
+    """Kill one study's driver so many times, or until it has ended, resumed each time.
+
+    Return how often, and what was left behind. options: of Place.start().
+    """
+    draw, lost, killed, command = random.Random(name), [], 0, "run"
+    study = place.study(name)
     while True:
         starts = starts_of_ray(study)
-        running = place.start(command, "killed")
+        running = place.start(command, name, **options)
         if killed == kills or outlives(running, study, draw, starts):
             running.ended(code=0)
             break
@@ -56,9 +59,7 @@ def killed_at_random(place: Place, kills: int) -> tuple[int, list[str]]:
         command = "resume" if study.study_json.exists() else "run"
         ended = [row["status"] for row in study.trials()]
         print(f"kill {killed}: {len(ended)} trials begun, {ended.count('completed')} completed", flush=True)
-    lost += differences(place.study("alone"), study)
-    lost += [f"stray {path}" for path in strays(place.studies)]
-    return killed, lost
+    return killed, lost + [f"stray {path}" for path in strays(place.studies)]
 
 
 def told_to_end(place: Place) -> tuple[int, list[str]]:
@@ -96,6 +97,7 @@ def main() -> None:
     place = Place(space=SPACE.replace("trials = 6", "trials = 30"))
     place.left_alone()
     killed, lost = killed_at_random(place, kills)
+    lost += differences(place.study("alone"), place.study("killed"))
     print(f"kill -9: {killed} times, lost {len(lost)}", flush=True)
     told, lost_too = told_to_end(place)
     report("kill -9, SIGTERM and SIGINT of the driver", tried=killed + told, lost=[*lost, *lost_too])

@@ -30,11 +30,16 @@ def start(
     place: Place, name: str, faults: list[Fault], *, environment: Mapping[str, str] | None = None, **variables: Any
 ) -> Running:
     """Start a study whose trials' processes do what `faults` say."""
+    return place.start("run", name, environment={**injecting(place, name, faults), **(environment or {})}, **variables)
+
+
+def injecting(place: Place, name: str, faults: list[Fault]) -> dict[str, str]:
+    """Return what the environment must hold for the trials' processes to do what `faults` say."""
     folder = place.path / f"inject-{name}"
     folder.mkdir()
     shutil.copy(Path(__file__).with_name("inject.py"), folder / "sitecustomize.py")
     (folder / "faults.json").write_text(json.dumps(faults))
-    return place.start("run", name, environment={"PYTHONPATH": str(folder), **(environment or {})}, **variables)
+    return {"PYTHONPATH": str(folder)}
 
 
 def fault(trial_id: int, do: str, *, step: int = 30, times: int = 1) -> Fault:

@@ -65,6 +65,16 @@ def linked(name: str, target: str = "{outside}") -> Harm:
     return harm
 
 
+def hard_linked(name: str) -> Harm:
+    """Make a file of the study and one outside the same."""
+
+    def harm(study: Study, outside: Path) -> None:
+        (study.path / name).unlink(missing_ok=True)
+        (study.path / name).hardlink_to(outside / "precious")
+
+    return harm
+
+
 def piped(name: str) -> Harm:
     """Put a pipe in a file's place: whoever opens it waits for its writer."""
 
@@ -129,6 +139,8 @@ CASES = [
         Case(f"{name} is a link to a folder outside", linked(name), write, LEADS_OUT)
         for name in ("checkpoints", "steps", "ray", "tensorboard")
     ),
+    *(Case(f"{name} is a hard link", hard_linked(name), write, "a hard link") for name in (".lock", "search.log")),
+    Case("trials.parquet is a hard link", hard_linked("trials.parquet"), write, None),
     Case("a link to nowhere outside", linked("best.env", "../../nowhere"), write, LEADS_OUT),
     Case("a link to itself", linked("best.env", "best.env"), write, LEADS_OUT),
     Case("a link that stays inside", linked("best.env", "study.json"), write, None),

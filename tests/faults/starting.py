@@ -12,12 +12,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from results.study.folder import Study
+from search.terminal.signals import ending_in_order
 from search.tune.local_ray import PREFIX, folders_to_try
 from tests.faults.common import Place, report
 from tests.faults.storage import fill, small_disk
@@ -27,6 +28,7 @@ from trainable.rows import ENDINGS
 TRIALS = 2
 WORDS = ("SPACE=smoke", f"TRIALS={TRIALS}", "BUDGET_TOKENS=8k", "CONCURRENCY=1")
 PATIENCE_S = 600.0
+CPU_GROUPS = Path("/sys/fs/cgroup/cpu")
 NOBODY = 12345
 """A user without a name and without a home."""
 
@@ -144,18 +146,28 @@ def read_only_temporary(machine: Machine) -> list[str]:
 
 def cpu_share(machine: Machine) -> list[str]:
     """A container that may take one core's time, and runs on all of them."""
-    group = Path("/sys/fs/cgroup/cpu/gpt2-search-test")
-    if os.geteuid() != 0 or not (group.parent / "cpu.cfs_quota_us").exists():
+    if os.geteuid() != 0 or not (CPU_GROUPS / "cpu.cfs_quota_us").exists():
         return []
-    group.mkdir()
+    with _one_core() as group:
+        wrong = machine.search("cpu_share", shell=f"echo $$ > {group}/cgroup.procs; {{}} CONCURRENCY=")
+    slots = machine.place.study("cpu_share").document()["device"]["slots"]
+    return wrong if slots == 1 else [*wrong, f"cpu_share: {slots} slots"]
+
+
+@contextmanager
+def _one_core() -> Iterator[Path]:
+    """Have a control group; a search that still runs in it when this ends, as after Ctrl-C, goes on outside of it."""
+    group = CPU_GROUPS / "gpt2-search-test"
+    group.mkdir(exist_ok=True)
     try:
         for name in ("period", "quota"):
             (group / f"cpu.cfs_{name}_us").write_text("100000")
-        wrong = machine.search("cpu_share", shell=f"echo $$ > {group}/cgroup.procs; {{}} CONCURRENCY=")
+        yield group
     finally:
+        for process in (group / "cgroup.procs").read_text().split():
+            with suppress(OSError):  # has ended meanwhile
+                (CPU_GROUPS / "cgroup.procs").write_text(process)
         group.rmdir()
-    slots = machine.place.study("cpu_share").document()["device"]["slots"]
-    return wrong if slots == 1 else [*wrong, f"cpu_share: {slots} slots"]
 
 
 def no_streams(machine: Machine) -> list[str]:
@@ -289,7 +301,7 @@ def main() -> None:
     """Try those that are named, or all."""
     names = sys.argv[1:] or list(CASES)
     wrong: list[str] = []
-    with _checkout() as machine:
+    with ending_in_order(), _checkout() as machine:
         for name in names:
             if found := CASES[name](machine):
                 wrong.append("; ".join(found))

@@ -28,10 +28,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if not config.getoption("hypothesis_profile", None):
         return
     # Imported with the tests and not before: it asks for the profile, which is loaded in between.
-    from tests.fuzz.outcome import TALLY
+    from tests.fuzz.outcome import CASES, TALLY
 
     for name, count in sorted(TALLY.items()):
         failed = count["tried"] - count["refused"] - count["accepted"]
         terminalreporter.write_line(
             f"{name}: {count['tried']} tried, {count['refused']} refused, {count['accepted']} accepted, {failed} failed"
         )
+    for kind, digests in sorted(CASES.items()):
+        terminalreporter.write_line(f"{kind}: {len(digests)} distinct")

@@ -21,6 +21,9 @@ EXAMPLES = settings().max_examples
 TALLY: dict[str, Counter[str]] = defaultdict(Counter)
 """By property: tried, refused, accepted; the rest failed."""
 
+CASES: dict[str, set[str]] = defaultdict(set)
+"""By kind of input: a digest of each that was tried, so that one drawn twice counts once."""
+
 
 def attempt(name: str, make: Callable[[], Value]) -> Value | None:
     """Return what `make` returns, or None where it refuses in one line; anything else it raises is a failure."""

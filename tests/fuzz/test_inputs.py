@@ -1,8 +1,10 @@
 """Whatever a cache, a received study's folder or a model's folder holds: one line or the right tokens and weights."""
 
+import hashlib
 import json
 import os
 import shutil
+import socket
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
@@ -21,13 +23,16 @@ from results.study.folder import Study
 from results.study.lock import hold
 from results.study.own_files import remove_unfinished
 from tests.fuzz.commands import run
-from tests.fuzz.outcome import EXAMPLES, attempt
-from tests.fuzz.studies import Files, cut, odd, put, whole_study
+from tests.fuzz.outcome import CASES, EXAMPLES, attempt
+from tests.fuzz.studies import Files, cut, damaged, odd, put, whole_study
 from trainable.checkpoint.checkpoint_store import CheckpointStore
 from trainable.data.cache_files import sum_path
 from trainable.data.corpus import source_files
 from trainable.data.tokens import load_corpus, train_tokenizer
+from trainable.model.fingerprint import weight_sums
+from trainable.model.model_names import check_model_name
 from trainable.model.models import folder_weights, load_model, load_tokenizer
+from trainable.regular_files import MAX_FILE_BYTES
 
 FOUND = [Phase.explicit, Phase.generate]
 CACHES = settings(max_examples=max(40, EXAMPLES), phases=FOUND)
@@ -37,12 +42,27 @@ TEXT = "the words of a small text, and more of them\nin lines\n" * 20
 
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
+HARMS = ["cut", "flip", "zero", "other", "bytes", "gone", "pipe", "folder", "link", "grown"]
+HARMS += ["hard link", "terabyte", "head", "twice", "double", "socket"]
+
+
+def counted(kind: str, folder: Path) -> None:
+    """Count what lies in the folder as a case of its kind, once however often it is drawn."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        found = path.lstat()
+        digest.update(os.fsencode(path.relative_to(folder)) + f" {found.st_mode} {found.st_size} ".encode())
+        if path.is_symlink():
+            digest.update(os.fsencode(path.readlink()))
+        elif path.is_file() and found.st_size < MAX_FILE_BYTES:
+            digest.update(path.read_bytes())
+    CASES[kind].add(digest.hexdigest())
 
 
 def harm(draw: Draw, path: Path, other: Path) -> None:
     """Change, replace or remove a file."""
-    data = path.read_bytes() if path.is_file() else b""
-    how = draw(st.sampled_from(["cut", "flip", "zero", "other", "bytes", "gone", "pipe", "folder", "link", "grown"]))
+    data = path.read_bytes() if path.is_file() and path.stat().st_size < MAX_FILE_BYTES else b""
+    how = draw(st.sampled_from(HARMS))
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     path.unlink(missing_ok=True)
@@ -66,6 +86,22 @@ def harm(draw: Draw, path: Path, other: Path) -> None:
             path.symlink_to(draw(st.sampled_from([str(other), str(path.parent), "/nowhere", path.name])))
         case "grown":
             path.write_bytes(data + draw(st.binary(min_size=1, max_size=9)))
+        case "hard link":
+            path.hardlink_to(other)
+        case "terabyte":
+            path.write_bytes(data[: draw(st.integers(0, 200))])
+            os.truncate(path, 1 << 40)
+        case "head":  # the rest is what a power cut leaves of it
+            at = draw(st.integers(0, len(data)))
+            path.write_bytes(data[:at] + bytes(len(data) - at))
+        case "twice":
+            path.write_bytes(data * 2)
+        case "double":
+            path.with_name(path.name.swapcase()).write_bytes(other.read_bytes())
+            path.write_bytes(data)
+        case "socket":
+            with socket.socket(socket.AF_UNIX) as one, suppress(OSError):  # too long a path
+                one.bind(str(path))
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +133,7 @@ def test_no_harmed_cache_is_trained_on(text: Path, tokens: list[int], data: st.D
     files = sorted(path for path in cache.iterdir() if "language" not in path.name)
     for path in data.draw(st.lists(st.sampled_from(files), min_size=1, max_size=3)):
         harm(data.draw, path, text)
+    counted("cache", cache)
     found = attempt("cache harmed: tokens", load)
     assert found in (None, tokens)
     assert text.read_text() == TEXT, "something outside the cache was written"
@@ -109,6 +146,7 @@ def test_no_harmed_embedded_text_is_trained_on(text: Path, data: st.DataObject) 
     [path] = source_files(None)
     whole = path.read_bytes()
     harm(data.draw, data.draw(st.sampled_from([path, sum_path(path)])), text)
+    counted("cache", path.parent)
     found = attempt("cache harmed: embedded text", lambda: source_files(None))
     assert found is None or found[0].read_bytes() == whole
 
@@ -125,6 +163,7 @@ NAMES = [
         ".x.tmp",
         "checkpoints/0/.x.tmp",
     ),
+    *("a\nb", "\x1b[2J\u202e.parquet", "\udcff", "TRIALS.PARQUET", "Steps", "x" * 250),
 ]
 TARGETS = ["{outside}", "{outside}/precious", "{outside}/0", "../..", "..", ".", "study.json", "/", "loop", "{inside}"]
 
@@ -177,7 +216,7 @@ def received(own_environment: Path) -> Received:
 
 PLACED = st.one_of(
     st.tuples(st.just("link"), st.sampled_from(TARGETS)),
-    st.tuples(st.sampled_from(["pipe", "folder"]), st.just("")),
+    st.tuples(st.sampled_from(["pipe", "folder", "hard link", "terabyte"]), st.just("{outside}/precious")),
     st.tuples(st.just("bytes"), st.sampled_from(["", "x", "[]", "[1]", "null"])),
 )
 
@@ -198,22 +237,32 @@ def place(path: Path, what: str, value: str) -> None:
             os.mkfifo(path)
         case "folder":
             path.mkdir()
+        case "hard link":
+            path.hardlink_to(value)
+        case "terabyte":
+            path.touch()
+            os.truncate(path, 1 << 40)
         case _:
             path.write_text(value)
 
 
 @FOLDERS
-@given(placed=st.lists(st.tuples(st.sampled_from(NAMES), PLACED), max_size=3))
+@given(placed=st.lists(st.tuples(st.sampled_from(NAMES), PLACED), max_size=3), data=st.data())
 def test_a_received_folder_writes_nothing_outside(
-    received: Received, placed: list[tuple[str, tuple[str, str]]]
+    received: Received, own_environment: Path, placed: list[tuple[str, tuple[str, str]]], data: st.DataObject
 ) -> None:
     study, outside = received.study, received.outside
     shutil.rmtree(study.path)
     (study.path / "steps").mkdir(parents=True)
-    put(study, received.files)
+    changed = [
+        st.just(received.files),
+        *(damaged(received.files, own_environment, well_formed=ok) for ok in (False, True)),
+    ]
+    put(study, data.draw(st.one_of(changed)))
     before = content(outside)
     for name, (what, value) in placed:
         place(study.path / name, what, value.format(outside=outside, inside=study.path / "steps"))
+    counted("received study", study.path)
     for name, read in READERS.items():
         attempt(f"received folder: {name}", partial(read, study))
     assert content(outside) == before
@@ -241,7 +290,77 @@ FIELDS = [
     *("attn_implementation", "_attn_implementation", "experts_implementation", "quantization_config", "use_kernels"),
     *("tie_word_embeddings", "activation_function", "transformers_version", "resid_pdrop", "_name_or_path"),
 ]
-ADDED = ["adapter_config.json", "own.py", "pytorch_model.bin", "model.safetensors.index.json"]
+ADDED = [
+    "adapter_config.json",
+    "own.py",
+    "pytorch_model.bin",
+    "model.safetensors.index.json",
+    "special_tokens_map.json",
+]
+OWN_CODE = {
+    "auto_map": {name: ["own.Own", "own.Own"] for name in ("AutoConfig", "AutoModelForCausalLM", "AutoTokenizer")}
+}
+DOCUMENTS: dict[str, list[dict[str, Any]]] = {
+    "tokenizer_config.json": [
+        OWN_CODE,
+        {"tokenizer_class": "Own"},
+        {"tokenizer_class": "T5Tokenizer"},
+        {"eos_token": {"a": 1}},
+        {"added_tokens_decoder": {"99999999": {"content": "zz", "special": True}}},
+        {"model_max_length": "x"},
+    ],
+    "generation_config.json": [
+        {"temperature": -1, "max_length": "x", "eos_token_id": "[]", "custom_generate": "own.py"}
+    ],
+    "config.json": [
+        OWN_CODE,
+        {**OWN_CODE, "model_type": "own"},
+        {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
+        {"trust_remote_code": True},
+        {"transformers_weights": "../x.safetensors"},
+        {"text_config": {"model_type": "gpt2"}},
+    ],
+}
+
+
+class Bomb:
+    """What runs code where a file is unpickled."""
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, str]]:
+        return open, ("ran", "w")
+
+
+def claimed(draw: Draw, path: Path) -> None:
+    """Have a safetensors header claim other places, shapes and types than its tensors have."""
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header, body = json.loads(data[8 : 8 + size]), data[8 + size :]
+    tensor = header[draw(st.sampled_from(sorted(header.keys() - {"__metadata__"})))]
+    match draw(st.sampled_from(["offsets", "shape", "dtype", "size"])):
+        case "offsets":
+            moved = draw(st.sampled_from([-4, 4, 2**40, 2**63 - 1]))
+            tensor["data_offsets"] = [at + moved for at in tensor["data_offsets"]]
+        case "shape":
+            tensor["shape"] = draw(st.lists(st.sampled_from([0, 1, 3, 2**40, -1]), max_size=3))
+        case "dtype":
+            tensor["dtype"] = draw(st.sampled_from(["F64", "BF16", "I32", "F8_E4M3", "X"]))
+        case _:
+            size = draw(st.sampled_from([0, 2**40, 2**64 - 1])) - len(json.dumps(header))
+    text = json.dumps(header).encode()
+    path.write_bytes(((len(text) + max(size, 0)) % 2**64).to_bytes(8, "little") + text + body)
+
+
+def elsewhere(draw: Draw, folder: Path) -> None:
+    """Put the weights where an index or a link names them: beside, below or outside of the folder."""
+    weights = folder / "model.safetensors"
+    name = draw(st.sampled_from(["../x.safetensors", "sub/x.safetensors", "x.safetensors", str(folder.parent / "x")]))
+    (folder / "sub").mkdir()
+    names = list(load_file(weights))
+    weights.replace(folder / name)
+    if draw(st.booleans()):
+        weights.symlink_to(name)
+    else:
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(names, name)}))
 
 
 @MODELS
@@ -253,7 +372,9 @@ def test_a_received_model_is_its_weights_or_a_line(
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(model, folder)
     config = json.loads((folder / "config.json").read_text())
-    how = data.draw(st.sampled_from(["config", "config", "files", "tensors", "added"]))
+    how = data.draw(
+        st.sampled_from(["config", "files", "tensors", "added", "claims", "elsewhere", "documents", "other tokenizer"])
+    )
     weights = load_file(folder / "model.safetensors")
     match how:
         case "config":
@@ -274,18 +395,44 @@ def test_a_received_model_is_its_weights_or_a_line(
                 case "layer":
                     weights |= {name: tensor, "transformer.h.7.ln_1.weight": torch.ones(8)}
             save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        case "claims":
+            claimed(data.draw, folder / "model.safetensors")
+        case "elsewhere":
+            elsewhere(data.draw, folder)
+        case "documents":
+            document = folder / data.draw(st.sampled_from(sorted(DOCUMENTS)))
+            changes = data.draw(st.sampled_from(DOCUMENTS[document.name])) | data.draw(st.dictionaries(st.text(), odd))
+            document.write_text(json.dumps({**json.loads(document.read_bytes()), **changes}))
+            (folder / "own.py").write_text("open('ran', 'w')")
+        case "other tokenizer":
+            count = data.draw(st.integers(258, 300))
+            train_tokenizer([text], count).save(str(folder / "tokenizer.json"))
+            vocabulary = json.loads((folder / "tokenizer.json").read_bytes())
+            for token, number in data.draw(
+                st.dictionaries(st.text(max_size=3), st.integers(-1, 2**33), max_size=2)
+            ).items():
+                vocabulary["model"]["vocab"][token] = number
+            (folder / "tokenizer.json").write_text(json.dumps(vocabulary))
         case _:
             name = data.draw(st.sampled_from(ADDED))
             (folder / name).write_text("open('ran', 'w')" if name == "own.py" else "{}")
+            if name == "pytorch_model.bin":
+                (folder / "model.safetensors").unlink()
+                torch.save({"transformer.wte.weight": Bomb()}, folder / name)
+    counted("model folder", folder)
 
     def load() -> tuple[dict[str, torch.Tensor], Tokenizer]:
+        check_model_name(str(folder))
+        tokenizer = load_tokenizer(str(folder), [text])
+        weight_sums(str(folder), None)
         found = load_model(str(folder), dropout=0.0, seed=1)
         folder_weights(folder)
-        return found.state_dict(), load_tokenizer(str(folder), [text])
+        return found.state_dict(), tokenizer
 
     found = attempt(f"model {how}", load)
     assert not (own_environment / "ran").exists()
     if found is not None:
-        for name, tensor in load_file(folder / "model.safetensors").items():
+        own = folder / "model.safetensors"
+        for name, tensor in load_file(own if own.exists() else model / own.name).items():
             key = name if name in found[0] else f"transformer.{name}"
             assert key not in found[0] or torch.equal(found[0][key], tensor.float()), name

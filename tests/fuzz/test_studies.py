@@ -123,6 +123,16 @@ def steps_of_text(study: Study) -> None:
     pq.write_table(table.set_column(at, "train_loss", pa.array(["x"] * len(table))), path)
 
 
+def times_of(value_us: int) -> Callable[[Study], None]:
+    def change(study: Study) -> None:
+        table = pq.read_table(study.trials_path)
+        at = table.column_names.index("started_at")
+        times = pa.array([value_us] * len(table)).cast(table.schema.field("started_at").type)
+        pq.write_table(table.set_column(at, "started_at", times), study.trials_path)
+
+    return change
+
+
 KNOWN: dict[str, tuple[str, Callable[[Study], None]]] = {
     "steps of text": ("report", steps_of_text),
     "no trial_id": ("list", row_changed("trials.parquet", 1, trial_id=None)),
@@ -130,6 +140,11 @@ KNOWN: dict[str, tuple[str, Callable[[Study], None]]] = {
     "no batch_size": ("compare", row_changed("trials.parquet", 1, status="stopped", batch_size=None)),
     "no tokens_seen": ("metrics", row_changed("metrics.parquet", 1, tokens_seen=None)),
     "no optimizer_steps": ("diagnose", row_changed("steps/0.parquet", 1, optimizer_steps=None)),
+    "a time no clock shows": ("list", times_of(2**62)),
+    "the year 1": ("list", times_of(-62_135_596_800_000_000)),
+    "seconds whose sum overflows": ("compare", row_changed("trials.parquet", 1, active_s=-1e308)),
+    "a rate no axis holds": ("diagnose", row_changed("steps/0.parquet", 1, learning_rate=-1e308)),
+    "a rate an axis holds": ("diagnose", row_changed("steps/0.parquet", 1, learning_rate=-1e38)),
     "no model": ("list", key_changed("model")),
     "a list for a model": ("list", key_changed("model", to=[])),
     "a number for a time": ("list", key_changed("created_at", to=5)),

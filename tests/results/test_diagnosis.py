@@ -196,6 +196,9 @@ def test_a_summed_loss_is_worse_than_guessing(log: Path) -> None:
     rows = [(step, 8 * train, val, rate) for step, train, val, rate in falling(3.9, 3.2)]
     (finding, *_) = found(log, owner_log(rows, 5000))
     assert finding.kind == "impossible_initial_loss"
+    assert "a sum over 8 micro-batches" in finding.summary
+    (finding, *_) = found(log, "".join(f"step {step} | loss {train:.4f}\n" for step, train, *_ in rows))
+    assert finding.kind == "impossible_initial_loss"
     assert "worse than uniform guessing" in finding.summary
     assert "a sum over micro-batches" in finding.next_step
 

@@ -126,6 +126,16 @@ def test_a_spike_at_a_moderate_rate_leads_to_the_text_and_one_at_a_high_rate_doe
     assert "text" not in advice["a spike at a high rate"]
 
 
+def test_evaluations_of_three_decimals_are_equal_by_chance(tmp_path: Path) -> None:
+    def text(values: list[float]) -> bytes:
+        rows = [f"step {100 * index} val_loss {value:.3f} lr 1e-5\n" for index, value in enumerate(values)]
+        return "".join(rows).encode()
+
+    assert report_of(tmp_path, text([3.4, 3.3, 3.2, 3.15, 3.13, 3.122, 3.121, 3.121, 3.121, 3.121])).is_healthy
+    (first, *_) = report_of(tmp_path, text([3.4, 3.3, 3.121, *[3.121] * 7])).findings
+    assert first.kind == "precision_stall"
+
+
 @pytest.mark.parametrize("every", [5, 20, 100])
 @pytest.mark.parametrize("noise", [0.01, 0.05])
 def test_thin_and_dense_logs_alike(tmp_path: Path, every: int, noise: float) -> None:

@@ -149,10 +149,10 @@ def test_a_disk_that_fills_leaves_no_study(studies: Path) -> None:
         "import resource; from results.study.folder import create_study\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "try: create_study('one', {'schema_version': 3, 'name': 'one', 'space': 'x' * 100_000})\n"
-        "except OSError as err: print(type(err).__name__)"
+        "except OSError as err: print(err.filename)"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert ran.stdout == "OSError\n"
+    assert ran.stdout == f"{studies / 'one'}\n"
     assert names(studies) == []
 
 

@@ -6,7 +6,19 @@ import pytest
 
 from results.diagnosis.logs import training_log
 from results.diagnosis.logs.training_log import read_training_log
+from results.diagnosis.render import report_of_trace
+from results.diagnosis.run_view import Context
 from results.diagnosis.trace import RunTrace
+from tests.results.logs.consoles import (
+    COMMAS,
+    COMPOSER,
+    CONSOLES,
+    NEOX,
+    OLMO,
+    PERPLEXITY,
+    SHORT_STEPS,
+    TRAINER_END,
+)
 from tests.results.logs.formats import event_record
 from tests.results.owner_log import EVALUATION_S, STORY, owner_log, story_step_s
 from trainable.errors import UserError
@@ -107,7 +119,8 @@ def test_numbers_cut_short_are_left_out(log: Path) -> None:
     assert at(trace, 1000)["train_loss"] == 6.5811
     assert "learning_rate" not in at(trace, 1000)
     assert 2500 not in trace.steps or "train_loss" not in at(trace, 2500)
-    assert trace.notes == ("the last line is cut short",)
+    (note,) = trace.notes
+    assert note.startswith("the last line has no line end")
 
 
 def test_a_line_cut_inside_the_log_loses_only_what_touches_its_end(log: Path) -> None:
@@ -279,67 +292,69 @@ def counts(trace: RunTrace) -> tuple[int, int]:
     return len(trace.series("train_loss")[0]), len(trace.series("val_loss")[0])
 
 
-LLM_C = "".join(
-    ("val loss 9.123456\n" if step % 5 == 0 else "")
-    + f"step {step:4d}/20 | loss 9.{step:03d}456 (+nanz)| norm 3.1042 (+nanz)| lr 6.00e-04 | 1203.11 ms | "
-    "52.1% bf16 MFU | 425000 tok/s\n"
-    for step in range(1, 21)
-)
-TITAN = "".join(
-    f"[rank0]:2025-03-02 10:00:{step:02d},120 - root - INFO - \x1b[32mstep: {step:2d}  \x1b[33mloss:  9.{step:02d}11  "
-    "\x1b[34mmemory: 12.3GiB(12.30%)  tps: 8,123  mfu: 41.20%\x1b[39m\n"
-    for step in range(1, 21)
-)
-MEGATRON = "".join(
-    f" iteration {step:8d}/      20 | consumed samples: {512 * step} | elapsed time per iteration (ms): 1234.5 | "
-    f"learning rate: 1.500E-04 | lm loss: 9.{step:02d}1000E+00 | loss scale: 1.0 | grad norm: 1.203 |\n"
-    for step in range(1, 21)
-)
-NOTEBOOK = "Step\tTraining Loss\tValidation Loss\n" + "".join(
-    f"{step}00\t3.9{step}\t4.0{step}\n" for step in range(1, 21)
-)
-MARKDOWN = "| Step | Training Loss | Validation Loss |\n|:--:|---:|---:|\n" + "".join(
-    f"| {step}00 | 3.9{step} | No log |\n" for step in range(1, 21)
-)
-TENSORBOARD_CSV = "Wall time,Step,Value\n" + "".join(f"{1.7e9 + step},{step},3.{step}\n" for step in range(1, 21))
-JSON_LINES = "".join(
-    f'{{"_step": {step}, "train/loss": "3.{step}", "_runtime": {5 * step}.5}}\n' for step in range(1, 21)
-)
-SHORT_STEPS = "".join(
-    f"Step {step / 2}k/10k | train 3.{step:02d} | val 3.{step:02d} | lr 1e-4 | ok\n" for step in range(1, 21)
-)
-TENSORS = "".join(f"step {step}: loss = tensor(3.{step:02d}, device='cuda:0') | ok\n" for step in range(1, 21))
-RANKS = "".join(
-    f"[rank{rank}]: step {step} loss 3.{step:02d}{rank} val_loss 3.3{rank} | ok\n"
-    for step in range(1, 21)
-    for rank in range(4)
-)
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "wanted"),
-    [
-        ("llm.c.log", LLM_C, (20, 4)),
-        ("titan.log", TITAN, (20, 0)),
-        ("megatron.log", MEGATRON, (20, 0)),
-        ("notebook.txt", NOTEBOOK, (20, 20)),
-        ("table.md", MARKDOWN, (20, 0)),
-        ("run-tag-train_loss.csv", TENSORBOARD_CSV, (20, 0)),
-        ("run-tag-eval_loss.csv", TENSORBOARD_CSV, (0, 20)),
-        ("history.jsonl", JSON_LINES, (20, 0)),
-        ("short.log", SHORT_STEPS, (20, 20)),
-        ("tensors.log", TENSORS, (20, 0)),
-        ("ranks.log", RANKS, (20, 20)),
-        ("semicolons.csv", NOTEBOOK.replace("\t", ";"), (20, 20)),
-        ("twice.csv", (NOTEBOOK + NOTEBOOK.partition("\n")[0] + "\n2100\t3.1\t3.2\n").replace("\t", ","), (21, 21)),
-    ],
-)
+@pytest.mark.parametrize(("name", "text", "wanted"), CONSOLES)
 def test_other_trainers_rows_are_all_read(tmp_path: Path, name: str, text: str, wanted: tuple[int, int]) -> None:
     (tmp_path / name).write_text(text)
     trace = read_training_log(tmp_path / name)
     assert counts(trace) == wanted
     assert trace.unit == "step"
     assert trace.restarts == ()
+
+
+@pytest.mark.parametrize("text", [NEOX, OLMO, COMPOSER])
+def test_what_several_lines_say_of_one_step_is_one_row(log: Path, text: str) -> None:
+    trace = read(log, text)
+    assert set(trace.learning_rate) <= {4e-4, 6e-4}
+    assert trace.steps == tuple(range(1, 21))
+    assert all(5 < loss < 10 for loss in trace.series("train_loss")[1])
+
+
+def test_losses_in_bits_are_shown_in_nats(log: Path) -> None:
+    rows = [
+        f'2022-05-01 10:00:00 | INFO | train_inner | {{"epoch": 1, "update": 0.1, "loss": "{bits}", '
+        f'"ppl": "{2**bits:.2f}", "num_updates": "{step}", "lr": "5e-04", "gnorm": "0.91"}}\n'
+        for step, bits in ((100, 11.2), (200, 9.5), (300, 8.1))
+    ]
+    trace = read(log, "".join(rows))
+    assert trace.steps == (100, 200, 300)
+    assert trace.train_loss == pytest.approx([bits * math.log(2) for bits in (11.2, 9.5, 8.1)])
+    assert "in bits" in trace.notes[0]
+    (table := log.with_name("ppl.csv")).write_text(PERPLEXITY)
+    assert read_training_log(table).train_loss[0] == pytest.approx(math.log(210.5))
+
+
+def test_a_point_is_a_comma_in_half_of_the_world(tmp_path: Path) -> None:
+    (tmp_path / "commas.csv").write_text(COMMAS)
+    assert read_training_log(tmp_path / "commas.csv").train_loss[0] == 3.410
+
+
+def test_evaluated_before_training(log: Path) -> None:
+    bars = "".join(f"\r{count}/60 [00:0{count // 10}<00:05, 10.42it/s]" for count in range(0, 61, 10))
+    trace = read(log, "Loading checkpoint shards: 100%|##| 2/2 [00:05<00:00,  2.51s/it]\n" + bars
+                 + "\r{'eval_loss': 3.6012, 'eval_runtime': 5.8}\n" + TRAINER_END)  # fmt: skip
+    assert trace.series("val_loss") == ([0], [3.6012])
+    assert trace.steps[-1] == 20
+    assert "resumed" not in trace.announced
+
+
+def test_a_run_that_the_log_resumes_is_restarted_there(log: Path) -> None:
+    rows = [f"step={step} loss=3.{step}\n" for step in range(10, 30)]
+    trace = read(log, "".join(rows[:10]) + "Resuming from checkpoint ckpt/step_19\n" + "".join(rows[10:]))
+    assert trace.restarts == (20,)
+    assert "resumed" not in trace.announced
+
+
+def test_an_error_at_the_end_is_a_note(log: Path) -> None:
+    rows = "".join(f"step {step}/900 loss 3.{step}\n" for step in range(10, 30))
+    report = report_of_trace(
+        read(
+            log,
+            f"{rows}Traceback (most recent call last):\ntorch.OutOfMemoryError: CUDA out of memory.\n",
+        ),
+        context=Context(),
+    )
+    assert report.is_healthy
+    assert report.notes == ("the log ends at step 29 with an error: torch.OutOfMemoryError: CUDA out of memory.",)
 
 
 def test_thousand_steps_by_one_letter(log: Path) -> None:

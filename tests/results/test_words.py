@@ -11,6 +11,7 @@ from results.words import (
     config_words,
     difference_words,
     duration_words,
+    early_end_words,
     loss_words,
     percent_words,
     schedule_words,
@@ -69,6 +70,15 @@ def test_durations(seconds: float | None, words: str) -> None:
 def test_losses() -> None:
     assert [loss_words(loss) for loss in (None, 6.44791555)] == ["–", "6.4479"]
     assert [difference_words(loss) for loss in (None, 0.25, -0.012345)] == ["–", "+0.2500", "-0.0123"]
+
+
+def test_an_early_end() -> None:
+    end = {"most_trials": 24, "gain_nats": 0.0042, "noise_nats": 0.01}
+    assert early_end_words({"trials_planned": 15, "early_end": end}) == (
+        "stopped after 15 of 24 trials: the next ones would gain about 0.0042 nats/token, less than the evaluation's "
+        "noise 0.0100"
+    )
+    assert early_end_words({"trials_planned": 24, "early_end": None}) is None
 
 
 def test_values_and_shares() -> None:

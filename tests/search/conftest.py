@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from trainable.run import RunSpec
 
 ROOT = Path(__file__).parents[2]
-FROM_MAKE = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MAKE_WORDS")
+FROM_MAKE = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MAKE_WORDS", "MAKE_CALLED_FROM")
 SECRET = "hunter2-is-nobodys-business"
 SPACE = """
 description = "A grid with good, useless and wild rates; the last cell is made to fail"

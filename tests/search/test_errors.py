@@ -104,6 +104,14 @@ CHEAP = [
     ("run BASELINE=nobody", "there is no study in"),
     ("run SPACE=platau", "no space named 'platau' in spaces/. Did you mean 'plateau'?"),
     ("run SPACE=before_after TRIALS=5", "TRIALS=5: spaces/before_after.toml is a grid, and all of its 16 cells run"),
+    (
+        "run SPACE=before_after TRIALS=auto",
+        "spaces/before_after.toml with TRIALS=auto: trials is auto, and the cells of",
+    ),
+    (
+        "run TRIALS=Auto",
+        "TRIALS='Auto' is not a whole number. TRIALS: number of trials, the baseline included, or auto",
+    ),
     ("baseline COMPARE=after", "COMPARE='after' is not a documented configuration. Known: before, documented."),
     ("train TRAINING_STEPS=0", "training_steps (TRAINING_STEPS) is 0; it must be at least 1"),
     ("train LR_SCHEDULE=linear WARMUP_STEPS=5000", "warmup_steps=5000 is longer than the run of training_steps=2000"),

@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 
 from search.tune.history import KnownTrial
-from search.tune.optuna_searcher import SamplerView
+from search.tune.optuna_searcher import SamplerView, TrialSearcher
 from search.tune.rate_ladder import ladder_points, narrowed
 from search.tune.workload import space_workload
 from spaces.domains import FloatRange
 from spaces.read.load import load_space
+from trainable.rows import TrialStatus
 
 PLATEAU = load_space("plateau")
 BASELINE = PLATEAU.baseline_params()
@@ -42,12 +43,13 @@ def test_a_narrow_range_or_a_small_study_has_no_ladder() -> None:
     assert len(ladder_points(PLATEAU.parameters, BASELINE, most=3)) == 3
 
 
-def found(rate: float, loss: float | None) -> KnownTrial:
+def found(rate: float, loss: float | None, *, at_tokens: int = 1000, status: TrialStatus = "stopped") -> KnownTrial:
     return KnownTrial(
         trial_id=0,
-        status="stopped" if loss else "unstable",
+        status=status if loss else "unstable",
         config=replace(PLATEAU.baseline, learning_rate=rate),
         point=None,
+        losses=((at_tokens, loss),) if loss else (),
         val_loss=loss,
     )
 
@@ -68,6 +70,22 @@ def test_a_rate_that_broke_bounds_it_from_above() -> None:
     # One that broke below the best did so for another reason.
     assert window(found(1e-5, None), found(1e-3, 4.2)) == pytest.approx((1.778e-4, 5.623e-3), rel=1e-3)
     assert window(found(1e-3, None)) == (1e-6, 3e-2)
+    # One whose worker was lost has shown nothing.
+    lost = replace(found(4e-3, None), status="failed")
+    assert window(found(1e-3, 4.2), lost) == window(found(1e-3, 4.2))
+
+
+def test_who_got_furthest_is_the_best_whatever_is_ahead_at_the_first_rung() -> None:
+    early, later = found(1e-2, 4.1), found(1e-3, 4.2, at_tokens=3000)
+    assert window(early, later) == window(later)
+    done = found(1e-4, 4.3, status="completed")
+    assert window(early, later, done) == window(done)
+
+
+def draw(searcher: TrialSearcher) -> float:
+    proposal = searcher.suggest("")
+    assert isinstance(proposal, dict)
+    return float(proposal["trial"]["learning_rate"])
 
 
 def test_the_search_goes_on_in_the_range_that_the_ladder_found() -> None:
@@ -85,15 +103,23 @@ def test_the_search_goes_on_in_the_range_that_the_ladder_found() -> None:
     assert all(best / 5.63 < rate < best * 5.63 for rate in rates[7:])
 
 
-def test_only_the_ladders_first_rung_is_waited_for_before_the_first_draw() -> None:
+def test_only_the_ladders_first_rung_is_waited_for_before_the_first_draw_and_its_ends_a_little_later() -> None:
     work = space_workload(PLATEAU)
     searcher, log, first_rung = work.searcher, work.searcher.log, PLATEAU.rung_tokens()[0]
+    rates = []
     for _ in range(7):
-        assert isinstance(searcher.suggest(""), dict)
+        rates.append(draw(searcher))
     for number in range(7):
         assert searcher.suggest("") is None
-        log.evaluate(number, first_rung, 5.0 + number)
-    assert isinstance(searcher.suggest(""), dict)
+        # Trials 1 and 2 are better than those before them, and go on.
+        log.evaluate(number, first_rung, 5.0 - number / 10 if number < 3 else 6.0)
+    assert all(rates[2] / 5.63 < draw(searcher) < rates[2] * 5.63 for _ in range(4))
+    ends = {0: 5.0, 1: 4.0, 2: 4.5}
+    for number in reversed(range(7)):
+        assert searcher.suggest("") is None
+        log.end(number, "completed" if number in ends else "stopped", ends.get(number, 6.0))
+    # What was ahead at the first rung is behind at the end.
+    assert rates[1] / 5.63 < draw(searcher) < rates[1] * 5.63
 
 
 def test_the_sampler_sees_numbers_to_choose_from_in_their_order() -> None:

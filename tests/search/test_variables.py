@@ -9,7 +9,17 @@ from pathlib import Path
 import pytest
 
 from results.confirmation import attempt
-from search.options import KNOWN, Options, describe_variables, parse_options, read_options, with_default_warmup
+from search.options import (
+    KNOWN,
+    Options,
+    describe_variables,
+    parse_options,
+    read_options,
+    typed_folders,
+    with_default_warmup,
+)
+from search.terminal.console import Terminal
+from search.terminal.next_steps import Step, as_typed
 from trainable.config import BEFORE, DOCUMENTED, ENV_NAMES, LR_SCHEDULES, TrialConfig
 from trainable.errors import UserError
 
@@ -113,6 +123,18 @@ def test_real_make_hands_a_misspelt_variable_down(options: tuple[str, ...], venv
     assert "plateau" not in ran.stdout
 
 
+def test_a_next_step_is_typed_where_the_last_command_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = {"STUDIES_DIR": str(tmp_path), "VENV": "/my venv", "SPACE": "smoke"}
+    for name, value in {**words, "MAKELEVEL": "1", "MAKE_WORDS": "VENV=/my\\ venv SPACE=smoke"}.items():
+        monkeypatch.setenv(name, value)
+    terminal = Terminal(as_json=False)
+    terminal.typed_folders = typed_folders([])
+    step = Step(command="make -s export STUDY=a > a.toml", purpose="")
+    for folder, there in ((ROOT, ""), (tmp_path, f" -C {ROOT}")):
+        monkeypatch.setenv("MAKE_CALLED_FROM", str(folder))
+        assert as_typed(step, terminal) == f"make{there} -s export STUDY=a > a.toml VENV='/my venv'"
+
+
 @pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
 def test_a_misspelt_variable_of_the_environment_or_of_a_make_around_ours_is_told(venv: Path) -> None:
     (venv / "Makefile").write_text("all:\n\t@$(MAKE) -s -C $(HARNESS) spaces VENV=$(V)\n")
@@ -184,6 +206,11 @@ def test_numbers_that_are_set_and_those_that_are_not() -> None:
     assert (options.trials, options.gpu_fraction) == (24, 0.25)
     assert (options.concurrency, options.budget_tokens) == (None, None)
     assert Options().gpu_fraction == 1.0
+
+
+@pytest.mark.parametrize(("text", "after"), [("3", 3), ("+2", 17), ("auto", None)])
+def test_trials_are_a_number_more_of_them_or_found_by_the_search(text: str, after: int | None) -> None:
+    assert parse_options({"TRIALS": text}).trials_after(15) == after
 
 
 @pytest.mark.parametrize(("text", "value"), [("3", 3), ("auto", "auto")])

@@ -466,6 +466,17 @@ def test_the_file_that_is_broken_there_is_sound(tmp_path: Path) -> None:
     assert load_space(str(path)).trials == 4
 
 
+def test_a_file_may_leave_the_number_of_trials_to_the_search(make_space: MakeSpace) -> None:
+    search = {"batch_size": {"choice": [2, 4]}, "block_size": {"choice": [16, 32]}}
+    space = make_space(search, trials="auto")
+    assert (space.trials, space.ends_early) == (24, True)
+    with pytest.raises(UserError) as caught:
+        make_space(search, searcher={"name": "grid"}, trials="auto")
+    assert str(caught.value) == (
+        "small.toml: trials is auto, and the cells of a grid are all run. Drop it, or set another [searcher]."
+    )
+
+
 def test_a_grid_may_only_name_its_own_number_of_trials(make_space: MakeSpace) -> None:
     search = {"batch_size": {"choice": [2, 4]}, "dropout": {"choice": [0.0, 0.1]}}
     assert make_space(search, searcher={"name": "grid"}, trials=4).trials == 4

@@ -182,6 +182,16 @@ def test_a_grid_runs_all_of_its_cells() -> None:
     assert str(caught.value) == "TRIALS=5: spaces/before_after.toml is a grid, and all of its 16 cells run. Unset it."
 
 
+def test_auto_keeps_the_spaces_number_as_the_most_and_a_number_is_a_number() -> None:
+    space = with_overrides(load_space("plateau"), trials="auto")
+    assert (space.trials, space.ends_early) == (24, True)
+    assert with_overrides(space, budget_tokens=400_000).ends_early
+    again = with_overrides(space, trials=9)
+    assert (again.trials, again.ends_early) == (9, False)
+    with pytest.raises(UserError, match=r"^spaces/before_after.toml with TRIALS=auto: trials is auto, and the cells"):
+        with_overrides(load_space("before_after"), trials="auto")
+
+
 def test_only_the_sum_of_the_settings_has_to_be_sound() -> None:
     """Neither setting alone is: the batch does not fit into the budget, nor does the budget hold the largest batch."""
     plateau = load_space("plateau")

@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,17 @@ def test_no_changed_bit_passes_for_another_state(state: TrainState, tmp_path: Pa
     assert len(messages) > len(bits) / 2
     assert [text for text in messages if "\n" in text or f"CHECKPOINT_PATH={path} is damaged" not in text] == []
     assert len(entries) > 40
+
+
+def test_an_archive_that_unpacks_to_more_than_it_is_is_refused(tmp_path: Path) -> None:
+    path, packed = tmp_path / "x.pt", tmp_path / "packed.pt"
+    torch.save({"a": torch.zeros(10_000)}, path)
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as out:
+        for record in archive.infolist():
+            out.writestr(record.filename, archive.read(record))
+    assert torch.load(packed)["a"].sum() == 0
+    with pytest.raises(DamagedCheckpointError, match="is damaged"):
+        read_payload(packed)
 
 
 def test_torch_alone_would_not_notice(state: TrainState, tmp_path: Path) -> None:

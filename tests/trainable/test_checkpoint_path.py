@@ -1,5 +1,8 @@
 """The names of checkpoints, and what their first bytes tell."""
 
+import io
+import os
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -11,11 +14,16 @@ from trainable.checkpoint.checkpoint_path import (
     is_safetensors,
 )
 
-STARTS = {
-    b"PK\x03\x04" + bytes(20): False,
-    b"\x80\x02\x8a" + bytes(20): False,
-    b"\x40" + bytes(7) + b'{"a":{}}': True,
-}
+
+def archive() -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as one:
+        one.writestr("data.pkl", b"x")
+    return file.getvalue()
+
+
+SAFETENSORS = b"\x37" + bytes(7) + b'{"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}}  xx'
+KINDS = {archive(): False, b"\x80\x02\x8a" + bytes(20): False, SAFETENSORS: True}
 
 
 def test_names_sort_by_step() -> None:
@@ -24,12 +32,21 @@ def test_names_sort_by_step() -> None:
     assert names[3] == "step_00001500.pt"
 
 
-@pytest.mark.parametrize("start", STARTS)
-def test_the_three_formats_are_let_through(tmp_path: Path, start: bytes) -> None:
+@pytest.mark.parametrize("data", KINDS, ids=["archive", "pickle", "safetensors"])
+def test_the_three_formats_are_let_through(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "x"
-    path.write_bytes(start)
+    path.write_bytes(data)
     check_checkpoint_path(path)
-    assert is_safetensors(path) is STARTS[start]
+    assert is_safetensors(path) is KINDS[data]
+
+
+@pytest.mark.parametrize("data", [archive(), SAFETENSORS], ids=["archive", "safetensors"])
+def test_a_terabyte_behind_a_right_start_is_not_read(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(data)
+    os.truncate(path, 1 << 40)
+    with pytest.raises(DamagedCheckpointError, match="is damaged or not a file"):
+        check_checkpoint_path(path)
 
 
 @pytest.mark.parametrize("start", [b"", b"P", b"PK", b"PK\x03", b"\x40" + bytes(7), b"GGUF" + bytes(20), b"{" * 8])

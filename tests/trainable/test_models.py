@@ -266,9 +266,26 @@ def test_broken_weights_are_refused(folder: Path) -> None:
     content = weights.read_bytes()
     for broken in (content[: len(content) // 2], content[:4], b"", b"words" * 100):
         weights.write_bytes(broken)
-        assert "cannot be loaded by transformers" in refusal(folder)
+        assert "is damaged or not a file of torch.save" in refusal(folder) or broken == b""
     weights.unlink()
-    assert "no file named model.safetensors" in refusal(folder)
+    assert "has none of model.safetensors, pytorch_model.bin" in refusal(folder)
+
+
+@pytest.mark.parametrize("name", ["../w.safetensors", "sub/w.safetensors", "/w.safetensors"])
+def test_weights_outside_the_folder_are_refused(folder: Path, name: str) -> None:
+    # transformers would load them, and nobody would notice that they change: they are in no fingerprint.
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"transformer.wte.weight": name}}))
+    assert "does not name files of its folder" in refusal(folder)
+    edit(folder / "config.json", transformers_weights=name)
+    assert "names weights outside of the folder" in refusal(folder)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "generation_config.json", "special_tokens_map.json", "x.jinja"])
+def test_a_document_of_a_terabyte_is_not_read(folder: Path, name: str) -> None:
+    (folder / name).touch()
+    os.truncate(folder / name, 1 << 40)
+    assert "is larger than the 256 MiB" in refusal(folder)
 
 
 @pytest.mark.parametrize("field", ["attn_implementation", "_attn_implementation", "_attn_implementation_internal"])

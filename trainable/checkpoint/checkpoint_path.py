@@ -2,19 +2,26 @@
 
 import json
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError, safe_open
 
 from trainable.errors import UserError
 from trainable.regular_files import read_regular
 
-TORCH_SAVE_STARTS = (b"PK\x03\x04", b"\x80")
-"""A zip archive, or the pickle of torch before 1.6."""
+TORCH_SAVE_STARTS = ZIP_START, PICKLE_START = b"PK\x03\x04", b"\x80"
+"""An archive, or what torch wrote before 1.6."""
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 INDEX_SUFFIX = ".index.json"
 """Of the list of the shards, where the weights are spread over several files."""
-KINDS = "a .pt, .bin or .safetensors file, or a folder made by save_pretrained or by a Trainer"
+KINDS = {
+    "CHECKPOINT_PATH": "a .pt, .bin or .safetensors file, or a folder made by save_pretrained or by a Trainer",
+    "GPT2_MODEL_NAME": "a folder made by save_pretrained",
+}
+"""What there should have been, by the variable that named it."""
 SHOWN = 6
 
 
@@ -27,36 +34,36 @@ def checkpoint_name(optimizer_steps: int) -> str:
     return f"step_{optimizer_steps:08d}.pt"
 
 
-def check_checkpoint_path(path: Path) -> None:
-    """Raise UserError when there is no file at `path` that looks like one of torch.save or safetensors.
+def check_checkpoint_path(path: Path, *, variable: str = "CHECKPOINT_PATH") -> None:
+    """Raise UserError when there is no file at `path` that looks like a whole one of torch.save or safetensors.
 
-    In a folder it is the files of its weights that are looked at.
+    In a folder it is the files of its weights that are looked at. variable: which option named it.
     """
-    where = f"CHECKPOINT_PATH={path}"
+    where = f"{variable}={path}"
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
-            raise UserError(f"{where} is neither a file nor a folder. Name {KINDS}.")
-        for file in weight_files(path) if path.is_dir() else [path]:
-            _check_start(file)
+            raise UserError(f"{where} is neither a file nor a folder. Name {KINDS[variable]}.")
+        for file in weight_files(path, variable=variable) if path.is_dir() else [path]:
+            _check_file(file, f"{variable}={file}")
     except FileNotFoundError:
-        raise UserError(f"{where} does not exist. Name {KINDS}.") from None
+        raise UserError(f"{where} does not exist. Name {KINDS[variable]}.") from None
     except OSError as error:
-        raise UserError(f"{where} cannot be read: {error.strerror}. Name {KINDS}.") from None
+        raise UserError(f"{where} cannot be read: {error.strerror}. Name {KINDS[variable]}.") from None
 
 
-def weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path, *, variable: str = "CHECKPOINT_PATH") -> list[Path]:
     """Return the files of a model folder's weights: one, or its shards. Raises UserError where there are none."""
-    where = f"CHECKPOINT_PATH={folder}"
+    where = f"{variable}={folder}"
     if (folder / "adapter_config.json").is_file():
         raise UserError(
             f"{where} holds a LoRA adapter (adapter_config.json), not a whole model. "
-            "Name the folder of the merged model."
+            "Name the folder of the merged model: `make model MERGE=1` writes it, as does peft's merge_and_unload."
         )
     for name in WEIGHTS:
         if (folder / name).is_file():
             return [folder / name]
         if (folder / (name + INDEX_SUFFIX)).is_file():
-            return _shards(folder, folder / (name + INDEX_SUFFIX))
+            return _shards(folder / (name + INDEX_SUFFIX), where)
     inside = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     steps = checkpoint_folders(folder)
     ours = [name for name in inside if re.fullmatch(r"step_\d+\.pt", name)]
@@ -64,7 +71,7 @@ def weight_files(folder: Path) -> list[Path]:
         newest = steps[-1] if steps else folder / ours[-1]
         raise UserError(f"{where} holds several checkpoints. Name one of them, such as {newest}.")
     shown = ", ".join(inside[:SHOWN]) + (f" and {len(inside) - SHOWN} more" if len(inside) > SHOWN else "")
-    raise UserError(f"{where} has none of {', '.join(WEIGHTS)}; it holds {shown or 'nothing'}. Name {KINDS}.")
+    raise UserError(f"{where} has none of {', '.join(WEIGHTS)}; it holds {shown or 'nothing'}. Name {KINDS[variable]}.")
 
 
 def checkpoint_folders(folder: Path) -> list[Path]:
@@ -88,17 +95,17 @@ def is_safetensors(path: Path) -> bool:
     return _starts_as_safetensors(_start(path))
 
 
-def _shards(folder: Path, index: Path) -> list[Path]:
+def _shards(index: Path, where: str) -> list[Path]:
     named = _json_object(index).get("weight_map")
     names = set(named.values()) if isinstance(named, dict) else set()
     # An index from elsewhere must not make this program read a file outside its folder.
     if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
-        raise DamagedCheckpointError(f"CHECKPOINT_PATH={index} does not name files of its folder. Use another.")
-    shards = [folder / name for name in sorted(names)]
+        raise DamagedCheckpointError(f"{where}: {index.name} does not name files of its folder. Use another.")
+    shards = [index.parent / name for name in sorted(names)]
     missing = [shard.name for shard in shards if not shard.is_file()]
     if missing:
         raise DamagedCheckpointError(
-            f"CHECKPOINT_PATH={folder} lacks {missing[0]} ({len(missing)} of {len(shards)} shards are missing)."
+            f"{where} lacks {missing[0]} ({len(missing)} of {len(shards)} shards are missing)."
         )
     return shards
 
@@ -113,14 +120,23 @@ def _json_object(path: Path) -> dict[str, Any]:
     return document
 
 
-def _check_start(path: Path) -> None:
+def _check_file(path: Path, where: str) -> None:
     start = _start(path)
     if not start:
-        raise DamagedCheckpointError(f"CHECKPOINT_PATH={path} is empty. Use another checkpoint.")
-    if not start.startswith(TORCH_SAVE_STARTS) and not _starts_as_safetensors(start):
-        raise DamagedCheckpointError(
-            f"CHECKPOINT_PATH={path} is damaged or not a file of torch.save or safetensors. Use another checkpoint."
-        )
+        raise DamagedCheckpointError(f"{where} is empty. Use another.")
+    if not _is_whole(path, start):
+        raise DamagedCheckpointError(f"{where} is damaged or not a file of torch.save or safetensors. Use another.")
+
+
+def _is_whole(path: Path, start: bytes) -> bool:
+    # Asks for the length as well: a sparse file of a terabyte would be hashed for hours before it is loaded.
+    if not _starts_as_safetensors(start):
+        return start.startswith(PICKLE_START) or (start.startswith(ZIP_START) and zipfile.is_zipfile(path))
+    try:
+        with safe_open(path, framework="numpy"):
+            return True
+    except SafetensorError:
+        return False
 
 
 def _start(path: Path) -> bytes:

@@ -35,7 +35,8 @@ def _is_whole(folder: Path) -> bool:
     """Return whether no weights are missing: loading or inspecting a model may have fetched single files."""
     try:
         for index in folder.glob("*.index.json"):
-            if all((folder / name).is_file() for name in json.loads(index.read_bytes())["weight_map"].values()):
+            names = json.loads(index.read_bytes())["weight_map"].values()
+            if all(Path(name).name == name and (folder / name).is_file() for name in names):
                 return True
         return any((folder / name).is_file() for name in ("model.safetensors", "pytorch_model.bin"))
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):

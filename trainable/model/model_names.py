@@ -6,9 +6,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from trainable.checkpoint.checkpoint_path import check_checkpoint_path
 from trainable.errors import UserError
 from trainable.model.hub_models import check_hub_name, hub_folder
-from trainable.regular_files import read_regular
+from trainable.regular_files import MAX_FILE_BYTES, read_regular
 
 PRESETS: Mapping[str, Mapping[str, int]] = MappingProxyType(
     {
@@ -24,6 +25,7 @@ PRESETS: Mapping[str, Mapping[str, int]] = MappingProxyType(
 SHIPPED: Mapping[str, Path] = MappingProxyType({"tiny": Path(__file__).parent / "tiny"})
 """Pretrained models that come with the package, as save_pretrained wrote them."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+DOCUMENTS = (".json", ".txt", ".model", ".jinja")
 RECORD = "gpt2_search.json"
 """In a model folder that this program wrote: what it is of."""
 
@@ -114,3 +116,13 @@ def _check_folder(name: str, path: Path) -> None:
         config = None
     if not isinstance(config, dict):
         raise UserError(f"{where}: its config.json holds no JSON object. Save the model again with save_pretrained.")
+    named = config.get("transformers_weights")
+    # transformers would load these, and nobody would notice that they change.
+    if named is not None and Path(str(named)).name != named:
+        raise UserError(f"{where}: its config.json names weights outside of the folder ({named}). Put them into it.")
+    # Read whole by transformers, whatever their size.
+    for document in path.iterdir():
+        if document.suffix in DOCUMENTS and document.is_file() and document.stat().st_size > MAX_FILE_BYTES:
+            raise UserError(f"{where}: {document.name} is larger than the {MAX_FILE_BYTES >> 20} MiB that are read.")
+    if named is None:
+        check_checkpoint_path(path, variable="GPT2_MODEL_NAME")

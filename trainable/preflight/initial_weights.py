@@ -188,7 +188,7 @@ def check_against_base(predictions: Predictions, base: Predictions) -> Check:
         name=BASE_NAME,
         status="fail" if doubled else "pass",
         measured=f"gain on the base by offset {gain_words(gains)}",
-        expected="no gain at +2 that +1 pays for",
+        expected="no gain at +2 with a loss at +1",
         advice=DOUBLED_ADVICE if doubled else "",
     )
 

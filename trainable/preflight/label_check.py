@@ -107,7 +107,7 @@ def _judged(value: float, candidates: list[tuple[int, float]], *, noise: float) 
     best, other = (abs(nearest[offset] - value) for offset in (found, order[1] if found == 1 else 1))
     is_clear = best < NEAREST_SHARE * other and other >= DROPOUT_SIGMAS * noise
     if not is_clear or (best > max(EXACT_NATS, 2 * noise) and other < WIDE_NATS):
-        advice = "It clearly belongs to none. Pass a function of a plain mean in nats, and labels with the batch."
+        advice = "It matches no offset. Pass a function that returns the plain mean in nats, and labels with the batch."
         return Check(name=NAME, status="warn", measured=measured, expected=expected, advice=advice)
     return Check(
         name=NAME,

@@ -3,7 +3,7 @@
 import re
 
 _INT = r"(\d{1,3}(?:,\d{3})+|\d+)(?![.\w])"
-_IS = r"['\"]?\W{1,6}"
+_IS = r"['\"]?(?:\W{1,6}| \.{6,} )"
 _FALSE = r"(?:false|none|no|0)\b"
 _PRECISIONS = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32"}
 
@@ -31,7 +31,8 @@ _PATTERNS: tuple[tuple[str, str, str | None], ...] = (
     ),
     (
         "pretrained",
-        r"(?:from_pretrained|(?<!not )pre-?trained(?!\w*[_ ]tokenizer)|init_from\W+gpt2"
+        r"(?:from_pretrained|loading weights file|checkpoint weights were used"
+        r"|(?<!not )pre-?trained(?!\w*[_ ]tokenizer)|init_from\W+gpt2"
         r"|model[_ ]name(?:_or_path)?\W{1,5}(?:[\w-]+/)?gpt-?2|fine-?tun(?:e|ed|ing)(?![a-z])"
         r"|base_?model\W|\bunsloth\b|\bq?lora\b(?!\W{1,4}(?:false|none|no|0)\b)|\badapters?\b)",
         "yes",
@@ -40,7 +41,7 @@ _PATTERNS: tuple[tuple[str, str, str | None], ...] = (
     (
         "resumed",
         rf"\b(?:resum(?:ed?|ing)\b(?!\w*\W{{1,4}}{_FALSE})"
-        r"|continu(?:e|ing) from|restored? from|load(?:ed|ing) checkpoint)",
+        r"|continu(?:e|ing) from|restored? from|load(?:ed|ing) checkpoint(?! shards))",
         "yes",
     ),
     (

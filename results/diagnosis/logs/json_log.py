@@ -26,11 +26,12 @@ def json_rows(text: str) -> tuple[list[LogRow], dict[str, str]] | None:
 
 
 def json_line(line: bytes) -> LogRow | None:
-    """Return the row of a line that is a JSON object, or None."""
-    if line[:1] != b"{" or len(line) > MAX_LINE_BYTES:
+    """Return the row of a line that is a JSON object, or ends with one behind a time stamp; None of any other."""
+    start = line.find(b"{", 0, MAX_LINE_BYTES)
+    if start < 0 or len(line) > MAX_LINE_BYTES or not line.rstrip().endswith(b"}"):
         return None
     try:
-        values = json.loads(line)
+        values = json.loads(line[start:])
     except (ValueError, RecursionError):
         return None
     return row_of(values) if isinstance(values, dict) else None

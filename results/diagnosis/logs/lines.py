@@ -10,7 +10,7 @@ _COUNT = rb"\d+(?:\.\d+)?k\b|%b" % _INT
 _NUMBER = rb"(?>[-+]?(?:nan|inf(?:inity)?|(?:(?:%b)(?:\.\d*)?|\.\d+)(?:e[-+]?\d+)?))(?!\w)" % _INT
 # Behind a digit a number cannot begin: a search from every digit of a long run would take the square of its length.
 _PLAIN = rb"(?<![\d.,])([\d.,]*\d)"
-_ASSIGN = rb"['\"]?\s*(?:[:=]|\bis\b)?\s*(?:tensor\(|np\.float\d+\()?\s*['\"]?\s*"
+_ASSIGN = rb"['\"]?\s*(?:[:=]|\bis\b)?\s*(?:tensor\(|np\.float\d+\(|\[)?\s*['\"]?\s*"
 
 OWNER_PROGRESS = re.compile(rb"step (\d+)/(\d+) \([\d.]+%\) \| ([\d.]+) steps/sec \| ETA: ([\d.]+)m\s*$")
 
@@ -23,18 +23,34 @@ MEASURED = (1e-9, 1e15)
 
 _ANSI = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?")
 _STEP = re.compile(
-    rb"(?<![\w/])(?:global[_ ]?|train[_ ]?|opt(?:imizer)?[_ ]?)?(step|iter(?:ation)?|it|update)\b"
+    rb"(?<![\w/])(?:global[_ ]?|train[_ ]?|opt(?:imizer)?[_ ]?)?"
+    rb"(step|iter(?:ation)?|it|(?:num_)?updates?|batch|(?<!\w )steps)\b"
     rb"['\"]?\s*[:=#|]?\s*\[?\s*['\"]?(%b)(?:\s*(?:/|of)\s*(%b))?" % (_COUNT, _COUNT),
     re.I,
 )
+"""Of plurals only `steps: 10`: "total steps" and "accumulation steps" are settings."""
+_HEADING = re.compile(rb"(?:(?:\[|[=-]{2,} )%b|%b.{0,40}:\s*$)" % (_STEP.pattern, _STEP.pattern), re.I)
+"""A step above a block of indented lines, or above the losses of an evaluation."""
+_BARE_STEP = re.compile(rb"(\d+) \| ")
 _BAR = re.compile(rb"(?<!\d)(\d+)/(\d+)\s*\[(?:(\d+):)?(\d+):(\d+)<")
+_OTHER_BAR = re.compile(rb"\s*(?!epoch|train|step|iter)[a-z][^|]{0,80}:\s+\d{1,3}%\|", re.I)
+"""tqdm's bar of something else: a download, a tokenizer, an evaluation. The training loop's mostly has no words."""
 _LOSS = re.compile(
-    rb"(?:(?<![\w])([a-z]+)[ _/.:-]{1,2})?(?<![a-z])loss(?:[ _/]([a-z]+))?%b(%b)" % (_ASSIGN, _NUMBER), re.I
+    rb"(?:(?<![\w])([a-z]+)[ _/.:-]{1,2})?"
+    rb"(?:(?<![a-z])loss(?:/train/total)?|(?:Language)?Cross[_-]?Entropy)(?:[ _/]([a-z]+))?%b(%b)" % (_ASSIGN, _NUMBER),
+    re.I,
 )
 _LITGPT_VAL = re.compile(rb"loss train: *%b, *val: *(%b)" % (_NUMBER, _NUMBER), re.I)
+_TERSE = re.compile(rb"\s*(?:s:)?(\d+)\s+(train|val|trl|tel)[ :]\s*(%b)" % _NUMBER)
+"""A row of llm.c's main.log, "s:250 tel:6.12", or of build-nanogpt's log.txt, "250 val 6.12"."""
+_MEGATRON_VAL = re.compile(rb"validation loss at iteration (\d+).{0,40}\blm loss value:\s*(%b)" % _NUMBER, re.I)
+_PERPLEXITY = re.compile(
+    rb"(?:(?<![\w])([a-z]+)[ _/.:-]{1,2})?(?<![a-z])(?:ppl|perplexity)%b(%b)" % (_ASSIGN, _NUMBER), re.I
+)
 _BARE_LOSS = re.compile(rb"(?<![\w])(train(?:ing)?|val(?:id(?:ation)?)?|eval)\s*[:=]?\s*(%b)" % _NUMBER, re.I)
 _LEARNING_RATE = re.compile(
-    rb"(?<![\w])(?:learning[_ ]rate|lr)(?:[-_/ ]?(?:0|group ?0))?%b(%b)" % (_ASSIGN, _NUMBER), re.I
+    rb"(?<![\w])(?:learning[_ ]rate|lr)(?:-\w*adam\w*)?(?:[-_/ ]?\(?(?:0|group ?0)\)?)?%b(%b)" % (_ASSIGN, _NUMBER),
+    re.I,
 )
 _ROUNDED = re.compile(rb"0?\.0{3,}")
 """A learning rate printed with too few decimals to be seen; one that is 0 is printed as 0.0 or 0.00e+00."""
@@ -53,6 +69,7 @@ _STEP_TIME = re.compile(
     rb"(?<![\w])(?:(?:iter(?:ation)?|step|batch)[_ ]?time|dt|time(?=[^s]{0,40}ms))%b([\d.,]*\d)\s*(ms|s)\b" % _ASSIGN,
     re.I,
 )
+_STEP_TIME_UNIT = re.compile(rb"(?:iter(?:ation)?|step)(?: time)? \((ms|s)\): *([\d.,]*\d)")
 _ELAPSED = re.compile(
     rb"(?<![\w])(?:elapsed(?:[_ ]time)?|train[_ ]time|total[_ ]time|wall(?:[_ ]?(?:time|clock))?|runtime)"
     rb"%b([\d.,]*\d)\s*(ms|s|sec|m|min|h)\b" % _ASSIGN,
@@ -68,7 +85,7 @@ _TIME_STAMP = re.compile(rb"(\d{4})-(\d\d)-(\d\d)[ T](\d\d):(\d\d):(\d\d)(?:[.,]
 _SUMMARY = re.compile(rb"train_runtime'?\"?\s*:\s*['\"]?([\d.]+)")
 _SUMMARY_SPEED = re.compile(rb"train_steps_per_second'?\"?\s*:\s*['\"]?([\d.]+)")
 
-VAL_WORDS = frozenset((b"val", b"valid", b"validation", b"eval", b"evaluation", b"test", b"dev", b"heldout"))
+VAL_WORDS = frozenset(b"val valid validation eval evaluation test dev heldout va vld tel".split())
 _TRAIN_WORDS = frozenset((b"train", b"training", b"lm", b"ce", b"xent", b"batch", b"step", b"mean", b"avg", b"average"))
 OTHER_WORDS = frozenset(
     b"best min max lowest final last prev previous initial start scale scaler aux z kl moe balance router reg target"
@@ -86,9 +103,13 @@ class LogRow:
     total_steps: int | None = None
     is_bar: bool = False
     """The step comes from a tqdm bar, which may be another loop's."""
+    iteration: int | None = None
+    """Of micro-batches, where the line names steps too; the step itself where it names an iteration alone."""
     epoch: float | None = None
     train_loss: float | None = None
     val_loss: float | None = None
+    train_perplexity: float | None = None
+    val_perplexity: float | None = None
     grad_norm: float | None = None
     learning_rate: float | None = None
     steps_per_s: float | None = None
@@ -103,13 +124,16 @@ class LogRow:
     eta_s: float | None = None
     stamp_s: float | None = None
     """The line's time stamp."""
+    after_restart: bool = False
+    """The log says before it that the run was resumed."""
     at_line_end: str = ""
     """The field whose number touches the line's end: perhaps cut short."""
 
     @property
     def has_loss(self) -> bool:
-        """Whether a loss is there."""
-        return self.train_loss is not None or self.val_loss is not None
+        """Whether a loss is there, or the perplexity that it is computed from."""
+        losses = (self.train_loss, self.val_loss, self.train_perplexity, self.val_perplexity)
+        return any(loss is not None for loss in losses)
 
     @property
     def says_something(self) -> bool:
@@ -131,15 +155,15 @@ def read_owner_progress(line: bytes) -> LogRow | None:
     return row
 
 
-def read_line(line: bytes) -> LogRow | None:
-    """Return what a line recorded, or None when it is no row of a log."""
-    line = line[:MAX_LINE_BYTES]
-    if b"\x1b" in line:
-        line = _ANSI.sub(b"", line)
-    line = line.strip()
-    if _SUMMARY.search(line):
+def read_line(line: bytes, *, step: int | None = None) -> LogRow | None:
+    """Return what a line recorded, or None when it is no row of a log.
+
+    step: of the heading above the line, where it stands under one.
+    """
+    line = _bare(line)
+    if _SUMMARY.search(line) or _OTHER_BAR.match(line):
         return None
-    row = LogRow()
+    row = LogRow(step=step)
     _read_step(row, line)
     _read_losses(row, line)
     if row.step is None and not row.has_loss:
@@ -152,6 +176,17 @@ def read_line(line: bytes) -> LogRow | None:
     return row if row.says_something else None
 
 
+def read_heading(line: bytes) -> int | None:
+    """Return the step that a line without losses says the next lines are of, or None."""
+    match = _HEADING.search(_bare(line))
+    return _step(match[2] or match[5]) if match else None
+
+
+def _bare(line: bytes) -> bytes:
+    line = line[:MAX_LINE_BYTES]
+    return (_ANSI.sub(b"", line) if b"\x1b" in line else line).strip()
+
+
 def read_summary(line: bytes) -> int | None:
     """Return the steps of the whole run as a Hugging Face Trainer's last line implies them."""
     runtime, speed = _SUMMARY.search(line), _SUMMARY_SPEED.search(line)
@@ -162,10 +197,13 @@ def read_summary(line: bytes) -> int | None:
 def _read_step(row: LogRow, line: bytes) -> None:
     bar = _BAR.search(line) if b"[" in line else None
     found = None
+    iteration = None
     for match in _STEP.finditer(line):
+        iteration = match if iteration is None and match[1].lower().startswith(b"it") else iteration
         # "iter 100 step 25": with accumulation iterations are not optimizer steps.
         if found is None or (match[1].lower() == b"step" and found[1].lower() != b"step"):
             found = match
+    row.iteration = iteration and _step(iteration[2])
     if bar:
         row.is_bar = found is None
         hours, minutes, seconds = (_float(part or b"0") for part in bar.groups()[2:])
@@ -174,6 +212,8 @@ def _read_step(row: LogRow, line: bytes) -> None:
     if found:
         row.step = _step(found[2])
         row.total_steps = _step(found[3]) if found[3] else None
+    elif not bar and (bare := _BARE_STEP.match(line)):
+        row.step = _step(bare[1])
     if b"poch" in line or b"POCH" in line:
         epoch = _EPOCH.search(line)
         if epoch:
@@ -181,6 +221,16 @@ def _read_step(row: LogRow, line: bytes) -> None:
 
 
 def _read_losses(row: LogRow, line: bytes) -> None:
+    terse = _TERSE.match(line)
+    megatron_val = None if terse else _MEGATRON_VAL.search(line)
+    if terse:
+        row.step = _step(terse[1])
+        _set(row, "train_loss" if terse[2] in (b"train", b"trl") else "val_loss", terse, 3, line)
+    if megatron_val:
+        row.step = _step(megatron_val[1])
+        _set(row, "val_loss", megatron_val, 2, line)
+    if terse or megatron_val:
+        return
     for match in _LOSS.finditer(line):
         before, after = (match[1] or b"").lower(), (match[2] or b"").lower()
         word_before = line[max(0, match.start() - 12) : match.start()].rstrip(b" _").rpartition(b" ")[2].lower()
@@ -193,6 +243,8 @@ def _read_losses(row: LogRow, line: bytes) -> None:
         else:
             continue
         _set(row, name, match, 3, line)
+    for match in _PERPLEXITY.finditer(line):
+        _set(row, "val_perplexity" if (match[1] or b"").lower() in VAL_WORDS else "train_perplexity", match, 2, line)
     if not row.has_loss and row.step is not None and b"rain" in line:
         # "step 10 | train 3.21 | val 3.40"
         for match in _BARE_LOSS.finditer(line):
@@ -200,6 +252,9 @@ def _read_losses(row: LogRow, line: bytes) -> None:
     litgpt = _LITGPT_VAL.search(line) if b"val:" in line else None
     if litgpt:
         _set(row, "val_loss", litgpt, 1, line)
+    if row.val_loss is not None and row.train_loss is None and row.train_perplexity is not None:
+        # "val loss 3.21, ppl 24.8"
+        row.val_perplexity, row.train_perplexity = row.val_perplexity or row.train_perplexity, None
 
 
 def _set(row: LogRow, name: str, match: re.Match[bytes], group: int, line: bytes) -> None:
@@ -218,6 +273,9 @@ def _read_times(row: LogRow, line: bytes) -> None:
     speed = _STEPS_PER_S.search(line) or _STEPS_PER_S_KEY.search(line)
     if speed:
         row.steps_per_s = _measured(speed[1])
+    with_unit = _STEP_TIME_UNIT.search(line)
+    if with_unit:
+        row.step_time_s = _if_measured(_float(with_unit[2]) * _SECONDS[with_unit[1]])
     for name, pattern in (("step_time_s", _S_PER_STEP), ("step_time_s", _STEP_TIME), ("elapsed_s", _ELAPSED)):
         match = pattern.search(line)
         if match and getattr(row, name) is None:

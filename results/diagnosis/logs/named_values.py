@@ -14,7 +14,8 @@ _BOUNDS = ("__min", "__max")
 _JOINED = {"valloss": ("val", "loss"), "trainloss": ("train", "loss"), "evalloss": ("eval", "loss")}
 _STEP_NAMES = (
     ("trainer", "global", "step"), ("train", "global", "step"), ("global", "step"), ("optimizer", "step"), ("step",),
-    ("steps",), ("train", "step"), ("iteration",), ("iter",), ("iters",), ("it",), ("update",), ("num", "updates"),
+    ("steps",), ("train", "step"), ("iteration",), ("iter",), ("iters",), ("it",), ("num", "updates"),
+    ("valid", "num", "updates"), ("update",),
 )  # fmt: skip
 """The first that a row holds is its step; W&B's own counter `_step` comes out as ("step",)."""
 _CLOCK_NAMES = (("runtime",), ("elapsed",), ("elapsed", "s"), ("elapsed", "time"), ("relative", "time", "wall"))
@@ -62,10 +63,13 @@ def field_of(name: str) -> tuple[str, int, int] | None:
         return "step_time_s", 0, 0
     if words[-1] == "epoch" and "loss" not in words:
         return "epoch", len(words), 0
-    if "loss" in words:
+    if "loss" in words or words[-2:] == ("cross", "entropy"):
         is_val = any(word.encode() in VAL_WORDS for word in words)
         # Lightning writes train_loss_step and train_loss_epoch: the first is what a row is of.
         return ("val_loss" if is_val else "train_loss"), int("epoch" in words), len(words)
+    if words[-1] in ("ppl", "perplexity"):
+        is_val = any(word.encode() in VAL_WORDS for word in words)
+        return ("val_perplexity" if is_val else "train_perplexity"), 0, len(words)
     if words[0] == "lr" or words[-1] == "lr" or ("learning", "rate") in pairwise(words):
         return "learning_rate", len(words), 0
     if "gnorm" in words or ({"grad", "gradient"} & set(words) and "norm" in words):
@@ -99,4 +103,5 @@ def number_of(value: object) -> float | None:
 def has_columns(names: Iterable[str]) -> bool:
     """Whether names of columns are those of a training log: a loss, and what it belongs to."""
     fields = {meaning[0] for name in names if (meaning := field_of(name))}
-    return bool(fields & {"train_loss", "val_loss"}) and bool(fields & {"step", "epoch"})
+    losses = {"train_loss", "val_loss", "train_perplexity", "val_perplexity"}
+    return bool(fields & losses) and bool(fields & {"step", "epoch"})

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from results.diagnosis.logs.lines import LogRow
+from results.diagnosis.logs.losses import is_same
 from results.diagnosis.trace import Unit
 
 
@@ -85,10 +86,10 @@ def runs_of(rows: list[LogRow]) -> list[list[list[LogRow]]]:
                 offset, step = 0, row.step
         epoch = max(epoch, row.epoch or 0.0)
         # A second evaluation of one step, with another outcome, is a run resumed there.
-        again = step == last and row.val_loss is not None and runs[-1][-1][-1].val_loss is not None
+        again = step == last and not is_same(runs[-1][-1][-1].val_loss, row.val_loss)
         if not runs or ((step < last or again) and step <= step_of(runs[-1][0][0])):
             runs.append([[]])
-        elif step < last or again:
+        elif step < last or again or row.after_restart:
             runs[-1].append([])
         row.step = last = step
         runs[-1][-1].append(row)

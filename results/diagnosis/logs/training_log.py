@@ -15,7 +15,15 @@ from typing import BinaryIO, cast
 from results.diagnosis.logs.event_file import event_rows, is_event_file
 from results.diagnosis.logs.hints import MAX_DIGITS, read_hints
 from results.diagnosis.logs.json_log import json_line, json_rows
-from results.diagnosis.logs.lines import EPOCH_HEADER, LogRow, read_line, read_owner_progress, read_summary
+from results.diagnosis.logs.lines import (
+    EPOCH_HEADER,
+    LogRow,
+    read_heading,
+    read_line,
+    read_owner_progress,
+    read_summary,
+)
+from results.diagnosis.logs.losses import drop_carried, in_nats, is_same
 from results.diagnosis.logs.metric_tables import table_header, table_rows
 from results.diagnosis.logs.runs import drop_cut_numbers, number_rows, runs_of, step_of
 from results.diagnosis.logs.speed import step_times
@@ -47,7 +55,15 @@ _RANK = re.compile(rb"\W{0,2}(?:default|(?:global[_ ]?|local[_ ]?)?rank)[ _:=]?(
 _TELLING = re.compile(rb"val|nan|NaN|inf|Val")
 """What is read of every line, however long the log: evaluations, and losses that are not finite."""
 _HASH = 2_654_435_761  # Knuth's multiplicative hash: an even sample without the log's own rhythm
-_MERGED = [field.name for field in fields(LogRow) if field.name not in ("line", "step", "is_bar", "at_line_end")]
+_OWN = ("line", "step", "is_bar", "iteration", "after_restart", "at_line_end")
+_MERGED = [field.name for field in fields(LogRow) if field.name not in _OWN]
+_REPEATS = re.compile(rb"\s*wandb:")
+"""W&B's summary at the end: the last values once more, rounded."""
+_ERROR = re.compile(
+    rb"[\w.]*(?:Error|Exception|Interrupt)(?::.{0,120}(?<=\W)|\s*$)|.{0,60}(?:\bKilled\b|Segmentation fault)"
+)
+_OVERFLOW = re.compile(rb"overflow", re.I)
+"""A loss scaler says so where it skips a step."""
 
 
 def read_training_log(path: Path) -> RunTrace:
@@ -173,7 +189,16 @@ class _Reader:
         self._open_row: LogRow | None = None
         self._last_step: int | None = None
         self._epoch: float | None = None
+        self._bar: LogRow | None = None
         self._bar_total: int | None = None
+        self._bar_val: float | None = None
+        self._heading: int | None = None
+        self._names_both = False
+        self._last_val: float | None = None
+        self._is_over = False
+        self._overflow_lines = 0
+        self._resumes = False
+        self._error = ""
 
     def add(self, line: bytes, *, is_whole: bool) -> None:
         self._line += 1
@@ -184,13 +209,22 @@ class _Reader:
             self._rank = rank[1].lstrip(b"0") if self._rank is None else self._rank
             if rank[1].lstrip(b"0") != self._rank:
                 return
-        row = read_owner_progress(line) or json_line(line) or read_line(line)
-        if row is None or (row.is_bar and not self._is_main_bar(row)):
+        step = self._heading if line[:1] in b" \t" else None
+        row = read_owner_progress(line) or json_line(line) or read_line(line, step=step)
+        if row is None or _REPEATS.match(line) or (self._is_over and row.step is None):
             self._read_other(line)
             return
+        self._is_over = False
+        if row.is_bar and None not in (row.train_loss, row.val_loss):
+            # A bar shows the last evaluation until the next one.
+            row.val_loss, self._bar_val = None if row.val_loss == self._bar_val else row.val_loss, row.val_loss
+        if row.is_bar and not row.has_loss:
+            self._bar = row
+            if row.total_steps != self._bar_total:
+                return
         if not is_whole and row.at_line_end:
             setattr(row, row.at_line_end, None)
-            self.notes.append("the last line is cut short")
+            self.notes.append("the last line has no line end: its last number may be cut short, and is left out")
         self._place(row)
 
     def add_row(self, row: LogRow) -> None:
@@ -201,6 +235,23 @@ class _Reader:
 
     def _place(self, row: LogRow) -> None:
         row.line = self._line
+        if row.has_loss:
+            row.after_restart, self._resumes, self._error = self._resumes, False, ""
+        if row.iteration is not None and row.step is not None:
+            self._names_both |= row.iteration != row.step
+            if self._names_both and row.iteration == row.step:
+                # "iter 400: val loss 3.29" where other lines say "iter 400 step 100".
+                row.step = self._last_step
+        bar = self._bar
+        if row.step is None and bar and bar.total_steps != self._bar_total:
+            # The bar above a training loss is the training loop's; an evaluation before it is of step 0.
+            if row.train_loss is not None:
+                self._bar_total = bar.total_steps
+                bar.line = self._line
+                self._merge(bar)
+                self._last_step = bar.step
+            elif self._last_step is None:
+                row.step = 0
         if row.step is None:
             # "val loss 3.29" on a line of its own, or a Trainer's between its bars, belongs to the step before it.
             row.step = self._last_step
@@ -212,7 +263,13 @@ class _Reader:
         self._close()
         rows = sorted([*self.rows.items, *self.evaluations.items], key=lambda row: row.line)
         drop_cut_numbers(rows)
+        in_nats(rows, self.notes)
+        drop_carried(rows)
         self.unit = number_rows(rows, self.total_steps, self.announced, self.notes)
+        if self._error:
+            self.announced["error"] = self._error
+        if self._overflow_lines:
+            self.announced["overflows"] = str(self._overflow_lines)
         stride = max(self.rows.stride, self.evaluations.stride)
         if stride > 1:
             self.notes.append(
@@ -220,32 +277,34 @@ class _Reader:
             )
         return rows
 
-    def _is_main_bar(self, row: LogRow) -> bool:
-        # The first bar is the training loop's; evaluations draw their own.
-        self._bar_total = self._bar_total or row.total_steps
-        return row.total_steps == self._bar_total
-
     def _merge(self, row: LogRow) -> None:
         before = self._open_row
         same = before is not None and before.step == row.step and (row.step is not None or before.epoch == row.epoch)
-        if before is not None and before.val_loss != row.val_loss and None not in (before.val_loss, row.val_loss):
-            # Evaluated again: the run was resumed at that step.
-            same = False
+        if before is not None and not is_same(before.val_loss, row.val_loss):
+            if same and before.val_loss == self._last_val:
+                # The step's own evaluation comes after a line that repeats the one before.
+                before.val_loss = None
+            else:
+                # Evaluated again: the run was resumed at that step.
+                same = False
+        same = same and not row.after_restart
         if (
             before is None
             or not same
             or (before.train_loss is not None and row.train_loss is not None and not before.val_loss)
         ):
             self._close()
+            if before is not None and same:
+                # The same step once more (by another of the log's lines, by a micro-batch): it adds what it has.
+                _fill(row, before)
             self._open_row = row
             return
-        for name in _MERGED:
-            if getattr(before, name) is None:
-                setattr(before, name, getattr(row, name))
+        _fill(before, row)
 
     def _close(self) -> None:
         row, self._open_row = self._open_row, None
         if row is not None:
+            self._last_val = self._last_val if row.val_loss is None else row.val_loss
             is_kept = row.val_loss is not None or (row.train_loss is not None and row.train_loss - row.train_loss != 0)
             (self.evaluations if is_kept else self.rows).add(row)
 
@@ -253,17 +312,33 @@ class _Reader:
         header = EPOCH_HEADER.match(line)
         if header and len(header[1]) <= MAX_DIGITS:
             self._epoch = float(header[1])
+        if line[:1] not in b" \t":
+            self._heading = read_heading(line)
+            self._last_step = self._last_step if self._heading is None else self._heading
+        error = _ERROR.match(line)
+        self._error = error[0].decode("utf-8", "replace").strip() if error else self._error
+        self._overflow_lines += bool(_OVERFLOW.search(line))
         self._other_lines += 1
         if self._other_lines > HINT_LINES:
             return
         total = read_summary(line)
         if total:
-            self.total_steps = total
+            # A Trainer goes on to print what it said once more, and means over the whole run.
+            self.total_steps, self._is_over = total, True
         for name, value in read_hints(line[:2000]).items():
+            if name == "resumed" and self._last_step is not None:
+                self._resumes = True
+                continue
             if (name, value) == ("pretrained", "no"):
                 # A tokenizer or a file's name may sound of a pretrained model; that it began random is said on purpose.
                 self.announced[name] = value
             self.announced.setdefault(name, value)
+
+
+def _fill(row: LogRow, other: LogRow) -> None:
+    for name in _MERGED:
+        if getattr(row, name) is None:
+            setattr(row, name, getattr(other, name))
 
 
 def _trace(

@@ -33,7 +33,7 @@ def compare_findings(run: RunView, others: list[Diagnosis]) -> Iterator[Diagnosi
     rising = _rising_validation(run)
     if rising and rising.kind == "divergence" and not UNSTABLE.isdisjoint(one.kind for one in others):
         rising = None
-    for found in (rising, _same(run) or _gap(run), noise):
+    for found in (rising, _scaled(run) or _same(run) or _gap(run), noise):
         if found:
             yield found
 
@@ -69,7 +69,8 @@ def _rising_validation(run: RunView) -> Diagnosis | None:
         return Diagnosis(
             kind="divergence",
             confidence=0.75,
-            summary=f"both losses rise from {run.unit} {val.steps[best]} on: the run is unstable, it does not overfit",
+            summary=f"both losses rise from {run.unit} {val.steps[best]} on: the run is unstable, this is not "
+            "overfitting",
             evidence=f"validation {val.values[best]:.3f} to {final:.3f}, training {train_then:.3f} to {train_now:.3f}",
             next_step=calmer(run),
             steps=(val.steps[best], val.steps[-1]),
@@ -94,7 +95,8 @@ def _is_mild(
     """Whether a small rise is overfitting: training goes on falling by far, and chance does not rise so steadily."""
     if train_then is None or train_now is None or not run.train.values:
         return False
-    falls_on = train_now < (1 - MILD_FALL) * train_then
+    fall = train_then - train_now
+    falls_on = fall > MILD_FALL * train_then and fall > 2 * MILD_NOISE * noise_sd(run.train.values)
     apart = train_now < since_best[-1] - MILD_GAP
     steady = len(since_best) >= 4 or all(a < b for a, b in pairwise(since_best))
     return falls_on and apart and steady and rise >= max(MILD_RISE, MILD_NOISE * noise_sd(since_best))
@@ -134,6 +136,28 @@ def _pairs(run: RunView) -> list[tuple[int, float, float]]:
     return [(step, train, val) for step, train, val in levels if train is not None]
 
 
+def _scaled(run: RunView) -> Diagnosis | None:
+    scale = run.train_scale
+    if scale == 1:
+        return None
+    count = round(scale if scale > 1 else 1 / scale)
+    times = f"{scale:.3g} times" if scale > 1 else f"1/{1 / scale:.3g} of"
+    why = f"a sum over {count} micro-batches" if scale > 1 else f"a mean that is divided by {count} once more"
+    first = run.train.values[0] * scale
+    return Diagnosis(
+        kind="impossible_initial_loss" if first > run.uniform_loss and run.starts_at_start else "train_val_gap",
+        confidence=0.85,
+        summary=f"the training loss is {times} the validation loss at every evaluation: it looks like {why}, not the "
+        "mean over tokens",
+        evidence=f"{len(run.val)} evaluations, training {run.train.near(run.val.steps[0]) * scale:.3f} and validation "
+        f"{run.val.values[0]:.3f} at the first, {run.train.near(run.val.steps[-1]) * scale:.3f} and "
+        f"{run.val.values[-1]:.3f} at the last",
+        next_step="check how the loss is averaged over gradient accumulation: if only the log is wrong, mend the log; "
+        "if the gradient is scaled alike, the clip does not act as it was meant to",
+        steps=(run.val.steps[0], run.val.steps[-1]),
+    )
+
+
 def _same(run: RunView) -> Diagnosis | None:
     at = dict(zip(run.train.steps, run.train.values, strict=True))
     pairs = [(at[step], value) for step, value in zip(run.val.steps, run.val.values, strict=True) if step in at]
@@ -163,7 +187,7 @@ def _gap(run: RunView) -> Diagnosis | None:
         kind="train_val_gap",
         confidence=0.65,
         summary=f"the validation loss lies {gap:.2f} nats/token below the training loss: the two are not measured "
-        "alike",
+        "the same way",
         evidence=f"training {pairs[-1][1]:.3f}, validation {pairs[-1][2]:.3f} at {run.unit} {pairs[-1][0]}; "
         f"below it at each of the last {len(pairs)} evaluations",
         next_step="look for validation text inside the training text (make audit), a training loss that is a sum over "

@@ -15,6 +15,9 @@ from trainable.stability import StabilityRules
 
 RULES = StabilityRules()
 HIDDEN_ROWS = 3
+MANY_OVERFLOWS = 20
+WORSE_NATS = 0.25
+WORSE_NOISE = 4.0
 RESUME_RISE = 0.3
 RESUME_ROWS = 8
 JUMP_ROWS = 60
@@ -22,13 +25,17 @@ JUMP_ROWS = 60
 
 def level_findings(run: RunView) -> Iterator[Diagnosis]:
     """Yield where the loss left its course."""
-    divergence = _divergence(run)
+    divergence = _divergence(run) or _worse_than_start(run)
     nonfinite = _nonfinite(run, divergence)
     spikes = spikes_of(run) if divergence is None else []
     if divergence and nonfinite and divergence.steps and nonfinite.steps and divergence.steps[0] < nonfinite.steps[0]:
         divergence = replace(divergence, confidence=0.95)
     jump = _jump(run, divergence, spikes)
-    for found in (jump, divergence, nonfinite, _resume_jump(run), spike_finding(run, spikes), poisoned(run)):
+    resume = _resume_jump(run)
+    if resume and resume.steps:
+        # One finding for one rise.
+        spikes = [spike for spike in spikes if not resume.steps[0] <= spike.step <= resume.steps[1]]
+    for found in (jump, divergence, nonfinite, resume, spike_finding(run, spikes), poisoned(run, spikes)):
         if found:
             yield found
 
@@ -62,7 +69,23 @@ def _nonfinite(run: RunView, divergence: Diagnosis | None) -> Diagnosis | None:
             "loss scaler",
             steps=(bad[0], bad[-1]),
         )
-    return _hidden_nonfinite(run)
+    return _hidden_nonfinite(run) or _overflows(run)
+
+
+def _overflows(run: RunView) -> Diagnosis | None:
+    """Judge a loss scaler that keeps skipping steps: a few at the start are how it finds its scale."""
+    count = int(run.trace.announced.get("overflows", 0))
+    if count < MANY_OVERFLOWS or count < 0.02 * run.last_step:
+        return None
+    return Diagnosis(
+        kind="nonfinite",
+        confidence=0.75,
+        summary=f"the loss scaler reports {count} overflows in {run.last_step} steps: gradients are not finite in "
+        "fp16, and those steps are skipped",
+        evidence=f"lines of the log that name an overflow: {count}",
+        next_step="train in bf16 or fp32; with fp16 only, a lower learning rate, a warm-up and a clip at norm 1.0",
+        steps=(run.trace.steps[0], run.last_step),
+    )
 
 
 def _hidden_nonfinite(run: RunView) -> Diagnosis | None:
@@ -79,7 +102,7 @@ def _hidden_nonfinite(run: RunView) -> Diagnosis | None:
     return Diagnosis(
         kind="nonfinite",
         confidence=0.9,
-        summary=f"{what} from {run.unit} {step} to the end: the weights or the labels are lost",
+        summary=f"{what} from {run.unit} {step} to the end: the weights are not finite, or no label is scored",
         evidence=_before_text(run, step),
         next_step="go back to a checkpoint before; bf16 or fp32 in place of fp16; look for batches whose labels "
         "are all masked",
@@ -156,11 +179,34 @@ def _sparse_divergence(run: RunView) -> Diagnosis | None:
     return Diagnosis(
         kind="divergence",
         confidence=0.85 if len(curves) == 2 or len(curves[0]) >= 20 else 0.75,
-        summary=f"{name} rise from {run.unit} {onset} on and do not come back: the run is unstable, it does not "
-        "overfit",
+        summary=f"{name} rise from {run.unit} {onset} on and do not come back: the run is unstable, this is "
+        "not overfitting",
         evidence=f"{said}; {rate_text(run, onset)}",
         next_step=calmer(run),
         steps=(onset, run.last_step),
+    )
+
+
+def _worse_than_start(run: RunView) -> Diagnosis | None:
+    """Judge a run that ends above its first loss, though it may be on its way down again."""
+    if not run.starts_at_start or len(run.train) < 8:
+        return None
+    rises = []
+    for curve in (run.train, run.val):
+        if len(curve) >= 4 and curve.steps[0] == run.start_step:
+            end = statistics.median(curve.values[-max(3, len(curve) // 10) :])
+            rises.append((end - curve.values[0] - max(WORSE_NATS, WORSE_NOISE * noise_sd(curve.values)), end))
+    if not rises or min(rises)[0] < 0:
+        return None
+    return Diagnosis(
+        kind="divergence",
+        confidence=0.75,
+        summary=f"the run ends above the loss it started with, {run.train.values[0]:.2f} nats/token: training has made "
+        "the model worse",
+        evidence=f"{rises[0][1]:.3f} at the end, {min(run.train.values):.3f} at best; "
+        + (f"learning rate up to {run.peak_lr:.2e}" if run.peak_lr else "learning rate not recorded"),
+        next_step=calmer(run),
+        steps=(run.start_step, run.last_step),
     )
 
 

@@ -12,8 +12,12 @@ FLOOR_MARGIN = 0.35
 """What the stability monitor's plateau rule uses."""
 TOO_LOW_SCRATCH = 5e-5
 TOO_HIGH_SCRATCH = 2e-2
+HIGH_AT_ONCE = 2e-3
+"""Without a warm-up."""
 TOO_LOW_FINE = 2e-6
 TOO_HIGH_FINE = 1e-3
+NEGLIGIBLE_LR = 5e-7
+STANDS_NATS = 0.03
 FLAGGED_MARGIN = 0.3
 NEVER_LOWER = 0.4
 """A run that was lower did not stop learning: it lost what it had."""
@@ -24,6 +28,9 @@ def plateau_finding(run: RunView, others: list[Diagnosis]) -> Diagnosis | None:
     """Return the plateau, with its cause as far as `others` and the learning rate tell."""
     if len(run.coarse) < 4 or _is_short(run) or worse_than_uniform(run):
         return None
+    negligible = _negligible_rate(run, others)
+    if negligible:
+        return negligible
     level = statistics.median(run.coarse.values[-max(3, len(run.coarse) // 5) :])
     flagged = run.finding("floor", "plateau")
     flat = is_flat(run)
@@ -57,6 +64,25 @@ def plateau_finding(run: RunView, others: list[Diagnosis]) -> Diagnosis | None:
         + (f"; {flagged.evidence}" if flagged else ""),
         next_step=advice,
         steps=(since, run.last_step),
+    )
+
+
+def _negligible_rate(run: RunView, others: list[Diagnosis]) -> Diagnosis | None:
+    """Judge a loss that stands still at a rate too low for any weights, pretrained ones too."""
+    rate, values = run.peak_lr, run.coarse.values
+    third = len(values) // 3
+    moves = abs(statistics.fmean(values[:third]) - statistics.fmean(values[-third:])) if third else 1.0
+    if not rate or rate > NEGLIGIBLE_LR or moves > STANDS_NATS or any("learning_rate" in one.kind for one in others):
+        return None
+    return Diagnosis(
+        kind="plateau",
+        confidence=0.8,
+        summary=f"the loss does not move from {statistics.median(values):.2f} nats/token: a learning rate of "
+        f"{rate:.1e} is too low",
+        evidence=f"mean of the first third {statistics.fmean(values[:third]):.4f}, of the last "
+        f"{statistics.fmean(values[-third:]):.4f}",
+        next_step="a fine-tune takes 1e-5 to 1e-4, LoRA about 2e-4: make search SPACE=plateau",
+        steps=(run.coarse.steps[0], run.last_step),
     )
 
 
@@ -104,6 +130,8 @@ def _cause(run: RunView, others: list[Diagnosis], *, flat: bool) -> tuple[str, s
             return "plateau", cause, "fix that finding first: no learning rate helps until then", 0.9
     rate = run.peak_lr
     low, high = (TOO_LOW_SCRATCH, TOO_HIGH_SCRATCH) if run.from_scratch else (TOO_LOW_FINE, TOO_HIGH_FINE)
+    if run.learning_rate.values and run.learning_rate.values[0] == rate and run.is_initial:
+        high = min(high, HIGH_AT_ONCE)
     if rate is not None and rate <= low:
         advice = (
             f"try {10 * rate:.0e} and {50 * rate:.0e}: make search SPACE=plateau. If the weights themselves are bf16, "

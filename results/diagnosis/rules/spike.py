@@ -12,6 +12,9 @@ from results.diagnosis.run_view import Curve, RunView, noise_sd
 SPIKE_RISE = 0.4
 """A rise of less, gone within a few steps, is what batches differ by: it explains nothing."""
 SPIKE_NOISE = 6.0
+SPARSE_NOISE = 4.0
+NOISE_ROWS = 16
+"""Of fewer rows a spike itself is the noise."""
 BRIEF_ROWS = 3
 BRIEF_RISE = 0.8
 BRIEF_NOISE = 10.0
@@ -100,12 +103,14 @@ def _sparse_spikes(run: RunView) -> list[Spike]:
     """Return the jumps in a record too thin for the monitor: a row well above the level of the three before it."""
     curve = run.train if len(run.train) >= len(run.val) else run.val
     values = curve.values
+    # Of the whole record: the few rows before a jump may have been alike by chance.
+    least = max(SPIKE_RISE, SPARSE_NOISE * noise_sd(values) if len(values) >= NOISE_ROWS else 0.0)
     found: list[Spike] = []
     index = 2
     while index < len(values):
         before = statistics.median(values[max(1, index - 3) : index])
         if (
-            values[index] - before > SPIKE_RISE
+            values[index] - before > least
             and values[index] - before > _sparse_margin(values[max(1, index - SETTLED_ROWS) : index], before)
             and _val_agrees(run, curve, index, before)
         ):
@@ -242,9 +247,10 @@ def _spike_advice(run: RunView, spike: Spike, *, like_start: bool, many: bool) -
     return f"{advice}{where} (make audit RANGE=...); log the gradient norm at every step around it"
 
 
-def poisoned(run: RunView) -> Diagnosis | None:
+def poisoned(run: RunView, spikes: Sequence[Spike]) -> Diagnosis | None:
     finding = run.finding("poisoned_optimizer")
-    if finding is None:
+    # The monitor watches 100 steps; the record may show that the spike healed later.
+    if finding is None or any(one.healed_step and one.step <= finding.step <= one.healed_step for one in spikes):
         return None
     return Diagnosis(
         kind="poisoned_optimizer",

@@ -1,5 +1,6 @@
 """Rules about time: a lasting slow-down, a pause, a record that ends early. None looks at a mean since the start."""
 
+import math
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ def time_findings(run: RunView) -> Iterator[Diagnosis]:
 def _speed(run: RunView, windows: _Windows) -> Iterator[Diagnosis]:
     smooth = _smooth(windows.times_s)
     usual = _weighted_median(windows, range(1, len(smooth)))
+    allowed_s = _evaluations_s(run, windows, usual)
     region = _slow_region(windows, smooth)
     if region:
         yield _slow(run, windows, *region)
@@ -48,12 +50,25 @@ def _speed(run: RunView, windows: _Windows) -> Iterator[Diagnosis]:
         (excess_s, index)
         for index in range(1, len(windows.times_s))
         if not (region and region[0] <= index <= region[1])
-        and (excess_s := (windows.times_s[index] - usual) * windows.span(index, index)) > 0
+        and (excess_s := (windows.times_s[index] - usual) * windows.span(index, index) - allowed_s.get(index, 0.0)) > 0
         and windows.times_s[index] > RULES.slow_ratio * usual
     ]
     whole_s = sum(time_s * windows.span(index, index) for index, time_s in enumerate(windows.times_s))
     if costs and max(costs)[0] > max(STALL_S, STALL_FRAC * whole_s):
         yield _stall(run, windows, costs, usual)
+
+
+def _evaluations_s(run: RunView, windows: _Windows, usual_s: float) -> dict[int, float]:
+    """Return by window what an evaluation in it usually takes.
+
+    Where there are fewer than three to compare, a window with one is allowed any time.
+    """
+    found: dict[int, float] = {}
+    for index in range(1, len(windows.ends)):
+        if run.val.between(windows.ends[index - 1] + 1, windows.ends[index]):
+            found[index] = (windows.times_s[index] - usual_s) * windows.span(index, index)
+    usual = statistics.median(found.values()) if len(found) >= 3 else math.inf
+    return dict.fromkeys(found, usual)
 
 
 def _smooth(times_s: list[float]) -> list[float]:
@@ -143,13 +158,15 @@ def _printed(run: RunView) -> str:
         return ""
     return (
         f"; the printed {max(printed[1:]):.2f} to {printed[-1]:.2f} steps/s are means since the start, which "
-        "drag every pause along"
+        "include every pause"
     )
 
 
 def missing_rows(run: RunView) -> str | None:
     """Return what is missing at the end of a log, or None: an evaluation may lie an interval before the last step."""
-    total = run.trace.total_steps
+    total, error = run.trace.total_steps, run.trace.announced.get("error")
+    if error:
+        return f"the log ends at {run.unit} {run.last_step} with an error: {error}"
     if run.trace.origin != "log" or total is None:
         return None
     steps, evaluations = run.trace.steps[-20:], run.val.steps[-20:]

@@ -14,6 +14,7 @@ DECAY_SEEN_FRAC = 0.15
 """A cosine has lost 5 % by then, which three printed digits show."""
 HORIZON_FRAC = 0.9
 JUMP_RATIO = 3.0
+RESTART_RATIO = 0.3
 RATE_TOLERANCE = 0.1
 THIN_TOLERANCE = 0.4
 LEARNS_NATS = 0.1
@@ -21,13 +22,14 @@ LEARNS_NOISE = 3.0
 """A fall that only weights which move give."""
 LOW_PRECISION_LR = 1e-4
 FROZEN_EVALUATIONS = 4
+COARSE_FRAC = 0.6
 
 
 def update_findings(run: RunView) -> Iterator[Diagnosis]:
     """Yield why the weights do not move as they were meant to."""
     gradient = _no_gradient(run)
     schedule = _learning_rate_zero(run) or _never_decays(run) or _never_ends_warm_up(run)
-    mismatch = None if schedule else _other_than_configured(run)
+    mismatch = None if schedule else _other_than_configured(run) or _schedule_starts_again(run)
     if gradient:
         yield gradient
     if schedule:
@@ -169,6 +171,30 @@ def _never_ends_warm_up(run: RunView) -> Diagnosis | None:
     )
 
 
+def _schedule_starts_again(run: RunView) -> Diagnosis | None:
+    """Judge a rate that falls back to the start of a warm-up in the middle of the run."""
+    steps, values = run.learning_rate.steps, run.learning_rate.values
+    schedule = run.trace.announced.get("lr_schedule", "")
+    if "restart" in schedule or "cycl" in schedule:
+        return None
+    for index in range(2, len(values) - 2):
+        before, first, second = values[index - 1 : index + 2]
+        rises_again = first < second and max(values[index:]) >= 0.8 * before
+        if first < RESTART_RATIO * before and before >= 0.1 * max(values[:index]) and rises_again:
+            return Diagnosis(
+                kind="schedule_restarted",
+                confidence=0.8,
+                summary=f"the learning-rate schedule starts again at {run.unit} {steps[index]}: the warm-up runs a "
+                "second time",
+                evidence=f"{before:.2e} before, {first:.2e} at {run.unit} {steps[index]}, then up to "
+                f"{max(values[index:]):.2e}",
+                next_step="on resume, restore the scheduler's state or set its step to the checkpoint's: otherwise the "
+                "rate is not the planned one from there on",
+                steps=(steps[index], run.last_step),
+            )
+    return None
+
+
 def _weights_stand_still(run: RunView) -> Diagnosis | None:
     """Judge losses that repeat to the last digit: no update reached the weights."""
     losses = run.val if len(run.val) >= FROZEN_EVALUATIONS else run.train
@@ -176,9 +202,12 @@ def _weights_stand_still(run: RunView) -> Diagnosis | None:
         return None
     tail = _constant_tail(losses, upto=losses.values[-1], downto=losses.values[-1])
     span = tail.steps[-1] - tail.steps[0]
+    # Of three decimals some are equal by chance, at the end of a schedule above all.
+    is_coarse = round(losses.values[-1], 3) == losses.values[-1]
     if (
         losses.values[-1] == 0
         or len(tail) < FROZEN_EVALUATIONS
+        or (is_coarse and len(tail) < COARSE_FRAC * len(losses))
         or span < max(20, 0.2 * (losses.steps[-1] - losses.steps[0]))
     ):
         return None

@@ -21,7 +21,7 @@ from results.samples import MODELS, samples_json
 from results.study.folder import Study
 from results.study.paths import shown
 from results.winner import find_winner, start_val_loss
-from results.words import budget_words, count_words, label, percent_words, unit
+from results.words import budget_words, count_words, early_end_words, label, percent_words, unit
 from spaces.budget import budget_of
 from spaces.domains import Choice, SearchParameter
 from spaces.warmup import WARMUP_FRAC
@@ -180,6 +180,7 @@ def _study_facts(study: Study, document: Row, measured: Measured) -> Row:
         "wall_s": _wall_s(measured.trials),
         "trials": len(measured.trials),
         "trials_planned": document.get("trials_planned"),
+        "early_end": early_end_words(document),
         "under_way": sum(trial["status"] == "running" for trial in measured.trials),
         "interrupted": sum(trial["status"] == "interrupted" for trial in measured.trials),
     }

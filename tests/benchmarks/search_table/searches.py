@@ -19,16 +19,16 @@ TRIALS = 40
 class Ours:
     """This project's searcher and scheduler, as the engine drives them."""
 
-    def __init__(self, space: SearchSpace, seed: int) -> None:
+    def __init__(self, space: SearchSpace, seed: int, trials: int = TRIALS) -> None:
         from search.tune.asha import TokenASHA
         from search.tune.workload import space_workload
 
-        space = replace(space, trials=TRIALS, baseline=replace(space.baseline, seed=seed))
+        space = replace(space, trials=trials, baseline=replace(space.baseline, seed=seed))
         work = space_workload(space)
-        self._searcher, self._log = work.searcher, work.searcher.log
-        self._scheduler = TokenASHA(self._log)
+        self._searcher, self.log = work.searcher, work.searcher.log
+        self._scheduler = TokenASHA(self.log)
         self.mark_tokens = space.evaluation_tokens()[:-1]
-        self._left = TRIALS
+        self._left = trials
         self._space = space
 
     def ask(self) -> Proposal | None:
@@ -45,16 +45,16 @@ class Ours:
         """Ask the scheduler."""
         goes_on = self._scheduler.goes_on(key, mark_tokens, loss)
         if not goes_on:
-            self._log.end(key, "stopped", loss)
+            self.log.end(key, "stopped", loss)
         return goes_on
 
     def end(self, key: int, loss: float | None) -> None:
         """Tell the log."""
-        self._log.end(key, "unstable" if loss is None else "completed", loss)
+        self.log.end(key, "unstable" if loss is None else "completed", loss)
 
     def counts(self, key: int) -> bool:
         """Leave out those that a late verdict ends at a rung."""
-        return bool(self._log.stopped_at(key) is None)
+        return bool(self.log.stopped_at(key) is None)
 
 
 def in_plain_space(trial: Any, space: SearchSpace) -> dict[str, Any]:

@@ -72,6 +72,8 @@ FINE = course(3.9, 3.2)
 SCRATCH = course(10.9, 3.9, total=10_000, every=100, eval_every=1000, peak=6e-4)
 _TUNED = ("mlx-lm", "axolotl", "unsloth")
 _GPT2 = "Loading pretrained gpt2"
+_DICTS = ("Trainer console", "axolotl", "unsloth")
+"""These print no loss before the first step."""
 _CONSOLES = ("nanoGPT", "Trainer console")
 
 
@@ -194,5 +196,33 @@ PLANTED: dict[str, Planted] = {
         run=changed(course(3.9, 3.9), lambda row: replace(row, rate=0.0)),
         first="schedule_not_stepping",
         not_in=("mlx-lm",),
+    ),
+    "a rate too low to move a pretrained model": Planted(
+        run=course(3.4, 3.4, peak=1e-8, noise=0.01), first="plateau", says="too low", not_in=("mlx-lm",)
+    ),
+    "the warm-up a second time": Planted(
+        run=changed(FINE, lambda row: replace(row, rate=rate_at(row.step % 1000, 2000, 2e-5, 200))),
+        first="schedule_restarted",
+    ),
+    "no better than before": Planted(
+        run=changed(
+            course(3.3, 3.3, peak=5e-4), lambda row: plus(row, 0.0 if row.step == 0 else math.exp(-row.step / 2500))
+        ),
+        first="divergence",
+        says="worse",
+        not_in=("mlx-lm", *_DICTS),
+    ),
+    # ---- how the training loss is logged
+    "a sum over 16 micro-batches": Planted(
+        run=changed(FINE, lambda row: replace(row, train=decimals(16 * (row.train or 0)))),
+        first="impossible_initial_loss",
+        says="a sum over 16 micro-batches",
+        not_in=_DICTS,
+    ),
+    "divided by 8 once more": Planted(
+        run=changed(SCRATCH, lambda row: replace(row, train=decimals((row.train or 0) / 8))),
+        first="train_val_gap",
+        says="divided by 8",
+        not_in=_TUNED,
     ),
 }
