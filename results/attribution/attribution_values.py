@@ -82,7 +82,7 @@ class Attribution:
     after_name: str
     settings: tuple[Setting, ...]
     seeds: tuple[int, ...]
-    """On which both ends were stable: everything below is paired over these."""
+    """The seeds on which both ends were stable: everything below is paired over them."""
     combinations: int
     """Stable on each of these seeds, so used."""
     is_exact: bool

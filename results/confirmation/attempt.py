@@ -30,7 +30,7 @@ class Attempt:
     """Trial_ids, the search's best first."""
     seeds: tuple[int, ...]
     verdicts: tuple[CandidateVerdict, ...] = ()
-    """By candidate. None before every run has ended: an early look would be one look too many."""
+    """By candidate. None before every run has ended: an early look would be one more test."""
 
     @property
     def ranking(self) -> tuple[int, ...]:

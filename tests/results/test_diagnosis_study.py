@@ -69,7 +69,8 @@ def fill(
                 tokens_per_s=1e4,
                 active_s=0.1 * step,
             )
-            metrics.append({"trial_id": trial_id, **asdict(row)})
+            said = {name: value for name, value in asdict(row).items() if name in METRICS.names}
+            metrics.append({"trial_id": trial_id, **said})
         trials.append(
             make_trial(
                 trial_id,

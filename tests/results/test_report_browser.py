@@ -13,6 +13,8 @@ from tests.results.report_study import make_report_study
 
 EXECUTABLE = find_chromium()
 pytestmark = pytest.mark.skipif(EXECUTABLE is None, reason="no Chromium or Chrome is installed")
+A4_PX = 688
+"""Its width less the margins."""
 HOSTILE = "<script>window.ran = 1</script><img src='https://example.invalid/x.png' onerror='window.ran = 2'>"
 
 
@@ -238,6 +240,20 @@ def test_no_text_lies_on_another_or_is_cut_off(
 ) -> None:
     browser.open(studies[trials].path / "report.html", width=width, height=900 if width > 600 else 844)
     assert browser.value(OVERLAPS) == []
+
+
+@pytest.mark.parametrize("trials", [5, 24, 200])
+def test_a_printed_page_is_whole(browser: Chromium, studies: dict[int, Study], trials: int) -> None:
+    browser.open(studies[trials].path / "report.html", width=A4_PX)
+    browser.call("Emulation.setEmulatedMedia", media="print")
+    beyond = (
+        "[...document.querySelectorAll('td, th, p, pre, li')].filter(one => one.getBoundingClientRect().right > "
+        f"{A4_PX} + 1).map(one => one.textContent.slice(0, 40))"
+    )
+    assert browser.value(beyond) == []
+    # What sorts the table on a screen is its head on paper.
+    assert "Why it ended" in browser.value("document.querySelector('.trials thead').innerText")
+    browser.call("Emulation.setEmulatedMedia", media="")
 
 
 def test_texts_on_each_other_would_be_seen(page: Chromium) -> None:

@@ -14,13 +14,13 @@ from trainable.errors import UserError
 from trainable.model.fingerprint import file_fingerprint
 
 LEFT_AFTER_S = 60.0
-"""A temporary file that is older, and that no process holds, is of a process that died."""
+"""An older temporary file that no process holds was left by a process that died."""
 
 _LONGEST_SUM_BYTES = 100
 
 
 def sum_path(path: Path) -> Path:
-    """Return where the length and the SHA-256 of a file of the cache stand."""
+    """Return the path of the file that holds the length and the SHA-256 of a file of the cache."""
     return path.with_name(f"{path.name}.sha256")
 
 

@@ -16,7 +16,7 @@ from trainable.model.model_names import SHIPPED, is_to_fetch, model_folder
 from trainable.run import RunSpec
 
 INPUTS = ".inputs"
-"""In the storage, beside the studies; none of them can be called so."""
+"""The folder in the storage, beside the studies. No study can have this name."""
 
 LOCK_TIMEOUT_S = 3600.0
 
@@ -26,7 +26,7 @@ class SharedFile:
     """One file of a shared copy."""
 
     path: str
-    """Below the copy's own name; empty where the copy is a single file."""
+    """The path below the copy's own name; empty where the copy is a single file."""
     size_bytes: int
     sha256: str
 
@@ -36,13 +36,13 @@ class SharedCopy:
     """A file or a folder as it lies in the storage, named after its content: two studies share it."""
 
     storage: str = field(repr=False)
-    """It may hold a password."""
+    """The storage's URI. It may hold a password."""
     name: str
     files: tuple[SharedFile, ...]
 
     @property
     def place(self) -> str:
-        """Where it lies."""
+        """The copy's folder or URI."""
         listing = "\n".join(f"{file.path} {file.sha256}" for file in self.files)
         key = hashlib.sha256(f"{self.name}\n{listing}".encode()).hexdigest()[:16]
         return below(self.storage, INPUTS, key, self.name)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 TRAIN_FRAC = 0.9
 END_OF_TEXT = "<|endoftext|>"
 TOKENIZER_SAMPLE_CHARS = 16_000_000
-"""A byte-pair vocabulary of this project's sizes no longer changes with more text than this."""
+"""More text than this hardly changes a byte-pair vocabulary of this project's sizes."""
 
 Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 Progress = Callable[[str, float], None]

@@ -1,4 +1,4 @@
-"""Checks of how a model predicts, whatever its weights: what it sees, and that its evaluation has no chance in it."""
+"""Checks of how a model predicts, whatever its weights: which tokens it sees, whether an evaluation repeats exactly."""
 
 import torch
 from transformers import PreTrainedModel
@@ -35,7 +35,7 @@ def check_causality(model: PreTrainedModel, windows: torch.Tensor) -> Check:
 
 
 def check_evaluation_repeats(model: PreTrainedModel, windows: torch.Tensor) -> Check:
-    """Return whether evaluating twice, from training mode, gives the very same number."""
+    """Return whether evaluating twice, from training mode, gives exactly the same number."""
     with in_mode(model, training=True):
         first, second = evaluate(model, windows), evaluate(model, windows)
     same = first == second

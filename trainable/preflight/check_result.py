@@ -1,4 +1,4 @@
-"""Check: one thing that was looked at before training. It holds the answer; how to find it is elsewhere."""
+"""Check: the result of one check before training. It measures nothing itself."""
 
 from dataclasses import dataclass
 from typing import Literal

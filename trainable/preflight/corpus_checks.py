@@ -19,7 +19,7 @@ LOST_FAIL_FRAC = 0.05
 MIN_BYTES_PER_TOKEN = 1.5
 """English has 3 to 4.5 in vocabularies of 2,048 to 50,257; another script in GPT-2's has 1 to 1.5."""
 LARGE_VOCABULARY = 1000
-"""Smaller ones are by character or byte, and meant to be."""
+"""Smaller vocabularies are of characters or bytes on purpose."""
 SAMPLE_CHARS = 25_000
 SAMPLE_FILES = 8
 

@@ -45,7 +45,7 @@ class Predictions:
 
     @property
     def looks_random(self) -> bool:
-        """Whether the loss is that of random weights: every token as good as any other, and no strong opinions."""
+        """Whether the loss is that of random weights: near ln V, with all tokens about as likely."""
         spread = math.sqrt(max(0.0, 2 * (self.uniform - math.log(self.vocab_size))))
         # Of a text of few distinct tokens the mean loss hangs on their few random logits.
         margin = max(RANDOM_MARGIN, 3 * spread * math.sqrt(self.repeat_frac))
@@ -179,7 +179,7 @@ def check_offsets(predictions: Predictions, *, unigram_entropy: float) -> Check:
 
 
 def check_against_base(predictions: Predictions, base: Predictions) -> Check:
-    """Return whether weights have not given up the next token for the one after it, since they were their base's."""
+    """Return whether the weights differ from their base without the mark of doubly shifted labels."""
     gains = offset_gains(base.by_offset, predictions.by_offset)
     if not any(gain.nats for gain in gains.values()):
         return skipped(BASE_NAME, "the model that is named predicts the same: name the one that training began from")

@@ -31,7 +31,7 @@ NEAREST_SHARE = 1 / 3
 EXACT_NATS = 1e-3
 WIDE_NATS = 0.2
 """... and equals it or is so far from the other. Offsets are 3 apart in a pretrained model and 0.02 at random weights,
-where a loss over one token more than the batch shows would deceive."""
+where a loss over one token more than the batch holds could look like another offset's."""
 DROPOUT_PASSES = 4
 DROPOUT_SIGMAS = 4.0
 """In training mode dropout moves a loss by 0.002 to 0.05; the other offset must be so many deviations away."""

@@ -62,8 +62,7 @@ _REPEATS = re.compile(rb"\s*wandb:")
 _ERROR = re.compile(
     rb"[\w.]*(?:Error|Exception|Interrupt)(?::.{0,120}(?<=\W)|\s*$)|.{0,60}(?:\bKilled\b|Segmentation fault)"
 )
-_OVERFLOW = re.compile(rb"overflow", re.I)
-"""A loss scaler says so where it skips a step."""
+_TROUBLE = re.compile(rb"Error|Exception|Interrupt|Killed|Segmentation")
 
 
 def read_training_log(path: Path) -> RunTrace:
@@ -315,9 +314,9 @@ class _Reader:
         if line[:1] not in b" \t":
             self._heading = read_heading(line)
             self._last_step = self._last_step if self._heading is None else self._heading
-        error = _ERROR.match(line)
+        error = _ERROR.match(line) if _TROUBLE.search(line) else None
         self._error = error[0].decode("utf-8", "replace").strip() if error else self._error
-        self._overflow_lines += bool(_OVERFLOW.search(line))
+        self._overflow_lines += b"verflow" in line or b"VERFLOW" in line
         self._other_lines += 1
         if self._other_lines > HINT_LINES:
             return

@@ -1,7 +1,7 @@
 """Weights against the base they were trained from, on the same windows: labels shifted twice show after a few steps.
 
-A pretrained model keeps the next token below the one after it for long, whatever it is trained on since: only against
-the base's own losses can it be told. Nothing here needs torch.
+A pretrained model's loss at the next token stays below its loss at the one after it for long, whatever its labels are:
+only a comparison with the base's own losses tells. Nothing here needs torch.
 """
 
 from collections.abc import Mapping
@@ -31,12 +31,12 @@ class OffsetGain:
     """Its standard error over the windows."""
 
     def is_at_least(self, nats: float) -> bool:
-        """Return whether the gain is clearly so large."""
+        """Return whether the gain is at least `nats`, by more than its standard error allows for chance."""
         return self.nats > max(nats, GAIN_SIGMAS * self.error)
 
 
 def learned_doubled_labels(gains: Mapping[int, OffsetGain]) -> bool:
-    """Return whether the next token was given up for the one after it; gains: by offset."""
+    """Return whether the loss rose at the next token and fell at the one after it, as doubly shifted labels do."""
     if 1 not in gains or 2 not in gains:
         return False
     first, second = gains[1], gains[2]
@@ -46,7 +46,7 @@ def learned_doubled_labels(gains: Mapping[int, OffsetGain]) -> bool:
 
 
 def gain_words(gains: Mapping[int, OffsetGain]) -> str:
-    """Return a gain a offset, for people."""
+    """Return the gains by offset as text."""
     return ", ".join(
         f"{offset:+d} {gain.nats:+.3f} (standard error {gain.error:.3f})" for offset, gain in gains.items()
     )

@@ -12,7 +12,7 @@ from trainable.errors import UserError
 MANTISSA_BITS = {torch.bfloat16: 7, torch.float16: 10}
 EXAMINED_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 LARGEST_NUMBER = 1e9
-"""A larger learning rate is none."""
+"""A larger number is not a learning rate."""
 
 
 def check_weights(where: str, weights: Mapping[str, torch.Tensor]) -> None:
