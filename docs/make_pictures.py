@@ -81,15 +81,13 @@ def write_terminal(study: Study, path: Path) -> None:
         view = StudyView(
             study=then,
             ledger=Ledger.load(then),
-            budget_tokens=document["budget_tokens"],
             trials_planned=document["trials_planned"],
             console=console,
         )
         view._started_at = view._trained_since = time.monotonic() - elapsed_s
         baseline = next((row for row in trials if row["is_baseline"]), None)
         over = sorted((row for row in trials if row["status"] in ENDINGS), key=lambda row: row["ended_at"])
-        budget_tokens = document["budget_tokens"]
-        view.notes = [(row["trial_id"], ending_words(row, baseline, budget_tokens=budget_tokens)) for row in over]
+        view.notes = [(row["trial_id"], ending_words(row, baseline)) for row in over]
         console.print(view.render())
     console.save_svg(str(path), title="make search SPACE=plateau", code_format=SVG)
 

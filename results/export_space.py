@@ -6,6 +6,7 @@ from typing import Any
 
 import tomlkit
 
+from spaces.budget import budget_of
 from spaces.domains import Choice, Domain, FloatRange
 from spaces.overrides import with_overrides
 from spaces.read.load import load_space, space_from_toml
@@ -27,7 +28,10 @@ def space_text(
     text = tomlkit.parse(before.toml)
     text.pop("baseline", None)
     _widen(text, before, config)
-    if own or budget_tokens is not None:
+    device_s = budget_of(document).device_s
+    if device_s is not None and budget_tokens is None:
+        text["budget"] = {"device_minutes": device_s / 60}
+    elif own or budget_tokens is not None:
         text["budget"] = {"tokens": budget_tokens or document["budget_tokens"]}
     baseline = tomlkit.table()
     # A seed is no part of a space: SEED sets it for every trial.

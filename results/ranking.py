@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -79,8 +79,19 @@ def spent_by_purpose(trials: Sequence[dict[str, Any]]) -> dict[Purpose, tuple[in
     return found
 
 
-def savings(trials: Sequence[dict[str, Any]], budget_tokens: int) -> Savings:
-    """Return the device-seconds and tokens spent against running every trial to `budget_tokens`.
+def full_tokens(trial: Mapping[str, Any]) -> int:
+    """Return the training tokens of the trial's full budget, in whole steps."""
+    tokens: int = trial["training_steps"] * trial["batch_size"] * trial["block_size"] * trial["grad_accum_steps"]
+    return tokens
+
+
+def budget_frac(trial: Mapping[str, Any]) -> float:
+    """Return the share of its full budget that the trial has trained."""
+    return float(trial["tokens_seen"] / full_tokens(trial))
+
+
+def savings(trials: Sequence[dict[str, Any]]) -> Savings:
+    """Return the device-seconds and tokens spent against running every trial to its full budget.
 
     A trial is extrapolated at its own active_s per token; one that ended before that was measured, at the others'
     median. Trials under way, out of memory or failed count as they are, on both sides: nobody saved their rest.
@@ -91,7 +102,7 @@ def savings(trials: Sequence[dict[str, Any]], budget_tokens: int) -> Savings:
     device_s_rest, tokens_rest = 0.0, 0
     for row in trials:
         if row["status"] in _ENDED_EARLY:
-            rest = max(_full_tokens(row, budget_tokens) - row["tokens_seen"], 0)
+            rest = max(full_tokens(row) - row["tokens_seen"], 0)
             tokens_rest += rest
             device_s_rest += rest * s_per_token.get(row["trial_id"], usual)
     spent = math.fsum(row["active_s"] for row in trials)
@@ -103,11 +114,6 @@ def savings(trials: Sequence[dict[str, Any]], budget_tokens: int) -> Savings:
         tokens_spent=tokens_spent,
         tokens_full=tokens_spent + tokens_rest,
     )
-
-
-def _full_tokens(row: dict[str, Any], budget_tokens: int) -> int:
-    tokens_per_step: int = row["batch_size"] * row["block_size"] * row["grad_accum_steps"]
-    return budget_tokens // tokens_per_step * tokens_per_step
 
 
 def ending_counts(trials: Sequence[dict[str, Any]]) -> dict[TrialStatus, int]:

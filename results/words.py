@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from spaces.budget import Budget
 from trainable.config import HYPERPARAMETERS
 from trainable.rows import ENDINGS
 
@@ -142,6 +143,13 @@ def token_words(tokens: float | None) -> str:
         if tokens >= 0.9995 * scale:
             return f"{tokens / scale:.3g}{suffix}" if tokens < 999.5 * scale else f"{tokens / scale:.0f}{suffix}"
     return f"{tokens:.0f}"
+
+
+def budget_words(budget: Budget) -> str:
+    """Return what every trial gets: 300,000 training tokens, or 10 min 00 s of device time."""
+    if budget.device_s is None:
+        return f"{budget.tokens:,} training tokens"
+    return f"{duration_words(budget.device_s)} of device time"
 
 
 def percent_words(share: float | None) -> str:

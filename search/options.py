@@ -18,6 +18,7 @@ from pydantic_core import ErrorDetails
 
 from results.study.paths import expanded
 from search.option_names import VENV, make_names, nearly, typed_names
+from spaces.budget import parse_duration
 from spaces.protocol import AUTO
 from trainable.config import (
     BASELINES,
@@ -61,6 +62,10 @@ def _tokens(value: Any) -> Any:
     scale = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}[match[2].lower()]
     # A float that is infinite is too large a number as well.
     return round(min(float(match[1].replace("_", "")) * scale, 10 * MAX_COUNT))
+
+
+def _time(value: Any) -> Any:
+    return parse_duration(value) if isinstance(value, str) else value
 
 
 class MoreTrials(int):
@@ -194,6 +199,7 @@ AbsolutePath = Annotated[
 ]
 Whole = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=MAX_COUNT)]
 Tokens = Annotated[int, BeforeValidator(_tokens), Field(ge=1, le=MAX_COUNT)]
+Duration = Annotated[float, BeforeValidator(_time)]
 Share = Annotated[float, BeforeValidator(_number), Field(gt=0, le=1)]
 Flag = Annotated[bool, BeforeValidator(_flag)]
 Documented = Annotated[Text, BeforeValidator(_documented)]
@@ -221,6 +227,10 @@ class Options(BaseModel):
     budget_tokens: Tokens | None = Field(
         None,
         description="training tokens of a full-length trial, e.g. 400000 or 8M; export: of the run that is exported",
+    )
+    budget_time: Duration | None = Field(
+        None,
+        description="search: device time of a full-length trial in place of tokens, e.g. 10m, 90s, 2h or 600 (seconds)",
     )
     warm_start: Text | None = Field(
         None, description="search: a study whose results the searcher learns from, its best run first"
@@ -349,6 +359,8 @@ class Options(BaseModel):
     def _fits_together(self) -> Self:
         if self.use_lr_warmup and self.hyperparameters.get("lr_schedule") == "constant":
             raise UserError("USE_LR_WARMUP=True contradicts LR_SCHEDULE=constant. Unset one of them.")
+        if self.budget_time is not None and self.budget_tokens is not None:
+            raise UserError("BUDGET_TIME and BUDGET_TOKENS are two budgets for the same trials. Unset one of them.")
         if self.confirm and self.seeds == 1:
             raise UserError("SEEDS=1: one seed has no scatter, so it proves nothing. Set SEEDS to 2 or more.")
         if self.concurrency == "auto" and self.address:

@@ -1,16 +1,17 @@
 """The checks of a search space as a whole: what no single key of its file can tell. The space puts the place before."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from math import ceil, prod
 from typing import Any
 
+from spaces.budget import MAX_DEVICE_S, MAX_TOKENS, Budget, duration_text
 from spaces.domains import Choice, SearchParameter, has_one_point, points
 from spaces.protocol import Evaluation, Scheduler, Searcher
 from trainable.config import HYPERPARAMETERS, SCHEDULES_WITH_WARMUP, TrialConfig
 from trainable.errors import UserError, check_bounds
 
-MAX_TOKENS = 10**12
 MAX_TRIALS = 100_000
 MAX_GRID_CELLS = 10_000
 MAX_EVALUATIONS = 1_000
@@ -40,6 +41,39 @@ def check_numbers(budget_tokens: int, trials: int, evaluation: Evaluation, sched
             f"[scheduler] a grace of {scheduler.grace_tokens} tokens leaves no rung below the budget of "
             f'{budget_tokens} tokens. Lower it (grace_frac follows the budget), or set name = "none".'
         )
+
+
+def check_time(budget: Budget, shapes: Sequence[TrialConfig], evaluation: Evaluation, scheduler: Scheduler) -> None:
+    """Raise UserError for a budget of time with a rung in tokens, or one in which a shape does no step before the
+    first evaluation; whether one does not is known once speeds are."""
+    assert budget.device_s is not None
+    check_bounds("[budget] device_minutes", budget.device_s / 60, 0, MAX_DEVICE_S / 60, low_open=True)
+    if scheduler.name == "asha" and scheduler.grace_frac is None:
+        raise UserError(
+            "[scheduler] grace_tokens is a number of tokens, and the budget is time, in which every trial does another "
+            "number. Set grace_frac, a share of the budget."
+        )
+    if budget.speeds is None:
+        return
+    slowest = max(shapes, key=budget.speeds.seconds_a_step)
+    step_s, evaluations_s = budget.speeds.seconds_a_step(slowest), budget.evaluations * budget.speeds.evaluation_s
+    rung_frac = scheduler.grace_frac if scheduler.name == "asha" else None
+    first_frac = min(rung_frac or 1.0, 1 / evaluation.count)
+    # A little more than one step, for milestones are rounded to the baseline's tokens.
+    needed_s = evaluations_s + 1.01 * step_s / first_frac
+    if budget.device_s < needed_s:
+        sizes = " x ".join(f"{name}={getattr(slowest, name)}" for name in SIZES if getattr(slowest, name) > 1)
+        raise UserError(
+            f"a step of {sizes} takes {step_s:.2g} s, the evaluations of a trial {evaluations_s:.2g} s, and every "
+            f"trial is first evaluated after {first_frac:.0%} of {duration_text(budget.device_s)}. Set "
+            f"BUDGET_TIME={_rounded_up_time(needed_s)} or more, or drop the largest sizes."
+        )
+
+
+def _rounded_up_time(seconds: float) -> str:
+    """Return a time as BUDGET_TIME takes it, to two digits and never less."""
+    unit_s = next(unit_s for unit_s in (3600, 60, 1) if seconds >= 2 * unit_s or unit_s == 1)
+    return duration_text(unit_s * ceil(10 * seconds / unit_s) / 10)
 
 
 def check_search(
@@ -75,7 +109,7 @@ def check_sizes(
     parameters: Sequence[SearchParameter],
     baseline: TrialConfig,
     *,
-    budget_tokens: int,
+    budget: Budget,
     first_evaluation_tokens: int,
     is_grace_fixed: bool,
     warmup_steps: int,
@@ -87,9 +121,9 @@ def check_sizes(
     """
     for point in _largest_points(parameters):
         values = {name: point.get(name, getattr(baseline, name)) for name in (*SIZES, "lr_schedule")}
-        step_tokens = prod(values[name] for name in SIZES)
+        step_tokens, budget_tokens = prod(values[name] for name in SIZES), budget.tokens
         sizes = " x ".join(f"{name}={values[name]}" for name in SIZES if values[name] > 1)
-        if step_tokens > first_evaluation_tokens:
+        if budget.speeds is None and step_tokens > first_evaluation_tokens:
             least = f"BUDGET_TOKENS={_rounded_up(ceil(budget_tokens * step_tokens / first_evaluation_tokens))}"
             if is_grace_fixed:
                 least = f"[scheduler] grace_tokens = {step_tokens}"
@@ -98,7 +132,8 @@ def check_sizes(
                 f"{first_evaluation_tokens}. Set {least} or more, or drop the largest sizes."
             )
         warmup = point.get("warmup_steps", warmup_steps)
-        steps = budget_tokens // step_tokens
+        sizes_alone = {name: values[name] for name in SIZES}
+        steps = budget.steps(replace(baseline, warmup_steps=0, **sizes_alone))
         if values["lr_schedule"] in SCHEDULES_WITH_WARMUP and warmup > steps:
             raise UserError(
                 f"warmup_steps={warmup} is longer than the run of {steps} steps at {sizes}. "

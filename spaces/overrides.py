@@ -1,11 +1,10 @@
 """A search space changed by the user's variables: pinned hyperparameters, budget, trials, another baseline."""
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from spaces.check import MAX_TOKENS
+from spaces.budget import MAX_TOKENS, Budget, Speeds, duration_text
 from spaces.domains import Choice, Condition, Domain, IntRange, SearchParameter, active_point, has_one_point
 from spaces.protocol import AUTO
 from spaces.space import SearchSpace
@@ -19,10 +18,14 @@ def with_overrides(
     *,
     trials: int | Literal["auto"] | None = None,
     budget_tokens: int | None = None,
+    device_s: float | None = None,
+    speeds: Speeds | None = None,
     pins: Mapping[str, Any] | None = None,
     baseline: tuple[str, TrialConfig] | None = None,
 ) -> SearchSpace:
     """Return the space with all of the user's settings at once: only their sum has to be sound.
+
+    device_s: the budget, where it is to be time. speeds: what a budget of time needs, once they are measured.
 
     `pins` are fixed for every trial, the baseline included. Around another `baseline` a choice gains its value, and a
     range must hold it. Raises UserError naming the variable, or when nothing is left to search.
@@ -30,26 +33,31 @@ def with_overrides(
     # A baseline brings values of its own for what was pinned before: the earlier pins hold against it.
     earlier = {ENV_NAMES[name]: value for name, value in space.user_settings.items() if name in ENV_NAMES}
     pins = {**earlier, **_checked_pins(pins or {})}
-    scheduler, budget = space.scheduler, space.budget_tokens
+    budget, time_s = space.budget, device_s or space.device_s
     if budget_tokens is not None:
         check_bounds("BUDGET_TOKENS", budget_tokens, 1, MAX_TOKENS)
-        budget = budget_tokens
-        if scheduler.grace_frac is not None:
-            scheduler = replace(scheduler, grace_tokens=math.ceil(scheduler.grace_frac * budget))
-    around = _around(space, pins, budget_tokens=budget, baseline=baseline)
+        budget = Budget(tokens=budget_tokens)
+    elif time_s is not None:
+        budget = replace(budget, tokens=MAX_TOKENS, device_s=time_s, speeds=speeds or space.speeds)
+    around = _around(space, pins, budget=budget, baseline=baseline)
     evaluation = space.evaluation
     if evaluation.follows_baseline:
         evaluation = replace(evaluation, block_size=around.config.block_size)
-    given = {"TRIALS": trials, "BUDGET_TOKENS": budget_tokens}
+    given = {
+        "TRIALS": trials,
+        "BUDGET_TOKENS": budget_tokens,
+        "BUDGET_TIME": None if device_s is None else duration_text(device_s),
+    }
     result = replace(
         space,
         baseline_name=around.name,
         baseline=around.config,
         baseline_warmup_frac=around.warmup_frac,
         parameters=around.parameters,
-        budget_tokens=budget,
+        budget_tokens=budget.tokens,
+        device_s=budget.device_s,
+        speeds=budget.speeds,
         evaluation=evaluation,
-        scheduler=scheduler,
         trials=trials if isinstance(trials, int) else space.trials,
         ends_early=space.ends_early if trials is None else trials == AUTO,
         user_settings={
@@ -74,7 +82,7 @@ class _Around:
 
 
 def _around(
-    space: SearchSpace, pins: Mapping[str, Any], *, budget_tokens: int, baseline: tuple[str, TrialConfig] | None
+    space: SearchSpace, pins: Mapping[str, Any], *, budget: Budget, baseline: tuple[str, TrialConfig] | None
 ) -> _Around:
     """Return the baseline with the pins in it, and the parameters that they leave with domains that hold it."""
     name, config = baseline or (space.baseline_name, space.baseline)
@@ -84,7 +92,7 @@ def _around(
     fixed = {key: value for key, value in pins.items() if key != "warmup_steps"}
     if any(getattr(config, key) != value for key, value in fixed.items() if key != "seed"):
         name = f"{name.removesuffix(', changed')}, changed"
-    config = with_warmup(make_config(replace(config, warmup_steps=0), fixed), budget_tokens, frac=share, steps=None)
+    config = with_warmup(make_config(replace(config, warmup_steps=0), fixed), budget, frac=share, steps=None)
     parameters, new = _settled(
         _without_pinned(space, pins),
         {**asdict(config), WARMUP_FRAC: share},

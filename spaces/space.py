@@ -3,13 +3,16 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import product
+from math import ceil
 from typing import Any
 
-from spaces.check import check_baseline, check_numbers, check_search, check_sizes, count_cells
+from spaces.budget import MEASURED_SIZES, Budget, Milestones, Speeds, size_nodes
+from spaces.check import check_baseline, check_numbers, check_search, check_sizes, check_time, count_cells
 from spaces.domains import Domain, SearchParameter, active_point, points
 from spaces.protocol import Evaluation, Scheduler, Searcher
 from spaces.warmup import WARMUP_FRAC, warmup_share, with_warmup
-from trainable.config import TrialConfig, make_config
+from trainable.config import TrialConfig, make_config, shape_of
 from trainable.errors import UserError
 
 
@@ -30,6 +33,7 @@ class SearchSpace:
     parameters: tuple[SearchParameter, ...]
     """A parent stands before its children."""
     budget_tokens: int
+    """Of a full-length trial; where the budget is time, of the baseline's."""
     evaluation: Evaluation
     scheduler: Scheduler
     searcher: Searcher
@@ -45,16 +49,29 @@ class SearchSpace:
     """The file's text: what a study keeps of it, so that it need not be there any more."""
     user_settings: Mapping[str, Any] = field(default_factory=dict)
     """What the user's variables have changed, by variable name."""
+    device_s: float | None = None
+    """The budget, where it is device time."""
+    speeds: Speeds | None = None
+    """Which turn device_s into tokens; until they are measured, the budget counts as endless."""
 
     def __post_init__(self) -> None:
-        # The numbers first: the other checks divide by them.
         with self._placed():
+            if self.device_s is not None:
+                check_time(self.budget, self.shapes(), self.evaluation, self.scheduler)
+            if self.speeds is not None:
+                budget_steps = self.budget.steps(self.baseline)
+                # The way that dataclasses leave to a frozen value for what follows from its other fields.
+                object.__setattr__(self, "budget_tokens", budget_steps * self.baseline.tokens_per_step)
+            if self.scheduler.grace_frac is not None:
+                grace_tokens = ceil(self.scheduler.grace_frac * self.budget_tokens)
+                object.__setattr__(self, "scheduler", replace(self.scheduler, grace_tokens=grace_tokens))
+            # The numbers first: the other checks divide by them.
             check_numbers(self.budget_tokens, self.trials, self.evaluation, self.scheduler)
             check_search(self.parameters, self.searcher, is_alone=self.is_alone, ends_early=self.ends_early)
             check_sizes(
                 self.parameters,
                 self.baseline,
-                budget_tokens=self.budget_tokens,
+                budget=self.budget,
                 first_evaluation_tokens=(first_tokens := self.evaluation_tokens()[0]),
                 is_grace_fixed=self.scheduler.grace_frac is None and first_tokens in self.rung_tokens(),
                 warmup_steps=self.user_settings.get("WARMUP_STEPS", 0),
@@ -62,10 +79,9 @@ class SearchSpace:
         share = self.baseline_warmup_frac
         if share is None:
             share = warmup_share(self.baseline, self.domain(WARMUP_FRAC))
-            # The way that dataclasses leave to a frozen value for what follows from its other fields.
             object.__setattr__(self, "baseline_warmup_frac", share)
         steps = self.user_settings.get("WARMUP_STEPS")
-        baseline = with_warmup(self.baseline, self.budget_tokens, frac=share, steps=steps)
+        baseline = with_warmup(self.baseline, self.budget, frac=share, steps=steps)
         object.__setattr__(self, "baseline", baseline)
         with self._placed():
             check_baseline(self.baseline_params(), self.parameters, baseline_name=self.baseline_name)
@@ -107,7 +123,36 @@ class SearchSpace:
         config = make_config(replace(self.baseline, warmup_steps=0), point)
         share = self.baseline_warmup_frac if frac is None else frac
         assert share is not None
-        return with_warmup(config, self.budget_tokens, frac=share, steps=steps)
+        return with_warmup(config, self.budget, frac=share, steps=steps)
+
+    @property
+    def budget(self) -> Budget:
+        """What every trial gets."""
+        return Budget(
+            tokens=self.budget_tokens,
+            device_s=self.device_s,
+            evaluations=self.evaluation.count,
+            speeds=self.speeds,
+        )
+
+    def milestones(self, config: TrialConfig) -> Milestones:
+        """Return evaluation_tokens() with the steps at which a trial of the configuration is evaluated."""
+        return self.budget.milestones(config, self.evaluation_tokens())
+
+    def shapes(self) -> list[TrialConfig]:
+        """Return the shapes, as shape_of() does, whose speeds tell those of all that can be proposed.
+
+        Conditions are ignored: an attribution combines what no trial does.
+        """
+        values: dict[str, list[Any]] = {}
+        for name, domain in ((parameter.name, parameter.domain) for parameter in self.parameters):
+            if name in MEASURED_SIZES:
+                own: int = getattr(self.baseline, name)
+                values[name] = [*size_nodes(name, domain), *([own] if domain.contains(own) else [])]
+            elif name in ("precision", "dropout", "use_lora", "lora_dropout", "lora_targets"):
+                values[name] = list(domain.examples())
+        grid = (dict(zip(values, point, strict=True)) for point in product(*values.values()))
+        return list(dict.fromkeys(shape_of(replace(self.baseline, **point)) for point in ({}, *grid)))
 
     def baseline_params(self) -> dict[str, Any]:
         """Return the baseline as a point of the space: its active parameters."""
@@ -132,7 +177,7 @@ class SearchSpace:
         """Return the token counts after which every trial is evaluated, increasing; the last is the budget.
 
         All rungs, and evenly spaced ones where no rung is near. A trial is evaluated at its last whole step whose
-        tokens_seen does not exceed the count.
+        tokens_seen does not exceed the count; under a budget of time, the same share of its own tokens.
         """
         count, rungs = self.evaluation.count, self.rung_tokens()
         even = (self.budget_tokens * k // count for k in range(1, count))

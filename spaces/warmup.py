@@ -1,9 +1,10 @@
-"""The warm-up as a share of the run, and a configuration brought to a token budget with it."""
+"""The warm-up as a share of the run, and a configuration brought to a budget with it."""
 
 from dataclasses import replace
 
+from spaces.budget import Budget
 from spaces.domains import Domain
-from trainable.config import TrialConfig, with_token_budget
+from trainable.config import TrialConfig
 
 WARMUP_FRAC = "warmup_frac"
 """The one searchable name that is no field of TrialConfig: the warm-up as a share of training_steps. At an equal
@@ -23,12 +24,12 @@ def warmup_share(config: TrialConfig, domain: Domain | None) -> float:
     return share
 
 
-def with_warmup(config: TrialConfig, budget_tokens: int, *, frac: float, steps: int | None) -> TrialConfig:
+def with_warmup(config: TrialConfig, budget: Budget, *, frac: float, steps: int | None) -> TrialConfig:
     """Return `config` with as many whole steps as fit into the budget and its warm-up, 0 if its schedule has none.
 
     The warm-up is `steps`, or `frac` of the run. Raises UserError when not even one step fits.
     """
-    sized = with_token_budget(replace(config, warmup_steps=0), budget_tokens)
+    sized = budget.sized(replace(config, warmup_steps=0))
     if not sized.has_warmup:
         return sized
     return replace(sized, warmup_steps=round(frac * sized.training_steps) if steps is None else steps)

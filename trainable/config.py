@@ -209,6 +209,23 @@ def without_seed(config: TrialConfig) -> TrialConfig:
     return replace(config, seed=0, warmup_steps=config.warmup_steps if config.has_warmup else 0)
 
 
+def shape_of(config: TrialConfig) -> TrialConfig:
+    """Return what a step's time depends on, and everything else as documented."""
+    names = ["batch_size", "block_size", "grad_accum_steps", "precision"]
+    if config.use_lora:
+        names += ["use_lora", "lora_rank", "lora_targets"]
+    # How likely dropout is changes nothing of its cost.
+    dropout = DOCUMENTED.dropout if config.dropout > 0 else 0.0
+    lora_dropout = DOCUMENTED.dropout if config.use_lora and config.lora_dropout > 0 else 0.0
+    return TrialConfig(**{name: getattr(config, name) for name in names}, dropout=dropout, lora_dropout=lora_dropout)
+
+
+def with_steps(config: TrialConfig, training_steps: int) -> TrialConfig:
+    """Return `config` with so many steps; its warm-up keeps its share of the run."""
+    warmup_steps = round(config.warmup_steps / config.training_steps * training_steps)
+    return replace(config, training_steps=training_steps, warmup_steps=warmup_steps)
+
+
 def with_token_budget(config: TrialConfig, budget_tokens: int) -> TrialConfig:
     """Return `config` with as many whole steps as fit into `budget_tokens`; its warm-up keeps its share of the run.
 
@@ -221,5 +238,4 @@ def with_token_budget(config: TrialConfig, budget_tokens: int) -> TrialConfig:
             f"a budget of {budget_tokens} tokens is less than one step of {config.tokens_per_step} tokens "
             f"({shape} x grad_accum_steps={config.grad_accum_steps}). Raise BUDGET_TOKENS."
         )
-    warmup_steps = round(config.warmup_steps / config.training_steps * steps)
-    return replace(config, training_steps=steps, warmup_steps=warmup_steps)
+    return with_steps(config, steps)

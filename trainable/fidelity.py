@@ -7,11 +7,14 @@ PENALTY_NATS = 1e3
 """The objective of a trial that has no loss to show. Finite, for ASHA and Optuna both mishandle NaN and inf."""
 
 
-def fidelity_tokens(milestones_tokens: Iterable[int], *, tokens_per_step: int, optimizer_steps: int) -> int:
-    """Return the highest milestone whose last whole step is done; 0 before the first step."""
+def fidelity_tokens(milestones: Iterable[tuple[int, int]], *, optimizer_steps: int) -> int:
+    """Return the highest milestone whose last whole step is done; 0 before the first step.
+
+    milestones: (tokens of the study's budget, the step with which the trial has come so far).
+    """
     if optimizer_steps == 0:
         return 0
-    return max((tokens for tokens in milestones_tokens if tokens // tokens_per_step <= optimizer_steps), default=0)
+    return max((tokens for tokens, step in milestones if step <= optimizer_steps), default=0)
 
 
 def objective(val_loss: float | None) -> float:

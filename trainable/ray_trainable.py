@@ -35,11 +35,12 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
     """Trains to the next evaluation at every step(); actors are reused between trials.
 
     Config keys: "spec" (RunSpec), "shared_inputs" (where a node gets what it lacks of it, or None), "trial" and
-    "baseline" (hyperparameters), "trial_id" (int), "milestones_tokens" (evaluate at each), "checkpoint_root" (a folder
-    or URI; a folder below it is the trial's own; a SecretStr, for trackers keep a trial's config),
-    "checkpoint_interval_s", "leave_path" (a file whose appearance asks to save once, between two steps, for the study
-    is left; or None), "evaluation_timeout_s" (without an evaluation for so long it is hung), "threads", "memory_frac"
-    (its share of a GPU's memory), "refusal" (why the trial ends as out of memory without being run).
+    "baseline" (hyperparameters), "trial_id" (int), "milestones" ((tokens of the study's budget, step to evaluate after)
+    pairs), "checkpoint_root" (a folder or URI; a folder below it is the trial's own; a SecretStr, for trackers keep a
+    trial's config), "checkpoint_interval_s", "leave_path" (a file whose appearance asks to save once, between two
+    steps, for the study is left; or None), "evaluation_timeout_s" (without an evaluation for so long it is hung),
+    "threads", "memory_frac" (its share of a GPU's memory), "refusal" (why the trial ends as out of memory without being
+    run).
     """
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -54,7 +55,7 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
         self._shared_inputs: SharedInputs | None = config["shared_inputs"]
         self._config = TrialConfig(**config["trial"])
         self._refusal: str | None = config.get("refusal")
-        self._milestones_tokens: tuple[int, ...] = config["milestones_tokens"]
+        self._milestones: tuple[tuple[int, int], ...] = config["milestones"]
         root: SecretStr = config["checkpoint_root"]
         self._store = CheckpointStore(root=root.get_secret_value(), trial_id=config["trial_id"])
         self._saver = BackgroundSaver(self._store)
@@ -120,8 +121,7 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
             return self._result("out_of_memory", steps=[], evidence=self._refusal)
         if self._rows is None:
             self._state = self._begin()
-            tokens_per_step = self._config.tokens_per_step
-            eval_steps = {tokens // tokens_per_step for tokens in self._milestones_tokens} - {0}
+            eval_steps = {step for _, step in self._milestones} - {0}
             self._eval_steps = eval_steps | {self._config.training_steps}
             self._rows = train(
                 self._state,
@@ -151,11 +151,8 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
 
     def _allow_time_for(self, steps: list[StepRow]) -> None:
         """Give a slow machine more time, now that a step's is known."""
-        last = steps[-1]
-        next_tokens = next(
-            (tokens for tokens in self._milestones_tokens if tokens > last.tokens_seen), last.tokens_seen
-        )
-        steps_left = (next_tokens - last.tokens_seen) // self._config.tokens_per_step
+        done = steps[-1].optimizer_steps
+        steps_left = next((step for _, step in self._milestones if step > done), done) - done
         expected_s = steps_left * sum(step.step_time_s for step in steps) / len(steps)
         timeout_s = max(self._evaluation_timeout_s, HUNG_TIMES_EXPECTED * expected_s)
         faulthandler.dump_traceback_later(timeout_s, exit=True)
@@ -221,11 +218,7 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
             "status": status,
             "done": status != "running",
             "objective": objective(val_loss),
-            "fidelity_tokens": fidelity_tokens(
-                self._milestones_tokens,
-                tokens_per_step=self._config.tokens_per_step,
-                optimizer_steps=optimizer_steps,
-            ),
+            "fidelity_tokens": fidelity_tokens(self._milestones, optimizer_steps=optimizer_steps),
             "metrics": asdict(metrics) if metrics else None,
             "steps": [asdict(row) for row in steps],
             "verdict": asdict(verdict) if verdict else None,

@@ -12,7 +12,9 @@ from results.attribution.design import Coalition, Setting, changed_settings, coa
 from results.study.folder import Study
 from results.study.planned_run import PlannedRun, fresh_seeds, rows_by_config
 from results.winner import winner_of
-from trainable.config import BASELINES, TrialConfig, config_from, with_token_budget, without_seed
+from results.words import budget_words
+from spaces.budget import Budget
+from trainable.config import BASELINES, TrialConfig, config_from, without_seed
 from trainable.errors import UserError, did_you_mean
 from trainable.rows import ENDINGS
 
@@ -53,38 +55,38 @@ class Question:
         return [*own, *fresh_seeds(number, above=above, taken={row["seed"] for row in trials})][:number]
 
 
-def question_of_study(study: Study, budget_tokens: int) -> Question:
+def question_of_study(study: Study, budget: Budget) -> Question:
     """Return what separates a study's baseline from its winner. Raises UserError when nothing does."""
     winner = winner_of(study)
     base, best = winner.baseline, winner.trial
     if base is None or best is None or best["is_baseline"]:
         raise UserError(f"study {study.name} has no trial better than its baseline: nothing to attribute.")
-    return make_question("baseline", config_from(base), winner.name, config_from(best), budget_tokens)
+    return make_question("baseline", config_from(base), winner.name, config_from(best), budget)
 
 
-def question_of_names(before: str, after: str, budget_tokens: int) -> Question:
+def question_of_names(before: str, after: str, budget: Budget) -> Question:
     """Return what separates two documented configurations. Raises UserError for an unknown name."""
     for name in (before, after):
         if name not in BASELINES:
             raise UserError(f"there is no documented configuration '{name}'.{did_you_mean(name, BASELINES)}")
-    return make_question(before, BASELINES[before], after, BASELINES[after], budget_tokens)
+    return make_question(before, BASELINES[before], after, BASELINES[after], budget)
 
 
 def make_question(
-    before_name: str, before: TrialConfig, after_name: str, after: TrialConfig, budget_tokens: int
+    before_name: str, before: TrialConfig, after_name: str, after: TrialConfig, budget: Budget
 ) -> Question:
     """Return the question. Raises UserError when the two do not differ."""
     settings = changed_settings(before, after)
     if not settings:
         raise UserError(f"{before_name} and {after_name} are the same configuration: nothing to attribute.")
+    combined = {c: config_of(before, after, settings, c) for c in coalitions(len(settings))}
+    if any(budget.speeds is not None and budget.steps(config) < 1 for config in combined.values()):
+        raise UserError(f"{budget_words(budget)} is less than one step. Raise BUDGET_TIME.")
     return Question(
         before_name=before_name,
         after_name=after_name,
         settings=settings,
-        configs={
-            coalition: with_token_budget(config_of(before, after, settings, coalition), budget_tokens)
-            for coalition in coalitions(len(settings))
-        },
+        configs={coalition: budget.sized(config) for coalition, config in combined.items()},
     )
 
 

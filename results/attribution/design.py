@@ -103,8 +103,8 @@ def config_of(
 ) -> TrialConfig:
     """Return `before` with the coalition's settings from `after`; seed and training_steps are `before`'s.
 
-    A warm-up keeps its share of the run it comes from. At an equal token budget the number of steps depends on the
-    batch, so bring the result to the budget afterwards (with_token_budget).
+    A warm-up keeps its share of the run it comes from. At an equal budget the number of steps depends on the batch, so
+    bring the result to the budget afterwards (Budget.sized).
     """
     fields = [field for index in coalition for field in settings[index].fields]
     values = {field: getattr(after, field) for field in fields}

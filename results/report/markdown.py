@@ -165,7 +165,7 @@ def _protocol(facts: Row) -> Iterator[str]:
     evaluation = protocol["evaluation"]
     yield (
         f"Model {plain(protocol['model'])}, {plain(protocol['data_source'] or 'the Python language reference')}; "
-        f"budget {protocol['budget_tokens']:,} training tokens a trial; every trial evaluated on the same "
+        f"budget {protocol['budget']} a trial; every trial evaluated on the same "
         f"{value_words(evaluation.get('tokens'))} held-out tokens at context "
         f"{value_words(evaluation.get('block_size'))}, fp32, dropout off; seed {value_words(protocol['seed'])}."
     )

@@ -1,11 +1,12 @@
 """What study.json holds, as far as the program reads it: checked once, where it is read. It writes nothing."""
 
+import math
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, InstanceOf, ValidationError
 
-from trainable.config import config_from
+from trainable.config import DOCUMENTED, config_from, make_config
 from trainable.errors import UserError
 
 _LONGEST_SHOWN = 120
@@ -25,6 +26,18 @@ def _configuration(table: dict[Any, Any]) -> dict[Any, Any]:
         # pydantic cannot pass on a message with bytes that are no UTF-8.
         raise ValueError(str(refusal).encode("ascii", "backslashreplace").decode()) from None
     return table
+
+
+def _shapes(rows: list[dict[Any, Any]]) -> list[dict[Any, Any]]:
+    for row in rows:
+        values = {name: value for name, value in row.items() if name != "step_s"}
+        try:
+            make_config(DOCUMENTED, values)
+        except UserError as refusal:
+            raise ValueError(str(refusal).encode("ascii", "backslashreplace").decode()) from None
+        if not isinstance(row.get("step_s"), float) or not 0 < row["step_s"] < math.inf:
+            raise ValueError("step_s must be seconds")
+    return rows
 
 
 # pydantic's own str refuses what is not UTF-8, which a path may be.
@@ -74,6 +87,16 @@ class _Space(_Part):
     toml: Text | None
 
 
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class _DeviceTime(_Part):
+    device_s: Seconds
+    evaluations: Positive
+    evaluation_s: Seconds
+    shapes: Annotated[list[dict[Text, Any]], AfterValidator(_shapes)]
+
+
 class _EarlyEnd(_Part):
     most_trials: Positive
     gain_nats: Annotated[float, Field(allow_inf_nan=False)]
@@ -83,6 +106,7 @@ class _EarlyEnd(_Part):
 class _Settings(_Part):
     trials: Positive | Literal["auto"] | None = None
     budget_tokens: Positive | None = None
+    device_s: Seconds | None = None
     pins: Table
     baseline: Annotated[list[Any], Field(min_length=2, max_length=2)] | None = None
     compare: Text | None = None
@@ -117,6 +141,7 @@ class StudyDocument(_Part):
     git_commit: Text | None = None
     space: _Space | None = None
     budget_tokens: Positive
+    device_time: _DeviceTime | None = None
     rung_tokens: list[Count] = []
     baseline: Annotated[Table, AfterValidator(_configuration)]
     settings: _Settings | None = None

@@ -22,13 +22,15 @@ from search.commands.run_command import is_sound
 from search.options import Options
 from search.setup.expected_cost import cost_words
 from search.setup.inputs import check_fit
-from search.setup.plan import Plan, load_plan
+from search.setup.plan import Asked, Plan, load_plan
 from search.setup.preflight_run import PREFLIGHT_FAILED
 from search.setup.reopen import reopen
 from search.setup.run_plan import held, run_listed
 from search.terminal.console import Preparing, Terminal
 from search.terminal.next_steps import Step, next_document, say_next, say_steps
+from spaces.budget import Budget, budget_of, duration_text
 from trainable.config import DOCUMENTED
+from trainable.errors import UserError
 
 DEFAULT_BUDGET_TOKENS = 200_000
 DEFAULT_SEEDS = 3
@@ -43,44 +45,65 @@ def attribute_command(options: Options, terminal: Terminal) -> int:
     """
     named = options.from_ is not None or options.to is not None
     source = None if named else open_or_fetch_study(options)[0]
-    budget_tokens = options.budget_tokens or (source.document()["budget_tokens"] if source else DEFAULT_BUDGET_TOKENS)
+    budget = _budget(source, options)
     if source is None:
-        question = question_of_names(options.from_ or "before", options.to or "documented", budget_tokens)
+        question = question_of_names(options.from_ or "before", options.to or "documented", budget)
     else:
-        question = question_of_study(source, budget_tokens)
+        question = question_of_study(source, budget)
     with Preparing(terminal.console) as progress:
-        plan = _plan(question, source, budget_tokens, options, progress)
+        plan = _plan(question, source, budget, options, progress)
     if not is_sound(plan, options, terminal):
         return PREFLIGHT_FAILED
     with held(plan) as plan:
         return _run(question, plan, options.seeds or DEFAULT_SEEDS, terminal)
 
 
-def _plan(question: Question, source: Study | None, budget_tokens: int, options: Options, progress: Preparing) -> Plan:
+def _budget(source: Study | None, options: Options) -> Budget:
+    """Return what every run gets: what the study's trials got, or what the variables say."""
+    if options.budget_tokens is not None:
+        return Budget(tokens=options.budget_tokens)
+    budget = Budget(tokens=DEFAULT_BUDGET_TOKENS) if source is None else budget_of(source.document())
+    if options.budget_time is None:
+        return budget
+    if budget.device_s is None:
+        raise UserError(
+            f"BUDGET_TIME={options.texts['BUDGET_TIME']}: attribute takes a time where the study's trials had one, for "
+            "their speeds were measured then. Set BUDGET_TOKENS."
+        )
+    return budget.lasting(options.budget_time)
+
+
+def _plan(question: Question, source: Study | None, budget: Budget, options: Options, progress: Preparing) -> Plan:
     """Return the plan of the study that the runs go into."""
-    milestones_tokens = tuple(budget_tokens * part // EVALUATIONS for part in range(1, EVALUATIONS + 1))
+    milestones_tokens = tuple(budget.tokens * part // EVALUATIONS for part in range(1, EVALUATIONS + 1))
     configs = list(question.configs.values())
     if source is not None:
         plan = reopen(source, options, progress, configs=configs)
         check_fit(plan.loaded, configs)
-        if budget_tokens == plan.budget_tokens:
+        if budget == plan.budget:
             return plan
         # These runs alone are longer or shorter: the study's document stays as its trials were run.
-        return replace(plan, baseline=question.before, budget_tokens=budget_tokens, milestones_tokens=milestones_tokens)
-    name = f"attribute-{question.before_name}-{question.after_name}-{budget_tokens}"
+        return replace(plan, baseline=question.before, budget=budget, milestones_tokens=milestones_tokens)
+    name = f"attribute-{question.before_name}-{question.after_name}-{budget.tokens}"
     existing = next((study for study in list_studies() if study.name == name), None)
     if existing is not None:
         return reopen(existing, options, progress, configs=configs)
     asked = {
         "kind": "attribute",
         "evaluation": {**EVALUATION, "milestones_tokens": list(milestones_tokens)},
-        "budget_tokens": budget_tokens,
+        "budget_tokens": budget.tokens,
         "baseline": {"name": question.before_name, **asdict(question.before)},
         "seed": question.before.seed,
         "trials_planned": len(configs) * (options.seeds or DEFAULT_SEEDS),
     }
     new = Study(studies_dir() / name)
-    return load_plan(new, asked, options, progress, check=lambda loaded: check_fit(loaded, configs), configs=configs)
+    return load_plan(
+        new,
+        Asked(document=asked, configs=configs),
+        options,
+        progress,
+        check=lambda loaded: check_fit(loaded, configs),
+    )
 
 
 def _run(question: Question, plan: Plan, seeds: int, terminal: Terminal) -> int:
@@ -134,5 +157,7 @@ def _again(plan: Plan, question: Question, seeds: int, purpose: str) -> Step:
     asked = f"STUDY={plan.name}"
     if plan.kind == "attribute":
         asked = f"FROM={question.before_name} TO={question.after_name}"
-    command = f"make attribute {asked} SEEDS={seeds} BUDGET_TOKENS={plan.budget_tokens}"
+    time_s = plan.budget.device_s
+    budget = f"BUDGET_TOKENS={plan.budget.tokens}" if time_s is None else f"BUDGET_TIME={duration_text(time_s)}"
+    command = f"make attribute {asked} SEEDS={seeds} {budget}"
     return Step(command=command, purpose=purpose)

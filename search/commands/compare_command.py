@@ -9,9 +9,10 @@ from results.ranking import ranked_trials, savings
 from results.study.folder import Study, open_study
 from results.winner import find_winner
 from results.winner import to_json as winner_json
-from results.words import config_words, duration_words, loss_words, run_words, token_words
+from results.words import budget_words, config_words, duration_words, loss_words, run_words, token_words
 from search.options import Options
 from search.terminal.console import Terminal, print_table
+from spaces.budget import budget_of
 from trainable.errors import UserError
 
 
@@ -54,24 +55,25 @@ def compare_command(options: Options, terminal: Terminal) -> int:
 def protocol_differences(entries: list[dict[str, Any]]) -> list[str]:
     """Return a line for everything that keeps the studies' losses from being compared; none when nothing does."""
     lines = []
-    for key in ("corpus fingerprint", "evaluation block_size", "evaluation tokens", "budget_tokens"):
+    for key in ("corpus fingerprint", "evaluation block_size", "evaluation tokens", "budget"):
         values = {entry["study"]: entry["protocol"][key] for entry in entries}
         if len(set(values.values())) > 1:
-            lines.append(f"{key}: " + ", ".join(f"{study} {str(value)[:16]}" for study, value in values.items()))
+            digits = 16 if key == "corpus fingerprint" else None
+            lines.append(f"{key}: " + ", ".join(f"{study} {str(value)[:digits]}" for study, value in values.items()))
     return lines
 
 
 def _entry(study: Study) -> dict[str, Any]:
     document, trials = study.document(), study.trials()
     winner, trials = find_winner(trials, load_attempts(study)), ranked_trials(trials)
-    spent = savings(trials, document["budget_tokens"])
+    spent = savings(trials)
     return {
         "study": study.name,
         "protocol": {
             "corpus fingerprint": document["corpus"]["fingerprint"],
             "evaluation block_size": document["evaluation"]["block_size"],
             "evaluation tokens": document["evaluation"]["tokens"],
-            "budget_tokens": document["budget_tokens"],
+            "budget": _budget(document),
         },
         "best": winner.trial,
         "baseline": winner.baseline,
@@ -80,6 +82,14 @@ def _entry(study: Study) -> dict[str, Any]:
         "tokens_spent": spent.tokens_spent,
         "device_s_spent": spent.device_s_spent,
     }
+
+
+def _budget(document: dict[str, Any]) -> str:
+    budget, device = budget_of(document), document["device"]
+    # The same time is another training on another device, or with others beside it.
+    return budget_words(budget) + (
+        "" if budget.device_s is None else f", {device['slots']} at a time on {device['name']}"
+    )
 
 
 def _best_loss(entry: dict[str, Any]) -> float:

@@ -7,7 +7,7 @@ from results.ranking import ending_counts, ranked_trials
 from results.study.folder import Study
 from results.study.ledger import Ledger
 from results.study.lock import hold
-from results.words import token_words
+from results.words import budget_words, duration_words, token_words
 from search.cluster.study_storage import open_or_fetch_study
 from search.commands.run_command import conclude, is_sound, run_new, run_own_trials
 from search.options import Options
@@ -18,6 +18,7 @@ from search.setup.reopen import reopen, with_inputs_of
 from search.setup.run_plan import ray_ahead
 from search.setup.settings import Settings, differences, planned_space, space_file_differences
 from search.terminal.console import Preparing, Terminal
+from spaces.budget import budget_of, duration_text
 from spaces.overrides import with_overrides
 from spaces.protocol import AUTO
 from spaces.read.load import space_from_toml
@@ -33,9 +34,9 @@ def resume_command(options: Options, terminal: Terminal) -> int:
     _check_kind(study, document)
     space, settings = planned_space(document, f"study {study.name}: study.json")
     _check_same(study, document, settings, options)
-    budget_tokens = options.budget_tokens
-    if budget_tokens is not None and budget_tokens != document["budget_tokens"]:
-        return _at_larger_budget(study, document, replace(settings, budget_tokens=budget_tokens), options, terminal)
+    if _asks_for_more(study, document, options):
+        settings = replace(settings, budget_tokens=options.budget_tokens, device_s=options.budget_time)
+        return _at_larger_budget(study, document, settings, options, terminal)
     if options.trials == AUTO and not space.ends_early:
         raise UserError(f"TRIALS=auto: study {study.name} was planned with {space.trials} trials. Unset it to go on.")
     planned = document["trials_planned"]
@@ -72,6 +73,28 @@ def _check_same(study: Study, document: dict[str, Any], settings: Settings, opti
             f"study {study.name}: {document['space']['path']} has changed since: {'; '.join(changed)}. FORCE=1 goes on "
             "with the space as the study has it; to search the new one, start another study."
         )
+
+
+def _asks_for_more(study: Study, document: dict[str, Any], options: Options) -> bool:
+    """Return whether a larger budget is asked for. Raises UserError for a smaller one, or one of the other kind."""
+    budget = budget_of(document)
+    asked: dict[str, float | None] = {"BUDGET_TOKENS": options.budget_tokens, "BUDGET_TIME": options.budget_time}
+    ours, theirs = ("BUDGET_TIME", "BUDGET_TOKENS") if budget.device_s is not None else ("BUDGET_TOKENS", "BUDGET_TIME")
+    if asked[theirs] is not None:
+        raise UserError(
+            f"{theirs}={options.texts[theirs]}: study {study.name} gives its trials {budget_words(budget)}, so {ours} "
+            f"takes it on. For the other start a new search: WARM_START={study.name} begins with its best."
+        )
+    then = budget.tokens if budget.device_s is None else budget.device_s
+    now = asked[ours]
+    if now is None or now == then:
+        return False
+    if document["kind"] != "search" or now < then:
+        raise UserError(
+            f"{ours}={options.texts[ours]}: study {study.name} gave its trials {budget_words(budget)}, and only a "
+            "search can be taken on, to more. Start a new study."
+        )
+    return True
 
 
 def _resume(
@@ -121,27 +144,24 @@ def _at_larger_budget(
     study: Study, document: dict[str, Any], settings: Settings, options: Options, terminal: Terminal
 ) -> int:
     """Run the study's space at another budget: a new study that learns from this one, for their losses do not mix."""
-    budget_tokens = settings.budget_tokens
-    assert budget_tokens is not None
-    if document["kind"] != "search" or budget_tokens < document["budget_tokens"]:
-        raise UserError(
-            f"BUDGET_TOKENS={budget_tokens}: study {study.name} ran at {document['budget_tokens']}, and only a search "
-            "can be taken on, to more. Start a new study."
-        )
     file = document["space"]
-    name = f"{study.name}-{token_words(budget_tokens)}"
+    if settings.device_s is not None:
+        text, words = duration_text(settings.device_s), f"with {duration_words(settings.device_s)} a trial"
+    else:
+        text = token_words(settings.budget_tokens)
+        words = f"at {text} tokens"
     if options.trials is not None:
         asked = AUTO if options.trials == AUTO else options.trials_after(document["trials_planned"])
         settings = replace(settings, trials=asked)
-    note = f"at {token_words(budget_tokens)} tokens losses cannot be compared with {study.name}'s: this is a new study"
     with Preparing(terminal.console) as progress:
         plan = plan_study(
             space_from_toml(file["toml"], name=file["name"], path=file["path"]),
             settings,
-            with_inputs_of(document, options).model_copy(update={"study": name}),
+            with_inputs_of(document, options).model_copy(update={"study": f"{study.name}-{text}"}),
             kind="search",
-            notes=[note],
+            notes=[f"{words} losses cannot be compared with {study.name}'s: this is a new study"],
             progress=progress,
             warm_start=study,
+            speeds=budget_of(document).speeds,
         )
     return run_new(plan, options, terminal)

@@ -7,7 +7,7 @@ from results.confirmation.confirmation_file import load_attempts
 from results.ranking import ranked_trials
 from results.study.folder import Study
 from results.study.ledger import Ledger
-from results.words import config_words, count_words, token_words
+from results.words import budget_words, config_words, count_words, token_words
 from search.commands.confirm_command import confirm_study
 from search.options import Options
 from search.setup.finish import finish_study
@@ -98,10 +98,7 @@ def _search_left(plan: Plan, space: SearchSpace, ledger: Ledger) -> "Workload":
     own = ranked_trials(rows)
     history = History(
         trials=known_trials(
-            own,
-            ledger.metrics(),
-            milestones_tokens=plan.milestones_tokens,
-            part_losses=read_part_losses(plan.study),
+            own, ledger.metrics(), milestones=plan.milestones, part_losses=read_part_losses(plan.study)
         ),
         other_ids={row["trial_id"] for row in rows} - {row["trial_id"] for row in own},
         warm_start=plan.warm_start,
@@ -122,8 +119,8 @@ def header_lines(plan: Plan) -> list[str]:
         *plan.inputs.text_lines,
         *loaded.separator_notes,
         f"{'up to ' if space.ends_early else ''}{plan.document['trials_planned']} trials of at most "
-        f"{token_words(plan.budget_tokens)} tokens, evaluated on the same {space.evaluation.tokens:,} held-out tokens "
-        f"at context {space.evaluation.block_size}",
+        f"{budget_words(plan.budget)}, evaluated on the same {space.evaluation.tokens:,} held-out tokens at context "
+        f"{space.evaluation.block_size}",
         f"{slots.count} at a time on {device.type} ({device.name}), {count_words(slots.threads, 'CPU thread')} each",
         f"baseline ({space.baseline_name}): {config_words(asdict(space.baseline))}",
         *(f"searched: {parameter.name} {parameter.domain}" for parameter in space.parameters if not plan.configs),

@@ -7,6 +7,7 @@ from rich.table import Table
 from results.words import token_words
 from search.options import Options
 from search.terminal.console import Terminal
+from spaces.budget import duration_text
 from spaces.read.load import load_space
 from spaces.read.space_files import list_spaces
 from spaces.space import SearchSpace
@@ -17,8 +18,8 @@ def spaces_command(options: Options, terminal: Terminal) -> int:
     """List every space, or SPACE alone with its domains; 2 when one is broken."""
     names = [options.space] if options.space else [str(path) for path in list_spaces()]
     table = Table(box=None, header_style="bold")
-    for heading in ("space", "trials", "tokens", "searches", "question"):
-        table.add_column(heading, overflow="fold", justify="right" if heading in ("trials", "tokens") else "left")
+    for heading in ("space", "trials", "budget", "searches", "question"):
+        table.add_column(heading, overflow="fold", justify="right" if heading in ("trials", "budget") else "left")
     entries: list[dict[str, Any]] = []
     errors: list[str] = []
     for name in names:
@@ -31,12 +32,16 @@ def spaces_command(options: Options, terminal: Terminal) -> int:
             continue
         entries.append(_entry(space))
         searched = ", ".join(parameter.name for parameter in space.parameters)
-        table.add_row(space.name, str(space.trials), token_words(space.budget_tokens), searched, space.description)
+        table.add_row(space.name, str(space.trials), _budget(space), searched, space.description)
     terminal.console.print(table)
     for line in errors:
         terminal.say(f"error: {line}")
     terminal.document({"spaces": entries})
     return 2 if errors else 0
+
+
+def _budget(space: SearchSpace) -> str:
+    return token_words(space.budget_tokens) if space.device_s is None else duration_text(space.device_s)
 
 
 def _entry(space: SearchSpace) -> dict[str, Any]:
@@ -45,8 +50,9 @@ def _entry(space: SearchSpace) -> dict[str, Any]:
         "path": space.path,
         "description": space.description,
         "trials": space.trials,
-        "budget_tokens": space.budget_tokens,
-        "rung_tokens": space.rung_tokens(),
+        "budget_tokens": space.budget_tokens if space.device_s is None else None,
+        "rung_tokens": space.rung_tokens() if space.device_s is None else None,
+        "device_s": space.device_s,
         "baseline": space.baseline_name,
         "search": {parameter.name: str(parameter.domain) for parameter in space.parameters},
     }

@@ -11,7 +11,8 @@ from trainable.errors import redacted
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "what is searched": (
-        "SPACE", "STUDY", "TRIALS", "BUDGET_TOKENS", "BASELINE", "WARM_START", "CONFIRM", "SKIP_PREFLIGHT", "FORCE",
+        "SPACE", "STUDY", "TRIALS", "BUDGET_TOKENS", "BUDGET_TIME", "BASELINE", "WARM_START", "CONFIRM",
+        "SKIP_PREFLIGHT", "FORCE",
     ),
     "your model and text": (
         "GPT2_MODEL_NAME", "TRAINING_DATA_SOURCE", "VALIDATION_DATA_SOURCE", "DOCUMENTS", "CHECKPOINT_PATH",

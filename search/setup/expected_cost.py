@@ -15,11 +15,13 @@ def cost_words(plan: Plan, runs: Sequence[PlannedRun]) -> str:
     """Return the runs, their tokens and about how long they take: 9 runs, 1.35M tokens, 2 at a time: about 6 min."""
     tokens = sum(run.config.training_steps * run.config.tokens_per_step for run in runs)
     words = f"{count_words(len(runs), 'run')}, {token_words(tokens)} tokens, {plan.slots.count} at a time"
+    # The slots that wait for the last run are counted as the whole rounds that they are.
+    rounds = -(-len(runs) // plan.slots.count)
+    if plan.budget.device_s is not None:
+        return f"{words}: about {duration_words(plan.budget.device_s * rounds)}"
     rate = _seconds_per_token(plan)
     if rate is None:
         return f"{words}; how long is known once the first have trained"
-    # The slots that wait for the last run are counted as the whole rounds that they are.
-    rounds = -(-len(runs) // plan.slots.count)
     return f"{words}: about {duration_words(tokens / len(runs) * rate * rounds)}"
 
 

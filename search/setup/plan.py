@@ -13,15 +13,17 @@ from search.setup.inputs import Inputs, Loaded, check_fit, check_inputs, load_in
 from search.setup.settings import Settings, read_settings
 from search.setup.slots import slots_for
 from search.setup.study_record import asked_of, study_document
+from search.setup.trial_speeds import measured_speeds
 from search.terminal.console import Preparing
 from search.trackers.trackers import Mirrors, check_mirrors, read_mirrors
 from search.tune.history import WarmStart
 from search.tune.resources import Slots
 from search.tune.warm_start import read_warm_start, warm_start_from
+from spaces.budget import Budget, Milestones, Speeds, budget_of
 from spaces.overrides import widening_words, with_overrides
 from spaces.read.load import load_space
 from spaces.space import SearchSpace
-from trainable.config import BASELINES, TrialConfig, config_from
+from trainable.config import BASELINES, TrialConfig, config_from, shape_of
 from trainable.errors import UserError
 from trainable.stability import make_rules
 
@@ -44,7 +46,7 @@ class Plan:
     mirrors: Mirrors
     baseline: TrialConfig
     """A run of it, on whatever seed, is ended by nothing but a non-finite loss."""
-    budget_tokens: int
+    budget: Budget
     milestones_tokens: tuple[int, ...]
     """Where every run is evaluated; the last is the budget."""
     space: SearchSpace | None = None
@@ -67,6 +69,10 @@ class Plan:
     def kind(self) -> str:
         """search, baseline or attribute."""
         return str(self.document["kind"])
+
+    def milestones(self, config: TrialConfig) -> Milestones:
+        """Return where a run of the configuration is evaluated."""
+        return self.budget.milestones(config, self.milestones_tokens)
 
     @property
     def largest(self) -> TrialConfig:
@@ -97,47 +103,79 @@ def plan_study(
     notes: Sequence[str],
     progress: Preparing,
     warm_start: Study | None = None,
+    speeds: Speeds | None = None,
 ) -> Plan:
-    """Return a new study over a space file's content with the settings in it. Raises UserError."""
-    space = settings.applied_to(file, kind)
-    check_lora(settings.pins, uses_lora=bool(space.baseline.use_lora or space.domain("use_lora")))
-    make_rules(space.stability)
-    name = study_name(options, space.name if kind == "search" else kind)
+    """Return a new study over a space file's content with the settings in it. Raises UserError.
+
+    speeds: those of another study's that are known already; the rest is measured, where it is needed.
+    """
+    draft = settings.applied_to(file, kind)
+    if draft.device_s is not None and options.address is not None:
+        raise UserError("BUDGET_TIME measures this machine's speed. On a cluster set BUDGET_TOKENS.")
+    check_lora(settings.pins, uses_lora=bool(draft.baseline.use_lora or draft.domain("use_lora")))
+    make_rules(draft.stability)
+    name = study_name(options, draft.name if kind == "search" else kind)
     if options.address not in (None, "auto"):
         check_port(str(options.address), str(options.address))
-    configs = baseline_configs(space, settings) if kind == "baseline" else []
-    asked = asked_of(kind, space, settings, trials_planned=len(configs) or space.trials)
+
+    def asked(space: SearchSpace) -> Asked:
+        configs = baseline_configs(space, settings) if kind == "baseline" else []
+        return Asked(
+            document=asked_of(kind, space, settings, trials_planned=len(configs) or space.trials),
+            space=space,
+            configs=configs,
+        )
+
+    def check(loaded: Loaded) -> None:
+        largest = [draft.baseline, largest_config(draft), *_with_lora(draft)]
+        check_fit(loaded, list(asked(draft).configs) or largest)
+
+    def timed(loaded: Loaded, slots: Slots) -> Asked:
+        shapes = [*draft.shapes(), *map(shape_of, asked(draft).configs)]
+        assert draft.device_s is not None
+        measured = measured_speeds(loaded, slots, shapes, known=speeds, device_s=draft.device_s, progress=progress)
+        return asked(settings.applied_to(file, kind, measured))
+
     plan = load_plan(
         Study(studies_dir() / name),
-        asked,
+        asked(draft),
         options,
         progress,
-        check=lambda loaded: check_fit(loaded, configs or [space.baseline, largest_config(space), *_with_lora(space)]),
-        space=space,
-        configs=configs,
+        check=check,
+        timed=timed if draft.device_s is not None else None,
         source=warm_start,
-        notes=[*notes, *widening_words(file, space)],
+        notes=[*notes, *widening_words(file, draft)],
     )
     return replace(plan, name_is_chosen=options.study is not None)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a study is to be, before it is known what it runs on."""
+
+    document: Mapping[str, Any]
+    """study.json, of a new study without what is found."""
+    space: SearchSpace | None = None
+    configs: Sequence[TrialConfig] = ()
+
+
 def load_plan(
     study: Study,
-    document: Mapping[str, Any],
+    asked: Asked,
     options: Options,
     progress: Preparing,
     *,
     check: Callable[[Loaded], None],
-    space: SearchSpace | None = None,
-    configs: Sequence[TrialConfig] = (),
+    timed: Callable[[Loaded, Slots], Asked] | None = None,
     source: Study | None = None,
     notes: Sequence[str] = (),
 ) -> Plan:
     """Return a study's plan: its inputs loaded under the protocol of its document, and found right by `check`.
 
-    A new study's document says what is asked of it alone; the plan's says too what was found. source: a study to learn
-    from. Raises UserError.
+    A new study's document says what is asked of it alone; the plan's says too what was found. timed: measures what a
+    budget of time needs, and says then what is asked. source: a study to learn from. Raises UserError.
     """
+    document, space = asked.document, asked.space
     is_new, mirrors = "created_at" not in document, read_mirrors(options)
     if space is not None:
         check_mirrors(mirrors, progress, new_study=study.name if is_new else None)
@@ -158,11 +196,14 @@ def load_plan(
 
         prompt_ids(loaded.tokenizer, options.sample_prompt)
     check(loaded)
+    largest = _largest(config_from(document["baseline"]), asked.configs, space)
+    slots = slots_for(loaded, options, largest, progress)
+    if timed is not None:
+        asked = timed(loaded, slots)
+        document, space = asked.document, asked.space
     warm_start = None
     if space is not None:
         warm_start = warm_start_from(source, space, loaded.facts) if source else read_warm_start(study)
-    baseline = config_from(document["baseline"])
-    slots = slots_for(loaded, options, _largest(baseline, configs, space), progress)
     learns = [warm_start.words] if warm_start and is_new else []
     shared = {"slots": slots.count, "threads_per_slot": slots.threads, "gpu_frac": slots.gpu_frac}
     return Plan(
@@ -172,11 +213,11 @@ def load_plan(
         inputs=inputs,
         loaded=loaded,
         slots=slots,
-        baseline=baseline,
-        budget_tokens=document["budget_tokens"],
+        baseline=config_from(document["baseline"]),
+        budget=budget_of(document),
         milestones_tokens=tuple(document["evaluation"]["milestones_tokens"]),
         space=space,
-        configs=configs,
+        configs=asked.configs,
         mirrors=mirrors,
         warm_start=warm_start,
         notes=[*notes, *learns, *slots.notes, *([loaded.cluster.words] if loaded.cluster else [])],

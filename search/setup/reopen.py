@@ -8,7 +8,7 @@ from results.study.folder import Study
 from results.study.own_files import remove_unfinished
 from search.options import Options
 from search.setup.inputs import Loaded, check_inputs, load_inputs
-from search.setup.plan import Plan, load_plan
+from search.setup.plan import Asked, Plan, load_plan
 from search.terminal.console import Preparing
 from spaces.space import SearchSpace
 from trainable.config import TrialConfig
@@ -39,7 +39,7 @@ def reopen(
             )
 
     own = with_inputs_of(document, options)
-    plan = load_plan(study, document, own, progress, check=check, space=space, configs=configs)
+    plan = load_plan(study, Asked(document=document, space=space, configs=configs), own, progress, check=check)
     remove_unfinished(study.path)
     return plan
 

@@ -83,9 +83,7 @@ def run_plan(
     """
     study = plan.study
     interrupts = Interrupts()
-    view = StudyView(
-        study=study, ledger=ledger, budget_tokens=plan.budget_tokens, trials_planned=0, console=terminal.console
-    )
+    view = StudyView(study=study, ledger=ledger, trials_planned=0, console=terminal.console)
     with interrupts, view, ray_ahead(plan):
         for line in lines:
             view.say(line)
@@ -152,6 +150,6 @@ def run_listed(
     def workload() -> "Workload":
         from search.tune.workload import list_workload
 
-        return list_workload(runs, baseline=plan.baseline, milestones_tokens=plan.milestones_tokens)
+        return list_workload(runs, baseline=plan.baseline, milestones=plan.milestones)
 
     return run_plan(plan, workload, terminal, ledger=ledger, lines=lines)

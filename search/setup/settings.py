@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from search.options import MoreTrials, Options, with_origin
 from search.setup.baseline_sources import read_baseline
+from spaces.budget import Speeds, budget_of
 from spaces.overrides import with_overrides
 from spaces.read.load import space_from_toml
 from spaces.read.space_files import find_space_file, parse_toml, read_space_text, shown_path
@@ -24,19 +25,25 @@ class Settings:
 
     trials: int | Literal["auto"] | None = None
     budget_tokens: int | None = None
+    device_s: float | None = None
     pins: Mapping[str, Any] = field(default_factory=dict)
     baseline: tuple[str, TrialConfig] | None = None
     compare: str | None = None
     """make baseline: the built-in configuration that runs beside the baseline."""
 
-    def applied_to(self, space: SearchSpace, kind: str) -> SearchSpace:
-        """Return the space as a study of that kind runs it. Raises UserError naming the variable."""
+    def applied_to(self, space: SearchSpace, kind: str, speeds: Speeds | None = None) -> SearchSpace:
+        """Return the space as a study of that kind runs it. Raises UserError naming the variable.
+
+        speeds: of a budget of time; without them it counts as endless.
+        """
         if kind == "baseline":
             space = space.baseline_alone()
         return with_overrides(
             space,
             trials=self.trials if kind == "search" else None,
             budget_tokens=self.budget_tokens,
+            device_s=self.device_s,
+            speeds=speeds,
             pins=self.pins,
             baseline=self.baseline,
         )
@@ -69,6 +76,7 @@ def read_settings(options: Options, *, compare: str | None = None) -> tuple[Sett
     settings = Settings(
         trials=None if isinstance(options.trials, MoreTrials) else options.trials,
         budget_tokens=options.budget_tokens,
+        device_s=options.budget_time,
         pins=pins,
         baseline=(baseline.name, baseline.config) if baseline else None,
         compare=compare,
@@ -84,7 +92,8 @@ def planned_space(document: Mapping[str, Any], where: str) -> tuple[SearchSpace,
     try:
         settings = Settings.from_json(document["settings"])
         toml, name, path = (document["space"][key] for key in ("toml", "name", "path"))
-        space = settings.applied_to(space_from_toml(toml, name=name, path=shown_path(Path(path))), document["kind"])
+        file = space_from_toml(toml, name=name, path=shown_path(Path(path)))
+        space = settings.applied_to(file, document["kind"], budget_of(document).speeds)
         as_run = config_from(document["baseline"]), document["evaluation"]["milestones_tokens"]
     except (KeyError, TypeError, AttributeError):
         raise UserError(f"{where} does not say how the study was planned. Start a new one.") from None

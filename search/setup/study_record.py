@@ -35,6 +35,7 @@ def asked_of(kind: str, space: SearchSpace, settings: Settings, *, trials_planne
             "milestones_tokens": list(space.evaluation_tokens()),
         },
         "budget_tokens": space.budget_tokens,
+        "device_time": space.budget.to_json(),
         "rung_tokens": list(space.rung_tokens()),
         "baseline": {"name": space.baseline_name, **asdict(space.baseline)},
         "settings": settings.to_json(),

@@ -58,6 +58,8 @@ def with_winner_of(options: Options) -> Options:
 
 def make_train_plan(options: Options, progress: Preparing) -> TrainPlan:
     """Return the run that the variables ask for. Raises UserError; nothing is written before it returns."""
+    if options.budget_time is not None:
+        raise UserError("BUDGET_TIME is the budget of a search's trials; make train takes TRAINING_STEPS. Unset it.")
     given = options.explicit_hyperparameters()
     weights_only = options.weights_only
     resume_steps = options.resume_steps

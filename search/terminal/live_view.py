@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from results.ranking import baseline_trial, leaderboard, ranked_trials
+from results.ranking import baseline_trial, budget_frac, leaderboard, ranked_trials
 from results.study.folder import Study
 from results.study.ledger import Ledger
 from results.words import (
@@ -45,14 +45,13 @@ class StudyView:
 
     study: Study
     ledger: Ledger
-    budget_tokens: int
     trials_planned: int
     console: Console
     notes: list[tuple[int, str]] = field(default_factory=list)
     """(trial_id, line) of every trial that has ended, oldest first."""
     _started_at: float = field(default_factory=time.monotonic)
-    _tokens_before: int = 0
-    """What earlier processes of a resumed study trained."""
+    _budgets_before: float = 0.0
+    """What earlier processes of a resumed study trained, in full budgets of a trial."""
     _progress_line_at: float = field(default_factory=time.monotonic)
     _includes: Callable[[dict[str, Any]], bool] = lambda row: row["purpose"] == "search"
     """Whether a row is one of the runs that are shown: a confirmation is not drawn among the search's trials."""
@@ -67,7 +66,7 @@ class StudyView:
 
     def __enter__(self) -> "StudyView":
         self._started_at = self._progress_line_at = time.monotonic()
-        self._tokens_before = sum(row["tokens_seen"] for row in self._rows())
+        self._budgets_before = sum(map(budget_frac, self._rows()))
         if self.console.is_terminal:
             self._live = Live(
                 get_renderable=self.render, console=self.console, refresh_per_second=2, transient=True, screen=False
@@ -83,7 +82,7 @@ class StudyView:
     def follow(self, includes: Callable[[dict[str, Any]], bool], *, noun: str, planned: int, full_length: bool) -> None:
         """Show these trials or runs, so many of them in all; full_length: none of them is stopped at a rung."""
         self._includes, self._noun, self.trials_planned, self._full_length = includes, noun, planned, full_length
-        self._tokens_before = sum(row["tokens_seen"] for row in self._rows())
+        self._budgets_before = sum(map(budget_frac, self._rows()))
 
     def _rows(self) -> list[dict[str, Any]]:
         return [row for row in self.ledger.trials() if self._includes(row)]
@@ -109,7 +108,7 @@ class StudyView:
         """Print how a trial ended."""
         trials = self.ledger.trials()
         row = next(row for row in trials if row["trial_id"] == trial_id)
-        line = ending_words(row, baseline_trial(trials), budget_tokens=self.budget_tokens, note=note)
+        line = ending_words(row, baseline_trial(trials), note=note)
         self.notes.append((trial_id, line))
         if self._live is None:
             self.say(line)
@@ -157,9 +156,8 @@ class StudyView:
         left_s = time_left_s(
             trials,
             trials_planned=self.trials_planned,
-            budget_tokens=self.budget_tokens,
             elapsed_s=now - (self._trained_since or now),
-            tokens_before=self._tokens_before,
+            budgets_before=self._budgets_before,
             full_length=self._full_length,
         )
         left = self._stage(trials) or "estimating the time left"
@@ -181,7 +179,7 @@ class StudyView:
         running = [row for row in trials if row["status"] == "running"]
         for row in running[:RUNNING_SHOWN]:
             name = run_words(row, self._baseline_id())
-            bar = ProgressBar(total=self.budget_tokens, completed=row["tokens_seen"], width=10)
+            bar = ProgressBar(total=1.0, completed=budget_frac(row), width=10)
             config = f"{shape_words(row)}, LR {row['learning_rate']:.2e}, {schedule_words(row)}"
             does = "waiting for a worker" if row["trial_id"] in self._waiting else running_words(row)
             table.add_row(name, bar, f"val loss {loss_words(row['val_loss'])}", does, config)
@@ -201,35 +199,33 @@ def time_left_s(
     trials: Sequence[dict[str, Any]],
     *,
     trials_planned: int,
-    budget_tokens: int,
     elapsed_s: float,
-    tokens_before: int = 0,
+    budgets_before: float = 0.0,
     full_length: bool = False,
 ) -> float | None:
-    """Return a guess of the seconds left: the trials to come take as many tokens as those that ended did on average.
+    """Return a guess of the seconds left: the trials to come take as much of their budgets as those that ended did.
 
-    elapsed_s have passed since `tokens_before` were trained.
+    elapsed_s have passed since so many full budgets, `budgets_before`, were trained.
     """
-    spent_tokens = sum(row["tokens_seen"] for row in trials) - tokens_before
+    spent = sum(map(budget_frac, trials)) - budgets_before
     # A trial that went back to its checkpoint has yet to pass where it was.
-    if spent_tokens <= 0:
+    if spent <= 0:
         return None
-    ended = [row["tokens_seen"] for row in trials if row["status"] in ENDINGS and not row["is_baseline"]]
+    ended = [budget_frac(row) for row in trials if row["status"] in ENDINGS and not row["is_baseline"]]
     # Before any ending is known half of the full budget stands in: most trials are stopped at the first rungs.
-    usual_tokens = sum(ended) / len(ended) if ended else budget_tokens / (1 if full_length else 2)
-    left_tokens = (trials_planned - len(trials)) * usual_tokens
+    usual = sum(ended) / len(ended) if ended else 1.0 if full_length else 0.5
+    left = (trials_planned - len(trials)) * usual
     for row in trials:
         if row["status"] not in ENDINGS:
-            goes_on = row["is_baseline"] or row["tokens_seen"] >= usual_tokens
-            expected = budget_tokens if goes_on else usual_tokens
-            left_tokens += max(0.0, expected - row["tokens_seen"])
-    return float(left_tokens / spent_tokens * elapsed_s)
+            goes_on = row["is_baseline"] or budget_frac(row) >= usual
+            left += max(0.0, (1.0 if goes_on else usual) - budget_frac(row))
+    return left / spent * elapsed_s
 
 
-def ending_words(row: dict[str, Any], baseline: dict[str, Any] | None, *, budget_tokens: int, note: str = "") -> str:
+def ending_words(row: dict[str, Any], baseline: dict[str, Any] | None, *, note: str = "") -> str:
     """Return a line on how a trial ended and why."""
     config = config_words(row)
-    share = f"{row['tokens_seen'] / budget_tokens:.0%} of the budget"
+    share = f"{budget_frac(row):.0%} of the budget"
     loss = f"val loss {loss_words(row['val_loss'])}"
     name = run_words(row, baseline["trial_id"] if baseline else None)
     is_compared = row["purpose"] in RANKED_PURPOSES and not row["is_baseline"]

@@ -5,6 +5,7 @@ from typing import Any
 from rich.panel import Panel
 from rich.text import Text
 
+from results.device_time import time_winner
 from results.ranking import ending_counts, leaderboard, ranked_trials, savings, spent_by_purpose
 from results.samples import samples_json
 from results.study.folder import Study
@@ -40,21 +41,22 @@ def say_summary(study: Study, terminal: Terminal) -> None:
     winner = winner_of(study)
     terminal.console.print(leaderboard_table(trials, limit=TABLE_ROWS, statuses=(*ENDINGS, "interrupted")))
     document = study.document()
-    counts = count_lines(trials, winner.baseline, document["budget_tokens"])
-    for line in [*counts, *filter(None, [early_end_words(document)])]:
+    for line in [*count_lines(trials, winner.baseline), *filter(None, [early_end_words(document)])]:
         terminal.say(line)
-    terminal.console.print(Panel(Text("\n").join([*map(Text, verdict_lines(winner)), *warning_lines(winner)])))
-    terminal.say(cost_line(rows, document["budget_tokens"]))
+    by_time = time_winner(document, rows, study.metrics(), winner)
+    lines = [*verdict_lines(winner), *([by_time.words] if by_time else [])]
+    terminal.console.print(Panel(Text("\n").join([*map(Text, lines), *warning_lines(winner)])))
+    terminal.say(cost_line(rows))
     terminal.say(f"report: {shown(study.path / 'report.html')}")
     say_next(study, terminal)
 
 
-def count_lines(trials: list[dict[str, Any]], baseline: dict[str, Any] | None, budget_tokens: int) -> list[str]:
+def count_lines(trials: list[dict[str, Any]], baseline: dict[str, Any] | None) -> list[str]:
     """Return how many trials ended how, and why of the first that neither completed nor were stopped."""
     counts = ending_counts(trials)
     how = ", ".join(f"{count} {STATUS_LABELS[status]}" for status, count in counts.items() if count)
     broken = [row for row in trials if row["status"] in ENDINGS and row["status"] not in ("completed", "stopped")]
-    lines = [ending_words(row, baseline, budget_tokens=budget_tokens) for row in broken[:REASONS_SHOWN]]
+    lines = [ending_words(row, baseline) for row in broken[:REASONS_SHOWN]]
     if len(broken) > REASONS_SHOWN:
         lines.append(f"{len(broken) - REASONS_SHOWN} more in the report")
     return ["", f"{count_words(len(trials), 'trial')}: {how}", *lines]
@@ -67,7 +69,7 @@ def verdict_lines(winner: Winner) -> list[str]:
         if row is not None and row["status"] == "completed" and not (row is winner.baseline and row is winner.trial):
             lines.append(f"{name}: val loss {loss_words(row['val_loss'])}; {config_words(row)}")
     if winner.search_difference is not None:
-        by = f"{-winner.search_difference:.4f} nats/token lower on the same held-out tokens at the same token budget"
+        by = f"{-winner.search_difference:.4f} nats/token lower on the same held-out tokens at the same budget"
         lines.append(f"{by}; {evidence_words(winner)}")
     return [*lines, *notes(winner)]
 
@@ -93,14 +95,14 @@ def sample_lines(study: Study) -> list[str]:
     ]
 
 
-def cost_line(rows: list[dict[str, Any]], budget_tokens: int) -> str:
+def cost_line(rows: list[dict[str, Any]]) -> str:
     """Return what each purpose of the study's runs cost, and what stopping trials saved."""
     spent = spent_by_purpose(rows)
     words = [
         f"{duration_words(device_s)} ({token_words(tokens)} tokens) on {'the ' if purpose == 'search' else ''}{purpose}"
         for purpose, (_, device_s, tokens) in spent.items()
     ]
-    saved = savings(ranked_trials(rows), budget_tokens)
+    saved = savings(ranked_trials(rows))
     return (
         f"device time: {', '.join(words)}; every trial in full would have taken {duration_words(saved.device_s_full)}: "
         f"{percent_words(saved.device_s_saved_frac)} saved"
@@ -112,11 +114,12 @@ def summary_document(study: Study, terminal: Terminal) -> dict[str, Any]:
     rows = study.trials()
     trials, winner = ranked_trials(rows), winner_of(study)
     document = study.document()
-    spent = savings(trials, document["budget_tokens"])
+    spent, by_time = savings(trials), time_winner(document, rows, study.metrics(), winner)
     return {
         "study": study.name,
         "path": str(study.path),
         "winner": to_json(winner),
+        "by_device_time": by_time and by_time.to_json(),
         "best": winner.trial,
         "baseline": winner.baseline,
         "proven": winner.standing == "proven",

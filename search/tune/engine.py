@@ -269,7 +269,6 @@ def _tuner(
         "leave_path": scratch / LEAVE if slots.address is None else None,
         "spec": replace(spec, device=slots.device or spec.device),
         "shared_inputs": shared_inputs,
-        "milestones_tokens": work.milestones_tokens,
         "baseline": asdict(work.baseline),
         # Trackers keep a trial's config, and the URI may hold a password.
         "checkpoint_root": SecretStr(checkpoint_root(study, slots.storage)),

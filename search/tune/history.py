@@ -1,11 +1,12 @@
 """What an earlier run of a search left in its tables, and another study in its own. It decides nothing."""
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from spaces.budget import Milestones
 from trainable.config import TrialConfig, config_from
 from trainable.fidelity import fidelity_tokens, objective
 from trainable.rows import ENDINGS, TrialStatus
@@ -72,42 +73,45 @@ def known_trials(
     trials: Sequence[Mapping[str, Any]],
     metrics: Sequence[Mapping[str, Any]],
     *,
-    milestones_tokens: Sequence[int],
+    milestones: Callable[[TrialConfig], Milestones],
     part_losses: Mapping[int, Sequence[float]] = MappingProxyType({}),
 ) -> list[KnownTrial]:
-    """Return the trials of a search's rows, by trial_id. Raises KeyError for rows without a column."""
+    """Return the trials of a search's rows, by trial_id. Raises KeyError for rows without a column.
+
+    milestones: of a configuration.
+    """
     rows_of: dict[int, list[Mapping[str, Any]]] = {row["trial_id"]: [] for row in trials}
     for one in metrics:
         if one["trial_id"] in rows_of:
             rows_of[one["trial_id"]].append(one)
-    return [
-        KnownTrial(
-            trial_id=row["trial_id"],
-            status=row["status"],
-            config=config_from(row),
-            point=json.loads(row["point"]) if row["point"] else None,
-            losses=tuple(_losses(row, rows_of[row["trial_id"]], milestones_tokens)),
-            val_loss=row["val_loss"],
-            part_losses=tuple(part_losses.get(row["trial_id"], ())),
+    found = []
+    for row in trials:
+        config = config_from(row)
+        found.append(
+            KnownTrial(
+                trial_id=row["trial_id"],
+                status=row["status"],
+                config=config,
+                point=json.loads(row["point"]) if row["point"] else None,
+                losses=tuple(_losses(row, rows_of[row["trial_id"]], milestones(config))),
+                val_loss=row["val_loss"],
+                part_losses=tuple(part_losses.get(row["trial_id"], ())),
+            )
         )
-        for row in trials
-    ]
+    return found
 
 
 def _losses(
-    row: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], milestones_tokens: Sequence[int]
+    row: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], milestones: Milestones
 ) -> Iterator[tuple[int, float]]:
     # An interrupted trial passes its last one again.
     noted = metrics if row["status"] in ENDINGS else metrics[:-1]
-    tokens_per_step = row["batch_size"] * row["block_size"] * row["grad_accum_steps"]
     reached = -1
     for one in noted:
         if row["status"] == "completed" and one["optimizer_steps"] >= row["training_steps"]:
             # The evaluation that completes a trial is its value and no rung's.
             return
-        tokens = fidelity_tokens(
-            milestones_tokens, tokens_per_step=tokens_per_step, optimizer_steps=one["optimizer_steps"]
-        )
+        tokens = fidelity_tokens(milestones, optimizer_steps=one["optimizer_steps"])
         if tokens > reached:
             reached = tokens
             yield tokens, objective(one["val_loss"])

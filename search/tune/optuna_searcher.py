@@ -1,7 +1,7 @@
 """Who proposes trials: an Optuna sampler, asked through study.ask, a grid, or a list. It learns from the log alone."""
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import count
 from typing import Any
@@ -15,6 +15,7 @@ from search.tune.early_end import LAG, early_end, is_early
 from search.tune.history import NO_HISTORY, History, KnownTrial
 from search.tune.rate_ladder import ladder_points, narrowed
 from search.tune.trial_log import TrialLog
+from spaces.budget import Milestones
 from spaces.domains import Choice, IntRange, SearchParameter, points
 from spaces.optuna_domains import distribution_of, suggest
 from spaces.space import SearchSpace
@@ -42,13 +43,15 @@ class TrialSearcher(Searcher):  # type: ignore[misc]
     exhausted = False
     """Whether nothing is left to propose, though more trials were asked for."""
 
-    def __init__(self, log: TrialLog) -> None:
+    def __init__(self, log: TrialLog, milestones: Callable[[TrialConfig], Milestones]) -> None:
         super().__init__(metric=OBJECTIVE, mode="min")
         self.log = log
+        self._milestones = milestones
         self._left = [trial for trial in log.trials if not trial.ended]
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """Return {"trial_id", "trial", "point", "refusal"}: a number, the hyperparameters, the point they come from.
+        """Return {"trial_id", "trial", "milestones", "point", "refusal"}: a number, the hyperparameters, where they are
+        evaluated, the point they come from.
 
         refusal: why the trial is not to be run but noted as out of memory; None for any other. None instead of it all:
         not yet, what the proposal is made from is still being trained.
@@ -61,6 +64,7 @@ class TrialSearcher(Searcher):  # type: ignore[misc]
         return {
             "trial_id": trial.trial_id,
             "trial": asdict(trial.config),
+            "milestones": self._milestones(trial.config),
             "point": trial.point,
             "refusal": self._refusal(trial),
         }
@@ -94,7 +98,7 @@ class SpaceSearcher(TrialSearcher):
     """
 
     def __init__(self, space: SearchSpace, log: TrialLog, *, seed: int, history: History = NO_HISTORY) -> None:
-        super().__init__(log)
+        super().__init__(log, space.milestones)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._space = space
         self._seed = seed

@@ -9,6 +9,7 @@ from results.ranking import leaderboard, ranked_trials
 from results.study.folder import Study
 from results.study.json_documents import read_document, write_document
 from search.tune.history import KnownTrial, WarmStart, known_trials
+from spaces.budget import Budget, budget_of
 from spaces.domains import active_point
 from spaces.optuna_domains import point_of
 from spaces.space import SearchSpace
@@ -35,9 +36,10 @@ def warm_start_from(source: Study, space: SearchSpace, facts: Mapping[str, Any])
     if not best:
         raise UserError(f"WARM_START={source.name}: it has no trial with a loss. Name another study, or unset it.")
     try:
-        milestones = document["evaluation"]["milestones_tokens"]
-        known = known_trials(rows, source.metrics(), milestones_tokens=milestones)
-        comparable = _same_measure(document, space, facts) and document["budget_tokens"] <= space.budget_tokens
+        budget, milestones = budget_of(document), document["evaluation"]["milestones_tokens"]
+        known = known_trials(rows, source.metrics(), milestones=lambda config: budget.milestones(config, milestones))
+        share = _share_of_budget(budget, space)
+        comparable = _same_measure(document, space, facts) and share is not None
     except (KeyError, TypeError):
         raise UserError(f"WARM_START={source.name}: its study.json is not a search's. Name another study.") from None
     configs = {trial.trial_id: trial.config for trial in known}
@@ -46,7 +48,11 @@ def warm_start_from(source: Study, space: SearchSpace, facts: Mapping[str, Any])
     for point in points:
         if point is not None and point != space.baseline_params() and point not in firsts:
             firsts.append(point)
-    told = [_told(trial, space, document["budget_tokens"]) for trial in known if trial.ended] if comparable else []
+    told = []
+    if share is not None and comparable:
+        # Tokens of a budget of time are the baseline's, whose speed may have been measured as another one there.
+        scale = share * space.budget_tokens / budget.tokens
+        told = [_told(trial, space, share, scale) for trial in known if trial.ended]
     return WarmStart(
         source=source.name,
         told=[trial for trial in told if trial is not None],
@@ -63,6 +69,15 @@ def _same_measure(document: Mapping[str, Any], space: SearchSpace, facts: Mappin
     )
 
 
+def _share_of_budget(budget: Budget, space: SearchSpace) -> float | None:
+    """Return the source's budget as a share of this one; None where it is longer, or tokens and not time."""
+    ours = space.budget
+    if (budget.device_s is None) != (ours.device_s is None):
+        return None
+    share = (budget.device_s or budget.tokens) / (ours.device_s or ours.tokens)
+    return share if share <= 1 else None
+
+
 def _point(space: SearchSpace, config: TrialConfig) -> dict[str, Any] | None:
     """Return the searched part of a configuration as a point of the space, or None where it lies outside."""
     values = {**asdict(config), WARMUP_FRAC: config.warmup_steps / config.training_steps}
@@ -72,16 +87,18 @@ def _point(space: SearchSpace, config: TrialConfig) -> dict[str, Any] | None:
     return near if all(near[name] == value for name, value in point.items() if name != WARMUP_FRAC) else None
 
 
-def _told(trial: KnownTrial, space: SearchSpace, budget_tokens: int) -> KnownTrial | None:
+def _told(trial: KnownTrial, space: SearchSpace, share: float, scale: float) -> KnownTrial | None:
     point = _point(space, trial.config)
     if point is None:
         return None
     ours = asdict(space.config_for(point))
     if any(value != ours[name] for name, value in asdict(trial.config).items() if name not in SEARCHED_OR_DERIVED):
         return None
-    told = replace(trial, trial_id=-1 - trial.trial_id, point=point)
-    if trial.status == "completed" and trial.val_loss is not None and budget_tokens < space.budget_tokens:
-        return replace(told, status="stopped", losses=(*trial.losses, (budget_tokens, objective(trial.val_loss))))
+    losses = tuple((round(tokens * scale), loss) for tokens, loss in trial.losses)
+    told = replace(trial, trial_id=-1 - trial.trial_id, point=point, losses=losses)
+    if trial.status == "completed" and trial.val_loss is not None and share < 1:
+        last = round(share * space.budget_tokens), objective(trial.val_loss)
+        return replace(told, status="stopped", losses=(*losses, last))
     return told
 
 

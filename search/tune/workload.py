@@ -1,6 +1,6 @@
 """Workload: which trials run, and the protocol that they share; all that the engine needs of a space or a plan."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
@@ -9,6 +9,7 @@ from results.study.planned_run import PlannedRun
 from search.tune.history import NO_HISTORY, History, KnownTrial
 from search.tune.optuna_searcher import SpaceSearcher, TrialSearcher
 from search.tune.trial_log import TrialLog
+from spaces.budget import Milestones
 from spaces.space import SearchSpace
 from trainable.config import TrialConfig
 from trainable.rows import RANKED_PURPOSES
@@ -21,8 +22,6 @@ class Workload:
     searcher: TrialSearcher
     """Its log holds what is known of the trials, and is carried on as they run."""
     trials_count: int
-    milestones_tokens: tuple[int, ...]
-    """Every trial is evaluated at each; the last is the budget."""
     baseline: TrialConfig
     """A run of it, on whatever seed, is ended by nothing but a non-finite loss."""
     runs: Mapping[int, PlannedRun] = field(default_factory=dict)
@@ -66,19 +65,19 @@ def space_workload(space: SearchSpace, history: History = NO_HISTORY) -> Workloa
     return Workload(
         searcher=SpaceSearcher(space, log, seed=baseline.seed, history=history),
         trials_count=space.trials - sum(trial.ended for trial in log.trials),
-        milestones_tokens=space.evaluation_tokens(),
         baseline=baseline,
         baseline_trial_id=next(number for number in count() if number not in history.other_ids),
     )
 
 
-def list_workload(runs: Sequence[PlannedRun], *, baseline: TrialConfig, milestones_tokens: tuple[int, ...]) -> Workload:
-    """Return the full-length run of configurations that are already decided."""
+def list_workload(
+    runs: Sequence[PlannedRun], *, baseline: TrialConfig, milestones: Callable[[TrialConfig], Milestones]
+) -> Workload:
+    """Return the full-length run of configurations that are already decided; milestones: where each is evaluated."""
     trials = [KnownTrial(trial_id=run.trial_id, status="interrupted", config=run.config, point=None) for run in runs]
     return Workload(
-        searcher=TrialSearcher(TrialLog(trials)),
+        searcher=TrialSearcher(TrialLog(trials), milestones),
         runs={run.trial_id: run for run in runs},
         trials_count=len(runs),
-        milestones_tokens=milestones_tokens,
         baseline=baseline,
     )

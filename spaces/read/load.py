@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from spaces.budget import MAX_TOKENS
 from spaces.protocol import AUTO, AUTO_TRIALS, Evaluation, Scheduler, Searcher
 from spaces.read.parameters import read_parameters, read_value
 from spaces.read.space_files import find_space_file, parse_toml, read_space_text, shown_path
@@ -37,7 +38,7 @@ def space_from_tables(tables: Mapping[str, Any], *, name: str, path: str) -> Sea
     check_integers(top)
     description = " ".join(top.text("description", "").split())
     baseline_name, baseline, warmup_frac = _read_baseline(top)
-    budget_tokens = _read_budget(top.table("budget"), baseline)
+    budget_tokens, device_s = _read_budget(top.table("budget"), baseline)
     evaluation = _read_evaluation(top.table("evaluation"), baseline)
     scheduler = _read_scheduler(top.table("scheduler"), budget_tokens)
     searcher = _read_searcher(top.table("searcher"))
@@ -61,6 +62,7 @@ def space_from_tables(tables: Mapping[str, Any], *, name: str, path: str) -> Sea
         ends_early=ends_early,
         stability=_read_stability(top.table("stability")),
         baseline_warmup_frac=warmup_frac,
+        device_s=device_s,
     )
     if top.has("trials") and trials != space.trials:
         raise top.error(f"is {trials}, and the grid has {space.trials} cells, which are all run. Drop it.", "trials")
@@ -87,11 +89,15 @@ def _read_baseline(top: Table) -> tuple[str, TrialConfig, float | None]:
     return f"{name}, changed" if is_changed else name, config, warmup_frac
 
 
-def _read_budget(table: Table, baseline: TrialConfig) -> int:
-    table.allow(("tokens", "baseline_steps"))
-    kind = table.one_of(("tokens", "baseline_steps"), remedy="Write it like tokens = 400_000.")
+def _read_budget(table: Table, baseline: TrialConfig) -> tuple[int, float | None]:
+    """Return the tokens and the seconds of device time; MAX_TOKENS where time is all that is said."""
+    kinds = ("tokens", "baseline_steps", "device_minutes")
+    table.allow(kinds)
+    kind = table.one_of(kinds, remedy="Write it like tokens = 400_000.")
+    if kind == "device_minutes":
+        return MAX_TOKENS, 60 * table.number(kind)
     amount = table.integer(kind, 400_000)
-    return amount if kind == "tokens" else amount * baseline.tokens_per_step
+    return amount if kind == "tokens" else amount * baseline.tokens_per_step, None
 
 
 def _read_evaluation(table: Table, baseline: TrialConfig) -> Evaluation:

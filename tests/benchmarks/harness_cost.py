@@ -33,6 +33,7 @@ from search.setup.run_plan import held, run_listed
 from search.setup.study_record import study_document
 from search.terminal.console import Terminal
 from search.trackers.trackers import Mirrors
+from spaces.budget import Budget
 from spaces.read.load import load_space
 from trainable.config import DOCUMENTED, TrialConfig, with_token_budget
 
@@ -95,7 +96,7 @@ def run_into_a_study(everything: Any, configs: Sequence[TrialConfig], budget_tok
         slots=Slots(count=slots_count, threads=1, gpu_frac=0),
         mirrors=Mirrors(),
         baseline=configs[0],
-        budget_tokens=budget_tokens,
+        budget=Budget(tokens=budget_tokens),
         milestones_tokens=milestones_tokens(budget_tokens),
     )
     runs = [PlannedRun(trial_id=i, config=config, purpose="search") for i, config in enumerate(configs)]

@@ -10,6 +10,7 @@ from typing import Any
 
 from results.study.folder import Study
 from results.study.tables import METRICS, STEPS, TRIALS, Row, write_table
+from spaces.budget import Speeds
 from spaces.domains import Choice, active_point
 from spaces.overrides import with_overrides
 from spaces.read.load import load_space
@@ -26,6 +27,7 @@ def make_report_study(
     *,
     trials: int = 24,
     budget_tokens: int = 400_000,
+    device_s: float | None = None,
     evaluations: int = 8,
     early_stopping: bool = True,
     document: dict[str, Any] | None = None,
@@ -33,7 +35,13 @@ def make_report_study(
 ) -> Study:
     """Return a study of the plateau space in `folder`: trials stopped at rungs, hot ones unstable, some completed."""
     chance = random.Random(seed)
-    space = with_overrides(load_space("plateau"), trials=trials, budget_tokens=budget_tokens)
+    file = load_space("plateau")
+    space = with_overrides(file, trials=trials, budget_tokens=budget_tokens)
+    if device_s is not None:
+        # At the speed of the trials: 20,000 tokens a second, and a larger step a little more.
+        step_s = {one: one.tokens_per_step / 20_000 / (one.tokens_per_step / 4096) ** 0.15 for one in file.shapes()}
+        speeds = Speeds(step_s=step_s, evaluation_s=0.01)
+        space = with_overrides(file, trials=trials, device_s=device_s, speeds=speeds)
     space = replace(space, evaluation=replace(space.evaluation, count=evaluations))
     study = Study(folder)
     (folder / "steps").mkdir(parents=True)
@@ -83,8 +91,7 @@ def _trial(
     status, verdict, rung, last = "completed", None, None, config.training_steps
     blown_at = max(4, round(config.training_steps * 0.06)) if hot else None
     evals = [_evaluation(trial_id, config, 0, floor, speed, blown_at)]
-    for tokens in space.evaluation_tokens():
-        steps = tokens // config.tokens_per_step
+    for tokens, steps in space.milestones(config):
         if steps <= evals[-1]["optimizer_steps"]:
             continue
         if blown_at is not None and steps > blown_at + 6:
@@ -197,6 +204,7 @@ def _document(study: Study, space: SearchSpace, trials: int) -> dict[str, Any]:
             "toml": Path(__file__).parents[2].joinpath("spaces/plateau.toml").read_text(encoding="utf-8"),
         },
         "budget_tokens": space.budget_tokens,
+        "device_time": space.budget.to_json(),
         "rung_tokens": list(space.rung_tokens()),
         "baseline": {"name": space.baseline_name, **asdict(space.baseline)},
         "settings": {"pins": {}},

@@ -6,7 +6,16 @@ from typing import Any
 
 import pytest
 
-from results.ranking import Savings, baseline_trial, best_trial, ending_counts, leaderboard, savings
+from results.ranking import (
+    Savings,
+    baseline_trial,
+    best_trial,
+    budget_frac,
+    ending_counts,
+    full_tokens,
+    leaderboard,
+    savings,
+)
 
 MakeTrial = Callable[..., dict[str, Any]]
 
@@ -83,14 +92,14 @@ def test_endings_are_counted_and_never_merged(make_trial: MakeTrial) -> None:
 
 
 def test_savings_on_a_table_reckoned_by_hand(make_trial: MakeTrial) -> None:
-    # A step is 32 x 128 = 4096 tokens, so 10 steps fit into the budget. Seconds per step: 1, 2, 4; the median is 2.
+    # A step is 32 x 128 = 4096 tokens. Seconds per step: 1, 2, 4; the median is 2.
     trials = [
-        make_trial(0, "completed", tokens_seen=40_960, active_s=10.0),
-        make_trial(1, "stopped", tokens_seen=8_192, active_s=4.0),  # 8 steps of 2 s were saved
-        make_trial(2, "unstable", tokens_seen=4_096, active_s=4.0),  # 9 steps of 4 s
-        make_trial(3, "unstable"),  # nothing measured: 10 steps of 2 s
+        make_trial(0, "completed", tokens_seen=40_960, active_s=10.0, training_steps=10),
+        make_trial(1, "stopped", tokens_seen=8_192, active_s=4.0, training_steps=10),  # 8 steps of 2 s were saved
+        make_trial(2, "unstable", tokens_seen=4_096, active_s=4.0, training_steps=10),  # 9 steps of 4 s
+        make_trial(3, "unstable", training_steps=10),  # nothing measured: 10 steps of 2 s
     ]
-    assert savings(trials, 44_000) == Savings(
+    assert savings(trials) == Savings(
         device_s_spent=18.0,
         device_s_full=18.0 + 16.0 + 36.0 + 20.0,
         device_s_saved_frac=72.0 / 90.0,
@@ -99,16 +108,18 @@ def test_savings_on_a_table_reckoned_by_hand(make_trial: MakeTrial) -> None:
     )
 
 
-def test_only_the_steps_that_fit_into_the_budget_were_saved(make_trial: MakeTrial) -> None:
+def test_each_trial_has_a_full_budget_of_its_own(make_trial: MakeTrial) -> None:
     step = {"batch_size": 3, "block_size": 100, "grad_accum_steps": 2}
-    trial = make_trial(1, "stopped", tokens_seen=600, active_s=1.0, **step)
-    assert savings([trial], 1_799).tokens_full == 1_200
-    assert savings([trial], 1_800).device_s_full == 3.0
+    two, three = (make_trial(1, "stopped", tokens_seen=600, active_s=1.0, training_steps=n, **step) for n in (2, 3))
+    assert [full_tokens(one) for one in (two, three)] == [1_200, 1_800]
+    assert [budget_frac(one) for one in (two, three)] == [1 / 2, 1 / 3]
+    assert savings([two]).tokens_full == 1_200
+    assert savings([three]).device_s_full == 3.0
 
 
 @pytest.mark.parametrize("status", ["running", "interrupted", "failed", "out_of_memory", "completed"])
 def test_what_nobody_ended_early_saved_nothing(make_trial: MakeTrial, status: str) -> None:
-    got = savings([make_trial(1, status, tokens_seen=8_192, active_s=4.0)], 409_600)
+    got = savings([make_trial(1, status, tokens_seen=8_192, active_s=4.0)])
     assert got == Savings(
         device_s_spent=4.0, device_s_full=4.0, device_s_saved_frac=0.0, tokens_spent=8_192, tokens_full=8_192
     )
@@ -116,5 +127,5 @@ def test_what_nobody_ended_early_saved_nothing(make_trial: MakeTrial, status: st
 
 def test_savings_of_nothing_are_nothing(make_trial: MakeTrial) -> None:
     none = Savings(device_s_spent=0.0, device_s_full=0.0, device_s_saved_frac=0.0, tokens_spent=0, tokens_full=0)
-    assert savings([], 409_600) == none
-    assert savings([make_trial(1, "unstable")], 409_600).device_s_saved_frac == 0.0
+    assert savings([]) == none
+    assert savings([make_trial(1, "unstable")]).device_s_saved_frac == 0.0

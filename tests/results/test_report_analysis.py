@@ -11,6 +11,7 @@ from results.report.facts.importance import importance
 from results.report.facts.rungs import baseline_loss_reached, costs, first_beaten, rung_agreement
 from results.report.facts.searched_parameters import edges, instability
 from results.winner import find_winner
+from spaces.budget import Budget
 from spaces.domains import Choice, Condition, FloatRange, IntRange, SearchParameter
 
 Row = dict[str, Any]
@@ -37,7 +38,7 @@ def measured(
         evaluations=evaluations or {},
         parameters=parameters or (LR,),
         domains_known=known,
-        budget_tokens=100 * STEP_TOKENS,
+        budget=Budget(tokens=100 * STEP_TOKENS),
         rung_tokens=rungs,
     )
 
@@ -223,12 +224,12 @@ def test_a_rate_that_was_not_searched_has_no_map(make_trial: MakeTrial) -> None:
 def test_costs_by_ending(make_trial: MakeTrial) -> None:
     full = 100 * STEP_TOKENS
     trials = [
-        make_trial(0, "completed", 5.0, tokens_seen=full, active_s=10.0),
-        make_trial(1, "stopped", 5.5, tokens_seen=full // 10, active_s=1.0),
-        make_trial(2, "stopped", 5.6, tokens_seen=full // 10, active_s=2.0),
+        make_trial(0, "completed", 5.0, tokens_seen=full, active_s=10.0, training_steps=100),
+        make_trial(1, "stopped", 5.5, tokens_seen=full // 10, active_s=1.0, training_steps=100),
+        make_trial(2, "stopped", 5.6, tokens_seen=full // 10, active_s=2.0, training_steps=100),
         make_trial(3, "failed", None, tokens_seen=0, active_s=0.5),
     ]
-    assert costs(trials, full) == [
+    assert costs(trials) == [
         {"status": "completed", "trials": 1, "device_s": 10.0, "tokens": full, "tokens_full": full},
         {"status": "stopped", "trials": 2, "device_s": 3.0, "tokens": full // 5, "tokens_full": 2 * full},
         {"status": "failed", "trials": 1, "device_s": 0.5, "tokens": 0, "tokens_full": 0},
@@ -256,8 +257,8 @@ def test_when_the_baseline_was_first_beaten(make_trial: MakeTrial) -> None:
 
 def test_tokens_to_the_baselines_loss(make_trial: MakeTrial) -> None:
     trials = [
-        make_trial(0, "completed", 5.0, tokens_seen=100 * STEP_TOKENS),
-        make_trial(1, "completed", 4.0, tokens_seen=100 * STEP_TOKENS),
+        make_trial(0, "completed", 5.0, tokens_seen=100 * STEP_TOKENS, training_steps=100),
+        make_trial(1, "completed", 4.0, tokens_seen=100 * STEP_TOKENS, training_steps=100),
     ]
     rows = {1: [evaluation(n * STEP_TOKENS, loss) for n, loss in ((0, 7.0), (10, 5.5), (20, 4.9), (100, 4.0))]}
     assert baseline_loss_reached(measured(trials, rows)) == {"tokens": 20 * STEP_TOKENS, "frac": 0.2}

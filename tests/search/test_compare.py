@@ -1,12 +1,15 @@
 """Studies side by side: ranked where their losses measure the same thing, else side by side alone."""
 
-from search.commands.compare_command import protocol_differences
+from search.commands.compare_command import _budget, protocol_differences
 
 
 def entry(study: str, **protocol: object) -> dict[str, object]:
     same: dict[str, object] = {
-        "corpus fingerprint": "f" * 64, "evaluation block_size": 128, "evaluation tokens": 4096, "budget_tokens": 1000
-    }  # fmt: skip
+        "corpus fingerprint": "f" * 64,
+        "evaluation block_size": 128,
+        "evaluation tokens": 4096,
+        "budget": "1,000 tokens",
+    }
     return {"study": study, "protocol": {**same, **protocol}}
 
 
@@ -15,9 +18,16 @@ def test_the_same_protocol_has_no_differences() -> None:
 
 
 def test_every_difference_is_named() -> None:
-    other = entry("b", **{"corpus fingerprint": "e" * 64, "evaluation block_size": 256, "budget_tokens": 2000})
+    other = entry("b", **{"corpus fingerprint": "e" * 64, "evaluation block_size": 256, "budget": "2,000 tokens"})
     assert protocol_differences([entry("a"), other]) == [
         f"corpus fingerprint: a {'f' * 16}, b {'e' * 16}",
         "evaluation block_size: a 128, b 256",
-        "budget_tokens: a 1000, b 2000",
+        "budget: a 1,000 tokens, b 2,000 tokens",
     ]
+
+
+def test_the_same_time_is_the_same_budget_on_the_same_device_alone() -> None:
+    time = {"device_s": 600.0, "evaluations": 5, "evaluation_s": 0.1, "shapes": []}
+    document = {"budget_tokens": 1000, "device": {"name": "a CPU", "slots": 2}}
+    assert _budget(document) == "1,000 training tokens"
+    assert _budget({**document, "device_time": time}) == "10 min 00 s of device time, 2 at a time on a CPU"

@@ -171,7 +171,7 @@ def make_config(spec: Any, tmp_path: Path) -> Callable[..., dict[str, Any]]:
             "trial": asdict(config),
             "baseline": asdict(DOCUMENTED),
             "trial_id": trial_id,
-            "milestones_tokens": (100, 200, BUDGET_TOKENS),
+            "milestones": tuple((tokens, tokens // config.tokens_per_step) for tokens in (100, 200, BUDGET_TOKENS)),
             "checkpoint_root": SecretStr(str(tmp_path / "checkpoints")),
             "checkpoint_interval_s": 1e9,
             "leave_path": None,

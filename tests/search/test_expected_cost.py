@@ -10,6 +10,7 @@ from results.confirmation.attempt import plan_attempt, planned_runs
 from results.study.folder import Study
 from results.words import duration_words
 from search.setup.expected_cost import cost_words
+from spaces.budget import Budget
 from tests.results.report_study import make_report_study
 
 
@@ -20,7 +21,8 @@ def test_runs_tokens_and_time_by_the_studys_own_pace(tmp_path: Path, monkeypatch
     runs = planned_runs(plan_attempt(rows, (), top=1, seeds=5), rows)
     rates = sorted(row["active_s"] / row["tokens_seen"] for row in rows)
     tokens = sum(run.config.training_steps * run.config.tokens_per_step for run in runs)
-    plan: Any = SimpleNamespace(study=study, document=study.document(), slots=SimpleNamespace(count=4))
+    budget, slots = Budget(tokens=400_000), SimpleNamespace(count=4)
+    plan: Any = SimpleNamespace(study=study, document=study.document(), slots=slots, budget=budget)
     # 10 runs in 4 slots are three rounds.
     expected = duration_words(3 * tokens / 10 * rates[len(rates) // 2])
     assert cost_words(plan, runs) == f"10 runs, {tokens / 1e6:.3g}M tokens, 4 at a time: about {expected}"
@@ -28,7 +30,9 @@ def test_runs_tokens_and_time_by_the_studys_own_pace(tmp_path: Path, monkeypatch
     elsewhere = Study(tmp_path / "new")
     elsewhere.path.mkdir()
     monkeypatch.setattr(Study, "trials", lambda study: [] if study is elsewhere else rows)
-    plan = SimpleNamespace(study=elsewhere, document={**study.document(), "model": "another"}, slots=plan.slots)
+    plan = SimpleNamespace(
+        study=elsewhere, document={**study.document(), "model": "another"}, slots=slots, budget=budget
+    )
     assert cost_words(plan, runs).endswith("4 at a time; how long is known once the first have trained")
     plan.document = study.document()
     assert cost_words(plan, runs).endswith(f"about {expected}")

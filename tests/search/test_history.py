@@ -8,13 +8,20 @@ import pytest
 
 from search.tune.history import NO_HISTORY, KnownTrial, known_trials
 from search.tune.trial_log import TrialLog
+from spaces.budget import Budget, Milestones
 from trainable.config import TrialConfig
 from trainable.fidelity import PENALTY_NATS
 from trainable.rows import ENDINGS, TrialStatus
 
 CONFIG = TrialConfig(batch_size=4, block_size=25, grad_accum_steps=2, training_steps=15)
 POINT = {"batch_size": 4, "learning_rate": 1e-3}
-MILESTONES = (1000, 2000, 3000, 3100)
+BUDGET = Budget(tokens=3100)
+
+
+def milestones(config: TrialConfig) -> Milestones:
+    return BUDGET.milestones(config, (1000, 2000, 3000, 3100))
+
+
 """At 200 tokens a step: steps 5, 10, 15 and, after 3,000 tokens, 15 again."""
 
 
@@ -35,7 +42,7 @@ def evaluations(trial_id: int, *losses: float | None, steps: tuple[int, ...] = (
 
 
 def test_a_trial_is_known_by_its_row() -> None:
-    [trial] = known_trials([row(7, "completed")], evaluations(7, 7.0, 6.0, 5.0, 4.0), milestones_tokens=MILESTONES)
+    [trial] = known_trials([row(7, "completed")], evaluations(7, 7.0, 6.0, 5.0, 4.0), milestones=milestones)
     assert (trial.trial_id, trial.status, trial.config, trial.val_loss) == (7, "completed", CONFIG, 4.0)
     assert trial.point == POINT
 
@@ -57,32 +64,32 @@ def test_a_trial_is_known_by_its_row() -> None:
 )
 def test_which_evaluations_were_judged(status: TrialStatus, losses: tuple[tuple[int, float], ...]) -> None:
     known = [row(1, status, training_steps=10)]
-    [trial] = known_trials(known, evaluations(1, 7.0, 6.0, 5.0), milestones_tokens=MILESTONES)
+    [trial] = known_trials(known, evaluations(1, 7.0, 6.0, 5.0), milestones=milestones)
     assert trial.losses == losses
     assert trial.ended == (status in ENDINGS)
 
 
 def test_an_evaluation_counts_as_the_highest_milestone_it_reached() -> None:
-    [trial] = known_trials([row(1, "stopped")], evaluations(1, 7.0, 5.0, steps=(0, 15)), milestones_tokens=MILESTONES)
+    [trial] = known_trials([row(1, "stopped")], evaluations(1, 7.0, 5.0, steps=(0, 15)), milestones=milestones)
     assert trial.losses == ((0, 7.0), (3100, 5.0))
 
 
 def test_a_loss_that_was_no_number_counts_as_the_penalty() -> None:
-    [trial] = known_trials([row(1, "stopped")], evaluations(1, 7.0, None), milestones_tokens=MILESTONES)
+    [trial] = known_trials([row(1, "stopped")], evaluations(1, 7.0, None), milestones=milestones)
     assert trial.losses == ((0, 7.0), (1000, PENALTY_NATS))
 
 
 def test_evaluations_of_others_are_theirs() -> None:
     rows = [row(0, "stopped"), row(3, "stopped")]
     metrics = [*evaluations(0, 7.0), *evaluations(2, 1.0), *evaluations(3, 8.0, 6.5)]
-    first, second = known_trials(rows, metrics, milestones_tokens=MILESTONES)
+    first, second = known_trials(rows, metrics, milestones=milestones)
     assert first.losses == ((0, 7.0),)
     assert second.losses == ((0, 8.0), (1000, 6.5))
 
 
 def test_a_trial_that_was_only_begun_and_one_without_a_point() -> None:
     begun, listed = known_trials(
-        [row(0, "running", val_loss=None), row(1, "running", point=None)], [], milestones_tokens=MILESTONES
+        [row(0, "running", val_loss=None), row(1, "running", point=None)], [], milestones=milestones
     )
     assert (begun.losses, begun.val_loss) == ((), None)
     assert listed.point is None
@@ -90,7 +97,7 @@ def test_a_trial_that_was_only_begun_and_one_without_a_point() -> None:
 
 def test_rows_of_something_else_are_a_key_error() -> None:
     with pytest.raises(KeyError):
-        known_trials([{"trial_id": 1, "status": "completed"}], [], milestones_tokens=MILESTONES)
+        known_trials([{"trial_id": 1, "status": "completed"}], [], milestones=milestones)
 
 
 def test_no_history_is_nothing() -> None:
@@ -108,7 +115,7 @@ def test_a_log_carried_on_knows_what_the_tables_will_say() -> None:
     tables = known_trials(
         [row(1, "completed"), row(3, "running", val_loss=None)],
         evaluations(1, 7.0, 6.0, 5.0, 4.0),
-        milestones_tokens=MILESTONES,
+        milestones=milestones,
     )
     assert log.trials == tables
     assert log[1].ended

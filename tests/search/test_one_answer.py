@@ -27,6 +27,8 @@ from search.tune.history import History, known_trials
 from search.tune.oom_kills import NO_COUNTER
 from search.tune.recorder import StudyRecorder
 from search.tune.workload import space_workload
+from spaces.budget import Speeds
+from spaces.overrides import with_overrides
 from spaces.read.load import space_from_tables
 from spaces.space import SearchSpace
 from tests.faults.common import Place
@@ -53,6 +55,12 @@ def make_space(searcher: str = "tpe", *, ends_early: bool = False) -> SearchSpac
         },
     }
     return replace(space_from_tables(tables, name="small", path="small.toml"), ends_early=ends_early)
+
+
+def in_device_time(space: SearchSpace) -> SearchSpace:
+    """The space with 20 s a trial, where a step of 40 sequences takes three times as long as one of 2."""
+    step_s = {shape: 0.05 * (1 + shape.batch_size / 20) for shape in space.shapes()}
+    return with_overrides(space, device_s=20.0, speeds=Speeds(step_s=step_s, evaluation_s=0.1))
 
 
 @dataclass
@@ -96,13 +104,13 @@ class Simulation:
         known = known_trials(
             ledger.trials(),
             ledger.metrics(),
-            milestones_tokens=self.space.evaluation_tokens(),
+            milestones=self.space.milestones,
             part_losses=read_part_losses(self.study),
         )
         workload = space_workload(self.space, History(trials=known))
         self.searcher, self.scheduler = workload.searcher, TokenASHA(workload.searcher.log)
         console = Console(file=io.StringIO())
-        view = StudyView(study=self.study, ledger=ledger, budget_tokens=1, trials_planned=TRIALS, console=console)
+        view = StudyView(study=self.study, ledger=ledger, trials_planned=TRIALS, console=console)
         self.recorder = StudyRecorder(
             ledger,
             workload.searcher.log,
@@ -164,8 +172,8 @@ class Simulation:
             del self.running[number]
 
     def _result(self, one: Running) -> dict[str, Any]:
-        config, milestones = one.config, self.space.evaluation_tokens()
-        steps = sorted({0, *(tokens // config.tokens_per_step for tokens in milestones)})[one.evaluation]
+        config, milestones = one.config, self.space.milestones(one.config)
+        steps = sorted({0, *(step for _, step in milestones)})[one.evaluation]
         luck = zlib.crc32(repr(config).encode())
         status = self._broken(config, luck) if one.evaluation == 1 + luck % 3 else "running"
         is_over = steps == config.training_steps
@@ -188,9 +196,7 @@ class Simulation:
             "status": status,
             "done": status != "running",
             "objective": loss if has_loss else PENALTY_NATS,
-            "fidelity_tokens": fidelity_tokens(
-                milestones, tokens_per_step=config.tokens_per_step, optimizer_steps=steps
-            ),
+            "fidelity_tokens": fidelity_tokens(milestones, optimizer_steps=steps),
             "metrics": asdict(metrics) if has_loss else None,
             "steps": [],
             "verdict": asdict(Verdict(reason="nonfinite", step=1, evidence="")) if status == "unstable" else None,
@@ -221,11 +227,12 @@ class Simulation:
         return rows, found
 
 
-@pytest.fixture(scope="module", params=["tpe", "random", "auto"])
+@pytest.fixture(scope="module", params=["tpe", "random", "auto", "tpe in device time"])
 def one_slot(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Simulation:
     folder = tmp_path_factory.mktemp("one") / "study"
     auto = request.param == "auto"
-    space = make_space("tpe" if auto else request.param, ends_early=auto)
+    space = make_space("tpe" if auto else request.param.partition(" ")[0], ends_early=auto)
+    space = in_device_time(space) if "time" in request.param else space
     return Simulation(folder, space, 1, random.Random(0)).to_its_end()
 
 

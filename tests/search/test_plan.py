@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -23,6 +24,7 @@ from spaces.space import SearchSpace
 from tests.documents import sound_document
 from trainable.config import BEFORE, DOCUMENTED, with_token_budget
 from trainable.errors import UserError
+from trainable.model.model_names import model_folder
 from trainable.rows import MetricsRow
 
 MakePlan = Callable[..., Plan]
@@ -75,7 +77,7 @@ def test_hyperparameters_in_the_environment_pin_them_and_the_header_says_so(plan
 
 def test_training_steps_do_not_shorten_a_search(plan_of: MakePlan) -> None:
     plan = plan_of("TRAINING_STEPS=7")
-    assert plan.budget_tokens == 12_288
+    assert plan.budget.tokens == 12_288
     assert "TRAINING_STEPS is not read by a search" in plan.notes[0]
 
 
@@ -87,7 +89,7 @@ def test_use_lr_warmup_pins_the_schedule(plan_of: MakePlan) -> None:
 def test_trials_and_budget_are_the_variables(plan_of: MakePlan) -> None:
     plan = plan_of("TRIALS=9", "BUDGET_TOKENS=24576")
     assert space_of(plan).trials == 9
-    assert plan.budget_tokens == 24_576
+    assert plan.budget.tokens == 24_576
     assert plan.baseline.training_steps == 24_576 // 128
 
 
@@ -166,8 +168,9 @@ def test_a_relative_model_folder_is_made_absolute(plan_of: MakePlan, tmp_path: P
     """Workers start in another folder."""
     from search.setup.inputs import check_inputs
 
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text("{}")
+    pretrained = model_folder("tiny")
+    assert pretrained is not None
+    shutil.copytree(pretrained, tmp_path / "model")
     (tmp_path / "text.txt").write_text("words " * 100)
     monkeypatch.chdir(tmp_path)
     variables = read_options(["GPT2_MODEL_NAME=./model", "TRAINING_DATA_SOURCE=text.txt"])

@@ -31,7 +31,7 @@ class Recording:
         self.study = Study(folder)
         self.ledger = Ledger(self.study)
         console = Console(file=io.StringIO(), width=200)
-        view = StudyView(study=self.study, ledger=self.ledger, budget_tokens=1000, trials_planned=4, console=console)
+        view = StudyView(study=self.study, ledger=self.ledger, trials_planned=4, console=console)
         self.ended: list[int] = []
         self.counter = folder / "vmstat"
         self.killed(0)
@@ -152,7 +152,7 @@ def test_a_trial_that_the_scheduler_ends_is_stopped(recording: Recording) -> Non
     assert recording.row(1)["is_baseline"] is False
     assert recording.ended == [1]
     assert (recording.known[1].status, recording.known[1].val_loss) == ("stopped", 5.0)
-    assert "trial 1 stopped at 10% of the budget: val loss 5.0000, not among the best at its rung" in recording.log
+    assert "trial 1 stopped at 0% of the budget: val loss 5.0000, not among the best at its rung" in recording.log
 
 
 def test_an_unstable_trial_has_its_verdict_and_its_last_step(recording: Recording) -> None:
@@ -189,7 +189,7 @@ def test_a_failed_trial_is_told_with_the_last_line_of_its_error(recording: Recor
     recording.fail(trial, tmp_path / "error.txt")
     assert recording.row(2)["status"] == "failed"
     assert recording.row(2)["val_loss"] == 5.0
-    assert "trial 2 failed at 10% of the budget: ValueError: no such thing; batch 32" in recording.log
+    assert "trial 2 failed at 0% of the budget: ValueError: no such thing; batch 32" in recording.log
     assert "ray::train()\n  File x.py" in recording.log
     assert "\x1b" not in recording.log
 

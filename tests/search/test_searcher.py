@@ -17,6 +17,7 @@ from search.tune.history import NO_HISTORY, History, KnownTrial, WarmStart, know
 from search.tune.optuna_searcher import SamplerView, SpaceSearcher, told_as
 from search.tune.trial_log import TrialLog
 from search.tune.workload import list_workload, space_workload
+from spaces.budget import Budget
 from spaces.read.load import load_space, space_from_tables
 from spaces.space import SearchSpace
 from trainable.config import BEFORE, DOCUMENTED, TrialConfig, config_from
@@ -241,10 +242,12 @@ def test_a_list_is_handed_out_in_order_and_then_is_finished() -> None:
         PlannedRun(trial_id=trial_id, config=config, purpose="confirmation")
         for trial_id, config in ((7, DOCUMENTED), (9, BEFORE))
     ]
-    searcher = list_workload(runs, baseline=DOCUMENTED, milestones_tokens=MILESTONES).searcher
+    budget = Budget(tokens=8192)
+    searcher = list_workload(runs, baseline=DOCUMENTED, milestones=lambda one: budget.milestones(one, (8192,))).searcher
     nothing_else = {"point": None, "refusal": None}
-    assert searcher.suggest("a") == {"trial_id": 7, "trial": asdict(DOCUMENTED), **nothing_else}
-    assert searcher.suggest("b") == {"trial_id": 9, "trial": asdict(BEFORE), **nothing_else}
+    first, second = searcher.suggest("a"), searcher.suggest("b")
+    assert first == {"trial_id": 7, "trial": asdict(DOCUMENTED), "milestones": ((8192, 2),), **nothing_else}
+    assert second == {"trial_id": 9, "trial": asdict(BEFORE), "milestones": ((8192, 4),), **nothing_else}
     searcher.on_trial_complete("a", None, error=True)
     assert searcher.suggest("c") == Searcher.FINISHED
     assert searcher.suggest("d") == Searcher.FINISHED
@@ -293,7 +296,9 @@ class Life:
 
     def die(self) -> None:
         """Forget all but the tables."""
-        known = known_trials(self.rows, self.metrics, milestones_tokens=MILESTONES)
+        known = known_trials(
+            self.rows, self.metrics, milestones=lambda one: self.space.budget.milestones(one, MILESTONES)
+        )
         self.begin(History(trials=known))
 
     def trial(self, *, evaluations: int = 99, checkpoint: int = 0) -> bool:

@@ -33,6 +33,8 @@ def document_of(space: SearchSpace, settings: Settings, kind: str = "search") ->
         "space": {"name": space.name, "path": space.path, "toml": space.toml},
         "baseline": {"name": space.baseline_name, **asdict(space.baseline)},
         "evaluation": {"milestones_tokens": list(space.evaluation_tokens())},
+        "budget_tokens": space.budget_tokens,
+        "device_time": space.budget.to_json(),
         "settings": settings.to_json(),
     }
     read: dict[str, Any] = json.loads(json.dumps(document))

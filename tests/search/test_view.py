@@ -19,7 +19,6 @@ from trainable.config import BEFORE, DOCUMENTED
 from trainable.rows import ENDINGS, MetricsRow, TrialStatus, Verdict
 
 NOW = datetime(2025, 11, 25, 3, 10, tzinfo=UTC)
-BUDGET_TOKENS = 400_000
 CONFIGS = [
     DOCUMENTED,
     replace(BEFORE, learning_rate=1.234e-4, grad_accum_steps=16, batch_size=64),
@@ -89,7 +88,7 @@ MakeView = Callable[..., StudyView]
 def make_view(study: Study, ledger: Ledger) -> MakeView:
     def make(width: int = 80, *, terminal: bool = False) -> StudyView:
         console = Console(record=True, width=width, file=io.StringIO(), force_terminal=terminal)
-        return StudyView(study=study, ledger=ledger, budget_tokens=BUDGET_TOKENS, trials_planned=24, console=console)
+        return StudyView(study=study, ledger=ledger, trials_planned=24, console=console)
 
     return make
 
@@ -138,7 +137,7 @@ def test_the_screen_holds_everything_at_any_usual_width(width: int, make_view: M
     assert "val loss – loading the model" in text
     # Endings and why.
     assert "trial 3 unstable: divergence at step 41: median of 20 step losses 9.93, best 7.42, not falling;" in text
-    assert "trial 2 stopped at 34% of the budget: val loss 9.1234, not among the best at its rung;" in text
+    assert "trial 2 stopped at 0% of the budget: val loss 9.1234, not among the best at its rung;" in text
     assert "batch_size=512 x block_size=1024 does not fit in cpu memory" in text
 
 
@@ -188,7 +187,7 @@ def test_while_the_baseline_runs_nothing_is_compared_with_it(study: Study) -> No
 
 def test_before_anything_has_begun(study: Study) -> None:
     console = Console(record=True, width=80, file=io.StringIO())
-    view = StudyView(study=study, ledger=Ledger(study), budget_tokens=1000, trials_planned=4, console=console)
+    view = StudyView(study=study, ledger=Ledger(study), trials_planned=4, console=console)
     text = words(drawn(console, view.render()))
     assert "0/4 trials, 0 tokens" in text
     assert "starting Ray" in text
@@ -199,7 +198,7 @@ def test_each_stage_before_the_first_step_is_told_apart(study: Study, monkeypatc
     clock = SimpleNamespace(s=0.0)
     monkeypatch.setattr("search.terminal.live_view.time.monotonic", lambda: clock.s)
     console, ledger = Console(record=True, width=120, file=io.StringIO()), Ledger(study)
-    view = StudyView(study=study, ledger=ledger, budget_tokens=1000, trials_planned=1, console=console)
+    view = StudyView(study=study, ledger=ledger, trials_planned=1, console=console)
 
     def now() -> str:
         view.refresh()
@@ -210,15 +209,16 @@ def test_each_stage_before_the_first_step_is_told_apart(study: Study, monkeypatc
         view.ray_is_up()
         clock.s = 600.0
         assert "starting workers" in now()
-        run = PlannedRun(trial_id=0, purpose="search", is_baseline=True, config=DOCUMENTED)
+        config = replace(DOCUMENTED, training_steps=2)
+        run = PlannedRun(trial_id=0, purpose="search", is_baseline=True, config=config)
         ledger.start_trial(run, started_at=NOW)
         assert "loading the model" in now()
         ledger.add_metrics(0, replace(metrics(0, 7.0), tokens_per_s=0.0), None)
         assert "first step" in now()
         assert "estimating the time left" in now()
-        # 500 of 1000 tokens in the ten seconds since the trial began: what came before them says nothing of the rest.
+        # 4096 of 8192 tokens in the ten seconds since the trial began: what came before them says nothing of the rest.
         clock.s = 610.0
-        ledger.add_metrics(0, metrics(500, 7.0), 0)
+        ledger.add_metrics(0, metrics(4096, 7.0), 0)
         text = now()
         assert "12.3k tokens/s" in text
         assert "10 min 10 s so far, about 10 s left" in text
@@ -236,7 +236,7 @@ def test_more_running_trials_than_fit_are_counted(study: Study) -> None:
             started_at=NOW,
         )
     console = Console(record=True, width=80, file=io.StringIO())
-    view = StudyView(study=study, ledger=ledger, budget_tokens=1000, trials_planned=64, console=console)
+    view = StudyView(study=study, ledger=ledger, trials_planned=64, console=console)
     lines = drawn(console, view.render())
     assert "56 more" in lines
     assert len(lines) < 24
@@ -250,7 +250,7 @@ def test_every_ending_is_kept_in_the_log_and_shown(terminal: bool, make_view: Ma
         view.trial_ended(2, note="")
         view.refresh()
     log = study.log_path.read_text(encoding="utf-8").splitlines()
-    line = "trial 2 stopped at 34% of the budget: val loss 9.1234, not among the best at its rung;"
+    line = "trial 2 stopped at 0% of the budget: val loss 9.1234, not among the best at its rung;"
     assert [entry[9 : 9 + len(line)] for entry in log] == ["header", line]
     assert line in words(view.console.export_text().splitlines())
 
@@ -274,13 +274,14 @@ def ending(status: str, **changes: Any) -> str:
         "status": status,
         "verdict": None,
         "val_loss": 6.5,
-        "tokens_seen": 40_000,
+        "tokens_seen": 409_600,
+        "training_steps": 1000,
         "rung": 0,
         **changes,
     }
     baseline = {**row, "trial_id": 0, "is_baseline": True, "status": "completed", "val_loss": 6.75}
     note = changes.get("note", "")
-    return ending_words(row, changes.get("baseline", baseline), budget_tokens=400_000, note=note)
+    return ending_words(row, changes.get("baseline", baseline), note=note)
 
 
 CONFIG = "batch 32 x block 128, LR 1.00e-05, constant"
@@ -321,7 +322,9 @@ def test_a_run_that_confirms_or_attributes_says_so() -> None:
 
 
 def trial(tokens: int, *, ended: bool, baseline: bool = False) -> dict[str, Any]:
-    return {"tokens_seen": tokens, "status": "stopped" if ended else "running", "is_baseline": baseline}
+    status = "stopped" if ended else "running"
+    full = {"training_steps": 1000, "batch_size": 1, "block_size": 1, "grad_accum_steps": 1}
+    return {"tokens_seen": tokens, "status": status, "is_baseline": baseline, **full}
 
 
 @pytest.mark.parametrize(
@@ -343,28 +346,26 @@ def trial(tokens: int, *, ended: bool, baseline: bool = False) -> dict[str, Any]
     ],
 )
 def test_the_time_left(trials: list[dict[str, Any]], planned: int, left_s: float | None) -> None:
-    got = time_left_s(trials, trials_planned=planned, budget_tokens=1000, elapsed_s=10.0)
+    got = time_left_s(trials, trials_planned=planned, elapsed_s=10.0)
     assert got == (None if left_s is None else pytest.approx(left_s))
 
 
 def test_a_plan_of_one_configuration_never_says_less_than_no_time() -> None:
     over = [trial(1500, ended=False, baseline=True)]
-    assert time_left_s(over, trials_planned=1, budget_tokens=1000, elapsed_s=10.0) == 0.0
+    assert time_left_s(over, trials_planned=1, elapsed_s=10.0) == 0.0
 
 
 def test_a_resumed_study_is_as_fast_as_it_is_now() -> None:
     """What was trained before took none of these seconds; what was cut off has yet to go on."""
     trials = [trial(1000, ended=True, baseline=True), trial(100, ended=True), trial(60, ended=False)]
     trials[2]["status"] = "interrupted"
-    left_s = time_left_s(trials, trials_planned=4, budget_tokens=1000, elapsed_s=10.0, tokens_before=1110)
+    left_s = time_left_s(trials, trials_planned=4, elapsed_s=10.0, budgets_before=1.11)
     assert left_s == pytest.approx((40 + 100) / 50 * 10)
-    went_back = time_left_s(trials, trials_planned=4, budget_tokens=1000, elapsed_s=10.0, tokens_before=1200)
+    went_back = time_left_s(trials, trials_planned=4, elapsed_s=10.0, budgets_before=1.2)
     assert went_back is None
 
 
 def test_what_was_cut_off_has_not_ended(ledger: Ledger, study: Study) -> None:
     ledger.interrupt(NOW)
-    view = StudyView(
-        study=study, ledger=ledger, budget_tokens=BUDGET_TOKENS, trials_planned=8, console=Console(file=io.StringIO())
-    )
+    view = StudyView(study=study, ledger=ledger, trials_planned=8, console=Console(file=io.StringIO()))
     assert view._progress_words(ledger.trials()).startswith("5/8 trials")

@@ -147,13 +147,13 @@ BROKEN: list[tuple[str, str, str]] = [
     (
         "tokens = 12_800",
         "tokens = 12_800\nbaseline_steps = 100",
-        "[budget] must have one of tokens, baseline_steps, not tokens and baseline_steps. "
+        "[budget] must have one of tokens, baseline_steps, device_minutes, not tokens and baseline_steps. "
         "Write it like tokens = 400_000.",
     ),
     (
         "tokens = 12_800",
         "",
-        "[budget] must have one of tokens, baseline_steps, not none. Write it like tokens = 400_000.",
+        "[budget] must have one of tokens, baseline_steps, device_minutes, not none. Write it like tokens = 400_000.",
     ),
     ("tokens = 12_800", "tokens = '12800'", "[budget] tokens must be a whole number such as 400000, not '12800'."),
     (

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from trainable.config import TrialConfig
+from trainable.config import TrialConfig, shape_of
 from trainable.data.corpus import cache_dir
 from trainable.device.device import autocast, device_info
 from trainable.device.device_memory import is_out_of_memory, release_memory
@@ -54,7 +54,7 @@ def compile_where_repaid(mode: CompileMode, model: PreTrainedModel, config: Tria
     Either way a copy of the model is compiled first: a compiler that fails, in the backward pass too, costs a note.
     """
     device = next(model.parameters()).device
-    if mode == "off" or (mode == "auto" and device.type not in MIN_RUN_S):
+    if not may_compile(mode, device.type):
         return ""
     if (reason := why_not(device.type)) is not None:
         return f"not compiled: {reason}"
@@ -87,6 +87,11 @@ def _note(cost: CompileCost, *, passes: int, compiled: bool) -> str:
         f"{'compiled' if compiled else 'not compiled'}: {cost.compile_s:.0f} s to compile, and a pass takes "
         f"{1e3 * cost.compiled_pass_s:.1f} ms instead of {1e3 * cost.eager_pass_s:.1f}, {passes:,} times"
     )
+
+
+def may_compile(mode: CompileMode, device_type: str) -> bool:
+    """Return whether there is something to decide."""
+    return mode == "on" or (mode == "auto" and device_type in MIN_RUN_S)
 
 
 def why_not(device_type: str) -> str | None:
@@ -167,12 +172,9 @@ def _record(cost: CompileCost, path: Path) -> None:
 
 def _record_path(model: PreTrainedModel, config: TrialConfig) -> Path:
     device = device_info(next(model.parameters()).device)
-    shape = f"{config.batch_size} {config.block_size} {config.precision} {config.dropout > 0}"
-    if config.use_lora:
-        shape += f" {config.lora_rank} {config.lora_dropout > 0} {config.lora_targets}"
+    shape = f"{shape_of(replace(config, grad_accum_steps=1))}"
     if model.is_activation_checkpointing:
         shape += " checkpointed"
-    # How likely dropout is changes nothing of its cost.
     fixed = {**model.config.to_dict(), **dict.fromkeys(dropout_fields(model.config))}
     text = f"{device.name} {torch.__version__} {shape} {json.dumps(fixed, sort_keys=True, default=str)}"
     return _folder() / f"cost-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"

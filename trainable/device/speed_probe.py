@@ -1,22 +1,29 @@
 """How fast so many runs go side by side on one device: a few seconds of the real loop, each in a process of its own."""
 
-import math
 import multiprocessing
+import signal
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from statistics import fmean, median
 from typing import Any
 
 import torch
 
 from trainable.config import TrialConfig
-from trainable.device.device_memory import CONTEXT_BYTES, prepare_memory
+from trainable.device.compiling import may_compile
+from trainable.device.device_memory import CONTEXT_BYTES, is_out_of_memory, prepare_memory, release_memory
+from trainable.evaluation import eval_windows, evaluate
 from trainable.loop import train
-from trainable.rows import StepRow
+from trainable.rows import Start, StepRow
 from trainable.run import RunSpec, start_run
 
 WARM_UP_STEPS = 2
+LEAST_STEPS = 3
 PROBE_S = 4.0
 TIMEOUT_S = 300.0
+ENDLESS_STEPS = 10**9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,55 +37,142 @@ class Probe:
     """Of all together; 0 when one of them did not get through."""
     peak_memory_bytes: int
     """Of a CUDA device, by the process that took most, its context and what it reserved included; 0 elsewhere."""
+    step_s: float | None = None
+    """Of a step, the median of each run; None when one of them did not get through."""
+    evaluation_s: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Measured:
+    """What one run did."""
+
+    tokens_per_s: float
+    step_s: float
+    evaluation_s: float
+    peak_memory_bytes: int
 
 
 def probe(spec: RunSpec, config: TrialConfig, *, count: int, threads: int, seconds: float = PROBE_S) -> Probe:
     """Return the speed of `count` runs of `config` side by side, over `seconds` after their warm-up."""
+    (one,) = probes(spec, [config], count=count, threads=threads, seconds=seconds)
+    return one
+
+
+def probes(
+    spec: RunSpec,
+    configs: Sequence[TrialConfig],
+    *,
+    count: int,
+    threads: int,
+    seconds: float,
+    run_s: float | None = None,
+) -> Iterator[Probe]:
+    """Yield the speed of `count` runs side by side for each configuration, over `seconds` after their warm-up.
+
+    run_s: of a whole run, as long as which it is compiled where that is repaid; None never compiles, which alone would
+    outlast a probe.
+    """
+    if not configs:
+        return
     context = multiprocessing.get_context("spawn")
-    barrier, results = context.Barrier(count), context.SimpleQueue()
-    processes = [
-        context.Process(target=_run, args=(spec, config, threads, seconds, barrier, results), daemon=True)
-        for _ in range(count)
-    ]
-    for process in processes:
+    barrier, readers, processes = context.Barrier(count), [], []
+    for _ in range(count):
+        reader, writer = context.Pipe(duplex=False)
+        work = (spec, configs, threads, seconds, run_s, barrier, writer)
+        process = context.Process(target=_run, args=work, daemon=True)
         process.start()
-    deadline = time.monotonic() + TIMEOUT_S
-    for process in processes:
-        process.join(max(0.0, deadline - time.monotonic()))
-        if process.is_alive():
+        writer.close()
+        readers.append(reader)
+        processes.append(process)
+    try:
+        for _ in configs:
+            measured = [_received(reader, barrier) for reader in readers]
+            through = [one for one in measured if one is not None]
+            is_through = len(through) == count
+            yield Probe(
+                count=count,
+                threads=threads,
+                tokens_per_s=sum(one.tokens_per_s for one in through) if is_through else 0.0,
+                peak_memory_bytes=max((one.peak_memory_bytes for one in through), default=0),
+                step_s=fmean(one.step_s for one in through) if is_through else None,
+                evaluation_s=fmean(one.evaluation_s for one in through) if is_through else None,
+            )
+    finally:
+        for process in processes:
             process.kill()
             process.join()
-    measured = []
-    while not results.empty():
-        measured.append(results.get())
-    through = len(measured) == count
-    return Probe(
-        count=count,
-        threads=threads,
-        tokens_per_s=sum(rate for rate, _ in measured) if through else 0.0,
-        peak_memory_bytes=max((peak for _, peak in measured), default=0),
-    )
 
 
-def _run(spec: RunSpec, config: TrialConfig, threads: int, seconds: float, barrier: Any, results: Any) -> None:
-    torch.set_num_threads(threads)
-    prepare_memory(torch.device(spec.device))
-    # The longest there is, so that it does not end before the probe does; compiling alone would outlast all probes.
-    eager = replace(spec, compile_mode="off")
-    state = start_run(eager, replace(config, training_steps=10**9, warmup_steps=0))
-    steps = (row for row in train(state, spec.corpus, spec.protocol, eval_steps=()) if isinstance(row, StepRow))
-    for _ in range(WARM_UP_STEPS):
-        next(steps)
+def _received(reader: Connection, barrier: Any) -> _Measured | None:
+    """Return what a process sends next; None when it ran out of memory, ended or hangs."""
     try:
-        barrier.wait(TIMEOUT_S)
-        started, tokens = time.perf_counter(), 0
-        while time.perf_counter() - started < seconds:
+        if reader.poll(TIMEOUT_S):
+            measured: _Measured | None = reader.recv()
+            return measured
+    except EOFError:
+        pass
+    barrier.abort()  # nobody waits for one that is gone
+    return None
+
+
+def _run(
+    spec: RunSpec,
+    configs: Sequence[TrialConfig],
+    threads: int,
+    seconds: float,
+    run_s: float | None,
+    barrier: Any,
+    results: Connection,
+) -> None:
+    # Ctrl-C is heard by who waits for this process, and ends it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(threads)
+    device = torch.device(spec.device)
+    prepare_memory(device)
+    for config in configs:
+        measured = _measured(replace(spec, compile_mode="off"), config, seconds, barrier, training_steps=ENDLESS_STEPS)
+        if run_s is not None and may_compile(spec.compile_mode, device.type):
+            # As a trial of that length decides it, for its steps are the eager ones or fewer.
+            steps = int(run_s / measured.step_s) if measured is not None else 0
+            steps = max(steps, WARM_UP_STEPS + LEAST_STEPS)
+            measured = _measured(spec, config, seconds, barrier, training_steps=steps)
+        results.send(measured)
+        release_memory(device)
+
+
+def _measured(
+    spec: RunSpec, config: TrialConfig, seconds: float, barrier: Any, *, training_steps: int
+) -> _Measured | None:
+    """Return the speed of a run, None where it runs out of memory; either way it waits for those beside it."""
+    has_waited = False
+    try:
+        state = start_run(spec, replace(config, training_steps=training_steps, warmup_steps=0))
+        not_evaluated = Start(val_loss=0.0, train_loss=0.0)
+        rows = train(state, spec.corpus, spec.protocol, eval_steps=(), stop_on=(), start=not_evaluated)
+        steps = (row for row in rows if isinstance(row, StepRow))
+        for _ in range(WARM_UP_STEPS):
             next(steps)
-            tokens += config.tokens_per_step
-        elapsed_s = time.perf_counter() - started
-    except BaseException:
-        barrier.abort()  # nobody waits for one that ran out of memory
-        raise
-    # What the allocator has reserved is not there for others, used or not, nor is the context.
-    peak = torch.cuda.max_memory_reserved() + CONTEXT_BYTES if state.device.type == "cuda" else 0
-    results.put((tokens / elapsed_s if elapsed_s else math.nan, peak))
+        barrier.wait(TIMEOUT_S)
+        has_waited = True
+        started, elapsed_s, times_s = time.perf_counter(), 0.0, list[float]()
+        while elapsed_s < seconds or len(times_s) < LEAST_STEPS:
+            row = next(steps, None)
+            if row is None:
+                break
+            times_s.append(row.step_time_s)
+            elapsed_s = time.perf_counter() - started
+        started = time.perf_counter()
+        evaluate(state.model, eval_windows(spec.corpus.val, spec.protocol))
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        if not has_waited:
+            barrier.wait(TIMEOUT_S)
+        return None
+    return _Measured(
+        tokens_per_s=len(times_s) * config.tokens_per_step / elapsed_s,
+        step_s=median(times_s),
+        evaluation_s=time.perf_counter() - started,
+        # What the allocator has reserved is not there for others, used or not, nor is the context.
+        peak_memory_bytes=torch.cuda.max_memory_reserved() + CONTEXT_BYTES if state.device.type == "cuda" else 0,
+    )

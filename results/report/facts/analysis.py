@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from results.winner import Winner
+from spaces.budget import Budget, budget_of
 from spaces.domains import Choice, Domain, FloatRange, SearchParameter, active_point
 from spaces.overrides import with_overrides
 from spaces.read.load import space_from_tables
 from spaces.warmup import WARMUP_FRAC
-from trainable.config import HYPERPARAMETERS, SCHEDULES_WITH_WARMUP, TrialConfig
+from trainable.config import HYPERPARAMETERS, SCHEDULES_WITH_WARMUP, TrialConfig, config_from
 from trainable.errors import UserError
 
 Row = dict[str, Any]
@@ -36,7 +37,7 @@ class Measured:
     """What was searched; a parent stands before its children."""
     domains_known: bool
     """Whether the domains are the space's; else they are what the trials happen to span."""
-    budget_tokens: int
+    budget: Budget
     rung_tokens: tuple[int, ...]
     uniform_loss: float = math.inf
     """ln V: what guessing costs."""
@@ -51,12 +52,10 @@ class Measured:
 
     def loss_at(self, trial: Row, tokens: int) -> float | None:
         """Return the val_loss at the trial's last whole step within `tokens`, None where it was not evaluated there."""
-        step_tokens = trial["batch_size"] * trial["block_size"] * trial["grad_accum_steps"]
-        for row in reversed(self.evaluations.get(trial["trial_id"], ())):
-            if row["tokens_seen"] <= tokens:
-                reached = row["tokens_seen"] > 0 and tokens - row["tokens_seen"] < step_tokens
-                return row["val_loss"] if reached else None
-        return None
+        config = config_from(trial)
+        own_tokens = self.budget.steps(config, tokens) * config.tokens_per_step
+        rows = reversed(self.evaluations.get(trial["trial_id"], ()))
+        return next((row["val_loss"] for row in rows if row["tokens_seen"] == own_tokens > 0), None)
 
     def final_loss(self, trial: Row) -> float | None:
         """Return the loss at the full budget, None for a trial that did not complete."""
@@ -101,13 +100,20 @@ def searched_parameters(document: Row, trials: Sequence[Row]) -> tuple[tuple[Sea
             base = {name: value for name, value in document["baseline"].items() if name in HYPERPARAMETERS}
             return with_overrides(
                 loaded,
-                budget_tokens=document["budget_tokens"],
+                **_budget_of(document),
                 pins=(document.get("settings") or {}).get("pins") or {},
                 baseline=(str(document["baseline"].get("name", "")), TrialConfig(**base)),
             ).parameters, True
         except (UserError, tomllib.TOMLDecodeError, KeyError, TypeError, AttributeError):
             pass  # Another version's space: the trials still show what differs among them.
     return _differing(trials), False
+
+
+def _budget_of(document: Row) -> dict[str, Any]:
+    budget = budget_of(document)
+    if budget.device_s is None:
+        return {"budget_tokens": budget.tokens}
+    return {"device_s": budget.device_s, "speeds": budget.speeds}
 
 
 def _differing(trials: Sequence[Row]) -> tuple[SearchParameter, ...]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from results.ranking import leaderboard
 from results.report.facts.analysis import Measured, Row
-from results.words import count_words, label, list_words, token_words
+from results.words import count_words, label, list_words, percent_words, token_words
 from spaces.domains import SearchParameter
 from spaces.optuna_domains import distribution_of
 
@@ -91,13 +91,17 @@ def _fanova(measured: Measured, searched: Sequence[SearchParameter]) -> Row | No
     names = [parameter.name for parameter in always]
     shares = _importances(frozen, FanovaImportanceEvaluator(seed=0), names)
     left_out = [label(parameter.name) for parameter in searched if parameter.condition is not None]
-    where = "the full budget" if tokens == measured.budget_tokens else f"{token_words(tokens)} tokens"
+    where = "the full budget"
+    if tokens < measured.budget.tokens:
+        share = f"{percent_words(tokens / measured.budget.tokens)} of the budget"
+        where = f"{token_words(tokens)} tokens" if measured.budget.device_s is None else share
+    kind = "tokens" if measured.budget.device_s is None else "device time"
     return {
         "name": "fANOVA",
         "trials": len(rows),
         "words": f"The share of the variance of the val loss at {where} each explains alone; the rest is "
-        f"interactions. Over the {len(rows)} trials evaluated there: the most tokens that at least half of the trials "
-        "have seen, so that stopped ones count and all are compared at equal tokens. "
+        f"interactions. Over the {len(rows)} trials evaluated there: the most {kind} that at least half of the trials "
+        f"have seen, so that stopped ones count and all are compared at equal {kind}. "
         + ("The loss of a run that blew up counts as the highest of the others. " if ceiling is not None else "")
         + (f"Not for {list_words(left_out)}, which only some trials read." if left_out else ""),
         "shares": [{"name": name, "share": shares[name], "low": None, "high": None} for name in names],
@@ -106,8 +110,8 @@ def _fanova(measured: Measured, searched: Sequence[SearchParameter]) -> Row | No
 
 def _equal_tokens(measured: Measured) -> tuple[int, list[tuple[Row, float]]]:
     best: tuple[int, list[tuple[Row, float]]] = (0, [])
-    for tokens in (measured.budget_tokens, *reversed(measured.rung_tokens)):
-        at_end = tokens == measured.budget_tokens
+    for tokens in (measured.budget.tokens, *reversed(measured.rung_tokens)):
+        at_end = tokens == measured.budget.tokens
         losses = [(t, measured.final_loss(t) if at_end else measured.loss_at(t, tokens)) for t in measured.trials]
         rows = [(trial, loss) for trial, loss in losses if loss is not None]
         if len(rows) > len(best[1]):

@@ -4,9 +4,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from results.ranking import savings
+from results.ranking import full_tokens, savings
 from results.report.facts.analysis import Measured, Row
-from results.words import STATUS_LABELS
+from results.words import STATUS_LABELS, duration_words, token_words
 
 MIN_RUNG_TRIALS = 3
 """Fewer have no order to speak of."""
@@ -23,6 +23,7 @@ def rung_agreement(measured: Measured) -> list[Row]:
     best = measured.winner.trial
     rows = []
     for index, tokens in enumerate(counts):
+        share, device_s = tokens / measured.budget.tokens, measured.budget.device_s
         at = {trial["trial_id"]: measured.loss_at(trial, tokens) for trial in measured.trials}
         pairs = [(at[trial["trial_id"]], measured.final_loss(trial)) for trial in measured.trials]
         both = [(early, final) for early, final in pairs if early is not None and final is not None]
@@ -41,7 +42,8 @@ def rung_agreement(measured: Measured) -> list[Row]:
             {
                 "rung": index if measured.rung_tokens else None,
                 "tokens": tokens,
-                "budget_frac": tokens / measured.budget_tokens if measured.budget_tokens else None,
+                "budget_frac": share,
+                "at": token_words(tokens) if device_s is None else duration_words(share * device_s),
                 "trials_reached": sum(loss is not None for loss in at.values()),
                 "trials_stopped": sum(t["status"] == "stopped" and t["rung"] == index for t in measured.trials)
                 if measured.rung_tokens
@@ -71,13 +73,13 @@ def _correlations(pairs: Sequence[tuple[float, float]]) -> tuple[float | None, f
     return float(spearmanr(early, final).statistic), float(kendalltau(early, final).statistic)
 
 
-def costs(trials: Sequence[Row], budget_tokens: int) -> list[Row]:
+def costs(trials: Sequence[Row]) -> list[Row]:
     """Return device-seconds and tokens for each status that occurs, and the tokens its trials take in full."""
     rows = []
     for status in STATUS_LABELS:
         those = [trial for trial in trials if trial["status"] == status]
         if those:
-            spent = savings(those, budget_tokens)
+            spent = savings(those)
             rows.append(
                 {
                     "status": status,
@@ -131,13 +133,15 @@ def _done_by(trial: Row, now: Any) -> float:
 
 
 def baseline_loss_reached(measured: Measured) -> Row | None:
-    """Return after how many tokens the best trial had the baseline's final loss; None when it is the baseline."""
+    """Return after how many tokens, and which share of its budget, the best trial had the baseline's final loss.
+
+    None when it is the baseline.
+    """
     baseline, best = measured.winner.baseline, measured.winner.trial
     goal = measured.final_loss(baseline) if baseline else None
     if best is None or goal is None or best["is_baseline"]:
         return None
     for row in measured.evaluations.get(best["trial_id"], ()):
         if row["tokens_seen"] and row["val_loss"] is not None and row["val_loss"] <= goal:
-            assert baseline is not None
-            return {"tokens": row["tokens_seen"], "frac": row["tokens_seen"] / max(1, baseline["tokens_seen"])}
+            return {"tokens": row["tokens_seen"], "frac": row["tokens_seen"] / full_tokens(best)}
     return None

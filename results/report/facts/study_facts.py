@@ -10,7 +10,8 @@ from results.attribution import to_json as attribution_json
 from results.confirmation.attempt import Attempt, attempt_rows
 from results.confirmation.confirmation_file import load_attempts
 from results.confirmation.confirmation_file import to_json as attempts_json
-from results.ranking import ending_counts, leaderboard, ranked_trials, savings, spent_by_purpose
+from results.device_time import time_winner
+from results.ranking import budget_frac, ending_counts, leaderboard, ranked_trials, savings, spent_by_purpose
 from results.report.facts.analysis import Measured, Row, parameter_values, searched_parameters
 from results.report.facts.answer import answer_facts
 from results.report.facts.importance import importance
@@ -20,7 +21,8 @@ from results.samples import MODELS, samples_json
 from results.study.folder import Study
 from results.study.paths import shown
 from results.winner import find_winner, start_val_loss
-from results.words import count_words, early_end_words, label, percent_words, unit
+from results.words import budget_words, count_words, early_end_words, label, percent_words, unit
+from spaces.budget import budget_of
 from spaces.domains import Choice, SearchParameter
 from spaces.warmup import WARMUP_FRAC
 from trainable.config import HYPERPARAMETERS
@@ -40,6 +42,9 @@ def report_facts(study: Study) -> dict[str, Any]:
     measured = _measured(study, document, rows, metrics, attempts)
     counts = ending_counts(measured.trials)
     answer = answer_facts(study.name, measured)
+    by_time = time_winner(document, rows, metrics, measured.winner)
+    answer["by_device_time"] = by_time and by_time.to_json()
+    answer["notes"] += [by_time.words] if by_time else []
     if document.get("kind") == "attribute":
         ends = "" if attribution is None else f": {attribution.before_name} to {attribution.after_name}"
         answer["headline"] = f"Which of the changes did it{ends}"
@@ -83,10 +88,10 @@ def _measured(
     study: Study, document: Row, rows: Sequence[Row], metrics: Sequence[Row], attempts: Sequence[Attempt]
 ) -> Measured:
     try:
-        budget_tokens = int(document["budget_tokens"])
+        budget = budget_of(document)
         rung_tokens = tuple(int(tokens) for tokens in document.get("rung_tokens") or ())
     except (KeyError, TypeError, ValueError) as err:
-        raise UserError(f"{shown(study.study_json)}: budget_tokens or rung_tokens: {err}.") from None
+        raise UserError(f"{shown(study.study_json)}: budget_tokens, device_time or rung_tokens: {err}.") from None
     # The runs of an attribution on its own are what its report shows; elsewhere they explain the study's trials.
     trials = rows if document.get("kind") == "attribute" else ranked_trials(rows)
     evaluations: dict[int, list[Row]] = {}
@@ -99,7 +104,7 @@ def _measured(
         evaluations=evaluations,
         parameters=parameters,
         domains_known=domains_known,
-        budget_tokens=budget_tokens,
+        budget=budget,
         rung_tokens=rung_tokens,
         uniform_loss=math.log(document["corpus"]["vocab_size"]),
     )
@@ -193,9 +198,9 @@ def _wall_s(trials: Sequence[Row]) -> float | None:
 
 
 def _cost_facts(document: Row, measured: Measured, rows: Sequence[Row]) -> Row:
-    spent = savings(measured.trials, measured.budget_tokens)
+    spent = savings(measured.trials)
     return {
-        "by_ending": costs(measured.trials, measured.budget_tokens),
+        "by_ending": costs(measured.trials),
         "device_s_spent": spent.device_s_spent,
         "device_s_full": spent.device_s_full,
         "device_s_saved_frac": spent.device_s_saved_frac,
@@ -242,7 +247,7 @@ def _trial_facts(document: Row, measured: Measured, winner_id: int | None) -> li
                 "rank": rank,
                 "is_best": trial["trial_id"] == winner_id,
                 "val_loss_difference": None if final is None or goal is None else final - goal,
-                "budget_frac": trial["tokens_seen"] / measured.budget_tokens if measured.budget_tokens else None,
+                "budget_frac": budget_frac(trial),
                 "why": _why(trial, reduction, measured),
                 "searched": measured.values(trial),
                 "rung_losses": [measured.loss_at(trial, tokens) for tokens in measured.rung_tokens],
@@ -278,7 +283,7 @@ def _why(trial: Row, reduction: int | None, measured: Measured) -> str:
 def _rung_words(rung: int | None, measured: Measured) -> str:
     if rung is None or not rung < len(measured.rung_tokens):
         return "its rung"
-    return f"{percent_words(measured.rung_tokens[rung] / measured.budget_tokens)} of the budget"
+    return f"{percent_words(measured.rung_tokens[rung] / measured.budget.tokens)} of the budget"
 
 
 def _protocol_facts(document: Row, measured: Measured) -> Row:
@@ -290,7 +295,9 @@ def _protocol_facts(document: Row, measured: Measured) -> Row:
         "checkpoint_path": document.get("checkpoint_path"),
         "corpus": corpus,
         "evaluation": evaluation,
-        "budget_tokens": measured.budget_tokens,
+        "budget_tokens": measured.budget.tokens,
+        "device_s": measured.budget.device_s,
+        "budget": budget_words(measured.budget),
         "rung_tokens": list(measured.rung_tokens),
         "searcher": document.get("searcher"),
         "scheduler": document.get("scheduler"),

@@ -20,7 +20,7 @@ from results.report.figures.marks import (
     short_words,
 )
 from results.report.figures.traces import short
-from results.words import range_words, token_words
+from results.words import range_words
 
 Row = dict[str, Any]
 
@@ -48,8 +48,8 @@ def report_figures(facts: Row) -> dict[str, list[Row]]:
 
 def views(facts: Row) -> list[str]:
     """Return the names of the settings section's views: the full budget, then each rung that trials reached."""
-    rungs = _rungs_reached(facts)
-    return ["at the full budget", *(f"at {rung_words(rung)} ({token_words(rung['tokens'])} tokens)" for rung in rungs)]
+    rungs, unit = _rungs_reached(facts), " tokens" if facts["protocol"]["device_s"] is None else ""
+    return ["at the full budget", *(f"at {rung_words(rung)} ({rung['at']}{unit})" for rung in rungs)]
 
 
 def default_view(facts: Row) -> int:

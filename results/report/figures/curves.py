@@ -35,17 +35,25 @@ _NOT_READ = -0.16
 
 def curves(facts: Row) -> Iterator[Row]:
     """Yield val loss by tokens seen, a line a trial; the ends of trials that did not complete are marked with why."""
-    rungs = [rung for rung in facts["rungs"] if rung["rung"] is not None]
-    shapes = [upright(rung["tokens"], dash="dot", yref="paper") for rung in rungs]
-    # At the bottom, where no curve has come to yet.
-    place = {"yref": "paper", "yanchor": "bottom", "xanchor": "left", "xshift": 3, "bgcolor": "@veil"}
-    words = [note(rung["tokens"], 0, percent_words(rung["budget_frac"]), **place) for rung in rungs]
-    yield from _curves(facts, "curves", "tokens_seen", "training tokens seen", shapes, words)
+    in_tokens = facts["protocol"]["device_s"] is None
+    yield from _curves(facts, "curves", "tokens_seen", "training tokens seen", *_rung_marks(facts, in_tokens))
 
 
 def curves_by_time(facts: Row) -> Iterator[Row]:
     """Yield val loss by the seconds that a device trained and evaluated the trial."""
-    yield from _curves(facts, "curves-by-time", "active_s", "device time (s)", [], [])
+    in_time = facts["protocol"]["device_s"] is not None
+    yield from _curves(facts, "curves-by-time", "active_s", "device time (s)", *_rung_marks(facts, in_time))
+
+
+def _rung_marks(facts: Row, are_here: bool) -> tuple[list[Row], list[Row]]:
+    """Return the rungs' lines and words; none where a figure does not show what they are shares of."""
+    device_s = facts["protocol"]["device_s"]
+    rungs = [rung for rung in facts["rungs"] if rung["rung"] is not None and are_here]
+    places = [rung["tokens"] if device_s is None else rung["budget_frac"] * device_s for rung in rungs]
+    # At the bottom, where no curve has come to yet.
+    look = {"yref": "paper", "yanchor": "bottom", "xanchor": "left", "xshift": 3, "bgcolor": "@veil"}
+    words = [note(x, 0, percent_words(rung["budget_frac"]), **look) for x, rung in zip(places, rungs, strict=True)]
+    return [upright(x, dash="dot", yref="paper") for x in places], words
 
 
 def _curves(

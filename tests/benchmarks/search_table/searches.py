@@ -27,7 +27,7 @@ class Ours:
         work = space_workload(space)
         self._searcher, self.log = work.searcher, work.searcher.log
         self._scheduler = TokenASHA(self.log)
-        self.mark_tokens = work.milestones_tokens[:-1]
+        self.mark_tokens = space.evaluation_tokens()[:-1]
         self._left = trials
         self._space = space
 

@@ -1,0 +1,88 @@
+"""Who is the best at the same device time, in a study whose budget is tokens. Who won it is the winner's to say."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from results.ranking import ranked_trials
+from results.winner import Winner
+from results.words import duration_words, loss_words, run_words
+from spaces.budget import budget_of
+from trainable.config import SCHEDULES_WITH_WARMUP
+
+Row = dict[str, Any]
+
+NOISE_NATS = 0.01
+"""The standard error of the difference of two losses on the same windows, measured: less tells nobody apart."""
+DECAYING = tuple(name for name in SCHEDULES_WITH_WARMUP if name != "warmup_constant")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeWinner:
+    """A trial that is ahead of the study's winner at the same device time."""
+
+    trial: Row
+    device_s: float
+    val_loss: float
+    winner: Winner
+    winner_val_loss: float
+    """At that time."""
+
+    @property
+    def words(self) -> str:
+        """A line for a person."""
+        name, ours, time = run_words(self.trial, None), self.winner.name, duration_words(self.device_s)
+        line = f"by tokens {ours}; by device time {name}: at the same device time, {time}, it has a val loss of "
+        line += f"{loss_words(self.val_loss)} and {ours} {loss_words(self.winner_val_loss)}"
+        winner = self.winner.trial
+        falls = winner is not None and winner["lr_schedule"] in DECAYING
+        return f"{line}, whose learning rate had yet to fall" if falls else line
+
+    def to_json(self) -> Row:
+        """Return it as JSON's types."""
+        return {
+            "trial_id": self.trial["trial_id"],
+            "device_s": self.device_s,
+            "val_loss": self.val_loss,
+            "winner_val_loss": self.winner_val_loss,
+            "words": self.words,
+        }
+
+
+def time_winner(
+    document: Mapping[str, Any], trials: Sequence[Row], metrics: Sequence[Row], winner: Winner
+) -> TimeWinner | None:
+    """Return who is ahead of the winner at the same device time; None where nobody is, or the budget is time.
+
+    That time is the shortest that a completed trial took: the longest that all of them have come to, so that no loss is
+    guessed. The fastest has its last loss there, every other one what it had come to by then, linear between two of its
+    evaluations. Where the rate decays that favours the fast: a slow trial's has yet to fall, which the words say. Only
+    completed trials are looked at; of a stopped one nobody knows where it would have come to.
+    """
+    if budget_of(document).device_s is not None or winner.trial is None:
+        return None
+    curves: dict[int, list[tuple[float, float]]] = {}
+    for row in metrics:
+        if row["val_loss"] is not None:
+            curves.setdefault(row["trial_id"], []).append((row["active_s"], row["val_loss"]))
+    completed = [row for row in ranked_trials(trials) if row["status"] == "completed" and row["trial_id"] in curves]
+    device_s = min((curves[row["trial_id"]][-1][0] for row in completed), default=0.0)
+    losses = {row["trial_id"]: _loss_at(curves[row["trial_id"]], device_s) for row in completed}
+    best = min(completed, key=lambda row: (losses[row["trial_id"]], row["trial_id"]), default=None)
+    ours = losses.get(winner.trial["trial_id"], math.inf)
+    if best is None or not losses[best["trial_id"]] + NOISE_NATS < ours < math.inf:
+        return None
+    return TimeWinner(
+        trial=best, device_s=device_s, val_loss=losses[best["trial_id"]], winner=winner, winner_val_loss=ours
+    )
+
+
+def _loss_at(curve: Sequence[tuple[float, float]], device_s: float) -> float:
+    """Return the loss of a curve of (seconds, loss) at a time; infinite before its first evaluation."""
+    for (before_s, before), (after_s, after) in pairwise(curve):
+        if before_s <= device_s <= after_s:
+            share = (device_s - before_s) / (after_s - before_s) if after_s > before_s else 1.0
+            return before + share * (after - before)
+    return curve[-1][1] if curve[-1][0] <= device_s else math.inf

@@ -1,0 +1,177 @@
+"""What every trial of a study gets: training tokens, or device time, of which the speed of its shape makes steps.
+
+A budget of time is counted in tokens too, the baseline's: rungs and milestones have the same numbers for every trial,
+and are the same shares of each trial's own run.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from spaces.domains import Choice, Domain
+from trainable.config import DOCUMENTED, TrialConfig, make_config, shape_of, with_steps, with_token_budget
+from trainable.errors import UserError
+
+RANGE_NODES = 5
+Milestones = tuple[tuple[int, int], ...]
+"""(tokens of the budget, the optimizer step with which a trial has come so far), increasing."""
+
+UNITS_S = {"h": 3600, "m": 60, "s": 1}
+MAX_DEVICE_S = 60 * 10**6
+MAX_TOKENS = 10**12
+"""Also of a budget of time as long as no speed is known, so that nothing is refused too early."""
+MEASURED_SIZES = ("batch_size", "block_size", "grad_accum_steps", "lora_rank")
+"""The numbers that a step's time grows with. Between two that were measured it is a line, for a step has a part that
+is always the same and one for each sequence, token, micro-batch or rank."""
+
+
+def parse_duration(text: str) -> float:
+    """Return the seconds that 10m, 90s, 2h, 1h30m or 600 says. Raises ValueError."""
+    number = r"(\d+(?:\.\d+)?)"
+    match = re.fullmatch(rf"(?:{number}h)?(?:{number}m)?(?:{number}s)?|{number}", text)
+    units_s = (*UNITS_S.values(), 1)
+    parts = match.groups() if match else ()
+    seconds = math.fsum(float(part) * unit_s for part, unit_s in zip(parts, units_s, strict=False) if part)
+    if not 0 < seconds <= MAX_DEVICE_S:
+        raise ValueError("is not a time such as 10m, 90s, 2h or 600 (seconds), at most 10^6 minutes")
+    return seconds
+
+
+def duration_text(seconds: float) -> str:
+    """Return seconds as parse_duration() reads them, in the largest unit that leaves no rest."""
+    unit = next((unit for unit, unit_s in UNITS_S.items() if seconds % unit_s == 0), "s")
+    return f"{seconds / UNITS_S[unit]:.15g}{unit}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speeds:
+    """How long steps and evaluations take on a study's device, with as many trials beside as the study runs."""
+
+    step_s: Mapping[TrialConfig, float]
+    """By shape_of(): a grid of the shapes that were measured."""
+    evaluation_s: float
+
+    def seconds_a_step(self, config: TrialConfig) -> float:
+        """Return what a step of the configuration takes. Raises UserError for a shape that the grid does not hold."""
+        shape = shape_of(config)
+        found = self._between(shape, MEASURED_SIZES)
+        if found is None:
+            raise UserError(
+                f"no speed is known of batch_size={shape.batch_size} x block_size={shape.block_size} x "
+                f"grad_accum_steps={shape.grad_accum_steps} in {shape.precision}. Start a new study, which measures it."
+            )
+        return found
+
+    def _between(self, shape: TrialConfig, sizes: Sequence[str]) -> float | None:
+        known = self.step_s.get(shape)
+        if known is not None or not sizes:
+            return known
+        name, *rest = sizes
+        value = getattr(shape, name)
+        nodes = {getattr(one, name) for one in self.step_s if _but_sizes(one) == _but_sizes(shape)}
+        low = max((node for node in nodes if node <= value), default=None)
+        high = min((node for node in nodes if node >= value), default=None)
+        if low is None or high is None:
+            return None
+        ends = [self._between(replace(shape, **{name: node}), rest) for node in (low, high)]
+        if ends[0] is None or ends[1] is None:
+            return None
+        share = (value - low) / (high - low) if high > low else 0.0
+        return ends[0] + share * (ends[1] - ends[0])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what study.json keeps: a row a shape, with what differs from the documented configuration."""
+        documented, rows = asdict(DOCUMENTED), []
+        for shape, step_s in self.step_s.items():
+            said = {
+                name: value
+                for name, value in asdict(shape).items()
+                if value != documented[name] or name in MEASURED_SIZES
+            }
+            rows.append({**said, "step_s": step_s})
+        return {"evaluation_s": self.evaluation_s, "shapes": rows}
+
+    @classmethod
+    def from_json(cls, table: Mapping[str, Any]) -> "Speeds":
+        """Return the speeds that study.json keeps. Raises KeyError, UserError."""
+        step_s = {
+            make_config(DOCUMENTED, {name: value for name, value in row.items() if name != "step_s"}): row["step_s"]
+            for row in table["shapes"]
+        }
+        return cls(step_s=step_s, evaluation_s=table["evaluation_s"])
+
+
+def size_nodes(name: str, domain: Domain) -> list[Any]:
+    """Return the values of a size at which speeds are measured; all those between them are interpolated."""
+    ends = sorted(domain.examples())
+    if name in ("grad_accum_steps", "lora_rank"):
+        # One micro-batch more, or a rank, always adds the same.
+        return [ends[0], ends[-1]]
+    if isinstance(domain, Choice):
+        return ends
+    # By equal factors: caches and kernels change with the order of magnitude.
+    low, high = ends[0], ends[-1]
+    return [domain.nearest(low * (high / low) ** (k / (RANGE_NODES - 1))) for k in range(RANGE_NODES)]
+
+
+def _but_sizes(shape: TrialConfig) -> tuple[Any, ...]:
+    return shape.precision, shape.dropout, shape.use_lora, shape.lora_dropout, shape.lora_targets
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What every trial of a study gets."""
+
+    tokens: int
+    """Training tokens of a full-length trial; of the baseline's, where the budget is time."""
+    device_s: float | None = None
+    """Seconds of training and evaluation; None where the budget is tokens."""
+    evaluations: int = 0
+    """Of a full-length trial, whose time is device time too."""
+    speeds: Speeds | None = None
+    """None where the budget is tokens, or time and nothing was measured yet."""
+
+    def steps(self, config: TrialConfig, tokens: int | None = None) -> int:
+        """Return the whole steps of the configuration that fit into the budget, or into `tokens` of it."""
+        if self.speeds is None or self.device_s is None:
+            return (self.tokens if tokens is None else tokens) // config.tokens_per_step
+        share = 1.0 if tokens is None else tokens / self.tokens
+        training_s = self.device_s - self.evaluations * self.speeds.evaluation_s
+        return max(0, int(share * training_s / self.speeds.seconds_a_step(config)))
+
+    def sized(self, config: TrialConfig) -> TrialConfig:
+        """Return the configuration with as many steps as fit; its warm-up keeps its share of the run."""
+        if self.speeds is None:
+            return with_token_budget(config, self.tokens)
+        # That every shape gets more than one is checked where the space is made, which says the least time that works.
+        return with_steps(config, max(1, self.steps(config)))
+
+    def lasting(self, device_s: float) -> "Budget":
+        """Return the budget of time with another one: as many more of the baseline's tokens, at the same speeds."""
+        assert self.device_s is not None
+        return replace(self, tokens=round(self.tokens * device_s / self.device_s), device_s=device_s)
+
+    def milestones(self, config: TrialConfig, milestones_tokens: Sequence[int]) -> Milestones:
+        """Return the milestones with the steps at which a trial of the configuration has come so far."""
+        return tuple((tokens, self.steps(config, tokens)) for tokens in milestones_tokens)
+
+    def to_json(self) -> dict[str, Any] | None:
+        """Return study.json's "device_time"; None for a budget of tokens."""
+        if self.speeds is None:
+            return None
+        return {"device_s": self.device_s, "evaluations": self.evaluations, **self.speeds.to_json()}
+
+
+def budget_of(document: Mapping[str, Any]) -> Budget:
+    """Return the budget that a study.json says. Raises KeyError, UserError."""
+    time = document.get("device_time")
+    if time is None:
+        return Budget(tokens=document["budget_tokens"])
+    return Budget(
+        tokens=document["budget_tokens"],
+        device_s=time["device_s"],
+        evaluations=time["evaluations"],
+        speeds=Speeds.from_json(time),
+    )
