@@ -21,7 +21,7 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")
 # torch's threads wait for each other by spinning. On a machine that does other work too, a step of two threads took ten
 # times as long for it; GNU's OpenMP reads this once, when torch is imported.
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 try:
     Path("~").expanduser()
 except RuntimeError:

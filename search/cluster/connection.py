@@ -28,7 +28,7 @@ CONNECT_TIMEOUT_S = 5.0
 HEALTH_TIMEOUT_S = 20.0
 NODE_TIMEOUT_S = 180.0
 """For a node's first worker: it unpacks the packages and imports torch."""
-THREADS_THAT_YIELD = {"GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "1000")}
+THREADS_THAT_YIELD = {"GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "3000")}
 """What search/__main__.py sets for this machine, for the nodes of a cluster."""
 
 
