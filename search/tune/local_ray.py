@@ -16,6 +16,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Event, Thread
 
+import psutil
 import ray
 from filelock import FileLock, Timeout
 from ray._private import ray_constants
@@ -143,6 +144,7 @@ class _RayHere:
                     self._is_over.wait()
                 finally:
                     ray.shutdown(wait_for_processes=True)
+                    end_workers(folder)
         except BaseException as error:  # told by who waits
             self._error = error
         finally:
@@ -164,6 +166,19 @@ def _use_loaded_workers() -> None:
 
     class_cache.DEFAULT_ENV_VARS, class_cache.ENV_VARS_TO_PROPAGATE = {}, set()
     tune_controller.PlacementGroupResourceManager = FixedResourceManager
+
+
+def end_workers(folder: Path) -> None:
+    """End the workers that still start in Ray's `folder`: Ray does not, and each would make the folder once more."""
+    late = [process for process in psutil.process_iter(["cmdline"]) if _is_of(process, folder)]
+    for process in late:
+        with suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(late)
+
+
+def _is_of(process: psutil.Process, folder: Path) -> bool:
+    return any(str(folder) in word for word in process.info["cmdline"] or [])
 
 
 def check_python(*paths: str) -> None:

@@ -3,6 +3,8 @@
 import os
 import signal
 import stat
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +19,7 @@ from search.tune.local_ray import (
     PREFIX,
     SOCKET_IN_FOLDER,
     check_python,
+    end_workers,
     folders_to_try,
     last_error,
     private_folder,
@@ -36,6 +39,19 @@ def base(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFacto
     folder = tmp_path_factory.mktemp("b")
     monkeypatch.setattr("search.tune.local_ray.folders_to_try", lambda environ: ["/absent", str(folder)])
     return folder
+
+
+def test_a_worker_that_starts_when_ray_ends_is_ended_and_no_other(tmp_path: Path) -> None:
+    sleeping = [sys.executable, "-c", "import time; time.sleep(600)"]
+    folders = [tmp_path / "own", tmp_path / "others"]
+    own, other = (subprocess.Popen([*sleeping, f"--temp-dir={folder}"]) for folder in folders)
+    try:
+        end_workers(folders[0])
+        assert own.poll() is not None
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait()
 
 
 def test_what_the_person_names_comes_first_and_a_long_path_never() -> None:
