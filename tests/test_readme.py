@@ -129,8 +129,8 @@ def test_the_page_of_variables_is_current() -> None:
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_every_variable_that_a_page_names_exists(path: Path) -> None:
     # A marked word of capitals with an underscore, or one that is given a value, is meant as a variable.
-    named = set(re.findall(r"`(?!RAY_|OMP_)([A-Z]+[0-9]?_[A-Z_]+[A-Z])(?:=[^`]*)?`", text_of(path)))
-    named |= set(re.findall(r"`(?!RAY_|OMP_)([A-Z][A-Z0-9_]+)=[^`]*`", text_of(path)))
+    named = set(re.findall(r"`(?!RAY_|G?OMP_)([A-Z]+[0-9]?_[A-Z_]+[A-Z])(?:=[^`]*)?`", text_of(path)))
+    named |= set(re.findall(r"`(?!RAY_|G?OMP_)([A-Z][A-Z0-9_]+)=[^`]*`", text_of(path)))
     of_make = set(re.findall(r"^([A-Z_]+) [?:]?=", text_of(ROOT / "Makefile"), re.MULTILINE))
     assert named <= {*FIELDS, *ENV_NAMES, *of_make, "NAME"}
 
