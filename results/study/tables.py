@@ -32,9 +32,8 @@ def _column(name: str, kind: Any) -> Any:
     return pa.field(name, kind, nullable=False)
 
 
-def _columns(cls: type, *nullable: str) -> list[Any]:
-    # What is no single value, such as losses by part, is not a table's.
-    kinds = [(name, kind) for name, kind in get_type_hints(cls).items() if kind in _ARROW_TYPES]
+def _columns(cls: type, *nullable: str, without: Sequence[str] = ()) -> list[Any]:
+    kinds = [(name, kind) for name, kind in get_type_hints(cls).items() if name not in without]
     return [pa.field(name, _ARROW_TYPES[kind], nullable=name in nullable) for name, kind in kinds]
 
 
@@ -72,7 +71,10 @@ end_loss: an unstable trial's training loss at the step that ended it; null wher
 """
 
 METRICS = pa.schema(
-    [_column("trial_id", pa.int64()), *_columns(MetricsRow, "val_loss", "train_loss", "grad_norm", "tokens_per_s")]
+    [
+        _column("trial_id", pa.int64()),
+        *_columns(MetricsRow, "val_loss", "train_loss", "grad_norm", "tokens_per_s", without=["part_losses"]),
+    ]
 )
 """metrics.parquet: a row per evaluation; what was infinite or NaN is null."""
 

@@ -28,8 +28,8 @@ CONNECT_TIMEOUT_S = 5.0
 HEALTH_TIMEOUT_S = 20.0
 NODE_TIMEOUT_S = 180.0
 """For a node's first worker: it unpacks the packages and imports torch."""
-THREADS_THAT_YIELD = {"GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "3000")}
-"""What search/__main__.py sets for this machine, for the nodes of a cluster."""
+SPIN_COUNT = "GOMP_SPINCOUNT"
+"""How long threads spin, as search/__main__.py or the user has set it: the nodes of a cluster get it too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,7 @@ def connect(address: str) -> None:
                 "env_vars": {
                     "CACHE_DIR": NODE_CACHE,
                     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-                    **THREADS_THAT_YIELD,
+                    **{name: value for name, value in os.environ.items() if name == SPIN_COUNT},
                 },
             },
         )

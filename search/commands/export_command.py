@@ -40,5 +40,5 @@ def _tokens_in_time(study: Study, options: Options) -> int | None:
     winner = winner_of(study).trial
     if winner is None:
         return None
-    config = config_from(winner)
-    return max(1, budget.lasting(device_s).steps(config)) * config.tokens_per_step
+    config = budget.lasting(device_s).sized(config_from(winner))
+    return config.training_steps * config.tokens_per_step

@@ -16,7 +16,7 @@ from trainable.device.compiling import may_compile
 from trainable.device.device_memory import CONTEXT_BYTES, is_out_of_memory, prepare_memory, release_memory
 from trainable.evaluation import eval_windows, evaluate
 from trainable.loop import train
-from trainable.rows import Start, StepRow
+from trainable.rows import StepRow
 from trainable.run import RunSpec, start_run
 
 WARM_UP_STEPS = 2
@@ -147,8 +147,7 @@ def _measured(
     has_waited = False
     try:
         state = start_run(spec, replace(config, training_steps=training_steps, warmup_steps=0))
-        not_evaluated = Start(val_loss=0.0, train_loss=0.0)
-        rows = train(state, spec.corpus, spec.protocol, eval_steps=(), stop_on=(), start=not_evaluated)
+        rows = train(state, spec.corpus, spec.protocol, eval_steps=(), stop_on=(), evaluate_first=False)
         steps = (row for row in rows if isinstance(row, StepRow))
         for _ in range(WARM_UP_STEPS):
             next(steps)
