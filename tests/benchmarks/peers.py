@@ -106,11 +106,10 @@ def ours_up_to(case: Case, corpus: Corpus, rung: int, pause: Pause) -> None:
     """Train by trainable.loop with only the first `rung` of the CPU's tricks in the model."""
     from trainable.device.cpu_kernels import attention
     from trainable.device.cpu_kernels.dropout import replace_dropout
-    from trainable.device.cpu_kernels.gelu import replace_gelu
     from trainable.device.cpu_kernels.linear import replace_linear
     from trainable.model import models
 
-    tricks = (replace_dropout, attention.use_in, replace_gelu, replace_linear)[:rung]
+    tricks = (replace_dropout, attention.use_in, replace_linear)[:rung]
     with patch.object(models, "tune_for_cpu", lambda model: [trick(model) for trick in tricks]):
         ours(case, corpus, pause, compile_mode="off")
 

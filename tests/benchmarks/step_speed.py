@@ -40,7 +40,7 @@ GOALS = {
     ("llama-135m", "fp32"): (1.5, None),
 }
 """Times faster than (Trainer, nanoGPT's style) that this project set itself, the bf16 one for CPUs with AMX."""
-LADDER = ("chunked head", "and dropout", "and attention", "and GELU", "and linear layers")
+LADDER = ("chunked head", "and dropout", "and attention", "and linear layers")
 
 
 def cases(device: str, quick: bool) -> list[tuple[Case, int]]:

@@ -8,10 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from transformers import GPT2Config, GPT2LMHeadModel
-from transformers.activations import GELUTanh
 
 from trainable.config import TrialConfig
-from trainable.device.cpu_kernels import attention, gelu, tune_for_cpu
+from trainable.device.cpu_kernels import attention, tune_for_cpu
 from trainable.device.cpu_kernels.attention import _attention, _CausalAttention
 from trainable.device.cpu_kernels.dropout import CPUDropout, dropout_mask
 from trainable.device.cpu_kernels.linear import CPUConv1D, product
@@ -58,31 +57,6 @@ def test_dropout_is_off_in_evaluation_and_at_0() -> None:
     assert CPUDropout(0.0)(inputs) is inputs
     assert torch.equal(CPUDropout(0.5).eval()(inputs), inputs)
     assert torch.equal(dropout_mask((3,), 1.0), torch.zeros(3))
-
-
-@pytest.mark.parametrize("shape", [(3, 5), (2, gelu.CHUNK // 2 + 7)])
-def test_the_tanh_gelu_is_torchs_gradients_too(shape: tuple[int, ...]) -> None:
-    torch.manual_seed(0)
-    inputs = (4 * torch.randn(shape)).requires_grad_()
-    with torch.no_grad():
-        inputs[0, :4] = torch.tensor([-200.0, -10.0, 0.0, 200.0])
-    above = torch.randn(shape).t().contiguous().t()  # what comes from above need not be contiguous
-
-    def result(activation: Any, x: torch.Tensor) -> list[torch.Tensor]:
-        activated = activation(x)
-        return [activated.detach(), *torch.autograd.grad(activated, [x], above.to(x.dtype))]
-
-    exact = result(GELUTanh(), inputs.detach().double().requires_grad_())
-    for ours, theirs in zip(result(gelu.CPUTanhGELU(GELUTanh()), inputs), exact, strict=True):
-        torch.testing.assert_close(ours.double(), theirs, rtol=1e-6, atol=5e-6)
-
-
-def test_gelu_in_bf16_and_the_exact_one_are_left_to_torch() -> None:
-    inputs = torch.linspace(-4, 4, 100).bfloat16()
-    assert torch.equal(gelu.CPUTanhGELU(GELUTanh())(inputs), GELUTanh()(inputs))
-    exact = GPT2LMHeadModel(GPT2Config(**{**CONFIG.to_dict(), "activation_function": "gelu"}))
-    gelu.replace_gelu(exact)
-    assert not any(isinstance(module, gelu.CPUTanhGELU) for module in exact.modules())
 
 
 def attended_by_torch(parts: list[torch.Tensor], **keywords: Any) -> torch.Tensor:

@@ -4,13 +4,11 @@ from transformers import PreTrainedModel
 
 from trainable.device.cpu_kernels import attention
 from trainable.device.cpu_kernels.dropout import replace_dropout
-from trainable.device.cpu_kernels.gelu import replace_gelu
 from trainable.device.cpu_kernels.linear import replace_linear
 
 
 def tune_for_cpu(model: PreTrainedModel) -> None:
-    """Change the model's dropout, GELU, attention and linear layers; parameters and their names stay."""
+    """Change the model's dropout, attention and linear layers; parameters and their names stay."""
     replace_dropout(model)
-    replace_gelu(model)
     replace_linear(model)
     attention.use_in(model)
