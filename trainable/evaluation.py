@@ -7,10 +7,10 @@ import torch
 from transformers import PreTrainedModel
 
 from trainable.data.tokens import Corpus, Tokens
-from trainable.device.device import without_tf32
 from trainable.errors import UserError
 from trainable.head import find_head
 from trainable.loss import next_token_losses
+from trainable.model.modes import exact_inference
 from trainable.rows import Start
 
 EVAL_TOKENS_PER_FORWARD = 8192
@@ -78,20 +78,13 @@ def window_losses(model: PreTrainedModel, windows: torch.Tensor) -> torch.Tensor
 
     Leaves the model in the mode it was in and draws no random number: a run evaluated more often trains the same.
     """
-    was_training = model.training
     device = next(model.parameters()).device
     scored = (windows.shape[1] - 1) // 2  # the stride of eval_windows: no token is scored twice
     rows = max(1, _tokens_per_forward(model) // windows.shape[1])
-    sums = []
-    model.eval()
-    try:
-        # Eager for every trial: compiled layers would be compiled once more, and measured by other arithmetic.
-        eager = torch.compiler.set_stance("force_eager")
-        with eager, without_tf32(), torch.inference_mode(), torch.autocast(device.type, enabled=False):
-            for batch in torch.split(windows, rows):
-                sums.append(next_token_losses(model, batch.to(device), last=scored).sum(dim=1))
-    finally:
-        model.train(was_training)
+    with exact_inference(model):
+        sums = [
+            next_token_losses(model, batch.to(device), last=scored).sum(dim=1) for batch in torch.split(windows, rows)
+        ]
     return torch.cat(sums).cpu().double() / scored
 
 

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from transformers import PreTrainedModel
 
+from trainable.model.modes import in_mode
+
 PROBE_SCALE = 1e4
 FITS_FRAC = 1e-3
 """Of the largest logit: rounding of fp32 products."""
@@ -53,20 +55,12 @@ def _found(model: PreTrainedModel) -> Head | None:
     if not isinstance(embeddings, torch.nn.Linear) or model.base_model is model:
         return None
     probe = torch.arange(2, device=embeddings.weight.device).unsqueeze(0)  # (1, 2)
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), torch.autocast(probe.device.type, enabled=False):
-            products = F.linear(hidden_states(model, probe), embeddings.weight, embeddings.bias)
-            quiet = model(input_ids=probe, use_cache=False).logits
-            # A cap bends large logits alone, so those of the probe are made large where the head hands them over.
-            louder = embeddings.register_forward_hook(lambda _module, _inputs, logits: logits * PROBE_SCALE)
-            try:
-                loud = model(input_ids=probe, use_cache=False).logits
-            finally:
-                louder.remove()
-    finally:
-        model.train(was_training)
+    with in_mode(model, training=False), torch.no_grad(), torch.autocast(probe.device.type, enabled=False):
+        products = F.linear(hidden_states(model, probe), embeddings.weight, embeddings.bias)
+        quiet = model(input_ids=probe, use_cache=False).logits
+        # A cap bends large logits alone, so those of the probe are made large where the head hands them over.
+        with embeddings.register_forward_hook(lambda _module, _inputs, logits: logits * PROBE_SCALE):
+            loud = model(input_ids=probe, use_cache=False).logits
     return next((head for head in _candidates(model) if _fits(head, products, quiet, loud)), None)
 
 

@@ -5,9 +5,9 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from trainable.data.tokens import Tokens
-from trainable.device.device import without_tf32
 from trainable.errors import UserError
 from trainable.model.models import context_limit
+from trainable.model.modes import exact_inference
 
 SAMPLE_TOKENS = 40
 PROMPT_TOKENS = 24
@@ -68,21 +68,16 @@ def sample(
     limit, vocab_size = context_limit(model), tokenizer.get_vocab_size(with_added_tokens=True)
     ends = model.config.eos_token_id
     ends = set(ends) if isinstance(ends, list) else {ends}
-    was_training, start = model.training, len(ids)
-    model.eval()
-    try:
-        eager = torch.compiler.set_stance("force_eager")
-        with eager, without_tf32(), torch.inference_mode(), torch.autocast(device.type, enabled=False):
-            for _ in range(tokens):
-                # The whole context again for each token: a cache would be faster, and other arithmetic for each family.
-                context = torch.tensor([ids[-limit:] if limit else ids], device=device)  # (1, T)
-                logits = model(input_ids=context, use_cache=False, logits_to_keep=1).logits[0, -1].float().cpu()
-                # An embedding may have rows that the tokenizer has no words for.
-                ids.append(_draw(logits[:vocab_size], temperature, generator))
-                if ids[-1] in ends:
-                    break
-    finally:
-        model.train(was_training)
+    start = len(ids)
+    with exact_inference(model):
+        for _ in range(tokens):
+            # The whole context again for each token: a cache would be faster, and other arithmetic for each family.
+            context = torch.tensor([ids[-limit:] if limit else ids], device=device)  # (1, T)
+            logits = model(input_ids=context, use_cache=False, logits_to_keep=1).logits[0, -1].float().cpu()
+            # An embedding may have rows that the tokenizer has no words for.
+            ids.append(_draw(logits[:vocab_size], temperature, generator))
+            if ids[-1] in ends:
+                break
     return str(tokenizer.decode(ids[start:]))
 
 

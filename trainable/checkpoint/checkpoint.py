@@ -12,6 +12,7 @@ from trainable.checkpoint.checkpoint_file import read_payload, read_safetensors,
 from trainable.checkpoint.checkpoint_path import check_checkpoint_path, is_safetensors, trainer_state, weight_files
 from trainable.checkpoint.foreign import fitted, is_state_dict, step_in, weights_in
 from trainable.config import TrialConfig, make_config
+from trainable.device.device import rng_state, set_rng_state
 from trainable.errors import UserError
 from trainable.model.lora import (
     AdapterBase,
@@ -80,7 +81,7 @@ def checkpoint_payload(state: TrainState, *, model_name: str, corpus_fingerprint
         "optimizer_state_dict": state.optimizer.state_dict(),
         "scaler_state_dict": state.scaler.state_dict(),
         "monitor": state.monitor.state_dict(),
-        "rng": {"batches": state.batches.get_state(), "torch": torch.get_rng_state(), **_device_rng(state.device)},
+        "rng": {"batches": state.batches.get_state(), **rng_state(state.device)},
     }
 
 
@@ -204,15 +205,11 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> None:
         state.monitor.load_state_dict(ours["monitor"])
         state.since_evaluation = SinceEvaluation(**ours.get("since_evaluation", {}))
         state.batches.set_state(ours["rng"]["batches"])
-        torch.set_rng_state(ours["rng"]["torch"])
+        set_rng_state(state.device, ours["rng"])
     except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
         raise UserError(
             f"CHECKPOINT_PATH={checkpoint.path} is one of ours but incomplete ({error}). Use another."
         ) from None
-    if state.device.type == "cuda" and "cuda" in ours["rng"]:
-        torch.cuda.set_rng_state(ours["rng"]["cuda"], state.device)
-    if state.device.type == "mps" and "mps" in ours["rng"]:
-        torch.mps.set_rng_state(ours["rng"]["mps"])
     state.optimizer_steps = ours["optimizer_steps"]
     state.tokens_seen = ours["tokens_seen"]
     state.active_s = ours["active_s"]
@@ -270,11 +267,3 @@ def _base(payload: Mapping[str, Any]) -> AdapterBase | None:
     if not all(isinstance(text, str) for text in (base.model_name, base.init_from or "", base.fingerprint)):
         raise TypeError("'base' holds something other than names")
     return base
-
-
-def _device_rng(device: torch.device) -> dict[str, torch.Tensor]:
-    if device.type == "cuda":
-        return {"cuda": torch.cuda.get_rng_state(device)}
-    if device.type == "mps":
-        return {"mps": torch.mps.get_rng_state()}
-    return {}

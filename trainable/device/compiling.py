@@ -17,10 +17,10 @@ from transformers import PreTrainedModel
 
 from trainable.config import TrialConfig, shape_of
 from trainable.data.corpus import cache_dir
-from trainable.device.device import autocast, device_info
+from trainable.device.device import autocast, device_info, untouched_rng
 from trainable.device.device_memory import is_out_of_memory, release_memory
 from trainable.loss import next_token_loss
-from trainable.model.models import dropout_fields
+from trainable.model.modes import dropout_fields
 
 CompileMode = Literal["auto", "on", "off"]
 MIN_RUN_S = {"cuda": 60.0}
@@ -118,7 +118,8 @@ def compile_layers(model: PreTrainedModel) -> None:
 def layers_of(model: PreTrainedModel) -> nn.ModuleList:
     """Return what is compiled: one graph a layer kind, where a whole model would be compiled again for each depth."""
     lists = (module for module in model.modules() if isinstance(module, nn.ModuleList))
-    return max(lists, key=len, default=nn.ModuleList())
+    # By size and not by number: a layer may hold a longer list, of experts.
+    return max(lists, key=lambda one: sum(weight.numel() for weight in one.parameters()), default=nn.ModuleList())
 
 
 def _measured(model: PreTrainedModel, config: TrialConfig, *, if_eager_takes_s: float) -> CompileCost | None:
@@ -127,7 +128,7 @@ def _measured(model: PreTrainedModel, config: TrialConfig, *, if_eager_takes_s: 
     # A copy, dropped afterwards, and the random numbers put back: the run is the same whether it measures or reads.
     probe = copy.deepcopy(model)
     try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with untouched_rng(device):
             _seconds_a_pass(probe, config, count=1)
             eager_pass_s = _seconds_a_pass(probe, config, count=MEASURED_PASSES)
             if eager_pass_s < if_eager_takes_s:

@@ -5,7 +5,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -137,6 +137,35 @@ def allow_tf32(device: torch.device) -> None:
     """Let a CUDA device round the factors of fp32 products to TF32's 10 bits; elsewhere nothing happens."""
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
+
+
+def rng_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """Return the states of torch's global generators: the CPU's, and the device's by its type."""
+    states = {"torch": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        states["mps"] = torch.mps.get_rng_state()
+    return states
+
+
+def set_rng_state(device: torch.device, states: Mapping[str, torch.Tensor]) -> None:
+    """Put back what rng_state() returned. States of another type of device leave this one's as it is."""
+    torch.set_rng_state(states["torch"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
+    elif device.type == "mps" and "mps" in states:
+        torch.mps.set_rng_state(states["mps"])
+
+
+@contextmanager
+def untouched_rng(device: torch.device) -> Iterator[None]:
+    """Restore torch's global generators of the CPU and of `device` at the end."""
+    states = rng_state(device)
+    try:
+        yield
+    finally:
+        set_rng_state(device, states)
 
 
 def to_device(device: torch.device, tensor: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from torch.nn.modules.dropout import _DropoutNd
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -26,9 +25,8 @@ from trainable.device.cpu_kernels import tune_for_cpu
 from trainable.device.device_memory import is_out_of_memory
 from trainable.errors import UserError
 from trainable.model.model_names import PRESETS, TOKENIZER_FILES, check_model_name, files_folder
+from trainable.model.modes import dropout_fields
 
-OTHER_HEADS = ("classifier", "summary")
-"""Of classification, whose dropout a language model never runs."""
 MOST_NUMBERS_PER_BYTE = 2
 """No number of a file is smaller than four bits."""
 SAME_GELU = MappingProxyType({"gelu_new": "gelu_pytorch_tanh"})
@@ -126,19 +124,6 @@ def check_model(model: PreTrainedModel, name: str, *, block_size: int, vocab_siz
             f"GPT2_MODEL_NAME={name}: its tokenizer has {vocab_size} ids and the model embeds {rows}. "
             "The two do not belong together; save the tokenizer that the model was trained with."
         )
-
-
-def dropout_fields(holder: Any) -> list[str]:
-    """Return the attributes of a configuration or a module that are dropout probabilities, whatever its family calls
-    them; layer drop and stochastic depth are none."""
-    if isinstance(holder, _DropoutNd):
-        return ["p"]
-    return [
-        name
-        for name, value in vars(holder).items()
-        # JSON may say 0 for 0.0; None and False switch something else off.
-        if type(value) in (int, float) and re.search("pdrop$|dropout", name) and not name.startswith(OTHER_HEADS)
-    ]
 
 
 def _tuned(config: Any, dropout: float) -> Any:

@@ -4,10 +4,18 @@ import torch
 from transformers import PreTrainedModel
 
 from trainable.evaluation import evaluate
-from trainable.preflight.check_result import Check, skipped
-from trainable.preflight.untouched import in_mode
+from trainable.model.modes import in_mode
+from trainable.preflight.check_result import Check, judged, skipped
 
 MOVED_FRAC = 1e-3
+
+
+def causal_model(model: torch.nn.Module) -> PreTrainedModel | None:
+    """Return the model of transformers with a head that this is, or holds; None where there is none."""
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel) and module.get_output_embeddings() is not None:
+            return module
+    return None
 
 
 def check_causality(model: PreTrainedModel, windows: torch.Tensor) -> Check:
@@ -22,15 +30,12 @@ def check_causality(model: PreTrainedModel, windows: torch.Tensor) -> Check:
     with in_mode(model, training=False), torch.no_grad():
         before, after = (model(input_ids=ids, use_cache=False).logits[:, :half].float() for ids in (windows, changed))
     moved = float((before - after).abs().max() / before.std())
-    leaks = not moved <= MOVED_FRAC
-    return Check(
-        name="causality",
-        status="fail" if leaks else "pass",
+    return judged(
+        "causality",
+        failed=not moved <= MOVED_FRAC,
         measured=f"logits before the changed tokens moved by {moved:.1e} of their deviation",
         expected=f"at most {MOVED_FRAC:.0e}",
-        advice="The model sees the tokens it is to predict. Give its attention a causal mask (is_decoder, is_causal)."
-        if leaks
-        else "",
+        advice="The model sees the tokens it is to predict. Give its attention a causal mask (is_decoder, is_causal).",
     )
 
 
@@ -38,13 +43,10 @@ def check_evaluation_repeats(model: PreTrainedModel, windows: torch.Tensor) -> C
     """Return whether evaluating twice, from training mode, gives exactly the same number."""
     with in_mode(model, training=True):
         first, second = evaluate(model, windows), evaluate(model, windows)
-    same = first == second
-    return Check(
-        name="evaluation repeats",
-        status="pass" if same else "fail",
-        measured=f"{first!r} and {second!r}" if not same else f"twice {first:.4f}",
+    return judged(
+        "evaluation repeats",
+        failed=first != second,
+        measured=f"{first!r} and {second!r}" if first != second else f"twice {first:.4f}",
         expected="the same bits twice",
-        advice=""
-        if same
-        else "Something random is left on in evaluation, most often dropout. Make it follow model.eval().",
+        advice="Something random is left on in evaluation, most often dropout. Make it follow model.eval().",
     )

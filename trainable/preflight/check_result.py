@@ -26,6 +26,15 @@ class Check:
             raise UserError(f"{self.name}: {self.measured}; expected: {self.expected}. {self.advice}")
 
 
+def judged(
+    name: str, *, measured: str, expected: str, advice: str, failed: bool = False, warned: bool = False
+) -> Check:
+    """Return the check as failed or as a warning, with the advice, or else as passed, without."""
+    status: CheckStatus = "fail" if failed else "warn" if warned else "pass"
+    advice = advice if failed or warned else ""
+    return Check(name=name, status=status, measured=measured, expected=expected, advice=advice)
+
+
 def skipped(name: str, reason: str) -> Check:
-    """Return the check that was not made, with the reason."""
+    """Return a check that was not made, with the reason."""
     return Check(name=name, status="skipped", measured=reason, expected="", advice="")

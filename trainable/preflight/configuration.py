@@ -5,14 +5,16 @@ from collections.abc import Mapping
 import torch
 from transformers import PreTrainedModel
 
+from trainable.checkpoint.exam.exam_weights import MANTISSA_BITS, unmovable_frac
 from trainable.config import TrialConfig
 from trainable.device.device import autocast
 from trainable.loss import next_token_loss
-from trainable.model.models import dropout_fields
-from trainable.preflight.check_result import Check, CheckStatus, skipped
-from trainable.preflight.untouched import in_mode
+from trainable.model.modes import dropout_fields, in_mode
+from trainable.preflight.check_result import Check, judged, skipped
 from trainable.schedule import learning_rate_at
 
+LISTED = 3
+"""Names that are shown of a list."""
 LONG_WARMUP_FRAC = 0.5
 STALLED_WARN_FRAC = 0.5
 AUTOCAST_MARGIN = 0.1
@@ -32,9 +34,9 @@ def check_schedule(config: TrialConfig) -> Check:
             advice = "The run ends before the peak is reached. Shorten WARMUP_STEPS or lengthen TRAINING_STEPS."
         elif config.warmup_steps > LONG_WARMUP_FRAC * config.training_steps:
             advice = "Most of the run is warm-up. Shorten WARMUP_STEPS or lengthen TRAINING_STEPS."
-    return Check(
-        name="learning-rate schedule",
-        status="warn" if advice else "pass",
+    return judged(
+        "learning-rate schedule",
+        warned=bool(advice),
         measured=measured,
         expected=f"the peak of {config.learning_rate:.2e}, with a warm-up of at most half the run",
         advice=advice,
@@ -47,45 +49,39 @@ def check_precision(config: TrialConfig, model: PreTrainedModel, windows: torch.
     windows: (N, T + 1), of which two are used.
     """
     device = next(model.parameters()).device
-    dtypes = sorted({str(weight.dtype).removeprefix("torch.") for weight in model.parameters() if weight.requires_grad})
+    trained = {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
+    dtypes = sorted({str(weight.dtype).removeprefix("torch.") for weight in trained.values()})
     measured = f"weights {', '.join(dtypes)}; PRECISION={config.precision} on {device.type}"
-    status: CheckStatus = "pass"
-    advice = ""
     if config.precision == "bf16" and device.type == "mps" and not torch.backends.mps.is_macos_or_newer(14, 0):
-        return Check(
-            name="precision",
-            status="fail",
+        return judged(
+            "precision",
+            failed=True,
             measured=measured,
             expected="macOS 14 or newer, for MPS to compute bf16",
             advice="Update macOS, or set PRECISION=fp16 or fp32.",
         )
-    stalled = _stalled_frac(config, model)
+    half = {name: weight for name, weight in trained.items() if weight.dtype in MANTISSA_BITS}
+    stalled = unmovable_frac(half, config.learning_rate)
     few = windows[:2, : AUTOCAST_TOKENS + 1].to(device)
     difference = 0.0 if config.precision == "fp32" else _autocast_difference(config, model, few)
+    failed, advice = not difference <= AUTOCAST_MARGIN, ""
     if config.precision != "fp32":
         measured += f", whose loss is {difference:.1e} from fp32's"
-    if not difference <= AUTOCAST_MARGIN:
-        status, advice = (
-            "fail",
-            "This model's loss changes too much at this precision. Set PRECISION=fp32, or bf16 instead of fp16.",
-        )
+    if failed:
+        advice = "This model's loss changes too much at this precision. Set PRECISION=fp32, or bf16 instead of fp16."
     elif stalled > STALLED_WARN_FRAC:
         measured += f"; an Adam step of {config.learning_rate:.0e} is rounded away in {stalled:.0%} of the weights"
-        status, advice = (
-            "warn",
-            "Training would stall. Keep the weights in fp32 (autocast does) or raise LEARNING_RATE.",
-        )
+        advice = "Training would stall. Keep the weights in fp32 (autocast does) or raise LEARNING_RATE."
     elif config.precision == "fp16" and device.type == "cpu":
-        status, advice = "warn", "fp16 is slow on a CPU and overflows early. Set PRECISION=bf16 or fp32."
-    elif (
-        config.precision == "bf16"
-        and device.type == "cuda"
-        and not torch.cuda.is_bf16_supported(including_emulation=False)
+        advice = "fp16 is slow on a CPU and overflows early. Set PRECISION=bf16 or fp32."
+    elif (config.precision, device.type) == ("bf16", "cuda") and not torch.cuda.is_bf16_supported(
+        including_emulation=False
     ):
-        status, advice = "warn", "This GPU computes bf16 in software. Set PRECISION=fp16 or fp32."
-    return Check(
-        name="precision",
-        status=status,
+        advice = "This GPU computes bf16 in software. Set PRECISION=fp16 or fp32."
+    return judged(
+        "precision",
+        failed=failed,
+        warned=bool(advice),
         measured=measured,
         expected=f"fp32 weights, and a loss within {AUTOCAST_MARGIN} of fp32's",
         advice=advice,
@@ -97,17 +93,6 @@ def _autocast_difference(config: TrialConfig, model: PreTrainedModel, windows: t
         exact = next_token_loss(model, windows)
         with autocast(windows.device, config.precision):
             return abs(float(next_token_loss(model, windows)) - float(exact))
-
-
-def _stalled_frac(config: TrialConfig, model: torch.nn.Module) -> float:
-    # Adam moves a weight by about the learning rate; a move below half a unit in the last place is lost in rounding.
-    stalled = total = 0
-    for parameter in model.parameters():
-        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
-            half_unit = parameter.detach().float().abs() * torch.finfo(parameter.dtype).eps / 2
-            stalled += int((half_unit > config.learning_rate).sum())
-            total += parameter.numel()
-    return stalled / total if total else 0.0
 
 
 def check_dropout(config: TrialConfig, model: torch.nn.Module) -> Check:
@@ -125,9 +110,9 @@ def check_dropout(config: TrialConfig, model: torch.nn.Module) -> Check:
     elif config.dropout and not found:
         advice = "DROPOUT changes nothing here: this model has no dropout. Leave it out of the search, or set it to 0."
     measured = f"{len(found)} places with dropout"
-    return Check(
-        name="dropout",
-        status="warn" if advice else "pass",
+    return judged(
+        "dropout",
+        warned=bool(advice),
         measured=f"{measured}, {len(others)} not at {config.dropout:g}: {listed(others)}" if others else measured,
         expected=f"DROPOUT={config.dropout:g} in all",
         advice=advice,
@@ -140,29 +125,28 @@ def check_block_sizes(limit: int | None, blocks: Mapping[str, int]) -> Check:
     if limit is None:
         return skipped(name, "the model has no limit of positions")
     too_long = [f"{what}={block}" for what, block in blocks.items() if block > limit]
-    return Check(
-        name=name,
-        status="fail" if too_long else "pass",
+    return judged(
+        name,
+        failed=bool(too_long),
         measured=", ".join(f"{what}={block}" for what, block in blocks.items()) + f" at {limit} positions",
         expected=f"at most {limit} tokens",
-        advice=f"Lower {' and '.join(too_long)} to {limit} or less, or use a model with more positions."
-        if too_long
-        else "",
+        advice=f"Lower {' and '.join(too_long)} to {limit} or less, or use a model with more positions.",
     )
 
 
 def check_finite_weights(model: torch.nn.Module) -> Check:
     """Return whether every weight is a finite number, naming the tensors that have others."""
     bad = [name for name, tensor in model.named_parameters() if not torch.isfinite(tensor).all()]
-    return Check(
-        name="finite weights",
-        status="fail" if bad else "pass",
+    return judged(
+        "finite weights",
+        failed=bool(bad),
         measured=f"NaN or inf in {listed(bad)}" if bad else "all finite",
         expected="no NaN and no inf",
-        advice="The weights were saved after the run had broken. Use an earlier checkpoint." if bad else "",
+        advice="The weights were saved after the run had broken. Use an earlier checkpoint.",
     )
 
 
-def listed(names: list[str], *, most: int = 3) -> str:
+def listed(names: list[str]) -> str:
     """Return the first names and how many there are."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more ({len(names)})" if len(names) > most else "")
+    more = f" and {len(names) - LISTED} more ({len(names)})" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more

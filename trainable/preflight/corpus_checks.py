@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from trainable.data.text_documents import iter_chunks
 from trainable.data.tokens import Corpus
-from trainable.preflight.check_result import Check, CheckStatus, skipped
+from trainable.preflight.check_result import Check, judged, skipped
 from trainable.preflight.overlap import CHUNK_TOKENS, LONG_COPY_TOKENS, measure_overlap
 from trainable.text_audit.ngrams import NGRAM_TOKENS
 
@@ -35,15 +35,12 @@ def check_tokenizer_ids(tokenizer: Tokenizer, corpus: Corpus, embedding_rows: in
     """Return whether every id that the tokenizer or the corpus has is one that the model embeds."""
     highest = max(tokenizer.get_vocab(with_added_tokens=True).values())
     in_corpus = max(int(chunk.max()) for chunk in _pieces(corpus))
-    too_high = max(highest, in_corpus) >= embedding_rows
-    return Check(
-        name="tokenizer ids",
-        status="fail" if too_high else "pass",
+    return judged(
+        "tokenizer ids",
+        failed=max(highest, in_corpus) >= embedding_rows,
         measured=f"highest id {highest}, in the corpus {in_corpus}; the model embeds {embedding_rows}",
         expected=f"ids below {embedding_rows}",
-        advice="Tokenizer and model do not belong together. Save the tokenizer that the model was trained with."
-        if too_high
-        else "",
+        advice="Tokenizer and model do not belong together. Save the tokenizer that the model was trained with.",
     )
 
 
@@ -57,28 +54,19 @@ def check_tokenizer_fit(tokenizer: Tokenizer, corpus: Corpus, files: Sequence[Pa
     back = tokenizer.decode(ids, skip_special_tokens=False)
     lost = (Counter(text) - Counter(back)).total() / max(1, len(text))
     unknown_id = _unknown_id(tokenizer)
-    unknown = 0
-    if unknown_id is not None:
-        unknown = sum(int(np.count_nonzero(chunk == unknown_id)) for chunk in _pieces(corpus))
-    unknown_frac = unknown / len(corpus.tokens)
+    unknown_frac = sum(int(np.count_nonzero(chunk == unknown_id)) for chunk in _pieces(corpus)) / len(corpus.tokens)
     bytes_per_token = len(text.encode()) / max(1, len(ids))
-    status: CheckStatus = "pass"
-    advice = ""
-    if unknown_frac >= UNKNOWN_FAIL_FRAC or (lost >= LOST_FAIL_FRAC and tokenizer.decoder is not None):
-        status, advice = "fail", "The tokenizer does not know this text. Use one made for its language and script."
-    elif bytes_per_token < MIN_BYTES_PER_TOKEN and corpus.vocab_size >= LARGE_VOCABULARY:
-        status, advice = (
-            "warn",
-            "It splits the text into very short tokens: it was made for another language. Use one made for this.",
-        )
-    elif back != text:
-        status, advice = (
-            "warn",
-            "Text does not come back as it was (case, spaces or rare characters). Look at the tokenizer.",
-        )
-    return Check(
-        name="tokenizer fit",
-        status=status,
+    failed = unknown_frac >= UNKNOWN_FAIL_FRAC or (lost >= LOST_FAIL_FRAC and tokenizer.decoder is not None)
+    is_short = bytes_per_token < MIN_BYTES_PER_TOKEN and corpus.vocab_size >= LARGE_VOCABULARY
+    advice = "Text does not come back as it was (case, spaces or rare characters). Look at the tokenizer."
+    if failed:
+        advice = "The tokenizer does not know this text. Use one made for its language and script."
+    elif is_short:
+        advice = "It splits the text into very short tokens: it was made for another language. Use one made for this."
+    return judged(
+        "tokenizer fit",
+        failed=failed,
+        warned=is_short or back != text,
         measured=f"round trip {'exact' if back == text else f'loses {lost:.1%} of the characters'}, "
         f"unknown tokens {unknown_frac:.2%}, {bytes_per_token:.2f} bytes/token",
         expected=f"exact, below {UNKNOWN_FAIL_FRAC:.0%}, at least {MIN_BYTES_PER_TOKEN} bytes/token",
@@ -99,16 +87,13 @@ def check_overlap(corpus: Corpus, tokenizer: Tokenizer) -> Check:
         start, end = overlap.longest_start, overlap.longest_start + overlap.longest_tokens
         excerpt = " ".join(tokenizer.decode(corpus.val[start : start + EXCERPT_TOKENS].tolist()).split())
         measured += f"; longest copy: validation tokens {start:,} to {end:,}, {excerpt!r}"
-    failed = overlap.shared_frac >= SHARED_FAIL_FRAC or overlap.long_copy_frac >= LONG_COPY_FAIL_FRAC
-    warned = overlap.shared_frac >= SHARED_WARN_FRAC or overlap.long_copy_frac > 0
-    return Check(
-        name=name,
-        status="fail" if failed else "warn" if warned else "pass",
+    return judged(
+        name,
+        failed=overlap.shared_frac >= SHARED_FAIL_FRAC or overlap.long_copy_frac >= LONG_COPY_FAIL_FRAC,
+        warned=overlap.shared_frac >= SHARED_WARN_FRAC or overlap.long_copy_frac > 0,
         measured=measured,
         expected=f"below {SHARED_WARN_FRAC:.0%}, and no copy of {LONG_COPY_TOKENS} tokens or more",
-        advice="The validation loss would measure memorization. Remove the repeated passages from the text."
-        if failed or warned
-        else "",
+        advice="The validation loss would measure memorization. Remove the repeated passages from the text.",
     )
 
 
@@ -118,16 +103,17 @@ def _sample(files: Sequence[Path]) -> str:
     return "\n".join(chunk.text[: SAMPLE_CHARS // len(spread)] for chunk in starts if chunk is not None)
 
 
-def _unknown_id(tokenizer: Tokenizer) -> int | None:
+def _unknown_id(tokenizer: Tokenizer) -> int:
+    """Return the id of what the tokenizer does not know, or -1, which is no id, where it knows everything."""
     parts = json.loads(tokenizer.to_str())
     model, decoder = parts["model"], parts.get("decoder") or {}
     if decoder.get("type") == "ByteLevel":
         # Knows every byte; what it names its unknown token is the end of a text.
-        return None
+        return -1
     if isinstance(model.get("unk_id"), int):
         return int(model["unk_id"])
-    token = model.get("unk_token")
-    return tokenizer.token_to_id(token) if token else None
+    id_ = tokenizer.token_to_id(model.get("unk_token") or "")
+    return -1 if id_ is None else id_
 
 
 def _pieces(corpus: Corpus) -> list[np.ndarray]:

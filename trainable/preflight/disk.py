@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from trainable.device.device_memory import GIB
-from trainable.preflight.check_result import Check, skipped
-from trainable.preflight.memory_probe import ADAM_STATES
+from trainable.preflight.check_result import Check, judged, skipped
+from trainable.preflight.memory_probe import moments_bytes
 
 NAME = "disk for checkpoints"
 
@@ -24,9 +24,8 @@ class CheckpointRoom:
 
 def checkpoint_bytes(model: torch.nn.Module) -> int:
     """Return the size of a checkpoint of a run: weights, buffers, and AdamW's two moments of what is trained."""
-    weights = sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
-    trained = sum(weight.numel() * weight.element_size() for weight in model.parameters() if weight.requires_grad)
-    return weights + ADAM_STATES * trained
+    weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    return weights + moments_bytes(model)
 
 
 def check_disk(model: torch.nn.Module, room: CheckpointRoom) -> Check:
@@ -37,13 +36,10 @@ def check_disk(model: torch.nn.Module, room: CheckpointRoom) -> Check:
     while not folder.exists():
         folder = folder.parent
     size, free = checkpoint_bytes(model), shutil.disk_usage(folder).free
-    fits = size * room.count <= free
-    return Check(
-        name=NAME,
-        status="pass" if fits else "fail",
+    return judged(
+        NAME,
+        failed=size * room.count > free,
         measured=f"{room.count} checkpoints of {size / GIB:.2f} GiB at a time: {size * room.count / GIB:.2f} GiB",
         expected=f"at most the {free / GIB:.2f} GiB that are free in {folder}",
-        advice=""
-        if fits
-        else "Make room there, name another place (STORAGE, STUDIES_DIR), or run fewer trials at once.",
+        advice="Make room there, name another place (STORAGE, STUDIES_DIR), or run fewer trials at once.",
     )

@@ -1,16 +1,18 @@
 """Checks of the gradient: does it reach every weight, and is it the slope of the loss?"""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TypeGuard
 
 import torch
 from transformers import PreTrainedModel
 
+from trainable.device.compiling import layers_of
 from trainable.loss import next_token_loss, next_token_losses
-from trainable.preflight.check_result import Check, skipped
+from trainable.model.modes import in_mode
+from trainable.preflight.check_result import Check, judged, skipped
 from trainable.preflight.configuration import listed
-from trainable.preflight.untouched import in_mode
 
 SLOPE_MARGIN = 0.03
 PREDICTED_CHANGES = (1e-3, 1e-4, 3e-3)
@@ -22,14 +24,12 @@ def check_frozen(model: torch.nn.Module) -> Check:
     """Return whether every weight is to be trained, naming those that are not."""
     frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
     total = sum(1 for _ in model.parameters())
-    return Check(
-        name="frozen layers",
-        status="fail" if frozen else "pass",
+    return judged(
+        "frozen layers",
+        failed=bool(frozen),
         measured=f"{len(frozen)} of {total} tensors frozen" + (f": {listed(frozen)}" if frozen else ""),
         expected="none: a trial trains the whole model",
-        advice="Set requires_grad on them, or go on with SKIP_PREFLIGHT=1 if they are frozen on purpose."
-        if frozen
-        else "",
+        advice="Set requires_grad on them, or go on with SKIP_PREFLIGHT=1 if they are frozen on purpose.",
     )
 
 
@@ -45,14 +45,12 @@ def check_gradient_reach(model: torch.nn.Module, cut_at: list[str]) -> Check:
         measured += f": {listed(dead)}"
     if cut_at:
         measured += f"; cut in {listed(cut_at)}"
-    return Check(
-        name="gradient reach",
-        status="fail" if dead or cut_at else "pass",
+    return judged(
+        "gradient reach",
+        failed=bool(dead or cut_at),
         measured=measured,
         expected="none, and no module run without gradients",
-        advice="Look there for no_grad, detach() or an output that is not used; a frozen layer needs no no_grad."
-        if dead or cut_at
-        else "",
+        advice="Look there for no_grad, detach() or an output that is not used; a frozen layer needs no no_grad.",
     )
 
 
@@ -82,17 +80,11 @@ def cut_modules(model: PreTrainedModel, windows: torch.Tensor) -> Cut:
 
         return hook
 
-    handles = [
-        module.register_forward_hook(watch(name))
-        for name, module in model.named_modules()
-        if next(module.parameters(recurse=False), None) is not None
-    ]
-    try:
-        with in_mode(model, training=True):
-            model(input_ids=windows[:, :-1], use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, in_mode(model, training=True):
+        for name, module in model.named_modules():
+            if next(module.parameters(recurse=False), None) is not None:
+                hooks.enter_context(module.register_forward_hook(watch(name)))
+        model(input_ids=windows[:, :-1], use_cache=False)
     # Reentrant gradient checkpointing runs its blocks without gradients, and is right to.
     recomputes = any(
         getattr(module, "gradient_checkpointing", False) and _is_reentrant(module) for module in model.modules()
@@ -113,31 +105,33 @@ def check_slope(model: PreTrainedModel, windows: torch.Tensor) -> Check:
     """
     name = "gradient slope"
     windows = windows.to(next(model.parameters()).device)
-    blocks = [(label, weights) for label, weights in _blocks(model) if weights]
+    blocks = _blocks(model)
     if not blocks:
         return skipped(name, "the model has no list of blocks with trainable weights")
+    first = next(iter(blocks))
     kept = [weight.grad for weight in model.parameters()]
     try:
         with in_mode(model, training=False):
             model.zero_grad(set_to_none=True)
             next_token_loss(model, windows).backward()  # type: ignore[no-untyped-call]
-            slope = _slope(model, windows, blocks[0][1])
-            wrong = [] if slope is None or _is_right(slope) else _wrong_blocks(model, windows, blocks) or [blocks[0][0]]
+            slope = _slope(model, windows, blocks[first])
+            wrong = [first]
+            if slope is not None and not _is_right(slope):
+                slopes = {label: _slope(model, windows, weights) for label, weights in blocks.items()}
+                wrong += [label for label, one in slopes.items() if one is not None and not _is_right(one)]
     finally:
         for weight, gradient in zip(model.parameters(), kept, strict=True):
             weight.grad = gradient
     if slope is None:
-        return skipped(name, f"no gradient reaches {blocks[0][0]}")
-    right = _is_right(slope)
-    return Check(
-        name=name,
-        status="pass" if right else "fail",
-        measured=f"{slope:.3f} along {blocks[0][0]}" + (f"; wrong as far up as {wrong[-1]}" if wrong else ""),
+        return skipped(name, f"no gradient reaches {first}")
+    is_right = _is_right(slope)
+    return judged(
+        name,
+        failed=not is_right,
+        measured=f"{slope:.3f} along {first}" + ("" if is_right else f"; wrong as far up as {wrong[-1]}"),
         expected=f"1 within {SLOPE_MARGIN}",
-        advice=""
-        if right
-        else f"Part of the gradient is lost in or above {wrong[-1]}: look for a layer under no_grad, a detach(), or a "
-        "wrong backward of its own.",
+        advice=f"Part of the gradient is lost in or above {wrong[-1]}: look for a layer under no_grad, a detach(), or "
+        "a wrong backward of its own.",
     )
 
 
@@ -147,13 +141,6 @@ def _is_real(value: object) -> TypeGuard[torch.Tensor]:
 
 def _is_right(slope: float) -> bool:
     return abs(slope - 1) <= SLOPE_MARGIN
-
-
-def _wrong_blocks(
-    model: PreTrainedModel, windows: torch.Tensor, blocks: list[tuple[str, list[torch.nn.Parameter]]]
-) -> list[str]:
-    slopes = [(label, _slope(model, windows, weights)) for label, weights in blocks]
-    return [label for label, slope in slopes if slope is not None and not _is_right(slope)]
 
 
 def _slope(model: PreTrainedModel, windows: torch.Tensor, weights: list[torch.nn.Parameter]) -> float | None:
@@ -179,14 +166,12 @@ def _slope(model: PreTrainedModel, windows: torch.Tensor, weights: list[torch.nn
     return min(slopes, key=lambda slope: abs(slope - 1))
 
 
-def _blocks(model: torch.nn.Module) -> Iterator[tuple[str, list[torch.nn.Parameter]]]:
-    lists = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.ModuleList) and len({type(block) for block in module}) == 1
-    ]
-    if not lists:
-        return
-    name, blocks = max(lists, key=lambda item: sum(weight.numel() for weight in item[1].parameters()))
-    for index, block in enumerate(blocks):
-        yield f"{name}.{index}", [weight for weight in block.parameters() if weight.requires_grad]
+def _blocks(model: PreTrainedModel) -> dict[str, list[torch.nn.Parameter]]:
+    """Return the trainable weights of each of the model's layers that has any, by its name."""
+    layers = set(layers_of(model))
+    found = {
+        name: [weight for weight in layer.parameters() if weight.requires_grad]
+        for name, layer in model.named_modules()
+        if layer in layers
+    }
+    return {name: weights for name, weights in found.items() if weights}

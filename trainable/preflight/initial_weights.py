@@ -7,12 +7,13 @@ import torch
 from transformers import PreTrainedModel
 
 from trainable.checkpoint.exam.base_change import gain_words, learned_doubled_labels
-from trainable.preflight.check_result import Check, CheckStatus, skipped
+from trainable.model.modes import in_mode
+from trainable.preflight.check_result import Check, judged, skipped
 from trainable.preflight.label_check import DOUBLED_ADVICE
-from trainable.preflight.offset_profile import OFFSETS, everywhere, offset_gains, offset_losses
-from trainable.preflight.untouched import in_mode
+from trainable.preflight.offset_profile import OFFSETS, everywhere, mean_and_error, offset_gains, offset_losses
 
 BASE_NAME = "checkpoint against its base"
+INITIAL_LOSS = "initial loss"
 RANDOM_MARGIN = 0.1
 HOT_INIT_MARGIN = 0.5
 """Initial logits of deviation s cost s^2/2 above ln V: 0.03 at 128 wide, 0.15 at 768, 0.32 at 1600 (GPT-2's 0.02)."""
@@ -67,12 +68,12 @@ def predict(model: PreTrainedModel, windows: torch.Tensor) -> Predictions:
 
     with in_mode(model, training=False):
         losses = offset_losses(forward, {"input_ids": windows[:, :-1]}, windows)
-    by_window = losses[1].cpu().double().mean(1)
+    next_token, error = mean_and_error(losses[1])
     shares = torch.bincount(windows.flatten()).cpu().double() / windows.numel()
     return Predictions(
         by_offset=everywhere(losses, windows.shape[1] - 1, windows.shape[1]),
-        next_token=float(by_window.mean()),
-        next_token_error=_standard_error(by_window),
+        next_token=next_token,
+        next_token_error=error,
         uniform=float(torch.cat(uniform).mean()),
         vocab_size=vocab_size,
         repeat_frac=float(shares.square().sum()),
@@ -90,51 +91,48 @@ def check_initial_loss(
     loss, uniform, log_vocab = predictions.next_token, predictions.uniform, math.log(predictions.vocab_size)
     measured = f"{loss:.2f} nats/token (standard error {predictions.next_token_error:.2f})"
     if not math.isfinite(loss):
-        return Check(
-            name="initial loss",
-            status="fail",
+        return judged(
+            INITIAL_LOSS,
+            failed=True,
             measured=measured,
             expected="a finite number",
             advice="The weights are finite and their predictions are not: check the scales of the model's layers.",
         )
     if random_weights:
-        return Check(
-            name="initial loss",
-            status="pass" if predictions.looks_random else "fail",
+        return judged(
+            INITIAL_LOSS,
+            failed=not predictions.looks_random,
             measured=measured,
             expected=f"{uniform:.2f} within {RANDOM_MARGIN}, that of random weights; ln V = {log_vocab:.2f}",
-            advice="" if predictions.looks_random else "Weights or labels are wrong at step 0. Use a preset unchanged.",
+            advice="Weights or labels are wrong at step 0. Use a preset unchanged.",
         )
-    status: CheckStatus = "pass"
-    advice = ""
-    if loss > unigram_entropy + 2 * predictions.next_token_error:
-        if predictions.looks_random and not checkpoint:
-            status = "warn"
-            advice = (
-                f"These weights look random (ln V = {log_vocab:.2f}): right for a model to be trained from scratch. "
-                "If it should be pretrained, other weights were saved than those that were trained."
-            )
-        elif checkpoint and loss <= log_vocab + HOT_INIT_MARGIN:
-            status = "warn"
-            advice = (
-                "The checkpoint predicts worse than word frequencies: right only early in a run from random weights. "
-                "If it began from a pretrained model, labels are shifted, or tokenizer or weights are not that model's."
-            )
-        elif shipped:
-            status = "warn"
-            advice = (
-                "The text is unlike the English that this small model was pretrained on. Name a model that knows its "
-                "language, or train one from random weights: GPT2_MODEL_NAME=tiny-scratch."
-            )
-        else:
-            status = "fail"
-            advice = (
-                "A correctly loaded pretrained model is never there: the labels are shifted, the weights are others, "
-                "or the tokenizer is not the one it was trained with (same size, other ids). Check in this order."
-            )
-    return Check(
-        name="initial loss",
-        status=status,
+    is_explained = True
+    if predictions.looks_random and not checkpoint:
+        advice = (
+            f"These weights look random (ln V = {log_vocab:.2f}): right for a model to be trained from scratch. "
+            "If it should be pretrained, other weights were saved than those that were trained."
+        )
+    elif checkpoint and loss <= log_vocab + HOT_INIT_MARGIN:
+        advice = (
+            "The checkpoint predicts worse than word frequencies: right only early in a run from random weights. "
+            "If it began from a pretrained model, labels are shifted, or tokenizer or weights are not that model's."
+        )
+    elif shipped:
+        advice = (
+            "The text is unlike the English that this small model was pretrained on. Name a model that knows its "
+            "language, or train one from random weights: GPT2_MODEL_NAME=tiny-scratch."
+        )
+    else:
+        is_explained = False
+        advice = (
+            "A correctly loaded pretrained model is never there: the labels are shifted, the weights are others, "
+            "or the tokenizer is not the one it was trained with (same size, other ids). Check in this order."
+        )
+    is_high = loss > unigram_entropy + 2 * predictions.next_token_error
+    return judged(
+        INITIAL_LOSS,
+        failed=is_high and not is_explained,
+        warned=is_high,
         measured=measured,
         expected=f"below the corpus' unigram entropy of {unigram_entropy:.2f}, which needs no context to reach",
         advice=advice,
@@ -143,8 +141,9 @@ def check_initial_loss(
 
 def check_offsets(predictions: Predictions, *, unigram_entropy: float) -> Check:
     """Return whether the weights predict the next token best; weights trained on shifted labels predict another."""
-    means = {offset: float(losses.cpu().double().mean()) for offset, losses in predictions.by_offset.items()}
-    margins = {offset: _margin(predictions, offset) for offset in OFFSETS if offset != 1}
+    losses = predictions.by_offset
+    means = {offset: float(some.cpu().double().mean()) for offset, some in losses.items()}
+    margins = {offset: mean_and_error(losses[offset] - losses[1]) for offset in OFFSETS if offset != 1}
     wrong = [
         offset
         for offset, (margin, error) in margins.items()
@@ -155,23 +154,18 @@ def check_offsets(predictions: Predictions, *, unigram_entropy: float) -> Check:
     )
     listed = ", ".join(f"{offset:+d} {means[offset]:.2f}" for offset in OFFSETS)
     margin, error = margins[2]
-    status: CheckStatus = "pass"
-    advice = ""
+    advice = "Too little is learned to tell which token the weights were trained on. Check again after more steps."
     if wrong:
-        status = "fail"
         best = min(wrong, key=lambda offset: means[offset])
-        advice = f"These weights were trained on the token at {best:+d}. " + (
-            "The labels were shifted twice, in the batch and again in the model. "
-            if best > 1
-            else "The labels were not shifted. "
+        cause = "shifted twice, in the batch and again in the model" if best > 1 else "not shifted"
+        advice = (
+            f"These weights were trained on the token at {best:+d}. The labels were {cause}. "
+            "Fix the script (trainable.preflight.check_labels) and train again from the weights before it."
         )
-        advice += "Fix the script (trainable.preflight.check_labels) and train again from the weights before it."
-    elif not trained:
-        status = "warn"
-        advice = "Too little is learned to tell which token the weights were trained on. Check again after more steps."
-    return Check(
-        name="checkpoint offsets",
-        status=status,
+    return judged(
+        "checkpoint offsets",
+        failed=bool(wrong),
+        warned=not trained,
         measured=f"loss by offset {listed}; +2 less +1: {margin:+.2f} (standard error {error:.2f})",
         expected="the lowest at +1, the next token",
         advice=advice,
@@ -183,23 +177,13 @@ def check_against_base(predictions: Predictions, base: Predictions) -> Check:
     gains = offset_gains(base.by_offset, predictions.by_offset)
     if not any(gain.nats for gain in gains.values()):
         return skipped(BASE_NAME, "the model that is named predicts the same: name the one that training began from")
-    doubled = learned_doubled_labels(gains)
-    return Check(
-        name=BASE_NAME,
-        status="fail" if doubled else "pass",
+    return judged(
+        BASE_NAME,
+        failed=learned_doubled_labels(gains),
         measured=f"gain on the base by offset {gain_words(gains)}",
         expected="no gain at +2 with a loss at +1",
-        advice=DOUBLED_ADVICE if doubled else "",
+        advice=DOUBLED_ADVICE,
     )
-
-
-def _margin(predictions: Predictions, offset: int) -> tuple[float, float]:
-    by_window = (predictions.by_offset[offset] - predictions.by_offset[1]).cpu().double().mean(1)
-    return float(by_window.mean()), _standard_error(by_window)
-
-
-def _standard_error(by_window: torch.Tensor) -> float:
-    return float(by_window.std(correction=0) / math.sqrt(max(1, len(by_window) - 1)))
 
 
 def _is_wrong(offset: int, margin: float, error: float, means: dict[int, float], unigram_entropy: float) -> bool:

@@ -3,17 +3,18 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from functools import partial
 from inspect import signature
 from statistics import fmean, pstdev
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
 from trainable.checkpoint.exam.base_change import OffsetGain, gain_words, learned_doubled_labels
+from trainable.device.device import untouched_rng
 from trainable.errors import UserError
-from trainable.preflight.check_result import Check
+from trainable.model.modes import in_mode
+from trainable.preflight.causality import causal_model
+from trainable.preflight.check_result import Check, judged
 from trainable.preflight.offset_profile import (
     OFFSETS,
     Forward,
@@ -23,7 +24,6 @@ from trainable.preflight.offset_profile import (
     offset_gains,
     offset_losses,
 )
-from trainable.preflight.untouched import in_mode, untouched_rng
 
 IGNORED_LABEL = -100
 NEAREST_SHARE = 1 / 3
@@ -102,16 +102,16 @@ def _judged(value: float, candidates: list[tuple[int, float]], *, noise: float) 
     order = sorted(nearest, key=lambda offset: abs(nearest[offset] - value))
     if not math.isfinite(value) or len(order) < 2:
         advice = "The loss or the logits are not finite, or the sequences too short. Check weights and batch first."
-        return Check(name=NAME, status="fail", measured=measured, expected=expected, advice=advice)
+        return judged(NAME, failed=True, measured=measured, expected=expected, advice=advice)
     found = order[0]
     best, other = (abs(nearest[offset] - value) for offset in (found, order[1] if found == 1 else 1))
     is_clear = best < NEAREST_SHARE * other and other >= DROPOUT_SIGMAS * noise
     if not is_clear or (best > max(EXACT_NATS, 2 * noise) and other < WIDE_NATS):
         advice = "It matches no offset. Pass a function that returns the plain mean in nats, and labels with the batch."
-        return Check(name=NAME, status="warn", measured=measured, expected=expected, advice=advice)
-    return Check(
-        name=NAME,
-        status="pass" if found == 1 else "fail",
+        return judged(NAME, warned=True, measured=measured, expected=expected, advice=advice)
+    return judged(
+        NAME,
+        failed=found != 1,
         measured=f"{measured}: it is that of {found:+d}",
         expected=expected,
         advice=ADVICE.get(found, ""),
@@ -152,24 +152,20 @@ def _targets(ids: torch.Tensor, labels: torch.Tensor | None) -> tuple[torch.Tens
 
 def _forward(model: torch.nn.Module) -> Forward:
     # A wrapper may return no logits, or other ones with labels than without: the model inside it always does.
-    for module in model.modules():
-        if isinstance(module, PreTrainedModel) and module.get_output_embeddings() is not None:
-            return partial(_called_inside, module)
-    return lambda inputs: _called(model, inputs)
+    causal = causal_model(model)
 
+    def forward(inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        ids = inputs["input_ids"]
+        if causal is not None:
+            known = signature(causal.forward).parameters
+            output = causal(**{name: tensor for name, tensor in inputs.items() if name in known})
+            return _logits(output, ids, with_all_positions=True)
+        first = model(ids) if len(inputs) == 1 else model(**inputs)
+        logits = _logits(first, ids, with_all_positions=False)
+        # nanoGPT's habit: without targets the head is applied to the last position alone.
+        return logits if logits.shape[1] == ids.shape[1] else _logits(model(ids, ids), ids, with_all_positions=True)
 
-def _called_inside(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    known = signature(model.forward).parameters
-    output = model(**{name: tensor for name, tensor in inputs.items() if name in known})
-    return _logits(output, inputs["input_ids"], with_all_positions=True)
-
-
-def _called(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    ids = inputs["input_ids"]
-    first = model(ids) if len(inputs) == 1 else model(**inputs)
-    logits = _logits(first, ids, with_all_positions=False)
-    # nanoGPT's habit: without targets the head is applied to the last position alone.
-    return logits if logits.shape[1] == ids.shape[1] else _logits(model(ids, ids), ids, with_all_positions=True)
+    return forward
 
 
 def _logits(output: Any, ids: torch.Tensor, *, with_all_positions: bool) -> torch.Tensor:

@@ -8,9 +8,9 @@ from transformers import PreTrainedModel
 
 from trainable.device.device import without_tf32
 from trainable.model.lora import PART, adapter_parameters, merge_adapters
-from trainable.preflight.check_result import Check
+from trainable.model.modes import in_mode
+from trainable.preflight.check_result import Check, judged
 from trainable.preflight.configuration import listed
-from trainable.preflight.untouched import in_mode
 
 MERGED_FRAC = 1e-2
 """Of what the adapters change: fp32 rounding is 1e-5 of it, a missing scale or a transposed product all of it."""
@@ -35,9 +35,9 @@ def check_adapters(model: torch.nn.Module) -> Check:
     elif others:
         measured += f"; trained beside them: {listed(others)}"
         advice = "The base is trained too, and a checkpoint of adapters would lose that. Freeze it."
-    return Check(
-        name="LoRA adapters",
-        status="fail" if advice else "pass",
+    return judged(
+        "LoRA adapters",
+        failed=bool(advice),
         measured=measured,
         expected="adapters, all of them trained, on a frozen base",
         advice=advice,
@@ -54,20 +54,19 @@ def check_adapters_move(model: torch.nn.Module, before: Mapping[str, torch.Tenso
 
     The gradients must be the last step's: A's is 0 at the first step, where B is 0.
     """
-    still = [name for name, weight in adapter_parameters(model) if torch.equal(weight, before[name])]
-    gradients = {name: weight.grad for name, weight in adapter_parameters(model)}
-    left_out = [name for name in still if (gradient := gradients[name]) is not None and bool(gradient.any())]
+    unmoved = {name: weight for name, weight in adapter_parameters(model) if torch.equal(weight, before[name])}
+    still = list(unmoved)
+    left_out = [name for name, weight in unmoved.items() if weight.grad is not None and bool(weight.grad.any())]
     measured = f"{len(still)} of {len(before)} adapter tensors as they were after two steps"
-    advice = ""
+    advice = "Look in their layers for no_grad, detach() or an adapter whose output is not added."
     if left_out:
         measured += f": {listed(left_out)}, though a gradient reaches them"
         advice = "These adapters are not in the optimizer. Make the optimizer once they are in the model."
     elif still:
         measured += f": {listed(still)}, which get no gradient"
-        advice = "Look in their layers for no_grad, detach() or an adapter whose output is not added."
-    return Check(
-        name="LoRA training",
-        status="fail" if still else "pass",
+    return judged(
+        "LoRA training",
+        failed=bool(still),
         measured=measured,
         expected="none: every adapter is trained",
         advice=advice,
@@ -90,16 +89,13 @@ def check_merge(model: PreTrainedModel, windows: torch.Tensor) -> Check:
         merge_adapters(probe)
         merged = probe(input_ids=ids, use_cache=False).logits.float()
     made, off = float((apart - plain).abs().max()), float((merged - apart).abs().max())
-    differs = not off <= MERGED_FRAC * made
-    return Check(
-        name="LoRA merge",
-        status="fail" if differs else "pass",
+    return judged(
+        "LoRA merge",
+        failed=not off <= MERGED_FRAC * made,
         measured=f"merged adapters move logits by {off:.1e} where the adapters themselves move them by {made:.1e}",
         expected=f"at most {MERGED_FRAC:.0e} of it",
         advice="The merged model does not predict what the trained one does. Save the adapters, or mend how the layer "
-        "merges (its scale, its transposed weight)."
-        if differs
-        else "",
+        "merges (its scale, its transposed weight).",
     )
 
 

@@ -11,7 +11,7 @@ from trainable.data.tokens import Corpus
 from trainable.device.device_memory import GIB, is_out_of_memory, release_memory, run_memory_bytes
 from trainable.evaluation import EvalProtocol
 from trainable.loop import train
-from trainable.preflight.check_result import Check, CheckStatus, skipped
+from trainable.preflight.check_result import Check, CheckStatus, judged, skipped
 from trainable.preflight.disk import checkpoint_bytes
 from trainable.preflight.memory_probe import estimate_step_bytes
 from trainable.state import new_state
@@ -65,12 +65,9 @@ def check_memory(
         return skipped(NAME, "the model cannot be run on shapes alone, and a real step would take too long")
     if needed is None:
         return _check("pass", largest, how, available_bytes)
-    if available_bytes is not None and needed > available_bytes:
-        return _check("fail", largest, f"about {needed / GIB:.2f} GiB needed ({how})", available_bytes)
-    crowded = available_bytes is not None and needed > CROWDED_FRAC * available_bytes
-    return _check(
-        "warn" if crowded else "pass", largest, f"about {needed / GIB:.2f} GiB needed ({how})", available_bytes
-    )
+    used_frac = 0.0 if available_bytes is None else needed / max(1, available_bytes)
+    status: CheckStatus = "fail" if used_frac > 1 else "warn" if used_frac > CROWDED_FRAC else "pass"
+    return _check(status, largest, f"about {needed / GIB:.2f} GiB needed ({how})", available_bytes)
 
 
 def _estimate(model: PreTrainedModel, config: TrialConfig) -> int | None:
@@ -101,12 +98,11 @@ def _peak_bytes_of_a_step(
 def _check(status: CheckStatus, config: TrialConfig, measured: str, available_bytes: int | None) -> Check:
     shape = f"batch_size={config.batch_size} x block_size={config.block_size}"
     limit = "what the device has" if available_bytes is None else f"{available_bytes / GIB:.2f} GiB available"
-    return Check(
-        name=NAME,
-        status=status,
+    return judged(
+        NAME,
+        failed=status == "fail",
+        warned=status == "warn",
         measured=f"{shape}: {measured}",
         expected=f"at most {limit}",
-        advice=""
-        if status == "pass"
-        else "Lower BATCH_SIZE and raise GRAD_ACCUM_STEPS as much, lower BLOCK_SIZE, or run fewer trials at once.",
+        advice="Lower BATCH_SIZE and raise GRAD_ACCUM_STEPS as much, lower BLOCK_SIZE, or run fewer trials at once.",
     )

@@ -16,7 +16,6 @@ from trainable.device.cpu_kernels.attention import as_on_mps
 from trainable.device.device import autocast
 from trainable.loss import next_token_loss
 
-ADAM_STATES = 2
 MEASURED_TOKENS = 4096
 
 
@@ -27,13 +26,17 @@ def estimate_step_bytes(model: PreTrainedModel, config: TrialConfig) -> int:
     its attention), which takes a second; a large batch is extrapolated from two smaller ones, as memory grows by the
     sequence.
     """
-    trained: int = sum(weight.numel() * weight.element_size() for weight in model.parameters() if weight.requires_grad)
     most = max(2, MEASURED_TOKENS // config.block_size)
     if config.batch_size <= most:
-        return _peak_bytes(model, config) + ADAM_STATES * trained
+        return _peak_bytes(model, config) + moments_bytes(model)
     less, more = (_peak_bytes(model, replace(config, batch_size=batch_size)) for batch_size in (most // 2, most))
     per_sequence = (more - less) / (most - most // 2)
-    return int(more + per_sequence * (config.batch_size - most)) + ADAM_STATES * trained
+    return int(more + per_sequence * (config.batch_size - most)) + moments_bytes(model)
+
+
+def moments_bytes(model: torch.nn.Module) -> int:
+    """Return the size of AdamW's two moments of what is trained."""
+    return 2 * sum(weight.nbytes for weight in model.parameters() if weight.requires_grad)
 
 
 def _peak_bytes(model: PreTrainedModel, config: TrialConfig) -> int:

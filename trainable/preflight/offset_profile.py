@@ -52,10 +52,15 @@ def offset_gains(base: Mapping[int, torch.Tensor], now: Mapping[int, torch.Tenso
     """Return by how much the losses `now` are below the base's, by offset; both (N, T) of the same windows."""
     gains = {}
     for offset in (1, 2):
-        by_window = (base[offset] - now[offset]).cpu().double().mean(1)
-        error = float(by_window.std(correction=0)) / max(1, len(by_window) - 1) ** 0.5
-        gains[offset] = OffsetGain(base_nats=float(base[offset].mean()), nats=float(by_window.mean()), error=error)
+        nats, error = mean_and_error(base[offset] - now[offset])
+        gains[offset] = OffsetGain(base_nats=float(base[offset].mean()), nats=nats, error=error)
     return gains
+
+
+def mean_and_error(losses: torch.Tensor) -> tuple[float, float]:
+    """Return the mean of losses (N, T) and its standard error over the N windows; 0 for a single one."""
+    by_window = losses.cpu().double().mean(1)  # MPS has no float64
+    return float(by_window.mean()), float(by_window.std(correction=0)) / max(1, len(by_window) - 1) ** 0.5
 
 
 def everywhere(losses: Mapping[int, torch.Tensor], block: int, width: int) -> dict[int, torch.Tensor]:

@@ -5,13 +5,14 @@ Gradients prove nothing about weights: an optimizer that puts tensors back, or m
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 import torch
 
-from trainable.preflight.check_result import Check
+from trainable.preflight.check_result import Check, judged
 from trainable.preflight.configuration import listed
 from trainable.preflight.optimizer_watch import OptimizerWatch, SampledStep, WatchedTensor
 
@@ -44,7 +45,7 @@ def check_optimizer(
     learning_rate, weight_decay: what the script means to use; without them what the optimizer's groups say is believed.
     An optimizer that is neither torch's AdamW nor Adam is asked only whether every tensor is in it and moves.
     """
-    with OptimizerWatch(model, optimizer) as watch:
+    with closing(OptimizerWatch(model, optimizer)) as watch:
         for _ in range(WATCHED_STEPS):
             step()
             watch.end_step()
@@ -87,9 +88,9 @@ def _check(watch: OptimizerWatch, faults: Sequence[tuple[str, str]], readable: i
         measured = f"{readable} of {total} tensors {how} in {watch.steps} steps"
         if readable < total:
             measured += "; the others have no gradient yet, or updates too small for their precision to show"
-    return Check(
-        name=NAME,
-        status="fail" if faults else "pass",
+    return judged(
+        NAME,
+        failed=bool(faults),
         measured=measured,
         expected="every trainable tensor in the optimizer and changed by it as its settings say",
         advice=" ".join(dict.fromkeys(advice for _, advice in faults)),

@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from types import TracebackType
-from typing import Any, Self
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
+from torch.optim.adam import adam
 
 SAMPLED = 2048
 LARGEST_GRADIENTS = 256
@@ -34,54 +34,46 @@ class WatchedTensor:
 
     name: str
     parameter: torch.Tensor
-    steps: list[SampledStep]
+    steps: list[SampledStep] = field(default_factory=list)
+    begun: SampledStep | None = None
+    """A step whose end has not been seen; its `after` is not known yet."""
+    places: torch.Tensor | None = None
+    """Where it is sampled, (S,) flat indices; None before its first step."""
+    state: dict[str, torch.Tensor] = field(default_factory=dict)
+    """The reference's state of the sampled places, by torch's names."""
     is_contiguous: bool = True
     """Whether it, its gradient and the optimizer's state of it lie in memory in the order of their elements."""
 
-
-@dataclass(kw_only=True)
-class _Moments:
-    steps: float
-    first: torch.Tensor
-    second: torch.Tensor
-    largest_second: torch.Tensor
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Pending:
-    before: torch.Tensor
-    gradient: torch.Tensor
-    settings: Mapping[str, Any]
+    def sample(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the values at the sampled places."""
+        assert self.places is not None
+        return values.detach().take(self.places.to(values.device)).cpu().double()  # MPS has no float64
 
 
 class OptimizerWatch:
-    """Watches the steps made between entering and leaving; end_step() follows each of them.
+    """Watches an optimizer's steps until close(); end_step() follows each of them.
 
     The state of the optimizer is read once, before the first step, and from then on kept by the reference alone: an
     optimizer that loses its state is found at the second step.
     """
 
     def __init__(self, model: torch.nn.Module, optimizer: Any) -> None:
-        self.optimizer = plain_optimizer(optimizer)
+        # accelerate wraps the torch optimizer, more than once.
+        while isinstance(getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
+            optimizer = optimizer.optimizer
+        self.optimizer = optimizer
         self.tensors = [
-            WatchedTensor(name=name, parameter=parameter, steps=[])
+            WatchedTensor(name=name, parameter=parameter)
             for name, parameter in model.named_parameters()
             if parameter.requires_grad
         ]
         self.steps = 0
         """Optimizer steps seen."""
-        self._moments: dict[str, _Moments] = {}
-        self._places: dict[str, torch.Tensor] = {}
-        self._pending: dict[str, _Pending] = {}
         self._has_begun = False
-
-    def __enter__(self) -> Self:
         self._hook = self.optimizer.register_step_pre_hook(self._begin_step)
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Leave nothing attached to the optimizer."""
         self._hook.remove()
 
     @property
@@ -101,47 +93,40 @@ class OptimizerWatch:
         self._has_begun = True
         grad_scale = getattr(optimizer, "grad_scale", None)
         divisor = 1.0 if grad_scale is None else float(grad_scale)
-        settings = {
-            # A learning rate may be a tensor, which the schedule changes in place after the step.
-            id(parameter): {**group, "lr": float(group.get("lr", math.nan))}
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-        }
+        # AdamW is a kind of Adam to torch.
+        is_adam = isinstance(self.optimizer, torch.optim.Adam)
+        groups = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
         for tensor in self.tensors:
-            gradient, group = tensor.parameter.grad, settings.get(id(tensor.parameter))
+            gradient, group = tensor.parameter.grad, groups.get(id(tensor.parameter))
             if gradient is None or group is None or gradient.is_sparse or not gradient.numel():
                 continue
-            if tensor.name not in self._places:
-                self._places[tensor.name] = _places(gradient)
-                self._read_state(tensor)
-            before = self._sample(tensor.parameter, tensor.name)
+            if tensor.places is None:
+                tensor.places = _places(gradient)
+                if is_adam:
+                    self._read_state(tensor)
+            before, gradient = tensor.sample(tensor.parameter), tensor.sample(gradient) / divisor
             if tensor.steps:
                 # What counts is what the next step finds: weights may be put back at any time in between.
                 tensor.steps[-1] = replace(tensor.steps[-1], after=before)
-            self._pending[tensor.name] = _Pending(
+            tensor.begun = SampledStep(
                 before=before,
-                gradient=self._sample(gradient, tensor.name) / divisor,
-                settings=group,
+                after=before,
+                gradient=gradient,
+                reference=_adam_step(tensor.state, before, gradient, group) if is_adam else None,
+                # It may be a tensor, which the schedule changes in place after the step.
+                learning_rate=float(group.get("lr", math.nan)),
+                weight_decay=float(group.get("weight_decay", 0.0)),
             )
 
     def end_step(self) -> bool:
         """Take the weights as they are now for those after the step; return whether an optimizer step was seen."""
         seen, self._has_begun = self._has_begun, False
         for tensor in self.tensors:
-            pending = self._pending.pop(tensor.name, None)
-            if pending is None:
+            if tensor.begun is None:
                 continue
             tensor.is_contiguous &= all(part.is_contiguous() for part in self._parts(tensor))
-            tensor.steps.append(
-                SampledStep(
-                    before=pending.before,
-                    after=self._sample(tensor.parameter, tensor.name),
-                    gradient=pending.gradient,
-                    reference=self._reference(tensor.name, pending),
-                    learning_rate=pending.settings["lr"],
-                    weight_decay=float(pending.settings.get("weight_decay", 0.0)),
-                )
-            )
+            tensor.steps.append(replace(tensor.begun, after=tensor.sample(tensor.parameter)))
+            tensor.begun = None
         self.steps += seen
         return seen
 
@@ -151,54 +136,36 @@ class OptimizerWatch:
             if isinstance(value, torch.Tensor) and value.shape == tensor.parameter.shape:
                 yield value
 
-    def _sample(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
-        places = self._places[name].to(tensor.device)
-        return tensor.detach().take(places).cpu().double()  # MPS has no float64
-
     def _read_state(self, tensor: WatchedTensor) -> None:
         state = self.optimizer.state.get(tensor.parameter, {})
-        nothing = torch.zeros(len(self._places[tensor.name]), dtype=torch.float64)
-        read = [
-            self._sample(state[key], tensor.name) if isinstance(state.get(key), torch.Tensor) else nothing
-            for key in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
-        ]
-        self._moments[tensor.name] = _Moments(
-            steps=float(state.get("step", 0)), first=read[0], second=read[1], largest_second=read[2]
-        )
-
-    def _reference(self, name: str, pending: _Pending) -> torch.Tensor | None:
-        # AdamW is a kind of Adam to torch.
-        if not isinstance(self.optimizer, torch.optim.Adam):
-            return None
-        return _adam_step(pending, self._moments[name])
+        tensor.state["step"] = torch.tensor(float(state.get("step", 0)))
+        for key in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"):
+            tensor.state[key] = tensor.sample(state.get(key, torch.zeros(()).expand(tensor.parameter.shape)))
 
 
-def plain_optimizer(optimizer: Any) -> Any:
-    """Return the torch optimizer inside accelerate's wrappers."""
-    while isinstance(getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
-        optimizer = optimizer.optimizer
-    return optimizer
-
-
-def _adam_step(pending: _Pending, moments: _Moments) -> torch.Tensor:
-    """Return the weights after a step of AdamW (Loshchilov & Hutter 2019, algorithm 2), moving the moments on."""
-    settings, weights, gradient = pending.settings, pending.before, pending.gradient
-    learning_rate, weight_decay = settings["lr"], float(settings["weight_decay"])
-    beta1, beta2 = (float(beta) for beta in settings["betas"])
-    if settings.get("maximize"):
-        gradient = -gradient
-    if settings.get("decoupled_weight_decay", True):
-        weights = weights * (1 - learning_rate * weight_decay)
-    else:
-        gradient = gradient + weight_decay * weights
-    moments.steps += 1
-    moments.first = beta1 * moments.first + (1 - beta1) * gradient
-    moments.second = beta2 * moments.second + (1 - beta2) * gradient.square()
-    moments.largest_second = torch.maximum(moments.largest_second, moments.second)
-    second = moments.largest_second if settings.get("amsgrad") else moments.second
-    first = moments.first / (1 - beta1**moments.steps)
-    root = (second / (1 - beta2**moments.steps)).sqrt()
-    stepped: torch.Tensor = weights - learning_rate * first / (root + float(settings["eps"]))
+def _adam_step(
+    state: Mapping[str, torch.Tensor], weights: torch.Tensor, gradient: torch.Tensor, group: Mapping[str, Any]
+) -> torch.Tensor:
+    """Return the weights after torch's plain step of Adam or AdamW in float64, moving `state` on."""
+    stepped, beta = weights.clone(), [float(beta) for beta in group["betas"]]
+    amsgrad = bool(group.get("amsgrad"))
+    adam(
+        [stepped],
+        [gradient],
+        [state["exp_avg"]],
+        [state["exp_avg_sq"]],
+        [state["max_exp_avg_sq"]] if amsgrad else [],
+        [state["step"]],
+        foreach=False,
+        amsgrad=amsgrad,
+        beta1=beta[0],
+        beta2=beta[1],
+        lr=float(group["lr"]),
+        weight_decay=float(group["weight_decay"]),
+        eps=float(group["eps"]),
+        maximize=bool(group.get("maximize")),
+        decoupled_weight_decay=group.get("decoupled_weight_decay", True),
+    )
     return stepped
 
 

@@ -1,7 +1,7 @@
 """Preflight: the checks that show in half a minute whether a set-up is sound. It changes and prints nothing."""
 
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,34 +10,18 @@ from tokenizers import Tokenizer
 from trainable.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from trainable.config import TrialConfig
 from trainable.data.tokens import check_corpus
-from trainable.device.device import without_tf32
+from trainable.device.device import untouched_rng, without_tf32
 from trainable.device.device_memory import is_out_of_memory, release_memory
 from trainable.model.model_names import PRESETS, SHIPPED
 from trainable.model.models import load_model
-from trainable.preflight.check_result import Check, CheckStatus
+from trainable.preflight.check_result import Check
 from trainable.preflight.configuration import check_schedule
 from trainable.preflight.corpus_checks import check_overlap, check_tokenizer_fit
 from trainable.preflight.disk import CheckpointRoom, check_disk
-from trainable.preflight.label_check import check_labels
-from trainable.preflight.offset_profile import offset_profile
 from trainable.preflight.training import Setup, base_predictions, check_model_setup
-from trainable.preflight.untouched import untouched_rng
 from trainable.run import RunSpec, load_run_model
 
-__all__ = ["Check", "CheckStatus", "check_labels", "offset_profile", "run_preflight"]
-
-
 OUT_OF_MEMORY = "memory for a small step"
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Request:
-    config: TrialConfig
-    tokenizer: Tokenizer
-    files: tuple[Path, ...]
-    largest: TrialConfig
-    available_bytes: int | None
-    room: CheckpointRoom | None
 
 
 def run_preflight(
@@ -61,17 +45,21 @@ def run_preflight(
     numbers are the caller's. Raises UserError when model, checkpoint or corpus cannot be used at all.
     """
     device = torch.device(spec.device)
-    request = _Request(
-        config=config,
-        tokenizer=tokenizer,
-        files=tuple(files),
-        largest=largest or config,
-        available_bytes=available_bytes,
-        room=room,
-    )
     if isinstance(checkpoint, Path):
         checkpoint = read_checkpoint(checkpoint)
-    checks = _checks(spec, request, [checkpoint] if checkpoint is not None else [])
+    setup = Setup(
+        corpus=spec.corpus,
+        tokenizer=tokenizer,
+        config=config,
+        largest=largest or config,
+        protocol=spec.protocol,
+        unigram_entropy=spec.unigram_entropy,
+        shipped=spec.model_name in SHIPPED and checkpoint is None,
+        random_weights=spec.from_scratch and checkpoint is None,
+        checkpoint=checkpoint is not None or spec.init_from is not None,
+        available_bytes=available_bytes,
+    )
+    checks = _checks(spec, setup, files, room, [checkpoint])
     del checkpoint
     try:
         while True:
@@ -102,27 +90,20 @@ def _next(checks: Generator[Check], device: torch.device) -> Check | None:
     )
 
 
-def _checks(spec: RunSpec, request: _Request, checkpoints: list[Checkpoint]) -> Generator[Check]:
-    """Yield the checks; checkpoints: the one to start from, or none, taken out so that nothing else keeps it alive."""
-    checkpoint = checkpoints.pop() if checkpoints else None
-    config = request.config
+def _checks(
+    spec: RunSpec,
+    setup: Setup,
+    files: Sequence[Path],
+    room: CheckpointRoom | None,
+    checkpoints: list[Checkpoint | None],
+) -> Generator[Check]:
+    """Yield the checks; checkpoints: the one to start from, taken out so that nothing else keeps it alive."""
+    checkpoint, config = checkpoints.pop(), setup.config
     yield check_schedule(config)
-    for shape in (config, request.largest):
+    for shape in (config, setup.largest):
         check_corpus(spec.corpus, block_size=shape.block_size, eval_block_size=spec.protocol.block_size)
-    yield check_tokenizer_fit(request.tokenizer, spec.corpus, request.files)
-    yield check_overlap(spec.corpus, request.tokenizer)
-    setup = Setup(
-        corpus=spec.corpus,
-        tokenizer=request.tokenizer,
-        config=config,
-        largest=request.largest,
-        protocol=spec.protocol,
-        unigram_entropy=spec.unigram_entropy,
-        shipped=spec.model_name in SHIPPED and checkpoint is None,
-        random_weights=spec.from_scratch and checkpoint is None,
-        checkpoint=checkpoint is not None or spec.init_from is not None,
-        available_bytes=request.available_bytes,
-    )
+    yield check_tokenizer_fit(setup.tokenizer, spec.corpus, files)
+    yield check_overlap(spec.corpus, setup.tokenizer)
     device, base = torch.device(spec.device), None
     if setup.checkpoint and spec.model_name not in PRESETS:
         base = load_model(spec.model_name, dropout=config.dropout, seed=config.seed)
@@ -130,6 +111,6 @@ def _checks(spec: RunSpec, request: _Request, checkpoints: list[Checkpoint]) -> 
         base = base.to("cpu")
     model = load_run_model(spec, config, checkpoint, model=base)[0].to(device)
     del checkpoint, base
-    if request.room is not None:
-        yield check_disk(model, request.room)
+    if room is not None:
+        yield check_disk(model, room)
     yield from check_model_setup(model, setup)

@@ -1,6 +1,7 @@
 """Two steps of the real loop on a small batch: which token its loss trains on, and whether its numbers are finite."""
 
 import math
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
@@ -10,11 +11,11 @@ from trainable.config import TrialConfig
 from trainable.data.tokens import Corpus, sample_batch
 from trainable.evaluation import EvalProtocol
 from trainable.loop import train
-from trainable.preflight.check_result import Check
+from trainable.model.modes import in_mode, without_dropout
+from trainable.preflight.check_result import Check, judged
 from trainable.preflight.offset_profile import offset_profile
 from trainable.preflight.optimizer_check import check_updates
 from trainable.preflight.optimizer_watch import OptimizerWatch
-from trainable.preflight.untouched import in_mode, without_dropout
 from trainable.rows import StepRow
 from trainable.state import new_state
 
@@ -48,7 +49,7 @@ def make_first_steps(model: PreTrainedModel, corpus: Corpus, config: TrialConfig
         with in_mode(model, training=True):
             profile = offset_profile(model, batch)
         rows = []
-        with OptimizerWatch(model, state.optimizer) as watch:
+        with closing(OptimizerWatch(model, state.optimizer)) as watch:
             for row in train(state, corpus, protocol, eval_steps=()):
                 if isinstance(row, StepRow):
                     rows.append(row)
@@ -61,15 +62,14 @@ def check_loop_loss(steps: FirstSteps) -> Check:
     """Return whether the loss that the loop trains on is that of the next token."""
     loss = steps.rows[0].train_loss
     equal = [offset for offset, nats in steps.profile.items() if abs(nats - loss) <= EQUAL_FRAC * max(1.0, abs(nats))]
-    right = 1 in equal
     where = f"that at offset {equal[0]:+d}" if equal else "that of no offset"
     listed = ", ".join(f"{offset:+d} {nats:.5f}" for offset, nats in steps.profile.items())
-    return Check(
-        name="loop loss offset",
-        status="pass" if right else "fail",
+    return judged(
+        "loop loss offset",
+        failed=1 not in equal,
         measured=f"the loop's loss is {loss:.5f}; from the logits {listed}",
         expected=f"that at +1 within {EQUAL_FRAC:.0e} of it",
-        advice="" if right else f"The loop's loss is {where}: the labels are not the next token. Fix trainable.loss.",
+        advice=f"The loop's loss is {where}: the labels are not the next token. Fix trainable.loss.",
     )
 
 
@@ -77,12 +77,10 @@ def check_first_steps(steps: FirstSteps) -> Check:
     """Return whether loss and gradient of the first steps are finite numbers."""
     finite = all(math.isfinite(row.train_loss) and math.isfinite(row.grad_norm) for row in steps.rows)
     listed = "; ".join(f"loss {row.train_loss:.4f}, gradient norm {row.grad_norm:.3g}" for row in steps.rows)
-    return Check(
-        name="first steps",
-        status="pass" if finite else "fail",
+    return judged(
+        "first steps",
+        failed=not finite,
         measured=listed,
         expected="finite numbers",
-        advice=""
-        if finite
-        else "The model overflows in the first steps. Check its weights and the scales of its layers.",
+        advice="The model overflows in the first steps. Check its weights and the scales of its layers.",
     )

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from trainable.preflight.causality import check_causality
+from trainable.preflight.causality import causal_model, check_causality
 from trainable.preflight.check_result import Check
 from trainable.preflight.gradients import check_gradient_reach
 from trainable.preflight.optimizer_check import WATCHED_STEPS, check_updates
 from trainable.preflight.optimizer_watch import OptimizerWatch
-from trainable.preflight.target_watch import TargetWatch, causal_model
+from trainable.preflight.target_watch import TargetWatch
 
 logger = logging.getLogger(__name__)
 
@@ -42,9 +42,9 @@ class PreflightCallback(TrainerCallback):  # type: ignore[misc]
         self.checks = []
         model, optimizer = kwargs["model"], kwargs.get("optimizer")
         if not args.torch_compile and args.n_gpu <= 1:
-            self._targets = TargetWatch(model).__enter__()
+            self._targets = TargetWatch(model)
         if not args.fsdp and not args.deepspeed and optimizer is not None:
-            self._updates = OptimizerWatch(model, optimizer).__enter__()
+            self._updates = OptimizerWatch(model, optimizer)
 
     def on_substep_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -81,7 +81,7 @@ class PreflightCallback(TrainerCallback):  # type: ignore[misc]
         watch, self._targets = self._targets, None
         if watch is None:
             return
-        watch.__exit__(None, None, None)
+        watch.close()
         labels = watch.check()
         self._report(labels)
         causal = causal_model(model)
@@ -100,5 +100,5 @@ class PreflightCallback(TrainerCallback):  # type: ignore[misc]
     def _stop(self) -> None:
         for watch in (self._targets, self._updates):
             if watch is not None:
-                watch.__exit__(None, None, None)
+                watch.close()
         self._targets = self._updates = None

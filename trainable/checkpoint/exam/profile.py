@@ -16,8 +16,8 @@ from trainable.data.tokens import Tokens
 from trainable.errors import UserError
 from trainable.model.model_names import PRESETS
 from trainable.model.models import context_limit, load_model
+from trainable.model.modes import in_mode
 from trainable.preflight.offset_profile import everywhere, has_target, mean_loss, offset_gains, offset_losses
-from trainable.preflight.untouched import in_mode
 
 PROFILE_WINDOWS = 16
 PROFILE_BLOCK = 128
