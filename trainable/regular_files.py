@@ -1,8 +1,12 @@
-"""Documents that somebody else may have written: read whole, or refused before they are waited for."""
+"""Files read whole or refused before they are waited for, and files written whole or not at all."""
 
 import errno
 import os
+import secrets
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BufferedRandom
 from pathlib import Path
 
 MAX_FILE_BYTES = 256 << 20
@@ -21,3 +25,29 @@ def read_regular(path: Path) -> bytes:
         if found.st_size > MAX_FILE_BYTES:
             raise OSError(errno.EFBIG, f"larger than the {MAX_FILE_BYTES >> 20} MiB that are read", str(path))
         return file.read()
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BufferedRandom]:
+    """Open a file that takes the place of `path`, on disk, when the block ends; nobody sees it before.
+
+    Raises OSError (a full disk, say) with the old file untouched and nothing left beside it.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("x+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` durable: without it a rename may be undone by a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

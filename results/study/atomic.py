@@ -2,10 +2,10 @@
 
 import errno
 import os
-import secrets
 from pathlib import Path
 
 from results.study.paths import shown
+from trainable.regular_files import sync_folder, whole_file
 
 _STORAGE_WORDS = {
     errno.ENOSPC: "no space left on the device. Make room",
@@ -22,28 +22,13 @@ def write_atomic(path: Path, data: bytes) -> None:
 
     Raises OSError (a full disk, say) with the old file untouched and nothing left beside it.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with temporary.open("xb") as file:
+        with whole_file(path) as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException as error:
-        if isinstance(error, OSError):
-            error.filename = str(path)  # a write that fails names none, an open the temporary one
-        temporary.unlink(missing_ok=True)
+    except OSError as error:
+        error.filename = str(path)  # a write that fails names none, an open the temporary one
         raise
     sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable: without it a rename may be undone by a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def is_storage_error(error: OSError) -> bool:

@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch.utils._pytree import tree_leaves
 
 from trainable.checkpoint.checkpoint_path import DamagedCheckpointError
 from trainable.device.device_memory import is_out_of_memory
 from trainable.errors import UserError
+from trainable.regular_files import sync_folder, whole_file
 
 FOLDER_BIT = 0x10
 """Of a zip record's external attributes."""
@@ -33,39 +35,21 @@ def write_payload(payload: Any, path: Path) -> None:
     disk = shutil.disk_usage(path.parent)
     if disk.total and disk.free < _tensor_bytes(payload) + LEFT_FREE_BYTES:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with whole_file(path) as file:
             torch.save(payload, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
     except RuntimeError as error:
         # torch's archive, which is closed even so, covers a full disk with an error of its own.
         if isinstance(error.__context__, OSError):
             raise error.__context__ from None
         raise
-    finally:
-        temporary.unlink(missing_ok=True)
     # A rename that a power cut undoes would leave nothing, once the predecessor is deleted.
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(path.parent)
 
 
 def _tensor_bytes(payload: Any) -> int:
-    sizes: dict[int, int] = {}
-    left = [payload]
-    while left:
-        value = left.pop()
-        if isinstance(value, torch.Tensor):
-            sizes[value.data_ptr()] = value.nbytes
-        elif isinstance(value, dict):
-            left += value.values()
-        elif isinstance(value, list):
-            left += value
+    # By their place, for tied ones are written once.
+    sizes = {leaf.data_ptr(): leaf.nbytes for leaf in tree_leaves(payload) if isinstance(leaf, torch.Tensor)}
     return sum(sizes.values())
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import torch
+from torch.utils._pytree import tree_map_only
 
 from trainable.checkpoint.checkpoint import Checkpoint, checkpoint_payload, read_checkpoint
 from trainable.checkpoint.checkpoint_file import write_payload
@@ -106,7 +107,7 @@ class BackgroundSaver:
         """Begin to do what the store's save() does, once the save before is over; the state may change at once."""
         self.wait()
         payload = checkpoint_payload(state, model_name=model_name, corpus_fingerprint=corpus_fingerprint)
-        self._saving = self._thread.submit(self._store.write, _copied(payload, {}))
+        self._saving = self._thread.submit(self._store.write, _copied(payload))
 
     def wait(self) -> None:
         """Return once nothing is being saved. Raises OSError where the save failed."""
@@ -115,18 +116,17 @@ class BackgroundSaver:
             saving.result()
 
 
-def _copied(value: Any, copies: dict[tuple[Any, ...], torch.Tensor]) -> Any:
-    # Tied weights stay one tensor, or the file would hold them twice.
-    if isinstance(value, torch.Tensor):
-        key = (value.device, value.data_ptr(), value.shape, value.stride(), value.dtype)
+def _copied(payload: dict[str, Any]) -> Any:
+    copies: dict[tuple[Any, ...], torch.Tensor] = {}
+
+    def copied(tensor: torch.Tensor) -> torch.Tensor:
+        # Tied weights stay one tensor, or the file would hold them twice.
+        key = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
         if key not in copies:
-            copies[key] = value.detach().to("cpu", copy=True)
+            copies[key] = tensor.detach().to("cpu", copy=True)
         return copies[key]
-    if isinstance(value, dict):
-        return {name: _copied(one, copies) for name, one in value.items()}
-    if isinstance(value, list):
-        return [_copied(one, copies) for one in value]
-    return value
+
+    return tree_map_only(torch.Tensor, copied, payload)
 
 
 class _LocalFolder:

@@ -2,8 +2,6 @@
 
 import fcntl
 import hashlib
-import os
-import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,6 +10,7 @@ from pathlib import Path
 
 from trainable.errors import UserError
 from trainable.model.fingerprint import file_fingerprint
+from trainable.regular_files import whole_file
 
 LEFT_AFTER_S = 60.0
 """An older temporary file that no process holds was left by a process that died."""
@@ -66,18 +65,11 @@ def writing(path: Path) -> Iterator[BufferedRandom]:
 
 @contextmanager
 def _renamed_to(path: Path) -> Iterator[BufferedRandom]:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("x+b") as file:
-            # Held for as long as this process lives: see _sweep. Some file systems have no locks.
-            with suppress(OSError):
-                fcntl.flock(file, fcntl.LOCK_EX)
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        # Held for as long as this process lives: see _sweep. Some file systems have no locks.
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield file
 
 
 def _sweep(folder: Path) -> None:

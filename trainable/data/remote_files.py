@@ -1,12 +1,11 @@
 """Files at a place that several machines reach: a folder, or a URI that pyarrow knows. It knows no study and no run."""
 
-import os
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from trainable.errors import UserError, redacted
+from trainable.regular_files import whole_file
 
 BLOCK_BYTES = 8 << 20
 
@@ -48,22 +47,10 @@ def write_whole(files: Any, path: str, blocks: Iterator[bytes]) -> None:
     from pyarrow import fs
 
     files.create_dir(path.rpartition("/")[0], recursive=True)
-    if not isinstance(files, fs.LocalFileSystem):
-        with files.open_output_stream(path) as stream:
-            for block in blocks:
-                stream.write(block)
-        return
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            for block in blocks:
-                file.write(block)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    is_local = isinstance(files, fs.LocalFileSystem)
+    with whole_file(Path(path)) if is_local else files.open_output_stream(path) as stream:
+        for block in blocks:
+            stream.write(block)
 
 
 def blocks_of(files: Any, path: str) -> Iterator[bytes]:

@@ -21,6 +21,7 @@ from trainable.device.device import autocast, device_info, untouched_rng
 from trainable.device.device_memory import is_out_of_memory, release_memory
 from trainable.loss import next_token_loss
 from trainable.model.modes import dropout_fields
+from trainable.regular_files import whole_file
 
 CompileMode = Literal["auto", "on", "off"]
 MIN_RUN_S = {"cuda": 60.0}
@@ -141,7 +142,8 @@ def _measured(model: PreTrainedModel, config: TrialConfig, *, if_eager_takes_s: 
         release_memory(device)
     cost = CompileCost(compile_s=compile_s, eager_pass_s=eager_pass_s, compiled_pass_s=compiled_pass_s)
     if _recorded(model, config) is None:  # the first alone knows what it takes with nothing in the cache
-        _record(cost, _record_path(model, config))
+        with whole_file(_record_path(model, config)) as file:
+            file.write(json.dumps(asdict(cost)).encode())
     return cost
 
 
@@ -163,12 +165,6 @@ def _recorded(model: PreTrainedModel, config: TrialConfig) -> CompileCost | None
         return CompileCost(**json.loads(_record_path(model, config).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
-
-
-def _record(cost: CompileCost, path: Path) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(asdict(cost)), encoding="utf-8")
-    temporary.replace(path)
 
 
 def _record_path(model: PreTrainedModel, config: TrialConfig) -> Path:

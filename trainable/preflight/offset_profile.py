@@ -20,10 +20,13 @@ def offset_profile(model: torch.nn.Module, tokens: torch.Tensor, offsets: Sequen
     """
     tokens = tokens.to(next(model.parameters()).device)
     inputs = {"input_ids": tokens[:, :-1]}
-    losses = offset_losses(lambda some: model(**some).logits, inputs, tokens, offsets=offsets)
-    allowed = torch.ones_like(tokens, dtype=torch.bool)
-    block = tokens.shape[1] - 1
-    return {offset: mean_loss(losses[offset], has_target(allowed, offset, block)) for offset in offsets}
+    return mean_losses(offset_losses(lambda some: model(**some).logits, inputs, tokens, offsets=offsets), tokens)
+
+
+def mean_losses(losses: Mapping[int, torch.Tensor], tokens: torch.Tensor) -> dict[int, float]:
+    """Return the mean of offset_losses() over all positions (B, T) of tokens (B, T + 1) that have a target."""
+    allowed, block = torch.ones_like(tokens, dtype=torch.bool), tokens.shape[1] - 1
+    return {offset: mean_loss(some, has_target(allowed, offset, block)) for offset, some in losses.items()}
 
 
 def offset_losses(

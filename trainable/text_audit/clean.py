@@ -1,7 +1,6 @@
 """A cleaned copy of a text: what an audit found, left out or repaired unit by unit. Never touches the source."""
 
 import os
-import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,6 +12,7 @@ import numpy.typing as npt
 
 from trainable.data.corpus import text_fingerprint
 from trainable.errors import UserError
+from trainable.regular_files import whole_file
 from trainable.text_audit.audit_values import KINDS, AuditReport, CleanPlan, Hit, Spans, hit_spans, removed_spans
 from trainable.text_audit.debris import repair
 from trainable.text_audit.ngrams import NGRAM_TOKENS, covered
@@ -103,19 +103,13 @@ def write_clean(files: list[Path], report: AuditReport, out: Path) -> CleanSumma
         )
     if text_fingerprint(files) != report.text_fingerprint:
         raise UserError(f"{files[0]} has changed since it was audited. Run the audit again.")
-    temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with temporary.open("xb") as file:
+        with whole_file(out) as file:
             for index, path in enumerate(files):
                 _copy_clean(path, report.plan, index, file)
-            file.flush()
-            os.fsync(file.fileno())
-        size = temporary.stat().st_size
-        temporary.replace(out)
+            size = file.tell()
     except OSError as error:
         raise UserError(f"CLEAN={out} cannot be written: {error.strerror}.") from None
-    finally:
-        temporary.unlink(missing_ok=True)
     return CleanSummary(
         out=out,
         source_bytes=report.bytes,

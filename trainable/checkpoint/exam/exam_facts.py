@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 from trainable.checkpoint.exam.base_change import OffsetGain
 
@@ -29,7 +28,7 @@ class CheckpointFacts:
     nonfinite_tensors: tuple[str, ...]
     learning_rate: float | None
     """The optimizer's at saving, else the recorded hyperparameter."""
-    hyperparameters: Mapping[str, Scalar] = field(default_factory=lambda: MappingProxyType({}))
+    hyperparameters: Mapping[str, Scalar] = field(default_factory=dict)
     optimizer_tensors: int = 0
     """Tensors the optimizer was made from; 0 where its state was not saved."""
     without_gradient: tuple[str, ...] = ()
@@ -37,7 +36,7 @@ class CheckpointFacts:
     nonfinite_optimizer: bool = False
     zero_adapters: tuple[str, ...] = ()
     """LoRA's B matrices that are 0, as they are before the first step."""
-    offset_losses: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
+    offset_losses: Mapping[int, float] = field(default_factory=dict)
     """Mean loss of predicting the token so many places on, nats; +1 is the next."""
     offset_tokens: int = 0
     """Tokens it was measured on."""
@@ -45,7 +44,7 @@ class CheckpointFacts:
     """Why there are no offset losses."""
     base_name: str = ""
     """The model that it was compared with as its base: the one that GPT2_MODEL_NAME or the file names."""
-    base_gains: Mapping[int, OffsetGain] = field(default_factory=lambda: MappingProxyType({}))
+    base_gains: Mapping[int, OffsetGain] = field(default_factory=dict)
     """Against the base on the same tokens, by offset."""
     no_base: str = ""
     """Why it was not compared with a base."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -54,15 +53,12 @@ def examine_checkpoints(
     another script's files are of; without it GPT-2 of the weights' own shape. Two checkpoints are in memory at a time.
     Raises UserError for a file that cannot be read.
     """
-    order = (
-        sorted(paths, key=lambda path: (read_checkpoint(path).optimizer_steps or 0, path.name))
-        if len(paths) > 1
-        else paths
-    )
+    # One alone needs no order and is not read twice.
+    steps = {path: read_checkpoint(path).optimizer_steps or 0 if len(paths) > 1 else 0 for path in paths}
     found: list[CheckpointFacts] = []
     before: Checkpoint | None = None
     bases: dict[str, Losses] = {}
-    for path in order:
+    for path in sorted(paths, key=lambda path: (steps[path], path.name)):
         checkpoint = read_checkpoint(path)
         found.append(_examine(checkpoint, before, tokens=tokens, model_name=model_name, bases=bases))
         before = checkpoint
@@ -93,24 +89,19 @@ def _examine(
         is_ours=checkpoint.ours is not None,
         parameters=sum(tensor.numel() for tensor in weights.values()),
         vocab_size=embedding.shape[0] if embedding is not None else None,
-        dtypes=MappingProxyType(dtypes(weights)),
+        dtypes=dtypes(weights),
         bf16_valued_frac=bf16_valued_frac(weights),
         unmovable_frac=unmovable_frac(weights, learning_rate) if learning_rate else None,
         nonfinite_tensors=tuple(name for name, tensor in weights.items() if not bool(torch.isfinite(tensor).all())),
         learning_rate=learning_rate,
-        hyperparameters=MappingProxyType(hyperparameters),
+        hyperparameters=hyperparameters,
         optimizer_tensors=state.tensors,
         without_gradient=state.without_gradient,
         nonfinite_optimizer=state.nonfinite,
         zero_adapters=tuple(
             name for name, tensor in weights.items() if "lora_b" in name.lower() and not bool(tensor.any())
         ),
-        offset_losses=MappingProxyType(dict(profile.losses)),
-        offset_tokens=profile.tokens,
-        no_profile=profile.reason,
-        base_name=profile.base_name,
-        base_gains=MappingProxyType(dict(profile.gains)),
-        no_base=profile.no_base,
+        **vars(profile),
         compared_with=before.path.name if before and shared else "",
         unchanged_tensors=tuple(name for name, (old, new) in shared.items() if torch.equal(old, new)),
         compared_tensors=len(shared),

@@ -17,7 +17,7 @@ from trainable.errors import UserError
 from trainable.model.model_names import PRESETS
 from trainable.model.models import context_limit, load_model
 from trainable.model.modes import in_mode
-from trainable.preflight.offset_profile import everywhere, has_target, mean_loss, offset_gains, offset_losses
+from trainable.preflight.offset_profile import everywhere, mean_losses, offset_gains, offset_losses
 
 PROFILE_WINDOWS = 16
 PROFILE_BLOCK = 128
@@ -28,19 +28,14 @@ SMALL_HEADS = (4, 2, 1, 8, 12, 16)
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """Which token weights predict, and since when."""
+    """Which token weights predict, and since when: the fields of CheckpointFacts."""
 
-    losses: Mapping[int, float] = field(default_factory=dict)
-    """Mean loss by offset, nats; empty where it could not be measured."""
-    tokens: int = 0
-    """What it was measured on."""
-    reason: str = ""
-    """Why there are no losses."""
+    offset_losses: Mapping[int, float] = field(default_factory=dict)
+    offset_tokens: int = 0
+    no_profile: str = ""
     base_name: str = ""
-    gains: Mapping[int, OffsetGain] = field(default_factory=dict)
-    """Against the base of that name; empty where there is none."""
+    base_gains: Mapping[int, OffsetGain] = field(default_factory=dict)
     no_base: str = ""
-    """Why there are no gains."""
 
 
 Losses = Mapping[int, torch.Tensor]
@@ -58,7 +53,7 @@ def checkpoint_profile(
     """Return the profile of the checkpoint's weights. bases: what was measured of bases so far, added to."""
     if tokens is None:
         return Profile(
-            reason="no text could be read as it was trained on: set GPT2_MODEL_NAME to the model it began as"
+            no_profile="no text could be read as it was trained on: set GPT2_MODEL_NAME to the model it began as"
         )
     try:
         named = _named_model(checkpoint, weights, tokens, model_name, bases)
@@ -66,19 +61,19 @@ def checkpoint_profile(
         windows = _windows(tokens, models[0])
         measured = [_losses(model, windows) for model in models]
         # Of models that differ in what the weights do not tell, the right one predicts best.
-        means = [_means(losses, windows) for losses in measured]
+        means = [mean_losses(losses, windows) for losses in measured]
         best = min(range(len(means)), key=lambda one: min(nats for nats in means[one].values() if not math.isnan(nats)))
     except UserError as error:
-        return Profile(reason=str(error))
+        return Profile(no_profile=str(error))
     except ValueError:
-        return Profile(reason="its losses are not finite")
+        return Profile(no_profile="its losses are not finite")
     base = bases.get(model_name) if named is not None and model_name is not None else None
     width = windows.shape[1]
     return Profile(
-        losses=means[best],
-        tokens=windows.shape[0] * (width - 1),
+        offset_losses=means[best],
+        offset_tokens=windows.shape[0] * (width - 1),
         base_name=model_name or "" if base is not None else "",
-        gains={} if base is None else offset_gains(base, everywhere(measured[best], width - 1, width)),
+        base_gains={} if base is None else offset_gains(base, everywhere(measured[best], width - 1, width)),
         no_base="" if base is not None else _no_base(model_name),
     )
 
@@ -92,13 +87,6 @@ def _no_base(model_name: str | None) -> str:
 def _losses(model: PreTrainedModel, windows: torch.Tensor) -> Losses:
     with in_mode(model, training=False):
         return offset_losses(lambda some: model(**some).logits, {"input_ids": windows[:, :-1]}, windows)
-
-
-def _means(losses: Losses, windows: torch.Tensor) -> dict[int, float]:
-    allowed = torch.ones_like(windows, dtype=torch.bool)
-    return {
-        offset: mean_loss(some, has_target(allowed, offset, windows.shape[1] - 1)) for offset, some in losses.items()
-    }
 
 
 def _windows(tokens: Tokens, model: PreTrainedModel) -> torch.Tensor:
