@@ -1,7 +1,8 @@
 """`make audit`: what is wrong with the text, by token position; CLEAN= writes a copy without it."""
 
+from dataclasses import asdict
+
 from results.study.paths import picture_path, shown
-from results.words import token_words
 from search.options import Options
 from search.setup.inputs import check_inputs
 from search.terminal.console import Preparing, Terminal
@@ -19,7 +20,7 @@ def audit_command(options: Options, terminal: Terminal) -> int:
         from trainable.text_audit.audit import audit
         from trainable.text_audit.audit_plot import plot_audit
         from trainable.text_audit.clean import write_clean
-        from trainable.text_audit.report import render, to_json
+        from trainable.text_audit.report import render, render_clean, to_json
 
         files = list(inputs.files)
         tokenizer = load_tokenizer(inputs.model_name, files, documents=inputs.documents, progress=progress)
@@ -41,19 +42,7 @@ def audit_command(options: Options, terminal: Terminal) -> int:
     terminal.say(f"picture: {shown(picture)}")
     document = {**to_json(report), "picture": str(picture)}
     if cleaned is not None:
-        for kind, removed in cleaned.removed.items():
-            terminal.say(
-                f"removed {kind.replace('_', ' ')}: {removed.lines:,} lines, {token_words(removed.tokens)} tokens"
-            )
-        terminal.say(
-            f"{cleaned.repaired_lines:,} lines repaired; the source is as it was; written: {shown(cleaned.out)}"
-        )
-        document["cleaned"] = {
-            "out": str(cleaned.out),
-            "bytes": cleaned.bytes,
-            "source_bytes": cleaned.source_bytes,
-            "repaired_lines": cleaned.repaired_lines,
-            "removed": {kind: {"lines": one.lines, "tokens": one.tokens} for kind, one in cleaned.removed.items()},
-        }
+        terminal.console.print(render_clean(cleaned))
+        document["cleaned"] = {**asdict(cleaned), "out": str(cleaned.out)}
     terminal.document(document)
     return 0

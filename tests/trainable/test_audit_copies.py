@@ -151,6 +151,7 @@ def make_windows() -> Callable[[npt.NDArray[np.float64]], Windows]:
             entropy=none,
             bytes_per_token=none,
             non_ascii_frac=none,
+            duplicate_frac=none,
         )
 
     return make

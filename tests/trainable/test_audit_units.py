@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 import trainable.data.text_documents
-import trainable.text_audit.text
 from trainable.data.text_documents import parse_documents
 from trainable.data.tokens import Progress, load_corpus
 from trainable.text_audit.scan import scan_text
@@ -46,7 +45,7 @@ def test_units_are_the_lines_with_blank_ones_joined_to_the_line_before(text: str
     pieces = [data[a:b].tobytes().decode() for a, b in pairwise(bounds)]
     assert pieces == ["".join(group) for group in expected]
     firsts = np.cumsum([1, *(len(group) for group in expected[:-1])])
-    assert cuts.first_line.tolist() == firsts.tolist()
+    assert cuts.line.tolist() == firsts.tolist()
     assert cuts.ends_paragraph.tolist() == [len(group) > 1 for group in expected]
     assert cuts.lines == sum(line.endswith(("\n", "\r")) for line in lines)
 
@@ -61,7 +60,7 @@ def test_long_lines_are_cut_between_characters_and_never_lost(words: list[str]) 
     pieces = [line[a:b] for a, b in pairwise(bounds)]
     assert all(len(piece) <= LONG_BYTES for piece in pieces)
     assert [piece.decode() for piece in pieces]
-    assert set(cuts.first_line.tolist()) == {7}
+    assert set(cuts.line.tolist()) == {7}
     assert cuts.starts_line.tolist() == [True] + [False] * (len(pieces) - 1)
     assert cuts.ends_line.tolist() == [False] * (len(pieces) - 1) + [True]
 
@@ -86,11 +85,11 @@ def word_pieces(text: str) -> Tokenizer:
 
 
 @pytest.mark.parametrize("make", [byte_level, word_pieces])
-@pytest.mark.parametrize("piece_bytes", [1 << 22, 5000])
+@pytest.mark.parametrize("chunk_bytes", [1 << 20, 5000])
 def test_every_unit_knows_its_first_token(
-    make: type, piece_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: type, chunk_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainable.text_audit.text, "PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr(trainable.data.text_documents, "CHUNK_BYTES", chunk_bytes)
     files = [tmp_path / "a.txt", tmp_path / "b.txt"]
     giant = "one long line of words " * 1000
     for path, text in zip(files, (TEXT, TEXT[:500] + giant), strict=True):
@@ -114,8 +113,8 @@ def test_every_unit_knows_its_first_token(
     assert units.tokens == offset == len(tokens)
 
 
-def test_lines_of_a_chunk_in_several_pieces_are_counted_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainable.text_audit.text, "PIECE_BYTES", 5000)
+def test_lines_of_a_file_in_several_chunks_are_counted_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainable.data.text_documents, "CHUNK_BYTES", 5000)
     path = tmp_path / "a.txt"
     text = "".join(f"line {n}\r\n" for n in range(1, 2001)) + "x " * 20_000 + "\nlast\n"
     path.write_bytes(text.encode())
@@ -127,8 +126,8 @@ def test_lines_of_a_chunk_in_several_pieces_are_counted_on(tmp_path: Path, monke
     units, data = scan.units, text.encode()
     for unit in np.flatnonzero(units.starts_line)[:2000].tolist():
         shown = data[units.first_byte[unit] : units.end_byte[unit]].decode()
-        assert shown == f"line {units.first_line[unit]}\r\n"
-    assert units.first_line[-1] == 2002
+        assert shown == f"line {units.line[unit]}\r\n"
+    assert units.line[-1] == 2002
     assert units.starts_line.sum() == 2002
 
 
@@ -148,7 +147,7 @@ def test_positions_are_right_with_separators_marks_and_line_ends_of_two_characte
     for unit in range(len(units)):
         file = units.file_index[unit]
         line = data[file][units.first_byte[unit] : units.end_byte[unit]].decode().strip("\ufeff\r\n")
-        assert units.first_line[unit] == data[file][: units.first_byte[unit]].count(b"\n") + 1
+        assert units.line[unit] == data[file][: units.first_byte[unit]].count(b"\n") + 1
         ids = tokens[units.first_token[unit] : units.end_token[unit]].tolist()
         expected = tokenizer.encode(line, add_special_tokens=False).ids
         if how == "line":
@@ -171,4 +170,4 @@ def test_units_of_json_lines_are_the_texts_with_the_lines_of_the_file(tmp_path: 
         ids = tokens[units.first_token[unit] : units.end_token[unit]].tolist()
         decoded = tokenizer.decode([id_ for id_ in ids if id_ != 3])
         assert decoded.strip("\n") == texts[unit // 2].split("\n")[unit % 2]
-        assert units.first_line[unit] == units.last_line[unit] == 2 * (unit // 2) + 1
+        assert units.line[unit] == 2 * (unit // 2) + 1

@@ -27,6 +27,8 @@ END_OF_TEXT = "<|endoftext|>"
 TOKENIZER_SAMPLE_CHARS = 16_000_000
 """More text than this hardly changes a byte-pair vocabulary of this project's sizes."""
 
+COUNTED_TOKENS = 1 << 20
+
 Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 Progress = Callable[[str, float], None]
 """Called with what is being done and the share done, 0 to 1."""
@@ -79,9 +81,18 @@ class Corpus:
     @cached_property
     def unigram_entropy(self) -> float:
         """Entropy of the training tokens' own frequencies, nats/token: what a model that ignores context reaches."""
-        counts = np.bincount(self.train, minlength=self.vocab_size)
+        counts = token_counts(self.train, self.vocab_size)
         probabilities = counts[counts > 0] / counts.sum()
         return float(-(probabilities * np.log(probabilities)).sum())
+
+
+def token_counts(tokens: Tokens, vocab_size: int) -> npt.NDArray[np.int64]:
+    """Return how often each id occurs, (vocab_size,)."""
+    counts = np.zeros(vocab_size, dtype=np.int64)
+    # A block at a time: bincount copies what it counts, to 8 bytes a token.
+    for start in range(0, len(tokens), COUNTED_TOKENS):
+        counts += np.bincount(tokens[start : start + COUNTED_TOKENS], minlength=vocab_size)
+    return counts
 
 
 def train_tokenizer(

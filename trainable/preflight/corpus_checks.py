@@ -9,9 +9,9 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from trainable.data.text_documents import iter_chunks
-from trainable.data.tokens import Corpus
+from trainable.data.tokens import Corpus, token_counts
 from trainable.preflight.check_result import Check, judged, skipped
-from trainable.preflight.overlap import CHUNK_TOKENS, LONG_COPY_TOKENS, measure_overlap
+from trainable.preflight.overlap import LONG_COPY_TOKENS, measure_overlap
 from trainable.text_audit.ngrams import NGRAM_TOKENS
 
 UNKNOWN_FAIL_FRAC = 0.01
@@ -34,7 +34,7 @@ EXCERPT_TOKENS = 16
 def check_tokenizer_ids(tokenizer: Tokenizer, corpus: Corpus, embedding_rows: int) -> Check:
     """Return whether every id that the tokenizer or the corpus has is one that the model embeds."""
     highest = max(tokenizer.get_vocab(with_added_tokens=True).values())
-    in_corpus = max(int(chunk.max()) for chunk in _pieces(corpus))
+    in_corpus = int(np.flatnonzero(token_counts(corpus.tokens, corpus.vocab_size))[-1])
     return judged(
         "tokenizer ids",
         failed=max(highest, in_corpus) >= embedding_rows,
@@ -54,7 +54,8 @@ def check_tokenizer_fit(tokenizer: Tokenizer, corpus: Corpus, files: Sequence[Pa
     back = tokenizer.decode(ids, skip_special_tokens=False)
     lost = (Counter(text) - Counter(back)).total() / max(1, len(text))
     unknown_id = _unknown_id(tokenizer)
-    unknown_frac = sum(int(np.count_nonzero(chunk == unknown_id)) for chunk in _pieces(corpus)) / len(corpus.tokens)
+    counts = token_counts(corpus.tokens, corpus.vocab_size)
+    unknown_frac = 0.0 if unknown_id is None else float(counts[unknown_id] / counts.sum())
     bytes_per_token = len(text.encode()) / max(1, len(ids))
     failed = unknown_frac >= UNKNOWN_FAIL_FRAC or (lost >= LOST_FAIL_FRAC and tokenizer.decoder is not None)
     is_short = bytes_per_token < MIN_BYTES_PER_TOKEN and corpus.vocab_size >= LARGE_VOCABULARY
@@ -103,18 +104,13 @@ def _sample(files: Sequence[Path]) -> str:
     return "\n".join(chunk.text[: SAMPLE_CHARS // len(spread)] for chunk in starts if chunk is not None)
 
 
-def _unknown_id(tokenizer: Tokenizer) -> int:
-    """Return the id of what the tokenizer does not know, or -1, which is no id, where it knows everything."""
+def _unknown_id(tokenizer: Tokenizer) -> int | None:
     parts = json.loads(tokenizer.to_str())
     model, decoder = parts["model"], parts.get("decoder") or {}
     if decoder.get("type") == "ByteLevel":
         # Knows every byte; what it names its unknown token is the end of a text.
-        return -1
+        return None
     if isinstance(model.get("unk_id"), int):
         return int(model["unk_id"])
-    id_ = tokenizer.token_to_id(model.get("unk_token") or "")
-    return -1 if id_ is None else id_
-
-
-def _pieces(corpus: Corpus) -> list[np.ndarray]:
-    return [corpus.tokens[start : start + CHUNK_TOKENS] for start in range(0, len(corpus.tokens), CHUNK_TOKENS)]
+    token = model.get("unk_token")
+    return tokenizer.token_to_id(token) if token else None

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 from tokenizers import Tokenizer
 
 from trainable.data.corpus import text_fingerprint
@@ -13,7 +12,6 @@ from trainable.text_audit.audit_findings import kind_spans, make_findings, read_
 from trainable.text_audit.audit_values import (
     AuditReport,
     Hit,
-    Profile,
     hit_spans,
     removed_spans,
 )
@@ -25,11 +23,12 @@ from trainable.text_audit.repeats import find_repeats
 from trainable.text_audit.scan import Scan, scan_text
 from trainable.text_audit.shift import find_shifts
 from trainable.text_audit.units import Flags, Units
-from trainable.text_audit.vocabulary import Vocabulary, describe_vocabulary
-from trainable.text_audit.windows import js_distance, measure_windows
+from trainable.text_audit.vocabulary import describe_vocabulary
+from trainable.text_audit.windows import measure_windows
 
 MOSTLY = 0.8
 """A unit or run that a binary region covers so far is not looked at again."""
+COPIED_KINDS = ("exact_duplicate", "near_duplicate", "repeated_ngram", "train_val_overlap")
 EXCERPT_TOKENS = 160
 PROFILE_WINDOWS = 800
 SHIFT_WINDOWS = 4096
@@ -62,7 +61,8 @@ def audit(
     hits += find_copies(scan.units, tokens, vocabulary.word, hits, train_tokens, progress)
     windows = measure_windows(tokens, vocabulary, _window_tokens(len(tokens), SHIFT_WINDOWS, 2048))
     hits += _unexplained(find_shifts(windows), hits, len(tokens))
-    profile = _profile(tokens, vocabulary, hits)
+    copied = covered(removed_spans(hit for hit in hits if hit.kind in COPIED_KINDS), len(tokens))
+    profile = measure_windows(tokens, vocabulary, _window_tokens(len(tokens), PROFILE_WINDOWS, 256), copied)
     if token_range is not None:
         hits = [seen for hit in hits if (seen := within(hit, token_range)) is not None]
 
@@ -122,22 +122,6 @@ def _unexplained(shifts: list[Hit], hits: list[Hit], tokens: int) -> list[Hit]:
     kinds = ("binary", "foreign_language", "repeated_ngram", "encoding_debris")
     explained = covered(hit_spans(hit for hit in hits if hit.kind in kinds), tokens)
     return [hit for hit in shifts if explained[hit.first : hit.end].mean() < 0.5]
-
-
-def _profile(tokens: Tokens, vocabulary: Vocabulary, hits: list[Hit]) -> Profile:
-    windows = measure_windows(tokens, vocabulary, _window_tokens(len(tokens), PROFILE_WINDOWS, 256))
-    kinds = ("exact_duplicate", "near_duplicate", "repeated_ngram", "train_val_overlap")
-    copied = covered(removed_spans(hit for hit in hits if hit.kind in kinds), len(tokens))
-    return Profile(
-        first_token=windows.first_token,
-        window_tokens=windows.window_tokens,
-        entropy=windows.entropy,
-        bytes_per_token=windows.bytes_per_token,
-        non_ascii_frac=windows.non_ascii_frac,
-        shift=js_distance(windows.counts, windows.counts.sum(axis=0)),
-        duplicate_frac=np.add.reduceat(copied, windows.first_token, dtype=np.int64)
-        / (windows.end_token - windows.first_token),
-    )
 
 
 def _window_tokens(tokens: int, most: int, least: int) -> int:

@@ -1,12 +1,13 @@
 """Hits as findings: where they are in the files, what they look like there, how bad they are, which come first."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 
 import numpy as np
 
 from trainable.text_audit.audit_values import (
     KINDS,
+    SEVERE_FRAC,
     SEVERITIES,
     AuditFinding,
     Hit,
@@ -26,20 +27,6 @@ STRAY_TOKENS = 4
 """A match that reaches so far into a neighbouring line does not make it part of the finding."""
 MAX_FINDINGS = 200
 """Findings of a kind that a report lists; its totals count all."""
-
-SEVERE_FRAC: Mapping[str, tuple[float, float]] = {
-    "train_val_overlap": (0.05, 0.01),
-    "exact_duplicate": (0.05, 0.005),
-    "near_duplicate": (0.10, 0.02),
-    "repeated_ngram": (0.01, 0.001),
-    "binary": (0.005, 0.0005),
-    "foreign_language": (0.02, 0.002),
-    "encoding_debris": (0.02, 0.001),
-    "distribution_shift": (0.02, 0.005),
-    "long_line": (2.0, 0.01),
-}
-"""Share of the audited tokens (overlap: of the validation tokens) from which a kind or a finding is high, medium. The
-embedded text, with whole copied paragraphs taken out, has 1 % overlap, 0.1 % copies and 1 % near copies."""
 
 
 def make_findings(
@@ -109,21 +96,15 @@ def _severity(kind: str, frac: float) -> str:
 
 
 def _finding(hit: Hit, units: Units, severity: str, bytes_at: BytesAt) -> AuditFinding:
-    place = _place(units, hit.first, hit.end)
-    copy_of = None if hit.original is None else _place(units, *hit.original)
     return AuditFinding(
+        **asdict(_place(units, hit.first, hit.end)),
         kind=hit.kind,
         severity=severity,
-        file=place.file,
-        first_line=place.first_line,
-        last_line=place.last_line,
-        first_token=place.first_token,
-        last_token=place.last_token,
         summary=hit.summary,
         excerpt=_excerpt(bytes_at(units, _first_unit(units, hit.first, hit.end)), hit.kind),
         occurrences=hit.occurrences,
         affected_tokens=hit.affected_tokens,
-        copy_of=copy_of,
+        copy_of=None if hit.original is None else _place(units, *hit.original),
     )
 
 
@@ -135,8 +116,8 @@ def _place(units: Units, first: int, end: int) -> Place:
     last_unit = min(last_unit, int(np.searchsorted(units.file_index, units.file_index[first_unit], side="right")) - 1)
     return Place(
         file=units.files[int(units.file_index[first_unit])],
-        first_line=int(units.first_line[first_unit]),
-        last_line=int(units.last_line[last_unit]),
+        first_line=int(units.line[first_unit]),
+        last_line=int(units.line[last_unit]),
         first_token=first,
         last_token=end - 1,
     )

@@ -10,17 +10,8 @@ from trainable.text_audit.audit_values import KINDS, AuditReport
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_COLOURS = {
-    "train_val_overlap": "#b2182b",
-    "exact_duplicate": "#d6604d",
-    "near_duplicate": "#f4a582",
-    "repeated_ngram": "#8c510a",
-    "binary": "#4d4d4d",
-    "foreign_language": "#542788",
-    "encoding_debris": "#2166ac",
-    "distribution_shift": "#1b7837",
-    "long_line": "#80b1d3",
-}
+_COLOURS = ("#b2182b", "#d6604d", "#f4a582", "#8c510a", "#4d4d4d", "#542788", "#2166ac", "#1b7837", "#80b1d3")
+"""Of KINDS, in their order."""
 _CURVES = (
     ("entropy", "token entropy\nnats/token", None),
     ("bytes_per_token", "bytes\nper token", None),
@@ -61,15 +52,11 @@ def plot_audit(report: AuditReport, path: Path) -> None:
 
 def _draw_strips(axis: "Axes", report: AuditReport) -> None:
     least = MIN_WIDTH_FRAC * report.tokens
-    for row, kind in enumerate(reversed(KINDS)):
-        spans = report.spans.get(kind)
+    for row, (kind, colour) in enumerate(reversed(list(zip(KINDS, _COLOURS, strict=True)))):
         axis.axhspan(row - 0.4, row + 0.4, color="#f3f3f3", zorder=0, linewidth=0)
-        if spans is not None and len(spans):
-            widths = np.maximum(spans[:, 1] - spans[:, 0], least)
-            bars = np.stack([spans[:, 0], widths], axis=1)
-            axis.broken_barh(
-                [(float(x), float(w)) for x, w in bars], (row - 0.4, 0.8), color=_COLOURS[kind], linewidth=0
-            )
+        if kind in report.spans:
+            bars = [(first, max(end - first, least)) for first, end in report.spans[kind].tolist()]
+            axis.broken_barh(bars, (row - 0.4, 0.8), color=colour, linewidth=0)
     axis.set_yticks(range(len(KINDS)), [_label(kind, report) for kind in reversed(KINDS)])
     axis.set_ylim(-0.6, len(KINDS) - 0.4)
     axis.tick_params(axis="y", length=0)

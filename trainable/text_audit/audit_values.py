@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -11,17 +12,24 @@ import numpy.typing as npt
 from trainable.errors import UserError
 from trainable.text_audit.units import Units
 
-KINDS = (
-    "train_val_overlap",
-    "exact_duplicate",
-    "near_duplicate",
-    "repeated_ngram",
-    "binary",
-    "foreign_language",
-    "encoding_debris",
-    "distribution_shift",
-    "long_line",
-)
+if TYPE_CHECKING:
+    # At run time it would bring torch, which a RANGE is checked without.
+    from trainable.text_audit.windows import Windows
+
+SEVERE_FRAC: Mapping[str, tuple[float, float]] = {
+    "train_val_overlap": (0.05, 0.01),
+    "exact_duplicate": (0.05, 0.005),
+    "near_duplicate": (0.10, 0.02),
+    "repeated_ngram": (0.01, 0.001),
+    "binary": (0.005, 0.0005),
+    "foreign_language": (0.02, 0.002),
+    "encoding_debris": (0.02, 0.001),
+    "distribution_shift": (0.02, 0.005),
+    "long_line": (2.0, 0.01),
+}
+"""Share of the audited tokens (overlap: of the validation tokens) from which a kind or a finding is high, medium. The
+embedded text, with whole copied paragraphs taken out, has 1 % overlap, 0.1 % copies and 1 % near copies."""
+KINDS = tuple(SEVERE_FRAC)
 """In the order in which equally severe findings are listed."""
 SEVERITIES = ("high", "medium", "low")
 
@@ -78,19 +86,13 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AuditFinding:
+class AuditFinding(Place):
     """One thing found: where, how bad, and what it looks like."""
 
     kind: str
     """One of KINDS."""
     severity: str
     """One of SEVERITIES."""
-    file: Path
-    first_line: int
-    last_line: int
-    first_token: int
-    last_token: int
-    """Inclusive."""
     summary: str
     excerpt: str
     """The first characters, control characters made visible, 120 at most."""
@@ -111,23 +113,6 @@ class KindTotal:
     frac: float
     """Of the audited tokens; for train_val_overlap without a range, of the validation tokens."""
     severity: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Profile:
-    """Figures per window of tokens along the text, each an array (windows,)."""
-
-    first_token: npt.NDArray[np.int64]
-    window_tokens: int
-    entropy: npt.NDArray[np.float64]
-    """Of the window's own token frequencies, nats/token."""
-    bytes_per_token: npt.NDArray[np.float64]
-    non_ascii_frac: npt.NDArray[np.float64]
-    """Of the window's bytes."""
-    shift: npt.NDArray[np.float64]
-    """Jensen-Shannon distance of the window's tokens from the whole text's, 0 to 1."""
-    duplicate_frac: npt.NDArray[np.float64]
-    """Of the window's tokens: copies, near copies and repetitions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +148,7 @@ class AuditReport:
     """By kind, for the kinds that were found."""
     spans: Mapping[str, Spans]
     """By kind, everything affected, sorted, not overlapping."""
-    profile: Profile
+    profile: "Windows"
     plan: CleanPlan = field(repr=False, compare=False)
 
 

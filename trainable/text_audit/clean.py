@@ -173,5 +173,5 @@ def _lines(units: Units, chosen: Flags) -> int:
     where = np.flatnonzero(chosen)
     if len(where) == 0:
         return 0
-    files, lines = units.file_index[where], units.first_line[where]
+    files, lines = units.file_index[where], units.line[where]
     return 1 + int(((np.diff(files) != 0) | (np.diff(lines) != 0)).sum())

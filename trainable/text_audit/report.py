@@ -1,5 +1,6 @@
 """An audit for people in a terminal, and for programs as JSON."""
 
+import json
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -59,7 +60,7 @@ def to_json(report: AuditReport) -> dict[str, Any]:
         "range": None if report.token_range is None else list(report.token_range),
         "range_against_rest": {name: list(pair) for name, pair in range_against_rest(report).items()},
         "totals": {kind: asdict(total) for kind, total in report.totals.items()},
-        "findings": [_plain(asdict(finding)) for finding in report.findings],
+        "findings": json.loads(json.dumps([asdict(finding) for finding in report.findings], default=str)),
         "profile": {
             "window_tokens": report.profile.window_tokens,
             **{name: [round(float(value), 4) for value in getattr(report.profile, name)] for name in FIGURES},
@@ -109,12 +110,6 @@ def _comparison(report: AuditReport) -> list[RenderableType]:
         )
     ]
     return [Text(f"in the range (and in the rest): {', '.join(figures)}")] if figures else []
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return str(value) if isinstance(value, Path) else value
 
 
 def _source(report: AuditReport) -> str:

@@ -56,32 +56,30 @@ def scan_text(
     common = common_words(files)
     lines = 0
     for piece in iter_pieces(files, tokenizer, tokens, documents=documents, separator_id=separator_id):
-        cuts = cut_units(piece.data, first_line=piece.first_line, continues=piece.continues)
-        ends_file = piece.first_byte + len(piece.data) == piece.path.stat().st_size
+        path, file_lines = piece.chunk.path, piece.chunk.lines
+        # A text of JSON lines has lines of its own, which the chunk maps to the file's.
+        first_line = 0 if file_lines else piece.chunk.first_line
+        cuts = cut_units(piece.data, first_line=first_line, continues=piece.chunk.continues)
+        ends_file = piece.first_byte + len(piece.data) == path.stat().st_size
         # A file's last line counts without its line end too.
         lines += cuts.lines + int(ends_file and not cuts.ends_line[-1])
-        rows = _unit_columns(piece, cuts, index_of[piece.path]) | _mark_columns(piece, cuts, common)
-        for name, values in rows.items():
+        rows = {
+            "file_index": np.full(len(cuts.starts), index_of[path], dtype=np.int32),
+            "first_byte": piece.first_byte + cuts.starts,
+            "end_byte": piece.first_byte + np.append(cuts.starts[1:], len(piece.data)),
+            "line": np.array(file_lines)[cuts.line] if file_lines else cuts.line,
+            "first_token": piece.first_token + np.searchsorted(piece.token_starts, cuts.starts),
+            "starts_line": cuts.starts_line,
+            "ends_line": cuts.ends_line,
+            "ends_paragraph": cuts.ends_paragraph,
+        }
+        for name, values in (rows | _mark_columns(piece, cuts, common)).items():
             columns.setdefault(name, []).append(values)
         progress("reading the text", (piece.first_token + len(piece.token_starts)) / max(1, len(tokens)))
     joined = {name: np.concatenate(parts) for name, parts in columns.items()}
     marks: dict[str, Any] = {field.name: joined.pop(field.name) for field in fields(Scan) if field.name in joined}
     units = Units(files=tuple(files), tokens=len(tokens), **joined)
     return Scan(units=units, lines=lines, **marks)
-
-
-def _unit_columns(piece: Piece, cuts: Cuts, file_index: int) -> dict[str, npt.NDArray[np.generic]]:
-    return {
-        "file_index": np.full(len(cuts.starts), file_index, dtype=np.int32),
-        "first_byte": piece.first_byte + cuts.starts,
-        "end_byte": piece.first_byte + np.append(cuts.starts[1:], len(piece.data)),
-        "first_line": cuts.first_line if piece.file_lines is None else piece.file_lines[cuts.first_line - 1],
-        "last_line": cuts.last_line if piece.file_lines is None else piece.file_lines[cuts.last_line - 1],
-        "first_token": piece.first_token + np.searchsorted(piece.token_starts, cuts.starts),
-        "starts_line": cuts.starts_line,
-        "ends_line": cuts.ends_line,
-        "ends_paragraph": cuts.ends_paragraph,
-    }
 
 
 def _mark_columns(piece: Piece, cuts: Cuts, common: Hashes) -> dict[str, npt.NDArray[np.generic]]:

@@ -10,28 +10,21 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from trainable.data.text_documents import BOM, WHOLE_FILES, Documents, TextChunk, iter_chunks
-from trainable.data.tokens import Tokens
-from trainable.text_audit.units import SPACE, Bytes, Ints, line_ends
-
-PIECE_BYTES = 1 << 22
-"""A line longer than this comes in several pieces, so that memory stays flat."""
+from trainable.data.tokens import Tokens, token_counts
+from trainable.text_audit.units import Bytes, Ints
 
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """Consecutive bytes of one file and the tokens that start in them."""
+    """A chunk of the text and the tokens that start in it."""
 
-    path: Path
+    chunk: TextChunk
     data: Bytes
+    """chunk.raw."""
     first_byte: int
     """In the file."""
-    first_line: int
-    continues: bool
-    """The piece begins inside a line."""
     first_token: int
     """In the corpus."""
-    file_lines: Ints | None
-    """Of JSON lines: the file's line of each line of the text; first_line then counts lines of the text."""
     token_starts: Ints
     """(T,) byte of `data` at which each token starts, not decreasing."""
 
@@ -51,8 +44,8 @@ def iter_pieces(
     first_token = first_byte = 0
     begun = False
     for chunk in iter_chunks(files, documents):
-        if chunk.path != path:
-            path, first_byte = chunk.path, 0
+        first_byte = first_byte if chunk.path == path else 0
+        path = chunk.path
         separated = [
             separator_id is not None and span.begins and (begun or index > 0) for index, span in enumerate(chunk.spans)
         ]
@@ -64,7 +57,7 @@ def iter_pieces(
         raw = np.frombuffer(chunk.raw, dtype=np.uint8)
         if len(raw) != len(data):
             starts = _kept_bytes(raw, starts_file=first_byte == 0)[starts]
-        yield from _pieces(chunk, raw, starts, first_byte, first_token)
+        yield Piece(chunk=chunk, data=raw, first_byte=first_byte, first_token=first_token, token_starts=starts)
         first_byte += len(raw)
         first_token += len(starts)
     assert first_token == len(tokens), (first_token, len(tokens))
@@ -100,8 +93,7 @@ def _lengths_tell(
     decoder = json.dumps(json.loads(tokenizer.to_str())["decoder"])
     if '"ByteLevel"' not in decoder:
         return False
-    steps = range(0, len(tokens), 1 << 20)
-    total_bytes = sum(int(lengths[tokens[low : low + (1 << 20)]].sum()) for low in steps)
+    total_bytes = int(token_counts(tokens, len(lengths)) @ lengths)
     text_bytes = 0
     begun = 0
     for chunk in iter_chunks(files):
@@ -144,40 +136,3 @@ def _starts_by_offsets(chunk: TextChunk, tokenizer: Tokenizer, separated: list[b
     code_points = np.frombuffer(chunk.text.encode("utf-32-le"), dtype=np.uint32)
     widths = 1 + (code_points >= 0x80).astype(np.int64) + (code_points >= 0x800) + (code_points >= 0x10000)
     return np.append(0, np.cumsum(widths))[starts]
-
-
-def _pieces(chunk: TextChunk, data: Bytes, starts: Ints, first_byte: int, first_token: int) -> Iterator[Piece]:
-    # A text of JSON lines has lines of its own, which the chunk maps to the file's.
-    low, line = 0, 1 if chunk.lines else chunk.first_line
-    while low < len(data):
-        high = _piece_end(data, low)
-        begin = int(np.searchsorted(starts, low))
-        end = int(np.searchsorted(starts, high)) if high < len(data) else len(starts)
-        yield Piece(
-            path=chunk.path,
-            data=data[low:high],
-            first_byte=first_byte + low,
-            first_line=line,
-            continues=data[low - 1] not in (10, 13) if low > 0 else chunk.continues,
-            file_lines=np.array(chunk.lines) if chunk.lines else None,
-            first_token=first_token + begin,
-            token_starts=starts[begin:end] - low,
-        )
-        if high < len(data):
-            line += len(line_ends(data[low:high]))
-        low = high
-
-
-def _piece_end(data: Bytes, low: int) -> int:
-    """Only a chunk with a huge line is longer than a piece: it is cut after a line, else a word, else a character."""
-    if len(data) - low <= 2 * PIECE_BYTES:
-        return len(data)
-    high = low + PIECE_BYTES
-    window = data[high - PIECE_BYTES // 2 : high]
-    for ends in (line_ends(window), np.flatnonzero(SPACE[window]) + 1):
-        if len(ends):
-            high += int(ends[-1]) - len(window)
-            break
-    while data[high] == 10 or data[high] & 0xC0 == 0x80:  # neither \r\n nor a character is torn
-        high += 1
-    return high

@@ -32,10 +32,8 @@ class Units:
     first_byte: Ints
     """In its own file."""
     end_byte: Ints
-    first_line: Ints
-    """1-based."""
-    last_line: Ints
-    """The line of the unit's last visible byte."""
+    line: Ints
+    """1-based; blank lines after it are not counted."""
     first_token: Ints
     """The first token that starts in the unit; of two units with the same, the former has none."""
     starts_line: Flags
@@ -63,8 +61,7 @@ class Cuts:
     """Where the units of one piece of text begin; positions are bytes of the piece."""
 
     starts: Ints
-    first_line: Ints
-    last_line: Ints
+    line: Ints
     starts_line: Flags
     ends_line: Flags
     ends_paragraph: Flags
@@ -80,22 +77,28 @@ def cut_units(data: Bytes, *, first_line: int, continues: bool) -> Cuts:
     ink = np.append(0, np.cumsum(~SPACE[data], dtype=np.int32))
     ends = np.append(starts[1:], len(data))
     blank = ink[ends] == ink[starts]
-    kept = ~blank
-    kept[0] = True
-    lines = first_line + np.flatnonzero(kept)
-    starts_line, ends_line = np.ones((2, len(lines)), dtype=bool)
+    kept = np.flatnonzero(~blank | (starts == 0))  # the lines that are not joined to the one before
+    line_starts, line_stops = starts[kept], ends[kept]
+    inside = [
+        place
+        for line in np.flatnonzero(line_stops - line_starts > LONG_BYTES).tolist()
+        for place in _inner_cuts(data, int(line_starts[line]), int(line_stops[line]))
+    ]
+    unit_starts = np.sort(np.append(line_starts, np.array(inside, dtype=np.int64)))  # (units,)
+    of_line = np.searchsorted(line_starts, unit_starts, side="right") - 1
+    starts_line = np.diff(of_line, prepend=-1) != 0
+    ends_line = np.append(starts_line[1:], True)
+    ends_paragraph = ends_line & np.append(blank[1:], False)[kept][of_line]
     starts_line[0] = not continues
     ends_line[-1] = len(new_lines) > 0 and new_lines[-1] == len(data)
-    cuts = Cuts(
-        starts=starts[kept],
-        first_line=lines,
-        last_line=lines,
+    return Cuts(
+        starts=unit_starts,
+        line=first_line + kept[of_line],
         starts_line=starts_line,
         ends_line=ends_line,
-        ends_paragraph=np.append(blank[1:], False)[kept],
+        ends_paragraph=ends_paragraph,
         lines=len(new_lines),
     )
-    return _split_long(data, cuts, ends[kept])
 
 
 def line_ends(data: Bytes) -> Ints:
@@ -106,31 +109,6 @@ def line_ends(data: Bytes) -> Ints:
         lone = returns[(returns + 1 >= len(data)) | (data[np.minimum(returns + 1, len(data) - 1)] != 10)]
         is_end[lone] = True
     return np.flatnonzero(is_end) + 1
-
-
-def _split_long(data: Bytes, cuts: Cuts, ends: Ints) -> Cuts:
-    long = np.flatnonzero(ends - cuts.starts > LONG_BYTES)
-    if len(long) == 0:
-        return cuts
-    inner = [_inner_cuts(data, int(cuts.starts[i]), int(ends[i])) for i in long]
-    repeats = np.ones(len(cuts.starts), dtype=np.int64)
-    repeats[long] += [len(positions) for positions in inner]
-    parent = np.repeat(np.arange(len(cuts.starts)), repeats)
-    first = np.append(0, np.cumsum(repeats)[:-1])
-    starts = cuts.starts[parent]
-    is_first = np.zeros(len(parent), dtype=bool)
-    is_first[first] = True
-    starts[~is_first] = np.concatenate([np.array(p, dtype=np.int64) for p in inner])
-    is_last = np.append(is_first[1:], True)
-    return Cuts(
-        starts=starts,
-        first_line=cuts.first_line[parent],
-        last_line=cuts.last_line[parent],
-        starts_line=cuts.starts_line[parent] & is_first,
-        ends_line=cuts.ends_line[parent] & is_last,
-        ends_paragraph=cuts.ends_paragraph[parent] & is_last,
-        lines=cuts.lines,
-    )
 
 
 def _inner_cuts(data: Bytes, start: int, end: int) -> list[int]:

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import entr
 
-from trainable.data.tokens import Tokens
+from trainable.data.tokens import Tokens, token_counts
 from trainable.text_audit.vocabulary import Vocabulary
 
 BUCKETS = 512
@@ -28,6 +29,14 @@ class Windows:
     """Of the window's own token frequencies, nats/token."""
     bytes_per_token: Floats
     non_ascii_frac: Floats
+    """Of the window's bytes."""
+    duplicate_frac: Floats
+    """Of the window's tokens: copies, near copies and repetitions."""
+
+    @property
+    def shift(self) -> Floats:
+        """Jensen-Shannon distance of each window's tokens from the whole text's, 0 to 1."""
+        return js_distance(self.counts, self.counts.sum(axis=0))
 
     @property
     def end_token(self) -> npt.NDArray[np.int64]:
@@ -35,25 +44,30 @@ class Windows:
         return np.append(self.first_token[1:], self.tokens)
 
 
-def measure_windows(tokens: Tokens, vocabulary: Vocabulary, window_tokens: int) -> Windows:
-    """Return the windows of at least one token; a last one shorter than half joins the one before."""
-    totals = _counts(tokens, len(vocabulary.bytes))
-    bucket = _buckets(totals)
+def measure_windows(
+    tokens: Tokens, vocabulary: Vocabulary, window_tokens: int, copied: npt.NDArray[np.bool_] | None = None
+) -> Windows:
+    """Return the windows of at least one token; a last one shorter than half joins the one before.
+
+    copied: (tokens,) which of them are copies; None where none are known.
+    """
+    bucket = _buckets(token_counts(tokens, len(vocabulary.bytes)))
     count = max(1, round(len(tokens) / window_tokens))
     first = np.arange(count, dtype=np.int64) * window_tokens
     ends = np.append(first[1:], len(tokens))
     counts = np.zeros((count, BUCKETS), dtype=np.int64)
-    figures = np.zeros((count, 3))
+    figures = np.zeros((count, 4))
     for index, (low, high) in enumerate(zip(first.tolist(), ends.tolist(), strict=True)):
         ids = tokens[low:high]
         counts[index] = np.bincount(bucket[ids], minlength=BUCKETS)
         size = vocabulary.bytes[ids].sum()
         figures[index] = (
-            _entropy(ids),
+            entr(np.unique(ids, return_counts=True)[1] / len(ids)).sum(),
             size / len(ids),
             vocabulary.non_ascii_bytes[ids].sum() / max(1, size),
+            0.0 if copied is None else copied[low:high].mean(),
         )
-    entropy, bytes_per_token, non_ascii = figures.T
+    entropy, bytes_per_token, non_ascii, duplicate = figures.T
     return Windows(
         first_token=first,
         window_tokens=window_tokens,
@@ -62,14 +76,8 @@ def measure_windows(tokens: Tokens, vocabulary: Vocabulary, window_tokens: int) 
         entropy=entropy,
         bytes_per_token=bytes_per_token,
         non_ascii_frac=non_ascii,
+        duplicate_frac=duplicate,
     )
-
-
-def _counts(tokens: Tokens, vocab_size: int) -> npt.NDArray[np.int64]:
-    totals = np.zeros(vocab_size, dtype=np.int64)
-    for low in range(0, len(tokens), 1 << 20):
-        totals += np.bincount(np.asarray(tokens[low : low + (1 << 20)]), minlength=vocab_size)
-    return totals
 
 
 def _buckets(totals: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -79,22 +87,12 @@ def _buckets(totals: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     return bucket
 
 
-def _entropy(ids: Tokens) -> float:
-    _, counts = np.unique(ids, return_counts=True)
-    frac = counts / len(ids)
-    return float(-(frac * np.log(frac)).sum())
-
-
 def js_distance(counts: npt.NDArray[np.int64], reference: npt.NDArray[np.int64]) -> Floats:
     """Return the Jensen-Shannon distance (base 2, so 0 to 1) of each row of counts from the reference's frequencies."""
     rows = counts / counts.sum(axis=-1, keepdims=True)
     other = reference / reference.sum(axis=-1, keepdims=True)
     middle = (rows + other) / 2
-    divergence = _bits(middle) - (_bits(rows) + _bits(other)) / 2
-    distance: Floats = np.sqrt(np.maximum(divergence, 0.0))
+    nats = entr(middle).sum(axis=-1) - (entr(rows).sum(axis=-1) + entr(other).sum(axis=-1)) / 2
+    # Of equal rows rounding can leave a little less than 0.
+    distance: Floats = np.sqrt(np.maximum(nats / np.log(2), 0.0))
     return distance
-
-
-def _bits(frac: Floats) -> Floats:
-    entropy: Floats = -(frac * np.log2(np.where(frac > 0, frac, 1.0))).sum(axis=-1)
-    return entropy
