@@ -15,7 +15,7 @@ from trainable.errors import UserError
 from trainable.regular_files import whole_file
 from trainable.text_audit.audit_values import KINDS, AuditReport, CleanPlan, Hit, Spans, hit_spans, removed_spans
 from trainable.text_audit.debris import repair
-from trainable.text_audit.ngrams import NGRAM_TOKENS, covered
+from trainable.text_audit.ngrams import NGRAM_TOKENS, covered, marks_between
 from trainable.text_audit.scan import Scan
 from trainable.text_audit.units import Flags, Units
 
@@ -67,11 +67,9 @@ def plan_clean(scan: Scan, hits: list[Hit], markup: Flags) -> CleanPlan:
 
 def unit_cover(units: Units, spans: Spans) -> npt.NDArray[np.float64]:
     """Return the share of each unit's tokens that spans cover (units,); of a unit without tokens, that of its place."""
-    cover = covered(spans, units.tokens)
-    total = np.append(0, np.cumsum(cover, dtype=np.int64))
     end = np.minimum(np.maximum(units.end_token, units.first_token + 1), units.tokens)
     first = np.minimum(units.first_token, end - 1)
-    frac: npt.NDArray[np.float64] = (total[end] - total[first]) / (end - first)
+    frac: npt.NDArray[np.float64] = marks_between(covered(spans, units.tokens), first, end) / (end - first)
     return frac
 
 

@@ -6,10 +6,10 @@ import numpy as np
 import numpy.typing as npt
 
 from trainable.data.tokens import Progress, Tokens
-from trainable.text_audit.audit_values import Hit, Spans, hit_spans, removed_spans
+from trainable.text_audit.audit_values import Hit, Spans, hit_spans, removed_spans, spans
 from trainable.text_audit.duplicates import find_duplicate_runs, find_overlap_runs, fingerprints
 from trainable.text_audit.near import NearDuplicates, find_near_duplicates
-from trainable.text_audit.ngrams import covered, union
+from trainable.text_audit.ngrams import covered, marks_between, union
 from trainable.text_audit.passages import find_passages
 from trainable.text_audit.template import find_templates
 from trainable.text_audit.units import Ints, Units
@@ -46,8 +46,7 @@ def find_copies(
     hits += overlap_hits(find_overlap_runs(tokens, train_tokens, skipped | templates.starts, progress))
     first, end = find_passages(units, tokens)
     gone = covered(removed_spans(hits), len(tokens))
-    total = np.append(0, np.cumsum(skipped | gone, dtype=np.int64))
-    is_new = (end > first) & (total[end] - total[first] < MOSTLY * (end - first))
+    is_new = (end > first) & (marks_between(skipped | gone, first, end) < MOSTLY * (end - first))
     first, end = first[is_new], end[is_new]
 
     def words_at(low: int, high: int) -> npt.NDArray[np.int32]:
@@ -143,22 +142,18 @@ def _joined(runs: Runs) -> Runs:
 def _passages(joined: Runs) -> Iterator[tuple[Spans, tuple[int, int]]]:
     """(spans of the copies by position, span of the original) of each passage."""
     order = np.lexsort((joined[:, 3], joined[:, 2]))
-    open_: list[tuple[int, int, list[list[int]]]] = []
+    open_: list[tuple[int, int, list[tuple[int, int]]]] = []
     for copy, copy_end, original, original_end in joined[order].tolist():
         for first, end, members in reversed(open_):
             shared = min(end, original_end) - max(first, original)
             if shared >= SAME_PASSAGE_FRAC * max(end - first, original_end - original):
-                members.append([copy, copy_end])
+                members.append((copy, copy_end))
                 break
         else:
             kept = [group for group in open_ if group[1] > original][-MAX_OPEN:]
             for group in open_:
                 if group not in kept:
-                    yield _sorted(group[2]), group[:2]
-            open_ = [*kept, (original, original_end, [[copy, copy_end]])]
+                    yield spans(*sorted(group[2])), group[:2]
+            open_ = [*kept, (original, original_end, [(copy, copy_end)])]
     for group in open_:
-        yield _sorted(group[2]), group[:2]
-
-
-def _sorted(members: list[list[int]]) -> Spans:
-    return np.array(sorted(members), dtype=np.int64)
+        yield spans(*sorted(group[2])), group[:2]

@@ -91,20 +91,22 @@ def _pairs(hashes: Hashes, positions: Positions, train_tokens: int) -> tuple[Pos
 
 def _extended(tokens: Tokens, runs: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """The runs, grown by up to MIN_DUPLICATE_TOKENS either way while the tokens agree."""
-    copy, original, length = runs.T.copy()
-    growing = np.ones(len(runs), dtype=bool)
-    for _ in range(MIN_DUPLICATE_TOKENS):
-        growing &= (copy > 0) & (original > 0)
-        index = np.flatnonzero(growing)
-        growing[index] = tokens[copy[index] - 1] == tokens[original[index] - 1]
-        copy, original, length = copy - growing, original - growing, length + growing
-    growing[:] = True
-    for _ in range(MIN_DUPLICATE_TOKENS):
-        growing &= np.maximum(copy, original) + length < len(tokens)
-        index = np.flatnonzero(growing)
-        growing[index] = tokens[copy[index] + length[index]] == tokens[original[index] + length[index]]
-        length = length + growing
-    return np.stack([copy, original, length], axis=1)
+    copy, original, length = runs.T
+    before = _agreeing(tokens, copy - 1, original - 1, step=-1)
+    after = _agreeing(tokens, copy + length, original + length, step=1)
+    return np.stack([copy - before, original - before, length + before + after], axis=1)
+
+
+def _agreeing(tokens: Tokens, here: Positions, there: Positions, *, step: int) -> Positions:
+    """How many tokens agree from `here` and `there` on, up to MIN_DUPLICATE_TOKENS, for each pair of places."""
+    counts, left = np.zeros(len(here), dtype=np.int64), np.arange(len(here))
+    for index in range(MIN_DUPLICATE_TOKENS):
+        one, other = here[left] + step * index, there[left] + step * index
+        inside = (np.minimum(one, other) >= 0) & (np.maximum(one, other) < len(tokens))
+        left, one, other = left[inside], one[inside], other[inside]
+        left = left[tokens[one] == tokens[other]]
+        counts[left] += 1
+    return counts
 
 
 def _maximal(runs: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trainable.text_audit.ngrams import Hashes, marked_spans
+from trainable.text_audit.ngrams import Hashes, covered, marked_spans, marks_between
 from trainable.text_audit.units import ASCII_LETTERS, Bytes, Flags, Ints, byte_set
 
 COMMON_WORDS = 100
@@ -73,18 +73,17 @@ def _words(data: Bytes) -> tuple[Ints, Hashes]:
 def foreign_units(words: Ints, common: Ints, prose: Ints, sizes: Ints) -> Flags:
     """Return which units lie in a stretch of at least MIN_WORDS words of prose without the text's own words."""
     usual = _usual(words, common)
-    foreign = np.zeros(len(words), dtype=bool)
     if usual < MIN_COMMON_FRAC or words.sum() < 10 * MIN_WORDS:
-        return foreign
-    sums = [np.append(0, np.cumsum(values)) for values in (words, common, prose, sizes)]
-    ends = np.searchsorted(sums[0], sums[0][:-1] + MIN_WORDS)  # (units,) the stretch is units [i, ends[i])
+        return np.zeros(len(words), dtype=bool)
+    so_far = np.append(0, np.cumsum(words))
+    ends = np.searchsorted(so_far, so_far[:-1] + MIN_WORDS)  # (units,) the stretch is units [i, ends[i])
     fits = ends <= len(words)
     starts, ends = np.flatnonzero(fits), ends[fits]
-    words_in, common_in, prose_in, sizes_in = (total[ends] - total[starts] for total in sums)
+    words_in, common_in, prose_in, sizes_in = (
+        marks_between(values, starts, ends) for values in (words, common, prose, sizes)
+    )
     bad = (common_in < FOREIGN_RATIO * usual * words_in) & (prose_in >= MIN_PROSE_FRAC * sizes_in)
-    for start, end in zip(starts[bad].tolist(), ends[bad].tolist(), strict=True):
-        foreign[start:end] = True
-    return foreign
+    return covered(np.stack([starts[bad], ends[bad]], axis=1), len(words))
 
 
 def _usual(words: Ints, common: Ints) -> float:

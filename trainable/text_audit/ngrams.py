@@ -107,6 +107,13 @@ def covered(spans: npt.NDArray[np.int64], length: int) -> npt.NDArray[np.bool_]:
     return covering
 
 
+def marks_between(marks: npt.NDArray[np.generic], first: Positions, end: Positions) -> Positions:
+    """Return the sum of `marks`, flags or counts, over each span [first, end)."""
+    total = np.append(0, np.cumsum(marks, dtype=np.int64))
+    between: Positions = total[end] - total[first]
+    return between
+
+
 def marked_spans(marks: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
     """Return the half-open spans (n, 2) of the stretches where `marks` is true."""
     return np.flatnonzero(np.diff(marks.astype(np.int8), prepend=0, append=0)).reshape(-1, 2)

@@ -2,8 +2,9 @@
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import entr
 
-from trainable.text_audit.ngrams import covered, marked_spans
+from trainable.text_audit.ngrams import covered, marked_spans, marks_between
 from trainable.text_audit.units import Bytes, Flags, Ints, byte_set
 
 MIN_REGION_BYTES = 200
@@ -74,11 +75,10 @@ def _random_blocks(data: Bytes) -> Flags:
         rows = whole[low : low + 256]  # (R, BLOCK_BYTES)
         index = rows + (np.arange(len(rows), dtype=np.int64) * 256)[:, None]
         frac = np.bincount(index.ravel(), minlength=len(rows) * 256).reshape(-1, 256) / BLOCK_BYTES
-        entropy = -(frac * np.log2(np.where(frac > 0, frac, 1.0))).sum(axis=1)
+        entropy = entr(frac).sum(axis=1) / np.log(2)
         # UTF-8 of other scripts spreads over many byte values too: that is a matter of scripts.
         random = (entropy >= RANDOM_ENTROPY_BITS) & (frac[:, 128:].sum(axis=1) < 0.05)
-        for block in np.flatnonzero(random) + low:
-            marks[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES] = True
+        marks[low * BLOCK_BYTES : (low + len(rows)) * BLOCK_BYTES] = random.repeat(BLOCK_BYTES)
     return marks
 
 
@@ -88,10 +88,7 @@ def _blobs(data: Bytes) -> Flags:
     runs = runs[runs[:, 1] - runs[:, 0] >= BLOB_RUN_BYTES]
     starts, ends = runs.T
     upper, lower, digit, hex_letter = (
-        (total[ends] - total[starts]) / (ends - starts)
-        for total in (
-            np.append(0, np.cumsum(kind[data], dtype=np.int32)) for kind in (_UPPER, _LOWER, _DIGIT, _HEX_LETTER)
-        )
+        marks_between(kind[data], starts, ends) / (ends - starts) for kind in (_UPPER, _LOWER, _DIGIT, _HEX_LETTER)
     )
     # Random base64 has 0.41, 0.41 and 0.16; words joined by dashes have no digits, constants no small letters.
     mixed = (upper > 0.2) & (lower > 0.2) & (digit > 0.03)

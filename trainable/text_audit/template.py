@@ -8,7 +8,15 @@ import numpy.typing as npt
 
 from trainable.data.tokens import Tokens
 from trainable.text_audit.audit_values import Hit
-from trainable.text_audit.ngrams import NGRAM_TOKENS, Hashes, KnownHashes, covered, iter_ngram_hashes, union
+from trainable.text_audit.ngrams import (
+    NGRAM_TOKENS,
+    Hashes,
+    KnownHashes,
+    covered,
+    iter_ngram_hashes,
+    marks_between,
+    union,
+)
 from trainable.text_audit.units import Flags
 
 TEMPLATE_NGRAM_TOKENS = 16
@@ -41,9 +49,8 @@ def find_templates(tokens: Tokens) -> Templates:
     spans = union(np.stack([where, where + TEMPLATE_NGRAM_TOKENS], axis=1))
     spans = spans[spans[:, 1] - spans[:, 0] <= MAX_TEMPLATE_TOKENS]
     covers = covered(spans, len(tokens))
-    total = np.append(0, np.cumsum(covers, dtype=np.int32))
-    ends = np.minimum(np.arange(len(tokens)) + NGRAM_TOKENS, len(tokens))
-    starts = total[ends] - total[:-1] >= NGRAM_TOKENS // 4
+    places = np.arange(len(tokens))
+    starts = marks_between(covers, places, np.minimum(places + NGRAM_TOKENS, len(tokens))) >= NGRAM_TOKENS // 4
     return Templates(covers=covers, starts=starts, hits=[_hit(spans)] if len(spans) else [])
 
 
