@@ -24,7 +24,7 @@ def cost_us(*, level: float) -> list[float]:
         monitor = StabilityMonitor(budget_steps=STEPS, unigram_entropy=5.66, from_scratch=True)
         began = time.process_time()
         for step, (loss, grad_norm, step_time_s) in enumerate(steps, 1):
-            monitor.update(step=step, loss=loss, grad_norm=grad_norm, step_time_s=step_time_s, update_frac=1e-3)
+            monitor.update(step=step, loss=loss, grad_norm=grad_norm, step_time_s=step_time_s)
         rounds.append((time.process_time() - began) / STEPS * 1e6)
     return rounds
 

@@ -390,23 +390,7 @@ def test_speed_that_comes_and_goes_is_one_flag_and_a_later_slowdown_another() ->
 # --- poisoned optimizer ----------------------------------------------------------------------------------------------
 
 
-def with_update_fracs(after: float) -> list[str]:
-    monitor = StabilityMonitor(budget_steps=600, unigram_entropy=ENTROPY, from_scratch=True)
-    loss = noisy(learning(600))
-    loss[300] += 3.0
-    found: list[Finding] = []
-    for step, value in enumerate(loss, 1):
-        frac = 1e-3 if step <= 301 else after
-        found += monitor.update(step=step, loss=value, grad_norm=None, step_time_s=None, update_frac=frac)
-    return [f"{f.kind}@{f.step}" for f in found]
-
-
-def test_updates_that_shrink_after_a_spike_mean_a_poisoned_optimizer() -> None:
-    assert with_update_fracs(1e-3 / 5) == ["spike@301", "poisoned_optimizer@321"]
-    assert with_update_fracs(1e-3 / 2) == ["spike@301"]
-
-
-def test_without_update_ratios_a_rise_that_built_up_and_stays_tells_it_and_a_sudden_one_does_not() -> None:
+def test_a_rise_that_built_up_and_stays_is_the_optimizers_and_a_sudden_one_is_not() -> None:
     def curve(rise_steps: int) -> list[float]:
         rises = [min(max(0, step - 299) / rise_steps, 1.0) * 1.5 for step in range(600)]
         heals = [0.25 + 0.75 * math.exp(-max(0, step - 299 - rise_steps) / 25) for step in range(600)]
@@ -456,8 +440,7 @@ def feed(monitor: StabilityMonitor, trace: dict[str, Any], begin: int, end: int)
     found: list[Finding] = []
     for at in range(begin, min(end, len(trace["loss"]))):
         loss, grad, seconds = float(trace["loss"][at]), float(trace["gn"][at]), float(trace["dt"][at])
-        frac = 1e-3 / (1 + at // 250)
-        found += monitor.update(step=at + 1, loss=loss, grad_norm=grad, step_time_s=seconds, update_frac=frac)
+        found += monitor.update(step=at + 1, loss=loss, grad_norm=grad, step_time_s=seconds)
     return found
 
 
@@ -527,9 +510,7 @@ def test_no_numbers_make_it_raise_or_flood(
     monitor = StabilityMonitor(budget_steps=budget_steps, unigram_entropy=unigram_entropy, from_scratch=from_scratch)
     found: list[Finding] = []
     for step, (loss, grad, seconds, skipped) in enumerate(pattern * repeats, 1):
-        found += monitor.update(
-            step=step, loss=loss, grad_norm=grad, step_time_s=seconds, skipped=skipped, update_frac=grad
-        )
+        found += monitor.update(step=step, loss=loss, grad_norm=grad, step_time_s=seconds, skipped=skipped)
     json.dumps(monitor.state_dict(), allow_nan=False)
     assert_no_flood(found, len(pattern) * repeats)
 

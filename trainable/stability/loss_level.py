@@ -2,9 +2,10 @@
 
 import math
 from collections import deque
+from statistics import median
 
 from trainable.stability.rules import StabilityRules
-from trainable.stability.watches import Finding, StopKind, median
+from trainable.stability.watches import Finding, StopKind
 
 LOSS_LIMIT = 1e9
 INITIAL_STEPS = 5

@@ -48,23 +48,19 @@ class StabilityMonitor:
         grad_norm: float | None,
         step_time_s: float | None,
         skipped: bool = False,
-        update_frac: float | None = None,
     ) -> tuple[Finding, ...]:
         """Return what this step newly shows; mostly nothing. A kind is reported once an episode, a stop once a run.
 
         step: optimizer steps done, this one included. loss: nats/token. grad_norm: before the clip. None: not recorded.
         skipped: a loss scaler left this step's update out, so that non-finite values do not count.
-        update_frac: norm of the update / (learning rate x norm of the weights), so that a schedule does not move it.
         """
         found: list[Finding] = []
         loss = float(loss)
         finite = math.isfinite(loss)
-        if grad_norm is not None and not math.isfinite(grad_norm):
-            usable_grad_norm, bad_grad_norm = None, True
-        else:
-            usable_grad_norm, bad_grad_norm = grad_norm, False
+        usable_grad_norm = grad_norm if grad_norm is not None and math.isfinite(grad_norm) else None
+        is_bad = not finite or usable_grad_norm != grad_norm
         self._skips = self._skips + 1 if skipped else 0
-        if (not skipped and (bad_grad_norm or not finite)) or self._skips >= self._rules.max_skipped_steps:
+        if (is_bad and not skipped) or self._skips >= self._rules.max_skipped_steps:
             if not self._nonfinite:
                 self._nonfinite = True
                 found.append(Finding("nonfinite", step, "stop", self._nonfinite_evidence(loss, grad_norm)))
@@ -72,7 +68,7 @@ class StabilityMonitor:
             loss = min(max(loss, -LOSS_LIMIT), LOSS_LIMIT)
             if usable_grad_norm is not None:
                 usable_grad_norm = min(max(float(usable_grad_norm), 0.0), GRAD_NORM_LIMIT)
-            clipped = self._spike.update(found, step, loss, usable_grad_norm, self._level.median, update_frac)
+            clipped = self._spike.update(found, step, loss, usable_grad_norm, self._level.median)
             self._level.update(found, step, loss, clipped)
         if step_time_s is not None and 0 < step_time_s < NEVER_S:
             self._speed.update(found, step, float(step_time_s))

@@ -105,11 +105,9 @@ class StabilityRules:
 
     poison_after_steps: int = _rule(100, low=20, high=100_000, unit="steps")
     """poisoned_optimizer: a spike's aftermath is watched for so long."""
-    poison_update_ratio: float = _rule(3.0, low=1.1, high=1000, unit="times")
-    """With update ratios: their median falls so much. Once Adam's second moment is spoilt it falls by 4 to 60."""
     poison_margin: float = _rule(0.25, low=0.01, high=100, unit="nats/token")
-    """Without: at the end the median is so far above that of before a spike which built up over 5 steps and more. Stale
-    momentum acts for 1/(1-beta1) steps; bad text costs most at once. Told in 2 of 2 such runs and in no other."""
+    """At the end the median is so far above that of before a spike which built up over 5 steps and more. Stale momentum
+    acts for 1/(1-beta1) steps; bad text costs most at once. Told in 2 of 2 such runs and in no other."""
 
     max_skipped_steps: int = _rule(40, low=1, high=100_000, unit="steps")
     """nonfinite: a loss scaler that halves so many times in a row finds no scale: the weights are non-finite."""

@@ -5,8 +5,8 @@ A watch keeps its state in public attributes (numbers, lists, rings); private on
 
 import math
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import dataclass
+from statistics import median
 from typing import Any, Literal, get_args
 
 from trainable.stability.rules import StabilityRules
@@ -30,13 +30,6 @@ class Finding:
     severity: Literal["stop", "flag"]
     evidence: str
     """One line with the numbers, for a person."""
-
-
-def median(values: Iterable[float]) -> float:
-    """Return the median of at least one value."""
-    ordered = sorted(values)
-    middle = len(ordered) // 2
-    return ordered[middle] if len(ordered) % 2 else 0.5 * (ordered[middle - 1] + ordered[middle])
 
 
 class Window:
@@ -83,17 +76,9 @@ class SpikeWatch:
         self.first_rise = 0.0
         self.peak_rise = 0.0
         self.peak_step = 0
-        self.update_fracs: deque[float] = deque(maxlen=rules.median_steps)
-        self.update_frac_before: float | None = None
 
     def update(
-        self,
-        found: list[Finding],
-        step: int,
-        loss: float,
-        grad_norm: float | None,
-        level: float | None,
-        update_frac: float | None,
+        self, found: list[Finding], step: int, loss: float, grad_norm: float | None, level: float | None
     ) -> float:
         """Append what this step newly shows to `found`; return the loss, or the spike bound that it is above.
 
@@ -121,8 +106,6 @@ class SpikeWatch:
             self._report(found, step, loss, level, causes)
         else:
             self.quiet_steps += 1
-        if update_frac is not None and math.isfinite(update_frac):
-            self.update_fracs.append(float(update_frac))
         if self.onset is not None and level is not None:
             self._check_recovery(found, step, self.onset, loss, level)
         return clipped
@@ -135,8 +118,6 @@ class SpikeWatch:
                 self.onset, self.level_before = step, level
                 self.first_rise = self.peak_rise = loss - level
                 self.peak_step = step
-                full = len(self.update_fracs) == self.update_fracs.maxlen
-                self.update_frac_before = median(self.update_fracs) if full else None
         self.quiet_steps = 0
 
     def _check_recovery(self, found: list[Finding], step: int, onset: int, loss: float, level: float) -> None:
@@ -144,25 +125,17 @@ class SpikeWatch:
         since = step - onset
         if loss - self.level_before > self.peak_rise:
             self.peak_rise, self.peak_step = loss - self.level_before, step
-        over = since >= r.poison_after_steps
-        evidence = None
-        if self.update_frac_before is not None:
-            now = median(self.update_fracs)
-            if since >= r.median_steps and now * r.poison_update_ratio < self.update_frac_before:
-                evidence = f"updates shrank from {self.update_frac_before:.2g} to {now:.2g} of the weights' norm"
-        elif over and level > self.level_before + r.poison_margin and self._built_up(onset):
-            evidence = f"the loss of {level:.3f} is still {level - self.level_before:.3f} above that of before"
-        if evidence is not None:
+        if since < r.poison_after_steps:
+            return
+        # Bad data costs most at its first step; stale momentum walks the weights away over several.
+        built_up = self.first_rise < 0.5 * self.peak_rise and self.peak_step - onset >= BUILD_UP_STEPS
+        if built_up and level > self.level_before + r.poison_margin:
             evidence = (
-                f"{since} steps after the spike at step {onset} {evidence}: Adam's second moment may be corrupted"
+                f"{since} steps after the spike at step {onset} the loss of {level:.3f} is still "
+                f"{level - self.level_before:.3f} above that of before: Adam's second moment may be corrupted"
             )
             found.append(Finding("poisoned_optimizer", step, "flag", evidence))
-        if over or evidence is not None:
-            self.onset = None
-
-    def _built_up(self, onset: int) -> bool:
-        # Bad data costs most at its first step; stale momentum walks the weights away over several.
-        return self.first_rise < 0.5 * self.peak_rise and self.peak_step - onset >= BUILD_UP_STEPS
+        self.onset = None
 
 
 class SpeedWatch:
