@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 from trainable.errors import UserError, check_bounds, did_you_mean
 
@@ -34,19 +34,16 @@ def _hyperparameter(
     return field(default=default, metadata=MappingProxyType(metadata))
 
 
-def _type_name(spec: Field[Any]) -> str:
-    return spec.type if isinstance(spec.type, str) else getattr(spec.type, "__name__", str(spec.type))
-
-
 def _checked(spec: Field[Any], value: Any) -> Any:
     meta: Mapping[str, Any] = spec.metadata
     label = f"{spec.name} ({meta['env']})"
-    kind = _type_name(spec)
-    if kind == "float" and isinstance(value, int) and not isinstance(value, bool):
+    # By type() and not isinstance(), for True is an int too.
+    if spec.type is float and type(value) is int:
         value = float(min(max(value, -_OUT_OF_EVERY_BOUND), _OUT_OF_EVERY_BOUND))
-    if type(value).__name__ != kind:  # not isinstance, for True is an int too
+    if type(value) is not spec.type:
+        kind = cast(type, spec.type).__name__
         raise UserError(f"{label} must be of type {kind}, not {value!r}; the documented value is {spec.default}.")
-    if kind == "bool":
+    if spec.type is bool:
         return value
     if meta["pattern"] is not None:
         if not meta["pattern"].fullmatch(value):
@@ -166,29 +163,20 @@ def parse_hyperparameter(name: str, text: str) -> bool | int | float | str:
     Raises UserError naming the environment variable.
     """
     spec = HYPERPARAMETERS[name]
-    value: bool | int | float | str = text.strip()
-    if _type_name(spec) == "bool":
-        return _parse_flag(spec.metadata["env"], text)
+    env, text = spec.metadata["env"], text.strip()
+    if spec.type is bool:
+        if text.lower() not in TRUE_WORDS + FALSE_WORDS:
+            raise UserError(f"{env}={text!r} must be True or False.")
+        return text.lower() in TRUE_WORDS
     try:
-        if _type_name(spec) == "int":
-            value = int(text)
-        elif _type_name(spec) == "float":
-            value = float(text)
+        value = cast(type, spec.type)(text)
     except ValueError:
-        kind = "a whole number" if _type_name(spec) == "int" else "a number"
+        kind = "a whole number" if spec.type is int else "a number"
         raise UserError(
-            f"{spec.metadata['env']}={text!r} is not {kind}{_unit(spec)}. "
-            f"Unset it, or set it like {spec.metadata['env']}={spec.default}."
+            f"{env}={text!r} is not {kind}{_unit(spec)}. Unset it, or set it like {env}={spec.default}."
         ) from None
     checked: int | float | str = _checked(spec, value)
     return checked
-
-
-def _parse_flag(env: str, text: str) -> bool:
-    word = text.strip().lower()
-    if word not in TRUE_WORDS + FALSE_WORDS:
-        raise UserError(f"{env}={text!r} must be True or False.")
-    return word in TRUE_WORDS
 
 
 def make_config(base: TrialConfig, values: Mapping[str, Any]) -> TrialConfig:

@@ -122,6 +122,14 @@ def iter_chunks(
             raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
 
 
+def after_documents(chunks: Iterable[TextChunk]) -> Iterator[tuple[TextChunk, list[bool]]]:
+    """Yield each chunk, and for each of its spans whether a document ends right before it, as a separator says."""
+    begun = False
+    for chunk in chunks:
+        yield chunk, [span.begins and (begun or index > 0) for index, span in enumerate(chunk.spans)]
+        begun = begun or bool(chunk.spans)
+
+
 def _chunks(path: Path, file: BufferedReader, documents: Documents) -> Iterator[TextChunk]:
     line, continues, is_open = 1, False, False
     for raw in _blocks(file, whole_paragraphs=documents.kind == "blank-line"):

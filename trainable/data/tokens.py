@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,12 +15,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from trainable.data.cache_files import cached_sum, writing
 from trainable.data.corpus import cache_dir, text_fingerprint
-from trainable.data.text_documents import WHOLE_FILES, Documents, iter_chunks
+from trainable.data.text_documents import WHOLE_FILES, Documents, after_documents, iter_chunks
 from trainable.errors import InputChangedError, UserError
 from trainable.model.fingerprint import file_fingerprint
-
-if TYPE_CHECKING:
-    from hashlib import _Hash
 
 TRAIN_FRAC = 0.9
 END_OF_TEXT = "<|endoftext|>"
@@ -170,8 +167,7 @@ def load_corpus(
     vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
     path = cache_dir() / f"tokens-{fingerprint[:16]}.npy"
     if not _is_cached(path, progress):
-        encoder = _Encoder(tokenizer=tokenizer, documents=documents, separator_id=separator_id)
-        _tokenize(files, text, encoder, path, vocab_size, progress)
+        _tokenize(files, text, tokenizer, documents, separator_id, path, vocab_size, progress)
     corpus = Corpus(path=path, fingerprint=fingerprint, vocab_size=vocab_size, sha256=cached_sum(path))
     if corpus.sha256 is None:
         raise UserError(f"{path} was changed right after it was written. Set CACHE_DIR to a folder of your own.")
@@ -184,29 +180,16 @@ def load_corpus(
     return replace(corpus, fingerprint=both, validation=validation)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Encoder:
-    tokenizer: Tokenizer
-    documents: Documents
-    separator_id: int | None
-
-    def ids(self, files: list[Path], digest: "_Hash") -> Iterator[tuple[list[int], int]]:
-        """Yield the ids of each chunk and its size in bytes of text, and take the text into the digest."""
-        begun = False
-        for chunk in iter_chunks(files, self.documents, digest=digest):
-            texts = [chunk.text[span.start : span.end] for span in chunk.spans]
-            ids: list[int] = []
-            for span, encoded in zip(
-                chunk.spans, self.tokenizer.encode_batch_fast(texts, add_special_tokens=False), strict=True
-            ):
-                if span.begins and begun and self.separator_id is not None:
-                    ids.append(self.separator_id)
-                begun = True
-                ids += encoded.ids
-            yield ids, len(chunk.raw)
-
-
-def _tokenize(files: list[Path], text: str, encoder: _Encoder, path: Path, vocab_size: int, progress: Progress) -> None:
+def _tokenize(
+    files: list[Path],
+    text: str,
+    tokenizer: Tokenizer,
+    documents: Documents,
+    separator_id: int | None,
+    path: Path,
+    vocab_size: int,
+    progress: Progress,
+) -> None:
     dtype = np.uint16 if vocab_size <= 1 << 16 else np.uint32
     total_bytes = max(1, sum(file.stat().st_size for file in files))
     done_bytes = 0
@@ -215,10 +198,17 @@ def _tokenize(files: list[Path], text: str, encoder: _Encoder, path: Path, vocab
     with writing(path) as cached:
         # By append and not through a map: there a full disk is SIGBUS, which nothing catches.
         header_bytes = _write_header(cached, dtype, 0)
-        for chunk_ids, size_bytes in encoder.ids(files, digest):
-            cached.write(np.asarray(chunk_ids, dtype=dtype).tobytes())
-            tokens_count += len(chunk_ids)
-            done_bytes += size_bytes
+        for chunk, follows in after_documents(iter_chunks(files, documents, digest=digest)):
+            texts = [chunk.text[span.start : span.end] for span in chunk.spans]
+            ids: list[int] = []
+            for is_separated, one in zip(
+                follows, tokenizer.encode_batch_fast(texts, add_special_tokens=False), strict=True
+            ):
+                ids += [separator_id] if is_separated and separator_id is not None else []
+                ids += one.ids
+            cached.write(np.asarray(ids, dtype=dtype).tobytes())
+            tokens_count += len(ids)
+            done_bytes += len(chunk.raw)
             # Of JSON lines only a part is text.
             progress("tokenizing the corpus", min(1.0, done_bytes / total_bytes))
         _check_same_text(text, digest.hexdigest())

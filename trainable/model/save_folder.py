@@ -53,9 +53,7 @@ def save_model_folder(
         _write_tokenizer(tokenizer, config, unfinished)
         _finish_config(unfinished / "config.json", base)
         (unfinished / "README.md").write_text(card, encoding="utf-8")
-        (unfinished / RECORD).write_text(
-            json.dumps({**record, "dtype": saved_dtype}, indent=2) + "\n", encoding="utf-8"
-        )
+        _write_json(unfinished / RECORD, {**record, "dtype": saved_dtype})
     return saved_dtype
 
 
@@ -78,7 +76,7 @@ def save_adapter_folder(
         tokenizer.save(str(unfinished / "tokenizer.json"))
         _write_tokenizer(tokenizer, base_config(model_name, tokenizer), unfinished)
         (unfinished / "README.md").write_text(card, encoding="utf-8")
-        (unfinished / RECORD).write_text(json.dumps({**record, "dtype": None}, indent=2) + "\n", encoding="utf-8")
+        _write_json(unfinished / RECORD, {**record, "dtype": None})
 
 
 def adapters_base_name(base: AdapterBase) -> str:
@@ -153,8 +151,12 @@ def _write_tokenizer(tokenizer: Tokenizer, config: PreTrainedConfig, folder: Pat
         **({"model_max_length": limit} if limit else {}),
         **special,
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=2) + "\n", encoding="utf-8")
+    _write_json(folder / "tokenizer_config.json", document)
+    _write_json(folder / "special_tokens_map.json", special)
+
+
+def _write_json(path: Path, document: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
 def _finish_config(path: Path, base: Path | None) -> None:
@@ -173,7 +175,7 @@ def _finish_config(path: Path, base: Path | None) -> None:
         own = json.loads((base / "config.json").read_bytes())
         older = {**own, **older}
     document = {**{name: value for name, value in older.items() if value is not None}, **document}
-    path.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    _write_json(path, dict(sorted(document.items())))
 
 
 @contextmanager

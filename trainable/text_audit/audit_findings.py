@@ -51,7 +51,7 @@ def make_findings(
         if kind == "encoding_debris":  # a few characters each, in lines that are sound otherwise
             tokens = min(sum(hit.affected_tokens for hit in of_kind), high - low)
         else:
-            tokens = _covered_tokens(kind_spans(of_kind), low, high)
+            tokens = int(np.diff(np.clip(kind_spans(of_kind), low, high)).sum())
         of_validation = kind == "train_val_overlap" and token_range is None
         whole = max(1, units.tokens - train_tokens if of_validation else high - low)
         worst = max(hit.weight for hit in of_kind)
@@ -61,8 +61,7 @@ def make_findings(
             own = _severity(kind, hit.weight * hit.affected_tokens / whole)
             # The largest stands for its kind: a thousand small copies are as bad as their sum.
             findings.append(_finding(hit, units, severity if index == 0 else own, bytes_at))
-    order = {severity: index for index, severity in enumerate(SEVERITIES)}
-    findings.sort(key=lambda finding: (order[finding.severity], KINDS.index(finding.kind), -finding.affected_tokens))
+    findings.sort(key=lambda one: (SEVERITIES.index(one.severity), KINDS.index(one.kind), -one.affected_tokens))
     return tuple(findings), totals
 
 
@@ -70,11 +69,6 @@ def kind_spans(hits: Sequence[Hit]) -> Spans:
     """Return what hits of one kind cover, merged and sorted: all copies, and for overlaps the validation side."""
     copies = removed_spans(hit for hit in hits if hit.kind in ("exact_duplicate", "near_duplicate"))
     return union(np.concatenate([hit_spans(hits), copies]))
-
-
-def _covered_tokens(merged: Spans, low: int, high: int) -> int:
-    clipped = np.clip(merged, low, high)
-    return int((clipped[:, 1] - clipped[:, 0]).sum())
 
 
 def within(hit: Hit, token_range: tuple[int, int]) -> Hit | None:

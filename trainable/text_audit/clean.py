@@ -1,7 +1,7 @@
 """A cleaned copy of a text: what an audit found, left out or repaired unit by unit. Never touches the source."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -124,9 +124,12 @@ def _copy_clean(path: Path, plan: CleanPlan, file_index: int, out: BinaryIO) -> 
     units = plan.units
     first, end = np.searchsorted(units.file_index, (file_index, file_index + 1)).tolist()
     action = np.where(plan.removed > 0, 3, plan.repaired.astype(np.int8) + (plan.repaired & plan.markup))
+    if first == end:
+        return  # an empty file
     last_byte = b"\n"
     with path.open("rb") as source:
-        for low, high in _runs(action, first, end):
+        changes = np.flatnonzero(np.diff(action[first:end])) + first + 1
+        for low, high in pairwise([first, *changes.tolist(), end]):
             source.seek(int(units.first_byte[low]))
             size = int(units.end_byte[high - 1] - units.first_byte[low])
             if action[low] == 3:
@@ -141,12 +144,6 @@ def _copy_clean(path: Path, plan: CleanPlan, file_index: int, out: BinaryIO) -> 
             last_byte = written[-1:] or last_byte
     if last_byte != b"\n" and file_index + 1 < len(units.files):
         out.write(b"\n")
-
-
-def _runs(action: npt.NDArray[np.integer], first: int, end: int) -> Iterator[tuple[int, int]]:
-    changes = np.flatnonzero(np.diff(action[first:end])) + first + 1
-    bounds = [first, *changes.tolist(), end]
-    yield from ((low, high) for low, high in pairwise(bounds) if high > low)
 
 
 def _copy(source: BinaryIO, size: int, out: BinaryIO) -> bytes:
@@ -168,8 +165,5 @@ def _removed_by_kind(plan: CleanPlan) -> dict[str, Removed]:
 
 
 def _lines(units: Units, chosen: Flags) -> int:
-    where = np.flatnonzero(chosen)
-    if len(where) == 0:
-        return 0
-    files, lines = units.file_index[where], units.line[where]
-    return 1 + int(((np.diff(files) != 0) | (np.diff(lines) != 0)).sum())
+    places = np.stack([units.file_index[chosen], units.line[chosen]], axis=1)
+    return int((np.diff(places, axis=0, prepend=-1) != 0).any(axis=1).sum())

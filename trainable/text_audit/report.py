@@ -3,7 +3,6 @@
 import json
 import os
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -17,13 +16,13 @@ from trainable.text_audit.clean import CleanSummary
 SHOWN = 25
 """Findings listed in a terminal."""
 FIGURES = {
-    "entropy": ("token entropy", 2, "f"),
-    "bytes_per_token": ("bytes per token", 2, "f"),
-    "shift": ("distance from the whole", 2, "f"),
-    "non_ascii_frac": ("non-ASCII", 1, "%"),
-    "duplicate_frac": ("copied", 1, "%"),
+    "entropy": ("token entropy", ".2f"),
+    "bytes_per_token": ("bytes per token", ".2f"),
+    "shift": ("distance from the whole", ".2f"),
+    "non_ascii_frac": ("non-ASCII", ".1%"),
+    "duplicate_frac": ("copied", ".1%"),
 }
-"""The profile's arrays: what to call each, decimals, unit."""
+"""The profile's arrays: what to call each, and how its numbers are written."""
 _STYLES = {"high": "bold red", "medium": "yellow", "low": "dim"}
 
 
@@ -38,10 +37,8 @@ def render(report: AuditReport) -> RenderableType:
         return Group(head, *_comparison(report), Text("Nothing wrong found.", style="bold green"))
     parts: list[RenderableType] = [head, *_comparison(report), Text(), _totals(report), Text()]
     for finding in report.findings[:SHOWN]:
-        parts += [
-            _headline(finding, report),
-            Padding(Text(finding.excerpt, style="dim", overflow="fold"), (0, 0, 0, 4)),
-        ]
+        excerpt = Text(finding.excerpt, style="dim", overflow="fold")
+        parts += [_headline(finding, report), Padding(excerpt, (0, 0, 0, 4))]
     left = sum(total.findings for total in report.totals.values()) - min(SHOWN, len(report.findings))
     if left > 0:
         parts.append(Text(f"... and {left:,} more; --json lists the largest 200 of each kind."))
@@ -77,10 +74,8 @@ def range_against_rest(report: AuditReport) -> dict[str, tuple[float, float]]:
     inside = (middle >= report.token_range[0]) & (middle < report.token_range[1])
     if not inside.any() or inside.all():
         return {}
-    return {
-        name: (float(values[inside].mean()), float(values[~inside].mean()))
-        for name, values in ((name, getattr(report.profile, name)) for name in FIGURES)
-    }
+    figures = {name: getattr(report.profile, name) for name in FIGURES}
+    return {name: (float(one[inside].mean()), float(one[~inside].mean())) for name, one in figures.items()}
 
 
 def render_clean(summary: CleanSummary) -> RenderableType:
@@ -103,12 +98,10 @@ def _words(kind: str) -> str:
 
 
 def _comparison(report: AuditReport) -> list[RenderableType]:
-    figures = [
-        f"{label} {inside:.{digits}{unit}} ({rest:.{digits}{unit}})"
-        for (inside, rest), (label, digits, unit) in zip(
-            range_against_rest(report).values(), FIGURES.values(), strict=False
-        )
-    ]
+    figures = []
+    for name, (inside, rest) in range_against_rest(report).items():
+        label, number = FIGURES[name]
+        figures.append(f"{label} {inside:{number}} ({rest:{number}})")
     return [Text(f"in the range (and in the rest): {', '.join(figures)}")] if figures else []
 
 
@@ -118,17 +111,10 @@ def _source(report: AuditReport) -> str:
     return f"{len(report.files):,} files under {os.path.commonpath(report.files)}"
 
 
-def _name(path: Path, report: AuditReport) -> str:
-    return path.name if len(report.files) == 1 else os.path.relpath(path, os.path.commonpath(report.files))
-
-
 def _totals(report: AuditReport) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("found")
-    table.add_column("places", justify="right")
-    table.add_column("tokens", justify="right")
-    table.add_column("share", justify="right")
-    table.add_column("severity")
+    for column in ("found", "places", "tokens", "share", "severity"):
+        table.add_column(column, justify="left" if column in ("found", "severity") else "right")
     for kind, total in report.totals.items():
         of = " of validation" if kind == "train_val_overlap" and report.token_range is None else ""
         severity = Text(total.severity, style=_STYLES[total.severity])
@@ -137,17 +123,18 @@ def _totals(report: AuditReport) -> Table:
 
 
 def _headline(finding: AuditFinding, report: AuditReport) -> Text:
-    text = Text()
-    text.append(f"{finding.severity:<6} ", style=_STYLES[finding.severity])
-    text.append(_words(finding.kind), style="bold")
-    text.append(f"  tokens {finding.first_token:,}-{finding.last_token:,}")
-    text.append(f"  {_lines(finding, report)}: {finding.summary}")
-    if finding.copy_of is not None:
-        place = finding.copy_of
+    text = Text.assemble(
+        (f"{finding.severity:<6} ", _STYLES[finding.severity]),
+        (_words(finding.kind), "bold"),
+        f"  tokens {finding.first_token:,}-{finding.last_token:,}  {_lines(finding, report)}: {finding.summary}",
+    )
+    if (place := finding.copy_of) is not None:
         text.append(f"; also {_lines(place, report)} (tokens {place.first_token:,}-{place.last_token:,})")
     return text
 
 
-def _lines(place: AuditFinding | Place, report: AuditReport) -> str:
+def _lines(place: Place, report: AuditReport) -> str:
     lines = f"{place.first_line}" if place.first_line == place.last_line else f"{place.first_line}-{place.last_line}"
-    return f"{_name(place.file, report)}:{lines}"
+    one = len(report.files) == 1
+    name = place.file.name if one else os.path.relpath(place.file, os.path.commonpath(report.files))
+    return f"{name}:{lines}"

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from trainable.data.text_documents import BOM, WHOLE_FILES, Documents, TextChunk, iter_chunks
+from trainable.data.text_documents import BOM, WHOLE_FILES, Documents, TextChunk, after_documents, iter_chunks
 from trainable.data.tokens import Tokens, token_counts
 from trainable.text_audit.units import Bytes, Ints
 
@@ -42,14 +42,10 @@ def iter_pieces(
     tells = documents.kind == "file" and _lengths_tell(files, tokenizer, tokens, lengths, separator_id)
     path: Path | None = None
     first_token = first_byte = 0
-    begun = False
-    for chunk in iter_chunks(files, documents):
+    for chunk, follows in after_documents(iter_chunks(files, documents)):
         first_byte = first_byte if chunk.path == path else 0
         path = chunk.path
-        separated = [
-            separator_id is not None and span.begins and (begun or index > 0) for index, span in enumerate(chunk.spans)
-        ]
-        begun = begun or bool(chunk.spans)
+        separated = [follows_one and separator_id is not None for follows_one in follows]
         data = np.frombuffer(chunk.text.encode(), dtype=np.uint8)
         starts = _starts_by_length(data, tokens[first_token:], lengths, separated[0]) if tells else None
         if starts is None:
@@ -109,12 +105,7 @@ def _starts_by_length(data: Bytes, tokens: Tokens, lengths: npt.NDArray[np.int32
     if separated:
         rest = _starts_by_length(data, tokens[1:], lengths, False)
         return None if rest is None else np.append(0, rest)
-    ends = np.zeros(0, dtype=np.int64)
-    guess, taken = len(data) // 3 + 64, 0
-    while (ends[-1] if len(ends) else 0) < len(data) and taken < len(tokens):
-        more = np.cumsum(lengths[tokens[taken : taken + guess]], dtype=np.int64)
-        ends = np.append(ends, more + (ends[-1] if len(ends) else 0))
-        taken = len(ends)
+    ends = np.cumsum(lengths[tokens[: len(data)]], dtype=np.int64)  # a token is a byte at least
     count = int(np.searchsorted(ends, len(data))) + 1
     if count > len(ends) or ends[count - 1] != len(data):
         return None
