@@ -25,8 +25,8 @@ from trainable.regular_files import whole_file
 
 CompileMode = Literal["auto", "on", "off"]
 MIN_RUN_S = {"cuda": 60.0}
-"""Where nothing has been measured yet, a shorter run is not worth finding out: compiling takes tens of seconds. No CPU:
-compiled layers take 1.6 times as long there without AMX, and with it a tenth less."""
+"""Until something was measured, a shorter run is not worth the measurement: compiling takes tens of seconds. No CPU:
+compiled layers take 1.6 times as long there without AMX, and a tenth less with it."""
 MEASURED_PASSES = 5
 KERNELS = "kernels"
 SHAPES_IN_A_PROCESS = 64
@@ -35,7 +35,7 @@ SHAPES_IN_A_PROCESS = 64
 
 @dataclass(frozen=True, kw_only=True)
 class CompileCost:
-    """What compiling took and gave, measured on this machine for one model and shape of micro-batch."""
+    """What compiling costs and saves, measured on this machine for one model and shape of micro-batch."""
 
     compile_s: float
     eager_pass_s: float
@@ -44,12 +44,12 @@ class CompileCost:
 
 
 def is_repaid(cost: CompileCost, *, passes: int) -> bool:
-    """Return whether so many passes gain more seconds than compiling took."""
+    """Return whether so many passes save more seconds than compiling took."""
     return passes * (cost.eager_pass_s - cost.compiled_pass_s) > cost.compile_s
 
 
 def compile_where_repaid(mode: CompileMode, model: PreTrainedModel, config: TrialConfig) -> str:
-    """Compile the layers of a model on its device, or do not; return a note on it for people, or "".
+    """Compile the layers of a model on its device where that saves time; return a note for people, or "".
 
     auto: where this run's passes repay what was measured; the first run of a shape that is long enough measures it.
     Either way a copy of the model is compiled first: a compiler that fails, in the backward pass too, costs a note.
@@ -75,7 +75,7 @@ def compile_where_repaid(mode: CompileMode, model: PreTrainedModel, config: Tria
         return f"not compiled: {' '.join(str(error).split())[:200]}"
     if cost is None:
         return ""
-    # Of several who measured at once the first counts for all, so that the run decides the same when it is run again.
+    # Of several processes that measured at once the first counts for all: the run then decides alike when run again.
     cost = _recorded(model, config) or cost
     compiled = mode == "on" or is_repaid(cost, passes=passes)
     if compiled:

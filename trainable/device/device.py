@@ -124,7 +124,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Non
 
 @contextmanager
 def without_tf32() -> Iterator[None]:
-    """Have fp32 products taken in fp32, also where allow_tf32() has let training round their factors."""
+    """Compute fp32 products in full fp32, even where allow_tf32() lets training round their factors."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -169,7 +169,7 @@ def untouched_rng(device: torch.device) -> Iterator[None]:
 
 
 def to_device(device: torch.device, tensor: torch.Tensor) -> torch.Tensor:
-    """Return a CPU tensor on the device; CUDA fetches it by itself while the program goes on."""
+    """Return a CPU tensor on the device; on CUDA it is copied while the program goes on."""
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
@@ -178,8 +178,8 @@ def to_device(device: torch.device, tensor: torch.Tensor) -> torch.Tensor:
 def begin_read(*scalars: torch.Tensor) -> Callable[[], list[float]]:
     """Return a function that returns the scalars' values, all in one transfer.
 
-    On CUDA it waits for what was queued before this call alone: what is queued between the two keeps the device busy
-    while the program reads them and queues the next.
+    On CUDA that function waits only for the work queued before this call. What is queued between the two calls keeps
+    the device busy while the program reads the values and queues the next step.
     """
     values = torch.stack([scalar.detach().float() for scalar in scalars])
     if values.device.type != "cuda":

@@ -76,7 +76,7 @@ def release_memory(device: torch.device) -> None:
 
 
 def has_grown(device: torch.device) -> bool:
-    """Return whether this process keeps so much of the device, with nothing loaded, that it should end.
+    """Return whether this process holds so much device memory, with no model loaded, that it should end.
 
     Metal's driver keeps what it compiled for every shape of tensor, and nothing but the process's end frees it.
     """

@@ -1,4 +1,4 @@
-"""How fast so many runs go side by side on one device: a few seconds of the real loop, each in a process of its own."""
+"""How fast several runs are side by side on one device: seconds of the real loop, each in a process of its own."""
 
 import multiprocessing
 import signal
@@ -28,23 +28,23 @@ ENDLESS_STEPS = 10**9
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """What so many runs at once did."""
+    """The speed of several runs at once."""
 
     count: int
     threads: int
     """CPU threads of each."""
     tokens_per_s: float
-    """Of all together; 0 when one of them did not get through."""
+    """Of all together; 0 when one of them failed."""
     peak_memory_bytes: int
     """Of a CUDA device, by the process that took most, its context and what it reserved included; 0 elsewhere."""
     step_s: float | None = None
-    """Of a step, the median of each run; None when one of them did not get through."""
+    """Of a step, the mean of the runs' medians; None when one of them failed."""
     evaluation_s: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Measured:
-    """What one run did."""
+    """The speed of one run."""
 
     tokens_per_s: float
     step_s: float
@@ -69,8 +69,8 @@ def probes(
 ) -> Iterator[Probe]:
     """Yield the speed of `count` runs side by side for each configuration, over `seconds` after their warm-up.
 
-    run_s: of a whole run, as long as which it is compiled where that is repaid; None never compiles, which alone would
-    outlast a probe.
+    run_s: how long a whole run is, for it to be compiled where that saves time; None never compiles, as compiling alone
+    takes longer than a probe.
     """
     if not configs:
         return

@@ -6,7 +6,7 @@ from trainable.errors import UserError
 
 
 def checkpoint_layers(model: PreTrainedModel) -> None:
-    """Let every layer of `model` keep its input alone, in training; its losses and gradients stay the same bits.
+    """Have every layer of `model` keep only its input in training; losses and gradients stay the same to the bit.
 
     Raises UserError when transformers cannot do it for this model.
     """
@@ -16,5 +16,5 @@ def checkpoint_layers(model: PreTrainedModel) -> None:
         )
     # Not the reentrant kind: it loses the gradient below adapters on frozen embeddings, whose outputs need none.
     model.activation_checkpointing_enable({"use_reentrant": False})
-    # Needed by the reentrant kind alone; here it would take the gradient down to embeddings that are frozen.
+    # Only the reentrant kind needs it; here it would compute gradients down to embeddings that are frozen.
     model.disable_input_require_grads()

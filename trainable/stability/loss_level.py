@@ -1,4 +1,4 @@
-"""LevelWatch: divergence, floor and plateau, told from the median of the last losses and its trend."""
+"""LevelWatch: divergence, floor and plateau, recognized by the median of the last losses and its trend."""
 
 import math
 from collections import deque

@@ -41,8 +41,8 @@ class StabilityRules:
     """... for so many steps in a row, and not falling. 8 of 8 diverging runs are stopped, 58 steps after their best at
     most; no good run is. Stopping at a spike would end 16 of them."""
     divergence_patience_steps: int = _rule(15, low=1, high=10_000, unit="steps")
-    """The median falls as long as it came to a new low since its peak in so many steps. Without this a run with 40
-    steps of foreign text, which heals, is stopped."""
+    """The median counts as falling while it has reached a new low since its peak within so many steps. Without this a
+    run with 40 steps of foreign text, which heals, is stopped."""
     divergence_falling: float = _rule(0.02, low=0, high=100, unit="nats/token")
     """A new low is so much lower. Training itself falls by 0.01 to 0.02 in 15 steps."""
     initial_margin: float = _rule(0.2, low=0.05, high=100, unit="nats/token")
@@ -64,7 +64,7 @@ class StabilityRules:
     """Spike: the loss or the gradient norm is above mean + spike_sigma deviations of so many steps, as in OLMo-core's
     SkipStepOptimizer. What is above enters the window as the bound, so that one spike does not hide the next."""
     spike_min_steps: int = _rule(64, low=2, high=10_000, unit="steps")
-    """No spike is told from fewer. With 32: 0.7 false ones per 1,000 steps."""
+    """With fewer steps in the window no spike is reported. With 32: 0.7 false ones per 1,000 steps."""
     spike_sigma: float = _rule(6.0, low=1, high=100, unit="standard deviations")
     """16 of 16 planted spikes found, 0.2 others per 1,000 steps of good runs."""
     spike_min_rise: float = _rule(0.1, low=0, high=100, unit="nats/token")
@@ -95,7 +95,7 @@ class StabilityRules:
     slow_ratio: float = _rule(1.5, low=1.05, high=1000, unit="times the fastest window")
     """... is so much above the run's own fastest. The plateau run's slow-down was 1.7."""
     slow_end_ratio: float = _rule(1.25, low=1, high=1000, unit="times the fastest window")
-    """It is over, and can be told again, below this ..."""
+    """It is over, and can be reported again, below this ..."""
     slow_quiet_steps: int = _rule(100, low=1, high=1_000_000, unit="steps")
     """... for so many steps in a row."""
     stall_ratio: float = _rule(20.0, low=2, high=1_000_000, unit="times the window's median")
@@ -107,7 +107,7 @@ class StabilityRules:
     """poisoned_optimizer: a spike's aftermath is watched for so long."""
     poison_margin: float = _rule(0.25, low=0.01, high=100, unit="nats/token")
     """At the end the median is so far above that of before a spike which built up over 5 steps and more. Stale momentum
-    acts for 1/(1-beta1) steps; bad text costs most at once. Told in 2 of 2 such runs and in no other."""
+    acts for 1/(1-beta1) steps; bad text costs most at once. Reported in 2 of 2 such runs and in no other."""
 
     max_skipped_steps: int = _rule(40, low=1, high=100_000, unit="steps")
     """nonfinite: a loss scaler that halves so many times in a row finds no scale: the weights are non-finite."""

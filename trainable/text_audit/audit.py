@@ -27,7 +27,7 @@ from trainable.text_audit.vocabulary import describe_vocabulary
 from trainable.text_audit.windows import measure_windows
 
 MOSTLY = 0.8
-"""A unit or run that a binary region covers so far is not looked at again."""
+"""A unit or a repeated run of which a binary region covers this share is not examined again."""
 COPIED_KINDS = ("exact_duplicate", "near_duplicate", "repeated_ngram", "train_val_overlap")
 EXCERPT_TOKENS = 160
 PROFILE_WINDOWS = 800
@@ -108,7 +108,7 @@ def _checked_range(token_range: tuple[int, int] | None, tokens: int) -> tuple[in
 
 
 def _text_hits(scan: Scan, tokens: Tokens) -> tuple[list[Hit], Flags]:
-    """What can be told line by line, and the units whose markup is debris."""
+    """Return what shows line by line, and which units have markup that is debris."""
     binary = find_binary(scan)
     noisy = unit_cover(scan.units, hit_spans(binary)) >= MOSTLY
     debris, markup = find_debris(scan, noisy)
@@ -118,7 +118,7 @@ def _text_hits(scan: Scan, tokens: Tokens) -> tuple[list[Hit], Flags]:
 
 
 def _unexplained(shifts: list[Hit], hits: list[Hit], tokens: int) -> list[Hit]:
-    """The shifts of which no other kind of finding covers half."""
+    """Return the shifts of which no finding of another kind covers half."""
     kinds = ("binary", "foreign_language", "repeated_ngram", "encoding_debris")
     explained = covered(hit_spans(hit for hit in hits if hit.kind in kinds), tokens)
     return [hit for hit in shifts if explained[hit.first : hit.end].mean() < 0.5]

@@ -24,7 +24,7 @@ from trainable.text_audit.units import Units
 BytesAt = Callable[[Units, int], bytes]
 EXCERPT_CHARS = 120
 STRAY_TOKENS = 4
-"""A match that reaches so far into a neighbouring line does not make it part of the finding."""
+"""A line of which a match covers no more than this is not part of the finding."""
 MAX_FINDINGS = 200
 """Findings of a kind that a report lists; its totals count all."""
 
@@ -118,7 +118,7 @@ def _place(units: Units, first: int, end: int) -> Place:
 
 
 def _first_unit(units: Units, first: int, end: int) -> int:
-    """The unit that a hit is told to begin in: not the one before, whose end both copies happen to share."""
+    """Return the unit in which a hit is reported to begin: not one of which both copies share the last tokens only."""
     unit = int(units.of_token(first))
     next_first = int(units.end_token[unit])
     is_stray = units.first_token[unit] < first and next_first - first <= STRAY_TOKENS

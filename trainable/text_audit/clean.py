@@ -21,7 +21,7 @@ from trainable.text_audit.units import Flags, Units
 
 _COPY_BYTES = 1 << 22
 HALF = 0.5
-"""A unit is left out if so much of it, or an n-gram of it, is a copy or no text."""
+"""A unit is removed if this share of its tokens, or a whole n-gram of them, is a copy or not text."""
 REMOVED_KINDS = ("binary", "repeated_ngram", "train_val_overlap", "exact_duplicate", "near_duplicate")
 """The first that claims a unit is named as the reason."""
 

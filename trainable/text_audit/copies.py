@@ -1,4 +1,4 @@
-"""Copies of all sorts as findings: one for each passage that has copies, however many."""
+"""Overlaps, exact copies and near copies as findings: one for each passage, however many copies it has."""
 
 from collections.abc import Iterator
 
@@ -15,14 +15,14 @@ from trainable.text_audit.template import find_templates
 from trainable.text_audit.units import Ints, Units
 
 JOIN_TOKENS = 64
-"""Runs so near to each other, here and there, are one passage with a few words changed."""
+"""Runs at most this far apart, in the copy and in the original, are one passage with a few words changed."""
 SAME_PASSAGE_FRAC = 0.5
-"""Copies whose originals share so much of the longer one are copies of one passage."""
+"""Copies whose originals overlap by this share of the longer original are copies of one passage."""
 MAX_OPEN = 32
-"""Passages that a copy is compared with; of more at one place, copies are told apart that need not be."""
+"""Passages that a copy is compared with. Where more overlap, copies of one passage may be reported apart."""
 
 MOSTLY = 0.8
-"""A passage of which so much is known already is not compared."""
+"""A passage of which this share is already in a finding is not compared."""
 SKIPPED_KINDS = ("binary", "repeated_ngram")
 
 Runs = npt.NDArray[np.int64]

@@ -10,7 +10,7 @@ from trainable.text_audit.units import Bytes, Ints
 
 TYPES = ("mojibake", "U+FFFD", "control characters", "byte order marks", "HTML entities", "HTML tags")
 MARKUP = 4
-"""Types from here on may be what the text is about: they count only where they are dense."""
+"""The types from this index on may be what the text is about, so they count only where they are dense."""
 
 # As UTF-8 bytes. _TAIL is what the bytes 0x80-0xBF become when read as Windows-1252 or Latin-1.
 _TAIL = (
@@ -42,7 +42,7 @@ _PATTERN = re.compile(
 def debris_of(data: Bytes, starts: Ints, *, starts_file: bool) -> tuple[Ints, Ints]:
     """Return each trace in `data` by its unit, which begin at `starts`, and its index in TYPES, (traces,) both.
 
-    A byte order mark at the start of a file is none.
+    A byte order mark at the start of a file is not a trace.
     """
     positions, types = [], []
     for match in _PATTERN.finditer(data.tobytes()):

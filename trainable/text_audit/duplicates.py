@@ -17,7 +17,7 @@ from trainable.text_audit.ngrams import (
 MIN_DUPLICATE_TOKENS = 50
 """Lee et al. 2022, Deduplicating training data makes language models better, sec. 4.1."""
 _WINDOW = MIN_DUPLICATE_TOKENS - NGRAM_TOKENS + 1
-"""A match of MIN_DUPLICATE_TOKENS holds a whole window of n-grams: its least hash is seen in both places."""
+"""A match of MIN_DUPLICATE_TOKENS holds a whole window of n-grams, whose least hash is then kept in both places."""
 
 
 def find_duplicate_runs(

@@ -1,4 +1,4 @@
-"""Text that is no text: control bytes, base64 and hexadecimal blobs, uniformly random characters."""
+"""Parts of a text that are not text: control bytes, base64 and hexadecimal blobs, uniformly random characters."""
 
 import numpy as np
 import numpy.typing as npt
@@ -13,13 +13,13 @@ BLOB_RUN_BYTES = 40
 """A run of base64 characters at least so long is looked at: longer than words and most identifiers."""
 BLOCK_BYTES = 512
 RANDOM_ENTROPY_BITS = 5.5
-"""Order-0 entropy per byte of a block above which no text or code comes: English has 4.3 to 4.6, code up to 5.2,
+"""Order-0 entropy per byte of a block that no text or code reaches: English has 4.3 to 4.6, code up to 5.2,
 base64 6.0, random printable characters 6.5 (Shannon 1951 has 4.1 for letters alone)."""
 CONTROL_FRAC = 0.1
 NOISY_FRAC = 0.5
 """Share of a unit's bytes that must be noise."""
 PLAIN_FRAC = 0.55
-"""Small letters and spaces in a line; prose has 0.9, code 0.7, random characters 0.3 to 0.45."""
+"""Lower-case letters and spaces in a line; prose has 0.9, code 0.7, random characters 0.3 to 0.45."""
 EDGE_UNITS = 3
 
 _CONTROL = byte_set(range(9), b"\x0b", range(0x0E, 0x20), b"\x7f")
@@ -37,8 +37,8 @@ def noisy_units(data: Bytes, starts: Ints) -> Flags:
     def frac(marks: Flags) -> npt.NDArray[np.float64]:
         return np.add.reduceat(marks, starts, dtype=np.int64) / sizes
 
-    # Blocks reach into the text before and after, and end before the noise does: lines of small letters are let off,
-    # the next few without are taken in.
+    # A block does not begin and end where the noise does: lines of lower-case letters inside it are spared, and the
+    # next few lines without are added.
     strange = frac(_PLAIN[data]) < PLAIN_FRAC
     random = (frac(_random_blocks(data)) >= NOISY_FRAC) & strange
     for _ in range(EDGE_UNITS if random.any() else 0):
@@ -90,7 +90,7 @@ def _blobs(data: Bytes) -> Flags:
     upper, lower, digit, hex_letter = (
         marks_between(kind[data], starts, ends) / (ends - starts) for kind in (_UPPER, _LOWER, _DIGIT, _HEX_LETTER)
     )
-    # Random base64 has 0.41, 0.41 and 0.16; words joined by dashes have no digits, constants no small letters.
+    # Random base64 has 0.41, 0.41 and 0.16; words joined by dashes have no digits, constants no lower-case letters.
     mixed = (upper > 0.2) & (lower > 0.2) & (digit > 0.03)
     hexadecimal = (digit > 0.3) & (hex_letter > 0.1) & (digit + hex_letter > 0.95)
     return covered(runs[mixed | hexadecimal], len(data))

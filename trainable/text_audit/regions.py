@@ -17,19 +17,19 @@ from trainable.text_audit.units import Flags, Ints
 MIN_FOREIGN_BYTES = 200
 """A name or a quotation in another script is shorter."""
 GAP_UNITS = 3
-"""Marked units so near to each other make one region."""
+"""Marked units with at most this many others between them are one region."""
 MIN_MARKUP = 5
 MARKUP_BYTES = 120
-"""HTML is debris from MIN_MARKUP tags and entities on, at least one in so many bytes; less is text about HTML."""
+"""HTML is debris where there are MIN_MARKUP tags and entities, and one in this many bytes; less is text about HTML."""
 LONG_LINE_BYTES = 2_000
 LONG_LINE_RATIO = 20
-"""A line is very long above LONG_LINE_BYTES if it is so many times the 95th percentile of the lines with text."""
+"""A line is very long above LONG_LINE_BYTES if it is this many times the 95th percentile of the lines with text."""
 HUGE_LINE_BYTES = 200_000
 """... or in any case."""
 
 
 def find_binary(scan: Scan) -> list[Hit]:
-    """Return the stretches that are no text."""
+    """Return the stretches that are not text."""
     hits = []
     for first, end in _groups(scan.noisy):
         size = _bytes(scan, first, end)

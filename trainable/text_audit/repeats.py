@@ -73,7 +73,7 @@ def _equal_steps(left: Tokens, right: Tokens) -> int:
 
 
 def _merged(runs: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
-    """A run seen under several multiples of its period, or in two blocks, once and under the shortest."""
+    """Return each run once, with its shortest period: runs are seen with multiples of it too, and in two blocks."""
     merged: list[tuple[int, int, int]] = []
     for first, end, period in sorted(runs):
         if merged and first < merged[-1][1]:

@@ -1,4 +1,4 @@
-"""The text piece by piece, each byte beside the token it went into. Looks at nothing in it."""
+"""The text in chunks, aligned with its tokens: the byte at which each token starts. It judges nothing."""
 
 import json
 from collections.abc import Iterator

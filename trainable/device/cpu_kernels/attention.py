@@ -16,10 +16,10 @@ from trainable.device.cpu_kernels.dropout import dropout_mask
 NAME = "causal_dropout_on_cpu"
 UNMASKED_NAME = f"unmasked_{NAME}"
 UNMASKED_FAMILIES = ("gpt2",)
-"""Each token of theirs attends to all before it. For others transformers makes a mask where one is needed, and at
-every forward pass waits for the device to say whether it is."""
+"""In these, each token attends to all tokens before it, so none needs a mask. For other families transformers asks the
+device at every forward pass whether a mask is needed, and waits for the answer."""
 CHUNK_QUERIES = 64
-"""Queries at a time: a chunk skips the keys after its end, which are a half of all the work in the end."""
+"""Queries at a time. A chunk skips the keys after its end: over all chunks, half of the products."""
 
 
 _as_on_mps = ContextVar("_as_on_mps", default=False)
@@ -27,7 +27,7 @@ _as_on_mps = ContextVar("_as_on_mps", default=False)
 
 @contextmanager
 def as_on_mps() -> Iterator[None]:
-    """Have attention take the memory inside that it takes on MPS, where torch keeps the weights of all pairs."""
+    """Have attention take as much memory as on MPS, where torch keeps the weights of all pairs."""
     token = _as_on_mps.set(True)
     try:
         with sdpa_kernel(SDPBackend.MATH):
@@ -39,7 +39,8 @@ def as_on_mps() -> Iterator[None]:
 class _CausalAttention(torch.autograd.Function):
     """softmax(scale q k^T) under a causal mask, dropped out, times v; the products' chunks are kept for backward.
 
-    Vaswani et al. 2017. Neither the future's products are taken, nor are safe-guards for rows without a key needed.
+    Vaswani et al. 2017. Products with future keys are not computed, and as every row has a key, nothing guards against
+    empty rows.
     """
 
     @staticmethod
@@ -97,7 +98,7 @@ def _attention(
     # As transformers decides it: what is said at the call, else what the layer says, else causal.
     is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     plain = query.shape == key.shape == value.shape and attention_mask is None and is_causal
-    # A compiler fuses torch's own, and gives up at what it cannot look into.
+    # A compiler fuses torch's own attention, and gives up at a function that it cannot trace.
     if dropout == 0.0 or query.device.type != "cpu" or not plain or torch.compiler.is_compiling() or _as_on_mps.get():
         output: tuple[torch.Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
@@ -112,7 +113,7 @@ def _attention(
 
 
 def use_in(model: PreTrainedModel) -> None:
-    """Let the model attend so, where it would use torch's own attention otherwise."""
+    """Give the model this attention in place of torch's own, where it has torch's own."""
     if getattr(model.config, "_attn_implementation", None) == "sdpa":
         AttentionInterface.register(UNMASKED_NAME, _attention)
         AttentionInterface.register(NAME, _attention)

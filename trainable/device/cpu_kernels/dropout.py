@@ -11,7 +11,7 @@ _LANES = 1 << 16
 def dropout_mask(shape: Sequence[int], p: float, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """Return a mask of 0 (with probability `p`, to the nearest 2^-16) and 1/(1-p), by torch's own CPU generator.
 
-    Four elements come of one 64-bit number, in a third of the time of bernoulli_.
+    One 64-bit number gives four elements, in a third of the time of bernoulli_.
     """
     dropped = round(p * _LANES)
     if dropped == _LANES:
@@ -21,7 +21,7 @@ def dropout_mask(shape: Sequence[int], p: float, dtype: torch.dtype = torch.floa
         count *= size
     bits = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(1 << 63), None)
     mask = torch.empty(count)
-    # Straight to numbers: from a bool tensor they would cost as much as the random bits.
+    # Written straight as numbers: converting a bool tensor would cost as much as the random bits.
     torch.ge(bits.view(torch.int16)[:count], dropped - _LANES // 2, out=mask)
     return mask.mul_(_LANES / (_LANES - dropped)).view(*shape).to(dtype)
 

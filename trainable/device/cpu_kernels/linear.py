@@ -16,7 +16,7 @@ def product(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None =
 
 
 def _takes_onednn(inputs: torch.Tensor) -> bool:
-    # Inductor takes this operation of a weight that never changes alone, and else gives up on the whole layer.
+    # Inductor supports this operation for constant weights only, and gives up on the whole layer for others.
     is_plain = not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
     return _HAS_ONEDNN and inputs.device.type == "cpu" and is_plain
 
@@ -42,7 +42,7 @@ class _Affine(torch.autograd.Function):
         needs_inputs, needs_weight, needs_bias = ctx.needs_input_grad
         return (
             product(grad, weight.t()) if needs_inputs else None,
-            # A transposed left factor is what oneDNN is no better at.
+            # oneDNN is no faster where the left factor is transposed.
             inputs.t() @ grad if needs_weight else None,
             grad.sum(0) if needs_bias else None,
         )
