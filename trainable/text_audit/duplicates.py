@@ -3,6 +3,7 @@ training sees too."""
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.stride_tricks import sliding_window_view
 
 from trainable.data.tokens import Progress, Tokens
 from trainable.text_audit.ngrams import (
@@ -46,10 +47,10 @@ def fingerprints(tokens: Tokens, skipped: npt.NDArray[np.bool_], progress: Progr
     for start, block in iter_ngram_hashes(tokens, 0, len(tokens), margin=margin):
         if len(block) < _WINDOW:
             continue
-        least = _sliding(np.minimum, block, _WINDOW)  # (len - _WINDOW + 1,)
+        least = np.minimum.reduce(sliding_window_view(block, _WINDOW).T)  # (len - _WINDOW + 1,)
         padded = np.concatenate([least[:1].repeat(margin), least, least[-1:].repeat(margin)])
         # A hash is some window's least if it equals the greatest of the minima of the windows it is in.
-        chosen = np.flatnonzero(_sliding(np.maximum, padded, _WINDOW) == block)
+        chosen = np.flatnonzero(np.maximum.reduce(sliding_window_view(padded, _WINDOW).T) == block)
         stop = start + len(block)
         low, high = start + (margin if start else 0), stop - (margin if stop < last else 0)
         chosen = chosen[(chosen + start >= low) & (chosen + start < high) & ~skipped[chosen + start]]
@@ -59,32 +60,16 @@ def fingerprints(tokens: Tokens, skipped: npt.NDArray[np.bool_], progress: Progr
     return np.concatenate(hashes), np.concatenate(positions)
 
 
-def _sliding(extreme: np.ufunc, values: Hashes, width: int) -> Hashes:
-    """The extreme of each `width` consecutive values, by doubling."""
-    done = 1
-    while done * 2 <= width:
-        values = extreme(values[:-done], values[done:])
-        done *= 2
-    rest = width - done
-    return extreme(values[: len(values) - rest], values[rest:]) if rest else values
-
-
 def _pairs(hashes: Hashes, positions: Positions, train_tokens: int) -> tuple[Positions, Positions]:
     """(copies, originals) of the n-grams that occur more than once, sorted by copy."""
     order = np.argsort(hashes, kind="stable")
     hashes, positions = hashes[order], positions[order]
-    firsts = np.flatnonzero(np.append(True, hashes[1:] != hashes[:-1]))[: len(hashes)]
-    sizes = np.diff(np.append(firsts, len(hashes)))
-    firsts, sizes = firsts[sizes > 1], sizes[sizes > 1]
-    if len(firsts) == 0:
-        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
-    group = np.repeat(np.arange(len(firsts)), sizes)
-    within = np.arange(len(group)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    members = positions[firsts[group] + within]
-    in_train = np.bincount(group, weights=members < train_tokens, minlength=len(firsts)).astype(np.int64)
-    kept = np.where(in_train < sizes, in_train, 0)
-    is_copy = within != kept[group]
-    copies, originals = members[is_copy], positions[firsts + kept][group][is_copy]
+    is_first = np.append(True, hashes[1:] != hashes[:-1])[: len(hashes)]
+    group = np.cumsum(is_first) - 1  # (hashes,)
+    sizes, in_train = np.bincount(group), np.bincount(group, weights=positions < train_tokens).astype(np.int64)
+    kept = np.flatnonzero(is_first) + np.where(in_train < sizes, in_train, 0)  # the original of each group
+    is_copy = kept[group] != np.arange(len(group))
+    copies, originals = positions[is_copy], positions[kept[group[is_copy]]]
     by_copy = np.argsort(copies)
     return copies[by_copy], originals[by_copy]
 
