@@ -313,6 +313,19 @@ def test_a_report_can_be_read_as_text_json_and_picture(
         assert (tmp_path / name).stat().st_size > 10_000
 
 
+def test_a_text_without_a_validation_part_names_none(
+    paragraphs: list[str], tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("".join(paragraphs[:60]), encoding="utf-8")
+    for has_tail in (True, False):
+        report = audit([path], tokenizer, has_tail=has_tail)
+        console = Console(width=120, record=True, file=(tmp_path / "out.txt").open("w"))
+        console.print(render(report))
+        console.file.close()
+        assert ("validation starts at token" in console.export_text()) == has_tail
+
+
 def test_nothing_found_is_said(paragraphs: list[str], audited: Callable[..., AuditReport], tmp_path: Path) -> None:
     report = audited("".join(paragraphs[:60]))
     assert report.findings == ()

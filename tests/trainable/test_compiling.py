@@ -150,6 +150,12 @@ def test_layers_with_dropout_are_one_graph_each(make_model: Any, family: str) ->
     torch._dynamo.reset()
 
 
+def test_the_layers_are_the_largest_list_and_not_the_longest() -> None:
+    layers = torch.nn.ModuleList(torch.nn.ModuleList(torch.nn.Linear(2, 2) for _ in range(8)) for _ in range(2))
+    model: Any = torch.nn.ModuleDict({"layers": layers, "head": torch.nn.Linear(2, 2)})
+    assert compiling.layers_of(model) is layers
+
+
 @pytest.mark.filterwarnings("ignore")  # of torch's own, in its compiler
 def test_a_compiled_run_trains_the_same(make_spec: Any, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = TrialConfig(batch_size=2, block_size=16, learning_rate=1e-3, training_steps=4, dropout=0.0)

@@ -144,6 +144,16 @@ def test_logits_that_exist_as_a_whole_are_no_more_than_memory_has_room_for(
     assert max(sizes) <= 300 * 60
 
 
+def test_every_module_is_left_in_its_own_mode(make_model: MakeModel, corpus: Corpus) -> None:
+    model = make_model()
+    model.train()
+    model.get_submodule("transformer.h.0").eval()
+    modes = [module.training for module in model.modules()]
+    evaluate(model, eval_windows(corpus.val, PROTOCOL))
+    assert [module.training for module in model.modules()] == modes
+    assert len(set(modes)) == 2
+
+
 def test_a_nan_in_the_weights_is_a_nan_loss(make_model: MakeModel, corpus: Corpus) -> None:
     model = make_model()
     with torch.no_grad():

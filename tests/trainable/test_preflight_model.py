@@ -182,6 +182,17 @@ def test_bf16_weights_stall_at_a_small_rate_and_autocast_does_not(
     assert check_precision(make_trial(precision="fp16"), make_model(), windows).status == "warn"
 
 
+@pytest.mark.parametrize(("learning_rate", "status"), [(3.9e-3, "warn"), (4e-3, "pass")])
+def test_a_step_of_half_a_spacing_moves_a_bf16_weight(
+    learning_rate: float, status: str, make_model: MakeModel, make_trial: MakeTrial, windows: torch.Tensor
+) -> None:
+    model = make_model().to(torch.bfloat16)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.fill_(1.5)  # between 1 and 2 bf16 numbers lie 2^-7 = 7.8e-3 apart
+    assert check_precision(make_trial(learning_rate=learning_rate), model, windows).status == status
+
+
 def test_dropout_that_is_not_what_was_asked_for_is_said(make_model: MakeModel, make_trial: MakeTrial) -> None:
     config = make_trial(dropout=0.1)
     assert check_dropout(config, make_model(dropout=0.1)).status == "pass"

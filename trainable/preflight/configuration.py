@@ -49,8 +49,8 @@ def check_precision(config: TrialConfig, model: PreTrainedModel, windows: torch.
     windows: (N, T + 1), of which two are used.
     """
     device = next(model.parameters()).device
-    trained = {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
-    dtypes = sorted({str(weight.dtype).removeprefix("torch.") for weight in trained.values()})
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    dtypes = sorted({str(weight.dtype).removeprefix("torch.") for weight in trained})
     measured = f"weights {', '.join(dtypes)}; PRECISION={config.precision} on {device.type}"
     if config.precision == "bf16" and device.type == "mps" and not torch.backends.mps.is_macos_or_newer(14, 0):
         return judged(
@@ -60,8 +60,7 @@ def check_precision(config: TrialConfig, model: PreTrainedModel, windows: torch.
             expected="macOS 14 or newer, for MPS to compute bf16",
             advice="Update macOS, or set PRECISION=fp16 or fp32.",
         )
-    half = {name: weight for name, weight in trained.items() if weight.dtype in MANTISSA_BITS}
-    stalled = unmovable_frac(half, config.learning_rate)
+    stalled = unmovable_frac((weight for weight in trained if weight.dtype in MANTISSA_BITS), config.learning_rate)
     few = windows[:2, : AUTOCAST_TOKENS + 1].to(device)
     difference = 0.0 if config.precision == "fp32" else _autocast_difference(config, model, few)
     failed, advice = not difference <= AUTOCAST_MARGIN, ""

@@ -41,7 +41,9 @@ def plot_audit(report: AuditReport, path: Path) -> None:
     for axis in axes:
         _draw_marks(axis, report)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].text(report.train_tokens, 1.01, " validation", transform=axes[0].get_xaxis_transform(), va="bottom", size=9)
+    if report.train_tokens < report.tokens:
+        above = axes[0].get_xaxis_transform()
+        axes[0].text(report.train_tokens, 1.01, " validation", transform=above, va="bottom", size=9)
     axes[-1].set_xlim(0, report.tokens)
     axes[-1].set_xlabel("token position")
     axes[-1].xaxis.set_major_formatter(EngFormatter(sep=""))  # 2.5M, as a RANGE is written

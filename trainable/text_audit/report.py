@@ -28,10 +28,10 @@ _STYLES = {"high": "bold red", "medium": "yellow", "low": "dim"}
 
 def render(report: AuditReport) -> RenderableType:
     """Return the report for a terminal: what was read, the totals, and the worst findings with their excerpts."""
-    where = "" if report.token_range is None else f", RANGE {report.token_range[0]:,}-{report.token_range[1]:,}"
+    where = f"; validation starts at token {report.train_tokens:,}" if report.train_tokens < report.tokens else ""
+    where += "" if report.token_range is None else ", RANGE {:,}-{:,}".format(*report.token_range)
     head = Text(
-        f"{_source(report)}: {report.tokens:,} tokens, {report.lines:,} lines, {report.bytes / 1e6:,.1f} MB; "
-        f"validation starts at token {report.train_tokens:,}{where}"
+        f"{_source(report)}: {report.tokens:,} tokens, {report.lines:,} lines, {report.bytes / 1e6:,.1f} MB{where}"
     )
     if not report.findings:
         return Group(head, *_comparison(report), Text("Nothing wrong found.", style="bold green"))

@@ -1,7 +1,7 @@
 """A checkpoint's numbers: its weights as they are stored, and what AdamW's saved state tells of their gradients."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -120,13 +120,13 @@ def bf16_valued_frac(weights: Mapping[str, torch.Tensor]) -> float:
     return equal / total if total else 0.0
 
 
-def unmovable_frac(weights: Mapping[str, torch.Tensor], learning_rate: float) -> float:
+def unmovable_frac(weights: Iterable[torch.Tensor], learning_rate: float) -> float:
     """Return the share of weights whose half spacing is more than an update of `learning_rate`, AdamW's largest.
 
     A weight of 2^e <= |w| < 2^(e+1) with m mantissa bits lies 2^(e-m) from the next.
     """
     lost, total = 0, 0
-    for tensor in weights.values():
+    for tensor in weights:
         total += tensor.numel()
         bits = MANTISSA_BITS.get(tensor.dtype)
         if bits is not None:

@@ -91,7 +91,7 @@ def _examine(
         vocab_size=embedding.shape[0] if embedding is not None else None,
         dtypes=dtypes(weights),
         bf16_valued_frac=bf16_valued_frac(weights),
-        unmovable_frac=unmovable_frac(weights, learning_rate) if learning_rate else None,
+        unmovable_frac=unmovable_frac(weights.values(), learning_rate) if learning_rate else None,
         nonfinite_tensors=tuple(name for name, tensor in weights.items() if not bool(torch.isfinite(tensor).all())),
         learning_rate=learning_rate,
         hyperparameters=hyperparameters,
