@@ -9,8 +9,9 @@ import pytest
 from rich.console import Console
 from tokenizers import Tokenizer
 
+from tests.trainable.reference_text import reference_paragraphs, tokenizer_of
 from trainable.data.corpus import source_files
-from trainable.data.tokens import load_corpus, train_tokenizer
+from trainable.data.tokens import load_corpus
 from trainable.errors import UserError
 from trainable.text_audit.audit import audit
 from trainable.text_audit.audit_findings import MAX_FINDINGS
@@ -32,40 +33,22 @@ NOISE = draw.randbytes(3000)
 RUSSIAN = "Старая дама утром открывает окно и долго смотрит на пустую улицу, а кот ждёт молока у печи. " * 2
 
 
-def prose() -> list[str]:
-    """Return paragraphs of Python's own reference, none of which has eight words in a row that another has."""
-    from pydoc_data.topics import topics
-
-    seen: set[tuple[str, ...]] = set()
-    kept = []
-    for text in topics.values():
-        for paragraph in text.split("\n\n"):
-            words = paragraph.split()
-            runs = {tuple(words[i : i + 8]) for i in range(len(words) - 7)}
-            if len(words) >= 30 and paragraph.isascii() and not runs & seen:
-                kept.append(paragraph.strip("\n") + "\n\n")
-            seen |= runs
-    return kept
-
-
 def changed(text: str, every: int = 14) -> str:
     words = text.split(" ")
     return " ".join("altered" if i % every == every - 1 and word.isalpha() else word for i, word in enumerate(words))
 
 
-@pytest.fixture(scope="module")
+PROSE = reference_paragraphs(most_words=1_000_000)
+
+
+@pytest.fixture
 def paragraphs() -> list[str]:
-    return prose()
+    return list(PROSE)
 
 
 @pytest.fixture(scope="module")
-def tokenizer(paragraphs: list[str], tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    path = folder / "prose.txt"
-    path.write_text("".join(paragraphs), encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CACHE_DIR", str(folder / "cache"))
-        return train_tokenizer([path], 2000)
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return tokenizer_of(PROSE, tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture
@@ -121,7 +104,7 @@ def planted_passages(paragraphs: list[str]) -> dict[str, tuple[str, str]]:
     }
 
 
-@pytest.mark.parametrize("name", planted_passages(prose()[:30]))
+@pytest.mark.parametrize("name", planted_passages(PROSE[:30]))
 def test_each_fault_is_found_where_it_was_planted(
     name: str, paragraphs: list[str], tokenizer: Tokenizer, audited: Callable[..., AuditReport]
 ) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
+from tests.trainable.reference_text import reference_paragraphs, tokenizer_of
 from trainable.data.corpus import source_files
-from trainable.data.tokens import train_tokenizer
 from trainable.errors import UserError
 from trainable.text_audit.audit import audit
 from trainable.text_audit.audit_values import AuditReport
@@ -27,36 +27,16 @@ NOISE = random.Random(1).randbytes(2000)
 PHRASE = "I can not answer that question.\n"
 
 
-def prose() -> list[str]:
-    """Return paragraphs of Python's own reference, none of which has eight words in a row that another has."""
-    from pydoc_data.topics import topics
-
-    seen: set[tuple[str, ...]] = set()
-    kept = []
-    for text in topics.values():
-        for paragraph in text.split("\n\n"):
-            words = paragraph.split()
-            runs = {tuple(words[i : i + 8]) for i in range(len(words) - 7)}
-            if 30 <= len(words) <= 150 and paragraph.isascii() and not runs & seen:
-                kept.append(paragraph.strip("\n") + "\n\n")
-            seen |= runs
+@pytest.fixture(scope="module")
+def paragraphs() -> list[str]:
+    kept = reference_paragraphs(most_words=150)
     random.Random(0).shuffle(kept)
     return kept
 
 
 @pytest.fixture(scope="module")
-def paragraphs() -> list[str]:
-    return prose()
-
-
-@pytest.fixture(scope="module")
 def tokenizer(paragraphs: list[str], tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    path = folder / "prose.txt"
-    path.write_text("".join(paragraphs), encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CACHE_DIR", str(folder / "cache"))
-        return train_tokenizer([path], 2000)
+    return tokenizer_of(paragraphs, tmp_path_factory.mktemp("tokenizer"))
 
 
 Cleaned = tuple[AuditReport, str]
