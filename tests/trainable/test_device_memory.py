@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -90,6 +91,28 @@ def test_the_memory_left_here_is_less_than_the_machine_has_and_shared_by_all_run
     assert left is not None
     assert half is not None
     assert 0 < half < left < 1 << 50
+
+
+@pytest.mark.parametrize(
+    ("own", "files"),
+    [
+        ("0::/\n", {"memory.max": "9000", "memory.current": "3000", "memory.stat": "anon 1\ninactive_file 500\n"}),
+        # A systemd service: its own limit holds, and one above it.
+        ("0::/a/b\n", {"a/b/memory.max": "8000", "a/b/memory.current": "1500", "a/memory.max": "max"}),
+        ("0::/a/b\n", {"a/b/memory.max": "max", "a/memory.max": "6500", "a/memory.current": "0"}),
+        ("4:memory:/x\n", {"memory/memory.limit_in_bytes": "7000", "memory/memory.usage_in_bytes": "500"}),
+    ],
+)
+def test_a_control_groups_limit_holds(
+    own: str, files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in files.items():
+        (tmp_path / "cgroup" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "cgroup" / name).write_text(text)
+    (tmp_path / "own").write_text(own)
+    monkeypatch.setattr("trainable.device.device.OWN_CGROUP", tmp_path / "own")
+    monkeypatch.setattr("trainable.device.device.CGROUPS", tmp_path / "cgroup")
+    assert run_memory_bytes(CPU) == 6500
 
 
 @pytest.mark.parametrize(

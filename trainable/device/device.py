@@ -74,7 +74,7 @@ def device_info(device: torch.device) -> DeviceInfo:
 @cache
 def _chip_name() -> str:
     """Return the processor's name, which Python's own platform module does not know on Linux and on a Mac."""
-    named = [line.partition(":")[2].strip() for line in _text(CPU_INFO).splitlines() if line.startswith("model name")]
+    named = [line.partition(":")[2].strip() for line in text_of(CPU_INFO).splitlines() if line.startswith("model name")]
     if named:
         return named[0]
     if sys.platform == "darwin":
@@ -94,21 +94,25 @@ def cpu_cores() -> int:
 
 
 def _cgroup_cpus() -> Iterator[float]:
-    """Yield each limit on this process's share of CPU time, in CPUs, of cgroup version 2 or 1: its groups' own."""
-    for line in _text(OWN_CGROUP).splitlines():
+    """Yield each limit on this process's share of CPU time, in CPUs."""
+    for folder in cgroup_folders("cpu"):
+        limit = text_of(folder / "cpu.max") or " ".join(text_of(folder / f"cpu.cfs_{name}_us") for name in QUOTA)
+        quota, _, period = " ".join(limit.split()).partition(" ")
+        if quota.isdigit() and period.isdigit() and int(period):
+            yield int(quota) / int(period)
+
+
+def cgroup_folders(controller: str) -> Iterator[Path]:
+    """Yield the folders of the control groups that can limit this process: its own and those above, version 2 or 1."""
+    for line in text_of(OWN_CGROUP).splitlines():
         _, controllers, own = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        # In a container this may be the group's name on the machine, whose limit is then found at the root.
-        for group in (Path(own), *Path(own).parents):
-            folder = CGROUPS / controllers / group.relative_to("/")
-            limit = _text(folder / "cpu.max") or " ".join(_text(folder / f"cpu.cfs_{name}_us") for name in QUOTA)
-            quota, _, period = " ".join(limit.split()).partition(" ")
-            if quota.isdigit() and period.isdigit() and int(period):
-                yield int(quota) / int(period)
+        if not controllers or controller in controllers.split(","):
+            # In a container this may be the group's name on the machine, whose limit is then found at the root.
+            yield from (CGROUPS / controllers / group.relative_to("/") for group in (Path(own), *Path(own).parents))
 
 
-def _text(path: Path) -> str:
+def text_of(path: Path) -> str:
+    """Return a file's text, empty where there is none."""
     try:
         return path.read_text()
     except OSError:

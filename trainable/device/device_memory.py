@@ -4,9 +4,12 @@ import ctypes
 import gc
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+
+from trainable.device.device import cgroup_folders, text_of
 
 GIB = 1 << 30
 CONTEXT_BYTES = 512 << 20
@@ -14,13 +17,8 @@ CONTEXT_BYTES = 512 << 20
 Read in others' reports, 0.3 to 0.6 GiB; not measured here."""
 GROWN_FRAC = 0.2
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
-CGROUP_FILES = (
-    ("memory.max", "memory.current", "memory.stat"),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
-)
-"""Limit and use of a container, version 2 and 1."""
-
-
+CGROUP_FILES = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
+"""Limit and use of a control group, version 2 and 1."""
 OUT_OF_MEMORY_WORDS = (
     "out of memory",
     "can't allocate memory",
@@ -111,8 +109,9 @@ def _free_bytes(device: torch.device) -> int | None:
         return free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated() + CONTEXT_BYTES
     if device.type == "mps":
         return int(torch.mps.recommended_max_memory()) - int(torch.mps.current_allocated_memory())
-    found = [left for left in (_meminfo_bytes(), *_cgroup_bytes()) if left is not None]
-    if found:
+    meminfo = text_of(Path("/proc/meminfo")).splitlines()
+    found = [1024 * int(line.split()[1]) for line in meminfo if line.startswith("MemAvailable:")]
+    if found := [*found, *_cgroup_bytes()]:
         return min(found)
     try:
         # macOS tells no more than this without a further library; it compresses and swaps rather than kill.
@@ -129,24 +128,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def _meminfo_bytes() -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
-
-
-def _cgroup_bytes() -> list[int | None]:
-    left: list[int | None] = []
-    for limit_path, used_path, stat_path in CGROUP_FILES:
-        try:
-            limit, used, stat = (
-                Path("/sys/fs/cgroup", path).read_text() for path in (limit_path, used_path, stat_path)
-            )
-        except OSError:
-            continue
-        # Cached files count as used and are given up when memory is wanted.
-        cached = next((int(line.split()[1]) for line in stat.splitlines() if line.startswith("inactive_file ")), 0)
-        left.append(int(limit) - int(used) + cached if limit.strip().isdigit() else None)
-    return left
+def _cgroup_bytes() -> Iterator[int]:
+    """Yield what is left of each limit on this process's memory."""
+    for folder in cgroup_folders("memory"):
+        for limit, used in CGROUP_FILES:
+            limit_bytes, used_bytes = (text_of(folder / name).strip() for name in (limit, used))
+            if limit_bytes.isdigit() and used_bytes.isdigit():
+                stat = text_of(folder / "memory.stat").splitlines()
+                # Cached files count as used and are given up when memory is wanted.
+                cached = next((int(line.split()[1]) for line in stat if line.startswith("inactive_file ")), 0)
+                yield int(limit_bytes) - int(used_bytes) + cached
