@@ -12,10 +12,10 @@ from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from results.study.atomic import sync_folder, write_atomic
+from results.study.atomic import write_atomic
 from results.study.paths import expanded, path_error, shown
 from trainable.errors import UserError, did_you_mean
-from trainable.regular_files import read_regular
+from trainable.regular_files import read_regular, sync_folder
 
 if TYPE_CHECKING:
     from results.study.tables import Row

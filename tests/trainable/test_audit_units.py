@@ -85,11 +85,7 @@ def word_pieces(text: str) -> Tokenizer:
 
 
 @pytest.mark.parametrize("make", [byte_level, word_pieces])
-@pytest.mark.parametrize("chunk_bytes", [1 << 20, 5000])
-def test_every_unit_knows_its_first_token(
-    make: type, chunk_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(trainable.data.text_documents, "CHUNK_BYTES", chunk_bytes)
+def test_every_unit_knows_its_first_token(make: type, tmp_path: Path) -> None:
     files = [tmp_path / "a.txt", tmp_path / "b.txt"]
     giant = "one long line of words " * 1000
     for path, text in zip(files, (TEXT, TEXT[:500] + giant), strict=True):

@@ -49,7 +49,7 @@ def test_auto_goes_by_the_record(
 ) -> None:
     model, config = make_model(), TrialConfig(training_steps=steps, grad_accum_steps=2)
     monkeypatch.setattr(compiling, "_measured", lambda *_, **__: CompileCost(**asdict(COST) | {"compile_s": 1.0}))
-    compiling._record(cost, compiling._record_path(model, config))
+    compiling._record_path(model, config).write_text(json.dumps(asdict(cost)))
     note = compile_where_repaid("auto", model, config)
     assert compiled_layers(model) == count
     assert note.startswith("compiled: 30 s" if count else "not compiled: 30 s")

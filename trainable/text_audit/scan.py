@@ -63,7 +63,7 @@ def scan_text(
         ends_file = piece.first_byte + len(piece.data) == path.stat().st_size
         # A file's last line counts without its line end too.
         lines += cuts.lines + int(ends_file and not cuts.ends_line[-1])
-        rows = {
+        rows: dict[str, npt.NDArray[np.generic]] = {
             "file_index": np.full(len(cuts.starts), index_of[path], dtype=np.int32),
             "first_byte": piece.first_byte + cuts.starts,
             "end_byte": piece.first_byte + np.append(cuts.starts[1:], len(piece.data)),
