@@ -80,15 +80,12 @@ def window_losses(model: PreTrainedModel, windows: torch.Tensor) -> torch.Tensor
     """
     device = next(model.parameters()).device
     scored = (windows.shape[1] - 1) // 2  # the stride of eval_windows: no token is scored twice
-    rows = max(1, _tokens_per_forward(model) // windows.shape[1])
+    most = EVAL_TOKENS_PER_FORWARD
+    if find_head(model) is None:
+        most = min(most, EVAL_LOGITS // len(model.get_input_embeddings().weight))
+    rows = max(1, most // windows.shape[1])
     with exact_inference(model):
         sums = [
             next_token_losses(model, batch.to(device), last=scored).sum(dim=1) for batch in torch.split(windows, rows)
         ]
     return torch.cat(sums).cpu().double() / scored
-
-
-def _tokens_per_forward(model: PreTrainedModel) -> int:
-    if find_head(model) is not None:
-        return EVAL_TOKENS_PER_FORWARD
-    return min(EVAL_TOKENS_PER_FORWARD, EVAL_LOGITS // len(model.get_input_embeddings().weight))

@@ -76,14 +76,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
         grad_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
-        dtype = _autocast_dtype(hidden.device) or hidden.dtype
+        kind = hidden.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
         # Cast here, once: autocast would cast the whole head again for every chunk.
         states, factor = hidden.to(dtype), weight.to(dtype)  # (N, C), (V, C)
         shift = None if bias is None else bias.to(dtype)  # (V)
         # fp16 would flush the small gradients to zero before the loss scaler has seen them.
         exact = dtype == torch.float16
         grad_states, grad_factor = (hidden.float(), weight.float()) if exact else (states, factor)
-        with torch.autocast(hidden.device.type, enabled=False):
+        with torch.autocast(kind, enabled=False):
             for rows in _chunks(hidden, weight, dtype):
                 logits = head.logits_(product(states[rows], factor.t(), shift).float())  # (n, V)
                 slope = head.slope(logits)
@@ -139,7 +140,3 @@ def _logits(model: PreTrainedModel, inputs: torch.Tensor, last: int | None) -> t
 def _weight_and_bias(model: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor | None]:
     head = model.get_output_embeddings()
     return head.weight, head.bias  # (V, C), (V)
-
-
-def _autocast_dtype(device: torch.device) -> torch.dtype | None:
-    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None

@@ -208,7 +208,7 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
         saved: bool = False,
         input_fault: str | None = None,
     ) -> dict[str, Any]:
-        state = self._state
+        state, notes, self._notes = self._state, self._notes, []
         optimizer_steps = state.optimizer_steps if state else 0
         tokens_seen = state.tokens_seen if state else 0
         val_loss = metrics.val_loss if metrics else None
@@ -226,15 +226,11 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
             "saved": saved,
             "left": self._left,
             "input_fault": input_fault,
-            "notes": self._take_notes(),
+            "notes": notes,
             "optimizer_steps": optimizer_steps,
             "tokens_seen": tokens_seen,
             "active_s": state.active_s if state else 0.0,
         }
-
-    def _take_notes(self) -> list[str]:
-        notes, self._notes = self._notes, []
-        return notes
 
     def _drop(self) -> None:
         self._rows = None

@@ -4,6 +4,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from trainable.data.tokens import silent
 from trainable.text_audit.copies import duplicate_hits, overlap_hits
 from trainable.text_audit.duplicates import (
     MIN_DUPLICATE_TOKENS,
@@ -18,10 +19,6 @@ from trainable.text_audit.shift import find_shifts
 from trainable.text_audit.windows import BUCKETS, Windows, js_distance
 
 Ids = npt.NDArray[np.uint16]
-
-
-def silent(what: str, done_frac: float) -> None:
-    pass
 
 
 def planted(seed: int, copies: int = 12) -> Ids:

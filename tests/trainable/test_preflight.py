@@ -25,6 +25,9 @@ from trainable.run import RunSpec
 MakeModel = Callable[..., PreTrainedModel]
 MakeSpec = Callable[..., RunSpec]
 MakeTrial = Callable[..., TrialConfig]
+Run = Callable[..., dict[str, Check]]
+Write = Callable[[PreTrainedModel], Path]
+Trained = dict[str, PreTrainedModel]
 
 LABELS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "right": lambda tokens: tokens[:, :-1],
@@ -36,7 +39,7 @@ STEPS = {"right": 100, "doubled": 150, "unshifted": 60}
 
 
 @pytest.fixture(scope="session")
-def trained(make_model: MakeModel, corpus: Corpus) -> dict[str, PreTrainedModel]:
+def trained(make_model: MakeModel, corpus: Corpus) -> Trained:
     """A model by the labels that it was trained on."""
     return {name: _trained(make_model(), corpus, LABELS[name], steps) for name, steps in STEPS.items()}
 
@@ -55,7 +58,7 @@ def _trained(
 
 
 @pytest.fixture
-def write_checkpoint(tmp_path: Path) -> Callable[[PreTrainedModel], Path]:
+def write_checkpoint(tmp_path: Path) -> Write:
     """Return a function that writes a model as an owner's script does, from a wrapper."""
 
     def write(model: PreTrainedModel) -> Path:
@@ -68,7 +71,7 @@ def write_checkpoint(tmp_path: Path) -> Callable[[PreTrainedModel], Path]:
 
 
 @pytest.fixture
-def preflight(tokenizer: Tokenizer, text_file: Path, make_trial: MakeTrial) -> Callable[..., dict[str, Check]]:
+def preflight(tokenizer: Tokenizer, text_file: Path, make_trial: MakeTrial) -> Run:
     """Return a function that runs the preflight and gives its checks by name."""
 
     def run(spec: RunSpec, config: TrialConfig | None = None, **options: Any) -> dict[str, Check]:
@@ -89,11 +92,7 @@ def test_the_embedded_default_passes() -> None:
     tokenizer = load_tokenizer("tiny", files)
     corpus = load_corpus(files, tokenizer)
     spec = RunSpec(
-        model_name="tiny",
-        corpus=corpus,
-        protocol=EvalProtocol(),
-        device="cpu",
-        unigram_entropy=corpus.unigram_entropy,
+        model_name="tiny", corpus=corpus, protocol=EvalProtocol(), device="cpu", unigram_entropy=corpus.unigram_entropy
     )
     checks = list(run_preflight(spec, DOCUMENTED, tokenizer=tokenizer, files=files))
     assert [check for check in checks if check.status not in ("pass", "skipped")] == []
@@ -120,10 +119,7 @@ def test_every_check_is_made_in_exact_products(
 
 
 def test_a_right_checkpoint_passes(
-    preflight: Callable[..., dict[str, Check]],
-    make_spec: MakeSpec,
-    trained: dict[str, PreTrainedModel],
-    write_checkpoint: Callable[[PreTrainedModel], Path],
+    preflight: Run, make_spec: MakeSpec, trained: Trained, write_checkpoint: Write
 ) -> None:
     checks = preflight(make_spec(init_from=write_checkpoint(trained["right"])))
     assert _names(checks, "fail", "warn") == set(), [check for check in checks.values() if check.status != "pass"]
@@ -131,11 +127,7 @@ def test_a_right_checkpoint_passes(
 
 
 def test_an_early_checkpoint_is_named_but_not_refused(
-    preflight: Callable[..., dict[str, Check]],
-    make_spec: MakeSpec,
-    make_model: MakeModel,
-    corpus: Corpus,
-    write_checkpoint: Callable[[PreTrainedModel], Path],
+    preflight: Run, make_spec: MakeSpec, make_model: MakeModel, corpus: Corpus, write_checkpoint: Write
 ) -> None:
     early = _trained(make_model(), corpus, LABELS["right"], steps=5)
     checks = preflight(make_spec(init_from=write_checkpoint(early)))
@@ -146,12 +138,7 @@ def test_an_early_checkpoint_is_named_but_not_refused(
 
 @pytest.mark.parametrize(("labels", "offset"), [("doubled", "+2"), ("unshifted", "+0")])
 def test_a_checkpoint_trained_on_wrong_labels_fails(
-    labels: str,
-    offset: str,
-    preflight: Callable[..., dict[str, Check]],
-    make_spec: MakeSpec,
-    trained: dict[str, PreTrainedModel],
-    write_checkpoint: Callable[[PreTrainedModel], Path],
+    labels: str, offset: str, preflight: Run, make_spec: MakeSpec, trained: Trained, write_checkpoint: Write
 ) -> None:
     checks = preflight(make_spec(init_from=write_checkpoint(trained[labels])))
     assert "checkpoint offsets" in _names(checks, "fail")
@@ -161,9 +148,9 @@ def test_a_checkpoint_trained_on_wrong_labels_fails(
 
 
 def test_a_pretrained_folder_passes_with_its_tokenizer_and_fails_with_another(
-    preflight: Callable[..., dict[str, Check]],
+    preflight: Run,
     make_spec: MakeSpec,
-    trained: dict[str, PreTrainedModel],
+    trained: Trained,
     save_model: Callable[[PreTrainedModel, Path], Path],
     tokenizer: Tokenizer,
     text_file: Path,
@@ -192,9 +179,7 @@ def _other_ids(tokenizer: Tokenizer) -> Tokenizer:
     return Tokenizer.from_str(json.dumps(parts))
 
 
-def test_random_weights_in_a_folder_are_named_but_not_refused(
-    preflight: Callable[..., dict[str, Check]], make_spec: MakeSpec
-) -> None:
+def test_random_weights_in_a_folder_are_named_but_not_refused(preflight: Run, make_spec: MakeSpec) -> None:
     checks = preflight(make_spec("gpt2"))
     assert _names(checks, "fail") == set()
     assert _names(checks, "warn") == {"initial loss", "checkpoint offsets"}
@@ -202,10 +187,7 @@ def test_random_weights_in_a_folder_are_named_but_not_refused(
 
 
 def test_weights_with_nan_are_named_and_end_the_models_checks(
-    preflight: Callable[..., dict[str, Check]],
-    make_spec: MakeSpec,
-    make_model: MakeModel,
-    write_checkpoint: Callable[[PreTrainedModel], Path],
+    preflight: Run, make_spec: MakeSpec, make_model: MakeModel, write_checkpoint: Write
 ) -> None:
     model = make_model()
     with torch.no_grad():
@@ -217,10 +199,7 @@ def test_weights_with_nan_are_named_and_end_the_models_checks(
 
 
 def test_weights_that_overflow_fail(
-    preflight: Callable[..., dict[str, Check]],
-    make_spec: MakeSpec,
-    make_model: MakeModel,
-    write_checkpoint: Callable[[PreTrainedModel], Path],
+    preflight: Run, make_spec: MakeSpec, make_model: MakeModel, write_checkpoint: Write
 ) -> None:
     model = make_model()
     with torch.no_grad():
@@ -231,7 +210,7 @@ def test_weights_that_overflow_fail(
 
 
 def test_a_block_longer_than_the_models_positions_fails_by_name(
-    preflight: Callable[..., dict[str, Check]], make_spec: MakeSpec, make_trial: MakeTrial
+    preflight: Run, make_spec: MakeSpec, make_trial: MakeTrial
 ) -> None:
     checks = preflight(make_spec("gpt2"), make_trial(block_size=65))
     assert _names(checks, "fail") == {"block size"}
@@ -243,7 +222,7 @@ def test_a_block_longer_than_the_models_positions_fails_by_name(
 
 
 def test_a_batch_that_does_not_fit_is_refused_without_being_tried(
-    preflight: Callable[..., dict[str, Check]], make_spec: MakeSpec, make_trial: MakeTrial
+    preflight: Run, make_spec: MakeSpec, make_trial: MakeTrial
 ) -> None:
     largest = make_trial(batch_size=65_536, block_size=64)
     checks = preflight(make_spec("gpt2"), largest=largest, available_bytes=2 << 30)
@@ -256,11 +235,7 @@ def test_a_batch_that_does_not_fit_is_refused_without_being_tried(
 
 
 def test_training_text_inside_the_validation_text_fails(
-    preflight: Callable[..., dict[str, Check]],
-    make_spec: MakeSpec,
-    text_file: Path,
-    tokenizer: Tokenizer,
-    tmp_path: Path,
+    preflight: Run, make_spec: MakeSpec, text_file: Path, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     lines = text_file.read_text().splitlines(keepends=True)
     leaky = tmp_path / "leaky.txt"
@@ -272,7 +247,7 @@ def test_training_text_inside_the_validation_text_fails(
 
 
 def test_a_loop_that_doubles_the_shift_fails(
-    preflight: Callable[..., dict[str, Check]], make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+    preflight: Run, make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def doubled(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
         loss: torch.Tensor = model(input_ids=tokens[:, :-1], labels=tokens[:, 1:]).loss
@@ -316,7 +291,7 @@ def test_a_failed_check_raises_and_others_do_not(make_spec: MakeSpec) -> None:
 
 
 def test_a_loop_whose_optimizer_puts_weights_back_fails(
-    preflight: Callable[..., dict[str, Check]], make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+    preflight: Run, make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class PutsBack(torch.optim.AdamW):
         def step(self, closure: Any = None) -> Any:

@@ -22,6 +22,8 @@ from trainable.run import RunSpec
 
 MakeModel = Callable[..., PreTrainedModel]
 SaveModel = Callable[[PreTrainedModel, Path], Path]
+Tuned = Callable[..., Path]
+Against = Callable[[Path, Corpus], Check]
 
 
 def _train(model: PreTrainedModel, corpus: Corpus, *, steps: int, lr: float, block: int = 32, offset: int = 1) -> None:
@@ -66,7 +68,7 @@ def other_text(text_file: Path, tokenizer: Tokenizer, tmp_path_factory: pytest.T
 
 
 @pytest.fixture
-def tuned(pretrained: PreTrainedModel, tmp_path: Path) -> Callable[..., Path]:
+def tuned(pretrained: PreTrainedModel, tmp_path: Path) -> Tuned:
     """Return a function that fine-tunes the model and writes an owner's checkpoint."""
 
     def tune(corpus: Corpus, *, steps: int, lr: float = 1e-3, block: int = 32, offset: int = 1) -> Path:
@@ -82,7 +84,7 @@ def tuned(pretrained: PreTrainedModel, tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def against_base(
     make_spec: Callable[..., RunSpec], make_trial: Callable[..., TrialConfig], base_folder: Path, tokenizer: Tokenizer
-) -> Callable[[Path, Corpus], Check]:
+) -> Against:
     def run(path: Path, corpus: Corpus) -> Check:
         spec = make_spec(str(base_folder), corpus=corpus, init_from=path)
         checks = run_preflight(spec, make_trial(block_size=32), tokenizer=tokenizer)
@@ -93,11 +95,7 @@ def against_base(
 
 @pytest.mark.parametrize("steps", [4, 18, 40])
 def test_doubled_labels_are_named_in_preflight_and_diagnose(
-    steps: int,
-    tuned: Callable[..., Path],
-    against_base: Callable[[Path, Corpus], Check],
-    other_text: Corpus,
-    base_folder: Path,
+    steps: int, tuned: Tuned, against_base: Against, other_text: Corpus, base_folder: Path
 ) -> None:
     path = tuned(other_text, steps=steps, offset=2)
     check = against_base(path, other_text)
@@ -129,8 +127,8 @@ def test_sound_fine_tunes_pass(
     lr: float,
     block: int,
     text: str,
-    tuned: Callable[..., Path],
-    against_base: Callable[[Path, Corpus], Check],
+    tuned: Tuned,
+    against_base: Against,
     corpus: Corpus,
     other_text: Corpus,
     base_folder: Path,
@@ -142,9 +140,7 @@ def test_sound_fine_tunes_pass(
     assert diagnose_checkpoints([facts], unigram_entropy=used.unigram_entropy) == []
 
 
-def test_check_labels_looks_at_the_base_too(
-    pretrained: PreTrainedModel, other_text: Corpus, tuned: Callable[..., Path]
-) -> None:
+def test_check_labels_looks_at_the_base_too(pretrained: PreTrainedModel, other_text: Corpus, tuned: Tuned) -> None:
     model = copy.deepcopy(pretrained)
     model.load_state_dict(torch.load(tuned(other_text, steps=4, offset=2))["model_state_dict"])
     tokens = sample_batch(other_text.train, batch_size=32, block_size=32, generator=torch.Generator().manual_seed(9))
@@ -162,7 +158,7 @@ def test_check_labels_looks_at_the_base_too(
     assert check_labels(pretrained, batch, lambda: pretrained(**batch).loss, base=pretrained).status == "pass"
 
 
-def test_what_could_not_be_compared_is_said(tuned: Callable[..., Path], other_text: Corpus) -> None:
+def test_what_could_not_be_compared_is_said(tuned: Tuned, other_text: Corpus) -> None:
     path = tuned(other_text, steps=4)
     (facts,) = examine_checkpoints([path], tokens=other_text.val)
     report = report_of_checkpoints("it", [facts])

@@ -12,6 +12,7 @@ from trainable.preflight import check_optimizer
 
 MakeModel = Callable[..., PreTrainedModel]
 Step = Callable[[], None]
+StepOf = Callable[..., Step]
 HELD = ("c_fc.weight", "c_attn.weight")
 
 
@@ -87,7 +88,7 @@ def batches(corpus: Corpus) -> Iterator[torch.Tensor]:
 
 
 @pytest.fixture
-def step_of(batches: Iterator[torch.Tensor]) -> Callable[..., Step]:
+def step_of(batches: Iterator[torch.Tensor]) -> StepOf:
     """Return a function that makes a training step as scripts have it."""
 
     def make(
@@ -122,7 +123,7 @@ def step_of(batches: Iterator[torch.Tensor]) -> Callable[..., Step]:
     return make
 
 
-def test_tensors_that_are_put_back_are_named(make_model: MakeModel, step_of: Callable[..., Step]) -> None:
+def test_tensors_that_are_put_back_are_named(make_model: MakeModel, step_of: StepOf) -> None:
     model = make_model()
     optimizer = PutsBack(model.parameters(), lr=1e-4)
     optimizer.held = tuple(weight for name, weight in model.named_parameters() if name.endswith(HELD))
@@ -132,9 +133,7 @@ def test_tensors_that_are_put_back_are_named(make_model: MakeModel, step_of: Cal
     assert "transformer.h.0.attn.c_attn.weight" in check.measured
 
 
-def test_tensors_that_are_put_back_after_the_step_are_named(
-    make_model: MakeModel, step_of: Callable[..., Step]
-) -> None:
+def test_tensors_that_are_put_back_after_the_step_are_named(make_model: MakeModel, step_of: StepOf) -> None:
     model = make_model("llama")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     inner, held = step_of(model, optimizer), model.get_parameter("model.layers.1.mlp.up_proj.weight")
@@ -150,7 +149,7 @@ def test_tensors_that_are_put_back_after_the_step_are_named(
     assert "model.layers.1.mlp.up_proj.weight" in check.measured
 
 
-def test_parameters_missing_from_the_optimizer_are_named(make_model: MakeModel, step_of: Callable[..., Step]) -> None:
+def test_parameters_missing_from_the_optimizer_are_named(make_model: MakeModel, step_of: StepOf) -> None:
     model = make_model()
     some = [weight for name, weight in model.named_parameters() if "ln_" not in name]
     optimizer = torch.optim.AdamW(some, lr=1e-4)
@@ -159,7 +158,7 @@ def test_parameters_missing_from_the_optimizer_are_named(make_model: MakeModel, 
     assert check.measured.startswith("10 of 28 trainable tensors not in the optimizer: transformer.h.0.ln_1.weight")
 
 
-def test_an_optimizer_of_another_model_is_named(make_model: MakeModel, step_of: Callable[..., Step]) -> None:
+def test_an_optimizer_of_another_model_is_named(make_model: MakeModel, step_of: StepOf) -> None:
     model = make_model()
     optimizer = torch.optim.AdamW(make_model().parameters(), lr=1e-4)
     check = check_optimizer(model, optimizer, step_of(model, optimizer))
@@ -167,7 +166,7 @@ def test_an_optimizer_of_another_model_is_named(make_model: MakeModel, step_of: 
 
 
 def test_in_place_writes_lost_on_tensors_that_are_not_contiguous_are_named(
-    make_model: MakeModel, step_of: Callable[..., Step]
+    make_model: MakeModel, step_of: StepOf
 ) -> None:
     model = make_model()
     block = model.get_submodule("transformer.h.0.mlp.c_fc")
@@ -178,7 +177,7 @@ def test_in_place_writes_lost_on_tensors_that_are_not_contiguous_are_named(
     assert "transformer.h.0.mlp.c_fc.weight (not contiguous in memory)" in check.measured
 
 
-def test_a_state_that_is_lost_between_steps_is_named(make_model: MakeModel, step_of: Callable[..., Step]) -> None:
+def test_a_state_that_is_lost_between_steps_is_named(make_model: MakeModel, step_of: StepOf) -> None:
     model = make_model()
     optimizer = ForgetsItsState(model.parameters(), lr=1e-4)
     check = check_optimizer(model, optimizer, step_of(model, optimizer))
@@ -188,9 +187,7 @@ def test_a_state_that_is_lost_between_steps_is_named(make_model: MakeModel, step
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.5])
-def test_another_weight_decay_than_the_groups_is_named(
-    decay: float, make_model: MakeModel, step_of: Callable[..., Step]
-) -> None:
+def test_another_weight_decay_than_the_groups_is_named(decay: float, make_model: MakeModel, step_of: StepOf) -> None:
     model = make_model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=decay)
     check = check_optimizer(model, optimizer, step_of(model, optimizer), weight_decay=0.01)
@@ -199,7 +196,7 @@ def test_another_weight_decay_than_the_groups_is_named(
     assert "where 0.01 is meant" in check.measured
 
 
-def test_a_decay_that_is_coupled_to_the_gradient_is_named(make_model: MakeModel, step_of: Callable[..., Step]) -> None:
+def test_a_decay_that_is_coupled_to_the_gradient_is_named(make_model: MakeModel, step_of: StepOf) -> None:
     model = make_model()
     optimizer = CouplesItsDecay(model.parameters(), lr=1e-4, weight_decay=0.1)
     check = check_optimizer(model, optimizer, step_of(model, optimizer))
@@ -207,7 +204,7 @@ def test_a_decay_that_is_coupled_to_the_gradient_is_named(make_model: MakeModel,
     assert "not changed as AdamW would change them" in check.measured
 
 
-def test_a_learning_rate_without_effect_is_named(make_model: MakeModel, step_of: Callable[..., Step]) -> None:
+def test_a_learning_rate_without_effect_is_named(make_model: MakeModel, step_of: StepOf) -> None:
     model = make_model()
     optimizer = IgnoresItsRate(model.parameters(), lr=1e-3)
     for group in optimizer.param_groups:
@@ -218,7 +215,7 @@ def test_a_learning_rate_without_effect_is_named(make_model: MakeModel, step_of:
     assert "10 times as much as at its learning rate" in check.measured
 
 
-def test_a_schedule_on_another_optimizer_is_named(make_model: MakeModel, step_of: Callable[..., Step]) -> None:
+def test_a_schedule_on_another_optimizer_is_named(make_model: MakeModel, step_of: StepOf) -> None:
     model = make_model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     check = check_optimizer(model, optimizer, step_of(model, optimizer), learning_rate=1e-4)
@@ -226,14 +223,14 @@ def test_a_schedule_on_another_optimizer_is_named(make_model: MakeModel, step_of
     assert "learning rate 1.00e-03 in the optimizer's groups, 1.00e-04 meant" in check.measured
 
 
-def test_a_rate_of_0_is_named(make_model: MakeModel, step_of: Callable[..., Step]) -> None:
+def test_a_rate_of_0_is_named(make_model: MakeModel, step_of: StepOf) -> None:
     model = make_model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
     check = check_optimizer(model, optimizer, step_of(model, optimizer))
     assert check.measured.startswith("28 of 28 trainable tensors at learning rate 0 in 2 steps")
 
 
-def test_a_step_that_never_steps_is_named(make_model: MakeModel, step_of: Callable[..., Step]) -> None:
+def test_a_step_that_never_steps_is_named(make_model: MakeModel, step_of: StepOf) -> None:
     model = make_model()
     optimizer, other = (torch.optim.AdamW(model.parameters(), lr=1e-4) for _ in range(2))
     assert "optimizer.step() was not called" in check_optimizer(model, optimizer, step_of(model, other)).measured
@@ -266,7 +263,7 @@ SOUND: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", SOUND)
-def test_sound_set_ups_pass(name: str, make_model: MakeModel, step_of: Callable[..., Step]) -> None:
+def test_sound_set_ups_pass(name: str, make_model: MakeModel, step_of: StepOf) -> None:
     family, options, how = SOUND[name]
     model = _neox() if family == "neox" else make_model(family)
     optimizer = torch.optim.AdamW(model.parameters(), **options)
@@ -274,7 +271,7 @@ def test_sound_set_ups_pass(name: str, make_model: MakeModel, step_of: Callable[
     assert check.status == "pass", check
 
 
-def test_more_sound_set_ups_pass(make_model: MakeModel, step_of: Callable[..., Step]) -> None:
+def test_more_sound_set_ups_pass(make_model: MakeModel, step_of: StepOf) -> None:
     model = make_model(dropout=0.1)
     optimizer = torch.optim.AdamW(_decay_groups(model), lr=1e-3)
     warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: step / 10)
@@ -297,9 +294,7 @@ def test_more_sound_set_ups_pass(make_model: MakeModel, step_of: Callable[..., S
     assert check_optimizer(model, adam, step_of(model, adam)).status == "pass"
 
 
-def test_weights_kept_in_bf16_pass_where_their_steps_can_be_read(
-    make_model: MakeModel, step_of: Callable[..., Step]
-) -> None:
+def test_weights_kept_in_bf16_pass_where_their_steps_can_be_read(make_model: MakeModel, step_of: StepOf) -> None:
     model = make_model().bfloat16()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     assert check_optimizer(model, optimizer, step_of(model, optimizer)).status == "pass"

@@ -104,7 +104,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
         return Checkpoint(path=path, optimizer_steps=0, weights=_tensors(path), payload={})
     payload = read_payload(path)
     if not isinstance(payload, Mapping) or payload.get("format") != FORMAT:
-        return _others(path, payload)
+        weights = weights_in(where, payload)
+        if is_state_dict(payload):
+            return Checkpoint(path=path, optimizer_steps=0, weights=weights, payload={})
+        return Checkpoint(path=path, optimizer_steps=step_in(payload), weights=weights, payload=payload)
     version = payload.get("version")
     if not isinstance(version, int) or version != VERSION:
         other = f"version {version}" if isinstance(version, int) else "a version that is not a number"
@@ -236,13 +239,6 @@ def _tensors(path: Path) -> Mapping[str, torch.Tensor]:
     if not weights:
         raise UserError(f"{where} holds no tensors. Use another checkpoint.")
     return weights
-
-
-def _others(path: Path, payload: Any) -> Checkpoint:
-    weights = weights_in(f"CHECKPOINT_PATH={path}", payload)
-    if is_state_dict(payload):
-        return Checkpoint(path=path, optimizer_steps=0, weights=weights, payload={})
-    return Checkpoint(path=path, optimizer_steps=step_in(payload), weights=weights, payload=payload)
 
 
 def _check_plain_values(payload: Mapping[str, Any]) -> None:

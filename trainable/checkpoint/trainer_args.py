@@ -55,7 +55,11 @@ def read_trainer_args(folder: Path) -> dict[str, Any]:
         state = None
     if not isinstance(state, dict):
         raise UserError(f"{path} is not a Trainer's arguments. Remove it, or name another folder.")
-    values = {str(name): _plain(value) for name, value in state.items()}
+    # An enum is made by its class of its value.
+    values = {
+        str(name): value.arguments[0] if isinstance(value, _Inert) and len(value.arguments) == 1 else value
+        for name, value in state.items()
+    }
     return {name: value for name, value in values.items() if isinstance(value, bool | int | float | str)}
 
 
@@ -65,9 +69,3 @@ def _pickle_in(path: Path) -> bytes:
         if record.file_size > MAX_BYTES:
             raise ValueError("too large")
         return archive.read(record)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, _Inert) and len(value.arguments) == 1:
-        return value.arguments[0]
-    return value

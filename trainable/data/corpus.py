@@ -40,7 +40,11 @@ def source_files(
     Raises UserError when there is no readable text at `source`.
     """
     if source is None:
-        return [_embedded_file()]
+        path = _embedded_path()
+        if not embedded_text_is_cached():
+            with writing(path) as file:
+                file.write(language_reference().encode())
+        return [path]
     suffixes = JSON_LINES_SUFFIXES if documents.kind == "jsonl" else TEXT_SUFFIXES
     try:
         path = Path(source).expanduser().absolute()
@@ -52,7 +56,9 @@ def source_files(
             f"{variable}={source} cannot be used: {_reason(error)}. Name a text file or a folder of them."
         ) from None
     if path.is_dir():
-        files = _once(sorted(file for file in _visible_files(path) if file.suffix.lower() in suffixes))
+        found = sorted((file for file in _visible_files(path) if file.suffix.lower() in suffixes), reverse=True)
+        # By what it is in the end: a file that links reach too is there once, by its first name.
+        files = sorted({file.resolve(): file for file in found}.values())
         if not files:
             raise UserError(
                 f"{variable}={source}: the folder holds no text file ({', '.join(suffixes)}). "
@@ -86,13 +92,6 @@ def _visible_files(folder: Path) -> Iterator[Path]:
             # ._x and the like: what editors, notebooks and macOS leave behind looks like text by its suffix.
             if not name.startswith(".") and (path := Path(place) / name).is_file():
                 yield path
-
-
-def _once(files: list[Path]) -> list[Path]:
-    first: dict[Path, Path] = {}
-    for path in files:
-        first.setdefault(path.resolve(), path)
-    return list(first.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,11 +198,3 @@ def embedded_text_is_cached() -> bool:
 
 def _embedded_path() -> Path:
     return cache_dir() / f"language-reference-python-{'-'.join(str(part) for part in sys.version_info[:3])}.txt"
-
-
-def _embedded_file() -> Path:
-    path = _embedded_path()
-    if not embedded_text_is_cached():
-        with writing(path) as file:
-            file.write(language_reference().encode())
-    return path

@@ -31,8 +31,8 @@ Progress = Callable[[str, float], None]
 """Called with what is being done and the share done, 0 to 1."""
 
 
-def _silent(what: str, done_frac: float) -> None:
-    pass
+def silent(what: str, done_frac: float) -> None:
+    """Report no progress."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ def token_counts(tokens: Tokens, vocab_size: int) -> npt.NDArray[np.int64]:
 
 
 def train_tokenizer(
-    files: list[Path], vocab_size: int, *, documents: Documents = WHOLE_FILES, progress: Progress = _silent
+    files: list[Path], vocab_size: int, *, documents: Documents = WHOLE_FILES, progress: Progress = silent
 ) -> Tokenizer:
     """Return a byte-level BPE of at most `vocab_size` ids trained on the files' first 16 million characters, cached.
 
@@ -152,7 +152,7 @@ def load_corpus(
     documents: Documents = WHOLE_FILES,
     separator_id: int | None = None,
     validation_files: list[Path] | None = None,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> Corpus:
     """Return the files' tokens, from the cache or tokenized into it; `separator_id` stands between two documents.
 

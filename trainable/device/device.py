@@ -42,7 +42,8 @@ def pick_device(requested: str | None) -> torch.device:
         raise UserError(f"DEVICE={requested} is not a device. Choose cuda, mps or cpu, or unset it.")
     if kind == "cuda" and number:
         _pin_gpu(int(number))
-    available = [name for name in DEVICE_TYPES if _is_available(name)]
+    is_here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    available = [name for name in DEVICE_TYPES if is_here[name]]
     if requested is None:
         return torch.device(available[0])
     if kind not in available:
@@ -198,9 +199,3 @@ def begin_read(*scalars: torch.Tensor) -> Callable[[], list[float]]:
         return found
 
     return read
-
-
-def _is_available(kind: str) -> bool:
-    if kind == "cuda":
-        return torch.cuda.is_available()
-    return kind == "cpu" or torch.backends.mps.is_available()

@@ -20,7 +20,7 @@ from transformers import logging as transformers_logging
 
 from trainable.data.remote_files import reason
 from trainable.data.text_documents import WHOLE_FILES, Documents
-from trainable.data.tokens import END_OF_TEXT, Progress, _silent, train_tokenizer
+from trainable.data.tokens import END_OF_TEXT, Progress, silent, train_tokenizer
 from trainable.device.cpu_kernels import tune_for_cpu
 from trainable.device.device_memory import is_out_of_memory
 from trainable.errors import UserError
@@ -34,7 +34,7 @@ SAME_GELU = MappingProxyType({"gelu_new": "gelu_pytorch_tanh"})
 
 
 def load_tokenizer(
-    name: str, files: list[Path], *, documents: Documents = WHOLE_FILES, progress: Progress = _silent
+    name: str, files: list[Path], *, documents: Documents = WHOLE_FILES, progress: Progress = silent
 ) -> Tokenizer:
     """Return the model's own tokenizer, or for a preset a byte-level BPE trained once on the corpus.
 

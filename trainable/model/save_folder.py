@@ -43,7 +43,8 @@ def save_model_folder(
     own. What was at `folder` before is replaced: check_model_target() comes first. Raises OSError.
     """
     config = base_config(model_name, tokenizer)
-    saved_dtype = dtype or _own_dtype(config)
+    own_dtype = next((name for name, one in DTYPES.items() if one == config.dtype), "fp32")
+    saved_dtype = dtype or own_dtype
     with _replacing(folder) as unfinished:
         _write_weights(model, config, DTYPES[saved_dtype], unfinished)
         base = files_folder(model_name)
@@ -114,10 +115,6 @@ def base_config(model_name: str, tokenizer: Tokenizer) -> PreTrainedConfig:
     end = tokenizer.token_to_id(END_OF_TEXT)
     # GPT-2's own 50256 is no id of a smaller vocabulary.
     return GPT2Config(**PRESETS[model_name], bos_token_id=end, eos_token_id=end)
-
-
-def _own_dtype(config: PreTrainedConfig) -> str:
-    return next((name for name, dtype in DTYPES.items() if dtype == config.dtype), "fp32")
 
 
 def _write_weights(model: PreTrainedModel, config: PreTrainedConfig, dtype: torch.dtype, folder: Path) -> None:

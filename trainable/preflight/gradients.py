@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TypeGuard
 
 import torch
 from transformers import PreTrainedModel
@@ -73,7 +72,8 @@ def cut_modules(model: PreTrainedModel, windows: torch.Tensor) -> Cut:
         def hook(module: torch.nn.Module, inputs: tuple[object, ...], output: object) -> None:
             trains = any(weight.requires_grad for weight in module.parameters(recurse=False))
             flows_in = any(isinstance(value, torch.Tensor) and value.requires_grad for value in inputs)
-            outputs = [value for value in (output if isinstance(output, tuple) else (output,)) if _is_real(value)]
+            values = output if isinstance(output, tuple) else (output,)
+            outputs = [value for value in values if isinstance(value, torch.Tensor) and value.is_floating_point()]
             loses = (trains or flows_in) and bool(outputs) and not any(value.requires_grad for value in outputs)
             if loses or not torch.is_grad_enabled():
                 cut.append(name)
@@ -133,10 +133,6 @@ def check_slope(model: PreTrainedModel, windows: torch.Tensor) -> Check:
         advice=f"Part of the gradient is lost in or above {wrong[-1]}: look for a layer under no_grad, a detach(), or "
         "a wrong backward of its own.",
     )
-
-
-def _is_real(value: object) -> TypeGuard[torch.Tensor]:
-    return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
 def _is_right(slope: float) -> bool:

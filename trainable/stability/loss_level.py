@@ -126,7 +126,8 @@ class LevelWatch:
     def _check_divergence(self, found: list[Finding], step: int, level: float) -> None:
         r = self._rules
         # Every batch costs a random model the same: no noise to allow for, and nothing learned that could come back.
-        lost = level > self.initial + r.initial_margin and self._began_blank()
+        began_blank = self._from_scratch and not self.initial <= self._entropy
+        lost = level > self.initial + r.initial_margin and began_blank
         if not lost and level <= self.best + max(r.divergence_margin, r.divergence_noise * self.spread_at_best):
             self.high_steps = 0
             return
@@ -146,9 +147,6 @@ class LevelWatch:
             f"too high for {self.high_steps} steps" + ("" if lost else " and not falling")
         )
         self._stop(found, "divergence", step, evidence)
-
-    def _began_blank(self) -> bool:
-        return self._from_scratch and not self.initial <= self._entropy
 
     def _check_floor(self, found: list[Finding], step: int, level: float) -> None:
         r = self._rules

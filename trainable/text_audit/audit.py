@@ -6,7 +6,7 @@ from tokenizers import Tokenizer
 
 from trainable.data.corpus import text_fingerprint
 from trainable.data.text_documents import WHOLE_FILES, Documents
-from trainable.data.tokens import Progress, Tokens, _silent, load_corpus
+from trainable.data.tokens import Progress, Tokens, load_corpus, silent
 from trainable.errors import UserError
 from trainable.text_audit.audit_findings import kind_spans, make_findings, read_bytes, within
 from trainable.text_audit.audit_values import (
@@ -43,7 +43,7 @@ def audit(
     separator_id: int | None = None,
     has_tail: bool = True,
     token_range: tuple[int, int] | None = None,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> AuditReport:
     """Return what is wrong with the files' text as training sees it under `tokenizer`.
 

@@ -66,22 +66,18 @@ def first_debris(data: bytes) -> int:
 def repair_mojibake(text: bytes) -> bytes | None:
     """Return the UTF-8 that was once read as Windows-1252 or Latin-1 and encoded again, or None if it was not."""
     try:
-        characters = text.decode()
-    except UnicodeDecodeError:
-        return None
-    original = bytearray()
-    for character in characters:
-        try:
-            original += character.encode("cp1252")
-        except UnicodeEncodeError:
-            if ord(character) > 0xFF:
-                return None
-            original.append(ord(character))
-    try:
+        original = b"".join(map(_byte_read_as, text.decode()))
         original.decode()
-    except UnicodeDecodeError:
+    except UnicodeError:
         return None
-    return bytes(original)
+    return original
+
+
+def _byte_read_as(character: str) -> bytes:
+    try:
+        return character.encode("cp1252")
+    except UnicodeEncodeError:
+        return character.encode("latin-1")  # which has the five byte values that Windows-1252 lacks
 
 
 def repair(text: bytes, *, markup: bool) -> bytes:

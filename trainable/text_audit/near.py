@@ -65,31 +65,23 @@ def _bands(words_at: WordsAt, first: Ints, end: Ints, progress: Progress) -> tup
     """(band hashes (usable passages, bands), indices of the usable passages)."""
     from datasketch import MinHash
 
-    template = MinHash(num_perm=PERMUTATIONS, seed=1)
-    bands, usable = [np.zeros((0, PERMUTATIONS // BAND_ROWS), dtype=np.uint64)], []
+    bands, usable = [np.zeros((0, PERMUTATIONS // BAND_ROWS), dtype=np.uint64)], [np.zeros(0, dtype=np.int64)]
     for passage, hashes, offsets in iter_shingles(words_at, first, end):
-        rows = []
-        for index in range(len(offsets) - 1):
-            if offsets[index + 1] - offsets[index] < MIN_SHINGLES:
-                continue
-            # With the template's permutations: drawing 128 more takes four times as long as the sketch itself.
-            sketch = MinHash(
-                num_perm=PERMUTATIONS, hashfunc=int, permutations=template.permutations, scheme=template.scheme
-            )
-            sketch.update_batch(hashes[offsets[index] : offsets[index + 1]].tolist())
-            rows.append(sketch.hashvalues)
-            usable.append(passage + index)
-        if rows:
-            bands.append(_banded(np.stack(rows)))
+        long = np.flatnonzero(np.diff(offsets) >= MIN_SHINGLES)
+        shingles = (hashes[offsets[index] : offsets[index + 1]].tolist() for index in long)
+        sketches = MinHash.generator(shingles, num_perm=PERMUTATIONS, seed=1, hashfunc=int)
+        signatures = np.array([sketch.hashvalues for sketch in sketches], dtype=np.uint64)
+        bands.append(_banded(signatures.reshape(-1, PERMUTATIONS // BAND_ROWS, BAND_ROWS)))
+        usable.append(passage + long)
         progress("sketching passages", passage / len(first))
-    return np.concatenate(bands), np.array(usable, dtype=np.int64)
+    return np.concatenate(bands), np.concatenate(usable)
 
 
-def _banded(signatures: npt.NDArray[np.uint32]) -> Hashes:
-    rows = signatures.astype(np.uint64).reshape(len(signatures), -1, BAND_ROWS)
-    hashes = np.zeros(rows.shape[:2], dtype=np.uint64)
+def _banded(signatures: Hashes) -> Hashes:
+    """One hash per band (N, bands) of signatures (N, bands, BAND_ROWS)."""
+    hashes = np.zeros(signatures.shape[:2], dtype=np.uint64)
     for row in range(BAND_ROWS):
-        hashes = scramble(hashes * np.uint64(31) + rows[:, :, row])
+        hashes = scramble(hashes * np.uint64(31) + signatures[:, :, row])
     return hashes
 
 

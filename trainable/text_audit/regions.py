@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from trainable.text_audit.audit_values import Hit, Spans
+from trainable.text_audit.audit_values import Hit
 from trainable.text_audit.debris import TYPES
 from trainable.text_audit.language import foreign_units
 from trainable.text_audit.ngrams import union
@@ -35,14 +35,11 @@ def find_binary(scan: Scan) -> list[Hit]:
         size = _bytes(scan, first, end)
         if size >= MIN_REGION_BYTES:
             hit = _hit(scan, "binary", first, end, f"{size:,} bytes that are no text")
-            hits.append(replace(hit, removed=_unit_spans(scan, scan.noisy[first:end], first)))
+            # Lines of text between two blobs stay.
+            noisy = np.flatnonzero(scan.noisy[first:end]) + first
+            removed = union(np.stack([scan.units.first_token[noisy], scan.units.end_token[noisy]], axis=1))
+            hits.append(replace(hit, removed=removed))
     return hits
-
-
-def _unit_spans(scan: Scan, flags: Flags, first: int) -> Spans:
-    """Tokens of the marked units among those from `first` on: lines of text between two blobs stay."""
-    marked = np.flatnonzero(flags) + first
-    return union(np.stack([scan.units.first_token[marked], scan.units.end_token[marked]], axis=1))
 
 
 def find_foreign(scan: Scan, ignored: Flags) -> list[Hit]:

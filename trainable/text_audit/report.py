@@ -30,9 +30,9 @@ def render(report: AuditReport) -> RenderableType:
     """Return the report for a terminal: what was read, the totals, and the worst findings with their excerpts."""
     where = f"; validation starts at token {report.train_tokens:,}" if report.train_tokens < report.tokens else ""
     where += "" if report.token_range is None else ", RANGE {:,}-{:,}".format(*report.token_range)
-    head = Text(
-        f"{_source(report)}: {report.tokens:,} tokens, {report.lines:,} lines, {report.bytes / 1e6:,.1f} MB{where}"
-    )
+    one = len(report.files) == 1
+    source = report.files[0].name if one else f"{len(report.files):,} files under {os.path.commonpath(report.files)}"
+    head = Text(f"{source}: {report.tokens:,} tokens, {report.lines:,} lines, {report.bytes / 1e6:,.1f} MB{where}")
     if not report.findings:
         return Group(head, *_comparison(report), Text("Nothing wrong found.", style="bold green"))
     parts: list[RenderableType] = [head, *_comparison(report), Text(), _totals(report), Text()]
@@ -103,12 +103,6 @@ def _comparison(report: AuditReport) -> list[RenderableType]:
         label, number = FIGURES[name]
         figures.append(f"{label} {inside:{number}} ({rest:{number}})")
     return [Text(f"in the range (and in the rest): {', '.join(figures)}")] if figures else []
-
-
-def _source(report: AuditReport) -> str:
-    if len(report.files) == 1:
-        return report.files[0].name
-    return f"{len(report.files):,} files under {os.path.commonpath(report.files)}"
 
 
 def _totals(report: AuditReport) -> Table:

@@ -124,12 +124,8 @@ def _inner_cuts(data: Bytes, start: int, end: int) -> list[int]:
         elif word >= 0:
             start = low + word + 1
         else:
-            start = _character_start(data, high)
+            while data[high] & 0xC0 == 0x80:  # inside a character
+                high -= 1
+            start = high
         cuts.append(start)
     return cuts
-
-
-def _character_start(data: Bytes, position: int) -> int:
-    while data[position] & 0xC0 == 0x80:
-        position -= 1
-    return position
