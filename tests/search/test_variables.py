@@ -19,7 +19,6 @@ from search.options import (
     with_default_warmup,
 )
 from search.terminal.console import Terminal
-from search.terminal.next_steps import Step, as_typed
 from trainable.config import BEFORE, DOCUMENTED, ENV_NAMES, LR_SCHEDULES, TrialConfig
 from trainable.errors import UserError
 
@@ -129,10 +128,14 @@ def test_a_next_step_is_typed_where_the_last_command_was(tmp_path: Path, monkeyp
         monkeypatch.setenv(name, value)
     terminal = Terminal(as_json=False)
     terminal.typed_folders = typed_folders([])
-    step = Step(command="make -s export STUDY=a > a.toml", purpose="")
     for folder, there in ((ROOT, ""), (tmp_path, f" -C {ROOT}")):
         monkeypatch.setenv("MAKE_CALLED_FROM", str(folder))
-        assert as_typed(step, terminal) == f"make{there} -s export STUDY=a > a.toml VENV='/my venv'"
+        typed = terminal.typed("make -s export STUDY=a > a.toml")
+        assert typed == f"make{there} -s export STUDY=a > a.toml VENV='/my venv'"
+        said = terminal.with_typed("Go on with: make resume STUDY=a.b TRIALS=+2; or make resume STUDY=... as you like.")
+        assert said == (
+            f"Go on with: make{there} resume STUDY=a.b TRIALS=+2 VENV='/my venv'; or make resume STUDY=... as you like."
+        )
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
