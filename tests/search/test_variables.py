@@ -114,7 +114,6 @@ def test_real_make_hands_a_misspelt_variable_down(options: tuple[str, ...], venv
         cwd=venv,
         capture_output=True,
         text=True,
-        timeout=60,
         check=False,
     )
     assert ran.returncode != 0
@@ -147,7 +146,6 @@ def test_a_misspelt_variable_of_the_environment_or_of_a_make_around_ours_is_told
         env={**os.environ, "BATCHSIZE": "8"},
         capture_output=True,
         text=True,
-        timeout=60,
         check=False,
     )
     assert ran.returncode == 0, ran.stderr
@@ -161,7 +159,7 @@ def test_a_misspelt_variable_of_the_environment_or_of_a_make_around_ours_is_told
 @pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
 def test_the_makefile_called_from_elsewhere_says_how_to_call_it(tmp_path: Path) -> None:
     command = ["make", "-f", str(ROOT / "Makefile"), "search"]
-    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ran.returncode == 2
     assert f"This Makefile is to be called in its own folder: make -C {ROOT}/ search" in ran.stderr
     assert list(tmp_path.iterdir()) == []
