@@ -6,12 +6,7 @@ import pytest
 
 from trainable.data.tokens import silent
 from trainable.text_audit.copies import duplicate_hits, overlap_hits
-from trainable.text_audit.duplicates import (
-    MIN_DUPLICATE_TOKENS,
-    find_duplicate_runs,
-    find_overlap_runs,
-    fingerprints,
-)
+from trainable.text_audit.duplicates import MIN_DUPLICATE_TOKENS, find_duplicate_runs, find_overlap_runs, fingerprints
 from trainable.text_audit.near import find_near_duplicates
 from trainable.text_audit.ngrams import NGRAM_TOKENS, covered, hash_ngrams, hash_tokens, union
 from trainable.text_audit.repeats import find_repeats

@@ -9,12 +9,7 @@ from trainable.data.text_documents import WHOLE_FILES, Documents
 from trainable.data.tokens import Progress, Tokens, load_corpus, silent
 from trainable.errors import UserError
 from trainable.text_audit.audit_findings import kind_spans, make_findings, read_bytes, within
-from trainable.text_audit.audit_values import (
-    AuditReport,
-    Hit,
-    hit_spans,
-    removed_spans,
-)
+from trainable.text_audit.audit_values import AuditReport, Hit, hit_spans, removed_spans
 from trainable.text_audit.clean import plan_clean, unit_cover
 from trainable.text_audit.copies import find_copies
 from trainable.text_audit.ngrams import covered
@@ -23,8 +18,7 @@ from trainable.text_audit.repeats import find_repeats
 from trainable.text_audit.scan import Scan, scan_text
 from trainable.text_audit.shift import find_shifts
 from trainable.text_audit.units import Flags, Units
-from trainable.text_audit.vocabulary import describe_vocabulary
-from trainable.text_audit.windows import measure_windows
+from trainable.text_audit.windows import describe_vocabulary, measure_windows
 
 MOSTLY = 0.8
 """A unit or a repeated run of which a binary region covers this share is not examined again."""

@@ -6,14 +6,7 @@ import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
 
 from trainable.data.tokens import Progress, Tokens
-from trainable.text_audit.ngrams import (
-    NGRAM_TOKENS,
-    Hashes,
-    KnownHashes,
-    Positions,
-    iter_ngram_hashes,
-    matching_runs,
-)
+from trainable.text_audit.ngrams import NGRAM_TOKENS, Hashes, KnownHashes, Positions, iter_ngram_hashes, matching_runs
 
 MIN_DUPLICATE_TOKENS = 50
 """Lee et al. 2022, Deduplicating training data makes language models better, sec. 4.1."""

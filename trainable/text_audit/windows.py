@@ -1,19 +1,47 @@
-"""The token distribution of each window along a text: what the profile and the search for shifts are made of."""
+"""What each token id stands for, and the distribution of the tokens in windows along a text."""
 
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from scipy.special import entr
+from tokenizers import Tokenizer
 
 from trainable.data.tokens import Tokens, token_counts
-from trainable.text_audit.vocabulary import Vocabulary
+from trainable.text_audit.text import token_lengths
 
 BUCKETS = 512
 """The commonest tokens have one each; the rest share the last ones by their id: rare words tell topics, not kinds."""
 _SHARED = 64
 
 Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vocabulary:
+    """Each array (ids,)."""
+
+    bytes: npt.NDArray[np.int32]
+    non_ascii_bytes: npt.NDArray[np.int32]
+    word: npt.NDArray[np.int32]
+    """The same number for ids that differ in case and surrounding space only; 0 for those without letters or digits."""
+
+
+def describe_vocabulary(tokenizer: Tokenizer) -> Vocabulary:
+    """Return what the tokenizer's ids stand for; ids that are part of a character count as words of their own."""
+    lengths = token_lengths(tokenizer)
+    size = len(lengths)
+    texts = tokenizer.decode_batch([[id_] for id_ in range(size)], skip_special_tokens=False)
+    numbers: dict[str, int] = {}
+    word = np.zeros(size, dtype=np.int32)
+    non_ascii = np.zeros(size, dtype=np.int32)
+    for id_, text in enumerate(texts):
+        key = text.strip().casefold()
+        partial = "\ufffd" in text
+        if partial or any(character.isalnum() for character in key):
+            word[id_] = numbers.setdefault(f"{id_}" if partial else f" {key}", len(numbers) + 1)
+        non_ascii[id_] = lengths[id_] if partial else sum(len(c.encode()) for c in text if not c.isascii())
+    return Vocabulary(bytes=lengths, non_ascii_bytes=non_ascii, word=word)
 
 
 @dataclass(frozen=True, kw_only=True)
