@@ -33,7 +33,9 @@ def write_payload(payload: Any, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # One that does not fit would take the last bytes for a moment, and what is written meanwhile would fail for it.
     disk = shutil.disk_usage(path.parent)
-    if disk.total and disk.free < _tensor_bytes(payload) + LEFT_FREE_BYTES:
+    # Tensors by their place, for tied ones are written once.
+    sizes = {leaf.data_ptr(): leaf.nbytes for leaf in tree_leaves(payload) if isinstance(leaf, torch.Tensor)}
+    if disk.total and disk.free < sum(sizes.values()) + LEFT_FREE_BYTES:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     try:
         with whole_file(path) as file:
@@ -45,12 +47,6 @@ def write_payload(payload: Any, path: Path) -> None:
         raise
     # A rename that a power cut undoes would leave nothing, once the predecessor is deleted.
     sync_folder(path.parent)
-
-
-def _tensor_bytes(payload: Any) -> int:
-    # By their place, for tied ones are written once.
-    sizes = {leaf.data_ptr(): leaf.nbytes for leaf in tree_leaves(payload) if isinstance(leaf, torch.Tensor)}
-    return sum(sizes.values())
 
 
 def read_payload(path: Path) -> Any:

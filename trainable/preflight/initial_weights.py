@@ -144,11 +144,9 @@ def check_offsets(predictions: Predictions, *, unigram_entropy: float) -> Check:
     losses = predictions.by_offset
     means = {offset: float(some.cpu().double().mean()) for offset, some in losses.items()}
     margins = {offset: mean_and_error(losses[offset] - losses[1]) for offset in OFFSETS if offset != 1}
-    wrong = [
-        offset
-        for offset, (margin, error) in margins.items()
-        if _is_wrong(offset, margin, error, means, unigram_entropy)
-    ]
+    bounds = {offset: max(WRONG_MARGIN, OFFSET_SIGMAS * error) for offset, (_, error) in margins.items()}
+    bounds[0] = SAME_TOKEN_MARGIN if means[0] < unigram_entropy - SAME_TOKEN_BELOW_ENTROPY else math.inf
+    wrong = [offset for offset, (margin, _) in margins.items() if margin < -bounds[offset]]
     trained = all(
         margin > max(RIGHT_MARGIN, OFFSET_SIGMAS * error) for offset, (margin, error) in margins.items() if offset > 1
     )
@@ -184,9 +182,3 @@ def check_against_base(predictions: Predictions, base: Predictions) -> Check:
         expected="no gain at +2 with a loss at +1",
         advice=DOUBLED_ADVICE,
     )
-
-
-def _is_wrong(offset: int, margin: float, error: float, means: dict[int, float], unigram_entropy: float) -> bool:
-    if offset == 0:
-        return margin < -SAME_TOKEN_MARGIN and means[0] < unigram_entropy - SAME_TOKEN_BELOW_ENTROPY
-    return margin < -max(WRONG_MARGIN, OFFSET_SIGMAS * error)

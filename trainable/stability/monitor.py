@@ -63,7 +63,10 @@ class StabilityMonitor:
         if (is_bad and not skipped) or self._skips >= self._rules.max_skipped_steps:
             if not self._nonfinite:
                 self._nonfinite = True
-                found.append(Finding("nonfinite", step, "stop", self._nonfinite_evidence(loss, grad_norm)))
+                evidence = f"loss {loss:g}" + ("" if grad_norm is None else f", gradient norm {grad_norm:g}")
+                if self._skips:
+                    evidence = f"the loss scaler has skipped {self._skips} steps in a row: loss {loss:g}"
+                found.append(Finding("nonfinite", step, "stop", evidence))
         elif finite:
             loss = min(max(loss, -LOSS_LIMIT), LOSS_LIMIT)
             if usable_grad_norm is not None:
@@ -73,11 +76,6 @@ class StabilityMonitor:
         if step_time_s is not None and 0 < step_time_s < NEVER_S:
             self._speed.update(found, step, float(step_time_s))
         return tuple(found)
-
-    def _nonfinite_evidence(self, loss: float, grad_norm: float | None) -> str:
-        if self._skips:
-            return f"the loss scaler has skipped {self._skips} steps in a row: loss {loss:g}"
-        return f"loss {loss:g}" + ("" if grad_norm is None else f", gradient norm {grad_norm:g}")
 
     @property
     def first_loss(self) -> float:

@@ -23,8 +23,10 @@ def find_duplicate_runs(
     comes from the training side.
     """
     copies, originals = _pairs(hashes, positions, train_tokens)
-    runs = matching_runs(copies, originals, gap=NGRAM_TOKENS)
-    runs = _extended(tokens, runs)
+    copy, original, length = matching_runs(copies, originals, gap=NGRAM_TOKENS).T
+    before = _agreeing(tokens, copy - 1, original - 1, step=-1)
+    after = _agreeing(tokens, copy + length, original + length, step=1)
+    runs = np.stack([copy - before, original - before, length + before + after], axis=1)
     runs = runs[runs[:, 2] >= MIN_DUPLICATE_TOKENS]
     return _maximal(runs)
 
@@ -65,14 +67,6 @@ def _pairs(hashes: Hashes, positions: Positions, train_tokens: int) -> tuple[Pos
     copies, originals = positions[is_copy], positions[kept[group[is_copy]]]
     by_copy = np.argsort(copies)
     return copies[by_copy], originals[by_copy]
-
-
-def _extended(tokens: Tokens, runs: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The runs, grown by up to MIN_DUPLICATE_TOKENS either way while the tokens agree."""
-    copy, original, length = runs.T
-    before = _agreeing(tokens, copy - 1, original - 1, step=-1)
-    after = _agreeing(tokens, copy + length, original + length, step=1)
-    return np.stack([copy - before, original - before, length + before + after], axis=1)
 
 
 def _agreeing(tokens: Tokens, here: Positions, there: Positions, *, step: int) -> Positions:

@@ -79,7 +79,9 @@ def measure_windows(
 
     copied: (tokens,) which of them are copies; None where none are known.
     """
-    bucket = _buckets(token_counts(tokens, len(vocabulary.bytes)))
+    commonest = np.argsort(-token_counts(tokens, len(vocabulary.bytes)), kind="stable")[: BUCKETS - _SHARED]
+    bucket = BUCKETS - 1 - np.arange(len(vocabulary.bytes)) % _SHARED
+    bucket[commonest] = np.arange(len(commonest))
     count = max(1, round(len(tokens) / window_tokens))
     first = np.arange(count, dtype=np.int64) * window_tokens
     ends = np.append(first[1:], len(tokens))
@@ -106,13 +108,6 @@ def measure_windows(
         non_ascii_frac=non_ascii,
         duplicate_frac=duplicate,
     )
-
-
-def _buckets(totals: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    bucket = BUCKETS - 1 - np.arange(len(totals)) % _SHARED
-    commonest = np.argsort(-totals, kind="stable")[: BUCKETS - _SHARED]
-    bucket[commonest] = np.arange(len(commonest))
-    return bucket
 
 
 def js_distance(counts: npt.NDArray[np.int64], reference: npt.NDArray[np.int64]) -> Floats:
