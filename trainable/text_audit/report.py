@@ -83,14 +83,18 @@ def render_clean(summary: CleanSummary) -> RenderableType:
     less = summary.source_bytes - summary.bytes
     lines = [f"{summary.out}: {summary.bytes / 1e6:,.1f} MB, {less:,} bytes less than the source, which is untouched."]
     for kind, removed in summary.removed.items():
-        lines.append(f"  removed {removed.lines:,} lines, {removed.tokens:,} tokens: {_words(kind)}")
+        lines.append(f"  removed {_counted(removed.lines)}, {removed.tokens:,} tokens: {_words(kind)}")
     if summary.repaired_lines:
-        lines.append(f"  repaired {summary.repaired_lines:,} lines: encoding debris")
+        lines.append(f"  repaired {_counted(summary.repaired_lines)}: encoding debris")
     if not summary.removed and not summary.repaired_lines:
         lines.append("  nothing to remove or repair")
     if summary.kept_kinds:
         lines.append(f"  left in, for you to judge: {', '.join(_words(kind) for kind in summary.kept_kinds)}")
     return Text("\n".join(lines))
+
+
+def _counted(lines: int) -> str:
+    return f"{lines:,} line{'' if lines == 1 else 's'}"
 
 
 def _words(kind: str) -> str:

@@ -16,7 +16,7 @@ from trainable.text_audit.ngrams import Hashes
 from trainable.text_audit.noise import noisy_units
 from trainable.text_audit.scripts import unit_scripts
 from trainable.text_audit.text import Piece, iter_pieces
-from trainable.text_audit.units import Cuts, Flags, Ints, Units, cut_units
+from trainable.text_audit.units import Cuts, Flags, Units, cut_units
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,17 +89,10 @@ def _mark_columns(piece: Piece, cuts: Cuts, common: Hashes) -> dict[str, npt.NDA
     np.bitwise_or.at(types, unit, (1 << type_).astype(np.uint8))
     hits, markup = (np.bincount(unit[kind], minlength=count) for kind in (type_ < MARKUP, type_ >= MARKUP))
     words, known, prose = count_words(piece.data, cuts.starts, common)
+    counts = {"debris": hits, "markup": markup, "words": words, "common_words": known, "prose_bytes": prose}
     return {
         "noisy": noisy_units(piece.data, cuts.starts),
         "script": unit_scripts(piece.data, cuts.starts),
-        "debris": _small(hits),
         "debris_types": types,
-        "markup": _small(markup),
-        "words": _small(words),
-        "common_words": _small(known),
-        "prose_bytes": _small(prose),
+        **{name: np.minimum(values, 0xFFFF).astype(np.uint16) for name, values in counts.items()},
     }
-
-
-def _small(counts: Ints) -> npt.NDArray[np.uint16]:
-    return np.minimum(counts, 0xFFFF).astype(np.uint16)
