@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -58,8 +59,7 @@ def _with_own_verdict(trial: dict[str, Any], findings: Sequence[Diagnosis]) -> l
         next_step=same.next_step if same else "lower the learning rate, or give the schedule a longer warm-up",
         steps=(trial["optimizer_steps"],) * 2,
     )
-    # A recorded run that stops early looks cut off; this one was ended.
-    return ranked([own, *(finding for finding in findings if finding.kind not in (kind, "log_ends_early"))])
+    return ranked([own, *(finding for finding in findings if finding.kind != kind)])
 
 
 def report_of_study(study: Study) -> Report:
@@ -70,10 +70,8 @@ def report_of_study(study: Study) -> Report:
     baseline = baseline_trial(trials)
     trace = None
     if baseline is not None:
-        try:
+        with suppress(UserError):
             trace = trace_of_trial(study, baseline["trial_id"])
-        except UserError:
-            trace = None
     return Report(
         target=f"study {study.name}",
         about=f"study of {len(trials)} trials: {counts or 'none has started'}",
@@ -90,9 +88,7 @@ def diagnose_study(study: Study) -> list[Diagnosis]:
     Raises UserError when a file of the study is damaged.
     """
     trials = _judged_trials(study)
-    found = [*_unstable(trials), *_baseline(trials)]
-    found += _of_trials(study, _chosen(trials))
-    return ranked(found)
+    return ranked([*_unstable(trials), *_baseline(trials), *_of_trials(study, _chosen(trials))])
 
 
 def _judged_trials(study: Study) -> list[dict[str, Any]]:
@@ -131,17 +127,11 @@ def _unstable(trials: Sequence[dict[str, Any]]) -> list[Diagnosis]:
 
 def _limit(bad_rates: Sequence[float], good_rates: Sequence[float]) -> float | None:
     """Return the rate from which most trials were unstable and below which most held, if there is one."""
-    best: tuple[float, float] | None = None
-    for rate in sorted(set(bad_rates)):
-        wrong = sum(good >= rate for good in good_rates) + sum(bad < rate for bad in bad_rates)
-        if best is None or wrong < best[0]:
-            best = (wrong, rate)
-    assert best is not None
-    return (
-        best[1]
-        if best[0] <= 0.2 * (len(bad_rates) + len(good_rates)) and any(g < best[1] for g in good_rates)
-        else None
+    wrong, limit = min(
+        (sum(good >= rate for good in good_rates) + sum(bad < rate for bad in bad_rates), rate) for rate in bad_rates
     )
+    tells = wrong <= 0.2 * (len(bad_rates) + len(good_rates)) and min(good_rates) < limit
+    return limit if tells else None
 
 
 def _baseline(trials: Sequence[dict[str, Any]]) -> list[Diagnosis]:

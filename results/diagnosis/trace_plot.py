@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from results.diagnosis.findings import Diagnosis, capitalized
+from results.diagnosis.run_view import evenly
 from results.diagnosis.trace import Column, RunTrace
 from results.study.atomic import write_atomic
 from results.study.paths import shown
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 FORMATS = (".png", ".svg")
 MAX_POINTS = 4000
+FEW_POINTS = 60
+"""Fewer are drawn as dots as well."""
 MAX_CROSSES = 200
 LOG_SCALE_RATIO = 6.0
 WHOLE_RUN_FRAC = 0.9
@@ -74,7 +77,7 @@ def plot_trace(trace: RunTrace, diagnoses: Sequence[Diagnosis], path: Path) -> N
 
 
 def _heading(trace: RunTrace, marks: Sequence[Diagnosis]) -> list[tuple[str, str]]:
-    lines = [(f"{trace.source}" if marks else f"{trace.source}: nothing wrong found", _INK)]
+    lines = [(trace.source if marks else f"{trace.source}: nothing wrong found", _INK)]
     for number, finding in enumerate(marks, start=1):
         text = textwrap.shorten(capitalized(finding.summary), 260, placeholder=" …")
         lines.append((textwrap.fill(f"{number}  {text}", 150, subsequent_indent="    "), _MARKS[number - 1]))
@@ -84,16 +87,8 @@ def _heading(trace: RunTrace, marks: Sequence[Diagnosis]) -> list[tuple[str, str
 def _write_heading(figure: Any, heading: Sequence[tuple[str, str]], height: float) -> None:
     y: float = 1 - 0.12 / height
     for index, (text, colour) in enumerate(heading):
-        figure.text(
-            0.012,
-            y,
-            text,
-            color=colour,
-            va="top",
-            weight="bold" if index == 0 else "normal",
-            fontsize=9.5,
-            linespacing=1.25,
-        )
+        weight = "bold" if index == 0 else "normal"
+        figure.text(0.012, y, text, color=colour, va="top", weight=weight, fontsize=9.5, linespacing=1.25)
         y -= (0.24 if index == 0 else 0.19 * (text.count("\n") + 1)) / height
 
 
@@ -141,11 +136,10 @@ def _loss(axes: "Axes", trace: RunTrace) -> None:
         _line(axes, steps, values, label, colour)
         positive += [value for value in values if value > 0]
         bad = [step for step, value in zip(*trace.series(column), strict=True) if not math.isfinite(value)]
-        shown_bad = bad[:: max(1, len(bad) // MAX_CROSSES)]
         if bad:
-            height = axes.get_xaxis_transform()
+            crosses, height = evenly(bad, MAX_CROSSES), axes.get_xaxis_transform()
             axes.plot(
-                shown_bad, [0.97] * len(shown_bad), "x", color=_MARKS[0], transform=height, label=f"{label} not finite"
+                crosses, [0.97] * len(crosses), "x", color=_MARKS[0], transform=height, label=f"{label} not finite"
             )
     if positive and max(positive) > LOG_SCALE_RATIO * min(positive):
         _log_scale(axes)
@@ -154,11 +148,10 @@ def _loss(axes: "Axes", trace: RunTrace) -> None:
 def _line(axes: "Axes", steps: Sequence[int], values: Sequence[float], label: str, colour: str) -> None:
     if not steps:
         return
-    if len(steps) < 60:
+    if len(steps) < FEW_POINTS:
         axes.plot(steps, values, "-o", color=colour, markersize=3.5, linewidth=1.3, label=label)
         return
-    stride = max(1, len(steps) // MAX_POINTS)
-    axes.plot(steps[::stride], values[::stride], color=colour, alpha=0.35, linewidth=0.7)
+    axes.plot(evenly(steps, MAX_POINTS), evenly(values, MAX_POINTS), color=colour, alpha=0.35, linewidth=0.7)
     window = max(5, len(values) // 100)
     centres = range(0, len(values), max(1, window // 2))
     smooth = [statistics.median(values[max(0, at - window // 2) : at + window // 2 + 1]) for at in centres]
@@ -190,9 +183,8 @@ def _learning_rate(axes: "Axes", trace: RunTrace) -> None:
     steps, values = trace.finite("learning_rate")
     if not steps:
         return
-    stride = max(1, len(steps) // MAX_POINTS)
-    style = "-o" if len(steps) < 60 else "-"
-    axes.plot(steps[::stride], values[::stride], style, color=_OTHER, markersize=3.5, linewidth=1.3)
+    style = "-o" if len(steps) < FEW_POINTS else "-"
+    axes.plot(evenly(steps, MAX_POINTS), evenly(values, MAX_POINTS), style, color=_OTHER, markersize=3.5, linewidth=1.3)
     top = max(values)
     if top > 0:
         axes.set_ylim(-0.05 * top, 1.15 * top)
@@ -206,26 +198,17 @@ def _speed(axes: "Axes", trace: RunTrace) -> None:
         return
     printed_steps, printed = trace.finite("printed_steps_per_s")
     if trace.announced.get("printed_speed") == "mean" and len(printed) > 2:
-        stride = max(1, len(printed) // MAX_POINTS)
         axes.plot(
-            printed_steps[1::stride],
-            printed[1::stride],
-            color="#b0b8c1",
-            linewidth=1.1,
-            linestyle="--",
+            evenly(printed_steps[1:], MAX_POINTS), evenly(printed[1:], MAX_POINTS), color="#b0b8c1", linewidth=1.1, linestyle="--",
             label="mean since the start, as printed",
-        )
+        )  # fmt: skip
     ends, speeds = [step for step, _ in good], [speed for _, speed in good]
     if len(good) < 400:
         # Each window reaches back to the one before.
         axes.plot(
-            [trace.steps[0], *ends],
-            [speeds[0], *speeds],
-            color=_OTHER,
-            linewidth=1.4,
-            drawstyle="steps-pre",
+            [trace.steps[0], *ends], [speeds[0], *speeds], color=_OTHER, linewidth=1.4, drawstyle="steps-pre",
             label="measured",
-        )
+        )  # fmt: skip
     else:
         _line(axes, ends, speeds, "measured", _OTHER)
     high = sorted(speeds)[int(0.98 * (len(speeds) - 1))]

@@ -48,8 +48,7 @@ def table_rows(text: str, header: tuple[int, str, list[str]]) -> Iterator[LogRow
     for run in sorted({_run_of(name) for name in columns if _run_of(name)}) or [""]:
         chosen = sorted({*shared, *(index for index, name in enumerate(columns) if _run_of(name) == run)})
         for cells in table:
-            row = row_of({columns[index]: cells[index] for index in chosen if index < len(cells)})
-            if row is not None:
+            if row := row_of({columns[index]: cells[index] for index in chosen if index < len(cells)}):
                 yield row
 
 

@@ -27,7 +27,7 @@ NEGLIGIBLE_LR = 5e-7
 STANDS_NATS = 0.03
 FLAGGED_MARGIN = 0.3
 NEVER_LOWER = 0.4
-"""A run that was lower did not stop learning: it lost what it had."""
+"""A run that was lower by this has not stopped learning: it has diverged."""
 MIN_STEPS = 150
 RUINED_MARGIN = 0.5
 SETTLED_FRAC = 0.2

@@ -14,14 +14,14 @@ SPIKE_RISE = 0.4
 SPIKE_NOISE = 6.0
 SPARSE_NOISE = 4.0
 NOISE_ROWS = 16
-"""Of fewer rows a spike itself is the noise."""
+"""In a shorter record the spike itself makes up the noise."""
 BRIEF_ROWS = 3
 BRIEF_RISE = 0.8
 BRIEF_NOISE = 10.0
-"""In a long run some batch is 6 deviations hard; one that leaves no trace must be harder to count."""
+"""A long run has batches 6 standard deviations hard: a rise that is gone after 3 rows must be larger to count."""
 MEASURED_ROWS = 400
 SETTLED_ROWS = 128
-"""Rows before a jump that tell the noise of a thin record."""
+"""Rows before a jump that tell the noise."""
 HEALED = 0.15
 NEAR_START = 0.5
 MANY_SPIKES = 3
@@ -54,45 +54,33 @@ def spikes_of(run: RunView) -> list[Spike]:
     found: list[Spike] = []
     for finding in run.findings:
         if finding.kind == "spike" and (not found or finding.step > (found[-1].healed_step or run.last_step)):
-            index = bisect_left(curve.steps, finding.step)
-            noise = noise_sd(curve.values[max(0, index - 128) : index])
-            spike = _measured(curve, index, noise)
-            rows = len(curve.between(spike.step, spike.healed_step or math.inf))
-            if _stands_out(spike, rows, noise):
+            spike = _measured(curve, bisect_left(curve.steps, finding.step))
+            if _stands_out(curve, spike):
                 found.append(spike)
     if found or len(curve) > MEASURED_ROWS:
         return found
     # The monitor needs a history as long as its windows.
-    return [
-        spike
-        for spike in _sparse_spikes(run)
-        if _stands_out(
-            spike,
-            len(curve.between(spike.step, spike.healed_step or math.inf)),
-            noise_sd(curve.before(spike.step, 128)),
-        )
-    ]
+    return [spike for spike in _sparse_spikes(run) if _stands_out(curve, spike)]
 
 
-def _stands_out(spike: Spike, rows: int, noise: float) -> bool:
-    """Whether a spike of so many rows is more than a hard batch."""
+def _stands_out(curve: Curve, spike: Spike) -> bool:
+    """Whether a spike is more than a hard batch."""
+    rows = len(curve.between(spike.step, spike.healed_step or math.inf))
     brief = rows <= BRIEF_ROWS + 1 and spike.healed_step is not None
     least, sigmas = (BRIEF_RISE, BRIEF_NOISE) if brief else (SPIKE_RISE, SPIKE_NOISE)
-    return spike.rise >= max(least, sigmas * noise)
+    return spike.rise >= max(least, sigmas * noise_sd(curve.before(spike.step, SETTLED_ROWS)))
 
 
-def _measured(curve: Curve, index: int, noise: float) -> Spike:
+def _measured(curve: Curve, index: int) -> Spike:
+    healed_by = max(HEALED, noise_sd(curve.values[max(0, index - SETTLED_ROWS) : index]))
     window = curve.values[max(0, index - 64) : max(1, index - 1)]
     before = statistics.median(window)
     ahead = curve.values[index : index + 50]
     peak = max(ahead)
     peak_index = index + ahead.index(peak)
-    healed = None
-    for at in range(peak_index + 1, len(curve) - 4):
-        # The level of five rows: single ones wander.
-        if statistics.median(curve.values[at : at + 5]) <= before + max(HEALED, noise):
-            healed = curve.steps[at]
-            break
+    # The level of five rows: single ones wander.
+    levels = ((at, statistics.median(curve.values[at : at + 5])) for at in range(peak_index + 1, len(curve) - 4))
+    healed = next((curve.steps[at] for at, level in levels if level <= before + healed_by), None)
     return Spike(
         step=curve.steps[index], before=before, peak=peak, peak_step=curve.steps[peak_index], healed_step=healed,
         last_step=curve.steps[-1],

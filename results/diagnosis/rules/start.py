@@ -13,37 +13,37 @@ DOUBTFUL_NATS = 6.0
 LEARNED_NATS = 5.5
 SMALLEST_VOCAB_SIZE = 32
 SMALL_VOCAB_SIZE = 20_000
-"""The losses above are of larger ones; a token of fewer kinds is easier to say."""
+"""The losses above hold for larger vocabularies: a token among fewer is easier to predict."""
 FINE_TUNING_LR = 1e-4
-"""Nobody trains from random weights below; fine-tuning rates lie there."""
+"""A higher rate may train random weights; a lower one fine-tunes."""
 TOO_HIGH_LR = 1e-2
 """AdamW ruins any weights above: pretrained ones within a few steps, before a Trainer's first row."""
 BELOW_UNIFORM = 0.5
-"""Random weights start within 0.2 of ln V, whatever the vocabulary: a loss lower than this has learned something."""
+"""Random weights start within 0.2 of ln V: a model whose loss is lower by this has learned something."""
 ABOVE_UNIFORM = 0.6
 ABOVE_KNOWN = 0.4
 NEAR_UNIFORM = 0.3
 SUMMED_NATS = 3.0
-"""Further above ln V no wrong prediction goes at the start; a sum does."""
+"""A mean loss starts no further above ln V, however wrong its labels; a sum does."""
 SHIFTED_NATS = (8.4, 9.9)
-"""Where a pretrained GPT-2 starts when it must say the token after the next."""
+"""Where a pretrained GPT-2 starts when it must predict the token after the next."""
 CERTAIN_NATS = 7.5
-"""Below, pretrained weights may read code or another language."""
+"""A lower first loss may be right pretrained weights on code or another language."""
 TEN_THOUSAND = (9.18, 9.32)
 """Random weights of a vocabulary of 10,000 start here too."""
 MAX_FINE_RATE = 1e-3
 LOWEST_FRACS = ((5.75, 0.04), (3.5, 0.02), (1.5, 0.008))
-"""(A first loss of at least, the share of it below which no held-out loss falls). From random weights 0.04 is 0.1
-nats/character, half of what the best models pay for stories for children. Right pretrained weights start below 5.75, and
-answers that are picked from a list cost them little, so that more proof is asked of a lower start."""
+"""(First loss of at least, share of it below which no held-out loss falls). For random weights 0.04 is 0.1
+nats/character, half of the best loss on stories for children. Right pretrained weights start below 5.75, and a
+fine-tune on templates or class labels ends low: a run that starts lower must fall further to be called wrong."""
 FEW_STEPS = 3000
-"""... in which random weights do not get to twice that share."""
+"""Random weights do not come down to twice that share in so few."""
 FLAT_NATS = 0.1
 
 
 def start_findings(run: RunView) -> Iterator[Diagnosis]:
     """Yield what the first and the lowest losses prove."""
-    # What sees its targets starts high as well: the lowest loss tells more.
+    # A model that is shown its targets starts as high as one with wrong labels; only its lowest loss tells them apart.
     found = _too_low(run) or _impossible_start(run)
     if found:
         yield found
@@ -52,14 +52,14 @@ def start_findings(run: RunView) -> Iterator[Diagnosis]:
 def _too_low(run: RunView) -> Diagnosis | None:
     """Judge a loss below what a causal model can reach: it is shown the tokens that it is to predict."""
     start, curve = run.start_loss, run.val if run.val.steps else run.coarse
-    # A vocabulary of a few digits or moves holds no language: its loss may be anything.
+    # A vocabulary of a few digits or moves holds no language, and its loss may fall to 0.
     if start is None or run.is_resumed or (run.vocab_is_known and run.vocab_size < SMALLEST_VOCAB_SIZE):
         return None
     least, share = next(((least, share) for least, share in LOWEST_FRACS if start >= least), (math.inf, 0.0))
     is_random = least == LOWEST_FRACS[0][0]
     lowest = min(curve.values)
     few = is_random and curve.first_below(2 * share * start, otherwise=run.last_step) <= FEW_STEPS
-    # Without held-out text a small one learned by heart looks the same, but not so soon from random weights.
+    # In training alone a fine-tune that has memorized its text looks the same.
     if lowest >= share * start * (1 + few) or not (run.val.steps or is_random):
         return None
     said = "on held-out text" if run.val.steps else "in training"

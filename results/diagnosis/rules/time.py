@@ -16,7 +16,7 @@ SMOOTHED = 5
 SLOW_FRAC = 0.15
 """A slow stretch shorter than this share of the record is a pause, not the run's new speed."""
 SLOW_S = 60.0
-"""... and so is one of less: other work on the machine does that to runs of seconds."""
+"""A shorter slow stretch is other work on the machine."""
 STALL_S = 60.0
 STALL_FRAC = 0.05
 
