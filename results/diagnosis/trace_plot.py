@@ -199,8 +199,8 @@ def _speed(axes: "Axes", trace: RunTrace) -> None:
     printed_steps, printed = trace.finite("printed_steps_per_s")
     if trace.announced.get("printed_speed") == "mean" and len(printed) > 2:
         axes.plot(
-            evenly(printed_steps[1:], MAX_POINTS), evenly(printed[1:], MAX_POINTS), color="#b0b8c1", linewidth=1.1, linestyle="--",
-            label="mean since the start, as printed",
+            evenly(printed_steps[1:], MAX_POINTS), evenly(printed[1:], MAX_POINTS), "--", color="#b0b8c1",
+            linewidth=1.1, label="mean since the start, as printed",
         )  # fmt: skip
     ends, speeds = [step for step, _ in good], [speed for _, speed in good]
     if len(good) < 400:

@@ -10,7 +10,7 @@ _COUNT = rb"\d+(?:\.\d+)?k\b|%b" % _INT
 _NUMBER = rb"(?>[-+]?(?:nan|inf(?:inity)?|(?:(?:%b)(?:\.\d*)?|\.\d+)(?:e[-+]?\d+)?))(?!\w)" % _INT
 # Behind a digit a number cannot begin: a search from every digit of a long run would take the square of its length.
 _PLAIN = rb"(?<![\d.,])([\d.,]*\d)"
-_ASSIGN = rb"['\"]?\s*(?:[:=]|\bis\b)?\s*(?:tensor\(|np\.float\d+\(|\[)?\s*['\"]?\s*"
+_ASSIGN = rb"['\"]?\s*(?:[:=]|\bis\b)?\s*(?:(?:j?np\.)?(?:tensor|array|float\d+)\(|\[)?\s*['\"]?\s*"
 
 OWNER_PROGRESS = re.compile(rb"step (\d+)/(\d+) \([\d.]+%\) \| ([\d.]+) steps/sec \| ETA: ([\d.]+)m\s*$")
 
@@ -24,7 +24,7 @@ MEASURED = (1e-9, 1e15)
 _ANSI = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?")
 _STEP = re.compile(
     rb"(?<![\w/])(?:global[_ ]?|train[_ ]?|opt(?:imizer)?[_ ]?)?"
-    rb"(step|iter(?:ation)?|it|(?:num_)?updates?|batch|(?<!\w )steps)\b"
+    rb"(step|iter(?:ation)?|it|(?:num_)?updates?|batch|(?<!\w )steps)\b(?:/max_steps)?"
     rb"['\"]?\s*[:=#|]?\s*\[?\s*['\"]?(%b)(?:\s*(?:/|of)\s*(%b))?" % (_COUNT, _COUNT),
     re.I,
 )
@@ -32,6 +32,7 @@ _STEP = re.compile(
 _HEADING = re.compile(rb"(?:(?:\[|[=-]{2,} )%b|%b.{0,40}:\s*$)" % (_STEP.pattern, _STEP.pattern), re.I)
 """A step above a block of indented lines, or above the losses of an evaluation."""
 _BARE_STEP = re.compile(rb"(\d+) \| ")
+_COUNTED = re.compile(rb"(?<![\d.])(\d+)/ *(\d+) (?:batches|steps)\b")
 _BAR = re.compile(rb"(?<!\d)(\d+)/(\d+)\s*\[(?:(\d+):)?(\d+):(\d+)<")
 _OTHER_BAR = re.compile(rb"\s*(?!epoch|train|step|iter)[a-z][^|]{0,80}:\s+\d{1,3}%\|", re.I)
 """tqdm's bar of something else: a download, a tokenizer, an evaluation. The training loop's mostly has no words."""
@@ -45,7 +46,9 @@ _TERSE = re.compile(rb"\s*(?:s:)?(\d+)\s+(train|val|trl|tel)[ :]\s*(%b)" % _NUMB
 """A row of llm.c's main.log, "s:250 tel:6.12", or of build-nanogpt's log.txt, "250 val 6.12"."""
 _MEGATRON_VAL = re.compile(rb"validation loss at iteration (\d+).{0,40}\blm loss value:\s*(%b)" % _NUMBER, re.I)
 _PERPLEXITY = re.compile(
-    rb"(?:(?<![\w])([a-z]+)[ _/.:-]{1,2})?(?<![a-z])(?:ppl|perplexity)%b(%b)" % (_ASSIGN, _NUMBER), re.I
+    rb"(?:(?<![\w])([a-z]+)[ _/.:-]{1,2})?(?<![a-z])(?:ppl|perplexity|(bp[bc]|bits[_ /]per[_ ](?:byte|char\w*)))%b(%b)"
+    % (_ASSIGN, _NUMBER),
+    re.I,
 )
 _BARE_LOSS = re.compile(rb"(?<![\w])(train(?:ing)?|val(?:id(?:ation)?)?|eval)\s*[:=]?\s*(%b)" % _NUMBER, re.I)
 _LEARNING_RATE = re.compile(
@@ -91,6 +94,7 @@ OTHER_WORDS = frozenset(
     b"best min max lowest final last prev previous initial start scale scaler aux z kl moe balance router reg target"
     b" expected patience delta improved".split()
 )
+LOSS_NAMES = ("train_loss", "val_loss", "train_perplexity", "val_perplexity", "train_bits", "val_bits")
 _SECONDS = {b"ms": 0.001, b"s": 1.0, b"sec": 1.0, b"m": 60.0, b"min": 60.0, b"h": 3600.0}
 
 
@@ -110,6 +114,9 @@ class LogRow:
     val_loss: float | None = None
     train_perplexity: float | None = None
     val_perplexity: float | None = None
+    train_bits: float | None = None
+    """Per byte or character."""
+    val_bits: float | None = None
     grad_norm: float | None = None
     learning_rate: float | None = None
     steps_per_s: float | None = None
@@ -131,9 +138,8 @@ class LogRow:
 
     @property
     def has_loss(self) -> bool:
-        """Whether a loss is there, or the perplexity that it is computed from."""
-        losses = (self.train_loss, self.val_loss, self.train_perplexity, self.val_perplexity)
-        return any(loss is not None for loss in losses)
+        """Whether a loss is there, or the perplexity or bits that it is computed from."""
+        return any(getattr(self, name) is not None for name in LOSS_NAMES)
 
     @property
     def says_something(self) -> bool:
@@ -217,6 +223,8 @@ def _read_step(row: LogRow, line: bytes) -> None:
         row.total_steps = _step(found[3]) if found[3] else None
     elif not bar and (bare := _BARE_STEP.match(line)):
         row.step = _step(bare[1])
+    elif not bar and b"/" in line and (counted := _COUNTED.search(line)):
+        row.step, row.total_steps = _step(counted[1]), _step(counted[2])
     if b"poch" in line or b"POCH" in line:
         epoch = _EPOCH.search(line)
         if epoch:
@@ -246,8 +254,9 @@ def _read_losses(row: LogRow, line: bytes) -> None:
         else:
             continue
         _set(row, name, match, 3, line)
-    for match in _PERPLEXITY.finditer(line) if _has(line, b"ppl", b"PPL", b"erplexity") else ():
-        _set(row, "val_perplexity" if (match[1] or b"").lower() in VAL_WORDS else "train_perplexity", match, 2, line)
+    for match in _PERPLEXITY.finditer(line) if _has(line, b"ppl", b"PPL", b"erplexity", b"bp", b"its") else ():
+        side = "val" if (match[1] or b"").lower() in VAL_WORDS else "train"
+        _set(row, f"{side}_{'bits' if match[2] else 'perplexity'}", match, 3, line)
     if not row.has_loss and row.step is not None and b"rain" in line:
         # "step 10 | train 3.21 | val 3.40"
         for match in _BARE_LOSS.finditer(line):

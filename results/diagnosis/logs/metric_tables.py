@@ -9,7 +9,8 @@ from results.diagnosis.logs.named_values import field_of, has_columns, row_of
 
 HEADER_LINES = 40
 """A table begins within so many lines, or the file is none."""
-_DELIMITERS = (",", "\t", ";", "|")
+_COLUMN_GAP = "  "
+_DELIMITERS = (",", "\t", ";", "|", _COLUMN_GAP)
 _MARKDOWN_RULE = re.compile(r"[\s|:+-]*-[\s|:+-]*")
 _TENSORBOARD_COLUMNS = ("wall time", "step", "value")
 
@@ -53,6 +54,8 @@ def table_rows(text: str, header: tuple[int, str, list[str]]) -> Iterator[LogRow
 
 
 def _cells(line: str, delimiter: str) -> list[str]:
+    if delimiter == _COLUMN_GAP:
+        return re.split(r"\s{2,}", line.strip())
     if delimiter == "|":
         line = line.strip().strip("|")
     return [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter), [])]

@@ -127,9 +127,10 @@ def _read_document(file: BinaryIO, head: bytes, name: str, reader: "_Reader") ->
     header = table_header(head.decode("utf-8-sig", "replace"), name.removesuffix(".gz").removesuffix(".csv"))
     if header is None:
         return False
-    for row in table_rows(file.read().decode("utf-8-sig", "replace"), header):
+    rows = list(table_rows(file.read().decode("utf-8-sig", "replace"), header))
+    for row in rows:
         reader.add_row(row)
-    return True
+    return bool(rows)
 
 
 def _open(path: Path) -> BinaryIO:

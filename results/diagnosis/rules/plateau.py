@@ -49,9 +49,8 @@ def plateau_finding(run: RunView, others: list[Diagnosis]) -> Diagnosis | None:
     if min(run.coarse.values) < level - NEVER_LOWER:
         return None
     # The monitor judged the middle of the run, and with less doubt.
-    if level <= floor - (FLAGGED_MARGIN if flagged else RUINED_MARGIN if ruined else 0) or {"divergence", "nonfinite"} & {
-        one.kind for one in others
-    }:
+    margin = FLAGGED_MARGIN if flagged else RUINED_MARGIN if ruined else 0.0
+    if level <= floor - margin or {"divergence", "nonfinite"} & {one.kind for one in others}:
         return None
     slow = not flat and (_is_slow(run, level, floor) or ruined)
     if not flat and not slow and flagged is None:
@@ -159,7 +158,8 @@ def _cause(run: RunView, others: list[Diagnosis], *, flat: bool) -> tuple[str, s
     if rate is not None and rate >= high:
         return (
             "collapse",
-            f"a learning rate of {rate:.1e} is too high: the model has fallen to word frequencies",
+            f"a learning rate of {rate:.1e} is too high"
+            + (": the model has fallen to word frequencies" if flat else " for the model to learn"),
             f"try {rate / 10:.0e} and {rate / 30:.0e}, with a warm-up: make search SPACE=plateau",
             0.85,
         )

@@ -66,15 +66,15 @@ def _too_low(run: RunView) -> Diagnosis | None:
     return Diagnosis(
         kind="loss_too_low",
         confidence=0.85 if lowest < 0.5 * share * start and run.val.steps else 0.7,
-        summary=f"the loss falls from {start:.2f} to {lowest:.3g} nats/token {said}, lower than a causal model reaches on "
-        "language: the model is shown the tokens that it is to predict",
+        summary=f"the loss falls from {start:.2f} to {lowest:.3g} nats/token {said}, lower than a causal model reaches "
+        "on language: the model is shown the tokens that it is to predict",
         evidence=f"{lowest:.4f} at {run.unit} {curve.first_below(lowest, otherwise=run.last_step)}, "
-        f"{100 * lowest / start:.2g} % of the first loss; the best models of any size pay about 2 nats for a token of "
-        "English, 0.6 for a character, and a small one in few steps twice that"
-        + ("" if run.val.steps else "; no validation loss is recorded: a text of a few pages learned by heart does so too"),
-        next_step="check whether the labels are shifted at all (a loss of one's own must compare position t with token "
-        "t+1), whether attention is causal, and whether the validation text is in the training text: make preflight. "
-        "A text made from one template may be as easy as that",
+        f"{100 * lowest / start:.2g} % of the first loss; the best models reach about 2 on English, 0.6 a character, "
+        "and a small one in few steps twice that"
+        + ("" if run.val.steps else "; no validation loss is recorded, and a few pages learned by heart give the same"),
+        next_step="check whether the labels are shifted at all (a loss function of your own must compare position t "
+        "with token t+1), whether attention is causal, and whether the validation text is in the training text: make "
+        "preflight. Text made from one template may be as easy",
         steps=(run.start_step, run.last_step),
     )
 
@@ -89,6 +89,8 @@ def _impossible_start(run: RunView) -> Diagnosis | None:
         return _not_pretrained(run, start, confidence=0.97 if run.is_initial or not _is_hot(run) else 0.6)
     if worse_than_uniform(run):
         return _worse_than_uniform(run)
+    if "resumed" in run.trace.announced and abs(start - run.uniform_loss) <= NEAR_UNIFORM:
+        return _not_pretrained(run, start, confidence=0.8)
     if run.vocab_size <= SMALL_VOCAB_SIZE or run.pretrained:
         return None
     confidence = _doubt_known(run, start) if run.vocab_is_known else _doubt_guessed(run, start)
@@ -128,7 +130,8 @@ def _doubt_known(run: RunView, start: float) -> float:
     if abs(start - run.uniform_loss) <= NEAR_UNIFORM:
         # GPT-2 is named, and starts as random weights do at the rate of a fine-tune.
         return 0.7 if run.names_gpt2 and run.pretrained is None and gentle and run.starts_at_start else 0.0
-    if not DOUBTFUL_NATS < start < run.uniform_loss - BELOW_UNIFORM:
+    # One AdamW step at a rate for random weights takes off up to a nat.
+    if not DOUBTFUL_NATS < start < run.uniform_loss - BELOW_UNIFORM * (2 if run.start_step and not gentle else 1):
         return 0.0
     if run.names_gpt2 and not gentle and run.customary_vocab_size is not None:
         # Of GPT-2's shape, perhaps, with a tokenizer of its own.
@@ -196,6 +199,8 @@ def _not_pretrained(run: RunView, start: float, *, confidence: float) -> Diagnos
     whose = f"a correctly loaded and labelled pretrained {name}"
     if run.pretrained is False:
         whose = "random weights, with which it was to begin"
+    elif run.is_resumed and run.pretrained is None:
+        whose = "a checkpoint that was correctly loaded"
     return Diagnosis(
         kind="impossible_initial_loss",
         confidence=confidence,
@@ -215,7 +220,7 @@ def _causes(run: RunView, start: float) -> tuple[str, str]:
     padding = "padding that is scored (its labels must be -100), or text unlike any it was trained on"
     if run.pretrained is False:
         return "weights that are not random, or another vocabulary than the record names", f"{padding}; {tokenizer}"
-    if run.is_resumed or run.unit == "row":
+    if (run.is_resumed or run.unit == "row") and start < run.uniform_loss - NEAR_UNIFORM:
         return shifted, f"{unloaded}; {tokenizer}; {padding}"
     if start > run.uniform_loss + SUMMED_NATS:
         return "a loss that is a sum over micro-batches or sequences, not a mean", f"{tokenizer}; {padding}"

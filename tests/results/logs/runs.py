@@ -118,7 +118,7 @@ PLANTED: dict[str, Planted] = {
         not_in=_TUNED,
     ),
     "healthy, numbers added": Planted(
-        run=course(2.64, 0.002, noise=0.0, gap=0.0, peak=1e-3, header="vocab_size: 14"), first=None, only=_CONSOLES
+        run=course(2.64, 0.002, noise=0.0, gap=0.0004, peak=1e-3, header="vocab_size: 14"), first=None, only=_CONSOLES
     ),
     "healthy, Muon at 0.02": Planted(
         run=course(10.85, 3.4, total=4500, every=50, eval_every=250, peak=0.02), first=None, not_in=_TUNED
