@@ -16,9 +16,10 @@ SPARSE_NOISE = 4.0
 NOISE_ROWS = 16
 """In a shorter record the spike itself makes up the noise."""
 BRIEF_ROWS = 3
-BRIEF_RISE = 0.8
+BRIEF_RISE = 1.5
 BRIEF_NOISE = 10.0
-"""A long run has batches 6 standard deviations hard: a rise that is gone after 3 rows must be larger to count."""
+"""A long run has batches 6 standard deviations hard: a rise that is gone after 3 rows, or that the record ends with,
+must be larger to count."""
 MEASURED_ROWS = 400
 SETTLED_ROWS = 128
 """Rows before a jump that tell the noise."""
@@ -66,8 +67,7 @@ def spikes_of(run: RunView) -> list[Spike]:
 def _stands_out(curve: Curve, spike: Spike) -> bool:
     """Whether a spike is more than a hard batch."""
     rows = len(curve.between(spike.step, spike.healed_step or math.inf))
-    brief = rows <= BRIEF_ROWS + 1 and spike.healed_step is not None
-    least, sigmas = (BRIEF_RISE, BRIEF_NOISE) if brief else (SPIKE_RISE, SPIKE_NOISE)
+    least, sigmas = (BRIEF_RISE, BRIEF_NOISE) if rows <= BRIEF_ROWS + 1 else (SPIKE_RISE, SPIKE_NOISE)
     return spike.rise >= max(least, sigmas * noise_sd(curve.before(spike.step, SETTLED_ROWS)))
 
 

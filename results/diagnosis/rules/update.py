@@ -17,6 +17,8 @@ JUMP_RATIO = 3.0
 RESTART_RATIO = 0.3
 RATE_TOLERANCE = 0.1
 THIN_TOLERANCE = 0.4
+STEEP_TOLERANCE = 0.6
+SLOW_AT_FIRST = ("cosine", "linear", "constant")
 LEARNS_NATS = 0.1
 LEARNS_NOISE = 3.0
 """A fall that only weights which move give."""
@@ -135,8 +137,10 @@ def _other_than_configured(run: RunView) -> Diagnosis | None:
     )
     if peak == 0 or (ratio < 1 + RATE_TOLERANCE and (ratio > 1 - RATE_TOLERANCE or not saw_the_peak)):
         return None
-    # A record thin beside its schedule misses the peak by a little.
-    if 1 - THIN_TOLERANCE < ratio < 1 and min(rates.values) != peak:
+    # A record thin beside its schedule misses the peak: by a little of a cosine, by more where the rate falls fast.
+    schedule = run.trace.announced.get("lr_schedule", "")
+    tolerance = THIN_TOLERANCE if any(name in schedule for name in SLOW_AT_FIRST) else STEEP_TOLERANCE
+    if 1 - tolerance < ratio < 1 and min(rates.values) != peak:
         return None
     how = f"{ratio:.3g} times" if ratio > 1 else f"1/{1 / ratio:.3g} of"
     return Diagnosis(

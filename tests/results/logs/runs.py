@@ -109,6 +109,22 @@ PLANTED: dict[str, Planted] = {
     "healthy, last evaluation before the last step": Planted(
         run=replace(course(3.9, 3.2, total=1900, every=100), total_steps=2000), first=None
     ),
+    "healthy, every step logged, the last batch hard": Planted(
+        run=changed(
+            course(2.9, 2.5, total=600, every=1, eval_every=100, noise=0.08),
+            lambda row: replace(row, train=4.0) if row.step in (300, 600) else row,
+        ),
+        first=None,
+        only=("Trainer console", "trainer_state.json"),
+    ),
+    "healthy, an inverse square root from step 5 on, logged from step 100": Planted(
+        run=changed(
+            replace(course(3.9, 3.2, every=100, first=100), header="learning_rate: 2e-5"),
+            lambda row: replace(row, rate=2e-5 * (20 / row.step) ** 0.5),
+        ),
+        first=None,
+        only=_CONSOLES,
+    ),
     # ---- low or hot, and right
     "healthy, text from one template": Planted(run=course(2.8, 0.19, noise=0.01, gap=0.01), first=None),
     "healthy, answers alone are scored": Planted(run=course(1.9, 0.09, noise=0.01, gap=0.01, peak=2e-4), first=None),
@@ -211,6 +227,12 @@ PLANTED: dict[str, Planted] = {
         says="labels shifted twice",
         only=_CONSOLES,
     ),
+    "resumed, with random weights": Planted(
+        run=course(10.85, 7.2, first=5000, total=9000, peak=3e-4, header="Resuming training from checkpoint-5000"),
+        first="impossible_initial_loss",
+        says="the weights were not loaded",
+        only=_CONSOLES,
+    ),
     # ---- the course
     "divergence": Planted(
         run=changed(FINE, lambda row: plus(row, 0.004 * max(0, row.step - 1000))), first="divergence"
@@ -223,6 +245,10 @@ PLANTED: dict[str, Planted] = {
         run=changed(course(3.3, 3.0, noise=0.012), lambda row: _overfits(row, turn=1000, down=1.4, up=0.05)),
         first="overfitting",
         says="mild",
+    ),
+    "overfitting, at a training loss that is low already": Planted(
+        run=changed(course(1.6, 0.6, fast=12, gap=0.8), lambda row: _overfits(row, turn=800, down=0.3, up=1.1)),
+        first="overfitting",
     ),
     "validation rises, training is flat": Planted(
         run=changed(course(3.9, 3.2, fast=15), lambda row: _overfits(row, turn=800, down=0.0, up=0.3)),
