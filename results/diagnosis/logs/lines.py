@@ -12,8 +12,6 @@ _NUMBER = rb"(?>[-+]?(?:nan|inf(?:inity)?|(?:(?:%b)(?:\.\d*)?|\.\d+)(?:e[-+]?\d+
 _PLAIN = rb"(?<![\d.,])([\d.,]*\d)"
 _ASSIGN = rb"['\"]?\s*(?:[:=]|\bis\b)?\s*(?:(?:j?np\.)?(?:tensor|array|float\d+)\(|\[)?\s*['\"]?\s*"
 
-OWNER_PROGRESS = re.compile(rb"step (\d+)/(\d+) \([\d.]+%\) \| ([\d.]+) steps/sec \| ETA: ([\d.]+)m\s*$")
-
 EPOCH_HEADER = re.compile(rb"\W{0,12}epoch\W{1,3}(\d+)", re.I)
 MAX_LINE_BYTES = 4096
 MAX_STEP = 10**15
@@ -148,19 +146,6 @@ class LogRow:
         return self.has_loss or any(number is not None for number in numbers)
 
 
-def read_owner_progress(line: bytes) -> LogRow | None:
-    """Return the row of a bare progress line of `make train`: the case that makes up most of a long log."""
-    match = OWNER_PROGRESS.match(line)
-    if match is None:
-        return None
-    step, total, speed, eta = match.groups()
-    row = LogRow(step=_step(step), total_steps=_step(total), steps_per_s=_measured(speed), eta_s=_measured(eta))
-    if row.step is None:
-        return None
-    row.eta_s = None if row.eta_s is None else row.eta_s * 60
-    return row
-
-
 def read_line(line: bytes, *, step: int | None = None) -> LogRow | None:
     """Return what a line recorded, or None when it is no row of a log.
 
@@ -205,8 +190,7 @@ def read_summary(line: bytes) -> int | None:
 
 def _read_step(row: LogRow, line: bytes) -> None:
     bar = _BAR.search(line) if b"[" in line else None
-    found = None
-    iteration = None
+    found = iteration = None
     for match in _STEP.finditer(line):
         iteration = match if iteration is None and match[1].lower().startswith(b"it") else iteration
         # "iter 100 step 25": with accumulation iterations are not optimizer steps.
@@ -225,22 +209,18 @@ def _read_step(row: LogRow, line: bytes) -> None:
         row.step = _step(bare[1])
     elif not bar and b"/" in line and (counted := _COUNTED.search(line)):
         row.step, row.total_steps = _step(counted[1]), _step(counted[2])
-    if b"poch" in line or b"POCH" in line:
-        epoch = _EPOCH.search(line)
-        if epoch:
-            row.epoch = _measured(epoch[1])
+    if _has(line, b"poch", b"POCH") and (epoch := _EPOCH.search(line)):
+        row.epoch = _measured(epoch[1])
 
 
 def _read_losses(row: LogRow, line: bytes) -> None:
-    terse = _TERSE.match(line)
-    megatron_val = _MEGATRON_VAL.search(line) if b"validation loss at" in line else None
-    if terse:
+    if terse := _TERSE.match(line):
         row.step = _step(terse[1])
         _set(row, "train_loss" if terse[2] in (b"train", b"trl") else "val_loss", terse, 3, line)
-    if megatron_val:
+        return
+    if b"validation loss at" in line and (megatron_val := _MEGATRON_VAL.search(line)):
         row.step = _step(megatron_val[1])
         _set(row, "val_loss", megatron_val, 2, line)
-    if terse or megatron_val:
         return
     for match in _LOSS.finditer(line) if _has(line, b"oss", b"OSS", b"ntropy") else ():
         before, after = (match[1] or b"").lower(), (match[2] or b"").lower()
@@ -261,8 +241,7 @@ def _read_losses(row: LogRow, line: bytes) -> None:
         # "step 10 | train 3.21 | val 3.40"
         for match in _BARE_LOSS.finditer(line):
             _set(row, "val_loss" if match[1].lower() in VAL_WORDS else "train_loss", match, 2, line)
-    litgpt = _LITGPT_VAL.search(line) if b"val:" in line else None
-    if litgpt:
+    if b"val:" in line and (litgpt := _LITGPT_VAL.search(line)):
         _set(row, "val_loss", litgpt, 1, line)
     if row.val_loss is not None and row.train_loss is None and row.train_perplexity is not None:
         # "val loss 3.21, ppl 24.8"
@@ -286,28 +265,22 @@ def _set(row: LogRow, name: str, match: re.Match[bytes], group: int, line: bytes
 
 
 def _read_times(row: LogRow, line: bytes) -> None:
-    speed = _STEPS_PER_S.search(line) or _STEPS_PER_S_KEY.search(line)
-    if speed:
+    if speed := _STEPS_PER_S.search(line) or _STEPS_PER_S_KEY.search(line):
         row.steps_per_s = _measured(speed[1])
-    with_unit = _STEP_TIME_UNIT.search(line)
-    if with_unit:
+    if with_unit := _STEP_TIME_UNIT.search(line):
         row.step_time_s = _if_measured(_float(with_unit[2]) * _SECONDS[with_unit[1]])
     for name, pattern in (("step_time_s", _S_PER_STEP), ("step_time_s", _STEP_TIME), ("elapsed_s", _ELAPSED)):
         match = pattern.search(line)
         if match and getattr(row, name) is None:
             setattr(row, name, _scaled(match))
     if row.step_time_s is None and row.elapsed_s is None:
-        bare_ms = _BARE_MS.search(line)
-        bare_s = None if bare_ms else _BARE_S.search(line)
-        if bare_ms:
+        if bare_ms := _BARE_MS.search(line):
             row.step_time_s = _if_measured(_float(bare_ms[1]) / 1000)
-        elif bare_s:
+        elif bare_s := _BARE_S.search(line):
             row.bare_s = _measured(bare_s[1])
-    eta = _ETA.search(line)
-    if eta:
+    if eta := _ETA.search(line):
         row.eta_s = _scaled(eta)
-    stamp = _TIME_STAMP.search(line[:80])
-    if stamp:
+    if stamp := _TIME_STAMP.search(line[:80]):
         row.stamp_s = _stamp_s(stamp)
 
 

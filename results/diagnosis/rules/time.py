@@ -2,9 +2,10 @@
 
 import math
 import statistics
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import accumulate, groupby, pairwise
 
 from results.diagnosis.findings import Diagnosis
 from results.diagnosis.run_view import RunView, evenly
@@ -91,13 +92,8 @@ def _smooth(times_s: list[float]) -> list[float]:
 
 def _weighted_median(windows: _Windows, indices: Iterable[int]) -> float:
     pairs = sorted((windows.times_s[index], windows.span(index, index)) for index in indices)
-    half = sum(span for _, span in pairs) / 2
-    seen = 0
-    for time_s, span in pairs:
-        seen += span
-        if seen >= half:
-            return time_s
-    return pairs[-1][0]
+    steps = list(accumulate(span for _, span in pairs))
+    return pairs[bisect_left(steps, steps[-1] / 2)][0]
 
 
 def _slow_region(windows: _Windows, smooth: list[float]) -> tuple[int, int, float, float] | None:
@@ -106,15 +102,10 @@ def _slow_region(windows: _Windows, smooth: list[float]) -> tuple[int, int, floa
     The first window is left out: compilation, caches, an evaluation before the first step.
     """
     fast = sorted(smooth[1:])[len(smooth) // 5]
-    stretches: list[tuple[int, int]] = []
-    for index in range(1, len(smooth)):
-        if smooth[index] > (RULES.slow_ratio + RULES.slow_end_ratio) / 2 * fast:
-            if stretches and stretches[-1][1] == index - 1:
-                stretches[-1] = (stretches[-1][0], index)
-            else:
-                stretches.append((index, index))
+    limit = (RULES.slow_ratio + RULES.slow_end_ratio) / 2 * fast
+    runs = (list(run) for slow, run in groupby(range(1, len(smooth)), lambda index: smooth[index] > limit) if slow)
     # What is slow from the start has nothing to be slower than.
-    stretches = [stretch for stretch in stretches if stretch[0] > 1 or len(smooth) < 6]
+    stretches = [(run[0], run[-1]) for run in runs if run[0] > 1 or len(smooth) < 6]
     if not stretches:
         return None
     first, last = max(stretches, key=lambda stretch: windows.span(*stretch))

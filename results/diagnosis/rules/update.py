@@ -32,16 +32,10 @@ def update_findings(run: RunView) -> Iterator[Diagnosis]:
     gradient = _no_gradient(run)
     schedule = _learning_rate_zero(run) or _never_decays(run) or _never_ends_warm_up(run)
     mismatch = None if schedule else _other_than_configured(run) or _schedule_starts_again(run)
-    if gradient:
-        yield gradient
-    if schedule:
-        yield schedule
-    if mismatch:
-        yield mismatch
-    if not gradient and not (schedule and "0" in schedule.summary.split()):
-        stall = _weights_stand_still(run)
-        if stall:
-            yield stall
+    yield from (found for found in (gradient, schedule, mismatch) if found)
+    explained = gradient or (schedule and "0" in schedule.summary.split())
+    if not explained and (stall := _weights_stand_still(run)):
+        yield stall
 
 
 def _no_gradient(run: RunView) -> Diagnosis | None:
@@ -109,11 +103,10 @@ def _never_decays(run: RunView) -> Diagnosis | None:
         "warm" in schedule and rates.steps[0] < warmup_steps <= run.last_step
     ):
         return None
-    wanted = f"while '{schedule}' is announced"
     return Diagnosis(
         kind="schedule_not_stepping",
         confidence=0.85,
-        summary=f"the learning rate stays at {rates.values[0]:.2e} {wanted}: the schedule is not stepping",
+        summary=f"the learning rate stays at {rates.values[0]:.2e} while '{schedule}' is announced: the schedule is not stepping",
         evidence=f"{len(rates)} rows, {run.unit}s {rates.steps[0]} to {rates.steps[-1]}, all the same"
         + (f"; warm-up was to end at step {warmup_steps}" if warmup_steps else ""),
         next_step="call scheduler.step() after every optimizer step, on the scheduler of this very optimizer, and "
