@@ -4,7 +4,7 @@ import io
 import math
 import statistics
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,6 @@ WHOLE_RUN_FRAC = 0.9
 _INK, _FAINT, _TRAIN, _VAL, _OTHER = "#1f2933", "#cbd2d9", "#3b7dbd", "#e08a2e", "#4a5b6c"
 _MARKS = ("#c0392b", "#8e44ad", "#16806a", "#b7791f", "#34495e", "#7f5539")
 _MAX_MARKS = len(_MARKS)
-_PANEL_HEIGHTS = {"loss": 3.2, "gradient norm": 1.5, "learning rate": 1.3, "steps/s": 1.5}
 
 
 def plot_trace(trace: RunTrace, diagnoses: Sequence[Diagnosis], path: Path) -> None:
@@ -40,18 +39,16 @@ def plot_trace(trace: RunTrace, diagnoses: Sequence[Diagnosis], path: Path) -> N
     suffix = path.suffix.lower()
     if suffix not in FORMATS:
         raise UserError(f"{shown(path)}: a picture is written as {' or '.join(FORMATS)}.")
-    panels = [name for name, columns in _COLUMNS.items() if any(trace.series(column)[0] for column in columns)]
+    panels = [name for name, (*_, columns) in _PANELS.items() if any(trace.series(column)[0] for column in columns)]
     if not panels:
-        raise UserError(
-            f"{trace.source} records no loss, gradient norm, learning rate or speed: there is nothing to draw."
-        )
+        raise UserError(f"{trace.source} records no loss, gradient norm, learning rate or speed: nothing to draw.")
     # No pyplot: it keeps figures and picks a window system. The salt makes an SVG's ids the same each time.
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     marks = list(diagnoses[:_MAX_MARKS])
     heading = _heading(trace, marks)
-    heights = [_PANEL_HEIGHTS[name] for name in panels]
+    heights = [_PANELS[name][0] for name in panels]
     heading_inches = 0.35 + 0.19 * sum(line.count("\n") + 1 for line, _ in heading)
     with rc_context({"svg.hashsalt": "trace", "font.size": 9.5, "text.parse_math": False}):
         height = sum(heights) + 0.6 + heading_inches
@@ -62,7 +59,7 @@ def plot_trace(trace: RunTrace, diagnoses: Sequence[Diagnosis], path: Path) -> N
             left=0.085, right=0.985, bottom=0.5 / height, top=1 - (heading_inches + 0.2) / height, hspace=0.14
         )
         for name, panel in axes.items():
-            _PAINTERS[name](panel, trace)
+            _PANELS[name][1](panel, trace)
             _finish(panel, name)
         _mark(list(axes.values()), trace, marks)
         axes[panels[-1]].set_xlabel("optimizer step" if trace.unit == "step" else "row of the log")
@@ -111,11 +108,9 @@ def _mark(panels: "Sequence[Axes]", trace: RunTrace, marks: Sequence[Diagnosis])
             continue
         start, end = (min(max(step, first), last) for step in finding.steps)
         colour = _MARKS[number - 1]
-        is_whole = end - start >= WHOLE_RUN_FRAC * span
-        for axes in panels:
-            if not is_whole:
-                axes.axvspan(start, max(end, start + 0.002 * span), color=colour, alpha=0.10, linewidth=0, zorder=0)
-                axes.axvline(start, color=colour, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+        for axes in panels if end - start < WHOLE_RUN_FRAC * span else ():
+            axes.axvspan(start, max(end, start + 0.002 * span), color=colour, alpha=0.10, linewidth=0, zorder=0)
+            axes.axvline(start, color=colour, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
         # A badge a line above the panel, moved aside when another is there.
         x: float = start
         while any(abs(x - other) < 0.022 * span for other in rows):
@@ -215,10 +210,10 @@ def _speed(axes: "Axes", trace: RunTrace) -> None:
     axes.set_ylim(0, 1.25 * high)
 
 
-_COLUMNS: dict[str, tuple[Column, ...]] = {
-    "loss": ("train_loss", "val_loss"),
-    "gradient norm": ("grad_norm",),
-    "learning rate": ("learning_rate",),
-    "steps/s": ("step_time_s",),
+_PANELS: dict[str, tuple[float, Callable[["Axes", RunTrace], None], tuple[Column, ...]]] = {
+    "loss": (3.2, _loss, ("train_loss", "val_loss")),
+    "gradient norm": (1.5, _grad_norm, ("grad_norm",)),
+    "learning rate": (1.3, _learning_rate, ("learning_rate",)),
+    "steps/s": (1.5, _speed, ("step_time_s",)),
 }
-_PAINTERS = {"loss": _loss, "gradient norm": _grad_norm, "learning rate": _learning_rate, "steps/s": _speed}
+"""By title: height in inches, what draws it, and the columns of which one at least must be recorded."""

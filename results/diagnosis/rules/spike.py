@@ -29,7 +29,6 @@ MANY_SPIKES = 3
 HOT_SCRATCH_LR = 2e-3
 HOT_FINE_LR = 3e-4
 PEAK_ROWS = 5
-MANY_SPIKES_FRAC = 0.002
 EPISODE_FRAC = 0.01
 
 
@@ -132,7 +131,7 @@ def _val_agrees(run: RunView, curve: Curve, index: int, before: float) -> bool:
 
 def spike_finding(run: RunView, spikes: Sequence[Spike]) -> Diagnosis | None:
     if not spikes:
-        return _gradient_spikes(run)
+        return None
     worst = max(spikes, key=lambda spike: (spike.healed_step is None, spike.rise))
     many = len(spikes) >= MANY_SPIKES
     count = f"{len(spikes)} spikes, the worst" if len(spikes) > 1 else "the loss jumps"
@@ -174,22 +173,6 @@ def _looks_set_back(run: RunView, spike: Spike) -> bool:
     return not run.is_dense or healing >= 0.5 * (first_fall - run.start_step)
 
 
-def _gradient_spikes(run: RunView) -> Diagnosis | None:
-    """Judge spikes of the gradient norm that the loss hardly shows: one is chance, a series is not."""
-    steps = [finding.step for finding in run.findings if finding.kind == "spike"]
-    if len(steps) < MANY_SPIKES or len(steps) / len(run.train) < MANY_SPIKES_FRAC:
-        return None
-    return Diagnosis(
-        kind="spike",
-        confidence=0.55,
-        summary=f"the gradient norm spikes {len(steps)} times, though the loss hardly shows it: the run is near "
-        "its limit",
-        evidence=f"at {run.unit}s {', '.join(str(step) for step in steps[:8])}; {rate_text(run, steps[-1])}",
-        next_step=calmer(run),
-        steps=(steps[0], steps[-1]),
-    )
-
-
 def _aftermath(run: RunView, spike: Spike) -> str:
     if spike.healed_step is not None:
         return f"is back at its level by {run.unit} {spike.healed_step}"
@@ -204,15 +187,10 @@ def _rate_at(run: RunView, step: int) -> float | None:
 
 def _rate_is_high(run: RunView, spike: Spike) -> bool:
     """Whether the rate at the spike is high for such a run, or the spike comes as the rate gets to its peak."""
-    rates = run.learning_rate
-    if not rates.steps:
-        return run.peak_lr is not None and run.peak_lr >= (HOT_SCRATCH_LR if run.from_scratch else HOT_FINE_LR)
-    there = rates.near(spike.step)
-    if there >= (HOT_SCRATCH_LR if run.from_scratch else HOT_FINE_LR):
-        return True
-    before = rates.before(spike.step, PEAK_ROWS)
+    there, hot = _rate_at(run, spike.step), HOT_SCRATCH_LR if run.from_scratch else HOT_FINE_LR
+    before = run.learning_rate.before(spike.step, PEAK_ROWS)
     warms_up = len(before) >= 2 and before[-1] > 1.02 * before[0]
-    return warms_up and there >= 0.5 * max(rates.values)
+    return there is not None and (there >= hot or (warms_up and there >= 0.5 * max(run.learning_rate.values)))
 
 
 def _spike_advice(run: RunView, spike: Spike, *, like_start: bool, many: bool) -> str:

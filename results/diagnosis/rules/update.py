@@ -106,7 +106,8 @@ def _never_decays(run: RunView) -> Diagnosis | None:
     return Diagnosis(
         kind="schedule_not_stepping",
         confidence=0.85,
-        summary=f"the learning rate stays at {rates.values[0]:.2e} while '{schedule}' is announced: the schedule is not stepping",
+        summary=f"the learning rate stays at {rates.values[0]:.2e} while '{schedule}' is announced: the schedule is "
+        "not stepping",
         evidence=f"{len(rates)} rows, {run.unit}s {rates.steps[0]} to {rates.steps[-1]}, all the same"
         + (f"; warm-up was to end at step {warmup_steps}" if warmup_steps else ""),
         next_step="call scheduler.step() after every optimizer step, on the scheduler of this very optimizer, and "

@@ -125,6 +125,14 @@ PLANTED: dict[str, Planted] = {
         first=None,
         only=_CONSOLES,
     ),
+    "healthy, gradient norms with a long tail": Planted(
+        run=changed(
+            course(3.9, 3.2, total=1500, every=1, eval_every=300),
+            lambda row: replace(row, norm=(row.norm or 1.0) * (6.0 if row.step % 61 == 60 else 1.0)),
+        ),
+        first=None,
+        only=("Trainer console", "trainer_state.json"),
+    ),
     # ---- low or hot, and right
     "healthy, text from one template": Planted(run=course(2.8, 0.19, noise=0.01, gap=0.01), first=None),
     "healthy, answers alone are scored": Planted(run=course(1.9, 0.09, noise=0.01, gap=0.01, peak=2e-4), first=None),
