@@ -56,7 +56,7 @@ def _too_low(run: RunView) -> Diagnosis | None:
     if start is None or run.is_resumed or (run.vocab_is_known and run.vocab_size < SMALLEST_VOCAB_SIZE):
         return None
     least, share = next(((least, share) for least, share in LOWEST_FRACS if start >= least), (math.inf, 0.0))
-    is_random = least == LOWEST_FRACS[0][0]
+    is_random = run.from_scratch or least == LOWEST_FRACS[0][0]
     lowest = min(curve.values)
     few = is_random and curve.first_below(2 * share * start, otherwise=run.last_step) <= FEW_STEPS
     # In training alone a fine-tune that has memorized its text looks the same.

@@ -171,6 +171,17 @@ PLANTED: dict[str, Planted] = {
         first="loss_too_low",
         not_in=("nanoGPT",),
     ),
+    "characters not shifted, no evaluation": Planted(
+        run=changed(
+            course(4.19, 0.001, noise=0.0, peak=1e-3, fast=20, header="vocab_size = 65"),
+            lambda row: replace(row, val=None),
+        ),
+        first="loss_too_low",
+        only=("Trainer console",),
+    ),
+    "labels not shifted, 0.0 in four decimals": Planted(
+        run=course(10.9, 0.0, noise=0.0, gap=0.00009, fast=40), first="loss_too_low", not_in=("mlx-lm",)
+    ),
     # ---- ruined by the rate
     "ruined before the first row": Planted(
         run=course(7.6, 6.7, total=400, every=10, eval_every=100, first=10, peak=0.03, noise=0.05),
