@@ -48,10 +48,13 @@ class Spike:
 
 
 def spikes_of(run: RunView) -> list[Spike]:
-    if not run.is_dense:
-        return _sparse_spikes(run)
     curve = run.train
-    found: list[Spike] = []
+    if not run.is_dense:
+        found = _sparse_spikes(run)
+        # A row a step is a batch; thinner rows are means, or stand for the steps around them.
+        is_each_step = len(curve) > 1 and curve.steps[-1] - curve.steps[0] < 2 * len(curve) and run.unit == "step"
+        return [spike for spike in found if _stands_out(curve, spike)] if is_each_step else found
+    found = []
     for finding in run.findings:
         if finding.kind == "spike" and (not found or finding.step > (found[-1].healed_step or run.last_step)):
             spike = _measured(curve, bisect_left(curve.steps, finding.step))
@@ -74,16 +77,23 @@ def _measured(curve: Curve, index: int) -> Spike:
     healed_by = max(HEALED, noise_sd(curve.values[max(0, index - SETTLED_ROWS) : index]))
     window = curve.values[max(0, index - 64) : max(1, index - 1)]
     before = statistics.median(window)
-    ahead = curve.values[index : index + 50]
-    peak = max(ahead)
-    peak_index = index + ahead.index(peak)
     # The level of five rows: single ones wander.
-    levels = ((at, statistics.median(curve.values[at : at + 5])) for at in range(peak_index + 1, len(curve) - 4))
-    healed = next((curve.steps[at] for at, level in levels if level <= before + healed_by), None)
+    levels = ((at, statistics.median(curve.values[at : at + 5])) for at in range(index + 1, len(curve) - 4))
+    healed = next((at for at, level in levels if level <= before + healed_by), None)
+    return _spike(curve, index, healed, before)
+
+
+def _spike(curve: Curve, index: int, healed: int | None, before: float) -> Spike:
+    values = curve.values[index:healed]
+    peak = max(values)
     return Spike(
-        step=curve.steps[index], before=before, peak=peak, peak_step=curve.steps[peak_index], healed_step=healed,
+        step=curve.steps[index],
+        before=before,
+        peak=peak,
+        peak_step=curve.steps[index + values.index(peak)],
+        healed_step=None if healed is None else curve.steps[healed],
         last_step=curve.steps[-1],
-    )  # fmt: skip
+    )
 
 
 def _sparse_spikes(run: RunView) -> list[Spike]:
@@ -102,15 +112,8 @@ def _sparse_spikes(run: RunView) -> list[Spike]:
             and _val_agrees(run, curve, index, before)
         ):
             healed = next((i for i in range(index + 1, len(values)) if values[i] <= before + HEALED), None)
-            stop = healed if healed is not None else len(values)
-            peak = max(values[index:stop])
-            found.append(
-                Spike(
-                    step=curve.steps[index], before=before, peak=peak, peak_step=curve.steps[values.index(peak, index)],
-                    healed_step=curve.steps[healed] if healed is not None else None, last_step=curve.steps[-1],
-                )
-            )  # fmt: skip
-            index = stop
+            found.append(_spike(curve, index, healed, before))
+            index = len(values) if healed is None else healed
         index += 1
     return found
 

@@ -24,6 +24,7 @@ LEARNS_NOISE = 3.0
 """A fall that only weights which move give."""
 LOW_PRECISION_LR = 1e-4
 FROZEN_EVALUATIONS = 4
+ROUNDED_EVALUATIONS = 20
 COARSE_FRAC = 0.6
 
 
@@ -200,11 +201,12 @@ def _weights_stand_still(run: RunView) -> Diagnosis | None:
         return None
     tail = _constant_tail(losses, upto=losses.values[-1], downto=losses.values[-1])
     span = tail.steps[-1] - tail.steps[0]
-    # Of three decimals some are equal by chance, at the end of a schedule above all.
+    # Of three decimals some are equal by chance, at the end of a schedule above all; of two most are.
     is_coarse = round(losses.values[-1], 3) == losses.values[-1]
+    is_rounded = all(round(value, 2) == value for value in losses.values)
     if (
         losses.values[-1] == 0
-        or len(tail) < FROZEN_EVALUATIONS
+        or len(tail) < (ROUNDED_EVALUATIONS if is_rounded else FROZEN_EVALUATIONS)
         or (is_coarse and len(tail) < COARSE_FRAC * len(losses))
         or span < max(20, 0.2 * (losses.steps[-1] - losses.steps[0]))
     ):
