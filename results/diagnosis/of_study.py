@@ -1,7 +1,7 @@
 """What is wrong with a study as a whole: unstable trials and where they lie, the baseline, the worst trials."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -97,11 +97,11 @@ def _judged_trials(study: Study) -> list[dict[str, Any]]:
     return ranked_trials(trials) or trials
 
 
-def _unstable(trials: Sequence[dict[str, Any]]) -> list[Diagnosis]:
+def _unstable(trials: Sequence[dict[str, Any]]) -> Iterator[Diagnosis]:
     ended = [trial for trial in trials if trial["status"] in ("completed", "stopped", *_BROKEN)]
     bad = [trial for trial in ended if trial["status"] == "unstable"]
     if not bad or len(bad) < UNSTABLE_FRAC * len(ended):
-        return []
+        return
     good_rates = [trial["learning_rate"] for trial in ended if trial["status"] in ("completed", "stopped")]
     rates = sorted(trial["learning_rate"] for trial in bad)
     said = [f"{len(bad)} of {len(ended)} ended trials, learning rates {rates[0]:.1e} to {rates[-1]:.1e}"]
@@ -112,17 +112,15 @@ def _unstable(trials: Sequence[dict[str, Any]]) -> list[Diagnosis]:
     reasons = sorted({str(trial["verdict"]).partition(" ")[0].rstrip(":") for trial in bad if trial["verdict"]})
     said += [f"verdicts: {', '.join(reasons)}"] if reasons else []
     where = f", at learning rates of {above:.1e} and more" if above else ", at all learning rates"
-    return [
-        Diagnosis(
-            kind="unstable_trials",
-            confidence=0.9 if len(bad) >= 3 else 0.7,
-            summary=f"{100 * len(bad) / len(ended):.0f} % of the trials were unstable{where}",
-            evidence="; ".join(said),
-            next_step=f"search learning rates up to about {above / 2:.1e}, or give the schedule a warm-up"
-            if above
-            else "the learning rate is not the only cause: make preflight, then make diagnose TARGET=STUDY/TRIAL",
-        )
-    ]
+    yield Diagnosis(
+        kind="unstable_trials",
+        confidence=0.9 if len(bad) >= 3 else 0.7,
+        summary=f"{100 * len(bad) / len(ended):.0f} % of the trials were unstable{where}",
+        evidence="; ".join(said),
+        next_step=f"search learning rates up to about {above / 2:.1e}, or give the schedule a warm-up"
+        if above
+        else "the learning rate is not the only cause: make preflight, then make diagnose TARGET=STUDY/TRIAL",
+    )
 
 
 def _limit(bad_rates: Sequence[float], good_rates: Sequence[float]) -> float | None:
@@ -134,21 +132,18 @@ def _limit(bad_rates: Sequence[float], good_rates: Sequence[float]) -> float | N
     return limit if tells else None
 
 
-def _baseline(trials: Sequence[dict[str, Any]]) -> list[Diagnosis]:
+def _baseline(trials: Sequence[dict[str, Any]]) -> Iterator[Diagnosis]:
     trial = baseline_trial(trials)
     if trial is None or trial["status"] in ("completed", "running", "interrupted"):
-        return []
-    return [
-        Diagnosis(
-            kind="baseline_incomplete",
-            confidence=0.95,
-            summary=f"the baseline ended as {STATUS_LABELS[trial['status']]}: nothing can be compared with it",
-            evidence=f"trial {trial['trial_id']}, {trial['optimizer_steps']} steps, {trial['tokens_seen']} tokens"
-            + (f", verdict {trial['verdict']}" if trial["verdict"] else ""),
-            next_step=f"make diagnose TARGET=STUDY/{trial['trial_id']}; a baseline that cannot run is a "
-            "fault of the set-up",
-        )
-    ]
+        return
+    yield Diagnosis(
+        kind="baseline_incomplete",
+        confidence=0.95,
+        summary=f"the baseline ended as {STATUS_LABELS[trial['status']]}: nothing can be compared with it",
+        evidence=f"trial {trial['trial_id']}, {trial['optimizer_steps']} steps, {trial['tokens_seen']} tokens"
+        + (f", verdict {trial['verdict']}" if trial["verdict"] else ""),
+        next_step=f"make diagnose TARGET=STUDY/{trial['trial_id']}; the set-up is at fault where a baseline cannot run",
+    )
 
 
 def _chosen(trials: Sequence[dict[str, Any]]) -> list[int]:
