@@ -30,35 +30,24 @@ except RuntimeError:
     os.environ.setdefault("USER", str(os.getuid()))
 
 COMMANDS = {
-    "run": ("search.commands.run_command:search_command", "search a space: make search SPACE=plateau"),
-    "resume": (
-        "search.commands.resume_command:resume_command",
-        "go on with a study that was cut off, or run more trials in it",
-    ),
-    "baseline": ("search.commands.baseline_command:baseline_command", "run the documented configuration alone"),
-    "preflight": (
-        "search.commands.preflight_command:preflight_command",
-        "check in half a minute that the set-up is sound",
-    ),
-    "train": ("search.commands.train_command:train_command", "train one configuration"),
-    "confirm": (
-        "search.commands.confirm_command:confirm_command",
-        "run the best trials again on fresh seeds: is it proven?",
-    ),
-    "attribute": ("search.commands.attribute_command:attribute_command", "find which of the changed settings did it"),
-    "report": ("search.commands.report_command:report_command", "write a study's report.html and report.md"),
-    "diagnose": (
-        "search.commands.diagnose_command:diagnose_command",
-        "say what is wrong with a study, log or checkpoint",
-    ),
-    "audit": ("search.commands.audit_command:audit_command", "say what is wrong with the text, by token position"),
-    "export": ("search.commands.export_command:export_command", "print a study's best configuration"),
-    "model": ("search.commands.model_command:model_command", "write a study's best model to a folder: OUT=folder"),
-    "spaces": ("search.commands.spaces_command:spaces_command", "list and check the space files"),
-    "variables": ("search.commands.variables_command:variables_command", "list the variables and their meanings"),
-    "compare": ("search.commands.compare_command:compare_command", "set studies side by side: STUDY=a,b"),
-    "list": ("search.commands.list_command:list_command", "list the studies"),
+    "run": "search a space: make search SPACE=plateau",
+    "resume": "go on with a study that was cut off, or run more trials in it",
+    "baseline": "run the documented configuration alone",
+    "preflight": "check in half a minute that the set-up is sound",
+    "train": "train one configuration",
+    "confirm": "run the best trials again on fresh seeds: is it proven?",
+    "attribute": "find which of the changed settings did it",
+    "report": "write a study's report.html and report.md",
+    "diagnose": "say what is wrong with a study, log or checkpoint",
+    "audit": "say what is wrong with the text, by token position",
+    "export": "print a study's best configuration",
+    "model": "write a study's best model to a folder: OUT=folder",
+    "spaces": "list and check the space files",
+    "variables": "list the variables and their meanings",
+    "compare": "set studies side by side: STUDY=a,b",
+    "list": "list the studies",
 }
+"""What each does, for --help; x is x_command() of commands/x_command.py."""
 MAKE_NAMES = {"search": "run", "help": "variables"}
 """The targets of make that are called otherwise than the command."""
 LEAVE_FILES = ("run", "resume", "baseline", "train", "confirm", "attribute", "report", "model")
@@ -105,6 +94,9 @@ def _run(words: Sequence[str]) -> int:
         return _refused(with_origin(str(error)), terminal)
     except MachineError as error:
         return _refused(str(error), terminal, code=1)
+    except SystemExit as ended:
+        # Why has been printed: by argparse, by a preflight that failed.
+        return int(ended.code or 0)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         terminal.document({"error": "interrupted"})
@@ -149,27 +141,23 @@ def _check_command(words: Sequence[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
+    as_json = argparse.ArgumentParser(add_help=False)
+    as_json.add_argument("--json", action="store_true", help="one JSON document on stdout, everything else on stderr")
     parser = _Parser(
         prog="python -m search",
         description="Hyperparameter search for GPT-2-class training; variables are NAME=value or the environment's.",
+        parents=[as_json],
     )
-    parser.add_argument("--json", action="store_true", help="one JSON document on stdout, everything else on stderr")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (_, help_line) in COMMANDS.items():
-        command = commands.add_parser(name, help=help_line, description=help_line)
+    for name, help_line in COMMANDS.items():
+        command = commands.add_parser(name, help=help_line, description=help_line, parents=[as_json])
         command.add_argument("assignments", nargs="*", metavar="NAME=value", help="variables; `make help` lists them")
-        command.add_argument(
-            "--json",
-            action="store_true",
-            default=argparse.SUPPRESS,
-            help="one JSON document on stdout, everything else on stderr",
-        )
     return parser
 
 
 def _command(name: str) -> "Callable[[Options, Terminal], int]":
-    module, _, function = COMMANDS[name][0].partition(":")
-    command: Callable[[Options, Terminal], int] = getattr(importlib.import_module(module), function)
+    module = importlib.import_module(f"search.commands.{name}_command")
+    command: Callable[[Options, Terminal], int] = getattr(module, f"{name}_command")
     return command
 
 

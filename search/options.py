@@ -64,10 +64,6 @@ def _tokens(value: Any) -> Any:
     return round(min(float(match[1].replace("_", "")) * scale, 10 * MAX_COUNT))
 
 
-def _time(value: Any) -> Any:
-    return parse_duration(value) if isinstance(value, str) else value
-
-
 class MoreTrials(int):
     """TRIALS=+2: so many more than the study has."""
 
@@ -109,14 +105,10 @@ def _documented(value: str) -> str:
     return value
 
 
-def _token_range(value: Any) -> Any:
+def _token_range(value: str) -> tuple[int, int]:
     from trainable.text_audit.audit_values import parse_range
 
-    return parse_range(value) if isinstance(value, str) else value
-
-
-def _documents(value: Any) -> Any:
-    return value if isinstance(value, Documents) else parse_documents(value)
+    return parse_range(value)
 
 
 def _storage(value: str) -> str:
@@ -125,10 +117,7 @@ def _storage(value: str) -> str:
     if value.startswith(("gs://", "gcs://")) and "retry_limit_seconds" not in value:
         # Left alone, a bucket that does not answer is asked for a quarter of an hour.
         value += ("&" if "?" in value else "?") + f"retry_limit_seconds={GCS_PATIENCE_S}"
-    try:
-        files_at(value)
-    except UserError as error:
-        raise UserError(_printable(error)) from None
+    files_at(value)
     return value
 
 
@@ -186,9 +175,7 @@ def _installed(name: str, library: str) -> None:
 
 def _model_type(value: str) -> str:
     if value != "gpt2":
-        raise UserError(
-            f"MODEL_TYPE={_printable(value)} is not supported; unset it and name the model by GPT2_MODEL_NAME."
-        )
+        raise UserError(f"MODEL_TYPE={value} is not supported; unset it and name the model by GPT2_MODEL_NAME.")
     return value
 
 
@@ -199,7 +186,7 @@ AbsolutePath = Annotated[
 ]
 Whole = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=MAX_COUNT)]
 Tokens = Annotated[int, BeforeValidator(_tokens), Field(ge=1, le=MAX_COUNT)]
-Duration = Annotated[float, BeforeValidator(_time)]
+Duration = Annotated[float, BeforeValidator(parse_duration)]
 Share = Annotated[float, BeforeValidator(_number), Field(gt=0, le=1)]
 Flag = Annotated[bool, BeforeValidator(_flag)]
 Documented = Annotated[Text, BeforeValidator(_documented)]
@@ -266,7 +253,7 @@ class Options(BaseModel):
     validation_data_source: AbsolutePath | None = Field(
         None, description="text file or folder held out whole (default: the last tenth of the training text)"
     )
-    documents: Annotated[InstanceOf[Documents], BeforeValidator(_documents)] | None = Field(
+    documents: Annotated[InstanceOf[Documents], BeforeValidator(parse_documents)] | None = Field(
         None, description="how the text is split into documents: file, line, blank-line or jsonl:FIELD (default file)"
     )
     sample_prompt: Annotated[Text, BeforeValidator(_utf8)] | None = Field(
@@ -514,15 +501,10 @@ def with_default_warmup(
 
 def describe_variable(name: str) -> str:
     """Return what a variable besides the hyperparameters means, with its default."""
-    spec = FIELDS[name]
-    default = spec.default
-    if default is None or isinstance(default, bool) or "(default" in str(spec.description):
-        return str(spec.description)
-    return (
-        f"{spec.description} (default {default:g})"
-        if isinstance(default, float)
-        else f"{spec.description} (default {default})"
-    )
+    default, words = FIELDS[name].default, str(FIELDS[name].description)
+    if default is None or isinstance(default, bool) or "(default" in words:
+        return words
+    return f"{words} (default {f'{default:g}' if isinstance(default, float) else default})"
 
 
 def describe_variables() -> list[tuple[str, str]]:

@@ -115,7 +115,7 @@ def test_the_help_of_the_program_and_of_each_command(capsys: pytest.CaptureFixtu
 
 def test_every_command_stands_in_the_readme_and_the_makefile() -> None:
     makefile = text_of(ROOT / "Makefile")
-    for name, (_, meaning) in COMMANDS.items():
+    for name, meaning in COMMANDS.items():
         target = {"run": "search", "variables": "help"}.get(name, name)
         assert f"$(RUN) {name}" in makefile
         assert f"| `make {target}` | {meaning} |" in text_of(README)

@@ -7,13 +7,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from results.words import count_words
-from search.cluster.nodes import Node
-from search.cluster.study_storage import read_probe, remove_probe, write_probe
+from search.cluster.study_storage import probed, read_probe
 from trainable.data.remote_files import reason
 from trainable.errors import UserError
 
@@ -30,6 +30,18 @@ NODE_TIMEOUT_S = 180.0
 """For a node's first worker: it unpacks the packages and imports torch."""
 SPIN_COUNT = "GOMP_SPINCOUNT"
 """How long threads spin, as search/__main__.py or the user has set it: the nodes of a cluster get it too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """A machine that trials can run on, of a cluster or this one."""
+
+    name: str
+    """For a person."""
+    cpus: int
+    gpus: int
+    is_ours: bool = False
+    """Whether Ray is started on it for the study alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,11 +189,10 @@ def _look_over(nodes: Sequence[dict[str, Any]], storage: str | None, device: str
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    probe, word = write_probe(storage) if storage is not None else (None, None)
     look = ray.remote(num_cpus=0, max_retries=1)(node_facts)
     deadline = time.monotonic() + NODE_TIMEOUT_S
     found = []
-    try:
+    with probed(storage) if storage is not None else nullcontext((None, None)) as (probe, word):
         asked = [
             look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
                 storage, probe, device, bool(node["Resources"].get("GPU"))
@@ -197,8 +208,10 @@ def _look_over(nodes: Sequence[dict[str, Any]], storage: str | None, device: str
                     "Python lies at a path with a space or a quote, where Ray starts no worker."
                 ) from None
             except ray.exceptions.RayError as error:
+                lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+                why = (lines[-1] if lines else type(error).__name__)[:300].rstrip(".")
                 raise UserError(
-                    f"node {_name(node)} cannot run trials: {_last_line(error)}. Install this project's packages there."
+                    f"node {_name(node)} cannot run trials: {why}. Install this project's packages there."
                 ) from None
             if seen != word:
                 raise UserError(
@@ -206,9 +219,6 @@ def _look_over(nodes: Sequence[dict[str, Any]], storage: str | None, device: str
                     "Name a folder that every node mounts, or s3://..."
                 )
             found.append(info)
-    finally:
-        if storage is not None and probe is not None:
-            remove_probe(storage, probe)
     return found
 
 
@@ -226,8 +236,3 @@ def node_facts(
         return seen, device_info(pick_device(device or (None if has_gpu else "cpu")))
     except UserError as error:
         return seen, str(error)
-
-
-def _last_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[-1] if lines else type(error).__name__)[:300].rstrip(".")

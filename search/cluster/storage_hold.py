@@ -13,7 +13,7 @@ from typing import Any
 from pyarrow import fs
 
 from results.study.folder import Study, StudyExistsError
-from search.cluster.study_storage import MARK, remove_probe, this_driver, write_probe
+from search.cluster.study_storage import MARK, probed, this_driver
 from trainable.data.remote_files import below, blocks_of, files_at, reason, write_whole
 from trainable.errors import UserError
 
@@ -93,7 +93,6 @@ def _is_alive(pid: Any) -> bool:
 
 
 def _age_s(files: Any, path: str, storage: str) -> int:
-    now_path, _ = write_probe(storage)
-    now, then = files.get_file_info([now_path, path])
-    remove_probe(storage, now_path)
+    with probed(storage) as (now_path, _):
+        now, then = files.get_file_info([now_path, path])
     return int(max(0, (now.mtime_ns or 0) - (then.mtime_ns or 0)) / 1e9)

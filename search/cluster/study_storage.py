@@ -6,8 +6,9 @@ import secrets
 import socket
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,8 +54,9 @@ def model_checkpoint(study: Study, storage: str | None, trial: "Row") -> "Checkp
     raise NoCheckpointError(f"trial {trial['trial_id']} of study {study.name}: {what}.")
 
 
-def write_probe(storage: str) -> tuple[str, str]:
-    """Return the path of a small file that was just written to the storage, and the word in it.
+@contextmanager
+def probed(storage: str) -> Iterator[tuple[str, str]]:
+    """Have a small file in the storage; yield its path and the word in it.
 
     Raises UserError where nothing can be written: no such bucket, no right to, no answer.
     """
@@ -64,7 +66,10 @@ def write_probe(storage: str) -> tuple[str, str]:
         write_whole(files, path, iter([word.encode()]))
     except OSError as error:
         raise UserError(f"STORAGE={storage} cannot be written: {reason(error)}. Name another place.") from None
-    return path, word
+    try:
+        yield path, word
+    finally:
+        files.delete_file(path)
 
 
 def read_probe(storage: str, path: str) -> str:
@@ -73,11 +78,6 @@ def read_probe(storage: str, path: str) -> str:
         return b"".join(blocks_of(files_at(storage)[0], path)).decode()
     except OSError:
         return ""
-
-
-def remove_probe(storage: str, path: str) -> None:
-    """Delete the small file. Raises OSError."""
-    files_at(storage)[0].delete_file(path)
 
 
 @dataclass
@@ -144,15 +144,14 @@ def this_driver() -> dict[str, Any]:
     return {"host": socket.gethostname(), "pid": os.getpid()}
 
 
-def open_or_fetch_study(options: Options) -> tuple[Study, str | None]:
-    """Return STUDY, brought from STORAGE where it is not here, or the latest one; and the storage, if there is one.
+def open_or_fetch_study(options: Options) -> Study:
+    """Return STUDY, brought from STORAGE where it is not here, or the latest one.
 
     Raises UserError when there is none, or it cannot be read.
     """
-    name, storage = options.study, options.storage
-    if name is not None and storage is not None:
-        fetch_study(name, storage)
-    return open_study(name or LATEST), storage
+    if options.study is not None and options.storage is not None:
+        fetch_study(options.study, options.storage)
+    return open_study(options.study or LATEST)
 
 
 def fetch_study(name: str, storage: str) -> None:

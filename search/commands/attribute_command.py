@@ -1,7 +1,6 @@
 """`make attribute`: which of the changed settings did it? Every combination of them, really run."""
 
 from dataclasses import asdict, replace
-from typing import Any
 
 from results.attribution import attribute, did_it_words, render, to_json, write_attribution
 from results.attribution.attribution_plot import write_plot
@@ -18,16 +17,16 @@ from results.study.paths import shown
 from results.study.planned_run import runs_left
 from results.words import count_words
 from search.cluster.study_storage import TableMirror, open_or_fetch_study
-from search.commands.run_command import is_sound
 from search.options import Options
 from search.setup.expected_cost import cost_words
 from search.setup.inputs import check_fit
-from search.setup.plan import Asked, Plan, load_plan
-from search.setup.preflight_run import PREFLIGHT_FAILED
+from search.setup.plan import Plan, largest_of, load_for, planned
+from search.setup.preflight_run import check_preflight, preflight_of
 from search.setup.reopen import reopen
 from search.setup.run_plan import held, run_listed
+from search.setup.slots import slots_for
 from search.terminal.console import Preparing, Terminal
-from search.terminal.next_steps import Step, next_document, say_next, say_steps
+from search.terminal.next_steps import Step, next_steps, say_next
 from spaces.budget import Budget, budget_of, duration_text
 from trainable.config import DOCUMENTED
 from trainable.errors import UserError
@@ -44,7 +43,7 @@ def attribute_command(options: Options, terminal: Terminal) -> int:
     A study's attribution runs into the study that it explains; one of FROM and TO into a study of its own.
     """
     named = options.from_ is not None or options.to is not None
-    source = None if named else open_or_fetch_study(options)[0]
+    source = None if named else open_or_fetch_study(options)
     budget = _budget(source, options)
     if source is None:
         question = question_of_names(options.from_ or "before", options.to or "documented", budget)
@@ -52,8 +51,7 @@ def attribute_command(options: Options, terminal: Terminal) -> int:
         question = question_of_study(source, budget)
     with Preparing(terminal.console) as progress:
         plan = _plan(question, source, budget, options, progress)
-    if not is_sound(plan, options, terminal):
-        return PREFLIGHT_FAILED
+    check_preflight(preflight_of(plan), options, terminal)
     with held(plan) as plan:
         return _run(question, plan, options.seeds or DEFAULT_SEEDS, terminal)
 
@@ -96,14 +94,10 @@ def _plan(question: Question, source: Study | None, budget: Budget, options: Opt
         "seed": question.before.seed,
         "trials_planned": len(configs) * (options.seeds or DEFAULT_SEEDS),
     }
-    new = Study(studies_dir() / name)
-    return load_plan(
-        new,
-        Asked(document=asked, configs=configs),
-        options,
-        progress,
-        check=lambda loaded: check_fit(loaded, configs),
-    )
+    loaded = load_for(asked, options, progress)
+    check_fit(loaded, configs)
+    slots = slots_for(loaded, options, largest_of(question.before, configs, None), progress)
+    return planned(Study(studies_dir() / name), asked, options, loaded, slots, configs=configs)
 
 
 def _run(question: Question, plan: Plan, seeds: int, terminal: Terminal) -> int:
@@ -125,7 +119,7 @@ def _run(question: Question, plan: Plan, seeds: int, terminal: Terminal) -> int:
         ]
         code = run_listed(plan, left, terminal, ledger=ledger, lines=lines)
         if code is not None:
-            say_steps([_again(plan, question, seeds, "go on with the attribution")], terminal)
+            say_next([_again(plan, question, seeds, "go on with the attribution")], terminal)
             return code
     trials = study.trials()
     if failed := len(runs_left(list(runs.values()), trials)):
@@ -144,12 +138,9 @@ def _run(question: Question, plan: Plan, seeds: int, terminal: Terminal) -> int:
     if plan.slots.storage is not None:
         TableMirror(study, plan.slots.storage, terminal.say).close()
     terminal.console.print(render(found))
-    terminal.say(f"picture: {shown(picture)}")
-    terminal.say(did_it_words(found))
-    say_next(study, terminal)
-    document: dict[str, Any] = {"study": study.name, "path": str(study.path), **to_json(found)}
-    document["next"] = next_document(study, terminal)
-    terminal.document(document)
+    terminal.say(f"picture: {shown(picture)}", did_it_words(found))
+    following = say_next(next_steps(study), terminal)
+    terminal.document({"study": study.name, "path": str(study.path), **to_json(found), "next": following})
     return 1 if failed else 0
 
 

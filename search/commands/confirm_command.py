@@ -11,7 +11,7 @@ from results.study.folder import Study
 from results.study.ledger import Ledger
 from results.study.lock import hold
 from results.study.planned_run import runs_left
-from results.winner import evidence_words, headline, notes, way_words, winner_of
+from results.winner import evidence_words, headline, notes, warning_words, way_words, winner_of
 from results.winner import to_json as winner_json
 from results.words import (
     STATUS_LABELS,
@@ -29,30 +29,26 @@ from search.setup.finish import finish_study
 from search.setup.reopen import reopen
 from search.setup.run_plan import run_listed
 from search.terminal.console import Preparing, Terminal
-from search.terminal.next_steps import next_document, say_next
-from search.terminal.summary import warning_lines
+from search.terminal.next_steps import next_steps, say_next
 
 DEFAULT_SEEDS = 5
 
 
 def confirm_command(options: Options, terminal: Terminal) -> int:
     """Confirm STUDY's best TOP trials on SEEDS fresh seeds; return the exit code."""
-    study, _ = open_or_fetch_study(options)
+    study = open_or_fetch_study(options)
     code = confirm_study(study, options, terminal)
     finish_study(study, code, options, terminal)
     attempts, winner = load_attempts(study), winner_of(study)
     say_attempt(study, attempts[-1], terminal)
-    for line in filter(None, (headline(winner), way_words(winner), evidence_words(winner), *notes(winner))):
-        terminal.say(line)
-    for warning in warning_lines(winner):
-        terminal.console.print(warning, soft_wrap=True)
-    say_next(study, terminal)
+    terminal.say(headline(winner), way_words(winner), evidence_words(winner), *notes(winner))
+    terminal.warn(warning_words(winner))
     terminal.document(
         {
             "study": study.name,
             "path": str(study.path),
             "winner": winner_json(winner),
-            "next": next_document(study, terminal),
+            "next": say_next(next_steps(study), terminal),
             "verdicts": to_json(attempts[-1:])["attempts"][0]["verdicts"],
             "samples": samples_json(study),
             **to_json(attempts),

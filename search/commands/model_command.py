@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 def model_command(options: Options, terminal: Terminal) -> int:
     """Write the best trial of STUDY (default: the latest search) to OUT."""
-    study, storage = open_or_fetch_study(options)
+    study = open_or_fetch_study(options)
     trial, document = model_row(study, _winner(study)), study.document()
     folder = options.out or study.path / f"model-{trial['trial_id']}"
     record = model_record(document, trial)
     check_model_target(folder, {name: record[name] for name in ("study", "created_at", "trial_id")})
     with Preparing(terminal.console) as progress:
-        checkpoint = _checkpoint(study, storage, trial, folder, progress)
+        checkpoint = _checkpoint(study, options.storage, trial, folder, progress)
         loaded = load_inputs_of(study, options, progress)
         progress("writing the model", 0.5)
         from trainable.run import resume_run

@@ -18,14 +18,7 @@ from threading import Thread
 from results.study.folder import LATEST, Study, studies_dir
 from results.study.paths import expanded, path_error, shown
 from search.cluster.connection import check_port, connect
-from search.cluster.study_storage import (
-    TableMirror,
-    fetch_study,
-    fetch_tables,
-    read_probe,
-    remove_probe,
-    write_probe,
-)
+from search.cluster.study_storage import TableMirror, fetch_study, fetch_tables, probed, read_probe
 from search.options import FOLDERS, OUTSIDE, Options
 from search.terminal.console import Terminal, plain
 from search.terminal.signals import Interrupts
@@ -82,15 +75,13 @@ def _on_head(command: str, options: Options, storage: str, terminal: Terminal, i
 
     # The head is where clients are served; its marker has room for many.
     head = ray.remote(num_cpus=0, resources={"node:__internal_head__": 0.001})(HeadCommand).remote()
-    probe, word = write_probe(storage)
-    try:
-        seen = ray.get(head.read.remote(storage, probe), timeout=HEAD_TIMEOUT_S)
-    except ray.exceptions.GetTimeoutError:
-        raise UserError(
-            f"the cluster's head did not start a process in {HEAD_TIMEOUT_S:.0f} s. Check that machine."
-        ) from None
-    finally:
-        remove_probe(storage, probe)
+    with probed(storage) as (probe, word):
+        try:
+            seen = ray.get(head.read.remote(storage, probe), timeout=HEAD_TIMEOUT_S)
+        except ray.exceptions.GetTimeoutError:
+            raise UserError(
+                f"the cluster's head did not start a process in {HEAD_TIMEOUT_S:.0f} s. Check that machine."
+            ) from None
     if seen != word:
         raise UserError(
             f"STORAGE={storage}: the cluster does not see what was written here. Name a bucket, such as s3://..."

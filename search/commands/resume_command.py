@@ -9,11 +9,11 @@ from results.study.ledger import Ledger
 from results.study.lock import hold
 from results.words import budget_words, duration_words, token_words
 from search.cluster.study_storage import open_or_fetch_study
-from search.commands.run_command import conclude, is_sound, run_new, run_own_trials
+from search.commands.run_command import conclude, run_new, run_own_trials
 from search.options import Options
 from search.setup.inputs import Loaded
 from search.setup.plan import baseline_configs, plan_study
-from search.setup.preflight_run import PREFLIGHT_FAILED
+from search.setup.preflight_run import check_preflight, preflight_of
 from search.setup.reopen import reopen, with_inputs_of
 from search.setup.run_plan import ray_ahead
 from search.setup.settings import Settings, differences, planned_space, space_file_differences
@@ -29,7 +29,7 @@ from trainable.rows import ENDINGS
 
 def resume_command(options: Options, terminal: Terminal) -> int:
     """Resume STUDY, extend it to TRIALS, or take it to a larger BUDGET_TOKENS; return the exit code."""
-    study, _ = open_or_fetch_study(options)
+    study = open_or_fetch_study(options)
     document = study.document()
     _check_kind(study, document)
     space, settings = planned_space(document, f"study {study.name}: study.json")
@@ -107,8 +107,7 @@ def _resume(
 ) -> tuple[int, Loaded | None]:
     """Return the exit code, and the study's inputs where there was something to run on them."""
     ledger = Ledger.load(study)
-    for note in ledger.take_notes():
-        terminal.say(note)
+    terminal.say(*ledger.take_notes())
     rows = ranked_trials(ledger.trials())
     ended = sum(row["status"] in ENDINGS for row in rows)
     configs = baseline_configs(space, settings) if document["kind"] == "baseline" else []
@@ -121,8 +120,7 @@ def _resume(
     with Preparing(terminal.console) as progress:
         plan = reopen(study, options, progress, space=space, configs=configs)
     with ray_ahead(plan):
-        if not is_sound(plan, options, terminal):
-            return PREFLIGHT_FAILED, plan.loaded
+        check_preflight(preflight_of(plan), options, terminal)
         if planned != document["trials_planned"]:
             changed = {"trials_planned": planned, "settings": settings.to_json(), "early_end": None}
             plan = replace(plan, document={**document, **changed})
@@ -164,4 +162,4 @@ def _at_larger_budget(
             warm_start=study,
             speeds=budget_of(document).speeds,
         )
-    return run_new(plan, options, terminal)
+    return run_new(plan, terminal)

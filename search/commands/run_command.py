@@ -13,10 +13,9 @@ from search.options import Options
 from search.setup.finish import finish_study
 from search.setup.inputs import Loaded
 from search.setup.plan import Plan, baseline_runs, make_plan
-from search.setup.preflight_run import PREFLIGHT_FAILED, passes_preflight, sharing_of, study_room
-from search.setup.run_plan import held, ray_ahead, run_listed, run_plan
+from search.setup.run_plan import checked, run_listed, run_plan
 from search.terminal.console import Preparing, Terminal
-from search.terminal.summary import say_summary, summary_document
+from search.terminal.summary import say_summary
 from search.tune.early_end import read_part_losses
 from search.tune.history import History, known_trials
 from spaces.space import SearchSpace
@@ -26,21 +25,18 @@ if TYPE_CHECKING:
     from search.tune.workload import Workload
 
 
-def search_command(options: Options, terminal: Terminal) -> int:
+def run_command(options: Options, terminal: Terminal) -> int:
     """Run a search; return the exit code."""
     with Preparing(terminal.console) as progress:
         plan = make_plan(options, kind="search", progress=progress)
-    return run_new(plan, options, terminal)
+    return run_new(plan, terminal)
 
 
-def run_new(plan: Plan, options: Options, terminal: Terminal) -> int:
+def run_new(plan: Plan, terminal: Terminal) -> int:
     """Check, run, confirm where that was asked for, and sum up a new search; return the exit code."""
-    with ray_ahead(plan):
-        if not is_sound(plan, options, terminal):
-            return PREFLIGHT_FAILED
-        with held(plan) as plan:
-            code = run_own_trials(plan, Ledger(plan.study), terminal, header_lines(plan))
-    return conclude(plan.study, code, options, terminal, loaded=plan.loaded)
+    with checked(plan, terminal) as plan:
+        code = run_own_trials(plan, Ledger(plan.study), terminal, header_lines(plan))
+    return conclude(plan.study, code, plan.options, terminal, loaded=plan.loaded)
 
 
 def conclude(study: Study, code: int, options: Options, terminal: Terminal, *, loaded: Loaded | None = None) -> int:
@@ -55,22 +51,7 @@ def conclude(study: Study, code: int, options: Options, terminal: Terminal, *, l
         code = confirm_study(study, options, terminal)
     finish_study(study, code, options, terminal, loaded=loaded)
     say_summary(study, terminal)
-    terminal.document(summary_document(study, terminal))
     return code
-
-
-def is_sound(plan: Plan, options: Options, terminal: Terminal) -> bool:
-    """Return whether the planned study passes preflight, or is to go on regardless."""
-    return passes_preflight(
-        options,
-        plan.inputs,
-        plan.loaded,
-        plan.baseline,
-        largest=plan.largest,
-        sharing=sharing_of(plan.slots),
-        room=study_room(plan.slots),
-        terminal=terminal,
-    )
 
 
 def run_own_trials(plan: Plan, ledger: Ledger, terminal: Terminal, lines: list[str]) -> int:
@@ -111,12 +92,13 @@ def header_lines(plan: Plan) -> list[str]:
     space, loaded, slots = plan.space, plan.loaded, plan.slots
     assert space is not None
     facts = loaded.corpus_facts
-    start = f", every trial from the weights of {plan.inputs.checkpoint_path}" if plan.inputs.checkpoint_path else ""
+    inputs = loaded.inputs
+    start = f", every trial from the weights of {inputs.checkpoint_path}" if inputs.checkpoint_path else ""
     device = loaded.device_info
     return [
         f"study {plan.name}: {space.description}",
-        f"model {plan.inputs.model_name}{start}; {token_words(facts['train_tokens'])} training tokens",
-        *plan.inputs.text_lines,
+        f"model {inputs.model_name}{start}; {token_words(facts['train_tokens'])} training tokens",
+        *inputs.text_lines,
         *loaded.separator_notes,
         f"{'up to ' if space.ends_early else ''}{plan.document['trials_planned']} trials of at most "
         f"{budget_words(plan.budget)}, evaluated on the same {space.evaluation.tokens:,} held-out tokens at context "

@@ -1,4 +1,4 @@
-"""The one way in which runs get into a study, new or not: held, under its view, and with signals heard."""
+"""Runs a plan: holds its study, shows progress, hears signals. All trials and confirmations run through here."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -6,17 +6,16 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from results.confirmation.confirmation_file import load_attempts
 from results.study.folder import create_study, remove_if_empty
 from results.study.json_documents import write_document
 from results.study.ledger import Ledger
 from results.study.lock import hold
 from results.study.paths import shown
 from results.study.planned_run import PlannedRun
-from results.winner import find_winner
 from results.words import loss_words
-from search.cluster.storage_hold import check_unheld, claim_name, release_name
+from search.cluster.storage_hold import claim_name, release_name
 from search.setup.plan import Plan
+from search.setup.preflight_run import check_preflight, preflight_of
 from search.setup.study_record import start_losses
 from search.terminal.console import Terminal
 from search.terminal.live_view import StudyView
@@ -36,7 +35,9 @@ def held(plan: Plan) -> Iterator[Plan]:
     storage = plan.slots.storage
     if plan.is_new:
         claim = partial(claim_name, storage=storage) if storage else None
-        study = create_study(plan.name, plan.document, is_chosen=plan.name_is_chosen, claim=claim)
+        # A name that the program made is numbered where it was taken in the meantime.
+        is_chosen = plan.options.study is not None or plan.kind == "attribute"
+        study = create_study(plan.name, plan.document, is_chosen=is_chosen, claim=claim)
         plan = replace(plan, study=study, document={**plan.document, "name": study.name})
     with hold(plan.study):
         if plan.is_new and plan.warm_start is not None:
@@ -50,18 +51,17 @@ def held(plan: Plan) -> Iterator[Plan]:
 
 
 @contextmanager
-def ray_ahead(plan: Plan) -> Iterator[None]:
-    """Have Ray start on this machine while what is inside comes to the plan's trials.
+def checked(plan: Plan, terminal: Terminal) -> Iterator[Plan]:
+    """Hold the plan's study while inside, after its preflight, during which Ray starts; see check_preflight()."""
+    with ray_ahead(plan):
+        check_preflight(preflight_of(plan), plan.options, terminal)
+        with held(plan) as plan:
+            yield plan
 
-    Raises UserError, before, when the study holds a confirmation of trials that are gone, or another driver writes it.
-    """
-    study, storage = plan.study, plan.slots.storage
-    if storage is not None and not study.study_json.exists():
-        yield  # whether the storage has another study of its name is asked once it is there
-        return
-    if storage is not None:
-        check_unheld(study, storage)
-    find_winner(study.trials(), load_attempts(study))
+
+@contextmanager
+def ray_ahead(plan: Plan) -> Iterator[None]:
+    """Start Ray on this machine in the background: the code inside has other work before its first trial."""
     from search.tune import local_ray
 
     with local_ray.ray_ahead(plan.slots):
@@ -78,8 +78,8 @@ def run_plan(
 ) -> int | None:
     """Run a workload into the plan's study, which is held; return the exit code of an interruption, or None.
 
-    The workload is made by a function, because making it imports libraries for seconds, in which a signal counts too.
-    Raises UserError as ray_ahead() does, and when the study cannot be written any more.
+    make_workload imports libraries for seconds; it is called here so that a signal is heard meanwhile.
+    Raises UserError when the study cannot be written any more.
     """
     study = plan.study
     interrupts = Interrupts()
@@ -109,7 +109,7 @@ def run_plan(
             ledger=ledger,
             view=view,
             interrupts=interrupts,
-            callbacks=mirror_callbacks(plan.mirrors, view, plan.space) if plan.space else (),
+            callbacks=mirror_callbacks(plan.options, view, plan.space) if plan.space else (),
         )
         if (end := work.searcher.log.early_end) is not None:
             early = {"trials_planned": end.trials, "early_end": asdict(end)}
@@ -124,7 +124,7 @@ def _noun(plan: Plan, work: "Workload") -> str:
 
 
 def _with_start(plan: Plan, view: StudyView) -> Plan:
-    """Return the plan with what its runs start from: as its document has it, else evaluated here, once a study."""
+    """Return the plan with the losses before any training: the document's, or else evaluated now, once a study."""
     from trainable.run import with_start
 
     known, seed = plan.document.get("start"), plan.document["seed"]
@@ -145,7 +145,7 @@ def _with_start(plan: Plan, view: StudyView) -> Plan:
 def run_listed(
     plan: Plan, runs: Sequence[PlannedRun], terminal: Terminal, *, ledger: Ledger, lines: Sequence[str] = ()
 ) -> int | None:
-    """Run what is decided already, each run in full; otherwise as run_plan does."""
+    """Run planned runs, each in full, as run_plan() does."""
 
     def workload() -> "Workload":
         from search.tune.workload import list_workload

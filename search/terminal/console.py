@@ -149,9 +149,16 @@ class Terminal:
                 reconfigure(errors="backslashreplace")
         self.console = PlainConsole(stderr=as_json, highlight=False, markup=False)
 
-    def say(self, text: str) -> None:
-        """Print a line for a person."""
-        print_line(self.console, text)
+    def say(self, *lines: str | None) -> None:
+        """Print lines for a person; None is no line."""
+        for line in lines:
+            if line is not None:
+                print_line(self.console, line)
+
+    def warn(self, line: str | None) -> None:
+        """Print a line in red; None is no line."""
+        if line is not None:
+            self.console.print(Text(line, style="bold red"), soft_wrap=True)
 
     def document(self, document: Mapping[str, Any]) -> None:
         """Print the command's JSON document, when one was asked for."""

@@ -111,26 +111,16 @@ def _wider(study: Study) -> list[Step]:
     return [Step(command=command, purpose=f"write a space file to change: {'; '.join(words)}")]
 
 
-def say_next(study: Study, terminal: Terminal) -> None:
-    """Print the next steps of a study, each as it is typed."""
-    say_steps(next_steps(study), terminal)
-
-
-def say_steps(steps: Sequence[Step], terminal: Terminal) -> None:
-    """Print steps, each as it is typed."""
-    if not steps:
-        return
-    terminal.say("")
-    terminal.say("next:")
-    for step in steps:
+def say_next(steps: Sequence[Step], terminal: Terminal) -> list[dict[str, str]]:
+    """Print the steps, each as it is typed, and return them for a program."""
+    if steps:
+        terminal.say("", "next:")
+    document = [{"command": as_typed(step, terminal), "purpose": step.purpose} for step in steps]
+    for one in document:
         # The command is copied, so nothing breaks it; what it is for has a line of its own.
-        terminal.console.print(Text(f"  {as_typed(step, terminal)}"), soft_wrap=True)
-        print_line(terminal.console, Text(step.purpose, style="dim"), indent=6)
-
-
-def next_document(study: Study, terminal: Terminal) -> list[dict[str, str]]:
-    """Return the next steps for a program."""
-    return [{"command": as_typed(step, terminal), "purpose": step.purpose} for step in next_steps(study)]
+        terminal.console.print(Text(f"  {one['command']}"), soft_wrap=True)
+        print_line(terminal.console, Text(one["purpose"], style="dim"), indent=6)
+    return document
 
 
 def as_typed(step: Step, terminal: Terminal) -> str:

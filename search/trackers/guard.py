@@ -20,10 +20,6 @@ class GuardedTracker(Callback):  # type: ignore[misc]
         with self._guarded():
             self._callback = make()
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Return nothing: Ray pickles callbacks for a restore that studies never use."""
-        return {}
-
     def _pass_on(self, hook: str, *args: Any, **info: Any) -> None:
         if self._callback is not None:
             with self._guarded():

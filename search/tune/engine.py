@@ -4,14 +4,14 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import ray
 from pydantic import SecretStr
 from ray import tune
-from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
+from ray.tune import Callback, CheckpointConfig
 from ray.tune.experiment import Trial
 
 from results.confirmation.attempt import Attempt
@@ -35,7 +35,7 @@ from search.tune.resources import Slots
 from search.tune.start_watch import StartWatch
 from search.tune.workload import Workload
 from trainable.checkpoint.checkpoint_store import CheckpointStore
-from trainable.data.node_cache import SharedInputs, share_inputs
+from trainable.data.node_cache import share_inputs
 from trainable.data.remote_files import reason
 from trainable.errors import MachineError, UserError
 from trainable.ray_trainable import SearchTrial
@@ -88,34 +88,48 @@ def run_study(
     mirror = TableMirror(study, slots.storage, view.say) if slots.storage else None
     followers: list[Callback] = [MirrorTables(mirror)] if mirror else []
     followers += [NodeWatch(view)] if slots.address else []
-    tune_config = TuneConfig(
-        metric=OBJECTIVE,
-        mode="min",
-        search_alg=work.searcher,
-        scheduler=TokenASHA(log),
-        num_samples=work.trials_count,
-        max_concurrent_trials=slots.count,
-        # A trial that gets the worker of a node just lost would fail for good: Tune retries none that is being reset.
-        reuse_actors=slots.address is None,
-        trial_name_creator=lambda trial: f"trial_{trial.config['trial_id']}",
-        trial_dirname_creator=lambda trial: f"trial_{trial.trial_id}",
-    )
+    # Workers on other nodes could not see it: there the last checkpoint of CHECKPOINT_INTERVAL_S counts.
     leave_path = scratch / LEAVE if slots.address is None else None
     (scratch / LEAVE).unlink(missing_ok=True)
     leave = StopOnSignal(interrupts, recorder, leave_path, say=view.say)
     try:
         with running_ray(slots, view.say) as logs:
-            shared = _shared_inputs(spec, slots)
+            shared = {
+                **_shared_by_trials(spec, slots),
+                "baseline": asdict(work.baseline),
+                "leave_path": leave_path,
+                # Trackers keep a trial's config, and the URI may hold a password.
+                "checkpoint_root": SecretStr(root),
+            }
             view.ray_is_up()
+            watch = StartWatch(slots, logs, say=view.say)
             # Once more: joining a cluster, ray.init() takes SIGTERM for itself.
-            with interrupts:
+            with interrupts, rays_own_faults(study):
                 if interrupts.code is not None:
                     raise KeyboardInterrupt
-                watch = StartWatch(slots, logs, say=view.say)
-                callbacks = [recorder, *followers, *callbacks, watch, leave]
-                tuner = _tuner(study, work, spec, shared, slots, tune_config, callbacks, scratch)
-                with rays_own_faults(study):
-                    tuner.fit()
+                # Not a Tuner, which pickles searcher, scheduler and callbacks for a restore that studies never use.
+                tune.run(
+                    tune.with_resources(SearchTrial, slots.a_trial),
+                    name="tune",
+                    storage_path=str(scratch),
+                    config=shared,
+                    metric=OBJECTIVE,
+                    mode="min",
+                    search_alg=work.searcher,
+                    scheduler=TokenASHA(log),
+                    callbacks=[recorder, *followers, *callbacks, watch, leave],
+                    num_samples=work.trials_count,
+                    max_concurrent_trials=slots.count,
+                    # A trial that gets the worker of a node just lost would fail for good: Tune retries none that is
+                    # being reset.
+                    reuse_actors=slots.address is None,
+                    max_failures=CLUSTER_FAILURES if slots.address is not None or slots.on_mps else 1,
+                    raise_on_failed_trial=False,
+                    checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
+                    trial_name_creator=lambda trial: f"trial_{trial.config['trial_id']}",
+                    trial_dirname_creator=lambda trial: f"trial_{trial.trial_id}",
+                    verbose=0,
+                )
     except KeyboardInterrupt:
         if recorder.storage_error is None and recorder.input_fault is None:
             interrupts.code = interrupts.code or INTERRUPTED
@@ -144,26 +158,20 @@ def run_study(
         )
 
 
+@dataclass(eq=False)
 class StopOnSignal(Callback):  # type: ignore[misc]
-    """Leaves fit() between two of its rounds once a signal came or the study cannot be written any more.
+    """Leaves tune.run() between two of its rounds once a signal came or the study cannot be written any more.
 
     Ray's own way out waits for the trials' step(). Each running trial is asked to save before, by a file that it looks
     for after each step, and waited for as long as a step and a save may take.
     """
 
-    def __init__(
-        self, interrupts: Interrupts, recorder: StudyRecorder, leave_path: Path | None, *, say: Callable[[str], None]
-    ) -> None:
-        self._interrupts = interrupts
-        self._recorder = recorder
-        self._leave_path = leave_path
-        self._say = say
-        self._asked_at: float | None = None
-        self._saved: set[str] = set()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return nothing: Ray pickles callbacks for a restore that studies never use."""
-        return {}
+    interrupts: Interrupts
+    recorder: StudyRecorder
+    leave_path: Path | None
+    say: Callable[[str], None]
+    _asked_at: float | None = None
+    _saved: set[str] = field(default_factory=set)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -173,17 +181,17 @@ class StopOnSignal(Callback):  # type: ignore[misc]
             self._saved.add(trial.trial_id)
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Raise KeyboardInterrupt: fit() cleans up, slowly, after an Exception alone."""
-        if self._recorder.storage_error is not None:
+        """Raise KeyboardInterrupt: Tune cleans up, slowly, after an Exception alone."""
+        if self.recorder.storage_error is not None:
             raise KeyboardInterrupt
-        if self._interrupts.code is None and self._recorder.input_fault is None:
+        if self.interrupts.code is None and self.recorder.input_fault is None:
             return
         running = {trial.trial_id for trial in trials if trial.status == Trial.RUNNING}
-        if self._asked_at is None and self._leave_path is not None and running:
+        if self._asked_at is None and self.leave_path is not None and running:
             self._asked_at = time.monotonic()
-            self._leave_path.parent.mkdir(parents=True, exist_ok=True)
-            self._leave_path.touch()
-            self._say(f"saving {len(running)} running trial{'s' if len(running) > 1 else ''} ...")
+            self.leave_path.parent.mkdir(parents=True, exist_ok=True)
+            self.leave_path.touch()
+            self.say(f"saving {len(running)} running trial{'s' if len(running) > 1 else ''} ...")
         if self._asked_at is None or running <= self._saved or time.monotonic() - self._asked_at > LEAVE_PATIENCE_S:
             raise KeyboardInterrupt
 
@@ -240,53 +248,18 @@ def rays_own_faults(study: Study) -> Iterator[None]:
         raise UserError(f"{storage_error_words(error)}. {again}") from None
 
 
-def _shared_inputs(spec: RunSpec, slots: Slots) -> SharedInputs | None:
-    """Return copies of what a node may lack, where there may be other nodes. Raises UserError."""
-    if slots.address is None or slots.storage is None:
-        return None
+def _shared_by_trials(spec: RunSpec, slots: Slots) -> dict[str, Any]:
+    """Return what every trial is given, with copies of what a node may lack. Raises UserError."""
     try:
-        return share_inputs(spec, slots.storage)
+        # Where there may be other nodes.
+        inputs = share_inputs(spec, slots.storage) if slots.address and slots.storage else None
     except OSError as error:
         raise UserError(f"STORAGE={slots.storage}: the inputs cannot be copied there: {reason(error)}.") from None
-
-
-def _failures(slots: Slots) -> int:
-    return CLUSTER_FAILURES if slots.address is not None or slots.on_mps else 1
-
-
-def _tuner(
-    study: Study,
-    work: Workload,
-    spec: RunSpec,
-    shared_inputs: SharedInputs | None,
-    slots: Slots,
-    tune_config: TuneConfig,
-    callbacks: list[Callback],
-    scratch: Path,
-) -> Tuner:
-    shared: dict[str, Any] = {
-        # Workers on other nodes could not see it: there the last checkpoint of CHECKPOINT_INTERVAL_S counts.
-        "leave_path": scratch / LEAVE if slots.address is None else None,
+    return {
         "spec": replace(spec, device=slots.device or spec.device),
-        "shared_inputs": shared_inputs,
-        "baseline": asdict(work.baseline),
-        # Trackers keep a trial's config, and the URI may hold a password.
-        "checkpoint_root": SecretStr(checkpoint_root(study, slots.storage)),
+        "shared_inputs": inputs,
         "checkpoint_interval_s": slots.checkpoint_interval_s,
         "evaluation_timeout_s": slots.evaluation_timeout_s,
         "threads": slots.threads,
         "memory_frac": slots.memory_frac,
     }
-    return Tuner(
-        tune.with_resources(SearchTrial, slots.a_trial),
-        param_space=shared,
-        tune_config=tune_config,
-        run_config=RunConfig(
-            name="tune",
-            storage_path=str(scratch),
-            callbacks=callbacks,
-            verbose=0,
-            checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
-            failure_config=FailureConfig(max_failures=_failures(slots)),
-        ),
-    )

@@ -41,9 +41,6 @@ LOADED_BY_WORKERS = "trainable.ray_trainable"
 """What a worker imports before there is a trial for it: torch and transformers take it seconds."""
 UNUSED_PROCESSES = ("start_api_server", "start_monitor", "start_log_monitor")
 """Of Ray's head: a dashboard's server, an autoscaler, and what prints workers' output here."""
-UNUSABLE_CHARACTERS = "'\"\\\n"
-"""Ray splits its workers' command line at these, wherever they stand in the path of Python or of Ray."""
-
 DEATHS = ("Traceback", "Fatal Python error")
 """How the last words of a Python process begin; a warning of one that lives may hold an error's name too."""
 
@@ -98,7 +95,6 @@ class _RayHere:
     """Ray on this machine, from its start to its end in a thread of its own."""
 
     def __init__(self, slots: Slots) -> None:
-        check_python(sys.executable, str(Path(ray.__file__).parent))
         logging.getLogger("ray").setLevel(logging.CRITICAL)
         self._slots = slots
         self._began_at = time.monotonic()
@@ -108,7 +104,13 @@ class _RayHere:
         self._error: BaseException | None = None
         # Set here and not in the thread: libraries that are being imported meanwhile read the environment.
         self._variables = ExitStack()
-        self._variables.enter_context(_environment(_variables_of_rays(slots)))
+        variables = {
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            "RAY_preload_python_modules": LOADED_BY_WORKERS,
+            # Ray sets it for a trial, when its worker has loaded the libraries that read it.
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(slots.threads)),
+        }
+        self._variables.enter_context(_environment(variables))
         # The kernel ends Ray's processes with the thread that started them, and not with the process alone.
         self._thread = Thread(target=self._run, name="ray", daemon=True)
         self._thread.start()
@@ -170,25 +172,12 @@ def _use_loaded_workers() -> None:
 
 def end_workers(folder: Path) -> None:
     """End the workers that still start in Ray's `folder`: Ray does not, and each would make the folder once more."""
-    late = [process for process in psutil.process_iter(["cmdline"]) if _is_of(process, folder)]
+    processes = psutil.process_iter(["cmdline"])
+    late = [process for process in processes if str(folder) in " ".join(process.info["cmdline"] or ())]
     for process in late:
         with suppress(psutil.Error):
             process.kill()
     psutil.wait_procs(late)
-
-
-def _is_of(process: psutil.Process, folder: Path) -> bool:
-    return any(str(folder) in word for word in process.info["cmdline"] or [])
-
-
-def check_python(*paths: str) -> None:
-    """Raise MachineError where Ray could not start a worker by these paths: it would wait for one for ever."""
-    for path in paths:
-        if found := [character for character in UNUSABLE_CHARACTERS if character in path]:
-            raise MachineError(
-                f"Ray cannot start workers from {path!r}: its command lines do not carry {found[0]!r}. Move the "
-                "virtual environment to a path without quotes and backslashes (make VENV=/other/folder)."
-            )
 
 
 @contextmanager
@@ -269,15 +258,6 @@ def is_rays(error: Exception) -> bool:
     """Return whether an error of a call to Ray is about Ray and this machine, and not a bug in the call."""
     # Ray raises plain Exceptions for processes that do not come up.
     return type(error) is Exception or isinstance(error, OSError | RuntimeError | ValueError | ray.exceptions.RayError)
-
-
-def _variables_of_rays(slots: Slots) -> dict[str, str]:
-    return {
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-        "RAY_preload_python_modules": LOADED_BY_WORKERS,
-        # Ray sets it for a trial, when its worker has loaded the libraries that read it.
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(slots.threads)),
-    }
 
 
 def _init(folder: Path, slots: Slots) -> None:

@@ -86,9 +86,6 @@ class TrialSearcher(Searcher):  # type: ignore[misc]
     def save(self, checkpoint_path: str) -> None:
         """Write nothing: the study's own files are the truth."""
 
-    def restore(self, checkpoint_path: str) -> None:
-        """Never called: studies are resumed from their own files."""
-
 
 class SpaceSearcher(TrialSearcher):
     """Proposes points of a SearchSpace, the baseline first, and numbers them.
@@ -106,7 +103,9 @@ class SpaceSearcher(TrialSearcher):
         warm_start = self._warm_start = history.warm_start
         self._is_grid = space.searcher.name == "grid"
         baseline = space.baseline_params()
-        self._ladder = ladder_points(space.parameters, baseline, most=space.trials // 4) if self._has_ladder else []
+        # Another study has shown already where the good rates are.
+        has_ladder = space.searcher.name == "tpe" and warm_start is None
+        self._ladder = ladder_points(space.parameters, baseline, most=space.trials // 4) if has_ladder else []
         first_points = warm_start.first_points if warm_start else ()
         self._decided = space.grid_points() if self._is_grid else [baseline, *self._ladder, *first_points]
         # In a small study a proposal must not wait until half of it is over.
@@ -121,11 +120,6 @@ class SpaceSearcher(TrialSearcher):
         taken = {*self._other_ids, *(trial.trial_id for trial in trials)}
         number = next(number for number in count() if number not in taken)
         return number, [trial for trial in trials if trial.trial_id < number]
-
-    @property
-    def _has_ladder(self) -> bool:
-        # Another study has shown already where the good rates are.
-        return self._space.searcher.name == "tpe" and self._warm_start is None
 
     def _sees_ladder_end(self, place: int) -> bool:
         return bool(self._ladder) and place >= 1 + len(self._ladder) + LADDER_END_LAG

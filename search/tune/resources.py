@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from search.cluster.nodes import Node
+from search.cluster.connection import Node
 
 MPS = "mps"
 """Ray's resource for a Mac's GPU, of which it knows nothing itself."""
