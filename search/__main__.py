@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 # Set before any library is imported that would phone home.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("DO_NOT_TRACK", "1")
-# Whatever else is installed is not asked whether it plugs into pydantic: looking takes as long as its import.
+# Pydantic looks for plugins in all installed packages, which takes as long as its import.
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")
-# torch's threads wait for each other by spinning. On a machine that does other work too, a step of two threads took ten
-# times as long for it; GNU's OpenMP reads this once, when torch is imported.
+# torch's threads spin while they wait for each other, which made a step of two threads ten times as slow on a machine
+# with other work. GNU's OpenMP reads this once, when torch is imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 try:
     Path("~").expanduser()
 except RuntimeError:
-    # A user by number alone, as containers have: libraries look for a home and a name when they are imported.
+    # In a container the user may have no entry in passwd: libraries look for a home and a name when imported.
     os.environ["HOME"] = "/nonexistent"
     os.environ.setdefault("USER", str(os.getuid()))
 
@@ -49,9 +49,9 @@ COMMANDS = {
 }
 """What each does, for --help; x is x_command() of commands/x_command.py."""
 MAKE_NAMES = {"search": "run", "help": "variables"}
-"""The targets of make that are called otherwise than the command."""
+"""The command of each make target that has another name."""
 LEAVE_FILES = ("run", "resume", "baseline", "train", "confirm", "attribute", "report", "model")
-"""What these print can be read in the study's folder as well, or in the model's."""
+"""Commands that write what they print into the study's or the model's folder as well."""
 INTERRUPTED = 130
 
 
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = _run(words)
         stdout.flush()
         if code == 0 and stdout.error is not None and not _leaves_files(words):
-            # What was asked for was the output. A reader that has had enough knows.
+            # The output was the result. A closed pipe is not an error to print.
             if not isinstance(stdout.error, BrokenPipeError):
                 print(f"error: the output was not written: {stdout.error.strerror}", file=sys.stderr)
             return 1
@@ -95,7 +95,7 @@ def _run(words: Sequence[str]) -> int:
     except MachineError as error:
         return _refused(str(error), terminal, code=1)
     except SystemExit as ended:
-        # Why has been printed: by argparse, by a preflight that failed.
+        # The reason has been printed, by argparse or by a failed preflight.
         return int(ended.code or 0)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -106,7 +106,7 @@ def _run(words: Sequence[str]) -> int:
         from results.study.paths import shown
 
         if isinstance(error, PermissionError) and isinstance(error.filename, str):
-            # Any look into a folder may raise it. Without a file's name it is not about a file.
+            # Any access to a folder may raise it; without a file name it is about something else.
             where = shown(Path(error.filename))
             return _refused(f"{where}: permission denied. Give the user {os.geteuid()} the right to it.", terminal)
         if not is_storage_error(error):
@@ -133,7 +133,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _check_command(words: Sequence[str]) -> None:
-    """Raise UserError for a word in the command's place that is none: argparse would list them all."""
+    """Raise UserError for an unknown command, with the nearest one: argparse would list them all."""
     word = next((word for word in words if not word.startswith("-")), None)
     if word is not None and word not in COMMANDS:
         near = did_you_mean(word, (*COMMANDS, *MAKE_NAMES))

@@ -1,7 +1,7 @@
-"""Options: every variable a person sets, in the environment or as NAME=value, parsed and checked once, before all else.
+"""Options: the user's variables, from the environment or as NAME=value, parsed and checked once, before all else.
 
-A new variable is one field: its type says the bounds, its description what `make help` and the README print. The
-hyperparameters are TrialConfig's.
+A new variable is one field: its type has the bounds, its description is printed by `make help` and the README.
+Hyperparameters are TrialConfig's fields.
 """
 
 import importlib.util
@@ -60,12 +60,12 @@ def _tokens(value: Any) -> Any:
     if match is None:
         raise ValueError("is not a number of tokens such as 400000, 400k or 8M")
     scale = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}[match[2].lower()]
-    # A float that is infinite is too large a number as well.
+    # Capped, because an infinite float cannot be rounded; the bound refuses both.
     return round(min(float(match[1].replace("_", "")) * scale, 10 * MAX_COUNT))
 
 
 class MoreTrials(int):
-    """TRIALS=+2: so many more than the study has."""
+    """TRIALS=+2: two more than the study has."""
 
 
 def _trials(value: Any) -> Any:
@@ -115,7 +115,7 @@ def _storage(value: str) -> str:
     if "://" not in value:
         return str(expanded(value, "STORAGE"))
     if value.startswith(("gs://", "gcs://")) and "retry_limit_seconds" not in value:
-        # Left alone, a bucket that does not answer is asked for a quarter of an hour.
+        # By default a bucket that does not answer is retried for a quarter of an hour.
         value += ("&" if "?" in value else "?") + f"retry_limit_seconds={GCS_PATIENCE_S}"
     files_at(value)
     return value
@@ -164,7 +164,7 @@ def _wandb(value: str) -> str:
 
 
 def _printable(text: object) -> str:
-    # pydantic cannot pass on the message of an error that holds bytes which are no UTF-8.
+    # pydantic fails on an error message that is not UTF-8.
     return " ".join(str(text).encode("utf-8", "backslashreplace").decode().split())
 
 
@@ -179,7 +179,7 @@ def _model_type(value: str) -> str:
     return value
 
 
-# pydantic's own str and Path refuse what is not UTF-8, which a path may be.
+# Not pydantic's own str and Path, which refuse what is not UTF-8: a path may be such.
 Text = InstanceOf[str]
 AbsolutePath = Annotated[
     InstanceOf[Path], BeforeValidator(lambda value, info: expanded(str(value), _env_name(info.field_name)))
@@ -193,14 +193,14 @@ Documented = Annotated[Text, BeforeValidator(_documented)]
 
 
 class Options(BaseModel):
-    """What a person has set; None is not set. The environment's name of a field is its own in capitals."""
+    """The variables that are set; None for one that is not. A variable's name is its field's in capitals."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=False)
 
     hyperparameters: Mapping[str, bool | int | float | str] = Field(default={}, exclude=True)
     """Those that are set, by field name."""
     texts: Mapping[str, str] = Field(default={}, exclude=True)
-    """All that is set, as it was written, by variable name: to show it, and to hand it on to another process."""
+    """Every set variable as it was written, by name: to print it, and to pass it to another process."""
 
     space: Text | None = Field(None, description="space file: a name in spaces/ or a path (default plateau)")
     study: Text | None = Field(
@@ -360,11 +360,11 @@ class Options(BaseModel):
 
     @property
     def is_outside_cluster(self) -> bool:
-        """Whether ADDRESS names a cluster that this machine is no part of."""
+        """Whether ADDRESS names a cluster that this machine does not belong to."""
         return (self.address or "").startswith(OUTSIDE)
 
     def trials_after(self, planned: int) -> int | None:
-        """Return TRIALS for a study that has `planned` of them; None where no number is set."""
+        """Return TRIALS for a study with `planned` trials; None if no number is set."""
         if isinstance(self.trials, str):
             return None
         return self.trials + planned if isinstance(self.trials, MoreTrials) else self.trials
@@ -390,10 +390,9 @@ KNOWN = (*FIELDS, *ENV_NAMES)
 
 
 def read_options(assignments: Sequence[str]) -> Options:
-    """Return what is set by NAME=value words, else by the environment; what is empty counts as not set.
+    """Return the options from NAME=value words, else from the environment; an empty value counts as not set.
 
-    Raises UserError for an unknown name among the words or on make's command line, with the nearest known one, and
-    for a value that is not what its variable takes.
+    Raises UserError for an unknown name among the words or on make's command line, and for a wrong value.
     """
     texts = {name: text for name in KNOWN if (text := os.environ.get(name, "").strip())}
     for word in assignments:
@@ -405,13 +404,13 @@ def read_options(assignments: Sequence[str]) -> Options:
     for name in make_names(os.environ):
         _check_name(name)
     for name in FOLDERS:
-        # The two that processes of ours take over from the environment: Ray's workers, and what they start.
+        # Ray's workers and their children read these two from the environment.
         os.environ[name] = texts.get(name, "")
     return parse_options({name: text for name, text in texts.items() if text})
 
 
 def overlooked() -> list[str]:
-    """Return a line for each name in the environment that was probably meant for a variable and is none."""
+    """Return a line for each name in the environment that is probably a misspelt variable."""
     return [
         f"{name} is set in the environment and is not a variable of this program. Did you mean {meant}?"
         for name, meant in nearly(os.environ, KNOWN).items()
@@ -419,14 +418,14 @@ def overlooked() -> list[str]:
 
 
 def typed_folders(assignments: Sequence[str]) -> str:
-    """Return the folders that were named on the command line, as a later command has to name them again."""
+    """Return the folders named on the command line, as a later command must repeat them."""
     names = {word.partition("=")[0] for word in assignments}.union(typed_names(os.environ))
     typed = {name: os.environ.get(name) for name in (*FOLDERS, VENV) if name in names}
     return "".join(f" {name}={shlex.quote(folder)}" for name, folder in typed.items() if folder)
 
 
 def with_origin(message: str) -> str:
-    """Return a message, and where an export set a variable that it names, that and the line that unsets them all."""
+    """Return the message; if it names variables that `make export` set, with the command that unsets them."""
     study = os.environ.get("EXPORTED_FROM", "")
     if not study:
         return message
@@ -440,7 +439,7 @@ def with_origin(message: str) -> str:
 
 
 def parse_options(texts: Mapping[str, str]) -> Options:
-    """Return the options that these texts say, by variable name. Raises UserError for the first that is wrong."""
+    """Return the options from texts by variable name. Raises UserError for the first that is wrong."""
     hyperparameters = {
         field: parse_hyperparameter(field, texts[name]) for name, field in ENV_NAMES.items() if name in texts
     }
@@ -467,7 +466,7 @@ def _refusal(error: ErrorDetails, texts: Mapping[str, str]) -> UserError:
     if cause is None:
         [(law, bound)] = details.items()
         cause = f"must be {BOUND_WORDS[law]} {'10^15' if bound == MAX_COUNT else bound}"
-    # A remedy of its own says more than what the variable is.
+    # A cause with a remedy of its own needs no description of the variable.
     remedy = "" if ". " in str(cause) else f". {name}: {describe_variable(name)}."
     return UserError(f"{name}={text!r} {cause}{remedy}")
 
@@ -478,7 +477,7 @@ def _check_name(name: str) -> None:
 
 
 def check_lora(given: Mapping[str, object], *, uses_lora: bool) -> None:
-    """Raise UserError for a setting of LoRA where no adapters are trained, unless USE_LORA=False says so as well."""
+    """Raise UserError for a LoRA setting without adapters to train, unless USE_LORA=False is set too."""
     unread = [name for name in given if name.startswith("lora_")]
     if unread and not uses_lora and "use_lora" not in given:
         names = ", ".join(str(HYPERPARAMETERS[name].metadata["env"]) for name in unread)
@@ -491,7 +490,7 @@ def check_lora(given: Mapping[str, object], *, uses_lora: bool) -> None:
 def with_default_warmup(
     given: Mapping[str, bool | int | float | str], base: TrialConfig
 ) -> dict[str, bool | int | float | str]:
-    """Return `given` plus `before`'s share of warm-up where a schedule that warms up is asked for and no length is."""
+    """Return `given`, with `before`'s share of warm-up if the schedule warms up and no length is set."""
     schedule = given.get("lr_schedule", base.lr_schedule)
     if schedule not in SCHEDULES_WITH_WARMUP or "warmup_steps" in given or base.has_warmup:
         return dict(given)
@@ -500,7 +499,7 @@ def with_default_warmup(
 
 
 def describe_variable(name: str) -> str:
-    """Return what a variable besides the hyperparameters means, with its default."""
+    """Return a variable's meaning and default; not for hyperparameters."""
     default, words = FIELDS[name].default, str(FIELDS[name].description)
     if default is None or isinstance(default, bool) or "(default" in words:
         return words

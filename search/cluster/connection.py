@@ -1,4 +1,4 @@
-"""ADDRESS: an existing Ray cluster, joined and looked over before anything is trained. It starts and stops none."""
+"""ADDRESS: joins an existing Ray cluster and checks its nodes before anything is trained."""
 
 import os
 import signal
@@ -27,9 +27,9 @@ NODE_CACHE = "~/.cache/gpt2-search"
 CONNECT_TIMEOUT_S = 5.0
 HEALTH_TIMEOUT_S = 20.0
 NODE_TIMEOUT_S = 180.0
-"""For a node's first worker: it unpacks the packages and imports torch."""
+"""A node's first worker unpacks the packages and imports torch."""
 SPIN_COUNT = "GOMP_SPINCOUNT"
-"""How long threads spin, as search/__main__.py or the user has set it: the nodes of a cluster get it too."""
+"""How long OpenMP threads spin, see search/__main__.py; cluster nodes get the same value."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,17 +41,17 @@ class Node:
     cpus: int
     gpus: int
     is_ours: bool = False
-    """Whether Ray is started on it for the study alone."""
+    """Whether Ray is started on it just for the study."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """What a cluster has to run trials on."""
+    """A cluster's nodes that can run trials."""
 
     address: str
     nodes: tuple[Node, ...]
     device_info: "DeviceInfo"
-    """Of its workers; the driver's machine may have another."""
+    """The workers' device; the driver's machine may have another."""
 
     @property
     def words(self) -> str:
@@ -65,10 +65,9 @@ class Cluster:
 
 
 def join(address: str, storage: str | None, *, device: str | None = None) -> Cluster:
-    """Connect to the cluster and return what it has; device is what DEVICE asks of its workers.
+    """Connect to the cluster and return its nodes; device: DEVICE, for its workers.
 
-    Raises UserError when it does not answer, a node cannot run trials, or its nodes do not share a place for
-    checkpoints.
+    Raises UserError when it does not answer, a node cannot run trials, or the nodes do not share STORAGE.
     """
     _check_answers(address)
     connect(address)
@@ -114,7 +113,7 @@ def connect(address: str) -> None:
             runtime_env={
                 "py_modules": [str(ROOT / package) for package in PACKAGES],
                 "excludes": list(NOT_SENT),
-                # Ray hides GPUs from whoever asks for none, and looking them over should not wait for a free one.
+                # Ray hides GPUs from tasks that ask for none, and the check of a node should not wait for a free GPU.
                 "env_vars": {
                     "CACHE_DIR": NODE_CACHE,
                     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -123,10 +122,10 @@ def connect(address: str) -> None:
             },
         )
     except Exception as error:
-        # Whatever Ray or gRPC raise here, the cluster was not joined.
+        # Ray and gRPC raise many kinds, all of which mean that the cluster was not joined.
         raise UserError(f"ADDRESS={address} cannot be joined: {reason(error)}. {_REMEDY}") from None
     finally:
-        # Ray takes it for itself; what comes before the trials ends as it would without a cluster.
+        # Ray replaces the handler; until the trials start SIGTERM should end this process as usual.
         signal.signal(signal.SIGTERM, sigterm)
 
 
@@ -137,7 +136,7 @@ _REMEDY = (
 
 
 def check_port(address: str, host_and_port: str) -> None:
-    """Raise UserError when nothing listens there: Ray itself would try for minutes."""
+    """Raise UserError when nothing listens there: Ray would retry for minutes."""
     host, _, port = host_and_port.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
@@ -149,7 +148,7 @@ def check_port(address: str, host_and_port: str) -> None:
 
 
 def _check_answers(address: str) -> None:
-    # Ray waits minutes for whatever listens at a port to become a Ray cluster, and cannot be told not to.
+    # ray.init() has no timeout: it waits minutes for any listener to answer as a Ray cluster.
     if address != "auto":
         check_port(address, address)
     command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
@@ -182,7 +181,7 @@ def _name(node: dict[str, Any]) -> str:
 
 
 def _look_over(nodes: Sequence[dict[str, Any]], storage: str | None, device: str | None) -> "list[DeviceInfo | str]":
-    """Return each node's device, or why it has not the one that is asked for.
+    """Return each node's device, or why it lacks the requested one.
 
     Raises UserError naming the node that cannot run our code or does not see the storage.
     """
@@ -225,14 +224,14 @@ def _look_over(nodes: Sequence[dict[str, Any]], storage: str | None, device: str
 def node_facts(
     storage: str | None, probe: str | None, device: str | None, has_gpu: bool
 ) -> "tuple[str | None, DeviceInfo | str]":
-    """Return what this node reads of the probe, and its device or why it has not the one that is asked for."""
+    """Return what this node reads of the probe, and its device or why it lacks the requested one."""
     from trainable.device.device import device_info, pick_device
 
     seen = read_probe(storage, probe) if storage is not None and probe is not None else None
     if device is not None and device.partition(":")[0] == "cuda" and not has_gpu:
         return seen, f"DEVICE={device}: Ray was started there without GPUs."
     try:
-        # A GPU that Ray was not given is not ours.
+        # Do not use a GPU that Ray was not started with.
         return seen, device_info(pick_device(device or (None if has_gpu else "cpu")))
     except UserError as error:
         return seen, str(error)

@@ -1,4 +1,4 @@
-"""Ray callbacks of a study on a cluster or with a storage: lost nodes are told and forgiven, tables are mirrored."""
+"""Ray callbacks for a cluster and for STORAGE: report lost nodes, retry their trials, copy the tables."""
 
 import time
 from dataclasses import dataclass, field
@@ -20,14 +20,14 @@ NODE_DEATH_WORDS = "its node has died"
 
 @dataclass(eq=False)
 class MirrorTables(Callback):  # type: ignore[misc]
-    """Has the tables copied to the storage now and then, and right after a checkpoint."""
+    """Copies the tables to the storage at intervals, and right after a checkpoint."""
 
     mirror: TableMirror
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        """Copy at once what led to a checkpoint: without it another machine could not go on from there."""
+        """Copy at once after a checkpoint: another machine needs both to continue."""
         if result["saved"]:
             self.mirror.copy_if_due(at_once=True)
 
@@ -38,14 +38,14 @@ class MirrorTables(Callback):  # type: ignore[misc]
 
 @dataclass(eq=False)
 class NodeWatch(Callback):  # type: ignore[misc]
-    """Says once which node was lost; a trial that lost its node has not failed by itself and is not counted so."""
+    """Reports lost and new nodes; a trial that lost its node gets another try."""
 
     view: StudyView
     _alive: dict[str, str] = field(default_factory=dict)
     _looked_at: float = float("-inf")
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Look now and then which nodes are there."""
+        """Compare the nodes with those of the last look."""
         if time.monotonic() - self._looked_at < NODES_INTERVAL_S:
             return
         self._looked_at = time.monotonic()
@@ -60,7 +60,7 @@ class NodeWatch(Callback):  # type: ignore[misc]
         self._alive = alive
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Allow one failure more where the node was at fault."""
+        """Allow one failure more if the node was at fault."""
         if is_lost_with_its_node(trial):
             trial.max_failures += 1
 
@@ -72,7 +72,7 @@ def is_lost_with_its_node(trial: Trial) -> bool:
         return False
     with Path(path).open("rb") as file:
         error = cloudpickle.load(file)
-    # Of a worker that dies alone its node tells; when both go, Ray finds the worker out of reach first.
+    # The node reports a worker that dies alone. When the node dies, Ray first finds the worker unavailable.
     return isinstance(error, ActorUnavailableError) or (
         isinstance(error, RayActorError) and (error.preempted or NODE_DEATH_WORDS in str(error))
     )

@@ -1,6 +1,6 @@
-"""One driver at a time writes a study into a storage: a mark beside its tables, renewed while the driver lives.
+"""One driver at a time writes a study into a storage: it renews a mark beside the tables while it lives.
 
-Ages are told by the storage's own clock. It is no lock: two that begin in the same second may both find it free.
+Ages are by the storage's clock. The mark is not a lock: two drivers that begin within seconds may both find it free.
 """
 
 import json
@@ -18,13 +18,13 @@ from trainable.data.remote_files import below, blocks_of, files_at, reason, writ
 from trainable.errors import UserError
 
 ALIVE_S = 120
-"""A mark that was not renewed for so long is of a driver that is lost."""
+"""A driver that has not renewed its mark for this long is lost."""
 
 
 def claim_name(study: Study, storage: str) -> None:
-    """Put a new study's document into the storage, which takes its name there too.
+    """Put a new study's document into the storage, so that its name is taken there too.
 
-    Raises StudyExistsError where something has the name already, and UserError where nothing can be written.
+    Raises StudyExistsError when the name is taken, and UserError when the storage cannot be written.
     """
     files, root = files_at(below(storage, study.name))
     try:
@@ -32,7 +32,7 @@ def claim_name(study: Study, storage: str) -> None:
             if Path(root).resolve() == study.path.resolve():
                 return  # STORAGE is the folder of the studies
             Path(root).parent.mkdir(parents=True, exist_ok=True)
-            # Of two that begin at once, one makes the folder. An object store has nothing like it.
+            # Atomic: of two at the same time only one makes the folder. An object store has nothing like it.
             Path(root).mkdir()
         elif files.get_file_info(root).type != fs.FileType.NotFound:
             raise FileExistsError
@@ -44,7 +44,7 @@ def claim_name(study: Study, storage: str) -> None:
 
 
 def release_name(study: Study, storage: str) -> None:
-    """Delete what claim_name() has put into the storage, for a study that nothing was run in."""
+    """Undo claim_name(), for a study in which nothing was run."""
     files, root = files_at(below(storage, study.name))
     with suppress(OSError):
         files.delete_dir(root)

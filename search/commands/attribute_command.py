@@ -1,4 +1,4 @@
-"""`make attribute`: which of the changed settings did it? Every combination of them, really run."""
+"""`make attribute`: finds which of the changed settings made the difference, by running every combination."""
 
 from dataclasses import asdict, replace
 
@@ -40,7 +40,7 @@ EVALUATION = {"block_size": DOCUMENTED.block_size, "tokens": 4096}
 def attribute_command(options: Options, terminal: Terminal) -> int:
     """Attribute the difference between FROM and TO, or STUDY's baseline and winner; return the exit code.
 
-    A study's attribution runs into the study that it explains; one of FROM and TO into a study of its own.
+    The runs go into STUDY, or for FROM and TO into a study of their own.
     """
     named = options.from_ is not None or options.to is not None
     source = None if named else open_or_fetch_study(options)
@@ -57,7 +57,7 @@ def attribute_command(options: Options, terminal: Terminal) -> int:
 
 
 def _budget(source: Study | None, options: Options) -> Budget:
-    """Return what every run gets: what the study's trials got, or what the variables say."""
+    """Return the budget of a run: the variables', or else that of the study's trials."""
     if options.budget_tokens is not None:
         return Budget(tokens=options.budget_tokens)
     budget = Budget(tokens=DEFAULT_BUDGET_TOKENS) if source is None else budget_of(source.document())
@@ -80,7 +80,7 @@ def _plan(question: Question, source: Study | None, budget: Budget, options: Opt
         check_fit(plan.loaded, configs)
         if budget == plan.budget:
             return plan
-        # These runs alone are longer or shorter: the study's document stays as its trials were run.
+        # Only these runs are longer or shorter; study.json keeps the budget of its trials.
         return replace(plan, baseline=question.before, budget=budget, milestones_tokens=milestones_tokens)
     name = f"attribute-{question.before_name}-{question.after_name}-{budget.tokens}"
     existing = next((study for study in list_studies() if study.name == name), None)
@@ -101,10 +101,10 @@ def _plan(question: Question, source: Study | None, budget: Budget, options: Opt
 
 
 def _run(question: Question, plan: Plan, seeds: int, terminal: Terminal) -> int:
-    """Run what is missing, and say what the losses tell once nothing is; return the exit code."""
+    """Run what is missing, and print the attribution once nothing is; return the exit code."""
     study, ledger = plan.study, Ledger.load(plan.study)
     trials = ledger.trials()
-    # Without a search there is no seed that a winner was chosen on.
+    # A study's seed picked its winner and is not used again; without a search it is as good as any.
     above = plan.document["seed"] - (plan.kind == "attribute")
     runs = question.runs(question.seeds(trials, seeds, above=above))
     left = runs_left(list(runs.values()), trials)

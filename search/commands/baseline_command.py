@@ -1,4 +1,4 @@
-"""`make baseline`: the documented configuration alone, through the engine of a search; documented against measured."""
+"""`make baseline`: runs the documented configuration alone, and prints documented against measured numbers."""
 
 from dataclasses import asdict
 from typing import Any
@@ -34,7 +34,7 @@ DOCUMENTED_LOSSES = {
 
 
 def baseline_command(options: Options, terminal: Terminal) -> int:
-    """Run the baseline, beside it COMPARE, and print what was documented against what was measured."""
+    """Run the baseline, and COMPARE beside it; return the exit code."""
     with Preparing(terminal.console) as progress:
         plan = make_plan(options, kind="baseline", progress=progress)
     with checked(plan, terminal) as plan:

@@ -1,4 +1,4 @@
-"""`make compare STUDY=a,b`: studies side by side; they are ranked only where their losses measure the same thing."""
+"""`make compare STUDY=a,b`: prints studies side by side, ranked only if their losses are comparable."""
 
 from typing import Any
 
@@ -53,7 +53,7 @@ def compare_command(options: Options, terminal: Terminal) -> int:
 
 
 def protocol_differences(entries: list[dict[str, Any]]) -> list[str]:
-    """Return a line for everything that keeps the studies' losses from being compared; none when nothing does."""
+    """Return a line for each difference that makes the studies' losses incomparable."""
     lines = []
     for key in ("corpus fingerprint", "evaluation block_size", "evaluation tokens", "budget"):
         values = {entry["study"]: entry["protocol"][key] for entry in entries}
@@ -86,7 +86,7 @@ def _entry(study: Study) -> dict[str, Any]:
 
 def _budget(document: dict[str, Any]) -> str:
     budget, device = budget_of(document), document["device"]
-    # The same time is another training on another device, or with others beside it.
+    # The same time means other training on another device or with more slots.
     return budget_words(budget) + (
         "" if budget.device_s is None else f", {device['slots']} at a time on {device['name']}"
     )

@@ -1,4 +1,4 @@
-"""`make confirm`: the best trials and the baseline again on fresh seeds, and what that proves."""
+"""`make confirm`: runs the best trials and the baseline again on fresh seeds, and prints what that proves."""
 
 from typing import Any
 
@@ -58,7 +58,7 @@ def confirm_command(options: Options, terminal: Terminal) -> int:
 
 
 def confirm_study(study: Study, options: Options, terminal: Terminal) -> int:
-    """Make another attempt at a proof, or take up the one that was begun; return the exit code."""
+    """Make a new attempt at a proof, or continue the interrupted one; return the exit code."""
     with hold(study):
         attempts = load_attempts(study)
         attempt = _next_attempt(study, attempts, options, terminal)
@@ -77,7 +77,7 @@ def confirm_study(study: Study, options: Options, terminal: Terminal) -> int:
 
 
 def _next_attempt(study: Study, attempts: tuple[Attempt, ...], options: Options, terminal: Terminal) -> Attempt | None:
-    """Return the attempt to run, None when the best are proven and nobody asked for more seeds."""
+    """Return the attempt to run; None when the best are proven and SEEDS does not ask for more."""
     if attempts and not attempts[-1].verdicts:
         known = attempts[-1]
         terminal.say(
@@ -107,7 +107,7 @@ def _run(
     with Preparing(terminal.console) as progress:
         plan = reopen(study, options, progress)
     ledger = Ledger.load(study)
-    # Before the first run: an attempt that is cut off is taken up, and its seeds are never used again.
+    # Before the first run, so that an interrupted attempt is continued and its seeds are never used for another.
     write_attempts(study, (*earlier, attempt))
     left = runs_left(planned_runs(attempt, ledger.trials()), ledger.trials())
     candidates = list_words([f"trial {trial_id}" for trial_id in attempt.candidates])
@@ -120,7 +120,7 @@ def _run(
 
 
 def say_attempt(study: Study, attempt: Attempt, terminal: Terminal) -> None:
-    """Print the losses of an attempt's runs, and what they prove of each candidate."""
+    """Print the losses of an attempt's runs, and its verdict on each candidate."""
     trials = study.trials()
     rows = {row["trial_id"]: row for row in trials}
     if not attempt.verdicts:
@@ -139,7 +139,7 @@ def say_attempt(study: Study, attempt: Attempt, terminal: Terminal) -> None:
 
 
 def _loss_table(attempt: Attempt, trials: list[dict[str, Any]]) -> Table:
-    """Return the val_loss of every run, a row a seed: many seeds are long and not wide."""
+    """Return the val_loss of every run, a row per seed, because there may be many seeds."""
     names = [
         "baseline" if one == attempt.baseline else f"trial {one}" for one in (attempt.baseline, *attempt.candidates)
     ]

@@ -1,4 +1,4 @@
-"""`make diagnose`: what is wrong with a study, a trial, a checkpoint, a folder of them, or somebody's training log."""
+"""`make diagnose`: finds what is wrong with a study, a trial, a checkpoint, a folder of them, or a training log."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -41,7 +41,7 @@ def diagnose_command(options: Options, terminal: Terminal) -> int:
 
 
 def _report(target: str, options: Options, progress: Preparing) -> tuple[Report, Path]:
-    """Return the report, and where its picture goes: beside a study's tables, or into the folder of pictures."""
+    """Return the report and the path of its picture: in the study, or in the folder of pictures."""
     study, trial_id = _study_and_trial(target)
     if study is not None:
         if trial_id is None:

@@ -1,4 +1,4 @@
-"""`make list`: the studies on disk, newest first."""
+"""`make list`: lists the studies on disk, the newest first."""
 
 from typing import Any
 

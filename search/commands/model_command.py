@@ -1,4 +1,4 @@
-"""`make model`: a study's best model as a folder that other programs load."""
+"""`make model`: writes a study's best model as a folder that other programs load."""
 
 import shlex
 from pathlib import Path
@@ -70,7 +70,7 @@ def _winner(study: Study) -> dict[str, Any]:
 def _checkpoint(
     study: Study, storage: str | None, trial: dict[str, Any], folder: Path, progress: Preparing
 ) -> "Checkpoint":
-    """Return the checkpoint of the trial's model. Raises UserError, saying what trains it again."""
+    """Return the checkpoint of the trial's model. Raises UserError with the command that trains it again."""
     progress("reading the checkpoint", 0.0)
     try:
         return model_checkpoint(study, storage, trial)

@@ -1,4 +1,4 @@
-"""`make preflight`: the checks that come before every search and train, on their own."""
+"""`make preflight`: runs the checks that precede every search and train, and prints them all."""
 
 from dataclasses import asdict
 

@@ -1,4 +1,4 @@
-"""`make resume`: goes on with a study from its own files: what has ended stays, what was cut off goes on."""
+"""`make resume`: continues a study from its own files, with more trials or a larger budget if asked."""
 
 from dataclasses import replace
 from typing import Any
@@ -76,7 +76,7 @@ def _check_same(study: Study, document: dict[str, Any], settings: Settings, opti
 
 
 def _asks_for_more(study: Study, document: dict[str, Any], options: Options) -> bool:
-    """Return whether a larger budget is asked for. Raises UserError for a smaller one, or one of the other kind."""
+    """Return whether the variables ask for a larger budget. Raises UserError for a smaller one or another kind."""
     budget = budget_of(document)
     asked: dict[str, float | None] = {"BUDGET_TOKENS": options.budget_tokens, "BUDGET_TIME": options.budget_time}
     ours, theirs = ("BUDGET_TIME", "BUDGET_TOKENS") if budget.device_s is not None else ("BUDGET_TOKENS", "BUDGET_TIME")
@@ -105,7 +105,7 @@ def _resume(
     options: Options,
     terminal: Terminal,
 ) -> tuple[int, Loaded | None]:
-    """Return the exit code, and the study's inputs where there was something to run on them."""
+    """Run what is left; return the exit code, and the study's inputs if they were loaded."""
     ledger = Ledger.load(study)
     terminal.say(*ledger.take_notes())
     rows = ranked_trials(ledger.trials())
@@ -141,7 +141,7 @@ def _words(study: Study, rows: list[dict[str, Any]], planned: int, space: Search
 def _at_larger_budget(
     study: Study, document: dict[str, Any], settings: Settings, options: Options, terminal: Terminal
 ) -> int:
-    """Run the study's space at another budget: a new study that learns from this one, for their losses do not mix."""
+    """Run the space with a larger budget, as a new study that learns from this one: their losses do not compare."""
     file = document["space"]
     if settings.device_s is not None:
         text, words = duration_text(settings.device_s), f"with {duration_words(settings.device_s)} a trial"

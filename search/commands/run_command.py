@@ -1,4 +1,4 @@
-"""`make search`: runs a planned study to its end, or to Ctrl-C, and sums it up. `make baseline` runs it too."""
+"""`make search`: plans and runs a search and sums it up; and what `make baseline` and `make resume` share with it."""
 
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -33,20 +33,20 @@ def run_command(options: Options, terminal: Terminal) -> int:
 
 
 def run_new(plan: Plan, terminal: Terminal) -> int:
-    """Check, run, confirm where that was asked for, and sum up a new search; return the exit code."""
+    """Check, run, confirm with CONFIRM=1, and sum up a new search; return the exit code."""
     with checked(plan, terminal) as plan:
         code = run_own_trials(plan, Ledger(plan.study), terminal, header_lines(plan))
     return conclude(plan.study, code, plan.options, terminal, loaded=plan.loaded)
 
 
 def conclude(study: Study, code: int, options: Options, terminal: Terminal, *, loaded: Loaded | None = None) -> int:
-    """Confirm the study's best where that was asked for or had begun, and sum it up; return the exit code.
+    """Confirm the study's best with CONFIRM=1 or where that had begun, and sum up; return the exit code.
 
-    loaded: the study's inputs, where they are at hand.
+    loaded: the study's inputs, if they are loaded.
     """
     attempts = load_attempts(study)
     begun = bool(attempts) and not attempts[-1].verdicts
-    # Who asked for more trials waits for those; the attempt that was cut off is the next step that is printed.
+    # With TRIALS the user waits for more trials; the interrupted confirmation is then a printed next step.
     if code == 0 and (options.confirm or (begun and options.trials is None)):
         code = confirm_study(study, options, terminal)
     finish_study(study, code, options, terminal, loaded=loaded)
@@ -55,9 +55,9 @@ def conclude(study: Study, code: int, options: Options, terminal: Terminal, *, l
 
 
 def run_own_trials(plan: Plan, ledger: Ledger, terminal: Terminal, lines: list[str]) -> int:
-    """Run what is left of the trials that the study, which is held, was made for.
+    """Run what is left of a search's or a baseline's trials; the study must be held.
 
-    Return the exit code: 0, 130 or 143 when interrupted, 1 when every trial failed.
+    Return the exit code: 0, that of an interruption, or 1 when every trial failed.
     """
     space = plan.space
     assert space is not None
@@ -88,7 +88,7 @@ def _search_left(plan: Plan, space: SearchSpace, ledger: Ledger) -> "Workload":
 
 
 def header_lines(plan: Plan) -> list[str]:
-    """Return what a person should know before the first trial ends."""
+    """Return the lines printed before the first trial."""
     space, loaded, slots = plan.space, plan.loaded, plan.slots
     assert space is not None
     facts = loaded.corpus_facts

@@ -1,4 +1,4 @@
-"""`make spaces`: lists the space files and checks each; one that is broken is named with its error."""
+"""`make spaces`: lists the space files and checks each."""
 
 from typing import Any
 

@@ -44,11 +44,11 @@ EXIT_CODES: dict[TrialStatus, int] = {"completed": 0, "unstable": 1, "interrupte
 
 
 def train_command(options: Options, terminal: Terminal) -> int:
-    """Train one configuration, or the winner of STUDY where that is a study; return the exit code."""
+    """Train one configuration, or the winner of STUDY; return the exit code."""
     options = with_winner_of(options)
     with Preparing(terminal.console) as progress:
         plan = make_train_plan(options, progress)
-        # On the CPU: whether all fits together shows there too, and preflight needs the device's memory.
+        # Built on the CPU to check that all fits together, because preflight needs the device's memory.
         begun = _begin(plan, replace(plan.loaded.spec, compile_mode="off", device="cpu"))
         if options.save_model is not None and begun.adapter_base is not None and not options.merge:
             from trainable.model.save_folder import adapters_base_name
@@ -76,7 +76,7 @@ def train_command(options: Options, terminal: Terminal) -> int:
     saved = _save_model(plan, last, checkpoints, study, status, terminal)
     del last
     if status == "completed":
-        # What a resumed run starts from are its checkpoint's weights, which the study's inputs are to be read with.
+        # A resumed run's start has the checkpoint's weights, with which the inputs must be loaded again.
         sample_study(study, options, terminal, plan.loaded if plan.checkpoint is None else None)
     row = study.trials()[0]
     loss = trial_loss_words(row) if status == "unstable" else f"end {loss_words(row['val_loss'])}"
@@ -147,7 +147,7 @@ def _save_model(
     status: TrialStatus,
     terminal: Terminal,
 ) -> SavedModel | None:
-    """Write the model of the lowest validation loss to SAVE_MODEL; last: the run's, and what its adapters are on."""
+    """Write the model of the lowest validation loss to SAVE_MODEL; last: the final model and its adapters' base."""
     options = plan.options
     if options.save_model is None:
         return None
@@ -191,7 +191,7 @@ def _train(
     terminal: Terminal,
     interrupts: Interrupts,
 ) -> TrialStatus:
-    """Train to the end, to a verdict or to a signal, and keep the study's tables; return how it ended."""
+    """Train to the end, an unstable loss or a signal, and write the study's tables; return how it ended."""
     from trainable.loop import train
 
     ledger, log = Ledger(study), TrainLog(plan.config.training_steps, say=terminal.say)
@@ -217,7 +217,7 @@ def _train(
                     case Verdict():
                         status, verdict = "unstable", row
                         break
-                # After the last step only its evaluation is left, which is shorter than doing the run again.
+                # After the last step only its evaluation is left, which is worth waiting for.
                 if interrupts.code is not None and state.optimizer_steps < last_step:
                     status = "interrupted"
                     break
@@ -246,7 +246,7 @@ def _train(
 
 @contextmanager
 def _memory_told(plan: TrainPlan) -> Iterator[None]:
-    """Raise UserError in the place of an error of memory."""
+    """Turn an out-of-memory error into a UserError."""
     from trainable.device.device_memory import is_out_of_memory
 
     spec, config = plan.loaded.spec, plan.config

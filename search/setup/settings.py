@@ -1,4 +1,4 @@
-"""Settings: what the user's variables change in a space. study.json keeps them, so that a study is planned again from it."""
+"""Settings: what the user's variables change in a space. study.json keeps them, to plan the study again from it."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace

@@ -1,4 +1,4 @@
-"""What to type next: commands that work as they are printed, chosen by what the study holds. It runs none of them."""
+"""Next steps: commands for the user to type as printed, chosen by the state of the study."""
 
 import os
 import shlex
@@ -20,7 +20,7 @@ from trainable.rows import ENDINGS
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 MOST_SEEDS = 50
-"""A confirmation of more seeds costs more than a search, and is not printed as a next step."""
+"""A confirmation with more seeds costs more than a search, and is not suggested."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class Step:
 
 
 def next_steps(study: Study) -> list[Step]:
-    """Return what a person may type next, the most useful first. Raises UserError when a file is damaged."""
+    """Return the next steps, the most useful first. Raises UserError when a file is damaged."""
     document, rows = study.document(), study.trials()
     winner = find_winner(rows, load_attempts(study))
     name, ended = study.name, sum(row["status"] in ENDINGS for row in ranked_trials(rows))
@@ -117,14 +117,14 @@ def say_next(steps: Sequence[Step], terminal: Terminal) -> list[dict[str, str]]:
         terminal.say("", "next:")
     document = [{"command": as_typed(step, terminal), "purpose": step.purpose} for step in steps]
     for one in document:
-        # The command is copied, so nothing breaks it; what it is for has a line of its own.
+        # On a line of its own and unbroken, so that it can be copied.
         terminal.console.print(Text(f"  {one['command']}"), soft_wrap=True)
         print_line(terminal.console, Text(one["purpose"], style="dim"), indent=6)
     return document
 
 
 def as_typed(step: Step, terminal: Terminal) -> str:
-    """Return the step's command as it works in the folder where the last one was typed."""
+    """Return the command as it works in the folder from which the last one was typed."""
     here = Path(os.environ.get("MAKE_CALLED_FROM") or ".").resolve()
     there = "" if here == CHECKOUT else f" -C {shlex.quote(str(CHECKOUT))}"
     return f"make{there}{step.command.removeprefix('make')}{terminal.typed_folders}"

@@ -73,7 +73,7 @@ def say_summary(study: Study, terminal: Terminal) -> None:
 
 
 def count_lines(trials: list[dict[str, Any]], baseline: dict[str, Any] | None) -> list[str]:
-    """Return how many trials ended how, and why of the first that neither completed nor were stopped."""
+    """Return how many trials ended how, and the reasons of the first that broke."""
     counts = ending_counts(trials)
     how = ", ".join(f"{count} {STATUS_LABELS[status]}" for status, count in counts.items() if count)
     broken = [row for row in trials if row["status"] in ENDINGS and row["status"] not in ("completed", "stopped")]
@@ -84,7 +84,7 @@ def count_lines(trials: list[dict[str, Any]], baseline: dict[str, Any] | None) -
 
 
 def verdict_lines(winner: Winner) -> list[str]:
-    """Return the answer: the winner against the baseline, on which evidence, and what stands beside it."""
+    """Return the winner against the baseline, the evidence, and notes."""
     lines = [headline(winner), *filter(None, [way_words(winner)])]
     for name, row in ((winner.trial and winner.name, winner.trial), ("the baseline", winner.baseline)):
         if row is not None and row["status"] == "completed" and not (row is winner.baseline and row is winner.trial):
@@ -96,12 +96,12 @@ def verdict_lines(winner: Winner) -> list[str]:
 
 
 def sample_lines(study: Study) -> list[str]:
-    """Return how the study's models continue the sample prompt, a line each; none where nothing was sampled."""
+    """Return how the study's models continue the sample prompt, a line each; none without samples."""
     document = samples_json(study)
     if document is None:
         return []
     texts = {name: one.get("text") or f"({one['why']})" for name, one in document["samples"].items()}
-    # The best is the baseline where nothing beat it.
+    # Both are the same where nothing beat the baseline.
     if document["samples"]["best"] == document["samples"].get("baseline"):
         del texts["best"]
     return [

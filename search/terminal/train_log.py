@@ -1,4 +1,4 @@
-"""The lines of `make train`, with the speed of the last steps and not of all since the start."""
+"""The lines of `make train`, with the speed of the last steps."""
 
 import time
 from collections import deque
@@ -18,7 +18,7 @@ class TrainLog:
         self._training_steps = training_steps
         self._say = say
         self._started_at = time.monotonic()
-        # One stall lowers a cumulative mean for the rest of the run.
+        # A window, because one stall lowers a mean since the start for the rest of the run.
         self._step_times_s: deque[float] = deque(maxlen=SPEED_WINDOW_STEPS)
 
     def tell(self, row: StepRow | MetricsRow | Finding | Verdict) -> None:

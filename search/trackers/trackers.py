@@ -1,4 +1,4 @@
-"""Mirrors of a study where people already look: TensorBoard, Optuna's storage, MLflow, W&B. Never its truth."""
+"""The trackers that the variables ask for: checks them before a study, and makes their Ray callbacks."""
 
 import importlib
 import os
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 def check_mirrors(options: Options, progress: Callable[[str, float], None], *, new_study: str | None) -> None:
-    """Raise UserError when a tracker that was asked for cannot be written, or knows a `new_study` of that name."""
+    """Raise UserError when a requested tracker cannot be written, or already holds a study named `new_study`."""
     if options.optuna_storage:
         progress("opening OPTUNA_STORAGE", 0.0)
         import optuna
 
         with _usable("OPTUNA_STORAGE"):
             storage = optuna.storages.get_storage(options.optuna_storage)
-            # A database that is read only opens all the same.
+            # Written to, because a read-only database opens as well.
             storage.delete_study(storage.create_new_study([optuna.study.StudyDirection.MINIMIZE]))
         if new_study in optuna.get_all_study_names(storage):
             raise UserError(
@@ -31,7 +31,7 @@ def check_mirrors(options: Options, progress: Callable[[str, float], None], *, n
             )
     if options.mlflow:
         progress(f"asking MLFLOW={redacted(options.mlflow)}", 0.0)
-        # By default a server that is down is asked for minutes, by every call again.
+        # By default every call retries a server that is down for minutes.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         mlflow = importlib.import_module("mlflow")
@@ -46,14 +46,14 @@ def check_mirrors(options: Options, progress: Callable[[str, float], None], *, n
 def _usable(name: str) -> Iterator[None]:
     try:
         yield
-    # Drivers, engines and servers raise what they like.
+    # Each driver and server has exceptions of its own.
     except Exception as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(f"{name} cannot be used: {reason}. Correct it, or unset it.") from None
 
 
 def mirror_callbacks(options: Options, view: StudyView, space: SearchSpace) -> "list[Callback]":
-    """Return the Ray callbacks that keep the mirrors of the view's study; a tracker's own where it has one."""
+    """Return the Ray callbacks that copy the view's study to the requested trackers."""
     if not (options.tensorboard or options.optuna_storage or options.mlflow or options.wandb):
         return []
     from search.trackers.callbacks import OptunaMirror, TensorBoardMirror

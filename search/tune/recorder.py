@@ -23,9 +23,9 @@ from trainable.checkpoint.checkpoint_store import CheckpointStore
 from trainable.rows import MetricsRow, StepRow, TrialStatus, Verdict
 
 WORKER_DIED = ("ActorDiedError", "ActorUnavailableError", "RayActorError", "WorkerCrashedError")
-"""How Ray tells that a process ended; what its code raised is told otherwise, whatever was killed meanwhile."""
+"""Ray's errors for a process that died. An exception in the trial's code is another error."""
 OUT_OF_MEMORY_SIGNS = ("ray.exceptions.OutOfMemoryError", "CUDA out of memory")
-"""Ray's memory monitor, and a device's allocator where it kills the worker."""
+"""From Ray's memory monitor, and from a CUDA allocator that kills the worker."""
 
 
 @dataclass(eq=False)
@@ -41,17 +41,17 @@ class StudyRecorder(Callback):  # type: ignore[misc]
     evaluation_timeout_s: float
     oom_counter_of: Callable[[int | None], OomCounter]
     storage_error: OSError | None = None
-    """Why the study could not be written; the engine leaves when there is one."""
+    """Why the study could not be written; it ends the engine."""
     input_fault: str | None = None
-    """Which input is gone or another; the engine leaves, and no trial counts as failed for it."""
+    """Which input is gone or has changed; it ends the engine, and no trial counts as failed."""
     _oom_kills_before: dict[int, tuple[OomCounter, int]] = field(default_factory=dict)
-    """By trial: where its worker's death would be counted, and the count when it was last heard of."""
+    """By trial: the counter of its worker's cgroup, and its count when the trial was last heard of."""
     _oom_kills_explained: Counter[OomCounter] = field(default_factory=Counter)
     """Each kill explains one death of a worker, not several."""
     _heard_at: dict[int, float] = field(default_factory=dict)
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Enter the trial; one that is started again keeps its row. Its process has yet to look for its checkpoints."""
+        """Enter the trial, or keep its row if it starts again, and drop checkpoints later than its rows."""
         trial_id: int = trial.config["trial_id"]
         self._heard_at[trial_id] = time.monotonic()
         self.view.trial_waits(trial_id, waits=False)
@@ -77,14 +77,14 @@ class StudyRecorder(Callback):  # type: ignore[misc]
                 row = MetricsRow(**result["metrics"])
                 self.ledger.add_metrics(trial_id, row, self.log.rung_of(result["fidelity_tokens"]))
             if result["saved"]:
-                # What led to a checkpoint must be on disk before the next one: else neither could be gone on from.
+                # Rows up to a checkpoint must be on disk before the next one is kept, or no checkpoint matches them.
                 self.ledger.flush()
         for note in (*result["notes"], *self.ledger.take_notes()):
             self.view.say(note if f"trial {trial_id}" in note else f"trial {trial_id}: {note}")
         self.view.refresh()
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Write what the ledger holds back: the next evaluation, with which it would write it, may be hours away."""
+        """Flush the ledger when due: the next evaluation, which flushes too, may be hours away."""
         with self._kept():
             self.ledger.flush_if_due()
         if self.log.early_end is not None:
@@ -101,7 +101,7 @@ class StudyRecorder(Callback):  # type: ignore[misc]
         )
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Close the trial: it says how it ended, or else the scheduler stopped it."""
+        """Close the trial; one that reported no ending was stopped by the scheduler."""
         result = trial.last_result
         status: TrialStatus = "stopped" if result["status"] == "running" else result["status"]
         self._end(trial, status, result)
@@ -122,7 +122,7 @@ class StudyRecorder(Callback):  # type: ignore[misc]
         self._end(trial, status, {**(trial.last_result or {}), "evidence": evidence})
 
     def interrupt(self) -> None:
-        """Note that what runs now was cut off."""
+        """Mark the running trials as interrupted."""
         with self._kept():
             self.ledger.interrupt(datetime.now(UTC))
 
@@ -131,7 +131,7 @@ class StudyRecorder(Callback):  # type: ignore[misc]
         self._oom_kills_before[trial_id] = counter, counter.kills() - self._oom_kills_explained[counter]
 
     def _killed_for_memory(self, trial_id: int, error_text: str) -> bool:
-        """Return whether a kill that no other worker's death explains came since the trial was heard of."""
+        """Return whether the kernel killed a process since the trial was heard of, not counting explained kills."""
         counter, before = self._oom_kills_before[trial_id]
         died = any(sign in error_text for sign in WORKER_DIED)
         killed = died and counter.kills() - self._oom_kills_explained[counter] > before
@@ -144,7 +144,7 @@ class StudyRecorder(Callback):  # type: ignore[misc]
 
     @contextmanager
     def _kept(self) -> Iterator[None]:
-        # Ray would take an error in here for the trial's. The ledger still holds it all, so the study ends in order.
+        # Ray would blame the trial for an error in a callback. The ledger keeps its rows in memory until the end.
         try:
             yield
         except OSError as error:
@@ -152,16 +152,16 @@ class StudyRecorder(Callback):  # type: ignore[misc]
 
     def _end(self, trial: Trial, status: TrialStatus, result: dict[str, Any]) -> None:
         trial_id: int = trial.config["trial_id"]
-        # The log is told here and not by Ray, which does not tell a worker that ran out of memory from a bug.
+        # The log learns it here and not through Ray, for which out of memory and a bug are the same error.
         metrics = result.get("metrics") or {}
         self.log.end(trial_id, status, metrics.get("val_loss"), metrics.get("part_losses", ()))
         if self.log.stopped_at(trial_id) is not None:
             status = "stopped"
         if self.log.ends_early and metrics.get("part_losses"):
-            # Before the row: a resumed search must find them with every trial that has completed.
+            # Before the row, so that every completed trial of a resumed search has them.
             with self._kept():
                 write_part_losses(self.view.study, self.log.trials)
-        # Before the row that brought the verdicts: were that written alone, a study killed here would count as over.
+        # Before the row that brought the verdicts: if only that were written, a killed study would count as finished.
         self.end_late_stops()
         verdict = result.get("verdict")
         with self._kept():
@@ -176,14 +176,14 @@ class StudyRecorder(Callback):  # type: ignore[misc]
             )
             self._end_at_rung(trial_id)
         self.view.trial_ended(trial_id, note=result.get("evidence", ""))
-        # However it ended: of a dozen stopped in a row each would keep two checkpoints until one completes.
+        # After every ending, or a dozen trials stopped in a row would keep two checkpoints each until one completes.
         self.on_ended(trial_id)
 
     def end_late_stops(self) -> None:
-        """End the rows of trials that are over, at the rungs at which they are found to be stopped only now."""
+        """Cut the rows of trials that have ended and are stopped at an earlier rung only now."""
         for trial_id in self.log.take_stops():
             row = self.ledger.trial(trial_id)
-            # One that runs is ended when Ray has stopped it.
+            # A running one is cut when Ray has stopped it.
             if row["status"] not in ("running", "stopped"):
                 with self._kept():
                     self._end_at_rung(trial_id)

@@ -1,4 +1,4 @@
-"""StartWatch: says what is missing when no trial takes a step. It changes nothing."""
+"""StartWatch: prints what the trials wait for when none takes a step."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ PATIENCE_S = 30.0
 
 @dataclass(eq=False)
 class StartWatch(Callback):  # type: ignore[misc]
-    """Tells, after half a minute without a first result, what the trials wait for; again when that changes."""
+    """Prints after half a minute without a first result what the trials wait for, and again when that changes."""
 
     slots: Slots
     logs: Path | None
@@ -48,14 +48,14 @@ class StartWatch(Callback):  # type: ignore[misc]
             return f"no trial has taken a step: {begun} {'loads its' if begun == 1 else 'load their'} model"
         if self.logs is not None and (death := worker_death(self.logs)):
             return f"no trial has begun: a worker died while starting: {death}"
-        # A cluster may have other work; Ray on this machine was given as much as the trials ask for.
+        # Only a cluster may have other work: our own Ray was started with what the trials ask for.
         if self.slots.address is not None and (lack := lacking(self.slots)):
             return f"no trial has begun: {lack}"
         return "no trial has begun: workers are starting"
 
 
 def lacking(slots: Slots) -> str:
-    """Return which resource of one trial the cluster has not free; empty where all are."""
+    """Return which resource of a trial the cluster lacks; empty if none."""
     free, there = ray.available_resources(), ray.cluster_resources()
     for name, needed in (("CPU", slots.threads), ("GPU", slots.gpu_frac)):
         left, all_of_it = free.get(name, 0), there.get(name, 0)
