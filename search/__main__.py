@@ -141,7 +141,7 @@ def _check_command(words: Sequence[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    as_json = argparse.ArgumentParser(add_help=False)
+    as_json = _Parser(add_help=False)
     as_json.add_argument("--json", action="store_true", help="one JSON document on stdout, everything else on stderr")
     parser = _Parser(
         prog="python -m search",
