@@ -34,8 +34,3 @@ class TokenASHA(FIFOScheduler):  # type: ignore[misc]
         rung = self._log.stopped_at(trial_id)
         # A trial that lost its worker may repeat evaluations that its row lacks, up to the rung of the verdict.
         return rung is None or fidelity_tokens < self._log.rung_tokens[rung]
-
-    def debug_string(self) -> str:
-        """Return the rungs in a line."""
-        rungs = zip(self._log.rung_tokens, self._log.recorded, strict=True)
-        return "ASHA on tokens: " + ", ".join(f"{tokens:,}: {len(recorded)}" for tokens, recorded in rungs)
