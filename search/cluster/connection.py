@@ -91,11 +91,12 @@ def join(address: str, storage: str | None, *, device: str | None = None) -> Clu
     if not able:
         raise UserError(f"ADDRESS={address}: no node can run trials. {_name(working[0])}: {found[0]}")
     best = next(info for kind in ("cuda", "mps", "cpu") for _, info in able if info.type == kind)
-    return Cluster(
-        address=address,
-        nodes=tuple(_as_node(node, best.type) for node, info in able if info.type == best.type),
-        device_info=best,
-    )
+    nodes = []
+    for node, info in able:
+        if info.type == best.type:
+            gpus = int(node["Resources"].get("GPU", 0)) if best.type == "cuda" else 0
+            nodes.append(Node(name=_name(node), cpus=int(node["Resources"]["CPU"]), gpus=gpus))
+    return Cluster(address=address, nodes=tuple(nodes), device_info=best)
 
 
 def connect(address: str) -> None:
@@ -168,12 +169,6 @@ def _check_answers(address: str) -> None:
         raise UserError(
             f"ADDRESS={address}: no Ray cluster answers there ({words[-1][:200] if words else 'no reason'}). {_REMEDY}"
         )
-
-
-def _as_node(node: dict[str, Any], device_type: str) -> Node:
-    resources = node["Resources"]
-    gpus = int(resources.get("GPU", 0)) if device_type == "cuda" else 0
-    return Node(name=_name(node), cpus=int(resources.get("CPU", 0)), gpus=gpus)
 
 
 def _name(node: dict[str, Any]) -> str:

@@ -23,7 +23,7 @@ from search.setup.inputs import check_fit
 from search.setup.plan import Plan, largest_of, load_for, planned
 from search.setup.preflight_run import check_preflight, preflight_of
 from search.setup.reopen import reopen
-from search.setup.run_plan import held, run_listed
+from search.setup.run_plan import held, run_plan
 from search.setup.slots import slots_for
 from search.terminal.console import Preparing, Terminal
 from search.terminal.next_steps import Step, next_steps, say_next
@@ -117,7 +117,7 @@ def _run(question: Question, plan: Plan, seeds: int, terminal: Terminal) -> int:
             f"{count_words(len(question.configs), 'combination')} on {count_words(seeds, 'seed')} each",
             cost_words(plan, left),
         ]
-        code = run_listed(plan, left, terminal, ledger=ledger, lines=lines)
+        code = run_plan(plan, terminal, ledger=ledger, runs=left, lines=lines)
         if code is not None:
             say_next([_again(plan, question, seeds, "go on with the attribution")], terminal)
             return code

@@ -27,7 +27,7 @@ from search.options import Options
 from search.setup.expected_cost import cost_words
 from search.setup.finish import finish_study
 from search.setup.reopen import reopen
-from search.setup.run_plan import run_listed
+from search.setup.run_plan import run_plan
 from search.terminal.console import Preparing, Terminal
 from search.terminal.next_steps import next_steps, say_next
 
@@ -116,7 +116,7 @@ def _run(
         f"study {study.name}: {candidates} and the baseline again, each on {seeds}",
         cost_words(plan, left),
     ]
-    return run_listed(plan, left, terminal, ledger=ledger, lines=lines)
+    return run_plan(plan, terminal, ledger=ledger, runs=left, lines=lines)
 
 
 def say_attempt(study: Study, attempt: Attempt, terminal: Terminal) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from results.ranking import ending_counts, ranked_trials
+from results.ranking import ranked_trials
 from results.study.folder import Study
 from results.study.ledger import Ledger
 from results.study.lock import hold
@@ -124,18 +124,12 @@ def _resume(
         if planned != document["trials_planned"]:
             changed = {"trials_planned": planned, "settings": settings.to_json(), "early_end": None}
             plan = replace(plan, document={**document, **changed})
-        code = run_own_trials(plan, ledger, terminal, [_words(study, rows, planned, space), *plan.notes])
+        line = (
+            f"study {study.name} goes on: {ended} of {planned} trials have ended, {len(rows) - ended} go on from their "
+            f"last checkpoints, {'at most ' if space.ends_early else ''}{planned - len(rows)} are new"
+        )
+        code = run_own_trials(plan, ledger, terminal, [line, *plan.notes])
     return code, plan.loaded
-
-
-def _words(study: Study, rows: list[dict[str, Any]], planned: int, space: SearchSpace) -> str:
-    counts = ending_counts(rows)
-    ended = sum(counts[status] for status in ENDINGS)
-    begun = len(rows) - ended
-    return (
-        f"study {study.name} goes on: {ended} of {planned} trials have ended, {begun} go on from their last "
-        f"checkpoints, {'at most ' if space.ends_early else ''}{planned - len(rows)} are new"
-    )
 
 
 def _at_larger_budget(

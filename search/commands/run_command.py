@@ -1,7 +1,6 @@
 """`make search`: plans and runs a search and sums it up; and what `make baseline` and `make resume` share with it."""
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
 from results.confirmation.confirmation_file import load_attempts
 from results.ranking import ranked_trials
@@ -13,16 +12,10 @@ from search.options import Options
 from search.setup.finish import finish_study
 from search.setup.inputs import Loaded
 from search.setup.plan import Plan, baseline_runs, make_plan
-from search.setup.run_plan import checked, run_listed, run_plan
+from search.setup.run_plan import checked, run_plan
 from search.terminal.console import Preparing, Terminal
 from search.terminal.summary import say_summary
-from search.tune.early_end import read_part_losses
-from search.tune.history import History, known_trials
-from spaces.space import SearchSpace
 from trainable.rows import ENDINGS
-
-if TYPE_CHECKING:
-    from search.tune.workload import Workload
 
 
 def run_command(options: Options, terminal: Terminal) -> int:
@@ -59,32 +52,14 @@ def run_own_trials(plan: Plan, ledger: Ledger, terminal: Terminal, lines: list[s
 
     Return the exit code: 0, that of an interruption, or 1 when every trial failed.
     """
-    space = plan.space
-    assert space is not None
+    left = None
     if plan.kind == "baseline":
         ended = {row["trial_id"] for row in ledger.trials() if row["status"] in ENDINGS}
         left = [run for run in baseline_runs(plan.configs) if run.trial_id not in ended]
-        code = run_listed(plan, left, terminal, ledger=ledger, lines=lines)
-    else:
-        code = run_plan(plan, lambda: _search_left(plan, space, ledger), terminal, ledger=ledger, lines=lines)
+    code = run_plan(plan, terminal, ledger=ledger, runs=left, lines=lines)
     if code is not None:
         return code
     return 1 if all(row["status"] == "failed" for row in ranked_trials(ledger.trials())) else 0
-
-
-def _search_left(plan: Plan, space: SearchSpace, ledger: Ledger) -> "Workload":
-    from search.tune.workload import space_workload
-
-    rows = ledger.trials()
-    own = ranked_trials(rows)
-    history = History(
-        trials=known_trials(
-            own, ledger.metrics(), milestones=plan.milestones, part_losses=read_part_losses(plan.study)
-        ),
-        other_ids={row["trial_id"] for row in rows} - {row["trial_id"] for row in own},
-        warm_start=plan.warm_start,
-    )
-    return space_workload(space, history)
 
 
 def header_lines(plan: Plan) -> list[str]:

@@ -45,7 +45,7 @@ OTHER_NAMES: Mapping[str, str] = {
 LONGEST_LINE = 10_000
 """shlex takes time quadratic in the length of a line."""
 PRECISIONS_OF_DTYPES: Mapping[str, str] = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-NOT_SHOWN = 8
+MOST_SHOWN = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +92,11 @@ def _of_file(text: str, path: Path) -> Baseline:
         read = _of_model_folder(where, path) if (path / RECORD).is_file() else _of_trainer(where, path)
     else:
         read = _of_checkpoint(path) if path.suffix in CHECKPOINT_SUFFIXES else _of_env(where, path)
+    left = ", ".join(read.left[:MOST_SHOWN])
+    if len(read.left) > MOST_SHOWN:
+        left += f" and {len(read.left) - MOST_SHOWN} more"
     if not read.values:
-        raise UserError(f"{where} says no hyperparameter{_words('; it holds ', read.left)}. Name another file.")
+        raise UserError(f"{where} says no hyperparameter{left and f'; it holds {left}'}. Name another file.")
     try:
         config = make_config(DOCUMENTED, with_default_warmup(read.values, DOCUMENTED))
     except UserError as error:
@@ -108,15 +111,8 @@ def _of_file(text: str, path: Path) -> Baseline:
     ]
     notes = [f"baseline {text}: {config_words(asdict(config))}"]
     notes += [f"{text} does not say {', '.join(missing)}: taken as documented"] if missing else []
-    notes += [f"{text} also says {_words('', read.left)}, which a baseline does not take"] if read.left else []
+    notes += [f"{text} also says {left}, which a baseline does not take"] if left else []
     return Baseline(name=path.name, config=config, notes=tuple(notes))
-
-
-def _words(before: str, left: tuple[str, ...]) -> str:
-    if not left:
-        return ""
-    more = f" and {len(left) - NOT_SHOWN} more" if len(left) > NOT_SHOWN else ""
-    return before + ", ".join(left[:NOT_SHOWN]) + more
 
 
 def _of_env(where: str, path: Path) -> _Read:

@@ -1,11 +1,12 @@
 """Runs a plan: holds its study, shows progress, hears signals. All trials and confirmations run through here."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from results.ranking import ranked_trials
 from results.study.folder import create_study, remove_if_empty
 from results.study.json_documents import write_document
 from results.study.ledger import Ledger
@@ -21,6 +22,8 @@ from search.terminal.console import Terminal
 from search.terminal.live_view import StudyView
 from search.terminal.signals import Interrupts
 from search.trackers.trackers import mirror_callbacks
+from search.tune.early_end import read_part_losses
+from search.tune.history import History, known_trials
 from search.tune.warm_start import write_warm_start
 from trainable.errors import MachineError
 from trainable.rows import ENDINGS, Start
@@ -70,16 +73,15 @@ def ray_ahead(plan: Plan) -> Iterator[None]:
 
 def run_plan(
     plan: Plan,
-    make_workload: "Callable[[], Workload]",
     terminal: Terminal,
     *,
     ledger: Ledger,
+    runs: Sequence[PlannedRun] | None = None,
     lines: Sequence[str] = (),
 ) -> int | None:
-    """Run a workload into the plan's study, which is held; return the exit code of an interruption, or None.
+    """Run planned runs, each in full, or with None what is left of the search; the study must be held.
 
-    make_workload imports libraries for seconds; it is called here so that a signal is heard meanwhile.
-    Raises UserError when the study cannot be written any more.
+    Return the exit code of an interruption, or None. Raises UserError when the study cannot be written any more.
     """
     study = plan.study
     interrupts = Interrupts()
@@ -91,13 +93,19 @@ def run_plan(
         if plan.document != study.document():
             write_document(study.study_json, plan.document)
         view.say(f"study {shown(study.path)}: starting Ray ...")
+        # These imports take seconds, in which a signal is heard.
         from search.tune.engine import run_study
+        from search.tune.workload import list_workload
 
-        work = make_workload()
+        if runs is None:
+            work = _search_left(plan, ledger)
+        else:
+            work = list_workload(runs, baseline=plan.baseline, milestones=plan.milestones)
         ended = sum(row["status"] in ENDINGS for row in ledger.trials() if work.includes(row))
+        at_most = " at most" if plan.space is not None and plan.space.ends_early else ""
         view.follow(
             work.includes,
-            noun=_noun(plan, work),
+            noun=f"trials{at_most}" if work.is_ranked else "runs",
             planned=ended + work.trials_count,
             full_length=not work.searcher.log.rung_tokens,
         )
@@ -117,10 +125,19 @@ def run_plan(
     return interrupts.code
 
 
-def _noun(plan: Plan, work: "Workload") -> str:
-    if not work.is_ranked:
-        return "runs"
-    return "trials at most" if plan.space is not None and plan.space.ends_early else "trials"
+def _search_left(plan: Plan, ledger: Ledger) -> "Workload":
+    from search.tune.workload import space_workload
+
+    assert plan.space is not None
+    rows = ledger.trials()
+    own = ranked_trials(rows)
+    parts = read_part_losses(plan.study)
+    history = History(
+        trials=known_trials(own, ledger.metrics(), milestones=plan.milestones, part_losses=parts),
+        other_ids={row["trial_id"] for row in rows} - {row["trial_id"] for row in own},
+        warm_start=plan.warm_start,
+    )
+    return space_workload(plan.space, history)
 
 
 def _with_start(plan: Plan, view: StudyView) -> Plan:
@@ -140,16 +157,3 @@ def _with_start(plan: Plan, view: StudyView) -> Plan:
     else:
         return plan
     return replace(plan, loaded=replace(plan.loaded, spec=spec))
-
-
-def run_listed(
-    plan: Plan, runs: Sequence[PlannedRun], terminal: Terminal, *, ledger: Ledger, lines: Sequence[str] = ()
-) -> int | None:
-    """Run planned runs, each in full, as run_plan() does."""
-
-    def workload() -> "Workload":
-        from search.tune.workload import list_workload
-
-        return list_workload(runs, baseline=plan.baseline, milestones=plan.milestones)
-
-    return run_plan(plan, workload, terminal, ledger=ledger, lines=lines)

@@ -24,9 +24,14 @@ class TrainLog:
     def tell(self, row: StepRow | MetricsRow | Finding | Verdict) -> None:
         """Print the lines of a row."""
         match row:
-            case StepRow():
+            case StepRow(optimizer_steps=step):
                 self._step_times_s.append(row.step_time_s)
-                self._tell_step(row)
+                if step % PROGRESS_INTERVAL_STEPS == 0:
+                    left_m = (self._training_steps - step) / self._steps_per_s() / 60
+                    self._say(
+                        f"{self._at(step)} | {self._steps_per_s():.2f} steps/sec | ETA: {left_m:.1f}m | "
+                        f"loss {row.train_loss:.4f} | grad norm {row.grad_norm:.4f}"
+                    )
             case MetricsRow():
                 self._say(
                     f"{self._at(row.optimizer_steps)}: train loss {row.train_loss:.4f}, val loss {row.val_loss:.4f} | "
@@ -37,16 +42,6 @@ class TrainLog:
                 self._say(f"step {row.step}: {row.kind}: {row.evidence}")
             case Verdict():
                 self._say(f"step {row.step}: stopped, {row.reason}: {row.evidence}")
-
-    def _tell_step(self, row: StepRow) -> None:
-        step = row.optimizer_steps
-        if step % PROGRESS_INTERVAL_STEPS == 0:
-            speed = self._steps_per_s()
-            left_m = (self._training_steps - step) / speed / 60 if speed else 0.0
-            self._say(
-                f"{self._at(step)} | {speed:.2f} steps/sec | ETA: {left_m:.1f}m | "
-                f"loss {row.train_loss:.4f} | grad norm {row.grad_norm:.4f}"
-            )
 
     def _at(self, step: int) -> str:
         return f"step {step}/{self._training_steps} ({100 * step / self._training_steps:.1f}%)"

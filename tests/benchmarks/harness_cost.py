@@ -29,7 +29,7 @@ from results.study.planned_run import PlannedRun
 from search.options import read_options
 from search.setup.inputs import check_inputs, load_inputs
 from search.setup.plan import Plan
-from search.setup.run_plan import held, run_listed
+from search.setup.run_plan import held, run_plan
 from search.setup.study_record import study_document
 from search.terminal.console import Terminal
 from spaces.budget import Budget
@@ -98,7 +98,7 @@ def run_into_a_study(everything: Any, configs: Sequence[TrialConfig], budget_tok
     )
     runs = [PlannedRun(trial_id=i, config=config, purpose="search") for i, config in enumerate(configs)]
     with held(plan):
-        run_listed(plan, runs, Terminal(as_json=True), ledger=Ledger(study))
+        run_plan(plan, Terminal(as_json=True), ledger=Ledger(study), runs=runs)
     return study
 
 
