@@ -142,9 +142,13 @@ def load_inputs(
     progress("loading torch", 0.0)
     from trainable.device.device import device_info, pick_device
 
-    # Before transformers is imported, which takes longer than torch.
     address = options.address if joins else None
+    # Device and cluster are refused before transformers is imported and the text tokenized, which take longer.
     device = pick_device(None if address else options.device)
+    cluster = None
+    if address is not None:
+        progress(f"joining the Ray cluster at {address}", 0.0)
+        cluster = join(address, options.storage, device=options.device)
     from trainable.evaluation import EvalProtocol
     from trainable.run import RunSpec
 
@@ -183,10 +187,6 @@ def load_inputs(
             "unigram_entropy": corpus.unigram_entropy,
         },
     }
-    cluster = None
-    if address is not None:
-        progress(f"joining the Ray cluster at {address}", 0.0)
-        cluster = join(address, options.storage, device=options.device)
     return Loaded(
         inputs=inputs,
         spec=spec,
