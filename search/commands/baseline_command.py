@@ -51,9 +51,9 @@ def baseline_command(options: Options, terminal: Terminal) -> int:
     winner = winner_of(study)
     terminal.say(way_words(winner), *sample_lines(study))
     terminal.warn(warning_words(winner))
-    ratio = _speed_ratio(measured)
-    if ratio is not None:
-        other = options.compare
+    speeds, ratio = [facts["tokens_per_s"] for facts in measured], None
+    if len(speeds) == 2 and all(speeds):
+        ratio, other = speeds[0] / speeds[1], options.compare
         terminal.say(f"speed: the baseline does {ratio:.2f} times the tokens/s of {other}, both run side by side")
     runs = [{**facts, "config": asdict(facts["config"])} for facts in measured]
     terminal.document(
@@ -150,9 +150,3 @@ def _say_trajectory(facts: dict[str, Any], terminal: Terminal) -> None:
         terminal.say(f"documented val losses, of another model and text, so not comparable: {words}")
     for line in facts["findings"]:
         terminal.say(line)
-
-
-def _speed_ratio(measured: list[dict[str, Any]]) -> float | None:
-    if len(measured) < 2 or not all(facts["tokens_per_s"] for facts in measured):
-        return None
-    return float(measured[0]["tokens_per_s"] / measured[1]["tokens_per_s"])

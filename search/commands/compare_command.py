@@ -1,5 +1,6 @@
 """`make compare STUDY=a,b`: prints studies side by side, ranked only if their losses are comparable."""
 
+import math
 from typing import Any
 
 from rich.table import Table
@@ -23,7 +24,9 @@ def compare_command(options: Options, terminal: Terminal) -> int:
         raise UserError("compare needs two studies or more: STUDY=a,b. make list shows them.")
     entries = [_entry(open_study(name)) for name in names]
     differences = protocol_differences(entries)
-    ranked = sorted(entries, key=_best_loss) if not differences else entries
+    ranked = entries
+    if not differences:
+        ranked = sorted(entries, key=lambda entry: entry["best"]["val_loss"] if entry["best"] else math.inf)
     table = Table(box=None, header_style="bold", pad_edge=False)
     for heading in ("study", "best", "baseline", "trials", "tokens", "device time"):
         table.add_column(heading, justify="left" if heading == "study" else "right", no_wrap=True)
@@ -90,7 +93,3 @@ def _budget(document: dict[str, Any]) -> str:
     return budget_words(budget) + (
         "" if budget.device_s is None else f", {device['slots']} at a time on {device['name']}"
     )
-
-
-def _best_loss(entry: dict[str, Any]) -> float:
-    return float(entry["best"]["val_loss"]) if entry["best"] else float("inf")

@@ -147,7 +147,11 @@ class HeadCommand:
             text=True,
             # Without Ray's variables for this worker.
             env={
-                **{name: text for name, text in os.environ.items() if not _is_rays(name)},
+                **{
+                    name: text
+                    for name, text in os.environ.items()
+                    if not name.startswith("RAY_") or name.startswith(("RAY_AUTH_", "RAY_USAGE_"))
+                },
                 "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
             },
             preexec_fn=_hear_signals,
@@ -197,10 +201,6 @@ def _studies_read(command: str, values: Mapping[str, str], storage: str) -> list
     files, root = files_at(storage)
     found = files.get_file_info(fs.FileSelector(root, allow_not_found=True))
     return names + [one.base_name for one in found if one.base_name.startswith("attribute-")]
-
-
-def _is_rays(name: str) -> bool:
-    return name.startswith("RAY_") and not name.startswith(("RAY_AUTH_", "RAY_USAGE_"))
 
 
 def _hear_signals() -> None:

@@ -184,7 +184,8 @@ class SpaceSearcher(TrialSearcher):
             now = [self.log[one.trial_id] if sees_ends else self.log.at_first_rung(one.trial_id) for one in ladder]
             parameters = narrowed(parameters, [trial for trial in now if trial is not None])
         view = SamplerView(parameters)
-        study = optuna.create_study(sampler=make_sampler(self._space, _seed_of(self._seed, len(known))))
+        seed = int(np.random.SeedSequence([self._seed, len(known)]).generate_state(1)[0])
+        study = optuna.create_study(sampler=make_sampler(self._space, seed))
         warm = self._warm_start.told if self._warm_start else ()
         told = (told_as(trial, view) for trial in (*warm, *known))
         study.add_trials([trial for trial in told if trial is not None])
@@ -304,10 +305,6 @@ def _members(parameter: SearchParameter) -> Sequence[Any] | None:
     if isinstance(domain, IntRange):
         return range(domain.low, domain.high + 1, domain.step)
     return domain.values if isinstance(domain, Choice) else None
-
-
-def _seed_of(seed: int, place: int) -> int:
-    return int(np.random.SeedSequence([seed, place]).generate_state(1)[0])
 
 
 def _too_large(config: TrialConfig, trials: Iterable[KnownTrial]) -> KnownTrial | None:
