@@ -51,7 +51,8 @@ def baseline_command(options: Options, terminal: Terminal) -> int:
     winner = winner_of(study)
     terminal.say(way_words(winner), *sample_lines(study))
     terminal.warn(warning_words(winner))
-    speeds, ratio = [facts["tokens_per_s"] for facts in measured], None
+    ratio: float | None = None
+    speeds = [facts["tokens_per_s"] for facts in measured]
     if len(speeds) == 2 and all(speeds):
         ratio, other = speeds[0] / speeds[1], options.compare
         terminal.say(f"speed: the baseline does {ratio:.2f} times the tokens/s of {other}, both run side by side")
