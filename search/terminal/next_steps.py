@@ -1,10 +1,8 @@
 """Next steps: commands for the user to type as printed, chosen by the state of the study."""
 
-import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.text import Text
@@ -18,7 +16,6 @@ from results.winner import Winner, find_winner
 from search.terminal.console import Terminal, print_line
 from trainable.rows import ENDINGS
 
-CHECKOUT = Path(__file__).resolve().parents[2]
 MOST_SEEDS = 50
 """A confirmation with more seeds costs more than a search, and is not suggested."""
 
@@ -115,16 +112,9 @@ def say_next(steps: Sequence[Step], terminal: Terminal) -> list[dict[str, str]]:
     """Print the steps, each as it is typed, and return them for a program."""
     if steps:
         terminal.say("", "next:")
-    document = [{"command": as_typed(step, terminal), "purpose": step.purpose} for step in steps]
+    document = [{"command": terminal.typed(step.command), "purpose": step.purpose} for step in steps]
     for one in document:
         # On a line of its own and unbroken, so that it can be copied.
         terminal.console.print(Text(f"  {one['command']}"), soft_wrap=True)
         print_line(terminal.console, Text(one["purpose"], style="dim"), indent=6)
     return document
-
-
-def as_typed(step: Step, terminal: Terminal) -> str:
-    """Return the command as it works in the folder from which the last one was typed."""
-    here = Path(os.environ.get("MAKE_CALLED_FROM") or ".").resolve()
-    there = "" if here == CHECKOUT else f" -C {shlex.quote(str(CHECKOUT))}"
-    return f"make{there}{step.command.removeprefix('make')}{terminal.typed_folders}"
