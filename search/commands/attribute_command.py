@@ -20,11 +20,10 @@ from search.cluster.study_storage import TableMirror, open_or_fetch_study
 from search.options import Options
 from search.setup.expected_cost import cost_words
 from search.setup.inputs import check_fit
-from search.setup.plan import Plan, largest_of, load_for, planned
+from search.setup.plan import Plan, load_for, planned
 from search.setup.preflight_run import check_preflight, preflight_of
 from search.setup.reopen import reopen
 from search.setup.run_plan import held, run_plan
-from search.setup.slots import slots_for
 from search.terminal.console import Preparing, Terminal
 from search.terminal.next_steps import Step, next_steps, say_next
 from spaces.budget import Budget, budget_of, duration_text
@@ -96,8 +95,7 @@ def _plan(question: Question, source: Study | None, budget: Budget, options: Opt
     }
     loaded = load_for(asked, options, progress)
     check_fit(loaded, configs)
-    slots = slots_for(loaded, options, largest_of(question.before, configs, None), progress)
-    return planned(Study(studies_dir() / name), asked, options, loaded, slots, configs=configs)
+    return planned(Study(studies_dir() / name), asked, options, loaded, progress, configs=configs)
 
 
 def _run(question: Question, plan: Plan, seeds: int, terminal: Terminal) -> int:

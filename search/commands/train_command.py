@@ -162,14 +162,7 @@ def _save_model(
         model, adapters_on = _model_at(plan, checkpoints.best_path)
         trial = model_row(study, trial)
     saved = save_run_model(
-        model,
-        plan.loaded,
-        study,
-        trial,
-        folder=options.save_model,
-        adapters_on=adapters_on,
-        dtype=options.dtype,
-        merge=options.merge,
+        model, plan.loaded, study, trial, options, folder=options.save_model, adapters_on=adapters_on
     )
     terminal.say(saved.words)
     return saved

@@ -10,6 +10,7 @@ from results.study.folder import Study
 from results.study.paths import shown
 from results.winner import evidence_words, winner_of
 from results.words import loss_words
+from search.options import Options
 from search.setup.inputs import Loaded
 
 if TYPE_CHECKING:
@@ -63,16 +64,15 @@ def save_run_model(
     loaded: Loaded,
     study: Study,
     trial: Mapping[str, Any],
+    options: Options,
     *,
     folder: Path,
     adapters_on: "AdapterBase | None",
-    dtype: str | None,
-    merge: bool,
 ) -> SavedModel:
     """Write the model of a study's trial to `folder` and read it back. Raises OSError.
 
-    trial: the row as of the model's step. adapters_on: the base of the model's adapters, if it has any. merge: merge
-    them into the base. Adapters alone need a base that peft can load; raises UserError where it is none.
+    trial: the row as of the model's step. adapters_on: the base of the model's adapters, if it has any. Without MERGE
+    they are written alone, which needs a base that peft can load; raises UserError where it is none.
     """
     from trainable.evaluation import eval_windows, evaluate
     from trainable.model.lora import merged_model
@@ -91,7 +91,7 @@ def save_run_model(
     )
     windows = eval_windows(loaded.spec.corpus.val, loaded.spec.protocol)
     record = model_record(document, trial)
-    if adapters_on is not None and not merge:
+    if adapters_on is not None and not options.merge:
         base = adapters_base_name(adapters_on)
         save_adapter_folder(model, loaded.tokenizer, folder, model_name=name, base=base, card=card, record=record)
         saved_dtype = None
@@ -99,7 +99,7 @@ def save_run_model(
     else:
         whole = merged_model(model) if adapters_on is not None else model
         saved_dtype = save_model_folder(
-            whole, loaded.tokenizer, folder, model_name=name, dtype=dtype, card=card, record=record
+            whole, loaded.tokenizer, folder, model_name=name, dtype=options.dtype, card=card, record=record
         )
         again = load_model(str(folder), dropout=0.0, seed=0).to(next(model.parameters()).device)
         val_loss, model_val_loss = evaluate(again, windows), evaluate(whole, windows)

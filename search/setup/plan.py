@@ -80,7 +80,7 @@ class Plan:
     @property
     def largest(self) -> TrialConfig:
         """The configuration that needs the most memory."""
-        return largest_of(self.baseline, self.configs, self.space)
+        return _largest(self.baseline, self.configs, self.space)
 
 
 def make_plan(options: Options, *, kind: str, progress: Preparing) -> Plan:
@@ -123,7 +123,7 @@ def plan_study(
     loaded = load_for(asked_of(kind, draft, settings, trials_planned=draft.trials), options, progress)
     progress("checking that model, text and settings fit together", 0.0)
     check_fit(loaded, configs or [draft.baseline, largest_config(draft), *_with_lora(draft)])
-    slots = slots_for(loaded, options, largest_of(draft.baseline, configs, draft), progress)
+    slots = slots_for(loaded, options, _largest(draft.baseline, configs, draft), progress)
     if draft.device_s is not None:
         shapes = [*draft.shapes(), *map(shape_of, configs)]
         measured = measured_speeds(loaded, slots, shapes, known=speeds, device_s=draft.device_s, progress=progress)
@@ -135,7 +135,8 @@ def plan_study(
         asked_of(kind, space, settings, trials_planned=len(configs) or space.trials),
         options,
         loaded,
-        slots,
+        progress,
+        slots=slots,
         space=space,
         configs=configs,
         warm_start=learned,
@@ -185,8 +186,9 @@ def planned(
     document: Mapping[str, Any],
     options: Options,
     loaded: Loaded,
-    slots: Slots,
+    progress: Preparing,
     *,
+    slots: Slots | None = None,
     space: SearchSpace | None = None,
     configs: Sequence[TrialConfig] = (),
     warm_start: WarmStart | None = None,
@@ -196,7 +198,8 @@ def planned(
 
     document: study.json; of a new study without what was found, which the plan's document says too.
     """
-    is_new = "created_at" not in document
+    is_new, baseline = "created_at" not in document, config_from(document["baseline"])
+    slots = slots or slots_for(loaded, options, _largest(baseline, configs, space), progress)
     shared = {"slots": slots.count, "threads_per_slot": slots.threads, "gpu_frac": slots.gpu_frac}
     return Plan(
         study=study,
@@ -205,7 +208,7 @@ def planned(
         options=options,
         loaded=loaded,
         slots=slots,
-        baseline=config_from(document["baseline"]),
+        baseline=baseline,
         budget=budget_of(document),
         milestones_tokens=tuple(document["evaluation"]["milestones_tokens"]),
         space=space,
@@ -215,8 +218,7 @@ def planned(
     )
 
 
-def largest_of(baseline: TrialConfig, configs: Sequence[TrialConfig], space: SearchSpace | None) -> TrialConfig:
-    """Return a configuration with the longest block and the largest batch: of `configs`, or that the space proposes."""
+def _largest(baseline: TrialConfig, configs: Sequence[TrialConfig], space: SearchSpace | None) -> TrialConfig:
     if configs or space is None:
         return max(configs or [baseline], key=lambda one: (one.tokens_per_step, not one.use_lora))
     return largest_config(space)

@@ -10,13 +10,12 @@ from results.winner import winner_of
 from search.cluster.storage_hold import check_unheld
 from search.options import Options
 from search.setup.inputs import Loaded
-from search.setup.plan import Plan, largest_of, load_for, planned
-from search.setup.slots import slots_for
+from search.setup.plan import Plan, load_for, planned
 from search.terminal.console import Preparing
 from search.trackers.trackers import check_mirrors
 from search.tune.warm_start import read_warm_start
 from spaces.space import SearchSpace
-from trainable.config import TrialConfig, config_from
+from trainable.config import TrialConfig
 from trainable.data.text_documents import parse_documents
 from trainable.errors import UserError
 
@@ -42,10 +41,8 @@ def reopen(
         check_mirrors(options, progress, new_study=None)
     options = with_inputs_of(document, options)
     loaded = load_inputs_of(study, options, progress, joins=True)
-    largest = largest_of(config_from(document["baseline"]), configs, space)
-    slots = slots_for(loaded, options, largest, progress)
     warm_start = read_warm_start(study) if space is not None else None
-    plan = planned(study, document, options, loaded, slots, space=space, configs=configs, warm_start=warm_start)
+    plan = planned(study, document, options, loaded, progress, space=space, configs=configs, warm_start=warm_start)
     remove_unfinished(study.path)
     return plan
 
