@@ -64,8 +64,18 @@ def _after_training(study: Study, row: dict[str, Any]) -> list[Step]:
     checkpoint = max(study.checkpoint_dir(0).glob("step_*.pt"), default=None)
     if row["status"] != "interrupted" or checkpoint is None:
         return [diagnose]
-    command = f"make train CHECKPOINT_PATH={shlex.quote(str(checkpoint))}"
-    return [Step(command=command, purpose="go on from its last checkpoint")]
+    document = study.document()
+    # The checkpoint has the model and the hyperparameters, and not what they are trained and evaluated on.
+    values = {
+        "CHECKPOINT_PATH": checkpoint,
+        "TRAINING_DATA_SOURCE": document.get("data_source"),
+        "VALIDATION_DATA_SOURCE": document.get("validation_data_source"),
+        "DOCUMENTS": document.get("documents"),
+        "EVAL_BLOCK_SIZE": document["evaluation"]["block_size"],
+        "EVAL_TOKENS": document["evaluation"]["tokens"],
+    }
+    words = [f"{name}={shlex.quote(str(value))}" for name, value in values.items() if value is not None]
+    return [Step(command=f"make train {' '.join(words)}", purpose="go on from its last checkpoint")]
 
 
 def _about(study: Study, winner: Winner, diagnose: Step, own: list[Step]) -> list[Step]:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -359,7 +360,11 @@ def test_an_interrupted_run_saves_where_it_is_and_goes_on_exactly(
     assert cut["trial"]["status"] == "interrupted"
     assert cut["trial"]["ended_at"] is not None
     assert [row["optimizer_steps"] for row in step_rows(cut)] == list(range(1, 8))
-    resumed = train_one(STUDY="resumed", CHECKPOINT_PATH=str(checkpoints(cut)[-1]))
+    # What is printed next names the text and the evaluation, which were typed for that command alone.
+    monkeypatch.delenv("TRAINING_DATA_SOURCE")
+    printed = dict(word.split("=", 1) for word in shlex.split(cut["next"][0]["command"]) if "=" in word)
+    assert printed.keys() >= {"CHECKPOINT_PATH", "TRAINING_DATA_SOURCE", "EVAL_BLOCK_SIZE", "EVAL_TOKENS"}
+    resumed = train_one(STUDY="resumed", **printed)
     assert step_rows(resumed) == step_rows(whole)[7:]
     assert resumed["trial"]["val_loss"] == whole["trial"]["val_loss"]
 
