@@ -4,12 +4,12 @@ Ages are by the storage's clock. The mark is not a lock: two drivers that begin 
 """
 
 import json
-import os
 import socket
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 from pyarrow import fs
 
 from results.study.folder import Study, StudyExistsError
@@ -65,7 +65,9 @@ def check_unheld(study: Study, storage: str) -> None:
     if mark is None or mark == this_driver():
         return
     if mark.get("host") == socket.gethostname():
-        held, age_s = _is_alive(mark.get("pid")), 0
+        pid, age_s = mark.get("pid"), 0
+        # By psutil, which knows another user's process too.
+        held = isinstance(pid, int) and pid < 2**31 and psutil.pid_exists(pid)
     else:
         age_s = _age_s(files, f"{root}/{MARK}", storage)
         held = age_s < ALIVE_S
@@ -82,14 +84,6 @@ def _document(files: Any, path: str) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return document
-
-
-def _is_alive(pid: Any) -> bool:
-    try:
-        os.kill(int(pid), 0)
-    except (OSError, TypeError, ValueError, OverflowError):
-        return False
-    return True
 
 
 def _age_s(files: Any, path: str, storage: str) -> int:
