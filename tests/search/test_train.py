@@ -254,14 +254,6 @@ def test_no_model_is_saved_of_a_run_that_did_not_complete(train_one: Train, tmp_
     assert "the run is unstable, not completed" in ran["log"]
 
 
-def test_resume_steps_are_added_to_the_checkpoints(train_one: Train) -> None:
-    whole = train_one(STUDY="whole")
-    longer = train_one(STUDY="longer", CHECKPOINT_PATH=str(checkpoints(whole)[-1]), RESUME_STEPS="5")
-    assert [row["optimizer_steps"] for row in step_rows(longer)] == [13, 14, 15, 16, 17]
-    assert longer["trial"]["optimizer_steps"] == longer["trial"]["training_steps"] == 17
-    assert study_of(longer).metrics()[0]["val_loss"] == whole["trial"]["val_loss"]
-
-
 def test_a_checkpoint_at_the_runs_end_cannot_go_on_without_more_steps(train_one: Train) -> None:
     whole = train_one(STUDY="whole")
     refused = train_one_refused(train_one, CHECKPOINT_PATH=str(checkpoints(whole)[-1]))
