@@ -1,6 +1,6 @@
 """Options: the user's variables, from the environment or as NAME=value, parsed and checked once, before all else.
 
-A new variable is one field: its type has the bounds, its description is printed by `make help` and the README.
+A new variable is one field: its type has the bounds, its docstring is printed by `make help` and the README.
 Hyperparameters are TrialConfig's fields.
 """
 
@@ -195,152 +195,126 @@ Documented = Annotated[Text, BeforeValidator(_documented)]
 class Options(BaseModel):
     """The variables that are set; None for one that is not. A variable's name is its field's in capitals."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=False, use_attribute_docstrings=True)
 
     hyperparameters: Mapping[str, bool | int | float | str] = Field(default={}, exclude=True)
     """Those that are set, by field name."""
     texts: Mapping[str, str] = Field(default={}, exclude=True)
     """Every set variable as it was written, by name: to print it, and to pass it to another process."""
 
-    space: Text | None = Field(None, description="space file: a name in spaces/ or a path (default plateau)")
-    study: Text | None = Field(
-        None, description="name of the study to make, or to read (default: made from space and time; latest)"
-    )
-    trials: Annotated[InstanceOf[int] | Literal["auto"], BeforeValidator(_trials)] | None = Field(
-        None,
-        description="number of trials, the baseline included, or auto to end once more would gain too little; resume: "
-        "+2 for two more",
-    )
-    budget_tokens: Tokens | None = Field(
-        None,
-        description="training tokens of a full-length trial, e.g. 400000 or 8M; export: of the run that is exported",
-    )
-    budget_time: Duration | None = Field(
-        None,
-        description="search: device time of a full-length trial in place of tokens, e.g. 10m, 90s, 2h or 600 (seconds)",
-    )
-    warm_start: Text | None = Field(
-        None, description="search: a study whose results the searcher learns from, its best run first"
-    )
-    force: Flag = Field(False, description="resume: 1 goes on although the space file has changed")
-    baseline: Text | None = Field(
-        None, description="the baseline's settings: documented, before, a study, a .env file or a checkpoint"
-    )
+    space: Text | None = None
+    """space file: a name in spaces/ or a path (default plateau)"""
+    study: Text | None = None
+    """name of the study to make, or to read (default: made from space and time; latest)"""
+    trials: Annotated[InstanceOf[int] | Literal["auto"], BeforeValidator(_trials)] | None = None
+    """number of trials, the baseline included, or auto to end once more would gain too little; resume: +2 for two
+    more"""
+    budget_tokens: Tokens | None = None
+    """training tokens of a full-length trial, e.g. 400000 or 8M; export: of the run that is exported"""
+    budget_time: Duration | None = None
+    """search: device time of a full-length trial in place of tokens, e.g. 10m, 90s, 2h or 600 (seconds)"""
+    warm_start: Text | None = None
+    """search: a study whose results the searcher learns from, its best run first"""
+    force: Flag = False
+    """resume: 1 goes on although the space file has changed"""
+    baseline: Text | None = None
+    """the baseline's settings: documented, before, a study, a .env file or a checkpoint"""
     concurrency: (
         Annotated[Annotated[int, Field(ge=1, le=MAX_COUNT)] | Literal["auto"], BeforeValidator(_concurrency)] | None
-    ) = Field(
-        None, description="trials at the same time, or auto to measure (default: one a core, one a GPU, one on MPS)"
-    )
-    checkpoint_interval_s: Whole = Field(
-        60, description="search: seconds of training between two checkpoints of a trial"
-    )
-    evaluation_timeout_s: Whole = Field(
-        3600, description="seconds without an evaluation after which a trial counts as hung"
-    )
-    address: Text | None = Field(
-        None, description="an existing Ray cluster: auto, host:port or ray://host:port (default: this machine alone)"
-    )
-    storage: Annotated[Text, BeforeValidator(_storage)] | None = Field(
-        None, description="a folder that all nodes see, s3:// or gs://: holds checkpoints and a mirror of the tables"
-    )
-    gpu_fraction: Share = Field(1.0, description="share of a CUDA GPU that one trial gets")
-    gpt2_model_name: Text | None = Field(
-        None, description="tiny (the default), tiny-scratch, gpt2-scratch, a folder of save_pretrained, or a hub name"
-    )
-    training_data_source: AbsolutePath | None = Field(
-        None, description="text file or folder of text files (default: the Python language reference)"
-    )
-    validation_data_source: AbsolutePath | None = Field(
-        None, description="text file or folder held out whole (default: the last tenth of the training text)"
-    )
-    documents: Annotated[InstanceOf[Documents], BeforeValidator(parse_documents)] | None = Field(
-        None, description="how the text is split into documents: file, line, blank-line or jsonl:FIELD (default file)"
-    )
-    sample_prompt: Annotated[Text, BeforeValidator(_utf8)] | None = Field(
-        None,
-        description="prompt of the samples in the report (default: the first prose of the held-out text)",
-    )
-    checkpoint_path: AbsolutePath | None = Field(
-        None, description="train: go on from this checkpoint; search: every trial starts from its weights"
-    )
-    weights_only: Flag = Field(
-        False, description="train: True starts at step 0 from the checkpoint's weights, as a search does"
-    )
-    resume_steps: Whole | None = Field(None, description="train: steps to add to the checkpoint's")
-    resume_lr: Literal["stretch", "hold"] = Field(
-        "stretch",
-        description="train: stretch the schedule over the added steps, or hold its last rate",
-    )
-    device: Annotated[Text, BeforeValidator(_device)] | None = Field(
-        None, description="cuda, mps or cpu (default: the first there is)"
-    )
-    gradient_checkpointing: Flag = Field(
-        False, description="1 computes each layer twice to save memory; the losses stay the same (default 0)"
-    )
-    compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_compile_mode)] = Field(
-        "auto", description="0, 1 or auto: compile the model's layers (default auto: long runs on CUDA)"
-    )
-    eval_block_size: Whole = Field(
-        128, ge=2, description="train: context of the evaluation in tokens (default 128, the documented block)"
-    )
-    eval_tokens: Whole | None = Field(None, description="train: held-out tokens scored per evaluation (default 16384)")
-    eval_interval: Whole = Field(500, description="train: steps between evaluations")
-    checkpoint_interval: Whole = Field(500, description="train: steps between checkpoints")
-    enable_checkpoints: Flag = Field(True, description="train: keep checkpoints, True or False (default True)")
-    use_lr_warmup: Flag | None = Field(
-        None, description="True or False: warm-up and cosine, or constant, where LR_SCHEDULE is not set"
-    )
-    compare: Documented | None = Field(
-        None, description="baseline: before, to run that configuration beside the documented one"
-    )
-    confirm: Flag = Field(False, description="search: 1 confirms the best trials on fresh seeds at the end")
-    top: Whole = Field(2, le=100, description="confirm: how many of the best trials")
-    seeds: Whole | None = Field(
-        None,
-        le=1000,
-        description="confirm: fresh seeds for each (default 5); attribute: seeds of each combination (default 3)",
-    )
-    from_: Documented | None = Field(None, description="attribute: documented or before (default before)")
-    to: Documented | None = Field(None, description="attribute: documented or before (default documented)")
-    format: Literal["env", "json", "toml", "cli"] = Field("env", description="export: env, json, toml or cli")
-    out: AbsolutePath | None = Field(
-        None, description="model: the folder to write (default: model-TRIAL in the study's folder)"
-    )
-    save_model: AbsolutePath | None = Field(
-        None, description="train: write the trained model to this folder too, as make model does"
-    )
-    dtype: Literal["fp32", "bf16", "fp16"] | None = Field(
-        None, description="model, train: number format of the saved model: fp32, bf16, fp16 (default: the base's own)"
-    )
-    merge: Flag = Field(
-        False, description="model, train: 1 merges LoRA adapters into their base (default: adapters only)"
-    )
-    target: Text | None = Field(
-        None, description="diagnose: a study, STUDY/TRIAL, a checkpoint, a folder of them, or a text log"
-    )
-    range: Annotated[tuple[int, int], BeforeValidator(_token_range)] | None = Field(
-        None, description="audit: token positions to look at, e.g. 2.0M-2.5M"
-    )
-    clean: AbsolutePath | None = Field(None, description="audit: write a cleaned copy of the text to this file")
-    skip_preflight: Flag = Field(False, description="1 skips the preflight of search and train")
-    tensorboard: Flag = Field(False, description="search: 1 writes TensorBoard event files into the study")
-    optuna_storage: Annotated[Text, BeforeValidator(_optuna_storage)] | None = Field(
-        None, description="search: SQLite file or database URL for optuna-dashboard"
-    )
-    mlflow: Annotated[Text, BeforeValidator(_mlflow)] | None = Field(
-        None, description="search: an MLflow tracking URI, where mlflow is installed"
-    )
-    wandb: Annotated[Text, BeforeValidator(_wandb)] | None = Field(
-        None, description="search: a Weights & Biases project, where wandb is installed"
-    )
-    model_type: Annotated[Text, BeforeValidator(_model_type)] | None = Field(
-        None, description="gpt2, the only type there is"
-    )
-    exported_from: Text | None = Field(
-        None, description="set by make export: the study whose best configuration the variables are"
-    )
-    studies_dir: Text | None = Field(None, description="where studies are kept (default results/studies)")
-    cache_dir: Text | None = Field(None, description="where tokens and tokenizers are kept (default .cache)")
+    ) = None
+    """trials at the same time, or auto to measure (default: one a core, one a GPU, one on MPS)"""
+    checkpoint_interval_s: Whole = 60
+    """search: seconds of training between two checkpoints of a trial"""
+    evaluation_timeout_s: Whole = 3600
+    """seconds without an evaluation after which a trial counts as hung"""
+    address: Text | None = None
+    """an existing Ray cluster: auto, host:port or ray://host:port (default: this machine alone)"""
+    storage: Annotated[Text, BeforeValidator(_storage)] | None = None
+    """a folder that all nodes see, s3:// or gs://: holds checkpoints and a mirror of the tables"""
+    gpu_fraction: Share = 1.0
+    """share of a CUDA GPU that one trial gets"""
+    gpt2_model_name: Text | None = None
+    """tiny (the default), tiny-scratch, gpt2-scratch, a folder of save_pretrained, or a hub name"""
+    training_data_source: AbsolutePath | None = None
+    """text file or folder of text files (default: the Python language reference)"""
+    validation_data_source: AbsolutePath | None = None
+    """text file or folder held out whole (default: the last tenth of the training text)"""
+    documents: Annotated[InstanceOf[Documents], BeforeValidator(parse_documents)] | None = None
+    """how the text is split into documents: file, line, blank-line or jsonl:FIELD (default file)"""
+    sample_prompt: Annotated[Text, BeforeValidator(_utf8)] | None = None
+    """prompt of the samples in the report (default: the first prose of the held-out text)"""
+    checkpoint_path: AbsolutePath | None = None
+    """train: go on from this checkpoint; search: every trial starts from its weights"""
+    weights_only: Flag = False
+    """train: True starts at step 0 from the checkpoint's weights, as a search does"""
+    resume_steps: Whole | None = None
+    """train: steps to add to the checkpoint's"""
+    resume_lr: Literal["stretch", "hold"] = "stretch"
+    """train: stretch the schedule over the added steps, or hold its last rate"""
+    device: Annotated[Text, BeforeValidator(_device)] | None = None
+    """cuda, mps or cpu (default: the first there is)"""
+    gradient_checkpointing: Flag = False
+    """1 computes each layer twice to save memory; the losses stay the same (default 0)"""
+    compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_compile_mode)] = "auto"
+    """0, 1 or auto: compile the model's layers (default auto: long runs on CUDA)"""
+    eval_block_size: Whole = Field(128, ge=2)
+    """train: context of the evaluation in tokens (default 128, the documented block)"""
+    eval_tokens: Whole | None = None
+    """train: held-out tokens scored per evaluation (default 16384)"""
+    eval_interval: Whole = 500
+    """train: steps between evaluations"""
+    checkpoint_interval: Whole = 500
+    """train: steps between checkpoints"""
+    enable_checkpoints: Flag = True
+    """train: keep checkpoints, True or False (default True)"""
+    use_lr_warmup: Flag | None = None
+    """True or False: warm-up and cosine, or constant, where LR_SCHEDULE is not set"""
+    compare: Documented | None = None
+    """baseline: before, to run that configuration beside the documented one"""
+    confirm: Flag = False
+    """search: 1 confirms the best trials on fresh seeds at the end"""
+    top: Whole = Field(2, le=100)
+    """confirm: how many of the best trials"""
+    seeds: Whole | None = Field(None, le=1000)
+    """confirm: fresh seeds for each (default 5); attribute: seeds of each combination (default 3)"""
+    from_: Documented | None = None
+    """attribute: documented or before (default before)"""
+    to: Documented | None = None
+    """attribute: documented or before (default documented)"""
+    format: Literal["env", "json", "toml", "cli"] = "env"
+    """export: env, json, toml or cli"""
+    out: AbsolutePath | None = None
+    """model: the folder to write (default: model-TRIAL in the study's folder)"""
+    save_model: AbsolutePath | None = None
+    """train: write the trained model to this folder too, as make model does"""
+    dtype: Literal["fp32", "bf16", "fp16"] | None = None
+    """model, train: number format of the saved model: fp32, bf16, fp16 (default: the base's own)"""
+    merge: Flag = False
+    """model, train: 1 merges LoRA adapters into their base (default: adapters only)"""
+    target: Text | None = None
+    """diagnose: a study, STUDY/TRIAL, a checkpoint, a folder of them, or a text log"""
+    range: Annotated[tuple[int, int], BeforeValidator(_token_range)] | None = None
+    """audit: token positions to look at, e.g. 2.0M-2.5M"""
+    clean: AbsolutePath | None = None
+    """audit: write a cleaned copy of the text to this file"""
+    skip_preflight: Flag = False
+    """1 skips the preflight of search and train"""
+    tensorboard: Flag = False
+    """search: 1 writes TensorBoard event files into the study"""
+    optuna_storage: Annotated[Text, BeforeValidator(_optuna_storage)] | None = None
+    """search: SQLite file or database URL for optuna-dashboard"""
+    mlflow: Annotated[Text, BeforeValidator(_mlflow)] | None = None
+    """search: an MLflow tracking URI, where mlflow is installed"""
+    wandb: Annotated[Text, BeforeValidator(_wandb)] | None = None
+    """search: a Weights & Biases project, where wandb is installed"""
+    model_type: Annotated[Text, BeforeValidator(_model_type)] | None = None
+    """gpt2, the only type there is"""
+    exported_from: Text | None = None
+    """set by make export: the study whose best configuration the variables are"""
+    studies_dir: Text | None = None
+    """where studies are kept (default results/studies)"""
+    cache_dir: Text | None = None
+    """where tokens and tokenizers are kept (default .cache)"""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -500,7 +474,7 @@ def with_default_warmup(
 
 def describe_variable(name: str) -> str:
     """Return a variable's meaning and default; not for hyperparameters."""
-    default, words = FIELDS[name].default, str(FIELDS[name].description)
+    default, words = FIELDS[name].default, " ".join(str(FIELDS[name].description).split())
     if default is None or isinstance(default, bool) or "(default" in words:
         return words
     return f"{words} (default {f'{default:g}' if isinstance(default, float) else default})"
