@@ -95,7 +95,7 @@ def _plan(question: Question, source: Study | None, budget: Budget, options: Opt
     }
     loaded = load_for(asked, options, progress)
     check_fit(loaded, configs)
-    return planned(Study(studies_dir() / name), asked, options, loaded, progress, configs=configs)
+    return planned(Study(studies_dir() / name), asked, loaded, progress, configs=configs)
 
 
 def _run(question: Question, plan: Plan, seeds: int, terminal: Terminal) -> int:

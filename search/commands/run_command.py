@@ -67,8 +67,8 @@ def header_lines(plan: Plan) -> list[str]:
     space, loaded, slots = plan.space, plan.loaded, plan.slots
     assert space is not None
     facts = loaded.corpus_facts
-    inputs = loaded.inputs
-    start = f", every trial from the weights of {inputs.checkpoint_path}" if inputs.checkpoint_path else ""
+    inputs, checkpoint_path = loaded.inputs, plan.options.checkpoint_path
+    start = f", every trial from the weights of {checkpoint_path}" if checkpoint_path else ""
     device = loaded.device_info
     return [
         f"study {plan.name}: {space.description}",

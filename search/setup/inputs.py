@@ -32,24 +32,26 @@ Progress = Callable[[str, float], None]
 class Inputs:
     """The user's choice of model, text and checkpoint, each known to exist."""
 
+    options: Options
     model_name: str
-    data_source: str | None
-    """Absolute path; None for the Python language reference."""
     files: tuple[Path, ...]
     text: TextFacts
-    checkpoint_path: Path | None
-    documents: Documents = WHOLE_FILES
-    validation_source: str | None = None
-    """Absolute path; None holds out the tail of the training text."""
     validation_files: tuple[Path, ...] = ()
+    """None hold out the tail of the training text."""
     validation_text: TextFacts | None = None
+
+    @property
+    def documents(self) -> Documents:
+        """How the text is split into documents."""
+        return self.options.documents or WHOLE_FILES
 
     @property
     def text_lines(self) -> list[str]:
         """Lines for the user on the text that was found."""
-        lines = [f"text: {self.data_source or 'the Python language reference'}, {self.text.words}", *self.text.notes]
+        source, held_out = self.options.training_data_source, self.options.validation_data_source
+        lines = [f"text: {source or 'the Python language reference'}, {self.text.words}", *self.text.notes]
         if self.validation_text is not None:
-            lines += [f"held out: {self.validation_source}, {self.validation_text.words}", *self.validation_text.notes]
+            lines += [f"held out: {held_out}, {self.validation_text.words}", *self.validation_text.notes]
         return lines
 
 
@@ -111,21 +113,17 @@ def check_inputs(options: Options, *, progress: Progress) -> Inputs:
     # Reading the text takes a tenth of the time of tokenizing it, and finds a bad byte before torch is loaded.
     text = read_facts(files, documents)
     return Inputs(
+        options=options,
         model_name=model_name,
-        data_source=str(source) if source else None,
         files=files,
         text=text,
-        documents=documents,
-        validation_source=str(validation_source) if validation_source else None,
         validation_files=validation_files,
         validation_text=read_facts(validation_files, documents) if validation_files else None,
-        checkpoint_path=checkpoint_path,
     )
 
 
 def load_inputs(
     inputs: Inputs,
-    options: Options,
     *,
     block_size: int,
     eval_tokens: int,
@@ -142,7 +140,10 @@ def load_inputs(
     progress("loading torch", 0.0)
     from trainable.device.device import device_info, pick_device
 
+    options = inputs.options
     address = options.address if joins else None
+    source, held_out = options.training_data_source, options.validation_data_source
+    checkpoint_path = options.checkpoint_path
     # Device and cluster are refused before transformers is imported and the text tokenized, which take longer.
     device = pick_device(None if address else options.device)
     cluster = None
@@ -171,11 +172,11 @@ def load_inputs(
     facts = {
         "model": inputs.model_name,
         "model_fingerprint": model_fingerprint(inputs.model_name),
-        "data_source": inputs.data_source,
-        "validation_data_source": inputs.validation_source,
+        "data_source": str(source) if source else None,
+        "validation_data_source": str(held_out) if held_out else None,
         "documents": str(inputs.documents),
-        "checkpoint_path": str(inputs.checkpoint_path) if inputs.checkpoint_path else None,
-        "checkpoint_fingerprint": checkpoint_fingerprint(inputs.checkpoint_path) if inputs.checkpoint_path else None,
+        "checkpoint_path": str(checkpoint_path) if checkpoint_path else None,
+        "checkpoint_fingerprint": checkpoint_fingerprint(checkpoint_path) if checkpoint_path else None,
         "corpus": {
             "fingerprint": corpus.fingerprint,
             "validation_fingerprint": corpus.validation.fingerprint if corpus.validation else None,

@@ -45,8 +45,6 @@ class Plan:
     """Whether the folder has yet to be made."""
     document: Mapping[str, Any]
     """study.json, as it is or will be."""
-    options: Options
-    """With the study's own model, text and checkpoint where the variables name none."""
     loaded: Loaded
     slots: Slots
     baseline: TrialConfig
@@ -62,6 +60,11 @@ class Plan:
     """Results of another study, for the searcher."""
     notes: Sequence[str] = ()
     """Lines for the user on how the variables were read."""
+
+    @property
+    def options(self) -> Options:
+        """With the study's own model, text and checkpoint where the variables name none."""
+        return self.loaded.inputs.options
 
     @property
     def name(self) -> str:
@@ -133,7 +136,6 @@ def plan_study(
     return planned(
         study,
         asked_of(kind, space, settings, trials_planned=len(configs) or space.trials),
-        options,
         loaded,
         progress,
         slots=slots,
@@ -158,14 +160,12 @@ def load_for(document: Mapping[str, Any], options: Options, progress: Preparing,
                     pass
         elif options.address != "auto":
             check_port(options.address, options.address)
-    inputs = check_inputs(options, progress=progress)
     return load_inputs(
-        inputs,
-        options,
+        check_inputs(options, progress=progress),
         block_size=document["evaluation"]["block_size"],
         eval_tokens=document["evaluation"]["tokens"],
         stability=document.get("stability"),
-        init_from=inputs.checkpoint_path,
+        init_from=options.checkpoint_path,
         progress=progress,
         joins=joins,
     )
@@ -184,7 +184,6 @@ def check_worker_paths(*paths: str) -> None:
 def planned(
     study: Study,
     document: Mapping[str, Any],
-    options: Options,
     loaded: Loaded,
     progress: Preparing,
     *,
@@ -199,13 +198,12 @@ def planned(
     document: study.json; of a new study without what was found, which the plan's document says too.
     """
     is_new, baseline = "created_at" not in document, config_from(document["baseline"])
-    slots = slots or slots_for(loaded, options, _largest(baseline, configs, space), progress)
+    slots = slots or slots_for(loaded, loaded.inputs.options, _largest(baseline, configs, space), progress)
     shared = {"slots": slots.count, "threads_per_slot": slots.threads, "gpu_frac": slots.gpu_frac}
     return Plan(
         study=study,
         is_new=is_new,
         document=study_document(study.name, document, loaded=loaded, slots=shared) if is_new else document,
-        options=options,
         loaded=loaded,
         slots=slots,
         baseline=baseline,

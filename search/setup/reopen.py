@@ -39,10 +39,9 @@ def reopen(
     document = study.document()
     if space is not None:
         check_mirrors(options, progress, new_study=None)
-    options = with_inputs_of(document, options)
     loaded = load_inputs_of(study, options, progress, joins=True)
     warm_start = read_warm_start(study) if space is not None else None
-    plan = planned(study, document, options, loaded, progress, space=space, configs=configs, warm_start=warm_start)
+    plan = planned(study, document, loaded, progress, space=space, configs=configs, warm_start=warm_start)
     remove_unfinished(study.path)
     return plan
 

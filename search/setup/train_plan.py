@@ -28,10 +28,14 @@ class TrainPlan:
 
     name: str
     config: TrialConfig
-    options: Options
     loaded: Loaded
     checkpoint: "Checkpoint | None"
     """From which the run continues; None when it starts at step 0."""
+
+    @property
+    def options(self) -> Options:
+        """What the user set."""
+        return self.loaded.inputs.options
 
     @property
     def checkpoint_interval_steps(self) -> int | None:
@@ -88,15 +92,12 @@ def make_train_plan(options: Options, progress: Preparing) -> TrainPlan:
     check_lora(given, uses_lora=config.use_lora)
     loaded = load_inputs(
         inputs,
-        options,
         block_size=options.eval_block_size,
         eval_tokens=options.eval_tokens or max(DEFAULT_EVAL_TOKENS, options.eval_block_size),
         init_from=path if weights_only else None,
         progress=progress,
     )
-    return TrainPlan(
-        name=name, config=config, options=options, loaded=loaded, checkpoint=None if weights_only else checkpoint
-    )
+    return TrainPlan(name=name, config=config, loaded=loaded, checkpoint=None if weights_only else checkpoint)
 
 
 def train_document(plan: TrainPlan) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def loaded() -> Any:
     """Return the Python language reference and the tiny model, as `make search` loads them."""
     options = read_options([])
     inputs = check_inputs(options, progress=lambda *_: None)
-    return load_inputs(inputs, options, block_size=128, eval_tokens=EVAL_TOKENS, progress=lambda *_: None)
+    return load_inputs(inputs, block_size=128, eval_tokens=EVAL_TOKENS, progress=lambda *_: None)
 
 
 def milestones_tokens(budget_tokens: int) -> tuple[int, ...]:
@@ -89,7 +89,6 @@ def run_into_a_study(everything: Any, configs: Sequence[TrialConfig], budget_tok
         study=study,
         is_new=True,
         document=study_document(study.name, asked, loaded=everything, slots={"slots": slots_count}),
-        options=read_options([]),
         loaded=everything,
         slots=Slots(count=slots_count, threads=1, gpu_frac=0),
         baseline=configs[0],

@@ -116,7 +116,7 @@ def spec(text_file: Path, cache: Path) -> "RunSpec":
         patch.setenv("CACHE_DIR", str(cache))
         options = Options(training_data_source=text_file, gpt2_model_name="tiny-scratch", device="cpu")
         inputs = check_inputs(options, progress=silent)
-        loaded = load_inputs(inputs, options, block_size=32, eval_tokens=256, progress=silent)
+        loaded = load_inputs(inputs, block_size=32, eval_tokens=256, progress=silent)
     return loaded.spec
 
 

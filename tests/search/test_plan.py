@@ -54,7 +54,7 @@ def test_a_plan_of_the_smoke_space(plan_of: MakePlan, text_file: Path) -> None:
     assert plan.document["settings"]["pins"] == {}
     assert list(plan.notes) == []
     assert plan.loaded.inputs.model_name == "tiny"
-    assert plan.loaded.inputs.data_source == str(text_file)
+    assert plan.options.training_data_source == text_file
     assert plan.slots.count == 2
     assert plan.loaded.spec.protocol.block_size == space_of(plan).evaluation.block_size == 32
     assert plan.loaded.corpus_facts["train_tokens"] > plan.loaded.corpus_facts["val_tokens"] > 0
@@ -177,7 +177,7 @@ def test_a_relative_model_folder_is_made_absolute(plan_of: MakePlan, tmp_path: P
     variables = read_options(["GPT2_MODEL_NAME=./model", "TRAINING_DATA_SOURCE=text.txt"])
     inputs = check_inputs(variables, progress=lambda what, done_frac: None)
     assert inputs.model_name == str(tmp_path / "model")
-    assert inputs.data_source == str(tmp_path / "text.txt")
+    assert inputs.options.training_data_source == tmp_path / "text.txt"
     assert inputs.files == (tmp_path / "text.txt",)
 
 
