@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from results.model_card import model_row
@@ -154,26 +153,22 @@ def _save_model(
     if status != "completed":
         terminal.say(f"no model was written to {options.save_model}: the run is {status}, not completed")
         return None
+    from trainable.checkpoint.checkpoint import read_checkpoint
+    from trainable.run import load_run_model
+
     (model, adapters_on), trial = last, study.trials()[0]
-    if checkpoints.best_path is None:
-        if checkpoints.best_step not in (None, trial["optimizer_steps"]):
+    if checkpoints.best_step not in (None, trial["optimizer_steps"]):
+        if checkpoints.best_path is None:
             terminal.say("without checkpoints (ENABLE_CHECKPOINTS=False) the last step's model is the one to save")
-    elif checkpoints.best_step != trial["optimizer_steps"]:
-        model, adapters_on = _model_at(plan, checkpoints.best_path)
-        trial = model_row(study, trial)
+        else:
+            spec, best = plan.loaded.spec, read_checkpoint(checkpoints.best_path)
+            model, adapters_on = load_run_model(spec, plan.config, best)
+            model, trial = model.to(spec.device), model_row(study, trial)
     saved = save_run_model(
         model, plan.loaded, study, trial, options, folder=options.save_model, adapters_on=adapters_on
     )
     terminal.say(saved.words)
     return saved
-
-
-def _model_at(plan: TrainPlan, path: Path) -> "tuple[PreTrainedModel, AdapterBase | None]":
-    from trainable.checkpoint.checkpoint import read_checkpoint
-    from trainable.run import load_run_model
-
-    model, adapters_on = load_run_model(plan.loaded.spec, plan.config, read_checkpoint(path))
-    return model.to(plan.loaded.spec.device), adapters_on
 
 
 def _train(
