@@ -66,6 +66,11 @@ def test_a_machine_that_cannot_is_told_in_a_line_with_a_code_of_its_own(
     assert (err, json.loads(out)) == ("error: Ray did not start\n", {"error": "Ray did not start"})
 
 
+def test_a_command_that_has_said_why_ends_with_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    fail(monkeypatch, SystemExit(143))
+    assert main(["list"]) == 143
+
+
 SCRIPT = """
 import sys
 from search.__main__ import main

@@ -1,7 +1,8 @@
 """The record of a preflight that passed: what brings it back, and what makes preflight run again."""
 
+import json
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,12 +10,15 @@ from typing import Any, cast
 
 import pytest
 
+from search.options import Options
 from search.setup import preflight_record, preflight_run
 from search.setup.inputs import Loaded
 from search.setup.preflight_record import PreflightRecord, Sharing, read_record, record_path, write_record
-from search.setup.preflight_run import Preflight
+from search.setup.preflight_run import Preflight, check_preflight
+from search.terminal.console import Terminal
 from trainable.config import TrialConfig
 from trainable.evaluation import EvalProtocol
+from trainable.preflight.check_result import Check
 
 FACTS: Mapping[str, Any] = {
     "model_fingerprint": "m",
@@ -91,6 +95,19 @@ def test_a_damaged_record_is_none(make_loaded: Callable[..., Loaded]) -> None:
     write_record(path, RECORD)
     path.write_text("{")
     assert read_record(path) is None
+
+
+def test_a_check_that_fails_ends_the_command_with_one_document(
+    make_loaded: Callable[..., Loaded], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failed = Check(name="labels", status="fail", measured="m", expected="e", advice="")
+    monkeypatch.setattr(preflight_run, "_checks", lambda preflight: [failed])
+    preflight = Preflight(loaded=make_loaded(), config=TrialConfig(), largest=TrialConfig())
+    with pytest.raises(SystemExit) as ended:
+        check_preflight(preflight, Options(), Terminal(as_json=True))
+    assert ended.value.code == 1
+    assert json.loads(capsys.readouterr().out) == {"passed": False, "checks": [asdict(failed)]}
+    assert read_record(record_path(preflight.loaded, preflight.config)) is None
 
 
 @pytest.mark.parametrize(("device", "read_there"), [("cpu", False), ("cuda", True), ("mps", True)])
