@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from results.study.folder import list_studies, open_study
-from results.study.paths import expanded
+from results.study.paths import expanded, path_error
 from results.winner import winner_of
 from results.words import config_words, value_words
 from search.options import KNOWN, check_lora, parse_options, with_default_warmup
@@ -79,14 +79,16 @@ def read_baseline(text: str) -> Baseline:
 
 
 def _is_file(text: str) -> bool:
-    if "/" in text or text.endswith((".env", *CHECKPOINT_SUFFIXES)) or Path(text).is_file():
+    path = Path(text)
+    # A text that is too long for a name is no study's either.
+    if "/" in text or text.endswith((".env", *CHECKPOINT_SUFFIXES)) or path_error(path) is not None or path.is_file():
         return True
-    return Path(text).is_dir() and text not in {study.name for study in list_studies()}
+    return path.is_dir() and text not in {study.name for study in list_studies()}
 
 
 def _of_file(text: str, path: Path) -> Baseline:
     where = f"BASELINE={text}"
-    if not path.exists():
+    if path_error(path) is not None or not path.exists():
         raise UserError(f"{where}: there is no such file. Name a .env file, a checkpoint, a folder or a study.")
     if path.is_dir():
         read = _of_model_folder(where, path) if (path / RECORD).is_file() else _of_trainer(where, path)
