@@ -144,12 +144,8 @@ def load_inputs(
     address = options.address if joins else None
     source, held_out = options.training_data_source, options.validation_data_source
     checkpoint_path = options.checkpoint_path
-    # Device and cluster are refused before transformers is imported and the text tokenized, which take longer.
+    # Before transformers is imported, which takes longer than torch.
     device = pick_device(None if address else options.device)
-    cluster = None
-    if address is not None:
-        progress(f"joining the Ray cluster at {address}", 0.0)
-        cluster = join(address, options.storage, device=options.device)
     from trainable.evaluation import EvalProtocol
     from trainable.run import RunSpec
 
@@ -188,6 +184,10 @@ def load_inputs(
             "unigram_entropy": corpus.unigram_entropy,
         },
     }
+    cluster = None
+    if address is not None:
+        progress(f"joining the Ray cluster at {address}", 0.0)
+        cluster = join(address, options.storage, device=options.device)
     return Loaded(
         inputs=inputs,
         spec=spec,
