@@ -1,4 +1,4 @@
-"""`make -s export`: a study's best configuration on stdout, for a shell, a program, a space file or make."""
+"""`make -s export`: prints a study's best configuration for a shell, a program, a space file or make."""
 
 import sys
 
@@ -15,20 +15,20 @@ FORMATS = {"env": export_env, "json": export_json, "toml": export_toml, "cli": e
 
 
 def export_command(options: Options, terminal: Terminal) -> int:
-    """Print the best completed trial of STUDY (default: the latest search) in FORMAT, as long as BUDGET_TOKENS asks."""
+    """Print the best completed trial of STUDY (default: the latest search) in FORMAT, at BUDGET_*."""
     name = "json" if terminal.as_json else options.format
     study = open_study(options.study or LATEST)
     text = FORMATS[name](study, options.budget_tokens or _tokens_in_time(study, options))
     if sys.stdout.isatty():
         text = plain(text)
-    # A path that is not UTF-8 came in by surrogateescape and leaves by it.
+    # Writes a path that is not UTF-8 as the bytes that were read.
     sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
     sys.stdout.write(text)
     return 0
 
 
 def _tokens_in_time(study: Study, options: Options) -> int | None:
-    """Return the winner's tokens in BUDGET_TIME, at the speed that the study measured; None for what it had."""
+    """Return the winner's tokens in BUDGET_TIME at the study's measured speed; None for the study's own budget."""
     budget, device_s = budget_of(study.document()), options.budget_time
     if device_s is None or device_s == budget.device_s:
         return None

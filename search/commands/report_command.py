@@ -1,4 +1,4 @@
-"""`make report`: a study as one HTML page, as Markdown for a pull request, or as its numbers."""
+"""`make report`: writes a study as one HTML page, as Markdown for a pull request, or as its numbers."""
 
 from results.report.facts.study_facts import report_facts
 from results.report.page import write_reports

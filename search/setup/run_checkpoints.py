@@ -17,7 +17,7 @@ KEPT_CHECKPOINTS = 3
 
 @dataclass(kw_only=True)
 class RunCheckpoints:
-    """What is on disk of one run; every method raises OSError."""
+    """The checkpoints of one run on disk; every method raises OSError."""
 
     folder: Path
     interval_steps: int | None
@@ -34,12 +34,12 @@ class RunCheckpoints:
     _saved: set[int] = field(default_factory=set)
 
     def after_step(self, state: "TrainState") -> None:
-        """Save where the interval is over."""
+        """Save if the interval is over."""
         if self.interval_steps and state.optimizer_steps % self.interval_steps == 0:
             self._keep_newest(state)
 
     def after_evaluation(self, state: "TrainState", row: MetricsRow) -> None:
-        """Save where no evaluation of the run was lower; the first one is of what was there before."""
+        """Save if this is the run's lowest loss; the first evaluation is of the weights before training."""
         if self.start_val_loss is None:
             self.start_val_loss = row.val_loss
             return
@@ -51,18 +51,18 @@ class RunCheckpoints:
                 self._prune()
 
     def at_end(self, state: "TrainState", *, begun_at_step: int) -> None:
-        """Save where the run stands, if it got anywhere."""
+        """Save the last step, if there was one."""
         if self.interval_steps and state.optimizer_steps > begun_at_step:
             self._keep_newest(state)
 
     @property
     def best_path(self) -> Path | None:
-        """The checkpoint of the lowest validation loss, where there is one."""
+        """The checkpoint of the lowest validation loss; None without one."""
         return None if self.best_step is None or not self.interval_steps else self._path(self.best_step)
 
     @property
     def words(self) -> str | None:
-        """Which evaluation was the best, and where its checkpoint lies; None before there was one."""
+        """A line on the lowest validation loss and its checkpoint; None before there is one."""
         if self.best_step is None:
             return None
         place = f": {shown(self.best_path)}" if self.best_path else ""
@@ -70,7 +70,7 @@ class RunCheckpoints:
 
     @property
     def warning(self) -> str | None:
-        """What is wrong with a run that ended above its start; None where it did not."""
+        """A line for a run that ended no lower than it started; None for any other."""
         start, end = self.start_val_loss, self.end_val_loss
         if start is None or end is None or end < start:
             return None

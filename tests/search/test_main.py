@@ -66,6 +66,11 @@ def test_a_machine_that_cannot_is_told_in_a_line_with_a_code_of_its_own(
     assert (err, json.loads(out)) == ("error: Ray did not start\n", {"error": "Ray did not start"})
 
 
+def test_a_command_that_has_said_why_ends_with_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    fail(monkeypatch, SystemExit(143))
+    assert main(["list"]) == 143
+
+
 SCRIPT = """
 import sys
 from search.__main__ import main
@@ -79,7 +84,7 @@ def command(options, terminal):
     open(sys.argv[1], "w").write("done")
     return {code}
 
-setattr(module, "{name}", command)
+module.{command}_command = command
 sys.exit(main(sys.argv[2:]))
 """
 
@@ -101,8 +106,7 @@ def test_a_command_runs_to_its_end_whatever_becomes_of_its_output(
     shell: str, words: str, code: int, expected: int, told: str, tmp_path: Path
 ) -> None:
     command = words.split()[0]
-    name = {"run": "search_command", "list": "list_command"}[command]
-    (tmp_path / "it.py").write_text(SCRIPT.format(command=command, name=name, code=code))
+    (tmp_path / "it.py").write_text(SCRIPT.format(command=command, code=code))
     line = f"{sys.executable} {tmp_path / 'it.py'} {tmp_path / 'done'} {words}"
     ran = subprocess.run(
         ["bash", "-c", f"{shell.format(line)}; exit ${{PIPESTATUS[0]}}"],

@@ -1,7 +1,8 @@
 """The record of a preflight that passed: what brings it back, and what makes preflight run again."""
 
+import json
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,9 +10,12 @@ from typing import Any, cast
 
 import pytest
 
+from search.options import Options
 from search.setup import preflight_record, preflight_run
 from search.setup.inputs import Loaded
 from search.setup.preflight_record import PreflightRecord, Sharing, read_record, record_path, write_record
+from search.setup.preflight_run import Preflight, check_preflight
+from search.terminal.console import Terminal
 from trainable.config import TrialConfig
 from trainable.evaluation import EvalProtocol
 from trainable.preflight.check_result import Check
@@ -42,7 +46,7 @@ def make_loaded() -> Callable[..., Loaded]:
 
 
 def test_a_record_comes_back_for_the_same_inputs_and_their_warnings_with_it(make_loaded: Callable[..., Loaded]) -> None:
-    warning = Check(name="initial loss", status="warn", measured="m", expected="e", advice="a")
+    warning = {"name": "initial loss", "status": "warn", "measured": "m", "expected": "e", "advice": "a"}
     path = record_path(make_loaded(), TrialConfig())
     assert read_record(path) is None
     write_record(path, replace(RECORD, warnings=[warning]))
@@ -93,6 +97,19 @@ def test_a_damaged_record_is_none(make_loaded: Callable[..., Loaded]) -> None:
     assert read_record(path) is None
 
 
+def test_a_check_that_fails_ends_the_command_with_one_document(
+    make_loaded: Callable[..., Loaded], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failed = Check(name="labels", status="fail", measured="m", expected="e", advice="")
+    monkeypatch.setattr(preflight_run, "_checks", lambda preflight: [failed])
+    preflight = Preflight(loaded=make_loaded(), config=TrialConfig(), largest=TrialConfig())
+    with pytest.raises(SystemExit) as ended:
+        check_preflight(preflight, Options(), Terminal(as_json=True))
+    assert ended.value.code == 1
+    assert json.loads(capsys.readouterr().out) == {"passed": False, "checks": [asdict(failed)]}
+    assert read_record(record_path(preflight.loaded, preflight.config)) is None
+
+
 @pytest.mark.parametrize(("device", "read_there"), [("cpu", False), ("cuda", True), ("mps", True)])
 def test_preflight_has_a_process_of_its_own_where_only_its_end_gives_memory_back(
     device: str, read_there: bool, make_loaded: Callable[..., Loaded], monkeypatch: pytest.MonkeyPatch
@@ -101,15 +118,18 @@ def test_preflight_has_a_process_of_its_own_where_only_its_end_gives_memory_back
     monkeypatch.setattr(
         "trainable.device.own_process.in_own_process", lambda *args, **kwargs: asked.append((args, kwargs))
     )
-    loaded = replace_tokenizer(make_loaded(device))
+    loaded: Any = make_loaded(device)
+    loaded.tokenizer, loaded.inputs = None, SimpleNamespace(files=())
     checkpoint: Any = SimpleNamespace(path=Path("run.pt"))
-    inputs: Any = SimpleNamespace(files=())
-    preflight_run._checks(inputs, loaded, TrialConfig(), TrialConfig(), Sharing(runs=2), None, checkpoint)
+    preflight_run._checks(
+        Preflight(
+            loaded=loaded,
+            config=TrialConfig(),
+            largest=TrialConfig(),
+            sharing=Sharing(runs=2),
+            checkpoint=checkpoint,
+        )
+    )
     ((device_type, work, _, _, sharing), kwargs) = asked[0]
     assert (device_type, work, sharing) == (device, preflight_run._preflight, Sharing(runs=2))
     assert kwargs["checkpoint"] == (checkpoint.path if read_there else checkpoint)
-
-
-def replace_tokenizer(loaded: Any) -> Any:
-    loaded.tokenizer = None
-    return loaded
