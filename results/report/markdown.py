@@ -1,4 +1,4 @@
-"""The report as Markdown for a pull request, made of the facts alone."""
+"""The report as Markdown for a pull request, made from the facts."""
 
 import html
 import re
@@ -23,7 +23,7 @@ TOP_TRIALS = 5
 
 
 def markdown(facts: Row) -> str:
-    """Return the report: answer, change, cost, samples, first trials, cautions and protocol."""
+    """Return the report: answer, changes, cost, samples, first trials, cautions and protocol."""
     of_trials = [_cost(facts), _samples(facts), _trials(facts), _cautions(facts)]
     parts = [_answer(facts), _changes(facts), *of_trials, _protocol(facts)]
     text = "\n\n".join("\n".join(lines) for part in parts if (lines := list(part))) + "\n"
@@ -31,9 +31,9 @@ def markdown(facts: Row) -> str:
 
 
 def plain(text: Any) -> str:
-    """Return `text` with nothing in it that Markdown or HTML reads, on one line."""
+    """Return `text` on one line, with the markup of Markdown and HTML escaped."""
     line = re.sub(r"([\\`*_{}\[\]#!|~$@])", r"\\\1", html.escape(" ".join(str(text).split()), quote=False))
-    # What would begin a list.
+    # A start that would begin a list.
     return re.sub(r"^(?=([-+]|\d+[.)])\s)", "&#8203;", line)
 
 
@@ -114,7 +114,7 @@ def _samples(facts: Row) -> Iterator[str]:
 
 
 def fenced(text: str) -> str:
-    """Return `text` as a code block that nothing in it ends."""
+    """Return `text` as a code block whose fence is longer than any in the text."""
     longest = max(map(len, re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}text\n{text}\n{fence}"

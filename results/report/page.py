@@ -1,4 +1,4 @@
-"""The report of a study: report.html, which opens offline, and report.md for a pull request. It computes no number."""
+"""The report of a study: report.html, which opens offline, and report.md for a pull request. It computes no facts."""
 
 import base64
 import hashlib
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _HERE = Path(__file__).parent
 _FILTERS = {
     "count": count_words,
-    # A typographic minus is as wide as a plus: the differences of a column line up.
+    # A typographic minus is as wide as a plus, so that a column of differences lines up.
     "difference": lambda difference: difference_words(difference).replace("-", "−"),
     "duration": duration_words,
     "label": label,
@@ -50,32 +50,21 @@ _FILTERS = {
 }
 
 
-def write_report(study: Study) -> Path:
-    """Write the study's report.html and return its path; a reader sees the old one or the new one, whole.
+def write_reports(study: Study) -> dict[str, Any]:
+    """Write report.html and report.md into the study and return their facts.
 
     Raises UserError when a file of the study is damaged, and OSError.
     """
     facts = report_facts(study)
     traces = trial_traces(study, [trial["trial_id"] for trial in facts["trials"]])
-    path = study.path / "report.html"
     # A path that is not UTF-8 came in by surrogateescape; a page can only name it.
-    write_atomic(path, report_html(facts, traces).encode("utf-8", "backslashreplace"))
-    return path
-
-
-def write_reports(study: Study) -> None:
-    """Write report.html and report.md into the study."""
-    write_report(study)
-    write_atomic(study.path / "report.md", report_markdown(study).encode())
-
-
-def report_markdown(study: Study) -> str:
-    """Return the report for a pull request. Raises UserError as write_report does."""
-    return markdown(report_facts(study))
+    write_atomic(study.path / "report.html", report_html(facts, traces).encode("utf-8", "backslashreplace"))
+    write_atomic(study.path / "report.md", markdown(facts).encode())
+    return facts
 
 
 def report_html(facts: dict[str, Any], traces: dict[str, Any]) -> str:
-    """Return the page of `facts`; traces are trial_traces' and need not hold every trial."""
+    """Return the page; traces are those of trial_traces(), and trials may lack one."""
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
@@ -94,7 +83,7 @@ def report_html(facts: dict[str, Any], traces: dict[str, Any]) -> str:
             facts_json=_json_block({name: value for name, value in facts.items() if name != "trials"}),
             style=Markup((_HERE / "style.css").read_text(encoding="utf-8")),
             scripts={name: Markup(script) for name, script in scripts.items()},
-            # Only these two scripts may run and nothing may be fetched, whatever a study's texts hold.
+            # Only these two scripts may run and nothing may be fetched, whatever the texts of a study contain.
             script_hashes=" ".join(_csp_hash(script) for script in scripts.values()),
             statuses=STATUS_LABELS,
         )
@@ -128,7 +117,7 @@ def _page_data(facts: dict[str, Any], figures: dict[str, Any], traces: dict[str,
 
 
 def _drawn_trial(trial: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
-    """Return what the page needs of a trial beside its row in the table: the words of a hover, and its evaluations."""
+    """Return a trial's hover lines and evaluations, which are not in its row of the table."""
     settings = ", ".join(
         f"{parameter['label']} {value_words(trial['searched'][parameter['name']])}"
         for parameter in facts["parameters"]

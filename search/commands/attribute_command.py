@@ -3,7 +3,8 @@
 from dataclasses import asdict, replace
 from typing import Any
 
-from results.attribution import attribute, did_it_words, render, to_json, write_attribution
+from results.attribution.attribute import attribute
+from results.attribution.attribution_files import to_json, write_attribution
 from results.attribution.attribution_plot import write_plot
 from results.attribution.attribution_runs import (
     Question,
@@ -11,6 +12,7 @@ from results.attribution.attribution_runs import (
     question_of_names,
     question_of_study,
 )
+from results.attribution.sentences import did_it_words, render
 from results.report.page import write_reports
 from results.study.folder import Study, list_studies, studies_dir
 from results.study.ledger import Ledger
@@ -28,9 +30,8 @@ from search.setup.reopen import reopen
 from search.setup.run_plan import held, run_listed
 from search.terminal.console import Preparing, Terminal
 from search.terminal.next_steps import Step, next_document, say_next, say_steps
-from spaces.budget import Budget, budget_of, duration_text
+from spaces.budget import Budget, budget_of
 from trainable.config import DOCUMENTED
-from trainable.errors import UserError
 
 DEFAULT_BUDGET_TOKENS = 200_000
 DEFAULT_SEEDS = 3
@@ -59,18 +60,9 @@ def attribute_command(options: Options, terminal: Terminal) -> int:
 
 
 def _budget(source: Study | None, options: Options) -> Budget:
-    """Return what every run gets: what the study's trials got, or what the variables say."""
-    if options.budget_tokens is not None:
-        return Budget(tokens=options.budget_tokens)
+    """Return the budget of every run: that of the study's trials, or what the variables ask for."""
     budget = Budget(tokens=DEFAULT_BUDGET_TOKENS) if source is None else budget_of(source.document())
-    if options.budget_time is None:
-        return budget
-    if budget.device_s is None:
-        raise UserError(
-            f"BUDGET_TIME={options.texts['BUDGET_TIME']}: attribute takes a time where the study's trials had one, for "
-            "their speeds were measured then. Set BUDGET_TOKENS."
-        )
-    return budget.lasting(options.budget_time)
+    return budget.asked(options.budget_tokens, options.budget_time)
 
 
 def _plan(question: Question, source: Study | None, budget: Budget, options: Options, progress: Preparing) -> Plan:
@@ -108,7 +100,7 @@ def _plan(question: Question, source: Study | None, budget: Budget, options: Opt
 
 def _run(question: Question, plan: Plan, seeds: int, terminal: Terminal) -> int:
     """Run what is missing, and say what the losses tell once nothing is; return the exit code."""
-    study, ledger = plan.study, Ledger.load(plan.study)
+    study, ledger = plan.study, Ledger(plan.study)
     trials = ledger.trials()
     # Without a search there is no seed that a winner was chosen on.
     above = plan.document["seed"] - (plan.kind == "attribute")
@@ -157,7 +149,4 @@ def _again(plan: Plan, question: Question, seeds: int, purpose: str) -> Step:
     asked = f"STUDY={plan.name}"
     if plan.kind == "attribute":
         asked = f"FROM={question.before_name} TO={question.after_name}"
-    time_s = plan.budget.device_s
-    budget = f"BUDGET_TOKENS={plan.budget.tokens}" if time_s is None else f"BUDGET_TIME={duration_text(time_s)}"
-    command = f"make attribute {asked} SEEDS={seeds} {budget}"
-    return Step(command=command, purpose=purpose)
+    return Step(command=f"make attribute {asked} SEEDS={seeds} {plan.budget.setting}", purpose=purpose)

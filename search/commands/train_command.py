@@ -239,11 +239,11 @@ def _follow(
                 ledger.add_steps(0, [row])
                 checkpoints.after_step(state)
             case MetricsRow():
-                if checkpoints.start_val_loss is None:
+                if not checkpoints.evaluations:
                     losses = start_losses(Start(val_loss=row.val_loss, train_loss=row.train_loss))
                     write_document(study.study_json, {**study.document(), "start": losses})
                 ledger.add_metrics(0, row, None)
-                checkpoints.after_evaluation(state, row)
+                checkpoints.after_evaluation(state, ledger.metrics())
             case Verdict():
                 return "unstable", row
         # After the last step only its evaluation is left, which is shorter than doing the run again.

@@ -10,7 +10,7 @@ from results.study.planned_run import PlannedRun
 from search.cluster.connection import check_port
 from search.options import MoreTrials, Options, check_lora
 from search.setup.inputs import Inputs, Loaded, check_fit, check_inputs, load_inputs
-from search.setup.settings import Settings, read_settings
+from search.setup.settings import read_settings
 from search.setup.slots import slots_for
 from search.setup.study_record import asked_of, study_document
 from search.setup.trial_speeds import measured_speeds
@@ -23,6 +23,7 @@ from spaces.budget import Budget, Milestones, Speeds, budget_of
 from spaces.overrides import widening_words, with_overrides
 from spaces.read.load import load_space
 from spaces.space import SearchSpace
+from spaces.user_settings import Settings
 from trainable.config import BASELINES, TrialConfig, config_from, shape_of
 from trainable.errors import UserError
 from trainable.stability import make_rules
@@ -110,7 +111,8 @@ def plan_study(
     speeds: those of another study's that are known already; the rest is measured, where it is needed.
     """
     draft = settings.applied_to(file, kind)
-    if draft.device_s is not None and options.address is not None:
+    device_s = draft.budget.device_s
+    if device_s is not None and options.address is not None:
         raise UserError("BUDGET_TIME measures this machine's speed. On a cluster set BUDGET_TOKENS.")
     check_lora(settings.pins, uses_lora=bool(draft.baseline.use_lora or draft.domain("use_lora")))
     make_rules(draft.stability)
@@ -132,8 +134,8 @@ def plan_study(
 
     def timed(loaded: Loaded, slots: Slots) -> Asked:
         shapes = [*draft.shapes(), *map(shape_of, asked(draft).configs)]
-        assert draft.device_s is not None
-        measured = measured_speeds(loaded, slots, shapes, known=speeds, device_s=draft.device_s, progress=progress)
+        assert device_s is not None
+        measured = measured_speeds(loaded, slots, shapes, known=speeds, device_s=device_s, progress=progress)
         return asked(settings.applied_to(file, kind, measured))
 
     plan = load_plan(
@@ -142,7 +144,7 @@ def plan_study(
         options,
         progress,
         check=check,
-        timed=timed if draft.device_s is not None else None,
+        timed=timed if device_s is not None else None,
         source=warm_start,
         notes=[*notes, *widening_words(file, draft)],
     )

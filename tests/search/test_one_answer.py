@@ -100,7 +100,7 @@ class Simulation:
 
     def _process(self) -> None:
         """Run until the search is over or the process is killed."""
-        ledger = Ledger.load(self.study, flush_interval_s=self.draw.choice([0.0, 5.0]))
+        ledger = Ledger(self.study, flush_interval_s=self.draw.choice([0.0, 5.0]))
         known = known_trials(
             ledger.trials(),
             ledger.metrics(),

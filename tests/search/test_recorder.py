@@ -231,7 +231,7 @@ def test_what_led_to_a_checkpoint_is_written_at_once(recording: Recording) -> No
     assert recording.study.metrics() == []
     recording.report(trial, metrics=metrics(100), steps=[step(n) for n in range(1, 11)], saved=True)
     assert [row["tokens_seen"] for row in recording.study.metrics()] == [0, 100]
-    assert Ledger.load(recording.study).known_steps(1) == 10
+    assert Ledger(recording.study).known_steps(1) == 10
 
 
 def test_a_trial_never_goes_on_from_a_checkpoint_beyond_what_is_known_of_it(recording: Recording) -> None:
