@@ -4,50 +4,15 @@ import base64
 import hashlib
 import json
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from results.report.facts.study_facts import report_facts
 from results.report.figures.all_figures import default_view, report_figures, views
 from results.report.figures.traces import trial_traces
-from results.report.markdown import markdown
+from results.report.templates import FOLDER, render
 from results.study.atomic import write_atomic
 from results.study.folder import Study
-from results.words import (
-    STATUS_LABELS,
-    count_words,
-    difference_words,
-    duration_words,
-    label,
-    list_words,
-    local_time_words,
-    loss_words,
-    percent_words,
-    printable,
-    token_words,
-    trial_loss_words,
-    value_words,
-)
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
-
-_HERE = Path(__file__).parent
-_FILTERS = {
-    "count": count_words,
-    # A typographic minus is as wide as a plus, so that a column of differences lines up.
-    "difference": lambda difference: difference_words(difference).replace("-", "−"),
-    "duration": duration_words,
-    "label": label,
-    "local_time": local_time_words,
-    "words": list_words,
-    "loss": loss_words,
-    "percent": percent_words,
-    "printable": printable,
-    "tokens": token_words,
-    "trial_loss": trial_loss_words,
-    "value": value_words,
-}
+from results.words import STATUS_LABELS, printable, token_words, trial_loss_words, value_words
 
 
 def write_reports(study: Study) -> dict[str, Any]:
@@ -69,40 +34,26 @@ def report_html(facts: dict[str, Any], traces: dict[str, Any]) -> str:
     from plotly.offline import get_plotlyjs
 
     figures = report_figures(facts)
-    scripts = {"plotly": get_plotlyjs(), "page": (_HERE / "script.js").read_text(encoding="utf-8")}
+    scripts = {"plotly": get_plotlyjs(), "page": (FOLDER / "script.js").read_text(encoding="utf-8")}
     assert not any("</script" in script for script in scripts.values())
-    page: str = (
-        _environment()
-        .get_template("template.html.j2")
-        .render(
-            facts=facts,
-            figures=figures,
-            views=views(facts),
-            default_view=default_view(facts),
-            data=_json_block(_page_data(facts, figures, traces)),
-            facts_json=_json_block({name: value for name, value in facts.items() if name != "trials"}),
-            style=Markup((_HERE / "style.css").read_text(encoding="utf-8")),
-            scripts={name: Markup(script) for name, script in scripts.items()},
-            # Only these two scripts may run and nothing may be fetched, whatever the texts of a study contain.
-            script_hashes=" ".join(_csp_hash(script) for script in scripts.values()),
-            statuses=STATUS_LABELS,
-        )
+    return render(
+        "template.html.j2",
+        facts=facts,
+        figures=figures,
+        views=views(facts),
+        default_view=default_view(facts),
+        data=_json_block(_page_data(facts, figures, traces)),
+        facts_json=_json_block({name: value for name, value in facts.items() if name != "trials"}),
+        style=Markup((FOLDER / "style.css").read_text(encoding="utf-8")),
+        scripts={name: Markup(script) for name, script in scripts.items()},
+        # Only these two scripts may run and nothing may be fetched, whatever the texts of a study contain.
+        script_hashes=" ".join(_csp_hash(script) for script in scripts.values()),
     )
-    return page
 
 
-def _environment() -> "Environment":
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(_HERE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(_FILTERS)
-    return environment
+def markdown(facts: dict[str, Any]) -> str:
+    """Return the report for a pull request."""
+    return printable(render("report.md.j2", facts=facts)) + "\n"
 
 
 def _page_data(facts: dict[str, Any], figures: dict[str, Any], traces: dict[str, Any]) -> dict[str, Any]:

@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from results.report.facts.study_facts import report_facts
-from results.report.markdown import markdown
-from results.report.page import report_html, write_reports
+from results.report.page import markdown, report_html, write_reports
 from results.study.folder import Study
 from results.study.tables import METRICS, TRIALS, Row, write_table
 from tests.results.report_study import make_report_study
