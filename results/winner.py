@@ -17,7 +17,7 @@ from results.confirmation.paired_t import CandidateVerdict
 from results.ranking import baseline_trial, final_loss, leaderboard, ranked_trials
 from results.study.folder import Study
 from results.study.planned_run import has_result
-from results.words import STATUS_LABELS, count_words, difference_words, loss_words
+from results.words import STATUS_LABELS, count_words, difference_words, interval_words, loss_words
 
 Row = dict[str, Any]
 
@@ -223,7 +223,7 @@ def evidence_words(winner: Winner) -> str:
     """Return the evidence for the headline."""
     verdict = winner.verdict
     if verdict is not None:
-        interval = f"; interval {difference_words(verdict.low)} to {difference_words(verdict.high)}"
+        interval = f"; interval {interval_words(verdict.low, verdict.high)}"
         interval = interval if verdict.mean_difference is not None and verdict.seeds > 1 else ""
         return f"{_verdict_words(verdict)}{interval}"
     if winner.standing == "unproven":

@@ -84,6 +84,15 @@ def difference_words(difference: float | None) -> str:
     return UNKNOWN if difference is None else f"{difference:+.4f}"
 
 
+def interval_words(low: float | None, high: float | None) -> str:
+    """Return the interval of a difference; a bound that is None is none."""
+    if low is not None and high is not None:
+        return f"{difference_words(low)} to {difference_words(high)}"
+    if low is not None:
+        return f"from {difference_words(low)} up"
+    return "without bounds" if high is None else f"up to {difference_words(high)}"
+
+
 def value_words(value: Any) -> str:
     """Return a hyperparameter's value: a name unchanged, a number with three digits, None as a dash."""
     if value is None:
@@ -94,7 +103,7 @@ def value_words(value: Any) -> str:
         return f"{value:,}"
     if not math.isfinite(value):
         return str(value)
-    if abs(value) >= 1000:
+    if abs(value) >= 999.5:
         return f"{value:,.0f}"
     text = f"{value:.2e}" if 0 < abs(value) < 1e-3 else f"{value:.3g}"
     mantissa, _, exponent = text.partition("e")

@@ -19,6 +19,7 @@ from results.words import (
     config_words,
     count_words,
     difference_words,
+    interval_words,
     list_words,
     loss_words,
 )
@@ -136,7 +137,7 @@ def say_attempt(study: Study, attempt: Attempt, terminal: Terminal) -> None:
         if verdict.mean_difference is not None:
             terminal.say(
                 f"  against the baseline {difference_words(verdict.mean_difference)} nats/token, interval "
-                f"{difference_words(verdict.low)} to {difference_words(verdict.high)}"
+                f"{interval_words(verdict.low, verdict.high)}"
                 + ("" if verdict.p_value is None else f", p = {verdict.p_value:.2g}")
             )
 

@@ -157,6 +157,7 @@ def test_without_rungs_the_evaluations_stand_in(make_trial: MakeTrial) -> None:
         (SearchParameter("batch_size", Choice((16, 8, 32))), 16, None),
         (SearchParameter("block_size", IntRange(32, 256, step=32)), 256, "high"),
         (SearchParameter("lr_schedule", Choice(("constant", "wsd"))), "constant", None),
+        (SearchParameter("use_lora", Choice((True, False))), False, None),
     ],
 )
 def test_an_edge_says_which_way_to_widen(

@@ -50,7 +50,7 @@ def edges(measured: Measured) -> list[Row]:
 def _side(parameter: SearchParameter, value: Any) -> str | None:
     domain = parameter.domain
     if isinstance(domain, Choice):
-        if len(domain.values) < 2 or any(isinstance(known, str) for known in domain.values):
+        if len(domain.values) < 2 or any(isinstance(known, (str, bool)) for known in domain.values):
             return None
         return "low" if value <= min(domain.values) else "high" if value >= max(domain.values) else None
     scale = math.log if domain.log else float
