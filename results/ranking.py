@@ -68,14 +68,14 @@ def baseline_trial(trials: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     return next((trial for trial in trials if trial["is_baseline"]), None)
 
 
-def spent_by_purpose(trials: Sequence[dict[str, Any]]) -> dict[Purpose, tuple[int, float, int]]:
-    """Return (runs, device-seconds, tokens) for each purpose that occurs."""
-    found: dict[Purpose, tuple[int, float, int]] = {}
+def spent_by_purpose(trials: Sequence[dict[str, Any]]) -> dict[Purpose, dict[str, Any]]:
+    """Return {"runs", "device_s", "tokens"} for each purpose that occurs."""
+    found = {}
     for purpose in get_args(Purpose):
         rows = [row for row in trials if row["purpose"] == purpose]
         if rows:
             device_s, tokens = math.fsum(row["active_s"] for row in rows), sum(row["tokens_seen"] for row in rows)
-            found[purpose] = (len(rows), device_s, tokens)
+            found[purpose] = {"runs": len(rows), "device_s": device_s, "tokens": tokens}
     return found
 
 

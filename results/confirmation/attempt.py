@@ -1,6 +1,5 @@
 """An attempt at a proof: the trials to confirm, the fresh seeds, and the verdicts. It trains nothing."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -30,21 +29,6 @@ class Attempt:
     seeds: tuple[int, ...]
     verdicts: tuple[CandidateVerdict, ...] = ()
     """One per candidate; empty before every run has ended, because an early look would be one more test."""
-
-    @property
-    def ranking(self) -> tuple[int, ...]:
-        """The candidates and the baseline: proven better, then unproven and the baseline, then worse.
-
-        Within these the fewest unstable seeds, then the lowest mean difference. Empty as long as verdicts is.
-        """
-        if not self.verdicts:
-            return ()
-        places = {self.baseline: (1, len(self.verdicts[0].baseline_unstable_seeds), 0.0)}
-        for verdict in self.verdicts:
-            group = ("better", "not proven", "worse").index(verdict.outcome)
-            mean = math.inf if verdict.mean_difference is None else verdict.mean_difference
-            places[verdict.trial_id] = (group, len(verdict.unstable_seeds), mean)
-        return tuple(sorted(places, key=lambda trial_id: (places[trial_id], trial_id)))
 
 
 def plan_attempt(trials: Sequence[dict[str, Any]], earlier: Sequence[Attempt], *, top: int, seeds: int) -> Attempt:

@@ -97,10 +97,10 @@ def sample_lines(study: Study) -> list[str]:
 
 def cost_line(rows: list[dict[str, Any]]) -> str:
     """Return what each purpose of the study's runs cost, and what stopping trials saved."""
-    spent = spent_by_purpose(rows)
     words = [
-        f"{duration_words(device_s)} ({token_words(tokens)} tokens) on {'the ' if purpose == 'search' else ''}{purpose}"
-        for purpose, (_, device_s, tokens) in spent.items()
+        f"{duration_words(spent['device_s'])} ({token_words(spent['tokens'])} tokens) on "
+        f"{'the ' if purpose == 'search' else ''}{purpose}"
+        for purpose, spent in spent_by_purpose(rows).items()
     ]
     saved = savings(ranked_trials(rows))
     return (
@@ -129,10 +129,7 @@ def summary_document(study: Study, terminal: Terminal) -> dict[str, Any]:
         "device_s_full": spent.device_s_full,
         "device_s_saved_frac": spent.device_s_saved_frac,
         "tokens_spent": spent.tokens_spent,
-        "spent": {
-            purpose: {"runs": runs, "device_s": device_s, "tokens": tokens}
-            for purpose, (runs, device_s, tokens) in spent_by_purpose(rows).items()
-        },
+        "spent": spent_by_purpose(rows),
         "samples": samples_json(study),
         "trials": leaderboard(trials),
         "next": next_document(study, terminal),

@@ -194,7 +194,7 @@ def test_attempts_spend_half_of_what_is_left() -> None:
 def test_a_true_winner_is_found(benchmark_module: ModuleType) -> None:
     scenario = benchmark_module.Scenario(name="", gain=0.12)
     _, attempt = benchmark_module.simulate(np.random.default_rng(0), scenario)
-    assert attempt.candidates[0] == attempt.ranking[0] == 1
+    assert attempt.candidates[0] == 1
     assert attempt.verdicts[0].words == "better than the baseline"
 
 
@@ -220,26 +220,14 @@ def around(losses: dict[int, float], seeds: int, scatter: float = 0.01) -> dict[
 def test_a_lucky_seed_that_wins_the_search_loses_the_confirmation(make_trial: MakeTrial) -> None:
     trials = search_rows(make_trial)
     attempt = plan_attempt(trials, (), top=2, seeds=5)
-    assert (attempt.candidates, attempt.ranking) == ((1, 2), ())
+    assert attempt.candidates == (1, 2)
     rows = confirmation_rows(attempt, trials, around({0: 4.50, 1: 4.50, 2: 4.35}, 5))
     attempt = judged(attempt, [*trials, *rows])
-    assert attempt.ranking[0] == 2
     assert {verdict.trial_id: verdict.outcome for verdict in attempt.verdicts} == {1: "not proven", 2: "better"}
     # How many seeds another attempt needs is told at the alpha that it would have.
     by_trial = [{row["seed"]: row["val_loss"] for row in rows if row["of_trial"] == trial_id} for trial_id in (0, 1)]
     later = judge(by_trial[0], {1: by_trial[1], 2: {}}, alpha=attempt_alpha(2))[0]
     assert attempt.verdicts[0].seeds_needed == later.seeds_needed
-
-
-def test_the_rank_puts_proof_first_then_stability_then_the_mean(make_trial: MakeTrial) -> None:
-    trials = search_rows(make_trial)
-    attempt = plan_attempt(trials, (), top=3, seeds=5)
-    losses = around({0: 4.50, 1: 4.10, 2: 4.40, 3: 4.60}, 5)
-    losses[1][1] = "unstable"
-    attempt = judged(attempt, [*trials, *confirmation_rows(attempt, trials, losses)])
-    assert attempt.ranking == (2, 0, 1, 3)
-    assert [verdict.trial_id for verdict in attempt.verdicts] == [1, 2, 3]
-    assert attempt.verdicts[0].unstable_seeds == (2,)
 
 
 @pytest.mark.parametrize("status", ["unstable", "out_of_memory"])

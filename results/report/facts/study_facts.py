@@ -203,10 +203,7 @@ def _cost_facts(document: Row, measured: Measured, rows: Sequence[Row]) -> Row:
         "slots": document["device"].get("slots"),
         "baseline_first_beaten": first_beaten(measured),
         "baseline_loss_reached": baseline_loss_reached(measured),
-        "by_purpose": [
-            {"purpose": purpose, "runs": runs, "device_s": device_s, "tokens": tokens}
-            for purpose, (runs, device_s, tokens) in spent_by_purpose(rows).items()
-        ],
+        "by_purpose": [{"purpose": purpose, **spent} for purpose, spent in spent_by_purpose(rows).items()],
     }
 
 
