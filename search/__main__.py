@@ -129,7 +129,7 @@ def _leaves_files(words: Sequence[str]) -> bool:
 def _refused(reason: str, terminal: "Terminal", *, code: int = 2) -> int:
     from search.terminal.console import plain
 
-    line = plain(" ".join(reason.split()))
+    line = plain(terminal.with_typed(" ".join(reason.split())))
     print(f"error: {line}", file=sys.stderr)
     terminal.document({"error": line})
     return code

@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import re
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -20,6 +22,9 @@ from results.words import printable
 from trainable.errors import redacted
 
 MAX_TABLE_WIDTH = 1000
+CHECKOUT = Path(__file__).resolve().parents[2]
+COMMAND = re.compile(r"\bmake [a-z]+(?= (?:STUDY|TARGET)=[\w'\"/~])(?: [A-Z_]+=\S*[^\s.;:,])+")
+"""A command about a study within a sentence."""
 
 
 def plain(text: str) -> str:
@@ -149,9 +154,19 @@ class Terminal:
                 reconfigure(errors="backslashreplace")
         self.console = PlainConsole(stderr=as_json, highlight=False, markup=False)
 
+    def typed(self, command: str) -> str:
+        """Return a command of make as it works in the folder where the last one was typed."""
+        here = Path(os.environ.get("MAKE_CALLED_FROM") or ".").resolve()
+        there = "" if here == CHECKOUT else f" -C {shlex.quote(str(CHECKOUT))}"
+        return f"make{there}{command.removeprefix('make')}{self.typed_folders}"
+
+    def with_typed(self, sentence: str) -> str:
+        """Return a sentence with the commands about studies in it as typed() returns them."""
+        return COMMAND.sub(lambda found: self.typed(found[0]), sentence)
+
     def say(self, text: str) -> None:
         """Print a line for a person."""
-        print_line(self.console, text)
+        print_line(self.console, self.with_typed(text))
 
     def document(self, document: Mapping[str, Any]) -> None:
         """Print the command's JSON document, when one was asked for."""

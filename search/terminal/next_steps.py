@@ -1,10 +1,8 @@
 """What to type next: commands that work as they are printed, chosen by what the study holds. It runs none of them."""
 
-import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.text import Text
@@ -18,7 +16,6 @@ from results.winner import Winner, find_winner
 from search.terminal.console import Terminal, print_line
 from trainable.rows import ENDINGS
 
-CHECKOUT = Path(__file__).resolve().parents[2]
 MOST_SEEDS = 50
 """A confirmation of more seeds costs more than a search, and is not printed as a next step."""
 
@@ -124,17 +121,10 @@ def say_steps(steps: Sequence[Step], terminal: Terminal) -> None:
     terminal.say("next:")
     for step in steps:
         # The command is copied, so nothing breaks it; what it is for has a line of its own.
-        terminal.console.print(Text(f"  {as_typed(step, terminal)}"), soft_wrap=True)
+        terminal.console.print(Text(f"  {terminal.typed(step.command)}"), soft_wrap=True)
         print_line(terminal.console, Text(step.purpose, style="dim"), indent=6)
 
 
 def next_document(study: Study, terminal: Terminal) -> list[dict[str, str]]:
     """Return the next steps for a program."""
-    return [{"command": as_typed(step, terminal), "purpose": step.purpose} for step in next_steps(study)]
-
-
-def as_typed(step: Step, terminal: Terminal) -> str:
-    """Return the step's command as it works in the folder where the last one was typed."""
-    here = Path(os.environ.get("MAKE_CALLED_FROM") or ".").resolve()
-    there = "" if here == CHECKOUT else f" -C {shlex.quote(str(CHECKOUT))}"
-    return f"make{there}{step.command.removeprefix('make')}{terminal.typed_folders}"
+    return [{"command": terminal.typed(step.command), "purpose": step.purpose} for step in next_steps(study)]

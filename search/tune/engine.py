@@ -35,6 +35,7 @@ from search.tune.resources import Slots
 from search.tune.start_watch import StartWatch
 from search.tune.workload import Workload
 from trainable.checkpoint.checkpoint_store import CheckpointStore
+from trainable.data.corpus import cache_dir
 from trainable.data.node_cache import SharedInputs, share_inputs
 from trainable.data.remote_files import reason
 from trainable.errors import MachineError, UserError
@@ -138,9 +139,9 @@ def run_study(
         words = storage_error_words(recorder.storage_error, study.path)
         raise UserError(f"{words}. Then go on with: make resume STUDY={study.name}")
     if recorder.input_fault is not None:
+        remedy = "It is made again by" if str(cache_dir()) in recorder.input_fault else "Restore it, then go on with"
         raise UserError(
-            f"{recorder.input_fault}; what was measured so far is kept. Restore it, then go on with: "
-            f"make resume STUDY={study.name}"
+            f"{recorder.input_fault}; what was measured so far is kept. {remedy}: make resume STUDY={study.name}"
         )
 
 

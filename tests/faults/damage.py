@@ -13,8 +13,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from results.study.folder import Study
 from results.study.tables import previous_path
 from tests.faults.common import SPACE, Place, differences, report
+from trainable.checkpoint.checkpoint_path import checkpoint_name
 
-LAST = 3
+LAST = 4
 """The trial in whose middle the study is killed."""
 Harm = Callable[[Path], None]
 
@@ -39,6 +40,12 @@ def checkpoints(study: Study) -> list[Path]:
 def tables(study: Study) -> list[Path]:
     """Return the tables that the resumption needs."""
     return [study.trials_path, study.metrics_path, study.steps_path(LAST)]
+
+
+def _newest_is_known(study: Study) -> bool:
+    # A checkpoint of steps that no table holds yet is dropped unread by the resumption.
+    row = study.trials()[LAST]
+    return checkpoint_name(row["optimizer_steps"]) >= checkpoints(study)[0].name
 
 
 def resumed(place: Place, harmed: Sequence[Path], harm: Harm, alone: Study, *said: str) -> list[str]:
@@ -74,11 +81,15 @@ def refused(place: Place, harmed: Sequence[Path], harm: Harm) -> list[str]:
 
 def main() -> None:
     """Kill a study once, and harm a copy of what it left at a time."""
-    place = Place(space=SPACE.replace("trials = 6", "trials = 4"))
+    place = Place(space=SPACE.replace("trials = 6", "trials = 5"))
     alone = place.left_alone()
     running, killed = place.start("run", "killed"), place.study("killed")
-    running.wait_for(lambda: len(checkpoints(killed)) == 2)
-    running.kill()
+    while True:
+        running.wait_for(lambda: len(checkpoints(killed)) == 2 and _newest_is_known(killed))
+        running.kill()
+        if _newest_is_known(killed):  # one more may have been written just before the kill
+            break
+        running = place.start("resume", "killed")
     copies = 0
 
     def copy() -> Study:

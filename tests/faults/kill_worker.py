@@ -20,7 +20,7 @@ from tests.faults.common import SPACE, Place, differences, report
 from tests.running import Running
 from trainable.rows import ENDINGS
 
-STEADY = SPACE.replace("[1e-5, 30.0]", "[3e-4, 3e-3]") + '[scheduler]\nname = "none"\n[searcher]\nname = "random"\n'
+STEADY = SPACE.replace("[1e-4, 1.0]", "[3e-4, 3e-3]") + '[scheduler]\nname = "none"\n[searcher]\nname = "random"\n'
 CGROUPS = (("memory/gpt2-search-faults", "memory.limit_in_bytes"), ("gpt2-search-faults", "memory.max"))
 """Of the old kind and of the new one, below /sys/fs/cgroup."""
 Fault = dict[str, Any]

@@ -29,9 +29,9 @@ def refused(running: Running, what: str, *words: str) -> list[str]:
 
 
 def interrupted(place: Place, name: str) -> tuple[Study, Running]:
-    """Return a study that runs, in the middle of its trial 3."""
+    """Return a study that runs, in the middle of its trial 4, a completed one."""
     running, study = place.start("run", name, TRAINING_DATA_SOURCE=place.path / "text.txt"), place.study(name)
-    running.wait_for(lambda: any(study.path.glob("checkpoints/3/step_*.pt")))
+    running.wait_for(lambda: any(study.path.glob("checkpoints/4/step_*.pt")))
     return study, running
 
 
@@ -48,7 +48,7 @@ def changed(place: Place, name: str) -> list[str]:
     text.unlink()
     lost += refused(place.start("resume", name), "a text that is gone", "text.txt")
     text.write_text(whole)
-    place.space.write_text(space.replace("30.0", "1.0"))
+    place.space.write_text(space.replace("1.0]", "0.5]"))
     lost += refused(
         place.start("resume", name), "a changed space", "has changed since: search.learning_rate", "FORCE=1"
     )

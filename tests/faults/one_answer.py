@@ -27,7 +27,7 @@ def small_space(trials: int) -> str:
         "trials = 6": f"trials = {trials}",
         "tokens = 40_000": "tokens = 8_000",
         "count = 12": "count = 4",
-        "30.0]": "3.0]",
+        "[1e-4, 1.0]": "[1e-5, 3.0]",
     }
     space = SPACE
     for old, new in changes.items():

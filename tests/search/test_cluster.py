@@ -30,7 +30,7 @@ def joined(nodes: Nodes, *storages: str, **environment: str) -> list[str]:
     """Return what a driver on the head's machine is told, a line for each storage."""
     command = [sys.executable, "-c", JOIN, nodes.address, *storages]
     env = {**os.environ, **nodes.auth, **environment}
-    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=300, check=True)
+    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=True)
     return done.stdout.splitlines()
 
 

@@ -30,7 +30,6 @@ def test_the_exported_winner_trains_to_exactly_the_same_loss(searched: Any, envi
         env={**environment, "OMP_NUM_THREADS": str(threads), "BATCH_SIZE": "1", "GPT2_MODEL_NAME": "gpt2-scratch"},
         capture_output=True,
         text=True,
-        timeout=300,
         check=False,
     )
     assert ran.returncode == 0, ran.stderr

@@ -19,7 +19,6 @@ from search.options import (
     with_default_warmup,
 )
 from search.terminal.console import Terminal
-from search.terminal.next_steps import Step, as_typed
 from trainable.config import BEFORE, DOCUMENTED, ENV_NAMES, LR_SCHEDULES, TrialConfig
 from trainable.errors import UserError
 
@@ -115,7 +114,6 @@ def test_real_make_hands_a_misspelt_variable_down(options: tuple[str, ...], venv
         cwd=venv,
         capture_output=True,
         text=True,
-        timeout=60,
         check=False,
     )
     assert ran.returncode != 0
@@ -129,10 +127,14 @@ def test_a_next_step_is_typed_where_the_last_command_was(tmp_path: Path, monkeyp
         monkeypatch.setenv(name, value)
     terminal = Terminal(as_json=False)
     terminal.typed_folders = typed_folders([])
-    step = Step(command="make -s export STUDY=a > a.toml", purpose="")
     for folder, there in ((ROOT, ""), (tmp_path, f" -C {ROOT}")):
         monkeypatch.setenv("MAKE_CALLED_FROM", str(folder))
-        assert as_typed(step, terminal) == f"make{there} -s export STUDY=a > a.toml VENV='/my venv'"
+        typed = terminal.typed("make -s export STUDY=a > a.toml")
+        assert typed == f"make{there} -s export STUDY=a > a.toml VENV='/my venv'"
+        said = terminal.with_typed("Go on with: make resume STUDY=a.b TRIALS=+2; or make resume STUDY=... as you like.")
+        assert said == (
+            f"Go on with: make{there} resume STUDY=a.b TRIALS=+2 VENV='/my venv'; or make resume STUDY=... as you like."
+        )
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
@@ -144,7 +146,6 @@ def test_a_misspelt_variable_of_the_environment_or_of_a_make_around_ours_is_told
         env={**os.environ, "BATCHSIZE": "8"},
         capture_output=True,
         text=True,
-        timeout=60,
         check=False,
     )
     assert ran.returncode == 0, ran.stderr
@@ -158,7 +159,7 @@ def test_a_misspelt_variable_of_the_environment_or_of_a_make_around_ours_is_told
 @pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
 def test_the_makefile_called_from_elsewhere_says_how_to_call_it(tmp_path: Path) -> None:
     command = ["make", "-f", str(ROOT / "Makefile"), "search"]
-    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ran.returncode == 2
     assert f"This Makefile is to be called in its own folder: make -C {ROOT}/ search" in ran.stderr
     assert list(tmp_path.iterdir()) == []

@@ -28,6 +28,14 @@ for name in sys.argv[1:]:
         sys.exit(f"{name} loads {sorted(heavy & set(sys.modules))}")
 """
 
+WITHOUT_PEFT = """
+import sys
+import trainable.preflight, trainable.ray_trainable
+assert "peft" not in sys.modules
+from trainable.preflight import PreflightCallback
+assert "peft" in sys.modules
+"""
+
 EACH_ALONE = """
 import importlib, sys, traceback
 failed = []
@@ -50,6 +58,10 @@ def errors_of(*arguments: str) -> str:
 def test_a_light_module_loads_no_heavy_library() -> None:
     assert errors_of(LOADED, *LIGHT) == ""
     assert "tokenizers loads" in errors_of(LOADED, "tokenizers")
+
+
+def test_peft_is_imported_for_lora_and_for_anothers_trainer_alone() -> None:
+    assert errors_of(WITHOUT_PEFT) == ""
 
 
 def test_every_module_imports_alone() -> None:

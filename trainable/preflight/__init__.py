@@ -1,10 +1,23 @@
 """Is the set-up sound? The checks before training, and the tests for anybody's own training script."""
 
+from typing import TYPE_CHECKING, Any
+
 from trainable.preflight.check_result import Check
 from trainable.preflight.label_check import check_labels
 from trainable.preflight.offset_profile import offset_profile
 from trainable.preflight.optimizer_check import check_optimizer
 from trainable.preflight.preflight import run_preflight
-from trainable.preflight.trainer_callback import PreflightCallback
+
+if TYPE_CHECKING:
+    from trainable.preflight.trainer_callback import PreflightCallback
 
 __all__ = ["Check", "PreflightCallback", "check_labels", "check_optimizer", "offset_profile", "run_preflight"]
+
+
+def __getattr__(name: str) -> Any:
+    # transformers' Trainer imports every adapter of peft, which takes longer than torch. No command of ours needs it.
+    if name == "PreflightCallback":
+        from trainable.preflight.trainer_callback import PreflightCallback
+
+        return PreflightCallback
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
