@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from results.study.folder import Study, create_study
 from results.study.ledger import Ledger
 from results.study.planned_run import PlannedRun
 from results.study.tables import STEPS, read_rows
+from tests.rows import evaluation
 from trainable.config import BEFORE, DOCUMENTED
 from trainable.rows import MetricsRow, StepRow, Verdict
 
@@ -34,17 +34,8 @@ def study(studies: Path, make_document: Callable[..., dict[str, Any]]) -> Study:
 
 
 def metrics(steps: int, val_loss: float, **changes: Any) -> MetricsRow:
-    row = MetricsRow(
-        tokens_seen=steps * 4096,
-        optimizer_steps=steps,
-        val_loss=val_loss,
-        train_loss=val_loss + 0.1,
-        grad_norm=1.5,
-        learning_rate=1e-5,
-        tokens_per_s=1000.0,
-        active_s=steps * 5.0,
-    )
-    return replace(row, **changes)
+    plain = {"tokens_seen": steps * 4096, "train_loss": val_loss + 0.1, "grad_norm": 1.5, "tokens_per_s": 1000.0}
+    return evaluation(steps, val_loss, **{**plain, "active_s": steps * 5.0, **changes})
 
 
 def steps(*numbers: int, train_loss: float = 5.0) -> list[StepRow]:

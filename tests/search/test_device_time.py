@@ -33,10 +33,10 @@ from search.setup.trial_speeds import measured_speeds
 from search.terminal.console import Preparing, Terminal
 from spaces.budget import Budget, Speeds, budget_of
 from spaces.read.load import space_from_toml
+from tests.rows import evaluation
 from trainable.config import TrialConfig, config_from
 from trainable.device.speed_probe import Probe
 from trainable.errors import UserError
-from trainable.rows import MetricsRow
 
 EVALUATION_S = 0.05
 NOW = datetime(2026, 11, 29, tzinfo=UTC)
@@ -113,16 +113,10 @@ def made(plan: Plan) -> Study:
         tokens = config.training_steps * config.tokens_per_step
         ledger.add_metrics(
             trial_id,
-            MetricsRow(
-                tokens_seen=tokens, optimizer_steps=config.training_steps, val_loss=5.0 - trial_id, train_loss=5.0,
-                grad_norm=1.0, learning_rate=1e-3, tokens_per_s=1.0, active_s=60.0,
-            ),
+            evaluation(config.training_steps, 5.0 - trial_id, tokens_seen=tokens, active_s=60.0),
             None,
-        )  # fmt: skip
-        ledger.end_trial(
-            trial_id, status="completed", verdict=None, ended_at=NOW, optimizer_steps=None, tokens_seen=None,
-            active_s=None,
-        )  # fmt: skip
+        )
+        ledger.end_trial(trial_id, status="completed", verdict=None, ended_at=NOW)
     ledger.flush()
     return study
 

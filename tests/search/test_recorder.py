@@ -18,9 +18,10 @@ from search.tune.history import KnownTrial
 from search.tune.oom_kills import OomCounter
 from search.tune.recorder import StudyRecorder
 from search.tune.trial_log import TrialLog
+from tests.rows import evaluation
 from trainable.checkpoint.checkpoint_store import CheckpointStore
 from trainable.config import DOCUMENTED, TrialConfig
-from trainable.rows import MetricsRow, StepRow, TrialStatus, Verdict
+from trainable.rows import StepRow, TrialStatus, Verdict
 
 
 class Recording:
@@ -101,17 +102,7 @@ def recording(tmp_path: Path) -> Recording:
 
 
 def metrics(tokens: int, val_loss: float = 5.0) -> dict[str, Any]:
-    row = MetricsRow(
-        tokens_seen=tokens,
-        optimizer_steps=tokens // 10,
-        val_loss=val_loss,
-        train_loss=5.5,
-        grad_norm=1.0,
-        learning_rate=1e-5,
-        tokens_per_s=100.0,
-        active_s=tokens / 100,
-    )
-    return asdict(row)
+    return asdict(evaluation(tokens // 10, val_loss, active_s=tokens / 100))
 
 
 def step(number: int) -> dict[str, Any]:
