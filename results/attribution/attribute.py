@@ -199,18 +199,18 @@ def _notes(found: Attribution, *, planned: int, extra: set[int]) -> Iterable[str
     k = len(found.settings)
     if not found.seeds:
         ends = f"{found.before_name} or {found.after_name}"
-        yield f"{ends} was unstable on every seed: there is no difference to attribute"
+        yield f"on every seed {ends} did not complete: there is no difference to attribute"
     elif len(found.seeds) == 1:
         yield "one seed: no interval, so an effect cannot be told from noise"
     for entry in found.unstable:
         which = combination_words(found, entry.changes)
-        yield f"unstable on {seed_words(entry.seeds)}: {which}"
+        yield f"{which} did not complete on {seed_words(entry.seeds)}"
     if extra:
         yield f"{seed_words(sorted(extra))} left out: not run for every combination"
     if found.seeds and not found.is_exact:
         left_out = planned - found.combinations
         used = f"{found.combinations} of {2**k} combinations"
-        used += f", without {left_out} unstable on a seed that counts" if left_out else ""
+        used += f", without {left_out} that did not complete on a seed in use" if left_out else ""
         yield f"from {used}: exact unless three or more changes interact"
         if any(effect.shapley is None for effect in found.effects):
             yield "too few combinations to determine the Shapley values"

@@ -23,7 +23,7 @@ def write_plot(attribution: Attribution, path: Path) -> None:
     """Write the picture as a PNG. Raises UserError for an attribution without Shapley values, and OSError."""
     shapley = [effect.shapley for effect in attribution.effects if effect.shapley is not None]
     if len(shapley) < len(attribution.effects):
-        raise UserError("there is nothing to draw: too many combinations were unstable to attribute the difference.")
+        raise UserError("there is nothing to draw: too few combinations completed to attribute the difference.")
     # Not pyplot, which keeps figures and picks a window system.
     from matplotlib import rc_context
     from matplotlib.figure import Figure

@@ -184,7 +184,8 @@ def _words(verdict: CandidateVerdict, *, runs: int) -> str:
             text += "; no difference was seen"
         elif verdict.low is not None and verdict.high is not None:
             text += f"; more than {MAX_SEEDS_NEEDED} would be needed{side}"
-    for who, seeds in (("", verdict.unstable_seeds), ("the baseline was ", verdict.baseline_unstable_seeds)):
+    # Not "unstable", for a run that ran out of memory did not complete either.
+    for who, seeds in (("it", verdict.unstable_seeds), ("the baseline", verdict.baseline_unstable_seeds)):
         if seeds:
-            text += f"; {who}unstable on {len(seeds)} of {runs} seeds"
+            text += f"; {who} did not complete on {len(seeds)} of {runs} seeds"
     return text

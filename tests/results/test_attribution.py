@@ -409,12 +409,12 @@ def test_an_unstable_combination_is_named_and_the_rest_still_gives_the_truth(los
     assert shapley_means(found) == pytest.approx(true_shapley(4, ONE_INTERACTION), abs=1e-9)
     assert found.combinations == 15
     assert found.notes == (
-        "unstable on seed 2: s1",
-        "from 15 of 16 combinations, without 1 unstable on a seed that counts: exact unless three or more changes "
-        "interact",
+        "s1 did not complete on seed 2",
+        "from 15 of 16 combinations, without 1 that did not complete on a seed in use: exact unless three or more "
+        "changes interact",
     )
     text = shown_text(found)
-    assert "unstable" in text
+    assert "incomplete" in text
 
 
 def test_a_seed_with_an_unstable_end_is_left_out_and_said() -> None:
@@ -423,7 +423,7 @@ def test_a_seed_with_an_unstable_end_is_left_out_and_said() -> None:
     found = attribute(losses, make_settings(4))
     assert found.seeds == (1, 2)
     assert found.is_exact
-    assert found.notes == ("unstable on seed 0: before",)
+    assert found.notes == ("before did not complete on seed 0",)
 
 
 def test_when_an_end_is_always_unstable_there_is_nothing_to_share_out(tmp_path: Path) -> None:
@@ -432,7 +432,7 @@ def test_when_an_end_is_always_unstable_there_is_nothing_to_share_out(tmp_path: 
     found = attribute(losses, make_settings(3))
     assert (found.seeds, found.total, found.loss_after, found.interactions, found.path) == ((), None, None, (), None)
     assert [(effect.alone, effect.shapley) for effect in found.effects] == [(None, None)] * 3
-    assert found.notes[0] == "before or after was unstable on every seed: there is no difference to attribute"
+    assert found.notes[0] == "on every seed before or after did not complete: there is no difference to attribute"
     assert "unknown" in shown_text(found)
     assert from_json(to_json(found)) == found
     with pytest.raises(UserError, match="there is nothing to draw"):

@@ -104,20 +104,20 @@ def test_an_unstable_seed_of_the_candidate_alone_forbids_better(unstable: float 
     assert (verdict.outcome, verdict.seeds, verdict.p_value, verdict.high) == ("not proven", 4, 1.0, None)
     assert verdict.low is not None
     assert verdict.unstable_seeds == (3,)
-    assert verdict.words == "not proven with 4 seeds; unstable on 1 of 5 seeds"
+    assert verdict.words == "not proven with 4 seeds; it did not complete on 1 of 5 seeds"
 
 
 def test_an_unstable_candidate_can_still_be_worse() -> None:
     verdict = judge(BASELINE, {1: {**shifted(BETTER, 0.2), 3: None}})[0]
-    assert (verdict.outcome, verdict.words) == ("worse", "worse than the baseline; unstable on 1 of 5 seeds")
+    assert (verdict.outcome, verdict.words) == ("worse", "worse than the baseline; it did not complete on 1 of 5 seeds")
     assert verdict.high is None
 
 
 def test_an_unstable_seed_of_the_baseline_forbids_worse_and_not_better() -> None:
     better, worse = judge({**BASELINE, 2: None}, {1: BETTER, 2: shifted(BETTER, 0.2)})
-    assert better.words == "better than the baseline; the baseline was unstable on 1 of 5 seeds"
+    assert better.words == "better than the baseline; the baseline did not complete on 1 of 5 seeds"
     assert (better.low, better.baseline_unstable_seeds) == (None, (2,))
-    assert worse.words == "not proven with 4 seeds; the baseline was unstable on 1 of 5 seeds"
+    assert worse.words == "not proven with 4 seeds; the baseline did not complete on 1 of 5 seeds"
     assert worse.p_value == 1.0
 
 
@@ -125,13 +125,13 @@ def test_a_seed_on_which_both_were_unstable_says_nothing() -> None:
     verdict = judge({**BASELINE, 2: None}, {1: {**BETTER, 2: None}})[0]
     assert (verdict.outcome, verdict.seeds) == ("better", 4)
     assert verdict.words == (
-        "better than the baseline; unstable on 1 of 5 seeds; the baseline was unstable on 1 of 5 seeds"
+        "better than the baseline; it did not complete on 1 of 5 seeds; the baseline did not complete on 1 of 5 seeds"
     )
 
 
 def test_always_unstable_is_said() -> None:
     verdict = judge(BASELINE, {1: dict.fromkeys(BASELINE)})[0]
-    assert verdict.words == "not proven with 0 seeds; unstable on 5 of 5 seeds"
+    assert verdict.words == "not proven with 0 seeds; it did not complete on 5 of 5 seeds"
 
 
 LOSS = st.none() | st.floats(3.0, 6.0)
