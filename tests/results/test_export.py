@@ -346,21 +346,6 @@ def test_the_proven_trial_is_exported_before_the_luckiest(
     assert "# trial 1 came first in the search, val loss 4.2000 on one seed; not proven with 3 seeds" in text
 
 
-@pytest.mark.parametrize("purpose", ["confirmation", "attribution"])
-def test_a_run_that_explains_another_is_never_the_best(
-    make_study: MakeStudy, make_trial: Callable[..., dict[str, Any]], purpose: str
-) -> None:
-    study = make_study(
-        trials=[make_trial(0, val_loss=4.5), make_trial(1, val_loss=4.2), make_trial(2, val_loss=1.0, purpose=purpose)]
-    )
-    assert json.loads(export_json(study))["trial_id"] == 1
-
-
-def test_the_purpose_decides_and_not_the_seed(make_study: MakeStudy, make_trial: Callable[..., dict[str, Any]]) -> None:
-    study = make_study(trials=[make_trial(0, val_loss=4.5), make_trial(1, val_loss=4.2, seed=9)])
-    assert json.loads(export_json(study))["trial_id"] == 1
-
-
 def test_toml_is_the_studys_space_around_the_winner(make_study: MakeStudy) -> None:
     """Its comments stay, its budget is what was run, and its domains hold the winner that BASELINE= had brought in."""
     study = make_study(make_config(BEFORE, {"batch_size": 12, "learning_rate": 5e-3}))

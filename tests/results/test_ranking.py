@@ -14,6 +14,7 @@ from results.ranking import (
     final_loss,
     full_tokens,
     leaderboard,
+    ranked_trials,
     savings,
 )
 
@@ -48,6 +49,12 @@ def test_the_leaderboard_ranks_by_ending_then_rung_then_loss(make_trial: MakeTri
 def test_the_last_loss_ranks_not_the_best_ever(make_trial: MakeTrial) -> None:
     trials = [make_trial(1, val_loss=4.4, best_val_loss=4.0), make_trial(2, val_loss=4.3, best_val_loss=4.3)]
     assert ids(leaderboard(trials)) == [2, 1]
+
+
+def test_runs_that_explain_a_trial_are_never_ranked_whatever_their_seed(make_trial: MakeTrial) -> None:
+    trials = [make_trial(0), make_trial(1, seed=9)]
+    explaining = [make_trial(n, val_loss=1.0, purpose=name) for n, name in ((2, "confirmation"), (3, "attribution"))]
+    assert ranked_trials([*trials, *explaining]) == trials
 
 
 def test_ties_go_to_the_lower_id_so_to_the_baseline(make_trial: MakeTrial) -> None:
