@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from results.study.folder import Study
-from results.winner import is_worse
+from results.winner import Winner, evidence_words, is_worse
 from results.words import config_words, loss_words
 from trainable.config import HYPERPARAMETERS
 
@@ -50,15 +50,7 @@ def model_record(document: Row, trial: Row) -> dict[str, Any]:
     }
 
 
-def model_card(
-    document: Row,
-    trial: Row,
-    *,
-    start_val_loss: float | None,
-    baseline_val_loss: float | None,
-    proof: str,
-    base_license: str | None,
-) -> str:
+def model_card(document: Row, trial: Row, winner: Winner, *, base_license: str | None) -> str:
     """Return the Markdown, with the front matter that the hub reads."""
     base = document["model"]
     is_hub_name = "/" in base and not base.startswith(("/", "."))
@@ -66,7 +58,8 @@ def model_card(
     front += [f"base_model: {base}"] if is_hub_name else []
     front += [f"license: {base_license}"] if base_license else []
     corpus, evaluation = document["corpus"], document["evaluation"]
-    losses = {"start": start_val_loss, "baseline": baseline_val_loss, "this model": trial["val_loss"]}
+    start = winner.start_val_loss
+    losses = {"start": start, "baseline": winner.baseline_val_loss, "this model": trial["val_loss"]}
     shown_losses = " → ".join(f"{name} {loss_words(loss)}" for name, loss in losses.items() if loss is not None)
     text = Path(document["data_source"]).name if document["data_source"] else "the Python language reference"
     lines = [
@@ -79,9 +72,9 @@ def model_card(
         f"Trial {trial['trial_id']} of study {document['name']}{step_words(trial)}: {config_words(trial)}.",
         "",
         f"Validation loss (nats/token): {shown_losses}.",
-        *(["**This training made the model worse.**"] if is_worse(trial["val_loss"], start_val_loss) else []),
+        *(["**This training made the model worse.**"] if is_worse(trial["val_loss"], start) else []),
         "",
-        f"Proof: {proof}.",
+        f"Proof: {evidence_words(winner)}.",
         "",
         f"Evaluated on {evaluation['tokens']:,} held-out tokens at context {evaluation['block_size']}, in fp32 without "
         "dropout.",

@@ -148,7 +148,7 @@ class Budget:
             return self
         if self.device_s is None:
             raise UserError(
-                f"BUDGET_TIME={duration_text(device_s)}: the study's budget is in tokens, so no speeds were measured "
+                f"BUDGET_TIME={duration_text(device_s)}: the budget is in tokens, so no speeds were measured "
                 "that turn time into steps. Set BUDGET_TOKENS."
             )
         return replace(self, tokens=round(self.tokens * device_s / self.device_s), device_s=device_s)

@@ -190,7 +190,7 @@ def test_an_attribution_gives_every_combination_the_same_time(plan_of: Callable[
 
 def test_an_attribution_without_speeds_takes_tokens(plan_of: Callable[..., Plan]) -> None:
     study = made(plan_of("STUDY=counted"))
-    with pytest.raises(UserError, match="BUDGET_TIME=1m: the study's budget is in tokens, so no speeds were measured"):
+    with pytest.raises(UserError, match="BUDGET_TIME=1m: the budget is in tokens, so no speeds were measured"):
         attribution_budget(study, read_options(["BUDGET_TIME=1m"]))
     assert attribution_budget(study, read_options(["BUDGET_TOKENS=9k"])).tokens == 9000
 
@@ -272,7 +272,7 @@ def test_the_winner_is_exported_with_its_own_steps_and_the_time_as_the_budget(
 
 def test_a_time_is_no_budget_where_no_speed_was_measured(plan_of: Callable[..., Plan], text_file: Path) -> None:
     study = made(plan_of("STUDY=counted"))
-    with pytest.raises(UserError, match="BUDGET_TIME=10m: the study's budget is in tokens"):
+    with pytest.raises(UserError, match="BUDGET_TIME=10m: the budget is in tokens"):
         export_command(read_options([f"STUDY={study.name}", "BUDGET_TIME=10m"]), Terminal(as_json=False))
     with pytest.raises(UserError, match="make train takes TRAINING_STEPS"):
         make_train_plan(read_options(["BUDGET_TIME=10m", f"TRAINING_DATA_SOURCE={text_file}"]), silent())

@@ -212,5 +212,5 @@ def test_a_time_in_which_no_step_fits_is_refused() -> None:
     budget = measured(space_of()).budget
     with pytest.raises(UserError, match=r"BUDGET_TIME=1s is less than one step of batch_size=4 x block_size=32 and"):
         budget.asked(None, 1.0).sized(replace(DOCUMENTED, batch_size=4, block_size=32))
-    with pytest.raises(UserError, match="BUDGET_TIME=10m: the study's budget is in tokens"):
+    with pytest.raises(UserError, match="BUDGET_TIME=10m: the budget is in tokens"):
         Budget(tokens=5000).asked(None, 600)
