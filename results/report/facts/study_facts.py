@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from results.attribution.attribution_files import load_attribution
@@ -37,6 +37,8 @@ from spaces.warmup import WARMUP_FRAC
 from trainable.config import HYPERPARAMETERS
 
 FACTS_VERSION = 1
+PAUSE_S = 600.0
+"""A trial that lasted so much longer than it trained and evaluated was interrupted meanwhile."""
 
 
 def report_facts(study: Study) -> dict[str, Any]:
@@ -186,10 +188,15 @@ def _study_facts(study: Study, document: Row, measured: Measured) -> Row:
 
 
 def _wall_s(trials: Sequence[Row]) -> float | None:
-    """Return the seconds during which at least one trial was between its start and its end."""
-    spans = [(trial["started_at"], trial["ended_at"]) for trial in trials]
+    """Return the seconds during which at least one trial was under way, without long pauses before a resume."""
+    spans = []
+    for start, end, active_s in ((trial["started_at"], trial["ended_at"], trial["active_s"]) for trial in trials):
+        if start is not None and end is not None:
+            # An interrupted trial that went on later keeps its first start.
+            was_paused = (end - start).total_seconds() > active_s + PAUSE_S
+            spans.append((end - timedelta(seconds=active_s) if was_paused else start, end))
     total, until = 0.0, None
-    for start, end in sorted((start, end) for start, end in spans if start is not None and end is not None):
+    for start, end in sorted(spans):
         begin = start if until is None else max(start, until)
         total += max(0.0, (end - begin).total_seconds())
         until = end if until is None else max(end, until)
