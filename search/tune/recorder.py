@@ -108,6 +108,7 @@ class StudyRecorder(Callback):  # type: ignore[misc]
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Tell of a worker that died; Ray starts the trial again, once."""
         trial_id = trial.config["trial_id"]
+        self._enter(iteration, trials, trial)
         self._view.trial_waits(trial_id, waits=True)
         self._killed_for_memory(trial_id, _error_text(trial))
         self._view.say(
@@ -122,9 +123,7 @@ class StudyRecorder(Callback):  # type: ignore[misc]
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Close a trial that raised or whose worker died; its retries are used up."""
-        if trial.config["trial_id"] not in self._heard_at:
-            # Its worker died before it began.
-            self.on_trial_start(iteration, trials, trial)
+        self._enter(iteration, trials, trial)
         text = _error_text(trial)
         reason = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "unknown error")
         self._view.log(text.strip())
@@ -134,6 +133,11 @@ class StudyRecorder(Callback):  # type: ignore[misc]
         evidence = "the system killed its worker: out of memory" if out_of_memory else reason
         evidence += self._silence_words(trial.config["trial_id"])
         self._end(trial, status, {**(trial.last_result or {}), "evidence": evidence})
+
+    def _enter(self, iteration: int, trials: list[Trial], trial: Trial) -> None:
+        # A worker, or its node, may die before its trial has begun.
+        if trial.config["trial_id"] not in self._heard_at:
+            self.on_trial_start(iteration, trials, trial)
 
     def interrupt(self) -> None:
         """Note that what runs now was cut off."""

@@ -88,6 +88,10 @@ class Recording:
         )
         self.recorder.on_trial_error(iteration=1, trials=[trial], trial=failed)
 
+    def lose(self, trial: Any, error_file: Path) -> None:
+        lost = SimpleNamespace(config=trial.config, error_file=str(error_file))
+        self.recorder.on_trial_recover(iteration=1, trials=[], trial=lost)
+
     def row(self, trial_id: int) -> dict[str, Any]:
         return next(row for row in self.ledger.trials() if row["trial_id"] == trial_id)
 
@@ -185,6 +189,16 @@ def test_a_failed_trial_is_told_with_the_last_line_of_its_error(recording: Recor
     assert "\x1b" not in recording.log
 
 
+def test_a_worker_that_is_lost_before_its_trial_began_is_no_fault_of_ours(recording: Recording, tmp_path: Path) -> None:
+    (tmp_path / "error.txt").write_text(DIED)
+    never_begun = SimpleNamespace(config={"trial_id": 1, "trial": asdict(DOCUMENTED)})
+    recording.lose(never_begun, tmp_path / "error.txt")
+    assert "trial 1 lost its worker; it starts again" in recording.log
+    trial = recording.start(1)
+    recording.report(trial, status="completed", done=True)
+    assert recording.row(1)["status"] == "completed"
+
+
 def test_a_failure_without_an_error_file_is_still_a_failure(recording: Recording) -> None:
     trial = recording.start(2)
     recording.fail(trial, None)
@@ -268,9 +282,7 @@ def test_a_kill_explains_one_death(recording: Recording, tmp_path: Path) -> None
     (tmp_path / "error.txt").write_text(DIED)
     first, second, third = (recording.start(trial_id) for trial_id in (1, 2, 3))
     recording.killed(1)
-    recording.recorder.on_trial_recover(
-        iteration=1, trials=[], trial=SimpleNamespace(config=first.config, error_file=str(tmp_path / "error.txt"))
-    )
+    recording.lose(first, tmp_path / "error.txt")
     recording.fail(second, tmp_path / "error.txt")
     recording.killed(2)
     recording.fail(third, tmp_path / "error.txt")
