@@ -17,52 +17,41 @@ if TYPE_CHECKING:
 # Set before any library is imported that would phone home.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("DO_NOT_TRACK", "1")
-# Whatever else is installed is not asked whether it plugs into pydantic: looking takes as long as its import.
+# Pydantic looks for plugins in all installed packages, which takes as long as its import.
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")
-# torch's threads wait for each other by spinning. On a machine that does other work too, a step of two threads took ten
-# times as long for it; GNU's OpenMP reads this once, when torch is imported.
+# torch's threads spin while they wait for each other, which made a step of two threads ten times as slow on a machine
+# with other work. GNU's OpenMP reads this once, when torch is imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 try:
     Path("~").expanduser()
 except RuntimeError:
-    # A user by number alone, as containers have: libraries look for a home and a name when they are imported.
+    # In a container the user may have no entry in passwd: libraries look for a home and a name when imported.
     os.environ["HOME"] = "/nonexistent"
     os.environ.setdefault("USER", str(os.getuid()))
 
 COMMANDS = {
-    "run": ("search.commands.run_command:search_command", "search a space: make search SPACE=plateau"),
-    "resume": (
-        "search.commands.resume_command:resume_command",
-        "go on with a study that was cut off, or run more trials in it",
-    ),
-    "baseline": ("search.commands.baseline_command:baseline_command", "run the documented configuration alone"),
-    "preflight": (
-        "search.commands.preflight_command:preflight_command",
-        "check in half a minute that the set-up is sound",
-    ),
-    "train": ("search.commands.train_command:train_command", "train one configuration"),
-    "confirm": (
-        "search.commands.confirm_command:confirm_command",
-        "run the best trials again on fresh seeds: is it proven?",
-    ),
-    "attribute": ("search.commands.attribute_command:attribute_command", "find which of the changed settings did it"),
-    "report": ("search.commands.report_command:report_command", "write a study's report.html and report.md"),
-    "diagnose": (
-        "search.commands.diagnose_command:diagnose_command",
-        "say what is wrong with a study, log or checkpoint",
-    ),
-    "audit": ("search.commands.audit_command:audit_command", "say what is wrong with the text, by token position"),
-    "export": ("search.commands.export_command:export_command", "print a study's best configuration"),
-    "model": ("search.commands.model_command:model_command", "write a study's best model to a folder: OUT=folder"),
-    "spaces": ("search.commands.spaces_command:spaces_command", "list and check the space files"),
-    "variables": ("search.commands.variables_command:variables_command", "list the variables and their meanings"),
-    "compare": ("search.commands.compare_command:compare_command", "set studies side by side: STUDY=a,b"),
-    "list": ("search.commands.list_command:list_command", "list the studies"),
+    "run": "search a space: make search SPACE=plateau",
+    "resume": "go on with a study that was cut off, or run more trials in it",
+    "baseline": "run the documented configuration alone",
+    "preflight": "check in half a minute that the set-up is sound",
+    "train": "train one configuration",
+    "confirm": "run the best trials again on fresh seeds: is it proven?",
+    "attribute": "find which of the changed settings did it",
+    "report": "write a study's report.html and report.md",
+    "diagnose": "say what is wrong with a study, log or checkpoint",
+    "audit": "say what is wrong with the text, by token position",
+    "export": "print a study's best configuration",
+    "model": "write a study's best model to a folder: OUT=folder",
+    "spaces": "list and check the space files",
+    "variables": "list the variables and their meanings",
+    "compare": "set studies side by side: STUDY=a,b",
+    "list": "list the studies",
 }
+"""What each does, for --help; x is x_command() of commands/x_command.py."""
 MAKE_NAMES = {"search": "run", "help": "variables"}
-"""The targets of make that are called otherwise than the command."""
+"""The command of each make target that has another name."""
 LEAVE_FILES = ("run", "resume", "baseline", "train", "confirm", "attribute", "report", "model")
-"""What these print can be read in the study's folder as well, or in the model's."""
+"""Commands that write what they print into the study's or the model's folder as well."""
 INTERRUPTED = 130
 
 
@@ -75,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = _run(words)
         stdout.flush()
         if code == 0 and stdout.error is not None and not _leaves_files(words):
-            # What was asked for was the output. A reader that has had enough knows.
+            # The output was the result. A closed pipe is not an error to print.
             if not isinstance(stdout.error, BrokenPipeError):
                 print(f"error: the output was not written: {stdout.error.strerror}", file=sys.stderr)
             return 1
@@ -105,6 +94,9 @@ def _run(words: Sequence[str]) -> int:
         return _refused(with_origin(str(error)), terminal)
     except MachineError as error:
         return _refused(str(error), terminal, code=1)
+    except SystemExit as ended:
+        # The reason has been printed, by argparse or by a failed preflight.
+        return int(ended.code or 0)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         terminal.document({"error": "interrupted"})
@@ -114,7 +106,7 @@ def _run(words: Sequence[str]) -> int:
         from results.study.paths import shown
 
         if isinstance(error, PermissionError) and isinstance(error.filename, str):
-            # Any look into a folder may raise it. Without a file's name it is not about a file.
+            # Any access to a folder may raise it; without a file name it is about something else.
             where = shown(Path(error.filename))
             return _refused(f"{where}: permission denied. Give the user {os.geteuid()} the right to it.", terminal)
         if not is_storage_error(error):
@@ -141,7 +133,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _check_command(words: Sequence[str]) -> None:
-    """Raise UserError for a word in the command's place that is none: argparse would list them all."""
+    """Raise UserError for an unknown command, with the nearest one: argparse would list them all."""
     word = next((word for word in words if not word.startswith("-")), None)
     if word is not None and word not in COMMANDS:
         near = did_you_mean(word, (*COMMANDS, *MAKE_NAMES))
@@ -149,27 +141,23 @@ def _check_command(words: Sequence[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
+    as_json = _Parser(add_help=False)
+    as_json.add_argument("--json", action="store_true", help="one JSON document on stdout, everything else on stderr")
     parser = _Parser(
         prog="python -m search",
         description="Hyperparameter search for GPT-2-class training; variables are NAME=value or the environment's.",
+        parents=[as_json],
     )
-    parser.add_argument("--json", action="store_true", help="one JSON document on stdout, everything else on stderr")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (_, help_line) in COMMANDS.items():
-        command = commands.add_parser(name, help=help_line, description=help_line)
+    for name, help_line in COMMANDS.items():
+        command = commands.add_parser(name, help=help_line, description=help_line, parents=[as_json])
         command.add_argument("assignments", nargs="*", metavar="NAME=value", help="variables; `make help` lists them")
-        command.add_argument(
-            "--json",
-            action="store_true",
-            default=argparse.SUPPRESS,
-            help="one JSON document on stdout, everything else on stderr",
-        )
     return parser
 
 
 def _command(name: str) -> "Callable[[Options, Terminal], int]":
-    module, _, function = COMMANDS[name][0].partition(":")
-    command: Callable[[Options, Terminal], int] = getattr(importlib.import_module(module), function)
+    module = importlib.import_module(f"search.commands.{name}_command")
+    command: Callable[[Options, Terminal], int] = getattr(module, f"{name}_command")
     return command
 
 

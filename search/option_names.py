@@ -1,10 +1,10 @@
-"""Names that were meant for a variable and are none: on make's command line, and in the environment."""
+"""Misspelt names of variables, on make's command line and in the environment."""
 
 import re
 from collections.abc import Iterable, Mapping
 
 MAKE_WORDS = "MAKE_WORDS"
-"""Where the Makefile hands down what stands on make's command line: MAKEFLAGS tells it apart in newer makes alone."""
+"""In it the Makefile passes make's command line: in MAKEFLAGS make 3.81 does not separate it from options."""
 OTHER_NAMES = {
     "LR": "LEARNING_RATE",
     "BS": "BATCH_SIZE",
@@ -17,25 +17,25 @@ OTHER_NAMES = {
     "CONTEXT_LENGTH": "BLOCK_SIZE",
     "GRADIENT_ACCUMULATION_STEPS": "GRAD_ACCUM_STEPS",
 }
-"""What other programs call ours."""
+"""Our variable by its name in other programs."""
 NOT_MEANT = ("COMPILER",)
-"""Near to one of ours, and other programs'."""
+"""Other programs' variables that are near to one of ours."""
 SHORTEST = 4
-"""Shorter names are near to everything."""
+"""Shorter names are near to too many."""
 VENV = "VENV"
-"""make's own, which a later command has to name again."""
+"""make's own, which a printed next step must repeat."""
 _MAKES_OWN = re.compile(rf"MAKE\w*|SHELL|PYTHON|{VENV}|\.\w+|CURDIR|MFLAGS|ARGS")
 
 
 def make_names(environ: Mapping[str, str]) -> list[str]:
-    """Return which of typed_names() are not make's own."""
+    """Return those of typed_names() that are not make's own."""
     return [name for name in typed_names(environ) if not _MAKES_OWN.fullmatch(name)]
 
 
 def typed_names(environ: Mapping[str, str]) -> list[str]:
-    """Return the variables on the command line of the make that called us; none where another make called that.
+    """Return the variables on the command line of the make that called us; none if another make called that one.
 
-    The variables of an outer make are its own business, and come along unasked.
+    An outer make passes its variables down, which are not meant for us.
     """
     if environ.get("MAKELEVEL") != "1":
         return []
@@ -45,7 +45,7 @@ def typed_names(environ: Mapping[str, str]) -> list[str]:
 
 
 def nearly(environ: Mapping[str, str], known: Iterable[str]) -> dict[str, str]:
-    """Return which names of the environment were probably meant for a variable, and which."""
+    """Return the likely intended variable by each misspelt name in the environment."""
     names = sorted(known)
     near = {name: _meant(name, names) for name, value in environ.items() if value and name not in names}
     return {name: meant for name, meant in near.items() if meant is not None}
@@ -65,7 +65,7 @@ def _plain(name: str) -> str:
 
 
 def _is_near(word: str, name: str) -> bool:
-    """Return whether one letter more, less, changed, or two exchanged make one word of the other."""
+    """Return whether the words differ by one letter inserted, deleted, changed, or swapped with the next."""
     if len(name) < SHORTEST:
         return False
     differ = (at for at, pair in enumerate(zip(word, name, strict=False)) if pair[0] != pair[1])

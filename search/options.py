@@ -1,7 +1,7 @@
-"""Options: every variable a person sets, in the environment or as NAME=value, parsed and checked once, before all else.
+"""Options: the user's variables, from the environment or as NAME=value, parsed and checked once, before all else.
 
-A new variable is one field: its type says the bounds, its description what `make help` and the README print. The
-hyperparameters are TrialConfig's.
+A new variable is one field: its type has the bounds, its docstring is printed by `make help` and the README.
+Hyperparameters are TrialConfig's fields.
 """
 
 import importlib.util
@@ -60,16 +60,12 @@ def _tokens(value: Any) -> Any:
     if match is None:
         raise ValueError("is not a number of tokens such as 400000, 400k or 8M")
     scale = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}[match[2].lower()]
-    # A float that is infinite is too large a number as well.
+    # Capped, because an infinite float cannot be rounded; the bound refuses both.
     return round(min(float(match[1].replace("_", "")) * scale, 10 * MAX_COUNT))
 
 
-def _time(value: Any) -> Any:
-    return parse_duration(value) if isinstance(value, str) else value
-
-
 class MoreTrials(int):
-    """TRIALS=+2: so many more than the study has."""
+    """TRIALS=+2: two more than the study has."""
 
 
 def _trials(value: Any) -> Any:
@@ -109,26 +105,19 @@ def _documented(value: str) -> str:
     return value
 
 
-def _token_range(value: Any) -> Any:
+def _token_range(value: str) -> tuple[int, int]:
     from trainable.text_audit.audit_values import parse_range
 
-    return parse_range(value) if isinstance(value, str) else value
-
-
-def _documents(value: Any) -> Any:
-    return value if isinstance(value, Documents) else parse_documents(value)
+    return parse_range(value)
 
 
 def _storage(value: str) -> str:
     if "://" not in value:
         return str(expanded(value, "STORAGE"))
     if value.startswith(("gs://", "gcs://")) and "retry_limit_seconds" not in value:
-        # Left alone, a bucket that does not answer is asked for a quarter of an hour.
+        # By default a bucket that does not answer is retried for a quarter of an hour.
         value += ("&" if "?" in value else "?") + f"retry_limit_seconds={GCS_PATIENCE_S}"
-    try:
-        files_at(value)
-    except UserError as error:
-        raise UserError(_printable(error)) from None
+    files_at(value)
     return value
 
 
@@ -175,7 +164,7 @@ def _wandb(value: str) -> str:
 
 
 def _printable(text: object) -> str:
-    # pydantic cannot pass on the message of an error that holds bytes which are no UTF-8.
+    # pydantic fails on an error message that is not UTF-8.
     return " ".join(str(text).encode("utf-8", "backslashreplace").decode().split())
 
 
@@ -186,174 +175,146 @@ def _installed(name: str, library: str) -> None:
 
 def _model_type(value: str) -> str:
     if value != "gpt2":
-        raise UserError(
-            f"MODEL_TYPE={_printable(value)} is not supported; unset it and name the model by GPT2_MODEL_NAME."
-        )
+        raise UserError(f"MODEL_TYPE={value} is not supported; unset it and name the model by GPT2_MODEL_NAME.")
     return value
 
 
-# pydantic's own str and Path refuse what is not UTF-8, which a path may be.
+# Not pydantic's own str and Path, which refuse what is not UTF-8: a path may be such.
 Text = InstanceOf[str]
 AbsolutePath = Annotated[
     InstanceOf[Path], BeforeValidator(lambda value, info: expanded(str(value), _env_name(info.field_name)))
 ]
 Whole = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=MAX_COUNT)]
 Tokens = Annotated[int, BeforeValidator(_tokens), Field(ge=1, le=MAX_COUNT)]
-Duration = Annotated[float, BeforeValidator(_time)]
+Duration = Annotated[float, BeforeValidator(parse_duration)]
 Share = Annotated[float, BeforeValidator(_number), Field(gt=0, le=1)]
 Flag = Annotated[bool, BeforeValidator(_flag)]
 Documented = Annotated[Text, BeforeValidator(_documented)]
 
 
 class Options(BaseModel):
-    """What a person has set; None is not set. The environment's name of a field is its own in capitals."""
+    """The variables that are set; None for one that is not. A variable's name is its field's in capitals."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=False, use_attribute_docstrings=True)
 
     hyperparameters: Mapping[str, bool | int | float | str] = Field(default={}, exclude=True)
     """Those that are set, by field name."""
     texts: Mapping[str, str] = Field(default={}, exclude=True)
-    """All that is set, as it was written, by variable name: to show it, and to hand it on to another process."""
+    """Every set variable as it was written, by name: to print it, and to pass it to another process."""
 
-    space: Text | None = Field(None, description="space file: a name in spaces/ or a path (default plateau)")
-    study: Text | None = Field(
-        None, description="name of the study to make, or to read (default: made from space and time; latest)"
-    )
-    trials: Annotated[InstanceOf[int] | Literal["auto"], BeforeValidator(_trials)] | None = Field(
-        None,
-        description="number of trials, the baseline included, or auto to end once more would gain too little; resume: "
-        "+2 for two more",
-    )
-    budget_tokens: Tokens | None = Field(
-        None,
-        description="training tokens of a full-length trial, e.g. 400000 or 8M; export: of the run that is exported",
-    )
-    budget_time: Duration | None = Field(
-        None,
-        description="search: device time of a full-length trial in place of tokens, e.g. 10m, 90s, 2h or 600 (seconds)",
-    )
-    warm_start: Text | None = Field(
-        None, description="search: a study whose results the searcher learns from, its best run first"
-    )
-    force: Flag = Field(False, description="resume: 1 goes on although the space file has changed")
-    baseline: Text | None = Field(
-        None, description="the baseline's settings: documented, before, a study, a .env file or a checkpoint"
-    )
+    space: Text | None = None
+    """space file: a name in spaces/ or a path (default plateau)"""
+    study: Text | None = None
+    """name of the study to make, or to read (default: made from space and time; latest)"""
+    trials: Annotated[InstanceOf[int] | Literal["auto"], BeforeValidator(_trials)] | None = None
+    """number of trials, the baseline included, or auto to end once more would gain too little; resume: +2 for two
+    more"""
+    budget_tokens: Tokens | None = None
+    """training tokens of a full-length trial, e.g. 400000 or 8M; export: of the run that is exported"""
+    budget_time: Duration | None = None
+    """search: device time of a full-length trial in place of tokens, e.g. 10m, 90s, 2h or 600 (seconds)"""
+    warm_start: Text | None = None
+    """search: a study whose results the searcher learns from, its best run first"""
+    force: Flag = False
+    """resume: 1 goes on although the space file has changed"""
+    baseline: Text | None = None
+    """the baseline's settings: documented, before, a study, a .env file or a checkpoint"""
     concurrency: (
         Annotated[Annotated[int, Field(ge=1, le=MAX_COUNT)] | Literal["auto"], BeforeValidator(_concurrency)] | None
-    ) = Field(
-        None, description="trials at the same time, or auto to measure (default: one a core, one a GPU, one on MPS)"
-    )
-    checkpoint_interval_s: Whole = Field(
-        60, description="search: seconds of training between two checkpoints of a trial"
-    )
-    evaluation_timeout_s: Whole = Field(
-        3600, description="seconds without an evaluation after which a trial counts as hung"
-    )
-    address: Text | None = Field(
-        None, description="an existing Ray cluster: auto, host:port or ray://host:port (default: this machine alone)"
-    )
-    storage: Annotated[Text, BeforeValidator(_storage)] | None = Field(
-        None, description="a folder that all nodes see, s3:// or gs://: holds checkpoints and a mirror of the tables"
-    )
-    gpu_fraction: Share = Field(1.0, description="share of a CUDA GPU that one trial gets")
-    gpt2_model_name: Text | None = Field(
-        None, description="tiny (the default), tiny-scratch, gpt2-scratch, a folder of save_pretrained, or a hub name"
-    )
-    training_data_source: AbsolutePath | None = Field(
-        None, description="text file or folder of text files (default: the Python language reference)"
-    )
-    validation_data_source: AbsolutePath | None = Field(
-        None, description="text file or folder held out whole (default: the last tenth of the training text)"
-    )
-    documents: Annotated[InstanceOf[Documents], BeforeValidator(_documents)] | None = Field(
-        None, description="how the text is split into documents: file, line, blank-line or jsonl:FIELD (default file)"
-    )
-    sample_prompt: Annotated[Text, BeforeValidator(_utf8)] | None = Field(
-        None,
-        description="prompt of the samples in the report (default: the first prose of the held-out text)",
-    )
-    checkpoint_path: AbsolutePath | None = Field(
-        None, description="train: go on from this checkpoint; search: every trial starts from its weights"
-    )
-    weights_only: Flag = Field(
-        False, description="train: True starts at step 0 from the checkpoint's weights, as a search does"
-    )
-    resume_steps: Whole | None = Field(None, description="train: steps to add to the checkpoint's")
-    resume_lr: Literal["stretch", "hold"] = Field(
-        "stretch",
-        description="train: stretch the schedule over the added steps, or hold its last rate",
-    )
-    device: Annotated[Text, BeforeValidator(_device)] | None = Field(
-        None, description="cuda, mps or cpu (default: the first there is)"
-    )
-    gradient_checkpointing: Flag = Field(
-        False, description="1 computes each layer twice to save memory; the losses stay the same (default 0)"
-    )
-    compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_compile_mode)] = Field(
-        "auto", description="0, 1 or auto: compile the model's layers (default auto: long runs on CUDA)"
-    )
-    eval_block_size: Whole = Field(
-        128, ge=2, description="train: context of the evaluation in tokens (default 128, the documented block)"
-    )
-    eval_tokens: Whole | None = Field(None, description="train: held-out tokens scored per evaluation (default 16384)")
-    eval_interval: Whole = Field(500, description="train: steps between evaluations")
-    checkpoint_interval: Whole = Field(500, description="train: steps between checkpoints")
-    enable_checkpoints: Flag = Field(True, description="train: keep checkpoints, True or False (default True)")
-    use_lr_warmup: Flag | None = Field(
-        None, description="True or False: warm-up and cosine, or constant, where LR_SCHEDULE is not set"
-    )
-    compare: Documented | None = Field(
-        None, description="baseline: before, to run that configuration beside the documented one"
-    )
-    confirm: Flag = Field(False, description="search: 1 confirms the best trials on fresh seeds at the end")
-    top: Whole = Field(2, le=100, description="confirm: how many of the best trials")
-    seeds: Whole | None = Field(
-        None,
-        le=1000,
-        description="confirm: fresh seeds for each (default 5); attribute: seeds of each combination (default 3)",
-    )
-    from_: Documented | None = Field(None, description="attribute: documented or before (default before)")
-    to: Documented | None = Field(None, description="attribute: documented or before (default documented)")
-    format: Literal["env", "json", "toml", "cli"] = Field("env", description="export: env, json, toml or cli")
-    out: AbsolutePath | None = Field(
-        None, description="model: the folder to write (default: model-TRIAL in the study's folder)"
-    )
-    save_model: AbsolutePath | None = Field(
-        None, description="train: write the trained model to this folder too, as make model does"
-    )
-    dtype: Literal["fp32", "bf16", "fp16"] | None = Field(
-        None, description="model, train: number format of the saved model: fp32, bf16, fp16 (default: the base's own)"
-    )
-    merge: Flag = Field(
-        False, description="model, train: 1 merges LoRA adapters into their base (default: adapters only)"
-    )
-    target: Text | None = Field(
-        None, description="diagnose: a study, STUDY/TRIAL, a checkpoint, a folder of them, or a text log"
-    )
-    range: Annotated[tuple[int, int], BeforeValidator(_token_range)] | None = Field(
-        None, description="audit: token positions to look at, e.g. 2.0M-2.5M"
-    )
-    clean: AbsolutePath | None = Field(None, description="audit: write a cleaned copy of the text to this file")
-    skip_preflight: Flag = Field(False, description="1 skips the preflight of search and train")
-    tensorboard: Flag = Field(False, description="search: 1 writes TensorBoard event files into the study")
-    optuna_storage: Annotated[Text, BeforeValidator(_optuna_storage)] | None = Field(
-        None, description="search: SQLite file or database URL for optuna-dashboard"
-    )
-    mlflow: Annotated[Text, BeforeValidator(_mlflow)] | None = Field(
-        None, description="search: an MLflow tracking URI, where mlflow is installed"
-    )
-    wandb: Annotated[Text, BeforeValidator(_wandb)] | None = Field(
-        None, description="search: a Weights & Biases project, where wandb is installed"
-    )
-    model_type: Annotated[Text, BeforeValidator(_model_type)] | None = Field(
-        None, description="gpt2, the only type there is"
-    )
-    exported_from: Text | None = Field(
-        None, description="set by make export: the study whose best configuration the variables are"
-    )
-    studies_dir: Text | None = Field(None, description="where studies are kept (default results/studies)")
-    cache_dir: Text | None = Field(None, description="where tokens and tokenizers are kept (default .cache)")
+    ) = None
+    """trials at the same time, or auto to measure (default: one a core, one a GPU, one on MPS)"""
+    checkpoint_interval_s: Whole = 60
+    """search: seconds of training between two checkpoints of a trial"""
+    evaluation_timeout_s: Whole = 3600
+    """seconds without an evaluation after which a trial counts as hung"""
+    address: Text | None = None
+    """an existing Ray cluster: auto, host:port or ray://host:port (default: this machine alone)"""
+    storage: Annotated[Text, BeforeValidator(_storage)] | None = None
+    """a folder that all nodes see, s3:// or gs://: holds checkpoints and a mirror of the tables"""
+    gpu_fraction: Share = 1.0
+    """share of a CUDA GPU that one trial gets"""
+    gpt2_model_name: Text | None = None
+    """tiny (the default), tiny-scratch, gpt2-scratch, a folder of save_pretrained, or a hub name"""
+    training_data_source: AbsolutePath | None = None
+    """text file or folder of text files (default: the Python language reference)"""
+    validation_data_source: AbsolutePath | None = None
+    """text file or folder held out whole (default: the last tenth of the training text)"""
+    documents: Annotated[InstanceOf[Documents], BeforeValidator(parse_documents)] | None = None
+    """how the text is split into documents: file, line, blank-line or jsonl:FIELD (default file)"""
+    sample_prompt: Annotated[Text, BeforeValidator(_utf8)] | None = None
+    """prompt of the samples in the report (default: the first prose of the held-out text)"""
+    checkpoint_path: AbsolutePath | None = None
+    """train: go on from this checkpoint; search: every trial starts from its weights"""
+    weights_only: Flag = False
+    """train: True starts at step 0 from the checkpoint's weights, as a search does"""
+    resume_steps: Whole | None = None
+    """train: steps to add to the checkpoint's"""
+    resume_lr: Literal["stretch", "hold"] = "stretch"
+    """train: stretch the schedule over the added steps, or hold its last rate"""
+    device: Annotated[Text, BeforeValidator(_device)] | None = None
+    """cuda, mps or cpu (default: the first there is)"""
+    gradient_checkpointing: Flag = False
+    """1 computes each layer twice to save memory; the losses stay the same (default 0)"""
+    compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_compile_mode)] = "auto"
+    """0, 1 or auto: compile the model's layers (default auto: long runs on CUDA)"""
+    eval_block_size: Whole = Field(128, ge=2)
+    """train: context of the evaluation in tokens (default 128, the documented block)"""
+    eval_tokens: Whole | None = None
+    """train: held-out tokens scored per evaluation (default 16384)"""
+    eval_interval: Whole = 500
+    """train: steps between evaluations"""
+    checkpoint_interval: Whole = 500
+    """train: steps between checkpoints"""
+    enable_checkpoints: Flag = True
+    """train: keep checkpoints, True or False (default True)"""
+    use_lr_warmup: Flag | None = None
+    """True or False: warm-up and cosine, or constant, where LR_SCHEDULE is not set"""
+    compare: Documented | None = None
+    """baseline: before, to run that configuration beside the documented one"""
+    confirm: Flag = False
+    """search: 1 confirms the best trials on fresh seeds at the end"""
+    top: Whole = Field(2, le=100)
+    """confirm: how many of the best trials"""
+    seeds: Whole | None = Field(None, le=1000)
+    """confirm: fresh seeds for each (default 5); attribute: seeds of each combination (default 3)"""
+    from_: Documented | None = None
+    """attribute: documented or before (default before)"""
+    to: Documented | None = None
+    """attribute: documented or before (default documented)"""
+    format: Literal["env", "json", "toml", "cli"] = "env"
+    """export: env, json, toml or cli"""
+    out: AbsolutePath | None = None
+    """model: the folder to write (default: model-TRIAL in the study's folder)"""
+    save_model: AbsolutePath | None = None
+    """train: write the trained model to this folder too, as make model does"""
+    dtype: Literal["fp32", "bf16", "fp16"] | None = None
+    """model, train: number format of the saved model: fp32, bf16, fp16 (default: the base's own)"""
+    merge: Flag = False
+    """model, train: 1 merges LoRA adapters into their base (default: adapters only)"""
+    target: Text | None = None
+    """diagnose: a study, STUDY/TRIAL, a checkpoint, a folder of them, or a text log"""
+    range: Annotated[tuple[int, int], BeforeValidator(_token_range)] | None = None
+    """audit: token positions to look at, e.g. 2.0M-2.5M"""
+    clean: AbsolutePath | None = None
+    """audit: write a cleaned copy of the text to this file"""
+    skip_preflight: Flag = False
+    """1 skips the preflight of search and train"""
+    tensorboard: Flag = False
+    """search: 1 writes TensorBoard event files into the study"""
+    optuna_storage: Annotated[Text, BeforeValidator(_optuna_storage)] | None = None
+    """search: SQLite file or database URL for optuna-dashboard"""
+    mlflow: Annotated[Text, BeforeValidator(_mlflow)] | None = None
+    """search: an MLflow tracking URI, where mlflow is installed"""
+    wandb: Annotated[Text, BeforeValidator(_wandb)] | None = None
+    """search: a Weights & Biases project, where wandb is installed"""
+    model_type: Annotated[Text, BeforeValidator(_model_type)] | None = None
+    """gpt2, the only type there is"""
+    exported_from: Text | None = None
+    """set by make export: the study whose best configuration the variables are"""
+    studies_dir: Text | None = None
+    """where studies are kept (default results/studies)"""
+    cache_dir: Text | None = None
+    """where tokens and tokenizers are kept (default .cache)"""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -373,11 +334,11 @@ class Options(BaseModel):
 
     @property
     def is_outside_cluster(self) -> bool:
-        """Whether ADDRESS names a cluster that this machine is no part of."""
+        """Whether ADDRESS names a cluster that this machine does not belong to."""
         return (self.address or "").startswith(OUTSIDE)
 
     def trials_after(self, planned: int) -> int | None:
-        """Return TRIALS for a study that has `planned` of them; None where no number is set."""
+        """Return TRIALS for a study with `planned` trials; None if no number is set."""
         if isinstance(self.trials, str):
             return None
         return self.trials + planned if isinstance(self.trials, MoreTrials) else self.trials
@@ -403,10 +364,9 @@ KNOWN = (*FIELDS, *ENV_NAMES)
 
 
 def read_options(assignments: Sequence[str]) -> Options:
-    """Return what is set by NAME=value words, else by the environment; what is empty counts as not set.
+    """Return the options from NAME=value words, else from the environment; an empty value counts as not set.
 
-    Raises UserError for an unknown name among the words or on make's command line, with the nearest known one, and
-    for a value that is not what its variable takes.
+    Raises UserError for an unknown name among the words or on make's command line, and for a wrong value.
     """
     texts = {name: text for name in KNOWN if (text := os.environ.get(name, "").strip())}
     for word in assignments:
@@ -418,13 +378,13 @@ def read_options(assignments: Sequence[str]) -> Options:
     for name in make_names(os.environ):
         _check_name(name)
     for name in FOLDERS:
-        # The two that processes of ours take over from the environment: Ray's workers, and what they start.
+        # Ray's workers and their children read these two from the environment.
         os.environ[name] = texts.get(name, "")
     return parse_options({name: text for name, text in texts.items() if text})
 
 
 def overlooked() -> list[str]:
-    """Return a line for each name in the environment that was probably meant for a variable and is none."""
+    """Return a line for each name in the environment that is probably a misspelt variable."""
     return [
         f"{name} is set in the environment and is not a variable of this program. Did you mean {meant}?"
         for name, meant in nearly(os.environ, KNOWN).items()
@@ -432,14 +392,14 @@ def overlooked() -> list[str]:
 
 
 def typed_folders(assignments: Sequence[str]) -> str:
-    """Return the folders that were named on the command line, as a later command has to name them again."""
+    """Return the folders named on the command line, as a later command must repeat them."""
     names = {word.partition("=")[0] for word in assignments}.union(typed_names(os.environ))
     typed = {name: os.environ.get(name) for name in (*FOLDERS, VENV) if name in names}
     return "".join(f" {name}={shlex.quote(folder)}" for name, folder in typed.items() if folder)
 
 
 def with_origin(message: str) -> str:
-    """Return a message, and where an export set a variable that it names, that and the line that unsets them all."""
+    """Return the message; if it names variables that `make export` set, with the command that unsets them."""
     study = os.environ.get("EXPORTED_FROM", "")
     if not study:
         return message
@@ -453,7 +413,7 @@ def with_origin(message: str) -> str:
 
 
 def parse_options(texts: Mapping[str, str]) -> Options:
-    """Return the options that these texts say, by variable name. Raises UserError for the first that is wrong."""
+    """Return the options from texts by variable name. Raises UserError for the first that is wrong."""
     hyperparameters = {
         field: parse_hyperparameter(field, texts[name]) for name, field in ENV_NAMES.items() if name in texts
     }
@@ -480,7 +440,7 @@ def _refusal(error: ErrorDetails, texts: Mapping[str, str]) -> UserError:
     if cause is None:
         [(law, bound)] = details.items()
         cause = f"must be {BOUND_WORDS[law]} {'10^15' if bound == MAX_COUNT else bound}"
-    # A remedy of its own says more than what the variable is.
+    # A cause with a remedy of its own needs no description of the variable.
     remedy = "" if ". " in str(cause) else f". {name}: {describe_variable(name)}."
     return UserError(f"{name}={text!r} {cause}{remedy}")
 
@@ -491,7 +451,7 @@ def _check_name(name: str) -> None:
 
 
 def check_lora(given: Mapping[str, object], *, uses_lora: bool) -> None:
-    """Raise UserError for a setting of LoRA where no adapters are trained, unless USE_LORA=False says so as well."""
+    """Raise UserError for a LoRA setting without adapters to train, unless USE_LORA=False is set too."""
     unread = [name for name in given if name.startswith("lora_")]
     if unread and not uses_lora and "use_lora" not in given:
         names = ", ".join(str(HYPERPARAMETERS[name].metadata["env"]) for name in unread)
@@ -504,7 +464,7 @@ def check_lora(given: Mapping[str, object], *, uses_lora: bool) -> None:
 def with_default_warmup(
     given: Mapping[str, bool | int | float | str], base: TrialConfig
 ) -> dict[str, bool | int | float | str]:
-    """Return `given` plus `before`'s share of warm-up where a schedule that warms up is asked for and no length is."""
+    """Return `given`, with `before`'s share of warm-up if the schedule warms up and no length is set."""
     schedule = given.get("lr_schedule", base.lr_schedule)
     if schedule not in SCHEDULES_WITH_WARMUP or "warmup_steps" in given or base.has_warmup:
         return dict(given)
@@ -513,16 +473,11 @@ def with_default_warmup(
 
 
 def describe_variable(name: str) -> str:
-    """Return what a variable besides the hyperparameters means, with its default."""
-    spec = FIELDS[name]
-    default = spec.default
-    if default is None or isinstance(default, bool) or "(default" in str(spec.description):
-        return str(spec.description)
-    return (
-        f"{spec.description} (default {default:g})"
-        if isinstance(default, float)
-        else f"{spec.description} (default {default})"
-    )
+    """Return a variable's meaning and default; not for hyperparameters."""
+    default, words = FIELDS[name].default, " ".join(str(FIELDS[name].description).split())
+    if default is None or isinstance(default, bool) or "(default" in words:
+        return words
+    return f"{words} (default {f'{default:g}' if isinstance(default, float) else default})"
 
 
 def describe_variables() -> list[tuple[str, str]]:

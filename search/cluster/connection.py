@@ -1,4 +1,4 @@
-"""ADDRESS: an existing Ray cluster, joined and looked over before anything is trained. It starts and stops none."""
+"""ADDRESS: joins an existing Ray cluster and checks its nodes before anything is trained."""
 
 import os
 import signal
@@ -7,13 +7,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from results.words import count_words
-from search.cluster.nodes import Node
-from search.cluster.study_storage import read_probe, remove_probe, write_probe
+from search.cluster.study_storage import probed, read_probe
 from trainable.data.remote_files import reason
 from trainable.errors import UserError
 
@@ -27,19 +27,31 @@ NODE_CACHE = "~/.cache/gpt2-search"
 CONNECT_TIMEOUT_S = 5.0
 HEALTH_TIMEOUT_S = 20.0
 NODE_TIMEOUT_S = 180.0
-"""For a node's first worker: it unpacks the packages and imports torch."""
+"""A node's first worker unpacks the packages and imports torch."""
 SPIN_COUNT = "GOMP_SPINCOUNT"
-"""How long threads spin, as search/__main__.py or the user has set it: the nodes of a cluster get it too."""
+"""How long OpenMP threads spin, see search/__main__.py; cluster nodes get the same value."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """A machine that trials can run on, of a cluster or this one."""
+
+    name: str
+    """For a person."""
+    cpus: int
+    gpus: int
+    is_ours: bool = False
+    """Whether Ray is started on it just for the study."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """What a cluster has to run trials on."""
+    """A cluster's nodes that can run trials."""
 
     address: str
     nodes: tuple[Node, ...]
     device_info: "DeviceInfo"
-    """Of its workers; the driver's machine may have another."""
+    """The workers' device; the driver's machine may have another."""
 
     @property
     def words(self) -> str:
@@ -53,10 +65,9 @@ class Cluster:
 
 
 def join(address: str, storage: str | None, *, device: str | None = None) -> Cluster:
-    """Connect to the cluster and return what it has; device is what DEVICE asks of its workers.
+    """Connect to the cluster and return its nodes; device: DEVICE, for its workers.
 
-    Raises UserError when it does not answer, a node cannot run trials, or its nodes do not share a place for
-    checkpoints.
+    Raises UserError when it does not answer, a node cannot run trials, or the nodes do not share STORAGE.
     """
     _check_answers(address)
     connect(address)
@@ -80,11 +91,12 @@ def join(address: str, storage: str | None, *, device: str | None = None) -> Clu
     if not able:
         raise UserError(f"ADDRESS={address}: no node can run trials. {_name(working[0])}: {found[0]}")
     best = next(info for kind in ("cuda", "mps", "cpu") for _, info in able if info.type == kind)
-    return Cluster(
-        address=address,
-        nodes=tuple(_as_node(node, best.type) for node, info in able if info.type == best.type),
-        device_info=best,
-    )
+    nodes = []
+    for node, info in able:
+        if info.type == best.type:
+            gpus = int(node["Resources"].get("GPU", 0)) if best.type == "cuda" else 0
+            nodes.append(Node(name=_name(node), cpus=int(node["Resources"]["CPU"]), gpus=gpus))
+    return Cluster(address=address, nodes=tuple(nodes), device_info=best)
 
 
 def connect(address: str) -> None:
@@ -102,7 +114,7 @@ def connect(address: str) -> None:
             runtime_env={
                 "py_modules": [str(ROOT / package) for package in PACKAGES],
                 "excludes": list(NOT_SENT),
-                # Ray hides GPUs from whoever asks for none, and looking them over should not wait for a free one.
+                # Ray hides GPUs from tasks that ask for none, and the check of a node should not wait for a free GPU.
                 "env_vars": {
                     "CACHE_DIR": NODE_CACHE,
                     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -111,10 +123,10 @@ def connect(address: str) -> None:
             },
         )
     except Exception as error:
-        # Whatever Ray or gRPC raise here, the cluster was not joined.
+        # Ray and gRPC raise many kinds, all of which mean that the cluster was not joined.
         raise UserError(f"ADDRESS={address} cannot be joined: {reason(error)}. {_REMEDY}") from None
     finally:
-        # Ray takes it for itself; what comes before the trials ends as it would without a cluster.
+        # Ray replaces the handler; until the trials start SIGTERM should end this process as usual.
         signal.signal(signal.SIGTERM, sigterm)
 
 
@@ -125,7 +137,7 @@ _REMEDY = (
 
 
 def check_port(address: str, host_and_port: str) -> None:
-    """Raise UserError when nothing listens there: Ray itself would try for minutes."""
+    """Raise UserError when nothing listens there: Ray would retry for minutes."""
     host, _, port = host_and_port.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
@@ -137,7 +149,7 @@ def check_port(address: str, host_and_port: str) -> None:
 
 
 def _check_answers(address: str) -> None:
-    # Ray waits minutes for whatever listens at a port to become a Ray cluster, and cannot be told not to.
+    # ray.init() has no timeout: it waits minutes for any listener to answer as a Ray cluster.
     if address != "auto":
         check_port(address, address)
     command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
@@ -159,29 +171,22 @@ def _check_answers(address: str) -> None:
         )
 
 
-def _as_node(node: dict[str, Any], device_type: str) -> Node:
-    resources = node["Resources"]
-    gpus = int(resources.get("GPU", 0)) if device_type == "cuda" else 0
-    return Node(name=_name(node), cpus=int(resources.get("CPU", 0)), gpus=gpus)
-
-
 def _name(node: dict[str, Any]) -> str:
     return f"{node['NodeManagerAddress']} ({node['NodeID'][:8]})"
 
 
 def _look_over(nodes: Sequence[dict[str, Any]], storage: str | None, device: str | None) -> "list[DeviceInfo | str]":
-    """Return each node's device, or why it has not the one that is asked for.
+    """Return each node's device, or why it lacks the requested one.
 
     Raises UserError naming the node that cannot run our code or does not see the storage.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    probe, word = write_probe(storage) if storage is not None else (None, None)
     look = ray.remote(num_cpus=0, max_retries=1)(node_facts)
     deadline = time.monotonic() + NODE_TIMEOUT_S
     found = []
-    try:
+    with probed(storage) if storage is not None else nullcontext((None, None)) as (probe, word):
         asked = [
             look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
                 storage, probe, device, bool(node["Resources"].get("GPU"))
@@ -197,8 +202,10 @@ def _look_over(nodes: Sequence[dict[str, Any]], storage: str | None, device: str
                     "Python lies at a path with a space or a quote, where Ray starts no worker."
                 ) from None
             except ray.exceptions.RayError as error:
+                lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+                why = (lines[-1] if lines else type(error).__name__)[:300].rstrip(".")
                 raise UserError(
-                    f"node {_name(node)} cannot run trials: {_last_line(error)}. Install this project's packages there."
+                    f"node {_name(node)} cannot run trials: {why}. Install this project's packages there."
                 ) from None
             if seen != word:
                 raise UserError(
@@ -206,28 +213,20 @@ def _look_over(nodes: Sequence[dict[str, Any]], storage: str | None, device: str
                     "Name a folder that every node mounts, or s3://..."
                 )
             found.append(info)
-    finally:
-        if storage is not None and probe is not None:
-            remove_probe(storage, probe)
     return found
 
 
 def node_facts(
     storage: str | None, probe: str | None, device: str | None, has_gpu: bool
 ) -> "tuple[str | None, DeviceInfo | str]":
-    """Return what this node reads of the probe, and its device or why it has not the one that is asked for."""
+    """Return what this node reads of the probe, and its device or why it lacks the requested one."""
     from trainable.device.device import device_info, pick_device
 
     seen = read_probe(storage, probe) if storage is not None and probe is not None else None
     if device is not None and device.partition(":")[0] == "cuda" and not has_gpu:
         return seen, f"DEVICE={device}: Ray was started there without GPUs."
     try:
-        # A GPU that Ray was not given is not ours.
+        # Do not use a GPU that Ray was not started with.
         return seen, device_info(pick_device(device or (None if has_gpu else "cpu")))
     except UserError as error:
         return seen, str(error)
-
-
-def _last_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[-1] if lines else type(error).__name__)[:300].rstrip(".")

@@ -1,6 +1,7 @@
-"""Ray callbacks of a study on a cluster or with a storage: lost nodes are told and forgiven, tables are mirrored."""
+"""Ray callbacks for a cluster and for STORAGE: report lost nodes, retry their trials, copy the tables."""
 
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,57 +18,49 @@ NODES_INTERVAL_S = 5.0
 NODE_DEATH_WORDS = "its node has died"
 
 
+@dataclass(eq=False)
 class MirrorTables(Callback):  # type: ignore[misc]
-    """Has the tables copied to the storage now and then, and right after a checkpoint."""
+    """Copies the tables to the storage at intervals, and right after a checkpoint."""
 
-    def __init__(self, mirror: TableMirror) -> None:
-        self._mirror = mirror
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return nothing: Ray pickles callbacks for a restore that studies never use."""
-        return {}
+    mirror: TableMirror
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        """Copy at once what led to a checkpoint: without it another machine could not go on from there."""
+        """Copy at once after a checkpoint: another machine needs both to continue."""
         if result["saved"]:
-            self._mirror.copy_if_due(at_once=True)
+            self.mirror.copy_if_due(at_once=True)
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Copy what is due."""
-        self._mirror.copy_if_due()
+        self.mirror.copy_if_due()
 
 
+@dataclass(eq=False)
 class NodeWatch(Callback):  # type: ignore[misc]
-    """Says once which node was lost; a trial that lost its node has not failed by itself and is not counted so."""
+    """Reports lost and new nodes; a trial that lost its node gets another try."""
 
-    def __init__(self, view: StudyView) -> None:
-        self._view = view
-        self._alive: dict[str, str] = {}
-        self._looked_at = float("-inf")
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return nothing: Ray pickles callbacks for a restore that studies never use."""
-        return {}
+    view: StudyView
+    _alive: dict[str, str] = field(default_factory=dict)
+    _looked_at: float = float("-inf")
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Look now and then which nodes are there."""
+        """Compare the nodes with those of the last look."""
         if time.monotonic() - self._looked_at < NODES_INTERVAL_S:
             return
         self._looked_at = time.monotonic()
         alive = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
         for node_id in self._alive.keys() - alive.keys():
-            self._view.say(
+            self.view.say(
                 f"node {self._alive[node_id]} ({node_id[:8]}) was lost, {len(alive)} left; its trials go on elsewhere "
                 "from their last checkpoints"
             )
         for node_id in alive.keys() - self._alive.keys() if self._alive else ():
-            self._view.say(f"node {alive[node_id]} ({node_id[:8]}) has joined the cluster")
+            self.view.say(f"node {alive[node_id]} ({node_id[:8]}) has joined the cluster")
         self._alive = alive
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Allow one failure more where the node was at fault."""
+        """Allow one failure more if the node was at fault."""
         if is_lost_with_its_node(trial):
             trial.max_failures += 1
 
@@ -79,7 +72,7 @@ def is_lost_with_its_node(trial: Trial) -> bool:
         return False
     with Path(path).open("rb") as file:
         error = cloudpickle.load(file)
-    # Of a worker that dies alone its node tells; when both go, Ray finds the worker out of reach first.
+    # The node reports a worker that dies alone. When the node dies, Ray first finds the worker unavailable.
     return isinstance(error, ActorUnavailableError) or (
         isinstance(error, RayActorError) and (error.preempted or NODE_DEATH_WORDS in str(error))
     )

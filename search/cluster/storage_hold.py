@@ -1,30 +1,30 @@
-"""One driver at a time writes a study into a storage: a mark beside its tables, renewed while the driver lives.
+"""One driver at a time writes a study into a storage: it renews a mark beside the tables while it lives.
 
-Ages are told by the storage's own clock. It is no lock: two that begin in the same second may both find it free.
+Ages are by the storage's clock. The mark is not a lock: two drivers that begin within seconds may both find it free.
 """
 
 import json
-import os
 import socket
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 from pyarrow import fs
 
 from results.study.folder import Study, StudyExistsError
-from search.cluster.study_storage import MARK, remove_probe, this_driver, write_probe
+from search.cluster.study_storage import MARK, probed, this_driver
 from trainable.data.remote_files import below, blocks_of, files_at, reason, write_whole
 from trainable.errors import UserError
 
 ALIVE_S = 120
-"""A mark that was not renewed for so long is of a driver that is lost."""
+"""A driver that has not renewed its mark for this long is lost."""
 
 
 def claim_name(study: Study, storage: str) -> None:
-    """Put a new study's document into the storage, which takes its name there too.
+    """Put a new study's document into the storage, so that its name is taken there too.
 
-    Raises StudyExistsError where something has the name already, and UserError where nothing can be written.
+    Raises StudyExistsError when the name is taken, and UserError when the storage cannot be written.
     """
     files, root = files_at(below(storage, study.name))
     try:
@@ -32,7 +32,7 @@ def claim_name(study: Study, storage: str) -> None:
             if Path(root).resolve() == study.path.resolve():
                 return  # STORAGE is the folder of the studies
             Path(root).parent.mkdir(parents=True, exist_ok=True)
-            # Of two that begin at once, one makes the folder. An object store has nothing like it.
+            # Atomic: of two at the same time only one makes the folder. An object store has nothing like it.
             Path(root).mkdir()
         elif files.get_file_info(root).type != fs.FileType.NotFound:
             raise FileExistsError
@@ -44,7 +44,7 @@ def claim_name(study: Study, storage: str) -> None:
 
 
 def release_name(study: Study, storage: str) -> None:
-    """Delete what claim_name() has put into the storage, for a study that nothing was run in."""
+    """Undo claim_name(), for a study in which nothing was run."""
     files, root = files_at(below(storage, study.name))
     with suppress(OSError):
         files.delete_dir(root)
@@ -65,7 +65,9 @@ def check_unheld(study: Study, storage: str) -> None:
     if mark is None or mark == this_driver():
         return
     if mark.get("host") == socket.gethostname():
-        held, age_s = _is_alive(mark.get("pid")), 0
+        pid, age_s = mark.get("pid"), 0
+        # By psutil, which knows another user's process too.
+        held = isinstance(pid, int) and pid < 2**31 and psutil.pid_exists(pid)
     else:
         age_s = _age_s(files, f"{root}/{MARK}", storage)
         held = age_s < ALIVE_S
@@ -84,16 +86,7 @@ def _document(files: Any, path: str) -> dict[str, Any] | None:
     return document
 
 
-def _is_alive(pid: Any) -> bool:
-    try:
-        os.kill(int(pid), 0)
-    except (OSError, TypeError, ValueError, OverflowError):
-        return False
-    return True
-
-
 def _age_s(files: Any, path: str, storage: str) -> int:
-    now_path, _ = write_probe(storage)
-    now, then = files.get_file_info([now_path, path])
-    remove_probe(storage, now_path)
+    with probed(storage) as (now_path, _):
+        now, then = files.get_file_info([now_path, path])
     return int(max(0, (now.mtime_ns or 0) - (then.mtime_ns or 0)) / 1e9)

@@ -1,4 +1,4 @@
-"""STORAGE: a study's tables, mirrored where another machine can take the study over; its checkpoints lie there too."""
+"""STORAGE: a study's checkpoints, and a copy of its tables from which another machine can resume it."""
 
 import json
 import os
@@ -6,8 +6,9 @@ import secrets
 import socket
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,17 +27,17 @@ if TYPE_CHECKING:
 INTERVAL_S = 30.0
 CHECKPOINTS = "checkpoints"
 MARK = ".driver.json"
-"""Who writes a study into the storage now; renewed with every copy, gone at the end."""
+"""Names the driver that writes the study; renewed with every copy, deleted at the end."""
 MIRRORED = ("best.*", "report.*", "*.json", "*.png", "steps/*.parquet", "metrics.parquet", "trials.parquet")
-"""In this order, trials last: a reader never finds a loss that no evaluation shows."""
+"""Copied in this order, trials last, so that every loss in it has its evaluation."""
 
 
 class NoCheckpointError(UserError):
-    """A trial's last weights are not kept any more: deleted or damaged."""
+    """A trial's last checkpoint was deleted, or is damaged."""
 
 
 def checkpoint_root(study: Study, storage: str | None) -> str:
-    """Return where the study's checkpoints lie."""
+    """Return the folder or URI of the study's checkpoints."""
     return below(storage, study.name, CHECKPOINTS) if storage else str(study.path / CHECKPOINTS)
 
 
@@ -53,10 +54,11 @@ def model_checkpoint(study: Study, storage: str | None, trial: "Row") -> "Checkp
     raise NoCheckpointError(f"trial {trial['trial_id']} of study {study.name}: {what}.")
 
 
-def write_probe(storage: str) -> tuple[str, str]:
-    """Return the path of a small file that was just written to the storage, and the word in it.
+@contextmanager
+def probed(storage: str) -> Iterator[tuple[str, str]]:
+    """Have a small file in the storage while inside; yield its path and its content.
 
-    Raises UserError where nothing can be written: no such bucket, no right to, no answer.
+    Raises UserError when it cannot be written: no such bucket, no permission, no answer.
     """
     files, root = files_at(storage)
     path, word = f"{root}/.probe-{secrets.token_hex(4)}", secrets.token_hex(8)
@@ -64,25 +66,23 @@ def write_probe(storage: str) -> tuple[str, str]:
         write_whole(files, path, iter([word.encode()]))
     except OSError as error:
         raise UserError(f"STORAGE={storage} cannot be written: {reason(error)}. Name another place.") from None
-    return path, word
+    try:
+        yield path, word
+    finally:
+        files.delete_file(path)
 
 
 def read_probe(storage: str, path: str) -> str:
-    """Return what this machine finds in the small file; what it does not find is an empty word."""
+    """Return the small file's content; empty if this machine does not see it."""
     try:
         return b"".join(blocks_of(files_at(storage)[0], path)).decode()
     except OSError:
         return ""
 
 
-def remove_probe(storage: str, path: str) -> None:
-    """Delete the small file. Raises OSError."""
-    files_at(storage)[0].delete_file(path)
-
-
 @dataclass
 class TableMirror:
-    """Copies a study's tables to the storage from a thread of its own, so that a slow store delays no trial."""
+    """Copies a study's tables to the storage in a thread, so that a slow store delays no trial."""
 
     study: Study
     storage: str
@@ -94,7 +94,7 @@ class TableMirror:
     _told: bool = False
 
     def copy_if_due(self, *, at_once: bool = False) -> None:
-        """Begin to copy what has changed, unless a copy is under way or, without at_once, the last one is recent."""
+        """Start copying what has changed, unless a copy is under way or, without at_once, the last one is recent."""
         if self._copying is not None:
             if not self._copying.done():
                 return
@@ -104,7 +104,7 @@ class TableMirror:
             self._copying = self._thread.submit(self._copy)
 
     def close(self) -> None:
-        """Copy what has changed, and return when it is there."""
+        """Copy what has changed, and return when that is done."""
         if self._copying is not None:
             self._end_copy(self._copying)
         self._end_copy(self._thread.submit(self._copy))
@@ -127,7 +127,7 @@ class TableMirror:
     def _copy(self) -> None:
         files, root = files_at(below(self.storage, self.study.name))
         changed: list[tuple[Path, int, bytes]] = []
-        # Read in the opposite order: each table is at least as new as those that build on it.
+        # Read in the opposite order of writing, so that each table is at least as new as those that refer to it.
         for pattern in reversed(MIRRORED):
             for path in sorted(self.study.path.glob(pattern)):
                 mtime_ns = path.stat().st_mtime_ns
@@ -140,25 +140,24 @@ class TableMirror:
 
 
 def this_driver() -> dict[str, Any]:
-    """Return what tells this process from others."""
+    """Return the host and process id of this process."""
     return {"host": socket.gethostname(), "pid": os.getpid()}
 
 
-def open_or_fetch_study(options: Options) -> tuple[Study, str | None]:
-    """Return STUDY, brought from STORAGE where it is not here, or the latest one; and the storage, if there is one.
+def open_or_fetch_study(options: Options) -> Study:
+    """Return STUDY, fetched from STORAGE if it is not here, or the latest one.
 
     Raises UserError when there is none, or it cannot be read.
     """
-    name, storage = options.study, options.storage
-    if name is not None and storage is not None:
-        fetch_study(name, storage)
-    return open_study(name or LATEST), storage
+    if options.study is not None and options.storage is not None:
+        fetch_study(options.study, options.storage)
+    return open_study(options.study or LATEST)
 
 
 def fetch_study(name: str, storage: str) -> None:
-    """Bring a study that is not here from the storage; its checkpoints stay there.
+    """Fetch a study that is not here from the storage; its checkpoints stay there.
 
-    Raises UserError when it is nowhere, or when the one that is here has gone on elsewhere since.
+    Raises UserError when it does not exist, or the local one was continued elsewhere.
     """
     check_study_name(name)
     study = Study(studies_dir() / name)
@@ -168,7 +167,7 @@ def fetch_study(name: str, storage: str) -> None:
     try:
         here = _tokens_of(study)
     except UserError:
-        # Damaged: the ledger has a copy from before.
+        # Damaged; the ledger has an earlier copy.
         return
     there = _mirrored_tokens(name, storage)
     if there > here:
@@ -186,7 +185,7 @@ def _mirrored_tokens(name: str, storage: str) -> int:
             copy.trials_path.write_bytes(b"".join(blocks_of(files, f"{root}/{copy.trials_path.name}")))
             return _tokens_of(copy)
         except (OSError, UserError):
-            # Nothing there, or nothing whole: what is here is the truth.
+            # Missing or damaged there: the local study counts.
             return 0
 
 
@@ -195,7 +194,7 @@ def _tokens_of(study: Study) -> int:
 
 
 def fetch_tables(name: str, storage: str) -> None:
-    """Bring a study's tables from the storage, in place of those that are here. Raises UserError."""
+    """Fetch a study's tables from the storage over the local ones. Raises UserError."""
     from pyarrow import fs
 
     study = Study(studies_dir() / name)

@@ -1,7 +1,6 @@
-"""`make attribute`: which of the changed settings did it? Every combination of them, really run."""
+"""`make attribute`: finds which of the changed settings made the difference, by running every combination."""
 
 from dataclasses import asdict, replace
-from typing import Any
 
 from results.attribution.attribute import attribute
 from results.attribution.attribution_files import to_json, write_attribution
@@ -20,16 +19,15 @@ from results.study.paths import shown
 from results.study.planned_run import runs_left
 from results.words import count_words
 from search.cluster.study_storage import TableMirror, open_or_fetch_study
-from search.commands.run_command import is_sound
 from search.options import Options
 from search.setup.expected_cost import cost_words
 from search.setup.inputs import check_fit
-from search.setup.plan import Asked, Plan, load_plan
-from search.setup.preflight_run import PREFLIGHT_FAILED
+from search.setup.plan import Plan, load_for, planned
+from search.setup.preflight_run import check_preflight, preflight_of
 from search.setup.reopen import reopen
-from search.setup.run_plan import held, run_listed
+from search.setup.run_plan import held, run_plan
 from search.terminal.console import Preparing, Terminal
-from search.terminal.next_steps import Step, next_document, say_next, say_steps
+from search.terminal.next_steps import Step, next_steps, say_next
 from spaces.budget import Budget, budget_of
 from trainable.config import DOCUMENTED
 
@@ -42,10 +40,10 @@ EVALUATION = {"block_size": DOCUMENTED.block_size, "tokens": 4096}
 def attribute_command(options: Options, terminal: Terminal) -> int:
     """Attribute the difference between FROM and TO, or STUDY's baseline and winner; return the exit code.
 
-    A study's attribution runs into the study that it explains; one of FROM and TO into a study of its own.
+    The runs go into STUDY, or for FROM and TO into a study of their own.
     """
     named = options.from_ is not None or options.to is not None
-    source = None if named else open_or_fetch_study(options)[0]
+    source = None if named else open_or_fetch_study(options)
     budget = _budget(source, options)
     if source is None:
         question = question_of_names(options.from_ or "before", options.to or "documented", budget)
@@ -53,14 +51,13 @@ def attribute_command(options: Options, terminal: Terminal) -> int:
         question = question_of_study(source, budget)
     with Preparing(terminal.console) as progress:
         plan = _plan(question, source, budget, options, progress)
-    if not is_sound(plan, options, terminal):
-        return PREFLIGHT_FAILED
+    check_preflight(preflight_of(plan), options, terminal)
     with held(plan) as plan:
         return _run(question, plan, options.seeds or DEFAULT_SEEDS, terminal)
 
 
 def _budget(source: Study | None, options: Options) -> Budget:
-    """Return the budget of every run: that of the study's trials, or what the variables ask for."""
+    """Return the budget of a run: the variables', or else that of the study's trials."""
     budget = Budget(tokens=DEFAULT_BUDGET_TOKENS) if source is None else budget_of(source.document())
     return budget.asked(options.budget_tokens, options.budget_time)
 
@@ -74,7 +71,7 @@ def _plan(question: Question, source: Study | None, budget: Budget, options: Opt
         check_fit(plan.loaded, configs)
         if budget == plan.budget:
             return plan
-        # These runs alone are longer or shorter: the study's document stays as its trials were run.
+        # Only these runs are longer or shorter; study.json keeps the budget of its trials.
         return replace(plan, baseline=question.before, budget=budget, milestones_tokens=milestones_tokens)
     name = f"attribute-{question.before_name}-{question.after_name}-{budget.tokens}"
     existing = next((study for study in list_studies() if study.name == name), None)
@@ -88,21 +85,16 @@ def _plan(question: Question, source: Study | None, budget: Budget, options: Opt
         "seed": question.before.seed,
         "trials_planned": len(configs) * (options.seeds or DEFAULT_SEEDS),
     }
-    new = Study(studies_dir() / name)
-    return load_plan(
-        new,
-        Asked(document=asked, configs=configs),
-        options,
-        progress,
-        check=lambda loaded: check_fit(loaded, configs),
-    )
+    loaded = load_for(asked, options, progress)
+    check_fit(loaded, configs)
+    return planned(Study(studies_dir() / name), asked, loaded, progress, configs=configs)
 
 
 def _run(question: Question, plan: Plan, seeds: int, terminal: Terminal) -> int:
-    """Run what is missing, and say what the losses tell once nothing is; return the exit code."""
+    """Run what is missing, and print the attribution once nothing is; return the exit code."""
     study, ledger = plan.study, Ledger(plan.study)
     trials = ledger.trials()
-    # Without a search there is no seed that a winner was chosen on.
+    # A study's seed picked its winner and is not used again; without a search it is as good as any.
     above = plan.document["seed"] - (plan.kind == "attribute")
     runs = question.runs(question.seeds(trials, seeds, above=above))
     left = runs_left(list(runs.values()), trials)
@@ -115,9 +107,9 @@ def _run(question: Question, plan: Plan, seeds: int, terminal: Terminal) -> int:
             f"{count_words(len(question.configs), 'combination')} on {count_words(seeds, 'seed')} each",
             cost_words(plan, left),
         ]
-        code = run_listed(plan, left, terminal, ledger=ledger, lines=lines)
+        code = run_plan(plan, terminal, ledger=ledger, runs=left, lines=lines)
         if code is not None:
-            say_steps([_again(plan, question, seeds, "go on with the attribution")], terminal)
+            say_next([_again(plan, question, seeds, "go on with the attribution")], terminal)
             return code
     trials = study.trials()
     if failed := len(runs_left(list(runs.values()), trials)):
@@ -136,12 +128,9 @@ def _run(question: Question, plan: Plan, seeds: int, terminal: Terminal) -> int:
     if plan.slots.storage is not None:
         TableMirror(study, plan.slots.storage, terminal.say).close()
     terminal.console.print(render(found))
-    terminal.say(f"picture: {shown(picture)}")
-    terminal.say(did_it_words(found))
-    say_next(study, terminal)
-    document: dict[str, Any] = {"study": study.name, "path": str(study.path), **to_json(found)}
-    document["next"] = next_document(study, terminal)
-    terminal.document(document)
+    terminal.say(f"picture: {shown(picture)}", did_it_words(found))
+    following = say_next(next_steps(study), terminal)
+    terminal.document({"study": study.name, "path": str(study.path), **to_json(found), "next": following})
     return 1 if failed else 0
 
 

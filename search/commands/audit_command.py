@@ -1,4 +1,4 @@
-"""`make audit`: what is wrong with the text, by token position; CLEAN= writes a copy without it."""
+"""`make audit`: prints faults of the text by token position; CLEAN= writes a copy without them."""
 
 from results.study.paths import picture_path, shown
 from results.words import token_words

@@ -1,4 +1,4 @@
-"""`make baseline`: the documented configuration alone, through the engine of a search; documented against measured."""
+"""`make baseline`: runs the documented configuration alone, and prints documented against measured numbers."""
 
 from dataclasses import asdict
 from typing import Any
@@ -10,17 +10,16 @@ from results.samples import samples_json
 from results.study.folder import Study
 from results.study.ledger import Ledger
 from results.study.tables import STEPS, read_rows
-from results.winner import way_words, winner_of
+from results.winner import warning_words, way_words, winner_of
 from results.words import UNKNOWN, loss_words, token_words
-from search.commands.run_command import header_lines, is_sound, run_own_trials
+from search.commands.run_command import header_lines, run_own_trials
 from search.options import Options
 from search.setup.finish import finish_study
 from search.setup.plan import make_plan
-from search.setup.preflight_run import PREFLIGHT_FAILED
-from search.setup.run_plan import held, ray_ahead
+from search.setup.run_plan import checked
 from search.terminal.console import Preparing, Terminal
-from search.terminal.next_steps import next_document, say_next
-from search.terminal.summary import sample_lines, warning_lines
+from search.terminal.next_steps import next_steps, say_next
+from search.terminal.summary import sample_lines
 from trainable.config import BASELINES, BEFORE, TrialConfig, config_from
 from trainable.schedule import learning_rate_at
 from trainable.stability import judge_trace
@@ -35,18 +34,14 @@ DOCUMENTED_LOSSES = {
 
 
 def baseline_command(options: Options, terminal: Terminal) -> int:
-    """Run the baseline, beside it COMPARE, and print what was documented against what was measured."""
-    compare = options.compare
+    """Run the baseline, and COMPARE beside it; return the exit code."""
     with Preparing(terminal.console) as progress:
-        plan = make_plan(options, kind="baseline", progress=progress, compare=compare)
+        plan = make_plan(options, kind="baseline", progress=progress)
+    with checked(plan, terminal) as plan:
+        code = run_own_trials(plan, Ledger(plan.study), terminal, header_lines(plan))
     study = plan.study
-    with ray_ahead(plan):
-        if not is_sound(plan, options, terminal):
-            return PREFLIGHT_FAILED
-        with held(plan) as plan:
-            code = run_own_trials(plan, Ledger(study), terminal, header_lines(plan))
     finish_study(study, code, options, terminal, loaded=plan.loaded)
-    names = [plan.document["baseline"]["name"], *([compare] if compare else [])]
+    names = [plan.document["baseline"]["name"], *([options.compare] if options.compare else [])]
     measured = [
         _measured(study, row, name, plan.loaded.spec.unigram_entropy, plan.loaded.spec.from_scratch)
         for row, name in zip(ranked_trials(study.trials()), names, strict=False)
@@ -54,18 +49,17 @@ def baseline_command(options: Options, terminal: Terminal) -> int:
     for facts in measured:
         _say_facts(facts, terminal)
     winner = winner_of(study)
-    for line in filter(None, [way_words(winner), *sample_lines(study)]):
-        terminal.say(line)
-    for warning in warning_lines(winner):
-        terminal.console.print(warning, soft_wrap=True)
-    ratio = _speed_ratio(measured)
-    if ratio is not None:
-        terminal.say(f"speed: the baseline does {ratio:.2f} times the tokens/s of {compare}, both run side by side")
+    terminal.say(way_words(winner), *sample_lines(study))
+    terminal.warn(warning_words(winner))
+    ratio: float | None = None
+    speeds = [facts["tokens_per_s"] for facts in measured]
+    if len(speeds) == 2 and all(speeds):
+        ratio, other = speeds[0] / speeds[1], options.compare
+        terminal.say(f"speed: the baseline does {ratio:.2f} times the tokens/s of {other}, both run side by side")
     runs = [{**facts, "config": asdict(facts["config"])} for facts in measured]
-    say_next(study, terminal)
     terminal.document(
         {
-            "next": next_document(study, terminal),
+            "next": say_next(next_steps(study), terminal),
             "study": study.name,
             "path": str(study.path),
             "start_val_loss": winner.start_val_loss,
@@ -157,9 +151,3 @@ def _say_trajectory(facts: dict[str, Any], terminal: Terminal) -> None:
         terminal.say(f"documented val losses, of another model and text, so not comparable: {words}")
     for line in facts["findings"]:
         terminal.say(line)
-
-
-def _speed_ratio(measured: list[dict[str, Any]]) -> float | None:
-    if len(measured) < 2 or not all(facts["tokens_per_s"] for facts in measured):
-        return None
-    return float(measured[0]["tokens_per_s"] / measured[1]["tokens_per_s"])

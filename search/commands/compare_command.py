@@ -1,5 +1,6 @@
-"""`make compare STUDY=a,b`: studies side by side; they are ranked only where their losses measure the same thing."""
+"""`make compare STUDY=a,b`: prints studies side by side, ranked only if their losses are comparable."""
 
+import math
 from typing import Any
 
 from rich.table import Table
@@ -23,7 +24,9 @@ def compare_command(options: Options, terminal: Terminal) -> int:
         raise UserError("compare needs two studies or more: STUDY=a,b. make list shows them.")
     entries = [_entry(open_study(name)) for name in names]
     differences = protocol_differences(entries)
-    ranked = sorted(entries, key=_best_loss) if not differences else entries
+    ranked = entries
+    if not differences:
+        ranked = sorted(entries, key=lambda entry: entry["best"]["val_loss"] if entry["best"] else math.inf)
     table = Table(box=None, header_style="bold", pad_edge=False)
     for heading in ("study", "best", "baseline", "trials", "tokens", "device time"):
         table.add_column(heading, justify="left" if heading == "study" else "right", no_wrap=True)
@@ -53,7 +56,7 @@ def compare_command(options: Options, terminal: Terminal) -> int:
 
 
 def protocol_differences(entries: list[dict[str, Any]]) -> list[str]:
-    """Return a line for everything that keeps the studies' losses from being compared; none when nothing does."""
+    """Return a line for each difference that makes the studies' losses incomparable."""
     lines = []
     for key in ("corpus fingerprint", "evaluation block_size", "evaluation tokens", "budget"):
         values = {entry["study"]: entry["protocol"][key] for entry in entries}
@@ -86,11 +89,7 @@ def _entry(study: Study) -> dict[str, Any]:
 
 def _budget(document: dict[str, Any]) -> str:
     budget, device = budget_of(document), document["device"]
-    # The same time is another training on another device, or with others beside it.
+    # The same time means other training on another device or with more slots.
     return budget_words(budget) + (
         "" if budget.device_s is None else f", {device['slots']} at a time on {device['name']}"
     )
-
-
-def _best_loss(entry: dict[str, Any]) -> float:
-    return float(entry["best"]["val_loss"]) if entry["best"] else float("inf")

@@ -1,4 +1,4 @@
-"""`make confirm`: the best trials and the baseline again on fresh seeds, and what that proves."""
+"""`make confirm`: runs the best trials and the baseline again on fresh seeds, and prints what that proves."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from results.study.folder import Study
 from results.study.ledger import Ledger
 from results.study.lock import hold
 from results.study.planned_run import runs_left
-from results.winner import evidence_words, headline, notes, way_words, winner_of
+from results.winner import evidence_words, headline, notes, warning_words, way_words, winner_of
 from results.winner import to_json as winner_json
 from results.words import (
     STATUS_LABELS,
@@ -28,32 +28,28 @@ from search.options import Options
 from search.setup.expected_cost import cost_words
 from search.setup.finish import finish_study
 from search.setup.reopen import reopen
-from search.setup.run_plan import run_listed
+from search.setup.run_plan import run_plan
 from search.terminal.console import Preparing, Terminal
-from search.terminal.next_steps import next_document, say_next
-from search.terminal.summary import warning_lines
+from search.terminal.next_steps import next_steps, say_next
 
 DEFAULT_SEEDS = 5
 
 
 def confirm_command(options: Options, terminal: Terminal) -> int:
     """Confirm STUDY's best TOP trials on SEEDS fresh seeds; return the exit code."""
-    study, _ = open_or_fetch_study(options)
+    study = open_or_fetch_study(options)
     code = confirm_study(study, options, terminal)
     finish_study(study, code, options, terminal)
     attempts, winner = load_attempts(study), winner_of(study)
     say_attempt(study, attempts[-1], terminal)
-    for line in filter(None, (headline(winner), way_words(winner), evidence_words(winner), *notes(winner))):
-        terminal.say(line)
-    for warning in warning_lines(winner):
-        terminal.console.print(warning, soft_wrap=True)
-    say_next(study, terminal)
+    terminal.say(headline(winner), way_words(winner), evidence_words(winner), *notes(winner))
+    terminal.warn(warning_words(winner))
     terminal.document(
         {
             "study": study.name,
             "path": str(study.path),
             "winner": winner_json(winner),
-            "next": next_document(study, terminal),
+            "next": say_next(next_steps(study), terminal),
             "verdicts": to_json(attempts[-1:])["attempts"][0]["verdicts"],
             "samples": samples_json(study),
             **to_json(attempts),
@@ -63,7 +59,7 @@ def confirm_command(options: Options, terminal: Terminal) -> int:
 
 
 def confirm_study(study: Study, options: Options, terminal: Terminal) -> int:
-    """Make another attempt at a proof, or take up the one that was begun; return the exit code."""
+    """Make a new attempt at a proof, or continue the interrupted one; return the exit code."""
     with hold(study):
         attempts = load_attempts(study)
         attempt = _next_attempt(study, attempts, options, terminal)
@@ -82,7 +78,7 @@ def confirm_study(study: Study, options: Options, terminal: Terminal) -> int:
 
 
 def _next_attempt(study: Study, attempts: tuple[Attempt, ...], options: Options, terminal: Terminal) -> Attempt | None:
-    """Return the attempt to run, None when the best are proven and nobody asked for more seeds."""
+    """Return the attempt to run; None when the best are proven and SEEDS does not ask for more."""
     if attempts and not attempts[-1].verdicts:
         known = attempts[-1]
         terminal.say(
@@ -111,7 +107,7 @@ def _run(
     with Preparing(terminal.console) as progress:
         plan = reopen(study, options, progress)
     ledger = Ledger(study)
-    # Before the first run: an attempt that is cut off is taken up, and its seeds are never used again.
+    # Before the first run, so that an interrupted attempt is continued and its seeds are never used for another.
     write_attempts(study, (*earlier, attempt))
     left = runs_left(planned_runs(attempt, ledger.trials()), ledger.trials())
     candidates = list_words([f"trial {trial_id}" for trial_id in attempt.candidates])
@@ -120,11 +116,11 @@ def _run(
         f"study {study.name}: {candidates} and the baseline again, each on {seeds}",
         cost_words(plan, left),
     ]
-    return run_listed(plan, left, terminal, ledger=ledger, lines=lines)
+    return run_plan(plan, terminal, ledger=ledger, runs=left, lines=lines)
 
 
 def say_attempt(study: Study, attempt: Attempt, terminal: Terminal) -> None:
-    """Print the losses of an attempt's runs, and what they prove of each candidate."""
+    """Print the losses of an attempt's runs, and its verdict on each candidate."""
     trials = study.trials()
     rows = {row["trial_id"]: row for row in trials}
     if not attempt.verdicts:
@@ -143,7 +139,7 @@ def say_attempt(study: Study, attempt: Attempt, terminal: Terminal) -> None:
 
 
 def _loss_table(attempt: Attempt, trials: list[dict[str, Any]]) -> Table:
-    """Return the val_loss of every run, a row a seed: many seeds are long and not wide."""
+    """Return the val_loss of every run, a row per seed, because there may be many seeds."""
     names = [
         "baseline" if one == attempt.baseline else f"trial {one}" for one in (attempt.baseline, *attempt.candidates)
     ]

@@ -1,5 +1,6 @@
-"""`make diagnose`: what is wrong with a study, a trial, a checkpoint, a folder of them, or somebody's training log."""
+"""`make diagnose`: finds what is wrong with a study, a trial, a checkpoint, a folder of them, or a training log."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from results.diagnosis.logs.training_log import log_in, read_training_log
@@ -11,7 +12,7 @@ from results.diagnosis.trace_plot import plot_trace
 from results.study.folder import LATEST, Study, list_studies, open_study
 from results.study.paths import expanded, path_error, picture_path, shown
 from search.options import Options
-from search.setup.inputs import DEFAULT_MODEL, check_inputs
+from search.setup.inputs import check_inputs, load_text
 from search.terminal.console import Preparing, Terminal
 from trainable.checkpoint.checkpoint_path import CHECKPOINT_SUFFIXES, INDEX_SUFFIX, TORCH_SAVE_STARTS, is_safetensors
 from trainable.errors import UserError, did_you_mean
@@ -40,7 +41,7 @@ def diagnose_command(options: Options, terminal: Terminal) -> int:
 
 
 def _report(target: str, options: Options, progress: Preparing) -> tuple[Report, Path]:
-    """Return the report, and where its picture goes: beside a study's tables, or into the folder of pictures."""
+    """Return the report and the path of its picture: in the study, or in the folder of pictures."""
     study, trial_id = _study_and_trial(target)
     if study is not None:
         if trial_id is None:
@@ -57,7 +58,8 @@ def _report(target: str, options: Options, progress: Preparing) -> tuple[Report,
         path = log_in(path)
     if path.is_dir() or _is_checkpoint(path):
         return _checkpoints(target, path, options, progress), picture
-    return report_of_trace(read_training_log(path), context=_context(options)), picture
+    context = Context(pretrained=None if options.gpt2_model_name is None else True)
+    return report_of_trace(read_training_log(path), context=context), picture
 
 
 def _is_checkpoint(path: Path) -> bool:
@@ -106,27 +108,10 @@ def _checkpoints(target: str, path: Path, options: Options, progress: Preparing)
     progress("loading torch", 0.0)
     from trainable.checkpoint.checkpoint import read_checkpoint
     from trainable.checkpoint.exam.examine import checkpoint_files, examine_checkpoints
-    from trainable.data.tokens import load_corpus
-    from trainable.model.models import load_tokenizer, separator_id
 
     paths = checkpoint_files(path) if path.is_dir() else [path]
     model_name = options.gpt2_model_name or read_checkpoint(paths[-1]).model_name
     # Another script's file does not name its tokenizer: without GPT2_MODEL_NAME no text can be tokenized.
-    corpus = None
-    if model_name is not None:
-        files = list(inputs.files)
-        tokenizer = load_tokenizer(model_name or DEFAULT_MODEL, files, documents=inputs.documents, progress=progress)
-        corpus = load_corpus(
-            files,
-            tokenizer,
-            documents=inputs.documents,
-            separator_id=separator_id(model_name or DEFAULT_MODEL, tokenizer),
-            validation_files=list(inputs.validation_files) or None,
-            progress=progress,
-        )
+    corpus = load_text(replace(inputs, model_name=model_name), progress)[2] if model_name is not None else None
     facts = examine_checkpoints(paths, tokens=corpus.val if corpus else None, model_name=model_name)
     return report_of_checkpoints(target, facts, unigram_entropy=corpus.unigram_entropy if corpus else None)
-
-
-def _context(options: Options) -> Context:
-    return Context(pretrained=None if options.gpt2_model_name is None else True)

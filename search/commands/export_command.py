@@ -1,4 +1,4 @@
-"""`make -s export`: a study's best configuration on stdout, for a shell, a program, a space file or make."""
+"""`make -s export`: prints a study's best configuration for a shell, a program, a space file or make."""
 
 import sys
 
@@ -20,7 +20,7 @@ def export_command(options: Options, terminal: Terminal) -> int:
     text = FORMATS[name](study, None if budget == own else budget)
     if sys.stdout.isatty():
         text = plain(text)
-    # A path that is not UTF-8 came in by surrogateescape and leaves by it.
+    # Writes a path that is not UTF-8 as the bytes that were read.
     sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
     sys.stdout.write(text)
     return 0

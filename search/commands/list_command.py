@@ -1,9 +1,8 @@
-"""`make list`: the studies on disk, newest first."""
+"""`make list`: lists the studies on disk, the newest first."""
 
 from typing import Any
 
 from rich.table import Table
-from rich.text import Text
 
 from results.confirmation.confirmation_file import load_attempts
 from results.ranking import ranked_trials, spent_by_purpose
@@ -40,7 +39,7 @@ def list_command(_: Options, terminal: Terminal) -> int:
         print_table(terminal.console, table)
     for entry in entries:
         if "error" in entry:
-            terminal.console.print(Text(entry["error"], style="red"), soft_wrap=True)
+            terminal.warn(entry["error"])
     terminal.document({"studies": entries})
     return 0
 

@@ -1,4 +1,4 @@
-"""`make model`: a study's best model as a folder that other programs load."""
+"""`make model`: writes a study's best model as a folder that other programs load."""
 
 import shlex
 from pathlib import Path
@@ -23,27 +23,20 @@ if TYPE_CHECKING:
 
 def model_command(options: Options, terminal: Terminal) -> int:
     """Write the best trial of STUDY (default: the latest search) to OUT."""
-    study, storage = open_or_fetch_study(options)
+    study = open_or_fetch_study(options)
     trial, document = model_row(study, _winner(study)), study.document()
     folder = options.out or study.path / f"model-{trial['trial_id']}"
     record = model_record(document, trial)
     check_model_target(folder, {name: record[name] for name in ("study", "created_at", "trial_id")})
     with Preparing(terminal.console) as progress:
-        checkpoint = _checkpoint(study, storage, trial, folder, progress)
+        checkpoint = _checkpoint(study, options.storage, trial, folder, progress)
         loaded = load_inputs_of(study, options, progress)
         progress("writing the model", 0.5)
         from trainable.run import resume_run
 
         state = resume_run(loaded.spec, config_from(trial), checkpoint, may_be_over=True)
         saved = save_run_model(
-            state.model,
-            loaded,
-            study,
-            trial,
-            folder=folder,
-            adapters_on=state.adapter_base,
-            dtype=options.dtype,
-            merge=options.merge,
+            state.model, loaded, study, trial, options, folder=folder, adapters_on=state.adapter_base
         )
     terminal.say(f"trial {trial['trial_id']} of study {study.name}: {saved.words}")
     terminal.document(
@@ -70,7 +63,7 @@ def _winner(study: Study) -> dict[str, Any]:
 def _checkpoint(
     study: Study, storage: str | None, trial: dict[str, Any], folder: Path, progress: Preparing
 ) -> "Checkpoint":
-    """Return the checkpoint of the trial's model. Raises UserError, saying what trains it again."""
+    """Return the checkpoint of the trial's model. Raises UserError with the command that trains it again."""
     progress("reading the checkpoint", 0.0)
     try:
         return model_checkpoint(study, storage, trial)

@@ -1,10 +1,10 @@
-"""`make preflight`: the checks that come before every search and train, on their own."""
+"""`make preflight`: runs the checks that precede every search and train, and prints them all."""
 
 from dataclasses import asdict
 
 from search.options import Options
 from search.setup.plan import make_plan
-from search.setup.preflight_run import PREFLIGHT_FAILED, run_checks, sharing_of, study_room
+from search.setup.preflight_run import PREFLIGHT_FAILED, preflight_of, run_checks
 from search.terminal.console import Preparing, Terminal
 
 
@@ -12,16 +12,7 @@ def preflight_command(options: Options, terminal: Terminal) -> int:
     """Check the set-up that a search of SPACE would use; 1 when a check fails."""
     with Preparing(terminal.console) as progress:
         plan = make_plan(options, kind="search", progress=progress)
-    checks = run_checks(
-        plan.inputs,
-        plan.loaded,
-        plan.baseline,
-        largest=plan.largest,
-        sharing=sharing_of(plan.slots),
-        terminal=terminal,
-        every=True,
-        room=study_room(plan.slots),
-    )
+    checks = run_checks(preflight_of(plan), terminal, every=True)
     passed = all(check.status != "fail" for check in checks)
     terminal.document({"passed": passed, "checks": [asdict(check) for check in checks]})
     return 0 if passed else PREFLIGHT_FAILED

@@ -1,6 +1,7 @@
-"""ADDRESS=ray://: the command itself runs on the cluster's head, its words come back, and so do the study's tables.
+"""ADDRESS=ray://: runs the command itself on the cluster's head, and brings back its output and the study's tables.
 
-Ray's client would run fit() there and this process's callbacks with it, and so tear the study from its files.
+Ray's client would run Tune there and its callbacks too, away from the study's files. `ray job submit` would mix the
+streams, leave text, model and study behind, and kill a job three seconds after a signal, before trials are saved.
 """
 
 import importlib.util
@@ -18,14 +19,7 @@ from threading import Thread
 from results.study.folder import LATEST, Study, studies_dir
 from results.study.paths import expanded, path_error, shown
 from search.cluster.connection import check_port, connect
-from search.cluster.study_storage import (
-    TableMirror,
-    fetch_study,
-    fetch_tables,
-    read_probe,
-    remove_probe,
-    write_probe,
-)
+from search.cluster.study_storage import TableMirror, fetch_study, fetch_tables, probed, read_probe
 from search.options import FOLDERS, OUTSIDE, Options
 from search.terminal.console import Terminal, plain
 from search.terminal.signals import Interrupts
@@ -80,17 +74,15 @@ def remote_command(command: str, options: Options, terminal: Terminal) -> int:
 def _on_head(command: str, options: Options, storage: str, terminal: Terminal, interrupts: Interrupts) -> int:
     import ray
 
-    # The head is where clients are served; its marker has room for many.
+    # On the head, where clients are served; its marker resource has room for many actors.
     head = ray.remote(num_cpus=0, resources={"node:__internal_head__": 0.001})(HeadCommand).remote()
-    probe, word = write_probe(storage)
-    try:
-        seen = ray.get(head.read.remote(storage, probe), timeout=HEAD_TIMEOUT_S)
-    except ray.exceptions.GetTimeoutError:
-        raise UserError(
-            f"the cluster's head did not start a process in {HEAD_TIMEOUT_S:.0f} s. Check that machine."
-        ) from None
-    finally:
-        remove_probe(storage, probe)
+    with probed(storage) as (probe, word):
+        try:
+            seen = ray.get(head.read.remote(storage, probe), timeout=HEAD_TIMEOUT_S)
+        except ray.exceptions.GetTimeoutError:
+            raise UserError(
+                f"the cluster's head did not start a process in {HEAD_TIMEOUT_S:.0f} s. Check that machine."
+            ) from None
     if seen != word:
         raise UserError(
             f"STORAGE={storage}: the cluster does not see what was written here. Name a bucket, such as s3://..."
@@ -123,7 +115,7 @@ def _on_disk(name: str, options: Options) -> Path | None:
 
 
 class HeadCommand:
-    """An actor on the cluster's head: a command of this project as a process of its own, listened to and signalled."""
+    """An actor on the cluster's head that runs a command of ours as a process, reads its output and passes signals."""
 
     def __init__(self) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="gpt2-search-"))
@@ -132,13 +124,13 @@ class HeadCommand:
         self._readers: list[Thread] = []
 
     def read(self, storage: str, probe: str) -> str:
-        """Return what the head finds in the small file."""
+        """Return the small file's content as the head sees it."""
         return read_probe(storage, probe)
 
     def start(
         self, command: str, values: Mapping[str, str], copies: Mapping[str, SharedCopy], storage: str, as_json: bool
     ) -> None:
-        """Start the command; what the client's machine read from its disk is read from copies."""
+        """Start the command; copies: of the files on the client's disk, by variable."""
         import ray
 
         address = ray.get_runtime_context().gcs_address
@@ -153,9 +145,13 @@ class HeadCommand:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            # Not the variables by which Ray tells its workers who they are.
+            # Without Ray's variables for this worker.
             env={
-                **{name: text for name, text in os.environ.items() if not _is_rays(name)},
+                **{
+                    name: text
+                    for name, text in os.environ.items()
+                    if not name.startswith("RAY_") or name.startswith(("RAY_AUTH_", "RAY_USAGE_"))
+                },
                 "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
             },
             preexec_fn=_hear_signals,
@@ -165,7 +161,7 @@ class HeadCommand:
             self._readers[-1].start()
 
     def news(self) -> tuple[Sequence[tuple[str, str]], int | None]:
-        """Return the lines since the last call, and the exit code once there is one and no line is left."""
+        """Return the lines since the last call, and with the last ones the exit code."""
         assert self._process is not None
         code = self._process.poll()
         if code is not None:
@@ -180,7 +176,7 @@ class HeadCommand:
         self._process.send_signal(number)
 
     def hand_over(self, storage: str) -> list[str]:
-        """Return the names of the command's studies, which are in the storage then and no more on the head."""
+        """Move the command's studies into the storage and return their names."""
         paths = [path.parent for path in sorted(self._folder.glob("*/study.json"))]
         for path in paths:
             TableMirror(Study(path), storage, print).close()
@@ -195,7 +191,7 @@ class HeadCommand:
 
 
 def _studies_read(command: str, values: Mapping[str, str], storage: str) -> list[str]:
-    """Return the names of the studies that the command goes on with or learns from."""
+    """Return the names of the studies that the command continues or learns from."""
     from pyarrow import fs
 
     names = [values[name] for name in ("WARM_START", "BASELINE") if name in values and values[name] not in BASELINES]
@@ -207,14 +203,10 @@ def _studies_read(command: str, values: Mapping[str, str], storage: str) -> list
     return names + [one.base_name for one in found if one.base_name.startswith("attribute-")]
 
 
-def _is_rays(name: str) -> bool:
-    return name.startswith("RAY_") and not name.startswith(("RAY_AUTH_", "RAY_USAGE_"))
-
-
 def _hear_signals() -> None:
-    # Ray blocks it in its workers, and a process inherits that.
+    # Ray blocks SIGINT in its workers, and a child process inherits that.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    # A client that goes away takes the actor along, and the actor the command, which then notes its trials as cut off.
+    # When the client goes away the actor dies, and the command gets SIGTERM, so that it marks its trials interrupted.
     if sys.platform == "linux":
         import ctypes
 

@@ -1,4 +1,4 @@
-"""`make report`: a study as one HTML page, as Markdown for a pull request, or as its numbers."""
+"""`make report`: writes a study as one HTML page, as Markdown for a pull request, or as its numbers."""
 
 from results.report.page import write_reports
 from results.study.folder import LATEST, open_study

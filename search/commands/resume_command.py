@@ -1,19 +1,19 @@
-"""`make resume`: goes on with a study from its own files: what has ended stays, what was cut off goes on."""
+"""`make resume`: continues a study from its own files, with more trials or a larger budget if asked."""
 
 from dataclasses import replace
 from typing import Any
 
-from results.ranking import ending_counts, ranked_trials
+from results.ranking import ranked_trials
 from results.study.folder import Study
 from results.study.ledger import Ledger
 from results.study.lock import hold
 from results.words import budget_words, short_budget_words
 from search.cluster.study_storage import open_or_fetch_study
-from search.commands.run_command import conclude, is_sound, run_new, run_own_trials
+from search.commands.run_command import conclude, run_new, run_own_trials
 from search.options import Options
 from search.setup.inputs import Loaded
 from search.setup.plan import baseline_configs, plan_study
-from search.setup.preflight_run import PREFLIGHT_FAILED
+from search.setup.preflight_run import check_preflight, preflight_of
 from search.setup.reopen import reopen, with_inputs_of
 from search.setup.run_plan import ray_ahead
 from search.setup.settings import differences, planned_space, space_file_differences
@@ -30,7 +30,7 @@ from trainable.rows import ENDINGS
 
 def resume_command(options: Options, terminal: Terminal) -> int:
     """Resume STUDY, extend it to TRIALS, or take it to a larger BUDGET_TOKENS; return the exit code."""
-    study, _ = open_or_fetch_study(options)
+    study = open_or_fetch_study(options)
     document = study.document()
     _check_kind(study, document)
     space, settings = planned_space(document, f"study {study.name}: study.json")
@@ -77,7 +77,7 @@ def _check_same(study: Study, document: dict[str, Any], settings: Settings, opti
 
 
 def _asks_for_more(study: Study, document: dict[str, Any], options: Options) -> bool:
-    """Return whether a larger budget is asked for. Raises UserError for a smaller one, or one of the other kind."""
+    """Return whether the variables ask for a larger budget. Raises UserError for a smaller one or another kind."""
     budget = budget_of(document)
     asked: dict[str, float | None] = {"BUDGET_TOKENS": options.budget_tokens, "BUDGET_TIME": options.budget_time}
     ours, theirs = ("BUDGET_TIME", "BUDGET_TOKENS") if budget.device_s is not None else ("BUDGET_TOKENS", "BUDGET_TIME")
@@ -106,10 +106,9 @@ def _resume(
     options: Options,
     terminal: Terminal,
 ) -> tuple[int, Loaded | None]:
-    """Return the exit code, and the study's inputs where there was something to run on them."""
+    """Run what is left; return the exit code, and the study's inputs if they were loaded."""
     ledger = Ledger(study)
-    for note in ledger.take_notes():
-        terminal.say(note)
+    terminal.say(*ledger.take_notes())
     rows = ranked_trials(ledger.trials())
     ended = sum(row["status"] in ENDINGS for row in rows)
     configs = baseline_configs(space, settings) if document["kind"] == "baseline" else []
@@ -122,29 +121,22 @@ def _resume(
     with Preparing(terminal.console) as progress:
         plan = reopen(study, options, progress, space=space, configs=configs)
     with ray_ahead(plan):
-        if not is_sound(plan, options, terminal):
-            return PREFLIGHT_FAILED, plan.loaded
+        check_preflight(preflight_of(plan), options, terminal)
         if planned != document["trials_planned"]:
             changed = {"trials_planned": planned, "settings": settings.to_json(), "early_end": None}
             plan = replace(plan, document={**document, **changed})
-        code = run_own_trials(plan, ledger, terminal, [_words(study, rows, planned, space), *plan.notes])
+        line = (
+            f"study {study.name} goes on: {ended} of {planned} trials have ended, {len(rows) - ended} go on from their "
+            f"last checkpoints, {'at most ' if space.ends_early else ''}{planned - len(rows)} are new"
+        )
+        code = run_own_trials(plan, ledger, terminal, [line, *plan.notes])
     return code, plan.loaded
-
-
-def _words(study: Study, rows: list[dict[str, Any]], planned: int, space: SearchSpace) -> str:
-    counts = ending_counts(rows)
-    ended = sum(counts[status] for status in ENDINGS)
-    begun = len(rows) - ended
-    return (
-        f"study {study.name} goes on: {ended} of {planned} trials have ended, {begun} go on from their last "
-        f"checkpoints, {'at most ' if space.ends_early else ''}{planned - len(rows)} are new"
-    )
 
 
 def _at_larger_budget(
     study: Study, document: dict[str, Any], settings: Settings, options: Options, terminal: Terminal
 ) -> int:
-    """Run the study's space at another budget: a new study that learns from this one, for their losses do not mix."""
+    """Run the space with a larger budget, as a new study that learns from this one: their losses do not compare."""
     file, budget = document["space"], budget_of(document)
     larger = budget.asked(settings.budget_tokens, settings.device_s)
     name = f"{study.name}-{short_budget_words(larger)}"
@@ -162,4 +154,4 @@ def _at_larger_budget(
             warm_start=study,
             speeds=budget.speeds,
         )
-    return run_new(plan, options, terminal)
+    return run_new(plan, terminal)

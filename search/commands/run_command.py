@@ -1,7 +1,6 @@
-"""`make search`: runs a planned study to its end, or to Ctrl-C, and sums it up. `make baseline` runs it too."""
+"""`make search`: plans and runs a search and sums it up; and what `make baseline` and `make resume` share with it."""
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
 from results.confirmation.confirmation_file import load_attempts
 from results.ranking import ranked_trials
@@ -13,110 +12,68 @@ from search.options import Options
 from search.setup.finish import finish_study
 from search.setup.inputs import Loaded
 from search.setup.plan import Plan, baseline_runs, make_plan
-from search.setup.preflight_run import PREFLIGHT_FAILED, passes_preflight, sharing_of, study_room
-from search.setup.run_plan import held, ray_ahead, run_listed, run_plan
+from search.setup.run_plan import checked, run_plan
 from search.terminal.console import Preparing, Terminal
-from search.terminal.summary import say_summary, summary_document
-from search.tune.early_end import read_part_losses
-from search.tune.history import History, known_trials
-from spaces.space import SearchSpace
+from search.terminal.summary import say_summary
 from trainable.rows import ENDINGS
 
-if TYPE_CHECKING:
-    from search.tune.workload import Workload
 
-
-def search_command(options: Options, terminal: Terminal) -> int:
+def run_command(options: Options, terminal: Terminal) -> int:
     """Run a search; return the exit code."""
     with Preparing(terminal.console) as progress:
         plan = make_plan(options, kind="search", progress=progress)
-    return run_new(plan, options, terminal)
+    return run_new(plan, terminal)
 
 
-def run_new(plan: Plan, options: Options, terminal: Terminal) -> int:
-    """Check, run, confirm where that was asked for, and sum up a new search; return the exit code."""
-    with ray_ahead(plan):
-        if not is_sound(plan, options, terminal):
-            return PREFLIGHT_FAILED
-        with held(plan) as plan:
-            code = run_own_trials(plan, Ledger(plan.study), terminal, header_lines(plan))
-    return conclude(plan.study, code, options, terminal, loaded=plan.loaded)
+def run_new(plan: Plan, terminal: Terminal) -> int:
+    """Check, run, confirm with CONFIRM=1, and sum up a new search; return the exit code."""
+    with checked(plan, terminal) as plan:
+        code = run_own_trials(plan, Ledger(plan.study), terminal, header_lines(plan))
+    return conclude(plan.study, code, plan.options, terminal, loaded=plan.loaded)
 
 
 def conclude(study: Study, code: int, options: Options, terminal: Terminal, *, loaded: Loaded | None = None) -> int:
-    """Confirm the study's best where that was asked for or had begun, and sum it up; return the exit code.
+    """Confirm the study's best with CONFIRM=1 or where that had begun, and sum up; return the exit code.
 
-    loaded: the study's inputs, where they are at hand.
+    loaded: the study's inputs, if they are loaded.
     """
     attempts = load_attempts(study)
     begun = bool(attempts) and not attempts[-1].verdicts
-    # Who asked for more trials waits for those; the attempt that was cut off is the next step that is printed.
+    # With TRIALS the user waits for more trials; the interrupted confirmation is then a printed next step.
     if code == 0 and (options.confirm or (begun and options.trials is None)):
         code = confirm_study(study, options, terminal)
     finish_study(study, code, options, terminal, loaded=loaded)
     say_summary(study, terminal)
-    terminal.document(summary_document(study, terminal))
     return code
 
 
-def is_sound(plan: Plan, options: Options, terminal: Terminal) -> bool:
-    """Return whether the planned study passes preflight, or is to go on regardless."""
-    return passes_preflight(
-        options,
-        plan.inputs,
-        plan.loaded,
-        plan.baseline,
-        largest=plan.largest,
-        sharing=sharing_of(plan.slots),
-        room=study_room(plan.slots),
-        terminal=terminal,
-    )
-
-
 def run_own_trials(plan: Plan, ledger: Ledger, terminal: Terminal, lines: list[str]) -> int:
-    """Run what is left of the trials that the study, which is held, was made for.
+    """Run what is left of a search's or a baseline's trials; the study must be held.
 
-    Return the exit code: 0, 130 or 143 when interrupted, 1 when every trial failed.
+    Return the exit code: 0, that of an interruption, or 1 when every trial failed.
     """
-    space = plan.space
-    assert space is not None
+    left = None
     if plan.kind == "baseline":
         ended = {row["trial_id"] for row in ledger.trials() if row["status"] in ENDINGS}
         left = [run for run in baseline_runs(plan.configs) if run.trial_id not in ended]
-        code = run_listed(plan, left, terminal, ledger=ledger, lines=lines)
-    else:
-        code = run_plan(plan, lambda: _search_left(plan, space, ledger), terminal, ledger=ledger, lines=lines)
+    code = run_plan(plan, terminal, ledger=ledger, runs=left, lines=lines)
     if code is not None:
         return code
     return 1 if all(row["status"] == "failed" for row in ranked_trials(ledger.trials())) else 0
 
 
-def _search_left(plan: Plan, space: SearchSpace, ledger: Ledger) -> "Workload":
-    from search.tune.workload import space_workload
-
-    rows = ledger.trials()
-    own = ranked_trials(rows)
-    history = History(
-        trials=known_trials(
-            own, ledger.metrics(), milestones=plan.milestones, part_losses=read_part_losses(plan.study)
-        ),
-        other_ids={row["trial_id"] for row in rows} - {row["trial_id"] for row in own},
-        warm_start=plan.warm_start,
-    )
-    return space_workload(space, history)
-
-
 def header_lines(plan: Plan) -> list[str]:
-    """Return what a person should know before the first trial ends."""
+    """Return the lines printed before the first trial."""
     space, loaded, slots = plan.space, plan.loaded, plan.slots
     assert space is not None
     facts = loaded.corpus_facts
-    start = f", every trial from the weights of {plan.inputs.checkpoint_path}" if plan.inputs.checkpoint_path else ""
+    inputs, checkpoint_path = loaded.inputs, plan.options.checkpoint_path
+    start = f", every trial from the weights of {checkpoint_path}" if checkpoint_path else ""
     device = loaded.device_info
     return [
         f"study {plan.name}: {space.description}",
-        f"model {plan.inputs.model_name}{start}; {token_words(facts['train_tokens'])} training tokens",
-        *plan.inputs.text_lines,
+        f"model {inputs.model_name}{start}; {token_words(facts['train_tokens'])} training tokens",
+        *inputs.text_lines,
         *loaded.separator_notes,
         f"{'up to ' if space.ends_early else ''}{plan.document['trials_planned']} trials of at most "
         f"{budget_words(plan.budget)}, evaluated on the same {space.evaluation.tokens:,} held-out tokens at context "

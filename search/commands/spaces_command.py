@@ -1,4 +1,4 @@
-"""`make spaces`: lists the space files and checks each; one that is broken is named with its error."""
+"""`make spaces`: lists the space files and checks each."""
 
 from typing import Any
 
@@ -15,14 +15,13 @@ from trainable.errors import UserError
 
 def spaces_command(options: Options, terminal: Terminal) -> int:
     """List every space, or SPACE alone with its domains; 2 when one is broken."""
-    names = [options.space] if options.space else [str(path) for path in list_spaces()]
+    names = [options.space] if options.space else list(map(str, list_spaces()))
     table = Table(box=None, header_style="bold")
     for heading in ("space", "trials", "budget", "searches", "question"):
         table.add_column(heading, overflow="fold", justify="right" if heading in ("trials", "budget") else "left")
     entries: list[dict[str, Any]] = []
     errors: list[str] = []
     for name in names:
-        assert name is not None
         try:
             space = load_space(name)
         except UserError as error:

@@ -1,4 +1,4 @@
-"""`python -m search variables`: every variable and what it means in groups, settings first, for `make help`."""
+"""`make help`: lists every variable with its meaning, in groups."""
 
 from collections.abc import Mapping
 

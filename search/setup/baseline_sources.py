@@ -1,14 +1,14 @@
-"""BASELINE: whose settings a search starts from. A built-in name, a study, or a file of the person's own.
+"""BASELINE: the settings that a search starts from, by a built-in name, a study, or a file of the user's.
 
-A file is a .env, a checkpoint with its hyperparameters, a Trainer's checkpoint folder, or a model folder of ours. What
-was read, what was left, and what the file does not say is told, for a baseline that is not one's own proves nothing.
+A file is a .env, a checkpoint with its hyperparameters, a Trainer's checkpoint folder, or a model folder of ours. Lines
+say what was read, ignored and missing: a comparison with a baseline that is not the user's own proves nothing.
 """
 
 import json
 import math
 import shlex
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ LR_SCHEDULES_OF_TRAINER: Mapping[str, str] = {
     "constant": "constant",
     "constant_with_warmup": "warmup_constant",
 }
-"""transformers' own warm up from 0 and decay to 0."""
+"""By the Trainer's name; its schedules warm up from 0 and decay to 0."""
 OTHER_NAMES: Mapping[str, str] = {
     "max_iters": "training_steps",
     "max_steps": "training_steps",
@@ -41,16 +41,16 @@ OTHER_NAMES: Mapping[str, str] = {
     "per_device_train_batch_size": "batch_size",
     "lr": "learning_rate",
 }
-"""Of nanoGPT and of training scripts at large, by ours."""
+"""Our name by that of nanoGPT and other training scripts."""
 LONGEST_LINE = 10_000
-"""Taking a line apart takes time by the square of its length."""
+"""shlex takes time quadratic in the length of a line."""
 PRECISIONS_OF_DTYPES: Mapping[str, str] = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-NOT_SHOWN = 8
+MOST_SHOWN = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Baseline:
-    """A baseline, and lines on what was read to make it."""
+    """A baseline, and lines on how it was read."""
 
     name: str
     config: TrialConfig
@@ -62,11 +62,11 @@ class _Read:
     values: Mapping[str, Any]
     """By hyperparameter."""
     left: tuple[str, ...] = ()
-    """What the file says and this program does not take, in words."""
+    """What the file says and a baseline does not take."""
 
 
 def read_baseline(text: str) -> Baseline:
-    """Return what BASELINE=text names. Raises UserError where there is no such thing or it cannot be read."""
+    """Return what BASELINE=text names. Raises UserError if it does not exist or cannot be read."""
     if text in BASELINES:
         return Baseline(name=text, config=BASELINES[text])
     if _is_file(text):
@@ -88,15 +88,15 @@ def _of_file(text: str, path: Path) -> Baseline:
     where = f"BASELINE={text}"
     if not path.exists():
         raise UserError(f"{where}: there is no such file. Name a .env file, a checkpoint, a folder or a study.")
-    readers: list[tuple[bool, Callable[[str, Path], _Read]]] = [
-        (path.is_dir() and (path / RECORD).is_file(), _of_model_folder),
-        (path.is_dir(), _of_trainer),
-        (path.suffix in CHECKPOINT_SUFFIXES, _of_checkpoint),
-        (True, _of_env),
-    ]
-    read = next(reader for fits, reader in readers if fits)(where, path)
+    if path.is_dir():
+        read = _of_model_folder(where, path) if (path / RECORD).is_file() else _of_trainer(where, path)
+    else:
+        read = _of_checkpoint(path) if path.suffix in CHECKPOINT_SUFFIXES else _of_env(where, path)
+    left = ", ".join(read.left[:MOST_SHOWN])
+    if len(read.left) > MOST_SHOWN:
+        left += f" and {len(read.left) - MOST_SHOWN} more"
     if not read.values:
-        raise UserError(f"{where} says no hyperparameter{_words('; it holds ', read.left)}. Name another file.")
+        raise UserError(f"{where} says no hyperparameter{left and f'; it holds {left}'}. Name another file.")
     try:
         config = make_config(DOCUMENTED, with_default_warmup(read.values, DOCUMENTED))
     except UserError as error:
@@ -109,17 +109,10 @@ def _of_file(text: str, path: Path) -> Baseline:
         and (name != "warmup_steps" or config.has_warmup)
         and ("lora" not in name or config.use_lora)
     ]
-    notes = [f"baseline {text}: {config_words({name: getattr(config, name) for name in HYPERPARAMETERS})}"]
+    notes = [f"baseline {text}: {config_words(asdict(config))}"]
     notes += [f"{text} does not say {', '.join(missing)}: taken as documented"] if missing else []
-    notes += [f"{text} also says {_words('', read.left)}, which a baseline does not take"] if read.left else []
+    notes += [f"{text} also says {left}, which a baseline does not take"] if left else []
     return Baseline(name=path.name, config=config, notes=tuple(notes))
-
-
-def _words(before: str, left: tuple[str, ...]) -> str:
-    if not left:
-        return ""
-    more = f" and {len(left) - NOT_SHOWN} more" if len(left) > NOT_SHOWN else ""
-    return before + ", ".join(left[:NOT_SHOWN]) + more
 
 
 def _of_env(where: str, path: Path) -> _Read:
@@ -137,7 +130,7 @@ def _of_env(where: str, path: Path) -> _Read:
         near = did_you_mean(name, ENV_NAMES)
         if "Did you mean" in near:
             raise UserError(f"{where}: there is no variable {name!r}.{near}")
-    # Of the others a study has its own: where it is kept, which model and text.
+    # Not the others: the new study has its own model, text and folders.
     taken = (*ENV_NAMES, "USE_LR_WARMUP")
     try:
         options = parse_options({name: text for name, text in texts.items() if name in taken and text})
@@ -146,10 +139,7 @@ def _of_env(where: str, path: Path) -> _Read:
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     left = [name for name, text in texts.items() if name in KNOWN and name not in taken and text]
-    return _Read(
-        values=values,
-        left=(*left, *(f"{name} (not known)" for name in unknown)),
-    )
+    return _Read(values=values, left=(*left, *(f"{name} (not known)" for name in unknown)))
 
 
 def _assignments(where: str, line: str) -> list[tuple[str, str]]:
@@ -171,13 +161,13 @@ def _assignments(where: str, line: str) -> list[tuple[str, str]]:
     return found
 
 
-def _of_checkpoint(where: str, path: Path) -> _Read:  # noqa: ARG001
+def _of_checkpoint(path: Path) -> _Read:
     from trainable.checkpoint.checkpoint import read_checkpoint
     from trainable.checkpoint.foreign import settings_in
 
     checkpoint = read_checkpoint(path)
     if checkpoint.config is not None:
-        return _Read(values=_as_values(checkpoint.config))
+        return _Read(values=asdict(checkpoint.config))
     return _translated(settings_in(checkpoint.payload))
 
 
@@ -237,21 +227,18 @@ def _translated(settings: Mapping[str, Any]) -> _Read:
     values: dict[str, Any] = {}
     left: list[str] = []
     for theirs, value in settings.items():
-        name = OTHER_NAMES.get(theirs, theirs)
-        if name not in HYPERPARAMETERS:
-            left.append(f"{theirs} {value_words(value)}")
-        elif name == "lr_schedule" and value not in HYPERPARAMETERS[name].metadata["choices"]:
-            if value in LR_SCHEDULES_OF_TRAINER:
-                values[name] = LR_SCHEDULES_OF_TRAINER[value]
-            else:
-                left.append(f"{theirs} {value_words(value)}")
+        name, ours = OTHER_NAMES.get(theirs, theirs), value
+        if name == "lr_schedule" and value not in HYPERPARAMETERS[name].metadata["choices"]:
+            ours = LR_SCHEDULES_OF_TRAINER.get(str(value))
+        if name in HYPERPARAMETERS and ours is not None:
+            values[name] = ours
         else:
-            values[name] = value
+            left.append(f"{theirs} {value_words(value)}")
     return _Read(values=values, left=tuple(left))
 
 
 def _as_ours(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings with those that say by another value what one of ours says: training.py's, and nanoGPT's."""
+    """Return the settings with flags and values of training.py and nanoGPT translated into ours."""
     ours = dict(settings)
     decays = next((ours.pop(name) for name in ("use_lr_warmup", "decay_lr") if isinstance(ours.get(name), bool)), None)
     if decays is not None:
@@ -261,11 +248,7 @@ def _as_ours(settings: Mapping[str, Any]) -> dict[str, Any]:
         ours["min_lr_frac"] = ours.pop("min_lr") / peak
     if ours.get("dtype") in PRECISIONS_OF_DTYPES:
         ours["precision"] = PRECISIONS_OF_DTYPES[ours.pop("dtype")]
-    # As long as the run itself, it says nothing more.
+    # Equal to the run's length it adds nothing.
     if ours.get("lr_decay_iters") == ours.get("max_iters"):
         ours.pop("lr_decay_iters", None)
     return ours
-
-
-def _as_values(config: TrialConfig) -> dict[str, Any]:
-    return {name: getattr(config, name) for name in HYPERPARAMETERS}

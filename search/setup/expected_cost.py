@@ -1,4 +1,4 @@
-"""What runs that are decided already will cost, said before the first of them starts."""
+"""The cost of planned runs, for a line before the first of them starts."""
 
 from collections.abc import Mapping, Sequence
 from statistics import median
@@ -15,7 +15,7 @@ def cost_words(plan: Plan, runs: Sequence[PlannedRun]) -> str:
     """Return the runs, their tokens and about how long they take: 9 runs, 1.35M tokens, 2 at a time: about 6 min."""
     tokens = sum(run.config.training_steps * run.config.tokens_per_step for run in runs)
     words = f"{count_words(len(runs), 'run')}, {token_words(tokens)} tokens, {plan.slots.count} at a time"
-    # The slots that wait for the last run are counted as the whole rounds that they are.
+    # In rounds: while the last run trains, the other slots wait.
     rounds = -(-len(runs) // plan.slots.count)
     if plan.budget.device_s is not None:
         return f"{words}: about {duration_words(plan.budget.device_s * rounds)}"
@@ -26,7 +26,7 @@ def cost_words(plan: Plan, runs: Sequence[PlannedRun]) -> str:
 
 
 def _seconds_per_token(plan: Plan) -> float | None:
-    """Return the usual device time of a token: of the study's own runs, else of the newest study of its kind."""
+    """Return the median device time of a token: of the study's own runs, else of the newest study like it."""
     own = _usual_rate(plan.study)
     if own is not None:
         return own

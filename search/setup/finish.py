@@ -1,4 +1,4 @@
-"""What every command that has run trials leaves behind."""
+"""What every command that has run trials writes at its end."""
 
 from results.export import write_best
 from results.report.page import write_reports
@@ -14,13 +14,13 @@ from search.terminal.console import Terminal
 def finish_study(
     study: Study, code: int, options: Options, terminal: Terminal, *, loaded: Loaded | None = None
 ) -> None:
-    """Write what is read after a study: the best configuration, the samples and the report; mirror it in the storage.
+    """Write the best configuration, the samples and the report, and copy them into STORAGE.
 
-    code: with which its runs ended. loaded: the study's inputs, where they are at hand.
+    code: the exit code of the runs. loaded: the study's inputs, if they are loaded.
     """
     if winner_of(study).trial is not None:
         write_best(study)
-    if code == 0:  # who has interrupted a study does not wait for its samples
+    if code == 0:  # after an interruption nobody waits for samples
         sample_study(study, options, terminal, loaded)
     with terminal.console.status("writing the report ..."):
         write_reports(study)

@@ -1,4 +1,4 @@
-"""A run's model written to a folder, with all that is known of the run, and read back to see that it is the same."""
+"""Writes a run's model to a folder, with its record and model card, and reads it back to check it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from results.study.folder import Study
 from results.study.paths import shown
 from results.winner import winner_of
 from results.words import loss_words
+from search.options import Options
 from search.setup.inputs import Loaded
 
 if TYPE_CHECKING:
@@ -18,24 +19,24 @@ if TYPE_CHECKING:
     from trainable.model.lora import AdapterBase
 
 ROUNDING_NATS = 5e-5
-"""What merged adapters, another number of threads or another device may make of a loss."""
+"""Merged adapters, other threads or another device change a loss by less."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SavedModel:
-    """A folder, and what was found on reading it back."""
+    """A written model, and its loss when read back."""
 
     folder: Path
     dtype: str | None
-    """None for adapters, which are saved alone."""
+    """None for adapters without their base."""
     val_loss: float
-    """Of the folder as it is read back, under the study's evaluation."""
+    """Of the folder as read back, under the study's evaluation."""
     run_val_loss: float | None
-    """What the study says."""
+    """As the study has it."""
     model_val_loss: float
-    """Of the model that was saved, on this machine."""
+    """Of the model before it was saved, on this machine."""
     step_words: str = ""
-    """Which step of its run it is, where that is not the last."""
+    """The step of its run, where that is not the last."""
 
     @property
     def words(self) -> str:
@@ -63,17 +64,15 @@ def save_run_model(
     loaded: Loaded,
     study: Study,
     trial: Mapping[str, Any],
+    options: Options,
     *,
     folder: Path,
     adapters_on: "AdapterBase | None",
-    dtype: str | None,
-    merge: bool,
 ) -> SavedModel:
-    """Write the model of a study's trial to `folder` and return what reading it back showed. Raises OSError.
+    """Write the model of a study's trial to `folder` and read it back. Raises OSError.
 
-    trial: as it stood at the model's step. adapters_on: what the model's adapters were trained on, if it has any.
-    merge: they are merged into that, and not written alone, for which it must be a model that peft can load. Raises
-    UserError where it is none.
+    trial: the row as of the model's step. adapters_on: the base of the model's adapters, if it has any. Without MERGE
+    they are written alone, which needs a base that peft can load; raises UserError where it is none.
     """
     from trainable.evaluation import eval_windows, evaluate
     from trainable.model.lora import merged_model
@@ -85,7 +84,7 @@ def save_run_model(
     card = model_card(document, trial, winner_of(study), base_license=base_license(name))
     windows = eval_windows(loaded.spec.corpus.val, loaded.spec.protocol)
     record = model_record(document, trial)
-    if adapters_on is not None and not merge:
+    if adapters_on is not None and not options.merge:
         base = adapters_base_name(adapters_on)
         save_adapter_folder(model, loaded.tokenizer, folder, model_name=name, base=base, card=card, record=record)
         saved_dtype = None
@@ -93,11 +92,11 @@ def save_run_model(
     else:
         whole = merged_model(model) if adapters_on is not None else model
         saved_dtype = save_model_folder(
-            whole, loaded.tokenizer, folder, model_name=name, dtype=dtype, card=card, record=record
+            whole, loaded.tokenizer, folder, model_name=name, dtype=options.dtype, card=card, record=record
         )
         again = load_model(str(folder), dropout=0.0, seed=0).to(next(model.parameters()).device)
         val_loss, model_val_loss = evaluate(again, windows), evaluate(whole, windows)
-        # The same weights under the same kernels: anything else is a fault of this program.
+        # The same weights and kernels give the same bits: anything else is a bug of ours.
         assert saved_dtype != "fp32" or val_loss == model_val_loss, (val_loss, model_val_loss)
     return SavedModel(
         folder=folder,

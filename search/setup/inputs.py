@@ -1,4 +1,4 @@
-"""What a run is given: model, text, checkpoint, device. Checked cheaply first, loaded second."""
+"""The inputs of a run: model, text, checkpoint, device. They are checked cheaply first and loaded second."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from search.cluster.connection import Cluster
-    from trainable.device.compiling import CompileMode
+    from trainable.data.tokens import Corpus
     from trainable.device.device import DeviceInfo
     from trainable.run import RunSpec
 
@@ -30,29 +30,28 @@ Progress = Callable[[str, float], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """The user's choice of model, text, checkpoint and device, each known to exist."""
+    """The user's choice of model, text and checkpoint, each known to exist."""
 
+    options: Options
     model_name: str
-    data_source: str | None
-    """Absolute path; None for the Python language reference."""
     files: tuple[Path, ...]
     text: TextFacts
-    checkpoint_path: Path | None
-    device: str | None
-    compile_mode: "CompileMode" = "auto"
-    gradient_checkpointing: bool = False
-    documents: Documents = WHOLE_FILES
-    validation_source: str | None = None
-    """Absolute path; None holds out the tail of the training text."""
     validation_files: tuple[Path, ...] = ()
+    """None hold out the tail of the training text."""
     validation_text: TextFacts | None = None
 
     @property
+    def documents(self) -> Documents:
+        """How the text is split into documents."""
+        return self.options.documents or WHOLE_FILES
+
+    @property
     def text_lines(self) -> list[str]:
-        """What a person should know of the text that was found."""
-        lines = [f"text: {self.data_source or 'the Python language reference'}, {self.text.words}", *self.text.notes]
+        """Lines for the user on the text that was found."""
+        source, held_out = self.options.training_data_source, self.options.validation_data_source
+        lines = [f"text: {source or 'the Python language reference'}, {self.text.words}", *self.text.notes]
         if self.validation_text is not None:
-            lines += [f"held out: {self.validation_source}, {self.validation_text.words}", *self.validation_text.notes]
+            lines += [f"held out: {held_out}, {self.validation_text.words}", *self.validation_text.notes]
         return lines
 
 
@@ -60,13 +59,14 @@ class Inputs:
 class Loaded:
     """The inputs, loaded: what training needs, and what a study records of it."""
 
+    inputs: Inputs
     spec: "RunSpec"
     tokenizer: "Tokenizer"
     device_info: "DeviceInfo"
     cluster: "Cluster | None"
-    """That trains, where it is not this machine; device_info is its workers'."""
+    """Where the trials run, if not on this machine; device_info is then its workers'."""
     facts: Mapping[str, Any]
-    """What study.json says of model, text and weights, with fingerprints: two studies compare where they are equal."""
+    """What study.json says of model, text and weights, with fingerprints: equal ones make two studies comparable."""
 
     @property
     def corpus_facts(self) -> Mapping[str, Any]:
@@ -76,7 +76,7 @@ class Loaded:
 
     @property
     def separator_notes(self) -> list[str]:
-        """What stands between documents, where the text has several."""
+        """A line on what separates the text's documents, where it has several."""
         if self.corpus_facts["documents"] < 2:
             return []
         separator = self.corpus_facts["separator"]
@@ -90,7 +90,10 @@ def check_inputs(options: Options, *, progress: Progress) -> Inputs:
     checkpoint_path = options.checkpoint_path
     if checkpoint_path is not None:
         check_checkpoint_path(checkpoint_path)
-    model_name = _checked_model_name(options.gpt2_model_name or model_of_folder(checkpoint_path) or DEFAULT_MODEL)
+    model_name = options.gpt2_model_name or model_of_folder(checkpoint_path) or DEFAULT_MODEL
+    check_model_name(model_name)
+    if model_name not in SHIPPED:
+        model_name = str(model_folder(model_name) or model_name)
     cache_dir()
     source = options.training_data_source
     if source is None and not embedded_text_is_cached():
@@ -107,21 +110,15 @@ def check_inputs(options: Options, *, progress: Progress) -> Inputs:
         name = "VALIDATION_DATA_SOURCE"
         validation_files = tuple(source_files(str(validation_source), variable=name, documents=documents))
         check_apart(files, validation_files)
-    # Reading it all here costs a tenth of what tokenizing costs, and a bad byte is named before torch is loaded.
+    # Reading the text takes a tenth of the time of tokenizing it, and finds a bad byte before torch is loaded.
     text = read_facts(files, documents)
     return Inputs(
+        options=options,
         model_name=model_name,
-        data_source=str(source) if source else None,
         files=files,
         text=text,
-        documents=documents,
-        validation_source=str(validation_source) if validation_source else None,
         validation_files=validation_files,
         validation_text=read_facts(validation_files, documents) if validation_files else None,
-        checkpoint_path=checkpoint_path,
-        device=options.device,
-        compile_mode=options.compile,
-        gradient_checkpointing=options.gradient_checkpointing,
     )
 
 
@@ -130,41 +127,36 @@ def load_inputs(
     *,
     block_size: int,
     eval_tokens: int,
-    stability: Mapping[str, Any],
-    init_from: Path | None,
     progress: Progress,
-    address: str | None = None,
-    storage: str | None = None,
+    stability: Mapping[str, Any] | None = None,
+    init_from: Path | None = None,
+    joins: bool = False,
 ) -> Loaded:
     """Return the inputs loaded: the corpus tokenized into the cache, the device chosen. Raises UserError.
 
-    block_size and eval_tokens are the evaluation's. address is of a Ray cluster that trains: this machine then only
-    prepares, on whatever device it has. storage is what the cluster's nodes must share.
+    block_size and eval_tokens are the evaluation's. joins: the Ray cluster at ADDRESS is joined and trains, and this
+    machine only prepares, on any device.
     """
     progress("loading torch", 0.0)
     from trainable.device.device import device_info, pick_device
 
-    # Before transformers is imported, which takes longer than torch.
-    device = pick_device(None if address else inputs.device)
-    from trainable.data.tokens import load_corpus
+    options = inputs.options
+    address = options.address if joins else None
+    source, held_out = options.training_data_source, options.validation_data_source
+    checkpoint_path = options.checkpoint_path
+    # Device and cluster are refused before transformers is imported and the text tokenized, which take longer.
+    device = pick_device(None if address else options.device)
+    cluster = None
+    if address is not None:
+        progress(f"joining the Ray cluster at {address}", 0.0)
+        cluster = join(address, options.storage, device=options.device)
     from trainable.evaluation import EvalProtocol
-    from trainable.model.models import load_tokenizer, separator_id
     from trainable.run import RunSpec
 
-    files = list(inputs.files)
     if is_to_fetch(inputs.model_name):
         progress(f"fetching {inputs.model_name} from the hub", 0.0)
         fetch(inputs.model_name)
-    tokenizer = load_tokenizer(inputs.model_name, files, documents=inputs.documents, progress=progress)
-    end_id = separator_id(inputs.model_name, tokenizer)
-    corpus = load_corpus(
-        files,
-        tokenizer,
-        documents=inputs.documents,
-        separator_id=end_id,
-        validation_files=list(inputs.validation_files) or None,
-        progress=progress,
-    )
+    tokenizer, end_id, corpus = load_text(inputs, progress, sample_prompt=options.sample_prompt)
     spec = RunSpec(
         model_name=inputs.model_name,
         corpus=corpus,
@@ -173,18 +165,18 @@ def load_inputs(
         unigram_entropy=corpus.unigram_entropy,
         init_from=init_from,
         weight_sums=weight_sums(inputs.model_name, init_from),
-        stability=stability,
-        compile_mode=inputs.compile_mode,
-        gradient_checkpointing=inputs.gradient_checkpointing,
+        stability=stability or {},
+        compile_mode=options.compile,
+        gradient_checkpointing=options.gradient_checkpointing,
     )
     facts = {
         "model": inputs.model_name,
         "model_fingerprint": model_fingerprint(inputs.model_name),
-        "data_source": inputs.data_source,
-        "validation_data_source": inputs.validation_source,
+        "data_source": str(source) if source else None,
+        "validation_data_source": str(held_out) if held_out else None,
         "documents": str(inputs.documents),
-        "checkpoint_path": str(inputs.checkpoint_path) if inputs.checkpoint_path else None,
-        "checkpoint_fingerprint": checkpoint_fingerprint(inputs.checkpoint_path) if inputs.checkpoint_path else None,
+        "checkpoint_path": str(checkpoint_path) if checkpoint_path else None,
+        "checkpoint_fingerprint": checkpoint_fingerprint(checkpoint_path) if checkpoint_path else None,
         "corpus": {
             "fingerprint": corpus.fingerprint,
             "validation_fingerprint": corpus.validation.fingerprint if corpus.validation else None,
@@ -196,17 +188,38 @@ def load_inputs(
             "unigram_entropy": corpus.unigram_entropy,
         },
     }
-    cluster = None
-    if address is not None:
-        progress(f"joining the Ray cluster at {address}", 0.0)
-        cluster = join(address, storage, device=inputs.device)
     return Loaded(
+        inputs=inputs,
         spec=spec,
         tokenizer=tokenizer,
         device_info=cluster.device_info if cluster else device_info(device),
         cluster=cluster,
         facts=facts,
     )
+
+
+def load_text(
+    inputs: Inputs, progress: Progress, *, sample_prompt: str | None = None
+) -> "tuple[Tokenizer, int | None, Corpus]":
+    """Return the model's tokenizer, the token between two documents, and the text in tokens. Raises UserError."""
+    from trainable.data.tokens import load_corpus
+    from trainable.model.models import load_tokenizer, separator_id
+    from trainable.sampling import prompt_ids
+
+    files = list(inputs.files)
+    tokenizer = load_tokenizer(inputs.model_name, files, documents=inputs.documents, progress=progress)
+    if sample_prompt is not None:
+        prompt_ids(tokenizer, sample_prompt)
+    end_id = separator_id(inputs.model_name, tokenizer)
+    corpus = load_corpus(
+        files,
+        tokenizer,
+        documents=inputs.documents,
+        separator_id=end_id,
+        validation_files=list(inputs.validation_files) or None,
+        progress=progress,
+    )
+    return tokenizer, end_id, corpus
 
 
 def check_fit(loaded: Loaded, configs: list[TrialConfig]) -> None:
@@ -216,12 +229,7 @@ def check_fit(loaded: Loaded, configs: list[TrialConfig]) -> None:
     from trainable.run import start_run
 
     longest = replace(max(configs, key=lambda config: config.block_size), use_lora=False)
-    # On the CPU: what is only looked at has no business in a GPU's memory.
+    # On the CPU, so that the check takes no GPU memory.
     model = start_run(replace(loaded.spec, compile_mode="off", device="cpu"), longest).model
     for targets in sorted({config.lora_targets for config in configs if config.use_lora}):
         find_targets(model, targets)
-
-
-def _checked_model_name(name: str) -> str:
-    check_model_name(name)
-    return name if name in SHIPPED else str(model_folder(name) or name)

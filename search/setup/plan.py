@@ -1,34 +1,39 @@
-"""A study, new or opened again, with everything that its runs need: decided and checked before anything is written."""
+"""A plan: a study, new or reopened, with everything that its runs need. It is checked before anything is written."""
 
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from importlib.util import find_spec
 from typing import Any
 
 from results.study.folder import Study, check_study_name, new_study_name, open_study, studies_dir, study_exists
 from results.study.planned_run import PlannedRun
 from search.cluster.connection import check_port
+from search.cluster.study_storage import probed
 from search.options import MoreTrials, Options, check_lora
-from search.setup.inputs import Inputs, Loaded, check_fit, check_inputs, load_inputs
+from search.setup.inputs import Loaded, check_fit, check_inputs, load_inputs
 from search.setup.settings import read_settings
 from search.setup.slots import slots_for
 from search.setup.study_record import asked_of, study_document
 from search.setup.trial_speeds import measured_speeds
 from search.terminal.console import Preparing
-from search.trackers.trackers import Mirrors, check_mirrors, read_mirrors
+from search.trackers.trackers import check_mirrors
 from search.tune.history import WarmStart
 from search.tune.resources import Slots
-from search.tune.warm_start import read_warm_start, warm_start_from
+from search.tune.warm_start import warm_start_from
 from spaces.budget import Budget, Milestones, Speeds, budget_of
 from spaces.overrides import widening_words, with_overrides
 from spaces.read.load import load_space
 from spaces.space import SearchSpace
 from spaces.user_settings import Settings
 from trainable.config import BASELINES, TrialConfig, config_from, shape_of
-from trainable.errors import UserError
+from trainable.errors import MachineError, UserError
 from trainable.stability import make_rules
 
 DEFAULT_SPACE = "plateau"
+UNUSABLE_CHARACTERS = "'\"\\\n"
+"""Ray splits its workers' command line at these characters in the path of Python or of Ray."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,28 +43,29 @@ class Plan:
     study: Study
     """Its folder."""
     is_new: bool
-    """Whether the folder has yet to be made, when it is run."""
+    """Whether the folder has yet to be made."""
     document: Mapping[str, Any]
     """study.json, as it is or will be."""
-    inputs: Inputs
     loaded: Loaded
     slots: Slots
-    mirrors: Mirrors
     baseline: TrialConfig
-    """A run of it, on whatever seed, is ended by nothing but a non-finite loss."""
+    """Runs of it, on any seed, are ended by a non-finite loss alone."""
     budget: Budget
     milestones_tokens: tuple[int, ...]
     """Where every run is evaluated; the last is the budget."""
     space: SearchSpace | None = None
-    """What the study's own trials come of; None where other runs go into it."""
+    """Proposes the study's own trials; None for a confirmation and an attribution."""
     configs: Sequence[TrialConfig] = ()
-    """The runs that no space proposes."""
+    """What runs instead in a baseline's study and an attribution's."""
     warm_start: WarmStart | None = None
-    """What another study teaches this one."""
+    """Results of another study, for the searcher."""
     notes: Sequence[str] = ()
-    """What the person should know of how their variables were read."""
-    name_is_chosen: bool = True
-    """By a person; a new study's other name becomes another one where it is taken meanwhile."""
+    """Lines for the user on how the variables were read."""
+
+    @property
+    def options(self) -> Options:
+        """With the study's own model, text and checkpoint where the variables name none."""
+        return self.loaded.inputs.options
 
     @property
     def name(self) -> str:
@@ -77,19 +83,19 @@ class Plan:
 
     @property
     def largest(self) -> TrialConfig:
-        """A configuration with the longest block and the largest batch that can come."""
+        """The configuration that needs the most memory."""
         return _largest(self.baseline, self.configs, self.space)
 
 
-def make_plan(options: Options, *, kind: str, progress: Preparing, compare: str | None = None) -> Plan:
+def make_plan(options: Options, *, kind: str, progress: Preparing) -> Plan:
     """Return the study that the variables ask for.
 
-    kind "search" runs the space; "baseline" its baseline alone, and beside it the built-in configuration `compare`.
+    kind "search" runs the space; "baseline" its baseline alone, and beside it the built-in configuration COMPARE.
     Raises UserError; nothing is written before it returns.
     """
     if isinstance(options.trials, MoreTrials):
         raise UserError(f"TRIALS=+{options.trials:d} adds to a study: make resume STUDY=...; a new one takes a number.")
-    settings, notes = read_settings(options, compare=compare)
+    settings, notes = read_settings(options)
     file = load_space(options.space or DEFAULT_SPACE)
     source = open_study(options.warm_start) if options.warm_start and kind == "search" else None
     return plan_study(file, settings, options, kind=kind, notes=notes, progress=progress, warm_start=source)
@@ -108,121 +114,106 @@ def plan_study(
 ) -> Plan:
     """Return a new study over a space file's content with the settings in it. Raises UserError.
 
-    speeds: those of another study's that are known already; the rest is measured, where it is needed.
+    speeds: measured already, by another study; a budget of time has the others measured.
     """
-    draft = settings.applied_to(file, kind)
-    device_s = draft.budget.device_s
-    if device_s is not None and options.address is not None:
+    space = draft = settings.applied_to(file, kind)
+    if draft.budget.device_s is not None and options.address is not None:
         raise UserError("BUDGET_TIME measures this machine's speed. On a cluster set BUDGET_TOKENS.")
     check_lora(settings.pins, uses_lora=bool(draft.baseline.use_lora or draft.domain("use_lora")))
     make_rules(draft.stability)
-    name = study_name(options, draft.name if kind == "search" else kind)
-    if options.address not in (None, "auto"):
-        check_port(str(options.address), str(options.address))
-
-    def asked(space: SearchSpace) -> Asked:
-        configs = baseline_configs(space, settings) if kind == "baseline" else []
-        return Asked(
-            document=asked_of(kind, space, settings, trials_planned=len(configs) or space.trials),
-            space=space,
-            configs=configs,
-        )
-
-    def check(loaded: Loaded) -> None:
-        largest = [draft.baseline, largest_config(draft), *_with_lora(draft)]
-        check_fit(loaded, list(asked(draft).configs) or largest)
-
-    def timed(loaded: Loaded, slots: Slots) -> Asked:
-        shapes = [*draft.shapes(), *map(shape_of, asked(draft).configs)]
-        assert device_s is not None
+    study = Study(studies_dir() / study_name(options, draft.name if kind == "search" else kind))
+    check_mirrors(options, progress, new_study=study.name)
+    configs = baseline_configs(draft, settings) if kind == "baseline" else []
+    loaded = load_for(asked_of(kind, draft, settings, trials_planned=draft.trials), options, progress)
+    progress("checking that model, text and settings fit together", 0.0)
+    check_fit(loaded, configs or [draft.baseline, largest_config(draft), *_with_lora(draft)])
+    slots = slots_for(loaded, options, _largest(draft.baseline, configs, draft), progress)
+    if (device_s := draft.budget.device_s) is not None:
+        shapes = [*draft.shapes(), *map(shape_of, configs)]
         measured = measured_speeds(loaded, slots, shapes, known=speeds, device_s=device_s, progress=progress)
-        return asked(settings.applied_to(file, kind, measured))
-
-    plan = load_plan(
-        Study(studies_dir() / name),
-        asked(draft),
-        options,
+        space = settings.applied_to(file, kind, measured)
+        configs = baseline_configs(space, settings) if kind == "baseline" else []
+    learned = warm_start_from(warm_start, space, loaded.facts) if warm_start else None
+    return planned(
+        study,
+        asked_of(kind, space, settings, trials_planned=len(configs) or space.trials),
+        loaded,
         progress,
-        check=check,
-        timed=timed if device_s is not None else None,
-        source=warm_start,
-        notes=[*notes, *widening_words(file, draft)],
+        slots=slots,
+        space=space,
+        configs=configs,
+        warm_start=learned,
+        notes=[*notes, *widening_words(file, draft), *([learned.words] if learned else [])],
     )
-    return replace(plan, name_is_chosen=options.study is not None)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """What a study is to be, before it is known what it runs on."""
+def load_for(document: Mapping[str, Any], options: Options, progress: Preparing, *, joins: bool = True) -> Loaded:
+    """Return what a study of that document runs on, under its evaluation. Raises UserError, MachineError.
 
-    document: Mapping[str, Any]
-    """study.json, of a new study without what is found."""
-    space: SearchSpace | None = None
-    configs: Sequence[TrialConfig] = ()
-
-
-def load_plan(
-    study: Study,
-    asked: Asked,
-    options: Options,
-    progress: Preparing,
-    *,
-    check: Callable[[Loaded], None],
-    timed: Callable[[Loaded, Slots], Asked] | None = None,
-    source: Study | None = None,
-    notes: Sequence[str] = (),
-) -> Plan:
-    """Return a study's plan: its inputs loaded under the protocol of its document, and found right by `check`.
-
-    A new study's document says what is asked of it alone; the plan's says too what was found. timed: measures what a
-    budget of time needs, and says then what is asked. source: a study to learn from. Raises UserError.
+    joins: join the cluster at ADDRESS too. What can be refused without the text is refused before it is tokenized.
     """
-    document, space = asked.document, asked.space
-    is_new, mirrors = "created_at" not in document, read_mirrors(options)
-    if space is not None:
-        check_mirrors(mirrors, progress, new_study=study.name if is_new else None)
-    inputs = check_inputs(options, progress=progress)
-    loaded = load_inputs(
-        inputs,
+    if joins:
+        if options.address is None:
+            ray = find_spec("ray")
+            check_worker_paths(sys.executable, str(ray and ray.origin))
+            if options.storage is not None:
+                with probed(options.storage):
+                    pass
+        elif options.address != "auto":
+            check_port(options.address, options.address)
+    return load_inputs(
+        check_inputs(options, progress=progress),
         block_size=document["evaluation"]["block_size"],
         eval_tokens=document["evaluation"]["tokens"],
-        stability=document.get("stability", {}),
-        init_from=inputs.checkpoint_path,
+        stability=document.get("stability"),
+        init_from=options.checkpoint_path,
         progress=progress,
-        address=options.address,
-        storage=options.storage,
+        joins=joins,
     )
-    progress("checking that model, text and settings fit together", 0.0)
-    if options.sample_prompt is not None:
-        from trainable.sampling import prompt_ids
 
-        prompt_ids(loaded.tokenizer, options.sample_prompt)
-    check(loaded)
-    largest = _largest(config_from(document["baseline"]), asked.configs, space)
-    slots = slots_for(loaded, options, largest, progress)
-    if timed is not None:
-        asked = timed(loaded, slots)
-        document, space = asked.document, asked.space
-    warm_start = None
-    if space is not None:
-        warm_start = warm_start_from(source, space, loaded.facts) if source else read_warm_start(study)
-    learns = [warm_start.words] if warm_start and is_new else []
+
+def check_worker_paths(*paths: str) -> None:
+    """Raise MachineError for a path from which Ray could not start a worker: it would wait for ever."""
+    for path in paths:
+        if found := [character for character in UNUSABLE_CHARACTERS if character in path]:
+            raise MachineError(
+                f"Ray cannot start workers from {path!r}: its command lines do not carry {found[0]!r}. Move the "
+                "virtual environment to a path without quotes and backslashes (make VENV=/other/folder)."
+            )
+
+
+def planned(
+    study: Study,
+    document: Mapping[str, Any],
+    loaded: Loaded,
+    progress: Preparing,
+    *,
+    slots: Slots | None = None,
+    space: SearchSpace | None = None,
+    configs: Sequence[TrialConfig] = (),
+    warm_start: WarmStart | None = None,
+    notes: Sequence[str] = (),
+) -> Plan:
+    """Return the plan of a study.
+
+    document: study.json; of a new study without what was found, which the plan's document says too.
+    """
+    is_new, baseline = "created_at" not in document, config_from(document["baseline"])
+    slots = slots or slots_for(loaded, loaded.inputs.options, _largest(baseline, configs, space), progress)
     shared = {"slots": slots.count, "threads_per_slot": slots.threads, "gpu_frac": slots.gpu_frac}
     return Plan(
         study=study,
         is_new=is_new,
         document=study_document(study.name, document, loaded=loaded, slots=shared) if is_new else document,
-        inputs=inputs,
         loaded=loaded,
         slots=slots,
-        baseline=config_from(document["baseline"]),
+        baseline=baseline,
         budget=budget_of(document),
         milestones_tokens=tuple(document["evaluation"]["milestones_tokens"]),
         space=space,
-        configs=asked.configs,
-        mirrors=mirrors,
+        configs=configs,
         warm_start=warm_start,
-        notes=[*notes, *learns, *slots.notes, *([loaded.cluster.words] if loaded.cluster else [])],
+        notes=[*notes, *slots.notes, *([loaded.cluster.words] if loaded.cluster else [])],
     )
 
 

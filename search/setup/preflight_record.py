@@ -1,21 +1,20 @@
-"""Preflights that passed, kept in the cache: the same model, text and settings are not looked at twice."""
+"""Preflights that passed, kept in the cache: the same model, text and settings are not checked twice."""
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter
 
 from results.study.atomic import write_atomic
 from search.setup.inputs import Loaded
 from trainable.config import TrialConfig
 from trainable.data.corpus import cache_dir
-
-if TYPE_CHECKING:
-    from trainable.preflight.check_result import Check
 
 WITHOUT_EFFECT = frozenset(
     {
@@ -23,7 +22,7 @@ WITHOUT_EFFECT = frozenset(
         *("batch_size", "block_size", "grad_accum_steps", "grad_clip_norm", "weight_decay", "dropout", "seed"),
     }
 )
-"""What preflight's own steps replace; the largest batch and block are compared by size."""
+"""Hyperparameters that preflight replaces by its own; the largest batch and block are compared by size instead."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +30,9 @@ class Sharing:
     """How a run shares its device."""
 
     runs: int = 1
-    """Those on the device at once, this one included."""
+    """On the device at the same time, this one included."""
     memory_frac: float = 1.0
-    """Of a GPU, what each of them may take."""
+    """Share of a GPU's memory that each may take."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +42,13 @@ class PreflightRecord:
     passed_at: datetime
     batch_size: int
     block_size: int
-    """Of the largest configuration that was looked at."""
+    """Both of the largest configuration that was checked."""
     sharing: Sharing
-    warnings: Sequence["Check"] = ()
+    warnings: Sequence[Mapping[str, str]] = ()
+    """The checks that warned, each as a dict of Check's fields."""
 
     def covers(self, largest: TrialConfig, sharing: Sharing) -> bool:
-        """Return whether nothing larger is asked now."""
+        """Return whether a run of this size was checked already."""
         return (
             largest.block_size <= self.block_size
             and largest.batch_size * largest.block_size <= self.batch_size * self.block_size
@@ -57,8 +57,11 @@ class PreflightRecord:
         )
 
 
+_RECORD = TypeAdapter(PreflightRecord)
+
+
 def record_path(loaded: Loaded, config: TrialConfig) -> Path:
-    """Return where the record of these inputs lies, there or not."""
+    """Return the path of the record for these inputs, whether or not it exists."""
     facts = loaded.facts
     inputs = {
         **{name: facts[name] for name in ("model_fingerprint", "checkpoint_fingerprint")},
@@ -75,34 +78,22 @@ def record_path(loaded: Loaded, config: TrialConfig) -> Path:
 
 
 def read_record(path: Path) -> PreflightRecord | None:
-    """Return the record, or None where there is none that can be read."""
-    from trainable.preflight.check_result import Check
-
+    """Return the record; None if it is missing or damaged."""
     try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return PreflightRecord(
-            passed_at=datetime.fromisoformat(values["passed_at"]),
-            batch_size=int(values["batch_size"]),
-            block_size=int(values["block_size"]),
-            sharing=Sharing(**values["sharing"]),
-            warnings=[Check(**one) for one in values["warnings"]],
-        )
-    except (OSError, ValueError, KeyError, TypeError):
+        return _RECORD.validate_json(path.read_bytes())
+    except (OSError, ValueError):
         return None
 
 
 def write_record(path: Path, record: PreflightRecord) -> None:
-    """Keep the record; where that is not possible the next preflight is run, and nothing else is lost."""
-    values = asdict(record) | {"passed_at": record.passed_at.isoformat()}
-    try:
+    """Keep the record. If that fails, the next command only repeats the preflight."""
+    with suppress(OSError):
         path.parent.mkdir(exist_ok=True)
-        write_atomic(path, json.dumps(values).encode())
-    except OSError:
-        return
+        write_atomic(path, _RECORD.dump_json(record))
 
 
 def _program() -> str:
-    # A version number does not change with every change of a checkout.
+    # The sources themselves: in a checkout they change without a new version number.
     root = Path(__file__).parents[2] / "trainable"
     sources = sorted(root.rglob("*.py"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()

@@ -1,8 +1,8 @@
-"""The preflight as every command that trains runs it: its checks as lines, and whether to go on."""
+"""Runs the preflight before anything is trained: prints its checks and ends the command when one fails."""
 
 import time
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,13 +12,13 @@ from rich.text import Text
 from results.study.folder import studies_dir
 from results.words import duration_words, list_words, local_time_words
 from search.options import Options
-from search.setup.inputs import Inputs, Loaded
+from search.setup.inputs import Loaded
+from search.setup.plan import Plan
 from search.setup.preflight_record import PreflightRecord, Sharing, read_record, record_path, write_record
 from search.terminal.console import Terminal, print_line
 from trainable.config import TrialConfig
 
 if TYPE_CHECKING:
-    from search.tune.resources import Slots
     from trainable.checkpoint.checkpoint import Checkpoint
     from trainable.preflight.check_result import Check
     from trainable.preflight.disk import CheckpointRoom
@@ -28,72 +28,74 @@ STYLES = {"pass": "green", "fail": "bold red", "warn": "yellow", "skipped": "dim
 PREFLIGHT_FAILED = 1
 
 
-def passes_preflight(
-    options: Options,
-    inputs: Inputs,
-    loaded: Loaded,
-    config: TrialConfig,
-    *,
-    largest: TrialConfig,
-    sharing: Sharing,
-    terminal: Terminal,
-    room: "CheckpointRoom | None" = None,
-    checkpoint: "Checkpoint | None" = None,
-) -> bool:
-    """Return whether to go on: the set-up is sound, was found so before, or SKIP_PREFLIGHT says not to look.
+@dataclass(frozen=True, kw_only=True)
+class Preflight:
+    """What is looked at before anything is trained."""
 
-    room: for the checkpoints. checkpoint: where a run is to go on from, when it is not the spec's.
+    loaded: Loaded
+    config: TrialConfig
+    largest: TrialConfig
+    """The configuration that needs the most memory."""
+    sharing: Sharing = field(default_factory=Sharing)
+    room: "CheckpointRoom | None" = None
+    """Disk space for the checkpoints."""
+    checkpoint: "Checkpoint | None" = None
+    """From which a run continues, where that is not the spec's."""
+
+
+def preflight_of(plan: Plan) -> Preflight:
+    """Return what is looked at before a study's trials are run."""
+    from search.tune.engine import KEPT_CHECKPOINTS
+    from trainable.checkpoint.checkpoint_store import KEPT
+    from trainable.preflight.disk import CheckpointRoom
+
+    slots, storage = plan.slots, plan.slots.storage
+    is_local = storage is None or "://" not in storage or storage.startswith("file://")
+    folder = Path(storage.removeprefix("file://")) if storage else studies_dir()
+    # Two of every running trial and a third being written, and those of the best trials and the baseline.
+    count = slots.count * (KEPT + 1) + KEPT_CHECKPOINTS + 1
+    return Preflight(
+        loaded=plan.loaded,
+        config=plan.baseline,
+        largest=plan.largest,
+        sharing=Sharing(runs=slots.count_on_device, memory_frac=slots.memory_frac),
+        room=CheckpointRoom(folder=folder if is_local else None, count=count),
+    )
+
+
+def check_preflight(preflight: Preflight, options: Options, terminal: Terminal) -> None:
+    """Raise SystemExit when a check fails, with the reason printed.
+
+    The checks are skipped when they passed before for the same inputs, or SKIP_PREFLIGHT is set.
     """
     if options.skip_preflight:
         terminal.say("preflight: not run (SKIP_PREFLIGHT)")
-        return True
-    record = read_record(record_path(loaded, config))
-    if record is not None and record.covers(largest, sharing):
+        return
+    record = read_record(record_path(preflight.loaded, preflight.config))
+    if record is not None and record.covers(preflight.largest, preflight.sharing):
         terminal.say(f"preflight: passed before ({local_time_words(record.passed_at)}), not run again")
-        for check in record.warnings:
-            _say_check(check, terminal)
-        return True
-    checks = run_checks(
-        inputs,
-        loaded,
-        config,
-        largest=largest,
-        sharing=sharing,
-        terminal=terminal,
-        every=False,
-        room=room,
-        checkpoint=checkpoint,
-    )
-    if all(check.status != "fail" for check in checks):
-        return True
-    terminal.say("nothing was trained: a search cannot fix this. SKIP_PREFLIGHT=1 goes on regardless.")
-    terminal.document({"passed": False, "checks": [asdict(check) for check in checks]})
-    return False
+        for warning in record.warnings:
+            _say_check(warning, terminal)
+        return
+    checks = run_checks(preflight, terminal, every=False)
+    if any(check.status == "fail" for check in checks):
+        terminal.say("nothing was trained: a search cannot fix this. SKIP_PREFLIGHT=1 goes on regardless.")
+        terminal.document({"passed": False, "checks": [asdict(check) for check in checks]})
+        raise SystemExit(PREFLIGHT_FAILED)
 
 
-def run_checks(
-    inputs: Inputs,
-    loaded: Loaded,
-    config: TrialConfig,
-    *,
-    largest: TrialConfig,
-    sharing: Sharing,
-    terminal: Terminal,
-    every: bool,
-    room: "CheckpointRoom | None" = None,
-    checkpoint: "Checkpoint | None" = None,
-) -> "list[Check]":
-    """Run the preflight, saying each check as it is done, or with every=False those alone that ask for attention.
+def run_checks(preflight: Preflight, terminal: Terminal, *, every: bool) -> "list[Check]":
+    """Run the checks and print each as it is done; with every=False only failures and warnings.
 
-    That it passed is kept, for the commands that come after.
+    A preflight that passed is recorded for later commands.
     """
     started_at = time.monotonic()
     checks: list[Check] = []
     with terminal.console.status("preflight ..."):
-        for check in _checks(inputs, loaded, config, largest, sharing, room, checkpoint):
+        for check in _checks(preflight):
             checks.append(check)
             if every or check.status in ("fail", "warn"):
-                _say_check(check, terminal)
+                _say_check(asdict(check), terminal)
     counts = {status: sum(check.status == status for check in checks) for status in STYLES}
     words = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
     if skipped := [check.name for check in checks if check.status == "skipped"]:
@@ -102,58 +104,33 @@ def run_checks(
     if not counts["fail"]:
         record = PreflightRecord(
             passed_at=datetime.now(),
-            batch_size=largest.batch_size,
-            block_size=largest.block_size,
-            sharing=sharing,
-            warnings=[check for check in checks if check.status == "warn"],
+            batch_size=preflight.largest.batch_size,
+            block_size=preflight.largest.block_size,
+            sharing=preflight.sharing,
+            warnings=[asdict(check) for check in checks if check.status == "warn"],
         )
-        write_record(record_path(loaded, config), record)
+        write_record(record_path(preflight.loaded, preflight.config), record)
     return checks
 
 
-def sharing_of(slots: "Slots") -> Sharing:
-    """Return how a study's trials share the device's memory."""
-    return Sharing(runs=slots.count_on_device, memory_frac=slots.memory_frac)
-
-
-def study_room(slots: "Slots") -> "CheckpointRoom":
-    """Return the room that a study's checkpoints need: two of every running trial and a third being written, and those
-    of the best trials and the baseline."""
-    from search.tune.engine import KEPT_CHECKPOINTS
-    from trainable.checkpoint.checkpoint_store import KEPT
-    from trainable.preflight.disk import CheckpointRoom
-
-    storage = slots.storage
-    local = storage is None or "://" not in storage or storage.startswith("file://")
-    folder = Path(storage.removeprefix("file://")) if storage else studies_dir()
-    return CheckpointRoom(folder=folder if local else None, count=slots.count * (KEPT + 1) + KEPT_CHECKPOINTS + 1)
-
-
-def _checks(
-    inputs: Inputs,
-    loaded: Loaded,
-    config: TrialConfig,
-    largest: TrialConfig,
-    sharing: Sharing,
-    room: "CheckpointRoom | None",
-    checkpoint: "Checkpoint | None",
-) -> "Iterator[Check]":
+def _checks(preflight: Preflight) -> "Iterator[Check]":
     from trainable.device.own_process import APART, in_own_process
 
+    loaded, checkpoint = preflight.loaded, preflight.checkpoint
     device_type = loaded.spec.device
-    # A process of its own reads the file again: its tensors would be copied on the way there.
+    # A separate process reads the file again, because passing tensors to it would copy them.
     start = checkpoint.path if checkpoint is not None and device_type in APART else checkpoint
     return in_own_process(
         device_type,
         _preflight,
         loaded.spec,
-        config,
-        sharing,
+        preflight.config,
+        preflight.sharing,
         tokenizer=loaded.tokenizer,
-        files=inputs.files,
-        largest=largest,
+        files=loaded.inputs.files,
+        largest=preflight.largest,
         checkpoint=start,
-        room=room,
+        room=preflight.room,
     )
 
 
@@ -171,10 +148,11 @@ def _preflight(spec: "RunSpec", config: TrialConfig, sharing: Sharing, **request
     yield from run_preflight(spec, config, available_bytes=available_bytes, **request)
 
 
-def _say_check(check: "Check", terminal: Terminal) -> None:
-    line = Text(f"  {check.status:<8}", style=STYLES[check.status]) + Text(f"{check.name}: {check.measured}", style="")
+def _say_check(check: Mapping[str, str], terminal: Terminal) -> None:
+    status = check["status"]
+    line = Text(f"  {status:<8}", style=STYLES[status]) + Text(f"{check['name']}: {check['measured']}", style="")
     print_line(terminal.console, line)
-    if check.status in ("fail", "warn"):
-        print_line(terminal.console, f"expected: {check.expected}", indent=10)
-        if check.advice:
-            print_line(terminal.console, check.advice, indent=10)
+    if status in ("fail", "warn"):
+        print_line(terminal.console, f"expected: {check['expected']}", indent=10)
+        if check["advice"]:
+            print_line(terminal.console, check["advice"], indent=10)

@@ -1,4 +1,4 @@
-"""A study that exists, opened to run more into it under its own protocol, its inputs found to be the same."""
+"""Reopens a study to run more into it, under its own protocol and on the same inputs."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,10 +6,14 @@ from typing import Any
 
 from results.study.folder import Study
 from results.study.own_files import remove_unfinished
+from results.winner import winner_of
+from search.cluster.storage_hold import check_unheld
 from search.options import Options
-from search.setup.inputs import Loaded, check_inputs, load_inputs
-from search.setup.plan import Asked, Plan, load_plan
+from search.setup.inputs import Loaded
+from search.setup.plan import Plan, load_for, planned
 from search.terminal.console import Preparing
+from search.trackers.trackers import check_mirrors
+from search.tune.warm_start import read_warm_start
 from spaces.space import SearchSpace
 from trainable.config import TrialConfig
 from trainable.data.text_documents import parse_documents
@@ -24,43 +28,37 @@ def reopen(
     space: SearchSpace | None = None,
     configs: Sequence[TrialConfig] = (),
 ) -> Plan:
-    """Return the study's plan, its model, text and checkpoint loaded; DEVICE and CONCURRENCY are the variables'.
+    """Return the study's plan, its model, text and checkpoint loaded; DEVICE and CONCURRENCY may have changed.
 
-    space, configs: where its own trials go on. Model, text and checkpoint may have moved: the variables say where to.
-    Raises UserError with the difference when one of them is no longer what the study was run on.
+    space, configs: as in Plan. Raises UserError, also when another driver writes the study into STORAGE, or the study
+    holds a confirmation of trials that are gone.
     """
+    if options.storage is not None:
+        check_unheld(study, options.storage)
+    winner_of(study)
     document = study.document()
-
-    def check(loaded: Loaded) -> None:
-        if found := differences_of_inputs(document, loaded.facts):
-            raise UserError(
-                f"study {study.name}: {'; '.join(found)}. Its losses could not be compared with new ones. Restore what "
-                "has changed, or start a new search."
-            )
-
-    own = with_inputs_of(document, options)
-    plan = load_plan(study, Asked(document=document, space=space, configs=configs), own, progress, check=check)
+    if space is not None:
+        check_mirrors(options, progress, new_study=None)
+    loaded = load_inputs_of(study, options, progress, joins=True)
+    warm_start = read_warm_start(study) if space is not None else None
+    plan = planned(study, document, loaded, progress, space=space, configs=configs, warm_start=warm_start)
     remove_unfinished(study.path)
     return plan
 
 
-def load_inputs_of(study: Study, options: Options, progress: Preparing) -> Loaded:
-    """Return what the study was run on, loaded to evaluate or sample its models, not to train.
+def load_inputs_of(study: Study, options: Options, progress: Preparing, *, joins: bool = False) -> Loaded:
+    """Return what the study was run on; with joins=False to evaluate or sample its models, not to train.
 
-    Raises UserError when something has changed since.
+    Model, text and checkpoint may have moved: the variables say where to. Raises UserError with the difference when
+    one of them is no longer what the study was run on.
     """
     document = study.document()
-    inputs = check_inputs(with_inputs_of(document, options), progress=progress)
-    loaded = load_inputs(
-        inputs,
-        block_size=document["evaluation"]["block_size"],
-        eval_tokens=document["evaluation"]["tokens"],
-        stability=document.get("stability", {}),
-        init_from=inputs.checkpoint_path,
-        progress=progress,
-    )
+    loaded = load_for(document, with_inputs_of(document, options), progress, joins=joins)
     if changed := differences_of_inputs(document, loaded.facts):
-        raise UserError(f"study {study.name}: {'; '.join(changed)}. Restore what has changed: the model needs it.")
+        raise UserError(
+            f"study {study.name}: {'; '.join(changed)}. Its losses and models belong to what it was run on. "
+            "Restore what has changed, or start a new search."
+        )
     return loaded
 
 
@@ -78,7 +76,7 @@ def differences_of_inputs(document: Mapping[str, Any], facts: Mapping[str, Any])
         ("checkpoint", "checkpoint_path", "checkpoint_fingerprint"),
     ):
         pairs = [(document.get(key), facts[key]) for key in (fingerprint, name)]
-        # Where one of the two has none, the name has to do: an earlier version took none of a hub's model.
+        # Names are compared where a fingerprint is missing: an earlier version kept none of a hub model.
         then, now = pairs[0] if None not in pairs[0] else pairs[1]
         if then != now:
             found.append(

@@ -1,4 +1,4 @@
-"""What a run that goes on from a checkpoint trains with, and what a person must know of how it differs. No torch."""
+"""The configuration of a run that continues from a checkpoint, and lines on how it differs. No torch."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 
 DOCUMENTED_RESUME_STEPS = 2000
 WITHOUT_HORIZON = ("constant", "warmup_constant")
-"""Schedules whose rate does not depend on how long the run is."""
+"""Schedules whose rate does not depend on the length of the run."""
 THE_RATE = ("learning_rate", "lr_schedule", "warmup_steps", "min_lr_frac", "decay_frac")
 
 
 def resumed_config(
     given: Mapping[str, Any], checkpoint: "Checkpoint", *, resume_steps: int | None, hold_rate: bool
 ) -> TrialConfig:
-    """Return the configuration to go on with: the checkpoint's with the given values, or else the documented one.
+    """Return the configuration to continue with: the given values in the checkpoint's, or else in the documented one.
 
-    hold_rate keeps the rate that its run had come to. Raises UserError for a checkpoint that does not say its step.
+    hold_rate keeps the learning rate of the checkpoint's step. Raises UserError for a checkpoint without a step.
     """
     base, step = checkpoint.config or DOCUMENTED, checkpoint.step_to_continue_from
     values = dict(given)
@@ -37,7 +37,7 @@ def resumed_config(
 
 
 def resumption_words(checkpoint: "Checkpoint", config: TrialConfig, *, corpus_fingerprint: str) -> list[str]:
-    """Return lines on where the run goes on from, whether exactly so, and what its rate does."""
+    """Return lines on the step the run continues from, whether bit for bit, and how its learning rate goes on."""
     step, before = checkpoint.step_to_continue_from, checkpoint.config
     where = f"resumed from {checkpoint.path} at step {step}"
     if before is None or checkpoint.ours is None:

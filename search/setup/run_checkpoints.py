@@ -18,7 +18,7 @@ KEPT_CHECKPOINTS = 3
 
 @dataclass(kw_only=True)
 class RunCheckpoints:
-    """What is on disk of one run; every method raises OSError."""
+    """The checkpoints of one run on disk; every method raises OSError."""
 
     folder: Path
     interval_steps: int | None
@@ -31,19 +31,19 @@ class RunCheckpoints:
     _saved: set[int] = field(default_factory=set)
 
     def after_step(self, state: "TrainState") -> None:
-        """Save where the interval is over."""
+        """Save if the interval is over."""
         if self.interval_steps and state.optimizer_steps % self.interval_steps == 0:
             self._keep_newest(state)
 
     def after_evaluation(self, state: "TrainState", evaluations: Sequence[Row]) -> None:
-        """Save where the last of the evaluations is the best."""
+        """Save if the last evaluation is the run's lowest loss."""
         self.evaluations = evaluations
         if self.interval_steps and self.best_step == state.optimizer_steps:
             self._save(state)
             self._prune()
 
     def at_end(self, state: "TrainState", *, begun_at_step: int) -> None:
-        """Save where the run stands, if it got anywhere."""
+        """Save the last step, if there was one."""
         if self.interval_steps and state.optimizer_steps > begun_at_step:
             self._keep_newest(state)
 
@@ -55,12 +55,12 @@ class RunCheckpoints:
 
     @property
     def best_path(self) -> Path | None:
-        """The checkpoint of the lowest validation loss, where there is one."""
+        """The checkpoint of the lowest validation loss; None without one."""
         return None if self.best_step is None or not self.interval_steps else self._path(self.best_step)
 
     @property
     def words(self) -> str | None:
-        """Which evaluation was the best, and where its checkpoint lies; None before there was one."""
+        """A line on the lowest validation loss and its checkpoint; None before there is one."""
         best = best_evaluation(self.evaluations)
         if best is None:
             return None
@@ -69,7 +69,7 @@ class RunCheckpoints:
 
     @property
     def warning(self) -> str | None:
-        """What is wrong with a run that ended above its start; None where it did not."""
+        """A line for a run that ended no lower than it started; None for any other."""
         best = best_evaluation(self.evaluations)
         if best is None or not is_worse(self.evaluations[-1]["val_loss"], self.evaluations[0]["val_loss"]):
             return None

@@ -1,27 +1,29 @@
-"""The one way in which runs get into a study, new or not: held, under its view, and with signals heard."""
+"""Runs a plan: holds its study, shows progress, hears signals. All trials and confirmations run through here."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from results.confirmation.confirmation_file import load_attempts
+from results.ranking import ranked_trials
 from results.study.folder import create_study, remove_if_empty
 from results.study.json_documents import write_document
 from results.study.ledger import Ledger
 from results.study.lock import hold
 from results.study.paths import shown
 from results.study.planned_run import PlannedRun
-from results.winner import find_winner
 from results.words import loss_words
-from search.cluster.storage_hold import check_unheld, claim_name, release_name
+from search.cluster.storage_hold import claim_name, release_name
 from search.setup.plan import Plan
+from search.setup.preflight_run import check_preflight, preflight_of
 from search.setup.study_record import start_losses
 from search.terminal.console import Terminal
 from search.terminal.live_view import StudyView
 from search.terminal.signals import Interrupts
 from search.trackers.trackers import mirror_callbacks
+from search.tune.early_end import read_part_losses
+from search.tune.history import History, known_trials
 from search.tune.warm_start import write_warm_start
 from trainable.errors import MachineError
 from trainable.rows import ENDINGS, Start
@@ -36,7 +38,9 @@ def held(plan: Plan) -> Iterator[Plan]:
     storage = plan.slots.storage
     if plan.is_new:
         claim = partial(claim_name, storage=storage) if storage else None
-        study = create_study(plan.name, plan.document, is_chosen=plan.name_is_chosen, claim=claim)
+        # A name that the program made is numbered where it was taken in the meantime.
+        is_chosen = plan.options.study is not None or plan.kind == "attribute"
+        study = create_study(plan.name, plan.document, is_chosen=is_chosen, claim=claim)
         plan = replace(plan, study=study, document={**plan.document, "name": study.name})
     with hold(plan.study):
         if plan.is_new and plan.warm_start is not None:
@@ -50,18 +54,17 @@ def held(plan: Plan) -> Iterator[Plan]:
 
 
 @contextmanager
-def ray_ahead(plan: Plan) -> Iterator[None]:
-    """Have Ray start on this machine while what is inside comes to the plan's trials.
+def checked(plan: Plan, terminal: Terminal) -> Iterator[Plan]:
+    """Hold the plan's study while inside, after its preflight, during which Ray starts; see check_preflight()."""
+    with ray_ahead(plan):
+        check_preflight(preflight_of(plan), plan.options, terminal)
+        with held(plan) as plan:
+            yield plan
 
-    Raises UserError, before, when the study holds a confirmation of trials that are gone, or another driver writes it.
-    """
-    study, storage = plan.study, plan.slots.storage
-    if storage is not None and not study.study_json.exists():
-        yield  # whether the storage has another study of its name is asked once it is there
-        return
-    if storage is not None:
-        check_unheld(study, storage)
-    find_winner(study.trials(), load_attempts(study))
+
+@contextmanager
+def ray_ahead(plan: Plan) -> Iterator[None]:
+    """Start Ray on this machine in the background: the code inside has other work before its first trial."""
     from search.tune import local_ray
 
     with local_ray.ray_ahead(plan.slots):
@@ -70,16 +73,15 @@ def ray_ahead(plan: Plan) -> Iterator[None]:
 
 def run_plan(
     plan: Plan,
-    make_workload: "Callable[[], Workload]",
     terminal: Terminal,
     *,
     ledger: Ledger,
+    runs: Sequence[PlannedRun] | None = None,
     lines: Sequence[str] = (),
 ) -> int | None:
-    """Run a workload into the plan's study, which is held; return the exit code of an interruption, or None.
+    """Run planned runs, each in full, or with None what is left of the search; the study must be held.
 
-    The workload is made by a function, because making it imports libraries for seconds, in which a signal counts too.
-    Raises UserError as ray_ahead() does, and when the study cannot be written any more.
+    Return the exit code of an interruption, or None. Raises UserError when the study cannot be written any more.
     """
     study = plan.study
     interrupts = Interrupts()
@@ -91,13 +93,19 @@ def run_plan(
         if plan.document != study.document():
             write_document(study.study_json, plan.document)
         view.say(f"study {shown(study.path)}: starting Ray ...")
+        # These imports take seconds, in which a signal is heard.
         from search.tune.engine import run_study
+        from search.tune.workload import list_workload
 
-        work = make_workload()
+        if runs is None:
+            work = _search_left(plan, ledger)
+        else:
+            work = list_workload(runs, baseline=plan.baseline, milestones=plan.milestones)
         ended = sum(row["status"] in ENDINGS for row in ledger.trials() if work.includes(row))
+        at_most = " at most" if plan.space is not None and plan.space.ends_early else ""
         view.follow(
             work.includes,
-            noun=_noun(plan, work),
+            noun=f"trials{at_most}" if work.is_ranked else "runs",
             planned=ended + work.trials_count,
             full_length=not work.searcher.log.rung_tokens,
         )
@@ -109,7 +117,7 @@ def run_plan(
             ledger=ledger,
             view=view,
             interrupts=interrupts,
-            callbacks=mirror_callbacks(plan.mirrors, view, plan.space) if plan.space else (),
+            callbacks=mirror_callbacks(plan.options, view, plan.space) if plan.space else (),
         )
         if (end := work.searcher.log.early_end) is not None:
             early = {"trials_planned": end.trials, "early_end": asdict(end)}
@@ -117,14 +125,23 @@ def run_plan(
     return interrupts.code
 
 
-def _noun(plan: Plan, work: "Workload") -> str:
-    if not work.is_ranked:
-        return "runs"
-    return "trials at most" if plan.space is not None and plan.space.ends_early else "trials"
+def _search_left(plan: Plan, ledger: Ledger) -> "Workload":
+    from search.tune.workload import space_workload
+
+    assert plan.space is not None
+    rows = ledger.trials()
+    own = ranked_trials(rows)
+    parts = read_part_losses(plan.study)
+    history = History(
+        trials=known_trials(own, ledger.metrics(), milestones=plan.milestones, part_losses=parts),
+        other_ids={row["trial_id"] for row in rows} - {row["trial_id"] for row in own},
+        warm_start=plan.warm_start,
+    )
+    return space_workload(plan.space, history)
 
 
 def _with_start(plan: Plan, view: StudyView) -> Plan:
-    """Return the plan with what its runs start from: as its document has it, else evaluated here, once a study."""
+    """Return the plan with the losses before any training: the document's, or else evaluated now, once a study."""
     from trainable.run import with_start
 
     known, seed = plan.document.get("start"), plan.document["seed"]
@@ -140,16 +157,3 @@ def _with_start(plan: Plan, view: StudyView) -> Plan:
     else:
         return plan
     return replace(plan, loaded=replace(plan.loaded, spec=spec))
-
-
-def run_listed(
-    plan: Plan, runs: Sequence[PlannedRun], terminal: Terminal, *, ledger: Ledger, lines: Sequence[str] = ()
-) -> int | None:
-    """Run what is decided already, each run in full; otherwise as run_plan does."""
-
-    def workload() -> "Workload":
-        from search.tune.workload import list_workload
-
-        return list_workload(runs, baseline=plan.baseline, milestones=plan.milestones)
-
-    return run_plan(plan, workload, terminal, ledger=ledger, lines=lines)

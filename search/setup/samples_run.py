@@ -1,11 +1,11 @@
-"""Has start, baseline and best continue one prompt, a model at a time: people look at text, not only at nats."""
+"""Samples: start, baseline and best continue one prompt, a model at a time, for people who judge text and not nats."""
 
 from dataclasses import replace
 from typing import Any
 
 from results.samples import Sample, Samples, load_samples, write_samples
 from results.study.folder import Study
-from results.winner import Winner, winner_of
+from results.winner import winner_of
 from search.cluster.study_storage import model_checkpoint
 from search.options import Options
 from search.setup.inputs import Loaded
@@ -18,47 +18,46 @@ Row = dict[str, Any]
 
 
 def sample_study(study: Study, options: Options, terminal: Terminal, loaded: Loaded | None = None) -> None:
-    """Write samples.json, unless it is of SAMPLE_PROMPT, the baseline and the winner already.
+    """Write samples.json, unless it holds SAMPLE_PROMPT, the baseline and the winner already.
 
-    loaded: the study's inputs, where they are at hand. A fault of sampling is told in a line and stops nothing. Raises
-    UserError when there is a samples.json and it is damaged.
+    loaded: the study's inputs, if they are loaded. A failure is one line and stops nothing; only a damaged samples.json
+    raises UserError.
     """
     winner, known = winner_of(study), load_samples(study)
+    best, baseline = winner.trial, winner.baseline
+    if best is None:
+        return
+    if baseline is not None and baseline["status"] != "completed":
+        baseline = None
     prompt = options.sample_prompt or (known.prompt if known else None)
-    if winner.trial is None or (known and (known.prompt, known.trial_ids) == (prompt, _trial_ids(winner))):
+    sampled = baseline and baseline["trial_id"], best["trial_id"]
+    if known is not None and (known.prompt, known.trial_ids) == (prompt, sampled):
         return
     try:
         with Preparing(terminal.console) as progress:
             loaded = loaded or load_inputs_of(study, options, progress)
-            write_samples(study, _samples(study, winner, prompt, loaded, options.storage, progress))
+            write_samples(study, _samples(study, baseline, best, prompt, loaded, options.storage, progress))
     except KeyboardInterrupt:
         terminal.say(f"interrupted before the samples were written; make resume STUDY={study.name} does it")
     except Exception as error:
-        # The trials took hours and their samples take seconds: whatever these break on, the report is still written.
+        # The trials took hours and the samples take seconds: whatever fails here, the report is still written.
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         terminal.say(f"no samples were written: {' '.join(reason.split())}")
 
 
-def _trial_ids(winner: Winner) -> tuple[int | None, int | None]:
-    """Return whose models are sampled beside the start, as Samples.trial_ids."""
-    baseline, best = _completed_baseline(winner), winner.trial
-    return baseline["trial_id"] if baseline else None, best["trial_id"] if best else None
-
-
-def _completed_baseline(winner: Winner) -> Row | None:
-    baseline = winner.baseline
-    return baseline if baseline is not None and baseline["status"] == "completed" else None
-
-
 def _samples(
-    study: Study, winner: Winner, prompt: str | None, loaded: Loaded, storage: str | None, progress: Preparing
+    study: Study,
+    baseline: Row | None,
+    best: Row,
+    prompt: str | None,
+    loaded: Loaded,
+    storage: str | None,
+    progress: Preparing,
 ) -> Samples:
     from trainable.sampling import SAMPLE_TOKENS, TEMPERATURE, default_prompt
 
     what, seed = "continuing the sample prompt", study.document()["seed"]
     text = prompt or default_prompt(loaded.tokenizer, loaded.spec.corpus.val)
-    baseline, best = _completed_baseline(winner), winner.trial
-    assert best is not None
 
     def of_trial(trial: Row) -> Sample:
         try:
@@ -70,23 +69,21 @@ def _samples(
     progress(what, 0.0)
     start = Sample(text=_continued(study, None, text, loaded, storage))
     progress(what, 1 / 3)
-    is_alone = best["purpose"] == "train"
     of_baseline = of_trial(baseline) if baseline else Sample(why="the baseline has not completed")
     progress(what, 2 / 3)
-    is_baseline = baseline is not None and best["trial_id"] == baseline["trial_id"]
     return Samples(
         prompt=text,
         seed=seed,
         tokens=SAMPLE_TOKENS,
         temperature=TEMPERATURE,
         start=start,
-        baseline=None if is_alone else of_baseline,
-        best=of_baseline if is_baseline else of_trial(best),
+        baseline=None if best["purpose"] == "train" else of_baseline,
+        best=of_baseline if baseline and best["trial_id"] == baseline["trial_id"] else of_trial(best),
     )
 
 
 def _continued(study: Study, trial: Row | None, prompt: str, loaded: Loaded, storage: str | None) -> str:
-    """Return how the trial's model, or what every trial starts from, continues the prompt. Raises UserError."""
+    """Return how the trial's model continues the prompt, or with None the start's. Raises UserError."""
     import torch
 
     from trainable.device.device_memory import release_memory

@@ -18,8 +18,8 @@ from trainable.errors import UserError
 DIFFERENCES_SHOWN = 6
 
 
-def read_settings(options: Options, *, compare: str | None = None) -> tuple[Settings, list[str]]:
-    """Return what the variables change, and what a person should know of how they were read. Raises UserError."""
+def read_settings(options: Options) -> tuple[Settings, list[str]]:
+    """Return the settings, and lines for the user on how the variables were read. Raises UserError."""
     pins = options.explicit_hyperparameters()
     notes = []
     if pins.pop("training_steps", None) is not None:
@@ -36,15 +36,15 @@ def read_settings(options: Options, *, compare: str | None = None) -> tuple[Sett
         device_s=options.budget_time,
         pins=pins,
         baseline=(baseline.name, baseline.config) if baseline else None,
-        compare=compare,
+        compare=options.compare,
     )
     return settings, notes
 
 
 def planned_space(document: Mapping[str, Any], where: str) -> tuple[SearchSpace, Settings]:
-    """Return the space that a study was planned with, from its own document, and the settings in it.
+    """Return the space and the settings that a study was planned with, from its own document.
 
-    Raises UserError when the document does not hold it: another version wrote it.
+    Raises UserError for a document of another version, which has them not.
     """
     try:
         space, settings = space_of_document(document)
@@ -57,7 +57,7 @@ def planned_space(document: Mapping[str, Any], where: str) -> tuple[SearchSpace,
 
 
 def differences(document: Mapping[str, Any], settings: Settings, options: Options) -> list[str]:
-    """Return what the variables that are set, or the space file, say otherwise than the study was planned with."""
+    """Return how the variables and SPACE differ from the settings that the study was planned with."""
     found = []
     asked, _ = read_settings(options)
     for name, value in asked.pins.items():
@@ -80,7 +80,7 @@ def _space_file(document: Mapping[str, Any], options: Options) -> Path:
     try:
         return find_space_file(options.space).resolve()
     except UserError:
-        # Moved away since, which does not matter: the study has its text. A name means the study's own then.
+        # The file was moved away, and the study has its text. The space's name means the study's own then.
         return Path(then["path"] if options.space == then["name"] else options.space).expanduser().resolve()
 
 
@@ -98,7 +98,7 @@ def space_file_differences(document: Mapping[str, Any], options: Options) -> lis
 
 
 def _space_differences(then: Mapping[str, Any], now: str | None) -> list[str]:
-    """Return what a text says otherwise than a study's space; comments, order and written-out defaults do not count."""
+    """Return how a text differs from a study's space; comments, order and written-out defaults do not count."""
     if now is None:
         return ["it cannot be read"]
     place = {"name": then["name"], "path": then["path"]}

@@ -1,10 +1,9 @@
-"""How many trials run at once on the machines that were found, or as many as were measured to be best."""
+"""The slots of a study: from the machines that were found, or measured by CONCURRENCY=auto."""
 
 import os
 from dataclasses import replace
 
-from search.cluster.nodes import Node
-from search.cluster.study_storage import remove_probe, write_probe
+from search.cluster.connection import Node
 from search.options import Options
 from search.setup.inputs import Loaded
 from search.terminal.console import Preparing
@@ -14,13 +13,11 @@ from trainable.config import TrialConfig
 
 
 def slots_for(loaded: Loaded, options: Options, largest: TrialConfig, progress: Preparing) -> Slots:
-    """Return how many trials run at once on the device that was loaded; CONCURRENCY=auto measures `largest`."""
+    """Return the slots on the loaded device; CONCURRENCY=auto measures with `largest`."""
     from trainable.device.device import cpu_cores
     from trainable.device.device_memory import memory_bytes
 
     info, concurrency = loaded.device_info, options.concurrency
-    if loaded.cluster is None and options.storage is not None:
-        remove_probe(options.storage, write_probe(options.storage)[0])
     if concurrency == "auto":
         concurrency, tried = best_concurrency(
             loaded.spec,

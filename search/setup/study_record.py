@@ -1,4 +1,4 @@
-"""study.json: what a study was, in full, so that it can be run again and judged."""
+"""study.json: all that is needed to run a study again and to judge it."""
 
 import math
 import platform
@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ RECORDED_PACKAGES = ("torch", "ray", "transformers", "optuna", "tokenizers", "nu
 
 
 def asked_of(kind: str, space: SearchSpace, settings: Settings, *, trials_planned: int) -> dict[str, Any]:
-    """Return what a new study's document says is asked of it; kind is "search" or "baseline"."""
+    """Return the part of a new study's document that the user asked for; kind is "search" or "baseline"."""
     return {
         "kind": kind,
         "space": {
@@ -48,10 +48,11 @@ def asked_of(kind: str, space: SearchSpace, settings: Settings, *, trials_planne
 
 
 def study_document(name: str, asked: Mapping[str, Any], *, loaded: Loaded, slots: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a new study's document: what is asked of it, and what was found: the inputs, the device and its slots.
+    """Return a new study's document: what was asked for, the inputs, the device and its slots.
 
-    asked: "kind", "evaluation", "budget_tokens", "baseline", "seed", "trials_planned", and what a space adds.
+    asked: asked_of()'s, or at least its "kind", "evaluation", "budget_tokens", "baseline", "seed", "trials_planned".
     """
+    packages = {name: version(name) for name in RECORDED_PACKAGES}
     return {
         "schema_version": SCHEMA_VERSION,
         "name": name,
@@ -62,7 +63,7 @@ def study_document(name: str, asked: Mapping[str, Any], *, loaded: Loaded, slots
         "stability": dict(loaded.spec.stability),
         "evaluation": {**asked["evaluation"], **asdict(loaded.spec.protocol)},
         "device": {**asdict(loaded.device_info), **slots},
-        "versions": {"python": platform.python_version(), "platform": platform.platform(), **_package_versions()},
+        "versions": {"python": platform.python_version(), "platform": platform.platform(), **packages},
         "git_commit": _git_commit(),
     }
 
@@ -70,16 +71,6 @@ def study_document(name: str, asked: Mapping[str, Any], *, loaded: Loaded, slots
 def start_losses(start: Start) -> dict[str, float | None]:
     """Return study.json's "start"; None for a loss that is not finite."""
     return {name: loss if math.isfinite(loss) else None for name, loss in asdict(start).items()}
-
-
-def _package_versions() -> dict[str, str]:
-    found = {}
-    for package in RECORDED_PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _git_commit() -> str | None:

@@ -1,14 +1,13 @@
-"""What `make train` is to do: one run, of the variables, a checkpoint or a study's winner, decided and checked."""
+"""The plan of `make train`: one run, from the variables, a checkpoint or a study's winner. It is checked, not run."""
 
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from results.export import winner_env
 from results.study.folder import find_study, new_study_name
 from search.options import Options, check_lora, parse_options, with_default_warmup
-from search.setup.inputs import Inputs, Loaded, check_inputs, load_inputs
+from search.setup.inputs import Loaded, check_inputs, load_inputs
 from search.setup.plan import study_name
 from search.setup.resumption import resumed_config
 from search.setup.study_record import study_document
@@ -29,24 +28,25 @@ class TrainPlan:
 
     name: str
     config: TrialConfig
-    inputs: Inputs
     loaded: Loaded
     checkpoint: "Checkpoint | None"
-    """Where the run goes on from; None when it starts at step 0."""
-    eval_interval_steps: int
-    checkpoint_interval_steps: int | None
-    save_model: Path | None
-    """A folder to write the trained model to."""
-    dtype: str | None
-    """The saved model's; None is the base's own."""
-    merge: bool
-    """Whether adapters are merged into their base, and not saved alone."""
+    """From which the run continues; None when it starts at step 0."""
+
+    @property
+    def options(self) -> Options:
+        """What the user set."""
+        return self.loaded.inputs.options
+
+    @property
+    def checkpoint_interval_steps(self) -> int | None:
+        """None keeps no checkpoints."""
+        return self.options.checkpoint_interval if self.options.enable_checkpoints else None
 
 
 def with_winner_of(options: Options) -> Options:
-    """Return the options with the winner of STUDY where that names a search or a baseline; what is set besides holds.
+    """Return the options with the winner's configuration where STUDY names a search or a baseline.
 
-    The run itself then gets a name made from the study's.
+    Other variables override it, and the run's own name is made from the study's.
     """
     study = find_study(options.study) if options.study else None
     if study is None or study.document()["kind"] == "train":
@@ -71,10 +71,9 @@ def make_train_plan(options: Options, progress: Preparing) -> TrainPlan:
         raise UserError(f"{named[0]} is set but CHECKPOINT_PATH is not. Set CHECKPOINT_PATH, or unset {named[0]}.")
     if weights_only and len(named) > 1:
         raise UserError(f"{named[0]} goes on from a step and WEIGHTS_ONLY starts at step 0. Unset one of them.")
-    # Checked here because it costs nothing; with a checkpoint its own configuration has a say.
+    # Checked here, before the text is read; with a checkpoint the configuration depends on the checkpoint's.
     config = make_config(DOCUMENTED, with_default_warmup(given, DOCUMENTED)) if path is None or weights_only else None
     if options.save_model is not None:
-        # What a run before left there is not this one's.
         check_model_target(options.save_model)
     name = study_name(options, "train")
     inputs = check_inputs(options, progress=progress)
@@ -95,22 +94,10 @@ def make_train_plan(options: Options, progress: Preparing) -> TrainPlan:
         inputs,
         block_size=options.eval_block_size,
         eval_tokens=options.eval_tokens or max(DEFAULT_EVAL_TOKENS, options.eval_block_size),
-        stability={},
         init_from=path if weights_only else None,
         progress=progress,
     )
-    return TrainPlan(
-        name=name,
-        config=config,
-        inputs=inputs,
-        loaded=loaded,
-        checkpoint=None if weights_only else checkpoint,
-        eval_interval_steps=options.eval_interval,
-        checkpoint_interval_steps=options.checkpoint_interval if options.enable_checkpoints else None,
-        save_model=options.save_model,
-        dtype=options.dtype,
-        merge=options.merge,
-    )
+    return TrainPlan(name=name, config=config, loaded=loaded, checkpoint=None if weights_only else checkpoint)
 
 
 def train_document(plan: TrainPlan) -> dict[str, Any]:

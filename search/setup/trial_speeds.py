@@ -1,4 +1,4 @@
-"""How fast the shapes of a study train on its slots: what a budget of time is made of, measured once a study."""
+"""The speed of a study's shapes on its slots, from which BUDGET_TIME makes steps. Measured once a study."""
 
 from collections.abc import Mapping, Sequence
 
@@ -22,15 +22,15 @@ def measured_speeds(
     device_s: float,
     progress: Preparing,
 ) -> Speeds:
-    """Return the speeds of all the shapes: as known, else measured with as many beside as the study runs.
+    """Return the speeds of all shapes: the known ones, and the rest measured with all slots busy.
 
-    device_s: of a trial, by which it is decided whether its layers are compiled. Raises UserError where none can train.
+    device_s: a trial's, which decides whether its layers are compiled. Raises UserError if no shape trains.
     """
     from trainable.device.speed_probe import probes
 
     step_s = {} if known is None else dict(known.step_s)
     evaluations_s = [] if known is None else [known.evaluation_s]
-    # The small ones first: where a large one takes all memory, the others are known.
+    # Small ones first: when a large one runs out of memory, the others are known.
     left = sorted((shape for shape in dict.fromkeys(shapes) if shape not in step_s), key=lambda s: s.tokens_per_step)
     count = slots.count_on_device
     what = f"BUDGET_TIME: measuring the speed of {count_words(len(left), 'shape')}, {count} at a time"
@@ -46,13 +46,13 @@ def measured_speeds(
         raise UserError(
             "BUDGET_TIME: no shape of the space trains here, so no speed is known. make preflight says why."
         )
-    # The first in a process takes longer than all that follow.
+    # The minimum: the first evaluation of a process takes longer than all that follow.
     evaluation_s = min(evaluations_s) if known is None else known.evaluation_s
     return Speeds(step_s={**step_s, **_estimated(shapes, step_s)}, evaluation_s=evaluation_s)
 
 
 def _estimated(shapes: Sequence[TrialConfig], step_s: Mapping[TrialConfig, float]) -> dict[TrialConfig, float]:
-    """Return a time for those that did not get through: their trials run out of memory, whatever they are given."""
+    """Return a step time for the shapes that failed: any will do, their trials run out of memory anyway."""
     largest = max(step_s, key=lambda shape: shape.tokens_per_step)
     a_token_s = step_s[largest] / largest.tokens_per_step
     return {shape: a_token_s * shape.tokens_per_step for shape in shapes if shape not in step_s}

@@ -43,12 +43,12 @@ class PlainConsole(Console):
 
 
 def print_line(console: Console, text: str | Text, *, indent: int = 0) -> None:
-    """Print a line: a terminal's breaks between words, a file's not at all, for whoever searches it."""
+    """Print a line: wrapped between words on a terminal, unbroken in a file, so that it can be searched."""
     line = Text(text) if isinstance(text, str) else text
     if not console.is_terminal or not line.plain.strip():
         console.print(Text(" " * indent) + line, soft_wrap=True)
         return
-    # Rich would break a word that is longer than the screen: a path is there to be copied.
+    # Not wrapped by rich, which breaks a word that is longer than the screen: a path must stay whole to be copied.
     at = 0
     whole = TextWrapper(
         console.width - indent,
@@ -64,31 +64,31 @@ def print_line(console: Console, text: str | Text, *, indent: int = 0) -> None:
 
 
 def print_table(console: Console, table: Table) -> None:
-    """Print a table with every cell whole, beyond the screen if need be: a name that must be typed is never cut."""
+    """Print a table with every cell whole, wider than the screen if necessary: names must be typed as they are."""
     natural = console.measure(table, options=console.options.update(max_width=MAX_TABLE_WIDTH)).maximum
-    # Rich prints nothing wider than the screen, but for what is rendered already.
+    # Rich limits tables to the screen's width, but prints rendered segments as they are.
     lines = console.render_lines(table, console.options.update(width=natural), pad=False, new_lines=True)
     console.print(Segments(segment for line in lines for segment in line), crop=False, end="")
 
 
 class LastingStream:
-    """A text stream whose writes never raise: once it cannot be written, what follows is dropped.
+    """A text stream whose writes never raise; after an error the rest is dropped.
 
-    A reader that has had enough, a full disk or a closed terminal ends what is printed, and not the run.
+    A closed pipe, a full disk or a closed terminal ends the output, and not the run.
     """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self.error: OSError | None = None
-        """Why not all was written."""
+        """The first error, after which nothing was written."""
 
     def write(self, text: str) -> int:
-        """Write the text where that can be done."""
+        """Write the text if possible."""
         self._try(lambda: self._stream.write(text))
         return len(text)
 
     def flush(self) -> None:
-        """Pass on what is held back, where that can be done."""
+        """Flush if possible."""
         self._try(self._stream.flush)
 
     def __getattr__(self, name: str) -> Any:
@@ -99,7 +99,7 @@ class LastingStream:
             action()
         except OSError as error:
             self.error = self.error or error
-            # What is held back still, by Python too, is flushed at exit, and would fail then.
+            # Python flushes its buffers again at exit, and would fail there.
             with suppress(OSError, ValueError):
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, self._stream.fileno())
@@ -108,7 +108,7 @@ class LastingStream:
 
 @contextmanager
 def lasting_output() -> Iterator[LastingStream]:
-    """Have sys.stdout and sys.stderr be lasting streams; yield the first."""
+    """Make sys.stdout and sys.stderr lasting streams while inside; yield the first."""
     before = sys.stdout, sys.stderr
     _fill_closed_descriptors()
     stdout, stderr = (_lasting(stream) for stream in before)
@@ -124,19 +124,19 @@ def lasting_output() -> Iterator[LastingStream]:
 def _lasting(stream: TextIO | None) -> LastingStream:
     if stream is not None:
         return LastingStream(stream)
-    # Python has no stream where the program was started with the descriptor closed (`>&-`).
+    # Python has no stream for a descriptor that was closed at the start (`>&-`).
     lasting = LastingStream(Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
     lasting.error = OSError(errno.EBADF, os.strerror(errno.EBADF))
     return lasting
 
 
 def _fill_closed_descriptors() -> None:
-    """Open what was closed of 0, 1 and 2 on nowhere, or the next file has its number and gets what libraries print."""
+    """Open closed descriptors 0, 1 and 2 on /dev/null: the next file would get the number, and what libraries print."""
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            # The lowest free number, which is this one; workers and shells take it over as they would a real one.
+            # open() takes the lowest free number, which is this one; child processes inherit it like a real one.
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
@@ -146,8 +146,8 @@ class Terminal:
     def __init__(self, *, as_json: bool) -> None:
         self.as_json = as_json
         self.typed_folders = ""
-        """What a next step must repeat: folders that were named on the command line, which no environment keeps."""
-        # A name that a person gave may hold rich's markup, and a path bytes that are not UTF-8.
+        """Folders named on the command line, which printed next steps must repeat."""
+        # A path may hold bytes that are not UTF-8. No markup below, because a name may contain it.
         for stream in (sys.stdout, sys.stderr):
             reconfigure = getattr(stream, "reconfigure", None)
             if reconfigure is not None:
@@ -155,7 +155,7 @@ class Terminal:
         self.console = PlainConsole(stderr=as_json, highlight=False, markup=False)
 
     def typed(self, command: str) -> str:
-        """Return a command of make as it works in the folder where the last one was typed."""
+        """Return a command of make as it works in the folder from which the last one was typed."""
         here = Path(os.environ.get("MAKE_CALLED_FROM") or ".").resolve()
         there = "" if here == CHECKOUT else f" -C {shlex.quote(str(CHECKOUT))}"
         return f"make{there}{command.removeprefix('make')}{self.typed_folders}"
@@ -164,19 +164,26 @@ class Terminal:
         """Return a sentence with the commands about studies in it as typed() returns them."""
         return COMMAND.sub(lambda found: self.typed(found[0]), sentence)
 
-    def say(self, text: str) -> None:
-        """Print a line for a person."""
-        print_line(self.console, self.with_typed(text))
+    def say(self, *lines: str | None) -> None:
+        """Print lines for a person, each on its own; None is skipped."""
+        for line in lines:
+            if line is not None:
+                print_line(self.console, self.with_typed(line))
+
+    def warn(self, line: str | None) -> None:
+        """Print a line in red; None is skipped."""
+        if line is not None:
+            self.console.print(Text(line, style="bold red"), soft_wrap=True)
 
     def document(self, document: Mapping[str, Any]) -> None:
-        """Print the command's JSON document, when one was asked for."""
+        """Print the command's JSON document if --json is set."""
         if self.as_json:
             json.dump(document, sys.stdout, indent=2, allow_nan=False, default=str)
             sys.stdout.write("\n")
 
 
 class Preparing:
-    """A progress callback for what comes before training: one bar in a terminal, a line per activity elsewhere."""
+    """A progress callback for the steps before training: one bar in a terminal, a line per step elsewhere."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -193,10 +200,10 @@ class Preparing:
             self._bar.stop()
 
     def __call__(self, what: str, done_frac: float) -> None:
-        """Show that `what` is done to the share `done_frac`."""
+        """Show the share of `what` that is done."""
         if what not in self._tasks:
             self._tasks[what] = self._bar.add_task(what, total=1.0)
             if not self._console.is_terminal:
                 self._console.print(f"{what} ...")
-        # Progress that cannot be measured is shown as a pulse.
+        # Rich shows a pulse where there is no total.
         self._bar.update(self._tasks[what], completed=done_frac, total=1.0 if done_frac else None)

@@ -41,27 +41,27 @@ STATUS_STYLES = {"completed": "green", "stopped": "yellow", "unstable": "red", "
 
 @dataclass
 class StudyView:
-    """Draws a running study from its ledger. A context manager; it holds no fact of its own but the clock."""
+    """Draws a running study from its ledger. A context manager."""
 
     study: Study
     ledger: Ledger
     trials_planned: int
     console: Console
     notes: list[tuple[int, str]] = field(default_factory=list)
-    """(trial_id, line) of every trial that has ended, oldest first."""
+    """(trial_id, line) of every ended trial, the oldest first."""
     _started_at: float = field(default_factory=time.monotonic)
     _budgets_before: float = 0.0
-    """What earlier processes of a resumed study trained, in full budgets of a trial."""
+    """Training by earlier processes of a resumed study, in full budgets of a trial."""
     _progress_line_at: float = field(default_factory=time.monotonic)
     _includes: Callable[[dict[str, Any]], bool] = lambda row: row["purpose"] == "search"
-    """Whether a row is one of the runs that are shown: a confirmation is not drawn among the search's trials."""
+    """Whether a row is shown: a confirmation's run is not drawn among the search's trials."""
     _full_length: bool = False
     _noun: str = "trials"
     _ray_is_up: bool = False
     _trained_since: float | None = None
-    """When the first run of this process began: what Ray takes to start says nothing of the time left."""
+    """When the first trial of this process began; Ray's start does not count for the time left."""
     _waiting: set[int] = field(default_factory=set)
-    """Trials whose row says running, and that have lost their worker."""
+    """Running trials that have lost their worker."""
     _live: Live | None = None
 
     def __enter__(self) -> "StudyView":
@@ -80,7 +80,7 @@ class StudyView:
             self._live = None
 
     def follow(self, includes: Callable[[dict[str, Any]], bool], *, noun: str, planned: int, full_length: bool) -> None:
-        """Show these trials or runs, so many of them in all; full_length: none of them is stopped at a rung."""
+        """Show these trials or runs, `planned` in all; full_length: none is stopped at a rung."""
         self._includes, self._noun, self.trials_planned, self._full_length = includes, noun, planned, full_length
         self._budgets_before = sum(map(budget_frac, self._rows()))
 
@@ -88,15 +88,15 @@ class StudyView:
         return [row for row in self.ledger.trials() if self._includes(row)]
 
     def ray_is_up(self) -> None:
-        """Note that Ray is up: what is missing from now on are workers."""
+        """Note that Ray is up and workers start."""
         self._ray_is_up = True
 
     def trial_waits(self, trial_id: int, *, waits: bool) -> None:
-        """Note that a trial has no worker for the time being, or has one."""
+        """Note whether a trial waits for a worker."""
         (self._waiting.add if waits else self._waiting.discard)(trial_id)
 
     def refresh(self) -> None:
-        """Note that something changed; prints a progress line now and then where there is no live screen."""
+        """Note that something changed; without a live screen print a progress line at intervals."""
         now = time.monotonic()
         if self._trained_since is None and any(row["status"] == "running" for row in self._rows()):
             self._trained_since = now
@@ -121,8 +121,8 @@ class StudyView:
         self.log(line)
 
     def log(self, line: str) -> None:
-        """Keep a line in search.log alone."""
-        # A full disk is reported where the tables are written, which matter more.
+        """Write a line to search.log only."""
+        # A full disk is reported when the tables are written, which matter more.
         with suppress(OSError), self.study.log_path.open("a", encoding="utf-8") as log:
             log.write(f"{time.strftime('%H:%M:%S')} {plain(line)}\n")
 
@@ -135,12 +135,11 @@ class StudyView:
         head.add_row(bar, self._progress_words(trials))
         name = Text("study ") + Text(self.study.name, style="bold")
         parts: list[RenderableType] = [name, head, self._running_table(trials)]
-        # Runs that confirm or attribute are not ranked.
         board = leaderboard_table(ranked_trials(trials), limit=LEADERS_SHOWN, statuses=("completed", "stopped"))
         if board.row_count:
             parts.append(board)
         if self.notes:
-            # The newest first: a low terminal cuts off what comes last.
+            # The newest first, because a small terminal cuts off the end.
             lines = [Text(line, style="dim", overflow="fold") for _, line in reversed(self.notes)]
             parts.append(Group(*lines[:ENDINGS_SHOWN]))
         return Group(*parts)
@@ -169,7 +168,7 @@ class StudyView:
         )
 
     def _stage(self, trials: Sequence[dict[str, Any]]) -> str:
-        """Return what comes before the first trial of this process; empty once one has begun."""
+        """Return the stage before the first trial of this process; empty once one has begun."""
         if self._trained_since is not None or any(row["status"] == "running" for row in trials):
             return ""
         return "starting workers" if self._ray_is_up else "starting Ray"
@@ -189,7 +188,7 @@ class StudyView:
 
 
 def running_words(row: dict[str, Any]) -> str:
-    """Return how fast a running trial trains, or what it does before its first step."""
+    """Return a running trial's speed, or what it does before its first step."""
     if row["tokens_per_s"]:
         return f"{token_words(row['tokens_per_s'])} tokens/s"
     return "loading the model" if row["val_loss"] is None else "first step"
@@ -203,16 +202,16 @@ def time_left_s(
     budgets_before: float = 0.0,
     full_length: bool = False,
 ) -> float | None:
-    """Return a guess of the seconds left: the trials to come take as much of their budgets as those that ended did.
+    """Return an estimate of the seconds left: trials to come use as much of their budgets as ended ones did.
 
-    elapsed_s have passed since so many full budgets, `budgets_before`, were trained.
+    elapsed_s: the time since `budgets_before` full budgets had been trained.
     """
     spent = sum(map(budget_frac, trials)) - budgets_before
-    # A trial that went back to its checkpoint has yet to pass where it was.
+    # Not yet known while a trial that went back to its checkpoint repeats steps.
     if spent <= 0:
         return None
     ended = [budget_frac(row) for row in trials if row["status"] in ENDINGS and not row["is_baseline"]]
-    # Before any ending is known half of the full budget stands in: most trials are stopped at the first rungs.
+    # Until a trial has ended assume half of the budget: most trials are stopped at the first rungs.
     usual = sum(ended) / len(ended) if ended else 1.0 if full_length else 0.5
     left = (trials_planned - len(trials)) * usual
     for row in trials:
@@ -249,7 +248,7 @@ def leaderboard_table(trials: Sequence[dict[str, Any]], *, limit: int, statuses:
     baseline = baseline_trial(trials)
     base_loss = baseline["val_loss"] if baseline and baseline["status"] == "completed" else None
     table = Table(box=None, padding=(0, 1), pad_edge=False, collapse_padding=True, header_style="bold")
-    # Words wrap and numbers do not, so that 80 columns are enough and no digit is cut.
+    # Only words wrap, so that the table fits 80 columns and no digit is cut.
     for heading in ("trial", "val loss", "vs base", "tokens", "batch", "block", "LR", "schedule", "ended"):
         words = heading in ("schedule", "ended")
         justify: Literal["left", "right"] = "left" if words or heading == "trial" else "right"

@@ -1,4 +1,4 @@
-"""What to type next: commands that work as they are printed, chosen by what the study holds. It runs none of them."""
+"""Next steps: commands for the user to type as printed, chosen by the state of the study."""
 
 import shlex
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from search.terminal.console import Terminal, print_line
 from trainable.rows import ENDINGS
 
 MOST_SEEDS = 50
-"""A confirmation of more seeds costs more than a search, and is not printed as a next step."""
+"""A confirmation with more seeds costs more than a search, and is not suggested."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class Step:
 
 
 def next_steps(study: Study) -> list[Step]:
-    """Return what a person may type next, the most useful first. Raises UserError when a file is damaged."""
+    """Return the next steps, the most useful first. Raises UserError when a file is damaged."""
     document, rows = study.document(), study.trials()
     winner = find_winner(rows, load_attempts(study))
     name, ended = study.name, sum(row["status"] in ENDINGS for row in ranked_trials(rows))
@@ -64,8 +64,18 @@ def _after_training(study: Study, row: dict[str, Any]) -> list[Step]:
     checkpoint = max(study.checkpoint_dir(0).glob("step_*.pt"), default=None)
     if row["status"] != "interrupted" or checkpoint is None:
         return [diagnose]
-    command = f"make train CHECKPOINT_PATH={shlex.quote(str(checkpoint))}"
-    return [Step(command=command, purpose="go on from its last checkpoint")]
+    document = study.document()
+    # The checkpoint has the model and the hyperparameters, and not what they are trained and evaluated on.
+    values = {
+        "CHECKPOINT_PATH": checkpoint,
+        "TRAINING_DATA_SOURCE": document.get("data_source"),
+        "VALIDATION_DATA_SOURCE": document.get("validation_data_source"),
+        "DOCUMENTS": document.get("documents"),
+        "EVAL_BLOCK_SIZE": document["evaluation"]["block_size"],
+        "EVAL_TOKENS": document["evaluation"]["tokens"],
+    }
+    words = [f"{name}={shlex.quote(str(value))}" for name, value in values.items() if value is not None]
+    return [Step(command=f"make train {' '.join(words)}", purpose="go on from its last checkpoint")]
 
 
 def _about(study: Study, winner: Winner, diagnose: Step, own: list[Step]) -> list[Step]:
@@ -108,23 +118,13 @@ def _wider(study: Study) -> list[Step]:
     return [Step(command=command, purpose=f"write a space file to change: {'; '.join(words)}")]
 
 
-def say_next(study: Study, terminal: Terminal) -> None:
-    """Print the next steps of a study, each as it is typed."""
-    say_steps(next_steps(study), terminal)
-
-
-def say_steps(steps: Sequence[Step], terminal: Terminal) -> None:
-    """Print steps, each as it is typed."""
-    if not steps:
-        return
-    terminal.say("")
-    terminal.say("next:")
-    for step in steps:
-        # The command is copied, so nothing breaks it; what it is for has a line of its own.
-        terminal.console.print(Text(f"  {terminal.typed(step.command)}"), soft_wrap=True)
-        print_line(terminal.console, Text(step.purpose, style="dim"), indent=6)
-
-
-def next_document(study: Study, terminal: Terminal) -> list[dict[str, str]]:
-    """Return the next steps for a program."""
-    return [{"command": terminal.typed(step.command), "purpose": step.purpose} for step in next_steps(study)]
+def say_next(steps: Sequence[Step], terminal: Terminal) -> list[dict[str, str]]:
+    """Print the steps, each as it is typed, and return them for a program."""
+    if steps:
+        terminal.say("", "next:")
+    document = [{"command": terminal.typed(step.command), "purpose": step.purpose} for step in steps]
+    for one in document:
+        # On a line of its own and unbroken, so that it can be copied.
+        terminal.console.print(Text(f"  {one['command']}"), soft_wrap=True)
+        print_line(terminal.console, Text(one["purpose"], style="dim"), indent=6)
+    return document

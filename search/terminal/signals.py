@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP as a question that a loop asks between two steps, so that what is saved is whole."""
+"""Ctrl-C, SIGTERM and SIGHUP as a flag that a loop reads between two steps, so that what it saves is whole."""
 
 import signal
 from collections.abc import Iterator
@@ -10,9 +10,9 @@ HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupts:
-    """A context manager, which can be entered again inside itself: a library may have taken the signals meanwhile.
+    """A context manager: inside, the first signal only sets `code`, and a second one acts as usual.
 
-    Inside it the first signal only sets `code`, the second one ends the process as usual.
+    It can be entered again inside itself, after a library has replaced the handlers.
     """
 
     def __init__(self) -> None:
@@ -21,7 +21,7 @@ class Interrupts:
         self._before: list[dict[signal.Signals, Any]] = []
 
     def __enter__(self) -> "Interrupts":
-        # Under nohup a closed terminal is no reason to end.
+        # Under nohup SIGHUP is ignored and stays so.
         heard = (number for number in HEARD if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN)
         self._before.append({number: signal.signal(number, self._note) for number in heard})
         return self
@@ -30,20 +30,20 @@ class Interrupts:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         before = self._before.pop()
-        # After a signal a library's handler in between would end the process with a code of its own.
+        # After a signal restore the outermost handlers: a library's would end the process with another code.
         for number, handler in (self._before[0] if self.code is not None and self._before else before).items():
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.code = 128 + number
-        # A shell that ends and its terminal both send SIGHUP: the second one is nobody's impatience.
+        # The shell and its terminal both send SIGHUP at their end: the second one is not a user's second signal.
         is_hangup = number == signal.SIGHUP
         signal.signal(number, signal.SIG_IGN if is_hangup else self._before[0][signal.Signals(number)])
 
 
 @contextmanager
 def ending_in_order() -> Iterator[None]:
-    """Have SIGTERM and SIGHUP raise SystemExit inside, where they would end the process with nothing put away."""
+    """Have SIGTERM and SIGHUP raise SystemExit inside, so that `finally` blocks run."""
     unheard = [number for number in HEARD if signal.getsignal(number) == signal.SIG_DFL]
     for number in unheard:
         signal.signal(number, _leave)

@@ -23,7 +23,7 @@ from results.words import (
 )
 from search.terminal.console import Terminal
 from search.terminal.live_view import ending_words, leaderboard_table
-from search.terminal.next_steps import next_document, say_next
+from search.terminal.next_steps import next_steps, say_next
 from trainable.rows import ENDINGS
 
 TABLE_ROWS = 12
@@ -31,28 +31,46 @@ REASONS_SHOWN = 4
 
 
 def say_summary(study: Study, terminal: Terminal) -> None:
-    """Print the summary of a study, whole or interrupted."""
-    rows = study.trials()
-    trials = ranked_trials(rows)
-    if not trials:
+    """Print the summary of a study, whole or interrupted, for a person or as a document."""
+    document, rows = study.document(), study.trials()
+    trials, winner = ranked_trials(rows), winner_of(study)
+    saved, by_time = savings(trials), time_winner(document, rows, study.metrics(), winner)
+    if trials:
+        terminal.console.print(leaderboard_table(trials, limit=TABLE_ROWS, statuses=(*ENDINGS, "interrupted")))
+        terminal.say(*count_lines(trials, winner.baseline), early_end_words(document))
+        answer = [Text(line) for line in verdict_lines(winner)]
+        answer += [Text(by_time.words)] if by_time else []
+        if (warning := warning_words(winner)) is not None:
+            answer.append(Text(warning, style="bold red"))
+        terminal.console.print(Panel(Text("\n").join(answer)))
+        terminal.say(cost_line(rows), f"report: {shown(study.path / 'report.html')}")
+    else:
         terminal.say("no trial was started")
-        say_next(study, terminal)
-        return
-    winner = winner_of(study)
-    terminal.console.print(leaderboard_table(trials, limit=TABLE_ROWS, statuses=(*ENDINGS, "interrupted")))
-    document = study.document()
-    for line in [*count_lines(trials, winner.baseline), *filter(None, [early_end_words(document)])]:
-        terminal.say(line)
-    by_time = time_winner(document, rows, study.metrics(), winner)
-    lines = [*verdict_lines(winner), *([by_time.words] if by_time else [])]
-    terminal.console.print(Panel(Text("\n").join([*map(Text, lines), *warning_lines(winner)])))
-    terminal.say(cost_line(rows))
-    terminal.say(f"report: {shown(study.path / 'report.html')}")
-    say_next(study, terminal)
+    terminal.document(
+        {
+            "study": study.name,
+            "path": str(study.path),
+            "winner": to_json(winner),
+            "by_device_time": by_time and by_time.to_json(),
+            "best": winner.trial,
+            "baseline": winner.baseline,
+            "proven": winner.standing == "proven",
+            "early_end": document.get("early_end"),
+            "endings": {status: count for status, count in ending_counts(trials).items() if count},
+            "device_s_spent": saved.device_s_spent,
+            "device_s_full": saved.device_s_full,
+            "device_s_saved_frac": saved.device_s_saved_frac,
+            "tokens_spent": saved.tokens_spent,
+            "spent": spent_by_purpose(rows),
+            "samples": samples_json(study),
+            "trials": leaderboard(trials),
+            "next": say_next(next_steps(study), terminal),
+        }
+    )
 
 
 def count_lines(trials: list[dict[str, Any]], baseline: dict[str, Any] | None) -> list[str]:
-    """Return how many trials ended how, and why of the first that neither completed nor were stopped."""
+    """Return how many trials ended how, and the reasons of the first that broke."""
     counts = ending_counts(trials)
     how = ", ".join(f"{count} {STATUS_LABELS[status]}" for status, count in counts.items() if count)
     broken = [row for row in trials if row["status"] in ENDINGS and row["status"] not in ("completed", "stopped")]
@@ -63,7 +81,7 @@ def count_lines(trials: list[dict[str, Any]], baseline: dict[str, Any] | None) -
 
 
 def verdict_lines(winner: Winner) -> list[str]:
-    """Return the answer: the winner against the baseline, on which evidence, and what stands beside it."""
+    """Return the winner against the baseline, the evidence, and notes."""
     lines = [headline(winner), *filter(None, [way_words(winner)])]
     for name, row in ((winner.trial and winner.name, winner.trial), ("the baseline", winner.baseline)):
         if row is not None and row["status"] == "completed" and not (row is winner.baseline and row is winner.trial):
@@ -74,19 +92,13 @@ def verdict_lines(winner: Winner) -> list[str]:
     return [*lines, *notes(winner)]
 
 
-def warning_lines(winner: Winner) -> list[Text]:
-    """Return what is wrong with the winner, in red; nothing where it is below the start."""
-    warning = warning_words(winner)
-    return [Text(warning, style="bold red")] if warning else []
-
-
 def sample_lines(study: Study) -> list[str]:
-    """Return how the study's models continue the sample prompt, a line each; none where nothing was sampled."""
+    """Return how the study's models continue the sample prompt, a line each; none without samples."""
     document = samples_json(study)
     if document is None:
         return []
     texts = {name: one.get("text") or f"({one['why']})" for name, one in document["samples"].items()}
-    # The best is the baseline where nothing beat it.
+    # Both are the same where nothing beat the baseline.
     if document["samples"]["best"] == document["samples"].get("baseline"):
         del texts["best"]
     return [
@@ -107,30 +119,3 @@ def cost_line(rows: list[dict[str, Any]]) -> str:
         f"device time: {', '.join(words)}; every trial in full would have taken {duration_words(saved.device_s_full)}: "
         f"{percent_words(saved.device_s_saved_frac)} saved"
     )
-
-
-def summary_document(study: Study, terminal: Terminal) -> dict[str, Any]:
-    """Return the summary as a document."""
-    rows = study.trials()
-    trials, winner = ranked_trials(rows), winner_of(study)
-    document = study.document()
-    spent, by_time = savings(trials), time_winner(document, rows, study.metrics(), winner)
-    return {
-        "study": study.name,
-        "path": str(study.path),
-        "winner": to_json(winner),
-        "by_device_time": by_time and by_time.to_json(),
-        "best": winner.trial,
-        "baseline": winner.baseline,
-        "proven": winner.standing == "proven",
-        "early_end": document.get("early_end"),
-        "endings": {status: count for status, count in ending_counts(trials).items() if count},
-        "device_s_spent": spent.device_s_spent,
-        "device_s_full": spent.device_s_full,
-        "device_s_saved_frac": spent.device_s_saved_frac,
-        "tokens_spent": spent.tokens_spent,
-        "spent": spent_by_purpose(rows),
-        "samples": samples_json(study),
-        "trials": leaderboard(trials),
-        "next": next_document(study, terminal),
-    }

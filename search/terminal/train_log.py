@@ -1,4 +1,4 @@
-"""The lines of `make train`, with the speed of the last steps and not of all since the start."""
+"""The lines of `make train`, with the speed of the last steps."""
 
 import time
 from collections import deque
@@ -18,15 +18,20 @@ class TrainLog:
         self._training_steps = training_steps
         self._say = say
         self._started_at = time.monotonic()
-        # One stall lowers a cumulative mean for the rest of the run.
+        # A window, because one stall lowers a mean since the start for the rest of the run.
         self._step_times_s: deque[float] = deque(maxlen=SPEED_WINDOW_STEPS)
 
     def tell(self, row: StepRow | MetricsRow | Finding | Verdict) -> None:
         """Print the lines of a row."""
         match row:
-            case StepRow():
+            case StepRow(optimizer_steps=step):
                 self._step_times_s.append(row.step_time_s)
-                self._tell_step(row)
+                if step % PROGRESS_INTERVAL_STEPS == 0:
+                    left_m = (self._training_steps - step) / self._steps_per_s() / 60
+                    self._say(
+                        f"{self._at(step)} | {self._steps_per_s():.2f} steps/sec | ETA: {left_m:.1f}m | "
+                        f"loss {row.train_loss:.4f} | grad norm {row.grad_norm:.4f}"
+                    )
             case MetricsRow():
                 self._say(
                     f"{self._at(row.optimizer_steps)}: train loss {row.train_loss:.4f}, val loss {row.val_loss:.4f} | "
@@ -37,16 +42,6 @@ class TrainLog:
                 self._say(f"step {row.step}: {row.kind}: {row.evidence}")
             case Verdict():
                 self._say(f"step {row.step}: stopped, {row.reason}: {row.evidence}")
-
-    def _tell_step(self, row: StepRow) -> None:
-        step = row.optimizer_steps
-        if step % PROGRESS_INTERVAL_STEPS == 0:
-            speed = self._steps_per_s()
-            left_m = (self._training_steps - step) / speed / 60 if speed else 0.0
-            self._say(
-                f"{self._at(step)} | {speed:.2f} steps/sec | ETA: {left_m:.1f}m | "
-                f"loss {row.train_loss:.4f} | grad norm {row.grad_norm:.4f}"
-            )
 
     def _at(self, step: int) -> str:
         return f"step {step}/{self._training_steps} ({100 * step / self._training_steps:.1f}%)"

@@ -1,1 +1,1 @@
-"""Copies of a study where people already look: TensorBoard, Optuna storage, MLflow, W&B."""
+"""Trackers: copies of a study in TensorBoard, an Optuna storage, MLflow and W&B."""

@@ -41,7 +41,7 @@ class TensorBoardMirror(Callback):  # type: ignore[misc]
         if trial_id not in self._writers:
             folder = self._folder / f"trial_{trial_id:04d}"
             folder.mkdir(parents=True, exist_ok=True)
-            # SummaryWriter writes from a thread, which ends silently on a full disk: the next scalars would block.
+            # Not a SummaryWriter: the thread it writes from dies silently on a full disk, and later writes block.
             self._writers[trial_id] = EventsWriter(str(folder / "events"))
         for names, rows in ((STEP_SCALARS, result["steps"]), (METRIC_SCALARS, [result["metrics"] or {}])):
             for row in rows:
@@ -61,10 +61,10 @@ class TensorBoardMirror(Callback):  # type: ignore[misc]
 
 
 class OptunaMirror(Callback):  # type: ignore[misc]
-    """Copies the search's rows of the ledger into an Optuna study, each under its own number.
+    """Copies the search's trials into an Optuna study under their own numbers, those of earlier runs too.
 
-    Optuna numbers trials as they are added, so a trial is added when it starts, and not before the one numbered before
-    it. What an earlier run of the study has left is copied too. completed is COMPLETE, stopped PRUNED, all else FAIL.
+    Optuna numbers trials in the order they are added, so each is added after the one numbered before it. completed is
+    COMPLETE, stopped PRUNED, everything else FAIL.
     """
 
     def __init__(self, storage_url: str, ledger: Ledger, study_name: str, space: SearchSpace) -> None:
@@ -74,7 +74,7 @@ class OptunaMirror(Callback):  # type: ignore[misc]
         optuna.create_study(study_name=study_name, storage=self._storage, direction="minimize", load_if_exists=True)
         self._study_id = self._storage.get_study_id_from_name(study_name)
         self._unfinished: dict[int, FrozenTrial] = {}
-        """The trials that are there and have yet to end, as they were when last seen there, by number."""
+        """By number, the trials that have not ended in Optuna, as last written there."""
         self._added = 0
         self._copy()
 
@@ -100,7 +100,7 @@ class OptunaMirror(Callback):  # type: ignore[misc]
                 losses[one["trial_id"]][one["tokens_seen"]] = one["val_loss"]
         under_way = [number for number in searched if rows[number]["status"] not in ENDINGS]
         for number, trial in list(self._unfinished.items()):
-            # Optuna lets no ending be changed; one that is not "stopped" may, while a trial numbered before it runs.
+            # Optuna's final states cannot be changed, and a trial may still be stopped while an earlier one runs.
             ended = rows[number]["status"] == "stopped" or number < min(under_way, default=number + 1)
             if not trial.state.is_finished():
                 self._update(trial, rows[number], losses[number], ended=ended)
@@ -122,7 +122,7 @@ class OptunaMirror(Callback):  # type: ignore[misc]
             self._storage.set_trial_state_values(optuna_id, state, values)
 
     def _template(self, row: Row, is_searched: bool) -> FrozenTrial:
-        """Return the trial as it starts; in the place of a run that is not of the search one that failed."""
+        """Return the trial as it starts; a failed one in place of a run that is not the search's."""
         if not is_searched:
             return create_trial(state=TrialState.FAIL)
         config = config_from(row)

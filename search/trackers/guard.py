@@ -1,4 +1,4 @@
-"""GuardedTracker: a tracker that may fail, and a study that goes on without it."""
+"""GuardedTracker: when a tracker fails, the study goes on without it."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ HOOKS = [name for name in vars(Callback) if name == "setup" or name.startswith("
 
 
 class GuardedTracker(Callback):  # type: ignore[misc]
-    """Passes every hook on to the callback that `make` returns, until something raises; that is said once."""
+    """Passes every hook to the callback that `make` returns, until one raises, which is printed once."""
 
     def __init__(self, name: str, make: Callable[[], Callback], say: Callable[[str], None]) -> None:
         self._name = name
@@ -19,10 +19,6 @@ class GuardedTracker(Callback):  # type: ignore[misc]
         self._callback: Callback | None = None
         with self._guarded():
             self._callback = make()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return nothing: Ray pickles callbacks for a restore that studies never use."""
-        return {}
 
     def _pass_on(self, hook: str, *args: Any, **info: Any) -> None:
         if self._callback is not None:
@@ -33,7 +29,7 @@ class GuardedTracker(Callback):  # type: ignore[misc]
     def _guarded(self) -> Iterator[None]:
         try:
             yield
-        # Ray takes an error in a callback for the trial's; a tracker's server or disk is no reason to end one.
+        # Ray would fail the trial for an error in a callback, and it is only the tracker's server or disk.
         except Exception as error:
             self._callback = None
             reason = str(error).partition("\n")[0] or type(error).__name__

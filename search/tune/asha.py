@@ -1,4 +1,4 @@
-"""ASHA on training tokens, as Ray calls a scheduler. The rule is the log's; here its verdicts reach Ray."""
+"""ASHA on training tokens as a Ray scheduler. The rule is in TrialLog; this passes its verdicts to Ray."""
 
 import math
 from typing import Any
@@ -10,10 +10,10 @@ from search.tune.trial_log import TrialLog
 
 
 class TokenASHA(FIFOScheduler):  # type: ignore[misc]
-    """Stops the trials that the log does not find among the best at a rung. It never touches a learning rate.
+    """Stops the trials that are not among the best at a rung; the baseline always goes on.
 
-    Ray's own judges by arrival, lets NaN trials pass every rung, is switched off by a misspelt attribute, and would
-    stop the baseline. Here a trial is judged once at the highest rung it reached; the baseline goes on.
+    Ray's own ASHA judges by arrival, lets a NaN pass every rung, is silently disabled by a misspelt time_attr, and
+    would stop the baseline.
     """
 
     def __init__(self, log: TrialLog) -> None:
@@ -26,16 +26,11 @@ class TokenASHA(FIFOScheduler):  # type: ignore[misc]
         return str(TrialScheduler.CONTINUE if keep else TrialScheduler.STOP)
 
     def goes_on(self, trial_id: int, fidelity_tokens: int, objective: float) -> bool:
-        """Note the trial's objective and return whether no verdict so far ends it."""
+        """Add the trial's objective to the log and return whether no verdict stops it."""
         # ASHA compares with <, which is False for NaN: a NaN trial would pass every rung.
         if not math.isfinite(objective):
             return self._log.is_baseline(trial_id)
         self._log.evaluate(trial_id, fidelity_tokens, objective)
         rung = self._log.stopped_at(trial_id)
-        # A trial that lost its worker evaluates again what its row has lost, up to the rung.
+        # A trial that lost its worker may repeat evaluations that its row lacks, up to the rung of the verdict.
         return rung is None or fidelity_tokens < self._log.rung_tokens[rung]
-
-    def debug_string(self) -> str:
-        """Return the rungs in a line."""
-        rungs = zip(self._log.rung_tokens, self._log.recorded, strict=True)
-        return "ASHA on tokens: " + ", ".join(f"{tokens:,}: {len(recorded)}" for tokens, recorded in rungs)

@@ -1,4 +1,4 @@
-"""CONCURRENCY=auto: how many trials share the device, by a short probe of the real loop."""
+"""CONCURRENCY=auto: a short probe of the training loop finds how many trials should share the device."""
 
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from trainable.run import RunSpec
 
 WORTH_IT = 1.1
-"""More trials at once must do so many times the tokens per second, or one that ends sooner teaches the search more."""
+"""Tokens per second that more trials at once must gain, as a factor: otherwise one trial that ends sooner is better."""
 MEMORY_FRAC = 0.9
 MOST = 8
 
@@ -26,12 +26,10 @@ def best_concurrency(
     memory_bytes: int,
     progress: Callable[[str, float], None],
 ) -> "tuple[int, list[Probe]]":
-    """Return how many trials to run at once, and what was measured to find it; a probe takes some ten seconds.
+    """Return how many trials to run at once, and the measurements; each takes some ten seconds.
 
-    config: the largest that can come.
-
-    On a CPU one single-threaded trial a core is held against one trial on all cores; on CUDA trials share a GPU of
-    memory_bytes two, four, eight at a time, as long as that pays; MPS runs one.
+    config: the largest of the study. On a CPU one single-threaded trial per core is compared with one trial on all
+    cores; on CUDA two, four, eight trials share a GPU of memory_bytes as long as that pays; MPS runs one.
     """
     from trainable.device.speed_probe import probe
 
@@ -45,7 +43,7 @@ def best_concurrency(
             break
     best = tried[0]
     for one in tried[1:]:
-        # On a CPU many small trials and one large one do the same work; the search itself gains from many.
+        # On a CPU both do about the same work, and the search gains more from many trials.
         needed = WORTH_IT if device_type == "cuda" else 1 / WORTH_IT
         if one.tokens_per_s > needed * best.tokens_per_s:
             best = one

@@ -1,6 +1,6 @@
-"""When a search has searched enough: what more trials are likely to gain, against what the evaluation can tell apart.
+"""TRIALS=auto: a search ends when the expected gain of more trials is below the noise of the evaluation.
 
-It knows losses and counts; whose they are, and when they are known, is the searcher's.
+The searcher decides which trials are known when.
 """
 
 import math
@@ -14,13 +14,13 @@ from search.tune.history import KnownTrial
 from trainable.fidelity import objective
 
 FIRST_SHARE = 3 / 4
-"""Of the trials run in any case. With two thirds a replayed search saves 25 % of them instead of 21, and loses 2.2 %
-instead of 1.7 of what all of them gain: at first the sampler has learned from few, and more is to come."""
+"""Of the trials that always run. With 2/3 replayed searches save 25 % of the trials instead of 21 %, and lose 2.2 % of
+the gain instead of 1.7 %: early on the sampler has learned from few trials and still improves."""
 GOOD_OF = 3
-"""The best third: about as many as ASHA lets complete."""
+"""The best third counts as good: about as many as ASHA lets complete."""
 FILE_NAME = "part_losses.json"
 LAG = 4
-"""The end of all numbered so many before it is known when it is decided if a trial is still run."""
+"""A decision before trial n knows how all trials up to n - LAG ended."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,26 +30,26 @@ class EarlyEnd:
     trials: int
     most_trials: int
     gain_nats: float
-    """What the others were likely to gain, nats/token."""
+    """Expected gain of the remaining trials, nats/token."""
     noise_nats: float
-    """Standard error of the difference between the best and another good trial, over the held-out windows."""
+    """Median standard error of the difference between the best and another good trial, over the held-out windows."""
 
 
 def is_early(trials: int, most_trials: int) -> bool:
-    """Return whether a search that has begun so many trials goes on whatever they lost."""
+    """Return whether it is too early to end a search that has begun `trials`."""
     return trials < FIRST_SHARE * most_trials
 
 
 def early_end(known: Sequence[KnownTrial], *, trials: int, most_trials: int) -> EarlyEnd | None:
-    """Return the end of a search that has begun so many trials, None where it goes on.
+    """Return the end of a search that has begun `trials`; None if it goes on.
 
-    known: those of them that have ended, the baseline first.
+    known: the first of them, all of which have ended; the baseline is at the front.
     """
     if is_early(trials, most_trials) or not known:
         return None
     baseline, *searched = known
     completed = sorted((trial for trial in searched if trial.status == "completed"), key=_loss)
-    # Where no trial is stopped, only those that are good say how much better the next ones can be.
+    # Only good trials predict the best of the next ones; without a scheduler bad ones complete as well.
     good = completed[: len(searched) // GOOD_OF]
     if len(good) < 2:
         return None
@@ -69,10 +69,10 @@ def _loss(trial: KnownTrial) -> float:
 
 
 def expected_gain(losses: Sequence[float], *, best: float, trials_to_complete: float) -> float:
-    """Return how far below `best` so many more trials are expected to get, at most.
+    """Return an upper bound on how far `trials_to_complete` more trials get below `best`, in nats/token.
 
-    They are taken to come from the normal distribution of the losses: the expected improvement of Bayesian
-    optimization (Jones et al. 1998), without a model of the hyperparameters, times their number.
+    It is the expected improvement of Bayesian optimization (Jones et al. 1998) times the number of trials, with each
+    loss drawn from the normal distribution of `losses`.
     """
     spread = stdev(losses)
     if spread == 0.0:
@@ -82,7 +82,7 @@ def expected_gain(losses: Sequence[float], *, best: float, trials_to_complete: f
 
 
 def paired_noise(trials: Sequence[KnownTrial]) -> float | None:
-    """Return the usual standard error of the first trial's difference from another; None where none is known."""
+    """Return the median standard error of the first trial's differences from the others; None without any."""
     best, *others = trials
     errors = [
         stdev(one - other for one, other in zip(best.part_losses, trial.part_losses, strict=True))
@@ -94,13 +94,13 @@ def paired_noise(trials: Sequence[KnownTrial]) -> float | None:
 
 
 def write_part_losses(study: Study, trials: Iterable[KnownTrial]) -> None:
-    """Keep in the study what the noise is computed from. Raises OSError."""
+    """Write the losses by part, from which the noise is computed. Raises OSError."""
     parts = {str(trial.trial_id): list(trial.part_losses) for trial in trials if trial.part_losses}
     write_document(study.path / FILE_NAME, parts)
 
 
 def read_part_losses(study: Study) -> Mapping[int, tuple[float, ...]]:
-    """Return each completed trial's losses by part, none where none were kept. Raises UserError for a damaged file."""
+    """Return each completed trial's losses by part, as far as they were kept. Raises UserError for a damaged file."""
 
     def parse(document: Mapping[str, Sequence[float]]) -> dict[int, tuple[float, ...]]:
         return {int(number): tuple(map(float, losses)) for number, losses in document.items()}

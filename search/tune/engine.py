@@ -1,17 +1,17 @@
-"""The engine: runs trials into a study folder by Ray Tune. The study's own files are the truth, Ray's are not."""
+"""The engine: runs trials into a study folder by Ray Tune. The study's own files are the record, not Ray's."""
 
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import ray
 from pydantic import SecretStr
 from ray import tune
-from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
+from ray.tune import Callback, CheckpointConfig
 from ray.tune.experiment import Trial
 
 from results.confirmation.attempt import Attempt
@@ -36,7 +36,7 @@ from search.tune.start_watch import StartWatch
 from search.tune.workload import Workload
 from trainable.checkpoint.checkpoint_store import CheckpointStore
 from trainable.data.corpus import cache_dir
-from trainable.data.node_cache import SharedInputs, share_inputs
+from trainable.data.node_cache import share_inputs
 from trainable.data.remote_files import reason
 from trainable.errors import MachineError, UserError
 from trainable.ray_trainable import SearchTrial
@@ -44,13 +44,13 @@ from trainable.run import RunSpec
 
 INTERRUPTED, TERMINATED = 130, 143
 LEAVE = "leave"
-"""A file in Ray's folder of the study: it asks the running trials to save."""
+"""A file in the study's scratch folder that asks running trials to save."""
 LEAVE_PATIENCE_S = 20.0
 CLUSTER_FAILURES = 2
-"""One more than on a single machine, so that losing its node does not end a trial that has failed by itself once. On
-MPS a worker whose memory has grown ends itself so."""
+"""One more than on a single machine, so that a lost node does not end a trial that has failed by itself once. On MPS a
+worker whose memory has grown ends itself, which counts as a failure."""
 KEPT_CHECKPOINTS = 3
-"""Final checkpoints of so many best completed trials are kept, and the baseline's."""
+"""The last checkpoints of the best completed trials are kept, of this many and of the baseline."""
 
 
 def run_study(
@@ -64,10 +64,10 @@ def run_study(
     interrupts: Interrupts,
     callbacks: Sequence[Callback] = (),
 ) -> None:
-    """Run the work's trials, writing `study` as it goes.
+    """Run the workload's trials into `study`.
 
-    Interrupted by a signal it returns as well, with the running trials noted as interrupted. Raises UserError when the
-    study cannot be written any more and MachineError when Ray does not start or ends, with all that was measured kept.
+    After a signal it returns too, with the running trials marked interrupted. Raises UserError when the study can no
+    longer be written, and MachineError when Ray does not start or ends; what was measured until then is kept.
     """
     log = work.searcher.log
     attempts = load_attempts(study)
@@ -80,48 +80,62 @@ def run_study(
         planned_run=work.planned_run,
         on_ended=lambda trial_id: prune_checkpoints(root, ledger, attempts, pruned, saving=trial_id),
         evaluation_timeout_s=slots.evaluation_timeout_s,
-        # Of workers on other machines Ray alone can tell.
+        # On other machines only Ray knows how a worker died.
         oom_counter_of=oom_counter_of if slots.address is None else lambda _: NO_COUNTER,
     )
-    # A verdict may have come right before the last process died.
+    # The last process may have died between a verdict and its row.
     recorder.end_late_stops()
     scratch = study.path / "ray"
     mirror = TableMirror(study, slots.storage, view.say) if slots.storage else None
     followers: list[Callback] = [MirrorTables(mirror)] if mirror else []
     followers += [NodeWatch(view)] if slots.address else []
-    tune_config = TuneConfig(
-        metric=OBJECTIVE,
-        mode="min",
-        search_alg=work.searcher,
-        scheduler=TokenASHA(log),
-        num_samples=work.trials_count,
-        max_concurrent_trials=slots.count,
-        # A trial that gets the worker of a node just lost would fail for good: Tune retries none that is being reset.
-        reuse_actors=slots.address is None,
-        trial_name_creator=lambda trial: f"trial_{trial.config['trial_id']}",
-        trial_dirname_creator=lambda trial: f"trial_{trial.trial_id}",
-    )
+    # Workers on other nodes could not see the file: they lose at most CHECKPOINT_INTERVAL_S.
     leave_path = scratch / LEAVE if slots.address is None else None
     (scratch / LEAVE).unlink(missing_ok=True)
     leave = StopOnSignal(interrupts, recorder, leave_path, say=view.say)
     try:
         with running_ray(slots, view.say) as logs:
-            shared = _shared_inputs(spec, slots)
+            shared = {
+                **_shared_by_trials(spec, slots),
+                "baseline": asdict(work.baseline),
+                "leave_path": leave_path,
+                # Trackers keep a trial's config, and the URI may hold a password.
+                "checkpoint_root": SecretStr(root),
+            }
             view.ray_is_up()
-            # Once more: joining a cluster, ray.init() takes SIGTERM for itself.
-            with interrupts:
+            watch = StartWatch(slots, logs, say=view.say)
+            # Entered again, because ray.init() replaces the SIGTERM handler when it joins a cluster.
+            with interrupts, rays_own_faults(study):
                 if interrupts.code is not None:
                     raise KeyboardInterrupt
-                watch = StartWatch(slots, logs, say=view.say)
-                callbacks = [recorder, *followers, *callbacks, watch, leave]
-                tuner = _tuner(study, work, spec, shared, slots, tune_config, callbacks, scratch)
-                with rays_own_faults(study):
-                    tuner.fit()
+                # Not a Tuner: it pickles searcher, scheduler and callbacks for a restore that studies never use.
+                tune.run(
+                    tune.with_resources(SearchTrial, slots.a_trial),
+                    name="tune",
+                    storage_path=str(scratch),
+                    config=shared,
+                    metric=OBJECTIVE,
+                    mode="min",
+                    search_alg=work.searcher,
+                    scheduler=TokenASHA(log),
+                    callbacks=[recorder, *followers, *callbacks, watch, leave],
+                    num_samples=work.trials_count,
+                    max_concurrent_trials=slots.count,
+                    # On a cluster a trial may get the worker of a lost node, and Tune does not retry one that fails
+                    # in its reset.
+                    reuse_actors=slots.address is None,
+                    max_failures=CLUSTER_FAILURES if slots.address is not None or slots.on_mps else 1,
+                    raise_on_failed_trial=False,
+                    checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
+                    trial_name_creator=lambda trial: f"trial_{trial.config['trial_id']}",
+                    trial_dirname_creator=lambda trial: f"trial_{trial.trial_id}",
+                    verbose=0,
+                )
     except KeyboardInterrupt:
         if recorder.storage_error is None and recorder.input_fault is None:
             interrupts.code = interrupts.code or INTERRUPTED
     except SystemExit:
-        # Ray's own handler, where SIGTERM came while ray.init() had put it in place.
+        # SIGTERM came while ray.init() had its own handler in place.
         interrupts.code = interrupts.code or TERMINATED
     finally:
         recorder.interrupt()
@@ -129,7 +143,7 @@ def run_study(
         prune_checkpoints(root, ledger, attempts)
         if mirror is not None:
             mirror.close()
-        # A worker may have been killed while it saved.
+        # A worker that is killed while it saves leaves a temporary file.
         remove_unfinished(study.path / CHECKPOINTS)
     if work.searcher.exhausted:
         view.say(
@@ -145,46 +159,40 @@ def run_study(
         )
 
 
+@dataclass(eq=False)
 class StopOnSignal(Callback):  # type: ignore[misc]
-    """Leaves fit() between two of its rounds once a signal came or the study cannot be written any more.
+    """Ends tune.run() between two of its rounds, after a signal or when the study can no longer be written.
 
-    Ray's own way out waits for the trials' step(). Each running trial is asked to save before, by a file that it looks
-    for after each step, and waited for as long as a step and a save may take.
+    Ray's own way out waits for each trial's step() to return, which is its next evaluation. Here a file asks the
+    running trials to save, they look for it after every step, and are waited for as long as a step and a save may take.
     """
 
-    def __init__(
-        self, interrupts: Interrupts, recorder: StudyRecorder, leave_path: Path | None, *, say: Callable[[str], None]
-    ) -> None:
-        self._interrupts = interrupts
-        self._recorder = recorder
-        self._leave_path = leave_path
-        self._say = say
-        self._asked_at: float | None = None
-        self._saved: set[str] = set()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return nothing: Ray pickles callbacks for a restore that studies never use."""
-        return {}
+    interrupts: Interrupts
+    recorder: StudyRecorder
+    leave_path: Path | None
+    say: Callable[[str], None]
+    _asked_at: float | None = None
+    _saved: set[str] = field(default_factory=set)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """Note who has saved because it was asked to."""
+        """Note a trial that has saved and returned."""
         if result["left"]:
             self._saved.add(trial.trial_id)
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Raise KeyboardInterrupt: fit() cleans up, slowly, after an Exception alone."""
-        if self._recorder.storage_error is not None:
+        """Raise KeyboardInterrupt once all have saved: after an Exception Tune would clean up, slowly."""
+        if self.recorder.storage_error is not None:
             raise KeyboardInterrupt
-        if self._interrupts.code is None and self._recorder.input_fault is None:
+        if self.interrupts.code is None and self.recorder.input_fault is None:
             return
         running = {trial.trial_id for trial in trials if trial.status == Trial.RUNNING}
-        if self._asked_at is None and self._leave_path is not None and running:
+        if self._asked_at is None and self.leave_path is not None and running:
             self._asked_at = time.monotonic()
-            self._leave_path.parent.mkdir(parents=True, exist_ok=True)
-            self._leave_path.touch()
-            self._say(f"saving {len(running)} running trial{'s' if len(running) > 1 else ''} ...")
+            self.leave_path.parent.mkdir(parents=True, exist_ok=True)
+            self.leave_path.touch()
+            self.say(f"saving {len(running)} running trial{'s' if len(running) > 1 else ''} ...")
         if self._asked_at is None or running <= self._saved or time.monotonic() - self._asked_at > LEAVE_PATIENCE_S:
             raise KeyboardInterrupt
 
@@ -197,13 +205,12 @@ def prune_checkpoints(
     *,
     saving: int | None = None,
 ) -> None:
-    """Delete the checkpoints below `root` of ended runs but the last ones of those worth going on from.
+    """Delete the checkpoints of ended runs below `root`, except the last one of runs that are still needed.
 
-    These are the search's best, whoever won or is being confirmed, and the baseline. A run that confirms or attributes
-    is over when it has ended.
+    Needed are the search's best, the winner, candidates of a confirmation, and the baseline.
 
-    gone: trials that have none any more, added to; a store far away is not asked about them again. saving: a trial that
-    has just ended, whose last checkpoint may still be on its way where it has not completed.
+    gone: the trials without any checkpoint, added to, so that a remote store is not asked again. saving: a trial that
+    has just ended; unless it has completed, its worker may still be writing.
     """
     gone = set() if gone is None else gone
     trials = ledger.trials()
@@ -225,7 +232,7 @@ def prune_checkpoints(
 
 @contextmanager
 def rays_own_faults(study: Study) -> Iterator[None]:
-    """Tell what is no fault of a trial, of the study or of this program in a line. Raises MachineError, UserError."""
+    """Turn Ray's errors, and those of its own files, into MachineError or UserError; a bug keeps its traceback."""
     again = f"Then go on with: make resume STUDY={study.name}"
     try:
         yield
@@ -235,59 +242,23 @@ def rays_own_faults(study: Study) -> Iterator[None]:
             f"Check the machine's memory. {again}"
         ) from None
     except OSError as error:
-        # What Tune writes for itself; the recorder keeps the errors of the study's own files.
+        # From a file of Tune's; the recorder catches those of the study's.
         if not is_storage_error(error):
             raise
         raise UserError(f"{storage_error_words(error)}. {again}") from None
 
 
-def _shared_inputs(spec: RunSpec, slots: Slots) -> SharedInputs | None:
-    """Return copies of what a node may lack, where there may be other nodes. Raises UserError."""
-    if slots.address is None or slots.storage is None:
-        return None
+def _shared_by_trials(spec: RunSpec, slots: Slots) -> dict[str, Any]:
+    """Return what every trial is given; on a cluster with copies of the inputs in STORAGE. Raises UserError."""
     try:
-        return share_inputs(spec, slots.storage)
+        inputs = share_inputs(spec, slots.storage) if slots.address and slots.storage else None
     except OSError as error:
         raise UserError(f"STORAGE={slots.storage}: the inputs cannot be copied there: {reason(error)}.") from None
-
-
-def _failures(slots: Slots) -> int:
-    return CLUSTER_FAILURES if slots.address is not None or slots.on_mps else 1
-
-
-def _tuner(
-    study: Study,
-    work: Workload,
-    spec: RunSpec,
-    shared_inputs: SharedInputs | None,
-    slots: Slots,
-    tune_config: TuneConfig,
-    callbacks: list[Callback],
-    scratch: Path,
-) -> Tuner:
-    shared: dict[str, Any] = {
-        # Workers on other nodes could not see it: there the last checkpoint of CHECKPOINT_INTERVAL_S counts.
-        "leave_path": scratch / LEAVE if slots.address is None else None,
+    return {
         "spec": replace(spec, device=slots.device or spec.device),
-        "shared_inputs": shared_inputs,
-        "baseline": asdict(work.baseline),
-        # Trackers keep a trial's config, and the URI may hold a password.
-        "checkpoint_root": SecretStr(checkpoint_root(study, slots.storage)),
+        "shared_inputs": inputs,
         "checkpoint_interval_s": slots.checkpoint_interval_s,
         "evaluation_timeout_s": slots.evaluation_timeout_s,
         "threads": slots.threads,
         "memory_frac": slots.memory_frac,
     }
-    return Tuner(
-        tune.with_resources(SearchTrial, slots.a_trial),
-        param_space=shared,
-        tune_config=tune_config,
-        run_config=RunConfig(
-            name="tune",
-            storage_path=str(scratch),
-            callbacks=callbacks,
-            verbose=0,
-            checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
-            failure_config=FailureConfig(max_failures=_failures(slots)),
-        ),
-    )

@@ -1,4 +1,4 @@
-"""What an earlier run of a search left in its tables, and another study in its own. It decides nothing."""
+"""History: the trials that a search knows before it starts, from its own tables and another study's."""
 
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -14,35 +14,35 @@ from trainable.rows import ENDINGS, TrialStatus
 
 @dataclass(frozen=True, kw_only=True)
 class KnownTrial:
-    """What the searcher and the rungs know of a trial."""
+    """A trial as the searcher and the rungs know it."""
 
     trial_id: int
     status: TrialStatus
     config: TrialConfig
     point: Mapping[str, Any] | None
-    """What the searcher proposed; None where no searcher did."""
+    """The searcher's proposal; None for a planned run."""
     losses: tuple[tuple[int, float], ...] = ()
-    """(fidelity_tokens, objective) of every evaluation before the one that completes the trial, in order."""
+    """(fidelity_tokens, objective) of every evaluation before the final one, in order."""
     val_loss: float | None = None
-    """The last one of all."""
+    """Of the last evaluation."""
     part_losses: tuple[float, ...] = ()
     """Of a completed trial: val_loss on equal parts of the held-out windows."""
 
     @property
     def ended(self) -> bool:
-        """Whether the trial is over; one that is not goes on from its last checkpoint."""
+        """Whether the trial has ended; any other goes on from its last checkpoint."""
         return self.status in ENDINGS
 
 
 @dataclass(frozen=True, kw_only=True)
 class WarmStart:
-    """What another study teaches the searcher. Its trials are not this study's: no rung and no table has them."""
+    """Trials of another study for the searcher. They enter no rung and no table of this study."""
 
     source: str
     told: Sequence[KnownTrial] = ()
-    """With negative numbers. Measured as this study measures; those of a smaller budget count as stopped there."""
+    """Numbered below 0. Only those with comparable losses; those of a smaller budget count as stopped there."""
     first_points: Sequence[Mapping[str, Any]] = ()
-    """The source's best, as points of this study's space: they run after the baseline, before anything is searched."""
+    """The source's best as points of this space; they run right after the baseline."""
 
     @property
     def words(self) -> str:
@@ -57,12 +57,12 @@ class WarmStart:
 
 @dataclass(frozen=True, kw_only=True)
 class History:
-    """All that a search knows before its first proposal; nothing for a new one."""
+    """What a search knows before its first proposal; nothing for a new one."""
 
     trials: Sequence[KnownTrial] = ()
     """The search's own, by trial_id."""
     other_ids: Collection[int] = ()
-    """The numbers of the study's runs that are not the search's: those that confirm something."""
+    """The numbers of the study's other runs, such as confirmations."""
     warm_start: WarmStart | None = None
 
 
@@ -104,12 +104,12 @@ def known_trials(
 def _losses(
     row: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], milestones: Milestones
 ) -> Iterator[tuple[int, float]]:
-    # An interrupted trial passes its last one again.
+    # An interrupted trial repeats its last one.
     noted = metrics if row["status"] in ENDINGS else metrics[:-1]
     reached = -1
     for one in noted:
         if row["status"] == "completed" and one["optimizer_steps"] >= row["training_steps"]:
-            # The evaluation that completes a trial is its value and no rung's.
+            # The final evaluation is the trial's value and belongs to no rung.
             return
         tokens = fidelity_tokens(milestones, optimizer_steps=one["optimizer_steps"])
         if tokens > reached:

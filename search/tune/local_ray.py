@@ -1,4 +1,4 @@
-"""Ray for one search: started on this machine in a private folder, or joined; and its end. It runs no trial."""
+"""Starts Ray on this machine in a private folder, or joins a cluster, and ends it. It runs no trial."""
 
 import logging
 import math
@@ -30,7 +30,7 @@ from trainable.errors import MachineError
 
 PREFIX = "gpt2-ray-"
 LONGEST_SOCKET_BYTES = 103
-"""What macOS allows; Linux allows four more."""
+"""The limit of macOS; Linux allows four more."""
 SOCKET_IN_FOLDER = f"{PREFIX}abcdefgh/session_2025-11-29_00-31-38_123456_{2**22}/sockets/plasma_store"
 LEAST_FREE_BYTES = 64 << 20
 ABANDONED_AFTER_S = 3600.0
@@ -38,27 +38,24 @@ STARTS = 2
 SLOW_START_S = 30.0
 LOOK_INTERVAL_S = 0.05
 LOADED_BY_WORKERS = "trainable.ray_trainable"
-"""What a worker imports before there is a trial for it: torch and transformers take it seconds."""
+"""Imported by each worker ahead of its first trial: torch and transformers take seconds."""
 UNUSED_PROCESSES = ("start_api_server", "start_monitor", "start_log_monitor")
-"""Of Ray's head: a dashboard's server, an autoscaler, and what prints workers' output here."""
-UNUSABLE_CHARACTERS = "'\"\\\n"
-"""Ray splits its workers' command line at these, wherever they stand in the path of Python or of Ray."""
-
+"""Of Ray's head: the dashboard's server, the autoscaler, and the monitor of the workers' logs."""
 DEATHS = ("Traceback", "Fatal Python error")
-"""How the last words of a Python process begin; a warning of one that lives may hold an error's name too."""
+"""Lines of a Python process that died; an error's name alone may stand in a warning."""
 
 
 @contextmanager
 def ray_ahead(slots: Slots) -> Iterator[None]:
-    """Have Ray start on this machine meanwhile, for the first running_ray() inside; ended where none came.
+    """Start Ray on this machine in the background, for the first running_ray() inside; end it if there was none.
 
-    A cluster is joined only when it is needed.
+    A cluster is joined only by running_ray().
     """
     global _ahead
     if slots.address is not None or _ahead is not None:
         yield
         return
-    # The processes that Ray has begun would outlive this one for a while.
+    # Without this a signal would leave Ray's processes behind for a while.
     with ending_in_order():
         _ahead = _RayHere(slots)
         try:
@@ -71,13 +68,13 @@ def ray_ahead(slots: Slots) -> Iterator[None]:
 
 @contextmanager
 def running_ray(slots: Slots, say: Callable[[str], None]) -> Iterator[Path | None]:
-    """Have Ray running inside; yield the folder of its log files where it is this machine's own.
+    """Have Ray running inside; yield the folder of its log files, None for a cluster.
 
     Raises MachineError when it does not start, and UserError when a cluster cannot be joined.
     """
     global _ahead
     if slots.address is not None:
-        # A trial's failure is told by the recorder, in a line; its traceback is in search.log.
+        # The recorder prints a trial's failure in a line and keeps its traceback in search.log.
         logging.getLogger("ray").setLevel(logging.CRITICAL)
         connect(slots.address)
         try:
@@ -98,7 +95,6 @@ class _RayHere:
     """Ray on this machine, from its start to its end in a thread of its own."""
 
     def __init__(self, slots: Slots) -> None:
-        check_python(sys.executable, str(Path(ray.__file__).parent))
         logging.getLogger("ray").setLevel(logging.CRITICAL)
         self._slots = slots
         self._began_at = time.monotonic()
@@ -106,15 +102,21 @@ class _RayHere:
         self._is_up, self._is_over = Event(), Event()
         self._folder: Path | None = None
         self._error: BaseException | None = None
-        # Set here and not in the thread: libraries that are being imported meanwhile read the environment.
+        # Set here and not in the thread, because libraries read the environment when this thread imports them.
         self._variables = ExitStack()
-        self._variables.enter_context(_environment(_variables_of_rays(slots)))
-        # The kernel ends Ray's processes with the thread that started them, and not with the process alone.
+        variables = {
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            "RAY_preload_python_modules": LOADED_BY_WORKERS,
+            # Ray sets it for a trial, when its worker has loaded the libraries that read it.
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(slots.threads)),
+        }
+        self._variables.enter_context(_environment(variables))
+        # A thread that lives as long as Ray: the kernel ends Ray's processes with the thread that started them.
         self._thread = Thread(target=self._run, name="ray", daemon=True)
         self._thread.start()
 
     def wait(self, say: Callable[[str], None]) -> Path:
-        """Return Ray's folder once it is up, saying what is odd meanwhile. Raises what its start raised."""
+        """Return Ray's folder once it is up, and print what its start says meanwhile. Raises what its start raised."""
         slow_at = self._began_at + SLOW_START_S
         while not self._is_up.wait(LOOK_INTERVAL_S) or not self._said.empty():
             with suppress(Empty):
@@ -129,7 +131,7 @@ class _RayHere:
         return self._folder
 
     def end(self) -> None:
-        """Return when Ray and its folder are gone; one that is still starting is waited for."""
+        """Return when Ray and its folder are gone; a start under way is waited for."""
         self._is_over.set()
         self._thread.join()
         self._variables.close()
@@ -145,21 +147,21 @@ class _RayHere:
                 finally:
                     ray.shutdown(wait_for_processes=True)
                     end_workers(folder)
-        except BaseException as error:  # told by who waits
+        except BaseException as error:  # raised by wait()
             self._error = error
         finally:
             self._is_up.set()
 
 
 _ahead: _RayHere | None = None
-"""What ray_ahead() has begun: a process has one Ray."""
+"""Set while ray_ahead() holds a Ray that no running_ray() has taken: a process has one Ray."""
 
 
 def _use_loaded_workers() -> None:
-    """Have Tune give the workers that have loaded all to the trials: it has no switch for either.
+    """Have Tune run trials in the workers that Ray started ahead; neither of these has a switch.
 
-    With variables of its own a worker is another process, started from nothing; what Tune would set, they have of this
-    process. And the task that waits for a placement group takes a worker, which can be no trial's afterwards.
+    Tune sets environment variables for its actors, for which Ray starts new processes; ours inherit them already. And
+    Tune waits for a placement group by a task, which takes one of the workers for good.
     """
     from ray.air.execution import FixedResourceManager
     from ray.tune.execution import class_cache, tune_controller
@@ -169,36 +171,23 @@ def _use_loaded_workers() -> None:
 
 
 def end_workers(folder: Path) -> None:
-    """End the workers that still start in Ray's `folder`: Ray does not, and each would make the folder once more."""
-    late = [process for process in psutil.process_iter(["cmdline"]) if _is_of(process, folder)]
+    """End the workers that are still starting in Ray's `folder`: Ray does not, and they would recreate the folder."""
+    processes = psutil.process_iter(["cmdline"])
+    late = [process for process in processes if str(folder) in " ".join(process.info["cmdline"] or ())]
     for process in late:
         with suppress(psutil.Error):
             process.kill()
     psutil.wait_procs(late)
 
 
-def _is_of(process: psutil.Process, folder: Path) -> bool:
-    return any(str(folder) in word for word in process.info["cmdline"] or [])
-
-
-def check_python(*paths: str) -> None:
-    """Raise MachineError where Ray could not start a worker by these paths: it would wait for one for ever."""
-    for path in paths:
-        if found := [character for character in UNUSABLE_CHARACTERS if character in path]:
-            raise MachineError(
-                f"Ray cannot start workers from {path!r}: its command lines do not carry {found[0]!r}. Move the "
-                "virtual environment to a path without quotes and backslashes (make VENV=/other/folder)."
-            )
-
-
 @contextmanager
 def private_folder() -> Iterator[Path]:
-    """Have a folder of mode 0700 for Ray, short enough for its sockets, removed at the end.
+    """Have a folder of mode 0700 for Ray, with a path short enough for its sockets, removed at the end.
 
-    What dead processes of ours left behind is removed too.
+    Folders that dead processes left behind are removed too.
     """
     folder = _new_folder()
-    # The lock is what tells a folder in use from one left behind: a process's number may be another machine's.
+    # The lock marks a folder as in use; a process id could belong to another machine.
     with FileLock(folder / ".lock"):
         _sweep(folder.parent)
         try:
@@ -222,7 +211,7 @@ def _new_folder() -> Path:
 
 
 def folders_to_try(environ: Mapping[str, str]) -> list[str]:
-    """Return where Ray's folder may be made, first choice first: what the person says, then what a system has."""
+    """Return where Ray's folder may be made, best first: the user's variables, then the usual places."""
     named = [environ.get(name, "") for name in ("RAY_TMPDIR", "TMPDIR")]
     usual = ["/tmp", environ.get("XDG_RUNTIME_DIR", ""), "/var/tmp", "/dev/shm"]
     longest = LONGEST_SOCKET_BYTES - len(SOCKET_IN_FOLDER) - 1
@@ -236,7 +225,7 @@ def _sweep(base: Path) -> None:
             if status.st_uid != os.geteuid() or path.is_symlink():
                 continue
             lock = path / ".lock"
-            # One without a lock is being made at this moment, or its maker died between two lines.
+            # Without a lock it is being made right now, or its process died before it made the lock.
             if not lock.exists():
                 if time.time() - status.st_mtime > ABANDONED_AFTER_S:
                     shutil.rmtree(path, ignore_errors=True)
@@ -253,7 +242,7 @@ def _start(folder: Path, slots: Slots, *, say: Callable[[str], None]) -> None:
         except Exception as error:
             if not is_rays(error):
                 raise
-            # What it had begun ends with this process.
+            # The processes of the failed start end with this one.
             ray.shutdown()
             cause = last_error(folder) or reason(error)
             if attempt == STARTS:
@@ -261,7 +250,7 @@ def _start(folder: Path, slots: Slots, *, say: Callable[[str], None]) -> None:
                     f"Ray did not start on this machine: {cause}. Check free memory, /dev/shm and the limits "
                     "(ulimit -a); RAY_TMPDIR=/folder moves its files. Then run the command again."
                 ) from None
-            # On a busy machine a start fails in more ways than by running out of time, and the next one succeeds.
+            # On a busy machine a start may fail, not only by a timeout, and the second one succeed.
             say(f"Ray did not start ({cause}); trying once more")
 
 
@@ -271,22 +260,13 @@ def is_rays(error: Exception) -> bool:
     return type(error) is Exception or isinstance(error, OSError | RuntimeError | ValueError | ray.exceptions.RayError)
 
 
-def _variables_of_rays(slots: Slots) -> dict[str, str]:
-    return {
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-        "RAY_preload_python_modules": LOADED_BY_WORKERS,
-        # Ray sets it for a trial, when its worker has loaded the libraries that read it.
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(slots.threads)),
-    }
-
-
 def _init(folder: Path, slots: Slots) -> None:
-    # A token of this process alone: other users of the machine cannot reach the workers, and no file is left behind.
-    # Ray itself asks for it unless RAY_AUTH_MODE says otherwise; a cluster that exists has its own.
+    # A token of this process alone keeps other users of the machine away from the workers, and leaves no file behind.
+    # Ray checks it unless RAY_AUTH_MODE says otherwise.
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    # Its one switch for listening on the loopback interface, as it does on macOS; an address of that is overruled.
+    # The only way to make Ray listen on loopback alone, as it does on macOS: it overrules a loopback node address.
     ray_constants.ENABLE_RAY_CLUSTER = False
-    # init() has no switch for these, and waits for the first: 40 % of its time.
+    # init() has no switch for these, and waiting for the first is 40 % of its time.
     for name in UNUSED_PROCESSES:
         setattr(Node, name, lambda *_, **__: None)
     with _hangups_held():
@@ -303,9 +283,9 @@ def _init(folder: Path, slots: Slots) -> None:
 
 @contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set what Ray's processes take over: workers import this checkout even where it is not installed.
+    """Set variables that Ray's processes inherit; workers then import this checkout even if it is not installed.
 
-    A runtime_env would not do: Ray expands `$` in its values, and starts its workers again, by an unquoted shell line.
+    Not a runtime_env: Ray expands `$` in its values, and starts new workers for it, by an unquoted shell line.
     """
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
@@ -321,9 +301,9 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def _hangups_held() -> Iterator[None]:
-    """Have the processes that are started inside never die of SIGHUP: a closed terminal would end the trials unsaved.
+    """Block SIGHUP in the processes started inside: a closed terminal would end the trials unsaved.
 
-    What is blocked stays so in them; here it is heard afterwards.
+    They inherit the block; this process gets its signals afterwards.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
@@ -333,7 +313,7 @@ def _hangups_held() -> Iterator[None]:
 
 
 def last_error(folder: Path) -> str:
-    """Return the last line that Ray's own processes logged as an error; empty where there is none."""
+    """Return the last error line in the logs of Ray's own processes; empty without one."""
     for name in ("raylet.err", "gcs_server.err", "raylet.out", "gcs_server.out"):
         for path in sorted(folder.glob(f"session_2*/logs/{name}"), reverse=True):
             lines = _lines(path)
@@ -346,7 +326,7 @@ def last_error(folder: Path) -> str:
 
 
 def worker_death(folder: Path) -> str:
-    """Return the last line of a worker that died while it started; empty where none did."""
+    """Return the last line of a worker that died while starting; empty if none did."""
     for path in sorted(folder.glob("session_2*/logs/worker-*.err"), reverse=True):
         lines = _lines(path)
         if any(line.startswith(DEATHS) for line in lines):
@@ -363,5 +343,5 @@ def _lines(path: Path) -> list[str]:
 
 
 def _words(line: str) -> str:
-    # Without time, process and source line, which come first.
+    # Without the time, process and source line at its front.
     return re.sub(r"^\[[^]]*\]\s*(\(\w+\)\s*)?(\S+:\d+:\s*)?", "", line)[:300].rstrip(". ")

@@ -1,4 +1,4 @@
-"""How many processes the kernel killed when memory ran out, where a worker runs: it tells such deaths from others."""
+"""The kernel's count of out-of-memory kills in a worker's cgroup, to tell such a death from a crash."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +9,12 @@ PROC = Path("/proc")
 
 @dataclass(frozen=True)
 class OomCounter:
-    """The kernel's count for a cgroup, or for the whole machine where there is none."""
+    """The count of a cgroup, or of the whole machine without cgroups."""
 
     path: Path | None
 
     def kills(self) -> int:
-        """Return the count; 0 where nobody counts."""
+        """Return the count; 0 without a counter."""
         return _count(self.path) or 0 if self.path else 0
 
 
@@ -22,7 +22,7 @@ NO_COUNTER = OomCounter(path=None)
 
 
 def oom_counter_of(pid: int | None) -> OomCounter:
-    """Return the counter of a process on this machine, of this one for None: a neighbour's kills are not in it."""
+    """Return the counter of a process on this machine, None for this one; other cgroups' kills are not in it."""
     counters = (*_cgroup_counters(pid), PROC / "vmstat")
     return OomCounter(path=next((path for path in counters if _count(path) is not None), None))
 
@@ -43,9 +43,9 @@ def _cgroup_counters(pid: int | None) -> list[Path]:
     paths = {kinds: path.lstrip("/") for _, kinds, path in (line.split(":", 2) for line in lines)}
     found = []
     if "" in paths:
-        # The local count: kills in groups below this one are others'.
+        # The local count, without kills in child groups.
         found += [CGROUPS / root / paths[""] / "memory.events.local" for root in ("", "unified")]
     if "memory" in paths:
-        # In a container the path may be the host's, and the mount its own group.
+        # In a container the path may be the host's, while the mount is the container's own group.
         found += [CGROUPS / "memory" / path / "memory.oom_control" for path in (paths["memory"], "")]
     return found

@@ -1,4 +1,4 @@
-"""Who proposes trials: an Optuna sampler, asked through study.ask, a grid, or a list. It learns from the log alone."""
+"""Searchers: an Optuna sampler asked through study.ask, a grid, or a list. They learn from the TrialLog alone."""
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,21 +24,20 @@ from trainable.fidelity import PENALTY_NATS, objective
 
 OBJECTIVE = "objective"
 MAX_REFUSED = 200
-"""Draws in a row that would run out of memory, or were run before, until the search counts as exhausted."""
-
+"""Draws in a row that were run before, or would run out of memory, until the search counts as exhausted."""
 FIRST_RUNG_LAG = 8
-"""A proposal knows the first rung of all trials numbered so many or more before it, and of no other: what it learns
-from is then the same on any number of slots. Fewer teach the sampler sooner, and are waited for more often."""
+"""A proposal knows the first rung of exactly the trials numbered at least this many before it, so that the sampler
+learns the same on any number of slots. A smaller lag teaches it sooner and makes slots wait more often."""
 LADDER_END_LAG = 4
-"""And how the ladder of rates ended, where its last trial is so many before it: all that follows lies around the best
-of them. Fewer would find more in as many trials, and let slots wait for the ladder."""
+"""A proposal this many after the ladder knows how the whole ladder ended: all later rates lie around its best. With
+a smaller lag the same trials find more, and slots wait for the ladder."""
 END_LAG = 24
-"""And the end of all numbered so many before it. While one runs in full, two other slots stop about 18 at the first
-rung; what is waited for less often than that costs next to nothing."""
+"""A proposal knows the ending of all trials numbered this many before it. While one trial runs in full, two slots stop
+about 18 others at the first rung, so slots hardly ever wait for this."""
 
 
 class TrialSearcher(Searcher):  # type: ignore[misc]
-    """Hands out the trials of a log that have not ended, each under its own number, and then what is proposed."""
+    """Suggests the trials of a log that have not ended, each under its own number, and then new proposals."""
 
     exhausted = False
     """Whether nothing is left to propose, though more trials were asked for."""
@@ -50,11 +49,10 @@ class TrialSearcher(Searcher):  # type: ignore[misc]
         self._left = [trial for trial in log.trials if not trial.ended]
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """Return {"trial_id", "trial", "milestones", "point", "refusal"}: a number, the hyperparameters, where they are
-        evaluated, the point they come from.
+        """Return {"trial_id", "trial", "milestones", "point", "refusal"}; None while the next proposal must wait.
 
-        refusal: why the trial is not to be run but noted as out of memory; None for any other. None instead of it all:
-        not yet, what the proposal is made from is still being trained.
+        trial: the hyperparameters. milestones: where it is evaluated. refusal: why the trial is recorded as out of
+        memory without being run; None for any other.
         """
         if not self._left and not self._is_ready():
             return None
@@ -70,31 +68,28 @@ class TrialSearcher(Searcher):  # type: ignore[misc]
         }
 
     def _is_ready(self) -> bool:
-        """Return whether all that the next proposal knows is known."""
+        """Return whether the results that the next proposal needs are in."""
         return True
 
     def _propose(self) -> KnownTrial | None:
-        """Return the next trial, noted in the log; None when there is none."""
+        """Return the next trial, added to the log; None when there is none."""
         return None
 
     def _refusal(self, trial: KnownTrial) -> str | None:
         return None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Learn nothing: the log knows more than Ray tells a searcher, such as that a worker ran out of memory."""
+        """Do nothing: the log learns more from the recorder than Ray passes here, such as an out-of-memory kill."""
 
     def save(self, checkpoint_path: str) -> None:
-        """Write nothing: the study's own files are the truth."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Never called: studies are resumed from their own files."""
+        """Write nothing: a study is resumed from its own files."""
 
 
 class SpaceSearcher(TrialSearcher):
-    """Proposes points of a SearchSpace, the baseline first, and numbers them.
+    """Proposes points of a SearchSpace, the baseline first, and numbers them. No configuration comes twice.
 
-    A proposal depends on the seed, its place in the order and what is known by then of the trials before it, on nothing
-    else: however many slots there are, and whenever the search was killed and resumed. No configuration comes twice.
+    A proposal depends on the seed, its place in the order, and results of the trials before it at fixed lags: it is the
+    same on any number of slots, and after any kill and resume.
     """
 
     def __init__(self, space: SearchSpace, log: TrialLog, *, seed: int, history: History = NO_HISTORY) -> None:
@@ -106,37 +101,34 @@ class SpaceSearcher(TrialSearcher):
         warm_start = self._warm_start = history.warm_start
         self._is_grid = space.searcher.name == "grid"
         baseline = space.baseline_params()
-        self._ladder = ladder_points(space.parameters, baseline, most=space.trials // 4) if self._has_ladder else []
+        # Another study has shown already where the good rates are.
+        has_ladder = space.searcher.name == "tpe" and warm_start is None
+        self._ladder = ladder_points(space.parameters, baseline, most=space.trials // 4) if has_ladder else []
         first_points = warm_start.first_points if warm_start else ()
         self._decided = space.grid_points() if self._is_grid else [baseline, *self._ladder, *first_points]
-        # In a small study a proposal must not wait until half of it is over.
+        # In a small study the sampler must learn before half of it is over.
         self._first_rung_lag = min(FIRST_RUNG_LAG, startup_trials(space))
 
     def _before(self) -> tuple[int, list[KnownTrial]]:
-        """Return the number of the next proposal, and the trials of the search numbered before it.
+        """Return the number of the next proposal, and the search's trials numbered before it.
 
-        A process that was killed may have proposed one that it had yet to start: its number is given again first.
+        It is the lowest free number: a killed process may have proposed a trial and not started it.
         """
         trials = self.log.trials
         taken = {*self._other_ids, *(trial.trial_id for trial in trials)}
         number = next(number for number in count() if number not in taken)
         return number, [trial for trial in trials if trial.trial_id < number]
 
-    @property
-    def _has_ladder(self) -> bool:
-        # Another study has shown already where the good rates are.
-        return self._space.searcher.name == "tpe" and self._warm_start is None
-
     def _sees_ladder_end(self, place: int) -> bool:
         return bool(self._ladder) and place >= 1 + len(self._ladder) + LADDER_END_LAG
 
     def _is_on_ladder(self, trial: KnownTrial) -> bool:
-        # In a study that has got more trials since, others may stand in the first places.
+        # In a study that was extended, other trials may come first.
         baseline = self._space.baseline
         return replace(trial.config, learning_rate=baseline.learning_rate) == baseline
 
     def _known_at(self, trial: KnownTrial, *, place: int, lag: int) -> KnownTrial | None:
-        """Return what a proposal `lag` places after the trial knows of it; None where that is not in yet."""
+        """Return the trial as a proposal `lag` places later knows it; None if that is not in yet."""
         if lag >= END_LAG:
             return trial if self.log.is_settled(trial.trial_id) else None
         if lag >= self._first_rung_lag or (self._ladder and place <= len(self._ladder)):
@@ -150,12 +142,12 @@ class SpaceSearcher(TrialSearcher):
     def _is_ready(self) -> bool:
         before = self._before()[1]
         may_end = self._space.ends_early and not is_early(len(before), self._space.trials)
-        # All slots then wait for the slowest; what a trial less saves is more.
+        # All slots wait for the slowest trial then; a trial saved is worth more.
         ended = before[:-LAG] if may_end else []
         ended = ended or (before[: 1 + len(self._ladder)] if self._sees_ladder_end(len(before)) else [])
         if not all(self.log.is_settled(trial.trial_id) for trial in ended):
             return False
-        # Whether a cell of a grid is refused hangs on those before it.
+        # Whether a grid's cell is refused depends on the cells before it.
         waits_for_nothing = len(before) < len(self._decided) and not self._is_grid
         return waits_for_nothing or None not in self._known(before)
 
@@ -176,7 +168,7 @@ class SpaceSearcher(TrialSearcher):
         return trial
 
     def _next_decided(self, before: Sequence[KnownTrial]) -> Mapping[str, Any] | None:
-        # A grid goes by its cells and not by their number: an older study may have left some out.
+        # By cells and not by number: an older version's study may have left some out.
         if self._is_grid:
             run = [trial.point for trial in self.log.trials]
             return next((cell for cell in self._decided if cell not in run), None)
@@ -188,11 +180,12 @@ class SpaceSearcher(TrialSearcher):
         if self._ladder:
             ladder = [trial for trial in known[: 1 + len(self._ladder)] if self._is_on_ladder(trial)]
             sees_ends = self._sees_ladder_end(len(known))
-            # Else all at the same rung: what some have come to since then would not compare.
+            # Before that all at their first rung, where their losses compare.
             now = [self.log[one.trial_id] if sees_ends else self.log.at_first_rung(one.trial_id) for one in ladder]
             parameters = narrowed(parameters, [trial for trial in now if trial is not None])
         view = SamplerView(parameters)
-        study = optuna.create_study(sampler=make_sampler(self._space, _seed_of(self._seed, len(known))))
+        seed = int(np.random.SeedSequence([self._seed, len(known)]).generate_state(1)[0])
+        study = optuna.create_study(sampler=make_sampler(self._space, seed))
         warm = self._warm_start.told if self._warm_start else ()
         told = (told_as(trial, view) for trial in (*warm, *known))
         study.add_trials([trial for trial in told if trial is not None])
@@ -203,18 +196,18 @@ class SpaceSearcher(TrialSearcher):
             return config not in run and _too_large(config, known) is None
 
         for _ in range(MAX_REFUSED):
-            # A refused draw stays open: to the sampler it is a trial under way, away from which it draws the next.
+            # A refused draw stays a running trial to the sampler, whose constant liar then draws elsewhere.
             trial = study.ask()
             point = view.decoded(suggest(trial, view.parameters))
             if is_new(point):
                 return point
         if any(_members(parameter) is None for parameter in self._space.parameters):
             return None
-        # A sampler that has settled may not find the last few points of a small space.
+        # A converged sampler may not find the last few points of a small space.
         return next(filter(is_new, points(self._space.parameters, lambda parameter: _members(parameter) or ())), None)
 
     def _refusal(self, trial: KnownTrial) -> str | None:
-        # A grid keeps a row for every cell; running into each large one would cost a killed worker a time.
+        # A grid has a row for every cell; running each one that is too large would cost a worker each time.
         has_run = trial.val_loss is not None
         if not self._is_grid or has_run:
             return None
@@ -241,10 +234,10 @@ def make_sampler(space: SearchSpace, seed: int) -> optuna.samplers.BaseSampler:
 
 
 class SamplerView:
-    """The parameters as the sampler sees them: numbers to choose from have an order, and are their places in it."""
+    """The parameters as the sampler sees them: a choice of numbers is an ordered range of indices."""
 
     def __init__(self, parameters: Sequence[SearchParameter]) -> None:
-        # What a condition reads stays as it is.
+        # A choice that a condition refers to keeps its values.
         parents = {one.condition.parent for one in parameters if one.condition is not None}
         self._places = {
             one.name: sorted(one.domain.values)
@@ -261,7 +254,7 @@ class SamplerView:
         return {name: self._places[name][value] if name in self._places else value for name, value in point.items()}
 
     def encoded(self, point: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Return a point of the space as the sampler's; None for one that lies outside of what is searched."""
+        """Return a point of the space as the sampler's; None if it lies outside the searched ranges."""
         coded = {
             name: self._places[name].index(value) if name in self._places else value for name, value in point.items()
         }
@@ -274,7 +267,7 @@ def _are_numbers(values: Sequence[Any]) -> bool:
 
 
 def told_as(trial: KnownTrial, view: SamplerView) -> FrozenTrial | None:
-    """Return what Optuna's sampler is told of a trial, live and after a resume; None where it is told nothing.
+    """Return a trial for Optuna's sampler, live and after a resume; None for a failed one.
 
     TPE ranks COMPLETE trials by value, then PRUNED ones: those that got furthest first, by their last loss there.
     """
@@ -283,14 +276,14 @@ def told_as(trial: KnownTrial, view: SamplerView) -> FrozenTrial | None:
         case "completed" if objective(trial.val_loss) < PENALTY_NATS:
             state = TrialState.COMPLETE
         case "stopped":
-            # Its loss is of less training than a completed one's: only its rung's own losses compare with it.
+            # Its loss is of less training than a completed trial's and compares only within its rung.
             state, losses = TrialState.PRUNED, dict(trial.losses[-1:])
         case "completed" | "unstable" | "out_of_memory":
-            # It has no loss to show, and without one it ranks behind every stopped trial. As COMPLETE it would rank
-            # before them all, whatever the penalty; the losses of before it broke say nothing for it either.
+            # PRUNED without a loss ranks behind every stopped trial. COMPLETE would rank before them all, whatever the
+            # penalty, and the losses from before it broke are not to its credit.
             state = TrialState.PRUNED
         case "failed":
-            # A lost worker or a bug says nothing of the hyperparameters.
+            # A lost worker or a bug says nothing about the hyperparameters.
             return None
         case _:
             state = TrialState.RUNNING
@@ -312,10 +305,6 @@ def _members(parameter: SearchParameter) -> Sequence[Any] | None:
     if isinstance(domain, IntRange):
         return range(domain.low, domain.high + 1, domain.step)
     return domain.values if isinstance(domain, Choice) else None
-
-
-def _seed_of(seed: int, place: int) -> int:
-    return int(np.random.SeedSequence([seed, place]).generate_state(1)[0])
 
 
 def _too_large(config: TrialConfig, trials: Iterable[KnownTrial]) -> KnownTrial | None:

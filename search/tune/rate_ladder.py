@@ -1,6 +1,6 @@
-"""The start of a search: rates from end to end of the learning rate's range, then the part of it that they point to.
+"""A ladder of learning rates as the start of a search, and the narrower range around its best for the rest.
 
-It proposes and narrows; who is asked and what is known when is the searcher's.
+The searcher decides which trials are known when.
 """
 
 import math
@@ -15,28 +15,28 @@ from trainable.fidelity import PENALTY_NATS, objective
 RATE = "learning_rate"
 MOST_RATES = 6
 WINDOW_DECADES = 0.75
-"""To either side of the best rate, as far as the next rate of a ladder over six decades would be."""
+"""To either side of the best rate: about one step of a ladder of six rates over six decades."""
 
 
 def ladder_points(
     parameters: Sequence[SearchParameter], baseline: Mapping[str, Any], *, most: int
 ) -> list[dict[str, Any]]:
-    """Return the baseline at the middles of equal parts of the rate's range, the middle ones first.
+    """Return the baseline at the centers of equal parts of the rate's range, the middle parts first.
 
-    None where the range is hardly wider than what is searched around the best of them, or for fewer than three.
+    Empty if the range is no wider than the window around the best rate, or `most` is below three.
     """
     domain = _range(parameters)
     count = min(MOST_RATES, most)
     if domain is None or count < 3 or math.log10(domain.high / domain.low) <= 2 * WINDOW_DECADES:
         return []
-    # Those that are likely to be good first: the later ones are then judged against them.
+    # The likely good ones first, because a trial is judged against those before it.
     order = sorted(range(count), key=lambda index: (abs(index - (count - 1) / 2), -index))
     shares = [(index + 0.5) / count for index in order]
     return [{**baseline, RATE: domain.low * (domain.high / domain.low) ** share} for share in shares]
 
 
 def narrowed(parameters: Sequence[SearchParameter], ladder: Sequence[KnownTrial]) -> tuple[SearchParameter, ...]:
-    """Return the parameters with the rate's range around the best of the ladder, below the rates that broke."""
+    """Return the parameters with the rate's range around the ladder's best, and below the rates that were unstable."""
     domain = _range(parameters)
     sound = [trial for trial in ladder if trial.status != "unstable" and objective(trial.val_loss) < PENALTY_NATS]
     if domain is None or not sound:
@@ -55,7 +55,7 @@ def _range(parameters: Sequence[SearchParameter]) -> FloatRange | None:
 
 
 def _rank(trial: KnownTrial) -> tuple[float, float]:
-    """Return what sorts the best first: who got furthest, then by loss."""
-    # At the first rung rates may be ahead that are ten times as high as the one that is best at the end.
+    """Return a sort key, the best first: by tokens reached, then by loss."""
+    # Early losses mislead: at the first rung a rate may lead that is ten times the one that is best at the end.
     reached_tokens = math.inf if trial.status == "completed" else trial.losses[-1][0] if trial.losses else 0
     return -reached_tokens, objective(trial.val_loss)

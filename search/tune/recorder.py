@@ -4,6 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,59 +23,44 @@ from trainable.checkpoint.checkpoint_store import CheckpointStore
 from trainable.rows import MetricsRow, StepRow, TrialStatus, Verdict
 
 WORKER_DIED = ("ActorDiedError", "ActorUnavailableError", "RayActorError", "WorkerCrashedError")
-"""How Ray tells that a process ended; what its code raised is told otherwise, whatever was killed meanwhile."""
+"""Ray's errors for a process that died. An exception in the trial's code is another error."""
 OUT_OF_MEMORY_SIGNS = ("ray.exceptions.OutOfMemoryError", "CUDA out of memory")
-"""Ray's memory monitor, and a device's allocator where it kills the worker."""
+"""From Ray's memory monitor, and from a CUDA allocator that kills the worker."""
 
 
+@dataclass(eq=False)
 class StudyRecorder(Callback):  # type: ignore[misc]
     """The only writer of a running study's tables."""
 
-    def __init__(
-        self,
-        ledger: Ledger,
-        log: TrialLog,
-        view: StudyView,
-        *,
-        planned_run: Callable[[Mapping[str, Any]], PlannedRun],
-        checkpoints_of: Callable[[int], CheckpointStore],
-        on_ended: Callable[[int], None],
-        evaluation_timeout_s: float,
-        oom_counter_of: Callable[[int | None], OomCounter],
-    ) -> None:
-        self._ledger = ledger
-        self._log = log
-        self._view = view
-        self._planned_run = planned_run
-        self._checkpoints_of = checkpoints_of
-        self._on_ended = on_ended
-        self._evaluation_timeout_s = evaluation_timeout_s
-        self._oom_counter_of = oom_counter_of
-        self._oom_kills_before: dict[int, tuple[OomCounter, int]] = {}
-        """By trial: where its worker's death would be counted, and the count when it was last heard of."""
-        self._oom_kills_explained: Counter[OomCounter] = Counter()
-        """Each kill explains one death of a worker, not several."""
-        self._heard_at: dict[int, float] = {}
-        self.storage_error: OSError | None = None
-        """Why the study could not be written; the engine leaves when there is one."""
-        self.input_fault: str | None = None
-        """Which input is gone or another; the engine leaves, and no trial counts as failed for it."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return nothing: Ray pickles callbacks for a restore that studies never use, and a live screen has locks."""
-        return {}
+    ledger: Ledger
+    log: TrialLog
+    view: StudyView
+    planned_run: Callable[[Mapping[str, Any]], PlannedRun]
+    checkpoints_of: Callable[[int], CheckpointStore]
+    on_ended: Callable[[int], None]
+    evaluation_timeout_s: float
+    oom_counter_of: Callable[[int | None], OomCounter]
+    storage_error: OSError | None = None
+    """Why the study could not be written; it ends the engine."""
+    input_fault: str | None = None
+    """Which input is gone or has changed; it ends the engine, and no trial counts as failed."""
+    _oom_kills_before: dict[int, tuple[OomCounter, int]] = field(default_factory=dict)
+    """By trial: the counter of its worker's cgroup, and its count when the trial was last heard of."""
+    _oom_kills_explained: Counter[OomCounter] = field(default_factory=Counter)
+    """Each kill explains one death of a worker, not several."""
+    _heard_at: dict[int, float] = field(default_factory=dict)
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Enter the trial; one that is started again keeps its row. Its process has yet to look for its checkpoints."""
+        """Enter the trial, or keep its row if it starts again, and drop checkpoints later than its rows."""
         trial_id: int = trial.config["trial_id"]
         self._heard_at[trial_id] = time.monotonic()
-        self._view.trial_waits(trial_id, waits=False)
+        self.view.trial_waits(trial_id, waits=False)
         if trial_id not in self._oom_kills_before:
             self._note_oom_kills(trial_id, pid=None)
         with self._kept():
-            self._ledger.start_trial(self._planned_run(trial.config), started_at=datetime.now(UTC))
-            self._checkpoints_of(trial_id).forget_after(self._ledger.known_steps(trial_id))
-        self._view.refresh()
+            self.ledger.start_trial(self.planned_run(trial.config), started_at=datetime.now(UTC))
+            self.checkpoints_of(trial_id).forget_after(self.ledger.known_steps(trial_id))
+        self.view.refresh()
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
@@ -86,37 +72,37 @@ class StudyRecorder(Callback):  # type: ignore[misc]
         self.end_late_stops()
         self.input_fault = self.input_fault or result["input_fault"]
         with self._kept():
-            self._ledger.add_steps(trial_id, [StepRow(**row) for row in result["steps"]])
+            self.ledger.add_steps(trial_id, [StepRow(**row) for row in result["steps"]])
             if result["metrics"] is not None:
                 row = MetricsRow(**result["metrics"])
-                self._ledger.add_metrics(trial_id, row, self._log.rung_of(result["fidelity_tokens"]))
+                self.ledger.add_metrics(trial_id, row, self.log.rung_of(result["fidelity_tokens"]))
             if result["saved"]:
-                # What led to a checkpoint must be on disk before the next one: else neither could be gone on from.
-                self._ledger.flush()
-        for note in (*result["notes"], *self._ledger.take_notes()):
-            self._view.say(note if f"trial {trial_id}" in note else f"trial {trial_id}: {note}")
-        self._view.refresh()
+                # Rows up to a checkpoint must be on disk before the next one is kept, or no checkpoint matches them.
+                self.ledger.flush()
+        for note in (*result["notes"], *self.ledger.take_notes()):
+            self.view.say(note if f"trial {trial_id}" in note else f"trial {trial_id}: {note}")
+        self.view.refresh()
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Write what the ledger holds back: the next evaluation, with which it would write it, may be hours away."""
+        """Flush the ledger when due: the next evaluation, which flushes too, may be hours away."""
         with self._kept():
-            self._ledger.flush_if_due()
-        if self._log.early_end is not None:
-            self._view.trials_planned = self._log.early_end.trials
-        self._view.refresh()
+            self.ledger.flush_if_due()
+        if self.log.early_end is not None:
+            self.view.trials_planned = self.log.early_end.trials
+        self.view.refresh()
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Tell of a worker that died; Ray starts the trial again, once."""
         trial_id = trial.config["trial_id"]
         self._enter(iteration, trials, trial)
-        self._view.trial_waits(trial_id, waits=True)
+        self.view.trial_waits(trial_id, waits=True)
         self._killed_for_memory(trial_id, _error_text(trial))
-        self._view.say(
+        self.view.say(
             f"trial {trial_id} lost its worker{self._silence_words(trial_id)}; it starts again from its last checkpoint"
         )
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Close the trial: it says how it ended, or else the scheduler stopped it."""
+        """Close the trial; one that reported no ending was stopped by the scheduler."""
         result = trial.last_result
         status: TrialStatus = "stopped" if result["status"] == "running" else result["status"]
         self._end(trial, status, result)
@@ -126,7 +112,7 @@ class StudyRecorder(Callback):  # type: ignore[misc]
         self._enter(iteration, trials, trial)
         text = _error_text(trial)
         reason = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "unknown error")
-        self._view.log(text.strip())
+        self.view.log(text.strip())
         killed = self._killed_for_memory(trial.config["trial_id"], text)
         out_of_memory = killed or any(sign in text for sign in OUT_OF_MEMORY_SIGNS)
         status: TrialStatus = "out_of_memory" if out_of_memory else "failed"
@@ -140,16 +126,16 @@ class StudyRecorder(Callback):  # type: ignore[misc]
             self.on_trial_start(iteration, trials, trial)
 
     def interrupt(self) -> None:
-        """Note that what runs now was cut off."""
+        """Mark the running trials as interrupted."""
         with self._kept():
-            self._ledger.interrupt(datetime.now(UTC))
+            self.ledger.interrupt(datetime.now(UTC))
 
     def _note_oom_kills(self, trial_id: int, *, pid: int | None) -> None:
-        counter = self._oom_counter_of(pid)
+        counter = self.oom_counter_of(pid)
         self._oom_kills_before[trial_id] = counter, counter.kills() - self._oom_kills_explained[counter]
 
     def _killed_for_memory(self, trial_id: int, error_text: str) -> bool:
-        """Return whether a kill that no other worker's death explains came since the trial was heard of."""
+        """Return whether the kernel killed a process since the trial was heard of, not counting explained kills."""
         counter, before = self._oom_kills_before[trial_id]
         died = any(sign in error_text for sign in WORKER_DIED)
         killed = died and counter.kills() - self._oom_kills_explained[counter] > before
@@ -158,11 +144,11 @@ class StudyRecorder(Callback):  # type: ignore[misc]
 
     def _silence_words(self, trial_id: int) -> str:
         silent_s = time.monotonic() - self._heard_at.get(trial_id, time.monotonic())
-        return f" (hung: no evaluation in {silent_s:.0f} s)" if silent_s >= self._evaluation_timeout_s else ""
+        return f" (hung: no evaluation in {silent_s:.0f} s)" if silent_s >= self.evaluation_timeout_s else ""
 
     @contextmanager
     def _kept(self) -> Iterator[None]:
-        # Ray would take an error in here for the trial's. The ledger still holds it all, so the study ends in order.
+        # Ray would blame the trial for an error in a callback. The ledger keeps its rows in memory until the end.
         try:
             yield
         except OSError as error:
@@ -170,20 +156,20 @@ class StudyRecorder(Callback):  # type: ignore[misc]
 
     def _end(self, trial: Trial, status: TrialStatus, result: dict[str, Any]) -> None:
         trial_id: int = trial.config["trial_id"]
-        # The log is told here and not by Ray, which does not tell a worker that ran out of memory from a bug.
+        # The log learns it here and not through Ray, for which out of memory and a bug are the same error.
         metrics = result.get("metrics") or {}
-        self._log.end(trial_id, status, metrics.get("val_loss"), metrics.get("part_losses", ()))
-        if self._log.stopped_at(trial_id) is not None:
+        self.log.end(trial_id, status, metrics.get("val_loss"), metrics.get("part_losses", ()))
+        if self.log.stopped_at(trial_id) is not None:
             status = "stopped"
-        if self._log.ends_early and metrics.get("part_losses"):
-            # Before the row: a resumed search must find them with every trial that has completed.
+        if self.log.ends_early and metrics.get("part_losses"):
+            # Before the row, so that every completed trial of a resumed search has them.
             with self._kept():
-                write_part_losses(self._view.study, self._log.trials)
-        # Before the row that brought the verdicts: were that written alone, a study killed here would count as over.
+                write_part_losses(self.view.study, self.log.trials)
+        # Before the row that brought the verdicts: if only that were written, a killed study would count as finished.
         self.end_late_stops()
         verdict = result.get("verdict")
         with self._kept():
-            self._ledger.end_trial(
+            self.ledger.end_trial(
                 trial_id,
                 status=status,
                 verdict=Verdict(**verdict) if verdict and status == "unstable" else None,
@@ -193,24 +179,24 @@ class StudyRecorder(Callback):  # type: ignore[misc]
                 active_s=result.get("active_s"),
             )
             self._end_at_rung(trial_id)
-        self._view.trial_ended(trial_id, note=result.get("evidence", ""))
-        # However it ended: of a dozen stopped in a row each would keep two checkpoints until one completes.
-        self._on_ended(trial_id)
+        self.view.trial_ended(trial_id, note=result.get("evidence", ""))
+        # After every ending, or a dozen trials stopped in a row would keep two checkpoints each until one completes.
+        self.on_ended(trial_id)
 
     def end_late_stops(self) -> None:
-        """End the rows of trials that are over, at the rungs at which they are found to be stopped only now."""
-        for trial_id in self._log.take_stops():
-            row = self._ledger.trial(trial_id)
-            # One that runs is ended when Ray has stopped it.
+        """Cut the rows of trials that have ended and are stopped at an earlier rung only now."""
+        for trial_id in self.log.take_stops():
+            row = self.ledger.trial(trial_id)
+            # A running one is cut when Ray has stopped it.
             if row["status"] not in ("running", "stopped"):
                 with self._kept():
                     self._end_at_rung(trial_id)
-                self._view.trial_ended(trial_id, note="")
+                self.view.trial_ended(trial_id, note="")
 
     def _end_at_rung(self, trial_id: int) -> None:
-        rung = self._log.stopped_at(trial_id)
+        rung = self.log.stopped_at(trial_id)
         if rung is not None:
-            self._ledger.end_at_rung(trial_id, rung=rung, evaluations=len(self._log[trial_id].losses))
+            self.ledger.end_at_rung(trial_id, rung=rung, evaluations=len(self.log[trial_id].losses))
 
 
 def _error_text(trial: Trial) -> str:

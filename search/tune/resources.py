@@ -1,15 +1,15 @@
-"""How many trials run at the same time, and what each gets, worked out from the machines. It asks no Ray."""
+"""Slots: how many trials run at the same time, and what each gets, from the machines' CPUs and GPUs. No Ray."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from search.cluster.nodes import Node
+from search.cluster.connection import Node
 
 MPS = "mps"
-"""Ray's resource for a Mac's GPU, of which it knows nothing itself."""
+"""Our name of a Ray resource for a Mac's GPU, which Ray does not know."""
 SHARES_A_GPU = 10_000
-"""Ray counts a GPU in so many parts, and rounds: six shares of 0.1667 do not fit on one."""
+"""Ray rounds a share to 1/10,000 of a GPU: six shares of 0.1667 do not fit on one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,22 +20,22 @@ class Slots:
     threads: int
     """CPU threads of one trial."""
     gpu_frac: float
-    """Share of a GPU of one trial; 0 on a CPU and on MPS, which Ray need not count."""
+    """Share of a GPU of one trial; 0 on a CPU and on MPS."""
     checkpoint_interval_s: float = 60.0
-    """A running trial is saved at the first step after so many active seconds."""
+    """A running trial is saved after this many seconds of training."""
     address: str | None = None
     """Of an existing Ray cluster; None starts one on this machine."""
     device: str | None = None
-    """What a cluster's workers train on; None where that is the RunSpec's."""
+    """The device of a cluster's workers; None for the RunSpec's."""
     on_mps: bool = False
     storage: str | None = None
     """A folder or URI that holds checkpoints and a mirror of the tables; None keeps them in the study."""
     evaluation_timeout_s: float = 3600.0
-    """A trial without an evaluation for so long, and for ten times what its first steps promise, is hung."""
+    """A trial counts as hung after this time without an evaluation, and ten times what its first steps predict."""
 
     @property
     def count_on_device(self) -> int:
-        """How many trials share a device's memory; with a cluster, whose nodes' it is not, one is looked at."""
+        """How many trials share this machine's device; 1 with a cluster, whose nodes do the work."""
         a_gpu = int(1 / self.gpu_frac + 1e-9) if self.gpu_frac else self.count
         return min(self.count, a_gpu) if self.address is None else 1
 
@@ -48,19 +48,19 @@ class Slots:
 
     @property
     def a_trial(self) -> dict[str, float]:
-        """What Ray counts of a trial: here a slot counts as one CPU, for Ray starts a worker for each CPU ahead."""
+        """A trial's Ray resources; one CPU on this machine, because Ray starts a worker ahead for each CPU."""
         if self.address is not None:
             return {"cpu": float(self.threads), "gpu": self.gpu_frac}
         return {"cpu": 1.0, "gpu": self.gpu_frac, **({MPS: 1.0} if self.on_mps else {})}
 
     @property
     def of_the_machine(self) -> dict[str, float]:
-        """What Ray, started for these slots alone, is told of besides CPUs and GPUs."""
+        """The machine's Ray resources besides CPUs and GPUs."""
         return {MPS: float(self.count)} if self.on_mps else {}
 
     @property
     def notes(self) -> list[str]:
-        """What a person should know."""
+        """Lines for the user."""
         if not self.on_mps or self.count_on_device == 1:
             return []
         return [
@@ -70,17 +70,17 @@ class Slots:
 
 
 def slots_on(nodes: Sequence[Node], device_type: str, *, concurrency: int | None, gpu_frac: float) -> Slots:
-    """Return the slots of machines: one single-threaded trial a core, one (or 1/gpu_frac) a GPU, one on MPS.
+    """Return the slots of machines: one single-threaded trial per core, one (or 1/gpu_frac) per GPU, one on MPS.
 
-    concurrency asks for another number, and CPU threads and GPUs are shared out among so many. No trial spans two
-    machines or two GPUs, and there are never more than fit at once.
+    concurrency asks for another number, among which CPU threads and GPUs are shared. No trial spans two machines or two
+    GPUs, and there are never more slots than fit at once.
     """
     if device_type == "cuda":
         nodes = [node for node in nodes if node.gpus]
     devices = [{"cuda": node.gpus, "mps": 1}.get(device_type, node.cpus) for node in nodes]
     each = 1 if concurrency is None else math.ceil(concurrency / sum(devices))
     if device_type == "cuda":
-        # Rounded down as Ray would round it up.
+        # Rounded down, because Ray would round up.
         gpu_frac = math.floor(min(gpu_frac, 1 / each) * SHARES_A_GPU + 1e-6) / SHARES_A_GPU
         each = int(1 / gpu_frac + 1e-9)
     places = [each * count for count in devices]
@@ -96,7 +96,7 @@ def slots_on(nodes: Sequence[Node], device_type: str, *, concurrency: int | None
 
 def _threads(nodes: Sequence[Node], places: Sequence[int], concurrency: int | None, *, spread: bool) -> int:
     if not spread:
-        # Ray may put all that a node has room for on it.
+        # Ray may fill a node before it uses the next.
         most = (min(room, concurrency or room) for room in places)
         return max(1, min(node.cpus // count for node, count in zip(nodes, most, strict=True)))
     wanted = concurrency or sum(node.cpus for node in nodes)
@@ -105,5 +105,5 @@ def _threads(nodes: Sequence[Node], places: Sequence[int], concurrency: int | No
 
 
 def _fit(node: Node, threads: int, room: int) -> int:
-    # Where Ray is started for the study alone it is told of as many CPUs as the trials ask for.
+    # Our own Ray is started with as many CPUs as the trials ask for.
     return room if node.is_ours and threads == 1 else min(room, node.cpus // threads)

@@ -1,7 +1,8 @@
-"""StartWatch: says what is missing when no trial takes a step. It changes nothing."""
+"""StartWatch: prints what the trials wait for when none takes a step."""
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +16,16 @@ from search.tune.resources import Slots
 PATIENCE_S = 30.0
 
 
+@dataclass(eq=False)
 class StartWatch(Callback):  # type: ignore[misc]
-    """Tells, after half a minute without a first result, what the trials wait for; again when that changes."""
+    """Prints after half a minute without a first result what the trials wait for, and again when that changes."""
 
-    def __init__(self, slots: Slots, logs: Path | None, *, say: Callable[[str], None]) -> None:
-        self._slots = slots
-        self._logs = logs
-        self._say = say
-        self._look_at = time.monotonic() + PATIENCE_S
-        self._told = ""
-        self._is_over = False
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return nothing: Ray pickles callbacks for a restore that studies never use."""
-        return {}
+    slots: Slots
+    logs: Path | None
+    say: Callable[[str], None]
+    _look_at: float = field(default_factory=lambda: time.monotonic() + PATIENCE_S)
+    _told: str = ""
+    _is_over: bool = False
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Any, **info: Any) -> None:
         """Stop watching: a trial trains."""
@@ -43,22 +40,22 @@ class StartWatch(Callback):  # type: ignore[misc]
         words = self._missing(trials)
         if words != self._told:
             self._told = words
-            self._say(words)
+            self.say(words)
 
     def _missing(self, trials: Sequence[Any]) -> str:
         begun = sum(trial.status == Trial.RUNNING for trial in trials)
         if begun:
             return f"no trial has taken a step: {begun} {'loads its' if begun == 1 else 'load their'} model"
-        if self._logs is not None and (death := worker_death(self._logs)):
+        if self.logs is not None and (death := worker_death(self.logs)):
             return f"no trial has begun: a worker died while starting: {death}"
-        # A cluster may have other work; Ray on this machine was given as much as the trials ask for.
-        if self._slots.address is not None and (lack := lacking(self._slots)):
+        # Only a cluster may have other work: our own Ray was started with what the trials ask for.
+        if self.slots.address is not None and (lack := lacking(self.slots)):
             return f"no trial has begun: {lack}"
         return "no trial has begun: workers are starting"
 
 
 def lacking(slots: Slots) -> str:
-    """Return which resource of one trial the cluster has not free; empty where all are."""
+    """Return which resource of a trial the cluster lacks; empty if none."""
     free, there = ray.available_resources(), ray.cluster_resources()
     for name, needed in (("CPU", slots.threads), ("GPU", slots.gpu_frac)):
         left, all_of_it = free.get(name, 0), there.get(name, 0)

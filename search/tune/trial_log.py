@@ -1,4 +1,4 @@
-"""What a running search knows of its trials, and successive halving on it by number. It knows nothing of Ray."""
+"""TrialLog: what a search knows of its trials, and ASHA's verdicts on them in the order of their numbers. No Ray."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -12,12 +12,12 @@ from trainable.rows import TrialStatus
 
 
 class TrialLog:
-    """The history of a search, carried on with every proposal, evaluation and ending, and the verdicts that follow.
+    """The trials of a search, kept up to date with every proposal, evaluation and ending, and the verdicts on them.
 
-    A trial that is not among the best 1/reduction_factor at a rung is stopped there (ASHA, Li et al. 2020). Those it is
-    held against are the trials numbered before it, and not those that were faster: so the verdicts, and all that is
-    proposed from them, are the same on any number of slots, at any speed, and after any kill. While one of them has yet
-    to reach the rung the trial trains on. When it is stopped for all that, its results end at the rung.
+    A trial that is not among the best 1/reduction_factor at a rung is stopped there (ASHA, Li et al. 2020). It is
+    compared with the trials numbered before it, not with those that were faster: verdicts and proposals are therefore
+    the same on any number of slots, at any speed, and after any kill. While one of those has not reached the rung, the
+    trial trains on; if it is stopped in the end, its results are cut at the rung.
     """
 
     def __init__(
@@ -33,24 +33,24 @@ class TrialLog:
         self.reduction_factor = reduction_factor
         self._is_baseline = is_baseline
         self.recorded: list[dict[int, float]] = [{} for _ in rung_tokens]
-        """Objective by trial_id, for each rung: of this study's own trials alone. What another study's reached at its
-        own budget would stop its best trials here."""
+        """Objective by trial_id, for each rung, of this study's own trials only: losses of a longer run would stop its
+        best trials."""
         self._trials: dict[int, KnownTrial] = {}
-        """As they ran, also beyond the rung at which a verdict that came late ended them."""
+        """As they ran, also beyond the rung of a late verdict."""
         self._passed: set[tuple[int, int]] = set()
-        """(trial_id, rung) of the verdicts that let a trial go on."""
+        """(trial_id, rung) where a trial may go on."""
         self._stopped: dict[int, int] = {}
-        """The rung of those that did not, by trial_id."""
+        """The rung where a trial is stopped, by trial_id."""
         self._new_stops: list[int] = []
         self.ends_early = ends_early
         self.early_end: EarlyEnd | None = None
-        """Why no more trials are begun, where more of them would gain too little."""
+        """Set when more trials would gain too little; then none is begun."""
         for trial in trials:
             self.begin(trial)
             for tokens, loss in trial.losses:
                 self._record(trial.trial_id, tokens, loss)
             if trial.status == "stopped" and trial.losses:
-                # By the process that ran it, which knew the same.
+                # Taken from the earlier process, which had the same information.
                 rung = self.rung_of(trial.losses[-1][0])
                 self._stopped |= {} if rung is None else {trial.trial_id: rung}
         self._judge()
@@ -68,11 +68,11 @@ class TrialLog:
         return replace(trial, status="stopped", losses=losses, val_loss=losses[-1][1])
 
     def begin(self, trial: KnownTrial) -> None:
-        """Note a trial that was proposed."""
+        """Add a proposed trial."""
         self._trials[trial.trial_id] = trial
 
     def evaluate(self, trial_id: int, tokens: int, loss: float) -> None:
-        """Note an evaluation; a trial that went back to its checkpoint passes some again, which stay as they are."""
+        """Add an evaluation; one that a trial repeats after going back to its checkpoint is ignored."""
         trial = self._trials[trial_id]
         if not trial.losses or tokens > trial.losses[-1][0]:
             self._trials[trial_id] = replace(trial, losses=(*trial.losses, (tokens, loss)))
@@ -82,7 +82,7 @@ class TrialLog:
     def end(
         self, trial_id: int, status: TrialStatus, val_loss: float | None, part_losses: Sequence[float] = ()
     ) -> None:
-        """Note how a trial ended, and its last evaluation."""
+        """Set how a trial ended, and its last evaluation."""
         ending: dict[str, Any] = {"status": status, "val_loss": val_loss, "part_losses": tuple(part_losses)}
         self._trials[trial_id] = replace(self._trials[trial_id], **ending)
         self._judge()
@@ -100,7 +100,7 @@ class TrialLog:
         return self._stopped.get(trial_id)
 
     def take_stops(self) -> list[int]:
-        """Return the trials that were found to be stopped since the last call."""
+        """Return the trials stopped since the last call."""
         stops, self._new_stops = self._new_stops, []
         return stops
 
@@ -111,7 +111,7 @@ class TrialLog:
         return self._trials[trial_id].ended and not self._undecided(trial_id, len(self.rung_tokens))
 
     def at_first_rung(self, trial_id: int) -> KnownTrial | None:
-        """Return what the trial was at its first rung, or how it ended before one; None when neither is known yet."""
+        """Return the trial as of its first rung, or how it ended before one; None if neither is known yet."""
         first = next((rung for rung, recorded in enumerate(self.recorded) if trial_id in recorded), None)
         trial = self._trials[trial_id]
         if first is None:
@@ -125,14 +125,14 @@ class TrialLog:
         return trial.losses[:count]
 
     def _record(self, trial_id: int, tokens: int, loss: float) -> None:
-        # At the highest rung alone: a large batch passes several at once, and its late loss must not be held against
-        # the others' early ones.
+        # Only at the highest rung: a large batch passes several rungs in a step, and its late loss must not be compared
+        # with early losses of others.
         rung = self.rung_of(tokens)
         if rung is not None and math.isfinite(loss):
             self.recorded[rung].setdefault(trial_id, loss)
 
     def _judge(self) -> None:
-        """Decide what can be decided; in the trials' order, for a verdict may hang on those before it."""
+        """Make the verdicts that can be made, in order: each may depend on those before it."""
         for trial_id in sorted(self._trials):
             if trial_id in self._stopped:
                 continue
@@ -147,12 +147,12 @@ class TrialLog:
                 break
 
     def _undecided(self, trial_id: int, below: int) -> list[int]:
-        """Return the rungs `below` one that the trial has reached and may yet be stopped at."""
+        """Return the reached rungs lower than `below` that have no verdict yet."""
         reached = (rung for rung in range(below) if trial_id in self.recorded[rung])
         return [rung for rung in reached if (trial_id, rung) not in self._passed]
 
     def _goes_on(self, trial_id: int, rung: int) -> bool | None:
-        """Return the verdict on a trial at a rung, None while it hangs on a trial that has yet to get there."""
+        """Return the verdict on a trial at a rung; None while it depends on a trial that has not got there."""
         if self.is_baseline(trial_id):
             return True
         objective = self.recorded[rung][trial_id]
@@ -165,7 +165,7 @@ class TrialLog:
         ]
         better = sum(loss < objective for loss in known)
         count = len(known) + 1
-        # What is unknown may all come, as better ones or as worse ones: if both say the same, so does all between.
+        # The unknown ones may all turn out better, or all worse: a verdict that holds in both cases holds in any.
         if better + unknown < self._kept(count + unknown):
             return True
         return False if better >= self._kept(count + unknown) else None
@@ -178,7 +178,7 @@ class TrialLog:
         return self._stopped.get(trial_id, rung) >= rung
 
     def _may_yet_count(self, trial_id: int, rung: int) -> bool:
-        """Return whether it is open if the trial counts at the rung, or with what."""
+        """Return whether the trial may still count at the rung with an objective that is not known yet."""
         if trial_id in self._stopped:
             return False
         if self._undecided(trial_id, rung):

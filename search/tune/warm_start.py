@@ -1,4 +1,4 @@
-"""What a finished study teaches a new one: results for its searcher, and points to measure before anything else."""
+"""WARM_START: another study's results for a new study's searcher, and its best points to run first."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -25,10 +25,10 @@ SEARCHED_OR_DERIVED = ("training_steps", "warmup_steps", "seed")
 
 
 def warm_start_from(source: Study, space: SearchSpace, facts: Mapping[str, Any]) -> WarmStart:
-    """Return what `source` teaches a search of `space`; `facts` are what study.json says of this study's inputs.
+    """Return what a search of `space` takes from `source`; facts: Loaded.facts of this study.
 
-    Losses are told only where model, text, weights and evaluation are the same, and never of a longer run. Raises
-    UserError when the source has nothing to teach.
+    Losses are taken only where model, text, weights and evaluation are the same, and never of a longer run. Raises
+    UserError for a source without a loss.
     """
     document = source.document()
     rows = ranked_trials(source.trials())
@@ -50,7 +50,7 @@ def warm_start_from(source: Study, space: SearchSpace, facts: Mapping[str, Any])
             firsts.append(point)
     told = []
     if share is not None and comparable:
-        # Tokens of a budget of time are the baseline's, whose speed may have been measured as another one there.
+        # A budget of time counts the baseline's tokens, and the other study may have measured another speed of it.
         scale = share * space.budget.tokens / budget.tokens
         told = [_told(trial, space, share, scale) for trial in known if trial.ended]
     return WarmStart(
@@ -70,7 +70,7 @@ def _same_measure(document: Mapping[str, Any], space: SearchSpace, facts: Mappin
 
 
 def _share_of_budget(budget: Budget, space: SearchSpace) -> float | None:
-    """Return the source's budget as a share of this one; None where it is longer, or tokens and not time."""
+    """Return the source's budget as a share of this one; None if it is larger, or one is in tokens and one in time."""
     ours = space.budget
     if (budget.device_s is None) != (ours.device_s is None):
         return None
@@ -79,11 +79,11 @@ def _share_of_budget(budget: Budget, space: SearchSpace) -> float | None:
 
 
 def _point(space: SearchSpace, config: TrialConfig) -> dict[str, Any] | None:
-    """Return the searched part of a configuration as a point of the space, or None where it lies outside."""
+    """Return the searched part of a configuration as a point of the space; None if it lies outside."""
     values = {**asdict(config), WARMUP_FRAC: config.warmup_steps / config.training_steps}
     point = active_point(space.parameters, values)
     near = point_of(space, config)
-    # A share of the warm-up has lost digits in its steps; the others must be members as they stand.
+    # The warm-up's share was rounded to steps and need not be exact; every other value must be in its domain.
     return near if all(near[name] == value for name, value in point.items() if name != WARMUP_FRAC) else None
 
 
@@ -103,12 +103,12 @@ def _told(trial: KnownTrial, space: SearchSpace, share: float, scale: float) -> 
 
 
 def write_warm_start(study: Study, warm_start: WarmStart) -> None:
-    """Keep the warm start in the study: it is resumed from its own files. Raises OSError."""
+    """Write the warm start into the study, for when it is resumed. Raises OSError."""
     write_document(_path(study), asdict(warm_start))
 
 
 def read_warm_start(study: Study) -> WarmStart | None:
-    """Return the warm start that the study was begun with, if any. Raises UserError when the file is damaged."""
+    """Return the study's warm start, if it has one. Raises UserError when the file is damaged."""
     return read_document(_path(study), _parse, what="a study's warm start", again="start a new study")
 
 

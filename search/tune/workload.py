@@ -1,4 +1,4 @@
-"""Workload: which trials run, and the protocol that they share; all that the engine needs of a space or a plan."""
+"""Workload: the trials to run, from a space's searcher or a list, as the engine needs them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,17 +20,17 @@ class Workload:
     """Trials to run into one study."""
 
     searcher: TrialSearcher
-    """Its log holds what is known of the trials, and is carried on as they run."""
+    """Its log knows the trials so far, and learns of each result."""
     trials_count: int
     baseline: TrialConfig
-    """A run of it, on whatever seed, is ended by nothing but a non-finite loss."""
+    """Runs of it, on any seed, are ended by a non-finite loss alone."""
     runs: Mapping[int, PlannedRun] = field(default_factory=dict)
-    """Those that are decided already, by trial_id; none where the searcher proposes."""
+    """Planned runs by trial_id; none where the searcher proposes."""
     baseline_trial_id: int | None = None
-    """Of the search's baseline, which is the first that the searcher ever proposes."""
+    """The search's baseline, which is the searcher's first proposal."""
 
     def planned_run(self, handed_out: Mapping[str, Any]) -> PlannedRun:
-        """Return what the searcher handed out ("trial_id", "trial", "point") as a run with its purpose."""
+        """Return a suggestion of the searcher ("trial_id", "trial", "point") as a run with its purpose."""
         trial_id: int = handed_out["trial_id"]
         if trial_id in self.runs:
             return self.runs[trial_id]
@@ -44,7 +44,7 @@ class Workload:
 
     @property
     def is_ranked(self) -> bool:
-        """Whether these are a study's trials, and not runs that confirm or attribute one of them."""
+        """Whether these are a study's own trials, not confirmation or attribution runs."""
         return all(run.purpose in RANKED_PURPOSES for run in self.runs.values())
 
     def includes(self, row: Mapping[str, Any]) -> bool:
@@ -53,7 +53,7 @@ class Workload:
 
 
 def space_workload(space: SearchSpace, history: History = NO_HISTORY) -> Workload:
-    """Return what is left of the search of a space: all of it where there is no history."""
+    """Return the trials that a search of the space has left to run after its history."""
     baseline = space.baseline
     log = TrialLog(
         history.trials,
@@ -73,7 +73,7 @@ def space_workload(space: SearchSpace, history: History = NO_HISTORY) -> Workloa
 def list_workload(
     runs: Sequence[PlannedRun], *, baseline: TrialConfig, milestones: Callable[[TrialConfig], Milestones]
 ) -> Workload:
-    """Return the full-length run of configurations that are already decided; milestones: where each is evaluated."""
+    """Return planned runs, each in full; milestones: where a configuration is evaluated."""
     trials = [KnownTrial(trial_id=run.trial_id, status="interrupted", config=run.config, point=None) for run in runs]
     return Workload(
         searcher=TrialSearcher(TrialLog(trials), milestones),

@@ -29,10 +29,9 @@ from results.study.planned_run import PlannedRun
 from search.options import read_options
 from search.setup.inputs import check_inputs, load_inputs
 from search.setup.plan import Plan
-from search.setup.run_plan import held, run_listed
+from search.setup.run_plan import held, run_plan
 from search.setup.study_record import study_document
 from search.terminal.console import Terminal
-from search.trackers.trackers import Mirrors
 from spaces.budget import Budget
 from spaces.read.load import load_space
 from trainable.config import DOCUMENTED, TrialConfig, with_token_budget
@@ -63,10 +62,9 @@ print(time.perf_counter() - started)
 
 def loaded() -> Any:
     """Return the Python language reference and the tiny model, as `make search` loads them."""
-    inputs = check_inputs(read_options([]), progress=lambda *_: None)
-    return load_inputs(
-        inputs, block_size=128, eval_tokens=EVAL_TOKENS, stability={}, init_from=None, progress=lambda *_: None
-    )
+    options = read_options([])
+    inputs = check_inputs(options, progress=lambda *_: None)
+    return load_inputs(inputs, block_size=128, eval_tokens=EVAL_TOKENS, progress=lambda *_: None)
 
 
 def milestones_tokens(budget_tokens: int) -> tuple[int, ...]:
@@ -91,17 +89,15 @@ def run_into_a_study(everything: Any, configs: Sequence[TrialConfig], budget_tok
         study=study,
         is_new=True,
         document=study_document(study.name, asked, loaded=everything, slots={"slots": slots_count}),
-        inputs=check_inputs(read_options([]), progress=lambda *_: None),
         loaded=everything,
         slots=Slots(count=slots_count, threads=1, gpu_frac=0),
-        mirrors=Mirrors(),
         baseline=configs[0],
         budget=Budget(tokens=budget_tokens),
         milestones_tokens=milestones_tokens(budget_tokens),
     )
     runs = [PlannedRun(trial_id=i, config=config, purpose="search") for i, config in enumerate(configs)]
     with held(plan):
-        run_listed(plan, runs, Terminal(as_json=True), ledger=Ledger(study))
+        run_plan(plan, Terminal(as_json=True), ledger=Ledger(study), runs=runs)
     return study
 
 

@@ -114,10 +114,9 @@ def spec(text_file: Path, cache: Path) -> "RunSpec":
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CACHE_DIR", str(cache))
-        inputs = check_inputs(
-            Options(training_data_source=text_file, gpt2_model_name="tiny-scratch", device="cpu"), progress=silent
-        )
-        loaded = load_inputs(inputs, block_size=32, eval_tokens=256, stability={}, init_from=None, progress=silent)
+        options = Options(training_data_source=text_file, gpt2_model_name="tiny-scratch", device="cpu")
+        inputs = check_inputs(options, progress=silent)
+        loaded = load_inputs(inputs, block_size=32, eval_tokens=256, progress=silent)
     return loaded.spec
 
 

@@ -121,7 +121,7 @@ def test_a_lost_node_is_not_the_trials_failure(tmp_path: Path) -> None:
 
     from search.cluster.node_watch import NodeWatch
 
-    watch: Any = NodeWatch(None)  # type: ignore[arg-type]
+    watch: Any = NodeWatch(None)
     errors = {
         ActorUnavailableError("RPC error: Socket closed", None): 3,
         RayActorError(error_msg="The actor died because its node has died. Node Id: 12"): 3,

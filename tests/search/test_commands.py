@@ -44,7 +44,7 @@ def test_simple_questions_are_answered(light: dict[str, Any]) -> None:
 
 
 def test_help_names_every_command(light: dict[str, Any]) -> None:
-    for name, (_, help_line) in COMMANDS.items():
+    for name, help_line in COMMANDS.items():
         assert name in light["--help"].stdout
         assert help_line.split(":")[0].split()[0] in light[f"{name} --help"].stdout
 

@@ -140,7 +140,7 @@ def test_a_plan_measures_every_shape_once_and_keeps_what_it_found(
 def test_baseline_and_what_is_compared_with_it_get_the_same_time(
     plan_of: Callable[..., Plan], planted: Planted
 ) -> None:
-    plan = plan_of("BUDGET_TIME=5m", kind="baseline", compare="before")
+    plan = plan_of("BUDGET_TIME=5m", "COMPARE=before", kind="baseline")
     assert len(plan.configs) == 2
     assert all(0.95 * 300 < device_s(config) <= 300 for config in plan.configs)
     assert {one.batch_size for one in planted.asked[0]} == {4, 8}

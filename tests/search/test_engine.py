@@ -93,7 +93,7 @@ def test_a_winners_checkpoint_is_kept_and_a_confirmations_own_is_not(tmp_path: P
     assert {int(path.name) for path in tmp_path.glob("checkpoints/*") if any(path.iterdir())} == {0, 1, 2, 6, 9}
 
 
-def test_fit_is_left_between_two_rounds_once_a_signal_came() -> None:
+def test_tune_is_left_between_two_rounds_once_a_signal_came() -> None:
     interrupts = Interrupts()
     recorder: Any = SimpleNamespace(storage_error=None, input_fault=None)
     leave = StopOnSignal(interrupts, recorder, None, say=lambda line: None)
@@ -103,10 +103,9 @@ def test_fit_is_left_between_two_rounds_once_a_signal_came() -> None:
         assert interrupts.code == 143
         with pytest.raises(KeyboardInterrupt):
             leave.on_step_end(iteration=2, trials=[])
-    assert leave.__getstate__() == {}
 
 
-def test_running_trials_are_asked_to_save_before_fit_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_trials_are_asked_to_save_before_tune_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupts, said = Interrupts(), list[str]()
     recorder: Any = SimpleNamespace(storage_error=None, input_fault=None)
     trials = [SimpleNamespace(trial_id=name, status="RUNNING") for name in "ab"]

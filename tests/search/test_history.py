@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from search.tune.history import NO_HISTORY, KnownTrial, known_trials
+from search.tune.history import KnownTrial, known_trials
 from search.tune.trial_log import TrialLog
 from spaces.budget import Budget, Milestones
 from trainable.config import TrialConfig
@@ -98,10 +98,6 @@ def test_a_trial_that_was_only_begun_and_one_without_a_point() -> None:
 def test_rows_of_something_else_are_a_key_error() -> None:
     with pytest.raises(KeyError):
         known_trials([{"trial_id": 1, "status": "completed"}], [], milestones=milestones)
-
-
-def test_no_history_is_nothing() -> None:
-    assert (NO_HISTORY.trials, NO_HISTORY.other_ids, NO_HISTORY.warm_start) == ((), (), None)
 
 
 def test_a_log_carried_on_knows_what_the_tables_will_say() -> None:

@@ -79,7 +79,7 @@ def command(options, terminal):
     open(sys.argv[1], "w").write("done")
     return {code}
 
-setattr(module, "{name}", command)
+module.{command}_command = command
 sys.exit(main(sys.argv[2:]))
 """
 
@@ -101,8 +101,7 @@ def test_a_command_runs_to_its_end_whatever_becomes_of_its_output(
     shell: str, words: str, code: int, expected: int, told: str, tmp_path: Path
 ) -> None:
     command = words.split()[0]
-    name = {"run": "search_command", "list": "list_command"}[command]
-    (tmp_path / "it.py").write_text(SCRIPT.format(command=command, name=name, code=code))
+    (tmp_path / "it.py").write_text(SCRIPT.format(command=command, code=code))
     line = f"{sys.executable} {tmp_path / 'it.py'} {tmp_path / 'done'} {words}"
     ran = subprocess.run(
         ["bash", "-c", f"{shell.format(line)}; exit ${{PIPESTATUS[0]}}"],

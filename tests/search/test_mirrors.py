@@ -19,7 +19,7 @@ from results.study.planned_run import PlannedRun
 from search.options import Options, parse_options
 from search.trackers.callbacks import OptunaMirror, TensorBoardMirror
 from search.trackers.guard import HOOKS, GuardedTracker
-from search.trackers.trackers import Mirrors, check_mirrors, read_mirrors
+from search.trackers.trackers import check_mirrors, mirror_callbacks
 from spaces.optuna_domains import distribution_of, point_of, suggest
 from spaces.read.load import load_space
 from tests.rows import evaluation
@@ -28,14 +28,14 @@ from trainable.rows import Purpose, Verdict
 
 
 def test_nothing_is_mirrored_unless_asked_for() -> None:
-    assert read_mirrors(Options()) == Mirrors()
+    view: Any = None
+    assert mirror_callbacks(Options(), view, load_space("smoke")) == []
 
 
 def test_a_path_is_an_sqlite_file_and_a_url_stays_one(tmp_path: Path) -> None:
-    given = read_mirrors(parse_options({"TENSORBOARD": "1", "OPTUNA_STORAGE": f"{tmp_path}/o.db"}))
-    assert given == Mirrors(tensorboard=True, optuna_storage=f"sqlite:///{tmp_path}/o.db")
+    assert parse_options({"OPTUNA_STORAGE": f"{tmp_path}/o.db"}).optuna_storage == f"sqlite:///{tmp_path}/o.db"
     url = f"sqlite+pysqlite:///{tmp_path}/o.db"
-    assert read_mirrors(parse_options({"OPTUNA_STORAGE": url})).optuna_storage == url
+    assert parse_options({"OPTUNA_STORAGE": url}).optuna_storage == url
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,6 @@ def test_a_tracker_that_fails_is_told_of_once_and_gone_on_without() -> None:
     guarded.on_experiment_end(trials=[])
     assert fragile.heard == ["setup", "first", "second"]
     assert lines == ["MLflow failed (no route to host); the study goes on without it"]
-    assert guarded.__getstate__() == {}
 
 
 def test_a_tracker_that_cannot_begin_is_gone_on_without() -> None:
@@ -157,18 +156,18 @@ def test_a_tracker_that_cannot_begin_is_gone_on_without() -> None:
 )
 def test_a_storage_that_cannot_be_used_is_refused_in_a_line(make: Any, reason: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"OPTUNA_STORAGE cannot be used: .*{reason}") as refused:
-        check_mirrors(Mirrors(optuna_storage=make(tmp_path)), lambda words, share: None, new_study="x")
+        check_mirrors(Options.model_construct(optuna_storage=make(tmp_path)), lambda words, share: None, new_study="x")
     assert "\n" not in str(refused.value)
 
 
 def test_a_storage_that_knows_a_study_of_the_name_is_refused_for_a_new_one_alone(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/o.db"
     optuna.create_study(study_name="known", storage=url)
-    mirrors = Mirrors(optuna_storage=url)
-    check_mirrors(mirrors, lambda words, share: None, new_study="another")
-    check_mirrors(mirrors, lambda words, share: None, new_study=None)
+    options = Options(optuna_storage=url)
+    check_mirrors(options, lambda words, share: None, new_study="another")
+    check_mirrors(options, lambda words, share: None, new_study=None)
     with pytest.raises(UserError, match="already holds a study named known"):
-        check_mirrors(mirrors, lambda words, share: None, new_study="known")
+        check_mirrors(options, lambda words, share: None, new_study="known")
     assert optuna.get_all_study_names(url) == ["known"]
 
 

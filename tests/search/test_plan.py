@@ -3,6 +3,7 @@
 import io
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -17,14 +18,14 @@ from results.study.ledger import Ledger
 from results.study.planned_run import PlannedRun
 from search.commands.run_command import header_lines
 from search.options import read_options
-from search.setup.plan import Plan, largest_config, make_plan, study_name
+from search.setup.plan import Plan, check_worker_paths, largest_config, make_plan, study_name
 from search.terminal.console import Preparing
 from spaces.read.load import load_space
 from spaces.space import SearchSpace
 from tests.documents import sound_document
 from tests.rows import evaluation
 from trainable.config import BEFORE, DOCUMENTED, with_token_budget
-from trainable.errors import UserError
+from trainable.errors import MachineError, UserError
 from trainable.model.model_names import model_folder
 
 MakePlan = Callable[..., Plan]
@@ -52,8 +53,8 @@ def test_a_plan_of_the_smoke_space(plan_of: MakePlan, text_file: Path) -> None:
     assert plan.name.startswith("smoke-")
     assert plan.document["settings"]["pins"] == {}
     assert list(plan.notes) == []
-    assert plan.inputs.model_name == "tiny"
-    assert plan.inputs.data_source == str(text_file)
+    assert plan.loaded.inputs.model_name == "tiny"
+    assert plan.options.training_data_source == text_file
     assert plan.slots.count == 2
     assert plan.loaded.spec.protocol.block_size == space_of(plan).evaluation.block_size == 32
     assert plan.loaded.corpus_facts["train_tokens"] > plan.loaded.corpus_facts["val_tokens"] > 0
@@ -126,7 +127,7 @@ def test_a_study_without_a_completed_trial_is_no_baseline(plan_of: MakePlan) -> 
 
 
 def test_a_baseline_plan_is_the_baseline_and_what_it_is_compared_with(plan_of: MakePlan) -> None:
-    plan = plan_of("BUDGET_TOKENS=24576", kind="baseline", compare="before")
+    plan = plan_of("BUDGET_TOKENS=24576", "COMPARE=before", kind="baseline")
     assert plan.name.startswith("baseline-")
     assert [config.batch_size for config in plan.configs] == [4, 8]
     assert plan.configs[0] == plan.baseline
@@ -166,5 +167,21 @@ def test_a_relative_model_folder_is_made_absolute(plan_of: MakePlan, tmp_path: P
     variables = read_options(["GPT2_MODEL_NAME=./model", "TRAINING_DATA_SOURCE=text.txt"])
     inputs = check_inputs(variables, progress=lambda what, done_frac: None)
     assert inputs.model_name == str(tmp_path / "model")
-    assert inputs.data_source == str(tmp_path / "text.txt")
+    assert inputs.options.training_data_source == tmp_path / "text.txt"
     assert inputs.files == (tmp_path / "text.txt",)
+
+
+@pytest.mark.parametrize("path", ["/o'brien/.venv/bin/python", '/a"b/ray', "/a\\b/ray"])
+def test_a_path_that_rays_command_lines_do_not_carry_is_refused_by_name(path: str) -> None:
+    with pytest.raises(MachineError, match="Ray cannot start workers from"):
+        check_worker_paths("/fine/python", path)
+    check_worker_paths("/mein Prüfstand (neu) $HOME/python")
+
+
+def test_a_path_that_ray_cannot_use_is_refused_before_the_text_is_tokenized(
+    plan_of: MakePlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/o'brien/python")
+    monkeypatch.setattr("search.setup.plan.load_inputs", lambda *_, **__: pytest.fail("the text was tokenized"))
+    with pytest.raises(MachineError, match="Ray cannot start workers from"):
+        plan_of()

@@ -12,9 +12,9 @@ import pytest
 from search.setup import preflight_record, preflight_run
 from search.setup.inputs import Loaded
 from search.setup.preflight_record import PreflightRecord, Sharing, read_record, record_path, write_record
+from search.setup.preflight_run import Preflight
 from trainable.config import TrialConfig
 from trainable.evaluation import EvalProtocol
-from trainable.preflight.check_result import Check
 
 FACTS: Mapping[str, Any] = {
     "model_fingerprint": "m",
@@ -42,7 +42,7 @@ def make_loaded() -> Callable[..., Loaded]:
 
 
 def test_a_record_comes_back_for_the_same_inputs_and_their_warnings_with_it(make_loaded: Callable[..., Loaded]) -> None:
-    warning = Check(name="initial loss", status="warn", measured="m", expected="e", advice="a")
+    warning = {"name": "initial loss", "status": "warn", "measured": "m", "expected": "e", "advice": "a"}
     path = record_path(make_loaded(), TrialConfig())
     assert read_record(path) is None
     write_record(path, replace(RECORD, warnings=[warning]))
@@ -101,15 +101,18 @@ def test_preflight_has_a_process_of_its_own_where_only_its_end_gives_memory_back
     monkeypatch.setattr(
         "trainable.device.own_process.in_own_process", lambda *args, **kwargs: asked.append((args, kwargs))
     )
-    loaded = replace_tokenizer(make_loaded(device))
+    loaded: Any = make_loaded(device)
+    loaded.tokenizer, loaded.inputs = None, SimpleNamespace(files=())
     checkpoint: Any = SimpleNamespace(path=Path("run.pt"))
-    inputs: Any = SimpleNamespace(files=())
-    preflight_run._checks(inputs, loaded, TrialConfig(), TrialConfig(), Sharing(runs=2), None, checkpoint)
+    preflight_run._checks(
+        Preflight(
+            loaded=loaded,
+            config=TrialConfig(),
+            largest=TrialConfig(),
+            sharing=Sharing(runs=2),
+            checkpoint=checkpoint,
+        )
+    )
     ((device_type, work, _, _, sharing), kwargs) = asked[0]
     assert (device_type, work, sharing) == (device, preflight_run._preflight, Sharing(runs=2))
     assert kwargs["checkpoint"] == (checkpoint.path if read_there else checkpoint)
-
-
-def replace_tokenizer(loaded: Any) -> Any:
-    loaded.tokenizer = None
-    return loaded

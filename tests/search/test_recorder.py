@@ -335,7 +335,3 @@ def test_a_row_ends_at_the_rung_whose_verdict_came_after_its_trial_had_gone_on(
     assert (row["best_val_loss"], row["tokens_seen"], row["optimizer_steps"]) == (6.0, 400, 40)
     assert [one["val_loss"] for one in recording.study.metrics() if one["trial_id"] == 1] == [7.0, 6.0]
     assert recording.log.count("trial 1 stopped") == 1
-
-
-def test_ray_may_pickle_it_and_gets_nothing(recording: Recording) -> None:
-    assert recording.recorder.__getstate__() == {}

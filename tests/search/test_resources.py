@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from search.cluster.nodes import Node
+from search.cluster.connection import Node
 from search.setup.slots import slots_for
 from search.tune.resources import Slots, slots_on
 from trainable.config import TrialConfig

@@ -224,12 +224,6 @@ def test_rays_words_for_it(objective: float, decision: str) -> None:
     assert scheduler.on_trial_result(None, trial, result) == decision
 
 
-def test_the_debug_string_counts_each_rung() -> None:
-    scheduler = Scheduler(rung_tokens=(1000, 3000))
-    decisions(scheduler, [(0, 1000, 5.0), (1, 1000, 4.0), (0, 3000, 4.0)])
-    assert scheduler.debug_string() == "ASHA on tokens: 1,000: 2, 3,000: 1"
-
-
 def test_what_an_earlier_run_recorded_stands_as_it_was() -> None:
     """The first loss at each rung."""
     scheduler = Scheduler(

@@ -63,4 +63,3 @@ def test_a_worker_that_died_is_quoted(clock: Any, tmp_path: Path) -> None:
     clock.s = 40.0
     watch.on_step_end(1, trials("PENDING"))
     assert said == ["no trial has begun: a worker died while starting: OSError: libcudnn.so not found"]
-    assert watch.__getstate__() == {}

@@ -19,9 +19,8 @@ from search.cluster.study_storage import (
     MARK,
     TableMirror,
     fetch_study,
+    probed,
     read_probe,
-    remove_probe,
-    write_probe,
 )
 from search.options import parse_options
 from tests.documents import sound_document
@@ -159,21 +158,22 @@ def test_of_several_machines_that_begin_at_once_each_has_a_name_of_its_own(tmp_p
 
 def test_a_bucket_that_is_not_there_is_one_line(bucket: str) -> None:
     missing = bucket.replace("s3://studies/", "s3://absent/")
-    with pytest.raises(UserError, match=r"^STORAGE=s3://absent/.* cannot be written: [^\n]*absent[^\n]*$"):
-        write_probe(missing)
+    words = r"^STORAGE=s3://absent/.* cannot be written: [^\n]*absent[^\n]*$"
+    with pytest.raises(UserError, match=words), probed(missing):
+        pass
 
 
 def test_a_store_that_does_not_answer_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in KEYS.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match=r"cannot be written: [^\n]*NETWORK_CONNECTION"):
-        write_probe("s3://b/p?endpoint_override=127.0.0.1:1&scheme=http&region=us-east-1")
+    nowhere = "s3://b/p?endpoint_override=127.0.0.1:1&scheme=http&region=us-east-1"
+    with pytest.raises(UserError, match=r"cannot be written: [^\n]*NETWORK_CONNECTION"), probed(nowhere):
+        pass
 
 
 def test_a_probe_is_read_where_it_is_seen_and_leaves_nothing(tmp_path: Path) -> None:
-    path, word = write_probe(str(tmp_path / "a"))
-    assert read_probe(str(tmp_path / "a"), path) == word != ""
-    remove_probe(str(tmp_path / "a"), path)
+    with probed(str(tmp_path / "a")) as (path, word):
+        assert read_probe(str(tmp_path / "a"), path) == word != ""
     assert read_probe(str(tmp_path / "a"), path) == ""
     assert list((tmp_path / "a").iterdir()) == []
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,7 +46,7 @@ def train_one(
 ) -> Callable[..., dict[str, Any]]:
     """Return a function that runs `train --json` and returns its document, the exit code and the log in it."""
     # Its checks have tests of their own and take longer than these runs.
-    monkeypatch.setattr("search.commands.train_command.passes_preflight", lambda *args, **kwargs: True)
+    monkeypatch.setattr("search.commands.train_command.check_preflight", lambda *args: None)
     monkeypatch.setenv("TRAINING_DATA_SOURCE", str(text_file))
 
     def run(**changes: str) -> dict[str, Any]:
@@ -254,14 +255,6 @@ def test_no_model_is_saved_of_a_run_that_did_not_complete(train_one: Train, tmp_
     assert "the run is unstable, not completed" in ran["log"]
 
 
-def test_resume_steps_are_added_to_the_checkpoints(train_one: Train) -> None:
-    whole = train_one(STUDY="whole")
-    longer = train_one(STUDY="longer", CHECKPOINT_PATH=str(checkpoints(whole)[-1]), RESUME_STEPS="5")
-    assert [row["optimizer_steps"] for row in step_rows(longer)] == [13, 14, 15, 16, 17]
-    assert longer["trial"]["optimizer_steps"] == longer["trial"]["training_steps"] == 17
-    assert study_of(longer).metrics()[0]["val_loss"] == whole["trial"]["val_loss"]
-
-
 def test_a_checkpoint_at_the_runs_end_cannot_go_on_without_more_steps(train_one: Train) -> None:
     whole = train_one(STUDY="whole")
     refused = train_one_refused(train_one, CHECKPOINT_PATH=str(checkpoints(whole)[-1]))
@@ -360,7 +353,11 @@ def test_an_interrupted_run_saves_where_it_is_and_goes_on_exactly(
     assert cut["trial"]["status"] == "interrupted"
     assert cut["trial"]["ended_at"] is not None
     assert [row["optimizer_steps"] for row in step_rows(cut)] == list(range(1, 8))
-    resumed = train_one(STUDY="resumed", CHECKPOINT_PATH=str(checkpoints(cut)[-1]))
+    # What is printed next names the text and the evaluation, which were typed for that command alone.
+    monkeypatch.delenv("TRAINING_DATA_SOURCE")
+    printed = dict(word.split("=", 1) for word in shlex.split(cut["next"][0]["command"]) if "=" in word)
+    assert printed.keys() >= {"CHECKPOINT_PATH", "TRAINING_DATA_SOURCE", "EVAL_BLOCK_SIZE", "EVAL_TOKENS"}
+    resumed = train_one(STUDY="resumed", **printed)
     assert step_rows(resumed) == step_rows(whole)[7:]
     assert resumed["trial"]["val_loss"] == whole["trial"]["val_loss"]
 

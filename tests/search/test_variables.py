@@ -237,12 +237,8 @@ def test_a_range_is_token_positions() -> None:
             "SEEDS='1001' must be at most 1000. SEEDS: confirm: fresh seeds for each (default 5); attribute:",
         ),
         ("TOP", "0", "TOP='0' must be at least 1. TOP: confirm: how many of the best trials (default 2)."),
-        ("TOP", "101", "TOP='101' must be at most 100."),
-        ("EVAL_BLOCK_SIZE", "1", "EVAL_BLOCK_SIZE='1' must be at least 2."),
         ("FORMAT", "yml", "FORMAT=yml is not known. Known: cli, env, json, toml."),
-        ("FROM", "befor", "FROM='befor' is not a documented configuration. Did you mean 'before'?"),
         ("TO", "best", "TO='best' is not a documented configuration. Known: before, documented."),
-        ("RANGE", "5-2", "RANGE=5-2: it must end after it starts."),
         ("BUDGET_TOKENS", "9" * 400, f"BUDGET_TOKENS='{'9' * 60}...' must be at most 10^15."),
     ],
 )
@@ -251,19 +247,6 @@ def test_a_refusal_names_the_variable_the_value_the_law_and_the_remedy(name: str
         parse_options({name: text})
     assert str(refusal.value).startswith(message)
     assert str(refusal.value).endswith((".", "?"))
-
-
-@pytest.mark.parametrize(
-    ("texts", "message"),
-    [
-        ({"CONFIRM": "1", "SEEDS": "1"}, "SEEDS=1: one seed has no scatter"),
-        ({"CONCURRENCY": "auto", "ADDRESS": "auto"}, "CONCURRENCY=auto measures this machine"),
-        ({"EVAL_TOKENS": "64"}, "EVAL_TOKENS=64 is less than one block of 128 tokens"),
-    ],
-)
-def test_variables_that_do_not_fit_together_are_refused(texts: dict[str, str], message: str) -> None:
-    with pytest.raises(UserError, match=f"^{message}"):
-        parse_options(texts)
 
 
 def test_the_bounds_of_a_confirmation_are_those_of_its_variables() -> None:
@@ -281,22 +264,12 @@ def test_flags_are_written_as_the_owners_scripts_write_them(text: str, value: bo
     assert parse_options({"USE_LR_WARMUP": text}).use_lr_warmup is value
 
 
-def test_a_flag_that_is_neither_is_refused() -> None:
-    with pytest.raises(UserError, match=r"^ENABLE_CHECKPOINTS='maybe' must be True or False\."):
-        parse_options({"ENABLE_CHECKPOINTS": "maybe"})
-
-
 def test_a_path_is_absolute_and_the_home_folder_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/owner")
     assert parse_options({"CHECKPOINT_PATH": "a.pt"}).checkpoint_path == tmp_path / "a.pt"
     assert parse_options({"CHECKPOINT_PATH": "~/a.pt"}).checkpoint_path == Path("/home/owner/a.pt")
     assert parse_options({}).checkpoint_path is None
-
-
-def test_the_home_of_nobody_is_refused() -> None:
-    with pytest.raises(UserError, match=r"^CHECKPOINT_PATH='~nobody_at_all/a\.pt': "):
-        parse_options({"CHECKPOINT_PATH": "~nobody_at_all/a.pt"})
 
 
 def test_use_lr_warmup_says_the_schedule_where_nothing_else_does() -> None:
@@ -309,13 +282,6 @@ def test_lr_schedule_wins_over_use_lr_warmup_false(schedule: str) -> None:
     """An exported linear schedule comes with USE_LR_WARMUP=False, which is all that the owner's scripts can be told."""
     given = parse_options({"USE_LR_WARMUP": "False", "LR_SCHEDULE": schedule}).explicit_hyperparameters()
     assert given == {"lr_schedule": schedule}
-
-
-def test_use_lr_warmup_cannot_contradict_a_constant_schedule() -> None:
-    with pytest.raises(UserError, match="USE_LR_WARMUP=True contradicts LR_SCHEDULE=constant"):
-        parse_options({"USE_LR_WARMUP": "True", "LR_SCHEDULE": "constant"})
-    given = parse_options({"USE_LR_WARMUP": "True", "LR_SCHEDULE": "linear"}).explicit_hyperparameters()
-    assert given == {"lr_schedule": "linear"}
 
 
 def test_a_warm_up_of_no_given_length_is_a_tenth_of_the_run_as_before_had_it() -> None:
@@ -337,34 +303,12 @@ def test_a_warm_up_that_is_given_or_not_wanted_stays(given: dict[str, int | floa
     assert with_default_warmup(given, base) == given
 
 
-@pytest.mark.parametrize(("name", "value"), [("MODEL_TYPE", "transformer"), ("MODEL_TYPE", "GPT2")])
-def test_what_only_the_owners_scripts_can_do_is_refused(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match=rf"^{name}={value} is not supported"):
-        read_options([])
-
-
 def test_the_owners_variables_pass_where_they_ask_for_what_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MODEL_TYPE", "gpt2")
     for name, text in (("USE_LORA", "True"), ("LORA_RANK", "4"), ("LORA_ALPHA", "8"), ("LORA_DROPOUT", "0.05")):
         monkeypatch.setenv(name, text)
     given = read_options([]).explicit_hyperparameters()
     assert given == {"use_lora": True, "lora_rank": 4, "lora_alpha": 8, "lora_dropout": 0.05}
-
-
-@pytest.mark.parametrize(
-    ("env", "text"),
-    [
-        ("BATCH_SIZE", "8.5"),
-        ("LEARNING_RATE", "0"),
-        ("LEARNING_RATE", "nan"),
-        ("LR_SCHEDULE", "cosin"),
-        ("DROPOUT", "1"),
-    ],
-)
-def test_a_bad_hyperparameter_is_refused_by_its_variable(env: str, text: str) -> None:
-    with pytest.raises(UserError, match=env):
-        parse_options({env: text})
 
 
 def test_every_variable_is_described_once() -> None:
