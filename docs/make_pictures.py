@@ -80,7 +80,7 @@ def write_terminal(study: Study, path: Path) -> None:
         write_table(then.metrics_path, metrics, METRICS)
         view = StudyView(
             study=then,
-            ledger=Ledger.load(then),
+            ledger=Ledger(then),
             trials_planned=document["trials_planned"],
             console=console,
         )

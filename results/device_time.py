@@ -1,4 +1,4 @@
-"""Who is the best at the same device time, in a study whose budget is tokens. Who won it is the winner's to say."""
+"""The best trial at equal device time, in a study whose budget is tokens. results.winner says who won the study."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from trainable.config import SCHEDULES_WITH_WARMUP
 Row = dict[str, Any]
 
 NOISE_NATS = 0.01
-"""The standard error of the difference of two losses on the same windows, measured: less tells nobody apart."""
+"""Measured standard error of the difference of two losses on the same windows: smaller differences are noise."""
 DECAYING = tuple(name for name in SCHEDULES_WITH_WARMUP if name != "warmup_constant")
 
 
@@ -28,11 +28,11 @@ class TimeWinner:
     val_loss: float
     winner: Winner
     winner_val_loss: float
-    """At that time."""
+    """At device_s."""
 
     @property
     def words(self) -> str:
-        """A line for a person."""
+        """The finding in a line."""
         name, ours, time = run_words(self.trial, None), self.winner.name, duration_words(self.device_s)
         line = f"by tokens {ours}; by device time {name}: at the same device time, {time}, it has a val loss of "
         line += f"{loss_words(self.val_loss)} and {ours} {loss_words(self.winner_val_loss)}"
@@ -41,7 +41,7 @@ class TimeWinner:
         return f"{line}, whose learning rate had yet to fall" if falls else line
 
     def to_json(self) -> Row:
-        """Return it as JSON's types."""
+        """Return the finding as JSON's types."""
         return {
             "trial_id": self.trial["trial_id"],
             "device_s": self.device_s,
@@ -54,12 +54,12 @@ class TimeWinner:
 def time_winner(
     document: Mapping[str, Any], trials: Sequence[Row], metrics: Sequence[Row], winner: Winner
 ) -> TimeWinner | None:
-    """Return who is ahead of the winner at the same device time; None where nobody is, or the budget is time.
+    """Return the trial that is ahead of the winner at the same device time; None where none is, or the budget is time.
 
-    That time is the shortest that a completed trial took: the longest that all of them have come to, so that no loss is
-    guessed. The fastest has its last loss there, every other one what it had come to by then, linear between two of its
-    evaluations. Where the rate decays that favours the fast: a slow trial's has yet to fall, which the words say. Only
-    completed trials are looked at; of a stopped one nobody knows where it would have come to.
+    The time is the shortest of any completed trial, which all of them reached, so that no loss is extrapolated. The
+    fastest trial has its last loss there, the others a loss interpolated between two evaluations. A decaying rate
+    favours the fast ones: a slow trial's rate has yet to fall, which the words say. Only completed trials count: the
+    final loss of a stopped one is not known.
     """
     if budget_of(document).device_s is not None or winner.trial is None:
         return None

@@ -1,4 +1,4 @@
-"""A study's winner as a shell, a program, a space file and make read it. It chooses and trains nothing."""
+"""A study's winner in the formats of a shell, a program, a space file and make. It chooses and trains nothing."""
 
 import json
 import shlex
@@ -12,7 +12,8 @@ from results.study.folder import Study
 from results.study.paths import shown
 from results.winner import Winner, evidence_words, notes, warning_words, way_words, winner_of
 from results.winner import to_json as winner_json
-from trainable.config import ENV_NAMES, TrialConfig, config_from, with_token_budget
+from spaces.budget import Budget
+from trainable.config import ENV_NAMES, TrialConfig, config_from
 from trainable.errors import UserError
 
 ENV_ORDER: tuple[str, ...] = (
@@ -29,8 +30,10 @@ ENV_ORDER: tuple[str, ...] = (
     "EVAL_TOKENS",
     "EXPORTED_FROM",
 )
-"""The exported variables. Those a study did without are exported empty, which counts as not set: an older value in the
-person's shell must not change the configuration."""
+"""The exported variables. Those that a study did not set are exported empty, which counts as not set: an older value
+in the user's shell must not change the configuration."""
+_INPUTS = ("model", "data_source", "validation_data_source", "documents", "checkpoint_path")
+"""Texts of study.json."""
 
 _SCRIPTS = "training.py and training_resume.py"
 _SCRIPT_HYPERPARAMETERS = (
@@ -46,54 +49,45 @@ class _Best:
     trial: dict[str, Any]
     config: TrialConfig
     """The trial's, or that of a run of another length."""
-    trained_steps: int
-    """The trial's."""
-    model: str
-    data_source: str | None
-    validation_data_source: str | None
-    documents: str | None
-    checkpoint_path: str | None
+    inputs: dict[str, str | None]
+    """_INPUTS by name."""
     eval_block_size: int
     eval_tokens: int
 
 
-def export_env(study: Study, budget_tokens: int | None = None) -> str:
+def export_env(study: Study, budget: Budget | None = None) -> str:
     """Return the study's winner as comments and `export NAME=value` lines, safe for a shell's eval.
 
-    budget_tokens: of a longer or shorter run than the winner's, over which its schedule is stretched. Floats read back
+    budget: of a longer or shorter run than the winner's, over which its schedule is stretched. Floats read back
     exactly. Raises UserError when no trial has completed or a file of the study is damaged.
     """
-    best = _load(study, budget_tokens)
+    best = _load(study, budget)
     lines = [f"# {line}" for line in _notes(best)]
     lines += [f"export {name}={shlex.quote(value)}" for name, value in _env(best).items()]
     return "\n".join(lines) + "\n"
 
 
 def winner_env(study: Study) -> dict[str, str]:
-    """Return the winner's variables by name, empty where the study did without. Raises UserError as export_env does."""
+    """Return the winner's variables by name, empty where the study set none. Raises UserError as export_env does."""
     return _env(_load(study))
 
 
-def export_cli(study: Study, budget_tokens: int | None = None) -> str:
+def export_cli(study: Study, budget: Budget | None = None) -> str:
     """Return the study's winner as a `make train NAME=value ...` command. Raises UserError as export_env does."""
-    values = {name: value for name, value in _env(_load(study, budget_tokens)).items() if value}
+    values = {name: value for name, value in _env(_load(study, budget)).items() if value}
     words = ["make", "train", *(f"{name}={_make_value(value)}" for name, value in values.items())]
     return shlex.join(words) + "\n"
 
 
-def export_json(study: Study, budget_tokens: int | None = None) -> str:
+def export_json(study: Study, budget: Budget | None = None) -> str:
     """Return the study's winner as a JSON object. Raises UserError as export_env does."""
-    best = _load(study, budget_tokens)
+    best = _load(study, budget)
     document = {
         "study": best.study,
         **{name: value for name, value in winner_json(best.winner).items() if name != "notes"},
         "tokens_seen": best.trial["tokens_seen"],
         "evaluation": {"block_size": best.eval_block_size, "tokens": best.eval_tokens},
-        "model": best.model,
-        "data_source": best.data_source,
-        "validation_data_source": best.validation_data_source,
-        "documents": best.documents,
-        "checkpoint_path": best.checkpoint_path,
+        **best.inputs,
         "hyperparameters": asdict(best.config),
         "env": _env(best),
         "notes": _notes(best),
@@ -101,14 +95,15 @@ def export_json(study: Study, budget_tokens: int | None = None) -> str:
     return json.dumps(document, indent=2, allow_nan=False) + "\n"
 
 
-def export_toml(study: Study, budget_tokens: int | None = None) -> str:
+def export_toml(study: Study, budget: Budget | None = None) -> str:
     """Return the study's winner as a space file around it. Raises UserError as export_env does."""
     # tomlkit takes a tenth of a second to import, which no other format needs.
     from results.export_space import space_text
 
-    best = _load(study, budget_tokens)
-    inputs = f"model {_plain(best.model)}, data {_plain(best.data_source or 'the Python language reference')}"
-    return space_text(study.document(), best.config, [*_notes(best), inputs], budget_tokens=budget_tokens)
+    best = _load(study, budget)
+    model, data_source = best.inputs["model"] or "", best.inputs["data_source"]
+    inputs = f"model {_plain(model)}, data {_plain(data_source or 'the Python language reference')}"
+    return space_text(study.document(), best.config, [*_notes(best), inputs], budget=budget)
 
 
 def write_best(study: Study) -> None:
@@ -119,48 +114,40 @@ def write_best(study: Study) -> None:
     write_atomic(study.best_json, document.encode())
 
 
-def _load(study: Study, budget_tokens: int | None = None) -> _Best:
+def _load(study: Study, budget: Budget | None = None) -> _Best:
     winner = winner_of(study)
     trial = winner.trial
     if trial is None:
         counts = ending_counts(ranked_trials(study.trials()))
         ended = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
         raise UserError(f"study {study.name} has no completed trial to export ({ended or 'none has started'}).")
-    config = trained = config_from(trial)
-    if budget_tokens is not None:
-        config = with_token_budget(config, budget_tokens)
+    config = config_from(trial)
+    if budget is not None:
+        config = budget.sized(config)
     document = study.document()
-    try:
-        return _Best(
-            study=study.name,
-            winner=winner,
-            trial=trial,
-            config=config if config.has_warmup else replace(config, warmup_steps=0),
-            trained_steps=trained.training_steps,
-            model=_text(document["model"]),
-            data_source=document["data_source"] and _text(document["data_source"]),
-            validation_data_source=_optional(document, "validation_data_source"),
-            documents=_optional(document, "documents"),
-            checkpoint_path=document["checkpoint_path"] and _text(document["checkpoint_path"]),
-            eval_block_size=document["evaluation"]["block_size"],
-            eval_tokens=document["evaluation"]["tokens"],
-        )
-    except ValueError as err:
-        raise UserError(f"{shown(study.study_json)}: model, data_source or checkpoint_path: {err}.") from None
+    # Older studies lack some of them.
+    inputs = {name: document.get(name) for name in _INPUTS}
+    for name, value in inputs.items():
+        try:
+            _check_text(value or "")
+        except ValueError as err:
+            raise UserError(f"{shown(study.study_json)}: {name}: {err}.") from None
+    return _Best(
+        study=study.name,
+        winner=winner,
+        trial=trial,
+        config=config if config.has_warmup else replace(config, warmup_steps=0),
+        inputs=inputs,
+        eval_block_size=document["evaluation"]["block_size"],
+        eval_tokens=document["evaluation"]["tokens"],
+    )
 
 
-def _optional(document: dict[str, Any], name: str) -> str | None:
-    # Studies made before there was a choice do not say it.
-    value = document.get(name)
-    return None if value is None else _text(value)
-
-
-def _text(value: str) -> str:
+def _check_text(value: str) -> None:
     if "\0" in value:
         raise ValueError(f"{value!r} cannot be the text of a variable")
     # A path that is not UTF-8 came in by surrogateescape and leaves by it; other lone surrogates are no bytes at all.
     value.encode("utf-8", "surrogateescape")
-    return value
 
 
 def _env(best: _Best) -> dict[str, str]:
@@ -168,12 +155,12 @@ def _env(best: _Best) -> dict[str, str]:
         **{variable: getattr(best.config, name) for variable, name in ENV_NAMES.items()},
         "USE_LR_WARMUP": best.config.lr_schedule == "warmup_cosine" and best.config.warmup_steps > 0,
         "MODEL_TYPE": "gpt2",
-        "GPT2_MODEL_NAME": best.model,
-        "TRAINING_DATA_SOURCE": best.data_source,
-        "VALIDATION_DATA_SOURCE": best.validation_data_source,
-        "DOCUMENTS": best.documents,
-        "CHECKPOINT_PATH": best.checkpoint_path,
-        "WEIGHTS_ONLY": None if best.checkpoint_path is None else True,
+        "GPT2_MODEL_NAME": best.inputs["model"],
+        "TRAINING_DATA_SOURCE": best.inputs["data_source"],
+        "VALIDATION_DATA_SOURCE": best.inputs["validation_data_source"],
+        "DOCUMENTS": best.inputs["documents"],
+        "CHECKPOINT_PATH": best.inputs["checkpoint_path"],
+        "WEIGHTS_ONLY": None if best.inputs["checkpoint_path"] is None else True,
         "EVAL_BLOCK_SIZE": best.eval_block_size,
         "EVAL_TOKENS": best.eval_tokens,
         "EXPORTED_FROM": best.study,
@@ -186,7 +173,7 @@ def _env(best: _Best) -> dict[str, str]:
 
 
 def _make_value(value: str) -> str:
-    # make drops blanks after the '='; the reference to a variable without a name, which is empty, keeps them.
+    # make drops blanks after the '='. A reference to the nameless variable, which is empty, keeps them.
     return ("$()" if value[:1].isspace() else "") + value.replace("$", "$$")
 
 
@@ -211,28 +198,28 @@ def _notes(best: _Best) -> list[str]:
         f"context {best.eval_block_size}, fp32, dropout off",
         *_script_notes(best),
     ]
-    if best.checkpoint_path is not None:
+    if (checkpoint_path := best.inputs["checkpoint_path"]) is not None:
         lines.append(
-            f"every trial took the weights alone from {best.checkpoint_path}, as WEIGHTS_ONLY=True says to make train; "
+            f"every trial took the weights alone from {checkpoint_path}, as WEIGHTS_ONLY=True says to make train; "
             f"{_SCRIPTS} would also continue its step count"
         )
     return [_plain(line) for line in lines]
 
 
 def _stretch_notes(best: _Best) -> Iterable[str]:
-    if best.config.training_steps != best.trained_steps:
-        # A rate that falls with the horizon (Bjorck et al. 2024) was found for pretraining; here nothing has shown it.
+    trained_steps = best.trial["training_steps"]
+    if best.config.training_steps != trained_steps:
+        # In pretraining the best rate falls with the horizon (Bjorck et al. 2024); here nobody has measured it.
         yield (
-            f"BUDGET_TOKENS: the schedule is stretched from {best.trained_steps} to {best.config.training_steps} "
-            "steps, warm-up and decay keep their shares of the run; rate and batch are as found, and no run of that "
-            "length was measured"
+            f"the schedule is stretched from {trained_steps} to {best.config.training_steps} steps, warm-up and decay "
+            "keep their shares of the run; learning rate and batch are as found, and no run of that length was measured"
         )
 
 
 def _script_notes(best: _Best) -> Iterable[str]:
     schedule, warms_up = best.config.lr_schedule, best.config.warmup_steps > 0
-    said = {"constant": True, "warmup_cosine": warms_up, "warmup_constant": not warms_up}.get(schedule, False)
-    if not said:
+    is_known = {"constant": True, "warmup_cosine": warms_up, "warmup_constant": not warms_up}.get(schedule, False)
+    if not is_known:
         yield (
             f"{_SCRIPTS} know a constant rate and warm-up with cosine: "
             f"USE_LR_WARMUP cannot say LR_SCHEDULE={schedule} WARMUP_STEPS={best.config.warmup_steps}"

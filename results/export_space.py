@@ -6,7 +6,7 @@ from typing import Any
 
 import tomlkit
 
-from spaces.budget import budget_of
+from spaces.budget import Budget, budget_of
 from spaces.domains import Choice, Domain, FloatRange
 from spaces.overrides import with_overrides
 from spaces.read.load import load_space, space_from_toml
@@ -15,26 +15,24 @@ from trainable.config import TrialConfig
 
 
 def space_text(
-    document: dict[str, Any], config: TrialConfig, notes: Sequence[str], *, budget_tokens: int | None = None
+    document: dict[str, Any], config: TrialConfig, notes: Sequence[str], *, budget: Budget | None = None
 ) -> str:
     """Return the study's own space with `config` as its [baseline], its comments kept; `notes` stand on top.
 
-    Where BASELINE or BUDGET_TOKENS had changed the space, the text says what was run. A study that searched no space
-    gives the plateau space. Raises UserError when the study's space cannot be read any more.
+    Its budget is `budget`, or the study's. A study that searched no space gives the plateau space. Raises UserError
+    when the study's space cannot be read any more.
     """
     own = document.get("space")
     before = space_from_toml(own["toml"], name=own["name"], path=own["path"]) if own else load_space("plateau")
-    assert before.toml is not None
     text = tomlkit.parse(before.toml)
     text.pop("baseline", None)
     _widen(text, before, config)
-    device_s = budget_of(document).device_s
-    if device_s is not None and budget_tokens is None:
-        text["budget"] = {"device_minutes": device_s / 60}
-    elif own or budget_tokens is not None:
-        text["budget"] = {"tokens": budget_tokens or document["budget_tokens"]}
+    if own or budget is not None:
+        in_file = budget or budget_of(document)
+        time_s = in_file.device_s
+        text["budget"] = {"tokens": in_file.tokens} if time_s is None else {"device_minutes": time_s / 60}
     baseline = tomlkit.table()
-    # A seed is no part of a space: SEED sets it for every trial.
+    # A space has no seed: SEED sets it for every trial.
     baseline.update({name: value for name, value in asdict(config).items() if name != "seed"})
     text["baseline"] = baseline
     written: str = tomlkit.dumps(text)
@@ -42,7 +40,7 @@ def space_text(
 
 
 def _widen(text: tomlkit.TOMLDocument, before: SearchSpace, config: TrialConfig) -> None:
-    """Let the [search] domains hold `config`, as a search with BASELINE= does by itself."""
+    """Widen the [search] domains to `config`, as a search with BASELINE= does by itself."""
     after = with_overrides(before, baseline=(before.name, config))
     search: Any = text.get("search", {})
     for parameter in after.parameters:

@@ -1,36 +1,44 @@
-"""What a saved model is of, and its README: settings, losses, how sure, on which text, by which versions."""
+"""The origin of a saved model and its README: settings, losses, evidence, text, versions."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from results.study.folder import Study
+from results.winner import Winner, evidence_words, is_worse
 from results.words import config_words, loss_words
 from trainable.config import HYPERPARAMETERS
 
 Row = Mapping[str, Any]
 
 
-def model_row(study: Study, trial: Row) -> dict[str, Any]:
-    """Return the trial's row as it stood at the step whose weights are its model.
+def best_evaluation(evaluations: Sequence[Row]) -> Row | None:
+    """Return a run's evaluation of the lowest val_loss, None where it has none.
 
-    That is its last, as trials are compared at equal tokens; of a train run it is the lowest validation loss's.
+    The first one is of the weights that the run started from and does not count.
     """
-    rows = study.metrics() if trial["purpose"] == "train" else []
-    # The first one is of what was there before.
-    trained = [row for row in rows[1:] if row["val_loss"] is not None]
-    best = min(trained, key=lambda row: float(row["val_loss"]), default=trial)
+    trained = [row for row in evaluations[1:] if row["val_loss"] is not None]
+    return min(trained, key=lambda row: float(row["val_loss"]), default=None)
+
+
+def model_row(study: Study, trial: Row) -> dict[str, Any]:
+    """Return the trial's row at the step whose weights are its model.
+
+    That is the last step, because trials are compared at equal tokens; in a run of train the step of the lowest
+    validation loss.
+    """
+    best = (best_evaluation(study.metrics()) if trial["purpose"] == "train" else None) or trial
     return {**trial, **{name: best[name] for name in ("val_loss", "optimizer_steps", "tokens_seen")}}
 
 
 def step_words(row: Row) -> str:
-    """Return at which step a model_row() is, empty for the last one."""
+    """Return the step of a model_row(), empty for the last one."""
     step, steps = row["optimizer_steps"], row["training_steps"]
     return f", step {step} of {steps} (its lowest validation loss)" if step < steps else ""
 
 
 def model_record(document: Row, trial: Row) -> dict[str, Any]:
-    """Return what says for programs which model a folder holds: equal where it is the same trial of the same study."""
+    """Return the record, for programs, of which model a folder holds: equal for the same trial of the same study."""
     return {
         "study": document["name"],
         "created_at": document["created_at"],
@@ -42,15 +50,7 @@ def model_record(document: Row, trial: Row) -> dict[str, Any]:
     }
 
 
-def model_card(
-    document: Row,
-    trial: Row,
-    *,
-    start_val_loss: float | None,
-    baseline_val_loss: float | None,
-    proof: str,
-    base_license: str | None,
-) -> str:
+def model_card(document: Row, trial: Row, winner: Winner, *, base_license: str | None) -> str:
     """Return the Markdown, with the front matter that the hub reads."""
     base = document["model"]
     is_hub_name = "/" in base and not base.startswith(("/", "."))
@@ -58,9 +58,9 @@ def model_card(
     front += [f"base_model: {base}"] if is_hub_name else []
     front += [f"license: {base_license}"] if base_license else []
     corpus, evaluation = document["corpus"], document["evaluation"]
-    losses = {"start": start_val_loss, "baseline": baseline_val_loss, "this model": trial["val_loss"]}
+    start = winner.start_val_loss
+    losses = {"start": start, "baseline": winner.baseline_val_loss, "this model": trial["val_loss"]}
     shown_losses = " → ".join(f"{name} {loss_words(loss)}" for name, loss in losses.items() if loss is not None)
-    worse = start_val_loss is not None and trial["val_loss"] is not None and trial["val_loss"] >= start_val_loss
     text = Path(document["data_source"]).name if document["data_source"] else "the Python language reference"
     lines = [
         "---",
@@ -72,9 +72,9 @@ def model_card(
         f"Trial {trial['trial_id']} of study {document['name']}{step_words(trial)}: {config_words(trial)}.",
         "",
         f"Validation loss (nats/token): {shown_losses}.",
-        *(["**This training made the model worse than it was.**"] if worse else []),
+        *(["**This training made the model worse.**"] if is_worse(trial["val_loss"], start) else []),
         "",
-        f"Proof: {proof}.",
+        f"Proof: {evidence_words(winner)}.",
         "",
         f"Evaluated on {evaluation['tokens']:,} held-out tokens at context {evaluation['block_size']}, in fp32 without "
         "dropout.",

@@ -1,9 +1,9 @@
-"""Who won a study: the search's best, the proven best, by how much, on which evidence. Decided here alone.
+"""Who won a study: the search's best, the proven best, by how much, on which evidence. No other module decides it.
 
-The rule: a trial that is proven better than the baseline wins, until another is proven better by more. What came first
-in the search on its one lucky seed is told beside it and does not replace it. Without a proof the search's best wins,
-unproven; one that fresh seeds showed to be worse than the baseline is out. Proofs of all attempts count, for all of
-them together are wrong with a chance of at most 5 %.
+A trial that is proven better than the baseline wins, until another is proven better by more. The first of the search,
+on its one lucky seed, is named beside it and does not replace it. Without a proof the search's best wins, unproven,
+unless fresh seeds proved it worse than the baseline. Proofs of all attempts count: the chance that any of them is wrong
+is at most 5 %.
 """
 
 import math
@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from results.confirmation.attempt import Attempt, attempt_rows, confirmed_rows
+from results.confirmation.attempt import Attempt, attempt_rows, confirmed_rows, trials_found
 from results.confirmation.confirmation_file import load_attempts
 from results.confirmation.paired_t import CandidateVerdict
-from results.ranking import baseline_trial, leaderboard, ranked_trials
+from results.ranking import baseline_trial, final_loss, leaderboard, ranked_trials
 from results.study.folder import Study
-from results.words import count_words, difference_words, loss_words
-from trainable.rows import ENDINGS
+from results.study.planned_run import has_result
+from results.words import STATUS_LABELS, count_words, difference_words, interval_words, loss_words
 
 Row = dict[str, Any]
 
@@ -36,56 +36,55 @@ Standing = Literal[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Winner:
-    """A study's answer and all that stands beside it; rows are trials.parquet's."""
+    """A study's winner and what it is compared with; rows are those of trials.parquet."""
 
     standing: Standing
     trial: Row | None
-    """The winner: whose configuration is exported, trained and searched on from. The baseline where nothing beat it."""
+    """The winner, whose configuration is exported and trained; the baseline where no trial beat it."""
     search_best: Row | None
     """The lowest val_loss of the search, on one seed."""
     proven_best: Row | None
     baseline: Row | None
-    """However it stands."""
+    """Whatever its status."""
     verdict: CandidateVerdict | None
-    """What fresh seeds say of the winner; where several attempts do, the newest that proves it, else the newest."""
+    """The winner's on fresh seeds: of several attempts the newest that proves it better, else the newest."""
     search_best_verdict: CandidateVerdict | None
     attempt: int | None
     """The attempt of `verdict`."""
     under_way: tuple[int, int] | None
     """(ended, planned) runs of an attempt that was begun and is not judged yet."""
     confirmed: frozenset[int] = frozenset()
-    """All that were or are being confirmed."""
+    """Trial_ids of all attempts, the baseline's included."""
     start_val_loss: float | None = None
-    """Of the weights that every trial starts from; None where nobody evaluated it."""
+    """Of the weights that every trial starts from; None where it was not evaluated."""
 
     @property
     def worse_than_start(self) -> bool:
-        """Whether the best is not below what it started from: nothing of this training is worth having."""
-        loss = _final_loss(self.trial)
-        return loss is not None and self.start_val_loss is not None and loss >= self.start_val_loss
+        """Whether the winner's loss is not below the start's."""
+        return is_worse(final_loss(self.trial), self.start_val_loss)
 
     @property
     def baseline_val_loss(self) -> float | None:
         """The baseline's loss at the full budget; None before it completed."""
-        return _final_loss(self.baseline)
+        return final_loss(self.baseline)
 
     @property
     def search_difference(self) -> float | None:
         """The winner's val_loss less the baseline's, one seed each; None for the baseline itself."""
-        loss, base = _final_loss(self.trial), self.baseline_val_loss
+        loss, base = final_loss(self.trial), self.baseline_val_loss
         if self.trial is None or self.trial["is_baseline"] or loss is None or base is None:
             return None
         return loss - base
 
     @property
     def difference(self) -> float | None:
-        """By how much, nats/token, negative is better: the mean over fresh seeds where there are any, else one seed."""
-        known = self.verdict is not None and self.verdict.mean_difference is not None
-        return self.verdict.mean_difference if self.verdict is not None and known else self.search_difference
+        """Winner less baseline, nats/token, negative is better: the mean over fresh seeds, without them one seed's."""
+        mean = self.verdict.mean_difference if self.verdict is not None else None
+        return self.search_difference if mean is None else mean
 
     @property
     def kept_checkpoints(self) -> frozenset[int]:
-        """Trial_ids whose checkpoints are never deleted: whoever wins or may yet, and the baseline."""
+        """Trial_ids whose checkpoints are never deleted: those of possible winners and of the baseline."""
         rows = (self.trial, self.search_best, self.proven_best, self.baseline)
         return frozenset(row["trial_id"] for row in rows if row is not None) | self.confirmed
 
@@ -115,9 +114,9 @@ def find_winner(
     """Return who won, by the module's rule. Raises UserError when a confirmed trial is missing."""
     rows = confirmed_rows(attempts, trials)
     baseline, ranked = baseline_trial(trials), ranked_trials(trials)
-    board = [row for row in leaderboard(ranked) if _final_loss(row) is not None]
+    board = [row for row in leaderboard(ranked) if final_loss(row) is not None]
     verdicts = {verdict.trial_id: (one.number, verdict) for one in attempts for verdict in one.verdicts}
-    worse = {verdict.trial_id for one in attempts for verdict in one.verdicts if verdict.outcome == "worse"}
+    worse = trials_found("worse", attempts)
     proofs = {
         verdict.trial_id: (one.number, verdict)
         for one in attempts
@@ -153,7 +152,7 @@ def _standing(trial: Row | None, baseline: Row | None, started: int, proven: boo
         return "baseline" if started > 1 else "baseline_alone"
     if proven:
         return "proven"
-    return "no_comparison" if _final_loss(baseline) is None else "unproven"
+    return "no_comparison" if final_loss(baseline) is None else "unproven"
 
 
 def _strength(verdict: CandidateVerdict) -> tuple[int, float]:
@@ -161,15 +160,14 @@ def _strength(verdict: CandidateVerdict) -> tuple[int, float]:
     return len(verdict.unstable_seeds), math.inf if mean is None else mean
 
 
-def _final_loss(row: Row | None) -> float | None:
-    """Return the loss at the full budget; None for a trial that did not complete or whose loss is not finite."""
-    loss: float | None = row["val_loss"] if row is not None and row["status"] == "completed" else None
-    return loss if loss is not None and math.isfinite(loss) else None
-
-
 def _under_way(attempt: Attempt, trials: Sequence[Row]) -> tuple[int, int]:
     rows = [row for _, row in attempt_rows(attempt, trials)]
-    return sum(row is not None and row["status"] in ENDINGS and row["status"] != "failed" for row in rows), len(rows)
+    return sum(map(has_result, rows)), len(rows)
+
+
+def is_worse(loss: float | None, start_val_loss: float | None) -> bool:
+    """Return whether a loss is known and not below the start's: such a training made the model no better."""
+    return loss is not None and start_val_loss is not None and loss >= start_val_loss
 
 
 def headline(winner: Winner) -> str:
@@ -189,7 +187,7 @@ def headline(winner: Winner) -> str:
         return "The baseline is the best: no trial beat it"
     name, baseline, verdict = f"{winner.name[0].upper()}{winner.name[1:]}", winner.baseline, winner.verdict
     if winner.standing == "no_comparison":
-        how = "has not started" if baseline is None else f"did not complete ({baseline['status'].replace('_', ' ')})"
+        how = "has not started" if baseline is None else f"did not complete ({STATUS_LABELS[baseline['status']]})"
         return f"{name} is the best; the baseline {how}, so there is nothing to compare it with"
     if winner.standing == "proven":
         assert winner.difference is not None
@@ -201,18 +199,18 @@ def headline(winner: Winner) -> str:
 
 
 def way_words(winner: Winner) -> str | None:
-    """Return the losses on the way, start 3.5312 → baseline 3.4820 → best 3.3611; None where the start is not known."""
+    """Return the losses as start 3.5312 → baseline 3.4820 → best 3.3611; None where the start is not known."""
     if winner.start_val_loss is None:
         return None
     losses = {"start": winner.start_val_loss, "baseline": winner.baseline_val_loss}
     if winner.trial is not None and not winner.trial["is_baseline"]:
-        losses["end" if winner.standing == "trained" else "best"] = _final_loss(winner.trial)
+        losses["end" if winner.standing == "trained" else "best"] = final_loss(winner.trial)
     return " → ".join(f"{name} {loss_words(loss)}" for name, loss in losses.items() if loss is not None)
 
 
 def warning_words(winner: Winner) -> str | None:
-    """Return what is wrong with a best that is not below the start, None where it is below."""
-    loss, start = _final_loss(winner.trial), winner.start_val_loss
+    """Return the warning about a winner whose loss is not below the start's, None where it is."""
+    loss, start = final_loss(winner.trial), winner.start_val_loss
     if not winner.worse_than_start or loss is None or start is None:
         return None
     return (
@@ -222,10 +220,10 @@ def warning_words(winner: Winner) -> str | None:
 
 
 def evidence_words(winner: Winner) -> str:
-    """Return what the headline rests on."""
+    """Return the evidence for the headline."""
     verdict = winner.verdict
     if verdict is not None:
-        interval = f"; interval {difference_words(verdict.low)} to {difference_words(verdict.high)}"
+        interval = f"; interval {interval_words(verdict.low, verdict.high)}"
         interval = interval if verdict.mean_difference is not None and verdict.seeds > 1 else ""
         return f"{_verdict_words(verdict)}{interval}"
     if winner.standing == "unproven":
@@ -241,7 +239,7 @@ def _verdict_words(verdict: CandidateVerdict) -> str:
 
 
 def notes(winner: Winner) -> list[str]:
-    """Return what must be told beside the winner: the search's best where it is another, an attempt under way."""
+    """Return notes on the winner: the search's best where it is another trial, an attempt under way."""
     lines = []
     best, verdict = winner.search_best, winner.search_best_verdict
     if best is not None and winner.trial is not None and best["trial_id"] != winner.trial["trial_id"]:
@@ -257,7 +255,7 @@ def notes(winner: Winner) -> list[str]:
 
 
 def to_json(winner: Winner) -> Row:
-    """Return the winner as JSON's types: who, against what, by how much, on which evidence."""
+    """Return the winner as JSON's types."""
     verdict = winner.verdict
     fields = ("mean_difference", "low", "high", "p_value", "seeds_needed")
     return {
@@ -272,7 +270,7 @@ def to_json(winner: Winner) -> Row:
             )
         },
         "is_baseline": winner.trial is not None and winner.trial["is_baseline"],
-        "val_loss": _final_loss(winner.trial),
+        "val_loss": final_loss(winner.trial),
         "baseline_val_loss": winner.baseline_val_loss,
         "start_val_loss": winner.start_val_loss,
         "worse_than_start": winner.worse_than_start,

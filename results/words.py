@@ -1,22 +1,19 @@
-"""Numbers, statuses and configurations as words, for a terminal and the report alike.
-
-It reads nothing and decides nothing.
-"""
+"""Numbers, statuses and configurations as words, for terminal and report. It reads nothing and decides nothing."""
 
 import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from spaces.budget import Budget
+from spaces.budget import Budget, duration_text
 from trainable.config import HYPERPARAMETERS
 from trainable.rows import ENDINGS
 
 UNKNOWN = "–"
-"""What stands for a number that is not known."""
+"""In place of an unknown number."""
 
 STATUS_LABELS: Mapping[str, str] = {status: status.replace("_", " ") for status in (*ENDINGS, "running", "interrupted")}
-"""Every status by name, in the order that they are listed in."""
+"""Every status in words, in the order of lists."""
 
 LABELS: Mapping[str, str] = {
     "grad_accum_steps": "gradient accumulation",
@@ -32,11 +29,11 @@ LABELS: Mapping[str, str] = {
     "lora_dropout": "LoRA dropout",
     "lora_targets": "LoRA targets",
 }
-"""Of the hyperparameters whose own name is not what a person calls them."""
+"""Of hyperparameters whose own name is not the usual word."""
 
 
 def printable(text: str) -> str:
-    """Return text of any origin with no character but newline and tab that a terminal or an editor obeys."""
+    """Return text of any origin with control characters escaped, except newline and tab."""
     if text.isprintable():
         return text
     return "".join(one if one.isprintable() or one in "\n\t" else one.encode("unicode_escape").decode() for one in text)
@@ -55,12 +52,12 @@ def unit(name: str) -> str:
 
 
 def loss_words(loss: float | None) -> str:
-    """Return a loss in nats/token to four digits, or a dash."""
+    """Return a loss in nats/token with four digits, or a dash."""
     return UNKNOWN if loss is None else f"{loss:.4f}"
 
 
 def trial_loss_words(trial: Mapping[str, Any]) -> str:
-    """Return the loss that a table shows of a trial: val_loss, of an unstable one what it was ended at."""
+    """Return a trial's loss for a table: val_loss, or the training loss at which an unstable one was ended."""
     if trial["status"] != "unstable":
         return loss_words(trial["val_loss"])
     # Its evaluations were made before it became unstable.
@@ -68,7 +65,7 @@ def trial_loss_words(trial: Mapping[str, Any]) -> str:
 
 
 def run_words(row: Mapping[str, Any], baseline_id: int | None) -> str:
-    """Return what a run is for a line that names it: baseline, trial 7, or of one that repeats it trial 7, seed 2."""
+    """Return a run's name: baseline, trial 7, of a confirmation run trial 7, seed 2."""
     match row["purpose"]:
         case "confirmation":
             of_trial = row["of_trial"]
@@ -87,8 +84,17 @@ def difference_words(difference: float | None) -> str:
     return UNKNOWN if difference is None else f"{difference:+.4f}"
 
 
+def interval_words(low: float | None, high: float | None) -> str:
+    """Return the interval of a difference; a bound that is None is none."""
+    if low is not None and high is not None:
+        return f"{difference_words(low)} to {difference_words(high)}"
+    if low is not None:
+        return f"from {difference_words(low)} up"
+    return "without bounds" if high is None else f"up to {difference_words(high)}"
+
+
 def value_words(value: Any) -> str:
-    """Return a hyperparameter's value: a name as it is, a number to three digits, nothing as a dash."""
+    """Return a hyperparameter's value: a name unchanged, a number with three digits, None as a dash."""
     if value is None:
         return UNKNOWN
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -97,21 +103,21 @@ def value_words(value: Any) -> str:
         return f"{value:,}"
     if not math.isfinite(value):
         return str(value)
-    if abs(value) >= 1000:
+    if abs(value) >= 999.5:
         return f"{value:,.0f}"
     text = f"{value:.2e}" if 0 < abs(value) < 1e-3 else f"{value:.3g}"
     mantissa, _, exponent = text.partition("e")
-    # 1.00e-05 shows digits that were not given; 100 does not.
+    # 1.00e-05 would show digits that nobody gave.
     return f"{float(mantissa):g}e{int(exponent)}" if exponent else text
 
 
 def range_words(low: float, high: float, to: str = " to ") -> str:
-    """Return what lies between two values, or the value that both are."""
+    """Return two values as a range, or the value where both are equal."""
     return value_words(low) if low == high else f"{value_words(low)}{to}{value_words(high)}"
 
 
 def local_time_words(time: datetime | str | None) -> str:
-    """Return a time to the minute in the reader's zone, which it names: 2026-11-29 04:15 CET."""
+    """Return a time to the minute in the local zone: 2026-11-29 04:15 CET."""
     if time is None:
         return UNKNOWN
     known = datetime.fromisoformat(time) if isinstance(time, str) else time
@@ -146,14 +152,19 @@ def token_words(tokens: float | None) -> str:
 
 
 def budget_words(budget: Budget) -> str:
-    """Return what every trial gets: 300,000 training tokens, or 10 min 00 s of device time."""
+    """Return a trial's budget: 300,000 training tokens, or 10 min 00 s of device time."""
     if budget.device_s is None:
         return f"{budget.tokens:,} training tokens"
     return f"{duration_words(budget.device_s)} of device time"
 
 
+def short_budget_words(budget: Budget) -> str:
+    """Return a trial's budget for a column or a name: 300k, or 10m."""
+    return token_words(budget.tokens) if budget.device_s is None else duration_text(budget.device_s)
+
+
 def percent_words(share: float | None) -> str:
-    """Return a share in per cent."""
+    """Return a share in per cent, or a dash."""
     if share is None:
         return UNKNOWN
     return f"{share:.1%}" if 0 < share < 0.01 else f"{share:.0%}"
@@ -165,7 +176,7 @@ def count_words(count: int, noun: str, plural: str | None = None) -> str:
 
 
 def early_end_words(document: Mapping[str, Any]) -> str | None:
-    """Return why a study's search ended before its last trial, None where it did not."""
+    """Return why a study's search ended early, None where it did not."""
     end = document.get("early_end")
     return end and (
         f"stopped after {document['trials_planned']} of {end['most_trials']} trials: the next ones would gain about "

@@ -1,7 +1,7 @@
-"""What every trial of a study gets: training tokens, or device time, of which the speed of its shape makes steps.
+"""The budget of a trial: training tokens, or device time, which the measured speed of its shape turns into steps.
 
-A budget of time is counted in tokens too, the baseline's: rungs and milestones have the same numbers for every trial,
-and are the same shares of each trial's own run.
+A budget of time is counted in the baseline's tokens too. Rungs and milestones thus have the same numbers for every
+trial, and are the same shares of each trial's own run.
 """
 
 import math
@@ -16,19 +16,19 @@ from trainable.errors import UserError
 
 RANGE_NODES = 5
 Milestones = tuple[tuple[int, int], ...]
-"""(tokens of the budget, the optimizer step with which a trial has come so far), increasing."""
+"""(tokens of the budget, the optimizer step at which a trial has used them), increasing."""
 
 UNITS_S = {"h": 3600, "m": 60, "s": 1}
 MAX_DEVICE_S = 60 * 10**6
 MAX_TOKENS = 10**12
-"""Also of a budget of time as long as no speed is known, so that nothing is refused too early."""
+"""Stands for a budget of time too until speeds are measured, so that nothing is refused too early."""
 MEASURED_SIZES = ("batch_size", "block_size", "grad_accum_steps", "lora_rank")
-"""The numbers that a step's time grows with. Between two that were measured it is a line, for a step has a part that
-is always the same and one for each sequence, token, micro-batch or rank."""
+"""The sizes that a step's time grows with. Between two measured sizes the time is interpolated linearly: a step has a
+constant part and one proportional to sequences, tokens, micro-batches or rank."""
 
 
 def parse_duration(text: str) -> float:
-    """Return the seconds that 10m, 90s, 2h, 1h30m or 600 says. Raises ValueError."""
+    """Return the seconds in a text such as 10m, 90s, 2h, 1h30m or 600. Raises ValueError."""
     number = r"(\d+(?:\.\d+)?)"
     match = re.fullmatch(rf"(?:{number}h)?(?:{number}m)?(?:{number}s)?|{number}", text)
     units_s = (*UNITS_S.values(), 1)
@@ -40,21 +40,21 @@ def parse_duration(text: str) -> float:
 
 
 def duration_text(seconds: float) -> str:
-    """Return seconds as parse_duration() reads them, in the largest unit that leaves no rest."""
+    """Return seconds as parse_duration() reads them, in the largest unit that divides them."""
     unit = next((unit for unit, unit_s in UNITS_S.items() if seconds % unit_s == 0), "s")
     return f"{seconds / UNITS_S[unit]:.15g}{unit}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Speeds:
-    """How long steps and evaluations take on a study's device, with as many trials beside as the study runs."""
+    """How long a step and an evaluation take on a study's device, while all of the study's slots train."""
 
     step_s: Mapping[TrialConfig, float]
     """By shape_of(): a grid of the shapes that were measured."""
     evaluation_s: float
 
     def seconds_a_step(self, config: TrialConfig) -> float:
-        """Return what a step of the configuration takes. Raises UserError for a shape that the grid does not hold."""
+        """Return the time of a step of the configuration. Raises UserError for a shape outside the measured grid."""
         shape = shape_of(config)
         found = self._between(shape, MEASURED_SIZES)
         if found is None:
@@ -82,15 +82,12 @@ class Speeds:
         return ends[0] + share * (ends[1] - ends[0])
 
     def to_json(self) -> dict[str, Any]:
-        """Return what study.json keeps: a row a shape, with what differs from the documented configuration."""
-        documented, rows = asdict(DOCUMENTED), []
-        for shape, step_s in self.step_s.items():
-            said = {
-                name: value
-                for name, value in asdict(shape).items()
-                if value != documented[name] or name in MEASURED_SIZES
-            }
-            rows.append({**said, "step_s": step_s})
+        """Return what study.json keeps: a row per shape, its sizes and what differs from the documented values."""
+        rows = [
+            {name: v for name, v in asdict(shape).items() if name in MEASURED_SIZES or v != getattr(DOCUMENTED, name)}
+            | {"step_s": step_s}
+            for shape, step_s in self.step_s.items()
+        ]
         return {"evaluation_s": self.evaluation_s, "shapes": rows}
 
     @classmethod
@@ -104,15 +101,15 @@ class Speeds:
 
 
 def size_nodes(name: str, domain: Domain) -> list[Any]:
-    """Return the values of a size at which speeds are measured; all those between them are interpolated."""
+    """Return the values of a size at which speeds are measured; between them speeds are interpolated."""
     ends = sorted(domain.examples())
+    low, high = ends[0], ends[-1]
     if name in ("grad_accum_steps", "lora_rank"):
-        # One micro-batch more, or a rank, always adds the same.
-        return [ends[0], ends[-1]]
+        # Each further micro-batch or rank adds the same time.
+        return [low, high]
     if isinstance(domain, Choice):
         return ends
     # By equal factors: caches and kernels change with the order of magnitude.
-    low, high = ends[0], ends[-1]
     return [domain.nearest(low * (high / low) ** (k / (RANGE_NODES - 1))) for k in range(RANGE_NODES)]
 
 
@@ -122,19 +119,42 @@ def _but_sizes(shape: TrialConfig) -> tuple[Any, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What every trial of a study gets."""
+    """What every trial of a study may use."""
 
     tokens: int
-    """Training tokens of a full-length trial; of the baseline's, where the budget is time."""
+    """Training tokens of a full-length trial; where the budget is time, of the baseline."""
     device_s: float | None = None
     """Seconds of training and evaluation; None where the budget is tokens."""
     evaluations: int = 0
-    """Of a full-length trial, whose time is device time too."""
+    """Evaluations that device_s has to pay for; 0 where the budget is tokens."""
     speeds: Speeds | None = None
-    """None where the budget is tokens, or time and nothing was measured yet."""
+    """None where the budget is tokens, or before anything was measured."""
+
+    @property
+    def setting(self) -> str:
+        """The variable that asks for this budget, with its value: BUDGET_TOKENS=400000 or BUDGET_TIME=10m."""
+        if self.device_s is None:
+            return f"BUDGET_TOKENS={self.tokens}"
+        return f"BUDGET_TIME={duration_text(self.device_s)}"
+
+    def asked(self, tokens: int | None, device_s: float | None) -> "Budget":
+        """Return the budget with BUDGET_TOKENS or BUDGET_TIME in its place, or itself where neither is set.
+
+        Raises UserError for a time where no speeds were measured.
+        """
+        if tokens is not None:
+            return Budget(tokens=tokens)
+        if device_s is None:
+            return self
+        if self.device_s is None:
+            raise UserError(
+                f"BUDGET_TIME={duration_text(device_s)}: the budget is in tokens, so no speeds were measured "
+                "that turn time into steps. Set BUDGET_TOKENS."
+            )
+        return replace(self, tokens=round(self.tokens * device_s / self.device_s), device_s=device_s)
 
     def steps(self, config: TrialConfig, tokens: int | None = None) -> int:
-        """Return the whole steps of the configuration that fit into the budget, or into `tokens` of it."""
+        """Return how many steps of the configuration fit into the budget, or into `tokens` of it."""
         if self.speeds is None or self.device_s is None:
             return (self.tokens if tokens is None else tokens) // config.tokens_per_step
         share = 1.0 if tokens is None else tokens / self.tokens
@@ -142,19 +162,20 @@ class Budget:
         return max(0, int(share * training_s / self.speeds.seconds_a_step(config)))
 
     def sized(self, config: TrialConfig) -> TrialConfig:
-        """Return the configuration with as many steps as fit; its warm-up keeps its share of the run."""
+        """Return the configuration with as many steps as fit; its warm-up keeps its share of the run.
+
+        Raises UserError when not even one step fits.
+        """
         if self.speeds is None:
             return with_token_budget(config, self.tokens)
-        # That every shape gets more than one is checked where the space is made, which says the least time that works.
-        return with_steps(config, max(1, self.steps(config)))
-
-    def lasting(self, device_s: float) -> "Budget":
-        """Return the budget of time with another one: as many more of the baseline's tokens, at the same speeds."""
-        assert self.device_s is not None
-        return replace(self, tokens=round(self.tokens * device_s / self.device_s), device_s=device_s)
+        steps = self.steps(config)
+        if steps < 1:
+            shape = f"batch_size={config.batch_size} x block_size={config.block_size}"
+            raise UserError(f"{self.setting} is less than one step of {shape} and the evaluations. Raise BUDGET_TIME.")
+        return with_steps(config, steps)
 
     def milestones(self, config: TrialConfig, milestones_tokens: Sequence[int]) -> Milestones:
-        """Return the milestones with the steps at which a trial of the configuration has come so far."""
+        """Return each milestone with the step at which a trial of the configuration has used as much."""
         return tuple((tokens, self.steps(config, tokens)) for tokens in milestones_tokens)
 
     def to_json(self) -> dict[str, Any] | None:
@@ -165,7 +186,7 @@ class Budget:
 
 
 def budget_of(document: Mapping[str, Any]) -> Budget:
-    """Return the budget that a study.json says. Raises KeyError, UserError."""
+    """Return the budget in a study.json. Raises KeyError, UserError."""
     time = document.get("device_time")
     if time is None:
         return Budget(tokens=document["budget_tokens"])

@@ -1,4 +1,4 @@
-"""The checks of a search space as a whole: what no single key of its file can tell. The space puts the place before."""
+"""Checks of a search space as a whole, beyond its single keys. SearchSpace puts the file's name before each message."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -18,7 +18,7 @@ MAX_EVALUATIONS = 1_000
 MAX_EVALUATION_TOKENS = 10**9
 
 SIZES = ("batch_size", "block_size", "grad_accum_steps")
-"""What a step's tokens are the product of."""
+"""Their product is the number of tokens in a step."""
 
 
 def check_numbers(budget_tokens: int, trials: int, evaluation: Evaluation, scheduler: Scheduler) -> None:
@@ -44,14 +44,16 @@ def check_numbers(budget_tokens: int, trials: int, evaluation: Evaluation, sched
 
 
 def check_time(budget: Budget, shapes: Sequence[TrialConfig], evaluation: Evaluation, scheduler: Scheduler) -> None:
-    """Raise UserError for a budget of time with a rung in tokens, or one in which a shape does no step before the
-    first evaluation; whether one does not is known once speeds are."""
+    """Raise UserError for a budget of time with a rung in tokens, or one too short for a step before an evaluation.
+
+    The second check needs the measured speeds and is skipped without them.
+    """
     assert budget.device_s is not None
     check_bounds("[budget] device_minutes", budget.device_s / 60, 0, MAX_DEVICE_S / 60, low_open=True)
     if scheduler.name == "asha" and scheduler.grace_frac is None:
         raise UserError(
-            "[scheduler] grace_tokens is a number of tokens, and the budget is time, in which every trial does another "
-            "number. Set grace_frac, a share of the budget."
+            "[scheduler] grace_tokens is a number of tokens, and the budget is time, in which each trial sees another "
+            "number of tokens. Set grace_frac, a share of the budget."
         )
     if budget.speeds is None:
         return
@@ -71,7 +73,7 @@ def check_time(budget: Budget, shapes: Sequence[TrialConfig], evaluation: Evalua
 
 
 def _rounded_up_time(seconds: float) -> str:
-    """Return a time as BUDGET_TIME takes it, to two digits and never less."""
+    """Return a time as BUDGET_TIME takes it, rounded up to two digits."""
     unit_s = next(unit_s for unit_s in (3600, 60, 1) if seconds >= 2 * unit_s or unit_s == 1)
     return duration_text(unit_s * ceil(10 * seconds / unit_s) / 10)
 
@@ -79,7 +81,7 @@ def _rounded_up_time(seconds: float) -> str:
 def check_search(
     parameters: Sequence[SearchParameter], searcher: Searcher, *, is_alone: bool, ends_early: bool
 ) -> None:
-    """Raise UserError when there is one configuration only, or when a grid has ranges, too many cells, no fixed end."""
+    """Raise UserError for a single configuration, or for a grid that has ranges, too many cells or no fixed end."""
     if has_one_point(parameters) and not is_alone:
         raise UserError("[search] leaves one configuration only. Give a parameter a second value.")
     if searcher.name != "grid":
@@ -100,7 +102,7 @@ def check_search(
 
 
 def count_cells(parameters: Sequence[SearchParameter]) -> int:
-    """Return the number of the grid's cells, the baseline's included, counted up to MAX_GRID_CELLS + 1."""
+    """Return the number of the grid's cells, the baseline included, counted up to MAX_GRID_CELLS + 1."""
     cells = points(parameters, lambda parameter: parameter.domain.examples())
     return sum(1 for _ in islice(cells, MAX_GRID_CELLS + 1))
 
@@ -116,8 +118,8 @@ def check_sizes(
 ) -> None:
     """Raise UserError when a step does not fit before the first evaluation, or a warm-up into the run.
 
-    is_grace_fixed: the first evaluation is the scheduler's, at a number of tokens that no budget changes.
-    warmup_steps: of a trial that does not search them.
+    is_grace_fixed: the first evaluation is at the scheduler's grace_tokens, which do not follow the budget.
+    warmup_steps: of a trial whose warm-up is not searched.
     """
     for point in _largest_points(parameters):
         values = {name: point.get(name, getattr(baseline, name)) for name in (*SIZES, "lr_schedule")}
@@ -142,7 +144,7 @@ def check_sizes(
 
 
 def _rounded_up(tokens: int) -> str:
-    """Return a token count as BUDGET_TOKENS takes it, to three digits and never less."""
+    """Return a token count as BUDGET_TOKENS takes it, rounded up to three digits."""
     scale, suffix = next(((s, x) for s, x in ((10**9, "B"), (10**6, "M"), (10**3, "k")) if tokens >= s), (1, ""))
     whole = len(str(tokens // scale))
     digits = 10 ** max(0, 3 - whole) if scale > 1 else 1
@@ -152,8 +154,8 @@ def _rounded_up(tokens: int) -> str:
 def _largest_points(parameters: Sequence[SearchParameter]) -> Iterator[dict[str, Any]]:
     """Yield the combinations that need the most tokens per step and the most warm-up steps.
 
-    A parameter's values that make the same children active differ by their size only, so the largest of each such
-    group stands for it: few combinations even where a space has millions.
+    Values of a parameter that make the same children active differ in size only. The largest of each such group stands
+    for it, so that there are few combinations even in a space of millions.
     """
     by_name = {parameter.name: parameter for parameter in parameters}
     wanted = {name for name in (*SIZES, "warmup_steps", "lr_schedule") if name in by_name}

@@ -1,4 +1,4 @@
-"""Configurations as points of a space, and a space's domains in Optuna's terms."""
+"""Configurations as points of a space, and a space's domains as Optuna's distributions."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def point_of(space: SearchSpace, config: TrialConfig) -> dict[str, Any]:
     """Return a configuration as a point of the space: its active parameters, a warm-up share rounded to steps."""
-    # A share that was rounded to whole steps may lie a hair outside its domain, which Optuna would refuse.
+    # A share computed from whole steps may lie just outside its domain, which Optuna would refuse.
     values = {**asdict(config), WARMUP_FRAC: config.warmup_steps / config.training_steps}
     point: dict[str, Any] = {}
     for parameter in space.parameters:
@@ -26,7 +26,7 @@ def point_of(space: SearchSpace, config: TrialConfig) -> dict[str, Any]:
 
 
 def distribution_of(domain: Domain) -> "BaseDistribution":
-    """Return the domain in Optuna's terms."""
+    """Return the domain as an Optuna distribution."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if isinstance(domain, Choice):

@@ -1,4 +1,4 @@
-"""A search space changed by the user's variables: pinned hyperparameters, budget, trials, another baseline."""
+"""A search space with the user's variables applied: pinned hyperparameters, budget, trials, another baseline."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -23,22 +23,24 @@ def with_overrides(
     pins: Mapping[str, Any] | None = None,
     baseline: tuple[str, TrialConfig] | None = None,
 ) -> SearchSpace:
-    """Return the space with all of the user's settings at once: only their sum has to be sound.
+    """Return the space with all of the user's settings applied at once: only the result has to be valid.
 
-    device_s: the budget, where it is to be time. speeds: what a budget of time needs, once they are measured.
-
-    `pins` are fixed for every trial, the baseline included. Around another `baseline` a choice gains its value, and a
-    range must hold it. Raises UserError naming the variable, or when nothing is left to search.
+    device_s: a budget of time. speeds: for a budget of time, once they are measured. `pins` are fixed for every trial,
+    the baseline included. Domains are widened to hold another `baseline`, as far as they can be. Raises UserError
+    naming the variable, or when nothing is left to search.
     """
-    # A baseline brings values of its own for what was pinned before: the earlier pins hold against it.
+    # Earlier pins hold against the values that another baseline brings.
     earlier = {ENV_NAMES[name]: value for name, value in space.user_settings.items() if name in ENV_NAMES}
     pins = {**earlier, **_checked_pins(pins or {})}
-    budget, time_s = space.budget, device_s or space.device_s
+    budget = space.budget
     if budget_tokens is not None:
         check_bounds("BUDGET_TOKENS", budget_tokens, 1, MAX_TOKENS)
         budget = Budget(tokens=budget_tokens)
-    elif time_s is not None:
-        budget = replace(budget, tokens=MAX_TOKENS, device_s=time_s, speeds=speeds or space.speeds)
+    elif device_s is not None:
+        count = space.evaluation.count
+        budget = Budget(tokens=MAX_TOKENS, device_s=device_s, evaluations=count, speeds=budget.speeds)
+    if budget.device_s is not None and speeds is not None:
+        budget = replace(budget, speeds=speeds)
     around = _around(space, pins, budget=budget, baseline=baseline)
     evaluation = space.evaluation
     if evaluation.follows_baseline:
@@ -54,9 +56,7 @@ def with_overrides(
         baseline=around.config,
         baseline_warmup_frac=around.warmup_frac,
         parameters=around.parameters,
-        budget_tokens=budget.tokens,
-        device_s=budget.device_s,
-        speeds=budget.speeds,
+        budget=budget,
         evaluation=evaluation,
         trials=trials if isinstance(trials, int) else space.trials,
         ends_early=space.ends_early if trials is None else trials == AUTO,
@@ -84,7 +84,7 @@ class _Around:
 def _around(
     space: SearchSpace, pins: Mapping[str, Any], *, budget: Budget, baseline: tuple[str, TrialConfig] | None
 ) -> _Around:
-    """Return the baseline with the pins in it, and the parameters that they leave with domains that hold it."""
+    """Return the baseline with the pins applied, and the parameters that are left, with domains that contain it."""
     name, config = baseline or (space.baseline_name, space.baseline)
     share = space.baseline_warmup_frac if baseline is None else warmup_share(config, space.domain(WARMUP_FRAC))
     assert share is not None
@@ -92,7 +92,10 @@ def _around(
     fixed = {key: value for key, value in pins.items() if key != "warmup_steps"}
     if any(getattr(config, key) != value for key, value in fixed.items() if key != "seed"):
         name = f"{name.removesuffix(', changed')}, changed"
-    config = with_warmup(make_config(replace(config, warmup_steps=0), fixed), budget, frac=share, steps=None)
+    config = make_config(replace(config, warmup_steps=0), fixed)
+    # Too short a time is refused where the space is checked, which names the least that works.
+    if budget.speeds is None or budget.steps(config) >= 1:
+        config = with_warmup(config, budget, frac=share, steps=None)
     parameters, new = _settled(
         _without_pinned(space, pins),
         {**asdict(config), WARMUP_FRAC: share},
@@ -119,7 +122,7 @@ def _checked_pins(pins: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _without_pinned(space: SearchSpace, pins: Mapping[str, Any]) -> tuple[SearchParameter, ...]:
-    """Return the parameters that are left, their conditions on pinned parents resolved."""
+    """Return the parameters that are not pinned, their conditions on pinned parents resolved."""
     dropped = {*pins, WARMUP_FRAC} if "warmup_steps" in pins else {*pins}
     pinned_conditions: dict[str, Condition | None] = {}
     inactive: set[str] = set()
@@ -148,10 +151,10 @@ def _without_pinned(space: SearchSpace, pins: Mapping[str, Any]) -> tuple[Search
 def _settled(
     parameters: Sequence[SearchParameter], values: Mapping[str, Any], *, was_read: Collection[str], widen: bool
 ) -> tuple[tuple[SearchParameter, ...], dict[str, Any]]:
-    """Return the parameters and the baseline's new values that bring it into every active domain, where that is right.
+    """Return the parameters, and the baseline's new values for those that a pin has made active.
 
-    What a pin has made active was never read before, so the baseline has no opinion on it and takes the nearest
-    value. What it did read stays: with `widen` the domain gains it, or else it is left for the check to refuse.
+    The baseline never read those, so it takes the nearest value of the domain. A value that it did read stays: with
+    `widen` the domain gains it, without it the space's check refuses it.
     """
     new: dict[str, Any] = {}
     point: dict[str, Any] = {}
@@ -170,7 +173,7 @@ def _settled(
 
 
 def _widened(domain: Domain, value: Any) -> Domain:
-    """Return the domain with `value` in it, or as it is where it cannot hold it: off its steps, or 0 on a log scale."""
+    """Return the domain widened to `value`, or unchanged where that is off its steps or not above 0 on a log scale."""
     if isinstance(domain, Choice):
         return Choice((*domain.values, value))
     off = isinstance(domain, IntRange) and (value - domain.low) % domain.step != 0
@@ -180,7 +183,7 @@ def _widened(domain: Domain, value: Any) -> Domain:
 
 
 def widening_words(before: SearchSpace, after: SearchSpace) -> list[str]:
-    """Return a line for each domain that was widened to hold the baseline."""
+    """Return a line for each domain that was widened for the baseline."""
     was = {parameter.name: parameter.domain for parameter in before.parameters}
     return [
         f"{parameter.name} is searched in {parameter.domain} instead of {was[parameter.name]}, to hold the baseline"

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 AUTO = "auto"
-"""As a number of trials: the search itself finds when it has had enough of them."""
+"""In place of a number of trials: the search ends itself once more trials would gain too little."""
 AUTO_TRIALS = 24
-"""At most, where a space file says no number."""
+"""The most trials of AUTO in a space file."""
 
 
 @dataclass(frozen=True)
@@ -18,26 +18,26 @@ class Evaluation:
     tokens: int
     """Held-out tokens scored per evaluation."""
     count: int
-    """Evaluations per trial, about."""
+    """Approximate number of evaluations per trial."""
     follows_baseline: bool = False
-    """Whether block_size is the baseline's because the file does not name one."""
+    """Whether the file names no block_size, so that it is the baseline's."""
 
 
 @dataclass(frozen=True)
 class Scheduler:
-    """Which trials are stopped early, and when the first one can be."""
+    """How trials are stopped early."""
 
     name: Literal["asha", "none"]
     grace_tokens: int
     reduction_factor: int
     grace_frac: float | None = None
-    """grace_tokens as a share of the budget, when the file gives it so: it then follows the budget."""
+    """grace_tokens as a share of the budget, where the file gives a share; grace_tokens then follow the budget."""
 
     def rung_tokens(self, budget_tokens: int) -> tuple[int, ...]:
         """Return the token counts at which a trial may be stopped, increasing."""
         rungs: list[int] = []
         tokens = self.grace_tokens
-        # No rung in the budget's last twentieth: a trial that has as good as ended would count as stopped.
+        # No rung in the last twentieth of the budget: it would count a trial as stopped that had all but ended.
         while self.name == "asha" and 20 * tokens <= 19 * budget_tokens:
             rungs.append(tokens)
             tokens *= self.reduction_factor
@@ -46,6 +46,6 @@ class Scheduler:
 
 @dataclass(frozen=True)
 class Searcher:
-    """Who proposes the trials."""
+    """What proposes the trials."""
 
     name: Literal["tpe", "random", "grid"]

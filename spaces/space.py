@@ -1,4 +1,4 @@
-"""SearchSpace: what a study searches, from where and within which budget, as one checked value. Reads no file."""
+"""SearchSpace: the searched parameters, the baseline and the budget of a study, checked together. It reads no file."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -7,7 +7,7 @@ from itertools import product
 from math import ceil
 from typing import Any
 
-from spaces.budget import MEASURED_SIZES, Budget, Milestones, Speeds, size_nodes
+from spaces.budget import MEASURED_SIZES, Budget, Milestones, size_nodes
 from spaces.check import check_baseline, check_numbers, check_search, check_sizes, check_time, count_cells
 from spaces.domains import Domain, SearchParameter, active_point, points
 from spaces.protocol import Evaluation, Scheduler, Searcher
@@ -18,10 +18,7 @@ from trainable.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSpace:
-    """A space file's content, checked as a whole whenever one is made.
-
-    Raises UserError naming the file and the key.
-    """
+    """A space file's content. Making one checks it as a whole and raises UserError naming the file and the key."""
 
     name: str
     path: str
@@ -31,42 +28,38 @@ class SearchSpace:
     baseline: TrialConfig
     """Trial 0, with as many whole steps as fit into the budget."""
     parameters: tuple[SearchParameter, ...]
-    """A parent stands before its children."""
-    budget_tokens: int
-    """Of a full-length trial; where the budget is time, of the baseline's."""
+    """Parents come before their children."""
+    budget: Budget
     evaluation: Evaluation
     scheduler: Scheduler
     searcher: Searcher
     trials: int
-    """The baseline included; with a grid, its number of cells."""
+    """With the baseline; in a grid the number of cells."""
     ends_early: bool = False
-    """Whether they are the most, and the search ends where more of them would gain less than the evaluation's noise."""
+    """Whether `trials` is the most, and the search ends once more would gain less than the evaluation's noise."""
     stability: Mapping[str, Any] = field(default_factory=dict)
-    """The file's [stability] table as it stands there."""
+    """The file's [stability] table, unchanged."""
     baseline_warmup_frac: float | None = None
-    """The baseline's warm-up as a share, free of the rounding to steps. None: as its steps have it."""
+    """The baseline's warm-up share before rounding to steps; None takes it from warmup_steps."""
     toml: str = field(default="", compare=False, repr=False)
-    """The file's text: what a study keeps of it, so that it need not be there any more."""
+    """The file's text, which a study keeps: the file itself may be moved or deleted."""
     user_settings: Mapping[str, Any] = field(default_factory=dict)
     """What the user's variables have changed, by variable name."""
-    device_s: float | None = None
-    """The budget, where it is device time."""
-    speeds: Speeds | None = None
-    """Which turn device_s into tokens; until they are measured, the budget counts as endless."""
 
     def __post_init__(self) -> None:
         with self._placed():
-            if self.device_s is not None:
-                check_time(self.budget, self.shapes(), self.evaluation, self.scheduler)
-            if self.speeds is not None:
-                budget_steps = self.budget.steps(self.baseline)
-                # The way that dataclasses leave to a frozen value for what follows from its other fields.
-                object.__setattr__(self, "budget_tokens", budget_steps * self.baseline.tokens_per_step)
+            if self.budget.device_s is not None:
+                budget = replace(self.budget, evaluations=self.evaluation.count)
+                check_time(budget, self.shapes(), self.evaluation, self.scheduler)
+                if budget.speeds is not None:
+                    budget = replace(budget, tokens=budget.steps(self.baseline) * self.baseline.tokens_per_step)
+                # A frozen dataclass has no other way to set a field that follows from others.
+                object.__setattr__(self, "budget", budget)
             if self.scheduler.grace_frac is not None:
-                grace_tokens = ceil(self.scheduler.grace_frac * self.budget_tokens)
+                grace_tokens = ceil(self.scheduler.grace_frac * self.budget.tokens)
                 object.__setattr__(self, "scheduler", replace(self.scheduler, grace_tokens=grace_tokens))
             # The numbers first: the other checks divide by them.
-            check_numbers(self.budget_tokens, self.trials, self.evaluation, self.scheduler)
+            check_numbers(self.budget.tokens, self.trials, self.evaluation, self.scheduler)
             check_search(self.parameters, self.searcher, is_alone=self.is_alone, ends_early=self.ends_early)
             check_sizes(
                 self.parameters,
@@ -90,7 +83,7 @@ class SearchSpace:
 
     @contextmanager
     def _placed(self) -> Iterator[None]:
-        """Put the place before an error of a check."""
+        """Put the file's name before an error of a check."""
         try:
             yield
         except UserError as error:
@@ -98,7 +91,7 @@ class SearchSpace:
 
     @property
     def where(self) -> str:
-        """The file, and the user's variables that have changed what it says: an error's first words."""
+        """The file, and the variables that change its content: the first words of an error."""
         settings = " ".join(f"{name}={value}" for name, value in self.user_settings.items())
         return f"{self.path} with {settings}" if settings else self.path
 
@@ -109,8 +102,8 @@ class SearchSpace:
     def config_for(self, params: Mapping[str, Any]) -> TrialConfig:
         """Return the baseline with `params` in it and as many whole steps as fit into the budget.
 
-        Inactive parameters are ignored; those not given are the baseline's. The warm-up is the one of an active
-        warmup_frac or warmup_steps, else the user's WARMUP_STEPS, else the baseline's share.
+        Inactive parameters are ignored; missing ones are the baseline's. The warm-up comes from an active warmup_frac
+        or warmup_steps, else from the user's WARMUP_STEPS, else it is the baseline's share.
         """
         values = {**self._baseline_values(), **params}
         assert len(values) == len(self.parameters), f"{set(params)} are not all parameters of {self.path}"
@@ -119,30 +112,20 @@ class SearchSpace:
         frac = point.pop(WARMUP_FRAC, None)
         if steps is None and frac is None:
             steps = self.user_settings.get("WARMUP_STEPS")
-        # Without the baseline's warm-up, which may be longer than this point's run: it is put back as a share.
+        # The baseline's warm-up may be longer than this point's run, so it is left out here and put back as a share.
         config = make_config(replace(self.baseline, warmup_steps=0), point)
         share = self.baseline_warmup_frac if frac is None else frac
         assert share is not None
         return with_warmup(config, self.budget, frac=share, steps=steps)
-
-    @property
-    def budget(self) -> Budget:
-        """What every trial gets."""
-        return Budget(
-            tokens=self.budget_tokens,
-            device_s=self.device_s,
-            evaluations=self.evaluation.count,
-            speeds=self.speeds,
-        )
 
     def milestones(self, config: TrialConfig) -> Milestones:
         """Return evaluation_tokens() with the steps at which a trial of the configuration is evaluated."""
         return self.budget.milestones(config, self.evaluation_tokens())
 
     def shapes(self) -> list[TrialConfig]:
-        """Return the shapes, as shape_of() does, whose speeds tell those of all that can be proposed.
+        """Return the shapes, as shape_of() does, from whose speeds those of every possible trial follow.
 
-        Conditions are ignored: an attribution combines what no trial does.
+        Conditions are ignored: an attribution combines values that no trial combines.
         """
         values: dict[str, list[Any]] = {}
         for name, domain in ((parameter.name, parameter.domain) for parameter in self.parameters):
@@ -171,24 +154,24 @@ class SearchSpace:
 
     def rung_tokens(self) -> tuple[int, ...]:
         """Return the token counts at which the scheduler may stop a trial, increasing."""
-        return self.scheduler.rung_tokens(self.budget_tokens)
+        return self.scheduler.rung_tokens(self.budget.tokens)
 
     def evaluation_tokens(self) -> tuple[int, ...]:
         """Return the token counts after which every trial is evaluated, increasing; the last is the budget.
 
-        All rungs, and evenly spaced ones where no rung is near. A trial is evaluated at its last whole step whose
-        tokens_seen does not exceed the count; under a budget of time, the same share of its own tokens.
+        They are all rungs, and evenly spaced counts where no rung is near. A trial is evaluated at its last whole step
+        whose tokens_seen does not exceed the count; under a budget of time, at the same share of its own tokens.
         """
-        count, rungs = self.evaluation.count, self.rung_tokens()
-        even = (self.budget_tokens * k // count for k in range(1, count))
-        apart = (tokens for tokens in even if all(2 * count * abs(tokens - r) >= self.budget_tokens for r in rungs))
-        return tuple(sorted({*rungs, *apart, self.budget_tokens}))
+        budget_tokens, count, rungs = self.budget.tokens, self.evaluation.count, self.rung_tokens()
+        even = (budget_tokens * k // count for k in range(1, count))
+        apart = (tokens for tokens in even if all(2 * count * abs(tokens - r) >= budget_tokens for r in rungs))
+        return tuple(sorted({*rungs, *apart, budget_tokens}))
 
     @property
     def is_alone(self) -> bool:
-        """Whether the baseline is all there is to run."""
+        """Whether only the baseline is run."""
         return self.trials == 1 and not self.parameters
 
     def baseline_alone(self) -> "SearchSpace":
-        """Return the space with nothing to search: its sizes no longer ask for room in the budget."""
+        """Return the space with nothing to search: only the baseline has to fit into the budget."""
         return replace(self, parameters=(), trials=1, ends_early=False, searcher=Searcher("random"))

@@ -1,4 +1,4 @@
-"""The warm-up as a share of the run, and a configuration brought to a budget with it."""
+"""The warm-up as a share of the run, and a configuration sized to a budget that keeps its share."""
 
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ token budget the number of steps differs by batch size, so a number of steps wou
 def warmup_share(config: TrialConfig, domain: Domain | None) -> float:
     """Return the share of the run that `config` warms up.
 
-    Of the shares that round to its steps, one of `domain` is preferred: steps lose digits that the domain has.
+    Several shares round to the same number of steps; one in `domain` is preferred.
     """
     share = min(config.warmup_steps / config.training_steps, 1.0)
     if domain is not None and not domain.contains(share):

@@ -1,8 +1,8 @@
-"""Which of several changes did it: combinations to run, and what their losses say. It trains nothing.
+"""What the losses of combinations say of each change: Shapley values, interactions, the shortest path.
 
-The changes are the players of a game whose value is the loss; a combination of them is a coalition. Own code, because
-the kept libraries do other things: shap and shapiq explain a model's predictions, bring numba, and know no seeds (the
-interval here is one over seeds); pyDOE makes designs and analyses none. What is needed is a page of linear algebra:
+The changes are the players of a game whose value is the loss; a combination of them is a coalition. No library does
+this: shap and shapiq explain a model's predictions, need numba, and have no intervals over seeds; pyDOE makes designs
+and does not analyse them. What is needed is a page of linear algebra:
 
 - Shapley value, every combination known: the weights of Shapley (1953), each seed for itself.
 - Shapley value otherwise: least squares with the Shapley kernel, held to sum to the total (Charnes et al. 1988;
@@ -48,11 +48,11 @@ def attribute(
     before_name: str = "before",
     after_name: str = "after",
 ) -> Attribution:
-    """Return what each setting's change did; losses by combination and seed, nats/token, None where unstable.
+    """Return the effect of each setting's change; losses by combination and seed, nats/token, None where unstable.
 
-    An unstable run has no loss to share out, so it is named and never imputed: a seed on which an end was unstable is
-    left out, and so is, for all seeds alike, a combination unstable on any other. Raises UserError when no seed was
-    run for every combination given.
+    Unstable runs have no loss and are named, never imputed. A seed on which the first or the last combination was
+    unstable is left out; so is, on all seeds, any other combination that was unstable on a remaining seed. Raises
+    UserError when no seed was run for every combination given.
     """
     k = len(settings)
     check_changes(k)
@@ -94,17 +94,17 @@ def _is_finite(loss: float | None) -> bool:
 
 
 class _Table:
-    """The losses that are used, a row per seed and a column per combination."""
+    """The losses in use, a row per seed and a column per combination."""
 
     def __init__(self, columns: Sequence[Coalition], rows: Sequence[Sequence[float]], k: int) -> None:
         self.columns = list(columns)
         self.place = {coalition: place for place, coalition in enumerate(columns)}
         self.rows = [list(row) for row in rows]
-        # Of one change its share, itself alone and the total are the same statement.
+        # With one change its share, its effect alone and the total are one statement.
         self.alpha = ALPHA / (1 if k == 1 else 1 + 2 * k + math.comb(k, 2))
 
     def means(self) -> dict[Coalition, float]:
-        """Return every combination's mean over seeds."""
+        """Return each combination's mean over seeds."""
         return {c: statistics.fmean(row[place] for row in self.rows) for c, place in self.place.items()}
 
     def difference(self, coalition: Coalition) -> Estimate | None:
@@ -118,7 +118,7 @@ class _Table:
         """Return an estimate for each row of `weights` (values, combinations): every value is linear in the losses."""
         import numpy as np
 
-        # From `before` on: no value changes by it, and no change at all is exactly 0.
+        # As differences from `before`: the values are the same, and equal losses give exactly 0.
         rows = np.asarray(self.rows)
         values = (rows - rows[:, [self.place[frozenset()]]]) @ weights.T  # (seeds, values)
         return [_estimate([float(value) for value in column], self.alpha) for column in values.T]
@@ -166,7 +166,7 @@ def _shortest_path(table: _Table, effects: Sequence[Effect]) -> ShortestPath:
     target = min(enough, key=lambda c: (len(c), -gain[c]))
     order = _best_order(target, gain)
     if order is None:
-        # Nothing known leads there step by step; an unknown value goes last.
+        # No known combinations lead there step by step, so the order is that of the values, unknown ones last.
         values = [effect.shapley.mean if effect.shapley else math.inf for effect in effects]
         order = tuple(sorted(target, key=lambda change: (values[change], change)))
     steps = [frozenset(order[:length]) for length in range(1, len(order) + 1)]
@@ -182,7 +182,7 @@ def _shortest_path(table: _Table, effects: Sequence[Effect]) -> ShortestPath:
 def _best_order(target: Coalition, gain: Mapping[Coalition, float]) -> tuple[int, ...] | None:
     """Return the order with the largest sum of gains on the way; None when no known combinations lead there.
 
-    By dynamic programming over the subsets of `target`.
+    Dynamic programming over the subsets of `target`.
     """
     best: dict[Coalition, tuple[float, tuple[int, ...]]] = {frozenset(): (0.0, ())}
     for size in range(1, len(target) + 1):
@@ -199,18 +199,18 @@ def _notes(found: Attribution, *, planned: int, extra: set[int]) -> Iterable[str
     k = len(found.settings)
     if not found.seeds:
         ends = f"{found.before_name} or {found.after_name}"
-        yield f"{ends} was unstable on every seed: there is no difference to attribute"
+        yield f"on every seed {ends} did not complete: there is no difference to attribute"
     elif len(found.seeds) == 1:
         yield "one seed: no interval, so an effect cannot be told from noise"
     for entry in found.unstable:
         which = combination_words(found, entry.changes)
-        yield f"unstable on {seed_words(entry.seeds)}: {which}"
+        yield f"{which} did not complete on {seed_words(entry.seeds)}"
     if extra:
         yield f"{seed_words(sorted(extra))} left out: not run for every combination"
     if found.seeds and not found.is_exact:
         left_out = planned - found.combinations
         used = f"{found.combinations} of {2**k} combinations"
-        used += f", without {left_out} unstable on a seed that counts" if left_out else ""
+        used += f", without {left_out} that did not complete on a seed in use" if left_out else ""
         yield f"from {used}: exact unless three or more changes interact"
         if any(effect.shapley is None for effect in found.effects):
             yield "too few combinations to determine the Shapley values"

@@ -5,39 +5,31 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from results.attribution import Attribution, Estimate, unknown_word
+from results.attribution.attribution_values import Attribution, Estimate
+from results.attribution.sentences import unknown_word
 from results.study.atomic import write_atomic
-from results.study.paths import shown
 from trainable.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-FORMATS = (".png", ".svg")
-
-# Blue and orange stay apart for every kind of colour vision.
+# Blue and orange differ for every kind of colour vision.
 _BETTER, _WORSE, _UNPROVEN, _INK, _FAINT = "#3b7dbd", "#e08a2e", "#9aa5b1", "#1f2933", "#cbd2d9"
 _LONG_TEXT = 26
 _BAR_HEIGHT = 0.52
 
 
 def write_plot(attribution: Attribution, path: Path) -> None:
-    """Write the picture as `path`, a .png or .svg; the same attribution gives the same file.
-
-    Raises UserError for another ending or an attribution without Shapley values, and OSError.
-    """
-    suffix = path.suffix.lower()
-    if suffix not in FORMATS:
-        raise UserError(f"{shown(path)}: a picture is written as {' or '.join(FORMATS)}.")
+    """Write the picture as a PNG. Raises UserError for an attribution without Shapley values, and OSError."""
     shapley = [effect.shapley for effect in attribution.effects if effect.shapley is not None]
     if len(shapley) < len(attribution.effects):
-        raise UserError("there is nothing to draw: too many combinations were unstable to attribute the difference.")
-    # No pyplot: it keeps figures and picks a window system. The salt makes an SVG's ids the same each time.
+        raise UserError("there is nothing to draw: too few combinations completed to attribute the difference.")
+    # Not pyplot, which keeps figures and picks a window system.
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     k = len(attribution.settings)
-    with rc_context({"svg.hashsalt": "attribution", "font.size": 10, "text.parse_math": False}):
+    with rc_context({"font.size": 10, "text.parse_math": False}):
         side = max(4.4, 1.7 + 0.8 * k)
         height = max(3.4, 2.0 + 0.62 * k)
         figure = Figure(figsize=(7.4 + (side if k > 1 else 0.0), height), layout="constrained", facecolor="white")
@@ -46,7 +38,7 @@ def write_plot(attribution: Attribution, path: Path) -> None:
         if k > 1:
             _matrix(axes[1], attribution)
         file = io.BytesIO()
-        figure.savefig(file, format=suffix[1:], dpi=160, metadata={"Date": None} if suffix == ".svg" else None)
+        figure.savefig(file, format="png", dpi=160)
     write_atomic(path, file.getvalue())
 
 

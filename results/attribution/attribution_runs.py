@@ -9,14 +9,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from results.attribution.design import Coalition, Setting, changed_settings, coalitions, combination_text, config_of
+from results.ranking import final_loss
 from results.study.folder import Study
-from results.study.planned_run import PlannedRun, fresh_seeds, rows_by_config
+from results.study.planned_run import PlannedRun, fresh_seeds, has_result, rows_by_config
 from results.winner import winner_of
-from results.words import budget_words
 from spaces.budget import Budget
 from trainable.config import BASELINES, TrialConfig, config_from, without_seed
 from trainable.errors import UserError, did_you_mean
-from trainable.rows import ENDINGS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,14 +78,11 @@ def make_question(
     settings = changed_settings(before, after)
     if not settings:
         raise UserError(f"{before_name} and {after_name} are the same configuration: nothing to attribute.")
-    combined = {c: config_of(before, after, settings, c) for c in coalitions(len(settings))}
-    if any(budget.speeds is not None and budget.steps(config) < 1 for config in combined.values()):
-        raise UserError(f"{budget_words(budget)} is less than one step. Raise BUDGET_TIME.")
     return Question(
         before_name=before_name,
         after_name=after_name,
         settings=settings,
-        configs={coalition: budget.sized(config) for coalition, config in combined.items()},
+        configs={c: budget.sized(config_of(before, after, settings, c)) for c in coalitions(len(settings))},
     )
 
 
@@ -98,6 +94,6 @@ def attribution_losses(
     losses: dict[Coalition, dict[int, float | None]] = {coalition: {} for coalition, _ in runs}
     for (coalition, seed), run in runs.items():
         row = held.get(run.config)
-        if row is not None and row["status"] in ENDINGS and row["status"] != "failed":
-            losses[coalition][seed] = row["val_loss"] if row["status"] == "completed" else None
+        if has_result(row):
+            losses[coalition][seed] = final_loss(row)
     return losses

@@ -1,14 +1,14 @@
-"""What an attribution says, as values."""
+"""An attribution as values."""
 
 from dataclasses import dataclass
 
 from results.attribution.design import Coalition, Setting
 
 ALPHA = 0.05
-"""All intervals of an attribution hold at once with 95 %: a change of no effect is hardly ever called proven."""
+"""All intervals of an attribution together miss a true value with a chance of at most 5 %."""
 
 ONE_SEED_SHARE = 0.2
-"""With one seed there is no interval: an interaction is named from this share of the largest Shapley value on."""
+"""With one seed there is no interval: an interaction is named if it is this share of the largest Shapley value."""
 
 PATH_SHARE = 0.9
 """The shortest path reaches this share of the largest gain of any combination."""
@@ -31,35 +31,35 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effect:
-    """What one change did."""
+    """The effect of one change."""
 
     alone: Estimate | None
-    """From `before` with this change only; None when that run was unstable or is missing."""
+    """Of this change only, against `before`; None when that run was unstable or is missing."""
     shapley: Estimate | None
     """Its share of the total; None when too many combinations were unstable or are missing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interaction:
-    """What two changes do together beyond the sum of both."""
+    """The effect of two changes together beyond the sum of both."""
 
     first: int
     second: int
     estimate: Estimate
     named: bool
-    """Worth naming: its interval leaves 0 out; with one seed, ONE_SEED_SHARE of the largest Shapley value."""
+    """Whether it is worth naming: its interval leaves 0 out, or, with one seed, it has ONE_SEED_SHARE."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShortestPath:
-    """The fewest changes that gain PATH_SHARE of what the best combination gains, the greatest gains first."""
+    """The fewest changes with PATH_SHARE of the best combination's gain, the greatest gains first."""
 
     order: tuple[int, ...]
     """Empty when no combination is better than `before`."""
     losses: tuple[float | None, ...]
     """Mean loss of `before` and after each change; None where that combination was not run."""
     difference: Estimate | None
-    """Its end against `before`, without an interval: it was chosen by these very losses. None when it is empty."""
+    """Its end less `before`, without an interval, because these losses chose it. None when it is empty."""
     share_frac: float | None
     """Of the best combination's gain."""
     best: Coalition
@@ -82,11 +82,11 @@ class Attribution:
     after_name: str
     settings: tuple[Setting, ...]
     seeds: tuple[int, ...]
-    """The seeds on which both ends were stable: everything below is paired over them."""
+    """The seeds on which the first and the last combination were stable; all below is paired over them."""
     combinations: int
-    """Stable on each of these seeds, so used."""
+    """The number that were stable on each of these seeds."""
     is_exact: bool
-    """Whether that is every combination. If not, Shapley values are exact unless three or more changes interact."""
+    """Whether these are all combinations. If not, Shapley values are exact unless three or more changes interact."""
     loss_before: float | None
     loss_after: float | None
     total: Estimate | None
@@ -94,8 +94,7 @@ class Attribution:
     effects: tuple[Effect, ...]
     """By setting."""
     interactions: tuple[Interaction, ...]
-    """Every two changes; empty when the combinations do not determine them."""
+    """Of every two changes; empty when the combinations do not determine them."""
     path: ShortestPath | None
     unstable: tuple[UnstableCombination, ...]
     notes: tuple[str, ...]
-    """What a reader of the numbers must know."""

@@ -28,7 +28,7 @@ def combination_words(attribution: Attribution, changes: Iterable[int]) -> str:
 def unknown_word(attribution: Attribution, change: int) -> str:
     """Return why the change's effect alone is not known."""
     alone = frozenset({change})
-    return "unstable" if any(entry.changes == alone for entry in attribution.unstable) else "unknown"
+    return "incomplete" if any(entry.changes == alone for entry in attribution.unstable) else "unknown"
 
 
 def estimate_words(estimate: Estimate | None) -> str:
@@ -103,7 +103,7 @@ def did_it_words(attribution: Attribution) -> str:
         if effect.shapley is not None
     ]
     if total is None or not known:
-        return "Which change did it is not known: too many combinations were unstable or have not been run."
+        return "Which change did it is not known: too few combinations completed."
     gained = sorted((one for one in known if one[1].mean < 0.0), key=lambda one: one[1].mean)
     lost = sorted((one for one in known if one[1].mean > 0.0), key=lambda one: -one[1].mean)
     # What is a tenth of the largest effect or less is noise to a reader.

@@ -1,11 +1,11 @@
-"""Weights that turn losses of combinations into Shapley values and interactions; linear algebra alone."""
+"""Weights that turn losses of combinations into Shapley values and interactions: linear algebra only."""
 
 import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from results.attribution.design import Coalition, halves_of
+from results.attribution.design import Coalition
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 def shapley_weights(columns: Sequence[Coalition], k: int) -> "Array | None":
     """Return the (k, columns) weights that turn losses into Shapley values; None when the columns are too few.
 
-    Exact when the columns are all 2^k combinations, else by least squares as the module says. The weights of a column
-    but none and all sum to 0, so that the values sum to the total.
+    Exact when the columns are all 2^k combinations, else by least squares (see attribute.py). The values sum to the
+    total.
     """
     import numpy as np
 
@@ -34,14 +34,14 @@ def shapley_weights(columns: Sequence[Coalition], k: int) -> "Array | None":
     halves = _present_halves(place, k)
     if not halves:
         return None
-    # (pairs, k): a pair's difference is the sum over the changes made less the sum over the others.
+    # (pairs, k): a pair's difference is the sum of the values of the changes made less the sum of the others.
     signs = np.array([[1.0 if change in half else -1.0 for change in range(k)] for half in halves])
     differences = np.zeros((len(halves), len(columns)))
     for row, half in enumerate(halves):
         differences[row, place[half]], differences[row, place[frozenset(range(k)) - half]] = 1.0, -1.0
     total = np.zeros(len(columns))
     total[place[frozenset(range(k))]], total[place[frozenset()]] = 1.0, -1.0
-    # The values are total / k and something that sums to 0: k - 1 free numbers along an orthonormal basis.
+    # The values are total / k plus a part that sums to 0, which has k - 1 coordinates in an orthonormal basis.
     basis = np.linalg.qr(np.column_stack([np.ones(k), np.eye(k)[:, 1:]]))[0][:, 1:]
     root = np.sqrt(_pair_kernel(halves, k))[:, None]
     design = root * (signs @ basis)
@@ -53,13 +53,14 @@ def shapley_weights(columns: Sequence[Coalition], k: int) -> "Array | None":
 
 
 def _present_halves(place: Mapping[Coalition, int], k: int) -> list[Coalition]:
+    """Return the smaller one of each combination and its complement, where both are there; none and all left out."""
     everything = frozenset(range(k))
-    halves = [half for size in range(1, k // 2 + 1) for half in halves_of(k, size)]
-    return [half for half in halves if half in place and everything - half in place]
+    pairs = [half for half in place if frozenset() < half < everything and everything - half in place]
+    return [half for half in pairs if 2 * len(half) < k or (2 * len(half) == k and 0 in half)]
 
 
 def _pair_kernel(halves: Sequence[Coalition], k: int) -> "Array":
-    """Return each pair's weight: its sizes' mass under the Shapley kernel, shared by the pairs that are there."""
+    """Return each pair's weight: the mass of its sizes under the Shapley kernel, divided among the pairs present."""
     import numpy as np
 
     sizes = [len(half) for half in halves]
@@ -69,7 +70,7 @@ def _pair_kernel(halves: Sequence[Coalition], k: int) -> "Array":
 def interaction_weights(columns: Sequence[Coalition], k: int) -> "Array | None":
     """Return the (pairs of changes, columns) weights that turn losses into interactions; None when too few columns.
 
-    The pairs are in the order of itertools.combinations.
+    Pairs are in the order of itertools.combinations.
     """
     import numpy as np
 

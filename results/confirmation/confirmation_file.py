@@ -1,4 +1,4 @@
-"""confirmation.json: a study's attempts at a proof, written and read back checked. One is added, none erased."""
+"""confirmation.json: a study's attempts at a proof, written and read back checked. Attempts are added, never erased."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -32,6 +32,6 @@ def write_attempts(study: Study, attempts: Sequence[Attempt]) -> None:
 
 
 def load_attempts(study: Study) -> tuple[Attempt, ...]:
-    """Return the study's attempts, the oldest first; none where it was not confirmed. Raises UserError for damage."""
+    """Return the study's attempts, the oldest first. Raises UserError when the file is damaged."""
     found = read_document(study.path / "confirmation.json", from_json, what="a confirmation", again="confirm")
     return found or ()

@@ -1,14 +1,14 @@
-"""What fresh seeds prove of candidates against the baseline: one paired t-test each. It plans and reads nothing.
+"""Verdicts on candidates against the baseline from fresh seeds: one paired t-test each. It plans and reads nothing.
 
-Bonferroni over the candidates of an attempt, chosen before any loss is seen:
-- Paired, because a seed's weights and batches are common to both runs and cancel in the difference.
+- Paired, because both runs of a seed have the same weights and batches, whose effect cancels in the difference.
 - t, because five pairs are too few for ranks: a signed-rank test on 5 pairs never gets below p = 0.0625. Between two
-  equal configurations the difference of a pair is symmetric around 0 however skewed the losses are, and heavy tails
-  make the t-test claim less, not more. No variance is pooled: one candidate may scatter more than another.
-- Bonferroni and not Holm, because its intervals say the same as its p-values (Holm's own say nothing beyond "not 0").
-- An unstable run is a loss above every number, not a missing one. Where the candidate alone was unstable the mean
-  difference has no upper bound, so nothing on the other seeds makes it "better"; where the baseline alone was, it has
-  no lower bound, so the candidate is never "worse". A seed on which both were unstable says nothing of the difference.
+  equal configurations the difference of a pair is symmetric around 0 however skewed the losses are, and with heavy
+  tails the t-test is conservative. Variances are not pooled: one candidate may scatter more than another.
+- Bonferroni over the candidates, which are chosen before any loss is seen. Not Holm, whose intervals say no more than
+  "not 0"; Bonferroni's agree with its p-values.
+- An unstable run is a loss above every number, not a missing one. Where only the candidate was unstable the mean
+  difference has no upper bound, so that no other seeds make it "better"; where only the baseline was, it has no lower
+  bound, so that the candidate is never "worse". A seed on which both were unstable does not count.
 """
 
 import math
@@ -23,55 +23,54 @@ from results.words import count_words
 Outcome = Literal["better", "worse", "not proven"]
 
 ALPHA = 0.05
-"""The chance of a wrong "better" or "worse" over all candidates and, divided by attempt_alpha, over all attempts."""
+"""The chance of any wrong "better" or "worse" over all candidates and all attempts; see attempt_alpha."""
 
 POWER = 0.8
-"""The chance with which seeds_needed seeds would prove a difference of the size and scatter seen."""
+"""The chance with which seeds_needed seeds would prove a difference of the observed size and scatter."""
 
 MAX_SEEDS_NEEDED = 1000
-"""A difference that needs more is not worth proving."""
+"""A difference that needs more seeds is not worth proving."""
 
 MIN_SEEDS = 2
-"""One pair has no scatter, so it proves nothing."""
+"""One pair has no scatter."""
 
 
 def attempt_alpha(number: int) -> float:
-    """Return what the number-th attempt may spend of ALPHA: half of what the attempts before it left, ALPHA / 2^number.
+    """Return the alpha of the number-th attempt: half of what the attempts before it left, ALPHA / 2^number.
 
-    All attempts together spend less than ALPHA, so by Bonferroni "better at least once" stays within it however often
-    a person confirms again: alpha spending for a number of looks that nobody knows beforehand (Lan & DeMets 1983, which
-    Foster & Stine 2008 carry over to hypotheses that come one after another). Not ALPHA / (k (k + 1)): it begins with
-    the same half and leaves the second to fourth attempt less; few people make a fifth.
+    All attempts together spend less than ALPHA, so by Bonferroni the chance of a wrong "better" stays below it however
+    often a person confirms again: alpha spending for an unknown number of looks (Lan & DeMets 1983; for hypotheses in
+    sequence Foster & Stine 2008). ALPHA / (k (k + 1)) begins with the same half but leaves the second to fourth attempt
+    less, and few people make a fifth.
     """
     return ALPHA * 0.5**number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CandidateVerdict:
-    """What fresh seeds say of one candidate against the baseline."""
+    """The result of one candidate against the baseline on fresh seeds."""
 
     trial_id: int
     outcome: Outcome
-    """better or worse only where the interval lies on that side of 0: where p_value is below the attempt's alpha."""
+    """better or worse only where the interval lies on that side of 0, that is, p_value is below the attempt's alpha."""
     words: str
-    """For a person: the outcome, how many seeds it rests on, who was unstable."""
+    """The outcome, the number of seeds and of unstable runs."""
     seeds: int
-    """Pairs of two stable runs."""
+    """Number of pairs of stable runs."""
     mean_difference: float | None
     """Candidate - baseline over those pairs, nats/token; negative is better. None without a pair."""
     low: float | None
     high: float | None
-    """The mean difference's interval at 1 - the attempt's alpha for all its candidates at once, so at 95 % for all
-    attempts at once. None: no bound on that side."""
+    """The mean difference's interval, at 1 - the attempt's alpha for all its candidates together and thus at 95 % for
+    all attempts together. None: no bound on that side."""
     p_value: float | None
-    """Two-sided, times the number of candidates, at most 1, which it is where instability forbids the claim.
-    None below 2 pairs."""
+    """Two-sided, times the number of candidates, at most 1; 1 where an unstable run forbids it. None below 2 pairs."""
     unstable_seeds: tuple[int, ...]
-    """On which the candidate did not complete."""
+    """Seeds on which the candidate did not complete."""
     baseline_unstable_seeds: tuple[int, ...]
     seeds_needed: int | None
-    """Pairs with which the next attempt would prove the difference seen, about. None when proven, or when no number
-    would be sensible."""
+    """About how many pairs the next attempt needs to prove the observed difference. None when proven, or above
+    MAX_SEEDS_NEEDED."""
 
 
 def judge(
@@ -83,9 +82,9 @@ def judge(
 ) -> list[CandidateVerdict]:
     """Return a verdict per candidate, in the order given; losses by seed, in nats/token, None where unstable.
 
-    With a chance of at most `alpha`, any candidate at all gets a wrong "better" or "worse". That holds for one
-    judgement of fresh seeds: to add seeds until the answer pleases is to ask again and again. A seed that one side
-    lacks as a key was not run and is left out. seeds_needed is of a later judgement, at `next_alpha`.
+    The chance that any candidate gets a wrong "better" or "worse" is at most `alpha`, for one judgement of fresh seeds:
+    adding seeds until the answer pleases would be many. A seed that one side lacks was not run and is left out.
+    seeds_needed is for a later judgement at `next_alpha`.
     """
     assert 0.0 < alpha < 1.0, alpha
     number, next_alpha = len(candidates), next_alpha or alpha
@@ -142,7 +141,7 @@ def _stable(losses: Mapping[int, float | None]) -> dict[int, float]:
 
 def _paired_t(differences: Sequence[float], alpha: float, candidates: int) -> tuple[float, float]:
     """Return half the width of the mean's interval at 1 - alpha / candidates, and p times candidates (at most 1)."""
-    # Not scipy.stats: it takes three times as long to import, and its ttest_1samp warns on equal differences.
+    # Not scipy.stats, which takes three times as long to import and whose ttest_1samp warns on equal differences.
     from scipy.special import stdtr, stdtrit
 
     degrees = len(differences) - 1
@@ -157,7 +156,7 @@ def _paired_t(differences: Sequence[float], alpha: float, candidates: int) -> tu
 def _seeds_needed(mean: float, scatter: float, alpha: float) -> int | None:
     """Return the pairs at which a two-sided t-test at `alpha` proves `mean` with POWER; None above MAX_SEEDS_NEEDED.
 
-    The exact power, by the noncentral t (Cohen 1988, sec. 2.3); the chance of proving the wrong side is left out.
+    The power is exact, by the noncentral t (Cohen 1988, sec. 2.3), without the chance of proving the wrong side.
     """
     from scipy.special import nctdtr, stdtrit
 
@@ -168,7 +167,7 @@ def _seeds_needed(mean: float, scatter: float, alpha: float) -> int | None:
         critical = stdtrit(pairs - 1, 1.0 - alpha / 2.0)
         return bool(nctdtr(pairs - 1, abs(mean) / scatter * math.sqrt(pairs), critical) <= 1.0 - POWER)
 
-    # The power only grows with the pairs.
+    # The power grows with the pairs.
     pairs = bisect_left(range(MAX_SEEDS_NEEDED + 1), True, lo=MIN_SEEDS, key=is_enough)
     return pairs if pairs <= MAX_SEEDS_NEEDED else None
 
@@ -185,7 +184,8 @@ def _words(verdict: CandidateVerdict, *, runs: int) -> str:
             text += "; no difference was seen"
         elif verdict.low is not None and verdict.high is not None:
             text += f"; more than {MAX_SEEDS_NEEDED} would be needed{side}"
-    for who, seeds in (("", verdict.unstable_seeds), ("the baseline was ", verdict.baseline_unstable_seeds)):
+    # Not "unstable", for a run that ran out of memory did not complete either.
+    for who, seeds in (("it", verdict.unstable_seeds), ("the baseline", verdict.baseline_unstable_seeds)):
         if seeds:
-            text += f"; {who}unstable on {len(seeds)} of {runs} seeds"
+            text += f"; {who} did not complete on {len(seeds)} of {runs} seeds"
     return text

@@ -1,119 +1,59 @@
-"""The report of a study: report.html, which opens offline, and report.md for a pull request. It computes no number."""
+"""The report of a study: report.html, which opens offline, and report.md for a pull request. It computes no facts."""
 
 import base64
 import hashlib
 import json
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from results.report.facts.study_facts import report_facts
 from results.report.figures.all_figures import default_view, report_figures, views
 from results.report.figures.traces import trial_traces
-from results.report.markdown import markdown
+from results.report.templates import FOLDER, render
 from results.study.atomic import write_atomic
 from results.study.folder import Study
-from results.words import (
-    STATUS_LABELS,
-    count_words,
-    difference_words,
-    duration_words,
-    label,
-    list_words,
-    local_time_words,
-    loss_words,
-    percent_words,
-    printable,
-    token_words,
-    trial_loss_words,
-    value_words,
-)
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
-
-_HERE = Path(__file__).parent
-_FILTERS = {
-    "count": count_words,
-    # A typographic minus is as wide as a plus: the differences of a column line up.
-    "difference": lambda difference: difference_words(difference).replace("-", "−"),
-    "duration": duration_words,
-    "label": label,
-    "local_time": local_time_words,
-    "words": list_words,
-    "loss": loss_words,
-    "percent": percent_words,
-    "printable": printable,
-    "tokens": token_words,
-    "trial_loss": trial_loss_words,
-    "value": value_words,
-}
+from results.words import STATUS_LABELS, printable, token_words, trial_loss_words, value_words
 
 
-def write_report(study: Study) -> Path:
-    """Write the study's report.html and return its path; a reader sees the old one or the new one, whole.
+def write_reports(study: Study) -> dict[str, Any]:
+    """Write report.html and report.md into the study and return their facts.
 
     Raises UserError when a file of the study is damaged, and OSError.
     """
     facts = report_facts(study)
     traces = trial_traces(study, [trial["trial_id"] for trial in facts["trials"]])
-    path = study.path / "report.html"
     # A path that is not UTF-8 came in by surrogateescape; a page can only name it.
-    write_atomic(path, report_html(facts, traces).encode("utf-8", "backslashreplace"))
-    return path
-
-
-def write_reports(study: Study) -> None:
-    """Write report.html and report.md into the study."""
-    write_report(study)
-    write_atomic(study.path / "report.md", report_markdown(study).encode())
-
-
-def report_markdown(study: Study) -> str:
-    """Return the report for a pull request. Raises UserError as write_report does."""
-    return markdown(report_facts(study))
+    write_atomic(study.path / "report.html", report_html(facts, traces).encode("utf-8", "backslashreplace"))
+    write_atomic(study.path / "report.md", markdown(facts).encode())
+    return facts
 
 
 def report_html(facts: dict[str, Any], traces: dict[str, Any]) -> str:
-    """Return the page of `facts`; traces are trial_traces' and need not hold every trial."""
+    """Return the page; traces are those of trial_traces(), and trials may lack one."""
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
     figures = report_figures(facts)
-    scripts = {"plotly": get_plotlyjs(), "page": (_HERE / "script.js").read_text(encoding="utf-8")}
+    scripts = {"plotly": get_plotlyjs(), "page": (FOLDER / "script.js").read_text(encoding="utf-8")}
     assert not any("</script" in script for script in scripts.values())
-    page: str = (
-        _environment()
-        .get_template("template.html.j2")
-        .render(
-            facts=facts,
-            figures=figures,
-            views=views(facts),
-            default_view=default_view(facts),
-            data=_json_block(_page_data(facts, figures, traces)),
-            facts_json=_json_block({name: value for name, value in facts.items() if name != "trials"}),
-            style=Markup((_HERE / "style.css").read_text(encoding="utf-8")),
-            scripts={name: Markup(script) for name, script in scripts.items()},
-            # Only these two scripts may run and nothing may be fetched, whatever a study's texts hold.
-            script_hashes=" ".join(_csp_hash(script) for script in scripts.values()),
-            statuses=STATUS_LABELS,
-        )
+    return render(
+        "template.html.j2",
+        facts=facts,
+        figures=figures,
+        views=views(facts),
+        default_view=default_view(facts),
+        data=_json_block(_page_data(facts, figures, traces)),
+        facts_json=_json_block({name: value for name, value in facts.items() if name != "trials"}),
+        style=Markup((FOLDER / "style.css").read_text(encoding="utf-8")),
+        scripts={name: Markup(script) for name, script in scripts.items()},
+        # Only these two scripts may run and nothing may be fetched, whatever the texts of a study contain.
+        script_hashes=" ".join(_csp_hash(script) for script in scripts.values()),
     )
-    return page
 
 
-def _environment() -> "Environment":
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(_HERE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(_FILTERS)
-    return environment
+def markdown(facts: dict[str, Any]) -> str:
+    """Return the report for a pull request."""
+    return printable(render("report.md.j2", facts=facts)) + "\n"
 
 
 def _page_data(facts: dict[str, Any], figures: dict[str, Any], traces: dict[str, Any]) -> dict[str, Any]:
@@ -128,7 +68,7 @@ def _page_data(facts: dict[str, Any], figures: dict[str, Any], traces: dict[str,
 
 
 def _drawn_trial(trial: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
-    """Return what the page needs of a trial beside its row in the table: the words of a hover, and its evaluations."""
+    """Return a trial's hover lines and evaluations, which are not in its row of the table."""
     settings = ", ".join(
         f"{parameter['label']} {value_words(trial['searched'][parameter['name']])}"
         for parameter in facts["parameters"]

@@ -1,4 +1,4 @@
-"""Files that are seen whole or not at all, and why one was not written. Not a lock: the last writer wins."""
+"""Files written whole or not at all, and the reasons why one was not. It is no lock: the last writer wins."""
 
 import errno
 import os
@@ -18,7 +18,7 @@ _STORAGE_WORDS = {
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Put `data` at `path`, on disk when this returns; a reader sees the old file or the new one, never a part.
+    """Write `data` to `path`, durably when this returns; a reader sees the old file or the new one, never a part.
 
     Raises OSError (a full disk, say) with the old file untouched and nothing left beside it.
     """
@@ -32,14 +32,14 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def is_storage_error(error: OSError) -> bool:
-    """Return whether nothing more can be written, whatever the program does: full or read-only."""
+    """Return whether no further write can succeed: the disk is full or read-only."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
 def storage_error_words(error: OSError, path: Path | None = None) -> str:
-    """Return the line for a person: the file, why it could not be written, and the remedy.
+    """Return a line with the file, why it could not be written, and the remedy.
 
-    path: what is named where the error itself names no file.
+    path: named where the error itself names no file.
     """
     named = error.filename if isinstance(error.filename, str | bytes) else None
     where = Path(os.fsdecode(named)) if named else path

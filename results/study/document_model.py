@@ -1,4 +1,4 @@
-"""What study.json holds, as far as the program reads it: checked once, where it is read. It writes nothing."""
+"""The content of study.json, as far as the program reads it: checked once, where it is read. It writes nothing."""
 
 import math
 from datetime import datetime
@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, InstanceOf, ValidationError
 
 from trainable.config import DOCUMENTED, config_from, make_config
-from trainable.errors import UserError
 
 _LONGEST_SHOWN = 120
 
@@ -22,19 +21,12 @@ def _configuration(table: dict[Any, Any]) -> dict[Any, Any]:
         config_from(table)
     except KeyError as missing:
         raise ValueError(f"{missing} is missing") from None
-    except UserError as refusal:
-        # pydantic cannot pass on a message with bytes that are no UTF-8.
-        raise ValueError(str(refusal).encode("ascii", "backslashreplace").decode()) from None
     return table
 
 
 def _shapes(rows: list[dict[Any, Any]]) -> list[dict[Any, Any]]:
     for row in rows:
-        values = {name: value for name, value in row.items() if name != "step_s"}
-        try:
-            make_config(DOCUMENTED, values)
-        except UserError as refusal:
-            raise ValueError(str(refusal).encode("ascii", "backslashreplace").decode()) from None
+        make_config(DOCUMENTED, {name: value for name, value in row.items() if name != "step_s"})
         if not isinstance(row.get("step_s"), float) or not 0 < row["step_s"] < math.inf:
             raise ValueError("step_s must be seconds")
     return rows
@@ -56,7 +48,7 @@ class _Corpus(_Part):
     train_tokens: Count
     val_tokens: Count
     vocab_size: Positive
-    # In nats. No text's tokens are so rare that it is larger.
+    # In nats; larger than that of any text.
     unigram_entropy: Annotated[float, Field(ge=0, le=100)]
 
 
@@ -67,7 +59,7 @@ class _Evaluation(_Part):
 
 
 class _Start(_Part):
-    # None where the weights are no numbers.
+    # None where the loss is not finite.
     val_loss: Annotated[float, Field(allow_inf_nan=False)] | None = None
     train_loss: Annotated[float, Field(allow_inf_nan=False)] | None = None
 
@@ -121,7 +113,7 @@ _FAULTS = {
 
 
 class StudyDocument(_Part):
-    """study.json; what else it holds is for people."""
+    """study.json; its other values are for people."""
 
     name: Text
     kind: Literal["search", "baseline", "train", "attribute"]
@@ -154,13 +146,13 @@ class StudyDocument(_Part):
 
 
 def document_fault(document: dict[str, Any]) -> str | None:
-    """Return what is wrong with a study's document, in words for one line, or None."""
+    """Return the first fault of a study's document in one line, None where it has none."""
     try:
         StudyDocument.model_validate(document)
     except ValidationError as refused:
         error = refused.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, error["loc"]))
-        # pydantic speaks of instances and of our classes; a person sees a file of texts, numbers and tables.
+        # pydantic speaks of instances and of our classes, but a person sees a file of texts, numbers and tables.
         message = _FAULTS.get(error["type"]) or " ".join(error["msg"].split())
         return f"{where}: {message if len(message) <= _LONGEST_SHOWN else f'{message[:_LONGEST_SHOWN]} ...'}"
     return None

@@ -1,4 +1,4 @@
-"""A study's folder: its name, its paths, its document and its tables. It runs nothing and changes nothing in place."""
+"""A study's folder: its name, paths, document and tables. It runs nothing and changes no file in place."""
 
 import json
 import os
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from results.study.tables import Row
 
 SCHEMA_VERSION = 3
-"""Of study.json; another version's is refused."""
+"""Of study.json; other versions are refused."""
 
 LATEST = "latest"
 """In place of a name: the study that search or baseline made last."""
@@ -31,7 +31,7 @@ MAX_NAME_CHARACTERS = 100
 
 @dataclass(frozen=True)
 class Study:
-    """A study's folder, which need not be whole."""
+    """A study's folder; files of it may be missing."""
 
     path: Path
 
@@ -42,7 +42,7 @@ class Study:
 
     @property
     def study_json(self) -> Path:
-        """What was run: enough to run it again."""
+        """The study's settings and inputs, enough to run it again."""
         return self.path / "study.json"
 
     @property
@@ -65,17 +65,17 @@ class Study:
 
     @property
     def log_path(self) -> Path:
-        """What the search told, for a person."""
+        """The lines that the search printed."""
         return self.path / "search.log"
 
     @property
     def best_env(self) -> Path:
-        """The best trial, for a shell."""
+        """The winner, for a shell."""
         return self.path / "best.env"
 
     @property
     def best_json(self) -> Path:
-        """The best trial, for a program."""
+        """The winner, for a program."""
         return self.path / "best.json"
 
     def document(self) -> dict[str, Any]:
@@ -160,12 +160,10 @@ def create_study(
     """Return the new study `name` with `document` as its study.json; it appears whole or not at all.
 
     is_chosen: by a person; a name of the program's own that was taken meanwhile becomes NAME-2, NAME-3 ...
-    claim: takes the name elsewhere too, or raises StudyExistsError. Raises UserError when the name is taken or bad, or
-    the folder cannot be made.
+    claim: takes the name elsewhere too, or raises StudyExistsError. Raises UserError when the name is taken or not
+    allowed, or the folder cannot be made.
     """
     check_study_name(name)
-    assert document["schema_version"] == SCHEMA_VERSION
-    assert document["name"] == name
     for free in [name] if is_chosen else _numbered(name):
         try:
             study = _create(free, {**document, "name": free})
@@ -209,7 +207,7 @@ def _create(name: str, document: Mapping[str, Any]) -> Study:
             raise
     except BaseException as error:
         if isinstance(error, OSError):
-            error.filename = str(study.path)  # the temporary one is gone by the time it is told
+            error.filename = str(study.path)  # the message must not name the temporary folder, which is gone
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     sync_folder(study.path.parent)
@@ -217,7 +215,7 @@ def _create(name: str, document: Mapping[str, Any]) -> Study:
 
 
 def remove_if_empty(study: Study) -> bool:
-    """Remove a study in which no trial was begun, so that its name is free again; return whether it was one."""
+    """Remove a study without trials, so that its name is free again; return whether it was one."""
     is_empty = not study.trials()
     if is_empty:
         shutil.rmtree(study.path, ignore_errors=True)
@@ -229,7 +227,7 @@ class StudyExistsError(UserError):
 
 
 def study_exists(name: str) -> StudyExistsError:
-    """Return the error of asking for a new study under a name that is taken: runs are never mixed."""
+    """Return the error for a new study under a name that is taken."""
     return StudyExistsError(
         f"study {name} exists. Go on with it: make resume STUDY={name}; or choose another STUDY= name."
     )
@@ -247,7 +245,7 @@ def list_studies() -> list[Study]:
 def _created_at(study: Study) -> datetime:
     try:
         created_at = datetime.fromisoformat(study.document()["created_at"])
-    except (UserError, KeyError, TypeError, ValueError):
+    except UserError:
         return datetime.min.replace(tzinfo=UTC)
     return created_at if created_at.tzinfo else created_at.replace(tzinfo=UTC)
 
@@ -264,26 +262,24 @@ def open_study(name_or_latest: str) -> Study:
 
     Raises UserError when there is none, or its study.json cannot be read.
     """
-    if name_or_latest != LATEST:
-        check_study_name(name_or_latest)
+    found = None if name_or_latest == LATEST else find_study(name_or_latest)
+    if found is not None:
+        found.document()
+        return found
     studies = list_studies()
     where = f"{shown(studies_dir())}/"
     if not studies:
         raise UserError(f"there is no study in {where} yet. Make one with: make search SPACE=plateau")
-    if name_or_latest == LATEST:
-        # A training run or an attribution between two commands must not change which study they are about.
-        latest = next((study for study in studies if _kind(study) in ("search", "baseline")), None)
-        if latest is None:
-            for study in studies:
-                study.document()  # a damaged one may be the search that is meant
-            raise UserError(f"{where} holds no search and no baseline yet. Make one with: make search SPACE=plateau")
-        return latest
-    for study in studies:
-        if study.name == name_or_latest:
-            study.document()
-            return study
-    known = [study.name for study in studies]
-    raise UserError(f"no study named '{name_or_latest}' in {where}.{did_you_mean(name_or_latest, known)}")
+    if name_or_latest != LATEST:
+        known = [study.name for study in studies]
+        raise UserError(f"no study named '{name_or_latest}' in {where}.{did_you_mean(name_or_latest, known)}")
+    # A training run or an attribution between two commands must not change which study they are about.
+    latest = next((study for study in studies if _kind(study) in ("search", "baseline")), None)
+    if latest is None:
+        for study in studies:
+            study.document()  # a damaged one may be the search that is meant
+        raise UserError(f"{where} holds no search and no baseline yet. Make one with: make search SPACE=plateau")
+    return latest
 
 
 def _kind(study: Study) -> str | None:

@@ -21,9 +21,9 @@ def write_document(path: Path, document: Mapping[str, Any]) -> None:
 
 
 def read_document(path: Path, parse: Callable[[Any], Value], *, what: str, again: str) -> Value | None:
-    """Return what `parse` makes of the document, None when there is none.
+    """Return the value that `parse` makes of the document, None where there is no such file.
 
-    Raises UserError when it is damaged: it is not `what`, and the remedy is to move it away and `again`.
+    Raises UserError when it is damaged: "not `what`", with the remedy to move it away and `again` again.
     """
     try:
         return parse(json.loads(read_regular(path)))
@@ -35,10 +35,10 @@ def read_document(path: Path, parse: Callable[[Any], Value], *, what: str, again
 
 
 def value_of(kind: type[Value], document: Any) -> Value:
-    """Return the dataclass of that kind whose JSON `document` is. Raises ValueError for a field of another type."""
+    """Return the dataclass whose JSON `document` is. Raises ValueError for a field of another type, or NaN."""
     try:
-        # As JSON, where a list may be a tuple or a set: in Python's own types strictness would refuse it.
-        return TypeAdapter(kind).validate_json(json.dumps(document), strict=True)
+        # From JSON, whose lists may become tuples and sets: from Python's own types strict mode refuses them.
+        return TypeAdapter(kind).validate_json(json.dumps(document, allow_nan=False), strict=True)
     except ValidationError as err:
         first = err.errors()[0]
         raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None

@@ -1,4 +1,4 @@
-"""A study's tables while it runs: the driver's memory of every trial, flushed to disk. It decides nothing."""
+"""A study's tables while it runs: all rows in the driver's memory, flushed to disk. It decides nothing."""
 
 import math
 import time
@@ -21,9 +21,10 @@ _COUNTERS = ("tokens_seen", "optimizer_steps", "active_s")
 
 
 class Ledger:
-    """The study's trials, evaluations and unfinished trials' steps, and the only writer of their tables.
+    """The study's trials, evaluations and the steps of unfinished trials, read from its tables and alone to write them.
 
-    A flush that raises OSError loses nothing in memory; the next one writes it.
+    Of a damaged table the previous copy takes its place; UserError where there is none. A flush that raises OSError
+    loses nothing: the rows stay in memory for the next one.
     """
 
     def __init__(
@@ -36,39 +37,22 @@ class Ledger:
         self._study = study
         self._flush_interval_s = flush_interval_s
         self._clock = clock
-        self._trials: dict[int, Row] = {}
-        self._metrics: dict[int, list[Row]] = {}
         self._unwritten_metrics = True
-        self._steps: dict[int, list[Row]] = {}
         self._unwritten_steps: set[int] = set()
         self._flushed_at = -math.inf
         self._notes: list[str] = []
-
-    @classmethod
-    def load(
-        cls,
-        study: Study,
-        *,
-        flush_interval_s: float = FLUSH_INTERVAL_S,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> "Ledger":
-        """Return the ledger as the study's tables hold it; a damaged table's previous copy takes its place.
-
-        Raises UserError where there is no whole copy either.
-        """
-        ledger = cls(study, flush_interval_s=flush_interval_s, clock=clock)
-        ledger._trials = {row["trial_id"]: row for row in ledger._read(study.trials_path, TRIALS)}
-        ledger._metrics = {trial_id: [] for trial_id in ledger._trials}
-        for row in sorted(ledger._read(study.metrics_path, METRICS), key=lambda row: row["tokens_seen"]):
-            if row["trial_id"] in ledger._metrics:
-                ledger._metrics[row["trial_id"]].append(row)
-        for trial_id, trial in ledger._trials.items():
-            # The process may have died between the writes of the two tables, metrics first.
+        self._trials = {row["trial_id"]: row for row in self._read(study.trials_path, TRIALS)}
+        self._metrics: dict[int, list[Row]] = {trial_id: [] for trial_id in self._trials}
+        for row in sorted(self._read(study.metrics_path, METRICS), key=lambda row: row["tokens_seen"]):
+            if row["trial_id"] in self._metrics:
+                self._metrics[row["trial_id"]].append(row)
+        self._steps: dict[int, list[Row]] = {}
+        for trial_id, trial in self._trials.items():
+            # The process may have died after the write of the metrics and before that of the trials.
             if trial["status"] == "running":
-                trial.update(_summary(ledger._metrics[trial_id]))
+                trial.update(_summary(self._metrics[trial_id]))
             if trial["status"] not in ENDINGS:
-                ledger._steps[trial_id] = ledger._read(study.steps_path(trial_id), STEPS)
-        return ledger
+                self._steps[trial_id] = self._read(study.steps_path(trial_id), STEPS)
 
     def trials(self) -> list[Row]:
         """Return copies of the trials' rows, by trial_id."""
@@ -83,15 +67,15 @@ class Ledger:
         return [dict(row) for trial_id in sorted(self._metrics) for row in self._metrics[trial_id]]
 
     def known_steps(self, trial_id: int) -> int:
-        """Return up to which optimizer step all of a trial's steps and evaluations are known.
+        """Return the optimizer step up to which all of a trial's steps and evaluations are known.
 
-        A checkpoint beyond it, written right before the process died or before a table was damaged, would leave a gap.
+        Going on from a later checkpoint, written just before the process died, would leave a gap in the tables.
         """
         steps, metrics = self._steps.get(trial_id), self._metrics.get(trial_id)
         return min(steps[-1]["optimizer_steps"], metrics[-1]["optimizer_steps"]) if steps and metrics else 0
 
     def start_trial(self, run: PlannedRun, *, started_at: datetime) -> None:
-        """Note that the run has begun; one that was interrupted goes on: its start and its evaluations are kept."""
+        """Note that the run has begun; an interrupted one goes on and keeps its start and its evaluations."""
         known = self._trials.get(run.trial_id)
         if known is None:
             new: Row = dict.fromkeys(TRIALS.names)
@@ -106,8 +90,8 @@ class Ledger:
     def add_metrics(self, trial_id: int, row: MetricsRow, rung: int | None) -> None:
         """Note an evaluation, and the rung it reached.
 
-        Evaluations at or beyond its step are dropped: the trial went back to a checkpoint and passes there again. The
-        one at the checkpoint itself stays when the loss is the same: it saw the steps before it.
+        Evaluations at or beyond its step are dropped, for the trial went back to a checkpoint and is evaluated again.
+        An earlier one at the same step with the same loss stays: its train_loss is the mean of the steps before.
         """
         trial = self._running(trial_id)
         new = _metrics_row(trial_id, row)
@@ -122,10 +106,7 @@ class Ledger:
         self.flush_if_due()
 
     def add_steps(self, trial_id: int, steps: Sequence[StepRow]) -> None:
-        """Note optimizer steps, in their order; they are on disk with the next flush.
-
-        Known steps at or beyond the first are dropped, as add_metrics does.
-        """
+        """Note optimizer steps in order; known steps at or beyond the first are dropped, as add_metrics does."""
         self._running(trial_id)
         if not steps:
             return
@@ -146,7 +127,7 @@ class Ledger:
         tokens_seen: int | None = None,
         active_s: float | None = None,
     ) -> None:
-        """Note how the trial ended, and where when that lies beyond its last evaluation."""
+        """Note how the trial ended; counters are given where they are beyond the last evaluation's."""
         trial = self._running(trial_id)
         assert status in ENDINGS, status
         assert (verdict is not None) == (status == "unstable"), f"trial {trial_id}: {status} with verdict {verdict}"
@@ -154,15 +135,15 @@ class Ledger:
         trial.update({name: max(value, trial[name]) for name, value in reached.items() if value is not None})
         trial.update(status=status, verdict=verdict and _verdict_text(verdict), ended_at=_aware(ended_at))
         if status == "unstable":
-            # Its last evaluation came before it went wrong, at step 0 perhaps: as its loss it would be a good one.
+            # Its last evaluation, at step 0 perhaps, came before it went wrong and would count as a good loss.
             steps = self._steps.get(trial_id)
             trial.update(val_loss=None, end_loss=_finite(steps[-1]["train_loss"]) if steps else None)
         self.flush()
 
     def end_at_rung(self, trial_id: int, *, rung: int, evaluations: int) -> None:
-        """Note that a trial that is over was stopped at a rung: it keeps its first `evaluations`.
+        """Note that an ended trial was stopped at a rung: it keeps its first `evaluations`.
 
-        What it trained beyond stays in its counters: it was spent.
+        Its counters keep what it trained beyond the rung, because that was spent.
         """
         trial = self._trials[trial_id]
         assert trial["status"] != "running", f"trial {trial_id} is running"
@@ -173,7 +154,7 @@ class Ledger:
         self.flush()
 
     def interrupt(self, ended_at: datetime) -> None:
-        """Note that every running trial was cut off; each can go on later."""
+        """Note that every running trial was interrupted; each can go on later."""
         for trial in self._trials.values():
             if trial["status"] == "running":
                 trial.update(status="interrupted", ended_at=_aware(ended_at))
@@ -187,7 +168,7 @@ class Ledger:
 
     def flush(self) -> None:
         """Write what is not on disk yet. Raises OSError."""
-        # Trials last: a reader never finds a loss among them that no evaluation shows.
+        # Trials last: so a reader never finds a trial's loss without its evaluation.
         for trial_id in sorted(self._unwritten_steps):
             write_table(self._study.steps_path(trial_id), self._steps[trial_id], STEPS)
             self._unwritten_steps.remove(trial_id)
@@ -199,7 +180,7 @@ class Ledger:
         self._steps = {key: rows for key, rows in self._steps.items() if self._trials[key]["status"] not in ENDINGS}
 
     def take_notes(self) -> list[str]:
-        """Return what a person should know of the tables that were read, once."""
+        """Return notes on damaged tables that were replaced, once."""
         notes, self._notes = self._notes, []
         return notes
 
@@ -234,7 +215,7 @@ def _summary(metrics: Sequence[Row]) -> dict[str, Any]:
 
 
 def _mean_tokens_per_s(metrics: Sequence[Row]) -> float | None:
-    # Each row's speed holds since the row before, so the mean weighs by time: tokens over the sum of tokens/speed.
+    # A row's speed is that since the row before, so the mean is weighted by time: tokens / sum(tokens / speed).
     tokens, seconds, before = 0, 0.0, 0
     for row in metrics:
         new, before = row["tokens_seen"] - before, row["tokens_seen"]
@@ -250,7 +231,7 @@ def _verdict_text(verdict: Verdict) -> str:
 
 
 def _finite(value: float) -> float | None:
-    # A table says null: DuckDB sorts NaN above every number, and pandas cannot tell it from a missing one.
+    # Null, not NaN: DuckDB sorts NaN above every number, and pandas cannot tell it from a missing value.
     return value if math.isfinite(value) else None
 
 

@@ -1,4 +1,4 @@
-"""One process at a time writes a study. The system frees the lock of a process that died, however it died."""
+"""The lock by which one process at a time writes a study. The system frees it when the process ends in any way."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from trainable.regular_files import read_regular
 def hold(study: Study) -> Iterator[None]:
     """Hold the study while inside.
 
-    Raises UserError saying who holds it, or why its folder cannot be written; see own_files.
+    Raises UserError that says which process holds it, or why its folder cannot be written; see own_files.
     """
     check_own_files(study.path)
     lock = FileLock(study.path / ".lock")
@@ -37,7 +37,7 @@ def hold(study: Study) -> Iterator[None]:
             f"study {study.name} cannot be written: {error.strerror}. Make {study.path} writable, or copy the study."
         ) from None
     try:
-        # Who holds it is told to others where a full disk lets it; the lock holds all the same.
+        # On a full disk others are not told who holds the lock, but it holds.
         with suppress(OSError):
             holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now(UTC).isoformat()}
             write_atomic(_holder_path(study), json.dumps(holder).encode())
@@ -49,7 +49,7 @@ def hold(study: Study) -> Iterator[None]:
 
 
 def _holder_path(study: Study) -> Path:
-    # Not in the lock file itself, which whoever asks for the lock may empty.
+    # Not the lock file itself, which any process that asks for the lock may empty.
     return study.path / ".holder.json"
 
 

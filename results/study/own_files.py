@@ -1,4 +1,4 @@
-"""What a study's folder may hold before anything is written or deleted in it: it may come from somebody else."""
+"""The files that a study's folder may have before anything is written in it: it may come from somebody else."""
 
 import os
 import stat
@@ -9,14 +9,14 @@ from results.study.paths import shown
 from trainable.errors import UserError
 
 WRITTEN_IN_PLACE = (".lock", "search.log")
-"""All others are replaced by new files."""
+"""All other files are replaced by new ones."""
 
 
 def check_own_files(folder: Path) -> None:
-    """Raise UserError when a link below the folder leads out of it, or a name is no file and no folder.
+    """Raise UserError when a link below the folder leads out of it, or an entry is neither a file nor a folder.
 
-    What is written or deleted through such a link is somebody else's, and so are hard links where a file is written in
-    place. The folder itself may be a link.
+    Writing or deleting through such a link, or in place through a hard link, would change somebody else's files. The
+    folder itself may be a link.
     """
     root = folder.resolve()
     for entry in _entries(root):
@@ -24,7 +24,7 @@ def check_own_files(folder: Path) -> None:
         try:
             status = entry.lstat()
         except FileNotFoundError:
-            continue  # of a process that writes into the study now
+            continue  # a temporary file of a process that is writing into the study
         mode = status.st_mode
         if stat.S_ISLNK(mode) and not _target(entry).is_relative_to(root):
             raise UserError(
@@ -41,14 +41,14 @@ def check_own_files(folder: Path) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Delete the temporary files that a process left below the folder when it was killed while it wrote."""
+    """Delete temporary files below the folder, left by a process that was killed while it wrote."""
     for entry in _entries(folder):
         if entry.name.startswith(".") and entry.name.endswith(".tmp") and (entry.is_symlink() or entry.is_file()):
             entry.unlink(missing_ok=True)
 
 
 def _entries(folder: Path) -> Iterator[Path]:
-    """Yield all that is below the folder; a link to a folder is not entered."""
+    """Yield all entries below the folder; a link to a folder is not entered."""
     for place, folders, files in os.walk(folder):
         yield from (Path(place, name) for name in (*folders, *files))
 

@@ -1,4 +1,4 @@
-"""Paths as a person reads them."""
+"""Paths that a person wrote or reads."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -6,11 +6,11 @@ from pathlib import Path
 from trainable.errors import UserError
 
 PICTURES = "results/pictures"
-"""Below the current folder, and ignored by git: pictures of logs, checkpoints and texts, which have no study."""
+"""Below the current folder, ignored by git: pictures of logs, checkpoints and texts, which belong to no study."""
 
 
 def path_error(path: Path) -> str | None:
-    """Return why the system takes no such path at all (too long, a NUL in it, an unreadable parent), or None."""
+    """Return why the system refuses the path (too long, a NUL in it, an unreadable parent), or None."""
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -21,7 +21,7 @@ def path_error(path: Path) -> str | None:
 
 
 def expanded(text: str, variable: str) -> Path:
-    """Return a path that a person wrote, absolute. Raises UserError, naming the variable, for the home of nobody."""
+    """Return a person's path as absolute. Raises UserError, naming the variable, for ~NAME of an unknown user."""
     try:
         return Path(text).expanduser().absolute()
     except RuntimeError:
@@ -29,14 +29,14 @@ def expanded(text: str, variable: str) -> Path:
 
 
 def picture_path(name: str) -> Path:
-    """Return where the picture of something that is no study goes; its folder is there where it can be made."""
+    """Return the path of a picture that belongs to no study, whose folder is made."""
     folder = Path.cwd() / PICTURES
-    with suppress(OSError):  # whoever writes the picture says why it is not there
+    with suppress(OSError):  # writing the picture then says what is wrong
         folder.mkdir(parents=True, exist_ok=True)
     return folder / name
 
 
 def shown(path: Path) -> str:
-    """Return `path` for one line of text: relative to the current folder when below it, quoted when it must be."""
+    """Return `path` for a line of text: relative to the current folder when below it, quoted when not printable."""
     text = str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
     return text if text.isprintable() else repr(text)

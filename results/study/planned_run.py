@@ -1,4 +1,4 @@
-"""PlannedRun: a run before it starts, and what it is for; which of a plan's runs a study holds. It runs nothing."""
+"""PlannedRun: a run before it starts; and which runs of a plan a study has already. It runs nothing."""
 
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -14,22 +14,17 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedRun:
-    """One run of a study: its configuration, seed included, and what it belongs to."""
+    """One run of a study: its configuration with the seed, and its purpose."""
 
     config: TrialConfig
     purpose: Purpose
     trial_id: int = -1
-    """Its row in trials.parquet; negative until the run is numbered."""
+    """Negative until the run is numbered. Columns of trials.parquet: see tables.TRIALS."""
     is_baseline: bool = False
-    """Whether it is the one run that the study's trials are compared with."""
     of_trial: int | None = None
-    """Of a confirmation run: the trial whose configuration it repeats."""
     attempt: int | None = None
-    """Of a confirmation run: the attempt at a proof, from 1."""
     combination: str | None = None
-    """Of an attribution run: which changes are made, joined by +."""
     point: Mapping[str, Any] | None = None
-    """What a searcher proposed."""
 
     def columns(self) -> dict[str, Any]:
         """Return the run as columns of trials.parquet."""
@@ -46,8 +41,14 @@ class PlannedRun:
         }
 
 
+def has_result(row: Row | None) -> bool:
+    """Return whether a run has ended with a result. One that failed, by a fault of the machine or the program, has none
+    and is run again."""
+    return row is not None and row["status"] in ENDINGS and row["status"] != "failed"
+
+
 def rows_by_config(trials: Iterable[Row], purpose: Purpose) -> dict[TrialConfig, Row]:
-    """Return a purpose's rows by configuration, seed included: where one was run again, the row that did not fail."""
+    """Return a purpose's rows by configuration with seed; of several runs of one, the row that did not fail."""
     found: dict[TrialConfig, Row] = {}
     for row in trials:
         if row["purpose"] == purpose:
@@ -58,17 +59,17 @@ def rows_by_config(trials: Iterable[Row], purpose: Purpose) -> dict[TrialConfig,
 
 
 def runs_left(plan: Sequence[PlannedRun], trials: Sequence[Row]) -> list[PlannedRun]:
-    """Return, numbered, the runs of the plan that have yet to end; one that was cut off goes on in its own row.
+    """Return the runs of the plan that have no result yet, numbered.
 
-    A run that failed, by a fault of the machine or the program, says nothing of its configuration: it is run again,
-    in a new row. Runs are matched by purpose and configuration, never by number.
+    An interrupted run goes on in its own row, a failed one is run again in a new one. Runs are matched by purpose and
+    configuration, never by number.
     """
     next_id = max((row["trial_id"] for row in trials), default=-1) + 1
     held = {purpose: rows_by_config(trials, purpose) for purpose in {run.purpose for run in plan}}
     left: dict[TrialConfig, PlannedRun] = {}
     for run in plan:
         row = held[run.purpose].get(run.config)
-        if run.config in left or (row is not None and row["status"] in ENDINGS and row["status"] != "failed"):
+        if run.config in left or has_result(row):
             continue
         if row is not None and row["status"] not in ENDINGS:
             left[run.config] = replace(run, trial_id=row["trial_id"])
@@ -78,5 +79,5 @@ def runs_left(plan: Sequence[PlannedRun], trials: Sequence[Row]) -> list[Planned
 
 
 def fresh_seeds(number: int, *, above: int, taken: Collection[int]) -> tuple[int, ...]:
-    """Return the lowest seeds above `above` that are not taken: nothing was chosen by what happened on them."""
+    """Return the lowest seeds above `above` that are not taken: no trial was chosen by its loss on them."""
     return tuple(islice((seed for seed in count(above + 1) if seed not in taken), number))

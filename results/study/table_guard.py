@@ -1,26 +1,26 @@
-"""A digest inside a Parquet file that covers all of it, footer included. It knows nothing of what the rows mean.
+"""A checksum inside a Parquet file that covers all of it, footer included.
 
-Parquet's own checksums cover the pages alone: a changed footer reads as other rows. The digest stands right before the
-footer, in bytes that no page and so no reader refers to.
+Parquet's own checksums cover only the pages: a changed footer reads as other rows. The checksum is put right before the
+footer, in bytes that no page refers to and no reader reads.
 """
 
 import hashlib
 
 MARK = b"gpt2-search sha256 "
-"""Before the digest, and nowhere else in a file."""
+"""Comes before the checksum, and nowhere else in a file."""
 
 _TAIL_BYTES = 8
 """The footer's length in four bytes, then PAR1."""
 
 
 def guarded(parquet: bytes) -> bytes:
-    """Return the Parquet file with a digest before its footer."""
+    """Return the Parquet file with a checksum before its footer."""
     footer_at = _footer_at(parquet)
     return parquet[:footer_at] + MARK + hashlib.sha256(parquet).digest() + parquet[footer_at:]
 
 
 def check_guard(data: bytes) -> None:
-    """Raise ValueError when a guarded Parquet file has changed; one that was never guarded passes."""
+    """Raise ValueError when a guarded Parquet file has changed; a file without a checksum passes."""
     mark_at = data.rfind(MARK)
     if mark_at < 0:
         return

@@ -1,4 +1,4 @@
-"""The columns of a study's tables, and the one way they are written and read. Not what the rows mean together."""
+"""The columns of a study's tables, and how tables are written and read. Rows as a whole are results.ranking's."""
 
 import errno
 import json
@@ -63,10 +63,10 @@ TRIALS = pa.schema(
 )
 """trials.parquet: a row per run.
 
-purpose: what it was run for; is_baseline: of the one row that the study's trials are compared with.
-of_trial, attempt: of a confirmation run, whose configuration it repeats, and the attempt, from 1.
-combination: of an attribution run, which changes are made. point: what the searcher proposed, as JSON, if it did.
-val_loss: of the last evaluation; null for an unstable trial, which was evaluated before it went wrong.
+is_baseline: true for the one row that the study's trials are compared with.
+of_trial, attempt: of a confirmation run, the trial whose configuration it repeats, and the attempt, from 1.
+combination: of an attribution run, the changes made, joined by +. point: the searcher's proposal as JSON.
+val_loss: of the last evaluation; null for an unstable trial, whose evaluations came before it went wrong.
 end_loss: an unstable trial's training loss at the step that ended it; null where that was not finite.
 """
 
@@ -76,26 +76,25 @@ METRICS = pa.schema(
         *_columns(MetricsRow, "val_loss", "train_loss", "grad_norm", "tokens_per_s", without=["part_losses"]),
     ]
 )
-"""metrics.parquet: a row per evaluation; what was infinite or NaN is null."""
+"""metrics.parquet: a row per evaluation; null in place of infinite or NaN."""
 
 STEPS = pa.schema(_columns(StepRow))
-"""steps/TRIAL.parquet: a row per optimizer step, as measured: a loss or norm may be infinite or NaN."""
-
+"""steps/TRIAL.parquet: a row per optimizer step; a loss or norm may be infinite or NaN."""
 
 MAX_ROWS = 5_000_000
 MAX_MEASURED = 1e39
-"""Past what fp32 holds, 3.4e38: nothing that is measured is as large, and sums and axes of it overflow."""
+"""Above fp32's largest number, 3.4e38: no measurement is as large, and sums and axes of such values overflow."""
 BATCH_ROWS = 4096
 
 
 class DamagedTableError(UserError):
-    """A table that is not what was written."""
+    """A table that is cut short or has changed since it was written."""
 
 
 def write_table(path: Path, rows: Sequence[Row], schema: Any) -> None:
-    """Write `rows` as the Parquet file `path` (zstd), atomically; the file before it stays as `.NAME.previous`.
+    """Write `rows` as the Parquet file `path` (zstd), atomically; the old file stays as `.NAME.previous`.
 
-    Raises OSError, with the table as it was.
+    Raises OSError with the table unchanged.
     """
     names = set(schema.names)
     for row in rows:
@@ -110,8 +109,8 @@ def write_table(path: Path, rows: Sequence[Row], schema: Any) -> None:
 def read_table(path: Path, schema: Any = None) -> Any:
     """Return a Parquet file as an Arrow table.
 
-    Raises UserError when it is missing, cut short, changed since it was written, not Parquet, lacks a column of
-    `schema`, or holds what no study writes.
+    Raises UserError when it is missing, damaged, not Parquet, lacks a column of `schema`, or has values that no study
+    writes.
     """
     damaged = "{}: not a whole Parquet table ({}). Restore it, or move its study away."
     try:
@@ -144,14 +143,14 @@ def read_table(path: Path, schema: Any = None) -> Any:
 
 
 def _unpacked(file: Any, names: Sequence[str] | None) -> Any:
-    """Return the columns of a Parquet file. Raises ValueError where they are far larger than a study's can be."""
+    """Return the columns of a Parquet file. Raises ValueError where they are larger than any study's."""
     large = f"it unpacks to more than the {MAX_FILE_BYTES >> 20} MiB of any study's table"
     groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
     if file.metadata.num_rows > MAX_ROWS or sum(group.total_byte_size for group in groups) > MAX_FILE_BYTES:
         raise ValueError(large)
     batches, size_bytes = [], 0
-    # Piece by piece: one long text that every row refers to is small in the file, whatever its footer says.
-    # Arrow's threads, begun for a few kB, can outlive a short command, whose exit they then abort.
+    # Batch by batch, because a long text that every row refers to is small in the file, whatever its footer says.
+    # Without threads: Arrow's can outlive a short command and then abort its exit.
     for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=names, use_threads=False):
         batches.append(batch)
         size_bytes += batch.nbytes
@@ -162,7 +161,7 @@ def _unpacked(file: Any, names: Sequence[str] | None) -> Any:
 
 
 def read_rows(path: Path, schema: Any = None) -> list[Row]:
-    """Return the rows of a Parquet file, in its order. Raises UserError as read_table does, and for an odd trial."""
+    """Return the rows of a Parquet file. Raises UserError as read_table does, and for a trial that cannot be."""
     rows = _rows(read_table(path, schema))
     if schema is TRIALS and (fault := _fault_of_trials(rows)) is not None:
         raise _changed(path, fault)
@@ -180,12 +179,12 @@ def _fault(table: Any, schema: Any) -> str | None:
             return f"a row has no {column.name}"
         if pa.types.is_integer(column.type) and (least := pc.min(values).as_py()) is not None and least < 0:
             return f"a row has {column.name}={least}"
-        # A step's loss may be infinite; that is what it is there to show.
+        # A step's loss may be infinite: the trace has to show it.
         if pa.types.is_floating(column.type) and schema is not STEPS and pc.all(pc.is_finite(values)).as_py() is False:
             return f"a row has a non-finite {column.name}"
         if pa.types.is_floating(column.type) and not _is_measured(values):
             return f"a row has a {column.name} beyond {MAX_MEASURED:g}"
-        # Python's dates end with the year 9999, somewhere on earth some hours earlier.
+        # Python's dates end with the year 9999, in some time zones hours earlier.
         if column.type == _TIME and not _is_between(values.cast(pa.int64()), *_TIMES_US):
             return f"a row has a {column.name} before 1970 or after 9998"
     return None
@@ -225,10 +224,10 @@ def _is_point(text: str) -> bool:
 
 
 def read_rows_or_previous(path: Path, schema: Any = None) -> tuple[list[Row], str | None]:
-    """Return the rows as read_rows does; of a damaged or missing table the previous copy's, with a note for a person.
+    """Return the rows as read_rows does; of a damaged or missing table the previous copy's, with a note about it.
 
-    The copy then takes the table's place, and a damaged table stays as NAME.damaged. Raises UserError where there is
-    no whole copy either, and OSError.
+    The copy takes the table's place, and a damaged table stays as NAME.damaged. Raises UserError where the copy is not
+    whole either, and OSError.
     """
     previous = previous_path(path)
     try:
@@ -256,7 +255,7 @@ def previous_path(path: Path) -> Path:
 
 def _keep_previous(path: Path) -> None:
     previous = previous_path(path)
-    # A file system without links, or a full one: the table is written all the same.
+    # Where the file system has no hard links, or is full, the table is written without a copy.
     with suppress(OSError):
         if path.exists():
             previous.unlink(missing_ok=True)
@@ -264,7 +263,7 @@ def _keep_previous(path: Path) -> None:
 
 
 def _rows(table: Any) -> list[Row]:
-    # Cast first: to turn an aware time into Python's, Arrow wants a time-zone database, which a bare container lacks.
+    # Cast to naive times first: for aware ones Arrow needs a time-zone database, which a bare container lacks.
     times = [field.name for field in table.schema if field.type == _TIME]
     for name in times:
         table = table.set_column(table.column_names.index(name), name, table[name].cast(pa.timestamp("us")))

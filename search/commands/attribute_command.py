@@ -2,7 +2,8 @@
 
 from dataclasses import asdict, replace
 
-from results.attribution import attribute, did_it_words, render, to_json, write_attribution
+from results.attribution.attribute import attribute
+from results.attribution.attribution_files import to_json, write_attribution
 from results.attribution.attribution_plot import write_plot
 from results.attribution.attribution_runs import (
     Question,
@@ -10,6 +11,7 @@ from results.attribution.attribution_runs import (
     question_of_names,
     question_of_study,
 )
+from results.attribution.sentences import did_it_words, render
 from results.report.page import write_reports
 from results.study.folder import Study, list_studies, studies_dir
 from results.study.ledger import Ledger
@@ -26,9 +28,8 @@ from search.setup.reopen import reopen
 from search.setup.run_plan import held, run_plan
 from search.terminal.console import Preparing, Terminal
 from search.terminal.next_steps import Step, next_steps, say_next
-from spaces.budget import Budget, budget_of, duration_text
+from spaces.budget import Budget, budget_of
 from trainable.config import DOCUMENTED
-from trainable.errors import UserError
 
 DEFAULT_BUDGET_TOKENS = 200_000
 DEFAULT_SEEDS = 3
@@ -57,17 +58,8 @@ def attribute_command(options: Options, terminal: Terminal) -> int:
 
 def _budget(source: Study | None, options: Options) -> Budget:
     """Return the budget of a run: the variables', or else that of the study's trials."""
-    if options.budget_tokens is not None:
-        return Budget(tokens=options.budget_tokens)
     budget = Budget(tokens=DEFAULT_BUDGET_TOKENS) if source is None else budget_of(source.document())
-    if options.budget_time is None:
-        return budget
-    if budget.device_s is None:
-        raise UserError(
-            f"BUDGET_TIME={options.texts['BUDGET_TIME']}: attribute takes a time where the study's trials had one, for "
-            "their speeds were measured then. Set BUDGET_TOKENS."
-        )
-    return budget.lasting(options.budget_time)
+    return budget.asked(options.budget_tokens, options.budget_time)
 
 
 def _plan(question: Question, source: Study | None, budget: Budget, options: Options, progress: Preparing) -> Plan:
@@ -100,7 +92,7 @@ def _plan(question: Question, source: Study | None, budget: Budget, options: Opt
 
 def _run(question: Question, plan: Plan, seeds: int, terminal: Terminal) -> int:
     """Run what is missing, and print the attribution once nothing is; return the exit code."""
-    study, ledger = plan.study, Ledger.load(plan.study)
+    study, ledger = plan.study, Ledger(plan.study)
     trials = ledger.trials()
     # A study's seed picked its winner and is not used again; without a search it is as good as any.
     above = plan.document["seed"] - (plan.kind == "attribute")
@@ -146,7 +138,4 @@ def _again(plan: Plan, question: Question, seeds: int, purpose: str) -> Step:
     asked = f"STUDY={plan.name}"
     if plan.kind == "attribute":
         asked = f"FROM={question.before_name} TO={question.after_name}"
-    time_s = plan.budget.device_s
-    budget = f"BUDGET_TOKENS={plan.budget.tokens}" if time_s is None else f"BUDGET_TIME={duration_text(time_s)}"
-    command = f"make attribute {asked} SEEDS={seeds} {budget}"
-    return Step(command=command, purpose=purpose)
+    return Step(command=f"make attribute {asked} SEEDS={seeds} {plan.budget.setting}", purpose=purpose)

@@ -4,7 +4,7 @@ from typing import Any
 
 from rich.table import Table
 
-from results.confirmation.attempt import Attempt, attempt_rows, judged, plan_attempt, planned_runs
+from results.confirmation.attempt import Attempt, attempt_rows, judged, plan_attempt, planned_runs, trials_found
 from results.confirmation.confirmation_file import load_attempts, to_json, write_attempts
 from results.samples import samples_json
 from results.study.folder import Study
@@ -19,6 +19,7 @@ from results.words import (
     config_words,
     count_words,
     difference_words,
+    interval_words,
     list_words,
     loss_words,
 )
@@ -86,8 +87,7 @@ def _next_attempt(study: Study, attempts: tuple[Attempt, ...], options: Options,
         )
         return known
     attempt = plan_attempt(study.trials(), attempts, top=options.top, seeds=options.seeds or DEFAULT_SEEDS)
-    proven = {verdict.trial_id for one in attempts for verdict in one.verdicts if verdict.outcome == "better"}
-    if proven.issuperset(attempt.candidates) and options.seeds is None:
+    if trials_found("better", attempts).issuperset(attempt.candidates) and options.seeds is None:
         terminal.say(f"the best of the search are proven already; SEEDS={DEFAULT_SEEDS} makes another attempt")
         return None
     if attempts:
@@ -106,7 +106,7 @@ def _run(
 ) -> int | None:
     with Preparing(terminal.console) as progress:
         plan = reopen(study, options, progress)
-    ledger = Ledger.load(study)
+    ledger = Ledger(study)
     # Before the first run, so that an interrupted attempt is continued and its seeds are never used for another.
     write_attempts(study, (*earlier, attempt))
     left = runs_left(planned_runs(attempt, ledger.trials()), ledger.trials())
@@ -133,7 +133,7 @@ def say_attempt(study: Study, attempt: Attempt, terminal: Terminal) -> None:
         if verdict.mean_difference is not None:
             terminal.say(
                 f"  against the baseline {difference_words(verdict.mean_difference)} nats/token, interval "
-                f"{difference_words(verdict.low)} to {difference_words(verdict.high)}"
+                f"{interval_words(verdict.low, verdict.high)}"
                 + ("" if verdict.p_value is None else f", p = {verdict.p_value:.2g}")
             )
 

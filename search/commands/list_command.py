@@ -58,7 +58,7 @@ def _entry(study: Study) -> dict[str, Any]:
         # An attribution on its own has nothing but its runs.
         "trials": len(ranked_trials(trials) or trials),
         "most_trials": (document.get("early_end") or {}).get("most_trials"),
-        "runs": {purpose: runs for purpose, (runs, _, _) in spent_by_purpose(trials).items()},
+        "runs": {purpose: spent["runs"] for purpose, spent in spent_by_purpose(trials).items()},
         "best": winner.trial and winner.trial["trial_id"],
         "best_val_loss": winner.trial and winner.trial["val_loss"],
         "proven": winner.standing == "proven",

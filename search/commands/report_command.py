@@ -1,6 +1,5 @@
 """`make report`: writes a study as one HTML page, as Markdown for a pull request, or as its numbers."""
 
-from results.report.facts.study_facts import report_facts
 from results.report.page import write_reports
 from results.study.folder import LATEST, open_study
 from results.study.paths import shown
@@ -12,7 +11,7 @@ def report_command(options: Options, terminal: Terminal) -> int:
     """Write STUDY's report.html and report.md."""
     study = open_study(options.study or LATEST)
     with terminal.console.status("writing the report ..."):
-        write_reports(study)
+        facts = write_reports(study)
     terminal.say(f"report: {shown(study.path / 'report.html')} and report.md beside it")
-    terminal.document(report_facts(study))
+    terminal.document(facts)
     return 0

@@ -7,7 +7,7 @@ from results.ranking import ranked_trials
 from results.study.folder import Study
 from results.study.ledger import Ledger
 from results.study.lock import hold
-from results.words import budget_words, duration_words, token_words
+from results.words import budget_words, short_budget_words
 from search.cluster.study_storage import open_or_fetch_study
 from search.commands.run_command import conclude, run_new, run_own_trials
 from search.options import Options
@@ -16,13 +16,14 @@ from search.setup.plan import baseline_configs, plan_study
 from search.setup.preflight_run import check_preflight, preflight_of
 from search.setup.reopen import reopen, with_inputs_of
 from search.setup.run_plan import ray_ahead
-from search.setup.settings import Settings, differences, planned_space, space_file_differences
+from search.setup.settings import differences, planned_space, space_file_differences
 from search.terminal.console import Preparing, Terminal
-from spaces.budget import budget_of, duration_text
+from spaces.budget import budget_of
 from spaces.overrides import with_overrides
 from spaces.protocol import AUTO
 from spaces.read.load import space_from_toml
 from spaces.space import SearchSpace
+from spaces.user_settings import Settings
 from trainable.errors import UserError
 from trainable.rows import ENDINGS
 
@@ -106,7 +107,7 @@ def _resume(
     terminal: Terminal,
 ) -> tuple[int, Loaded | None]:
     """Run what is left; return the exit code, and the study's inputs if they were loaded."""
-    ledger = Ledger.load(study)
+    ledger = Ledger(study)
     terminal.say(*ledger.take_notes())
     rows = ranked_trials(ledger.trials())
     ended = sum(row["status"] in ENDINGS for row in rows)
@@ -136,12 +137,9 @@ def _at_larger_budget(
     study: Study, document: dict[str, Any], settings: Settings, options: Options, terminal: Terminal
 ) -> int:
     """Run the space with a larger budget, as a new study that learns from this one: their losses do not compare."""
-    file = document["space"]
-    if settings.device_s is not None:
-        text, words = duration_text(settings.device_s), f"with {duration_words(settings.device_s)} a trial"
-    else:
-        text = token_words(settings.budget_tokens)
-        words = f"at {text} tokens"
+    file, budget = document["space"], budget_of(document)
+    larger = budget.asked(settings.budget_tokens, settings.device_s)
+    name = f"{study.name}-{short_budget_words(larger)}"
     if options.trials is not None:
         asked = AUTO if options.trials == AUTO else options.trials_after(document["trials_planned"])
         settings = replace(settings, trials=asked)
@@ -149,11 +147,11 @@ def _at_larger_budget(
         plan = plan_study(
             space_from_toml(file["toml"], name=file["name"], path=file["path"]),
             settings,
-            with_inputs_of(document, options).model_copy(update={"study": f"{study.name}-{text}"}),
+            with_inputs_of(document, options).model_copy(update={"study": name}),
             kind="search",
-            notes=[f"{words} losses cannot be compared with {study.name}'s: this is a new study"],
+            notes=[f"losses at {budget_words(larger)} cannot be compared with {study.name}'s: this is a new study"],
             progress=progress,
             warm_start=study,
-            speeds=budget_of(document).speeds,
+            speeds=budget.speeds,
         )
     return run_new(plan, terminal)

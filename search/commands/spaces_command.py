@@ -4,10 +4,9 @@ from typing import Any
 
 from rich.table import Table
 
-from results.words import token_words
+from results.words import short_budget_words
 from search.options import Options
 from search.terminal.console import Terminal
-from spaces.budget import duration_text
 from spaces.read.load import load_space
 from spaces.read.space_files import list_spaces
 from spaces.space import SearchSpace
@@ -31,7 +30,7 @@ def spaces_command(options: Options, terminal: Terminal) -> int:
             continue
         entries.append(_entry(space))
         searched = ", ".join(parameter.name for parameter in space.parameters)
-        table.add_row(space.name, str(space.trials), _budget(space), searched, space.description)
+        table.add_row(space.name, str(space.trials), short_budget_words(space.budget), searched, space.description)
     terminal.console.print(table)
     for line in errors:
         terminal.say(f"error: {line}")
@@ -39,19 +38,16 @@ def spaces_command(options: Options, terminal: Terminal) -> int:
     return 2 if errors else 0
 
 
-def _budget(space: SearchSpace) -> str:
-    return token_words(space.budget_tokens) if space.device_s is None else duration_text(space.device_s)
-
-
 def _entry(space: SearchSpace) -> dict[str, Any]:
+    in_tokens = space.budget.device_s is None
     return {
         "name": space.name,
         "path": space.path,
         "description": space.description,
         "trials": space.trials,
-        "budget_tokens": space.budget_tokens if space.device_s is None else None,
-        "rung_tokens": space.rung_tokens() if space.device_s is None else None,
-        "device_s": space.device_s,
+        "budget_tokens": space.budget.tokens if in_tokens else None,
+        "rung_tokens": space.rung_tokens() if in_tokens else None,
+        "device_s": space.budget.device_s,
         "baseline": space.baseline_name,
         "search": {parameter.name: str(parameter.domain) for parameter in space.parameters},
     }

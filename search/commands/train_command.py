@@ -197,11 +197,11 @@ def _train(
                         ledger.add_steps(0, [row])
                         checkpoints.after_step(state)
                     case MetricsRow():
-                        if checkpoints.start_val_loss is None:
+                        if not checkpoints.evaluations:
                             losses = start_losses(Start(val_loss=row.val_loss, train_loss=row.train_loss))
                             write_document(study.study_json, {**study.document(), "start": losses})
                         ledger.add_metrics(0, row, None)
-                        checkpoints.after_evaluation(state, row)
+                        checkpoints.after_evaluation(state, ledger.metrics())
                     case Verdict():
                         status, verdict = "unstable", row
                         break

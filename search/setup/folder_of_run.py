@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from results.model_card import model_card, model_record, step_words
 from results.study.folder import Study
 from results.study.paths import shown
-from results.winner import evidence_words, winner_of
+from results.winner import winner_of
 from results.words import loss_words
 from search.options import Options
 from search.setup.inputs import Loaded
@@ -79,16 +79,9 @@ def save_run_model(
     from trainable.model.models import load_model
     from trainable.model.save_folder import adapters_base_name, base_license, save_adapter_folder, save_model_folder
 
-    document, winner = study.document(), winner_of(study)
+    document = study.document()
     name = loaded.spec.model_name
-    card = model_card(
-        document,
-        trial,
-        start_val_loss=winner.start_val_loss,
-        baseline_val_loss=winner.baseline_val_loss,
-        proof=evidence_words(winner),
-        base_license=base_license(name),
-    )
+    card = model_card(document, trial, winner_of(study), base_license=base_license(name))
     windows = eval_windows(loaded.spec.corpus.val, loaded.spec.protocol)
     record = model_record(document, trial)
     if adapters_on is not None and not options.merge:

@@ -13,7 +13,7 @@ from search.cluster.connection import check_port
 from search.cluster.study_storage import probed
 from search.options import MoreTrials, Options, check_lora
 from search.setup.inputs import Loaded, check_fit, check_inputs, load_inputs
-from search.setup.settings import Settings, read_settings
+from search.setup.settings import read_settings
 from search.setup.slots import slots_for
 from search.setup.study_record import asked_of, study_document
 from search.setup.trial_speeds import measured_speeds
@@ -26,6 +26,7 @@ from spaces.budget import Budget, Milestones, Speeds, budget_of
 from spaces.overrides import widening_words, with_overrides
 from spaces.read.load import load_space
 from spaces.space import SearchSpace
+from spaces.user_settings import Settings
 from trainable.config import BASELINES, TrialConfig, config_from, shape_of
 from trainable.errors import MachineError, UserError
 from trainable.stability import make_rules
@@ -116,7 +117,7 @@ def plan_study(
     speeds: measured already, by another study; a budget of time has the others measured.
     """
     space = draft = settings.applied_to(file, kind)
-    if draft.device_s is not None and options.address is not None:
+    if draft.budget.device_s is not None and options.address is not None:
         raise UserError("BUDGET_TIME measures this machine's speed. On a cluster set BUDGET_TOKENS.")
     check_lora(settings.pins, uses_lora=bool(draft.baseline.use_lora or draft.domain("use_lora")))
     make_rules(draft.stability)
@@ -127,9 +128,9 @@ def plan_study(
     progress("checking that model, text and settings fit together", 0.0)
     check_fit(loaded, configs or [draft.baseline, largest_config(draft), *_with_lora(draft)])
     slots = slots_for(loaded, options, _largest(draft.baseline, configs, draft), progress)
-    if draft.device_s is not None:
+    if (device_s := draft.budget.device_s) is not None:
         shapes = [*draft.shapes(), *map(shape_of, configs)]
-        measured = measured_speeds(loaded, slots, shapes, known=speeds, device_s=draft.device_s, progress=progress)
+        measured = measured_speeds(loaded, slots, shapes, known=speeds, device_s=device_s, progress=progress)
         space = settings.applied_to(file, kind, measured)
         configs = baseline_configs(space, settings) if kind == "baseline" else []
     learned = warm_start_from(warm_start, space, loaded.facts) if warm_start else None

@@ -1,13 +1,14 @@
 """The checkpoints that `make train` keeps: the newest ones, and that of the lowest validation loss."""
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from results.model_card import Row, best_evaluation
 from results.study.paths import shown
+from results.winner import is_worse
 from trainable.checkpoint.checkpoint_path import checkpoint_name
-from trainable.rows import MetricsRow
 
 if TYPE_CHECKING:
     from trainable.state import TrainState
@@ -24,12 +25,8 @@ class RunCheckpoints:
     """None keeps nothing."""
     model_name: str
     corpus_fingerprint: str
-    start_val_loss: float | None = None
-    best_val_loss: float = math.inf
-    """Of the evaluations after the first step."""
-    best_step: int | None = None
-    end_val_loss: float | None = None
-    """Of the last evaluation, None where it is the first."""
+    evaluations: Sequence[Row] = ()
+    """So far, as metrics.parquet has them."""
     _newest: list[int] = field(default_factory=list)
     _saved: set[int] = field(default_factory=set)
 
@@ -38,22 +35,23 @@ class RunCheckpoints:
         if self.interval_steps and state.optimizer_steps % self.interval_steps == 0:
             self._keep_newest(state)
 
-    def after_evaluation(self, state: "TrainState", row: MetricsRow) -> None:
-        """Save if this is the run's lowest loss; the first evaluation is of the weights before training."""
-        if self.start_val_loss is None:
-            self.start_val_loss = row.val_loss
-            return
-        self.end_val_loss = row.val_loss
-        if row.val_loss < self.best_val_loss:
-            self.best_val_loss, self.best_step = row.val_loss, row.optimizer_steps
-            if self.interval_steps:
-                self._save(state)
-                self._prune()
+    def after_evaluation(self, state: "TrainState", evaluations: Sequence[Row]) -> None:
+        """Save if the last evaluation is the run's lowest loss."""
+        self.evaluations = evaluations
+        if self.interval_steps and self.best_step == state.optimizer_steps:
+            self._save(state)
+            self._prune()
 
     def at_end(self, state: "TrainState", *, begun_at_step: int) -> None:
         """Save the last step, if there was one."""
         if self.interval_steps and state.optimizer_steps > begun_at_step:
             self._keep_newest(state)
+
+    @property
+    def best_step(self) -> int | None:
+        """The step of the lowest validation loss, where there is one."""
+        best = best_evaluation(self.evaluations)
+        return None if best is None else best["optimizer_steps"]
 
     @property
     def best_path(self) -> Path | None:
@@ -63,21 +61,23 @@ class RunCheckpoints:
     @property
     def words(self) -> str | None:
         """A line on the lowest validation loss and its checkpoint; None before there is one."""
-        if self.best_step is None:
+        best = best_evaluation(self.evaluations)
+        if best is None:
             return None
         place = f": {shown(self.best_path)}" if self.best_path else ""
-        return f"lowest validation loss {self.best_val_loss:.4f} at step {self.best_step}{place}"
+        return f"lowest validation loss {best['val_loss']:.4f} at step {best['optimizer_steps']}{place}"
 
     @property
     def warning(self) -> str | None:
         """A line for a run that ended no lower than it started; None for any other."""
-        start, end = self.start_val_loss, self.end_val_loss
-        if start is None or end is None or end < start:
+        best = best_evaluation(self.evaluations)
+        if best is None or not is_worse(self.evaluations[-1]["val_loss"], self.evaluations[0]["val_loss"]):
             return None
+        start, end = (self.evaluations[place]["val_loss"] for place in (0, -1))
         worse = f"this training made the model worse: it started at {start:.4f} and ended at {end:.4f}"
-        if self.best_val_loss >= start:
+        if is_worse(best["val_loss"], start):
             return f"{worse}, and no evaluation was below the start"
-        return f"{worse}; at step {self.best_step} it was better, {self.best_val_loss:.4f}"
+        return f"{worse}; at step {best['optimizer_steps']} it was better, {best['val_loss']:.4f}"
 
     def _keep_newest(self, state: "TrainState") -> None:
         self._save(state)

@@ -1,64 +1,21 @@
-"""Settings: what the user's variables change in a space. study.json keeps them, to plan the study again from it."""
+"""The user's settings: read from the variables, and compared with those that a study was planned with."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from search.options import MoreTrials, Options, with_origin
 from search.setup.baseline_sources import read_baseline
-from spaces.budget import Speeds, budget_of
-from spaces.overrides import with_overrides
 from spaces.read.load import space_from_toml
-from spaces.read.space_files import find_space_file, parse_toml, read_space_text, shown_path
+from spaces.read.space_files import find_space_file, parse_toml, read_space_text
 from spaces.read.toml_table import shown
 from spaces.space import SearchSpace
-from trainable.config import HYPERPARAMETERS, TrialConfig, config_from
+from spaces.user_settings import Settings, space_of_document
+from trainable.config import HYPERPARAMETERS, config_from
 from trainable.errors import UserError
 
 DIFFERENCES_SHOWN = 6
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """The user's changes to a space file."""
-
-    trials: int | Literal["auto"] | None = None
-    budget_tokens: int | None = None
-    device_s: float | None = None
-    pins: Mapping[str, Any] = field(default_factory=dict)
-    baseline: tuple[str, TrialConfig] | None = None
-    compare: str | None = None
-    """make baseline: the built-in configuration that runs beside the baseline."""
-
-    def applied_to(self, space: SearchSpace, kind: str, speeds: Speeds | None = None) -> SearchSpace:
-        """Return the space as a study of that kind runs it. Raises UserError naming the variable.
-
-        speeds: of a budget of time; without them it counts as endless.
-        """
-        if kind == "baseline":
-            space = space.baseline_alone()
-        return with_overrides(
-            space,
-            trials=self.trials if kind == "search" else None,
-            budget_tokens=self.budget_tokens,
-            device_s=self.device_s,
-            speeds=speeds,
-            pins=self.pins,
-            baseline=self.baseline,
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """Return what study.json keeps."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> "Settings":
-        """Return the settings that study.json keeps. Raises KeyError, TypeError, UserError."""
-        baseline = document["baseline"]
-        return cls(
-            **{**document, "baseline": baseline and (baseline[0], TrialConfig(**baseline[1]))},
-        )
 
 
 def read_settings(options: Options) -> tuple[Settings, list[str]]:
@@ -90,10 +47,7 @@ def planned_space(document: Mapping[str, Any], where: str) -> tuple[SearchSpace,
     Raises UserError for a document of another version, which has them not.
     """
     try:
-        settings = Settings.from_json(document["settings"])
-        toml, name, path = (document["space"][key] for key in ("toml", "name", "path"))
-        file = space_from_toml(toml, name=name, path=shown_path(Path(path)))
-        space = settings.applied_to(file, document["kind"], budget_of(document).speeds)
+        space, settings = space_of_document(document)
         as_run = config_from(document["baseline"]), document["evaluation"]["milestones_tokens"]
     except (KeyError, TypeError, AttributeError):
         raise UserError(f"{where} does not say how the study was planned. Start a new one.") from None

@@ -12,8 +12,8 @@ from typing import Any
 
 from results.study.folder import SCHEMA_VERSION
 from search.setup.inputs import Loaded
-from search.setup.settings import Settings
 from spaces.space import SearchSpace
+from spaces.user_settings import Settings
 from trainable.rows import Start
 
 RECORDED_PACKAGES = ("torch", "ray", "transformers", "optuna", "tokenizers", "numpy", "pyarrow")
@@ -34,7 +34,7 @@ def asked_of(kind: str, space: SearchSpace, settings: Settings, *, trials_planne
             "tokens": space.evaluation.tokens,
             "milestones_tokens": list(space.evaluation_tokens()),
         },
-        "budget_tokens": space.budget_tokens,
+        "budget_tokens": space.budget.tokens,
         "device_time": space.budget.to_json(),
         "rung_tokens": list(space.rung_tokens()),
         "baseline": {"name": space.baseline_name, **asdict(space.baseline)},

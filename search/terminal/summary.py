@@ -61,10 +61,7 @@ def say_summary(study: Study, terminal: Terminal) -> None:
             "device_s_full": saved.device_s_full,
             "device_s_saved_frac": saved.device_s_saved_frac,
             "tokens_spent": saved.tokens_spent,
-            "spent": {
-                purpose: {"runs": runs, "device_s": device_s, "tokens": tokens}
-                for purpose, (runs, device_s, tokens) in spent_by_purpose(rows).items()
-            },
+            "spent": spent_by_purpose(rows),
             "samples": samples_json(study),
             "trials": leaderboard(trials),
             "next": say_next(next_steps(study), terminal),
@@ -112,10 +109,10 @@ def sample_lines(study: Study) -> list[str]:
 
 def cost_line(rows: list[dict[str, Any]]) -> str:
     """Return what each purpose of the study's runs cost, and what stopping trials saved."""
-    spent = spent_by_purpose(rows)
     words = [
-        f"{duration_words(device_s)} ({token_words(tokens)} tokens) on {'the ' if purpose == 'search' else ''}{purpose}"
-        for purpose, (_, device_s, tokens) in spent.items()
+        f"{duration_words(spent['device_s'])} ({token_words(spent['tokens'])} tokens) on "
+        f"{'the ' if purpose == 'search' else ''}{purpose}"
+        for purpose, spent in spent_by_purpose(rows).items()
     ]
     saved = savings(ranked_trials(rows))
     return (

@@ -51,7 +51,7 @@ def warm_start_from(source: Study, space: SearchSpace, facts: Mapping[str, Any])
     told = []
     if share is not None and comparable:
         # A budget of time counts the baseline's tokens, and the other study may have measured another speed of it.
-        scale = share * space.budget_tokens / budget.tokens
+        scale = share * space.budget.tokens / budget.tokens
         told = [_told(trial, space, share, scale) for trial in known if trial.ended]
     return WarmStart(
         source=source.name,
@@ -97,7 +97,7 @@ def _told(trial: KnownTrial, space: SearchSpace, share: float, scale: float) -> 
     losses = tuple((round(tokens * scale), loss) for tokens, loss in trial.losses)
     told = replace(trial, trial_id=-1 - trial.trial_id, point=point, losses=losses)
     if trial.status == "completed" and trial.val_loss is not None and share < 1:
-        last = round(share * space.budget_tokens), objective(trial.val_loss)
+        last = round(share * space.budget.tokens), objective(trial.val_loss)
         return replace(told, status="stopped", losses=(*losses, last))
     return told
 

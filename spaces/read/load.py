@@ -3,10 +3,9 @@
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal, cast
 
-from spaces.budget import MAX_TOKENS
+from spaces.budget import MAX_TOKENS, Budget
 from spaces.protocol import AUTO, AUTO_TRIALS, Evaluation, Scheduler, Searcher
 from spaces.read.parameters import read_parameters, read_value
 from spaces.read.space_files import find_space_file, parse_toml, read_space_text, shown_path
@@ -17,12 +16,12 @@ from trainable.config import BASELINES, HYPERPARAMETERS, TrialConfig, make_confi
 from trainable.errors import UserError
 
 
-def load_space(name_or_path: str, *, directory: Path | None = None) -> SearchSpace:
-    """Return the space of that name in `directory`, or in the file at that path, which ends in .toml.
+def load_space(name_or_path: str) -> SearchSpace:
+    """Return the space of that name in spaces/, or in the file at that path, which ends in .toml.
 
     Raises UserError, one line with file, table and key, for the first thing wrong with it.
     """
-    path = find_space_file(name_or_path, directory)
+    path = find_space_file(name_or_path)
     return space_from_toml(read_space_text(path), name=path.stem, path=shown_path(path))
 
 
@@ -38,9 +37,9 @@ def space_from_tables(tables: Mapping[str, Any], *, name: str, path: str) -> Sea
     check_integers(top)
     description = " ".join(top.text("description", "").split())
     baseline_name, baseline, warmup_frac = _read_baseline(top)
-    budget_tokens, device_s = _read_budget(top.table("budget"), baseline)
     evaluation = _read_evaluation(top.table("evaluation"), baseline)
-    scheduler = _read_scheduler(top.table("scheduler"), budget_tokens)
+    budget = _read_budget(top.table("budget"), baseline)
+    scheduler = _read_scheduler(top.table("scheduler"), budget.tokens)
     searcher = _read_searcher(top.table("searcher"))
     is_grid = searcher.name == "grid"
     if not top.has("trials") and not is_grid:
@@ -54,7 +53,7 @@ def space_from_tables(tables: Mapping[str, Any], *, name: str, path: str) -> Sea
         baseline_name=baseline_name,
         baseline=baseline,
         parameters=read_parameters(top.table("search")),
-        budget_tokens=budget_tokens,
+        budget=budget,
         evaluation=evaluation,
         scheduler=scheduler,
         searcher=searcher,
@@ -62,7 +61,6 @@ def space_from_tables(tables: Mapping[str, Any], *, name: str, path: str) -> Sea
         ends_early=ends_early,
         stability=_read_stability(top.table("stability")),
         baseline_warmup_frac=warmup_frac,
-        device_s=device_s,
     )
     if top.has("trials") and trials != space.trials:
         raise top.error(f"is {trials}, and the grid has {space.trials} cells, which are all run. Drop it.", "trials")
@@ -89,15 +87,14 @@ def _read_baseline(top: Table) -> tuple[str, TrialConfig, float | None]:
     return f"{name}, changed" if is_changed else name, config, warmup_frac
 
 
-def _read_budget(table: Table, baseline: TrialConfig) -> tuple[int, float | None]:
-    """Return the tokens and the seconds of device time; MAX_TOKENS where time is all that is said."""
+def _read_budget(table: Table, baseline: TrialConfig) -> Budget:
     kinds = ("tokens", "baseline_steps", "device_minutes")
     table.allow(kinds)
     kind = table.one_of(kinds, remedy="Write it like tokens = 400_000.")
     if kind == "device_minutes":
-        return MAX_TOKENS, 60 * table.number(kind)
+        return Budget(tokens=MAX_TOKENS, device_s=60 * table.number(kind))
     amount = table.integer(kind, 400_000)
-    return amount if kind == "tokens" else amount * baseline.tokens_per_step, None
+    return Budget(tokens=amount if kind == "tokens" else amount * baseline.tokens_per_step)
 
 
 def _read_evaluation(table: Table, baseline: TrialConfig) -> Evaluation:

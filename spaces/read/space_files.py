@@ -1,4 +1,4 @@
-"""Space files on disk: their list, the one that a name means, and its TOML. What the TOML says is read elsewhere."""
+"""Space files on disk: their list, the one that a name means, and its TOML. What the tables mean is read elsewhere."""
 
 import re
 import tomllib
@@ -14,10 +14,7 @@ _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\.toml")
 
 
 def list_spaces(directory: Path | None = None) -> list[Path]:
-    """Return the space files of a folder by name; by default of the one that comes with the project.
-
-    Raises UserError when there is no such folder.
-    """
+    """Return the space files of a folder, by default spaces/, sorted by name. Raises UserError for no such folder."""
     directory = directory or SPACES_DIRECTORY
     try:
         return sorted(path for path in directory.iterdir() if path.suffix == ".toml" and path.is_file())
@@ -25,21 +22,20 @@ def list_spaces(directory: Path | None = None) -> list[Path]:
         raise UserError(f"cannot read the space files in {shown_path(directory)}/: {_reason(error)}.") from None
 
 
-def find_space_file(name_or_path: str, directory: Path | None = None) -> Path:
+def find_space_file(name_or_path: str) -> Path:
     """Return the file that a space's name, or a path ending in .toml, means. Raises UserError when there is none."""
-    directory = directory or SPACES_DIRECTORY
     if name_or_path.endswith(".toml"):
-        return _existing(name_or_path, directory)
-    names = [path.stem for path in list_spaces(directory)]
+        return _existing(name_or_path)
+    names = [path.stem for path in list_spaces()]
     if name_or_path in names:
-        return _named(directory / f"{name_or_path}.toml")
+        return _named(SPACES_DIRECTORY / f"{name_or_path}.toml")
     if "/" in name_or_path:
         raise UserError(f"{shown(name_or_path)} is not a space: a name has no '/', and a path ends in .toml.")
     hint = did_you_mean(name_or_path[:100], names)
-    raise UserError(f"no space named {shown(name_or_path)} in {shown_path(directory)}/.{hint}")
+    raise UserError(f"no space named {shown(name_or_path)} in {shown_path(SPACES_DIRECTORY)}/.{hint}")
 
 
-def _existing(path_text: str, directory: Path) -> Path:
+def _existing(path_text: str) -> Path:
     path = Path(path_text)
     try:
         path = path.expanduser()
@@ -51,8 +47,8 @@ def _existing(path_text: str, directory: Path) -> Path:
         return _named(path)
     if exists:
         raise UserError(f"{shown(path_text)} is not a file.")
-    # Without a folder in it, a name of a space is as likely to be meant as a file of the current folder.
-    known = beside if path.parent != Path() else [*beside, *(other.stem for other in list_spaces(directory))]
+    # Without a folder in the path, a space's name is as likely to be meant as a file of the current folder.
+    known = beside if path.parent != Path() else [*beside, *(other.stem for other in list_spaces())]
     raise UserError(f"there is no file {shown(path_text)}.{did_you_mean(path_text.removesuffix('.toml'), known)}")
 
 

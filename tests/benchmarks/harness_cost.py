@@ -162,7 +162,7 @@ def parts(everything: Any) -> dict[str, Any]:
     from trainable.rows import MetricsRow, StepRow
     from trainable.run import start_run
 
-    spec, config = everything.spec, with_token_budget(DOCUMENTED, PLATEAU.budget_tokens)
+    spec, config = everything.spec, with_token_budget(DOCUMENTED, PLATEAU.budget.tokens)
     state = start_run(spec, config)
     windows = eval_windows(spec.corpus.val, spec.protocol)
     rows = [row for row, _ in zip(train(state, spec.corpus, spec.protocol, eval_steps=()), range(12), strict=False)]

@@ -80,9 +80,9 @@ def outcomes_of(name: str, arguments: argparse.Namespace) -> Iterator[dict[str, 
 def tables(path: Path, kinds: Sequence[str]) -> dict[str, tuple[CurveTable, Any]]:
     """Return the curves of each kind, and the space that they were drawn from."""
     rows, space = read_table(path)
-    own = [row for row in rows if row["budget_tokens"] == space.budget_tokens]
+    own = [row for row in rows if row["budget_tokens"] == space.budget.tokens]
     return {
-        kind: (CurveTable([row for row in own if row["kind"] == kind], space.budget_tokens), space) for kind in kinds
+        kind: (CurveTable([row for row in own if row["kind"] == kind], space.budget.tokens), space) for kind in kinds
     }
 
 

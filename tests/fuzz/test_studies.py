@@ -35,7 +35,7 @@ SLOW = settings(max_examples=max(10, EXAMPLES // 50), phases=FOUND)
 READERS: dict[str, Callable[[Study], Any]] = {
     "trials": Study.trials,
     "metrics": Study.metrics,
-    "ledger": Ledger.load,
+    "ledger": Ledger,
     "list": lambda study: run("list", "--json"),
     "export": lambda study: run("export", "STUDY=one"),
     "compare": lambda study: run("compare", "STUDY=one,two"),

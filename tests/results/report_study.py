@@ -15,6 +15,7 @@ from spaces.domains import Choice, active_point
 from spaces.overrides import with_overrides
 from spaces.read.load import load_space
 from spaces.space import SearchSpace
+from tests.rows import trial_row
 from trainable.config import TrialConfig
 from trainable.schedule import learning_rate_at
 
@@ -111,28 +112,22 @@ def _trial(
     steps_rows = [_step(config, step, floor, blown_at, chance) for step in range(1, last + 1)]
     write_table(study.steps_path(trial_id), steps_rows, STEPS)
     losses = [row["val_loss"] for row in evals]
-    row = {
-        "trial_id": trial_id,
-        "purpose": "search",
-        "is_baseline": trial_id == 0,
-        "of_trial": None,
-        "attempt": None,
-        "combination": None,
-        "status": status,
-        "verdict": verdict,
-        "point": None,
+    row = trial_row(
+        trial_id,
+        status,
+        None if status == "unstable" else losses[-1],
+        verdict=verdict,
         **asdict(config),
-        "val_loss": None if status == "unstable" else losses[-1],
-        "best_val_loss": min(losses),
-        "end_loss": steps_rows[-1]["train_loss"] if status == "unstable" else None,
-        "tokens_seen": last * config.tokens_per_step,
-        "optimizer_steps": last,
-        "active_s": active_s,
-        "tokens_per_s": speed,
-        "rung": rung,
-        "started_at": START + timedelta(seconds=start_s),
-        "ended_at": START + timedelta(seconds=start_s + active_s),
-    }
+        best_val_loss=min(losses),
+        end_loss=steps_rows[-1]["train_loss"] if status == "unstable" else None,
+        tokens_seen=last * config.tokens_per_step,
+        optimizer_steps=last,
+        active_s=active_s,
+        tokens_per_s=speed,
+        rung=rung,
+        started_at=START + timedelta(seconds=start_s),
+        ended_at=START + timedelta(seconds=start_s + active_s),
+    )
     return row, evals
 
 
@@ -203,11 +198,11 @@ def _document(study: Study, space: SearchSpace, trials: int) -> dict[str, Any]:
             "description": space.description,
             "toml": Path(__file__).parents[2].joinpath("spaces/plateau.toml").read_text(encoding="utf-8"),
         },
-        "budget_tokens": space.budget_tokens,
+        "budget_tokens": space.budget.tokens,
         "device_time": space.budget.to_json(),
         "rung_tokens": list(space.rung_tokens()),
         "baseline": {"name": space.baseline_name, **asdict(space.baseline)},
-        "settings": {"pins": {}},
+        "settings": {"pins": {}, "device_s": space.budget.device_s},
         "trials_planned": trials,
         "searcher": asdict(space.searcher),
         "scheduler": asdict(space.scheduler),

@@ -15,6 +15,7 @@ from results.export import ENV_ORDER, export_cli, export_env, export_json, expor
 from results.study.folder import Study, create_study
 from results.study.tables import TRIALS, write_table
 from search.options import with_origin
+from spaces.budget import Budget
 from spaces.domains import Choice, FloatRange
 from spaces.read.load import load_space, space_from_toml
 from tests.results.confirmed import add_attempt
@@ -137,23 +138,23 @@ def test_the_lines_are_the_owners(make_study: MakeStudy) -> None:
 
 def test_the_winner_of_a_short_search_is_exported_for_a_long_run(make_study: MakeStudy) -> None:
     study = make_study()
-    text = export_env(study, 20_480_000)
+    text = export_env(study, Budget(tokens=20_480_000))
     # 2,048 tokens a step; the tenth of the steps that warmed up stays a tenth.
     assert "export TRAINING_STEPS=10000\nexport GRAD" in text
     assert "export WARMUP_STEPS=1000\n" in text
     assert "export LEARNING_RATE=2e-05\n" in text
     assert "the schedule is stretched from 5000 to 10000 steps" in text
-    assert "TRAINING_STEPS=10000" in export_cli(study, 20_480_000)
-    assert json.loads(export_json(study, 20_480_000))["hyperparameters"]["warmup_steps"] == 1000
-    space = tomllib.loads(export_toml(study, 20_480_000))
+    assert "TRAINING_STEPS=10000" in export_cli(study, Budget(tokens=20_480_000))
+    assert json.loads(export_json(study, Budget(tokens=20_480_000)))["hyperparameters"]["warmup_steps"] == 1000
+    space = tomllib.loads(export_toml(study, Budget(tokens=20_480_000)))
     assert (space["budget"], space["baseline"]["training_steps"]) == ({"tokens": 20_480_000}, 10_000)
     with pytest.raises(UserError, match="less than one step"):
-        export_env(study, 100)
+        export_env(study, Budget(tokens=100))
 
 
 def test_a_budget_that_is_the_winners_own_changes_nothing(make_study: MakeStudy) -> None:
     study = make_study()
-    assert export_env(study, 5000 * 8 * 256) == export_env(study)
+    assert export_env(study, Budget(tokens=5000 * 8 * 256)) == export_env(study)
 
 
 @pytest.mark.parametrize("shell", SHELLS)
@@ -345,21 +346,6 @@ def test_the_proven_trial_is_exported_before_the_luckiest(
     assert "# trial 1 came first in the search, val loss 4.2000 on one seed; not proven with 3 seeds" in text
 
 
-@pytest.mark.parametrize("purpose", ["confirmation", "attribution"])
-def test_a_run_that_explains_another_is_never_the_best(
-    make_study: MakeStudy, make_trial: Callable[..., dict[str, Any]], purpose: str
-) -> None:
-    study = make_study(
-        trials=[make_trial(0, val_loss=4.5), make_trial(1, val_loss=4.2), make_trial(2, val_loss=1.0, purpose=purpose)]
-    )
-    assert json.loads(export_json(study))["trial_id"] == 1
-
-
-def test_the_purpose_decides_and_not_the_seed(make_study: MakeStudy, make_trial: Callable[..., dict[str, Any]]) -> None:
-    study = make_study(trials=[make_trial(0, val_loss=4.5), make_trial(1, val_loss=4.2, seed=9)])
-    assert json.loads(export_json(study))["trial_id"] == 1
-
-
 def test_toml_is_the_studys_space_around_the_winner(make_study: MakeStudy) -> None:
     """Its comments stay, its budget is what was run, and its domains hold the winner that BASELINE= had brought in."""
     study = make_study(make_config(BEFORE, {"batch_size": 12, "learning_rate": 5e-3}))
@@ -367,7 +353,7 @@ def test_toml_is_the_studys_space_around_the_winner(make_study: MakeStudy) -> No
     assert "# A comment of the person who wrote the space." in text
     assert "# study one, trial 7, after 409600 training tokens" in text
     space = space_from_toml(text, name="one", path="one.toml")
-    assert space.budget_tokens == 409_600
+    assert space.budget.tokens == 409_600
     assert (space.baseline.batch_size, space.baseline.learning_rate) == (12, 5e-3)
     assert space.domain("batch_size") == Choice((8, 32, 12))
     learning_rate = space.domain("learning_rate")
@@ -380,7 +366,7 @@ def test_a_study_that_searched_no_space_exports_the_plateau_space_around_its_con
 ) -> None:
     space = space_from_toml(export_toml(make_study(space=None)), name="one", path="one.toml")
     assert space.baseline.learning_rate == BEFORE.learning_rate
-    assert space.budget_tokens == load_space("plateau").budget_tokens
+    assert space.budget.tokens == load_space("plateau").budget.tokens
     assert {parameter.name for parameter in space.parameters} == {
         parameter.name for parameter in load_space("plateau").parameters
     }

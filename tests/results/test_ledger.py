@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from results.study.folder import Study, create_study
 from results.study.ledger import Ledger
 from results.study.planned_run import PlannedRun
 from results.study.tables import STEPS, read_rows
+from tests.rows import evaluation
 from trainable.config import BEFORE, DOCUMENTED
 from trainable.rows import MetricsRow, StepRow, Verdict
 
@@ -34,17 +34,8 @@ def study(studies: Path, make_document: Callable[..., dict[str, Any]]) -> Study:
 
 
 def metrics(steps: int, val_loss: float, **changes: Any) -> MetricsRow:
-    row = MetricsRow(
-        tokens_seen=steps * 4096,
-        optimizer_steps=steps,
-        val_loss=val_loss,
-        train_loss=val_loss + 0.1,
-        grad_norm=1.5,
-        learning_rate=1e-5,
-        tokens_per_s=1000.0,
-        active_s=steps * 5.0,
-    )
-    return replace(row, **changes)
+    plain = {"tokens_seen": steps * 4096, "train_loss": val_loss + 0.1, "grad_norm": 1.5, "tokens_per_s": 1000.0}
+    return evaluation(steps, val_loss, **{**plain, "active_s": steps * 5.0, **changes})
 
 
 def steps(*numbers: int, train_loss: float = 5.0) -> list[StepRow]:
@@ -217,7 +208,7 @@ def test_steps_that_are_passed_again_are_replaced(study: Study) -> None:
     ledger.add_steps(1, steps(3, train_loss=2.0))
     ledger.interrupt(LATER)
     assert saved_steps(study, 1) == [(1, 5.0), (2, 5.0), (3, 2.0)]
-    for again in (ledger, Ledger.load(study)):
+    for again in (ledger, Ledger(study)):
         again.start_trial(PlannedRun(trial_id=1, purpose="search", is_baseline=False, config=BEFORE), started_at=LATER)
         again.add_steps(1, steps(2, train_loss=1.0))
         again.interrupt(LATER)
@@ -235,7 +226,7 @@ def test_interrupted_trials_go_on_where_they_were(study: Study) -> None:
         ("completed", LATER),
         ("interrupted", LATER),
     ]
-    again = Ledger.load(study)
+    again = Ledger(study)
     again.start_trial(PlannedRun(trial_id=1, purpose="search", is_baseline=False, config=BEFORE), started_at=LATER)
     row = again.trials()[1]
     assert (row["status"], row["started_at"], row["ended_at"], row["val_loss"]) == ("running", NOON, None, 5.0)
@@ -245,12 +236,12 @@ def test_interrupted_trials_go_on_where_they_were(study: Study) -> None:
 
 def test_a_loaded_ledger_is_the_saved_one(study: Study) -> None:
     ledger = Ledger(study)
-    assert Ledger.load(study).trials() == Ledger.load(study).metrics() == []
+    assert Ledger(study).trials() == Ledger(study).metrics() == []
     for trial_id in (10, 2, 0):
         start(ledger, trial_id)
         ledger.add_metrics(trial_id, metrics(10, 0.1 + 0.2), 0)
         end(ledger, trial_id)
-    loaded = Ledger.load(study)
+    loaded = Ledger(study)
     assert loaded.trials() == ledger.trials() == study.trials()
     assert loaded.metrics() == ledger.metrics() == study.metrics()
     assert [row["trial_id"] for row in loaded.trials()] == [0, 2, 10]
@@ -263,7 +254,7 @@ def test_a_death_between_the_two_writes_loses_no_evaluation(study: Study) -> Non
     ledger.add_metrics(1, metrics(10, 5.0), 0)
     ledger.flush()
     study.trials_path.write_bytes(before)
-    (row,) = Ledger.load(study).trials()
+    (row,) = Ledger(study).trials()
     assert (row["val_loss"], row["optimizer_steps"], row["status"]) == (5.0, 10, "running")
 
 

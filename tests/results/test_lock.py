@@ -90,9 +90,9 @@ def test_a_full_disk_takes_the_holders_name_and_not_the_lock(study: Study, monke
     def full(*arguments: object, **options: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr("results.study.lock.write_atomic", full)
     with hold(study):
-        pass
+        assert not (study.path / ".holder.json").exists()
 
 
 def test_a_folder_that_cannot_be_written_is_a_line(tmp_path: Path) -> None:

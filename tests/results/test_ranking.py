@@ -9,11 +9,12 @@ import pytest
 from results.ranking import (
     Savings,
     baseline_trial,
-    best_trial,
     budget_frac,
     ending_counts,
+    final_loss,
     full_tokens,
     leaderboard,
+    ranked_trials,
     savings,
 )
 
@@ -47,29 +48,31 @@ def test_the_leaderboard_ranks_by_ending_then_rung_then_loss(make_trial: MakeTri
 
 def test_the_last_loss_ranks_not_the_best_ever(make_trial: MakeTrial) -> None:
     trials = [make_trial(1, val_loss=4.4, best_val_loss=4.0), make_trial(2, val_loss=4.3, best_val_loss=4.3)]
-    best = best_trial(trials)
-    assert best is not None
-    assert best["trial_id"] == 2
+    assert ids(leaderboard(trials)) == [2, 1]
+
+
+def test_runs_that_explain_a_trial_are_never_ranked_whatever_their_seed(make_trial: MakeTrial) -> None:
+    trials = [make_trial(0), make_trial(1, seed=9)]
+    explaining = [make_trial(n, val_loss=1.0, purpose=name) for n, name in ((2, "confirmation"), (3, "attribution"))]
+    assert ranked_trials([*trials, *explaining]) == trials
 
 
 def test_ties_go_to_the_lower_id_so_to_the_baseline(make_trial: MakeTrial) -> None:
     trials = [make_trial(3, val_loss=4.5), make_trial(0, val_loss=4.5), make_trial(2, val_loss=4.5)]
     assert ids(leaderboard(trials)) == [0, 2, 3]
-    best = best_trial(trials)
-    assert best is not None
-    assert best["is_baseline"]
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf, None])
 def test_a_loss_that_is_no_number_never_wins(make_trial: MakeTrial, loss: float | None) -> None:
     trials = [make_trial(n, val_loss=loss if n % 2 else 5.0 - n) for n in range(4)]
     assert ids(leaderboard(trials)) == [2, 0, 1, 3]
-    assert best_trial(trials[1::2]) is None
+    assert [final_loss(trial) for trial in trials] == [5.0, None, 3.0, None]
 
 
-def test_there_is_no_best_before_a_trial_has_completed(make_trial: MakeTrial) -> None:
-    assert best_trial([]) is None
-    assert best_trial([make_trial(0, "running", 4.0), make_trial(1, "stopped", 3.0, rung=1)]) is None
+def test_only_a_completed_trial_has_a_final_loss(make_trial: MakeTrial) -> None:
+    assert final_loss(None) is None
+    assert final_loss(make_trial(0, "running", 4.0)) is None
+    assert final_loss(make_trial(1, "stopped", 3.0, rung=1)) is None
 
 
 def test_the_baseline_is_found_however_it_stands(make_trial: MakeTrial) -> None:

@@ -1,6 +1,8 @@
 """What is concluded from planted trials: rungs, edges, instability, cost, importance."""
 
+import math
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -13,6 +15,7 @@ from results.report.facts.searched_parameters import edges, instability
 from results.winner import find_winner
 from spaces.budget import Budget
 from spaces.domains import Choice, Condition, FloatRange, IntRange, SearchParameter
+from trainable.config import DOCUMENTED
 
 Row = dict[str, Any]
 MakeTrial = Callable[..., Row]
@@ -40,6 +43,7 @@ def measured(
         domains_known=known,
         budget=Budget(tokens=100 * STEP_TOKENS),
         rung_tokens=rungs,
+        uniform_loss=math.log(2048),
     )
 
 
@@ -55,10 +59,12 @@ tokens = 409_600
 batch_size = { choice = [8, 32] }
 learning_rate = { log_uniform = [1e-6, 1e-2] }
 """
+    mine = {**asdict(DOCUMENTED), "batch_size": 16}
     document = make_document(
-        space={"name": "s", "path": "s.toml", "toml": toml}, settings={"pins": {"learning_rate": 1e-5}}
+        space={"name": "s", "path": "s.toml", "toml": toml},
+        settings={"pins": {"learning_rate": 1e-5}, "baseline": ["mine", mine]},
+        baseline={"name": "mine", **mine},
     )
-    document["baseline"]["batch_size"] = 16
     parameters, known = searched_parameters(document, [])
     assert known
     # The baseline's 16 is in the choice, as a search puts it there, and the pinned rate is not searched.
@@ -151,6 +157,7 @@ def test_without_rungs_the_evaluations_stand_in(make_trial: MakeTrial) -> None:
         (SearchParameter("batch_size", Choice((16, 8, 32))), 16, None),
         (SearchParameter("block_size", IntRange(32, 256, step=32)), 256, "high"),
         (SearchParameter("lr_schedule", Choice(("constant", "wsd"))), "constant", None),
+        (SearchParameter("use_lora", Choice((True, False))), False, None),
     ],
 )
 def test_an_edge_says_which_way_to_widen(

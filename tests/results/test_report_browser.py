@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from results.report.page import write_report
+from results.report.page import write_reports
 from results.study.folder import Study
 from tests.results.report_chromium import Chromium, find_chromium
 from tests.results.report_study import make_report_study
@@ -23,7 +23,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     space = {"name": "plateau", "path": "spaces/plateau.toml", "description": HOSTILE, "toml": None}
     document = {"data_source": f"/data/{HOSTILE}", "space": space}
     study = make_report_study(tmp_path_factory.mktemp("studies") / "plateau-1125-0310", document=document)
-    write_report(study)
+    write_reports(study)
     return study
 
 
@@ -229,7 +229,7 @@ def studies(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Study]:
     folder = tmp_path_factory.mktemp("boxes")
     made = {trials: make_report_study(folder / f"study-{trials}", trials=trials) for trials in (5, 24, 200)}
     for one in made.values():
-        write_report(one)
+        write_reports(one)
     return made
 
 

@@ -236,11 +236,16 @@ def test_a_document_without_a_budget_is_named(tmp_path: Path, make_document: Mak
         report_facts(write_study(tmp_path / "s", make_document("s", budget_tokens=None), []))
 
 
-def test_times_are_utc_text(tmp_path: Path, make_document: MakeDocument, make_trial: MakeTrial) -> None:
+def test_times_are_utc_text_and_a_pause_is_no_wall_time(
+    tmp_path: Path, make_document: MakeDocument, make_trial: MakeTrial
+) -> None:
     start = datetime(2025, 11, 25, 3, 10, tzinfo=UTC)
-    trial = make_trial(0, "completed", 5.0, started_at=start, ended_at=start.replace(minute=12))
-    facts = report_facts(write_study(tmp_path / "s", make_document("s"), [trial]))
-    assert facts["study"]["wall_s"] == 120.0
+    trial = make_trial(0, "completed", 5.0, started_at=start, ended_at=start.replace(minute=12), active_s=100.0)
+    # Interrupted after a minute and resumed eight hours later for another one.
+    paused = {"started_at": start.replace(minute=11), "ended_at": start.replace(hour=11), "active_s": 120.0}
+    trials = [trial, make_trial(1, "completed", 5.0, **paused)]
+    facts = report_facts(write_study(tmp_path / "s", make_document("s"), trials))
+    assert facts["study"]["wall_s"] == 120.0 + 120.0
     assert facts["trials"][0]["started_at"] == "2025-11-25T03:10:00+00:00"
 
 

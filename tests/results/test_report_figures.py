@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from results.attribution import attribute, changed_settings, write_attribution
+from results.attribution.attribute import attribute
+from results.attribution.attribution_files import write_attribution
+from results.attribution.design import changed_settings
 from results.ranking import leaderboard
 from results.report.facts.study_facts import report_facts
 from results.report.figures.all_figures import default_view, pareto_front, report_figures, views

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from results.report.facts.study_facts import report_facts
-from results.report.markdown import fenced
-from results.report.page import report_html, report_markdown
+from results.report.page import markdown, report_html
+from results.report.templates import fenced
 from results.samples import Sample, Samples, load_samples, samples_json, to_json, write_samples
 from results.study.folder import Study
 from tests.results.report_study import make_report_study
@@ -70,7 +70,7 @@ def test_the_page_shows_the_prompt_once_and_every_continuation_as_text(sampled: 
 
 
 def test_in_markdown_no_continuation_leaves_its_block(sampled: Study) -> None:
-    text = report_markdown(sampled)
+    text = markdown(report_facts(sampled))
     section = text[text.index("### What it writes") :]
     assert section.count("The import statement") == 1
     blocks = re.findall(r"^(`{3,})text\n(.*?)\n\1$", section, re.DOTALL | re.MULTILINE)
@@ -98,7 +98,7 @@ def test_without_samples_there_is_no_section(study: Study) -> None:
     assert facts["samples"] is None
     assert samples_json(study) is None
     assert "What it writes" not in report_html(facts, {})
-    assert "What it writes" not in report_markdown(study)
+    assert "What it writes" not in markdown(facts)
 
 
 Change = Callable[[dict[str, Any]], object]

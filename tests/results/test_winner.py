@@ -8,8 +8,7 @@ import pytest
 
 from results.export import export_env, export_json
 from results.report.facts.study_facts import report_facts
-from results.report.markdown import markdown
-from results.report.page import report_html
+from results.report.page import markdown, report_html
 from results.study.folder import Study, create_study
 from results.study.tables import TRIALS, write_table
 from results.winner import (

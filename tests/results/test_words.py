@@ -12,6 +12,7 @@ from results.words import (
     difference_words,
     duration_words,
     early_end_words,
+    interval_words,
     loss_words,
     percent_words,
     schedule_words,
@@ -82,8 +83,9 @@ def test_an_early_end() -> None:
 
 
 def test_values_and_shares() -> None:
-    assert [value_words(v) for v in (None, 1e-5, 1.16e-2, 2.5e-4, 100.0, 1490.2, 0.0, 4096, "wsd", math.inf, True)] == [
-        "–", "1e-5", "0.0116", "2.5e-4", "100", "1,490", "0", "4,096", "wsd", "inf", "True"
+    values = (None, 1e-5, 1.16e-2, 2.5e-4, 100.0, 999.6, 1490.2, 0.0, 4096, "wsd", math.inf, True)
+    assert [value_words(value) for value in values] == [
+        "–", "1e-5", "0.0116", "2.5e-4", "100", "1,000", "1,490", "0", "4,096", "wsd", "inf", "True"
     ]  # fmt: skip
     assert [percent_words(s) for s in (None, 0.0, 0.004, 0.5549, 1.0)] == ["–", "0%", "0.4%", "55%", "100%"]
 
@@ -101,3 +103,10 @@ def test_configurations() -> None:
 def test_every_status_has_a_label() -> None:
     assert set(STATUS_LABELS) == set(get_args(TrialStatus))
     assert STATUS_LABELS["out_of_memory"] == "out of memory"
+
+
+def test_an_interval_names_the_bounds_that_it_has() -> None:
+    assert interval_words(-0.25, -0.1) == "-0.2500 to -0.1000"
+    assert interval_words(-0.25, None) == "from -0.2500 up"
+    assert interval_words(None, 0.05) == "up to +0.0500"
+    assert interval_words(None, None) == "without bounds"

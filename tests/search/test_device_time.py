@@ -12,14 +12,14 @@ import pytest
 from rich.console import Console
 
 from results.attribution.attribution_runs import question_of_study
-from results.export import export_env, export_toml
+from results.export import export_env
 from results.ranking import full_tokens
 from results.study.folder import Study, create_study
 from results.study.ledger import Ledger
 from results.study.planned_run import PlannedRun
 from search.commands import attribute_command, resume_command
 from search.commands.attribute_command import _budget as attribution_budget
-from search.commands.export_command import _tokens_in_time
+from search.commands.export_command import export_command
 from search.commands.resume_command import resume_command as resume
 from search.commands.run_command import header_lines
 from search.options import read_options
@@ -31,12 +31,12 @@ from search.setup.settings import planned_space
 from search.setup.train_plan import make_train_plan
 from search.setup.trial_speeds import measured_speeds
 from search.terminal.console import Preparing, Terminal
-from spaces.budget import Speeds, budget_of
+from spaces.budget import Budget, Speeds, budget_of
 from spaces.read.load import space_from_toml
-from trainable.config import TrialConfig, config_from, with_token_budget
+from tests.rows import evaluation
+from trainable.config import TrialConfig, config_from
 from trainable.device.speed_probe import Probe
 from trainable.errors import UserError
-from trainable.rows import MetricsRow
 
 EVALUATION_S = 0.05
 NOW = datetime(2026, 11, 29, tzinfo=UTC)
@@ -113,16 +113,10 @@ def made(plan: Plan) -> Study:
         tokens = config.training_steps * config.tokens_per_step
         ledger.add_metrics(
             trial_id,
-            MetricsRow(
-                tokens_seen=tokens, optimizer_steps=config.training_steps, val_loss=5.0 - trial_id, train_loss=5.0,
-                grad_norm=1.0, learning_rate=1e-3, tokens_per_s=1.0, active_s=60.0,
-            ),
+            evaluation(config.training_steps, 5.0 - trial_id, tokens_seen=tokens, active_s=60.0),
             None,
-        )  # fmt: skip
-        ledger.end_trial(
-            trial_id, status="completed", verdict=None, ended_at=NOW, optimizer_steps=None, tokens_seen=None,
-            active_s=None,
-        )  # fmt: skip
+        )
+        ledger.end_trial(trial_id, status="completed", verdict=None, ended_at=NOW)
     ledger.flush()
     return study
 
@@ -189,14 +183,14 @@ def test_an_attribution_gives_every_combination_the_same_time(plan_of: Callable[
         question = question_of_study(study, attribution_budget(study, read_options(words)))
         assert len(question.configs) == 4  # batch size, learning rate
         assert all(0.95 * expected_s < device_s(config) <= expected_s for config in question.configs.values())
-    with pytest.raises(UserError, match=r"0.1 s of device time is less than one step. Raise BUDGET_TIME."):
+    with pytest.raises(UserError, match=r"BUDGET_TIME=0.1s is less than one step of .* Raise BUDGET_TIME."):
         question_of_study(study, attribution_budget(study, read_options(["BUDGET_TIME=0.1s"])))
     assert len(planted.asked) == 1
 
 
 def test_an_attribution_without_speeds_takes_tokens(plan_of: Callable[..., Plan]) -> None:
     study = made(plan_of("STUDY=counted"))
-    with pytest.raises(UserError, match="BUDGET_TIME=1m: attribute takes a time where the study's trials had one"):
+    with pytest.raises(UserError, match="BUDGET_TIME=1m: the budget is in tokens, so no speeds were measured"):
         attribution_budget(study, read_options(["BUDGET_TIME=1m"]))
     assert attribution_budget(study, read_options(["BUDGET_TOKENS=9k"])).tokens == 9000
 
@@ -252,25 +246,34 @@ def test_a_study_goes_on_by_its_own_kind_of_budget(
 
 
 def test_the_winner_is_exported_with_its_own_steps_and_the_time_as_the_budget(
-    plan_of: Callable[..., Plan], planted: Planted
+    plan_of: Callable[..., Plan], planted: Planted, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study = made(plan_of("BUDGET_TIME=1m", "STUDY=timed"))
     winner = study.trials()[1]
     assert f"export TRAINING_STEPS={winner['training_steps']}\n" in export_env(study)
-    longer = export_env(study, 10 * full_tokens(winner))
+    longer = export_env(study, Budget(tokens=10 * full_tokens(winner)))
     assert f"export TRAINING_STEPS={10 * winner['training_steps']}\n" in longer
-    assert _tokens_in_time(study, read_options(["BUDGET_TIME=1m"])) is None
-    in_ten = _tokens_in_time(study, read_options(["BUDGET_TIME=10m"]))
-    assert in_ten is not None
-    assert 0.95 * 600 < device_s(with_token_budget(config_from(winner), in_ten)) <= 600
-    space = space_from_toml(export_toml(study), name="exported", path="exported.toml")
-    assert (space.device_s, space.baseline.batch_size) == (60, 8)
+    exported = {}
+    for words in ([], ["BUDGET_TIME=1m"], ["BUDGET_TIME=10m"], ["BUDGET_TOKENS=1M"]):
+        for format_ in ("json", "toml"):
+            capsys.readouterr()
+            options = read_options(["STUDY=timed", f"FORMAT={format_}", *words])
+            assert export_command(options, Terminal(as_json=False)) == 0
+            exported["".join(words), format_] = capsys.readouterr().out
+    assert exported["", "json"] == exported["BUDGET_TIME=1m", "json"]
+    in_ten = TrialConfig(**json.loads(exported["BUDGET_TIME=10m", "json"])["hyperparameters"])
+    assert 0.95 * 600 < device_s(in_ten) <= 600
+    for asked, minutes in (("", 1), ("BUDGET_TIME=1m", 1), ("BUDGET_TIME=10m", 10)):
+        space = space_from_toml(exported[asked, "toml"], name="exported", path="exported.toml")
+        assert (space.budget.device_s, space.baseline.batch_size) == (60 * minutes, 8)
+    in_tokens = space_from_toml(exported["BUDGET_TOKENS=1M", "toml"], name="exported", path="exported.toml")
+    assert in_tokens.budget == Budget(tokens=1_000_000)
 
 
 def test_a_time_is_no_budget_where_no_speed_was_measured(plan_of: Callable[..., Plan], text_file: Path) -> None:
     study = made(plan_of("STUDY=counted"))
-    with pytest.raises(UserError, match="BUDGET_TIME=10m: study counted gave its trials tokens"):
-        _tokens_in_time(study, read_options(["BUDGET_TIME=10m"]))
+    with pytest.raises(UserError, match="BUDGET_TIME=10m: the budget is in tokens"):
+        export_command(read_options([f"STUDY={study.name}", "BUDGET_TIME=10m"]), Terminal(as_json=False))
     with pytest.raises(UserError, match="make train takes TRAINING_STEPS"):
         make_train_plan(read_options(["BUDGET_TIME=10m", f"TRAINING_DATA_SOURCE={text_file}"]), silent())
 

@@ -22,8 +22,9 @@ from search.trackers.guard import HOOKS, GuardedTracker
 from search.trackers.trackers import check_mirrors, mirror_callbacks
 from spaces.optuna_domains import distribution_of, point_of, suggest
 from spaces.read.load import load_space
+from tests.rows import evaluation
 from trainable.errors import UserError
-from trainable.rows import MetricsRow, Purpose, Verdict
+from trainable.rows import Purpose, Verdict
 
 
 def test_nothing_is_mirrored_unless_asked_for() -> None:
@@ -192,17 +193,7 @@ class Mirrored:
         self._tell(trial_id, tell)
 
     def evaluate(self, trial_id: int, tokens: int, loss: float, *, tell: bool = True) -> None:
-        row = MetricsRow(
-            tokens_seen=tokens,
-            optimizer_steps=tokens // 10,
-            val_loss=loss,
-            train_loss=5.5,
-            grad_norm=1.0,
-            learning_rate=1e-5,
-            tokens_per_s=100.0,
-            active_s=1.0,
-        )
-        self.ledger.add_metrics(trial_id, row, None)
+        self.ledger.add_metrics(trial_id, evaluation(tokens // 10, loss), None)
         self._tell(trial_id, tell)
 
     def end(self, trial_id: int, status: Any, *, tell: bool = True) -> None:

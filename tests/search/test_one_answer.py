@@ -33,10 +33,11 @@ from spaces.read.load import space_from_tables
 from spaces.space import SearchSpace
 from tests.faults.common import Place
 from tests.faults.one_answer import left_alone, small_space, wrong
+from tests.rows import evaluation
 from trainable.checkpoint.checkpoint_store import CheckpointStore
 from trainable.config import TrialConfig
 from trainable.fidelity import PENALTY_NATS, fidelity_tokens
-from trainable.rows import MetricsRow, Verdict
+from trainable.rows import Verdict
 
 TRIALS = 30
 
@@ -100,7 +101,7 @@ class Simulation:
 
     def _process(self) -> None:
         """Run until the search is over or the process is killed."""
-        ledger = Ledger.load(self.study, flush_interval_s=self.draw.choice([0.0, 5.0]))
+        ledger = Ledger(self.study, flush_interval_s=self.draw.choice([0.0, 5.0]))
         known = known_trials(
             ledger.trials(),
             ledger.metrics(),
@@ -178,15 +179,10 @@ class Simulation:
         status = self._broken(config, luck) if one.evaluation == 1 + luck % 3 else "running"
         is_over = steps == config.training_steps
         loss = 9 + abs(math.log10(config.learning_rate) + 3) - steps / config.training_steps + luck % 97 / 300
-        metrics = MetricsRow(
+        metrics = evaluation(
+            steps,
+            loss,
             tokens_seen=steps * config.tokens_per_step,
-            optimizer_steps=steps,
-            val_loss=loss,
-            train_loss=5.5,
-            grad_norm=1.0,
-            learning_rate=1e-5,
-            tokens_per_s=100.0,
-            active_s=1.0,
             part_losses=(loss - luck % 3, loss + luck % 3) if is_over else (),
         )
         if status == "running" and is_over:

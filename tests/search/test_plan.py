@@ -23,10 +23,10 @@ from search.terminal.console import Preparing
 from spaces.read.load import load_space
 from spaces.space import SearchSpace
 from tests.documents import sound_document
+from tests.rows import evaluation
 from trainable.config import BEFORE, DOCUMENTED, with_token_budget
 from trainable.errors import MachineError, UserError
 from trainable.model.model_names import model_folder
-from trainable.rows import MetricsRow
 
 MakePlan = Callable[..., Plan]
 
@@ -111,17 +111,7 @@ def test_a_baseline_that_another_study_found(
         ledger.start_trial(
             PlannedRun(trial_id=trial_id, purpose="search", is_baseline=trial_id == 0, config=config), started_at=now
         )
-        row = MetricsRow(
-            tokens_seen=1,
-            optimizer_steps=1,
-            val_loss=loss,
-            train_loss=5.0,
-            grad_norm=1.0,
-            learning_rate=1e-5,
-            tokens_per_s=1.0,
-            active_s=1.0,
-        )
-        ledger.add_metrics(trial_id, row, None)
+        ledger.add_metrics(trial_id, evaluation(1, loss), None)
         ledger.end_trial(trial_id, status="completed", verdict=None, ended_at=now)
     plan = plan_of("BASELINE=earlier", "BUDGET_TOKENS=65536")
     assert plan.document["baseline"]["name"] == "earlier trial 1"

@@ -18,9 +18,10 @@ from search.tune.history import KnownTrial
 from search.tune.oom_kills import OomCounter
 from search.tune.recorder import StudyRecorder
 from search.tune.trial_log import TrialLog
+from tests.rows import evaluation
 from trainable.checkpoint.checkpoint_store import CheckpointStore
 from trainable.config import DOCUMENTED, TrialConfig
-from trainable.rows import MetricsRow, StepRow, TrialStatus, Verdict
+from trainable.rows import StepRow, TrialStatus, Verdict
 
 
 class Recording:
@@ -105,17 +106,7 @@ def recording(tmp_path: Path) -> Recording:
 
 
 def metrics(tokens: int, val_loss: float = 5.0) -> dict[str, Any]:
-    row = MetricsRow(
-        tokens_seen=tokens,
-        optimizer_steps=tokens // 10,
-        val_loss=val_loss,
-        train_loss=5.5,
-        grad_norm=1.0,
-        learning_rate=1e-5,
-        tokens_per_s=100.0,
-        active_s=tokens / 100,
-    )
-    return asdict(row)
+    return asdict(evaluation(tokens // 10, val_loss, active_s=tokens / 100))
 
 
 def step(number: int) -> dict[str, Any]:
@@ -245,7 +236,7 @@ def test_what_led_to_a_checkpoint_is_written_at_once(recording: Recording) -> No
     assert recording.study.metrics() == []
     recording.report(trial, metrics=metrics(100), steps=[step(n) for n in range(1, 11)], saved=True)
     assert [row["tokens_seen"] for row in recording.study.metrics()] == [0, 100]
-    assert Ledger.load(recording.study).known_steps(1) == 10
+    assert Ledger(recording.study).known_steps(1) == 10
 
 
 def test_a_trial_never_goes_on_from_a_checkpoint_beyond_what_is_known_of_it(recording: Recording) -> None:

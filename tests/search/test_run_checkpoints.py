@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from search.setup.run_checkpoints import RunCheckpoints
-from trainable.rows import MetricsRow
 
 
 @pytest.fixture(autouse=True)
@@ -23,27 +22,17 @@ def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
 def run(folder: Path, losses: dict[int, float], *, interval: int | None = 2, last: int = 20) -> RunCheckpoints:
     kept = RunCheckpoints(folder=folder, interval_steps=interval, model_name="mine", corpus_fingerprint="f")
     state: Any = SimpleNamespace(optimizer_steps=0)
+    rows: list[dict[str, Any]] = []
     for step in range(last + 1):
         state.optimizer_steps = step
         if step:
             kept.after_step(state)
         if step in losses:
-            kept.after_evaluation(state, row(step, losses[step]))
+            loss = losses[step] if math.isfinite(losses[step]) else None
+            rows.append({"optimizer_steps": step, "val_loss": loss})
+            kept.after_evaluation(state, rows)
     kept.at_end(state, begun_at_step=0)
     return kept
-
-
-def row(step: int, val_loss: float) -> MetricsRow:
-    return MetricsRow(
-        tokens_seen=step,
-        optimizer_steps=step,
-        val_loss=val_loss,
-        train_loss=val_loss,
-        grad_norm=1.0,
-        learning_rate=1e-5,
-        tokens_per_s=1.0,
-        active_s=1.0,
-    )
 
 
 def names(folder: Path) -> list[int]:

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from search.options import Options, read_options
-from search.setup.settings import Settings, differences, planned_space, read_settings, space_file_differences
+from search.setup.settings import differences, planned_space, read_settings, space_file_differences
 from spaces.read.load import load_space
 from spaces.space import SearchSpace
+from spaces.user_settings import Settings
 from trainable.config import BEFORE
 from trainable.errors import UserError
 
@@ -33,7 +34,7 @@ def document_of(space: SearchSpace, settings: Settings, kind: str = "search") ->
         "space": {"name": space.name, "path": space.path, "toml": space.toml},
         "baseline": {"name": space.baseline_name, **asdict(space.baseline)},
         "evaluation": {"milestones_tokens": list(space.evaluation_tokens())},
-        "budget_tokens": space.budget_tokens,
+        "budget_tokens": space.budget.tokens,
         "device_time": space.budget.to_json(),
         "settings": settings.to_json(),
     }

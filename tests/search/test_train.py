@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from results.study.folder import Study
 from search.__main__ import main
 from search.terminal.train_log import TrainLog
+from tests.rows import evaluation
 from trainable.config import HYPERPARAMETERS, TrialConfig
 from trainable.data.embedded_text import docstrings
 from trainable.loop import train
@@ -466,16 +467,7 @@ def step_row(number: int, step_time_s: float = 0.5) -> StepRow:
 
 
 def metrics_row(number: int) -> MetricsRow:
-    return MetricsRow(
-        tokens_seen=number * 10,
-        optimizer_steps=number,
-        val_loss=9.268,
-        train_loss=9.227,
-        grad_norm=1.0,
-        learning_rate=2e-6,
-        tokens_per_s=100.0,
-        active_s=1.0,
-    )
+    return evaluation(number, 9.268, train_loss=9.227, learning_rate=2e-6)
 
 
 def test_the_log_has_a_line_every_25_steps_with_loss_and_gradient_norm() -> None:

@@ -15,6 +15,7 @@ from results.study.folder import Study
 from results.study.ledger import Ledger
 from results.study.planned_run import PlannedRun
 from search.terminal.live_view import STATUS_STYLES, StudyView, ending_words, leaderboard_table, time_left_s
+from tests.rows import evaluation
 from trainable.config import BEFORE, DOCUMENTED
 from trainable.rows import ENDINGS, MetricsRow, TrialStatus, Verdict
 
@@ -33,16 +34,7 @@ VERDICT = Verdict(reason="divergence", step=41, evidence="median of 20 step loss
 
 
 def metrics(tokens: int, val_loss: float) -> MetricsRow:
-    return MetricsRow(
-        tokens_seen=tokens,
-        optimizer_steps=tokens // 100,
-        val_loss=val_loss,
-        train_loss=5.0,
-        grad_norm=1.0,
-        learning_rate=1e-3,
-        tokens_per_s=12_345.6,
-        active_s=12.0,
-    )
+    return evaluation(tokens // 100, val_loss, tokens_seen=tokens, tokens_per_s=12_345.6, active_s=12.0)
 
 
 @pytest.fixture

@@ -62,7 +62,7 @@ def make_space(*, budget: int = 12_800, searcher: str = "tpe", **search: Any) ->
 def write_source(space: SearchSpace, trials: Sequence[KnownTrial], name: str = "before") -> Study:
     """A study of the space whose trials ended so."""
     evaluation = {"block_size": 32, "tokens": 256, "milestones_tokens": list(MILESTONES)}
-    document = sound_document(name, budget_tokens=space.budget_tokens, evaluation=evaluation)
+    document = sound_document(name, budget_tokens=space.budget.tokens, evaluation=evaluation)
     document = {**document, **FACTS, "corpus": {**document["corpus"], **FACTS["corpus"]}}
     study = create_study(name, document)
     rows, metrics = [], []
@@ -76,7 +76,7 @@ def write_source(space: SearchSpace, trials: Sequence[KnownTrial], name: str = "
             "point": json.dumps(trial.point),
         }
         rows.append(row | {"val_loss": trial.val_loss})
-        last = [(space.budget_tokens, trial.val_loss)] if trial.status == "completed" else []
+        last = [(space.budget.tokens, trial.val_loss)] if trial.status == "completed" else []
         for tokens, loss in (*trial.losses, *last):
             one = dict.fromkeys(METRICS.names, 1) | {"trial_id": trial.trial_id, "tokens_seen": tokens}
             metrics.append(one | {"val_loss": loss, "optimizer_steps": tokens // trial.config.tokens_per_step})
@@ -217,8 +217,8 @@ def searched(space: SearchSpace, draw: random.Random, history: History = NO_HIST
         number, config = proposal["trial_id"], TrialConfig(**proposal["trial"])
         best = abs(math.log10(config.learning_rate) + 2.5) + draw.gauss(0, 0.05)
         for tokens in (0, *space.evaluation_tokens()):
-            loss = best + 4 * math.exp(-5 * tokens / space.budget_tokens)
-            if tokens < space.budget_tokens and not scheduler.goes_on(number, tokens, loss):
+            loss = best + 4 * math.exp(-5 * tokens / space.budget.tokens)
+            if tokens < space.budget.tokens and not scheduler.goes_on(number, tokens, loss):
                 log.end(number, "stopped", loss)
                 break
         else:

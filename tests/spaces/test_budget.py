@@ -69,7 +69,7 @@ def test_what_is_no_time_is_refused(text: str) -> None:
 
 def test_every_shape_gets_steps_for_the_same_device_time() -> None:
     space = measured(space_of())
-    assert space.device_s == 60
+    assert space.budget.device_s == 60
     tokens = set()
     for batch_size, block_size in product((2, 4, 8), (16, 32, 64)):
         config = space.config_for({"batch_size": batch_size, "block_size": block_size, "learning_rate": 1e-3})
@@ -83,13 +83,13 @@ def test_every_shape_gets_steps_for_the_same_device_time() -> None:
 def test_the_budgets_tokens_are_the_baselines() -> None:
     space = measured(space_of())
     assert space.baseline.training_steps == int(59 / affine_s(space.baseline))
-    assert space.budget_tokens == space.baseline.training_steps * 128
+    assert space.budget.tokens == space.baseline.training_steps * 128
     assert space.rung_tokens() == load_like_tokens(space).rung_tokens()
     assert space.evaluation_tokens() == load_like_tokens(space).evaluation_tokens()
 
 
 def load_like_tokens(space: SearchSpace) -> SearchSpace:
-    return with_overrides(space_of(), budget_tokens=space.budget_tokens)
+    return with_overrides(space_of(), budget_tokens=space.budget.tokens)
 
 
 def test_rungs_are_the_same_share_of_each_trials_own_run() -> None:
@@ -98,9 +98,9 @@ def test_rungs_are_the_same_share_of_each_trials_own_run() -> None:
         config = space.config_for({"batch_size": batch_size, "block_size": 64, "learning_rate": 1e-3})
         pairs = space.milestones(config)
         assert tuple(tokens for tokens, _ in pairs) == space.evaluation_tokens()
-        assert pairs[-1] == (space.budget_tokens, config.training_steps)
+        assert pairs[-1] == (space.budget.tokens, config.training_steps)
         for tokens, step in pairs:
-            share = tokens / space.budget_tokens
+            share = tokens / space.budget.tokens
             assert share * config.training_steps - 1 <= step <= share * config.training_steps + 1
 
 
@@ -110,7 +110,7 @@ def test_without_speeds_nothing_is_refused_and_all_shapes_are_named() -> None:
     assert shapes[0] == shape_of(space.baseline)
     assert len(shapes) == len(set(shapes)) == 3 * 3 * 2
     assert {shape.learning_rate for shape in shapes} == {DOCUMENTED.learning_rate}
-    assert space.speeds is None
+    assert space.budget.speeds is None
 
 
 def test_what_changes_no_speed_is_no_shape() -> None:
@@ -134,12 +134,12 @@ def test_between_two_that_were_measured_a_steps_time_is_a_line() -> None:
     tables = {**TABLES["baseline"], "use_lora": True}
     space = measured(space_of(search=searched, baseline=tables, budget={"device_minutes": 5}))
     assert len(space.shapes()) <= 6 * 2 * 3
-    assert space.speeds is not None
+    assert space.budget.speeds is not None
     for batch_size, grad_accum_steps in product(range(2, 34), (1, 2, 3, 8)):
         config = replace(space.baseline, batch_size=batch_size, grad_accum_steps=grad_accum_steps, lora_rank=5)
-        assert space.speeds.seconds_a_step(config) == pytest.approx(affine_s(config), rel=0.05)
+        assert space.budget.speeds.seconds_a_step(config) == pytest.approx(affine_s(config), rel=0.05)
     with pytest.raises(UserError, match="no speed is known of batch_size=64 x block_size=32"):
-        space.speeds.seconds_a_step(replace(space.baseline, batch_size=64))
+        space.budget.speeds.seconds_a_step(replace(space.baseline, batch_size=64))
 
 
 @pytest.mark.parametrize("slow", [1, 7, 100])
@@ -175,10 +175,10 @@ def test_a_space_file_that_is_wrong_about_time_is_refused(changes: dict[str, Any
 
 def test_a_variable_takes_the_place_of_the_files_budget() -> None:
     in_tokens = with_overrides(space_of(), budget_tokens=100_000)
-    assert (in_tokens.device_s, in_tokens.budget_tokens) == (None, 100_000)
+    assert in_tokens.budget == Budget(tokens=100_000)
     plateau = load_space("plateau")
     in_time = measured(plateau, device_s=600.0)
-    assert (in_time.device_s, in_time.user_settings["BUDGET_TIME"]) == (600.0, "10m")
+    assert (in_time.budget.device_s, in_time.user_settings["BUDGET_TIME"]) == (600.0, "10m")
     assert len(in_time.shapes()) == 12
     assert with_overrides(in_time, trials=30).budget == in_time.budget
 
@@ -186,7 +186,7 @@ def test_a_variable_takes_the_place_of_the_files_budget() -> None:
 def test_a_study_keeps_its_speeds() -> None:
     """Read back from JSON they are the same numbers, so a study that goes on gives the same steps."""
     space = measured(space_of())
-    document = {"budget_tokens": space.budget_tokens, "device_time": space.budget.to_json()}
+    document = {"budget_tokens": space.budget.tokens, "device_time": space.budget.to_json()}
     again = budget_of(json.loads(json.dumps(document)))
     assert again == space.budget
     assert budget_of({"budget_tokens": 5000}) == Budget(tokens=5000)
@@ -195,7 +195,22 @@ def test_a_study_keeps_its_speeds() -> None:
 
 def test_more_time_is_more_steps_at_the_same_speeds() -> None:
     budget = measured(space_of()).budget
-    longer = budget.lasting(600)
+    longer = budget.asked(None, 600)
     config = replace(DOCUMENTED, batch_size=8, block_size=64)
     assert longer.sized(config).training_steps == int(599 / affine_s(config))
     assert longer.tokens == 10 * budget.tokens
+    assert budget.asked(None, None) is budget
+    assert budget.asked(5000, None) == Budget(tokens=5000)
+
+
+def test_a_budget_names_the_variable_that_asks_for_it() -> None:
+    assert Budget(tokens=400_000).setting == "BUDGET_TOKENS=400000"
+    assert measured(space_of()).budget.setting == "BUDGET_TIME=1m"
+
+
+def test_a_time_in_which_no_step_fits_is_refused() -> None:
+    budget = measured(space_of()).budget
+    with pytest.raises(UserError, match=r"BUDGET_TIME=1s is less than one step of batch_size=4 x block_size=32 and"):
+        budget.asked(None, 1.0).sized(replace(DOCUMENTED, batch_size=4, block_size=32))
+    with pytest.raises(UserError, match="BUDGET_TIME=10m: the budget is in tokens"):
+        Budget(tokens=5000).asked(None, 600)

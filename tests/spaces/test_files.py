@@ -15,6 +15,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return spaces/ below the current folder, with two files, a folder and a file of another kind in it."""
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "spaces"
+    monkeypatch.setattr("spaces.read.space_files.SPACES_DIRECTORY", folder)
     (folder / "old.toml").mkdir(parents=True)
     for name in ("plateau.toml", "schedule.toml", "notes.txt"):
         (folder / name).write_text("x = 1\n", encoding="utf-8")
@@ -26,9 +27,9 @@ def test_the_list_has_files_only_by_name(folder: Path) -> None:
 
 
 def test_a_name_or_a_path(folder: Path) -> None:
-    assert find_space_file("plateau", folder) == folder / "plateau.toml"
-    assert find_space_file("spaces/plateau.toml", folder) == Path("spaces/plateau.toml")
-    assert find_space_file(str(folder / "plateau.toml"), folder) == folder / "plateau.toml"
+    assert find_space_file("plateau") == folder / "plateau.toml"
+    assert find_space_file("spaces/plateau.toml") == Path("spaces/plateau.toml")
+    assert find_space_file(str(folder / "plateau.toml")) == folder / "plateau.toml"
 
 
 @pytest.mark.parametrize(
@@ -48,14 +49,14 @@ def test_a_name_or_a_path(folder: Path) -> None:
 )
 def test_there_is_no_such_file(folder: Path, given: str, line: str) -> None:
     with pytest.raises(UserError) as caught:
-        load_space(given, directory=folder)
+        load_space(given)
     assert str(caught.value) == line
 
 
 @pytest.mark.parametrize("given", ["a\0b", "a\0b.toml", "~nobody/x.toml", "\n.toml", "\udcff", "\udcff.toml"])
 def test_a_strange_name_is_the_users_mistake(folder: Path, given: str) -> None:
     with pytest.raises(UserError) as caught:
-        load_space(given, directory=folder)
+        load_space(given)
     assert str(caught.value).isprintable()
 
 
@@ -67,9 +68,9 @@ def test_no_folder(tmp_path: Path) -> None:
 def test_a_file_whose_name_cannot_name_a_study(folder: Path) -> None:
     (folder / "my space.toml").write_text("x = 1\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"^'my space\.toml': a study's folder is named after its space file\. Rename"):
-        load_space("spaces/my space.toml", directory=folder)
+        load_space("spaces/my space.toml")
     with pytest.raises(UserError, match="Rename"):
-        load_space("my space", directory=folder)
+        load_space("my space")
 
 
 @pytest.mark.parametrize(
@@ -88,14 +89,14 @@ def test_a_file_whose_name_cannot_name_a_study(folder: Path) -> None:
 def test_no_toml(folder: Path, content: bytes, line: str) -> None:
     (folder / "plateau.toml").write_bytes(content)
     with pytest.raises(UserError) as caught:
-        load_space("plateau", directory=folder)
+        load_space("plateau")
     assert str(caught.value) == line
 
 
 def test_a_number_of_too_many_digits(folder: Path) -> None:
     (folder / "plateau.toml").write_text(f"x = {'9' * 5_000}", encoding="utf-8")
     with pytest.raises(UserError, match=r"^spaces/plateau\.toml: not valid TOML: "):
-        load_space("plateau", directory=folder)
+        load_space("plateau")
 
 
 def test_a_byte_order_mark_and_windows_line_ends_are_read(folder: Path) -> None:
@@ -107,4 +108,4 @@ def test_a_byte_order_mark_and_windows_line_ends_are_read(folder: Path) -> None:
 def test_a_file_that_may_not_be_read(folder: Path) -> None:
     (folder / "plateau.toml").chmod(0)
     with pytest.raises(UserError, match=r"^spaces/plateau\.toml cannot be read: Permission denied\.$"):
-        load_space("plateau", directory=folder)
+        load_space("plateau")

@@ -83,7 +83,7 @@ def check(contents: dict[str, Any]) -> None:
         assert space.isprintable()
         return
     assert space.config_for(space.baseline_params()) == space.baseline
-    assert space.evaluation_tokens()[-1] == space.budget_tokens
+    assert space.evaluation_tokens()[-1] == space.budget.tokens
     assert space.baseline.tokens_per_step <= space.evaluation_tokens()[0]
 
 
@@ -147,9 +147,9 @@ def test_every_point_of_a_space_that_is_accepted_can_be_trained(contents: dict[s
         params = {p.name: data.draw(st.sampled_from(p.domain.examples())) for p in space.parameters}
         config = space.config_for(params)
         assert config.tokens_per_step <= space.evaluation_tokens()[0]
-        assert 0 <= space.budget_tokens - config.training_steps * config.tokens_per_step < config.tokens_per_step
+        assert 0 <= space.budget.tokens - config.training_steps * config.tokens_per_step < config.tokens_per_step
     pins = {"dropout": 0.3, "precision": "bf16"}
-    changed = attempt(lambda: with_overrides(space, budget_tokens=2 * space.budget_tokens, pins=pins))
+    changed = attempt(lambda: with_overrides(space, budget_tokens=2 * space.budget.tokens, pins=pins))
     if isinstance(changed, str):
         assert changed.startswith("fuzz.toml: nothing is left to search. Unset ")
     else:

@@ -44,7 +44,7 @@ def test_what_a_file_may_leave_out(tmp_path: Path) -> None:
     assert (space.name, space.path, space.description, space.trials) == ("short", str(path), "", 2)
     assert space.baseline_name == "documented"
     assert space.baseline == make_config(DOCUMENTED, {"training_steps": 100})
-    assert space.budget_tokens == 409_600
+    assert space.budget.tokens == 409_600
     assert space.evaluation == Evaluation(128, 4096, 8, follows_baseline=True)
     assert space.scheduler == Scheduler("asha", 45_512, 3, 1 / 9)
     assert space.rung_tokens() == (45_512, 136_536)
@@ -80,7 +80,7 @@ def test_everything_a_file_can_say(make_space: MakeSpace) -> None:
     assert space.baseline == make_config(
         BEFORE, {"block_size": 16, "lr_schedule": "linear", "training_steps": 100, "warmup_steps": 25}
     )
-    assert space.budget_tokens == 12_800
+    assert space.budget.tokens == 12_800
     assert space.evaluation == Evaluation(64, 512, 2)
     assert space.scheduler == Scheduler("none", 6_400, 4, 0.5)
     assert space.searcher == Searcher("random")
@@ -454,9 +454,10 @@ def test_a_mistake_gives_one_line(
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "spaces"
     folder.mkdir()
+    monkeypatch.setattr("spaces.read.space_files.SPACES_DIRECTORY", folder)
     (folder / "broken.toml").write_text(GOOD.replace(old, new, 1), encoding="utf-8")
     with pytest.raises(UserError) as caught:
-        load_space("broken", directory=folder)
+        load_space("broken")
     assert str(caught.value) == f"spaces/broken.toml: {line}"
 
 

@@ -138,7 +138,7 @@ def test_one_thing_left_is_enough() -> None:
 
 def test_a_new_budget_scales_the_grace_that_is_a_share(make_space: MakeSpace) -> None:
     space = with_overrides(load_space("plateau"), trials=6, budget_tokens=1_000_000)
-    assert (space.trials, space.budget_tokens, space.rung_tokens()) == (6, 1_000_000, (112_000, 336_000))
+    assert (space.trials, space.budget.tokens, space.rung_tokens()) == (6, 1_000_000, (112_000, 336_000))
     assert space.baseline.training_steps == 244
     assert space.user_settings == {"TRIALS": 6, "BUDGET_TOKENS": 1_000_000}
 

@@ -26,7 +26,7 @@ def test_each_is_sound_and_says_what_it_asks(name: str) -> None:
     assert (space.name, space.path) == (name, f"spaces/{name}.toml")
     assert space.description
     assert space.config_for(space.baseline_params()) == space.baseline
-    assert space.evaluation_tokens()[-1] == space.budget_tokens
+    assert space.evaluation_tokens()[-1] == space.budget.tokens
     for path in list_spaces():
         assert path.read_text(encoding="utf-8").startswith("# Question: ")
 
@@ -82,7 +82,7 @@ def test_schedule_keeps_batch_and_block() -> None:
 
 def test_lora_searches_adapters_at_ten_times_the_rates() -> None:
     space, plateau = load_space("lora"), load_space("plateau")
-    assert (space.budget_tokens, space.trials) == (plateau.budget_tokens, plateau.trials)
+    assert (space.budget.tokens, space.trials) == (plateau.budget.tokens, plateau.trials)
     assert (space.baseline.use_lora, space.baseline.learning_rate) == (True, 10 * DOCUMENTED.learning_rate)
     assert replace(space.baseline, use_lora=False, learning_rate=1e-5) == plateau.baseline
     assert {p.name for p in space.parameters} == {
@@ -92,7 +92,7 @@ def test_lora_searches_adapters_at_ten_times_the_rates() -> None:
 
 def test_smoke_is_small() -> None:
     space = load_space("smoke")
-    assert (space.trials, space.budget_tokens, space.baseline.tokens_per_step) == (4, 12_288, 128)
+    assert (space.trials, space.budget.tokens, space.baseline.tokens_per_step) == (4, 12_288, 128)
 
 
 def test_loading_needs_no_heavy_library() -> None:

@@ -1,1 +1,1 @@
-"""The report's numbers, computed once from a study's files."""
+"""The report's facts, computed once from a study's files."""

@@ -1,54 +1,52 @@
-"""A search as it was measured, and what it searched. Pure; it reads no file and draws no conclusion."""
+"""The measurements of a search, and the parameters it searched. Pure; it reads no file and draws no conclusion."""
 
-import math
 import statistics
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from results.winner import Winner
-from spaces.budget import Budget, budget_of
+from spaces.budget import Budget
 from spaces.domains import Choice, Domain, FloatRange, SearchParameter, active_point
-from spaces.overrides import with_overrides
-from spaces.read.load import space_from_tables
+from spaces.user_settings import space_of_document
 from spaces.warmup import WARMUP_FRAC
-from trainable.config import HYPERPARAMETERS, SCHEDULES_WITH_WARMUP, TrialConfig, config_from
+from trainable.config import HYPERPARAMETERS, SCHEDULES_WITH_WARMUP, config_from
 from trainable.errors import UserError
 
 Row = dict[str, Any]
 
 BLOWN_UP_NATS = 1.0
-"""Above guessing: a loss that only a run that went wrong has, the baseline's among them, which nothing ends."""
+"""Above the uniform loss: a loss of a run that blew up. The baseline's can be so large, because nothing ends it."""
 MAX_CHOICES = 8
-"""A number with more values than these is a range, where the space does not say."""
+"""Where the space is not known, a number with more values than these is a range."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """A search as it was measured."""
+    """A search's trials and evaluations, and what they are judged by."""
 
     trials: Sequence[Row]
-    """By trial_id; runs that confirm or attribute are not among them."""
+    """By trial_id, without runs that confirm or attribute."""
     winner: Winner
     evaluations: Mapping[int, Sequence[Row]]
     """By trial_id, tokens rising."""
     parameters: tuple[SearchParameter, ...]
-    """What was searched; a parent stands before its children."""
+    """The searched parameters, parents before their children."""
     domains_known: bool
-    """Whether the domains are the space's; else they are what the trials happen to span."""
+    """Whether the domains are the space's; else they are the values of the trials."""
     budget: Budget
     rung_tokens: tuple[int, ...]
-    uniform_loss: float = math.inf
-    """ln V: what guessing costs."""
+    uniform_loss: float
+    """ln V, the loss of guessing."""
 
     def values(self, trial: Row) -> dict[str, Any]:
         """Return the trial's values of the searched parameters that it reads."""
         return active_point(self.parameters, parameter_values(trial))
 
-    def domain_of(self, name: str) -> Domain | None:
-        """Return what was searched of a parameter, None where it was fixed."""
-        return next((parameter.domain for parameter in self.parameters if parameter.name == name), None)
+    @property
+    def learning_rates(self) -> Domain | None:
+        """The domain of the learning rate, None where it was fixed."""
+        return next((one.domain for one in self.parameters if one.name == "learning_rate"), None)
 
     def loss_at(self, trial: Row, tokens: int) -> float | None:
         """Return the val_loss at the trial's last whole step within `tokens`, None where it was not evaluated there."""
@@ -57,13 +55,9 @@ class Measured:
         rows = reversed(self.evaluations.get(trial["trial_id"], ()))
         return next((row["val_loss"] for row in rows if row["tokens_seen"] == own_tokens > 0), None)
 
-    def final_loss(self, trial: Row) -> float | None:
-        """Return the loss at the full budget, None for a trial that did not complete."""
-        return trial["val_loss"] if trial["status"] == "completed" else None
-
     @property
     def initial_loss(self) -> float | None:
-        """The study's start, else the median loss before the first step; None when nobody evaluated there."""
+        """The study's start, else the median loss before the first step; None where neither was evaluated."""
         if self.winner.start_val_loss is not None:
             return self.winner.start_val_loss
         rows = [rows[0] for rows in self.evaluations.values() if rows and rows[0]["tokens_seen"] == 0]
@@ -72,9 +66,9 @@ class Measured:
 
     @property
     def loss_limit(self) -> float | None:
-        """The highest loss that tells something: the start's, or a sound trial's above it; None without a start.
+        """The highest loss that a figure has to show: the start's, or a sound trial's above it; None without a start.
 
-        A trial that makes the model worse is shown; one that blew up is not let flatten all others.
+        A trial that made the model worse is shown; one that blew up would flatten all others.
         """
         if self.initial_loss is None:
             return None
@@ -91,29 +85,13 @@ def parameter_values(trial: Row) -> Row:
 
 
 def searched_parameters(document: Row, trials: Sequence[Row]) -> tuple[tuple[SearchParameter, ...], bool]:
-    """Return what a study searched, and whether its space says so; else the parameters in which its trials differ."""
-    space = document.get("space") or {}
-    if document.get("kind", "search") == "search" and isinstance(space.get("toml"), str):
+    """Return the searched parameters, and whether the study's space names them: else they are those that differ."""
+    if document["kind"] == "search":
         try:
-            tables = tomllib.loads(space["toml"])
-            loaded = space_from_tables(tables, name=str(space.get("name")), path=str(space.get("path")))
-            base = {name: value for name, value in document["baseline"].items() if name in HYPERPARAMETERS}
-            return with_overrides(
-                loaded,
-                **_budget_of(document),
-                pins=(document.get("settings") or {}).get("pins") or {},
-                baseline=(str(document["baseline"].get("name", "")), TrialConfig(**base)),
-            ).parameters, True
-        except (UserError, tomllib.TOMLDecodeError, KeyError, TypeError, AttributeError):
+            return space_of_document(document)[0].parameters, True
+        except (UserError, KeyError, TypeError, AttributeError):
             pass  # Another version's space: the trials still show what differs among them.
     return _differing(trials), False
-
-
-def _budget_of(document: Row) -> dict[str, Any]:
-    budget = budget_of(document)
-    if budget.device_s is None:
-        return {"budget_tokens": budget.tokens}
-    return {"device_s": budget.device_s, "speeds": budget.speeds}
 
 
 def _differing(trials: Sequence[Row]) -> tuple[SearchParameter, ...]:

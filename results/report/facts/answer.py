@@ -1,8 +1,9 @@
-"""The first screen's answer: the winner beside the baseline, and the command that uses it. It decides nothing."""
+"""The first screen of the report: the winner beside the baseline, and the command to train it. It decides nothing."""
 
 import math
 import shlex
 
+from results.ranking import final_loss
 from results.report.facts.analysis import Measured, Row, parameter_values
 from results.winner import Winner, evidence_words, headline, notes, warning_words, way_words
 from results.words import label, unit
@@ -10,14 +11,13 @@ from spaces.warmup import WARMUP_FRAC
 from trainable.config import HYPERPARAMETERS, SCHEDULES_WITH_WARMUP
 
 MAX_PERPLEXITY_NATS = 25.0
-"""A perplexity beyond e^25 says nothing to anybody."""
+"""Beyond e^25 no perplexity is shown."""
 _NOT_A_CHANGE = ("training_steps", "seed", "warmup_steps")
 
 
 def answer_facts(study_name: str, measured: Measured) -> Row:
-    """Return the winner, the baseline, their difference, how far it is proven, and the command that uses the winner."""
+    """Return the winner, the baseline, their difference, the proof, and the command that trains the winner."""
     winner = measured.winner
-    best, baseline = winner.search_best, winner.baseline
     return {
         "standing": winner.standing,
         "headline": headline(winner),
@@ -27,17 +27,17 @@ def answer_facts(study_name: str, measured: Measured) -> Row:
         "way": way_words(winner),
         "worse_than_start": winner.worse_than_start,
         "warning": warning_words(winner),
-        "winner": _side(winner.trial, measured.final_loss(winner.trial) if winner.trial else None),
-        "search_best": _side(best, measured.final_loss(best) if best else None),
-        "baseline": _side(baseline, winner.baseline_val_loss),
+        "winner": _side(winner.trial),
+        "search_best": _side(winner.search_best),
+        "baseline": _side(winner.baseline),
         "val_loss_difference": winner.search_difference,
-        "changes": _changes(measured, winner.trial, baseline),
+        "changes": _changes(measured, winner.trial, winner.baseline),
         "export": f"make train STUDY={shlex.quote(study_name)}" if winner.trial else None,
     }
 
 
 def _proof(winner: Winner) -> Row:
-    """Return the claim's standing: no_claim, not_confirmed, under_way, better, worse or not_proven, and its words."""
+    """Return the proof's state: no_claim, not_confirmed, under_way, better, worse or not_proven; words and numbers."""
     fields = ("mean_difference", "low", "high", "p_value", "seeds", "seeds_needed")
     verdict, state = winner.verdict, "no_claim"
     if verdict is not None:
@@ -48,9 +48,10 @@ def _proof(winner: Winner) -> Row:
     return {"state": state, "words": evidence_words(winner), "attempt": winner.attempt, **numbers}
 
 
-def _side(trial: Row | None, final: float | None) -> Row | None:
+def _side(trial: Row | None) -> Row | None:
     if trial is None:
         return None
+    final = final_loss(trial)
     kept = ("trial_id", "is_baseline", "status", "tokens_seen", "optimizer_steps", "active_s", "tokens_per_s")
     return {
         **{name: trial[name] for name in kept},
@@ -61,7 +62,7 @@ def _side(trial: Row | None, final: float | None) -> Row | None:
 
 
 def _changes(measured: Measured, winner: Row | None, baseline: Row | None) -> list[Row]:
-    """Return a row per hyperparameter that the winner changed, then those searched that it left as they were."""
+    """Return a row per hyperparameter that the winner changed, then those searched that it left unchanged."""
     if winner is None or baseline is None or winner["is_baseline"]:
         return []
     before, after = parameter_values(baseline), parameter_values(winner)

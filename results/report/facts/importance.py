@@ -1,12 +1,13 @@
-"""How much each searched hyperparameter matters, by optuna's own evaluators. It says how every ending was handled."""
+"""The importance of each searched hyperparameter, by optuna's evaluators, and how each ending was counted."""
 
 import math
 import random
+import statistics
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from results.ranking import leaderboard
+from results.ranking import final_loss, leaderboard
 from results.report.facts.analysis import Measured, Row
 from results.words import count_words, label, list_words, percent_words, token_words
 from spaces.domains import SearchParameter
@@ -16,18 +17,18 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 MIN_TRIALS = 10
-"""Below this the evaluators answer with noise."""
+"""Of fewer trials the evaluators return noise."""
 TARGET_TRIALS = 5
 """PED-ANOVA's documentation asks for at least as many trials in the best share."""
 MAX_RESAMPLES, MIN_RESAMPLES, MAX_RESAMPLED_TRIALS = 60, 20, 6_000
-"""Of the trials, for an interval: at most, at least, and of trials in all of them together about."""
+"""Bootstrap resamples for an interval: the most, the fewest, and about how many trials in all of them together."""
 MAX_FOREST_TRIALS = 200
 """fANOVA's time grows with the trials: 7 s for 1,000 on one core."""
 _RANKED = ("completed", "stopped", "unstable", "out_of_memory")
 
 
 def importance(measured: Measured) -> Row:
-    """Return each method's shares, or in `reason` why there are none; PED-ANOVA's sum to 1, fANOVA's to at most 1."""
+    """Return each method's shares, or a reason why there are none; PED-ANOVA's sum to 1, fANOVA's to at most 1."""
     searched = [parameter for parameter in measured.parameters if len(parameter.domain.examples()) > 1]
     ranked = [trial for trial in leaderboard(measured.trials) if trial["status"] in _RANKED]
     reason = None
@@ -45,8 +46,8 @@ def importance(measured: Measured) -> Row:
 def _ped_anova(measured: Measured, ranked: Sequence[Row], searched: Sequence[SearchParameter]) -> Row:
     from optuna.importance import PedAnovaImportanceEvaluator
 
-    # The evaluator only asks which trials are in the best share, so places tell it as much as losses, and stopped and
-    # unstable trials, which have no final loss, have a place as well.
+    # The evaluator only uses which trials are in the best share. So ranks do as well as losses, and stopped and
+    # unstable trials, which have no final loss, have a rank too.
     frozen = _frozen(measured, ranked, [float(place) for place in range(len(ranked))], searched)
     share = min(0.5, max(0.1, TARGET_TRIALS / len(ranked)))
     evaluator = PedAnovaImportanceEvaluator(target_quantile=share)
@@ -56,6 +57,8 @@ def _ped_anova(measured: Measured, ranked: Sequence[Row], searched: Sequence[Sea
     resamples = max(MIN_RESAMPLES, min(MAX_RESAMPLES, MAX_RESAMPLED_TRIALS // len(frozen)))
     size = min(len(frozen), MAX_RESAMPLED_TRIALS // resamples)
     resampled = [_shares(chance.choices(frozen, k=size), evaluator, names) for _ in range(resamples)]
+    # Twentieths: the first and the last leave out 5 % each.
+    parts = {name: statistics.quantiles([again[name] for again in resampled], n=20) for name in names}
     return {
         "name": "PED-ANOVA",
         "trials": len(ranked),
@@ -63,13 +66,7 @@ def _ped_anova(measured: Measured, ranked: Sequence[Row], searched: Sequence[Sea
         "trials rank by final loss; then stopped ones, the highest rung first; then unstable and out-of-memory ones; "
         f"failed ones are left out. The whiskers span 90 % of {resamples} resamples of {size} trials.",
         "shares": [
-            {
-                "name": name,
-                "share": shares[name],
-                "low": _quantile([again[name] for again in resampled], 0.05),
-                "high": _quantile([again[name] for again in resampled], 0.95),
-            }
-            for name in names
+            {"name": name, "share": shares[name], "low": parts[name][0], "high": parts[name][-1]} for name in names
         ],
     }
 
@@ -86,7 +83,7 @@ def _fanova(measured: Measured, searched: Sequence[SearchParameter]) -> Row | No
         rows = [rows[len(rows) * k // MAX_FOREST_TRIALS] for k in range(MAX_FOREST_TRIALS)]
     ceiling = measured.loss_limit
     losses = [loss if ceiling is None else min(loss, ceiling) for _, loss in rows]
-    # The evaluator weighs a range linearly, logarithmic ones too: the last decade of a rate would be nine tenths of it.
+    # The evaluator weighs even a log range linearly: the last decade of a learning rate would be nine tenths of it.
     frozen = _frozen(measured, [trial for trial, _ in rows], losses, always, log_as_linear=True)
     names = [parameter.name for parameter in always]
     shares = _importances(frozen, FanovaImportanceEvaluator(seed=0), names)
@@ -112,7 +109,7 @@ def _equal_tokens(measured: Measured) -> tuple[int, list[tuple[Row, float]]]:
     best: tuple[int, list[tuple[Row, float]]] = (0, [])
     for tokens in (measured.budget.tokens, *reversed(measured.rung_tokens)):
         at_end = tokens == measured.budget.tokens
-        losses = [(t, measured.final_loss(t) if at_end else measured.loss_at(t, tokens)) for t in measured.trials]
+        losses = [(t, final_loss(t) if at_end else measured.loss_at(t, tokens)) for t in measured.trials]
         rows = [(trial, loss) for trial, loss in losses if loss is not None]
         if len(rows) > len(best[1]):
             best = tokens, rows
@@ -140,7 +137,7 @@ def _frozen(
     domains = {parameter.name: parameter.domain for parameter in searched}
     found = []
     for trial, value in zip(trials, values, strict=True):
-        # A warm-up share comes back from whole steps, a hair outside of its range now and then.
+        # A warm-up share computed from whole steps may lie just outside its range.
         point = {
             name: domains[name].nearest(given) for name, given in measured.values(trial).items() if name in domains
         }
@@ -165,7 +162,3 @@ def _importances(frozen: "Sequence[FrozenTrial]", evaluator: Any, names: Sequenc
         study.add_trials(frozen)
         found = evaluator.evaluate(study)
     return {name: float(found.get(name, 0.0)) for name in names}
-
-
-def _quantile(values: Sequence[float], share: float) -> float:
-    return sorted(values)[round(share * (len(values) - 1))]

@@ -1,57 +1,50 @@
-"""Whether the rungs decided well, what the trials cost, and when the baseline was beaten. Pure; it reads no file."""
+"""How well rungs predict final losses, what trials cost, and when the baseline was beaten. Pure; it reads no file."""
 
 import math
 from collections.abc import Sequence
 from typing import Any
 
-from results.ranking import full_tokens, savings
+from results.ranking import final_loss, full_tokens, savings
 from results.report.facts.analysis import Measured, Row
 from results.words import STATUS_LABELS, duration_words, token_words
 
 MIN_RUNG_TRIALS = 3
-"""Fewer have no order to speak of."""
+"""A rank correlation of fewer says nothing."""
 MAX_MILESTONES = 8
 
 
 def rung_agreement(measured: Measured) -> list[Row]:
-    """Return for each rung how its order agrees with the final one, over the trials that have both losses.
+    """Return for each rung the rank correlation of its losses with the final ones, over the trials that have both.
 
-    Where the study had no rungs, its evaluations stand in. Spearman's rho and Kendall's tau-b by scipy; None below
-    3 trials or where all are equal.
+    A study without rungs has its evaluations in their place. Spearman's rho and Kendall's tau-b are None below
+    MIN_RUNG_TRIALS trials, or where all losses are equal.
     """
-    counts = measured.rung_tokens or _milestones(measured)
-    best = measured.winner.trial
+    best, device_s, has_rungs = measured.winner.trial, measured.budget.device_s, bool(measured.rung_tokens)
     rows = []
-    for index, tokens in enumerate(counts):
-        share, device_s = tokens / measured.budget.tokens, measured.budget.device_s
+    for index, tokens in enumerate(measured.rung_tokens or _milestones(measured)):
+        share = tokens / measured.budget.tokens
         at = {trial["trial_id"]: measured.loss_at(trial, tokens) for trial in measured.trials}
-        pairs = [(at[trial["trial_id"]], measured.final_loss(trial)) for trial in measured.trials]
+        pairs = [(at[trial["trial_id"]], final_loss(trial)) for trial in measured.trials]
         both = [(early, final) for early, final in pairs if early is not None and final is not None]
         spearman, kendall = _correlations(both)
         best_at = at[best["trial_id"]] if best else None
-        ahead = [
-            trial["trial_id"]
-            for trial in measured.trials
-            if trial["status"] == "stopped"
-            and trial["rung"] == index
-            and best_at is not None
-            and (loss := at[trial["trial_id"]]) is not None
-            and loss < best_at
-        ]
+        stopped = [t["trial_id"] for t in measured.trials if t["status"] == "stopped" and t["rung"] == index]
         rows.append(
             {
-                "rung": index if measured.rung_tokens else None,
+                "rung": index if has_rungs else None,
                 "tokens": tokens,
                 "budget_frac": share,
                 "at": token_words(tokens) if device_s is None else duration_words(share * device_s),
                 "trials_reached": sum(loss is not None for loss in at.values()),
-                "trials_stopped": sum(t["status"] == "stopped" and t["rung"] == index for t in measured.trials)
-                if measured.rung_tokens
-                else 0,
+                "trials_stopped": len(stopped) if has_rungs else 0,
                 "trials_with_both": len(both),
                 "spearman": spearman,
                 "kendall": kendall,
-                "stopped_ahead_of_best": ahead if measured.rung_tokens else [],
+                "stopped_ahead_of_best": [
+                    trial_id
+                    for trial_id in stopped
+                    if has_rungs and best_at is not None and (loss := at[trial_id]) is not None and loss < best_at
+                ],
             }
         )
     return rows
@@ -74,7 +67,7 @@ def _correlations(pairs: Sequence[tuple[float, float]]) -> tuple[float | None, f
 
 
 def costs(trials: Sequence[Row]) -> list[Row]:
-    """Return device-seconds and tokens for each status that occurs, and the tokens its trials take in full."""
+    """Return device-seconds and tokens for each status that occurs, and the tokens of its trials in full."""
     rows = []
     for status in STATUS_LABELS:
         those = [trial for trial in trials if trial["status"] == status]
@@ -93,19 +86,19 @@ def costs(trials: Sequence[Row]) -> list[Row]:
 
 
 def first_beaten(measured: Measured) -> Row | None:
-    """Return when a completed trial first had a lower loss than the baseline, None when none did.
+    """Return when a completed trial first had a lower loss than the baseline, None where none did.
 
-    after_s is on the wall clock since the study's start; device_s was spent by then on all trials, those under way by
-    the share of their time.
+    after_s is wall time since the study's start. device_s is what all trials had used by then, each of those under way
+    in proportion to its elapsed time.
     """
     baseline = measured.winner.baseline
-    goal = measured.final_loss(baseline) if baseline else None
+    goal = final_loss(baseline)
     better = [
         trial
         for trial in measured.trials
         if not trial["is_baseline"]
         and goal is not None
-        and (loss := measured.final_loss(trial)) is not None
+        and (loss := final_loss(trial)) is not None
         and loss < goal
         and trial["ended_at"] is not None
     ]
@@ -133,12 +126,12 @@ def _done_by(trial: Row, now: Any) -> float:
 
 
 def baseline_loss_reached(measured: Measured) -> Row | None:
-    """Return after how many tokens, and which share of its budget, the best trial had the baseline's final loss.
+    """Return the tokens, and the share of its budget, after which the winner had the baseline's final loss.
 
-    None when it is the baseline.
+    None where the winner is the baseline.
     """
     baseline, best = measured.winner.baseline, measured.winner.trial
-    goal = measured.final_loss(baseline) if baseline else None
+    goal = final_loss(baseline)
     if best is None or goal is None or best["is_baseline"]:
         return None
     for row in measured.evaluations.get(best["trial_id"], ()):

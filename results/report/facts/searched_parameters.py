@@ -1,11 +1,11 @@
-"""Where in the space the best lies and where training was unstable. Pure; it reads no file."""
+"""Where in the space the winner lies, and where training was unstable. Pure; it reads no file."""
 
 import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
 
-from results.ranking import leaderboard
+from results.ranking import final_loss, leaderboard
 from results.report.facts.analysis import Measured, Row
 from results.words import count_words, label, range_words, value_words
 from spaces.domains import Choice, SearchParameter
@@ -13,15 +13,15 @@ from spaces.warmup import WARMUP_FRAC
 from trainable.config import HYPERPARAMETERS
 
 EDGE_FRAC = 0.05
-"""A value in this share of a range's end lies on its edge."""
+"""A value within this share of a range's end is on its edge."""
 JUDGED = ("completed", "stopped", "unstable")
-"""Endings that say whether a configuration trains stably; a stopped trial counts as stable as far as it went."""
+"""Endings that show whether a configuration trains stably; a stopped trial was stable up to its stop."""
 MAX_LR_BINS = 8
 
 
 def edges(measured: Measured) -> list[Row]:
-    """Return the searched parameters for which the winner is on the edge of its domain, and which way to widen."""
-    board = [trial for trial in leaderboard(measured.trials) if measured.final_loss(trial) is not None]
+    """Return the searched parameters for which the winner is on the edge of the domain, and how to widen it."""
+    board = [trial for trial in leaderboard(measured.trials) if final_loss(trial) is not None]
     best = measured.winner.trial
     if best is None or not measured.domains_known:
         return []
@@ -50,7 +50,7 @@ def edges(measured: Measured) -> list[Row]:
 def _side(parameter: SearchParameter, value: Any) -> str | None:
     domain = parameter.domain
     if isinstance(domain, Choice):
-        if len(domain.values) < 2 or any(isinstance(known, str) for known in domain.values):
+        if len(domain.values) < 2 or any(isinstance(known, (str, bool)) for known in domain.values):
             return None
         return "low" if value <= min(domain.values) else "high" if value >= max(domain.values) else None
     scale = math.log if domain.log else float
@@ -59,14 +59,14 @@ def _side(parameter: SearchParameter, value: Any) -> str | None:
 
 
 def _is_bound(parameter: SearchParameter, side: str) -> bool:
-    """Return whether the domain's end is as far as the hyperparameter goes."""
+    """Return whether the domain's end is the hyperparameter's own bound."""
     ends = parameter.domain.examples()
     meta = {"low": 0.0, "high": 1.0} if parameter.name == WARMUP_FRAC else HYPERPARAMETERS[parameter.name].metadata
     return bool(min(ends) <= meta["low"] if side == "low" else max(ends) >= meta["high"])
 
 
 def instability(measured: Measured) -> Row:
-    """Return which share of the space was unstable, and where: by setting, and by learning rate and batch size."""
+    """Return the share of unstable trials: of all, by setting, and by learning rate and batch size."""
     judged = [trial for trial in measured.trials if trial["status"] in JUDGED]
     unstable = [trial for trial in judged if trial["status"] == "unstable"]
     reasons: dict[str, int] = {}
@@ -121,7 +121,7 @@ def _where_words(judged: Sequence[Row], unstable: Sequence[Row], measured: Measu
     one = len(unstable) == 1
     share = f"{len(unstable)} of {count_words(len(judged), 'trial')} ({len(unstable) / len(judged):.0%}) "
     share += "was unstable" if one else "were unstable"
-    if measured.domain_of("learning_rate") is None:
+    if measured.learning_rates is None:
         return share
     lowest = min(trial["learning_rate"] for trial in unstable)
     there = [trial for trial in judged if trial["learning_rate"] >= lowest]
@@ -139,7 +139,7 @@ def _where_words(judged: Sequence[Row], unstable: Sequence[Row], measured: Measu
 
 def _lr_bins(measured: Measured) -> list[tuple[float, float]]:
     """Return intervals [low, high) of the learning rate, the last one closed; (v, v) is a single value."""
-    domain = measured.domain_of("learning_rate")
+    domain = measured.learning_rates
     if domain is None:
         return [(rate, rate) for rate in sorted({trial["learning_rate"] for trial in measured.trials})][:MAX_LR_BINS]
     if isinstance(domain, Choice):
@@ -158,10 +158,10 @@ def _bin_of(trial: Row, bins: Sequence[tuple[float, float]]) -> int | None:
     rate: float = trial["learning_rate"]
     if bins[0][0] == bins[0][1]:
         return next((k for k, (value, _) in enumerate(bins) if value == rate), None)
-    # The ends are powers of a root: a rate that was written as 1e-5 must not fall below one that was computed as 1e-5.
+    # The ends are computed as powers, and a rate written as 1e-5 must not fall below a computed 1e-5.
     return min(sum(rate >= high * (1 - 1e-9) for _, high in bins), len(bins) - 1)
 
 
 def ordered(values: Sequence[Any]) -> list[Any]:
-    """Return the values of a choice as a reader looks for them: numbers rising, names as the space has them."""
+    """Return the values of a choice: numbers rising, names in the order of the space."""
     return list(values) if any(isinstance(value, str) for value in values) else sorted(values)

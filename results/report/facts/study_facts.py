@@ -1,17 +1,27 @@
-"""Everything that a report says of a study, as one plain dict. report.html, report.md and --json all show this one."""
+"""All numbers and texts of a report as one plain dict, which report.html, report.md and --json show."""
 
 import math
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from dataclasses import asdict
+from datetime import datetime, timedelta
 from typing import Any
 
-from results.attribution import load_attribution, summary_lines
-from results.attribution import to_json as attribution_json
+from results.attribution.attribution_files import load_attribution
+from results.attribution.attribution_files import to_json as attribution_json
+from results.attribution.sentences import summary_lines
 from results.confirmation.attempt import Attempt, attempt_rows
 from results.confirmation.confirmation_file import load_attempts
 from results.confirmation.confirmation_file import to_json as attempts_json
 from results.device_time import time_winner
-from results.ranking import budget_frac, ending_counts, leaderboard, ranked_trials, savings, spent_by_purpose
+from results.ranking import (
+    budget_frac,
+    ending_counts,
+    final_loss,
+    leaderboard,
+    ranked_trials,
+    savings,
+    spent_by_purpose,
+)
 from results.report.facts.analysis import Measured, Row, parameter_values, searched_parameters
 from results.report.facts.answer import answer_facts
 from results.report.facts.importance import importance
@@ -19,33 +29,32 @@ from results.report.facts.rungs import baseline_loss_reached, costs, first_beate
 from results.report.facts.searched_parameters import edges, instability, ordered
 from results.samples import MODELS, samples_json
 from results.study.folder import Study
-from results.study.paths import shown
 from results.winner import find_winner, start_val_loss
 from results.words import budget_words, count_words, early_end_words, label, percent_words, unit
 from spaces.budget import budget_of
 from spaces.domains import Choice, SearchParameter
 from spaces.warmup import WARMUP_FRAC
 from trainable.config import HYPERPARAMETERS
-from trainable.errors import UserError
 
 FACTS_VERSION = 1
+PAUSE_S = 600.0
+"""A trial that lasted so much longer than it trained and evaluated was interrupted meanwhile."""
 
 
 def report_facts(study: Study) -> dict[str, Any]:
-    """Return what the report says of a study: plain JSON values, no NaN; trials from best to worst.
+    """Return the facts of a study: plain JSON values, no NaN; losses in nats/token, trials from best to worst.
 
-    Losses are nats/token. The study's confirmation and attribution are in it, None where it has none.
     Raises UserError when a file of the study is damaged.
     """
     document, rows, metrics = study.document(), study.trials(), study.metrics()
     attempts, attribution = load_attempts(study), load_attribution(study)
-    measured = _measured(study, document, rows, metrics, attempts)
+    measured = _measured(document, rows, metrics, attempts)
     counts = ending_counts(measured.trials)
     answer = answer_facts(study.name, measured)
     by_time = time_winner(document, rows, metrics, measured.winner)
     answer["by_device_time"] = by_time and by_time.to_json()
     answer["notes"] += [by_time.words] if by_time else []
-    if document.get("kind") == "attribute":
+    if document["kind"] == "attribute":
         ends = "" if attribution is None else f": {attribution.before_name} to {attribution.after_name}"
         answer["headline"] = f"Which of the changes did it{ends}"
         answer["proof"]["words"] = f"{count_words(counts['completed'], 'run')} completed; nothing was searched"
@@ -72,28 +81,20 @@ def report_facts(study: Study) -> dict[str, Any]:
         "loss_limit": measured.loss_limit,
         "trials": _trial_facts(document, measured, winner_id),
         "protocol": _protocol_facts(document, measured),
-        "versions": dict(document.get("versions") or {}, git_commit=document.get("git_commit")),
+        "versions": {**document["versions"], "git_commit": document.get("git_commit")},
     }
     plain: dict[str, Any] = _plain(facts)
     return plain
 
 
 def edges_of(study: Study) -> list[dict[str, Any]]:
-    """Return where the winner lies on the edge of what was searched, with words; the report's "edges"."""
-    attempts = load_attempts(study)
-    return edges(_measured(study, study.document(), study.trials(), study.metrics(), attempts))
+    """Return the searched parameters for which the winner is on the edge of the domain, as report_facts() does."""
+    return edges(_measured(study.document(), study.trials(), study.metrics(), load_attempts(study)))
 
 
-def _measured(
-    study: Study, document: Row, rows: Sequence[Row], metrics: Sequence[Row], attempts: Sequence[Attempt]
-) -> Measured:
-    try:
-        budget = budget_of(document)
-        rung_tokens = tuple(int(tokens) for tokens in document.get("rung_tokens") or ())
-    except (KeyError, TypeError, ValueError) as err:
-        raise UserError(f"{shown(study.study_json)}: budget_tokens, device_time or rung_tokens: {err}.") from None
-    # The runs of an attribution on its own are what its report shows; elsewhere they explain the study's trials.
-    trials = rows if document.get("kind") == "attribute" else ranked_trials(rows)
+def _measured(document: Row, rows: Sequence[Row], metrics: Sequence[Row], attempts: Sequence[Attempt]) -> Measured:
+    # A study of kind "attribute" has no other runs to show; elsewhere attribution runs only explain the trials.
+    trials = rows if document["kind"] == "attribute" else ranked_trials(rows)
     evaluations: dict[int, list[Row]] = {}
     for row in metrics:
         evaluations.setdefault(row["trial_id"], []).append(row)
@@ -104,14 +105,14 @@ def _measured(
         evaluations=evaluations,
         parameters=parameters,
         domains_known=domains_known,
-        budget=budget,
-        rung_tokens=rung_tokens,
+        budget=budget_of(document),
+        rung_tokens=tuple(document.get("rung_tokens", ())),
         uniform_loss=math.log(document["corpus"]["vocab_size"]),
     )
 
 
 def _confirmation_facts(attempts: Sequence[Attempt], rows: Sequence[Row]) -> Row | None:
-    """Return the attempts as confirmation.json has them, and every run with its row's loss and ending."""
+    """Return the attempts as in confirmation.json, with every run's loss and status."""
     document = attempts_json(attempts)
     for entry, attempt in zip(document["attempts"], attempts, strict=True):
         entry["runs"] = [
@@ -149,7 +150,7 @@ def _fresh_means(measured: Measured, confirmation: Row | None) -> Row | None:
 
 
 def _samples_facts(study: Study) -> Row | None:
-    """Return the prompt and who continues it how, in the order to show; the best alone where it is not the baseline."""
+    """Return the prompt and its continuations in the order to show; the best's only where it is not the baseline."""
     document = samples_json(study)
     if document is None:
         return None
@@ -169,17 +170,17 @@ def _study_facts(study: Study, document: Row, measured: Measured) -> Row:
     return {
         "name": study.name,
         "path": str(study.path),
-        "kind": document.get("kind", "search"),
+        "kind": document["kind"],
         "space": space.get("name"),
         "space_path": space.get("path"),
         "description": space.get("description"),
         "space_toml": space.get("toml"),
-        "created_at": document.get("created_at"),
+        "created_at": document["created_at"],
         "started_at": min(started, default=None),
         "ended_at": max(ended, default=None),
         "wall_s": _wall_s(measured.trials),
         "trials": len(measured.trials),
-        "trials_planned": document.get("trials_planned"),
+        "trials_planned": document["trials_planned"],
         "early_end": early_end_words(document),
         "under_way": sum(trial["status"] == "running" for trial in measured.trials),
         "interrupted": sum(trial["status"] == "interrupted" for trial in measured.trials),
@@ -187,10 +188,15 @@ def _study_facts(study: Study, document: Row, measured: Measured) -> Row:
 
 
 def _wall_s(trials: Sequence[Row]) -> float | None:
-    """Return the seconds in which at least one trial was under way: a pause before a resume is not among them."""
-    spans = [(trial["started_at"], trial["ended_at"]) for trial in trials]
+    """Return the seconds during which at least one trial was under way, without long pauses before a resume."""
+    spans = []
+    for start, end, active_s in ((trial["started_at"], trial["ended_at"], trial["active_s"]) for trial in trials):
+        if start is not None and end is not None:
+            # An interrupted trial that went on later keeps its first start.
+            was_paused = (end - start).total_seconds() > active_s + PAUSE_S
+            spans.append((end - timedelta(seconds=active_s) if was_paused else start, end))
     total, until = 0.0, None
-    for start, end in sorted((start, end) for start, end in spans if start is not None and end is not None):
+    for start, end in sorted(spans):
         begin = start if until is None else max(start, until)
         total += max(0.0, (end - begin).total_seconds())
         until = end if until is None else max(end, until)
@@ -198,21 +204,13 @@ def _wall_s(trials: Sequence[Row]) -> float | None:
 
 
 def _cost_facts(document: Row, measured: Measured, rows: Sequence[Row]) -> Row:
-    spent = savings(measured.trials)
     return {
         "by_ending": costs(measured.trials),
-        "device_s_spent": spent.device_s_spent,
-        "device_s_full": spent.device_s_full,
-        "device_s_saved_frac": spent.device_s_saved_frac,
-        "tokens_spent": spent.tokens_spent,
-        "tokens_full": spent.tokens_full,
-        "slots": (document.get("device") or {}).get("slots"),
+        **asdict(savings(measured.trials)),
+        "slots": document["device"].get("slots"),
         "baseline_first_beaten": first_beaten(measured),
         "baseline_loss_reached": baseline_loss_reached(measured),
-        "by_purpose": [
-            {"purpose": purpose, "runs": runs, "device_s": device_s, "tokens": tokens}
-            for purpose, (runs, device_s, tokens) in spent_by_purpose(rows).items()
-        ],
+        "by_purpose": [{"purpose": purpose, **spent} for purpose, spent in spent_by_purpose(rows).items()],
     }
 
 
@@ -235,10 +233,10 @@ def _parameter_facts(parameter: SearchParameter) -> Row:
 
 def _trial_facts(document: Row, measured: Measured, winner_id: int | None) -> list[Row]:
     goal = measured.winner.baseline_val_loss
-    reduction = (document.get("scheduler") or {}).get("reduction_factor")
+    reduction = document.get("scheduler", {}).get("reduction_factor")
     rows = []
     for rank, trial in enumerate(leaderboard(measured.trials), 1):
-        final = measured.final_loss(trial)
+        final = final_loss(trial)
         evaluations = measured.evaluations.get(trial["trial_id"], ())
         rows.append(
             {
@@ -287,14 +285,9 @@ def _rung_words(rung: int | None, measured: Measured) -> str:
 
 
 def _protocol_facts(document: Row, measured: Measured) -> Row:
-    evaluation, corpus = document.get("evaluation") or {}, document.get("corpus") or {}
-    baseline = {name: value for name, value in (document.get("baseline") or {}).items() if name in HYPERPARAMETERS}
+    names = ("model", "data_source", "checkpoint_path", "corpus", "evaluation")
     return {
-        "model": document.get("model"),
-        "data_source": document.get("data_source"),
-        "checkpoint_path": document.get("checkpoint_path"),
-        "corpus": corpus,
-        "evaluation": evaluation,
+        **{name: document[name] for name in names},
         "budget_tokens": measured.budget.tokens,
         "device_s": measured.budget.device_s,
         "budget": budget_words(measured.budget),
@@ -303,15 +296,15 @@ def _protocol_facts(document: Row, measured: Measured) -> Row:
         "scheduler": document.get("scheduler"),
         "stability": document.get("stability"),
         "pinned": (document.get("settings") or {}).get("pins"),
-        "seed": document.get("seed"),
-        "baseline_name": (document.get("baseline") or {}).get("name"),
-        "baseline": baseline,
-        "device": document.get("device"),
+        "seed": document["seed"],
+        "baseline_name": document["baseline"].get("name"),
+        "baseline": {name: document["baseline"][name] for name in HYPERPARAMETERS},
+        "device": document["device"],
     }
 
 
 def _plain(value: Any) -> Any:
-    """Return `value` with times as ISO text and non-finite numbers as None: what JSON can say."""
+    """Return `value` in JSON's types: times as ISO text, non-finite numbers as None."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

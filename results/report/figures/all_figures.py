@@ -1,4 +1,4 @@
-"""The report's figures as plotly.js traces and layouts, made of the facts alone. A colour is a role: "@winner"."""
+"""The report's figures as plotly.js traces and layouts, made from the facts. Colours are roles such as "@winner"."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -25,14 +25,13 @@ from results.words import range_words
 Row = dict[str, Any]
 
 LABEL_GAP_FRAC = 0.12
-"""Of the speeds' range: closer points of the Pareto front share a label, as a phone shows them."""
+"""Of the range of speeds: of points of the Pareto front that are closer, as on a phone, only one has a label."""
 
 
 def report_figures(facts: Row) -> dict[str, list[Row]]:
-    """Return the figures by section; a section without enough to draw has none.
+    """Return the figures by section, as figure() makes them; a section with too little data has none.
 
-    A figure: {"id", "title", "alt", "height", "traces", "layout"}. A trace with "view" is drawn in that view only; its
-    "customdata" holds trial ids.
+    A trace with "view" is drawn in that view only. "customdata" holds trial_ids.
     """
     return {
         "confirmation": list(confirmation_intervals(facts)),
@@ -47,13 +46,13 @@ def report_figures(facts: Row) -> dict[str, list[Row]]:
 
 
 def views(facts: Row) -> list[str]:
-    """Return the names of the settings section's views: the full budget, then each rung that trials reached."""
+    """Return the names of the views of the settings section: the full budget, then each rung that trials reached."""
     rungs, unit = _rungs_reached(facts), " tokens" if facts["protocol"]["device_s"] is None else ""
     return ["at the full budget", *(f"at {rung_words(rung)} ({rung['at']}{unit})" for rung in rungs)]
 
 
 def default_view(facts: Row) -> int:
-    """Return the view to begin with: the full budget, or the first rung where most trials did not get so far."""
+    """Return the first view to show: the full budget, or the first rung where most trials did not complete."""
     completed = sum(trial["status"] == "completed" for trial in facts["trials"])
     return 0 if 2 * completed >= len(facts["trials"]) or len(views(facts)) == 1 else 1
 
@@ -170,7 +169,7 @@ def _stability_map(facts: Row) -> Iterator[Row]:
                 "zmin": 0,
                 "zmax": 1,
                 "colorscale": [[0, "@heat0"], [1, "@heat1"]],
-                # Every cell says its share in words.
+                # Every cell has its counts as text.
                 "showscale": False,
                 "xgap": 2,
                 "ygap": 2,
@@ -226,7 +225,7 @@ def _pareto(facts: Row) -> Iterator[Row]:
 
 
 def spaced(trials: Sequence[Row], gap_tokens_per_s: float) -> list[Row]:
-    """Return those of the trials, the fastest first, whose labels fit beside each other."""
+    """Return those of the trials, ordered from the fastest, whose labels do not overlap."""
     kept: list[Row] = []
     for trial in trials:
         if not kept or kept[-1]["tokens_per_s"] - trial["tokens_per_s"] > gap_tokens_per_s:
@@ -235,7 +234,7 @@ def spaced(trials: Sequence[Row], gap_tokens_per_s: float) -> list[Row]:
 
 
 def pareto_front(trials: Sequence[Row]) -> list[Row]:
-    """Return the trials that no other beats in both loss and tokens_per_s, the fastest first."""
+    """Return the trials that no other one beats in both loss and tokens_per_s, the fastest first."""
     front: list[Row] = []
     for trial in sorted(trials, key=lambda row: (-row["tokens_per_s"], row["val_loss"])):
         if not front or trial["val_loss"] < front[-1]["val_loss"]:

@@ -112,7 +112,7 @@ def _intervals(key: str, title: str, names: Sequence[str], rows: Sequence[Row], 
     }
     bounds = [abs(row[side] - row[value]) for row in rows for side in ("low", "high") if row[side] is not None]
     if bounds:
-        # No bound on a side is drawn as three times the longest that is known: it leaves the figure.
+        # A side without a bound is drawn three times as long as the longest bound, so that it leaves the figure.
         far = 3 * max(bounds)
         up = [far if row["high"] is None else row["high"] - row[value] for row in rows]
         trace["error_x"] = whiskers(up, [far if row["low"] is None else row[value] - row["low"] for row in rows])

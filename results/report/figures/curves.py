@@ -1,4 +1,4 @@
-"""The two figures with a line per trial: learning curves by tokens, and parallel coordinates."""
+"""The figures with a line per trial: learning curves by tokens and by time, and parallel coordinates."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -27,33 +27,33 @@ from results.words import STATUS_LABELS, loss_words, percent_words
 Row = dict[str, Any]
 
 MAX_CURVE_POINTS = 24_000
-"""Of all curves together: what a browser draws without a pause."""
+"""Of all curves together: as many as a browser draws without a pause."""
 LOSS_CLASSES = 5
 CLOCK_WORDS = {"tokens_seen": "%{x:,} tokens", "active_s": "%{x:.1f} s"}
 _NOT_READ = -0.16
 
 
 def curves(facts: Row) -> Iterator[Row]:
-    """Yield val loss by tokens seen, a line a trial; the ends of trials that did not complete are marked with why."""
+    """Yield val loss by tokens seen, a line per trial with a mark at its end that says why it ended."""
     in_tokens = facts["protocol"]["device_s"] is None
     yield from _curves(facts, "curves", "tokens_seen", "training tokens seen", *_rung_marks(facts, in_tokens))
 
 
 def curves_by_time(facts: Row) -> Iterator[Row]:
-    """Yield val loss by the seconds that a device trained and evaluated the trial."""
+    """Yield val loss by device time: seconds of training and evaluation."""
     in_time = facts["protocol"]["device_s"] is not None
     yield from _curves(facts, "curves-by-time", "active_s", "device time (s)", *_rung_marks(facts, in_time))
 
 
 def _rung_marks(facts: Row, are_here: bool) -> tuple[list[Row], list[Row]]:
-    """Return the rungs' lines and words; none where a figure does not show what they are shares of."""
+    """Return the rungs' lines and labels; none where the figure's axis is not the budget's kind."""
     device_s = facts["protocol"]["device_s"]
     rungs = [rung for rung in facts["rungs"] if rung["rung"] is not None and are_here]
     places = [rung["tokens"] if device_s is None else rung["budget_frac"] * device_s for rung in rungs]
-    # At the bottom, where no curve has come to yet.
+    # At the bottom, below the curves.
     look = {"yref": "paper", "yanchor": "bottom", "xanchor": "left", "xshift": 3, "bgcolor": "@veil"}
     words = [note(x, 0, percent_words(rung["budget_frac"]), **look) for x, rung in zip(places, rungs, strict=True)]
-    return [upright(x, dash="dot", yref="paper") for x in places], words
+    return [upright(x) for x in places], words
 
 
 def _curves(
@@ -108,13 +108,13 @@ def _line(trial: Row, each: int, clock: str) -> tuple[list[float | None], list[f
     pairs = zip(evaluations[clock], evaluations["val_loss"], strict=True)
     kept = thinned([(at, loss) for at, loss in pairs if loss is not None], each)
     if trial[clock] > kept[-1][0]:
-        # It went on after its last evaluation: the line leads to where it ended, at the last loss that is known.
+        # It trained on after its last evaluation, so the line goes on to its end at the last known loss.
         kept.append((trial[clock], kept[-1][1]))
     return [short(at, 9) for at, _ in kept], [short(loss, 6) for _, loss in kept]
 
 
 def thinned(rows: Sequence[Any], most: int) -> list[Any]:
-    """Return at most about `most` of the rows, evenly, the first and the last among them."""
+    """Return at most `most` of the rows, evenly spaced, with the first and the last."""
     if len(rows) <= most:
         return list(rows)
     return [rows[round(k * (len(rows) - 1) / (most - 1))] for k in range(most)]
@@ -132,7 +132,7 @@ def _ends(role: Row, trials: Sequence[Row], ceiling: float, clock: str) -> Row |
 
 
 def parallel_coordinates(facts: Row) -> Iterator[Row]:
-    """Yield a line a trial across the searched hyperparameters to its loss, shaded by it; stopped ones are thin."""
+    """Yield a line per trial across the searched hyperparameters to its loss, shaded by it; stopped ones are thin."""
     parameters, trials = facts["parameters"], facts["trials"]
     completed = [trial for trial in trials if trial["status"] == "completed" and trial["val_loss"] is not None]
     if not parameters or len(trials) < 2:
@@ -158,7 +158,7 @@ def parallel_coordinates(facts: Row) -> Iterator[Row]:
         those = [trial for trial in trials if trial[flag]]
         name = named(look, those[0]) if those else ""
         traces.append(_parallel_trace(name, those, look["color"], 4, facts, low, ceiling))
-    # One below the other, first on top: a phone has the height for them and not the width.
+    # Axes one below the other, because a phone has the height for them and not the width.
     axes = [*(parameter["label"] for parameter in parameters), "val loss"]
     yield figure(
         "parallel",
@@ -198,7 +198,7 @@ def _parallel_trace(
 
 
 def place_of(parameter: Row, value: Any, trial_id: int) -> float:
-    """Return a value's place on its axis, 0 to 1; below 0 for a parameter that the trial does not read."""
+    """Return a value's position on its axis, 0 to 1; below 0 for a parameter that the trial does not read."""
     if value is None:
         return _NOT_READ
     values = parameter["values"]

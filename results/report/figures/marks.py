@@ -1,4 +1,4 @@
-"""What the report's figures share: roles with colour and symbol, the loss axis's top, a figure's frame."""
+"""Parts that the report's figures share: roles with colour and symbol, the top of the loss axis, a figure's frame."""
 
 import html
 import math
@@ -19,13 +19,13 @@ ENDINGS_DRAWN: Mapping[str, Row] = {
     "running": {"color": "@running", "symbol": "circle-open", "size": 8, "width": 2},
     "interrupted": {"color": "@running", "symbol": "triangle-right", "size": 9},
 }
-"""An ending has a symbol of its own too: colour alone tells some readers nothing."""
+"""Every ending has its own symbol too, for readers who cannot tell the colours apart."""
 BASELINE: Row = {"name": "baseline", "color": "@baseline", "symbol": "diamond", "size": 13}
 BEST: Row = {"name": "best", "color": "@winner", "symbol": "star", "size": 16}
 
 
 def by_role(trials: Sequence[Row]) -> Iterator[tuple[Row, list[Row]]]:
-    """Yield the trials by how they are drawn: a group per ending, then the baseline and the best, which lie on top."""
+    """Yield the trials in groups with their look: by ending, then the baseline and the best, which are drawn on top."""
     for status, look in ENDINGS_DRAWN.items():
         those = [t for t in trials if t["status"] == status and not t["is_baseline"] and not t["is_best"]]
         if those:
@@ -46,9 +46,9 @@ def named(look: Row, trial: Row) -> str:
 
 
 def loss_ceiling(facts: Row, losses: Sequence[float]) -> float:
-    """Return the highest loss that a figure shows in its place: one blown-up trial must not flatten all others.
+    """Return the top of the loss axis: higher losses are drawn at it, so that one blown-up trial flattens no others.
 
-    That is the start's loss or a sound trial's above it, or the highest of `losses` below that.
+    It is the highest of `losses` up to the facts' loss_limit.
     """
     known = facts["loss_limit"]
     limit = known if known is not None else _outlier_limit(losses)
@@ -72,7 +72,7 @@ def point_trace(
     view: int | None = None,
     showlegend: bool = True,
 ) -> Row:
-    """Return (trial, x, loss) as markers; a loss above `ceiling` stands at it as an arrow that points up."""
+    """Return (trial, x, loss) as markers; a loss above `ceiling` is drawn there as a triangle that points up."""
     trace: Row = {
         "type": "scatter",
         "mode": "markers",
@@ -93,7 +93,7 @@ def point_trace(
 
 
 def line_trace(name: str, lines: Iterable[tuple[int, Sequence[Any], Sequence[Any]]], look: Row, **others: Any) -> Row:
-    """Return lines of (trial_id, x, y) as one trace with gaps: a trace a trial would make legend and page slow."""
+    """Return lines of (trial_id, x, y) as one trace with gaps: a trace per trial would slow down legend and page."""
     x: list[Any] = []
     y: list[Any] = []
     ids: list[int | None] = []
@@ -113,10 +113,10 @@ def line_trace(name: str, lines: Iterable[tuple[int, Sequence[Any], Sequence[Any
     }
 
 
-def upright(x: float, *, dash: str | None = None, **place: Any) -> Row:
-    """Return a vertical line from 0 to 1, drawn over the whole figure with yref="paper"."""
-    line = {"color": "@muted", "width": 1} | ({"dash": dash} if dash else {})
-    return {"type": "line", "x0": x, "x1": x, "y0": 0, "y1": 1, "line": line, **place}
+def upright(x: float) -> Row:
+    """Return a dotted vertical line over the whole height of a figure."""
+    line = {"color": "@muted", "width": 1, "dash": "dot"}
+    return {"type": "line", "x0": x, "x1": x, "yref": "paper", "y0": 0, "y1": 1, "line": line}
 
 
 def across(y: float, *, dash: str | None = None, **place: Any) -> Row:
@@ -137,19 +137,19 @@ def whiskers(up: Sequence[float], down: Sequence[float], **look: Any) -> Row:
 
 
 def axis(title: str, **others: Any) -> Row:
-    """Return an axis with its title."""
+    """Return an axis with a title."""
     return {"title": {"text": title}, **others}
 
 
 def position(parameter: Row, value: Any, trial_id: int) -> Any:
-    """Return where a value stands on its parameter's axis; those of a choice are spread so that none hides."""
+    """Return a value's position on its parameter's axis; points of a choice are spread so that none hides another."""
     if parameter["values"] is None:
         return value
     return parameter["values"].index(value) + spread(trial_id, 0.3) if value in parameter["values"] else None
 
 
 def domain_range(parameter: Row, values: Sequence[float]) -> list[float | None]:
-    """Return the ends of a range's axis: the domain and what was tried beside it, so that one point has a place."""
+    """Return the ends of a range's axis: the domain and the values tried, so that even a single point has an extent."""
     scale = math.log10 if parameter["log"] else float
     ends = [scale(value) for value in (parameter["low"], parameter["high"], *values)]
     pad = 0.04 * (max(ends) - min(ends) or 1.0)
@@ -157,25 +157,25 @@ def domain_range(parameter: Row, values: Sequence[float]) -> list[float | None]:
 
 
 def rung_words(rung: Row) -> str:
-    """Return what a rung is called: the share of the budget that a trial has used there."""
+    """Return a rung's name: the share of the budget that a trial has used there."""
     return f"{percent_words(rung['budget_frac'])} of the budget"
 
 
 def spread(trial_id: int, width: float) -> float:
-    """Return an offset within +-width/2 that is the same in every drawing of a trial."""
-    # Multiples of the golden ratio fill an interval evenly, however many come and whichever are missing.
+    """Return an offset within +-width/2, always the same for a trial."""
+    # Multiples of the golden ratio fill an interval evenly, whatever their number and whichever are missing.
     return short((trial_id * 0.6180339887 % 1 - 0.5) * width, 3) or 0.0
 
 
 def short_words(value: Any) -> str:
-    """Return a value as a tick's text, a word a line; what plotly would read for markup is escaped."""
+    """Return a value as a tick's text, a word a line, with plotly's markup escaped."""
     return html.escape(value_words(value)).replace("_", "<br>")
 
 
 def figure(
     key: str, title: str, alt: str, traces: Sequence[Row], layout: Row, *, height: int, min_width: int | None = None
 ) -> Row:
-    """Return a figure as the page draws it; min_width in px where it had better scroll than shrink."""
+    """Return a figure as the page draws it; below min_width (px) it scrolls and does not shrink."""
     return {
         "id": key,
         "title": title,

@@ -1,20 +1,21 @@
-"""The steps of every trial, thinned so that a report stays small and no spike is lost. Pictures, not facts."""
+"""The steps of every trial, thinned so that a report stays small and no spike is lost. For pictures, not for facts."""
 
+import math
 from typing import Any
 
 from results.study.folder import Study
 from trainable.errors import UserError
 
 MAX_VALUES, MIN_VALUES, ALL_VALUES = 400, 60, 40_000
-"""Of a trial's loss or gradient norm: at most, at least, and of all trials together about."""
+"""Values of a trial's loss or gradient norm: the most, the fewest, and about how many of all trials together."""
 
 
 def trial_traces(study: Study, trial_ids: list[int]) -> dict[str, dict[str, Any]]:
     """Return by trial_id {"at", "pairs", "loss", "grad", "lr", "nonfinite_at"} for every trial with readable steps.
 
-    at: optimizer step, one a bucket of consecutive steps. With pairs a bucket has two values of loss and grad, its
-    lowest and highest in the order they came; else one. lr has one a bucket. A value that is not finite is None;
-    nonfinite_at is the first step with such a loss or gradient norm.
+    at: the first optimizer step of each bucket of consecutive steps. With pairs a bucket has two values of loss and
+    grad, its lowest and highest in order of time, else one; it has one of lr. Non-finite values are None; nonfinite_at
+    is the first step with such a loss or gradient norm.
     """
     values = max(MIN_VALUES, min(MAX_VALUES, ALL_VALUES // max(1, len(trial_ids))))
     found = {}
@@ -36,7 +37,7 @@ def _trace(study: Study, trial_id: int, values: int) -> dict[str, Any] | None:
     try:
         table = read_table(path, STEPS)
     except UserError:
-        # The tables that the numbers come from are whole; a torn trace is no reason to withhold them.
+        # A damaged trace is no reason to withhold the report, whose numbers come from other tables.
         return None
     names = ("optimizer_steps", "train_loss", "grad_norm", "learning_rate")
     steps, loss, grad, rate = (table.column(name).to_numpy() for name in names)
@@ -73,9 +74,9 @@ def _extremes(series: Any, buckets: Any) -> list[float | None]:
 
 
 def short(value: Any, digits: int = 5) -> float | None:
-    """Return a number to so many digits for a picture, None when it is not finite."""
+    """Return a number rounded to so many digits, None when it is not finite."""
     number = float(f"{float(value):.{digits - 1}e}")
-    if number != number or number in (float("inf"), float("-inf")):
+    if not math.isfinite(number):
         return None
     # 7.0 is shorter as 7 in JSON.
     return int(number) if number.is_integer() and abs(number) < 1e15 else number

@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from results.study.atomic import write_atomic
+from spaces.budget import Budget
 from spaces.domains import Choice, FloatRange, points
 from spaces.read.load import load_space, space_from_toml
 from spaces.space import SearchSpace
@@ -77,7 +78,7 @@ def scaled(space: SearchSpace, budget_tokens: int, batch_divisor: int) -> Search
     assert frac is not None
     return replace(
         space,
-        budget_tokens=budget_tokens,
+        budget=Budget(tokens=budget_tokens),
         baseline=replace(space.baseline, batch_size=space.baseline.batch_size // batch_divisor),
         parameters=tuple(
             replace(one, domain=smaller(one.domain.examples())) if one.name == "batch_size" else one
@@ -209,7 +210,7 @@ def jobs(space: SearchSpace, count: int) -> Iterator[tuple[str, int, TrialConfig
     for number in range(count):
         point = point_at(space, number)
         for multiple in (1, LONGER) if number % EVERY_LONGER == 0 else (1,):
-            budget_tokens = multiple * space.budget_tokens
+            budget_tokens = multiple * space.budget.tokens
             config = with_token_budget(space.config_for(point), budget_tokens)
             for kind in KINDS:
                 yield kind, number, config, point.get(WARMUP_FRAC), budget_tokens

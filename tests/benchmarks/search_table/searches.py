@@ -228,7 +228,7 @@ class NePSPeer(Peer):
                 log = kind == "log_uniform"
                 parameters[name] = neps.HPOFloat(*arguments, log=log, prior=prior[name], **known)
         self._optimizer = neps.AskAndTell(neps.algorithms.priorband(neps.SearchSpace(parameters)))
-        self._ninth_tokens = space.budget_tokens / NINTHS
+        self._ninth_tokens = space.budget.tokens / NINTHS
         self.mark_tokens = []
 
     def ask(self) -> Proposal:
@@ -255,7 +255,7 @@ class NePSPeer(Peer):
 
 def ninths(space: SearchSpace) -> list[int]:
     """Return the token counts of eight ninths of the budget."""
-    return [space.budget_tokens * k // NINTHS for k in range(1, NINTHS)]
+    return [space.budget.tokens * k // NINTHS for k in range(1, NINTHS)]
 
 
 def plain_domains(space: SearchSpace) -> Iterator[tuple[str, str, tuple[Any, ...]]]:
