@@ -1,7 +1,8 @@
 """What is wrong with a study as a whole: unstable trials and where they lie, the baseline, the worst trials."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -58,8 +59,7 @@ def _with_own_verdict(trial: dict[str, Any], findings: Sequence[Diagnosis]) -> l
         next_step=same.next_step if same else "lower the learning rate, or give the schedule a longer warm-up",
         steps=(trial["optimizer_steps"],) * 2,
     )
-    # A recorded run that stops early looks cut off; this one was ended.
-    return ranked([own, *(finding for finding in findings if finding.kind not in (kind, "log_ends_early"))])
+    return ranked([own, *(finding for finding in findings if finding.kind != kind)])
 
 
 def report_of_study(study: Study) -> Report:
@@ -70,10 +70,8 @@ def report_of_study(study: Study) -> Report:
     baseline = baseline_trial(trials)
     trace = None
     if baseline is not None:
-        try:
+        with suppress(UserError):
             trace = trace_of_trial(study, baseline["trial_id"])
-        except UserError:
-            trace = None
     return Report(
         target=f"study {study.name}",
         about=f"study of {len(trials)} trials: {counts or 'none has started'}",
@@ -90,9 +88,7 @@ def diagnose_study(study: Study) -> list[Diagnosis]:
     Raises UserError when a file of the study is damaged.
     """
     trials = _judged_trials(study)
-    found = [*_unstable(trials), *_baseline(trials)]
-    found += _of_trials(study, _chosen(trials))
-    return ranked(found)
+    return ranked([*_unstable(trials), *_baseline(trials), *_of_trials(study, _chosen(trials))])
 
 
 def _judged_trials(study: Study) -> list[dict[str, Any]]:
@@ -101,11 +97,11 @@ def _judged_trials(study: Study) -> list[dict[str, Any]]:
     return ranked_trials(trials) or trials
 
 
-def _unstable(trials: Sequence[dict[str, Any]]) -> list[Diagnosis]:
+def _unstable(trials: Sequence[dict[str, Any]]) -> Iterator[Diagnosis]:
     ended = [trial for trial in trials if trial["status"] in ("completed", "stopped", *_BROKEN)]
     bad = [trial for trial in ended if trial["status"] == "unstable"]
     if not bad or len(bad) < UNSTABLE_FRAC * len(ended):
-        return []
+        return
     good_rates = [trial["learning_rate"] for trial in ended if trial["status"] in ("completed", "stopped")]
     rates = sorted(trial["learning_rate"] for trial in bad)
     said = [f"{len(bad)} of {len(ended)} ended trials, learning rates {rates[0]:.1e} to {rates[-1]:.1e}"]
@@ -116,49 +112,38 @@ def _unstable(trials: Sequence[dict[str, Any]]) -> list[Diagnosis]:
     reasons = sorted({str(trial["verdict"]).partition(" ")[0].rstrip(":") for trial in bad if trial["verdict"]})
     said += [f"verdicts: {', '.join(reasons)}"] if reasons else []
     where = f", at learning rates of {above:.1e} and more" if above else ", at all learning rates"
-    return [
-        Diagnosis(
-            kind="unstable_trials",
-            confidence=0.9 if len(bad) >= 3 else 0.7,
-            summary=f"{100 * len(bad) / len(ended):.0f} % of the trials were unstable{where}",
-            evidence="; ".join(said),
-            next_step=f"search learning rates up to about {above / 2:.1e}, or give the schedule a warm-up"
-            if above
-            else "the learning rate is not the only cause: make preflight, then make diagnose TARGET=STUDY/TRIAL",
-        )
-    ]
+    yield Diagnosis(
+        kind="unstable_trials",
+        confidence=0.9 if len(bad) >= 3 else 0.7,
+        summary=f"{100 * len(bad) / len(ended):.0f} % of the trials were unstable{where}",
+        evidence="; ".join(said),
+        next_step=f"search learning rates up to about {above / 2:.1e}, or give the schedule a warm-up"
+        if above
+        else "the learning rate is not the only cause: make preflight, then make diagnose TARGET=STUDY/TRIAL",
+    )
 
 
 def _limit(bad_rates: Sequence[float], good_rates: Sequence[float]) -> float | None:
     """Return the rate from which most trials were unstable and below which most held, if there is one."""
-    best: tuple[float, float] | None = None
-    for rate in sorted(set(bad_rates)):
-        wrong = sum(good >= rate for good in good_rates) + sum(bad < rate for bad in bad_rates)
-        if best is None or wrong < best[0]:
-            best = (wrong, rate)
-    assert best is not None
-    return (
-        best[1]
-        if best[0] <= 0.2 * (len(bad_rates) + len(good_rates)) and any(g < best[1] for g in good_rates)
-        else None
+    wrong, limit = min(
+        (sum(good >= rate for good in good_rates) + sum(bad < rate for bad in bad_rates), rate) for rate in bad_rates
     )
+    tells = wrong <= 0.2 * (len(bad_rates) + len(good_rates)) and min(good_rates) < limit
+    return limit if tells else None
 
 
-def _baseline(trials: Sequence[dict[str, Any]]) -> list[Diagnosis]:
+def _baseline(trials: Sequence[dict[str, Any]]) -> Iterator[Diagnosis]:
     trial = baseline_trial(trials)
     if trial is None or trial["status"] in ("completed", "running", "interrupted"):
-        return []
-    return [
-        Diagnosis(
-            kind="baseline_incomplete",
-            confidence=0.95,
-            summary=f"the baseline ended as {STATUS_LABELS[trial['status']]}: nothing can be compared with it",
-            evidence=f"trial {trial['trial_id']}, {trial['optimizer_steps']} steps, {trial['tokens_seen']} tokens"
-            + (f", verdict {trial['verdict']}" if trial["verdict"] else ""),
-            next_step=f"make diagnose TARGET=STUDY/{trial['trial_id']}; a baseline that cannot run is a "
-            "fault of the set-up",
-        )
-    ]
+        return
+    yield Diagnosis(
+        kind="baseline_incomplete",
+        confidence=0.95,
+        summary=f"the baseline ended as {STATUS_LABELS[trial['status']]}: nothing can be compared with it",
+        evidence=f"trial {trial['trial_id']}, {trial['optimizer_steps']} steps, {trial['tokens_seen']} tokens"
+        + (f", verdict {trial['verdict']}" if trial["verdict"] else ""),
+        next_step=f"make diagnose TARGET=STUDY/{trial['trial_id']}; the set-up is at fault where a baseline cannot run",
+    )
 
 
 def _chosen(trials: Sequence[dict[str, Any]]) -> list[int]:

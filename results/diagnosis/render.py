@@ -1,14 +1,14 @@
 """A diagnosis as a person or a program reads it: text for a terminal, lines for a pipe, JSON."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from results.diagnosis.diagnose import diagnose
 from results.diagnosis.findings import Diagnosis, capitalized, confidence_word
 from results.diagnosis.rules.time import missing_rows
 from results.diagnosis.run_view import Context, view
-from results.diagnosis.trace import Column, RunTrace, Unit
+from results.diagnosis.trace import Column, RunTrace
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -81,33 +81,24 @@ def to_json(report: Report) -> dict[str, Any]:
         "about": report.about,
         "healthy": report.is_healthy,
         "headline": report.headline,
-        "findings": [
-            {
-                "kind": finding.kind,
-                "confidence": round(finding.confidence, 2),
-                "confidence_word": confidence_word(finding.confidence),
-                "summary": finding.summary,
-                "evidence": finding.evidence,
-                "next_step": finding.next_step,
-                "first_step": finding.steps[0] if finding.steps else None,
-                "last_step": finding.steps[1] if finding.steps else None,
-            }
-            for finding in report.findings
-        ],
+        "findings": [_finding_to_json(finding) for finding in report.findings],
         "notes": list(report.notes),
     }
+
+
+def _finding_to_json(finding: Diagnosis) -> dict[str, Any]:
+    values = asdict(finding)
+    first, last = values.pop("steps") or (None, None)
+    values |= {"confidence": round(finding.confidence, 2), "confidence_word": confidence_word(finding.confidence)}
+    return {**values, "first_step": first, "last_step": last}
 
 
 def plain_text(report: Report) -> str:
     """Return the report for a pipe or a file: one line a thought, unbroken."""
     lines = [report.headline, report.about]
-    unit = report.trace.unit if report.trace else "step"
     for number, finding in enumerate(report.findings, start=1):
-        lines += [
-            "",
-            f"{number}. {_title(finding, unit)}",
-            *(f"   {label + ':':<9} {text}" for label, text in _rows(finding, number)),
-        ]
+        lines += ["", _title(report, number)]
+        lines += [f"   {label + ':':<9} {text}" for label, text in _rows(finding, number)]
     lines += ["", *(f"note: {note}" for note in report.notes)] if report.notes else []
     return "\n".join(lines) + "\n"
 
@@ -119,35 +110,31 @@ def render(report: Report) -> "RenderableType":
     from rich.table import Table
     from rich.text import Text
 
-    unit = report.trace.unit if report.trace else "step"
     parts: list[RenderableType] = [
         Text(report.headline, style="bold green" if report.is_healthy else "bold red"),
         Text(report.about, style="dim"),
     ]
     for number, finding in enumerate(report.findings, start=1):
         colour = "red" if finding.confidence >= 0.9 else "yellow"
-        parts.append(Text(f"\n{number}. {_title(finding, unit)}", style=f"bold {colour}"))
+        parts.append(Text(f"\n{_title(report, number)}", style=f"bold {colour}"))
         grid = Table.grid(padding=(0, 1))
         grid.add_column(style="dim", no_wrap=True)
         grid.add_column(overflow="fold")
         for label, text in _rows(finding, number):
             grid.add_row(Text(label), Text(text))
         parts.append(Padding(grid, (0, 0, 0, 3)))
-    parts += [
-        Text(f"\nnote: {note}" if index == 0 else f"note: {note}", style="dim")
-        for index, note in enumerate(report.notes)
-    ]
-    return Group(*parts)
+    notes = "\n".join(f"note: {note}" for note in report.notes)
+    return Group(*parts, Text(f"\n{notes}", style="dim")) if notes else Group(*parts)
 
 
-def _title(finding: Diagnosis, unit: Unit) -> str:
-    return f"{finding.kind.replace('_', ' ')} ({confidence_word(finding.confidence)}{_steps(finding.steps, unit)})"
-
-
-def _steps(steps: tuple[int, int] | None, unit: Unit) -> str:
-    if steps is None:
-        return ""
-    return f", {unit} {steps[0]}" if steps[0] == steps[1] else f", {unit}s {steps[0]} to {steps[1]}"
+def _title(report: Report, number: int) -> str:
+    finding = report.findings[number - 1]
+    unit = report.trace.unit if report.trace else "step"
+    where = ""
+    if finding.steps:
+        first, last = finding.steps
+        where = f", {unit} {first}" if first == last else f", {unit}s {first} to {last}"
+    return f"{number}. {finding.kind.replace('_', ' ')} ({confidence_word(finding.confidence)}{where})"
 
 
 def _rows(finding: Diagnosis, number: int) -> Sequence[tuple[str, str]]:

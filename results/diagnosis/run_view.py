@@ -1,4 +1,4 @@
-"""A RunTrace seen at a glance: its start, its coarse curve, its noise, what the stability monitor says. No findings."""
+"""RunView: a RunTrace with its start, its coarse curve and the stability monitor's findings. It judges nothing."""
 
 import math
 import statistics
@@ -21,12 +21,12 @@ CUSTOMARY_VOCAB_SIZES = (
 SUMMED = 1.8
 DIVIDED = 0.3
 SAME_RATIO = 1.25
-"""A training loss that is so many times the validation loss, ever the same, is scaled; nothing else keeps a ratio."""
+"""Training losses that keep one ratio to the validation losses, within this factor, are scaled."""
 FIRST_STEPS = 20
 FEW_STEPS = 1
 """A training loss recorded later is mostly a mean over the steps since the row before, not the loss of the start."""
 MEDIAN_ROWS = 200
-"""The median of so many rows, evenly taken, is near enough to that of a longer stretch, and costs the same for all."""
+"""The median of so many rows, evenly taken, is near enough to that of a longer stretch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,9 +265,9 @@ def _coarse(curve: Curve) -> Curve:
     )
 
 
-def evenly(values: Sequence[float]) -> Sequence[float]:
-    """Return the values, or at most 2 * MEDIAN_ROWS of them, evenly taken."""
-    return values[:: max(1, len(values) // MEDIAN_ROWS)]
+def evenly(values: Sequence[float], most: int = MEDIAN_ROWS) -> Sequence[float]:
+    """Return the values, or at most twice `most` of them, evenly taken."""
+    return values[:: max(1, len(values) // most)]
 
 
 def noise_sd(values: Sequence[float]) -> float:

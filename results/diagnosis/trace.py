@@ -3,9 +3,9 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import compress, pairwise
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from trainable.errors import UserError
 
@@ -23,7 +23,6 @@ class RunTrace:
     """One run in columns of equal length, a row per recorded step, steps strictly rising; None is not recorded.
 
     A loss or norm that was recorded as NaN or infinite is that float.
-    Raises UserError when the columns differ in length.
     """
 
     source: str
@@ -57,24 +56,20 @@ class RunTrace:
     def __post_init__(self) -> None:
         if not self.printed_steps_per_s:
             object.__setattr__(self, "printed_steps_per_s", (None,) * len(self.steps))
-        for name in ("train_loss", "val_loss", "grad_norm", "learning_rate", "step_time_s", "printed_steps_per_s"):
-            if len(getattr(self, name)) != len(self.steps):
-                raise UserError(
-                    f"{self.source}: column {name} has {len(getattr(self, name))} rows, not {len(self.steps)}."
-                )
+        assert all(len(getattr(self, name)) == len(self.steps) for name in get_args(Column)), self.source
         assert all(a < b for a, b in pairwise(self.steps)), self.source
 
     def series(self, column: Column) -> tuple[list[int], list[float]]:
         """Return the steps at which `column` was recorded, and its values there."""
-        pairs = [
-            (step, value) for step, value in zip(self.steps, getattr(self, column), strict=True) if value is not None
-        ]
-        return [step for step, _ in pairs], [value for _, value in pairs]
+        values = getattr(self, column)
+        rows = [row for row, value in enumerate(values) if value is not None]
+        return [self.steps[row] for row in rows], [values[row] for row in rows]
 
     def finite(self, column: Column) -> tuple[list[int], list[float]]:
         """Return the steps at which `column` is a finite number, and its values there."""
-        pairs = [(step, value) for step, value in zip(*self.series(column), strict=True) if math.isfinite(value)]
-        return [step for step, _ in pairs], [value for _, value in pairs]
+        steps, values = self.series(column)
+        finite = [math.isfinite(value) for value in values]
+        return list(compress(steps, finite)), list(compress(values, finite))
 
 
 def trace_of_trial(study: "Study", trial_id: int) -> RunTrace:

@@ -4,11 +4,12 @@ import io
 import math
 import statistics
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from results.diagnosis.findings import Diagnosis, capitalized
+from results.diagnosis.run_view import evenly
 from results.diagnosis.trace import Column, RunTrace
 from results.study.atomic import write_atomic
 from results.study.paths import shown
@@ -19,13 +20,14 @@ if TYPE_CHECKING:
 
 FORMATS = (".png", ".svg")
 MAX_POINTS = 4000
+FEW_POINTS = 60
+"""Fewer are drawn as dots as well."""
 MAX_CROSSES = 200
 LOG_SCALE_RATIO = 6.0
 WHOLE_RUN_FRAC = 0.9
 _INK, _FAINT, _TRAIN, _VAL, _OTHER = "#1f2933", "#cbd2d9", "#3b7dbd", "#e08a2e", "#4a5b6c"
 _MARKS = ("#c0392b", "#8e44ad", "#16806a", "#b7791f", "#34495e", "#7f5539")
 _MAX_MARKS = len(_MARKS)
-_PANEL_HEIGHTS = {"loss": 3.2, "gradient norm": 1.5, "learning rate": 1.3, "steps/s": 1.5}
 
 
 def plot_trace(trace: RunTrace, diagnoses: Sequence[Diagnosis], path: Path) -> None:
@@ -37,18 +39,16 @@ def plot_trace(trace: RunTrace, diagnoses: Sequence[Diagnosis], path: Path) -> N
     suffix = path.suffix.lower()
     if suffix not in FORMATS:
         raise UserError(f"{shown(path)}: a picture is written as {' or '.join(FORMATS)}.")
-    panels = [name for name, columns in _COLUMNS.items() if any(trace.series(column)[0] for column in columns)]
+    panels = [name for name, (*_, columns) in _PANELS.items() if any(trace.series(column)[0] for column in columns)]
     if not panels:
-        raise UserError(
-            f"{trace.source} records no loss, gradient norm, learning rate or speed: there is nothing to draw."
-        )
+        raise UserError(f"{trace.source} records no loss, gradient norm, learning rate or speed: nothing to draw.")
     # No pyplot: it keeps figures and picks a window system. The salt makes an SVG's ids the same each time.
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     marks = list(diagnoses[:_MAX_MARKS])
     heading = _heading(trace, marks)
-    heights = [_PANEL_HEIGHTS[name] for name in panels]
+    heights = [_PANELS[name][0] for name in panels]
     heading_inches = 0.35 + 0.19 * sum(line.count("\n") + 1 for line, _ in heading)
     with rc_context({"svg.hashsalt": "trace", "font.size": 9.5, "text.parse_math": False}):
         height = sum(heights) + 0.6 + heading_inches
@@ -59,7 +59,7 @@ def plot_trace(trace: RunTrace, diagnoses: Sequence[Diagnosis], path: Path) -> N
             left=0.085, right=0.985, bottom=0.5 / height, top=1 - (heading_inches + 0.2) / height, hspace=0.14
         )
         for name, panel in axes.items():
-            _PAINTERS[name](panel, trace)
+            _PANELS[name][1](panel, trace)
             _finish(panel, name)
         _mark(list(axes.values()), trace, marks)
         axes[panels[-1]].set_xlabel("optimizer step" if trace.unit == "step" else "row of the log")
@@ -74,7 +74,7 @@ def plot_trace(trace: RunTrace, diagnoses: Sequence[Diagnosis], path: Path) -> N
 
 
 def _heading(trace: RunTrace, marks: Sequence[Diagnosis]) -> list[tuple[str, str]]:
-    lines = [(f"{trace.source}" if marks else f"{trace.source}: nothing wrong found", _INK)]
+    lines = [(trace.source if marks else f"{trace.source}: nothing wrong found", _INK)]
     for number, finding in enumerate(marks, start=1):
         text = textwrap.shorten(capitalized(finding.summary), 260, placeholder=" …")
         lines.append((textwrap.fill(f"{number}  {text}", 150, subsequent_indent="    "), _MARKS[number - 1]))
@@ -84,16 +84,8 @@ def _heading(trace: RunTrace, marks: Sequence[Diagnosis]) -> list[tuple[str, str
 def _write_heading(figure: Any, heading: Sequence[tuple[str, str]], height: float) -> None:
     y: float = 1 - 0.12 / height
     for index, (text, colour) in enumerate(heading):
-        figure.text(
-            0.012,
-            y,
-            text,
-            color=colour,
-            va="top",
-            weight="bold" if index == 0 else "normal",
-            fontsize=9.5,
-            linespacing=1.25,
-        )
+        weight = "bold" if index == 0 else "normal"
+        figure.text(0.012, y, text, color=colour, va="top", weight=weight, fontsize=9.5, linespacing=1.25)
         y -= (0.24 if index == 0 else 0.19 * (text.count("\n") + 1)) / height
 
 
@@ -116,11 +108,9 @@ def _mark(panels: "Sequence[Axes]", trace: RunTrace, marks: Sequence[Diagnosis])
             continue
         start, end = (min(max(step, first), last) for step in finding.steps)
         colour = _MARKS[number - 1]
-        is_whole = end - start >= WHOLE_RUN_FRAC * span
-        for axes in panels:
-            if not is_whole:
-                axes.axvspan(start, max(end, start + 0.002 * span), color=colour, alpha=0.10, linewidth=0, zorder=0)
-                axes.axvline(start, color=colour, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+        for axes in panels if end - start < WHOLE_RUN_FRAC * span else ():
+            axes.axvspan(start, max(end, start + 0.002 * span), color=colour, alpha=0.10, linewidth=0, zorder=0)
+            axes.axvline(start, color=colour, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
         # A badge a line above the panel, moved aside when another is there.
         x: float = start
         while any(abs(x - other) < 0.022 * span for other in rows):
@@ -141,11 +131,10 @@ def _loss(axes: "Axes", trace: RunTrace) -> None:
         _line(axes, steps, values, label, colour)
         positive += [value for value in values if value > 0]
         bad = [step for step, value in zip(*trace.series(column), strict=True) if not math.isfinite(value)]
-        shown_bad = bad[:: max(1, len(bad) // MAX_CROSSES)]
         if bad:
-            height = axes.get_xaxis_transform()
+            crosses, height = evenly(bad, MAX_CROSSES), axes.get_xaxis_transform()
             axes.plot(
-                shown_bad, [0.97] * len(shown_bad), "x", color=_MARKS[0], transform=height, label=f"{label} not finite"
+                crosses, [0.97] * len(crosses), "x", color=_MARKS[0], transform=height, label=f"{label} not finite"
             )
     if positive and max(positive) > LOG_SCALE_RATIO * min(positive):
         _log_scale(axes)
@@ -154,11 +143,10 @@ def _loss(axes: "Axes", trace: RunTrace) -> None:
 def _line(axes: "Axes", steps: Sequence[int], values: Sequence[float], label: str, colour: str) -> None:
     if not steps:
         return
-    if len(steps) < 60:
+    if len(steps) < FEW_POINTS:
         axes.plot(steps, values, "-o", color=colour, markersize=3.5, linewidth=1.3, label=label)
         return
-    stride = max(1, len(steps) // MAX_POINTS)
-    axes.plot(steps[::stride], values[::stride], color=colour, alpha=0.35, linewidth=0.7)
+    axes.plot(evenly(steps, MAX_POINTS), evenly(values, MAX_POINTS), color=colour, alpha=0.35, linewidth=0.7)
     window = max(5, len(values) // 100)
     centres = range(0, len(values), max(1, window // 2))
     smooth = [statistics.median(values[max(0, at - window // 2) : at + window // 2 + 1]) for at in centres]
@@ -190,9 +178,8 @@ def _learning_rate(axes: "Axes", trace: RunTrace) -> None:
     steps, values = trace.finite("learning_rate")
     if not steps:
         return
-    stride = max(1, len(steps) // MAX_POINTS)
-    style = "-o" if len(steps) < 60 else "-"
-    axes.plot(steps[::stride], values[::stride], style, color=_OTHER, markersize=3.5, linewidth=1.3)
+    style = "-o" if len(steps) < FEW_POINTS else "-"
+    axes.plot(evenly(steps, MAX_POINTS), evenly(values, MAX_POINTS), style, color=_OTHER, markersize=3.5, linewidth=1.3)
     top = max(values)
     if top > 0:
         axes.set_ylim(-0.05 * top, 1.15 * top)
@@ -206,36 +193,27 @@ def _speed(axes: "Axes", trace: RunTrace) -> None:
         return
     printed_steps, printed = trace.finite("printed_steps_per_s")
     if trace.announced.get("printed_speed") == "mean" and len(printed) > 2:
-        stride = max(1, len(printed) // MAX_POINTS)
         axes.plot(
-            printed_steps[1::stride],
-            printed[1::stride],
-            color="#b0b8c1",
-            linewidth=1.1,
-            linestyle="--",
-            label="mean since the start, as printed",
-        )
+            evenly(printed_steps[1:], MAX_POINTS), evenly(printed[1:], MAX_POINTS), "--", color="#b0b8c1",
+            linewidth=1.1, label="mean since the start, as printed",
+        )  # fmt: skip
     ends, speeds = [step for step, _ in good], [speed for _, speed in good]
     if len(good) < 400:
         # Each window reaches back to the one before.
         axes.plot(
-            [trace.steps[0], *ends],
-            [speeds[0], *speeds],
-            color=_OTHER,
-            linewidth=1.4,
-            drawstyle="steps-pre",
+            [trace.steps[0], *ends], [speeds[0], *speeds], color=_OTHER, linewidth=1.4, drawstyle="steps-pre",
             label="measured",
-        )
+        )  # fmt: skip
     else:
         _line(axes, ends, speeds, "measured", _OTHER)
     high = sorted(speeds)[int(0.98 * (len(speeds) - 1))]
     axes.set_ylim(0, 1.25 * high)
 
 
-_COLUMNS: dict[str, tuple[Column, ...]] = {
-    "loss": ("train_loss", "val_loss"),
-    "gradient norm": ("grad_norm",),
-    "learning rate": ("learning_rate",),
-    "steps/s": ("step_time_s",),
+_PANELS: dict[str, tuple[float, Callable[["Axes", RunTrace], None], tuple[Column, ...]]] = {
+    "loss": (3.2, _loss, ("train_loss", "val_loss")),
+    "gradient norm": (1.5, _grad_norm, ("grad_norm",)),
+    "learning rate": (1.3, _learning_rate, ("learning_rate",)),
+    "steps/s": (1.5, _speed, ("step_time_s",)),
 }
-_PAINTERS = {"loss": _loss, "gradient norm": _grad_norm, "learning rate": _learning_rate, "steps/s": _speed}
+"""By title: height in inches, what draws it, and the columns of which one at least must be recorded."""

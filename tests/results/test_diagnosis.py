@@ -232,6 +232,12 @@ def test_a_slow_down_is_told_from_a_pause(log: Path) -> None:
     assert "1 h 00 min" in stall.summary
 
 
+def test_frequent_evaluations_are_no_slow_down(log: Path) -> None:
+    # A printed mean tells less of a step the longer the run: late windows all hold an evaluation, early ones none.
+    rows = falling(3.9, 3.2, total_steps=400, evaluations=10)
+    assert found(log, owner_log(rows, 400, progress_steps=6)) == []
+
+
 def test_a_slow_stretch_that_ends(log: Path) -> None:
     text = owner_log(falling(3.9, 3.2), 5000, step_s=lambda step: 1.9 if 2000 < step < 3500 else 0.95)
     (finding,) = found(log, text)

@@ -10,9 +10,11 @@ from results.diagnosis.render import report_of_trace
 from results.diagnosis.run_view import Context
 from results.diagnosis.trace import RunTrace
 from tests.results.logs.consoles import (
+    BITS,
     COMMAS,
     COMPOSER,
     CONSOLES,
+    FASTAI,
     NEOX,
     OLMO,
     PERPLEXITY,
@@ -321,6 +323,24 @@ def test_losses_in_bits_are_shown_in_nats(log: Path) -> None:
     assert "in bits" in trace.notes[0]
     (table := log.with_name("ppl.csv")).write_text(PERPLEXITY)
     assert read_training_log(table).train_loss[0] == pytest.approx(math.log(210.5))
+
+
+def test_bits_per_byte_alone_are_shown_in_nats_per_byte(log: Path) -> None:
+    trace = read(log, BITS)
+    assert trace.train_loss[0] == pytest.approx(1.01 * math.log(2))
+    assert "nats per byte" in trace.notes[0]
+    # Beside a loss they say the same in another unit.
+    trace = read(log, BITS.replace("| lr", "| loss 3.30 | lr"))
+    assert set(trace.train_loss) == {3.30}
+    assert trace.series("val_loss") == ([], [])
+
+
+def test_a_table_of_columns_apart(log: Path) -> None:
+    trace = read(log, FASTAI)
+    assert counts(trace) == (20, 20)
+    assert trace.unit == "row"
+    trace = read(log, "step  loss  notes\nnothing yet\nstep 1 loss 3.1 | ok\nstep 2 loss 3.0 | ok\n")
+    assert trace.train_loss == (3.1, 3.0)
 
 
 def test_a_point_is_a_comma_in_half_of_the_world(tmp_path: Path) -> None:

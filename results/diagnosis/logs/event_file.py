@@ -33,17 +33,13 @@ def event_rows(file: BinaryIO, notes: list[str]) -> Iterator[LogRow]:
         if not scalars:
             continue
         if step is not None and (event.step != step or not scalars.keys().isdisjoint(values)):
-            yield from _row(values)
+            if row := row_of(values):
+                yield row
             values = {}
         step = event.step
         first_s = event.wall_time if first_s is None else first_s
         values = {**values, **scalars, "step": step, "elapsed_s": event.wall_time - first_s}
-    yield from _row(values)
-
-
-def _row(values: dict[str, object]) -> Iterator[LogRow]:
-    row = row_of(values)
-    if row is not None:
+    if row := row_of(values):
         yield row
 
 

@@ -1,7 +1,6 @@
 """Training logs that are JSON documents: a Trainer's trainer_state.json, or a list of objects with a loss."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 from results.diagnosis.logs.lines import MAX_LINE_BYTES, LogRow
@@ -19,7 +18,7 @@ def json_rows(text: str) -> tuple[list[LogRow], dict[str, str]] | None:
     objects = document.get("log_history") if isinstance(document, dict) else document
     if not isinstance(objects, list):
         return None
-    rows = list(_rows(objects))
+    rows = [row for values in objects if isinstance(values, dict) and (row := row_of(values))]
     if not rows:
         return None
     return rows, _announced(document) if isinstance(document, dict) else {}
@@ -35,13 +34,6 @@ def json_line(line: bytes) -> LogRow | None:
     except (ValueError, RecursionError):
         return None
     return row_of(values) if isinstance(values, dict) else None
-
-
-def _rows(objects: list[Any]) -> Iterator[LogRow]:
-    for values in objects:
-        row = row_of(values) if isinstance(values, dict) else None
-        if row is not None:
-            yield row
 
 
 def _announced(document: dict[str, Any]) -> dict[str, str]:

@@ -10,9 +10,7 @@ _COUNT = rb"\d+(?:\.\d+)?k\b|%b" % _INT
 _NUMBER = rb"(?>[-+]?(?:nan|inf(?:inity)?|(?:(?:%b)(?:\.\d*)?|\.\d+)(?:e[-+]?\d+)?))(?!\w)" % _INT
 # Behind a digit a number cannot begin: a search from every digit of a long run would take the square of its length.
 _PLAIN = rb"(?<![\d.,])([\d.,]*\d)"
-_ASSIGN = rb"['\"]?\s*(?:[:=]|\bis\b)?\s*(?:tensor\(|np\.float\d+\(|\[)?\s*['\"]?\s*"
-
-OWNER_PROGRESS = re.compile(rb"step (\d+)/(\d+) \([\d.]+%\) \| ([\d.]+) steps/sec \| ETA: ([\d.]+)m\s*$")
+_ASSIGN = rb"['\"]?\s*(?:[:=]|\bis\b)?\s*(?:(?:j?np\.)?(?:tensor|array|float\d+)\(|\[)?\s*['\"]?\s*"
 
 EPOCH_HEADER = re.compile(rb"\W{0,12}epoch\W{1,3}(\d+)", re.I)
 MAX_LINE_BYTES = 4096
@@ -24,7 +22,7 @@ MEASURED = (1e-9, 1e15)
 _ANSI = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?")
 _STEP = re.compile(
     rb"(?<![\w/])(?:global[_ ]?|train[_ ]?|opt(?:imizer)?[_ ]?)?"
-    rb"(step|iter(?:ation)?|it|(?:num_)?updates?|batch|(?<!\w )steps)\b"
+    rb"(step|iter(?:ation)?|it|(?:num_)?updates?|batch|(?<!\w )steps)\b(?:/max_steps)?"
     rb"['\"]?\s*[:=#|]?\s*\[?\s*['\"]?(%b)(?:\s*(?:/|of)\s*(%b))?" % (_COUNT, _COUNT),
     re.I,
 )
@@ -32,6 +30,7 @@ _STEP = re.compile(
 _HEADING = re.compile(rb"(?:(?:\[|[=-]{2,} )%b|%b.{0,40}:\s*$)" % (_STEP.pattern, _STEP.pattern), re.I)
 """A step above a block of indented lines, or above the losses of an evaluation."""
 _BARE_STEP = re.compile(rb"(\d+) \| ")
+_COUNTED = re.compile(rb"(?<![\d.])(\d+)/ *(\d+) (?:batches|steps)\b")
 _BAR = re.compile(rb"(?<!\d)(\d+)/(\d+)\s*\[(?:(\d+):)?(\d+):(\d+)<")
 _OTHER_BAR = re.compile(rb"\s*(?!epoch|train|step|iter)[a-z][^|]{0,80}:\s+\d{1,3}%\|", re.I)
 """tqdm's bar of something else: a download, a tokenizer, an evaluation. The training loop's mostly has no words."""
@@ -45,7 +44,9 @@ _TERSE = re.compile(rb"\s*(?:s:)?(\d+)\s+(train|val|trl|tel)[ :]\s*(%b)" % _NUMB
 """A row of llm.c's main.log, "s:250 tel:6.12", or of build-nanogpt's log.txt, "250 val 6.12"."""
 _MEGATRON_VAL = re.compile(rb"validation loss at iteration (\d+).{0,40}\blm loss value:\s*(%b)" % _NUMBER, re.I)
 _PERPLEXITY = re.compile(
-    rb"(?:(?<![\w])([a-z]+)[ _/.:-]{1,2})?(?<![a-z])(?:ppl|perplexity)%b(%b)" % (_ASSIGN, _NUMBER), re.I
+    rb"(?:(?<![\w])([a-z]+)[ _/.:-]{1,2})?(?<![a-z])(?:ppl|perplexity|(bp[bc]|bits[_ /]per[_ ](?:byte|char\w*)))%b(%b)"
+    % (_ASSIGN, _NUMBER),
+    re.I,
 )
 _BARE_LOSS = re.compile(rb"(?<![\w])(train(?:ing)?|val(?:id(?:ation)?)?|eval)\s*[:=]?\s*(%b)" % _NUMBER, re.I)
 _LEARNING_RATE = re.compile(
@@ -91,6 +92,7 @@ OTHER_WORDS = frozenset(
     b"best min max lowest final last prev previous initial start scale scaler aux z kl moe balance router reg target"
     b" expected patience delta improved".split()
 )
+LOSS_NAMES = ("train_loss", "val_loss", "train_perplexity", "val_perplexity", "train_bits", "val_bits")
 _SECONDS = {b"ms": 0.001, b"s": 1.0, b"sec": 1.0, b"m": 60.0, b"min": 60.0, b"h": 3600.0}
 
 
@@ -110,6 +112,9 @@ class LogRow:
     val_loss: float | None = None
     train_perplexity: float | None = None
     val_perplexity: float | None = None
+    train_bits: float | None = None
+    """Per byte or character."""
+    val_bits: float | None = None
     grad_norm: float | None = None
     learning_rate: float | None = None
     steps_per_s: float | None = None
@@ -131,28 +136,14 @@ class LogRow:
 
     @property
     def has_loss(self) -> bool:
-        """Whether a loss is there, or the perplexity that it is computed from."""
-        losses = (self.train_loss, self.val_loss, self.train_perplexity, self.val_perplexity)
-        return any(loss is not None for loss in losses)
+        """Whether a loss is there, or the perplexity or bits that it is computed from."""
+        return any(getattr(self, name) is not None for name in LOSS_NAMES)
 
     @property
     def says_something(self) -> bool:
         """Whether anything beside the step is there."""
         numbers = (self.grad_norm, self.learning_rate, self.steps_per_s, self.step_time_s, self.elapsed_s, self.bar_s)
         return self.has_loss or any(number is not None for number in numbers)
-
-
-def read_owner_progress(line: bytes) -> LogRow | None:
-    """Return the row of a bare progress line of `make train`: the case that makes up most of a long log."""
-    match = OWNER_PROGRESS.match(line)
-    if match is None:
-        return None
-    step, total, speed, eta = match.groups()
-    row = LogRow(step=_step(step), total_steps=_step(total), steps_per_s=_measured(speed), eta_s=_measured(eta))
-    if row.step is None:
-        return None
-    row.eta_s = None if row.eta_s is None else row.eta_s * 60
-    return row
 
 
 def read_line(line: bytes, *, step: int | None = None) -> LogRow | None:
@@ -199,8 +190,7 @@ def read_summary(line: bytes) -> int | None:
 
 def _read_step(row: LogRow, line: bytes) -> None:
     bar = _BAR.search(line) if b"[" in line else None
-    found = None
-    iteration = None
+    found = iteration = None
     for match in _STEP.finditer(line):
         iteration = match if iteration is None and match[1].lower().startswith(b"it") else iteration
         # "iter 100 step 25": with accumulation iterations are not optimizer steps.
@@ -217,22 +207,20 @@ def _read_step(row: LogRow, line: bytes) -> None:
         row.total_steps = _step(found[3]) if found[3] else None
     elif not bar and (bare := _BARE_STEP.match(line)):
         row.step = _step(bare[1])
-    if b"poch" in line or b"POCH" in line:
-        epoch = _EPOCH.search(line)
-        if epoch:
-            row.epoch = _measured(epoch[1])
+    elif not bar and b"/" in line and (counted := _COUNTED.search(line)):
+        row.step, row.total_steps = _step(counted[1]), _step(counted[2])
+    if _has(line, b"poch", b"POCH") and (epoch := _EPOCH.search(line)):
+        row.epoch = _measured(epoch[1])
 
 
 def _read_losses(row: LogRow, line: bytes) -> None:
-    terse = _TERSE.match(line)
-    megatron_val = _MEGATRON_VAL.search(line) if b"validation loss at" in line else None
-    if terse:
+    if terse := _TERSE.match(line):
         row.step = _step(terse[1])
         _set(row, "train_loss" if terse[2] in (b"train", b"trl") else "val_loss", terse, 3, line)
-    if megatron_val:
+        return
+    if b"validation loss at" in line and (megatron_val := _MEGATRON_VAL.search(line)):
         row.step = _step(megatron_val[1])
         _set(row, "val_loss", megatron_val, 2, line)
-    if terse or megatron_val:
         return
     for match in _LOSS.finditer(line) if _has(line, b"oss", b"OSS", b"ntropy") else ():
         before, after = (match[1] or b"").lower(), (match[2] or b"").lower()
@@ -246,14 +234,14 @@ def _read_losses(row: LogRow, line: bytes) -> None:
         else:
             continue
         _set(row, name, match, 3, line)
-    for match in _PERPLEXITY.finditer(line) if _has(line, b"ppl", b"PPL", b"erplexity") else ():
-        _set(row, "val_perplexity" if (match[1] or b"").lower() in VAL_WORDS else "train_perplexity", match, 2, line)
+    for match in _PERPLEXITY.finditer(line) if _has(line, b"ppl", b"PPL", b"erplexity", b"bp", b"its") else ():
+        side = "val" if (match[1] or b"").lower() in VAL_WORDS else "train"
+        _set(row, f"{side}_{'bits' if match[2] else 'perplexity'}", match, 3, line)
     if not row.has_loss and row.step is not None and b"rain" in line:
         # "step 10 | train 3.21 | val 3.40"
         for match in _BARE_LOSS.finditer(line):
             _set(row, "val_loss" if match[1].lower() in VAL_WORDS else "train_loss", match, 2, line)
-    litgpt = _LITGPT_VAL.search(line) if b"val:" in line else None
-    if litgpt:
+    if b"val:" in line and (litgpt := _LITGPT_VAL.search(line)):
         _set(row, "val_loss", litgpt, 1, line)
     if row.val_loss is not None and row.train_loss is None and row.train_perplexity is not None:
         # "val loss 3.21, ppl 24.8"
@@ -277,28 +265,22 @@ def _set(row: LogRow, name: str, match: re.Match[bytes], group: int, line: bytes
 
 
 def _read_times(row: LogRow, line: bytes) -> None:
-    speed = _STEPS_PER_S.search(line) or _STEPS_PER_S_KEY.search(line)
-    if speed:
+    if speed := _STEPS_PER_S.search(line) or _STEPS_PER_S_KEY.search(line):
         row.steps_per_s = _measured(speed[1])
-    with_unit = _STEP_TIME_UNIT.search(line)
-    if with_unit:
+    if with_unit := _STEP_TIME_UNIT.search(line):
         row.step_time_s = _if_measured(_float(with_unit[2]) * _SECONDS[with_unit[1]])
     for name, pattern in (("step_time_s", _S_PER_STEP), ("step_time_s", _STEP_TIME), ("elapsed_s", _ELAPSED)):
         match = pattern.search(line)
         if match and getattr(row, name) is None:
             setattr(row, name, _scaled(match))
     if row.step_time_s is None and row.elapsed_s is None:
-        bare_ms = _BARE_MS.search(line)
-        bare_s = None if bare_ms else _BARE_S.search(line)
-        if bare_ms:
+        if bare_ms := _BARE_MS.search(line):
             row.step_time_s = _if_measured(_float(bare_ms[1]) / 1000)
-        elif bare_s:
+        elif bare_s := _BARE_S.search(line):
             row.bare_s = _measured(bare_s[1])
-    eta = _ETA.search(line)
-    if eta:
+    if eta := _ETA.search(line):
         row.eta_s = _scaled(eta)
-    stamp = _TIME_STAMP.search(line[:80])
-    if stamp:
+    if stamp := _TIME_STAMP.search(line[:80]):
         row.stamp_s = _stamp_s(stamp)
 
 

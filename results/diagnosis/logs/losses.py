@@ -16,7 +16,10 @@ def is_same(a: float | None, b: float | None) -> bool:
 
 
 def in_nats(rows: Sequence[LogRow], notes: list[str]) -> None:
-    """Give losses in nats/token to rows that have perplexities alone, and to those whose losses are in bits."""
+    """Give losses in nats/token to rows that have perplexities alone, and to those whose losses are in bits.
+
+    A log that has nothing but bits per byte gets nats/byte.
+    """
     said = [
         (loss, perplexity)
         for row in rows
@@ -37,6 +40,11 @@ def in_nats(rows: Sequence[LogRow], notes: list[str]) -> None:
             perplexity = getattr(row, name)
             if getattr(row, loss_name) is None and perplexity is not None and not perplexity <= 0:
                 setattr(row, loss_name, math.log(perplexity))
+    if all(row.train_loss is None and row.val_loss is None for row in rows):
+        for row in rows:
+            row.train_loss, row.val_loss = (bits and bits * math.log(2) for bits in (row.train_bits, row.val_bits))
+        if any(row.has_loss for row in rows):
+            notes.append("the losses are in bits per byte or character: they are shown in nats per byte or character")
 
 
 def drop_carried(rows: Sequence[LogRow]) -> None:

@@ -9,7 +9,8 @@ from results.diagnosis.logs.named_values import field_of, has_columns, row_of
 
 HEADER_LINES = 40
 """A table begins within so many lines, or the file is none."""
-_DELIMITERS = (",", "\t", ";", "|")
+_COLUMN_GAP = "  "
+_DELIMITERS = (",", "\t", ";", "|", _COLUMN_GAP)
 _MARKDOWN_RULE = re.compile(r"[\s|:+-]*-[\s|:+-]*")
 _TENSORBOARD_COLUMNS = ("wall time", "step", "value")
 
@@ -48,12 +49,13 @@ def table_rows(text: str, header: tuple[int, str, list[str]]) -> Iterator[LogRow
     for run in sorted({_run_of(name) for name in columns if _run_of(name)}) or [""]:
         chosen = sorted({*shared, *(index for index, name in enumerate(columns) if _run_of(name) == run)})
         for cells in table:
-            row = row_of({columns[index]: cells[index] for index in chosen if index < len(cells)})
-            if row is not None:
+            if row := row_of({columns[index]: cells[index] for index in chosen if index < len(cells)}):
                 yield row
 
 
 def _cells(line: str, delimiter: str) -> list[str]:
+    if delimiter == _COLUMN_GAP:
+        return re.split(r"\s{2,}", line.strip())
     if delimiter == "|":
         line = line.strip().strip("|")
     return [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter), [])]

@@ -2,11 +2,11 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from itertools import pairwise
 
-from results.diagnosis.logs.lines import MAX_STEP, OTHER_WORDS, VAL_WORDS, LogRow
+from results.diagnosis.logs.lines import LOSS_NAMES, MAX_STEP, OTHER_WORDS, VAL_WORDS, LogRow
 
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 _BOUNDS = ("__min", "__max")
@@ -15,11 +15,12 @@ _JOINED = {"valloss": ("val", "loss"), "trainloss": ("train", "loss"), "evalloss
 _STEP_NAMES = (
     ("trainer", "global", "step"), ("train", "global", "step"), ("global", "step"), ("optimizer", "step"), ("step",),
     ("steps",), ("train", "step"), ("iteration",), ("iter",), ("iters",), ("it",), ("num", "updates"),
-    ("valid", "num", "updates"), ("update",),
+    ("valid", "num", "updates"), ("update",), ("current", "steps"),
 )  # fmt: skip
 """The first that a row holds is its step; W&B's own counter `_step` comes out as ("step",)."""
 _CLOCK_NAMES = (("runtime",), ("elapsed",), ("elapsed", "s"), ("elapsed", "time"), ("relative", "time", "wall"))
 _SPEED_NAMES = (("steps", "per", "second"), ("train", "steps", "per", "second"), ("it", "sec"), ("steps", "per", "s"))
+_TOTAL_NAMES = (("total", "steps"), ("max", "steps"))
 _TIMES = {("step", "time", "s"): 1.0, ("step", "time"): 1.0, ("step", "time", "ms"): 0.001, ("dt", "ms"): 0.001,
           ("iter", "time"): 1.0, ("iter", "time", "ms"): 0.001}  # fmt: skip
 _NUMBER = re.compile(r"([-+]?(?:\d{1,3}(?:,\d{3})+|\d*)(?:\.\d*)?(?:e[-+]?\d+)?)(k|m|%)?", re.I)
@@ -34,19 +35,29 @@ def row_of(values: Mapping[str, object]) -> LogRow | None:
         return None
     row = LogRow()
     ranks: dict[str, tuple[int, int]] = {}
-    for name, value in values.items():
+    for name, value in _split(values):
         meaning = field_of(name)
         number = number_of(value)
         if meaning is None or number is None:
             continue
         field, *rank = meaning
-        if field == "step" and not (0 <= number <= MAX_STEP):
+        is_count = field in ("step", "total_steps")
+        if is_count and not (0 <= number <= MAX_STEP):
             continue
         if field not in ranks or tuple(rank) < ranks[field]:
             ranks[field] = (rank[0], rank[1])
             scale = _TIMES.get(words_of(name), 1.0) if field == "step_time_s" else 1.0
-            setattr(row, field, int(number) if field == "step" else number * scale)
+            setattr(row, field, int(number) if is_count else number * scale)
     return row if row.says_something else None
+
+
+def _split(values: Mapping[str, object]) -> Iterator[tuple[str, object]]:
+    """Yield the names and values; of "global_step/max_steps": "10/800" both parts."""
+    for name, value in values.items():
+        if isinstance(value, str) and name.count("/") == value.count("/") == 1:
+            yield from zip(name.split("/"), value.split("/"), strict=True)
+        else:
+            yield name, value
 
 
 @cache
@@ -56,20 +67,23 @@ def field_of(name: str) -> tuple[str, int, int] | None:
     if not words or name.lower().endswith(_BOUNDS) or not OTHER_WORDS.isdisjoint(word.encode() for word in words):
         return None
     # W&B's export puts the run's name before the metric's.
-    for names, field in ((_STEP_NAMES, "step"), (_CLOCK_NAMES, "elapsed_s"), (_SPEED_NAMES, "steps_per_s")):
+    for names, field in (
+        (_STEP_NAMES, "step"), (_TOTAL_NAMES, "total_steps"), (_CLOCK_NAMES, "elapsed_s"),
+        (_SPEED_NAMES, "steps_per_s"),
+    ):  # fmt: skip
         if words in names:
             return field, names.index(words), 0
     if words in _TIMES:
         return "step_time_s", 0, 0
     if words[-1] == "epoch" and "loss" not in words:
         return "epoch", len(words), 0
+    is_val = any(word.encode() in VAL_WORDS for word in words)
     if "loss" in words or words[-2:] == ("cross", "entropy"):
-        is_val = any(word.encode() in VAL_WORDS for word in words)
         # Lightning writes train_loss_step and train_loss_epoch: the first is what a row is of.
         return ("val_loss" if is_val else "train_loss"), int("epoch" in words), len(words)
-    if words[-1] in ("ppl", "perplexity"):
-        is_val = any(word.encode() in VAL_WORDS for word in words)
-        return ("val_perplexity" if is_val else "train_perplexity"), 0, len(words)
+    is_bits = words[-1] in ("bpb", "bpc") or words[-3:-1] == ("bits", "per")
+    if is_bits or words[-1] in ("ppl", "perplexity"):
+        return f"{'val' if is_val else 'train'}_{'bits' if is_bits else 'perplexity'}", 0, len(words)
     if words[0] == "lr" or words[-1] == "lr" or ("learning", "rate") in pairwise(words):
         return "learning_rate", len(words), 0
     if "gnorm" in words or ({"grad", "gradient"} & set(words) and "norm" in words):
@@ -103,5 +117,4 @@ def number_of(value: object) -> float | None:
 def has_columns(names: Iterable[str]) -> bool:
     """Whether names of columns are those of a training log: a loss, and what it belongs to."""
     fields = {meaning[0] for name in names if (meaning := field_of(name))}
-    losses = {"train_loss", "val_loss", "train_perplexity", "val_perplexity"}
-    return bool(fields & losses) and bool(fields & {"step", "epoch"})
+    return not fields.isdisjoint(LOSS_NAMES) and not fields.isdisjoint(("step", "epoch"))

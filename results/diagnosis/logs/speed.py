@@ -1,6 +1,5 @@
 """How long a step took at each stretch of a log, whatever it prints of time. A mean since the start is undone."""
 
-import statistics
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -39,7 +38,7 @@ def step_times(rows: Sequence[LogRow]) -> tuple[Samples, bool]:
         return _windows(points), counted_from is not None
     own = _own_times(rows)
     if own:
-        return _thinned(own), False
+        return own[:: max(1, len(own) // MAX_SAMPLES)], False
     # Both are printed in whole seconds.
     for stamped in (_column(rows, "bar_s"), _column(rows, "stamp_s")):
         if len(stamped) >= 2:
@@ -132,11 +131,3 @@ def _own_times(rows: Sequence[LogRow]) -> Samples:
         return times
     speeds = [(step, 1 / speed) for step, speed in _column(rows, "steps_per_s") if speed]
     return speeds if len(speeds) >= 2 else [(step, bare_s) for step, bare_s in _column(rows, "bare_s") if bare_s]
-
-
-def _thinned(samples: Samples) -> Samples:
-    stride = len(samples) // MAX_SAMPLES
-    if stride < 2:
-        return samples
-    groups = [samples[start : start + stride] for start in range(0, len(samples), stride)]
-    return [(group[-1][0], statistics.median(value for _, value in group)) for group in groups]

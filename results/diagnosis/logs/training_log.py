@@ -15,14 +15,7 @@ from typing import BinaryIO, cast
 from results.diagnosis.logs.event_file import event_rows, is_event_file
 from results.diagnosis.logs.hints import MAX_DIGITS, read_hints
 from results.diagnosis.logs.json_log import json_line, json_rows
-from results.diagnosis.logs.lines import (
-    EPOCH_HEADER,
-    LogRow,
-    read_heading,
-    read_line,
-    read_owner_progress,
-    read_summary,
-)
+from results.diagnosis.logs.lines import EPOCH_HEADER, LogRow, read_heading, read_line, read_summary
 from results.diagnosis.logs.losses import drop_carried, in_nats, is_same
 from results.diagnosis.logs.metric_tables import table_header, table_rows
 from results.diagnosis.logs.runs import drop_cut_numbers, number_rows, runs_of, step_of
@@ -127,9 +120,10 @@ def _read_document(file: BinaryIO, head: bytes, name: str, reader: "_Reader") ->
     header = table_header(head.decode("utf-8-sig", "replace"), name.removesuffix(".gz").removesuffix(".csv"))
     if header is None:
         return False
-    for row in table_rows(file.read().decode("utf-8-sig", "replace"), header):
+    rows = list(table_rows(file.read().decode("utf-8-sig", "replace"), header))
+    for row in rows:
         reader.add_row(row)
-    return True
+    return bool(rows)
 
 
 def _open(path: Path) -> BinaryIO:
@@ -204,12 +198,13 @@ class _Reader:
         if self.rows.stride > 1 and not self.rows.takes(self._line) and not _TELLING.search(line):
             return
         rank = _RANK.match(line)
-        if rank and rank[1].lstrip(b"0") != self._rank:
-            self._rank = rank[1].lstrip(b"0") if self._rank is None else self._rank
-            if rank[1].lstrip(b"0") != self._rank:
+        if rank:
+            number = rank[1].lstrip(b"0")
+            self._rank = number if self._rank is None else self._rank
+            if number != self._rank:
                 return
         step = self._heading if line[:1] in b" \t" else None
-        row = read_owner_progress(line) or json_line(line) or read_line(line, step=step)
+        row = json_line(line) or read_line(line, step=step)
         if row is None or _REPEATS.match(line) or (self._is_over and row.step is None):
             self._read_other(line)
             return
@@ -287,18 +282,14 @@ class _Reader:
                 # Evaluated again: the run was resumed at that step.
                 same = False
         same = same and not row.after_restart
-        if (
-            before is None
-            or not same
-            or (before.train_loss is not None and row.train_loss is not None and not before.val_loss)
-        ):
-            self._close()
-            if before is not None and same:
-                # The same step once more (by another of the log's lines, by a micro-batch): it adds what it has.
-                _fill(row, before)
-            self._open_row = row
+        if before is not None and same and (before.train_loss is None or row.train_loss is None or before.val_loss):
+            _fill(before, row)
             return
-        _fill(before, row)
+        self._close()
+        if before is not None and same:
+            # The same step once more (by another of the log's lines, by a micro-batch): it adds what it has.
+            _fill(row, before)
+        self._open_row = row
 
     def _close(self) -> None:
         row, self._open_row = self._open_row, None

@@ -13,7 +13,8 @@ OVERFIT_NOISE = 4.0
 FEW_EVALUATIONS = 8
 FALL_NATS = 0.02
 FALL_OF_RISE = 0.3
-"""A training loss that falls by less than this share of what validation rises is flat."""
+FALL_FRAC = 0.2
+"""... and by less than this share of itself."""
 MILD_RISE = 0.015
 MILD_NOISE = 2.0
 MILD_FALL = 0.1
@@ -63,7 +64,7 @@ def _rising_validation(run: RunView) -> Diagnosis | None:
         return None
     if train_then is None or train_now is None:
         confidence, train_text = 0.5, "the training loss is not recorded"
-    elif train_now < train_then - max(FALL_NATS, FALL_OF_RISE * rise) or mild:
+    elif mild or train_then - train_now > min(max(FALL_NATS, FALL_OF_RISE * rise), FALL_FRAC * train_then):
         confidence, train_text = 0.92, f"the training loss fell from {train_then:.3f} to {train_now:.3f} meanwhile"
     elif min(rise, train_now - train_then) >= max(BOTH_RISE, OVERFIT_NOISE * noise):
         return Diagnosis(

@@ -15,6 +15,8 @@ from trainable.stability import StabilityRules
 
 RULES = StabilityRules()
 HIDDEN_ROWS = 3
+FALLEN_NATS = 0.01
+"""A training loss below that becomes 0 in four decimals has fallen there."""
 MANY_OVERFLOWS = 20
 WORSE_NATS = 0.25
 WORSE_NOISE = 4.0
@@ -95,7 +97,7 @@ def _hidden_nonfinite(run: RunView) -> Diagnosis | None:
     zero = next((index + 1 for index in reversed(range(len(run.train))) if run.train.values[index]), 0)
     if len(norms) - bad >= HIDDEN_ROWS:
         step, what = steps[bad], f"the gradient norm is {norms[bad]:g}"
-    elif len(run.train) - zero >= HIDDEN_ROWS:
+    elif len(run.train) - zero >= HIDDEN_ROWS and (zero == 0 or run.train.values[zero - 1] > FALLEN_NATS):
         step, what = run.train.steps[zero], "the training loss is exactly 0"
     else:
         return None

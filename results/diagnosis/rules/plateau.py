@@ -3,7 +3,15 @@
 import statistics
 
 from results.diagnosis.findings import Diagnosis
-from results.diagnosis.rules.start import BELOW_UNIFORM, DOUBTFUL_NATS, LEARNED_NATS, is_flat, worse_than_uniform
+from results.diagnosis.rules.start import (
+    BELOW_UNIFORM,
+    DOUBTFUL_NATS,
+    LEARNED_NATS,
+    TOO_HIGH_LR,
+    is_flat,
+    is_ruinous,
+    worse_than_uniform,
+)
 from results.diagnosis.run_view import RunView
 
 GPT2_FLOOR_NATS = 6.3
@@ -11,7 +19,6 @@ GPT2_FLOOR_NATS = 6.3
 FLOOR_MARGIN = 0.35
 """What the stability monitor's plateau rule uses."""
 TOO_LOW_SCRATCH = 5e-5
-TOO_HIGH_SCRATCH = 2e-2
 HIGH_AT_ONCE = 2e-3
 """Without a warm-up."""
 TOO_LOW_FINE = 2e-6
@@ -20,8 +27,11 @@ NEGLIGIBLE_LR = 5e-7
 STANDS_NATS = 0.03
 FLAGGED_MARGIN = 0.3
 NEVER_LOWER = 0.4
-"""A run that was lower did not stop learning: it lost what it had."""
+"""A run that was lower by this has not stopped learning: it has diverged."""
 MIN_STEPS = 150
+RUINED_MARGIN = 0.5
+SETTLED_FRAC = 0.2
+"""Of the whole fall, in the record's second half: a run that learns falls by more."""
 
 
 def plateau_finding(run: RunView, others: list[Diagnosis]) -> Diagnosis | None:
@@ -35,14 +45,14 @@ def plateau_finding(run: RunView, others: list[Diagnosis]) -> Diagnosis | None:
     flagged = run.finding("floor", "plateau")
     flat = is_flat(run)
     floor = _floor(run)
+    ruined = is_ruinous(run) and _has_settled(run, level)
     if min(run.coarse.values) < level - NEVER_LOWER:
         return None
     # The monitor judged the middle of the run, and with less doubt.
-    if level <= floor - (FLAGGED_MARGIN if flagged else 0) or {"divergence", "nonfinite"} & {
-        one.kind for one in others
-    }:
+    margin = FLAGGED_MARGIN if flagged else RUINED_MARGIN if ruined else 0.0
+    if level <= floor - margin or {"divergence", "nonfinite"} & {one.kind for one in others}:
         return None
-    slow = not flat and _is_slow(run, level, floor)
+    slow = not flat and (_is_slow(run, level, floor) or ruined)
     if not flat and not slow and flagged is None:
         return None
     since = flagged.step if flagged else run.coarse.steps[len(run.coarse) // 2]
@@ -57,7 +67,7 @@ def plateau_finding(run: RunView, others: list[Diagnosis]) -> Diagnosis | None:
     )
     return Diagnosis(
         kind=kind,
-        confidence=confidence if flat or flagged else confidence - 0.15,
+        confidence=confidence if flat or flagged or ruined else confidence - 0.15,
         summary=f"the loss {how} {level:.2f} nats/token from {run.unit} {since} on: {cause}",
         evidence=f"word frequencies alone give {known}; best {min(run.coarse.values):.4f}; "
         + (f"learning rate up to {run.peak_lr:.2e}" if run.peak_lr else "learning rate not recorded")
@@ -88,8 +98,8 @@ def _negligible_rate(run: RunView, others: list[Diagnosis]) -> Diagnosis | None:
 
 def _is_short(run: RunView) -> bool:
     span = run.last_step - run.coarse.steps[0]
-    # A row without a step stands for ten steps at least in what prints so.
-    return span * (10 if run.unit == "row" else 1) < MIN_STEPS
+    # A row without a step stands for ten steps at least in what prints so. Ruin takes few steps.
+    return span * (10 if run.unit == "row" else 1) < (MIN_STEPS / 3 if is_ruinous(run) else MIN_STEPS)
 
 
 def _floor(run: RunView) -> float:
@@ -108,6 +118,11 @@ def _floor(run: RunView) -> float:
         uniform = run.start_loss
     # Between the unigram entropies of English with 1,024 tokens (5.66) and 50,257 (about 7.2), less a doubt of 0.5.
     return min(2.9 + 0.4 * uniform - 0.5, GPT2_FLOOR_NATS)
+
+
+def _has_settled(run: RunView, level: float) -> bool:
+    values = run.coarse.values
+    return values[len(values) // 2] - level < SETTLED_FRAC * (max(values) - level)
 
 
 def _is_slow(run: RunView, level: float, floor: float) -> bool:
@@ -129,7 +144,7 @@ def _cause(run: RunView, others: list[Diagnosis], *, flat: bool) -> tuple[str, s
         if kind in kinds:
             return "plateau", cause, "fix that finding first: no learning rate helps until then", 0.9
     rate = run.peak_lr
-    low, high = (TOO_LOW_SCRATCH, TOO_HIGH_SCRATCH) if run.from_scratch else (TOO_LOW_FINE, TOO_HIGH_FINE)
+    low, high = (TOO_LOW_SCRATCH, TOO_HIGH_LR) if run.from_scratch else (TOO_LOW_FINE, TOO_HIGH_FINE)
     if run.learning_rate.values and run.learning_rate.values[0] == rate and run.is_initial:
         high = min(high, HIGH_AT_ONCE)
     if rate is not None and rate <= low:
@@ -143,7 +158,8 @@ def _cause(run: RunView, others: list[Diagnosis], *, flat: bool) -> tuple[str, s
     if rate is not None and rate >= high:
         return (
             "collapse",
-            f"a learning rate of {rate:.1e} is too high: the model has fallen to word frequencies",
+            f"a learning rate of {rate:.1e} is too high"
+            + (": the model has fallen to word frequencies" if flat else " for the model to learn"),
             f"try {rate / 10:.0e} and {rate / 30:.0e}, with a warm-up: make search SPACE=plateau",
             0.85,
         )

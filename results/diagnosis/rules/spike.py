@@ -14,21 +14,21 @@ SPIKE_RISE = 0.4
 SPIKE_NOISE = 6.0
 SPARSE_NOISE = 4.0
 NOISE_ROWS = 16
-"""Of fewer rows a spike itself is the noise."""
+"""In a shorter record the spike itself makes up the noise."""
 BRIEF_ROWS = 3
-BRIEF_RISE = 0.8
+BRIEF_RISE = 1.5
 BRIEF_NOISE = 10.0
-"""In a long run some batch is 6 deviations hard; one that leaves no trace must be harder to count."""
+"""A long run has batches 6 standard deviations hard: a rise that is gone after 3 rows, or that the record ends with,
+must be larger to count."""
 MEASURED_ROWS = 400
 SETTLED_ROWS = 128
-"""Rows before a jump that tell the noise of a thin record."""
+"""Rows before a jump that tell the noise."""
 HEALED = 0.15
 NEAR_START = 0.5
 MANY_SPIKES = 3
 HOT_SCRATCH_LR = 2e-3
 HOT_FINE_LR = 3e-4
 PEAK_ROWS = 5
-MANY_SPIKES_FRAC = 0.002
 EPISODE_FRAC = 0.01
 
 
@@ -48,55 +48,52 @@ class Spike:
 
 
 def spikes_of(run: RunView) -> list[Spike]:
-    if not run.is_dense:
-        return _sparse_spikes(run)
     curve = run.train
-    found: list[Spike] = []
+    if not run.is_dense:
+        found = _sparse_spikes(run)
+        # A row a step is a batch; thinner rows are means, or stand for the steps around them.
+        is_each_step = len(curve) > 1 and curve.steps[-1] - curve.steps[0] < 2 * len(curve) and run.unit == "step"
+        return [spike for spike in found if _stands_out(curve, spike)] if is_each_step else found
+    found = []
     for finding in run.findings:
         if finding.kind == "spike" and (not found or finding.step > (found[-1].healed_step or run.last_step)):
-            index = bisect_left(curve.steps, finding.step)
-            noise = noise_sd(curve.values[max(0, index - 128) : index])
-            spike = _measured(curve, index, noise)
-            rows = len(curve.between(spike.step, spike.healed_step or math.inf))
-            if _stands_out(spike, rows, noise):
+            spike = _measured(curve, bisect_left(curve.steps, finding.step))
+            if _stands_out(curve, spike):
                 found.append(spike)
     if found or len(curve) > MEASURED_ROWS:
         return found
     # The monitor needs a history as long as its windows.
-    return [
-        spike
-        for spike in _sparse_spikes(run)
-        if _stands_out(
-            spike,
-            len(curve.between(spike.step, spike.healed_step or math.inf)),
-            noise_sd(curve.before(spike.step, 128)),
-        )
-    ]
+    return [spike for spike in _sparse_spikes(run) if _stands_out(curve, spike)]
 
 
-def _stands_out(spike: Spike, rows: int, noise: float) -> bool:
-    """Whether a spike of so many rows is more than a hard batch."""
-    brief = rows <= BRIEF_ROWS + 1 and spike.healed_step is not None
-    least, sigmas = (BRIEF_RISE, BRIEF_NOISE) if brief else (SPIKE_RISE, SPIKE_NOISE)
-    return spike.rise >= max(least, sigmas * noise)
+def _stands_out(curve: Curve, spike: Spike) -> bool:
+    """Whether a spike is more than a hard batch."""
+    rows = len(curve.between(spike.step, spike.healed_step or math.inf))
+    least, sigmas = (BRIEF_RISE, BRIEF_NOISE) if rows <= BRIEF_ROWS + 1 else (SPIKE_RISE, SPIKE_NOISE)
+    return spike.rise >= max(least, sigmas * noise_sd(curve.before(spike.step, SETTLED_ROWS)))
 
 
-def _measured(curve: Curve, index: int, noise: float) -> Spike:
+def _measured(curve: Curve, index: int) -> Spike:
+    healed_by = max(HEALED, noise_sd(curve.values[max(0, index - SETTLED_ROWS) : index]))
     window = curve.values[max(0, index - 64) : max(1, index - 1)]
     before = statistics.median(window)
-    ahead = curve.values[index : index + 50]
-    peak = max(ahead)
-    peak_index = index + ahead.index(peak)
-    healed = None
-    for at in range(peak_index + 1, len(curve) - 4):
-        # The level of five rows: single ones wander.
-        if statistics.median(curve.values[at : at + 5]) <= before + max(HEALED, noise):
-            healed = curve.steps[at]
-            break
+    # The level of five rows: single ones wander.
+    levels = ((at, statistics.median(curve.values[at : at + 5])) for at in range(index + 1, len(curve) - 4))
+    healed = next((at for at, level in levels if level <= before + healed_by), None)
+    return _spike(curve, index, healed, before)
+
+
+def _spike(curve: Curve, index: int, healed: int | None, before: float) -> Spike:
+    values = curve.values[index:healed]
+    peak = max(values)
     return Spike(
-        step=curve.steps[index], before=before, peak=peak, peak_step=curve.steps[peak_index], healed_step=healed,
+        step=curve.steps[index],
+        before=before,
+        peak=peak,
+        peak_step=curve.steps[index + values.index(peak)],
+        healed_step=None if healed is None else curve.steps[healed],
         last_step=curve.steps[-1],
-    )  # fmt: skip
+    )
 
 
 def _sparse_spikes(run: RunView) -> list[Spike]:
@@ -115,15 +112,8 @@ def _sparse_spikes(run: RunView) -> list[Spike]:
             and _val_agrees(run, curve, index, before)
         ):
             healed = next((i for i in range(index + 1, len(values)) if values[i] <= before + HEALED), None)
-            stop = healed if healed is not None else len(values)
-            peak = max(values[index:stop])
-            found.append(
-                Spike(
-                    step=curve.steps[index], before=before, peak=peak, peak_step=curve.steps[values.index(peak, index)],
-                    healed_step=curve.steps[healed] if healed is not None else None, last_step=curve.steps[-1],
-                )
-            )  # fmt: skip
-            index = stop
+            found.append(_spike(curve, index, healed, before))
+            index = len(values) if healed is None else healed
         index += 1
     return found
 
@@ -144,7 +134,7 @@ def _val_agrees(run: RunView, curve: Curve, index: int, before: float) -> bool:
 
 def spike_finding(run: RunView, spikes: Sequence[Spike]) -> Diagnosis | None:
     if not spikes:
-        return _gradient_spikes(run)
+        return None
     worst = max(spikes, key=lambda spike: (spike.healed_step is None, spike.rise))
     many = len(spikes) >= MANY_SPIKES
     count = f"{len(spikes)} spikes, the worst" if len(spikes) > 1 else "the loss jumps"
@@ -186,22 +176,6 @@ def _looks_set_back(run: RunView, spike: Spike) -> bool:
     return not run.is_dense or healing >= 0.5 * (first_fall - run.start_step)
 
 
-def _gradient_spikes(run: RunView) -> Diagnosis | None:
-    """Judge spikes of the gradient norm that the loss hardly shows: one is chance, a series is not."""
-    steps = [finding.step for finding in run.findings if finding.kind == "spike"]
-    if len(steps) < MANY_SPIKES or len(steps) / len(run.train) < MANY_SPIKES_FRAC:
-        return None
-    return Diagnosis(
-        kind="spike",
-        confidence=0.55,
-        summary=f"the gradient norm spikes {len(steps)} times, though the loss hardly shows it: the run is near "
-        "its limit",
-        evidence=f"at {run.unit}s {', '.join(str(step) for step in steps[:8])}; {rate_text(run, steps[-1])}",
-        next_step=calmer(run),
-        steps=(steps[0], steps[-1]),
-    )
-
-
 def _aftermath(run: RunView, spike: Spike) -> str:
     if spike.healed_step is not None:
         return f"is back at its level by {run.unit} {spike.healed_step}"
@@ -216,15 +190,10 @@ def _rate_at(run: RunView, step: int) -> float | None:
 
 def _rate_is_high(run: RunView, spike: Spike) -> bool:
     """Whether the rate at the spike is high for such a run, or the spike comes as the rate gets to its peak."""
-    rates = run.learning_rate
-    if not rates.steps:
-        return run.peak_lr is not None and run.peak_lr >= (HOT_SCRATCH_LR if run.from_scratch else HOT_FINE_LR)
-    there = rates.near(spike.step)
-    if there >= (HOT_SCRATCH_LR if run.from_scratch else HOT_FINE_LR):
-        return True
-    before = rates.before(spike.step, PEAK_ROWS)
+    there, hot = _rate_at(run, spike.step), HOT_SCRATCH_LR if run.from_scratch else HOT_FINE_LR
+    before = run.learning_rate.before(spike.step, PEAK_ROWS)
     warms_up = len(before) >= 2 and before[-1] > 1.02 * before[0]
-    return warms_up and there >= 0.5 * max(rates.values)
+    return there is not None and (there >= hot or (warms_up and there >= 0.5 * max(run.learning_rate.values)))
 
 
 def _spike_advice(run: RunView, spike: Spike, *, like_start: bool, many: bool) -> str:

@@ -2,9 +2,10 @@
 
 import math
 import statistics
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import pairwise
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import accumulate, groupby, pairwise
 
 from results.diagnosis.findings import Diagnosis
 from results.diagnosis.run_view import RunView, evenly
@@ -16,7 +17,7 @@ SMOOTHED = 5
 SLOW_FRAC = 0.15
 """A slow stretch shorter than this share of the record is a pause, not the run's new speed."""
 SLOW_S = 60.0
-"""... and so is one of less: other work on the machine does that to runs of seconds."""
+"""A shorter slow stretch is other work on the machine."""
 STALL_S = 60.0
 STALL_FRAC = 0.05
 
@@ -36,13 +37,12 @@ def time_findings(run: RunView) -> Iterator[Diagnosis]:
     ends, times_s = run.trace.series("step_time_s")
     windows = _Windows(ends=ends, times_s=times_s, start=run.trace.steps[0])
     if len(ends) >= 4:
-        yield from _speed(run, windows)
+        yield from _speed(run, _without_evaluations(run, windows))
 
 
 def _speed(run: RunView, windows: _Windows) -> Iterator[Diagnosis]:
     smooth = _smooth(windows.times_s)
     usual = _weighted_median(windows, range(1, len(smooth)))
-    allowed_s = _evaluations_s(run, windows, usual)
     region = _slow_region(windows, smooth)
     if region:
         yield _slow(run, windows, *region)
@@ -50,7 +50,7 @@ def _speed(run: RunView, windows: _Windows) -> Iterator[Diagnosis]:
         (excess_s, index)
         for index in range(1, len(windows.times_s))
         if not (region and region[0] <= index <= region[1])
-        and (excess_s := (windows.times_s[index] - usual) * windows.span(index, index) - allowed_s.get(index, 0.0)) > 0
+        and (excess_s := (windows.times_s[index] - usual) * windows.span(index, index)) > 0
         and windows.times_s[index] > RULES.slow_ratio * usual
     ]
     whole_s = sum(time_s * windows.span(index, index) for index, time_s in enumerate(windows.times_s))
@@ -58,17 +58,27 @@ def _speed(run: RunView, windows: _Windows) -> Iterator[Diagnosis]:
         yield _stall(run, windows, costs, usual)
 
 
-def _evaluations_s(run: RunView, windows: _Windows, usual_s: float) -> dict[int, float]:
-    """Return by window what an evaluation in it usually takes.
+def _without_evaluations(run: RunView, windows: _Windows) -> _Windows:
+    """Return the windows less what an evaluation usually takes, down to the usual time of a step.
 
-    Where there are fewer than three to compare, a window with one is allowed any time.
+    Of fewer than three to compare, each may have taken any time.
     """
-    found: dict[int, float] = {}
-    for index in range(1, len(windows.ends)):
-        if run.val.between(windows.ends[index - 1] + 1, windows.ends[index]):
-            found[index] = (windows.times_s[index] - usual_s) * windows.span(index, index)
-    usual = statistics.median(found.values()) if len(found) >= 3 else math.inf
-    return dict.fromkeys(found, usual)
+    counts = [0, *(len(run.val.between(first + 1, last)) for first, last in pairwise(windows.ends))]
+    quiet = [index for index, count in enumerate(counts) if index and not count]
+    if len(quiet) == len(counts) - 1 or not quiet:
+        return windows
+    usual = _weighted_median(windows, quiet)
+    costs = [
+        (windows.times_s[index] - usual) * windows.span(index, index) / count
+        for index, count in enumerate(counts)
+        if count
+    ]
+    evaluation_s = max(0.0, statistics.median(costs)) if len(costs) >= 3 else math.inf
+    times_s = [
+        time_s if not count else min(time_s, max(usual, time_s - count * evaluation_s / windows.span(index, index)))
+        for index, (time_s, count) in enumerate(zip(windows.times_s, counts, strict=True))
+    ]
+    return replace(windows, times_s=times_s)
 
 
 def _smooth(times_s: list[float]) -> list[float]:
@@ -80,15 +90,10 @@ def _smooth(times_s: list[float]) -> list[float]:
     ]
 
 
-def _weighted_median(windows: _Windows, indices: range) -> float:
+def _weighted_median(windows: _Windows, indices: Iterable[int]) -> float:
     pairs = sorted((windows.times_s[index], windows.span(index, index)) for index in indices)
-    half = sum(span for _, span in pairs) / 2
-    seen = 0
-    for time_s, span in pairs:
-        seen += span
-        if seen >= half:
-            return time_s
-    return pairs[-1][0]
+    steps = list(accumulate(span for _, span in pairs))
+    return pairs[bisect_left(steps, steps[-1] / 2)][0]
 
 
 def _slow_region(windows: _Windows, smooth: list[float]) -> tuple[int, int, float, float] | None:
@@ -97,15 +102,10 @@ def _slow_region(windows: _Windows, smooth: list[float]) -> tuple[int, int, floa
     The first window is left out: compilation, caches, an evaluation before the first step.
     """
     fast = sorted(smooth[1:])[len(smooth) // 5]
-    stretches: list[tuple[int, int]] = []
-    for index in range(1, len(smooth)):
-        if smooth[index] > (RULES.slow_ratio + RULES.slow_end_ratio) / 2 * fast:
-            if stretches and stretches[-1][1] == index - 1:
-                stretches[-1] = (stretches[-1][0], index)
-            else:
-                stretches.append((index, index))
+    limit = (RULES.slow_ratio + RULES.slow_end_ratio) / 2 * fast
+    runs = (list(run) for slow, run in groupby(range(1, len(smooth)), lambda index: smooth[index] > limit) if slow)
     # What is slow from the start has nothing to be slower than.
-    stretches = [stretch for stretch in stretches if stretch[0] > 1 or len(smooth) < 6]
+    stretches = [(run[0], run[-1]) for run in runs if run[0] > 1 or len(smooth) < 6]
     if not stretches:
         return None
     first, last = max(stretches, key=lambda stretch: windows.span(*stretch))

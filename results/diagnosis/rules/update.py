@@ -17,11 +17,14 @@ JUMP_RATIO = 3.0
 RESTART_RATIO = 0.3
 RATE_TOLERANCE = 0.1
 THIN_TOLERANCE = 0.4
+STEEP_TOLERANCE = 0.6
+SLOW_AT_FIRST = ("cosine", "linear", "constant")
 LEARNS_NATS = 0.1
 LEARNS_NOISE = 3.0
 """A fall that only weights which move give."""
 LOW_PRECISION_LR = 1e-4
 FROZEN_EVALUATIONS = 4
+ROUNDED_EVALUATIONS = 20
 COARSE_FRAC = 0.6
 
 
@@ -30,16 +33,10 @@ def update_findings(run: RunView) -> Iterator[Diagnosis]:
     gradient = _no_gradient(run)
     schedule = _learning_rate_zero(run) or _never_decays(run) or _never_ends_warm_up(run)
     mismatch = None if schedule else _other_than_configured(run) or _schedule_starts_again(run)
-    if gradient:
-        yield gradient
-    if schedule:
-        yield schedule
-    if mismatch:
-        yield mismatch
-    if not gradient and not (schedule and "0" in schedule.summary.split()):
-        stall = _weights_stand_still(run)
-        if stall:
-            yield stall
+    yield from (found for found in (gradient, schedule, mismatch) if found)
+    explained = gradient or (schedule and "0" in schedule.summary.split())
+    if not explained and (stall := _weights_stand_still(run)):
+        yield stall
 
 
 def _no_gradient(run: RunView) -> Diagnosis | None:
@@ -107,11 +104,11 @@ def _never_decays(run: RunView) -> Diagnosis | None:
         "warm" in schedule and rates.steps[0] < warmup_steps <= run.last_step
     ):
         return None
-    wanted = f"while '{schedule}' is announced"
     return Diagnosis(
         kind="schedule_not_stepping",
         confidence=0.85,
-        summary=f"the learning rate stays at {rates.values[0]:.2e} {wanted}: the schedule is not stepping",
+        summary=f"the learning rate stays at {rates.values[0]:.2e} while '{schedule}' is announced: the schedule is "
+        "not stepping",
         evidence=f"{len(rates)} rows, {run.unit}s {rates.steps[0]} to {rates.steps[-1]}, all the same"
         + (f"; warm-up was to end at step {warmup_steps}" if warmup_steps else ""),
         next_step="call scheduler.step() after every optimizer step, on the scheduler of this very optimizer, and "
@@ -135,8 +132,10 @@ def _other_than_configured(run: RunView) -> Diagnosis | None:
     )
     if peak == 0 or (ratio < 1 + RATE_TOLERANCE and (ratio > 1 - RATE_TOLERANCE or not saw_the_peak)):
         return None
-    # A record thin beside its schedule misses the peak by a little.
-    if 1 - THIN_TOLERANCE < ratio < 1 and min(rates.values) != peak:
+    # A record thin beside its schedule misses the peak: by a little of a cosine, by more where the rate falls fast.
+    schedule = run.trace.announced.get("lr_schedule", "")
+    tolerance = THIN_TOLERANCE if any(name in schedule for name in SLOW_AT_FIRST) else STEEP_TOLERANCE
+    if 1 - tolerance < ratio < 1 and min(rates.values) != peak:
         return None
     how = f"{ratio:.3g} times" if ratio > 1 else f"1/{1 / ratio:.3g} of"
     return Diagnosis(
@@ -202,11 +201,12 @@ def _weights_stand_still(run: RunView) -> Diagnosis | None:
         return None
     tail = _constant_tail(losses, upto=losses.values[-1], downto=losses.values[-1])
     span = tail.steps[-1] - tail.steps[0]
-    # Of three decimals some are equal by chance, at the end of a schedule above all.
+    # Of three decimals some are equal by chance, at the end of a schedule above all; of two most are.
     is_coarse = round(losses.values[-1], 3) == losses.values[-1]
+    is_rounded = all(round(value, 2) == value for value in losses.values)
     if (
         losses.values[-1] == 0
-        or len(tail) < FROZEN_EVALUATIONS
+        or len(tail) < (ROUNDED_EVALUATIONS if is_rounded else FROZEN_EVALUATIONS)
         or (is_coarse and len(tail) < COARSE_FRAC * len(losses))
         or span < max(20, 0.2 * (losses.steps[-1] - losses.steps[0]))
     ):

@@ -88,6 +88,30 @@ RANKS = "".join(
     for step in range(1, 21)
     for rank in range(4)
 )
+LLAMA_FACTORY = "".join(
+    f'{{"current_steps": {step}, "total_steps": 20, "loss": 1.{step:02d}, "lr": 1e-4, "percentage": {5 * step}, '
+    f'"elapsed_time": "0:01:{step:02d}", "remaining_time": "0:00:10"}}\n'
+    + (f'{{"current_steps": {step}, "total_steps": 20, "eval_loss": 1.{step:02d}2}}\n' if step % 5 == 0 else "")
+    for step in range(1, 21)
+)
+SWIFT = "".join(
+    f"{{'loss': 1.{step:02d}, 'learning_rate': 1e-4, 'global_step/max_steps': '{step}/20', 'elapsed_time': '1m 2s'}}\n"
+    for step in range(1, 21)
+)
+JAX = "".join(f"{{'loss': Array(3.{step:02d}, dtype=float32), 'step': {step}}}\n" for step in range(1, 21))
+FASTAI = "epoch     train_loss  valid_loss  accuracy  time    \n" + "".join(
+    f"{epoch:<10d}3.{epoch:02d}1234    3.{epoch:02d}5678    0.31{epoch:02d}    01:{epoch:02d}   \n"
+    for epoch in range(20)
+)
+BATCHES = "".join(
+    f"| epoch {epoch:3d} | {step:5d}/ 1000 batches | lr 20.00 | ms/batch 12.31 | loss  5.{epoch}{step // 100}\n"
+    + (f"| end of epoch {epoch:3d} | time: 12.31s | valid loss  5.{epoch}9 | valid ppl 162.1\n" if step == 1000 else "")
+    for epoch in range(1, 3)
+    for step in range(100, 1001, 100)
+)
+BITS = "".join(
+    f"step {step}/20 | train_bpb 1.{step:02d} | val bpb: 1.{step:02d}5 | lr 1e-3 | ok\n" for step in range(1, 21)
+)
 
 CONSOLES = [
     ("llm.c.log", LLM_C, (20, 4)),
@@ -114,6 +138,12 @@ CONSOLES = [
     ("perplexity.csv", PERPLEXITY, (20, 20)),
     ("commas.csv", COMMAS, (20, 20)),
     ("trainer_end.log", TRAINER_END, (20, 0)),
+    ("trainer_log.jsonl", LLAMA_FACTORY, (20, 4)),
+    ("swift.log", SWIFT, (20, 0)),
+    ("logging.jsonl", SWIFT.replace("'", '"'), (20, 0)),
+    ("easylm.log", JAX, (20, 0)),
+    ("word_language_model.log", BATCHES, (20, 2)),
+    ("bits.log", BITS, (20, 20)),
     ("semicolons.csv", NOTEBOOK.replace("\t", ";"), (20, 20)),
     ("twice.csv", (NOTEBOOK + NOTEBOOK.partition("\n")[0] + "\n2100\t3.1\t3.2\n").replace("\t", ","), (21, 21)),
 ]

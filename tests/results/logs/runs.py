@@ -109,6 +109,103 @@ PLANTED: dict[str, Planted] = {
     "healthy, last evaluation before the last step": Planted(
         run=replace(course(3.9, 3.2, total=1900, every=100), total_steps=2000), first=None
     ),
+    "healthy, every step logged, the last batch hard": Planted(
+        run=changed(
+            course(2.9, 2.5, total=600, every=1, eval_every=100, noise=0.08),
+            lambda row: replace(row, train=4.0) if row.step in (300, 600) else row,
+        ),
+        first=None,
+        only=("Trainer console", "trainer_state.json"),
+    ),
+    "healthy, an inverse square root from step 5 on, logged from step 100": Planted(
+        run=changed(
+            replace(course(3.9, 3.2, every=100, first=100), header="learning_rate: 2e-5"),
+            lambda row: replace(row, rate=2e-5 * (20 / row.step) ** 0.5),
+        ),
+        first=None,
+        only=_CONSOLES,
+    ),
+    "healthy, gradient norms with a long tail": Planted(
+        run=changed(
+            course(3.9, 3.2, total=1500, every=1, eval_every=300),
+            lambda row: replace(row, norm=(row.norm or 1.0) * (6.0 if row.step % 61 == 60 else 1.0)),
+        ),
+        first=None,
+        only=("Trainer console", "trainer_state.json"),
+    ),
+    # ---- low or hot, and right
+    "healthy, text from one template": Planted(run=course(2.8, 0.19, noise=0.01, gap=0.01), first=None),
+    "healthy, answers alone are scored": Planted(run=course(1.9, 0.09, noise=0.01, gap=0.01, peak=2e-4), first=None),
+    "healthy, bytes of easy stories": Planted(
+        run=course(5.57, 0.45, total=20_000, every=200, eval_every=1000, peak=1e-3, noise=0.01, gap=0.01),
+        first=None,
+        not_in=_TUNED,
+    ),
+    "healthy, numbers added": Planted(
+        run=course(2.64, 0.002, noise=0.0, gap=0.0004, peak=1e-3, header="vocab_size: 14"), first=None, only=_CONSOLES
+    ),
+    "healthy, Muon at 0.02": Planted(
+        run=course(10.85, 3.4, total=4500, every=50, eval_every=250, peak=0.02), first=None, not_in=_TUNED
+    ),
+    "healthy, plain SGD at 20": Planted(
+        run=changed(course(7.2, 4.9, total=30_000, every=500, eval_every=3000), lambda row: replace(row, rate=20.0)),
+        first=None,
+        not_in=_TUNED,
+    ),
+    # ---- the lowest loss
+    "labels not shifted, random weights": Planted(
+        run=course(6.9, 0.45, total=400, every=10, eval_every=100, peak=1e-3, gap=-0.1),
+        first="loss_too_low",
+        says="shifted",
+    ),
+    "labels not shifted, pretrained weights": Planted(
+        run=course(9.5, 0.004, total=600, every=10, eval_every=100, noise=0.0, gap=0.001, fast=40),
+        first="loss_too_low",
+        says="shifted",
+    ),
+    "characters that are seen before they are predicted": Planted(
+        run=course(4.2, 0.04, noise=0.003, gap=0.002, peak=1e-3), first="loss_too_low", says="causal"
+    ),
+    "labels not shifted, no evaluation": Planted(
+        run=changed(course(10.9, 0.05, noise=0.003, peak=3e-4), lambda row: replace(row, val=None)),
+        first="loss_too_low",
+        not_in=("nanoGPT",),
+    ),
+    "characters not shifted, no evaluation": Planted(
+        run=changed(
+            course(4.19, 0.001, noise=0.0, peak=1e-3, fast=20, header="vocab_size = 65"),
+            lambda row: replace(row, val=None),
+        ),
+        first="loss_too_low",
+        only=("Trainer console",),
+    ),
+    "labels not shifted, 0.0 in four decimals": Planted(
+        run=course(10.9, 0.0, noise=0.0, gap=0.00009, fast=40), first="loss_too_low", not_in=("mlx-lm",)
+    ),
+    # ---- ruined by the rate
+    "ruined before the first row": Planted(
+        run=course(7.6, 6.7, total=400, every=10, eval_every=100, first=10, peak=0.03, noise=0.05),
+        first="collapse",
+        says="learning rate of 3.0e-02",
+    ),
+    "ruined before the first row, a small vocabulary": Planted(
+        run=course(6.9, 5.1, total=400, every=10, eval_every=100, first=10, peak=0.03, noise=0.05),
+        first="collapse",
+        says="learning rate",
+    ),
+    "thrown above uniform guessing before the first row": Planted(
+        run=course(16.0, 7.4, total=300, every=10, eval_every=100, first=10, peak=0.05, noise=0.05, fast=30),
+        first="collapse",
+        says="learning rate",
+    ),
+    "ruined by the second row": Planted(
+        run=changed(
+            course(8.2, 6.8, total=400, every=10, eval_every=100, first=10, peak=0.03, noise=0.05),
+            lambda row: plus(row, -4.6 if row.step == 10 else 0.0),
+        ),
+        first="divergence",
+        says="learning rate",
+    ),
     # ---- the first loss
     "labels shifted twice": Planted(
         run=course(9.25, 6.6, noise=0.03, header=_GPT2),
@@ -149,6 +246,12 @@ PLANTED: dict[str, Planted] = {
         says="labels shifted twice",
         only=_CONSOLES,
     ),
+    "resumed, with random weights": Planted(
+        run=course(10.85, 7.2, first=5000, total=9000, peak=3e-4, header="Resuming training from checkpoint-5000"),
+        first="impossible_initial_loss",
+        says="the weights were not loaded",
+        only=_CONSOLES,
+    ),
     # ---- the course
     "divergence": Planted(
         run=changed(FINE, lambda row: plus(row, 0.004 * max(0, row.step - 1000))), first="divergence"
@@ -161,6 +264,10 @@ PLANTED: dict[str, Planted] = {
         run=changed(course(3.3, 3.0, noise=0.012), lambda row: _overfits(row, turn=1000, down=1.4, up=0.05)),
         first="overfitting",
         says="mild",
+    ),
+    "overfitting, at a training loss that is low already": Planted(
+        run=changed(course(1.6, 0.6, fast=12, gap=0.8), lambda row: _overfits(row, turn=800, down=0.3, up=1.1)),
+        first="overfitting",
     ),
     "validation rises, training is flat": Planted(
         run=changed(course(3.9, 3.2, fast=15), lambda row: _overfits(row, turn=800, down=0.0, up=0.3)),
