@@ -1,6 +1,8 @@
 """The speed of a study's shapes on its slots, from which BUDGET_TIME makes steps. Measured once a study."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from statistics import median
 
 from results.words import count_words
 from search.setup.inputs import Loaded
@@ -11,6 +13,8 @@ from trainable.config import TrialConfig
 from trainable.errors import UserError
 
 PROBE_S = 1.0
+ROUNDS = 3
+"""All shapes in turn, so many times: the first of a process is slow, and a machine's speed drifts within seconds."""
 
 
 def measured_speeds(
@@ -36,12 +40,14 @@ def measured_speeds(
     what = f"BUDGET_TIME: measuring the speed of {count_words(len(left), 'shape')}, {count} at a time"
     if left:
         progress(what, 0.0)
-    measured = probes(loaded.spec, left, count=count, threads=slots.threads, seconds=PROBE_S, run_s=device_s)
-    for number, (shape, probe) in enumerate(zip(left, measured, strict=True), 1):
+    in_turn, found = left * ROUNDS, defaultdict[TrialConfig, list[float]](list)
+    measured = probes(loaded.spec, in_turn, count=count, threads=slots.threads, seconds=PROBE_S, run_s=device_s)
+    for number, (shape, probe) in enumerate(zip(in_turn, measured, strict=True), 1):
         if probe.step_s is not None and probe.evaluation_s is not None:
-            step_s[shape] = probe.step_s
+            found[shape].append(probe.step_s)
             evaluations_s.append(probe.evaluation_s)
-        progress(what, number / len(left))
+        progress(what, number / len(in_turn))
+    step_s.update({shape: median(times_s) for shape, times_s in found.items()})
     if not step_s:
         raise UserError(
             "BUDGET_TIME: no shape of the space trains here, so no speed is known. make preflight says why."

@@ -15,7 +15,7 @@ __all__ = ["Check", "PreflightCallback", "check_labels", "check_optimizer", "off
 
 
 def __getattr__(name: str) -> Any:
-    # transformers' Trainer imports every adapter of peft, which takes longer than torch. No command of ours needs it.
+    # transformers' Trainer imports every adapter of peft, which no command of ours needs.
     if name == "PreflightCallback":
         from trainable.preflight.trainer_callback import PreflightCallback
 
