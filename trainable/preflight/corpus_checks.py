@@ -53,9 +53,10 @@ def check_tokenizer_fit(tokenizer: Tokenizer, corpus: Corpus, files: Sequence[Pa
     ids = tokenizer.encode(text, add_special_tokens=False).ids
     back = tokenizer.decode(ids, skip_special_tokens=False)
     lost = (Counter(text) - Counter(back)).total() / max(1, len(text))
-    unknown_id = _unknown_id(tokenizer)
-    counts = token_counts(corpus.tokens, corpus.vocab_size)
-    unknown_frac = 0.0 if unknown_id is None else float(counts[unknown_id] / counts.sum())
+    unknown_frac = 0.0
+    if (unknown_id := _unknown_id(tokenizer)) is not None:  # a byte-level vocabulary has none
+        counts = token_counts(corpus.tokens, corpus.vocab_size)
+        unknown_frac = float(counts[unknown_id] / counts.sum())
     bytes_per_token = len(text.encode()) / max(1, len(ids))
     failed = unknown_frac >= UNKNOWN_FAIL_FRAC or (lost >= LOST_FAIL_FRAC and tokenizer.decoder is not None)
     is_short = bytes_per_token < MIN_BYTES_PER_TOKEN and corpus.vocab_size >= LARGE_VOCABULARY
