@@ -1,7 +1,7 @@
 """Runs a plan: holds its study, shows progress, hears signals. All trials and confirmations run through here."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -62,13 +62,11 @@ def checked(plan: Plan, terminal: Terminal) -> Iterator[Plan]:
             yield plan
 
 
-@contextmanager
-def ray_ahead(plan: Plan) -> Iterator[None]:
+def ray_ahead(plan: Plan) -> AbstractContextManager[None]:
     """Start Ray on this machine in the background: the code inside has other work before its first trial."""
     from search.tune import local_ray
 
-    with local_ray.ray_ahead(plan.slots):
-        yield
+    return local_ray.ray_ahead(plan.slots)
 
 
 def run_plan(

@@ -33,14 +33,13 @@ def measured_speeds(
     from trainable.device.speed_probe import probes
 
     step_s = {} if known is None else dict(known.step_s)
-    evaluations_s = [] if known is None else [known.evaluation_s]
     # Small ones first: when a large one runs out of memory, the others are known.
     left = sorted((shape for shape in dict.fromkeys(shapes) if shape not in step_s), key=lambda s: s.tokens_per_step)
     count = slots.count_on_device
     what = f"BUDGET_TIME: measuring the speed of {count_words(len(left), 'shape')}, {count} at a time"
     if left:
         progress(what, 0.0)
-    in_turn, found = left * ROUNDS, defaultdict[TrialConfig, list[float]](list)
+    in_turn, found, evaluations_s = left * ROUNDS, defaultdict[TrialConfig, list[float]](list), list[float]()
     measured = probes(loaded.spec, in_turn, count=count, threads=slots.threads, seconds=PROBE_S, run_s=device_s)
     for number, (shape, probe) in enumerate(zip(in_turn, measured, strict=True), 1):
         if probe.step_s is not None and probe.evaluation_s is not None:
