@@ -5,15 +5,19 @@ python tests/benchmarks/search_speed.py [--seeds N] [--slots 1 2 4] [--only NAME
 The curves are tests/benchmarks/search_table's. Every search proposes by its own classes; a proposal is answered with
 the nearest recorded curve (replay.DECADES_APART), and the clock is the shapes' measured speeds. The other libraries are
 installed into an environment of their own. 200 seeds take an hour of one core, but for Syne Tune, which fits a model
-for every proposal and gets a tenth of the seeds.
+for every proposal and gets a tenth of the seeds. A run that is ended goes on where it was.
 """
 
 import argparse
+import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -48,33 +52,46 @@ def main() -> None:
     parser.add_argument("--table", type=Path, default=table_path(BUDGET_TOKENS))
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--replay", help=argparse.SUPPRESS)
+    parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.replay:
-        for outcome in outcomes_of(arguments.replay, arguments):
-            print(json.dumps(outcome), flush=True)
+        replay_into(arguments.into, arguments.replay, arguments)
         return
-    outcomes = list(all_outcomes(arguments))
-    report(outcomes, arguments)
+    report(list(all_outcomes(arguments)), arguments)
 
 
-def outcomes_of(name: str, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Yield what each replay of one search completes."""
-    make = {**OURS, **PEERS}[name]
-    for kind, (table, space) in tables(arguments.table, arguments.kinds).items():
-        for slots in arguments.slots:
-            for seed in range(0, arguments.seeds, SLOW.get(name, 1)):
+def replay_into(path: Path, name: str, arguments: argparse.Namespace) -> None:
+    """Append a line of what each replay of one search completes, but for those that an earlier run wrote."""
+    make, written = {**OURS, **PEERS}[name], set(lines_of(path))
+    with path.open("a") as lines:
+        for kind, (table, space) in tables(arguments.table, arguments.kinds).items():
+            for slots, seed in product(arguments.slots, seeds_of(name, arguments.seeds)):
+                if (kind, slots, seed) in written:
+                    continue
                 found = replay(
                     make(space, seed),
                     table,
                     slots=slots,
                     most_tokens=(AT_FULL_TRIALS[-1] + 0.5) * table.budget_tokens,
                 )
-                yield {
-                    "kind": kind,
-                    "slots": slots,
-                    "seed": seed,
-                    "completed": [[one.tokens, round(one.wall_s, 2), one.curve.number] for one in found],
-                }
+                completed = [[one.tokens, round(one.wall_s, 2), one.curve.number] for one in found]
+                lines.write(json.dumps({"kind": kind, "slots": slots, "seed": seed, "completed": completed}) + "\n")
+                lines.flush()
+
+
+def seeds_of(name: str, seeds: int) -> range:
+    """Return the seeds that a search gets."""
+    return range(0, seeds, SLOW.get(name, 1))
+
+
+def lines_of(path: Path) -> dict[tuple[str, int, int], dict[str, Any]]:
+    """Return the outcomes in a file by (kind, slots, seed), without a line that was cut off."""
+    if not path.exists():
+        return {}
+    kept = path.read_text()
+    path.write_text(kept[: kept.rfind("\n") + 1])
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return {(line["kind"], line["slots"], line["seed"]): line for line in lines}
 
 
 def tables(path: Path, kinds: Sequence[str]) -> dict[str, tuple[CurveTable, Any]]:
@@ -97,28 +114,38 @@ def all_outcomes(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
         wanted += [(name, name, peers_python(), {}) for name in PEERS]
     if arguments.only:
         wanted = [one for one in wanted if one[0].startswith(tuple(arguments.only))]
-    waiting, running = list(wanted), list[tuple[str, subprocess.Popen[str]]]()
-    while waiting or running:
-        while waiting and len(running) < arguments.processes:
-            name, called, python, env = waiting.pop(0)
-            running.append((name, _start(called, python, env, arguments)))
-        name, process = running.pop(0)
-        out, _ = process.communicate()
-        if process.returncode:
-            print(f"{name}: failed", file=sys.stderr)
-            continue
-        print(f"{name}: replayed", file=sys.stderr)
-        for line in out.splitlines():
-            if line.startswith("{"):
-                yield {"search": name, **json.loads(line)}
+    folder = outcomes_folder(arguments.table)
+    with ThreadPoolExecutor(arguments.processes) as pool:
+        jobs = [pool.submit(_replay, *one[1:], folder / f"{one[0]}.jsonl", arguments) for one in wanted]
+        for (name, called, _, _), job in zip(wanted, jobs, strict=True):
+            if job.result():
+                print(f"{name}: failed", file=sys.stderr)
+                continue
+            print(f"{name}: replayed", file=sys.stderr)
+            lines = lines_of(folder / f"{name}.jsonl")
+            for key in product(arguments.kinds, arguments.slots, seeds_of(called, arguments.seeds)):
+                yield {"search": name, **lines[key]}
 
 
-def _start(called: str, python: str, env: Mapping[str, str], arguments: argparse.Namespace) -> "subprocess.Popen[str]":
-    command = [python, __file__, "--replay", called, "--seeds", str(arguments.seeds), "--table", str(arguments.table)]
-    command += ["--slots", *map(str, arguments.slots), "--kinds", *arguments.kinds]
+def _replay(called: str, python: str, env: Mapping[str, str], into: Path, arguments: argparse.Namespace) -> int:
+    """Return the exit code of a process that replays one search."""
+    command = [python, __file__, "--replay", called, "--into", str(into), "--seeds", str(arguments.seeds)]
+    command += ["--table", str(arguments.table), "--slots", *map(str, arguments.slots), "--kinds", *arguments.kinds]
     whole = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", **env}
     # Each library has its own words for a user; a failed one's are shown.
-    return subprocess.Popen(command, env=whole, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    return subprocess.run(command, env=whole, cwd=ROOT, stdout=subprocess.DEVNULL).returncode
+
+
+def outcomes_folder(table: Path) -> Path:
+    """Return where this code's replays of a table are kept, so that a run that was ended goes on where it was."""
+    described = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+    code = described.stdout.strip() or "no-clone"
+    folder = cache_folder(f"outcomes-{code}-{hashlib.sha256(table.read_bytes()).hexdigest()[:12]}")
+    # Code that is not committed changes from run to run under the same name.
+    if code.endswith(("dirty", "no-clone")):
+        shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def cache_folder(name: str) -> Path:
