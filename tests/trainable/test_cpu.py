@@ -10,7 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from trainable.config import TrialConfig
-from trainable.device.cpu_kernels import attention, tune_for_cpu
+from trainable.device.cpu_kernels import attention, linear, tune_for_cpu
 from trainable.device.cpu_kernels.attention import _attention, _CausalAttention
 from trainable.device.cpu_kernels.dropout import CPUDropout, dropout_mask
 from trainable.device.cpu_kernels.linear import CPUConv1D, product
@@ -109,6 +109,15 @@ def test_a_gradient_through_dropout_is_that_of_the_masked_function() -> None:
     assert slope.item() == pytest.approx((ahead - behind).item() / (2 * step), rel=2e-3)
 
 
+@pytest.fixture(params=[True, False], ids=["onednn", "torch"])
+def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products as they are taken with and without AVX-512."""
+    if request.param and not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        pytest.skip("this build of torch has no oneDNN")
+    monkeypatch.setattr(linear, "_IS_FASTER", request.param)
+
+
+@pytest.mark.usefixtures("products")
 @pytest.mark.parametrize("shapes", [((7, 5), (5, 3)), ((64, 32), (32, 96))])
 def test_a_product_is_torchs(shapes: tuple[tuple[int, int], tuple[int, int]]) -> None:
     left, right = torch.randn(shapes[0]), torch.randn(shapes[1])
@@ -118,6 +127,7 @@ def test_a_product_is_torchs(shapes: tuple[tuple[int, int], tuple[int, int]]) ->
     torch.testing.assert_close(product(left, right.t().contiguous().t(), bias), left @ right + bias)
 
 
+@pytest.mark.usefixtures("products")
 @pytest.mark.parametrize("pdrop", [0.0, 0.1])
 def test_a_tuned_model_has_the_losses_and_gradients_of_transformers(pdrop: float) -> None:
     plain, tuned = (model(attn_pdrop=pdrop, resid_pdrop=pdrop, embd_pdrop=pdrop) for _ in range(2))
@@ -162,6 +172,7 @@ def test_attention_that_is_not_causal_sees_the_future_under_dropout_too(said_by:
     torch.testing.assert_close(attended, expected.transpose(1, 2))
 
 
+@pytest.mark.usefixtures("products")
 @pytest.mark.parametrize("frozen", [("weight",), ("weight", "bias"), ("bias",)])
 def test_a_frozen_linear_layer_passes_the_gradient_on_and_keeps_none(frozen: tuple[str, ...]) -> None:
     layer: Any = model().transformer.h[0].attn.c_attn
