@@ -67,9 +67,9 @@ def export_env(study: Study, budget: Budget | None = None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def winner_env(study: Study) -> dict[str, str]:
+def winner_env(study: Study, budget: Budget | None = None) -> dict[str, str]:
     """Return the winner's variables by name, empty where the study set none. Raises UserError as export_env does."""
-    return _env(_load(study))
+    return _env(_load(study, budget))
 
 
 def export_cli(study: Study, budget: Budget | None = None) -> str:

@@ -92,8 +92,8 @@ def _asks_for_more(study: Study, document: dict[str, Any], options: Options) -> 
         return False
     if document["kind"] != "search" or now < then:
         raise UserError(
-            f"{ours}={options.texts[ours]}: study {study.name} gave its trials {budget_words(budget)}, and only a "
-            "search can be taken on, to more. Start a new study."
+            f"{ours}={options.texts[ours]}: study {study.name} gave its trials {budget_words(budget)}. Only a search "
+            "goes on with another budget, and only with a larger one. Start a new study."
         )
     return True
 
@@ -116,7 +116,8 @@ def _resume(
     if planned < len(rows):
         raise UserError(f"TRIALS={planned}: study {study.name} has {len(rows)} trials already. Set a larger number.")
     if planned == ended:
-        terminal.say(f"all {planned} trials of study {study.name} have ended; TRIALS=... runs more of them")
+        more = "" if configs or space.searcher.name == "grid" else f"; TRIALS=+{planned} runs as many again"
+        terminal.say(f"all {planned} trials of study {study.name} have ended{more}")
         return 0, None
     with Preparing(terminal.console) as progress:
         plan = reopen(study, options, progress, space=space, configs=configs)

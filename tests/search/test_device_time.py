@@ -149,8 +149,11 @@ def test_baseline_and_what_is_compared_with_it_get_the_same_time(
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["BUDGET_TIME=1m", "BUDGET_TOKENS=1M"], "BUDGET_TIME and BUDGET_TOKENS are two budgets for the same trials"),
-        (["BUDGET_TIME=soon"], "BUDGET_TIME='soon' is not a time such as 10m, 90s, 2h or 600 (seconds)"),
+        (["BUDGET_TIME=1m", "BUDGET_TOKENS=1M"], "BUDGET_TIME and BUDGET_TOKENS set the length of the same run"),
+        (
+            ["BUDGET_TIME=soon"],
+            "BUDGET_TIME='soon' is not a time of more than 0 and at most 10^6 minutes.",
+        ),
         (["BUDGET_TIME=-1"], "BUDGET_TIME='-1' is not a time"),
         (
             ["BUDGET_TIME=1m", "ADDRESS=auto"],
