@@ -25,7 +25,8 @@ def ladder_points(
 ) -> list[dict[str, Any]]:
     """Return the baseline at the centers of equal parts of the rate's range, the middle parts first.
 
-    A rate that the baseline itself has is left out. Empty if the range is no wider than the window around the best rate, or `most` is below three.
+    The baseline's own rate is left out. Empty if the range is no wider than the window around the best rate, or `most`
+    is below three.
     """
     domain = _range(parameters)
     count = min(MOST_RATES, most)
