@@ -182,7 +182,8 @@ def early_end_words(document: Mapping[str, Any]) -> str | None:
     """Return why a study's search ended early, None where it did not."""
     end = document.get("early_end")
     return end and (
-        f"stopped after {document['trials_planned']} of {end['most_trials']} trials: the next ones would gain about "
+        f"ended after {document['trials_planned']} of {end['most_trials']} trials, "
+        f"{end['most_trials'] - document['trials_planned']} saved: the next ones would gain about "
         f"{loss_words(end['gain_nats'])} nats/token, less than the evaluation's noise {loss_words(end['noise_nats'])}"
     )
 
