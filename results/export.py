@@ -209,9 +209,10 @@ def _notes(best: _Best) -> list[str]:
 def _stretch_notes(best: _Best) -> Iterable[str]:
     trained_steps = best.trial["training_steps"]
     if best.config.training_steps != trained_steps:
+        how = "stretched" if best.config.training_steps > trained_steps else "shortened"
         # In pretraining the best rate falls with the horizon (Bjorck et al. 2024); here nobody has measured it.
         yield (
-            f"the schedule is stretched from {trained_steps} to {best.config.training_steps} steps, warm-up and decay "
+            f"the schedule is {how} from {trained_steps} to {best.config.training_steps} steps, warm-up and decay "
             "keep their shares of the run; learning rate and batch are as found, and no run of that length was measured"
         )
 
