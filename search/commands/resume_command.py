@@ -126,10 +126,9 @@ def _resume(
         if planned != document["trials_planned"]:
             changed = {"trials_planned": planned, "settings": settings.to_json(), "early_end": None}
             plan = replace(plan, document={**document, **changed})
-        line = (
-            f"study {study.name} goes on: {ended} of {planned} trials have ended, {len(rows) - ended} go on from their "
-            f"last checkpoints, {'at most ' if space.ends_early else ''}{planned - len(rows)} are new"
-        )
+        left, new = len(rows) - ended, f"{'at most ' if space.ends_early else ''}{planned - len(rows)} new"
+        unfinished = f"{left} from {'its last checkpoint' if left == 1 else 'their last checkpoints'}, " if left else ""
+        line = f"study {study.name} goes on: {ended} of {planned} trials have ended; to run: {unfinished}{new}"
         code = run_own_trials(plan, ledger, terminal, [line, *plan.notes])
     return code, plan.loaded
 

@@ -150,10 +150,8 @@ def test_baseline_and_what_is_compared_with_it_get_the_same_time(
     ("words", "line"),
     [
         (["BUDGET_TIME=1m", "BUDGET_TOKENS=1M"], "BUDGET_TIME and BUDGET_TOKENS set the length of the same run"),
-        (
-            ["BUDGET_TIME=soon"],
-            "BUDGET_TIME='soon' is not a time of more than 0 and at most 10^6 minutes.",
-        ),
+        (["STEPS=70"], "STEPS is the length of a winner's run. A search takes BUDGET_TOKENS or BUDGET_TIME."),
+        (["BUDGET_TIME=soon"], "BUDGET_TIME='soon' is not a time of more than 0 and at most 10^6 minutes"),
         (["BUDGET_TIME=-1"], "BUDGET_TIME='-1' is not a time"),
         (
             ["BUDGET_TIME=1m", "ADDRESS=auto"],
