@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from search.cluster.connection import Node
-from search.options import parse_options
+from search.options import parse_options, read_options
+from search.setup.reopen import with_inputs_of
 from search.setup.slots import slots_for
 from search.tune.resources import Slots, slots_on
 from trainable.config import TrialConfig
@@ -192,3 +193,13 @@ def test_a_trials_threads_do_not_depend_on_how_many_run_at_once(
     found = slots_for(loaded, options, TrialConfig(), progress)
     assert (found.count, found.threads) == slots
     assert [words[: len(note or "")] for words in found.notes] == ([note] if note else [])
+
+
+@pytest.mark.parametrize(
+    ("device", "asked", "threads"), [("cpu", [], 4), ("cpu", ["THREADS=2"], 2), ("cuda", [], None)]
+)
+def test_a_reopened_study_goes_on_with_the_threads_of_its_trials(
+    device: str, asked: list[str], threads: int | None
+) -> None:
+    document = {"model": "tiny", "device": {"type": device, "threads_per_slot": 4}}
+    assert with_inputs_of(document, read_options(asked)).threads == threads
