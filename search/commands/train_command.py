@@ -116,6 +116,8 @@ def _begin(plan: TrainPlan, spec: "RunSpec") -> "TrainState":
     from trainable.device.device_memory import prepare_memory
     from trainable.run import resume_run, start_run
 
+    if plan.options.threads is not None:
+        torch.set_num_threads(plan.options.threads)
     prepare_memory(torch.device(spec.device))
     if plan.checkpoint is not None:
         return resume_run(spec, plan.config, plan.checkpoint)

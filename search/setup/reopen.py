@@ -91,14 +91,17 @@ def _named(facts: Mapping[str, Any], name: str, fingerprint: str) -> str:
 
 
 def with_inputs_of(document: Mapping[str, Any], options: Options) -> Options:
-    """Return the options with the study's own model, text and checkpoint where they name none."""
+    """Return the options with the study's own model, text, checkpoint and threads where they name none."""
     source, checkpoint = document.get("data_source"), document.get("checkpoint_path")
     held_out, documents = document.get("validation_data_source"), document.get("documents")
+    # Those of all its trials: with others losses differ in their last digits. Beside a GPU they do not.
+    threads = document["device"].get("threads_per_slot") if document["device"]["type"] == "cpu" else None
     own = {
         "gpt2_model_name": options.gpt2_model_name or document.get("model"),
         "training_data_source": options.training_data_source or (Path(source) if source else None),
         "validation_data_source": options.validation_data_source or (Path(held_out) if held_out else None),
         "documents": options.documents or (parse_documents(documents) if documents else None),
         "checkpoint_path": options.checkpoint_path or (Path(checkpoint) if checkpoint else None),
+        "threads": options.threads or threads,
     }
     return options.model_copy(update=own)
