@@ -242,7 +242,7 @@ def _memory_told(plan: TrainPlan) -> Iterator[None]:
     spec, config = plan.loaded.spec, plan.config
     try:
         yield
-    except (RuntimeError, MemoryError) as error:
+    except Exception as error:
         if not is_out_of_memory(error):
             raise
         raise UserError(
