@@ -188,7 +188,7 @@ class SpaceSearcher(TrialSearcher):
 
         start = self._start_known(known)
         if self._ladder and len(known) < self._start_count:
-            ends = size_ends(self._space.parameters, self._space.baseline_params(), start[: 1 + len(self._ladder)])
+            ends = size_ends(self._space.parameters, self._space.baseline_params(), start)
             end = ends[len(known) - len(self._decided)] if ends else None
             if end is not None and is_new(end):
                 return end
@@ -212,7 +212,9 @@ class SpaceSearcher(TrialSearcher):
 
     def _start_known(self, known: Sequence[KnownTrial]) -> list[KnownTrial]:
         """Return the trials of the start as the next proposal knows them; without a ladder none."""
-        start = [trial for trial in known[: self._start_count] if self._ladder and self._is_of_start(trial)]
+        # An end of the sizes does not know the other one, whose first rung may or may not be in.
+        count = self._start_count if len(known) >= self._start_count else 1 + len(self._ladder)
+        start = [trial for trial in known[:count] if self._ladder and self._is_of_start(trial)]
         sees_ends = self._sees_ladder_end(len(known))
         # Before that all at their first rung, where their losses compare.
         now = [self.log[one.trial_id] if sees_ends else self.log.at_first_rung(one.trial_id) for one in start]

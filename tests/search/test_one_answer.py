@@ -8,6 +8,7 @@ import io
 import math
 import random
 import zlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -42,7 +43,9 @@ from trainable.rows import Verdict
 TRIALS = 30
 
 
-def make_space(searcher: str = "tpe", *, ends_early: bool = False) -> SearchSpace:
+def make_space(
+    searcher: str = "tpe", *, ends_early: bool = False, batch_sizes: Sequence[int] = (2, 4, 8, 40)
+) -> SearchSpace:
     tables: dict[str, Any] = {
         "trials": TRIALS,
         "baseline": {"batch_size": 4, "block_size": 32},
@@ -50,7 +53,7 @@ def make_space(searcher: str = "tpe", *, ends_early: bool = False) -> SearchSpac
         "evaluation": {"tokens": 256, "count": 4},
         "searcher": {"name": searcher},
         "search": {
-            "batch_size": {"choice": [2, 4, 8, 40]},
+            "batch_size": {"choice": list(batch_sizes)},
             "learning_rate": {"log_uniform": [1e-5, 1e-1]},
             "lr_schedule": {"choice": ["constant", "warmup_cosine"]},
         },
@@ -178,7 +181,8 @@ class Simulation:
         luck = zlib.crc32(repr(config).encode())
         status = self._broken(config, luck) if one.evaluation == 1 + luck % 3 else "running"
         is_over = steps == config.training_steps
-        loss = 9 + abs(math.log10(config.learning_rate) + 3) - steps / config.training_steps + luck % 97 / 300
+        best_rate = 3 - math.log10(config.batch_size) / 2
+        loss = 9 + abs(math.log10(config.learning_rate) + best_rate) - steps / config.training_steps + luck % 97 / 300
         metrics = evaluation(
             steps,
             loss,
@@ -249,6 +253,17 @@ def test_any_slots_speeds_and_kills_leave_the_same_tables(
     other = Simulation(tmp_path / "study", one_slot.space, slots, random.Random(slots), kills).to_its_end()
     assert other.kills < kills or not kills
     assert other.answer == one_slot.answer
+
+
+@pytest.mark.parametrize("batch_sizes", [(2, 4), (4, 8), (4, 6), (2, 4, 8)])
+def test_a_baseline_at_an_end_of_the_sizes_leaves_the_answer_to_no_slot(
+    batch_sizes: tuple[int, ...], tmp_path: Path
+) -> None:
+    space = make_space(batch_sizes=batch_sizes)
+    alone = Simulation(tmp_path / "alone", space, 1, random.Random(0)).to_its_end()
+    for slots in (2, 3, 4, 9):
+        other = Simulation(tmp_path / f"slots-{slots}", space, slots, random.Random(slots), 5).to_its_end()
+        assert other.answer == alone.answer
 
 
 def test_four_real_slots_with_slow_and_killed_workers_and_a_killed_driver_give_the_answer_of_one(
