@@ -25,7 +25,7 @@ from trainable.preflight.initial_weights import (
     check_offsets,
     predict,
 )
-from trainable.preflight.lora_checks import adapter_copies, check_adapters, check_adapters_move, check_merge
+from trainable.preflight.lora_checks import check_adapters, check_merge
 from trainable.preflight.memory import check_memory
 from trainable.preflight.steps import FirstSteps, check_first_steps, check_loop_loss, make_first_steps
 
@@ -139,7 +139,6 @@ def _check_steps(model: PreTrainedModel, setup: Setup, samples: _Samples, limit:
         yield check_gradient_reach(model, cut.modules)
         yield skipped("training steps, gradient slope and memory", "no weight can be trained")
         return
-    adapters = adapter_copies(model)
     steps: FirstSteps = make_first_steps(model, setup.corpus, samples.step, samples.protocol)
     yield check_loop_loss(steps)
     yield check_first_steps(steps)
@@ -147,7 +146,6 @@ def _check_steps(model: PreTrainedModel, setup: Setup, samples: _Samples, limit:
     yield steps.updates
     yield check_slope(model, samples.windows[: samples.slope_windows])
     if setup.config.use_lora:
-        yield check_adapters_move(model, adapters)
         yield check_merge(model, samples.windows)
     _train_as(model, setup.config, setup.largest)
     if limit is not None and setup.largest.block_size > limit:
