@@ -17,7 +17,7 @@ from trainable.checkpoint.checkpoint_store import BackgroundSaver, CheckpointSto
 from trainable.config import TrialConfig
 from trainable.data.node_cache import SharedInputs
 from trainable.device.device_memory import has_grown, is_out_of_memory, prepare_memory, release_memory
-from trainable.errors import InputChangedError
+from trainable.errors import InputChangedError, reason
 from trainable.fidelity import fidelity_tokens, objective
 from trainable.loop import TrainRow, train
 from trainable.rows import MetricsRow, StepRow, TrialStatus, Verdict
@@ -195,7 +195,7 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
         try:
             self._saver.wait()
         except OSError as error:
-            self._notes.append(f"no checkpoint was saved: {error.strerror or error}")
+            self._notes.append(f"no checkpoint was saved: {reason(error)}")
 
     def _result(
         self,

@@ -37,8 +37,7 @@ from search.tune.workload import Workload
 from trainable.checkpoint.checkpoint_store import CheckpointStore
 from trainable.data.corpus import cache_dir
 from trainable.data.node_cache import share_inputs
-from trainable.data.remote_files import reason
-from trainable.errors import MachineError, UserError
+from trainable.errors import MachineError, UserError, full_reason
 from trainable.ray_trainable import SearchTrial
 from trainable.run import RunSpec
 
@@ -238,7 +237,7 @@ def rays_own_faults(study: Study) -> Iterator[None]:
         yield
     except (ray.exceptions.RayError, ConnectionError, TimeoutError) as error:
         raise MachineError(
-            f"Ray ended while the trials ran: {reason(error)}; what was measured so far is kept. "
+            f"Ray ended while the trials ran: {full_reason(error)}; what was measured so far is kept. "
             f"Check the machine's memory. {again}"
         ) from None
     except OSError as error:
@@ -253,7 +252,7 @@ def _shared_by_trials(spec: RunSpec, slots: Slots) -> dict[str, Any]:
     try:
         inputs = share_inputs(spec, slots.storage) if slots.address and slots.storage else None
     except OSError as error:
-        raise UserError(f"STORAGE={slots.storage}: the inputs cannot be copied there: {reason(error)}.") from None
+        raise UserError(f"STORAGE={slots.storage}: the inputs cannot be copied there: {full_reason(error)}.") from None
     return {
         "spec": replace(spec, device=slots.device or spec.device),
         "shared_inputs": inputs,

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from trainable.errors import UserError, redacted
+from trainable.errors import UserError, full_reason
 from trainable.regular_files import whole_file
 
 BLOCK_BYTES = 8 << 20
@@ -23,14 +23,10 @@ def files_at(place: str) -> tuple[Any, str]:
     try:
         files, path = fs.FileSystem.from_uri(place)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise UserError(f"STORAGE={place}: {reason(error)}. Name a folder that every node sees, or s3://...") from None
+        raise UserError(
+            f"STORAGE={place}: {full_reason(error)}. Name a folder that every node sees, or s3://..."
+        ) from None
     return files, path.rstrip("/")
-
-
-def reason(error: BaseException) -> str:
-    """Return an error's text as a part of a line."""
-    # Redacted before it is cut: half a password is not known for one.
-    return redacted(" ".join(str(error).split()))[:300].rstrip(".") or type(error).__name__
 
 
 def below(place: str, *parts: str) -> str:

@@ -4,8 +4,7 @@ import json
 import re
 from pathlib import Path
 
-from trainable.data.remote_files import reason
-from trainable.errors import UserError
+from trainable.errors import UserError, full_reason
 
 TIMEOUT_S = 1.5
 _WEIGHTS = re.compile(r"(?:model|pytorch_model)(?:-\d+-of-\d+)?\.(safetensors|bin)")
@@ -85,7 +84,7 @@ def fetch(name: str) -> Path:
         wanted = [one for one in names if _BESIDE.fullmatch(one) and "/" not in one]
         snapshot_download(name, allow_patterns=[*wanted, *(one for one, kind in weights if kind == format_)])
     except Exception as error:
-        raise UserError(f"GPT2_MODEL_NAME={name} cannot be fetched from the hub: {reason(error)}.") from error
+        raise UserError(f"GPT2_MODEL_NAME={name} cannot be fetched from the hub: {full_reason(error)}.") from error
     folder = hub_folder(name)
     if folder is None:
         raise UserError(
