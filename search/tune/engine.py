@@ -48,7 +48,7 @@ LEAVE_PATIENCE_S = 20.0
 CLUSTER_FAILURES = 2
 """One more than on a single machine, so that a lost node does not end a trial that has failed by itself once. On MPS a
 worker whose memory has grown ends itself, which counts as a failure."""
-KEPT_CHECKPOINTS = 3
+BEST_KEPT = 3
 """The last checkpoints of the best completed trials are kept, of this many and of the baseline."""
 
 
@@ -214,7 +214,7 @@ def prune_checkpoints(
     gone = set() if gone is None else gone
     trials = ledger.trials()
     board = leaderboard(ranked_trials(trials))
-    kept = {row["trial_id"] for row in [row for row in board if row["status"] == "completed"][:KEPT_CHECKPOINTS]}
+    kept = {row["trial_id"] for row in [row for row in board if row["status"] == "completed"][:BEST_KEPT]}
     kept |= find_winner(trials, attempts).kept_checkpoints
     for row in trials:
         is_saving = row["trial_id"] == saving and row["status"] != "completed"

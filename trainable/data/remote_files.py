@@ -3,11 +3,20 @@
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from trainable.errors import UserError, full_reason
 from trainable.regular_files import whole_file
 
 BLOCK_BYTES = 8 << 20
+
+
+def local_folder(place: str) -> Path | None:
+    """Return the folder on this machine's disks that a folder or a file:// URI names; None for any other URI."""
+    if "://" not in place:
+        return Path(place)
+    url = urlsplit(place)
+    return Path(unquote(url.path)) if url.scheme == "file" else None
 
 
 def files_at(place: str) -> tuple[Any, str]:
