@@ -47,7 +47,6 @@ def check(corpus: Corpus, tokenizer: Tokenizer, config: TrialConfig) -> CheckMod
             config=config,
             largest=config,
             protocol=EvalProtocol(block_size=16, tokens=256),
-            unigram_entropy=corpus.unigram_entropy,
             random_weights=True,
             checkpoint=False,
         )

@@ -44,7 +44,6 @@ class Setup:
     config: TrialConfig
     largest: TrialConfig
     protocol: EvalProtocol
-    unigram_entropy: float
     random_weights: bool
     """A preset's, with no checkpoint loaded."""
     checkpoint: bool
@@ -105,7 +104,7 @@ def _check_predictions(model: PreTrainedModel, setup: Setup, samples: _Samples) 
     predictions = predict(model, samples.windows)
     yield check_initial_loss(
         predictions,
-        unigram_entropy=setup.unigram_entropy,
+        unigram_entropy=setup.corpus.unigram_entropy,
         random_weights=setup.random_weights,
         checkpoint=setup.checkpoint,
         shipped=setup.shipped,
@@ -113,7 +112,7 @@ def _check_predictions(model: PreTrainedModel, setup: Setup, samples: _Samples) 
     if setup.random_weights:
         yield skipped("checkpoint offsets", "the weights are random")
     else:
-        yield check_offsets(predictions, unigram_entropy=setup.unigram_entropy)
+        yield check_offsets(predictions, unigram_entropy=setup.corpus.unigram_entropy)
     yield (
         check_against_base(predictions, setup.base)
         if setup.base is not None
