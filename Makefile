@@ -95,8 +95,8 @@ types: $(STAMP) ## mypy --strict
 format: $(STAMP) ## format the code
 	@$(VENV)/bin/ruff format . && $(VENV)/bin/ruff check --fix .
 
-bench: $(STAMP) ## run the benchmarks of tests/benchmarks
-	@for script in tests/benchmarks/*_*.py; do echo "== $$script"; $(VENV)/bin/python $$script || exit 1; done
+bench: $(STAMP) ## run the benchmarks of tests/benchmarks; BENCH=search_speed runs that one
+	@for script in tests/benchmarks/$(or $(BENCH),*_*).py; do echo "== $$script"; $(VENV)/bin/python $$script || exit 1; done
 
 clean: ## remove caches, keep studies
 	@rm -rf .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -13,7 +13,7 @@ from ray.tune.search import Searcher
 
 from search.tune.early_end import LAG, early_end, is_early
 from search.tune.history import NO_HISTORY, History, KnownTrial
-from search.tune.rate_ladder import ladder_points, narrowed
+from search.tune.rate_ladder import RATE, SIZES, ladder_points, narrowed, size_ends, sizes
 from search.tune.trial_log import TrialLog
 from spaces.budget import Milestones
 from spaces.domains import Choice, IntRange, SearchParameter, points
@@ -104,6 +104,8 @@ class SpaceSearcher(TrialSearcher):
         # Another study has shown already where the good rates are.
         has_ladder = space.searcher.name == "tpe" and warm_start is None
         self._ladder = ladder_points(space.parameters, baseline, most=space.trials // 4) if has_ladder else []
+        # The baseline, the ladder, and its best rate at both ends of the sizes.
+        self._start_count = 1 + len(self._ladder) + (2 if self._ladder and sizes(space.parameters) else 0)
         first_points = warm_start.first_points if warm_start else ()
         self._decided = space.grid_points() if self._is_grid else [baseline, *self._ladder, *first_points]
         # In a small study the sampler must learn before half of it is over.
@@ -120,18 +122,20 @@ class SpaceSearcher(TrialSearcher):
         return number, [trial for trial in trials if trial.trial_id < number]
 
     def _sees_ladder_end(self, place: int) -> bool:
-        return bool(self._ladder) and place >= 1 + len(self._ladder) + LADDER_END_LAG
+        return bool(self._ladder) and place >= self._start_count + LADDER_END_LAG
 
-    def _is_on_ladder(self, trial: KnownTrial) -> bool:
+    def _is_of_start(self, trial: KnownTrial) -> bool:
         # In a study that was extended, other trials may come first.
-        baseline = self._space.baseline
-        return replace(trial.config, learning_rate=baseline.learning_rate) == baseline
+        point = trial.point or {}
+        others = {name: value for name, value in self._space.baseline_params().items() if name not in (RATE, *SIZES)}
+        return all(point.get(name) == value for name, value in others.items())
 
     def _known_at(self, trial: KnownTrial, *, place: int, lag: int) -> KnownTrial | None:
         """Return the trial as a proposal `lag` places later knows it; None if that is not in yet."""
         if lag >= END_LAG:
             return trial if self.log.is_settled(trial.trial_id) else None
-        if lag >= self._first_rung_lag or (self._ladder and place <= len(self._ladder)):
+        known_count = self._start_count if place + lag >= self._start_count else 1 + len(self._ladder)
+        if lag >= self._first_rung_lag or (self._ladder and place < known_count):
             return self.log.at_first_rung(trial.trial_id)
         return replace(trial, status="running", losses=(), val_loss=None)
 
@@ -144,7 +148,7 @@ class SpaceSearcher(TrialSearcher):
         may_end = self._space.ends_early and not is_early(len(before), self._space.trials)
         # All slots wait for the slowest trial then; a trial saved is worth more.
         ended = before[:-LAG] if may_end else []
-        ended = ended or (before[: 1 + len(self._ladder)] if self._sees_ladder_end(len(before)) else [])
+        ended = ended or (before[: self._start_count] if self._sees_ladder_end(len(before)) else [])
         if not all(self.log.is_settled(trial.trial_id) for trial in ended):
             return False
         # Whether a grid's cell is refused depends on the cells before it.
@@ -175,26 +179,26 @@ class SpaceSearcher(TrialSearcher):
         return self._decided[len(before)]
 
     def _draw(self, known: Sequence[KnownTrial]) -> Mapping[str, Any] | None:
-        """Return a new point from the sampler; None where none is left."""
-        parameters = self._space.parameters
-        if self._ladder:
-            ladder = [trial for trial in known[: 1 + len(self._ladder)] if self._is_on_ladder(trial)]
-            sees_ends = self._sees_ladder_end(len(known))
-            # Before that all at their first rung, where their losses compare.
-            now = [self.log[one.trial_id] if sees_ends else self.log.at_first_rung(one.trial_id) for one in ladder]
-            parameters = narrowed(parameters, [trial for trial in now if trial is not None])
-        view = SamplerView(parameters)
-        seed = int(np.random.SeedSequence([self._seed, len(known)]).generate_state(1)[0])
-        study = optuna.create_study(sampler=make_sampler(self._space, seed))
-        warm = self._warm_start.told if self._warm_start else ()
-        told = (told_as(trial, view) for trial in (*warm, *known))
-        study.add_trials([trial for trial in told if trial is not None])
+        """Return a new point: an end of the sizes after the ladder, then the sampler's; None where none is left."""
         run = {trial.config for trial in known}
 
         def is_new(point: Mapping[str, Any]) -> bool:
             config = self._space.config_for(point)
             return config not in run and _too_large(config, known) is None
 
+        start = self._start_known(known)
+        if self._ladder and len(known) < self._start_count:
+            ends = size_ends(self._space.parameters, self._space.baseline_params(), start[: 1 + len(self._ladder)])
+            end = ends[len(known) - len(self._decided)] if ends else None
+            if end is not None and is_new(end):
+                return end
+        parameters = narrowed(self._space.parameters, start)
+        view = SamplerView(parameters)
+        seed = int(np.random.SeedSequence([self._seed, len(known)]).generate_state(1)[0])
+        study = optuna.create_study(sampler=make_sampler(self._space, seed))
+        warm = self._warm_start.told if self._warm_start else ()
+        told = (told_as(trial, view) for trial in (*warm, *known))
+        study.add_trials([trial for trial in told if trial is not None])
         for _ in range(MAX_REFUSED):
             # A refused draw stays a running trial to the sampler, whose constant liar then draws elsewhere.
             trial = study.ask()
@@ -205,6 +209,14 @@ class SpaceSearcher(TrialSearcher):
             return None
         # A converged sampler may not find the last few points of a small space.
         return next(filter(is_new, points(self._space.parameters, lambda parameter: _members(parameter) or ())), None)
+
+    def _start_known(self, known: Sequence[KnownTrial]) -> list[KnownTrial]:
+        """Return the trials of the start as the next proposal knows them; without a ladder none."""
+        start = [trial for trial in known[: self._start_count] if self._ladder and self._is_of_start(trial)]
+        sees_ends = self._sees_ladder_end(len(known))
+        # Before that all at their first rung, where their losses compare.
+        now = [self.log[one.trial_id] if sees_ends else self.log.at_first_rung(one.trial_id) for one in start]
+        return [trial for trial in now if trial is not None]
 
     def _refusal(self, trial: KnownTrial) -> str | None:
         # A grid has a row for every cell; running each one that is too large would cost a worker each time.

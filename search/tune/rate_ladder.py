@@ -1,4 +1,4 @@
-"""A ladder of learning rates as the start of a search, and the narrower range around its best for the rest.
+"""The start of a search: a ladder of learning rates, the best of them at both ends of the sizes, and then a range.
 
 The searcher decides which trials are known when.
 """
@@ -13,6 +13,7 @@ from spaces.domains import FloatRange, SearchParameter
 from trainable.fidelity import PENALTY_NATS, objective
 
 RATE = "learning_rate"
+SIZES = ("batch_size", "block_size")
 MOST_RATES = 6
 WINDOW_DECADES = 0.75
 """To either side of the best rate: about one step of a ladder of six rates over six decades."""
@@ -35,14 +36,35 @@ def ladder_points(
     return [{**baseline, RATE: domain.low * (domain.high / domain.low) ** share} for share in shares]
 
 
+def size_ends(
+    parameters: Sequence[SearchParameter], baseline: Mapping[str, Any], ladder: Sequence[KnownTrial]
+) -> list[dict[str, Any]]:
+    """Return the baseline with the smallest and with the largest batch and block, at the ladder's best rate.
+
+    The rate goes with the square root of the tokens a step (Malladi et al. 2022, for Adam).
+    """
+    domain, best = _range(parameters), _best(ladder)
+    if domain is None or best is None:
+        return []
+    points = []
+    for end in (min, max):
+        point = {**baseline, **{one.name: end(one.domain.examples()) for one in sizes(parameters)}}
+        growth = math.prod(point[one.name] / baseline[one.name] for one in sizes(parameters))
+        points.append({**point, RATE: domain.nearest(best.config.learning_rate * math.sqrt(growth))})
+    return points
+
+
+def sizes(parameters: Sequence[SearchParameter]) -> list[SearchParameter]:
+    """Return the parameters that say how many tokens a step has, where they are searched as numbers."""
+    return [one for one in parameters if one.name in SIZES and one.condition is None]
+
+
 def narrowed(parameters: Sequence[SearchParameter], ladder: Sequence[KnownTrial]) -> tuple[SearchParameter, ...]:
     """Return the parameters with the rate's range around the ladder's best, and below the rates that were unstable."""
-    domain = _range(parameters)
-    sound = [trial for trial in ladder if trial.status != "unstable" and objective(trial.val_loss) < PENALTY_NATS]
-    if domain is None or not sound:
+    domain, leader = _range(parameters), _best(ladder)
+    if domain is None or leader is None:
         return tuple(parameters)
-    best = min(sound, key=_rank).config.learning_rate
-    width = 10**WINDOW_DECADES
+    best, width = leader.config.learning_rate, 10**WINDOW_DECADES
     broken = [trial.config.learning_rate for trial in ladder if trial.status == "unstable"]
     broken = [rate for rate in broken if rate > best]
     window = FloatRange(max(domain.low, best / width), min(domain.high, best * width, *broken), log=True)
@@ -52,6 +74,11 @@ def narrowed(parameters: Sequence[SearchParameter], ladder: Sequence[KnownTrial]
 def _range(parameters: Sequence[SearchParameter]) -> FloatRange | None:
     domain = next((one.domain for one in parameters if one.name == RATE and one.condition is None), None)
     return domain if isinstance(domain, FloatRange) and domain.log else None
+
+
+def _best(ladder: Sequence[KnownTrial]) -> KnownTrial | None:
+    sound = [trial for trial in ladder if trial.status != "unstable" and objective(trial.val_loss) < PENALTY_NATS]
+    return min(sound, key=_rank, default=None)
 
 
 def _rank(trial: KnownTrial) -> tuple[float, float]:

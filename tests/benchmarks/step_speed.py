@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,14 @@ def gemm_ceiling(case: Case) -> float:
     return best
 
 
+def bf16_is_slower(case: Case) -> str | None:
+    """Say by how much, where this device multiplies the case's shapes in bf16 slower than in fp32; else None."""
+    if case.precision != "bf16":
+        return None
+    times = gemm_ceiling(replace(case, precision="fp32")) / gemm_ceiling(case)
+    return f"products take {times:.0f} times as long in bf16 as in fp32 here" if times > 1 else None
+
+
 def quartiles(values: list[float]) -> list[float]:
     """Return the lower and the upper quartile."""
     low, _, high = statistics.quantiles(values, n=4, method="inclusive")
@@ -167,6 +176,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
         for case, rounds in cases(device, quick):
+            if (words := bf16_is_slower(case)) is not None:
+                console.print(f"{case.words}: left out, {words}")
+                document["cases"][case.words] = {"left_out": words}
+                continue
             found: dict[str, Any] = {"loops": compare(case, rounds, folder)}
             achieved = flops_per_step(case) / (found["loops"]["ours"]["step_ms"] / 1e3)
             ceiling = gemm_ceiling(case)

@@ -7,7 +7,7 @@ import pytest
 
 from search.tune.history import KnownTrial
 from search.tune.optuna_searcher import SamplerView, TrialSearcher
-from search.tune.rate_ladder import ladder_points, narrowed
+from search.tune.rate_ladder import ladder_points, narrowed, size_ends
 from search.tune.workload import space_workload
 from spaces.domains import FloatRange
 from spaces.read.load import load_space
@@ -82,6 +82,30 @@ def test_who_got_furthest_is_the_best_whatever_is_ahead_at_the_first_rung() -> N
     assert window(early, later, done) == window(done)
 
 
+def test_the_best_rate_goes_with_the_square_root_of_the_tokens_a_step_to_both_ends_of_the_sizes() -> None:
+    small, large = size_ends(PLATEAU.parameters, BASELINE, [found(1e-4, 4.2), found(1e-3, 4.3)])
+    assert small == {**BASELINE, "batch_size": 8, "block_size": 64, "learning_rate": pytest.approx(1e-4 / 8**0.5)}
+    assert large == {**BASELINE, "batch_size": 64, "block_size": 256, "learning_rate": pytest.approx(2e-4)}
+    # Never outside the range, and without a sound trial of the ladder there is no best rate.
+    assert [one["learning_rate"] for one in size_ends(PLATEAU.parameters, BASELINE, [found(2e-6, 4.2)])] == [1e-6, 4e-6]
+    assert size_ends(PLATEAU.parameters, BASELINE, [found(1e-3, None)]) == []
+
+
+def test_a_better_size_moves_the_range_to_its_rate() -> None:
+    work = space_workload(PLATEAU)
+    searcher, log, first_rung = work.searcher, work.searcher.log, PLATEAU.rung_tokens()[0]
+    rates = []
+    for number in range(24):
+        proposal: Any = searcher.suggest("")
+        trial = proposal["trial"]
+        rates.append(trial["learning_rate"])
+        is_small = (trial["batch_size"], trial["block_size"]) == (8, 64)
+        loss = 4.0 if is_small else 5.0 + abs(rates[-1] - 4e-4)
+        log.evaluate(number, first_rung, loss)
+        log.end(number, "completed", loss)
+    assert all(rates[7] / 5.63 < rate < rates[7] * 5.63 for rate in rates[9:])
+
+
 def draw(searcher: TrialSearcher) -> float:
     proposal = searcher.suggest("")
     assert isinstance(proposal, dict)
@@ -113,9 +137,15 @@ def test_only_the_ladders_first_rung_is_waited_for_before_the_first_draw_and_its
         assert searcher.suggest("") is None
         # Trials 1 and 2 are better than those before them, and go on.
         log.evaluate(number, first_rung, 5.0 - number / 10 if number < 3 else 6.0)
+    # Both ends of the sizes at the best rate, by the square root of an 8th and of 4 times the tokens a step.
+    small, large = draw(searcher), draw(searcher)
+    assert (small, large) == pytest.approx((rates[2] / 8**0.5, rates[2] * 2))
+    for number in (7, 8):
+        assert searcher.suggest("") is None
+        log.evaluate(number, first_rung, 6.0)
     assert all(rates[2] / 5.63 < draw(searcher) < rates[2] * 5.63 for _ in range(4))
     ends = {0: 5.0, 1: 4.0, 2: 4.5}
-    for number in reversed(range(7)):
+    for number in reversed(range(9)):
         assert searcher.suggest("") is None
         log.end(number, "completed" if number in ends else "stopped", ends.get(number, 6.0))
     # What was ahead at the first rung is behind at the end.

@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from trainable.config import TrialConfig
 from trainable.data.tokens import Corpus
 from trainable.evaluation import EvalProtocol, eval_windows
+from trainable.preflight import configuration
 from trainable.preflight.check_result import Check
 from trainable.preflight.configuration import check_dropout, check_precision, check_schedule
 from trainable.preflight.gradients import check_gradient_reach, check_slope, cut_modules
@@ -169,9 +170,24 @@ def test_the_slope_is_one_and_leaves_weights_and_gradients_as_they_were(
         assert torch.equal(weight.grad, gradient)
 
 
-def test_bf16_weights_stall_at_a_small_rate_and_autocast_does_not(
-    make_model: MakeModel, make_trial: MakeTrial, windows: torch.Tensor
+def test_a_processor_without_bf16_is_told_and_fp32_is_the_advice(
+    make_model: MakeModel, make_trial: MakeTrial, windows: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert configuration.times_as_slow("fp32") == 1.0
+    assert configuration.times_as_slow("bf16") > 0.0
+    for times, status in [(0.4, "pass"), (2.0, "pass"), (33.4, "warn")]:
+        monkeypatch.setattr(configuration, "times_as_slow", lambda precision, times=times: times)
+        check = check_precision(make_trial(precision="bf16"), make_model(), windows)
+        assert check.status == status
+    assert check.advice == (
+        "Matrix products take 33 times as long in bf16 as in fp32 on this processor. Set PRECISION=fp32."
+    )
+
+
+def test_bf16_weights_stall_at_a_small_rate_and_autocast_does_not(
+    make_model: MakeModel, make_trial: MakeTrial, windows: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(configuration, "times_as_slow", lambda precision: 1.0)
     small = make_trial(learning_rate=1e-5)
     stalled = check_precision(small, make_model().to(torch.bfloat16), windows)
     assert stalled.status == "warn"
@@ -218,7 +234,10 @@ def test_bf16_on_a_mac_that_has_none_is_told(
     assert (check.status, "PRECISION=fp16 or fp32" in check.advice) == (status, True)
 
 
-def test_a_model_that_overflows_fp16_fails(make_model: MakeModel, make_trial: MakeTrial, windows: torch.Tensor) -> None:
+def test_a_model_that_overflows_fp16_fails(
+    make_model: MakeModel, make_trial: MakeTrial, windows: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(configuration, "times_as_slow", lambda precision: 1.0)
     model = make_model()
     with torch.no_grad():
         model.get_submodule("transformer.h.0.mlp.c_fc").get_parameter("weight").mul_(1e7)

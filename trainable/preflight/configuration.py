@@ -1,5 +1,6 @@
 """Checks of a configuration against itself and against a model's limits: schedule, precision, block size."""
 
+import time
 from collections.abc import Mapping
 
 import torch
@@ -7,7 +8,7 @@ from transformers import PreTrainedModel
 
 from trainable.checkpoint.exam.exam_weights import MANTISSA_BITS, unmovable_frac
 from trainable.config import TrialConfig
-from trainable.device.device import autocast
+from trainable.device.device import AUTOCAST_DTYPES, autocast
 from trainable.loss import next_token_loss
 from trainable.model.modes import dropout_fields, in_mode
 from trainable.preflight.check_result import Check, judged, skipped
@@ -21,6 +22,8 @@ AUTOCAST_MARGIN = 0.1
 """nats/token; bf16 is 1e-3 off for GPT-2."""
 AUTOCAST_TOKENS = 16
 """Of each of two windows: a CPU without bf16 takes 0.2 s a token for 135M weights."""
+SLOW_PRODUCTS_WARN = 2.0
+"""Times as long as in fp32."""
 
 
 def check_schedule(config: TrialConfig) -> Check:
@@ -72,7 +75,10 @@ def check_precision(config: TrialConfig, model: PreTrainedModel, windows: torch.
         measured += f"; an Adam step of {config.learning_rate:.0e} is rounded away in {stalled:.0%} of the weights"
         advice = "Training would stall. Keep the weights in fp32 (autocast does) or raise LEARNING_RATE."
     elif config.precision == "fp16" and device.type == "cpu":
-        advice = "fp16 is slow on a CPU and overflows early. Set PRECISION=bf16 or fp32."
+        advice = "fp16 is slow on a CPU and overflows early. Set PRECISION=fp32."
+    elif device.type == "cpu" and (times := times_as_slow(config.precision)) > SLOW_PRODUCTS_WARN:
+        advice = f"Matrix products take {times:.0f} times as long in {config.precision} as in fp32 on this processor. "
+        advice += "Set PRECISION=fp32."
     elif (config.precision, device.type) == ("bf16", "cuda") and not torch.cuda.is_bf16_supported(
         including_emulation=False
     ):
@@ -85,6 +91,30 @@ def check_precision(config: TrialConfig, model: PreTrainedModel, windows: torch.
         expected=f"fp32 weights, and a loss within {AUTOCAST_MARGIN} of fp32's",
         advice=advice,
     )
+
+
+def times_as_slow(precision: str) -> float:
+    """Return how many times as long as in fp32 this processor takes for a matrix product at a precision.
+
+    One without bf16 instructions computes it 5 to 30 times as slowly, and torch does not say so.
+    """
+
+    if precision not in AUTOCAST_DTYPES:
+        return 1.0
+    threads, least_s = torch.get_num_threads(), {}
+    # Where another process holds a core, products of two threads wait for each other, and the ratio says nothing.
+    torch.set_num_threads(1)
+    try:
+        for dtype in (AUTOCAST_DTYPES[precision], torch.float32):
+            square, times_s = torch.ones(128, 128, dtype=dtype), []
+            for _ in range(5):
+                started = time.perf_counter()
+                square @ square
+                times_s.append(time.perf_counter() - started)
+            least_s[dtype] = min(times_s)
+    finally:
+        torch.set_num_threads(threads)
+    return least_s[AUTOCAST_DTYPES[precision]] / least_s[torch.float32]
 
 
 def _autocast_difference(config: TrialConfig, model: PreTrainedModel, windows: torch.Tensor) -> float:

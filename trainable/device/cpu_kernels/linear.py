@@ -22,6 +22,7 @@ def _takes_onednn(inputs: torch.Tensor) -> bool:
 
 
 _HAS_ONEDNN = bool(torch.backends.mkldnn.is_available()) and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # type: ignore[no-untyped-call]
+_HAS_AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 class _Affine(torch.autograd.Function):
@@ -61,7 +62,10 @@ class CPUConv1D(Conv1D):  # type: ignore[misc]
 
 
 def replace_linear(model: nn.Module) -> None:
-    """Make every plain Conv1D of the model a CPUConv1D, with the same parameters."""
+    """Make every plain Conv1D of the model a CPUConv1D, with the same parameters, where that is faster."""
+    # With AVX2 alone oneDNN takes 1.1 to 1.8 times as long as torch for a layer's products, but less for a head's.
+    if not _HAS_AVX512:
+        return
     for module in model.modules():
         if type(module) is Conv1D:
             module.__class__ = CPUConv1D
