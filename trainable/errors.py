@@ -41,6 +41,11 @@ class UserError(ValueError):
 class InputChangedError(UserError):
     """A file that a run is made from is gone, or is not what it was when the study began: no fault of the trial's."""
 
+    def __init__(self, message: str, *, remedy: str = "Restore it, then go on with") -> None:
+        super().__init__(message)
+        self.remedy = remedy
+        """What goes before the command that goes on."""
+
 
 class MachineError(Exception):
     """The machine does not do what is needed, whatever was asked: one line with the cause and the remedy.

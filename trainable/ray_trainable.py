@@ -83,8 +83,8 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
         """Return the next evaluation, or how the trial ended, always with a finite "objective".
 
         A checkpoint between two evaluations is returned too, for the steps that led to it: "metrics" is None and
-        "objective" that of the evaluation before. "input_fault" is not None when the study's inputs are no longer what
-        they were: the study is to be left, and the trial has neither failed nor trained.
+        "objective" that of the evaluation before. "input_fault" is a text and a remedy when the study's inputs are no
+        longer what they were: the study is to be left, and the trial has neither failed nor trained.
 
         A hung one ends its process, all threads' stacks on stderr: it is then started again from its last checkpoint.
         """
@@ -98,7 +98,7 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
             # Until the study is left Tune asks again at once.
             time.sleep(INPUT_FAULT_PAUSE_S)
             self._left = True
-            return self._result("running", steps=[], input_fault=str(error))
+            return self._result("running", steps=[], input_fault=(str(error), error.remedy))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -206,7 +206,7 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
         verdict: Verdict | None = None,
         evidence: str = "",
         saved: bool = False,
-        input_fault: str | None = None,
+        input_fault: tuple[str, str] | None = None,
     ) -> dict[str, Any]:
         state, notes, self._notes = self._state, self._notes, []
         optimizer_steps = state.optimizer_steps if state else 0

@@ -35,7 +35,6 @@ from search.tune.resources import Slots
 from search.tune.start_watch import StartWatch
 from search.tune.workload import Workload
 from trainable.checkpoint.checkpoint_store import CheckpointStore
-from trainable.data.corpus import cache_dir
 from trainable.data.node_cache import share_inputs
 from trainable.errors import MachineError, UserError, full_reason
 from trainable.ray_trainable import SearchTrial
@@ -152,10 +151,8 @@ def run_study(
         words = storage_error_words(recorder.storage_error, study.path)
         raise UserError(f"{words}. Then go on with: make resume STUDY={study.name}")
     if recorder.input_fault is not None:
-        remedy = "It is made again by" if str(cache_dir()) in recorder.input_fault else "Restore it, then go on with"
-        raise UserError(
-            f"{recorder.input_fault}; what was measured so far is kept. {remedy}: make resume STUDY={study.name}"
-        )
+        fault, remedy = recorder.input_fault
+        raise UserError(f"{fault}; what was measured so far is kept. {remedy}: make resume STUDY={study.name}")
 
 
 @dataclass(eq=False)
