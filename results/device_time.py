@@ -1,16 +1,18 @@
 """The best trial at equal device time, in a study whose budget is tokens. results.winner says who won the study."""
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from statistics import median
 from typing import Any
 
 from results.ranking import ranked_trials
 from results.winner import Winner
 from results.words import duration_words, loss_words, run_words
 from spaces.budget import budget_of
-from trainable.config import SCHEDULES_WITH_WARMUP
+from trainable.config import SCHEDULES_WITH_WARMUP, TrialConfig, config_from, shape_of
 
 Row = dict[str, Any]
 
@@ -59,7 +61,7 @@ def time_winner(
     The time is the shortest of any completed trial, which all of them reached, so that no loss is extrapolated. The
     fastest trial has its last loss there, the others a loss interpolated between two evaluations. A decaying rate
     favours the fast ones: a slow trial's rate has yet to fall, which the words say. Only completed trials count: the
-    final loss of a stopped one is not known.
+    final loss of a stopped one is not known. A trial of the winner's own shape takes the same time and is not named.
     """
     if budget_of(document).device_s is not None or winner.trial is None:
         return None
@@ -68,9 +70,18 @@ def time_winner(
         if row["val_loss"] is not None:
             curves.setdefault(row["trial_id"], []).append((row["active_s"], row["val_loss"]))
     completed = [row for row in ranked_trials(trials) if row["status"] == "completed" and row["trial_id"] in curves]
+    shapes = {row["trial_id"]: shape_of(config_from(row)) for row in completed}
+    ends_s = defaultdict[TrialConfig, list[float]](list)
+    for trial_id, shape in shapes.items():
+        ends_s[shape].append(curves[trial_id][-1][0])
+    for trial_id, shape in shapes.items():
+        # A machine that was busy during one trial must not decide between shapes.
+        slower = curves[trial_id][-1][0] / (median(ends_s[shape]) or 1.0) or 1.0
+        curves[trial_id] = [(at_s / slower, loss) for at_s, loss in curves[trial_id]]
     device_s = min((curves[row["trial_id"]][-1][0] for row in completed), default=0.0)
     losses = {row["trial_id"]: _loss_at(curves[row["trial_id"]], device_s) for row in completed}
-    best = min(completed, key=lambda row: (losses[row["trial_id"]], row["trial_id"]), default=None)
+    others = [row for row in completed if shapes[row["trial_id"]] != shape_of(config_from(winner.trial))]
+    best = min(others, key=lambda row: (losses[row["trial_id"]], row["trial_id"]), default=None)
     ours = losses.get(winner.trial["trial_id"], math.inf)
     if best is None or not losses[best["trial_id"]] + NOISE_NATS < ours < math.inf:
         return None

@@ -61,9 +61,9 @@ def export_env(study: Study, budget: Budget | None = None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def winner_env(study: Study) -> dict[str, str]:
+def winner_env(study: Study, budget: Budget | None = None) -> dict[str, str]:
     """Return the winner's variables by name, empty where the study set none. Raises UserError as export_env does."""
-    return _env(_load(study))
+    return _env(_load(study, budget))
 
 
 def export_cli(study: Study, budget: Budget | None = None) -> str:
@@ -199,9 +199,10 @@ def _notes(best: _Best) -> list[str]:
 def _stretch_notes(best: _Best) -> Iterable[str]:
     trained_steps = best.trial["training_steps"]
     if best.config.training_steps != trained_steps:
+        how = "stretched" if best.config.training_steps > trained_steps else "shortened"
         # In pretraining the best rate falls with the horizon (Bjorck et al. 2024); here nobody has measured it.
         yield (
-            f"the schedule is stretched from {trained_steps} to {best.config.training_steps} steps, warm-up and decay "
+            f"the schedule is {how} from {trained_steps} to {best.config.training_steps} steps, warm-up and decay "
             "keep their shares of the run; learning rate and batch are as found, and no run of that length was measured"
         )
 

@@ -20,7 +20,7 @@ def space_text(
     """Return the study's own space with `config` as its [baseline], its comments kept; `notes` stand on top.
 
     Its budget is `budget`, or the study's. A study that searched no space gives the plateau space. Raises UserError
-    when the study's space cannot be read any more.
+    when the study's space cannot be read any more, or what is written is no space that can be searched.
     """
     own = document.get("space")
     before = space_from_toml(own["toml"], name=own["name"], path=own["path"]) if own else load_space("plateau")
@@ -36,6 +36,8 @@ def space_text(
     baseline.update({name: value for name, value in asdict(config).items() if name != "seed"})
     text["baseline"] = baseline
     written: str = tomlkit.dumps(text)
+    # A budget that is too short for the largest shapes is refused here, with the least that works.
+    space_from_toml(written, name=before.name, path="the exported space")
     return "".join(f"# {note}\n" for note in notes) + "\n" + written.lstrip("\n")
 
 

@@ -11,6 +11,8 @@ from trainable.rows import ENDINGS
 
 UNKNOWN = "–"
 """In place of an unknown number."""
+LARGEST_LOSS = 1e5
+"""Of an unstable trial, written out: a table's columns are no wider."""
 
 STATUS_LABELS: Mapping[str, str] = {status: status.replace("_", " ") for status in (*ENDINGS, "running", "interrupted")}
 """Every status in words, in the order of lists."""
@@ -61,7 +63,8 @@ def trial_loss_words(trial: Mapping[str, Any]) -> str:
     if trial["status"] != "unstable":
         return loss_words(trial["val_loss"])
     # Its evaluations were made before it became unstable.
-    return "non-finite" if trial["end_loss"] is None else f"{trial['end_loss']:.4f} (train)"
+    loss = trial["end_loss"]
+    return "non-finite" if loss is None else f"{loss:.4f} (train)" if loss < LARGEST_LOSS else f"{loss:.3g} (train)"
 
 
 def run_words(row: Mapping[str, Any], baseline_id: int | None) -> str:
@@ -179,7 +182,8 @@ def early_end_words(document: Mapping[str, Any]) -> str | None:
     """Return why a study's search ended early, None where it did not."""
     end = document.get("early_end")
     return end and (
-        f"stopped after {document['trials_planned']} of {end['most_trials']} trials: the next ones would gain about "
+        f"ended after {document['trials_planned']} of {end['most_trials']} trials, "
+        f"{end['most_trials'] - document['trials_planned']} saved: the next ones would gain about "
         f"{loss_words(end['gain_nats'])} nats/token, less than the evaluation's noise {loss_words(end['noise_nats'])}"
     )
 

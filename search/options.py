@@ -211,9 +211,11 @@ class Options(BaseModel):
     """number of trials, the baseline included, or auto to end once more would gain too little; resume: +2 for two
     more"""
     budget_tokens: Tokens | None = None
-    """training tokens of a full-length trial, e.g. 400000 or 8M; export: of the run that is exported"""
+    """training tokens of a full-length trial, e.g. 400000 or 8M; export, train STUDY=: stretch the winner to so many"""
+    steps: Whole | None = None
+    """export, train STUDY=: stretch the winner's schedule to so many optimizer steps"""
     budget_time: Duration | None = None
-    """search: device time of a full-length trial in place of tokens, e.g. 10m, 90s, 2h or 600 (seconds)"""
+    """device time of a full-length trial in place of tokens: 10m, 90s, 1h30m or 600 (seconds)"""
     warm_start: Text | None = None
     """search: a study whose results the searcher learns from, its best run first"""
     force: Flag = False
@@ -224,6 +226,8 @@ class Options(BaseModel):
         Annotated[Annotated[int, Field(ge=1, le=MAX_COUNT)] | Literal["auto"], BeforeValidator(_concurrency)] | None
     ) = None
     """trials at the same time, or auto to measure (default: one a core, one a GPU, one on MPS)"""
+    threads: Whole | None = Field(None, le=1024)
+    """CPU threads of a trial (default 1 on the CPU, beside a GPU a share of the cores); train: of the run"""
     checkpoint_interval_s: Whole = 60
     """search: seconds of training between two checkpoints of a trial"""
     evaluation_timeout_s: Whole = 3600
@@ -321,8 +325,9 @@ class Options(BaseModel):
     def _fits_together(self) -> Self:
         if self.use_lr_warmup and self.hyperparameters.get("lr_schedule") == "constant":
             raise UserError("USE_LR_WARMUP=True contradicts LR_SCHEDULE=constant. Unset one of them.")
-        if self.budget_time is not None and self.budget_tokens is not None:
-            raise UserError("BUDGET_TIME and BUDGET_TOKENS are two budgets for the same trials. Unset one of them.")
+        lengths = {"BUDGET_TIME": self.budget_time, "BUDGET_TOKENS": self.budget_tokens, "STEPS": self.steps}
+        if len(named := [name for name, value in lengths.items() if value is not None]) > 1:
+            raise UserError(f"{' and '.join(named)} set the length of the same run. Unset all but one.")
         if self.confirm and self.seeds == 1:
             raise UserError("SEEDS=1: one seed has no scatter, so it proves nothing. Set SEEDS to 2 or more.")
         if self.concurrency == "auto" and self.address:

@@ -30,12 +30,12 @@ constant part and one proportional to sequences, tokens, micro-batches or rank."
 def parse_duration(text: str) -> float:
     """Return the seconds in a text such as 10m, 90s, 2h, 1h30m or 600. Raises ValueError."""
     number = r"(\d+(?:\.\d+)?)"
-    match = re.fullmatch(rf"(?:{number}h)?(?:{number}m)?(?:{number}s)?|{number}", text)
+    match = re.fullmatch(rf"(?:{number}h)?(?:{number}m)?(?:{number}s)?|{number}", text.lower())
     units_s = (*UNITS_S.values(), 1)
     parts = match.groups() if match else ()
     seconds = math.fsum(float(part) * unit_s for part, unit_s in zip(parts, units_s, strict=False) if part)
     if not 0 < seconds <= MAX_DEVICE_S:
-        raise ValueError("is not a time such as 10m, 90s, 2h or 600 (seconds), at most 10^6 minutes")
+        raise ValueError("is not a time of more than 0 and at most 10^6 minutes")
     return seconds
 
 

@@ -80,5 +80,5 @@ def check_bounds(name: str, value: float, low: float, high: float, *, low_open: 
 
 def _shown(value: float) -> str:
     if isinstance(value, float):
-        return f"{value:g}"
+        return f"{value:.7g}"
     return str(value) if abs(value) <= _LARGEST_SHOWN else f"about {'-' if value < 0 else ''}2^{value.bit_length()}"

@@ -99,7 +99,7 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
             time.sleep(INPUT_FAULT_PAUSE_S)
             self._left = True
             return self._result("running", steps=[], input_fault=(str(error), error.remedy))
-        except (RuntimeError, MemoryError) as error:
+        except Exception as error:
             if not is_out_of_memory(error):
                 raise
             shape = f"batch_size={self._config.batch_size} x block_size={self._config.block_size}"
@@ -191,11 +191,13 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
         return due
 
     def _wait_for_save(self) -> None:
-        # A full disk costs the checkpoint, not the trial: what is trained is still right.
+        # A full disk, or memory, costs the checkpoint, not the trial: what is trained is still right.
         try:
             self._saver.wait()
-        except OSError as error:
-            self._notes.append(f"no checkpoint was saved: {reason(error)}")
+        except Exception as error:
+            if not isinstance(error, OSError) and not is_out_of_memory(error):
+                raise
+            self._notes.append(f"no checkpoint was saved: {reason(error) if str(error) else 'out of memory'}")
 
     def _result(
         self,

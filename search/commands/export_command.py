@@ -5,19 +5,17 @@ import sys
 from results.export import export_cli, export_env, export_json, export_toml
 from results.study.folder import LATEST, open_study
 from search.options import Options
+from search.setup.train_plan import length_asked
 from search.terminal.console import Terminal, plain
-from spaces.budget import budget_of
 
 FORMATS = {"env": export_env, "json": export_json, "toml": export_toml, "cli": export_cli}
 
 
 def export_command(options: Options, terminal: Terminal) -> int:
-    """Print the winner of STUDY (default: the latest search) in FORMAT, for BUDGET_TOKENS or BUDGET_TIME if set."""
+    """Print the winner of STUDY (default: the latest search) in FORMAT, for another length of run if one is set."""
     name = "json" if terminal.as_json else options.format
     study = open_study(options.study or LATEST)
-    own = budget_of(study.document())
-    budget = own.asked(options.budget_tokens, options.budget_time)
-    text = FORMATS[name](study, None if budget == own else budget)
+    text = FORMATS[name](study, length_asked(study, options))
     if sys.stdout.isatty():
         text = plain(text)
     # Writes a path that is not UTF-8 as the bytes that were read.

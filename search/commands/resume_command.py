@@ -92,8 +92,8 @@ def _asks_for_more(study: Study, document: dict[str, Any], options: Options) -> 
         return False
     if document["kind"] != "search" or now < then:
         raise UserError(
-            f"{ours}={options.texts[ours]}: study {study.name} gave its trials {budget_words(budget)}, and only a "
-            "search can be taken on, to more. Start a new study."
+            f"{ours}={options.texts[ours]}: study {study.name} gave its trials {budget_words(budget)}. Only a search "
+            "goes on with another budget, and only with a larger one. Start a new study."
         )
     return True
 
@@ -116,7 +116,8 @@ def _resume(
     if planned < len(rows):
         raise UserError(f"TRIALS={planned}: study {study.name} has {len(rows)} trials already. Set a larger number.")
     if planned == ended:
-        terminal.say(f"all {planned} trials of study {study.name} have ended; TRIALS=... runs more of them")
+        more = "" if configs or space.searcher.name == "grid" else f"; TRIALS=+{planned} runs as many again"
+        terminal.say(f"all {planned} trials of study {study.name} have ended{more}")
         return 0, None
     with Preparing(terminal.console) as progress:
         plan = reopen(study, options, progress, space=space, configs=configs)
@@ -125,10 +126,9 @@ def _resume(
         if planned != document["trials_planned"]:
             changed = {"trials_planned": planned, "settings": settings.to_json(), "early_end": None}
             plan = replace(plan, document={**document, **changed})
-        line = (
-            f"study {study.name} goes on: {ended} of {planned} trials have ended, {len(rows) - ended} go on from their "
-            f"last checkpoints, {'at most ' if space.ends_early else ''}{planned - len(rows)} are new"
-        )
+        left, new = len(rows) - ended, f"{'at most ' if space.ends_early else ''}{planned - len(rows)} new"
+        unfinished = f"{left} from {'its last checkpoint' if left == 1 else 'their last checkpoints'}, " if left else ""
+        line = f"study {study.name} goes on: {ended} of {planned} trials have ended; to run: {unfinished}{new}"
         code = run_own_trials(plan, ledger, terminal, [line, *plan.notes])
     return code, plan.loaded
 

@@ -116,6 +116,8 @@ def _begin(plan: TrainPlan, spec: "RunSpec") -> "TrainState":
     from trainable.device.device_memory import prepare_memory
     from trainable.run import resume_run, start_run
 
+    if plan.options.threads is not None:
+        torch.set_num_threads(plan.options.threads)
     prepare_memory(torch.device(spec.device))
     if plan.checkpoint is not None:
         return resume_run(spec, plan.config, plan.checkpoint)
@@ -240,7 +242,7 @@ def _memory_told(plan: TrainPlan) -> Iterator[None]:
     spec, config = plan.loaded.spec, plan.config
     try:
         yield
-    except (RuntimeError, MemoryError) as error:
+    except Exception as error:
         if not is_out_of_memory(error):
             raise
         raise UserError(

@@ -19,8 +19,8 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "SAMPLE_PROMPT", "MODEL_TYPE",
     ),
     "the machine": (
-        "DEVICE", "CONCURRENCY", "GPU_FRACTION", "GRADIENT_CHECKPOINTING", "COMPILE", "CHECKPOINT_INTERVAL_S",
-        "EVALUATION_TIMEOUT_S", "ADDRESS", "STORAGE", "STUDIES_DIR", "CACHE_DIR",
+        "DEVICE", "CONCURRENCY", "THREADS", "GPU_FRACTION", "GRADIENT_CHECKPOINTING", "COMPILE",
+        "CHECKPOINT_INTERVAL_S", "EVALUATION_TIMEOUT_S", "ADDRESS", "STORAGE", "STUDIES_DIR", "CACHE_DIR",
     ),
     "trackers": ("TENSORBOARD", "OPTUNA_STORAGE", "MLFLOW", "WANDB"),
     "train": (
@@ -29,7 +29,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     ),
     "other commands": (
         "COMPARE", "TOP", "SEEDS", "FROM", "TO", "FORMAT", "OUT", "DTYPE", "MERGE", "TARGET", "RANGE", "CLEAN",
-        "EXPORTED_FROM",
+        "STEPS", "EXPORTED_FROM",
     ),
 }  # fmt: skip
 HYPERPARAMETERS_HEADING = "hyperparameters (pinned for a whole search where they are set)"

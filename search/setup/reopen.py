@@ -90,7 +90,10 @@ def _named(facts: Mapping[str, Any], name: str, fingerprint: str) -> str:
 
 
 def with_inputs_of(document: Mapping[str, Any], options: Options) -> Options:
-    """Return the options with the study's own model, text and checkpoint where they name none."""
+    """Return the options with the study's own model, text, checkpoint and threads where they name none."""
     texts = {variable: document[name] for name, variable in INPUT_VARIABLES.items() if document.get(name)}
     own, fields = parse_options(texts), [variable.lower() for variable in INPUT_VARIABLES.values()]
-    return options.model_copy(update={one: getattr(options, one) or getattr(own, one) for one in fields})
+    # Those of all its trials: with others losses differ in their last digits. Beside a GPU they do not.
+    threads = document["device"].get("threads_per_slot") if document["device"]["type"] == "cpu" else None
+    update = {one: getattr(options, one) or getattr(own, one) for one in fields}
+    return options.model_copy(update={**update, "threads": options.threads or threads})

@@ -20,6 +20,8 @@ DIFFERENCES_SHOWN = 6
 
 def read_settings(options: Options) -> tuple[Settings, list[str]]:
     """Return the settings, and lines for the user on how the variables were read. Raises UserError."""
+    if options.steps is not None:
+        raise UserError("STEPS is the length of a winner's run. A search takes BUDGET_TOKENS or BUDGET_TIME. Unset it.")
     pins = options.explicit_hyperparameters()
     notes = []
     if pins.pop("training_steps", None) is not None:

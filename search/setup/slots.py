@@ -1,6 +1,5 @@
 """The slots of a study: from the machines that were found, or measured by CONCURRENCY=auto."""
 
-import os
 from dataclasses import replace
 
 from search.cluster.connection import Node
@@ -17,14 +16,15 @@ def slots_for(loaded: Loaded, options: Options, largest: TrialConfig, progress: 
     from trainable.device.device import cpu_cores
     from trainable.device.device_memory import memory_bytes
 
-    info, concurrency = loaded.device_info, options.concurrency
+    info, concurrency, threads = loaded.device_info, options.concurrency, options.threads
     if concurrency == "auto":
-        concurrency, tried = best_concurrency(
+        concurrency, threads, tried = best_concurrency(
             loaded.spec,
             largest,
             device_type=info.type,
             device_count=info.count,
             cores=cpu_cores(),
+            threads=threads,
             memory_bytes=memory_bytes(info.type),
             progress=progress,
         )
@@ -35,12 +35,12 @@ def slots_for(loaded: Loaded, options: Options, largest: TrialConfig, progress: 
         info.type,
         concurrency=concurrency,
         gpu_frac=options.gpu_fraction,
+        threads=threads,
     )
-    most_threads = os.environ.get("OMP_NUM_THREADS", "")
-    if info.type == "cpu" and loaded.cluster is None and most_threads.isdecimal() and int(most_threads) > 0:
-        slots = replace(slots, threads=min(slots.threads, int(most_threads)))
+    is_ours_alone = info.type == "cpu" and loaded.cluster is None and threads is None
     return replace(
         slots,
+        idle_cores=max(0, here.cpus - slots.count) if is_ours_alone else 0,
         address=loaded.cluster.address if loaded.cluster else None,
         device=info.type if loaded.cluster else None,
         storage=options.storage,

@@ -5,14 +5,16 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from results.export import winner_env
-from results.study.folder import find_study, new_study_name
+from results.study.folder import Study, find_study, new_study_name
+from results.winner import winner_of
 from search.options import Options, check_lora, parse_options, with_default_warmup
 from search.setup.inputs import Loaded, check_inputs, load_inputs
 from search.setup.plan import study_name
 from search.setup.resumption import resumed_config
 from search.setup.study_record import study_document
 from search.terminal.console import Preparing
-from trainable.config import DOCUMENTED, TrialConfig, make_config
+from spaces.budget import Budget, budget_of
+from trainable.config import DOCUMENTED, TrialConfig, config_from, make_config
 from trainable.errors import UserError
 from trainable.model.model_names import check_model_name, check_model_target
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from trainable.checkpoint.checkpoint import Checkpoint
 
 DEFAULT_EVAL_TOKENS = 16_384
+LENGTHS = ("BUDGET_TOKENS", "BUDGET_TIME", "STEPS")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,23 +46,38 @@ class TrainPlan:
         return self.options.checkpoint_interval if self.options.enable_checkpoints else None
 
 
+def length_asked(study: Study, options: Options) -> Budget | None:
+    """Return the length that BUDGET_TOKENS, BUDGET_TIME or STEPS give a run of the study's winner; None for its own.
+
+    Raises UserError for a time in a study of tokens.
+    """
+    own, winner = budget_of(study.document()), winner_of(study).trial
+    if options.steps is not None:
+        return Budget(tokens=options.steps * config_from(winner).tokens_per_step) if winner else None
+    budget = own.asked(options.budget_tokens, options.budget_time)
+    return None if budget == own else budget
+
+
 def with_winner_of(options: Options) -> Options:
     """Return the options with the winner's configuration where STUDY names a search or a baseline.
 
-    Other variables override it, and the run's own name is made from the study's.
+    Other variables override it, and the run's own name is made from the study's. Its schedule is stretched over the
+    length that is asked for.
     """
     study = find_study(options.study) if options.study else None
     if study is None or study.document()["kind"] == "train":
         return options
-    own = {name: text for name, text in options.texts.items() if name != "STUDY"}
-    winner = {name: text for name, text in winner_env(study).items() if text}
+    own = {name: text for name, text in options.texts.items() if name not in ("STUDY", *LENGTHS)}
+    winner = {name: text for name, text in winner_env(study, length_asked(study, options)).items() if text}
     return parse_options({**winner, **own, "STUDY": new_study_name(f"train-{study.name}", datetime.now())})
 
 
 def make_train_plan(options: Options, progress: Preparing) -> TrainPlan:
     """Return the run that the variables ask for. Raises UserError; nothing is written before it returns."""
-    if options.budget_time is not None:
-        raise UserError("BUDGET_TIME is the budget of a search's trials; make train takes TRAINING_STEPS. Unset it.")
+    if named := [name for name in LENGTHS if name in options.texts]:
+        raise UserError(
+            f"{named[0]} stretches a study's winner (STUDY=...); any other run takes TRAINING_STEPS. Unset {named[0]}."
+        )
     given = options.explicit_hyperparameters()
     weights_only = options.weights_only
     resume_steps = options.resume_steps

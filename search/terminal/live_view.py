@@ -235,7 +235,8 @@ def ending_words(row: dict[str, Any], baseline: dict[str, Any] | None, *, note: 
                 against = f" ({difference_words(row['val_loss'] - baseline['val_loss'])} against the baseline)"
             return f"{name} completed: {loss}{against}; {config}"
         case "stopped":
-            return f"{name} stopped at {share}: {loss}, not among the best at its rung; {config}"
+            # With several slots a verdict may come late: the loss is that at the rung, and the training went on.
+            return f"{name} stopped at {share}: {loss} at its rung, not among the best there; {config}"
         case "unstable":
             return f"{name} unstable: {row['verdict']}; {config}"
         case status:
@@ -259,10 +260,12 @@ def leaderboard_table(trials: Sequence[dict[str, Any]], *, limit: int, statuses:
         cut.append(baseline)
     for row in cut:
         comparable = base_loss is not None and row["status"] == "completed" and not row["is_baseline"]
+        # "(train)" stands in the next column, which an unstable trial leaves empty.
+        loss, _, mark = trial_loss_words(row).partition(" ")
         table.add_row(
             "baseline" if row["is_baseline"] else f"{row['trial_id']}",
-            trial_loss_words(row),
-            difference_words(row["val_loss"] - base_loss) if comparable else "",
+            loss,
+            difference_words(row["val_loss"] - base_loss) if comparable else mark,
             token_words(row["tokens_seen"]),
             batch_words(row),
             f"{row['block_size']}",

@@ -23,22 +23,24 @@ def best_concurrency(
     device_type: str,
     device_count: int,
     cores: int,
+    threads: int | None,
     memory_bytes: int,
     progress: Callable[[str, float], None],
-) -> "tuple[int, list[Probe]]":
-    """Return how many trials to run at once, and the measurements; each takes some ten seconds.
+) -> "tuple[int, int, list[Probe]]":
+    """Return how many trials to run at once, the CPU threads of each, and the measurements, some ten seconds each.
 
-    config: the largest of the study. On a CPU one single-threaded trial per core is compared with one trial on all
-    cores; on CUDA two, four, eight trials share a GPU of memory_bytes as long as that pays; MPS runs one.
+    config: the largest of the study. threads: of each, where the user asks for so many. On a CPU one single-threaded
+    trial per core is compared with one trial on all cores; on CUDA two, four, eight trials share a GPU of memory_bytes
+    as long as that pays; MPS runs one.
     """
     from trainable.device.speed_probe import probe
 
     tried: list[Probe] = []
-    for count, threads in _candidates(device_type, cores, device_count):
+    for count, share in _candidates(device_type, cores, device_count, threads):
         if tried and tried[0].peak_memory_bytes * count > MEMORY_FRAC * memory_bytes:
             break
         progress(f"measuring {count} at a time", 0.0)
-        tried.append(probe(spec, config, count=count, threads=threads))
+        tried.append(probe(spec, config, count=count, threads=threads or share))
         if device_type == "cuda" and len(tried) > 1 and tried[-1].tokens_per_s < WORTH_IT * tried[-2].tokens_per_s:
             break
     best = tried[0]
@@ -47,13 +49,13 @@ def best_concurrency(
         needed = WORTH_IT if device_type == "cuda" else 1 / WORTH_IT
         if one.tokens_per_s > needed * best.tokens_per_s:
             best = one
-    return best.count * (device_count if device_type == "cuda" else 1), tried
+    return best.count * (device_count if device_type == "cuda" else 1), best.threads, tried
 
 
-def _candidates(device_type: str, cores: int, device_count: int) -> Iterator[tuple[int, int]]:
+def _candidates(device_type: str, cores: int, device_count: int, threads: int | None) -> Iterator[tuple[int, int]]:
     yield 1, cores if device_type != "cuda" else max(1, cores // device_count)
-    if device_type == "cpu" and cores > 1:
-        yield cores, 1
+    if device_type == "cpu" and cores > (threads or 1):
+        yield cores // (threads or 1), 1
     count = 2
     while device_type == "cuda" and count <= MOST:
         yield count, max(1, cores // (count * device_count))

@@ -17,6 +17,8 @@ SIZES = ("batch_size", "block_size")
 MOST_RATES = 6
 WINDOW_DECADES = 0.75
 """To either side of the best rate: about one step of a ladder of six rates over six decades."""
+SAME_DECADES = 0.05
+"""A rate that is 12 % higher or lower tells nothing that the baseline's run does not."""
 
 
 def ladder_points(
@@ -24,7 +26,8 @@ def ladder_points(
 ) -> list[dict[str, Any]]:
     """Return the baseline at the centers of equal parts of the rate's range, the middle parts first.
 
-    Empty if the range is no wider than the window around the best rate, or `most` is below three.
+    The baseline's own rate is left out. Empty if the range is no wider than the window around the best rate, or `most`
+    is below three.
     """
     domain = _range(parameters)
     count = min(MOST_RATES, most)
@@ -33,7 +36,8 @@ def ladder_points(
     # The likely good ones first, because a trial is judged against those before it.
     order = sorted(range(count), key=lambda index: (abs(index - (count - 1) / 2), -index))
     shares = [(index + 0.5) / count for index in order]
-    return [{**baseline, RATE: domain.low * (domain.high / domain.low) ** share} for share in shares]
+    rates = [domain.low * (domain.high / domain.low) ** share for share in shares]
+    return [{**baseline, RATE: rate} for rate in rates if abs(math.log10(rate / baseline[RATE])) > SAME_DECADES]
 
 
 def size_ends(

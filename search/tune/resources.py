@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from search.cluster.connection import Node
+from trainable.errors import UserError
 
 MPS = "mps"
 """Our name of a Ray resource for a Mac's GPU, which Ray does not know."""
@@ -32,6 +33,8 @@ class Slots:
     """A folder or URI that holds checkpoints and a mirror of the tables; None keeps them in the study."""
     evaluation_timeout_s: float = 3600.0
     """A trial counts as hung after this time without an evaluation, and ten times what its first steps predict."""
+    idle_cores: int = 0
+    """Of this machine, where the user set CONCURRENCY and left THREADS to us."""
 
     @property
     def count_on_device(self) -> int:
@@ -61,19 +64,28 @@ class Slots:
     @property
     def notes(self) -> list[str]:
         """Lines for the user."""
-        if not self.on_mps or self.count_on_device == 1:
+        if self.on_mps and self.count_on_device > 1:
+            return [
+                f"CONCURRENCY={self.count}: the trials take turns on the Mac's one GPU and share its memory. "
+                "Unset it for one at a time."
+            ]
+        if self.idle_cores < self.count:
             return []
+        threads = self.threads + self.idle_cores // self.count
         return [
-            f"CONCURRENCY={self.count}: the trials take turns on the Mac's one GPU and share its memory. "
-            "Unset it for one at a time."
+            f"{self.idle_cores} of {self.idle_cores + self.count} cores stay idle. THREADS={threads} gives each trial "
+            f"{threads} threads, with which losses differ in their last digits."
         ]
 
 
-def slots_on(nodes: Sequence[Node], device_type: str, *, concurrency: int | None, gpu_frac: float) -> Slots:
+def slots_on(
+    nodes: Sequence[Node], device_type: str, *, concurrency: int | None, gpu_frac: float, threads: int | None = None
+) -> Slots:
     """Return the slots of machines: one single-threaded trial per core, one (or 1/gpu_frac) per GPU, one on MPS.
 
-    concurrency asks for another number, among which CPU threads and GPUs are shared. No trial spans two machines or two
-    GPUs, and there are never more slots than fit at once.
+    concurrency asks for another number, among which GPUs are shared, and CPU threads where a GPU trains. threads asks
+    for another number of a trial. No trial spans two machines or two GPUs, and there are never more slots than fit at
+    once. Raises UserError where none does.
     """
     if device_type == "cuda":
         nodes = [node for node in nodes if node.gpus]
@@ -84,8 +96,18 @@ def slots_on(nodes: Sequence[Node], device_type: str, *, concurrency: int | None
         gpu_frac = math.floor(min(gpu_frac, 1 / each) * SHARES_A_GPU + 1e-6) / SHARES_A_GPU
         each = int(1 / gpu_frac + 1e-9)
     places = [each * count for count in devices]
-    threads = _threads(nodes, places, concurrency, spread=device_type == "cpu")
-    fit = sum(_fit(node, threads, room) for node, room in zip(nodes, places, strict=True))
+    if threads is None:
+        # A sum of another number of threads has other last digits: on a CPU one seed gives one answer on any slots.
+        threads = 1 if device_type == "cpu" else _threads(nodes, places, concurrency)
+    # Our own Ray is started with as many CPUs as the trials ask for.
+    takes_all = device_type != "cpu" or concurrency is not None
+    fit = sum(
+        room if node.is_ours and takes_all else min(room, max(int(node.is_ours), node.cpus // threads))
+        for node, room in zip(nodes, places, strict=True)
+    )
+    if not fit:
+        most = max(node.cpus for node in nodes)
+        raise UserError(f"THREADS={threads}: no node of the cluster has more than {most} CPUs. Lower it.")
     return Slots(
         count=min(concurrency or fit, fit),
         threads=threads,
@@ -94,16 +116,7 @@ def slots_on(nodes: Sequence[Node], device_type: str, *, concurrency: int | None
     )
 
 
-def _threads(nodes: Sequence[Node], places: Sequence[int], concurrency: int | None, *, spread: bool) -> int:
-    if not spread:
-        # Ray may fill a node before it uses the next.
-        most = (min(room, concurrency or room) for room in places)
-        return max(1, min(node.cpus // count for node, count in zip(nodes, most, strict=True)))
-    wanted = concurrency or sum(node.cpus for node in nodes)
-    largest = max(node.cpus for node in nodes)
-    return next((t for t in range(largest, 0, -1) if sum(node.cpus // t for node in nodes) >= wanted), 1)
-
-
-def _fit(node: Node, threads: int, room: int) -> int:
-    # Our own Ray is started with as many CPUs as the trials ask for.
-    return room if node.is_ours and threads == 1 else min(room, node.cpus // threads)
+def _threads(nodes: Sequence[Node], places: Sequence[int], concurrency: int | None) -> int:
+    # Ray may fill a node before it uses the next.
+    most = (min(room, concurrency or room) for room in places)
+    return max(1, min(node.cpus // count for node, count in zip(nodes, most, strict=True)))

@@ -44,7 +44,9 @@ def space_from_tables(tables: Mapping[str, Any], *, name: str, path: str) -> Sea
     is_grid = searcher.name == "grid"
     if not top.has("trials") and not is_grid:
         raise top.error('has no trials. Say how many, such as trials = 24, or set [searcher] name = "grid".')
-    ends_early = top.values.get("trials") == AUTO
+    ends_early = (asked := top.values.get("trials")) == AUTO
+    if isinstance(asked, str) and not ends_early:
+        raise top.error(f'must be a whole number such as {AUTO_TRIALS}, or "{AUTO}", not {shown(asked)}.', "trials")
     trials = AUTO_TRIALS if ends_early else top.integer("trials", 1)
     space = SearchSpace(
         name=name,

@@ -44,10 +44,10 @@ RESULTS = Path(__file__).parent / "results"
 def main() -> None:
     """Replay, print, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--slots", type=int, nargs="+", default=[1, 4])
-    parser.add_argument("--kinds", nargs="+", default=list(KINDS))
-    parser.add_argument("--only", nargs="+", help="searches by the beginning of their names")
+    parser.add_argument("--seeds", type=int, default=10, help="default 10")
+    parser.add_argument("--slots", type=int, nargs="+", default=[1, 4], help="default 1 4")
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS, metavar="KIND", help=" ".join(KINDS))
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="searches by the beginning of their names")
     parser.add_argument("--no-peers", action="store_true", help="this search alone, and as it was")
     parser.add_argument("--table", type=Path, default=table_path(BUDGET_TOKENS))
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
@@ -97,10 +97,10 @@ def lines_of(path: Path) -> dict[tuple[str, int, int], dict[str, Any]]:
 def tables(path: Path, kinds: Sequence[str]) -> dict[str, tuple[CurveTable, Any]]:
     """Return the curves of each kind, and the space that they were drawn from."""
     rows, space = read_table(path)
-    own = [row for row in rows if row["budget_tokens"] == space.budget.tokens]
-    return {
-        kind: (CurveTable([row for row in own if row["kind"] == kind], space.budget.tokens), space) for kind in kinds
-    }
+    # A few runs have three times the budget.
+    budget_tokens = min(row["budget_tokens"] for row in rows)
+    own = [row for row in rows if row["budget_tokens"] == budget_tokens]
+    return {kind: (CurveTable([row for row in own if row["kind"] == kind], budget_tokens), space) for kind in kinds}
 
 
 def all_outcomes(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -113,7 +113,10 @@ def all_outcomes(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     if not arguments.no_peers:
         wanted += [(name, name, peers_python(), {}) for name in PEERS]
     if arguments.only:
+        names = ", ".join(one[0] for one in wanted)
         wanted = [one for one in wanted if one[0].startswith(tuple(arguments.only))]
+        if not wanted:
+            sys.exit(f"--only {' '.join(arguments.only)}: the searches are {names}")
     folder = outcomes_folder(arguments.table)
     with ThreadPoolExecutor(arguments.processes) as pool:
         jobs = [pool.submit(_replay, *one[1:], folder / f"{one[0]}.jsonl", arguments) for one in wanted]

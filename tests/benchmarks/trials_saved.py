@@ -1,6 +1,6 @@
 """What TRIALS=auto saves and what it costs, replayed on recorded learning curves with 1, 2 and 4 slots.
 
-python tests/benchmarks/trials_saved.py [--seeds N] [--slots 1 2 4]
+python tests/benchmarks/trials_saved.py [--seeds N] [--slots 1 2 4] [--trials N]
 
 Regret: by how much the best loss is higher than that of the same seed's search with all trials, as a share of what that
 one gains over the baseline; the mean over the seeds. The curves hold no losses by part, so each gets a scatter of the
@@ -58,8 +58,8 @@ def searched(space: SearchSpace, seed: int, table: CurveTable, noise_nats: float
 def main() -> None:
     """Replay and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--slots", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--seeds", type=int, default=20, help="default 20")
+    parser.add_argument("--slots", type=int, nargs="+", default=[1, 4], help="default 1 4")
     parser.add_argument("--trials", type=int, help="the most trials; by default the space's")
     arguments = parser.parse_args()
     for kind, (table, space) in tables(table_path(BUDGET_TOKENS), list(KINDS)).items():

@@ -1,5 +1,6 @@
 """A small study that is broken on purpose, and the question whether its answer is that of one left alone."""
 
+import argparse
 import json
 import os
 import sys
@@ -70,6 +71,14 @@ class Place:
         """Return the study as it ends when nothing happens to it."""
         self.start("run", name).ended(code=0)
         return self.study(name)
+
+
+def asked(description: str | None, **defaults: int) -> list[int]:
+    """Return the numbers on a script's command line, the defaults in place of those left out."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in defaults.items():
+        parser.add_argument(name, metavar=name.upper(), type=int, nargs="?", default=default, help=f"default {default}")
+    return list(vars(parser.parse_args()).values())
 
 
 def _on_one_core() -> None:

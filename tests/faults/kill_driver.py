@@ -15,7 +15,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from results.study.folder import Study
-from tests.faults.common import SPACE, Place, differences, has_begun, report, says, strays
+from tests.faults.common import SPACE, Place, asked, differences, has_begun, report, says, strays
 from tests.running import Running
 
 
@@ -93,7 +93,7 @@ def told_to_end(place: Place) -> tuple[int, list[str]]:
 
 def main() -> None:
     """Do both."""
-    kills = int(sys.argv[1]) if len(sys.argv) > 1 else 20
+    (kills,) = asked(__doc__, kills=20)
     place = Place(space=SPACE.replace("trials = 6", "trials = 30"))
     place.left_alone()
     killed, lost = killed_at_random(place, kills)

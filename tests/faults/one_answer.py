@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from results.study.folder import Study
-from tests.faults.common import SPACE, Place, differences
+from tests.faults.common import SPACE, Place, asked, differences
 from tests.faults.kill_driver import killed_at_random
 from tests.faults.kill_worker import fault, injecting
 
@@ -57,8 +57,7 @@ def wrong(place: Place, name: str, *, trials: int, kills: int, slots: int, seed:
 
 def main() -> None:
     """Compare, and print tried, right, wrong."""
-    numbers = [int(word) for word in sys.argv[1:]]
-    kills, seeds = numbers[0] if numbers else 20, numbers[1] if len(numbers) > 1 else 1
+    kills, seeds = asked(__doc__, kills=20, seeds=1)
     place, outcomes = Place(space=small_space(TRIALS)), []
     for seed in range(seeds):
         endings = [row["status"] for row in left_alone(place, seed).trials()]

@@ -33,7 +33,9 @@ def rows_of(curves: dict[int, list[tuple[float, float]]]) -> list[Row]:
 def found(make_trial: Callable[..., Row], curves: Any = None, document: Row = TOKENS, **changes: Any) -> Any:
     curves = curves or CURVES
     trials = [
-        make_trial(trial_id, "completed", curve[-1][1], is_baseline=trial_id == 0, **changes)
+        make_trial(
+            trial_id, "completed", curve[-1][1], is_baseline=trial_id == 0, **{"batch_size": 8 + trial_id, **changes}
+        )
         for trial_id, curve in curves.items()
     ]
     trials.append(make_trial(9, "stopped", 4.0))
@@ -56,6 +58,25 @@ def test_the_time_is_the_shortest_of_a_completed_trial(make_trial: Callable[...,
         "winner_val_loss": 7.75,
         "words": ahead.words,
     }
+
+
+def test_a_trial_of_the_winners_own_shape_is_not_ahead_by_time(make_trial: Callable[..., Row]) -> None:
+    # Whatever the clock says: the machine was busy with something else.
+    assert found(make_trial, batch_size=8) is None
+
+
+def test_a_slow_run_of_a_shape_counts_with_the_shapes_usual_time(make_trial: Callable[..., Row]) -> None:
+    curves = {
+        0: [(0.0, 9.0), (50.0, 7.0)],
+        1: [(0.0, 9.0), (100.0, 5.0)],
+        2: [(0.0, 9.0), (50.0, 6.0)],
+        3: [(0.0, 9.0), (50.0, 6.5)],
+    }
+    trials = [
+        make_trial(trial_id, "completed", curve[-1][1], is_baseline=trial_id == 0, batch_size=8 if trial_id == 2 else 4)
+        for trial_id, curve in curves.items()
+    ]
+    assert time_winner(TOKENS, trials, rows_of(curves), find_winner(trials)) is None
 
 
 def test_a_rate_that_had_yet_to_fall_is_told(make_trial: Callable[..., Row]) -> None:

@@ -148,8 +148,12 @@ def test_the_winner_of_a_short_search_is_exported_for_a_long_run(make_study: Mak
     assert json.loads(export_json(study, Budget(tokens=20_480_000)))["hyperparameters"]["warmup_steps"] == 1000
     space = tomllib.loads(export_toml(study, Budget(tokens=20_480_000)))
     assert (space["budget"], space["baseline"]["training_steps"]) == ({"tokens": 20_480_000}, 10_000)
+    assert "the schedule is shortened from 5000 to 100 steps" in export_env(study, Budget(tokens=204_800))
     with pytest.raises(UserError, match="less than one step"):
         export_env(study, Budget(tokens=100))
+    # Enough for a step of the winner, and not of every shape in its space.
+    with pytest.raises(UserError, match=r"the exported space: .* tokens a step.*Set BUDGET_TOKENS="):
+        export_toml(study, Budget(tokens=2048))
 
 
 def test_a_budget_that_is_the_winners_own_changes_nothing(make_study: MakeStudy) -> None:

@@ -76,8 +76,8 @@ def test_losses() -> None:
 def test_an_early_end() -> None:
     end = {"most_trials": 24, "gain_nats": 0.0042, "noise_nats": 0.01}
     assert early_end_words({"trials_planned": 15, "early_end": end}) == (
-        "stopped after 15 of 24 trials: the next ones would gain about 0.0042 nats/token, less than the evaluation's "
-        "noise 0.0100"
+        "ended after 15 of 24 trials, 9 saved: the next ones would gain about 0.0042 nats/token, less than the "
+        "evaluation's noise 0.0100"
     )
     assert early_end_words({"trials_planned": 24, "early_end": None}) is None
 

@@ -28,7 +28,7 @@ from search.setup.expected_cost import cost_words
 from search.setup.plan import Plan, make_plan
 from search.setup.reopen import reopen
 from search.setup.settings import planned_space
-from search.setup.train_plan import make_train_plan
+from search.setup.train_plan import length_asked, make_train_plan, with_winner_of
 from search.setup.trial_speeds import measured_speeds
 from search.terminal.console import Preparing, Terminal
 from spaces.budget import Budget, Speeds, budget_of
@@ -149,8 +149,9 @@ def test_baseline_and_what_is_compared_with_it_get_the_same_time(
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["BUDGET_TIME=1m", "BUDGET_TOKENS=1M"], "BUDGET_TIME and BUDGET_TOKENS are two budgets for the same trials"),
-        (["BUDGET_TIME=soon"], "BUDGET_TIME='soon' is not a time such as 10m, 90s, 2h or 600 (seconds)"),
+        (["BUDGET_TIME=1m", "BUDGET_TOKENS=1M"], "BUDGET_TIME and BUDGET_TOKENS set the length of the same run"),
+        (["STEPS=70"], "STEPS is the length of a winner's run. A search takes BUDGET_TOKENS or BUDGET_TIME."),
+        (["BUDGET_TIME=soon"], "BUDGET_TIME='soon' is not a time of more than 0 and at most 10^6 minutes"),
         (["BUDGET_TIME=-1"], "BUDGET_TIME='-1' is not a time"),
         (
             ["BUDGET_TIME=1m", "ADDRESS=auto"],
@@ -268,14 +269,22 @@ def test_the_winner_is_exported_with_its_own_steps_and_the_time_as_the_budget(
         assert (space.budget.device_s, space.baseline.batch_size) == (60 * minutes, 8)
     in_tokens = space_from_toml(exported["BUDGET_TOKENS=1M", "toml"], name="exported", path="exported.toml")
     assert in_tokens.budget == Budget(tokens=1_000_000)
+    assert length_asked(study, read_options(["STEPS=70"])) == Budget(tokens=70 * 8 * 32)
+    # make train takes the winner to the same lengths.
+    trained = {
+        word: with_winner_of(read_options(["STUDY=timed", word])).hyperparameters["training_steps"]
+        for word in ("BUDGET_TIME=10m", "BUDGET_TOKENS=1M", "STEPS=70", "TRAINING_STEPS=90")
+    }
+    assert list(trained.values()) == [in_ten.training_steps, 1_000_000 // (8 * 32), 70, 90]
 
 
 def test_a_time_is_no_budget_where_no_speed_was_measured(plan_of: Callable[..., Plan], text_file: Path) -> None:
     study = made(plan_of("STUDY=counted"))
     with pytest.raises(UserError, match="BUDGET_TIME=10m: the budget is in tokens"):
         export_command(read_options([f"STUDY={study.name}", "BUDGET_TIME=10m"]), Terminal(as_json=False))
-    with pytest.raises(UserError, match="make train takes TRAINING_STEPS"):
-        make_train_plan(read_options(["BUDGET_TIME=10m", f"TRAINING_DATA_SOURCE={text_file}"]), silent())
+    for word in ("BUDGET_TIME=10m", "BUDGET_TOKENS=1M", "STEPS=70"):
+        with pytest.raises(UserError, match=r"stretches a study's winner .* any other run takes TRAINING_STEPS"):
+            make_train_plan(read_options([word, f"TRAINING_DATA_SOURCE={text_file}"]), silent())
 
 
 def test_an_attribution_that_was_cut_off_is_told_how_to_go_on(plan_of: Callable[..., Plan], planted: Planted) -> None:

@@ -386,15 +386,40 @@ def test_a_worker_that_has_grown_ends_before_its_next_trial_begins(
         trial.step()
 
 
-def test_after_running_out_of_memory_the_process_trains_the_next_trial(
-    make_trial: MakeTrial, make_config: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+def no_room(*args: Any, **kwargs: Any) -> Any:
+    raise RuntimeError("an extension's own words") from MemoryError()
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "trainable.ray_trainable.start_run",
+        "trainable.loop.next_token_loss",
+        "torch.Tensor.backward",
+        "torch.amp.GradScaler.step",
+        "trainable.loop.window_losses",
+        "trainable.checkpoint.checkpoint_store._copied",
+    ],
+)
+def test_wherever_a_trial_runs_out_of_memory_its_process_lets_go_and_trains_the_next(
+    where: str, make_trial: MakeTrial, make_config: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trial = make_trial()
     with monkeypatch.context() as patch:
-        patch.setattr("trainable.loop.next_token_loss", raise_after(1, torch.OutOfMemoryError()))
+        patch.setattr(where, no_room)
         assert to_the_end(trial)[-1]["status"] == "out_of_memory"
+    assert (trial._state, trial._rows) == (None, None)
     trial.reset_config(make_config(trial_id=2))
     assert to_the_end(trial)[-1]["status"] == "completed"
+
+
+def test_a_checkpoint_that_found_no_memory_to_be_written_costs_no_trial(
+    make_trial: MakeTrial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainable.checkpoint.checkpoint_store.write_payload", no_room)
+    results = to_the_end(make_trial())
+    assert results[-1]["status"] == "completed"
+    assert results[-1]["notes"] == ["no checkpoint was saved: an extension's own words"]
 
 
 def test_any_other_error_is_not_taken_for_it(make_trial: MakeTrial, monkeypatch: pytest.MonkeyPatch) -> None:

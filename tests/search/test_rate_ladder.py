@@ -32,6 +32,18 @@ def test_the_ladder_is_the_baseline_at_rates_from_end_to_end_the_middle_first() 
     assert all({**point, "learning_rate": 1e-5} == BASELINE for point in points)
 
 
+def test_the_baselines_own_rate_is_not_run_twice() -> None:
+    # The middle of three rates over plateau's range is 1.7e-4.
+    rates = [
+        [one["learning_rate"] for one in ladder_points(PLATEAU.parameters, {**BASELINE, "learning_rate": rate}, most=3)]
+        for rate in (1.7e-4, 1e-5)
+    ]
+    assert [[f"{rate:.1e}" for rate in ladder] for ladder in rates] == [
+        ["5.4e-03", "5.6e-06"],
+        ["1.7e-04", "5.4e-03", "5.6e-06"],
+    ]
+
+
 def test_a_narrow_range_or_a_small_study_has_no_ladder() -> None:
     narrow = [
         replace(one, domain=FloatRange(1e-4, 2e-3, log=True)) if one.name == "learning_rate" else one

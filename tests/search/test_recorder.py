@@ -147,7 +147,7 @@ def test_a_trial_that_the_scheduler_ends_is_stopped(recording: Recording) -> Non
     assert recording.row(1)["is_baseline"] is False
     assert recording.ended == [1]
     assert (recording.known[1].status, recording.known[1].val_loss) == ("stopped", 5.0)
-    assert "trial 1 stopped at 0% of the budget: val loss 5.0000, not among the best at its rung" in recording.log
+    assert "trial 1 stopped at 0% of the budget: val loss 5.0000 at its rung, not among the best there" in recording.log
 
 
 def test_an_unstable_trial_has_its_verdict_and_its_last_step(recording: Recording) -> None:

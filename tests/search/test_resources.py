@@ -7,19 +7,21 @@ from typing import Any
 import pytest
 
 from search.cluster.connection import Node
+from search.options import parse_options, read_options
+from search.setup.reopen import with_inputs_of
 from search.setup.slots import slots_for
 from search.tune.resources import Slots, slots_on
 from trainable.config import TrialConfig
 from trainable.device.device import DeviceInfo
 from trainable.device.speed_probe import Probe
+from trainable.errors import UserError
 
 
 @pytest.mark.parametrize(
     ("device", "count", "cores", "concurrency", "gpu_frac", "slots"),
     [
         ("cpu", 2, 2, None, 1.0, (2, 1, 0)),
-        ("cpu", 8, 8, 2, 1.0, (2, 4, 0)),
-        ("cpu", 8, 8, 3, 1.0, (3, 2, 0)),
+        ("cpu", 8, 8, 2, 1.0, (2, 1, 0)),
         ("cpu", 2, 2, 5, 1.0, (5, 1, 0)),
         ("mps", 1, 10, None, 1.0, (1, 10, 0)),
         ("mps", 1, 10, 2, 1.0, (2, 5, 0)),
@@ -59,9 +61,8 @@ def test_slots_of_one_machine(
     ("shapes", "device", "concurrency", "gpu_frac", "slots"),
     [
         ([(4, 0), (4, 0)], "cpu", None, 1.0, (8, 1, 0)),
-        ([(4, 0), (4, 0)], "cpu", 2, 1.0, (2, 4, 0)),
-        ([(4, 0), (4, 0)], "cpu", 3, 1.0, (3, 2, 0)),
-        ([(8, 0), (1, 0)], "cpu", 3, 1.0, (3, 2, 0)),
+        ([(4, 0), (4, 0)], "cpu", 2, 1.0, (2, 1, 0)),
+        ([(8, 0), (1, 0)], "cpu", 3, 1.0, (3, 1, 0)),
         ([(2, 0)], "cpu", 5, 1.0, (2, 1, 0)),
         ([(16, 2), (16, 2)], "cuda", None, 1.0, (4, 8, 1.0)),
         ([(4, 2), (60, 2)], "cuda", None, 1.0, (4, 2, 1.0)),
@@ -86,6 +87,28 @@ def test_slots_of_a_cluster_fit_on_its_nodes(
     nodes = [Node(name=f"{cpus}x{gpus}", cpus=cpus, gpus=gpus) for cpus, gpus in shapes]
     got = slots_on(nodes, device, concurrency=concurrency, gpu_frac=gpu_frac)
     assert got == Slots(count=slots[0], threads=slots[1], gpu_frac=slots[2], on_mps=device == "mps")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "device", "concurrency", "count"),
+    [
+        ([Node(name="here", cpus=8, gpus=0, is_ours=True)], "cpu", None, 2),
+        ([Node(name="here", cpus=8, gpus=0, is_ours=True)], "cpu", 5, 5),
+        # A study that was moved to a smaller machine.
+        ([Node(name="here", cpus=2, gpus=0, is_ours=True)], "cpu", None, 1),
+        ([Node(name="here", cpus=2, gpus=2, is_ours=True)], "cuda", None, 2),
+        ([Node(name="a", cpus=8, gpus=0), Node(name="b", cpus=3, gpus=0)], "cpu", None, 2),
+        ([Node(name="a", cpus=8, gpus=0), Node(name="b", cpus=4, gpus=0)], "cpu", 9, 3),
+    ],
+)
+def test_threads_are_what_the_user_says(nodes: list[Node], device: str, concurrency: int | None, count: int) -> None:
+    slots = slots_on(nodes, device, concurrency=concurrency, gpu_frac=1.0, threads=4)
+    assert (slots.count, slots.threads) == (count, 4)
+
+
+def test_more_threads_than_any_node_has_are_refused() -> None:
+    with pytest.raises(UserError, match=r"THREADS=9: no node of the cluster has more than 8 CPUs. Lower it."):
+        slots_on([Node(name="a", cpus=8, gpus=0)], "cpu", concurrency=None, gpu_frac=1.0, threads=9)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +149,12 @@ def test_what_is_measured_is_the_largest_configuration_with_its_context_and_rese
     monkeypatch.setattr("trainable.device.device_memory.memory_bytes", lambda device_type: 16 << 30)
     loaded: Any = SimpleNamespace(device_info=DeviceInfo(type="cuda", name="a GPU", count=1), cluster=None, spec=None)
     options: Any = SimpleNamespace(
-        concurrency="auto", storage=None, gpu_fraction=1.0, checkpoint_interval_s=60, evaluation_timeout_s=60
+        concurrency="auto",
+        threads=None,
+        storage=None,
+        gpu_fraction=1.0,
+        checkpoint_interval_s=60,
+        evaluation_timeout_s=60,
     )
     largest = TrialConfig(batch_size=64, block_size=512)
     progress: Any = lambda what, done: None  # noqa: E731
@@ -135,16 +163,43 @@ def test_what_is_measured_is_the_largest_configuration_with_its_context_and_rese
     assert measured == [largest, largest]
 
 
-@pytest.mark.parametrize(("asked", "threads"), [("1", 1), ("64", 4), ("", 4), ("0", 4), ("4,2", 4)])
-def test_a_trial_takes_no_more_threads_than_the_environment_allows(
-    asked: str, threads: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("concurrency", "threads", "slots", "note"),
+    [
+        (None, None, (8, 1), None),
+        (1, None, (1, 1), "7 of 8 cores stay idle. THREADS=8 gives each trial 8 threads"),
+        (3, None, (3, 1), "5 of 8 cores stay idle. THREADS=2 gives each trial 2 threads"),
+        (5, None, (5, 1), None),
+        (1, 4, (1, 4), None),
+        (None, 4, (2, 4), None),
+        ("auto", None, (1, 8), None),
+        ("auto", 2, (4, 2), None),
+    ],
+)
+def test_a_trials_threads_do_not_depend_on_how_many_run_at_once(
+    concurrency: Any, threads: int | None, slots: tuple[int, int], note: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", asked)
-    monkeypatch.setattr("trainable.device.device.cpu_cores", lambda: 4)
-    loaded: Any = SimpleNamespace(device_info=DeviceInfo(type="cpu", name="a CPU", count=1), cluster=None)
-    options: Any = SimpleNamespace(
-        concurrency=1, storage=None, gpu_fraction=1.0, checkpoint_interval_s=60, evaluation_timeout_s=60
+    def probe(spec: object, config: TrialConfig, *, count: int, threads: int) -> Probe:
+        speed = {1: 100.0, 4: 200.0, 8: 50.0}[count]
+        return Probe(count=count, threads=threads, tokens_per_s=speed, peak_memory_bytes=0)
+
+    monkeypatch.setattr("trainable.device.speed_probe.probe", probe)
+    monkeypatch.setattr("trainable.device.device.cpu_cores", lambda: 8)
+    loaded: Any = SimpleNamespace(device_info=DeviceInfo(type="cpu", name="a CPU", count=1), cluster=None, spec=None)
+    options = parse_options(
+        {name: str(value) for name, value in {"CONCURRENCY": concurrency, "THREADS": threads}.items() if value}
     )
-    progress: Any = None  # nothing is measured
-    slots = slots_for(loaded, options, TrialConfig(), progress)
-    assert (slots.count, slots.threads) == (1, threads)
+    progress: Any = lambda what, done: None  # noqa: E731
+    found = slots_for(loaded, options, TrialConfig(), progress)
+    assert (found.count, found.threads) == slots
+    assert [words[: len(note or "")] for words in found.notes] == ([note] if note else [])
+
+
+@pytest.mark.parametrize(
+    ("device", "asked", "threads"), [("cpu", [], 4), ("cpu", ["THREADS=2"], 2), ("cuda", [], None)]
+)
+def test_a_reopened_study_goes_on_with_the_threads_of_its_trials(
+    device: str, asked: list[str], threads: int | None
+) -> None:
+    document = {"model": "tiny", "device": {"type": device, "threads_per_slot": 4}}
+    assert with_inputs_of(document, read_options(asked)).threads == threads

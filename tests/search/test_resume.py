@@ -108,7 +108,8 @@ def test_the_answer_is_that_of_a_study_left_alone(killed: Killed, alone: Study) 
 
 def test_what_had_ended_was_not_run_again(killed: Killed) -> None:
     assert (
-        "study killed goes on: 3 of 4 trials have ended, 1 go on from their last checkpoints" in killed.resumed.stderr
+        "study killed goes on: 3 of 4 trials have ended; to run: 1 from its last checkpoint, 0 new"
+        in killed.resumed.stderr
     )
     assert killed.study.trials()[:3] == killed.rows[:3]
     assert killed.study.trials()[3]["started_at"] == killed.rows[3]["started_at"]
@@ -171,7 +172,7 @@ def test_a_study_that_has_ended_is_told_so_and_summed_up_again(alone: Study, run
     alone.best_json.unlink()
     ran = run("resume", "STUDY=alone", "--json")
     assert ran.code == 0
-    assert "all 4 trials of study alone have ended; TRIALS=... runs more of them" in ran.stderr
+    assert "all 4 trials of study alone have ended; TRIALS=+4 runs as many again" in ran.stderr
     assert ran.document["best"] == ran.document["trials"][0]
     assert alone.trials() == before
     assert json.loads(alone.best_json.read_text())["trial_id"] == ran.document["best"]["trial_id"]

@@ -129,7 +129,7 @@ def test_the_screen_holds_everything_at_any_usual_width(width: int, make_view: M
     assert "val loss – loading the model" in text
     # Endings and why.
     assert "trial 3 unstable: divergence at step 41: median of 20 step losses 9.93, best 7.42, not falling;" in text
-    assert "trial 2 stopped at 0% of the budget: val loss 9.1234, not among the best at its rung;" in text
+    assert "trial 2 stopped at 0% of the budget: val loss 9.1234 at its rung, not among the best there;" in text
     assert "batch_size=512 x block_size=1024 does not fit in cpu memory" in text
 
 
@@ -151,6 +151,16 @@ def test_a_line_of_the_leaderboard_is_one_trial_in_80_columns(make_view: MakeVie
         line.split() == ["baseline", "11.1234", "397k", "32", "128", "1.00e-05", "constant", "completed"]
         for line in lines
     )
+
+
+def test_the_loss_of_an_unstable_trial_cuts_no_other_column(make_view: MakeView, ledger: Ledger) -> None:
+    rows = [{**row, "lr_schedule": "warmup_cosine"} for row in ledger.trials()]
+    for row, end_loss in zip(rows[1:], (75346.0312, 3.21e12), strict=False):
+        row.update(status="unstable", end_loss=end_loss)
+    lines = drawn(make_view(80).console, leaderboard_table(rows, limit=9, statuses=("completed", "unstable")))
+    assert not any("…" in line for line in lines)
+    found = [line.split()[1:3] for line in lines if line.endswith("unstable")]
+    assert sorted(found)[:2] == [["3.21e+12", "(train)"], ["75346.0312", "(train)"]]
 
 
 def test_the_leaderboard_shows_the_baseline_below_the_leaders(ledger: Ledger) -> None:
@@ -242,7 +252,7 @@ def test_every_ending_is_kept_in_the_log_and_shown(terminal: bool, make_view: Ma
         view.trial_ended(2, note="")
         view.refresh()
     log = study.log_path.read_text(encoding="utf-8").splitlines()
-    line = "trial 2 stopped at 0% of the budget: val loss 9.1234, not among the best at its rung;"
+    line = "trial 2 stopped at 0% of the budget: val loss 9.1234 at its rung, not among the best there;"
     assert [entry[9 : 9 + len(line)] for entry in log] == ["header", line]
     assert line in words(view.console.export_text().splitlines())
 
@@ -293,7 +303,7 @@ def test_each_ending_in_words() -> None:
     assert ending("completed", is_baseline=True) == f"baseline completed: val loss 6.5000; {CONFIG}"
     assert (
         ending("stopped", rung=1)
-        == f"trial 7 stopped at 10% of the budget: val loss 6.5000, not among the best at its rung; {CONFIG}"
+        == f"trial 7 stopped at 10% of the budget: val loss 6.5000 at its rung, not among the best there; {CONFIG}"
     )
     assert ending("unstable", verdict="nonfinite at step 3: loss nan") == (
         f"trial 7 unstable: nonfinite at step 3: loss nan; {CONFIG}"

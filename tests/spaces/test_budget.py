@@ -50,7 +50,7 @@ def measured(space: SearchSpace, step_s: Callable[[TrialConfig], float] = affine
     ("text", "seconds", "shortest"),
     [
         ("10m", 600, "10m"), ("90s", 90, "90s"), ("2h", 7200, "2h"), ("600", 600, "10m"), ("1h30m", 5400, "90m"),
-        ("0.5h", 1800, "30m"), ("1m30s", 90, "90s"), ("1.5", 1.5, "1.5s"),
+        ("0.5h", 1800, "30m"), ("1m30s", 90, "90s"), ("1.5", 1.5, "1.5s"), ("45S", 45, "45s"),
     ],
 )  # fmt: skip
 def test_a_time_is_read_and_written(text: str, seconds: float, shortest: str) -> None:
@@ -63,7 +63,7 @@ def test_a_time_is_read_and_written(text: str, seconds: float, shortest: str) ->
     "text", ["", "m", "10 m", "-5m", "0", "0s", "1e3", "ten", "5d", "30m1h", "1h30", "1.m", "inf", "nan", "1000001m"]
 )
 def test_what_is_no_time_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="is not a time such as 10m, 90s, 2h or 600"):
+    with pytest.raises(ValueError, match="is not a time of more than 0"):
         parse_duration(text)
 
 
@@ -161,7 +161,7 @@ def test_the_least_time_that_is_named_works(slow: int, count: int) -> None:
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"budget": {"device_minutes": 0}}, "[budget] device_minutes is 0; it must be more than 0 and at most 1e+06."),
+        ({"budget": {"device_minutes": 0}}, "[budget] device_minutes is 0; it must be more than 0 and at most 1000000"),
         ({"budget": {"device_minutes": "10m"}}, "[budget] device_minutes must be a finite number, not '10m'."),
         ({"budget": {"device_minutes": 5, "tokens": 9}}, "[budget] must have one of tokens, baseline_steps"),
         ({"scheduler": {"grace_tokens": 4096}}, "[scheduler] grace_tokens is a number of tokens, and"),

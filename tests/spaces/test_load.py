@@ -111,6 +111,7 @@ BROKEN: list[tuple[str, str, str]] = [
     ("trials = 4", "trails = 4", "the top level has an unknown key 'trails'. Did you mean 'trials'?"),
     ("trials = 4", "trials = 0", "trials is 0; it must be at least 1 and at most 100000."),
     ("trials = 4", "trials = 4.0", "trials must be a whole number such as 1, not 4.0."),
+    ("trials = 4", 'trials = "AUTO"', "trials must be a whole number such as 24, or \"auto\", not 'AUTO'."),
     ("trials = 4", "trials = true", "trials must be a whole number such as 1, not True."),
     (
         "trials = 4",

@@ -48,6 +48,17 @@ def test_a_device_that_is_not_there_is_refused(requested: str) -> None:
 
 
 @pytest.mark.usefixtures("cpu_only")
+@pytest.mark.parametrize("visible", ["", "0", "-1", "GPU-a", "0,0"])
+def test_a_numbered_gpu_of_a_machine_without_one_is_refused_too(visible: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    device_module._pin_gpu.cache_clear()
+    with pytest.raises(UserError, match=r"DEVICE=cuda:9 is not available here; available: cpu\. Unset DEVICE\."):
+        pick_device("cuda:9")
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == visible
+
+
+@pytest.mark.usefixtures("cpu_only")
 @pytest.mark.parametrize("requested", ["gpu", "CPU", "", "cpu:first", "cpu:-1", "tpu:0"])
 def test_a_word_that_is_no_device_is_refused(requested: str) -> None:
     with pytest.raises(UserError, match=f"DEVICE={requested} is not a device. Choose cuda, mps or cpu"):

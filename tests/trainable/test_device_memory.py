@@ -1,9 +1,11 @@
 """A device's memory: a run's share of it, its end, and telling memory errors apart; CUDA and MPS by their answers."""
 
+import errno
 import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from trainable.device.device_memory import (
     release_memory,
     run_memory_bytes,
 )
+from trainable.errors import UserError
 
 CPU, CUDA, MPS = (torch.device(kind) for kind in ("cpu", "cuda", "mps"))
 
@@ -126,6 +129,19 @@ def test_a_control_groups_limit_holds(
         (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
         (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"), True),
         (RuntimeError("std::bad_alloc"), True),
+        (RuntimeError("cusparse error: CUSPARSE_STATUS_ALLOC_FAILED, when calling"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("NCCL error: unhandled cuda error\nLast error:\nFailed to CUDA calloc async 608 bytes"), True),
+        (RuntimeError("CUDA_ERROR_OUT_OF_MEMORY"), True),
+        (RuntimeError("Caught OutOfMemoryError in replica 0 on device 0."), True),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."), True),
+        (RuntimeError("unable to mmap 4096 bytes from file </x>: Cannot allocate memory (12)"), True),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), True),
+        (OSError(errno.ENOSPC, "No space left on device"), False),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+        (IndexError("index 5 is out of bounds of the memory map"), False),
+        (RuntimeError("unsupported memory format option Preserve"), False),
+        (RuntimeError("Invalid buffer size: must be a multiple of the element size"), False),
         (RuntimeError("Invalid buffer size: 24.00 GiB"), True),
         (RuntimeError("Error: Insufficient Memory (00000008:kIOGPUCommandBufferCallbackErrorOutOfMemory)"), True),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
@@ -135,6 +151,22 @@ def test_a_control_groups_limit_holds(
 )
 def test_running_out_of_memory_is_told_from_other_errors(error: Exception, expected: bool) -> None:
     assert is_out_of_memory(error) is expected
+
+
+def test_what_came_of_running_out_of_memory_is_that_too_unless_a_person_is_told_more() -> None:
+    def raised(error: Exception, **cause: Any) -> Exception:
+        try:
+            try:
+                raise torch.OutOfMemoryError
+            except torch.OutOfMemoryError as first:
+                raise error from cause.get("cause", first)
+        except type(error) as caught:
+            return caught
+
+    assert is_out_of_memory(raised(RuntimeError("the evaluation failed")))
+    assert is_out_of_memory(raised(ValueError("the state could not be copied")))
+    assert not is_out_of_memory(raised(RuntimeError("another fault"), cause=None))
+    assert not is_out_of_memory(raised(UserError("config.json asks for 10^12 numbers.")))
 
 
 def test_torchs_own_allocator_is_recognised() -> None:

@@ -11,8 +11,10 @@ import torch.nn.functional as F  # noqa: N812
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
+from trainable.config import TrialConfig
 from trainable.data.tokens import Corpus
 from trainable.errors import UserError
+from trainable.model.lora import add_adapters
 from trainable.preflight import PreflightCallback
 
 MakeModel = Callable[..., PreTrainedModel]
@@ -104,14 +106,14 @@ def test_sound_scripts_pass(name: str, make_model: MakeModel, train: Callable[..
     family, options = SOUND[name]
     _, callback = train(make_model(family, dropout=0.1), **options)
     found = {check.name: check.status for check in callback.checks}
-    expected = dict.fromkeys(("labels", "causality", "gradient reach", "optimizer updates"), "pass")
+    expected = dict.fromkeys(("labels", "loss scale", "causality", "gradient reach", "optimizer updates"), "pass")
     assert found == expected, callback.checks
 
 
 def test_it_changes_nothing_and_leaves_nothing(make_model: MakeModel, train: Callable[..., Any]) -> None:
     plain, _ = train(make_model(dropout=0.1), watched=False)
     watched, callback = train(make_model(dropout=0.1))
-    assert len(callback.checks) == 4
+    assert len(callback.checks) == 5
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), watched.parameters(), strict=True))
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in watched.modules())
 
@@ -171,6 +173,116 @@ def test_a_parameter_missing_from_the_optimizer_is_stopped(make_model: MakeModel
     some = [weight for name, weight in model.named_parameters() if ".h.1." not in name]
     with pytest.raises(UserError, match=r"12 of 28 trainable tensors not in the optimizer: transformer\.h\.1"):
         train(model, optimizers=(torch.optim.AdamW(some, lr=1e-4), None))
+
+
+class Swallows(Trainer):  # type: ignore[misc]
+    """Its optimizer's step() does nothing."""
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        optimizer = super().create_optimizer(*args, **kwargs)
+        optimizer.step = lambda *args, **kwargs: None
+        return optimizer
+
+
+class ZeroesEarly(Trainer):  # type: ignore[misc]
+    """Its gradients are gone before the step."""
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        loss = super().training_step(*args, **kwargs)
+        self.model.zero_grad()
+        return loss
+
+
+class StepsTheScheduleToo(Trainer):  # type: ignore[misc]
+    """Its learning rate falls twice as fast as meant."""
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step:  # torch itself warns of one before the first step
+            self.lr_scheduler.step()
+        return super().training_step(*args, **kwargs)
+
+
+class LossOfOnesOwn(OwnLoss):
+    """`kind` of the negative log-likelihoods."""
+
+    kind: Callable[[torch.Tensor], torch.Tensor]
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **more: Any) -> Any:
+        output = model(input_ids=inputs["input_ids"])
+        logits, targets = output.logits[:, :-1], inputs["labels"][:, 1:]
+        loss = type(self).kind(F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none"))
+        return (loss, output) if return_outputs else loss
+
+
+class Ascends(LossOfOnesOwn):
+    """Maximises the loss."""
+
+    kind = staticmethod(lambda losses: -losses.mean())
+
+
+class Sums(LossOfOnesOwn):
+    """Sums over the tokens."""
+
+    kind = staticmethod(torch.sum)
+
+
+class Means(LossOfOnesOwn):
+    """Does not know of accumulation."""
+
+    kind = staticmethod(torch.mean)
+
+
+@pytest.mark.parametrize(
+    ("trainer_class", "steps", "words"),
+    [
+        (Swallows, 1, r"step\(\) was not called in 1 steps"),
+        (Swallows, 30, r"step\(\) was not called in 20 steps"),
+        (ZeroesEarly, 4, "28 of 28 trainable tensors without gradient"),
+        (StepsTheScheduleToo, 4, "moved on by 3 steps in 2"),
+        (Ascends, 1, "makes the next token less likely"),
+    ],
+)
+def test_a_trainer_that_does_not_train_is_stopped(
+    trainer_class: type[Trainer], steps: int, words: str, make_model: MakeModel, train: Callable[..., Any]
+) -> None:
+    with pytest.raises(UserError, match=words):
+        train(make_model(), trainer_class=trainer_class, max_steps=steps)
+
+
+@pytest.mark.parametrize(
+    ("trainer_class", "options", "name", "words"),
+    [
+        (Sums, {}, "loss scale", "92 times the mean of its 92 tokens"),
+        (Means, {"gradient_accumulation_steps": 4}, "loss scale", "1 times the mean of its 92 tokens"),
+    ],
+)
+def test_a_loss_of_another_scale_is_told(
+    trainer_class: type[Trainer],
+    options: dict[str, Any],
+    name: str,
+    words: str,
+    make_model: MakeModel,
+    train: Callable[..., Any],
+) -> None:
+    _, callback = train(make_model(), trainer_class=trainer_class, **options)
+    (warned,) = (check for check in callback.checks if check.status != "pass")
+    assert warned.name == name
+    assert words in warned.measured
+
+
+def test_an_optimizer_that_contradicts_the_arguments_is_told(make_model: MakeModel, train: Callable[..., Any]) -> None:
+    model = make_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
+    _, callback = train(model, optimizers=(optimizer, None), weight_decay=0.1)
+    (warned,) = (check for check in callback.checks if check.status != "pass")
+    assert (warned.name, warned.measured) == ("training arguments", "learning_rate=0.0001 and 0.001 in the optimizer")
+
+
+def test_adapters_behind_a_warm_up_from_0_are_no_fault(make_model: MakeModel, train: Callable[..., Any]) -> None:
+    model = make_model("llama")
+    add_adapters(model, TrialConfig(use_lora=True))
+    _, callback = train(model, warmup_steps=2)
+    assert {check.status for check in callback.checks} == {"pass"}, callback.checks
 
 
 def test_a_model_that_sees_the_future_is_stopped(make_model: MakeModel, train: Callable[..., Any]) -> None:

@@ -7,7 +7,9 @@ import pytest
 import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedModel
 
+from trainable.config import TrialConfig
 from trainable.data.tokens import Corpus, sample_batch
+from trainable.model.lora import add_adapters
 from trainable.preflight import check_optimizer
 
 MakeModel = Callable[..., PreTrainedModel]
@@ -100,6 +102,7 @@ def step_of(batches: Iterator[torch.Tensor]) -> StepOf:
         bf16: bool = False,
         schedule: Any = None,
         scaler: Any = None,
+        zero: str = "after",
     ) -> Step:
         def step() -> None:
             for _ in range(accumulate):
@@ -107,6 +110,8 @@ def step_of(batches: Iterator[torch.Tensor]) -> StepOf:
                 with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                     loss = model(input_ids=ids, labels=ids).loss / accumulate
                 (scaler.scale(loss) if scaler else loss).backward()
+            if zero == "before":
+                optimizer.zero_grad()
             if clip:
                 torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
             if scaler:
@@ -116,7 +121,8 @@ def step_of(batches: Iterator[torch.Tensor]) -> StepOf:
                 optimizer.step()
             if schedule is not None:
                 schedule.step()
-            optimizer.zero_grad()
+            if zero == "after":
+                optimizer.zero_grad()
 
         return step
 
@@ -236,6 +242,129 @@ def test_a_step_that_never_steps_is_named(make_model: MakeModel, step_of: StepOf
     assert "optimizer.step() was not called" in check_optimizer(model, optimizer, step_of(model, other)).measured
 
 
+SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "a clip to 0": ({}, {"clip": 1e-46}, "28 of 28 trainable tensors without gradient"),
+    "a clip to almost 0": ({}, {"clip": 1e-12}, "of the updates are rounded away"),
+    "a huge eps": ({"eps": 1e8}, {}, "of the updates are rounded away"),
+    "betas the wrong way round": ({"betas": (0.999, 0.9)}, {}, "betas 0.999 and 0.9"),
+    "ascent": ({"maximize": True}, {}, "maximize"),
+    "gradients zeroed too early": ({}, {"zero": "before"}, "28 of 28 trainable tensors without gradient in 2 steps"),
+    "gradients never zeroed": ({}, {"zero": "never"}, "28 of 28 trainable tensors with the last step's gradient"),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_steps_that_train_nothing_or_the_wrong_way_are_named(name: str, make_model: MakeModel, step_of: StepOf) -> None:
+    options, how, words = SETTINGS[name]
+    model = make_model()
+    optimizer = torch.optim.AdamW(model.parameters(), **{"lr": 1e-4, **options})
+    check = check_optimizer(model, optimizer, step_of(model, optimizer, **how))
+    assert check.status == "fail", check
+    assert words in check.measured
+
+
+def test_a_decay_that_is_in_the_gradient_is_named_where_adamws_is_meant(make_model: MakeModel, step_of: StepOf) -> None:
+    model = make_model()
+    adam = torch.optim.Adam(model.parameters(), lr=1e-4, weight_decay=0.1)
+    assert check_optimizer(model, adam, step_of(model, adam)).status == "warn"
+    check = check_optimizer(model, adam, step_of(model, adam), weight_decay=0.1)
+    assert (check.status, check.measured) == ("fail", "weight decay is added to the gradient (L2)")
+
+
+def test_a_tensor_that_is_held_twice_is_named(make_model: MakeModel, step_of: StepOf) -> None:
+    model = make_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    optimizer.param_groups[0]["params"].append(model.get_parameter("transformer.ln_f.weight"))
+    check = check_optimizer(model, optimizer, step_of(model, optimizer))
+    assert "1 of 28 trainable tensors in the optimizer more than once: transformer.ln_f.weight" in check.measured
+
+
+def test_a_head_that_has_lost_its_tie_is_named(make_model: MakeModel, step_of: StepOf) -> None:
+    model = make_model()
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    check = check_optimizer(model, optimizer, step_of(model, optimizer))
+    assert check.status == "fail"
+    assert "the head and the input embedding are two tensors" in check.measured
+
+
+def test_tensors_without_gradient_are_named(make_model: MakeModel, step_of: StepOf) -> None:
+    model = make_model()
+    for weight in model.transformer.h[0].mlp.parameters():
+        weight.register_hook(torch.zeros_like)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    check = check_optimizer(model, optimizer, step_of(model, optimizer))
+    assert check.measured.startswith("4 of 28 trainable tensors without gradient in 2 steps: transformer.h.0.mlp.c_fc")
+
+
+def test_an_upper_layer_frozen_alone_is_told_and_lower_ones_are_not(make_model: MakeModel, step_of: StepOf) -> None:
+    for layer, status in ((0, "pass"), (1, "warn")):
+        model = make_model()
+        model.transformer.h[layer].requires_grad_(False)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+        check = check_optimizer(model, optimizer, step_of(model, optimizer))
+        assert check.status == status, check
+    assert "12 tensors frozen above trained ones: transformer.h.1.ln_1.weight" in check.measured
+
+
+@pytest.mark.parametrize(("learning_rate", "status"), [(1e-5, "warn"), (1e-7, "fail"), (1e-4, "pass")])
+def test_bf16_weights_too_coarse_for_the_rate_are_told(
+    learning_rate: float, status: str, make_model: MakeModel, step_of: StepOf
+) -> None:
+    model = make_model().bfloat16()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
+    check = check_optimizer(model, optimizer, step_of(model, optimizer))
+    assert check.status == status, check
+    assert ("rounded away" in check.measured) is (status != "pass")
+
+
+def test_adapters_behind_a_warm_up_from_0_pass(make_model: MakeModel, step_of: StepOf) -> None:
+    # B begins as 0 and does not move in a first step at rate 0: A has no gradient in the second.
+    model = make_model("llama").requires_grad_(False)
+    add_adapters(model, TrialConfig(use_lora=True))
+    optimizer = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], lr=1e-3)
+    warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: step / 10)
+    check = check_optimizer(model, optimizer, step_of(model, optimizer, schedule=warmup))
+    assert check.status == "pass", check
+
+
+def test_gradients_made_in_a_closure_pass(
+    make_model: MakeModel, step_of: StepOf, batches: Iterator[torch.Tensor]
+) -> None:
+    model = make_model()
+    optimizer = PutsBack(model.parameters(), lr=1e-4)
+
+    def closure() -> Any:
+        optimizer.zero_grad()
+        ids = next(batches)
+        loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        return loss
+
+    check = check_optimizer(model, optimizer, lambda: optimizer.step(closure))
+    assert check.status == "pass", check
+    optimizer.held = (model.get_parameter("transformer.wte.weight"),)
+    assert check_optimizer(model, optimizer, lambda: optimizer.step(closure)).status == "fail"
+
+
+def test_several_optimizers_of_one_model_are_watched_together(make_model: MakeModel, step_of: StepOf) -> None:
+    model = make_model()
+    vectors = [one for one in model.parameters() if one.dim() == 1]
+    matrices = [one for one in model.parameters() if one.dim() > 1]
+    adam, sgd = torch.optim.AdamW(vectors, lr=1e-3), torch.optim.SGD(matrices, lr=1e-1)
+    inner = step_of(model, adam)
+
+    def step() -> None:
+        sgd.zero_grad()
+        inner()
+        sgd.step()
+
+    check = check_optimizer(model, [adam, sgd], step)
+    assert (check.status, check.measured) == ("pass", "28 of 28 tensors moved by AdamW and SGD in 2 steps")
+    check = check_optimizer(model, [adam, sgd], inner)
+    assert "optimizer.step() was not called" in check.measured
+
+
 def _neox() -> PreTrainedModel:
     torch.manual_seed(0)
     shapes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -291,7 +420,8 @@ def test_more_sound_set_ups_pass(make_model: MakeModel, step_of: StepOf) -> None
     for weight in model.transformer.h[0].parameters():
         weight.requires_grad_(False)
     adam = torch.optim.Adam([one for one in model.parameters() if one.requires_grad], lr=1e-3, weight_decay=0.1)
-    assert check_optimizer(model, adam, step_of(model, adam)).status == "pass"
+    check = check_optimizer(model, adam, step_of(model, adam))
+    assert (check.status, check.measured[-41:]) == ("warn", "; weight decay is added to the gradient (L2)"[-41:])
 
 
 def test_weights_kept_in_bf16_pass_where_their_steps_can_be_read(make_model: MakeModel, step_of: StepOf) -> None:

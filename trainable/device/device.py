@@ -55,7 +55,9 @@ def pick_device(requested: str | None) -> torch.device:
 def _pin_gpu(number: int) -> None:
     # Ray renumbers a worker's GPUs, and CUDA reads the variable once: this comes before anything asks it.
     count = torch.cuda.device_count()
-    if count and number >= count:
+    if not count:
+        return  # what is said of a machine without one is said of this GPU too
+    if number >= count:
         raise UserError(f"DEVICE=cuda:{number}: this machine has {count} CUDA devices, counted from 0.")
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     os.environ["CUDA_VISIBLE_DEVICES"] = visible[number].strip() if visible[0] else str(number)

@@ -1,8 +1,10 @@
 """The memory of a device: how much there is, a process's share of it, giving it back, and running out of it."""
 
 import ctypes
+import errno
 import gc
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import torch
 
 from trainable.device.device import cgroup_folders, text_of
+from trainable.errors import MachineError, UserError
 
 GIB = 1 << 30
 CONTEXT_BYTES = 512 << 20
@@ -19,19 +22,18 @@ GROWN_FRAC = 0.2
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 CGROUP_FILES = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
 """Limit and use of a control group, version 2 and 1."""
-OUT_OF_MEMORY_WORDS = (
-    "out of memory",
-    "can't allocate memory",
-    "cublas_status_alloc_failed",
-    "cudnn_status_alloc_failed",
-    "cusolver_status_alloc_failed",
-    "allocation_failed",
-    "bad_alloc",
-    "invalid buffer size",
-    "insufficient memory",
+OUT_OF_MEMORY = re.compile(
+    # CUDA, HIP, MPS, and a Metal command; torch's allocator on Windows.
+    r"out[ _]?of[ _]?memory|insufficient memory|not enough (gpu video )?memory"
+    # CUDA's libraries: cuDNN 9 has an allocation fail on host or device.
+    r"|alloc_failed|allocation_failed|insufficient resources"
+    # A cuBLAS handle is the first thing that a GPU almost full has no room for.
+    r"|cublas_status_not_initialized when calling `cublascreate"
+    # The host, C++, NCCL; a buffer larger than Metal gives.
+    r"|(can't|cannot|could not|unable to|failed to) (cuda )?[cm]?alloc|bad_alloc|invalid buffer size: \d",
+    re.IGNORECASE,
 )
-"""Of RuntimeErrors: CUDA and MPS, the host, CUDA's libraries (cuDNN 9 has an allocation fail on host or device), C++,
-Metal (a buffer larger than it gives, and a command)."""
+"""In a RuntimeError's words."""
 
 
 def prepare_memory(device: torch.device, *, share_frac: float = 1.0) -> None:
@@ -120,12 +122,16 @@ def _free_bytes(device: torch.device) -> int | None:
         return None
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an exception is a device or the host running out of memory."""
-    text = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and any(words in text for words in OUT_OF_MEMORY_WORDS)
-    )
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Return whether an exception, or one that led to it, is a device or the host running out of memory."""
+    # What a person is told may have come of it, and says more.
+    if error is None or isinstance(error, UserError | MachineError):
+        return False
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return True
+    if isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error)):
+        return True
+    return is_out_of_memory(error.__cause__ or (None if error.__suppress_context__ else error.__context__))
 
 
 def _cgroup_bytes() -> Iterator[int]:

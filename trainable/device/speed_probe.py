@@ -162,7 +162,7 @@ def _measured(
             elapsed_s = time.perf_counter() - started
         started = time.perf_counter()
         evaluate(state.model, eval_windows(spec.corpus.val, spec.protocol))
-    except (RuntimeError, MemoryError) as error:
+    except Exception as error:
         if not is_out_of_memory(error):
             raise
         if not has_waited:

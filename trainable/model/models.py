@@ -118,6 +118,13 @@ def check_model(model: PreTrainedModel, name: str, *, block_size: int, vocab_siz
         )
 
 
+def has_lost_its_tie(model: PreTrainedModel) -> bool:
+    """Return whether the head and the input embedding are two tensors although the configuration ties them."""
+    own, head = model.get_input_embeddings(), model.get_output_embeddings()
+    is_tied = getattr(model.config.get_text_config(), "tie_word_embeddings", False) and type(model)._tied_weights_keys
+    return bool(is_tied) and head is not None and head.weight is not own.weight
+
+
 def _tuned(config: Any, dropout: float) -> Any:
     for field in dropout_fields(config):
         setattr(config, field, dropout)
@@ -164,10 +171,8 @@ def _check_loading(what: str, model: PreTrainedModel, loading: Mapping[str, Any]
         raise UserError(
             f"{where}: '{missing[0]}' is missing ({len(missing)} in all). Save the model again with save_pretrained."
         )
-    own, head = model.get_input_embeddings(), model.get_output_embeddings()
-    is_tied = getattr(model.config.get_text_config(), "tie_word_embeddings", False) and type(model)._tied_weights_keys
     # transformers goes on with two tensors then, and a model saved from them has one again.
-    if is_tied and head is not None and head.weight is not own.weight:
+    if has_lost_its_tie(model):
         raise UserError(
             f"{where}, which ties the head to the input embedding: the file has another tensor for each. "
             "Set tie_word_embeddings to false there."

@@ -55,7 +55,7 @@ def check_memory(
                 # After the step's own frame is gone, and with it the optimizer: its moments are most of what is freed.
                 model.zero_grad(set_to_none=True)
                 release_memory(device)
-        except (RuntimeError, MemoryError) as error:
+        except Exception as error:
             if not is_out_of_memory(error):
                 raise
             return _check("fail", largest, "a real step ran out of memory", available_bytes)

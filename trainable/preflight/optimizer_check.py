@@ -13,7 +13,14 @@ from typing import Any
 import torch
 
 from trainable.preflight.check_result import Check, judged
-from trainable.preflight.configuration import listed
+from trainable.preflight.optimizer_setup import (
+    Finding,
+    frozen_doubts,
+    gradient_faults,
+    held_faults,
+    setting_faults,
+    words_of,
+)
 from trainable.preflight.optimizer_watch import OptimizerWatch, SampledStep, WatchedTensor
 
 NAME = "optimizer updates"
@@ -23,6 +30,8 @@ READABLE_ULPS = 4.0
 """An update of fewer units in the last place is mostly rounding, and not compared."""
 MIN_READABLE = 4
 HELD_FRAC = 0.05
+LOST_WARN_FRAC, LOST_FRAC = 0.5, 0.9
+"""Of the updates: bf16 weights at 1e-5 lose 85 % of them and train on the rest, at 1e-4 a third."""
 WRONG_FRAC = 0.05
 """Of the reference's change. torch's AdamWs, fused or not, are within 1e-4 of it in fp32."""
 SAME_RATE_FRAC = 0.02
@@ -41,7 +50,8 @@ def check_optimizer(
 ) -> Check:
     """Return whether `step`, called twice, changes every trainable tensor as AdamW would from the same gradients.
 
-    step: one whole step of a training script: forward, backward, clipping, optimizer.step(). It trains the model.
+    optimizer: or a list of them, where several share the model. step: one whole step of a training script: forward,
+    backward, clipping, optimizer.step(). It trains the model.
     learning_rate, weight_decay: what the script means to use; without them what the optimizer's groups say is believed.
     An optimizer that is neither torch's AdamW nor Adam is asked only whether every tensor is in it and moves.
     """
@@ -56,44 +66,51 @@ def check_updates(
     watch: OptimizerWatch, *, learning_rate: float | None = None, weight_decay: float | None = None
 ) -> Check:
     """Return whether the watched steps were an AdamW's; learning_rate and weight_decay: what was meant, if known."""
-    missing = watch.missing
     compared = [_compared(tensor) for tensor in watch.tensors if tensor.steps]
     readable = [one for one in compared if one.is_readable]
-    faults = []
-    if missing:
-        faults.append((_tensors(missing, watch, "not in the optimizer"), "Give the optimizer model.parameters()."))
-    if not watch.steps:
-        faults.append(("optimizer.step() was not called", "Call it, or give the optimizer that the script steps."))
-    faults += _rate_faults(watch, learning_rate)
+    wrong, doubts = setting_faults(watch, weight_decay)
+    faults = [*held_faults(watch), *wrong, *gradient_faults(watch), *_rate_faults(watch, learning_rate)]
+    doubts += frozen_doubts(watch)
     held = [one for one in readable if one.is_held]
     if held and len(held) == len(readable):
-        faults.append(("no weight changed", "The steps do not reach the weights: check the learning rate first."))
+        faults.append(
+            (
+                "in one step at least no weight changed",
+                "The steps do not reach the weights: check the learning rate first.",
+            )
+        )
     elif held:
-        words = _tensors([one.tensor for one in held], watch, "unchanged: AdamW would change them")
+        words = words_of([one.tensor for one in held], watch, "unchanged: AdamW would change them")
         if any(not one.tensor.is_contiguous for one in held):
             words += " (not contiguous in memory)"
         faults.append((words, "Look for code that restores weights, and for in-place writes that are lost."))
     faults += _size_faults(watch, [one for one in readable if not one.is_held])
     faults += _decay_faults(watch, [one for one in compared if not one.is_held], weight_decay)
-    return _check(watch, faults, len(readable))
+    lost, stepped = (sum(getattr(one, name) for one in compared) for name in ("lost", "stepped"))
+    if lost > LOST_WARN_FRAC * stepped:
+        words = f"{lost / stepped:.0%} of the updates are rounded away: the weights are too coarse for them"
+        advice = "Keep the weights in fp32 (autocast does); look at the learning rate, eps and the clip."
+        (faults if lost > LOST_FRAC * stepped else doubts).append((words, advice))
+    return _check(watch, faults, doubts, len(readable))
 
 
-def _check(watch: OptimizerWatch, faults: Sequence[tuple[str, str]], readable: int) -> Check:
+def _check(watch: OptimizerWatch, faults: Sequence[Finding], doubts: Sequence[Finding], readable: int) -> Check:
     total = len(watch.tensors)
-    kind = type(watch.optimizer).__name__
-    by_reference = isinstance(watch.optimizer, torch.optim.Adam)
-    measured = "; ".join(words for words, _ in faults)
+    measured = []
     if not faults:
-        how = "as AdamW would change them" if by_reference else f"moved by {kind}"
-        measured = f"{readable} of {total} tensors {how} in {watch.steps} steps"
+        by_reference = all(isinstance(one, torch.optim.Adam) for one in watch.optimizers)
+        kinds = " and ".join(type(one).__name__ for one in watch.optimizers)
+        how = "as AdamW would change them" if by_reference else f"moved by {kinds}"
+        measured = [f"{readable} of {total} tensors {how} in {watch.steps} steps"]
         if readable < total:
-            measured += "; the others have no gradient yet, or updates too small for their precision to show"
+            measured += ["the others have no gradient yet, or updates too small for their precision to show"]
     return judged(
         NAME,
         failed=bool(faults),
-        measured=measured,
+        warned=bool(doubts),
+        measured="; ".join([*measured, *(words for words, _ in (*faults, *doubts))]),
         expected="every trainable tensor in the optimizer and changed by it as its settings say",
-        advice=" ".join(dict.fromkeys(advice for _, advice in faults)),
+        advice=" ".join(dict.fromkeys(advice for _, advice in (*faults, *doubts))),
     )
 
 
@@ -109,10 +126,15 @@ class _Compared:
     """Of every readable step, its size along the reference's: 1 when right."""
     error_frac: float = 0.0
     """The largest difference of a step from the reference's, as a share of that."""
+    lost: int = 0
+    """Updates that would be rounded away at the peak rate too, of all steps."""
+    stepped: int = 0
+    """Updates of weights with a gradient."""
 
 
 def _compared(tensor: WatchedTensor) -> _Compared:
     rates, errors, moved = [], [], []
+    lost = stepped = 0
     for step in tensor.steps:
         change = step.after - step.before
         if step.reference is None:
@@ -122,6 +144,12 @@ def _compared(tensor: WatchedTensor) -> _Compared:
             continue
         expected = step.reference - step.before
         ulps = _ulps(torch.maximum(step.before.abs(), step.reference.abs()), tensor.parameter.dtype)
+        if step.learning_rate:
+            # Decay alone moves weights too: at 0.01 and fp32 always by more than their spacing.
+            updates = (expected + step.learning_rate * step.weight_decay * step.before)[step.gradient != 0].abs()
+            updates *= step.peak_rate / step.learning_rate
+            lost += int((updates < ulps[step.gradient != 0] / 2).sum())
+            stepped += len(updates)
         clear = expected.abs() > READABLE_ULPS * ulps
         if int(clear.sum()) < min(MIN_READABLE, len(clear)):
             continue
@@ -136,17 +164,19 @@ def _compared(tensor: WatchedTensor) -> _Compared:
         is_held=bool(moved) and not all(moved),
         rates=tuple(rates),
         error_frac=max(errors, default=0.0),
+        lost=lost,
+        stepped=stepped,
     )
 
 
-def _rate_faults(watch: OptimizerWatch, learning_rate: float | None) -> list[tuple[str, str]]:
+def _rate_faults(watch: OptimizerWatch, learning_rate: float | None) -> list[Finding]:
     faults = []
     still = [
         tensor for tensor in watch.tensors if tensor.steps and all(step.learning_rate == 0 for step in tensor.steps)
     ]
     if still:
         advice = "Set the learning rate of their group, or freeze them by requires_grad; a warm-up from 0 needs a step."
-        faults.append((_tensors(still, watch, f"at learning rate 0 in {watch.steps} steps"), advice))
+        faults.append((words_of(still, watch, f"at learning rate 0 in {watch.steps} steps"), advice))
     others = sorted({step.learning_rate for tensor in watch.tensors for step in tensor.steps} - {0.0})
     if learning_rate is not None and any(not math.isclose(rate, learning_rate, rel_tol=1e-6) for rate in others):
         rates = ", ".join(f"{rate:.2e}" for rate in others)
@@ -159,16 +189,20 @@ _RATE_ADVICE = (
 )
 
 
-def _size_faults(watch: OptimizerWatch, compared: Sequence[_Compared]) -> list[tuple[str, str]]:
+def _size_faults(watch: OptimizerWatch, compared: Sequence[_Compared]) -> list[Finding]:
     wrong = [one for one in compared if one.error_frac > WRONG_FRAC]
     if not wrong:
         return []
     rates = [rate for one in compared for rate in one.rates]
     middle = median(rates)
-    if len(wrong) == len(compared) and all(abs(rate / middle - 1) < SAME_RATE_FRAC for rate in rates):
+    if (
+        abs(middle - 1) > WRONG_FRAC
+        and len(wrong) == len(compared)
+        and all(abs(rate / middle - 1) < SAME_RATE_FRAC for rate in rates)
+    ):
         return [(f"every tensor changes {middle:.3g} times as much as at its learning rate", _RATE_ADVICE)]
     worst = max(wrong, key=lambda one: one.error_frac)
-    words = _tensors([one.tensor for one in wrong], watch, "not changed as AdamW would change them")
+    words = words_of([one.tensor for one in wrong], watch, "not changed as AdamW would change them")
     return [
         (
             f"{words} (by up to {worst.error_frac:.0%} of its step)",
@@ -177,9 +211,7 @@ def _size_faults(watch: OptimizerWatch, compared: Sequence[_Compared]) -> list[t
     ]
 
 
-def _decay_faults(
-    watch: OptimizerWatch, compared: Sequence[_Compared], weight_decay: float | None
-) -> list[tuple[str, str]]:
+def _decay_faults(watch: OptimizerWatch, compared: Sequence[_Compared], weight_decay: float | None) -> list[Finding]:
     advice = "Look at weight_decay in the optimizer's groups, and whether it is decoupled from the gradient (AdamW)."
     wrong: dict[str, tuple[float, float]] = {}
     for one in compared:
@@ -197,7 +229,7 @@ def _decay_faults(
         return []
     decay, meant = next(iter(wrong.values()))
     tensors = [tensor for tensor in watch.tensors if tensor.name in wrong]
-    return [(_tensors(tensors, watch, f"decay by {round(decay, 4) + 0.0:g} where {meant:.3g} is meant"), advice)]
+    return [(words_of(tensors, watch, f"decay by {round(decay, 4) + 0.0:g} where {meant:.3g} is meant"), advice)]
 
 
 def _decay(step: SampledStep) -> tuple[float, float]:
@@ -219,8 +251,3 @@ def _ulps(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Return the distance of each value (float64, not negative) to the next number of a type."""
     exponents = torch.frexp(values).exponent - 1
     return torch.finfo(dtype).eps * torch.ldexp(torch.ones_like(values), exponents)
-
-
-def _tensors(tensors: Sequence[WatchedTensor], watch: OptimizerWatch, what: str) -> str:
-    names = [tensor.name for tensor in tensors]
-    return f"{len(names)} of {len(watch.tensors)} trainable tensors {what}: {listed(names)}"

@@ -1,8 +1,9 @@
 """Samples of every trainable tensor around an optimizer's steps, and what AdamW makes of the same gradients."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,10 +26,13 @@ class SampledStep:
     reference: torch.Tensor | None
     """What AdamW (or Adam, if that is the optimizer's class) would have left; None for any other optimizer."""
     learning_rate: float
+    """NaN where the optimizer has none: Adafactor finds its own."""
+    peak_rate: float
+    """The rate that a scheduler began with, which it is to reach; without one the step's own."""
     weight_decay: float
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class WatchedTensor:
     """A trainable tensor of the model, and what its steps did to it."""
 
@@ -43,6 +47,12 @@ class WatchedTensor:
     """The reference's state of the sampled places, by torch's names."""
     is_contiguous: bool = True
     """Whether it, its gradient and the optimizer's state of it lie in memory in the order of their elements."""
+    has_gradient: bool = False
+    """Whether any step found a gradient other than 0."""
+    awaits_gradient: bool = False
+    """Whether nothing has been added to its gradient since the last step."""
+    kept_gradient: bool = False
+    """Whether a step's gradient was still there when the next one was added."""
 
     def sample(self, values: torch.Tensor) -> torch.Tensor:
         """Return the values at the sampled places."""
@@ -51,60 +61,100 @@ class WatchedTensor:
 
 
 class OptimizerWatch:
-    """Watches an optimizer's steps until close(); end_step() follows each of them.
+    """Watches the steps of an optimizer, or of several that share a model, until close(); end_step() follows each.
 
-    The state of the optimizer is read once, before the first step, and from then on kept by the reference alone: an
-    optimizer that loses its state is found at the second step.
+    The state of an optimizer is read once, before its first step, and from then on kept by the reference alone: one
+    that loses its state is found at the second step.
     """
 
     def __init__(self, model: torch.nn.Module, optimizer: Any) -> None:
-        # accelerate wraps the torch optimizer, more than once.
-        while isinstance(getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
-            optimizer = optimizer.optimizer
-        self.optimizer = optimizer
+        self.model = model
+        self.optimizers = [_unwrapped(one) for one in (optimizer if isinstance(optimizer, Sequence) else [optimizer])]
         self.tensors = [
             WatchedTensor(name=name, parameter=parameter)
             for name, parameter in model.named_parameters()
             if parameter.requires_grad
         ]
         self.steps = 0
-        """Optimizer steps seen."""
-        self._has_begun = False
-        self._hook = self.optimizer.register_step_pre_hook(self._begin_step)
-
-    def close(self) -> None:
-        """Leave nothing attached to the optimizer."""
-        self._hook.remove()
+        """Steps seen, of whichever optimizer."""
+        self.ends = 0
+        """Calls of end_step()."""
+        self.stepped: set[int] = set()
+        """Places in `optimizers` of those whose step() was seen."""
+        self._begun: set[int] = set()
+        self._hooks = [
+            *(one.register_step_pre_hook(partial(self._begin_step, at)) for at, one in enumerate(self.optimizers)),
+            *(
+                one.parameter.register_hook(partial(self._begin_gradient, one))  # type: ignore[no-untyped-call]
+                for one in self.tensors
+            ),
+        ]
 
     @property
-    def missing(self) -> list[WatchedTensor]:
-        """The trainable tensors that no group of the optimizer holds."""
-        held = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
-        return [tensor for tensor in self.tensors if id(tensor.parameter) not in held]
+    def moving_steps(self) -> int:
+        """The steps seen so far whose learning rate is not 0."""
+        return max((sum(step.learning_rate != 0 for step in tensor.steps) for tensor in self.tensors), default=0)
 
-    def _begin_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+    def close(self) -> None:
+        """Leave nothing attached to the optimizer and the weights."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def holders(self) -> dict[int, list[tuple[Any, dict[str, Any]]]]:
+        """Return by id of a parameter each optimizer that holds it, with its group, as often as it does."""
+        found = dict[int, list[tuple[Any, dict[str, Any]]]]()
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    found.setdefault(id(parameter), []).append((optimizer, group))
+        return found
+
+    def _begin_gradient(self, tensor: WatchedTensor, gradient: torch.Tensor) -> None:
+        if tensor.awaits_gradient:
+            tensor.awaits_gradient, left = False, tensor.parameter.grad
+            tensor.kept_gradient |= left is not None and not left.is_sparse and bool(left.any())
+
+    def _begin_step(self, at: int, optimizer: Any, args: Any, kwargs: Any) -> Any:
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            return self._sample(at, optimizer)
+
+        # Lightning computes the gradients in there.
+        def watched() -> Any:
+            loss = closure()
+            self._sample(at, optimizer)
+            return loss
+
+        return args[:1], {**kwargs, "closure": watched}
+
+    def _sample(self, at: int, optimizer: Any) -> None:
         # A subclass whose step() calls its parent's is announced twice.
-        if self._has_begun:
+        if at in self._begun:
             return
         # A GradScaler hands its scale to a fused optimizer, and whether to leave the step out.
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is not None and float(found_inf) != 0:
             return
-        self._has_begun = True
+        self._begun.add(at)
+        self.stepped.add(at)
         grad_scale = getattr(optimizer, "grad_scale", None)
         divisor = 1.0 if grad_scale is None else float(grad_scale)
         # AdamW is a kind of Adam to torch.
-        is_adam = isinstance(self.optimizer, torch.optim.Adam)
+        is_adam = isinstance(optimizer, torch.optim.Adam)
         groups = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
         for tensor in self.tensors:
             gradient, group = tensor.parameter.grad, groups.get(id(tensor.parameter))
-            if gradient is None or group is None or gradient.is_sparse or not gradient.numel():
+            if gradient is None or group is None or not gradient.numel():
+                continue
+            if gradient.is_sparse:
+                tensor.has_gradient = True
                 continue
             if tensor.places is None:
                 tensor.places = _places(gradient)
                 if is_adam:
-                    self._read_state(tensor)
+                    self._read_state(tensor, optimizer)
             before, gradient = tensor.sample(tensor.parameter), tensor.sample(gradient) / divisor
+            tensor.has_gradient |= bool(gradient.any())
             if tensor.steps:
                 # What counts is what the next step finds: weights may be put back at any time in between.
                 tensor.steps[-1] = replace(tensor.steps[-1], after=before)
@@ -114,14 +164,17 @@ class OptimizerWatch:
                 gradient=gradient,
                 reference=_adam_step(tensor.state, before, gradient, group) if is_adam else None,
                 # It may be a tensor, which the schedule changes in place after the step.
-                learning_rate=float(group.get("lr", math.nan)),
+                learning_rate=_rate(group, "lr"),
+                peak_rate=_rate(group, "initial_lr", "lr"),
                 weight_decay=float(group.get("weight_decay", 0.0)),
             )
 
     def end_step(self) -> bool:
         """Take the weights as they are now for those after the step; return whether an optimizer step was seen."""
-        seen, self._has_begun = self._has_begun, False
+        seen, self._begun = bool(self._begun), set()
+        self.ends += 1
         for tensor in self.tensors:
+            tensor.awaits_gradient = seen
             if tensor.begun is None:
                 continue
             tensor.is_contiguous &= all(part.is_contiguous() for part in self._parts(tensor))
@@ -132,15 +185,27 @@ class OptimizerWatch:
 
     def _parts(self, tensor: WatchedTensor) -> Iterator[torch.Tensor]:
         yield tensor.parameter
-        for value in self.optimizer.state.get(tensor.parameter, {}).values():
-            if isinstance(value, torch.Tensor) and value.shape == tensor.parameter.shape:
-                yield value
+        for optimizer in self.optimizers:
+            for value in optimizer.state.get(tensor.parameter, {}).values():
+                if isinstance(value, torch.Tensor) and value.shape == tensor.parameter.shape:
+                    yield value
 
-    def _read_state(self, tensor: WatchedTensor) -> None:
-        state = self.optimizer.state.get(tensor.parameter, {})
+    def _read_state(self, tensor: WatchedTensor, optimizer: Any) -> None:
+        state = optimizer.state.get(tensor.parameter, {})
         tensor.state["step"] = torch.tensor(float(state.get("step", 0)))
         for key in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"):
             tensor.state[key] = tensor.sample(state.get(key, torch.zeros(()).expand(tensor.parameter.shape)))
+
+
+def _rate(group: Mapping[str, Any], *names: str) -> float:
+    return float(next((group[name] for name in names if group.get(name) is not None), math.nan))
+
+
+def _unwrapped(optimizer: Any) -> Any:
+    # accelerate wraps the torch optimizer, more than once.
+    while isinstance(getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
+        optimizer = optimizer.optimizer
+    return optimizer
 
 
 def _adam_step(

@@ -77,7 +77,7 @@ def run_preflight(
 def _next(checks: Generator[Check], device: torch.device) -> Check | None:
     try:
         return next(checks, None)
-    except (RuntimeError, MemoryError) as error:
+    except Exception as error:
         if not is_out_of_memory(error):
             raise
     return Check(

@@ -1,5 +1,6 @@
 """Which token a loss trains on, read from its gradient: however the loss is computed, and whoever computes it."""
 
+import math
 from typing import Any
 
 import torch
@@ -9,6 +10,9 @@ from trainable.preflight.check_result import Check, judged, skipped
 from trainable.preflight.label_check import ADVICE, NAME
 from trainable.preflight.offset_profile import OFFSETS
 
+SCALE_PLACES = 64
+SCALE_MARGIN = 0.03
+"""bf16 gradients have three digits, and a whole scale is a third or more away from the next."""
 CLEAR_FRAC = 0.9
 """Of the targets that an offset explains. Right labels give 1; repeated tokens give the offsets beside it some 0.1."""
 
@@ -25,6 +29,11 @@ class TargetWatch:
         """(B, T) that the model read."""
         self._targets: torch.Tensor | None = None
         self._is_scored: torch.Tensor | None = None
+        self._opposed: torch.Tensor | None = None
+        """(B, T), the tokens that the loss would have less likely than any other."""
+        self._few_logits: torch.Tensor | None = None
+        self._scale = math.nan
+        """How many times the mean loss of its scored positions this loss is."""
         self._hooks: list[Any] = []
         if (causal := causal_model(model)) is not None:
             self._hooks = [
@@ -39,22 +48,42 @@ class TargetWatch:
 
     def check(self) -> Check:
         """Return whether the targets were the next tokens, and otherwise which. Call it after the backward."""
-        if self.ids is None or self._targets is None or self._is_scored is None:
+        if self.ids is None or self._targets is None or self._opposed is None or self._is_scored is None:
             return skipped(NAME, "the loss does not go through the model's own output layer at all positions")
         if not self._is_scored.any():
             return skipped(NAME, "no position of the first batch is scored")
-        shares = {offset: self._share(offset) for offset in OFFSETS}
+        shares = {offset: self._share(self._targets, offset) for offset in OFFSETS}
         best = max(shares, key=lambda offset: shares[offset])
         listed = ", ".join(f"{offset:+d} {share:.0%}" for offset, share in shares.items())
         failed = shares[1] < CLEAR_FRAC <= shares[best]
         unclear = "The targets are not the batch's own next tokens. Right only if the loss is meant so."
+        expected = "+1, the next token, at every scored position"
+        if shares[1] < CLEAR_FRAC <= self._share(self._opposed, 1):
+            measured, advice = "the loss's gradient makes the next token less likely", "Minimise minus its likelihood."
+            return judged(NAME, failed=True, measured=measured, expected=expected, advice=advice)
         return judged(
             NAME,
             failed=failed,
             warned=shares[1] < CLEAR_FRAC,
             measured=f"the loss's gradient asks for the token at offset {listed}",
-            expected="+1, the next token, at every scored position",
+            expected=expected,
             advice=ADVICE[best] if failed else unclear,
+        )
+
+    def check_scale(self, micro_batches: int) -> Check:
+        """Return whether this loss is a mean, and divided by the micro-batches of a step where there are several."""
+        scored = 0 if self._is_scored is None else int(self._is_scored.sum())
+        advice = ""
+        if scored > 1 and abs(self._scale / scored - 1) < SCALE_MARGIN:
+            advice = "It is the sum over the tokens: gradients, and what the clip leaves of them, grow with the batch."
+        elif micro_batches > 1 and abs(self._scale - 1) < SCALE_MARGIN:
+            advice = f"Divide it by a step's {micro_batches} micro-batches: the clip sees so many times the gradient."
+        return judged(
+            "loss scale",
+            warned=bool(advice),
+            measured=f"the first micro-batch's loss is {self._scale:.3g} times the mean of its {scored} tokens",
+            expected=f"a mean over the step's tokens, of {micro_batches} micro-batches",
+            advice=advice,
         )
 
     def _read_ids(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -66,19 +95,33 @@ class TargetWatch:
         if self._targets is not None or self.ids is None or not isinstance(logits, torch.Tensor):
             return
         if logits.requires_grad and logits.shape[:2] == self.ids.shape:
+            # All of them would be kept alive until the gradient is there.
+            self._few_logits = self._few(logits.detach()).float()
             logits.register_hook(self._read_gradient)  # type: ignore[no-untyped-call]
 
-    def _read_gradient(self, gradient: torch.Tensor) -> None:
-        if self._targets is None:
-            most_negative = gradient.detach().min(-1)
-            self._targets, self._is_scored = most_negative.indices, most_negative.values < 0
+    def _few(self, values: torch.Tensor) -> torch.Tensor:
+        rows = values.flatten(0, 1)
+        return rows[torch.linspace(0, len(rows) - 1, min(SCALE_PLACES, len(rows)), device=rows.device).long()]
 
-    def _share(self, offset: int) -> float:
+    def _read_gradient(self, gradient: torch.Tensor) -> None:
+        if self._targets is not None:
+            return
+        assert self._few_logits is not None
+        gradient = gradient.detach()
+        most_negative = gradient.min(-1)
+        self._targets, self._is_scored = most_negative.indices, most_negative.values < 0
+        self._opposed = gradient.argmax(-1)
+        # At the target it is (p - 1) times the position's weight in the loss.
+        lowest, targets = self._few(gradient).float().min(-1)
+        p = self._few_logits.softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+        weights = (-lowest / (1 - p))[lowest < 0]
+        self._scale = float(weights.mean() * self._is_scored.sum())
+
+    def _share(self, targets: torch.Tensor, offset: int) -> float:
         assert self.ids is not None
-        assert self._targets is not None
         assert self._is_scored is not None
         block = self.ids.shape[1]
         places = torch.arange(max(0, -offset), min(block, block - offset), device=self.ids.device)
-        same = self._targets[:, places] == self.ids[:, places + offset]
+        same = targets[:, places] == self.ids[:, places + offset]
         scored = self._is_scored[:, places]
         return float((same & scored).sum() / scored.sum().clamp(min=1))

@@ -7,7 +7,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from trainable.preflight.causality import causal_model, check_causality
-from trainable.preflight.check_result import Check
+from trainable.preflight.check_result import Check, judged
 from trainable.preflight.gradients import check_gradient_reach
 from trainable.preflight.optimizer_check import WATCHED_STEPS, check_updates
 from trainable.preflight.optimizer_watch import OptimizerWatch
@@ -33,6 +33,8 @@ class PreflightCallback(TrainerCallback):  # type: ignore[misc]
         """What was found, in the order in which it was looked at."""
         self._targets: TargetWatch | None = None
         self._updates: OptimizerWatch | None = None
+        self._begun_at: int | None = None
+        """The schedule's step before the first one, where it counts them."""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -45,45 +47,57 @@ class PreflightCallback(TrainerCallback):  # type: ignore[misc]
             self._targets = TargetWatch(model)
         if not args.fsdp and not args.deepspeed and optimizer is not None:
             self._updates = OptimizerWatch(model, optimizer)
+            if (contradiction := _contradiction(args, self._updates)) is not None:
+                self._report(contradiction)
+        self._begun_at = getattr(kwargs.get("lr_scheduler"), "last_epoch", None)
 
     def on_substep_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Look at the labels, after the first backward of an accumulation."""
-        self._check_targets(kwargs["model"])
+        self._check_targets(kwargs["model"], args.gradient_accumulation_steps)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Look at the labels, and from the second step on at the gradients."""
-        self._check_targets(kwargs["model"])
-        # Behind LoRA's B, which begins as 0, there is no gradient in the first step.
-        if self._updates is not None and self._updates.steps == WATCHED_STEPS - 1:
+        self._check_targets(kwargs["model"], args.gradient_accumulation_steps)
+        # Behind LoRA's B, which begins as 0, there is no gradient until B has moved.
+        if self._updates is not None and self._updates.moving_steps == WATCHED_STEPS - 1:
             self._report(check_gradient_reach(kwargs["model"], []))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Look at the weights, once enough steps have shown what the optimizer does."""
         watch = self._updates
-        if watch is None or not watch.end_step():
+        if watch is None:
             return
-        moving = max((sum(step.learning_rate > 0 for step in tensor.steps) for tensor in watch.tensors), default=0)
-        if moving >= WATCHED_STEPS or watch.steps >= MOST_STEPS:
+        watch.end_step()
+        if self._begun_at is not None and kwargs["lr_scheduler"].last_epoch - self._begun_at > watch.ends:
+            self._report(_fast_schedule(kwargs["lr_scheduler"].last_epoch - self._begun_at, watch.ends))
+        # A loss scaler leaves out steps until its scale fits.
+        if watch.moving_steps >= WATCHED_STEPS or watch.steps >= MOST_STEPS or watch.ends >= 2 * MOST_STEPS:
             self._stop()
             self._report(check_updates(watch))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Leave nothing attached to the model."""
+        """Look at the weights where training ended first; leave nothing attached to the model."""
+        watch = self._updates
         self._stop()
+        # At a learning rate of 0 nothing has shown yet; without any gradient or step all has.
+        if watch is not None and watch.ends and (watch.moving_steps or not any(one.steps for one in watch.tensors)):
+            self._report(check_updates(watch))
 
-    def _check_targets(self, model: torch.nn.Module) -> None:
+    def _check_targets(self, model: torch.nn.Module, micro_batches: int) -> None:
         watch, self._targets = self._targets, None
         if watch is None:
             return
         watch.close()
         labels = watch.check()
         self._report(labels)
+        if labels.status == "pass":
+            self._report(watch.check_scale(micro_batches))
         causal = causal_model(model)
         if labels.status == "pass" and causal is not None and watch.ids is not None:
             row = watch.ids[:1, :CAUSALITY_TOKENS]
@@ -102,3 +116,33 @@ class PreflightCallback(TrainerCallback):  # type: ignore[misc]
             if watch is not None:
                 watch.close()
         self._targets = self._updates = None
+
+
+def _contradiction(args: TrainingArguments, watch: OptimizerWatch) -> Check | None:
+    """Return a warning where an argument that was set is in none of the optimizer's groups."""
+    groups = [group for optimizer in watch.optimizers for group in optimizer.param_groups]
+    words = []
+    for name, key in (("learning_rate", "initial_lr"), ("weight_decay", "weight_decay"), ("adam_epsilon", "eps")):
+        # Adafactor's eps is a pair.
+        meant, found = getattr(args, name), sorted({v for group in groups if isinstance(v := group.get(key), float)})
+        if found and meant != TrainingArguments.__dataclass_fields__[name].default and meant not in found:
+            words.append(f"{name}={meant:g} and {', '.join(f'{value:g}' for value in found)} in the optimizer")
+    if not words:
+        return None
+    return judged(
+        "training arguments",
+        warned=True,
+        measured="; ".join(words),
+        expected="the optimizer's groups as the arguments say",
+        advice="Right only if it is meant so: an optimizer of your own does not read the arguments.",
+    )
+
+
+def _fast_schedule(moved: int, steps: int) -> Check:
+    return judged(
+        "learning-rate schedule",
+        failed=True,
+        measured=f"it moved on by {moved} steps in {steps}",
+        expected="one a step",
+        advice="The Trainer steps it. Leave out the scheduler.step() of your own.",
+    )

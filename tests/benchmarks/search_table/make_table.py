@@ -26,7 +26,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from results.study.atomic import write_atomic
-from spaces.budget import Budget
 from spaces.domains import Choice, FloatRange, points
 from spaces.read.load import load_space, space_from_toml
 from spaces.space import SearchSpace
@@ -76,9 +75,12 @@ def scaled(space: SearchSpace, budget_tokens: int, batch_divisor: int) -> Search
 
     frac = space.scheduler.grace_frac
     assert frac is not None
+    # An earlier version of this project, replayed as a peer, holds the tokens themselves.
+    has_budget = hasattr(space, "budget")
+    budget = {"budget": replace(space.budget, tokens=budget_tokens)} if has_budget else {"budget_tokens": budget_tokens}
     return replace(
         space,
-        budget=Budget(tokens=budget_tokens),
+        **budget,
         baseline=replace(space.baseline, batch_size=space.baseline.batch_size // batch_divisor),
         parameters=tuple(
             replace(one, domain=smaller(one.domain.examples())) if one.name == "batch_size" else one
