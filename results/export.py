@@ -8,6 +8,7 @@ from typing import Any
 
 from results.ranking import ending_counts, ranked_trials
 from results.study.atomic import write_atomic
+from results.study.document_model import INPUT_VARIABLES
 from results.study.folder import Study
 from results.study.paths import shown
 from results.winner import Winner, evidence_words, notes, warning_words, way_words, winner_of
@@ -20,11 +21,7 @@ ENV_ORDER: tuple[str, ...] = (
     *ENV_NAMES,
     "USE_LR_WARMUP",
     "MODEL_TYPE",
-    "GPT2_MODEL_NAME",
-    "TRAINING_DATA_SOURCE",
-    "VALIDATION_DATA_SOURCE",
-    "DOCUMENTS",
-    "CHECKPOINT_PATH",
+    *INPUT_VARIABLES.values(),
     "WEIGHTS_ONLY",
     "EVAL_BLOCK_SIZE",
     "EVAL_TOKENS",
@@ -32,9 +29,6 @@ ENV_ORDER: tuple[str, ...] = (
 )
 """The exported variables. Those that a study did not set are exported empty, which counts as not set: an older value
 in the user's shell must not change the configuration."""
-_INPUTS = ("model", "data_source", "validation_data_source", "documents", "checkpoint_path")
-"""Texts of study.json."""
-
 _SCRIPTS = "training.py and training_resume.py"
 _SCRIPT_HYPERPARAMETERS = (
     *("BATCH_SIZE", "BLOCK_SIZE", "LEARNING_RATE", "LR_SCHEDULE", "TRAINING_STEPS"),
@@ -50,7 +44,7 @@ class _Best:
     config: TrialConfig
     """The trial's, or that of a run of another length."""
     inputs: dict[str, str | None]
-    """_INPUTS by name."""
+    """INPUT_VARIABLES' texts."""
     eval_block_size: int
     eval_tokens: int
 
@@ -126,7 +120,7 @@ def _load(study: Study, budget: Budget | None = None) -> _Best:
         config = budget.sized(config)
     document = study.document()
     # Older studies lack some of them.
-    inputs = {name: document.get(name) for name in _INPUTS}
+    inputs = {name: document.get(name) for name in INPUT_VARIABLES}
     for name, value in inputs.items():
         try:
             _check_text(value or "")
@@ -155,11 +149,7 @@ def _env(best: _Best) -> dict[str, str]:
         **{variable: getattr(best.config, name) for variable, name in ENV_NAMES.items()},
         "USE_LR_WARMUP": best.config.lr_schedule == "warmup_cosine" and best.config.warmup_steps > 0,
         "MODEL_TYPE": "gpt2",
-        "GPT2_MODEL_NAME": best.inputs["model"],
-        "TRAINING_DATA_SOURCE": best.inputs["data_source"],
-        "VALIDATION_DATA_SOURCE": best.inputs["validation_data_source"],
-        "DOCUMENTS": best.inputs["documents"],
-        "CHECKPOINT_PATH": best.inputs["checkpoint_path"],
+        **{variable: best.inputs[name] for name, variable in INPUT_VARIABLES.items()},
         "WEIGHTS_ONLY": None if best.inputs["checkpoint_path"] is None else True,
         "EVAL_BLOCK_SIZE": best.eval_block_size,
         "EVAL_TOKENS": best.eval_tokens,

@@ -28,6 +28,7 @@ from trainable.config import (
     SCHEDULES_WITH_WARMUP,
     TrialConfig,
     parse_hyperparameter,
+    variable_of,
 )
 from trainable.data.remote_files import files_at
 from trainable.data.text_documents import Documents, parse_documents
@@ -459,7 +460,7 @@ def check_lora(given: Mapping[str, object], *, uses_lora: bool) -> None:
     """Raise UserError for a LoRA setting without adapters to train, unless USE_LORA=False is set too."""
     unread = [name for name in given if name.startswith("lora_")]
     if unread and not uses_lora and "use_lora" not in given:
-        names = ", ".join(str(HYPERPARAMETERS[name].metadata["env"]) for name in unread)
+        names = ", ".join(variable_of(name) for name in unread)
         verb = "are" if len(unread) > 1 else "is"
         raise UserError(
             f"{names} {verb} set and USE_LORA is not, so no adapters are trained. Set USE_LORA=True or False."

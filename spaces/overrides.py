@@ -9,7 +9,7 @@ from spaces.domains import Choice, Condition, Domain, IntRange, SearchParameter,
 from spaces.protocol import AUTO
 from spaces.space import SearchSpace
 from spaces.warmup import WARMUP_FRAC, warmup_share, with_warmup
-from trainable.config import DOCUMENTED, ENV_NAMES, HYPERPARAMETERS, TrialConfig, make_config
+from trainable.config import DOCUMENTED, ENV_NAMES, TrialConfig, make_config, variable_of
 from trainable.errors import UserError, check_bounds
 
 
@@ -62,7 +62,7 @@ def with_overrides(
         ends_early=space.ends_early if trials is None else trials == AUTO,
         user_settings={
             **space.user_settings,
-            **{_variable(name): value for name, value in pins.items()},
+            **{variable_of(name): value for name, value in pins.items()},
             **{name: value for name, value in given.items() if value is not None},
         },
     )
@@ -108,10 +108,6 @@ def _around(
     return _Around(name=name, config=make_config(config, new), warmup_frac=share, parameters=parameters)
 
 
-def _variable(name: str) -> str:
-    return str(HYPERPARAMETERS[name].metadata["env"])
-
-
 def _checked_pins(pins: Mapping[str, Any]) -> dict[str, Any]:
     if "training_steps" in pins:
         raise UserError(
@@ -142,7 +138,7 @@ def _without_pinned(space: SearchSpace, pins: Mapping[str, Any]) -> tuple[Search
         else:
             left.append(replace(parameter, condition=condition))
     if pins and has_one_point(left) and not space.is_alone:
-        names = [_variable(name) for name in pins if name in pinned_conditions or name == "warmup_steps"]
+        names = [variable_of(name) for name in pins if name in pinned_conditions or name == "warmup_steps"]
         one_of = "one of " if len(names) > 1 else ""
         raise UserError(f"{space.path}: nothing is left to search. Unset {one_of}{', '.join(names)}.")
     return tuple(left)

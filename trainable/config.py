@@ -144,6 +144,12 @@ HYPERPARAMETERS: Mapping[str, Field[Any]] = MappingProxyType({spec.name: spec fo
 ENV_NAMES: Mapping[str, str] = MappingProxyType({spec.metadata["env"]: name for name, spec in HYPERPARAMETERS.items()})
 """Hyperparameter name by environment variable."""
 
+
+def variable_of(name: str) -> str:
+    """Return a hyperparameter's environment variable."""
+    return str(HYPERPARAMETERS[name].metadata["env"])
+
+
 DOCUMENTED = TrialConfig()
 BEFORE = TrialConfig(
     batch_size=8,

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 _LARGEST_SHOWN = 10**15  # larger whole numbers are out of every bound; no float can hold some of them
 MOST_LISTED = 8
@@ -14,6 +14,17 @@ def redacted(text: str) -> str:
     """Return the text with *** in place of the user and password in each URL, and of passwords in its query."""
     # Up to the last @: a password may hold one, and quotes.
     return _SECRET_VALUE.sub(r"\1***", _CREDENTIALS.sub(r"\1***@", text))
+
+
+def full_reason(error: BaseException) -> str:
+    """Return an error's text as a part of a line, without a full stop."""
+    # Redacted before it is cut: half a password is not known for one.
+    return redacted(" ".join(str(error).split()))[:300].rstrip(".") or type(error).__name__
+
+
+def reason(error: BaseException) -> str:
+    """Return full_reason() for a line that has named the file: of an error of the system its words alone."""
+    return str(getattr(error, "strerror", None) or full_reason(error))
 
 
 class UserError(ValueError):
@@ -30,6 +41,11 @@ class UserError(ValueError):
 class InputChangedError(UserError):
     """A file that a run is made from is gone, or is not what it was when the study began: no fault of the trial's."""
 
+    def __init__(self, message: str, *, remedy: str = "Restore it, then go on with") -> None:
+        super().__init__(message)
+        self.remedy = remedy
+        """What goes before the command that goes on."""
+
 
 class MachineError(Exception):
     """The machine does not do what is needed, whatever was asked: one line with the cause and the remedy.
@@ -45,6 +61,12 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     if near:
         return f" Did you mean '{near[0]}'?"
     return f" Known: {', '.join(names)}." if 0 < len(names) <= MOST_LISTED else ""
+
+
+def first_of(words: Sequence[str], most: int) -> str:
+    """Return the first words as a list, and how many more there are."""
+    more = f" and {len(words) - most} more" if len(words) > most else ""
+    return ", ".join(words[:most]) + more
 
 
 def check_bounds(name: str, value: float, low: float, high: float, *, low_open: bool = False, note: str = "") -> None:

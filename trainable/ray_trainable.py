@@ -17,7 +17,7 @@ from trainable.checkpoint.checkpoint_store import BackgroundSaver, CheckpointSto
 from trainable.config import TrialConfig
 from trainable.data.node_cache import SharedInputs
 from trainable.device.device_memory import has_grown, is_out_of_memory, prepare_memory, release_memory
-from trainable.errors import InputChangedError
+from trainable.errors import InputChangedError, reason
 from trainable.fidelity import fidelity_tokens, objective
 from trainable.loop import TrainRow, train
 from trainable.rows import MetricsRow, StepRow, TrialStatus, Verdict
@@ -83,8 +83,8 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
         """Return the next evaluation, or how the trial ended, always with a finite "objective".
 
         A checkpoint between two evaluations is returned too, for the steps that led to it: "metrics" is None and
-        "objective" that of the evaluation before. "input_fault" is not None when the study's inputs are no longer what
-        they were: the study is to be left, and the trial has neither failed nor trained.
+        "objective" that of the evaluation before. "input_fault" is a text and a remedy when the study's inputs are no
+        longer what they were: the study is to be left, and the trial has neither failed nor trained.
 
         A hung one ends its process, all threads' stacks on stderr: it is then started again from its last checkpoint.
         """
@@ -98,7 +98,7 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
             # Until the study is left Tune asks again at once.
             time.sleep(INPUT_FAULT_PAUSE_S)
             self._left = True
-            return self._result("running", steps=[], input_fault=str(error))
+            return self._result("running", steps=[], input_fault=(str(error), error.remedy))
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -197,9 +197,7 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
         except Exception as error:
             if not isinstance(error, OSError) and not is_out_of_memory(error):
                 raise
-            self._notes.append(
-                f"no checkpoint was saved: {getattr(error, 'strerror', None) or error or 'out of memory'}"
-            )
+            self._notes.append(f"no checkpoint was saved: {reason(error) if str(error) else 'out of memory'}")
 
     def _result(
         self,
@@ -210,7 +208,7 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
         verdict: Verdict | None = None,
         evidence: str = "",
         saved: bool = False,
-        input_fault: str | None = None,
+        input_fault: tuple[str, str] | None = None,
     ) -> dict[str, Any]:
         state, notes, self._notes = self._state, self._notes, []
         optimizer_steps = state.optimizer_steps if state else 0

@@ -9,6 +9,7 @@ from results.diagnosis.findings import Diagnosis
 from results.diagnosis.render import Report
 from trainable.checkpoint.exam.base_change import gain_words, learned_doubled_labels
 from trainable.checkpoint.exam.exam_facts import CheckpointFacts
+from trainable.errors import first_of
 
 WRONG_OFFSET_NATS = 0.15
 """Right models are better at the next token by 3.7 (pretrained) and more; doubled labels give -0.6 after 300 steps."""
@@ -74,7 +75,7 @@ def _findings(facts: CheckpointFacts, unigram_entropy: float | None) -> Iterator
             confidence=1.0,
             summary=f"{len(facts.nonfinite_tensors)} tensors hold NaN or infinite weights: nothing can go on from "
             "this checkpoint",
-            evidence=_listed(facts.nonfinite_tensors),
+            evidence=first_of(facts.nonfinite_tensors, SHOWN),
             next_step="go back to an earlier checkpoint; make diagnose TARGET=<its log> shows where it began",
         )
         return
@@ -155,7 +156,7 @@ def _gradients(facts: CheckpointFacts) -> Iterator[Diagnosis]:
             kind="detached_gradients",
             confidence=0.95,
             summary=f"{len(dead)} of the {of_all} tensors that the optimizer holds never had a gradient",
-            evidence=f"their second moment is 0 after {facts.optimizer_steps} steps: {_listed(dead)}",
+            evidence=f"their second moment is 0 after {facts.optimizer_steps} steps: {first_of(dead, SHOWN)}",
             next_step="look in these layers for no_grad(), detach() or an output that is not used; make "
             "preflight names where it is cut",
         )
@@ -164,7 +165,7 @@ def _gradients(facts: CheckpointFacts) -> Iterator[Diagnosis]:
             kind="detached_gradients",
             confidence=0.9,
             summary=f"{len(facts.zero_adapters)} LoRA adapters are still 0: nothing was trained in them",
-            evidence=f"after {facts.optimizer_steps} steps: {_listed(facts.zero_adapters)}",
+            evidence=f"after {facts.optimizer_steps} steps: {first_of(facts.zero_adapters, SHOWN)}",
             next_step="check whether the frozen layer runs under no_grad(), which cuts the gradient of every layer "
             "below, and whether the optimizer holds the adapters",
         )
@@ -187,7 +188,7 @@ def _gradients(facts: CheckpointFacts) -> Iterator[Diagnosis]:
             kind="detached_gradients",
             confidence=0.6,
             summary=f"{len(unchanged)} of {compared} tensors did not change {since}: frozen, or without a gradient",
-            evidence=_listed(unchanged),
+            evidence=first_of(unchanged, SHOWN),
             next_step="if they are not frozen on purpose, look there for no_grad(), detach() or requires_grad=False",
         )
 
@@ -216,8 +217,3 @@ def _precision(facts: CheckpointFacts) -> Iterator[Diagnosis]:
 
 def _by_offset(losses: Mapping[int, float]) -> str:
     return ", ".join(f"{offset:+d} {loss:.3f}".replace("+0 ", "0 ") for offset, loss in sorted(losses.items()))
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from results.study.paths import shown
+from trainable.errors import reason
 from trainable.regular_files import sync_folder, whole_file
 
 _STORAGE_WORDS = {
@@ -43,5 +44,5 @@ def storage_error_words(error: OSError, path: Path | None = None) -> str:
     """
     named = error.filename if isinstance(error.filename, str | bytes) else None
     where = Path(os.fsdecode(named)) if named else path
-    reason = _STORAGE_WORDS.get(error.errno or 0) or f"{error.strerror or error}. Make it writable"
-    return f"{f'{shown(where)}: ' if where else ''}{' '.join(reason.split())}; what was measured so far is kept"
+    why = _STORAGE_WORDS.get(error.errno or 0) or f"{reason(error)}. Make it writable"
+    return f"{f'{shown(where)}: ' if where else ''}{why}; what was measured so far is kept"

@@ -1,7 +1,9 @@
 """The content of study.json, as far as the program reads it: checked once, where it is read. It writes nothing."""
 
 import math
+from collections.abc import Mapping
 from datetime import datetime
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, InstanceOf, ValidationError
@@ -143,6 +145,18 @@ class StudyDocument(_Part):
     scheduler: Table = {}
     stability: Table = {}
     seed: Count
+
+
+INPUT_VARIABLES: Mapping[str, str] = MappingProxyType(
+    {
+        "model": "GPT2_MODEL_NAME",
+        "data_source": "TRAINING_DATA_SOURCE",
+        "validation_data_source": "VALIDATION_DATA_SOURCE",
+        "documents": "DOCUMENTS",
+        "checkpoint_path": "CHECKPOINT_PATH",
+    }
+)
+"""The document's texts that name what a study was run on, each with the variable that takes it."""
 
 
 def document_fault(document: dict[str, Any]) -> str | None:

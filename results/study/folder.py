@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from results.study.atomic import write_atomic
 from results.study.paths import expanded, path_error, shown
-from trainable.errors import UserError, did_you_mean
+from trainable.errors import UserError, did_you_mean, reason
 from trainable.regular_files import read_regular, sync_folder
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class Study:
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(f"{where}: there is no such file, so {self.name} is not a study.") from None
         except OSError as err:
-            raise UserError(f"{where}: cannot be read ({err.strerror}). Restore it, or move the study away.") from None
+            raise UserError(f"{where}: cannot be read ({reason(err)}). Restore it, or move the study away.") from None
         except (ValueError, RecursionError) as err:
             raise UserError(f"{where}: not whole JSON ({err}). Restore it, or move the study away.") from None
         if not isinstance(document, dict) or document.get("schema_version") != SCHEMA_VERSION:
@@ -125,8 +125,8 @@ def studies_dir() -> Path:
     if not text:
         return Path(__file__).resolve().parents[1] / "studies"
     path = expanded(text, "STUDIES_DIR")
-    if (reason := path_error(path)) is not None:
-        raise UserError(f"STUDIES_DIR={text!r} cannot be used: {reason}. Set it to a folder.")
+    if (why := path_error(path)) is not None:
+        raise UserError(f"STUDIES_DIR={text!r} cannot be used: {why}. Set it to a folder.")
     if path.exists() and not path.is_dir():
         raise UserError(f"STUDIES_DIR={text!r} is not a folder.")
     return path
@@ -194,7 +194,7 @@ def _create(name: str, document: Mapping[str, Any]) -> Study:
         temporary.mkdir(parents=True)
     except OSError as err:
         where = shown(study.path.parent)
-        raise UserError(f"cannot make a study in {where}: {err.strerror}. Set STUDIES_DIR to a folder.") from None
+        raise UserError(f"cannot make a study in {where}: {reason(err)}. Set STUDIES_DIR to a folder.") from None
     try:
         (temporary / "steps").mkdir()
         write_atomic(temporary / "study.json", data)

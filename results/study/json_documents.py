@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from results.study.atomic import write_atomic
 from results.study.paths import shown
-from trainable.errors import UserError
+from trainable.errors import UserError, reason
 from trainable.regular_files import read_regular
 
 Value = TypeVar("Value")
@@ -30,8 +30,7 @@ def read_document(path: Path, parse: Callable[[Any], Value], *, what: str, again
     except FileNotFoundError:
         return None
     except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as err:
-        reason = " ".join(str(err).split())
-        raise UserError(f"{shown(path)}: not {what} ({reason}). Move it away and {again} again.") from None
+        raise UserError(f"{shown(path)}: not {what} ({reason(err)}). Move it away and {again} again.") from None
 
 
 def value_of(kind: type[Value], document: Any) -> Value:

@@ -14,7 +14,7 @@ from results.study.atomic import write_atomic
 from results.study.folder import Study
 from results.study.own_files import check_own_files
 from results.words import local_time_words
-from trainable.errors import UserError
+from trainable.errors import UserError, reason
 from trainable.regular_files import read_regular
 
 
@@ -34,7 +34,7 @@ def hold(study: Study) -> Iterator[None]:
         ) from None
     except OSError as error:
         raise UserError(
-            f"study {study.name} cannot be written: {error.strerror}. Make {study.path} writable, or copy the study."
+            f"study {study.name} cannot be written: {reason(error)}. Make {study.path} writable, or copy the study."
         ) from None
     try:
         # On a full disk others are not told who holds the lock, but it holds.

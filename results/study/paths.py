@@ -3,7 +3,7 @@
 from contextlib import suppress
 from pathlib import Path
 
-from trainable.errors import UserError
+from trainable.errors import UserError, reason
 
 PICTURES = "results/pictures"
 """Below the current folder, ignored by git: pictures of logs, checkpoints and texts, which belong to no study."""
@@ -16,7 +16,7 @@ def path_error(path: Path) -> str | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
-        return getattr(error, "strerror", None) or str(error)
+        return reason(error)
     return None
 
 

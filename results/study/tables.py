@@ -16,7 +16,7 @@ from results.study.atomic import write_atomic
 from results.study.paths import shown
 from results.study.table_guard import check_guard, guarded
 from trainable.config import TrialConfig, config_from
-from trainable.errors import UserError
+from trainable.errors import UserError, reason
 from trainable.regular_files import MAX_FILE_BYTES, read_regular
 from trainable.rows import MetricsRow, Purpose, StepRow, TrialStatus
 
@@ -119,7 +119,7 @@ def read_table(path: Path, schema: Any = None) -> Any:
         raise UserError(f"{shown(path)}: there is no such table.") from None
     except OSError as err:
         kind = DamagedTableError if err.errno == errno.EIO else UserError
-        raise kind(damaged.format(shown(path), err.strerror)) from None
+        raise kind(damaged.format(shown(path), reason(err))) from None
     try:
         check_guard(data)
         with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
@@ -136,7 +136,7 @@ def read_table(path: Path, schema: Any = None) -> Any:
     except (pa.ArrowException, OSError, ValueError) as err:
         if isinstance(err, UserError):
             raise
-        raise DamagedTableError(damaged.format(shown(path), " ".join(str(err).split()))) from None
+        raise DamagedTableError(damaged.format(shown(path), reason(err))) from None
     if (fault := _fault(table, schema)) is not None:
         raise _changed(path, fault)
     return table

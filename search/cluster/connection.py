@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from results.words import count_words
 from search.cluster.study_storage import probed, read_probe
-from trainable.data.remote_files import reason
-from trainable.errors import UserError
+from trainable.errors import UserError, full_reason
 
 if TYPE_CHECKING:
     from trainable.device.device import DeviceInfo
@@ -124,7 +123,7 @@ def connect(address: str) -> None:
         )
     except Exception as error:
         # Ray and gRPC raise many kinds, all of which mean that the cluster was not joined.
-        raise UserError(f"ADDRESS={address} cannot be joined: {reason(error)}. {_REMEDY}") from None
+        raise UserError(f"ADDRESS={address} cannot be joined: {full_reason(error)}. {_REMEDY}") from None
     finally:
         # Ray replaces the handler; until the trials start SIGTERM should end this process as usual.
         signal.signal(signal.SIGTERM, sigterm)
@@ -143,7 +142,7 @@ def check_port(address: str, host_and_port: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
     except (OSError, ValueError, OverflowError) as error:
         raise UserError(
-            f"ADDRESS={address}: no Ray cluster answers there ({reason(error)}). Write auto, HOST:6379 or "
+            f"ADDRESS={address}: no Ray cluster answers there ({full_reason(error)}). Write auto, HOST:6379 or "
             "ray://HOST:10001 of a cluster that runs, or unset it."
         ) from None
 

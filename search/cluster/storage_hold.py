@@ -14,8 +14,8 @@ from pyarrow import fs
 
 from results.study.folder import Study, StudyExistsError
 from search.cluster.study_storage import MARK, probed, this_driver
-from trainable.data.remote_files import below, blocks_of, files_at, reason, write_whole
-from trainable.errors import UserError
+from trainable.data.remote_files import below, blocks_of, files_at, write_whole
+from trainable.errors import UserError, full_reason
 
 ALIVE_S = 120
 """A driver that has not renewed its mark for this long is lost."""
@@ -40,7 +40,7 @@ def claim_name(study: Study, storage: str) -> None:
     except FileExistsError:
         raise _another(study, storage) from None
     except OSError as error:
-        raise UserError(f"STORAGE={storage} cannot be written: {reason(error)}. Name another place.") from None
+        raise UserError(f"STORAGE={storage} cannot be written: {full_reason(error)}. Name another place.") from None
 
 
 def release_name(study: Study, storage: str) -> None:

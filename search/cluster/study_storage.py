@@ -17,8 +17,8 @@ from results.model_card import model_row
 from results.study.folder import LATEST, Study, check_study_name, open_study, studies_dir
 from results.study.own_files import check_own_files
 from search.options import Options
-from trainable.data.remote_files import below, blocks_of, files_at, reason, write_whole
-from trainable.errors import UserError
+from trainable.data.remote_files import below, blocks_of, files_at, write_whole
+from trainable.errors import UserError, full_reason
 
 if TYPE_CHECKING:
     from results.study.tables import Row
@@ -65,7 +65,7 @@ def probed(storage: str) -> Iterator[tuple[str, str]]:
     try:
         write_whole(files, path, iter([word.encode()]))
     except OSError as error:
-        raise UserError(f"STORAGE={storage} cannot be written: {reason(error)}. Name another place.") from None
+        raise UserError(f"STORAGE={storage} cannot be written: {full_reason(error)}. Name another place.") from None
     try:
         yield path, word
     finally:
@@ -116,7 +116,7 @@ class TableMirror:
             copying.result()
         except (OSError, UserError) as error:
             if not self._told:
-                self.say(f"STORAGE={self.storage} is behind, the study itself is up to date: {reason(error)}")
+                self.say(f"STORAGE={self.storage} is behind, the study itself is up to date: {full_reason(error)}")
             self._told = True
         self._copying = None
 
@@ -214,5 +214,5 @@ def fetch_tables(name: str, storage: str) -> None:
             target = study.path / one.path.removeprefix(f"{root}/")
             write_whole(*files_at(str(target)), blocks_of(files, one.path))
     except OSError as error:
-        raise UserError(f"study {name} cannot be fetched from STORAGE={storage}: {reason(error)}.") from None
+        raise UserError(f"study {name} cannot be fetched from STORAGE={storage}: {full_reason(error)}.") from None
     (study.path / "steps").mkdir(exist_ok=True)

@@ -15,7 +15,7 @@ from search.options import Options
 from search.setup.inputs import check_inputs, load_text
 from search.terminal.console import Preparing, Terminal
 from trainable.checkpoint.checkpoint_path import CHECKPOINT_SUFFIXES, INDEX_SUFFIX, TORCH_SAVE_STARTS, is_safetensors
-from trainable.errors import UserError, did_you_mean
+from trainable.errors import UserError, did_you_mean, reason
 
 
 def diagnose_command(options: Options, terminal: Terminal) -> int:
@@ -35,7 +35,7 @@ def diagnose_command(options: Options, terminal: Terminal) -> int:
             drawn = picture
             terminal.say(f"picture: {shown(picture)}")
         except OSError as error:
-            terminal.say(f"no picture: {shown(picture)} cannot be written: {error.strerror}")
+            terminal.say(f"no picture: {shown(picture)} cannot be written: {reason(error)}")
     terminal.document({**to_json(report), "picture": drawn and str(drawn)})
     return 0
 
@@ -76,8 +76,8 @@ def _is_checkpoint(path: Path) -> bool:
 
 def _path(target: str) -> Path:
     path = expanded(target, "TARGET")
-    if (reason := path_error(path)) is not None:
-        raise UserError(f"TARGET={target} cannot be opened: {reason}. Name a study, STUDY/TRIAL, a file or a folder.")
+    if (why := path_error(path)) is not None:
+        raise UserError(f"TARGET={target} cannot be opened: {why}. Name a study, STUDY/TRIAL, a file or a folder.")
     return path
 
 

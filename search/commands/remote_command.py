@@ -25,8 +25,8 @@ from search.terminal.console import Terminal, plain
 from search.terminal.signals import Interrupts
 from trainable.config import BASELINES
 from trainable.data.node_cache import SharedCopy, share
-from trainable.data.remote_files import files_at, reason
-from trainable.errors import UserError
+from trainable.data.remote_files import files_at
+from trainable.errors import UserError, full_reason
 
 GO_ON = ("resume", "confirm", "attribute")
 COMMANDS = ("run", "baseline", *GO_ON)
@@ -62,11 +62,13 @@ def remote_command(command: str, options: Options, terminal: Terminal) -> int:
         raise
     except (ray.exceptions.RayError, ConnectionError) as error:
         raise UserError(
-            f"ADDRESS={address}: the connection to the cluster's head was lost: {reason(error)}. Go on with make "
+            f"ADDRESS={address}: the connection to the cluster's head was lost: {full_reason(error)}. Go on with make "
             "resume and the same STORAGE."
         ) from None
     except OSError as error:
-        raise UserError(f"STORAGE={storage}: {reason(error)}. Go on with make resume and the same STORAGE.") from None
+        raise UserError(
+            f"STORAGE={storage}: {full_reason(error)}. Go on with make resume and the same STORAGE."
+        ) from None
     finally:
         ray.shutdown()
 

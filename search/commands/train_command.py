@@ -19,7 +19,7 @@ from search.options import Options
 from search.setup.folder_of_run import SavedModel, save_run_model
 from search.setup.preflight_run import Preflight, check_preflight
 from search.setup.resumption import resumption_words
-from search.setup.run_checkpoints import KEPT_CHECKPOINTS, RunCheckpoints
+from search.setup.run_checkpoints import NEWEST_KEPT, RunCheckpoints
 from search.setup.samples_run import sample_study
 from search.setup.study_record import start_losses
 from search.setup.train_plan import TrainPlan, make_train_plan, train_document, with_winner_of
@@ -107,7 +107,7 @@ def _room(plan: TrainPlan) -> "CheckpointRoom | None":
     from trainable.preflight.disk import CheckpointRoom
 
     # The newest ones, the best, and one being written.
-    return CheckpointRoom(folder=studies_dir(), count=KEPT_CHECKPOINTS + 2) if plan.checkpoint_interval_steps else None
+    return CheckpointRoom(folder=studies_dir(), count=NEWEST_KEPT + 2) if plan.checkpoint_interval_steps else None
 
 
 def _begin(plan: TrainPlan, spec: "RunSpec") -> "TrainState":

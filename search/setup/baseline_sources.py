@@ -20,7 +20,7 @@ from search.options import KNOWN, check_lora, parse_options, with_default_warmup
 from trainable.checkpoint.checkpoint_path import CHECKPOINT_SUFFIXES, trainer_state
 from trainable.checkpoint.trainer_args import read_trainer_args
 from trainable.config import BASELINES, DOCUMENTED, ENV_NAMES, HYPERPARAMETERS, TrialConfig, config_from, make_config
-from trainable.errors import UserError, did_you_mean
+from trainable.errors import UserError, did_you_mean, first_of, reason
 from trainable.model.model_names import RECORD
 from trainable.regular_files import read_regular
 
@@ -94,9 +94,7 @@ def _of_file(text: str, path: Path) -> Baseline:
         read = _of_model_folder(where, path) if (path / RECORD).is_file() else _of_trainer(where, path)
     else:
         read = _of_checkpoint(path) if path.suffix in CHECKPOINT_SUFFIXES else _of_env(where, path)
-    left = ", ".join(read.left[:MOST_SHOWN])
-    if len(read.left) > MOST_SHOWN:
-        left += f" and {len(read.left) - MOST_SHOWN} more"
+    left = first_of(read.left, MOST_SHOWN)
     if not read.values:
         raise UserError(f"{where} says no hyperparameter{left and f'; it holds {left}'}. Name another file.")
     try:
@@ -121,8 +119,7 @@ def _of_env(where: str, path: Path) -> _Read:
     try:
         lines = read_regular(path).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{where} cannot be read as text: {reason}. Name a .env file.") from None
+        raise UserError(f"{where} cannot be read as text: {reason(error)}. Name a .env file.") from None
     texts: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
         for name, text in _assignments(f"{where} line {number}", line):

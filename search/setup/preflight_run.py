@@ -4,7 +4,6 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
@@ -17,6 +16,7 @@ from search.setup.plan import Plan
 from search.setup.preflight_record import PreflightRecord, Sharing, read_record, record_path, write_record
 from search.terminal.console import Terminal, print_line
 from trainable.config import TrialConfig
+from trainable.data.remote_files import local_folder
 
 if TYPE_CHECKING:
     from trainable.checkpoint.checkpoint import Checkpoint
@@ -45,21 +45,19 @@ class Preflight:
 
 def preflight_of(plan: Plan) -> Preflight:
     """Return what is looked at before a study's trials are run."""
-    from search.tune.engine import KEPT_CHECKPOINTS
-    from trainable.checkpoint.checkpoint_store import KEPT
+    from search.tune.engine import BEST_KEPT
+    from trainable.checkpoint.checkpoint_store import STATES_KEPT
     from trainable.preflight.disk import CheckpointRoom
 
-    slots, storage = plan.slots, plan.slots.storage
-    is_local = storage is None or "://" not in storage or storage.startswith("file://")
-    folder = Path(storage.removeprefix("file://")) if storage else studies_dir()
+    slots = plan.slots
     # Two of every running trial and a third being written, and those of the best trials and the baseline.
-    count = slots.count * (KEPT + 1) + KEPT_CHECKPOINTS + 1
+    count = slots.count * (STATES_KEPT + 1) + BEST_KEPT + 1
     return Preflight(
         loaded=plan.loaded,
         config=plan.baseline,
         largest=plan.largest,
         sharing=Sharing(runs=slots.count_on_device, memory_frac=slots.memory_frac),
-        room=CheckpointRoom(folder=folder if is_local else None, count=count),
+        room=CheckpointRoom(folder=local_folder(slots.storage or str(studies_dir())), count=count),
     )
 
 

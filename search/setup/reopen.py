@@ -1,14 +1,14 @@
 """Reopens a study to run more into it, under its own protocol and on the same inputs."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from results.study.document_model import INPUT_VARIABLES
 from results.study.folder import Study
 from results.study.own_files import remove_unfinished
 from results.winner import winner_of
 from search.cluster.storage_hold import check_unheld
-from search.options import Options
+from search.options import Options, parse_options
 from search.setup.inputs import Loaded
 from search.setup.plan import Plan, load_for, planned
 from search.terminal.console import Preparing
@@ -16,7 +16,6 @@ from search.trackers.trackers import check_mirrors
 from search.tune.warm_start import read_warm_start
 from spaces.space import SearchSpace
 from trainable.config import TrialConfig
-from trainable.data.text_documents import parse_documents
 from trainable.errors import UserError
 
 
@@ -92,16 +91,9 @@ def _named(facts: Mapping[str, Any], name: str, fingerprint: str) -> str:
 
 def with_inputs_of(document: Mapping[str, Any], options: Options) -> Options:
     """Return the options with the study's own model, text, checkpoint and threads where they name none."""
-    source, checkpoint = document.get("data_source"), document.get("checkpoint_path")
-    held_out, documents = document.get("validation_data_source"), document.get("documents")
+    texts = {variable: document[name] for name, variable in INPUT_VARIABLES.items() if document.get(name)}
+    own, fields = parse_options(texts), [variable.lower() for variable in INPUT_VARIABLES.values()]
     # Those of all its trials: with others losses differ in their last digits. Beside a GPU they do not.
     threads = document["device"].get("threads_per_slot") if document["device"]["type"] == "cpu" else None
-    own = {
-        "gpt2_model_name": options.gpt2_model_name or document.get("model"),
-        "training_data_source": options.training_data_source or (Path(source) if source else None),
-        "validation_data_source": options.validation_data_source or (Path(held_out) if held_out else None),
-        "documents": options.documents or (parse_documents(documents) if documents else None),
-        "checkpoint_path": options.checkpoint_path or (Path(checkpoint) if checkpoint else None),
-        "threads": options.threads or threads,
-    }
-    return options.model_copy(update=own)
+    update = {one: getattr(options, one) or getattr(own, one) for one in fields}
+    return options.model_copy(update={**update, "threads": options.threads or threads})

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from results.words import value_words
 from search.options import with_default_warmup
-from trainable.config import DOCUMENTED, HYPERPARAMETERS, TrialConfig, make_config
+from trainable.config import DOCUMENTED, HYPERPARAMETERS, TrialConfig, make_config, variable_of
 from trainable.errors import UserError
 from trainable.schedule import learning_rate_at
 
@@ -63,7 +63,7 @@ def resumption_words(checkpoint: "Checkpoint", config: TrialConfig, *, corpus_fi
 def _held_rate(given: Mapping[str, Any], checkpoint: "Checkpoint") -> dict[str, Any]:
     named = [name for name in THE_RATE if name in given]
     if named:
-        variable = HYPERPARAMETERS[named[0]].metadata["env"]
+        variable = variable_of(named[0])
         raise UserError(f"RESUME_LR=hold keeps the checkpoint's own rate, and {variable} sets another. Unset one.")
     if checkpoint.config is None:
         raise UserError(

@@ -13,7 +13,7 @@ from trainable.checkpoint.checkpoint_path import checkpoint_name
 if TYPE_CHECKING:
     from trainable.state import TrainState
 
-KEPT_CHECKPOINTS = 3
+NEWEST_KEPT = 3
 
 
 @dataclass(kw_only=True)
@@ -99,7 +99,7 @@ class RunCheckpoints:
         self._saved.add(state.optimizer_steps)
 
     def _prune(self) -> None:
-        self._newest = self._newest[-KEPT_CHECKPOINTS:]
+        self._newest = self._newest[-NEWEST_KEPT:]
         for step in self._saved - {*self._newest, self.best_step}:
             self._path(step).unlink(missing_ok=True)
             self._saved.remove(step)

@@ -12,7 +12,7 @@ from spaces.read.space_files import find_space_file, parse_toml, read_space_text
 from spaces.read.toml_table import shown
 from spaces.space import SearchSpace
 from spaces.user_settings import Settings, space_of_document
-from trainable.config import HYPERPARAMETERS, config_from
+from trainable.config import config_from, variable_of
 from trainable.errors import UserError
 
 DIFFERENCES_SHOWN = 6
@@ -26,7 +26,7 @@ def read_settings(options: Options) -> tuple[Settings, list[str]]:
     notes = []
     if pins.pop("training_steps", None) is not None:
         notes.append("TRAINING_STEPS is not read by a search: its budget is in tokens (BUDGET_TOKENS).")
-    pinned = [f"{_env(name)}={value}" for name, value in pins.items() if name != "seed"]
+    pinned = [f"{variable_of(name)}={value}" for name, value in pins.items() if name != "seed"]
     if pinned:
         notes.append(with_origin(f"pinned by your environment, for the baseline too: {', '.join(pinned)}."))
     baseline = read_baseline(options.baseline) if options.baseline else None
@@ -65,7 +65,7 @@ def differences(document: Mapping[str, Any], settings: Settings, options: Option
     for name, value in asked.pins.items():
         then = settings.pins.get(name, document["baseline"][name] if name == "seed" else None)
         if value != then:
-            found.append(f"{_env(name)} is {value}, was {'searched or not set' if then is None else then}")
+            found.append(f"{variable_of(name)} is {value}, was {'searched or not set' if then is None else then}")
     if asked.baseline is not None and asked.baseline != settings.baseline:
         found.append(f"BASELINE is {asked.baseline[0]}, was {document['baseline']['name']}")
     file, then = _space_file(document, options), document["space"]
@@ -121,7 +121,3 @@ def _changed(then: Mapping[str, Any], now: Mapping[str, Any], above: str = "") -
         elif before != after:
             words = ["not there" if value is None else shown(value) for value in (after, before)]
             yield f"{above}{key} is {words[0]}, was {words[1]}"
-
-
-def _env(name: str) -> str:
-    return str(HYPERPARAMETERS[name].metadata["env"])

@@ -35,10 +35,8 @@ from search.tune.resources import Slots
 from search.tune.start_watch import StartWatch
 from search.tune.workload import Workload
 from trainable.checkpoint.checkpoint_store import CheckpointStore
-from trainable.data.corpus import cache_dir
 from trainable.data.node_cache import share_inputs
-from trainable.data.remote_files import reason
-from trainable.errors import MachineError, UserError
+from trainable.errors import MachineError, UserError, full_reason
 from trainable.ray_trainable import SearchTrial
 from trainable.run import RunSpec
 
@@ -49,7 +47,7 @@ LEAVE_PATIENCE_S = 20.0
 CLUSTER_FAILURES = 2
 """One more than on a single machine, so that a lost node does not end a trial that has failed by itself once. On MPS a
 worker whose memory has grown ends itself, which counts as a failure."""
-KEPT_CHECKPOINTS = 3
+BEST_KEPT = 3
 """The last checkpoints of the best completed trials are kept, of this many and of the baseline."""
 
 
@@ -153,10 +151,8 @@ def run_study(
         words = storage_error_words(recorder.storage_error, study.path)
         raise UserError(f"{words}. Then go on with: make resume STUDY={study.name}")
     if recorder.input_fault is not None:
-        remedy = "It is made again by" if str(cache_dir()) in recorder.input_fault else "Restore it, then go on with"
-        raise UserError(
-            f"{recorder.input_fault}; what was measured so far is kept. {remedy}: make resume STUDY={study.name}"
-        )
+        fault, remedy = recorder.input_fault
+        raise UserError(f"{fault}; what was measured so far is kept. {remedy}: make resume STUDY={study.name}")
 
 
 @dataclass(eq=False)
@@ -215,7 +211,7 @@ def prune_checkpoints(
     gone = set() if gone is None else gone
     trials = ledger.trials()
     board = leaderboard(ranked_trials(trials))
-    kept = {row["trial_id"] for row in [row for row in board if row["status"] == "completed"][:KEPT_CHECKPOINTS]}
+    kept = {row["trial_id"] for row in [row for row in board if row["status"] == "completed"][:BEST_KEPT]}
     kept |= find_winner(trials, attempts).kept_checkpoints
     for row in trials:
         is_saving = row["trial_id"] == saving and row["status"] != "completed"
@@ -238,7 +234,7 @@ def rays_own_faults(study: Study) -> Iterator[None]:
         yield
     except (ray.exceptions.RayError, ConnectionError, TimeoutError) as error:
         raise MachineError(
-            f"Ray ended while the trials ran: {reason(error)}; what was measured so far is kept. "
+            f"Ray ended while the trials ran: {full_reason(error)}; what was measured so far is kept. "
             f"Check the machine's memory. {again}"
         ) from None
     except OSError as error:
@@ -253,7 +249,7 @@ def _shared_by_trials(spec: RunSpec, slots: Slots) -> dict[str, Any]:
     try:
         inputs = share_inputs(spec, slots.storage) if slots.address and slots.storage else None
     except OSError as error:
-        raise UserError(f"STORAGE={slots.storage}: the inputs cannot be copied there: {reason(error)}.") from None
+        raise UserError(f"STORAGE={slots.storage}: the inputs cannot be copied there: {full_reason(error)}.") from None
     return {
         "spec": replace(spec, device=slots.device or spec.device),
         "shared_inputs": inputs,

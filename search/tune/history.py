@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from pydantic import ConfigDict, with_config
+
 from spaces.budget import Milestones
 from trainable.config import TrialConfig, config_from
 from trainable.fidelity import fidelity_tokens, objective
 from trainable.rows import ENDINGS, TrialStatus
 
 
+@with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True, kw_only=True)
 class KnownTrial:
     """A trial as the searcher and the rungs know it."""

@@ -25,8 +25,7 @@ from ray._private.node import Node
 from search.cluster.connection import connect
 from search.terminal.signals import ending_in_order
 from search.tune.resources import Slots
-from trainable.data.remote_files import reason
-from trainable.errors import MachineError
+from trainable.errors import MachineError, full_reason
 
 PREFIX = "gpt2-ray-"
 LONGEST_SOCKET_BYTES = 103
@@ -244,7 +243,7 @@ def _start(folder: Path, slots: Slots, *, say: Callable[[str], None]) -> None:
                 raise
             # The processes of the failed start end with this one.
             ray.shutdown()
-            cause = last_error(folder) or reason(error)
+            cause = last_error(folder) or full_reason(error)
             if attempt == STARTS:
                 raise MachineError(
                     f"Ray did not start on this machine: {cause}. Check free memory, /dev/shm and the limits "

@@ -42,8 +42,8 @@ class StudyRecorder(Callback):  # type: ignore[misc]
     oom_counter_of: Callable[[int | None], OomCounter]
     storage_error: OSError | None = None
     """Why the study could not be written; it ends the engine."""
-    input_fault: str | None = None
-    """Which input is gone or has changed; it ends the engine, and no trial counts as failed."""
+    input_fault: tuple[str, str] | None = None
+    """Which input is gone or has changed, and the remedy; it ends the engine, and no trial counts as failed."""
     _oom_kills_before: dict[int, tuple[OomCounter, int]] = field(default_factory=dict)
     """By trial: the counter of its worker's cgroup, and its count when the trial was last heard of."""
     _oom_kills_explained: Counter[OomCounter] = field(default_factory=Counter)

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from results.ranking import leaderboard, ranked_trials
 from results.study.folder import Study
-from results.study.json_documents import read_document, write_document
+from results.study.json_documents import read_document, value_of, write_document
 from search.tune.history import KnownTrial, WarmStart, known_trials
 from spaces.budget import Budget, budget_of
 from spaces.domains import active_point
@@ -109,23 +110,9 @@ def write_warm_start(study: Study, warm_start: WarmStart) -> None:
 
 def read_warm_start(study: Study) -> WarmStart | None:
     """Return the study's warm start, if it has one. Raises UserError when the file is damaged."""
-    return read_document(_path(study), _parse, what="a study's warm start", again="start a new study")
+    as_warm_start = partial(value_of, WarmStart)
+    return read_document(_path(study), as_warm_start, what="a study's warm start", again="start a new study")
 
 
 def _path(study: Study) -> Path:
     return study.path / FILE_NAME
-
-
-def _parse(document: Mapping[str, Any]) -> WarmStart:
-    told = [
-        KnownTrial(
-            **{
-                **trial,
-                "config": TrialConfig(**trial["config"]),
-                "losses": tuple((tokens, loss) for tokens, loss in trial["losses"]),
-                "part_losses": (),
-            }
-        )
-        for trial in document["told"]
-    ]
-    return WarmStart(source=document["source"], told=told, first_points=document["first_points"])

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from spaces.read.toml_table import shown
-from trainable.errors import UserError, did_you_mean
+from trainable.errors import UserError, did_you_mean, reason
 
 SPACES_DIRECTORY = Path(__file__).resolve().parents[1]
 MAX_FILE_BYTES = 1_000_000
@@ -19,7 +19,7 @@ def list_spaces(directory: Path | None = None) -> list[Path]:
     try:
         return sorted(path for path in directory.iterdir() if path.suffix == ".toml" and path.is_file())
     except OSError as error:
-        raise UserError(f"cannot read the space files in {shown_path(directory)}/: {_reason(error)}.") from None
+        raise UserError(f"cannot read the space files in {shown_path(directory)}/: {reason(error)}.") from None
 
 
 def find_space_file(name_or_path: str) -> Path:
@@ -42,7 +42,7 @@ def _existing(path_text: str) -> Path:
         is_file, exists = path.is_file(), path.exists()
         beside = [str(other) for other in list_spaces(path.parent)] if path.parent.is_dir() else []
     except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{shown(path_text)} cannot be opened: {_reason(error)}.") from None
+        raise UserError(f"{shown(path_text)} cannot be opened: {reason(error)}.") from None
     if is_file:
         return _named(path)
     if exists:
@@ -68,7 +68,7 @@ def read_space_text(path: Path) -> str:
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
-        raise UserError(f"{where} cannot be read: {_reason(error)}.") from None
+        raise UserError(f"{where} cannot be read: {reason(error)}.") from None
     if len(data) > MAX_FILE_BYTES:
         raise UserError(f"{where} is larger than {MAX_FILE_BYTES} bytes: it is not a space file.")
     try:
@@ -95,7 +95,3 @@ def shown_path(path: Path) -> str:
         return str(path.resolve().relative_to(Path.cwd()))
     except (OSError, ValueError):
         return str(path)
-
-
-def _reason(error: Exception) -> str:
-    return (error.strerror if isinstance(error, OSError) and error.strerror else str(error)).rstrip(".")

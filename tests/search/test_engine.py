@@ -209,7 +209,7 @@ def test_a_trial_whose_input_is_gone_neither_fails_nor_trains(
     path.unlink()
     for _ in range(2):  # Tune asks again until the study is left
         result = trial.step()
-        assert result["input_fault"] == f"the input is gone: {path}"
+        assert result["input_fault"] == (f"the input is gone: {path}", "It is made again by")
         assert (result["status"], result["done"], result["left"], result["metrics"]) == ("running", False, True, None)
     recorder: Any = SimpleNamespace(storage_error=None, input_fault=result["input_fault"])
     with pytest.raises(KeyboardInterrupt):

@@ -303,9 +303,9 @@ def test_a_kill_before_a_trial_was_last_heard_of_is_not_its_own(recording: Recor
 
 def test_a_gone_input_is_kept_and_ends_no_trial(recording: Recording) -> None:
     trial = recording.start(1)
-    recording.report(trial, input_fault="the input is gone: /x")
-    recording.report(trial, input_fault="the input is gone: /y")
-    assert recording.recorder.input_fault == "the input is gone: /x"
+    recording.report(trial, input_fault=("the input is gone: /x", "Restore it"))
+    recording.report(trial, input_fault=("the input is gone: /y", "Restore it"))
+    assert recording.recorder.input_fault == ("the input is gone: /x", "Restore it")
     recording.recorder.interrupt()
     assert recording.row(1)["status"] == "interrupted"
 

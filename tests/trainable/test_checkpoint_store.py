@@ -260,7 +260,7 @@ def test_a_store_that_cannot_be_reached_is_no_empty_one(
 def test_a_uri_that_names_no_store_is_refused_in_a_line(root: str) -> None:
     with pytest.raises(UserError) as caught:
         CheckpointStore(root=root, trial_id=7).newest()
-    assert str(caught.value).startswith(f"checkpoints cannot be kept in {root}: ")
+    assert str(caught.value).startswith(f"STORAGE={root}: ")
     assert "\n" not in str(caught.value)
 
 

@@ -41,7 +41,6 @@ def check_model(corpus: Corpus, tokenizer: Tokenizer, make_trial: MakeTrial) -> 
             config=make_trial(),
             largest=make_trial(),
             protocol=EvalProtocol(block_size=16, tokens=256),
-            unigram_entropy=corpus.unigram_entropy,
             random_weights=True,
             checkpoint=False,
         )

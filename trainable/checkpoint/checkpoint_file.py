@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from trainable.checkpoint.checkpoint_path import DamagedCheckpointError
 from trainable.device.device_memory import is_out_of_memory
-from trainable.errors import UserError
+from trainable.errors import UserError, reason
 from trainable.regular_files import sync_folder, whole_file
 
 FOLDER_BIT = 0x10
@@ -82,9 +82,9 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())
         raise DamagedCheckpointError(
-            f"CHECKPOINT_PATH={path} is damaged or not a whole safetensors file ({reason}). Use another checkpoint."
+            f"CHECKPOINT_PATH={path} is damaged or not a whole safetensors file ({reason(error)}). Use another "
+            "checkpoint."
         ) from None
 
 

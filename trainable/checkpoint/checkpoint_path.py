@@ -8,7 +8,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from trainable.errors import UserError
+from trainable.errors import UserError, first_of, reason
 from trainable.regular_files import read_regular
 
 TORCH_SAVE_STARTS = ZIP_START, PICKLE_START = b"PK\x03\x04", b"\x80"
@@ -48,7 +48,7 @@ def check_checkpoint_path(path: Path, *, variable: str = "CHECKPOINT_PATH") -> N
     except FileNotFoundError:
         raise UserError(f"{where} does not exist. Name {KINDS[variable]}.") from None
     except OSError as error:
-        raise UserError(f"{where} cannot be read: {error.strerror}. Name {KINDS[variable]}.") from None
+        raise UserError(f"{where} cannot be read: {reason(error)}. Name {KINDS[variable]}.") from None
 
 
 def weight_files(folder: Path, *, variable: str = "CHECKPOINT_PATH") -> list[Path]:
@@ -70,8 +70,8 @@ def weight_files(folder: Path, *, variable: str = "CHECKPOINT_PATH") -> list[Pat
     if steps or ours:
         newest = steps[-1] if steps else folder / ours[-1]
         raise UserError(f"{where} holds several checkpoints. Name one of them, such as {newest}.")
-    shown = ", ".join(inside[:SHOWN]) + (f" and {len(inside) - SHOWN} more" if len(inside) > SHOWN else "")
-    raise UserError(f"{where} has none of {', '.join(WEIGHTS)}; it holds {shown or 'nothing'}. Name {KINDS[variable]}.")
+    held = first_of(inside, SHOWN) or "nothing"
+    raise UserError(f"{where} has none of {', '.join(WEIGHTS)}; it holds {held}. Name {KINDS[variable]}.")
 
 
 def checkpoint_folders(folder: Path) -> list[Path]:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import torch
 from torch.utils._pytree import tree_map_only
@@ -18,10 +17,10 @@ from torch.utils._pytree import tree_map_only
 from trainable.checkpoint.checkpoint import Checkpoint, checkpoint_payload, read_checkpoint
 from trainable.checkpoint.checkpoint_file import write_payload
 from trainable.checkpoint.checkpoint_path import DamagedCheckpointError, checkpoint_name
-from trainable.errors import UserError
+from trainable.data.remote_files import files_at, local_folder
 from trainable.state import TrainState
 
-KEPT = 2
+STATES_KEPT = 2
 """The newest checkpoint, and its predecessor in case it is damaged."""
 
 
@@ -42,7 +41,7 @@ class CheckpointStore:
         name = checkpoint_name(payload["optimizer_steps"])
         self._folder.put(payload, name)
         # Later ones were passed over when the run went back: they are damaged, and not its future any more.
-        self._keep([old for old in self._folder.names() if old <= name][-KEPT:])
+        self._keep([old for old in self._folder.names() if old <= name][-STATES_KEPT:])
 
     def forget_after(self, optimizer_steps: int) -> None:
         """Delete the checkpoints of more steps: what led to them was never written down, so it is trained again."""
@@ -84,12 +83,8 @@ class CheckpointStore:
 
     @cached_property
     def _folder(self) -> "_LocalFolder | _RemoteFolder":
-        url = urlsplit(self.root)
-        if "://" not in self.root:
-            return _LocalFolder(Path(self.root) / str(self.trial_id))
-        if url.scheme == "file":
-            return _LocalFolder(Path(unquote(url.path)) / str(self.trial_id))
-        return _RemoteFolder(self.root, str(self.trial_id))
+        folder, name = local_folder(self.root), str(self.trial_id)
+        return _RemoteFolder(self.root, name) if folder is None else _LocalFolder(folder / name)
 
 
 class BackgroundSaver:
@@ -156,16 +151,11 @@ class _LocalFolder:
 class _RemoteFolder:
     def __init__(self, root: str, name: str) -> None:
         # Here and not above, for a machine that keeps its checkpoints on its own disk needs no pyarrow.
-        import pyarrow as pa
         from pyarrow import fs
 
-        try:
-            self._files, path = fs.FileSystem.from_uri(root)
-        except pa.ArrowInvalid as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"checkpoints cannot be kept in {root}: {reason}. Name a folder or an s3:// URI.") from None
+        self._files, place = files_at(root)
         self._selector, self._copy_files, self._local = fs.FileSelector, fs.copy_files, fs.LocalFileSystem()
-        self.path = f"{path.rstrip('/')}/{name}"
+        self.path = f"{place}/{name}"
 
     def names(self) -> list[str]:
         found = self._files.get_file_info(self._selector(self.path, allow_not_found=True))

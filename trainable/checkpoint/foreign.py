@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from trainable.errors import UserError
+from trainable.errors import UserError, first_of
 
 WEIGHTS_KEYS = ("model_state_dict", "state_dict", "model", "module")
 """Of training.py and training_resume.py; Lightning; nanoGPT; DeepSpeed."""
@@ -123,9 +123,7 @@ def _found(payload: Any) -> str:
         return f"it holds a {type(payload).__name__}"
     if not payload:
         return "it holds an empty dict"
-    shown = [f"{key!r} ({_kind(value)})" for key, value in list(payload.items())[:KEYS_SHOWN]]
-    more = f" and {len(payload) - KEYS_SHOWN} more" if len(payload) > KEYS_SHOWN else ""
-    return f"it holds {', '.join(shown)}{more}"
+    return f"it holds {first_of([f'{key!r} ({_kind(value)})' for key, value in payload.items()], KEYS_SHOWN)}"
 
 
 def _kind(value: Any) -> str:

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from io import BufferedRandom
 from pathlib import Path
 
-from trainable.errors import UserError
+from trainable.errors import UserError, reason
 from trainable.model.fingerprint import file_fingerprint
 from trainable.regular_files import whole_file
 
@@ -57,9 +57,8 @@ def writing(path: Path) -> Iterator[BufferedRandom]:
         with _renamed_to(sum_path(path)) as file:
             file.write(f"{size_bytes} {digest}\n".encode())
     except OSError as error:
-        reason = error.strerror or str(error)
         raise UserError(
-            f"{path} cannot be written: {reason}. Make room there, or set CACHE_DIR to another folder."
+            f"{path} cannot be written: {reason(error)}. Make room there, or set CACHE_DIR to another folder."
         ) from None
 
 

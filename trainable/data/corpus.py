@@ -11,7 +11,7 @@ from pathlib import Path
 from trainable.data.cache_files import cached_sum, writing
 from trainable.data.embedded_text import language_reference
 from trainable.data.text_documents import BOM, WHOLE_FILES, Documents, iter_chunks, open_hashed
-from trainable.errors import UserError
+from trainable.errors import UserError, reason
 
 TEXT_SUFFIXES = (".txt", ".text", ".md")
 JSON_LINES_SUFFIXES = (".jsonl", ".ndjson")
@@ -27,7 +27,7 @@ def cache_dir() -> Path:
         path = Path(given).expanduser().absolute()
         path.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError) as error:
-        raise UserError(f"CACHE_DIR={given} cannot be used: {_reason(error)}. Name a folder to write to.") from None
+        raise UserError(f"CACHE_DIR={given} cannot be used: {reason(error)}. Name a folder to write to.") from None
     return path
 
 
@@ -53,7 +53,7 @@ def source_files(
         pass
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
-            f"{variable}={source} cannot be used: {_reason(error)}. Name a text file or a folder of them."
+            f"{variable}={source} cannot be used: {reason(error)}. Name a text file or a folder of them."
         ) from None
     if path.is_dir():
         found = sorted((file for file in _visible_files(path) if file.suffix.lower() in suffixes), reverse=True)
@@ -78,7 +78,7 @@ def _visible_files(folder: Path) -> Iterator[Path]:
     seen: set[tuple[int, int]] = set()
 
     def refuse(error: OSError) -> None:
-        raise UserError(f"{error.filename} cannot be read: {_reason(error)}.") from None
+        raise UserError(f"{error.filename} cannot be read: {reason(error)}.") from None
 
     for place, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
         # A link may lead back to a folder above it.
@@ -159,7 +159,7 @@ def text_fingerprint(files: list[Path]) -> str:
                 while block := file.read(1 << 22):
                     total_bytes += len(block)
         except OSError as error:
-            raise UserError(f"{path} cannot be read: {_reason(error)}.") from None
+            raise UserError(f"{path} cannot be read: {reason(error)}.") from None
     if total_bytes == 0:
         raise UserError(f"{files[0]} is empty. Name a source with text in it.")
     return digest.hexdigest()
@@ -185,10 +185,6 @@ def check_apart(training: Sequence[Path], validation: Sequence[Path]) -> None:
 
 def _counted(noun: str, count: int) -> str:
     return noun if count == 1 else f"{noun}s"
-
-
-def _reason(error: Exception) -> str:
-    return (getattr(error, "strerror", None) or str(error)).rstrip(".")
 
 
 def embedded_text_is_cached() -> bool:

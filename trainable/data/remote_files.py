@@ -3,11 +3,20 @@
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
-from trainable.errors import UserError, redacted
+from trainable.errors import UserError, full_reason
 from trainable.regular_files import whole_file
 
 BLOCK_BYTES = 8 << 20
+
+
+def local_folder(place: str) -> Path | None:
+    """Return the folder on this machine's disks that a folder or a file:// URI names; None for any other URI."""
+    if "://" not in place:
+        return Path(place)
+    url = urlsplit(place)
+    return Path(unquote(url.path)) if url.scheme == "file" else None
 
 
 def files_at(place: str) -> tuple[Any, str]:
@@ -23,14 +32,10 @@ def files_at(place: str) -> tuple[Any, str]:
     try:
         files, path = fs.FileSystem.from_uri(place)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise UserError(f"STORAGE={place}: {reason(error)}. Name a folder that every node sees, or s3://...") from None
+        raise UserError(
+            f"STORAGE={place}: {full_reason(error)}. Name a folder that every node sees, or s3://..."
+        ) from None
     return files, path.rstrip("/")
-
-
-def reason(error: BaseException) -> str:
-    """Return an error's text as a part of a line."""
-    # Redacted before it is cut: half a password is not known for one.
-    return redacted(" ".join(str(error).split()))[:300].rstrip(".") or type(error).__name__
 
 
 def below(place: str, *parts: str) -> str:

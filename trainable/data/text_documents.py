@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from trainable.data.foreign_text import foreign_format, not_utf8
-from trainable.errors import UserError, did_you_mean
+from trainable.errors import UserError, did_you_mean, reason
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -119,7 +119,7 @@ def iter_chunks(
         except UnicodeDecodeError:
             raise UserError(not_utf8(path)) from None
         except OSError as error:
-            raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
+            raise UserError(f"{path} cannot be read: {reason(error)}.") from None
 
 
 def after_documents(chunks: Iterable[TextChunk]) -> Iterator[tuple[TextChunk, list[bool]]]:
@@ -226,9 +226,9 @@ def _record(path: Path, number: int, line: str, field: str) -> str:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
-        reason = getattr(error, "msg", None) or "it is nested too deeply"
+        fault = getattr(error, "msg", None) or "it is nested too deeply"
         column = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise UserError(f"{where} is not JSON: {reason}{column}. DOCUMENTS=jsonl takes one object a line.") from None
+        raise UserError(f"{where} is not JSON: {fault}{column}. DOCUMENTS=jsonl takes one object a line.") from None
     if not isinstance(record, dict):
         raise UserError(f"{where} is not a JSON object. DOCUMENTS=jsonl takes one object a line.")
     if field not in record:

@@ -25,6 +25,8 @@ TOKENIZER_SAMPLE_CHARS = 16_000_000
 """More text than this hardly changes a byte-pair vocabulary of this project's sizes."""
 
 COUNTED_TOKENS = 1 << 20
+REMEDY = "It is made again by"
+"""For a file of the cache."""
 
 Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 Progress = Callable[[str, float], None]
@@ -55,10 +57,10 @@ class Corpus:
         """All ids, memory-mapped. Raises InputChangedError when the file is gone or is another."""
         try:
             if self.sha256 is not None and file_fingerprint(self.path) != self.sha256:
-                raise InputChangedError(f"the input has changed since it was first read: {self.path}")
+                raise InputChangedError(f"the input has changed since it was first read: {self.path}", remedy=REMEDY)
             mapped: Tokens = np.load(self.path, mmap_mode="r", allow_pickle=False)
         except FileNotFoundError:
-            raise InputChangedError(f"the input is gone: {self.path}") from None
+            raise InputChangedError(f"the input is gone: {self.path}", remedy=REMEDY) from None
         return mapped
 
     def __getstate__(self) -> dict[str, Any]:

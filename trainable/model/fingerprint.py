@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from trainable.checkpoint.checkpoint_path import weight_files
-from trainable.errors import InputChangedError, UserError
+from trainable.errors import InputChangedError, UserError, reason
 from trainable.model.model_names import PRESETS, files_folder
 
 _WEIGHTS = ("config.json", "*.safetensors", "*.bin")
@@ -71,7 +71,7 @@ def check_weights(model_name: str, init_from: Path | None, sums: Mapping[str, st
         except FileNotFoundError:
             raise InputChangedError(f"the input is gone: {path}") from None
         except OSError as error:
-            raise InputChangedError(f"the input can no longer be read: {path}: {error.strerror}") from None
+            raise InputChangedError(f"the input can no longer be read: {path}: {reason(error)}") from None
     for name in sorted(sums.keys() - files.keys()):
         kind, _, file = name.partition("/")
         raise InputChangedError(f"the input is gone: {file} of {model_name if kind == 'model' else init_from}")

@@ -1,11 +1,10 @@
 """Models of the hub: fetched once into its local cache, and loaded from there alone."""
 
-import json
 import re
 from pathlib import Path
 
-from trainable.data.remote_files import reason
-from trainable.errors import UserError
+from trainable.checkpoint.checkpoint_path import weight_files
+from trainable.errors import UserError, full_reason
 
 TIMEOUT_S = 1.5
 _WEIGHTS = re.compile(r"(?:model|pytorch_model)(?:-\d+-of-\d+)?\.(safetensors|bin)")
@@ -34,12 +33,8 @@ def _whole_snapshot(name: str) -> Path | None:
 def _is_whole(folder: Path) -> bool:
     """Return whether no weights are missing: loading or inspecting a model may have fetched single files."""
     try:
-        for index in folder.glob("*.index.json"):
-            names = json.loads(index.read_bytes())["weight_map"].values()
-            if all(Path(name).name == name and (folder / name).is_file() for name in names):
-                return True
-        return any((folder / name).is_file() for name in ("model.safetensors", "pytorch_model.bin"))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return bool(weight_files(folder))
+    except (OSError, UserError):
         return False
 
 
@@ -85,7 +80,7 @@ def fetch(name: str) -> Path:
         wanted = [one for one in names if _BESIDE.fullmatch(one) and "/" not in one]
         snapshot_download(name, allow_patterns=[*wanted, *(one for one, kind in weights if kind == format_)])
     except Exception as error:
-        raise UserError(f"GPT2_MODEL_NAME={name} cannot be fetched from the hub: {reason(error)}.") from error
+        raise UserError(f"GPT2_MODEL_NAME={name} cannot be fetched from the hub: {full_reason(error)}.") from error
     folder = hub_folder(name)
     if folder is None:
         raise UserError(

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from trainable.checkpoint.checkpoint_path import check_checkpoint_path
-from trainable.errors import UserError
+from trainable.errors import UserError, reason
 from trainable.model.hub_models import check_hub_name, hub_folder
 from trainable.regular_files import MAX_FILE_BYTES, read_regular
 
@@ -85,8 +85,9 @@ def check_model_name(name: str) -> None:
         path = SHIPPED.get(name) or Path(name).expanduser()
         exists = path.exists()
     except (OSError, RuntimeError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error).rstrip(".")
-        raise UserError(f"GPT2_MODEL_NAME={name} cannot be used: {reason}. Name a preset or a model folder.") from None
+        raise UserError(
+            f"GPT2_MODEL_NAME={name} cannot be used: {reason(error)}. Name a preset or a model folder."
+        ) from None
     if exists or name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
         _check_folder(name, path)
     else:

@@ -11,12 +11,11 @@ from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 from transformers import logging as transformers_logging
 
-from trainable.data.remote_files import reason
 from trainable.data.text_documents import WHOLE_FILES, Documents
 from trainable.data.tokens import END_OF_TEXT, Progress, silent, train_tokenizer
 from trainable.device.cpu_kernels import tune_for_cpu
 from trainable.device.device_memory import is_out_of_memory
-from trainable.errors import UserError
+from trainable.errors import UserError, full_reason
 from trainable.model.model_names import PRESETS, TOKENIZER_FILES, check_model_name, files_folder
 from trainable.model.modes import dropout_fields
 
@@ -227,7 +226,7 @@ def _from_pretrained(loader: Any, name: str, *, variable: str = "GPT2_MODEL_NAME
         if is_out_of_memory(error):
             _check_size(f"{variable}={name}", folder, kwargs.get("config"))
             raise
-        words = reason(error)
+        words = full_reason(error)
         if "trust_remote_code" in str(error):
             words = "it needs code of its own, which is never run here. Use a model that transformers itself knows"
         raise UserError(f"{variable}={name} cannot be loaded by transformers: {words}.") from error

@@ -53,7 +53,6 @@ def run_preflight(
         config=config,
         largest=largest or config,
         protocol=spec.protocol,
-        unigram_entropy=spec.unigram_entropy,
         shipped=spec.model_name in SHIPPED and checkpoint is None,
         random_weights=spec.from_scratch and checkpoint is None,
         checkpoint=checkpoint is not None or spec.init_from is not None,

@@ -25,7 +25,7 @@ from trainable.preflight.initial_weights import (
     check_offsets,
     predict,
 )
-from trainable.preflight.lora_checks import adapter_copies, check_adapters, check_adapters_move, check_merge
+from trainable.preflight.lora_checks import check_adapters, check_merge
 from trainable.preflight.memory import check_memory
 from trainable.preflight.steps import FirstSteps, check_first_steps, check_loop_loss, make_first_steps
 
@@ -44,7 +44,6 @@ class Setup:
     config: TrialConfig
     largest: TrialConfig
     protocol: EvalProtocol
-    unigram_entropy: float
     random_weights: bool
     """A preset's, with no checkpoint loaded."""
     checkpoint: bool
@@ -105,7 +104,7 @@ def _check_predictions(model: PreTrainedModel, setup: Setup, samples: _Samples) 
     predictions = predict(model, samples.windows)
     yield check_initial_loss(
         predictions,
-        unigram_entropy=setup.unigram_entropy,
+        unigram_entropy=setup.corpus.unigram_entropy,
         random_weights=setup.random_weights,
         checkpoint=setup.checkpoint,
         shipped=setup.shipped,
@@ -113,7 +112,7 @@ def _check_predictions(model: PreTrainedModel, setup: Setup, samples: _Samples) 
     if setup.random_weights:
         yield skipped("checkpoint offsets", "the weights are random")
     else:
-        yield check_offsets(predictions, unigram_entropy=setup.unigram_entropy)
+        yield check_offsets(predictions, unigram_entropy=setup.corpus.unigram_entropy)
     yield (
         check_against_base(predictions, setup.base)
         if setup.base is not None
@@ -139,7 +138,6 @@ def _check_steps(model: PreTrainedModel, setup: Setup, samples: _Samples, limit:
         yield check_gradient_reach(model, cut.modules)
         yield skipped("training steps, gradient slope and memory", "no weight can be trained")
         return
-    adapters = adapter_copies(model)
     steps: FirstSteps = make_first_steps(model, setup.corpus, samples.step, samples.protocol)
     yield check_loop_loss(steps)
     yield check_first_steps(steps)
@@ -147,7 +145,6 @@ def _check_steps(model: PreTrainedModel, setup: Setup, samples: _Samples, limit:
     yield steps.updates
     yield check_slope(model, samples.windows[: samples.slope_windows])
     if setup.config.use_lora:
-        yield check_adapters_move(model, adapters)
         yield check_merge(model, samples.windows)
     _train_as(model, setup.config, setup.largest)
     if limit is not None and setup.largest.block_size > limit:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainable.data.corpus import text_fingerprint
-from trainable.errors import UserError
+from trainable.errors import UserError, reason
 from trainable.regular_files import whole_file
 from trainable.text_audit.audit_values import KINDS, AuditReport, CleanPlan, Hit, Spans, hit_spans, removed_spans
 from trainable.text_audit.debris import repair
@@ -107,7 +107,7 @@ def write_clean(files: list[Path], report: AuditReport, out: Path) -> CleanSumma
                 _copy_clean(path, report.plan, index, file)
             size = file.tell()
     except OSError as error:
-        raise UserError(f"CLEAN={out} cannot be written: {error.strerror}.") from None
+        raise UserError(f"CLEAN={out} cannot be written: {reason(error)}.") from None
     return CleanSummary(
         out=out,
         source_bytes=report.bytes,

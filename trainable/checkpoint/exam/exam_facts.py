@@ -9,7 +9,25 @@ Scalar = str | int | float | bool
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckpointFacts:
+class Profile:
+    """Which token weights predict, and since when."""
+
+    offset_losses: Mapping[int, float] = field(default_factory=dict)
+    """Mean loss of predicting the token so many places on, nats; +1 is the next."""
+    offset_tokens: int = 0
+    """Tokens it was measured on."""
+    no_profile: str = ""
+    """Why there are no offset losses."""
+    base_name: str = ""
+    """The model that it was compared with as its base: the one that GPT2_MODEL_NAME or the file names."""
+    base_gains: Mapping[int, OffsetGain] = field(default_factory=dict)
+    """Against the base on the same tokens, by offset."""
+    no_base: str = ""
+    """Why it was not compared with a base."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointFacts(Profile):
     """One checkpoint file, measured. () and {} are none found; None is not measured."""
 
     name: str
@@ -36,18 +54,6 @@ class CheckpointFacts:
     nonfinite_optimizer: bool = False
     zero_adapters: tuple[str, ...] = ()
     """LoRA's B matrices that are 0, as they are before the first step."""
-    offset_losses: Mapping[int, float] = field(default_factory=dict)
-    """Mean loss of predicting the token so many places on, nats; +1 is the next."""
-    offset_tokens: int = 0
-    """Tokens it was measured on."""
-    no_profile: str = ""
-    """Why there are no offset losses."""
-    base_name: str = ""
-    """The model that it was compared with as its base: the one that GPT2_MODEL_NAME or the file names."""
-    base_gains: Mapping[int, OffsetGain] = field(default_factory=dict)
-    """Against the base on the same tokens, by offset."""
-    no_base: str = ""
-    """Why it was not compared with a base."""
     compared_with: str = ""
     """The checkpoint before it in the folder, of fewer steps."""
     unchanged_tensors: tuple[str, ...] = ()

@@ -3,15 +3,13 @@
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from trainable.checkpoint.checkpoint import Checkpoint, load_weights
-from trainable.checkpoint.exam.base_change import OffsetGain
-from trainable.checkpoint.exam.exam_facts import Scalar
+from trainable.checkpoint.exam.exam_facts import Profile, Scalar
 from trainable.data.tokens import Tokens
 from trainable.errors import UserError
 from trainable.model.model_names import PRESETS
@@ -24,18 +22,6 @@ PROFILE_BLOCK = 128
 """2,048 tokens; 1,024 already give a standard error of 0.13, and differences between offsets are paired."""
 GPT2_HEAD_SIZE = 64
 SMALL_HEADS = (4, 2, 1, 8, 12, 16)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Profile:
-    """Which token weights predict, and since when: the fields of CheckpointFacts."""
-
-    offset_losses: Mapping[int, float] = field(default_factory=dict)
-    offset_tokens: int = 0
-    no_profile: str = ""
-    base_name: str = ""
-    base_gains: Mapping[int, OffsetGain] = field(default_factory=dict)
-    no_base: str = ""
 
 
 Losses = Mapping[int, torch.Tensor]
