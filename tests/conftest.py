@@ -25,6 +25,7 @@ SLOW_FIRST = ("journeys", "search", "fuzz", "trainable")
 TOGETHER = {
     "searched": ("test_commands", "test_export", "test_run", "test_starting"),
     "left_alone": ("test_cluster", "test_storage"),
+    "two_rates": ("test_confirm_attribute", "test_model"),
 }
 """A fixture of a session that is a search, and the files that look at it: they share a process, and so the search."""
 

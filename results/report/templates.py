@@ -2,6 +2,7 @@
 
 import html
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,12 @@ FOLDER = Path(__file__).parent
 
 def render(template: str, **values: Any) -> str:
     """Return the template with its values; in .html ones they are escaped unless they are Markup."""
+    return str(_environment().get_template(template).render(statuses=STATUS_LABELS, **values))
+
+
+@cache
+def _environment() -> Any:
+    """Return the one environment of the process, which compiles a template once: that takes most of a second."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -36,7 +43,7 @@ def render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(_FILTERS)
-    return environment.get_template(template).render(statuses=STATUS_LABELS, **values)
+    return environment
 
 
 def plain(text: Any) -> str:

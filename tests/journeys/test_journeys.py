@@ -40,9 +40,10 @@ def test_from_a_search_to_a_proof_and_on(shell: Shell, space: Path) -> None:
     trained = shell(train)
     assert f"val loss {winner_of(first).trial['val_loss']:.4f}" in trained.output  # type: ignore[index]
     shell('(eval "$(make -s export STUDY=first)"; make train)')
+    shell("export SEEDS=2")
     attributed = shell(attribute)
     study_agrees(first)
-    assert purposes(first)["attribution"] == 12
+    assert purposes(first)["attribution"] == 8
     assert attributed.next_lines == [model, train, schedule]
     # What was trained, confirmed or attributed meanwhile is not what "latest" means.
     shell("make report")
@@ -72,8 +73,8 @@ def test_from_a_search_to_a_proof_and_on(shell: Shell, space: Path) -> None:
 
 def test_what_is_interrupted_goes_on_as_it_says(shell: Shell, space: Path) -> None:
     """A search, and a confirmation before which the search is extended: the attempt that was begun is ended."""
-    shell("export SEEDS=3 TOP=1")
-    typed = shell.type(f"make search SPACE={space} STUDY=cut BUDGET_TOKENS=36k")
+    shell("export SEEDS=2 TOP=1")
+    typed = shell.type(f"make search SPACE={space} STUDY=cut BUDGET_TOKENS=12k")
     study = shell.study("cut")
     typed.wait_for(lambda: study.trials_path.exists() and any(row["tokens_seen"] > 0 for row in study.trials()))
     typed.interrupt()
@@ -100,7 +101,7 @@ def test_what_is_interrupted_goes_on_as_it_says(shell: Shell, space: Path) -> No
     study_agrees(study)
     [attempt] = load_attempts(study)
     assert len(attempt.verdicts) == 1
-    assert purposes(study)["confirmation"] == 6
+    assert purposes(study)["confirmation"] == 4
 
 
 def test_a_baseline_that_wins_is_told_so_and_asked_on(shell: Shell, space: Path) -> None:

@@ -125,6 +125,18 @@ def test_rungs_agree_or_not_with_the_end(make_trial: MakeTrial) -> None:
     assert found["stopped_ahead_of_best"] == [9]
 
 
+def test_equal_losses_share_a_rank(make_trial: MakeTrial) -> None:
+    from scipy.stats import kendalltau, spearmanr
+
+    early, final = [5.0, 5.0, 5.2, 5.3, 5.1], [4.0, 4.2, 4.2, 4.3, 4.2]
+    trials = [make_trial(k, "completed", loss) for k, loss in enumerate(final)]
+    rung, budget = 10 * STEP_TOKENS, 100 * STEP_TOKENS
+    rows = {k: [evaluation(rung, early[k]), evaluation(budget, final[k])] for k in range(5)}
+    (found,) = rung_agreement(measured(trials, rows, rungs=(rung,)))
+    assert found["spearman"] == pytest.approx(spearmanr(early, final).statistic)
+    assert found["kendall"] == pytest.approx(kendalltau(early, final).statistic)
+
+
 def test_too_few_trials_have_no_correlation(make_trial: MakeTrial) -> None:
     rung = 10 * STEP_TOKENS
     trials = [make_trial(k, "completed", 4.0 + k) for k in range(2)]

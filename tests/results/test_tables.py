@@ -165,8 +165,9 @@ def test_no_changed_bit_passes_for_other_rows(tmp_path: Path, make_trial: MakeTr
     data = path.read_bytes()
     mark = range(data.index(MARK), data.index(MARK) + len(MARK))
     tail = range(len(data) - 8, len(data))
-    for position in range(len(data)):
-        for bit in range(8) if position in (*mark, *tail) else (position % 8,):
+    whole = {*mark, *tail}
+    for position in sorted({*range(0, len(data), 3), *whole}):
+        for bit in range(8) if position in whole else (position % 8,):
             changed = bytearray(data)
             changed[position] ^= 1 << bit
             path.write_bytes(changed)

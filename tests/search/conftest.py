@@ -1,11 +1,13 @@
 """An environment without variables, a small text, commands run as a person runs them, and one real study."""
 
+import io
 import json
 import os
 import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,6 +58,23 @@ weight_decay = { choice = [10.0], when = { learning_rate = [100.0] } }
 """Rungs at 4,916 and 9,832 tokens. A rate of 100 with that decay multiplies every weight by -999 a step: its loss is no
 number long before the first rung."""
 FAILING_TRIAL = 7
+TWO_RATES = """
+description = "One rate is much better than the baseline's"
+[baseline]
+batch_size = 4
+block_size = 32
+[budget]
+tokens = 6_144
+[evaluation]
+tokens = 512
+count = 2
+[scheduler]
+name = "none"
+[searcher]
+name = "grid"
+[search]
+learning_rate = { choice = [1e-5, 3e-3] }
+"""
 Environment = Mapping[str, str]
 
 
@@ -238,22 +257,38 @@ def left_alone(tmp_path_factory: pytest.TempPathFactory) -> Study:
     return Place(str(tmp_path_factory.mktemp("left_alone")), QUICK_SPACE).left_alone()
 
 
-@pytest.fixture
-def run_here(environment: Environment, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Return a function that runs a command as run() does, in this process: what it imports is imported once."""
+def run_in_process(words: tuple[str, ...], environment: Environment, cwd: Path = ROOT) -> Ran:
+    """Run a command in this process: what it imports is imported once.
+
+    Ray's token stays in the environment, because the library keeps the first one that it sees.
+    """
     from search.__main__ import main
 
-    def run_in_process(*words: str, cwd: Path = ROOT, **variables: str) -> Ran:
-        with pytest.MonkeyPatch.context() as patch:
-            for name, text in {**environment, **variables}.items():
-                patch.setenv(name, text)
-            patch.chdir(cwd)
-            capsys.readouterr()
-            code = main(words)
-            printed = capsys.readouterr()
-        return Ran(code, printed.out, printed.err)
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        for name, text in environment.items():
+            patch.setenv(name, text)
+        patch.chdir(cwd)
+        code = main(words)
+    return Ran(code, *(stream.buffer.getvalue().decode("utf-8", "surrogateescape") for stream in (out, err)))
 
-    return run_in_process
+
+@pytest.fixture(scope="module")
+def run_here(environment: Environment) -> Run:
+    """Return a function that runs a command as run() does, in this process."""
+    return lambda *words, cwd=ROOT, **variables: run_in_process(words, {**environment, **variables}, cwd)
+
+
+@pytest.fixture(scope="session")
+def two_rates(shared_environment: Environment, tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """A baseline and a trial of a much better rate, in one Ray start: a study with a winner; to be copied."""
+    folder = tmp_path_factory.mktemp("two_rates")
+    space, study = folder / "two.toml", Study(folder / "studies" / "two")
+    space.write_text(TWO_RATES, encoding="utf-8")
+    words = ("run", f"SPACE={space}", "STUDY=two", "SKIP_PREFLIGHT=1", "CONCURRENCY=1")
+    ran = run_in_process(words, {**shared_environment, "STUDIES_DIR": str(study.path.parent)})
+    assert ran.code == 0, ran.output
+    return study
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from trainable.schedule import learning_rate_at
 
 
 @pytest.fixture(scope="module")
-def ran(start: Any) -> Any:
-    running = start(
+def ran(run_here: Any) -> Any:
+    return run_here(
         "baseline",
         "--json",
         "COMPARE=before",
@@ -21,7 +21,6 @@ def ran(start: Any) -> Any:
         "SKIP_PREFLIGHT=1",
         COLUMNS="80",
     )
-    return running.ended()
 
 
 def test_both_configurations_ran_in_full_side_by_side(ran: Any) -> None:
@@ -88,7 +87,7 @@ def test_where_it_started_and_what_it_writes_are_part_of_the_answer(ran: Any) ->
     assert any(step["command"].startswith("make model STUDY=both") for step in ran.document["next"])
 
 
-def test_it_is_a_study_of_its_own_kind(ran: Any, studies: Any, run: Any) -> None:
-    entries = {entry["study"]: entry for entry in run("list", "--json").document["studies"]}
+def test_it_is_a_study_of_its_own_kind(ran: Any, run_here: Any) -> None:
+    entries = {entry["study"]: entry for entry in run_here("list", "--json").document["studies"]}
     assert entries["both"]["kind"] == "baseline"
     assert entries["both"]["trials"] == 2

@@ -84,12 +84,11 @@ def test_a_lost_nodes_trial_goes_on_on_another_to_the_same_answer(
         ({"STORAGE": "nowhere://x"}, "STORAGE=nowhere://x: "),
     ],
 )
-def test_what_is_not_there_is_one_line(variables: dict[str, Any], words: str, tmp_path: Path) -> None:
-    place = Place(str(tmp_path))
-    refused = place.start("run", "none", **variables)
-    assert refused.ended().code == 2
+def test_what_is_not_there_is_one_line(variables: dict[str, Any], words: str, run_here: Any, studies: Path) -> None:
+    refused = run_here("run", "SPACE=smoke", "STUDY=none", **variables)
+    assert refused.code == 2
     assert f"error: {words}" in refused.output
-    assert not place.studies.exists()
+    assert list(studies.iterdir()) == []
 
 
 def test_a_port_that_is_not_rays_is_told_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Confirmation and attribution of one real study: fresh seeds into the same study, combinations run once."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,36 +10,14 @@ from results.study.folder import Study
 from results.winner import winner_of
 from trainable.config import config_from
 
-SPACE = """
-description = "One rate is much better than the baseline's"
-[baseline]
-batch_size = 4
-block_size = 32
-[budget]
-tokens = 12_288
-[evaluation]
-tokens = 512
-count = 2
-[scheduler]
-name = "none"
-[searcher]
-name = "grid"
-[search]
-learning_rate = { choice = [1e-5, 3e-3] }
-"""
-
 
 @pytest.fixture(scope="module")
-def study(run: Any, studies: Path, tmp_path_factory: pytest.TempPathFactory) -> Study:
-    space = tmp_path_factory.mktemp("spaces") / "two.toml"
-    space.write_text(SPACE, encoding="utf-8")
-    ran = run("run", SPACE=str(space), STUDY="two", SKIP_PREFLIGHT="1", CONCURRENCY="1")
-    assert ran.code == 0, ran.stderr
-    return Study(studies / "two")
+def study(two_rates: Study, studies: Path) -> Study:
+    return Study(Path(shutil.copytree(two_rates.path, studies / "two")))
 
 
-def test_confirmed_and_attributed_in_the_study_itself(study: Study, run: Any, run_here: Any, studies: Path) -> None:
-    ran = run("confirm", "--json", STUDY="two", SEEDS="2", TOP="1", CONCURRENCY="1")
+def test_confirmed_and_attributed_in_the_study_itself(study: Study, run_here: Any, studies: Path) -> None:
+    ran = run_here("confirm", "--json", STUDY="two", SEEDS="2", TOP="1", CONCURRENCY="1")
     assert ran.code == 0, ran.stderr
     document = ran.document
     (verdict,) = document["verdicts"]
@@ -57,7 +36,7 @@ def test_confirmed_and_attributed_in_the_study_itself(study: Study, run: Any, ru
     assert checkpoints(study) == {0, 1}
     assert_one_winner(study, run_here, proven=verdict["outcome"] == "better")
 
-    ran = run("attribute", "--json", STUDY="two", SEEDS="2", SKIP_PREFLIGHT="1", CONCURRENCY="1")
+    ran = run_here("attribute", "--json", STUDY="two", SEEDS="2", SKIP_PREFLIGHT="1", CONCURRENCY="1")
     assert ran.code == 0, ran.stderr
     (setting,) = ran.document["settings"]
     rows = [row for row in study.trials() if row["purpose"] == "attribution"]
@@ -76,15 +55,15 @@ def test_confirmed_and_attributed_in_the_study_itself(study: Study, run: Any, ru
     assert known.document["settings"] == [setting]
 
 
-def test_another_budget_is_a_question_of_its_own(study: Study, run: Any, run_here: Any) -> None:
+def test_another_budget_is_a_question_of_its_own(study: Study, run_here: Any) -> None:
     one_slot = {"SKIP_PREFLIGHT": "1", "CONCURRENCY": "1"}
-    smaller = run("attribute", "--json", STUDY="two", SEEDS="1", BUDGET_TOKENS="6144", **one_slot)
+    smaller = run_here("attribute", "--json", STUDY="two", SEEDS="1", BUDGET_TOKENS="3072", **one_slot)
     assert smaller.code == 0, smaller.stderr
-    rows = [row for row in study.trials() if row["tokens_seen"] == 6144]
+    rows = [row for row in study.trials() if row["tokens_seen"] == 3072]
     assert [(row["purpose"], row["learning_rate"], row["is_baseline"]) for row in rows] == [
         ("attribution", 1e-5, False), ("attribution", 3e-3, False)
     ]  # fmt: skip
-    assert config_from(rows[0]).training_steps == 6144 // 128
+    assert config_from(rows[0]).training_steps == 3072 // 128
     assert_one_winner(study, run_here)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 
@@ -18,22 +19,24 @@ def studies(searched: Any) -> Path:
     return Path(searched.study.path.parent)
 
 
-def test_the_exported_winner_trains_to_exactly_the_same_loss(searched: Any, environment: Any, tmp_path: Path) -> None:
+def test_the_exported_winner_trains_to_exactly_the_same_loss(
+    searched: Any, environment: Any, run_here: Any, tmp_path: Path
+) -> None:
     best = searched.ran.document["best"]
-    python = shlex.quote(sys.executable)
-    script = f'eval "$({python} -m search export STUDY=shared)" && exec {python} -m search train --json STUDY=again'
-    # Sums depend on the number of threads; the trial had those of its slot.
-    threads = searched.study.document()["device"]["threads_per_slot"]
-    ran = subprocess.run(
-        ["sh", "-c", script],
+    shell = subprocess.run(
+        ["sh", "-c", f'eval "$({shlex.quote(sys.executable)} -m search export STUDY=shared)" && env -0'],
         cwd=ROOT,
-        env={**environment, "OMP_NUM_THREADS": str(threads), "BATCH_SIZE": "1", "GPT2_MODEL_NAME": "gpt2-scratch"},
+        env={**environment, "BATCH_SIZE": "1", "GPT2_MODEL_NAME": "gpt2-scratch"},
         capture_output=True,
         text=True,
-        check=False,
+        check=True,
     )
-    assert ran.returncode == 0, ran.stderr
-    trained = json.loads(ran.stdout)["trial"]
+    exported = dict(line.split("=", 1) for line in shell.stdout.split("\0") if line)
+    # Sums depend on the number of threads; the trial had those of its slot.
+    torch.set_num_threads(searched.study.document()["device"]["threads_per_slot"])
+    ran = run_here("train", "--json", "STUDY=again", **exported)
+    assert ran.code == 0, ran.stderr
+    trained = ran.document["trial"]
     assert trained["val_loss"] == best["val_loss"]
     same = ("tokens_seen", "optimizer_steps", "learning_rate", "batch_size", "block_size", "training_steps", "seed")
     assert {name: trained[name] for name in same} == {name: best[name] for name in same}

@@ -24,7 +24,7 @@ batch_size = 4
 block_size = 32
 
 [budget]
-tokens = 4_000_000
+tokens = 800_000
 
 [evaluation]
 tokens = 512

@@ -3,8 +3,6 @@
 import json
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +14,12 @@ from results.study.folder import Study
 
 
 @pytest.fixture(scope="module")
-def study(run: Any, studies: Path, tmp_path_factory: pytest.TempPathFactory) -> Study:
-    """A baseline beside another configuration, which is better: a study with a winner in one Ray start."""
-    space = tmp_path_factory.mktemp("spaces") / "two.toml"
-    space.write_text(
-        'description = "Two rates"\n[baseline]\nfrom = "documented"\nbatch_size = 4\nblock_size = 32\n'
-        "[budget]\ntokens = 2_048\n[evaluation]\ntokens = 512\ncount = 1\n"
-        '[scheduler]\nname = "none"\n[searcher]\nname = "grid"\n'
-        "[search]\nlearning_rate = { choice = [1e-5, 3e-3] }\n"
-    )
-    ran = run("run", f"SPACE={space}", "STUDY=exported", "CONCURRENCY=1", "SKIP_PREFLIGHT=1")
-    assert ran.code == 0, ran.stderr
-    return Study(studies / "exported")
+def study(two_rates: Study, studies: Path) -> Study:
+    return Study(Path(shutil.copytree(two_rates.path, studies / "two")))
 
 
 def test_the_winner_comes_out_and_is_the_trials(run_here: Any, study: Study, tmp_path: Path) -> None:
-    ran = run_here("model", "--json", "STUDY=exported", f"OUT={tmp_path / 'out'}")
+    ran = run_here("model", "--json", "STUDY=two", f"OUT={tmp_path / 'out'}")
     assert ran.code == 0, ran.stderr
     document, trial = ran.document, study.trials()[1]
     assert (document["trial_id"], document["dtype"], document["model"]) == (1, "fp32", str(tmp_path / "out"))
@@ -47,41 +35,34 @@ def test_the_winner_comes_out_and_is_the_trials(run_here: Any, study: Study, tmp
     assert f"start {start:.4f} → baseline {baseline:.4f} → this model {trial['val_loss']:.4f}" in card
     assert study.document()["corpus"]["fingerprint"] in card
     # Again is the same again; another trial's folder is not touched.
-    assert run_here("model", "STUDY=exported", f"OUT={tmp_path / 'out'}", "DTYPE=bf16").code == 0
+    assert run_here("model", "STUDY=two", f"OUT={tmp_path / 'out'}", "DTYPE=bf16").code == 0
     record = json.loads((tmp_path / "out" / "gpt2_search.json").read_text())
     assert (record["dtype"], record["trial_id"]) == ("bf16", 1)
     (tmp_path / "out" / "gpt2_search.json").write_text(json.dumps({**record, "trial_id": 0}))
-    refused = run_here("model", "STUDY=exported", f"OUT={tmp_path / 'out'}")
+    refused = run_here("model", "STUDY=two", f"OUT={tmp_path / 'out'}")
     assert (refused.code, "exists and is not this model" in refused.stderr) == (2, True)
 
 
 def test_diagnose_finds_nothing_wrong_with_the_folder(run_here: Any, study: Study, tmp_path: Path) -> None:
-    assert run_here("model", "STUDY=exported").code == 0
+    assert run_here("model", "STUDY=two").code == 0
     ran = run_here("diagnose", "--json", f"TARGET={study.path / 'model-1'}", cwd=tmp_path)
     assert ran.code == 0, ran.stderr
     assert [finding for finding in ran.document["findings"] if finding["severity"] == "fault"] == []
 
 
-def test_without_a_checkpoint_it_says_what_trains_the_model_again(
-    run_here: Any, study: Study, studies: Path, environment: Any, tmp_path: Path
-) -> None:
+def test_without_a_checkpoint_it_says_what_trains_the_model_again(run_here: Any, study: Study, tmp_path: Path) -> None:
     trial, moved = study.trials()[1], tmp_path / "moved"
     shutil.move(study.checkpoint_dir(1), moved)
     out = tmp_path / "trained again"
-    refused = run_here("model", "STUDY=exported", f"OUT={out}")
+    refused = run_here("model", "STUDY=two", f"OUT={out}")
     assert refused.code == 2
-    assert "trial 1 of study exported: it has no checkpoint of step 16 any more. Train it again: " in refused.stderr
+    assert "trial 1 of study two: it has no checkpoint of step 48 any more. Train it again: " in refused.stderr
     command = refused.stderr.partition("Train it again: ")[2].strip()
-    assert command == f"make train STUDY=exported SAVE_MODEL={shlex.quote(str(out))}"
-    # make's own lines, without its set-up of an environment.
-    python = shlex.quote(str(Path(sys.executable)))
-    words = command.replace("make train", f"{python} -m search train")
-    done = subprocess.run(
-        ["bash", "-c", words], env={**environment, "SKIP_PREFLIGHT": "1"}, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    assert command == f"make train STUDY=two SAVE_MODEL={shlex.quote(str(out))}"
+    done = run_here(*shlex.split(command)[1:], "SKIP_PREFLIGHT=1")
+    assert done.code == 0, done.stderr
     shutil.move(moved, study.checkpoint_dir(1))
-    assert run_here("model", "STUDY=exported", f"OUT={tmp_path / 'kept'}").code == 0
+    assert run_here("model", "STUDY=two", f"OUT={tmp_path / 'kept'}").code == 0
     mine, again = (AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in (tmp_path / "kept", out))
     assert all(torch.equal(mine[name], tensor) for name, tensor in again.items())
     assert trial["val_loss"] is not None
@@ -92,31 +73,31 @@ def test_a_study_whose_text_has_changed_has_no_model(
 ) -> None:
     other = tmp_path / "other.txt"
     other.write_text(text_file.read_text() + "One more sentence.\n")
-    ran = run_here("model", "STUDY=exported", f"OUT={tmp_path / 'out'}", TRAINING_DATA_SOURCE=str(other))
+    ran = run_here("model", "STUDY=two", f"OUT={tmp_path / 'out'}", TRAINING_DATA_SOURCE=str(other))
     assert ran.code == 2
     assert "the text or the tokenizer has changed since" in ran.stderr
     assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture(scope="module")
-def adapted(run: Any, studies: Path) -> Study:
+def adapted(run_here: Any, studies: Path) -> Study:
     """A study whose winner, its only run, has LoRA adapters on the shipped model."""
     words = ["SPACE=smoke", "GPT2_MODEL_NAME=tiny", "USE_LORA=True", "LORA_RANK=4", "LEARNING_RATE=3e-2"]
-    ran = run("baseline", *words, "BUDGET_TOKENS=4096", "STUDY=adapted", "SKIP_PREFLIGHT=1")
+    ran = run_here("baseline", *words, "BUDGET_TOKENS=4096", "STUDY=adapted", "SKIP_PREFLIGHT=1")
     assert ran.code == 0, ran.output
     assert "start " in ran.output
     assert "samples, after " in ran.output
     return Study(studies / "adapted")
 
 
-def test_adapters_come_out_alone_or_merged(run: Any, adapted: Study, tmp_path: Path) -> None:
+def test_adapters_come_out_alone_or_merged(run_here: Any, adapted: Study, tmp_path: Path) -> None:
     from peft import PeftModel
 
     alone, merged = tmp_path / "alone", tmp_path / "merged"
-    ran = run("model", "--json", "STUDY=adapted", "GPT2_MODEL_NAME=tiny", f"OUT={alone}")
+    ran = run_here("model", "--json", "STUDY=adapted", "GPT2_MODEL_NAME=tiny", f"OUT={alone}")
     assert (ran.code, ran.document["dtype"]) == (0, None), ran.output
     assert ran.document["val_loss"] == ran.document["trial_val_loss"]
-    ran = run("model", "--json", "STUDY=adapted", "GPT2_MODEL_NAME=tiny", f"OUT={merged}", "MERGE=1")
+    ran = run_here("model", "--json", "STUDY=adapted", "GPT2_MODEL_NAME=tiny", f"OUT={merged}", "MERGE=1")
     assert (ran.code, ran.document["dtype"]) == (0, "fp32"), ran.output
     assert ran.document["val_loss"] == pytest.approx(ran.document["trial_val_loss"], abs=5e-5)
 

@@ -271,10 +271,10 @@ def test_a_baseline_at_an_end_of_the_sizes_leaves_the_answer_to_no_slot(
         assert other.answer == alone.answer
 
 
-def test_four_real_slots_with_slow_and_killed_workers_and_a_killed_driver_give_the_answer_of_one(
+def test_two_real_slots_with_slow_and_killed_workers_and_a_killed_driver_give_the_answer_of_one(
     tmp_path: Path,
 ) -> None:
     place = Place(str(tmp_path), small_space(trials=10))
     endings = {row["status"] for row in left_alone(place).trials()}
     assert endings == {"completed", "stopped", "unstable"}
-    assert wrong(place, "four", trials=10, kills=1, slots=4) == []
+    assert wrong(place, "two", trials=10, kills=1, slots=2) == []

@@ -44,9 +44,9 @@ def space(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def alone(run: Any, studies: Path, space: Path) -> Study:
+def alone(run_here: Any, studies: Path, space: Path) -> Study:
     """The study as it ends when nothing happens to it."""
-    ran = run("run", f"SPACE={space}", "STUDY=alone", PLANNED, *ON_ONE_SLOT)
+    ran = run_here("run", f"SPACE={space}", "STUDY=alone", PLANNED, *ON_ONE_SLOT)
     assert ran.code == 0, ran.stderr
     return Study(studies / "alone")
 
@@ -75,22 +75,22 @@ def flip_a_bit(path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def killed(start: Any, run: Any, studies: Path, space: Path) -> Killed:
+def killed(start: Any, run_here: Any, studies: Path, space: Path) -> Killed:
     study = Study(studies / "killed")
     running = start("run", f"SPACE={space}", "STUDY=killed", PLANNED, *ON_ONE_SLOT)
     running.wait_for(lambda: bool(study.trials()) and study.trials()[-1]["trial_id"] == 3)
-    while_it_ran = run("resume", "STUDY=killed", "--json")
+    while_it_ran = run_here("resume", "STUDY=killed", "--json")
     running.wait_for(lambda: len(list(study.checkpoint_dir(3).glob("step_*.pt"))) == 2)
     running.process.kill()
     running.process.wait()
     rows, orphans = study.trials(), running.orphans()
-    refused = {"pinned": run("resume", "STUDY=killed", "WEIGHT_DECAY=0.5")}
+    refused = {"pinned": run_here("resume", "STUDY=killed", "WEIGHT_DECAY=0.5")}
     space.write_text(SPACE.replace("30.0", "3.0"))
-    refused["changed"] = run("resume", "STUDY=killed")
+    refused["changed"] = run_here("resume", "STUDY=killed")
     space.write_text(SPACE)
     flip_a_bit(max(study.checkpoint_dir(3).glob("step_*.pt")))
     flip_a_bit(study.metrics_path)
-    resumed = run("resume", "STUDY=killed", *ON_ONE_SLOT)
+    resumed = run_here("resume", "STUDY=killed", *ON_ONE_SLOT)
     return Killed(study, running.process.pid, while_it_ran, rows, orphans, refused, resumed)
 
 
@@ -147,11 +147,13 @@ def test_a_changed_space_and_a_pin_are_refused_with_the_difference(killed: Kille
 
 
 @pytest.fixture(scope="module")
-def extended(killed: Killed, run: Any, studies: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Any]:
+def extended(killed: Killed, run_here: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Any]:
     """The study that was killed, under another name in another folder, taken from four trials to five."""
     folder = tmp_path_factory.mktemp("elsewhere")
     shutil.copytree(killed.study.path, folder / "renamed")
-    return Study(folder / "renamed"), run("resume", "STUDY=renamed", "TRIALS=5", f"STUDIES_DIR={folder}", *ON_ONE_SLOT)
+    return Study(folder / "renamed"), run_here(
+        "resume", "STUDY=renamed", "TRIALS=5", f"STUDIES_DIR={folder}", *ON_ONE_SLOT
+    )
 
 
 def test_a_copied_study_is_extended_and_keeps_what_it_knows(extended: tuple[Study, Any], alone: Study) -> None:
@@ -167,10 +169,10 @@ def test_a_copied_study_is_extended_and_keeps_what_it_knows(extended: tuple[Stud
     assert again == 5
 
 
-def test_a_study_that_has_ended_is_told_so_and_summed_up_again(alone: Study, run: Any) -> None:
+def test_a_study_that_has_ended_is_told_so_and_summed_up_again(alone: Study, run_here: Any) -> None:
     before = alone.trials()
     alone.best_json.unlink()
-    ran = run("resume", "STUDY=alone", "--json")
+    ran = run_here("resume", "STUDY=alone", "--json")
     assert ran.code == 0
     assert "all 4 trials of study alone have ended; TRIALS=+4 runs as many again" in ran.stderr
     assert ran.document["best"] == ran.document["trials"][0]

@@ -186,9 +186,9 @@ def test_a_trial_that_lost_its_worker_is_stopped_when_it_is_back_at_the_rung() -
 
 
 def test_in_every_order_of_arrival_the_verdicts_are_those_of_one_slot() -> None:
-    """Three rungs; 1,000 orders of 12 trials, of which some jump a rung and some break."""
+    """Three rungs; 300 orders of 12 trials, of which some jump a rung and some break."""
     draw = random.Random(0)
-    for _ in range(1000):
+    for _ in range(300):
         reports: dict[int, list[tuple[int, float]]] = {
             number: [
                 (tokens, draw.random() + 100 / tokens) for tokens in draw.choice([RUNGS, RUNGS, (100,), (300, 900)])

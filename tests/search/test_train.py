@@ -59,6 +59,13 @@ def train_one(
     return run
 
 
+@pytest.fixture(scope="module")
+def whole(run_here: Any) -> dict[str, Any]:
+    """A run of TINY from its start to its end, which the tests look at and go on from."""
+    ran = run_here("train", "--json", "STUDY=whole", "SKIP_PREFLIGHT=1", **{**TINY, "GPT2_MODEL_NAME": "tiny"})
+    return {**ran.document, "code": ran.code, "log": ran.stderr}
+
+
 def study_of(ran: dict[str, Any]) -> Study:
     return Study(Path(ran["path"]))
 
@@ -78,8 +85,8 @@ def checkpoints(ran: dict[str, Any]) -> list[Path]:
     return sorted(study_of(ran).checkpoint_dir(0).iterdir())
 
 
-def test_a_run_from_its_start_to_its_end(train_one: Train) -> None:
-    ran = train_one(STUDY="whole")
+def test_a_run_from_its_start_to_its_end(whole: dict[str, Any]) -> None:
+    ran = whole
     assert (ran["code"], ran["status"], ran["study"]) == (0, "completed", "whole")
     study = study_of(ran)
     assert [row["optimizer_steps"] for row in study.metrics()] == [0, 4, 8, 12]
@@ -110,10 +117,9 @@ def test_going_on_from_our_checkpoint_is_as_never_having_stopped(train_one: Trai
 
 
 def test_the_checkpoint_says_what_the_variables_do_not(
-    train_one: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    train_one: Train, whole: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """RESUME_STEPS and the checkpoint alone: model and hyperparameters are the checkpoint's."""
-    whole = train_one(STUDY="whole")
     capsys.readouterr()
     words = [f"CHECKPOINT_PATH={checkpoints(whole)[0]}", "RESUME_STEPS=6", "EVAL_TOKENS=256", "EVAL_BLOCK_SIZE=32"]
     assert main(["train", "--json", *words, "DEVICE=cpu"]) == 0
@@ -143,15 +149,14 @@ def test_a_schedule_that_is_stretched_is_told_with_its_rates(train_one: Train) -
     assert "exactly" not in held["log"]
 
 
-def test_a_longer_run_at_a_constant_rate_goes_on_exactly(train_one: Train) -> None:
-    whole, longer = train_one(STUDY="whole"), train_one(STUDY="longer", TRAINING_STEPS="18")
+def test_a_longer_run_at_a_constant_rate_goes_on_exactly(train_one: Train, whole: dict[str, Any]) -> None:
+    longer = train_one(STUDY="longer", TRAINING_STEPS="18")
     resumed = train_one(STUDY="resumed", CHECKPOINT_PATH=str(checkpoints(whole)[-1]), RESUME_STEPS="6")
     assert "at step 12, exactly as it was left" in resumed["log"]
     assert step_rows(resumed) == step_rows(longer)[12:]
 
 
-def test_what_is_changed_on_resuming_is_told(train_one: Train) -> None:
-    whole = train_one(STUDY="whole")
+def test_what_is_changed_on_resuming_is_told(train_one: Train, whole: dict[str, Any]) -> None:
     ran = train_one(STUDY="changed", CHECKPOINT_PATH=str(checkpoints(whole)[0]), BATCH_SIZE="4", LEARNING_RATE="2e-3")
     assert "changed since: batch_size 4 (was 2), learning_rate 0.002 (was 0.001)" in ran["log"]
     assert "the rate continues at 2.00e-03; the run before had come to 1.00e-03" in ran["log"]
@@ -168,8 +173,10 @@ def test_what_is_changed_on_resuming_is_told(train_one: Train) -> None:
         ({"RESUME_LR": "steady"}, "RESUME_LR=steady is not known"),
     ],
 )
-def test_what_contradicts_itself_is_refused(train_one: Train, changes: dict[str, str], message: str) -> None:
-    own = {"CHECKPOINT_PATH": str(checkpoints(train_one(STUDY="whole"))[0]), "LEARNING_RATE": ""}
+def test_what_contradicts_itself_is_refused(
+    train_one: Train, whole: dict[str, Any], changes: dict[str, str], message: str
+) -> None:
+    own = {"CHECKPOINT_PATH": str(checkpoints(whole)[0]), "LEARNING_RATE": ""}
     assert message in train_one_refused(train_one, **{**own, **changes})["error"]
 
 
@@ -255,8 +262,7 @@ def test_no_model_is_saved_of_a_run_that_did_not_complete(train_one: Train, tmp_
     assert "the run is unstable, not completed" in ran["log"]
 
 
-def test_a_checkpoint_at_the_runs_end_cannot_go_on_without_more_steps(train_one: Train) -> None:
-    whole = train_one(STUDY="whole")
+def test_a_checkpoint_at_the_runs_end_cannot_go_on_without_more_steps(train_one: Train, whole: dict[str, Any]) -> None:
     refused = train_one_refused(train_one, CHECKPOINT_PATH=str(checkpoints(whole)[-1]))
     assert "is at step 12 and TRAINING_STEPS=12 is no further. Set RESUME_STEPS" in refused["error"]
 
@@ -268,17 +274,15 @@ def train_one_refused(train_one: Train, **changes: str) -> dict[str, Any]:
     return refused
 
 
-def test_weights_only_starts_at_step_0_with_a_fresh_optimizer(train_one: Train) -> None:
-    whole = train_one(STUDY="whole")
+def test_weights_only_starts_at_step_0_with_a_fresh_optimizer(train_one: Train, whole: dict[str, Any]) -> None:
     fresh = train_one(STUDY="fresh", CHECKPOINT_PATH=str(checkpoints(whole)[-1]), WEIGHTS_ONLY="True")
     assert [row["optimizer_steps"] for row in step_rows(fresh)] == list(range(1, 13))
     assert study_of(fresh).metrics()[0]["val_loss"] == whole["trial"]["val_loss"]
 
 
 @pytest.fixture
-def owners_file(train_one: Train, tmp_path: Path) -> tuple[Path, float]:
+def owners_file(whole: dict[str, Any], tmp_path: Path) -> tuple[Path, float]:
     """A .pt as the owner's scripts write it, of known weights, and its loss."""
-    whole = train_one(STUDY="source")
     ours = torch.load(checkpoints(whole)[-1], weights_only=True)["model_state_dict"]
     path = tmp_path / "checkpoint_gpt2_data_step001500_11252025_031000.pt"
     payload = {
@@ -342,9 +346,8 @@ def interrupting(number: int, after_steps: int) -> Callable[..., Iterator[Any]]:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_saves_where_it_is_and_goes_on_exactly(
-    number: int, code: int, train_one: Train, monkeypatch: pytest.MonkeyPatch
+    number: int, code: int, train_one: Train, whole: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = train_one(STUDY="whole")
     with monkeypatch.context() as patch:
         patch.setattr("trainable.loop.train", interrupting(number, after_steps=7))
         cut = train_one(STUDY="cut")
