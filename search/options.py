@@ -35,6 +35,8 @@ from trainable.data.text_documents import Documents, parse_documents
 from trainable.errors import UserError, did_you_mean, redacted
 
 MAX_COUNT = 10**15
+MOST_A_DEVICE = 16
+"""Trials on a CPU core or a GPU. Each is a process of half a gibibyte, which begins before their memory is checked."""
 BOUND_WORDS = {"ge": "at least", "gt": "more than", "le": "at most"}
 LONGEST_SHOWN = 60
 OUTSIDE = "ray://"
@@ -236,7 +238,7 @@ class Options(BaseModel):
     """an existing Ray cluster: auto, host:port or ray://host:port (default: this machine alone)"""
     storage: Annotated[Text, BeforeValidator(_storage)] | None = None
     """a folder that all nodes see, s3:// or gs://: holds checkpoints and a mirror of the tables"""
-    gpu_fraction: Share = 1.0
+    gpu_fraction: Annotated[Share, Field(ge=1 / MOST_A_DEVICE)] = 1.0
     """share of a CUDA GPU that one trial gets"""
     gpt2_model_name: Text | None = None
     """tiny (the default), tiny-scratch, gpt2-scratch, a folder of save_pretrained, or a hub name"""

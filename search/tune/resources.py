@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from search.cluster.connection import Node
+from search.options import MOST_A_DEVICE
 from trainable.errors import UserError
 
 MPS = "mps"
@@ -85,12 +86,18 @@ def slots_on(
 
     concurrency asks for another number, among which GPUs are shared, and CPU threads where a GPU trains. threads asks
     for another number of a trial. No trial spans two machines or two GPUs, and there are never more slots than fit at
-    once. Raises UserError where none does.
+    once. Raises UserError where none does, and for more than MOST_A_DEVICE.
     """
     if device_type == "cuda":
         nodes = [node for node in nodes if node.gpus]
     devices = [{"cuda": node.gpus, "mps": 1}.get(device_type, node.cpus) for node in nodes]
     each = 1 if concurrency is None else math.ceil(concurrency / sum(devices))
+    if each > MOST_A_DEVICE:
+        kind = "CPU core" if device_type == "cpu" else "GPU"
+        raise UserError(
+            f"CONCURRENCY={concurrency}: at most {MOST_A_DEVICE} trials share a {kind}, {MOST_A_DEVICE * sum(devices)} "
+            "in all here. Lower it, or unset it for one each."
+        )
     if device_type == "cuda":
         # Rounded down, because Ray would round up.
         gpu_frac = math.floor(min(gpu_frac, 1 / each) * SHARES_A_GPU + 1e-6) / SHARES_A_GPU

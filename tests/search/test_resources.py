@@ -106,6 +106,21 @@ def test_threads_are_what_the_user_says(nodes: list[Node], device: str, concurre
     assert (slots.count, slots.threads) == (count, 4)
 
 
+@pytest.mark.parametrize(
+    ("device", "concurrency", "said"),
+    [
+        ("cpu", 33, "CONCURRENCY=33: at most 16 trials share a CPU core, 32 in all here"),
+        ("cuda", 10**9, "CONCURRENCY=1000000000: at most 16 trials share a GPU, 16 in all here"),
+        ("mps", 17, "CONCURRENCY=17: at most 16 trials share a GPU, 16 in all here"),
+    ],
+)
+def test_more_trials_than_a_machine_could_start_are_refused(device: str, concurrency: int, said: str) -> None:
+    here = Node(name="here", cpus=2, gpus=int(device == "cuda"), is_ours=True)
+    assert slots_on([here], device, concurrency=16, gpu_frac=1.0).count == 16
+    with pytest.raises(UserError, match=said):
+        slots_on([here], device, concurrency=concurrency, gpu_frac=1.0)
+
+
 def test_more_threads_than_any_node_has_are_refused() -> None:
     with pytest.raises(UserError, match=r"THREADS=9: no node of the cluster has more than 8 CPUs. Lower it."):
         slots_on([Node(name="a", cpus=8, gpus=0)], "cpu", concurrency=None, gpu_frac=1.0, threads=9)
