@@ -16,6 +16,7 @@ from results.winner import to_json as winner_json
 from results.words import (
     STATUS_LABELS,
     UNKNOWN,
+    budget_words,
     config_words,
     count_words,
     difference_words,
@@ -31,6 +32,8 @@ from search.setup.reopen import reopen
 from search.setup.run_plan import run_plan
 from search.terminal.console import Preparing, Terminal
 from search.terminal.next_steps import next_steps, say_next
+from spaces.budget import budget_of
+from trainable.errors import UserError
 
 DEFAULT_SEEDS = 5
 
@@ -60,6 +63,16 @@ def confirm_command(options: Options, terminal: Terminal) -> int:
 
 def confirm_study(study: Study, options: Options, terminal: Terminal) -> int:
     """Make a new attempt at a proof, or continue the interrupted one; return the exit code."""
+    own = budget_of(study.document())
+    for name, asked, ran in (
+        ("BUDGET_TOKENS", options.budget_tokens, own.tokens),
+        ("BUDGET_TIME", options.budget_time, own.device_s),
+    ):
+        if asked not in (None, ran):
+            raise UserError(
+                f"{name}={options.texts[name]}: study {study.name} gave its trials {budget_words(own)}, and they are "
+                f"confirmed at that. Unset {name}."
+            )
     with hold(study):
         attempts = load_attempts(study)
         attempt = _next_attempt(study, attempts, options, terminal)

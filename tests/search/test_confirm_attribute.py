@@ -57,6 +57,10 @@ def test_confirmed_and_attributed_in_the_study_itself(study: Study, run_here: An
 
 def test_another_budget_is_a_question_of_its_own(study: Study, run_here: Any) -> None:
     one_slot = {"SKIP_PREFLIGHT": "1", "CONCURRENCY": "1"}
+    for asked in ({"BUDGET_TOKENS": "3072"}, {"BUDGET_TIME": "1h"}):
+        refused = run_here("confirm", STUDY="two", **asked)
+        assert refused.code == 2
+        assert "BUDGET_T" in refused.stderr
     smaller = run_here("attribute", "--json", STUDY="two", SEEDS="1", BUDGET_TOKENS="3072", **one_slot)
     assert smaller.code == 0, smaller.stderr
     rows = [row for row in study.trials() if row["tokens_seen"] == 3072]
