@@ -51,9 +51,10 @@ def length_asked(study: Study, options: Options) -> Budget | None:
 
     Raises UserError for a time in a study of tokens.
     """
-    own, winner = budget_of(study.document()), winner_of(study).trial
     if options.steps is not None:
+        winner = winner_of(study).trial
         return Budget(tokens=options.steps * config_from(winner).tokens_per_step) if winner else None
+    own = budget_of(study.document())
     budget = own.asked(options.budget_tokens, options.budget_time)
     return None if budget == own else budget
 

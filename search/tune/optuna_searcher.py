@@ -103,11 +103,13 @@ class SpaceSearcher(TrialSearcher):
         baseline = space.baseline_params()
         # Another study has shown already where the good rates are.
         has_ladder = space.searcher.name == "tpe" and warm_start is None
-        self._ladder = ladder_points(space.parameters, baseline, most=space.trials // 4) if has_ladder else []
-        # The baseline, the ladder, and its best rate at both ends of the sizes.
-        self._start_count = 1 + len(self._ladder) + (2 if self._ladder and sizes(space.parameters) else 0)
+        ladder = ladder_points(space.parameters, baseline, most=space.trials // 4) if has_ladder else []
+        self._ladder_count = 1 + len(ladder) if ladder else 0
+        """The baseline and the ladder; without a ladder none of these trials is a start of its own."""
+        self._start_count = self._ladder_count + (2 if ladder and sizes(space.parameters) else 0)
+        """These, and the ladder's best rate at both ends of the sizes."""
         first_points = warm_start.first_points if warm_start else ()
-        self._decided = space.grid_points() if self._is_grid else [baseline, *self._ladder, *first_points]
+        self._decided = space.grid_points() if self._is_grid else [baseline, *ladder, *first_points]
         # In a small study the sampler must learn before half of it is over.
         self._first_rung_lag = min(FIRST_RUNG_LAG, startup_trials(space))
 
@@ -121,8 +123,13 @@ class SpaceSearcher(TrialSearcher):
         number = next(number for number in count() if number not in taken)
         return number, [trial for trial in trials if trial.trial_id < number]
 
-    def _sees_ladder_end(self, place: int) -> bool:
-        return bool(self._ladder) and place >= self._start_count + LADDER_END_LAG
+    def _sees_start_end(self, place: int) -> bool:
+        return place >= self._start_count + LADDER_END_LAG
+
+    def _start_before(self, place: int) -> int:
+        """Return how many trials of the start a proposal knows at their first rung."""
+        # An end of the sizes does not know the other one, whose first rung may or may not be in.
+        return self._start_count if place >= self._start_count else self._ladder_count
 
     def _is_of_start(self, trial: KnownTrial) -> bool:
         # In a study that was extended, other trials may come first.
@@ -134,8 +141,7 @@ class SpaceSearcher(TrialSearcher):
         """Return the trial as a proposal `lag` places later knows it; None if that is not in yet."""
         if lag >= END_LAG:
             return trial if self.log.is_settled(trial.trial_id) else None
-        known_count = self._start_count if place + lag >= self._start_count else 1 + len(self._ladder)
-        if lag >= self._first_rung_lag or (self._ladder and place < known_count):
+        if lag >= self._first_rung_lag or place < self._start_before(place + lag):
             return self.log.at_first_rung(trial.trial_id)
         return replace(trial, status="running", losses=(), val_loss=None)
 
@@ -148,7 +154,7 @@ class SpaceSearcher(TrialSearcher):
         may_end = self._space.ends_early and not is_early(len(before), self._space.trials)
         # All slots wait for the slowest trial then; a trial saved is worth more.
         ended = before[:-LAG] if may_end else []
-        ended = ended or (before[: self._start_count] if self._sees_ladder_end(len(before)) else [])
+        ended = ended or (before[: self._start_count] if self._sees_start_end(len(before)) else [])
         if not all(self.log.is_settled(trial.trial_id) for trial in ended):
             return False
         # Whether a grid's cell is refused depends on the cells before it.
@@ -187,7 +193,7 @@ class SpaceSearcher(TrialSearcher):
             return config not in run and _too_large(config, known) is None
 
         start = self._start_known(known)
-        if self._ladder and len(known) < self._start_count:
+        if len(known) < self._start_count:
             ends = size_ends(self._space.parameters, self._space.baseline_params(), start)
             end = ends[len(known) - len(self._decided)] if ends else None
             if end is not None and is_new(end):
@@ -212,10 +218,8 @@ class SpaceSearcher(TrialSearcher):
 
     def _start_known(self, known: Sequence[KnownTrial]) -> list[KnownTrial]:
         """Return the trials of the start as the next proposal knows them; without a ladder none."""
-        # An end of the sizes does not know the other one, whose first rung may or may not be in.
-        count = self._start_count if len(known) >= self._start_count else 1 + len(self._ladder)
-        start = [trial for trial in known[:count] if self._ladder and self._is_of_start(trial)]
-        sees_ends = self._sees_ladder_end(len(known))
+        start = [trial for trial in known[: self._start_before(len(known))] if self._is_of_start(trial)]
+        sees_ends = self._sees_start_end(len(known))
         # Before that all at their first rung, where their losses compare.
         now = [self.log[one.trial_id] if sees_ends else self.log.at_first_rung(one.trial_id) for one in start]
         return [trial for trial in now if trial is not None]

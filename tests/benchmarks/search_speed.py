@@ -88,9 +88,10 @@ def lines_of(path: Path) -> dict[tuple[str, int, int], dict[str, Any]]:
     """Return the outcomes in a file by (kind, slots, seed), without a line that was cut off."""
     if not path.exists():
         return {}
-    kept = path.read_text()
-    path.write_text(kept[: kept.rfind("\n") + 1])
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    text = path.read_text()
+    whole = text[: text.rfind("\n") + 1]
+    path.write_text(whole)
+    lines = [json.loads(line) for line in whole.splitlines()]
     return {(line["kind"], line["slots"], line["seed"]): line for line in lines}
 
 

@@ -11,7 +11,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from tests.benchmarks import peers
 from tests.benchmarks.peers import Case
 from tests.benchmarks.turns import interleaved, now_s
 from trainable.device.device import device_info, pick_device
+from trainable.preflight.configuration import times_as_slow
 
 RESULTS = Path(__file__).parent / "results"
 PEERS = {"ours": peers.ours, "Trainer": peers.trainer, "naive": peers.naive, "nanoGPT style": peers.nano}
@@ -132,14 +132,6 @@ def gemm_ceiling(case: Case) -> float:
     return best
 
 
-def bf16_is_slower(case: Case) -> str | None:
-    """Say by how much, where this device multiplies the case's shapes in bf16 slower than in fp32; else None."""
-    if case.precision != "bf16":
-        return None
-    times = gemm_ceiling(replace(case, precision="fp32")) / gemm_ceiling(case)
-    return f"products take {times:.0f} times as long in bf16 as in fp32 here" if times > 1 else None
-
-
 def quartiles(values: list[float]) -> list[float]:
     """Return the lower and the upper quartile."""
     low, _, high = statistics.quantiles(values, n=4, method="inclusive")
@@ -176,7 +168,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
         for case, rounds in cases(device, quick):
-            if (words := bf16_is_slower(case)) is not None:
+            if device == "cpu" and (times := times_as_slow(case.precision)) > 1:
+                words = f"products take {times:.0f} times as long in {case.precision} as in fp32 here"
                 console.print(f"{case.words}: left out, {words}")
                 document["cases"][case.words] = {"left_out": words}
                 continue

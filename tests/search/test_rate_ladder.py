@@ -1,5 +1,6 @@
 """Which rates a search tries first, and what part of their range it goes on with."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from search.tune.rate_ladder import ladder_points, narrowed, size_ends
 from search.tune.workload import space_workload
 from spaces.domains import FloatRange
 from spaces.read.load import load_space
+from trainable.config import TrialConfig
 from trainable.rows import TrialStatus
 
 PLATEAU = load_space("plateau")
@@ -103,18 +105,26 @@ def test_the_best_rate_goes_with_the_square_root_of_the_tokens_a_step_to_both_en
     assert size_ends(PLATEAU.parameters, BASELINE, [found(1e-3, None)]) == []
 
 
-def test_a_better_size_moves_the_range_to_its_rate() -> None:
+def rates_of_a_search(loss_of: Callable[[TrialConfig], float]) -> list[float]:
+    """The rates of 24 trials that complete, each with the same loss at its first rung and at its end."""
     work = space_workload(PLATEAU)
     searcher, log, first_rung = work.searcher, work.searcher.log, PLATEAU.rung_tokens()[0]
     rates = []
     for number in range(24):
         proposal: Any = searcher.suggest("")
-        trial = proposal["trial"]
-        rates.append(trial["learning_rate"])
-        is_small = (trial["batch_size"], trial["block_size"]) == (8, 64)
-        loss = 4.0 if is_small else 5.0 + abs(rates[-1] - 4e-4)
-        log.evaluate(number, first_rung, loss)
-        log.end(number, "completed", loss)
+        config = TrialConfig(**proposal["trial"])
+        rates.append(config.learning_rate)
+        log.evaluate(number, first_rung, loss_of(config))
+        log.end(number, "completed", loss_of(config))
+    return rates
+
+
+def test_a_better_size_moves_the_range_to_its_rate() -> None:
+    def loss_of(config: TrialConfig) -> float:
+        is_small = (config.batch_size, config.block_size) == (8, 64)
+        return 4.0 if is_small else 5.0 + abs(config.learning_rate - 4e-4)
+
+    rates = rates_of_a_search(loss_of)
     assert all(rates[7] / 5.63 < rate < rates[7] * 5.63 for rate in rates[9:])
 
 
@@ -125,14 +135,7 @@ def draw(searcher: TrialSearcher) -> float:
 
 
 def test_the_search_goes_on_in_the_range_that_the_ladder_found() -> None:
-    work = space_workload(PLATEAU)
-    searcher, log, first_rung = work.searcher, work.searcher.log, PLATEAU.rung_tokens()[0]
-    rates = []
-    for number in range(24):
-        proposal: Any = searcher.suggest("")
-        rates.append(proposal["trial"]["learning_rate"])
-        log.evaluate(number, first_rung, 4.0 + abs(rates[-1] - 4e-4))
-        log.end(number, "completed", 4.0 + abs(rates[-1] - 4e-4))
+    rates = rates_of_a_search(lambda config: 4.0 + abs(config.learning_rate - 4e-4))
     best = min(rates[:7], key=lambda rate: abs(rate - 4e-4))
     assert min(rates[:7]) < 3e-6
     assert max(rates[:7]) > 1e-2

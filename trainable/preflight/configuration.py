@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from trainable.checkpoint.exam.exam_weights import MANTISSA_BITS, unmovable_frac
 from trainable.config import TrialConfig
 from trainable.device.device import AUTOCAST_DTYPES, autocast
+from trainable.errors import first_of
 from trainable.loss import next_token_loss
 from trainable.model.modes import dropout_fields, in_mode
 from trainable.preflight.check_result import Check, judged, skipped
@@ -96,9 +97,8 @@ def check_precision(config: TrialConfig, model: PreTrainedModel, windows: torch.
 def times_as_slow(precision: str) -> float:
     """Return how many times as long as in fp32 this processor takes for a matrix product at a precision.
 
-    One without bf16 instructions computes it 5 to 30 times as slowly, and torch does not say so.
+    One without bf16 instructions computes it 20 to 60 times as slowly, and torch does not say so.
     """
-
     if precision not in AUTOCAST_DTYPES:
         return 1.0
     threads, least_s = torch.get_num_threads(), {}
@@ -177,5 +177,4 @@ def check_finite_weights(model: torch.nn.Module) -> Check:
 
 def listed(names: list[str]) -> str:
     """Return the first names and how many there are."""
-    more = f" and {len(names) - LISTED} more ({len(names)})" if len(names) > LISTED else ""
-    return ", ".join(names[:LISTED]) + more
+    return first_of(names, LISTED) + (f" ({len(names)})" if len(names) > LISTED else "")
