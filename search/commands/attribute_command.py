@@ -4,7 +4,6 @@ from dataclasses import asdict, replace
 
 from results.attribution.attribute import attribute
 from results.attribution.attribution_files import to_json, write_attribution
-from results.attribution.attribution_plot import write_plot
 from results.attribution.attribution_runs import (
     Question,
     attribution_losses,
@@ -123,12 +122,10 @@ def _run(question: Question, plan: Plan, seeds: int, terminal: Terminal) -> int:
     )
     write_attribution(study, found)
     write_reports(study)
-    picture = study.path / "attribution.png"
-    write_plot(found, picture)
     if plan.slots.storage is not None:
         TableMirror(study, plan.slots.storage, terminal.say).close()
     terminal.console.print(render(found))
-    terminal.say(f"picture: {shown(picture)}", did_it_words(found))
+    terminal.say(did_it_words(found), f"report: {shown(study.path / 'report.html')}")
     following = say_next(next_steps(study), terminal)
     terminal.document({"study": study.name, "path": str(study.path), **to_json(found), "next": following})
     return 1 if failed else 0
