@@ -119,7 +119,6 @@ def _load(study: Study, budget: Budget | None = None) -> _Best:
     if budget is not None:
         config = budget.sized(config)
     document = study.document()
-    # Older studies lack some of them.
     inputs = {name: document.get(name) for name in INPUT_VARIABLES}
     for name, value in inputs.items():
         try:

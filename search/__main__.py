@@ -83,12 +83,6 @@ def _run(words: Sequence[str]) -> int:
         for line in overlooked():
             print(f"note: {line}", file=sys.stderr)
         terminal.typed_folders = typed_folders(arguments.assignments)
-        if options.is_outside_cluster:
-            from search.commands.remote_command import COMMANDS as REMOTE
-            from search.commands.remote_command import remote_command
-
-            if arguments.command in REMOTE:
-                return remote_command(arguments.command, options, terminal)
         return _command(arguments.command)(options, terminal)
     except UserError as error:
         return _refused(with_origin(str(error)), terminal)

@@ -39,7 +39,6 @@ MOST_A_DEVICE = 16
 """Trials on a CPU core or a GPU. Each is a process of half a gibibyte, which begins before their memory is checked."""
 BOUND_WORDS = {"ge": "at least", "gt": "more than", "le": "at most"}
 LONGEST_SHOWN = 60
-OUTSIDE = "ray://"
 GCS_PATIENCE_S = 60
 MLFLOW_SCHEMES = ("", "file", "http", "https", "databricks", "sqlite", "mysql", "postgresql", "mssql")
 
@@ -203,7 +202,7 @@ class Options(BaseModel):
     hyperparameters: Mapping[str, bool | int | float | str] = Field(default={}, exclude=True)
     """Those that are set, by field name."""
     texts: Mapping[str, str] = Field(default={}, exclude=True)
-    """Every set variable as it was written, by name: to print it, and to pass it to another process."""
+    """Every set variable as it was written, by name."""
 
     space: Text | None = None
     """space file: a name in spaces/ or a path (default plateau)"""
@@ -235,7 +234,7 @@ class Options(BaseModel):
     evaluation_timeout_s: Whole = 3600
     """seconds without an evaluation after which a trial counts as hung"""
     address: Text | None = None
-    """an existing Ray cluster: auto, host:port or ray://host:port (default: this machine alone)"""
+    """an existing Ray cluster: auto or host:port (default: this machine alone)"""
     storage: Annotated[Text, BeforeValidator(_storage)] | None = None
     """a folder that all nodes see, s3:// or gs://: holds checkpoints and a mirror of the tables"""
     gpu_fraction: Annotated[Share, Field(ge=1 / MOST_A_DEVICE)] = 1.0
@@ -339,11 +338,6 @@ class Options(BaseModel):
                 f"EVAL_TOKENS={self.eval_tokens} is less than one block of {self.eval_block_size} tokens. Raise it."
             )
         return self
-
-    @property
-    def is_outside_cluster(self) -> bool:
-        """Whether ADDRESS names a cluster that this machine does not belong to."""
-        return (self.address or "").startswith(OUTSIDE)
 
     def trials_after(self, planned: int) -> int | None:
         """Return TRIALS for a study with `planned` trials; None if no number is set."""

@@ -52,13 +52,12 @@ def resume_command(options: Options, terminal: Terminal) -> int:
 
 
 def _check_kind(study: Study, document: dict[str, Any]) -> None:
-    kind = document.get("kind")
     remedies = {
         "attribute": "Run the same make attribute command again: it goes on.",
         "train": f"Go on with make train CHECKPOINT_PATH={study.checkpoint_dir(0)}/step_....pt RESUME_STEPS=...",
     }
-    if kind not in ("search", "baseline"):
-        raise UserError(f"study {study.name} is of kind {kind}. {remedies.get(str(kind), 'Start a new one.')}")
+    if (kind := document["kind"]) in remedies:
+        raise UserError(f"study {study.name} is of kind {kind}. {remedies[kind]}")
 
 
 def _check_same(study: Study, document: dict[str, Any], settings: Settings, options: Options) -> None:

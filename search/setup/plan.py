@@ -160,7 +160,7 @@ def load_for(document: Mapping[str, Any], options: Options, progress: Preparing,
                 with probed(options.storage):
                     pass
         elif options.address != "auto":
-            check_port(options.address, options.address)
+            check_port(options.address)
     return load_inputs(
         check_inputs(options, progress=progress),
         block_size=document["evaluation"]["block_size"],

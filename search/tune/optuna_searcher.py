@@ -168,21 +168,16 @@ class SpaceSearcher(TrialSearcher):
             if self.log.early_end is not None:
                 return None
         known = [trial for trial in self._known(before) if trial is not None]
-        is_decided = self._is_grid or len(before) < len(self._decided)
-        point = self._next_decided(before) if is_decided else self._draw(known)
+        if len(before) < len(self._decided):
+            point: Mapping[str, Any] | None = self._decided[len(before)]
+        else:
+            point = None if self._is_grid else self._draw(known)
         if point is None:
             self.exhausted = len(before) < self._space.trials
             return None
         trial = KnownTrial(trial_id=number, status="running", config=self._space.config_for(point), point=point)
         self.log.begin(trial)
         return trial
-
-    def _next_decided(self, before: Sequence[KnownTrial]) -> Mapping[str, Any] | None:
-        # By cells and not by number: an older version's study may have left some out.
-        if self._is_grid:
-            run = [trial.point for trial in self.log.trials]
-            return next((cell for cell in self._decided if cell not in run), None)
-        return self._decided[len(before)]
 
     def _draw(self, known: Sequence[KnownTrial]) -> Mapping[str, Any] | None:
         """Return a new point: an end of the sizes after the ladder, then the sampler's; None where none is left."""
