@@ -26,7 +26,7 @@ from search.setup.preflight_run import check_preflight, preflight_of
 from search.setup.reopen import reopen
 from search.setup.run_plan import held, run_plan
 from search.terminal.console import Preparing, Terminal
-from search.terminal.next_steps import Step, next_steps, say_next
+from search.terminal.next_steps import Step, ending_document, say_next
 from spaces.budget import Budget, budget_of
 from trainable.config import DOCUMENTED
 
@@ -126,8 +126,7 @@ def _run(question: Question, plan: Plan, seeds: int, terminal: Terminal) -> int:
         TableMirror(study, plan.slots.storage, terminal.say).close()
     terminal.console.print(render(found))
     terminal.say(did_it_words(found), f"report: {shown(study.path / 'report.html')}")
-    following = say_next(next_steps(study), terminal)
-    terminal.document({"study": study.name, "path": str(study.path), **to_json(found), "next": following})
+    terminal.document({**ending_document(study, terminal), **to_json(found)})
     return 1 if failed else 0
 
 

@@ -6,7 +6,6 @@ from rich.table import Table
 
 from results.confirmation.attempt import Attempt, attempt_rows, judged, plan_attempt, planned_runs, trials_found
 from results.confirmation.confirmation_file import load_attempts, to_json, write_attempts
-from results.samples import samples_json
 from results.study.folder import Study
 from results.study.ledger import Ledger
 from results.study.lock import hold
@@ -31,7 +30,7 @@ from search.setup.finish import finish_study
 from search.setup.reopen import reopen
 from search.setup.run_plan import run_plan
 from search.terminal.console import Preparing, Terminal
-from search.terminal.next_steps import next_steps, say_next
+from search.terminal.next_steps import ending_document
 from spaces.budget import budget_of
 from trainable.errors import UserError
 
@@ -49,12 +48,9 @@ def confirm_command(options: Options, terminal: Terminal) -> int:
     terminal.warn(warning_words(winner))
     terminal.document(
         {
-            "study": study.name,
-            "path": str(study.path),
+            **ending_document(study, terminal),
             "winner": winner_json(winner),
-            "next": say_next(next_steps(study), terminal),
             "verdicts": to_json(attempts[-1:])["attempts"][0]["verdicts"],
-            "samples": samples_json(study),
             **to_json(attempts),
         }
     )

@@ -45,7 +45,7 @@ def resume_command(options: Options, terminal: Terminal) -> int:
         space = replace(space, trials=planned, ends_early=False)
     trials = options.trials_after(planned)
     if trials is not None and document["kind"] == "search" and trials != planned:
-        space, settings = with_overrides(space, trials=trials), replace(settings, trials=trials)
+        space, settings = with_overrides(space, Settings(trials=trials)), replace(settings, trials=trials)
     with hold(study):
         code, loaded = _resume(study, document, space, settings, options, terminal)
     return conclude(study, code, options, terminal, loaded=loaded)

@@ -11,6 +11,7 @@ from results.attribution.attribution_files import load_attribution
 from results.confirmation.confirmation_file import load_attempts
 from results.ranking import ranked_trials
 from results.report.facts.study_facts import edges_of
+from results.samples import samples_json
 from results.study.folder import Study
 from results.winner import Winner, find_winner
 from search.terminal.console import Terminal, print_line
@@ -116,6 +117,12 @@ def _wider(study: Study) -> list[Step]:
         return []
     command = f"make -s export STUDY={study.name} FORMAT=toml > {study.name}.toml"
     return [Step(command=command, purpose=f"write a space file to change: {'; '.join(words)}")]
+
+
+def ending_document(study: Study, terminal: Terminal) -> dict[str, Any]:
+    """Print the next steps; return what every command that has run trials says of the study as JSON."""
+    following = say_next(next_steps(study), terminal)
+    return {"study": study.name, "path": str(study.path), "samples": samples_json(study), "next": following}
 
 
 def say_next(steps: Sequence[Step], terminal: Terminal) -> list[dict[str, str]]:
