@@ -4,12 +4,7 @@ from dataclasses import asdict, replace
 
 from results.attribution.attribute import attribute
 from results.attribution.attribution_files import to_json, write_attribution
-from results.attribution.attribution_runs import (
-    Question,
-    attribution_losses,
-    question_of_names,
-    question_of_study,
-)
+from results.attribution.attribution_runs import Question, attribution_losses, make_question, question_of_study
 from results.attribution.sentences import did_it_words, render
 from results.report.page import write_reports
 from results.study.folder import Study, list_studies, studies_dir
@@ -28,7 +23,7 @@ from search.setup.run_plan import held, run_plan
 from search.terminal.console import Preparing, Terminal
 from search.terminal.next_steps import Step, ending_document, say_next
 from spaces.budget import Budget, budget_of
-from trainable.config import DOCUMENTED
+from trainable.config import BASELINES, DOCUMENTED
 
 DEFAULT_BUDGET_TOKENS = 200_000
 DEFAULT_SEEDS = 3
@@ -45,7 +40,8 @@ def attribute_command(options: Options, terminal: Terminal) -> int:
     source = None if named else open_or_fetch_study(options)
     budget = _budget(source, options)
     if source is None:
-        question = question_of_names(options.from_ or "before", options.to or "documented", budget)
+        before, after = options.from_ or "before", options.to or "documented"
+        question = make_question(before, BASELINES[before], after, BASELINES[after], budget)
     else:
         question = question_of_study(source, budget)
     with Preparing(terminal.console) as progress:
