@@ -26,7 +26,7 @@ def make_log(*known: KnownTrial, rung_tokens: tuple[int, ...] = RUNGS, reduction
         known,
         rung_tokens=rung_tokens,
         reduction_factor=reduction_factor,
-        is_baseline=lambda config: replace(config, seed=0) == BASELINE,
+        baseline=BASELINE,
     )
 
 
