@@ -40,6 +40,8 @@ MOST_A_DEVICE = 16
 BOUND_WORDS = {"ge": "at least", "gt": "more than", "le": "at most"}
 LONGEST_SHOWN = 60
 GCS_PATIENCE_S = 60
+LENGTHS = ("BUDGET_TIME", "BUDGET_TOKENS", "STEPS")
+"""The variables that set how long a run is: one of them at most."""
 MLFLOW_SCHEMES = ("", "file", "http", "https", "databricks", "sqlite", "mysql", "postgresql", "mssql")
 
 
@@ -326,8 +328,7 @@ class Options(BaseModel):
     def _fits_together(self) -> Self:
         if self.use_lr_warmup and self.hyperparameters.get("lr_schedule") == "constant":
             raise UserError("USE_LR_WARMUP=True contradicts LR_SCHEDULE=constant. Unset one of them.")
-        lengths = {"BUDGET_TIME": self.budget_time, "BUDGET_TOKENS": self.budget_tokens, "STEPS": self.steps}
-        if len(named := [name for name, value in lengths.items() if value is not None]) > 1:
+        if len(named := [name for name in LENGTHS if name in self.texts]) > 1:
             raise UserError(f"{' and '.join(named)} set the length of the same run. Unset all but one.")
         if self.confirm and self.seeds == 1:
             raise UserError("SEEDS=1: one seed has no scatter, so it proves nothing. Set SEEDS to 2 or more.")

@@ -20,6 +20,7 @@ from search.setup.plan import Plan, load_for, planned
 from search.setup.preflight_run import check_preflight, preflight_of
 from search.setup.reopen import reopen
 from search.setup.run_plan import held, run_plan
+from search.setup.settings import refuse_steps
 from search.terminal.console import Preparing, Terminal
 from search.terminal.next_steps import Step, ending_document, say_next
 from spaces.budget import Budget, budget_of
@@ -52,7 +53,8 @@ def attribute_command(options: Options, terminal: Terminal) -> int:
 
 
 def _budget(source: Study | None, options: Options) -> Budget:
-    """Return the budget of a run: the variables', or else that of the study's trials."""
+    """Return the budget of a run: the variables', or else that of the study's trials. Raises UserError."""
+    refuse_steps(options)
     budget = Budget(tokens=DEFAULT_BUDGET_TOKENS) if source is None else budget_of(source.document())
     return budget.asked(options.budget_tokens, options.budget_time)
 

@@ -29,6 +29,7 @@ from search.setup.expected_cost import cost_words
 from search.setup.finish import finish_study
 from search.setup.reopen import reopen
 from search.setup.run_plan import run_plan
+from search.setup.settings import refuse_steps
 from search.terminal.console import Preparing, Terminal
 from search.terminal.next_steps import ending_document
 from spaces.budget import budget_of
@@ -59,6 +60,7 @@ def confirm_command(options: Options, terminal: Terminal) -> int:
 
 def confirm_study(study: Study, options: Options, terminal: Terminal) -> int:
     """Make a new attempt at a proof, or continue the interrupted one; return the exit code."""
+    refuse_steps(options)
     own = budget_of(study.document())
     for name, asked, ran in (
         ("BUDGET_TOKENS", options.budget_tokens, own.tokens),

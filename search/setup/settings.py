@@ -21,8 +21,7 @@ DIFFERENCES_SHOWN = 6
 
 def read_settings(options: Options) -> tuple[Settings, list[str]]:
     """Return the settings, and lines for the user on how the variables were read. Raises UserError."""
-    if options.steps is not None:
-        raise UserError("STEPS is the length of a winner's run. A search takes BUDGET_TOKENS or BUDGET_TIME. Unset it.")
+    refuse_steps(options)
     pins = options.explicit_hyperparameters()
     notes = []
     if pins.pop("training_steps", None) is not None:
@@ -42,6 +41,12 @@ def read_settings(options: Options) -> tuple[Settings, list[str]]:
         compare=options.compare,
     )
     return settings, notes
+
+
+def refuse_steps(options: Options) -> None:
+    """Raise UserError for STEPS, which no trial's budget is in."""
+    if options.steps is not None:
+        raise UserError("STEPS is the length of a winner's run. A search takes BUDGET_TOKENS or BUDGET_TIME. Unset it.")
 
 
 def planned_space(document: Mapping[str, Any], where: str) -> tuple[SearchSpace, Settings]:

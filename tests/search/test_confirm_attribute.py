@@ -62,6 +62,9 @@ def test_another_budget_is_a_question_of_its_own(study: Study, run_here: Any) ->
         refused = run_here("confirm", STUDY="two", **asked)
         assert refused.code == 2
         assert "BUDGET_T" in refused.stderr
+    for command in ("confirm", "attribute"):
+        refused = run_here(command, STUDY="two", STEPS="9")
+        assert (refused.code, "STEPS is the length of a winner's run" in refused.stderr) == (2, True)
     smaller = run_here("attribute", "--json", STUDY="two", SEEDS="1", BUDGET_TOKENS="3072", **one_slot)
     assert smaller.code == 0, smaller.stderr
     rows = [row for row in study.trials() if row["tokens_seen"] == 3072]
