@@ -24,9 +24,9 @@ from trainable.fidelity import PENALTY_NATS, objective
 
 OBJECTIVE = "objective"
 MAX_REFUSED = 200
+"""Draws in a row that were run before, or would run out of memory, until the search counts as exhausted."""
 MOST_STARTUP_TRIALS = 10
 """Optuna's own default. A search of 100 trials with 33 at random is 0.004 nats/token behind after the tokens of 12."""
-"""Draws in a row that were run before, or would run out of memory, until the search counts as exhausted."""
 FIRST_RUNG_LAG = 8
 """A proposal knows the first rung of exactly the trials numbered at least this many before it, so that the sampler
 learns the same on any number of slots. A smaller lag teaches it sooner and makes slots wait more often."""
