@@ -25,6 +25,8 @@ from trainable.fidelity import PENALTY_NATS, objective
 OBJECTIVE = "objective"
 MAX_REFUSED = 200
 """Draws in a row that were run before, or would run out of memory, until the search counts as exhausted."""
+MOST_STARTUP_TRIALS = 10
+"""Optuna's own default. A search of 100 trials with 33 at random is 0.004 nats/token behind after the tokens of 12."""
 FIRST_RUNG_LAG = 8
 """A proposal knows the first rung of exactly the trials numbered at least this many before it, so that the sampler
 learns the same on any number of slots. A smaller lag teaches it sooner and makes slots wait more often."""
@@ -231,7 +233,7 @@ class SpaceSearcher(TrialSearcher):
 
 def startup_trials(space: SearchSpace) -> int:
     """Return how many trials are drawn at random before TPE learns from them."""
-    return max(4, space.trials // 3)
+    return min(max(4, space.trials // 3), MOST_STARTUP_TRIALS)
 
 
 def make_sampler(space: SearchSpace, seed: int) -> optuna.samplers.BaseSampler:
