@@ -123,11 +123,11 @@ def _run(question: Question, plan: Plan, seeds: int, terminal: Terminal) -> int:
     )
     write_attribution(study, found)
     write_reports(study)
+    terminal.console.print(render(found))
     picture = study.path / "attribution.png"
     write_plot(found, picture)
     if plan.slots.storage is not None:
         TableMirror(study, plan.slots.storage, terminal.say).close()
-    terminal.console.print(render(found))
     terminal.say(f"picture: {shown(picture)}", did_it_words(found))
     following = say_next(next_steps(study), terminal)
     terminal.document({"study": study.name, "path": str(study.path), **to_json(found), "next": following})
