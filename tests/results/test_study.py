@@ -214,7 +214,7 @@ def test_a_time_that_some_zone_cannot_show_is_refused(
     studies: Path, make_document: MakeDocument, created_at: str
 ) -> None:
     study = create_study("one", make_document("one", created_at=created_at))
-    with pytest.raises(UserError, match="created_at: .*a time before 1970 or after 9998"):
+    with pytest.raises(UserError, match=r"created_at: .*a time before 1970 or after 9998"):
         study.document()
 
 
