@@ -120,9 +120,9 @@ def _run(question: Question, plan: Plan, seeds: int, terminal: Terminal) -> int:
     )
     write_attribution(study, found)
     write_reports(study)
+    terminal.console.print(render(found))
     if plan.slots.storage is not None:
         TableMirror(study, plan.slots.storage, terminal.say).close()
-    terminal.console.print(render(found))
     terminal.say(did_it_words(found), f"report: {shown(study.path / 'report.html')}")
     terminal.document({**ending_document(study, terminal), **to_json(found)})
     return 1 if failed else 0

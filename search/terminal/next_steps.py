@@ -86,7 +86,9 @@ def _about(study: Study, winner: Winner, diagnose: Step, own: list[Step]) -> lis
     )
     schedule = Step(command=f"make search SPACE=schedule BASELINE={name}", purpose="search the LR schedule around it")
     attribute = Step(command=f"make attribute STUDY={name}", purpose="find which of the changed settings did it")
-    unexplained = [attribute] if load_attribution(study) is None else []
+    known = load_attribution(study)
+    # Of an earlier winner it explains nothing about this one.
+    unexplained = [] if winner.trial and known and known.after_name == winner.name else [attribute]
     match winner.standing:
         case "proven":
             return [*own, *unexplained, schedule]

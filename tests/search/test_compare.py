@@ -1,6 +1,6 @@
 """Studies side by side: ranked where their losses measure the same thing, else side by side alone."""
 
-from search.commands.compare_command import _budget, protocol_differences
+from search.commands.compare_command import _budget, _lowest_words, protocol_differences
 
 
 def entry(study: str, **protocol: object) -> dict[str, object]:
@@ -31,3 +31,12 @@ def test_the_same_time_is_the_same_budget_on_the_same_device_alone() -> None:
     document = {"budget_tokens": 1000, "device": {"name": "a CPU", "slots": 2}}
     assert _budget(document) == "1,000 training tokens"
     assert _budget({**document, "device_time": time}) == "10 min 00 s of device time, 2 at a time on a CPU"
+
+
+def test_who_has_the_lowest_loss() -> None:
+    def of(study: str, loss: float | None) -> dict[str, object]:
+        return {"study": study, "best": None if loss is None else {"val_loss": loss}}
+
+    assert _lowest_words([of("a", 4.0), of("b", 4.5), of("c", None)]) == "a has the lowest loss, one seed each"
+    assert _lowest_words([of("a", 4.0), of("b", 4.0)]) == "a and b have the lowest loss, one seed each"
+    assert _lowest_words([of("a", None), of("b", None)]) == "no study has a completed trial"
