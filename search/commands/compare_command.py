@@ -20,8 +20,8 @@ from trainable.errors import UserError
 def compare_command(options: Options, terminal: Terminal) -> int:
     """Compare the studies named in STUDY, separated by commas."""
     names = [name.strip() for name in (options.study or "").split(",") if name.strip()]
-    if len(names) < 2:
-        raise UserError("compare needs two studies or more: STUDY=a,b. make list shows them.")
+    if len(set(names)) < max(2, len(names)):
+        raise UserError("compare needs two different studies or more: STUDY=a,b. make list shows them.")
     entries = [_entry(open_study(name)) for name in names]
     differences = protocol_differences(entries)
     ranked = entries

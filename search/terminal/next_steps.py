@@ -88,7 +88,7 @@ def _about(study: Study, winner: Winner, diagnose: Step, own: list[Step]) -> lis
     unexplained = [attribute] if load_attribution(study) is None else []
     match winner.standing:
         case "proven":
-            return [*own, *unexplained, schedule]
+            return [*_rival(study, winner), *own, *unexplained, schedule]
         case "unproven":
             return [*_proof(name, winner, more), *own, *unexplained, schedule]
         case "no_comparison":
@@ -108,6 +108,19 @@ def _proof(name: str, winner: Winner, more: Step) -> list[Step]:
     if needed is None or needed > MOST_SEEDS:
         return [more]
     return [Step(command=f"make confirm STUDY={name} SEEDS={needed}", purpose=f"prove it with about {needed} seeds")]
+
+
+def _rival(study: Study, winner: Winner) -> list[Step]:
+    """Return the step that confirms a trial which came first in the search after another was proven."""
+    best = winner.search_best
+    if best is None or best["is_baseline"] or best["trial_id"] in winner.confirmed:
+        return []
+    return [
+        Step(
+            command=f"make confirm STUDY={study.name}",
+            purpose=f"confirm trial {best['trial_id']}, which came first in the search",
+        )
+    ]
 
 
 def _wider(study: Study) -> list[Step]:
