@@ -22,7 +22,7 @@ from results.winner import (
     way_words,
     winner_of,
 )
-from search.terminal.next_steps import next_steps
+from search.terminal.next_steps import Step, next_steps
 from search.terminal.summary import verdict_lines
 from tests.results.confirmed import add_attempt
 
@@ -253,7 +253,7 @@ def test_a_trial_that_came_first_after_another_was_proven_is_to_be_confirmed_nex
     assert "confirm" not in next_steps(searched)[0].command
     better = [*planned[:-1], make_trial(40, val_loss=4.2, learning_rate=3e-4)]
     write_table(searched.trials_path, better, TRIALS)
-    first = next_steps(searched)[0]
-    assert (first.command, first.purpose) == ("make confirm STUDY=s", "confirm trial 40, which came first in the search")
+    confirm = Step(command="make confirm STUDY=s", purpose="confirm trial 40, which came first in the search")
+    assert next_steps(searched)[0] == confirm
     add_attempt(searched, {0: BASELINE, 40: LUCKY})
     assert "confirm" not in next_steps(searched)[0].command
