@@ -8,11 +8,10 @@ from typing import Any
 from rich.text import Text
 
 from results.attribution.attribution_files import load_attribution
-from results.confirmation.confirmation_file import load_attempts
 from results.ranking import ranked_trials
 from results.report.facts.study_facts import edges_of
 from results.study.folder import Study
-from results.winner import Winner, find_winner
+from results.winner import Winner, winner_of
 from search.terminal.console import Terminal, print_line
 from trainable.rows import ENDINGS
 
@@ -31,10 +30,10 @@ class Step:
 def next_steps(study: Study) -> list[Step]:
     """Return the next steps, the most useful first. Raises UserError when a file is damaged."""
     document, rows = study.document(), study.trials()
-    winner = find_winner(rows, load_attempts(study))
+    winner = winner_of(study)
     name, ended = study.name, sum(row["status"] in ENDINGS for row in ranked_trials(rows))
     if document["kind"] == "train":
-        return _after_training(study, rows[0]) if rows else []
+        return _after_training(study, rows[0], winner) if rows else []
     if document["kind"] == "attribute":
         return [Step(command="make search SPACE=plateau", purpose="search around the documented configuration")]
     if ended < document["trials_planned"]:
@@ -42,8 +41,8 @@ def next_steps(study: Study) -> list[Step]:
     if winner.under_way is not None:
         return [Step(command=f"make confirm STUDY={name}", purpose="go on with the confirmation")]
     diagnose = Step(command=f"make diagnose TARGET={name}", purpose="find what keeps the trials from a lower loss")
-    if winner.trial is None:
-        return [diagnose]
+    if winner.trial is None or winner.worse_than_start:
+        return [diagnose, *(_wider(study) if document["kind"] == "search" else [])]
     own = [
         Step(command=f"make model STUDY={name}", purpose="write the trained model as a folder that transformers loads"),
         Step(command=f"make train STUDY={name}", purpose="train that configuration again"),
@@ -54,8 +53,10 @@ def next_steps(study: Study) -> list[Step]:
     return [*_about(study, winner, diagnose, own), *_wider(study)]
 
 
-def _after_training(study: Study, row: dict[str, Any]) -> list[Step]:
+def _after_training(study: Study, row: dict[str, Any], winner: Winner) -> list[Step]:
     diagnose = Step(command=f"make diagnose TARGET={study.name}/0", purpose="find what is wrong with the run")
+    if winner.worse_than_start:
+        return [diagnose]
     if row["status"] == "completed":
         model = Step(
             command=f"make model STUDY={study.name}", purpose="write the model as a folder that transformers loads"

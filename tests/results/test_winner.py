@@ -139,6 +139,9 @@ def test_a_best_that_is_not_below_the_start_is_said_in_red(searched: Study, star
     capital = f"T{said[1:]}."
     assert f'<p class="bad">{capital}</p>' in report_html(report_facts(searched), {})
     assert f"Warning: {said}." in markdown(report_facts(searched))
+    first, *others = [step.command for step in next_steps(searched)]
+    assert first == "make diagnose TARGET=s"
+    assert not any("make model" in command or "make train" in command for command in others)
 
 
 def test_of_a_baseline_that_won_the_way_ends_with_it(make_trial: MakeTrial) -> None:
