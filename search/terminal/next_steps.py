@@ -1,6 +1,5 @@
 """Next steps: commands for the user to type as printed, chosen by the state of the study."""
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from rich.text import Text
 
 from results.attribution.attribution_files import load_attribution
+from results.export import input_words, make_words
 from results.ranking import ranked_trials
 from results.report.facts.study_facts import edges_of
 from results.study.folder import Study
@@ -35,7 +35,8 @@ def next_steps(study: Study) -> list[Step]:
     if document["kind"] == "train":
         return _after_training(study, rows[0], winner) if rows else []
     if document["kind"] == "attribute":
-        return [Step(command="make search SPACE=plateau", purpose="search around the documented configuration")]
+        command = f"make search SPACE=plateau {input_words(document)}".rstrip()
+        return [Step(command=command, purpose="search around the documented configuration")]
     if ended < document["trials_planned"]:
         return [Step(command=f"make resume STUDY={name}", purpose="go on where it was interrupted")]
     if winner.under_way is not None:
@@ -48,7 +49,8 @@ def next_steps(study: Study) -> list[Step]:
         Step(command=f"make train STUDY={name}", purpose="train that configuration again"),
     ]
     if document["kind"] == "baseline":
-        around = Step(command=f"make search BASELINE={name}", purpose="search for settings that beat it")
+        command = f"make search BASELINE={name} {input_words(document)}".rstrip()
+        around = Step(command=command, purpose="search for settings that beat it")
         return [*own, around] if winner.standing == "baseline_alone" else [*own, diagnose]
     return [*_about(study, winner, diagnose, own), *_wider(study)]
 
@@ -68,15 +70,14 @@ def _after_training(study: Study, row: dict[str, Any], winner: Winner) -> list[S
     document = study.document()
     # The checkpoint has the model and the hyperparameters, and not what they are trained and evaluated on.
     values = {
-        "CHECKPOINT_PATH": checkpoint,
+        "CHECKPOINT_PATH": str(checkpoint),
         "TRAINING_DATA_SOURCE": document.get("data_source"),
         "VALIDATION_DATA_SOURCE": document.get("validation_data_source"),
         "DOCUMENTS": document.get("documents"),
-        "EVAL_BLOCK_SIZE": document["evaluation"]["block_size"],
-        "EVAL_TOKENS": document["evaluation"]["tokens"],
+        "EVAL_BLOCK_SIZE": str(document["evaluation"]["block_size"]),
+        "EVAL_TOKENS": str(document["evaluation"]["tokens"]),
     }
-    words = [f"{name}={shlex.quote(str(value))}" for name, value in values.items() if value is not None]
-    return [Step(command=f"make train {' '.join(words)}", purpose="go on from its last checkpoint")]
+    return [Step(command=f"make train {make_words(values)}", purpose="go on from its last checkpoint")]
 
 
 def _about(study: Study, winner: Winner, diagnose: Step, own: list[Step]) -> list[Step]:
@@ -84,7 +85,9 @@ def _about(study: Study, winner: Winner, diagnose: Step, own: list[Step]) -> lis
     more = Step(
         command=f"make resume STUDY={name} TRIALS=+{len(ranked_trials(study.trials()))}", purpose="run more trials"
     )
-    schedule = Step(command=f"make search SPACE=schedule BASELINE={name}", purpose="search the LR schedule around it")
+    # BASELINE takes a study's settings, not its model and text.
+    search = f"make search SPACE=schedule BASELINE={name} {input_words(study.document())}".rstrip()
+    schedule = Step(command=search, purpose="search the LR schedule around it")
     attribute = Step(command=f"make attribute STUDY={name}", purpose="find which of the changed settings did it")
     unexplained = [attribute] if load_attribution(study) is None else []
     match winner.standing:

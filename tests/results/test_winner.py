@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from results.export import export_env, export_json
+from results.export import export_env, export_json, export_toml
 from results.report.facts.study_facts import report_facts
 from results.report.page import markdown, report_html
 from results.study.folder import Study, create_study
@@ -245,6 +245,18 @@ def test_a_trial_proven_better_once_and_worse_once_is_out(searched: Study) -> No
     add_attempt(searched, {0: BASELINE, 1: PROVEN})
     add_attempt(searched, {0: BASELINE, 1: WORSE})
     assert ids(searched) == (2, 1, None)
+
+
+def test_a_next_search_names_the_model_and_text_that_are_not_the_defaults(searched: Study) -> None:
+    def command() -> str:
+        return next(step.command for step in next_steps(searched) if "SPACE=schedule" in step.command)
+
+    assert command() == "make search SPACE=schedule BASELINE=s"
+    own = {"model": "/my models/a$b", "data_source": "/texts/q.jsonl", "documents": "jsonl:text"}
+    searched.study_json.write_text(json.dumps({**searched.document(), **own}))
+    words = "'GPT2_MODEL_NAME=/my models/a$$b' TRAINING_DATA_SOURCE=/texts/q.jsonl DOCUMENTS=jsonl:text"
+    assert command() == f"make search SPACE=schedule BASELINE=s {words}"
+    assert f"# to search it with this study's model and text: make search SPACE=... {words}\n" in export_toml(searched)
 
 
 def test_a_trial_that_came_first_after_another_was_proven_is_to_be_confirmed_next(
