@@ -375,7 +375,8 @@ def read_options(assignments: Sequence[str]) -> Options:
     for word in assignments:
         name, equals, text = word.partition("=")
         if not equals:
-            raise UserError(f"{word!r} is not of the form NAME=value.{did_you_mean(word.upper(), KNOWN)}")
+            near = did_you_mean(f"{word.upper()}=", [f"{name}=" for name in KNOWN])
+            raise UserError(f"{word!r} is not of the form NAME=value.{near}")
         _check_name(name)
         texts[name] = text.strip()
     for name in make_names(os.environ):
@@ -450,7 +451,7 @@ def _refusal(error: ErrorDetails, texts: Mapping[str, str]) -> UserError:
 
 def _check_name(name: str) -> None:
     if name not in KNOWN:
-        raise UserError(f"there is no variable {name!r}.{did_you_mean(name, KNOWN)}")
+        raise UserError(f"there is no variable {name!r}.{did_you_mean(name.upper(), KNOWN)}")
 
 
 def check_lora(given: Mapping[str, object], *, uses_lora: bool) -> None:
