@@ -41,7 +41,8 @@ def resume_command(options: Options, terminal: Terminal) -> int:
     if options.trials == AUTO and not space.ends_early:
         raise UserError(f"TRIALS=auto: study {study.name} was planned with {space.trials} trials. Unset it to go on.")
     planned = document["trials_planned"]
-    if document.get("early_end"):
+    if planned < space.trials:
+        # It ended early, or no configuration was left.
         space = replace(space, trials=planned, ends_early=False)
     trials = options.trials_after(planned)
     if trials is not None and document["kind"] == "search" and trials != planned:
