@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from results.study.folder import Study
-from results.study.json_documents import write_document
 from results.study.tables import TRIALS, write_table
 from results.winner import winner_of
 from trainable.config import config_from
@@ -29,11 +28,14 @@ def test_a_search_that_has_run_every_configuration_is_over(study: Study, run_her
 def test_a_search_with_nothing_to_confirm_is_summed_up_all_the_same(two_rates: Study, run_here: Any) -> None:
     alone = Study(Path(shutil.copytree(two_rates.path, Path(os.environ["STUDIES_DIR"]) / "alone")))
     write_table(alone.trials_path, alone.trials()[:1], TRIALS)
-    write_document(alone.study_json, {**alone.document(), "trials_planned": 1})
-    ran = run_here("resume", "--json", STUDY="alone", STUDIES_DIR=os.environ["STUDIES_DIR"], CONFIRM="1")
+    studies = os.environ["STUDIES_DIR"]
+    ran = run_here("resume", "--json", STUDY="alone", STUDIES_DIR=studies, TRIALS="1", CONFIRM="1")
     assert ran.code == 0, ran.stderr
     assert "there is nothing to confirm" in ran.stderr
     assert ran.document["winner"]["trial_id"] == 0
+    # One trial was asked for, so nothing is left to go on with.
+    assert alone.document()["trials_planned"] == 1
+    assert "make resume STUDY=alone" not in [one["command"] for one in ran.document["next"]]
 
 
 def test_confirmed_and_attributed_in_the_study_itself(study: Study, run_here: Any, studies: Path) -> None:
