@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: Sequence[str]) -> int:
-    from search.options import overlooked, read_options, typed_folders, with_origin
+    from search.options import overlooked, read_options, typed_folders, unread, with_origin
     from search.terminal.console import Terminal
 
     terminal = Terminal(as_json="--json" in words)
@@ -80,7 +80,8 @@ def _run(words: Sequence[str]) -> int:
         _check_command(words)
         arguments = _parser().parse_args(words)
         options = read_options(arguments.assignments)
-        for line in overlooked():
+        target = next((make for make, name in MAKE_NAMES.items() if name == arguments.command), arguments.command)
+        for line in (*overlooked(), *unread(arguments.assignments, target)):
             print(f"note: {line}", file=sys.stderr)
         terminal.typed_folders = typed_folders(arguments.assignments)
         return _command(arguments.command)(options, terminal)
