@@ -23,7 +23,7 @@ from results.words import (
 )
 from search.terminal.console import Terminal
 from search.terminal.live_view import ending_words, leaderboard_table
-from search.terminal.next_steps import next_steps, say_next
+from search.terminal.next_steps import ending_document
 from trainable.rows import ENDINGS
 
 TABLE_ROWS = 12
@@ -48,8 +48,7 @@ def say_summary(study: Study, terminal: Terminal) -> None:
         terminal.say("no trial was started")
     terminal.document(
         {
-            "study": study.name,
-            "path": str(study.path),
+            **ending_document(study, terminal),
             "winner": to_json(winner),
             "by_device_time": by_time and by_time.to_json(),
             "best": winner.trial,
@@ -62,9 +61,7 @@ def say_summary(study: Study, terminal: Terminal) -> None:
             "device_s_saved_frac": saved.device_s_saved_frac,
             "tokens_spent": saved.tokens_spent,
             "spent": spent_by_purpose(rows),
-            "samples": samples_json(study),
             "trials": leaderboard(trials),
-            "next": say_next(next_steps(study), terminal),
         }
     )
 

@@ -300,7 +300,6 @@ def test_the_plan_takes_each_configuration_once_and_none_that_is_no_trial_or_pro
 def test_what_cannot_be_planned_is_said(make_trial: MakeTrial) -> None:
     trials = search_rows(make_trial)
     for changes, message in (
-        ({"top": 0}, "TOP is 0; it must be at least 1 and at most 100."),
         ({"seeds": 1}, "SEEDS is 1; it must be at least 2 and at most 1000."),
         ({"seeds": 1001}, "SEEDS is 1001; it must be"),
     ):

@@ -223,6 +223,17 @@ def test_overfitting_is_told_from_instability(log: Path) -> None:
     assert kinds(found(log, owner_log(both, 5000))) == ["divergence"]
 
 
+def test_an_easy_first_batch_is_no_divergence_while_validation_falls(log: Path) -> None:
+    gauss = random.Random(0).gauss
+    losses = [4.01, *(gauss(4.75, 0.12) for _ in range(25))]
+    evals = {1: 4.71, 9: 4.69, 18: 4.65, 26: 4.62}
+    assert found(log, trainer_log(losses, evals=evals)) == []
+    (alone,) = found(log, trainer_log(losses))
+    assert "the loss rises from step 20 on and does not come back" in alone.summary
+    risen = dict.fromkeys(evals, 4.1) | {26: 4.8}
+    assert kinds(found(log, trainer_log(losses, evals=risen))) == ["divergence"]
+
+
 def test_a_slow_down_is_told_from_a_pause(log: Path) -> None:
     (slow,) = found(log, owner_log(falling(3.9, 3.2), 5000, step_s=lambda step: 0.95 if step < 2000 else 1.61))
     assert slow.kind == "slow"

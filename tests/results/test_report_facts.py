@@ -271,7 +271,8 @@ def test_a_schedule_that_the_winner_dropped_is_a_change(
 def test_a_completed_run_without_a_loss_is_no_fresh_seed(
     tmp_path: Path, make_document: MakeDocument, make_trial: MakeTrial
 ) -> None:
-    losses = {0: BASELINE, 1: [*(x - 0.3 + 0.001 * k for k, x in enumerate(BASELINE[:4])), "completed"]}
+    better = [x - 0.3 + 0.001 * k for k, x in enumerate(BASELINE[:4])]
+    losses: dict[int, Sequence[float | str | None]] = {0: BASELINE, 1: [*better, "completed"]}
     answer = confirmed(tmp_path / "s", make_document("s"), make_trial, losses)
     assert answer["fresh"]["seeds"] == answer["proof"]["seeds"] == 4
 

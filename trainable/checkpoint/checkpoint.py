@@ -208,7 +208,7 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> None:
             group["weight_decay"] = state.config.weight_decay  # the file's would win over one set for this resumption
         state.scaler.load_state_dict(ours["scaler_state_dict"])
         state.monitor.load_state_dict(ours["monitor"])
-        state.since_evaluation = SinceEvaluation(**ours.get("since_evaluation", {}))
+        state.since_evaluation = SinceEvaluation(**ours["since_evaluation"])
         state.batches.set_state(ours["rng"]["batches"])
         set_rng_state(state.device, ours["rng"])
     except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
@@ -258,10 +258,9 @@ def _check_plain_values(payload: Mapping[str, Any]) -> None:
 
 
 def _base(payload: Mapping[str, Any]) -> AdapterBase | None:
-    values = payload.get("base")  # absent in files from before there were adapters
-    if values is None:
+    if payload["base"] is None:
         return None
-    base = AdapterBase(**values)
+    base = AdapterBase(**payload["base"])
     if not all(isinstance(text, str) for text in (base.model_name, base.init_from or "", base.fingerprint)):
         raise TypeError("'base' holds something other than names")
     return base

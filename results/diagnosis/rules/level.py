@@ -172,17 +172,19 @@ def _sparse_divergence(run: RunView) -> Diagnosis | None:
         if not (high[-1] and high[-2]) or falling:
             return None
         onset = max(onset, curve.steps[best + 1 + high.index(True)])
-    if len(curves) == 1 and curves[0] is run.val and run.train.steps:
-        best_step = run.val.steps[run.val.values.index(min(run.val.values))]
-        if run.train.values[-1] < run.train.near(best_step) + RULES.divergence_margin / 2:
+    other = run.val if curves[0] is run.train else run.train
+    if len(curves) == 1 and other.steps:
+        # One batch may be easy by luck, and validation alone rises by overfitting: the other loss must have risen too.
+        best_step = curves[0].steps[curves[0].values.index(min(curves[0].values))]
+        if other.values[-1] < other.near(best_step) + RULES.divergence_margin / 2:
             return None
-    name = "both losses" if len(curves) == 2 else "the loss"
+    rise = "both losses rise" if len(curves) == 2 else "the loss rises"
+    back = "do not come back" if len(curves) == 2 else "does not come back"
     said = ", ".join(f"{min(c.values):.3f} at best and {c.values[-1]:.3f} at {run.unit} {c.steps[-1]}" for c in curves)
     return Diagnosis(
         kind="divergence",
         confidence=0.85 if len(curves) == 2 or len(curves[0]) >= 20 else 0.75,
-        summary=f"{name} rise from {run.unit} {onset} on and do not come back: the run is unstable, this is "
-        "not overfitting",
+        summary=f"{rise} from {run.unit} {onset} on and {back}: the run is unstable, this is not overfitting",
         evidence=f"{said}; {rate_text(run, onset)}",
         next_step=calmer(run),
         steps=(onset, run.last_step),
