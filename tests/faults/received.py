@@ -51,6 +51,12 @@ def command(*words: str) -> Callable[[Study], str]:
     return lambda study: run(*words)
 
 
+def compared(study: Study) -> str:
+    """Set the study beside a copy of it."""
+    shutil.copytree(study.path, study.path.with_name("two"))
+    return run("compare", "STUDY=one,two")
+
+
 def linked(name: str, target: str = "{outside}") -> Harm:
     """Put a link in a file's or folder's place."""
 
@@ -166,7 +172,7 @@ CASES = [
     Case(
         "escapes in the model's name, compared",
         document_changed(model=ESCAPE),
-        command("compare", "STUDY=one,one"),
+        compared,
         None,
     ),
     Case("escapes for a kind", document_changed(kind=ESCAPE), EXPORT, "kind: "),
