@@ -51,12 +51,6 @@ def command(*words: str) -> Callable[[Study], str]:
     return lambda study: run(*words)
 
 
-def compared(study: Study) -> str:
-    """Set the study beside a copy of it."""
-    shutil.copytree(study.path, study.path.with_name("two"))
-    return run("compare", "STUDY=one,two")
-
-
 def linked(name: str, target: str = "{outside}") -> Harm:
     """Put a link in a file's or folder's place."""
 
@@ -101,6 +95,16 @@ def bomb(*, rows: int, text: str) -> Harm:
         with pq.ParquetWriter(study.trials_path, table.schema, compression="zstd") as writer:
             for _ in range(8):
                 writer.write_table(table)
+
+    return harm
+
+
+def copied(change: Harm) -> Harm:
+    """Change the study and put a copy of it beside it, named two."""
+
+    def harm(study: Study, outside: Path) -> None:
+        change(study, outside)
+        shutil.copytree(study.path, study.path.parent / "two")
 
     return harm
 
@@ -171,8 +175,8 @@ CASES = [
     Case("escapes in the model's name", document_changed(model=ESCAPE), LIST, None),
     Case(
         "escapes in the model's name, compared",
-        document_changed(model=ESCAPE),
-        compared,
+        copied(document_changed(model=ESCAPE)),
+        command("compare", "STUDY=one,two"),
         None,
     ),
     Case("escapes for a kind", document_changed(kind=ESCAPE), EXPORT, "kind: "),
