@@ -40,8 +40,9 @@ MOST_A_DEVICE = 16
 """Trials on a CPU core or a GPU. Each is a process of half a gibibyte, which begins before their memory is checked."""
 BOUND_WORDS = {"ge": "at least", "gt": "more than", "le": "at most"}
 LONGEST_SHOWN = 60
-OUTSIDE = "ray://"
 GCS_PATIENCE_S = 60
+LENGTHS = ("BUDGET_TIME", "BUDGET_TOKENS", "STEPS")
+"""The variables that set how long a run is: one of them at most."""
 MLFLOW_SCHEMES = ("", "file", "http", "https", "databricks", "sqlite", "mysql", "postgresql", "mssql")
 
 
@@ -204,7 +205,7 @@ class Options(BaseModel):
     hyperparameters: Mapping[str, bool | int | float | str] = Field(default={}, exclude=True)
     """Those that are set, by field name."""
     texts: Mapping[str, str] = Field(default={}, exclude=True)
-    """Every set variable as it was written, by name: to print it, and to pass it to another process."""
+    """Every set variable as it was written, by name."""
 
     space: Text | None = None
     """space file: a name in spaces/ or a path (default plateau)"""
@@ -236,7 +237,7 @@ class Options(BaseModel):
     evaluation_timeout_s: Whole = 3600
     """seconds without an evaluation after which a trial counts as hung"""
     address: Text | None = None
-    """an existing Ray cluster: auto, host:port or ray://host:port (default: this machine alone)"""
+    """an existing Ray cluster: auto or host:port (default: this machine alone)"""
     storage: Annotated[Text, BeforeValidator(_storage)] | None = None
     """a folder that all nodes see, s3:// or gs://: holds checkpoints and a mirror of the tables"""
     gpu_fraction: Annotated[Share, Field(ge=1 / MOST_A_DEVICE)] = 1.0
@@ -328,8 +329,7 @@ class Options(BaseModel):
     def _fits_together(self) -> Self:
         if self.use_lr_warmup and self.hyperparameters.get("lr_schedule") == "constant":
             raise UserError("USE_LR_WARMUP=True contradicts LR_SCHEDULE=constant. Unset one of them.")
-        lengths = {"BUDGET_TIME": self.budget_time, "BUDGET_TOKENS": self.budget_tokens, "STEPS": self.steps}
-        if len(named := [name for name, value in lengths.items() if value is not None]) > 1:
+        if len(named := [name for name in LENGTHS if name in self.texts]) > 1:
             raise UserError(f"{' and '.join(named)} set the length of the same run. Unset all but one.")
         if self.confirm and self.seeds == 1:
             raise UserError("SEEDS=1: one seed has no scatter, so it proves nothing. Set SEEDS to 2 or more.")
@@ -340,11 +340,6 @@ class Options(BaseModel):
                 f"EVAL_TOKENS={self.eval_tokens} is less than one block of {self.eval_block_size} tokens. Raise it."
             )
         return self
-
-    @property
-    def is_outside_cluster(self) -> bool:
-        """Whether ADDRESS names a cluster that this machine does not belong to."""
-        return (self.address or "").startswith(OUTSIDE)
 
     def trials_after(self, planned: int) -> int | None:
         """Return TRIALS for a study with `planned` trials; None if no number is set."""
@@ -388,7 +383,8 @@ def read_options(assignments: Sequence[str]) -> Options:
     for word in assignments:
         name, equals, text = word.partition("=")
         if not equals:
-            raise UserError(f"{word!r} is not of the form NAME=value.{did_you_mean(word.upper(), KNOWN)}")
+            near = did_you_mean(f"{word.upper()}=", [f"{name}=" for name in KNOWN])
+            raise UserError(f"{word!r} is not of the form NAME=value.{near}")
         _check_name(name)
         texts[name] = text.strip()
     for name in make_names(os.environ):
@@ -487,7 +483,7 @@ def _refusal(error: ErrorDetails, texts: Mapping[str, str]) -> UserError:
 
 def _check_name(name: str) -> None:
     if name not in KNOWN:
-        raise UserError(f"there is no variable {name!r}.{did_you_mean(name, KNOWN)}")
+        raise UserError(f"there is no variable {name!r}.{did_you_mean(name.upper(), KNOWN)}")
 
 
 def check_lora(given: Mapping[str, object], *, uses_lora: bool) -> None:

@@ -11,7 +11,6 @@ from trainable.config import config_from, without_seed
 from trainable.errors import UserError, check_bounds
 
 MAX_SEEDS = 1000
-MAX_TOP = 100
 
 
 class NothingToConfirmError(UserError):
@@ -42,7 +41,6 @@ def plan_attempt(trials: Sequence[dict[str, Any]], earlier: Sequence[Attempt], *
     other. Seeds of an earlier attempt are not used again: adding seeds until the answer pleases would prove nothing.
     Raises UserError when there is nothing to confirm.
     """
-    check_bounds("TOP", top, 1, MAX_TOP)
     check_bounds("SEEDS", seeds, MIN_SEEDS, MAX_SEEDS)
     baseline = baseline_trial(trials)
     if baseline is None:

@@ -47,20 +47,19 @@ def resume_command(options: Options, terminal: Terminal) -> int:
         space = replace(space, trials=planned, ends_early=False)
     trials = options.trials_after(planned)
     if trials is not None and document["kind"] == "search" and trials != planned:
-        space, settings = with_overrides(space, trials=trials), replace(settings, trials=trials)
+        space, settings = with_overrides(space, Settings(trials=trials)), replace(settings, trials=trials)
     with hold(study):
         code, loaded = _resume(study, document, space, settings, options, terminal)
     return conclude(study, code, options, terminal, loaded=loaded)
 
 
 def _check_kind(study: Study, document: dict[str, Any]) -> None:
-    kind = document.get("kind")
     remedies = {
         "attribute": "Run the same make attribute command again: it goes on.",
         "train": f"Go on with make train CHECKPOINT_PATH={study.checkpoint_dir(0)}/step_....pt RESUME_STEPS=...",
     }
-    if kind not in ("search", "baseline"):
-        raise UserError(f"study {study.name} is of kind {kind}. {remedies.get(str(kind), 'Start a new one.')}")
+    if (kind := document["kind"]) in remedies:
+        raise UserError(f"study {study.name} is of kind {kind}. {remedies[kind]}")
 
 
 def _check_same(study: Study, document: dict[str, Any], settings: Settings, options: Options) -> None:

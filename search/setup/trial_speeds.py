@@ -15,8 +15,8 @@ from trainable.errors import UserError
 ROUNDS = 3
 """All shapes in turn, so many times: a machine's speed drifts within seconds."""
 SHAPE_S = (3.0, 10.0)
-"""The least and the most that a shape is measured, in all rounds. Four shapes on two cores of an AMD EPYC: 3 s leave 4 to
-5 % between the shapes' errors, 10 s leave 2 %."""
+"""The least and the most that a shape is measured, in all rounds. Four shapes on two cores of an AMD EPYC: 3 s leave
+4 % between the shapes' errors, 10 s leave 2 %."""
 SHAPE_SHARE = 1 / 20
 """Of a trial's time, between these two."""
 

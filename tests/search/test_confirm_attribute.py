@@ -67,7 +67,8 @@ def test_confirmed_and_attributed_in_the_study_itself(study: Study, run_here: An
     ]  # fmt: skip
     losses = [row["val_loss"] for row in rows]
     assert setting["shapley"] == pytest.approx((losses[1] - losses[0] + losses[3] - losses[2]) / 2)
-    assert (study.path / "attribution.png").stat().st_size > 10_000
+    assert "report.html" in ran.stderr
+    assert "attribution-shapley" in (study.path / "report.html").read_text()
     assert [path.name for path in studies.iterdir() if not path.name.startswith(".")] == ["two"]
     assert checkpoints(study) == {0, 1}
     assert_one_winner(study, run_here)
@@ -83,6 +84,9 @@ def test_another_budget_is_a_question_of_its_own(study: Study, run_here: Any) ->
         refused = run_here("confirm", STUDY="two", **asked)
         assert refused.code == 2
         assert "BUDGET_T" in refused.stderr
+    for command in ("confirm", "attribute"):
+        refused = run_here(command, STUDY="two", STEPS="9")
+        assert (refused.code, "STEPS is the length of a winner's run" in refused.stderr) == (2, True)
     smaller = run_here("attribute", "--json", STUDY="two", SEEDS="1", BUDGET_TOKENS="3072", **one_slot)
     assert smaller.code == 0, smaller.stderr
     rows = [row for row in study.trials() if row["tokens_seen"] == 3072]

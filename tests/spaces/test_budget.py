@@ -13,6 +13,7 @@ from spaces.domains import points
 from spaces.overrides import with_overrides
 from spaces.read.load import load_space, space_from_tables
 from spaces.space import SearchSpace
+from spaces.user_settings import Settings
 from trainable.config import DOCUMENTED, TrialConfig, shape_of
 from trainable.errors import UserError
 
@@ -42,9 +43,9 @@ def space_of(**changes: Any) -> SearchSpace:
 
 def measured(space: SearchSpace, step_s: Callable[[TrialConfig], float] = affine_s, **settings: Any) -> SearchSpace:
     """The space with the speeds that a probe would find."""
-    draft = with_overrides(space, **settings)
+    draft = with_overrides(space, Settings(**settings))
     speeds = Speeds(step_s={shape: step_s(shape) for shape in draft.shapes()}, evaluation_s=EVALUATION_S)
-    return with_overrides(space, **settings, speeds=speeds)
+    return with_overrides(space, Settings(**settings), speeds=speeds)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +91,7 @@ def test_the_budgets_tokens_are_the_baselines() -> None:
 
 
 def load_like_tokens(space: SearchSpace) -> SearchSpace:
-    return with_overrides(space_of(), budget_tokens=space.budget.tokens)
+    return with_overrides(space_of(), Settings(budget_tokens=space.budget.tokens))
 
 
 def test_rungs_are_the_same_share_of_each_trials_own_run() -> None:
@@ -187,13 +188,13 @@ def test_a_space_file_that_is_wrong_about_time_is_refused(changes: dict[str, Any
 
 
 def test_a_variable_takes_the_place_of_the_files_budget() -> None:
-    in_tokens = with_overrides(space_of(), budget_tokens=100_000)
+    in_tokens = with_overrides(space_of(), Settings(budget_tokens=100_000))
     assert in_tokens.budget == Budget(tokens=100_000)
     plateau = load_space("plateau")
     in_time = measured(plateau, device_s=600.0)
     assert (in_time.budget.device_s, in_time.user_settings["BUDGET_TIME"]) == (600.0, "10m")
     assert len(in_time.shapes()) == 12
-    assert with_overrides(in_time, trials=30).budget == in_time.budget
+    assert with_overrides(in_time, Settings(trials=30)).budget == in_time.budget
 
 
 def test_a_study_keeps_its_speeds() -> None:
