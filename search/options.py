@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from results.study.paths import expanded
+from results.words import list_words
 from search.option_names import VENV, make_names, nearly, typed_names
 from spaces.budget import parse_duration
 from spaces.protocol import AUTO
@@ -363,6 +364,13 @@ FIELDS: Mapping[str, FieldInfo] = {
 }
 """Every variable besides the hyperparameters."""
 FOLDERS = ("STUDIES_DIR", "CACHE_DIR")
+ALSO_READ_BY: Mapping[str, tuple[str, ...]] = {
+    "a new search": ("search", "resume", "baseline", "preflight"),
+    "search": ("search", "resume", "baseline", "preflight", "confirm", "attribute", "model"),
+    "baseline": ("baseline", "resume", "preflight"),
+    "confirm": ("confirm", "search", "resume"),
+}
+"""The make targets that read what is described as for one of these."""
 KNOWN = (*FIELDS, *ENV_NAMES)
 
 
@@ -375,7 +383,8 @@ def read_options(assignments: Sequence[str]) -> Options:
     for word in assignments:
         name, equals, text = word.partition("=")
         if not equals:
-            raise UserError(f"{word!r} is not of the form NAME=value.{did_you_mean(word.upper(), KNOWN)}")
+            near = did_you_mean(f"{word.upper()}=", [f"{name}=" for name in KNOWN])
+            raise UserError(f"{word!r} is not of the form NAME=value.{near}")
         _check_name(name)
         texts[name] = text.strip()
     for name in make_names(os.environ):
@@ -394,10 +403,34 @@ def overlooked() -> list[str]:
     ]
 
 
+def unread(assignments: Sequence[str], target: str) -> list[str]:
+    """Return a line for each variable on the command line that the make target does not read."""
+    if target == "help":
+        return []
+    readers = {name: _readers(name) for name in sorted(_typed(assignments).intersection(KNOWN))}
+    return [
+        f"{name} is read by {list_words(names)}, not by {target}"
+        for name, names in readers.items()
+        if names and not any(target in ALSO_READ_BY.get(one, (one,)) for one in names)
+    ]
+
+
+def _readers(name: str) -> list[str]:
+    """Return the make targets that a variable is for; none where it is for any of them."""
+    if name in ENV_NAMES:
+        return ["a new search", "train"]
+    parts = [] if name == "CHECKPOINT_PATH" else describe_variable(name).split("; ")
+    found = [re.match(r"([a-z]+(?:, [a-z]+)*)(?: STUDY=)?: ", part) for part in parts]
+    return [one for match in found if match for one in match[1].split(", ")] if found and found[0] else []
+
+
+def _typed(assignments: Sequence[str]) -> set[str]:
+    return {word.partition("=")[0] for word in assignments}.union(typed_names(os.environ))
+
+
 def typed_folders(assignments: Sequence[str]) -> str:
     """Return the folders named on the command line, as a later command must repeat them."""
-    names = {word.partition("=")[0] for word in assignments}.union(typed_names(os.environ))
-    typed = {name: os.environ.get(name) for name in (*FOLDERS, VENV) if name in names}
+    typed = {name: os.environ.get(name) for name in (*FOLDERS, VENV) if name in _typed(assignments)}
     return "".join(f" {name}={shlex.quote(folder)}" for name, folder in typed.items() if folder)
 
 
@@ -450,7 +483,7 @@ def _refusal(error: ErrorDetails, texts: Mapping[str, str]) -> UserError:
 
 def _check_name(name: str) -> None:
     if name not in KNOWN:
-        raise UserError(f"there is no variable {name!r}.{did_you_mean(name, KNOWN)}")
+        raise UserError(f"there is no variable {name!r}.{did_you_mean(name.upper(), KNOWN)}")
 
 
 def check_lora(given: Mapping[str, object], *, uses_lora: bool) -> None:

@@ -13,6 +13,10 @@ from trainable.errors import UserError, check_bounds
 MAX_SEEDS = 1000
 
 
+class NothingToConfirmError(UserError):
+    """No trial besides the baseline is a candidate."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
     """One attempt to prove candidates better than the baseline, on seeds of its own."""
@@ -49,7 +53,7 @@ def plan_attempt(trials: Sequence[dict[str, Any]], earlier: Sequence[Attempt], *
         if final_loss(row) is not None and row["trial_id"] not in worse:
             candidates.setdefault(without_seed(config_from(row)), row["trial_id"])
     if len(candidates) == 1:
-        raise UserError(
+        raise NothingToConfirmError(
             "there is nothing to confirm: no trial besides the baseline has completed"
             f"{' and is not proven worse' if worse else ''}. Run more trials: make resume TRIALS=+..."
         )

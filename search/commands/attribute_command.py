@@ -25,6 +25,7 @@ from search.terminal.console import Preparing, Terminal
 from search.terminal.next_steps import Step, ending_document, say_next
 from spaces.budget import Budget, budget_of
 from trainable.config import BASELINES, DOCUMENTED
+from trainable.errors import UserError
 
 DEFAULT_BUDGET_TOKENS = 200_000
 DEFAULT_SEEDS = 3
@@ -38,6 +39,11 @@ def attribute_command(options: Options, terminal: Terminal) -> int:
     The runs go into STUDY, or for FROM and TO into a study of their own.
     """
     named = options.from_ is not None or options.to is not None
+    if named and options.study is not None:
+        raise UserError(
+            f"STUDY={options.study} attributes a study's winner, FROM and TO the documented configurations. "
+            "Unset STUDY, or FROM and TO."
+        )
     source = None if named else open_or_fetch_study(options)
     budget = _budget(source, options)
     if source is None:
@@ -120,9 +126,9 @@ def _run(question: Question, plan: Plan, seeds: int, terminal: Terminal) -> int:
     )
     write_attribution(study, found)
     write_reports(study)
+    terminal.console.print(render(found))
     if plan.slots.storage is not None:
         TableMirror(study, plan.slots.storage, terminal.say).close()
-    terminal.console.print(render(found))
     terminal.say(did_it_words(found), f"report: {shown(study.path / 'report.html')}")
     terminal.document({**ending_document(study, terminal), **to_json(found)})
     return 1 if failed else 0

@@ -7,7 +7,15 @@ from datetime import datetime
 from importlib.util import find_spec
 from typing import Any
 
-from results.study.folder import Study, check_study_name, new_study_name, open_study, studies_dir, study_exists
+from results.study.folder import (
+    Study,
+    check_studies_dir,
+    check_study_name,
+    new_study_name,
+    open_study,
+    studies_dir,
+    study_exists,
+)
 from results.study.planned_run import PlannedRun
 from search.cluster.connection import check_port
 from search.cluster.study_storage import probed
@@ -264,6 +272,7 @@ def baseline_runs(configs: Sequence[TrialConfig]) -> list[PlannedRun]:
 
 def study_name(options: Options, stem: str) -> str:
     """Return STUDY, checked to be free, or a new name made from `stem` and the time. Raises UserError."""
+    check_studies_dir()
     name = options.study
     if name is None:
         return new_study_name(stem, datetime.now())

@@ -84,7 +84,8 @@ def verdict_lines(winner: Winner) -> list[str]:
         if row is not None and row["status"] == "completed" and not (row is winner.baseline and row is winner.trial):
             lines.append(f"{name}: val loss {loss_words(row['val_loss'])}; {config_words(row)}")
     if winner.search_difference is not None:
-        by = f"{-winner.search_difference:.4f} nats/token lower on the same held-out tokens at the same budget"
+        side = "lower" if winner.search_difference <= 0 else "higher"
+        by = f"{abs(winner.search_difference):.4f} nats/token {side} on the same held-out tokens at the same budget"
         lines.append(f"{by}; {evidence_words(winner)}")
     return [*lines, *notes(winner)]
 

@@ -153,9 +153,9 @@ class Simulation:
         number = proposal["trial_id"]
         trial = SimpleNamespace(config=proposal, last_result=None, error_file=None)
         self.recorder.on_trial_start(iteration=1, trials=[], trial=trial)
-        # From its newest checkpoint, which is at one of its evaluations, or from its start.
+        # From its newest checkpoint, which is at one of its evaluations or after the last, or from its start.
         evaluations = sum(row["trial_id"] == number for row in ledger.metrics())
-        begin = self.draw.randrange(evaluations) if evaluations else 0
+        begin = self.draw.randrange(evaluations + 1) if evaluations else 0
         pace_s = math.exp(self.draw.uniform(0, 2))
         config = TrialConfig(**proposal["trial"])
         self.running[number] = Running(trial, config, pace_s, self.now_s + pace_s, begin)

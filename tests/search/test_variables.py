@@ -59,10 +59,11 @@ def test_a_folder_given_as_a_word_is_where_later_code_looks(tmp_path: Path, monk
     [
         ("SPCE=plateau", "there is no variable 'SPCE'. Did you mean 'SPACE'?"),
         ("BATCH_SZE=8", "there is no variable 'BATCH_SZE'. Did you mean 'BATCH_SIZE'?"),
-        ("batch_size=8", "there is no variable 'batch_size'."),
+        ("batch_size=8", "there is no variable 'batch_size'. Did you mean 'BATCH_SIZE'?"),
         ("=8", "there is no variable ''."),
         ("plateau", "'plateau' is not of the form NAME=value."),
-        ("space", "'space' is not of the form NAME=value. Did you mean 'SPACE'?"),
+        ("space", "'space' is not of the form NAME=value. Did you mean 'SPACE='?"),
+        ("TRIALS", "'TRIALS' is not of the form NAME=value. Did you mean 'TRIALS='?"),
         ("LORA_RNK=8", "there is no variable 'LORA_RNK'. Did you mean 'LORA_RANK'?"),
     ],
 )

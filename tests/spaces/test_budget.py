@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from spaces.budget import Budget, Speeds, budget_of, duration_text, parse_duration
+from spaces.domains import points
 from spaces.overrides import with_overrides
 from spaces.read.load import load_space, space_from_tables
 from spaces.space import SearchSpace
@@ -124,6 +125,18 @@ def test_what_changes_no_speed_is_no_shape() -> None:
     }
     shapes = space_of(search=searched).shapes()
     assert sorted((shape.use_lora, shape.lora_rank) for shape in shapes) == [(False, 8), (True, 2), (True, 8)]
+
+
+def test_a_parameter_that_is_not_active_has_the_baselines_value_outside_of_its_domain() -> None:
+    searched = {
+        "lr_schedule": {"choice": ["warmup_cosine", "linear"]},
+        "batch_size": {"choice": [8, 16], "when": {"lr_schedule": ["linear"]}},
+        "dropout": {"choice": [0.2], "when": {"lr_schedule": ["linear"]}},
+        "block_size": {"choice": [16, 32]},
+    }
+    space = measured(space_of(search=searched, baseline={**TABLES["baseline"], "dropout": 0.0}))
+    for point in points(space.parameters, lambda parameter: parameter.domain.examples()):
+        assert space.config_for(point).training_steps > 0
 
 
 def test_between_two_that_were_measured_a_steps_time_is_a_line() -> None:

@@ -153,7 +153,9 @@ def load_weights(
                 f"{where}: tensor '{name}' is {tuple(tensor.shape)} in the checkpoint and "
                 f"{tuple(expected[name].shape)} in the model. Name the model it was made from."
             )
-    missing = sorted(expected.keys() - given.keys() - tied.keys())
+    # safetensors' save_model keeps the first of two tied names, which is the head's.
+    by_tie = {other for name, other in tied.items() if name in given}
+    missing = sorted(expected.keys() - given.keys() - tied.keys() - by_tie)
     if missing:
         raise UserError(
             f"{where}: the checkpoint lacks '{missing[0]}' ({len(missing)} in all). Name the model it was made from."
