@@ -13,7 +13,7 @@ from results.attribution.attribution_runs import (
 )
 from results.attribution.sentences import did_it_words, render
 from results.report.page import write_reports
-from results.study.folder import Study, list_studies, studies_dir
+from results.study.folder import Study, check_has_baseline, list_studies, studies_dir
 from results.study.ledger import Ledger
 from results.study.paths import shown
 from results.study.planned_run import runs_left
@@ -54,6 +54,7 @@ def attribute_command(options: Options, terminal: Terminal) -> int:
     if source is None:
         question = question_of_names(options.from_ or "before", options.to or "documented", budget)
     else:
+        check_has_baseline(source)
         question = question_of_study(source, budget)
     with Preparing(terminal.console) as progress:
         plan = _plan(question, source, budget, options, progress)

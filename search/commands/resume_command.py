@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from results.ranking import ranked_trials
-from results.study.folder import Study
+from results.study.folder import RESUMED_KINDS, Study
 from results.study.ledger import Ledger
 from results.study.lock import hold
 from results.words import budget_words, short_budget_words
@@ -57,7 +57,7 @@ def _check_kind(study: Study, document: dict[str, Any]) -> None:
         "attribute": "Run the same make attribute command again: it goes on.",
         "train": f"Go on with make train CHECKPOINT_PATH={study.checkpoint_dir(0)}/step_....pt RESUME_STEPS=...",
     }
-    if kind not in ("search", "baseline"):
+    if kind not in RESUMED_KINDS:
         raise UserError(f"study {study.name} is of kind {kind}. {remedies.get(str(kind), 'Start a new one.')}")
 
 
