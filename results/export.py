@@ -131,7 +131,6 @@ def _load(study: Study, budget: Budget | None = None) -> _Best:
     if budget is not None:
         config = budget.sized(config)
     document = study.document()
-    # Older studies lack some of them.
     inputs = {name: document.get(name) for name in INPUT_VARIABLES}
     for name, value in inputs.items():
         try:
@@ -183,7 +182,9 @@ def _notes(best: _Best) -> list[str]:
     trial, winner = best.trial, best.winner
     loss, base = f"val_loss {trial['val_loss']:.4f} nats/token", winner.baseline_val_loss
     if trial["is_baseline"]:
-        loss += "; this is the baseline: no completed trial beat it"
+        loss += f"; this is the baseline: {_why_it_won(winner)}"
+    elif winner.standing == "trained":
+        pass  # a run of train has no baseline
     elif base is None:
         status = winner.baseline["status"] if winner.baseline else "not started"
         loss += f"; the baseline has not completed ({status})"
@@ -206,6 +207,13 @@ def _notes(best: _Best) -> list[str]:
             f"{_SCRIPTS} would also continue its step count"
         )
     return [_plain(line) for line in lines]
+
+
+def _why_it_won(winner: Winner) -> str:
+    first = winner.search_best
+    if first is None or first["is_baseline"]:
+        return "no completed trial beat it"
+    return f"trial {first['trial_id']} came first in the search and is proven worse"
 
 
 def _stretch_notes(best: _Best) -> Iterable[str]:

@@ -11,7 +11,7 @@ from results.ranking import ranked_trials, savings
 from results.study.folder import Study, open_study
 from results.winner import find_winner
 from results.winner import to_json as winner_json
-from results.words import budget_words, config_words, duration_words, loss_words, run_words, token_words
+from results.words import budget_words, config_words, duration_words, list_words, loss_words, run_words, token_words
 from search.options import Options
 from search.terminal.console import Terminal, print_table
 from spaces.budget import Budget, budget_of
@@ -56,9 +56,17 @@ def compare_command(options: Options, terminal: Terminal) -> int:
         for line in differences:
             terminal.say(f"  {line}")
     else:
-        terminal.say(f"the same text, evaluation and budget: {ranked[0]['study']} has the lowest loss, one seed each")
+        terminal.say(f"the same text, evaluation and budget: {_lowest_words(ranked)}")
     terminal.document({"ranked": not differences, "differences": differences, "studies": ranked})
     return 0
+
+
+def _lowest_words(ranked: list[dict[str, Any]]) -> str:
+    losses = {entry["study"]: entry["best"]["val_loss"] for entry in ranked if entry["best"]}
+    lowest = [study for study, loss in losses.items() if loss == min(losses.values())]
+    if not lowest:
+        return "no study has a completed trial"
+    return f"{list_words(lowest)} {'has' if len(lowest) == 1 else 'have'} the lowest loss, one seed each"
 
 
 def protocol_differences(entries: list[dict[str, Any]]) -> list[str]:

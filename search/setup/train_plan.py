@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from results.export import winner_env
 from results.study.folder import Study, find_study, new_study_name, open_study
 from results.winner import winner_of
-from search.options import Options, check_lora, parse_options, with_default_warmup
+from search.options import LENGTHS, Options, check_lora, parse_options, with_default_warmup
 from search.setup.inputs import Loaded, check_inputs, load_inputs
 from search.setup.plan import study_name
 from search.setup.resumption import resumed_config
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from trainable.checkpoint.checkpoint import Checkpoint
 
 DEFAULT_EVAL_TOKENS = 16_384
-LENGTHS = ("BUDGET_TOKENS", "BUDGET_TIME", "STEPS")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from results.attribution.attribution_files import load_attribution
 from results.export import input_words, make_words
 from results.ranking import ranked_trials
 from results.report.facts.study_facts import edges_of
+from results.samples import samples_json
 from results.study.folder import Study
 from results.winner import Winner, winner_of
 from search.terminal.console import Terminal, print_line
@@ -89,7 +90,9 @@ def _about(study: Study, winner: Winner, diagnose: Step, own: list[Step]) -> lis
     search = f"make search SPACE=schedule BASELINE={name} {input_words(study.document())}".rstrip()
     schedule = Step(command=search, purpose="search the LR schedule around it")
     attribute = Step(command=f"make attribute STUDY={name}", purpose="find which of the changed settings did it")
-    unexplained = [attribute] if load_attribution(study) is None else []
+    known = load_attribution(study)
+    # Of an earlier winner it explains nothing about this one.
+    unexplained = [] if winner.trial and known and known.after_name == winner.name else [attribute]
     match winner.standing:
         case "proven":
             return [*_rival(study, winner), *own, *unexplained, schedule]
@@ -133,6 +136,12 @@ def _wider(study: Study) -> list[Step]:
         return []
     command = f"make -s export STUDY={study.name} FORMAT=toml > {study.name}.toml"
     return [Step(command=command, purpose=f"write a space file to change: {'; '.join(words)}")]
+
+
+def ending_document(study: Study, terminal: Terminal) -> dict[str, Any]:
+    """Print the next steps; return what every command that has run trials says of the study as JSON."""
+    following = say_next(next_steps(study), terminal)
+    return {"study": study.name, "path": str(study.path), "samples": samples_json(study), "next": following}
 
 
 def say_next(steps: Sequence[Step], terminal: Terminal) -> list[dict[str, str]]:

@@ -36,8 +36,8 @@ ABANDONED_AFTER_S = 3600.0
 STARTS = 2
 SLOW_START_S = 30.0
 LOOK_INTERVAL_S = 0.05
-LOADED_BY_WORKERS = "trainable.ray_trainable"
-"""Imported by each worker ahead of its first trial: torch and transformers take seconds."""
+LOADED_BY_WORKERS = "search.__main__,trainable.ray_trainable"
+"""Imported by each worker ahead of its first trial: what a command sets before any library, then torch and the like."""
 UNUSED_PROCESSES = ("start_api_server", "start_monitor", "start_log_monitor")
 """Of Ray's head: the dashboard's server, the autoscaler, and the monitor of the workers' logs."""
 _KILL_ALL = Node.kill_all_processes

@@ -185,6 +185,13 @@ def test_random_weights_in_place_of_pretrained_ones(log: Path) -> None:
     assert "the weights were not loaded" in finding.summary
 
 
+def test_a_norm_that_a_trainer_prints_as_nan_says_nothing_of_weights_that_learn(log: Path) -> None:
+    losses = [3.9 - 0.6 * (1 - math.exp(-index / 15)) for index in range(100)]
+    assert found(log, trainer_log(losses, norm=math.nan)) == []
+    (finding, *_) = found(log, trainer_log([3.9] * 100, norm=math.nan))
+    assert finding.kind == "nonfinite"
+
+
 def test_a_pretrained_model_must_start_below_the_unigram_entropy(log: Path) -> None:
     text = owner_log(falling(6.2, 5.0), 5000)
     known = Context(pretrained=True, unigram_entropy=5.66)

@@ -247,6 +247,36 @@ def test_a_trial_proven_better_once_and_worse_once_is_out(searched: Study) -> No
     assert ids(searched) == (2, 1, None)
 
 
+def test_one_trial_alone_came_first_in_the_search(searched: Study) -> None:
+    add_attempt(searched, {0: BASELINE, 1: WORSE, 2: LUCKY})
+    assert ids(searched) == (2, 1, None)
+    assert headline(winner_of(searched)) == (
+        "Trial 2 is the best of the search that is not proven worse; that it is better than the baseline is not proven"
+    )
+
+
+def test_a_baseline_that_won_on_fresh_seeds_says_so_everywhere(searched: Study) -> None:
+    add_attempt(searched, {0: BASELINE, 1: WORSE, 2: WORSE})
+    assert ids(searched) == (0, 1, None)
+    assert evidence_words(winner_of(searched)).startswith("trial 1 is worse than the baseline on 5 fresh seeds; inter")
+    assert "; this is the baseline: trial 1 came first in the search and is proven worse\n" in export_env(searched)
+
+
+def test_a_proven_trial_that_was_behind_in_the_search_is_not_called_lower_there(
+    searched: Study, make_trial: MakeTrial
+) -> None:
+    add_trial(searched, make_trial(40, val_loss=5.1, batch_size=4))
+    add_attempt(searched, {0: BASELINE, 1: LUCKY, 2: LUCKY, 40: PROVEN})
+    assert ids(searched) == (40, 1, 40)
+    assert any(line.startswith("0.1000 nats/token higher") for line in verdict_lines(winner_of(searched)))
+
+
+def test_a_run_of_train_has_no_baseline_to_miss(searched: Study, make_trial: MakeTrial) -> None:
+    run = make_trial(0, val_loss=4.5, purpose="train", is_baseline=False)
+    write_table(searched.trials_path, [run], TRIALS)
+    assert "# val_loss 4.5000 nats/token\n" in export_env(searched)
+
+
 def test_a_next_search_names_the_model_and_text_that_are_not_the_defaults(searched: Study) -> None:
     def command() -> str:
         return next(step.command for step in next_steps(searched) if "SPACE=schedule" in step.command)

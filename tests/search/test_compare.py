@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from search.commands.compare_command import _budget, protocol_differences, speed_differences
+from search.commands.compare_command import _budget, _lowest_words, protocol_differences, speed_differences
 from spaces.budget import Budget, Speeds
 from trainable.config import DOCUMENTED
 
@@ -35,6 +35,15 @@ def test_the_same_time_is_the_same_budget_on_the_same_device_alone() -> None:
     document = {"budget_tokens": 1000, "device": {"name": "a CPU", "slots": 2}}
     assert _budget(document) == "1,000 training tokens"
     assert _budget({**document, "device_time": time}) == "10 min 00 s of device time, 2 at a time on a CPU"
+
+
+def test_who_has_the_lowest_loss() -> None:
+    def of(study: str, loss: float | None) -> dict[str, object]:
+        return {"study": study, "best": None if loss is None else {"val_loss": loss}}
+
+    assert _lowest_words([of("a", 4.0), of("b", 4.5), of("c", None)]) == "a has the lowest loss, one seed each"
+    assert _lowest_words([of("a", 4.0), of("b", 4.0)]) == "a and b have the lowest loss, one seed each"
+    assert _lowest_words([of("a", None), of("b", None)]) == "no study has a completed trial"
 
 
 def test_a_time_measured_at_another_speed_is_another_budget() -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from results.diagnosis.findings import Diagnosis
 from results.diagnosis.rules.spike import Spike, calmer, poisoned, rate_text, spike_finding, spikes_of
-from results.diagnosis.rules.update import rate_jump
+from results.diagnosis.rules.update import falls_since, rate_jump
 from results.diagnosis.run_view import RunView, noise_sd
 from results.diagnosis.trace import Column
 from trainable.stability import StabilityRules
@@ -95,7 +95,7 @@ def _hidden_nonfinite(run: RunView) -> Diagnosis | None:
     steps, norms = run.trace.series("grad_norm")
     bad = next((index + 1 for index in reversed(range(len(norms))) if math.isfinite(norms[index])), 0)
     zero = next((index + 1 for index in reversed(range(len(run.train))) if run.train.values[index]), 0)
-    if len(norms) - bad >= HIDDEN_ROWS:
+    if len(norms) - bad >= HIDDEN_ROWS and not falls_since(run, steps[bad]):
         step, what = steps[bad], f"the gradient norm is {norms[bad]:g}"
     elif len(run.train) - zero >= HIDDEN_ROWS and (zero == 0 or run.train.values[zero - 1] > FALLEN_NATS):
         step, what = run.train.steps[zero], "the training loss is exactly 0"
