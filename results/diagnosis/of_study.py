@@ -13,7 +13,7 @@ from results.diagnosis.run_view import Context
 from results.diagnosis.trace import trace_of_trial
 from results.ranking import baseline_trial, ending_counts, leaderboard, ranked_trials
 from results.study.folder import Study
-from results.words import STATUS_LABELS
+from results.words import STATUS_LABELS, count_words
 from trainable.errors import UserError
 from trainable.model.model_names import PRESETS
 
@@ -74,7 +74,7 @@ def report_of_study(study: Study) -> Report:
             trace = trace_of_trial(study, baseline["trial_id"])
     return Report(
         target=f"study {study.name}",
-        about=f"study of {len(trials)} trials: {counts or 'none has started'}",
+        about=f"study of {count_words(len(trials), 'trial')}: {counts or 'none has started'}",
         findings=tuple(findings),
         notes=("the picture shows the baseline",) if trace else (),
         trace=trace,

@@ -9,6 +9,7 @@ from results.diagnosis.findings import Diagnosis, capitalized, confidence_word
 from results.diagnosis.rules.time import missing_rows
 from results.diagnosis.run_view import Context, view
 from results.diagnosis.trace import Column, RunTrace
+from results.words import count_words
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -150,11 +151,15 @@ def _rows(finding: Diagnosis, number: int) -> Sequence[tuple[str, str]]:
 def _about(trace: RunTrace) -> str:
     until = f" of {trace.total_steps}" if trace.total_steps else ""
     columns: tuple[tuple[str, Column], ...] = (
-        ("evaluations", "val_loss"),
-        ("training losses", "train_loss"),
-        ("gradient norms", "grad_norm"),
+        ("evaluation", "val_loss"),
+        ("training loss", "train_loss"),
+        ("gradient norm", "grad_norm"),
     )
-    counts = [f"{len(steps)} {name}" for name, column in columns if (steps := trace.series(column)[0])]
+    counts = [
+        count_words(len(steps), name, "training losses" if column == "train_loss" else None)
+        for name, column in columns
+        if (steps := trace.series(column)[0])
+    ]
     what = "log" if trace.origin == "log" else "recorded run"
     until += " (a resumed run)" if "resumed" in trace.announced else ""
     return f"{what} of {trace.unit}s {trace.steps[0]} to {trace.steps[-1]}{until}: {', '.join(counts) or 'no losses'}"

@@ -26,6 +26,9 @@ SCHEMA_VERSION = 3
 LATEST = "latest"
 """In place of a name: the study that search or baseline made last."""
 
+RESUMED_KINDS = ("search", "baseline")
+"""Kinds of studies that have a baseline and trials of their own, and that resume goes on with."""
+
 MAX_NAME_CHARACTERS = 100
 
 
@@ -237,9 +240,19 @@ class StudyExistsError(UserError):
 
 def study_exists(name: str) -> StudyExistsError:
     """Return the error for a new study under a name that is taken."""
-    return StudyExistsError(
-        f"study {name} exists. Go on with it: make resume STUDY={name}; or choose another STUDY= name."
-    )
+    try:
+        kind = Study(studies_dir() / name).document()["kind"]
+    except UserError:
+        kind = "search"
+    resume = f"Go on with it: make resume STUDY={name}; or choose" if kind in RESUMED_KINDS else "Choose"
+    return StudyExistsError(f"study {name} exists. {resume} another STUDY= name.")
+
+
+def check_has_baseline(study: Study) -> None:
+    """Raises UserError for a run of train and for an attribution on its own: they have no trials beside a baseline."""
+    kind = study.document()["kind"]
+    if kind not in RESUMED_KINDS:
+        raise UserError(f"study {study.name} is of kind {kind}, without trials beside a baseline. Name a search.")
 
 
 def list_studies() -> list[Study]:

@@ -7,7 +7,7 @@ from results.attribution.attribution_files import to_json, write_attribution
 from results.attribution.attribution_runs import Question, attribution_losses, make_question, question_of_study
 from results.attribution.sentences import did_it_words, render
 from results.report.page import write_reports
-from results.study.folder import Study, list_studies, studies_dir
+from results.study.folder import Study, check_has_baseline, list_studies, studies_dir
 from results.study.ledger import Ledger
 from results.study.paths import shown
 from results.study.planned_run import runs_left
@@ -50,6 +50,7 @@ def attribute_command(options: Options, terminal: Terminal) -> int:
         before, after = options.from_ or "before", options.to or "documented"
         question = make_question(before, BASELINES[before], after, BASELINES[after], budget)
     else:
+        check_has_baseline(source)
         question = question_of_study(source, budget)
     with Preparing(terminal.console) as progress:
         plan = _plan(question, source, budget, options, progress)

@@ -6,7 +6,7 @@ from rich.table import Table
 
 from results.confirmation.attempt import Attempt, attempt_rows, judged, plan_attempt, planned_runs, trials_found
 from results.confirmation.confirmation_file import load_attempts, to_json, write_attempts
-from results.study.folder import Study
+from results.study.folder import Study, check_has_baseline
 from results.study.ledger import Ledger
 from results.study.lock import hold
 from results.study.planned_run import runs_left
@@ -61,6 +61,7 @@ def confirm_command(options: Options, terminal: Terminal) -> int:
 def confirm_study(study: Study, options: Options, terminal: Terminal) -> int:
     """Make a new attempt at a proof, or continue the interrupted one; return the exit code."""
     refuse_steps(options)
+    check_has_baseline(study)
     own = budget_of(study.document())
     for name, asked, ran in (
         ("BUDGET_TOKENS", options.budget_tokens, own.tokens),

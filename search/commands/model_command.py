@@ -56,7 +56,10 @@ def model_command(options: Options, terminal: Terminal) -> int:
 def _winner(study: Study) -> dict[str, Any]:
     trial = study.trials()[0] if study.document()["kind"] == "train" else winner_of(study).trial
     if trial is None or trial["status"] != "completed":
-        raise UserError(f"study {study.name} has no completed trial, so there is no model. Go on with it: make resume")
+        raise UserError(
+            f"study {study.name} has no completed trial, so there is no model. Go on with it: make resume "
+            f"STUDY={study.name}"
+        )
     return trial
 
 

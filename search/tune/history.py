@@ -55,7 +55,10 @@ class WarmStart:
             if self.told
             else "its losses cannot be compared"
         )
-        return f"learning from study {self.source}: {told}; its best {len(self.first_points)} run after the baseline"
+        best = len(self.first_points)
+        if not best and not self.told:
+            return f"nothing is learned from study {self.source}: {told}"
+        return f"learning from study {self.source}: {told}{f'; its best {best} run after the baseline' if best else ''}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ import pytest
 
 from results.study.folder import (
     Study,
+    check_has_baseline,
     check_study_name,
     create_study,
     list_studies,
@@ -298,3 +299,13 @@ def test_without_a_search_or_a_baseline_there_is_no_latest(studies: Path, make_d
     (studies / "s" / "study.json").write_text("{")
     with pytest.raises(UserError, match=r"s/study\.json: not whole JSON"):
         open_study("latest")
+
+
+def test_what_resume_does_not_go_on_with_is_not_said_to_be_resumed(studies: Path, make_document: MakeDocument) -> None:
+    study = create_study("one", make_document("one", kind="train"))
+    with pytest.raises(UserError) as caught:
+        create_study("one", make_document("one"))
+    assert one_line(caught) == "study one exists. Choose another STUDY= name."
+    with pytest.raises(UserError, match=r"of kind train, without trials beside a baseline\. Name a search\."):
+        check_has_baseline(study)
+    check_has_baseline(create_study("two", make_document("two")))

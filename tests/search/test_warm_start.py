@@ -200,7 +200,7 @@ def test_a_damaged_one_is_a_line(tmp_path: Path, source: Study, spoil: Callable[
 
 
 def test_without_results_none_are_claimed() -> None:
-    assert "its losses cannot be compared; its best 0 run" in WarmStart(source="x").words
+    assert WarmStart(source="x").words == "nothing is learned from study x: its losses cannot be compared"
 
 
 def searched(space: SearchSpace, draw: random.Random, history: History = NO_HISTORY) -> list[KnownTrial]:
