@@ -1,5 +1,6 @@
 """What make test hands out to its processes, what they do not inherit, and how long the fuzz of tests/fuzz looks."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -13,6 +14,9 @@ for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "GNUMAKEFLAGS"
 
 # Two processes of tests on two cores: a second thread in each only waits for the first, minutes where others work too.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# As in search/__main__.py, whose reason holds for what tests import and collect.
+gc.set_threshold(100_000, *gc.get_threshold()[1:])
 
 _shared = settings(database=None, deadline=None, suppress_health_check=list(HealthCheck))
 # The same examples every time, so that a commit is never red by chance.
