@@ -8,7 +8,7 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
-from results.ranking import ranked_trials
+from results.ranking import final_loss, ranked_trials
 from results.winner import Winner
 from results.words import duration_words, loss_words, run_words
 from spaces.budget import budget_of
@@ -69,7 +69,7 @@ def time_winner(
     for row in metrics:
         if row["val_loss"] is not None:
             curves.setdefault(row["trial_id"], []).append((row["active_s"], row["val_loss"]))
-    completed = [row for row in ranked_trials(trials) if row["status"] == "completed" and row["trial_id"] in curves]
+    completed = [row for row in ranked_trials(trials) if final_loss(row) is not None and row["trial_id"] in curves]
     shapes = {row["trial_id"]: shape_of(config_from(row)) for row in completed}
     ends_s = defaultdict[TrialConfig, list[float]](list)
     for trial_id, shape in shapes.items():

@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from results.winner import to_json as winner_json
 from spaces.budget import Budget
 from trainable.config import ENV_NAMES, TrialConfig, config_from
 from trainable.errors import UserError
+from trainable.model.model_names import DEFAULT_MODEL
 
 ENV_ORDER: tuple[str, ...] = (
     *ENV_NAMES,
@@ -68,9 +69,20 @@ def winner_env(study: Study, budget: Budget | None = None) -> dict[str, str]:
 
 def export_cli(study: Study, budget: Budget | None = None) -> str:
     """Return the study's winner as a `make train NAME=value ...` command. Raises UserError as export_env does."""
-    values = {name: value for name, value in _env(_load(study, budget)).items() if value}
-    words = ["make", "train", *(f"{name}={_make_value(value)}" for name, value in values.items())]
-    return shlex.join(words) + "\n"
+    values = _env(_load(study, budget))
+    return f"make train {make_words(values)}\n"
+
+
+def make_words(values: Mapping[str, str | None]) -> str:
+    """Return the variables that have a value as a shell hands them to make."""
+    return shlex.join(f"{name}={_make_value(value)}" for name, value in values.items() if value)
+
+
+def input_words(document: Mapping[str, Any]) -> str:
+    """Return the model, text and checkpoint of a study as make_words(), those that are the defaults left out."""
+    defaults = {"GPT2_MODEL_NAME": DEFAULT_MODEL, "DOCUMENTS": "file"}
+    values = {variable: document.get(name) for name, variable in INPUT_VARIABLES.items()}
+    return make_words({name: value for name, value in values.items() if value != defaults.get(name)})
 
 
 def export_json(study: Study, budget: Budget | None = None) -> str:
@@ -95,9 +107,9 @@ def export_toml(study: Study, budget: Budget | None = None) -> str:
     from results.export_space import space_text
 
     best = _load(study, budget)
-    model, data_source = best.inputs["model"] or "", best.inputs["data_source"]
-    inputs = f"model {_plain(model)}, data {_plain(data_source or 'the Python language reference')}"
-    return space_text(study.document(), best.config, [*_notes(best), inputs], budget=budget)
+    document = study.document()
+    inputs = f"to search it with this study's model and text: make search SPACE=... {input_words(document)}".rstrip()
+    return space_text(document, best.config, [*_notes(best), _plain(inputs)], budget=budget)
 
 
 def write_best(study: Study) -> None:
@@ -119,7 +131,6 @@ def _load(study: Study, budget: Budget | None = None) -> _Best:
     if budget is not None:
         config = budget.sized(config)
     document = study.document()
-    # Older studies lack some of them.
     inputs = {name: document.get(name) for name in INPUT_VARIABLES}
     for name, value in inputs.items():
         try:
@@ -171,7 +182,9 @@ def _notes(best: _Best) -> list[str]:
     trial, winner = best.trial, best.winner
     loss, base = f"val_loss {trial['val_loss']:.4f} nats/token", winner.baseline_val_loss
     if trial["is_baseline"]:
-        loss += "; this is the baseline: no completed trial beat it"
+        loss += f"; this is the baseline: {_why_it_won(winner)}"
+    elif winner.standing == "trained":
+        pass  # a run of train has no baseline
     elif base is None:
         status = winner.baseline["status"] if winner.baseline else "not started"
         loss += f"; the baseline has not completed ({status})"
@@ -194,6 +207,13 @@ def _notes(best: _Best) -> list[str]:
             f"{_SCRIPTS} would also continue its step count"
         )
     return [_plain(line) for line in lines]
+
+
+def _why_it_won(winner: Winner) -> str:
+    first = winner.search_best
+    if first is None or first["is_baseline"]:
+        return "no completed trial beat it"
+    return f"trial {first['trial_id']} came first in the search and is proven worse"
 
 
 def _stretch_notes(best: _Best) -> Iterable[str]:

@@ -11,6 +11,7 @@ from spaces.domains import Choice, Domain, FloatRange
 from spaces.overrides import with_overrides
 from spaces.read.load import load_space, space_from_toml
 from spaces.space import SearchSpace
+from spaces.user_settings import Settings
 from trainable.config import TrialConfig
 
 
@@ -43,7 +44,7 @@ def space_text(
 
 def _widen(text: tomlkit.TOMLDocument, before: SearchSpace, config: TrialConfig) -> None:
     """Widen the [search] domains to `config`, as a search with BASELINE= does by itself."""
-    after = with_overrides(before, baseline=(before.name, config))
+    after = with_overrides(before, Settings(baseline=(before.name, config)))
     search: Any = text.get("search", {})
     for parameter in after.parameters:
         if parameter.domain != before.domain(parameter.name):

@@ -193,7 +193,9 @@ def headline(winner: Winner) -> str:
         assert winner.difference is not None
         return f"{name} is better than the baseline by {-winner.difference:.4f} nats/token"
     if verdict is not None:
-        return f"{name} came first in the search; that it is better than the baseline is not proven"
+        is_first = winner.trial is winner.search_best
+        place = "came first in the search" if is_first else "is the best of the search that is not proven worse"
+        return f"{name} {place}; that it is better than the baseline is not proven"
     assert winner.difference is not None
     return f"{name} beat the baseline by {-winner.difference:.4f} nats/token"
 
@@ -221,11 +223,13 @@ def warning_words(winner: Winner) -> str | None:
 
 def evidence_words(winner: Winner) -> str:
     """Return the evidence for the headline."""
-    verdict = winner.verdict
+    verdict, who = winner.verdict, ""
+    if winner.standing == "baseline" and winner.search_best is not None and winner.search_best_verdict is not None:
+        verdict, who = winner.search_best_verdict, f"trial {winner.search_best['trial_id']} is "
     if verdict is not None:
         interval = f"; interval {interval_words(verdict.low, verdict.high)}"
         interval = interval if verdict.mean_difference is not None and verdict.seeds > 1 else ""
-        return f"{_verdict_words(verdict)}{interval}"
+        return f"{who}{_verdict_words(verdict)}{interval}"
     if winner.standing == "unproven":
         return "one seed each, so not proven yet"
     return "one seed each, so nothing is claimed" if winner.standing == "baseline" else "no comparison was made"

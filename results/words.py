@@ -1,5 +1,6 @@
 """Numbers, statuses and configurations as words, for terminal and report. It reads nothing and decides nothing."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -32,6 +33,12 @@ LABELS: Mapping[str, str] = {
     "lora_targets": "LoRA targets",
 }
 """Of hyperparameters whose own name is not the usual word."""
+
+_ALWAYS_SAID = (
+    *("batch_size", "block_size", "grad_accum_steps", "learning_rate", "lr_schedule", "warmup_frac"),
+    *("use_lora", "lora_rank", "lora_alpha"),
+)
+"""Searched or not."""
 
 
 def printable(text: str) -> str:
@@ -209,7 +216,10 @@ def schedule_words(row: Mapping[str, Any]) -> str:
 
 
 def config_words(row: Mapping[str, Any]) -> str:
-    """Return the searched part of a configuration: batch x block, LR, schedule, LoRA."""
+    """Return a configuration: batch x block, LR, schedule, LoRA, and what else was searched."""
     schedule = row["lr_schedule"] + (f" after {row['warmup_steps']} steps" if row["warmup_steps"] else "")
     lora = f", LoRA rank {row['lora_rank']}, alpha {row['lora_alpha']}" if row["use_lora"] else ""
-    return f"batch {shape_words(row).replace(' x ', ' x block ')}, LR {row['learning_rate']:.2e}, {schedule}{lora}"
+    point = json.loads(row.get("point") or "{}")
+    others = [f", {label(name)} {value_words(value)}" for name, value in point.items() if name not in _ALWAYS_SAID]
+    shape = shape_words(row).replace(" x ", " x block ")
+    return f"batch {shape}, LR {row['learning_rate']:.2e}, {schedule}{lora}{''.join(others)}"

@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: Sequence[str]) -> int:
-    from search.options import overlooked, read_options, typed_folders, with_origin
+    from search.options import overlooked, read_options, typed_folders, unread, with_origin
     from search.terminal.console import Terminal
 
     terminal = Terminal(as_json="--json" in words)
@@ -84,15 +84,10 @@ def _run(words: Sequence[str]) -> int:
         _check_command(words)
         arguments = _parser().parse_args(words)
         options = read_options(arguments.assignments)
-        for line in overlooked():
+        target = next((make for make, name in MAKE_NAMES.items() if name == arguments.command), arguments.command)
+        for line in (*overlooked(), *unread(arguments.assignments, target)):
             print(f"note: {line}", file=sys.stderr)
         terminal.typed_folders = typed_folders(arguments.assignments)
-        if options.is_outside_cluster:
-            from search.commands.remote_command import COMMANDS as REMOTE
-            from search.commands.remote_command import remote_command
-
-            if arguments.command in REMOTE:
-                return remote_command(arguments.command, options, terminal)
         return _command(arguments.command)(options, terminal)
     except UserError as error:
         return _refused(with_origin(str(error)), terminal)

@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from results.study.paths import expanded
+from results.words import list_words
 from search.option_names import VENV, make_names, nearly, typed_names
 from spaces.budget import parse_duration
 from spaces.protocol import AUTO
@@ -39,8 +40,9 @@ MOST_A_DEVICE = 16
 """Trials on a CPU core or a GPU. Each is a process of half a gibibyte, which begins before their memory is checked."""
 BOUND_WORDS = {"ge": "at least", "gt": "more than", "le": "at most"}
 LONGEST_SHOWN = 60
-OUTSIDE = "ray://"
 GCS_PATIENCE_S = 60
+LENGTHS = ("BUDGET_TIME", "BUDGET_TOKENS", "STEPS")
+"""The variables that set how long a run is: one of them at most."""
 MLFLOW_SCHEMES = ("", "file", "http", "https", "databricks", "sqlite", "mysql", "postgresql", "mssql")
 
 
@@ -203,7 +205,7 @@ class Options(BaseModel):
     hyperparameters: Mapping[str, bool | int | float | str] = Field(default={}, exclude=True)
     """Those that are set, by field name."""
     texts: Mapping[str, str] = Field(default={}, exclude=True)
-    """Every set variable as it was written, by name: to print it, and to pass it to another process."""
+    """Every set variable as it was written, by name."""
 
     space: Text | None = None
     """space file: a name in spaces/ or a path (default plateau)"""
@@ -235,7 +237,7 @@ class Options(BaseModel):
     evaluation_timeout_s: Whole = 3600
     """seconds without an evaluation after which a trial counts as hung"""
     address: Text | None = None
-    """an existing Ray cluster: auto, host:port or ray://host:port (default: this machine alone)"""
+    """an existing Ray cluster: auto or host:port (default: this machine alone)"""
     storage: Annotated[Text, BeforeValidator(_storage)] | None = None
     """a folder that all nodes see, s3:// or gs://: holds checkpoints and a mirror of the tables"""
     gpu_fraction: Annotated[Share, Field(ge=1 / MOST_A_DEVICE)] = 1.0
@@ -327,8 +329,7 @@ class Options(BaseModel):
     def _fits_together(self) -> Self:
         if self.use_lr_warmup and self.hyperparameters.get("lr_schedule") == "constant":
             raise UserError("USE_LR_WARMUP=True contradicts LR_SCHEDULE=constant. Unset one of them.")
-        lengths = {"BUDGET_TIME": self.budget_time, "BUDGET_TOKENS": self.budget_tokens, "STEPS": self.steps}
-        if len(named := [name for name, value in lengths.items() if value is not None]) > 1:
+        if len(named := [name for name in LENGTHS if name in self.texts]) > 1:
             raise UserError(f"{' and '.join(named)} set the length of the same run. Unset all but one.")
         if self.confirm and self.seeds == 1:
             raise UserError("SEEDS=1: one seed has no scatter, so it proves nothing. Set SEEDS to 2 or more.")
@@ -339,11 +340,6 @@ class Options(BaseModel):
                 f"EVAL_TOKENS={self.eval_tokens} is less than one block of {self.eval_block_size} tokens. Raise it."
             )
         return self
-
-    @property
-    def is_outside_cluster(self) -> bool:
-        """Whether ADDRESS names a cluster that this machine does not belong to."""
-        return (self.address or "").startswith(OUTSIDE)
 
     def trials_after(self, planned: int) -> int | None:
         """Return TRIALS for a study with `planned` trials; None if no number is set."""
@@ -368,6 +364,13 @@ FIELDS: Mapping[str, FieldInfo] = {
 }
 """Every variable besides the hyperparameters."""
 FOLDERS = ("STUDIES_DIR", "CACHE_DIR")
+ALSO_READ_BY: Mapping[str, tuple[str, ...]] = {
+    "a new search": ("search", "resume", "baseline", "preflight"),
+    "search": ("search", "resume", "baseline", "preflight", "confirm", "attribute", "model"),
+    "baseline": ("baseline", "resume", "preflight"),
+    "confirm": ("confirm", "search", "resume"),
+}
+"""The make targets that read what is described as for one of these."""
 KNOWN = (*FIELDS, *ENV_NAMES)
 
 
@@ -380,7 +383,8 @@ def read_options(assignments: Sequence[str]) -> Options:
     for word in assignments:
         name, equals, text = word.partition("=")
         if not equals:
-            raise UserError(f"{word!r} is not of the form NAME=value.{did_you_mean(word.upper(), KNOWN)}")
+            near = did_you_mean(f"{word.upper()}=", [f"{name}=" for name in KNOWN])
+            raise UserError(f"{word!r} is not of the form NAME=value.{near}")
         _check_name(name)
         texts[name] = text.strip()
     for name in make_names(os.environ):
@@ -399,10 +403,34 @@ def overlooked() -> list[str]:
     ]
 
 
+def unread(assignments: Sequence[str], target: str) -> list[str]:
+    """Return a line for each variable on the command line that the make target does not read."""
+    if target == "help":
+        return []
+    readers = {name: _readers(name) for name in sorted(_typed(assignments).intersection(KNOWN))}
+    return [
+        f"{name} is read by {list_words(names)}, not by {target}"
+        for name, names in readers.items()
+        if names and not any(target in ALSO_READ_BY.get(one, (one,)) for one in names)
+    ]
+
+
+def _readers(name: str) -> list[str]:
+    """Return the make targets that a variable is for; none where it is for any of them."""
+    if name in ENV_NAMES:
+        return ["a new search", "train"]
+    parts = [] if name == "CHECKPOINT_PATH" else describe_variable(name).split("; ")
+    found = [re.match(r"([a-z]+(?:, [a-z]+)*)(?: STUDY=)?: ", part) for part in parts]
+    return [one for match in found if match for one in match[1].split(", ")] if found and found[0] else []
+
+
+def _typed(assignments: Sequence[str]) -> set[str]:
+    return {word.partition("=")[0] for word in assignments}.union(typed_names(os.environ))
+
+
 def typed_folders(assignments: Sequence[str]) -> str:
     """Return the folders named on the command line, as a later command must repeat them."""
-    names = {word.partition("=")[0] for word in assignments}.union(typed_names(os.environ))
-    typed = {name: os.environ.get(name) for name in (*FOLDERS, VENV) if name in names}
+    typed = {name: os.environ.get(name) for name in (*FOLDERS, VENV) if name in _typed(assignments)}
     return "".join(f" {name}={shlex.quote(folder)}" for name, folder in typed.items() if folder)
 
 
@@ -455,7 +483,7 @@ def _refusal(error: ErrorDetails, texts: Mapping[str, str]) -> UserError:
 
 def _check_name(name: str) -> None:
     if name not in KNOWN:
-        raise UserError(f"there is no variable {name!r}.{did_you_mean(name, KNOWN)}")
+        raise UserError(f"there is no variable {name!r}.{did_you_mean(name.upper(), KNOWN)}")
 
 
 def check_lora(given: Mapping[str, object], *, uses_lora: bool) -> None:

@@ -28,6 +28,10 @@ def check_numbers(budget_tokens: int, trials: int, evaluation: Evaluation, sched
     block_bounds = HYPERPARAMETERS["block_size"].metadata
     check_bounds("[evaluation] block_size", evaluation.block_size, block_bounds["low"], block_bounds["high"])
     check_bounds("[evaluation] count", evaluation.count, 1, MAX_EVALUATIONS)
+    if evaluation.count > budget_tokens:
+        raise UserError(
+            f"[evaluation] count is {evaluation.count}, more than the budget's {budget_tokens} tokens. Lower it."
+        )
     if evaluation.tokens < evaluation.block_size:
         raise UserError(
             f"[evaluation] tokens is {evaluation.tokens}, less than one window of "

@@ -89,7 +89,7 @@ class IntRange:
 
     def __str__(self) -> str:
         step = f" in steps of {self.step}" if self.step > 1 else ""
-        return f"int [{self.low}, {self.high}]{step}"
+        return f"int [{self.low}, {self.high}]{step}{', log' if self.log else ''}"
 
 
 Domain: TypeAlias = Choice | FloatRange | IntRange

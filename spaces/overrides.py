@@ -2,36 +2,48 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
-from spaces.budget import MAX_TOKENS, Budget, Speeds, duration_text
+from spaces.budget import MAX_TOKENS, Budget, Speeds, budget_of, duration_text
 from spaces.domains import Choice, Condition, Domain, IntRange, SearchParameter, active_point, has_one_point
 from spaces.protocol import AUTO
+from spaces.read.load import space_from_toml
+from spaces.read.space_files import shown_path
 from spaces.space import SearchSpace
+from spaces.user_settings import Settings
 from spaces.warmup import WARMUP_FRAC, warmup_share, with_warmup
 from trainable.config import DOCUMENTED, ENV_NAMES, TrialConfig, make_config, variable_of
 from trainable.errors import UserError, check_bounds
 
 
-def with_overrides(
-    space: SearchSpace,
-    *,
-    trials: int | Literal["auto"] | None = None,
-    budget_tokens: int | None = None,
-    device_s: float | None = None,
-    speeds: Speeds | None = None,
-    pins: Mapping[str, Any] | None = None,
-    baseline: tuple[str, TrialConfig] | None = None,
-) -> SearchSpace:
+def space_of_document(document: Mapping[str, Any]) -> tuple[SearchSpace, Settings]:
+    """Return the space that a study.json says was searched, and the settings in it.
+
+    Raises KeyError, TypeError or UserError where the document does not hold it: another version wrote it.
+    """
+    settings, file = Settings.from_json(document["settings"]), document["space"]
+    space = space_from_toml(file["toml"], name=file["name"], path=shown_path(Path(file["path"])))
+    return space_of_kind(space, settings, document["kind"], budget_of(document).speeds), settings
+
+
+def space_of_kind(space: SearchSpace, settings: Settings, kind: str, speeds: Speeds | None = None) -> SearchSpace:
+    """Return the space as a study of that kind runs it, with the settings applied as by with_overrides()."""
+    if kind == "baseline":
+        space, settings = space.baseline_alone(), replace(settings, trials=None)
+    return with_overrides(space, settings, speeds)
+
+
+def with_overrides(space: SearchSpace, settings: Settings, speeds: Speeds | None = None) -> SearchSpace:
     """Return the space with all of the user's settings applied at once: only the result has to be valid.
 
-    device_s: a budget of time. speeds: for a budget of time, once they are measured. `pins` are fixed for every trial,
-    the baseline included. Domains are widened to hold another `baseline`, as far as they can be. Raises UserError
-    naming the variable, or when nothing is left to search.
+    speeds: for a budget of time, which without them counts as endless. Raises UserError naming the variable, or when
+    nothing is left to search.
     """
+    trials, budget_tokens, device_s = settings.trials, settings.budget_tokens, settings.device_s
     # Earlier pins hold against the values that another baseline brings.
     earlier = {ENV_NAMES[name]: value for name, value in space.user_settings.items() if name in ENV_NAMES}
-    pins = {**earlier, **_checked_pins(pins or {})}
+    pins = {**earlier, **_checked_pins(settings.pins)}
     budget = space.budget
     if budget_tokens is not None:
         check_bounds("BUDGET_TOKENS", budget_tokens, 1, MAX_TOKENS)
@@ -41,7 +53,7 @@ def with_overrides(
         budget = Budget(tokens=MAX_TOKENS, device_s=device_s, evaluations=count, speeds=budget.speeds)
     if budget.device_s is not None and speeds is not None:
         budget = replace(budget, speeds=speeds)
-    around = _around(space, pins, budget=budget, baseline=baseline)
+    around = _around(space, pins, budget=budget, baseline=settings.baseline)
     evaluation = space.evaluation
     if evaluation.follows_baseline:
         evaluation = replace(evaluation, block_size=around.config.block_size)

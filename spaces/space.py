@@ -130,10 +130,15 @@ class SearchSpace:
         values: dict[str, list[Any]] = {}
         for name, domain in ((parameter.name, parameter.domain) for parameter in self.parameters):
             if name in MEASURED_SIZES:
-                own: int = getattr(self.baseline, name)
-                values[name] = [*size_nodes(name, domain), *([own] if domain.contains(own) else [])]
+                values[name] = size_nodes(name, domain)
             elif name in ("precision", "dropout", "use_lora", "lora_dropout", "lora_targets"):
                 values[name] = list(domain.examples())
+            else:
+                continue
+            # An inactive parameter has the baseline's value, also outside of its domain; without LoRA nobody reads it.
+            own = getattr(self.baseline, name)
+            if domain.contains(own) or not name.startswith("lora_"):
+                values[name].append(own)
         grid = (dict(zip(values, point, strict=True)) for point in product(*values.values()))
         return list(dict.fromkeys(shape_of(replace(self.baseline, **point)) for point in ({}, *grid)))
 

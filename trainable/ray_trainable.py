@@ -4,7 +4,7 @@ import faulthandler
 import gc
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from ray import tune
 
 from trainable.checkpoint.checkpoint_store import BackgroundSaver, CheckpointStore
-from trainable.config import TrialConfig
+from trainable.config import TrialConfig, without_seed
 from trainable.data.node_cache import SharedInputs
 from trainable.device.device_memory import has_grown, is_out_of_memory, prepare_memory, release_memory
 from trainable.errors import InputChangedError, reason
@@ -67,7 +67,7 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
         self._eval_steps: set[int] = set()
         # Without the baseline's loss at the full budget there is nothing to compare with; only a non-finite loss
         # ends it.
-        is_baseline = replace(self._config, seed=0) == replace(TrialConfig(**config["baseline"]), seed=0)
+        is_baseline = without_seed(self._config) == without_seed(TrialConfig(**config["baseline"]))
         self._stop_on = ("nonfinite",) if is_baseline else STOP_KINDS
         self._state: TrainState | None = None
         self._rows: Iterator[TrainRow] | None = None

@@ -4,10 +4,10 @@ The changes are the players of a game whose value is the loss; a combination of 
 this: shap and shapiq explain a model's predictions, need numba, and have no intervals over seeds; pyDOE makes designs
 and does not analyse them. What is needed is a page of linear algebra:
 
-- Shapley value, every combination known: the weights of Shapley (1953), each seed for itself.
-- Shapley value otherwise: least squares with the Shapley kernel, held to sum to the total (Charnes et al. 1988;
-  Lundberg & Lee 2017, theorem 2), on pairs of a combination and its complement (Covert & Lee 2021): interactions of
-  two changes cancel in a pair, so that the value is exact unless three or more changes interact.
+- Shapley value: least squares with the Shapley kernel, held to sum to the total (Charnes et al. 1988; Lundberg & Lee
+  2017, theorem 2), each seed for itself, on pairs of a combination and its complement (Covert & Lee 2021). Of every
+  combination that is the value of Shapley (1953). Of fewer it is exact unless three or more changes interact, because
+  interactions of two cancel in a pair.
 - Interaction of two changes: the Shapley interaction index (Grabisch & Roubens 1999), which for two changes alone is
   the two-factor effect v(ij) - v(i) - v(j) + v(); otherwise least squares on the same pairs, exact as above.
 - Bonferroni over all that is said (the total, each change alone and by its share, each interaction): with four changes

@@ -14,8 +14,8 @@ from results.study.folder import Study
 from results.study.planned_run import PlannedRun, fresh_seeds, has_result, rows_by_config
 from results.winner import winner_of
 from spaces.budget import Budget
-from trainable.config import BASELINES, TrialConfig, config_from, without_seed
-from trainable.errors import UserError, did_you_mean
+from trainable.config import TrialConfig, config_from, without_seed
+from trainable.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,14 +61,6 @@ def question_of_study(study: Study, budget: Budget) -> Question:
     if base is None or best is None or best["is_baseline"]:
         raise UserError(f"study {study.name} has no trial better than its baseline: nothing to attribute.")
     return make_question("baseline", config_from(base), winner.name, config_from(best), budget)
-
-
-def question_of_names(before: str, after: str, budget: Budget) -> Question:
-    """Return what separates two documented configurations. Raises UserError for an unknown name."""
-    for name in (before, after):
-        if name not in BASELINES:
-            raise UserError(f"there is no documented configuration '{name}'.{did_you_mean(name, BASELINES)}")
-    return make_question(before, BASELINES[before], after, BASELINES[after], budget)
 
 
 def make_question(

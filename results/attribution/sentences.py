@@ -25,12 +25,6 @@ def combination_words(attribution: Attribution, changes: Iterable[int]) -> str:
     return combination_text(attribution.settings, made)
 
 
-def unknown_word(attribution: Attribution, change: int) -> str:
-    """Return why the change's effect alone is not known."""
-    alone = frozenset({change})
-    return "incomplete" if any(entry.changes == alone for entry in attribution.unstable) else "unknown"
-
-
 def estimate_words(estimate: Estimate | None) -> str:
     """Return the mean and its interval, signed, in nats/token."""
     if estimate is None:
@@ -55,7 +49,7 @@ def render(attribution: Attribution) -> "RenderableType":
     table.add_column("alone", justify="right", no_wrap=True)
     table.add_column("Shapley value", justify="right", no_wrap=True)
     for change, (setting, effect) in enumerate(zip(attribution.settings, attribution.effects, strict=True)):
-        alone = _half_width_words(effect.alone) if effect.alone else unknown_word(attribution, change)
+        alone = _half_width_words(effect.alone) if effect.alone else _unknown_word(attribution, change)
         cells = (setting.name, f"{setting.before} → {setting.after}", alone)
         table.add_row(*map(Text, cells), Text(_half_width_words(effect.shapley), style=_style(effect.shapley)))
     table.add_section()
@@ -63,6 +57,12 @@ def render(attribution: Attribution) -> "RenderableType":
     ends = " → ".join("unknown" if loss is None else loss_words(loss) for loss in losses)
     table.add_row(*map(Text, ("together", ends, "")), Text(_half_width_words(attribution.total), style="bold"))
     return Group(table, *(Text(line) for line in summary_lines(attribution)))
+
+
+def _unknown_word(attribution: Attribution, change: int) -> str:
+    """Return why the change's effect alone is not known."""
+    alone = frozenset({change})
+    return "incomplete" if any(entry.changes == alone for entry in attribution.unstable) else "unknown"
 
 
 def _half_width_words(estimate: Estimate | None) -> str:

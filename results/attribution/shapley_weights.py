@@ -16,21 +16,15 @@ if TYPE_CHECKING:
 def shapley_weights(columns: Sequence[Coalition], k: int) -> "Array | None":
     """Return the (k, columns) weights that turn losses into Shapley values; None when the columns are too few.
 
-    Exact when the columns are all 2^k combinations, else by least squares (see attribute.py). The values sum to the
-    total.
+    By least squares (see attribute.py), which of all 2^k combinations gives the values exactly. They sum to the total.
     """
     import numpy as np
 
     place = {coalition: column for column, coalition in enumerate(columns)}
-    weights = np.zeros((k, len(columns)))
-    if len(place) == 2**k:
-        for coalition, column in place.items():
-            for change in range(k):
-                inside = change in coalition
-                others = len(coalition) - inside
-                weight = 1.0 / (k * math.comb(k - 1, others))
-                weights[change, column] = weight if inside else -weight
-        return weights
+    total = np.zeros(len(columns))
+    total[place[frozenset(range(k))]], total[place[frozenset()]] = 1.0, -1.0
+    if k == 1:
+        return total[None]
     halves = _present_halves(place, k)
     if not halves:
         return None
@@ -39,8 +33,6 @@ def shapley_weights(columns: Sequence[Coalition], k: int) -> "Array | None":
     differences = np.zeros((len(halves), len(columns)))
     for row, half in enumerate(halves):
         differences[row, place[half]], differences[row, place[frozenset(range(k)) - half]] = 1.0, -1.0
-    total = np.zeros(len(columns))
-    total[place[frozenset(range(k))]], total[place[frozenset()]] = 1.0, -1.0
     # The values are total / k plus a part that sums to 0, which has k - 1 coordinates in an orthonormal basis.
     basis = np.linalg.qr(np.column_stack([np.ones(k), np.eye(k)[:, 1:]]))[0][:, 1:]
     root = np.sqrt(_pair_kernel(halves, k))[:, None]

@@ -11,7 +11,10 @@ from trainable.config import config_from, without_seed
 from trainable.errors import UserError, check_bounds
 
 MAX_SEEDS = 1000
-MAX_TOP = 100
+
+
+class NothingToConfirmError(UserError):
+    """No trial besides the baseline is a candidate."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +41,6 @@ def plan_attempt(trials: Sequence[dict[str, Any]], earlier: Sequence[Attempt], *
     other. Seeds of an earlier attempt are not used again: adding seeds until the answer pleases would prove nothing.
     Raises UserError when there is nothing to confirm.
     """
-    check_bounds("TOP", top, 1, MAX_TOP)
     check_bounds("SEEDS", seeds, MIN_SEEDS, MAX_SEEDS)
     baseline = baseline_trial(trials)
     if baseline is None:
@@ -51,7 +53,7 @@ def plan_attempt(trials: Sequence[dict[str, Any]], earlier: Sequence[Attempt], *
         if final_loss(row) is not None and row["trial_id"] not in worse:
             candidates.setdefault(without_seed(config_from(row)), row["trial_id"])
     if len(candidates) == 1:
-        raise UserError(
+        raise NothingToConfirmError(
             "there is nothing to confirm: no trial besides the baseline has completed"
             f"{' and is not proven worse' if worse else ''}. Run more trials: make resume TRIALS=+..."
         )

@@ -147,7 +147,8 @@ def _paired_t(differences: Sequence[float], alpha: float, candidates: int) -> tu
     degrees = len(differences) - 1
     mean, scatter = statistics.fmean(differences), statistics.stdev(differences)
     standard_error = scatter / math.sqrt(len(differences))
-    half_width = float(stdtrit(degrees, 1.0 - alpha / candidates / 2.0)) * standard_error
+    # From the lower tail: 1 - alpha of a late attempt rounds to 1.
+    half_width = -float(stdtrit(degrees, alpha / candidates / 2.0)) * standard_error
     if standard_error == 0.0:
         return half_width, 0.0 if mean else 1.0
     return half_width, min(1.0, 2.0 * candidates * float(stdtr(degrees, -abs(mean) / standard_error)))
@@ -164,7 +165,7 @@ def _seeds_needed(mean: float, scatter: float, alpha: float) -> int | None:
         return None
 
     def is_enough(pairs: int) -> bool:
-        critical = stdtrit(pairs - 1, 1.0 - alpha / 2.0)
+        critical = -stdtrit(pairs - 1, alpha / 2.0)
         return bool(nctdtr(pairs - 1, abs(mean) / scatter * math.sqrt(pairs), critical) <= 1.0 - POWER)
 
     # The power grows with the pairs.

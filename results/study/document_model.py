@@ -14,7 +14,9 @@ _LONGEST_SHOWN = 120
 
 
 def _time(text: str) -> str:
-    datetime.fromisoformat(text)
+    # Other years overflow in some time zones.
+    if not 1970 <= datetime.fromisoformat(text).year <= 9998:
+        raise ValueError("a time before 1970 or after 9998")
     return text
 
 

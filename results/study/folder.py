@@ -132,6 +132,15 @@ def studies_dir() -> Path:
     return path
 
 
+def check_studies_dir() -> None:
+    """Raises UserError where no study can be made in studies_dir(), as far as can be seen without writing."""
+    folder = studies_dir()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "cannot be written to" if there.is_dir() else "is not a folder"
+        raise UserError(f"cannot make a study in {shown(folder)}: {shown(there)} {why}. Set STUDIES_DIR to a folder.")
+
+
 def check_study_name(name: str) -> None:
     """Raises UserError unless `name` can name a new or an old study."""
     if len(name) > MAX_NAME_CHARACTERS:

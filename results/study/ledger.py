@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -48,9 +48,9 @@ class Ledger:
                 self._metrics[row["trial_id"]].append(row)
         self._steps: dict[int, list[Row]] = {}
         for trial_id, trial in self._trials.items():
-            # The process may have died after the write of the metrics and before that of the trials.
             if trial["status"] == "running":
-                trial.update(_summary(self._metrics[trial_id]))
+                # Its process was killed, perhaps after the write of the metrics and before that of the trials.
+                trial.update(_summary(self._metrics[trial_id]), status="interrupted")
             if trial["status"] not in ENDINGS:
                 self._steps[trial_id] = self._read(study.steps_path(trial_id), STEPS)
 
@@ -66,13 +66,19 @@ class Ledger:
         """Return copies of the evaluations' rows, by trial_id, then tokens_seen."""
         return [dict(row) for trial_id in sorted(self._metrics) for row in self._metrics[trial_id]]
 
-    def known_steps(self, trial_id: int) -> int:
+    def known_steps(self, trial_id: int, eval_steps: Iterable[int]) -> int:
         """Return the optimizer step up to which all of a trial's steps and evaluations are known.
 
         Going on from a later checkpoint, written just before the process died, would leave a gap in the tables.
+
+        eval_steps: the steps after which the trial is evaluated.
         """
         steps, metrics = self._steps.get(trial_id), self._metrics.get(trial_id)
-        return min(steps[-1]["optimizer_steps"], metrics[-1]["optimizer_steps"]) if steps and metrics else 0
+        if not steps or not metrics:
+            return 0
+        evaluated, last = metrics[-1]["optimizer_steps"], steps[-1]["optimizer_steps"]
+        # The steps are written first, so the evaluations after them may be missing.
+        return min([step - 1 for step in eval_steps if evaluated < step <= last], default=last)
 
     def start_trial(self, run: PlannedRun, *, started_at: datetime) -> None:
         """Note that the run has begun; an interrupted one goes on and keeps its start and its evaluations."""
@@ -126,8 +132,12 @@ class Ledger:
         optimizer_steps: int | None = None,
         tokens_seen: int | None = None,
         active_s: float | None = None,
+        at_rung: tuple[int, int] | None = None,
     ) -> None:
-        """Note how the trial ended; counters are given where they are beyond the last evaluation's."""
+        """Note how the trial ended; counters are given where they are beyond the last evaluation's.
+
+        at_rung: as in end_at_rung(), which is written at once: a row without it would count at a later rung.
+        """
         trial = self._running(trial_id)
         assert status in ENDINGS, status
         assert (verdict is not None) == (status == "unstable"), f"trial {trial_id}: {status} with verdict {verdict}"
@@ -138,18 +148,22 @@ class Ledger:
             # Its last evaluation, at step 0 perhaps, came before it went wrong and would count as a good loss.
             steps = self._steps.get(trial_id)
             trial.update(val_loss=None, end_loss=_finite(steps[-1]["train_loss"]) if steps else None)
-        self.flush()
+        if at_rung is None:
+            self.flush()
+        else:
+            self.end_at_rung(trial_id, at_rung)
 
-    def end_at_rung(self, trial_id: int, *, rung: int, evaluations: int) -> None:
-        """Note that an ended trial was stopped at a rung: it keeps its first `evaluations`.
+    def end_at_rung(self, trial_id: int, at_rung: tuple[int, int]) -> None:
+        """Note that an ended trial was stopped at a rung; at_rung: its index, and how many evaluations led to it.
 
         Its counters keep what it trained beyond the rung, because that was spent.
         """
-        trial = self._trials[trial_id]
+        (rung, evaluations), trial = at_rung, self._trials[trial_id]
         assert trial["status"] != "running", f"trial {trial_id} is running"
         self._metrics[trial_id] = self._metrics[trial_id][:evaluations]
         spent = {name: trial[name] for name in _COUNTERS}
-        trial.update(_summary(self._metrics[trial_id]) | spent, status="stopped", verdict=None, rung=rung)
+        ending = {"status": "stopped", "verdict": None, "end_loss": None, "rung": rung}
+        trial.update(_summary(self._metrics[trial_id]) | spent | ending)
         self._unwritten_metrics = True
         self.flush()
 

@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("search", "trainable", "spaces", "results")
 NOT_SENT = ("studies/", "__pycache__/")
 NODE_CACHE = "~/.cache/gpt2-search"
+CLIENT = "ray://"
 CONNECT_TIMEOUT_S = 5.0
 HEALTH_TIMEOUT_S = 20.0
 NODE_TIMEOUT_S = 180.0
@@ -131,26 +132,32 @@ def connect(address: str) -> None:
 
 _REMEDY = (
     "Start Ray on this machine too (ray start --address=HOST:PORT), with the cluster's Python, Ray and RAY_AUTH_MODE; "
-    "or from outside name its client port, ADDRESS=ray://HOST:10001."
+    "or from outside submit the command (ray job submit, docs/cluster.md)."
 )
 
 
-def check_port(address: str, host_and_port: str) -> None:
-    """Raise UserError when nothing listens there: Ray would retry for minutes."""
-    host, _, port = host_and_port.rpartition(":")
+def check_port(address: str) -> None:
+    """Raise UserError when nothing listens there: Ray would retry for minutes; and for an address of Ray's client."""
+    host, _, port = address.removeprefix(CLIENT).rpartition(":")
+    if address.startswith(CLIENT):
+        # Ray's client would run Tune there and its callbacks too, away from the study's files.
+        raise UserError(
+            f"ADDRESS={address}: a search runs on a machine of its cluster. Submit it from here: ray job submit "
+            f"--address http://{host}:8265 --working-dir . -- python -m search run ADDRESS=auto STORAGE=s3://..."
+        )
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
     except (OSError, ValueError, OverflowError) as error:
         raise UserError(
-            f"ADDRESS={address}: no Ray cluster answers there ({full_reason(error)}). Write auto, HOST:6379 or "
-            "ray://HOST:10001 of a cluster that runs, or unset it."
+            f"ADDRESS={address}: no Ray cluster answers there ({full_reason(error)}). Write auto or "
+            "HOST:6379 of a cluster that runs, or unset it."
         ) from None
 
 
 def _check_answers(address: str) -> None:
     # ray.init() has no timeout: it waits minutes for any listener to answer as a Ray cluster.
     if address != "auto":
-        check_port(address, address)
+        check_port(address)
     command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
     try:
         asked = subprocess.run(command, capture_output=True, text=True, timeout=HEALTH_TIMEOUT_S, check=False)

@@ -4,13 +4,7 @@ from dataclasses import asdict, replace
 
 from results.attribution.attribute import attribute
 from results.attribution.attribution_files import to_json, write_attribution
-from results.attribution.attribution_plot import write_plot
-from results.attribution.attribution_runs import (
-    Question,
-    attribution_losses,
-    question_of_names,
-    question_of_study,
-)
+from results.attribution.attribution_runs import Question, attribution_losses, make_question, question_of_study
 from results.attribution.sentences import did_it_words, render
 from results.report.page import write_reports
 from results.study.folder import Study, list_studies, studies_dir
@@ -26,10 +20,12 @@ from search.setup.plan import Plan, load_for, planned
 from search.setup.preflight_run import check_preflight, preflight_of
 from search.setup.reopen import reopen
 from search.setup.run_plan import held, run_plan
+from search.setup.settings import refuse_steps
 from search.terminal.console import Preparing, Terminal
-from search.terminal.next_steps import Step, next_steps, say_next
+from search.terminal.next_steps import Step, ending_document, say_next
 from spaces.budget import Budget, budget_of
-from trainable.config import DOCUMENTED
+from trainable.config import BASELINES, DOCUMENTED
+from trainable.errors import UserError
 
 DEFAULT_BUDGET_TOKENS = 200_000
 DEFAULT_SEEDS = 3
@@ -43,10 +39,16 @@ def attribute_command(options: Options, terminal: Terminal) -> int:
     The runs go into STUDY, or for FROM and TO into a study of their own.
     """
     named = options.from_ is not None or options.to is not None
+    if named and options.study is not None:
+        raise UserError(
+            f"STUDY={options.study} attributes a study's winner, FROM and TO the documented configurations. "
+            "Unset STUDY, or FROM and TO."
+        )
     source = None if named else open_or_fetch_study(options)
     budget = _budget(source, options)
     if source is None:
-        question = question_of_names(options.from_ or "before", options.to or "documented", budget)
+        before, after = options.from_ or "before", options.to or "documented"
+        question = make_question(before, BASELINES[before], after, BASELINES[after], budget)
     else:
         question = question_of_study(source, budget)
     with Preparing(terminal.console) as progress:
@@ -57,7 +59,8 @@ def attribute_command(options: Options, terminal: Terminal) -> int:
 
 
 def _budget(source: Study | None, options: Options) -> Budget:
-    """Return the budget of a run: the variables', or else that of the study's trials."""
+    """Return the budget of a run: the variables', or else that of the study's trials. Raises UserError."""
+    refuse_steps(options)
     budget = Budget(tokens=DEFAULT_BUDGET_TOKENS) if source is None else budget_of(source.document())
     return budget.asked(options.budget_tokens, options.budget_time)
 
@@ -123,14 +126,11 @@ def _run(question: Question, plan: Plan, seeds: int, terminal: Terminal) -> int:
     )
     write_attribution(study, found)
     write_reports(study)
-    picture = study.path / "attribution.png"
-    write_plot(found, picture)
+    terminal.console.print(render(found))
     if plan.slots.storage is not None:
         TableMirror(study, plan.slots.storage, terminal.say).close()
-    terminal.console.print(render(found))
-    terminal.say(f"picture: {shown(picture)}", did_it_words(found))
-    following = say_next(next_steps(study), terminal)
-    terminal.document({"study": study.name, "path": str(study.path), **to_json(found), "next": following})
+    terminal.say(did_it_words(found), f"report: {shown(study.path / 'report.html')}")
+    terminal.document({**ending_document(study, terminal), **to_json(found)})
     return 1 if failed else 0
 
 

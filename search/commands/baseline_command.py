@@ -6,7 +6,6 @@ from typing import Any
 from rich.table import Table
 
 from results.ranking import ranked_trials
-from results.samples import samples_json
 from results.study.folder import Study
 from results.study.ledger import Ledger
 from results.study.tables import STEPS, read_rows
@@ -18,7 +17,7 @@ from search.setup.finish import finish_study
 from search.setup.plan import make_plan
 from search.setup.run_plan import checked
 from search.terminal.console import Preparing, Terminal
-from search.terminal.next_steps import next_steps, say_next
+from search.terminal.next_steps import ending_document
 from search.terminal.summary import sample_lines
 from trainable.config import BASELINES, BEFORE, TrialConfig, config_from
 from trainable.schedule import learning_rate_at
@@ -59,14 +58,11 @@ def baseline_command(options: Options, terminal: Terminal) -> int:
     runs = [{**facts, "config": asdict(facts["config"])} for facts in measured]
     terminal.document(
         {
-            "next": say_next(next_steps(study), terminal),
-            "study": study.name,
-            "path": str(study.path),
+            **ending_document(study, terminal),
             "start_val_loss": winner.start_val_loss,
             "worse_than_start": winner.worse_than_start,
             "runs": runs,
             "speed_ratio": ratio,
-            "samples": samples_json(study),
         }
     )
     return code

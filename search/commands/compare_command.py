@@ -1,6 +1,7 @@
 """`make compare STUDY=a,b`: prints studies side by side, ranked only if their losses are comparable."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from rich.table import Table
@@ -10,20 +11,25 @@ from results.ranking import ranked_trials, savings
 from results.study.folder import Study, open_study
 from results.winner import find_winner
 from results.winner import to_json as winner_json
-from results.words import budget_words, config_words, duration_words, loss_words, run_words, token_words
+from results.words import budget_words, config_words, duration_words, list_words, loss_words, run_words, token_words
 from search.options import Options
 from search.terminal.console import Terminal, print_table
-from spaces.budget import budget_of
+from spaces.budget import Budget, budget_of
 from trainable.errors import UserError
+
+SAME_SPEED = 1.1
+"""Device times to this factor are the same; a shape measured twice on an idle machine is within a few per cent."""
 
 
 def compare_command(options: Options, terminal: Terminal) -> int:
     """Compare the studies named in STUDY, separated by commas."""
     names = [name.strip() for name in (options.study or "").split(",") if name.strip()]
-    if len(names) < 2:
-        raise UserError("compare needs two studies or more: STUDY=a,b. make list shows them.")
-    entries = [_entry(open_study(name)) for name in names]
-    differences = protocol_differences(entries)
+    if len(set(names)) < max(2, len(names)):
+        raise UserError("compare needs two different studies or more: STUDY=a,b. make list shows them.")
+    studies = [open_study(name) for name in names]
+    entries = [_entry(study) for study in studies]
+    budgets = {study.name: budget_of(study.document()) for study in studies}
+    differences = [*protocol_differences(entries), *speed_differences(budgets)]
     ranked = entries
     if not differences:
         ranked = sorted(entries, key=lambda entry: entry["best"]["val_loss"] if entry["best"] else math.inf)
@@ -50,9 +56,17 @@ def compare_command(options: Options, terminal: Terminal) -> int:
         for line in differences:
             terminal.say(f"  {line}")
     else:
-        terminal.say(f"the same text, evaluation and budget: {ranked[0]['study']} has the lowest loss, one seed each")
+        terminal.say(f"the same text, evaluation and budget: {_lowest_words(ranked)}")
     terminal.document({"ranked": not differences, "differences": differences, "studies": ranked})
     return 0
+
+
+def _lowest_words(ranked: list[dict[str, Any]]) -> str:
+    losses = {entry["study"]: entry["best"]["val_loss"] for entry in ranked if entry["best"]}
+    lowest = [study for study, loss in losses.items() if loss == min(losses.values())]
+    if not lowest:
+        return "no study has a completed trial"
+    return f"{list_words(lowest)} {'has' if len(lowest) == 1 else 'have'} the lowest loss, one seed each"
 
 
 def protocol_differences(entries: list[dict[str, Any]]) -> list[str]:
@@ -62,8 +76,23 @@ def protocol_differences(entries: list[dict[str, Any]]) -> list[str]:
         values = {entry["study"]: entry["protocol"][key] for entry in entries}
         if len(set(values.values())) > 1:
             digits = 16 if key == "corpus fingerprint" else None
-            lines.append(f"{key}: " + ", ".join(f"{study} {str(value)[:digits]}" for study, value in values.items()))
+            lines.append(f"{key}: " + "; ".join(f"{study} {str(value)[:digits]}" for study, value in values.items()))
     return lines
+
+
+def speed_differences(budgets: Mapping[str, Budget]) -> list[str]:
+    """Return a line where studies of device time measured other speeds: the same time was more training in one."""
+    measured = {name: budget.speeds.step_s for name, budget in budgets.items() if budget.speeds is not None}
+    if len(measured) < 2:
+        return []
+    first, *others = measured.values()
+    common = [shape for shape in first if all(shape in other for other in others)]
+    spread = {shape: [step_s[shape] for step_s in measured.values()] for shape in common}
+    shape = max(spread, key=lambda one: max(spread[one]) / min(spread[one]), default=None)
+    if shape is None or max(spread[shape]) <= SAME_SPEED * min(spread[shape]):
+        return []
+    found = "; ".join(f"{name} {step_s[shape]:.3g} s" for name, step_s in measured.items())
+    return [f"measured speed, a step of batch {shape.batch_size} x block {shape.block_size}: {found}"]
 
 
 def _entry(study: Study) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from rich.table import Table
 
 from results.confirmation.attempt import Attempt, attempt_rows, judged, plan_attempt, planned_runs, trials_found
 from results.confirmation.confirmation_file import load_attempts, to_json, write_attempts
-from results.samples import samples_json
 from results.study.folder import Study
 from results.study.ledger import Ledger
 from results.study.lock import hold
@@ -30,8 +29,9 @@ from search.setup.expected_cost import cost_words
 from search.setup.finish import finish_study
 from search.setup.reopen import reopen
 from search.setup.run_plan import run_plan
+from search.setup.settings import refuse_steps
 from search.terminal.console import Preparing, Terminal
-from search.terminal.next_steps import next_steps, say_next
+from search.terminal.next_steps import ending_document
 from spaces.budget import budget_of
 from trainable.errors import UserError
 
@@ -49,12 +49,9 @@ def confirm_command(options: Options, terminal: Terminal) -> int:
     terminal.warn(warning_words(winner))
     terminal.document(
         {
-            "study": study.name,
-            "path": str(study.path),
+            **ending_document(study, terminal),
             "winner": winner_json(winner),
-            "next": say_next(next_steps(study), terminal),
             "verdicts": to_json(attempts[-1:])["attempts"][0]["verdicts"],
-            "samples": samples_json(study),
             **to_json(attempts),
         }
     )
@@ -63,6 +60,7 @@ def confirm_command(options: Options, terminal: Terminal) -> int:
 
 def confirm_study(study: Study, options: Options, terminal: Terminal) -> int:
     """Make a new attempt at a proof, or continue the interrupted one; return the exit code."""
+    refuse_steps(options)
     own = budget_of(study.document())
     for name, asked, ran in (
         ("BUDGET_TOKENS", options.budget_tokens, own.tokens),

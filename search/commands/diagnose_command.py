@@ -90,17 +90,7 @@ def _study_and_trial(target: str) -> tuple[Study | None, int | None]:
         return None, None
     if name != LATEST and name not in {study.name for study in list_studies()}:
         return None, None
-    study = open_study(name)
-    if not slash:
-        return study, None
-    known = [row["trial_id"] for row in study.trials()]
-    if int(trial) not in known:
-        raise UserError(
-            f"study {study.name} has no trial {trial}; it has {known[0]} to {known[-1]}."
-            if known
-            else f"study {study.name} has no trial yet."
-        )
-    return study, int(trial)
+    return open_study(name), int(trial) if slash else None
 
 
 def _checkpoints(target: str, path: Path, options: Options, progress: Preparing) -> Report:

@@ -53,7 +53,7 @@ def _entry(study: Study) -> dict[str, Any]:
     return {
         "study": study.name,
         "path": str(study.path),
-        "kind": document.get("kind", "search"),
+        "kind": document["kind"],
         "created_at": document["created_at"],
         # An attribution on its own has nothing but its runs.
         "trials": len(ranked_trials(trials) or trials),

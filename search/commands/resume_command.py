@@ -5,6 +5,7 @@ from typing import Any
 
 from results.ranking import ranked_trials
 from results.study.folder import Study
+from results.study.json_documents import write_document
 from results.study.ledger import Ledger
 from results.study.lock import hold
 from results.words import budget_words, short_budget_words
@@ -41,24 +42,24 @@ def resume_command(options: Options, terminal: Terminal) -> int:
     if options.trials == AUTO and not space.ends_early:
         raise UserError(f"TRIALS=auto: study {study.name} was planned with {space.trials} trials. Unset it to go on.")
     planned = document["trials_planned"]
-    if document.get("early_end"):
+    if planned < space.trials:
+        # It ended early, or no configuration was left.
         space = replace(space, trials=planned, ends_early=False)
     trials = options.trials_after(planned)
     if trials is not None and document["kind"] == "search" and trials != planned:
-        space, settings = with_overrides(space, trials=trials), replace(settings, trials=trials)
+        space, settings = with_overrides(space, Settings(trials=trials)), replace(settings, trials=trials)
     with hold(study):
         code, loaded = _resume(study, document, space, settings, options, terminal)
     return conclude(study, code, options, terminal, loaded=loaded)
 
 
 def _check_kind(study: Study, document: dict[str, Any]) -> None:
-    kind = document.get("kind")
     remedies = {
         "attribute": "Run the same make attribute command again: it goes on.",
         "train": f"Go on with make train CHECKPOINT_PATH={study.checkpoint_dir(0)}/step_....pt RESUME_STEPS=...",
     }
-    if kind not in ("search", "baseline"):
-        raise UserError(f"study {study.name} is of kind {kind}. {remedies.get(str(kind), 'Start a new one.')}")
+    if (kind := document["kind"]) in remedies:
+        raise UserError(f"study {study.name} is of kind {kind}. {remedies[kind]}")
 
 
 def _check_same(study: Study, document: dict[str, Any], settings: Settings, options: Options) -> None:
@@ -115,7 +116,11 @@ def _resume(
     planned = len(configs) or space.trials
     if planned < len(rows):
         raise UserError(f"TRIALS={planned}: study {study.name} has {len(rows)} trials already. Set a larger number.")
+    if planned != document["trials_planned"]:
+        document = {**document, "trials_planned": planned, "settings": settings.to_json(), "early_end": None}
     if planned == ended:
+        if document != study.document():
+            write_document(study.study_json, document)
         more = "" if configs or space.searcher.name == "grid" else f"; TRIALS=+{planned} runs as many again"
         terminal.say(f"all {planned} trials of study {study.name} have ended{more}")
         return 0, None
@@ -123,9 +128,7 @@ def _resume(
         plan = reopen(study, options, progress, space=space, configs=configs)
     with ray_ahead(plan):
         check_preflight(preflight_of(plan), options, terminal)
-        if planned != document["trials_planned"]:
-            changed = {"trials_planned": planned, "settings": settings.to_json(), "early_end": None}
-            plan = replace(plan, document={**document, **changed})
+        plan = replace(plan, document=document)
         left, new = len(rows) - ended, f"{'at most ' if space.ends_early else ''}{planned - len(rows)} new"
         unfinished = f"{left} from {'its last checkpoint' if left == 1 else 'their last checkpoints'}, " if left else ""
         line = f"study {study.name} goes on: {ended} of {planned} trials have ended; to run: {unfinished}{new}"

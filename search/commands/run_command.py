@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 
+from results.confirmation.attempt import NothingToConfirmError
 from results.confirmation.confirmation_file import load_attempts
 from results.ranking import ranked_trials
 from results.study.folder import Study
@@ -41,7 +42,10 @@ def conclude(study: Study, code: int, options: Options, terminal: Terminal, *, l
     begun = bool(attempts) and not attempts[-1].verdicts
     # With TRIALS the user waits for more trials; the interrupted confirmation is then a printed next step.
     if code == 0 and (options.confirm or (begun and options.trials is None)):
-        code = confirm_study(study, options, terminal)
+        try:
+            code = confirm_study(study, options, terminal)
+        except NothingToConfirmError as nothing:
+            terminal.warn(str(nothing))
     finish_study(study, code, options, terminal, loaded=loaded)
     say_summary(study, terminal)
     return code

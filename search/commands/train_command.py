@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from results.model_card import model_row
-from results.samples import samples_json
 from results.study.folder import Study, create_study, studies_dir
 from results.study.json_documents import write_document
 from results.study.ledger import Ledger
@@ -24,7 +23,7 @@ from search.setup.samples_run import sample_study
 from search.setup.study_record import start_losses
 from search.setup.train_plan import TrainPlan, make_train_plan, train_document, with_winner_of
 from search.terminal.console import Preparing, Terminal
-from search.terminal.next_steps import next_steps, say_next
+from search.terminal.next_steps import ending_document
 from search.terminal.signals import Interrupts
 from search.terminal.summary import sample_lines
 from search.terminal.train_log import TrainLog
@@ -88,16 +87,13 @@ def train_command(options: Options, terminal: Terminal) -> int:
     terminal.warn(checkpoints.warning)
     terminal.document(
         {
-            "next": say_next(next_steps(study), terminal),
-            "study": study.name,
-            "path": str(study.path),
+            **ending_document(study, terminal),
             "status": status,
             "trial": row,
             "start_val_loss": start_val_loss(study.document()),
             "worse_than_start": checkpoints.warning is not None,
             "best_checkpoint": checkpoints.best_path and str(checkpoints.best_path),
             "model": saved and str(saved.folder),
-            "samples": samples_json(study),
         }
     )
     return (status == "interrupted" and interrupts.code) or EXIT_CODES[status]

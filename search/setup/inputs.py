@@ -14,7 +14,14 @@ from trainable.data.text_documents import WHOLE_FILES, Documents
 from trainable.errors import UserError
 from trainable.model.fingerprint import checkpoint_fingerprint, model_fingerprint, weight_sums
 from trainable.model.hub_models import fetch
-from trainable.model.model_names import SHIPPED, check_model_name, is_to_fetch, model_folder, model_of_folder
+from trainable.model.model_names import (
+    DEFAULT_MODEL,
+    SHIPPED,
+    check_model_name,
+    is_to_fetch,
+    model_folder,
+    model_of_folder,
+)
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -24,7 +31,6 @@ if TYPE_CHECKING:
     from trainable.device.device import DeviceInfo
     from trainable.run import RunSpec
 
-DEFAULT_MODEL = "tiny"
 Progress = Callable[[str, float], None]
 
 

@@ -7,7 +7,15 @@ from datetime import datetime
 from importlib.util import find_spec
 from typing import Any
 
-from results.study.folder import Study, check_study_name, new_study_name, open_study, studies_dir, study_exists
+from results.study.folder import (
+    Study,
+    check_studies_dir,
+    check_study_name,
+    new_study_name,
+    open_study,
+    studies_dir,
+    study_exists,
+)
 from results.study.planned_run import PlannedRun
 from search.cluster.connection import check_port
 from search.cluster.study_storage import probed
@@ -23,7 +31,7 @@ from search.tune.history import WarmStart
 from search.tune.resources import Slots
 from search.tune.warm_start import warm_start_from
 from spaces.budget import Budget, Milestones, Speeds, budget_of
-from spaces.overrides import widening_words, with_overrides
+from spaces.overrides import space_of_kind, widening_words, with_overrides
 from spaces.read.load import load_space
 from spaces.space import SearchSpace
 from spaces.user_settings import Settings
@@ -116,7 +124,7 @@ def plan_study(
 
     speeds: measured already, by another study; a budget of time has the others measured.
     """
-    space = draft = settings.applied_to(file, kind)
+    space = draft = space_of_kind(file, settings, kind)
     if draft.budget.device_s is not None and options.address is not None:
         raise UserError("BUDGET_TIME measures this machine's speed. On a cluster set BUDGET_TOKENS.")
     check_lora(settings.pins, uses_lora=bool(draft.baseline.use_lora or draft.domain("use_lora")))
@@ -131,7 +139,7 @@ def plan_study(
     if (device_s := draft.budget.device_s) is not None:
         shapes = [*draft.shapes(), *map(shape_of, configs)]
         measured = measured_speeds(loaded, slots, shapes, known=speeds, device_s=device_s, progress=progress)
-        space = settings.applied_to(file, kind, measured)
+        space = space_of_kind(file, settings, kind, measured)
         configs = baseline_configs(space, settings) if kind == "baseline" else []
     learned = warm_start_from(warm_start, space, loaded.facts) if warm_start else None
     return planned(
@@ -160,7 +168,7 @@ def load_for(document: Mapping[str, Any], options: Options, progress: Preparing,
                 with probed(options.storage):
                     pass
         elif options.address != "auto":
-            check_port(options.address, options.address)
+            check_port(options.address)
     return load_inputs(
         check_inputs(options, progress=progress),
         block_size=document["evaluation"]["block_size"],
@@ -250,7 +258,7 @@ def baseline_configs(space: SearchSpace, settings: Settings) -> list[TrialConfig
     configs = [space.baseline]
     if settings.compare is not None:
         compared = settings.compare, BASELINES[settings.compare]
-        configs.append(with_overrides(space, baseline=compared).baseline)
+        configs.append(with_overrides(space, Settings(baseline=compared)).baseline)
     return configs
 
 
@@ -264,6 +272,7 @@ def baseline_runs(configs: Sequence[TrialConfig]) -> list[PlannedRun]:
 
 def study_name(options: Options, stem: str) -> str:
     """Return STUDY, checked to be free, or a new name made from `stem` and the time. Raises UserError."""
+    check_studies_dir()
     name = options.study
     if name is None:
         return new_study_name(stem, datetime.now())

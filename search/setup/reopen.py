@@ -74,10 +74,7 @@ def differences_of_inputs(document: Mapping[str, Any], facts: Mapping[str, Any])
         ("model", "model", "model_fingerprint"),
         ("checkpoint", "checkpoint_path", "checkpoint_fingerprint"),
     ):
-        pairs = [(document.get(key), facts[key]) for key in (fingerprint, name)]
-        # Names are compared where a fingerprint is missing: an earlier version kept none of a hub model.
-        then, now = pairs[0] if None not in pairs[0] else pairs[1]
-        if then != now:
+        if document.get(fingerprint) != facts[fingerprint]:
             found.append(
                 f"the {what} has changed since (then {_named(document, name, fingerprint)}; now "
                 f"{_named(facts, name, fingerprint)})"

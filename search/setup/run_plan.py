@@ -120,6 +120,9 @@ def run_plan(
         if (end := work.searcher.log.early_end) is not None:
             early = {"trials_planned": end.trials, "early_end": asdict(end)}
             write_document(study.study_json, {**plan.document, **early})
+        elif work.searcher.exhausted:
+            # Or the next step would be to go on with it for ever.
+            write_document(study.study_json, {**plan.document, "trials_planned": len(work.searcher.log.trials)})
     return interrupts.code
 
 

@@ -7,11 +7,12 @@ from typing import Any
 
 from search.options import MoreTrials, Options, with_origin
 from search.setup.baseline_sources import read_baseline
+from spaces.overrides import space_of_document
 from spaces.read.load import space_from_toml
 from spaces.read.space_files import find_space_file, parse_toml, read_space_text
 from spaces.read.toml_table import shown
 from spaces.space import SearchSpace
-from spaces.user_settings import Settings, space_of_document
+from spaces.user_settings import Settings
 from trainable.config import config_from, variable_of
 from trainable.errors import UserError
 
@@ -20,8 +21,7 @@ DIFFERENCES_SHOWN = 6
 
 def read_settings(options: Options) -> tuple[Settings, list[str]]:
     """Return the settings, and lines for the user on how the variables were read. Raises UserError."""
-    if options.steps is not None:
-        raise UserError("STEPS is the length of a winner's run. A search takes BUDGET_TOKENS or BUDGET_TIME. Unset it.")
+    refuse_steps(options)
     pins = options.explicit_hyperparameters()
     notes = []
     if pins.pop("training_steps", None) is not None:
@@ -41,6 +41,12 @@ def read_settings(options: Options) -> tuple[Settings, list[str]]:
         compare=options.compare,
     )
     return settings, notes
+
+
+def refuse_steps(options: Options) -> None:
+    """Raise UserError for STEPS, which no trial's budget is in."""
+    if options.steps is not None:
+        raise UserError("STEPS is the length of a winner's run. A search takes BUDGET_TOKENS or BUDGET_TIME. Unset it.")
 
 
 def planned_space(document: Mapping[str, Any], where: str) -> tuple[SearchSpace, Settings]:

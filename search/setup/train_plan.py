@@ -5,9 +5,9 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from results.export import winner_env
-from results.study.folder import Study, find_study, new_study_name
+from results.study.folder import Study, find_study, new_study_name, open_study
 from results.winner import winner_of
-from search.options import Options, check_lora, parse_options, with_default_warmup
+from search.options import LENGTHS, Options, check_lora, parse_options, with_default_warmup
 from search.setup.inputs import Loaded, check_inputs, load_inputs
 from search.setup.plan import study_name
 from search.setup.resumption import resumed_config
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from trainable.checkpoint.checkpoint import Checkpoint
 
 DEFAULT_EVAL_TOKENS = 16_384
-LENGTHS = ("BUDGET_TOKENS", "BUDGET_TIME", "STEPS")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +65,14 @@ def with_winner_of(options: Options) -> Options:
     length that is asked for.
     """
     study = find_study(options.study) if options.study else None
+    lengths = [name for name in LENGTHS if name in options.texts]
+    if study is None and options.study and lengths:
+        # A name that is free is the new run's, which has no winner to stretch.
+        study = open_study(options.study)
     if study is None or study.document()["kind"] == "train":
         return options
+    if lengths and "TRAINING_STEPS" in options.texts:
+        raise UserError(f"{lengths[0]} and TRAINING_STEPS set the length of the same run. Unset one of them.")
     own = {name: text for name, text in options.texts.items() if name not in ("STUDY", *LENGTHS)}
     winner = {name: text for name, text in winner_env(study, length_asked(study, options)).items() if text}
     return parse_options({**winner, **own, "STUDY": new_study_name(f"train-{study.name}", datetime.now())})

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from statistics import median
+from statistics import fmean
 
 from results.words import count_words
 from search.setup.inputs import Loaded
@@ -12,9 +12,13 @@ from spaces.budget import Speeds
 from trainable.config import TrialConfig
 from trainable.errors import UserError
 
-PROBE_S = 1.0
 ROUNDS = 3
-"""All shapes in turn, so many times: the first of a process is slow, and a machine's speed drifts within seconds."""
+"""All shapes in turn, so many times: a machine's speed drifts within seconds."""
+SHAPE_S = (3.0, 10.0)
+"""The least and the most that a shape is measured, in all rounds. Four shapes on two cores of an AMD EPYC: 3 s leave
+4 % between the shapes' errors, 10 s leave 2 %."""
+SHAPE_SHARE = 1 / 20
+"""Of a trial's time, between these two."""
 
 
 def measured_speeds(
@@ -40,13 +44,16 @@ def measured_speeds(
     if left:
         progress(what, 0.0)
     in_turn, found, evaluations_s = left * ROUNDS, defaultdict[TrialConfig, list[float]](list), list[float]()
-    measured = probes(loaded.spec, in_turn, count=count, threads=slots.threads, seconds=PROBE_S, run_s=device_s)
+    least_s, most_s = SHAPE_S
+    seconds = min(max(least_s, SHAPE_SHARE * device_s), most_s) / ROUNDS
+    measured = probes(loaded.spec, in_turn, count=count, threads=slots.threads, seconds=seconds, run_s=device_s)
     for number, (shape, probe) in enumerate(zip(in_turn, measured, strict=True), 1):
         if probe.step_s is not None and probe.evaluation_s is not None:
             found[shape].append(probe.step_s)
             evaluations_s.append(probe.evaluation_s)
         progress(what, number / len(in_turn))
-    step_s.update({shape: median(times_s) for shape, times_s in found.items()})
+    # The mean: the median of three leaves half as much again between the shapes' errors.
+    step_s.update({shape: fmean(times_s) for shape, times_s in found.items()})
     if not step_s:
         raise UserError(
             "BUDGET_TIME: no shape of the space trains here, so no speed is known. make preflight says why."

@@ -1,6 +1,5 @@
 """Next steps: commands for the user to type as printed, chosen by the state of the study."""
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,11 +7,12 @@ from typing import Any
 from rich.text import Text
 
 from results.attribution.attribution_files import load_attribution
-from results.confirmation.confirmation_file import load_attempts
+from results.export import input_words, make_words
 from results.ranking import ranked_trials
 from results.report.facts.study_facts import edges_of
+from results.samples import samples_json
 from results.study.folder import Study
-from results.winner import Winner, find_winner
+from results.winner import Winner, winner_of
 from search.terminal.console import Terminal, print_line
 from trainable.rows import ENDINGS
 
@@ -31,31 +31,35 @@ class Step:
 def next_steps(study: Study) -> list[Step]:
     """Return the next steps, the most useful first. Raises UserError when a file is damaged."""
     document, rows = study.document(), study.trials()
-    winner = find_winner(rows, load_attempts(study))
+    winner = winner_of(study)
     name, ended = study.name, sum(row["status"] in ENDINGS for row in ranked_trials(rows))
     if document["kind"] == "train":
-        return _after_training(study, rows[0]) if rows else []
+        return _after_training(study, rows[0], winner) if rows else []
     if document["kind"] == "attribute":
-        return [Step(command="make search SPACE=plateau", purpose="search around the documented configuration")]
+        command = f"make search SPACE=plateau {input_words(document)}".rstrip()
+        return [Step(command=command, purpose="search around the documented configuration")]
     if ended < document["trials_planned"]:
         return [Step(command=f"make resume STUDY={name}", purpose="go on where it was interrupted")]
     if winner.under_way is not None:
         return [Step(command=f"make confirm STUDY={name}", purpose="go on with the confirmation")]
     diagnose = Step(command=f"make diagnose TARGET={name}", purpose="find what keeps the trials from a lower loss")
-    if winner.trial is None:
-        return [diagnose]
+    if winner.trial is None or winner.worse_than_start:
+        return [diagnose, *(_wider(study) if document["kind"] == "search" else [])]
     own = [
         Step(command=f"make model STUDY={name}", purpose="write the trained model as a folder that transformers loads"),
         Step(command=f"make train STUDY={name}", purpose="train that configuration again"),
     ]
     if document["kind"] == "baseline":
-        around = Step(command=f"make search BASELINE={name}", purpose="search for settings that beat it")
+        command = f"make search BASELINE={name} {input_words(document)}".rstrip()
+        around = Step(command=command, purpose="search for settings that beat it")
         return [*own, around] if winner.standing == "baseline_alone" else [*own, diagnose]
     return [*_about(study, winner, diagnose, own), *_wider(study)]
 
 
-def _after_training(study: Study, row: dict[str, Any]) -> list[Step]:
+def _after_training(study: Study, row: dict[str, Any], winner: Winner) -> list[Step]:
     diagnose = Step(command=f"make diagnose TARGET={study.name}/0", purpose="find what is wrong with the run")
+    if winner.worse_than_start:
+        return [diagnose]
     if row["status"] == "completed":
         model = Step(
             command=f"make model STUDY={study.name}", purpose="write the model as a folder that transformers loads"
@@ -67,15 +71,14 @@ def _after_training(study: Study, row: dict[str, Any]) -> list[Step]:
     document = study.document()
     # The checkpoint has the model and the hyperparameters, and not what they are trained and evaluated on.
     values = {
-        "CHECKPOINT_PATH": checkpoint,
+        "CHECKPOINT_PATH": str(checkpoint),
         "TRAINING_DATA_SOURCE": document.get("data_source"),
         "VALIDATION_DATA_SOURCE": document.get("validation_data_source"),
         "DOCUMENTS": document.get("documents"),
-        "EVAL_BLOCK_SIZE": document["evaluation"]["block_size"],
-        "EVAL_TOKENS": document["evaluation"]["tokens"],
+        "EVAL_BLOCK_SIZE": str(document["evaluation"]["block_size"]),
+        "EVAL_TOKENS": str(document["evaluation"]["tokens"]),
     }
-    words = [f"{name}={shlex.quote(str(value))}" for name, value in values.items() if value is not None]
-    return [Step(command=f"make train {' '.join(words)}", purpose="go on from its last checkpoint")]
+    return [Step(command=f"make train {make_words(values)}", purpose="go on from its last checkpoint")]
 
 
 def _about(study: Study, winner: Winner, diagnose: Step, own: list[Step]) -> list[Step]:
@@ -83,12 +86,16 @@ def _about(study: Study, winner: Winner, diagnose: Step, own: list[Step]) -> lis
     more = Step(
         command=f"make resume STUDY={name} TRIALS=+{len(ranked_trials(study.trials()))}", purpose="run more trials"
     )
-    schedule = Step(command=f"make search SPACE=schedule BASELINE={name}", purpose="search the LR schedule around it")
+    # BASELINE takes a study's settings, not its model and text.
+    search = f"make search SPACE=schedule BASELINE={name} {input_words(study.document())}".rstrip()
+    schedule = Step(command=search, purpose="search the LR schedule around it")
     attribute = Step(command=f"make attribute STUDY={name}", purpose="find which of the changed settings did it")
-    unexplained = [attribute] if load_attribution(study) is None else []
+    known = load_attribution(study)
+    # Of an earlier winner it explains nothing about this one.
+    unexplained = [] if winner.trial and known and known.after_name == winner.name else [attribute]
     match winner.standing:
         case "proven":
-            return [*own, *unexplained, schedule]
+            return [*_rival(study, winner), *own, *unexplained, schedule]
         case "unproven":
             return [*_proof(name, winner, more), *own, *unexplained, schedule]
         case "no_comparison":
@@ -110,12 +117,31 @@ def _proof(name: str, winner: Winner, more: Step) -> list[Step]:
     return [Step(command=f"make confirm STUDY={name} SEEDS={needed}", purpose=f"prove it with about {needed} seeds")]
 
 
+def _rival(study: Study, winner: Winner) -> list[Step]:
+    """Return the step that confirms a trial which came first in the search after another was proven."""
+    best = winner.search_best
+    if best is None or best["is_baseline"] or best["trial_id"] in winner.confirmed:
+        return []
+    return [
+        Step(
+            command=f"make confirm STUDY={study.name}",
+            purpose=f"confirm trial {best['trial_id']}, which came first in the search",
+        )
+    ]
+
+
 def _wider(study: Study) -> list[Step]:
     words = [edge["words"] for edge in edges_of(study)]
     if not words:
         return []
     command = f"make -s export STUDY={study.name} FORMAT=toml > {study.name}.toml"
     return [Step(command=command, purpose=f"write a space file to change: {'; '.join(words)}")]
+
+
+def ending_document(study: Study, terminal: Terminal) -> dict[str, Any]:
+    """Print the next steps; return what every command that has run trials says of the study as JSON."""
+    following = say_next(next_steps(study), terminal)
+    return {"study": study.name, "path": str(study.path), "samples": samples_json(study), "next": following}
 
 
 def say_next(steps: Sequence[Step], terminal: Terminal) -> list[dict[str, str]]:

@@ -23,7 +23,7 @@ from results.words import (
 )
 from search.terminal.console import Terminal
 from search.terminal.live_view import ending_words, leaderboard_table
-from search.terminal.next_steps import next_steps, say_next
+from search.terminal.next_steps import ending_document
 from trainable.rows import ENDINGS
 
 TABLE_ROWS = 12
@@ -48,8 +48,7 @@ def say_summary(study: Study, terminal: Terminal) -> None:
         terminal.say("no trial was started")
     terminal.document(
         {
-            "study": study.name,
-            "path": str(study.path),
+            **ending_document(study, terminal),
             "winner": to_json(winner),
             "by_device_time": by_time and by_time.to_json(),
             "best": winner.trial,
@@ -62,9 +61,7 @@ def say_summary(study: Study, terminal: Terminal) -> None:
             "device_s_saved_frac": saved.device_s_saved_frac,
             "tokens_spent": saved.tokens_spent,
             "spent": spent_by_purpose(rows),
-            "samples": samples_json(study),
             "trials": leaderboard(trials),
-            "next": say_next(next_steps(study), terminal),
         }
     )
 
@@ -87,7 +84,8 @@ def verdict_lines(winner: Winner) -> list[str]:
         if row is not None and row["status"] == "completed" and not (row is winner.baseline and row is winner.trial):
             lines.append(f"{name}: val loss {loss_words(row['val_loss'])}; {config_words(row)}")
     if winner.search_difference is not None:
-        by = f"{-winner.search_difference:.4f} nats/token lower on the same held-out tokens at the same budget"
+        side = "lower" if winner.search_difference <= 0 else "higher"
+        by = f"{abs(winner.search_difference):.4f} nats/token {side} on the same held-out tokens at the same budget"
         lines.append(f"{by}; {evidence_words(winner)}")
     return [*lines, *notes(winner)]
 

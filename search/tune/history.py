@@ -107,11 +107,9 @@ def known_trials(
 def _losses(
     row: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], milestones: Milestones
 ) -> Iterator[tuple[int, float]]:
-    # An interrupted trial repeats its last one.
-    noted = metrics if row["status"] in ENDINGS else metrics[:-1]
     reached = -1
-    for one in noted:
-        if row["status"] == "completed" and one["optimizer_steps"] >= row["training_steps"]:
+    for one in metrics:
+        if one["optimizer_steps"] >= row["training_steps"]:
             # The final evaluation is the trial's value and belongs to no rung.
             return
         tokens = fidelity_tokens(milestones, optimizer_steps=one["optimizer_steps"])

@@ -40,6 +40,7 @@ LOADED_BY_WORKERS = "search.__main__,trainable.ray_trainable"
 """Imported by each worker ahead of its first trial: what a command sets before any library, then torch and the like."""
 UNUSED_PROCESSES = ("start_api_server", "start_monitor", "start_log_monitor")
 """Of Ray's head: the dashboard's server, the autoscaler, and the monitor of the workers' logs."""
+_KILL_ALL = Node.kill_all_processes
 DEATHS = ("Traceback", "Fatal Python error")
 """Lines of a Python process that died; an error's name alone may stand in a warning."""
 
@@ -268,7 +269,8 @@ def _init(folder: Path, slots: Slots) -> None:
     # init() has no switch for these, and waiting for the first is 40 % of its time.
     for name in UNUSED_PROCESSES:
         setattr(Node, name, lambda *_, **__: None)
-    with _hangups_held():
+    Node.kill_all_processes = _kill_at_once
+    with _ends_held():
         ray.init(
             address="local",  # and not a cluster that happens to run here
             num_cpus=slots.count,
@@ -278,6 +280,19 @@ def _init(folder: Path, slots: Slots) -> None:
             configure_logging=False,
             _temp_dir=str(folder),
         )
+
+
+def _kill_at_once(node: Node, check_alive: bool = True, wait: bool = False, **_: bool) -> None:
+    """End Ray's processes by SIGKILL, and the raylet's workers with it: SIGTERM, which they block, comes to nothing."""
+    workers: list[psutil.Process] = []
+    for _, process in node.live_processes():
+        with suppress(psutil.Error):
+            workers += psutil.Process(process.pid).children(recursive=True)
+    _KILL_ALL(node, check_alive=check_alive, allow_graceful=False, wait=wait)
+    for worker in workers:
+        with suppress(psutil.Error):
+            worker.kill()
+    psutil.wait_procs(workers)
 
 
 @contextmanager
@@ -299,12 +314,13 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextmanager
-def _hangups_held() -> Iterator[None]:
-    """Block SIGHUP in the processes started inside: a closed terminal would end the trials unsaved.
+def _ends_held() -> Iterator[None]:
+    """Block SIGHUP and SIGTERM in the processes started inside; Ray itself blocks SIGINT there.
 
-    They inherit the block; this process gets its signals afterwards.
+    A closed terminal, and whatever ends a whole job (scancel, systemd, timeout), signals them too: they would be gone
+    before the trials are saved. They inherit the block; this process gets its signals afterwards.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGTERM})
     try:
         yield
     finally:

@@ -3,8 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-CGROUPS = Path("/sys/fs/cgroup")
-PROC = Path("/proc")
+from trainable.device.device import cgroup_folders, text_of
+
+OF_A_GROUP = ("memory.events.local", "memory.oom_control")
+"""The file of a group's count, without kills in the groups below: version 2, and 1."""
+OF_THE_MACHINE = Path("/proc/vmstat")
 
 
 @dataclass(frozen=True)
@@ -23,29 +26,11 @@ NO_COUNTER = OomCounter(path=None)
 
 def oom_counter_of(pid: int | None) -> OomCounter:
     """Return the counter of a process on this machine, None for this one; other cgroups' kills are not in it."""
-    counters = (*_cgroup_counters(pid), PROC / "vmstat")
-    return OomCounter(path=next((path for path in counters if _count(path) is not None), None))
+    # In a container a group may be named as on the machine, where the container's own is at the root.
+    counters = (folder / name for folder in cgroup_folders("memory", pid) for name in OF_A_GROUP)
+    return OomCounter(path=next((path for path in (*counters, OF_THE_MACHINE) if _count(path) is not None), None))
 
 
 def _count(path: Path) -> int | None:
-    try:
-        lines = path.read_text().splitlines()
-    except OSError:
-        return None
+    lines = text_of(path).splitlines()
     return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), None)
-
-
-def _cgroup_counters(pid: int | None) -> list[Path]:
-    try:
-        lines = (PROC / ("self" if pid is None else str(pid)) / "cgroup").read_text().splitlines()
-    except OSError:
-        return []
-    paths = {kinds: path.lstrip("/") for _, kinds, path in (line.split(":", 2) for line in lines)}
-    found = []
-    if "" in paths:
-        # The local count, without kills in child groups.
-        found += [CGROUPS / root / paths[""] / "memory.events.local" for root in ("", "unified")]
-    if "memory" in paths:
-        # In a container the path may be the host's, while the mount is the container's own group.
-        found += [CGROUPS / "memory" / path / "memory.oom_control" for path in (paths["memory"], "")]
-    return found

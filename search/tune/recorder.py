@@ -59,7 +59,8 @@ class StudyRecorder(Callback):  # type: ignore[misc]
             self._note_oom_kills(trial_id, pid=None)
         with self._kept():
             self.ledger.start_trial(self.planned_run(trial.config), started_at=datetime.now(UTC))
-            self.checkpoints_of(trial_id).forget_after(self.ledger.known_steps(trial_id))
+            eval_steps = [step for _, step in trial.config["milestones"]]
+            self.checkpoints_of(trial_id).forget_after(self.ledger.known_steps(trial_id, eval_steps))
         self.view.refresh()
 
     def on_trial_result(
@@ -158,7 +159,9 @@ class StudyRecorder(Callback):  # type: ignore[misc]
         trial_id: int = trial.config["trial_id"]
         # The log learns it here and not through Ray, for which out of memory and a bug are the same error.
         metrics = result.get("metrics") or {}
-        self.log.end(trial_id, status, metrics.get("val_loss"), metrics.get("part_losses", ()))
+        # The row's and not the last result's, which may be a checkpoint: a resumed search knows the row alone.
+        val_loss = None if status == "unstable" else self.ledger.trial(trial_id)["val_loss"]
+        self.log.end(trial_id, status, val_loss, metrics.get("part_losses", ()))
         if self.log.stopped_at(trial_id) is not None:
             status = "stopped"
         if self.log.ends_early and metrics.get("part_losses"):
@@ -177,8 +180,8 @@ class StudyRecorder(Callback):  # type: ignore[misc]
                 optimizer_steps=result.get("optimizer_steps"),
                 tokens_seen=result.get("tokens_seen"),
                 active_s=result.get("active_s"),
+                at_rung=self._rung_stopped_at(trial_id),
             )
-            self._end_at_rung(trial_id)
         self.view.trial_ended(trial_id, note=result.get("evidence", ""))
         # After every ending, or a dozen trials stopped in a row would keep two checkpoints each until one completes.
         self.on_ended(trial_id)
@@ -186,17 +189,17 @@ class StudyRecorder(Callback):  # type: ignore[misc]
     def end_late_stops(self) -> None:
         """Cut the rows of trials that have ended and are stopped at an earlier rung only now."""
         for trial_id in self.log.take_stops():
-            row = self.ledger.trial(trial_id)
+            row, at_rung = self.ledger.trial(trial_id), self._rung_stopped_at(trial_id)
             # A running one is cut when Ray has stopped it.
-            if row["status"] not in ("running", "stopped"):
+            if at_rung is not None and row["status"] not in ("running", "stopped"):
                 with self._kept():
-                    self._end_at_rung(trial_id)
+                    self.ledger.end_at_rung(trial_id, at_rung)
                 self.view.trial_ended(trial_id, note="")
 
-    def _end_at_rung(self, trial_id: int) -> None:
+    def _rung_stopped_at(self, trial_id: int) -> tuple[int, int] | None:
+        """Return the rung, and how many evaluations led to it; None for a trial that is not stopped."""
         rung = self.log.stopped_at(trial_id)
-        if rung is not None:
-            self.ledger.end_at_rung(trial_id, rung=rung, evaluations=len(self.log[trial_id].losses))
+        return None if rung is None else (rung, len(self.log[trial_id].losses))
 
 
 def _error_text(trial: Trial) -> str:

@@ -1,13 +1,13 @@
 """TrialLog: what a search knows of its trials, and ASHA's verdicts on them in the order of their numbers. No Ray."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from search.tune.early_end import EarlyEnd
 from search.tune.history import KnownTrial
-from trainable.config import TrialConfig
+from trainable.config import TrialConfig, without_seed
 from trainable.rows import TrialStatus
 
 
@@ -26,12 +26,12 @@ class TrialLog:
         *,
         rung_tokens: tuple[int, ...] = (),
         reduction_factor: int = 3,
-        is_baseline: Callable[[TrialConfig], bool] | None = None,
+        baseline: TrialConfig | None = None,
         ends_early: bool = False,
     ) -> None:
         self.rung_tokens = rung_tokens
         self.reduction_factor = reduction_factor
-        self._is_baseline = is_baseline
+        self._baseline = baseline and without_seed(baseline)
         self.recorded: list[dict[int, float]] = [{} for _ in rung_tokens]
         """Objective by trial_id, for each rung, of this study's own trials only: losses of a longer run would stop its
         best trials."""
@@ -89,7 +89,7 @@ class TrialLog:
 
     def is_baseline(self, trial_id: int) -> bool:
         """Return whether the trial runs the baseline, which goes on whatever its losses."""
-        return self._is_baseline is not None and self._is_baseline(self._trials[trial_id].config)
+        return without_seed(self._trials[trial_id].config) == self._baseline
 
     def rung_of(self, fidelity_tokens: int) -> int | None:
         """Return the index of the highest rung at or below `fidelity_tokens`, or None."""

@@ -1,7 +1,7 @@
 """Workload: the trials to run, from a space's searcher or a list, as the engine needs them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
@@ -59,7 +59,7 @@ def space_workload(space: SearchSpace, history: History = NO_HISTORY) -> Workloa
         history.trials,
         rung_tokens=space.rung_tokens(),
         reduction_factor=space.scheduler.reduction_factor,
-        is_baseline=lambda config: replace(config, seed=baseline.seed) == baseline,
+        baseline=baseline,
         ends_early=space.ends_early,
     )
     return Workload(

@@ -6,7 +6,6 @@ import os
 import secrets
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ NEW_MOUNTS = 0x20000  # CLONE_NEWNS of sched.h
 class Nodes:
     """A process that holds the cluster's nodes. The head has no CPUs; it ends with all nodes when the block does."""
 
-    def __init__(self, *, home: Path, hidden: Path | None = None, client_port: int | None = None) -> None:
+    def __init__(self, *, home: Path, hidden: Path | None = None) -> None:
         home.mkdir(parents=True, exist_ok=True)
         self.hidden = hidden
         own = {name: text for name, text in os.environ.items() if not name.startswith(("RAY_", "CACHE_DIR"))}
@@ -29,7 +28,7 @@ class Nodes:
         env = {**own, **self.auth, **NOTICED_SOON, "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
         env["HOME"] = str(home)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.nodes", str(hidden or ""), str(client_port or "")],
+            [sys.executable, "-m", "tests.faults.nodes", str(hidden or "")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -77,12 +76,9 @@ def own_disks_are_possible() -> bool:
         return False
 
 
-def hold(hidden: str, client_port: str) -> None:
+def hold(hidden: str) -> None:
     """Do what stdin says until it ends."""
-    head: Mapping[str, Any] = {"num_cpus": 0, "include_dashboard": False}
-    if client_port:
-        head = {**head, "ray_client_server_port": int(client_port)}
-    cluster = Cluster(initialize_head=True, head_node_args=dict(head))
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     if hidden:
         # From here on: the head is as it was, what is started later sees an empty disk there.
         assert ctypes.CDLL(None, use_errno=True).unshare(NEW_MOUNTS) == 0

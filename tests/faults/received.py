@@ -99,6 +99,16 @@ def bomb(*, rows: int, text: str) -> Harm:
     return harm
 
 
+def copied(change: Harm) -> Harm:
+    """Change the study and put a copy of it beside it, named two."""
+
+    def harm(study: Study, outside: Path) -> None:
+        change(study, outside)
+        shutil.copytree(study.path, study.path.parent / "two")
+
+    return harm
+
+
 def row_changed(**values: Any) -> Harm:
     """Change a trial; the table is whole."""
 
@@ -165,8 +175,8 @@ CASES = [
     Case("escapes in the model's name", document_changed(model=ESCAPE), LIST, None),
     Case(
         "escapes in the model's name, compared",
-        document_changed(model=ESCAPE),
-        command("compare", "STUDY=one,one"),
+        copied(document_changed(model=ESCAPE)),
+        command("compare", "STUDY=one,two"),
         None,
     ),
     Case("escapes for a kind", document_changed(kind=ESCAPE), EXPORT, "kind: "),

@@ -15,6 +15,7 @@ from spaces.domains import Choice, active_point
 from spaces.overrides import with_overrides
 from spaces.read.load import load_space
 from spaces.space import SearchSpace
+from spaces.user_settings import Settings
 from tests.rows import trial_row
 from trainable.config import TrialConfig
 from trainable.schedule import learning_rate_at
@@ -37,12 +38,12 @@ def make_report_study(
     """Return a study of the plateau space in `folder`: trials stopped at rungs, hot ones unstable, some completed."""
     chance = random.Random(seed)
     file = load_space("plateau")
-    space = with_overrides(file, trials=trials, budget_tokens=budget_tokens)
+    space = with_overrides(file, Settings(trials=trials, budget_tokens=budget_tokens))
     if device_s is not None:
         # At the speed of the trials: 20,000 tokens a second, and a larger step a little more.
         step_s = {one: one.tokens_per_step / 20_000 / (one.tokens_per_step / 4096) ** 0.15 for one in file.shapes()}
         speeds = Speeds(step_s=step_s, evaluation_s=0.01)
-        space = with_overrides(file, trials=trials, device_s=device_s, speeds=speeds)
+        space = with_overrides(file, Settings(trials=trials, device_s=device_s), speeds=speeds)
     space = replace(space, evaluation=replace(space.evaluation, count=evaluations))
     study = Study(folder)
     (folder / "steps").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Tasks whose truth is known, additive and interacting, in full and sampled; unstable runs; words, file and picture."""
+"""Tasks whose truth is known, additive and interacting, in full and sampled; unstable runs; words and file."""
 
 import json
 import math
@@ -15,7 +15,6 @@ from rich.console import Console
 
 from results.attribution.attribute import attribute
 from results.attribution.attribution_files import from_json, load_attribution, to_json, write_attribution
-from results.attribution.attribution_plot import write_plot
 from results.attribution.attribution_values import Attribution, Estimate
 from results.attribution.design import Coalition, Setting, changed_settings, coalitions, config_of
 from results.attribution.sentences import did_it_words, render, summary_lines
@@ -426,7 +425,7 @@ def test_a_seed_with_an_unstable_end_is_left_out_and_said() -> None:
     assert found.notes == ("before did not complete on seed 0",)
 
 
-def test_when_an_end_is_always_unstable_there_is_nothing_to_share_out(tmp_path: Path) -> None:
+def test_when_an_end_is_always_unstable_there_is_nothing_to_share_out() -> None:
     losses = make_losses(3)
     losses[frozenset()] = dict.fromkeys(range(3))
     found = attribute(losses, make_settings(3))
@@ -435,8 +434,7 @@ def test_when_an_end_is_always_unstable_there_is_nothing_to_share_out(tmp_path: 
     assert found.notes[0] == "on every seed before or after did not complete: there is no difference to attribute"
     assert "unknown" in shown_text(found)
     assert from_json(to_json(found)) == found
-    with pytest.raises(UserError, match="there is nothing to draw"):
-        write_plot(found, tmp_path / "a.png")
+    assert did_it_words(found) == "Which change did it is not known: too few combinations completed."
 
 
 def test_too_many_unstable_combinations_leave_the_values_unknown() -> None:
@@ -461,7 +459,7 @@ def test_a_seed_not_run_for_every_combination_is_left_out_and_said() -> None:
         attribute(losses, make_settings(3))
 
 
-# Words, file, picture
+# Words, file
 
 
 def shown_text(attribution: Attribution, width: int = 100) -> str:
@@ -519,25 +517,3 @@ def test_a_damaged_file_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "attribution.json").write_text(content)
     with pytest.raises(UserError, match=r"attribution\.json: not an attribution .*Move it away and attribute again\."):
         load_attribution(Study(tmp_path))
-
-
-def test_the_picture_is_written_and_the_same_each_time(tmp_path: Path) -> None:
-    for name in ("a.png", "b.png"):
-        write_plot(story(), tmp_path / name)
-    first = (tmp_path / "a.png").read_bytes()
-    assert first.startswith(b"\x89PNG")
-    assert first == (tmp_path / "b.png").read_bytes()
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.png", "b.png"]
-
-
-@pytest.mark.parametrize("case", ["one change", "one seed, unstable", "hostile"])
-def test_every_kind_of_attribution_can_be_drawn(tmp_path: Path, case: str) -> None:
-    k = 1 if case == "one change" else 3
-    losses = make_losses(k, seeds=1 if "one seed" in case else 2, noise=0.01)
-    settings = make_settings(k)
-    if "unstable" in case:
-        losses[frozenset({1})][0] = None
-    if case == "hostile":
-        settings[0] = replace(settings[0], name="$x_{", before="\\frac", after="<b>&")
-    write_plot(attribute(losses, settings), tmp_path / "a.png")
-    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")

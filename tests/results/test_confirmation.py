@@ -300,7 +300,6 @@ def test_the_plan_takes_each_configuration_once_and_none_that_is_no_trial_or_pro
 def test_what_cannot_be_planned_is_said(make_trial: MakeTrial) -> None:
     trials = search_rows(make_trial)
     for changes, message in (
-        ({"top": 0}, "TOP is 0; it must be at least 1 and at most 100."),
         ({"seeds": 1}, "SEEDS is 1; it must be at least 2 and at most 1000."),
         ({"seeds": 1001}, "SEEDS is 1001; it must be"),
     ):
@@ -356,3 +355,11 @@ def test_a_field_of_another_type_is_damage(make_trial: MakeTrial, field: str, va
     document["attempts"][0]["verdicts"][0][field] = value
     with pytest.raises(ValueError, match=rf"verdicts\.0\.{field}"):
         from_json(document)
+
+
+def test_the_interval_of_a_late_attempt_is_finite() -> None:
+    losses = {1: {1: 4.9, 2: 4.95, 3: 5.0}, 2: {1: 5.0, 2: 5.1, 3: 5.05}}
+    for verdict in judge({1: 5.0, 2: 5.1, 3: 5.05}, losses, alpha=attempt_alpha(60), next_alpha=attempt_alpha(61)):
+        assert verdict.low is not None
+        assert verdict.high is not None
+        assert math.isfinite(verdict.low + verdict.high)

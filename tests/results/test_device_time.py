@@ -137,3 +137,8 @@ def test_the_report_of_a_budget_of_tokens_names_who_is_ahead(tmp_path: Path) -> 
 def test_an_evaluation_that_was_not_finite_is_no_point(make_trial: Callable[..., Row]) -> None:
     curves: Any = {**CURVES, 4: [(0.0, 9.0), (25.0, None), (50.0, 6.0)]}
     assert found(make_trial, curves).val_loss == 6.0
+
+
+def test_a_trial_whose_last_loss_is_not_finite_is_ahead_of_none(make_trial: Callable[..., Row]) -> None:
+    trials = [make_trial(k, "completed", loss, batch_size=8 + k) for k, loss in ((0, 7.0), (4, None), (7, 5.0))]
+    assert time_winner(TOKENS, trials, rows_of(CURVES), find_winner(trials)) is None

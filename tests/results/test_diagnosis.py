@@ -185,6 +185,13 @@ def test_random_weights_in_place_of_pretrained_ones(log: Path) -> None:
     assert "the weights were not loaded" in finding.summary
 
 
+def test_a_norm_that_a_trainer_prints_as_nan_says_nothing_of_weights_that_learn(log: Path) -> None:
+    losses = [3.9 - 0.6 * (1 - math.exp(-index / 15)) for index in range(100)]
+    assert found(log, trainer_log(losses, norm=math.nan)) == []
+    (finding, *_) = found(log, trainer_log([3.9] * 100, norm=math.nan))
+    assert finding.kind == "nonfinite"
+
+
 def test_a_pretrained_model_must_start_below_the_unigram_entropy(log: Path) -> None:
     text = owner_log(falling(6.2, 5.0), 5000)
     known = Context(pretrained=True, unigram_entropy=5.66)
@@ -214,6 +221,17 @@ def test_overfitting_is_told_from_instability(log: Path) -> None:
 
     both = [(step, val(step) - 0.1 + max(0, step - 2000) * 2e-4, val(step), 2e-4) for step in range(0, 5001, 500)]
     assert kinds(found(log, owner_log(both, 5000))) == ["divergence"]
+
+
+def test_an_easy_first_batch_is_no_divergence_while_validation_falls(log: Path) -> None:
+    gauss = random.Random(0).gauss
+    losses = [4.01, *(gauss(4.75, 0.12) for _ in range(25))]
+    evals = {1: 4.71, 9: 4.69, 18: 4.65, 26: 4.62}
+    assert found(log, trainer_log(losses, evals=evals)) == []
+    (alone,) = found(log, trainer_log(losses))
+    assert "the loss rises from step 20 on and does not come back" in alone.summary
+    risen = dict.fromkeys(evals, 4.1) | {26: 4.8}
+    assert kinds(found(log, trainer_log(losses, evals=risen))) == ["divergence"]
 
 
 def test_a_slow_down_is_told_from_a_pause(log: Path) -> None:

@@ -255,7 +255,7 @@ def test_a_death_between_the_two_writes_loses_no_evaluation(study: Study) -> Non
     ledger.flush()
     study.trials_path.write_bytes(before)
     (row,) = Ledger(study).trials()
-    assert (row["val_loss"], row["optimizer_steps"], row["status"]) == (5.0, 10, "running")
+    assert (row["val_loss"], row["optimizer_steps"], row["status"]) == (5.0, 10, "interrupted")
 
 
 def test_a_flush_that_fails_is_made_good_by_the_next(study: Study) -> None:

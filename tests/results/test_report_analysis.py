@@ -329,6 +329,12 @@ def test_importance_wants_trials_and_two_parameters(make_trial: MakeTrial) -> No
     assert importance(measured(failed, None, LR, batch))["methods"] == []
 
 
+def test_equal_losses_have_no_variance_to_share(make_trial: MakeTrial) -> None:
+    trials = [{**trial, "status": "completed", "val_loss": 5.0} for trial in importance_trials(make_trial)]
+    found = importance(measured(trials, None, LR, SearchParameter("batch_size", Choice((8, 16, 32)))))
+    assert [method["name"] for method in found["methods"]] == ["PED-ANOVA"]
+
+
 def test_a_conditional_parameter_is_told_apart(make_trial: MakeTrial) -> None:
     schedule = SearchParameter("lr_schedule", Choice(("constant", "wsd")))
     warmup = SearchParameter("warmup_frac", FloatRange(0.01, 0.3), Condition("lr_schedule", ("wsd",)))

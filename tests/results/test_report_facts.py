@@ -1,7 +1,7 @@
 """The facts of a report: the answer in every case, and numbers that are the tables'."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,7 +9,11 @@ from typing import Any
 
 import pytest
 
+from results.attribution.attribute import attribute
+from results.attribution.attribution_files import write_attribution
+from results.attribution.design import changed_settings
 from results.report.facts.study_facts import report_facts
+from results.report.page import markdown
 from results.study.folder import Study
 from results.study.tables import METRICS, TRIALS, Row, write_table
 from tests.results.confirmed import add_attempt
@@ -153,7 +157,7 @@ def test_runs_that_confirm_or_attribute_never_rank_and_cost_on_their_own(
 
 
 def confirmed(
-    folder: Path, document: dict[str, Any], make: MakeTrial, losses: dict[int, list[float]]
+    folder: Path, document: dict[str, Any], make: MakeTrial, losses: Mapping[int, Sequence[float | str | None]]
 ) -> dict[str, Any]:
     trials = [make(0, "completed", 5.0), make(1, "completed", 4.5, batch_size=8)]
     trials += [make(2, "completed", 4.6, batch_size=16)] if 2 in losses else []
@@ -262,3 +266,20 @@ def test_a_schedule_that_the_winner_dropped_is_a_change(
         "lr_schedule": ("wsd", "constant"),
         "warmup_frac": (0.1, None),
     }
+
+
+def test_a_completed_run_without_a_loss_is_no_fresh_seed(
+    tmp_path: Path, make_document: MakeDocument, make_trial: MakeTrial
+) -> None:
+    better = [x - 0.3 + 0.001 * k for k, x in enumerate(BASELINE[:4])]
+    losses: dict[int, Sequence[float | str | None]] = {0: BASELINE, 1: [*better, "completed"]}
+    answer = confirmed(tmp_path / "s", make_document("s"), make_trial, losses)
+    assert answer["fresh"]["seeds"] == answer["proof"]["seeds"] == 4
+
+
+def test_names_in_an_attribution_are_text_in_markdown(tmp_path: Path, make_document: MakeDocument) -> None:
+    study = write_study(tmp_path / "s", make_document("s", kind="attribute"), [])
+    losses: dict[frozenset[int], dict[int, float | None]] = {frozenset(): {1: 5.0}, frozenset({0}): {1: 4.0}}
+    settings = changed_settings(DOCUMENTED, replace(DOCUMENTED, batch_size=8))
+    write_attribution(study, attribute(losses, settings, before_name="<img src=x>", after_name="[a](b)"))
+    assert "it: &lt;img src=x&gt; to \\[a\\](b)" in markdown(report_facts(study))

@@ -26,7 +26,7 @@ SAMPLES = Samples(
     temperature=0.8,
     start=Sample(text=" of of of"),
     baseline=Sample(why="trial 0 of study s: it has no checkpoint of step 9 any more.", trial_id=0),
-    best=Sample(text=HOSTILE, trial_id=7),
+    best=Sample(text=HOSTILE, trial_id=4),
 )
 
 
@@ -50,7 +50,7 @@ def test_samples_come_back_as_they_were_written(sampled: Study) -> None:
         "prompt": "The import statement", "seed": 3, "tokens": 40
     }  # fmt: skip
     assert document["samples"]["start"] == {"text": " of of of"}
-    assert document["samples"]["best"] == {"trial_id": 7, "text": HOSTILE}
+    assert document["samples"]["best"] == {"trial_id": 4, "text": HOSTILE}
 
 
 def test_the_page_shows_the_prompt_once_and_every_continuation_as_text(sampled: Study) -> None:
@@ -78,7 +78,7 @@ def test_in_markdown_no_continuation_leaves_its_block(sampled: Study) -> None:
         "The import statement", " of of of", HOSTILE.replace("\x1b", "\\x1b").replace("\x00", "\\x00")
     ]  # fmt: skip
     assert "Baseline:\n\n(none: trial 0 of study s: it has no checkpoint" in section
-    assert "Best, trial 7:" in section
+    assert "Best, trial 4:" in section
     assert "\x1b" not in text
 
 
@@ -128,3 +128,13 @@ def test_a_damaged_file_is_one_line(sampled: Study, change: Change) -> None:
     with pytest.raises(UserError, match=r"samples\.json: not samples of a study .* Move it away") as refused:
         report_facts(sampled)
     assert "\n" not in str(refused.value)
+
+
+def test_samples_of_an_earlier_winner_are_not_called_the_best(sampled: Study) -> None:
+    facts = report_facts(sampled)
+    winner = facts["answer"]["winner"]["trial_id"]
+    write_samples(sampled, replace(SAMPLES, best=Sample(text="x", trial_id=winner + 1)))
+    names = [one["name"] for one in report_facts(sampled)["samples"]["continuations"]]
+    assert names == ["start", "baseline", f"an earlier best, trial {winner + 1}"]
+    write_samples(sampled, replace(SAMPLES, best=Sample(text="x", trial_id=winner)))
+    assert [one["name"] for one in report_facts(sampled)["samples"]["continuations"]] == ["start", "baseline", "best"]

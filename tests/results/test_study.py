@@ -209,6 +209,15 @@ def test_latest_is_the_one_made_last_not_the_last_by_name(studies: Path, make_do
     assert open_study("z").path == studies / "z"
 
 
+@pytest.mark.parametrize("created_at", ["0001-01-01T00:00:00+00:00", "9999-12-31T23:59:59"])
+def test_a_time_that_some_zone_cannot_show_is_refused(
+    studies: Path, make_document: MakeDocument, created_at: str
+) -> None:
+    study = create_study("one", make_document("one", created_at=created_at))
+    with pytest.raises(UserError, match=r"created_at: .*a time before 1970 or after 9998"):
+        study.document()
+
+
 def test_other_things_among_the_studies_are_passed_over(studies: Path, make_document: MakeDocument) -> None:
     create_study("one", make_document("one"))
     (studies / "notes.txt").touch()

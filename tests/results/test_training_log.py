@@ -345,6 +345,19 @@ def test_bits_per_byte_alone_are_shown_in_nats_per_byte(log: Path) -> None:
     assert trace.series("val_loss") == ([], [])
 
 
+def test_a_loss_that_is_said_to_be_in_bits(log: Path) -> None:
+    trace = read(log, "".join(f"step {step} loss 15.{step} bits/token, lr 1e-3\n" for step in range(10, 30)))
+    assert trace.train_loss[0] == pytest.approx(15.10 * math.log(2))
+    # Here the bits are another number's.
+    trace = read(log, "".join(f"step {step} loss 3.{step} bits per byte 1.1 | ok\n" for step in range(10, 30)))
+    assert trace.train_loss[0] == 3.10
+
+
+def test_a_number_of_the_evaluation_makes_no_line_one(log: Path) -> None:
+    trace = read(log, "".join(f"step {step} | val acc 0.31 | loss 3.{step} | ok\n" for step in range(10, 30)))
+    assert counts(trace) == (20, 0)
+
+
 def test_a_table_of_columns_apart(log: Path) -> None:
     trace = read(log, FASTAI)
     assert counts(trace) == (20, 20)

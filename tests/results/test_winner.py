@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from results.export import export_env, export_json
+from results.export import export_env, export_json, export_toml
 from results.report.facts.study_facts import report_facts
 from results.report.page import markdown, report_html
 from results.study.folder import Study, create_study
@@ -22,6 +22,7 @@ from results.winner import (
     way_words,
     winner_of,
 )
+from search.terminal.next_steps import Step, next_steps
 from search.terminal.summary import verdict_lines
 from tests.results.confirmed import add_attempt
 
@@ -138,6 +139,9 @@ def test_a_best_that_is_not_below_the_start_is_said_in_red(searched: Study, star
     capital = f"T{said[1:]}."
     assert f'<p class="bad">{capital}</p>' in report_html(report_facts(searched), {})
     assert f"Warning: {said}." in markdown(report_facts(searched))
+    first, *others = [step.command for step in next_steps(searched)]
+    assert first == "make diagnose TARGET=s"
+    assert not any("make model" in command or "make train" in command for command in others)
 
 
 def test_of_a_baseline_that_won_the_way_ends_with_it(make_trial: MakeTrial) -> None:
@@ -241,3 +245,60 @@ def test_a_trial_proven_better_once_and_worse_once_is_out(searched: Study) -> No
     add_attempt(searched, {0: BASELINE, 1: PROVEN})
     add_attempt(searched, {0: BASELINE, 1: WORSE})
     assert ids(searched) == (2, 1, None)
+
+
+def test_one_trial_alone_came_first_in_the_search(searched: Study) -> None:
+    add_attempt(searched, {0: BASELINE, 1: WORSE, 2: LUCKY})
+    assert ids(searched) == (2, 1, None)
+    assert headline(winner_of(searched)) == (
+        "Trial 2 is the best of the search that is not proven worse; that it is better than the baseline is not proven"
+    )
+
+
+def test_a_baseline_that_won_on_fresh_seeds_says_so_everywhere(searched: Study) -> None:
+    add_attempt(searched, {0: BASELINE, 1: WORSE, 2: WORSE})
+    assert ids(searched) == (0, 1, None)
+    assert evidence_words(winner_of(searched)).startswith("trial 1 is worse than the baseline on 5 fresh seeds; inter")
+    assert "; this is the baseline: trial 1 came first in the search and is proven worse\n" in export_env(searched)
+
+
+def test_a_proven_trial_that_was_behind_in_the_search_is_not_called_lower_there(
+    searched: Study, make_trial: MakeTrial
+) -> None:
+    add_trial(searched, make_trial(40, val_loss=5.1, batch_size=4))
+    add_attempt(searched, {0: BASELINE, 1: LUCKY, 2: LUCKY, 40: PROVEN})
+    assert ids(searched) == (40, 1, 40)
+    assert any(line.startswith("0.1000 nats/token higher") for line in verdict_lines(winner_of(searched)))
+
+
+def test_a_run_of_train_has_no_baseline_to_miss(searched: Study, make_trial: MakeTrial) -> None:
+    run = make_trial(0, val_loss=4.5, purpose="train", is_baseline=False)
+    write_table(searched.trials_path, [run], TRIALS)
+    assert "# val_loss 4.5000 nats/token\n" in export_env(searched)
+
+
+def test_a_next_search_names_the_model_and_text_that_are_not_the_defaults(searched: Study) -> None:
+    def command() -> str:
+        return next(step.command for step in next_steps(searched) if "SPACE=schedule" in step.command)
+
+    assert command() == "make search SPACE=schedule BASELINE=s"
+    own = {"model": "/my models/a$b", "data_source": "/texts/q.jsonl", "documents": "jsonl:text"}
+    searched.study_json.write_text(json.dumps({**searched.document(), **own}))
+    words = "'GPT2_MODEL_NAME=/my models/a$$b' TRAINING_DATA_SOURCE=/texts/q.jsonl DOCUMENTS=jsonl:text"
+    assert command() == f"make search SPACE=schedule BASELINE=s {words}"
+    assert f"# to search it with this study's model and text: make search SPACE=... {words}\n" in export_toml(searched)
+
+
+def test_a_trial_that_came_first_after_another_was_proven_is_to_be_confirmed_next(
+    searched: Study, make_trial: MakeTrial
+) -> None:
+    add_attempt(searched, {0: BASELINE, 1: PROVEN, 2: LUCKY})
+    planned = [*searched.trials(), make_trial(40, val_loss=4.5, learning_rate=3e-4)]
+    write_table(searched.trials_path, planned, TRIALS)
+    assert "confirm" not in next_steps(searched)[0].command
+    better = [*planned[:-1], make_trial(40, val_loss=4.2, learning_rate=3e-4)]
+    write_table(searched.trials_path, better, TRIALS)
+    confirm = Step(command="make confirm STUDY=s", purpose="confirm trial 40, which came first in the search")
+    assert next_steps(searched)[0] == confirm
+    add_attempt(searched, {0: BASELINE, 40: LUCKY})
+    assert "confirm" not in next_steps(searched)[0].command

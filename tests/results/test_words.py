@@ -94,6 +94,9 @@ def test_configurations() -> None:
     assert config_words(asdict(DOCUMENTED)) == "batch 32 x block 128, LR 1.00e-05, constant"
     accumulated = asdict(replace(BEFORE, grad_accum_steps=4))
     assert config_words(accumulated) == "batch 8x4 x block 256, LR 2.00e-05, warmup_cosine after 500 steps"
+    searched = {**asdict(DOCUMENTED), "point": '{"batch_size": 32, "dropout": 0.0329512, "decay_frac": 0.25}'}
+    said = "batch 32 x block 128, LR 1.00e-05, constant, dropout 0.033, decay share 0.25"
+    assert config_words(searched) == said
     assert shape_words(asdict(DOCUMENTED)) == "32 x 128"
     assert shape_words(accumulated) == "8x4 x 256"
     assert schedule_words(asdict(DOCUMENTED)) == "constant"

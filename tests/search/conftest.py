@@ -60,6 +60,7 @@ number long before the first rung."""
 FAILING_TRIAL = 7
 TWO_RATES = """
 description = "One rate is much better than the baseline's"
+trials = 3
 [baseline]
 batch_size = 4
 block_size = 32
@@ -71,10 +72,11 @@ count = 2
 [scheduler]
 name = "none"
 [searcher]
-name = "grid"
+name = "random"
 [search]
 learning_rate = { choice = [1e-5, 3e-3] }
 """
+"""Three trials of two configurations: the search is over before its last."""
 Environment = Mapping[str, str]
 
 

@@ -15,6 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 from search.setup.baseline_sources import read_baseline
 from spaces.overrides import widening_words, with_overrides
 from spaces.read.load import load_space
+from spaces.user_settings import Settings
 from trainable.checkpoint.checkpoint import save_checkpoint
 from trainable.checkpoint.trainer_args import read_trainer_args
 from trainable.config import BEFORE, DOCUMENTED, TrialConfig
@@ -236,7 +237,7 @@ def test_what_looks_like_a_path_is_one(text: str) -> None:
 def test_a_baseline_outside_of_the_ranges_widens_them(env: Callable[[str], str]) -> None:
     space = load_space("plateau")
     config = read_baseline(env("LEARNING_RATE=50\nBATCH_SIZE=24\nDROPOUT=0.1")).config
-    wide = with_overrides(space, baseline=("mine.env", config))
+    wide = with_overrides(space, Settings(baseline=("mine.env", config)))
     assert wide.baseline.learning_rate == 50
     domains = {parameter.name: parameter.domain for parameter in wide.parameters}
     assert domains["learning_rate"].contains(50.0)
@@ -245,4 +246,4 @@ def test_a_baseline_outside_of_the_ranges_widens_them(env: Callable[[str], str])
     assert len(lines) == 2
     assert any(line.startswith("learning_rate is searched in log_uniform [") for line in lines)
     assert all(line.endswith(", to hold the baseline") for line in lines)
-    assert widening_words(space, with_overrides(space, baseline=("before", BEFORE))) == []
+    assert widening_words(space, with_overrides(space, Settings(baseline=("before", BEFORE)))) == []

@@ -78,8 +78,11 @@ def test_a_lost_nodes_trial_goes_on_on_another_to_the_same_answer(
     [
         ({"ADDRESS": "127.0.0.1:1"}, "ADDRESS=127.0.0.1:1: no Ray cluster answers there"),
         ({"ADDRESS": "nonsense"}, "ADDRESS=nonsense: no Ray cluster answers there"),
-        ({"ADDRESS": "ray://127.0.0.1:1"}, "ADDRESS=ray://127.0.0.1:1 needs STORAGE"),
-        ({"ADDRESS": "ray://127.0.0.1:1", "STORAGE": "/tmp"}, "ADDRESS=ray://127.0.0.1:1: "),
+        (
+            {"ADDRESS": "ray://10.0.0.5:10001", "STORAGE": "/tmp"},
+            "ADDRESS=ray://10.0.0.5:10001: a search runs on a machine of its cluster. Submit it from here: ray job "
+            "submit --address http://10.0.0.5:8265 --working-dir . -- python -m search run ADDRESS=auto STORAGE=",
+        ),
         ({"ADDRESS": "auto", "CONCURRENCY": "auto"}, "CONCURRENCY=auto measures this machine"),
         ({"STORAGE": "nowhere://x"}, "STORAGE=nowhere://x: "),
     ],

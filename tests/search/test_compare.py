@@ -1,6 +1,10 @@
 """Studies side by side: ranked where their losses measure the same thing, else side by side alone."""
 
-from search.commands.compare_command import _budget, protocol_differences
+from dataclasses import replace
+
+from search.commands.compare_command import _budget, _lowest_words, protocol_differences, speed_differences
+from spaces.budget import Budget, Speeds
+from trainable.config import DOCUMENTED
 
 
 def entry(study: str, **protocol: object) -> dict[str, object]:
@@ -20,9 +24,9 @@ def test_the_same_protocol_has_no_differences() -> None:
 def test_every_difference_is_named() -> None:
     other = entry("b", **{"corpus fingerprint": "e" * 64, "evaluation block_size": 256, "budget": "2,000 tokens"})
     assert protocol_differences([entry("a"), other]) == [
-        f"corpus fingerprint: a {'f' * 16}, b {'e' * 16}",
-        "evaluation block_size: a 128, b 256",
-        "budget: a 1,000 tokens, b 2,000 tokens",
+        f"corpus fingerprint: a {'f' * 16}; b {'e' * 16}",
+        "evaluation block_size: a 128; b 256",
+        "budget: a 1,000 tokens; b 2,000 tokens",
     ]
 
 
@@ -31,3 +35,27 @@ def test_the_same_time_is_the_same_budget_on_the_same_device_alone() -> None:
     document = {"budget_tokens": 1000, "device": {"name": "a CPU", "slots": 2}}
     assert _budget(document) == "1,000 training tokens"
     assert _budget({**document, "device_time": time}) == "10 min 00 s of device time, 2 at a time on a CPU"
+
+
+def test_who_has_the_lowest_loss() -> None:
+    def of(study: str, loss: float | None) -> dict[str, object]:
+        return {"study": study, "best": None if loss is None else {"val_loss": loss}}
+
+    assert _lowest_words([of("a", 4.0), of("b", 4.5), of("c", None)]) == "a has the lowest loss, one seed each"
+    assert _lowest_words([of("a", 4.0), of("b", 4.0)]) == "a and b have the lowest loss, one seed each"
+    assert _lowest_words([of("a", None), of("b", None)]) == "no study has a completed trial"
+
+
+def test_a_time_measured_at_another_speed_is_another_budget() -> None:
+    small = replace(DOCUMENTED, batch_size=8)
+
+    def budget(step_s: float, small_s: float) -> Budget:
+        speeds = Speeds(step_s={DOCUMENTED: step_s, small: small_s}, evaluation_s=0.1)
+        return Budget(tokens=1000, device_s=6.0, evaluations=3, speeds=speeds)
+
+    assert speed_differences({"a": budget(0.2, 0.1), "b": budget(0.21, 0.105)}) == []
+    assert speed_differences({"a": budget(0.2, 0.1), "b": budget(0.21, 0.05)}) == [
+        "measured speed, a step of batch 8 x block 128: a 0.1 s; b 0.05 s"
+    ]
+    # A budget of tokens is told apart by its words.
+    assert speed_differences({"a": budget(0.2, 0.1), "b": Budget(tokens=1000)}) == []

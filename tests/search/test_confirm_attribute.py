@@ -1,5 +1,6 @@
 """Confirmation and attribution of one real study: fresh seeds into the same study, combinations run once."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 
 from results.study.folder import Study
+from results.study.tables import TRIALS, write_table
 from results.winner import winner_of
 from trainable.config import config_from
 
@@ -14,6 +16,26 @@ from trainable.config import config_from
 @pytest.fixture(scope="module")
 def study(two_rates: Study, studies: Path) -> Study:
     return Study(Path(shutil.copytree(two_rates.path, studies / "two")))
+
+
+def test_a_search_that_has_run_every_configuration_is_over(study: Study, run_here: Any) -> None:
+    ran = run_here("resume", "--json", STUDY="two")
+    assert (ran.code, study.document()["trials_planned"]) == (0, 2)
+    assert "all 2 trials of study two have ended" in ran.stderr
+    assert ran.document["next"][0]["command"] == "make confirm STUDY=two"
+
+
+def test_a_search_with_nothing_to_confirm_is_summed_up_all_the_same(two_rates: Study, run_here: Any) -> None:
+    alone = Study(Path(shutil.copytree(two_rates.path, Path(os.environ["STUDIES_DIR"]) / "alone")))
+    write_table(alone.trials_path, alone.trials()[:1], TRIALS)
+    studies = os.environ["STUDIES_DIR"]
+    ran = run_here("resume", "--json", STUDY="alone", STUDIES_DIR=studies, TRIALS="1", CONFIRM="1")
+    assert ran.code == 0, ran.stderr
+    assert "there is nothing to confirm" in ran.stderr
+    assert ran.document["winner"]["trial_id"] == 0
+    # One trial was asked for, so nothing is left to go on with.
+    assert alone.document()["trials_planned"] == 1
+    assert "make resume STUDY=alone" not in [one["command"] for one in ran.document["next"]]
 
 
 def test_confirmed_and_attributed_in_the_study_itself(study: Study, run_here: Any, studies: Path) -> None:
@@ -45,7 +67,8 @@ def test_confirmed_and_attributed_in_the_study_itself(study: Study, run_here: An
     ]  # fmt: skip
     losses = [row["val_loss"] for row in rows]
     assert setting["shapley"] == pytest.approx((losses[1] - losses[0] + losses[3] - losses[2]) / 2)
-    assert (study.path / "attribution.png").stat().st_size > 10_000
+    assert "report.html" in ran.stderr
+    assert "attribution-shapley" in (study.path / "report.html").read_text()
     assert [path.name for path in studies.iterdir() if not path.name.startswith(".")] == ["two"]
     assert checkpoints(study) == {0, 1}
     assert_one_winner(study, run_here)
@@ -61,6 +84,9 @@ def test_another_budget_is_a_question_of_its_own(study: Study, run_here: Any) ->
         refused = run_here("confirm", STUDY="two", **asked)
         assert refused.code == 2
         assert "BUDGET_T" in refused.stderr
+    for command in ("confirm", "attribute"):
+        refused = run_here(command, STUDY="two", STEPS="9")
+        assert (refused.code, "STEPS is the length of a winner's run" in refused.stderr) == (2, True)
     smaller = run_here("attribute", "--json", STUDY="two", SEEDS="1", BUDGET_TOKENS="3072", **one_slot)
     assert smaller.code == 0, smaller.stderr
     rows = [row for row in study.trials() if row["tokens_seen"] == 3072]

@@ -298,12 +298,14 @@ def test_an_attribution_that_was_cut_off_is_told_how_to_go_on(plan_of: Callable[
 def test_a_shape_that_runs_out_of_memory_gets_a_time_and_the_others_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = [TrialConfig(batch_size=batch_size) for batch_size in (64, 8, 16)]
     seen: list[int] = []
+    total_s: list[float] = []
 
-    def probes(spec: Any, configs: Sequence[TrialConfig], **others: Any) -> Any:
+    def probes(spec: Any, configs: Sequence[TrialConfig], *, seconds: float, **others: Any) -> Any:
+        total_s.append(3 * seconds)
         for config in configs:
             seen.append(config.batch_size)
             fits = config.batch_size < 64
-            first_s = 0.3 if len(seen) == 1 else 0.1  # the first of a process is slow
+            first_s = 0.4 if len(seen) == 1 else 0.1  # the machine was slow for once
             yield Probe(
                 count=2,
                 threads=1,
@@ -318,10 +320,13 @@ def test_a_shape_that_runs_out_of_memory_gets_a_time_and_the_others_theirs(monke
     slots: Any = type("Slots", (), {"count_on_device": 2, "threads": 1})
     found = measured_speeds(loaded, slots, shapes, known=None, device_s=60.0, progress=silent())
     assert seen == [8, 16, 64] * 3
-    assert [found.step_s[shape] for shape in shapes] == pytest.approx([6.4, 0.8, 1.6])
+    assert [found.step_s[shape] for shape in shapes] == pytest.approx([6.4, 1.6, 1.6])
     assert found.evaluation_s == 0.5 / 8
     again = measured_speeds(loaded, slots, shapes, known=found, device_s=60.0, progress=silent())
     assert (again, seen) == (found, [8, 16, 64] * 3)
+    for device_s in (100.0, 7200.0):
+        measured_speeds(loaded, slots, shapes, known=None, device_s=device_s, progress=silent())
+    assert total_s == pytest.approx([3.0, 3.0, 5.0, 10.0])
     with pytest.raises(UserError, match="no shape of the space trains here"):
         measured_speeds(loaded, slots, shapes[:1], known=None, device_s=60.0, progress=silent())
 

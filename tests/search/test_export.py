@@ -73,3 +73,12 @@ def test_the_study_is_listed(searched: Any, run: Any) -> None:
     assert entry["kind"] == "search"
     assert entry["best_val_loss"] == searched.ran.document["best"]["val_loss"]
     assert entry["baseline_val_loss"] == searched.ran.document["baseline"]["val_loss"]
+
+
+def test_two_lengths_of_one_run_are_refused(searched: Any, run: Any, studies: Path) -> None:
+    # As in a shell that holds an export: TRAINING_STEPS is the winner's own length there, and STEPS was ignored.
+    exported = {"TRAINING_STEPS": "48", "EXPORTED_FROM": "shared"}
+    ran = run("train", "STUDY=shared", "STEPS=50", STUDIES_DIR=str(studies), **exported)
+    assert ran.code == 2
+    assert "error: STEPS and TRAINING_STEPS set the length of the same run. Unset one of them." in ran.stderr
+    assert "was set by the export of study shared; unset " in ran.stderr

@@ -10,10 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
 from filelock import FileLock
 
+from search.tune import local_ray
 from search.tune.local_ray import (
     LONGEST_SOCKET_BYTES,
     PREFIX,
@@ -203,6 +205,47 @@ def test_a_signal_meanwhile_ends_what_was_begun(
     assert len(calls) == 1
     assert list(base.iterdir()) == []
     assert signal.getsignal(number) == before
+
+
+def test_what_signals_a_whole_job_ends_no_process_of_ray(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocked: list[str] = []
+
+    def init(**_: Any) -> None:
+        code = "import signal; print(*sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])))"
+        blocked.append(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+
+    monkeypatch.setattr(ray, "init", init)
+    with ray_ahead(SLOTS):
+        pass
+    assert [int(word) for word in blocked[0].split()] == sorted([signal.SIGHUP, signal.SIGTERM])
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == set()
+
+
+def test_ray_and_its_workers_end_at_once_though_they_block_the_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'input()']); print(flush=True); input()"
+    raylet = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert raylet.stdout is not None
+    raylet.stdout.readline()
+    [worker] = psutil.Process(raylet.pid).children()
+
+    class HeadNode:
+        def live_processes(self) -> list[tuple[str, Any]]:
+            return [("raylet", raylet)]
+
+    asked: list[dict[str, bool]] = []
+
+    def kill_all(_: Any, **options: bool) -> None:
+        asked.append(options)
+        raylet.kill()
+        raylet.wait()
+
+    monkeypatch.setattr(local_ray, "_KILL_ALL", kill_all)
+    local_ray._kill_at_once(HeadNode(), check_alive=False, allow_graceful=True, wait=True)
+    assert asked == [{"check_alive": False, "allow_graceful": False, "wait": True}]
+    assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
+    for pipe in (raylet.stdin, raylet.stdout):
+        assert pipe is not None
+        pipe.close()
 
 
 @pytest.mark.parametrize("error", [TypeError("a bug"), KeyError("a bug"), KeyboardInterrupt()])

@@ -32,6 +32,7 @@ from spaces.budget import Speeds
 from spaces.overrides import with_overrides
 from spaces.read.load import space_from_tables
 from spaces.space import SearchSpace
+from spaces.user_settings import Settings
 from tests.faults.common import Place
 from tests.faults.one_answer import left_alone, small_space, wrong
 from tests.rows import evaluation
@@ -64,7 +65,7 @@ def make_space(
 def in_device_time(space: SearchSpace) -> SearchSpace:
     """The space with 20 s a trial, where a step of 40 sequences takes three times as long as one of 2."""
     step_s = {shape: 0.05 * (1 + shape.batch_size / 20) for shape in space.shapes()}
-    return with_overrides(space, device_s=20.0, speeds=Speeds(step_s=step_s, evaluation_s=0.1))
+    return with_overrides(space, Settings(device_s=20.0), speeds=Speeds(step_s=step_s, evaluation_s=0.1))
 
 
 @dataclass
@@ -152,9 +153,9 @@ class Simulation:
         number = proposal["trial_id"]
         trial = SimpleNamespace(config=proposal, last_result=None, error_file=None)
         self.recorder.on_trial_start(iteration=1, trials=[], trial=trial)
-        # From its newest checkpoint, which is at one of its evaluations, or from its start.
+        # From its newest checkpoint, which is at one of its evaluations or after the last, or from its start.
         evaluations = sum(row["trial_id"] == number for row in ledger.metrics())
-        begin = self.draw.randrange(evaluations) if evaluations else 0
+        begin = self.draw.randrange(evaluations + 1) if evaluations else 0
         pace_s = math.exp(self.draw.uniform(0, 2))
         config = TrialConfig(**proposal["trial"])
         self.running[number] = Running(trial, config, pace_s, self.now_s + pace_s, begin)

@@ -6,6 +6,7 @@ import pytest
 
 from search.tune import oom_kills
 from search.tune.oom_kills import NO_COUNTER, oom_counter_of
+from trainable.device import device
 
 
 @pytest.fixture
@@ -13,7 +14,8 @@ def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A /proc and a /sys/fs/cgroup of the test's own; the machine has killed 12."""
     for name in ("PROC", "CGROUPS"):
         (tmp_path / name).mkdir()
-        monkeypatch.setattr(oom_kills, name, tmp_path / name)
+        monkeypatch.setattr(device, name, tmp_path / name)
+    monkeypatch.setattr(oom_kills, "OF_THE_MACHINE", tmp_path / "PROC" / "vmstat")
     (tmp_path / "PROC" / "vmstat").write_text("pgfault 9\noom_kill_disable 3\noom_kill 12\nnr_free 1\n")
     return tmp_path
 

@@ -3,7 +3,7 @@
 import pytest
 
 from search.option_names import MAKE_WORDS, make_names, nearly
-from search.options import KNOWN
+from search.options import KNOWN, unread
 
 USUAL = """
 _ BASH BASHOPTS BASH_ENV BROWSER CC CFLAGS CI CLASSPATH CLICOLOR COLORFGBG COLORTERM COLUMNS COMPILER COMP_WORDBREAKS
@@ -75,3 +75,21 @@ def test_the_variables_on_makes_command_line(words: str, names: list[str]) -> No
     # An outer make's come along unasked.
     assert make_names({"MAKELEVEL": "2", MAKE_WORDS: words}) == []
     assert make_names({MAKE_WORDS: words}) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "target", "line"),
+    [
+        ("SPACE=smoke SAVE_MODEL=out", "search", "SAVE_MODEL is read by train, not by search"),
+        ("SEED=3 SEEDS=5 CHECKPOINT_INTERVAL_S=9", "confirm", "SEED is read by a new search and train, not by confirm"),
+        ("MERGE=1 STEPS=100", "model", "STEPS is read by export and train, not by model"),
+        ("CONFIRM=1 TOP=2 SEEDS=5 TRIALS=+2 FORCE=1", "resume", None),
+        ("COMPARE=before BUDGET_TOKENS=8M LEARNING_RATE=1e-3", "baseline", None),
+        ("CHECKPOINT_PATH=x GPT2_MODEL_NAME=tiny RANGE=1-2", "audit", None),
+        ("SAVE_MODEL=out", "help", None),
+    ],
+)
+def test_a_variable_typed_for_a_command_that_does_not_read_it_is_told(
+    words: str, target: str, line: str | None
+) -> None:
+    assert unread(words.split(), target) == ([line] if line else [])

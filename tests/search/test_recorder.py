@@ -14,7 +14,7 @@ from results.study.folder import Study
 from results.study.ledger import Ledger
 from results.study.planned_run import PlannedRun
 from search.terminal.live_view import StudyView
-from search.tune.history import KnownTrial
+from search.tune.history import KnownTrial, known_trials
 from search.tune.oom_kills import OomCounter
 from search.tune.recorder import StudyRecorder
 from search.tune.trial_log import TrialLog
@@ -22,6 +22,8 @@ from tests.rows import evaluation
 from trainable.checkpoint.checkpoint_store import CheckpointStore
 from trainable.config import DOCUMENTED, TrialConfig
 from trainable.rows import StepRow, TrialStatus, Verdict
+
+MILESTONES = ((100, 10), (300, 30))
 
 
 class Recording:
@@ -38,7 +40,19 @@ class Recording:
         self.killed(0)
         begun = [KnownTrial(trial_id=n, status="running", config=DOCUMENTED, point=None) for n in range(5)]
         self.known = TrialLog(begun, rung_tokens=(100, 300))
-        self.recorder = StudyRecorder(
+        self.recorder = self._recorder(view)
+
+    def live_again(self) -> None:
+        """Go on from the tables alone, as after the process was killed."""
+        self.ledger = Ledger(self.study)
+        known = known_trials(self.ledger.trials(), self.ledger.metrics(), milestones=lambda _: MILESTONES)
+        self.known = TrialLog(known, rung_tokens=(100, 300))
+        view = StudyView(study=self.study, ledger=self.ledger, trials_planned=4, console=Console(file=io.StringIO()))
+        self.recorder = self._recorder(view)
+
+    def _recorder(self, view: StudyView) -> StudyRecorder:
+        folder = self.study.path
+        return StudyRecorder(
             self.ledger,
             self.known,
             view,
@@ -58,7 +72,8 @@ class Recording:
         self.counter.write_text(f"pgfault 9\noom_kill {oom_kills}\n")
 
     def start(self, trial_id: int) -> Trial:
-        trial = Trial("SearchTrial", config={"trial_id": trial_id, "trial": asdict(DOCUMENTED)}, stub=True)
+        config = {"trial_id": trial_id, "trial": asdict(DOCUMENTED), "milestones": MILESTONES}
+        trial = Trial("SearchTrial", config=config, stub=True)
         self.recorder.on_trial_start(iteration=1, trials=[trial], trial=trial)
         return trial
 
@@ -191,7 +206,7 @@ def test_a_failed_trial_is_told_with_the_last_line_of_its_error(recording: Recor
 
 def test_a_worker_that_is_lost_before_its_trial_began_is_no_fault_of_ours(recording: Recording, tmp_path: Path) -> None:
     (tmp_path / "error.txt").write_text(DIED)
-    never_begun = SimpleNamespace(config={"trial_id": 1, "trial": asdict(DOCUMENTED)})
+    never_begun = SimpleNamespace(config={"trial_id": 1, "trial": asdict(DOCUMENTED), "milestones": MILESTONES})
     recording.lose(never_begun, tmp_path / "error.txt")
     assert "trial 1 lost its worker; it starts again" in recording.log
     trial = recording.start(1)
@@ -236,7 +251,19 @@ def test_what_led_to_a_checkpoint_is_written_at_once(recording: Recording) -> No
     assert recording.study.metrics() == []
     recording.report(trial, metrics=metrics(100), steps=[step(n) for n in range(1, 11)], saved=True)
     assert [row["tokens_seen"] for row in recording.study.metrics()] == [0, 100]
-    assert Ledger(recording.study).known_steps(1) == 10
+    assert Ledger(recording.study).known_steps(1, [10, 30]) == 10
+
+
+def test_a_checkpoint_between_two_evaluations_is_gone_on_from(recording: Recording) -> None:
+    folder = recording.study.checkpoint_dir(1)
+    folder.mkdir(parents=True)
+    trial = recording.start(1)
+    recording.report(trial, metrics=metrics(100), steps=[step(n) for n in range(1, 11)])
+    recording.report(trial, steps=[step(n) for n in range(11, 21)], saved=True)
+    for steps in (20, 21):
+        (folder / f"step_{steps:08d}.pt").touch()
+    recording.recorder.on_trial_start(iteration=1, trials=[trial], trial=trial)
+    assert [path.name for path in folder.iterdir()] == ["step_00000020.pt"]
 
 
 def test_a_trial_never_goes_on_from_a_checkpoint_beyond_what_is_known_of_it(recording: Recording) -> None:
@@ -322,7 +349,7 @@ def test_a_row_ends_at_the_rung_whose_verdict_came_after_its_trial_had_gone_on(
     verdict = asdict(Verdict(reason="nonfinite", step=40, evidence="")) if status == "unstable" else None
     last = {"tokens_seen": 400, "optimizer_steps": 40, "verdict": verdict}
     if status != "running":
-        recording.report(second, status=status, done=True, **last)
+        recording.report(second, status=status, done=True, steps=[step(40)], **last)
         assert recording.row(1)["status"] == status
     recording.known.evaluate(0, 100, 5.5)
     recording.report(first, metrics=metrics(100, 5.5), fidelity_tokens=100)
@@ -332,6 +359,59 @@ def test_a_row_ends_at_the_rung_whose_verdict_came_after_its_trial_had_gone_on(
         recording.recorder.on_trial_complete(iteration=1, trials=[second], trial=second)
     row = recording.row(1)
     assert (row["status"], row["verdict"], row["rung"], row["val_loss"]) == ("stopped", None, 0, 6.0)
-    assert (row["best_val_loss"], row["tokens_seen"], row["optimizer_steps"]) == (6.0, 400, 40)
+    assert (row["best_val_loss"], row["end_loss"]) == (6.0, None)
+    assert (row["tokens_seen"], row["optimizer_steps"]) == (400, 40)
     assert [one["val_loss"] for one in recording.study.metrics() if one["trial_id"] == 1] == [7.0, 6.0]
     assert recording.log.count("trial 1 stopped") == 1
+
+
+def test_a_trial_whose_verdict_came_right_before_the_process_was_killed_ends_at_the_rung(recording: Recording) -> None:
+    trials = recording.start(0), recording.start(1)
+    for number, losses in ((1, (7.0, 6.0, 5.0)), (0, (7.0, 5.5))):
+        for tokens, loss in zip((0, 100, 300), losses, strict=False):
+            recording.known.evaluate(number, tokens, loss)
+            recording.report(trials[number], metrics=metrics(tokens, loss), fidelity_tokens=tokens)
+    assert (recording.known.stopped_at(1), recording.row(1)["status"]) == (0, "running")
+    recording.ledger.flush()
+    recording.live_again()
+    recording.recorder.end_late_stops()
+    assert [row["status"] for row in recording.study.trials()] == ["interrupted", "stopped"]
+    row = recording.row(1)
+    assert (row["rung"], row["val_loss"], row["optimizer_steps"]) == (0, 6.0, 30)
+
+
+@pytest.mark.parametrize("status", ["completed", "stopped"])
+def test_a_death_while_a_late_verdict_is_written_leaves_no_loss_of_a_later_rung(
+    recording: Recording, status: TrialStatus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a row that has ended at its rung all is on disk, or nothing."""
+    first, second = recording.start(0), recording.start(1)
+    for tokens, loss in ((0, 7.0), (100, 6.0), (300, 5.0)):
+        recording.known.evaluate(1, tokens, loss)
+        recording.report(second, metrics=metrics(tokens, loss), fidelity_tokens=tokens)
+    recording.known.evaluate(0, 100, 5.5)
+    recording.report(first, metrics=metrics(100, 5.5), fidelity_tokens=100)
+
+    seen: list[tuple[str, int, float]] = []
+    write = Ledger.flush
+
+    def flush(ledger: Ledger) -> None:
+        write(ledger)
+        row = recording.study.trials()[1]
+        seen.append((row["status"], row["rung"], row["val_loss"]))
+
+    monkeypatch.setattr(Ledger, "flush", flush)
+    done = status == "completed"
+    recording.report(second, status="completed" if done else "running", done=done, metrics=metrics(400, 4.0))
+    if not done:
+        recording.recorder.on_trial_complete(iteration=1, trials=[second], trial=second)
+    assert {one for one in seen if one[0] not in ("running", "interrupted")} == {("stopped", 0, 6.0)}
+
+
+def test_the_log_has_the_loss_that_the_row_has(recording: Recording, tmp_path: Path) -> None:
+    """Where the last result was a checkpoint too: a resumed search knows the row alone."""
+    trial = recording.start(1)
+    recording.report(trial, metrics=metrics(100, 5.5))
+    recording.report(trial, steps=[step(11)], saved=True)
+    recording.fail(trial, None)
+    assert recording.known[1].val_loss == recording.row(1)["val_loss"] == 5.5

@@ -3,7 +3,6 @@
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -26,7 +25,7 @@ def make_log(*known: KnownTrial, rung_tokens: tuple[int, ...] = RUNGS, reduction
         known,
         rung_tokens=rung_tokens,
         reduction_factor=reduction_factor,
-        is_baseline=lambda config: replace(config, seed=0) == BASELINE,
+        baseline=BASELINE,
     )
 
 

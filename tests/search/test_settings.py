@@ -9,6 +9,7 @@ import pytest
 
 from search.options import Options, read_options
 from search.setup.settings import differences, planned_space, read_settings, space_file_differences
+from spaces.overrides import space_of_kind
 from spaces.read.load import load_space
 from spaces.space import SearchSpace
 from spaces.user_settings import Settings
@@ -50,7 +51,7 @@ def test_every_shipped_space_is_planned_again_as_it_was(name: str, words: list[s
     words = [word for word in words if not (word.startswith("TRIALS") and file.searcher.name == "grid")]
     settings, _ = read_settings(read_options(words))
     try:
-        space = settings.applied_to(file, kind)
+        space = space_of_kind(file, settings, kind)
     except UserError as refused:
         pytest.skip(f"the space refuses it: {refused}")
     again, settings_again = planned_space(document_of(space, settings, kind), "study.json")
@@ -64,7 +65,7 @@ def test_most_of_them_are_not_skipped() -> None:
         for words in WORDS.values():
             settings, _ = read_settings(read_options([word for word in words if not word.startswith("TRIALS")]))
             try:
-                settings.applied_to(load_space(name), "search")
+                space_of_kind(load_space(name), settings, "search")
             except UserError:
                 continue
             taken += 1
@@ -73,7 +74,7 @@ def test_most_of_them_are_not_skipped() -> None:
 
 def smoke(*words: str) -> tuple[dict[str, Any], Settings]:
     settings, _ = read_settings(read_options(list(words)))
-    return document_of(settings.applied_to(load_space("smoke"), "search"), settings), settings
+    return document_of(space_of_kind(load_space("smoke"), settings, "search"), settings), settings
 
 
 @pytest.mark.parametrize("key", ["settings", "space", "kind", "baseline", "evaluation"])

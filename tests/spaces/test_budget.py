@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from spaces.budget import Budget, Speeds, budget_of, duration_text, parse_duration
+from spaces.domains import points
 from spaces.overrides import with_overrides
 from spaces.read.load import load_space, space_from_tables
 from spaces.space import SearchSpace
+from spaces.user_settings import Settings
 from trainable.config import DOCUMENTED, TrialConfig, shape_of
 from trainable.errors import UserError
 
@@ -41,9 +43,9 @@ def space_of(**changes: Any) -> SearchSpace:
 
 def measured(space: SearchSpace, step_s: Callable[[TrialConfig], float] = affine_s, **settings: Any) -> SearchSpace:
     """The space with the speeds that a probe would find."""
-    draft = with_overrides(space, **settings)
+    draft = with_overrides(space, Settings(**settings))
     speeds = Speeds(step_s={shape: step_s(shape) for shape in draft.shapes()}, evaluation_s=EVALUATION_S)
-    return with_overrides(space, **settings, speeds=speeds)
+    return with_overrides(space, Settings(**settings), speeds=speeds)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +91,7 @@ def test_the_budgets_tokens_are_the_baselines() -> None:
 
 
 def load_like_tokens(space: SearchSpace) -> SearchSpace:
-    return with_overrides(space_of(), budget_tokens=space.budget.tokens)
+    return with_overrides(space_of(), Settings(budget_tokens=space.budget.tokens))
 
 
 def test_rungs_are_the_same_share_of_each_trials_own_run() -> None:
@@ -123,6 +125,18 @@ def test_what_changes_no_speed_is_no_shape() -> None:
     }
     shapes = space_of(search=searched).shapes()
     assert sorted((shape.use_lora, shape.lora_rank) for shape in shapes) == [(False, 8), (True, 2), (True, 8)]
+
+
+def test_a_parameter_that_is_not_active_has_the_baselines_value_outside_of_its_domain() -> None:
+    searched = {
+        "lr_schedule": {"choice": ["warmup_cosine", "linear"]},
+        "batch_size": {"choice": [8, 16], "when": {"lr_schedule": ["linear"]}},
+        "dropout": {"choice": [0.2], "when": {"lr_schedule": ["linear"]}},
+        "block_size": {"choice": [16, 32]},
+    }
+    space = measured(space_of(search=searched, baseline={**TABLES["baseline"], "dropout": 0.0}))
+    for point in points(space.parameters, lambda parameter: parameter.domain.examples()):
+        assert space.config_for(point).training_steps > 0
 
 
 def test_between_two_that_were_measured_a_steps_time_is_a_line() -> None:
@@ -174,13 +188,13 @@ def test_a_space_file_that_is_wrong_about_time_is_refused(changes: dict[str, Any
 
 
 def test_a_variable_takes_the_place_of_the_files_budget() -> None:
-    in_tokens = with_overrides(space_of(), budget_tokens=100_000)
+    in_tokens = with_overrides(space_of(), Settings(budget_tokens=100_000))
     assert in_tokens.budget == Budget(tokens=100_000)
     plateau = load_space("plateau")
     in_time = measured(plateau, device_s=600.0)
     assert (in_time.budget.device_s, in_time.user_settings["BUDGET_TIME"]) == (600.0, "10m")
     assert len(in_time.shapes()) == 12
-    assert with_overrides(in_time, trials=30).budget == in_time.budget
+    assert with_overrides(in_time, Settings(trials=30)).budget == in_time.budget
 
 
 def test_a_study_keeps_its_speeds() -> None:

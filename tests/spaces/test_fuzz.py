@@ -13,6 +13,7 @@ from spaces.read.parameters import KINDS, SEARCHABLE
 from spaces.read.space_files import SPACES_DIRECTORY, parse_toml, read_space_text
 from spaces.read.toml_table import TOP_KEYS
 from spaces.space import SearchSpace
+from spaces.user_settings import Settings
 from trainable.config import BASELINES, HYPERPARAMETERS, LR_SCHEDULES
 from trainable.errors import UserError
 
@@ -149,7 +150,7 @@ def test_every_point_of_a_space_that_is_accepted_can_be_trained(contents: dict[s
         assert config.tokens_per_step <= space.evaluation_tokens()[0]
         assert 0 <= space.budget.tokens - config.training_steps * config.tokens_per_step < config.tokens_per_step
     pins = {"dropout": 0.3, "precision": "bf16"}
-    changed = attempt(lambda: with_overrides(space, budget_tokens=2 * space.budget.tokens, pins=pins))
+    changed = attempt(lambda: with_overrides(space, Settings(budget_tokens=2 * space.budget.tokens, pins=pins)))
     if isinstance(changed, str):
         assert changed.startswith("fuzz.toml: nothing is left to search. Unset ")
     else:
@@ -196,7 +197,9 @@ def test_arbitrary_settings(
     name: str, pins: dict[str, Any], trials: int | None, budget: int | None, other: Any
 ) -> None:
     loaded = load_space(name)
-    space = attempt(lambda: with_overrides(loaded, pins=pins, trials=trials, budget_tokens=budget, baseline=other))
+    space = attempt(
+        lambda: with_overrides(loaded, Settings(pins=pins, trials=trials, budget_tokens=budget, baseline=other))
+    )
     if isinstance(space, str):
         assert space
         return

@@ -181,6 +181,11 @@ BROKEN: list[tuple[str, str, str]] = [
     ),
     ("count = 4", "count = 0", "[evaluation] count is 0; it must be at least 1 and at most 1000."),
     (
+        "tokens = 12_800\n\n[evaluation]\ntokens = 256\ncount = 4",
+        "tokens = 512\n\n[evaluation]\ntokens = 256\ncount = 1000",
+        "[evaluation] count is 1000, more than the budget's 512 tokens. Lower it.",
+    ),
+    (
         "[search]",
         "[scheduler]\nname = 'hyperband'\n[search]",
         "[scheduler] name has no choice 'hyperband'. Known: asha, none.",

@@ -9,6 +9,7 @@ from spaces.domains import Choice, Condition, FloatRange
 from spaces.overrides import widening_words, with_overrides
 from spaces.read.load import load_space
 from spaces.space import SearchSpace
+from spaces.user_settings import Settings
 from trainable.config import BEFORE, DOCUMENTED, TrialConfig, make_config
 from trainable.errors import UserError
 
@@ -31,7 +32,7 @@ def conditions(space: SearchSpace) -> dict[str, Condition | None]:
 
 
 def test_a_pin_fixes_every_trial_and_drops_the_domain() -> None:
-    space = with_overrides(load_space("plateau"), pins={"batch_size": 16, "dropout": 0.0})
+    space = with_overrides(load_space("plateau"), Settings(pins={"batch_size": 16, "dropout": 0.0}))
     assert names(space) == ["block_size", "learning_rate", "lr_schedule", "warmup_frac"]
     config = space.config_for({"block_size": 64})
     assert (config.batch_size, config.dropout, config.training_steps) == (16, 0.0, 300_000 // 1024)
@@ -42,19 +43,19 @@ def test_a_pin_fixes_every_trial_and_drops_the_domain() -> None:
 
 
 def test_a_pin_outside_of_the_domain_is_the_users_choice() -> None:
-    assert with_overrides(load_space("plateau"), pins={"batch_size": 12}).config_for({}).batch_size == 12
+    assert with_overrides(load_space("plateau"), Settings(pins={"batch_size": 12})).config_for({}).batch_size == 12
 
 
 def test_a_pin_of_the_baselines_own_value_leaves_its_name() -> None:
-    space = with_overrides(load_space("plateau"), pins={"batch_size": 32, "seed": 7})
+    space = with_overrides(load_space("plateau"), Settings(pins={"batch_size": 32, "seed": 7}))
     assert (space.baseline_name, space.baseline.seed, space.config_for({"block_size": 64}).seed) == ("documented", 7, 7)
 
 
 def test_a_pinned_parent_frees_or_drops_its_children(make_space: MakeSpace) -> None:
     space = make_space(NESTED)
-    assert conditions(with_overrides(space, pins={"lr_schedule": "constant"})) == {"dropout": None}
-    assert conditions(with_overrides(space, pins={"lr_schedule": "linear"})) == {"dropout": None}
-    assert conditions(with_overrides(space, pins={"lr_schedule": "wsd"})) == {
+    assert conditions(with_overrides(space, Settings(pins={"lr_schedule": "constant"}))) == {"dropout": None}
+    assert conditions(with_overrides(space, Settings(pins={"lr_schedule": "linear"}))) == {"dropout": None}
+    assert conditions(with_overrides(space, Settings(pins={"lr_schedule": "wsd"}))) == {
         "decay_frac": None,
         "min_lr_frac": Condition("decay_frac", (0.4,)),
         "dropout": None,
@@ -63,36 +64,39 @@ def test_a_pinned_parent_frees_or_drops_its_children(make_space: MakeSpace) -> N
 
 def test_a_pinned_link_in_a_chain_hands_its_own_condition_down(make_space: MakeSpace) -> None:
     space = make_space(NESTED)
-    assert conditions(with_overrides(space, pins={"decay_frac": 0.4})) == {
+    assert conditions(with_overrides(space, Settings(pins={"decay_frac": 0.4}))) == {
         "lr_schedule": None,
         "min_lr_frac": Condition("lr_schedule", ("wsd",)),
         "dropout": None,
     }
-    assert conditions(with_overrides(space, pins={"decay_frac": 0.3})) == {"lr_schedule": None, "dropout": None}
+    assert conditions(with_overrides(space, Settings(pins={"decay_frac": 0.3}))) == {
+        "lr_schedule": None,
+        "dropout": None,
+    }
 
 
 def test_the_baseline_takes_the_nearest_value_of_what_a_pin_makes_active() -> None:
-    space = with_overrides(load_space("plateau"), pins={"lr_schedule": "warmup_cosine"})
+    space = with_overrides(load_space("plateau"), Settings(pins={"lr_schedule": "warmup_cosine"}))
     assert conditions(space)["warmup_frac"] is None
     assert space.baseline_params()["warmup_frac"] == 0.01
     assert space.baseline.warmup_steps == round(0.01 * 73)
-    grid = with_overrides(load_space("before_after"), pins={"lr_schedule": "warmup_cosine"})
+    grid = with_overrides(load_space("before_after"), Settings(pins={"lr_schedule": "warmup_cosine"}))
     assert (grid.trials, grid.baseline_params()["warmup_frac"], grid.baseline.warmup_steps) == (8, 0.1, 10)
 
 
 def test_pinned_warmup_steps_are_steps_and_drop_the_share() -> None:
-    space = with_overrides(load_space("plateau"), pins={"warmup_steps": 15})
+    space = with_overrides(load_space("plateau"), Settings(pins={"warmup_steps": 15}))
     assert "warmup_frac" not in names(space)
     for batch_size in (8, 64):
         assert space.config_for({"batch_size": batch_size, "lr_schedule": "linear"}).warmup_steps == 15
     assert space.config_for({"lr_schedule": "constant"}).warmup_steps == 0
-    doubled = with_overrides(space, budget_tokens=800_000)
+    doubled = with_overrides(space, Settings(budget_tokens=800_000))
     assert doubled.config_for({"lr_schedule": "linear"}).warmup_steps == 15
 
 
 def test_pinned_steps_must_fit_into_the_shortest_run() -> None:
     with pytest.raises(UserError) as caught:
-        with_overrides(load_space("plateau"), pins={"warmup_steps": 25})
+        with_overrides(load_space("plateau"), Settings(pins={"warmup_steps": 25}))
     assert str(caught.value) == (
         "spaces/plateau.toml with WARMUP_STEPS=25: warmup_steps=25 is longer than the run of 18 steps at batch_size=64 "
         "x block_size=256. Lower it, raise the budget, or use warmup_frac, a share of the run."
@@ -127,25 +131,25 @@ def test_pinned_steps_must_fit_into_the_shortest_run() -> None:
 )
 def test_pins_that_cannot_be(pins: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as caught:
-        with_overrides(load_space("plateau"), pins=pins)
+        with_overrides(load_space("plateau"), Settings(pins=pins))
     assert str(caught.value) == message
 
 
 def test_one_thing_left_is_enough() -> None:
     pins = {"batch_size": 8, "block_size": 64, "learning_rate": 1e-3, "lr_schedule": "linear"}
-    assert names(with_overrides(load_space("plateau"), pins=pins)) == ["warmup_frac"]
+    assert names(with_overrides(load_space("plateau"), Settings(pins=pins))) == ["warmup_frac"]
 
 
 def test_a_new_budget_scales_the_grace_that_is_a_share(make_space: MakeSpace) -> None:
-    space = with_overrides(load_space("plateau"), trials=6, budget_tokens=1_000_000)
+    space = with_overrides(load_space("plateau"), Settings(trials=6, budget_tokens=1_000_000))
     assert (space.trials, space.budget.tokens, space.rung_tokens()) == (6, 1_000_000, (112_000, 336_000))
     assert space.baseline.training_steps == 244
     assert space.user_settings == {"TRIALS": 6, "BUDGET_TOKENS": 1_000_000}
 
     fixed = make_space({"dropout": {"choice": [0.0, 0.1]}}, scheduler={"grace_tokens": 3_000})
-    assert with_overrides(fixed, budget_tokens=30_000).rung_tokens() == (3_000, 9_000, 27_000)
+    assert with_overrides(fixed, Settings(budget_tokens=30_000)).rung_tokens() == (3_000, 9_000, 27_000)
     with pytest.raises(UserError) as caught:
-        with_overrides(fixed, budget_tokens=3_000)
+        with_overrides(fixed, Settings(budget_tokens=3_000))
     assert str(caught.value) == (
         "small.toml with BUDGET_TOKENS=3000: [scheduler] a grace of 3000 tokens leaves no rung below the budget of "
         '3000 tokens. Lower it (grace_frac follows the budget), or set name = "none".'
@@ -170,43 +174,43 @@ def test_a_new_budget_scales_the_grace_that_is_a_share(make_space: MakeSpace) ->
 )
 def test_overrides_that_cannot_be(settings: dict[str, int], message: str) -> None:
     with pytest.raises(UserError) as caught:
-        with_overrides(load_space("plateau"), **settings)  # type: ignore[arg-type]
+        with_overrides(load_space("plateau"), Settings(**settings))  # type: ignore[arg-type]
     assert str(caught.value) == message
 
 
 def test_a_grid_runs_all_of_its_cells() -> None:
     grid = load_space("before_after")
-    assert with_overrides(grid, trials=16).trials == 16
+    assert with_overrides(grid, Settings(trials=16)).trials == 16
     with pytest.raises(UserError) as caught:
-        with_overrides(grid, trials=5)
+        with_overrides(grid, Settings(trials=5))
     assert str(caught.value) == "TRIALS=5: spaces/before_after.toml is a grid, and all of its 16 cells run. Unset it."
 
 
 def test_auto_keeps_the_spaces_number_as_the_most_and_a_number_is_a_number() -> None:
-    space = with_overrides(load_space("plateau"), trials="auto")
+    space = with_overrides(load_space("plateau"), Settings(trials="auto"))
     assert (space.trials, space.ends_early) == (24, True)
-    assert with_overrides(space, budget_tokens=400_000).ends_early
-    again = with_overrides(space, trials=9)
+    assert with_overrides(space, Settings(budget_tokens=400_000)).ends_early
+    again = with_overrides(space, Settings(trials=9))
     assert (again.trials, again.ends_early) == (9, False)
     with pytest.raises(UserError, match=r"^spaces/before_after.toml with TRIALS=auto: trials is auto, and the cells"):
-        with_overrides(load_space("before_after"), trials="auto")
+        with_overrides(load_space("before_after"), Settings(trials="auto"))
 
 
 def test_only_the_sum_of_the_settings_has_to_be_sound() -> None:
     """Neither setting alone is: the batch does not fit into the budget, nor does the budget hold the largest batch."""
     plateau = load_space("plateau")
-    large = with_overrides(plateau, pins={"batch_size": 512}, budget_tokens=4_000_000)
+    large = with_overrides(plateau, Settings(pins={"batch_size": 512}, budget_tokens=4_000_000))
     assert large.config_for({}).training_steps == 4_000_000 // (512 * 128)
-    small = with_overrides(plateau, pins={"batch_size": 8, "block_size": 64}, budget_tokens=8_000)
+    small = with_overrides(plateau, Settings(pins={"batch_size": 8, "block_size": 64}, budget_tokens=8_000))
     assert small.config_for({}).training_steps == 15
     for settings in ({"pins": {"batch_size": 512}}, {"budget_tokens": 8_000}):
         with pytest.raises(UserError):
-            with_overrides(plateau, **settings)
+            with_overrides(plateau, Settings(**settings))
 
 
 def test_another_baseline_keeps_its_place_in_ranges_and_widens_choices() -> None:
     found = TrialConfig(batch_size=12, block_size=64, learning_rate=3e-4, training_steps=500, dropout=0.0)
-    space = with_overrides(load_space("plateau"), baseline=("trial 7 of plateau-0412", found))
+    space = with_overrides(load_space("plateau"), Settings(baseline=("trial 7 of plateau-0412", found)))
     assert space.baseline_name == "trial 7 of plateau-0412"
     assert space.baseline == make_config(found, {"training_steps": 300_000 // 768})
     assert space.domain("batch_size") == Choice((8, 16, 32, 64, 12))
@@ -224,7 +228,7 @@ def test_another_baseline_keeps_its_place_in_ranges_and_widens_choices() -> None
 
 def test_a_range_is_widened_to_hold_another_baseline() -> None:
     space = load_space("plateau")
-    hot = with_overrides(space, baseline=("hot", make_config(DOCUMENTED, {"learning_rate": 3.0})))
+    hot = with_overrides(space, Settings(baseline=("hot", make_config(DOCUMENTED, {"learning_rate": 3.0}))))
     assert hot.domain("learning_rate") == FloatRange(1e-6, 3.0, log=True)
     assert widening_words(space, hot) == [
         "learning_rate is searched in log_uniform [1e-06, 3] instead of log_uniform [1e-06, 0.03], to hold the baseline"
@@ -236,18 +240,19 @@ def test_a_baseline_found_by_a_search_comes_back_with_its_share() -> None:
     for batch_size, share in ((64, 0.01), (8, 0.0123), (64, 0.3)):
         params = {"batch_size": batch_size, "block_size": 256, "lr_schedule": "linear", "warmup_frac": share}
         found = plateau.config_for(params)
-        assert with_overrides(plateau, baseline=("found", found)).baseline == found
+        assert with_overrides(plateau, Settings(baseline=("found", found))).baseline == found
     grid = load_space("before_after")
-    again = with_overrides(grid, baseline=("before", grid.config_for(grid.grid_points()[5])))
+    again = with_overrides(grid, Settings(baseline=("before", grid.config_for(grid.grid_points()[5]))))
     assert (again.trials, again.domain("warmup_frac")) == (16, Choice((0.1,)))
 
 
 def test_pins_hold_against_a_baseline_that_comes_later() -> None:
-    pinned = with_overrides(load_space("plateau"), pins={"batch_size": 16, "lr_schedule": "warmup_cosine"})
+    pinned = with_overrides(load_space("plateau"), Settings(pins={"batch_size": 16, "lr_schedule": "warmup_cosine"}))
     for space in (
-        with_overrides(pinned, baseline=("before", BEFORE)),
+        with_overrides(pinned, Settings(baseline=("before", BEFORE))),
         with_overrides(
-            load_space("plateau"), pins={"batch_size": 16, "lr_schedule": "warmup_cosine"}, baseline=("before", BEFORE)
+            load_space("plateau"),
+            Settings(pins={"batch_size": 16, "lr_schedule": "warmup_cosine"}, baseline=("before", BEFORE)),
         ),
     ):
         assert (space.baseline.batch_size, space.baseline.block_size, space.baseline_name) == (
@@ -261,8 +266,7 @@ def test_pins_hold_against_a_baseline_that_comes_later() -> None:
 def test_what_a_pin_makes_active_is_not_held_against_another_baseline() -> None:
     space = with_overrides(
         load_space("plateau"),
-        pins={"lr_schedule": "linear"},
-        baseline=("found", make_config(DOCUMENTED, {"learning_rate": 1e-3})),
+        Settings(pins={"lr_schedule": "linear"}, baseline=("found", make_config(DOCUMENTED, {"learning_rate": 1e-3}))),
     )
     assert space.baseline_params() == {
         "batch_size": 32,
@@ -274,8 +278,10 @@ def test_what_a_pin_makes_active_is_not_held_against_another_baseline() -> None:
 
 def test_the_baseline_alone_asks_no_room_for_what_is_not_searched() -> None:
     with pytest.raises(UserError, match="and every trial is first evaluated after"):
-        with_overrides(load_space("plateau"), budget_tokens=60_000)
-    alone = with_overrides(load_space("plateau").baseline_alone(), budget_tokens=60_000, pins={"learning_rate": 1e-3})
+        with_overrides(load_space("plateau"), Settings(budget_tokens=60_000))
+    alone = with_overrides(
+        load_space("plateau").baseline_alone(), Settings(budget_tokens=60_000, pins={"learning_rate": 1e-3})
+    )
     assert (alone.trials, alone.parameters, alone.baseline.training_steps) == (1, (), 60_000 // 4096)
     assert alone.baseline.learning_rate == 1e-3
     assert load_space("before_after").baseline_alone().trials == 1

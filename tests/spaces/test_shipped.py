@@ -11,6 +11,7 @@ from spaces.domains import FloatRange
 from spaces.overrides import with_overrides
 from spaces.read.load import load_space
 from spaces.read.space_files import list_spaces
+from spaces.user_settings import Settings
 from trainable.config import BEFORE, DOCUMENTED, LR_SCHEDULES
 
 NAMES = ["before_after", "lora", "plateau", "schedule", "smoke"]
@@ -58,7 +59,7 @@ def test_before_after_is_the_grid_of_the_four_changes() -> None:
     assert all(config.warmup_steps == round(0.1 * config.training_steps) for config in configs if config.has_warmup)
     assert sum(config.has_warmup for config in configs) == 8
 
-    at_befores_length = with_overrides(space, budget_tokens=BEFORE.tokens_per_step * BEFORE.training_steps)
+    at_befores_length = with_overrides(space, Settings(budget_tokens=BEFORE.tokens_per_step * BEFORE.training_steps))
     configs = [at_befores_length.config_for(cell) for cell in at_befores_length.grid_points()]
     assert BEFORE in configs
     assert at_befores_length.baseline.training_steps == 2500
@@ -73,7 +74,7 @@ def test_schedule_keeps_batch_and_block() -> None:
         "decay_frac",
         "min_lr_frac",
     }
-    around = with_overrides(space, baseline=("before", BEFORE))
+    around = with_overrides(space, Settings(baseline=("before", BEFORE)))
     config = around.config_for({"lr_schedule": "wsd", "decay_frac": 0.3, "warmup_frac": 0.05, "min_lr_frac": 0.0})
     assert (config.batch_size, config.block_size, config.warmup_steps) == (8, 256, round(0.05 * (1_200_000 // 2048)))
     assert space.domain("learning_rate") == FloatRange(1e-6, 1e-2, log=True)

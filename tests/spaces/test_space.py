@@ -9,6 +9,7 @@ import pytest
 from spaces.domains import Choice, SearchParameter
 from spaces.overrides import with_overrides
 from spaces.space import SearchSpace
+from spaces.user_settings import Settings
 from trainable.config import BEFORE, TrialConfig
 from trainable.errors import UserError
 
@@ -76,7 +77,7 @@ def test_the_share_is_not_lost_in_the_rounding_to_steps(make_space: MakeSpace) -
     space = make_space(search, baseline="before", budget={"tokens": 37_000}, evaluation={"tokens": 256, "count": 4})
     assert (space.baseline.training_steps, space.baseline.warmup_steps) == (18, 2)
     assert space.baseline_params()["warmup_frac"] == 0.1
-    assert with_overrides(space, budget_tokens=2048 * 5000).baseline == BEFORE
+    assert with_overrides(space, Settings(budget_tokens=2048 * 5000)).baseline == BEFORE
 
 
 def test_inactive_parameters_are_ignored_and_unknown_ones_are_a_bug(make_space: MakeSpace) -> None:

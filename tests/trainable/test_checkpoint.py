@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file, save_model
 from transformers import PreTrainedModel
 
 from trainable.checkpoint.checkpoint import load_weights, read_checkpoint, save_checkpoint
@@ -127,6 +127,13 @@ def test_a_tied_head_may_be_left_out_and_an_own_one_may_not(make_model: MakeMode
         else:
             with pytest.raises(UserError, match=r"the checkpoint lacks 'lm_head\.weight' \(1 in all\)"):
                 assert_loads(make_model(family), path, weights)
+
+
+def test_of_two_tied_names_either_may_be_left_out(make_model: MakeModel, tmp_path: Path) -> None:
+    model, path = make_model(seed=5), tmp_path / "model.safetensors"
+    save_model(model, str(path))
+    assert "transformer.wte.weight" not in load_file(path)
+    assert_loads(make_model(), path, model.state_dict())
 
 
 def test_untied_weights_do_not_go_into_a_tied_model(make_model: MakeModel, tmp_path: Path) -> None:

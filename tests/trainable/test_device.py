@@ -189,8 +189,9 @@ def test_a_containers_share_of_the_cpus_counts(
         (tmp_path / "cgroup" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "cgroup" / name).write_text(text)
     if own is not None:
-        (tmp_path / "own").write_text(own)
-    monkeypatch.setattr("trainable.device.device.OWN_CGROUP", tmp_path / "own")
+        (tmp_path / "self").mkdir()
+        (tmp_path / "self" / "cgroup").write_text(own)
+    monkeypatch.setattr("trainable.device.device.PROC", tmp_path)
     monkeypatch.setattr("trainable.device.device.CGROUPS", tmp_path / "cgroup")
     monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(64)), raising=False)
     assert cpu_cores() == cores

@@ -89,11 +89,12 @@ def test_a_mac_raises_where_it_would_swap_and_a_worker_that_has_grown_is_seen(mo
     assert not has_grown(CPU)
 
 
-def test_the_memory_left_here_is_less_than_the_machine_has_and_shared_by_all_runs() -> None:
-    left, half = run_memory_bytes(CPU), run_memory_bytes(CPU, runs=2)
-    assert left is not None
-    assert half is not None
-    assert 0 < half < left < 1 << 50
+@pytest.mark.parametrize("cgroups", ["/sys/fs/cgroup", "/nowhere"])
+def test_the_memory_left_is_less_than_the_machine_has_and_shared_by_all_runs(
+    cgroups: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainable.device.device.CGROUPS", Path(cgroups))
+    assert 0 < run_memory_bytes(CPU, runs=2) < run_memory_bytes(CPU) < 1 << 50
 
 
 @pytest.mark.parametrize(
@@ -112,8 +113,9 @@ def test_a_control_groups_limit_holds(
     for name, text in files.items():
         (tmp_path / "cgroup" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "cgroup" / name).write_text(text)
-    (tmp_path / "own").write_text(own)
-    monkeypatch.setattr("trainable.device.device.OWN_CGROUP", tmp_path / "own")
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self" / "cgroup").write_text(own)
+    monkeypatch.setattr("trainable.device.device.PROC", tmp_path)
     monkeypatch.setattr("trainable.device.device.CGROUPS", tmp_path / "cgroup")
     assert run_memory_bytes(CPU) == 6500
 

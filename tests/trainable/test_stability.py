@@ -487,12 +487,6 @@ def test_a_state_of_another_version_is_refused(part: str) -> None:
         monitor_of_600().load_state_dict(state)
 
 
-def test_a_state_of_before_the_update_ratios_went_is_taken() -> None:
-    state = monitor_of_600().state_dict()
-    state["spike"] |= {"update_fracs": [], "update_frac_before": None}
-    monitor_of_600().load_state_dict(state)
-
-
 any_float = st.floats(allow_nan=True, allow_infinity=True)
 
 

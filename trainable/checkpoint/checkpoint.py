@@ -153,7 +153,9 @@ def load_weights(
                 f"{where}: tensor '{name}' is {tuple(tensor.shape)} in the checkpoint and "
                 f"{tuple(expected[name].shape)} in the model. Name the model it was made from."
             )
-    missing = sorted(expected.keys() - given.keys() - tied.keys())
+    # safetensors' save_model keeps the first of two tied names, which is the head's.
+    by_tie = {other for name, other in tied.items() if name in given}
+    missing = sorted(expected.keys() - given.keys() - tied.keys() - by_tie)
     if missing:
         raise UserError(
             f"{where}: the checkpoint lacks '{missing[0]}' ({len(missing)} in all). Name the model it was made from."
@@ -206,7 +208,7 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> None:
             group["weight_decay"] = state.config.weight_decay  # the file's would win over one set for this resumption
         state.scaler.load_state_dict(ours["scaler_state_dict"])
         state.monitor.load_state_dict(ours["monitor"])
-        state.since_evaluation = SinceEvaluation(**ours.get("since_evaluation", {}))
+        state.since_evaluation = SinceEvaluation(**ours["since_evaluation"])
         state.batches.set_state(ours["rng"]["batches"])
         set_rng_state(state.device, ours["rng"])
     except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
@@ -256,10 +258,9 @@ def _check_plain_values(payload: Mapping[str, Any]) -> None:
 
 
 def _base(payload: Mapping[str, Any]) -> AdapterBase | None:
-    values = payload.get("base")  # absent in files from before there were adapters
-    if values is None:
+    if payload["base"] is None:
         return None
-    base = AdapterBase(**values)
+    base = AdapterBase(**payload["base"])
     if not all(isinstance(text, str) for text in (base.model_name, base.init_from or "", base.fingerprint)):
         raise TypeError("'base' holds something other than names")
     return base

@@ -17,7 +17,7 @@ from trainable.errors import UserError
 
 DEVICE_TYPES = ("cuda", "mps", "cpu")
 CPU_INFO = Path("/proc/cpuinfo")
-OWN_CGROUP, CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 QUOTA = ("quota", "period")
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -105,9 +105,12 @@ def _cgroup_cpus() -> Iterator[float]:
             yield int(quota) / int(period)
 
 
-def cgroup_folders(controller: str) -> Iterator[Path]:
-    """Yield the folders of the control groups that can limit this process: its own and those above, version 2 or 1."""
-    for line in text_of(OWN_CGROUP).splitlines():
+def cgroup_folders(controller: str, pid: int | None = None) -> Iterator[Path]:
+    """Yield the folders of the control groups that can limit a process: its own and those above, version 2 or 1.
+
+    pid: None is this process.
+    """
+    for line in text_of(PROC / (str(pid) if pid else "self") / "cgroup").splitlines():
         _, controllers, own = line.split(":", 2)
         if not controllers or controller in controllers.split(","):
             # In a container this may be the group's name on the machine, whose limit is then found at the root.

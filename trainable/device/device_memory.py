@@ -7,8 +7,8 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
+import psutil
 import torch
 
 from trainable.device.device import cgroup_folders, text_of
@@ -92,34 +92,26 @@ def memory_bytes(device_type: str) -> int:
     return min(int(torch.cuda.get_device_properties(at).total_memory) for at in range(torch.cuda.device_count()))
 
 
-def run_memory_bytes(device: torch.device, *, runs: int = 1, share_frac: float = 1.0) -> int | None:
-    """Return the memory that one of so many runs on one device may take, or None where it cannot be told.
+def run_memory_bytes(device: torch.device, *, runs: int = 1, share_frac: float = 1.0) -> int:
+    """Return the memory that one of so many runs on one device may take.
 
     share_frac: of a GPU, what prepare_memory() lets each of them have.
     """
-    left = _free_bytes(device)
-    if left is None or device.type != "cuda":
-        return None if left is None else left // runs
+    left = _free_bytes(device) // runs
+    if device.type != "cuda":
+        return left
     # Of the GPU that has least: which of them a trial gets is not known.
-    return min(left // runs, round(share_frac * memory_bytes("cuda"))) - CONTEXT_BYTES
+    return min(left, round(share_frac * memory_bytes("cuda"))) - CONTEXT_BYTES
 
 
-def _free_bytes(device: torch.device) -> int | None:
+def _free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         free = min(int(torch.cuda.mem_get_info(index)[0]) for index in range(torch.cuda.device_count()))
         # What this process holds and does not use, its context included, is there for a run.
         return free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated() + CONTEXT_BYTES
     if device.type == "mps":
         return int(torch.mps.recommended_max_memory()) - int(torch.mps.current_allocated_memory())
-    meminfo = text_of(Path("/proc/meminfo")).splitlines()
-    found = [1024 * int(line.split()[1]) for line in meminfo if line.startswith("MemAvailable:")]
-    if found := [*found, *_cgroup_bytes()]:
-        return min(found)
-    try:
-        # macOS tells no more than this without a further library; it compresses and swaps rather than kill.
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):
-        return None
+    return min([int(psutil.virtual_memory().available), *_cgroup_bytes()])
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:

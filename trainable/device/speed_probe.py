@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -38,7 +38,7 @@ class Probe:
     peak_memory_bytes: int
     """Of a CUDA device, by the process that took most, its context and what it reserved included; 0 elsewhere."""
     step_s: float | None = None
-    """Of a step, the mean of the runs' medians; None when one of them failed."""
+    """Of a step, the mean over the runs; None when one of them failed."""
     evaluation_s: float | None = None
 
 
@@ -170,7 +170,8 @@ def _measured(
         return None
     return _Measured(
         tokens_per_s=len(times_s) * config.tokens_per_step / elapsed_s,
-        step_s=median(times_s),
+        # The mean: a run takes the sum of its steps, the slow ones included.
+        step_s=fmean(times_s),
         evaluation_s=time.perf_counter() - started,
         # What the allocator has reserved is not there for others, used or not, nor is the context.
         peak_memory_bytes=torch.cuda.max_memory_reserved() + CONTEXT_BYTES if state.device.type == "cuda" else 0,

@@ -24,6 +24,7 @@ PRESETS: Mapping[str, Mapping[str, int]] = MappingProxyType(
 """Shapes with random weights: the shipped model's, and GPT-2's own (Radford et al. 2019, 124M)."""
 SHIPPED: Mapping[str, Path] = MappingProxyType({"tiny": Path(__file__).parent / "tiny"})
 """Pretrained models that come with the package, as save_pretrained wrote them."""
+DEFAULT_MODEL = "tiny"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 DOCUMENTS = (".json", ".txt", ".model", ".jinja")
 RECORD = "gpt2_search.json"

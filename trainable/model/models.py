@@ -178,11 +178,11 @@ def _check_loading(what: str, model: PreTrainedModel, loading: Mapping[str, Any]
             "Set tie_word_embeddings to false there."
         )
     # Files often hold more than the model reads, a buffer or another head; a further layer belongs to the model.
-    known = {_numberless(name) for name in model.state_dict()}
+    known = {numberless(name) for name in model.state_dict()}
     layers = [
         name
         for name in sorted(loading["unexpected_keys"])
-        if any(f".{own}".endswith(f".{_numberless(name)}") for own in known)
+        if any(f".{own}".endswith(f".{numberless(name)}") for own in known)
     ]
     if layers:
         raise UserError(
@@ -206,7 +206,8 @@ def _check_size(what: str, folder: Path | None, config: Any) -> None:
         )
 
 
-def _numberless(name: str) -> str:
+def numberless(name: str) -> str:
+    """Return a tensor's name with # for the numbers of layers: what the same tensor is called in all of them."""
     return re.sub(r"(?<=\.)\d+(?=\.)", "#", name)
 
 

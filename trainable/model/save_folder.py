@@ -12,12 +12,12 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoConfig, GenerationConfig, GPT2Config, PreTrainedConfig, PreTrainedModel
 
+from trainable.data.tokens import END_OF_TEXT
 from trainable.errors import UserError
 from trainable.model.lora import AdapterBase, save_adapters
 from trainable.model.model_names import PRESETS, RECORD, files_folder
 
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-END_OF_TEXT = "<|endoftext|>"
 COPIED = (
     "tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "spiece.model", "tekken.json",
     "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",

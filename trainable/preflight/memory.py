@@ -43,7 +43,7 @@ def check_memory(
     if available_bytes is None:
         available_bytes = run_memory_bytes(device)
     needed = None if device.type == "cuda" else _estimate(model, largest)
-    if available_bytes is not None and needed is not None and needed > available_bytes:
+    if needed is not None and needed > available_bytes:
         return _check("fail", largest, f"about {needed / GIB:.2f} GiB needed (estimated, not tried)", available_bytes)
     how = "estimated"
     quick = largest.precision == "fp32" and s_per_token * largest.batch_size * largest.block_size <= MAX_PROBE_S
@@ -65,7 +65,7 @@ def check_memory(
         return skipped(NAME, "the model cannot be run on shapes alone, and a real step would take too long")
     if needed is None:
         return _check("pass", largest, how, available_bytes)
-    used_frac = 0.0 if available_bytes is None else needed / max(1, available_bytes)
+    used_frac = needed / max(1, available_bytes)
     status: CheckStatus = "fail" if used_frac > 1 else "warn" if used_frac > CROWDED_FRAC else "pass"
     return _check(status, largest, f"about {needed / GIB:.2f} GiB needed ({how})", available_bytes)
 
@@ -95,14 +95,13 @@ def _peak_bytes_of_a_step(
     return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
 
 
-def _check(status: CheckStatus, config: TrialConfig, measured: str, available_bytes: int | None) -> Check:
+def _check(status: CheckStatus, config: TrialConfig, measured: str, available_bytes: int) -> Check:
     shape = f"batch_size={config.batch_size} x block_size={config.block_size}"
-    limit = "what the device has" if available_bytes is None else f"{available_bytes / GIB:.2f} GiB available"
     return judged(
         NAME,
         failed=status == "fail",
         warned=status == "warn",
         measured=f"{shape}: {measured}",
-        expected=f"at most {limit}",
+        expected=f"at most {available_bytes / GIB:.2f} GiB available",
         advice="Lower BATCH_SIZE and raise GRAD_ACCUM_STEPS as much, lower BLOCK_SIZE, or run fewer trials at once.",
     )

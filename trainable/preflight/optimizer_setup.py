@@ -1,11 +1,10 @@
 """Is an optimizer set up to train its model: the tensors it holds, its settings, and the gradients that it finds?"""
 
-import re
 from collections.abc import Sequence
 
 import torch
 
-from trainable.model.models import has_lost_its_tie
+from trainable.model.models import has_lost_its_tie, numberless
 from trainable.preflight.causality import causal_model
 from trainable.preflight.configuration import listed
 from trainable.preflight.optimizer_watch import OptimizerWatch, WatchedTensor
@@ -76,7 +75,7 @@ def frozen_doubts(watch: OptimizerWatch) -> list[Finding]:
     """Return the frozen tensors above a layer in which the same one is trained: lower layers alone are often frozen."""
     trained, frozen = set[str](), list[str]()
     for name, parameter in watch.model.named_parameters():
-        kind = re.sub(r"(?<=\.)\d+(?=\.)", "#", name)
+        kind = numberless(name)
         if parameter.requires_grad:
             trained.add(kind)
         elif kind in trained:

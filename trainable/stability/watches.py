@@ -181,10 +181,6 @@ class SpeedWatch:
             found.append(Finding("slow", step, "flag", evidence))
 
 
-NOT_KEPT_ANY_MORE = {"update_fracs", "update_frac_before"}
-"""In checkpoints of earlier versions; nothing was ever judged by them."""
-
-
 def dump(watch: object) -> dict[str, Any]:
     """Return a watch's state: dicts, lists, numbers and None."""
     state = {name: value for name, value in vars(watch).items() if not name.startswith("_")}
@@ -198,8 +194,7 @@ def dump(watch: object) -> dict[str, Any]:
 
 def restore(watch: object, state: dict[str, Any]) -> None:
     """Put back what `dump` returned. Raises KeyError for a missing or an unknown name."""
-    unknown = set(state) - set(vars(watch)) - NOT_KEPT_ANY_MORE
-    if unknown:
+    if unknown := set(state) - set(vars(watch)):
         raise KeyError(sorted(unknown)[0])
     for name, value in dump(watch).items():
         own, value = getattr(watch, name), state[name]

@@ -86,12 +86,8 @@ def units_to_remove(units: Units, spans: Spans) -> Flags:
     return gone
 
 
-def write_clean(files: list[Path], report: AuditReport, out: Path) -> CleanSummary:
-    """Write the files' text without what `report` found as one new file, and return what it lacks.
-
-    Of copies the first stays, or the one in the validation part. Foreign languages, shifts and long lines stay.
-    Raises UserError when `out` exists or cannot be written, and when the files changed since the audit.
-    """
+def check_clean(files: list[Path], out: Path) -> None:
+    """Raises UserError when a cleaned copy of the files cannot be the new file `out`."""
     if out.exists():
         what = "is one of the audited files" if any(out.samefile(path) for path in files) else "exists"
         raise UserError(f"CLEAN={out} {what}. Nothing is overwritten: name a new file.")
@@ -99,6 +95,17 @@ def write_clean(files: list[Path], report: AuditReport, out: Path) -> CleanSumma
         raise UserError(
             f"CLEAN={out} is in the folder of the source and would become part of it. Name a file elsewhere."
         )
+    if not out.parent.is_dir():
+        raise UserError(f"CLEAN={out} cannot be written: {out.parent} is not a folder. Make it, or name another.")
+
+
+def write_clean(files: list[Path], report: AuditReport, out: Path) -> CleanSummary:
+    """Write the files' text without what `report` found as one new file, and return what it lacks.
+
+    Of copies the first stays, or the one in the validation part. Foreign languages, shifts and long lines stay.
+    Raises UserError when `out` exists or cannot be written, and when the files changed since the audit.
+    """
+    check_clean(files, out)
     if text_fingerprint(files) != report.text_fingerprint:
         raise UserError(f"{files[0]} has changed since it was audited. Run the audit again.")
     try:

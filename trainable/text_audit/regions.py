@@ -8,7 +8,7 @@ import numpy as np
 from trainable.text_audit.audit_values import Hit
 from trainable.text_audit.debris import TYPES
 from trainable.text_audit.language import foreign_units
-from trainable.text_audit.ngrams import union
+from trainable.text_audit.ngrams import marked_spans, union
 from trainable.text_audit.noise import MIN_REGION_BYTES
 from trainable.text_audit.scan import Scan
 from trainable.text_audit.scripts import NAMES, NONE, own_scripts
@@ -104,12 +104,9 @@ def find_long_lines(scan: Scan) -> list[Hit]:
 
 def _groups(flags: Flags) -> Iterator[tuple[int, int]]:
     """(first, end) of each stretch of marked units, gaps of up to GAP_UNITS bridged."""
-    marked = np.flatnonzero(flags)
-    if len(marked) == 0:
-        return
-    breaks = np.flatnonzero(np.diff(marked) > GAP_UNITS + 1)
-    firsts, lasts = np.append(0, breaks + 1), np.append(breaks, len(marked) - 1)
-    yield from zip(marked[firsts].tolist(), (marked[lasts] + 1).tolist(), strict=True)
+    # Made longer by the gap, those that are one touch each other.
+    for first, end in union(marked_spans(flags) + np.array([0, GAP_UNITS])).tolist():
+        yield first, end - GAP_UNITS
 
 
 def _bytes(scan: Scan, first: int, end: int) -> int:

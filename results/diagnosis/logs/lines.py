@@ -1,5 +1,6 @@
 """What one line of a training log says: patterns for the lines of `make train` and of other trainers. No state."""
 
+import math
 import re
 from dataclasses import dataclass
 from datetime import date
@@ -51,6 +52,14 @@ _PERPLEXITY = re.compile(
     re.I,
 )
 _BARE_LOSS = re.compile(rb"(?<![\w])(train(?:ing)?|val(?:id(?:ation)?)?|eval)\s*[:=]?\s*(%b)" % _NUMBER, re.I)
+_OF_EVALUATION = re.compile(
+    rb"(?<![\w/.-])(?:validation|valid|val|eval(?:uation)?)(?:\s*[])|:>-]+\s*(?![\d.n])"
+    rb"|\s+(?:at|after|on|metrics|results?|step|iter(?:ation)?|epoch|batch)\b)",
+    re.I,
+)
+"""A line's own heading, "[eval] step 10 loss 3.21" or "| valid | loss 3.21"; not a number's name, "val acc 0.3"."""
+_IN_BITS = re.compile(rb"[ (]{0,2}bits?\b(?!(?:[ /_]*(?:per[ /_]*)?\w+)?\W{0,3}\d)", re.I)
+"""A loss's unit; "bits per byte 1.1" is another number's name."""
 _LEARNING_RATE = re.compile(
     rb"(?<![\w])(?:learning[_ ]rate|lr)(?:-\w*adam\w*)?(?:[-_/ ]?\(?(?:0|group ?0)\)?)?%b(%b)" % (_ASSIGN, _NUMBER),
     re.I,
@@ -140,6 +149,11 @@ class LogRow:
     def has_loss(self) -> bool:
         """Whether a loss is there, or the perplexity or bits that it is computed from."""
         return any(getattr(self, name) is not None for name in LOSS_NAMES)
+
+    @property
+    def has_val(self) -> bool:
+        """Whether a loss of an evaluation is there, or its perplexity or bits."""
+        return any(getattr(self, name) is not None for name in LOSS_NAMES if name.startswith("val"))
 
     @property
     def says_something(self) -> bool:
@@ -237,6 +251,7 @@ def _read_losses(row: LogRow, line: bytes) -> None:
         row.step = _step(megatron_val[1])
         _set(row, "val_loss", megatron_val, 2, line)
         return
+    unnamed = None
     for match in _LOSS.finditer(line) if _has(line, b"oss", b"OSS", b"ntropy") else ():
         before, after = (match[1] or b"").lower(), (match[2] or b"").lower()
         word_before = line[max(0, match.start() - 12) : match.start()].rstrip(b" _").rpartition(b" ")[2].lower()
@@ -248,7 +263,11 @@ def _read_losses(row: LogRow, line: bytes) -> None:
             name = "train_loss"
         else:
             continue
+        first = getattr(row, name) is None
         _set(row, name, match, 3, line)
+        if first and _IN_BITS.match(line, match.end()):
+            setattr(row, name, getattr(row, name) * math.log(2))
+        unnamed = match.start() if not before + after else unnamed
     for match in _PERPLEXITY.finditer(line) if _has(line, b"ppl", b"PPL", b"erplexity", b"bp", b"its") else ():
         side = "val" if (match[1] or b"").lower() in VAL_WORDS else "train"
         _set(row, f"{side}_{'bits' if match[2] else 'perplexity'}", match, 3, line)
@@ -258,6 +277,8 @@ def _read_losses(row: LogRow, line: bytes) -> None:
             _set(row, "val_loss" if match[1].lower() in VAL_WORDS else "train_loss", match, 2, line)
     if b"val:" in line and (litgpt := _LITGPT_VAL.search(line)):
         _set(row, "val_loss", litgpt, 1, line)
+    if unnamed is not None and not row.has_val and _OF_EVALUATION.search(line, 0, unnamed):
+        row.val_loss, row.train_loss = row.train_loss, None
     if row.val_loss is not None and row.train_loss is None and row.train_perplexity is not None:
         # "val loss 3.21, ppl 24.8"
         row.val_perplexity, row.train_perplexity = row.val_perplexity or row.train_perplexity, None

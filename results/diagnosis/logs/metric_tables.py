@@ -5,12 +5,12 @@ import re
 from collections.abc import Iterator
 
 from results.diagnosis.logs.lines import LogRow
-from results.diagnosis.logs.named_values import field_of, has_columns, row_of
+from results.diagnosis.logs.named_values import field_of, has_columns, number_of, row_of
 
 HEADER_LINES = 40
 """A table begins within so many lines, or the file is none."""
 _COLUMN_GAP = "  "
-_DELIMITERS = (",", "\t", ";", "|", _COLUMN_GAP)
+_DELIMITERS = (",", "\t", ";", "|", _COLUMN_GAP, " ")
 _MARKDOWN_RULE = re.compile(r"[\s|:+-]*-[\s|:+-]*")
 _TENSORBOARD_COLUMNS = ("wall time", "step", "value")
 
@@ -20,9 +20,10 @@ def table_header(text: str, name: str) -> tuple[int, str, list[str]] | None:
 
     name: the file's. TensorBoard's exported CSV names the metric there and nowhere else.
     """
-    for number, line in enumerate(text.splitlines()[:HEADER_LINES]):
+    lines = text.splitlines()[:HEADER_LINES]
+    for number, line in enumerate(lines):
         for delimiter in _DELIMITERS:
-            if delimiter not in line:
+            if delimiter not in line or (delimiter == " " and not _are_numbers(lines[number + 1 :][:1], line)):
                 continue
             columns = _cells(line, delimiter)
             if tuple(column.lower() for column in columns) == _TENSORBOARD_COLUMNS:
@@ -53,9 +54,17 @@ def table_rows(text: str, header: tuple[int, str, list[str]]) -> Iterator[LogRow
                 yield row
 
 
+def _are_numbers(below: list[str], header: str) -> bool:
+    """Whether the line below is a number for each word of a header: a sentence has words of a log in it too."""
+    cells = below[0].split() if below else []
+    return len(cells) == len(header.split()) and all(number_of(cell) is not None for cell in cells)
+
+
 def _cells(line: str, delimiter: str) -> list[str]:
     if delimiter == _COLUMN_GAP:
         return re.split(r"\s{2,}", line.strip())
+    if delimiter == " ":
+        return line.split()
     if delimiter == "|":
         line = line.strip().strip("|")
     return [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter), [])]

@@ -54,7 +54,10 @@ def row_of(values: Mapping[str, object]) -> LogRow | None:
 def _split(values: Mapping[str, object]) -> Iterator[tuple[str, object]]:
     """Yield the names and values; of "global_step/max_steps": "10/800" both parts."""
     for name, value in values.items():
-        if isinstance(value, str) and name.count("/") == value.count("/") == 1:
+        if isinstance(value, Mapping):
+            # {"train": {"loss": 3.2}} says train/loss.
+            yield from ((f"{name}/{key}", inner) for key, inner in value.items())
+        elif isinstance(value, str) and name.count("/") == value.count("/") == 1:
             yield from zip(name.split("/"), value.split("/"), strict=True)
         else:
             yield name, value
@@ -78,10 +81,10 @@ def field_of(name: str) -> tuple[str, int, int] | None:
     if words[-1] == "epoch" and "loss" not in words:
         return "epoch", len(words), 0
     is_val = any(word.encode() in VAL_WORDS for word in words)
-    if "loss" in words or words[-2:] == ("cross", "entropy"):
+    if ("loss" in words and "bits" not in words) or words[-2:] == ("cross", "entropy"):
         # Lightning writes train_loss_step and train_loss_epoch: the first is what a row is of.
         return ("val_loss" if is_val else "train_loss"), int("epoch" in words), len(words)
-    is_bits = words[-1] in ("bpb", "bpc") or words[-3:-1] == ("bits", "per")
+    is_bits = words[-1] in ("bpb", "bpc", "bits") or words[-3:-1] == ("bits", "per")
     if is_bits or words[-1] in ("ppl", "perplexity"):
         return f"{'val' if is_val else 'train'}_{'bits' if is_bits else 'perplexity'}", 0, len(words)
     if words[0] == "lr" or words[-1] == "lr" or ("learning", "rate") in pairwise(words):

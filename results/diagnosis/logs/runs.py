@@ -77,7 +77,12 @@ def runs_of(rows: list[LogRow]) -> list[list[list[LogRow]]]:
         if step < last:
             if row.epoch is not None and row.epoch > epoch:
                 # Each epoch counts its steps from the start.
-                offset += (row.total_steps or 0) if (row.total_steps or 0) + offset >= last else last - offset
+                if (row.total_steps or 0) + offset >= last:
+                    offset += row.total_steps or 0
+                else:
+                    # Counted from 0, an epoch is an interval longer than its last step.
+                    following = rows[index + 1].step if index + 1 < len(rows) else None
+                    offset = last + (following or 0 if row.step == 0 else 0)
                 step = row.step + offset
             elif not _goes_on_from(rows, index, last - offset):
                 row.step = -1

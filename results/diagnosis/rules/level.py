@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from results.diagnosis.findings import Diagnosis
 from results.diagnosis.rules.spike import Spike, calmer, poisoned, rate_text, spike_finding, spikes_of
-from results.diagnosis.rules.update import rate_jump
+from results.diagnosis.rules.update import falls_since, rate_jump
 from results.diagnosis.run_view import RunView, noise_sd
 from results.diagnosis.trace import Column
 from trainable.stability import StabilityRules
@@ -95,7 +95,7 @@ def _hidden_nonfinite(run: RunView) -> Diagnosis | None:
     steps, norms = run.trace.series("grad_norm")
     bad = next((index + 1 for index in reversed(range(len(norms))) if math.isfinite(norms[index])), 0)
     zero = next((index + 1 for index in reversed(range(len(run.train))) if run.train.values[index]), 0)
-    if len(norms) - bad >= HIDDEN_ROWS:
+    if len(norms) - bad >= HIDDEN_ROWS and not falls_since(run, steps[bad]):
         step, what = steps[bad], f"the gradient norm is {norms[bad]:g}"
     elif len(run.train) - zero >= HIDDEN_ROWS and (zero == 0 or run.train.values[zero - 1] > FALLEN_NATS):
         step, what = run.train.steps[zero], "the training loss is exactly 0"
@@ -172,17 +172,19 @@ def _sparse_divergence(run: RunView) -> Diagnosis | None:
         if not (high[-1] and high[-2]) or falling:
             return None
         onset = max(onset, curve.steps[best + 1 + high.index(True)])
-    if len(curves) == 1 and curves[0] is run.val and run.train.steps:
-        best_step = run.val.steps[run.val.values.index(min(run.val.values))]
-        if run.train.values[-1] < run.train.near(best_step) + RULES.divergence_margin / 2:
+    other = run.val if curves[0] is run.train else run.train
+    if len(curves) == 1 and other.steps:
+        # One batch may be easy by luck, and validation alone rises by overfitting: the other loss must have risen too.
+        best_step = curves[0].steps[curves[0].values.index(min(curves[0].values))]
+        if other.values[-1] < other.near(best_step) + RULES.divergence_margin / 2:
             return None
-    name = "both losses" if len(curves) == 2 else "the loss"
+    rise = "both losses rise" if len(curves) == 2 else "the loss rises"
+    back = "do not come back" if len(curves) == 2 else "does not come back"
     said = ", ".join(f"{min(c.values):.3f} at best and {c.values[-1]:.3f} at {run.unit} {c.steps[-1]}" for c in curves)
     return Diagnosis(
         kind="divergence",
         confidence=0.85 if len(curves) == 2 or len(curves[0]) >= 20 else 0.75,
-        summary=f"{name} rise from {run.unit} {onset} on and do not come back: the run is unstable, this is "
-        "not overfitting",
+        summary=f"{rise} from {run.unit} {onset} on and {back}: the run is unstable, this is not overfitting",
         evidence=f"{said}; {rate_text(run, onset)}",
         next_step=calmer(run),
         steps=(onset, run.last_step),

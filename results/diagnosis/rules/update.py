@@ -42,7 +42,7 @@ def update_findings(run: RunView) -> Iterator[Diagnosis]:
 def _no_gradient(run: RunView) -> Diagnosis | None:
     norms = run.grad_norm
     tail = _constant_tail(norms, upto=ZERO_GRAD_NORM)
-    if len(norms) < 3 or len(tail) < 3 or (tail and _falls_since(run, tail.steps[0])):
+    if len(norms) < 3 or len(tail) < 3 or (tail and falls_since(run, tail.steps[0])):
         return None
     from_start = len(tail) == len(norms)
     since = "in every row" if from_start else f"from {run.unit} {tail.steps[0]} on"
@@ -57,8 +57,9 @@ def _no_gradient(run: RunView) -> Diagnosis | None:
     )
 
 
-def _falls_since(run: RunView, step: int) -> bool:
-    """Whether the loss falls from a step on: then weights move, and a printed norm of 0.00 is a rounded one."""
+def falls_since(run: RunView, step: int) -> bool:
+    """Whether the loss falls from a step on: then weights move, whatever norm is printed: 0.00, which is rounded, or
+    NaN, as by trainers that do not know it."""
     after = run.coarse.between(step, run.last_step)
     third = len(after) // 3
     if not third:

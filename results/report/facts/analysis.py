@@ -8,7 +8,7 @@ from typing import Any
 from results.winner import Winner
 from spaces.budget import Budget
 from spaces.domains import Choice, Domain, FloatRange, SearchParameter, active_point
-from spaces.user_settings import space_of_document
+from spaces.overrides import space_of_document
 from spaces.warmup import WARMUP_FRAC
 from trainable.config import HYPERPARAMETERS, SCHEDULES_WITH_WARMUP, config_from
 from trainable.errors import UserError

@@ -86,7 +86,10 @@ def _fanova(measured: Measured, searched: Sequence[SearchParameter]) -> Row | No
     # The evaluator weighs even a log range linearly: the last decade of a learning rate would be nine tenths of it.
     frozen = _frozen(measured, [trial for trial, _ in rows], losses, always, log_as_linear=True)
     names = [parameter.name for parameter in always]
-    shares = _importances(frozen, FanovaImportanceEvaluator(seed=0), names)
+    try:
+        shares = _importances(frozen, FanovaImportanceEvaluator(seed=0), names)
+    except RuntimeError:
+        return None  # equal losses, or equal settings: there is no variance to share
     left_out = [label(parameter.name) for parameter in searched if parameter.condition is not None]
     where = "the full budget"
     if tokens < measured.budget.tokens:

@@ -75,7 +75,7 @@ def report_facts(study: Study) -> dict[str, Any]:
         "attribution": None
         if attribution is None
         else {**attribution_json(attribution), "summary": summary_lines(attribution)},
-        "samples": _samples_facts(study),
+        "samples": _samples_facts(study, winner_id),
         "parameters": [_parameter_facts(parameter) for parameter in measured.parameters],
         "initial_loss": measured.initial_loss,
         "loss_limit": measured.loss_limit,
@@ -136,7 +136,7 @@ def _fresh_means(measured: Measured, confirmation: Row | None) -> Row | None:
         return None
     losses: dict[int, dict[int, float]] = {winner["trial_id"]: {}, baseline["trial_id"]: {}}
     for run in confirmation["attempts"][number - 1]["runs"]:
-        if run["status"] == "completed" and run["of_trial"] in losses:
+        if run["of_trial"] in losses and final_loss(run) is not None:
             losses[run["of_trial"]][run["seed"]] = run["val_loss"]
     ours, theirs = losses.values()
     seeds = sorted(ours.keys() & theirs.keys())
@@ -149,7 +149,7 @@ def _fresh_means(measured: Measured, confirmation: Row | None) -> Row | None:
     }
 
 
-def _samples_facts(study: Study) -> Row | None:
+def _samples_facts(study: Study, winner_id: int | None) -> Row | None:
     """Return the prompt and its continuations in the order to show; the best's only where it is not the baseline."""
     document = samples_json(study)
     if document is None:
@@ -160,6 +160,10 @@ def _samples_facts(study: Study) -> Row | None:
         for model in MODELS
         if model in by_model and (model != "best" or by_model["best"] != by_model.get("baseline"))
     ]
+    for one in continuations:
+        # Since the samples were written, an interrupted command may have found another winner.
+        if one["name"] == "best" and one["trial_id"] != winner_id:
+            one["name"] = f"an earlier best, trial {one['trial_id']}"
     return {**document, "continuations": continuations}
 
 

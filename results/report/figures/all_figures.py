@@ -120,6 +120,8 @@ def _lr_by_batch(facts: Row) -> Iterator[Row]:
             points = [(t, t["learning_rate"], loss) for t, loss in rows if t["batch_size"] == batch]
             traces.append(point_trace(role, points, ceiling, view=view))
         traces += _rings(rows, ceiling, view)
+    if not any(trace["x"] for trace in traces):
+        return
     yield figure(
         "lr-by-batch",
         "Learning rate against val loss, by batch size",

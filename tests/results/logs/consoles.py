@@ -113,7 +113,40 @@ BITS = "".join(
     f"step {step}/20 | train_bpb 1.{step:02d} | val bpb: 1.{step:02d}5 | lr 1e-3 | ok\n" for step in range(1, 21)
 )
 
+BRACKETS = "".join(
+    f"[train] step {step} loss 3.{step:02d} lr 1e-3 | ok\n[eval] step {step} loss 3.{step:02d}5 | ok\n"
+    for step in range(1, 21)
+)
+MAXTEXT = "".join(
+    f"completed step: {step}, seconds: 1.213, total_weights: 65536, loss: 9.{step:02d}1\n"
+    f"eval metrics after step: {step}, loss=9.{step:02d}5, total_weights=65536\n"
+    for step in range(20)
+)
+FAIRSEQ = "".join(
+    f"2023-01-01 10:{step:02d}:00 | INFO | train_inner | epoch 001: {step} / 20 loss=9.{step:02d}1, ppl=9{step}.1, "
+    f"num_updates={step}, lr=0.0006, gnorm=1.21, wall={step}\n"
+    f"2023-01-01 10:{step:02d}:30 | INFO | valid | epoch 001 | valid on 'valid' subset | loss 9.{step:02d}5 | "
+    f"ppl 9{step}.5 | num_updates {step} | best_loss 9.0\n"
+    for step in range(1, 21)
+)
+NESTED = "".join(
+    f'{{"step": {step}, "train": {{"loss": 3.{step:02d}}}, "eval": {{"loss": 3.{step:02d}5}}}}\n'
+    for step in range(1, 21)
+)
+SPACES = "step train_loss val_loss\n" + "".join(f"{step} 3.{step:02d} 3.{step:02d}5\n" for step in range(1, 21))
+FROM_ZERO = "".join(
+    f"epoch {epoch} step {step} | loss 3.{epoch}{step} | val loss 3.{epoch}{step}5 | ok\n"
+    for epoch in range(2)
+    for step in range(10)
+)
+
 CONSOLES = [
+    ("brackets.log", BRACKETS, (20, 20)),
+    ("maxtext.log", MAXTEXT, (20, 20)),
+    ("fairseq.log", FAIRSEQ, (20, 20)),
+    ("nested.jsonl", NESTED, (20, 20)),
+    ("spaces.txt", SPACES, (20, 20)),
+    ("from_zero.log", FROM_ZERO, (20, 20)),
     ("llm.c.log", LLM_C, (20, 4)),
     ("titan.log", TITAN, (20, 0)),
     ("megatron.log", MEGATRON, (20, 0)),
