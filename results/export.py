@@ -62,7 +62,7 @@ def export_env(study: Study, budget: Budget | None = None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def winner_env(study: Study, budget: Budget | None = None) -> dict[str, str]:
+def winner_env(study: Study, budget: Budget | None) -> dict[str, str]:
     """Return the winner's variables by name, empty where the study set none. Raises UserError as export_env does."""
     return _env(_load(study, budget))
 
@@ -120,7 +120,7 @@ def write_best(study: Study) -> None:
     write_atomic(study.best_json, document.encode())
 
 
-def _load(study: Study, budget: Budget | None = None) -> _Best:
+def _load(study: Study, budget: Budget | None) -> _Best:
     winner = winner_of(study)
     trial = winner.trial
     if trial is None:

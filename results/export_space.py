@@ -15,9 +15,7 @@ from spaces.user_settings import Settings
 from trainable.config import TrialConfig
 
 
-def space_text(
-    document: dict[str, Any], config: TrialConfig, notes: Sequence[str], *, budget: Budget | None = None
-) -> str:
+def space_text(document: dict[str, Any], config: TrialConfig, notes: Sequence[str], *, budget: Budget | None) -> str:
     """Return the study's own space with `config` as its [baseline], its comments kept; `notes` stand on top.
 
     Its budget is `budget`, or the study's. A study that searched no space gives the plateau space. Raises UserError

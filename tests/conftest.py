@@ -1,6 +1,8 @@
 """What make test hands out to its processes, what they do not inherit, and how long the fuzz of tests/fuzz looks."""
 
+import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,9 @@ for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "GNUMAKEFLAGS"
 
 # Two processes of tests on two cores: a second thread in each only waits for the first, minutes where others work too.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# As in search/__main__.py, whose reason holds for what tests import and collect.
+gc.set_threshold(100_000, *gc.get_threshold()[1:])
 
 _shared = settings(database=None, deadline=None, suppress_health_check=list(HealthCheck))
 # The same examples every time, so that a commit is never red by chance.
@@ -34,6 +39,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Order the tests."""
     places = {name: place for place, name in enumerate(SLOW_FIRST)}
     items.sort(key=lambda item: places.get(item.path.parent.name, len(places)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def without_fsync() -> Iterator[None]:
+    """No file is forced to the disk by this process: no test cuts the power, and a kill loses nothing that is written.
+
+    Thousands of small tables would wait for the disk some milliseconds each. Commands of their own process do wait.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 class ByStudy(LoadScopeScheduling):  # type: ignore[misc]

@@ -223,7 +223,7 @@ def _is_point(text: str) -> bool:
     return isinstance(point, dict) and not any(isinstance(value, (dict, list)) for value in point.values())
 
 
-def read_rows_or_previous(path: Path, schema: Any = None) -> tuple[list[Row], str | None]:
+def read_rows_or_previous(path: Path, schema: Any) -> tuple[list[Row], str | None]:
     """Return the rows as read_rows does; of a damaged or missing table the previous copy's, with a note about it.
 
     The copy takes the table's place, and a damaged table stays as NAME.damaged. Raises UserError where the copy is not

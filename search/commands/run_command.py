@@ -33,7 +33,7 @@ def run_new(plan: Plan, terminal: Terminal) -> int:
     return conclude(plan.study, code, plan.options, terminal, loaded=plan.loaded)
 
 
-def conclude(study: Study, code: int, options: Options, terminal: Terminal, *, loaded: Loaded | None = None) -> int:
+def conclude(study: Study, code: int, options: Options, terminal: Terminal, *, loaded: Loaded | None) -> int:
     """Confirm the study's best with CONFIRM=1 or where that had begun, and sum up; return the exit code.
 
     loaded: the study's inputs, if they are loaded.

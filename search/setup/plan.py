@@ -117,7 +117,7 @@ def plan_study(
     kind: str,
     notes: Sequence[str],
     progress: Preparing,
-    warm_start: Study | None = None,
+    warm_start: Study | None,
     speeds: Speeds | None = None,
 ) -> Plan:
     """Return a new study over a space file's content with the settings in it. Raises UserError.
@@ -198,7 +198,7 @@ def planned(
     *,
     slots: Slots | None = None,
     space: SearchSpace | None = None,
-    configs: Sequence[TrialConfig] = (),
+    configs: Sequence[TrialConfig],
     warm_start: WarmStart | None = None,
     notes: Sequence[str] = (),
 ) -> Plan:

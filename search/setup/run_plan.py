@@ -74,7 +74,7 @@ def run_plan(
     terminal: Terminal,
     *,
     ledger: Ledger,
-    runs: Sequence[PlannedRun] | None = None,
+    runs: Sequence[PlannedRun] | None,
     lines: Sequence[str] = (),
 ) -> int | None:
     """Run planned runs, each in full, or with None what is left of the search; the study must be held.

@@ -17,7 +17,7 @@ from trainable.errors import UserError
 Row = dict[str, Any]
 
 
-def sample_study(study: Study, options: Options, terminal: Terminal, loaded: Loaded | None = None) -> None:
+def sample_study(study: Study, options: Options, terminal: Terminal, loaded: Loaded | None) -> None:
     """Write samples.json, unless it holds SAMPLE_PROMPT, the baseline and the winner already.
 
     loaded: the study's inputs, if they are loaded. A failure is one line and stops nothing; only a damaged samples.json

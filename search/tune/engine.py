@@ -60,7 +60,7 @@ def run_study(
     ledger: Ledger,
     view: StudyView,
     interrupts: Interrupts,
-    callbacks: Sequence[Callback] = (),
+    callbacks: Sequence[Callback],
 ) -> None:
     """Run the workload's trials into `study`.
 

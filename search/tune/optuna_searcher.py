@@ -56,6 +56,8 @@ class TrialSearcher(Searcher):  # type: ignore[misc]
         trial: the hyperparameters. milestones: where it is evaluated. refusal: why the trial is recorded as out of
         memory without being run; None for any other.
         """
+        # On fewer slots than before, the verdict on one may come before its turn.
+        self._left = [trial for trial in self._left if not self.log[trial.trial_id].ended]
         if not self._left and not self._is_ready():
             return None
         trial = self._left.pop(0) if self._left else self._propose()
@@ -165,6 +167,8 @@ class SpaceSearcher(TrialSearcher):
 
     def _propose(self) -> KnownTrial | None:
         number, before = self._before()
+        if len(before) >= self._space.trials:
+            return None
         if self._space.ends_early:
             self.log.early_end = early_end(before[:-LAG], trials=len(before), most_trials=self._space.trials)
             if self.log.early_end is not None:

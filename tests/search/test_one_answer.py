@@ -130,8 +130,10 @@ class Simulation:
         )
         self.recorder.end_late_stops()
         self.running, left = {}, workload.trials_count
+        # A study may go on in fewer slots than it had.
+        slots = self.draw.randint(1, self.slots) if known else self.slots
         while True:
-            while left and len(self.running) < self.slots:
+            while left and len(self.running) < slots:
                 proposal = self.searcher.suggest("any")
                 if not isinstance(proposal, dict):
                     left = 0 if proposal == Searcher.FINISHED else left

@@ -83,7 +83,7 @@ def test_a_conditional_parameter_is_asked_for_only_when_it_is_active(name: str) 
 
 
 def test_proposals_lie_in_their_domains() -> None:
-    space = make_space("random")
+    space = make_space("random", trials=30)
     for proposal in propose(make_searcher(space, seed=5), 30):
         config = TrialConfig(**proposal["trial"])
         assert config.batch_size in (2, 4, 8)
@@ -447,6 +447,23 @@ def test_several_that_were_cut_off_come_back_in_order_under_their_numbers_before
     assert [one["point"] for one in again[2:]] == [one["point"] for one in proposals[4:]]
 
 
+def test_one_that_was_cut_off_and_is_stopped_before_its_turn_is_not_run_nor_replaced() -> None:
+    """As where a study of two slots goes on in one: the first trial decides on the second."""
+    space = make_space("random", trials=3)
+    proposals = propose(make_searcher(space), 3)
+    baseline, first, second = (known(one, "interrupted") for one in proposals)
+    rungs = [(tokens, 5.0) for tokens in space.rung_tokens()]
+    trials = [replace(baseline, status="completed"), replace(first, losses=()), replace(second, losses=tuple(rungs))]
+    workload = space_workload(space, History(trials=trials))
+    searcher, log = workload.searcher, workload.searcher.log
+    assert workload.trials_count == 2
+    assert searcher.suggest("t") == proposals[1]
+    log.evaluate(1, space.rung_tokens()[0], 4.0)
+    assert log.take_stops() == [2]
+    assert searcher.suggest("t") == Searcher.FINISHED
+    assert not searcher.exhausted
+
+
 def known(proposal: dict[str, Any], status: Any) -> KnownTrial:
     config = TrialConfig(**proposal["trial"])
     losses = ((0, 7.5), (1600, 7.0))
@@ -500,7 +517,7 @@ def test_a_warm_start_is_told_and_takes_no_place_in_the_order() -> None:
 def test_a_warm_start_moves_tpe_at_once() -> None:
     """A source whose trials do better at higher rates: no random start is needed to know it."""
     space = make_space()
-    source = propose(make_searcher(space, seed=1), 30)
+    source = propose(make_searcher(make_space(trials=30), seed=1), 30)
     told = [
         replace(known(one, "completed"), trial_id=-1 - number, val_loss=7.0 - 10 * one["trial"]["learning_rate"])
         for number, one in enumerate(source)

@@ -81,7 +81,7 @@ def predict(model: PreTrainedModel, windows: torch.Tensor) -> Predictions:
 
 
 def check_initial_loss(
-    predictions: Predictions, *, unigram_entropy: float, random_weights: bool, checkpoint: bool, shipped: bool = False
+    predictions: Predictions, *, unigram_entropy: float, random_weights: bool, checkpoint: bool, shipped: bool
 ) -> Check:
     """Return whether the loss before the first step is possible for weights of this kind.
 

@@ -113,7 +113,6 @@ def judge_trace(
     budget_steps: int,
     unigram_entropy: float,
     from_scratch: bool,
-    rules: StabilityRules = DEFAULT_RULES,
     skipped: Sequence[bool] | None = None,
 ) -> list[Finding]:
     """Return what a StabilityMonitor finds in a recorded run, up to and with its first stop.
@@ -125,9 +124,7 @@ def judge_trace(
     for name, values in (("grad_norm", grad_norm), ("step_time_s", step_time_s), ("skipped", skipped)):
         if values is not None and len(values) != len(loss):
             raise UserError(f"{name} has {len(values)} entries and loss has {len(loss)}: give one of each a step.")
-    monitor = StabilityMonitor(
-        budget_steps=budget_steps, unigram_entropy=unigram_entropy, from_scratch=from_scratch, rules=rules
-    )
+    monitor = StabilityMonitor(budget_steps=budget_steps, unigram_entropy=unigram_entropy, from_scratch=from_scratch)
     findings: list[Finding] = []
     for index, value in enumerate(loss):
         new = monitor.update(

@@ -1,16 +1,19 @@
-"""Training logs that are JSON documents: a Trainer's trainer_state.json, or a list of objects with a loss."""
+"""Training logs that are JSON documents: trainer_state.json, a list of objects with a loss, TensorBoard's export."""
 
 import json
 from typing import Any
 
 from results.diagnosis.logs.lines import MAX_LINE_BYTES, LogRow
-from results.diagnosis.logs.named_values import row_of
+from results.diagnosis.logs.named_values import TENSORBOARD_COLUMNS, row_of
 
 _ANNOUNCED = {"max_steps": "total_steps", "num_train_epochs": "epochs"}
 
 
-def json_rows(text: str) -> tuple[list[LogRow], dict[str, str]] | None:
-    """Return the rows of a JSON document and what it says of the configuration; None where it holds no log."""
+def json_rows(text: str, metric: str) -> tuple[list[LogRow], dict[str, str]] | None:
+    """Return the rows of a JSON document and what it says of the configuration; None where it holds no log.
+
+    metric: the third column's name in TensorBoard's export, lists of wall time, step and value.
+    """
     try:
         document = json.loads(text)
     except (ValueError, RecursionError):
@@ -18,7 +21,9 @@ def json_rows(text: str) -> tuple[list[LogRow], dict[str, str]] | None:
     objects = document.get("log_history") if isinstance(document, dict) else document
     if not isinstance(objects, list):
         return None
-    rows = [row for values in objects if isinstance(values, dict) and (row := row_of(values))]
+    columns = (*TENSORBOARD_COLUMNS[:2], metric)
+    named = [dict(zip(columns, one, strict=False)) if isinstance(one, list) else one for one in objects]
+    rows = [row for values in named if isinstance(values, dict) and (row := row_of(values))]
     if not rows:
         return None
     return rows, _announced(document) if isinstance(document, dict) else {}

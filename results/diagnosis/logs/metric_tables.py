@@ -5,20 +5,19 @@ import re
 from collections.abc import Iterator
 
 from results.diagnosis.logs.lines import LogRow
-from results.diagnosis.logs.named_values import field_of, has_columns, number_of, row_of
+from results.diagnosis.logs.named_values import TENSORBOARD_COLUMNS, field_of, has_columns, number_of, row_of
 
 HEADER_LINES = 40
 """A table begins within so many lines, or the file is none."""
 _COLUMN_GAP = "  "
 _DELIMITERS = (",", "\t", ";", "|", _COLUMN_GAP, " ")
 _MARKDOWN_RULE = re.compile(r"[\s|:+-]*-[\s|:+-]*")
-_TENSORBOARD_COLUMNS = ("wall time", "step", "value")
 
 
-def table_header(text: str, name: str) -> tuple[int, str, list[str]] | None:
+def table_header(text: str, metric: str) -> tuple[int, str, list[str]] | None:
     """Return (its line, the delimiter, the columns' names) of the table that a text begins with, None where none does.
 
-    name: the file's. TensorBoard's exported CSV names the metric there and nowhere else.
+    metric: what TensorBoard's exported CSV calls "Value".
     """
     lines = text.splitlines()[:HEADER_LINES]
     for number, line in enumerate(lines):
@@ -26,8 +25,8 @@ def table_header(text: str, name: str) -> tuple[int, str, list[str]] | None:
             if delimiter not in line or (delimiter == " " and not _are_numbers(lines[number + 1 :][:1], line)):
                 continue
             columns = _cells(line, delimiter)
-            if tuple(column.lower() for column in columns) == _TENSORBOARD_COLUMNS:
-                columns[2] = name.rpartition("tag-")[2]
+            if tuple(column.lower() for column in columns) == TENSORBOARD_COLUMNS:
+                columns[2] = metric
             # A line that holds a number is no header.
             if has_columns(columns) and not any(column.replace(".", "").isdigit() for column in columns):
                 return number, delimiter, columns

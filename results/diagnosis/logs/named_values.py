@@ -25,6 +25,8 @@ _TIMES = {("step", "time", "s"): 1.0, ("step", "time"): 1.0, ("step", "time", "m
           ("iter", "time"): 1.0, ("iter", "time", "ms"): 0.001}  # fmt: skip
 _NUMBER = re.compile(r"([-+]?(?:\d{1,3}(?:,\d{3})+|\d*)(?:\.\d*)?(?:e[-+]?\d+)?)(k|m|%)?", re.I)
 _SUFFIXES = {"k": 1e3, "m": 1e6}
+TENSORBOARD_COLUMNS = ("wall time", "step", "value")
+"""Of its exports; the file's name alone says what the value is."""
 SUMMARY = "train_runtime"
 """In a Trainer's last row: its loss is a mean over the whole run."""
 

@@ -116,15 +116,17 @@ def _read(path: Path, reader: "_Reader") -> None:
 
 def _read_document(file: BinaryIO, head: bytes, name: str, reader: "_Reader") -> bool:
     """Read a JSON document or a table into `reader`; False where the file is none."""
+    # TensorBoard's exports: run-NAME-tag-train_loss.csv or .json.
+    metric = Path(name.removesuffix(".gz")).stem.rpartition("tag-")[2]
     if head.lstrip()[:1] in (b"{", b"["):
-        found = json_rows(file.read().decode("utf-8-sig", "replace"))
+        found = json_rows(file.read().decode("utf-8-sig", "replace"), metric)
         if found:
             rows, announced = found
             reader.announced.update(announced)
             for row in rows:
                 reader.add_row(row)
         return found is not None
-    header = table_header(head.decode("utf-8-sig", "replace"), name.removesuffix(".gz").removesuffix(".csv"))
+    header = table_header(head.decode("utf-8-sig", "replace"), metric)
     if header is None:
         return False
     rows = list(table_rows(file.read().decode("utf-8-sig", "replace"), header))

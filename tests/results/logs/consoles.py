@@ -1,5 +1,7 @@
 """Text logs of twenty steps in the words of other trainers, none copied: name, text, (training, validation losses)."""
 
+import json
+
 LLM_C = "".join(
     ("val loss 9.123456\n" if step % 5 == 0 else "")
     + f"step {step:4d}/20 | loss 9.{step:03d}456 (+nanz)| norm 3.1042 (+nanz)| lr 6.00e-04 | 1203.11 ms | "
@@ -23,6 +25,7 @@ MARKDOWN = "| Step | Training Loss | Validation Loss |\n|:--:|---:|---:|\n" + ""
     f"| {step}00 | 3.9{step} | No log |\n" for step in range(1, 21)
 )
 TENSORBOARD_CSV = "Wall time,Step,Value\n" + "".join(f"{1.7e9 + step},{step},3.{step}\n" for step in range(1, 21))
+TENSORBOARD_JSON = json.dumps([[1.7e9 + step, step, float(f"3.{step}")] for step in range(1, 21)])
 JSON_LINES = "".join(
     f'{{"_step": {step}, "train/loss": "3.{step}", "_runtime": {5 * step}.5}}\n' for step in range(1, 21)
 )
@@ -154,6 +157,7 @@ CONSOLES = [
     ("table.md", MARKDOWN, (20, 0)),
     ("run-tag-train_loss.csv", TENSORBOARD_CSV, (20, 0)),
     ("run-tag-eval_loss.csv", TENSORBOARD_CSV, (0, 20)),
+    ("run-tag-train_loss.json", TENSORBOARD_JSON, (20, 0)),
     ("history.jsonl", JSON_LINES, (20, 0)),
     ("short.log", SHORT_STEPS, (20, 20)),
     ("tensors.log", TENSORS, (20, 0)),
