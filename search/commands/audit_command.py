@@ -17,15 +17,17 @@ def audit_command(options: Options, terminal: Terminal) -> int:
         if out is not None and inputs.documents.kind == "jsonl":
             raise UserError("CLEAN cannot rewrite JSON lines. Unset it, and fix the lines that the audit names.")
         files = list(inputs.files)
+        if out is not None:
+            from trainable.text_audit.clean import check_clean
+
+            # Here and not only when it is written, because an audit takes minutes.
+            check_clean(files, out)
         from trainable.model.models import load_tokenizer, separator_id
         from trainable.text_audit.audit import audit
         from trainable.text_audit.audit_plot import plot_audit
-        from trainable.text_audit.clean import check_clean, write_clean
+        from trainable.text_audit.clean import write_clean
         from trainable.text_audit.report import render, render_clean, to_json
 
-        if out is not None:
-            # Here and not only when it is written, because an audit takes minutes.
-            check_clean(files, out)
         tokenizer = load_tokenizer(inputs.model_name, files, documents=inputs.documents, progress=progress)
         report = audit(
             files,

@@ -1,5 +1,6 @@
 """Starts Ray on this machine in a private folder, or joins a cluster, and ends it. It runs no trial."""
 
+import ctypes
 import logging
 import math
 import os
@@ -40,6 +41,8 @@ LOADED_BY_WORKERS = "search.__main__,trainable.ray_trainable"
 """Imported by each worker ahead of its first trial: what a command sets before any library, then torch and the like."""
 UNUSED_PROCESSES = ("start_api_server", "start_monitor", "start_log_monitor")
 """Of Ray's head: the dashboard's server, the autoscaler, and the monitor of the workers' logs."""
+SIGACTION_BYTES = 256
+"""At least the size of C's struct sigaction: 152 on Linux, 16 on macOS."""
 _KILL_ALL = Node.kill_all_processes
 DEATHS = ("Traceback", "Fatal Python error")
 """Lines of a Python process that died; an error's name alone may stand in a warning."""
@@ -270,7 +273,7 @@ def _init(folder: Path, slots: Slots) -> None:
     for name in UNUSED_PROCESSES:
         setattr(Node, name, lambda *_, **__: None)
     Node.kill_all_processes = _kill_at_once
-    with _ends_held():
+    with _ends_held(), _sigterm_kept():
         ray.init(
             address="local",  # and not a cluster that happens to run here
             num_cpus=slots.count,
@@ -325,6 +328,20 @@ def _ends_held() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Have the handler of SIGTERM afterwards that was there before: Ray's C++ core prints a stack trace in its own.
+
+    Python can set a handler in its main thread only, and Ray starts in another.
+    """
+    libc, before = ctypes.CDLL(None), ctypes.create_string_buffer(SIGACTION_BYTES)
+    libc.sigaction(signal.SIGTERM, None, before)
+    try:
+        yield
+    finally:
+        libc.sigaction(signal.SIGTERM, before, None)
 
 
 def last_error(folder: Path) -> str:

@@ -118,8 +118,6 @@ CHEAP = [
     ("export STUDY=nobody", "there is no study in"),
     ("compare STUDY=a,a", "compare needs two different studies or more"),
     ("attribute STUDY=taken FROM=before", "STUDY=taken attributes a study's winner, FROM and TO the documented"),
-    ("audit CLEAN={}/a_file", "a_file exists. Nothing is overwritten: name a new file."),
-    ("audit CLEAN={}/absent/clean.txt", "absent is not a folder. Make it, or name another."),
     ("export FORMAT=yaml", "FORMAT=yaml is not known."),
     ("model DTYPE=bf1", "DTYPE=bf1 is not known. Did you mean 'bf16'?"),
     ("attribute FROM=befor", "FROM='befor' is not a documented configuration. Did you mean 'before'?"),
@@ -171,6 +169,8 @@ WITH_TORCH = [
     ("train CHECKPOINT_PATH={}/bomb.pt", "was refused and nothing of it ran: it holds Python objects"),
     ("run SPACE=smoke CHECKPOINT_PATH={}/bomb.pt", "was refused and nothing of it ran: it holds Python objects"),
     ("run DEVICE=mps", "DEVICE=mps is not available here"),
+    ("audit CLEAN={}/a_file", "a_file exists. Nothing is overwritten: name a new file."),
+    ("audit CLEAN={}/absent/clean.txt", "absent is not a folder. Make it, or name another."),
 ]
 """These ask for what only a loaded model, text or device can tell."""
 

@@ -1,5 +1,6 @@
 """Ray's private folder, and what is said when Ray does not come up: planted failures, and no real Ray."""
 
+import ctypes
 import os
 import signal
 import stat
@@ -219,6 +220,23 @@ def test_what_signals_a_whole_job_ends_no_process_of_ray(base: Path, monkeypatch
         pass
     assert [int(word) for word in blocked[0].split()] == sorted([signal.SIGHUP, signal.SIGTERM])
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == set()
+
+
+def test_the_handler_that_ray_sets_is_not_left(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: Any) -> None:
+        ctypes.CDLL(None).signal(signal.SIGTERM, ctypes.c_void_p(1))  # SIG_IGN, as no thread but C can set it here
+
+    monkeypatch.setattr(ray, "init", init)
+
+    def signalled() -> None:
+        with ray_ahead(SLOTS):
+            assert local_ray._ahead is not None
+            local_ray._ahead._is_up.wait()
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as ended:
+        signalled()
+    assert ended.value.code == 143
 
 
 def test_ray_and_its_workers_end_at_once_though_they_block_the_signal(monkeypatch: pytest.MonkeyPatch) -> None:
