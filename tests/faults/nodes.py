@@ -26,7 +26,8 @@ class Nodes:
         own = {name: text for name, text in os.environ.items() if not name.startswith(("RAY_", "CACHE_DIR"))}
         self.auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         env = {**own, **self.auth, **NOTICED_SOON, "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
-        env["HOME"] = str(home)
+        # As docs/cluster.md starts them: nice by 15, which is Ray's default, they stand still beside a busy loop.
+        env |= {"HOME": str(home), "RAY_worker_niceness": "0"}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.faults.nodes", str(hidden or "")],
             stdin=subprocess.PIPE,
