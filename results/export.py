@@ -11,7 +11,7 @@ from results.study.atomic import write_atomic
 from results.study.document_model import INPUT_VARIABLES
 from results.study.folder import Study
 from results.study.paths import shown
-from results.winner import Winner, evidence_words, notes, warning_words, way_words, winner_of
+from results.winner import Winner, evidence_words, lost_lead_words, notes, warning_words, way_words, winner_of
 from results.winner import to_json as winner_json
 from spaces.budget import Budget
 from trainable.config import ENV_NAMES, TrialConfig, config_from
@@ -78,11 +78,12 @@ def make_words(values: Mapping[str, str | None]) -> str:
     return shlex.join(f"{name}={_make_value(value)}" for name, value in values.items() if value)
 
 
-def input_words(document: Mapping[str, Any]) -> str:
-    """Return the model, text and checkpoint of a study as make_words(), those that are the defaults left out."""
+def search_command(document: Mapping[str, Any], words: str) -> str:
+    """Return `make search` with the words, and with the study's model, text and checkpoint where not the defaults."""
     defaults = {"GPT2_MODEL_NAME": DEFAULT_MODEL, "DOCUMENTS": "file"}
     values = {variable: document.get(name) for name, variable in INPUT_VARIABLES.items()}
-    return make_words({name: value for name, value in values.items() if value != defaults.get(name)})
+    inputs = make_words({name: value for name, value in values.items() if value != defaults.get(name)})
+    return f"make search {words} {inputs}".rstrip()
 
 
 def export_json(study: Study, budget: Budget | None = None) -> str:
@@ -108,7 +109,7 @@ def export_toml(study: Study, budget: Budget | None = None) -> str:
 
     best = _load(study, budget)
     document = study.document()
-    inputs = f"to search it with this study's model and text: make search SPACE=... {input_words(document)}".rstrip()
+    inputs = f"to search it with this study's model and text: {search_command(document, 'SPACE=...')}"
     return space_text(document, best.config, [*_notes(best), _plain(inputs)], budget=budget)
 
 
@@ -182,7 +183,7 @@ def _notes(best: _Best) -> list[str]:
     trial, winner = best.trial, best.winner
     loss, base = f"val_loss {trial['val_loss']:.4f} nats/token", winner.baseline_val_loss
     if trial["is_baseline"]:
-        loss += f"; this is the baseline: {_why_it_won(winner)}"
+        loss += f"; this is the baseline: {lost_lead_words(winner) or 'no completed trial beat it'}"
     elif winner.standing == "trained":
         pass  # a run of train has no baseline
     elif base is None:
@@ -207,13 +208,6 @@ def _notes(best: _Best) -> list[str]:
             f"{_SCRIPTS} would also continue its step count"
         )
     return [_plain(line) for line in lines]
-
-
-def _why_it_won(winner: Winner) -> str:
-    first = winner.search_best
-    if first is None or first["is_baseline"]:
-        return "no completed trial beat it"
-    return f"trial {first['trial_id']} came first in the search and is proven worse"
 
 
 def _stretch_notes(best: _Best) -> Iterable[str]:

@@ -181,10 +181,7 @@ def headline(winner: Winner) -> str:
     if winner.standing == "baseline_alone":
         return "The baseline alone was run"
     if winner.standing == "baseline":
-        best = winner.search_best
-        if best is not None and not best["is_baseline"]:
-            return f"The baseline is the best: trial {best['trial_id']} came first in the search and is proven worse"
-        return "The baseline is the best: no trial beat it"
+        return f"The baseline is the best: {lost_lead_words(winner) or 'no trial beat it'}"
     name, baseline, verdict = f"{winner.name[0].upper()}{winner.name[1:]}", winner.baseline, winner.verdict
     if winner.standing == "no_comparison":
         how = "has not started" if baseline is None else f"did not complete ({STATUS_LABELS[baseline['status']]})"
@@ -198,6 +195,14 @@ def headline(winner: Winner) -> str:
         return f"{name} {place}; that it is better than the baseline is not proven"
     assert winner.difference is not None
     return f"{name} beat the baseline by {-winner.difference:.4f} nats/token"
+
+
+def lost_lead_words(winner: Winner) -> str | None:
+    """Return why the baseline is the winner though a trial came first in the search; None where none did."""
+    best = winner.search_best
+    if best is None or best["is_baseline"]:
+        return None
+    return f"trial {best['trial_id']} came first in the search and is proven worse"
 
 
 def way_words(winner: Winner) -> str | None:

@@ -329,8 +329,8 @@ class Options(BaseModel):
     def _fits_together(self) -> Self:
         if self.use_lr_warmup and self.hyperparameters.get("lr_schedule") == "constant":
             raise UserError("USE_LR_WARMUP=True contradicts LR_SCHEDULE=constant. Unset one of them.")
-        if len(named := [name for name in LENGTHS if name in self.texts]) > 1:
-            raise UserError(f"{' and '.join(named)} set the length of the same run. Unset all but one.")
+        if len(self.lengths) > 1:
+            raise UserError(f"{' and '.join(self.lengths)} set the length of the same run. Unset all but one.")
         if self.confirm and self.seeds == 1:
             raise UserError("SEEDS=1: one seed has no scatter, so it proves nothing. Set SEEDS to 2 or more.")
         if self.concurrency == "auto" and self.address:
@@ -340,6 +340,11 @@ class Options(BaseModel):
                 f"EVAL_TOKENS={self.eval_tokens} is less than one block of {self.eval_block_size} tokens. Raise it."
             )
         return self
+
+    @property
+    def lengths(self) -> list[str]:
+        """Which of LENGTHS are set."""
+        return [name for name in LENGTHS if name in self.texts]
 
     def trials_after(self, planned: int) -> int | None:
         """Return TRIALS for a study with `planned` trials; None if no number is set."""

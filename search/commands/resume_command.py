@@ -116,10 +116,11 @@ def _resume(
     planned = len(configs) or space.trials
     if planned < len(rows):
         raise UserError(f"TRIALS={planned}: study {study.name} has {len(rows)} trials already. Set a larger number.")
-    if planned != document["trials_planned"]:
+    is_changed = planned != document["trials_planned"]
+    if is_changed:
         document = {**document, "trials_planned": planned, "settings": settings.to_json(), "early_end": None}
     if planned == ended:
-        if document != study.document():
+        if is_changed:
             write_document(study.study_json, document)
         more = "" if configs or space.searcher.name == "grid" else f"; TRIALS=+{planned} runs as many again"
         terminal.say(f"all {planned} trials of study {study.name} have ended{more}")

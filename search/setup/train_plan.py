@@ -65,14 +65,13 @@ def with_winner_of(options: Options) -> Options:
     length that is asked for.
     """
     study = find_study(options.study) if options.study else None
-    lengths = [name for name in LENGTHS if name in options.texts]
-    if study is None and options.study and lengths:
+    if study is None and options.study and options.lengths:
         # A name that is free is the new run's, which has no winner to stretch.
         study = open_study(options.study)
     if study is None or study.document()["kind"] == "train":
         return options
-    if lengths and "TRAINING_STEPS" in options.texts:
-        raise UserError(f"{lengths[0]} and TRAINING_STEPS set the length of the same run. Unset one of them.")
+    if options.lengths and "TRAINING_STEPS" in options.texts:
+        raise UserError(f"{options.lengths[0]} and TRAINING_STEPS set the length of the same run. Unset one of them.")
     own = {name: text for name, text in options.texts.items() if name not in ("STUDY", *LENGTHS)}
     winner = {name: text for name, text in winner_env(study, length_asked(study, options)).items() if text}
     return parse_options({**winner, **own, "STUDY": new_study_name(f"train-{study.name}", datetime.now())})
@@ -80,7 +79,7 @@ def with_winner_of(options: Options) -> Options:
 
 def make_train_plan(options: Options, progress: Preparing) -> TrainPlan:
     """Return the run that the variables ask for. Raises UserError; nothing is written before it returns."""
-    if named := [name for name in LENGTHS if name in options.texts]:
+    if named := options.lengths:
         raise UserError(
             f"{named[0]} stretches a study's winner (STUDY=...); any other run takes TRAINING_STEPS. Unset {named[0]}."
         )

@@ -7,7 +7,7 @@ from typing import Any
 from rich.text import Text
 
 from results.attribution.attribution_files import load_attribution
-from results.export import input_words, make_words
+from results.export import make_words, search_command
 from results.ranking import ranked_trials
 from results.report.facts.study_facts import edges_of
 from results.samples import samples_json
@@ -36,7 +36,7 @@ def next_steps(study: Study) -> list[Step]:
     if document["kind"] == "train":
         return _after_training(study, rows[0], winner) if rows else []
     if document["kind"] == "attribute":
-        command = f"make search SPACE=plateau {input_words(document)}".rstrip()
+        command = search_command(document, "SPACE=plateau")
         return [Step(command=command, purpose="search around the documented configuration")]
     if ended < document["trials_planned"]:
         return [Step(command=f"make resume STUDY={name}", purpose="go on where it was interrupted")]
@@ -50,7 +50,7 @@ def next_steps(study: Study) -> list[Step]:
         Step(command=f"make train STUDY={name}", purpose="train that configuration again"),
     ]
     if document["kind"] == "baseline":
-        command = f"make search BASELINE={name} {input_words(document)}".rstrip()
+        command = search_command(document, f"BASELINE={name}")
         around = Step(command=command, purpose="search for settings that beat it")
         return [*own, around] if winner.standing == "baseline_alone" else [*own, diagnose]
     return [*_about(study, winner, diagnose, own), *_wider(study)]
@@ -87,7 +87,7 @@ def _about(study: Study, winner: Winner, diagnose: Step, own: list[Step]) -> lis
         command=f"make resume STUDY={name} TRIALS=+{len(ranked_trials(study.trials()))}", purpose="run more trials"
     )
     # BASELINE takes a study's settings, not its model and text.
-    search = f"make search SPACE=schedule BASELINE={name} {input_words(study.document())}".rstrip()
+    search = search_command(study.document(), f"SPACE=schedule BASELINE={name}")
     schedule = Step(command=search, purpose="search the LR schedule around it")
     attribute = Step(command=f"make attribute STUDY={name}", purpose="find which of the changed settings did it")
     known = load_attribution(study)
