@@ -262,6 +262,20 @@ def test_a_baseline_that_won_on_fresh_seeds_says_so_everywhere(searched: Study) 
     assert "; this is the baseline: trial 1 came first in the search and is proven worse\n" in export_env(searched)
 
 
+def test_what_fresh_seeds_said_of_the_best_trial_stands_beside_a_baseline_that_won(
+    searched: Study, make_trial: MakeTrial
+) -> None:
+    rows = [make_trial(0, val_loss=4.0), make_trial(1, val_loss=4.5, batch_size=8), make_trial(2, val_loss=4.6)]
+    write_table(searched.trials_path, rows, TRIALS)
+    assert evidence_words(winner_of(searched)) == "one seed each, so nothing is claimed"
+    add_attempt(searched, {0: BASELINE, 1: LUCKY})
+    assert evidence_words(winner_of(searched)).startswith("trial 1: not proven with 5 seeds; ")
+    assert headline(winner_of(searched)) == "The baseline is the best: no trial beat it"
+    add_attempt(searched, {0: BASELINE, 1: WORSE})
+    assert evidence_words(winner_of(searched)).startswith("trial 1 is worse than the baseline on 5 fresh seeds; inter")
+    assert notes(winner_of(searched)) == []
+
+
 def test_a_proven_trial_that_was_behind_in_the_search_is_not_called_lower_there(
     searched: Study, make_trial: MakeTrial
 ) -> None:
@@ -302,3 +316,25 @@ def test_a_trial_that_came_first_after_another_was_proven_is_to_be_confirmed_nex
     assert next_steps(searched)[0] == confirm
     add_attempt(searched, {0: BASELINE, 40: LUCKY})
     assert "confirm" not in next_steps(searched)[0].command
+
+
+def test_more_trials_are_the_next_step_only_while_configurations_are_left(
+    searched: Study, make_trial: MakeTrial
+) -> None:
+    write_table(searched.trials_path, [make_trial(0, val_loss=4.0), make_trial(1, val_loss=4.5)], TRIALS)
+    document = {**searched.document(), "trials_planned": 2}
+    searched.study_json.write_text(json.dumps(document))
+    assert next_steps(searched)[0].command == "make resume STUDY=s TRIALS=+2"
+    for over in ({"searcher": {"name": "grid"}}, {"exhausted": True}):
+        searched.study_json.write_text(json.dumps({**document, **over}))
+        assert not any("TRIALS=" in step.command for step in next_steps(searched))
+
+
+def test_a_winner_that_was_behind_on_fresh_seeds_is_to_be_proven_worse(searched: Study) -> None:
+    add_attempt(searched, {0: BASELINE, 1: on_seeds(5.01, 10.0)})
+    more, confirm, *_ = next_steps(searched)
+    assert more.command == "make resume STUDY=s TRIALS=+4"
+    needed = winner_of(searched).verdict.seeds_needed  # type: ignore[union-attr]
+    assert confirm == Step(
+        command=f"make confirm STUDY=s SEEDS={needed}", purpose=f"prove it worse with about {needed} seeds"
+    )
