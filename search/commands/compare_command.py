@@ -7,7 +7,7 @@ from typing import Any
 from rich.table import Table
 
 from results.ranking import ranked_trials, savings
-from results.study.folder import Study, open_study
+from results.study.folder import LATEST, Study, open_study
 from results.winner import to_json as winner_json
 from results.winner import winner_of
 from results.words import budget_words, config_words, duration_words, list_words, loss_words, run_words, token_words
@@ -22,10 +22,11 @@ SAME_SPEED = 1.1
 
 def compare_command(options: Options, terminal: Terminal) -> int:
     """Compare the studies named in STUDY, separated by commas."""
-    studies = [open_study(name.strip()) for name in (options.study or "").split(",") if name.strip()]
-    # By what they are opened as: one of the names may be "latest".
-    if len({study.name for study in studies}) < max(2, len(studies)):
+    names = [name.strip() for name in (options.study or "").split(",") if name.strip()]
+    names = [open_study(name).name if name == LATEST else name for name in names]
+    if len(set(names)) < max(2, len(names)):
         raise UserError("compare needs two different studies or more: STUDY=a,b. make list shows them.")
+    studies = [open_study(name) for name in names]
     entries = [_entry(study) for study in studies]
     budgets = {study.name: budget_of(study.document()) for study in studies}
     differences = [*protocol_differences(entries), *speed_differences(budgets)]
