@@ -7,7 +7,6 @@ from results.attribution.attribution_files import to_json, write_attribution
 from results.attribution.attribution_runs import Question, attribution_losses, make_question, question_of_study
 from results.attribution.sentences import did_it_words, render
 from results.confirmation.confirmation_file import load_attempts
-from results.report.page import write_reports
 from results.study.folder import Study, check_has_baseline, list_studies, studies_dir
 from results.study.ledger import Ledger
 from results.study.paths import shown
@@ -16,6 +15,7 @@ from results.words import budget_words, count_words
 from search.cluster.study_storage import TableMirror, open_or_fetch_study
 from search.options import Options
 from search.setup.expected_cost import cost_words
+from search.setup.finish import write_answer
 from search.setup.inputs import check_fit
 from search.setup.plan import Plan, load_for, planned
 from search.setup.preflight_run import check_preflight, preflight_of
@@ -133,7 +133,7 @@ def _run(question: Question, plan: Plan, seeds: int, terminal: Terminal) -> int:
         other = f"each run had {budget_words(plan.budget)}, where the study's trials have {budget_words(own)}"
         found = replace(found, notes=(*found.notes, other))
     write_attribution(study, found)
-    write_reports(study)
+    write_answer(study)
     terminal.console.print(render(found))
     if plan.slots.storage is not None:
         TableMirror(study, plan.slots.storage, terminal.say).close()

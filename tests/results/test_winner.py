@@ -22,6 +22,7 @@ from results.winner import (
     way_words,
     winner_of,
 )
+from search.setup.finish import write_answer
 from search.terminal.next_steps import Step, next_steps
 from search.terminal.summary import verdict_lines
 from tests.results.confirmed import add_attempt
@@ -338,3 +339,12 @@ def test_a_winner_that_was_behind_on_fresh_seeds_is_to_be_proven_worse(searched:
     assert confirm == Step(
         command=f"make confirm STUDY=s SEEDS={needed}", purpose=f"prove it worse with about {needed} seeds"
     )
+
+
+def test_of_a_renamed_study_all_files_name_the_new_one(searched: Study) -> None:
+    write_answer(searched)
+    renamed = Study(searched.path.rename(searched.path.with_name("t")))
+    assert write_answer(renamed)["study"]["name"] == "t"
+    assert renamed.best_env.read_text() == export_env(renamed)
+    assert renamed.best_json.read_text() == export_json(renamed)
+    assert "export EXPORTED_FROM=t\n" in renamed.best_env.read_text()
