@@ -49,7 +49,9 @@ def compare_command(options: Options, terminal: Terminal) -> int:
     terminal.say("")
     for entry in ranked:
         best = entry["best"]
-        terminal.say(f"{entry['study']}: " + (f"{run_words(best, None)}, {config_words(best)}" if best else "no best"))
+        worse = "; its loss is above its start's" if entry["winner"]["worse_than_start"] else ""
+        said = f"{run_words(best, None)}, {config_words(best)}{worse}" if best else "no best"
+        terminal.say(f"{entry['study']}: {said}")
     if differences:
         terminal.say("not ranked, because their losses are not comparable:")
         for line in differences:

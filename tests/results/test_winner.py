@@ -22,6 +22,7 @@ from results.winner import (
     way_words,
     winner_of,
 )
+from search.commands import list_command
 from search.setup.finish import write_answer
 from search.terminal.next_steps import Step, next_steps
 from search.terminal.summary import verdict_lines
@@ -136,6 +137,7 @@ def test_a_best_that_is_not_below_the_start_is_said_in_red(searched: Study, star
     assert warning_words(winner) == said
     assert to_json(winner)["worse_than_start"] is True
     assert json.loads(export_json(searched))["worse_than_start"] is True
+    assert list_command._entry(searched)["worse_than_start"] is True
     assert f"# {said}\n" in export_env(searched)
     capital = f"T{said[1:]}."
     assert f'<p class="bad">{capital}</p>' in report_html(report_facts(searched), {})
