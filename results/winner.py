@@ -131,7 +131,7 @@ def find_winner(
     attempt, verdict = verdicts.get(trial["trial_id"], (None, None)) if trial else (None, None)
     rival = next((row for row in board if row is not trial and not row["is_baseline"]), None)
     return Winner(
-        standing=_standing(trial, baseline, len(ranked), proven is not None),
+        standing=_standing(trial, baseline, len(ranked), verdict),
         trial=trial,
         search_best=board[0] if board else None,
         proven_best=None if proven is None else rows[proven],
@@ -146,16 +146,18 @@ def find_winner(
     )
 
 
-def _standing(trial: Row | None, baseline: Row | None, started: int, proven: bool) -> Standing:
+def _standing(trial: Row | None, baseline: Row | None, started: int, verdict: CandidateVerdict | None) -> Standing:
     if trial is None:
         return "nothing_completed" if started else "nothing_started"
     if trial["purpose"] == "train":
         return "trained"
     if trial["is_baseline"]:
         return "baseline" if started > 1 else "baseline_alone"
-    if proven:
+    if verdict is not None and verdict.outcome == "better":
         return "proven"
-    return "no_comparison" if final_loss(baseline) is None else "unproven"
+    # A baseline that broke in the search may have completed on fresh seeds.
+    is_compared = final_loss(baseline) is not None or (verdict is not None and verdict.mean_difference is not None)
+    return "unproven" if is_compared else "no_comparison"
 
 
 def _strength(verdict: CandidateVerdict) -> tuple[int, float]:

@@ -109,6 +109,22 @@ def test_a_baseline_that_did_not_complete_is_no_measure(make_trial: MakeTrial, s
     assert winner.trial["trial_id"] == 1
 
 
+def test_a_baseline_that_broke_in_the_search_is_a_measure_on_fresh_seeds(
+    searched: Study, make_trial: MakeTrial
+) -> None:
+    rows = [make_trial(0, "unstable"), make_trial(1, val_loss=4.5, batch_size=8)]
+    write_table(searched.trials_path, rows, TRIALS)
+    add_attempt(searched, {0: ["unstable"] * 5, 1: PROVEN})
+    assert winner_of(searched).standing == "no_comparison"
+    add_attempt(searched, {0: BASELINE, 1: LUCKY})
+    assert headline(winner_of(searched)) == (
+        "Trial 1 came first in the search; that it is better than the baseline is not proven"
+    )
+    add_attempt(searched, {0: BASELINE, 1: PROVEN})
+    assert ids(searched) == (1, 1, 1)
+    assert evidence_words(winner_of(searched)) in verdict_lines(winner_of(searched))
+
+
 def start_at(study: Study, loss: float | None) -> Winner:
     study.study_json.write_text(json.dumps({**study.document(), "start": {"val_loss": loss, "train_loss": loss}}))
     return winner_of(study)
