@@ -253,20 +253,23 @@ def check_has_baseline(study: Study) -> None:
 
 
 def list_studies() -> list[Study]:
-    """Return every study, the newest first; those whose study.json cannot be read come last."""
+    """Return every study, the newest first, an original before its copies; those that cannot be read come last."""
     folder = studies_dir()
     if not folder.is_dir():
         return []
     found = [Study(path) for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
-    return sorted((study for study in found if study.study_json.is_file()), key=_created_at, reverse=True)
+    return sorted((study for study in found if study.study_json.is_file()), key=_age, reverse=True)
 
 
-def _created_at(study: Study) -> datetime:
+def _age(study: Study) -> tuple[datetime, bool]:
+    """Return when the study was made, and whether its folder still has the name that it was made under."""
     try:
-        created_at = datetime.fromisoformat(study.document()["created_at"])
+        document = study.document()
     except UserError:
-        return datetime.min.replace(tzinfo=UTC)
-    return created_at if created_at.tzinfo else created_at.replace(tzinfo=UTC)
+        return datetime.min.replace(tzinfo=UTC), False
+    created_at = datetime.fromisoformat(document["created_at"])
+    # A copy is as old as its original, which comes before it: "latest" must not mean somebody's backup.
+    return created_at if created_at.tzinfo else created_at.replace(tzinfo=UTC), document["name"] == study.name
 
 
 def find_study(name: str) -> Study | None:
