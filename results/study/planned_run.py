@@ -3,10 +3,10 @@
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import chain, count, islice
+from itertools import count, islice
 from typing import Any
 
-from trainable.config import HYPERPARAMETERS, TrialConfig, config_from
+from trainable.config import TrialConfig, config_from
 from trainable.rows import ENDINGS, Purpose
 
 Row = dict[str, Any]
@@ -79,9 +79,5 @@ def runs_left(plan: Sequence[PlannedRun], trials: Sequence[Row]) -> list[Planned
 
 
 def fresh_seeds(number: int, *, above: int, taken: Collection[int]) -> tuple[int, ...]:
-    """Return the lowest seeds above `above` that are not taken: no trial was chosen by its loss on them.
-
-    After the largest seed comes 0.
-    """
-    in_order = chain(range(above + 1, int(HYPERPARAMETERS["seed"].metadata["high"]) + 1), count())
-    return tuple(islice((seed for seed in in_order if seed not in taken), number))
+    """Return the lowest seeds above `above` that are not taken: no trial was chosen by its loss on them."""
+    return tuple(islice((seed for seed in count(above + 1) if seed not in taken), number))

@@ -229,10 +229,7 @@ def prune_checkpoints(
 
 @contextmanager
 def rays_own_faults(again: str) -> Iterator[None]:
-    """Turn Ray's errors, and those of its own files, into MachineError or UserError; a bug keeps its traceback.
-
-    again: the command that goes on with the runs.
-    """
+    """Turn Ray's errors, and its own files', into MachineError or UserError that name `again`, the command to go on."""
     try:
         yield
     except (ray.exceptions.RayError, ConnectionError, TimeoutError) as error:

@@ -278,14 +278,6 @@ def test_the_plan_is_the_baseline_and_the_best_on_the_same_fresh_seeds(make_tria
     assert runs[1].config == replace(config_from(trials[1]), seed=3)
 
 
-def test_after_the_largest_seed_comes_0(make_trial: MakeTrial) -> None:
-    last = 2**31 - 1
-    trials = [make_trial(0, val_loss=4.5, seed=last - 1), make_trial(1, val_loss=4.2, seed=last - 1, batch_size=8)]
-    attempt = plan_attempt(trials, (), top=1, seeds=3)
-    assert attempt.seeds == (last, 0, 1)
-    assert [run.config.seed for run in planned_runs(attempt, trials)] == [last, last, 0, 0, 1, 1]
-
-
 def test_the_plan_takes_each_configuration_once_and_none_that_is_no_trial_or_proven_worse(
     make_trial: MakeTrial,
 ) -> None:
