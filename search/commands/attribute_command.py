@@ -4,7 +4,13 @@ from dataclasses import asdict, replace
 
 from results.attribution.attribute import attribute
 from results.attribution.attribution_files import to_json, write_attribution
-from results.attribution.attribution_runs import Question, attribution_losses, make_question, question_of_study
+from results.attribution.attribution_runs import (
+    NothingToAttributeError,
+    Question,
+    attribution_losses,
+    make_question,
+    question_of_study,
+)
 from results.attribution.sentences import did_it_words, render
 from results.confirmation.confirmation_file import load_attempts
 from results.study.folder import Study, check_has_baseline, list_studies, studies_dir
@@ -23,7 +29,7 @@ from search.setup.reopen import reopen
 from search.setup.run_plan import held, run_plan
 from search.setup.settings import refuse_steps
 from search.terminal.console import Preparing, Terminal
-from search.terminal.next_steps import Step, ending_document, say_next
+from search.terminal.next_steps import Step, ending_document, remedy, say_next
 from spaces.budget import Budget, budget_of
 from trainable.config import BASELINES, DOCUMENTED
 from trainable.errors import UserError
@@ -52,7 +58,10 @@ def attribute_command(options: Options, terminal: Terminal) -> int:
         question = make_question(before, BASELINES[before], after, BASELINES[after], budget)
     else:
         check_has_baseline(source)
-        question = question_of_study(source, budget)
+        try:
+            question = question_of_study(source, budget)
+        except NothingToAttributeError as nothing:
+            raise UserError(f"{nothing}{remedy(source)}") from None
     with Preparing(terminal.console) as progress:
         plan = _plan(question, source, budget, options, progress)
     check_preflight(preflight_of(plan), options, terminal)

@@ -13,7 +13,7 @@ from search.options import Options
 from search.setup.folder_of_run import save_run_model
 from search.setup.reopen import load_inputs_of
 from search.terminal.console import Preparing, Terminal
-from search.terminal.next_steps import next_steps
+from search.terminal.next_steps import remedy
 from trainable.config import config_from
 from trainable.errors import UserError
 from trainable.model.model_names import check_model_target
@@ -57,8 +57,7 @@ def model_command(options: Options, terminal: Terminal) -> int:
 def _winner(study: Study) -> dict[str, Any]:
     trial = winner_of(study).trial
     if trial is None:
-        first = "".join(f" {step.purpose.capitalize()}: {step.command}" for step in next_steps(study)[:1])
-        raise UserError(f"study {study.name} has no completed trial, so there is no model.{first}")
+        raise UserError(f"study {study.name} has no completed trial, so there is no model.{remedy(study)}")
     return trial
 
 

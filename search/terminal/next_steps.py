@@ -56,6 +56,11 @@ def next_steps(study: Study) -> list[Step]:
     return [*_about(study, winner, diagnose, own), *_wider(study)]
 
 
+def remedy(study: Study) -> str:
+    """Return the first next step as the end of an error about the study; empty where there is none."""
+    return "".join(f" {step.purpose[0].upper()}{step.purpose[1:]}: {step.command}" for step in next_steps(study)[:1])
+
+
 def _after_training(study: Study, row: dict[str, Any], winner: Winner) -> list[Step]:
     diagnose = Step(command=f"make diagnose TARGET={study.name}/0", purpose="find what is wrong with the run")
     if winner.worse_than_start:
