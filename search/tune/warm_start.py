@@ -35,7 +35,7 @@ def warm_start_from(source: Study, space: SearchSpace, facts: Mapping[str, Any])
     rows = ranked_trials(source.trials())
     best = [row for row in leaderboard(rows) if row["status"] in ("completed", "stopped")]
     if not best:
-        raise UserError(f"WARM_START={source.name}: it has no trial with a loss. Name another study, or unset it.")
+        raise UserError(f"study {source.name} has no trial with a loss to learn from. Start a new search without it.")
     try:
         budget, milestones = budget_of(document), document["evaluation"]["milestones_tokens"]
         known = known_trials(rows, source.metrics(), milestones=lambda config: budget.milestones(config, milestones))
