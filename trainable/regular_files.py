@@ -27,6 +27,14 @@ def read_regular(path: Path) -> bytes:
         return file.read()
 
 
+def leads_out(entry: Path, folder: Path) -> bool:
+    """Return whether an entry of a resolved folder is a link to something outside it."""
+    try:
+        return entry.is_symlink() and not entry.resolve().is_relative_to(folder)
+    except (OSError, RuntimeError):  # links that lead to each other
+        return True
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[BufferedRandom]:
     """Open a file that takes the place of `path`, on disk, when the block ends; nobody sees it before.

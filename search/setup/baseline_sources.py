@@ -17,7 +17,7 @@ from results.study.paths import expanded, path_error
 from results.winner import winner_of
 from results.words import config_words, value_words
 from search.options import KNOWN, check_lora, parse_options, with_default_warmup
-from trainable.checkpoint.checkpoint_path import CHECKPOINT_SUFFIXES, trainer_state
+from trainable.checkpoint.checkpoint_path import CHECKPOINT_SUFFIXES, check_links, trainer_state
 from trainable.checkpoint.trainer_args import read_trainer_args
 from trainable.config import BASELINES, DOCUMENTED, ENV_NAMES, HYPERPARAMETERS, TrialConfig, config_from, make_config
 from trainable.errors import UserError, did_you_mean, first_of, reason
@@ -91,6 +91,7 @@ def _of_file(text: str, path: Path) -> Baseline:
     if path_error(path) is not None or not path.exists():
         raise UserError(f"{where}: there is no such file. Name a .env file, a checkpoint, a folder or a study.")
     if path.is_dir():
+        check_links(path, where)
         read = _of_model_folder(where, path) if (path / RECORD).is_file() else _of_trainer(where, path)
     else:
         read = _of_checkpoint(path) if path.suffix in CHECKPOINT_SUFFIXES else _of_env(where, path)

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from trainable.checkpoint.checkpoint_path import check_checkpoint_path
+from trainable.checkpoint.checkpoint_path import check_checkpoint_path, check_links
 from trainable.errors import UserError, reason
 from trainable.model.hub_models import check_hub_name, hub_folder
 from trainable.regular_files import MAX_FILE_BYTES, read_regular
@@ -109,6 +109,7 @@ def _check_folder(name: str, path: Path) -> None:
         raise UserError(
             f"{where} holds an adapter (adapter_config.json), not a whole model. Name the folder of the merged model."
         )
+    check_links(path, where)
     config_path = path / "config.json"
     if not config_path.is_file():
         raise UserError(f"{where}: the folder has no config.json. Save the model into it with save_pretrained.")
