@@ -125,8 +125,7 @@ def _change_words(setting: Setting) -> str:
 
 
 def _proof_words(estimate: Estimate) -> str:
-    proven = estimate.low is None or estimate.is_proven
-    return difference_words(estimate.mean) + ("" if proven else " (not proven)")
+    return difference_words(estimate.mean) + ("" if estimate.is_proven else " (not proven)")
 
 
 def _path_words(attribution: Attribution, path: ShortestPath) -> str:

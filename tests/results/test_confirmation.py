@@ -90,8 +90,23 @@ def test_no_pair_or_one_proves_nothing(seeds: tuple[int, ...]) -> None:
 
 def test_the_same_losses_are_no_difference() -> None:
     verdict = judge(BASELINE, {1: BASELINE})[0]
-    assert (verdict.outcome, verdict.p_value, verdict.low, verdict.high) == ("not proven", 1.0, 0.0, 0.0)
+    assert (verdict.outcome, verdict.p_value, verdict.low, verdict.high) == ("not proven", None, None, None)
     assert verdict.words == "not proven with 5 seeds; no difference was seen"
+
+
+@pytest.mark.parametrize("by", [-0.5, 0.5, -0.1])
+@pytest.mark.parametrize("rounding", [0.0, 1e-7])
+def test_the_same_difference_on_every_seed_was_measured_once(by: float, rounding: float) -> None:
+    # Between loss + 0.1 and loss the differences are the same to rounding alone, even without any added here.
+    candidate = {seed: loss + by + rounding * seed for seed, loss in BASELINE.items() if loss is not None}
+    for seeds in (2, 5):
+        verdict = judge(BASELINE, {1: dict(list(candidate.items())[:seeds])})[0]
+        assert (verdict.outcome, verdict.p_value, verdict.low, verdict.high) == ("not proven", None, None, None)
+        assert verdict.seeds_needed is None
+        assert verdict.mean_difference == pytest.approx(by, abs=1e-6)
+        assert verdict.words == (
+            f"not proven with {seeds} seeds; the difference is the same on each, so that they say no more than one"
+        )
 
 
 def test_no_candidate_is_no_verdict() -> None:
@@ -358,7 +373,7 @@ def test_a_field_of_another_type_is_damage(make_trial: MakeTrial, field: str, va
 
 
 def test_the_interval_of_a_late_attempt_is_finite() -> None:
-    losses = {1: {1: 4.9, 2: 4.95, 3: 5.0}, 2: {1: 5.0, 2: 5.1, 3: 5.05}}
+    losses = {1: {1: 4.9, 2: 4.95, 3: 5.0}, 2: {1: 5.01, 2: 5.1, 3: 5.04}}
     for verdict in judge({1: 5.0, 2: 5.1, 3: 5.05}, losses, alpha=attempt_alpha(60), next_alpha=attempt_alpha(61)):
         assert verdict.low is not None
         assert verdict.high is not None
