@@ -1,5 +1,6 @@
 """A plan: a study, new or reopened, with everything that its runs need. It is checked before anything is written."""
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +29,7 @@ from search.setup.trial_speeds import measured_speeds
 from search.terminal.console import Preparing
 from search.trackers.trackers import check_mirrors
 from search.tune.history import WarmStart
-from search.tune.resources import Slots
+from search.tune.resources import Slots, check_concurrency
 from search.tune.warm_start import warm_start_from
 from spaces.budget import Budget, Milestones, Speeds, budget_of
 from spaces.overrides import space_of_kind, widening_words, with_overrides
@@ -164,6 +165,8 @@ def load_for(document: Mapping[str, Any], options: Options, progress: Preparing,
         if options.address is None:
             ray = find_spec("ray")
             check_worker_paths(sys.executable, str(ray and ray.origin))
+            # More than any device here can hold: no machine has more GPUs than cores.
+            check_concurrency(options.concurrency, os.cpu_count() or 1)
             if options.storage is not None:
                 with probed(options.storage):
                     pass
