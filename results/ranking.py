@@ -95,7 +95,7 @@ def budget_frac(trial: Mapping[str, Any]) -> float:
 def savings(trials: Sequence[dict[str, Any]]) -> Savings:
     """Return the device-seconds and tokens spent against running every trial to its full budget.
 
-    A trial is extrapolated at the median speed of the completed ones of its shape, whose first, slow steps weigh little;
+    A trial is extrapolated at the median speed of the completed ones of its shape, for its own first steps were slow;
     without any at its own, or else that of all. Trials under way, out of memory or failed count as they are on both
     sides: their remainder was not saved.
     """

@@ -88,7 +88,7 @@ def diagnose_study(study: Study) -> list[Diagnosis]:
     Raises UserError when a file of the study is damaged.
     """
     trials = _judged_trials(study)
-    return ranked([*_unstable(trials), *_baseline(trials), *_of_trials(study, _chosen(trials))])
+    return ranked([*_unstable(study, trials), *_baseline(study, trials), *_of_trials(study, _chosen(trials))])
 
 
 def _judged_trials(study: Study) -> list[dict[str, Any]]:
@@ -97,7 +97,7 @@ def _judged_trials(study: Study) -> list[dict[str, Any]]:
     return ranked_trials(trials) or trials
 
 
-def _unstable(trials: Sequence[dict[str, Any]]) -> Iterator[Diagnosis]:
+def _unstable(study: Study, trials: Sequence[dict[str, Any]]) -> Iterator[Diagnosis]:
     ended = [trial for trial in trials if trial["status"] in ("completed", "stopped", *_BROKEN)]
     bad = [trial for trial in ended if trial["status"] == "unstable"]
     if not bad or len(bad) < UNSTABLE_FRAC * len(ended):
@@ -119,7 +119,8 @@ def _unstable(trials: Sequence[dict[str, Any]]) -> Iterator[Diagnosis]:
         evidence="; ".join(said),
         next_step=f"search learning rates up to about {above / 2:.1e}, or give the schedule a warm-up"
         if above
-        else "the learning rate is not the only cause: make preflight, then make diagnose TARGET=STUDY/TRIAL",
+        else "the learning rate is not the only cause: make preflight, then make diagnose "
+        f"TARGET={study.name}/{bad[0]['trial_id']}",
     )
 
 
@@ -132,7 +133,7 @@ def _limit(bad_rates: Sequence[float], good_rates: Sequence[float]) -> float | N
     return limit if tells else None
 
 
-def _baseline(trials: Sequence[dict[str, Any]]) -> Iterator[Diagnosis]:
+def _baseline(study: Study, trials: Sequence[dict[str, Any]]) -> Iterator[Diagnosis]:
     trial = baseline_trial(trials)
     if trial is None or trial["status"] in ("completed", "running", "interrupted"):
         return
@@ -142,7 +143,8 @@ def _baseline(trials: Sequence[dict[str, Any]]) -> Iterator[Diagnosis]:
         summary=f"the baseline ended as {STATUS_LABELS[trial['status']]}: nothing can be compared with it",
         evidence=f"trial {trial['trial_id']}, {trial['optimizer_steps']} steps, {trial['tokens_seen']} tokens"
         + (f", verdict {trial['verdict']}" if trial["verdict"] else ""),
-        next_step=f"make diagnose TARGET=STUDY/{trial['trial_id']}; the set-up is at fault where a baseline cannot run",
+        next_step=f"make diagnose TARGET={study.name}/{trial['trial_id']}; the set-up is at fault where a baseline "
+        "cannot run",
     )
 
 

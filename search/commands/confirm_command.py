@@ -98,7 +98,9 @@ def _next_attempt(study: Study, attempts: tuple[Attempt, ...], options: Options,
             f"{count_words(len(known.seeds), 'seed')}"
         )
         return known
-    attempt = plan_attempt(study.trials(), attempts, top=options.top, seeds=options.seeds or DEFAULT_SEEDS)
+    attempt = plan_attempt(
+        study.trials(), attempts, study=study.name, top=options.top, seeds=options.seeds or DEFAULT_SEEDS
+    )
     if trials_found("better", attempts).issuperset(attempt.candidates) and options.seeds is None:
         terminal.say(f"the best of the search are proven already; SEEDS={DEFAULT_SEEDS} makes another attempt")
         return None

@@ -54,12 +54,11 @@ def model_command(options: Options, terminal: Terminal) -> int:
 
 
 def _winner(study: Study) -> dict[str, Any]:
-    trial = study.trials()[0] if study.document()["kind"] == "train" else winner_of(study).trial
+    is_training = study.document()["kind"] == "train"
+    trial = next(iter(study.trials()), None) if is_training else winner_of(study).trial
     if trial is None or trial["status"] != "completed":
-        raise UserError(
-            f"study {study.name} has no completed trial, so there is no model. Go on with it: make resume "
-            f"STUDY={study.name}"
-        )
+        remedy = "Train again." if is_training else f"Go on with it: make resume STUDY={study.name}"
+        raise UserError(f"study {study.name} has no completed trial, so there is no model. {remedy}")
     return trial
 
 

@@ -122,7 +122,8 @@ def _resume(
     if planned == ended:
         if is_changed:
             write_document(study.study_json, document)
-        more = "" if configs or space.searcher.name == "grid" else f"; TRIALS=+{planned} runs as many again"
+        again = f"make resume STUDY={study.name} TRIALS=+{planned}"
+        more = "" if configs or space.searcher.name == "grid" else f"; {again} runs as many again"
         terminal.say(f"all {planned} trials of study {study.name} have ended{more}")
         return 0, None
     with Preparing(terminal.console) as progress:

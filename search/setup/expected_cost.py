@@ -39,7 +39,10 @@ def _usual_rate(study: Study, *, like: Mapping[str, Any] | None = None) -> float
         rows = study.trials() if like is None or _is_alike(study.document(), like) else []
     except UserError:
         return None
-    rates = [row["active_s"] / row["tokens_seen"] for row in rows if row["tokens_seen"] and row["active_s"]]
+    trained = [row for row in rows if row["tokens_seen"] and row["active_s"]]
+    # The first steps are slow, so that a trial that was stopped at them says too much.
+    rows = [row for row in trained if row["status"] == "completed"] or trained
+    rates = [row["active_s"] / row["tokens_seen"] for row in rows]
     return float(median(rates)) if rates else None
 
 

@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 from datetime import date
 
-# Not a part of what is no number, such as 3,2145,2.
+# 3,2145,2 is a list: none of its parts is taken for the number.
 _INT = rb"\d{1,3}(?:,\d{3})+(?!,?\d)|\d++(?!,\d)"
 _COUNT = rb"\d+(?:\.\d+)?k\b|%b" % _INT
 # Atomic: without it "2.00e" (a line cut short) would be read as 2. after backtracking.
