@@ -27,8 +27,9 @@ def compare_command(options: Options, terminal: Terminal) -> int:
     if len(set(names)) < max(2, len(names)):
         raise UserError("compare needs two different studies or more: STUDY=a,b. make list shows them.")
     studies = [open_study(name) for name in names]
-    entries = [_entry(study) for study in studies]
-    budgets = {study.name: budget_of(study.document()) for study in studies}
+    documents = {study.name: study.document() for study in studies}
+    entries = [_entry(study, documents[study.name]) for study in studies]
+    budgets = {name: budget_of(document) for name, document in documents.items()}
     differences = [*protocol_differences(entries), *speed_differences(budgets)]
     ranked = entries
     if not differences:
@@ -95,9 +96,9 @@ def speed_differences(budgets: Mapping[str, Budget]) -> list[str]:
     return [f"measured speed, a step of batch {shape.batch_size} x block {shape.block_size}: {found}"]
 
 
-def _entry(study: Study) -> dict[str, Any]:
-    document, trials = study.document(), study.trials()
-    winner, trials = find_winner(trials, load_attempts(study)), ranked_trials(trials)
+def _entry(study: Study, document: dict[str, Any]) -> dict[str, Any]:
+    rows = study.trials()
+    winner, trials = find_winner(rows, load_attempts(study)), ranked_trials(rows)
     spent = savings(trials)
     return {
         "study": study.name,
