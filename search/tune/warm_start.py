@@ -31,11 +31,7 @@ def warm_start_from(source: Study, space: SearchSpace, facts: Mapping[str, Any])
     Losses are taken only where model, text, weights and evaluation are the same, and never of a longer run. Raises
     UserError for a source without a loss.
     """
-    document = source.document()
-    rows = ranked_trials(source.trials())
-    best = [row for row in leaderboard(rows) if row["status"] in ("completed", "stopped")]
-    if not best:
-        raise UserError(f"WARM_START={source.name}: it has no trial with a loss. Name another study, or unset it.")
+    document, rows, best = source.document(), ranked_trials(source.trials()), best_trials(source)
     try:
         budget, milestones = budget_of(document), document["evaluation"]["milestones_tokens"]
         known = known_trials(rows, source.metrics(), milestones=lambda config: budget.milestones(config, milestones))
@@ -59,6 +55,14 @@ def warm_start_from(source: Study, space: SearchSpace, facts: Mapping[str, Any])
         told=[trial for trial in told if trial is not None],
         first_points=firsts[:FIRST_POINTS] if space.searcher.name != "grid" else [],
     )
+
+
+def best_trials(source: Study) -> list[dict[str, Any]]:
+    """Return the source's trials with a loss, the best first. Raises UserError where there are none."""
+    best = [row for row in leaderboard(ranked_trials(source.trials())) if row["status"] in ("completed", "stopped")]
+    if not best:
+        raise UserError(f"WARM_START={source.name}: it has no trial with a loss. Name another study, or unset it.")
+    return best
 
 
 def _same_measure(document: Mapping[str, Any], space: SearchSpace, facts: Mapping[str, Any]) -> bool:

@@ -130,6 +130,15 @@ def test_a_study_without_a_completed_trial_is_no_baseline(plan_of: MakePlan) -> 
         plan_of("BASELINE=empty")
 
 
+def test_a_warm_start_without_a_loss_is_refused_before_anything_is_loaded(
+    plan_of: MakePlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create_study("empty", sound_document("empty"))
+    monkeypatch.setattr("search.setup.plan.load_for", None)
+    with pytest.raises(UserError, match="WARM_START=empty: it has no trial with a loss"):
+        plan_of("WARM_START=empty")
+
+
 def test_a_baseline_plan_is_the_baseline_and_what_it_is_compared_with(plan_of: MakePlan) -> None:
     plan = plan_of("BUDGET_TOKENS=24576", "COMPARE=before", kind="baseline")
     assert plan.name.startswith("baseline-")
