@@ -92,26 +92,31 @@ def budget_frac(trial: Mapping[str, Any]) -> float:
     return float(trial["tokens_seen"] / full_tokens(trial))
 
 
+def seconds_a_token(trials: Sequence[dict[str, Any]]) -> float | None:
+    """Return the median device time of a token: of the completed trials, or else of all that trained; None of none."""
+    trained = [row for row in trials if row["tokens_seen"] and row["active_s"]]
+    # A trial that was stopped soon tells too much: its first steps are slow.
+    usual = [row for row in trained if row["status"] == "completed"] or trained
+    return statistics.median(row["active_s"] / row["tokens_seen"] for row in usual) if usual else None
+
+
 def savings(trials: Sequence[dict[str, Any]]) -> Savings:
     """Return the device-seconds and tokens spent against running every trial to its full budget.
 
-    A trial is extrapolated at the median speed of the completed ones of its shape, for its own first steps were slow;
-    without any at its own, or else that of all. Trials under way, out of memory or failed count as they are on both
-    sides: their remainder was not saved.
+    A trial is extrapolated at the speed of the completed ones of its shape, without any at its own, or else at that of
+    all. Trials under way, out of memory or failed count as they are on both sides: their remainder was not saved.
     """
-    rates: dict[object, list[float]] = defaultdict(list)
+    completed: dict[TrialConfig, list[dict[str, Any]]] = defaultdict(list)
     for row in trials:
-        if row["tokens_seen"] and row["active_s"]:
-            shape = _shape(row) if row["status"] == "completed" else row["trial_id"]
-            for group in (shape, "all"):
-                rates[group].append(row["active_s"] / row["tokens_seen"])
+        if row["status"] == "completed":
+            completed[shape_of(config_from(row))].append(row)
     device_s_rest, tokens_rest = 0.0, 0
     for row in trials:
         if row["status"] in _ENDED_EARLY:
             rest = max(full_tokens(row) - row["tokens_seen"], 0)
             tokens_rest += rest
-            known = next((rates[group] for group in (_shape(row), row["trial_id"], "all") if group in rates), [0.0])
-            device_s_rest += rest * statistics.median(known)
+            rates = map(seconds_a_token, (completed[shape_of(config_from(row))], [row], trials))
+            device_s_rest += rest * next(filter(None, rates), 0.0)
     spent = math.fsum(row["active_s"] for row in trials)
     tokens_spent = sum(row["tokens_seen"] for row in trials)
     return Savings(
@@ -121,10 +126,6 @@ def savings(trials: Sequence[dict[str, Any]]) -> Savings:
         tokens_spent=tokens_spent,
         tokens_full=tokens_spent + tokens_rest,
     )
-
-
-def _shape(trial: Mapping[str, Any]) -> TrialConfig:
-    return shape_of(config_from(trial))
 
 
 def ending_counts(trials: Sequence[dict[str, Any]]) -> dict[TrialStatus, int]:
