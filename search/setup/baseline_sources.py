@@ -4,7 +4,6 @@ A file is a .env, a checkpoint with its hyperparameters, a Trainer's checkpoint 
 say what was read, ignored and missing: a comparison with a baseline that is not the user's own proves nothing.
 """
 
-import json
 import math
 import shlex
 from collections.abc import Mapping
@@ -22,7 +21,7 @@ from trainable.checkpoint.trainer_args import read_trainer_args
 from trainable.config import BASELINES, DOCUMENTED, ENV_NAMES, HYPERPARAMETERS, TrialConfig, config_from, make_config
 from trainable.errors import UserError, did_you_mean, first_of, reason
 from trainable.model.model_names import RECORD
-from trainable.regular_files import read_regular
+from trainable.regular_files import json_object, read_regular
 
 LR_SCHEDULES_OF_TRAINER: Mapping[str, str] = {
     "linear": "linear",
@@ -172,10 +171,10 @@ def _of_checkpoint(path: Path) -> _Read:
 
 
 def _of_model_folder(where: str, path: Path) -> _Read:
-    try:
-        return _Read(values=dict(json.loads(read_regular(path / RECORD))["hyperparameters"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{where}: its {RECORD} does not say the hyperparameters. Name another folder.") from None
+    values = (json_object(path / RECORD) or {}).get("hyperparameters")
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: its {RECORD} does not say the hyperparameters. Name another folder.")
+    return _Read(values=values)
 
 
 def _of_trainer(where: str, path: Path) -> _Read:

@@ -1,6 +1,5 @@
 """Names of checkpoint files and folders, and whether there is one; nothing here needs torch."""
 
-import json
 import os
 import re
 import zipfile
@@ -10,7 +9,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from trainable.errors import UserError, first_of, reason
-from trainable.regular_files import leads_out, read_regular
+from trainable.regular_files import json_object, leads_out
 
 TORCH_SAVE_STARTS = ZIP_START, PICKLE_START = b"PK\x03\x04", b"\x80"
 """An archive, or what torch wrote before 1.6."""
@@ -129,11 +128,8 @@ def _shards(index: Path, where: str) -> list[Path]:
 
 
 def _json_object(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(read_regular(path))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DamagedCheckpointError(f"{path} cannot be read: {error}. Use another checkpoint.") from None
-    if not isinstance(document, dict):
+    document = json_object(path)
+    if document is None:
         raise DamagedCheckpointError(f"{path} holds no JSON object. Use another checkpoint.")
     return document
 
