@@ -385,6 +385,7 @@ def test_a_log_with_decimal_commas_says_the_same(log: Path) -> None:
         ("2026-01-01 12:00:00,123 step 1,000 (4,12) loss 3.21", 1000, 3.21, None),
         ("step 1,000: loss 1,234.5", 1000, 1234.5, None),
         ("step 10: loss 12,345,678", 10, 12_345_678.0, None),
+        ("step 1,000: no loss for 1,024 steps, loss 3.214", 1000, 3.214, None),
         ("step 7 | 0,66 s/it", 7, None, 0.66),
     ],
 )

@@ -100,7 +100,7 @@ _SUMMARY_SPEED = re.compile(rb"train_steps_per_second'?\"?\s*:\s*['\"]?([\d.]+)"
 
 _DIGIT_COMMA = re.compile(rb"\d,\d")
 _DECIMAL_COMMA = re.compile(
-    rb"(?:loss(?:[ _/:]+[a-z]+)?|entropy)%b[-+]?\d+,\d+(?:e[-+]?\d+)?(?![.,]?\w)" % _ASSIGN, re.I
+    rb"(?:loss(?:[ _/:]+(?:train|val|eval|test)[a-z]*)?|entropy)%b[-+]?\d+,\d+(?:e[-+]?\d+)?(?![.,]?\w)" % _ASSIGN, re.I
 )
 """No loss is printed as thousands without decimals."""
 _DECIMAL_POINT = re.compile(rb"\d\.\d")
