@@ -51,14 +51,13 @@ def plan_attempt(
         )
     worse = trials_found("worse", earlier)
     candidates = {without_seed(config_from(baseline)): baseline["trial_id"]}
-    own = ranked_trials(trials)
-    for row in leaderboard(own):
+    for row in leaderboard(ranked_trials(trials)):
         if final_loss(row) is not None and row["trial_id"] not in worse:
             candidates.setdefault(without_seed(config_from(row)), row["trial_id"])
     if len(candidates) == 1:
         raise NothingToConfirmError(
-            "there is nothing to confirm: no trial besides the baseline has completed"
-            f"{' and is not proven worse' if worse else ''}. Run more: make resume STUDY={study} TRIALS=+{len(own)}"
+            f"there is nothing to confirm in study {study}: no trial besides the baseline has completed"
+            f"{' and is not proven worse' if worse else ''}. Run more trials first."
         )
     taken = {row["seed"] for row in trials} | {seed for attempt in earlier for seed in attempt.seeds}
     number = len(earlier) + 1

@@ -82,12 +82,13 @@ def _after_training(study: Study, row: dict[str, Any], winner: Winner) -> list[S
 
 
 def _about(study: Study, winner: Winner, diagnose: Step, own: list[Step]) -> list[Step]:
-    name = study.name
-    more = Step(
-        command=f"make resume STUDY={name} TRIALS=+{len(ranked_trials(study.trials()))}", purpose="run more trials"
-    )
+    name, document = study.name, study.document()
+    command = f"make resume STUDY={name} TRIALS=+{len(ranked_trials(study.trials()))}"
+    # All cells of a grid have been run.
+    is_grid = document.get("searcher", {}).get("name") == "grid"
+    more = [] if is_grid else [Step(command=command, purpose="run more trials")]
     # BASELINE takes a study's settings, not its model and text.
-    search = search_command(study.document(), f"SPACE=schedule BASELINE={name}")
+    search = search_command(document, f"SPACE=schedule BASELINE={name}")
     schedule = Step(command=search, purpose="search the LR schedule around it")
     attribute = Step(command=f"make attribute STUDY={name}", purpose="find which of the changed settings did it")
     known = load_attribution(study)
@@ -100,10 +101,10 @@ def _about(study: Study, winner: Winner, diagnose: Step, own: list[Step]) -> lis
             return [*_proof(name, winner, more), *own, *unexplained, schedule]
         case "no_comparison":
             return [diagnose, *own]
-    return [more, diagnose, *own]
+    return [*more, diagnose, *own]
 
 
-def _proof(name: str, winner: Winner, more: Step) -> list[Step]:
+def _proof(name: str, winner: Winner, more: list[Step]) -> list[Step]:
     if winner.verdict is None:
         return [
             Step(
@@ -113,7 +114,7 @@ def _proof(name: str, winner: Winner, more: Step) -> list[Step]:
         ]
     needed = winner.verdict.seeds_needed
     if needed is None or needed > MOST_SEEDS:
-        return [more]
+        return more
     return [Step(command=f"make confirm STUDY={name} SEEDS={needed}", purpose=f"prove it with about {needed} seeds")]
 
 

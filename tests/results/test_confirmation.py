@@ -321,7 +321,7 @@ def test_what_cannot_be_planned_is_said(make_trial: MakeTrial) -> None:
         arguments: dict[str, Any] = {"top": 2, "seeds": 5, **changes}
         with pytest.raises(UserError, match=message):
             plan_attempt(trials, (), study="one", **arguments)
-    with pytest.raises(UserError, match=r"has completed\. Run more: make resume STUDY=one TRIALS=\+2$"):
+    with pytest.raises(UserError, match=r"in study one: .* has completed\. Run more trials first\.$"):
         plan_attempt([trials[0], trials[4]], (), study="one", top=2, seeds=5)
     with pytest.raises(UserError, match=r"study one has no baseline .* make resume STUDY=one$"):
         plan_attempt(trials[1:], (), study="one", top=2, seeds=5)
