@@ -9,8 +9,8 @@
 - An unstable run is a loss above every number, not a missing one. Where only the candidate was unstable the mean
   difference has no upper bound, so that no other seeds make it "better"; where only the baseline was, it has no lower
   bound, so that the candidate is never "worse". A seed on which both were unstable does not count.
-- A difference that is the same on every seed was measured once, not several times: the seeds changed nothing. From so
-  few of them no spread is no evidence of a variance of 0, at which t would be infinite and anything "proven".
+- A difference that is the same on every seed is one measurement, not several: the seeds changed nothing. No spread over
+  a few seeds is no evidence of a variance of 0, at which t would be infinite and any difference "proven".
 """
 
 import math

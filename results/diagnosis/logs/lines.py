@@ -177,6 +177,7 @@ def with_decimal_points(line: bytes) -> bytes:
     """Return the line; one with decimal commas, as half of the world prints 3,2145, with points in their place."""
     if not _DIGIT_COMMA.search(line):
         return line
+    # A line without a loss says it by a comma that cannot be of thousands, where no point is a decimal one.
     if not _DECIMAL_COMMA.search(line) and (_DECIMAL_POINT.search(line) or not _NO_THOUSANDS.search(line)):
         return line
     # A step has no decimals: its commas, where it has any, are thousands.
