@@ -54,6 +54,8 @@ def model_checkpoint(study: Study, storage: str | None, trial: "Row") -> "Checkp
             return checkpoint
         damaged += notes
     what = "its checkpoint is damaged" if damaged else f"it has no checkpoint of step {step} any more"
+    if storage is None and not (study.path / CHECKPOINTS).exists():
+        what = "no checkpoint is in its folder: set STORAGE if it ran with one"
     raise NoCheckpointError(f"trial {trial['trial_id']} of study {study.name}: {what}.")
 
 
