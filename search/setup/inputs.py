@@ -157,10 +157,9 @@ def load_inputs(
     from trainable.evaluation import EvalProtocol
     from trainable.run import RunSpec
 
-    if gc.get_freeze_count() == 0:
-        # Each collection would walk all that the libraries brought, a quarter of a second long, and in a forked worker
-        # copy it.
-        gc.freeze()
+    # Each collection would walk all that the libraries brought, a quarter of a second long, and in a forked worker copy
+    # it.
+    gc.freeze()
     # The client of an object store has been asked already, and its threads do not survive a fork.
     has_client = options.storage is not None and "://" in options.storage
     if joins and address is None and device.type == "cpu" and not has_client:
