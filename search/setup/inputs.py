@@ -157,10 +157,9 @@ def load_inputs(
     from trainable.evaluation import EvalProtocol
     from trainable.run import RunSpec
 
-    if gc.get_freeze_count() == 0:
-        # Each collection would walk all that the libraries brought, a quarter of a second long, and in a forked worker
-        # copy it.
-        gc.freeze()
+    # Each collection would walk all that the libraries brought, a quarter of a second long, and in a forked worker copy
+    # it.
+    gc.freeze()
     if joins and address is None and device.type == "cpu":
         start_fork_server()
     if is_to_fetch(inputs.model_name):

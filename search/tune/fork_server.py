@@ -5,6 +5,7 @@ that reads when it is imported is each worker's own. On CUDA workers start as Ra
 of a CUDA context, and on macOS because its frameworks do not survive a fork.
 """
 
+import atexit
 import ctypes
 import json
 import os
@@ -45,6 +46,7 @@ def start_fork_server() -> None:
     if pid == 0:
         _serve(theirs)
     theirs.close()
+    atexit.register(_control.close)
     _server = psutil.Process(pid)
 
 
