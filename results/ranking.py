@@ -2,10 +2,12 @@
 
 import math
 import statistics
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
+from trainable.config import TrialConfig, config_from, shape_of
 from trainable.rows import ENDINGS, RANKED_PURPOSES, Purpose, TrialStatus
 
 _PLACES: tuple[TrialStatus, ...] = (
@@ -22,7 +24,7 @@ class Savings:
     device_s_spent: float
     """Seconds of training and evaluation, summed over trials."""
     device_s_full: float
-    """The same if every stopped or unstable trial had run to its full budget at its own speed."""
+    """The same if every stopped or unstable trial had run to its full budget; see savings() for its speed."""
     device_s_saved_frac: float
     """1 - spent / full; 0 when nothing ran."""
     tokens_spent: int
@@ -90,21 +92,31 @@ def budget_frac(trial: Mapping[str, Any]) -> float:
     return float(trial["tokens_seen"] / full_tokens(trial))
 
 
+def seconds_a_token(trials: Sequence[dict[str, Any]]) -> float | None:
+    """Return the median device time of a token: of the completed trials, or else of all that trained; None of none."""
+    trained = [row for row in trials if row["tokens_seen"] and row["active_s"]]
+    # A trial that was stopped soon tells too much: its first steps are slow.
+    usual = [row for row in trained if row["status"] == "completed"] or trained
+    return statistics.median(row["active_s"] / row["tokens_seen"] for row in usual) if usual else None
+
+
 def savings(trials: Sequence[dict[str, Any]]) -> Savings:
     """Return the device-seconds and tokens spent against running every trial to its full budget.
 
-    A trial is extrapolated at its own active_s per token, or at the median of the others where it has none. Trials
-    under way, out of memory or failed count as they are on both sides: their remainder was not saved.
+    A trial is extrapolated at the speed of the completed ones of its shape, without any at its own, or else at that of
+    all. Trials under way, out of memory or failed count as they are on both sides: their remainder was not saved.
     """
-    s_per_token = {row["trial_id"]: row["active_s"] / row["tokens_seen"] for row in trials if row["tokens_seen"]}
-    s_per_token = {trial_id: rate for trial_id, rate in s_per_token.items() if rate > 0}
-    usual = statistics.median(s_per_token.values()) if s_per_token else 0.0
+    completed: dict[TrialConfig, list[dict[str, Any]]] = defaultdict(list)
+    for row in trials:
+        if row["status"] == "completed":
+            completed[shape_of(config_from(row))].append(row)
     device_s_rest, tokens_rest = 0.0, 0
     for row in trials:
         if row["status"] in _ENDED_EARLY:
             rest = max(full_tokens(row) - row["tokens_seen"], 0)
             tokens_rest += rest
-            device_s_rest += rest * s_per_token.get(row["trial_id"], usual)
+            rates = map(seconds_a_token, (completed[shape_of(config_from(row))], [row], trials))
+            device_s_rest += rest * next(filter(None, rates), 0.0)
     spent = math.fsum(row["active_s"] for row in trials)
     tokens_spent = sum(row["tokens_seen"] for row in trials)
     return Savings(

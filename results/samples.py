@@ -71,7 +71,8 @@ def write_samples(study: Study, samples: Samples) -> None:
 
 def load_samples(study: Study) -> Samples | None:
     """Return the study's samples, None where nothing was sampled. Raises UserError for damage."""
-    return read_document(study.path / "samples.json", from_json, what="samples of a study", again="run make resume")
+    again = f"run make resume STUDY={study.name}"
+    return read_document(study.path / "samples.json", from_json, what="samples of a study", again=again)
 
 
 def samples_json(study: Study) -> dict[str, Any] | None:

@@ -196,6 +196,13 @@ Flag = Annotated[bool, BeforeValidator(_flag)]
 Documented = Annotated[Text, BeforeValidator(_documented)]
 
 
+class ReadBy:
+    """The make targets that read a variable, where not all do. ALSO_READ_BY adds those that read as one of them."""
+
+    def __init__(self, *targets: str) -> None:
+        self.targets = targets
+
+
 class Options(BaseModel):
     """The variables that are set; None for one that is not. A variable's name is its field's in capitals."""
 
@@ -215,14 +222,14 @@ class Options(BaseModel):
     more"""
     budget_tokens: Tokens | None = None
     """training tokens of a full-length trial, e.g. 400000 or 8M; export, train STUDY=: stretch the winner to so many"""
-    steps: Whole | None = None
-    """export, train STUDY=: stretch the winner's schedule to so many optimizer steps"""
+    steps: Annotated[Whole | None, ReadBy("export", "train")] = None
+    """stretch the winner's schedule to so many optimizer steps"""
     budget_time: Duration | None = None
     """device time of a full-length trial in place of tokens: 10m, 90s, 1h30m or 600 (seconds)"""
-    warm_start: Text | None = None
-    """search: a study whose results the searcher learns from, its best run first"""
-    force: Flag = False
-    """resume: 1 goes on although the space file has changed"""
+    warm_start: Annotated[Text | None, ReadBy("search")] = None
+    """a study whose results the searcher learns from, its best run first"""
+    force: Annotated[Flag, ReadBy("resume")] = False
+    """1 goes on although the space file has changed"""
     baseline: Text | None = None
     """the baseline's settings: documented, before, a study, a .env file or a checkpoint"""
     concurrency: (
@@ -231,8 +238,8 @@ class Options(BaseModel):
     """trials at the same time, or auto to measure (default: one a core, one a GPU, one on MPS)"""
     threads: Whole | None = Field(None, le=1024)
     """CPU threads of a trial (default 1 on the CPU, beside a GPU a share of the cores); train: of the run"""
-    checkpoint_interval_s: Whole = 60
-    """search: seconds of training between two checkpoints of a trial"""
+    checkpoint_interval_s: Annotated[Whole, ReadBy("search")] = 60
+    """seconds of training between two checkpoints of a trial"""
     evaluation_timeout_s: Whole = 3600
     """seconds without an evaluation after which a trial counts as hung"""
     address: Text | None = None
@@ -253,68 +260,68 @@ class Options(BaseModel):
     """prompt of the samples in the report (default: the first prose of the held-out text)"""
     checkpoint_path: AbsolutePath | None = None
     """train: go on from this checkpoint; search: every trial starts from its weights"""
-    weights_only: Flag = False
-    """train: True starts at step 0 from the checkpoint's weights, as a search does"""
-    resume_steps: Whole | None = None
-    """train: steps to add to the checkpoint's"""
-    resume_lr: Literal["stretch", "hold"] = "stretch"
-    """train: stretch the schedule over the added steps, or hold its last rate"""
+    weights_only: Annotated[Flag, ReadBy("train")] = False
+    """True starts at step 0 from the checkpoint's weights, as a search does"""
+    resume_steps: Annotated[Whole | None, ReadBy("train")] = None
+    """steps to add to the checkpoint's"""
+    resume_lr: Annotated[Literal["stretch", "hold"], ReadBy("train")] = "stretch"
+    """stretch the schedule over the added steps, or hold its last rate"""
     device: Annotated[Text, BeforeValidator(_device)] | None = None
     """cuda, mps or cpu (default: the first there is)"""
     gradient_checkpointing: Flag = False
     """1 computes each layer twice to save memory; the losses stay the same (default 0)"""
     compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_compile_mode)] = "auto"
     """0, 1 or auto: compile the model's layers (default auto: long runs on CUDA)"""
-    eval_block_size: Whole = Field(128, ge=2)
-    """train: context of the evaluation in tokens (default 128, the documented block)"""
-    eval_tokens: Whole | None = None
-    """train: held-out tokens scored per evaluation (default 16384)"""
-    eval_interval: Whole = 500
-    """train: steps between evaluations"""
-    checkpoint_interval: Whole = 500
-    """train: steps between checkpoints"""
-    enable_checkpoints: Flag = True
-    """train: keep checkpoints, True or False (default True)"""
+    eval_block_size: Annotated[Whole, ReadBy("train")] = Field(128, ge=2)
+    """context of the evaluation in tokens (default 128, the documented block)"""
+    eval_tokens: Annotated[Whole | None, ReadBy("train")] = None
+    """held-out tokens scored per evaluation (default 16384)"""
+    eval_interval: Annotated[Whole, ReadBy("train")] = 500
+    """steps between evaluations"""
+    checkpoint_interval: Annotated[Whole, ReadBy("train")] = 500
+    """steps between checkpoints"""
+    enable_checkpoints: Annotated[Flag, ReadBy("train")] = True
+    """keep checkpoints, True or False (default True)"""
     use_lr_warmup: Flag | None = None
     """True or False: warm-up and cosine, or constant, where LR_SCHEDULE is not set"""
-    compare: Documented | None = None
-    """baseline: before, to run that configuration beside the documented one"""
-    confirm: Flag = False
-    """search: 1 confirms the best trials on fresh seeds at the end"""
-    top: Whole = Field(2, le=100)
-    """confirm: how many of the best trials"""
-    seeds: Whole | None = Field(None, le=1000)
-    """confirm: fresh seeds for each (default 5); attribute: seeds of each combination (default 3)"""
-    from_: Documented | None = None
-    """attribute: documented or before (default before)"""
-    to: Documented | None = None
-    """attribute: documented or before (default documented)"""
-    format: Literal["env", "json", "toml", "cli"] = "env"
-    """export: env, json, toml or cli"""
-    out: AbsolutePath | None = None
-    """model: the folder to write (default: model-TRIAL in the study's folder)"""
-    save_model: AbsolutePath | None = None
-    """train: write the trained model to this folder too, as make model does"""
-    dtype: Literal["fp32", "bf16", "fp16"] | None = None
-    """model, train: number format of the saved model: fp32, bf16, fp16 (default: the base's own)"""
-    merge: Flag = False
-    """model, train: 1 merges LoRA adapters into their base (default: adapters only)"""
-    target: Text | None = None
-    """diagnose: a study, STUDY/TRIAL, a checkpoint, a folder of them, or a text log"""
-    range: Annotated[tuple[int, int], BeforeValidator(_token_range)] | None = None
-    """audit: token positions to look at, e.g. 2.0M-2.5M"""
-    clean: AbsolutePath | None = None
-    """audit: write a cleaned copy of the text to this file"""
+    compare: Annotated[Documented | None, ReadBy("baseline")] = None
+    """before, to run that configuration beside the documented one"""
+    confirm: Annotated[Flag, ReadBy("search")] = False
+    """1 confirms the best trials on fresh seeds at the end"""
+    top: Annotated[Whole, ReadBy("confirm")] = Field(2, le=100)
+    """how many of the best trials"""
+    seeds: Annotated[Whole | None, ReadBy("confirm", "attribute")] = Field(None, le=1000)
+    """fresh seeds of each of the best (default 5), or of each combination (default 3)"""
+    from_: Annotated[Documented | None, ReadBy("attribute")] = None
+    """documented or before (default before)"""
+    to: Annotated[Documented | None, ReadBy("attribute")] = None
+    """documented or before (default documented)"""
+    format: Annotated[Literal["env", "json", "toml", "cli"], ReadBy("export")] = "env"
+    """env, json, toml or cli"""
+    out: Annotated[AbsolutePath | None, ReadBy("model")] = None
+    """the folder to write (default: model-TRIAL in the study's folder)"""
+    save_model: Annotated[AbsolutePath | None, ReadBy("train")] = None
+    """write the trained model to this folder too, as make model does"""
+    dtype: Annotated[Literal["fp32", "bf16", "fp16"] | None, ReadBy("model", "train")] = None
+    """number format of the saved model: fp32, bf16, fp16 (default: the base's own)"""
+    merge: Annotated[Flag, ReadBy("model", "train")] = False
+    """1 merges LoRA adapters into their base (default: adapters only)"""
+    target: Annotated[Text | None, ReadBy("diagnose")] = None
+    """a study, STUDY/TRIAL, a checkpoint, a folder of them, or a text log"""
+    range: Annotated[Annotated[tuple[int, int], BeforeValidator(_token_range)] | None, ReadBy("audit")] = None
+    """token positions to look at, e.g. 2.0M-2.5M"""
+    clean: Annotated[AbsolutePath | None, ReadBy("audit")] = None
+    """write a cleaned copy of the text to this file"""
     skip_preflight: Flag = False
     """1 skips the preflight of search and train"""
-    tensorboard: Flag = False
-    """search: 1 writes TensorBoard event files into the study"""
-    optuna_storage: Annotated[Text, BeforeValidator(_optuna_storage)] | None = None
-    """search: SQLite file or database URL for optuna-dashboard"""
-    mlflow: Annotated[Text, BeforeValidator(_mlflow)] | None = None
-    """search: an MLflow tracking URI, where mlflow is installed"""
-    wandb: Annotated[Text, BeforeValidator(_wandb)] | None = None
-    """search: a Weights & Biases project, where wandb is installed"""
+    tensorboard: Annotated[Flag, ReadBy("search")] = False
+    """1 writes TensorBoard event files into the study"""
+    optuna_storage: Annotated[Annotated[Text, BeforeValidator(_optuna_storage)] | None, ReadBy("search")] = None
+    """SQLite file or database URL for optuna-dashboard"""
+    mlflow: Annotated[Annotated[Text, BeforeValidator(_mlflow)] | None, ReadBy("search")] = None
+    """an MLflow tracking URI, where mlflow is installed"""
+    wandb: Annotated[Annotated[Text, BeforeValidator(_wandb)] | None, ReadBy("search")] = None
+    """a Weights & Biases project, where wandb is installed"""
     model_type: Annotated[Text, BeforeValidator(_model_type)] | None = None
     """gpt2, the only type there is"""
     exported_from: Text | None = None
@@ -419,13 +426,11 @@ def unread(assignments: Sequence[str], target: str) -> list[str]:
     ]
 
 
-def _readers(name: str) -> list[str]:
+def _readers(name: str) -> tuple[str, ...]:
     """Return the make targets that a variable is for; none where it is for any of them."""
     if name in ENV_NAMES:
-        return ["a new search", "train"]
-    parts = [] if name == "CHECKPOINT_PATH" else describe_variable(name).split("; ")
-    found = [re.match(r"([a-z]+(?:, [a-z]+)*)(?: STUDY=)?: ", part) for part in parts]
-    return [one for match in found if match for one in match[1].split(", ")] if found and found[0] else []
+        return ("a new search", "train")
+    return next((one.targets for one in FIELDS[name].metadata if isinstance(one, ReadBy)), ())
 
 
 def _typed(assignments: Sequence[str]) -> set[str]:
@@ -522,7 +527,8 @@ def with_default_warmup(
 
 def describe_variable(name: str) -> str:
     """Return a variable's meaning and default; not for hyperparameters."""
-    default, words = FIELDS[name].default, " ".join(str(FIELDS[name].description).split())
+    readers = f"{', '.join(_readers(name))}: " if _readers(name) else ""
+    default, words = FIELDS[name].default, readers + " ".join(str(FIELDS[name].description).split())
     if default is None or isinstance(default, bool) or "(default" in words:
         return words
     return f"{words} (default {f'{default:g}' if isinstance(default, float) else default})"

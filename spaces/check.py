@@ -116,12 +116,14 @@ def check_sizes(
     baseline: TrialConfig,
     *,
     budget: Budget,
+    shapes: Sequence[TrialConfig],
     first_evaluation_tokens: int,
     is_grace_fixed: bool,
     warmup_steps: int,
 ) -> None:
     """Raise UserError when a step does not fit before the first evaluation, or a warm-up into the run.
 
+    shapes: all that a trial can have, where the budget is time: one that is slower has fewer steps.
     is_grace_fixed: the first evaluation is at the scheduler's grace_tokens, which do not follow the budget.
     warmup_steps: of a trial whose warm-up is not searched.
     """
@@ -138,11 +140,14 @@ def check_sizes(
                 f"{first_evaluation_tokens}. Set {least} or more, or drop the largest sizes."
             )
         warmup = point.get("warmup_steps", warmup_steps)
-        sizes_alone = {name: values[name] for name in SIZES}
-        steps = budget.steps(replace(baseline, warmup_steps=0, **sizes_alone))
+        plain = replace(baseline, warmup_steps=0, **{name: values[name] for name in SIZES})
+        alike = [shape for shape in shapes if all(getattr(shape, name) == values[name] for name in SIZES)]
+        slowest = min([plain, *alike], key=budget.steps)
+        steps = budget.steps(slowest)
         if values["lr_schedule"] in SCHEDULES_WITH_WARMUP and warmup > steps:
             raise UserError(
-                f"warmup_steps={warmup} is longer than the run of {steps} steps at {sizes}. "
+                f"warmup_steps={warmup} is longer than the run of {steps} steps at {sizes}"
+                f"{f' in {slowest.precision}' if alike else ''}. "
                 "Lower it, raise the budget, or use warmup_frac, a share of the run."
             )
 

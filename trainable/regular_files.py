@@ -1,6 +1,7 @@
 """Files read whole or refused before they are waited for, and files written whole or not at all."""
 
 import errno
+import json
 import os
 import secrets
 import stat
@@ -8,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedRandom
 from pathlib import Path
+from typing import Any
 
 MAX_FILE_BYTES = 256 << 20
 """Of a document or a table: millions of rows."""
@@ -25,6 +27,23 @@ def read_regular(path: Path) -> bytes:
         if found.st_size > MAX_FILE_BYTES:
             raise OSError(errno.EFBIG, f"larger than the {MAX_FILE_BYTES >> 20} MiB that are read", str(path))
         return file.read()
+
+
+def json_object(path: Path) -> dict[str, Any] | None:
+    """Return the JSON object that a file holds, None where it cannot be read or holds none."""
+    try:
+        document = json.loads(read_regular(path))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def leads_out(entry: Path, folder: Path) -> bool:
+    """Return whether an entry of a resolved folder is a link to something outside it."""
+    try:
+        return entry.is_symlink() and not entry.resolve().is_relative_to(folder)
+    except (OSError, RuntimeError):  # links that lead to each other
+        return True
 
 
 @contextmanager

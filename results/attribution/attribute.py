@@ -35,6 +35,7 @@ from results.attribution.attribution_values import (
 from results.attribution.design import Coalition, Setting, check_changes
 from results.attribution.sentences import combination_words, seed_words
 from results.attribution.shapley_weights import interaction_weights, shapley_weights
+from results.confirmation.paired_t import t_half_width
 from trainable.errors import UserError
 
 if TYPE_CHECKING:
@@ -125,13 +126,9 @@ class _Table:
 
 
 def _estimate(values: Sequence[float], alpha: float) -> Estimate:
-    from scipy.special import stdtrit
-
-    mean = statistics.fmean(values)
-    if len(values) < 2:
+    mean, half_width = statistics.fmean(values), t_half_width(values, alpha)
+    if half_width is None:
         return Estimate(mean=mean, low=None, high=None)
-    standard_error = statistics.stdev(values) / math.sqrt(len(values))
-    half_width = float(stdtrit(len(values) - 1, 1.0 - alpha / 2.0)) * standard_error
     return Estimate(mean=mean, low=mean - half_width, high=mean + half_width)
 
 
@@ -202,6 +199,8 @@ def _notes(found: Attribution, *, planned: int, extra: set[int]) -> Iterable[str
         yield f"on every seed {ends} did not complete: there is no difference to attribute"
     elif len(found.seeds) == 1:
         yield "one seed: no interval, so an effect cannot be told from noise"
+    elif found.total is not None and found.total.mean != 0.0 and found.total.low is None:
+        yield "the total is the same on every seed, so that they say no more than one: it has no interval"
     for entry in found.unstable:
         which = combination_words(found, entry.changes)
         yield f"{which} did not complete on {seed_words(entry.seeds)}"

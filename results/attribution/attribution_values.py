@@ -21,7 +21,7 @@ class Estimate:
     mean: float
     low: float | None
     high: float | None
-    """Its t interval over seeds, Bonferroni over the statements; None with one seed."""
+    """Its t interval over seeds, Bonferroni over the statements; None with one seed, or the same value on each."""
 
     @property
     def is_proven(self) -> bool:

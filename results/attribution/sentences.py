@@ -26,13 +26,11 @@ def combination_words(attribution: Attribution, changes: Iterable[int]) -> str:
 
 
 def estimate_words(estimate: Estimate | None) -> str:
-    """Return the mean and its interval, signed, in nats/token."""
+    """Return the mean, signed, and half the width of its interval, in nats/token."""
     if estimate is None:
         return "unknown"
-    text = difference_words(estimate.mean)
-    if estimate.low is not None and estimate.high is not None:
-        text += f" [{difference_words(estimate.low)}, {difference_words(estimate.high)}]"
-    return text
+    half_width = "" if estimate.high is None else f" ± {loss_words(estimate.high - estimate.mean)}"
+    return difference_words(estimate.mean) + half_width
 
 
 def render(attribution: Attribution) -> "RenderableType":
@@ -49,13 +47,13 @@ def render(attribution: Attribution) -> "RenderableType":
     table.add_column("alone", justify="right", no_wrap=True)
     table.add_column("Shapley value", justify="right", no_wrap=True)
     for change, (setting, effect) in enumerate(zip(attribution.settings, attribution.effects, strict=True)):
-        alone = _half_width_words(effect.alone) if effect.alone else _unknown_word(attribution, change)
+        alone = estimate_words(effect.alone) if effect.alone else _unknown_word(attribution, change)
         cells = (setting.name, f"{setting.before} → {setting.after}", alone)
-        table.add_row(*map(Text, cells), Text(_half_width_words(effect.shapley), style=_style(effect.shapley)))
+        table.add_row(*map(Text, cells), Text(estimate_words(effect.shapley), style=_style(effect.shapley)))
     table.add_section()
     losses = (attribution.loss_before, attribution.loss_after)
     ends = " → ".join("unknown" if loss is None else loss_words(loss) for loss in losses)
-    table.add_row(*map(Text, ("together", ends, "")), Text(_half_width_words(attribution.total), style="bold"))
+    table.add_row(*map(Text, ("together", ends, "")), Text(estimate_words(attribution.total), style="bold"))
     return Group(table, *(Text(line) for line in summary_lines(attribution)))
 
 
@@ -63,12 +61,6 @@ def _unknown_word(attribution: Attribution, change: int) -> str:
     """Return why the change's effect alone is not known."""
     alone = frozenset({change})
     return "incomplete" if any(entry.changes == alone for entry in attribution.unstable) else "unknown"
-
-
-def _half_width_words(estimate: Estimate | None) -> str:
-    if estimate is None or estimate.high is None:
-        return estimate_words(estimate)
-    return f"{difference_words(estimate.mean)} ± {loss_words(estimate.high - estimate.mean)}"
 
 
 def _style(estimate: Estimate | None) -> str:
@@ -125,8 +117,7 @@ def _change_words(setting: Setting) -> str:
 
 
 def _proof_words(estimate: Estimate) -> str:
-    proven = estimate.low is None or estimate.is_proven
-    return difference_words(estimate.mean) + ("" if proven else " (not proven)")
+    return difference_words(estimate.mean) + ("" if estimate.is_proven else " (not proven)")
 
 
 def _path_words(attribution: Attribution, path: ShortestPath) -> str:

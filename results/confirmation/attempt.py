@@ -34,7 +34,9 @@ class Attempt:
     """One per candidate; empty before every run has ended, because an early look would be one more test."""
 
 
-def plan_attempt(trials: Sequence[dict[str, Any]], earlier: Sequence[Attempt], *, top: int, seeds: int) -> Attempt:
+def plan_attempt(
+    trials: Sequence[dict[str, Any]], earlier: Sequence[Attempt], *, study: str, top: int, seeds: int
+) -> Attempt:
     """Return the next attempt: the `top` best trials and the baseline on `seeds` seeds that nothing was run on.
 
     Candidates are completed trials of the search that are not proven worse and differ from the baseline and from each
@@ -45,7 +47,7 @@ def plan_attempt(trials: Sequence[dict[str, Any]], earlier: Sequence[Attempt], *
     baseline = baseline_trial(trials)
     if baseline is None:
         raise UserError(
-            "the study has no baseline to confirm a trial against. Continue it first: make resume STUDY=..."
+            f"study {study} has no baseline to confirm a trial against. Continue it first: make resume STUDY={study}"
         )
     worse = trials_found("worse", earlier)
     candidates = {without_seed(config_from(baseline)): baseline["trial_id"]}
@@ -54,8 +56,8 @@ def plan_attempt(trials: Sequence[dict[str, Any]], earlier: Sequence[Attempt], *
             candidates.setdefault(without_seed(config_from(row)), row["trial_id"])
     if len(candidates) == 1:
         raise NothingToConfirmError(
-            "there is nothing to confirm: no trial besides the baseline has completed"
-            f"{' and is not proven worse' if worse else ''}. Run more trials: make resume TRIALS=+..."
+            f"there is nothing to confirm in study {study}: no trial besides the baseline has completed"
+            f"{' and is not proven worse' if worse else ''}."
         )
     taken = {row["seed"] for row in trials} | {seed for attempt in earlier for seed in attempt.seeds}
     number = len(earlier) + 1

@@ -9,6 +9,8 @@
 - An unstable run is a loss above every number, not a missing one. Where only the candidate was unstable the mean
   difference has no upper bound, so that no other seeds make it "better"; where only the baseline was, it has no lower
   bound, so that the candidate is never "worse". A seed on which both were unstable does not count.
+- A difference that is the same on every seed is one measurement, not several: the seeds changed nothing. No spread over
+  a few seeds is no evidence of a variance of 0, at which t would be infinite and any difference "proven".
 """
 
 import math
@@ -33,6 +35,9 @@ MAX_SEEDS_NEEDED = 1000
 
 MIN_SEEDS = 2
 """One pair has no scatter."""
+
+ROUNDING_NATS = 1e-6
+"""Scatter of a difference that is not the seeds': a loss in fp32 is rounded by up to half of this."""
 
 
 def attempt_alpha(number: int) -> float:
@@ -64,7 +69,8 @@ class CandidateVerdict:
     """The mean difference's interval, at 1 - the attempt's alpha for all its candidates together and thus at 95 % for
     all attempts together. None: no bound on that side."""
     p_value: float | None
-    """Two-sided, times the number of candidates, at most 1; 1 where an unstable run forbids it. None below 2 pairs."""
+    """Two-sided, times the number of candidates, at most 1; 1 where an unstable run forbids it. None, as is the
+    interval, below 2 pairs and where the difference is the same on each."""
     unstable_seeds: tuple[int, ...]
     """Seeds on which the candidate did not complete."""
     baseline_unstable_seeds: tuple[int, ...]
@@ -108,8 +114,9 @@ def _judged(
     mean = statistics.fmean(differences) if differences else None
     low = high = p_value = needed = None
     outcome: Outcome = "not proven"
-    if mean is not None and len(differences) >= MIN_SEEDS:
-        half_width, p_value = _paired_t(differences, alpha, candidates)
+    half_width = t_half_width(differences, alpha / candidates)
+    if mean is not None and half_width is not None:
+        p_value = min(1.0, candidates * _p_value(differences))
         low, high = None if no_low else mean - half_width, None if no_high else mean + half_width
         if high is not None and high < 0.0:
             outcome = "better"
@@ -139,19 +146,23 @@ def _stable(losses: Mapping[int, float | None]) -> dict[int, float]:
     return {seed: loss for seed, loss in losses.items() if loss is not None and math.isfinite(loss)}
 
 
-def _paired_t(differences: Sequence[float], alpha: float, candidates: int) -> tuple[float, float]:
-    """Return half the width of the mean's interval at 1 - alpha / candidates, and p times candidates (at most 1)."""
-    # Not scipy.stats, which takes three times as long to import and whose ttest_1samp warns on equal differences.
-    from scipy.special import stdtr, stdtrit
+def t_half_width(values: Sequence[float], alpha: float) -> float | None:
+    """Return half the width of the mean's t interval at 1 - alpha; None for values without scatter of their own."""
+    # Not scipy.stats, which takes three times as long to import.
+    from scipy.special import stdtrit
 
-    degrees = len(differences) - 1
-    mean, scatter = statistics.fmean(differences), statistics.stdev(differences)
-    standard_error = scatter / math.sqrt(len(differences))
+    if len(values) < MIN_SEEDS or (scatter := statistics.stdev(values)) <= ROUNDING_NATS:
+        return None
     # From the lower tail: 1 - alpha of a late attempt rounds to 1.
-    half_width = -float(stdtrit(degrees, alpha / candidates / 2.0)) * standard_error
-    if standard_error == 0.0:
-        return half_width, 0.0 if mean else 1.0
-    return half_width, min(1.0, 2.0 * candidates * float(stdtr(degrees, -abs(mean) / standard_error)))
+    return -float(stdtrit(len(values) - 1, alpha / 2.0)) * scatter / math.sqrt(len(values))
+
+
+def _p_value(values: Sequence[float]) -> float:
+    """Return the two-sided p of a t-test of the mean against 0."""
+    from scipy.special import stdtr
+
+    standard_error = statistics.stdev(values) / math.sqrt(len(values))
+    return 2.0 * float(stdtr(len(values) - 1, -abs(statistics.fmean(values)) / standard_error))
 
 
 def _seeds_needed(mean: float, scatter: float, alpha: float) -> int | None:
@@ -161,7 +172,7 @@ def _seeds_needed(mean: float, scatter: float, alpha: float) -> int | None:
     """
     from scipy.special import nctdtr, stdtrit
 
-    if mean == 0.0 or scatter == 0.0:
+    if mean == 0.0:
         return None
 
     def is_enough(pairs: int) -> bool:
@@ -183,6 +194,8 @@ def _words(verdict: CandidateVerdict, *, runs: int) -> str:
             text += f"; about {verdict.seeds_needed} would be needed{side}"
         elif mean == 0.0:
             text += "; no difference was seen"
+        elif verdict.seeds >= MIN_SEEDS and verdict.p_value is None:
+            text += "; the difference is the same on each, so that they say no more than one"
         elif verdict.low is not None and verdict.high is not None:
             text += f"; more than {MAX_SEEDS_NEEDED} would be needed{side}"
     # Not "unstable", for a run that ran out of memory did not complete either.

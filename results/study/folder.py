@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain, count
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from results.study.atomic import write_atomic
+from results.study.json_documents import write_document
 from results.study.paths import expanded, path_error, shown
 from trainable.errors import UserError, did_you_mean, reason
 from trainable.regular_files import read_regular, sync_folder
@@ -167,10 +168,16 @@ def _numbered(name: str) -> Iterator[str]:
 
 
 def create_study(
-    name: str, document: Mapping[str, Any], *, is_chosen: bool = True, claim: Callable[[Study], None] | None = None
+    name: str,
+    document: Mapping[str, Any],
+    *,
+    beside: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+    is_chosen: bool = True,
+    claim: Callable[[Study], None] | None = None,
 ) -> Study:
     """Return the new study `name` with `document` as its study.json; it appears whole or not at all.
 
+    beside: further documents that it is made with, by file name.
     is_chosen: by a person; a name of the program's own that was taken meanwhile becomes NAME-2, NAME-3 ...
     claim: takes the name elsewhere too, or raises StudyExistsError. Raises UserError when the name is taken or not
     allowed, or the folder cannot be made.
@@ -178,7 +185,7 @@ def create_study(
     check_study_name(name)
     for free in [name] if is_chosen else _numbered(name):
         try:
-            study = _create(free, {**document, "name": free})
+            study = _create(free, {**beside, "study.json": {**document, "name": free}})
             if claim is not None:
                 _claimed(study, claim)
             return study
@@ -196,8 +203,7 @@ def _claimed(study: Study, claim: Callable[[Study], None]) -> None:
         raise
 
 
-def _create(name: str, document: Mapping[str, Any]) -> Study:
-    data = json.dumps(document, indent=2, allow_nan=False).encode() + b"\n"
+def _create(name: str, documents: Mapping[str, Mapping[str, Any]]) -> Study:
     study = Study(studies_dir() / name)
     if os.path.lexists(study.path):
         raise study_exists(name)
@@ -209,7 +215,8 @@ def _create(name: str, document: Mapping[str, Any]) -> Study:
         raise UserError(f"cannot make a study in {where}: {reason(err)}. Set STUDIES_DIR to a folder.") from None
     try:
         (temporary / "steps").mkdir()
-        write_atomic(temporary / "study.json", data)
+        for file, document in documents.items():
+            write_document(temporary / file, document)
         try:
             temporary.rename(study.path)
         except OSError:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from results.study.paths import shown
 from trainable.errors import UserError
+from trainable.regular_files import leads_out
 
 WRITTEN_IN_PLACE = (".lock", "search.log")
 """All other files are replaced by new ones."""
@@ -26,7 +27,7 @@ def check_own_files(folder: Path) -> None:
         except FileNotFoundError:
             continue  # a temporary file of a process that is writing into the study
         mode = status.st_mode
-        if stat.S_ISLNK(mode) and not _target(entry).is_relative_to(root):
+        if leads_out(entry, root):
             raise UserError(
                 f"{where} is a link that leads out of the study's folder, where nothing is written. Replace it by what "
                 "it leads to; the study's whole folder may be a link."
@@ -51,10 +52,3 @@ def _entries(folder: Path) -> Iterator[Path]:
     """Yield all entries below the folder; a link to a folder is not entered."""
     for place, folders, files in os.walk(folder):
         yield from (Path(place, name) for name in (*folders, *files))
-
-
-def _target(link: Path) -> Path:
-    try:
-        return link.resolve()
-    except (OSError, RuntimeError):  # links that lead to each other
-        return Path("/")

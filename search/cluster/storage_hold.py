@@ -22,7 +22,7 @@ ALIVE_S = 120
 
 
 def claim_name(study: Study, storage: str) -> None:
-    """Put a new study's document into the storage, so that its name is taken there too.
+    """Put a new study's documents into the storage, so that its name is taken there too.
 
     Raises StudyExistsError when the name is taken, and UserError when the storage cannot be written.
     """
@@ -36,7 +36,9 @@ def claim_name(study: Study, storage: str) -> None:
             Path(root).mkdir()
         elif files.get_file_info(root).type != fs.FileType.NotFound:
             raise FileExistsError
-        write_whole(files, f"{root}/{study.study_json.name}", iter([study.study_json.read_bytes()]))
+        # study.json last: another machine takes what has one for a whole study.
+        for path in sorted(study.path.glob("*.json"), key=lambda path: path == study.study_json):
+            write_whole(files, f"{root}/{path.name}", iter([path.read_bytes()]))
     except FileExistsError:
         raise _another(study, storage) from None
     except OSError as error:

@@ -205,6 +205,8 @@ def fetch_tables(name: str, storage: str) -> None:
     study = Study(studies_dir() / name)
     try:
         files, root = files_at(below(storage, name))
+        if isinstance(files, fs.LocalFileSystem):
+            check_own_files(Path(root))  # whoever else writes there must not have our other files fetched and mirrored
         selector = fs.FileSelector(root, recursive=True, allow_not_found=True)
         found = [one for one in files.get_file_info(selector) if one.type == fs.FileType.File]
         tables = [one for one in found if not one.path.startswith(f"{root}/{CHECKPOINTS}/") and one.base_name[0] != "."]

@@ -141,7 +141,9 @@ def _say_trajectory(facts: dict[str, Any], terminal: Terminal) -> None:
             f"{rate['by_formula']:.2e}",
             UNKNOWN if metrics["grad_norm"] is None else f"{metrics['grad_norm']:.2f}",
         )
-    terminal.console.print(table)
+    # Without an evaluation, out of memory say, there is nothing below the headings.
+    if table.row_count:
+        terminal.console.print(table)
     losses = DOCUMENTED_LOSSES.get(facts["name"])
     if losses:
         words = ", ".join(f"{loss} at step {step}" for step, loss in losses.items())

@@ -6,10 +6,11 @@ from typing import Any
 
 from rich.table import Table
 
+from results.confirmation.confirmation_file import load_attempts
 from results.ranking import ranked_trials, savings
 from results.study.folder import LATEST, Study, open_study
+from results.winner import find_winner, start_val_loss
 from results.winner import to_json as winner_json
-from results.winner import winner_of
 from results.words import budget_words, config_words, duration_words, list_words, loss_words, run_words, token_words
 from search.options import Options
 from search.terminal.console import Terminal, print_table
@@ -27,8 +28,9 @@ def compare_command(options: Options, terminal: Terminal) -> int:
     if len(set(names)) < max(2, len(names)):
         raise UserError("compare needs two different studies or more: STUDY=a,b. make list shows them.")
     studies = [open_study(name) for name in names]
-    entries = [_entry(study) for study in studies]
-    budgets = {study.name: budget_of(study.document()) for study in studies}
+    documents = {study.name: study.document() for study in studies}
+    entries = [_entry(study, documents[study.name]) for study in studies]
+    budgets = {name: budget_of(document) for name, document in documents.items()}
     differences = [*protocol_differences(entries), *speed_differences(budgets)]
     ranked = entries
     if not differences:
@@ -96,9 +98,10 @@ def speed_differences(budgets: Mapping[str, Budget]) -> list[str]:
     return [f"measured speed, a step of batch {shape.batch_size} x block {shape.block_size}: {found}"]
 
 
-def _entry(study: Study) -> dict[str, Any]:
-    document, trials = study.document(), study.trials()
-    winner, trials = winner_of(study), ranked_trials(trials)
+def _entry(study: Study, document: dict[str, Any]) -> dict[str, Any]:
+    rows = study.trials()
+    winner = find_winner(rows, load_attempts(study), start_val_loss=start_val_loss(document))
+    trials = ranked_trials(rows)
     spent = savings(trials)
     return {
         "study": study.name,

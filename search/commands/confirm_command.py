@@ -4,7 +4,15 @@ from typing import Any
 
 from rich.table import Table
 
-from results.confirmation.attempt import Attempt, attempt_rows, judged, plan_attempt, planned_runs, trials_found
+from results.confirmation.attempt import (
+    Attempt,
+    NothingToConfirmError,
+    attempt_rows,
+    judged,
+    plan_attempt,
+    planned_runs,
+    trials_found,
+)
 from results.confirmation.confirmation_file import load_attempts, to_json, write_attempts
 from results.study.folder import Study, check_has_baseline
 from results.study.ledger import Ledger
@@ -31,7 +39,7 @@ from search.setup.reopen import reopen
 from search.setup.run_plan import run_plan
 from search.setup.settings import refuse_steps
 from search.terminal.console import Preparing, Terminal
-from search.terminal.next_steps import ending_document
+from search.terminal.next_steps import ending_document, remedy
 from spaces.budget import budget_of
 from trainable.errors import UserError
 
@@ -41,7 +49,10 @@ DEFAULT_SEEDS = 5
 def confirm_command(options: Options, terminal: Terminal) -> int:
     """Confirm STUDY's best TOP trials on SEEDS fresh seeds; return the exit code."""
     study = open_or_fetch_study(options)
-    code = confirm_study(study, options, terminal)
+    try:
+        code = confirm_study(study, options, terminal)
+    except NothingToConfirmError as nothing:
+        raise UserError(f"{nothing}{remedy(study)}") from None
     finish_study(study, code, options, terminal)
     attempts, winner = load_attempts(study), winner_of(study)
     say_attempt(study, attempts[-1], terminal)
@@ -98,7 +109,9 @@ def _next_attempt(study: Study, attempts: tuple[Attempt, ...], options: Options,
             f"{count_words(len(known.seeds), 'seed')}"
         )
         return known
-    attempt = plan_attempt(study.trials(), attempts, top=options.top, seeds=options.seeds or DEFAULT_SEEDS)
+    attempt = plan_attempt(
+        study.trials(), attempts, study=study.name, top=options.top, seeds=options.seeds or DEFAULT_SEEDS
+    )
     if trials_found("better", attempts).issuperset(attempt.candidates) and options.seeds is None:
         terminal.say(f"the best of the search are proven already; SEEDS={DEFAULT_SEEDS} makes another attempt")
         return None

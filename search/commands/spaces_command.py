@@ -31,7 +31,8 @@ def spaces_command(options: Options, terminal: Terminal) -> int:
         entries.append(_entry(space))
         searched = ", ".join(parameter.name for parameter in space.parameters)
         table.add_row(space.name, str(space.trials), short_budget_words(space.budget), searched, space.description)
-    terminal.console.print(table)
+    if table.row_count:
+        terminal.console.print(table)
     for line in errors:
         terminal.say(f"error: {line}")
     terminal.document({"spaces": entries})

@@ -4,7 +4,6 @@ A file is a .env, a checkpoint with its hyperparameters, a Trainer's checkpoint 
 say what was read, ignored and missing: a comparison with a baseline that is not the user's own proves nothing.
 """
 
-import json
 import math
 import shlex
 from collections.abc import Mapping
@@ -17,12 +16,12 @@ from results.study.paths import expanded, path_error
 from results.winner import winner_of
 from results.words import config_words, value_words
 from search.options import KNOWN, check_lora, parse_options, with_default_warmup
-from trainable.checkpoint.checkpoint_path import CHECKPOINT_SUFFIXES, trainer_state
+from trainable.checkpoint.checkpoint_path import CHECKPOINT_SUFFIXES, check_links, trainer_state
 from trainable.checkpoint.trainer_args import read_trainer_args
 from trainable.config import BASELINES, DOCUMENTED, ENV_NAMES, HYPERPARAMETERS, TrialConfig, config_from, make_config
 from trainable.errors import UserError, did_you_mean, first_of, reason
 from trainable.model.model_names import RECORD
-from trainable.regular_files import read_regular
+from trainable.regular_files import json_object, read_regular
 
 LR_SCHEDULES_OF_TRAINER: Mapping[str, str] = {
     "linear": "linear",
@@ -91,6 +90,7 @@ def _of_file(text: str, path: Path) -> Baseline:
     if path_error(path) is not None or not path.exists():
         raise UserError(f"{where}: there is no such file. Name a .env file, a checkpoint, a folder or a study.")
     if path.is_dir():
+        check_links(path, where)
         read = _of_model_folder(where, path) if (path / RECORD).is_file() else _of_trainer(where, path)
     else:
         read = _of_checkpoint(path) if path.suffix in CHECKPOINT_SUFFIXES else _of_env(where, path)
@@ -171,10 +171,10 @@ def _of_checkpoint(path: Path) -> _Read:
 
 
 def _of_model_folder(where: str, path: Path) -> _Read:
-    try:
-        return _Read(values=dict(json.loads(read_regular(path / RECORD))["hyperparameters"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{where}: its {RECORD} does not say the hyperparameters. Name another folder.") from None
+    values = (json_object(path / RECORD) or {}).get("hyperparameters")
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: its {RECORD} does not say the hyperparameters. Name another folder.")
+    return _Read(values=values)
 
 
 def _of_trainer(where: str, path: Path) -> _Read:

@@ -1,9 +1,9 @@
 """The cost of planned runs, for a line before the first of them starts."""
 
 from collections.abc import Mapping, Sequence
-from statistics import median
 from typing import Any
 
+from results.ranking import seconds_a_token
 from results.study.folder import Study, list_studies
 from results.study.planned_run import PlannedRun
 from results.words import count_words, duration_words, token_words
@@ -19,28 +19,26 @@ def cost_words(plan: Plan, runs: Sequence[PlannedRun]) -> str:
     rounds = -(-len(runs) // plan.slots.count)
     if plan.budget.device_s is not None:
         return f"{words}: about {duration_words(plan.budget.device_s * rounds)}"
-    rate = _seconds_per_token(plan)
+    rate = _seconds_a_token(plan)
     if rate is None:
         return f"{words}; how long is known once the first have trained"
     return f"{words}: about {duration_words(tokens / len(runs) * rate * rounds)}"
 
 
-def _seconds_per_token(plan: Plan) -> float | None:
-    """Return the median device time of a token: of the study's own runs, else of the newest study like it."""
-    own = _usual_rate(plan.study)
+def _seconds_a_token(plan: Plan) -> float | None:
+    """Return the device time of a token: of the study's own runs, else of the newest study like it."""
+    own = seconds_a_token(plan.study.trials())
     if own is not None:
         return own
-    others = (_usual_rate(study, like=plan.document) for study in list_studies())
+    others = (_rate_of(study, like=plan.document) for study in list_studies())
     return next((rate for rate in others if rate is not None), None)
 
 
-def _usual_rate(study: Study, *, like: Mapping[str, Any] | None = None) -> float | None:
+def _rate_of(study: Study, *, like: Mapping[str, Any]) -> float | None:
     try:
-        rows = study.trials() if like is None or _is_alike(study.document(), like) else []
+        return seconds_a_token(study.trials()) if _is_alike(study.document(), like) else None
     except UserError:
         return None
-    rates = [row["active_s"] / row["tokens_seen"] for row in rows if row["tokens_seen"] and row["active_s"]]
-    return float(median(rates)) if rates else None
 
 
 def _is_alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

@@ -1,5 +1,6 @@
 """A plan: a study, new or reopened, with everything that its runs need. It is checked before anything is written."""
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,8 +30,8 @@ from search.terminal.console import Preparing
 from search.trackers.trackers import check_mirrors
 from search.tune.fork_server import UNUSABLE_CHARACTERS
 from search.tune.history import WarmStart
-from search.tune.resources import Slots
-from search.tune.warm_start import warm_start_from
+from search.tune.resources import Slots, check_concurrency
+from search.tune.warm_start import best_trials, warm_start_from
 from spaces.budget import Budget, Milestones, Speeds, budget_of
 from spaces.overrides import space_of_kind, widening_words, with_overrides
 from spaces.read.load import load_space
@@ -128,6 +129,8 @@ def plan_study(
         raise UserError("BUDGET_TIME measures this machine's speed. On a cluster set BUDGET_TOKENS.")
     check_lora(settings.pins, uses_lora=bool(draft.baseline.use_lora or draft.domain("use_lora")))
     make_rules(draft.stability)
+    if warm_start is not None:
+        best_trials(warm_start)  # before the text is read and speeds are measured
     study = Study(studies_dir() / study_name(options, draft.name if kind == "search" else kind))
     check_mirrors(options, progress, new_study=study.name)
     configs = baseline_configs(draft, settings) if kind == "baseline" else []
@@ -163,6 +166,8 @@ def load_for(document: Mapping[str, Any], options: Options, progress: Preparing,
         if options.address is None:
             ray = find_spec("ray")
             check_worker_paths(sys.executable, str(ray and ray.origin))
+            # More than any device here can hold: no machine has more GPUs than cores.
+            check_concurrency(options.concurrency, os.cpu_count() or 1)
             if options.storage is not None:
                 with probed(options.storage):
                     pass

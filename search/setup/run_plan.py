@@ -24,7 +24,7 @@ from search.terminal.signals import Interrupts
 from search.trackers.trackers import mirror_callbacks
 from search.tune.early_end import read_part_losses
 from search.tune.history import History, known_trials
-from search.tune.warm_start import write_warm_start
+from search.tune.warm_start import WARM_START_JSON
 from trainable.errors import MachineError
 from trainable.rows import ENDINGS, Start
 
@@ -40,14 +40,14 @@ def held(plan: Plan) -> Iterator[Plan]:
         claim = partial(claim_name, storage=storage) if storage else None
         # A name that the program made is numbered where it was taken in the meantime.
         is_chosen = plan.options.study is not None or plan.kind == "attribute"
-        study = create_study(plan.name, plan.document, is_chosen=is_chosen, claim=claim)
+        # Made with it: a study that is killed in the next moment would be resumed without.
+        beside = {WARM_START_JSON: asdict(plan.warm_start)} if plan.warm_start is not None else {}
+        study = create_study(plan.name, plan.document, beside=beside, is_chosen=is_chosen, claim=claim)
         plan = replace(plan, study=study, document={**plan.document, "name": study.name})
     with hold(plan.study):
         if not plan.is_new:
             # Another command may have held the study while this one prepared.
             plan = replace(plan, document=plan.study.document())
-        if plan.is_new and plan.warm_start is not None:
-            write_warm_start(plan.study, plan.warm_start)
         try:
             yield plan
         except MachineError:

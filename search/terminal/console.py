@@ -179,7 +179,7 @@ class Terminal:
     def warn(self, line: str | None) -> None:
         """Print a line in red; None is skipped."""
         if line is not None:
-            self.console.print(Text(line, style="bold red"), soft_wrap=True)
+            self.console.print(Text(self.with_typed(line), style="bold red"), soft_wrap=True)
 
     def document(self, document: Mapping[str, Any]) -> None:
         """Print the command's JSON document if --json is set."""

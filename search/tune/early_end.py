@@ -105,4 +105,5 @@ def read_part_losses(study: Study) -> Mapping[int, tuple[float, ...]]:
     def parse(document: Mapping[str, Sequence[float]]) -> dict[int, tuple[float, ...]]:
         return {int(number): tuple(map(float, losses)) for number, losses in document.items()}
 
-    return read_document(study.path / FILE_NAME, parse, what="a study's losses by part", again="resume it") or {}
+    again = f"run make resume STUDY={study.name}"
+    return read_document(study.path / FILE_NAME, parse, what="a study's losses by part", again=again) or {}

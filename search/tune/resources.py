@@ -79,6 +79,15 @@ class Slots:
         ]
 
 
+def check_concurrency(concurrency: int | str | None, devices: int, kind: str = "CPU core") -> None:
+    """Raise UserError for more trials at a time than MOST_A_DEVICE on each of the devices."""
+    if isinstance(concurrency, int) and concurrency > MOST_A_DEVICE * devices:
+        raise UserError(
+            f"CONCURRENCY={concurrency}: at most {MOST_A_DEVICE} trials share a {kind}, {MOST_A_DEVICE * devices} "
+            "in all here. Lower it, or unset it for one each."
+        )
+
+
 def slots_on(
     nodes: Sequence[Node], device_type: str, *, concurrency: int | None, gpu_frac: float, threads: int | None = None
 ) -> Slots:
@@ -92,12 +101,7 @@ def slots_on(
         nodes = [node for node in nodes if node.gpus]
     devices = [{"cuda": node.gpus, "mps": 1}.get(device_type, node.cpus) for node in nodes]
     each = 1 if concurrency is None else math.ceil(concurrency / sum(devices))
-    if each > MOST_A_DEVICE:
-        kind = "CPU core" if device_type == "cpu" else "GPU"
-        raise UserError(
-            f"CONCURRENCY={concurrency}: at most {MOST_A_DEVICE} trials share a {kind}, {MOST_A_DEVICE * sum(devices)} "
-            "in all here. Lower it, or unset it for one each."
-        )
+    check_concurrency(concurrency, sum(devices), "CPU core" if device_type == "cpu" else "GPU")
     if device_type == "cuda":
         # Rounded down, because Ray would round up.
         gpu_frac = math.floor(min(gpu_frac, 1 / each) * SHARES_A_GPU + 1e-6) / SHARES_A_GPU

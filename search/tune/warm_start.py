@@ -3,12 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from results.ranking import leaderboard, ranked_trials
 from results.study.folder import Study
-from results.study.json_documents import read_document, value_of, write_document
+from results.study.json_documents import read_document, value_of
 from search.tune.history import KnownTrial, WarmStart, known_trials
 from spaces.budget import Budget, budget_of
 from spaces.domains import active_point
@@ -20,7 +19,8 @@ from trainable.errors import UserError
 from trainable.fidelity import objective
 
 FIRST_POINTS = 3
-FILE_NAME = "warm_start.json"
+WARM_START_JSON = "warm_start.json"
+"""In a study's folder, made with it: asdict() of its WarmStart, for when it is resumed."""
 SAME = ("model", "model_fingerprint", "checkpoint_fingerprint")
 SEARCHED_OR_DERIVED = ("training_steps", "warmup_steps", "seed")
 
@@ -31,11 +31,7 @@ def warm_start_from(source: Study, space: SearchSpace, facts: Mapping[str, Any])
     Losses are taken only where model, text, weights and evaluation are the same, and never of a longer run. Raises
     UserError for a source without a loss.
     """
-    document = source.document()
-    rows = ranked_trials(source.trials())
-    best = [row for row in leaderboard(rows) if row["status"] in ("completed", "stopped")]
-    if not best:
-        raise UserError(f"study {source.name} has no trial with a loss to learn from. Start a new search without it.")
+    document, rows, best = source.document(), ranked_trials(source.trials()), best_trials(source)
     try:
         budget, milestones = budget_of(document), document["evaluation"]["milestones_tokens"]
         known = known_trials(rows, source.metrics(), milestones=lambda config: budget.milestones(config, milestones))
@@ -59,6 +55,14 @@ def warm_start_from(source: Study, space: SearchSpace, facts: Mapping[str, Any])
         told=[trial for trial in told if trial is not None],
         first_points=firsts[:FIRST_POINTS] if space.searcher.name != "grid" else [],
     )
+
+
+def best_trials(source: Study) -> list[dict[str, Any]]:
+    """Return the source's trials with a loss, the best first. Raises UserError where there are none."""
+    best = [row for row in leaderboard(ranked_trials(source.trials())) if row["status"] in ("completed", "stopped")]
+    if not best:
+        raise UserError(f"study {source.name} has no trial with a loss to learn from. Start a new search without it.")
+    return best
 
 
 def _same_measure(document: Mapping[str, Any], space: SearchSpace, facts: Mapping[str, Any]) -> bool:
@@ -103,16 +107,8 @@ def _told(trial: KnownTrial, space: SearchSpace, share: float, scale: float) -> 
     return told
 
 
-def write_warm_start(study: Study, warm_start: WarmStart) -> None:
-    """Write the warm start into the study, for when it is resumed. Raises OSError."""
-    write_document(_path(study), asdict(warm_start))
-
-
 def read_warm_start(study: Study) -> WarmStart | None:
     """Return the study's warm start, if it has one. Raises UserError when the file is damaged."""
     as_warm_start = partial(value_of, WarmStart)
-    return read_document(_path(study), as_warm_start, what="a study's warm start", again="start a new study")
-
-
-def _path(study: Study) -> Path:
-    return study.path / FILE_NAME
+    path = study.path / WARM_START_JSON
+    return read_document(path, as_warm_start, what="a study's warm start", again="start a new study")

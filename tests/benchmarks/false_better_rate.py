@@ -88,7 +88,7 @@ def simulate(rng: np.random.Generator, scenario: Scenario) -> tuple[list[dict[st
         return {**belongs, **values, "status": "completed", "val_loss": loss(trial_id, STUDY_SEED), "rung": None}
 
     trials = [row(trial_id) for trial_id in range(TRIALS)]
-    attempt = plan_attempt(trials, (), top=scenario.top, seeds=scenario.seeds)
+    attempt = plan_attempt(trials, (), study="one", top=scenario.top, seeds=scenario.seeds)
     rows = []
     for number, run in enumerate(planned_runs(attempt, trials)):
         assert run.of_trial is not None

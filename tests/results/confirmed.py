@@ -31,7 +31,7 @@ def add_attempt(study: Study, losses: Mapping[int, Sequence[float | str | None]]
     """Write another attempt into the study, its rows and its verdicts; return it."""
     trials, earlier = study.trials(), load_attempts(study)
     seeds = len(next(iter(losses.values())))
-    attempt = plan_attempt(trials, earlier, top=top or len(losses) - 1, seeds=seeds)
+    attempt = plan_attempt(trials, earlier, study="one", top=top or len(losses) - 1, seeds=seeds)
     trials = [*trials, *confirmation_rows(attempt, trials, losses)]
     write_table(study.trials_path, trials, TRIALS)
     attempt = judged(attempt, trials)

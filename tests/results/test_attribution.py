@@ -312,9 +312,20 @@ def test_of_changes_without_any_effect_at_most_5_percent_are_called_proven(k: in
 
 def test_intervals_are_paired_by_seed() -> None:
     # The seeds move every run by about 0.05; none of that is in a difference.
+    found = attribute(make_losses(4, ONE_INTERACTION, seeds=4, noise=1e-4), make_settings(4))
+    assert found.total is not None
+    assert found.total.high == pytest.approx(found.total.mean, abs=2e-3)
+
+
+def test_effects_that_are_the_same_on_every_seed_are_not_proven() -> None:
     found = attribute(make_losses(4, ONE_INTERACTION, seeds=4), make_settings(4))
     assert found.total is not None
-    assert found.total.high == pytest.approx(found.total.mean, abs=1e-9)
+    estimates = [found.total, *(effect.shapley for effect in found.effects), *(one.alone for one in found.effects)]
+    estimates += [entry.estimate for entry in found.interactions]
+    assert all(one is not None and one.low is one.high is None and not one.is_proven for one in estimates)
+    assert named(found) == set()
+    assert "s0 new did it: -0.4000 (not proven) of -0.5200 nats/token" in did_it_words(found)
+    assert any("the same on every seed" in note for note in found.notes)
 
 
 def test_one_seed_has_no_interval_and_names_by_size() -> None:
@@ -334,8 +345,8 @@ def test_nothing_changed_anything() -> None:
 
 
 def test_one_change_is_the_whole_difference() -> None:
-    found = attribute(make_losses(1), make_settings(1))
-    assert shapley_means(found) == alone_means(found) == [pytest.approx(MAIN[0])]
+    found = attribute(make_losses(1, noise=1e-5), make_settings(1))
+    assert shapley_means(found) == alone_means(found) == [pytest.approx(MAIN[0], abs=1e-4)]
     assert found.interactions == ()
     assert found.notes == ()
 
@@ -384,7 +395,11 @@ def test_there_is_no_path_when_nothing_gains() -> None:
 
 def test_the_answer_is_a_sentence() -> None:
     def losses_of(*effects: float) -> Losses:
-        return {c: {seed: 5.0 + sum(effects[k] for k in c) for seed in (0, 1, 2)} for c in coalitions(len(effects))}
+        # Of seeds that change a little, or nothing would be proven.
+        return {
+            c: {seed: 5.0 + (1 + 1e-4 * seed) * sum(effects[k] for k in c) for seed in (0, 1, 2)}
+            for c in coalitions(len(effects))
+        }
 
     settings = changed_settings(BEFORE, DOCUMENTED)
     found = attribute(losses_of(-0.001, 0.02, -0.07, -0.03), settings)
@@ -403,12 +418,12 @@ def test_the_answer_is_a_sentence() -> None:
 
 @pytest.mark.parametrize("loss", [None, math.nan, math.inf])
 def test_an_unstable_combination_is_named_and_the_rest_still_gives_the_truth(loss: float | None) -> None:
-    losses = make_losses(4, ONE_INTERACTION)
+    losses = make_losses(4, ONE_INTERACTION, noise=1e-5)
     losses[frozenset({1})][2] = loss
     found = attribute(losses, make_settings(4))
     assert [(entry.changes, entry.seeds) for entry in found.unstable] == [(frozenset({1}), (2,))]
     assert alone_means(found)[1] is None
-    assert shapley_means(found) == pytest.approx(true_shapley(4, ONE_INTERACTION), abs=1e-9)
+    assert shapley_means(found) == pytest.approx(true_shapley(4, ONE_INTERACTION), abs=1e-4)
     assert found.combinations == 15
     assert found.notes == (
         "s1 did not complete on seed 2",
@@ -420,7 +435,7 @@ def test_an_unstable_combination_is_named_and_the_rest_still_gives_the_truth(los
 
 
 def test_a_seed_with_an_unstable_end_is_left_out_and_said() -> None:
-    losses = make_losses(4, ONE_INTERACTION)
+    losses = make_losses(4, ONE_INTERACTION, noise=1e-5)
     losses[frozenset()][0] = None
     found = attribute(losses, make_settings(4))
     assert found.seeds == (1, 2)
@@ -451,7 +466,7 @@ def test_too_many_unstable_combinations_leave_the_values_unknown() -> None:
 
 
 def test_a_seed_not_run_for_every_combination_is_left_out_and_said() -> None:
-    losses = make_losses(3, seeds=4)
+    losses = make_losses(3, seeds=4, noise=1e-5)
     for coalition in coalitions(3)[1:]:
         del losses[coalition][3]
     found = attribute(losses, make_settings(3))

@@ -90,8 +90,23 @@ def test_no_pair_or_one_proves_nothing(seeds: tuple[int, ...]) -> None:
 
 def test_the_same_losses_are_no_difference() -> None:
     verdict = judge(BASELINE, {1: BASELINE})[0]
-    assert (verdict.outcome, verdict.p_value, verdict.low, verdict.high) == ("not proven", 1.0, 0.0, 0.0)
+    assert (verdict.outcome, verdict.p_value, verdict.low, verdict.high) == ("not proven", None, None, None)
     assert verdict.words == "not proven with 5 seeds; no difference was seen"
+
+
+@pytest.mark.parametrize("by", [-0.5, 0.5, -0.1])
+@pytest.mark.parametrize("rounding", [0.0, 1e-7])
+def test_the_same_difference_on_every_seed_was_measured_once(by: float, rounding: float) -> None:
+    # Between loss + 0.1 and loss the differences are the same to rounding alone, even without any added here.
+    candidate = {seed: loss + by + rounding * seed for seed, loss in BASELINE.items() if loss is not None}
+    for seeds in (2, 5):
+        verdict = judge(BASELINE, {1: dict(list(candidate.items())[:seeds])})[0]
+        assert (verdict.outcome, verdict.p_value, verdict.low, verdict.high) == ("not proven", None, None, None)
+        assert verdict.seeds_needed is None
+        assert verdict.mean_difference == pytest.approx(by, abs=1e-6)
+        assert verdict.words == (
+            f"not proven with {seeds} seeds; the difference is the same on each, so that they say no more than one"
+        )
 
 
 def test_no_candidate_is_no_verdict() -> None:
@@ -219,7 +234,7 @@ def around(losses: dict[int, float], seeds: int, scatter: float = 0.01) -> dict[
 
 def test_a_lucky_seed_that_wins_the_search_loses_the_confirmation(make_trial: MakeTrial) -> None:
     trials = search_rows(make_trial)
-    attempt = plan_attempt(trials, (), top=2, seeds=5)
+    attempt = plan_attempt(trials, (), study="one", top=2, seeds=5)
     assert attempt.candidates == (1, 2)
     rows = confirmation_rows(attempt, trials, around({0: 4.50, 1: 4.50, 2: 4.35}, 5))
     attempt = judged(attempt, [*trials, *rows])
@@ -233,7 +248,7 @@ def test_a_lucky_seed_that_wins_the_search_loses_the_confirmation(make_trial: Ma
 @pytest.mark.parametrize("status", ["unstable", "out_of_memory"])
 def test_a_run_that_did_not_complete_counts_against_it(make_trial: MakeTrial, status: str) -> None:
     trials = search_rows(make_trial)[:2]
-    attempt = plan_attempt(trials, (), top=1, seeds=3)
+    attempt = plan_attempt(trials, (), study="one", top=1, seeds=3)
     losses: dict[int, list[float | str | None]] = {0: [4.5, 4.51, 4.52], 1: [4.2, 4.21, status]}
     attempt = judged(attempt, [*trials, *confirmation_rows(attempt, trials, losses)])
     assert attempt.verdicts[0].unstable_seeds == (3,)
@@ -244,7 +259,7 @@ def test_a_run_that_did_not_complete_counts_against_it(make_trial: MakeTrial, st
 @pytest.mark.parametrize("status", [None, "running", "interrupted", "failed"])
 def test_nothing_is_judged_before_every_run_has_ended(make_trial: MakeTrial, status: Any) -> None:
     trials = search_rows(make_trial)
-    attempt = plan_attempt(trials, (), top=2, seeds=5)
+    attempt = plan_attempt(trials, (), study="one", top=2, seeds=5)
     losses = around({0: 4.50, 1: 4.50, 2: 4.35}, 5)
     losses[2][4] = status
     assert judged(attempt, [*trials, *confirmation_rows(attempt, trials, losses)]) == attempt
@@ -252,7 +267,7 @@ def test_nothing_is_judged_before_every_run_has_ended(make_trial: MakeTrial, sta
 
 def test_a_run_is_found_by_configuration_and_seed_and_one_that_failed_is_run_again(make_trial: MakeTrial) -> None:
     trials = search_rows(make_trial)
-    attempt = plan_attempt(trials, (), top=1, seeds=2)
+    attempt = plan_attempt(trials, (), study="one", top=1, seeds=2)
     rows = confirmation_rows(attempt, trials, {0: [4.5, "failed"], 1: ["interrupted", None]})
     # Numbers mean nothing: a table whose confirmation runs are numbered otherwise holds the same runs.
     rows = [{**row, "trial_id": 90 - row["trial_id"]} for row in rows]
@@ -269,8 +284,8 @@ def test_a_run_is_found_by_configuration_and_seed_and_one_that_failed_is_run_aga
 def test_the_plan_is_the_baseline_and_the_best_on_the_same_fresh_seeds(make_trial: MakeTrial) -> None:
     trials = [*search_rows(make_trial), make_trial(6, "failed", seed=2, purpose="attribution")]
     first = Attempt(number=1, alpha=0.025, baseline=0, candidates=(1,), seeds=(1, 9))
-    attempt = plan_attempt(trials, (first,), top=2, seeds=3)
-    assert attempt == plan_attempt(trials[::-1], (first,), top=2, seeds=3)
+    attempt = plan_attempt(trials, (first,), study="one", top=2, seeds=3)
+    assert attempt == plan_attempt(trials[::-1], (first,), study="one", top=2, seeds=3)
     assert (attempt.number, attempt.alpha, attempt.seeds) == (2, 0.0125, (3, 4, 5))
     runs = planned_runs(attempt, trials)
     assert [(run.of_trial, run.config.seed) for run in runs] == [(t, seed) for seed in (3, 4, 5) for t in (0, 1, 2)]
@@ -290,11 +305,11 @@ def test_the_plan_takes_each_configuration_once_and_none_that_is_no_trial_or_pro
         make_trial(5, val_loss=math.nan, learning_rate=4e-5),
         make_trial(6, val_loss=4.6, learning_rate=5e-5),
     ]
-    assert plan_attempt(trials, (), top=9, seeds=2).candidates == (2, 6)
+    assert plan_attempt(trials, (), study="one", top=9, seeds=2).candidates == (2, 6)
     worse = judge({1: 4.5, 2: 4.5}, {2: {1: 4.8, 2: 4.8001}})
     first = Attempt(number=1, alpha=0.025, baseline=0, candidates=(2,), seeds=(1, 2), verdicts=tuple(worse))
     assert worse[0].outcome == "worse"
-    assert plan_attempt(trials, (first,), top=9, seeds=2).candidates == (3, 6)
+    assert plan_attempt(trials, (first,), study="one", top=9, seeds=2).candidates == (3, 6)
 
 
 def test_what_cannot_be_planned_is_said(make_trial: MakeTrial) -> None:
@@ -305,23 +320,23 @@ def test_what_cannot_be_planned_is_said(make_trial: MakeTrial) -> None:
     ):
         arguments: dict[str, Any] = {"top": 2, "seeds": 5, **changes}
         with pytest.raises(UserError, match=message):
-            plan_attempt(trials, (), **arguments)
-    with pytest.raises(UserError, match="no trial besides the baseline has completed"):
-        plan_attempt([trials[0], trials[4]], (), top=2, seeds=5)
-    with pytest.raises(UserError, match="no baseline"):
-        plan_attempt(trials[1:], (), top=2, seeds=5)
+            plan_attempt(trials, (), study="one", **arguments)
+    with pytest.raises(UserError, match=r"in study one: .* has completed\.$"):
+        plan_attempt([trials[0], trials[4]], (), study="one", top=2, seeds=5)
+    with pytest.raises(UserError, match=r"study one has no baseline .* make resume STUDY=one$"):
+        plan_attempt(trials[1:], (), study="one", top=2, seeds=5)
     with pytest.raises(UserError, match=r"confirmation\.json is of trial 7, which trials\.parquet lacks"):
         planned_runs(Attempt(number=1, alpha=0.025, baseline=0, candidates=(7,), seeds=(1,)), trials)
 
 
 def make_attempts(make_trial: MakeTrial) -> tuple[Attempt, ...]:
     trials = search_rows(make_trial)
-    first = plan_attempt(trials, (), top=2, seeds=3)
+    first = plan_attempt(trials, (), study="one", top=2, seeds=3)
     losses = around({0: 4.50, 1: 4.50, 2: 4.35}, 3)
     losses[2][2] = "unstable"
     first = judged(first, [*trials, *confirmation_rows(first, trials, losses)])
     assert first.verdicts
-    return first, plan_attempt(trials, (first,), top=1, seeds=2)
+    return first, plan_attempt(trials, (first,), study="one", top=1, seeds=2)
 
 
 def test_the_file_gives_back_what_was_written(make_trial: MakeTrial, tmp_path: Path) -> None:
@@ -358,7 +373,7 @@ def test_a_field_of_another_type_is_damage(make_trial: MakeTrial, field: str, va
 
 
 def test_the_interval_of_a_late_attempt_is_finite() -> None:
-    losses = {1: {1: 4.9, 2: 4.95, 3: 5.0}, 2: {1: 5.0, 2: 5.1, 3: 5.05}}
+    losses = {1: {1: 4.9, 2: 4.95, 3: 5.0}, 2: {1: 5.01, 2: 5.1, 3: 5.04}}
     for verdict in judge({1: 5.0, 2: 5.1, 3: 5.05}, losses, alpha=attempt_alpha(60), next_alpha=attempt_alpha(61)):
         assert verdict.low is not None
         assert verdict.high is not None

@@ -95,19 +95,23 @@ def test_endings_are_counted_and_never_merged(make_trial: MakeTrial) -> None:
 
 
 def test_savings_on_a_table_reckoned_by_hand(make_trial: MakeTrial) -> None:
-    # A step is 32 x 128 = 4096 tokens. Seconds per step: 1, 2, 4; the median is 2.
+    # A step is 32 x 128 = 4096 tokens, or half of it in trial 3. Seconds per 4096 tokens: 1, 2, 4, 5.
     trials = [
         make_trial(0, "completed", tokens_seen=40_960, active_s=10.0, training_steps=10),
-        make_trial(1, "stopped", tokens_seen=8_192, active_s=4.0, training_steps=10),  # 8 steps of 2 s were saved
-        make_trial(2, "unstable", tokens_seen=4_096, active_s=4.0, training_steps=10),  # 9 steps of 4 s
-        make_trial(3, "unstable", training_steps=10),  # nothing measured: 10 steps of 2 s
+        # Its first steps took 2 s; 8 steps of 1 s, as those of the completed trial of its shape, were saved.
+        make_trial(1, "stopped", tokens_seen=8_192, active_s=4.0, training_steps=10),
+        make_trial(2, "unstable", training_steps=10),  # nothing measured: 10 steps of 1 s
+        make_trial(3, "stopped", tokens_seen=2_048, active_s=2.0, training_steps=10, batch_size=16),  # 9 of 2 s
+        make_trial(4, "stopped", tokens_seen=8_192, active_s=10.0, training_steps=10, dropout=0.0),  # 8 of 5 s
+        make_trial(5, "unstable", training_steps=10, grad_accum_steps=2),  # no speed of its shape: 10 steps of 2 x 1 s
     ]
+    rest_s = 8.0 + 10.0 + 18.0 + 40.0 + 20.0
     assert savings(trials) == Savings(
-        device_s_spent=18.0,
-        device_s_full=18.0 + 16.0 + 36.0 + 20.0,
-        device_s_saved_frac=72.0 / 90.0,
-        tokens_spent=53_248,
-        tokens_full=4 * 40_960,
+        device_s_spent=26.0,
+        device_s_full=26.0 + rest_s,
+        device_s_saved_frac=rest_s / (26.0 + rest_s),
+        tokens_spent=59_392,
+        tokens_full=5 * 40_960 + 40_960 // 2 + 40_960,
     )
 
 

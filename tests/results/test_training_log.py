@@ -1,11 +1,12 @@
 import gzip
 import math
+import re
 from pathlib import Path
 
 import pytest
 
 from results.diagnosis.logs import training_log
-from results.diagnosis.logs.lines import read_line, read_owner_progress
+from results.diagnosis.logs.lines import read_line, read_owner_progress, with_decimal_points
 from results.diagnosis.logs.training_log import read_training_log
 from results.diagnosis.render import report_of_trace
 from results.diagnosis.run_view import Context
@@ -364,6 +365,51 @@ def test_a_table_of_columns_apart(log: Path) -> None:
     assert trace.unit == "row"
     trace = read(log, "step  loss  notes\nnothing yet\nstep 1 loss 3.1 | ok\nstep 2 loss 3.0 | ok\n")
     assert trace.train_loss == (3.1, 3.0)
+
+
+def test_a_log_with_decimal_commas_says_the_same(log: Path) -> None:
+    text = owner_log(STORY, 5000, step_s=story_step_s)
+    points, commas = read(log, text), read(log, re.sub(r"(?<=\d)\.(?=\d)", ",", text))
+    assert points.val_loss.count(None) < len(points.val_loss)
+    assert commas == points
+
+
+@pytest.mark.parametrize(
+    ("line", "step", "loss", "step_time_s"),
+    [
+        ("step 1,000: loss 3,2145", 1000, 3.2145, None),
+        ("step 1.000/5.000 loss: 3,2145, 1.234,5 ms/it", 1000, 3.2145, 1.2345),
+        ("step 1,000 | loss: 3,214 | 1,234 s/it", 1000, 3.214, 1.234),  # as many decimals as thousands have digits
+        ('{"step": "1,000", "loss": "3,2145"}', 1000, 3.2145, None),
+        ("step 1,000: loss 3.2145, 1,234 ms/it", 1000, 3.2145, 1.234),
+        ("2026-01-01 12:00:00,123 step 1,000 (4,12) loss 3.21", 1000, 3.21, None),
+        ("step 1,000: loss 1,234.5", 1000, 1234.5, None),
+        ("step 10: loss 12,345,678", 10, 12_345_678.0, None),
+        ("step 1,000: no loss for 1,024 steps, loss 3.214", 1000, 3.214, None),
+        ("step 7 | 0,66 s/it", 7, None, 0.66),
+    ],
+)
+def test_commas_of_decimals_and_of_thousands(
+    log: Path, line: str, step: int, loss: float | None, step_time_s: float | None
+) -> None:
+    # The row before makes a log of a line without a loss.
+    trace = read(log, f"step 1: loss 9\n{line}\n")
+    assert trace.steps[-1] == step
+    assert trace.train_loss[-1] == loss
+    row = read_line(with_decimal_points(line.encode())) if step_time_s else None
+    assert (row and row.step_time_s) == step_time_s
+
+
+def test_what_is_no_number_is_not_read_as_one(log: Path) -> None:
+    with pytest.raises(UserError, match="has no line of a training log"):
+        read(log, "step 10: loss 3,2145,2\nstep 20: loss 3,2145,1\n")
+
+
+def test_a_table_with_decimal_commas_in_quotes(tmp_path: Path) -> None:
+    rows = "".join(f'"{step},000","3,{step}45"\n' for step in range(1, 9))
+    (tmp_path / "metrics.csv").write_text(f"step,train_loss\n{rows}")
+    trace = read_training_log(tmp_path / "metrics.csv")
+    assert (trace.steps[:2], trace.train_loss[:2]) == ((1000, 2000), (3.145, 3.245))
 
 
 def test_a_point_is_a_comma_in_half_of_the_world(tmp_path: Path) -> None:

@@ -322,6 +322,18 @@ def test_a_next_search_names_the_model_and_text_that_are_not_the_defaults(search
     assert f"# to search it with this study's model and text: make search SPACE=... {words}\n" in export_toml(searched)
 
 
+@pytest.mark.parametrize(("searcher", "has_more"), [("random", True), ("grid", False)])
+def test_more_trials_are_suggested_only_where_there_are_more(
+    searched: Study, make_trial: MakeTrial, searcher: str, has_more: bool
+) -> None:
+    searched.study_json.write_text(json.dumps({**searched.document(), "searcher": {"name": searcher}}))
+    rows = [make_trial(0, val_loss=5.0), *(make_trial(one, val_loss=5.5, batch_size=8 * one) for one in (1, 2, 3))]
+    write_table(searched.trials_path, rows, TRIALS)
+    commands = [step.command for step in next_steps(searched)]
+    assert ("make resume STUDY=s TRIALS=+4" in commands) is has_more
+    assert any("TRIALS" in command for command in commands) is has_more
+
+
 def test_a_trial_that_came_first_after_another_was_proven_is_to_be_confirmed_next(
     searched: Study, make_trial: MakeTrial
 ) -> None:

@@ -78,6 +78,7 @@ CHEAP = [
     ("run PRECISION=fp8", "precision (PRECISION) has no choice 'fp8'. Known: bf16, fp16, fp32."),
     ("run DROPOUT=1", "dropout (DROPOUT) is 1; it must be at least 0 and at most 0.99"),
     ("run SEED=-1", "seed (SEED) is -1; it must be at least 0"),
+    ("run CONCURRENCY=999999", "CONCURRENCY=999999: at most 16 trials share a CPU core, "),
     ("run CONCURRENCY=0", "CONCURRENCY='0' must be at least 1."),
     ("run GPU_FRACTION=2", "GPU_FRACTION='2' must be at most 1. GPU_FRACTION: share of a CUDA GPU"),
     ("run DEVICE=tpu", "DEVICE='tpu' is not a device. Choose cuda, mps or cpu"),

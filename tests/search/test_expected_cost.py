@@ -18,8 +18,11 @@ def test_runs_tokens_and_time_by_the_studys_own_pace(tmp_path: Path, monkeypatch
     monkeypatch.setenv("STUDIES_DIR", str(tmp_path))
     study = make_report_study(tmp_path / "one", trials=5)
     rows = study.trials()
-    runs = planned_runs(plan_attempt(rows, (), top=1, seeds=5), rows)
-    rates = sorted(row["active_s"] / row["tokens_seen"] for row in rows)
+    # One that was stopped at its first steps, which are slow, says nothing of a whole run.
+    rows.append({**rows[1], "trial_id": 5, "status": "stopped", "tokens_seen": 1, "active_s": 9.0})
+    runs = planned_runs(plan_attempt(rows, (), study="one", top=1, seeds=5), rows)
+    monkeypatch.setattr(Study, "trials", lambda _: rows)
+    rates = sorted(row["active_s"] / row["tokens_seen"] for row in rows if row["status"] == "completed")
     tokens = sum(run.config.training_steps * run.config.tokens_per_step for run in runs)
     budget, slots = Budget(tokens=400_000), SimpleNamespace(count=4)
     plan: Any = SimpleNamespace(study=study, document=study.document(), slots=slots, budget=budget)

@@ -126,3 +126,8 @@ def test_a_failed_write_names_the_file_and_not_the_temporary_one(tmp_path: Path)
     with pytest.raises(OSError, match="No such file") as refused:
         write_atomic(tmp_path / "gone" / "best.json", b"")
     assert refused.value.filename == str(tmp_path / "gone" / "best.json")
+
+
+def test_a_space_that_is_not_there_is_told_without_an_empty_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["spaces", "SPACE=platau"]) == 2
+    assert capsys.readouterr().out == "error: no space named 'platau' in spaces/. Did you mean 'plateau'?\n"

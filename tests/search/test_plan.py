@@ -5,21 +5,25 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from rich.console import Console
 
-from results.study.folder import create_study
+from results.study.folder import Study, create_study, find_study
 from results.study.ledger import Ledger
 from results.study.planned_run import PlannedRun
+from search.cluster.study_storage import fetch_study
 from search.commands.run_command import header_lines
 from search.options import read_options
 from search.setup.plan import Plan, check_worker_paths, largest_config, make_plan, study_name
+from search.setup.run_plan import held
 from search.terminal.console import Preparing
+from search.tune.history import KnownTrial, WarmStart
+from search.tune.warm_start import read_warm_start
 from spaces.read.load import load_space
 from spaces.space import SearchSpace
 from tests.documents import sound_document
@@ -126,6 +130,15 @@ def test_a_study_without_a_completed_trial_is_no_baseline(plan_of: MakePlan) -> 
         plan_of("BASELINE=empty")
 
 
+def test_a_warm_start_without_a_loss_is_refused_before_anything_is_loaded(
+    plan_of: MakePlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create_study("empty", sound_document("empty"))
+    monkeypatch.setattr("search.setup.plan.load_for", None)
+    with pytest.raises(UserError, match="study empty has no trial with a loss to learn from"):
+        plan_of("WARM_START=empty")
+
+
 def test_a_baseline_plan_is_the_baseline_and_what_it_is_compared_with(plan_of: MakePlan) -> None:
     plan = plan_of("BUDGET_TOKENS=24576", "COMPARE=before", kind="baseline")
     assert plan.name.startswith("baseline-")
@@ -185,3 +198,23 @@ def test_a_path_that_ray_cannot_use_is_refused_before_the_text_is_tokenized(
     monkeypatch.setattr("search.setup.plan.load_inputs", lambda *_, **__: pytest.fail("the text was tokenized"))
     with pytest.raises(MachineError, match="Ray cannot start workers from"):
         plan_of()
+
+
+@pytest.mark.parametrize("place", ["here", "in the storage"])
+def test_a_study_that_is_lost_as_soon_as_it_appears_has_its_warm_start(
+    place: str, plan_of: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = KnownTrial(trial_id=-1, config=DOCUMENTED, point={"learning_rate": 1e-3}, status="completed", val_loss=5.0)
+    warm_start = WarmStart(source="earlier", told=[told], first_points=[{"learning_rate": 1e-3}])
+    plan = replace(plan_of("STUDY=one", f"STORAGE={tmp_path / 'storage'}"), warm_start=warm_start)
+
+    def killed(study: Study) -> NoReturn:
+        raise KeyboardInterrupt(study.name)
+
+    monkeypatch.setattr("search.setup.run_plan.hold", killed)
+    with pytest.raises(KeyboardInterrupt, match="one"), held(plan):
+        pass
+    if place == "in the storage":
+        monkeypatch.setenv("STUDIES_DIR", str(tmp_path / "another machine"))
+        fetch_study("one", str(tmp_path / "storage"))
+    assert read_warm_start(find_study("one") or plan.study) == warm_start

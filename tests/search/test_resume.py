@@ -174,7 +174,7 @@ def test_a_study_that_has_ended_is_told_so_and_summed_up_again(alone: Study, run
     alone.best_json.unlink()
     ran = run_here("resume", "STUDY=alone", "--json")
     assert ran.code == 0
-    assert "all 4 trials of study alone have ended; TRIALS=+4 runs as many again" in ran.stderr
+    assert "all 4 trials of study alone have ended; make resume STUDY=alone TRIALS=+4 runs as many again" in ran.stderr
     assert ran.document["best"] == ran.document["trials"][0]
     assert alone.trials() == before
     assert json.loads(alone.best_json.read_text())["trial_id"] == ran.document["best"]["trial_id"]

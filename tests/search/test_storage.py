@@ -206,6 +206,19 @@ def small_study(path: Path) -> Study:
     return study
 
 
+def test_what_a_link_in_the_storage_leads_out_to_is_not_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = tmp_path / "storage"
+    TableMirror(small_study(tmp_path), str(storage), print).close()
+    monkeypatch.setenv("STUDIES_DIR", str(tmp_path / "elsewhere"))
+    (tmp_path / "private").write_text("secret")
+    (storage / "one" / "best.json").symlink_to(tmp_path / "private")
+    with pytest.raises(UserError, match=r"best\.json is a link that leads out of the study's folder"):
+        fetch_study("one", str(storage))
+    assert not (tmp_path / "elsewhere").exists()
+
+
 def test_only_what_has_changed_is_copied(tmp_path: Path) -> None:
     study, storage = small_study(tmp_path), tmp_path / "storage"
     said: list[str] = []

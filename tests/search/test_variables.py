@@ -256,7 +256,7 @@ def test_a_range_is_token_positions() -> None:
         (
             "SEEDS",
             "1001",
-            "SEEDS='1001' must be at most 1000. SEEDS: confirm: fresh seeds for each (default 5); attribute:",
+            "SEEDS='1001' must be at most 1000. SEEDS: confirm, attribute: fresh seeds of each of the best",
         ),
         ("TOP", "0", "TOP='0' must be at least 1. TOP: confirm: how many of the best trials (default 2)."),
         ("FORMAT", "yml", "FORMAT=yml is not known. Known: cli, env, json, toml."),

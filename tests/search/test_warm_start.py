@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from results.study.folder import Study, create_study
+from results.study.json_documents import write_document
 from results.study.tables import METRICS, TRIALS, write_table
 from search.tune.asha import TokenASHA
 from search.tune.history import NO_HISTORY, History, KnownTrial, WarmStart
-from search.tune.warm_start import read_warm_start, warm_start_from, write_warm_start
+from search.tune.warm_start import WARM_START_JSON, read_warm_start, warm_start_from
 from search.tune.workload import space_workload
 from spaces.read.load import space_from_tables
 from spaces.space import SearchSpace
@@ -185,15 +186,15 @@ def test_a_warm_start_is_kept_in_the_study_to_the_last_digit(source: Study, tmp_
     warm_start = warm_start_from(source, make_space(budget=25_600), FACTS)
     study = Study(tmp_path)
     assert read_warm_start(study) is None
-    write_warm_start(study, warm_start)
+    write_document(tmp_path / WARM_START_JSON, asdict(warm_start))
     assert read_warm_start(study) == warm_start
 
 
 @pytest.mark.parametrize("spoil", [lambda text: text[:-20], lambda text: text.replace('"losses"', '"loses"')])
 def test_a_damaged_one_is_a_line(tmp_path: Path, source: Study, spoil: Callable[[str], str]) -> None:
     study = Study(tmp_path)
-    write_warm_start(study, warm_start_from(source, make_space(), FACTS))
-    path = tmp_path / "warm_start.json"
+    path = tmp_path / WARM_START_JSON
+    write_document(path, asdict(warm_start_from(source, make_space(), FACTS)))
     path.write_text(spoil(path.read_text()))
     with pytest.raises(UserError, match=r"warm_start\.json: not a study's warm start"):
         read_warm_start(study)

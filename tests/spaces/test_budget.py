@@ -69,6 +69,27 @@ def test_what_is_no_time_is_refused(text: str) -> None:
         parse_duration(text)
 
 
+def test_a_warmup_that_only_the_slowest_precision_cannot_hold_is_refused_at_once() -> None:
+    search = {**TABLES["search"], "precision": {"choice": ["fp32", "bf16"]}}
+    space = space_of(baseline={**TABLES["baseline"], "precision": "bf16"}, search=search)
+    slow, fast = (
+        measured(space).config_for({"batch_size": 8, "block_size": 64, "precision": one})
+        for one in search["precision"]["choice"]
+    )
+    pins = {"warmup_steps": (slow.training_steps + fast.training_steps) // 2}
+    steps = slow.training_steps
+    with pytest.raises(
+        UserError, match=f"longer than the run of {steps} steps at batch_size=8 x block_size=64 in fp32"
+    ):
+        measured(space, pins=pins)
+    assert (
+        measured(space, pins={"warmup_steps": steps})
+        .config_for({"batch_size": 8, "block_size": 64, "precision": "fp32"})
+        .warmup_steps
+        == steps
+    )
+
+
 def test_every_shape_gets_steps_for_the_same_device_time() -> None:
     space = measured(space_of())
     assert space.budget.device_s == 60

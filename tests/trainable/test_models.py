@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from trainable.checkpoint.checkpoint_path import check_checkpoint_path
 from trainable.errors import UserError
 from trainable.model.fingerprint import model_fingerprint
 from trainable.model.model_names import PRESETS, SHIPPED, check_model_name, model_folder
@@ -279,6 +280,31 @@ def test_weights_outside_the_folder_are_refused(folder: Path, name: str) -> None
     assert "does not name files of its folder" in refusal(folder)
     edit(folder / "config.json", transformers_weights=name)
     assert "names weights outside of the folder" in refusal(folder)
+
+
+@pytest.mark.parametrize("name", ["LICENSE", "chat_template.jinja", "config.json", "model.safetensors"])
+def test_what_a_link_leads_out_to_is_not_read(folder: Path, tmp_path: Path, name: str) -> None:
+    (folder / "notes").touch()
+    (folder / "inside").symlink_to("notes")
+    load(str(folder))
+    private, blob = tmp_path / "private", tmp_path / "hub" / "models--a--b" / "blobs" / "0f"
+    blob.parent.mkdir(parents=True)
+    if (folder / name).exists():
+        (folder / name).rename(private)
+    else:
+        private.write_text("secret")
+    (folder / name).symlink_to(private)
+    assert f"{name} is a link to something outside of the folder" in refusal(folder, check_model_name)
+    with pytest.raises(UserError, match=f"CHECKPOINT_PATH={folder}: {name} is a link"):
+        check_checkpoint_path(folder)
+    (folder / name).unlink()
+    (folder / name).symlink_to(name)
+    assert f"{name} is a link to something outside" in refusal(folder, check_model_name)
+    # The hub's client makes such folders.
+    private.rename(blob)
+    (folder / name).unlink()
+    (folder / name).symlink_to(blob)
+    load(str(folder))
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "generation_config.json", "special_tokens_map.json", "x.jinja"])

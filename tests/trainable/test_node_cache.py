@@ -15,10 +15,10 @@ from trainable.run import RunSpec
 
 @pytest.fixture
 def driver(tmp_path: Path) -> RunSpec:
-    """What a driver's machine has: tokens, a model folder with a folder in it, and a checkpoint."""
+    """What a driver's machine has: tokens, a model folder with a run's checkpoint in it, and a checkpoint."""
     here = tmp_path / "driver"
-    (here / "model" / "deep").mkdir(parents=True)
-    for name in ("tokens.npy", "start.pt", "model/config.json", "model/deep/weights.safetensors"):
+    (here / "model" / "checkpoint-5").mkdir(parents=True)
+    for name in ("tokens.npy", "start.pt", "model/config.json", "model/weights.safetensors", "model/checkpoint-5/old"):
         (here / name).write_text(f"what {name} holds")
     return RunSpec(
         model_name=str(here / "model"),
@@ -47,7 +47,8 @@ def test_a_node_that_lacks_it_fetches_it_once(driver: RunSpec, tmp_path: Path, m
     assert found.corpus.path.read_text() == "what tokens.npy holds"
     assert found.init_from is not None
     assert found.init_from.read_text() == "what start.pt holds"
-    assert (Path(found.model_name) / "deep" / "weights.safetensors").read_text().endswith("safetensors holds")
+    files = {path.name: path.read_text() for path in Path(found.model_name).iterdir()}
+    assert files == {name: f"what model/{name} holds" for name in ("config.json", "weights.safetensors")}
     assert all(str(path).startswith(str(tmp_path / "node")) for path in (found.corpus.path, found.init_from))
     for copy in (tmp_path / "shared").rglob("*"):
         if copy.is_file():

@@ -190,6 +190,8 @@ def test_what_is_not_the_same_model_is_never_overwritten(
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError):
         check_model_target(tmp_path / "file")
+    with pytest.raises(UserError, match=r"n cannot be written: File name too long\. Name another folder"):
+        check_model_target(tmp_path / ("n" * 300))
 
 
 def test_a_save_that_fails_leaves_what_was_there(

@@ -1,6 +1,6 @@
 """Names of checkpoint files and folders, and whether there is one; nothing here needs torch."""
 
-import json
+import os
 import re
 import zipfile
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from trainable.errors import UserError, first_of, reason
-from trainable.regular_files import read_regular
+from trainable.regular_files import json_object, leads_out
 
 TORCH_SAVE_STARTS = ZIP_START, PICKLE_START = b"PK\x03\x04", b"\x80"
 """An archive, or what torch wrote before 1.6."""
@@ -23,6 +23,8 @@ KINDS = {
 }
 """What there should have been, by the variable that named it."""
 SHOWN = 6
+_BLOB = re.compile(r"/models--[^/]+/blobs/[^/]+$")
+"""A file in the hub's cache."""
 
 
 class DamagedCheckpointError(UserError):
@@ -43,12 +45,27 @@ def check_checkpoint_path(path: Path, *, variable: str = "CHECKPOINT_PATH") -> N
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
             raise UserError(f"{where} is neither a file nor a folder. Name {KINDS[variable]}.")
+        check_links(path, where)
         for file in weight_files(path, variable=variable) if path.is_dir() else [path]:
             _check_file(file, f"{variable}={file}")
     except FileNotFoundError:
         raise UserError(f"{where} does not exist. Name {KINDS[variable]}.") from None
     except OSError as error:
         raise UserError(f"{where} cannot be read: {reason(error)}. Name {KINDS[variable]}.") from None
+
+
+def check_links(folder: Path, where: str) -> None:
+    """Raise UserError for a link in a folder of somebody's to anything outside it: a private file would be copied.
+
+    Links into the hub's cache, of which its client makes such folders, are left. Raises OSError.
+    """
+    root = folder.resolve()
+    for entry in root.iterdir() if root.is_dir() else ():
+        if leads_out(entry, root) and not _BLOB.search(os.path.realpath(entry)):
+            raise UserError(
+                f"{where}: {entry.name} is a link to something outside of the folder, which is not read. "
+                "Put the file itself there: cp -rL makes such a copy of the folder."
+            )
 
 
 def weight_files(folder: Path, *, variable: str = "CHECKPOINT_PATH") -> list[Path]:
@@ -111,11 +128,8 @@ def _shards(index: Path, where: str) -> list[Path]:
 
 
 def _json_object(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(read_regular(path))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DamagedCheckpointError(f"{path} cannot be read: {error}. Use another checkpoint.") from None
-    if not isinstance(document, dict):
+    document = json_object(path)
+    if document is None:
         raise DamagedCheckpointError(f"{path} holds no JSON object. Use another checkpoint.")
     return document
 

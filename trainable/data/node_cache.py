@@ -76,8 +76,11 @@ class SharedCopy:
 
 
 def share(path: Path, storage: str) -> SharedCopy:
-    """Return the copy in the storage of a local file or folder; what is not there yet is copied. Raises OSError."""
-    found = [path] if path.is_file() else sorted(one for one in path.rglob("*") if one.is_file())
+    """Return the copy in the storage of a local file or a model's folder; what is not there yet is copied.
+
+    Of a folder only its own files: a run's checkpoints below it are of no use to another. Raises OSError.
+    """
+    found = [path] if path.is_file() else sorted(one for one in path.iterdir() if one.is_file())
     shared = SharedCopy(
         storage=storage,
         name=path.name,

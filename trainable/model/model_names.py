@@ -1,15 +1,14 @@
 """What a model name can be, checked without loading torch or a model."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from trainable.checkpoint.checkpoint_path import check_checkpoint_path
+from trainable.checkpoint.checkpoint_path import check_checkpoint_path, check_links
 from trainable.errors import UserError, reason
 from trainable.model.hub_models import check_hub_name, hub_folder
-from trainable.regular_files import MAX_FILE_BYTES, read_regular
+from trainable.regular_files import MAX_FILE_BYTES, json_object
 
 PRESETS: Mapping[str, Mapping[str, int]] = MappingProxyType(
     {
@@ -70,11 +69,10 @@ def check_model_target(folder: Path, same: Mapping[str, Any] | None = None) -> N
     try:
         if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
             return
-        record = json.loads(read_regular(folder / RECORD)) if folder.is_dir() else {}
-    except (OSError, ValueError):
-        record = {}
-    ours = isinstance(record, dict) and same and all(record.get(name) == value for name, value in same.items())
-    if not ours:
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {reason(error)}. Name another folder.") from None
+    record = json_object(folder / RECORD)
+    if not (record and same and all(record.get(name) == value for name, value in same.items())):
         raise UserError(f"{folder} exists and is not this model. Remove it, or name another folder.")
 
 
@@ -109,14 +107,12 @@ def _check_folder(name: str, path: Path) -> None:
         raise UserError(
             f"{where} holds an adapter (adapter_config.json), not a whole model. Name the folder of the merged model."
         )
+    check_links(path, where)
     config_path = path / "config.json"
     if not config_path.is_file():
         raise UserError(f"{where}: the folder has no config.json. Save the model into it with save_pretrained.")
-    try:
-        config = json.loads(read_regular(config_path))
-    except (ValueError, OSError, RecursionError):
-        config = None
-    if not isinstance(config, dict):
+    config = json_object(config_path)
+    if config is None:
         raise UserError(f"{where}: its config.json holds no JSON object. Save the model again with save_pretrained.")
     named = config.get("transformers_weights")
     # transformers would load these, and nobody would notice that they change.

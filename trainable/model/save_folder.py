@@ -16,6 +16,7 @@ from trainable.data.tokens import END_OF_TEXT
 from trainable.errors import UserError
 from trainable.model.lora import AdapterBase, save_adapters
 from trainable.model.model_names import PRESETS, RECORD, files_folder
+from trainable.regular_files import read_regular
 
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 COPIED = (
@@ -50,7 +51,7 @@ def save_model_folder(
         base = files_folder(model_name)
         for file in (base / name for name in COPIED) if base else ():
             if file.is_file():
-                shutil.copyfile(file, unfinished / file.name)
+                (unfinished / file.name).write_bytes(read_regular(file))
         _write_tokenizer(tokenizer, config, unfinished)
         _finish_config(unfinished / "config.json", base)
         (unfinished / "README.md").write_text(card, encoding="utf-8")

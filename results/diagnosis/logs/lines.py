@@ -5,7 +5,8 @@ import re
 from dataclasses import dataclass
 from datetime import date
 
-_INT = rb"\d{1,3}(?:,\d{3})+|\d+"
+# 3,2145,2 is a list: none of its parts is taken for the number.
+_INT = rb"\d{1,3}(?:,\d{3})+(?!,?\d)|\d++(?!,\d)"
 _COUNT = rb"\d+(?:\.\d+)?k\b|%b" % _INT
 # Atomic: without it "2.00e" (a line cut short) would be read as 2. after backtracking.
 _NUMBER = rb"(?>[-+]?(?:nan|inf(?:inity)?|(?:(?:%b)(?:\.\d*)?|\.\d+)(?:e[-+]?\d+)?))(?!\w)" % _INT
@@ -97,6 +98,16 @@ _TIME_STAMP = re.compile(rb"(\d{4})-(\d\d)-(\d\d)[ T](\d\d):(\d\d):(\d\d)(?:[.,]
 _SUMMARY = re.compile(rb"train_runtime'?\"?\s*:\s*['\"]?([\d.]+)")
 _SUMMARY_SPEED = re.compile(rb"train_steps_per_second'?\"?\s*:\s*['\"]?([\d.]+)")
 
+_DIGIT_COMMA = re.compile(rb"\d,\d")
+_DECIMAL_COMMA = re.compile(
+    rb"(?:loss(?:[ _/:]+(?:train|val|eval|test)[a-z]*)?|entropy)%b[-+]?\d+,\d+(?:e[-+]?\d+)?(?![.,]?\w)" % _ASSIGN, re.I
+)
+"""No loss is printed as thousands without decimals."""
+_DECIMAL_POINT = re.compile(rb"\d\.\d")
+_NO_THOUSANDS = re.compile(rb"(?<![\d.,])(?<!\d:)(?:0,\d+|\d+,(?!\d{3}(?!\d))\d+)(?:e[-+]?\d+)?(?![.,]?\w)", re.I)
+_SEPARATOR = re.compile(rb"(?<=\d)[.,](?=\d)")
+_SWAPPED = {b".": b",", b",": b"."}
+
 VAL_WORDS = frozenset(b"val valid validation eval evaluation test dev heldout va vld tel".split())
 _TRAIN_WORDS = frozenset((b"train", b"training", b"lm", b"ce", b"xent", b"batch", b"step", b"mean", b"avg", b"average"))
 OTHER_WORDS = frozenset(
@@ -160,6 +171,18 @@ class LogRow:
         """Whether anything beside the step is there."""
         numbers = (self.grad_norm, self.learning_rate, self.steps_per_s, self.step_time_s, self.elapsed_s, self.bar_s)
         return self.has_loss or any(number is not None for number in numbers)
+
+
+def with_decimal_points(line: bytes) -> bytes:
+    """Return the line; one with decimal commas, as half of the world prints 3,2145, with points in their place."""
+    if not _DIGIT_COMMA.search(line):
+        return line
+    # A line without a loss says it by a comma that cannot be of thousands, where no point is a decimal one.
+    if not _DECIMAL_COMMA.search(line) and (_DECIMAL_POINT.search(line) or not _NO_THOUSANDS.search(line)):
+        return line
+    # A step has no decimals: its commas, where it has any, are thousands.
+    line = _STEP.sub(lambda step: step[0].replace(b",", b""), line)
+    return _SEPARATOR.sub(lambda separator: _SWAPPED[separator[0]], line)
 
 
 def read_owner_progress(line: bytes) -> LogRow | None:

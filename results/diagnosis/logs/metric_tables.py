@@ -42,9 +42,13 @@ def table_rows(text: str, header: tuple[int, str, list[str]]) -> Iterator[LogRow
     lines = [line for line in text.splitlines()[skipped + 1 :] if line.strip()]
     table = [cells for line in lines if not _MARKDOWN_RULE.fullmatch(line) and (cells := _cells(line, delimiter))]
     numbers = [cell for cells in table for cell in cells if cell[:1].isdigit()]
-    if delimiter != "," and not any("." in cell for cell in numbers):
-        # Half of the world writes 3,21: where no point is in sight, a comma is one.
-        table = [[cell.replace(",", ".") for cell in cells] for cells in table]
+    if not any("." in cell for cell in numbers):
+        # Half of the world writes 3,21: where no point is in sight, a comma is one. Of a step it is thousands.
+        counts = [(field_of(name) or ("",))[0] in ("step", "total_steps") for name in columns]
+        table = [
+            [cell if is_count else cell.replace(",", ".") for cell, is_count in zip(cells, counts, strict=False)]
+            for cells in table
+        ]
     shared = [index for index, name in enumerate(columns) if not _run_of(name)]
     for run in sorted({_run_of(name) for name in columns if _run_of(name)}) or [""]:
         chosen = sorted({*shared, *(index for index, name in enumerate(columns) if _run_of(name) == run)})

@@ -22,6 +22,7 @@ from results.diagnosis.logs.lines import (
     read_line,
     read_owner_progress,
     read_summary,
+    with_decimal_points,
 )
 from results.diagnosis.logs.losses import drop_carried, in_nats, is_same
 from results.diagnosis.logs.metric_tables import table_header, table_rows
@@ -212,6 +213,7 @@ class _Reader:
             self._rank = number if self._rank is None else self._rank
             if number != self._rank:
                 return
+        line = with_decimal_points(line)
         step = self._heading if line[:1] in b" \t" else None
         row = read_owner_progress(line) or json_line(line) or read_line(line, step=step)
         if row is None or _REPEATS.match(line) or (self._is_over and row.step is None):

@@ -276,7 +276,7 @@ def _why(trial: Row, reduction: int | None, measured: Measured) -> str:
         case "failed":
             return f"failed {steps}; search.log has the error"
         case "interrupted":
-            return f"cut off {steps}; make resume goes on with it"
+            return f"cut off {steps}; it goes on when the study is resumed"
         case "running":
             return f"{steps} so far"
     return ""
