@@ -37,10 +37,11 @@ def step_words(row: Row) -> str:
     return f", step {step} of {steps} (its lowest validation loss)" if step < steps else ""
 
 
-def model_record(document: Row, trial: Row) -> dict[str, Any]:
-    """Return the record, for programs, of which model a folder holds: equal for the same trial of the same study."""
+def model_record(study: Study, trial: Row) -> dict[str, Any]:
+    """Return the record, for programs, of which model a folder holds."""
+    document = study.document()
     return {
-        "study": document["name"],
+        "study": study.name,
         "created_at": document["created_at"],
         "trial_id": trial["trial_id"],
         "model": document["model"],
@@ -50,8 +51,9 @@ def model_record(document: Row, trial: Row) -> dict[str, Any]:
     }
 
 
-def model_card(document: Row, trial: Row, winner: Winner, *, base_license: str | None) -> str:
+def model_card(study: Study, trial: Row, winner: Winner, *, base_license: str | None) -> str:
     """Return the Markdown, with the front matter that the hub reads."""
+    document = study.document()
     base = document["model"]
     is_hub_name = "/" in base and not base.startswith(("/", "."))
     front = ["library_name: transformers", "pipeline_tag: text-generation"]
@@ -69,7 +71,7 @@ def model_card(document: Row, trial: Row, winner: Winner, *, base_license: str |
         "",
         f"# {base if is_hub_name else Path(base).name}, trained on {text}",
         "",
-        f"Trial {trial['trial_id']} of study {document['name']}{step_words(trial)}: {config_words(trial)}.",
+        f"Trial {trial['trial_id']} of study {study.name}{step_words(trial)}: {config_words(trial)}.",
         "",
         f"Validation loss (nats/token): {shown_losses}.",
         *(["**This training made the model worse.**"] if is_worse(trial["val_loss"], start) else []),

@@ -48,7 +48,9 @@ class Winner:
     """Whatever its status."""
     verdict: CandidateVerdict | None
     """The winner's on fresh seeds: of several attempts the newest that proves it better, else the newest."""
-    search_best_verdict: CandidateVerdict | None
+    rival: Row | None
+    """The best of the search that is neither the winner nor the baseline."""
+    rival_verdict: CandidateVerdict | None
     attempt: int | None
     """The attempt of `verdict`."""
     under_way: tuple[int, int] | None
@@ -127,15 +129,16 @@ def find_winner(
     proven = min(proofs, key=lambda trial_id: (*_strength(proofs[trial_id][1]), trial_id), default=None)
     trial = next((row for row in board if row["trial_id"] not in worse), None) if proven is None else rows[proven]
     attempt, verdict = verdicts.get(trial["trial_id"], (None, None)) if trial else (None, None)
-    search_best = board[0] if board else None
+    rival = next((row for row in board if row is not trial and not row["is_baseline"]), None)
     return Winner(
-        standing=_standing(trial, baseline, len(ranked), proven is not None),
+        standing=_standing(trial, baseline, len(ranked), verdict),
         trial=trial,
-        search_best=search_best,
+        search_best=board[0] if board else None,
         proven_best=None if proven is None else rows[proven],
         baseline=baseline,
         verdict=verdict,
-        search_best_verdict=verdicts.get(search_best["trial_id"], (None, None))[1] if search_best else None,
+        rival=rival,
+        rival_verdict=verdicts.get(rival["trial_id"], (None, None))[1] if rival else None,
         attempt=attempt,
         under_way=_under_way(attempts[-1], trials) if attempts and not attempts[-1].verdicts else None,
         confirmed=frozenset(rows),
@@ -143,16 +146,18 @@ def find_winner(
     )
 
 
-def _standing(trial: Row | None, baseline: Row | None, started: int, proven: bool) -> Standing:
+def _standing(trial: Row | None, baseline: Row | None, started: int, verdict: CandidateVerdict | None) -> Standing:
     if trial is None:
         return "nothing_completed" if started else "nothing_started"
     if trial["purpose"] == "train":
         return "trained"
     if trial["is_baseline"]:
         return "baseline" if started > 1 else "baseline_alone"
-    if proven:
+    if verdict is not None and verdict.outcome == "better":
         return "proven"
-    return "no_comparison" if final_loss(baseline) is None else "unproven"
+    # A baseline that broke in the search may have completed on fresh seeds.
+    is_compared = final_loss(baseline) is not None or (verdict is not None and verdict.mean_difference is not None)
+    return "unproven" if is_compared else "no_comparison"
 
 
 def _strength(verdict: CandidateVerdict) -> tuple[int, float]:
@@ -229,8 +234,9 @@ def warning_words(winner: Winner) -> str | None:
 def evidence_words(winner: Winner) -> str:
     """Return the evidence for the headline."""
     verdict, who = winner.verdict, ""
-    if winner.standing == "baseline" and winner.search_best is not None and winner.search_best_verdict is not None:
-        verdict, who = winner.search_best_verdict, f"trial {winner.search_best['trial_id']} is "
+    if winner.standing == "baseline" and winner.rival is not None and winner.rival_verdict is not None:
+        verdict = winner.rival_verdict
+        who = f"trial {winner.rival['trial_id']}" + (": " if verdict.outcome == "not proven" else " is ")
     if verdict is not None:
         interval = f"; interval {interval_words(verdict.low, verdict.high)}"
         interval = interval if verdict.mean_difference is not None and verdict.seeds > 1 else ""
@@ -250,13 +256,13 @@ def _verdict_words(verdict: CandidateVerdict) -> str:
 def notes(winner: Winner) -> list[str]:
     """Return notes on the winner: the search's best where it is another trial, an attempt under way."""
     lines = []
-    best, verdict = winner.search_best, winner.search_best_verdict
+    best = winner.search_best
     if best is not None and winner.trial is not None and best["trial_id"] != winner.trial["trial_id"]:
-        name = "the baseline" if best["is_baseline"] else f"trial {best['trial_id']}"
-        line = f"{name} came first in the search, val loss {loss_words(best['val_loss'])} on one seed"
-        if verdict is not None:
-            line += f"; {_verdict_words(verdict)}"
-        lines.append(line if verdict is not None or best["is_baseline"] else f"{line}, not confirmed yet")
+        name, verdict = f"trial {best['trial_id']}", winner.rival_verdict
+        proof = ", not confirmed yet" if verdict is None else f"; {_verdict_words(verdict)}"
+        if best["is_baseline"]:
+            name, proof = "the baseline", ""
+        lines.append(f"{name} came first in the search, val loss {loss_words(best['val_loss'])} on one seed{proof}")
     if winner.under_way is not None:
         ended, planned = winner.under_way
         lines.append(f"a confirmation is under way: {ended} of {count_words(planned, 'run')} have ended")

@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: Sequence[str]) -> int:
-    from search.options import overlooked, read_options, typed_folders, unread, with_origin
+    from search.options import is_study_exported, overlooked, read_options, typed_folders, unread, with_origin
     from search.terminal.console import Terminal
 
     terminal = Terminal(as_json="--json" in words)
@@ -88,6 +88,7 @@ def _run(words: Sequence[str]) -> int:
         for line in (*overlooked(), *unread(arguments.assignments, target)):
             print(f"note: {line}", file=sys.stderr)
         terminal.typed_folders = typed_folders(arguments.assignments)
+        terminal.is_study_exported = is_study_exported(arguments.assignments)
         return _command(arguments.command)(options, terminal)
     except UserError as error:
         return _refused(with_origin(str(error)), terminal)

@@ -7,7 +7,6 @@ Hyperparameters are TrialConfig's fields.
 import importlib.util
 import os
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -440,8 +439,16 @@ def _typed(assignments: Sequence[str]) -> set[str]:
 
 def typed_folders(assignments: Sequence[str]) -> str:
     """Return the folders named on the command line, as a later command must repeat them."""
-    typed = {name: os.environ.get(name) for name in (*FOLDERS, VENV) if name in _typed(assignments)}
-    return "".join(f" {name}={shlex.quote(folder)}" for name, folder in typed.items() if folder)
+    from results.export import make_words
+
+    values, typed = {**os.environ, **dict(word.split("=", 1) for word in assignments)}, _typed(assignments)
+    words = make_words({name: values.get(name) for name in (*FOLDERS, "STORAGE", VENV) if name in typed})
+    return f" {words}" if words else ""
+
+
+def is_study_exported(assignments: Sequence[str]) -> bool:
+    """Return whether STUDY is set in the shell, so that a later command for another study must unset it."""
+    return bool(os.environ.get("STUDY")) and "STUDY" not in _typed(assignments)
 
 
 def with_origin(message: str) -> str:

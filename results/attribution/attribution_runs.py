@@ -4,7 +4,7 @@ Seeds are fresh: never one that the search ran on, for there the winner was luck
 have been chosen. An attribution that was begun keeps its own.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,21 +45,33 @@ class Question:
             for coalition, config in self.configs.items()
         }
 
-    def seeds(self, trials: Sequence[dict[str, Any]], number: int, *, above: int) -> list[int]:
-        """Return `number` seeds: those that the question was asked on before, then fresh ones above `above`."""
-        configs = {without_seed(config) for config in self.configs.values()}
-        own = sorted(
-            {config.seed for config in rows_by_config(trials, "attribution") if without_seed(config) in configs}
-        )
-        return [*own, *fresh_seeds(number, above=above, taken={row["seed"] for row in trials})][:number]
+    def seeds(
+        self, trials: Sequence[dict[str, Any]], number: int, *, above: int, taken: Collection[int] = ()
+    ) -> list[int]:
+        """Return `number` seeds: those that the question was asked on before, then fresh ones above `above`.
+
+        They are more where more have an answer already. taken: seeds of a confirmation, whether it has run on them yet.
+        """
+        configs, held = self.configs.values(), rows_by_config(trials, "attribution")
+        known = {without_seed(config) for config in configs}
+        begun = {config.seed for config in held if without_seed(config) in known}
+        whole = {s for s in begun if all(has_result(held.get(replace(config, seed=s))) for config in configs)}
+        fresh = fresh_seeds(number, above=above, taken={*taken, *(row["seed"] for row in trials)})
+        return [*sorted(whole), *sorted(begun - whole), *fresh][: max(number, len(whole))]
+
+
+class NothingToAttributeError(UserError):
+    """The winner of a study is its baseline, or there is none."""
 
 
 def question_of_study(study: Study, budget: Budget) -> Question:
-    """Return what separates a study's baseline from its winner. Raises UserError when nothing does."""
+    """Return what separates a study's baseline from its winner. Raises NothingToAttributeError when nothing does."""
     winner = winner_of(study)
     base, best = winner.baseline, winner.trial
     if base is None or best is None or best["is_baseline"]:
-        raise UserError(f"study {study.name} has no trial better than its baseline: nothing to attribute.")
+        raise NothingToAttributeError(
+            f"study {study.name} has no trial better than its baseline: nothing to attribute."
+        )
     return make_question("baseline", config_from(base), winner.name, config_from(best), budget)
 
 

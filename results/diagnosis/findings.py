@@ -65,8 +65,8 @@ class Diagnosis:
 
 
 def capitalized(text: str) -> str:
-    """Return the text with its first letter large and the others as they are."""
-    return text[:1].upper() + text[1:]
+    """Return the text with its first letter large and the others as they are; a command stays as it is typed."""
+    return text if text.startswith("make ") else text[:1].upper() + text[1:]
 
 
 def confidence_word(confidence: float) -> str:

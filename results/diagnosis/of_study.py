@@ -119,8 +119,8 @@ def _unstable(study: Study, trials: Sequence[dict[str, Any]]) -> Iterator[Diagno
         evidence="; ".join(said),
         next_step=f"search learning rates up to about {above / 2:.1e}, or give the schedule a warm-up"
         if above
-        else "the learning rate is not the only cause: make preflight, then make diagnose "
-        f"TARGET={study.name}/{bad[0]['trial_id']}",
+        else "the learning rate is not the only cause: make preflight, then "
+        f"make diagnose TARGET={study.name}/{bad[0]['trial_id']}",
     )
 
 
@@ -143,8 +143,8 @@ def _baseline(study: Study, trials: Sequence[dict[str, Any]]) -> Iterator[Diagno
         summary=f"the baseline ended as {STATUS_LABELS[trial['status']]}: nothing can be compared with it",
         evidence=f"trial {trial['trial_id']}, {trial['optimizer_steps']} steps, {trial['tokens_seen']} tokens"
         + (f", verdict {trial['verdict']}" if trial["verdict"] else ""),
-        next_step=f"make diagnose TARGET={study.name}/{trial['trial_id']}; the set-up is at fault where a baseline "
-        "cannot run",
+        next_step="the set-up is at fault where a baseline cannot run: "
+        f"make diagnose TARGET={study.name}/{trial['trial_id']}",
     )
 
 

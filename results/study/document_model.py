@@ -143,6 +143,8 @@ class StudyDocument(_Part):
     settings: _Settings | None = None
     trials_planned: Positive
     early_end: _EarlyEnd | None = None
+    # Whether every configuration of the space has been run.
+    exhausted: bool = False
     searcher: Table = {}
     scheduler: Table = {}
     stability: Table = {}

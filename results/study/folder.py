@@ -247,11 +247,8 @@ class StudyExistsError(UserError):
 
 def study_exists(name: str) -> StudyExistsError:
     """Return the error for a new study under a name that is taken."""
-    try:
-        kind = Study(studies_dir() / name).document()["kind"]
-    except UserError:
-        kind = "search"
-    resume = f"Go on with it: make resume STUDY={name}; or choose" if kind in RESUMED_KINDS else "Choose"
+    can_go_on = _kind(Study(studies_dir() / name)) in RESUMED_KINDS
+    resume = f"Go on with it: make resume STUDY={name}; or choose" if can_go_on else "Choose"
     return StudyExistsError(f"study {name} exists. {resume} another STUDY= name.")
 
 
@@ -263,20 +260,23 @@ def check_has_baseline(study: Study) -> None:
 
 
 def list_studies() -> list[Study]:
-    """Return every study, the newest first; those whose study.json cannot be read come last."""
+    """Return every study, the newest first, an original before its copies; those that cannot be read come last."""
     folder = studies_dir()
     if not folder.is_dir():
         return []
     found = [Study(path) for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
-    return sorted((study for study in found if study.study_json.is_file()), key=_created_at, reverse=True)
+    return sorted((study for study in found if study.study_json.is_file()), key=_age, reverse=True)
 
 
-def _created_at(study: Study) -> datetime:
+def _age(study: Study) -> tuple[datetime, bool]:
+    """Return when the study was made, and whether its folder still has the name that it was made under."""
     try:
-        created_at = datetime.fromisoformat(study.document()["created_at"])
+        document = study.document()
     except UserError:
-        return datetime.min.replace(tzinfo=UTC)
-    return created_at if created_at.tzinfo else created_at.replace(tzinfo=UTC)
+        return datetime.min.replace(tzinfo=UTC), False
+    created_at = datetime.fromisoformat(document["created_at"])
+    # A copy is as old as its original, which comes before it: "latest" must not mean somebody's backup.
+    return created_at if created_at.tzinfo else created_at.replace(tzinfo=UTC), document["name"] == study.name
 
 
 def find_study(name: str) -> Study | None:
@@ -303,7 +303,7 @@ def open_study(name_or_latest: str) -> Study:
         known = [study.name for study in studies]
         raise UserError(f"no study named '{name_or_latest}' in {where}.{did_you_mean(name_or_latest, known)}")
     # A training run or an attribution between two commands must not change which study they are about.
-    latest = next((study for study in studies if _kind(study) in ("search", "baseline")), None)
+    latest = next((study for study in studies if _kind(study) in RESUMED_KINDS), None)
     if latest is None:
         for study in studies:
             study.document()  # a damaged one may be the search that is meant

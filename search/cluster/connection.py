@@ -99,6 +99,16 @@ def join(address: str, storage: str | None, *, device: str | None = None) -> Clu
     return Cluster(address=address, nodes=tuple(nodes), device_info=best)
 
 
+def keep_ray_off_stdout() -> None:
+    """Have ray.init() start nothing that prints there, where --json writes: of a lost worker it would tell ten lines.
+
+    log_to_driver=False leaves them; the recorder tells the same in a line.
+    """
+    import ray._private.worker
+
+    ray._private.worker.listen_error_messages = lambda *_: None
+
+
 def connect(address: str) -> None:
     """Connect this process to the cluster, unless it is. Raises UserError."""
     import ray
@@ -106,6 +116,7 @@ def connect(address: str) -> None:
     if ray.is_initialized():
         return
     sigterm = signal.getsignal(signal.SIGTERM)
+    keep_ray_off_stdout()
     try:
         ray.init(
             address=address,

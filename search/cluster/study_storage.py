@@ -46,11 +46,16 @@ def model_checkpoint(study: Study, storage: str | None, trial: "Row") -> "Checkp
     from trainable.checkpoint.checkpoint_store import CheckpointStore
 
     step = model_row(study, trial)["optimizer_steps"]
-    store = CheckpointStore(root=checkpoint_root(study, storage), trial_id=trial["trial_id"])
-    checkpoint, damaged = store.newest(at_most=step)
-    if checkpoint is not None and checkpoint.optimizer_steps == step:
-        return checkpoint
+    damaged: list[str] = []
+    # A run of train keeps its checkpoints in its own folder, and STORAGE may have been set later than the study ran.
+    for root in dict.fromkeys(checkpoint_root(study, place) for place in (storage, None)):
+        checkpoint, notes = CheckpointStore(root=root, trial_id=trial["trial_id"]).newest(at_most=step)
+        if checkpoint is not None and checkpoint.optimizer_steps == step:
+            return checkpoint
+        damaged += notes
     what = "its checkpoint is damaged" if damaged else f"it has no checkpoint of step {step} any more"
+    if storage is None and not (study.path / CHECKPOINTS).exists():
+        what = "no checkpoint is in its folder: set STORAGE if it ran with one"
     raise NoCheckpointError(f"trial {trial['trial_id']} of study {study.name}: {what}.")
 
 
@@ -149,7 +154,7 @@ def open_or_fetch_study(options: Options) -> Study:
 
     Raises UserError when there is none, or it cannot be read.
     """
-    if options.study is not None and options.storage is not None:
+    if options.study is not None and options.study != LATEST and options.storage is not None:
         fetch_study(options.study, options.storage)
     return open_study(options.study or LATEST)
 

@@ -4,17 +4,24 @@ from dataclasses import asdict, replace
 
 from results.attribution.attribute import attribute
 from results.attribution.attribution_files import to_json, write_attribution
-from results.attribution.attribution_runs import Question, attribution_losses, make_question, question_of_study
+from results.attribution.attribution_runs import (
+    NothingToAttributeError,
+    Question,
+    attribution_losses,
+    make_question,
+    question_of_study,
+)
 from results.attribution.sentences import did_it_words, render
-from results.report.page import write_reports
+from results.confirmation.confirmation_file import load_attempts
 from results.study.folder import Study, check_has_baseline, list_studies, studies_dir
 from results.study.ledger import Ledger
 from results.study.paths import shown
 from results.study.planned_run import runs_left
-from results.words import count_words
+from results.words import budget_words, count_words
 from search.cluster.study_storage import TableMirror, open_or_fetch_study
 from search.options import Options
 from search.setup.expected_cost import cost_words
+from search.setup.finish import write_answer
 from search.setup.inputs import check_fit
 from search.setup.plan import Plan, load_for, planned
 from search.setup.preflight_run import check_preflight, preflight_of
@@ -22,7 +29,7 @@ from search.setup.reopen import reopen
 from search.setup.run_plan import held, run_plan
 from search.setup.settings import refuse_steps
 from search.terminal.console import Preparing, Terminal
-from search.terminal.next_steps import Step, ending_document, say_next
+from search.terminal.next_steps import Step, ending_document, remedy, say_next
 from spaces.budget import Budget, budget_of
 from trainable.config import BASELINES, DOCUMENTED
 from trainable.errors import UserError
@@ -51,7 +58,10 @@ def attribute_command(options: Options, terminal: Terminal) -> int:
         question = make_question(before, BASELINES[before], after, BASELINES[after], budget)
     else:
         check_has_baseline(source)
-        question = question_of_study(source, budget)
+        try:
+            question = question_of_study(source, budget)
+        except NothingToAttributeError as nothing:
+            raise UserError(f"{nothing}{remedy(source)}") from None
     with Preparing(terminal.console) as progress:
         plan = _plan(question, source, budget, options, progress)
     check_preflight(preflight_of(plan), options, terminal)
@@ -100,24 +110,27 @@ def _run(question: Question, plan: Plan, seeds: int, terminal: Terminal) -> int:
     trials = ledger.trials()
     # A study's seed picked its winner and is not used again; without a search it is as good as any.
     above = plan.document["seed"] - (plan.kind == "attribute")
-    runs = question.runs(question.seeds(trials, seeds, above=above))
+    taken = {seed for attempt in load_attempts(study) for seed in attempt.seeds}
+    runs = question.runs(question.seeds(trials, seeds, above=above, taken=taken))
     left = runs_left(list(runs.values()), trials)
+    again = _again(plan, question, seeds)
     if len(left) < len(runs):
         terminal.say(f"{len(runs) - len(left)} of {len(runs)} runs have ended before")
     if left:
         ends = f"{question.before_name} to {question.after_name}"
         lines = [
             f"study {study.name}: which of {count_words(len(question.settings), 'change')} from {ends} did it, "
-            f"{count_words(len(question.configs), 'combination')} on {count_words(seeds, 'seed')} each",
+            f"{count_words(len(question.configs), 'combination')} on "
+            f"{count_words(len(runs) // len(question.configs), 'seed')} each",
             cost_words(plan, left),
         ]
-        code = run_plan(plan, terminal, ledger=ledger, runs=left, lines=lines)
+        code = run_plan(plan, terminal, ledger=ledger, runs=left, lines=lines, again=again)
         if code is not None:
-            say_next([_again(plan, question, seeds, "go on with the attribution")], terminal)
+            following = say_next([Step(command=again, purpose="go on with the attribution")], terminal)
+            terminal.document({"study": study.name, "path": str(study.path), "next": following})
             return code
     trials = study.trials()
     if failed := len(runs_left(list(runs.values()), trials)):
-        again = _again(plan, question, seeds, "").command
         terminal.say(f"{count_words(failed, 'run')} failed; {again} runs them again")
     found = attribute(
         attribution_losses(runs, trials),
@@ -125,8 +138,11 @@ def _run(question: Question, plan: Plan, seeds: int, terminal: Terminal) -> int:
         before_name=question.before_name,
         after_name=question.after_name,
     )
+    if (own := budget_of(plan.document)) != plan.budget:
+        other = f"each run had {budget_words(plan.budget)}, where the study's trials have {budget_words(own)}"
+        found = replace(found, notes=(*found.notes, other))
     write_attribution(study, found)
-    write_reports(study)
+    write_answer(study)
     terminal.console.print(render(found))
     if plan.slots.storage is not None:
         TableMirror(study, plan.slots.storage, terminal.say).close()
@@ -135,8 +151,8 @@ def _run(question: Question, plan: Plan, seeds: int, terminal: Terminal) -> int:
     return 1 if failed else 0
 
 
-def _again(plan: Plan, question: Question, seeds: int, purpose: str) -> Step:
+def _again(plan: Plan, question: Question, seeds: int) -> str:
     asked = f"STUDY={plan.name}"
     if plan.kind == "attribute":
         asked = f"FROM={question.before_name} TO={question.after_name}"
-    return Step(command=f"make attribute {asked} SEEDS={seeds} {plan.budget.setting}", purpose=purpose)
+    return f"make attribute {asked} SEEDS={seeds} {plan.budget.setting}"

@@ -9,7 +9,7 @@ from results.ranking import ranked_trials
 from results.study.folder import Study
 from results.study.ledger import Ledger
 from results.study.tables import STEPS, read_rows
-from results.winner import warning_words, way_words, winner_of
+from results.winner import headline, to_json, warning_words, way_words, winner_of
 from results.words import UNKNOWN, loss_words, token_words
 from search.commands.run_command import header_lines, run_own_trials
 from search.options import Options
@@ -48,7 +48,7 @@ def baseline_command(options: Options, terminal: Terminal) -> int:
     for facts in measured:
         _say_facts(facts, terminal)
     winner = winner_of(study)
-    terminal.say(way_words(winner), *sample_lines(study))
+    terminal.say(headline(winner), way_words(winner), *sample_lines(study))
     terminal.warn(warning_words(winner))
     ratio: float | None = None
     speeds = [facts["tokens_per_s"] for facts in measured]
@@ -59,6 +59,7 @@ def baseline_command(options: Options, terminal: Terminal) -> int:
     terminal.document(
         {
             **ending_document(study, terminal),
+            "winner": to_json(winner),
             "start_val_loss": winner.start_val_loss,
             "worse_than_start": winner.worse_than_start,
             "runs": runs,

@@ -6,11 +6,10 @@ from typing import Any
 
 from rich.table import Table
 
-from results.confirmation.confirmation_file import load_attempts
 from results.ranking import ranked_trials, savings
-from results.study.folder import Study, open_study
-from results.winner import find_winner
+from results.study.folder import LATEST, Study, open_study
 from results.winner import to_json as winner_json
+from results.winner import winner_of
 from results.words import budget_words, config_words, duration_words, list_words, loss_words, run_words, token_words
 from search.options import Options
 from search.terminal.console import Terminal, print_table
@@ -24,6 +23,7 @@ SAME_SPEED = 1.1
 def compare_command(options: Options, terminal: Terminal) -> int:
     """Compare the studies named in STUDY, separated by commas."""
     names = [name.strip() for name in (options.study or "").split(",") if name.strip()]
+    names = [open_study(name).name if name == LATEST else name for name in names]
     if len(set(names)) < max(2, len(names)):
         raise UserError("compare needs two different studies or more: STUDY=a,b. make list shows them.")
     studies = [open_study(name) for name in names]
@@ -38,11 +38,10 @@ def compare_command(options: Options, terminal: Terminal) -> int:
     for heading in ("study", "best", "baseline", "trials", "tokens", "device time"):
         table.add_column(heading, justify="left" if heading == "study" else "right", no_wrap=True)
     for entry in ranked:
-        best, baseline = entry["best"], entry["baseline"]
         table.add_row(
             entry["study"],
-            loss_words(best and best["val_loss"]),
-            loss_words(baseline and baseline["val_loss"]),
+            loss_words(entry["winner"]["val_loss"]),
+            loss_words(entry["winner"]["baseline_val_loss"]),
             str(entry["trials"]),
             token_words(entry["tokens_spent"]),
             duration_words(entry["device_s_spent"]),
@@ -51,7 +50,9 @@ def compare_command(options: Options, terminal: Terminal) -> int:
     terminal.say("")
     for entry in ranked:
         best = entry["best"]
-        terminal.say(f"{entry['study']}: " + (f"{run_words(best, None)}, {config_words(best)}" if best else "no best"))
+        worse = "; its loss is above its start's" if entry["winner"]["worse_than_start"] else ""
+        said = f"{run_words(best, None)}, {config_words(best)}{worse}" if best else "no best"
+        terminal.say(f"{entry['study']}: {said}")
     if differences:
         terminal.say("not ranked, because their losses are not comparable:")
         for line in differences:
@@ -97,8 +98,7 @@ def speed_differences(budgets: Mapping[str, Budget]) -> list[str]:
 
 
 def _entry(study: Study, document: dict[str, Any]) -> dict[str, Any]:
-    rows = study.trials()
-    winner, trials = find_winner(rows, load_attempts(study)), ranked_trials(rows)
+    winner, trials = winner_of(study), ranked_trials(study.trials())
     spent = savings(trials)
     return {
         "study": study.name,

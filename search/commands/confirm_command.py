@@ -130,7 +130,7 @@ def _run(
         f"study {study.name}: {candidates} and the baseline again, each on {seeds}",
         cost_words(plan, left),
     ]
-    return run_plan(plan, terminal, ledger=ledger, runs=left, lines=lines)
+    return run_plan(plan, terminal, ledger=ledger, runs=left, lines=lines, again=f"make confirm STUDY={study.name}")
 
 
 def say_attempt(study: Study, attempt: Attempt, terminal: Terminal) -> None:

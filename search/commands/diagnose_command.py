@@ -86,9 +86,9 @@ def _study_and_trial(target: str) -> tuple[Study | None, int | None]:
     if path.is_dir() and Study(path).study_json.is_file():
         return Study(path), None
     name, slash, trial = target.partition("/")
-    if path.exists() or (slash and not trial.isdecimal()):
-        return None, None
-    if name != LATEST and name not in {study.name for study in list_studies()}:
+    # Before a file or folder of the name here, which ./NAME means: the next steps print names of studies.
+    is_known = name == LATEST or name in {study.name for study in list_studies()}
+    if not is_known or (slash and not trial.isdecimal()):
         return None, None
     return open_study(name), int(trial) if slash else None
 

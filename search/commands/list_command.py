@@ -8,7 +8,7 @@ from results.confirmation.confirmation_file import load_attempts
 from results.ranking import ranked_trials, spent_by_purpose
 from results.study.folder import Study, list_studies, studies_dir
 from results.study.paths import shown
-from results.winner import find_winner
+from results.winner import find_winner, start_val_loss
 from results.words import local_time_words, loss_words
 from search.options import Options
 from search.terminal.console import Terminal, print_table
@@ -31,7 +31,8 @@ def list_command(_: Options, terminal: Terminal) -> int:
             entry["kind"],
             local_time_words(entry["created_at"]),
             f"{entry['trials']} of {entry['most_trials']}" if entry["most_trials"] else str(entry["trials"]),
-            loss_words(entry["best_val_loss"]) + (" proven" if entry["proven"] else ""),
+            loss_words(entry["best_val_loss"])
+            + (" above its start" if entry["worse_than_start"] else " proven" if entry["proven"] else ""),
             loss_words(entry["baseline_val_loss"]),
             entry["model"],
         )
@@ -47,7 +48,7 @@ def list_command(_: Options, terminal: Terminal) -> int:
 def _entry(study: Study) -> dict[str, Any]:
     try:
         document, trials = study.document(), study.trials()
-        winner = find_winner(trials, load_attempts(study))
+        winner = find_winner(trials, load_attempts(study), start_val_loss=start_val_loss(document))
     except UserError as error:
         return {"study": study.name, "error": str(error)}
     return {
@@ -62,6 +63,7 @@ def _entry(study: Study) -> dict[str, Any]:
         "best": winner.trial and winner.trial["trial_id"],
         "best_val_loss": winner.trial and winner.trial["val_loss"],
         "proven": winner.standing == "proven",
+        "worse_than_start": winner.worse_than_start,
         "baseline_val_loss": winner.baseline_val_loss,
         "model": document["model"],
     }

@@ -1,9 +1,9 @@
 """`make model`: writes a study's best model as a folder that other programs load."""
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from results.export import make_words
 from results.model_card import model_record, model_row
 from results.study.folder import Study
 from results.study.paths import shown
@@ -13,6 +13,7 @@ from search.options import Options
 from search.setup.folder_of_run import save_run_model
 from search.setup.reopen import load_inputs_of
 from search.terminal.console import Preparing, Terminal
+from search.terminal.next_steps import remedy
 from trainable.config import config_from
 from trainable.errors import UserError
 from trainable.model.model_names import check_model_target
@@ -24,10 +25,10 @@ if TYPE_CHECKING:
 def model_command(options: Options, terminal: Terminal) -> int:
     """Write the best trial of STUDY (default: the latest search) to OUT."""
     study = open_or_fetch_study(options)
-    trial, document = model_row(study, _winner(study)), study.document()
+    trial = model_row(study, _winner(study))
     folder = options.out or study.path / f"model-{trial['trial_id']}"
-    record = model_record(document, trial)
-    check_model_target(folder, {name: record[name] for name in ("study", "created_at", "trial_id")})
+    record = model_record(study, trial)
+    check_model_target(folder, {name: record[name] for name in ("created_at", "trial_id", "hyperparameters")})
     with Preparing(terminal.console) as progress:
         checkpoint = _checkpoint(study, options.storage, trial, folder, progress)
         loaded = load_inputs_of(study, options, progress)
@@ -54,11 +55,9 @@ def model_command(options: Options, terminal: Terminal) -> int:
 
 
 def _winner(study: Study) -> dict[str, Any]:
-    is_training = study.document()["kind"] == "train"
-    trial = next(iter(study.trials()), None) if is_training else winner_of(study).trial
-    if trial is None or trial["status"] != "completed":
-        remedy = "Train again." if is_training else f"Go on with it: make resume STUDY={study.name}"
-        raise UserError(f"study {study.name} has no completed trial, so there is no model. {remedy}")
+    trial = winner_of(study).trial
+    if trial is None:
+        raise UserError(f"study {study.name} has no completed trial, so there is no model.{remedy(study)}")
     return trial
 
 
@@ -70,5 +69,5 @@ def _checkpoint(
     try:
         return model_checkpoint(study, storage, trial)
     except NoCheckpointError as gone:
-        again = f"make train STUDY={study.name} SAVE_MODEL={shlex.quote(shown(folder))}"
+        again = f"make train STUDY={study.name} {make_words({'SAVE_MODEL': shown(folder)})}"
         raise NoCheckpointError(f"{gone} Train it again: {again}") from None

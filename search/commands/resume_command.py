@@ -19,6 +19,7 @@ from search.setup.reopen import reopen, with_inputs_of
 from search.setup.run_plan import ray_ahead
 from search.setup.settings import differences, planned_space, space_file_differences
 from search.terminal.console import Preparing, Terminal
+from search.terminal.next_steps import has_more
 from spaces.budget import budget_of
 from spaces.overrides import with_overrides
 from spaces.protocol import AUTO
@@ -118,12 +119,13 @@ def _resume(
         raise UserError(f"TRIALS={planned}: study {study.name} has {len(rows)} trials already. Set a larger number.")
     is_changed = planned != document["trials_planned"]
     if is_changed:
-        document = {**document, "trials_planned": planned, "settings": settings.to_json(), "early_end": None}
+        document = {**document, "trials_planned": planned, "settings": settings.to_json()}
+        document |= {"early_end": None, "exhausted": False}
     if planned == ended:
         if is_changed:
             write_document(study.study_json, document)
         again = f"make resume STUDY={study.name} TRIALS=+{planned}"
-        more = "" if configs or space.searcher.name == "grid" else f"; {again} runs as many again"
+        more = f"; {again} runs as many again" if not configs and has_more(study.document()) else ""
         terminal.say(f"all {planned} trials of study {study.name} have ended{more}")
         return 0, None
     with Preparing(terminal.console) as progress:

@@ -80,9 +80,9 @@ def read_baseline(text: str) -> Baseline:
 def _is_file(text: str) -> bool:
     path = Path(text)
     # A text that is too long for a name is no study's either.
-    if "/" in text or text.endswith((".env", *CHECKPOINT_SUFFIXES)) or path_error(path) is not None or path.is_file():
+    if "/" in text or text.endswith((".env", *CHECKPOINT_SUFFIXES)) or path_error(path) is not None:
         return True
-    return path.is_dir() and text not in {study.name for study in list_studies()}
+    return path.exists() and text not in {study.name for study in list_studies()}
 
 
 def _of_file(text: str, path: Path) -> Baseline:

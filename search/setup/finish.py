@@ -1,5 +1,7 @@
 """What every command that has run trials writes at its end."""
 
+from typing import Any
+
 from results.export import write_best
 from results.report.page import write_reports
 from results.study.folder import Study
@@ -18,11 +20,16 @@ def finish_study(
 
     code: the exit code of the runs. loaded: the study's inputs, if they are loaded.
     """
-    if winner_of(study).trial is not None:
-        write_best(study)
     if code == 0:  # after an interruption nobody waits for samples
         sample_study(study, options, terminal, loaded)
     with terminal.console.status("writing the report ..."):
-        write_reports(study)
+        write_answer(study)
         if options.storage is not None:
             TableMirror(study, options.storage, terminal.say).close()
+
+
+def write_answer(study: Study) -> dict[str, Any]:
+    """Write best.env, best.json and the report, all of the same winner; return the report's facts."""
+    if winner_of(study).trial is not None:
+        write_best(study)
+    return write_reports(study)

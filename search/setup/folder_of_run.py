@@ -79,11 +79,10 @@ def save_run_model(
     from trainable.model.models import load_model
     from trainable.model.save_folder import adapters_base_name, base_license, save_adapter_folder, save_model_folder
 
-    document = study.document()
     name = loaded.spec.model_name
-    card = model_card(document, trial, winner_of(study), base_license=base_license(name))
+    card = model_card(study, trial, winner_of(study), base_license=base_license(name))
     windows = eval_windows(loaded.spec.corpus.val, loaded.spec.protocol)
-    record = model_record(document, trial)
+    record = model_record(study, trial)
     if adapters_on is not None and not options.merge:
         base = adapters_base_name(adapters_on)
         save_adapter_folder(model, loaded.tokenizer, folder, model_name=name, base=base, card=card, record=record)

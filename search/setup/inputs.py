@@ -160,7 +160,9 @@ def load_inputs(
     # Each collection would walk all that the libraries brought, a quarter of a second long, and in a forked worker copy
     # it.
     gc.freeze()
-    if joins and address is None and device.type == "cpu":
+    # The client of an object store has been asked already, and its threads do not survive a fork.
+    has_client = options.storage is not None and "://" in options.storage
+    if joins and address is None and device.type == "cpu" and not has_client:
         start_fork_server()
     if is_to_fetch(inputs.model_name):
         progress(f"fetching {inputs.model_name} from the hub", 0.0)

@@ -7,6 +7,7 @@ from results.study.document_model import INPUT_VARIABLES
 from results.study.folder import Study
 from results.study.own_files import remove_unfinished
 from results.winner import winner_of
+from results.words import list_words
 from search.cluster.storage_hold import check_unheld
 from search.options import Options, parse_options
 from search.setup.inputs import Loaded
@@ -54,9 +55,12 @@ def load_inputs_of(study: Study, options: Options, progress: Preparing, *, joins
     document = study.document()
     loaded = load_for(document, with_inputs_of(document, options), progress, joins=joins)
     if changed := differences_of_inputs(document, loaded.facts):
+        inputs = {v: (document.get(name), loaded.facts[name]) for name, v in INPUT_VARIABLES.items()}
+        named = [v for v, (then, now) in inputs.items() if v in options.texts and then != now]
+        remedy = f"Unset {list_words(named)}, restore" if named else "Restore"
         raise UserError(
             f"study {study.name}: {'; '.join(changed)}. Its losses and models belong to what it was run on. "
-            "Restore what has changed, or start a new search."
+            f"{remedy} what has changed, or start a new search."
         )
     return loaded
 

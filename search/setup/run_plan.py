@@ -45,6 +45,9 @@ def held(plan: Plan) -> Iterator[Plan]:
         study = create_study(plan.name, plan.document, beside=beside, is_chosen=is_chosen, claim=claim)
         plan = replace(plan, study=study, document={**plan.document, "name": study.name})
     with hold(plan.study):
+        if not plan.is_new:
+            # Another command may have held the study while this one prepared.
+            plan = replace(plan, document=plan.study.document())
         try:
             yield plan
         except MachineError:
@@ -76,10 +79,12 @@ def run_plan(
     ledger: Ledger,
     runs: Sequence[PlannedRun] | None,
     lines: Sequence[str] = (),
+    again: str | None = None,
 ) -> int | None:
     """Run planned runs, each in full, or with None what is left of the search; the study must be held.
 
-    Return the exit code of an interruption, or None. Raises UserError when the study cannot be written any more.
+    again: the command that goes on with them, where make resume does not. Return the exit code of an interruption, or
+    None. Raises UserError when the study cannot be written any more.
     """
     study = plan.study
     interrupts = Interrupts()
@@ -116,13 +121,15 @@ def run_plan(
             view=view,
             interrupts=interrupts,
             callbacks=mirror_callbacks(plan.options, view, plan.space) if plan.space else (),
+            again=again or f"make resume STUDY={study.name}",
         )
         if (end := work.searcher.log.early_end) is not None:
             early = {"trials_planned": end.trials, "early_end": asdict(end)}
             write_document(study.study_json, {**plan.document, **early})
         elif work.searcher.exhausted:
             # Or the next step would be to go on with it for ever.
-            write_document(study.study_json, {**plan.document, "trials_planned": len(work.searcher.log.trials)})
+            ended_at = {"trials_planned": len(work.searcher.log.trials), "exhausted": True}
+            write_document(study.study_json, {**plan.document, **ended_at})
     return interrupts.code
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from results.samples import Sample, Samples, load_samples, write_samples
-from results.study.folder import Study
+from results.study.folder import RESUMED_KINDS, Study
 from results.winner import winner_of
 from search.cluster.study_storage import model_checkpoint
 from search.options import Options
@@ -38,7 +38,8 @@ def sample_study(study: Study, options: Options, terminal: Terminal, loaded: Loa
             loaded = loaded or load_inputs_of(study, options, progress)
             write_samples(study, _samples(study, baseline, best, prompt, loaded, options.storage, progress))
     except KeyboardInterrupt:
-        terminal.say(f"interrupted before the samples were written; make resume STUDY={study.name} does it")
+        again = f"; make resume STUDY={study.name} does it" if study.document()["kind"] in RESUMED_KINDS else ""
+        terminal.say(f"interrupted before the samples were written{again}")
     except Exception as error:
         # The trials took hours and the samples take seconds: whatever fails here, the report is still written.
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"

@@ -5,8 +5,9 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from results.export import winner_env
-from results.study.folder import Study, find_study, new_study_name, open_study
+from results.study.folder import LATEST, Study, find_study, new_study_name, open_study
 from results.winner import winner_of
+from results.words import list_words
 from search.options import LENGTHS, Options, check_lora, parse_options, with_default_warmup
 from search.setup.inputs import Loaded, check_inputs, load_inputs
 from search.setup.plan import study_name
@@ -64,8 +65,8 @@ def with_winner_of(options: Options) -> Options:
     Other variables override it, and the run's own name is made from the study's. Its schedule is stretched over the
     length that is asked for.
     """
-    study = find_study(options.study) if options.study else None
-    if study is None and options.study and options.lengths:
+    study = find_study(options.study) if options.study and options.study != LATEST else None
+    if study is None and options.study and (options.lengths or options.study == LATEST):
         # A name that is free is the new run's, which has no winner to stretch.
         study = open_study(options.study)
     if study is None or study.document()["kind"] == "train":
@@ -73,8 +74,13 @@ def with_winner_of(options: Options) -> Options:
     if options.lengths and "TRAINING_STEPS" in options.texts:
         raise UserError(f"{options.lengths[0]} and TRAINING_STEPS set the length of the same run. Unset one of them.")
     own = {name: text for name, text in options.texts.items() if name not in ("STUDY", *LENGTHS)}
-    winner = {name: text for name, text in winner_env(study, length_asked(study, options)).items() if text}
-    return parse_options({**winner, **own, "STUDY": new_study_name(f"train-{study.name}", datetime.now())})
+    winner = winner_env(study, length_asked(study, options))
+    others = [name for name, text in winner.items() if name != "EXPORTED_FROM" and own.get(name, text) != text]
+    if options.exported_from is not None and others:
+        # The shell holds another winner, which would be trained under this study's name.
+        raise UserError(f"STUDY={study.name}: its winner has another {list_words(others)}.")
+    name = new_study_name(f"train-{study.name}", datetime.now())
+    return parse_options({**{name: text for name, text in winner.items() if text}, **own, "STUDY": name})
 
 
 def make_train_plan(options: Options, progress: Preparing) -> TrainPlan:

@@ -23,7 +23,9 @@ from trainable.errors import redacted
 
 MAX_TABLE_WIDTH = 1000
 CHECKOUT = Path(__file__).resolve().parents[2]
-COMMAND = re.compile(r"\bmake [a-z]+(?= (?:STUDY|TARGET)=[\w'\"/~])(?: [A-Z_]+=\S*[^\s.;:,])+")
+COMMAND = re.compile(
+    r"""\bmake [a-z]+(?= (?:STUDY|TARGET|FROM)=[\w'"/~])(?: (?='?[A-Z_]+=)(?:'[^']*'|"[^"]*"|[^\s'"])+(?<![.;:,]))+"""
+)
 """A command about a study within a sentence."""
 
 
@@ -147,6 +149,8 @@ class Terminal:
         self.as_json = as_json
         self.typed_folders = ""
         """Folders named on the command line, which printed next steps must repeat."""
+        self.is_study_exported = False
+        """Whether a new study must be asked for with STUDY= to get a name of its own."""
         # A path may hold bytes that are not UTF-8. No markup below, because a name may contain it.
         for stream in (sys.stdout, sys.stderr):
             reconfigure = getattr(stream, "reconfigure", None)
@@ -158,7 +162,9 @@ class Terminal:
         """Return a command of make as it works in the folder from which the last one was typed."""
         here = Path(os.environ.get("MAKE_CALLED_FROM") or ".").resolve()
         there = "" if here == CHECKOUT else f" -C {shlex.quote(str(CHECKOUT))}"
-        return f"make{there}{command.removeprefix('make')}{self.typed_folders}"
+        makes_one = command.startswith(("make search ", "make train ")) and " STUDY=" not in command
+        free = " STUDY=" if self.is_study_exported and makes_one else ""
+        return f"make{there}{command.removeprefix('make')}{free}{self.typed_folders}"
 
     def with_typed(self, sentence: str) -> str:
         """Return a sentence with the commands about studies in it as typed() returns them."""

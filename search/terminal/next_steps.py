@@ -1,6 +1,6 @@
 """Next steps: commands for the user to type as printed, chosen by the state of the study."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +56,11 @@ def next_steps(study: Study) -> list[Step]:
     return [*_about(study, winner, diagnose, own), *_wider(study)]
 
 
+def remedy(study: Study) -> str:
+    """Return the first next step as the end of an error about the study; empty where there is none."""
+    return "".join(f" {step.purpose[0].upper()}{step.purpose[1:]}: {step.command}" for step in next_steps(study)[:1])
+
+
 def _after_training(study: Study, row: dict[str, Any], winner: Winner) -> list[Step]:
     diagnose = Step(command=f"make diagnose TARGET={study.name}/0", purpose="find what is wrong with the run")
     if winner.worse_than_start:
@@ -72,6 +77,8 @@ def _after_training(study: Study, row: dict[str, Any], winner: Winner) -> list[S
     # The checkpoint has the model and the hyperparameters, and not what they are trained and evaluated on.
     values = {
         "CHECKPOINT_PATH": str(checkpoint),
+        # An export of the study that it began from sets True.
+        "WEIGHTS_ONLY": document["checkpoint_path"] and "False",
         "TRAINING_DATA_SOURCE": document.get("data_source"),
         "VALIDATION_DATA_SOURCE": document.get("validation_data_source"),
         "DOCUMENTS": document.get("documents"),
@@ -83,10 +90,8 @@ def _after_training(study: Study, row: dict[str, Any], winner: Winner) -> list[S
 
 def _about(study: Study, winner: Winner, diagnose: Step, own: list[Step]) -> list[Step]:
     name, document = study.name, study.document()
-    command = f"make resume STUDY={name} TRIALS=+{len(ranked_trials(study.trials()))}"
-    # All cells of a grid have been run.
-    is_grid = document.get("searcher", {}).get("name") == "grid"
-    more = [] if is_grid else [Step(command=command, purpose="run more trials")]
+    add = f"make resume STUDY={name} TRIALS=+{len(ranked_trials(study.trials()))}"
+    more = [Step(command=add, purpose="run more trials")] if has_more(document) else []
     # BASELINE takes a study's settings, not its model and text.
     search = search_command(document, f"SPACE=schedule BASELINE={name}")
     schedule = Step(command=search, purpose="search the LR schedule around it")
@@ -104,6 +109,11 @@ def _about(study: Study, winner: Winner, diagnose: Step, own: list[Step]) -> lis
     return [*more, diagnose, *own]
 
 
+def has_more(document: Mapping[str, Any]) -> bool:
+    """Return whether a search can run more trials: not where every configuration of its space has been run."""
+    return document.get("searcher", {}).get("name") != "grid" and not document.get("exhausted")
+
+
 def _proof(name: str, winner: Winner, more: list[Step]) -> list[Step]:
     if winner.verdict is None:
         return [
@@ -112,10 +122,12 @@ def _proof(name: str, winner: Winner, more: list[Step]) -> list[Step]:
                 purpose="prove it: train the best two and the baseline again on fresh seeds",
             )
         ]
-    needed = winner.verdict.seeds_needed
+    needed, is_behind = winner.verdict.seeds_needed, (winner.verdict.mean_difference or 0.0) > 0.0
     if needed is None or needed > MOST_SEEDS:
         return more
-    return [Step(command=f"make confirm STUDY={name} SEEDS={needed}", purpose=f"prove it with about {needed} seeds")]
+    purpose = f"prove it {'worse ' if is_behind else ''}with about {needed} seeds"
+    confirm = Step(command=f"make confirm STUDY={name} SEEDS={needed}", purpose=purpose)
+    return [*more, confirm] if is_behind else [confirm]
 
 
 def _rival(study: Study, winner: Winner) -> list[Step]:
@@ -135,7 +147,8 @@ def _wider(study: Study) -> list[Step]:
     words = [edge["words"] for edge in edges_of(study)]
     if not words:
         return []
-    command = f"make -s export STUDY={study.name} FORMAT=toml > {study.name}.toml"
+    # Not NAME.toml, which may be the space file that was searched.
+    command = f"make -s export STUDY={study.name} FORMAT=toml > {study.name}-wider.toml"
     return [Step(command=command, purpose=f"write a space file to change: {'; '.join(words)}")]
 
 

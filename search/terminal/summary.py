@@ -87,6 +87,8 @@ def verdict_lines(winner: Winner) -> list[str]:
         side = "lower" if winner.search_difference <= 0 else "higher"
         by = f"{abs(winner.search_difference):.4f} nats/token {side} on the same held-out tokens at the same budget"
         lines.append(f"{by}; {evidence_words(winner)}")
+    elif winner.verdict is not None or winner.rival_verdict is not None:
+        lines.append(evidence_words(winner))
     return [*lines, *notes(winner)]
 
 

@@ -61,8 +61,9 @@ def run_study(
     view: StudyView,
     interrupts: Interrupts,
     callbacks: Sequence[Callback],
+    again: str,
 ) -> None:
-    """Run the workload's trials into `study`.
+    """Run the workload's trials into `study`; again: the command that goes on with them.
 
     After a signal it returns too, with the running trials marked interrupted. Raises UserError when the study can no
     longer be written, and MachineError when Ray does not start or ends; what was measured until then is kept.
@@ -103,7 +104,7 @@ def run_study(
             view.ray_is_up()
             watch = StartWatch(slots, logs, say=view.say)
             # Entered again, because ray.init() replaces the SIGTERM handler when it joins a cluster.
-            with interrupts, rays_own_faults(study):
+            with interrupts, rays_own_faults(again):
                 if interrupts.code is not None:
                     raise KeyboardInterrupt
                 # Not a Tuner: it pickles searcher, scheduler and callbacks for a restore that studies never use.
@@ -149,10 +150,10 @@ def run_study(
         )
     if recorder.storage_error is not None:
         words = storage_error_words(recorder.storage_error, study.path)
-        raise UserError(f"{words}. Then go on with: make resume STUDY={study.name}")
+        raise UserError(f"{words}. Then go on with: {again}")
     if recorder.input_fault is not None:
         fault, remedy = recorder.input_fault
-        raise UserError(f"{fault}; what was measured so far is kept. {remedy}: make resume STUDY={study.name}")
+        raise UserError(f"{fault}; what was measured so far is kept. {remedy}: {again}")
 
 
 @dataclass(eq=False)
@@ -227,21 +228,20 @@ def prune_checkpoints(
 
 
 @contextmanager
-def rays_own_faults(study: Study) -> Iterator[None]:
-    """Turn Ray's errors, and those of its own files, into MachineError or UserError; a bug keeps its traceback."""
-    again = f"Then go on with: make resume STUDY={study.name}"
+def rays_own_faults(again: str) -> Iterator[None]:
+    """Turn Ray's errors, and its own files', into MachineError or UserError that name `again`, the command to go on."""
     try:
         yield
     except (ray.exceptions.RayError, ConnectionError, TimeoutError) as error:
         raise MachineError(
             f"Ray ended while the trials ran: {full_reason(error)}; what was measured so far is kept. "
-            f"Check the machine's memory. {again}"
+            f"Check the machine's memory. Then go on with: {again}"
         ) from None
     except OSError as error:
         # From a file of Tune's; the recorder catches those of the study's.
         if not is_storage_error(error):
             raise
-        raise UserError(f"{storage_error_words(error)}. {again}") from None
+        raise UserError(f"{storage_error_words(error)}. Then go on with: {again}") from None
 
 
 def _shared_by_trials(spec: RunSpec, slots: Slots) -> dict[str, Any]:

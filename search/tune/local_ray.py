@@ -25,7 +25,7 @@ from ray._private import parameter, ray_constants
 from ray._private.node import Node
 from ray._private.parameter import RayParams
 
-from search.cluster.connection import connect
+from search.cluster.connection import connect, keep_ray_off_stdout
 from search.terminal.signals import ending_in_order
 from search.tune import fork_server
 from search.tune.resources import Slots
@@ -280,6 +280,7 @@ def _init(folder: Path, slots: Slots) -> None:
     if fork_server.forks_workers(folder):
         # Which init() does not hand on.
         parameter.RayParams = partial(RayParams, worker_path=str(fork_server.LAUNCHER))
+    keep_ray_off_stdout()
     with _ends_held(), _sigterm_kept():
         ray.init(
             address="local",  # and not a cluster that happens to run here

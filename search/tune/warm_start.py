@@ -61,7 +61,7 @@ def best_trials(source: Study) -> list[dict[str, Any]]:
     """Return the source's trials with a loss, the best first. Raises UserError where there are none."""
     best = [row for row in leaderboard(ranked_trials(source.trials())) if row["status"] in ("completed", "stopped")]
     if not best:
-        raise UserError(f"WARM_START={source.name}: it has no trial with a loss. Name another study, or unset it.")
+        raise UserError(f"study {source.name} has no trial with a loss to learn from. Start a new search without it.")
     return best
 
 

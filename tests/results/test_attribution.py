@@ -15,11 +15,14 @@ from rich.console import Console
 
 from results.attribution.attribute import attribute
 from results.attribution.attribution_files import from_json, load_attribution, to_json, write_attribution
+from results.attribution.attribution_runs import make_question
 from results.attribution.attribution_values import Attribution, Estimate
 from results.attribution.design import Coalition, Setting, changed_settings, coalitions, config_of
 from results.attribution.sentences import did_it_words, render, summary_lines
 from results.attribution.shapley_weights import interaction_weights, shapley_weights
 from results.study.folder import Study
+from spaces.budget import Budget
+from tests.rows import trial_row
 from trainable.config import BEFORE, DOCUMENTED, TrialConfig
 from trainable.errors import UserError
 
@@ -487,6 +490,20 @@ def shown_text(attribution: Attribution, width: int = 100) -> str:
 def story() -> Attribution:
     losses = make_losses(4, ONE_INTERACTION, noise=0.004)
     return attribute(losses, changed_settings(BEFORE, DOCUMENTED), after_name="documented")
+
+
+def test_seeds_are_fresh_and_none_that_has_its_answer_is_dropped() -> None:
+    after = replace(DOCUMENTED, learning_rate=3e-4)
+    question = make_question("baseline", DOCUMENTED, "trial 1", after, Budget(tokens=409_600))
+    trials = [trial_row(0, val_loss=4.5), trial_row(1, val_loss=4.2, learning_rate=3e-4)]
+    # An attempt to confirm has begun and has run on seed 1 of its two alone.
+    trials.append(trial_row(2, val_loss=4.5, purpose="confirmation", of_trial=0, seed=1))
+    assert question.seeds(trials, 3, above=0, taken=(1, 2)) == [3, 4, 5]
+    for run in question.runs([3, 4, 5]).values():
+        trials.append({**trial_row(0, val_loss=4.0), **replace(run, trial_id=len(trials)).columns()})
+    trials[3]["status"] = "failed"
+    assert question.seeds(trials, 1, above=0) == [4, 5]
+    assert question.seeds(trials, 4, above=0) == [4, 5, 3, 2]
 
 
 def test_the_table_says_what_did_it() -> None:

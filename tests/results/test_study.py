@@ -1,5 +1,6 @@
 """Names, paths and documents; and that a refused study leaves nothing behind."""
 
+import shutil
 import subprocess
 import sys
 import threading
@@ -289,6 +290,15 @@ def test_latest_is_what_search_or_baseline_made_last(studies: Path, make_documen
     assert [study.name for study in list_studies()] == ["t", "a", "b", "s"]
     assert open_study("latest").name == "b"
     assert [open_study(name).name for name in "abst"] == ["a", "b", "s", "t"]
+
+
+def test_a_copy_is_not_the_latest_study(studies: Path, make_document: MakeDocument) -> None:
+    create_study("plateau-1", make_document("plateau-1"))
+    shutil.copytree(studies / "plateau-1", studies / "backup")
+    shutil.copytree(studies / "plateau-1", studies / "zz")
+    assert open_study("latest").name == "plateau-1"
+    (studies / "plateau-1").rename(studies / "renamed")
+    assert open_study("latest").name in ("backup", "renamed", "zz")
 
 
 def test_without_a_search_or_a_baseline_there_is_no_latest(studies: Path, make_document: MakeDocument) -> None:

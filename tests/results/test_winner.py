@@ -22,6 +22,8 @@ from results.winner import (
     way_words,
     winner_of,
 )
+from search.commands import list_command
+from search.setup.finish import write_answer
 from search.terminal.next_steps import Step, next_steps
 from search.terminal.summary import verdict_lines
 from tests.results.confirmed import add_attempt
@@ -107,6 +109,22 @@ def test_a_baseline_that_did_not_complete_is_no_measure(make_trial: MakeTrial, s
     assert winner.trial["trial_id"] == 1
 
 
+def test_a_baseline_that_broke_in_the_search_is_a_measure_on_fresh_seeds(
+    searched: Study, make_trial: MakeTrial
+) -> None:
+    rows = [make_trial(0, "unstable"), make_trial(1, val_loss=4.5, batch_size=8)]
+    write_table(searched.trials_path, rows, TRIALS)
+    add_attempt(searched, {0: ["unstable"] * 5, 1: PROVEN})
+    assert winner_of(searched).standing == "no_comparison"
+    add_attempt(searched, {0: BASELINE, 1: LUCKY})
+    assert headline(winner_of(searched)) == (
+        "Trial 1 came first in the search; that it is better than the baseline is not proven"
+    )
+    add_attempt(searched, {0: BASELINE, 1: PROVEN})
+    assert ids(searched) == (1, 1, 1)
+    assert evidence_words(winner_of(searched)) in verdict_lines(winner_of(searched))
+
+
 def start_at(study: Study, loss: float | None) -> Winner:
     study.study_json.write_text(json.dumps({**study.document(), "start": {"val_loss": loss, "train_loss": loss}}))
     return winner_of(study)
@@ -135,6 +153,7 @@ def test_a_best_that_is_not_below_the_start_is_said_in_red(searched: Study, star
     assert warning_words(winner) == said
     assert to_json(winner)["worse_than_start"] is True
     assert json.loads(export_json(searched))["worse_than_start"] is True
+    assert list_command._entry(searched)["worse_than_start"] is True
     assert f"# {said}\n" in export_env(searched)
     capital = f"T{said[1:]}."
     assert f'<p class="bad">{capital}</p>' in report_html(report_facts(searched), {})
@@ -262,6 +281,20 @@ def test_a_baseline_that_won_on_fresh_seeds_says_so_everywhere(searched: Study) 
     assert "; this is the baseline: trial 1 came first in the search and is proven worse\n" in export_env(searched)
 
 
+def test_what_fresh_seeds_said_of_the_best_trial_stands_beside_a_baseline_that_won(
+    searched: Study, make_trial: MakeTrial
+) -> None:
+    rows = [make_trial(0, val_loss=4.0), make_trial(1, val_loss=4.5, batch_size=8), make_trial(2, val_loss=4.6)]
+    write_table(searched.trials_path, rows, TRIALS)
+    assert evidence_words(winner_of(searched)) == "one seed each, so nothing is claimed"
+    add_attempt(searched, {0: BASELINE, 1: LUCKY})
+    assert evidence_words(winner_of(searched)).startswith("trial 1: not proven with 5 seeds; ")
+    assert headline(winner_of(searched)) == "The baseline is the best: no trial beat it"
+    add_attempt(searched, {0: BASELINE, 1: WORSE})
+    assert evidence_words(winner_of(searched)).startswith("trial 1 is worse than the baseline on 5 fresh seeds; inter")
+    assert notes(winner_of(searched)) == []
+
+
 def test_a_proven_trial_that_was_behind_in_the_search_is_not_called_lower_there(
     searched: Study, make_trial: MakeTrial
 ) -> None:
@@ -314,3 +347,34 @@ def test_a_trial_that_came_first_after_another_was_proven_is_to_be_confirmed_nex
     assert next_steps(searched)[0] == confirm
     add_attempt(searched, {0: BASELINE, 40: LUCKY})
     assert "confirm" not in next_steps(searched)[0].command
+
+
+def test_more_trials_are_the_next_step_only_while_configurations_are_left(
+    searched: Study, make_trial: MakeTrial
+) -> None:
+    write_table(searched.trials_path, [make_trial(0, val_loss=4.0), make_trial(1, val_loss=4.5)], TRIALS)
+    document = {**searched.document(), "trials_planned": 2}
+    searched.study_json.write_text(json.dumps(document))
+    assert next_steps(searched)[0].command == "make resume STUDY=s TRIALS=+2"
+    for over in ({"searcher": {"name": "grid"}}, {"exhausted": True}):
+        searched.study_json.write_text(json.dumps({**document, **over}))
+        assert not any("TRIALS=" in step.command for step in next_steps(searched))
+
+
+def test_a_winner_that_was_behind_on_fresh_seeds_is_to_be_proven_worse(searched: Study) -> None:
+    add_attempt(searched, {0: BASELINE, 1: on_seeds(5.01, 10.0)})
+    more, confirm, *_ = next_steps(searched)
+    assert more.command == "make resume STUDY=s TRIALS=+4"
+    needed = winner_of(searched).verdict.seeds_needed  # type: ignore[union-attr]
+    assert confirm == Step(
+        command=f"make confirm STUDY=s SEEDS={needed}", purpose=f"prove it worse with about {needed} seeds"
+    )
+
+
+def test_of_a_renamed_study_all_files_name_the_new_one(searched: Study) -> None:
+    write_answer(searched)
+    renamed = Study(searched.path.rename(searched.path.with_name("t")))
+    assert write_answer(renamed)["study"]["name"] == "t"
+    assert renamed.best_env.read_text() == export_env(renamed)
+    assert renamed.best_json.read_text() == export_json(renamed)
+    assert "export EXPORTED_FROM=t\n" in renamed.best_env.read_text()

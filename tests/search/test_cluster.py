@@ -65,6 +65,7 @@ def test_a_lost_nodes_trial_goes_on_on_another_to_the_same_answer(
     assert f"({first[:8]}) was lost" in running.output
     assert f"({second[:8]}) has joined" in running.output
     assert "lost its worker" in running.output
+    assert "(raylet)" not in running.output
     assert differences(left_alone, study) == []
     assert differences(left_alone, Study(storage / "lost")) == []
     assert (storage / "lost" / "study.json").read_bytes() == study.study_json.read_bytes()

@@ -21,7 +21,9 @@ def study(two_rates: Study, studies: Path) -> Study:
 def test_a_search_that_has_run_every_configuration_is_over(study: Study, run_here: Any) -> None:
     ran = run_here("resume", "--json", STUDY="two")
     assert (ran.code, study.document()["trials_planned"]) == (0, 2)
+    assert study.document()["exhausted"]
     assert "all 2 trials of study two have ended" in ran.stderr
+    assert "runs as many again" not in ran.stderr
     assert ran.document["next"][0]["command"] == "make confirm STUDY=two"
 
 

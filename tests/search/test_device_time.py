@@ -291,8 +291,7 @@ def test_an_attribution_that_was_cut_off_is_told_how_to_go_on(plan_of: Callable[
     plan = plan_of("BUDGET_TIME=90s", "STUDY=timed")
     study = made(plan)
     question = question_of_study(study, plan.budget)
-    command = attribute_command._again(plan, question, 3, "").command
-    assert command == "make attribute STUDY=timed SEEDS=3 BUDGET_TIME=90s"
+    assert attribute_command._again(plan, question, 3) == "make attribute STUDY=timed SEEDS=3 BUDGET_TIME=90s"
 
 
 def test_a_shape_that_runs_out_of_memory_gets_a_time_and_the_others_theirs(monkeypatch: pytest.MonkeyPatch) -> None:

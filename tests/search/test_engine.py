@@ -144,7 +144,7 @@ def test_running_trials_are_asked_to_save_before_tune_is_left(tmp_path: Path, mo
     ],
 )
 def test_what_ray_cannot_do_is_never_told_as_the_studys(error: OSError, told: type[Exception], line: str) -> None:
-    with pytest.raises(told) as caught, rays_own_faults(Study(Path("/studies/plateau"))):
+    with pytest.raises(told) as caught, rays_own_faults("make resume STUDY=plateau"):
         raise error
     assert str(caught.value).startswith(line)
     assert str(caught.value).endswith("go on with: make resume STUDY=plateau")
@@ -153,7 +153,7 @@ def test_what_ray_cannot_do_is_never_told_as_the_studys(error: OSError, told: ty
 
 @pytest.mark.parametrize("bug", [ZeroDivisionError(), PermissionError(errno.EACCES, "x"), ValueError("x")])
 def test_a_bug_while_the_trials_run_stays_what_it_is(bug: Exception) -> None:
-    with pytest.raises(type(bug)) as caught, rays_own_faults(Study(Path("/studies/plateau"))):
+    with pytest.raises(type(bug)) as caught, rays_own_faults("make resume STUDY=plateau"):
         raise bug
     assert caught.value is bug
 

@@ -90,7 +90,7 @@ CHEAP = [
     ("run USE_LR_WARMUP=True LR_SCHEDULE=constant", "USE_LR_WARMUP=True contradicts LR_SCHEDULE=constant"),
     ("run STUDY=../elsewhere", "STUDY='../elsewhere' cannot name a study"),
     ("run STUDY=latest", "STUDY=latest means the study that was made last"),
-    ("run STUDY=taken", "study taken exists. Go on with it: make resume STUDY=taken; or choose another STUDY= name."),
+    ("run STUDY=taken", "study taken exists. Choose another STUDY= name."),
     ("run BASELINE=nobody", "there is no study in"),
     (f"run BASELINE={'n' * 300}", "nnn: there is no such file. Name a .env file, a checkpoint, a folder or a study."),
     (f"run BASELINE={'n' * 300}.env", ".env: there is no such file. Name a .env file, a checkpoint, a folder or a"),

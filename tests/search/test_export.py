@@ -82,3 +82,14 @@ def test_two_lengths_of_one_run_are_refused(searched: Any, run: Any, studies: Pa
     assert ran.code == 2
     assert "error: STEPS and TRAINING_STEPS set the length of the same run. Unset one of them." in ran.stderr
     assert "was set by the export of study shared; unset " in ran.stderr
+
+
+def test_a_shell_that_holds_another_studys_export_trains_no_winner_under_a_wrong_name(
+    searched: Any, run: Any, studies: Path
+) -> None:
+    ran = run("train", "STUDY=shared", STUDIES_DIR=str(studies), LEARNING_RATE="0.5", EXPORTED_FROM="other")
+    assert ran.code == 2
+    assert (
+        "error: STUDY=shared: its winner has another LEARNING_RATE. LEARNING_RATE was set by the export of"
+        in ran.stderr
+    )

@@ -43,6 +43,19 @@ def test_the_winner_comes_out_and_is_the_trials(run_here: Any, study: Study, tmp
     assert (refused.code, "exists and is not this model" in refused.stderr) == (2, True)
 
 
+def test_a_study_is_meant_before_a_folder_of_its_name(run_here: Any, study: Study, tmp_path: Path) -> None:
+    (tmp_path / "two").mkdir()
+    ran = run_here("diagnose", "TARGET=two/1", cwd=tmp_path)
+    assert (ran.code, "diagnosis-1.png" in ran.output) == (0, True), ran.output
+
+
+def test_the_checkpoint_is_found_where_the_study_ran_without_storage(
+    run_here: Any, study: Study, tmp_path: Path
+) -> None:
+    ran = run_here("model", "STUDY=latest", f"STORAGE={tmp_path}", f"OUT={tmp_path / 'out'}")
+    assert (ran.code, "the run's to the last digit" in ran.output) == (0, True), ran.output
+
+
 def test_diagnose_finds_nothing_wrong_with_the_folder(run_here: Any, study: Study, tmp_path: Path) -> None:
     assert run_here("model", "STUDY=two").code == 0
     ran = run_here("diagnose", "--json", f"TARGET={study.path / 'model-1'}", cwd=tmp_path)
@@ -58,7 +71,7 @@ def test_without_a_checkpoint_it_says_what_trains_the_model_again(run_here: Any,
     assert refused.code == 2
     assert "trial 1 of study two: it has no checkpoint of step 48 any more. Train it again: " in refused.stderr
     command = refused.stderr.partition("Train it again: ")[2].strip()
-    assert command == f"make train STUDY=two SAVE_MODEL={shlex.quote(str(out))}"
+    assert command == f"make train STUDY=two {shlex.quote(f'SAVE_MODEL={out}')}"
     done = run_here(*shlex.split(command)[1:], "SKIP_PREFLIGHT=1")
     assert done.code == 0, done.stderr
     shutil.move(moved, study.checkpoint_dir(1))
@@ -76,6 +89,7 @@ def test_a_study_whose_text_has_changed_has_no_model(
     ran = run_here("model", "STUDY=two", f"OUT={tmp_path / 'out'}", TRAINING_DATA_SOURCE=str(other))
     assert ran.code == 2
     assert "the text or the tokenizer has changed since" in ran.stderr
+    assert "Unset TRAINING_DATA_SOURCE, restore what has changed, or start a new search." in ran.stderr
     assert not (tmp_path / "out").exists()
 
 

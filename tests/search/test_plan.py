@@ -135,7 +135,7 @@ def test_a_warm_start_without_a_loss_is_refused_before_anything_is_loaded(
 ) -> None:
     create_study("empty", sound_document("empty"))
     monkeypatch.setattr("search.setup.plan.load_for", None)
-    with pytest.raises(UserError, match="WARM_START=empty: it has no trial with a loss"):
+    with pytest.raises(UserError, match="study empty has no trial with a loss to learn from"):
         plan_of("WARM_START=empty")
 
 

@@ -13,6 +13,7 @@ from search.options import (
     KNOWN,
     Options,
     describe_variables,
+    is_study_exported,
     parse_options,
     read_options,
     typed_folders,
@@ -123,19 +124,39 @@ def test_real_make_hands_a_misspelt_variable_down(options: tuple[str, ...], venv
 
 
 def test_a_next_step_is_typed_where_the_last_command_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = {"STUDIES_DIR": str(tmp_path), "VENV": "/my venv", "SPACE": "smoke"}
-    for name, value in {**words, "MAKELEVEL": "1", "MAKE_WORDS": "VENV=/my\\ venv SPACE=smoke"}.items():
+    words = {"STUDIES_DIR": str(tmp_path), "VENV": "/my venv", "SPACE": "smoke", "STORAGE": "/a$b"}
+    typed = "VENV=/my\\ venv SPACE=smoke STORAGE=/a$$b"
+    for name, value in {**words, "MAKELEVEL": "1", "MAKE_WORDS": typed}.items():
         monkeypatch.setenv(name, value)
     terminal = Terminal(as_json=False)
     terminal.typed_folders = typed_folders([])
+    folders = "'STORAGE=/a$$b' 'VENV=/my venv'"
+    assert typed_folders(["STUDIES_DIR=/s"]) == f" STUDIES_DIR=/s {folders}"
     for folder, there in ((ROOT, ""), (tmp_path, f" -C {ROOT}")):
         monkeypatch.setenv("MAKE_CALLED_FROM", str(folder))
         typed = terminal.typed("make -s export STUDY=a > a.toml")
-        assert typed == f"make{there} -s export STUDY=a > a.toml VENV='/my venv'"
+        assert typed == f"make{there} -s export STUDY=a > a.toml {folders}"
         said = terminal.with_typed("Go on with: make resume STUDY=a.b TRIALS=+2; or make resume STUDY=... as you like.")
         assert said == (
-            f"Go on with: make{there} resume STUDY=a.b TRIALS=+2 VENV='/my venv'; or make resume STUDY=... as you like."
+            f"Go on with: make{there} resume STUDY=a.b TRIALS=+2 {folders}; or make resume STUDY=... as you like."
         )
+        said = terminal.with_typed("Again: make train STUDY=a 'SAVE_MODEL=/x y.z'. Or make attribute FROM=before TO=a.")
+        assert said == (
+            f"Again: make{there} train STUDY=a 'SAVE_MODEL=/x y.z' {folders}. "
+            f"Or make{there} attribute FROM=before TO=a {folders}."
+        )
+
+
+def test_a_study_that_the_shell_names_is_not_the_next_ones_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal(as_json=False)
+    for typed, is_exported in ((["STUDY=a"], False), ([], True)):
+        monkeypatch.setenv("STUDY", "a")
+        terminal.is_study_exported = is_study_exported(typed)
+        free = " STUDY=" if is_exported else ""
+        for command in ("make search SPACE=schedule BASELINE=a", "make train CHECKPOINT_PATH=/c.pt"):
+            assert terminal.typed(command).endswith(f"{command.removeprefix('make')}{free}")
+        for command in ("make train STUDY=a", "make confirm STUDY=a", "make diagnose TARGET=a"):
+            assert terminal.typed(command).endswith(command.removeprefix("make"))
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="there is no make")

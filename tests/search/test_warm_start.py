@@ -170,7 +170,7 @@ def test_a_grid_keeps_its_order(source: Study) -> None:
 def test_a_study_without_a_loss_teaches_nothing(source: Study) -> None:
     rows = [row | {"status": "failed"} for row in source.trials()]
     write_table(source.trials_path, rows, TRIALS)
-    with pytest.raises(UserError, match="WARM_START=before: it has no trial with a loss"):
+    with pytest.raises(UserError, match="study before has no trial with a loss to learn from"):
         warm_start_from(source, make_space(), FACTS)
 
 
