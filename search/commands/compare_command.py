@@ -6,11 +6,10 @@ from typing import Any
 
 from rich.table import Table
 
-from results.confirmation.confirmation_file import load_attempts
 from results.ranking import ranked_trials, savings
 from results.study.folder import LATEST, Study, open_study
-from results.winner import find_winner, start_val_loss
 from results.winner import to_json as winner_json
+from results.winner import winner_of
 from results.words import budget_words, config_words, duration_words, list_words, loss_words, run_words, token_words
 from search.options import Options
 from search.terminal.console import Terminal, print_table
@@ -99,9 +98,7 @@ def speed_differences(budgets: Mapping[str, Budget]) -> list[str]:
 
 
 def _entry(study: Study, document: dict[str, Any]) -> dict[str, Any]:
-    rows = study.trials()
-    winner = find_winner(rows, load_attempts(study), start_val_loss=start_val_loss(document))
-    trials = ranked_trials(rows)
+    winner, trials = winner_of(study), ranked_trials(study.trials())
     spent = savings(trials)
     return {
         "study": study.name,
