@@ -8,9 +8,8 @@ import numpy.typing as npt
 from trainable.data.tokens import Progress, Tokens
 from trainable.text_audit.audit_values import Hit, Spans, hit_spans, removed_spans, spans
 from trainable.text_audit.duplicates import find_duplicate_runs, find_overlap_runs, fingerprints
-from trainable.text_audit.near import NearDuplicates, find_near_duplicates
+from trainable.text_audit.near import NearDuplicates, find_near_duplicates, find_passages
 from trainable.text_audit.ngrams import covered, marks_between, union
-from trainable.text_audit.passages import find_passages
 from trainable.text_audit.template import find_templates
 from trainable.text_audit.units import Ints, Units
 

@@ -1,17 +1,16 @@
 """Marked units as findings: binary and foreign stretches, encoding debris, very long lines."""
 
 from collections.abc import Iterator
-from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from trainable.text_audit.audit_values import Hit
 from trainable.text_audit.debris import TYPES
-from trainable.text_audit.language import foreign_units
+from trainable.text_audit.language import NONE, SCRIPTS, foreign_units, own_scripts
 from trainable.text_audit.ngrams import marked_spans, union
 from trainable.text_audit.noise import MIN_REGION_BYTES
 from trainable.text_audit.scan import Scan
-from trainable.text_audit.scripts import NAMES, NONE, own_scripts
 from trainable.text_audit.units import Flags, Ints
 
 MIN_FOREIGN_BYTES = 200
@@ -21,11 +20,10 @@ GAP_UNITS = 3
 MIN_MARKUP = 5
 MARKUP_BYTES = 120
 """HTML is debris where there are MIN_MARKUP tags and entities, and one in this many bytes; less is text about HTML."""
-LONG_LINE_BYTES = 2_000
+LONG_LINE_BYTES, HUGE_LINE_BYTES = 2_000, 200_000
 LONG_LINE_RATIO = 20
-"""A line is very long above LONG_LINE_BYTES if it is this many times the 95th percentile of the lines with text."""
-HUGE_LINE_BYTES = 200_000
-"""... or in any case."""
+"""A line is very long above LONG_LINE_BYTES if it is this many times the 95th percentile of the lines with text, and
+above HUGE_LINE_BYTES in any case."""
 
 
 def find_binary(scan: Scan) -> list[Hit]:
@@ -34,11 +32,10 @@ def find_binary(scan: Scan) -> list[Hit]:
     for first, end in _groups(scan.noisy):
         size = _bytes(scan, first, end)
         if size >= MIN_REGION_BYTES:
-            hit = _hit(scan, "binary", first, end, f"{size:,} bytes that are no text")
             # Lines of text between two blobs stay.
             noisy = np.flatnonzero(scan.noisy[first:end]) + first
             removed = union(np.stack([scan.units.first_token[noisy], scan.units.end_token[noisy]], axis=1))
-            hits.append(replace(hit, removed=removed))
+            hits.append(_hit(scan, "binary", first, end, f"{size:,} bytes that are no text", removed=removed))
     return hits
 
 
@@ -51,7 +48,7 @@ def find_foreign(scan: Scan, ignored: Flags) -> list[Hit]:
         size = _bytes(scan, first, end)
         if size >= MIN_FOREIGN_BYTES:
             inside = scan.script[first:end]
-            name = NAMES[int(np.bincount(inside[foreign[first:end]]).argmax())]
+            name = SCRIPTS[int(np.bincount(inside[foreign[first:end]]).argmax())]
             hits.append(_hit(scan, "foreign_language", first, end, f"{size:,} bytes in {name} script"))
     sizes = scan.units.end_byte - scan.units.first_byte
     words, common, prose = (column.astype(np.int64) for column in (scan.words, scan.common_words, scan.prose_bytes))
@@ -113,23 +110,7 @@ def _bytes(scan: Scan, first: int, end: int) -> int:
     return int((scan.units.end_byte[first:end] - scan.units.first_byte[first:end]).sum())
 
 
-def _hit(
-    scan: Scan,
-    kind: str,
-    first: int,
-    end: int,
-    summary: str,
-    *,
-    occurrences: int = 1,
-    affected_tokens: int | None = None,
-) -> Hit:
-    low, high = int(scan.units.first_token[first]), int(scan.units.end_token[end - 1])
-    high = max(high, low + 1)
-    return Hit(
-        kind=kind,
-        first=low,
-        end=high,
-        summary=summary,
-        occurrences=occurrences,
-        affected_tokens=high - low if affected_tokens is None else affected_tokens,
-    )
+def _hit(scan: Scan, kind: str, first: int, end: int, summary: str, **others: Any) -> Hit:
+    low = int(scan.units.first_token[first])
+    high = max(int(scan.units.end_token[end - 1]), low + 1)
+    return Hit(kind=kind, first=low, end=high, summary=summary, **{"affected_tokens": high - low, **others})
