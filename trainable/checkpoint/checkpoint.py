@@ -41,7 +41,6 @@ class Checkpoint:
     weights: Mapping[str, torch.Tensor]
     payload: Mapping[str, Any]
     """What the file holds; empty for weights alone."""
-    is_ours: bool = False
     config: TrialConfig | None = None
     """None for a file of others: its hyperparameters were another script's."""
     model_name: str | None = None
@@ -51,7 +50,7 @@ class Checkpoint:
     @property
     def ours(self) -> Mapping[str, Any] | None:
         """The whole payload where the file is ours."""
-        return self.payload if self.is_ours else None
+        return self.payload if self.config is not None else None
 
     @property
     def step_to_continue_from(self) -> int:
@@ -119,7 +118,6 @@ def read_checkpoint(path: Path) -> Checkpoint:
             optimizer_steps=payload["optimizer_steps"],
             weights=weights_in(where, payload),
             payload=payload,
-            is_ours=True,
             config=make_config(TrialConfig(), payload["config"]),
             model_name=payload["model_name"],
             base=_base(payload),

@@ -267,8 +267,10 @@ def _why(trial: Row, reduction: int | None, measured: Measured) -> str:
     steps = f"after {count_words(trial['optimizer_steps'], 'step')}"
     match trial["status"]:
         case "stopped":
-            best = f"1/{reduction}" if reduction else "trials"
-            return f"not among the best {best} at {_rung_words(trial['rung'], measured)}"
+            best, at, rungs = f"1/{reduction}" if reduction else "trials", "its rung", measured.rung_tokens
+            if trial["rung"] is not None and trial["rung"] < len(rungs):
+                at = f"{percent_words(rungs[trial['rung']] / measured.budget.tokens)} of the budget"
+            return f"not among the best {best} at {at}"
         case "unstable":
             return str(trial["verdict"] or "no verdict")
         case "out_of_memory":
@@ -280,12 +282,6 @@ def _why(trial: Row, reduction: int | None, measured: Measured) -> str:
         case "running":
             return f"{steps} so far"
     return ""
-
-
-def _rung_words(rung: int | None, measured: Measured) -> str:
-    if rung is None or not rung < len(measured.rung_tokens):
-        return "its rung"
-    return f"{percent_words(measured.rung_tokens[rung] / measured.budget.tokens)} of the budget"
 
 
 def _protocol_facts(document: Row, measured: Measured) -> Row:

@@ -16,6 +16,7 @@ from results.report.figures.marks import (
     loss_ceiling,
     named,
     note,
+    padded,
     point_trace,
     short_words,
     spread,
@@ -62,14 +63,14 @@ def _curves(
     trials = [trial for trial in facts["trials"] if any(v is not None for v in trial["evaluations"]["val_loss"])]
     if not trials:
         return
-    start = facts["initial_loss"]
-    ceiling = loss_ceiling(facts, [v for t in trials for v in t["evaluations"]["val_loss"] if v is not None])
+    start, losses = facts["initial_loss"], [v for t in trials for v in t["evaluations"]["val_loss"] if v is not None]
+    ceiling = loss_ceiling(facts, losses)
     each = max(8, MAX_CURVE_POINTS // len(trials))
     traces = [_lines(role, rows, each, clock) for role, rows in by_role(trials)]
     traces += [
         mark for role, rows in by_role(facts["trials"]) if (mark := _ends(role, rows, ceiling, clock)) is not None
     ]
-    lowest = min(v for v in (start, *(v for t in trials for v in t["evaluations"]["val_loss"])) if v is not None)
+    lowest = min(losses if start is None else [start, *losses])
     of_start = [] if start is None else [note(1, start, "start", xref="paper", xanchor="right", yanchor="bottom")]
     yield figure(
         key,
@@ -78,17 +79,12 @@ def _curves(
         traces,
         {
             "xaxis": axis(words, rangemode="tozero"),
-            "yaxis": axis("val loss (nats/token)", range=_padded(lowest, ceiling)),
+            "yaxis": axis("val loss (nats/token)", range=padded((lowest, ceiling))),
             "shapes": [*shapes, *([] if start is None else [across(start, dash="dash")])],
             "annotations": [*annotations, *of_start],
         },
         height=440,
     )
-
-
-def _padded(low: float, high: float) -> list[float | None]:
-    pad = 0.04 * (high - low or 1.0)
-    return [short(low - pad, 6), short(high + pad, 6)]
 
 
 def _lines(role: Row, trials: Sequence[Row], each: int, clock: str) -> Row:
@@ -151,8 +147,8 @@ def parallel_coordinates(facts: Row) -> Iterator[Row]:
     for index in range(LOSS_CLASSES):
         part = ordered[len(ordered) * index // LOSS_CLASSES : len(ordered) * (index + 1) // LOSS_CLASSES]
         if part:
-            ends = " to ".join(sorted({loss_words(part[-1]["val_loss"]), loss_words(part[0]["val_loss"])}))
-            name = f"trial {part[0]['trial_id']}, {ends}" if len(part) == 1 else ends
+            name = " to ".join(sorted({loss_words(part[-1]["val_loss"]), loss_words(part[0]["val_loss"])}))
+            name = f"trial {part[0]['trial_id']}, {name}" if len(part) == 1 else name
             traces.append(_parallel_trace(name, part, f"@seq{LOSS_CLASSES - index}", 1.8, facts, low, ceiling))
     for flag, look in (("is_baseline", BASELINE), ("is_best", BEST)):
         those = [trial for trial in trials if trial[flag]]
@@ -160,6 +156,7 @@ def parallel_coordinates(facts: Row) -> Iterator[Row]:
         traces.append(_parallel_trace(name, those, look["color"], 4, facts, low, ceiling))
     # Axes one below the other, because a phone has the height for them and not the width.
     axes = [*(parameter["label"] for parameter in parameters), "val loss"]
+    ends = [_mark(place, len(parameters), loss_words(loss)) for place, loss in ((0.0, low), (1.0, ceiling))]
     yield figure(
         "parallel",
         "Parallel coordinates",
@@ -175,7 +172,7 @@ def parallel_coordinates(facts: Row) -> Iterator[Row]:
                 "zeroline": False,
             },
             "shapes": [across(k, x0=0, x1=1, xref="x", layer="below") for k in range(len(axes))],
-            "annotations": [*_axis_words(parameters), *_loss_words(len(axes) - 1, low, ceiling, bool(losses))],
+            "annotations": [*_axis_words(parameters), *(ends if losses else [])],
         },
         height=110 + 68 * len(axes),
     )
@@ -199,12 +196,10 @@ def _parallel_trace(
 
 def place_of(parameter: Row, value: Any, trial_id: int) -> float:
     """Return a value's position on its axis, 0 to 1; below 0 for a parameter that the trial does not read."""
-    if value is None:
-        return _NOT_READ
     values = parameter["values"]
+    if value is None or (values is not None and value not in values):
+        return _NOT_READ
     if values is not None:
-        if value not in values:
-            return _NOT_READ
         return short(_place(values, value) + spread(trial_id, 0.05), 4) or 0.0
     scale = math.log if parameter["log"] else float
     low, high = scale(parameter["low"]), scale(parameter["high"])
@@ -226,10 +221,6 @@ def _axis_words(parameters: Sequence[Row]) -> Iterator[Row]:
             yield _mark(place, index, short_words(value))
         if parameter["condition"] is not None:
             yield note(_NOT_READ, index, "not read", yanchor="bottom", yshift=4, bgcolor="@veil")
-
-
-def _loss_words(index: int, low: float, ceiling: float, known: bool) -> list[Row]:
-    return [_mark(0.0, index, loss_words(low)), _mark(1.0, index, loss_words(ceiling))] if known else []
 
 
 def _mark(x: float, y: float, text: str) -> Row:

@@ -87,7 +87,6 @@ def _examine(
         name=checkpoint.path.name,
         optimizer_steps=checkpoint.optimizer_steps or 0,
         is_ours=checkpoint.ours is not None,
-        parameters=sum(tensor.numel() for tensor in weights.values()),
         vocab_size=embedding.shape[0] if embedding is not None else None,
         dtypes=dtypes(weights),
         bf16_valued_frac=bf16_valued_frac(weights),
