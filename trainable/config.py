@@ -152,12 +152,7 @@ def variable_of(name: str) -> str:
 
 DOCUMENTED = TrialConfig()
 BEFORE = TrialConfig(
-    batch_size=8,
-    block_size=256,
-    learning_rate=2e-5,
-    lr_schedule="warmup_cosine",
-    warmup_steps=500,
-    training_steps=5000,
+    batch_size=8, block_size=256, learning_rate=2e-5, lr_schedule="warmup_cosine", warmup_steps=500, training_steps=5000
 )
 BASELINES: Mapping[str, TrialConfig] = MappingProxyType({"documented": DOCUMENTED, "before": BEFORE})
 """The two built-in configurations."""

@@ -28,11 +28,7 @@ class Ledger:
     """
 
     def __init__(
-        self,
-        study: Study,
-        *,
-        flush_interval_s: float = FLUSH_INTERVAL_S,
-        clock: Callable[[], float] = time.monotonic,
+        self, study: Study, *, flush_interval_s: float = FLUSH_INTERVAL_S, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._study = study
         self._flush_interval_s = flush_interval_s

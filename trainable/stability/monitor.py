@@ -22,12 +22,7 @@ class StabilityMonitor:
     """
 
     def __init__(
-        self,
-        *,
-        budget_steps: int,
-        unigram_entropy: float,
-        from_scratch: bool,
-        rules: StabilityRules = DEFAULT_RULES,
+        self, *, budget_steps: int, unigram_entropy: float, from_scratch: bool, rules: StabilityRules = DEFAULT_RULES
     ) -> None:
         if budget_steps < 1:
             raise UserError(f"budget_steps is {budget_steps}; a run that is to be judged has at least 1 step.")
@@ -41,13 +36,7 @@ class StabilityMonitor:
         self._nonfinite = False
 
     def update(
-        self,
-        *,
-        step: int,
-        loss: float,
-        grad_norm: float | None,
-        step_time_s: float | None,
-        skipped: bool = False,
+        self, *, step: int, loss: float, grad_norm: float | None, step_time_s: float | None, skipped: bool = False
     ) -> tuple[Finding, ...]:
         """Return what this step newly shows; mostly nothing. A kind is reported once an episode, a stop once a run.
 

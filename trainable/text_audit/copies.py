@@ -29,12 +29,7 @@ Runs = npt.NDArray[np.int64]
 
 
 def find_copies(
-    units: Units,
-    tokens: Tokens,
-    word: npt.NDArray[np.int32],
-    known: list[Hit],
-    train_tokens: int,
-    progress: Progress,
+    units: Units, tokens: Tokens, word: npt.NDArray[np.int32], known: list[Hit], train_tokens: int, progress: Progress
 ) -> list[Hit]:
     """Return overlaps, exact and near copies outside what is `known`; `word` maps ids to words, 0 to none."""
     skipped = covered(hit_spans(hit for hit in known if hit.kind in SKIPPED_KINDS), len(tokens))
