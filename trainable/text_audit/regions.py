@@ -26,38 +26,34 @@ LONG_LINE_RATIO = 20
 above HUGE_LINE_BYTES in any case."""
 
 
-def find_binary(scan: Scan) -> list[Hit]:
-    """Return the stretches that are not text."""
-    hits = []
+def find_binary(scan: Scan) -> Iterator[Hit]:
+    """Yield the stretches that are not text."""
     for first, end in _groups(scan.noisy):
         size = _bytes(scan, first, end)
         if size >= MIN_REGION_BYTES:
             # Lines of text between two blobs stay.
             noisy = np.flatnonzero(scan.noisy[first:end]) + first
             removed = union(np.stack([scan.units.first_token[noisy], scan.units.end_token[noisy]], axis=1))
-            hits.append(_hit(scan, "binary", first, end, f"{size:,} bytes that are no text", removed=removed))
-    return hits
+            yield _hit(scan, "binary", first, end, f"{size:,} bytes that are no text", removed=removed)
 
 
-def find_foreign(scan: Scan, ignored: Flags) -> list[Hit]:
-    """Return the stretches in a script that is not the text's own, or without its words; `ignored` units apart."""
+def find_foreign(scan: Scan, ignored: Flags) -> Iterator[Hit]:
+    """Yield the stretches in a script that is not the text's own, or without its words; `ignored` units apart."""
     own = own_scripts(scan.script)
-    hits = []
     foreign = (scan.script != NONE) & ~np.isin(scan.script, list(own)) & ~ignored
     for first, end in _groups(foreign):
         size = _bytes(scan, first, end)
         if size >= MIN_FOREIGN_BYTES:
             inside = scan.script[first:end]
             name = SCRIPTS[int(np.bincount(inside[foreign[first:end]]).argmax())]
-            hits.append(_hit(scan, "foreign_language", first, end, f"{size:,} bytes in {name} script"))
+            yield _hit(scan, "foreign_language", first, end, f"{size:,} bytes in {name} script")
     sizes = scan.units.end_byte - scan.units.first_byte
     words, common, prose = (column.astype(np.int64) for column in (scan.words, scan.common_words, scan.prose_bytes))
     strange = foreign_units(words, common, prose, sizes) & ~ignored & ~foreign
     for first, end in _groups(strange):
         count = int(words[first:end].sum())
         summary = f"{count:,} words, of which hardly any is common in the rest: another language, or a list"
-        hits.append(_hit(scan, "foreign_language", first, end, summary))
-    return hits
+        yield _hit(scan, "foreign_language", first, end, summary)
 
 
 def find_debris(scan: Scan, ignored: Flags) -> tuple[list[Hit], Flags]:
@@ -83,8 +79,8 @@ def _debris_hit(scan: Scan, first: int, end: int, counts: Ints, *, low: int, hig
     return _hit(scan, "encoding_debris", first, end, f"{names}: {total:,}", occurrences=total, affected_tokens=tokens)
 
 
-def find_long_lines(scan: Scan) -> list[Hit]:
-    """Return the lines far longer than the text's others."""
+def find_long_lines(scan: Scan) -> Iterator[Hit]:
+    """Yield the lines far longer than the text's others."""
     units = scan.units
     starts = np.flatnonzero(units.starts_line)
     starts = starts if len(starts) and starts[0] == 0 else np.append(0, starts)
@@ -92,11 +88,9 @@ def find_long_lines(scan: Scan) -> list[Hit]:
     sizes = units.end_byte[ends - 1] - units.first_byte[starts]
     usual = float(np.percentile(sizes, 95))
     limit = min(max(LONG_LINE_BYTES, LONG_LINE_RATIO * usual), HUGE_LINE_BYTES)
-    hits = []
     for line in np.flatnonzero(sizes >= limit).tolist():
         summary = f"a line of {int(sizes[line]):,} bytes; 95 % of the lines have at most {usual:,.0f}"
-        hits.append(_hit(scan, "long_line", int(starts[line]), int(ends[line]), summary))
-    return hits
+        yield _hit(scan, "long_line", int(starts[line]), int(ends[line]), summary)
 
 
 def _groups(flags: Flags) -> Iterator[tuple[int, int]]:

@@ -1,7 +1,6 @@
 """Rules about a loss that a sound run cannot have: where it starts, and how low it gets."""
 
 import math
-from collections.abc import Iterator
 
 from results.diagnosis.findings import Diagnosis
 from results.diagnosis.run_view import RunView
@@ -39,11 +38,10 @@ FEW_STEPS = 3000
 FLAT_NATS = 0.1
 
 
-def start_findings(run: RunView) -> Iterator[Diagnosis]:
-    """Yield what the first and the lowest losses prove."""
+def start_finding(run: RunView) -> Diagnosis | None:
+    """Return what the first and the lowest losses prove."""
     # A model that is shown its targets starts as high as one with wrong labels; only its lowest loss tells them apart.
-    if found := _too_low(run) or _impossible_start(run):
-        yield found
+    return _too_low(run) or _impossible_start(run)
 
 
 def _too_low(run: RunView) -> Diagnosis | None:

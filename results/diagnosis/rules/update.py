@@ -20,10 +20,9 @@ def update_findings(run: RunView) -> Iterator[Diagnosis]:
     gradient = _no_gradient(run)
     schedule = _learning_rate_zero(run) or _never_decays(run) or _never_ends_warm_up(run)
     mismatch = None if schedule else _other_than_configured(run) or _schedule_starts_again(run)
-    yield from (found for found in (gradient, schedule, mismatch) if found)
     explained = gradient or (schedule and "0" in schedule.summary.split())
-    if not explained and (stall := _weights_stand_still(run)):
-        yield stall
+    stall = None if explained else _weights_stand_still(run)
+    yield from (found for found in (gradient, schedule, mismatch, stall) if found)
 
 
 def _no_gradient(run: RunView) -> Diagnosis | None:

@@ -1,7 +1,7 @@
 """All numbers and texts of a report as one plain dict, which report.html, report.md and --json show."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import Any
@@ -67,8 +67,8 @@ def report_facts(study: Study) -> dict[str, Any]:
         "answer": answer,
         "endings": {status: count for status, count in counts.items() if count},
         "cost": _cost_facts(document, measured, rows),
-        "rungs": rung_agreement(measured),
-        "edges": edges(measured),
+        "rungs": list(rung_agreement(measured)),
+        "edges": list(edges(measured)),
         "instability": instability(measured),
         "importance": importance(measured),
         "confirmation": confirmation,
@@ -79,7 +79,7 @@ def report_facts(study: Study) -> dict[str, Any]:
         "parameters": [_parameter_facts(parameter) for parameter in measured.parameters],
         "initial_loss": measured.initial_loss,
         "loss_limit": measured.loss_limit,
-        "trials": _trial_facts(document, measured, winner_id),
+        "trials": list(_trial_facts(document, measured, winner_id)),
         "protocol": _protocol_facts(document, measured),
         "versions": {**document["versions"], "git_commit": document.get("git_commit")},
     }
@@ -89,7 +89,7 @@ def report_facts(study: Study) -> dict[str, Any]:
 
 def edges_of(study: Study) -> list[dict[str, Any]]:
     """Return the searched parameters for which the winner is on the edge of the domain, as report_facts() does."""
-    return edges(_measured(study.document(), study.trials(), study.metrics(), load_attempts(study)))
+    return list(edges(_measured(study.document(), study.trials(), study.metrics(), load_attempts(study))))
 
 
 def _measured(document: Row, rows: Sequence[Row], metrics: Sequence[Row], attempts: Sequence[Attempt]) -> Measured:
@@ -209,7 +209,7 @@ def _wall_s(trials: Sequence[Row]) -> float | None:
 
 def _cost_facts(document: Row, measured: Measured, rows: Sequence[Row]) -> Row:
     return {
-        "by_ending": costs(measured.trials),
+        "by_ending": list(costs(measured.trials)),
         **asdict(savings(measured.trials)),
         "slots": document["device"].get("slots"),
         "baseline_first_beaten": first_beaten(measured),
@@ -235,31 +235,27 @@ def _parameter_facts(parameter: SearchParameter) -> Row:
     }
 
 
-def _trial_facts(document: Row, measured: Measured, winner_id: int | None) -> list[Row]:
+def _trial_facts(document: Row, measured: Measured, winner_id: int | None) -> Iterator[Row]:
     goal = measured.winner.baseline_val_loss
     reduction = document.get("scheduler", {}).get("reduction_factor")
-    rows = []
     for rank, trial in enumerate(leaderboard(measured.trials), 1):
         final = final_loss(trial)
         evaluations = measured.evaluations.get(trial["trial_id"], ())
-        rows.append(
-            {
-                **trial,
-                WARMUP_FRAC: parameter_values(trial)[WARMUP_FRAC],
-                "rank": rank,
-                "is_best": trial["trial_id"] == winner_id,
-                "val_loss_difference": None if final is None or goal is None else final - goal,
-                "budget_frac": budget_frac(trial),
-                "why": _why(trial, reduction, measured),
-                "searched": measured.values(trial),
-                "rung_losses": [measured.loss_at(trial, tokens) for tokens in measured.rung_tokens],
-                "evaluations": {
-                    name: [row[name] for row in evaluations]
-                    for name in ("tokens_seen", "optimizer_steps", "active_s", "val_loss")
-                },
-            }
-        )
-    return rows
+        yield {
+            **trial,
+            WARMUP_FRAC: parameter_values(trial)[WARMUP_FRAC],
+            "rank": rank,
+            "is_best": trial["trial_id"] == winner_id,
+            "val_loss_difference": None if final is None or goal is None else final - goal,
+            "budget_frac": budget_frac(trial),
+            "why": _why(trial, reduction, measured),
+            "searched": measured.values(trial),
+            "rung_losses": [measured.loss_at(trial, tokens) for tokens in measured.rung_tokens],
+            "evaluations": {
+                name: [row[name] for row in evaluations]
+                for name in ("tokens_seen", "optimizer_steps", "active_s", "val_loss")
+            },
+        }
 
 
 def _why(trial: Row, reduction: int | None, measured: Measured) -> str:
