@@ -44,7 +44,6 @@ class RunSpec:
     stability: Mapping[str, Any] = field(default_factory=dict)
     """Overrides for trainable.stability.StabilityRules."""
     compile_mode: CompileMode = "auto"
-    """Whether layers are compiled."""
     gradient_checkpointing: bool = False
     """Whether a layer's activations are computed a second time in the backward pass: less memory, the same losses."""
 

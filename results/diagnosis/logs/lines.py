@@ -140,7 +140,6 @@ class LogRow:
     """A tqdm bar's clock, in whole seconds."""
     eta_s: float | None = None
     stamp_s: float | None = None
-    """The line's time stamp."""
     after_restart: bool = False
     """The log says before it that the run was resumed."""
     at_line_end: str = ""

@@ -15,14 +15,11 @@ UNSTABLE = {"divergence", "collapse", "nonfinite", "learning_rate_jump", "spike"
 
 def compare_findings(run: RunView, others: list[Diagnosis]) -> Iterator[Diagnosis]:
     """Yield what the two losses say together, where `others` have not called the run unstable."""
-    known_unstable = not UNSTABLE.isdisjoint(one.kind for one in others)
-    rising, apart = _rising_validation(run), _scaled(run) or _same(run) or _gap(run)
-    if rising and not (known_unstable and rising.kind == "divergence"):
-        yield rising
-    if apart:
-        yield apart
-    if not known_unstable and (noise := _eval_noise(run)):
-        yield noise
+    is_known = not UNSTABLE.isdisjoint(one.kind for one in others)
+    rising = _rising_validation(run)
+    if rising and is_known and rising.kind == "divergence":
+        rising = None
+    yield from filter(None, (rising, _scaled(run) or _same(run) or _gap(run), None if is_known else _eval_noise(run)))
 
 
 def _rising_validation(run: RunView) -> Diagnosis | None:

@@ -33,9 +33,8 @@ def level_findings(run: RunView) -> Iterator[Diagnosis]:
     if resume and resume.steps:
         # One finding for one rise.
         spikes = [spike for spike in spikes if not resume.steps[0] <= spike.step <= resume.steps[1]]
-    for found in (jump, divergence, nonfinite, resume, spike_finding(run, spikes), poisoned(run, spikes)):
-        if found:
-            yield found
+    of_spikes = spike_finding(run, spikes), poisoned(run, spikes)
+    yield from filter(None, (jump, divergence, nonfinite, resume, *of_spikes))
 
 
 def _nonfinite(run: RunView, divergence: Diagnosis | None) -> Diagnosis | None:

@@ -22,7 +22,7 @@ def update_findings(run: RunView) -> Iterator[Diagnosis]:
     mismatch = None if schedule else _other_than_configured(run) or _schedule_starts_again(run)
     explained = gradient or (schedule and "0" in schedule.summary.split())
     stall = None if explained else _weights_stand_still(run)
-    yield from (found for found in (gradient, schedule, mismatch, stall) if found)
+    yield from filter(None, (gradient, schedule, mismatch, stall))
 
 
 def _no_gradient(run: RunView) -> Diagnosis | None:

@@ -25,7 +25,6 @@ class OffsetGain:
     """How much better than the base weights predict the token at an offset; below 0 they are worse."""
 
     base_nats: float
-    """The base's loss."""
     nats: float
     error: float
     """Its standard error over the windows."""
