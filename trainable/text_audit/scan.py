@@ -68,9 +68,7 @@ def scan_text(
             "end_byte": piece.first_byte + np.append(cuts.starts[1:], len(piece.data)),
             "line": np.array(file_lines)[cuts.line] if file_lines else cuts.line,
             "first_token": piece.first_token + np.searchsorted(piece.token_starts, cuts.starts),
-            "starts_line": cuts.starts_line,
-            "ends_line": cuts.ends_line,
-            "ends_paragraph": cuts.ends_paragraph,
+            **{name: getattr(cuts, name) for name in ("starts_line", "ends_line", "ends_paragraph")},
         }
         for name, values in (rows | _mark_columns(piece, cuts, common)).items():
             columns.setdefault(name, []).append(values)

@@ -151,11 +151,6 @@ class LogRow:
         return any(getattr(self, name) is not None for name in LOSS_NAMES)
 
     @property
-    def has_val(self) -> bool:
-        """Whether a loss of an evaluation is there, or its perplexity or bits."""
-        return any(getattr(self, name) is not None for name in LOSS_NAMES if name.startswith("val"))
-
-    @property
     def says_something(self) -> bool:
         """Whether anything beside the step is there."""
         numbers = (self.grad_norm, self.learning_rate, self.steps_per_s, self.step_time_s, self.elapsed_s, self.bar_s)
@@ -275,7 +270,8 @@ def _read_losses(row: LogRow, line: bytes) -> None:
             _set(row, "val_loss" if match[1].lower() in VAL_WORDS else "train_loss", match, 2, line)
     if b"val:" in line and (litgpt := _LITGPT_VAL.search(line)):
         _set(row, "val_loss", litgpt, 1, line)
-    if unnamed is not None and not row.has_val and _OF_EVALUATION.search(line, 0, unnamed):
+    has_val = (row.val_loss, row.val_perplexity, row.val_bits) != (None, None, None)
+    if unnamed is not None and not has_val and _OF_EVALUATION.search(line, 0, unnamed):
         row.val_loss, row.train_loss = row.train_loss, None
     if row.val_loss is not None and row.train_loss is None and row.train_perplexity is not None:
         # "val loss 3.21, ppl 24.8"
