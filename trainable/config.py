@@ -4,7 +4,6 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields, replace
-from types import MappingProxyType
 from typing import Any, cast
 
 from trainable.errors import UserError, check_bounds, did_you_mean
@@ -29,7 +28,7 @@ def _hyperparameter(
 ) -> Any:
     metadata = {"env": env, "unit": unit, "low": low, "high": high, "low_open": low_open, "choices": choices}
     metadata["pattern"] = pattern
-    return field(default=default, metadata=MappingProxyType(metadata))
+    return field(default=default, metadata=metadata)
 
 
 def _checked(spec: Field[Any], value: Any) -> Any:
@@ -124,10 +123,10 @@ class TrialConfig:
         return self.lr_schedule in SCHEDULES_WITH_WARMUP
 
 
-HYPERPARAMETERS: Mapping[str, Field[Any]] = MappingProxyType({spec.name: spec for spec in fields(TrialConfig)})
+HYPERPARAMETERS: Mapping[str, Field[Any]] = {spec.name: spec for spec in fields(TrialConfig)}
 """Every hyperparameter by name; metadata: env, unit, low, high, low_open, choices."""
 
-ENV_NAMES: Mapping[str, str] = MappingProxyType({spec.metadata["env"]: name for name, spec in HYPERPARAMETERS.items()})
+ENV_NAMES: Mapping[str, str] = {spec.metadata["env"]: name for name, spec in HYPERPARAMETERS.items()}
 """Hyperparameter name by environment variable."""
 
 
@@ -140,7 +139,7 @@ DOCUMENTED = TrialConfig()
 BEFORE = TrialConfig(
     batch_size=8, block_size=256, learning_rate=2e-5, lr_schedule="warmup_cosine", warmup_steps=500, training_steps=5000
 )
-BASELINES: Mapping[str, TrialConfig] = MappingProxyType({"documented": DOCUMENTED, "before": BEFORE})
+BASELINES: Mapping[str, TrialConfig] = {"documented": DOCUMENTED, "before": BEFORE}
 """The two built-in configurations."""
 
 

@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import compress, pairwise
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, get_args
 
 from trainable.errors import UserError
@@ -48,7 +47,7 @@ class RunTrace:
     """Steps to which the log went back, or at which it started again."""
     earlier_runs: tuple["RunTrace", ...] = ()
     """Runs from the start that stand before this one in the same log, oldest first."""
-    announced: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    announced: Mapping[str, str] = field(default_factory=dict)
     """What the log said of its configuration: vocab_size, pretrained, lr_schedule, warmup_steps, precision ..."""
     notes: tuple[str, ...] = ()
     """What a reader must know of how the log was read."""
@@ -112,5 +111,5 @@ def trace_of_trial(study: "Study", trial_id: int) -> RunTrace:
         learning_rate=column("learning_rate"),
         step_time_s=column("step_time_s"),
         total_steps=trial["training_steps"],
-        announced=MappingProxyType({name: str(trial[name]) for name in announced}),
+        announced={name: str(trial[name]) for name in announced},
     )

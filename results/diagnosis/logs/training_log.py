@@ -9,7 +9,6 @@ from contextlib import suppress
 from dataclasses import fields
 from io import BufferedReader
 from pathlib import Path
-from types import MappingProxyType
 from typing import BinaryIO, cast
 
 from results.diagnosis.logs.event_file import event_rows, is_event_file
@@ -383,6 +382,6 @@ def _trace(
         total_steps=total_steps if total_steps and total_steps >= steps[-1] and reader.unit == "step" else None,
         restarts=tuple(step_of(segment[0]) for segment in segments[1:]),
         earlier_runs=earlier,
-        announced=MappingProxyType(announced),
+        announced=announced,
         notes=tuple(dict.fromkeys(notes)),
     )
