@@ -76,7 +76,7 @@ def test_make_rules_replaces_the_named_values_and_takes_whole_numbers_for_decima
 
 @pytest.mark.parametrize("spec", dataclasses.fields(StabilityRules), ids=lambda spec: spec.name)
 def test_every_rule_refuses_what_is_out_of_its_bounds_or_no_number(spec: dataclasses.Field[Any]) -> None:
-    for bad in (spec.metadata["low"] - 1, spec.metadata["high"] * 2 + 1, "6", True, None):
+    for bad in (spec.metadata["low"] - 1, spec.metadata["high"] * 2 + 1, "6", [6], True, None):
         with pytest.raises(UserError, match=rf"^\[stability\] {spec.name} .* default is {spec.default}\.$"):
             make_rules({spec.name: bad})
     if spec.type is int:
