@@ -4,24 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from results.report.figures.marks import (
-    BASELINE,
-    BEST,
-    ENDINGS_DRAWN,
-    across,
-    axis,
-    by_role,
-    figure,
-    line_trace,
-    loss_ceiling,
-    named,
-    note,
-    padded,
-    point_trace,
-    short_words,
-    spread,
-    upright,
-)
+from results.report.figures import marks
 from results.report.figures.traces import short
 from results.words import STATUS_LABELS, loss_words, percent_words
 
@@ -53,8 +36,10 @@ def _rung_marks(facts: Row, are_here: bool) -> tuple[list[Row], list[Row]]:
     places = [rung["tokens"] if device_s is None else rung["budget_frac"] * device_s for rung in rungs]
     # At the bottom, below the curves.
     look = {"yref": "paper", "yanchor": "bottom", "xanchor": "left", "xshift": 3, "bgcolor": "@veil"}
-    words = [note(x, 0, percent_words(rung["budget_frac"]), **look) for x, rung in zip(places, rungs, strict=True)]
-    return [upright(x) for x in places], words
+    words = [
+        marks.note(x, 0, percent_words(rung["budget_frac"]), **look) for x, rung in zip(places, rungs, strict=True)
+    ]
+    return [marks.upright(x) for x in places], words
 
 
 def _curves(
@@ -64,23 +49,23 @@ def _curves(
     if not trials:
         return
     start, losses = facts["initial_loss"], [v for t in trials for v in t["evaluations"]["val_loss"] if v is not None]
-    ceiling = loss_ceiling(facts, losses)
+    ceiling = marks.loss_ceiling(facts, losses)
     each = max(8, MAX_CURVE_POINTS // len(trials))
-    traces = [_lines(role, rows, each, clock) for role, rows in by_role(trials)]
+    traces = [_lines(role, rows, each, clock) for role, rows in marks.by_role(trials)]
     traces += [
-        mark for role, rows in by_role(facts["trials"]) if (mark := _ends(role, rows, ceiling, clock)) is not None
+        mark for role, rows in marks.by_role(facts["trials"]) if (mark := _ends(role, rows, ceiling, clock)) is not None
     ]
     lowest = min(losses if start is None else [start, *losses])
-    of_start = [] if start is None else [note(1, start, "start", xref="paper", xanchor="right", yanchor="bottom")]
-    yield figure(
+    of_start = [] if start is None else [marks.note(1, start, "start", xref="paper", xanchor="right", yanchor="bottom")]
+    yield marks.figure(
         key,
         f"Val loss by {words}",
         f"Val loss of {len(trials)} trials by {words}.",
         traces,
         {
-            "xaxis": axis(words, rangemode="tozero"),
-            "yaxis": axis("val loss (nats/token)", range=padded((lowest, ceiling))),
-            "shapes": [*shapes, *([] if start is None else [across(start, dash="dash")])],
+            "xaxis": marks.axis(words, rangemode="tozero"),
+            "yaxis": marks.axis("val loss (nats/token)", range=marks.padded((lowest, ceiling))),
+            "shapes": [*shapes, *([] if start is None else [marks.across(start, dash="dash")])],
             "annotations": [*annotations, *of_start],
         },
         height=440,
@@ -89,7 +74,7 @@ def _curves(
 
 def _lines(role: Row, trials: Sequence[Row], each: int, clock: str) -> Row:
     strong = role["name"].startswith(("baseline", "best"))
-    return line_trace(
+    return marks.line_trace(
         role["name"],
         ((trial["trial_id"], *_line(trial, each, clock)) for trial in trials),
         {"color": role["color"], "width": 3.5 if strong else 1.2},
@@ -124,7 +109,7 @@ def _ends(role: Row, trials: Sequence[Row], ceiling: float, clock: str) -> Row |
             ends.append((trial, trial[clock], min(losses[-1] if losses else ceiling, ceiling)))
     if not ends:
         return None
-    return {**point_trace(role, ends, ceiling, showlegend=False), "legendgroup": role["name"]}
+    return {**marks.point_trace(role, ends, ceiling, showlegend=False), "legendgroup": role["name"]}
 
 
 def parallel_coordinates(facts: Row) -> Iterator[Row]:
@@ -134,7 +119,7 @@ def parallel_coordinates(facts: Row) -> Iterator[Row]:
     if not parameters or len(trials) < 2:
         return
     losses = [trial["val_loss"] for trial in completed]
-    ceiling = loss_ceiling(facts, losses)
+    ceiling = marks.loss_ceiling(facts, losses)
     low = min(losses, default=0.0)
     ordered = sorted((t for t in completed if not t["is_best"] and not t["is_baseline"]), key=lambda t: -t["val_loss"])
     others = [t for t in trials if t["status"] != "completed" and not t["is_baseline"]]
@@ -142,7 +127,7 @@ def parallel_coordinates(facts: Row) -> Iterator[Row]:
         _parallel_trace(
             STATUS_LABELS[status], [t for t in others if t["status"] == status], look["color"], 1, facts, low, ceiling
         )
-        for status, look in ENDINGS_DRAWN.items()
+        for status, look in marks.ENDINGS_DRAWN.items()
     ]
     for index in range(LOSS_CLASSES):
         part = ordered[len(ordered) * index // LOSS_CLASSES : len(ordered) * (index + 1) // LOSS_CLASSES]
@@ -150,14 +135,14 @@ def parallel_coordinates(facts: Row) -> Iterator[Row]:
             name = " to ".join(sorted({loss_words(part[-1]["val_loss"]), loss_words(part[0]["val_loss"])}))
             name = f"trial {part[0]['trial_id']}, {name}" if len(part) == 1 else name
             traces.append(_parallel_trace(name, part, f"@seq{LOSS_CLASSES - index}", 1.8, facts, low, ceiling))
-    for flag, look in (("is_baseline", BASELINE), ("is_best", BEST)):
+    for flag, look in (("is_baseline", marks.BASELINE), ("is_best", marks.BEST)):
         those = [trial for trial in trials if trial[flag]]
-        name = named(look, those[0]) if those else ""
+        name = marks.named(look, those[0]) if those else ""
         traces.append(_parallel_trace(name, those, look["color"], 4, facts, low, ceiling))
     # Axes one below the other, because a phone has the height for them and not the width.
     axes = [*(parameter["label"] for parameter in parameters), "val loss"]
     ends = [_mark(place, len(parameters), loss_words(loss)) for place, loss in ((0.0, low), (1.0, ceiling))]
-    yield figure(
+    yield marks.figure(
         "parallel",
         "Parallel coordinates",
         f"A line per trial across {', '.join(parameter['label'] for parameter in parameters)} and val loss.",
@@ -171,7 +156,7 @@ def parallel_coordinates(facts: Row) -> Iterator[Row]:
                 "showgrid": False,
                 "zeroline": False,
             },
-            "shapes": [across(k, x0=0, x1=1, xref="x", layer="below") for k in range(len(axes))],
+            "shapes": [marks.across(k, x0=0, x1=1, xref="x", layer="below") for k in range(len(axes))],
             "annotations": [*_axis_words(parameters), *(ends if losses else [])],
         },
         height=110 + 68 * len(axes),
@@ -191,7 +176,7 @@ def _parallel_trace(
             places.append(short((min(trial["val_loss"], ceiling) - low) / (ceiling - low or 1.0), 4) or 0.0)
         lines.append((trial["trial_id"], places, range(len(places))))
     look = {"color": color, "width": width}
-    return line_trace(name, lines, look, opacity=0.55 if width == 1 else 1, hover="trial")
+    return marks.line_trace(name, lines, look, opacity=0.55 if width == 1 else 1, hover="trial")
 
 
 def place_of(parameter: Row, value: Any, trial_id: int) -> float:
@@ -200,7 +185,7 @@ def place_of(parameter: Row, value: Any, trial_id: int) -> float:
     if value is None or (values is not None and value not in values):
         return _NOT_READ
     if values is not None:
-        return short(_place(values, value) + spread(trial_id, 0.05), 4) or 0.0
+        return short(_place(values, value) + marks.spread(trial_id, 0.05), 4) or 0.0
     scale = math.log if parameter["log"] else float
     low, high = scale(parameter["low"]), scale(parameter["high"])
     return short((scale(value) - low) / (high - low or 1.0), 4) or 0.0
@@ -214,14 +199,14 @@ def _axis_words(parameters: Sequence[Row]) -> Iterator[Row]:
     for index, parameter in enumerate(parameters):
         values = parameter["values"]
         if values is not None:
-            marks = [(_place(values, value), value) for value in values]
+            tick_values = [(_place(values, value), value) for value in values]
         else:
-            marks = [(0.0, parameter["low"]), (1.0, parameter["high"])]
-        for place, value in marks:
-            yield _mark(place, index, short_words(value))
+            tick_values = [(0.0, parameter["low"]), (1.0, parameter["high"])]
+        for place, value in tick_values:
+            yield _mark(place, index, marks.short_words(value))
         if parameter["condition"] is not None:
-            yield note(_NOT_READ, index, "not read", yanchor="bottom", yshift=4, bgcolor="@veil")
+            yield marks.note(_NOT_READ, index, "not read", yanchor="bottom", yshift=4, bgcolor="@veil")
 
 
 def _mark(x: float, y: float, text: str) -> Row:
-    return note(x, y, text, yanchor="top", yshift=-4, bgcolor="@veil")
+    return marks.note(x, y, text, yanchor="top", yshift=-4, bgcolor="@veil")
