@@ -5,6 +5,7 @@ import gc
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,12 @@ HUNG_TIMES_EXPECTED = 10
 """A trial is not hung before so many times what its first steps promise for the way to the next evaluation."""
 
 
+@cache
+def _freeze_libraries() -> None:
+    """Have the collection between two trials not walk all that the libraries brought, a quarter of a second long."""
+    gc.freeze()
+
+
 class SearchTrial(tune.Trainable):  # type: ignore[misc]
     """Trains to the next evaluation at every step(); actors are reused between trials.
 
@@ -48,9 +55,7 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
         torch.set_num_threads(config["threads"])
         self._device = torch.device(config["spec"].device)
         prepare_memory(self._device, share_frac=config["memory_frac"])
-        if gc.get_freeze_count() == 0:
-            # Else the collection between two trials walks all that the libraries brought, a quarter of a second long.
-            gc.freeze()
+        _freeze_libraries()
         self._spec: RunSpec = config["spec"]
         self._shared_inputs: SharedInputs | None = config["shared_inputs"]
         self._config = TrialConfig(**config["trial"])

@@ -1,5 +1,6 @@
 """The inputs of a run: model, text, checkpoint, device. They are checked cheaply first and loaded second."""
 
+import gc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from search.cluster.connection import join
 from search.options import Options
+from search.tune.fork_server import start_fork_server
 from trainable.checkpoint.checkpoint_path import check_checkpoint_path
 from trainable.config import TrialConfig
 from trainable.data.corpus import TextFacts, cache_dir, check_apart, embedded_text_is_cached, read_facts, source_files
@@ -155,6 +157,11 @@ def load_inputs(
     from trainable.evaluation import EvalProtocol
     from trainable.run import RunSpec
 
+    # Each collection would walk all that the libraries brought, a quarter of a second long, and in a forked worker copy
+    # it.
+    gc.freeze()
+    if joins and address is None and device.type == "cpu":
+        start_fork_server()
     if is_to_fetch(inputs.model_name):
         progress(f"fetching {inputs.model_name} from the hub", 0.0)
         fetch(inputs.model_name)

@@ -27,6 +27,7 @@ from search.setup.study_record import asked_of, study_document
 from search.setup.trial_speeds import measured_speeds
 from search.terminal.console import Preparing
 from search.trackers.trackers import check_mirrors
+from search.tune.fork_server import UNUSABLE_CHARACTERS
 from search.tune.history import WarmStart
 from search.tune.resources import Slots
 from search.tune.warm_start import warm_start_from
@@ -40,8 +41,6 @@ from trainable.errors import MachineError, UserError
 from trainable.stability import make_rules
 
 DEFAULT_SPACE = "plateau"
-UNUSABLE_CHARACTERS = "'\"\\\n"
-"""Ray splits its workers' command line at these characters in the path of Python or of Ray."""
 
 
 @dataclass(frozen=True, kw_only=True)

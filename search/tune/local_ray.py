@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Event, Thread
@@ -20,11 +21,13 @@ from threading import Event, Thread
 import psutil
 import ray
 from filelock import FileLock, Timeout
-from ray._private import ray_constants
+from ray._private import parameter, ray_constants
 from ray._private.node import Node
+from ray._private.parameter import RayParams
 
 from search.cluster.connection import connect
 from search.terminal.signals import ending_in_order
+from search.tune import fork_server
 from search.tune.resources import Slots
 from trainable.errors import MachineError, full_reason
 
@@ -177,6 +180,7 @@ def end_workers(folder: Path) -> None:
     """End the workers that are still starting in Ray's `folder`: Ray does not, and they would recreate the folder."""
     processes = psutil.process_iter(["cmdline"])
     late = [process for process in processes if str(folder) in " ".join(process.info["cmdline"] or ())]
+    late += fork_server.forked_workers()
     for process in late:
         with suppress(psutil.Error):
             process.kill()
@@ -273,6 +277,9 @@ def _init(folder: Path, slots: Slots) -> None:
     for name in UNUSED_PROCESSES:
         setattr(Node, name, lambda *_, **__: None)
     Node.kill_all_processes = _kill_at_once
+    if fork_server.forks_workers(folder):
+        # Which init() does not hand on.
+        parameter.RayParams = partial(RayParams, worker_path=str(fork_server.LAUNCHER))
     with _ends_held(), _sigterm_kept():
         ray.init(
             address="local",  # and not a cluster that happens to run here
@@ -292,6 +299,7 @@ def _kill_at_once(node: Node, check_alive: bool = True, wait: bool = False, **_:
         with suppress(psutil.Error):
             workers += psutil.Process(process.pid).children(recursive=True)
     _KILL_ALL(node, check_alive=check_alive, allow_graceful=False, wait=wait)
+    workers += fork_server.forked_workers()
     for worker in workers:
         with suppress(psutil.Error):
             worker.kill()

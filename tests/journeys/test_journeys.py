@@ -49,7 +49,7 @@ def test_from_a_search_to_a_proof_and_on(shell: Shell, space: Path) -> None:
     shell("make report")
     assert json.loads(shell("make -s export FORMAT=json").stdout)["study"] == "first"
 
-    bring_back = shell(f"TRIALS=2 BUDGET_TOKENS=6144 {schedule} STUDY=second")
+    bring_back = shell(f"TRIALS=2 BUDGET_TOKENS=3072 {schedule} STUDY=second")
     study_agrees(shell.study("second"))
     document = shell.study("second").document()
     assert document["baseline"]["name"].startswith("first")
@@ -60,21 +60,21 @@ def test_from_a_search_to_a_proof_and_on(shell: Shell, space: Path) -> None:
     assert best is not None
     shell(f"mv {space} {space}.away")
     there = set(shell.studies.iterdir())
-    longer = shell("make resume STUDY=first BUDGET_TOKENS=12288")
+    longer = shell("make resume STUDY=first BUDGET_TOKENS=7168")
     assert "learning from study first: " in longer.output
     [path] = set(shell.studies.iterdir()) - there
     study = shell.study(path.name)
     study_agrees(study)
-    assert study.document()["budget_tokens"] == 12_288
+    assert study.document()["budget_tokens"] == 7_168
     same = [row for row in study.trials() if row["learning_rate"] == best["learning_rate"]]
-    assert [(row["status"], row["tokens_seen"]) for row in same] == [("completed", 12_288)]
+    assert [(row["status"], row["tokens_seen"]) for row in same] == [("completed", 7_168)]
     assert longer.next_lines[0].startswith("make ")
 
 
 def test_what_is_interrupted_goes_on_as_it_says(shell: Shell, space: Path) -> None:
     """A search, and a confirmation before which the search is extended: the attempt that was begun is ended."""
     shell("export SEEDS=2 TOP=1")
-    typed = shell.type(f"make search SPACE={space} STUDY=cut BUDGET_TOKENS=12k")
+    typed = shell.type(f"make search SPACE={space} STUDY=cut BUDGET_TOKENS=6k")
     study = shell.study("cut")
     typed.wait_for(lambda: study.trials_path.exists() and any(row["tokens_seen"] > 0 for row in study.trials()))
     typed.interrupt()
@@ -112,7 +112,7 @@ def test_a_baseline_that_wins_is_told_so_and_asked_on(shell: Shell, space: Path)
         .replace("trials = 3", "trials = 2")
     )
     space.write_text(wild)
-    searched = shell(f"make search SPACE={space} STUDY=base")
+    searched = shell(f"make search SPACE={space} STUDY=base BUDGET_TOKENS=2048")
     study = shell.study("base")
     study_agrees(study)
     assert winner_of(study).trial["is_baseline"]  # type: ignore[index]

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,9 @@ def interrupted(start: Any, studies: Path, checkpoint: tuple[Path, float], tmp_p
     running.wait_for(both_have_trained)
     # Trials run at the driver's priority, not after everything else on the machine.
     assert {worker.nice() for worker in running.workers()} == {psutil.Process(running.process.pid).nice()}
+    if sys.platform == "linux":
+        # They are forked off the command's fork server, and have imported neither torch nor transformers.
+        assert {worker.parent().ppid() for worker in running.workers()} == {running.process.pid}
     # A terminal sends it to the whole group.
     os.killpg(running.process.pid, signal.SIGINT)
     return Study(studies / "interrupted"), running.ended(), running.orphans()
