@@ -16,12 +16,12 @@ from results.study.folder import Study
 from results.words import STATUS_LABELS, count_words
 from trainable.errors import UserError
 from trainable.model.model_names import PRESETS
-from trainable.rows import ENDINGS
 
 UNSTABLE_FRAC = 0.15
 WORST_TRIALS = 5
 VERDICT_KINDS = {"nonfinite": "nonfinite", "divergence": "divergence", "floor": "collapse"}
 """The kind of finding that a verdict is, by its reason."""
+_BROKEN = ("unstable", "out_of_memory", "failed")
 
 
 def context_of_study(study: Study) -> Context:
@@ -98,7 +98,7 @@ def _judged_trials(study: Study) -> list[dict[str, Any]]:
 
 
 def _unstable(trials: Sequence[dict[str, Any]]) -> Iterator[Diagnosis]:
-    ended = [trial for trial in trials if trial["status"] in ENDINGS]
+    ended = [trial for trial in trials if trial["status"] in ("completed", "stopped", *_BROKEN)]
     bad = [trial for trial in ended if trial["status"] == "unstable"]
     if not bad or len(bad) < UNSTABLE_FRAC * len(ended):
         return

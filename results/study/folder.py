@@ -240,9 +240,11 @@ class StudyExistsError(UserError):
 
 def study_exists(name: str) -> StudyExistsError:
     """Return the error for a new study under a name that is taken."""
-    # Of a damaged one resume says what to do.
-    can_resume = _kind(Study(studies_dir() / name)) in (*RESUMED_KINDS, None)
-    resume = f"Go on with it: make resume STUDY={name}; or choose" if can_resume else "Choose"
+    try:
+        kind = Study(studies_dir() / name).document()["kind"]
+    except UserError:
+        kind = "search"
+    resume = f"Go on with it: make resume STUDY={name}; or choose" if kind in RESUMED_KINDS else "Choose"
     return StudyExistsError(f"study {name} exists. {resume} another STUDY= name.")
 
 
@@ -294,7 +296,7 @@ def open_study(name_or_latest: str) -> Study:
         known = [study.name for study in studies]
         raise UserError(f"no study named '{name_or_latest}' in {where}.{did_you_mean(name_or_latest, known)}")
     # A training run or an attribution between two commands must not change which study they are about.
-    latest = next((study for study in studies if _kind(study) in RESUMED_KINDS), None)
+    latest = next((study for study in studies if _kind(study) in ("search", "baseline")), None)
     if latest is None:
         for study in studies:
             study.document()  # a damaged one may be the search that is meant
