@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from spaces.domains import Choice, Domain, IntRange, SearchParameter
+from spaces.domains import Choice, Domain, IntRange, SearchParameter, active_point
 from spaces.space import SearchSpace
 from spaces.warmup import WARMUP_FRAC
 from trainable.config import TrialConfig
@@ -18,11 +18,7 @@ def point_of(space: SearchSpace, config: TrialConfig) -> dict[str, Any]:
     """Return a configuration as a point of the space: its active parameters, a warm-up share rounded to steps."""
     # A share computed from whole steps may lie just outside its domain, which Optuna would refuse.
     values = {**asdict(config), WARMUP_FRAC: config.warmup_steps / config.training_steps}
-    point: dict[str, Any] = {}
-    for parameter in space.parameters:
-        if parameter.is_active(point):
-            point[parameter.name] = parameter.domain.nearest(values[parameter.name])
-    return point
+    return active_point(space.parameters, {one.name: one.domain.nearest(values[one.name]) for one in space.parameters})
 
 
 def distribution_of(domain: Domain) -> "BaseDistribution":

@@ -4,7 +4,6 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields, replace
-from types import MappingProxyType
 from typing import Any, cast
 
 from trainable.errors import UserError, check_bounds, did_you_mean
@@ -14,8 +13,6 @@ SCHEDULES_WITH_WARMUP = tuple(name for name in LR_SCHEDULES if name != "constant
 PRECISIONS = ("fp32", "bf16", "fp16")
 LORA_TARGETS = re.compile(r"[A-Za-z0-9_.-]+(,[A-Za-z0-9_.-]+)*")
 TRUE_WORDS, FALSE_WORDS = ("true", "1", "yes"), ("false", "0", "no")
-_OUT_OF_EVERY_BOUND = 10**15
-"""Where larger whole numbers are cut: some are more than a float can hold."""
 
 
 def _hyperparameter(
@@ -31,35 +28,25 @@ def _hyperparameter(
 ) -> Any:
     metadata = {"env": env, "unit": unit, "low": low, "high": high, "low_open": low_open, "choices": choices}
     metadata["pattern"] = pattern
-    return field(default=default, metadata=MappingProxyType(metadata))
+    return field(default=default, metadata=metadata)
 
 
 def _checked(spec: Field[Any], value: Any) -> Any:
     meta: Mapping[str, Any] = spec.metadata
     label = f"{spec.name} ({meta['env']})"
+    kind = cast(type, spec.type)
     # By type() and not isinstance(), for True is an int too.
-    if spec.type is float and type(value) is int:
-        value = float(min(max(value, -_OUT_OF_EVERY_BOUND), _OUT_OF_EVERY_BOUND))
-    if type(value) is not spec.type:
-        kind = cast(type, spec.type).__name__
-        raise UserError(f"{label} must be of type {kind}, not {value!r}; the documented value is {spec.default}.")
-    if spec.type is bool:
-        return value
-    if meta["pattern"] is not None:
-        if not meta["pattern"].fullmatch(value):
-            raise UserError(f"{label} is {value!r}; it must be {meta['unit']}, like {spec.default}.")
-        return value
-    if meta["choices"]:
-        if value not in meta["choices"]:
-            raise UserError(f"{label} has no choice {value!r}.{did_you_mean(value, meta['choices'])}")
-        return value
-    note = f"{_unit(spec)}; the documented value is {spec.default}"
-    check_bounds(label, value, meta["low"], meta["high"], low_open=meta["low_open"], note=note)
-    return value
-
-
-def _unit(spec: Field[Any]) -> str:
-    return f" ({spec.metadata['unit']})" if spec.metadata["unit"] else ""
+    if type(value) is not kind and (kind, type(value)) != (float, int):
+        documented = f"the documented value is {spec.default}"
+        raise UserError(f"{label} must be of type {kind.__name__}, not {value!r}; {documented}.")
+    if meta["pattern"] is not None and not meta["pattern"].fullmatch(value):
+        raise UserError(f"{label} is {value!r}; it must be {meta['unit']}, like {spec.default}.")
+    if meta["choices"] and value not in meta["choices"]:
+        raise UserError(f"{label} has no choice {value!r}.{did_you_mean(value, meta['choices'])}")
+    if kind in (int, float):
+        note = f" ({meta['unit']}); the documented value is {spec.default}"
+        check_bounds(label, value, meta["low"], meta["high"], low_open=meta["low_open"], note=note)
+    return kind(value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +67,6 @@ class TrialConfig:
     learning_rate: float = _hyperparameter(
         1e-5, env="LEARNING_RATE", unit="the schedule's peak", low=0, high=100, low_open=True
     )
-    """The schedule's peak."""
     lr_schedule: str = _hyperparameter("constant", env="LR_SCHEDULE", unit="name", choices=LR_SCHEDULES)
     """A name of trainable.schedule."""
     warmup_steps: int = _hyperparameter(0, env="WARMUP_STEPS", unit="optimizer steps", low=0, high=1e12)
@@ -94,7 +80,6 @@ class TrialConfig:
     grad_clip_norm: float = _hyperparameter(1.0, env="GRAD_CLIP_NORM", unit="L2 norm, 0 = off", low=0, high=1e6)
     """Gradients are scaled down to this global L2 norm; 0 switches the clip off."""
     weight_decay: float = _hyperparameter(0.01, env="WEIGHT_DECAY", unit="decoupled (AdamW)", low=0, high=10)
-    """AdamW's decoupled weight decay."""
     dropout: float = _hyperparameter(0.1, env="DROPOUT", unit="probability", low=0, high=0.99)
     """Residual, embedding and attention dropout."""
     precision: str = _hyperparameter("fp32", env="PRECISION", unit="name", choices=PRECISIONS)
@@ -138,10 +123,10 @@ class TrialConfig:
         return self.lr_schedule in SCHEDULES_WITH_WARMUP
 
 
-HYPERPARAMETERS: Mapping[str, Field[Any]] = MappingProxyType({spec.name: spec for spec in fields(TrialConfig)})
+HYPERPARAMETERS: Mapping[str, Field[Any]] = {spec.name: spec for spec in fields(TrialConfig)}
 """Every hyperparameter by name; metadata: env, unit, low, high, low_open, choices."""
 
-ENV_NAMES: Mapping[str, str] = MappingProxyType({spec.metadata["env"]: name for name, spec in HYPERPARAMETERS.items()})
+ENV_NAMES: Mapping[str, str] = {spec.metadata["env"]: name for name, spec in HYPERPARAMETERS.items()}
 """Hyperparameter name by environment variable."""
 
 
@@ -152,14 +137,9 @@ def variable_of(name: str) -> str:
 
 DOCUMENTED = TrialConfig()
 BEFORE = TrialConfig(
-    batch_size=8,
-    block_size=256,
-    learning_rate=2e-5,
-    lr_schedule="warmup_cosine",
-    warmup_steps=500,
-    training_steps=5000,
+    batch_size=8, block_size=256, learning_rate=2e-5, lr_schedule="warmup_cosine", warmup_steps=500, training_steps=5000
 )
-BASELINES: Mapping[str, TrialConfig] = MappingProxyType({"documented": DOCUMENTED, "before": BEFORE})
+BASELINES: Mapping[str, TrialConfig] = {"documented": DOCUMENTED, "before": BEFORE}
 """The two built-in configurations."""
 
 
@@ -179,7 +159,7 @@ def parse_hyperparameter(name: str, text: str) -> bool | int | float | str:
     except ValueError:
         kind = "a whole number" if spec.type is int else "a number"
         raise UserError(
-            f"{env}={text!r} is not {kind}{_unit(spec)}. Unset it, or set it like {env}={spec.default}."
+            f"{env}={text!r} is not {kind} ({spec.metadata['unit']}). Unset it, or set it like {env}={spec.default}."
         ) from None
     checked: int | float | str = _checked(spec, value)
     return checked

@@ -37,7 +37,6 @@ class StepRow:
     grad_norm: float
     """Global L2 norm before the clip."""
     learning_rate: float
-    """The rate this step used."""
     step_time_s: float
 
 

@@ -18,10 +18,10 @@ from trainable.device.own_process import in_own_process
 from trainable.errors import UserError
 from trainable.evaluation import EvalProtocol, evaluate_start
 from trainable.model.fingerprint import check_weights
-from trainable.model.gradient_checkpointing import checkpoint_layers
 from trainable.model.lora import AdapterBase, add_adapters, base_fingerprint
 from trainable.model.model_names import PRESETS
 from trainable.model.models import check_model, load_model
+from trainable.model.modes import checkpoint_layers
 from trainable.rows import Start
 from trainable.stability import make_rules
 from trainable.state import TrainState, new_state
@@ -44,7 +44,6 @@ class RunSpec:
     stability: Mapping[str, Any] = field(default_factory=dict)
     """Overrides for trainable.stability.StabilityRules."""
     compile_mode: CompileMode = "auto"
-    """Whether layers are compiled."""
     gradient_checkpointing: bool = False
     """Whether a layer's activations are computed a second time in the backward pass: less memory, the same losses."""
 
@@ -144,7 +143,7 @@ def load_run_model(
 
 def _check_same_weights(config: TrialConfig, checkpoint: Checkpoint) -> None:
     """Raise UserError when `config` trains other weights than those that our checkpoint's optimizer knows."""
-    if checkpoint.ours is None or checkpoint.config is None:
+    if checkpoint.config is None:
         return
     where = f"CHECKPOINT_PATH={checkpoint.path}"
     if config.use_lora != (checkpoint.base is not None):

@@ -4,7 +4,7 @@ from results.diagnosis.findings import Diagnosis
 from results.diagnosis.rules.compare import compare_findings
 from results.diagnosis.rules.level import level_findings
 from results.diagnosis.rules.plateau import plateau_finding
-from results.diagnosis.rules.start import start_findings
+from results.diagnosis.rules.start import start_finding
 from results.diagnosis.rules.time import time_findings
 from results.diagnosis.rules.update import update_findings
 from results.diagnosis.run_view import Context, view
@@ -19,8 +19,8 @@ def diagnose(trace: RunTrace, *, context: Context) -> list[Diagnosis]:
     if not trace.steps:
         return []
     run = view(trace, context)
-    found = [*start_findings(run), *update_findings(run)] if len(run.coarse) else [*update_findings(run)]
-    found += level_findings(run)
+    start = start_finding(run)
+    found = [*([start] if start else []), *update_findings(run), *level_findings(run)]
     plateau = plateau_finding(run, found)
     found += [plateau] if plateau else []
     found += compare_findings(run, found)

@@ -2,38 +2,35 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
-EXPLAINS: Mapping[str, int] = MappingProxyType(
-    {
-        "impossible_initial_loss": 100,
-        "wrong_objective": 98,
-        "detached_gradients": 95,
-        "learning_rate_jump": 92,
-        "schedule_not_stepping": 90,
-        "learning_rate_mismatch": 89,
-        "precision_stall": 88,
-        "nonfinite_weights": 86,
-        "divergence": 85,
-        "collapse": 84,
-        "schedule_restarted": 83,
-        "nonfinite": 80,
-        "loss_too_low": 78,
-        "resume_jump": 77,
-        "unstable_trials": 76,
-        "poisoned_optimizer": 72,
-        "plateau": 66,
-        "overfitting": 64,
-        "validation_rises": 63,
-        "validation_is_training": 62,
-        "spike": 60,
-        "slow": 50,
-        "train_val_gap": 45,
-        "baseline_incomplete": 40,
-        "stall": 30,
-        "eval_noise": 20,
-    }
-)
+EXPLAINS: Mapping[str, int] = {
+    "impossible_initial_loss": 100,
+    "wrong_objective": 98,
+    "detached_gradients": 95,
+    "learning_rate_jump": 92,
+    "schedule_not_stepping": 90,
+    "learning_rate_mismatch": 89,
+    "precision_stall": 88,
+    "nonfinite_weights": 86,
+    "divergence": 85,
+    "collapse": 84,
+    "schedule_restarted": 83,
+    "nonfinite": 80,
+    "loss_too_low": 78,
+    "resume_jump": 77,
+    "unstable_trials": 76,
+    "poisoned_optimizer": 72,
+    "plateau": 66,
+    "overfitting": 64,
+    "validation_rises": 63,
+    "validation_is_training": 62,
+    "spike": 60,
+    "slow": 50,
+    "train_val_gap": 45,
+    "baseline_incomplete": 40,
+    "stall": 30,
+    "eval_noise": 20,
+}
 """By kind: how far up the chain from cause to symptom it stands; findings are ranked by this times confidence."""
 
 

@@ -17,8 +17,6 @@ COPIED_NATS = 1.0
 UNLEARNED_NATS = 0.3
 UNLEARNED_STEPS = 300
 """Earlier a model with random weights is on its way."""
-BF16_VALUED_FRAC = 0.99
-UNMOVABLE_FRAC = 0.5
 SHOWN = 4
 
 
@@ -28,11 +26,10 @@ def report_of_checkpoints(
     """Return the report of one checkpoint, or of several in the order of their steps."""
     last = facts[-1]
     losses = _by_offset(last.offset_losses)
-    notes = (
-        [f"loss by offset on {last.offset_tokens} held-out tokens at step {last.optimizer_steps}: {losses}"]
-        if losses
-        else []
-    )
+    notes = []
+    if losses:
+        measured_on = f"{last.offset_tokens} held-out tokens at step {last.optimizer_steps}"
+        notes.append(f"loss by offset on {measured_on}: {losses}")
     if last.base_gains:
         notes.append(f"gain on its base {last.base_name} by offset: {gain_words(last.base_gains)}")
     notes += [f"not compared with the model it began as: {one.no_base}" for one in facts if one.no_base][:1]
@@ -134,19 +131,16 @@ def _objective(facts: CheckpointFacts, unigram_entropy: float | None) -> Iterato
         and losses[1] > unigram_entropy + UNLEARNED_NATS
         and facts.optimizer_steps >= UNLEARNED_STEPS
     ):
+        is_random = facts.vocab_size is not None and abs(losses[1] - math.log(facts.vocab_size)) < UNLEARNED_NATS
         yield Diagnosis(
             kind="wrong_objective",
             confidence=0.8 if margin < 1 else 0.6,
             summary=f"after {facts.optimizer_steps} steps the checkpoint predicts the next token no better than "
-            + ("random weights do" if _is_random(facts, losses[1]) else "word frequencies do"),
+            + ("random weights do" if is_random else "word frequencies do"),
             evidence=f"{evidence}; word frequencies alone give {unigram_entropy:.2f}",
             next_step="check whether this text and tokenizer are those it was trained with; then make preflight "
             "on the same set-up",
         )
-
-
-def _is_random(facts: CheckpointFacts, loss: float) -> bool:
-    return facts.vocab_size is not None and abs(loss - math.log(facts.vocab_size)) < UNLEARNED_NATS
 
 
 def _gradients(facts: CheckpointFacts) -> Iterator[Diagnosis]:
@@ -195,7 +189,7 @@ def _gradients(facts: CheckpointFacts) -> Iterator[Diagnosis]:
 
 def _precision(facts: CheckpointFacts) -> Iterator[Diagnosis]:
     low = [name for name in ("bfloat16", "float16") if facts.dtypes.get(name)]
-    if low and facts.unmovable_frac is not None and facts.unmovable_frac > UNMOVABLE_FRAC:
+    if low and facts.unmovable_frac is not None and facts.unmovable_frac > 0.5:
         yield Diagnosis(
             kind="precision_stall",
             confidence=0.9,
@@ -204,7 +198,7 @@ def _precision(facts: CheckpointFacts) -> Iterator[Diagnosis]:
             f"distance to the next {low[0]} number, and is rounded away",
             next_step="keep the weights in fp32 and autocast the forward pass (PRECISION=bf16 does so)",
         )
-    elif facts.bf16_valued_frac > BF16_VALUED_FRAC and facts.optimizer_steps > 0:
+    elif facts.bf16_valued_frac > 0.99 and facts.optimizer_steps > 0:
         yield Diagnosis(
             kind="precision_stall",
             confidence=0.7,

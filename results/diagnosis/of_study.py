@@ -158,7 +158,7 @@ def _chosen(trials: Sequence[dict[str, Any]]) -> list[int]:
     return list(dict.fromkeys(trial["trial_id"] for trial in chosen))
 
 
-def _of_trials(study: Study, trial_ids: Sequence[int]) -> list[Diagnosis]:
+def _of_trials(study: Study, trial_ids: Sequence[int]) -> Iterator[Diagnosis]:
     context, rows = context_of_study(study), {row["trial_id"]: row for row in study.trials()}
     by_kind: dict[str, list[tuple[int, Diagnosis]]] = {}
     for trial_id in trial_ids:
@@ -169,18 +169,11 @@ def _of_trials(study: Study, trial_ids: Sequence[int]) -> list[Diagnosis]:
             continue
         for finding in _with_own_verdict(rows[trial_id], diagnose(trace, context=context)):
             by_kind.setdefault(finding.kind, []).append((trial_id, finding))
-    found = []
     for cases in by_kind.values():
         trial_id, finding = max(cases, key=lambda case: case[1].confidence)
         others = sorted(other for other, _ in cases if other != trial_id)
         also = f" (also in trial {', '.join(map(str, others))})" if others else ""
         # One trial's fault explains less of a study than what all share.
         share = math.sqrt(len(cases) / len(trial_ids))
-        found.append(
-            replace(
-                finding,
-                summary=f"trial {trial_id}{also}: {finding.summary}",
-                confidence=max(0.4, finding.confidence * share),
-            )
-        )
-    return found
+        summary, confidence = f"trial {trial_id}{also}: {finding.summary}", max(0.4, finding.confidence * share)
+        yield replace(finding, summary=summary, confidence=confidence)

@@ -5,6 +5,7 @@ import statistics
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from results.diagnosis.trace import Column, RunTrace
 from trainable.stability import Finding, judge_trace
@@ -59,11 +60,6 @@ class Curve:
         end = bisect_left(self.steps, step)
         return list(self.values[max(0, end - rows) : end])
 
-    def at(self, step: int) -> float | None:
-        """Return the value recorded at `step`."""
-        index = bisect_left(self.steps, step)
-        return self.values[index] if index < len(self.steps) and self.steps[index] == step else None
-
     def first_below(self, level: float, *, otherwise: int) -> int:
         """Return the first step whose value is at most `level`, or `otherwise`."""
         return next((step for step, value in zip(self.steps, self.values, strict=True) if value <= level), otherwise)
@@ -103,8 +99,6 @@ class RunView:
     is_dense: bool
     train_scale: float
     """How many times too high the record's training losses are (a sum over micro-batches); `train` is divided by it."""
-    findings: tuple[Finding, ...]
-    """The monitor's, by step of the trace; of a dense run only."""
 
     @property
     def uniform_loss(self) -> float:
@@ -132,12 +126,39 @@ class RunView:
         return max(self.learning_rate.values) if self.learning_rate.values else self.announced_lr
 
     @property
+    def peak_lr_words(self) -> str:
+        """The highest learning rate as evidence."""
+        return f"learning rate up to {self.peak_lr:.2e}" if self.peak_lr else "learning rate not recorded"
+
+    @property
     def announced_lr(self) -> float | None:
         """The peak that the record says was set, None where it says none."""
         try:
             return float(self.trace.announced["learning_rate"])
         except (KeyError, ValueError):
             return None
+
+    @cached_property
+    def findings(self) -> tuple[Finding, ...]:
+        """The stability monitor's, by step of the trace; of a dense run only."""
+        if not self.is_dense:
+            return ()
+        steps, losses = self.trace.series("train_loss")
+        rows = [row for row, loss in enumerate(self.trace.train_loss) if loss is not None]
+        span = steps[-1] - steps[0] + 1
+        total = max(self.trace.total_steps or 0, steps[-1]) - steps[0] + 1
+        # A loss scaler's skipped steps have an infinite norm; only what it does to the loss counts here.
+        norms = (self.trace.grad_norm[row] for row in rows)
+        found = judge_trace(
+            [loss / self.train_scale for loss in losses],
+            [norm if norm is not None and math.isfinite(norm) else None for norm in norms],
+            [self.trace.step_time_s[row] for row in rows],
+            # In rows, as the monitor counts them.
+            budget_steps=max(round(len(steps) * total / span), len(steps)),
+            unigram_entropy=math.nan if self.unigram_entropy is None else self.unigram_entropy,
+            from_scratch=self.from_scratch,
+        )
+        return tuple(replace(finding, step=steps[finding.step - 1]) for finding in found)
 
     def finding(self, *kinds: str) -> Finding | None:
         """Return the monitor's first finding of one of the kinds."""
@@ -173,8 +194,6 @@ def view(trace: RunTrace, context: Context) -> RunView:
     train, val = _curve(trace, "train_loss"), _curve(trace, "val_loss")
     train_scale = _train_scale(train, val)
     train = replace(train, values=tuple(value / train_scale for value in train.values))
-    dense_steps, dense_values = trace.series("train_loss")
-    is_dense = len(dense_steps) >= DENSE_ROWS
     main = train if len(train) >= len(val) else val
     first = min((curve.steps[0] for curve in (train, val) if curve.steps), default=0)
     start = [curve.values[0] for curve in (train, val) if curve.steps and curve.steps[0] == first]
@@ -190,7 +209,7 @@ def view(trace: RunTrace, context: Context) -> RunView:
     # A log that begins beyond its own interval has lost its beginning: its first loss is no start.
     is_resumed = "resumed" in trace.announced or first > max(2 * interval, 100)
     counts_rows = trace.unit == "row"
-    partial = RunView(
+    return RunView(
         trace=trace,
         vocab_size=vocab_size or GPT2_VOCAB_SIZE,
         vocab_is_known=vocab_size is not None or names_gpt2,
@@ -207,37 +226,9 @@ def view(trace: RunTrace, context: Context) -> RunView:
         is_initial=not is_resumed and not counts_rows and first <= FEW_STEPS,
         names_gpt2=names_gpt2,
         is_resumed=is_resumed,
-        is_dense=is_dense,
+        is_dense=len(trace.series("train_loss")[0]) >= DENSE_ROWS,
         train_scale=train_scale,
-        findings=(),
     )
-    if not is_dense:
-        return partial
-    return _with_findings(partial, dense_steps, dense_values)
-
-
-def _with_findings(run: RunView, steps: list[int], losses: list[float]) -> RunView:
-    trace = run.trace
-    by_step = {step: index for index, step in enumerate(trace.steps)}
-    rows = [by_step[step] for step in steps]
-    span = steps[-1] - steps[0] + 1
-    total = max(trace.total_steps or 0, steps[-1]) - steps[0] + 1
-    entropy = run.unigram_entropy if run.unigram_entropy is not None else math.nan
-    findings = judge_trace(
-        [loss / run.train_scale for loss in losses],
-        [_if_recorded(trace.grad_norm[row]) for row in rows],
-        [trace.step_time_s[row] for row in rows],
-        # In rows, as the monitor counts them.
-        budget_steps=max(round(len(steps) * total / span), len(steps)),
-        unigram_entropy=entropy,
-        from_scratch=run.from_scratch,
-    )
-    return replace(run, findings=tuple(replace(finding, step=steps[finding.step - 1]) for finding in findings))
-
-
-def _if_recorded(grad_norm: float | None) -> float | None:
-    # A loss scaler's skipped steps have an infinite norm; only what it does to the loss counts here.
-    return grad_norm if grad_norm is not None and math.isfinite(grad_norm) else None
 
 
 def _curve(trace: RunTrace, column: Column) -> Curve:

@@ -1,10 +1,9 @@
 """RunTrace: a run as it was recorded, whatever recorded it. It holds numbers and judges nothing."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import compress, pairwise
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, get_args
 
 from trainable.errors import UserError
@@ -48,7 +47,7 @@ class RunTrace:
     """Steps to which the log went back, or at which it started again."""
     earlier_runs: tuple["RunTrace", ...] = ()
     """Runs from the start that stand before this one in the same log, oldest first."""
-    announced: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    announced: Mapping[str, str] = field(default_factory=dict)
     """What the log said of its configuration: vocab_size, pretrained, lr_schedule, warmup_steps, precision ..."""
     notes: tuple[str, ...] = ()
     """What a reader must know of how the log was read."""
@@ -96,6 +95,8 @@ def trace_of_trial(study: "Study", trial_id: int) -> RunTrace:
     def column(name: str) -> Values:
         return tuple(by_step[step][name] if step in by_step else None for step in steps)
 
+    announced = ["lr_schedule", "precision", "learning_rate"]
+    announced += [] if trial["lr_schedule"] == "constant" else ["warmup_steps"]
     # At step 0 there is an evaluation of both losses and no step yet.
     train_loss = tuple(
         by_step[step]["train_loss"] if step in by_step else val_loss[step]["train_loss"] for step in steps
@@ -110,13 +111,5 @@ def trace_of_trial(study: "Study", trial_id: int) -> RunTrace:
         learning_rate=column("learning_rate"),
         step_time_s=column("step_time_s"),
         total_steps=trial["training_steps"],
-        announced=_announced(trial, ended=trial["status"]),
+        announced={name: str(trial[name]) for name in announced},
     )
-
-
-def _announced(trial: Mapping[str, object], *, ended: str) -> Mapping[str, str]:
-    shown: Sequence[str] = ("lr_schedule", "precision", "learning_rate", "batch_size", "block_size", "grad_accum_steps")
-    announced = {name: str(trial[name]) for name in shown if trial.get(name) is not None}
-    if trial.get("lr_schedule") not in (None, "constant") and trial.get("warmup_steps"):
-        announced["warmup_steps"] = str(trial["warmup_steps"])
-    return MappingProxyType({**announced, "status": ended})

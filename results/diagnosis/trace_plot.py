@@ -12,13 +12,11 @@ from results.diagnosis.findings import Diagnosis, capitalized
 from results.diagnosis.run_view import evenly
 from results.diagnosis.trace import Column, RunTrace
 from results.study.atomic import write_atomic
-from results.study.paths import shown
 from trainable.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-FORMATS = (".png", ".svg")
 MAX_POINTS = 4000
 FEW_POINTS = 60
 """Fewer are drawn as dots as well."""
@@ -33,12 +31,8 @@ _MAX_MARKS = len(_MARKS)
 def plot_trace(trace: RunTrace, diagnoses: Sequence[Diagnosis], path: Path) -> None:
     """Write the picture as `path`, a .png or .svg; the same run gives the same file.
 
-    What was not recorded has no panel.
-    Raises UserError for another ending or a trace without anything to draw, and OSError.
+    What was not recorded has no panel. Raises UserError for a trace without anything to draw, and OSError.
     """
-    suffix = path.suffix.lower()
-    if suffix not in FORMATS:
-        raise UserError(f"{shown(path)}: a picture is written as {' or '.join(FORMATS)}.")
     panels = [name for name, (*_, columns) in _PANELS.items() if any(trace.series(column)[0] for column in columns)]
     if not panels:
         raise UserError(f"{trace.source} records no loss, gradient norm, learning rate or speed: nothing to draw.")
@@ -69,7 +63,8 @@ def plot_trace(trace: RunTrace, diagnoses: Sequence[Diagnosis], path: Path) -> N
             handles, labels = axes["loss"].get_legend_handles_labels()
             figure.legend(handles, labels, loc="upper right", frameon=False, fontsize=9, ncols=4, borderaxespad=0.2)
         file = io.BytesIO()
-        figure.savefig(file, format=suffix[1:], dpi=130, metadata={"Date": None} if suffix == ".svg" else None)
+        undated = {"Date": None} if path.suffix == ".svg" else None
+        figure.savefig(file, format=path.suffix[1:], dpi=130, metadata=undated)
     write_atomic(path, file.getvalue())
 
 

@@ -6,28 +6,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from results.words import (
-    STATUS_LABELS,
-    count_words,
-    difference_words,
-    duration_words,
-    interval_words,
-    label,
-    local_time_words,
-    loss_words,
-    percent_words,
-    printable,
-    token_words,
-    trial_loss_words,
-    value_words,
-)
+from results import words
 
 FOLDER = Path(__file__).parent
 
 
 def render(template: str, **values: Any) -> str:
     """Return the template with its values; in .html ones they are escaped unless they are Markup."""
-    return str(_environment().get_template(template).render(statuses=STATUS_LABELS, **values))
+    return str(_environment().get_template(template).render(statuses=words.STATUS_LABELS, **values))
 
 
 @cache
@@ -61,21 +47,21 @@ def fenced(text: str) -> str:
 
 
 _FILTERS = {
-    "count": count_words,
+    "count": words.count_words,
     # A typographic minus is as wide as a plus, so that a column of differences lines up.
-    "difference": lambda difference: difference_words(difference).replace("-", "−"),
-    "duration": duration_words,
+    "difference": lambda difference: words.difference_words(difference).replace("-", "−"),
+    "duration": words.duration_words,
     "fenced": fenced,
-    "interval": lambda of: interval_words(of["low"], of["high"]).replace("-", "−"),
-    "label": label,
-    "local_time": local_time_words,
-    "loss": loss_words,
-    "percent": percent_words,
+    "interval": lambda of: words.interval_words(of["low"], of["high"]).replace("-", "−"),
+    "label": words.label,
+    "local_time": words.local_time_words,
+    "loss": words.loss_words,
+    "percent": words.percent_words,
     "plain": plain,
-    "printable": printable,
-    "signed": difference_words,
-    "speed": lambda tokens_per_s: value_words(None if tokens_per_s is None else round(tokens_per_s)),
-    "tokens": token_words,
-    "trial_loss": trial_loss_words,
-    "value": value_words,
+    "printable": words.printable,
+    "signed": words.difference_words,
+    "speed": lambda tokens_per_s: words.value_words(None if tokens_per_s is None else round(tokens_per_s)),
+    "tokens": words.token_words,
+    "trial_loss": words.trial_loss_words,
+    "value": words.value_words,
 }

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping
 from datetime import datetime
-from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, InstanceOf, ValidationError
@@ -151,15 +150,13 @@ class StudyDocument(_Part):
     seed: Count
 
 
-INPUT_VARIABLES: Mapping[str, str] = MappingProxyType(
-    {
-        "model": "GPT2_MODEL_NAME",
-        "data_source": "TRAINING_DATA_SOURCE",
-        "validation_data_source": "VALIDATION_DATA_SOURCE",
-        "documents": "DOCUMENTS",
-        "checkpoint_path": "CHECKPOINT_PATH",
-    }
-)
+INPUT_VARIABLES: Mapping[str, str] = {
+    "model": "GPT2_MODEL_NAME",
+    "data_source": "TRAINING_DATA_SOURCE",
+    "validation_data_source": "VALIDATION_DATA_SOURCE",
+    "documents": "DOCUMENTS",
+    "checkpoint_path": "CHECKPOINT_PATH",
+}
 """The document's texts that name what a study was run on, each with the variable that takes it."""
 
 

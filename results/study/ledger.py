@@ -28,11 +28,7 @@ class Ledger:
     """
 
     def __init__(
-        self,
-        study: Study,
-        *,
-        flush_interval_s: float = FLUSH_INTERVAL_S,
-        clock: Callable[[], float] = time.monotonic,
+        self, study: Study, *, flush_interval_s: float = FLUSH_INTERVAL_S, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._study = study
         self._flush_interval_s = flush_interval_s
@@ -143,7 +139,8 @@ class Ledger:
         assert (verdict is not None) == (status == "unstable"), f"trial {trial_id}: {status} with verdict {verdict}"
         reached = {"optimizer_steps": optimizer_steps, "tokens_seen": tokens_seen, "active_s": active_s}
         trial.update({name: max(value, trial[name]) for name, value in reached.items() if value is not None})
-        trial.update(status=status, verdict=verdict and _verdict_text(verdict), ended_at=_aware(ended_at))
+        words = verdict and f"{verdict.reason} at step {verdict.step}: {' '.join(verdict.evidence.split())}"
+        trial.update(status=status, verdict=words, ended_at=_aware(ended_at))
         if status == "unstable":
             # Its last evaluation, at step 0 perhaps, came before it went wrong and would count as a good loss.
             steps = self._steps.get(trial_id)
@@ -237,11 +234,6 @@ def _mean_tokens_per_s(metrics: Sequence[Row]) -> float | None:
             tokens += new
             seconds += new / row["tokens_per_s"]
     return tokens / seconds if seconds else None
-
-
-def _verdict_text(verdict: Verdict) -> str:
-    evidence = " ".join(verdict.evidence.split())
-    return f"{verdict.reason} at step {verdict.step}" + (f": {evidence}" if evidence else "")
 
 
 def _finite(value: float) -> float | None:

@@ -182,16 +182,13 @@ def _fault(table: Any, schema: Any) -> str | None:
         # A step's loss may be infinite: the trace has to show it.
         if pa.types.is_floating(column.type) and schema is not STEPS and pc.all(pc.is_finite(values)).as_py() is False:
             return f"a row has a non-finite {column.name}"
-        if pa.types.is_floating(column.type) and not _is_measured(values):
+        finite = values.filter(pc.is_finite(values)) if pa.types.is_floating(column.type) else None
+        if finite is not None and not _is_between(finite, -MAX_MEASURED, MAX_MEASURED):
             return f"a row has a {column.name} beyond {MAX_MEASURED:g}"
         # Python's dates end with the year 9999, in some time zones hours earlier.
         if column.type == _TIME and not _is_between(values.cast(pa.int64()), *_TIMES_US):
             return f"a row has a {column.name} before 1970 or after 9998"
     return None
-
-
-def _is_measured(values: Any) -> bool:
-    return _is_between(values.filter(pc.is_finite(values)), -MAX_MEASURED, MAX_MEASURED)
 
 
 def _is_between(values: Any, least: float, most: float) -> bool:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from trainable.model.lora import AdapterBase
-    from trainable.preflight.disk import CheckpointRoom
+    from trainable.preflight.memory import CheckpointRoom
     from trainable.run import RunSpec
     from trainable.state import TrainState
 
@@ -100,7 +100,7 @@ def train_command(options: Options, terminal: Terminal) -> int:
 
 
 def _room(plan: TrainPlan) -> "CheckpointRoom | None":
-    from trainable.preflight.disk import CheckpointRoom
+    from trainable.preflight.memory import CheckpointRoom
 
     # The newest ones, the best, and one being written.
     return CheckpointRoom(folder=studies_dir(), count=NEWEST_KEPT + 2) if plan.checkpoint_interval_steps else None

@@ -21,7 +21,7 @@ from trainable.data.remote_files import local_folder
 if TYPE_CHECKING:
     from trainable.checkpoint.checkpoint import Checkpoint
     from trainable.preflight.check_result import Check
-    from trainable.preflight.disk import CheckpointRoom
+    from trainable.preflight.memory import CheckpointRoom
     from trainable.run import RunSpec
 
 STYLES = {"pass": "green", "fail": "bold red", "warn": "yellow", "skipped": "dim"}
@@ -47,7 +47,7 @@ def preflight_of(plan: Plan) -> Preflight:
     """Return what is looked at before a study's trials are run."""
     from search.tune.engine import BEST_KEPT
     from trainable.checkpoint.checkpoint_store import STATES_KEPT
-    from trainable.preflight.disk import CheckpointRoom
+    from trainable.preflight.memory import CheckpointRoom
 
     slots = plan.slots
     # Two of every running trial and a third being written, and those of the best trials and the baseline.

@@ -94,7 +94,7 @@ def _read_budget(table: Table, baseline: TrialConfig) -> Budget:
     table.allow(kinds)
     kind = table.one_of(kinds, remedy="Write it like tokens = 400_000.")
     if kind == "device_minutes":
-        return Budget(tokens=MAX_TOKENS, device_s=60 * table.number(kind))
+        return Budget(tokens=MAX_TOKENS, device_s=60 * table.finite(table.values[kind], kind))
     amount = table.integer(kind, 400_000)
     return Budget(tokens=amount if kind == "tokens" else amount * baseline.tokens_per_step)
 
@@ -117,7 +117,7 @@ def _read_scheduler(table: Table, budget_tokens: int) -> Scheduler:
         raise table.error("has grace_frac and grace_tokens, which set the same thing. Drop one.")
     if table.has("grace_tokens"):
         return Scheduler(name, table.integer("grace_tokens", 1), reduction_factor)
-    grace_frac = table.number("grace_frac") if table.has("grace_frac") else 1 / 9
+    grace_frac = table.finite(table.values.get("grace_frac", 1 / 9), "grace_frac")
     if not 0 < grace_frac < 1:
         raise table.error(f"is {grace_frac:g}; a share of the budget is more than 0 and less than 1.", "grace_frac")
     return Scheduler(name, math.ceil(grace_frac * budget_tokens), reduction_factor, grace_frac)

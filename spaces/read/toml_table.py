@@ -83,10 +83,6 @@ class Table:
             raise self.error(f"must be a whole number such as {default}, not {shown(value)}.", key)
         return value
 
-    def number(self, key: str) -> float:
-        """Return a finite number."""
-        return self.finite(self.values[key], key)
-
     def finite(self, value: object, key: str) -> float:
         """Return `value` as a finite number; `key` names it in the error."""
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):

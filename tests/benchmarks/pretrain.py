@@ -24,7 +24,7 @@ from trainable.evaluation import EvalProtocol, eval_windows, evaluate
 from trainable.loop import train
 from trainable.model.fingerprint import file_fingerprint
 from trainable.model.model_names import PRESETS, SHIPPED
-from trainable.preflight.overlap import measure_overlap
+from trainable.preflight.corpus_checks import measure_overlap
 from trainable.rows import MetricsRow, Verdict
 from trainable.run import RunSpec, start_run
 

@@ -126,12 +126,12 @@ def test_a_trial_may_end_beyond_its_last_evaluation_or_before_its_first(study: S
     start(ledger, 1)
     ledger.add_metrics(0, metrics(10, 5.0), None)
     end(ledger, 0, "stopped", optimizer_steps=14, tokens_seen=14 * 4096, active_s=66.0)
-    verdict = Verdict(reason="nonfinite", step=3, evidence="")
+    verdict = Verdict(reason="nonfinite", step=3, evidence="loss nan")
     end(ledger, 1, "unstable", verdict=verdict, optimizer_steps=3, tokens_seen=3 * 4096, active_s=15.5)
     first, second = study.trials()
     assert (first["optimizer_steps"], first["tokens_seen"], first["active_s"]) == (14, 14 * 4096, 66.0)
     assert (second["optimizer_steps"], second["tokens_seen"], second["active_s"]) == (3, 3 * 4096, 15.5)
-    assert (second["val_loss"], second["verdict"]) == (None, "nonfinite at step 3")
+    assert (second["val_loss"], second["verdict"]) == (None, "nonfinite at step 3: loss nan")
 
 
 def test_an_ending_that_lags_takes_nothing_back(study: Study) -> None:

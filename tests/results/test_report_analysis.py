@@ -148,7 +148,7 @@ def test_too_few_trials_have_no_correlation(make_trial: MakeTrial) -> None:
 def test_without_rungs_the_evaluations_stand_in(make_trial: MakeTrial) -> None:
     trials = [make_trial(k, "completed", 4.0 + k) for k in range(3)]
     rows = {k: [evaluation(n * STEP_TOKENS, 6.0 - n / 100 + k) for n in range(0, 101, 5)] for k in range(3)}
-    found = rung_agreement(measured(trials, rows))
+    found = list(rung_agreement(measured(trials, rows)))
     assert [row["tokens"] // STEP_TOKENS for row in found] == [5, 20, 35, 50, 65, 80, 95]
     assert [row["spearman"] for row in found] == pytest.approx([1.0] * 7)
     assert {row["rung"] for row in found} == {None}
@@ -176,7 +176,7 @@ def test_an_edge_says_which_way_to_widen(
     make_trial: MakeTrial, parameter: SearchParameter, value: Any, side: str | None
 ) -> None:
     trials = [make_trial(0, "completed", 5.0), make_trial(1, "completed", 4.0, **{parameter.name: value})]
-    found = edges(measured(trials, None, parameter))
+    found = list(edges(measured(trials, None, parameter)))
     assert [row["side"] for row in found] == ([side] if side else [])
     if side:
         assert ("widen it downwards" if side == "low" else "widen it upwards") in found[0]["words"]
@@ -184,13 +184,13 @@ def test_an_edge_says_which_way_to_widen(
 
 def test_domains_that_the_trials_span_have_no_edges(make_trial: MakeTrial) -> None:
     trials = [make_trial(0, "completed", 5.0), make_trial(1, "completed", 4.0, learning_rate=1.0)]
-    assert edges(measured(trials, known=False)) == []
+    assert list(edges(measured(trials, known=False))) == []
 
 
 def test_a_parameter_that_the_best_does_not_read_has_no_edge(make_trial: MakeTrial) -> None:
     schedule = SearchParameter("lr_schedule", Choice(("constant", "wsd")))
     warmup = SearchParameter("warmup_frac", FloatRange(0.01, 0.3), Condition("lr_schedule", ("wsd",)))
-    assert edges(measured([make_trial(0, "completed", 4.0)], None, schedule, warmup)) == []
+    assert list(edges(measured([make_trial(0, "completed", 4.0)], None, schedule, warmup))) == []
 
 
 # --- instability
@@ -248,7 +248,7 @@ def test_costs_by_ending(make_trial: MakeTrial) -> None:
         make_trial(2, "stopped", 5.6, tokens_seen=full // 10, active_s=2.0, training_steps=100),
         make_trial(3, "failed", None, tokens_seen=0, active_s=0.5),
     ]
-    assert costs(trials) == [
+    assert list(costs(trials)) == [
         {"status": "completed", "trials": 1, "device_s": 10.0, "tokens": full, "tokens_full": full},
         {"status": "stopped", "trials": 2, "device_s": 3.0, "tokens": full // 5, "tokens_full": 2 * full},
         {"status": "failed", "trials": 1, "device_s": 0.5, "tokens": 0, "tokens_full": 0},

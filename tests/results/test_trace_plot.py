@@ -84,12 +84,6 @@ def test_the_same_run_gives_the_same_file(story: RunTrace, tmp_path: Path) -> No
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
 
 
-def test_another_ending_is_refused(story: RunTrace, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"written as \.png or \.svg"):
-        plot_trace(story, [], tmp_path / "run.pdf")
-    assert not (tmp_path / "run.pdf").exists()
-
-
 def test_a_run_without_numbers_is_refused(story: RunTrace, tmp_path: Path) -> None:
     nothing = (None,) * len(story.steps)
     columns = ("train_loss", "val_loss", "grad_norm", "learning_rate", "step_time_s")

@@ -85,13 +85,13 @@ def test_copies_of_one_passage_are_one_finding() -> None:
 
 
 def test_a_copy_with_a_few_other_tokens_in_it_is_one_finding() -> None:
-    hits = duplicate_hits(np.array([[1000, 100, 80], [1090, 192, 60]]), 10_000)
+    hits = list(duplicate_hits(np.array([[1000, 100, 80], [1090, 192, 60]]), 10_000))
     assert [(hit.first, hit.end, hit.original) for hit in hits] == [(1000, 1150, (100, 252))]
 
 
 def test_copies_across_the_split_are_overlaps() -> None:
     runs = np.array([[100, 9500, 60]])
-    assert duplicate_hits(runs, 9000) == []
+    assert list(duplicate_hits(runs, 9000)) == []
     (hit,) = overlap_hits(runs)
     assert (hit.first, hit.end, hit.original, hit.removed.tolist()) == (9500, 9560, (100, 160), [[100, 160]])
 
@@ -111,7 +111,7 @@ def test_a_periodic_run_is_found_with_its_period(period: int) -> None:
 def test_a_short_rule_is_no_repetition() -> None:
     tokens = np.random.default_rng(0).integers(0, 500, 3000).astype(np.uint16)
     tokens[1000:1040] = 7
-    assert find_repeats(tokens) == []
+    assert list(find_repeats(tokens)) == []
 
 
 def test_near_duplicates_are_found_and_the_validation_side_stays() -> None:

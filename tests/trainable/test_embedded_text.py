@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from trainable.data.embedded_text import docstrings, language_reference
 from trainable.model.model_names import SHIPPED
-from trainable.preflight.overlap import measure_overlap
+from trainable.preflight.corpus_checks import measure_overlap
 
 HASH_OF_TEXT = """
 import hashlib

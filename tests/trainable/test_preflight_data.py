@@ -8,9 +8,13 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from trainable.data.tokens import Corpus, Tokens, load_corpus
-from trainable.preflight import overlap
-from trainable.preflight.corpus_checks import check_overlap, check_tokenizer_fit, check_tokenizer_ids
-from trainable.preflight.overlap import measure_overlap
+from trainable.preflight import corpus_checks
+from trainable.preflight.corpus_checks import (
+    check_overlap,
+    check_tokenizer_fit,
+    check_tokenizer_ids,
+    measure_overlap,
+)
 
 
 @pytest.fixture
@@ -100,9 +104,9 @@ def test_the_longest_copy_is_measured_to_the_token(random_tokens: Callable[[int,
 def test_a_long_text_is_read_in_part_and_a_long_validation_part_sampled(
     random_tokens: Callable[[int, int], Tokens], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(overlap, "CHUNK_TOKENS", 1000)
-    monkeypatch.setattr(overlap, "MAX_TRAIN_TOKENS", 10_000)
-    monkeypatch.setattr(overlap, "MAX_VAL_NGRAMS", 2000)
+    monkeypatch.setattr(corpus_checks, "CHUNK_TOKENS", 1000)
+    monkeypatch.setattr(corpus_checks, "MAX_TRAIN_TOKENS", 10_000)
+    monkeypatch.setattr(corpus_checks, "MAX_VAL_NGRAMS", 2000)
     train, val = random_tokens(0, 50_000), random_tokens(1, 10_000)
     val[1000:6000] = train[20_000:25_000]
     found = measure_overlap(train, val)

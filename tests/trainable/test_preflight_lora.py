@@ -58,7 +58,7 @@ def check(corpus: Corpus, tokenizer: Tokenizer, config: TrialConfig) -> CheckMod
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_sound_lora_passes(model: PreTrainedModel, check: CheckModel, checkpointing: bool) -> None:
     if checkpointing:
-        from trainable.model.gradient_checkpointing import checkpoint_layers
+        from trainable.model.modes import checkpoint_layers
 
         checkpoint_layers(model)
     assert check(model) == {}

@@ -14,8 +14,14 @@ from trainable.device.cpu_kernels import tune_for_cpu
 from trainable.device.cpu_kernels.attention import as_on_mps
 from trainable.evaluation import EvalProtocol
 from trainable.preflight import memory, memory_probe
-from trainable.preflight.disk import CheckpointRoom, check_disk, checkpoint_bytes
-from trainable.preflight.memory import PROCESS_BYTES, PROCESS_FACTOR, check_memory
+from trainable.preflight.memory import (
+    PROCESS_BYTES,
+    PROCESS_FACTOR,
+    CheckpointRoom,
+    check_disk,
+    check_memory,
+    checkpoint_bytes,
+)
 from trainable.preflight.memory_probe import estimate_step_bytes
 
 MakeModel = Callable[..., PreTrainedModel]

@@ -14,15 +14,7 @@ from trainable.checkpoint.foreign import fitted, is_state_dict, step_in, weights
 from trainable.config import TrialConfig, make_config
 from trainable.device.device import rng_state, set_rng_state
 from trainable.errors import UserError
-from trainable.model.lora import (
-    AdapterBase,
-    add_adapters,
-    base_fingerprint,
-    check_base,
-    copy_adapters,
-    merge_adapters,
-    saved_weights,
-)
+from trainable.model import lora
 from trainable.model.model_names import model_of_folder
 from trainable.model.models import folder_weights
 from trainable.state import SinceEvaluation, TrainState
@@ -41,17 +33,16 @@ class Checkpoint:
     weights: Mapping[str, torch.Tensor]
     payload: Mapping[str, Any]
     """What the file holds; empty for weights alone."""
-    is_ours: bool = False
     config: TrialConfig | None = None
     """None for a file of others: its hyperparameters were another script's."""
     model_name: str | None = None
-    base: AdapterBase | None = None
+    base: lora.AdapterBase | None = None
     """What the weights, which are adapters alone, were trained on; None where they are a whole model's."""
 
     @property
     def ours(self) -> Mapping[str, Any] | None:
         """The whole payload where the file is ours."""
-        return self.payload if self.is_ours else None
+        return self.payload if self.config is not None else None
 
     @property
     def step_to_continue_from(self) -> int:
@@ -77,7 +68,7 @@ def checkpoint_payload(state: TrainState, *, model_name: str, corpus_fingerprint
         "active_s": state.active_s,
         "since_evaluation": asdict(state.since_evaluation),
         "base": asdict(state.adapter_base) if state.adapter_base else None,
-        "model_state_dict": saved_weights(state.model),
+        "model_state_dict": lora.saved_weights(state.model),
         "optimizer_state_dict": state.optimizer.state_dict(),
         "scaler_state_dict": state.scaler.state_dict(),
         "monitor": state.monitor.state_dict(),
@@ -119,7 +110,6 @@ def read_checkpoint(path: Path) -> Checkpoint:
             optimizer_steps=payload["optimizer_steps"],
             weights=weights_in(where, payload),
             payload=payload,
-            is_ours=True,
             config=make_config(TrialConfig(), payload["config"]),
             model_name=payload["model_name"],
             base=_base(payload),
@@ -173,16 +163,16 @@ def load_weights(
 def load_merged(model: PreTrainedModel, path: Path, *, model_name: str, seen: frozenset[Path] = frozenset()) -> None:
     """Copy the weights of the checkpoint at `path` into `model`, adapters merged. Raises UserError as load_weights."""
     load_weights(model, read_checkpoint(path), model_name=model_name, seen=seen)
-    merge_adapters(model)
+    lora.merge_adapters(model)
 
 
 def _load_adapters(
-    model: PreTrainedModel, checkpoint: Checkpoint, base: AdapterBase, model_name: str, seen: frozenset[Path]
+    model: PreTrainedModel, checkpoint: Checkpoint, base: lora.AdapterBase, model_name: str, seen: frozenset[Path]
 ) -> None:
     where = f"CHECKPOINT_PATH={checkpoint.path}"
     assert checkpoint.config is not None, "adapters are read from files of ours alone"
     # A study's run has those weights already, and on another machine under another path.
-    if base.init_from is not None and base_fingerprint(model) != base.fingerprint:
+    if base.init_from is not None and lora.base_fingerprint(model) != base.fingerprint:
         path = Path(base.init_from)
         if path in seen:
             raise UserError(f"{where} names itself as the weights below its adapters. Use another checkpoint.")
@@ -190,9 +180,9 @@ def _load_adapters(
             load_merged(model, path, model_name=model_name, seen=seen | {path})
         except UserError as error:
             raise UserError(f"{where} holds LoRA adapters for the weights of {path}: {error}") from None
-    check_base(model, base, where=where, model_name=model_name)
-    add_adapters(model, checkpoint.config)
-    copy_adapters(model, checkpoint.weights, where=where)
+    lora.check_base(model, base, where=where, model_name=model_name)
+    lora.add_adapters(model, checkpoint.config)
+    lora.copy_adapters(model, checkpoint.weights, where=where)
 
 
 def restore(state: TrainState, checkpoint: Checkpoint) -> None:
@@ -257,10 +247,10 @@ def _check_plain_values(payload: Mapping[str, Any]) -> None:
         raise TypeError(f"'optimizer_steps' is {payload['optimizer_steps']}")
 
 
-def _base(payload: Mapping[str, Any]) -> AdapterBase | None:
+def _base(payload: Mapping[str, Any]) -> lora.AdapterBase | None:
     if payload["base"] is None:
         return None
-    base = AdapterBase(**payload["base"])
+    base = lora.AdapterBase(**payload["base"])
     if not all(isinstance(text, str) for text in (base.model_name, base.init_from or "", base.fingerprint)):
         raise TypeError("'base' holds something other than names")
     return base

@@ -33,8 +33,11 @@ def weights_in(where: str, payload: Any) -> Mapping[str, torch.Tensor]:
             if is_state_dict(payload.get(key)):
                 weights: Mapping[str, torch.Tensor] = payload[key]
                 return weights
+    found = f"a {type(payload).__name__}"
+    if isinstance(payload, Mapping):
+        found = first_of([f"{key!r} ({_kind(value)})" for key, value in payload.items()], KEYS_SHOWN) or "an empty dict"
     raise UserError(
-        f"{where} has no weights where this program looks for them: {_found(payload)}. It reads a dict of tensors by "
+        f"{where} has no weights where this program looks for them: it holds {found}. It reads a dict of tensors by "
         f"name, alone or under {', '.join(map(repr, WEIGHTS_KEYS[:-1]))} or {WEIGHTS_KEYS[-1]!r}. Save one of these."
     )
 
@@ -116,14 +119,6 @@ def _as_conv1d(named: dict[str, torch.Tensor], expected: Mapping[str, torch.Tens
         # Trained with bias=False, which is a bias of zero.
         named |= {name: torch.zeros_like(one) for name, one in expected.items() if name.endswith(".bias")}
     return named
-
-
-def _found(payload: Any) -> str:
-    if not isinstance(payload, Mapping):
-        return f"it holds a {type(payload).__name__}"
-    if not payload:
-        return "it holds an empty dict"
-    return f"it holds {first_of([f'{key!r} ({_kind(value)})' for key, value in payload.items()], KEYS_SHOWN)}"
 
 
 def _kind(value: Any) -> str:

@@ -77,7 +77,8 @@ def not_utf8(path: Path) -> str:
     if sum(not char.isascii() for char in intact) > 2 * faults or _is_cut_off(data):
         # -c leaves out what cannot be read; some versions then end with an error all the same.
         return _convert(path, f"is UTF-8 text with damage: {where}", "iconv -c -f UTF-8 -t UTF-8 {source} > {target}")
-    if data.count(0) > len(data) // 100 or _control_frac(data) > 0.05:
+    controls = sum(data.count(byte) for byte in range(32) if byte not in b"\t\n\r\f")
+    if data.count(0) > len(data) // 100 or controls > 0.05 * len(data):
         return f"{path} is not text but binary data of a format not known here ({where}). Name a text file."
     guess = _code_page(data)
     command = f"iconv -f {guess} -t UTF-8 {{source}} > {{target}}"
@@ -195,10 +196,6 @@ def _is_cut_off(data: bytes) -> bool:
     except UnicodeDecodeError as error:
         return error.reason == "unexpected end of data" and any(byte >= 0x80 for byte in data[: error.start])
     return False
-
-
-def _control_frac(data: bytes) -> float:
-    return sum(data.count(byte) for byte in range(32) if byte not in b"\t\n\r\f") / max(1, len(data))
 
 
 def _code_page(data: bytes) -> str:

@@ -49,7 +49,7 @@ class SharedCopy:
 
     def is_at(self, path: Path) -> bool:
         """Return whether a local file or folder is the same."""
-        return all(_is_same(path / file.path if file.path else path, file) for file in self.files)
+        return all(_is_same(path / file.path, file) for file in self.files)
 
     def local(self) -> Path:
         """Return it in this node's cache, where it is fetched once.
@@ -65,7 +65,7 @@ class SharedCopy:
             for left_by_a_killed_process in folder.rglob(".*.tmp"):
                 left_by_a_killed_process.unlink(missing_ok=True)
             for file in self.files:
-                path, remote = (target / file.path, f"{place}/{file.path}") if file.path else (target, place)
+                path, remote = target / file.path, f"{place}/{file.path}".rstrip("/")
                 if not _is_same(path, file):
                     damaged = f"the copy of the input in the storage is damaged, delete it: {remote}"
                     try:
@@ -96,16 +96,11 @@ def share(path: Path, storage: str) -> SharedCopy:
     files, place = files_at(shared.place)
     here, _ = files_at(str(path))
     for file, source in zip(shared.files, found, strict=True):
-        remote = f"{place}/{file.path}" if file.path else place
+        remote = f"{place}/{file.path}".rstrip("/")
         # A copy that was cut short has another size.
         if files.get_file_info([remote])[0].size != file.size_bytes:
-            write_whole(
-                files,
-                remote,
-                _checked(
-                    blocks_of(here, str(source)), file, f"the input has changed since it was first read: {source}"
-                ),
-            )
+            changed = f"the input has changed since it was first read: {source}"
+            write_whole(files, remote, _checked(blocks_of(here, str(source)), file, changed))
     return shared
 
 

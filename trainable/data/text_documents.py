@@ -22,6 +22,7 @@ BOM = b"\xef\xbb\xbf"
 _BLANK_LINE = re.compile(rb"\n[ \t\r]*\n")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _LINE = re.compile(r"[^\n]+")
+_JSON_TYPES = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,20 +236,12 @@ def _record(path: Path, number: int, line: str, field: str) -> str:
         raise UserError(f"{where} has no field {field!r}.{did_you_mean(field, map(str, record))}")
     value = record[field]
     if not isinstance(value, str):
-        raise UserError(f"{where}: field {field!r} is {_json_type(value)}, not a string.{_string_fields(record)}")
+        strings = [name for name, one in record.items() if isinstance(one, str)]
+        hint = f" Fields with a string: {', '.join(strings[:8])}." if strings else ""
+        raise UserError(f"{where}: field {field!r} is {_JSON_TYPES.get(type(value), 'null')}, not a string.{hint}")
     if _SURROGATE.search(value):
         raise UserError(f"{where}: field {field!r} has half of a surrogate pair, which is no character.") from None
     return value.replace("\r\n", "\n")
-
-
-def _json_type(value: object) -> str:
-    names = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
-    return names.get(type(value), "null")
-
-
-def _string_fields(record: dict[str, object]) -> str:
-    strings = [name for name, value in record.items() if isinstance(value, str)]
-    return f" Fields with a string: {', '.join(strings[:8])}." if strings else ""
 
 
 def _joined(path: Path, parts: list[tuple[str, int, bool]]) -> Iterator[TextChunk]:

@@ -152,20 +152,16 @@ def allow_tf32(device: torch.device) -> None:
 def rng_state(device: torch.device) -> dict[str, torch.Tensor]:
     """Return the states of torch's global generators: the CPU's, and the device's by its type."""
     states = {"torch": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    elif device.type == "mps":
-        states["mps"] = torch.mps.get_rng_state()
+    if device.type != "cpu":
+        states[device.type] = torch.get_device_module(device.type).get_rng_state()
     return states
 
 
 def set_rng_state(device: torch.device, states: Mapping[str, torch.Tensor]) -> None:
     """Put back what rng_state() returned. States of another type of device leave this one's as it is."""
     torch.set_rng_state(states["torch"])
-    if device.type == "cuda" and "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"], device)
-    elif device.type == "mps" and "mps" in states:
-        torch.mps.set_rng_state(states["mps"])
+    if device.type != "cpu" and device.type in states:
+        torch.get_device_module(device.type).set_rng_state(states[device.type])
 
 
 @contextmanager

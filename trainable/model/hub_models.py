@@ -1,6 +1,7 @@
 """Models of the hub: fetched once into its local cache, and loaded from there alone."""
 
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from trainable.checkpoint.checkpoint_path import weight_files
@@ -26,16 +27,11 @@ def _whole_snapshot(name: str) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
     config = try_to_load_from_cache(name, "config.json")
-    folder = Path(config).parent if isinstance(config, str) else None
-    return folder if folder is not None and _is_whole(folder) else None
-
-
-def _is_whole(folder: Path) -> bool:
-    """Return whether no weights are missing: loading or inspecting a model may have fetched single files."""
-    try:
-        return bool(weight_files(folder))
-    except (OSError, UserError):
-        return False
+    # Loading or inspecting a model may have fetched single files.
+    with suppress(OSError, UserError):
+        if isinstance(config, str) and weight_files(Path(config).parent):
+            return Path(config).parent
+    return None
 
 
 def check_hub_name(name: str, *, others: str) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from trainable.checkpoint.checkpoint_path import check_checkpoint_path, check_links
@@ -10,18 +9,12 @@ from trainable.errors import UserError, reason
 from trainable.model.hub_models import check_hub_name, hub_folder
 from trainable.regular_files import MAX_FILE_BYTES, json_object
 
-PRESETS: Mapping[str, Mapping[str, int]] = MappingProxyType(
-    {
-        "tiny-scratch": MappingProxyType(
-            {"n_layer": 4, "n_head": 4, "n_embd": 128, "vocab_size": 2048, "n_positions": 1024}
-        ),
-        "gpt2-scratch": MappingProxyType(
-            {"n_layer": 12, "n_head": 12, "n_embd": 768, "vocab_size": 50_257, "n_positions": 1024}
-        ),
-    }
-)
+PRESETS: Mapping[str, Mapping[str, int]] = {
+    "tiny-scratch": {"n_layer": 4, "n_head": 4, "n_embd": 128, "vocab_size": 2048, "n_positions": 1024},
+    "gpt2-scratch": {"n_layer": 12, "n_head": 12, "n_embd": 768, "vocab_size": 50_257, "n_positions": 1024},
+}
 """Shapes with random weights: the shipped model's, and GPT-2's own (Radford et al. 2019, 124M)."""
-SHIPPED: Mapping[str, Path] = MappingProxyType({"tiny": Path(__file__).parent / "tiny"})
+SHIPPED: Mapping[str, Path] = {"tiny": Path(__file__).parent / "tiny"}
 """Pretrained models that come with the package, as save_pretrained wrote them."""
 DEFAULT_MODEL = "tiny"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")

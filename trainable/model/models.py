@@ -3,7 +3,6 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from trainable.model.modes import dropout_fields
 
 MOST_NUMBERS_PER_BYTE = 2
 """No number of a file is smaller than four bits."""
-SAME_GELU = MappingProxyType({"gelu_new": "gelu_pytorch_tanh"})
+SAME_GELU = {"gelu_new": "gelu_pytorch_tanh"}
 """The same formula (Hendrycks & Gimpel 2016, tanh form) in one kernel instead of eight."""
 
 

@@ -1,4 +1,4 @@
-"""A model's mode and its dropout: read, changed for a while, and put back as they were."""
+"""A model's mode and its dropout, read, changed for a while, and put back as they were; its gradient checkpointing."""
 
 import re
 from collections.abc import Iterator
@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 from torch.nn.modules.dropout import _DropoutNd
+from transformers import PreTrainedModel
 
 from trainable.device.device import without_tf32
+from trainable.errors import UserError
 
 OTHER_HEADS = ("classifier", "summary")
 """Of classification, whose dropout a language model never runs."""
@@ -65,3 +67,19 @@ def without_dropout(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for holder, field, value in before:
             setattr(holder, field, value)
+
+
+def checkpoint_layers(model: PreTrainedModel) -> None:
+    """Have every layer keep only its input in training; losses and gradients stay the same to the bit.
+
+    Its activations are computed again in the backward pass (Chen et al. 2016). Raises UserError when transformers
+    cannot do it for this model.
+    """
+    if not model.supports_gradient_checkpointing:
+        raise UserError(
+            f"GRADIENT_CHECKPOINTING=1: transformers cannot do it for a {model.config.model_type} model. Unset it."
+        )
+    # Not the reentrant kind: it loses the gradient below adapters on frozen embeddings, whose outputs need none.
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    # Only the reentrant kind needs it; here it would compute gradients down to embeddings that are frozen.
+    model.disable_input_require_grads()

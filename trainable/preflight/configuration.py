@@ -34,9 +34,7 @@ def check_schedule(config: TrialConfig) -> Check:
     advice = ""
     if config.has_warmup and config.warmup_steps:
         measured += f", warm-up {config.warmup_steps} steps"
-        if config.warmup_steps >= config.training_steps:
-            advice = "The run ends before the peak is reached. Shorten WARMUP_STEPS or lengthen TRAINING_STEPS."
-        elif config.warmup_steps > LONG_WARMUP_FRAC * config.training_steps:
+        if config.warmup_steps > LONG_WARMUP_FRAC * config.training_steps:
             advice = "Most of the run is warm-up. Shorten WARMUP_STEPS or lengthen TRAINING_STEPS."
     return judged(
         "learning-rate schedule",

@@ -86,15 +86,10 @@ def cut_modules(model: PreTrainedModel, windows: torch.Tensor) -> Cut:
                 hooks.enter_context(module.register_forward_hook(watch(name)))
         model(input_ids=windows[:, :-1], use_cache=False)
     # Reentrant gradient checkpointing runs its blocks without gradients, and is right to.
-    recomputes = any(
-        getattr(module, "gradient_checkpointing", False) and _is_reentrant(module) for module in model.modules()
-    )
-    return Cut(modules=[] if recomputes else cut, reaches_weights=next_token_loss(model, windows).requires_grad)
-
-
-def _is_reentrant(module: torch.nn.Module) -> bool:
-    options = getattr(getattr(module, "_gradient_checkpointing_func", None), "keywords", {})
-    return bool(options.get("use_reentrant", True))
+    recomputing = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
+    options = [getattr(getattr(one, "_gradient_checkpointing_func", None), "keywords", {}) for one in recomputing]
+    is_reentrant = any(one.get("use_reentrant", True) for one in options)
+    return Cut(modules=[] if is_reentrant else cut, reaches_weights=next_token_loss(model, windows).requires_grad)
 
 
 def check_slope(model: PreTrainedModel, windows: torch.Tensor) -> Check:

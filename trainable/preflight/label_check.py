@@ -143,10 +143,7 @@ def _targets(ids: torch.Tensor, labels: torch.Tensor | None) -> tuple[torch.Tens
     if torch.equal(labels[labelled], ids[labelled]):
         return ids, labelled
     if torch.equal(labels[:, :-1][labelled[:, :-1]], ids[:, 1:][labelled[:, :-1]]):
-        return (
-            torch.cat([ids, labels[:, -1:].clamp(min=0)], dim=1),
-            torch.cat([everything[:, :1], labelled], dim=1),
-        )
+        return (torch.cat([ids, labels[:, -1:].clamp(min=0)], dim=1), torch.cat([everything[:, :1], labelled], dim=1))
     return ids, everything
 
 

@@ -4,7 +4,7 @@ Gradients prove nothing about weights: an optimizer that puts tensors back, or m
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from statistics import median
@@ -73,12 +73,8 @@ def check_updates(
     doubts += frozen_doubts(watch)
     held = [one for one in readable if one.is_held]
     if held and len(held) == len(readable):
-        faults.append(
-            (
-                "in one step at least no weight changed",
-                "The steps do not reach the weights: check the learning rate first.",
-            )
-        )
+        advice = "The steps do not reach the weights: check the learning rate first."
+        faults.append(("in one step at least no weight changed", advice))
     elif held:
         words = words_of([one.tensor for one in held], watch, "unchanged: AdamW would change them")
         if any(not one.tensor.is_contiguous for one in held):
@@ -169,19 +165,17 @@ def _compared(tensor: WatchedTensor) -> _Compared:
     )
 
 
-def _rate_faults(watch: OptimizerWatch, learning_rate: float | None) -> list[Finding]:
-    faults = []
+def _rate_faults(watch: OptimizerWatch, learning_rate: float | None) -> Iterator[Finding]:
     still = [
         tensor for tensor in watch.tensors if tensor.steps and all(step.learning_rate == 0 for step in tensor.steps)
     ]
     if still:
         advice = "Set the learning rate of their group, or freeze them by requires_grad; a warm-up from 0 needs a step."
-        faults.append((words_of(still, watch, f"at learning rate 0 in {watch.steps} steps"), advice))
+        yield words_of(still, watch, f"at learning rate 0 in {watch.steps} steps"), advice
     others = sorted({step.learning_rate for tensor in watch.tensors for step in tensor.steps} - {0.0})
     if learning_rate is not None and any(not math.isclose(rate, learning_rate, rel_tol=1e-6) for rate in others):
         rates = ", ".join(f"{rate:.2e}" for rate in others)
-        faults.append((f"learning rate {rates} in the optimizer's groups, {learning_rate:.2e} meant", _RATE_ADVICE))
-    return faults
+        yield f"learning rate {rates} in the optimizer's groups, {learning_rate:.2e} meant", _RATE_ADVICE
 
 
 _RATE_ADVICE = (
@@ -189,29 +183,24 @@ _RATE_ADVICE = (
 )
 
 
-def _size_faults(watch: OptimizerWatch, compared: Sequence[_Compared]) -> list[Finding]:
+def _size_faults(watch: OptimizerWatch, compared: Sequence[_Compared]) -> Iterator[Finding]:
     wrong = [one for one in compared if one.error_frac > WRONG_FRAC]
     if not wrong:
-        return []
+        return
     rates = [rate for one in compared for rate in one.rates]
     middle = median(rates)
-    if (
-        abs(middle - 1) > WRONG_FRAC
-        and len(wrong) == len(compared)
-        and all(abs(rate / middle - 1) < SAME_RATE_FRAC for rate in rates)
-    ):
-        return [(f"every tensor changes {middle:.3g} times as much as at its learning rate", _RATE_ADVICE)]
-    worst = max(wrong, key=lambda one: one.error_frac)
+    is_one_rate = len(wrong) == len(compared) and all(abs(rate / middle - 1) < SAME_RATE_FRAC for rate in rates)
+    if is_one_rate and abs(middle - 1) > WRONG_FRAC:
+        yield f"every tensor changes {middle:.3g} times as much as at its learning rate", _RATE_ADVICE
+        return
     words = words_of([one.tensor for one in wrong], watch, "not changed as AdamW would change them")
-    return [
-        (
-            f"{words} (by up to {worst.error_frac:.0%} of its step)",
-            "Check whether the optimizer keeps its state between steps, and for other code that writes these weights.",
-        )
-    ]
+    advice = "Check whether the optimizer keeps its state between steps, and for other code that writes these weights."
+    yield f"{words} (by up to {max(one.error_frac for one in wrong):.0%} of its step)", advice
 
 
-def _decay_faults(watch: OptimizerWatch, compared: Sequence[_Compared], weight_decay: float | None) -> list[Finding]:
+def _decay_faults(
+    watch: OptimizerWatch, compared: Sequence[_Compared], weight_decay: float | None
+) -> Iterator[Finding]:
     advice = "Look at weight_decay in the optimizer's groups, and whether it is decoupled from the gradient (AdamW)."
     wrong: dict[str, tuple[float, float]] = {}
     for one in compared:
@@ -225,11 +214,10 @@ def _decay_faults(watch: OptimizerWatch, compared: Sequence[_Compared], weight_d
             rounding = torch.finfo(one.tensor.parameter.dtype).eps / 2 / max(step.learning_rate, 1e-30)
             if abs(decay - meant) > max(DECAY_MARGIN, DECAY_FRAC * meant, DECAY_SIGMAS * error) + rounding:
                 wrong[one.tensor.name] = decay, meant
-    if not wrong:
-        return []
-    decay, meant = next(iter(wrong.values()))
-    tensors = [tensor for tensor in watch.tensors if tensor.name in wrong]
-    return [(words_of(tensors, watch, f"decay by {round(decay, 4) + 0.0:g} where {meant:.3g} is meant"), advice)]
+    if wrong:
+        decay, meant = next(iter(wrong.values()))
+        tensors = [tensor for tensor in watch.tensors if tensor.name in wrong]
+        yield words_of(tensors, watch, f"decay by {round(decay, 4) + 0.0:g} where {meant:.3g} is meant"), advice
 
 
 def _decay(step: SampledStep) -> tuple[float, float]:

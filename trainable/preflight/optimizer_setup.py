@@ -1,6 +1,6 @@
 """Is an optimizer set up to train its model: the tensors it holds, its settings, and the gradients that it finds?"""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -13,22 +13,20 @@ Finding = tuple[str, str]
 """What was measured, and what to do about it."""
 
 
-def held_faults(watch: OptimizerWatch) -> list[Finding]:
-    """Return what is wrong with the tensors that the optimizer holds."""
+def held_faults(watch: OptimizerWatch) -> Iterator[Finding]:
+    """Yield what is wrong with the tensors that the optimizer holds."""
     holders = watch.holders()
     missing = [tensor for tensor in watch.tensors if id(tensor.parameter) not in holders]
     twice = [tensor for tensor in watch.tensors if len(holders.get(id(tensor.parameter), ())) > 1]
-    faults = []
     if missing:
         advice = "Give the optimizer model.parameters(), after the last change of the model's tensors."
-        faults.append((words_of(missing, watch, "not in the optimizer"), advice))
+        yield words_of(missing, watch, "not in the optimizer"), advice
     if twice:
-        faults.append((words_of(twice, watch, "in the optimizer more than once"), "Keep each in one group."))
+        yield words_of(twice, watch, "in the optimizer more than once"), "Keep each in one group."
     causal = causal_model(watch.model)
     if causal is not None and has_lost_its_tie(causal):
         advice = "Call model.tie_weights() before the optimizer is made: a saved model has one tensor for both again."
-        faults.append(("the head and the input embedding are two tensors, which the config ties", advice))
-    return faults
+        yield "the head and the input embedding are two tensors, which the config ties", advice
 
 
 def setting_faults(watch: OptimizerWatch, weight_decay: float | None) -> tuple[list[Finding], list[Finding]]:
@@ -52,27 +50,27 @@ def setting_faults(watch: OptimizerWatch, weight_decay: float | None) -> tuple[l
     return list(faults.items()), list(doubts.items())
 
 
-def gradient_faults(watch: OptimizerWatch) -> list[Finding]:
-    """Return which tensors had no gradient in any step, or the last step's in the next."""
+def gradient_faults(watch: OptimizerWatch) -> Iterator[Finding]:
+    """Yield which tensors had no gradient in any step, or the last step's in the next."""
     if len(watch.stepped) < len(watch.optimizers):
-        words = f"optimizer.step() was not called in {watch.ends} steps"
-        return [(words, "Call it, or give the optimizer that the script steps; a loss scaler leaves out its first.")]
-    faults, holders = [], watch.holders()
+        advice = "Call it, or give the optimizer that the script steps; a loss scaler leaves out its first."
+        yield f"optimizer.step() was not called in {watch.ends} steps", advice
+        return
+    holders = watch.holders()
     # Behind LoRA's B, which begins as 0, there is no gradient until B has moved.
     held = [one for one in watch.tensors if id(one.parameter) in holders]
     idle = [one for one in held if not one.has_gradient]
     if idle and (watch.moving_steps > 1 or idle == held):
         advice = "Look for detach(), no_grad, zero_grad() before the step, and a clip to 0."
-        faults.append((words_of(idle, watch, f"without gradient in {watch.steps} steps"), advice))
+        yield words_of(idle, watch, f"without gradient in {watch.steps} steps"), advice
     kept = [one for one in held if one.kept_gradient]
     if kept:
         words = words_of(kept, watch, "with the last step's gradient in this one's")
-        faults.append((words, "Call optimizer.zero_grad() once a step."))
-    return faults
+        yield words, "Call optimizer.zero_grad() once a step."
 
 
-def frozen_doubts(watch: OptimizerWatch) -> list[Finding]:
-    """Return the frozen tensors above a layer in which the same one is trained: lower layers alone are often frozen."""
+def frozen_doubts(watch: OptimizerWatch) -> Iterator[Finding]:
+    """Yield the frozen tensors above a layer in which the same one is trained: lower layers alone are often frozen."""
     trained, frozen = set[str](), list[str]()
     for name, parameter in watch.model.named_parameters():
         kind = numberless(name)
@@ -80,9 +78,8 @@ def frozen_doubts(watch: OptimizerWatch) -> list[Finding]:
             trained.add(kind)
         elif kind in trained:
             frozen.append(name)
-    if not frozen:
-        return []
-    return [(f"{len(frozen)} tensors frozen above trained ones: {listed(frozen)}", "Right only if it is meant so.")]
+    if frozen:
+        yield f"{len(frozen)} tensors frozen above trained ones: {listed(frozen)}", "Right only if it is meant so."
 
 
 def words_of(tensors: Sequence[WatchedTensor], watch: OptimizerWatch, what: str) -> str:

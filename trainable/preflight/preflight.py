@@ -17,7 +17,7 @@ from trainable.model.models import load_model
 from trainable.preflight.check_result import Check
 from trainable.preflight.configuration import check_schedule
 from trainable.preflight.corpus_checks import check_overlap, check_tokenizer_fit
-from trainable.preflight.disk import CheckpointRoom, check_disk
+from trainable.preflight.memory import CheckpointRoom, check_disk
 from trainable.preflight.training import Setup, base_predictions, check_model_setup
 from trainable.run import RunSpec, load_run_model
 

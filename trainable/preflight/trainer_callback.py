@@ -4,7 +4,7 @@ import logging
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
 from trainable.preflight.causality import causal_model, check_causality
 from trainable.preflight.check_result import Check, judged
@@ -36,9 +36,7 @@ class PreflightCallback(TrainerCallback):  # type: ignore[misc]
         self._begun_at: int | None = None
         """The schedule's step before the first one, where it counts them."""
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, *_: Any, **kwargs: Any) -> None:
         """Begin to watch."""
         self._stop()
         self.checks = []
@@ -51,37 +49,40 @@ class PreflightCallback(TrainerCallback):  # type: ignore[misc]
                 self._report(contradiction)
         self._begun_at = getattr(kwargs.get("lr_scheduler"), "last_epoch", None)
 
-    def on_substep_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_substep_end(self, args: TrainingArguments, *_: Any, **kwargs: Any) -> None:
         """Look at the labels, after the first backward of an accumulation."""
         self._check_targets(kwargs["model"], args.gradient_accumulation_steps)
 
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_pre_optimizer_step(self, args: TrainingArguments, *_: Any, **kwargs: Any) -> None:
         """Look at the labels, and from the second step on at the gradients."""
         self._check_targets(kwargs["model"], args.gradient_accumulation_steps)
         # Behind LoRA's B, which begins as 0, there is no gradient until B has moved.
         if self._updates is not None and self._updates.moving_steps == WATCHED_STEPS - 1:
             self._report(check_gradient_reach(kwargs["model"], []))
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, *_: Any, **kwargs: Any) -> None:
         """Look at the weights, once enough steps have shown what the optimizer does."""
         watch = self._updates
         if watch is None:
             return
         watch.end_step()
-        if self._begun_at is not None and kwargs["lr_scheduler"].last_epoch - self._begun_at > watch.ends:
-            self._report(_fast_schedule(kwargs["lr_scheduler"].last_epoch - self._begun_at, watch.ends))
+        moved = 0 if self._begun_at is None else kwargs["lr_scheduler"].last_epoch - self._begun_at
+        if moved > watch.ends:
+            self._report(
+                judged(
+                    "learning-rate schedule",
+                    failed=True,
+                    measured=f"it moved on by {moved} steps in {watch.ends}",
+                    expected="one a step",
+                    advice="The Trainer steps it. Leave out the scheduler.step() of your own.",
+                )
+            )
         # A loss scaler leaves out steps until its scale fits.
         if watch.moving_steps >= WATCHED_STEPS or watch.steps >= MOST_STEPS or watch.ends >= 2 * MOST_STEPS:
             self._stop()
             self._report(check_updates(watch))
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, *_: Any, **kwargs: Any) -> None:
         """Look at the weights where training ended first; leave nothing attached to the model."""
         watch = self._updates
         self._stop()
@@ -135,14 +136,4 @@ def _contradiction(args: TrainingArguments, watch: OptimizerWatch) -> Check | No
         measured="; ".join(words),
         expected="the optimizer's groups as the arguments say",
         advice="Right only if it is meant so: an optimizer of your own does not read the arguments.",
-    )
-
-
-def _fast_schedule(moved: int, steps: int) -> Check:
-    return judged(
-        "learning-rate schedule",
-        failed=True,
-        measured=f"it moved on by {moved} steps in {steps}",
-        expected="one a step",
-        advice="The Trainer steps it. Leave out the scheduler.step() of your own.",
     )

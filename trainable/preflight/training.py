@@ -113,22 +113,20 @@ def _check_predictions(model: PreTrainedModel, setup: Setup, samples: _Samples) 
         yield skipped("checkpoint offsets", "the weights are random")
     else:
         yield check_offsets(predictions, unigram_entropy=setup.corpus.unigram_entropy)
-    yield (
-        check_against_base(predictions, setup.base)
-        if setup.base is not None
-        else skipped(BASE_NAME, "random weights have none" if setup.random_weights else _no_base(setup))
-    )
+    if setup.base is not None:
+        yield check_against_base(predictions, setup.base)
+    else:
+        no_base = (
+            "no other weights are named; to compare a fine-tuned model, set GPT2_MODEL_NAME to its base and "
+            "CHECKPOINT_PATH to its weights"
+        )
+        if setup.random_weights:
+            no_base = "random weights have none"
+        elif setup.checkpoint:
+            no_base = "GPT2_MODEL_NAME names random weights; if the checkpoint began as a pretrained model, name it"
+        yield skipped(BASE_NAME, no_base)
     yield check_causality(model, samples.windows[:2, :-1])
     yield check_evaluation_repeats(model, eval_windows(setup.corpus.val, samples.protocol))
-
-
-def _no_base(setup: Setup) -> str:
-    if setup.checkpoint:
-        return "GPT2_MODEL_NAME names random weights; if the checkpoint began as a pretrained model, name that one"
-    return (
-        "no other weights are named; to compare a fine-tuned model, set GPT2_MODEL_NAME to its base and "
-        "CHECKPOINT_PATH to its weights"
-    )
 
 
 def _check_steps(model: PreTrainedModel, setup: Setup, samples: _Samples, limit: int | None) -> Iterator[Check]:

@@ -18,19 +18,11 @@ class StabilityMonitor:
 
     unigram_entropy in nats/token; NaN when unknown, which switches off what compares with it.
     from_scratch: the weights began random, so a loss at the unigram entropy means that nothing was learned.
-    Raises UserError for a budget below one step.
     """
 
     def __init__(
-        self,
-        *,
-        budget_steps: int,
-        unigram_entropy: float,
-        from_scratch: bool,
-        rules: StabilityRules = DEFAULT_RULES,
+        self, *, budget_steps: int, unigram_entropy: float, from_scratch: bool, rules: StabilityRules = DEFAULT_RULES
     ) -> None:
-        if budget_steps < 1:
-            raise UserError(f"budget_steps is {budget_steps}; a run that is to be judged has at least 1 step.")
         self._rules = rules
         self._level = LevelWatch(
             rules, budget_steps=budget_steps, unigram_entropy=unigram_entropy, from_scratch=from_scratch
@@ -41,13 +33,7 @@ class StabilityMonitor:
         self._nonfinite = False
 
     def update(
-        self,
-        *,
-        step: int,
-        loss: float,
-        grad_norm: float | None,
-        step_time_s: float | None,
-        skipped: bool = False,
+        self, *, step: int, loss: float, grad_norm: float | None, step_time_s: float | None, skipped: bool = False
     ) -> tuple[Finding, ...]:
         """Return what this step newly shows; mostly nothing. A kind is reported once an episode, a stop once a run.
 
@@ -119,27 +105,21 @@ def judge_trace(
 
     One entry an optimizer step; a finding's step is its index + 1. Entries are numbers, or text such as 'nan', 'inf'.
     None, for an entry or the whole, is not recorded; NaN is really non-finite. skipped: steps a loss scaler left out.
-    Raises UserError when the lengths differ.
+    Raises ValueError when the lengths differ.
     """
-    for name, values in (("grad_norm", grad_norm), ("step_time_s", step_time_s), ("skipped", skipped)):
-        if values is not None and len(values) != len(loss):
-            raise UserError(f"{name} has {len(values)} entries and loss has {len(loss)}: give one of each a step.")
     monitor = StabilityMonitor(budget_steps=budget_steps, unigram_entropy=unigram_entropy, from_scratch=from_scratch)
     findings: list[Finding] = []
-    for index, value in enumerate(loss):
+    unknown, taken = [None] * len(loss), [False] * len(loss)
+    columns = zip(loss, grad_norm or unknown, step_time_s or unknown, skipped or taken, strict=True)
+    for step, (value, norm, time_s, is_skipped) in enumerate(columns, start=1):
         new = monitor.update(
-            step=index + 1,
+            step=step,
             loss=float(value),
-            grad_norm=_entry(grad_norm, index),
-            step_time_s=_entry(step_time_s, index),
-            skipped=skipped is not None and skipped[index],
+            grad_norm=None if norm is None else float(norm),
+            step_time_s=None if time_s is None else float(time_s),
+            skipped=is_skipped,
         )
         findings += new
         if any(finding.severity == "stop" for finding in new):
             break
     return findings
-
-
-def _entry(values: Sequence[float | str | None] | None, index: int) -> float | None:
-    value = None if values is None else values[index]
-    return None if value is None else float(value)

@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
-from types import MappingProxyType
 from typing import Any
 
 from trainable.errors import UserError, check_bounds, did_you_mean
 
 
 def _rule(default: float, *, low: float, high: float, unit: str) -> Any:
-    return field(default=default, metadata=MappingProxyType({"low": low, "high": high, "unit": unit}))
+    return field(default=default, metadata={"low": low, "high": high, "unit": unit})
 
 
 def _checked(spec: Field[Any], value: Any) -> int | float:

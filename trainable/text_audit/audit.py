@@ -103,7 +103,7 @@ def _checked_range(token_range: tuple[int, int] | None, tokens: int) -> tuple[in
 
 def _text_hits(scan: Scan, tokens: Tokens) -> tuple[list[Hit], Flags]:
     """Return what shows line by line, and which units have markup that is debris."""
-    binary = find_binary(scan)
+    binary = list(find_binary(scan))
     noisy = unit_cover(scan.units, hit_spans(binary)) >= MOSTLY
     debris, markup = find_debris(scan, noisy)
     covered_by_binary = covered(hit_spans(binary), len(tokens))

@@ -30,12 +30,7 @@ MAX_FINDINGS = 200
 
 
 def make_findings(
-    hits: Sequence[Hit],
-    units: Units,
-    *,
-    train_tokens: int,
-    token_range: tuple[int, int] | None,
-    bytes_at: BytesAt,
+    hits: Sequence[Hit], units: Units, *, train_tokens: int, token_range: tuple[int, int] | None, bytes_at: BytesAt
 ) -> tuple[tuple[AuditFinding, ...], dict[str, KindTotal]]:
     """Return the findings, worst first, and the totals by kind, as shares of the text or of the range.
 

@@ -153,7 +153,6 @@ class AuditReport:
 
 
 _POSITION = re.compile(r"(\d[\d_,]*(?:\.\d+)?)([KMG]?)", re.IGNORECASE)
-MAX_POSITION = 10**15
 _SCALES = {"": 1, "K": 1_000, "M": 1_000_000, "G": 1_000_000_000}
 
 
@@ -169,7 +168,7 @@ def parse_range(text: str) -> tuple[int, int]:
         float(number.replace(",", "").replace("_", "")) * _SCALES[scale.upper()]
         for number, scale in (match.group(1, 2), match.group(3, 4))
     ]
-    if max(positions) > MAX_POSITION:
+    if max(positions) > 10**15:
         raise UserError(f"RANGE={text} lies beyond any text. Write it as 2.0M-2.5M, 500K-1M or 0-20000.")
     first, end = (round(position) for position in positions)
     if first >= end:

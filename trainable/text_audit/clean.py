@@ -20,8 +20,6 @@ from trainable.text_audit.scan import Scan
 from trainable.text_audit.units import Flags, Units
 
 _COPY_BYTES = 1 << 22
-HALF = 0.5
-"""A unit is removed if this share of its tokens, or a whole n-gram of them, is a copy or not text."""
 REMOVED_KINDS = ("binary", "repeated_ngram", "train_val_overlap", "exact_duplicate", "near_duplicate")
 """The first that claims a unit is named as the reason."""
 
@@ -76,7 +74,8 @@ def unit_cover(units: Units, spans: Spans) -> npt.NDArray[np.float64]:
 def units_to_remove(units: Units, spans: Spans) -> Flags:
     """Return the units that must go so that no n-gram of the spans stays."""
     frac = unit_cover(units, spans)
-    gone = (frac >= HALF) | (frac * (units.end_token - units.first_token) >= NGRAM_TOKENS)
+    # Half of its tokens, or a whole n-gram of them.
+    gone = (frac >= 0.5) | (frac * (units.end_token - units.first_token) >= NGRAM_TOKENS)
     if len(spans):
         # A span over the ends of two units may fill neither by half: the one it fills more goes.
         first, last = units.of_token(spans[:, 0]), units.of_token(spans[:, 1] - 1)

@@ -8,9 +8,8 @@ import numpy.typing as npt
 from trainable.data.tokens import Progress, Tokens
 from trainable.text_audit.audit_values import Hit, Spans, hit_spans, removed_spans, spans
 from trainable.text_audit.duplicates import find_duplicate_runs, find_overlap_runs, fingerprints
-from trainable.text_audit.near import NearDuplicates, find_near_duplicates
+from trainable.text_audit.near import NearDuplicates, find_near_duplicates, find_passages
 from trainable.text_audit.ngrams import covered, marks_between, union
-from trainable.text_audit.passages import find_passages
 from trainable.text_audit.template import find_templates
 from trainable.text_audit.units import Ints, Units
 
@@ -30,12 +29,7 @@ Runs = npt.NDArray[np.int64]
 
 
 def find_copies(
-    units: Units,
-    tokens: Tokens,
-    word: npt.NDArray[np.int32],
-    known: list[Hit],
-    train_tokens: int,
-    progress: Progress,
+    units: Units, tokens: Tokens, word: npt.NDArray[np.int32], known: list[Hit], train_tokens: int, progress: Progress
 ) -> list[Hit]:
     """Return overlaps, exact and near copies outside what is `known`; `word` maps ids to words, 0 to none."""
     skipped = covered(hit_spans(hit for hit in known if hit.kind in SKIPPED_KINDS), len(tokens))
@@ -54,55 +48,46 @@ def find_copies(
         words[templates.covers[low:high]] = 0
         return words
 
-    return hits + near_hits(find_near_duplicates(words_at, first, end, train_tokens, progress), first, end)
+    return [*hits, *near_hits(find_near_duplicates(words_at, first, end, train_tokens, progress), first, end)]
 
 
-def duplicate_hits(runs: Runs, train_tokens: int) -> list[Hit]:
-    """Return the exact duplicates; those between the two parts of the split are overlaps and left to overlap_hits."""
+def duplicate_hits(runs: Runs, train_tokens: int) -> Iterator[Hit]:
+    """Yield the exact duplicates; those between the two parts of the split are overlaps and left to overlap_hits."""
     across = (runs[:, 0] < train_tokens) & (runs[:, 1] >= train_tokens)
-    hits = []
     for copies, original in _passages(_joined(runs[~across])):
         removed = union(copies)
         size = int(copies[0, 1] - copies[0, 0])
         times = f" that occur {len(copies) + 1:,} times" if len(copies) > 1 else ""
-        hits.append(
-            Hit(
-                kind="exact_duplicate",
-                first=int(copies[0, 0]),
-                end=int(copies[0, 1]),
-                summary=f"{size:,} tokens{times}",
-                removed=removed,
-                original=original,
-                occurrences=len(copies) + 1,
-                affected_tokens=int((removed[:, 1] - removed[:, 0]).sum()),
-            )
+        yield Hit(
+            kind="exact_duplicate",
+            first=int(copies[0, 0]),
+            end=int(copies[0, 1]),
+            summary=f"{size:,} tokens{times}",
+            removed=removed,
+            original=original,
+            occurrences=len(copies) + 1,
+            affected_tokens=int((removed[:, 1] - removed[:, 0]).sum()),
         )
-    return hits
 
 
-def overlap_hits(runs: Runs) -> list[Hit]:
-    """Return the validation passages that training sees too, from runs of (train, validation, length)."""
-    hits = []
+def overlap_hits(runs: Runs) -> Iterator[Hit]:
+    """Yield the validation passages that training sees too, from runs of (train, validation, length)."""
     for in_train, (first, end) in _passages(_joined(runs)):
         times = f" {len(in_train):,} times" if len(in_train) > 1 else ""
-        hits.append(
-            Hit(
-                kind="train_val_overlap",
-                first=first,
-                end=end,
-                summary=f"{end - first:,} validation tokens that the training part has{times} too",
-                removed=union(in_train),
-                original=(int(in_train[0, 0]), int(in_train[0, 1])),
-                occurrences=len(in_train) + 1,
-                affected_tokens=end - first,
-            )
+        yield Hit(
+            kind="train_val_overlap",
+            first=first,
+            end=end,
+            summary=f"{end - first:,} validation tokens that the training part has{times} too",
+            removed=union(in_train),
+            original=(int(in_train[0, 0]), int(in_train[0, 1])),
+            occurrences=len(in_train) + 1,
+            affected_tokens=end - first,
         )
-    return hits
 
 
-def near_hits(pairs: NearDuplicates, first: Ints, end: Ints) -> list[Hit]:
-    """Return near duplicates; consecutive passages that resemble consecutive ones are one."""
-    hits = []
+def near_hits(pairs: NearDuplicates, first: Ints, end: Ints) -> Iterator[Hit]:
+    """Yield near duplicates; consecutive passages that resemble consecutive ones are one."""
     breaks = np.flatnonzero((np.diff(pairs.copy) != 1) | (np.abs(np.diff(pairs.original) - 1) > 1)) + 1
     for index in np.split(np.arange(len(pairs.copy)), breaks):
         if len(index) == 0:
@@ -110,19 +95,16 @@ def near_hits(pairs: NearDuplicates, first: Ints, end: Ints) -> list[Hit]:
         low, high = int(first[pairs.copy[index[0]]]), int(end[pairs.copy[index[-1]]])
         originals = pairs.original[index]
         similarity = float(pairs.similarity[index].mean())
-        hits.append(
-            Hit(
-                kind="near_duplicate",
-                first=low,
-                end=high,
-                summary=f"{high - low:,} tokens, {similarity:.0%} alike",
-                removed=np.stack([first[pairs.copy[index]], end[pairs.copy[index]]], axis=1),
-                original=(int(first[originals].min()), int(end[originals].max())),
-                occurrences=2,
-                affected_tokens=high - low,
-            )
+        yield Hit(
+            kind="near_duplicate",
+            first=low,
+            end=high,
+            summary=f"{high - low:,} tokens, {similarity:.0%} alike",
+            removed=np.stack([first[pairs.copy[index]], end[pairs.copy[index]]], axis=1),
+            original=(int(first[originals].min()), int(end[originals].max())),
+            occurrences=2,
+            affected_tokens=high - low,
         )
-    return hits
 
 
 def _joined(runs: Runs) -> Runs:

@@ -1,11 +1,32 @@
-"""Words of another language in the same script: stretches of prose without the text's own commonest words."""
+"""Stretches in another script than the text's own, or in another language of the same script: prose without the
+text's own commonest words."""
 
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from trainable.text_audit.ngrams import Hashes, covered, marked_spans, marks_between
 from trainable.text_audit.units import ASCII_LETTERS, Bytes, Flags, Ints, byte_set
+
+SCRIPTS = (
+    "Latin", "Greek", "Cyrillic", "Armenian", "Hebrew", "Arabic", "Indic", "Thai or Lao", "Georgian", "Hangul", "Kana",
+    "Han",
+)  # fmt: skip
+NONE = 255
+"""A unit with fewer than MIN_LETTERS letters."""
+MIN_LETTERS = 4
+
+# Unicode 16 blocks: first code point, script by its index in SCRIPTS; NONE is no letter or another script.
+_BLOCKS = (
+    (0x80, NONE), (0xC0, 0), (0x250, NONE), (0x370, 1), (0x400, 2), (0x530, 3), (0x590, 4), (0x600, 5), (0x700, NONE),
+    (0x750, 5), (0x780, NONE), (0x8A0, 5), (0x900, 6), (0xE00, 7), (0xF00, NONE), (0x10A0, 8), (0x1100, 9),
+    (0x1200, NONE), (0x1E00, 0), (0x1F00, 1), (0x2000, NONE), (0x3040, 10), (0x3100, NONE), (0x3400, 11),
+    (0xA000, NONE), (0xAC00, 9), (0xD7B0, NONE), (0xF900, 11), (0xFB00, NONE), (0xFB50, 5), (0xFE00, NONE),
+    (0x20000, 11), (0x32000, NONE),
+)  # fmt: skip
+_FIRST = np.array([first for first, _ in _BLOCKS])
+_SCRIPT = np.array([script for _, script in _BLOCKS], dtype=np.uint8)
 
 COMMON_WORDS = 100
 SAMPLES = 64
@@ -24,6 +45,39 @@ _LETTER = ASCII_LETTERS | byte_set(range(128, 256))
 _PROSE = _LETTER | byte_set(b" \n\r.,'")
 _LETTER_HASH = np.random.default_rng(1).integers(1, 1 << 62, 256, dtype=np.uint64) | np.uint64(1)
 _LETTER_HASH[65:91] = _LETTER_HASH[97:123]
+
+
+def unit_scripts(data: Bytes, starts: Ints) -> npt.NDArray[np.uint8]:
+    """Return for each unit of `data` (they begin at `starts`) the script of most of its letters, or NONE."""
+    counts = np.zeros((len(starts), len(SCRIPTS)), dtype=np.int64)
+    counts[:, 0] = np.add.reduceat(ASCII_LETTERS[data], starts, dtype=np.int64)
+    leads = np.flatnonzero(data >= 0xC2)
+    if len(leads):
+        code_points = np.frombuffer(data.tobytes().decode("utf-8", "replace").encode("utf-32-le"), dtype=np.uint32)
+        foreign = code_points[code_points >= 0x80]
+        scripts = _SCRIPT[np.searchsorted(_FIRST, foreign, side="right") - 1]  # (len(leads),)
+        unit = np.searchsorted(starts, leads, side="right") - 1
+        letter = scripts != NONE
+        index = unit[letter] * len(SCRIPTS) + scripts[letter]
+        counts += np.bincount(index, minlength=counts.size).reshape(counts.shape)
+    best: npt.NDArray[np.uint8] = counts.argmax(axis=1).astype(np.uint8)
+    best[counts.sum(axis=1) < MIN_LETTERS] = NONE
+    return best
+
+
+def own_scripts(scripts: npt.NDArray[np.uint8]) -> set[int]:
+    """Return the scripts that belong to the text: the commonest, and what a twentieth of the lines are in.
+
+    Of the lines with letters, in the median of 32 equal parts.
+    """
+    lettered = scripts[scripts != NONE]
+    if len(lettered) == 0:
+        return set()
+    shares = [
+        np.bincount(part, minlength=len(SCRIPTS)) / len(part) for part in np.array_split(lettered, 32) if len(part)
+    ]
+    own = np.flatnonzero(np.median(shares, axis=0) >= 0.05)
+    return {int(np.bincount(lettered).argmax()), *own.tolist()}
 
 
 def common_words(files: list[Path]) -> Hashes:
@@ -46,14 +100,9 @@ def count_words(data: Bytes, starts: Ints, common: Hashes) -> tuple[Ints, Ints, 
     """Return for each unit of `data` its words, those of them among `common`, and its bytes that prose may have."""
     word_starts, hashes = _words(data)
     unit = np.searchsorted(starts, word_starts, side="right") - 1
-    index = np.minimum(np.searchsorted(common, hashes), max(0, len(common) - 1))
-    is_common = common[index] == hashes if len(common) else np.zeros(len(hashes), dtype=bool)
-    words = np.bincount(unit, minlength=len(starts))
-    return (
-        words,
-        np.bincount(unit[is_common], minlength=len(starts)),
-        np.add.reduceat(_PROSE[data], starts, dtype=np.int64),
-    )
+    is_common = np.isin(hashes, common)
+    words, known = (np.bincount(units, minlength=len(starts)) for units in (unit, unit[is_common]))
+    return words, known, np.add.reduceat(_PROSE[data], starts, dtype=np.int64)
 
 
 def _words(data: Bytes) -> tuple[Ints, Hashes]:
@@ -72,8 +121,12 @@ def _words(data: Bytes) -> tuple[Ints, Hashes]:
 
 def foreign_units(words: Ints, common: Ints, prose: Ints, sizes: Ints) -> Flags:
     """Return which units lie in a stretch of at least MIN_WORDS words of prose without the text's own words."""
-    usual = _usual(words, common)
-    if usual < MIN_COMMON_FRAC or words.sum() < 10 * MIN_WORDS:
+    if words.sum() < 10 * MIN_WORDS:
+        return np.zeros(len(words), dtype=bool)
+    parts = np.linspace(0, len(words) - 1, 100, dtype=np.int64)
+    in_parts, common_in_parts = (np.add.reduceat(values, parts) for values in (words, common))
+    usual = float(np.median(common_in_parts[in_parts > 0] / in_parts[in_parts > 0]))
+    if usual < MIN_COMMON_FRAC:
         return np.zeros(len(words), dtype=bool)
     so_far = np.append(0, np.cumsum(words))
     ends = np.searchsorted(so_far, so_far[:-1] + MIN_WORDS)  # (units,) the stretch is units [i, ends[i])
@@ -84,12 +137,3 @@ def foreign_units(words: Ints, common: Ints, prose: Ints, sizes: Ints) -> Flags:
     )
     bad = (common_in < FOREIGN_RATIO * usual * words_in) & (prose_in >= MIN_PROSE_FRAC * sizes_in)
     return covered(np.stack([starts[bad], ends[bad]], axis=1), len(words))
-
-
-def _usual(words: Ints, common: Ints) -> float:
-    """The median share of common words over 100 equal parts of the text."""
-    parts = [
-        np.add.reduceat(values, np.linspace(0, len(values) - 1, 100, dtype=np.int64)) for values in (words, common)
-    ]
-    has_words = parts[0] > 0
-    return float(np.median(parts[1][has_words] / parts[0][has_words])) if has_words.any() else 0.0

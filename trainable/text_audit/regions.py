@@ -1,17 +1,16 @@
 """Marked units as findings: binary and foreign stretches, encoding debris, very long lines."""
 
 from collections.abc import Iterator
-from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from trainable.text_audit.audit_values import Hit
 from trainable.text_audit.debris import TYPES
-from trainable.text_audit.language import foreign_units
+from trainable.text_audit.language import NONE, SCRIPTS, foreign_units, own_scripts
 from trainable.text_audit.ngrams import marked_spans, union
 from trainable.text_audit.noise import MIN_REGION_BYTES
 from trainable.text_audit.scan import Scan
-from trainable.text_audit.scripts import NAMES, NONE, own_scripts
 from trainable.text_audit.units import Flags, Ints
 
 MIN_FOREIGN_BYTES = 200
@@ -21,46 +20,40 @@ GAP_UNITS = 3
 MIN_MARKUP = 5
 MARKUP_BYTES = 120
 """HTML is debris where there are MIN_MARKUP tags and entities, and one in this many bytes; less is text about HTML."""
-LONG_LINE_BYTES = 2_000
+LONG_LINE_BYTES, HUGE_LINE_BYTES = 2_000, 200_000
 LONG_LINE_RATIO = 20
-"""A line is very long above LONG_LINE_BYTES if it is this many times the 95th percentile of the lines with text."""
-HUGE_LINE_BYTES = 200_000
-"""... or in any case."""
+"""A line is very long above LONG_LINE_BYTES if it is this many times the 95th percentile of the lines with text, and
+above HUGE_LINE_BYTES in any case."""
 
 
-def find_binary(scan: Scan) -> list[Hit]:
-    """Return the stretches that are not text."""
-    hits = []
+def find_binary(scan: Scan) -> Iterator[Hit]:
+    """Yield the stretches that are not text."""
     for first, end in _groups(scan.noisy):
         size = _bytes(scan, first, end)
         if size >= MIN_REGION_BYTES:
-            hit = _hit(scan, "binary", first, end, f"{size:,} bytes that are no text")
             # Lines of text between two blobs stay.
             noisy = np.flatnonzero(scan.noisy[first:end]) + first
             removed = union(np.stack([scan.units.first_token[noisy], scan.units.end_token[noisy]], axis=1))
-            hits.append(replace(hit, removed=removed))
-    return hits
+            yield _hit(scan, "binary", first, end, f"{size:,} bytes that are no text", removed=removed)
 
 
-def find_foreign(scan: Scan, ignored: Flags) -> list[Hit]:
-    """Return the stretches in a script that is not the text's own, or without its words; `ignored` units apart."""
+def find_foreign(scan: Scan, ignored: Flags) -> Iterator[Hit]:
+    """Yield the stretches in a script that is not the text's own, or without its words; `ignored` units apart."""
     own = own_scripts(scan.script)
-    hits = []
     foreign = (scan.script != NONE) & ~np.isin(scan.script, list(own)) & ~ignored
     for first, end in _groups(foreign):
         size = _bytes(scan, first, end)
         if size >= MIN_FOREIGN_BYTES:
             inside = scan.script[first:end]
-            name = NAMES[int(np.bincount(inside[foreign[first:end]]).argmax())]
-            hits.append(_hit(scan, "foreign_language", first, end, f"{size:,} bytes in {name} script"))
+            name = SCRIPTS[int(np.bincount(inside[foreign[first:end]]).argmax())]
+            yield _hit(scan, "foreign_language", first, end, f"{size:,} bytes in {name} script")
     sizes = scan.units.end_byte - scan.units.first_byte
     words, common, prose = (column.astype(np.int64) for column in (scan.words, scan.common_words, scan.prose_bytes))
     strange = foreign_units(words, common, prose, sizes) & ~ignored & ~foreign
     for first, end in _groups(strange):
         count = int(words[first:end].sum())
         summary = f"{count:,} words, of which hardly any is common in the rest: another language, or a list"
-        hits.append(_hit(scan, "foreign_language", first, end, summary))
-    return hits
+        yield _hit(scan, "foreign_language", first, end, summary)
 
 
 def find_debris(scan: Scan, ignored: Flags) -> tuple[list[Hit], Flags]:
@@ -86,8 +79,8 @@ def _debris_hit(scan: Scan, first: int, end: int, counts: Ints, *, low: int, hig
     return _hit(scan, "encoding_debris", first, end, f"{names}: {total:,}", occurrences=total, affected_tokens=tokens)
 
 
-def find_long_lines(scan: Scan) -> list[Hit]:
-    """Return the lines far longer than the text's others."""
+def find_long_lines(scan: Scan) -> Iterator[Hit]:
+    """Yield the lines far longer than the text's others."""
     units = scan.units
     starts = np.flatnonzero(units.starts_line)
     starts = starts if len(starts) and starts[0] == 0 else np.append(0, starts)
@@ -95,11 +88,9 @@ def find_long_lines(scan: Scan) -> list[Hit]:
     sizes = units.end_byte[ends - 1] - units.first_byte[starts]
     usual = float(np.percentile(sizes, 95))
     limit = min(max(LONG_LINE_BYTES, LONG_LINE_RATIO * usual), HUGE_LINE_BYTES)
-    hits = []
     for line in np.flatnonzero(sizes >= limit).tolist():
         summary = f"a line of {int(sizes[line]):,} bytes; 95 % of the lines have at most {usual:,.0f}"
-        hits.append(_hit(scan, "long_line", int(starts[line]), int(ends[line]), summary))
-    return hits
+        yield _hit(scan, "long_line", int(starts[line]), int(ends[line]), summary)
 
 
 def _groups(flags: Flags) -> Iterator[tuple[int, int]]:
@@ -113,23 +104,7 @@ def _bytes(scan: Scan, first: int, end: int) -> int:
     return int((scan.units.end_byte[first:end] - scan.units.first_byte[first:end]).sum())
 
 
-def _hit(
-    scan: Scan,
-    kind: str,
-    first: int,
-    end: int,
-    summary: str,
-    *,
-    occurrences: int = 1,
-    affected_tokens: int | None = None,
-) -> Hit:
-    low, high = int(scan.units.first_token[first]), int(scan.units.end_token[end - 1])
-    high = max(high, low + 1)
-    return Hit(
-        kind=kind,
-        first=low,
-        end=high,
-        summary=summary,
-        occurrences=occurrences,
-        affected_tokens=high - low if affected_tokens is None else affected_tokens,
-    )
+def _hit(scan: Scan, kind: str, first: int, end: int, summary: str, **others: Any) -> Hit:
+    low = int(scan.units.first_token[first])
+    high = max(int(scan.units.end_token[end - 1]), low + 1)
+    return Hit(kind=kind, first=low, end=high, summary=summary, **{"affected_tokens": high - low, **others})

@@ -1,5 +1,7 @@
 """Repeated n-gram runs: the same few tokens over and over."""
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from trainable.data.tokens import Tokens
@@ -14,24 +16,20 @@ SAMPLE_TOKENS = 16
 BLOCK_TOKENS = 1 << 20
 
 
-def find_repeats(tokens: Tokens) -> list[Hit]:
-    """Return the runs in which one phrase of at most MAX_PERIOD_TOKENS follows itself, in order, not overlapping."""
-    hits: list[Hit] = []
+def find_repeats(tokens: Tokens) -> Iterator[Hit]:
+    """Yield the runs in which one phrase of at most MAX_PERIOD_TOKENS follows itself, in order, not overlapping."""
     for first, end, period in _merged(_candidates(tokens)):
         repeats = (end - first) / period
         phrase = "one token" if period == 1 else f"the same {period} tokens"
-        hits.append(
-            Hit(
-                kind="repeated_ngram",
-                first=first,
-                end=end,
-                summary=f"{phrase} {repeats:,.0f} times in a row",
-                removed=spans((first + period, end)),
-                occurrences=int(repeats),
-                affected_tokens=end - first - period,
-            )
+        yield Hit(
+            kind="repeated_ngram",
+            first=first,
+            end=end,
+            summary=f"{phrase} {repeats:,.0f} times in a row",
+            removed=spans((first + period, end)),
+            occurrences=int(repeats),
+            affected_tokens=end - first - period,
         )
-    return hits
 
 
 def _candidates(tokens: Tokens) -> list[tuple[int, int, int]]:

@@ -11,10 +11,9 @@ from tokenizers import Tokenizer
 from trainable.data.text_documents import WHOLE_FILES, Documents
 from trainable.data.tokens import Progress, Tokens
 from trainable.text_audit.debris import MARKUP, debris_of
-from trainable.text_audit.language import common_words, count_words
+from trainable.text_audit.language import common_words, count_words, unit_scripts
 from trainable.text_audit.ngrams import Hashes
 from trainable.text_audit.noise import noisy_units
-from trainable.text_audit.scripts import unit_scripts
 from trainable.text_audit.text import Piece, iter_pieces
 from trainable.text_audit.units import Cuts, Flags, Units, cut_units
 
@@ -27,7 +26,7 @@ class Scan:
     lines: int
     noisy: Flags
     script: npt.NDArray[np.uint8]
-    """Index in scripts.NAMES, or NONE."""
+    """Index in language.SCRIPTS, or NONE."""
     debris: npt.NDArray[np.uint16]
     """Traces of a broken conversion, markup apart."""
     debris_types: npt.NDArray[np.uint8]
@@ -69,9 +68,7 @@ def scan_text(
             "end_byte": piece.first_byte + np.append(cuts.starts[1:], len(piece.data)),
             "line": np.array(file_lines)[cuts.line] if file_lines else cuts.line,
             "first_token": piece.first_token + np.searchsorted(piece.token_starts, cuts.starts),
-            "starts_line": cuts.starts_line,
-            "ends_line": cuts.ends_line,
-            "ends_paragraph": cuts.ends_paragraph,
+            **{name: getattr(cuts, name) for name in ("starts_line", "ends_line", "ends_paragraph")},
         }
         for name, values in (rows | _mark_columns(piece, cuts, common)).items():
             columns.setdefault(name, []).append(values)

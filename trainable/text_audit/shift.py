@@ -8,8 +8,6 @@ from trainable.text_audit.ngrams import marked_spans
 from trainable.text_audit.windows import Floats, Windows, js_distance
 
 MIN_WINDOWS = 16
-PAIR = 2
-"""Windows are judged two at a time: one alone may be one odd paragraph."""
 MIN_EXCESS = 0.26
 """Jensen-Shannon distance beyond the median window's. The embedded text, a mixture of prose and examples, reaches 0.23
 in 4,096 tokens; inserted C or German has 0.3 to 0.5."""
@@ -30,10 +28,8 @@ def find_shifts(windows: Windows) -> list[Hit]:
     if count < MIN_WINDOWS:
         return []
     total = windows.counts.sum(axis=0)
-    pairs = windows.counts[: count - PAIR + 1].copy()
-    for later in range(1, PAIR):
-        pairs += windows.counts[later : count - PAIR + 1 + later]
-    distance = js_distance(pairs, total)
+    # Two at a time: one alone may be one odd paragraph.
+    distance = js_distance(windows.counts[:-1] + windows.counts[1:], total)
     median = float(np.median(distance))
     spread = max(1.4826 * float(np.median(np.abs(distance - median))), MIN_SPREAD)
     excess = distance - median
@@ -50,7 +46,7 @@ def _stretches(flags: npt.NDArray[np.bool_], windows: Windows, total: npt.NDArra
     """(first, end) windows of each flagged stretch."""
     stretches: list[tuple[int, int]] = []
     for first, end in marked_spans(flags).tolist():
-        first, end = _trimmed(first, end + PAIR - 1, windows, total)
+        first, end = _trimmed(first, end + 1, windows, total)
         if stretches and first <= stretches[-1][1] + 1:
             first = stretches.pop()[0]
         stretches.append((first, end))
@@ -68,13 +64,18 @@ def _trimmed(first: int, end: int, windows: Windows, total: npt.NDArray[np.int64
 def _stretch(windows: Windows, first: int, end: int, distance: Floats, median: float) -> Hit:
     low, high = int(windows.first_token[first]), int(windows.end_token[end - 1])
     worst = float(distance.max())
+    summary = f"tokens distributed unlike the rest: Jensen-Shannon distance {worst:.2f}, {median:.2f} is usual"
+    return _hit(low, high, summary, worst - median)
+
+
+def _hit(low: int, high: int, summary: str, excess: float) -> Hit:
     return Hit(
         kind="distribution_shift",
         first=low,
         end=high,
-        summary=f"tokens distributed unlike the rest: Jensen-Shannon distance {worst:.2f}, {median:.2f} is usual",
+        summary=summary,
         affected_tokens=high - low,
-        weight=min(1.0, 2 * (worst - median)),
+        weight=min(1.0, 2 * excess),
     )
 
 
@@ -92,14 +93,8 @@ def _change(windows: Windows) -> Hit | None:
         return None
     token = int(windows.first_token[points[worst]])
     low, high = (0, token) if token <= windows.tokens // 2 else (token, windows.tokens)
-    return Hit(
-        kind="distribution_shift",
-        first=low,
-        end=high,
-        summary=f"the text changes at token {token:,}: distance {distance[worst]:.2f} (Jensen-Shannon) before to after",
-        affected_tokens=high - low,
-        weight=min(1.0, 2 * float(excess[worst])),
-    )
+    summary = f"the text changes at token {token:,}: distance {distance[worst]:.2f} (Jensen-Shannon) before to after"
+    return _hit(low, high, summary, float(excess[worst]))
 
 
 def _split_distances(counts: npt.NDArray[np.int64], points: npt.NDArray[np.int64]) -> Floats:

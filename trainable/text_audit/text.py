@@ -79,11 +79,7 @@ def token_lengths(tokenizer: Tokenizer) -> npt.NDArray[np.int32]:
 
 
 def _lengths_tell(
-    files: list[Path],
-    tokenizer: Tokenizer,
-    tokens: Tokens,
-    lengths: npt.NDArray[np.int32],
-    separator_id: int | None,
+    files: list[Path], tokenizer: Tokenizer, tokens: Tokens, lengths: npt.NDArray[np.int32], separator_id: int | None
 ) -> bool:
     """Whether each token stands for as many bytes of the text as `lengths` says."""
     decoder = json.dumps(json.loads(tokenizer.to_str())["decoder"])

@@ -97,17 +97,9 @@ def measure_windows(
             vocabulary.non_ascii_bytes[ids].sum() / max(1, size),
             0.0 if copied is None else copied[low:high].mean(),
         )
-    entropy, bytes_per_token, non_ascii, duplicate = figures.T
-    return Windows(
-        first_token=first,
-        window_tokens=window_tokens,
-        tokens=len(tokens),
-        counts=counts,
-        entropy=entropy,
-        bytes_per_token=bytes_per_token,
-        non_ascii_frac=non_ascii,
-        duplicate_frac=duplicate,
-    )
+    names = ("entropy", "bytes_per_token", "non_ascii_frac", "duplicate_frac")
+    by_name = dict(zip(names, figures.T, strict=True))
+    return Windows(first_token=first, window_tokens=window_tokens, tokens=len(tokens), counts=counts, **by_name)
 
 
 def js_distance(counts: npt.NDArray[np.int64], reference: npt.NDArray[np.int64]) -> Floats:

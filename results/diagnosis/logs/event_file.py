@@ -77,12 +77,8 @@ def _scalar(value: Any) -> float | None:
     tensor = value.tensor
     if not value.HasField("tensor") or any(dim.size != 1 for dim in tensor.tensor_shape.dim):
         return None
-    if tensor.dtype == _FLOAT:
-        return _number(tensor.float_val, tensor.tensor_content, "<f")
-    return _number(tensor.double_val, tensor.tensor_content, "<d") if tensor.dtype == _DOUBLE else None
-
-
-def _number(values: Any, content: bytes, form: str) -> float | None:
-    if values:
-        return float(values[0])
-    return float(struct.unpack(form, content)[0]) if len(content) == struct.calcsize(form) else None
+    forms = {_FLOAT: ("<f", tensor.float_val), _DOUBLE: ("<d", tensor.double_val)}
+    form, values = forms.get(tensor.dtype, ("", ()))
+    if form and not values and len(tensor.tensor_content) == struct.calcsize(form):
+        values = struct.unpack(form, tensor.tensor_content)
+    return float(values[0]) if values else None

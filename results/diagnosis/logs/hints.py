@@ -10,57 +10,45 @@ _PRECISIONS = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32":
 MAX_DIGITS = 15
 """A longer number is none of a configuration."""
 
-_PATTERNS: tuple[tuple[str, str, str | None], ...] = (
-    ("vocab_size", rf"vocab(?:ulary)?[_ ]?size{_IS}{_INT}", None),
-    (
-        "lr_schedule",
-        r"(?:lr_?|learning[_ ]rate[_ ])?sched(?:ule|uler)(?:_type|_name)?['\"]?\s*[:=]+\s*['\"]?(?:SchedulerType\.)?"
-        r"([\w+-]+)",
-        None,
-    ),
-    ("warmup_steps", rf"warm-?up(?:[_ ](?:steps|iters))?{_IS}{_INT}", None),
-    (
-        "precision",
-        rf"(?:d_?type|precision){_IS}(?:torch\.)?(bf16|bfloat16|fp16|float16|half|fp32|float32)\b(?!-mixed)",
-        None,
-    ),
-    (
-        "pretrained",
-        rf"(?:from[_ -]scratch|random(?:ly)?[- ]init|random weights|init_from\W+scratch|pretrained\W{{1,4}}{_FALSE})",
-        "no",
-    ),
-    (
-        "pretrained",
-        r"(?:from_pretrained|loading weights file|checkpoint weights were used"
-        r"|(?<!not )pre-?trained(?!\w*[_ ]tokenizer)|init_from\W+gpt2"
-        r"|model[_ ]name(?:_or_path)?\W{1,5}(?:[\w-]+/)?gpt-?2|fine-?tun(?:e|ed|ing)(?![a-z])"
-        r"|base_?model\W|\bunsloth\b|\bq?lora\b(?!\W{1,4}(?:false|none|no|0)\b)|\badapters?\b)",
-        "yes",
-    ),
-    ("model", r"(?<![a-z])gpt-?2(?![a-z\d])(?![-_ ]?(?:tokenizer|bpe|vocab|search))", "gpt2"),
-    (
-        "resumed",
-        rf"\b(?:resum(?:ed?|ing)\b(?!\w*\W{{1,4}}{_FALSE})"
-        r"|continu(?:e|ing) from|restored? from|load(?:ed|ing) checkpoint(?! shards))",
-        "yes",
-    ),
-    (
-        "total_steps",
-        r"(?:training[_ ]steps|max[_ ]?(?:steps|iters)|(?<!\w)iters|num[_ ](?:training[_ ])?steps"
-        rf"|total[_ ](?:optimization[_ ]|training[_ ])?steps){_IS}{_INT}",
-        None,
-    ),
-    (
-        "learning_rate",
-        r"(?:(?<!min[_ ])(?<!end[_ ])(?<!final[_ ])(?<!head[_ ])learning[_ ]rate|max[_ ]lr|peak[_ ]lr|(?<![\w-])lr)"
-        rf"{_IS}(\d*\.?\d+(?:e[-+]?\d+)?)",
-        None,
-    ),
-    ("epochs", rf"num[_ ](?:train[_ ])?epochs{_IS}{_INT}", None),
-    ("batch_size", rf"(?<!eval_)batch[_ ]size{_IS}{_INT}", None),
-    ("block_size", rf"(?:block[_ ]size|seq(?:uence)?[_ ]len(?:gth)?|context[_ ]length){_IS}{_INT}", None),
+_VALUES = {
+    "vocab_size": rf"vocab(?:ulary)?[_ ]?size{_IS}{_INT}",
+    "lr_schedule": r"(?:lr_?|learning[_ ]rate[_ ])?sched(?:ule|uler)(?:_type|_name)?['\"]?\s*[:=]+\s*['\"]?"
+    r"(?:SchedulerType\.)?([\w+-]+)",
+    "warmup_steps": rf"warm-?up(?:[_ ](?:steps|iters))?{_IS}{_INT}",
+    "precision": rf"(?:d_?type|precision){_IS}(?:torch\.)?(bf16|bfloat16|fp16|float16|half|fp32|float32)\b(?!-mixed)",
+    "total_steps": r"(?:training[_ ]steps|max[_ ]?(?:steps|iters)|(?<!\w)iters|num[_ ](?:training[_ ])?steps"
+    rf"|total[_ ](?:optimization[_ ]|training[_ ])?steps){_IS}{_INT}",
+    "learning_rate": r"(?:(?<!min[_ ])(?<!end[_ ])(?<!final[_ ])(?<!head[_ ])learning[_ ]rate|max[_ ]lr|peak[_ ]lr"
+    rf"|(?<![\w-])lr){_IS}(\d*\.?\d+(?:e[-+]?\d+)?)",
+    "epochs": rf"num[_ ](?:train[_ ])?epochs{_IS}{_INT}",
+    "batch_size": rf"(?<!eval_)batch[_ ]size{_IS}{_INT}",
+    "block_size": rf"(?:block[_ ]size|seq(?:uence)?[_ ]len(?:gth)?|context[_ ]length){_IS}{_INT}",
+}
+"""By name: a pattern whose group is the value."""
+_FROM_SCRATCH = (
+    rf"(?:from[_ -]scratch|random(?:ly)?[- ]init|random weights|init_from\W+scratch|pretrained\W{{1,4}}{_FALSE})"
 )
-_HINTS = tuple((name, re.compile(pattern.encode(), re.I), value) for name, pattern, value in _PATTERNS)
+_PRETRAINED = (
+    r"(?:from_pretrained|loading weights file|checkpoint weights were used"
+    r"|(?<!not )pre-?trained(?!\w*[_ ]tokenizer)|init_from\W+gpt2"
+    r"|model[_ ]name(?:_or_path)?\W{1,5}(?:[\w-]+/)?gpt-?2|fine-?tun(?:e|ed|ing)(?![a-z])"
+    r"|base_?model\W|\bunsloth\b|\bq?lora\b(?!\W{1,4}(?:false|none|no|0)\b)|\badapters?\b)"
+)
+_RESUMED = (
+    rf"\b(?:resum(?:ed?|ing)\b(?!\w*\W{{1,4}}{_FALSE})"
+    r"|continu(?:e|ing) from|restored? from|load(?:ed|ing) checkpoint(?! shards))"
+)
+_GPT2 = r"(?<![a-z])gpt-?2(?![a-z\d])(?![-_ ]?(?:tokenizer|bpe|vocab|search))"
+_HINTS = tuple(
+    (name, re.compile(pattern.encode(), re.I), value)
+    for name, pattern, value in (
+        *((name, pattern, None) for name, pattern in _VALUES.items()),
+        ("pretrained", _FROM_SCRATCH, "no"),
+        ("pretrained", _PRETRAINED, "yes"),
+        ("model", _GPT2, "gpt2"),
+        ("resumed", _RESUMED, "yes"),
+    )
+)
 
 
 def read_hints(line: bytes, *, is_name: bool = False) -> dict[str, str]:

@@ -2,8 +2,9 @@
 
 import math
 import re
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import date
+from datetime import datetime
 
 # 3,2145,2 is a list: none of its parts is taken for the number.
 _INT = rb"\d{1,3}(?:,\d{3})+(?!,?\d)|\d++(?!,\d)"
@@ -94,7 +95,7 @@ _BARE_S = re.compile(
 )
 _ETA = re.compile(rb"\bETA:?\s*([\d.]+)\s*(s|m|h)\b", re.I)
 _EPOCH = re.compile(rb"(?<![\w])epoch['\"]?\s*[:=\[#]?\s*['\"]?\s*([\d.]+)", re.I)
-_TIME_STAMP = re.compile(rb"(\d{4})-(\d\d)-(\d\d)[ T](\d\d):(\d\d):(\d\d)(?:[.,](\d{1,6}))?")
+_TIME_STAMP = re.compile(rb"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:[.,]\d{1,6})?")
 _SUMMARY = re.compile(rb"train_runtime'?\"?\s*:\s*['\"]?([\d.]+)")
 _SUMMARY_SPEED = re.compile(rb"train_steps_per_second'?\"?\s*:\s*['\"]?([\d.]+)")
 
@@ -150,7 +151,6 @@ class LogRow:
     """A tqdm bar's clock, in whole seconds."""
     eta_s: float | None = None
     stamp_s: float | None = None
-    """The line's time stamp."""
     after_restart: bool = False
     """The log says before it that the run was resumed."""
     at_line_end: str = ""
@@ -160,11 +160,6 @@ class LogRow:
     def has_loss(self) -> bool:
         """Whether a loss is there, or the perplexity or bits that it is computed from."""
         return any(getattr(self, name) is not None for name in LOSS_NAMES)
-
-    @property
-    def has_val(self) -> bool:
-        """Whether a loss of an evaluation is there, or its perplexity or bits."""
-        return any(getattr(self, name) is not None for name in LOSS_NAMES if name.startswith("val"))
 
     @property
     def says_something(self) -> bool:
@@ -191,11 +186,9 @@ def read_owner_progress(line: bytes) -> LogRow | None:
     if match is None:
         return None
     step, total, speed, eta = match.groups()
-    row = LogRow(step=_step(step), total_steps=_step(total), steps_per_s=_measured(speed), eta_s=_measured(eta))
-    if row.step is None:
-        return None
-    row.eta_s = None if row.eta_s is None else row.eta_s * 60
-    return row
+    eta_s = _if_measured(60 * _float(eta))
+    row = LogRow(step=_step(step), total_steps=_step(total), steps_per_s=_measured(speed), eta_s=eta_s)
+    return None if row.step is None else row
 
 
 def read_line(line: bytes, *, step: int | None = None) -> LogRow | None:
@@ -300,7 +293,8 @@ def _read_losses(row: LogRow, line: bytes) -> None:
             _set(row, "val_loss" if match[1].lower() in VAL_WORDS else "train_loss", match, 2, line)
     if b"val:" in line and (litgpt := _LITGPT_VAL.search(line)):
         _set(row, "val_loss", litgpt, 1, line)
-    if unnamed is not None and not row.has_val and _OF_EVALUATION.search(line, 0, unnamed):
+    has_val = (row.val_loss, row.val_perplexity, row.val_bits) != (None, None, None)
+    if unnamed is not None and not has_val and _OF_EVALUATION.search(line, 0, unnamed):
         row.val_loss, row.train_loss = row.train_loss, None
     if row.val_loss is not None and row.train_loss is None and row.train_perplexity is not None:
         # "val loss 3.21, ppl 24.8"
@@ -340,21 +334,13 @@ def _read_times(row: LogRow, line: bytes) -> None:
     if eta := _ETA.search(line):
         row.eta_s = _scaled(eta)
     if stamp := _TIME_STAMP.search(line[:80]):
-        row.stamp_s = _stamp_s(stamp)
+        # What is of no calendar is a version or an identifier.
+        with suppress(ValueError):
+            row.stamp_s = (datetime.fromisoformat(stamp[0].decode()) - datetime.min).total_seconds()
 
 
 def _scaled(match: re.Match[bytes]) -> float | None:
     return _if_measured(_float(match[1]) * _SECONDS[match[2].lower()])
-
-
-def _stamp_s(match: re.Match[bytes]) -> float | None:
-    year, month, day, hour, minute, second = (int(part) for part in match.groups()[:6])
-    try:
-        days = date(year, month, day).toordinal()
-    except ValueError:
-        return None  # of no calendar: a version, an identifier
-    fraction = int(match[7]) / 10 ** len(match[7]) if match[7] else 0.0
-    return days * 86400.0 + hour * 3600 + minute * 60 + second + fraction
 
 
 def _step(text: bytes) -> int | None:

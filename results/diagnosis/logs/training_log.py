@@ -9,12 +9,10 @@ from contextlib import suppress
 from dataclasses import fields
 from io import BufferedReader
 from pathlib import Path
-from types import MappingProxyType
 from typing import BinaryIO, cast
 
 from results.diagnosis.logs.event_file import event_rows, is_event_file
 from results.diagnosis.logs.hints import MAX_DIGITS, read_hints
-from results.diagnosis.logs.json_log import json_line, json_rows
 from results.diagnosis.logs.lines import (
     EPOCH_HEADER,
     LogRow,
@@ -24,9 +22,8 @@ from results.diagnosis.logs.lines import (
     read_summary,
     with_decimal_points,
 )
-from results.diagnosis.logs.losses import drop_carried, in_nats, is_same
-from results.diagnosis.logs.metric_tables import table_header, table_rows
-from results.diagnosis.logs.runs import drop_cut_numbers, number_rows, runs_of, step_of
+from results.diagnosis.logs.log_documents import json_line, json_rows, table_header, table_rows
+from results.diagnosis.logs.runs import drop_carried, drop_cut_numbers, in_nats, is_same, number_rows, runs_of, step_of
 from results.diagnosis.logs.speed import step_times
 from results.diagnosis.trace import RunTrace, Unit
 from results.study.paths import shown
@@ -275,8 +272,7 @@ class _Reader:
             self.announced["error"] = self._error
         if self._overflow_lines:
             self.announced["overflows"] = str(self._overflow_lines)
-        stride = max(self.rows.stride, self.evaluations.stride)
-        if stride > 1:
+        if self.rows.stride > 1:
             self.notes.append(
                 f"a long log: of lines without a validation loss about one in {self.rows.stride} was read"
             )
@@ -388,6 +384,6 @@ def _trace(
         total_steps=total_steps if total_steps and total_steps >= steps[-1] and reader.unit == "step" else None,
         restarts=tuple(step_of(segment[0]) for segment in segments[1:]),
         earlier_runs=earlier,
-        announced=MappingProxyType(announced),
+        announced=announced,
         notes=tuple(dict.fromkeys(notes)),
     )

@@ -8,35 +8,18 @@ from results.diagnosis.findings import Diagnosis
 from results.diagnosis.rules.spike import calmer
 from results.diagnosis.run_view import RunView, evenly, noise_sd
 
-OVERFIT_RISE = 0.06
 OVERFIT_NOISE = 4.0
-FEW_EVALUATIONS = 8
-FALL_NATS = 0.02
-FALL_OF_RISE = 0.3
-FALL_FRAC = 0.2
-"""... and by less than this share of itself."""
-MILD_RISE = 0.015
 MILD_NOISE = 2.0
-MILD_FALL = 0.1
-MILD_GAP = 0.2
-BOTH_RISE = 0.15
-GAP_NATS = 0.5
-GAP_FRAC = 0.12
-NOISE_NATS = 0.2
-
-
 UNSTABLE = {"divergence", "collapse", "nonfinite", "learning_rate_jump", "spike"}
 
 
 def compare_findings(run: RunView, others: list[Diagnosis]) -> Iterator[Diagnosis]:
     """Yield what the two losses say together, where `others` have not called the run unstable."""
-    noise = _eval_noise(run) if UNSTABLE.isdisjoint(one.kind for one in others) else None
+    is_known = not UNSTABLE.isdisjoint(one.kind for one in others)
     rising = _rising_validation(run)
-    if rising and rising.kind == "divergence" and not UNSTABLE.isdisjoint(one.kind for one in others):
+    if rising and is_known and rising.kind == "divergence":
         rising = None
-    for found in (rising, _scaled(run) or _same(run) or _gap(run), noise):
-        if found:
-            yield found
+    yield from filter(None, (rising, _scaled(run) or _same(run) or _gap(run), None if is_known else _eval_noise(run)))
 
 
 def _rising_validation(run: RunView) -> Diagnosis | None:
@@ -51,10 +34,10 @@ def _rising_validation(run: RunView) -> Diagnosis | None:
     final = statistics.median(val.values[-min(3, len(tail)) :])
     rise = final - val.values[best]
     noise = noise_sd(val.values)
-    if len(val) < FEW_EVALUATIONS and len(run.train) >= 2 * len(val):
+    if len(val) < 8 and len(run.train) >= 2 * len(val):
         # Of few values the noise cannot be told from the course; batches differ by more than evaluations.
         noise = min(noise, max(noise_sd(val.values[best:]), noise_sd(run.train.values)))
-    least = max(OVERFIT_RISE if len(val) >= 6 else 0.1, OVERFIT_NOISE * noise)
+    least = max(0.06 if len(val) >= 6 else 0.1, OVERFIT_NOISE * noise)
     rising = sum(a < b for a, b in zip(val.values[best:], tail, strict=False)) / len(tail)
     train_then, train_now = _train_level(run, val.steps[best]), _train_level(run, val.steps[-1])
     mild = rise < least
@@ -64,9 +47,9 @@ def _rising_validation(run: RunView) -> Diagnosis | None:
         return None
     if train_then is None or train_now is None:
         confidence, train_text = 0.5, "the training loss is not recorded"
-    elif mild or train_then - train_now > min(max(FALL_NATS, FALL_OF_RISE * rise), FALL_FRAC * train_then):
+    elif mild or train_then - train_now > min(max(0.02, 0.3 * rise), 0.2 * train_then):
         confidence, train_text = 0.92, f"the training loss fell from {train_then:.3f} to {train_now:.3f} meanwhile"
-    elif min(rise, train_now - train_then) >= max(BOTH_RISE, OVERFIT_NOISE * noise):
+    elif min(rise, train_now - train_then) >= max(0.15, OVERFIT_NOISE * noise):
         return Diagnosis(
             kind="divergence",
             confidence=0.75,
@@ -97,10 +80,10 @@ def _is_mild(
     if train_then is None or train_now is None or not run.train.values:
         return False
     fall = train_then - train_now
-    falls_on = fall > MILD_FALL * train_then and fall > 2 * MILD_NOISE * noise_sd(run.train.values)
-    apart = train_now < since_best[-1] - MILD_GAP
+    falls_on = fall > 0.1 * train_then and fall > 2 * MILD_NOISE * noise_sd(run.train.values)
+    apart = train_now < since_best[-1] - 0.2
     steady = len(since_best) >= 4 or all(a < b for a, b in pairwise(since_best))
-    return falls_on and apart and steady and rise >= max(MILD_RISE, MILD_NOISE * noise_sd(since_best))
+    return falls_on and apart and steady and rise >= max(0.015, MILD_NOISE * noise_sd(since_best))
 
 
 def _rises_alone(run: RunView, best: int, final: float, train_then: float, train_now: float) -> Diagnosis:
@@ -124,17 +107,11 @@ def _train_level(run: RunView, step: int) -> float | None:
     train = run.train
     if not train.steps:
         return None
-    exact = train.at(step)
-    if exact is not None and not run.is_dense:
-        return exact
+    if not run.is_dense and step in train.steps:
+        return train.near(step)
     span = max(1.0, 0.05 * (train.steps[-1] - train.steps[0]))
     near = train.between(step - span, step + span)
     return statistics.median(evenly(near)) if near else train.near(step)
-
-
-def _pairs(run: RunView) -> list[tuple[int, float, float]]:
-    levels = [(step, _train_level(run, step), value) for step, value in zip(run.val.steps, run.val.values, strict=True)]
-    return [(step, train, val) for step, train, val in levels if train is not None]
 
 
 def _scaled(run: RunView) -> Diagnosis | None:
@@ -175,25 +152,26 @@ def _same(run: RunView) -> Diagnosis | None:
 
 
 def _gap(run: RunView) -> Diagnosis | None:
-    pairs = _pairs(run)
-    pairs = pairs[len(pairs) // 2 :]
-    if len(pairs) < 3:
+    half = len(run.val) // 2
+    steps, vals = run.val.steps[half:], run.val.values[half:]
+    trains = [level for step in steps if (level := _train_level(run, step)) is not None]
+    if len(trains) < 3:
         return None
-    gaps = [train - val for _, train, val in pairs]
+    gaps = [train - val for train, val in zip(trains, vals, strict=True)]
     gap = statistics.median(gaps)
-    fall = max(abs(a[1] - b[1]) for a, b in pairwise(pairs))
-    if min(gaps) <= 0 or gap < max(GAP_NATS, GAP_FRAC * pairs[-1][1]) or fall > gap:
+    fall = max(abs(a - b) for a, b in pairwise(trains))
+    if min(gaps) <= 0 or gap < max(0.5, 0.12 * trains[-1]) or fall > gap:
         return None
     return Diagnosis(
         kind="train_val_gap",
         confidence=0.65,
         summary=f"the validation loss lies {gap:.2f} nats/token below the training loss: the two are not measured "
         "the same way",
-        evidence=f"training {pairs[-1][1]:.3f}, validation {pairs[-1][2]:.3f} at {run.unit} {pairs[-1][0]}; "
-        f"below it at each of the last {len(pairs)} evaluations",
+        evidence=f"training {trains[-1]:.3f}, validation {vals[-1]:.3f} at {run.unit} {steps[-1]}; "
+        f"below it at each of the last {len(steps)} evaluations",
         next_step="look for validation text inside the training text (make audit), a training loss that is a sum over "
         "micro-batches, a high dropout, or easier validation text",
-        steps=(pairs[0][0], pairs[-1][0]),
+        steps=(steps[0], steps[-1]),
     )
 
 
@@ -204,7 +182,7 @@ def _eval_noise(run: RunView) -> Diagnosis | None:
     noise = noise_sd(values)
     third = len(values) // 3
     fall = abs(statistics.fmean(values[:third]) - statistics.fmean(values[-third:]))
-    if noise < NOISE_NATS or noise < fall:
+    if noise < 0.2 or noise < fall:
         return None
     return Diagnosis(
         kind="eval_noise",

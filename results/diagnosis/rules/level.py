@@ -17,10 +17,6 @@ RULES = StabilityRules()
 HIDDEN_ROWS = 3
 FALLEN_NATS = 0.01
 """A training loss below that becomes 0 in four decimals has fallen there."""
-MANY_OVERFLOWS = 20
-WORSE_NATS = 0.25
-WORSE_NOISE = 4.0
-RESUME_RISE = 0.3
 RESUME_ROWS = 8
 JUMP_ROWS = 60
 
@@ -37,9 +33,8 @@ def level_findings(run: RunView) -> Iterator[Diagnosis]:
     if resume and resume.steps:
         # One finding for one rise.
         spikes = [spike for spike in spikes if not resume.steps[0] <= spike.step <= resume.steps[1]]
-    for found in (jump, divergence, nonfinite, resume, spike_finding(run, spikes), poisoned(run, spikes)):
-        if found:
-            yield found
+    of_spikes = spike_finding(run, spikes), poisoned(run, spikes)
+    yield from filter(None, (jump, divergence, nonfinite, resume, *of_spikes))
 
 
 def _nonfinite(run: RunView, divergence: Diagnosis | None) -> Diagnosis | None:
@@ -77,7 +72,7 @@ def _nonfinite(run: RunView, divergence: Diagnosis | None) -> Diagnosis | None:
 def _overflows(run: RunView) -> Diagnosis | None:
     """Judge a loss scaler that keeps skipping steps: a few at the start are how it finds its scale."""
     count = int(run.trace.announced.get("overflows", 0))
-    if count < MANY_OVERFLOWS or count < 0.02 * run.last_step:
+    if count < max(20, 0.02 * run.last_step):
         return None
     return Diagnosis(
         kind="nonfinite",
@@ -199,7 +194,7 @@ def _worse_than_start(run: RunView) -> Diagnosis | None:
     for curve in (run.train, run.val):
         if len(curve) >= 4 and curve.steps[0] == run.start_step:
             end = statistics.median(curve.values[-max(3, len(curve) // 10) :])
-            rises.append((end - curve.values[0] - max(WORSE_NATS, WORSE_NOISE * noise_sd(curve.values)), end))
+            rises.append((end - curve.values[0] - max(0.25, 4 * noise_sd(curve.values)), end))
     if not rises or min(rises)[0] < 0:
         return None
     return Diagnosis(
@@ -207,8 +202,7 @@ def _worse_than_start(run: RunView) -> Diagnosis | None:
         confidence=0.75,
         summary=f"the run ends above the loss it started with, {run.train.values[0]:.2f} nats/token: training has made "
         "the model worse",
-        evidence=f"{rises[0][1]:.3f} at the end, {min(run.train.values):.3f} at best; "
-        + (f"learning rate up to {run.peak_lr:.2e}" if run.peak_lr else "learning rate not recorded"),
+        evidence=f"{rises[0][1]:.3f} at the end, {min(run.train.values):.3f} at best; {run.peak_lr_words}",
         next_step=calmer(run),
         steps=(run.start_step, run.last_step),
     )
@@ -224,7 +218,7 @@ def _resume_jump(run: RunView) -> Diagnosis | None:
                 continue
             at, value = curve.steps[first], curve.values[first]
             level = min(before[-2:]) if len(before) < RESUME_ROWS else statistics.median(before)
-            if value - level < max(RESUME_RISE, 6 * noise_sd(before)):
+            if value - level < max(0.3, 6 * noise_sd(before)):
                 continue
             start = run.start_loss if run.starts_at_start else None
             anew = start is not None and abs(value - start) < 0.1 + 0.1 * (start - level)

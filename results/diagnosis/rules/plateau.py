@@ -21,15 +21,9 @@ FLOOR_MARGIN = 0.35
 TOO_LOW_SCRATCH = 5e-5
 HIGH_AT_ONCE = 2e-3
 """Without a warm-up."""
-TOO_LOW_FINE = 2e-6
-TOO_HIGH_FINE = 1e-3
+TOO_LOW_FINE, TOO_HIGH_FINE = 2e-6, 1e-3
 NEGLIGIBLE_LR = 5e-7
-STANDS_NATS = 0.03
-FLAGGED_MARGIN = 0.3
-NEVER_LOWER = 0.4
-"""A run that was lower by this has not stopped learning: it has diverged."""
 MIN_STEPS = 150
-RUINED_MARGIN = 0.5
 SETTLED_FRAC = 0.2
 """Of the whole fall, in the record's second half: a run that learns falls by more."""
 
@@ -45,11 +39,13 @@ def plateau_finding(run: RunView, others: list[Diagnosis]) -> Diagnosis | None:
     flagged = run.finding("floor", "plateau")
     flat = is_flat(run)
     floor = _floor(run)
-    ruined = is_ruinous(run) and _has_settled(run, level)
-    if min(run.coarse.values) < level - NEVER_LOWER:
+    middle = run.coarse.values[len(run.coarse) // 2]
+    ruined = is_ruinous(run) and middle - level < SETTLED_FRAC * (max(run.coarse.values) - level)
+    # A run that was lower by this has not stopped learning: it has diverged.
+    if min(run.coarse.values) < level - 0.4:
         return None
     # The monitor judged the middle of the run, and with less doubt.
-    margin = FLAGGED_MARGIN if flagged else RUINED_MARGIN if ruined else 0.0
+    margin = 0.3 if flagged else 0.5 if ruined else 0.0
     if level <= floor - margin or {"divergence", "nonfinite"} & {one.kind for one in others}:
         return None
     slow = not flat and (_is_slow(run, level, floor) or ruined)
@@ -69,8 +65,7 @@ def plateau_finding(run: RunView, others: list[Diagnosis]) -> Diagnosis | None:
         kind=kind,
         confidence=confidence if flat or flagged or ruined else confidence - 0.15,
         summary=f"the loss {how} {level:.2f} nats/token from {run.unit} {since} on: {cause}",
-        evidence=f"word frequencies alone give {known}; best {min(run.coarse.values):.4f}; "
-        + (f"learning rate up to {run.peak_lr:.2e}" if run.peak_lr else "learning rate not recorded")
+        evidence=f"word frequencies alone give {known}; best {min(run.coarse.values):.4f}; {run.peak_lr_words}"
         + (f"; {flagged.evidence}" if flagged else ""),
         next_step=advice,
         steps=(since, run.last_step),
@@ -81,16 +76,17 @@ def _negligible_rate(run: RunView, others: list[Diagnosis]) -> Diagnosis | None:
     """Judge a loss that stands still at a rate too low for any weights, pretrained ones too."""
     rate, values = run.peak_lr, run.coarse.values
     third = len(values) // 3
-    moves = abs(statistics.fmean(values[:third]) - statistics.fmean(values[-third:])) if third else 1.0
-    if not rate or rate > NEGLIGIBLE_LR or moves > STANDS_NATS or any("learning_rate" in one.kind for one in others):
+    if not third or not rate or rate > NEGLIGIBLE_LR or any("learning_rate" in one.kind for one in others):
+        return None
+    first, last = statistics.fmean(values[:third]), statistics.fmean(values[-third:])
+    if abs(first - last) > 0.03:
         return None
     return Diagnosis(
         kind="plateau",
         confidence=0.8,
         summary=f"the loss does not move from {statistics.median(values):.2f} nats/token: a learning rate of "
         f"{rate:.1e} is too low",
-        evidence=f"mean of the first third {statistics.fmean(values[:third]):.4f}, of the last "
-        f"{statistics.fmean(values[-third:]):.4f}",
+        evidence=f"mean of the first third {first:.4f}, of the last {last:.4f}",
         next_step="a fine-tune takes 1e-5 to 1e-4, LoRA about 2e-4: make search SPACE=plateau",
         steps=(run.coarse.steps[0], run.last_step),
     )
@@ -120,11 +116,6 @@ def _floor(run: RunView) -> float:
     return min(2.9 + 0.4 * uniform - 0.5, GPT2_FLOOR_NATS)
 
 
-def _has_settled(run: RunView, level: float) -> bool:
-    values = run.coarse.values
-    return values[len(values) // 2] - level < SETTLED_FRAC * (max(values) - level)
-
-
 def _is_slow(run: RunView, level: float, floor: float) -> bool:
     rate = run.peak_lr
     learned_little = run.start_loss is not None and run.start_loss - level < 1.5
@@ -133,7 +124,6 @@ def _is_slow(run: RunView, level: float, floor: float) -> bool:
 
 
 def _cause(run: RunView, others: list[Diagnosis], *, flat: bool) -> tuple[str, str, str, float]:
-    kinds = {found.kind: found for found in others if found.confidence >= 0.65}
     for kind, cause in (
         ("impossible_initial_loss", "a fault in labels or weights, not the learning rate, keeps it there"),
         ("detached_gradients", "no gradient reaches the weights"),
@@ -141,7 +131,7 @@ def _cause(run: RunView, others: list[Diagnosis], *, flat: bool) -> tuple[str, s
         ("learning_rate_mismatch", "the learning rate is not what it was meant to be"),
         ("precision_stall", "the updates do not reach the weights"),
     ):
-        if kind in kinds:
+        if any(found.kind == kind and found.confidence >= 0.65 for found in others):
             return "plateau", cause, "fix that finding first: no learning rate helps until then", 0.9
     rate = run.peak_lr
     low, high = (TOO_LOW_SCRATCH, TOO_HIGH_LR) if run.from_scratch else (TOO_LOW_FINE, TOO_HIGH_FINE)

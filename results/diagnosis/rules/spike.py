@@ -20,16 +20,10 @@ BRIEF_RISE = 1.5
 BRIEF_NOISE = 10.0
 """A long run has batches 6 standard deviations hard: a rise that is gone after 3 rows, or that the record ends with,
 must be larger to count."""
-MEASURED_ROWS = 400
 SETTLED_ROWS = 128
 """Rows before a jump that tell the noise."""
 HEALED = 0.15
-NEAR_START = 0.5
-MANY_SPIKES = 3
-HOT_SCRATCH_LR = 2e-3
-HOT_FINE_LR = 3e-4
-PEAK_ROWS = 5
-EPISODE_FRAC = 0.01
+HOT_SCRATCH_LR, HOT_FINE_LR = 2e-3, 3e-4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +54,7 @@ def spikes_of(run: RunView) -> list[Spike]:
             spike = _measured(curve, bisect_left(curve.steps, finding.step))
             if _stands_out(curve, spike):
                 found.append(spike)
-    if found or len(curve) > MEASURED_ROWS:
+    if found or len(curve) > 400:
         return found
     # The monitor needs a history as long as its windows.
     return [spike for spike in _sparse_spikes(run) if _stands_out(curve, spike)]
@@ -106,21 +100,14 @@ def _sparse_spikes(run: RunView) -> list[Spike]:
     index = 2
     while index < len(values):
         before = statistics.median(values[max(1, index - 3) : index])
-        if (
-            values[index] - before > least
-            and values[index] - before > _sparse_margin(values[max(1, index - SETTLED_ROWS) : index], before)
-            and _val_agrees(run, curve, index, before)
-        ):
+        settled = [value for value in values[max(1, index - SETTLED_ROWS) : index] if value < before + 0.5]
+        margin = SPIKE_NOISE * noise_sd(settled) if len(settled) >= 5 else 0.5
+        if values[index] - before > max(least, margin) and _val_agrees(run, curve, index, before):
             healed = next((i for i in range(index + 1, len(values)) if values[i] <= before + HEALED), None)
             found.append(_spike(curve, index, healed, before))
             index = len(values) if healed is None else healed
         index += 1
     return found
-
-
-def _sparse_margin(values: Sequence[float], before: float) -> float:
-    settled = [value for value in values if value < before + 0.5]
-    return max(SPIKE_RISE, SPIKE_NOISE * noise_sd(settled) if len(settled) >= 5 else 0.5)
 
 
 def _val_agrees(run: RunView, curve: Curve, index: int, before: float) -> bool:
@@ -136,22 +123,19 @@ def spike_finding(run: RunView, spikes: Sequence[Spike]) -> Diagnosis | None:
     if not spikes:
         return None
     worst = max(spikes, key=lambda spike: (spike.healed_step is None, spike.rise))
-    many = len(spikes) >= MANY_SPIKES
+    many = len(spikes) >= 3
     count = f"{len(spikes)} spikes, the worst" if len(spikes) > 1 else "the loss jumps"
     after = _aftermath(run, worst)
     like_start = _looks_set_back(run, worst)
     rate = _rate_at(run, worst.step) if _rate_is_high(run, worst) else None
-    both = worst.peak_step in run.val.steps and worst.peak_step in run.train.steps and not run.is_dense
     said = [f"{worst.before:.4f} before, {worst.peak:.4f} at {run.unit} {worst.peak_step}"]
-    if both:
+    if worst.peak_step in run.val.steps and worst.peak_step in run.train.steps and not run.is_dense:
         said.append(
             f"validation {run.val.near(worst.peak_step):.4f} at the same step: the weights changed, not the batch"
         )
     if like_start:
         said.append(f"that is the loss the run started with ({run.start_loss:.2f}): as if the weights had been reset")
-    if any(
-        worst.before and abs(step - worst.step) <= max(1, EPISODE_FRAC * run.last_step) for step in run.trace.restarts
-    ):
+    if any(abs(step - worst.step) <= max(1, 0.01 * run.last_step) for step in run.trace.restarts):
         said.append("the log was restarted there: optimizer state or weights may not have been restored")
     said.append(rate_text(run, worst.step))
     return Diagnosis(
@@ -169,7 +153,7 @@ def spike_finding(run: RunView, spikes: Sequence[Spike]) -> Diagnosis | None:
 def _looks_set_back(run: RunView, spike: Spike) -> bool:
     """Whether the loss was that of the run's start, and took as long to come down again."""
     start = run.start_loss
-    if start is None or not run.starts_at_start or abs(spike.peak - start) > NEAR_START or start - spike.before < 1:
+    if start is None or not run.starts_at_start or abs(spike.peak - start) > 0.5 or start - spike.before < 1:
         return False
     first_fall = run.coarse.first_below(spike.before + HEALED, otherwise=run.last_step)
     healing = (spike.healed_step or run.last_step) - spike.step
@@ -191,7 +175,7 @@ def _rate_at(run: RunView, step: int) -> float | None:
 def _rate_is_high(run: RunView, spike: Spike) -> bool:
     """Whether the rate at the spike is high for such a run, or the spike comes as the rate gets to its peak."""
     there, hot = _rate_at(run, spike.step), HOT_SCRATCH_LR if run.from_scratch else HOT_FINE_LR
-    before = run.learning_rate.before(spike.step, PEAK_ROWS)
+    before = run.learning_rate.before(spike.step, 5)
     warms_up = len(before) >= 2 and before[-1] > 1.02 * before[0]
     return there is not None and (there >= hot or (warms_up and there >= 0.5 * max(run.learning_rate.values)))
 

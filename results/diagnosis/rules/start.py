@@ -1,7 +1,6 @@
 """Rules about a loss that a sound run cannot have: where it starts, and how low it gets."""
 
 import math
-from collections.abc import Iterator
 
 from results.diagnosis.findings import Diagnosis
 from results.diagnosis.run_view import RunView
@@ -20,8 +19,6 @@ TOO_HIGH_LR = 1e-2
 """AdamW ruins any weights above: pretrained ones within a few steps, before a Trainer's first row."""
 BELOW_UNIFORM = 0.5
 """Random weights start within 0.2 of ln V: a model whose loss is lower by this has learned something."""
-ABOVE_UNIFORM = 0.6
-ABOVE_KNOWN = 0.4
 NEAR_UNIFORM = 0.3
 SUMMED_NATS = 3.0
 """A mean loss starts no further above ln V, however wrong its labels; a sum does."""
@@ -41,12 +38,10 @@ FEW_STEPS = 3000
 FLAT_NATS = 0.1
 
 
-def start_findings(run: RunView) -> Iterator[Diagnosis]:
-    """Yield what the first and the lowest losses prove."""
+def start_finding(run: RunView) -> Diagnosis | None:
+    """Return what the first and the lowest losses prove."""
     # A model that is shown its targets starts as high as one with wrong labels; only its lowest loss tells them apart.
-    found = _too_low(run) or _impossible_start(run)
-    if found:
-        yield found
+    return _too_low(run) or _impossible_start(run)
 
 
 def _too_low(run: RunView) -> Diagnosis | None:
@@ -86,7 +81,8 @@ def _impossible_start(run: RunView) -> Diagnosis | None:
     limit = IMPOSSIBLE_NATS if run.unigram_entropy is None else max(run.unigram_entropy, PRETRAINED_NATS[1])
     # A fine-tune's first row may be late, but only ever lower than its start, unless the rate threw it out.
     if run.pretrained and start > limit:
-        return _not_pretrained(run, start, confidence=0.97 if run.is_initial or not _is_hot(run) else 0.6)
+        is_hot = run.peak_lr is not None and run.peak_lr >= MAX_FINE_RATE
+        return _not_pretrained(run, start, confidence=0.97 if run.is_initial or not is_hot else 0.6)
     if worse_than_uniform(run):
         return _worse_than_uniform(run)
     if "resumed" in run.trace.announced and abs(start - run.uniform_loss) <= NEAR_UNIFORM:
@@ -102,16 +98,12 @@ def worse_than_uniform(run: RunView) -> bool:
     if is_ruinous(run) and not run.is_initial:
         return False
     # Vocabularies reach 256,000 (12.45 nats) where the log does not name its own.
-    limit = run.uniform_loss + ABOVE_KNOWN if run.vocab_is_known else max(run.uniform_loss, 12.5) + ABOVE_UNIFORM
+    limit = run.uniform_loss + 0.4 if run.vocab_is_known else max(run.uniform_loss, 12.5) + 0.6
     return run.starts_at_start and _highest_start(run) > limit
 
 
 def _highest_start(run: RunView) -> float:
     return max((curve.values[0] for curve in (run.train, run.val) if curve.steps[:1] == (run.start_step,)), default=0.0)
-
-
-def _is_hot(run: RunView) -> bool:
-    return run.peak_lr is not None and run.peak_lr >= MAX_FINE_RATE
 
 
 def is_ruinous(run: RunView) -> bool:
@@ -236,6 +228,8 @@ def _causes(run: RunView, start: float) -> tuple[str, str]:
 def _worse_than_uniform(run: RunView) -> Diagnosis:
     start = _highest_start(run)
     ratio = start / run.uniform_loss
+    ids = "check whether the ids come from the model's own tokenizer (another's give more than ln V), "
+    ids = ids if ratio < 1.5 else ""
     return Diagnosis(
         kind="impossible_initial_loss",
         confidence=0.85,
@@ -243,23 +237,15 @@ def _worse_than_uniform(run: RunView) -> Diagnosis:
         f"{run.uniform_loss:.2f})",
         evidence=f"the first losses, at {run.unit} {run.start_step}: {_first_losses(run)}; {ratio:.1f} times uniform "
         "guessing",
-        next_step=(
-            "check whether the ids come from the model's own tokenizer (another's give more than ln V), "
-            if ratio < 1.5
-            else ""
-        )
-        + "check whether the loss is a sum over micro-batches or sequences instead of a mean, then the scale of the "
-        "initial weights, the labels and the padding: make preflight",
+        next_step=ids + "check whether the loss is a sum over micro-batches or sequences instead of a mean, then the "
+        "scale of the initial weights, the labels and the padding: make preflight",
         steps=(run.start_step, run.start_step),
     )
 
 
 def _first_losses(run: RunView) -> str:
-    said = []
-    for name, curve in (("train", run.train), ("validation", run.val)):
-        if curve.steps and curve.steps[0] == run.start_step:
-            said.append(f"{name} {curve.values[0]:.4f}")
-    return ", ".join(said)
+    named = (("train", run.train), ("validation", run.val))
+    return ", ".join(f"{name} {one.values[0]:.4f}" for name, one in named if one.steps[:1] == (run.start_step,))
 
 
 def is_flat(run: RunView) -> bool:

@@ -13,13 +13,11 @@ from results.words import duration_words
 from trainable.stability import StabilityRules
 
 RULES = StabilityRules()
-SMOOTHED = 5
 SLOW_FRAC = 0.15
 """A slow stretch shorter than this share of the record is a pause, not the run's new speed."""
 SLOW_S = 60.0
 """A shorter slow stretch is other work on the machine."""
 STALL_S = 60.0
-STALL_FRAC = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +52,7 @@ def _speed(run: RunView, windows: _Windows) -> Iterator[Diagnosis]:
         and windows.times_s[index] > RULES.slow_ratio * usual
     ]
     whole_s = sum(time_s * windows.span(index, index) for index, time_s in enumerate(windows.times_s))
-    if costs and max(costs)[0] > max(STALL_S, STALL_FRAC * whole_s):
+    if costs and max(costs)[0] > max(STALL_S, 0.05 * whole_s):
         yield _stall(run, windows, costs, usual)
 
 
@@ -82,9 +80,8 @@ def _without_evaluations(run: RunView, windows: _Windows) -> _Windows:
 
 
 def _smooth(times_s: list[float]) -> list[float]:
-    half = min(SMOOTHED, len(times_s) // 2) // 2
-    # A long record gets a wider median: evaluations recur in it.
-    half = max(half, len(times_s) // 40)
+    # Of five windows; a long record gets a wider median, for evaluations recur in it.
+    half = max(min(5, len(times_s) // 2) // 2, len(times_s) // 40)
     return [
         statistics.median(evenly(times_s[max(0, index - half) : index + half + 1])) for index in range(len(times_s))
     ]

@@ -7,25 +7,12 @@ from itertools import pairwise
 from results.diagnosis.findings import Diagnosis
 from results.diagnosis.run_view import Curve, RunView, noise_sd
 
-ZERO_GRAD_NORM = 1e-10
 DECAYING = ("cosine", "linear", "polynomial", "inverse", "decay", "exponential", "onecycle", "one_cycle")
 CONSTANT_ROWS = 4
 DECAY_SEEN_FRAC = 0.15
 """A cosine has lost 5 % by then, which three printed digits show."""
-HORIZON_FRAC = 0.9
-JUMP_RATIO = 3.0
-RESTART_RATIO = 0.3
 RATE_TOLERANCE = 0.1
-THIN_TOLERANCE = 0.4
-STEEP_TOLERANCE = 0.6
-SLOW_AT_FIRST = ("cosine", "linear", "constant")
-LEARNS_NATS = 0.1
-LEARNS_NOISE = 3.0
-"""A fall that only weights which move give."""
-LOW_PRECISION_LR = 1e-4
-FROZEN_EVALUATIONS = 4
-ROUNDED_EVALUATIONS = 20
-COARSE_FRAC = 0.6
+FROZEN_EVALUATIONS, ROUNDED_EVALUATIONS = 4, 20
 
 
 def update_findings(run: RunView) -> Iterator[Diagnosis]:
@@ -33,16 +20,15 @@ def update_findings(run: RunView) -> Iterator[Diagnosis]:
     gradient = _no_gradient(run)
     schedule = _learning_rate_zero(run) or _never_decays(run) or _never_ends_warm_up(run)
     mismatch = None if schedule else _other_than_configured(run) or _schedule_starts_again(run)
-    yield from (found for found in (gradient, schedule, mismatch) if found)
     explained = gradient or (schedule and "0" in schedule.summary.split())
-    if not explained and (stall := _weights_stand_still(run)):
-        yield stall
+    stall = None if explained else _weights_stand_still(run)
+    yield from filter(None, (gradient, schedule, mismatch, stall))
 
 
 def _no_gradient(run: RunView) -> Diagnosis | None:
     norms = run.grad_norm
-    tail = _constant_tail(norms, upto=ZERO_GRAD_NORM)
-    if len(norms) < 3 or len(tail) < 3 or (tail and falls_since(run, tail.steps[0])):
+    tail = _constant_tail(norms, upto=1e-10)
+    if len(tail) < 3 or falls_since(run, tail.steps[0]):
         return None
     from_start = len(tail) == len(norms)
     since = "in every row" if from_start else f"from {run.unit} {tail.steps[0]} on"
@@ -65,20 +51,20 @@ def falls_since(run: RunView, step: int) -> bool:
     if not third:
         return False
     fall = statistics.fmean(after[:third]) - statistics.fmean(after[-third:])
-    return fall > max(LEARNS_NATS, LEARNS_NOISE * noise_sd(after))
+    return fall > max(0.1, 3 * noise_sd(after))
 
 
 def _learning_rate_zero(run: RunView) -> Diagnosis | None:
     rates = run.learning_rate
     zeros = _constant_tail(rates, upto=0.0)
-    if len(rates) < 3 or len(zeros) < 3:
+    if len(zeros) < 3:
         return None
     if len(zeros) == len(rates):
         summary = "the learning rate is 0 in every row: nothing is trained"
     else:
         end = run.trace.total_steps or run.last_step
         span = zeros.steps[-1] - zeros.steps[0]
-        if zeros.steps[0] >= HORIZON_FRAC * end or span < 0.1 * (run.last_step - rates.steps[0]):
+        if zeros.steps[0] >= 0.9 * end or span < 0.1 * (run.last_step - rates.steps[0]):
             return None
         summary = f"the learning rate is 0 from {run.unit} {zeros.steps[0]} on, long before the end at {run.unit} {end}"
     return Diagnosis(
@@ -135,7 +121,7 @@ def _other_than_configured(run: RunView) -> Diagnosis | None:
         return None
     # A record thin beside its schedule misses the peak: by a little of a cosine, by more where the rate falls fast.
     schedule = run.trace.announced.get("lr_schedule", "")
-    tolerance = THIN_TOLERANCE if any(name in schedule for name in SLOW_AT_FIRST) else STEEP_TOLERANCE
+    tolerance = 0.4 if any(name in schedule for name in ("cosine", "linear", "constant")) else 0.6
     if 1 - tolerance < ratio < 1 and min(rates.values) != peak:
         return None
     how = f"{ratio:.3g} times" if ratio > 1 else f"1/{1 / ratio:.3g} of"
@@ -180,7 +166,7 @@ def _schedule_starts_again(run: RunView) -> Diagnosis | None:
     for index in range(2, len(values) - 2):
         before, first, second = values[index - 1 : index + 2]
         rises_again = first < second and max(values[index:]) >= 0.8 * before
-        if first < RESTART_RATIO * before and before >= 0.1 * max(values[:index]) and rises_again:
+        if first < 0.3 * before and before >= 0.1 * max(values[:index]) and rises_again:
             return Diagnosis(
                 kind="schedule_restarted",
                 confidence=0.8,
@@ -208,14 +194,14 @@ def _weights_stand_still(run: RunView) -> Diagnosis | None:
     if (
         losses.values[-1] == 0
         or len(tail) < (ROUNDED_EVALUATIONS if is_rounded else FROZEN_EVALUATIONS)
-        or (is_coarse and len(tail) < COARSE_FRAC * len(losses))
+        or (is_coarse and len(tail) < 0.6 * len(losses))
         or span < max(20, 0.2 * (losses.steps[-1] - losses.steps[0]))
     ):
         return None
     precision = run.trace.announced.get("precision", "")
     rate = run.peak_lr
     named = precision in ("bf16", "fp16")
-    is_low = rate is not None and rate <= LOW_PRECISION_LR
+    is_low = rate is not None and rate <= 1e-4
     norm = run.grad_norm.values[-1] if run.grad_norm.values else None
     said = [f"{losses.values[-1]} at {len(tail)} rows, {run.unit}s {tail.steps[0]} to {tail.steps[-1]}"]
     said += [f"learning rate {rate:.2e}"] if rate is not None else []
@@ -242,7 +228,7 @@ def rate_jump(run: RunView, first: int, last: int) -> tuple[int, float, float] |
             rates.values, rates.values[1:], rates.values[2:], rates.steps[2:], strict=False
         )
         # From a level, that is: a warm-up's first rows rise as steeply.
-        if first <= step <= last and after >= JUMP_RATIO * before > 0 and 0.5 < earlier / before < 2
+        if first <= step <= last and after >= 3 * before > 0 and 0.5 < earlier / before < 2
     ]
     if not jumps:
         return None

@@ -1,7 +1,7 @@
 """How well rungs predict final losses, what trials cost, and when the baseline was beaten. Pure; it reads no file."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from results.ranking import final_loss, full_tokens, savings
@@ -13,14 +13,13 @@ MIN_RUNG_TRIALS = 3
 MAX_MILESTONES = 8
 
 
-def rung_agreement(measured: Measured) -> list[Row]:
-    """Return for each rung the rank correlation of its losses with the final ones, over the trials that have both.
+def rung_agreement(measured: Measured) -> Iterator[Row]:
+    """Yield for each rung the rank correlation of its losses with the final ones, over the trials that have both.
 
     A study without rungs has its evaluations in their place. Spearman's rho and Kendall's tau-b are None below
     MIN_RUNG_TRIALS trials, or where all losses are equal.
     """
     best, device_s, has_rungs = measured.winner.trial, measured.budget.device_s, bool(measured.rung_tokens)
-    rows = []
     for index, tokens in enumerate(measured.rung_tokens or _milestones(measured)):
         share = tokens / measured.budget.tokens
         at = {trial["trial_id"]: measured.loss_at(trial, tokens) for trial in measured.trials}
@@ -29,25 +28,22 @@ def rung_agreement(measured: Measured) -> list[Row]:
         spearman, kendall = _correlations(both)
         best_at = at[best["trial_id"]] if best else None
         stopped = [t["trial_id"] for t in measured.trials if t["status"] == "stopped" and t["rung"] == index]
-        rows.append(
-            {
-                "rung": index if has_rungs else None,
-                "tokens": tokens,
-                "budget_frac": share,
-                "at": token_words(tokens) if device_s is None else duration_words(share * device_s),
-                "trials_reached": sum(loss is not None for loss in at.values()),
-                "trials_stopped": len(stopped) if has_rungs else 0,
-                "trials_with_both": len(both),
-                "spearman": spearman,
-                "kendall": kendall,
-                "stopped_ahead_of_best": [
-                    trial_id
-                    for trial_id in stopped
-                    if has_rungs and best_at is not None and (loss := at[trial_id]) is not None and loss < best_at
-                ],
-            }
-        )
-    return rows
+        yield {
+            "rung": index if has_rungs else None,
+            "tokens": tokens,
+            "budget_frac": share,
+            "at": token_words(tokens) if device_s is None else duration_words(share * device_s),
+            "trials_reached": sum(loss is not None for loss in at.values()),
+            "trials_stopped": len(stopped) if has_rungs else 0,
+            "trials_with_both": len(both),
+            "spearman": spearman,
+            "kendall": kendall,
+            "stopped_ahead_of_best": [
+                trial_id
+                for trial_id in stopped
+                if has_rungs and best_at is not None and (loss := at[trial_id]) is not None and loss < best_at
+            ],
+        }
 
 
 def _milestones(measured: Measured) -> tuple[int, ...]:
@@ -72,23 +68,19 @@ def _correlations(pairs: Sequence[tuple[float, float]]) -> tuple[float | None, f
     return float(spearman), float(kendall)
 
 
-def costs(trials: Sequence[Row]) -> list[Row]:
-    """Return device-seconds and tokens for each status that occurs, and the tokens of its trials in full."""
-    rows = []
+def costs(trials: Sequence[Row]) -> Iterator[Row]:
+    """Yield device-seconds and tokens for each status that occurs, and the tokens of its trials in full."""
     for status in STATUS_LABELS:
         those = [trial for trial in trials if trial["status"] == status]
         if those:
             spent = savings(those)
-            rows.append(
-                {
-                    "status": status,
-                    "trials": len(those),
-                    "device_s": spent.device_s_spent,
-                    "tokens": spent.tokens_spent,
-                    "tokens_full": spent.tokens_full,
-                }
-            )
-    return rows
+            yield {
+                "status": status,
+                "trials": len(those),
+                "device_s": spent.device_s_spent,
+                "tokens": spent.tokens_spent,
+                "tokens_full": spent.tokens_full,
+            }
 
 
 def first_beaten(measured: Measured) -> Row | None:

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from results.ranking import final_loss, leaderboard
@@ -19,32 +19,28 @@ JUDGED = ("completed", "stopped", "unstable")
 MAX_LR_BINS = 8
 
 
-def edges(measured: Measured) -> list[Row]:
-    """Return the searched parameters for which the winner is on the edge of the domain, and how to widen it."""
+def edges(measured: Measured) -> Iterator[Row]:
+    """Yield the searched parameters for which the winner is on the edge of the domain, and how to widen it."""
     board = [trial for trial in leaderboard(measured.trials) if final_loss(trial) is not None]
     best = measured.winner.trial
     if best is None or not measured.domains_known:
-        return []
-    found = []
+        return
     for parameter in measured.parameters:
         value = measured.values(best).get(parameter.name)
         side = None if value is None else _side(parameter, value)
         if side is None or _is_bound(parameter, side):
             continue
         others = [measured.values(trial).get(parameter.name) for trial in board[:3]]
-        found.append(
-            {
-                "name": parameter.name,
-                "value": value,
-                "side": side,
-                "domain": str(parameter.domain),
-                "best_trials": len(others),
-                "best_trials_there": sum(v is not None and _side(parameter, v) == side for v in others),
-                "words": f"{label(parameter.name)} {value_words(value)} is at the {side} end of {parameter.domain}: "
-                f"widen it {'downwards' if side == 'low' else 'upwards'}",
-            }
-        )
-    return found
+        yield {
+            "name": parameter.name,
+            "value": value,
+            "side": side,
+            "domain": str(parameter.domain),
+            "best_trials": len(others),
+            "best_trials_there": sum(v is not None and _side(parameter, v) == side for v in others),
+            "words": f"{label(parameter.name)} {value_words(value)} is at the {side} end of {parameter.domain}: "
+            f"widen it {'downwards' if side == 'low' else 'upwards'}",
+        }
 
 
 def _side(parameter: SearchParameter, value: Any) -> str | None:

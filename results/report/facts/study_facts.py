@@ -1,11 +1,12 @@
 """All numbers and texts of a report as one plain dict, which report.html, report.md and --json show."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import Any
 
+from results import ranking
 from results.attribution.attribution_files import load_attribution
 from results.attribution.attribution_files import to_json as attribution_json
 from results.attribution.sentences import summary_lines
@@ -13,15 +14,6 @@ from results.confirmation.attempt import Attempt, attempt_rows
 from results.confirmation.confirmation_file import load_attempts
 from results.confirmation.confirmation_file import to_json as attempts_json
 from results.device_time import time_winner
-from results.ranking import (
-    budget_frac,
-    ending_counts,
-    final_loss,
-    leaderboard,
-    ranked_trials,
-    savings,
-    spent_by_purpose,
-)
 from results.report.facts.analysis import Measured, Row, parameter_values, searched_parameters
 from results.report.facts.answer import answer_facts
 from results.report.facts.importance import importance
@@ -49,7 +41,7 @@ def report_facts(study: Study) -> dict[str, Any]:
     document, rows, metrics = study.document(), study.trials(), study.metrics()
     attempts, attribution = load_attempts(study), load_attribution(study)
     measured = _measured(document, rows, metrics, attempts)
-    counts = ending_counts(measured.trials)
+    counts = ranking.ending_counts(measured.trials)
     answer = answer_facts(study.name, measured)
     by_time = time_winner(document, rows, metrics, measured.winner)
     answer["by_device_time"] = by_time and by_time.to_json()
@@ -67,8 +59,8 @@ def report_facts(study: Study) -> dict[str, Any]:
         "answer": answer,
         "endings": {status: count for status, count in counts.items() if count},
         "cost": _cost_facts(document, measured, rows),
-        "rungs": rung_agreement(measured),
-        "edges": edges(measured),
+        "rungs": list(rung_agreement(measured)),
+        "edges": list(edges(measured)),
         "instability": instability(measured),
         "importance": importance(measured),
         "confirmation": confirmation,
@@ -79,7 +71,7 @@ def report_facts(study: Study) -> dict[str, Any]:
         "parameters": [_parameter_facts(parameter) for parameter in measured.parameters],
         "initial_loss": measured.initial_loss,
         "loss_limit": measured.loss_limit,
-        "trials": _trial_facts(document, measured, winner_id),
+        "trials": list(_trial_facts(document, measured, winner_id)),
         "protocol": _protocol_facts(document, measured),
         "versions": {**document["versions"], "git_commit": document.get("git_commit")},
     }
@@ -89,12 +81,12 @@ def report_facts(study: Study) -> dict[str, Any]:
 
 def edges_of(study: Study) -> list[dict[str, Any]]:
     """Return the searched parameters for which the winner is on the edge of the domain, as report_facts() does."""
-    return edges(_measured(study.document(), study.trials(), study.metrics(), load_attempts(study)))
+    return list(edges(_measured(study.document(), study.trials(), study.metrics(), load_attempts(study))))
 
 
 def _measured(document: Row, rows: Sequence[Row], metrics: Sequence[Row], attempts: Sequence[Attempt]) -> Measured:
     # A study of kind "attribute" has no other runs to show; elsewhere attribution runs only explain the trials.
-    trials = rows if document["kind"] == "attribute" else ranked_trials(rows)
+    trials = rows if document["kind"] == "attribute" else ranking.ranked_trials(rows)
     evaluations: dict[int, list[Row]] = {}
     for row in metrics:
         evaluations.setdefault(row["trial_id"], []).append(row)
@@ -136,7 +128,7 @@ def _fresh_means(measured: Measured, confirmation: Row | None) -> Row | None:
         return None
     losses: dict[int, dict[int, float]] = {winner["trial_id"]: {}, baseline["trial_id"]: {}}
     for run in confirmation["attempts"][number - 1]["runs"]:
-        if run["of_trial"] in losses and final_loss(run) is not None:
+        if run["of_trial"] in losses and ranking.final_loss(run) is not None:
             losses[run["of_trial"]][run["seed"]] = run["val_loss"]
     ours, theirs = losses.values()
     seeds = sorted(ours.keys() & theirs.keys())
@@ -209,12 +201,12 @@ def _wall_s(trials: Sequence[Row]) -> float | None:
 
 def _cost_facts(document: Row, measured: Measured, rows: Sequence[Row]) -> Row:
     return {
-        "by_ending": costs(measured.trials),
-        **asdict(savings(measured.trials)),
+        "by_ending": list(costs(measured.trials)),
+        **asdict(ranking.savings(measured.trials)),
         "slots": document["device"].get("slots"),
         "baseline_first_beaten": first_beaten(measured),
         "baseline_loss_reached": baseline_loss_reached(measured),
-        "by_purpose": [{"purpose": purpose, **spent} for purpose, spent in spent_by_purpose(rows).items()],
+        "by_purpose": [{"purpose": purpose, **spent} for purpose, spent in ranking.spent_by_purpose(rows).items()],
     }
 
 
@@ -235,31 +227,27 @@ def _parameter_facts(parameter: SearchParameter) -> Row:
     }
 
 
-def _trial_facts(document: Row, measured: Measured, winner_id: int | None) -> list[Row]:
+def _trial_facts(document: Row, measured: Measured, winner_id: int | None) -> Iterator[Row]:
     goal = measured.winner.baseline_val_loss
     reduction = document.get("scheduler", {}).get("reduction_factor")
-    rows = []
-    for rank, trial in enumerate(leaderboard(measured.trials), 1):
-        final = final_loss(trial)
+    for rank, trial in enumerate(ranking.leaderboard(measured.trials), 1):
+        final = ranking.final_loss(trial)
         evaluations = measured.evaluations.get(trial["trial_id"], ())
-        rows.append(
-            {
-                **trial,
-                WARMUP_FRAC: parameter_values(trial)[WARMUP_FRAC],
-                "rank": rank,
-                "is_best": trial["trial_id"] == winner_id,
-                "val_loss_difference": None if final is None or goal is None else final - goal,
-                "budget_frac": budget_frac(trial),
-                "why": _why(trial, reduction, measured),
-                "searched": measured.values(trial),
-                "rung_losses": [measured.loss_at(trial, tokens) for tokens in measured.rung_tokens],
-                "evaluations": {
-                    name: [row[name] for row in evaluations]
-                    for name in ("tokens_seen", "optimizer_steps", "active_s", "val_loss")
-                },
-            }
-        )
-    return rows
+        yield {
+            **trial,
+            WARMUP_FRAC: parameter_values(trial)[WARMUP_FRAC],
+            "rank": rank,
+            "is_best": trial["trial_id"] == winner_id,
+            "val_loss_difference": None if final is None or goal is None else final - goal,
+            "budget_frac": ranking.budget_frac(trial),
+            "why": _why(trial, reduction, measured),
+            "searched": measured.values(trial),
+            "rung_losses": [measured.loss_at(trial, tokens) for tokens in measured.rung_tokens],
+            "evaluations": {
+                name: [row[name] for row in evaluations]
+                for name in ("tokens_seen", "optimizer_steps", "active_s", "val_loss")
+            },
+        }
 
 
 def _why(trial: Row, reduction: int | None, measured: Measured) -> str:
@@ -267,8 +255,10 @@ def _why(trial: Row, reduction: int | None, measured: Measured) -> str:
     steps = f"after {count_words(trial['optimizer_steps'], 'step')}"
     match trial["status"]:
         case "stopped":
-            best = f"1/{reduction}" if reduction else "trials"
-            return f"not among the best {best} at {_rung_words(trial['rung'], measured)}"
+            best, at, rungs = f"1/{reduction}" if reduction else "trials", "its rung", measured.rung_tokens
+            if trial["rung"] is not None and trial["rung"] < len(rungs):
+                at = f"{percent_words(rungs[trial['rung']] / measured.budget.tokens)} of the budget"
+            return f"not among the best {best} at {at}"
         case "unstable":
             return str(trial["verdict"] or "no verdict")
         case "out_of_memory":
@@ -280,12 +270,6 @@ def _why(trial: Row, reduction: int | None, measured: Measured) -> str:
         case "running":
             return f"{steps} so far"
     return ""
-
-
-def _rung_words(rung: int | None, measured: Measured) -> str:
-    if rung is None or not rung < len(measured.rung_tokens):
-        return "its rung"
-    return f"{percent_words(measured.rung_tokens[rung] / measured.budget.tokens)} of the budget"
 
 
 def _protocol_facts(document: Row, measured: Measured) -> Row:

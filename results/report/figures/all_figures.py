@@ -3,22 +3,9 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from results.report.figures import marks
 from results.report.figures.claims import attribution_bars, confirmation_intervals, importance_bars
 from results.report.figures.curves import curves, curves_by_time, parallel_coordinates
-from results.report.figures.marks import (
-    BASELINE,
-    BEST,
-    axis,
-    by_role,
-    domain_range,
-    figure,
-    loss_ceiling,
-    named,
-    point_trace,
-    position,
-    rung_words,
-    short_words,
-)
 from results.report.figures.traces import short
 from results.words import range_words
 
@@ -29,7 +16,7 @@ LABEL_GAP_FRAC = 0.12
 
 
 def report_figures(facts: Row) -> dict[str, list[Row]]:
-    """Return the figures by section, as figure() makes them; a section with too little data has none.
+    """Return the figures by section, as marks.figure() makes them; a section with too little data has none.
 
     A trace with "view" is drawn in that view only. "customdata" holds trial_ids.
     """
@@ -48,7 +35,7 @@ def report_figures(facts: Row) -> dict[str, list[Row]]:
 def views(facts: Row) -> list[str]:
     """Return the names of the views of the settings section: the full budget, then each rung that trials reached."""
     rungs, unit = _rungs_reached(facts), " tokens" if facts["protocol"]["device_s"] is None else ""
-    return ["at the full budget", *(f"at {rung_words(rung)} ({rung['at']}{unit})" for rung in rungs)]
+    return ["at the full budget", *(f"at {marks.rung_words(rung)} ({rung['at']}{unit})" for rung in rungs)]
 
 
 def default_view(facts: Row) -> int:
@@ -75,30 +62,30 @@ def _loss_by_setting(facts: Row) -> Iterator[Row]:
         traces, highest = [], []
         for view, rows in _view_losses(facts):
             reading = [(trial, loss) for trial, loss in rows if name in trial["searched"]]
-            ceiling = loss_ceiling(facts, [loss for _, loss in reading])
+            ceiling = marks.loss_ceiling(facts, [loss for _, loss in reading])
             highest.append(ceiling)
             losses = {trial["trial_id"]: loss for trial, loss in reading}
-            for role, trials in by_role([trial for trial, _ in reading]):
-                places = [(t, position(parameter, t["searched"][name], t["trial_id"])) for t in trials]
+            for role, trials in marks.by_role([trial for trial, _ in reading]):
+                places = [(t, marks.position(parameter, t["searched"][name], t["trial_id"])) for t in trials]
                 points = [(trial, at, losses[trial["trial_id"]]) for trial, at in places]
-                traces.append(point_trace(role, points, ceiling, view=view, showlegend=False))
+                traces.append(marks.point_trace(role, points, ceiling, view=view, showlegend=False))
         if not any(trace["x"] for trace in traces):
             continue
-        scale = axis(parameter["label"])
+        scale = marks.axis(parameter["label"])
         if parameter["values"] is not None:
-            texts = [short_words(value) for value in parameter["values"]]
+            texts = [marks.short_words(value) for value in parameter["values"]]
             scale.update(tickvals=list(range(len(texts))), ticktext=texts, range=[-0.6, len(texts) - 0.4])
         else:
             tried = [trial["searched"][name] for trial in facts["trials"] if name in trial["searched"]]
-            scale.update(range=domain_range(parameter, tried))
+            scale.update(range=marks.domain_range(parameter, tried))
             if parameter["log"]:
                 scale.update(type="log", exponentformat="e", dtick=1, minor={"showgrid": False})
-        yield figure(
+        yield marks.figure(
             f"by-{name}",
             f"Val loss against {parameter['label']}",
             f"Val loss of the trials against {parameter['label']}.",
             traces,
-            {"xaxis": scale, "yaxis": axis("val loss"), "showlegend": False},
+            {"xaxis": scale, "yaxis": marks.axis("val loss"), "showlegend": False},
             height=260,
         )
 
@@ -109,7 +96,7 @@ def _lr_by_batch(facts: Row) -> Iterator[Row]:
         return
     traces = []
     for view, rows in _view_losses(facts):
-        ceiling = loss_ceiling(facts, [loss for _, loss in rows])
+        ceiling = marks.loss_ceiling(facts, [loss for _, loss in rows])
         for index, batch in enumerate(batches):
             role = {
                 "name": f"batch {batch}",
@@ -118,29 +105,29 @@ def _lr_by_batch(facts: Row) -> Iterator[Row]:
                 "size": 9,
             }
             points = [(t, t["learning_rate"], loss) for t, loss in rows if t["batch_size"] == batch]
-            traces.append(point_trace(role, points, ceiling, view=view))
+            traces.append(marks.point_trace(role, points, ceiling, view=view))
         traces += _rings(rows, ceiling, view)
     if not any(trace["x"] for trace in traces):
         return
-    yield figure(
+    yield marks.figure(
         "lr-by-batch",
         "Learning rate against val loss, by batch size",
         "Val loss against learning rate, one colour and symbol per batch size.",
         traces,
         {
-            "xaxis": axis("learning rate", type="log", exponentformat="e", dtick=1, minor={"showgrid": False}),
-            "yaxis": axis("val loss (nats/token)"),
+            "xaxis": marks.axis("learning rate", type="log", exponentformat="e", dtick=1, minor={"showgrid": False}),
+            "yaxis": marks.axis("val loss (nats/token)"),
         },
         height=380,
     )
 
 
 def _rings(rows: Sequence[tuple[Row, float]], ceiling: float, view: int) -> Iterator[Row]:
-    for flag, look in (("is_baseline", BASELINE), ("is_best", BEST)):
+    for flag, look in (("is_baseline", marks.BASELINE), ("is_best", marks.BEST)):
         points = [(trial, trial["learning_rate"], loss) for trial, loss in rows if trial[flag]]
         if points:
-            ring = {"name": named(look, points[0][0]), "symbol": "circle-open", "size": 18, "width": 3}
-            yield point_trace({**look, **ring}, points, ceiling, view=view)
+            ring = {"name": marks.named(look, points[0][0]), "symbol": "circle-open", "size": 18, "width": 3}
+            yield marks.point_trace({**look, **ring}, points, ceiling, view=view)
 
 
 def _stability_map(facts: Row) -> Iterator[Row]:
@@ -152,7 +139,7 @@ def _stability_map(facts: Row) -> Iterator[Row]:
     found = {(cell["batch_size"], cell["lr_low"]): cell for cell in cells}
     grid = [[found.get((batch, low)) for low, _ in bins] for batch in batches]
     names = [range_words(low, high, "–<br>") for low, high in bins]
-    yield figure(
+    yield marks.figure(
         "stability-map",
         "Unstable trials by learning rate and batch size",
         f"Share of unstable trials by learning rate and batch size: {instability['words']}.",
@@ -178,7 +165,7 @@ def _stability_map(facts: Row) -> Iterator[Row]:
             }
         ],
         {
-            "xaxis": axis("learning rate", type="category", showgrid=False),
+            "xaxis": marks.axis("learning rate", type="category", showgrid=False),
             "yaxis": {"type": "category", "showgrid": False},
         },
         height=120 + 46 * len(batches),
@@ -194,10 +181,10 @@ def _pareto(facts: Row) -> Iterator[Row]:
     ]
     if len(rows) < 2:
         return
-    ceiling = loss_ceiling(facts, [trial["val_loss"] for trial in rows])
+    ceiling = marks.loss_ceiling(facts, [trial["val_loss"] for trial in rows])
     traces = [
-        point_trace(role, [(trial, trial["tokens_per_s"], trial["val_loss"]) for trial in trials], ceiling)
-        for role, trials in by_role(rows)
+        marks.point_trace(role, [(trial, trial["tokens_per_s"], trial["val_loss"]) for trial in trials], ceiling)
+        for role, trials in marks.by_role(rows)
     ]
     front = pareto_front(rows)
     apart = spaced(
@@ -216,12 +203,12 @@ def _pareto(facts: Row) -> Iterator[Row]:
             "hoverinfo": "skip",
         }
     )
-    yield figure(
+    yield marks.figure(
         "pareto",
         "Throughput against val loss",
         "Val loss of the completed trials against training tokens per second; the Pareto front is dotted.",
         traces,
-        {"xaxis": axis("training tokens/s"), "yaxis": axis("val loss (nats/token)")},
+        {"xaxis": marks.axis("training tokens/s"), "yaxis": marks.axis("val loss (nats/token)")},
         height=380,
     )
 

@@ -4,23 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from results.report.figures.marks import (
-    BASELINE,
-    BEST,
-    ENDINGS_DRAWN,
-    across,
-    axis,
-    by_role,
-    figure,
-    line_trace,
-    loss_ceiling,
-    named,
-    note,
-    point_trace,
-    short_words,
-    spread,
-    upright,
-)
+from results.report.figures import marks
 from results.report.figures.traces import short
 from results.words import STATUS_LABELS, loss_words, percent_words
 
@@ -52,8 +36,10 @@ def _rung_marks(facts: Row, are_here: bool) -> tuple[list[Row], list[Row]]:
     places = [rung["tokens"] if device_s is None else rung["budget_frac"] * device_s for rung in rungs]
     # At the bottom, below the curves.
     look = {"yref": "paper", "yanchor": "bottom", "xanchor": "left", "xshift": 3, "bgcolor": "@veil"}
-    words = [note(x, 0, percent_words(rung["budget_frac"]), **look) for x, rung in zip(places, rungs, strict=True)]
-    return [upright(x) for x in places], words
+    words = [
+        marks.note(x, 0, percent_words(rung["budget_frac"]), **look) for x, rung in zip(places, rungs, strict=True)
+    ]
+    return [marks.upright(x) for x in places], words
 
 
 def _curves(
@@ -62,38 +48,33 @@ def _curves(
     trials = [trial for trial in facts["trials"] if any(v is not None for v in trial["evaluations"]["val_loss"])]
     if not trials:
         return
-    start = facts["initial_loss"]
-    ceiling = loss_ceiling(facts, [v for t in trials for v in t["evaluations"]["val_loss"] if v is not None])
+    start, losses = facts["initial_loss"], [v for t in trials for v in t["evaluations"]["val_loss"] if v is not None]
+    ceiling = marks.loss_ceiling(facts, losses)
     each = max(8, MAX_CURVE_POINTS // len(trials))
-    traces = [_lines(role, rows, each, clock) for role, rows in by_role(trials)]
+    traces = [_lines(role, rows, each, clock) for role, rows in marks.by_role(trials)]
     traces += [
-        mark for role, rows in by_role(facts["trials"]) if (mark := _ends(role, rows, ceiling, clock)) is not None
+        mark for role, rows in marks.by_role(facts["trials"]) if (mark := _ends(role, rows, ceiling, clock)) is not None
     ]
-    lowest = min(v for v in (start, *(v for t in trials for v in t["evaluations"]["val_loss"])) if v is not None)
-    of_start = [] if start is None else [note(1, start, "start", xref="paper", xanchor="right", yanchor="bottom")]
-    yield figure(
+    lowest = min(losses if start is None else [start, *losses])
+    of_start = [] if start is None else [marks.note(1, start, "start", xref="paper", xanchor="right", yanchor="bottom")]
+    yield marks.figure(
         key,
         f"Val loss by {words}",
         f"Val loss of {len(trials)} trials by {words}.",
         traces,
         {
-            "xaxis": axis(words, rangemode="tozero"),
-            "yaxis": axis("val loss (nats/token)", range=_padded(lowest, ceiling)),
-            "shapes": [*shapes, *([] if start is None else [across(start, dash="dash")])],
+            "xaxis": marks.axis(words, rangemode="tozero"),
+            "yaxis": marks.axis("val loss (nats/token)", range=marks.padded((lowest, ceiling))),
+            "shapes": [*shapes, *([] if start is None else [marks.across(start, dash="dash")])],
             "annotations": [*annotations, *of_start],
         },
         height=440,
     )
 
 
-def _padded(low: float, high: float) -> list[float | None]:
-    pad = 0.04 * (high - low or 1.0)
-    return [short(low - pad, 6), short(high + pad, 6)]
-
-
 def _lines(role: Row, trials: Sequence[Row], each: int, clock: str) -> Row:
     strong = role["name"].startswith(("baseline", "best"))
-    return line_trace(
+    return marks.line_trace(
         role["name"],
         ((trial["trial_id"], *_line(trial, each, clock)) for trial in trials),
         {"color": role["color"], "width": 3.5 if strong else 1.2},
@@ -128,7 +109,7 @@ def _ends(role: Row, trials: Sequence[Row], ceiling: float, clock: str) -> Row |
             ends.append((trial, trial[clock], min(losses[-1] if losses else ceiling, ceiling)))
     if not ends:
         return None
-    return {**point_trace(role, ends, ceiling, showlegend=False), "legendgroup": role["name"]}
+    return {**marks.point_trace(role, ends, ceiling, showlegend=False), "legendgroup": role["name"]}
 
 
 def parallel_coordinates(facts: Row) -> Iterator[Row]:
@@ -138,7 +119,7 @@ def parallel_coordinates(facts: Row) -> Iterator[Row]:
     if not parameters or len(trials) < 2:
         return
     losses = [trial["val_loss"] for trial in completed]
-    ceiling = loss_ceiling(facts, losses)
+    ceiling = marks.loss_ceiling(facts, losses)
     low = min(losses, default=0.0)
     ordered = sorted((t for t in completed if not t["is_best"] and not t["is_baseline"]), key=lambda t: -t["val_loss"])
     others = [t for t in trials if t["status"] != "completed" and not t["is_baseline"]]
@@ -146,21 +127,22 @@ def parallel_coordinates(facts: Row) -> Iterator[Row]:
         _parallel_trace(
             STATUS_LABELS[status], [t for t in others if t["status"] == status], look["color"], 1, facts, low, ceiling
         )
-        for status, look in ENDINGS_DRAWN.items()
+        for status, look in marks.ENDINGS_DRAWN.items()
     ]
     for index in range(LOSS_CLASSES):
         part = ordered[len(ordered) * index // LOSS_CLASSES : len(ordered) * (index + 1) // LOSS_CLASSES]
         if part:
-            ends = " to ".join(sorted({loss_words(part[-1]["val_loss"]), loss_words(part[0]["val_loss"])}))
-            name = f"trial {part[0]['trial_id']}, {ends}" if len(part) == 1 else ends
+            name = " to ".join(sorted({loss_words(part[-1]["val_loss"]), loss_words(part[0]["val_loss"])}))
+            name = f"trial {part[0]['trial_id']}, {name}" if len(part) == 1 else name
             traces.append(_parallel_trace(name, part, f"@seq{LOSS_CLASSES - index}", 1.8, facts, low, ceiling))
-    for flag, look in (("is_baseline", BASELINE), ("is_best", BEST)):
+    for flag, look in (("is_baseline", marks.BASELINE), ("is_best", marks.BEST)):
         those = [trial for trial in trials if trial[flag]]
-        name = named(look, those[0]) if those else ""
+        name = marks.named(look, those[0]) if those else ""
         traces.append(_parallel_trace(name, those, look["color"], 4, facts, low, ceiling))
     # Axes one below the other, because a phone has the height for them and not the width.
     axes = [*(parameter["label"] for parameter in parameters), "val loss"]
-    yield figure(
+    ends = [_mark(place, len(parameters), loss_words(loss)) for place, loss in ((0.0, low), (1.0, ceiling))]
+    yield marks.figure(
         "parallel",
         "Parallel coordinates",
         f"A line per trial across {', '.join(parameter['label'] for parameter in parameters)} and val loss.",
@@ -174,8 +156,8 @@ def parallel_coordinates(facts: Row) -> Iterator[Row]:
                 "showgrid": False,
                 "zeroline": False,
             },
-            "shapes": [across(k, x0=0, x1=1, xref="x", layer="below") for k in range(len(axes))],
-            "annotations": [*_axis_words(parameters), *_loss_words(len(axes) - 1, low, ceiling, bool(losses))],
+            "shapes": [marks.across(k, x0=0, x1=1, xref="x", layer="below") for k in range(len(axes))],
+            "annotations": [*_axis_words(parameters), *(ends if losses else [])],
         },
         height=110 + 68 * len(axes),
     )
@@ -194,18 +176,16 @@ def _parallel_trace(
             places.append(short((min(trial["val_loss"], ceiling) - low) / (ceiling - low or 1.0), 4) or 0.0)
         lines.append((trial["trial_id"], places, range(len(places))))
     look = {"color": color, "width": width}
-    return line_trace(name, lines, look, opacity=0.55 if width == 1 else 1, hover="trial")
+    return marks.line_trace(name, lines, look, opacity=0.55 if width == 1 else 1, hover="trial")
 
 
 def place_of(parameter: Row, value: Any, trial_id: int) -> float:
     """Return a value's position on its axis, 0 to 1; below 0 for a parameter that the trial does not read."""
-    if value is None:
-        return _NOT_READ
     values = parameter["values"]
+    if value is None or (values is not None and value not in values):
+        return _NOT_READ
     if values is not None:
-        if value not in values:
-            return _NOT_READ
-        return short(_place(values, value) + spread(trial_id, 0.05), 4) or 0.0
+        return short(_place(values, value) + marks.spread(trial_id, 0.05), 4) or 0.0
     scale = math.log if parameter["log"] else float
     low, high = scale(parameter["low"]), scale(parameter["high"])
     return short((scale(value) - low) / (high - low or 1.0), 4) or 0.0
@@ -219,18 +199,14 @@ def _axis_words(parameters: Sequence[Row]) -> Iterator[Row]:
     for index, parameter in enumerate(parameters):
         values = parameter["values"]
         if values is not None:
-            marks = [(_place(values, value), value) for value in values]
+            tick_values = [(_place(values, value), value) for value in values]
         else:
-            marks = [(0.0, parameter["low"]), (1.0, parameter["high"])]
-        for place, value in marks:
-            yield _mark(place, index, short_words(value))
+            tick_values = [(0.0, parameter["low"]), (1.0, parameter["high"])]
+        for place, value in tick_values:
+            yield _mark(place, index, marks.short_words(value))
         if parameter["condition"] is not None:
-            yield note(_NOT_READ, index, "not read", yanchor="bottom", yshift=4, bgcolor="@veil")
-
-
-def _loss_words(index: int, low: float, ceiling: float, known: bool) -> list[Row]:
-    return [_mark(0.0, index, loss_words(low)), _mark(1.0, index, loss_words(ceiling))] if known else []
+            yield marks.note(_NOT_READ, index, "not read", yanchor="bottom", yshift=4, bgcolor="@veil")
 
 
 def _mark(x: float, y: float, text: str) -> Row:
-    return note(x, y, text, yanchor="top", yshift=-4, bgcolor="@veil")
+    return marks.note(x, y, text, yanchor="top", yshift=-4, bgcolor="@veil")

@@ -30,12 +30,10 @@ def by_role(trials: Sequence[Row]) -> Iterator[tuple[Row, list[Row]]]:
         those = [t for t in trials if t["status"] == status and not t["is_baseline"] and not t["is_best"]]
         if those:
             yield {"name": STATUS_LABELS[status], **look}, those
-    baseline = [trial for trial in trials if trial["is_baseline"]]
-    if baseline:
-        yield {**BASELINE, "name": named(BASELINE, baseline[0])}, baseline
     best = [trial for trial in trials if trial["is_best"] and not trial["is_baseline"]]
-    if best:
-        yield {**BEST, "name": named(BEST, best[0])}, best
+    for look, those in ((BASELINE, [trial for trial in trials if trial["is_baseline"]]), (BEST, best)):
+        if those:
+            yield {**look, "name": named(look, those[0])}, those
 
 
 def named(look: Row, trial: Row) -> str:
@@ -50,18 +48,13 @@ def loss_ceiling(facts: Row, losses: Sequence[float]) -> float:
 
     It is the highest of `losses` up to the facts' loss_limit.
     """
-    known = facts["loss_limit"]
-    limit = known if known is not None else _outlier_limit(losses)
-    inside = [loss for loss in losses if loss <= limit]
+    limit, ordered = facts["loss_limit"], sorted(losses)
+    if limit is None:
+        limit = ordered[round(0.9 * (len(ordered) - 1))] if ordered else math.inf
+    inside = [loss for loss in ordered if loss <= limit]
     if not inside:
         return max(losses, default=1.0)
-    low, high = min(inside), max(inside)
-    return min(limit, high) + 0.02 * (high - low or 1.0)
-
-
-def _outlier_limit(losses: Sequence[float]) -> float:
-    ordered = sorted(losses)
-    return ordered[round(0.9 * (len(ordered) - 1))] if ordered else math.inf
+    return inside[-1] + 0.02 * (inside[-1] - inside[0] or 1.0)
 
 
 def point_trace(
@@ -151,9 +144,14 @@ def position(parameter: Row, value: Any, trial_id: int) -> Any:
 def domain_range(parameter: Row, values: Sequence[float]) -> list[float | None]:
     """Return the ends of a range's axis: the domain and the values tried, so that even a single point has an extent."""
     scale = math.log10 if parameter["log"] else float
-    ends = [scale(value) for value in (parameter["low"], parameter["high"], *values)]
-    pad = 0.04 * (max(ends) - min(ends) or 1.0)
-    return [short(min(ends) - pad, 6), short(max(ends) + pad, 6)]
+    return padded([scale(value) for value in (parameter["low"], parameter["high"], *values)])
+
+
+def padded(values: Sequence[float]) -> list[float | None]:
+    """Return the ends of an axis that shows all values with a little room on both sides."""
+    low, high = min(values), max(values)
+    pad = 0.04 * (high - low or 1.0)
+    return [short(low - pad, 6), short(high + pad, 6)]
 
 
 def rung_words(rung: Row) -> str:

@@ -25,14 +25,9 @@ class OffsetGain:
     """How much better than the base weights predict the token at an offset; below 0 they are worse."""
 
     base_nats: float
-    """The base's loss."""
     nats: float
     error: float
     """Its standard error over the windows."""
-
-    def is_at_least(self, nats: float) -> bool:
-        """Return whether the gain is at least `nats`, by more than its standard error allows for chance."""
-        return self.nats > max(nats, GAIN_SIGMAS * self.error)
 
 
 def learned_doubled_labels(gains: Mapping[int, OffsetGain]) -> bool:
@@ -42,7 +37,8 @@ def learned_doubled_labels(gains: Mapping[int, OffsetGain]) -> bool:
     first, second = gains[1], gains[2]
     unlearned = first.nats < -max(MIN_GAIN_NATS, GAIN_SIGMAS * first.error)
     closing = (second.nats - first.nats) / max(second.base_nats - first.base_nats, MIN_GAIN_NATS)
-    return (unlearned or closing > CLOSED_FRAC) and second.is_at_least(max(MIN_GAIN_NATS, -GAIN_PER_LOSS * first.nats))
+    gained = second.nats > max(MIN_GAIN_NATS, GAIN_SIGMAS * second.error, -GAIN_PER_LOSS * first.nats)
+    return gained and (unlearned or closing > CLOSED_FRAC)
 
 
 def gain_words(gains: Mapping[int, OffsetGain]) -> str:

@@ -34,11 +34,9 @@ class CheckpointFacts(Profile):
     """The file, for a person."""
     optimizer_steps: int
     is_ours: bool
-    parameters: int
-    """Weights, tied ones once."""
     vocab_size: int | None
     dtypes: Mapping[str, int]
-    """Number of weights by the type they are stored in: float32, bfloat16 ..."""
+    """Number of weights, tied ones once, by the type they are stored in: float32, bfloat16 ..."""
     bf16_valued_frac: float
     """Share of the float32 weights that are exactly bf16 numbers; chance gives 2^-16."""
     unmovable_frac: float | None

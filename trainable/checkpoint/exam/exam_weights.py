@@ -66,35 +66,28 @@ class OptimizerFacts:
         if not isinstance(states, Mapping) or not states:
             return
         indices = [index for group in groups for index in _listed(group.get("params")) if isinstance(index, int)]
-        squares = {index: self._square(states.get(index)) for index in indices}
-        if not all(square is None or is_plain(square) for square in squares.values()):
+        squares: dict[int, torch.Tensor] = {
+            index: square
+            for index in indices
+            if isinstance(state := states.get(index), Mapping)
+            and isinstance(square := state.get("exp_avg_sq"), torch.Tensor)
+        }
+        if not all(is_plain(square) for square in squares.values()):
             return
         self.tensors = len(indices)
-        names = self._names(indices, squares, weights) if len(groups) == 1 else {}
-        self.without_gradient = tuple(
-            names.get(index, f"tensor {index} of the optimizer")
-            for index, square in squares.items()
-            if square is None or not bool(square.any())
-        )
-        self.nonfinite = any(
-            square is not None and not bool(torch.isfinite(square).all()) for square in squares.values()
-        )
-
-    @staticmethod
-    def _square(state: Any) -> torch.Tensor | None:
-        square = state.get("exp_avg_sq") if isinstance(state, Mapping) else None
-        return square if isinstance(square, torch.Tensor) else None
-
-    @staticmethod
-    def _names(
-        indices: Sequence[Any], squares: Mapping[Any, torch.Tensor | None], weights: Mapping[str, torch.Tensor]
-    ) -> dict[Any, str]:
         # The optimizer numbers its tensors; the order is the model's own if every shape agrees.
-        pairs = list(zip(indices, weights.items(), strict=False))
-        agree = len(indices) == len(weights) and all(
-            (square := squares[index]) is None or square.shape == tensor.shape for index, (_, tensor) in pairs
+        named = len(groups) == 1 and len(indices) == len(weights)
+        named &= all(
+            index not in squares or squares[index].shape == tensor.shape
+            for index, tensor in zip(indices, weights.values(), strict=False)
         )
-        return {index: name for index, (name, _) in pairs} if agree else {}
+        names = list(weights) if named else [f"tensor {index} of the optimizer" for index in indices]
+        self.without_gradient = tuple(
+            name
+            for index, name in zip(indices, names, strict=True)
+            if index not in squares or not bool(squares[index].any())
+        )
+        self.nonfinite = not all(bool(torch.isfinite(square).all()) for square in squares.values())
 
 
 def _listed(value: Any) -> Sequence[Any]:

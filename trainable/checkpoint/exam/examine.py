@@ -8,16 +8,8 @@ import torch
 
 from trainable.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from trainable.checkpoint.checkpoint_path import WEIGHTS, checkpoint_folders
+from trainable.checkpoint.exam import exam_weights
 from trainable.checkpoint.exam.exam_facts import CheckpointFacts, Scalar
-from trainable.checkpoint.exam.exam_weights import (
-    OptimizerFacts,
-    bf16_valued_frac,
-    check_weights,
-    dtypes,
-    positive_number,
-    trained_weights,
-    unmovable_frac,
-)
 from trainable.checkpoint.exam.profile import Losses, checkpoint_profile
 from trainable.checkpoint.foreign import optimizer_in, settings_in
 from trainable.data.tokens import Tokens
@@ -73,11 +65,11 @@ def _examine(
     model_name: str | None,
     bases: dict[str, Losses],
 ) -> CheckpointFacts:
-    check_weights(f"CHECKPOINT_PATH={checkpoint.path}", checkpoint.weights)
-    weights = trained_weights(checkpoint.weights)
+    exam_weights.check_weights(f"CHECKPOINT_PATH={checkpoint.path}", checkpoint.weights)
+    weights = exam_weights.trained_weights(checkpoint.weights)
     hyperparameters = _scalars(settings_in(checkpoint.payload))
-    state = OptimizerFacts(optimizer_in(checkpoint.payload), weights)
-    learning_rate = state.learning_rate or positive_number(hyperparameters.get("learning_rate"))
+    state = exam_weights.OptimizerFacts(optimizer_in(checkpoint.payload), weights)
+    learning_rate = state.learning_rate or exam_weights.positive_number(hyperparameters.get("learning_rate"))
     embedding = next((one for name, one in weights.items() if name.endswith("wte.weight") and one.dim() == 2), None)
     profile = checkpoint_profile(
         checkpoint, weights, tokens, model_name or checkpoint.model_name, hyperparameters, bases
@@ -87,11 +79,10 @@ def _examine(
         name=checkpoint.path.name,
         optimizer_steps=checkpoint.optimizer_steps or 0,
         is_ours=checkpoint.ours is not None,
-        parameters=sum(tensor.numel() for tensor in weights.values()),
         vocab_size=embedding.shape[0] if embedding is not None else None,
-        dtypes=dtypes(weights),
-        bf16_valued_frac=bf16_valued_frac(weights),
-        unmovable_frac=unmovable_frac(weights.values(), learning_rate) if learning_rate else None,
+        dtypes=exam_weights.dtypes(weights),
+        bf16_valued_frac=exam_weights.bf16_valued_frac(weights),
+        unmovable_frac=exam_weights.unmovable_frac(weights.values(), learning_rate) if learning_rate else None,
         nonfinite_tensors=tuple(name for name, tensor in weights.items() if not bool(torch.isfinite(tensor).all())),
         learning_rate=learning_rate,
         hyperparameters=hyperparameters,

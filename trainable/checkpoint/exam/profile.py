@@ -128,13 +128,10 @@ def _models(
 
 
 def _gpt2_shape(weights: Mapping[str, torch.Tensor]) -> dict[str, int]:
-    tensors = {
-        name: tensor
-        for name, tensor in weights.items()
-        if name.endswith(("wte.weight", "wpe.weight")) and tensor.dim() == 2
-    }
-    embedding = next((tensor for name, tensor in tensors.items() if name.endswith("wte.weight")), None)
-    positions = next((tensor for name, tensor in tensors.items() if name.endswith("wpe.weight")), None)
+    embedding, positions = (
+        next((tensor for name, tensor in weights.items() if name.endswith(ending) and tensor.dim() == 2), None)
+        for ending in ("wte.weight", "wpe.weight")
+    )
     layers = {match[1] for name in weights if (match := re.search(r"\bh\.(\d+)\.attn\.c_attn\.weight$", name))}
     # Counted: a model of as many layers as the largest number says might never be built.
     if embedding is None or positions is None or not layers or layers != {str(one) for one in range(len(layers))}:
