@@ -341,7 +341,7 @@ def test_the_proven_trial_is_exported_before_the_luckiest(
     trials = [make_trial(0, val_loss=4.5), make_trial(1, val_loss=4.2, batch_size=8)]
     study = make_study(trials=[*trials, make_trial(2, val_loss=4.3, batch_size=16)])
     assert json.loads(export_json(study))["trial_id"] == 1
-    add_attempt(study, {0: (4.5, 4.51, 4.49), 1: (4.4, 4.6, 4.5), 2: (4.3, 4.31, 4.29)})
+    add_attempt(study, {0: (4.5, 4.51, 4.49), 1: (4.4, 4.6, 4.5), 2: (4.3, 4.32, 4.28)})
     document = json.loads(export_json(study))
     assert (document["trial_id"], document["confirmed"], document["seeds"], document["search_best"]) == (2, True, 3, 1)
     assert document["mean_difference"] == pytest.approx(-0.2)
