@@ -128,7 +128,6 @@ def plan_study(
     if draft.budget.device_s is not None and options.address is not None:
         raise UserError("BUDGET_TIME measures this machine's speed. On a cluster set BUDGET_TOKENS.")
     check_lora(settings.pins, uses_lora=bool(draft.baseline.use_lora or draft.domain("use_lora")))
-    make_rules(draft.stability)
     if warm_start is not None:
         best_trials(warm_start)  # before the text is read and speeds are measured
     study = Study(studies_dir() / study_name(options, draft.name if kind == "search" else kind))
@@ -162,6 +161,8 @@ def load_for(document: Mapping[str, Any], options: Options, progress: Preparing,
 
     joins: join the cluster at ADDRESS too. What can be refused without the text is refused before it is tokenized.
     """
+    # A reopened study's too: somebody may have edited them, and a worker would find out.
+    make_rules(document.get("stability") or {})
     if joins:
         if options.address is None:
             ray = find_spec("ray")
