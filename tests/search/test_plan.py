@@ -19,7 +19,7 @@ from results.study.planned_run import PlannedRun
 from search.cluster.study_storage import fetch_study
 from search.commands.run_command import header_lines
 from search.options import read_options
-from search.setup.plan import Plan, check_worker_paths, largest_config, make_plan, study_name
+from search.setup.plan import Plan, check_worker_paths, largest_config, load_for, make_plan, study_name
 from search.setup.run_plan import held
 from search.terminal.console import Preparing
 from search.tune.history import KnownTrial, WarmStart
@@ -218,3 +218,9 @@ def test_a_study_that_is_lost_as_soon_as_it_appears_has_its_warm_start(
         monkeypatch.setenv("STUDIES_DIR", str(tmp_path / "another machine"))
         fetch_study("one", str(tmp_path / "storage"))
     assert read_warm_start(find_study("one") or plan.study) == warm_start
+
+
+def test_rules_that_were_edited_in_a_study_are_refused_before_anything_is_loaded() -> None:
+    preparing = Preparing(Console(file=io.StringIO()))
+    with pytest.raises(UserError, match="unknown key 'median_stps'"):
+        load_for({"stability": {"median_stps": 5}}, read_options([]), preparing)
