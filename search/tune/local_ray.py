@@ -34,7 +34,7 @@ from trainable.errors import MachineError, full_reason
 PREFIX = "gpt2-ray-"
 LONGEST_SOCKET_BYTES = 103
 """The limit of macOS; Linux allows four more."""
-SOCKET_IN_FOLDER = f"{PREFIX}abcdefgh/session_2025-11-29_00-31-38_123456_{2**22}/sockets/plasma_store"
+SOCKET_IN_FOLDER = f"{PREFIX}abcdefgh/r/session_2025-11-29_00-31-38_123456_{2**22}/sockets/plasma_store"
 LEAST_FREE_BYTES = 64 << 20
 ABANDONED_AFTER_S = 3600.0
 STARTS = 2
@@ -179,17 +179,14 @@ def _use_loaded_workers() -> None:
 def end_workers(folder: Path) -> None:
     """End the workers that are still starting in Ray's `folder`: Ray does not, and they would recreate the folder."""
     processes = psutil.process_iter(["cmdline"])
-    late = [process for process in processes if str(folder) in " ".join(process.info["cmdline"] or ())]
-    late += fork_server.forked_workers()
-    for process in late:
-        with suppress(psutil.Error):
-            process.kill()
-    psutil.wait_procs(late)
+    _kill([process for process in processes if str(folder) in " ".join(process.info["cmdline"] or ())])
+    # Only now: the server forks none any more for a launcher that has ended.
+    _kill(fork_server.forked_workers())
 
 
 @contextmanager
 def private_folder() -> Iterator[Path]:
-    """Have a folder of mode 0700 for Ray, with a path short enough for its sockets, removed at the end.
+    """Have a folder for Ray in one of mode 0700, with a path short enough for its sockets, removed at the end.
 
     Folders that dead processes left behind are removed too.
     """
@@ -197,8 +194,11 @@ def private_folder() -> Iterator[Path]:
     # The lock marks a folder as in use; a process id could belong to another machine.
     with FileLock(folder / ".lock"):
         _sweep(folder.parent)
+        # Ray makes its own folder writable for everybody, who could then put another socket in a socket's place.
+        rays = folder / "r"
+        rays.mkdir()
         try:
-            yield folder
+            yield rays
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -300,11 +300,14 @@ def _kill_at_once(node: Node, check_alive: bool = True, wait: bool = False, **_:
         with suppress(psutil.Error):
             workers += psutil.Process(process.pid).children(recursive=True)
     _KILL_ALL(node, check_alive=check_alive, allow_graceful=False, wait=wait)
-    workers += fork_server.forked_workers()
-    for worker in workers:
+    _kill([*workers, *fork_server.forked_workers()])
+
+
+def _kill(processes: list[psutil.Process]) -> None:
+    for process in processes:
         with suppress(psutil.Error):
-            worker.kill()
-    psutil.wait_procs(workers)
+            process.kill()
+    psutil.wait_procs(processes)
 
 
 @contextmanager
