@@ -221,8 +221,17 @@ def folders_to_try(environ: Mapping[str, str]) -> list[str]:
     """Return where Ray's folder may be made, best first: the user's variables, then the usual places."""
     named = [environ.get(name, "") for name in ("RAY_TMPDIR", "TMPDIR")]
     usual = ["/tmp", environ.get("XDG_RUNTIME_DIR", ""), "/var/tmp", "/dev/shm"]
+    return [base for base in (*named, *usual) if Path(base).is_absolute() and _suits_ray(base)]
+
+
+def _suits_ray(base: str) -> bool:
     longest = LONGEST_SOCKET_BYTES - len(SOCKET_IN_FOLDER) - 1
-    return [base for base in (*named, *usual) if Path(base).is_absolute() and len(os.fsencode(base)) <= longest]
+    try:
+        # Ray sends paths as UTF-8, which a name on disk need not be.
+        is_short = len(base.encode()) <= longest
+    except UnicodeEncodeError:
+        return False
+    return is_short and not set(fork_server.UNUSABLE_CHARACTERS) & set(base)
 
 
 def _sweep(base: Path) -> None:

@@ -61,6 +61,8 @@ def test_what_the_person_names_comes_first_and_a_long_path_never() -> None:
     assert folders_to_try({"RAY_TMPDIR": "/r", "TMPDIR": "/t"})[:3] == ["/r", "/t", "/tmp"]
     assert folders_to_try({"TMPDIR": long, "XDG_RUNTIME_DIR": "/run/user/1000"})[:2] == ["/tmp", "/run/user/1000"]
     assert folders_to_try({"TMPDIR": "relative", "RAY_TMPDIR": "/ü" * 9})[0] == "/tmp"
+    assert folders_to_try({"TMPDIR": "/ü", "RAY_TMPDIR": "/\udcff"})[0] == "/ü"
+    assert folders_to_try({"TMPDIR": "/a b", "RAY_TMPDIR": "/it's"})[0] == "/a b"
     socket = f"/run/user/1000/{SOCKET_IN_FOLDER}"
     assert len(socket) <= LONGEST_SOCKET_BYTES
 
