@@ -380,7 +380,9 @@ def last_error(folder: Path) -> str:
 
 def worker_death(folder: Path) -> str:
     """Return the last line of a worker that died while starting; empty if none did."""
-    for path in sorted(folder.glob("session_2*/logs/worker-*.err"), reverse=True):
+    # Until it is connected a worker writes into the raylet's.
+    names = ("worker-*.err", "raylet.err")
+    for path in (path for name in names for path in sorted(folder.glob(f"session_2*/logs/{name}"), reverse=True)):
         lines = _lines(path)
         if any(line.startswith(DEATHS) for line in lines):
             return _words(lines[-1])

@@ -288,5 +288,7 @@ def test_the_logs_of_ray_and_of_its_workers_are_read(tmp_path: Path) -> None:
     (logs / "worker-1.err").write_text("a warning\n")
     assert last_error(tmp_path) == "Failed to bind"
     assert worker_death(tmp_path) == ""
+    (logs / "raylet.err").write_text("Traceback (most recent call last):\n  x\nImportError: not yet connected\n")
+    assert worker_death(tmp_path) == "ImportError: not yet connected"
     (logs / "worker-2.err").write_text("Traceback (most recent call last):\n  x\nImportError: no module named torch\n")
     assert worker_death(tmp_path) == "ImportError: no module named torch"
