@@ -21,6 +21,8 @@ def check_mirrors(options: Options, progress: Callable[[str, float], None], *, n
         progress("opening OPTUNA_STORAGE", 0.0)
         import optuna
 
+        # It would print the name of the study that is made only to be deleted.
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
         with _usable("OPTUNA_STORAGE"):
             storage = optuna.storages.get_storage(options.optuna_storage)
             # Written to, because a read-only database opens as well.

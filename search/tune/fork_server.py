@@ -9,6 +9,7 @@ import atexit
 import ctypes
 import json
 import os
+import resource
 import runpy
 import select
 import signal
@@ -41,11 +42,16 @@ def start_fork_server() -> None:
     is_usable = sys.platform == "linux" and not set(UNUSABLE_CHARACTERS) & set(str(LAUNCHER))
     if not is_usable or _server is not None or "ray" in sys.modules:
         return
-    _control, theirs = socket.socketpair()
-    pid = os.fork()
-    if pid == 0:
-        _serve(theirs)
-    theirs.close()
+    ours, theirs = socket.socketpair()
+    with theirs:
+        try:
+            pid = os.fork()
+        except OSError:  # of memory or processes; workers start as Ray starts them
+            ours.close()
+            return
+        if pid == 0:
+            _serve(theirs)
+    _control = ours
     atexit.register(_control.close)
     _server = psutil.Process(pid)
 
@@ -75,6 +81,9 @@ def forked_workers() -> list[psutil.Process]:
 def _serve(control: socket.socket) -> NoReturn:
     try:
         _end_with_the_parent()
+        # A debugger or a profiler watches the command, and would slow the trials down.
+        sys.settrace(None)
+        sys.setprofile(None)
         # The terminal's signals are for the command. Workers inherit the block, as those that Ray starts.
         signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
         for number in HELD:
@@ -90,43 +99,63 @@ def _serve(control: socket.socket) -> NoReturn:
                     break
                 listener = socket.socket(fileno=fds[0])
             elif listener is not None:
-                asking, _ = listener.accept()
-                if os.fork() == 0:
-                    _work(asking)
-                asking.close()
+                # Without memory or processes for another worker, the others go on.
+                with suppress(OSError), listener.accept()[0] as asking:
+                    if os.fork() == 0:
+                        _work(asking)
     finally:
         # Never back into the command, whose exit handlers would remove its files.
         os._exit(0)
 
 
 def _work(asking: socket.socket) -> NoReturn:
-    """Be the worker that the launcher asks for: with its words, environment, folder and standard streams."""
     code = 1
     try:
         _end_with_the_parent()
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        with suppress(OSError):
-            Path("/proc/self/oom_score_adj").write_text(WORKERS_OOM_SCORE_ADJ)
-        _, streams, _, _ = socket.recv_fds(asking, 1, 3)
-        script, sys.argv, folder, environ = json.load(asking.makefile("rb"))
-        for number, stream in enumerate(streams):
-            os.dup2(stream, number)
-        _close_all_but()
-        # What the command's own streams still hold is the command's to print.
-        sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
-        os.chdir(folder)
-        os.environ.clear()
-        os.environ.update(environ)
+        with asking:
+            script = _take_over(asking)
+            # Fails where Ray has killed the launcher and wants no worker any more.
+            asking.sendall(b"x")
+        code = _run(script)
+    finally:
+        os._exit(code)
+
+
+def _take_over(asking: socket.socket) -> str:
+    """Take the launcher's words, environment, folder, limits and standard streams; return the script to run."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(WORKERS_OOM_SCORE_ADJ)
+    _, streams, _, _ = socket.recv_fds(asking, 1, 3)
+    script, sys.argv, folder, environ, open_files = json.load(asking.makefile("rb"))
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+    _close_all_but(asking.fileno())
+    # What the command's own streams still hold is the command's to print.
+    sys.stdout, sys.stderr = (
+        os.fdopen(number, "w", buffering=1, errors="backslashreplace", closefd=False) for number in (1, 2)
+    )
+    # Ray raises it when it starts, after the fork.
+    resource.setrlimit(resource.RLIMIT_NOFILE, open_files)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environ)
+    return str(script)
+
+
+def _run(script: str) -> int:
+    """Return the exit code of a script that is run in this process."""
+    try:
         runpy.run_path(script, run_name="__main__")
-        code = 0
     except SystemExit as ended:
-        code = ended.code if isinstance(ended.code, int) else 1
+        return ended.code if isinstance(ended.code, int) else 1
     except BaseException:
         sys.excepthook(*sys.exc_info())
+        return 1
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code)
+    return 0
 
 
 def _end_with_the_parent() -> None:

@@ -34,7 +34,7 @@ from trainable.errors import MachineError, full_reason
 PREFIX = "gpt2-ray-"
 LONGEST_SOCKET_BYTES = 103
 """The limit of macOS; Linux allows four more."""
-SOCKET_IN_FOLDER = f"{PREFIX}abcdefgh/session_2025-11-29_00-31-38_123456_{2**22}/sockets/plasma_store"
+SOCKET_IN_FOLDER = f"{PREFIX}abcdefgh/r/session_2025-11-29_00-31-38_123456_{2**22}/sockets/plasma_store"
 LEAST_FREE_BYTES = 64 << 20
 ABANDONED_AFTER_S = 3600.0
 STARTS = 2
@@ -179,17 +179,14 @@ def _use_loaded_workers() -> None:
 def end_workers(folder: Path) -> None:
     """End the workers that are still starting in Ray's `folder`: Ray does not, and they would recreate the folder."""
     processes = psutil.process_iter(["cmdline"])
-    late = [process for process in processes if str(folder) in " ".join(process.info["cmdline"] or ())]
-    late += fork_server.forked_workers()
-    for process in late:
-        with suppress(psutil.Error):
-            process.kill()
-    psutil.wait_procs(late)
+    _kill([process for process in processes if str(folder) in " ".join(process.info["cmdline"] or ())])
+    # Only now: the server forks none any more for a launcher that has ended.
+    _kill(fork_server.forked_workers())
 
 
 @contextmanager
 def private_folder() -> Iterator[Path]:
-    """Have a folder of mode 0700 for Ray, with a path short enough for its sockets, removed at the end.
+    """Have a folder for Ray in one of mode 0700, with a path short enough for its sockets, removed at the end.
 
     Folders that dead processes left behind are removed too.
     """
@@ -197,8 +194,11 @@ def private_folder() -> Iterator[Path]:
     # The lock marks a folder as in use; a process id could belong to another machine.
     with FileLock(folder / ".lock"):
         _sweep(folder.parent)
+        # Ray makes its own folder writable for everybody, who could then put another socket in a socket's place.
+        rays = folder / "r"
+        rays.mkdir()
         try:
-            yield folder
+            yield rays
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -221,8 +221,17 @@ def folders_to_try(environ: Mapping[str, str]) -> list[str]:
     """Return where Ray's folder may be made, best first: the user's variables, then the usual places."""
     named = [environ.get(name, "") for name in ("RAY_TMPDIR", "TMPDIR")]
     usual = ["/tmp", environ.get("XDG_RUNTIME_DIR", ""), "/var/tmp", "/dev/shm"]
+    return [base for base in (*named, *usual) if Path(base).is_absolute() and _suits_ray(base)]
+
+
+def _suits_ray(base: str) -> bool:
     longest = LONGEST_SOCKET_BYTES - len(SOCKET_IN_FOLDER) - 1
-    return [base for base in (*named, *usual) if Path(base).is_absolute() and len(os.fsencode(base)) <= longest]
+    try:
+        # Ray sends paths as UTF-8, which a name on disk need not be.
+        is_short = len(base.encode()) <= longest
+    except UnicodeEncodeError:
+        return False
+    return is_short and not set(fork_server.UNUSABLE_CHARACTERS) & set(base)
 
 
 def _sweep(base: Path) -> None:
@@ -300,11 +309,14 @@ def _kill_at_once(node: Node, check_alive: bool = True, wait: bool = False, **_:
         with suppress(psutil.Error):
             workers += psutil.Process(process.pid).children(recursive=True)
     _KILL_ALL(node, check_alive=check_alive, allow_graceful=False, wait=wait)
-    workers += fork_server.forked_workers()
-    for worker in workers:
+    _kill([*workers, *fork_server.forked_workers()])
+
+
+def _kill(processes: list[psutil.Process]) -> None:
+    for process in processes:
         with suppress(psutil.Error):
-            worker.kill()
-    psutil.wait_procs(workers)
+            process.kill()
+    psutil.wait_procs(processes)
 
 
 @contextmanager
@@ -368,7 +380,9 @@ def last_error(folder: Path) -> str:
 
 def worker_death(folder: Path) -> str:
     """Return the last line of a worker that died while starting; empty if none did."""
-    for path in sorted(folder.glob("session_2*/logs/worker-*.err"), reverse=True):
+    # Until it is connected a worker writes into the raylet's.
+    names = ("worker-*.err", "raylet.err")
+    for path in (path for name in names for path in sorted(folder.glob(f"session_2*/logs/{name}"), reverse=True)):
         lines = _lines(path)
         if any(line.startswith(DEATHS) for line in lines):
             return _words(lines[-1])

@@ -164,7 +164,9 @@ def test_a_storage_that_knows_a_study_of_the_name_is_refused_for_a_new_one_alone
     url = f"sqlite:///{tmp_path}/o.db"
     optuna.create_study(study_name="known", storage=url)
     options = Options(optuna_storage=url)
+    optuna.logging.set_verbosity(optuna.logging.INFO)
     check_mirrors(options, lambda words, share: None, new_study="another")
+    assert optuna.logging.get_verbosity() == optuna.logging.ERROR, "it would print that it makes and deletes a study"
     check_mirrors(options, lambda words, share: None, new_study=None)
     with pytest.raises(UserError, match="already holds a study named known"):
         check_mirrors(options, lambda words, share: None, new_study="known")
