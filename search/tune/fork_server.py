@@ -56,6 +56,11 @@ def start_fork_server() -> None:
     _server = psutil.Process(pid)
 
 
+def is_there() -> bool:
+    """Return whether this process has a server."""
+    return _control is not None
+
+
 def forks_workers(folder: Path) -> bool:
     """Have the workers forked that Ray starts in `folder`; return whether there is a server."""
     path = folder / SOCKET

@@ -116,6 +116,9 @@ class _RayHere:
             # Ray sets it for a trial, when its worker has loaded the libraries that read it.
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(slots.threads)),
         }
+        if fork_server.is_there():
+            # init() would wait for workers, deaf to Ctrl-C, and for ever where they die. Forked ones start soon enough.
+            variables["RAY_prestart_worker_first_driver"] = "0"
         self._variables.enter_context(_environment(variables))
         # A thread that lives as long as Ray: the kernel ends Ray's processes with the thread that started them.
         self._thread = Thread(target=self._run, name="ray", daemon=True)
@@ -300,6 +303,11 @@ def _init(folder: Path, slots: Slots) -> None:
             configure_logging=False,
             _temp_dir=str(folder),
         )
+
+
+@ray.remote(num_cpus=1)
+def _no_work() -> None:
+    pass
 
 
 def _kill_at_once(node: Node, check_alive: bool = True, wait: bool = False, **_: bool) -> None:
