@@ -305,11 +305,6 @@ def _init(folder: Path, slots: Slots) -> None:
         )
 
 
-@ray.remote(num_cpus=1)
-def _no_work() -> None:
-    pass
-
-
 def _kill_at_once(node: Node, check_alive: bool = True, wait: bool = False, **_: bool) -> None:
     """End Ray's processes by SIGKILL, and the raylet's workers with it: SIGTERM, which they block, comes to nothing."""
     workers: list[psutil.Process] = []
