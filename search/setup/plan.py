@@ -28,7 +28,7 @@ from search.setup.study_record import asked_of, study_document
 from search.setup.trial_speeds import measured_speeds
 from search.terminal.console import Preparing
 from search.trackers.trackers import check_mirrors
-from search.tune.fork_server import UNUSABLE_CHARACTERS
+from search.tune.fork_server import unusable_characters
 from search.tune.history import WarmStart
 from search.tune.resources import Slots, check_concurrency
 from search.tune.warm_start import best_trials, warm_start_from
@@ -129,7 +129,7 @@ def plan_study(
         raise UserError("BUDGET_TIME measures this machine's speed. On a cluster set BUDGET_TOKENS.")
     check_lora(settings.pins, uses_lora=bool(draft.baseline.use_lora or draft.domain("use_lora")))
     if warm_start is not None:
-        best_trials(warm_start)  # before the text is read and speeds are measured
+        best_trials(warm_start, warm_start.trials())  # before the text is read and speeds are measured
     study = Study(studies_dir() / study_name(options, draft.name if kind == "search" else kind))
     check_mirrors(options, progress, new_study=study.name)
     configs = baseline_configs(draft, settings) if kind == "baseline" else []
@@ -188,7 +188,7 @@ def load_for(document: Mapping[str, Any], options: Options, progress: Preparing,
 def check_worker_paths(*paths: str) -> None:
     """Raise MachineError for a path from which Ray could not start a worker: it would wait for ever."""
     for path in paths:
-        if found := [character for character in UNUSABLE_CHARACTERS if character in path]:
+        if found := unusable_characters(path):
             raise MachineError(
                 f"Ray cannot start workers from {path!r}: its command lines do not carry {found[0]!r}. Move the "
                 "virtual environment to a path without quotes and backslashes (make VENV=/other/folder)."

@@ -36,10 +36,15 @@ _control: socket.socket | None = None
 _server: psutil.Process | None = None
 
 
+def unusable_characters(path: str) -> list[str]:
+    """Return those of UNUSABLE_CHARACTERS that are in a path."""
+    return [character for character in UNUSABLE_CHARACTERS if character in path]
+
+
 def start_fork_server() -> None:
     """Fork the server, once in a process: when torch and transformers are loaded and have not yet started threads."""
     global _control, _server
-    is_usable = sys.platform == "linux" and not set(UNUSABLE_CHARACTERS) & set(str(LAUNCHER))
+    is_usable = sys.platform == "linux" and not unusable_characters(str(LAUNCHER))
     if not is_usable or _server is not None or "ray" in sys.modules:
         return
     ours, theirs = socket.socketpair()

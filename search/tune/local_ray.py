@@ -234,7 +234,7 @@ def _suits_ray(base: str) -> bool:
         is_short = len(base.encode()) <= longest
     except UnicodeEncodeError:
         return False
-    return is_short and not set(fork_server.UNUSABLE_CHARACTERS) & set(base)
+    return is_short and not fork_server.unusable_characters(base)
 
 
 def _sweep(base: Path) -> None:

@@ -1,6 +1,6 @@
 """WARM_START: another study's results for a new study's searcher, and its best points to run first."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
@@ -31,7 +31,8 @@ def warm_start_from(source: Study, space: SearchSpace, facts: Mapping[str, Any])
     Losses are taken only where model, text, weights and evaluation are the same, and never of a longer run. Raises
     UserError for a source without a loss.
     """
-    document, rows, best = source.document(), ranked_trials(source.trials()), best_trials(source)
+    document, rows = source.document(), ranked_trials(source.trials())
+    best = best_trials(source, rows)
     try:
         budget, milestones = budget_of(document), document["evaluation"]["milestones_tokens"]
         known = known_trials(rows, source.metrics(), milestones=lambda config: budget.milestones(config, milestones))
@@ -57,9 +58,9 @@ def warm_start_from(source: Study, space: SearchSpace, facts: Mapping[str, Any])
     )
 
 
-def best_trials(source: Study) -> list[dict[str, Any]]:
-    """Return the source's trials with a loss, the best first. Raises UserError where there are none."""
-    best = [row for row in leaderboard(ranked_trials(source.trials())) if row["status"] in ("completed", "stopped")]
+def best_trials(source: Study, trials: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return those of the source's trials with a loss, the best first. Raises UserError where there are none."""
+    best = [row for row in leaderboard(ranked_trials(trials)) if row["status"] in ("completed", "stopped")]
     if not best:
         raise UserError(f"study {source.name} has no trial with a loss to learn from. Start a new search without it.")
     return best
