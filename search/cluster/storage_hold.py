@@ -68,8 +68,7 @@ def check_unheld(study: Study, storage: str) -> None:
         return
     if mark.get("host") == socket.gethostname():
         pid, age_s = mark.get("pid"), 0
-        # By psutil, which knows another user's process too.
-        held = isinstance(pid, int) and pid < 2**31 and psutil.pid_exists(pid)
+        held = isinstance(pid, int) and _is_alive(pid)
     else:
         age_s = _age_s(files, f"{root}/{MARK}", storage)
         held = age_s < ALIVE_S
@@ -78,6 +77,14 @@ def check_unheld(study: Study, storage: str) -> None:
             f"study {study.name} is held by process {mark.get('pid')} on {mark.get('host')}, which wrote to STORAGE "
             f"{age_s} s ago. Stop it; one that is lost is forgotten after {ALIVE_S} s."
         )
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        # By psutil, which knows another user's process too. A zombie has ended, though nobody has reaped it.
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except (psutil.NoSuchProcess, ValueError, OverflowError):
+        return False
 
 
 def _document(files: Any, path: str) -> dict[str, Any] | None:

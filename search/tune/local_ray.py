@@ -319,7 +319,11 @@ def _kill(processes: list[psutil.Process]) -> None:
     for process in processes:
         with suppress(psutil.Error):
             process.kill()
-    psutil.wait_procs(processes)
+    for process in processes:
+        with suppress(psutil.Error):
+            # Not wait(): in a container whose first process reaps no orphans, a dead one stays a zombie for ever.
+            while process.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(LOOK_INTERVAL_S / 5)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """An environment without variables, a small text, commands run as a person runs them, and one real study."""
 
+import ctypes
 import io
 import json
 import os
@@ -7,11 +8,12 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 
 from results.study.folder import Study
@@ -23,6 +25,7 @@ from tests.running import Ran, Running, search
 if TYPE_CHECKING:
     from trainable.run import RunSpec
 
+PR_SET_CHILD_SUBREAPER = 36
 ROOT = Path(__file__).parents[2]
 FROM_MAKE = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MAKE_WORDS", "MAKE_CALLED_FROM")
 SECRET = "hunter2-is-nobodys-business"
@@ -104,6 +107,22 @@ def one_thread() -> Iterator[None]:
     yield
     torch.set_num_threads(threads)
     torch.set_rng_state(rng)
+
+
+@pytest.fixture
+def no_reaping_init() -> Iterator[None]:
+    """Orphans come to this process, which reaps none: as in a container whose first process is `sleep infinity`."""
+    libc = ctypes.CDLL(None)
+    if sys.platform != "linux":
+        pytest.skip("orphans come to another process on Linux alone")
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
+    try:
+        yield
+    finally:
+        libc.prctl(PR_SET_CHILD_SUBREAPER, 0)
+        for child in psutil.Process().children():
+            with suppress(ChildProcessError):
+                os.waitpid(child.pid, os.WNOHANG)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,8 @@ from tests.faults.starting import Machine
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
-def test_an_odd_path_a_long_tmpdir_a_dead_proxy_no_home_and_a_closed_pipe(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("no_reaping_init")
+def test_an_odd_path_a_long_tmpdir_a_dead_proxy_no_home_no_init_and_a_closed_pipe(tmp_path: Path) -> None:
     machine = Machine(Place(str(tmp_path / "place")))
     wrong = machine.search(
         "odd",

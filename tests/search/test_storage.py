@@ -4,6 +4,8 @@ import json
 import logging
 import os
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -88,6 +90,10 @@ def test_one_driver_at_a_time_writes_a_study_into_the_storage(tmp_path: Path) ->
     study.study_json.write_text(json.dumps(sound_document("one")))
     check_unheld(study, str(storage))
     here, pid = socket.gethostname(), os.getpid()
+    with subprocess.Popen([sys.executable, "-c", ""]) as nobody_waits_for:
+        os.waitid(os.P_PID, nobody_waits_for.pid, os.WEXITED | os.WNOWAIT)
+        claimed(study, storage, host=here, pid=nobody_waits_for.pid)
+        check_unheld(study, str(storage))
     for mark, held in (
         ({"host": here, "pid": pid}, False),
         ({"host": here, "pid": os.getppid()}, True),
