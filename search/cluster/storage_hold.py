@@ -82,7 +82,7 @@ def check_unheld(study: Study, storage: str) -> None:
 def _is_alive(pid: int) -> bool:
     try:
         # By psutil, which knows another user's process too. A zombie has ended, though nobody has reaped it.
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except (psutil.NoSuchProcess, ValueError, OverflowError):
         return False
 
