@@ -10,6 +10,8 @@ from hypothesis import HealthCheck, settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
+from search.tune.fork_server import start_fork_server
+
 for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "GNUMAKEFLAGS", "MAKE_WORDS", "MAKE_CALLED_FROM"):
     os.environ.pop(name, None)
 
@@ -33,6 +35,17 @@ TOGETHER = {
     "two_rates": ("test_confirm_attribute", "test_model"),
 }
 """A fixture of a session that is a search, and the files that look at it: they share a process, and so the search."""
+
+
+def pytest_sessionstart() -> None:
+    """Have the searches of this process train in forked workers, as those of a command do.
+
+    The server is forked before a test's import of Ray, which is too late. One file alone is not to load torch for it.
+    """
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        import trainable.run  # noqa: F401
+
+        start_fork_server()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

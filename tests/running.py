@@ -120,9 +120,12 @@ def start(
     folder: Path | None = None,
     preexec_fn: Callable[[], None] | None = None,
 ) -> Running:
-    """Start a command; `folder` takes its output, by default a temporary one."""
+    """Start a command; `folder` takes its output, by default a temporary one.
+
+    A MARK in `environment` is one that other processes have too, for which the command waits.
+    """
     folder = folder or Path(tempfile.mkdtemp(prefix="output-"))
-    mark = uuid.uuid4().hex
+    mark = environment.get(MARK) or uuid.uuid4().hex
     with (folder / "stdout").open("wb") as stdout, (folder / "stderr").open("wb") as stderr:
         process = subprocess.Popen(
             words,

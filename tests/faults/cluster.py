@@ -24,7 +24,7 @@ def nodes_killed(place: Place, kills: int, storage: Path, home: Path) -> None:
     print(f"nodes {'lack' if hidden else 'see'} the driver's disk", flush=True)
     with Nodes(home=home, hidden=hidden) as nodes:
         node_id = nodes.add()
-        os.environ.update(nodes.auth)
+        os.environ.update(nodes.drivers)
         running = place.start("run", "lost", ADDRESS=nodes.address, STORAGE=storage)
         running.wait_for(partial(has_begun, study, 1))
         while killed < kills and not running.ends_within(draw.uniform(3.0, 25.0)):

@@ -6,12 +6,16 @@ import os
 import secrets
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 from ray.cluster_utils import Cluster
 
-ROOT = Path(__file__).parents[2]
+from tests.patience import wait_until, with_mark
+from tests.running import MARK, ROOT
+
 NOTICED_SOON = {"RAY_health_check_period_ms": "1000", "RAY_health_check_initial_delay_ms": "2000"}
 """Of a lost node, after five seconds in place of fourteen; one that is only slow has as long to answer as ever."""
 NEW_MOUNTS = 0x20000  # CLONE_NEWNS of sched.h
@@ -24,8 +28,10 @@ class Nodes:
         home.mkdir(parents=True, exist_ok=True)
         self.hidden = hidden
         own = {name: text for name, text in os.environ.items() if not name.startswith(("RAY_", "CACHE_DIR"))}
-        self.auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-        env = {**own, **self.auth, **NOTICED_SOON, "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+        self._mark = secrets.token_hex(8)
+        self.drivers = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), MARK: self._mark}
+        """Variables for a driver: the token, and the mark by which whoever waits for it sees that the nodes work."""
+        env = {**own, **self.drivers, **NOTICED_SOON, "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
         # As docs/cluster.md starts them: nice by 15, which is Ray's default, they stand still beside a busy loop.
         env |= {"HOME": str(home), "RAY_worker_niceness": "0"}
         self._process = subprocess.Popen(
@@ -52,7 +58,20 @@ class Nodes:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._process.communicate(timeout=120)
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        try:
+            wait_until(lambda: self._process.poll() is not None, self._family)
+        finally:
+            for process in self._family():
+                with suppress(psutil.Error):
+                    process.kill()
+            self._process.wait()
+            self._process.stdout.close()
+
+    def _family(self) -> list[psutil.Process]:
+        return with_mark(MARK, self._mark)
 
     def _ask(self, words: str) -> Any:
         assert self._process.stdin is not None

@@ -29,7 +29,7 @@ for storage in sys.argv[2:]:
 def joined(nodes: Nodes, *storages: str, **environment: str) -> list[str]:
     """Return what a driver on the head's machine is told, a line for each storage."""
     command = [sys.executable, "-c", JOIN, nodes.address, *storages]
-    env = {**os.environ, **nodes.auth, **environment}
+    env = {**os.environ, **nodes.drivers, **environment}
     done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=True)
     return done.stdout.splitlines()
 
@@ -54,7 +54,7 @@ def test_a_lost_nodes_trial_goes_on_on_another_to_the_same_answer(
             assert f"STORAGE={driver}/storage is not shared: node " in refused[1]
             assert f" ({first[:8]}) does not see what was written here." in refused[1]
             assert not list((driver / "storage").iterdir())
-        for name, text in nodes.auth.items():
+        for name, text in nodes.drivers.items():
             monkeypatch.setenv(name, text)
         running = place.start("run", "lost", ADDRESS=nodes.address, STORAGE=storage)
         study = place.study("lost")

@@ -144,6 +144,8 @@ def test_a_command_that_cannot_be_forked_has_no_server(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(os, "fork", fork)
     monkeypatch.delitem(sys.modules, "ray", raising=False)
+    for ours in ("_control", "_server"):
+        monkeypatch.setattr(fork_server, ours, None)
     fork_server.start_fork_server()
     assert not fork_server.forks_workers(tmp_path)
 
