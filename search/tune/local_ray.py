@@ -36,6 +36,8 @@ LONGEST_SOCKET_BYTES = 103
 """The limit of macOS; Linux allows four more."""
 SOCKET_IN_FOLDER = f"{PREFIX}abcdefgh/r/session_2025-11-29_00-31-38_123456_{2**22}/sockets/plasma_store"
 LEAST_FREE_BYTES = 64 << 20
+OBJECT_STORE_BYTES = 128 << 20
+"""Ray would map a third of the memory, which a limit on address space refuses; all trials share one file of tokens."""
 ABANDONED_AFTER_S = 3600.0
 STARTS = 2
 SLOW_START_S = 30.0
@@ -298,6 +300,7 @@ def _init(folder: Path, slots: Slots) -> None:
             address="local",  # and not a cluster that happens to run here
             num_cpus=slots.count,
             resources=slots.of_the_machine,
+            object_store_memory=OBJECT_STORE_BYTES,
             include_dashboard=False,
             log_to_driver=False,
             configure_logging=False,
@@ -405,5 +408,5 @@ def _lines(path: Path) -> list[str]:
 
 
 def _words(line: str) -> str:
-    # Without the time, process and source line at its front.
-    return re.sub(r"^\[[^]]*\]\s*(\(\w+\)\s*)?(\S+:\d+:\s*)?", "", line)[:300].rstrip(". ")
+    # Without the time, process and source line at its front, and without the request to report a bug in Ray.
+    return re.sub(r"^\[[^]]*\]\s*(\(\w+\)\s*)?(\S+:\d+:\s*)?(.*(?=Check failed))?", "", line)[:300].rstrip(". ")

@@ -191,6 +191,20 @@ def few_files(machine: Machine) -> list[str]:
     return machine.search("few_files", shell="ulimit -n 256; {}")
 
 
+def little_address_space(machine: Machine) -> list[str]:
+    """4 GB of address space, as a login node may allow."""
+    return machine.search("little_address_space", shell="ulimit -v 4000000; {}")
+
+
+def container(machine: Machine) -> list[str]:
+    """Docker without --init: a first process that waits for its own child alone, and 64 MiB of shared memory."""
+    if os.geteuid() != 0:
+        return []
+    first = f"{sys.executable} -c 'import subprocess, sys; sys.exit(subprocess.call(sys.argv[1:]))'"
+    inside = "'mount -t tmpfs -o size=64m tmpfs /dev/shm; {}'"
+    return machine.search("container", shell=f"unshare --pid --fork --mount-proc {first} bash -c {inside}")
+
+
 def another_user(machine: Machine) -> list[str]:
     """A user without a name, a home, or a right to write into the checkout."""
     if os.geteuid() != 0:
@@ -289,6 +303,8 @@ CASES: Mapping[str, Callable[[Machine], list[str]]] = {
         proxy,
         no_home,
         few_files,
+        little_address_space,
+        container,
         another_user,
         head,
         full_output,

@@ -288,6 +288,8 @@ def test_the_logs_of_ray_and_of_its_workers_are_read(tmp_path: Path) -> None:
     (logs / "gcs_server.out").write_text("all is well\n[x] (gcs) a.cc:1: Failed to bind\nbye\n")
     (logs / "worker-1.err").write_text("a warning\n")
     assert last_error(tmp_path) == "Failed to bind"
+    (logs / "raylet.out").write_text("[x] (raylet) a.cc:1:  You have likely discovered a bug. Check failed: no space\n")
+    assert last_error(tmp_path) == "Check failed: no space"
     assert worker_death(tmp_path) == ""
     (logs / "raylet.err").write_text("Traceback (most recent call last):\n  x\nImportError: not yet connected\n")
     assert worker_death(tmp_path) == "ImportError: not yet connected"
