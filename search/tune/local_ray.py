@@ -25,10 +25,12 @@ from ray._private import parameter, ray_constants
 from ray._private.node import Node
 from ray._private.parameter import RayParams
 
+from results.words import count_words
 from search.cluster.connection import connect, keep_ray_off_stdout
 from search.terminal.signals import ending_in_order
 from search.tune import fork_server
 from search.tune.resources import Slots
+from trainable.device.device import threads_left
 from trainable.errors import MachineError, full_reason
 
 PREFIX = "gpt2-ray-"
@@ -38,6 +40,8 @@ SOCKET_IN_FOLDER = f"{PREFIX}abcdefgh/r/session_2025-11-29_00-31-38_123456_{2**2
 LEAST_FREE_BYTES = 64 << 20
 OBJECT_STORE_BYTES = 128 << 20
 """Ray would map a third of the memory, which a limit on address space refuses; all trials share one file of tokens."""
+THREADS_OF_RAY, THREADS_A_SLOT = 90, 20
+"""At least: on 2 cores a command with 2 slots had 158 threads, got by with 150, and stood still with 120."""
 ABANDONED_AFTER_S = 3600.0
 STARTS = 2
 SLOW_START_S = 30.0
@@ -255,7 +259,20 @@ def _sweep(base: Path) -> None:
                 shutil.rmtree(path, ignore_errors=True)
 
 
+def check_threads(slots: Slots) -> None:
+    """Raise MachineError where Ray would lack threads: it waits for them for ever, deaf to every signal."""
+    left, needed = threads_left(), THREADS_OF_RAY + slots.count * THREADS_A_SLOT
+    if left < needed:
+        fewer = ", or lower CONCURRENCY" if slots.count > 1 else ""
+        raise MachineError(
+            f"Ray needs about {needed} threads for {count_words(slots.count, 'trial')} at a time, and only "
+            f"{max(0, left):.0f} more may be started here. Raise the limit (ulimit -u, a container's pids limit)"
+            f"{fewer}."
+        )
+
+
 def _start(folder: Path, slots: Slots, *, say: Callable[[str], None]) -> None:
+    check_threads(slots)
     for attempt in range(1, STARTS + 1):
         try:
             _init(folder, slots)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,10 +124,10 @@ LOG = """[2025-11-29 00:31:38,123 I 12 12] (raylet) main.cc:1: fine
 """
 
 
-def start(monkeypatch: pytest.MonkeyPatch, init: Init) -> list[str]:
+def start(monkeypatch: pytest.MonkeyPatch, init: Init, slots: Slots = SLOTS) -> list[str]:
     said = list[str]()
     monkeypatch.setattr(ray, "init", init)
-    with running_ray(SLOTS, said.append):
+    with running_ray(slots, said.append):
         said.append("running")
     return said
 
@@ -268,6 +269,24 @@ def test_ray_and_its_workers_end_at_once_though_they_block_the_signal(monkeypatc
     for pipe in (raylet.stdin, raylet.stdout):
         assert pipe is not None
         pipe.close()
+
+
+@pytest.mark.parametrize(("slots", "left"), [(1, 109), (2, -5)])
+def test_too_few_threads_are_told_before_ray_waits_for_them(
+    slots: int, left: int, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    init, _ = failing(AssertionError("Ray is not to be asked"))
+    monkeypatch.setattr(local_ray, "threads_left", lambda: left)
+    with pytest.raises(MachineError) as told:
+        start(monkeypatch, init, replace(SLOTS, count=slots))
+    assert str(told.value) == (
+        "Ray needs about 110 threads for 1 trial at a time, and only 109 more may be started here. Raise the limit "
+        "(ulimit -u, a container's pids limit)."
+        if slots == 1
+        else "Ray needs about 130 threads for 2 trials at a time, and only 0 more may be started here. Raise the limit "
+        "(ulimit -u, a container's pids limit), or lower CONCURRENCY."
+    )
+    assert list(base.iterdir()) == []
 
 
 @pytest.mark.parametrize("error", [TypeError("a bug"), KeyError("a bug"), KeyboardInterrupt()])

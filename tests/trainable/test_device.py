@@ -1,10 +1,13 @@
 """The device: which one is taken, what is said of one that is not there, its name, and autocast."""
 
+import math
 import os
 import platform
+import resource
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -16,6 +19,7 @@ from trainable.device.device import (
     cpu_cores,
     device_info,
     pick_device,
+    threads_left,
     to_device,
     without_tf32,
 )
@@ -161,6 +165,18 @@ def test_scalars_are_read_as_they_are_where_the_reading_begins() -> None:
 V1 = "3:cpuset:/\n2:cpu,cpuacct:/docker/abc\n"
 
 
+def in_cgroup(folder: Path, monkeypatch: pytest.MonkeyPatch, own: str | None, files: dict[str, str]) -> None:
+    """Have this process in a control group with those limits."""
+    for name, text in files.items():
+        (folder / "cgroup" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "cgroup" / name).write_text(text)
+    if own is not None:
+        (folder / "self").mkdir()
+        (folder / "self" / "cgroup").write_text(own)
+    monkeypatch.setattr("trainable.device.device.PROC", folder)
+    monkeypatch.setattr("trainable.device.device.CGROUPS", folder / "cgroup")
+
+
 @pytest.mark.parametrize(
     ("own", "files", "cores"),
     [
@@ -185,13 +201,37 @@ V1 = "3:cpuset:/\n2:cpu,cpuacct:/docker/abc\n"
 def test_a_containers_share_of_the_cpus_counts(
     own: str | None, files: dict[str, str], cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, text in files.items():
-        (tmp_path / "cgroup" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "cgroup" / name).write_text(text)
-    if own is not None:
-        (tmp_path / "self").mkdir()
-        (tmp_path / "self" / "cgroup").write_text(own)
-    monkeypatch.setattr("trainable.device.device.PROC", tmp_path)
-    monkeypatch.setattr("trainable.device.device.CGROUPS", tmp_path / "cgroup")
+    in_cgroup(tmp_path, monkeypatch, own, files)
     monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(64)), raising=False)
     assert cpu_cores() == cores
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "left"),
+    [
+        ("0::/a\n", {"a/pids.max": "max", "a/pids.current": "9", "pids.max": "100", "pids.current": "40"}, 60),
+        ("7:pids:/docker/0a1b\n", {"pids/pids.max": "100\n", "pids/pids.current": "98\n"}, 2),
+        ("7:pids:/docker/0a1b\n", {"pids/pids.max": "max\n", "pids/pids.current": "98\n"}, math.inf),
+        (None, {}, math.inf),
+    ],
+)
+def test_a_containers_limit_on_threads_counts(
+    own: str | None, files: dict[str, str], left: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_cgroup(tmp_path, monkeypatch, own, files)
+    monkeypatch.setattr("os.getuid", lambda: 0)
+    assert threads_left() == left
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the limit counts processes")
+def test_a_users_limit_on_threads_counts_all_that_are_theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_cgroup(tmp_path, monkeypatch, None, {})
+    theirs = psutil.Process().uids().real
+    monkeypatch.setattr("os.getuid", lambda: theirs or 4242)
+    monkeypatch.setattr("resource.getrlimit", lambda kind: (100_000, 100_000))
+    if theirs:
+        assert 0 < threads_left() < 100_000
+    else:
+        assert threads_left() == 100_000
+    monkeypatch.setattr("resource.getrlimit", lambda kind: (resource.RLIM_INFINITY,) * 2)
+    assert threads_left() == math.inf

@@ -3,6 +3,7 @@
 import math
 import os
 import platform
+import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import psutil
 import torch
 
 from trainable.errors import UserError
@@ -103,6 +105,23 @@ def _cgroup_cpus() -> Iterator[float]:
         quota, _, period = " ".join(limit.split()).partition(" ")
         if quota.isdigit() and period.isdigit() and int(period):
             yield int(quota) / int(period)
+
+
+def threads_left() -> float:
+    """Return how many threads this user and a container may still start, inf without a limit."""
+    left = [math.inf]
+    for folder in cgroup_folders("pids"):
+        limit, used = (text_of(folder / f"pids.{name}").strip() for name in ("max", "current"))
+        if limit.isdigit() and used.isdigit():
+            left.append(int(limit) - int(used))
+    # Elsewhere the limit counts processes; root has none.
+    if sys.platform == "linux" and os.getuid() != 0:
+        most, _ = resource.getrlimit(resource.RLIMIT_NPROC)
+        if most != resource.RLIM_INFINITY:
+            found = (process.info for process in psutil.process_iter(["uids", "num_threads"]))
+            own = (one for one in found if one["uids"] and one["uids"].real == os.getuid())
+            left.append(most - sum(one["num_threads"] or 0 for one in own))
+    return min(left)
 
 
 def cgroup_folders(controller: str, pid: int | None = None) -> Iterator[Path]:
