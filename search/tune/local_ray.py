@@ -259,7 +259,7 @@ def _sweep(base: Path) -> None:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def check_threads(slots: Slots) -> None:
+def _check_threads(slots: Slots) -> None:
     """Raise MachineError where Ray would lack threads: it waits for them for ever, deaf to every signal."""
     left, needed = threads_left(), THREADS_OF_RAY + slots.count * THREADS_A_SLOT
     if left < needed:
@@ -272,7 +272,7 @@ def check_threads(slots: Slots) -> None:
 
 
 def _start(folder: Path, slots: Slots, *, say: Callable[[str], None]) -> None:
-    check_threads(slots)
+    _check_threads(slots)
     for attempt in range(1, STARTS + 1):
         try:
             _init(folder, slots)
