@@ -70,15 +70,13 @@ def header_lines(plan: Plan) -> list[str]:
     """Return the lines printed before the first trial."""
     space, loaded, slots = plan.space, plan.loaded, plan.slots
     assert space is not None
-    facts = loaded.corpus_facts
-    inputs, checkpoint_path = loaded.inputs, plan.options.checkpoint_path
-    start = f", every trial from the weights of {checkpoint_path}" if checkpoint_path else ""
+    model, path, tokens = loaded.spec.model_name, plan.options.checkpoint_path, len(loaded.spec.corpus.train)
+    start = f", every trial from the weights of {path}" if path else ""
     device = loaded.device_info
     return [
         f"study {plan.name}: {space.description}",
-        f"model {inputs.model_name}{start}; {token_words(facts['train_tokens'])} training tokens",
-        *inputs.text_lines,
-        *loaded.separator_notes,
+        f"model {model}{start}; {token_words(tokens)} training tokens",
+        *loaded.text_lines,
         f"{'up to ' if space.ends_early else ''}{plan.document['trials_planned']} trials of at most "
         f"{budget_words(plan.budget)}, evaluated on the same {space.evaluation.tokens:,} held-out tokens at context "
         f"{space.evaluation.block_size}",

@@ -15,11 +15,11 @@ from results.study.planned_run import PlannedRun
 from results.winner import start_val_loss
 from results.words import config_words, loss_words, token_words, trial_loss_words
 from search.options import Options
+from search.setup.finish import sample_study
 from search.setup.folder_of_run import SavedModel, save_run_model
 from search.setup.preflight_run import Preflight, check_preflight
 from search.setup.resumption import resumption_words
 from search.setup.run_checkpoints import NEWEST_KEPT, RunCheckpoints
-from search.setup.samples_run import sample_study
 from search.setup.study_record import start_losses
 from search.setup.train_plan import TrainPlan, make_train_plan, train_document, with_winner_of
 from search.terminal.console import Preparing, Terminal
@@ -121,16 +121,15 @@ def _begin(plan: TrainPlan, spec: "RunSpec") -> "TrainState":
 
 
 def _header(plan: TrainPlan, state: "TrainState") -> list[str]:
-    facts, config, device = plan.loaded.corpus_facts, plan.config, plan.loaded.device_info
+    spec, config, device = plan.loaded.spec, plan.config, plan.loaded.device_info
     lines = [
-        f"model {plan.loaded.inputs.model_name} on {device.type} ({device.name}), {config.precision}; "
-        f"{token_words(facts['train_tokens'])} training tokens",
-        *plan.loaded.inputs.text_lines,
-        *plan.loaded.separator_notes,
+        f"model {spec.model_name} on {device.type} ({device.name}), {config.precision}; "
+        f"{token_words(len(spec.corpus.train))} training tokens",
+        *plan.loaded.text_lines,
         f"{config_words(asdict(config))}, {config.training_steps} steps, seed {config.seed}",
     ]
     if plan.checkpoint is not None:
-        lines += resumption_words(plan.checkpoint, config, corpus_fingerprint=facts["fingerprint"])
+        lines += resumption_words(plan.checkpoint, config, corpus_fingerprint=spec.corpus.fingerprint)
     if state.compile_note:
         lines.append(state.compile_note)
     return lines

@@ -1,10 +1,11 @@
 """The cost of planned runs, for a line before the first of them starts."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from results.ranking import seconds_a_token
-from results.study.folder import Study, list_studies
+from results.study.folder import list_studies
 from results.study.planned_run import PlannedRun
 from results.words import count_words, duration_words, token_words
 from search.setup.plan import Plan
@@ -27,18 +28,12 @@ def cost_words(plan: Plan, runs: Sequence[PlannedRun]) -> str:
 
 def _seconds_a_token(plan: Plan) -> float | None:
     """Return the device time of a token: of the study's own runs, else of the newest study like it."""
-    own = seconds_a_token(plan.study.trials())
-    if own is not None:
-        return own
-    others = (_rate_of(study, like=plan.document) for study in list_studies())
-    return next((rate for rate in others if rate is not None), None)
-
-
-def _rate_of(study: Study, *, like: Mapping[str, Any]) -> float | None:
-    try:
-        return seconds_a_token(study.trials()) if _is_alike(study.document(), like) else None
-    except UserError:
-        return None
+    rate = seconds_a_token(plan.study.trials())
+    for study in list_studies() if rate is None else []:
+        with suppress(UserError):  # a damaged study is not asked
+            if _is_alike(study.document(), plan.document) and (rate := seconds_a_token(study.trials())) is not None:
+                break
+    return rate
 
 
 def _is_alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

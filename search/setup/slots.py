@@ -1,34 +1,33 @@
 """The slots of a study: from the machines that were found, or measured by CONCURRENCY=auto."""
 
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
+from results.words import count_words
 from search.cluster.connection import Node
 from search.options import Options
 from search.setup.inputs import Loaded
 from search.terminal.console import Preparing
-from search.tune.concurrency_probe import best_concurrency, concurrency_words
 from search.tune.resources import Slots, slots_on
 from trainable.config import TrialConfig
+
+if TYPE_CHECKING:
+    from trainable.device.device import DeviceInfo
+
+WORTH_IT = 1.1
+"""Tokens per second that more trials at once must gain, as a factor: otherwise one trial that ends sooner is better."""
+MEMORY_FRAC = 0.9
+MOST = 8
 
 
 def slots_for(loaded: Loaded, options: Options, largest: TrialConfig, progress: Preparing) -> Slots:
     """Return the slots on the loaded device; CONCURRENCY=auto measures with `largest`."""
     from trainable.device.device import cpu_cores
-    from trainable.device.device_memory import memory_bytes
 
     info, concurrency, threads = loaded.device_info, options.concurrency, options.threads
     if concurrency == "auto":
-        concurrency, threads, tried = best_concurrency(
-            loaded.spec,
-            largest,
-            device_type=info.type,
-            device_count=info.count,
-            cores=cpu_cores(),
-            threads=threads,
-            memory_bytes=memory_bytes(info.type),
-            progress=progress,
-        )
-        progress(concurrency_words(tried, concurrency), 1.0)
+        concurrency, threads = _best_concurrency(loaded, largest, cpu_cores(), threads, progress)
     here = Node(name="this machine", cpus=cpu_cores(), gpus=info.count if info.type == "cuda" else 0, is_ours=True)
     slots = slots_on(
         loaded.cluster.nodes if loaded.cluster else [here],
@@ -47,3 +46,44 @@ def slots_for(loaded: Loaded, options: Options, largest: TrialConfig, progress: 
         checkpoint_interval_s=float(options.checkpoint_interval_s),
         evaluation_timeout_s=float(options.evaluation_timeout_s),
     )
+
+
+def _best_concurrency(
+    loaded: Loaded, config: TrialConfig, cores: int, threads: int | None, progress: Preparing
+) -> tuple[int, int]:
+    """Return how many trials to run at once and the CPU threads of each, by measurements of some ten seconds each.
+
+    threads: of each, where the user asks for so many. On a CPU one single-threaded trial per core is compared with one
+    trial on all cores; on CUDA two, four, eight trials share a GPU as long as that pays; MPS runs one.
+    """
+    from trainable.device.device_memory import memory_bytes
+    from trainable.device.speed_probe import Probe, probe
+
+    info, tried = loaded.device_info, list[Probe]()
+    for count, share in _candidates(info, cores, threads):
+        if tried and tried[0].peak_memory_bytes * count > MEMORY_FRAC * memory_bytes(info.type):
+            break
+        progress(f"measuring {count} at a time", 0.0)
+        tried.append(probe(loaded.spec, config, count=count, threads=threads or share))
+        if info.type == "cuda" and len(tried) > 1 and tried[-1].tokens_per_s < WORTH_IT * tried[-2].tokens_per_s:
+            break
+    best = tried[0]
+    for one in tried[1:]:
+        # On a CPU both do about the same work, and the search gains more from many trials.
+        needed = WORTH_IT if info.type == "cuda" else 1 / WORTH_IT
+        if one.tokens_per_s > needed * best.tokens_per_s:
+            best = one
+    chosen = best.count * (info.count if info.type == "cuda" else 1)
+    measured = ", ".join(f"{one.count} x {count_words(one.threads, 'thread')} {one.tokens_per_s:,.0f}" for one in tried)
+    progress(f"CONCURRENCY=auto: {chosen} at a time; tokens/s measured: {measured}", 1.0)
+    return chosen, best.threads
+
+
+def _candidates(info: "DeviceInfo", cores: int, threads: int | None) -> Iterator[tuple[int, int]]:
+    yield 1, cores if info.type != "cuda" else max(1, cores // info.count)
+    if info.type == "cpu" and cores > (threads or 1):
+        yield cores // (threads or 1), 1
+    count = 2
+    while info.type == "cuda" and count <= MOST:
+        yield count, max(1, cores // (count * info.count))
+        count *= 2

@@ -61,7 +61,7 @@ def test_a_plan_of_the_smoke_space(plan_of: MakePlan, text_file: Path) -> None:
     assert plan.options.training_data_source == text_file
     assert plan.slots.count == 2
     assert plan.loaded.spec.protocol.block_size == space_of(plan).evaluation.block_size == 32
-    assert plan.loaded.corpus_facts["train_tokens"] > plan.loaded.corpus_facts["val_tokens"] > 0
+    assert plan.loaded.facts["corpus"]["train_tokens"] > plan.loaded.facts["corpus"]["val_tokens"] > 0
     assert not Path(os.environ["STUDIES_DIR"]).exists()
 
 

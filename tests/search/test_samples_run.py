@@ -14,9 +14,8 @@ from results.study.folder import Study, create_study
 from results.study.tables import TRIALS, write_table
 from search.cluster.study_storage import checkpoint_root
 from search.options import read_options
-from search.setup.finish import finish_study
+from search.setup.finish import finish_study, sample_study
 from search.setup.plan import Plan, make_plan
-from search.setup.samples_run import sample_study
 from search.terminal.console import Preparing, Terminal
 from trainable import sampling
 from trainable.checkpoint.checkpoint_store import CheckpointStore
