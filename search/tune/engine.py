@@ -28,7 +28,7 @@ from search.terminal.live_view import StudyView
 from search.terminal.signals import Interrupts
 from search.tune.asha import TokenASHA
 from search.tune.local_ray import running_ray
-from search.tune.oom_kills import NO_COUNTER, oom_counter_of
+from search.tune.oom_kills import oom_counter_of
 from search.tune.optuna_searcher import OBJECTIVE
 from search.tune.recorder import StudyRecorder
 from search.tune.resources import Slots
@@ -80,7 +80,7 @@ def run_study(
         on_ended=lambda trial_id: prune_checkpoints(root, ledger, attempts, pruned, saving=trial_id),
         evaluation_timeout_s=slots.evaluation_timeout_s,
         # On other machines only Ray knows how a worker died.
-        oom_counter_of=oom_counter_of if slots.address is None else lambda _: NO_COUNTER,
+        oom_counter_of=oom_counter_of if slots.address is None else lambda _: None,
     )
     # The last process may have died between a verdict and its row.
     recorder.end_late_stops()

@@ -1,6 +1,5 @@
 """The kernel's count of out-of-memory kills in a worker's cgroup, to tell such a death from a crash."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from trainable.device.device import cgroup_folders, text_of
@@ -10,25 +9,16 @@ OF_A_GROUP = ("memory.events.local", "memory.oom_control")
 OF_THE_MACHINE = Path("/proc/vmstat")
 
 
-@dataclass(frozen=True)
-class OomCounter:
-    """The count of a cgroup, or of the whole machine without cgroups."""
-
-    path: Path | None
-
-    def kills(self) -> int:
-        """Return the count; 0 without a counter."""
-        return _count(self.path) or 0 if self.path else 0
-
-
-NO_COUNTER = OomCounter(path=None)
-
-
-def oom_counter_of(pid: int | None) -> OomCounter:
-    """Return the counter of a process on this machine, None for this one; other cgroups' kills are not in it."""
+def oom_counter_of(pid: int | None) -> Path:
+    """Return the file of the count for a process on this machine, None for this one; without cgroups the machine's."""
     # In a container a group may be named as on the machine, where the container's own is at the root.
     counters = (folder / name for folder in cgroup_folders("memory", pid) for name in OF_A_GROUP)
-    return OomCounter(path=next((path for path in (*counters, OF_THE_MACHINE) if _count(path) is not None), None))
+    return next((path for path in counters if _count(path) is not None), OF_THE_MACHINE)
+
+
+def oom_kills(counter: Path | None) -> int:
+    """Return the count; 0 without a counter."""
+    return _count(counter) or 0 if counter else 0
 
 
 def _count(path: Path) -> int | None:

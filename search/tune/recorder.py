@@ -17,7 +17,7 @@ from results.study.ledger import Ledger
 from results.study.planned_run import PlannedRun
 from search.terminal.live_view import StudyView
 from search.tune.early_end import write_part_losses
-from search.tune.oom_kills import OomCounter
+from search.tune.oom_kills import oom_kills
 from search.tune.trial_log import TrialLog
 from trainable.checkpoint.checkpoint_store import CheckpointStore
 from trainable.rows import MetricsRow, StepRow, TrialStatus, Verdict
@@ -39,14 +39,14 @@ class StudyRecorder(Callback):  # type: ignore[misc]
     checkpoints_of: Callable[[int], CheckpointStore]
     on_ended: Callable[[int], None]
     evaluation_timeout_s: float
-    oom_counter_of: Callable[[int | None], OomCounter]
+    oom_counter_of: Callable[[int | None], Path | None]
     storage_error: OSError | None = None
     """Why the study could not be written; it ends the engine."""
     input_fault: tuple[str, str] | None = None
     """Which input is gone or has changed, and the remedy; it ends the engine, and no trial counts as failed."""
-    _oom_kills_before: dict[int, tuple[OomCounter, int]] = field(default_factory=dict)
+    _oom_kills_before: dict[int, tuple[Path | None, int]] = field(default_factory=dict)
     """By trial: the counter of its worker's cgroup, and its count when the trial was last heard of."""
-    _oom_kills_explained: Counter[OomCounter] = field(default_factory=Counter)
+    _oom_kills_explained: Counter[Path | None] = field(default_factory=Counter)
     """Each kill explains one death of a worker, not several."""
     _heard_at: dict[int, float] = field(default_factory=dict)
 
@@ -133,13 +133,13 @@ class StudyRecorder(Callback):  # type: ignore[misc]
 
     def _note_oom_kills(self, trial_id: int, *, pid: int | None) -> None:
         counter = self.oom_counter_of(pid)
-        self._oom_kills_before[trial_id] = counter, counter.kills() - self._oom_kills_explained[counter]
+        self._oom_kills_before[trial_id] = counter, oom_kills(counter) - self._oom_kills_explained[counter]
 
     def _killed_for_memory(self, trial_id: int, error_text: str) -> bool:
         """Return whether the kernel killed a process since the trial was heard of, not counting explained kills."""
         counter, before = self._oom_kills_before[trial_id]
         died = any(sign in error_text for sign in WORKER_DIED)
-        killed = died and counter.kills() - self._oom_kills_explained[counter] > before
+        killed = died and oom_kills(counter) - self._oom_kills_explained[counter] > before
         self._oom_kills_explained[counter] += killed
         return killed
 

@@ -25,7 +25,6 @@ from search.terminal.live_view import StudyView
 from search.tune.asha import TokenASHA
 from search.tune.early_end import read_part_losses
 from search.tune.history import History, known_trials
-from search.tune.oom_kills import NO_COUNTER
 from search.tune.recorder import StudyRecorder
 from search.tune.workload import space_workload
 from spaces.budget import Speeds
@@ -126,7 +125,7 @@ class Simulation:
             checkpoints_of=lambda trial_id: CheckpointStore(root=str(self.folder / "none"), trial_id=trial_id),
             on_ended=lambda _: None,
             evaluation_timeout_s=3600.0,
-            oom_counter_of=lambda pid: NO_COUNTER,
+            oom_counter_of=lambda pid: None,
         )
         self.recorder.end_late_stops()
         self.running, left = {}, workload.trials_count
