@@ -8,10 +8,9 @@ import tomlkit
 
 from spaces.budget import Budget, budget_of
 from spaces.domains import Choice, Domain, FloatRange
-from spaces.overrides import with_overrides
+from spaces.overrides import Settings, with_overrides
 from spaces.read.load import load_space, space_from_toml
 from spaces.space import SearchSpace
-from spaces.user_settings import Settings
 from trainable.config import TrialConfig
 
 

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from results.confirmation.attempt import Attempt, attempt_rows, confirmed_rows, trials_found
-from results.confirmation.confirmation_file import load_attempts
+from results.confirmation.attempt import Attempt, attempt_rows, confirmed_rows, load_attempts, trials_found
 from results.confirmation.paired_t import CandidateVerdict
 from results.ranking import baseline_trial, final_loss, leaderboard, ranked_trials
 from results.study.folder import Study

@@ -1,9 +1,9 @@
 """A search space with the user's variables applied: pinned hyperparameters, budget, trials, another baseline."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from spaces.budget import MAX_TOKENS, Budget, Speeds, budget_of, duration_text
 from spaces.domains import Choice, Condition, Domain, IntRange, SearchParameter, active_point, has_one_point
@@ -11,10 +11,35 @@ from spaces.protocol import AUTO
 from spaces.read.load import space_from_toml
 from spaces.read.space_files import shown_path
 from spaces.space import SearchSpace
-from spaces.user_settings import Settings
 from spaces.warmup import WARMUP_FRAC, warmup_share, with_warmup
 from trainable.config import DOCUMENTED, ENV_NAMES, TrialConfig, make_config, variable_of
 from trainable.errors import UserError, check_bounds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The user's changes to a space file."""
+
+    trials: int | Literal["auto"] | None = None
+    budget_tokens: int | None = None
+    device_s: float | None = None
+    """A budget of time."""
+    pins: Mapping[str, Any] = field(default_factory=dict)
+    """Hyperparameters fixed for every trial, the baseline included."""
+    baseline: tuple[str, TrialConfig] | None = None
+    """Another baseline; domains are widened to hold it, as far as they can be."""
+    compare: str | None = None
+    """make baseline: the built-in configuration that runs beside the baseline."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what study.json keeps."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> "Settings":
+        """Return the settings that study.json keeps. Raises TypeError, UserError."""
+        baseline = document.get("baseline")
+        return cls(**{**document, "baseline": baseline and (baseline[0], TrialConfig(**baseline[1]))})
 
 
 def space_of_document(document: Mapping[str, Any]) -> tuple[SearchSpace, Settings]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from results.study.json_documents import write_document
+from results.study.atomic import write_document
 from results.study.paths import expanded, path_error, shown
 from trainable.errors import UserError, did_you_mean, reason
 from trainable.regular_files import read_regular, sync_folder

@@ -3,7 +3,6 @@
 from dataclasses import asdict, replace
 
 from results.attribution.attribute import attribute
-from results.attribution.attribution_files import to_json, write_attribution
 from results.attribution.attribution_runs import (
     NothingToAttributeError,
     Question,
@@ -11,8 +10,9 @@ from results.attribution.attribution_runs import (
     make_question,
     question_of_study,
 )
+from results.attribution.attribution_values import to_json, write_attribution
 from results.attribution.sentences import did_it_words, render
-from results.confirmation.confirmation_file import load_attempts
+from results.confirmation.attempt import load_attempts
 from results.study.folder import Study, check_has_baseline, list_studies, studies_dir
 from results.study.ledger import Ledger
 from results.study.paths import shown

@@ -9,11 +9,13 @@ from results.confirmation.attempt import (
     NothingToConfirmError,
     attempt_rows,
     judged,
+    load_attempts,
     plan_attempt,
     planned_runs,
+    to_json,
     trials_found,
+    write_attempts,
 )
-from results.confirmation.confirmation_file import load_attempts, to_json, write_attempts
 from results.study.folder import Study, check_has_baseline
 from results.study.ledger import Ledger
 from results.study.lock import hold

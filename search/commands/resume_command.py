@@ -4,8 +4,8 @@ from dataclasses import replace
 from typing import Any
 
 from results.ranking import ranked_trials
+from results.study.atomic import write_document
 from results.study.folder import Study
-from results.study.json_documents import write_document
 from results.study.ledger import Ledger
 from results.study.lock import hold
 from results.words import budget_words, short_budget_words
@@ -21,11 +21,10 @@ from search.setup.settings import differences, planned_space, space_file_differe
 from search.terminal.console import Preparing, Terminal
 from search.terminal.next_steps import has_more
 from spaces.budget import budget_of
-from spaces.overrides import with_overrides
+from spaces.overrides import Settings, with_overrides
 from spaces.protocol import AUTO
 from spaces.read.load import space_from_toml
 from spaces.space import SearchSpace
-from spaces.user_settings import Settings
 from trainable.errors import UserError
 from trainable.rows import ENDINGS
 

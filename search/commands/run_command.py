@@ -2,8 +2,7 @@
 
 from dataclasses import asdict
 
-from results.confirmation.attempt import NothingToConfirmError
-from results.confirmation.confirmation_file import load_attempts
+from results.confirmation.attempt import NothingToConfirmError, load_attempts
 from results.ranking import ranked_trials
 from results.study.folder import Study
 from results.study.ledger import Ledger

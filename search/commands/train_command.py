@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from results.model_card import model_row
+from results.study.atomic import write_document
 from results.study.folder import Study, create_study, studies_dir
-from results.study.json_documents import write_document
 from results.study.ledger import Ledger
 from results.study.paths import shown
 from results.study.planned_run import PlannedRun

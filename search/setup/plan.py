@@ -23,9 +23,8 @@ from search.cluster.study_storage import probed
 from search.options import MoreTrials, Options, check_lora
 from search.setup.inputs import Loaded, check_fit, check_inputs, load_inputs
 from search.setup.settings import read_settings
-from search.setup.slots import slots_for
+from search.setup.slots import measured_speeds, slots_for
 from search.setup.study_record import asked_of, study_document
-from search.setup.trial_speeds import measured_speeds
 from search.terminal.console import Preparing
 from search.trackers.trackers import check_mirrors
 from search.tune.fork_server import unusable_characters
@@ -33,10 +32,9 @@ from search.tune.history import WarmStart
 from search.tune.resources import Slots, check_concurrency
 from search.tune.warm_start import best_trials, warm_start_from
 from spaces.budget import Budget, Milestones, Speeds, budget_of
-from spaces.overrides import space_of_kind, widening_words, with_overrides
+from spaces.overrides import Settings, space_of_kind, widening_words, with_overrides
 from spaces.read.load import load_space
 from spaces.space import SearchSpace
-from spaces.user_settings import Settings
 from trainable.config import BASELINES, TrialConfig, config_from, shape_of
 from trainable.errors import MachineError, UserError
 from trainable.stability import make_rules

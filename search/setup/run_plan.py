@@ -7,8 +7,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from results.ranking import ranked_trials
+from results.study.atomic import write_document
 from results.study.folder import create_study, remove_if_empty
-from results.study.json_documents import write_document
 from results.study.ledger import Ledger
 from results.study.lock import hold
 from results.study.paths import shown

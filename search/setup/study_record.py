@@ -12,8 +12,8 @@ from typing import Any
 
 from results.study.folder import SCHEMA_VERSION
 from search.setup.inputs import Loaded
+from spaces.overrides import Settings
 from spaces.space import SearchSpace
-from spaces.user_settings import Settings
 from trainable.rows import Start
 
 RECORDED_PACKAGES = ("torch", "ray", "transformers", "optuna", "tokenizers", "numpy", "pyarrow")

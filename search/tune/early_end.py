@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, mean, median, stdev
 
+from results.study.atomic import read_document, write_document
 from results.study.folder import Study
-from results.study.json_documents import read_document, write_document
 from search.tune.history import KnownTrial
 from trainable.fidelity import objective
 

@@ -6,8 +6,8 @@ from functools import partial
 from typing import Any
 
 from results.ranking import leaderboard, ranked_trials
+from results.study.atomic import read_document, value_of
 from results.study.folder import Study
-from results.study.json_documents import read_document, value_of
 from search.tune.history import KnownTrial, WarmStart, known_trials
 from spaces.budget import Budget, budget_of
 from spaces.domains import active_point

@@ -12,10 +12,9 @@ from results.study.folder import Study
 from results.study.tables import METRICS, STEPS, TRIALS, Row, write_table
 from spaces.budget import Speeds
 from spaces.domains import Choice, active_point
-from spaces.overrides import with_overrides
+from spaces.overrides import Settings, with_overrides
 from spaces.read.load import load_space
 from spaces.space import SearchSpace
-from spaces.user_settings import Settings
 from tests.rows import trial_row
 from trainable.config import TrialConfig
 from trainable.schedule import learning_rate_at

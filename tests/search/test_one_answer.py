@@ -22,16 +22,15 @@ from rich.console import Console
 from results.study.folder import Study
 from results.study.ledger import Ledger
 from search.terminal.live_view import StudyView
-from search.tune.asha import TokenASHA
 from search.tune.early_end import read_part_losses
+from search.tune.engine import TokenASHA
 from search.tune.history import History, known_trials
 from search.tune.recorder import StudyRecorder
 from search.tune.workload import space_workload
 from spaces.budget import Speeds
-from spaces.overrides import with_overrides
+from spaces.overrides import Settings, with_overrides
 from spaces.read.load import space_from_tables
 from spaces.space import SearchSpace
-from spaces.user_settings import Settings
 from tests.faults.common import Place
 from tests.faults.one_answer import left_alone, small_space, wrong
 from tests.rows import evaluation

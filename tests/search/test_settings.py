@@ -9,10 +9,9 @@ import pytest
 
 from search.options import Options, read_options
 from search.setup.settings import differences, planned_space, read_settings, space_file_differences
-from spaces.overrides import space_of_kind
+from spaces.overrides import Settings, space_of_kind
 from spaces.read.load import load_space
 from spaces.space import SearchSpace
-from spaces.user_settings import Settings
 from trainable.config import BEFORE
 from trainable.errors import UserError
 

@@ -7,12 +7,11 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from results import ranking
-from results.attribution.attribution_files import load_attribution
-from results.attribution.attribution_files import to_json as attribution_json
+from results.attribution.attribution_values import load_attribution
+from results.attribution.attribution_values import to_json as attribution_json
 from results.attribution.sentences import summary_lines
-from results.confirmation.attempt import Attempt, attempt_rows
-from results.confirmation.confirmation_file import load_attempts
-from results.confirmation.confirmation_file import to_json as attempts_json
+from results.confirmation.attempt import Attempt, attempt_rows, load_attempts
+from results.confirmation.attempt import to_json as attempts_json
 from results.device_time import time_winner
 from results.report.facts.analysis import Measured, Row, parameter_values, searched_parameters
 from results.report.facts.answer import answer_facts
