@@ -1,4 +1,4 @@
-"""Files and JSON documents written whole or not at all, and the reasons why one was not. No lock: the last writer wins."""
+"""Files and JSON documents written whole or not at all, and why one was not. It is no lock: the last writer wins."""
 
 import errno
 import json

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from results.study.folder import Study
 from search.__main__ import main
-from search.terminal.train_log import TrainLog
+from search.commands.train_command import TrainLog
 from tests.rows import evaluation
 from trainable.config import HYPERPARAMETERS, TrialConfig
 from trainable.data.embedded_text import docstrings

@@ -21,8 +21,8 @@ from trainable.preflight.memory import (
     check_disk,
     check_memory,
     checkpoint_bytes,
+    estimate_step_bytes,
 )
-from trainable.preflight.memory_probe import estimate_step_bytes
 
 MakeModel = Callable[..., PreTrainedModel]
 MakeTrial = Callable[..., TrialConfig]
