@@ -44,10 +44,8 @@ class _Best:
     trial: dict[str, Any]
     config: TrialConfig
     """The trial's, or that of a run of another length."""
-    inputs: dict[str, str | None]
-    """INPUT_VARIABLES' texts."""
-    eval_block_size: int
-    eval_tokens: int
+    document: Mapping[str, Any]
+    """study.json."""
 
 
 def export_env(study: Study, budget: Budget | None = None) -> str:
@@ -69,8 +67,7 @@ def winner_env(study: Study, budget: Budget | None) -> dict[str, str]:
 
 def export_cli(study: Study, budget: Budget | None = None) -> str:
     """Return the study's winner as a `make train NAME=value ...` command. Raises UserError as export_env does."""
-    values = _env(_load(study, budget))
-    return f"make train {make_words(values)}\n"
+    return f"make train {make_words(winner_env(study, budget))}\n"
 
 
 def make_words(values: Mapping[str, str | None]) -> str:
@@ -93,8 +90,8 @@ def export_json(study: Study, budget: Budget | None = None) -> str:
         "study": best.study,
         **{name: value for name, value in winner_json(best.winner).items() if name != "notes"},
         "tokens_seen": best.trial["tokens_seen"],
-        "evaluation": {"block_size": best.eval_block_size, "tokens": best.eval_tokens},
-        **best.inputs,
+        "evaluation": {name: best.document["evaluation"][name] for name in ("block_size", "tokens")},
+        **{name: best.document.get(name) for name in INPUT_VARIABLES},
         "hyperparameters": asdict(best.config),
         "env": _env(best),
         "notes": _notes(best),
@@ -108,9 +105,8 @@ def export_toml(study: Study, budget: Budget | None = None) -> str:
     from results.export_space import space_text
 
     best = _load(study, budget)
-    document = study.document()
-    inputs = f"to search it with this study's model and text: {search_command(document, 'SPACE=...')}"
-    return space_text(document, best.config, [*_notes(best), _plain(inputs)], budget=budget)
+    inputs = f"to search it with this study's model and text: {search_command(best.document, 'SPACE=...')}"
+    return space_text(best.document, best.config, [*_notes(best), _plain(inputs)], budget=budget)
 
 
 def write_best(study: Study) -> None:
@@ -132,10 +128,9 @@ def _load(study: Study, budget: Budget | None) -> _Best:
     if budget is not None:
         config = budget.sized(config)
     document = study.document()
-    inputs = {name: document.get(name) for name in INPUT_VARIABLES}
-    for name, value in inputs.items():
+    for name in INPUT_VARIABLES:
         try:
-            _check_text(value or "")
+            _check_text(document.get(name) or "")
         except ValueError as err:
             raise UserError(f"{shown(study.study_json)}: {name}: {err}.") from None
     return _Best(
@@ -143,9 +138,7 @@ def _load(study: Study, budget: Budget | None) -> _Best:
         winner=winner,
         trial=trial,
         config=config if config.has_warmup else replace(config, warmup_steps=0),
-        inputs=inputs,
-        eval_block_size=document["evaluation"]["block_size"],
-        eval_tokens=document["evaluation"]["tokens"],
+        document=document,
     )
 
 
@@ -157,14 +150,15 @@ def _check_text(value: str) -> None:
 
 
 def _env(best: _Best) -> dict[str, str]:
+    document = best.document
     values: dict[str, Any] = {
         **{variable: getattr(best.config, name) for variable, name in ENV_NAMES.items()},
         "USE_LR_WARMUP": best.config.lr_schedule == "warmup_cosine" and best.config.warmup_steps > 0,
         "MODEL_TYPE": "gpt2",
-        **{variable: best.inputs[name] for name, variable in INPUT_VARIABLES.items()},
-        "WEIGHTS_ONLY": None if best.inputs["checkpoint_path"] is None else True,
-        "EVAL_BLOCK_SIZE": best.eval_block_size,
-        "EVAL_TOKENS": best.eval_tokens,
+        **{variable: document.get(name) for name, variable in INPUT_VARIABLES.items()},
+        "WEIGHTS_ONLY": None if document.get("checkpoint_path") is None else True,
+        "EVAL_BLOCK_SIZE": document["evaluation"]["block_size"],
+        "EVAL_TOKENS": document["evaluation"]["tokens"],
         "EXPORTED_FROM": best.study,
     }
     assert tuple(values) == ENV_ORDER
@@ -180,7 +174,7 @@ def _make_value(value: str) -> str:
 
 
 def _notes(best: _Best) -> list[str]:
-    trial, winner = best.trial, best.winner
+    trial, winner, evaluation = best.trial, best.winner, best.document["evaluation"]
     loss, base = f"val_loss {trial['val_loss']:.4f} nats/token", winner.baseline_val_loss
     if trial["is_baseline"]:
         loss += f"; this is the baseline: {lost_lead_words(winner) or 'no completed trial beat it'}"
@@ -198,11 +192,11 @@ def _notes(best: _Best) -> list[str]:
         evidence_words(winner),
         *notes(winner),
         *_stretch_notes(best),
-        f"evaluated on {best.eval_tokens} held-out tokens, the same for every trial, "
-        f"context {best.eval_block_size}, fp32, dropout off",
+        f"evaluated on {evaluation['tokens']} held-out tokens, the same for every trial, "
+        f"context {evaluation['block_size']}, fp32, dropout off",
         *_script_notes(best),
     ]
-    if (checkpoint_path := best.inputs["checkpoint_path"]) is not None:
+    if (checkpoint_path := best.document.get("checkpoint_path")) is not None:
         lines.append(
             f"every trial took the weights alone from {checkpoint_path}, as WEIGHTS_ONLY=True says to make train; "
             f"{_SCRIPTS} would also continue its step count"

@@ -1,6 +1,6 @@
 """A study's winner as a whole space file, for SPACE= to search around it. It reads no study."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -14,7 +14,7 @@ from spaces.space import SearchSpace
 from trainable.config import TrialConfig
 
 
-def space_text(document: dict[str, Any], config: TrialConfig, notes: Sequence[str], *, budget: Budget | None) -> str:
+def space_text(document: Mapping[str, Any], config: TrialConfig, notes: Sequence[str], *, budget: Budget | None) -> str:
     """Return the study's own space with `config` as its [baseline], its comments kept; `notes` stand on top.
 
     Its budget is `budget`, or the study's. A study that searched no space gives the plateau space. Raises UserError

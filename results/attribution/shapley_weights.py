@@ -35,7 +35,10 @@ def shapley_weights(columns: Sequence[Coalition], k: int) -> "Array | None":
         differences[row, place[half]], differences[row, place[frozenset(range(k)) - half]] = 1.0, -1.0
     # The values are total / k plus a part that sums to 0, which has k - 1 coordinates in an orthonormal basis.
     basis = np.linalg.qr(np.column_stack([np.ones(k), np.eye(k)[:, 1:]]))[0][:, 1:]
-    root = np.sqrt(_pair_kernel(halves, k))[:, None]
+    # A pair's weight: the mass of its sizes under the Shapley kernel, divided among the pairs present.
+    sizes = [len(half) for half in halves]
+    kernel = [(1.0 if 2 * size == k else 2.0) / (size * (k - size) * sizes.count(size)) for size in sizes]
+    root = np.sqrt(kernel)[:, None]
     design = root * (signs @ basis)
     if np.linalg.matrix_rank(design) < k - 1:
         return None
@@ -49,14 +52,6 @@ def _present_halves(place: Mapping[Coalition, int], k: int) -> list[Coalition]:
     everything = frozenset(range(k))
     pairs = [half for half in place if frozenset() < half < everything and everything - half in place]
     return [half for half in pairs if 2 * len(half) < k or (2 * len(half) == k and 0 in half)]
-
-
-def _pair_kernel(halves: Sequence[Coalition], k: int) -> "Array":
-    """Return each pair's weight: the mass of its sizes under the Shapley kernel, divided among the pairs present."""
-    import numpy as np
-
-    sizes = [len(half) for half in halves]
-    return np.array([(1.0 if 2 * size == k else 2.0) / (size * (k - size) * sizes.count(size)) for size in sizes])
 
 
 def interaction_weights(columns: Sequence[Coalition], k: int) -> "Array | None":

@@ -6,12 +6,13 @@ from results.confirmation.attempt import NothingToConfirmError, load_attempts
 from results.ranking import ranked_trials
 from results.study.folder import Study
 from results.study.ledger import Ledger
+from results.study.planned_run import PlannedRun
 from results.words import budget_words, config_words, count_words, token_words
 from search.commands.confirm_command import confirm_study
 from search.options import Options
 from search.setup.finish import finish_study
 from search.setup.inputs import Loaded
-from search.setup.plan import Plan, baseline_runs, make_plan
+from search.setup.plan import Plan, make_plan
 from search.setup.run_plan import checked, run_plan
 from search.terminal.console import Preparing, Terminal
 from search.terminal.summary import say_summary
@@ -58,7 +59,11 @@ def run_own_trials(plan: Plan, ledger: Ledger, terminal: Terminal, lines: list[s
     left = None
     if plan.kind == "baseline":
         ended = {row["trial_id"] for row in ledger.trials() if row["status"] in ENDINGS}
-        left = [run for run in baseline_runs(plan.configs) if run.trial_id not in ended]
+        left = [
+            PlannedRun(trial_id=number, config=config, purpose="baseline", is_baseline=number == 0)
+            for number, config in enumerate(plan.configs)
+            if number not in ended
+        ]
     code = run_plan(plan, terminal, ledger=ledger, runs=left, lines=lines)
     if code is not None:
         return code

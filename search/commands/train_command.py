@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from trainable.model.lora import AdapterBase
-    from trainable.preflight.memory import CheckpointRoom
     from trainable.run import RunSpec
     from trainable.state import TrainState
 
@@ -55,8 +54,12 @@ def train_command(options: Options, terminal: Terminal) -> int:
 
             adapters_base_name(begun.adapter_base)  # raises where adapters cannot be written alone
         del begun
+    from trainable.preflight.memory import CheckpointRoom
+
+    # The newest ones, the best, and one being written.
+    room = CheckpointRoom(folder=studies_dir(), count=NEWEST_KEPT + 2) if plan.checkpoint_interval_steps else None
     preflight = Preflight(
-        loaded=plan.loaded, config=plan.config, largest=plan.config, room=_room(plan), checkpoint=plan.checkpoint
+        loaded=plan.loaded, config=plan.config, largest=plan.config, room=room, checkpoint=plan.checkpoint
     )
     check_preflight(preflight, options, terminal)
     with _memory_told(plan):
@@ -99,13 +102,6 @@ def train_command(options: Options, terminal: Terminal) -> int:
         }
     )
     return (status == "interrupted" and interrupts.code) or EXIT_CODES[status]
-
-
-def _room(plan: TrainPlan) -> "CheckpointRoom | None":
-    from trainable.preflight.memory import CheckpointRoom
-
-    # The newest ones, the best, and one being written.
-    return CheckpointRoom(folder=studies_dir(), count=NEWEST_KEPT + 2) if plan.checkpoint_interval_steps else None
 
 
 def _begin(plan: TrainPlan, spec: "RunSpec") -> "TrainState":

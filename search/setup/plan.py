@@ -17,7 +17,6 @@ from results.study.folder import (
     studies_dir,
     study_exists,
 )
-from results.study.planned_run import PlannedRun
 from search.cluster.connection import check_port
 from search.cluster.study_storage import probed
 from search.options import MoreTrials, Options, check_lora
@@ -263,14 +262,6 @@ def baseline_configs(space: SearchSpace, settings: Settings) -> list[TrialConfig
         compared = settings.compare, BASELINES[settings.compare]
         configs.append(with_overrides(space, Settings(baseline=compared)).baseline)
     return configs
-
-
-def baseline_runs(configs: Sequence[TrialConfig]) -> list[PlannedRun]:
-    """Return the runs of `make baseline`; the first is the baseline."""
-    return [
-        PlannedRun(trial_id=number, config=config, purpose="baseline", is_baseline=number == 0)
-        for number, config in enumerate(configs)
-    ]
 
 
 def study_name(options: Options, stem: str) -> str:

@@ -102,7 +102,7 @@ def run_study(
                 # Trackers keep a trial's config, and the URI may hold a password.
                 "checkpoint_root": SecretStr(root),
             }
-            view.ray_is_up()
+            view.ray_is_up = True
             watch = StartWatch(slots, logs, say=view.say)
             # Entered again, because ray.init() replaces the SIGTERM handler when it joins a cluster.
             with interrupts, rays_own_faults(again):

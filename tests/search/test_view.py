@@ -208,7 +208,7 @@ def test_each_stage_before_the_first_step_is_told_apart(study: Study, monkeypatc
 
     with view:
         assert "starting Ray" in now()
-        view.ray_is_up()
+        view.ray_is_up = True
         clock.s = 600.0
         assert "starting workers" in now()
         config = replace(DOCUMENTED, training_steps=2)

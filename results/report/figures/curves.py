@@ -39,7 +39,8 @@ def _rung_marks(facts: Row, are_here: bool) -> tuple[list[Row], list[Row]]:
     words = [
         marks.note(x, 0, percent_words(rung["budget_frac"]), **look) for x, rung in zip(places, rungs, strict=True)
     ]
-    return [marks.upright(x) for x in places], words
+    line = {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "line": {"color": "@muted", "width": 1, "dash": "dot"}}
+    return [{**line, "x0": x, "x1": x} for x in places], words
 
 
 def _curves(
