@@ -19,9 +19,8 @@ from trainable.config import TrialConfig, without_seed
 from trainable.data.node_cache import SharedInputs
 from trainable.device.device_memory import has_grown, is_out_of_memory, prepare_memory, release_memory
 from trainable.errors import InputChangedError, reason
-from trainable.fidelity import fidelity_tokens, objective
 from trainable.loop import TrainRow, train
-from trainable.rows import MetricsRow, StepRow, TrialStatus, Verdict
+from trainable.rows import MetricsRow, StepRow, TrialStatus, Verdict, fidelity_tokens, objective
 from trainable.run import RunSpec, resume_run, start_run
 from trainable.stability import STOP_KINDS
 from trainable.state import TrainState

@@ -20,13 +20,12 @@ from results.study.planned_run import runs_left
 from results.words import budget_words, count_words
 from search.cluster.study_storage import TableMirror, open_or_fetch_study
 from search.options import Options
-from search.setup.expected_cost import cost_words
 from search.setup.finish import write_answer
 from search.setup.inputs import check_fit
 from search.setup.plan import Plan, load_for, planned
 from search.setup.preflight_run import check_preflight, preflight_of
 from search.setup.reopen import reopen
-from search.setup.run_plan import held, run_plan
+from search.setup.run_plan import cost_words, held, run_plan
 from search.setup.settings import refuse_steps
 from search.terminal.console import Preparing, Terminal
 from search.terminal.next_steps import Step, ending_document, remedy, say_next

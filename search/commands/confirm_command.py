@@ -35,10 +35,9 @@ from results.words import (
 )
 from search.cluster.study_storage import open_or_fetch_study
 from search.options import Options
-from search.setup.expected_cost import cost_words
 from search.setup.finish import finish_study
 from search.setup.reopen import reopen
-from search.setup.run_plan import run_plan
+from search.setup.run_plan import cost_words, run_plan
 from search.setup.settings import refuse_steps
 from search.terminal.console import Preparing, Terminal
 from search.terminal.next_steps import ending_document, remedy

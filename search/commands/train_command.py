@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 
 EXIT_CODES: dict[TrialStatus, int] = {"completed": 0, "unstable": 1, "interrupted": 130}
+PROGRESS_INTERVAL_STEPS = 25
+SPEED_WINDOW_STEPS = 100
 
 
 def train_command(options: Options, terminal: Terminal) -> int:
@@ -242,10 +244,6 @@ def _memory_told(plan: TrainPlan) -> Iterator[None]:
             f"BATCH_SIZE={config.batch_size} x BLOCK_SIZE={config.block_size} does not fit in {spec.device} memory. "
             "Lower BATCH_SIZE and raise GRAD_ACCUM_STEPS by the same factor."
         ) from error
-
-
-PROGRESS_INTERVAL_STEPS = 25
-SPEED_WINDOW_STEPS = 100
 
 
 class TrainLog:

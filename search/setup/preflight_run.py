@@ -42,6 +42,8 @@ WITHOUT_EFFECT = frozenset(
     }
 )
 """Hyperparameters that preflight replaces by its own; the largest batch and block are compared by size instead."""
+STYLES = {"pass": "green", "fail": "bold red", "warn": "yellow", "skipped": "dim"}
+PREFLIGHT_FAILED = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,10 +118,6 @@ def _program() -> str:
     root = Path(__file__).parents[2] / "trainable"
     sources = sorted(root.rglob("*.py"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
-
-
-STYLES = {"pass": "green", "fail": "bold red", "warn": "yellow", "skipped": "dim"}
-PREFLIGHT_FAILED = 1
 
 
 @dataclass(frozen=True, kw_only=True)

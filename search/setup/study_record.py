@@ -40,7 +40,7 @@ def asked_of(kind: str, space: SearchSpace, settings: Settings, *, trials_planne
         "baseline": {"name": space.baseline_name, **asdict(space.baseline)},
         "settings": settings.to_json(),
         "trials_planned": trials_planned,
-        "searcher": asdict(space.searcher),
+        "searcher": {"name": space.searcher},
         "scheduler": asdict(space.scheduler),
         "stability": space.stability,
         "seed": space.baseline.seed,

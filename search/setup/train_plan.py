@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 
 DEFAULT_EVAL_TOKENS = 16_384
+DOCUMENTED_RESUME_STEPS = 2000
+WITHOUT_HORIZON = ("constant", "warmup_constant")
+"""Schedules whose rate does not depend on the length of the run."""
+THE_RATE = ("learning_rate", "lr_schedule", "warmup_steps", "min_lr_frac", "decay_frac")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,12 +146,6 @@ def train_document(plan: TrainPlan) -> dict[str, Any]:
         "trials_planned": 1,
     }
     return study_document(plan.name, asked, loaded=plan.loaded, slots={"slots": 1})
-
-
-DOCUMENTED_RESUME_STEPS = 2000
-WITHOUT_HORIZON = ("constant", "warmup_constant")
-"""Schedules whose rate does not depend on the length of the run."""
-THE_RATE = ("learning_rate", "lr_schedule", "warmup_steps", "min_lr_frac", "decay_frac")
 
 
 def resumed_config(

@@ -28,9 +28,8 @@ from search.cluster.study_storage import CHECKPOINTS, TableMirror, checkpoint_ro
 from search.terminal.live_view import StudyView
 from search.terminal.signals import Interrupts
 from search.tune.local_ray import running_ray
-from search.tune.oom_kills import oom_counter_of
 from search.tune.optuna_searcher import OBJECTIVE
-from search.tune.recorder import StudyRecorder
+from search.tune.recorder import StudyRecorder, oom_counter_of
 from search.tune.resources import Slots
 from search.tune.start_watch import StartWatch
 from search.tune.trial_log import TrialLog

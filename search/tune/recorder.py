@@ -1,4 +1,7 @@
-"""StudyRecorder: writes what Ray reports into the study's ledger and tells the view. It decides nothing."""
+"""StudyRecorder: writes what Ray reports into the study's ledger and tells the view. It decides nothing.
+
+The kernel's count of out-of-memory kills in a worker's cgroup tells such a death from a crash.
+"""
 
 import time
 from collections import Counter
@@ -17,15 +20,18 @@ from results.study.ledger import Ledger
 from results.study.planned_run import PlannedRun
 from search.terminal.live_view import StudyView
 from search.tune.early_end import write_part_losses
-from search.tune.oom_kills import oom_kills
 from search.tune.trial_log import TrialLog
 from trainable.checkpoint.checkpoint_store import CheckpointStore
+from trainable.device.device import cgroup_folders, text_of
 from trainable.rows import MetricsRow, StepRow, TrialStatus, Verdict
 
 WORKER_DIED = ("ActorDiedError", "ActorUnavailableError", "RayActorError", "WorkerCrashedError")
 """Ray's errors for a process that died. An exception in the trial's code is another error."""
 OUT_OF_MEMORY_SIGNS = ("ray.exceptions.OutOfMemoryError", "CUDA out of memory")
 """From Ray's memory monitor, and from a CUDA allocator that kills the worker."""
+OF_A_GROUP = ("memory.events.local", "memory.oom_control")
+"""The file of a group's count, without kills in the groups below: version 2, and 1."""
+OF_THE_MACHINE = Path("/proc/vmstat")
 
 
 @dataclass(eq=False)
@@ -206,3 +212,20 @@ def _error_text(trial: Trial) -> str:
     # trial.get_error() reads the storage's copy, which comes later.
     text = Path(trial.error_file).read_text(encoding="utf-8", errors="replace") if trial.error_file else ""
     return Text.from_ansi(text).plain
+
+
+def oom_counter_of(pid: int | None) -> Path:
+    """Return the file of the count for a process on this machine, None for this one; without cgroups the machine's."""
+    # In a container a group may be named as on the machine, where the container's own is at the root.
+    counters = (folder / name for folder in cgroup_folders("memory", pid) for name in OF_A_GROUP)
+    return next((path for path in counters if _count(path) is not None), OF_THE_MACHINE)
+
+
+def oom_kills(counter: Path | None) -> int:
+    """Return the count; 0 without a counter."""
+    return _count(counter) or 0 if counter else 0
+
+
+def _count(path: Path) -> int | None:
+    lines = text_of(path).splitlines()
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), None)

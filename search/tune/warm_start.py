@@ -16,7 +16,7 @@ from spaces.space import SearchSpace
 from spaces.warmup import WARMUP_FRAC
 from trainable.config import TrialConfig
 from trainable.errors import UserError
-from trainable.fidelity import objective
+from trainable.rows import objective
 
 FIRST_POINTS = 3
 WARM_START_JSON = "warm_start.json"
@@ -54,7 +54,7 @@ def warm_start_from(source: Study, space: SearchSpace, facts: Mapping[str, Any])
     return WarmStart(
         source=source.name,
         told=[trial for trial in told if trial is not None],
-        first_points=firsts[:FIRST_POINTS] if space.searcher.name != "grid" else [],
+        first_points=firsts[:FIRST_POINTS] if space.searcher != "grid" else [],
     )
 
 

@@ -204,7 +204,7 @@ def _document(study: Study, space: SearchSpace, trials: int) -> dict[str, Any]:
         "baseline": {"name": space.baseline_name, **asdict(space.baseline)},
         "settings": {"pins": {}, "device_s": space.budget.device_s},
         "trials_planned": trials,
-        "searcher": asdict(space.searcher),
+        "searcher": {"name": space.searcher},
         "scheduler": asdict(space.scheduler),
         "stability": {},
         "seed": space.baseline.seed,

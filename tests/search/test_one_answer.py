@@ -36,8 +36,7 @@ from tests.faults.one_answer import left_alone, small_space, wrong
 from tests.rows import evaluation
 from trainable.checkpoint.checkpoint_store import CheckpointStore
 from trainable.config import TrialConfig
-from trainable.fidelity import PENALTY_NATS, fidelity_tokens
-from trainable.rows import Verdict
+from trainable.rows import PENALTY_NATS, Verdict, fidelity_tokens
 
 TRIALS = 30
 

@@ -34,6 +34,7 @@ of tensors, took 1.0 to 1.6 times as much and never more than this."""
 CROWDED_FRAC = 0.8
 MAX_PROBE_S = 3.0
 """On a CPU a longer step, or one in a precision that it may have to imitate, shows no more than the estimate."""
+MEASURED_TOKENS = 4096
 
 
 def check_memory(
@@ -138,9 +139,6 @@ def check_disk(model: torch.nn.Module, room: CheckpointRoom) -> Check:
         expected=f"at most the {free / GIB:.2f} GiB that are free in {folder}",
         advice="Make room there, name another place (STORAGE, STUDIES_DIR), or run fewer trials at once.",
     )
-
-
-MEASURED_TOKENS = 4096
 
 
 def estimate_step_bytes(model: PreTrainedModel, config: TrialConfig) -> int:

@@ -39,6 +39,10 @@ from trainable.state import new_state
 
 EQUAL_FRAC = 1e-4
 """Of a loss: fp32 arithmetic in another order. Offsets differ by 1e-3 and more even at random weights."""
+SMALL_MODEL_WEIGHTS = 20_000_000
+"""Larger ones get fewer tokens: 512 tell the offsets of a pretrained model apart, which lie nats from each other."""
+SHORTEST_BLOCK, LONGEST_BLOCK = 32, 256
+LONGEST_BLOCK_OF_LARGE = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,12 +106,6 @@ def check_first_steps(steps: FirstSteps) -> Check:
         expected="finite numbers",
         advice="The model overflows in the first steps. Check its weights and the scales of its layers.",
     )
-
-
-SMALL_MODEL_WEIGHTS = 20_000_000
-"""Larger ones get fewer tokens: 512 tell the offsets of a pretrained model apart, which lie nats from each other."""
-SHORTEST_BLOCK, LONGEST_BLOCK = 32, 256
-LONGEST_BLOCK_OF_LARGE = 64
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,7 @@
-"""Overlaps, exact copies and near copies as findings: one for each passage, however many copies it has."""
+"""Overlaps, exact copies and near copies as findings: one for each passage, however many copies it has.
+
+Templates, short wording that frames every example of a text, are repeated on purpose: neither a copy nor a leak.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,6 +35,17 @@ MIN_OCCURRENCES = 200
 """... and so often in them together."""
 MAX_TEMPLATE_TOKENS = 128
 """Longer wording that comes again everywhere is boilerplate, copied and not meant."""
+JOIN_TOKENS = 64
+"""Runs at most this far apart, in the copy and in the original, are one passage with a few words changed."""
+SAME_PASSAGE_FRAC = 0.5
+"""Copies whose originals overlap by this share of the longer original are copies of one passage."""
+MAX_OPEN = 32
+"""Passages that a copy is compared with. Where more overlap, copies of one passage may be reported apart."""
+MOSTLY = 0.8
+"""A passage of which this share is already in a finding is not compared."""
+SKIPPED_KINDS = ("binary", "repeated_ngram")
+Runs = npt.NDArray[np.int64]
+"""(n, 3) of (copy, original, length)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,17 +61,17 @@ class Templates:
 
 def find_templates(tokens: Tokens) -> Templates:
     """Return the templates of a text."""
-    known = _known(tokens)
+    known = _template_hashes(tokens)
     where = _occurrences(tokens, known) if len(known) else np.zeros(0, dtype=np.int64)
     spans = union(np.stack([where, where + TEMPLATE_NGRAM_TOKENS], axis=1))
     spans = spans[spans[:, 1] - spans[:, 0] <= MAX_TEMPLATE_TOKENS]
     covers = covered(spans, len(tokens))
     places = np.arange(len(tokens))
     starts = marks_between(covers, places, np.minimum(places + NGRAM_TOKENS, len(tokens))) >= NGRAM_TOKENS // 4
-    return Templates(covers=covers, starts=starts, hits=[_hit(spans)] if len(spans) else [])
+    return Templates(covers=covers, starts=starts, hits=[_template_hit(spans)] if len(spans) else [])
 
 
-def _known(tokens: Tokens) -> Hashes:
+def _template_hashes(tokens: Tokens) -> Hashes:
     """The hashes of the n-grams that occur often and throughout, sorted."""
     bounds = np.linspace(0, len(tokens), PARTS + 1, dtype=np.int64).tolist()
     parts = []
@@ -79,7 +93,7 @@ def _occurrences(tokens: Tokens, known: Hashes) -> npt.NDArray[np.int64]:
     return np.concatenate(found)
 
 
-def _hit(spans: npt.NDArray[np.int64]) -> Hit:
+def _template_hit(spans: npt.NDArray[np.int64]) -> Hit:
     sizes = spans[:, 1] - spans[:, 0]
     return Hit(
         kind="exact_duplicate",
@@ -89,21 +103,6 @@ def _hit(spans: npt.NDArray[np.int64]) -> Hit:
         occurrences=len(spans),
         affected_tokens=int(sizes[0]),
     )
-
-
-JOIN_TOKENS = 64
-"""Runs at most this far apart, in the copy and in the original, are one passage with a few words changed."""
-SAME_PASSAGE_FRAC = 0.5
-"""Copies whose originals overlap by this share of the longer original are copies of one passage."""
-MAX_OPEN = 32
-"""Passages that a copy is compared with. Where more overlap, copies of one passage may be reported apart."""
-
-MOSTLY = 0.8
-"""A passage of which this share is already in a finding is not compared."""
-SKIPPED_KINDS = ("binary", "repeated_ngram")
-
-Runs = npt.NDArray[np.int64]
-"""(n, 3) of (copy, original, length)."""
 
 
 def find_copies(
