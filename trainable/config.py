@@ -15,20 +15,10 @@ LORA_TARGETS = re.compile(r"[A-Za-z0-9_.-]+(,[A-Za-z0-9_.-]+)*")
 TRUE_WORDS, FALSE_WORDS = ("true", "1", "yes"), ("false", "0", "no")
 
 
-def _hyperparameter(
-    default: bool | int | float | str,
-    *,
-    env: str,
-    unit: str,
-    low: float = -math.inf,
-    high: float = math.inf,
-    low_open: bool = False,
-    choices: tuple[str, ...] = (),
-    pattern: re.Pattern[str] | None = None,
-) -> Any:
-    metadata = {"env": env, "unit": unit, "low": low, "high": high, "low_open": low_open, "choices": choices}
-    metadata["pattern"] = pattern
-    return field(default=default, metadata=metadata)
+def _hyperparameter(default: bool | int | float | str, *, env: str, unit: str, **bounds: Any) -> Any:
+    unbounded = {"low": -math.inf, "high": math.inf, "low_open": False, "choices": (), "pattern": None}
+    assert bounds.keys() <= unbounded.keys(), bounds
+    return field(default=default, metadata={"env": env, "unit": unit, **unbounded, **bounds})
 
 
 def _checked(spec: Field[Any], value: Any) -> Any:

@@ -156,6 +156,7 @@ def parts(everything: Any) -> dict[str, Any]:
     """Return what an evaluation, a checkpoint and a ledger write cost, ms, and the evaluations' share of a trial."""
     from datetime import UTC
 
+    from trainable.checkpoint.checkpoint import checkpoint_payload
     from trainable.checkpoint.checkpoint_store import BackgroundSaver, CheckpointStore
     from trainable.evaluation import eval_windows, evaluate
     from trainable.loop import train
@@ -177,7 +178,9 @@ def parts(everything: Any) -> dict[str, Any]:
             saver.save(state, model_name="tiny", corpus_fingerprint="x")
             stalls_ms.append(1e3 * (time.perf_counter() - started))
             saver.wait()
-        whole_ms = times_ms(lambda: store.save(state, model_name="tiny", corpus_fingerprint="x"), 5)
+        whole_ms = times_ms(
+            lambda: store.write(checkpoint_payload(state, model_name="tiny", corpus_fingerprint="x")), 5
+        )
         (Path(folder) / "steps").mkdir()
         ledger = Ledger(Study(Path(folder)))
         metrics = next(row for row in rows if isinstance(row, MetricsRow))

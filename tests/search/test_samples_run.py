@@ -18,6 +18,7 @@ from search.setup.finish import finish_study, sample_study
 from search.setup.plan import Plan, make_plan
 from search.terminal.console import Preparing, Terminal
 from trainable import sampling
+from trainable.checkpoint.checkpoint import checkpoint_payload
 from trainable.checkpoint.checkpoint_store import CheckpointStore
 from trainable.errors import UserError
 from trainable.run import load_run_model, start_run
@@ -60,7 +61,8 @@ def make_planted(text_file: Path) -> Callable[..., Planted]:
         for trial_id in range(3):
             state = start_run(spec, replace(plan.baseline, seed=trial_id))
             store = CheckpointStore(root=checkpoint_root(planted.study, options.storage), trial_id=trial_id)
-            store.save(state, model_name=spec.model_name, corpus_fingerprint=spec.corpus.fingerprint)
+            facts = {"model_name": spec.model_name, "corpus_fingerprint": spec.corpus.fingerprint}
+            store.write(checkpoint_payload(state, **facts))
         planted.write_trials(5.0, 4.0)
         return planted
 

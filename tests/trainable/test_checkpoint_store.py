@@ -77,7 +77,11 @@ MakeStore = Callable[[str], CheckpointStore]
 def save(store: CheckpointStore | BackgroundSaver, state: TrainState, *steps: int) -> None:
     for step in steps:
         state.optimizer_steps = step
-        store.save(state, model_name="mine", corpus_fingerprint="f")
+        facts = {"model_name": "mine", "corpus_fingerprint": "f"}
+        if isinstance(store, BackgroundSaver):
+            store.save(state, **facts)
+        else:
+            store.write(checkpoint_payload(state, **facts))
 
 
 def damage(store: CheckpointStore, step: int) -> None:

@@ -32,12 +32,8 @@ class CheckpointStore:
     """A folder, or a URI: file:///shared/folder, s3://bucket/prefix?endpoint_override=host:9000, gs://bucket."""
     trial_id: int
 
-    def save(self, state: TrainState, *, model_name: str, corpus_fingerprint: str) -> None:
-        """Keep a checkpoint of `state`, then delete all older ones but its predecessor."""
-        self.write(checkpoint_payload(state, model_name=model_name, corpus_fingerprint=corpus_fingerprint))
-
     def write(self, payload: dict[str, Any]) -> None:
-        """Keep what checkpoint_payload() made, as save() does."""
+        """Keep what checkpoint_payload() made, then delete all older checkpoints but its predecessor."""
         name = checkpoint_name(payload["optimizer_steps"])
         self._folder.put(payload, name)
         # Later ones were passed over when the run went back: they are damaged, and not its future any more.
@@ -99,7 +95,7 @@ class BackgroundSaver:
         self._saving: Future[None] | None = None
 
     def save(self, state: TrainState, *, model_name: str, corpus_fingerprint: str) -> None:
-        """Begin to do what the store's save() does, once the save before is over; the state may change at once."""
+        """Begin to write a checkpoint into the store, once the save before is over; the state may change at once."""
         self.wait()
         payload = checkpoint_payload(state, model_name=model_name, corpus_fingerprint=corpus_fingerprint)
         self._saving = self._thread.submit(self._store.write, _copied(payload))
