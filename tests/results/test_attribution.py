@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from results.attribution.attribute import attribute
+from results.attribution.attribute import attribute, interaction_weights, shapley_weights
 from results.attribution.attribution_runs import make_question
 from results.attribution.attribution_values import (
     Attribution,
@@ -25,7 +25,6 @@ from results.attribution.attribution_values import (
 )
 from results.attribution.design import Coalition, Setting, changed_settings, coalitions, config_of
 from results.attribution.sentences import did_it_words, render, summary_lines
-from results.attribution.shapley_weights import interaction_weights, shapley_weights
 from results.study.folder import Study
 from spaces.budget import Budget
 from tests.rows import trial_row
