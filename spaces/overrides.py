@@ -18,7 +18,7 @@ from trainable.errors import UserError, check_bounds
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The user's changes to a space file."""
+    """The user's changes to a space file; study.json keeps them as asdict() gives them."""
 
     trials: int | Literal["auto"] | None = None
     budget_tokens: int | None = None
@@ -30,10 +30,6 @@ class Settings:
     """Another baseline; domains are widened to hold it, as far as they can be."""
     compare: str | None = None
     """make baseline: the built-in configuration that runs beside the baseline."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return what study.json keeps."""
-        return asdict(self)
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> "Settings":
@@ -81,7 +77,7 @@ def with_overrides(space: SearchSpace, settings: Settings, speeds: Speeds | None
     around = _around(space, pins, budget=budget, baseline=settings.baseline)
     evaluation = space.evaluation
     if evaluation.follows_baseline:
-        evaluation = replace(evaluation, block_size=around.config.block_size)
+        evaluation = replace(evaluation, block_size=around["baseline"].block_size)
     given = {
         "TRIALS": trials,
         "BUDGET_TOKENS": budget_tokens,
@@ -89,10 +85,7 @@ def with_overrides(space: SearchSpace, settings: Settings, speeds: Speeds | None
     }
     result = replace(
         space,
-        baseline_name=around.name,
-        baseline=around.config,
-        baseline_warmup_frac=around.warmup_frac,
-        parameters=around.parameters,
+        **around,
         budget=budget,
         evaluation=evaluation,
         trials=trials if isinstance(trials, int) else space.trials,
@@ -108,20 +101,11 @@ def with_overrides(space: SearchSpace, settings: Settings, speeds: Speeds | None
     return result
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Around:
-    """A baseline and the parameters searched around it."""
-
-    name: str
-    config: TrialConfig
-    warmup_frac: float
-    parameters: tuple[SearchParameter, ...]
-
-
 def _around(
     space: SearchSpace, pins: Mapping[str, Any], *, budget: Budget, baseline: tuple[str, TrialConfig] | None
-) -> _Around:
-    """Return the baseline with the pins applied, and the parameters that are left, with domains that contain it."""
+) -> dict[str, Any]:
+    """Return SearchSpace's fields of the baseline, with the pins applied, and of the parameters that are left, with
+    domains that contain it."""
     name, config = baseline or (space.baseline_name, space.baseline)
     share = space.baseline_warmup_frac if baseline is None else warmup_share(config, space.domain(WARMUP_FRAC))
     assert share is not None
@@ -142,7 +126,8 @@ def _around(
     share = new.pop(WARMUP_FRAC, share)
     if "warmup_steps" in new:
         share = new.pop("warmup_steps") / config.training_steps
-    return _Around(name=name, config=make_config(config, new), warmup_frac=share, parameters=parameters)
+    config = make_config(config, new)
+    return {"baseline_name": name, "baseline": config, "baseline_warmup_frac": share, "parameters": parameters}
 
 
 def _checked_pins(pins: Mapping[str, Any]) -> dict[str, Any]:

@@ -79,7 +79,7 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Begin another trial in this process."""
-        self._drop()
+        self.cleanup()
         self.setup(new_config)
         return True
 
@@ -113,12 +113,8 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
         finally:
             faulthandler.cancel_dump_traceback_later()
         # Only now: the error's traceback held what was in the frames, and nobody knows when the next trial comes.
-        self._drop()
+        self.cleanup()
         return out
-
-    def cleanup(self) -> None:
-        """Free the device."""
-        self._drop()
 
     def _next_result(self) -> dict[str, Any]:
         if self._refusal is not None:
@@ -238,7 +234,8 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
             "active_s": state.active_s if state else 0.0,
         }
 
-    def _drop(self) -> None:
+    def cleanup(self) -> None:
+        """Free the device."""
         self._rows = None
         self._wait_for_save()
         self._state = None

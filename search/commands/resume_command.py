@@ -1,6 +1,6 @@
 """`make resume`: continues a study from its own files, with more trials or a larger budget if asked."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from results.ranking import ranked_trials
@@ -118,7 +118,7 @@ def _resume(
         raise UserError(f"TRIALS={planned}: study {study.name} has {len(rows)} trials already. Set a larger number.")
     is_changed = planned != document["trials_planned"]
     if is_changed:
-        document = {**document, "trials_planned": planned, "settings": settings.to_json()}
+        document = {**document, "trials_planned": planned, "settings": asdict(settings)}
         document |= {"early_end": None, "exhausted": False}
     if planned == ended:
         if is_changed:

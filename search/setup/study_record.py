@@ -38,7 +38,7 @@ def asked_of(kind: str, space: SearchSpace, settings: Settings, *, trials_planne
         "device_time": space.budget.to_json(),
         "rung_tokens": list(space.rung_tokens()),
         "baseline": {"name": space.baseline_name, **asdict(space.baseline)},
-        "settings": settings.to_json(),
+        "settings": asdict(settings),
         "trials_planned": trials_planned,
         "searcher": {"name": space.searcher},
         "scheduler": asdict(space.scheduler),

@@ -36,7 +36,7 @@ def document_of(space: SearchSpace, settings: Settings, kind: str = "search") ->
         "evaluation": {"milestones_tokens": list(space.evaluation_tokens())},
         "budget_tokens": space.budget.tokens,
         "device_time": space.budget.to_json(),
-        "settings": settings.to_json(),
+        "settings": asdict(settings),
     }
     read: dict[str, Any] = json.loads(json.dumps(document))
     return read
@@ -93,9 +93,9 @@ def test_a_document_that_this_version_would_plan_otherwise_is_refused() -> None:
 
 def test_the_settings_of_a_study_are_json_and_back() -> None:
     settings = Settings(trials=3, pins={"seed": 4}, baseline=("before", BEFORE), compare="before")
-    assert Settings.from_json(json.loads(json.dumps(settings.to_json()))) == settings
+    assert Settings.from_json(json.loads(json.dumps(asdict(settings)))) == settings
     with pytest.raises(TypeError):
-        Settings.from_json({**settings.to_json(), "more": 1})
+        Settings.from_json({**asdict(settings), "more": 1})
 
 
 @pytest.mark.parametrize(
