@@ -204,15 +204,15 @@ def _check_predictions(model: PreTrainedModel, setup: Setup, samples: _Samples) 
 
 def _check_steps(model: PreTrainedModel, setup: Setup, samples: _Samples, limit: int | None) -> Iterator[Check]:
     yield check_adapters(model) if setup.config.use_lora else check_frozen(model)
-    cut = cut_modules(model, samples.windows[:1])
-    if not cut.reaches_weights:
-        yield check_gradient_reach(model, cut.modules)
+    cut, reaches_weights = cut_modules(model, samples.windows[:1])
+    if not reaches_weights:
+        yield check_gradient_reach(model, cut)
         yield skipped("training steps, gradient slope and memory", "no weight can be trained")
         return
     steps: FirstSteps = make_first_steps(model, setup.corpus, samples.step, samples.protocol)
     yield check_loop_loss(steps)
     yield check_first_steps(steps)
-    yield check_gradient_reach(model, cut.modules)
+    yield check_gradient_reach(model, cut)
     yield steps.updates
     yield check_slope(model, samples.windows[: samples.slope_windows])
     if setup.config.use_lora:

@@ -4,7 +4,6 @@ Templates, short wording that frames every example of a text, are repeated on pu
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -48,19 +47,11 @@ Runs = npt.NDArray[np.int64]
 """(n, 3) of (copy, original, length)."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Templates:
-    """Where templates are, each array (tokens,)."""
+def _templates(tokens: Tokens) -> tuple[Flags, Flags, list[Hit]]:
+    """Return which tokens a template covers, where n-grams start that are a quarter template or more, and the finding.
 
-    covers: Flags
-    starts: Flags
-    """N-grams of NGRAM_TOKENS that start here are a quarter template or more."""
-    hits: list[Hit]
-    """At most one, for all of them."""
-
-
-def find_templates(tokens: Tokens) -> Templates:
-    """Return the templates of a text."""
+    Flags are (tokens,), the n-grams of NGRAM_TOKENS. At most one finding stands for all templates.
+    """
     known = _template_hashes(tokens)
     where = _occurrences(tokens, known) if len(known) else np.zeros(0, dtype=np.int64)
     spans = union(np.stack([where, where + TEMPLATE_NGRAM_TOKENS], axis=1))
@@ -68,7 +59,7 @@ def find_templates(tokens: Tokens) -> Templates:
     covers = covered(spans, len(tokens))
     places = np.arange(len(tokens))
     starts = marks_between(covers, places, np.minimum(places + NGRAM_TOKENS, len(tokens))) >= NGRAM_TOKENS // 4
-    return Templates(covers=covers, starts=starts, hits=[_template_hit(spans)] if len(spans) else [])
+    return covers, starts, [_template_hit(spans)] if len(spans) else []
 
 
 def _template_hashes(tokens: Tokens) -> Hashes:
@@ -110,11 +101,11 @@ def find_copies(
 ) -> list[Hit]:
     """Return overlaps, exact and near copies outside what is `known`; `word` maps ids to words, 0 to none."""
     skipped = covered(hit_spans(hit for hit in known if hit.kind in SKIPPED_KINDS), len(tokens))
-    templates = find_templates(tokens)
-    hashes, positions = fingerprints(tokens, skipped | templates.starts, progress)
+    in_template, starts_template, template_hits = _templates(tokens)
+    hashes, positions = fingerprints(tokens, skipped | starts_template, progress)
     runs = find_duplicate_runs(tokens, train_tokens, hashes, positions)
-    hits = [*templates.hits, *duplicate_hits(runs, train_tokens)]
-    hits += overlap_hits(find_overlap_runs(tokens, train_tokens, skipped | templates.starts, progress))
+    hits = [*template_hits, *duplicate_hits(runs, train_tokens)]
+    hits += overlap_hits(find_overlap_runs(tokens, train_tokens, skipped | starts_template, progress))
     first, end = find_passages(units, tokens)
     gone = covered(removed_spans(hits), len(tokens))
     is_new = (end > first) & (marks_between(skipped | gone, first, end) < MOSTLY * (end - first))
@@ -122,7 +113,7 @@ def find_copies(
 
     def words_at(low: int, high: int) -> npt.NDArray[np.int32]:
         words = word[tokens[low:high]]
-        words[templates.covers[low:high]] = 0
+        words[in_template[low:high]] = 0
         return words
 
     return [*hits, *near_hits(find_near_duplicates(words_at, first, end, train_tokens, progress), first, end)]
