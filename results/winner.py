@@ -272,17 +272,10 @@ def to_json(winner: Winner) -> Row:
     """Return the winner as JSON's types."""
     verdict = winner.verdict
     fields = ("mean_difference", "low", "high", "p_value", "seeds_needed")
+    rows = {"trial_id": winner.trial, **{n: getattr(winner, n) for n in ("search_best", "proven_best", "baseline")}}
     return {
         "standing": winner.standing,
-        **{
-            name: None if row is None else row["trial_id"]
-            for name, row in (
-                ("trial_id", winner.trial),
-                ("search_best", winner.search_best),
-                ("proven_best", winner.proven_best),
-                ("baseline", winner.baseline),
-            )
-        },
+        **{name: None if row is None else row["trial_id"] for name, row in rows.items()},
         "is_baseline": winner.trial is not None and winner.trial["is_baseline"],
         "val_loss": final_loss(winner.trial),
         "baseline_val_loss": winner.baseline_val_loss,

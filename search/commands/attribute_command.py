@@ -18,9 +18,9 @@ from results.study.ledger import Ledger
 from results.study.paths import shown
 from results.study.planned_run import runs_left
 from results.words import budget_words, count_words
-from search.cluster.study_storage import TableMirror, open_or_fetch_study
+from search.cluster.study_storage import open_or_fetch_study
 from search.options import Options
-from search.setup.finish import write_answer
+from search.setup.finish import finish_study
 from search.setup.inputs import check_fit
 from search.setup.plan import Plan, load_for, planned
 from search.setup.preflight_run import check_preflight, preflight_of
@@ -141,10 +141,8 @@ def _run(question: Question, plan: Plan, seeds: int, terminal: Terminal) -> int:
         other = f"each run had {budget_words(plan.budget)}, where the study's trials have {budget_words(own)}"
         found = replace(found, notes=(*found.notes, other))
     write_attribution(study, found)
-    write_answer(study)
+    finish_study(study, plan.options, terminal, samples=False)
     terminal.console.print(render(found))
-    if plan.slots.storage is not None:
-        TableMirror(study, plan.slots.storage, terminal.say).close()
     terminal.say(did_it_words(found), f"report: {shown(study.path / 'report.html')}")
     terminal.document({**ending_document(study, terminal), **to_json(found)})
     return 1 if failed else 0

@@ -54,7 +54,7 @@ def confirm_command(options: Options, terminal: Terminal) -> int:
         code = confirm_study(study, options, terminal)
     except NothingToConfirmError as nothing:
         raise UserError(f"{nothing}{remedy(study)}") from None
-    finish_study(study, code, options, terminal)
+    finish_study(study, options, terminal, samples=code == 0)
     attempts, winner = load_attempts(study), winner_of(study)
     say_attempt(study, attempts[-1], terminal)
     terminal.say(headline(winner), way_words(winner), evidence_words(winner), *notes(winner))

@@ -46,7 +46,8 @@ def conclude(study: Study, code: int, options: Options, terminal: Terminal, *, l
             code = confirm_study(study, options, terminal)
         except NothingToConfirmError as nothing:
             terminal.warn(str(nothing))
-    finish_study(study, code, options, terminal, loaded=loaded)
+    # After an interruption nobody waits for samples.
+    finish_study(study, options, terminal, samples=code == 0, loaded=loaded)
     say_summary(study, terminal)
     return code
 

@@ -23,13 +23,13 @@ Row = dict[str, Any]
 
 
 def finish_study(
-    study: Study, code: int, options: Options, terminal: Terminal, *, loaded: Loaded | None = None
+    study: Study, options: Options, terminal: Terminal, *, samples: bool, loaded: Loaded | None = None
 ) -> None:
-    """Write the best configuration, the samples and the report, and copy them into STORAGE.
+    """Write the best configuration, with `samples` those too, and the report, and copy all into STORAGE.
 
-    code: the exit code of the runs. loaded: the study's inputs, if they are loaded.
+    loaded: the study's inputs, if they are loaded.
     """
-    if code == 0:  # after an interruption nobody waits for samples
+    if samples:
         sample_study(study, options, terminal, loaded)
     with terminal.console.status("writing the report ..."):
         write_answer(study)

@@ -170,13 +170,19 @@ def test_a_fault_of_sampling_is_a_line_and_the_study_ends_as_it_would(
 
     with monkeypatch.context() as patch:
         patch.setattr(sampling, "sample", fail)
-        finish_study(planted.study, 0, read_options(planted.words), Terminal(as_json=False), loaded=planted.plan.loaded)
+        finish_study(
+            planted.study,
+            read_options(planted.words),
+            Terminal(as_json=False),
+            samples=True,
+            loaded=planted.plan.loaded,
+        )
     assert said in capsys.readouterr().out
     assert load_samples(planted.study) is None
     assert "What it writes" not in (planted.study.path / "report.md").read_text()
     assert planted.study.best_env.exists()
     # The next command makes up for it.
-    finish_study(planted.study, 0, read_options(planted.words), Terminal(as_json=False))
+    finish_study(planted.study, read_options(planted.words), Terminal(as_json=False), samples=True)
     assert "What it writes" in (planted.study.path / "report.md").read_text()
 
 
@@ -188,7 +194,9 @@ def test_a_text_that_has_changed_since_is_a_line(planted: Planted, tmp_path: Pat
 
 
 def test_an_interrupted_study_does_not_keep_its_person_waiting(planted: Planted, capsys: Any) -> None:
-    finish_study(planted.study, 130, read_options(planted.words), Terminal(as_json=False), loaded=planted.plan.loaded)
+    finish_study(
+        planted.study, read_options(planted.words), Terminal(as_json=False), samples=False, loaded=planted.plan.loaded
+    )
     assert load_samples(planted.study) is None
     assert SAID not in capsys.readouterr().out
 
