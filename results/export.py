@@ -76,7 +76,9 @@ def export_cli(study: Study, budget: Budget | None = None) -> str:
 
 def make_words(values: Mapping[str, str | None]) -> str:
     """Return the variables that have a value as a shell hands them to make."""
-    return shlex.join(f"{name}={_make_value(value)}" for name, value in values.items() if value)
+    given = {name: value.replace("$", "$$") for name, value in values.items() if value}
+    # make drops blanks after the '='. A reference to the nameless variable, which is empty, keeps them.
+    return shlex.join(f"{name}={'$()' if value[:1].isspace() else ''}{value}" for name, value in given.items())
 
 
 def search_command(document: Mapping[str, Any], words: str) -> str:
@@ -167,11 +169,6 @@ def _env(best: _Best) -> dict[str, str]:
         name: "" if value is None else value if isinstance(value, str) else repr(value)
         for name, value in values.items()
     }
-
-
-def _make_value(value: str) -> str:
-    # make drops blanks after the '='. A reference to the nameless variable, which is empty, keeps them.
-    return ("$()" if value[:1].isspace() else "") + value.replace("$", "$$")
 
 
 def _notes(best: _Best) -> list[str]:

@@ -44,6 +44,7 @@ def report_html(facts: dict[str, Any], traces: dict[str, Any]) -> str:
     figures = report_figures(facts)
     scripts = {"plotly": get_plotlyjs(), "page": (FOLDER / "script.js").read_text(encoding="utf-8")}
     assert not any("</script" in script for script in scripts.values())
+    digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts.values()]
     return render(
         "template.html.j2",
         facts=facts,
@@ -55,7 +56,7 @@ def report_html(facts: dict[str, Any], traces: dict[str, Any]) -> str:
         style=Markup((FOLDER / "style.css").read_text(encoding="utf-8")),
         scripts={name: Markup(script) for name, script in scripts.items()},
         # Only these two scripts may run and nothing may be fetched, whatever the texts of a study contain.
-        script_hashes=" ".join(_csp_hash(script) for script in scripts.values()),
+        script_hashes=" ".join(f"'sha256-{digest}'" for digest in digests),
     )
 
 
@@ -101,10 +102,6 @@ def _json_block(value: Any) -> Any:
     from jinja2.utils import htmlsafe_json_dumps
 
     return htmlsafe_json_dumps(value, dumps=partial(json.dumps, separators=(",", ":"), allow_nan=False))
-
-
-def _csp_hash(script: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 
 def render(template: str, **values: Any) -> str:

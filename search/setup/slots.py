@@ -4,7 +4,7 @@ From that BUDGET_TIME makes steps. It is measured once a study.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -142,11 +142,8 @@ def measured_speeds(
         )
     # The minimum: the first evaluation of a process takes longer than all that follow.
     evaluation_s = min(evaluations_s) if known is None else known.evaluation_s
-    return Speeds(step_s={**step_s, **_estimated(shapes, step_s)}, evaluation_s=evaluation_s)
-
-
-def _estimated(shapes: Sequence[TrialConfig], step_s: Mapping[TrialConfig, float]) -> dict[TrialConfig, float]:
-    """Return a step time for the shapes that failed: any will do, their trials run out of memory anyway."""
+    # For the shapes that failed any time will do: their trials run out of memory anyway.
     largest = max(step_s, key=lambda shape: shape.tokens_per_step)
     a_token_s = step_s[largest] / largest.tokens_per_step
-    return {shape: a_token_s * shape.tokens_per_step for shape in shapes if shape not in step_s}
+    failed = {shape: a_token_s * shape.tokens_per_step for shape in shapes if shape not in step_s}
+    return Speeds(step_s={**step_s, **failed}, evaluation_s=evaluation_s)

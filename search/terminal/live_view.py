@@ -48,6 +48,8 @@ class StudyView:
     trials_planned: int
     console: Console
     ray_is_up: bool = False
+    waiting: set[int] = field(default_factory=set)
+    """Running trials that have lost their worker."""
     notes: list[tuple[int, str]] = field(default_factory=list)
     """(trial_id, line) of every ended trial, the oldest first."""
     _started_at: float = field(default_factory=time.monotonic)
@@ -60,8 +62,6 @@ class StudyView:
     _noun: str = "trials"
     _trained_since: float | None = None
     """When the first trial of this process began; Ray's start does not count for the time left."""
-    _waiting: set[int] = field(default_factory=set)
-    """Running trials that have lost their worker."""
     _live: Live | None = None
 
     def __enter__(self) -> "StudyView":
@@ -86,10 +86,6 @@ class StudyView:
 
     def _rows(self) -> list[dict[str, Any]]:
         return [row for row in self.ledger.trials() if self._includes(row)]
-
-    def trial_waits(self, trial_id: int, *, waits: bool) -> None:
-        """Note whether a trial waits for a worker."""
-        (self._waiting.add if waits else self._waiting.discard)(trial_id)
 
     def refresh(self) -> None:
         """Note that something changed; without a live screen print a progress line at intervals."""
@@ -151,19 +147,15 @@ class StudyView:
             budgets_before=self._budgets_before,
             full_length=self._full_length,
         )
-        left = self._stage(trials) or "estimating the time left"
+        left = "estimating the time left"
+        if self._trained_since is None and all(row["status"] != "running" for row in trials):
+            left = "starting workers" if self.ray_is_up else "starting Ray"
         if left_s is not None:
             left = f"about {duration_words(left_s)} left"
         return (
             f"{len(ended)}/{self.trials_planned} {self._noun}, {token_words(spent_tokens)} tokens, "
             f"{duration_words(now - self._started_at)} so far, {left}"
         )
-
-    def _stage(self, trials: Sequence[dict[str, Any]]) -> str:
-        """Return the stage before the first trial of this process; empty once one has begun."""
-        if self._trained_since is not None or any(row["status"] == "running" for row in trials):
-            return ""
-        return "starting workers" if self.ray_is_up else "starting Ray"
 
     def _running_table(self, trials: Sequence[dict[str, Any]]) -> Table:
         table = Table.grid(padding=(0, 1))
@@ -173,7 +165,7 @@ class StudyView:
             name = run_words(row, baseline)
             bar = ProgressBar(total=1.0, completed=budget_frac(row), width=10)
             config = f"{shape_words(row)}, LR {row['learning_rate']:.2e}, {schedule_words(row)}"
-            does = "waiting for a worker" if row["trial_id"] in self._waiting else running_words(row)
+            does = "waiting for a worker" if row["trial_id"] in self.waiting else running_words(row)
             table.add_row(name, bar, f"val loss {loss_words(row['val_loss'])}", does, config)
         if len(running) > RUNNING_SHOWN:
             table.add_row(f"{len(running) - RUNNING_SHOWN} more")

@@ -60,7 +60,7 @@ class StudyRecorder(Callback):  # type: ignore[misc]
         """Enter the trial, or keep its row if it starts again, and drop checkpoints later than its rows."""
         trial_id: int = trial.config["trial_id"]
         self._heard_at[trial_id] = time.monotonic()
-        self.view.trial_waits(trial_id, waits=False)
+        self.view.waiting.discard(trial_id)
         if trial_id not in self._oom_kills_before:
             self._note_oom_kills(trial_id, pid=None)
         with self._kept():
@@ -102,7 +102,7 @@ class StudyRecorder(Callback):  # type: ignore[misc]
         """Tell of a worker that died; Ray starts the trial again, once."""
         trial_id = trial.config["trial_id"]
         self._enter(iteration, trials, trial)
-        self.view.trial_waits(trial_id, waits=True)
+        self.view.waiting.add(trial_id)
         self._killed_for_memory(trial_id, _error_text(trial))
         self.view.say(
             f"trial {trial_id} lost its worker{self._silence_words(trial_id)}; it starts again from its last checkpoint"
