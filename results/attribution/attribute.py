@@ -34,7 +34,7 @@ from results.attribution.attribution_values import (
 )
 from results.attribution.design import Coalition, Setting, check_changes
 from results.attribution.sentences import combination_words, seed_words
-from results.confirmation.paired_t import t_half_width
+from results.confirmation.paired_t import stable_losses, t_half_width
 from trainable.errors import UserError
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def attribute(
     run = set.intersection(*({*by_seed} for by_seed in losses.values()))
     if not run:
         raise UserError("no seed has every combination yet. Run the remaining combinations of one seed first.")
-    bad = {c: {seed for seed in run if not _is_finite(by_seed[seed])} for c, by_seed in losses.items()}
+    bad = {c: run - stable_losses(by_seed).keys() for c, by_seed in losses.items()}
     seeds = tuple(sorted(run - bad[frozenset()] - bad[everything]))
     by_size = sorted(losses, key=lambda c: (len(c), sorted(c)))
     stable = [c for c in by_size if seeds and not bad[c].intersection(seeds)]
@@ -89,10 +89,6 @@ def attribute(
     )
     extra = {seed for by_seed in losses.values() for seed in by_seed} - run
     return replace(found, notes=tuple(_notes(found, planned=len(losses), extra=extra)))
-
-
-def _is_finite(loss: float | None) -> bool:
-    return loss is not None and math.isfinite(loss)
 
 
 class _Table:
