@@ -5,7 +5,7 @@ from typing import Any
 
 from results.report.figures import marks
 from results.report.figures.claims import attribution_bars, confirmation_intervals, importance_bars
-from results.report.figures.curves import curves, curves_by_time, parallel_coordinates
+from results.report.figures.curves import curves, parallel_coordinates
 from results.report.figures.traces import short
 from results.words import percent_words, range_words
 
@@ -26,7 +26,7 @@ def report_figures(facts: Row) -> dict[str, list[Row]]:
         "parallel": list(parallel_coordinates(facts)),
         "settings": [*_lr_by_batch(facts), *_loss_by_setting(facts)],
         "stability": list(_stability_map(facts)),
-        "speed": [*_pareto(facts), *curves_by_time(facts)],
+        "speed": [*_pareto(facts), *curves(facts, by_time=True)],
         "importance": list(importance_bars(facts)),
         "attribution": list(attribution_bars(facts)),
     }
