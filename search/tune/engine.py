@@ -21,7 +21,7 @@ from results.ranking import leaderboard, ranked_trials
 from results.study.atomic import is_storage_error, storage_error_words
 from results.study.folder import Study
 from results.study.ledger import Ledger
-from results.study.own_files import remove_unfinished
+from results.study.lock import remove_unfinished
 from results.winner import find_winner
 from search.cluster.node_watch import MirrorTables, NodeWatch
 from search.cluster.study_storage import CHECKPOINTS, TableMirror, checkpoint_root
