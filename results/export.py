@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -13,7 +13,11 @@ from results.study.folder import Study
 from results.study.paths import shown
 from results.winner import Winner, evidence_words, lost_lead_words, notes, warning_words, way_words, winner_of
 from results.winner import to_json as winner_json
-from spaces.budget import Budget
+from spaces.budget import Budget, budget_of
+from spaces.domains import Choice, Domain, FloatRange
+from spaces.overrides import Settings, with_overrides
+from spaces.read.load import load_space, space_from_toml
+from spaces.space import SearchSpace
 from trainable.config import ENV_NAMES, TrialConfig, config_from
 from trainable.errors import UserError
 from trainable.model.model_names import DEFAULT_MODEL
@@ -44,10 +48,8 @@ class _Best:
     trial: dict[str, Any]
     config: TrialConfig
     """The trial's, or that of a run of another length."""
-    inputs: dict[str, str | None]
-    """INPUT_VARIABLES' texts."""
-    eval_block_size: int
-    eval_tokens: int
+    document: Mapping[str, Any]
+    """study.json."""
 
 
 def export_env(study: Study, budget: Budget | None = None) -> str:
@@ -69,13 +71,14 @@ def winner_env(study: Study, budget: Budget | None) -> dict[str, str]:
 
 def export_cli(study: Study, budget: Budget | None = None) -> str:
     """Return the study's winner as a `make train NAME=value ...` command. Raises UserError as export_env does."""
-    values = _env(_load(study, budget))
-    return f"make train {make_words(values)}\n"
+    return f"make train {make_words(winner_env(study, budget))}\n"
 
 
 def make_words(values: Mapping[str, str | None]) -> str:
     """Return the variables that have a value as a shell hands them to make."""
-    return shlex.join(f"{name}={_make_value(value)}" for name, value in values.items() if value)
+    given = {name: value.replace("$", "$$") for name, value in values.items() if value}
+    # make drops blanks after the '='. A reference to the nameless variable, which is empty, keeps them.
+    return shlex.join(f"{name}={'$()' if value[:1].isspace() else ''}{value}" for name, value in given.items())
 
 
 def search_command(document: Mapping[str, Any], words: str) -> str:
@@ -93,8 +96,8 @@ def export_json(study: Study, budget: Budget | None = None) -> str:
         "study": best.study,
         **{name: value for name, value in winner_json(best.winner).items() if name != "notes"},
         "tokens_seen": best.trial["tokens_seen"],
-        "evaluation": {"block_size": best.eval_block_size, "tokens": best.eval_tokens},
-        **best.inputs,
+        "evaluation": {name: best.document["evaluation"][name] for name in ("block_size", "tokens")},
+        **{name: best.document.get(name) for name in INPUT_VARIABLES},
         "hyperparameters": asdict(best.config),
         "env": _env(best),
         "notes": _notes(best),
@@ -104,13 +107,9 @@ def export_json(study: Study, budget: Budget | None = None) -> str:
 
 def export_toml(study: Study, budget: Budget | None = None) -> str:
     """Return the study's winner as a space file around it. Raises UserError as export_env does."""
-    # tomlkit takes a tenth of a second to import, which no other format needs.
-    from results.export_space import space_text
-
     best = _load(study, budget)
-    document = study.document()
-    inputs = f"to search it with this study's model and text: {search_command(document, 'SPACE=...')}"
-    return space_text(document, best.config, [*_notes(best), _plain(inputs)], budget=budget)
+    inputs = f"to search it with this study's model and text: {search_command(best.document, 'SPACE=...')}"
+    return _as_space(best.document, best.config, [*_notes(best), _plain(inputs)], budget=budget)
 
 
 def write_best(study: Study) -> None:
@@ -132,10 +131,9 @@ def _load(study: Study, budget: Budget | None) -> _Best:
     if budget is not None:
         config = budget.sized(config)
     document = study.document()
-    inputs = {name: document.get(name) for name in INPUT_VARIABLES}
-    for name, value in inputs.items():
+    for name in INPUT_VARIABLES:
         try:
-            _check_text(value or "")
+            _check_text(document.get(name) or "")
         except ValueError as err:
             raise UserError(f"{shown(study.study_json)}: {name}: {err}.") from None
     return _Best(
@@ -143,9 +141,7 @@ def _load(study: Study, budget: Budget | None) -> _Best:
         winner=winner,
         trial=trial,
         config=config if config.has_warmup else replace(config, warmup_steps=0),
-        inputs=inputs,
-        eval_block_size=document["evaluation"]["block_size"],
-        eval_tokens=document["evaluation"]["tokens"],
+        document=document,
     )
 
 
@@ -157,14 +153,15 @@ def _check_text(value: str) -> None:
 
 
 def _env(best: _Best) -> dict[str, str]:
+    document = best.document
     values: dict[str, Any] = {
         **{variable: getattr(best.config, name) for variable, name in ENV_NAMES.items()},
         "USE_LR_WARMUP": best.config.lr_schedule == "warmup_cosine" and best.config.warmup_steps > 0,
         "MODEL_TYPE": "gpt2",
-        **{variable: best.inputs[name] for name, variable in INPUT_VARIABLES.items()},
-        "WEIGHTS_ONLY": None if best.inputs["checkpoint_path"] is None else True,
-        "EVAL_BLOCK_SIZE": best.eval_block_size,
-        "EVAL_TOKENS": best.eval_tokens,
+        **{variable: document.get(name) for name, variable in INPUT_VARIABLES.items()},
+        "WEIGHTS_ONLY": None if document.get("checkpoint_path") is None else True,
+        "EVAL_BLOCK_SIZE": document["evaluation"]["block_size"],
+        "EVAL_TOKENS": document["evaluation"]["tokens"],
         "EXPORTED_FROM": best.study,
     }
     assert tuple(values) == ENV_ORDER
@@ -174,13 +171,8 @@ def _env(best: _Best) -> dict[str, str]:
     }
 
 
-def _make_value(value: str) -> str:
-    # make drops blanks after the '='. A reference to the nameless variable, which is empty, keeps them.
-    return ("$()" if value[:1].isspace() else "") + value.replace("$", "$$")
-
-
 def _notes(best: _Best) -> list[str]:
-    trial, winner = best.trial, best.winner
+    trial, winner, evaluation = best.trial, best.winner, best.document["evaluation"]
     loss, base = f"val_loss {trial['val_loss']:.4f} nats/token", winner.baseline_val_loss
     if trial["is_baseline"]:
         loss += f"; this is the baseline: {lost_lead_words(winner) or 'no completed trial beat it'}"
@@ -198,11 +190,11 @@ def _notes(best: _Best) -> list[str]:
         evidence_words(winner),
         *notes(winner),
         *_stretch_notes(best),
-        f"evaluated on {best.eval_tokens} held-out tokens, the same for every trial, "
-        f"context {best.eval_block_size}, fp32, dropout off",
+        f"evaluated on {evaluation['tokens']} held-out tokens, the same for every trial, "
+        f"context {evaluation['block_size']}, fp32, dropout off",
         *_script_notes(best),
     ]
-    if (checkpoint_path := best.inputs["checkpoint_path"]) is not None:
+    if (checkpoint_path := best.document.get("checkpoint_path")) is not None:
         lines.append(
             f"every trial took the weights alone from {checkpoint_path}, as WEIGHTS_ONLY=True says to make train; "
             f"{_SCRIPTS} would also continue its step count"
@@ -236,3 +228,47 @@ def _script_notes(best: _Best) -> Iterable[str]:
 def _plain(text: str) -> str:
     # A line break would end the comment and run what follows; other control characters would drive a terminal.
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def _as_space(document: Mapping[str, Any], config: TrialConfig, notes: Sequence[str], *, budget: Budget | None) -> str:
+    """Return the study's own space with `config` as its [baseline], its comments kept; `notes` stand on top.
+
+    Its budget is `budget`, or the study's. A study that searched no space gives the plateau space. Raises UserError
+    when the study's space cannot be read any more, or what is written is no space that can be searched.
+    """
+    import tomlkit  # takes a tenth of a second, which no other format needs
+
+    own = document.get("space")
+    before = space_from_toml(own["toml"], name=own["name"], path=own["path"]) if own else load_space("plateau")
+    text = tomlkit.parse(before.toml)
+    text.pop("baseline", None)
+    _widen(text.get("search", {}), before, config)
+    if own or budget is not None:
+        in_file = budget or budget_of(document)
+        time_s = in_file.device_s
+        text["budget"] = {"tokens": in_file.tokens} if time_s is None else {"device_minutes": time_s / 60}
+    baseline = tomlkit.table()
+    # A space has no seed: SEED sets it for every trial.
+    baseline.update({name: value for name, value in asdict(config).items() if name != "seed"})
+    text["baseline"] = baseline
+    written: str = tomlkit.dumps(text)
+    # A budget that is too short for the largest shapes is refused here, with the least that works.
+    space_from_toml(written, name=before.name, path="the exported space")
+    return "".join(f"# {note}\n" for note in notes) + "\n" + written.lstrip("\n")
+
+
+def _widen(search: Any, before: SearchSpace, config: TrialConfig) -> None:
+    """Widen the domains of [search] to `config`, as a search with BASELINE= does by itself."""
+    after = with_overrides(before, Settings(baseline=(before.name, config)))
+    for parameter in after.parameters:
+        if parameter.domain != before.domain(parameter.name):
+            key, values = _as_toml(parameter.domain)
+            search[parameter.name][key] = values
+
+
+def _as_toml(domain: Domain) -> tuple[str, list[Any]]:
+    if isinstance(domain, Choice):
+        return "choice", list(domain.values)
+    if isinstance(domain, FloatRange):
+        return "log_uniform" if domain.log else "uniform", [domain.low, domain.high]
+    return "int", [domain.low, domain.high]

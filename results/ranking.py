@@ -43,15 +43,11 @@ def leaderboard(trials: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def _place(trial: dict[str, Any]) -> tuple[int, int, float, int]:
     status, rung = trial["status"], trial["rung"]
     by_rung = status in _LOSS_COUNTS and status != "completed" and rung is not None
-    loss = _loss(trial) if status in _LOSS_COUNTS else 0.0
+    loss = trial["val_loss"] if status in _LOSS_COUNTS else 0.0
+    # NaN compares False with everything: a single one would scramble the order.
+    loss = loss if loss is not None and math.isfinite(loss) else math.inf
     # Rungs count from 0, so 1 is the place of trials that reached none.
     return _PLACES.index(status), -rung if by_rung else 1, loss, trial["trial_id"]
-
-
-def _loss(trial: dict[str, Any]) -> float:
-    loss = trial["val_loss"]
-    # NaN compares False with everything: a single one would scramble the order.
-    return loss if loss is not None and math.isfinite(loss) else math.inf
 
 
 def ranked_trials(trials: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

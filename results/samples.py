@@ -6,8 +6,8 @@ from typing import Any
 
 from pydantic import ConfigDict, with_config
 
+from results.study.atomic import read_document, value_of, write_document
 from results.study.folder import Study
-from results.study.json_documents import read_document, value_of, write_document
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from results.confirmation.attempt import Attempt, attempt_rows, confirmed_rows, trials_found
-from results.confirmation.confirmation_file import load_attempts
+from results.confirmation.attempt import Attempt, attempt_rows, confirmed_rows, load_attempts, trials_found
 from results.confirmation.paired_t import CandidateVerdict
 from results.ranking import baseline_trial, final_loss, leaderboard, ranked_trials
 from results.study.folder import Study
@@ -129,6 +128,10 @@ def find_winner(
     proven = min(proofs, key=lambda trial_id: (*_strength(proofs[trial_id][1]), trial_id), default=None)
     trial = next((row for row in board if row["trial_id"] not in worse), None) if proven is None else rows[proven]
     attempt, verdict = verdicts.get(trial["trial_id"], (None, None)) if trial else (None, None)
+    under_way = None
+    if attempts and not attempts[-1].verdicts:
+        have_ended = [has_result(row) for _, row in attempt_rows(attempts[-1], trials)]
+        under_way = sum(have_ended), len(have_ended)
     rival = next((row for row in board if row is not trial and not row["is_baseline"]), None)
     return Winner(
         standing=_standing(trial, baseline, len(ranked), verdict),
@@ -140,7 +143,7 @@ def find_winner(
         rival=rival,
         rival_verdict=verdicts.get(rival["trial_id"], (None, None))[1] if rival else None,
         attempt=attempt,
-        under_way=_under_way(attempts[-1], trials) if attempts and not attempts[-1].verdicts else None,
+        under_way=under_way,
         confirmed=frozenset(rows),
         start_val_loss=start_val_loss,
     )
@@ -163,11 +166,6 @@ def _standing(trial: Row | None, baseline: Row | None, started: int, verdict: Ca
 def _strength(verdict: CandidateVerdict) -> tuple[int, float]:
     mean = verdict.mean_difference
     return len(verdict.unstable_seeds), math.inf if mean is None else mean
-
-
-def _under_way(attempt: Attempt, trials: Sequence[Row]) -> tuple[int, int]:
-    rows = [row for _, row in attempt_rows(attempt, trials)]
-    return sum(map(has_result, rows)), len(rows)
 
 
 def is_worse(loss: float | None, start_val_loss: float | None) -> bool:
@@ -273,17 +271,10 @@ def to_json(winner: Winner) -> Row:
     """Return the winner as JSON's types."""
     verdict = winner.verdict
     fields = ("mean_difference", "low", "high", "p_value", "seeds_needed")
+    rows = {"trial_id": winner.trial, **{n: getattr(winner, n) for n in ("search_best", "proven_best", "baseline")}}
     return {
         "standing": winner.standing,
-        **{
-            name: None if row is None else row["trial_id"]
-            for name, row in (
-                ("trial_id", winner.trial),
-                ("search_best", winner.search_best),
-                ("proven_best", winner.proven_best),
-                ("baseline", winner.baseline),
-            )
-        },
+        **{name: None if row is None else row["trial_id"] for name, row in rows.items()},
         "is_baseline": winner.trial is not None and winner.trial["is_baseline"],
         "val_loss": final_loss(winner.trial),
         "baseline_val_loss": winner.baseline_val_loss,

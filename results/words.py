@@ -74,12 +74,12 @@ def trial_loss_words(trial: Mapping[str, Any]) -> str:
     return "non-finite" if loss is None else f"{loss:.4f} (train)" if loss < LARGEST_LOSS else f"{loss:.3g} (train)"
 
 
-def run_words(row: Mapping[str, Any], baseline_id: int | None) -> str:
+def run_words(row: Mapping[str, Any], baseline: Mapping[str, Any] | None) -> str:
     """Return a run's name: baseline, trial 7, of a confirmation run trial 7, seed 2."""
     match row["purpose"]:
         case "confirmation":
-            of_trial = row["of_trial"]
-            return f"{_trial_words(of_trial, of_trial == baseline_id)}, seed {row['seed']}"
+            is_baseline = baseline is not None and row["of_trial"] == baseline["trial_id"]
+            return f"{_trial_words(row['of_trial'], is_baseline)}, seed {row['seed']}"
         case "attribution":
             return f"{row['combination']}, seed {row['seed']}"
     return _trial_words(row["trial_id"], row["is_baseline"])

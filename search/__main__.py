@@ -64,10 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     from search.terminal.console import lasting_output
 
     words = [MAKE_NAMES.get(word, word) for word in (sys.argv[1:] if argv is None else argv)]
+    leaves_files = "--json" not in words and any(word in LEAVE_FILES for word in words)
     with lasting_output() as stdout:
         code = _run(words)
         stdout.flush()
-        if code == 0 and stdout.error is not None and not _leaves_files(words):
+        if code == 0 and stdout.error is not None and not leaves_files:
             # The output was the result. A closed pipe is not an error to print.
             if not isinstance(stdout.error, BrokenPipeError):
                 print(f"error: the output was not written: {stdout.error.strerror}", file=sys.stderr)
@@ -112,10 +113,6 @@ def _run(words: Sequence[str]) -> int:
         if not is_storage_error(error):
             raise
         return _refused(f"{storage_error_words(error)}. Then run the command again.", terminal)
-
-
-def _leaves_files(words: Sequence[str]) -> bool:
-    return "--json" not in words and any(word in LEAVE_FILES for word in words)
 
 
 def _refused(reason: str, terminal: "Terminal", *, code: int = 2) -> int:

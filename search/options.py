@@ -24,8 +24,10 @@ from trainable.config import (
     BASELINES,
     BEFORE,
     ENV_NAMES,
+    FALSE_WORDS,
     HYPERPARAMETERS,
     SCHEDULES_WITH_WARMUP,
+    TRUE_WORDS,
     TrialConfig,
     parse_hyperparameter,
     variable_of,
@@ -39,6 +41,7 @@ MOST_A_DEVICE = 16
 """Trials on a CPU core or a GPU. Each is a process of half a gibibyte, which begins before their memory is checked."""
 BOUND_WORDS = {"ge": "at least", "gt": "more than", "le": "at most"}
 LONGEST_SHOWN = 60
+SCALES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}
 GCS_PATIENCE_S = 60
 LENGTHS = ("BUDGET_TIME", "BUDGET_TOKENS", "STEPS")
 """The variables that set how long a run is: one of them at most."""
@@ -63,9 +66,12 @@ def _tokens(value: Any) -> Any:
     match = re.fullmatch(r"(\d[\d_]*(?:\.\d+)?)([kKmMgGbB]?)", str(value))
     if match is None:
         raise ValueError("is not a number of tokens such as 400000, 400k or 8M")
-    scale = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}[match[2].lower()]
+    return _scaled(match[1], match[2])
+
+
+def _scaled(number: str, unit: str) -> int:
     # Capped, because an infinite float cannot be rounded; the bound refuses both.
-    return round(min(float(match[1].replace("_", "")) * scale, 10 * MAX_COUNT))
+    return round(min(float(re.sub("[_,]", "", number)) * SCALES[unit.lower()], 10 * MAX_COUNT))
 
 
 class MoreTrials(int):
@@ -84,9 +90,9 @@ def _trials(value: Any) -> Any:
 
 def _flag(value: Any) -> Any:
     word = str(value).lower()
-    if word not in ("true", "1", "yes", "false", "0", "no"):
+    if word not in TRUE_WORDS + FALSE_WORDS:
         raise ValueError("must be True or False")
-    return word in ("true", "1", "yes")
+    return word in TRUE_WORDS
 
 
 def _compile_mode(value: Any) -> Any:
@@ -109,10 +115,21 @@ def _documented(value: str) -> str:
     return value
 
 
-def _token_range(value: str) -> tuple[int, int]:
-    from trainable.text_audit.audit_values import parse_range
+def parse_range(text: str) -> tuple[int, int]:
+    """Return the token positions (first, end) of a range such as 2.0M-2.5M, 500K-1M or 0-20000, half-open.
 
-    return parse_range(value)
+    Raises UserError for anything else and for an empty or reversed range.
+    """
+    position = r"(\d[\d_,]*(?:\.\d+)?)([KMG]?)"
+    match = re.fullmatch(rf"\s*{position}\s*[-–:]\s*{position}\s*", text, re.IGNORECASE)
+    if match is None:
+        raise UserError(f"RANGE={text!r} is not a range of token positions. Write it as 2.0M-2.5M, 500K-1M or 0-20000.")
+    first, end = _scaled(*match.group(1, 2)), _scaled(*match.group(3, 4))
+    if max(first, end) > MAX_COUNT:
+        raise UserError(f"RANGE={text} lies beyond any text. Write it as 2.0M-2.5M, 500K-1M or 0-20000.")
+    if first >= end:
+        raise UserError(f"RANGE={text}: it must end after it starts. Write the smaller position first: 2.0M-2.5M.")
+    return first, end
 
 
 def _storage(value: str) -> str:
@@ -308,7 +325,7 @@ class Options(BaseModel):
     """1 merges LoRA adapters into their base (default: adapters only)"""
     target: Annotated[Text | None, ReadBy("diagnose")] = None
     """a study, STUDY/TRIAL, a checkpoint, a folder of them, or a text log"""
-    range: Annotated[Annotated[tuple[int, int], BeforeValidator(_token_range)] | None, ReadBy("audit")] = None
+    range: Annotated[Annotated[tuple[int, int], BeforeValidator(parse_range)] | None, ReadBy("audit")] = None
     """token positions to look at, e.g. 2.0M-2.5M"""
     clean: Annotated[AbsolutePath | None, ReadBy("audit")] = None
     """write a cleaned copy of the text to this file"""

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from spaces.domains import Choice, Domain
-from trainable.config import DOCUMENTED, TrialConfig, make_config, shape_of, with_steps, with_token_budget
+from trainable.config import DOCUMENTED, TrialConfig, make_config, shape_of
 from trainable.errors import UserError
 
 RANGE_NODES = 5
@@ -166,13 +166,16 @@ class Budget:
 
         Raises UserError when not even one step fits.
         """
-        if self.speeds is None:
-            return with_token_budget(config, self.tokens)
-        steps = self.steps(config)
+        steps, shape = self.steps(config), f"batch_size={config.batch_size} x block_size={config.block_size}"
+        if steps < 1 and self.speeds is None:
+            raise UserError(
+                f"a budget of {self.tokens} tokens is less than one step of {config.tokens_per_step} tokens "
+                f"({shape} x grad_accum_steps={config.grad_accum_steps}). Raise BUDGET_TOKENS."
+            )
         if steps < 1:
-            shape = f"batch_size={config.batch_size} x block_size={config.block_size}"
             raise UserError(f"{self.setting} is less than one step of {shape} and the evaluations. Raise BUDGET_TIME.")
-        return with_steps(config, steps)
+        warmup_steps = round(config.warmup_steps / config.training_steps * steps)
+        return replace(config, training_steps=steps, warmup_steps=warmup_steps)
 
     def milestones(self, config: TrialConfig, milestones_tokens: Sequence[int]) -> Milestones:
         """Return each milestone with the step at which a trial of the configuration has used as much."""

@@ -88,7 +88,7 @@ def check_search(
     """Raise UserError for a single configuration, or for a grid that has ranges, too many cells or no fixed end."""
     if has_one_point(parameters) and not is_alone:
         raise UserError("[search] leaves one configuration only. Give a parameter a second value.")
-    if searcher.name != "grid":
+    if searcher != "grid":
         return
     if ends_early:
         raise UserError("trials is auto, and the cells of a grid are all run. Drop it, or set another [searcher].")

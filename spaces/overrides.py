@@ -1,9 +1,9 @@
 """A search space with the user's variables applied: pinned hyperparameters, budget, trials, another baseline."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from spaces.budget import MAX_TOKENS, Budget, Speeds, budget_of, duration_text
 from spaces.domains import Choice, Condition, Domain, IntRange, SearchParameter, active_point, has_one_point
@@ -11,10 +11,31 @@ from spaces.protocol import AUTO
 from spaces.read.load import space_from_toml
 from spaces.read.space_files import shown_path
 from spaces.space import SearchSpace
-from spaces.user_settings import Settings
 from spaces.warmup import WARMUP_FRAC, warmup_share, with_warmup
 from trainable.config import DOCUMENTED, ENV_NAMES, TrialConfig, make_config, variable_of
 from trainable.errors import UserError, check_bounds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The user's changes to a space file; study.json keeps them as asdict() gives them."""
+
+    trials: int | Literal["auto"] | None = None
+    budget_tokens: int | None = None
+    device_s: float | None = None
+    """A budget of time."""
+    pins: Mapping[str, Any] = field(default_factory=dict)
+    """Hyperparameters fixed for every trial, the baseline included."""
+    baseline: tuple[str, TrialConfig] | None = None
+    """Another baseline; domains are widened to hold it, as far as they can be."""
+    compare: str | None = None
+    """make baseline: the built-in configuration that runs beside the baseline."""
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> "Settings":
+        """Return the settings that study.json keeps. Raises TypeError, UserError."""
+        baseline = document.get("baseline")
+        return cls(**{**document, "baseline": baseline and (baseline[0], TrialConfig(**baseline[1]))})
 
 
 def space_of_document(document: Mapping[str, Any]) -> tuple[SearchSpace, Settings]:
@@ -56,7 +77,7 @@ def with_overrides(space: SearchSpace, settings: Settings, speeds: Speeds | None
     around = _around(space, pins, budget=budget, baseline=settings.baseline)
     evaluation = space.evaluation
     if evaluation.follows_baseline:
-        evaluation = replace(evaluation, block_size=around.config.block_size)
+        evaluation = replace(evaluation, block_size=around["baseline"].block_size)
     given = {
         "TRIALS": trials,
         "BUDGET_TOKENS": budget_tokens,
@@ -64,10 +85,7 @@ def with_overrides(space: SearchSpace, settings: Settings, speeds: Speeds | None
     }
     result = replace(
         space,
-        baseline_name=around.name,
-        baseline=around.config,
-        baseline_warmup_frac=around.warmup_frac,
-        parameters=around.parameters,
+        **around,
         budget=budget,
         evaluation=evaluation,
         trials=trials if isinstance(trials, int) else space.trials,
@@ -83,20 +101,11 @@ def with_overrides(space: SearchSpace, settings: Settings, speeds: Speeds | None
     return result
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Around:
-    """A baseline and the parameters searched around it."""
-
-    name: str
-    config: TrialConfig
-    warmup_frac: float
-    parameters: tuple[SearchParameter, ...]
-
-
 def _around(
     space: SearchSpace, pins: Mapping[str, Any], *, budget: Budget, baseline: tuple[str, TrialConfig] | None
-) -> _Around:
-    """Return the baseline with the pins applied, and the parameters that are left, with domains that contain it."""
+) -> dict[str, Any]:
+    """Return SearchSpace's fields of the baseline, with the pins applied, and of the parameters that are left, with
+    domains that contain it."""
     name, config = baseline or (space.baseline_name, space.baseline)
     share = space.baseline_warmup_frac if baseline is None else warmup_share(config, space.domain(WARMUP_FRAC))
     assert share is not None
@@ -117,7 +126,8 @@ def _around(
     share = new.pop(WARMUP_FRAC, share)
     if "warmup_steps" in new:
         share = new.pop("warmup_steps") / config.training_steps
-    return _Around(name=name, config=make_config(config, new), warmup_frac=share, parameters=parameters)
+    config = make_config(config, new)
+    return {"baseline_name": name, "baseline": config, "baseline_warmup_frac": share, "parameters": parameters}
 
 
 def _checked_pins(pins: Mapping[str, Any]) -> dict[str, Any]:

@@ -44,8 +44,5 @@ class Scheduler:
         return tuple(rungs)
 
 
-@dataclass(frozen=True)
-class Searcher:
-    """What proposes the trials."""
-
-    name: Literal["tpe", "random", "grid"]
+Searcher = Literal["tpe", "random", "grid"]
+"""What proposes the trials."""

@@ -79,7 +79,7 @@ class SearchSpace:
         object.__setattr__(self, "baseline", baseline)
         with self._placed():
             check_baseline(self.baseline_params(), self.parameters, baseline_name=self.baseline_name)
-        if self.searcher.name == "grid":
+        if self.searcher == "grid":
             object.__setattr__(self, "trials", count_cells(self.parameters))
 
     @contextmanager
@@ -153,7 +153,7 @@ class SearchSpace:
 
     def grid_points(self) -> list[dict[str, Any]]:
         """Return the baseline's point, then every other combination of the choices."""
-        assert self.searcher.name == "grid", self.searcher
+        assert self.searcher == "grid", self.searcher
         baseline = self.baseline_params()
         cells = points(self.parameters, lambda parameter: parameter.domain.examples())
         return [baseline, *(cell for cell in cells if cell != baseline)]
@@ -180,4 +180,4 @@ class SearchSpace:
 
     def baseline_alone(self) -> "SearchSpace":
         """Return the space with nothing to search: only the baseline has to fit into the budget."""
-        return replace(self, parameters=(), trials=1, ends_early=False, searcher=Searcher("random"))
+        return replace(self, parameters=(), trials=1, ends_early=False, searcher="random")

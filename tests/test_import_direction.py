@@ -17,7 +17,6 @@ TORCH_FREE = (
     "trainable.rows",
     "trainable.schedule",
     "trainable.stability*",
-    "trainable.checkpoint.exam.base_change",
     "trainable.checkpoint.exam.exam_facts",
     "trainable.model.model_names",
 )

@@ -15,20 +15,10 @@ LORA_TARGETS = re.compile(r"[A-Za-z0-9_.-]+(,[A-Za-z0-9_.-]+)*")
 TRUE_WORDS, FALSE_WORDS = ("true", "1", "yes"), ("false", "0", "no")
 
 
-def _hyperparameter(
-    default: bool | int | float | str,
-    *,
-    env: str,
-    unit: str,
-    low: float = -math.inf,
-    high: float = math.inf,
-    low_open: bool = False,
-    choices: tuple[str, ...] = (),
-    pattern: re.Pattern[str] | None = None,
-) -> Any:
-    metadata = {"env": env, "unit": unit, "low": low, "high": high, "low_open": low_open, "choices": choices}
-    metadata["pattern"] = pattern
-    return field(default=default, metadata=metadata)
+def _hyperparameter(default: bool | int | float | str, *, env: str, unit: str, **bounds: Any) -> Any:
+    unbounded = {"low": -math.inf, "high": math.inf, "low_open": False, "choices": (), "pattern": None}
+    assert bounds.keys() <= unbounded.keys(), bounds
+    return field(default=default, metadata={"env": env, "unit": unit, **unbounded, **bounds})
 
 
 def _checked(spec: Field[Any], value: Any) -> Any:
@@ -192,24 +182,3 @@ def shape_of(config: TrialConfig) -> TrialConfig:
     dropout = DOCUMENTED.dropout if config.dropout > 0 else 0.0
     lora_dropout = DOCUMENTED.dropout if config.use_lora and config.lora_dropout > 0 else 0.0
     return TrialConfig(**{name: getattr(config, name) for name in names}, dropout=dropout, lora_dropout=lora_dropout)
-
-
-def with_steps(config: TrialConfig, training_steps: int) -> TrialConfig:
-    """Return `config` with so many steps; its warm-up keeps its share of the run."""
-    warmup_steps = round(config.warmup_steps / config.training_steps * training_steps)
-    return replace(config, training_steps=training_steps, warmup_steps=warmup_steps)
-
-
-def with_token_budget(config: TrialConfig, budget_tokens: int) -> TrialConfig:
-    """Return `config` with as many whole steps as fit into `budget_tokens`; its warm-up keeps its share of the run.
-
-    Raises UserError when not even one step fits.
-    """
-    steps = budget_tokens // config.tokens_per_step
-    if steps < 1:
-        shape = f"batch_size={config.batch_size} x block_size={config.block_size}"
-        raise UserError(
-            f"a budget of {budget_tokens} tokens is less than one step of {config.tokens_per_step} tokens "
-            f"({shape} x grad_accum_steps={config.grad_accum_steps}). Raise BUDGET_TOKENS."
-        )
-    return with_steps(config, steps)

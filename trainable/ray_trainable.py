@@ -19,9 +19,8 @@ from trainable.config import TrialConfig, without_seed
 from trainable.data.node_cache import SharedInputs
 from trainable.device.device_memory import has_grown, is_out_of_memory, prepare_memory, release_memory
 from trainable.errors import InputChangedError, reason
-from trainable.fidelity import fidelity_tokens, objective
 from trainable.loop import TrainRow, train
-from trainable.rows import MetricsRow, StepRow, TrialStatus, Verdict
+from trainable.rows import MetricsRow, StepRow, TrialStatus, Verdict, fidelity_tokens, objective
 from trainable.run import RunSpec, resume_run, start_run
 from trainable.stability import STOP_KINDS
 from trainable.state import TrainState
@@ -80,7 +79,7 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Begin another trial in this process."""
-        self._drop()
+        self.cleanup()
         self.setup(new_config)
         return True
 
@@ -114,12 +113,8 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
         finally:
             faulthandler.cancel_dump_traceback_later()
         # Only now: the error's traceback held what was in the frames, and nobody knows when the next trial comes.
-        self._drop()
+        self.cleanup()
         return out
-
-    def cleanup(self) -> None:
-        """Free the device."""
-        self._drop()
 
     def _next_result(self) -> dict[str, Any]:
         if self._refusal is not None:
@@ -239,7 +234,8 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
             "active_s": state.active_s if state else 0.0,
         }
 
-    def _drop(self) -> None:
+    def cleanup(self) -> None:
+        """Free the device."""
         self._rows = None
         self._wait_for_save()
         self._state = None

@@ -1,5 +1,10 @@
-"""What training yields: a row per optimizer step, a row per evaluation, and a verdict when it goes wrong."""
+"""What training yields: a row per optimizer step, a row per evaluation, and a verdict when it goes wrong.
 
+And what an evaluation counts as in a search: the milestone that it reached, and a finite objective.
+"""
+
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +17,8 @@ Purpose = Literal["search", "baseline", "train", "confirmation", "attribution"]
 """What a run is for. The first three are what a study was made for; the other two explain them and are never ranked."""
 
 RANKED_PURPOSES: tuple[Purpose, ...] = ("search", "baseline", "train")
+PENALTY_NATS = 1e3
+"""The objective of a trial that has no loss to show. Finite, for ASHA and Optuna both mishandle NaN and inf."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,3 +80,18 @@ class Verdict:
     """The optimizer step at which it was seen."""
     evidence: str
     """The numbers, for a person."""
+
+
+def fidelity_tokens(milestones: Iterable[tuple[int, int]], *, optimizer_steps: int) -> int:
+    """Return the highest milestone whose last whole step is done; 0 before the first step.
+
+    milestones: (tokens of the study's budget, the step with which the trial has come so far).
+    """
+    if optimizer_steps == 0:
+        return 0
+    return max((tokens for tokens, step in milestones if step <= optimizer_steps), default=0)
+
+
+def objective(val_loss: float | None) -> float:
+    """Return the loss in nats/token, or the penalty where it is not finite."""
+    return val_loss if val_loss is not None and math.isfinite(val_loss) else PENALTY_NATS

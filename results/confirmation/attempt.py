@@ -1,11 +1,17 @@
-"""An attempt at a proof: the trials to confirm, the fresh seeds, and the verdicts. It trains nothing."""
+"""An attempt at a proof: the trials to confirm, the fresh seeds, and the verdicts. It trains nothing.
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+A study's attempts are in confirmation.json, written and read back checked. Attempts are added, never erased.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from results.confirmation.paired_t import MIN_SEEDS, CandidateVerdict, Outcome, attempt_alpha, judge
 from results.ranking import baseline_trial, final_loss, leaderboard, ranked_trials
+from results.study.atomic import read_document, value_of, write_document
+from results.study.folder import Study
 from results.study.planned_run import PlannedRun, fresh_seeds, has_result, rows_by_config
 from trainable.config import config_from, without_seed
 from trainable.errors import UserError, check_bounds
@@ -127,3 +133,30 @@ def judged(attempt: Attempt, trials: Sequence[dict[str, Any]]) -> Attempt:
         next_alpha=attempt_alpha(attempt.number + 1),
     )
     return replace(attempt, verdicts=tuple(verdicts))
+
+
+def to_json(attempts: Sequence[Attempt]) -> dict[str, Any]:
+    """Return the attempts as JSON's types."""
+    document: dict[str, Any] = json.loads(json.dumps({"attempts": [asdict(one) for one in attempts]}, allow_nan=False))
+    return document
+
+
+def from_json(document: Mapping[str, Any]) -> tuple[Attempt, ...]:
+    """Return the attempts that to_json was given. Raises KeyError, TypeError or ValueError for anything else."""
+    attempts = tuple(value_of(Attempt, entry) for entry in document["attempts"])
+    for number, attempt in enumerate(attempts, start=1):
+        verdicts_of = [verdict.trial_id for verdict in attempt.verdicts]
+        if attempt.number != number or (verdicts_of and verdicts_of != list(attempt.candidates)):
+            raise ValueError(f"attempt {number} is not whole")
+    return attempts
+
+
+def write_attempts(study: Study, attempts: Sequence[Attempt]) -> None:
+    """Write the study's confirmation.json. Raises OSError."""
+    write_document(study.path / "confirmation.json", to_json(attempts))
+
+
+def load_attempts(study: Study) -> tuple[Attempt, ...]:
+    """Return the study's attempts, the oldest first. Raises UserError when the file is damaged."""
+    found = read_document(study.path / "confirmation.json", from_json, what="a confirmation", again="confirm")
+    return found or ()

@@ -106,7 +106,7 @@ def _judged(
     candidates: int,
 ) -> CandidateVerdict:
     run = sorted(baseline_losses.keys() & candidate_losses.keys())
-    baseline, candidate = _stable(baseline_losses), _stable(candidate_losses)
+    baseline, candidate = stable_losses(baseline_losses), stable_losses(candidate_losses)
     differences = [candidate[seed] - baseline[seed] for seed in run if seed in candidate and seed in baseline]
     unstable = {seed for seed in run if seed not in candidate}
     baseline_unstable = {seed for seed in run if seed not in baseline}
@@ -142,7 +142,8 @@ def _judged(
     return replace(verdict, words=_words(verdict, runs=len(run)))
 
 
-def _stable(losses: Mapping[int, float | None]) -> dict[int, float]:
+def stable_losses(losses: Mapping[int, float | None]) -> dict[int, float]:
+    """Return the losses by seed of the runs that completed with a finite one."""
     return {seed: loss for seed, loss in losses.items() if loss is not None and math.isfinite(loss)}
 
 

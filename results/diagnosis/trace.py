@@ -76,15 +76,12 @@ def trace_of_trial(study: "Study", trial_id: int) -> RunTrace:
 
     Raises UserError when the study has no such trial, it recorded no step, or a table is damaged.
     """
-    from results.study.tables import STEPS, read_rows
-
     trials = {row["trial_id"]: row for row in study.trials()}
     if trial_id not in trials:
         known = f"it has 0 to {max(trials)}" if trials else "none has started"
         raise UserError(f"study {study.name} has no trial {trial_id}: {known}.")
     trial = trials[trial_id]
-    path = study.steps_path(trial_id)
-    step_rows = read_rows(path, STEPS) if path.exists() else []
+    step_rows = study.steps(trial_id)
     evaluations = [row for row in study.metrics() if row["trial_id"] == trial_id]
     if not step_rows and not evaluations:
         raise UserError(f"trial {trial_id} of study {study.name} recorded no step: it is {trial['status']}.")

@@ -1,18 +1,26 @@
-"""The report of a study: report.html, which opens offline, and report.md for a pull request. It computes no facts."""
+"""The report of a study: report.html, which opens offline, and report.md for a pull request. It computes no facts.
+
+Both are templates; the filters in them turn facts into words.
+"""
 
 import base64
 import hashlib
+import html
 import json
-from functools import partial
+import re
+from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
+from results import words
 from results.report.facts.study_facts import report_facts
 from results.report.figures.all_figures import default_view, report_figures, views
 from results.report.figures.traces import trial_traces
-from results.report.templates import FOLDER, render
 from results.study.atomic import write_atomic
 from results.study.folder import Study
 from results.words import STATUS_LABELS, printable, token_words, trial_loss_words, value_words
+
+FOLDER = Path(__file__).parent
 
 
 def write_reports(study: Study) -> dict[str, Any]:
@@ -36,6 +44,7 @@ def report_html(facts: dict[str, Any], traces: dict[str, Any]) -> str:
     figures = report_figures(facts)
     scripts = {"plotly": get_plotlyjs(), "page": (FOLDER / "script.js").read_text(encoding="utf-8")}
     assert not any("</script" in script for script in scripts.values())
+    digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts.values()]
     return render(
         "template.html.j2",
         facts=facts,
@@ -47,7 +56,7 @@ def report_html(facts: dict[str, Any], traces: dict[str, Any]) -> str:
         style=Markup((FOLDER / "style.css").read_text(encoding="utf-8")),
         scripts={name: Markup(script) for name, script in scripts.items()},
         # Only these two scripts may run and nothing may be fetched, whatever the texts of a study contain.
-        script_hashes=" ".join(_csp_hash(script) for script in scripts.values()),
+        script_hashes=" ".join(f"'sha256-{digest}'" for digest in digests),
     )
 
 
@@ -95,5 +104,57 @@ def _json_block(value: Any) -> Any:
     return htmlsafe_json_dumps(value, dumps=partial(json.dumps, separators=(",", ":"), allow_nan=False))
 
 
-def _csp_hash(script: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+def render(template: str, **values: Any) -> str:
+    """Return the template with its values; in .html ones they are escaped unless they are Markup."""
+    return str(_environment().get_template(template).render(statuses=words.STATUS_LABELS, **values))
+
+
+@cache
+def _environment() -> Any:
+    """Return the one environment of the process, which compiles a template once: that takes most of a second."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(FOLDER),
+        autoescape=lambda name: str(name).endswith(".html.j2"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(_FILTERS)
+    return environment
+
+
+def plain(text: Any) -> str:
+    """Return `text` on one line, with the markup of Markdown and HTML escaped."""
+    line = re.sub(r"([\\`*_{}\[\]#!|~$@])", r"\\\1", html.escape(" ".join(str(text).split()), quote=False))
+    # A start that would begin a list.
+    return re.sub(r"^(?=([-+]|\d+[.)])\s)", "&#8203;", line)
+
+
+def fenced(text: str) -> str:
+    """Return `text` as a Markdown code block whose fence is longer than any in the text."""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}text\n{text}\n{fence}"
+
+
+_FILTERS = {
+    "count": words.count_words,
+    # A typographic minus is as wide as a plus, so that a column of differences lines up.
+    "difference": lambda difference: words.difference_words(difference).replace("-", "−"),
+    "duration": words.duration_words,
+    "fenced": fenced,
+    "interval": lambda of: words.interval_words(of["low"], of["high"]).replace("-", "−"),
+    "label": words.label,
+    "local_time": words.local_time_words,
+    "loss": words.loss_words,
+    "percent": words.percent_words,
+    "plain": plain,
+    "printable": words.printable,
+    "signed": words.difference_words,
+    "speed": lambda tokens_per_s: words.value_words(None if tokens_per_s is None else round(tokens_per_s)),
+    "tokens": words.token_words,
+    "trial_loss": words.trial_loss_words,
+    "value": words.value_words,
+}

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from results.study.json_documents import write_document
+from results.study.atomic import write_document
 from results.study.paths import expanded, path_error, shown
 from trainable.errors import UserError, did_you_mean, reason
 from trainable.regular_files import read_regular, sync_folder
@@ -103,17 +103,21 @@ class Study:
 
     def trials(self) -> "list[Row]":
         """Return the rows of trials.parquet by trial_id; none before the first trial. Raises UserError when damaged."""
-        from results.study.tables import TRIALS, read_rows
-
-        rows = read_rows(self.trials_path, TRIALS) if self.trials_path.exists() else []
-        return sorted(rows, key=lambda row: row["trial_id"])
+        return sorted(_rows(self.trials_path, "TRIALS"), key=lambda row: row["trial_id"])
 
     def metrics(self) -> "list[Row]":
         """Return the rows of metrics.parquet by trial_id, then tokens_seen, as trials() does."""
-        from results.study.tables import METRICS, read_rows
+        return sorted(_rows(self.metrics_path, "METRICS"), key=lambda row: (row["trial_id"], row["tokens_seen"]))
 
-        rows = read_rows(self.metrics_path, METRICS) if self.metrics_path.exists() else []
-        return sorted(rows, key=lambda row: (row["trial_id"], row["tokens_seen"]))
+    def steps(self, trial_id: int) -> "list[Row]":
+        """Return the rows of a trial's optimizer steps, as trials() does."""
+        return _rows(self.steps_path(trial_id), "STEPS")
+
+
+def _rows(path: Path, schema: str) -> "list[Row]":
+    from results.study import tables
+
+    return tables.read_rows(path, getattr(tables, schema)) if path.exists() else []
 
 
 def _refuse_constant(text: str) -> None:

@@ -96,7 +96,8 @@ class Ledger:
         An earlier one at the same step with the same loss stays: its train_loss is the mean of the steps before.
         """
         trial = self._running(trial_id)
-        new = _metrics_row(trial_id, row)
+        values = {name: _finite(value) if isinstance(value, float) else value for name, value in asdict(row).items()}
+        new = {"trial_id": trial_id, **{name: values[name] for name in METRICS.names if name in values}}
         known = self._metrics[trial_id]
         earlier = [old for old in known if old["optimizer_steps"] < row.optimizer_steps]
         same = [old for old in known if all(old[name] == new[name] for name in ("optimizer_steps", "val_loss"))]
@@ -206,11 +207,6 @@ class Ledger:
         trial = self._trials[trial_id]
         assert trial["status"] == "running", f"trial {trial_id} is {trial['status']}"
         return trial
-
-
-def _metrics_row(trial_id: int, row: MetricsRow) -> Row:
-    values = {name: _finite(value) if isinstance(value, float) else value for name, value in asdict(row).items()}
-    return {"trial_id": trial_id, **{name: values[name] for name in METRICS.names if name in values}}
 
 
 def _summary(metrics: Sequence[Row]) -> dict[str, Any]:

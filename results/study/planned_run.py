@@ -29,13 +29,9 @@ class PlannedRun:
     def columns(self) -> dict[str, Any]:
         """Return the run as columns of trials.parquet."""
         assert self.trial_id >= 0, self
+        names = ("trial_id", "purpose", "is_baseline", "of_trial", "attempt", "combination")
         return {
-            "trial_id": self.trial_id,
-            "purpose": self.purpose,
-            "is_baseline": self.is_baseline,
-            "of_trial": self.of_trial,
-            "attempt": self.attempt,
-            "combination": self.combination,
+            **{name: getattr(self, name) for name in names},
             "point": None if self.point is None else json.dumps(self.point),
             **asdict(self.config),
         }

@@ -1,6 +1,7 @@
 """The columns of a study's tables, and how tables are written and read. Rows as a whole are results.ranking's."""
 
 import errno
+import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import suppress
@@ -14,7 +15,6 @@ import pyarrow.parquet as pq
 
 from results.study.atomic import write_atomic
 from results.study.paths import shown
-from results.study.table_guard import check_guard, guarded
 from trainable.config import TrialConfig, config_from
 from trainable.errors import UserError, reason
 from trainable.regular_files import MAX_FILE_BYTES, read_regular
@@ -81,6 +81,10 @@ METRICS = pa.schema(
 STEPS = pa.schema(_columns(StepRow))
 """steps/TRIAL.parquet: a row per optimizer step; a loss or norm may be infinite or NaN."""
 
+MARK = b"gpt2-search sha256 "
+"""Comes before the checksum, and nowhere else in a file."""
+_TAIL_BYTES = 8
+"""The footer's length in four bytes, then PAR1."""
 MAX_ROWS = 5_000_000
 MAX_MEASURED = 1e39
 """Above fp32's largest number, 3.4e38: no measurement is as large, and sums and axes of such values overflow."""
@@ -104,6 +108,31 @@ def write_table(path: Path, rows: Sequence[Row], schema: Any) -> None:
     data = guarded(sink.getvalue().to_pybytes())
     _keep_previous(path)
     write_atomic(path, data)
+
+
+def guarded(parquet: bytes) -> bytes:
+    """Return the Parquet file with a checksum right before its footer, in bytes that no page refers to.
+
+    It covers the whole file. Parquet's own cover only the pages: a changed footer reads as other rows.
+    """
+    footer_at = _footer_at(parquet)
+    return parquet[:footer_at] + MARK + hashlib.sha256(parquet).digest() + parquet[footer_at:]
+
+
+def check_guard(data: bytes) -> None:
+    """Raise ValueError when a guarded Parquet file has changed; a file without a checksum passes."""
+    mark_at = data.rfind(MARK)
+    if mark_at < 0:
+        return
+    digest_at = mark_at + len(MARK)
+    footer_at = digest_at + hashlib.sha256().digest_size
+    digest = hashlib.sha256(data[:mark_at] + data[footer_at:]).digest()
+    if footer_at != _footer_at(data) or digest != data[digest_at:footer_at]:
+        raise ValueError("checksum mismatch")
+
+
+def _footer_at(data: bytes) -> int:
+    return len(data) - _TAIL_BYTES - int.from_bytes(data[-_TAIL_BYTES:-4], "little")
 
 
 def read_table(path: Path, schema: Any = None) -> Any:

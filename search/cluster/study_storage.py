@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from results.model_card import model_row
 from results.study.folder import LATEST, Study, check_study_name, open_study, studies_dir
-from results.study.own_files import check_own_files
+from results.study.lock import check_own_files
 from search.options import Options
 from trainable.data.remote_files import below, blocks_of, files_at, write_whole
 from trainable.errors import UserError, full_reason

@@ -3,7 +3,6 @@
 from dataclasses import asdict, replace
 
 from results.attribution.attribute import attribute
-from results.attribution.attribution_files import to_json, write_attribution
 from results.attribution.attribution_runs import (
     NothingToAttributeError,
     Question,
@@ -11,22 +10,22 @@ from results.attribution.attribution_runs import (
     make_question,
     question_of_study,
 )
+from results.attribution.attribution_values import to_json, write_attribution
 from results.attribution.sentences import did_it_words, render
-from results.confirmation.confirmation_file import load_attempts
+from results.confirmation.attempt import load_attempts
 from results.study.folder import Study, check_has_baseline, list_studies, studies_dir
 from results.study.ledger import Ledger
 from results.study.paths import shown
 from results.study.planned_run import runs_left
 from results.words import budget_words, count_words
-from search.cluster.study_storage import TableMirror, open_or_fetch_study
+from search.cluster.study_storage import open_or_fetch_study
 from search.options import Options
-from search.setup.expected_cost import cost_words
-from search.setup.finish import write_answer
+from search.setup.finish import finish_study
 from search.setup.inputs import check_fit
 from search.setup.plan import Plan, load_for, planned
 from search.setup.preflight_run import check_preflight, preflight_of
 from search.setup.reopen import reopen
-from search.setup.run_plan import held, run_plan
+from search.setup.run_plan import cost_words, held, run_plan
 from search.setup.settings import refuse_steps
 from search.terminal.console import Preparing, Terminal
 from search.terminal.next_steps import Step, ending_document, remedy, say_next
@@ -142,10 +141,8 @@ def _run(question: Question, plan: Plan, seeds: int, terminal: Terminal) -> int:
         other = f"each run had {budget_words(plan.budget)}, where the study's trials have {budget_words(own)}"
         found = replace(found, notes=(*found.notes, other))
     write_attribution(study, found)
-    write_answer(study)
+    finish_study(study, plan.options, terminal, samples=False)
     terminal.console.print(render(found))
-    if plan.slots.storage is not None:
-        TableMirror(study, plan.slots.storage, terminal.say).close()
     terminal.say(did_it_words(found), f"report: {shown(study.path / 'report.html')}")
     terminal.document({**ending_document(study, terminal), **to_json(found)})
     return 1 if failed else 0

@@ -24,9 +24,8 @@ def audit_command(options: Options, terminal: Terminal) -> int:
             check_clean(files, out)
         from trainable.model.models import load_tokenizer, separator_id
         from trainable.text_audit.audit import audit
-        from trainable.text_audit.audit_plot import plot_audit
         from trainable.text_audit.clean import write_clean
-        from trainable.text_audit.report import render, render_clean, to_json
+        from trainable.text_audit.report import plot_audit, render, render_clean, to_json
 
         tokenizer = load_tokenizer(inputs.model_name, files, documents=inputs.documents, progress=progress)
         report = audit(

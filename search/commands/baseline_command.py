@@ -8,7 +8,6 @@ from rich.table import Table
 from results.ranking import ranked_trials
 from results.study.folder import Study
 from results.study.ledger import Ledger
-from results.study.tables import STEPS, read_rows
 from results.winner import headline, to_json, warning_words, way_words, winner_of
 from results.words import UNKNOWN, loss_words, token_words
 from search.commands.run_command import header_lines, run_own_trials
@@ -39,7 +38,7 @@ def baseline_command(options: Options, terminal: Terminal) -> int:
     with checked(plan, terminal) as plan:
         code = run_own_trials(plan, Ledger(plan.study), terminal, header_lines(plan))
     study = plan.study
-    finish_study(study, code, options, terminal, loaded=plan.loaded)
+    finish_study(study, options, terminal, samples=code == 0, loaded=plan.loaded)
     names = [plan.document["baseline"]["name"], *([options.compare] if options.compare else [])]
     measured = [
         _measured(study, row, name, plan.loaded.spec.unigram_entropy, plan.loaded.spec.from_scratch)
@@ -72,7 +71,7 @@ def baseline_command(options: Options, terminal: Terminal) -> int:
 def _measured(
     study: Study, row: dict[str, Any], name: str, unigram_entropy: float, from_scratch: bool
 ) -> dict[str, Any]:
-    steps = read_rows(study.steps_path(row["trial_id"]), STEPS) if study.steps_path(row["trial_id"]).exists() else []
+    steps = study.steps(row["trial_id"])
     findings = judge_trace(
         [step["train_loss"] for step in steps],
         [step["grad_norm"] for step in steps],

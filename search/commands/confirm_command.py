@@ -9,11 +9,13 @@ from results.confirmation.attempt import (
     NothingToConfirmError,
     attempt_rows,
     judged,
+    load_attempts,
     plan_attempt,
     planned_runs,
+    to_json,
     trials_found,
+    write_attempts,
 )
-from results.confirmation.confirmation_file import load_attempts, to_json, write_attempts
 from results.study.folder import Study, check_has_baseline
 from results.study.ledger import Ledger
 from results.study.lock import hold
@@ -33,10 +35,9 @@ from results.words import (
 )
 from search.cluster.study_storage import open_or_fetch_study
 from search.options import Options
-from search.setup.expected_cost import cost_words
 from search.setup.finish import finish_study
 from search.setup.reopen import reopen
-from search.setup.run_plan import run_plan
+from search.setup.run_plan import cost_words, run_plan
 from search.setup.settings import refuse_steps
 from search.terminal.console import Preparing, Terminal
 from search.terminal.next_steps import ending_document, remedy
@@ -53,7 +54,7 @@ def confirm_command(options: Options, terminal: Terminal) -> int:
         code = confirm_study(study, options, terminal)
     except NothingToConfirmError as nothing:
         raise UserError(f"{nothing}{remedy(study)}") from None
-    finish_study(study, code, options, terminal)
+    finish_study(study, options, terminal, samples=code == 0)
     attempts, winner = load_attempts(study), winner_of(study)
     say_attempt(study, attempts[-1], terminal)
     terminal.say(headline(winner), way_words(winner), evidence_words(winner), *notes(winner))

@@ -4,7 +4,7 @@ from typing import Any
 
 from rich.table import Table
 
-from results.confirmation.confirmation_file import load_attempts
+from results.confirmation.attempt import load_attempts
 from results.ranking import ranked_trials, spent_by_purpose
 from results.study.folder import Study, list_studies, studies_dir
 from results.study.paths import shown

@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 def model_command(options: Options, terminal: Terminal) -> int:
     """Write the best trial of STUDY (default: the latest search) to OUT."""
     study = open_or_fetch_study(options)
-    trial = model_row(study, _winner(study))
+    winner = winner_of(study).trial
+    if winner is None:
+        raise UserError(f"study {study.name} has no completed trial, so there is no model.{remedy(study)}")
+    trial = model_row(study, winner)
     folder = options.out or study.path / f"model-{trial['trial_id']}"
     record = model_record(study, trial)
     check_model_target(folder, {name: record[name] for name in ("created_at", "trial_id", "hyperparameters")})
@@ -52,13 +55,6 @@ def model_command(options: Options, terminal: Terminal) -> int:
         }
     )
     return 0
-
-
-def _winner(study: Study) -> dict[str, Any]:
-    trial = winner_of(study).trial
-    if trial is None:
-        raise UserError(f"study {study.name} has no completed trial, so there is no model.{remedy(study)}")
-    return trial
 
 
 def _checkpoint(

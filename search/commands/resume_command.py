@@ -1,11 +1,11 @@
 """`make resume`: continues a study from its own files, with more trials or a larger budget if asked."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from results.ranking import ranked_trials
+from results.study.atomic import write_document
 from results.study.folder import Study
-from results.study.json_documents import write_document
 from results.study.ledger import Ledger
 from results.study.lock import hold
 from results.words import budget_words, short_budget_words
@@ -21,11 +21,10 @@ from search.setup.settings import differences, planned_space, space_file_differe
 from search.terminal.console import Preparing, Terminal
 from search.terminal.next_steps import has_more
 from spaces.budget import budget_of
-from spaces.overrides import with_overrides
+from spaces.overrides import Settings, with_overrides
 from spaces.protocol import AUTO
 from spaces.read.load import space_from_toml
 from spaces.space import SearchSpace
-from spaces.user_settings import Settings
 from trainable.errors import UserError
 from trainable.rows import ENDINGS
 
@@ -119,7 +118,7 @@ def _resume(
         raise UserError(f"TRIALS={planned}: study {study.name} has {len(rows)} trials already. Set a larger number.")
     is_changed = planned != document["trials_planned"]
     if is_changed:
-        document = {**document, "trials_planned": planned, "settings": settings.to_json()}
+        document = {**document, "trials_planned": planned, "settings": asdict(settings)}
         document |= {"early_end": None, "exhausted": False}
     if planned == ended:
         if is_changed:

@@ -2,17 +2,17 @@
 
 from dataclasses import asdict
 
-from results.confirmation.attempt import NothingToConfirmError
-from results.confirmation.confirmation_file import load_attempts
+from results.confirmation.attempt import NothingToConfirmError, load_attempts
 from results.ranking import ranked_trials
 from results.study.folder import Study
 from results.study.ledger import Ledger
+from results.study.planned_run import PlannedRun
 from results.words import budget_words, config_words, count_words, token_words
 from search.commands.confirm_command import confirm_study
 from search.options import Options
 from search.setup.finish import finish_study
 from search.setup.inputs import Loaded
-from search.setup.plan import Plan, baseline_runs, make_plan
+from search.setup.plan import Plan, make_plan
 from search.setup.run_plan import checked, run_plan
 from search.terminal.console import Preparing, Terminal
 from search.terminal.summary import say_summary
@@ -46,7 +46,8 @@ def conclude(study: Study, code: int, options: Options, terminal: Terminal, *, l
             code = confirm_study(study, options, terminal)
         except NothingToConfirmError as nothing:
             terminal.warn(str(nothing))
-    finish_study(study, code, options, terminal, loaded=loaded)
+    # After an interruption nobody waits for samples.
+    finish_study(study, options, terminal, samples=code == 0, loaded=loaded)
     say_summary(study, terminal)
     return code
 
@@ -59,7 +60,11 @@ def run_own_trials(plan: Plan, ledger: Ledger, terminal: Terminal, lines: list[s
     left = None
     if plan.kind == "baseline":
         ended = {row["trial_id"] for row in ledger.trials() if row["status"] in ENDINGS}
-        left = [run for run in baseline_runs(plan.configs) if run.trial_id not in ended]
+        left = [
+            PlannedRun(trial_id=number, config=config, purpose="baseline", is_baseline=number == 0)
+            for number, config in enumerate(plan.configs)
+            if number not in ended
+        ]
     code = run_plan(plan, terminal, ledger=ledger, runs=left, lines=lines)
     if code is not None:
         return code
@@ -70,15 +75,13 @@ def header_lines(plan: Plan) -> list[str]:
     """Return the lines printed before the first trial."""
     space, loaded, slots = plan.space, plan.loaded, plan.slots
     assert space is not None
-    facts = loaded.corpus_facts
-    inputs, checkpoint_path = loaded.inputs, plan.options.checkpoint_path
-    start = f", every trial from the weights of {checkpoint_path}" if checkpoint_path else ""
+    model, path, tokens = loaded.spec.model_name, plan.options.checkpoint_path, len(loaded.spec.corpus.train)
+    start = f", every trial from the weights of {path}" if path else ""
     device = loaded.device_info
     return [
         f"study {plan.name}: {space.description}",
-        f"model {inputs.model_name}{start}; {token_words(facts['train_tokens'])} training tokens",
-        *inputs.text_lines,
-        *loaded.separator_notes,
+        f"model {model}{start}; {token_words(tokens)} training tokens",
+        *loaded.text_lines,
         f"{'up to ' if space.ends_early else ''}{plan.document['trials_planned']} trials of at most "
         f"{budget_words(plan.budget)}, evaluated on the same {space.evaluation.tokens:,} held-out tokens at context "
         f"{space.evaluation.block_size}",

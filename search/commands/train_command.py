@@ -1,44 +1,47 @@
 """`make train`: one configuration, without Ray, from step 0 or from a checkpoint."""
 
-from collections.abc import Iterator
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from results.model_card import model_row
+from results.study.atomic import write_document
 from results.study.folder import Study, create_study, studies_dir
-from results.study.json_documents import write_document
 from results.study.ledger import Ledger
 from results.study.paths import shown
 from results.study.planned_run import PlannedRun
 from results.winner import start_val_loss
 from results.words import config_words, loss_words, token_words, trial_loss_words
 from search.options import Options
+from search.setup.finish import sample_study
 from search.setup.folder_of_run import SavedModel, save_run_model
 from search.setup.preflight_run import Preflight, check_preflight
-from search.setup.resumption import resumption_words
 from search.setup.run_checkpoints import NEWEST_KEPT, RunCheckpoints
-from search.setup.samples_run import sample_study
 from search.setup.study_record import start_losses
-from search.setup.train_plan import TrainPlan, make_train_plan, train_document, with_winner_of
+from search.setup.train_plan import TrainPlan, make_train_plan, resumption_words, train_document, with_winner_of
 from search.terminal.console import Preparing, Terminal
 from search.terminal.next_steps import ending_document
 from search.terminal.signals import Interrupts
 from search.terminal.summary import sample_lines
-from search.terminal.train_log import TrainLog
 from trainable.errors import UserError
 from trainable.rows import MetricsRow, Start, StepRow, TrialStatus, Verdict
+from trainable.stability import Finding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from trainable.model.lora import AdapterBase
-    from trainable.preflight.memory import CheckpointRoom
     from trainable.run import RunSpec
     from trainable.state import TrainState
 
+
 EXIT_CODES: dict[TrialStatus, int] = {"completed": 0, "unstable": 1, "interrupted": 130}
+PROGRESS_INTERVAL_STEPS = 25
+SPEED_WINDOW_STEPS = 100
 
 
 def train_command(options: Options, terminal: Terminal) -> int:
@@ -53,8 +56,12 @@ def train_command(options: Options, terminal: Terminal) -> int:
 
             adapters_base_name(begun.adapter_base)  # raises where adapters cannot be written alone
         del begun
+    from trainable.preflight.memory import CheckpointRoom
+
+    # The newest ones, the best, and one being written.
+    room = CheckpointRoom(folder=studies_dir(), count=NEWEST_KEPT + 2) if plan.checkpoint_interval_steps else None
     preflight = Preflight(
-        loaded=plan.loaded, config=plan.config, largest=plan.config, room=_room(plan), checkpoint=plan.checkpoint
+        loaded=plan.loaded, config=plan.config, largest=plan.config, room=room, checkpoint=plan.checkpoint
     )
     check_preflight(preflight, options, terminal)
     with _memory_told(plan):
@@ -99,13 +106,6 @@ def train_command(options: Options, terminal: Terminal) -> int:
     return (status == "interrupted" and interrupts.code) or EXIT_CODES[status]
 
 
-def _room(plan: TrainPlan) -> "CheckpointRoom | None":
-    from trainable.preflight.memory import CheckpointRoom
-
-    # The newest ones, the best, and one being written.
-    return CheckpointRoom(folder=studies_dir(), count=NEWEST_KEPT + 2) if plan.checkpoint_interval_steps else None
-
-
 def _begin(plan: TrainPlan, spec: "RunSpec") -> "TrainState":
     import torch
 
@@ -121,16 +121,15 @@ def _begin(plan: TrainPlan, spec: "RunSpec") -> "TrainState":
 
 
 def _header(plan: TrainPlan, state: "TrainState") -> list[str]:
-    facts, config, device = plan.loaded.corpus_facts, plan.config, plan.loaded.device_info
+    spec, config, device = plan.loaded.spec, plan.config, plan.loaded.device_info
     lines = [
-        f"model {plan.loaded.inputs.model_name} on {device.type} ({device.name}), {config.precision}; "
-        f"{token_words(facts['train_tokens'])} training tokens",
-        *plan.loaded.inputs.text_lines,
-        *plan.loaded.separator_notes,
+        f"model {spec.model_name} on {device.type} ({device.name}), {config.precision}; "
+        f"{token_words(len(spec.corpus.train))} training tokens",
+        *plan.loaded.text_lines,
         f"{config_words(asdict(config))}, {config.training_steps} steps, seed {config.seed}",
     ]
     if plan.checkpoint is not None:
-        lines += resumption_words(plan.checkpoint, config, corpus_fingerprint=facts["fingerprint"])
+        lines += resumption_words(plan.checkpoint, config, corpus_fingerprint=spec.corpus.fingerprint)
     if state.compile_note:
         lines.append(state.compile_note)
     return lines
@@ -245,3 +244,42 @@ def _memory_told(plan: TrainPlan) -> Iterator[None]:
             f"BATCH_SIZE={config.batch_size} x BLOCK_SIZE={config.block_size} does not fit in {spec.device} memory. "
             "Lower BATCH_SIZE and raise GRAD_ACCUM_STEPS by the same factor."
         ) from error
+
+
+class TrainLog:
+    """Turns the rows of one run into lines for `say`."""
+
+    def __init__(self, training_steps: int, *, say: Callable[[str], None]) -> None:
+        self._training_steps = training_steps
+        self._say = say
+        self._started_at = time.monotonic()
+        # A window, because one stall lowers a mean since the start for the rest of the run.
+        self._step_times_s: deque[float] = deque(maxlen=SPEED_WINDOW_STEPS)
+
+    def tell(self, row: StepRow | MetricsRow | Finding | Verdict) -> None:
+        """Print the lines of a row."""
+        match row:
+            case StepRow(optimizer_steps=step):
+                self._step_times_s.append(row.step_time_s)
+                if step % PROGRESS_INTERVAL_STEPS == 0:
+                    left_m = (self._training_steps - step) / self._steps_per_s() / 60
+                    self._say(
+                        f"{self._at(step)} | {self._steps_per_s():.2f} steps/sec | ETA: {left_m:.1f}m | "
+                        f"loss {row.train_loss:.4f} | grad norm {row.grad_norm:.4f}"
+                    )
+            case MetricsRow():
+                self._say(
+                    f"{self._at(row.optimizer_steps)}: train loss {row.train_loss:.4f}, val loss {row.val_loss:.4f} | "
+                    f"LR: {row.learning_rate:.2e} | {time.monotonic() - self._started_at:.1f}s "
+                    f"({self._steps_per_s():.2f} steps/sec)"
+                )
+            case Finding():
+                self._say(f"step {row.step}: {row.kind}: {row.evidence}")
+            case Verdict():
+                self._say(f"step {row.step}: stopped, {row.reason}: {row.evidence}")
+
+    def _at(self, step: int) -> str:
+        return f"step {step}/{self._training_steps} ({100 * step / self._training_steps:.1f}%)"
+
+    def _steps_per_s(self) -> float:
+        return len(self._step_times_s) / sum(self._step_times_s) if self._step_times_s else 0.0

@@ -24,39 +24,15 @@ ROUNDING_NATS = 5e-5
 
 @dataclass(frozen=True, kw_only=True)
 class SavedModel:
-    """A written model, and its loss when read back."""
+    """A written model."""
 
     folder: Path
     dtype: str | None
     """None for adapters without their base."""
     val_loss: float
     """Of the folder as read back, under the study's evaluation."""
-    run_val_loss: float | None
-    """As the study has it."""
-    model_val_loss: float
-    """Of the model before it was saved, on this machine."""
-    step_words: str = ""
-    """The step of its run, where that is not the last."""
-
-    @property
-    def words(self) -> str:
-        """The line for a person."""
-        if self.dtype is None:
-            return (
-                f"adapters{self.step_words} written to {shown(self.folder)}, val loss {self.val_loss:.4f} on their "
-                "base. MERGE=1 writes a whole model"
-            )
-        line = (
-            f"model{self.step_words} written to {shown(self.folder)} ({self.dtype}); read back, its val loss is "
-            f"{self.val_loss:.4f}"
-        )
-        if self.dtype != "fp32":
-            return f"{line}: it was trained in fp32, at {self.model_val_loss:.4f}. DTYPE=fp32 keeps every digit"
-        if self.model_val_loss == self.run_val_loss:
-            return f"{line}, the run's to the last digit"
-        if self.run_val_loss is not None and abs(self.model_val_loss - self.run_val_loss) < ROUNDING_NATS:
-            return f"{line}, the run's to rounding"
-        return f"{line}; the run measured {loss_words(self.run_val_loss)}, on another device or by other versions"
+    words: str
+    """The line for a person."""
 
 
 def save_run_model(
@@ -82,26 +58,28 @@ def save_run_model(
     name = loaded.spec.model_name
     card = model_card(study, trial, winner_of(study), base_license=base_license(name))
     windows = eval_windows(loaded.spec.corpus.val, loaded.spec.protocol)
-    record = model_record(study, trial)
+    record, written = model_record(study, trial), f"{step_words(trial)} written to {shown(folder)}"
     if adapters_on is not None and not options.merge:
         base = adapters_base_name(adapters_on)
         save_adapter_folder(model, loaded.tokenizer, folder, model_name=name, base=base, card=card, record=record)
-        saved_dtype = None
-        val_loss = model_val_loss = evaluate(model, windows)
-    else:
-        whole = merged_model(model) if adapters_on is not None else model
-        saved_dtype = save_model_folder(
-            whole, loaded.tokenizer, folder, model_name=name, dtype=options.dtype, card=card, record=record
-        )
-        again = load_model(str(folder), dropout=0.0, seed=0).to(next(model.parameters()).device)
-        val_loss, model_val_loss = evaluate(again, windows), evaluate(whole, windows)
-        # The same weights and kernels give the same bits: anything else is a bug of ours.
-        assert saved_dtype != "fp32" or val_loss == model_val_loss, (val_loss, model_val_loss)
-    return SavedModel(
-        folder=folder,
-        dtype=saved_dtype,
-        val_loss=val_loss,
-        run_val_loss=trial["val_loss"],
-        model_val_loss=model_val_loss,
-        step_words=step_words(trial),
+        loss = evaluate(model, windows)
+        words = f"adapters{written}, val loss {loss:.4f} on their base. MERGE=1 writes a whole model"
+        return SavedModel(folder=folder, dtype=None, val_loss=loss, words=words)
+    whole = merged_model(model) if adapters_on is not None else model
+    dtype = save_model_folder(
+        whole, loaded.tokenizer, folder, model_name=name, dtype=options.dtype, card=card, record=record
     )
+    again = load_model(str(folder), dropout=0.0, seed=0).to(next(model.parameters()).device)
+    loss, loss_here, run_loss = evaluate(again, windows), evaluate(whole, windows), trial["val_loss"]
+    # The same weights and kernels give the same bits: anything else is a bug of ours.
+    assert dtype != "fp32" or loss == loss_here, (loss, loss_here)
+    if dtype != "fp32":
+        judged = f": it was trained in fp32, at {loss_here:.4f}. DTYPE=fp32 keeps every digit"
+    elif loss_here == run_loss:
+        judged = ", the run's to the last digit"
+    elif run_loss is not None and abs(loss_here - run_loss) < ROUNDING_NATS:
+        judged = ", the run's to rounding"
+    else:
+        judged = f"; the run measured {loss_words(run_loss)}, on another device or by other versions"
+    words = f"model{written} ({dtype}); read back, its val loss is {loss:.4f}{judged}"
+    return SavedModel(folder=folder, dtype=dtype, val_loss=loss, words=words)

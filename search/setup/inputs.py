@@ -77,20 +77,14 @@ class Loaded:
     """What study.json says of model, text and weights, with fingerprints: equal ones make two studies comparable."""
 
     @property
-    def corpus_facts(self) -> Mapping[str, Any]:
-        """study.json's "corpus"."""
-        corpus: Mapping[str, Any] = self.facts["corpus"]
-        return corpus
-
-    @property
-    def separator_notes(self) -> list[str]:
-        """A line on what separates the text's documents, where it has several."""
-        if self.corpus_facts["documents"] < 2:
-            return []
-        separator = self.corpus_facts["separator"]
-        if separator is None:
-            return ["the tokenizer has no end-of-text token: nothing stands between two documents"]
-        return [f"{separator} stands between two documents"]
+    def text_lines(self) -> list[str]:
+        """Lines for the user on the text that was found, and on what separates its documents, where it has several."""
+        if self.inputs.text.documents < 2:
+            return self.inputs.text_lines
+        between = "the tokenizer has no end-of-text token: nothing stands between two documents"
+        if (separator := self.facts["corpus"]["separator"]) is not None:
+            between = f"{separator} stands between two documents"
+        return [*self.inputs.text_lines, between]
 
 
 def check_inputs(options: Options, *, progress: Progress) -> Inputs:

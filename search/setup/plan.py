@@ -17,15 +17,13 @@ from results.study.folder import (
     studies_dir,
     study_exists,
 )
-from results.study.planned_run import PlannedRun
 from search.cluster.connection import check_port
 from search.cluster.study_storage import probed
 from search.options import MoreTrials, Options, check_lora
 from search.setup.inputs import Loaded, check_fit, check_inputs, load_inputs
 from search.setup.settings import read_settings
-from search.setup.slots import slots_for
+from search.setup.slots import measured_speeds, slots_for
 from search.setup.study_record import asked_of, study_document
-from search.setup.trial_speeds import measured_speeds
 from search.terminal.console import Preparing
 from search.trackers.trackers import check_mirrors
 from search.tune.fork_server import unusable_characters
@@ -33,10 +31,9 @@ from search.tune.history import WarmStart
 from search.tune.resources import Slots, check_concurrency
 from search.tune.warm_start import best_trials, warm_start_from
 from spaces.budget import Budget, Milestones, Speeds, budget_of
-from spaces.overrides import space_of_kind, widening_words, with_overrides
+from spaces.overrides import Settings, space_of_kind, widening_words, with_overrides
 from spaces.read.load import load_space
 from spaces.space import SearchSpace
-from spaces.user_settings import Settings
 from trainable.config import BASELINES, TrialConfig, config_from, shape_of
 from trainable.errors import MachineError, UserError
 from trainable.stability import make_rules
@@ -265,14 +262,6 @@ def baseline_configs(space: SearchSpace, settings: Settings) -> list[TrialConfig
         compared = settings.compare, BASELINES[settings.compare]
         configs.append(with_overrides(space, Settings(baseline=compared)).baseline)
     return configs
-
-
-def baseline_runs(configs: Sequence[TrialConfig]) -> list[PlannedRun]:
-    """Return the runs of `make baseline`; the first is the baseline."""
-    return [
-        PlannedRun(trial_id=number, config=config, purpose="baseline", is_baseline=number == 0)
-        for number, config in enumerate(configs)
-    ]
 
 
 def study_name(options: Options, stem: str) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 from results.study.document_model import INPUT_VARIABLES
 from results.study.folder import Study
-from results.study.own_files import remove_unfinished
+from results.study.lock import remove_unfinished
 from results.winner import winner_of
 from results.words import list_words
 from search.cluster.storage_hold import check_unheld

@@ -1,19 +1,19 @@
 """Runs a plan: holds its study, shows progress, hears signals. All trials and confirmations run through here."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from results.ranking import ranked_trials
-from results.study.folder import create_study, remove_if_empty
-from results.study.json_documents import write_document
+from results.ranking import ranked_trials, seconds_a_token
+from results.study.atomic import write_document
+from results.study.folder import create_study, list_studies, remove_if_empty
 from results.study.ledger import Ledger
 from results.study.lock import hold
 from results.study.paths import shown
 from results.study.planned_run import PlannedRun
-from results.words import loss_words
+from results.words import count_words, duration_words, loss_words, token_words
 from search.cluster.storage_hold import claim_name, release_name
 from search.setup.plan import Plan
 from search.setup.preflight_run import check_preflight, preflight_of
@@ -25,7 +25,7 @@ from search.trackers.trackers import mirror_callbacks
 from search.tune.early_end import read_part_losses
 from search.tune.history import History, known_trials
 from search.tune.warm_start import WARM_START_JSON
-from trainable.errors import MachineError
+from trainable.errors import MachineError, UserError
 from trainable.rows import ENDINGS, Start
 
 if TYPE_CHECKING:
@@ -165,3 +165,33 @@ def _with_start(plan: Plan, view: StudyView) -> Plan:
     else:
         return plan
     return replace(plan, loaded=replace(plan.loaded, spec=spec))
+
+
+def cost_words(plan: Plan, runs: Sequence[PlannedRun]) -> str:
+    """Return the runs, their tokens and about how long they take: 9 runs, 1.35M tokens, 2 at a time: about 6 min."""
+    tokens = sum(run.config.training_steps * run.config.tokens_per_step for run in runs)
+    words = f"{count_words(len(runs), 'run')}, {token_words(tokens)} tokens, {plan.slots.count} at a time"
+    # In rounds: while the last run trains, the other slots wait.
+    rounds = -(-len(runs) // plan.slots.count)
+    if plan.budget.device_s is not None:
+        return f"{words}: about {duration_words(plan.budget.device_s * rounds)}"
+    rate = _seconds_a_token(plan)
+    if rate is None:
+        return f"{words}; how long is known once the first have trained"
+    return f"{words}: about {duration_words(tokens / len(runs) * rate * rounds)}"
+
+
+def _seconds_a_token(plan: Plan) -> float | None:
+    """Return the device time of a token: of the study's own runs, else of the newest study like it."""
+    rate = seconds_a_token(plan.study.trials())
+    for study in list_studies() if rate is None else []:
+        with suppress(UserError):  # a damaged study is not asked
+            if _is_alike(study.document(), plan.document) and (rate := seconds_a_token(study.trials())) is not None:
+                break
+    return rate
+
+
+def _is_alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    names = ("type", "name", "slots", "threads_per_slot")
+    ours, theirs = (document.get("device") or {} for document in (one, other))
+    return one.get("model") == other.get("model") and all(ours.get(name) == theirs.get(name) for name in names)

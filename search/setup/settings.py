@@ -7,12 +7,11 @@ from typing import Any
 
 from search.options import MoreTrials, Options, with_origin
 from search.setup.baseline_sources import read_baseline
-from spaces.overrides import space_of_document
+from spaces.overrides import Settings, space_of_document
 from spaces.read.load import space_from_toml
 from spaces.read.space_files import find_space_file, parse_toml, read_space_text
 from spaces.read.toml_table import shown
 from spaces.space import SearchSpace
-from spaces.user_settings import Settings
 from trainable.config import config_from, variable_of
 from trainable.errors import UserError
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from results.study.folder import SCHEMA_VERSION
 from search.setup.inputs import Loaded
+from spaces.overrides import Settings
 from spaces.space import SearchSpace
-from spaces.user_settings import Settings
 from trainable.rows import Start
 
 RECORDED_PACKAGES = ("torch", "ray", "transformers", "optuna", "tokenizers", "numpy", "pyarrow")
@@ -38,9 +38,9 @@ def asked_of(kind: str, space: SearchSpace, settings: Settings, *, trials_planne
         "device_time": space.budget.to_json(),
         "rung_tokens": list(space.rung_tokens()),
         "baseline": {"name": space.baseline_name, **asdict(space.baseline)},
-        "settings": settings.to_json(),
+        "settings": asdict(settings),
         "trials_planned": trials_planned,
-        "searcher": asdict(space.searcher),
+        "searcher": {"name": space.searcher},
         "scheduler": asdict(space.scheduler),
         "stability": space.stability,
         "seed": space.baseline.seed,

@@ -47,6 +47,9 @@ class StudyView:
     ledger: Ledger
     trials_planned: int
     console: Console
+    ray_is_up: bool = False
+    waiting: set[int] = field(default_factory=set)
+    """Running trials that have lost their worker."""
     notes: list[tuple[int, str]] = field(default_factory=list)
     """(trial_id, line) of every ended trial, the oldest first."""
     _started_at: float = field(default_factory=time.monotonic)
@@ -57,11 +60,8 @@ class StudyView:
     """Whether a row is shown: a confirmation's run is not drawn among the search's trials."""
     _full_length: bool = False
     _noun: str = "trials"
-    _ray_is_up: bool = False
     _trained_since: float | None = None
     """When the first trial of this process began; Ray's start does not count for the time left."""
-    _waiting: set[int] = field(default_factory=set)
-    """Running trials that have lost their worker."""
     _live: Live | None = None
 
     def __enter__(self) -> "StudyView":
@@ -86,14 +86,6 @@ class StudyView:
 
     def _rows(self) -> list[dict[str, Any]]:
         return [row for row in self.ledger.trials() if self._includes(row)]
-
-    def ray_is_up(self) -> None:
-        """Note that Ray is up and workers start."""
-        self._ray_is_up = True
-
-    def trial_waits(self, trial_id: int, *, waits: bool) -> None:
-        """Note whether a trial waits for a worker."""
-        (self._waiting.add if waits else self._waiting.discard)(trial_id)
 
     def refresh(self) -> None:
         """Note that something changed; without a live screen print a progress line at intervals."""
@@ -144,10 +136,6 @@ class StudyView:
             parts.append(Group(*lines[:ENDINGS_SHOWN]))
         return Group(*parts)
 
-    def _baseline_id(self) -> int | None:
-        baseline = baseline_trial(self.ledger.trials())
-        return baseline["trial_id"] if baseline else None
-
     def _progress_words(self, trials: Sequence[dict[str, Any]]) -> str:
         now = time.monotonic()
         ended = [row for row in trials if row["status"] in ENDINGS]
@@ -159,7 +147,9 @@ class StudyView:
             budgets_before=self._budgets_before,
             full_length=self._full_length,
         )
-        left = self._stage(trials) or "estimating the time left"
+        left = "estimating the time left"
+        if self._trained_since is None and all(row["status"] != "running" for row in trials):
+            left = "starting workers" if self.ray_is_up else "starting Ray"
         if left_s is not None:
             left = f"about {duration_words(left_s)} left"
         return (
@@ -167,20 +157,15 @@ class StudyView:
             f"{duration_words(now - self._started_at)} so far, {left}"
         )
 
-    def _stage(self, trials: Sequence[dict[str, Any]]) -> str:
-        """Return the stage before the first trial of this process; empty once one has begun."""
-        if self._trained_since is not None or any(row["status"] == "running" for row in trials):
-            return ""
-        return "starting workers" if self._ray_is_up else "starting Ray"
-
     def _running_table(self, trials: Sequence[dict[str, Any]]) -> Table:
         table = Table.grid(padding=(0, 1))
         running = [row for row in trials if row["status"] == "running"]
+        baseline = baseline_trial(self.ledger.trials())
         for row in running[:RUNNING_SHOWN]:
-            name = run_words(row, self._baseline_id())
+            name = run_words(row, baseline)
             bar = ProgressBar(total=1.0, completed=budget_frac(row), width=10)
             config = f"{shape_words(row)}, LR {row['learning_rate']:.2e}, {schedule_words(row)}"
-            does = "waiting for a worker" if row["trial_id"] in self._waiting else running_words(row)
+            does = "waiting for a worker" if row["trial_id"] in self.waiting else running_words(row)
             table.add_row(name, bar, f"val loss {loss_words(row['val_loss'])}", does, config)
         if len(running) > RUNNING_SHOWN:
             table.add_row(f"{len(running) - RUNNING_SHOWN} more")
@@ -226,7 +211,7 @@ def ending_words(row: dict[str, Any], baseline: dict[str, Any] | None, *, note: 
     config = config_words(row)
     share = f"{budget_frac(row):.0%} of the budget"
     loss = f"val loss {loss_words(row['val_loss'])}"
-    name = run_words(row, baseline["trial_id"] if baseline else None)
+    name = run_words(row, baseline)
     is_compared = row["purpose"] in RANKED_PURPOSES and not row["is_baseline"]
     match row["status"]:
         case "completed":

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.text import Text
 
-from results.attribution.attribution_files import load_attribution
+from results.attribution.attribution_values import load_attribution
 from results.export import make_words, search_command
 from results.ranking import ranked_trials
 from results.report.facts.study_facts import edges_of

@@ -58,8 +58,7 @@ def mirror_callbacks(options: Options, view: StudyView, space: SearchSpace) -> "
     """Return the Ray callbacks that copy the view's study to the requested trackers."""
     if not (options.tensorboard or options.optuna_storage or options.mlflow or options.wandb):
         return []
-    from search.trackers.callbacks import OptunaMirror, TensorBoardMirror
-    from search.trackers.guard import GuardedTracker
+    from search.trackers.callbacks import GuardedTracker, OptunaMirror, TensorBoardMirror
 
     name = view.study.name
     made: dict[str, Callable[[], Callback]] = {}

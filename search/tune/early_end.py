@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, mean, median, stdev
 
+from results.study.atomic import read_document, write_document
 from results.study.folder import Study
-from results.study.json_documents import read_document, write_document
 from search.tune.history import KnownTrial
-from trainable.fidelity import objective
+from trainable.rows import objective
 
 FIRST_SHARE = 3 / 4
 """Of the trials that always run. With 2/3 replayed searches save 33 % of the trials instead of 25 %, and lose 2.5 % of

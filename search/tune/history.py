@@ -10,8 +10,7 @@ from pydantic import ConfigDict, with_config
 
 from spaces.budget import Milestones
 from trainable.config import TrialConfig, config_from
-from trainable.fidelity import fidelity_tokens, objective
-from trainable.rows import ENDINGS, TrialStatus
+from trainable.rows import ENDINGS, TrialStatus, fidelity_tokens, objective
 
 
 @with_config(ConfigDict(extra="forbid"))

@@ -394,34 +394,28 @@ def _sigterm_kept() -> Iterator[None]:
 
 def last_error(folder: Path) -> str:
     """Return the last error line in the logs of Ray's own processes; empty without one."""
-    for name in ("raylet.err", "gcs_server.err", "raylet.out", "gcs_server.out"):
-        for path in sorted(folder.glob(f"session_2*/logs/{name}"), reverse=True):
-            lines = _lines(path)
-            signs = ("Check failed", "rror", "No space", "denied", "annot", "ailed")
-            if told := [line for line in lines if any(sign in line for sign in signs)]:
-                return _words(told[-1])
-            if lines and name.endswith(".err"):
-                return _words(lines[-1])
+    signs = ("Check failed", "rror", "No space", "denied", "annot", "ailed")
+    for lines, is_err in _logs(folder, "raylet.err", "gcs_server.err", "raylet.out", "gcs_server.out"):
+        if told := [line for line in lines if any(sign in line for sign in signs)] or (lines if is_err else []):
+            return _words(told[-1])
     return ""
 
 
 def worker_death(folder: Path) -> str:
     """Return the last line of a worker that died while starting; empty if none did."""
     # Until it is connected a worker writes into the raylet's.
-    names = ("worker-*.err", "raylet.err")
-    for path in (path for name in names for path in sorted(folder.glob(f"session_2*/logs/{name}"), reverse=True)):
-        lines = _lines(path)
+    for lines, _ in _logs(folder, "worker-*.err", "raylet.err"):
         if any(line.startswith(DEATHS) for line in lines):
             return _words(lines[-1])
     return ""
 
 
-def _lines(path: Path) -> list[str]:
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return []
-    return [line.strip() for line in text.splitlines() if line.strip()]
+def _logs(folder: Path, *names: str) -> Iterator[tuple[list[str], bool]]:
+    """Yield the lines of Ray's logs of these names, and whether it is a log of errors alone."""
+    for path in (path for name in names for path in sorted(folder.glob(f"session_2*/logs/{name}"), reverse=True)):
+        with suppress(OSError):
+            text = path.read_text(encoding="utf-8", errors="replace")
+            yield [line.strip() for line in text.splitlines() if line.strip()], path.suffix == ".err"
 
 
 def _words(line: str) -> str:

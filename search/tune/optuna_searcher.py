@@ -20,7 +20,7 @@ from spaces.domains import Choice, IntRange, SearchParameter, points
 from spaces.optuna_domains import distribution_of, suggest
 from spaces.space import SearchSpace
 from trainable.config import TrialConfig
-from trainable.fidelity import PENALTY_NATS, objective
+from trainable.rows import PENALTY_NATS, objective
 
 OBJECTIVE = "objective"
 MAX_REFUSED = 200
@@ -103,10 +103,10 @@ class SpaceSearcher(TrialSearcher):
         self._seed = seed
         self._other_ids = history.other_ids
         warm_start = self._warm_start = history.warm_start
-        self._is_grid = space.searcher.name == "grid"
+        self._is_grid = space.searcher == "grid"
         baseline = space.baseline_params()
         # Another study has shown already where the good rates are.
-        has_ladder = space.searcher.name == "tpe" and warm_start is None
+        has_ladder = space.searcher == "tpe" and warm_start is None
         ladder = ladder_points(space.parameters, baseline, most=space.trials // 4) if has_ladder else []
         self._ladder_count = 1 + len(ladder) if ladder else 0
         """The baseline and the ladder; without a ladder none of these trials is a start of its own."""
@@ -242,7 +242,7 @@ def startup_trials(space: SearchSpace) -> int:
 
 def make_sampler(space: SearchSpace, seed: int) -> optuna.samplers.BaseSampler:
     """Return the sampler that the space names; a grid needs none."""
-    if space.searcher.name == "tpe":
+    if space.searcher == "tpe":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             # Groups make conditional parameters proper; the liar keeps parallel trials apart.

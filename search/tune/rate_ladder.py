@@ -10,7 +10,7 @@ from typing import Any
 
 from search.tune.history import KnownTrial
 from spaces.domains import FloatRange, SearchParameter
-from trainable.fidelity import PENALTY_NATS, objective
+from trainable.rows import PENALTY_NATS, objective
 
 RATE = "learning_rate"
 SIZES = ("batch_size", "block_size")

@@ -1,4 +1,7 @@
-"""StudyRecorder: writes what Ray reports into the study's ledger and tells the view. It decides nothing."""
+"""StudyRecorder: writes what Ray reports into the study's ledger and tells the view. It decides nothing.
+
+The kernel's count of out-of-memory kills in a worker's cgroup tells such a death from a crash.
+"""
 
 import time
 from collections import Counter
@@ -17,15 +20,18 @@ from results.study.ledger import Ledger
 from results.study.planned_run import PlannedRun
 from search.terminal.live_view import StudyView
 from search.tune.early_end import write_part_losses
-from search.tune.oom_kills import OomCounter
 from search.tune.trial_log import TrialLog
 from trainable.checkpoint.checkpoint_store import CheckpointStore
+from trainable.device.device import cgroup_folders, text_of
 from trainable.rows import MetricsRow, StepRow, TrialStatus, Verdict
 
 WORKER_DIED = ("ActorDiedError", "ActorUnavailableError", "RayActorError", "WorkerCrashedError")
 """Ray's errors for a process that died. An exception in the trial's code is another error."""
 OUT_OF_MEMORY_SIGNS = ("ray.exceptions.OutOfMemoryError", "CUDA out of memory")
 """From Ray's memory monitor, and from a CUDA allocator that kills the worker."""
+OF_A_GROUP = ("memory.events.local", "memory.oom_control")
+"""The file of a group's count, without kills in the groups below: version 2, and 1."""
+OF_THE_MACHINE = Path("/proc/vmstat")
 
 
 @dataclass(eq=False)
@@ -39,14 +45,14 @@ class StudyRecorder(Callback):  # type: ignore[misc]
     checkpoints_of: Callable[[int], CheckpointStore]
     on_ended: Callable[[int], None]
     evaluation_timeout_s: float
-    oom_counter_of: Callable[[int | None], OomCounter]
+    oom_counter_of: Callable[[int | None], Path | None]
     storage_error: OSError | None = None
     """Why the study could not be written; it ends the engine."""
     input_fault: tuple[str, str] | None = None
     """Which input is gone or has changed, and the remedy; it ends the engine, and no trial counts as failed."""
-    _oom_kills_before: dict[int, tuple[OomCounter, int]] = field(default_factory=dict)
+    _oom_kills_before: dict[int, tuple[Path | None, int]] = field(default_factory=dict)
     """By trial: the counter of its worker's cgroup, and its count when the trial was last heard of."""
-    _oom_kills_explained: Counter[OomCounter] = field(default_factory=Counter)
+    _oom_kills_explained: Counter[Path | None] = field(default_factory=Counter)
     """Each kill explains one death of a worker, not several."""
     _heard_at: dict[int, float] = field(default_factory=dict)
 
@@ -54,7 +60,7 @@ class StudyRecorder(Callback):  # type: ignore[misc]
         """Enter the trial, or keep its row if it starts again, and drop checkpoints later than its rows."""
         trial_id: int = trial.config["trial_id"]
         self._heard_at[trial_id] = time.monotonic()
-        self.view.trial_waits(trial_id, waits=False)
+        self.view.waiting.discard(trial_id)
         if trial_id not in self._oom_kills_before:
             self._note_oom_kills(trial_id, pid=None)
         with self._kept():
@@ -96,7 +102,7 @@ class StudyRecorder(Callback):  # type: ignore[misc]
         """Tell of a worker that died; Ray starts the trial again, once."""
         trial_id = trial.config["trial_id"]
         self._enter(iteration, trials, trial)
-        self.view.trial_waits(trial_id, waits=True)
+        self.view.waiting.add(trial_id)
         self._killed_for_memory(trial_id, _error_text(trial))
         self.view.say(
             f"trial {trial_id} lost its worker{self._silence_words(trial_id)}; it starts again from its last checkpoint"
@@ -133,13 +139,13 @@ class StudyRecorder(Callback):  # type: ignore[misc]
 
     def _note_oom_kills(self, trial_id: int, *, pid: int | None) -> None:
         counter = self.oom_counter_of(pid)
-        self._oom_kills_before[trial_id] = counter, counter.kills() - self._oom_kills_explained[counter]
+        self._oom_kills_before[trial_id] = counter, oom_kills(counter) - self._oom_kills_explained[counter]
 
     def _killed_for_memory(self, trial_id: int, error_text: str) -> bool:
         """Return whether the kernel killed a process since the trial was heard of, not counting explained kills."""
         counter, before = self._oom_kills_before[trial_id]
         died = any(sign in error_text for sign in WORKER_DIED)
-        killed = died and counter.kills() - self._oom_kills_explained[counter] > before
+        killed = died and oom_kills(counter) - self._oom_kills_explained[counter] > before
         self._oom_kills_explained[counter] += killed
         return killed
 
@@ -206,3 +212,20 @@ def _error_text(trial: Trial) -> str:
     # trial.get_error() reads the storage's copy, which comes later.
     text = Path(trial.error_file).read_text(encoding="utf-8", errors="replace") if trial.error_file else ""
     return Text.from_ansi(text).plain
+
+
+def oom_counter_of(pid: int | None) -> Path:
+    """Return the file of the count for a process on this machine, None for this one; without cgroups the machine's."""
+    # In a container a group may be named as on the machine, where the container's own is at the root.
+    counters = (folder / name for folder in cgroup_folders("memory", pid) for name in OF_A_GROUP)
+    return next((path for path in counters if _count(path) is not None), OF_THE_MACHINE)
+
+
+def oom_kills(counter: Path | None) -> int:
+    """Return the count; 0 without a counter."""
+    return _count(counter) or 0 if counter else 0
+
+
+def _count(path: Path) -> int | None:
+    lines = text_of(path).splitlines()
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), None)

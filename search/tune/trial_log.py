@@ -156,12 +156,11 @@ class TrialLog:
         if self.is_baseline(trial_id):
             return True
         objective = self.recorded[rung][trial_id]
-        before = [other for other in self._trials if other < trial_id]
-        unknown = sum(self._may_yet_count(other, rung) for other in before)
+        unknown = sum(self._may_yet_count(other, rung) for other in self._trials if other < trial_id)
         known = [
-            self.recorded[rung][other]
-            for other in before
-            if other in self.recorded[rung] and self._counts(other, rung) and not self._may_yet_count(other, rung)
+            loss
+            for other, loss in self.recorded[rung].items()
+            if other < trial_id and self._stopped.get(other, rung) >= rung and not self._may_yet_count(other, rung)
         ]
         better = sum(loss < objective for loss in known)
         count = len(known) + 1
@@ -172,10 +171,6 @@ class TrialLog:
 
     def _kept(self, count: int) -> int:
         return max(1, count // self.reduction_factor)
-
-    def _counts(self, trial_id: int, rung: int) -> bool:
-        """Return whether the trial was not stopped before the rung."""
-        return self._stopped.get(trial_id, rung) >= rung
 
     def _may_yet_count(self, trial_id: int, rung: int) -> bool:
         """Return whether the trial may still count at the rung with an objective that is not known yet."""

@@ -6,8 +6,8 @@ from functools import partial
 from typing import Any
 
 from results.ranking import leaderboard, ranked_trials
+from results.study.atomic import read_document, value_of
 from results.study.folder import Study
-from results.study.json_documents import read_document, value_of
 from search.tune.history import KnownTrial, WarmStart, known_trials
 from spaces.budget import Budget, budget_of
 from spaces.domains import active_point
@@ -16,7 +16,7 @@ from spaces.space import SearchSpace
 from spaces.warmup import WARMUP_FRAC
 from trainable.config import TrialConfig
 from trainable.errors import UserError
-from trainable.fidelity import objective
+from trainable.rows import objective
 
 FIRST_POINTS = 3
 WARM_START_JSON = "warm_start.json"
@@ -54,7 +54,7 @@ def warm_start_from(source: Study, space: SearchSpace, facts: Mapping[str, Any])
     return WarmStart(
         source=source.name,
         told=[trial for trial in told if trial is not None],
-        first_points=firsts[:FIRST_POINTS] if space.searcher.name != "grid" else [],
+        first_points=firsts[:FIRST_POINTS] if space.searcher != "grid" else [],
     )
 
 

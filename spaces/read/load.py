@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 from spaces.budget import MAX_TOKENS, Budget
 from spaces.protocol import AUTO, AUTO_TRIALS, Evaluation, Scheduler, Searcher
@@ -40,9 +40,10 @@ def space_from_tables(tables: Mapping[str, Any], *, name: str, path: str) -> Sea
     evaluation = _read_evaluation(top.table("evaluation"), baseline)
     budget = _read_budget(top.table("budget"), baseline)
     scheduler = _read_scheduler(top.table("scheduler"), budget.tokens)
-    searcher = _read_searcher(top.table("searcher"))
-    is_grid = searcher.name == "grid"
-    if not top.has("trials") and not is_grid:
+    of_searcher = top.table("searcher")
+    of_searcher.allow(("name",), why_not={"seed": "which SEED sets for a study."})
+    searcher = cast(Searcher, of_searcher.text("name", "tpe", get_args(Searcher)))
+    if not top.has("trials") and searcher != "grid":
         raise top.error('has no trials. Say how many, such as trials = 24, or set [searcher] name = "grid".')
     ends_early = (asked := top.values.get("trials")) == AUTO
     if isinstance(asked, str) and not ends_early:
@@ -121,11 +122,6 @@ def _read_scheduler(table: Table, budget_tokens: int) -> Scheduler:
     if not 0 < grace_frac < 1:
         raise table.error(f"is {grace_frac:g}; a share of the budget is more than 0 and less than 1.", "grace_frac")
     return Scheduler(name, math.ceil(grace_frac * budget_tokens), reduction_factor, grace_frac)
-
-
-def _read_searcher(table: Table) -> Searcher:
-    table.allow(("name",), why_not={"seed": "which SEED sets for a study."})
-    return Searcher(cast(Literal["tpe", "random", "grid"], table.text("name", "tpe", ("tpe", "random", "grid"))))
 
 
 def _read_stability(table: Table) -> dict[str, Any]:

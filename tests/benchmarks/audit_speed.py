@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from trainable.data.embedded_text import docstrings
+from trainable.data.corpus import docstrings
 from trainable.data.tokens import train_tokenizer
 from trainable.text_audit.audit import audit
-from trainable.text_audit.audit_plot import plot_audit
 from trainable.text_audit.clean import write_clean
+from trainable.text_audit.report import plot_audit
 
 VOCAB_SIZE = 8192
 SENTENCE_WORDS = 18

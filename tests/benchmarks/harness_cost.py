@@ -34,7 +34,7 @@ from search.setup.study_record import study_document
 from search.terminal.console import Terminal
 from spaces.budget import Budget
 from spaces.read.load import load_space
-from trainable.config import DOCUMENTED, TrialConfig, with_token_budget
+from trainable.config import DOCUMENTED, TrialConfig
 
 PLATEAU = load_space("plateau")
 EVALUATIONS, EVAL_TOKENS = len(PLATEAU.evaluation_tokens()), PLATEAU.evaluation.tokens
@@ -118,7 +118,7 @@ def alone_s(config: TrialConfig, budget_tokens: int) -> float:
 
 def inside_and_alone(everything: Any, budget_tokens: int, rounds: int) -> dict[str, Any]:
     """Return how a trial inside a study compares with the loop alone, round by round, and where its time goes."""
-    config = with_token_budget(replace(DOCUMENTED, learning_rate=1e-3), budget_tokens)
+    config = Budget(tokens=budget_tokens).sized(replace(DOCUMENTED, learning_rate=1e-3))
     ratios, gaps_s, outside = [], [], []
     for _ in range(rounds):
         alone = alone_s(config, budget_tokens)
@@ -156,13 +156,14 @@ def parts(everything: Any) -> dict[str, Any]:
     """Return what an evaluation, a checkpoint and a ledger write cost, ms, and the evaluations' share of a trial."""
     from datetime import UTC
 
+    from trainable.checkpoint.checkpoint import checkpoint_payload
     from trainable.checkpoint.checkpoint_store import BackgroundSaver, CheckpointStore
     from trainable.evaluation import eval_windows, evaluate
     from trainable.loop import train
     from trainable.rows import MetricsRow, StepRow
     from trainable.run import start_run
 
-    spec, config = everything.spec, with_token_budget(DOCUMENTED, PLATEAU.budget.tokens)
+    spec, config = everything.spec, Budget(tokens=PLATEAU.budget.tokens).sized(DOCUMENTED)
     state = start_run(spec, config)
     windows = eval_windows(spec.corpus.val, spec.protocol)
     rows = [row for row, _ in zip(train(state, spec.corpus, spec.protocol, eval_steps=()), range(12), strict=False)]
@@ -177,7 +178,9 @@ def parts(everything: Any) -> dict[str, Any]:
             saver.save(state, model_name="tiny", corpus_fingerprint="x")
             stalls_ms.append(1e3 * (time.perf_counter() - started))
             saver.wait()
-        whole_ms = times_ms(lambda: store.save(state, model_name="tiny", corpus_fingerprint="x"), 5)
+        whole_ms = times_ms(
+            lambda: store.write(checkpoint_payload(state, model_name="tiny", corpus_fingerprint="x")), 5
+        )
         (Path(folder) / "steps").mkdir()
         ledger = Ledger(Study(Path(folder)))
         metrics = next(row for row in rows if isinstance(row, MetricsRow))
@@ -303,7 +306,7 @@ def naive_losses(spec: Any, config: TrialConfig, eval_steps: set[int]) -> Iterat
 
 def against_plain_tune(everything: Any, budget_tokens: int, trials: int, rounds: int) -> dict[str, Any]:
     """Return our trials per hour over plain Ray Tune's, with the same loop and with a naive one; two at a time."""
-    config = with_token_budget(replace(DOCUMENTED, learning_rate=1e-3), budget_tokens)
+    config = Budget(tokens=budget_tokens).sized(replace(DOCUMENTED, learning_rate=1e-3))
     configs = [replace(config, seed=seed) for seed in range(trials)]
     same, naive, ours_per_hour = [], [], []
     for _ in range(rounds):

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from transformers import GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerFast
 
 from trainable.config import TrialConfig
-from trainable.data.embedded_text import docstrings, language_reference
+from trainable.data.corpus import docstrings, language_reference
 from trainable.data.tokens import Corpus, load_corpus, train_tokenizer
 from trainable.device.device_memory import prepare_memory
 from trainable.evaluation import EvalProtocol, eval_windows, evaluate

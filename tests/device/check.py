@@ -38,7 +38,7 @@ from trainable.device.own_process import in_own_process
 from trainable.device.speed_probe import probe
 from trainable.evaluation import EvalProtocol
 from trainable.loop import train
-from trainable.preflight.memory_probe import estimate_step_bytes
+from trainable.preflight.memory import estimate_step_bytes
 from trainable.rows import StepRow
 from trainable.run import RunSpec, start_run
 

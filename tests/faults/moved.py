@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from results.study.folder import Study
 from tests.faults.common import SPACE, Place, differences, report
 from tests.running import Running
-from trainable.data.embedded_text import language_reference
+from trainable.data.corpus import language_reference
 
 TRIALS = 6
 

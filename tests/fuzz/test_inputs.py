@@ -20,8 +20,7 @@ from tokenizers import Tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from results.study.folder import Study
-from results.study.lock import hold
-from results.study.own_files import remove_unfinished
+from results.study.lock import hold, remove_unfinished
 from tests.fuzz.commands import run
 from tests.fuzz.outcome import CASES, EXAMPLES, attempt
 from tests.fuzz.studies import Files, cut, damaged, odd, put, whole_study

@@ -204,7 +204,6 @@ def test_a_document_holds_nothing_of_the_environment(monkeypatch: pytest.MonkeyP
     protocol = EvalProtocol(block_size=128, tokens=256)
     loaded: Any = SimpleNamespace(
         facts={"model": "tiny", "corpus": corpus},
-        corpus_facts=corpus,
         device_info=device,
         spec=SimpleNamespace(protocol=protocol, stability={}),
     )

@@ -12,7 +12,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from results.study.folder import check_study_name, create_study, new_study_name, open_study, studies_dir
-from search.options import FIELDS, FOLDERS, KNOWN, Options, parse_options, read_options, with_default_warmup
+from search.options import (
+    FIELDS,
+    FOLDERS,
+    KNOWN,
+    Options,
+    parse_options,
+    parse_range,
+    read_options,
+    with_default_warmup,
+)
 from search.setup.inputs import check_inputs
 from search.setup.plan import study_name
 from search.setup.settings import read_settings
@@ -20,7 +29,6 @@ from tests.documents import sound_document
 from tests.fuzz.outcome import EXAMPLES, attempt
 from tests.fuzz.texts import assignable, texts
 from trainable.config import DOCUMENTED, ENV_NAMES, make_config
-from trainable.text_audit.audit_values import parse_range
 
 many = settings(max_examples=5 * EXAMPLES)
 """These cost next to nothing."""

@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 
-from results.confirmation.confirmation_file import load_attempts
+from results.confirmation.attempt import load_attempts
 from results.winner import winner_of
 from tests.journeys.conftest import Shell, purposes, study_agrees
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from results.winner import winner_of
 from tests.journeys.conftest import Shell, purposes, study_agrees
-from trainable.data.embedded_text import language_reference
+from trainable.data.corpus import language_reference
 from trainable.model.model_names import model_folder
 
 SETTINGS = """

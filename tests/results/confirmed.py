@@ -3,8 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from results.confirmation.attempt import Attempt, judged, plan_attempt, planned_runs
-from results.confirmation.confirmation_file import load_attempts, write_attempts
+from results.confirmation.attempt import Attempt, judged, load_attempts, plan_attempt, planned_runs, write_attempts
 from results.study.folder import Study
 from results.study.tables import TRIALS, Row, write_table
 

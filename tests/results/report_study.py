@@ -12,10 +12,9 @@ from results.study.folder import Study
 from results.study.tables import METRICS, STEPS, TRIALS, Row, write_table
 from spaces.budget import Speeds
 from spaces.domains import Choice, active_point
-from spaces.overrides import with_overrides
+from spaces.overrides import Settings, with_overrides
 from spaces.read.load import load_space
 from spaces.space import SearchSpace
-from spaces.user_settings import Settings
 from tests.rows import trial_row
 from trainable.config import TrialConfig
 from trainable.schedule import learning_rate_at
@@ -205,7 +204,7 @@ def _document(study: Study, space: SearchSpace, trials: int) -> dict[str, Any]:
         "baseline": {"name": space.baseline_name, **asdict(space.baseline)},
         "settings": {"pins": {}, "device_s": space.budget.device_s},
         "trials_planned": trials,
-        "searcher": asdict(space.searcher),
+        "searcher": {"name": space.searcher},
         "scheduler": asdict(space.scheduler),
         "stability": {},
         "seed": space.baseline.seed,

@@ -13,13 +13,18 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from results.attribution.attribute import attribute
-from results.attribution.attribution_files import from_json, load_attribution, to_json, write_attribution
+from results.attribution.attribute import attribute, interaction_weights, shapley_weights
 from results.attribution.attribution_runs import make_question
-from results.attribution.attribution_values import Attribution, Estimate
+from results.attribution.attribution_values import (
+    Attribution,
+    Estimate,
+    from_json,
+    load_attribution,
+    to_json,
+    write_attribution,
+)
 from results.attribution.design import Coalition, Setting, changed_settings, coalitions, config_of
 from results.attribution.sentences import did_it_words, render, summary_lines
-from results.attribution.shapley_weights import interaction_weights, shapley_weights
 from results.study.folder import Study
 from spaces.budget import Budget
 from tests.rows import trial_row

@@ -16,8 +16,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from results.confirmation.attempt import Attempt, attempt_rows, judged, plan_attempt, planned_runs
-from results.confirmation.confirmation_file import from_json, load_attempts, to_json, write_attempts
+from results.confirmation.attempt import (
+    Attempt,
+    attempt_rows,
+    from_json,
+    judged,
+    load_attempts,
+    plan_attempt,
+    planned_runs,
+    to_json,
+    write_attempts,
+)
 from results.confirmation.paired_t import ALPHA, attempt_alpha, judge
 from results.study.folder import Study
 from results.study.planned_run import runs_left

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from results.study.folder import Study
-from results.study.lock import hold
-from results.study.own_files import check_own_files, remove_unfinished
+from results.study.lock import check_own_files, hold, remove_unfinished
 from tests.faults.received import CASES, Case, wrong
 from trainable.errors import UserError
 

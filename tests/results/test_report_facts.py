@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from results.attribution.attribute import attribute
-from results.attribution.attribution_files import write_attribution
+from results.attribution.attribution_values import write_attribution
 from results.attribution.design import changed_settings
 from results.report.facts.study_facts import report_facts
 from results.report.page import markdown

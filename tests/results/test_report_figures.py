@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from results.attribution.attribute import attribute
-from results.attribution.attribution_files import write_attribution
+from results.attribution.attribution_values import write_attribution
 from results.attribution.design import changed_settings
 from results.ranking import leaderboard
 from results.report.facts.study_facts import report_facts

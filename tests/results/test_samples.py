@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from results.report.facts.study_facts import report_facts
-from results.report.page import markdown, report_html
-from results.report.templates import fenced
+from results.report.page import fenced, markdown, report_html
 from results.samples import Sample, Samples, load_samples, samples_json, to_json, write_samples
 from results.study.folder import Study
 from tests.results.report_study import make_report_study

@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from results.study import tables
-from results.study.table_guard import MARK
 from results.study.tables import (
+    MARK,
     METRICS,
     STEPS,
     TRIALS,

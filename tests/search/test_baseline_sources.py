@@ -13,9 +13,8 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
 from search.setup.baseline_sources import read_baseline
-from spaces.overrides import widening_words, with_overrides
+from spaces.overrides import Settings, widening_words, with_overrides
 from spaces.read.load import load_space
-from spaces.user_settings import Settings
 from trainable.checkpoint.checkpoint import save_checkpoint
 from trainable.checkpoint.trainer_args import read_trainer_args
 from trainable.config import BEFORE, DOCUMENTED, TrialConfig

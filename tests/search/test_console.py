@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from search.terminal.console import PlainConsole, plain, print_line, print_table
-from search.trackers.guard import GuardedTracker
+from search.trackers.callbacks import GuardedTracker
 from tests.running import ROOT
 from trainable.errors import UserError, redacted
 

@@ -24,12 +24,12 @@ from search.commands.resume_command import resume_command as resume
 from search.commands.run_command import header_lines
 from search.options import read_options
 from search.setup import plan as planning
-from search.setup.expected_cost import cost_words
 from search.setup.plan import Plan, make_plan
 from search.setup.reopen import reopen
+from search.setup.run_plan import cost_words
 from search.setup.settings import planned_space
+from search.setup.slots import measured_speeds
 from search.setup.train_plan import length_asked, make_train_plan, with_winner_of
-from search.setup.trial_speeds import measured_speeds
 from search.terminal.console import Preparing, Terminal
 from spaces.budget import Budget, Speeds, budget_of
 from spaces.read.load import space_from_toml

@@ -25,10 +25,9 @@ from search.terminal.signals import Interrupts
 from search.tune.engine import StopOnSignal, prune_checkpoints, rays_own_faults
 from trainable.config import DOCUMENTED, TrialConfig
 from trainable.errors import MachineError, UserError
-from trainable.fidelity import PENALTY_NATS
 from trainable.loss import next_token_loss
 from trainable.ray_trainable import SearchTrial
-from trainable.rows import TrialStatus, Verdict
+from trainable.rows import PENALTY_NATS, TrialStatus, Verdict
 
 NOW = datetime(2025, 11, 25, 3, 10, tzinfo=UTC)
 CONFIG = TrialConfig(batch_size=2, block_size=16, learning_rate=1e-3, training_steps=8, seed=3)

@@ -9,7 +9,7 @@ import pytest
 from results.confirmation.attempt import plan_attempt, planned_runs
 from results.study.folder import Study
 from results.words import duration_words
-from search.setup.expected_cost import cost_words
+from search.setup.run_plan import cost_words
 from spaces.budget import Budget
 from tests.results.report_study import make_report_study
 

@@ -10,8 +10,7 @@ from search.tune.history import KnownTrial, known_trials
 from search.tune.trial_log import TrialLog
 from spaces.budget import Budget, Milestones
 from trainable.config import TrialConfig
-from trainable.fidelity import PENALTY_NATS
-from trainable.rows import ENDINGS, TrialStatus
+from trainable.rows import ENDINGS, PENALTY_NATS, TrialStatus
 
 CONFIG = TrialConfig(batch_size=4, block_size=25, grad_accum_steps=2, training_steps=15)
 POINT = {"batch_size": 4, "learning_rate": 1e-3}

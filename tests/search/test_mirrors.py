@@ -17,8 +17,7 @@ from results.study.folder import Study
 from results.study.ledger import Ledger
 from results.study.planned_run import PlannedRun
 from search.options import Options, parse_options
-from search.trackers.callbacks import OptunaMirror, TensorBoardMirror
-from search.trackers.guard import HOOKS, GuardedTracker
+from search.trackers.callbacks import HOOKS, GuardedTracker, OptunaMirror, TensorBoardMirror
 from search.trackers.trackers import check_mirrors, mirror_callbacks
 from spaces.optuna_domains import distribution_of, point_of, suggest
 from spaces.read.load import load_space

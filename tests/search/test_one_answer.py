@@ -22,24 +22,21 @@ from rich.console import Console
 from results.study.folder import Study
 from results.study.ledger import Ledger
 from search.terminal.live_view import StudyView
-from search.tune.asha import TokenASHA
 from search.tune.early_end import read_part_losses
+from search.tune.engine import TokenASHA
 from search.tune.history import History, known_trials
-from search.tune.oom_kills import NO_COUNTER
 from search.tune.recorder import StudyRecorder
 from search.tune.workload import space_workload
 from spaces.budget import Speeds
-from spaces.overrides import with_overrides
+from spaces.overrides import Settings, with_overrides
 from spaces.read.load import space_from_tables
 from spaces.space import SearchSpace
-from spaces.user_settings import Settings
 from tests.faults.common import Place
 from tests.faults.one_answer import left_alone, small_space, wrong
 from tests.rows import evaluation
 from trainable.checkpoint.checkpoint_store import CheckpointStore
 from trainable.config import TrialConfig
-from trainable.fidelity import PENALTY_NATS, fidelity_tokens
-from trainable.rows import Verdict
+from trainable.rows import PENALTY_NATS, Verdict, fidelity_tokens
 
 TRIALS = 30
 
@@ -126,7 +123,7 @@ class Simulation:
             checkpoints_of=lambda trial_id: CheckpointStore(root=str(self.folder / "none"), trial_id=trial_id),
             on_ended=lambda _: None,
             evaluation_timeout_s=3600.0,
-            oom_counter_of=lambda pid: NO_COUNTER,
+            oom_counter_of=lambda pid: None,
         )
         self.recorder.end_late_stops()
         self.running, left = {}, workload.trials_count

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from search.tune import oom_kills
-from search.tune.oom_kills import NO_COUNTER, oom_counter_of
+from search.tune import recorder
+from search.tune.recorder import oom_counter_of, oom_kills
 from trainable.device import device
 
 
@@ -15,7 +15,7 @@ def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("PROC", "CGROUPS"):
         (tmp_path / name).mkdir()
         monkeypatch.setattr(device, name, tmp_path / name)
-    monkeypatch.setattr(oom_kills, "OF_THE_MACHINE", tmp_path / "PROC" / "vmstat")
+    monkeypatch.setattr(recorder, "OF_THE_MACHINE", tmp_path / "PROC" / "vmstat")
     (tmp_path / "PROC" / "vmstat").write_text("pgfault 9\noom_kill_disable 3\noom_kill 12\nnr_free 1\n")
     return tmp_path
 
@@ -35,13 +35,13 @@ def test_the_count_is_of_the_workers_own_group(system: Path, line: str, file: st
     path.parent.mkdir(parents=True)
     path.write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 2\n")
     counter = oom_counter_of(17)
-    assert (counter.path, counter.kills()) == (path, 2)
+    assert (counter, oom_kills(counter)) == (path, 2)
     path.unlink()  # with its worker, a group may go
-    assert counter.kills() == 0
+    assert oom_kills(counter) == 0
 
 
 def test_without_a_group_it_is_the_machines(system: Path) -> None:
-    assert oom_counter_of(17).kills() == oom_counter_of(None).kills() == 12
+    assert oom_counter_of(17) == oom_counter_of(None)
+    assert oom_kills(oom_counter_of(None)) == 12
     (system / "PROC" / "vmstat").write_text("pgfault 9\n")
-    assert oom_counter_of(None) == NO_COUNTER
-    assert NO_COUNTER.kills() == 0
+    assert oom_kills(oom_counter_of(None)) == oom_kills(None) == 0

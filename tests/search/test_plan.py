@@ -24,11 +24,12 @@ from search.setup.run_plan import held
 from search.terminal.console import Preparing
 from search.tune.history import KnownTrial, WarmStart
 from search.tune.warm_start import read_warm_start
+from spaces.budget import Budget
 from spaces.read.load import load_space
 from spaces.space import SearchSpace
 from tests.documents import sound_document
 from tests.rows import evaluation
-from trainable.config import BEFORE, DOCUMENTED, with_token_budget
+from trainable.config import BEFORE, DOCUMENTED
 from trainable.errors import MachineError, UserError
 from trainable.model.model_names import model_folder
 
@@ -61,7 +62,7 @@ def test_a_plan_of_the_smoke_space(plan_of: MakePlan, text_file: Path) -> None:
     assert plan.options.training_data_source == text_file
     assert plan.slots.count == 2
     assert plan.loaded.spec.protocol.block_size == space_of(plan).evaluation.block_size == 32
-    assert plan.loaded.corpus_facts["train_tokens"] > plan.loaded.corpus_facts["val_tokens"] > 0
+    assert plan.loaded.facts["corpus"]["train_tokens"] > plan.loaded.facts["corpus"]["val_tokens"] > 0
     assert not Path(os.environ["STUDIES_DIR"]).exists()
 
 
@@ -107,7 +108,7 @@ def test_a_baseline_by_name(plan_of: MakePlan) -> None:
 def test_a_baseline_that_another_study_found(
     plan_of: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = with_token_budget(DOCUMENTED, 409_600)
+    found = Budget(tokens=409_600).sized(DOCUMENTED)
     ledger = Ledger(create_study("earlier", sound_document("earlier")))
     now = datetime(2025, 11, 25, tzinfo=UTC)
     for trial_id, loss in ((0, 5.0), (1, 4.0)):

@@ -11,10 +11,17 @@ from typing import Any, cast
 import pytest
 
 from search.options import Options
-from search.setup import preflight_record, preflight_run
+from search.setup import preflight_run
 from search.setup.inputs import Loaded
-from search.setup.preflight_record import PreflightRecord, Sharing, read_record, record_path, write_record
-from search.setup.preflight_run import Preflight, check_preflight
+from search.setup.preflight_run import (
+    Preflight,
+    PreflightRecord,
+    Sharing,
+    check_preflight,
+    read_record,
+    record_path,
+    write_record,
+)
 from search.terminal.console import Terminal
 from trainable.config import TrialConfig
 from trainable.evaluation import EvalProtocol
@@ -76,7 +83,7 @@ def test_neither_has_another_precision_or_program(
 ) -> None:
     write_record(record_path(make_loaded(), TrialConfig()), RECORD)
     assert read_record(record_path(make_loaded(), TrialConfig(precision="bf16"))) is None
-    monkeypatch.setattr(preflight_record, "_program", lambda: "changed")
+    monkeypatch.setattr(preflight_run, "_program", lambda: "changed")
     assert read_record(record_path(make_loaded(), TrialConfig())) is None
 
 

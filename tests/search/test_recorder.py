@@ -15,7 +15,6 @@ from results.study.ledger import Ledger
 from results.study.planned_run import PlannedRun
 from search.terminal.live_view import StudyView
 from search.tune.history import KnownTrial, known_trials
-from search.tune.oom_kills import OomCounter
 from search.tune.recorder import StudyRecorder
 from search.tune.trial_log import TrialLog
 from tests.rows import evaluation
@@ -65,7 +64,7 @@ class Recording:
             checkpoints_of=lambda trial_id: CheckpointStore(root=str(folder / "checkpoints"), trial_id=trial_id),
             on_ended=self.ended.append,
             evaluation_timeout_s=3600.0,
-            oom_counter_of=lambda pid: OomCounter(path=self.counter),
+            oom_counter_of=lambda pid: self.counter,
         )
 
     def killed(self, oom_kills: int) -> None:

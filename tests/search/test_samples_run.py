@@ -14,11 +14,11 @@ from results.study.folder import Study, create_study
 from results.study.tables import TRIALS, write_table
 from search.cluster.study_storage import checkpoint_root
 from search.options import read_options
-from search.setup.finish import finish_study
+from search.setup.finish import finish_study, sample_study
 from search.setup.plan import Plan, make_plan
-from search.setup.samples_run import sample_study
 from search.terminal.console import Preparing, Terminal
 from trainable import sampling
+from trainable.checkpoint.checkpoint import checkpoint_payload
 from trainable.checkpoint.checkpoint_store import CheckpointStore
 from trainable.errors import UserError
 from trainable.run import load_run_model, start_run
@@ -61,7 +61,8 @@ def make_planted(text_file: Path) -> Callable[..., Planted]:
         for trial_id in range(3):
             state = start_run(spec, replace(plan.baseline, seed=trial_id))
             store = CheckpointStore(root=checkpoint_root(planted.study, options.storage), trial_id=trial_id)
-            store.save(state, model_name=spec.model_name, corpus_fingerprint=spec.corpus.fingerprint)
+            facts = {"model_name": spec.model_name, "corpus_fingerprint": spec.corpus.fingerprint}
+            store.write(checkpoint_payload(state, **facts))
         planted.write_trials(5.0, 4.0)
         return planted
 
@@ -169,13 +170,19 @@ def test_a_fault_of_sampling_is_a_line_and_the_study_ends_as_it_would(
 
     with monkeypatch.context() as patch:
         patch.setattr(sampling, "sample", fail)
-        finish_study(planted.study, 0, read_options(planted.words), Terminal(as_json=False), loaded=planted.plan.loaded)
+        finish_study(
+            planted.study,
+            read_options(planted.words),
+            Terminal(as_json=False),
+            samples=True,
+            loaded=planted.plan.loaded,
+        )
     assert said in capsys.readouterr().out
     assert load_samples(planted.study) is None
     assert "What it writes" not in (planted.study.path / "report.md").read_text()
     assert planted.study.best_env.exists()
     # The next command makes up for it.
-    finish_study(planted.study, 0, read_options(planted.words), Terminal(as_json=False))
+    finish_study(planted.study, read_options(planted.words), Terminal(as_json=False), samples=True)
     assert "What it writes" in (planted.study.path / "report.md").read_text()
 
 
@@ -187,7 +194,9 @@ def test_a_text_that_has_changed_since_is_a_line(planted: Planted, tmp_path: Pat
 
 
 def test_an_interrupted_study_does_not_keep_its_person_waiting(planted: Planted, capsys: Any) -> None:
-    finish_study(planted.study, 130, read_options(planted.words), Terminal(as_json=False), loaded=planted.plan.loaded)
+    finish_study(
+        planted.study, read_options(planted.words), Terminal(as_json=False), samples=False, loaded=planted.plan.loaded
+    )
     assert load_samples(planted.study) is None
     assert SAID not in capsys.readouterr().out
 

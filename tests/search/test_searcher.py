@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from results.study.planned_run import PlannedRun
-from search.tune.asha import TokenASHA
+from search.tune.engine import TokenASHA
 from search.tune.history import NO_HISTORY, History, KnownTrial, WarmStart, known_trials
 from search.tune.optuna_searcher import SamplerView, SpaceSearcher, told_as
 from search.tune.trial_log import TrialLog
@@ -387,7 +387,7 @@ def same_search(life: Life, whole: Life) -> None:
 
 def test_a_search_that_died_between_two_trials_proposes_what_it_would_have_proposed(whole: Life) -> None:
     for cut in range(len(whole.rows) + 1):
-        life = Life(whole.space.searcher.name)
+        life = Life(whole.space.searcher)
         for _ in range(cut):
             life.trial()
         life.die()
@@ -399,7 +399,7 @@ def test_a_search_that_died_between_two_trials_proposes_what_it_would_have_propo
 def test_a_search_that_died_in_the_middle_of_a_trial_goes_on_with_it(whole: Life, evaluations: int) -> None:
     for cut in range(len(whole.rows)):
         for checkpoint in range(evaluations):
-            life = Life(whole.space.searcher.name)
+            life = Life(whole.space.searcher)
             for _ in range(cut):
                 life.trial()
             life.trial(evaluations=evaluations)
@@ -413,7 +413,7 @@ def test_a_search_that_died_in_the_middle_of_a_trial_goes_on_with_it(whole: Life
 
 
 def test_a_search_that_died_at_every_evaluation_ends_as_one_that_never_did(whole: Life) -> None:
-    life = Life(whole.space.searcher.name)
+    life = Life(whole.space.searcher)
     while len(life.rows) < life.space.trials or life.rows[-1]["status"] == "running":
         begun = len(life.rows)
         if not life.trial(evaluations=1):

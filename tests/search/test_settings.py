@@ -9,10 +9,9 @@ import pytest
 
 from search.options import Options, read_options
 from search.setup.settings import differences, planned_space, read_settings, space_file_differences
-from spaces.overrides import space_of_kind
+from spaces.overrides import Settings, space_of_kind
 from spaces.read.load import load_space
 from spaces.space import SearchSpace
-from spaces.user_settings import Settings
 from trainable.config import BEFORE
 from trainable.errors import UserError
 
@@ -37,7 +36,7 @@ def document_of(space: SearchSpace, settings: Settings, kind: str = "search") ->
         "evaluation": {"milestones_tokens": list(space.evaluation_tokens())},
         "budget_tokens": space.budget.tokens,
         "device_time": space.budget.to_json(),
-        "settings": settings.to_json(),
+        "settings": asdict(settings),
     }
     read: dict[str, Any] = json.loads(json.dumps(document))
     return read
@@ -48,7 +47,7 @@ def document_of(space: SearchSpace, settings: Settings, kind: str = "search") ->
 @pytest.mark.parametrize("kind", ["search", "baseline"])
 def test_every_shipped_space_is_planned_again_as_it_was(name: str, words: list[str], kind: str) -> None:
     file = load_space(name)
-    words = [word for word in words if not (word.startswith("TRIALS") and file.searcher.name == "grid")]
+    words = [word for word in words if not (word.startswith("TRIALS") and file.searcher == "grid")]
     settings, _ = read_settings(read_options(words))
     try:
         space = space_of_kind(file, settings, kind)
@@ -94,9 +93,9 @@ def test_a_document_that_this_version_would_plan_otherwise_is_refused() -> None:
 
 def test_the_settings_of_a_study_are_json_and_back() -> None:
     settings = Settings(trials=3, pins={"seed": 4}, baseline=("before", BEFORE), compare="before")
-    assert Settings.from_json(json.loads(json.dumps(settings.to_json()))) == settings
+    assert Settings.from_json(json.loads(json.dumps(asdict(settings)))) == settings
     with pytest.raises(TypeError):
-        Settings.from_json({**settings.to_json(), "more": 1})
+        Settings.from_json({**asdict(settings), "more": 1})
 
 
 @pytest.mark.parametrize(

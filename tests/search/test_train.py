@@ -16,10 +16,10 @@ from transformers import AutoModelForCausalLM
 
 from results.study.folder import Study
 from search.__main__ import main
-from search.terminal.train_log import TrainLog
+from search.commands.train_command import TrainLog
 from tests.rows import evaluation
 from trainable.config import HYPERPARAMETERS, TrialConfig
-from trainable.data.embedded_text import docstrings
+from trainable.data.corpus import docstrings
 from trainable.loop import train
 from trainable.rows import MetricsRow, StepRow, Verdict
 from trainable.schedule import learning_rate_at

@@ -208,7 +208,7 @@ def test_each_stage_before_the_first_step_is_told_apart(study: Study, monkeypatc
 
     with view:
         assert "starting Ray" in now()
-        view.ray_is_up()
+        view.ray_is_up = True
         clock.s = 600.0
         assert "starting workers" in now()
         config = replace(DOCUMENTED, training_steps=2)
@@ -224,9 +224,9 @@ def test_each_stage_before_the_first_step_is_told_apart(study: Study, monkeypatc
         text = now()
         assert "12.3k tokens/s" in text
         assert "10 min 10 s so far, about 10 s left" in text
-        view.trial_waits(0, waits=True)
+        view.waiting.add(0)
         assert "waiting for a worker" in now()
-        view.trial_waits(0, waits=False)
+        view.waiting.discard(0)
         assert "waiting for a worker" not in now()
 
 

@@ -10,10 +10,9 @@ import pytest
 
 from spaces.budget import Budget, Speeds, budget_of, duration_text, parse_duration
 from spaces.domains import points
-from spaces.overrides import with_overrides
+from spaces.overrides import Settings, with_overrides
 from spaces.read.load import load_space, space_from_tables
 from spaces.space import SearchSpace
-from spaces.user_settings import Settings
 from trainable.config import DOCUMENTED, TrialConfig, shape_of
 from trainable.errors import UserError
 

@@ -7,13 +7,12 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from spaces.overrides import with_overrides
+from spaces.overrides import Settings, with_overrides
 from spaces.read.load import load_space, space_from_tables
 from spaces.read.parameters import KINDS, SEARCHABLE
 from spaces.read.space_files import SPACES_DIRECTORY, parse_toml, read_space_text
 from spaces.read.toml_table import TOP_KEYS
 from spaces.space import SearchSpace
-from spaces.user_settings import Settings
 from trainable.config import BASELINES, HYPERPARAMETERS, LR_SCHEDULES
 from trainable.errors import UserError
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from spaces.domains import Choice, Condition, FloatRange, IntRange, SearchParameter
-from spaces.protocol import Evaluation, Scheduler, Searcher
+from spaces.protocol import Evaluation, Scheduler
 from spaces.read.load import load_space
 from spaces.space import SearchSpace
 from trainable.config import BEFORE, DOCUMENTED, make_config
@@ -48,7 +48,7 @@ def test_what_a_file_may_leave_out(tmp_path: Path) -> None:
     assert space.evaluation == Evaluation(128, 4096, 8, follows_baseline=True)
     assert space.scheduler == Scheduler("asha", 45_512, 3, 1 / 9)
     assert space.rung_tokens() == (45_512, 136_536)
-    assert space.searcher == Searcher("tpe")
+    assert space.searcher == "tpe"
     assert space.parameters == (SearchParameter("dropout", Choice((0.0, 0.1))),)
     assert space.stability == {}
 
@@ -83,7 +83,7 @@ def test_everything_a_file_can_say(make_space: MakeSpace) -> None:
     assert space.budget.tokens == 12_800
     assert space.evaluation == Evaluation(64, 512, 2)
     assert space.scheduler == Scheduler("none", 6_400, 4, 0.5)
-    assert space.searcher == Searcher("random")
+    assert space.searcher == "random"
     assert space.stability == {"spike_sigmas": 7.5, "floor": False, "mode": "x"}
 
 

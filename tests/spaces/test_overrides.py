@@ -6,10 +6,9 @@ from typing import Any
 import pytest
 
 from spaces.domains import Choice, Condition, FloatRange
-from spaces.overrides import widening_words, with_overrides
+from spaces.overrides import Settings, widening_words, with_overrides
 from spaces.read.load import load_space
 from spaces.space import SearchSpace
-from spaces.user_settings import Settings
 from trainable.config import BEFORE, DOCUMENTED, TrialConfig, make_config
 from trainable.errors import UserError
 

@@ -8,10 +8,9 @@ from dataclasses import replace
 import pytest
 
 from spaces.domains import FloatRange
-from spaces.overrides import with_overrides
+from spaces.overrides import Settings, with_overrides
 from spaces.read.load import load_space
 from spaces.read.space_files import list_spaces
-from spaces.user_settings import Settings
 from trainable.config import BEFORE, DOCUMENTED, LR_SCHEDULES
 
 NAMES = ["before_after", "lora", "plateau", "schedule", "smoke"]

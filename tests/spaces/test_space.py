@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 
 from spaces.domains import Choice, SearchParameter
-from spaces.overrides import with_overrides
+from spaces.overrides import Settings, with_overrides
 from spaces.space import SearchSpace
-from spaces.user_settings import Settings
 from trainable.config import BEFORE, TrialConfig
 from trainable.errors import UserError
 

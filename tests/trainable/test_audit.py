@@ -15,9 +15,8 @@ from trainable.data.tokens import load_corpus
 from trainable.errors import UserError
 from trainable.text_audit.audit import audit
 from trainable.text_audit.audit_findings import MAX_FINDINGS
-from trainable.text_audit.audit_plot import plot_audit
 from trainable.text_audit.audit_values import KINDS, SEVERITIES, AuditFinding, AuditReport
-from trainable.text_audit.report import render, to_json
+from trainable.text_audit.report import plot_audit, render, to_json
 
 NEAR_TOKENS = 60
 NEAR_LINES = 4

@@ -18,8 +18,7 @@ from tokenizers import Tokenizer
 from trainable.data import cache_files, corpus
 from trainable.data import tokens as tokens_module
 from trainable.data.cache_files import cached_sum, sum_path, writing
-from trainable.data.corpus import source_files
-from trainable.data.embedded_text import language_reference
+from trainable.data.corpus import language_reference, source_files
 from trainable.data.text_documents import Documents, iter_chunks
 from trainable.data.tokens import load_corpus, train_tokenizer
 from trainable.errors import InputChangedError, UserError

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from trainable.checkpoint import checkpoint_store
 from trainable.checkpoint.checkpoint import checkpoint_payload
 from trainable.checkpoint.checkpoint_file import read_payload, write_payload
 from trainable.checkpoint.checkpoint_store import BackgroundSaver, CheckpointStore
@@ -77,7 +78,11 @@ MakeStore = Callable[[str], CheckpointStore]
 def save(store: CheckpointStore | BackgroundSaver, state: TrainState, *steps: int) -> None:
     for step in steps:
         state.optimizer_steps = step
-        store.save(state, model_name="mine", corpus_fingerprint="f")
+        facts = {"model_name": "mine", "corpus_fingerprint": "f"}
+        if isinstance(store, BackgroundSaver):
+            store.save(state, **facts)
+        else:
+            store.write(checkpoint_payload(state, **facts))
 
 
 def damage(store: CheckpointStore, step: int) -> None:
@@ -215,17 +220,17 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_no_pyarrow_is_needed(tmp_p
 def test_a_failed_upload_leaves_nothing_and_the_one_before(
     make_store: MakeStore, state: TrainState, scratch: Path, monkeypatch: pytest.MonkeyPatch, failure: str
 ) -> None:
-    def fail(source: str, target: str, *, destination_filesystem: Any, **options: Any) -> None:
+    def fail(files: Any, target: str, blocks: Iterator[bytes]) -> None:
         if failure == "refused":
             raise OSError(errno.ECONNREFUSED, "Connection refused")
-        with destination_filesystem.open_output_stream(target) as file:
-            file.write(Path(source).read_bytes()[:1000])
+        with files.open_output_stream(target) as file:
+            file.write(b"".join(blocks)[:1000])
 
     store = make_store("remote")
     save(store, state, 80)
     assert not isinstance(store._folder.path, Path)
     with monkeypatch.context() as patch:
-        patch.setattr(store._folder, "_copy_files", fail)
+        patch.setattr(checkpoint_store, "write_whole", fail)
         with pytest.raises(OSError, match=r"Connection refused|1000 of \d+ bytes arrived"):
             save(store, state, 120)
     assert names(store) == [80]

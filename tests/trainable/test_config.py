@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from spaces.budget import Budget
 from trainable.config import (
     BASELINES,
     BEFORE,
@@ -16,7 +17,6 @@ from trainable.config import (
     TrialConfig,
     make_config,
     parse_hyperparameter,
-    with_token_budget,
 )
 from trainable.errors import UserError
 
@@ -242,17 +242,17 @@ def test_make_config_replaces_what_is_named() -> None:
 
 def test_a_token_budget_is_never_passed_and_warmup_keeps_its_share() -> None:
     budget = 2_000_000
-    config = with_token_budget(BEFORE, budget)
+    config = Budget(tokens=budget).sized(BEFORE)
     assert config.training_steps == budget // 2048 == 976
     assert config.training_steps * config.tokens_per_step <= budget < (config.training_steps + 1) * 2048
     assert config.warmup_steps == 98  # 976 / 10
-    assert with_token_budget(BEFORE, 5000 * 2048) == BEFORE
+    assert Budget(tokens=5000 * 2048).sized(BEFORE) == BEFORE
 
 
 def test_a_budget_of_a_step_is_the_least() -> None:
-    assert with_token_budget(BEFORE, 2048).training_steps == 1
+    assert Budget(tokens=2048).sized(BEFORE).training_steps == 1
     for budget in (2047, 0, -1):
         with pytest.raises(UserError, match=rf"budget of {budget} tokens .* 2048 tokens .* Raise BUDGET_TOKENS"):
-            with_token_budget(BEFORE, budget)
+            Budget(tokens=budget).sized(BEFORE)
     whole = TrialConfig(lr_schedule="linear", warmup_steps=10, training_steps=10)
-    assert with_token_budget(whole, 3 * whole.tokens_per_step).warmup_steps == 3
+    assert Budget(tokens=3 * whole.tokens_per_step).sized(whole).warmup_steps == 3

@@ -8,8 +8,7 @@ import pytest
 
 from trainable.data import corpus
 from trainable.data.cache_files import sum_path
-from trainable.data.corpus import cache_dir, check_apart, read_facts, source_files, text_fingerprint
-from trainable.data.embedded_text import language_reference
+from trainable.data.corpus import cache_dir, check_apart, language_reference, read_facts, source_files, text_fingerprint
 from trainable.data.text_documents import iter_chunks, parse_documents
 from trainable.errors import UserError
 

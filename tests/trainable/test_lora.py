@@ -29,7 +29,7 @@ from trainable.model.lora import (
     save_adapters,
 )
 from trainable.model.models import load_model
-from trainable.preflight.memory_probe import estimate_step_bytes
+from trainable.preflight.memory import estimate_step_bytes
 from trainable.rows import MetricsRow, StepRow
 from trainable.run import RunSpec, load_run_model, resume_run, start_run
 from trainable.state import TrainState

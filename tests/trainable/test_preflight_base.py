@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from results.diagnosis.of_checkpoint import diagnose_checkpoints, report_of_checkpoints
-from trainable.checkpoint.exam.base_change import OffsetGain, learned_doubled_labels
+from trainable.checkpoint.exam.exam_facts import OffsetGain, learned_doubled_labels
 from trainable.checkpoint.exam.examine import examine_checkpoints
 from trainable.config import TrialConfig
 from trainable.data.tokens import Corpus, load_corpus, sample_batch

@@ -12,7 +12,7 @@ from trainable.config import TrialConfig
 from trainable.data.tokens import Corpus
 from trainable.evaluation import EvalProtocol
 from trainable.model.lora import adapter_parameters
-from trainable.preflight import run_preflight, steps
+from trainable.preflight import run_preflight, training
 from trainable.preflight.check_result import Check
 from trainable.preflight.training import Setup, check_model_setup
 from trainable.run import RunSpec, load_run_model
@@ -125,7 +125,7 @@ def test_fault_4_adapters_left_out_of_the_optimizer(
         state.optimizer.param_groups[0]["params"].pop()
         return state
 
-    monkeypatch.setattr(steps, "new_state", without_last)
+    monkeypatch.setattr(training, "new_state", without_last)
     found = check(model)
     assert "not in the optimizer" in found["optimizer updates"].measured
     assert list(adapter_parameters(model))[-1][0] in found["optimizer updates"].measured

@@ -13,7 +13,7 @@ from trainable.data.tokens import Corpus
 from trainable.device.cpu_kernels import tune_for_cpu
 from trainable.device.cpu_kernels.attention import as_on_mps
 from trainable.evaluation import EvalProtocol
-from trainable.preflight import memory, memory_probe
+from trainable.preflight import memory
 from trainable.preflight.memory import (
     PROCESS_BYTES,
     PROCESS_FACTOR,
@@ -21,8 +21,8 @@ from trainable.preflight.memory import (
     check_disk,
     check_memory,
     checkpoint_bytes,
+    estimate_step_bytes,
 )
-from trainable.preflight.memory_probe import estimate_step_bytes
 
 MakeModel = Callable[..., PreTrainedModel]
 MakeTrial = Callable[..., TrialConfig]
@@ -48,9 +48,9 @@ def test_a_large_batch_is_extrapolated_to_what_it_would_measure(
     make_model: MakeModel, make_trial: MakeTrial, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, config = make_model(), make_trial(batch_size=40, block_size=64)
-    monkeypatch.setattr(memory_probe, "MEASURED_TOKENS", 40 * 64)
+    monkeypatch.setattr(memory, "MEASURED_TOKENS", 40 * 64)
     measured = estimate_step_bytes(model, config)
-    monkeypatch.setattr(memory_probe, "MEASURED_TOKENS", 10 * 64)
+    monkeypatch.setattr(memory, "MEASURED_TOKENS", 10 * 64)
     assert estimate_step_bytes(model, config) == pytest.approx(measured, rel=0.1)
 
 

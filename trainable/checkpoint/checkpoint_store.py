@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map_only
 from trainable.checkpoint.checkpoint import Checkpoint, checkpoint_payload, read_checkpoint
 from trainable.checkpoint.checkpoint_file import write_payload
 from trainable.checkpoint.checkpoint_path import DamagedCheckpointError, checkpoint_name
-from trainable.data.remote_files import files_at, local_folder
+from trainable.data.remote_files import blocks_of, files_at, local_folder, write_whole
 from trainable.state import TrainState
 
 STATES_KEPT = 2
@@ -32,12 +32,8 @@ class CheckpointStore:
     """A folder, or a URI: file:///shared/folder, s3://bucket/prefix?endpoint_override=host:9000, gs://bucket."""
     trial_id: int
 
-    def save(self, state: TrainState, *, model_name: str, corpus_fingerprint: str) -> None:
-        """Keep a checkpoint of `state`, then delete all older ones but its predecessor."""
-        self.write(checkpoint_payload(state, model_name=model_name, corpus_fingerprint=corpus_fingerprint))
-
     def write(self, payload: dict[str, Any]) -> None:
-        """Keep what checkpoint_payload() made, as save() does."""
+        """Keep what checkpoint_payload() made, then delete all older checkpoints but its predecessor."""
         name = checkpoint_name(payload["optimizer_steps"])
         self._folder.put(payload, name)
         # Later ones were passed over when the run went back: they are damaged, and not its future any more.
@@ -99,7 +95,7 @@ class BackgroundSaver:
         self._saving: Future[None] | None = None
 
     def save(self, state: TrainState, *, model_name: str, corpus_fingerprint: str) -> None:
-        """Begin to do what the store's save() does, once the save before is over; the state may change at once."""
+        """Begin to write a checkpoint into the store, once the save before is over; the state may change at once."""
         self.wait()
         payload = checkpoint_payload(state, model_name=model_name, corpus_fingerprint=corpus_fingerprint)
         self._saving = self._thread.submit(self._store.write, _copied(payload))
@@ -150,15 +146,13 @@ class _LocalFolder:
 
 class _RemoteFolder:
     def __init__(self, root: str, name: str) -> None:
-        # Here and not above, for a machine that keeps its checkpoints on its own disk needs no pyarrow.
-        from pyarrow import fs
-
         self._files, place = files_at(root)
-        self._selector, self._copy_files, self._local = fs.FileSelector, fs.copy_files, fs.LocalFileSystem()
         self.path = f"{place}/{name}"
 
     def names(self) -> list[str]:
-        found = self._files.get_file_info(self._selector(self.path, allow_not_found=True))
+        from pyarrow.fs import FileSelector  # which a machine that keeps its checkpoints on its own disk needs not
+
+        found = self._files.get_file_info(FileSelector(self.path, allow_not_found=True))
         return sorted(one.base_name for one in found if one.base_name.startswith("step_"))
 
     def put(self, payload: dict[str, Any], name: str) -> None:
@@ -166,8 +160,7 @@ class _RemoteFolder:
         with tempfile.TemporaryDirectory() as folder:
             local = Path(folder) / name
             write_payload(payload, local)
-            self._files.create_dir(self.path, recursive=True)
-            self._copy_files(str(local), target, source_filesystem=self._local, destination_filesystem=self._files)
+            write_whole(self._files, target, blocks_of(*files_at(str(local))))
             sent, arrived = local.stat().st_size, self._files.get_file_info([target])[0].size
         if sent != arrived:
             self.remove(name)
@@ -177,9 +170,8 @@ class _RemoteFolder:
     def local_copy(self, name: str) -> Iterator[Path]:
         with tempfile.TemporaryDirectory() as folder:
             local = Path(folder) / name
-            self._copy_files(
-                f"{self.path}/{name}", str(local), source_filesystem=self._files, destination_filesystem=self._local
-            )
+            with local.open("wb") as file:
+                file.writelines(blocks_of(self._files, f"{self.path}/{name}"))
             yield local
 
     def remove(self, name: str) -> None:

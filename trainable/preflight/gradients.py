@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel
@@ -35,7 +34,7 @@ def check_frozen(model: torch.nn.Module) -> Check:
 def check_gradient_reach(model: torch.nn.Module, cut_at: list[str]) -> Check:
     """Return whether the gradients that the last backward left reach every trainable tensor.
 
-    cut_at: Cut.modules. To be asked after two steps: behind a zero-initialised tensor (LoRA's B) there is none before.
+    cut_at: of cut_modules(). To be asked after two steps: behind a zero-initialised tensor (LoRA's B) is none before.
     """
     trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     dead = [name for name, parameter in trainable if parameter.grad is None or not parameter.grad.any()]
@@ -53,18 +52,11 @@ def check_gradient_reach(model: torch.nn.Module, cut_at: list[str]) -> Check:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cut:
-    """Where a forward loses the gradient."""
+def cut_modules(model: PreTrainedModel, windows: torch.Tensor) -> tuple[list[str], bool]:
+    """Return where one training forward on windows (N, T + 1) loses the gradient: modules that ran without.
 
-    modules: list[str]
-    """Names of modules with weights that ran without gradients."""
-    reaches_weights: bool
-    """Whether the loss depends on any trainable weight at all."""
-
-
-def cut_modules(model: PreTrainedModel, windows: torch.Tensor) -> Cut:
-    """Return where one training forward on windows (N, T + 1) loses the gradient."""
+    Of those with weights; and whether the loss depends on any trainable weight at all.
+    """
     windows = windows.to(next(model.parameters()).device)
     cut: list[str] = []
 
@@ -89,7 +81,7 @@ def cut_modules(model: PreTrainedModel, windows: torch.Tensor) -> Cut:
     recomputing = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
     options = [getattr(getattr(one, "_gradient_checkpointing_func", None), "keywords", {}) for one in recomputing]
     is_reentrant = any(one.get("use_reentrant", True) for one in options)
-    return Cut(modules=[] if is_reentrant else cut, reaches_weights=next_token_loss(model, windows).requires_grad)
+    return [] if is_reentrant else cut, next_token_loss(model, windows).requires_grad
 
 
 def check_slope(model: PreTrainedModel, windows: torch.Tensor) -> Check:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from trainable.checkpoint.exam.base_change import gain_words, learned_doubled_labels
+from trainable.checkpoint.exam.exam_facts import gain_words, learned_doubled_labels
 from trainable.model.modes import in_mode
 from trainable.preflight.check_result import Check, judged, skipped
 from trainable.preflight.label_check import DOUBLED_ADVICE

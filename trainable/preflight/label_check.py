@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from trainable.checkpoint.exam.base_change import OffsetGain, gain_words, learned_doubled_labels
+from trainable.checkpoint.exam.exam_facts import OffsetGain, gain_words, learned_doubled_labels
 from trainable.device.device import untouched_rng
 from trainable.errors import UserError
 from trainable.model.modes import in_mode

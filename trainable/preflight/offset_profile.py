@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from trainable.checkpoint.exam.base_change import OffsetGain
+from trainable.checkpoint.exam.exam_facts import OffsetGain
 
 OFFSETS = (-1, 0, 1, 2, 3)
 TOKENS_PER_FORWARD = 2048

@@ -1,20 +1,14 @@
 """What an audit says: findings, totals, a profile along the text. Values only; nothing here looks for anything."""
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from trainable.errors import UserError
 from trainable.text_audit.units import Units
-
-if TYPE_CHECKING:
-    # At run time it would bring torch, which a RANGE is checked without.
-    from trainable.text_audit.windows import Windows
+from trainable.text_audit.windows import Windows
 
 SEVERE_FRAC: Mapping[str, tuple[float, float]] = {
     "train_val_overlap": (0.05, 0.01),
@@ -148,29 +142,5 @@ class AuditReport:
     """By kind, for the kinds that were found."""
     spans: Mapping[str, Spans]
     """By kind, everything affected, sorted, not overlapping."""
-    profile: "Windows"
+    profile: Windows
     plan: CleanPlan = field(repr=False, compare=False)
-
-
-_POSITION = re.compile(r"(\d[\d_,]*(?:\.\d+)?)([KMG]?)", re.IGNORECASE)
-_SCALES = {"": 1, "K": 1_000, "M": 1_000_000, "G": 1_000_000_000}
-
-
-def parse_range(text: str) -> tuple[int, int]:
-    """Return the token positions (first, end) of a range such as 2.0M-2.5M, 500K-1M or 0-20000, half-open.
-
-    Raises UserError for anything else and for an empty or reversed range.
-    """
-    match = re.fullmatch(rf"\s*{_POSITION.pattern}\s*[-–:]\s*{_POSITION.pattern}\s*", text, re.IGNORECASE)
-    if match is None:
-        raise UserError(f"RANGE={text!r} is not a range of token positions. Write it as 2.0M-2.5M, 500K-1M or 0-20000.")
-    positions = [
-        float(number.replace(",", "").replace("_", "")) * _SCALES[scale.upper()]
-        for number, scale in (match.group(1, 2), match.group(3, 4))
-    ]
-    if max(positions) > 10**15:
-        raise UserError(f"RANGE={text} lies beyond any text. Write it as 2.0M-2.5M, 500K-1M or 0-20000.")
-    first, end = (round(position) for position in positions)
-    if first >= end:
-        raise UserError(f"RANGE={text}: it must end after it starts. Write the smaller position first: 2.0M-2.5M.")
-    return first, end

@@ -1,6 +1,10 @@
-"""Overlaps, exact copies and near copies as findings: one for each passage, however many copies it has."""
+"""Overlaps, exact copies and near copies as findings: one for each passage, however many copies it has.
+
+Templates, short wording that frames every example of a text, are repeated on purpose: neither a copy nor a leak.
+"""
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -9,23 +13,87 @@ from trainable.data.tokens import Progress, Tokens
 from trainable.text_audit.audit_values import Hit, Spans, hit_spans, removed_spans, spans
 from trainable.text_audit.duplicates import find_duplicate_runs, find_overlap_runs, fingerprints
 from trainable.text_audit.near import NearDuplicates, find_near_duplicates, find_passages
-from trainable.text_audit.ngrams import covered, marks_between, union
-from trainable.text_audit.template import find_templates
-from trainable.text_audit.units import Ints, Units
+from trainable.text_audit.ngrams import (
+    NGRAM_TOKENS,
+    Hashes,
+    KnownHashes,
+    covered,
+    iter_ngram_hashes,
+    marks_between,
+    union,
+)
+from trainable.text_audit.units import Flags, Ints, Units
 
+TEMPLATE_NGRAM_TOKENS = 16
+PARTS = 32
+PART_TOKENS = 1 << 16
+"""A template is looked for in so many tokens at the beginning of each of PARTS equal parts."""
+MIN_PARTS = 29
+"""It occurs in nearly all of them ..."""
+MIN_OCCURRENCES = 200
+"""... and so often in them together."""
+MAX_TEMPLATE_TOKENS = 128
+"""Longer wording that comes again everywhere is boilerplate, copied and not meant."""
 JOIN_TOKENS = 64
 """Runs at most this far apart, in the copy and in the original, are one passage with a few words changed."""
 SAME_PASSAGE_FRAC = 0.5
 """Copies whose originals overlap by this share of the longer original are copies of one passage."""
 MAX_OPEN = 32
 """Passages that a copy is compared with. Where more overlap, copies of one passage may be reported apart."""
-
 MOSTLY = 0.8
 """A passage of which this share is already in a finding is not compared."""
 SKIPPED_KINDS = ("binary", "repeated_ngram")
-
 Runs = npt.NDArray[np.int64]
 """(n, 3) of (copy, original, length)."""
+
+
+def _templates(tokens: Tokens) -> tuple[Flags, Flags, list[Hit]]:
+    """Return which tokens a template covers, where n-grams start that are a quarter template or more, and the finding.
+
+    Flags are (tokens,), the n-grams of NGRAM_TOKENS. At most one finding stands for all templates.
+    """
+    known = _template_hashes(tokens)
+    where = _occurrences(tokens, known) if len(known) else np.zeros(0, dtype=np.int64)
+    spans = union(np.stack([where, where + TEMPLATE_NGRAM_TOKENS], axis=1))
+    spans = spans[spans[:, 1] - spans[:, 0] <= MAX_TEMPLATE_TOKENS]
+    covers = covered(spans, len(tokens))
+    places = np.arange(len(tokens))
+    starts = marks_between(covers, places, np.minimum(places + NGRAM_TOKENS, len(tokens))) >= NGRAM_TOKENS // 4
+    return covers, starts, [_template_hit(spans)] if len(spans) else []
+
+
+def _template_hashes(tokens: Tokens) -> Hashes:
+    """The hashes of the n-grams that occur often and throughout, sorted."""
+    bounds = np.linspace(0, len(tokens), PARTS + 1, dtype=np.int64).tolist()
+    parts = []
+    for low, high in pairwise(bounds):
+        end = min(high, low + PART_TOKENS)
+        blocks = [block for _, block in iter_ngram_hashes(tokens, low, end, n=TEMPLATE_NGRAM_TOKENS)]
+        parts.append(np.concatenate([np.zeros(0, dtype=np.uint64), *blocks]))
+    hashes, counts = np.unique(np.concatenate(parts), return_counts=True)
+    often: Hashes = hashes[counts >= MIN_OCCURRENCES]
+    throughout = np.sum([np.isin(often, part) for part in parts], axis=0) >= MIN_PARTS
+    known: Hashes = often[throughout]
+    return known
+
+
+def _occurrences(tokens: Tokens, known: Hashes) -> npt.NDArray[np.int64]:
+    index, found = KnownHashes(known), [np.zeros(0, dtype=np.int64)]
+    for start, block in iter_ngram_hashes(tokens, 0, len(tokens), n=TEMPLATE_NGRAM_TOKENS):
+        found.append(index.find(block)[0] + start)
+    return np.concatenate(found)
+
+
+def _template_hit(spans: npt.NDArray[np.int64]) -> Hit:
+    sizes = spans[:, 1] - spans[:, 0]
+    return Hit(
+        kind="exact_duplicate",
+        first=int(spans[0, 0]),
+        end=int(spans[0, 1]),
+        summary=f"a template: {int(np.median(sizes)):,} tokens that come {len(spans):,} times throughout; left in",
+        occurrences=len(spans),
+        affected_tokens=int(sizes[0]),
+    )
 
 
 def find_copies(
@@ -33,11 +101,11 @@ def find_copies(
 ) -> list[Hit]:
     """Return overlaps, exact and near copies outside what is `known`; `word` maps ids to words, 0 to none."""
     skipped = covered(hit_spans(hit for hit in known if hit.kind in SKIPPED_KINDS), len(tokens))
-    templates = find_templates(tokens)
-    hashes, positions = fingerprints(tokens, skipped | templates.starts, progress)
+    in_template, starts_template, template_hits = _templates(tokens)
+    hashes, positions = fingerprints(tokens, skipped | starts_template, progress)
     runs = find_duplicate_runs(tokens, train_tokens, hashes, positions)
-    hits = [*templates.hits, *duplicate_hits(runs, train_tokens)]
-    hits += overlap_hits(find_overlap_runs(tokens, train_tokens, skipped | templates.starts, progress))
+    hits = [*template_hits, *duplicate_hits(runs, train_tokens)]
+    hits += overlap_hits(find_overlap_runs(tokens, train_tokens, skipped | starts_template, progress))
     first, end = find_passages(units, tokens)
     gone = covered(removed_spans(hits), len(tokens))
     is_new = (end > first) & (marks_between(skipped | gone, first, end) < MOSTLY * (end - first))
@@ -45,7 +113,7 @@ def find_copies(
 
     def words_at(low: int, high: int) -> npt.NDArray[np.int32]:
         words = word[tokens[low:high]]
-        words[templates.covers[low:high]] = 0
+        words[in_template[low:high]] = 0
         return words
 
     return [*hits, *near_hits(find_near_duplicates(words_at, first, end, train_tokens, progress), first, end)]

@@ -9,8 +9,7 @@ from trainable.text_audit.audit_values import Hit
 from trainable.text_audit.debris import TYPES
 from trainable.text_audit.language import NONE, SCRIPTS, foreign_units, own_scripts
 from trainable.text_audit.ngrams import marked_spans, union
-from trainable.text_audit.noise import MIN_REGION_BYTES
-from trainable.text_audit.scan import Scan
+from trainable.text_audit.scan import MIN_REGION_BYTES, Scan
 from trainable.text_audit.units import Flags, Ints
 
 MIN_FOREIGN_BYTES = 200

@@ -6,16 +6,104 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import entr
 from tokenizers import Tokenizer
 
 from trainable.data.text_documents import WHOLE_FILES, Documents
 from trainable.data.tokens import Progress, Tokens
 from trainable.text_audit.debris import MARKUP, debris_of
 from trainable.text_audit.language import common_words, count_words, unit_scripts
-from trainable.text_audit.ngrams import Hashes
-from trainable.text_audit.noise import noisy_units
+from trainable.text_audit.ngrams import Hashes, covered, marked_spans, marks_between
 from trainable.text_audit.text import Piece, iter_pieces
-from trainable.text_audit.units import Cuts, Flags, Units, cut_units
+from trainable.text_audit.units import Bytes, Cuts, Flags, Ints, Units, byte_set, cut_units
+
+MIN_REGION_BYTES = 200
+"""A shorter blob is a checksum or a key such as prose may quote."""
+BLOB_RUN_BYTES = 40
+"""A run of base64 characters at least so long is looked at: longer than words and most identifiers."""
+BLOCK_BYTES = 512
+RANDOM_ENTROPY_BITS = 5.5
+"""Order-0 entropy per byte of a block that no text or code reaches: English has 4.3 to 4.6, code up to 5.2,
+base64 6.0, random printable characters 6.5 (Shannon 1951 has 4.1 for letters alone)."""
+CONTROL_FRAC = 0.1
+NOISY_FRAC = 0.5
+"""Share of a unit's bytes that must be noise."""
+PLAIN_FRAC = 0.55
+"""Lower-case letters and spaces in a line; prose has 0.9, code 0.7, random characters 0.3 to 0.45."""
+EDGE_UNITS = 3
+
+_CONTROL = byte_set(range(9), b"\x0b", range(0x0E, 0x20), b"\x7f")
+_UPPER, _LOWER, _DIGIT = byte_set(range(65, 91)), byte_set(range(97, 123)), byte_set(range(48, 58))
+_PLAIN = _LOWER | byte_set(b" \n\r\t")
+_BASE64 = _UPPER | _LOWER | _DIGIT | byte_set(b"+/=_-")
+_HEX_LETTER = byte_set(b"abcdefABCDEF")
+_HEX = _DIGIT | _HEX_LETTER | byte_set(b" :,x\r\n\t\\")
+
+
+def noisy_units(data: Bytes, starts: Ints) -> Flags:
+    """Return for each unit of `data` (they begin at `starts`) whether most of it is noise."""
+    sizes = np.diff(np.append(starts, len(data)))
+
+    def frac(marks: Flags) -> npt.NDArray[np.float64]:
+        return np.add.reduceat(marks, starts, dtype=np.int64) / sizes
+
+    # A block does not begin and end where the noise does: lines of lower-case letters inside it are spared, and the
+    # next few lines without are added.
+    strange = frac(_PLAIN[data]) < PLAIN_FRAC
+    random = (frac(_random_blocks(data)) >= NOISY_FRAC) & strange
+    for _ in range(EDGE_UNITS if random.any() else 0):
+        random |= strange & (np.append(random[1:], False) | np.append(False, random[:-1]))
+    hexadecimal = (frac(_HEX[data]) > 0.95) & (frac(_HEX_LETTER[data]) > 0.1) & (frac(_DIGIT[data]) > 0.25)
+    return (
+        (frac(_controls(data)) >= CONTROL_FRAC)
+        | (frac(_blobs(data)) >= NOISY_FRAC)
+        | random
+        | (hexadecimal & (sizes >= BLOB_RUN_BYTES))
+    )
+
+
+def _controls(data: Bytes) -> Flags:
+    """C0 and C1 controls, U+FFFD and the private use area, every byte of them."""
+    found = _CONTROL[data]
+    high = np.flatnonzero(data >= 0xC2)
+    lead, second = data[high], data[np.minimum(high + 1, len(data) - 1)]
+    third = data[np.minimum(high + 2, len(data) - 1)]
+    two = high[(lead == 0xC2) & (second < 0xA0)]
+    private = (lead == 0xEE) | ((lead == 0xEF) & (second < 0xA4))
+    three = high[private | ((lead == 0xEF) & (second == 0xBF) & (third == 0xBD))]
+    for where, width in ((two, 2), (three, 3)):
+        for offset in range(width):
+            found[np.minimum(where + offset, len(data) - 1)] = True
+    return found
+
+
+def _random_blocks(data: Bytes) -> Flags:
+    marks = np.zeros(len(data), dtype=bool)
+    blocks = len(data) // BLOCK_BYTES
+    whole = data[: blocks * BLOCK_BYTES].reshape(blocks, BLOCK_BYTES)
+    for low in range(0, blocks, 256):
+        rows = whole[low : low + 256]  # (R, BLOCK_BYTES)
+        index = rows + (np.arange(len(rows), dtype=np.int64) * 256)[:, None]
+        frac = np.bincount(index.ravel(), minlength=len(rows) * 256).reshape(-1, 256) / BLOCK_BYTES
+        entropy = entr(frac).sum(axis=1) / np.log(2)
+        # UTF-8 of other scripts spreads over many byte values too: that is a matter of scripts.
+        random = (entropy >= RANDOM_ENTROPY_BITS) & (frac[:, 128:].sum(axis=1) < 0.05)
+        marks[low * BLOCK_BYTES : (low + len(rows)) * BLOCK_BYTES] = random.repeat(BLOCK_BYTES)
+    return marks
+
+
+def _blobs(data: Bytes) -> Flags:
+    """Long runs of base64 or of hexadecimal without spaces."""
+    runs = marked_spans(_BASE64[data])
+    runs = runs[runs[:, 1] - runs[:, 0] >= BLOB_RUN_BYTES]
+    starts, ends = runs.T
+    upper, lower, digit, hex_letter = (
+        marks_between(kind[data], starts, ends) / (ends - starts) for kind in (_UPPER, _LOWER, _DIGIT, _HEX_LETTER)
+    )
+    # Random base64 has 0.41, 0.41 and 0.16; words joined by dashes have no digits, constants no lower-case letters.
+    mixed = (upper > 0.2) & (lower > 0.2) & (digit > 0.03)
+    hexadecimal = (digit > 0.3) & (hex_letter > 0.1) & (digit + hex_letter > 0.95)
+    return covered(runs[mixed | hexadecimal], len(data))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -65,10 +66,7 @@ def instability(measured: Measured) -> Row:
     """Return the share of unstable trials: of all, by setting, and by learning rate and batch size."""
     judged = [trial for trial in measured.trials if trial["status"] in JUDGED]
     unstable = [trial for trial in judged if trial["status"] == "unstable"]
-    reasons: dict[str, int] = {}
-    for trial in unstable:
-        reason = str(trial["verdict"] or "unknown").partition(" at step ")[0]
-        reasons[reason] = reasons.get(reason, 0) + 1
+    reasons = Counter(str(trial["verdict"] or "unknown").partition(" at step ")[0] for trial in unstable)
     bins = _lr_bins(measured)
     settings = [
         {
@@ -96,7 +94,7 @@ def instability(measured: Measured) -> Row:
             start is not None and trial["status"] == "stopped" and (trial["val_loss"] or 0.0) > start
             for trial in judged
         ),
-        "reasons": reasons,
+        "reasons": dict(reasons),
         "words": _where_words(judged, unstable, measured),
         "by_setting": settings,
         "lr_bins": bins,

@@ -7,12 +7,11 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from results import ranking
-from results.attribution.attribution_files import load_attribution
-from results.attribution.attribution_files import to_json as attribution_json
+from results.attribution.attribution_values import load_attribution
+from results.attribution.attribution_values import to_json as attribution_json
 from results.attribution.sentences import summary_lines
-from results.confirmation.attempt import Attempt, attempt_rows
-from results.confirmation.confirmation_file import load_attempts
-from results.confirmation.confirmation_file import to_json as attempts_json
+from results.confirmation.attempt import Attempt, attempt_rows, load_attempts
+from results.confirmation.attempt import to_json as attempts_json
 from results.device_time import time_winner
 from results.report.facts.analysis import Measured, Row, parameter_values, searched_parameters
 from results.report.facts.answer import answer_facts
@@ -64,9 +63,7 @@ def report_facts(study: Study) -> dict[str, Any]:
         "instability": instability(measured),
         "importance": importance(measured),
         "confirmation": confirmation,
-        "attribution": None
-        if attribution is None
-        else {**attribution_json(attribution), "summary": summary_lines(attribution)},
+        "attribution": attribution and {**attribution_json(attribution), "summary": summary_lines(attribution)},
         "samples": _samples_facts(study, winner_id),
         "parameters": [_parameter_facts(parameter) for parameter in measured.parameters],
         "initial_loss": measured.initial_loss,
@@ -111,9 +108,7 @@ def _confirmation_facts(attempts: Sequence[Attempt], rows: Sequence[Row]) -> Row
             {
                 "of_trial": run.of_trial,
                 "seed": run.config.seed,
-                "trial_id": row["trial_id"] if row else None,
-                "status": row["status"] if row else None,
-                "val_loss": row["val_loss"] if row else None,
+                **{name: row[name] if row else None for name in ("trial_id", "status", "val_loss")},
             }
             for run, row in attempt_rows(attempt, rows)
         ]

@@ -5,9 +5,9 @@ from typing import Any
 
 from results.report.figures import marks
 from results.report.figures.claims import attribution_bars, confirmation_intervals, importance_bars
-from results.report.figures.curves import curves, curves_by_time, parallel_coordinates
+from results.report.figures.curves import curves, parallel_coordinates
 from results.report.figures.traces import short
-from results.words import range_words
+from results.words import percent_words, range_words
 
 Row = dict[str, Any]
 
@@ -26,7 +26,7 @@ def report_figures(facts: Row) -> dict[str, list[Row]]:
         "parallel": list(parallel_coordinates(facts)),
         "settings": [*_lr_by_batch(facts), *_loss_by_setting(facts)],
         "stability": list(_stability_map(facts)),
-        "speed": [*_pareto(facts), *curves_by_time(facts)],
+        "speed": [*_pareto(facts), *curves(facts, by_time=True)],
         "importance": list(importance_bars(facts)),
         "attribution": list(attribution_bars(facts)),
     }
@@ -35,7 +35,8 @@ def report_figures(facts: Row) -> dict[str, list[Row]]:
 def views(facts: Row) -> list[str]:
     """Return the names of the views of the settings section: the full budget, then each rung that trials reached."""
     rungs, unit = _rungs_reached(facts), " tokens" if facts["protocol"]["device_s"] is None else ""
-    return ["at the full budget", *(f"at {marks.rung_words(rung)} ({rung['at']}{unit})" for rung in rungs)]
+    shares = [(percent_words(rung["budget_frac"]), rung["at"]) for rung in rungs]
+    return ["at the full budget", *(f"at {share} of the budget ({at}{unit})" for share, at in shares)]
 
 
 def default_view(facts: Row) -> int:

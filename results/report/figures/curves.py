@@ -17,18 +17,6 @@ CLOCK_WORDS = {"tokens_seen": "%{x:,} tokens", "active_s": "%{x:.1f} s"}
 _NOT_READ = -0.16
 
 
-def curves(facts: Row) -> Iterator[Row]:
-    """Yield val loss by tokens seen, a line per trial with a mark at its end that says why it ended."""
-    in_tokens = facts["protocol"]["device_s"] is None
-    yield from _curves(facts, "curves", "tokens_seen", "training tokens seen", *_rung_marks(facts, in_tokens))
-
-
-def curves_by_time(facts: Row) -> Iterator[Row]:
-    """Yield val loss by device time: seconds of training and evaluation."""
-    in_time = facts["protocol"]["device_s"] is not None
-    yield from _curves(facts, "curves-by-time", "active_s", "device time (s)", *_rung_marks(facts, in_time))
-
-
 def _rung_marks(facts: Row, are_here: bool) -> tuple[list[Row], list[Row]]:
     """Return the rungs' lines and labels; none where the figure's axis is not the budget's kind."""
     device_s = facts["protocol"]["device_s"]
@@ -39,12 +27,19 @@ def _rung_marks(facts: Row, are_here: bool) -> tuple[list[Row], list[Row]]:
     words = [
         marks.note(x, 0, percent_words(rung["budget_frac"]), **look) for x, rung in zip(places, rungs, strict=True)
     ]
-    return [marks.upright(x) for x in places], words
+    line = {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "line": {"color": "@muted", "width": 1, "dash": "dot"}}
+    return [{**line, "x0": x, "x1": x} for x in places], words
 
 
-def _curves(
-    facts: Row, key: str, clock: str, words: str, shapes: Sequence[Row], annotations: Sequence[Row]
-) -> Iterator[Row]:
+def curves(facts: Row, *, by_time: bool = False) -> Iterator[Row]:
+    """Yield val loss by tokens seen, a line per trial with a mark at its end that says why it ended.
+
+    by_time: by device time in their place, seconds of training and evaluation.
+    """
+    key, clock, words = "curves", "tokens_seen", "training tokens seen"
+    if by_time:
+        key, clock, words = "curves-by-time", "active_s", "device time (s)"
+    shapes, annotations = _rung_marks(facts, by_time == (facts["protocol"]["device_s"] is not None))
     trials = [trial for trial in facts["trials"] if any(v is not None for v in trial["evaluations"]["val_loss"])]
     if not trials:
         return

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from results.report.figures.traces import short
-from results.words import STATUS_LABELS, percent_words, value_words
+from results.words import STATUS_LABELS, value_words
 
 Row = dict[str, Any]
 
@@ -106,12 +106,6 @@ def line_trace(name: str, lines: Iterable[tuple[int, Sequence[Any], Sequence[Any
     }
 
 
-def upright(x: float) -> Row:
-    """Return a dotted vertical line over the whole height of a figure."""
-    line = {"color": "@muted", "width": 1, "dash": "dot"}
-    return {"type": "line", "x0": x, "x1": x, "yref": "paper", "y0": 0, "y1": 1, "line": line}
-
-
 def across(y: float, *, dash: str | None = None, **place: Any) -> Row:
     """Return a horizontal line over the whole width of a figure."""
     line = {"color": "@muted", "width": 1} | ({"dash": dash} if dash else {})
@@ -152,11 +146,6 @@ def padded(values: Sequence[float]) -> list[float | None]:
     low, high = min(values), max(values)
     pad = 0.04 * (high - low or 1.0)
     return [short(low - pad, 6), short(high + pad, 6)]
-
-
-def rung_words(rung: Row) -> str:
-    """Return a rung's name: the share of the budget that a trial has used there."""
-    return f"{percent_words(rung['budget_frac'])} of the budget"
 
 
 def spread(trial_id: int, width: float) -> float:

@@ -26,11 +26,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from results.study.atomic import write_atomic
+from spaces.budget import Budget
 from spaces.domains import Choice, FloatRange, points
 from spaces.read.load import load_space, space_from_toml
 from spaces.space import SearchSpace
 from spaces.warmup import WARMUP_FRAC
-from trainable.config import TrialConfig, with_token_budget
+from trainable.config import TrialConfig
 
 FOLDER = Path(__file__).parent
 KINDS = {"fine-tune": "tiny", "scratch": "tiny-scratch"}
@@ -213,7 +214,7 @@ def jobs(space: SearchSpace, count: int) -> Iterator[tuple[str, int, TrialConfig
         point = point_at(space, number)
         for multiple in (1, LONGER) if number % EVERY_LONGER == 0 else (1,):
             budget_tokens = multiple * space.budget.tokens
-            config = with_token_budget(space.config_for(point), budget_tokens)
+            config = Budget(tokens=budget_tokens).sized(space.config_for(point))
             for kind in KINDS:
                 yield kind, number, config, point.get(WARMUP_FRAC), budget_tokens
 

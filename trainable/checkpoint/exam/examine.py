@@ -1,22 +1,164 @@
 """Measures a checkpoint: which token it predicts, its numbers, what moved since the one before. Judges nothing."""
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
-from trainable.checkpoint.checkpoint import Checkpoint, read_checkpoint
+from trainable.checkpoint.checkpoint import Checkpoint, load_weights, read_checkpoint
 from trainable.checkpoint.checkpoint_path import WEIGHTS, checkpoint_folders
 from trainable.checkpoint.exam import exam_weights
-from trainable.checkpoint.exam.exam_facts import CheckpointFacts, Scalar
-from trainable.checkpoint.exam.profile import Losses, checkpoint_profile
+from trainable.checkpoint.exam.exam_facts import CheckpointFacts, Profile, Scalar
 from trainable.checkpoint.foreign import optimizer_in, settings_in
 from trainable.data.tokens import Tokens
 from trainable.errors import UserError
+from trainable.model.model_names import PRESETS
+from trainable.model.models import context_limit, load_model
+from trainable.model.modes import in_mode
+from trainable.preflight.offset_profile import everywhere, mean_losses, offset_gains, offset_losses
 
+PROFILE_WINDOWS = 16
+PROFILE_BLOCK = 128
+"""2,048 tokens; 1,024 already give a standard error of 0.13, and differences between offsets are paired."""
+GPT2_HEAD_SIZE = 64
+SMALL_HEADS = (4, 2, 1, 8, 12, 16)
+
+
+Losses = Mapping[int, torch.Tensor]
+"""By offset, (N, T) of the same windows."""
 LARGEST_SHOWN = 10**15
 """Of the whole numbers that a checkpoint records."""
+
+
+def checkpoint_profile(
+    checkpoint: Checkpoint,
+    weights: Mapping[str, torch.Tensor],
+    tokens: Tokens | None,
+    model_name: str | None,
+    hyperparameters: Mapping[str, Scalar],
+    bases: dict[str, Losses],
+) -> Profile:
+    """Return the profile of the checkpoint's weights. bases: what was measured of bases so far, added to."""
+    if tokens is None:
+        return Profile(
+            no_profile="no text could be read as it was trained on: set GPT2_MODEL_NAME to the model it began as"
+        )
+    try:
+        named = _named_model(checkpoint, weights, tokens, model_name, bases)
+        models = [named] if named is not None else _models(checkpoint, weights, hyperparameters)
+        windows = _windows(tokens, models[0])
+        measured = [_losses(model, windows) for model in models]
+        # Of models that differ in what the weights do not tell, the right one predicts best.
+        means = [mean_losses(losses, windows) for losses in measured]
+        best = min(range(len(means)), key=lambda one: min(nats for nats in means[one].values() if not math.isnan(nats)))
+    except UserError as error:
+        return Profile(no_profile=str(error))
+    except ValueError:
+        return Profile(no_profile="its losses are not finite")
+    base = bases.get(model_name) if named is not None and model_name is not None else None
+    width = windows.shape[1]
+    return Profile(
+        offset_losses=means[best],
+        offset_tokens=windows.shape[0] * (width - 1),
+        base_name=model_name or "" if base is not None else "",
+        base_gains={} if base is None else offset_gains(base, everywhere(measured[best], width - 1, width)),
+        no_base="" if base is not None else _no_base(model_name),
+    )
+
+
+def _no_base(model_name: str | None) -> str:
+    if model_name in PRESETS:
+        return f"{model_name} has random weights; if it began as a pretrained model, set GPT2_MODEL_NAME to that"
+    return "set GPT2_MODEL_NAME to the pretrained model it began as"
+
+
+def _losses(model: PreTrainedModel, windows: torch.Tensor) -> Losses:
+    with in_mode(model, training=False):
+        return offset_losses(lambda some: model(**some).logits, {"input_ids": windows[:, :-1]}, windows)
+
+
+def _windows(tokens: Tokens, model: PreTrainedModel) -> torch.Tensor:
+    rows = model.get_input_embeddings().weight.shape[0]
+    block = min(PROFILE_BLOCK, context_limit(model) or PROFILE_BLOCK, len(tokens) - 1)
+    if block < 8:
+        raise UserError(f"the text has {len(tokens)} held-out tokens, which are too few to measure on")
+    starts = np.unique(np.linspace(0, len(tokens) - block - 1, PROFILE_WINDOWS).astype(np.int64))
+    windows = tokens[starts[:, None] + np.arange(block + 1)].astype(np.int64)  # (N, T + 1)
+    if int(windows.max()) >= rows:
+        raise UserError(
+            f"the text's token ids reach {int(windows.max())} and the checkpoint embeds {rows}: another tokenizer's"
+        )
+    return torch.from_numpy(windows)
+
+
+def _named_model(
+    checkpoint: Checkpoint,
+    weights: Mapping[str, torch.Tensor],
+    tokens: Tokens,
+    model_name: str | None,
+    bases: dict[str, Losses],
+) -> PreTrainedModel | None:
+    """Return the named model with the checkpoint's weights, its own measured before; None where it is of no use."""
+    if model_name is None:
+        return None
+    try:
+        named = load_model(model_name, dropout=0.0, seed=0)
+        if model_name not in PRESETS and model_name not in bases:
+            windows = _windows(tokens, named)
+            bases[model_name] = everywhere(_losses(named, windows), windows.shape[1] - 1, windows.shape[1])
+        load_weights(named, checkpoint, model_name=model_name)
+    except UserError:
+        # The folder is gone, the hub is far, or it is another model: the weights still tell GPT-2's shape.
+        if not _gpt2_shape(weights):
+            raise
+        return None
+    return named
+
+
+def _models(
+    checkpoint: Checkpoint, weights: Mapping[str, torch.Tensor], hyperparameters: Mapping[str, Scalar]
+) -> list[PreTrainedModel]:
+    shape = _gpt2_shape(weights)
+    if not shape:
+        raise UserError("its weights are not GPT-2's and no GPT2_MODEL_NAME says what they are")
+    models: list[PreTrainedModel] = []
+    for heads in _head_counts(shape["n_embd"], hyperparameters):
+        model = GPT2LMHeadModel(GPT2Config(**shape, n_head=heads))
+        load_weights(model, checkpoint, model_name="GPT-2 of its own shape")
+        models.append(model)
+    return models
+
+
+def _gpt2_shape(weights: Mapping[str, torch.Tensor]) -> dict[str, int]:
+    embedding, positions = (
+        next((tensor for name, tensor in weights.items() if name.endswith(ending) and tensor.dim() == 2), None)
+        for ending in ("wte.weight", "wpe.weight")
+    )
+    layers = {match[1] for name in weights if (match := re.search(r"\bh\.(\d+)\.attn\.c_attn\.weight$", name))}
+    # Counted: a model of as many layers as the largest number says might never be built.
+    if embedding is None or positions is None or not layers or layers != {str(one) for one in range(len(layers))}:
+        return {}
+    return {
+        "vocab_size": embedding.shape[0],
+        "n_embd": embedding.shape[1],
+        "n_positions": positions.shape[0],
+        "n_layer": len(layers),
+    }
+
+
+def _head_counts(width: int, hyperparameters: Mapping[str, Scalar]) -> list[int]:
+    recorded = hyperparameters.get("n_head")
+    if isinstance(recorded, int) and recorded > 0 and width % recorded == 0:
+        return [recorded]
+    # GPT-2's heads are 64 wide in all its sizes; a smaller model's number of heads is found by trying.
+    if width % GPT2_HEAD_SIZE == 0 and width >= 8 * GPT2_HEAD_SIZE:
+        return [width // GPT2_HEAD_SIZE]
+    return [heads for heads in SMALL_HEADS if width % heads == 0 and heads <= width]
 
 
 def checkpoint_files(folder: Path) -> list[Path]:

@@ -3,8 +3,8 @@ import sys
 
 import pytest
 
+from search.options import parse_range
 from trainable.errors import UserError
-from trainable.text_audit.audit_values import parse_range
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,7 @@ def test_a_range_must_end_after_it_starts(text: str) -> None:
 
 
 def test_a_range_is_read_without_torch_or_matplotlib() -> None:
-    code = "import sys, trainable.text_audit.audit_values; print({'torch', 'matplotlib'} & set(sys.modules))"
+    code = "import sys; from search.options import parse_range; parse_range('1-2'); "
+    code += "print({'torch', 'matplotlib'} & set(sys.modules))"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown.strip() == "set()"
