@@ -4,8 +4,9 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from results.diagnosis.diagnose import ranked
 from results.diagnosis.findings import Diagnosis
-from results.diagnosis.render import Report, ranked
+from results.diagnosis.render import Report
 from trainable.checkpoint.exam.exam_facts import CheckpointFacts, gain_words, learned_doubled_labels
 from trainable.errors import first_of
 

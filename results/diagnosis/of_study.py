@@ -6,8 +6,9 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
+from results.diagnosis.diagnose import diagnose, ranked
 from results.diagnosis.findings import Diagnosis
-from results.diagnosis.render import Report, diagnose, ranked, report_of_trace
+from results.diagnosis.render import Report, report_of_trace
 from results.diagnosis.run_view import Context
 from results.diagnosis.trace import trace_of_trial
 from results.ranking import baseline_trial, ending_counts, leaderboard, ranked_trials

@@ -1,45 +1,18 @@
-"""What is wrong with a recorded run, ranked by what explains most, as a person or a program reads it."""
+"""A diagnosis as a person or a program reads it: text for a terminal, lines for a pipe, JSON."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from results.diagnosis.diagnose import diagnose
 from results.diagnosis.findings import Diagnosis, capitalized, confidence_word
-from results.diagnosis.rules.compare import compare_findings
-from results.diagnosis.rules.level import level_findings
-from results.diagnosis.rules.plateau import plateau_finding
-from results.diagnosis.rules.start import start_finding
-from results.diagnosis.rules.time import missing_rows, time_findings
-from results.diagnosis.rules.update import update_findings
+from results.diagnosis.rules.time import missing_rows
 from results.diagnosis.run_view import Context, view
 from results.diagnosis.trace import Column, RunTrace
 from results.words import count_words
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-
-
-LEAST_CONFIDENCE = 0.4
-"""A guess below is not worth a reader's time."""
-
-
-def diagnose(trace: RunTrace, *, context: Context) -> list[Diagnosis]:
-    """Return what is wrong with the run, the finding that explains most first; [] when nothing was found."""
-    if not trace.steps:
-        return []
-    run = view(trace, context)
-    start = start_finding(run)
-    found = [*([start] if start else []), *update_findings(run), *level_findings(run)]
-    plateau = plateau_finding(run, found)
-    found += [plateau] if plateau else []
-    found += compare_findings(run, found)
-    found += time_findings(run)
-    return ranked(found)
-
-
-def ranked(found: list[Diagnosis]) -> list[Diagnosis]:
-    """Return the findings by weight, the guesses left out."""
-    return sorted((one for one in found if one.confidence >= LEAST_CONFIDENCE), key=lambda one: -one.weight)
 
 
 @dataclass(frozen=True, kw_only=True)

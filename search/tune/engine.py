@@ -1,6 +1,5 @@
 """The engine: runs trials into a study folder by Ray Tune. The study's own files are the record, not Ray's."""
 
-import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +13,6 @@ from pydantic import SecretStr
 from ray import tune
 from ray.tune import Callback, CheckpointConfig
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from results.confirmation.attempt import Attempt, load_attempts
 from results.ranking import leaderboard, ranked_trials
@@ -27,12 +25,12 @@ from search.cluster.node_watch import MirrorTables, NodeWatch
 from search.cluster.study_storage import CHECKPOINTS, TableMirror, checkpoint_root
 from search.terminal.live_view import StudyView
 from search.terminal.signals import Interrupts
+from search.tune.asha import TokenASHA
 from search.tune.local_ray import running_ray
 from search.tune.optuna_searcher import OBJECTIVE
 from search.tune.recorder import StudyRecorder, oom_counter_of
 from search.tune.resources import Slots
 from search.tune.start_watch import StartWatch
-from search.tune.trial_log import TrialLog
 from search.tune.workload import Workload
 from trainable.checkpoint.checkpoint_store import CheckpointStore
 from trainable.data.node_cache import share_inputs
@@ -258,30 +256,3 @@ def _shared_by_trials(spec: RunSpec, slots: Slots) -> dict[str, Any]:
         "threads": slots.threads,
         "memory_frac": slots.memory_frac,
     }
-
-
-class TokenASHA(FIFOScheduler):  # type: ignore[misc]
-    """Stops the trials that are not among the best at a rung; the baseline always goes on.
-
-    Ray's own ASHA judges by arrival, lets a NaN pass every rung, is silently disabled by a misspelt time_attr, and
-    would stop the baseline.
-    """
-
-    def __init__(self, log: TrialLog) -> None:
-        super().__init__()
-        self._log = log
-
-    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        """Return whether the trial goes on."""
-        keep = self.goes_on(trial.config["trial_id"], result["fidelity_tokens"], result["objective"])
-        return str(TrialScheduler.CONTINUE if keep else TrialScheduler.STOP)
-
-    def goes_on(self, trial_id: int, fidelity_tokens: int, objective: float) -> bool:
-        """Add the trial's objective to the log and return whether no verdict stops it."""
-        # ASHA compares with <, which is False for NaN: a NaN trial would pass every rung.
-        if not math.isfinite(objective):
-            return self._log.is_baseline(trial_id)
-        self._log.evaluate(trial_id, fidelity_tokens, objective)
-        rung = self._log.stopped_at(trial_id)
-        # A trial that lost its worker may repeat evaluations that its row lacks, up to the rung of the verdict.
-        return rung is None or fidelity_tokens < self._log.rung_tokens[rung]

@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from results.diagnosis.diagnose import diagnose
 from results.diagnosis.logs.training_log import read_training_log
-from results.diagnosis.render import diagnose
 from results.diagnosis.run_view import Context
 
 EVAL_STEPS = 500

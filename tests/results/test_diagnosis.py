@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from results.diagnosis.diagnose import diagnose
 from results.diagnosis.findings import Diagnosis, confidence_word
 from results.diagnosis.logs.training_log import read_training_log
-from results.diagnosis.render import diagnose, plain_text, render, report_of_trace, to_json
+from results.diagnosis.render import plain_text, render, report_of_trace, to_json
 from results.diagnosis.run_view import Context
 from results.diagnosis.trace import RunTrace
 from tests.results.owner_log import STORY, Row, falling, owner_log, recorded_run, recorded_traces, story_step_s

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from results.diagnosis.diagnose import diagnose
 from results.diagnosis.logs.training_log import read_training_log
-from results.diagnosis.render import diagnose
 from results.diagnosis.run_view import Context
 from results.diagnosis.trace import RunTrace
 from results.diagnosis.trace_plot import plot_trace

@@ -22,8 +22,8 @@ from rich.console import Console
 from results.study.folder import Study
 from results.study.ledger import Ledger
 from search.terminal.live_view import StudyView
+from search.tune.asha import TokenASHA
 from search.tune.early_end import read_part_losses
-from search.tune.engine import TokenASHA
 from search.tune.history import History, known_trials
 from search.tune.recorder import StudyRecorder
 from search.tune.workload import space_workload

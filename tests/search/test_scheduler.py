@@ -9,7 +9,7 @@ import pytest
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
-from search.tune.engine import TokenASHA
+from search.tune.asha import TokenASHA
 from search.tune.history import KnownTrial
 from search.tune.trial_log import TrialLog
 from trainable.config import TrialConfig

@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from results.study.planned_run import PlannedRun
-from search.tune.engine import TokenASHA
+from search.tune.asha import TokenASHA
 from search.tune.history import NO_HISTORY, History, KnownTrial, WarmStart, known_trials
 from search.tune.optuna_searcher import SamplerView, SpaceSearcher, told_as
 from search.tune.trial_log import TrialLog

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from results.study.folder import Study
 from search.__main__ import main
-from search.commands.train_command import TrainLog
+from search.terminal.train_log import TrainLog
 from tests.rows import evaluation
 from trainable.config import HYPERPARAMETERS, TrialConfig
 from trainable.data.corpus import docstrings

@@ -13,7 +13,7 @@ import pytest
 from results.study.atomic import write_document
 from results.study.folder import Study, create_study
 from results.study.tables import METRICS, TRIALS, write_table
-from search.tune.engine import TokenASHA
+from search.tune.asha import TokenASHA
 from search.tune.history import NO_HISTORY, History, KnownTrial, WarmStart
 from search.tune.warm_start import WARM_START_JSON, read_warm_start, warm_start_from
 from search.tune.workload import space_workload

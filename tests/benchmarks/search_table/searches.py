@@ -20,7 +20,7 @@ class Ours:
     """This project's searcher and scheduler, as the engine drives them."""
 
     def __init__(self, space: SearchSpace, seed: int, trials: int = TRIALS) -> None:
-        from search.tune.engine import TokenASHA
+        from search.tune.asha import TokenASHA
         from search.tune.workload import space_workload
 
         space = replace(space, trials=trials, baseline=replace(space.baseline, seed=seed))
