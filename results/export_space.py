@@ -8,7 +8,7 @@ import tomlkit
 
 from spaces.budget import Budget, budget_of
 from spaces.domains import Choice, Domain, FloatRange
-from spaces.overrides import with_overrides
+from spaces.overrides import space_of_document, with_overrides
 from spaces.read.load import load_space, space_from_toml
 from spaces.space import SearchSpace
 from spaces.user_settings import Settings
@@ -25,7 +25,7 @@ def space_text(document: dict[str, Any], config: TrialConfig, notes: Sequence[st
     before = space_from_toml(own["toml"], name=own["name"], path=own["path"]) if own else load_space("plateau")
     text = tomlkit.parse(before.toml)
     text.pop("baseline", None)
-    _widen(text, before, config)
+    _follow(text, before, with_overrides(_as_searched(document, before), Settings(baseline=(before.name, config))))
     if own or budget is not None:
         in_file = budget or budget_of(document)
         time_s = in_file.device_s
@@ -40,14 +40,32 @@ def space_text(document: dict[str, Any], config: TrialConfig, notes: Sequence[st
     return "".join(f"# {note}\n" for note in notes) + "\n" + written.lstrip("\n")
 
 
-def _widen(text: tomlkit.TOMLDocument, before: SearchSpace, config: TrialConfig) -> None:
-    """Widen the [search] domains to `config`, as a search with BASELINE= does by itself."""
-    after = with_overrides(before, Settings(baseline=(before.name, config)))
+def _as_searched(document: dict[str, Any], space: SearchSpace) -> SearchSpace:
+    """Return the file's space with the study's pins, which are searched no more, and its widened domains."""
+    if document["kind"] != "search":
+        return space
+    try:
+        return space_of_document(document)[0]
+    except (KeyError, TypeError, AttributeError):
+        return space  # another version's study
+
+
+def _follow(text: tomlkit.TOMLDocument, before: SearchSpace, after: SearchSpace) -> None:
+    """Change the [search] table of `before` to the parameters of `after`."""
     search: Any = text.get("search", {})
-    for parameter in after.parameters:
-        if parameter.domain != before.domain(parameter.name):
-            key, values = _as_toml(parameter.domain)
+    left = {parameter.name: parameter for parameter in after.parameters}
+    for parameter in before.parameters:
+        now = left.get(parameter.name)
+        if now is None:
+            del search[parameter.name]
+            continue
+        if now.domain != parameter.domain:
+            key, values = _as_toml(now.domain)
             search[parameter.name][key] = values
+        if now.condition != parameter.condition:
+            del search[parameter.name]["when"]
+            if now.condition is not None:
+                search[parameter.name]["when"] = {now.condition.parent: list(now.condition.values)}
 
 
 def _as_toml(domain: Domain) -> tuple[str, list[Any]]:

@@ -301,7 +301,8 @@ def open_study(name_or_latest: str) -> Study:
         raise UserError(f"there is no study in {where} yet. Make one with: make search SPACE=plateau")
     if name_or_latest != LATEST:
         known = [study.name for study in studies]
-        raise UserError(f"no study named '{name_or_latest}' in {where}.{did_you_mean(name_or_latest, known)}")
+        near = did_you_mean(name_or_latest, known) or " make list shows them."
+        raise UserError(f"no study named '{name_or_latest}' in {where}.{near}")
     # A training run or an attribution between two commands must not change which study they are about.
     latest = next((study for study in studies if _kind(study) in RESUMED_KINDS), None)
     if latest is None:

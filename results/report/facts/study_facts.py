@@ -9,7 +9,7 @@ from typing import Any
 from results import ranking
 from results.attribution.attribution_files import load_attribution
 from results.attribution.attribution_files import to_json as attribution_json
-from results.attribution.sentences import summary_lines
+from results.attribution.sentences import did_it_words, summary_lines
 from results.confirmation.attempt import Attempt, attempt_rows
 from results.confirmation.confirmation_file import load_attempts
 from results.confirmation.confirmation_file import to_json as attempts_json
@@ -66,7 +66,7 @@ def report_facts(study: Study) -> dict[str, Any]:
         "confirmation": confirmation,
         "attribution": None
         if attribution is None
-        else {**attribution_json(attribution), "summary": summary_lines(attribution)},
+        else {**attribution_json(attribution), "summary": [did_it_words(attribution), *summary_lines(attribution)]},
         "samples": _samples_facts(study, winner_id),
         "parameters": [_parameter_facts(parameter) for parameter in measured.parameters],
         "initial_loss": measured.initial_loss,
