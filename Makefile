@@ -12,7 +12,7 @@ export MAKE_WORDS := $(MAKEOVERRIDES)
 export MAKE_CALLED_FROM := $(PWD)
 
 ifeq ($(wildcard pyproject.toml),)
-$(error This Makefile is to be called in its own folder: make -C $(dir $(lastword $(MAKEFILE_LIST))) $(MAKECMDGOALS))
+$(error This Makefile is to be called in its own folder: make -C '$(strip $(subst /Makefile,,$(MAKEFILE_LIST)))' $(MAKECMDGOALS))
 endif
 
 .DEFAULT_GOAL := help

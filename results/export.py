@@ -57,7 +57,7 @@ def export_env(study: Study, budget: Budget | None = None) -> str:
     exactly. Raises UserError when no trial has completed or a file of the study is damaged.
     """
     best = _load(study, budget)
-    lines = [f"# {line}" for line in _notes(best)]
+    lines = [f"# {line}" for line in (*_notes(best), *_script_notes(best))]
     lines += [f"export {name}={shlex.quote(value)}" for name, value in _env(best).items()]
     return "\n".join(lines) + "\n"
 
@@ -97,7 +97,7 @@ def export_json(study: Study, budget: Budget | None = None) -> str:
         **best.inputs,
         "hyperparameters": asdict(best.config),
         "env": _env(best),
-        "notes": _notes(best),
+        "notes": [*_notes(best), *_script_notes(best)],
     }
     return json.dumps(document, indent=2, allow_nan=False) + "\n"
 
@@ -200,7 +200,6 @@ def _notes(best: _Best) -> list[str]:
         *_stretch_notes(best),
         f"evaluated on {best.eval_tokens} held-out tokens, the same for every trial, "
         f"context {best.eval_block_size}, fp32, dropout off",
-        *_script_notes(best),
     ]
     if (checkpoint_path := best.inputs["checkpoint_path"]) is not None:
         lines.append(

@@ -57,12 +57,17 @@ MAKE_NAMES = {"search": "run", "help": "variables"}
 LEAVE_FILES = ("run", "resume", "baseline", "train", "confirm", "attribute", "report", "model")
 """Commands that write what they print into the study's or the model's folder as well."""
 INTERRUPTED = 130
+SPACES = Path(__file__).parents[1] / "spaces"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0 done, 2 the user's mistake, 1 a fault, 130 interrupted."""
-    from search.terminal.console import lasting_output
-
+    try:
+        from search.terminal.console import lasting_output
+    except ModuleNotFoundError as missing:
+        own = "call make, or .venv/bin/python -m search"
+        print(f"error: {sys.executable} has no {missing.name}, which .venv has: {own}.", file=sys.stderr)
+        return 2
     words = [MAKE_NAMES.get(word, word) for word in (sys.argv[1:] if argv is None else argv)]
     with lasting_output() as stdout:
         code = _run(words)
@@ -137,6 +142,8 @@ def _check_command(words: Sequence[str]) -> None:
     word = next((word for word in words if not word.startswith("-")), None)
     if word is not None and word not in COMMANDS:
         near = did_you_mean(word, (*COMMANDS, *MAKE_NAMES))
+        if (SPACES / f"{word}.toml").is_file():
+            near = f" Did you mean SPACE={word}?"
         raise UserError(f"there is no command {word!r}.{near} `make help` lists them.")
 
 

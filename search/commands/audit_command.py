@@ -14,7 +14,7 @@ def audit_command(options: Options, terminal: Terminal) -> int:
     out = options.clean
     with Preparing(terminal.console) as progress:
         inputs = check_inputs(options, progress=progress)
-        if out is not None and inputs.documents.kind == "jsonl":
+        if out is not None and (inputs.documents.kind == "jsonl" or inputs.text.json_lines_files):
             raise UserError("CLEAN cannot rewrite JSON lines. Unset it, and fix the lines that the audit names.")
         files = list(inputs.files)
         if out is not None:

@@ -43,7 +43,11 @@ EXIT_CODES: dict[TrialStatus, int] = {"completed": 0, "unstable": 1, "interrupte
 
 def train_command(options: Options, terminal: Terminal) -> int:
     """Train one configuration, or the winner of STUDY; return the exit code."""
-    options = with_winner_of(options)
+    asked, options = options, with_winner_of(options)
+    if options.study is not None and options is asked:
+        terminal.say(
+            f"STUDY={options.study} names no study yet: the variables' configuration is trained under that name"
+        )
     with Preparing(terminal.console) as progress:
         plan = make_train_plan(options, progress)
         # Built on the CPU to check that all fits together, because preflight needs the device's memory.
@@ -78,6 +82,8 @@ def train_command(options: Options, terminal: Terminal) -> int:
         sample_study(study, options, terminal, plan.loaded if plan.checkpoint is None else None)
     row = study.trials()[0]
     loss = trial_loss_words(row) if status == "unstable" else f"end {loss_words(row['val_loss'])}"
+    if status == "interrupted":
+        loss = f"{loss_words(row['val_loss'])} when last evaluated"
     start = f"start {loss_words(start_val_loss(study.document()))}"
     terminal.say(
         f"{status}: {start} → {loss}, {token_words(row['tokens_seen'])} tokens; study {shown(study.path)}",
@@ -214,19 +220,12 @@ def _train(
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else status
         raise
     finally:
-        now = datetime.now(UTC)
+        now, names = datetime.now(UTC), ("optimizer_steps", "tokens_seen", "active_s")
+        reached = {name: getattr(state, name) for name in names}
         if status == "interrupted":
-            ledger.interrupt(now)
+            ledger.interrupt(now, **reached)
         else:
-            ledger.end_trial(
-                0,
-                status=status,
-                verdict=verdict,
-                ended_at=now,
-                optimizer_steps=state.optimizer_steps,
-                tokens_seen=state.tokens_seen,
-                active_s=state.active_s,
-            )
+            ledger.end_trial(0, status=status, verdict=verdict, ended_at=now, **reached)
     return status
 
 

@@ -12,6 +12,7 @@ from results.ranking import ranked_trials
 from results.report.facts.study_facts import edges_of
 from results.samples import samples_json
 from results.study.folder import Study
+from results.study.lock import hold
 from results.winner import Winner, winner_of
 from search.terminal.console import Terminal, print_line
 from trainable.rows import ENDINGS
@@ -57,8 +58,13 @@ def next_steps(study: Study) -> list[Step]:
 
 
 def remedy(study: Study) -> str:
-    """Return the first next step as the end of an error about the study; empty where there is none."""
-    return "".join(f" {step.purpose[0].upper()}{step.purpose[1:]}: {step.command}" for step in next_steps(study)[:1])
+    """Return the first next step as the end of an error about the study; empty where there is none.
+
+    Raises UserError where another process holds the study, and so may yet do what is missing.
+    """
+    with hold(study):
+        steps = next_steps(study)[:1]
+    return "".join(f" {step.purpose[0].upper()}{step.purpose[1:]}: {step.command}" for step in steps)
 
 
 def _after_training(study: Study, row: dict[str, Any], winner: Winner) -> list[Step]:
@@ -103,7 +109,7 @@ def _about(study: Study, winner: Winner, diagnose: Step, own: list[Step]) -> lis
         case "proven":
             return [*_rival(study, winner), *own, *unexplained, schedule]
         case "unproven":
-            return [*_proof(name, winner, more), *own, *unexplained, schedule]
+            return [*_proof(study, winner, more), *own, *unexplained, schedule]
         case "no_comparison":
             return [diagnose, *own]
     return [*more, diagnose, *own]
@@ -114,12 +120,16 @@ def has_more(document: Mapping[str, Any]) -> bool:
     return document.get("searcher", {}).get("name") != "grid" and not document.get("exhausted")
 
 
-def _proof(name: str, winner: Winner, more: list[Step]) -> list[Step]:
+def _proof(study: Study, winner: Winner, more: list[Step]) -> list[Step]:
+    name = study.name
     if winner.verdict is None:
+        rows = ranked_trials(study.trials())
+        completed = sum(row["status"] == "completed" and not row["is_baseline"] for row in rows)
+        best = "the best two" if completed > 1 else "it"
         return [
             Step(
                 command=f"make confirm STUDY={name}",
-                purpose="prove it: train the best two and the baseline again on fresh seeds",
+                purpose=f"prove it: train {best} and the baseline again on fresh seeds",
             )
         ]
     needed, is_behind = winner.verdict.seeds_needed, (winner.verdict.mean_difference or 0.0) > 0.0

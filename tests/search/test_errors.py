@@ -39,6 +39,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("broken")
     (folder / "empty.txt").write_text("")
     (folder / "latin1.txt").write_bytes("gr\xfc\xdfe\n".encode("latin-1") * 100)
+    (folder / "lines.jsonl").write_text('{"text": "Hello there."}\n')
     (folder / "short.txt").write_text("Hello there.\n")
     (folder / "no_text").mkdir()
     (folder / "empty.pt").write_bytes(b"")
@@ -170,6 +171,7 @@ WITH_TORCH = [
     ("train CHECKPOINT_PATH={}/bomb.pt", "was refused and nothing of it ran: it holds Python objects"),
     ("run SPACE=smoke CHECKPOINT_PATH={}/bomb.pt", "was refused and nothing of it ran: it holds Python objects"),
     ("run DEVICE=mps", "DEVICE=mps is not available here"),
+    ("audit TRAINING_DATA_SOURCE={0}/lines.jsonl CLEAN={0}/clean.jsonl", "CLEAN cannot rewrite JSON lines."),
     ("audit CLEAN={}/a_file", "a_file exists. Nothing is overwritten: name a new file."),
     ("audit CLEAN={}/absent/clean.txt", "absent is not a folder. Make it, or name another."),
 ]
