@@ -200,7 +200,7 @@ def test_the_makefile_called_from_elsewhere_says_how_to_call_it(tmp_path: Path) 
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ran.returncode == 2
     assert f"This Makefile is to be called in its own folder: make -C '{folder}' search" in ran.stderr
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 @pytest.mark.parametrize(
