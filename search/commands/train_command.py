@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from results.model_card import model_row
-from results.study.folder import Study, create_study, studies_dir
+from results.study.folder import Study, create_study, find_study, studies_dir
 from results.study.json_documents import write_document
 from results.study.ledger import Ledger
 from results.study.paths import shown
@@ -44,10 +44,8 @@ EXIT_CODES: dict[TrialStatus, int] = {"completed": 0, "unstable": 1, "interrupte
 def train_command(options: Options, terminal: Terminal) -> int:
     """Train one configuration, or the winner of STUDY; return the exit code."""
     asked, options = options, with_winner_of(options)
-    if options.study is not None and options is asked:
-        terminal.say(
-            f"STUDY={options.study} names no study yet: the variables' configuration is trained under that name"
-        )
+    if options is asked and options.study and find_study(options.study) is None:
+        terminal.say(f"no study is named {options.study} yet: the variables' configuration is trained under that name")
     with Preparing(terminal.console) as progress:
         plan = make_train_plan(options, progress)
         # Built on the CPU to check that all fits together, because preflight needs the device's memory.

@@ -121,22 +121,16 @@ def has_more(document: Mapping[str, Any]) -> bool:
 
 
 def _proof(study: Study, winner: Winner, more: list[Step]) -> list[Step]:
-    name = study.name
+    command = f"make confirm STUDY={study.name}"
     if winner.verdict is None:
-        rows = ranked_trials(study.trials())
-        completed = sum(row["status"] == "completed" and not row["is_baseline"] for row in rows)
-        best = "the best two" if completed > 1 else "it"
-        return [
-            Step(
-                command=f"make confirm STUDY={name}",
-                purpose=f"prove it: train {best} and the baseline again on fresh seeds",
-            )
-        ]
+        completed = [row for row in ranked_trials(study.trials()) if row["status"] == "completed"]
+        best = "the best two" if len(completed) > 2 else "it"
+        return [Step(command=command, purpose=f"prove it: train {best} and the baseline again on fresh seeds")]
     needed, is_behind = winner.verdict.seeds_needed, (winner.verdict.mean_difference or 0.0) > 0.0
     if needed is None or needed > MOST_SEEDS:
         return more
     purpose = f"prove it {'worse ' if is_behind else ''}with about {needed} seeds"
-    confirm = Step(command=f"make confirm STUDY={name} SEEDS={needed}", purpose=purpose)
+    confirm = Step(command=f"{command} SEEDS={needed}", purpose=purpose)
     return [*more, confirm] if is_behind else [confirm]
 
 

@@ -171,7 +171,7 @@ WITH_TORCH = [
     ("train CHECKPOINT_PATH={}/bomb.pt", "was refused and nothing of it ran: it holds Python objects"),
     ("run SPACE=smoke CHECKPOINT_PATH={}/bomb.pt", "was refused and nothing of it ran: it holds Python objects"),
     ("run DEVICE=mps", "DEVICE=mps is not available here"),
-    ("audit TRAINING_DATA_SOURCE={0}/lines.jsonl CLEAN={0}/clean.jsonl", "CLEAN cannot rewrite JSON lines."),
+    ("audit TRAINING_DATA_SOURCE={0}/lines.jsonl CLEAN={0}/clean.jsonl", "CLEAN cannot rewrite JSON or CSV."),
     ("audit CLEAN={}/a_file", "a_file exists. Nothing is overwritten: name a new file."),
     ("audit CLEAN={}/absent/clean.txt", "absent is not a folder. Make it, or name another."),
 ]

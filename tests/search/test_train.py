@@ -100,7 +100,7 @@ def test_a_run_from_its_start_to_its_end(whole: dict[str, Any]) -> None:
     assert ran["trial"]["tokens_seen"] == 12 * 32
     document = study.document()
     assert (document["kind"], document["model"], document["seed"]) == ("train", "tiny", 5)
-    assert "STUDY=whole names no study yet: the variables' configuration is trained under that name" in ran["log"]
+    assert "no study is named whole yet: the variables' configuration is trained under that name" in ran["log"]
     assert document["evaluation"]["tokens"] == 256
 
 

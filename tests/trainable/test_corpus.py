@@ -90,8 +90,8 @@ def test_a_source_is_counted_and_its_marks_and_line_ends_are_told(tmp_path: Path
     assert read_facts([files[1]]).notes == []
     lines = write(tmp_path / "d.jsonl", '{"text": "one"}\n')
     assert read_facts([lines, write(tmp_path / "e.csv", "a,b\n")]).notes == [
-        "1 file of JSON lines: quotes and names of fields are text too; DOCUMENTS=jsonl:FIELD reads one",
-        "1 file of CSV or JSON: quotes, commas and names of fields are text too",
+        "2 files of JSON or CSV: quotes and names of fields are text too; DOCUMENTS=jsonl:FIELD reads one field of "
+        "JSON lines"
     ]
     assert read_facts([lines], parse_documents("jsonl:text")).notes == []
     with pytest.raises(UserError, match=r"c\.txt is empty"):

@@ -15,7 +15,7 @@ from trainable.errors import UserError, reason
 
 TEXT_SUFFIXES = (".txt", ".text", ".md")
 JSON_LINES_SUFFIXES = (".jsonl", ".ndjson")
-TABLE_SUFFIXES = (".csv", ".tsv", ".json")
+MARKED_UP_SUFFIXES = (*JSON_LINES_SUFFIXES, ".json", ".csv", ".tsv")
 
 
 def cache_dir() -> Path:
@@ -106,9 +106,8 @@ class TextFacts:
     """With a byte-order mark at their start."""
     crlf_files: int
     """With line ends of two characters."""
-    json_lines_files: int = 0
-    """Of JSON lines, read as plain text."""
-    table_files: int = 0
+    marked_up_files: int = 0
+    """Of JSON or CSV, read as plain text."""
 
     @property
     def words(self) -> str:
@@ -126,14 +125,11 @@ class TextFacts:
             notes.append(f"the byte-order mark of {self.bom_files} {_counted('file', self.bom_files)} is left out")
         if self.crlf_files:
             notes.append(f"CRLF line ends of {self.crlf_files} {_counted('file', self.crlf_files)} are read as LF")
-        if self.json_lines_files:
-            count = f"{self.json_lines_files} {_counted('file', self.json_lines_files)}"
+        if self.marked_up_files:
             notes.append(
-                f"{count} of JSON lines: quotes and names of fields are text too; DOCUMENTS=jsonl:FIELD reads one"
+                f"{self.marked_up_files} {_counted('file', self.marked_up_files)} of JSON or CSV: quotes and names of "
+                "fields are text too; DOCUMENTS=jsonl:FIELD reads one field of JSON lines"
             )
-        if self.table_files:
-            count = f"{self.table_files} {_counted('file', self.table_files)}"
-            notes.append(f"{count} of CSV or JSON: quotes, commas and names of fields are text too")
         return notes
 
 
@@ -155,13 +151,10 @@ def read_facts(files: Sequence[Path], documents: Documents = WHOLE_FILES) -> Tex
         documents=count,
         bom_files=len(marked),
         crlf_files=len(with_crlf),
-        json_lines_files=_count_of(files, JSON_LINES_SUFFIXES) if documents.kind != "jsonl" else 0,
-        table_files=_count_of(files, TABLE_SUFFIXES),
+        marked_up_files=0
+        if documents.kind == "jsonl"
+        else sum(path.suffix.lower() in MARKED_UP_SUFFIXES for path in files),
     )
-
-
-def _count_of(files: Sequence[Path], suffixes: Sequence[str]) -> int:
-    return sum(path.suffix.lower() in suffixes for path in files)
 
 
 def text_fingerprint(files: list[Path]) -> str:
