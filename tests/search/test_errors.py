@@ -89,7 +89,11 @@ CHEAP = [
     ("run LORA_TARGETS=a;b", "lora_targets (LORA_TARGETS) is 'a;b'; it must be auto, all-linear, or layer names"),
     ("run USE_LR_WARMUP=maybe", "USE_LR_WARMUP='maybe' must be True or False."),
     ("run USE_LR_WARMUP=True LR_SCHEDULE=constant", "USE_LR_WARMUP=True contradicts LR_SCHEDULE=constant"),
-    ("run STUDY=../elsewhere", "STUDY='../elsewhere' cannot name a study"),
+    (
+        "run STUDY=../elsewhere",
+        "STUDY='../elsewhere' cannot name a study: it is a path. Write its name alone, STUDY=else",
+    ),
+    ("run LR=3e-4", "there is no variable 'LR'. Did you mean 'LEARNING_RATE'?"),
     ("run STUDY=latest", "STUDY=latest means the study that was made last"),
     ("run STUDY=taken", "study taken exists. Choose another STUDY= name."),
     ("run BASELINE=nobody", "there is no study in"),
