@@ -51,7 +51,9 @@ def next_steps(study: Study) -> list[Step]:
         Step(command=f"make train STUDY={name}", purpose="train that configuration again"),
     ]
     if document["kind"] == "baseline":
-        command = search_command(document, f"BASELINE={name}")
+        # A model may have no more positions than the block that was set for it; the plateau space goes to 256.
+        block = document.get("settings", {}).get("pins", {}).get("block_size")
+        command = search_command(document, f"BASELINE={name}" + (f" BLOCK_SIZE={block}" if block else ""))
         around = Step(command=command, purpose="search for settings that beat it")
         return [*own, around] if winner.standing == "baseline_alone" else [*own, diagnose]
     return [*_about(study, winner, diagnose, own), *_wider(study)]

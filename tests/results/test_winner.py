@@ -325,6 +325,14 @@ def test_the_proof_is_of_as_many_trials_as_have_completed(searched: Study, make_
     assert next_steps(searched)[0].purpose == "prove it: train it and the baseline again on fresh seeds"
 
 
+def test_a_search_around_a_baseline_alone_keeps_the_block_that_was_set(searched: Study, make_trial: MakeTrial) -> None:
+    write_table(searched.trials_path, [make_trial(0, val_loss=5.0, purpose="baseline")], TRIALS)
+    for pins, words in (({}, ""), ({"block_size": 64, "dropout": 0.0}, " BLOCK_SIZE=64")):
+        document = {**searched.document(), "kind": "baseline", "trials_planned": 1, "settings": {"pins": pins}}
+        searched.study_json.write_text(json.dumps(document))
+        assert next_steps(searched)[-1].command == f"make search BASELINE=s{words}"
+
+
 def test_while_a_search_runs_its_end_is_what_is_waited_for(searched: Study) -> None:
     assert remedy(searched).startswith(" Prove it: ")
     with hold(searched), pytest.raises(UserError, match=r"study s is held by process \d+ on .* Wait for it or stop it"):
