@@ -1,6 +1,7 @@
 """A study's winner as a whole space file, for SPACE= to search around it. It reads no study."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -25,7 +26,11 @@ def space_text(document: dict[str, Any], config: TrialConfig, notes: Sequence[st
     before = space_from_toml(own["toml"], name=own["name"], path=own["path"]) if own else load_space("plateau")
     text = tomlkit.parse(before.toml)
     text.pop("baseline", None)
-    _follow(text, before, with_overrides(_as_searched(document, before), Settings(baseline=(before.name, config))))
+    studied = before
+    with suppress(KeyError, TypeError, AttributeError):  # another version's study
+        # What the study had pinned is searched no more, and what it had widened stays wide.
+        studied = space_of_document(document)[0] if document["kind"] == "search" else before
+    _follow(text, before, with_overrides(studied, Settings(baseline=(before.name, config))))
     if own or budget is not None:
         in_file = budget or budget_of(document)
         time_s = in_file.device_s
@@ -38,16 +43,6 @@ def space_text(document: dict[str, Any], config: TrialConfig, notes: Sequence[st
     # A budget that is too short for the largest shapes is refused here, with the least that works.
     space_from_toml(written, name=before.name, path="the exported space")
     return "".join(f"# {note}\n" for note in notes) + "\n" + written.lstrip("\n")
-
-
-def _as_searched(document: dict[str, Any], space: SearchSpace) -> SearchSpace:
-    """Return the file's space with the study's pins, which are searched no more, and its widened domains."""
-    if document["kind"] != "search":
-        return space
-    try:
-        return space_of_document(document)[0]
-    except (KeyError, TypeError, AttributeError):
-        return space  # another version's study
 
 
 def _follow(text: tomlkit.TOMLDocument, before: SearchSpace, after: SearchSpace) -> None:

@@ -57,7 +57,6 @@ MAKE_NAMES = {"search": "run", "help": "variables"}
 LEAVE_FILES = ("run", "resume", "baseline", "train", "confirm", "attribute", "report", "model")
 """Commands that write what they print into the study's or the model's folder as well."""
 INTERRUPTED = 130
-SPACES = Path(__file__).parents[1] / "spaces"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -142,7 +141,7 @@ def _check_command(words: Sequence[str]) -> None:
     word = next((word for word in words if not word.startswith("-")), None)
     if word is not None and word not in COMMANDS:
         near = did_you_mean(word, (*COMMANDS, *MAKE_NAMES))
-        if (SPACES / f"{word}.toml").is_file():
+        if Path(__file__).parents[1].joinpath("spaces", f"{word}.toml").is_file():
             near = f" Did you mean SPACE={word}?"
         raise UserError(f"there is no command {word!r}.{near} `make help` lists them.")
 

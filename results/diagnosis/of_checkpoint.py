@@ -23,10 +23,7 @@ SHOWN = 4
 def report_of_checkpoints(
     target: str, facts: Sequence[CheckpointFacts], *, unigram_entropy: float | None = None, text: str = ""
 ) -> Report:
-    """Return the report of one checkpoint, or of several in the order of their steps; text: what they were measured on.
-
-    unigram_entropy: of the text, nats/token.
-    """
+    """Return the report of one checkpoint, or of several in the order of their steps, measured on that text."""
     last = facts[-1]
     losses = _by_offset(last.offset_losses)
     notes = []

@@ -165,10 +165,7 @@ class Ledger:
         self.flush()
 
     def interrupt(self, ended_at: datetime, **reached: float) -> None:
-        """Note that every running trial was interrupted; each can go on later.
-
-        reached: counters of the run, where they are beyond the last evaluation's.
-        """
+        """Note that every running trial was interrupted, with the counters that are beyond its last evaluation's."""
         for trial in self._trials.values():
             if trial["status"] == "running":
                 trial.update(reached, status="interrupted", ended_at=_aware(ended_at))

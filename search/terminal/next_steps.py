@@ -60,10 +60,7 @@ def next_steps(study: Study) -> list[Step]:
 
 
 def remedy(study: Study) -> str:
-    """Return the first next step as the end of an error about the study; empty where there is none.
-
-    Raises UserError where another process holds the study, and so may yet do what is missing.
-    """
+    """Return the first next step as the end of an error, or raise UserError that says who does the study just now."""
     with hold(study):
         steps = next_steps(study)[:1]
     return "".join(f" {step.purpose[0].upper()}{step.purpose[1:]}: {step.command}" for step in steps)
@@ -74,14 +71,19 @@ def _after_training(study: Study, row: dict[str, Any], winner: Winner) -> list[S
     if winner.worse_than_start:
         return [diagnose]
     if row["status"] == "completed":
-        model = Step(
-            command=f"make model STUDY={study.name}", purpose="write the model as a folder that transformers loads"
-        )
-        return [model, diagnose]
-    checkpoint = max(study.checkpoint_dir(0).glob("step_*.pt"), default=None)
-    if row["status"] != "interrupted" or checkpoint is None:
+        purpose = "write the model as a folder that transformers loads"
+        return [Step(command=f"make model STUDY={study.name}", purpose=purpose), diagnose]
+    command = going_on(study)
+    if row["status"] != "interrupted" or command is None:
         return [diagnose]
-    document = study.document()
+    return [Step(command=command, purpose="go on from its last checkpoint")]
+
+
+def going_on(study: Study) -> str | None:
+    """Return the command that goes on from the newest checkpoint of a run of train, None without one."""
+    checkpoint, document = max(study.checkpoint_dir(0).glob("step_*.pt"), default=None), study.document()
+    if checkpoint is None:
+        return None
     # The checkpoint has the model and the hyperparameters, and not what they are trained and evaluated on.
     values = {
         "CHECKPOINT_PATH": str(checkpoint),
@@ -93,7 +95,7 @@ def _after_training(study: Study, row: dict[str, Any], winner: Winner) -> list[S
         "EVAL_BLOCK_SIZE": str(document["evaluation"]["block_size"]),
         "EVAL_TOKENS": str(document["evaluation"]["tokens"]),
     }
-    return [Step(command=f"make train {make_words(values)}", purpose="go on from its last checkpoint")]
+    return f"make train {make_words(values)}"
 
 
 def _about(study: Study, winner: Winner, diagnose: Step, own: list[Step]) -> list[Step]:
@@ -141,12 +143,8 @@ def _rival(study: Study, winner: Winner) -> list[Step]:
     best = winner.search_best
     if best is None or best["is_baseline"] or best["trial_id"] in winner.confirmed:
         return []
-    return [
-        Step(
-            command=f"make confirm STUDY={study.name}",
-            purpose=f"confirm trial {best['trial_id']}, which came first in the search",
-        )
-    ]
+    purpose = f"confirm trial {best['trial_id']}, which came first in the search"
+    return [Step(command=f"make confirm STUDY={study.name}", purpose=purpose)]
 
 
 def _wider(study: Study) -> list[Step]:

@@ -104,6 +104,14 @@ def test_a_run_from_its_start_to_its_end(whole: dict[str, Any]) -> None:
     assert document["evaluation"]["tokens"] == 256
 
 
+def test_resume_says_how_a_run_of_train_goes_on(whole: dict[str, Any], run_here: Any) -> None:
+    refused = run_here("resume", STUDY="whole", STUDIES_DIR=str(study_of(whole).path.parent))
+    assert refused.code == 2
+    words = f"this goes on with: make train CHECKPOINT_PATH={checkpoints(whole)[-1]} "
+    assert "RESUME_STEPS=500 adds 500 steps" in refused.stderr
+    assert words in refused.stderr
+
+
 def test_going_on_from_our_checkpoint_is_as_never_having_stopped(train_one: Train) -> None:
     schedule = {"LR_SCHEDULE": "warmup_cosine", "WARMUP_STEPS": "3"}
     whole = train_one(STUDY="whole", **schedule)

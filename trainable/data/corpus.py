@@ -151,9 +151,7 @@ def read_facts(files: Sequence[Path], documents: Documents = WHOLE_FILES) -> Tex
         documents=count,
         bom_files=len(marked),
         crlf_files=len(with_crlf),
-        marked_up_files=0
-        if documents.kind == "jsonl"
-        else sum(path.suffix.lower() in MARKED_UP_SUFFIXES for path in files),
+        marked_up_files=sum(documents.kind != "jsonl" and path.suffix.lower() in MARKED_UP_SUFFIXES for path in files),
     )
 
 
