@@ -12,13 +12,14 @@ export MAKE_WORDS := $(MAKEOVERRIDES)
 export MAKE_CALLED_FROM := $(PWD)
 
 ifeq ($(wildcard pyproject.toml),)
-$(error This Makefile is to be called in its own folder: make -C $(dir $(lastword $(MAKEFILE_LIST))) $(MAKECMDGOALS))
+$(error This Makefile is to be called in its own folder: make -C '$(strip $(subst /Makefile,,$(MAKEFILE_LIST)))' $(MAKECMDGOALS))
 endif
 
 .DEFAULT_GOAL := help
 # `make -j search report`: the report is of that search.
 .NOTPARALLEL:
-.PHONY: help search resume baseline train preflight confirm attribute report diagnose audit export model spaces compare list test check lint types format bench clean
+COMMANDS := help search resume baseline train preflight confirm attribute report diagnose audit export model spaces compare list test check lint types format bench clean
+.PHONY: $(COMMANDS)
 
 help: ## list the commands and the variables
 	@awk -F ':.*## ' '/^## /{printf "\n%s\n", substr($$0, 4)} /^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -101,9 +102,14 @@ bench: $(STAMP) ## run the benchmarks of tests/benchmarks; BENCH=search_speed ru
 clean: ## remove caches, keep studies
 	@rm -rf .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-# A misspelt command is answered with the nearest one.
-.DEFAULT:
-	@if [ -f $(STAMP) ]; then $(RUN) $@; else echo "error: there is no command '$@'. make help lists them." >&2; exit 2; fi
+# A word that is no command is answered with the nearest one, and before anything runs: `make search plateau`.
+UNKNOWN := $(filter-out $(COMMANDS) $(STAMP),$(MAKECMDGOALS))
+ifneq ($(UNKNOWN),)
+.PHONY: $(UNKNOWN)
+$(or $(filter $(COMMANDS),$(MAKECMDGOALS)),help): $(UNKNOWN)
+$(UNKNOWN):
+	@if [ -f $(STAMP) ]; then $(RUN) '$@'; else echo "error: there is no command '$@'. make help lists them." >&2; exit 2; fi
+endif
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "error: Python 3.11 or newer is needed and $(PYTHON) is %d.%d. Name another: make PYTHON=python3.12" % v[:2])'

@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -13,11 +13,7 @@ from results.study.folder import Study
 from results.study.paths import shown
 from results.winner import Winner, evidence_words, lost_lead_words, notes, warning_words, way_words, winner_of
 from results.winner import to_json as winner_json
-from spaces.budget import Budget, budget_of
-from spaces.domains import Choice, Domain, FloatRange
-from spaces.overrides import Settings, with_overrides
-from spaces.read.load import load_space, space_from_toml
-from spaces.space import SearchSpace
+from spaces.budget import Budget
 from trainable.config import ENV_NAMES, TrialConfig, config_from
 from trainable.errors import UserError
 from trainable.model.model_names import DEFAULT_MODEL
@@ -59,7 +55,7 @@ def export_env(study: Study, budget: Budget | None = None) -> str:
     exactly. Raises UserError when no trial has completed or a file of the study is damaged.
     """
     best = _load(study, budget)
-    lines = [f"# {line}" for line in _notes(best)]
+    lines = [f"# {line}" for line in (*_notes(best), *_script_notes(best))]
     lines += [f"export {name}={shlex.quote(value)}" for name, value in _env(best).items()]
     return "\n".join(lines) + "\n"
 
@@ -100,16 +96,19 @@ def export_json(study: Study, budget: Budget | None = None) -> str:
         **{name: best.document.get(name) for name in INPUT_VARIABLES},
         "hyperparameters": asdict(best.config),
         "env": _env(best),
-        "notes": _notes(best),
+        "notes": [*_notes(best), *_script_notes(best)],
     }
     return json.dumps(document, indent=2, allow_nan=False) + "\n"
 
 
 def export_toml(study: Study, budget: Budget | None = None) -> str:
     """Return the study's winner as a space file around it. Raises UserError as export_env does."""
+    # tomlkit takes a tenth of a second to import, which no other format needs.
+    from results.export_space import space_text
+
     best = _load(study, budget)
     inputs = f"to search it with this study's model and text: {search_command(best.document, 'SPACE=...')}"
-    return _as_space(best.document, best.config, [*_notes(best), _plain(inputs)], budget=budget)
+    return space_text(best.document, best.config, [*_notes(best), _plain(inputs)], budget=budget)
 
 
 def write_best(study: Study) -> None:
@@ -192,7 +191,6 @@ def _notes(best: _Best) -> list[str]:
         *_stretch_notes(best),
         f"evaluated on {evaluation['tokens']} held-out tokens, the same for every trial, "
         f"context {evaluation['block_size']}, fp32, dropout off",
-        *_script_notes(best),
     ]
     if (checkpoint_path := best.document.get("checkpoint_path")) is not None:
         lines.append(
@@ -228,47 +226,3 @@ def _script_notes(best: _Best) -> Iterable[str]:
 def _plain(text: str) -> str:
     # A line break would end the comment and run what follows; other control characters would drive a terminal.
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
-
-
-def _as_space(document: Mapping[str, Any], config: TrialConfig, notes: Sequence[str], *, budget: Budget | None) -> str:
-    """Return the study's own space with `config` as its [baseline], its comments kept; `notes` stand on top.
-
-    Its budget is `budget`, or the study's. A study that searched no space gives the plateau space. Raises UserError
-    when the study's space cannot be read any more, or what is written is no space that can be searched.
-    """
-    import tomlkit  # takes a tenth of a second, which no other format needs
-
-    own = document.get("space")
-    before = space_from_toml(own["toml"], name=own["name"], path=own["path"]) if own else load_space("plateau")
-    text = tomlkit.parse(before.toml)
-    text.pop("baseline", None)
-    _widen(text.get("search", {}), before, config)
-    if own or budget is not None:
-        in_file = budget or budget_of(document)
-        time_s = in_file.device_s
-        text["budget"] = {"tokens": in_file.tokens} if time_s is None else {"device_minutes": time_s / 60}
-    baseline = tomlkit.table()
-    # A space has no seed: SEED sets it for every trial.
-    baseline.update({name: value for name, value in asdict(config).items() if name != "seed"})
-    text["baseline"] = baseline
-    written: str = tomlkit.dumps(text)
-    # A budget that is too short for the largest shapes is refused here, with the least that works.
-    space_from_toml(written, name=before.name, path="the exported space")
-    return "".join(f"# {note}\n" for note in notes) + "\n" + written.lstrip("\n")
-
-
-def _widen(search: Any, before: SearchSpace, config: TrialConfig) -> None:
-    """Widen the domains of [search] to `config`, as a search with BASELINE= does by itself."""
-    after = with_overrides(before, Settings(baseline=(before.name, config)))
-    for parameter in after.parameters:
-        if parameter.domain != before.domain(parameter.name):
-            key, values = _as_toml(parameter.domain)
-            search[parameter.name][key] = values
-
-
-def _as_toml(domain: Domain) -> tuple[str, list[Any]]:
-    if isinstance(domain, Choice):
-        return "choice", list(domain.values)
-    if isinstance(domain, FloatRange):
-        return "log_uniform" if domain.log else "uniform", [domain.low, domain.high]
-    return "int", [domain.low, domain.high]

@@ -17,6 +17,7 @@ from results.ranking import baseline_trial, final_loss, leaderboard, ranked_tria
 from results.study.folder import Study
 from results.study.planned_run import has_result
 from results.words import STATUS_LABELS, count_words, difference_words, interval_words, loss_words
+from trainable.errors import UserError
 
 Row = dict[str, Any]
 
@@ -100,7 +101,11 @@ class Winner:
 
 def winner_of(study: Study) -> Winner:
     """Return who won the study. Raises UserError when a file of it is damaged."""
-    return find_winner(study.trials(), load_attempts(study), start_val_loss=start_val_loss(study.document()))
+    trials, attempts, start = study.trials(), load_attempts(study), start_val_loss(study.document())
+    try:
+        return find_winner(trials, attempts, start_val_loss=start)
+    except UserError as error:
+        raise UserError(f"study {study.name}: {error}") from None
 
 
 def start_val_loss(document: Row) -> float | None:

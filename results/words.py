@@ -217,7 +217,9 @@ def schedule_words(row: Mapping[str, Any]) -> str:
 
 def config_words(row: Mapping[str, Any]) -> str:
     """Return a configuration: batch x block, LR, schedule, LoRA, and what else was searched."""
-    schedule = row["lr_schedule"] + (f" after {row['warmup_steps']} steps" if row["warmup_steps"] else "")
+    schedule = row["lr_schedule"] + (
+        f" after {count_words(row['warmup_steps'], 'step')}" if row["warmup_steps"] else ""
+    )
     lora = f", LoRA rank {row['lora_rank']}, alpha {row['lora_alpha']}" if row["use_lora"] else ""
     point = json.loads(row.get("point") or "{}")
     others = [f", {label(name)} {value_words(value)}" for name, value in point.items() if name not in _ALWAYS_SAID]

@@ -61,8 +61,12 @@ INTERRUPTED = 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0 done, 2 the user's mistake, 1 a fault, 130 interrupted."""
-    from search.terminal.console import lasting_output
-
+    try:
+        from search.terminal.console import lasting_output
+    except ModuleNotFoundError as missing:
+        own = "call make, or .venv/bin/python -m search"
+        print(f"error: {sys.executable} has no {missing.name}, which .venv has: {own}.", file=sys.stderr)
+        return 2
     words = [MAKE_NAMES.get(word, word) for word in (sys.argv[1:] if argv is None else argv)]
     leaves_files = "--json" not in words and any(word in LEAVE_FILES for word in words)
     with lasting_output() as stdout:
@@ -134,6 +138,8 @@ def _check_command(words: Sequence[str]) -> None:
     word = next((word for word in words if not word.startswith("-")), None)
     if word is not None and word not in COMMANDS:
         near = did_you_mean(word, (*COMMANDS, *MAKE_NAMES))
+        if Path(__file__).parents[1].joinpath("spaces", f"{word}.toml").is_file():
+            near = f" Did you mean SPACE={word}?"
         raise UserError(f"there is no command {word!r}.{near} `make help` lists them.")
 
 

@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 
 from results.study.paths import expanded
 from results.words import list_words
-from search.option_names import VENV, make_names, nearly, typed_names
+from search.option_names import OTHER_NAMES, VENV, make_names, nearly, typed_names
 from spaces.budget import parse_duration
 from spaces.protocol import AUTO
 from trainable.config import (
@@ -517,7 +517,8 @@ def _refusal(error: ErrorDetails, texts: Mapping[str, str]) -> UserError:
 
 def _check_name(name: str) -> None:
     if name not in KNOWN:
-        raise UserError(f"there is no variable {name!r}.{did_you_mean(name.upper(), KNOWN)}")
+        word = OTHER_NAMES.get(name.upper(), name.upper())
+        raise UserError(f"there is no variable {name!r}.{did_you_mean(word, KNOWN)}")
 
 
 def check_lora(given: Mapping[str, object], *, uses_lora: bool) -> None:

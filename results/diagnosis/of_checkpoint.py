@@ -20,16 +20,24 @@ SHOWN = 4
 
 
 def report_of_checkpoints(
-    target: str, facts: Sequence[CheckpointFacts], *, unigram_entropy: float | None = None
+    target: str, facts: Sequence[CheckpointFacts], *, unigram_entropy: float | None = None, text: str = ""
 ) -> Report:
-    """Return the report of one checkpoint, or of several in the order of their steps."""
+    """Return the report of one checkpoint, or of several in the order of their steps, measured on that text."""
     last = facts[-1]
     losses = _by_offset(last.offset_losses)
     notes = []
     if losses:
-        measured_on = f"{last.offset_tokens} held-out tokens at step {last.optimizer_steps}"
+        measured_on = f"{last.offset_tokens} held-out tokens{text and f' of {text}'} at step {last.optimizer_steps}"
         notes.append(f"loss by offset on {measured_on}: {losses}")
-    if last.base_gains:
+    if unigram_entropy is not None and last.offset_losses.get(1, 0.0) > unigram_entropy:
+        # Of a model whose steps are not known no finding says it.
+        notes.append(
+            f"the next token is predicted worse than word frequencies alone do ({unigram_entropy:.2f}): is it the text "
+            "and the tokenizer that it was trained with? TRAINING_DATA_SOURCE and GPT2_MODEL_NAME name them"
+        )
+    if last.base_gains and not any(gain.nats for gain in last.base_gains.values()):
+        notes.append(f"its losses are those of {last.base_name}: it is that model, or nothing was trained")
+    elif last.base_gains:
         notes.append(f"gain on its base {last.base_name} by offset: {gain_words(last.base_gains)}")
     notes += [f"not compared with the model it began as: {one.no_base}" for one in facts if one.no_base][:1]
     notes += [f"no offset profile of {one.name}: {one.no_profile}" for one in facts if one.no_profile][:1]

@@ -154,6 +154,9 @@ def check_study_name(name: str) -> None:
     if len(name) > MAX_NAME_CHARACTERS:
         raise UserError(f"STUDY: a name of {len(name)} characters; at most {MAX_NAME_CHARACTERS} are allowed.")
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
+        if "/" in name:
+            alone = Path(name).name
+            raise UserError(f"STUDY={name!r} cannot name a study: it is a path. Write its name alone, STUDY={alone}.")
         raise UserError(
             f"STUDY={name!r} cannot name a study: use letters, digits, '.', '-' and '_'; the first is not '.' or '-'."
         )
@@ -305,7 +308,8 @@ def open_study(name_or_latest: str) -> Study:
         raise UserError(f"there is no study in {where} yet. Make one with: make search SPACE=plateau")
     if name_or_latest != LATEST:
         known = [study.name for study in studies]
-        raise UserError(f"no study named '{name_or_latest}' in {where}.{did_you_mean(name_or_latest, known)}")
+        near = did_you_mean(name_or_latest, known) or " make list shows them."
+        raise UserError(f"no study named '{name_or_latest}' in {where}.{near}")
     # A training run or an attribution between two commands must not change which study they are about.
     latest = next((study for study in studies if _kind(study) in RESUMED_KINDS), None)
     if latest is None:

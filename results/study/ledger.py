@@ -165,11 +165,11 @@ class Ledger:
         self._unwritten_metrics = True
         self.flush()
 
-    def interrupt(self, ended_at: datetime) -> None:
-        """Note that every running trial was interrupted; each can go on later."""
+    def interrupt(self, ended_at: datetime, **reached: float) -> None:
+        """Note that every running trial was interrupted, with the counters that are beyond its last evaluation's."""
         for trial in self._trials.values():
             if trial["status"] == "running":
-                trial.update(status="interrupted", ended_at=_aware(ended_at))
+                trial.update(reached, status="interrupted", ended_at=_aware(ended_at))
         self.flush()
 
     def flush_if_due(self) -> None:
@@ -181,6 +181,7 @@ class Ledger:
     def flush(self) -> None:
         """Write what is not on disk yet. Raises OSError."""
         # Trials last: so a reader never finds a trial's loss without its evaluation.
+        self._study.steps_path(0).parent.mkdir(exist_ok=True)  # deleted by hand, perhaps
         for trial_id in sorted(self._unwritten_steps):
             write_table(self._study.steps_path(trial_id), self._steps[trial_id], STEPS)
             self._unwritten_steps.remove(trial_id)

@@ -1,5 +1,6 @@
 """Paths that a person wrote or reads."""
 
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -37,6 +38,8 @@ def picture_path(name: str) -> Path:
 
 
 def shown(path: Path) -> str:
-    """Return `path` for a line of text: relative to the current folder when below it, quoted when not printable."""
-    text = str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+    """Return `path` for a line of text: relative to the user's folder when below it, quoted when not printable."""
+    # That of the shell, which `make -C` does not change.
+    here = Path(os.environ.get("MAKE_CALLED_FROM") or ".").resolve()
+    text = str(path.relative_to(here) if path.is_relative_to(here) else path)
     return text if text.isprintable() else repr(text)

@@ -14,8 +14,8 @@ def audit_command(options: Options, terminal: Terminal) -> int:
     out = options.clean
     with Preparing(terminal.console) as progress:
         inputs = check_inputs(options, progress=progress)
-        if out is not None and inputs.documents.kind == "jsonl":
-            raise UserError("CLEAN cannot rewrite JSON lines. Unset it, and fix the lines that the audit names.")
+        if out is not None and (inputs.documents.kind == "jsonl" or inputs.text.marked_up_files):
+            raise UserError("CLEAN cannot rewrite JSON or CSV. Unset it, and fix the lines that the audit names.")
         files = list(inputs.files)
         if out is not None:
             from trainable.text_audit.clean import check_clean

@@ -19,6 +19,7 @@ from results.confirmation.attempt import (
 from results.study.folder import Study, check_has_baseline
 from results.study.ledger import Ledger
 from results.study.lock import hold
+from results.study.paths import shown
 from results.study.planned_run import runs_left
 from results.winner import evidence_words, headline, notes, warning_words, way_words, winner_of
 from results.winner import to_json as winner_json
@@ -59,6 +60,7 @@ def confirm_command(options: Options, terminal: Terminal) -> int:
     say_attempt(study, attempts[-1], terminal)
     terminal.say(headline(winner), way_words(winner), evidence_words(winner), *notes(winner))
     terminal.warn(warning_words(winner))
+    terminal.say(f"report: {shown(study.path / 'report.html')}")
     terminal.document(
         {
             **ending_document(study, terminal),

@@ -104,4 +104,5 @@ def _checkpoints(target: str, path: Path, options: Options, progress: Preparing)
     # Another script's file does not name its tokenizer: without GPT2_MODEL_NAME no text can be tokenized.
     corpus = load_text(replace(inputs, model_name=model_name), progress)[2] if model_name is not None else None
     facts = examine_checkpoints(paths, tokens=corpus.val if corpus else None, model_name=model_name)
-    return report_of_checkpoints(target, facts, unigram_entropy=corpus.unigram_entropy if corpus else None)
+    entropy = corpus.unigram_entropy if corpus else None
+    return report_of_checkpoints(target, facts, unigram_entropy=entropy, text=inputs.source_words)

@@ -19,7 +19,7 @@ from search.setup.reopen import reopen, with_inputs_of
 from search.setup.run_plan import ray_ahead
 from search.setup.settings import differences, planned_space, space_file_differences
 from search.terminal.console import Preparing, Terminal
-from search.terminal.next_steps import has_more
+from search.terminal.next_steps import going_on, has_more
 from spaces.budget import budget_of
 from spaces.overrides import Settings, with_overrides
 from spaces.protocol import AUTO
@@ -54,12 +54,15 @@ def resume_command(options: Options, terminal: Terminal) -> int:
 
 
 def _check_kind(study: Study, document: dict[str, Any]) -> None:
-    remedies = {
-        "attribute": "Run the same make attribute command again: it goes on.",
-        "train": f"Go on with make train CHECKPOINT_PATH={study.checkpoint_dir(0)}/step_....pt RESUME_STEPS=...",
-    }
-    if (kind := document["kind"]) in remedies:
-        raise UserError(f"study {study.name} is of kind {kind}. {remedies[kind]}")
+    if document["kind"] == "attribute":
+        raise UserError(
+            f"study {study.name} is of kind attribute. Run the same make attribute command again: it goes on."
+        )
+    if document["kind"] == "train":
+        command = going_on(study) or "make train CHECKPOINT_PATH=..."
+        raise UserError(
+            f"study {study.name} is of kind train. RESUME_STEPS=500 adds 500 steps to what this goes on with: {command}"
+        )
 
 
 def _check_same(study: Study, document: dict[str, Any], settings: Settings, options: Options) -> None:

@@ -82,7 +82,7 @@ def header_lines(plan: Plan) -> list[str]:
         f"study {plan.name}: {space.description}",
         f"model {model}{start}; {token_words(tokens)} training tokens",
         *loaded.text_lines,
-        f"{'up to ' if space.ends_early else ''}{plan.document['trials_planned']} trials of at most "
+        f"{'up to ' if space.ends_early else ''}{count_words(plan.document['trials_planned'], 'trial')} of at most "
         f"{budget_words(plan.budget)}, evaluated on the same {space.evaluation.tokens:,} held-out tokens at context "
         f"{space.evaluation.block_size}",
         f"{slots.count} at a time on {device.type} ({device.name}), {count_words(slots.threads, 'CPU thread')} each",

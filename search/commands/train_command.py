@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from results.model_card import model_row
 from results.study.atomic import write_document
-from results.study.folder import Study, create_study, studies_dir
+from results.study.folder import Study, create_study, find_study, studies_dir
 from results.study.ledger import Ledger
 from results.study.paths import shown
 from results.study.planned_run import PlannedRun
@@ -41,7 +41,9 @@ EXIT_CODES: dict[TrialStatus, int] = {"completed": 0, "unstable": 1, "interrupte
 
 def train_command(options: Options, terminal: Terminal) -> int:
     """Train one configuration, or the winner of STUDY; return the exit code."""
-    options = with_winner_of(options)
+    asked, options = options, with_winner_of(options)
+    if options is asked and options.study and find_study(options.study) is None:
+        terminal.say(f"no study is named {options.study} yet: the variables' configuration is trained under that name")
     with Preparing(terminal.console) as progress:
         plan = make_train_plan(options, progress)
         # Built on the CPU to check that all fits together, because preflight needs the device's memory.
@@ -80,6 +82,8 @@ def train_command(options: Options, terminal: Terminal) -> int:
         sample_study(study, options, terminal, plan.loaded if plan.checkpoint is None else None)
     row = study.trials()[0]
     loss = trial_loss_words(row) if status == "unstable" else f"end {loss_words(row['val_loss'])}"
+    if status == "interrupted":
+        loss = f"{loss_words(row['val_loss'])} when last evaluated"
     start = f"start {loss_words(start_val_loss(study.document()))}"
     terminal.say(
         f"{status}: {start} → {loss}, {token_words(row['tokens_seen'])} tokens; study {shown(study.path)}",
@@ -208,19 +212,12 @@ def _train(
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else status
         raise
     finally:
-        now = datetime.now(UTC)
+        now, names = datetime.now(UTC), ("optimizer_steps", "tokens_seen", "active_s")
+        reached = {name: getattr(state, name) for name in names}
         if status == "interrupted":
-            ledger.interrupt(now)
+            ledger.interrupt(now, **reached)
         else:
-            ledger.end_trial(
-                0,
-                status=status,
-                verdict=verdict,
-                ended_at=now,
-                optimizer_steps=state.optimizer_steps,
-                tokens_seen=state.tokens_seen,
-                active_s=state.active_s,
-            )
+            ledger.end_trial(0, status=status, verdict=verdict, ended_at=now, **reached)
     return status
 
 

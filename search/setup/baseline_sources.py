@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from results.study.folder import list_studies, open_study
+from results.study.folder import Study, list_studies, open_study
 from results.study.paths import expanded, path_error
 from results.winner import winner_of
 from results.words import config_words, value_words
@@ -69,8 +69,14 @@ def read_baseline(text: str) -> Baseline:
     if text in BASELINES:
         return Baseline(name=text, config=BASELINES[text])
     if _is_file(text):
-        return _of_file(text, expanded(text, "BASELINE"))
-    study = open_study(text)
+        path = expanded(text, "BASELINE")
+        # What a shell completes: the file that makes the folder what it is.
+        path = path.parent if path.name in ("trainer_state.json", "study.json") else path
+        study = Study(path)
+        if path_error(study.study_json) is not None or not study.study_json.is_file():
+            return _of_file(text, path)
+    else:
+        study = open_study(text)
     best = winner_of(study).trial
     if best is None:
         raise UserError(f"BASELINE={text}: study {study.name} has no completed trial. Name another study.")

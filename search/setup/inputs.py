@@ -54,10 +54,15 @@ class Inputs:
         return self.options.documents or WHOLE_FILES
 
     @property
+    def source_words(self) -> str:
+        """Where the text is from."""
+        return str(self.options.training_data_source or "the Python language reference")
+
+    @property
     def text_lines(self) -> list[str]:
         """Lines for the user on the text that was found."""
-        source, held_out = self.options.training_data_source, self.options.validation_data_source
-        lines = [f"text: {source or 'the Python language reference'}, {self.text.words}", *self.text.notes]
+        held_out = self.options.validation_data_source
+        lines = [f"text: {self.source_words}, {self.text.words}", *self.text.notes]
         if self.validation_text is not None:
             lines += [f"held out: {held_out}, {self.validation_text.words}", *self.validation_text.notes]
         return lines

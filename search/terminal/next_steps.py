@@ -12,6 +12,7 @@ from results.ranking import ranked_trials
 from results.report.facts.study_facts import edges_of
 from results.samples import samples_json
 from results.study.folder import Study
+from results.study.lock import hold
 from results.winner import Winner, winner_of
 from search.terminal.console import Terminal, print_line
 from trainable.rows import ENDINGS
@@ -50,15 +51,19 @@ def next_steps(study: Study) -> list[Step]:
         Step(command=f"make train STUDY={name}", purpose="train that configuration again"),
     ]
     if document["kind"] == "baseline":
-        command = search_command(document, f"BASELINE={name}")
+        # A model may have no more positions than the block that was set for it; the plateau space goes to 256.
+        block = document.get("settings", {}).get("pins", {}).get("block_size")
+        command = search_command(document, f"BASELINE={name}" + (f" BLOCK_SIZE={block}" if block else ""))
         around = Step(command=command, purpose="search for settings that beat it")
         return [*own, around] if winner.standing == "baseline_alone" else [*own, diagnose]
     return [*_about(study, winner, diagnose, own), *_wider(study)]
 
 
 def remedy(study: Study) -> str:
-    """Return the first next step as the end of an error about the study; empty where there is none."""
-    return "".join(f" {step.purpose[0].upper()}{step.purpose[1:]}: {step.command}" for step in next_steps(study)[:1])
+    """Return the first next step as the end of an error, or raise UserError that says who does the study just now."""
+    with hold(study):
+        steps = next_steps(study)[:1]
+    return "".join(f" {step.purpose[0].upper()}{step.purpose[1:]}: {step.command}" for step in steps)
 
 
 def _after_training(study: Study, row: dict[str, Any], winner: Winner) -> list[Step]:
@@ -66,14 +71,19 @@ def _after_training(study: Study, row: dict[str, Any], winner: Winner) -> list[S
     if winner.worse_than_start:
         return [diagnose]
     if row["status"] == "completed":
-        model = Step(
-            command=f"make model STUDY={study.name}", purpose="write the model as a folder that transformers loads"
-        )
-        return [model, diagnose]
-    checkpoint = max(study.checkpoint_dir(0).glob("step_*.pt"), default=None)
-    if row["status"] != "interrupted" or checkpoint is None:
+        purpose = "write the model as a folder that transformers loads"
+        return [Step(command=f"make model STUDY={study.name}", purpose=purpose), diagnose]
+    command = going_on(study)
+    if row["status"] != "interrupted" or command is None:
         return [diagnose]
-    document = study.document()
+    return [Step(command=command, purpose="go on from its last checkpoint")]
+
+
+def going_on(study: Study) -> str | None:
+    """Return the command that goes on from the newest checkpoint of a run of train, None without one."""
+    checkpoint, document = max(study.checkpoint_dir(0).glob("step_*.pt"), default=None), study.document()
+    if checkpoint is None:
+        return None
     # The checkpoint has the model and the hyperparameters, and not what they are trained and evaluated on.
     values = {
         "CHECKPOINT_PATH": str(checkpoint),
@@ -85,7 +95,7 @@ def _after_training(study: Study, row: dict[str, Any], winner: Winner) -> list[S
         "EVAL_BLOCK_SIZE": str(document["evaluation"]["block_size"]),
         "EVAL_TOKENS": str(document["evaluation"]["tokens"]),
     }
-    return [Step(command=f"make train {make_words(values)}", purpose="go on from its last checkpoint")]
+    return f"make train {make_words(values)}"
 
 
 def _about(study: Study, winner: Winner, diagnose: Step, own: list[Step]) -> list[Step]:
@@ -103,7 +113,7 @@ def _about(study: Study, winner: Winner, diagnose: Step, own: list[Step]) -> lis
         case "proven":
             return [*_rival(study, winner), *own, *unexplained, schedule]
         case "unproven":
-            return [*_proof(name, winner, more), *own, *unexplained, schedule]
+            return [*_proof(study, winner, more), *own, *unexplained, schedule]
         case "no_comparison":
             return [diagnose, *own]
     return [*more, diagnose, *own]
@@ -114,19 +124,17 @@ def has_more(document: Mapping[str, Any]) -> bool:
     return document.get("searcher", {}).get("name") != "grid" and not document.get("exhausted")
 
 
-def _proof(name: str, winner: Winner, more: list[Step]) -> list[Step]:
+def _proof(study: Study, winner: Winner, more: list[Step]) -> list[Step]:
+    command = f"make confirm STUDY={study.name}"
     if winner.verdict is None:
-        return [
-            Step(
-                command=f"make confirm STUDY={name}",
-                purpose="prove it: train the best two and the baseline again on fresh seeds",
-            )
-        ]
+        completed = [row for row in ranked_trials(study.trials()) if row["status"] == "completed"]
+        best = "the best two" if len(completed) > 2 else "it"
+        return [Step(command=command, purpose=f"prove it: train {best} and the baseline again on fresh seeds")]
     needed, is_behind = winner.verdict.seeds_needed, (winner.verdict.mean_difference or 0.0) > 0.0
     if needed is None or needed > MOST_SEEDS:
         return more
     purpose = f"prove it {'worse ' if is_behind else ''}with about {needed} seeds"
-    confirm = Step(command=f"make confirm STUDY={name} SEEDS={needed}", purpose=purpose)
+    confirm = Step(command=f"{command} SEEDS={needed}", purpose=purpose)
     return [*more, confirm] if is_behind else [confirm]
 
 
@@ -135,12 +143,8 @@ def _rival(study: Study, winner: Winner) -> list[Step]:
     best = winner.search_best
     if best is None or best["is_baseline"] or best["trial_id"] in winner.confirmed:
         return []
-    return [
-        Step(
-            command=f"make confirm STUDY={study.name}",
-            purpose=f"confirm trial {best['trial_id']}, which came first in the search",
-        )
-    ]
+    purpose = f"confirm trial {best['trial_id']}, which came first in the search"
+    return [Step(command=f"make confirm STUDY={study.name}", purpose=purpose)]
 
 
 def _wider(study: Study) -> list[Step]:

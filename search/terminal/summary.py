@@ -36,7 +36,10 @@ def say_summary(study: Study, terminal: Terminal) -> None:
     trials, winner = ranked_trials(rows), winner_of(study)
     saved, by_time = savings(trials), time_winner(document, rows, study.metrics(), winner)
     if trials:
-        terminal.console.print(leaderboard_table(trials, limit=TABLE_ROWS, statuses=(*ENDINGS, "interrupted")))
+        table = leaderboard_table(trials, limit=TABLE_ROWS, statuses=(*ENDINGS, "interrupted"))
+        terminal.console.print(table)
+        if (more := len(trials) - table.row_count) > 0:
+            terminal.say(f"{more} more in the report")
         terminal.say(*count_lines(trials, winner.baseline), early_end_words(document))
         answer = [Text(line) for line in verdict_lines(winner)]
         answer += [Text(by_time.words)] if by_time else []

@@ -365,6 +365,22 @@ def test_toml_is_the_studys_space_around_the_winner(make_study: MakeStudy) -> No
     assert learning_rate.contains(5e-3)
 
 
+def test_toml_searches_no_more_what_the_study_had_pinned(make_study: MakeStudy) -> None:
+    """A model of 64 positions is searched with BLOCK_SIZE=64: the plateau space itself does not fit such a budget."""
+    config = make_config(BEFORE, {"batch_size": 8, "block_size": 64, "warmup_steps": 4, "training_steps": 71})
+    file = {"name": "plateau", "path": "spaces/plateau.toml", "description": "", "toml": load_space("plateau").toml}
+    for pins in ({"block_size": 64}, {"block_size": 64, "lr_schedule": "warmup_cosine", "dropout": 0.1}):
+        settings = {"budget_tokens": 36_600, "pins": pins}
+        study = make_study(config, space=file, settings=settings, budget_tokens=36_600)
+        space = space_from_toml(export_toml(study), name="one", path="one.toml")
+        searched = {"batch_size", "block_size", "learning_rate", "lr_schedule", "warmup_frac"} - set(pins)
+        assert {parameter.name for parameter in space.parameters} == searched
+        warmup = next(parameter for parameter in space.parameters if parameter.name == "warmup_frac")
+        assert (warmup.condition is None) == ("lr_schedule" in pins)
+        assert (space.baseline.block_size, space.budget.tokens) == (64, 36_600)
+        shutil.rmtree(study.path)
+
+
 def test_a_study_that_searched_no_space_exports_the_plateau_space_around_its_configuration(
     make_study: MakeStudy,
 ) -> None:

@@ -1,6 +1,7 @@
 """What the ledger holds, when it is on disk, and that it comes back."""
 
 import math
+import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -213,6 +214,24 @@ def test_steps_that_are_passed_again_are_replaced(study: Study) -> None:
         again.add_steps(1, steps(2, train_loss=1.0))
         again.interrupt(LATER)
         assert saved_steps(study, 1) == [(1, 5.0), (2, 1.0)]
+
+
+def test_an_interrupted_run_counts_what_it_trained_since_its_last_evaluation(study: Study) -> None:
+    ledger = Ledger(study)
+    start(ledger, 0)
+    ledger.add_metrics(0, metrics(10, 5.0), None)
+    ledger.interrupt(LATER, optimizer_steps=16, tokens_seen=4096, active_s=1.5)
+    [row] = study.trials()
+    assert (row["optimizer_steps"], row["tokens_seen"], row["active_s"], row["val_loss"]) == (16, 4096, 1.5, 5.0)
+
+
+def test_steps_are_written_where_their_folder_was_deleted(study: Study) -> None:
+    ledger = Ledger(study)
+    start(ledger, 0)
+    shutil.rmtree(study.steps_path(0).parent)
+    ledger.add_steps(0, steps(1, train_loss=5.0))
+    ledger.interrupt(LATER)
+    assert saved_steps(study, 0) == [(1, 5.0)]
 
 
 def test_interrupted_trials_go_on_where_they_were(study: Study) -> None:

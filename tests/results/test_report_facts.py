@@ -282,4 +282,6 @@ def test_names_in_an_attribution_are_text_in_markdown(tmp_path: Path, make_docum
     losses: dict[frozenset[int], dict[int, float | None]] = {frozenset(): {1: 5.0}, frozenset({0}): {1: 4.0}}
     settings = changed_settings(DOCUMENTED, replace(DOCUMENTED, batch_size=8))
     write_attribution(study, attribute(losses, settings, before_name="<img src=x>", after_name="[a](b)"))
+    facts = report_facts(study)
+    assert facts["attribution"]["summary"][0] == "batch size 8 did it: -1.0000 (not proven) of -1.0000 nats/token."
     assert "it: &lt;img src=x&gt; to \\[a\\](b)" in markdown(report_facts(study))

@@ -10,6 +10,7 @@ from results.export import export_env, export_json, export_toml
 from results.report.facts.study_facts import report_facts
 from results.report.page import markdown, report_html
 from results.study.folder import Study, create_study
+from results.study.lock import hold
 from results.study.tables import TRIALS, write_table
 from results.winner import (
     Winner,
@@ -24,9 +25,10 @@ from results.winner import (
 )
 from search.commands import list_command
 from search.setup.finish import write_answer
-from search.terminal.next_steps import Step, next_steps
+from search.terminal.next_steps import Step, next_steps, remedy
 from search.terminal.summary import verdict_lines
 from tests.results.confirmed import add_attempt
+from trainable.errors import UserError
 
 MakeTrial = Callable[..., dict[str, Any]]
 
@@ -308,6 +310,40 @@ def test_a_run_of_train_has_no_baseline_to_miss(searched: Study, make_trial: Mak
     run = make_trial(0, val_loss=4.5, purpose="train", is_baseline=False)
     write_table(searched.trials_path, [run], TRIALS)
     assert "# val_loss 4.5000 nats/token\n" in export_env(searched)
+
+
+def test_the_proof_is_of_as_many_trials_as_have_completed(searched: Study, make_trial: MakeTrial) -> None:
+    assert next_steps(searched)[0].purpose == "prove it: train the best two and the baseline again on fresh seeds"
+    rows = [
+        make_trial(0, val_loss=5.0),
+        make_trial(1, val_loss=4.5, batch_size=8),
+        make_trial(2, "stopped", 4.9, rung=0),
+    ]
+    write_table(searched.trials_path, rows, TRIALS)
+    document = {**searched.document(), "trials_planned": 3}
+    searched.study_json.write_text(json.dumps(document))
+    assert next_steps(searched)[0].purpose == "prove it: train it and the baseline again on fresh seeds"
+
+
+def test_a_search_around_a_baseline_alone_keeps_the_block_that_was_set(searched: Study, make_trial: MakeTrial) -> None:
+    write_table(searched.trials_path, [make_trial(0, val_loss=5.0, purpose="baseline")], TRIALS)
+    for pins, words in (({}, ""), ({"block_size": 64, "dropout": 0.0}, " BLOCK_SIZE=64")):
+        document = {**searched.document(), "kind": "baseline", "trials_planned": 1, "settings": {"pins": pins}}
+        searched.study_json.write_text(json.dumps(document))
+        assert next_steps(searched)[-1].command == f"make search BASELINE=s{words}"
+
+
+def test_while_a_search_runs_its_end_is_what_is_waited_for(searched: Study) -> None:
+    assert remedy(searched).startswith(" Prove it: ")
+    with hold(searched), pytest.raises(UserError, match=r"study s is held by process \d+ on .* Wait for it or stop it"):
+        remedy(searched)
+
+
+def test_a_proof_of_a_trial_that_is_gone_names_its_study(searched: Study) -> None:
+    add_attempt(searched, {0: BASELINE, 1: LUCKY})
+    searched.trials_path.unlink()
+    with pytest.raises(UserError, match=r"^study s: confirmation\.json is of trial 0, which trials\.parquet lacks"):
+        winner_of(searched)
 
 
 def test_a_next_search_names_the_model_and_text_that_are_not_the_defaults(searched: Study) -> None:

@@ -12,9 +12,13 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
+from results.study.folder import Study
+from results.study.tables import TRIALS, write_table
 from search.setup.baseline_sources import read_baseline
 from spaces.overrides import Settings, widening_words, with_overrides
 from spaces.read.load import load_space
+from tests.documents import sound_document
+from tests.rows import trial_row
 from trainable.checkpoint.checkpoint import save_checkpoint
 from trainable.checkpoint.trainer_args import read_trainer_args
 from trainable.config import BEFORE, DOCUMENTED, TrialConfig
@@ -201,6 +205,18 @@ def test_without_its_arguments_a_trainers_state_still_says_something(trainer_fol
     assert (baseline.config.batch_size, baseline.config.training_steps) == (2, 4)
     assert baseline.config.learning_rate == pytest.approx(4e-5)
     assert any("a rate that changes, without saying by which schedule" in note for note in baseline.notes)
+    assert read_baseline(str(folder / "trainer_state.json")).config == baseline.config
+
+
+def test_a_studys_folder_is_as_good_as_its_name(tmp_path: Path) -> None:
+    """A shell completes the path, also of a study that is not in STUDIES_DIR."""
+    study = Study(tmp_path / "one")
+    study.path.mkdir()
+    study.study_json.write_text(json.dumps(sound_document("one")))
+    write_table(study.trials_path, [trial_row(0, val_loss=4.5, batch_size=12)], TRIALS)
+    for path in (study.path, f"{study.path}/", study.study_json):
+        baseline = read_baseline(str(path))
+        assert (baseline.name, baseline.config.batch_size) == ("one trial 0", 12)
 
 
 class Touches:

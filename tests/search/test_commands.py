@@ -106,6 +106,33 @@ def test_an_unknown_command_is_the_users_mistake(run: Any) -> None:
         "error: there is no command 'serch'. Did you mean 'search'? `make help` lists them."
     ]
     assert ran.stdout == ""
+    assert run("plateau").stderr == (
+        "error: there is no command 'plateau'. Did you mean SPACE=plateau? `make help` lists them.\n"
+    )
+
+
+@pytest.mark.parametrize("words", ["search plateau", "search results", "list docs report"])
+def test_make_does_nothing_where_one_of_its_words_is_no_command(words: str) -> None:
+    """`make search plateau` would search for minutes before it refused the second word; results is a folder here."""
+    ran = subprocess.run(
+        ["make", "-n", *words.split()],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PATH": "/usr/bin:/bin"},
+    )
+    first = ran.stdout.splitlines()[0]
+    assert f"-m search '{words.split()[1]}'; else" in first
+
+
+def test_without_its_libraries_it_names_the_python_that_has_them(tmp_path: Path) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-S", "-m", "search", "list"], cwd=ROOT, capture_output=True, text=True, check=False, env={}
+    )
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert "which .venv has: call make, or .venv/bin/python -m search." in ran.stderr
+    assert "Traceback" not in ran.stderr
 
 
 def test_a_closed_pipe_is_no_traceback(environment: Any) -> None:

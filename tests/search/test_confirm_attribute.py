@@ -43,6 +43,7 @@ def test_a_search_with_nothing_to_confirm_is_summed_up_all_the_same(two_rates: S
 def test_confirmed_and_attributed_in_the_study_itself(study: Study, run_here: Any, studies: Path) -> None:
     ran = run_here("confirm", "--json", STUDY="two", SEEDS="2", TOP="1", CONCURRENCY="1")
     assert ran.code == 0, ran.stderr
+    assert f"report: {study.path / 'report.html'}" in ran.stderr
     document = ran.document
     (verdict,) = document["verdicts"]
     assert (verdict["trial_id"], verdict["seeds"]) == (1, 2)

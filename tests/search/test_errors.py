@@ -39,6 +39,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("broken")
     (folder / "empty.txt").write_text("")
     (folder / "latin1.txt").write_bytes("gr\xfc\xdfe\n".encode("latin-1") * 100)
+    (folder / "lines.jsonl").write_text('{"text": "Hello there."}\n')
     (folder / "short.txt").write_text("Hello there.\n")
     (folder / "no_text").mkdir()
     (folder / "empty.pt").write_bytes(b"")
@@ -88,7 +89,11 @@ CHEAP = [
     ("run LORA_TARGETS=a;b", "lora_targets (LORA_TARGETS) is 'a;b'; it must be auto, all-linear, or layer names"),
     ("run USE_LR_WARMUP=maybe", "USE_LR_WARMUP='maybe' must be True or False."),
     ("run USE_LR_WARMUP=True LR_SCHEDULE=constant", "USE_LR_WARMUP=True contradicts LR_SCHEDULE=constant"),
-    ("run STUDY=../elsewhere", "STUDY='../elsewhere' cannot name a study"),
+    (
+        "run STUDY=../elsewhere",
+        "STUDY='../elsewhere' cannot name a study: it is a path. Write its name alone, STUDY=else",
+    ),
+    ("run LR=3e-4", "there is no variable 'LR'. Did you mean 'LEARNING_RATE'?"),
     ("run STUDY=latest", "STUDY=latest means the study that was made last"),
     ("run STUDY=taken", "study taken exists. Choose another STUDY= name."),
     ("run BASELINE=nobody", "there is no study in"),
@@ -170,6 +175,7 @@ WITH_TORCH = [
     ("train CHECKPOINT_PATH={}/bomb.pt", "was refused and nothing of it ran: it holds Python objects"),
     ("run SPACE=smoke CHECKPOINT_PATH={}/bomb.pt", "was refused and nothing of it ran: it holds Python objects"),
     ("run DEVICE=mps", "DEVICE=mps is not available here"),
+    ("audit TRAINING_DATA_SOURCE={0}/lines.jsonl CLEAN={0}/clean.jsonl", "CLEAN cannot rewrite JSON or CSV."),
     ("audit CLEAN={}/a_file", "a_file exists. Nothing is overwritten: name a new file."),
     ("audit CLEAN={}/absent/clean.txt", "absent is not a folder. Make it, or name another."),
 ]

@@ -124,7 +124,7 @@ def test_the_failure_is_told_with_its_reason_and_the_study_went_on(searched: Any
     # When it happened, and below the results.
     line, again = [line for line in searched.ran.stderr.splitlines() if line.startswith("trial 7 failed")]
     assert again.startswith("trial 7 failed")
-    assert line.startswith("trial 7 failed at 0% of the budget: trainable.errors.UserError: CHECKPOINT_PATH=")
+    assert line.startswith("trial 7 failed at 0% of the budget: trainable.errors.UserError: checkpoint ")
     assert "has version 99; this program reads 1. Update it." in line
     log = searched.study.log_path.read_text()
     assert ", in _begin\n" in log

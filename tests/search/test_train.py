@@ -100,7 +100,16 @@ def test_a_run_from_its_start_to_its_end(whole: dict[str, Any]) -> None:
     assert ran["trial"]["tokens_seen"] == 12 * 32
     document = study.document()
     assert (document["kind"], document["model"], document["seed"]) == ("train", "tiny", 5)
+    assert "no study is named whole yet: the variables' configuration is trained under that name" in ran["log"]
     assert document["evaluation"]["tokens"] == 256
+
+
+def test_resume_says_how_a_run_of_train_goes_on(whole: dict[str, Any], run_here: Any) -> None:
+    refused = run_here("resume", STUDY="whole", STUDIES_DIR=str(study_of(whole).path.parent))
+    assert refused.code == 2
+    words = f"this goes on with: make train CHECKPOINT_PATH={checkpoints(whole)[-1]} "
+    assert "RESUME_STEPS=500 adds 500 steps" in refused.stderr
+    assert words in refused.stderr
 
 
 def test_going_on_from_our_checkpoint_is_as_never_having_stopped(train_one: Train) -> None:
@@ -354,6 +363,7 @@ def test_an_interrupted_run_saves_where_it_is_and_goes_on_exactly(
     assert (cut["code"], cut["status"]) == (code, "interrupted")
     assert checkpoints(cut)[-1].name == "step_00000007.pt"
     assert cut["trial"]["status"] == "interrupted"
+    assert (cut["trial"]["optimizer_steps"], cut["trial"]["tokens_seen"]) == (7, 7 * 2 * 16)
     assert cut["trial"]["ended_at"] is not None
     assert [row["optimizer_steps"] for row in step_rows(cut)] == list(range(1, 8))
     # What is printed next names the text and the evaluation, which were typed for that command alone.

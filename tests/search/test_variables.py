@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from results.confirmation import attempt
+from results.study.paths import shown
 from search.options import (
     KNOWN,
     Options,
@@ -147,6 +148,18 @@ def test_a_next_step_is_typed_where_the_last_command_was(tmp_path: Path, monkeyp
         )
 
 
+def test_a_path_is_shown_from_the_folder_in_which_make_was_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`make -C project` has another current folder than the shell, where the path is opened."""
+    monkeypatch.setenv("MAKE_CALLED_FROM", str(tmp_path))
+    assert shown(tmp_path / "studies" / "a") == "studies/a"
+    assert shown(ROOT / "results" / "studies" / "a") == f"{ROOT}/results/studies/a"
+    monkeypatch.delenv("MAKE_CALLED_FROM")
+    monkeypatch.chdir(tmp_path)
+    assert shown(tmp_path / "a") == "a"
+
+
 def test_a_study_that_the_shell_names_is_not_the_next_ones_name(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal(as_json=False)
     for typed, is_exported in ((["STUDY=a"], False), ([], True)):
@@ -180,11 +193,14 @@ def test_a_misspelt_variable_of_the_environment_or_of_a_make_around_ours_is_told
 
 @pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
 def test_the_makefile_called_from_elsewhere_says_how_to_call_it(tmp_path: Path) -> None:
-    command = ["make", "-f", str(ROOT / "Makefile"), "search"]
+    folder = tmp_path / "my project (copy)"
+    folder.mkdir()
+    shutil.copy(ROOT / "Makefile", folder)
+    command = ["make", "-f", str(folder / "Makefile"), "search"]
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ran.returncode == 2
-    assert f"This Makefile is to be called in its own folder: make -C {ROOT}/ search" in ran.stderr
-    assert list(tmp_path.iterdir()) == []
+    assert f"This Makefile is to be called in its own folder: make -C '{folder}' search" in ran.stderr
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def refusal(path: Path) -> str:
         read_checkpoint(path)
     message = str(caught.value)
     assert "\n" not in message
-    assert message.startswith(f"CHECKPOINT_PATH={path} ")
+    assert message.startswith(f"checkpoint {path} ")
     return message
 
 
@@ -190,7 +190,7 @@ def test_weights_that_do_not_fit_are_named_with_the_reason(make_model: MakeModel
         before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
         with pytest.raises(UserError) as caught:
             load_weights(model, read_checkpoint(path), model_name="mine")
-        assert str(caught.value).startswith(f"CHECKPOINT_PATH={path} does not fit GPT2_MODEL_NAME=mine: {what}")
+        assert str(caught.value).startswith(f"checkpoint {path} does not fit GPT2_MODEL_NAME=mine: {what}")
         assert "Name the model it was made from." in str(caught.value)
         assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
 
@@ -204,7 +204,7 @@ def test_a_step_is_asked_for_only_where_a_run_is_continued(
     with pytest.raises(UserError) as caught:
         resume_run(make_spec(), make_trial(), read_checkpoint(path))
     assert str(caught.value) == (
-        f"CHECKPOINT_PATH={path} has no whole number 'step' and so cannot be continued. "
+        f"checkpoint {path} has no whole number 'step' and so cannot be continued. "
         "WEIGHTS_ONLY=True starts at step 0 from its weights."
     )
     state = start_run(make_spec(init_from=path), make_trial())

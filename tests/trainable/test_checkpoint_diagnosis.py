@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from results.diagnosis.findings import Diagnosis
 from results.diagnosis.of_checkpoint import diagnose_checkpoints, report_of_checkpoints
-from trainable.checkpoint.exam.exam_facts import CheckpointFacts
+from trainable.checkpoint.exam.exam_facts import CheckpointFacts, OffsetGain
 from trainable.checkpoint.exam.examine import checkpoint_files, examine_checkpoints
 from trainable.data.tokens import Tokens
 from trainable.errors import UserError
@@ -104,6 +105,14 @@ def test_a_right_checkpoint_predicts_the_next_token(right: GPT2LMHeadModel, tmp_
     report = report_of_checkpoints(path.name, [facts], unigram_entropy=UNIGRAM_ENTROPY)
     assert report.is_healthy
     assert "+1 " in report.notes[0]
+    # A model folder does not say its steps, so its loss alone tells that the text is another's.
+    alone = replace(facts, optimizer_steps=0, offset_losses={1: UNIGRAM_ENTROPY + 1, 2: UNIGRAM_ENTROPY + 2})
+    report = report_of_checkpoints("it", [alone], unigram_entropy=UNIGRAM_ENTROPY, text="qa.txt")
+    assert " held-out tokens of qa.txt at step 0: " in report.notes[0]
+    assert report.notes[1].startswith("the next token is predicted worse than word frequencies alone do")
+    base = {1: OffsetGain(base_nats=3.5, nats=0.0, error=0.0)}
+    report = report_of_checkpoints("it", [replace(facts, base_name="mine", base_gains=base)])
+    assert report.notes[1] == "its losses are those of mine: it is that model, or nothing was trained"
 
 
 def test_doubly_shifted_labels(tmp_path: Path) -> None:

@@ -87,6 +87,12 @@ def test_a_source_is_counted_and_its_marks_and_line_ends_are_told(tmp_path: Path
     assert facts.notes == ["the byte-order mark of 1 file is left out", "CRLF line ends of 1 file are read as LF"]
     assert read_facts(files, parse_documents("blank-line")).documents == 3
     assert read_facts([files[1]]).notes == []
+    lines = write(tmp_path / "d.jsonl", '{"text": "one"}\n')
+    assert read_facts([lines, write(tmp_path / "e.csv", "a,b\n")]).notes == [
+        "2 files of JSON or CSV: quotes and names of fields are text too; DOCUMENTS=jsonl:FIELD reads one field of "
+        "JSON lines"
+    ]
+    assert read_facts([lines], parse_documents("jsonl:text")).notes == []
     with pytest.raises(UserError, match=r"c\.txt is empty"):
         read_facts([files[2]])
 

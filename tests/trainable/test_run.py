@@ -200,7 +200,7 @@ def test_an_incomplete_or_foreign_state_is_refused(make_spec: MakeSpec, make_tri
         values: list[Any] = [{}, None, [1]]
         for value in values:
             torch.save({**payload, key: value}, path)
-            with pytest.raises(UserError, match=r"CHECKPOINT_PATH=.* is one of ours but incomplete"):
+            with pytest.raises(UserError, match=r"checkpoint .* is one of ours but incomplete"):
                 resume_run(spec, config, read_checkpoint(path))
 
 

@@ -49,7 +49,7 @@ class Checkpoint:
         """The optimizer steps that were done. Raises UserError for a file that does not say."""
         if self.optimizer_steps is None:
             raise UserError(
-                f"CHECKPOINT_PATH={self.path} has no whole number 'step' and so cannot be continued. "
+                f"checkpoint {self.path} has no whole number 'step' and so cannot be continued. "
                 "WEIGHTS_ONLY=True starts at step 0 from its weights."
             )
         return self.optimizer_steps
@@ -87,8 +87,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises UserError for a path that is missing, of no known kind, or holds more than tensors and plain values;
     DamagedCheckpointError, which is one, for a file that is not as it was written.
     """
-    where = f"CHECKPOINT_PATH={path}"
-    check_checkpoint_path(path)
+    where = f"checkpoint {path}"
+    check_checkpoint_path(path, before="checkpoint ")
     if path.is_dir():
         return _folder(path)
     if is_safetensors(path):
@@ -129,7 +129,7 @@ def load_weights(
     if checkpoint.base is not None:
         _load_adapters(model, checkpoint, checkpoint.base, model_name, seen)
         return
-    where = f"CHECKPOINT_PATH={checkpoint.path} does not fit GPT2_MODEL_NAME={model_name}"
+    where = f"checkpoint {checkpoint.path} does not fit GPT2_MODEL_NAME={model_name}"
     expected = model.state_dict()
     given = fitted(checkpoint.weights, expected)
     tied: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
@@ -169,7 +169,7 @@ def load_merged(model: PreTrainedModel, path: Path, *, model_name: str, seen: fr
 def _load_adapters(
     model: PreTrainedModel, checkpoint: Checkpoint, base: lora.AdapterBase, model_name: str, seen: frozenset[Path]
 ) -> None:
-    where = f"CHECKPOINT_PATH={checkpoint.path}"
+    where = f"checkpoint {checkpoint.path}"
     assert checkpoint.config is not None, "adapters are read from files of ours alone"
     # A study's run has those weights already, and on another machine under another path.
     if base.init_from is not None and lora.base_fingerprint(model) != base.fingerprint:
@@ -202,9 +202,7 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> None:
         state.batches.set_state(ours["rng"]["batches"])
         set_rng_state(state.device, ours["rng"])
     except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"CHECKPOINT_PATH={checkpoint.path} is one of ours but incomplete ({error}). Use another."
-        ) from None
+        raise UserError(f"checkpoint {checkpoint.path} is one of ours but incomplete ({error}). Use another.") from None
     state.optimizer_steps = ours["optimizer_steps"]
     state.tokens_seen = ours["tokens_seen"]
     state.active_s = ours["active_s"]
@@ -226,7 +224,7 @@ def _folder(folder: Path) -> Checkpoint:
 
 
 def _tensors(path: Path) -> Mapping[str, torch.Tensor]:
-    where = f"CHECKPOINT_PATH={path}"
+    where = f"checkpoint {path}"
     weights = read_safetensors(path) if is_safetensors(path) else weights_in(where, read_payload(path))
     if not weights:
         raise UserError(f"{where} holds no tensors. Use another checkpoint.")

@@ -54,7 +54,7 @@ def read_payload(path: Path) -> Any:
 
     Raises UserError when it holds more than tensors and plain values, DamagedCheckpointError when it is not whole.
     """
-    where = f"CHECKPOINT_PATH={path}"
+    where = f"checkpoint {path}"
     checked = _check_sums(path)
     try:
         with warnings.catch_warnings(action="ignore"):
@@ -83,14 +83,13 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise DamagedCheckpointError(
-            f"CHECKPOINT_PATH={path} is damaged or not a whole safetensors file ({reason(error)}). Use another "
-            "checkpoint."
+            f"checkpoint {path} is damaged or not a whole safetensors file ({reason(error)}). Use another checkpoint."
         ) from None
 
 
 def _check_sums(path: Path) -> bool:
     # torch.save writes a CRC-32 of every record, and torch.load does not compare them.
-    where = f"CHECKPOINT_PATH={path}"
+    where = f"checkpoint {path}"
     with path.open("rb") as file:
         if file.read(2) != b"PK":
             return False  # torch before 1.6 wrote no archive

@@ -17,11 +17,13 @@ CHECKPOINT_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 INDEX_SUFFIX = ".index.json"
 """Of the list of the shards, where the weights are spread over several files."""
+_ANY = "a .pt, .bin or .safetensors file, or a folder made by save_pretrained or by a Trainer"
 KINDS = {
-    "CHECKPOINT_PATH": "a .pt, .bin or .safetensors file, or a folder made by save_pretrained or by a Trainer",
-    "GPT2_MODEL_NAME": "a folder made by save_pretrained",
+    "CHECKPOINT_PATH=": _ANY,
+    "checkpoint ": _ANY,
+    "GPT2_MODEL_NAME=": "a folder made by save_pretrained",
 }
-"""What there should have been, by the variable that named it."""
+"""What there should have been, by what stands before the path in an error: the option that named it, if one did."""
 SHOWN = 6
 _BLOB = re.compile(r"/models--[^/]+/blobs/[^/]+$")
 """A file in the hub's cache."""
@@ -36,22 +38,22 @@ def checkpoint_name(optimizer_steps: int) -> str:
     return f"step_{optimizer_steps:08d}.pt"
 
 
-def check_checkpoint_path(path: Path, *, variable: str = "CHECKPOINT_PATH") -> None:
+def check_checkpoint_path(path: Path, *, before: str = "CHECKPOINT_PATH=") -> None:
     """Raise UserError when there is no file at `path` that looks like a whole one of torch.save or safetensors.
 
-    In a folder it is the files of its weights that are looked at. variable: which option named it.
+    In a folder it is the files of its weights that are looked at. before: a key of KINDS.
     """
-    where = f"{variable}={path}"
+    where = f"{before}{path}"
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
-            raise UserError(f"{where} is neither a file nor a folder. Name {KINDS[variable]}.")
+            raise UserError(f"{where} is neither a file nor a folder. Name {KINDS[before]}.")
         check_links(path, where)
-        for file in weight_files(path, variable=variable) if path.is_dir() else [path]:
-            _check_file(file, f"{variable}={file}")
+        for file in weight_files(path, before=before) if path.is_dir() else [path]:
+            _check_file(file, f"{before}{file}")
     except FileNotFoundError:
-        raise UserError(f"{where} does not exist. Name {KINDS[variable]}.") from None
+        raise UserError(f"{where} does not exist. Name {KINDS[before]}.") from None
     except OSError as error:
-        raise UserError(f"{where} cannot be read: {reason(error)}. Name {KINDS[variable]}.") from None
+        raise UserError(f"{where} cannot be read: {reason(error)}. Name {KINDS[before]}.") from None
 
 
 def check_links(folder: Path, where: str) -> None:
@@ -68,9 +70,9 @@ def check_links(folder: Path, where: str) -> None:
             )
 
 
-def weight_files(folder: Path, *, variable: str = "CHECKPOINT_PATH") -> list[Path]:
+def weight_files(folder: Path, *, before: str = "checkpoint ") -> list[Path]:
     """Return the files of a model folder's weights: one, or its shards. Raises UserError where there are none."""
-    where = f"{variable}={folder}"
+    where = f"{before}{folder}"
     if (folder / "adapter_config.json").is_file():
         raise UserError(
             f"{where} holds a LoRA adapter (adapter_config.json), not a whole model. "
@@ -88,7 +90,7 @@ def weight_files(folder: Path, *, variable: str = "CHECKPOINT_PATH") -> list[Pat
         newest = steps[-1] if steps else folder / ours[-1]
         raise UserError(f"{where} holds several checkpoints. Name one of them, such as {newest}.")
     held = first_of(inside, SHOWN) or "nothing"
-    raise UserError(f"{where} has none of {', '.join(WEIGHTS)}; it holds {held}. Name {KINDS[variable]}.")
+    raise UserError(f"{where} has none of {', '.join(WEIGHTS)}; it holds {held}. Name {KINDS[before]}.")
 
 
 def checkpoint_folders(folder: Path) -> list[Path]:

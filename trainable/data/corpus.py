@@ -20,6 +20,7 @@ from trainable.errors import UserError, reason
 
 TEXT_SUFFIXES = (".txt", ".text", ".md")
 JSON_LINES_SUFFIXES = (".jsonl", ".ndjson")
+MARKED_UP_SUFFIXES = (*JSON_LINES_SUFFIXES, ".json", ".csv", ".tsv")
 SHINGLE_WORDS = 8
 MAX_REPEATED_FRAC = 0.2
 """A paragraph goes when more of its runs of 8 words than this came before."""
@@ -113,6 +114,8 @@ class TextFacts:
     """With a byte-order mark at their start."""
     crlf_files: int
     """With line ends of two characters."""
+    marked_up_files: int = 0
+    """Of JSON or CSV, read as plain text."""
 
     @property
     def words(self) -> str:
@@ -130,6 +133,11 @@ class TextFacts:
             notes.append(f"the byte-order mark of {self.bom_files} {_counted('file', self.bom_files)} is left out")
         if self.crlf_files:
             notes.append(f"CRLF line ends of {self.crlf_files} {_counted('file', self.crlf_files)} are read as LF")
+        if self.marked_up_files:
+            notes.append(
+                f"{self.marked_up_files} {_counted('file', self.marked_up_files)} of JSON or CSV: quotes and names of "
+                "fields are text too; DOCUMENTS=jsonl:FIELD reads one field of JSON lines"
+            )
         return notes
 
 
@@ -151,6 +159,7 @@ def read_facts(files: Sequence[Path], documents: Documents = WHOLE_FILES) -> Tex
         documents=count,
         bom_files=len(marked),
         crlf_files=len(with_crlf),
+        marked_up_files=sum(documents.kind != "jsonl" and path.suffix.lower() in MARKED_UP_SUFFIXES for path in files),
     )
 
 

@@ -116,4 +116,4 @@ def _check_folder(name: str, path: Path) -> None:
         if document.suffix in DOCUMENTS and document.is_file() and document.stat().st_size > MAX_FILE_BYTES:
             raise UserError(f"{where}: {document.name} is larger than the {MAX_FILE_BYTES >> 20} MiB that are read.")
     if named is None:
-        check_checkpoint_path(path, variable="GPT2_MODEL_NAME")
+        check_checkpoint_path(path, before="GPT2_MODEL_NAME=")

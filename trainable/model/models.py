@@ -107,7 +107,7 @@ def check_model(model: PreTrainedModel, name: str, *, block_size: int, vocab_siz
     if limit is not None and block_size > limit:
         raise UserError(
             f"block_size={block_size} is longer than the {limit} positions of GPT2_MODEL_NAME={name}. "
-            f"Set BLOCK_SIZE to {limit} or less."
+            f"Set BLOCK_SIZE to {limit} or less, or name a model that reads as much."
         )
     rows = model.get_input_embeddings().weight.shape[0]
     if vocab_size > rows:

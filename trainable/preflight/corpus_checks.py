@@ -102,7 +102,8 @@ def check_overlap(corpus: Corpus, tokenizer: Tokenizer) -> Check:
         warned=overlap.shared_frac >= SHARED_WARN_FRAC or overlap.long_copy_frac > 0,
         measured=measured,
         expected=f"below {SHARED_WARN_FRAC:.0%}, and no copy of {LONG_COPY_TOKENS} tokens or more",
-        advice="The validation loss would measure memorization. Remove the repeated passages from the text.",
+        advice="The validation loss would measure memorization. Remove the repeated passages: make audit names them, "
+        "and CLEAN=file writes the text without them.",
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from results import ranking
 from results.attribution.attribution_values import load_attribution
 from results.attribution.attribution_values import to_json as attribution_json
-from results.attribution.sentences import summary_lines
+from results.attribution.sentences import did_it_words, summary_lines
 from results.confirmation.attempt import Attempt, attempt_rows, load_attempts
 from results.confirmation.attempt import to_json as attempts_json
 from results.device_time import time_winner
@@ -63,7 +63,9 @@ def report_facts(study: Study) -> dict[str, Any]:
         "instability": instability(measured),
         "importance": importance(measured),
         "confirmation": confirmation,
-        "attribution": attribution and {**attribution_json(attribution), "summary": summary_lines(attribution)},
+        "attribution": None
+        if attribution is None
+        else {**attribution_json(attribution), "summary": [did_it_words(attribution), *summary_lines(attribution)]},
         "samples": _samples_facts(study, winner_id),
         "parameters": [_parameter_facts(parameter) for parameter in measured.parameters],
         "initial_loss": measured.initial_loss,

@@ -207,7 +207,7 @@ def _examine(
     model_name: str | None,
     bases: dict[str, Losses],
 ) -> CheckpointFacts:
-    exam_weights.check_weights(f"CHECKPOINT_PATH={checkpoint.path}", checkpoint.weights)
+    exam_weights.check_weights(f"checkpoint {checkpoint.path}", checkpoint.weights)
     weights = exam_weights.trained_weights(checkpoint.weights)
     hyperparameters = _scalars(settings_in(checkpoint.payload))
     state = exam_weights.OptimizerFacts(optimizer_in(checkpoint.payload), weights)
