@@ -286,8 +286,8 @@ class Options(BaseModel):
     """True or False: warm-up and cosine, or constant, where LR_SCHEDULE is not set"""
     compare: Annotated[Documented | None, ReadBy("baseline")] = None
     """before, to run that configuration beside the documented one"""
-    confirm: Annotated[Flag, ReadBy("search")] = False
-    """1 confirms the best trials on fresh seeds at the end"""
+    confirm: Annotated[Flag | None, ReadBy("search")] = None
+    """1 confirms the best trials on fresh seeds at the end; a resume goes on with it, or with 0 does not"""
     top: Annotated[Whole, ReadBy("confirm")] = Field(2, le=100)
     """how many of the best trials"""
     seeds: Annotated[Whole | None, ReadBy("confirm", "attribute")] = Field(None, le=1000)
@@ -337,8 +337,6 @@ class Options(BaseModel):
             raise UserError("USE_LR_WARMUP=True contradicts LR_SCHEDULE=constant. Unset one of them.")
         if len(self.lengths) > 1:
             raise UserError(f"{' and '.join(self.lengths)} set the length of the same run. Unset all but one.")
-        if self.confirm and self.seeds == 1:
-            raise UserError("SEEDS=1: one seed has no scatter, so it proves nothing. Set SEEDS to 2 or more.")
         if self.concurrency == "auto" and self.address:
             raise UserError("CONCURRENCY=auto measures this machine. On a cluster write a number, or unset it.")
         if self.eval_tokens is not None and self.eval_tokens < self.eval_block_size:

@@ -98,6 +98,12 @@ class _EarlyEnd(_Part):
     noise_nats: Annotated[float, Field(allow_inf_nan=False)]
 
 
+class _ConfirmAtEnd(_Part):
+    top: Positive
+    seeds: Positive | None
+    attempt: Positive
+
+
 class _Settings(_Part):
     trials: Positive | Literal["auto"] | None = None
     budget_tokens: Positive | None = None
@@ -105,6 +111,7 @@ class _Settings(_Part):
     pins: Table
     baseline: Annotated[list[Any], Field(min_length=2, max_length=2)] | None = None
     compare: Text | None = None
+    confirm: _ConfirmAtEnd | None = None
 
 
 _FAULTS = {

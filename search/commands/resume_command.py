@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+from results.confirmation.confirmation_file import load_attempts
 from results.ranking import ranked_trials
 from results.study.folder import Study
 from results.study.json_documents import write_document
@@ -17,7 +18,7 @@ from search.setup.plan import baseline_configs, plan_study
 from search.setup.preflight_run import check_preflight, preflight_of
 from search.setup.reopen import reopen, with_inputs_of
 from search.setup.run_plan import ray_ahead
-from search.setup.settings import differences, planned_space, space_file_differences
+from search.setup.settings import confirm_at_end, differences, planned_space, space_file_differences
 from search.terminal.console import Preparing, Terminal
 from search.terminal.next_steps import has_more
 from spaces.budget import budget_of
@@ -38,7 +39,8 @@ def resume_command(options: Options, terminal: Terminal) -> int:
     space, settings = planned_space(document, f"study {study.name}: study.json")
     _check_same(study, document, settings, options)
     if _asks_for_more(study, document, options):
-        settings = replace(settings, budget_tokens=options.budget_tokens, device_s=options.budget_time)
+        budget = {"budget_tokens": options.budget_tokens, "device_s": options.budget_time}
+        settings = replace(settings, **budget, confirm=confirm_at_end(None, options, ()))
         return _at_larger_budget(study, document, settings, options, terminal)
     if options.trials == AUTO and not space.ends_early:
         raise UserError(f"TRIALS=auto: study {study.name} was planned with {space.trials} trials. Unset it to go on.")
@@ -49,6 +51,7 @@ def resume_command(options: Options, terminal: Terminal) -> int:
     trials = options.trials_after(planned)
     if trials is not None and document["kind"] == "search" and trials != planned:
         space, settings = with_overrides(space, Settings(trials=trials)), replace(settings, trials=trials)
+    settings = replace(settings, confirm=confirm_at_end(settings.confirm, options, load_attempts(study)))
     with hold(study):
         code, loaded = _resume(study, document, space, settings, options, terminal)
     return conclude(study, code, options, terminal, loaded=loaded)
@@ -117,12 +120,12 @@ def _resume(
     planned = len(configs) or space.trials
     if planned < len(rows):
         raise UserError(f"TRIALS={planned}: study {study.name} has {len(rows)} trials already. Set a larger number.")
-    is_changed = planned != document["trials_planned"]
-    if is_changed:
-        document = {**document, "trials_planned": planned, "settings": settings.to_json()}
-        document |= {"early_end": None, "exhausted": False}
+    if planned != document["trials_planned"]:
+        document = {**document, "trials_planned": planned, "early_end": None, "exhausted": False}
+    if settings != Settings.from_json(document["settings"]):
+        document = {**document, "settings": settings.to_json()}
     if planned == ended:
-        if is_changed:
+        if document != study.document():
             write_document(study.study_json, document)
         again = f"make resume STUDY={study.name} TRIALS=+{planned}"
         more = f"; {again} runs as many again" if not configs and has_more(document) else ""

@@ -104,6 +104,8 @@ def make_plan(options: Options, *, kind: str, progress: Preparing) -> Plan:
     if isinstance(options.trials, MoreTrials):
         raise UserError(f"TRIALS=+{options.trials:d} adds to a study: make resume STUDY=...; a new one takes a number.")
     settings, notes = read_settings(options)
+    if kind == "baseline":
+        settings = replace(settings, confirm=None)
     file = load_space(options.space or DEFAULT_SPACE)
     source = open_study(options.warm_start) if options.warm_start and kind == "search" else None
     return plan_study(file, settings, options, kind=kind, notes=notes, progress=progress, warm_start=source)

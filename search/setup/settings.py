@@ -1,10 +1,11 @@
 """The user's settings: read from the variables, and compared with those that a study was planned with."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from results.confirmation.attempt import Attempt
 from search.options import MoreTrials, Options, with_origin
 from search.setup.baseline_sources import read_baseline
 from spaces.overrides import space_of_document
@@ -12,7 +13,7 @@ from spaces.read.load import space_from_toml
 from spaces.read.space_files import find_space_file, parse_toml, read_space_text
 from spaces.read.toml_table import shown
 from spaces.space import SearchSpace
-from spaces.user_settings import Settings
+from spaces.user_settings import ConfirmAtEnd, Settings
 from trainable.config import config_from, variable_of
 from trainable.errors import UserError
 
@@ -39,8 +40,20 @@ def read_settings(options: Options) -> tuple[Settings, list[str]]:
         pins=pins,
         baseline=(baseline.name, baseline.config) if baseline else None,
         compare=options.compare,
+        confirm=ConfirmAtEnd(top=options.top, seeds=options.seeds) if options.confirm else None,
     )
     return settings, notes
+
+
+def confirm_at_end(planned: ConfirmAtEnd | None, options: Options, attempts: Sequence[Attempt]) -> ConfirmAtEnd | None:
+    """Return what a resumed search confirms at its end: what was planned, as CONFIRM, TOP and SEEDS change it."""
+    if options.confirm is False:
+        return None
+    if options.confirm:
+        judged = sum(bool(attempt.verdicts) for attempt in attempts)
+        planned = replace(planned or ConfirmAtEnd(top=options.top, seeds=options.seeds), attempt=judged + 1)
+    typed = {name: getattr(options, name) for name in ("top", "seeds") if name.upper() in options.texts}
+    return planned and replace(planned, **typed)
 
 
 def refuse_steps(options: Options) -> None:
