@@ -138,6 +138,8 @@ class StudyDocument(_Part):
     corpus: _Corpus
     evaluation: _Evaluation
     start: _Start | None = None
+    # Without the password of a URI.
+    storage: Text | None = None
     device: _Device
     versions: dict[Text, Text]
     git_commit: Text | None = None

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from results.model_card import model_row
 from results.study.folder import LATEST, Study, check_study_name, open_study, studies_dir
 from results.study.own_files import check_own_files
+from results.study.paths import shown
 from search.options import Options
-from trainable.data.remote_files import below, blocks_of, files_at, write_whole
+from trainable.data.remote_files import below, blocks_of, files_at, local_folder, write_whole
 from trainable.errors import UserError, full_reason
 
 if TYPE_CHECKING:
@@ -149,14 +150,27 @@ def this_driver() -> dict[str, Any]:
     return {"host": socket.gethostname(), "pid": os.getpid()}
 
 
-def open_or_fetch_study(options: Options) -> Study:
-    """Return STUDY, fetched from STORAGE if it is not here, or the latest one.
+def open_or_fetch_study(options: Options) -> tuple[Study, Options]:
+    """Return STUDY, fetched from STORAGE if it is not here, or the latest one; and the options with its own STORAGE.
 
-    Raises UserError when there is none, or it cannot be read.
+    Raises UserError when there is none, it cannot be read, or its STORAGE must be named.
     """
     if options.study is not None and options.study != LATEST and options.storage is not None:
         fetch_study(options.study, options.storage)
-    return open_study(options.study or LATEST)
+    study = open_study(options.study or LATEST)
+    own = study.document().get("storage")
+    if options.storage is not None or own is None:
+        return study, options
+    folder = local_folder(own)
+    is_missing = folder is not None and not (folder / study.name).is_dir()
+    if is_missing or "***" in own:
+        why = f"which has no {study.name} now" if is_missing else "whose password is not kept"
+        raise UserError(
+            f"study {study.name} has its checkpoints in STORAGE={own}, {why}. Set STORAGE to where they are, or to "
+            f"{shown(studies_dir())} to go on without them."
+        )
+    fetch_study(study.name, own)  # refuses one that has gone on elsewhere
+    return study, options.model_copy(update={"storage": own})
 
 
 def fetch_study(name: str, storage: str) -> None:

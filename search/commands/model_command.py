@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def model_command(options: Options, terminal: Terminal) -> int:
     """Write the best trial of STUDY (default: the latest search) to OUT."""
-    study = open_or_fetch_study(options)
+    study, options = open_or_fetch_study(options)
     trial = model_row(study, _winner(study))
     folder = options.out or study.path / f"model-{trial['trial_id']}"
     record = model_record(study, trial)

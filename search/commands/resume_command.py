@@ -10,11 +10,11 @@ from results.study.json_documents import write_document
 from results.study.ledger import Ledger
 from results.study.lock import hold
 from results.words import budget_words, short_budget_words
-from search.cluster.study_storage import open_or_fetch_study
+from search.cluster.study_storage import checkpoint_root, open_or_fetch_study
 from search.commands.run_command import conclude, run_new, run_own_trials
 from search.options import Options
 from search.setup.inputs import Loaded
-from search.setup.plan import baseline_configs, plan_study
+from search.setup.plan import Plan, baseline_configs, plan_study
 from search.setup.preflight_run import check_preflight, preflight_of
 from search.setup.reopen import reopen, with_inputs_of
 from search.setup.run_plan import ray_ahead
@@ -33,7 +33,7 @@ from trainable.rows import ENDINGS
 
 def resume_command(options: Options, terminal: Terminal) -> int:
     """Resume STUDY, extend it to TRIALS, or take it to a larger BUDGET_TOKENS; return the exit code."""
-    study = open_or_fetch_study(options)
+    study, options = open_or_fetch_study(options)
     document = study.document()
     _check_kind(study, document)
     space, settings = planned_space(document, f"study {study.name}: study.json")
@@ -120,12 +120,14 @@ def _resume(
     planned = len(configs) or space.trials
     if planned < len(rows):
         raise UserError(f"TRIALS={planned}: study {study.name} has {len(rows)} trials already. Set a larger number.")
+    changed: dict[str, Any] = {}
     if planned != document["trials_planned"]:
-        document = {**document, "trials_planned": planned, "early_end": None, "exhausted": False}
+        changed = {"trials_planned": planned, "early_end": None, "exhausted": False}
     if settings != Settings.from_json(document["settings"]):
-        document = {**document, "settings": settings.to_json()}
+        changed["settings"] = settings.to_json()
+    document = {**document, **changed}
     if planned == ended:
-        if document != study.document():
+        if changed:
             write_document(study.study_json, document)
         again = f"make resume STUDY={study.name} TRIALS=+{planned}"
         more = f"; {again} runs as many again" if not configs and has_more(document) else ""
@@ -135,12 +137,24 @@ def _resume(
         plan = reopen(study, options, progress, space=space, configs=configs)
     with ray_ahead(plan):
         check_preflight(preflight_of(plan), options, terminal)
-        plan = replace(plan, document=document)
-        left, new = len(rows) - ended, f"{'at most ' if space.ends_early else ''}{planned - len(rows)} new"
-        unfinished = f"{left} from {'its last checkpoint' if left == 1 else 'their last checkpoints'}, " if left else ""
-        line = f"study {study.name} goes on: {ended} of {planned} trials have ended; to run: {unfinished}{new}"
+        plan = replace(plan, document={**plan.document, **changed})
+        new = f"{'at most ' if space.ends_early else ''}{planned - len(rows)} new"
+        left = ", ".join([*_unfinished_words(plan, [row for row in rows if row["status"] not in ENDINGS]), new])
+        line = f"study {study.name} goes on: {ended} of {planned} trials have ended; to run: {left}"
         code = run_own_trials(plan, ledger, terminal, [line, *plan.notes])
     return code, plan.loaded
+
+
+def _unfinished_words(plan: Plan, rows: list[dict[str, Any]]) -> list[str]:
+    from trainable.checkpoint.checkpoint_store import CheckpointStore
+
+    root = checkpoint_root(plan.study, plan.slots.storage)
+    saved = sum(CheckpointStore(root=root, trial_id=row["trial_id"]).has_any() for row in rows)
+    begun = {
+        "its last checkpoint" if saved == 1 else "their last checkpoints": saved,
+        "its start" if len(rows) - saved == 1 else "their start": len(rows) - saved,
+    }
+    return [f"{count} from {where}" for where, count in begun.items() if count]
 
 
 def _at_larger_budget(

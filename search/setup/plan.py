@@ -38,7 +38,7 @@ from spaces.read.load import load_space
 from spaces.space import SearchSpace
 from spaces.user_settings import Settings
 from trainable.config import BASELINES, TrialConfig, config_from, shape_of
-from trainable.errors import MachineError, UserError
+from trainable.errors import MachineError, UserError, redacted
 from trainable.stability import make_rules
 
 DEFAULT_SPACE = "plateau"
@@ -219,7 +219,11 @@ def planned(
     return Plan(
         study=study,
         is_new=is_new,
-        document=study_document(study.name, document, loaded=loaded, slots=shared) if is_new else document,
+        document={
+            **(study_document(study.name, document, loaded=loaded, slots=shared) if is_new else document),
+            # Once set it stays: where its first checkpoints are.
+            "storage": document.get("storage") or (slots.storage and redacted(slots.storage)),
+        },
         loaded=loaded,
         slots=slots,
         baseline=baseline,
