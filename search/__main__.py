@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: Sequence[str]) -> int:
-    from search.options import is_study_exported, overlooked, read_options, typed_folders, unread, with_origin
+    from search.options import is_study_exported, overlooked, read_options, typed, typed_folders, unread, with_origin
     from search.terminal.console import Terminal
 
     terminal = Terminal(as_json="--json" in words)
@@ -91,7 +91,7 @@ def _run(words: Sequence[str]) -> int:
         terminal.is_study_exported = is_study_exported(arguments.assignments)
         return _command(arguments.command)(options, terminal)
     except UserError as error:
-        return _refused(with_origin(str(error)), terminal)
+        return _refused(with_origin(str(error), typed(words)), terminal)
     except MachineError as error:
         return _refused(str(error), terminal, code=1)
     except SystemExit as ended:

@@ -7,7 +7,7 @@ Hyperparameters are TrialConfig's fields.
 import importlib.util
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -212,6 +212,8 @@ class Options(BaseModel):
     """Those that are set, by field name."""
     texts: Mapping[str, str] = Field(default={}, exclude=True)
     """Every set variable as it was written, by name."""
+    typed: frozenset[str] = Field(default=frozenset(), exclude=True)
+    """Names of those on the command line, which the environment may hold with another value."""
 
     space: Text | None = None
     """space file: a name in spaces/ or a path (default plateau)"""
@@ -401,7 +403,7 @@ def read_options(assignments: Sequence[str]) -> Options:
     for name in FOLDERS:
         # Ray's workers and their children read these two from the environment.
         os.environ[name] = texts.get(name, "")
-    return parse_options({name: text for name, text in texts.items() if text})
+    return parse_options({name: text for name, text in texts.items() if text}, typed=typed(assignments))
 
 
 def overlooked() -> list[str]:
@@ -416,7 +418,7 @@ def unread(assignments: Sequence[str], target: str) -> list[str]:
     """Return a line for each variable on the command line that the make target does not read."""
     if target == "help":
         return []
-    readers = {name: _readers(name) for name in sorted(_typed(assignments).intersection(KNOWN))}
+    readers = {name: _readers(name) for name in sorted(typed(assignments).intersection(KNOWN))}
     return [
         f"{name} is read by {list_words(names)}, not by {target}"
         for name, names in readers.items()
@@ -431,46 +433,51 @@ def _readers(name: str) -> tuple[str, ...]:
     return next((one.targets for one in FIELDS[name].metadata if isinstance(one, ReadBy)), ())
 
 
-def _typed(assignments: Sequence[str]) -> set[str]:
-    return {word.partition("=")[0] for word in assignments}.union(typed_names(os.environ))
+def typed(assignments: Sequence[str]) -> frozenset[str]:
+    """Return the names of the variables on the command line, make's or our own."""
+    return frozenset(word.partition("=")[0] for word in assignments).union(typed_names(os.environ))
 
 
 def typed_folders(assignments: Sequence[str]) -> str:
     """Return the folders named on the command line, as a later command must repeat them."""
     from results.export import make_words
 
-    values, typed = {**os.environ, **dict(word.split("=", 1) for word in assignments)}, _typed(assignments)
-    words = make_words({name: values.get(name) for name in (*FOLDERS, "STORAGE", VENV) if name in typed})
+    values = {**os.environ, **dict(word.split("=", 1) for word in assignments)}
+    words = make_words({name: values.get(name) for name in (*FOLDERS, "STORAGE", VENV) if name in typed(assignments)})
     return f" {words}" if words else ""
 
 
 def is_study_exported(assignments: Sequence[str]) -> bool:
     """Return whether STUDY is set in the shell, so that a later command for another study must unset it."""
-    return bool(os.environ.get("STUDY")) and "STUDY" not in _typed(assignments)
+    return bool(os.environ.get("STUDY")) and "STUDY" not in typed(assignments)
 
 
-def with_origin(message: str) -> str:
-    """Return the message; if it names variables that `make export` set, with the command that unsets them."""
+def with_origin(message: str, typed_now: Collection[str]) -> str:
+    """Return the message; if it names variables that `make export` set, with the command that unsets them.
+
+    typed_now: variables on the command line, whose values the export did not set.
+    """
     study = os.environ.get("EXPORTED_FROM", "")
     if not study:
         return message
     from results.export import ENV_ORDER
 
-    named = [name for name in ENV_ORDER if os.environ.get(name) and re.search(rf"\b{name}\b", message)]
+    exported = [name for name in ENV_ORDER if os.environ.get(name) and name not in typed_now]
+    named = [name for name in exported if re.search(rf"\b{name}\b", message)]
     if not named:
         return message
     verb = "were" if len(named) > 1 else "was"
     return f"{message} {', '.join(named)} {verb} set by the export of study {study}; unset {' '.join(ENV_ORDER)}"
 
 
-def parse_options(texts: Mapping[str, str]) -> Options:
+def parse_options(texts: Mapping[str, str], *, typed: frozenset[str] = frozenset()) -> Options:
     """Return the options from texts by variable name. Raises UserError for the first that is wrong."""
     hyperparameters = {
         field: parse_hyperparameter(field, texts[name]) for name, field in ENV_NAMES.items() if name in texts
     }
     fields = {field: texts[name] for field in Options.model_fields if (name := _env_name(field)) in texts}
     try:
-        return Options(texts=texts, hyperparameters=hyperparameters, **fields)
+        return Options(texts=texts, typed=typed, hyperparameters=hyperparameters, **fields)
     except ValidationError as refused:
         raise _refusal(refused.errors()[0], texts) from None
 

@@ -29,7 +29,7 @@ def read_settings(options: Options) -> tuple[Settings, list[str]]:
         notes.append("TRAINING_STEPS is not read by a search: its budget is in tokens (BUDGET_TOKENS).")
     pinned = [f"{variable_of(name)}={value}" for name, value in pins.items() if name != "seed"]
     if pinned:
-        notes.append(with_origin(f"pinned by your environment, for the baseline too: {', '.join(pinned)}."))
+        notes.append(with_origin(f"pinned, for the baseline too: {', '.join(pinned)}.", options.typed))
     baseline = read_baseline(options.baseline) if options.baseline else None
     if baseline is not None:
         notes += baseline.notes

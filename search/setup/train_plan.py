@@ -75,7 +75,8 @@ def with_winner_of(options: Options) -> Options:
         raise UserError(f"{options.lengths[0]} and TRAINING_STEPS set the length of the same run. Unset one of them.")
     own = {name: text for name, text in options.texts.items() if name not in ("STUDY", *LENGTHS)}
     winner = winner_env(study, length_asked(study, options))
-    others = [name for name, text in winner.items() if name != "EXPORTED_FROM" and own.get(name, text) != text]
+    held = winner.keys() - {"EXPORTED_FROM", *options.typed}
+    others = [name for name, text in winner.items() if name in held and own.get(name, text) != text]
     if options.exported_from is not None and others:
         # The shell holds another winner, which would be trained under this study's name.
         raise UserError(f"STUDY={study.name}: its winner has another {list_words(others)}.")

@@ -72,7 +72,7 @@ def test_hyperparameters_in_the_environment_pin_them_and_the_header_says_so(plan
     baseline = plan.baseline
     assert (baseline.learning_rate, baseline.batch_size, baseline.seed) == (1e-3, 8, 4)
     header = "\n".join(header_lines(plan))
-    assert "pinned by your environment, for the baseline too: " in header
+    assert "pinned, for the baseline too: " in header
     assert "LEARNING_RATE=0.001" in header
     assert "BATCH_SIZE=8" in header
     assert "SEED" not in header
