@@ -54,9 +54,7 @@ def model_checkpoint(study: Study, storage: str | None, trial: "Row") -> "Checkp
         if checkpoint is not None and checkpoint.optimizer_steps == step:
             return checkpoint
         damaged += notes
-    what = "its checkpoint is damaged" if damaged else f"it has no checkpoint of step {step} any more"
-    if storage is None and not (study.path / CHECKPOINTS).exists():
-        what = "no checkpoint is in its folder: set STORAGE if it ran with one"
+    what = "its checkpoint is damaged" if damaged else f"no checkpoint of its step {step} was kept"
     raise NoCheckpointError(f"trial {trial['trial_id']} of study {study.name}: {what}.")
 
 

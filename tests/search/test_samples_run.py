@@ -135,7 +135,7 @@ def test_a_checkpoint_that_is_gone_or_damaged_is_said_in_its_place(planted: Plan
     samples = planted.sample()
     assert samples is not None
     assert samples.start.text
-    gone = "trial 0 of study s: it has no checkpoint of step 0 any more."
+    gone = "trial 0 of study s: no checkpoint of its step 0 was kept."
     assert samples.baseline == Sample(why=gone, trial_id=0)
     assert samples.best == Sample(why="trial 1 of study s: its checkpoint is damaged.", trial_id=1)
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -84,11 +85,11 @@ def test_a_study_goes_on_where_its_checkpoints_are(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("STUDIES_DIR", str(tmp_path / "studies"))
     store, named = tmp_path / "store", parse_options({"STORAGE": "elsewhere"})
     create_study("one", sound_document("one", storage=str(store)))
-    with pytest.raises(
-        UserError,
-        match=r"^study one has its checkpoints in STORAGE=\S+/store, which has no one now\. Set STORAGE to where they are,"
-        rf" or to {tmp_path}/studies to go on without them\.$",
-    ):
+    told = (
+        f"study one has its checkpoints in STORAGE={store}, which has no one now. Set STORAGE to where they are, or to "
+        f"{tmp_path}/studies to go on without them."
+    )
+    with pytest.raises(UserError, match=f"^{re.escape(told)}$"):
         open_or_fetch_study(parse_options({}))
     assert open_or_fetch_study(named)[1] == named
     (store / "one").mkdir(parents=True)
@@ -97,7 +98,7 @@ def test_a_study_goes_on_where_its_checkpoints_are(tmp_path: Path, monkeypatch: 
         assert (found.name, options.storage) == ("one", str(store))
     assert open_or_fetch_study(named)[1] == named
     create_study("two", sound_document("two", storage="s3://***@bucket/here"))
-    with pytest.raises(UserError, match="in STORAGE=s3://[*]{3}@bucket/here, whose password is not kept[.] Set STORAGE"):
+    with pytest.raises(UserError, match=r"in STORAGE=s3://\*{3}@bucket/here, whose password is not kept\. Set "):
         open_or_fetch_study(parse_options({"STUDY": "two"}))
 
 
