@@ -157,7 +157,7 @@ def test_baseline_and_what_is_compared_with_it_get_the_same_time(
             ["BUDGET_TIME=1m", "ADDRESS=auto"],
             "BUDGET_TIME measures this machine's speed. On a cluster set BUDGET_TOKENS.",
         ),
-        (["BUDGET_TIME=0.2s"], "spaces/smoke.toml with BUDGET_TIME=0.2s: a step of batch_size=8 x block_size=64 takes"),
+        (["BUDGET_TIME=0.2s"], "spaces/smoke.toml with BUDGET_TIME=0.2s: as measured, a step of batch_size=8 x block"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_line(
