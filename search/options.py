@@ -352,6 +352,11 @@ class Options(BaseModel):
         """Which of LENGTHS are set."""
         return [name for name in LENGTHS if name in self.texts]
 
+    @property
+    def is_study_exported(self) -> bool:
+        """Whether STUDY is set in the shell, so that a later command for another study must unset it."""
+        return "STUDY" in self.texts and "STUDY" not in self.typed
+
     def trials_after(self, planned: int) -> int | None:
         """Return TRIALS for a study with `planned` trials; None if no number is set."""
         if isinstance(self.trials, str):
@@ -414,11 +419,11 @@ def overlooked() -> list[str]:
     ]
 
 
-def unread(assignments: Sequence[str], target: str) -> list[str]:
+def unread(options: Options, target: str) -> list[str]:
     """Return a line for each variable on the command line that the make target does not read."""
     if target == "help":
         return []
-    readers = {name: _readers(name) for name in sorted(typed(assignments).intersection(KNOWN))}
+    readers = {name: _readers(name) for name in sorted(options.typed.intersection(KNOWN))}
     return [
         f"{name} is read by {list_words(names)}, not by {target}"
         for name, names in readers.items()
@@ -438,18 +443,13 @@ def typed(assignments: Sequence[str]) -> frozenset[str]:
     return frozenset(word.partition("=")[0] for word in assignments).union(typed_names(os.environ))
 
 
-def typed_folders(assignments: Sequence[str]) -> str:
+def typed_folders(options: Options) -> str:
     """Return the folders named on the command line, as a later command must repeat them."""
     from results.export import make_words
 
-    values = {**os.environ, **dict(word.split("=", 1) for word in assignments)}
-    words = make_words({name: values.get(name) for name in (*FOLDERS, "STORAGE", VENV) if name in typed(assignments)})
+    values = {**os.environ, **options.texts}
+    words = make_words({name: values.get(name) for name in (*FOLDERS, "STORAGE", VENV) if name in options.typed})
     return f" {words}" if words else ""
-
-
-def is_study_exported(assignments: Sequence[str]) -> bool:
-    """Return whether STUDY is set in the shell, so that a later command for another study must unset it."""
-    return bool(os.environ.get("STUDY")) and "STUDY" not in typed(assignments)
 
 
 def with_origin(message: str, typed_now: Collection[str]) -> str:

@@ -10,11 +10,11 @@ from results.study.json_documents import write_document
 from results.study.ledger import Ledger
 from results.study.lock import hold
 from results.words import budget_words, short_budget_words
-from search.cluster.study_storage import checkpoint_root, open_or_fetch_study
+from search.cluster.study_storage import open_or_fetch_study
 from search.commands.run_command import conclude, run_new, run_own_trials
 from search.options import Options
 from search.setup.inputs import Loaded
-from search.setup.plan import Plan, baseline_configs, plan_study
+from search.setup.plan import baseline_configs, plan_study
 from search.setup.preflight_run import check_preflight, preflight_of
 from search.setup.reopen import reopen, with_inputs_of
 from search.setup.run_plan import ray_ahead
@@ -39,8 +39,8 @@ def resume_command(options: Options, terminal: Terminal) -> int:
     space, settings = planned_space(document, f"study {study.name}: study.json")
     _check_same(study, document, settings, options)
     if _asks_for_more(study, document, options):
-        budget = {"budget_tokens": options.budget_tokens, "device_s": options.budget_time}
-        settings = replace(settings, **budget, confirm=confirm_at_end(None, options, ()))
+        settings = replace(settings, budget_tokens=options.budget_tokens, device_s=options.budget_time)
+        settings = replace(settings, confirm=confirm_at_end(None, options, ()))
         return _at_larger_budget(study, document, settings, options, terminal)
     if options.trials == AUTO and not space.ends_early:
         raise UserError(f"TRIALS=auto: study {study.name} was planned with {space.trials} trials. Unset it to go on.")
@@ -138,23 +138,11 @@ def _resume(
     with ray_ahead(plan):
         check_preflight(preflight_of(plan), options, terminal)
         plan = replace(plan, document={**plan.document, **changed})
-        new = f"{'at most ' if space.ends_early else ''}{planned - len(rows)} new"
-        left = ", ".join([*_unfinished_words(plan, [row for row in rows if row["status"] not in ENDINGS]), new])
-        line = f"study {study.name} goes on: {ended} of {planned} trials have ended; to run: {left}"
+        left, new = len(rows) - ended, f"{'at most ' if space.ends_early else ''}{planned - len(rows)} new"
+        cut_off = f"{left} cut off, " if left else ""
+        line = f"study {study.name} goes on: {ended} of {planned} trials have ended; to run: {cut_off}{new}"
         code = run_own_trials(plan, ledger, terminal, [line, *plan.notes])
     return code, plan.loaded
-
-
-def _unfinished_words(plan: Plan, rows: list[dict[str, Any]]) -> list[str]:
-    from trainable.checkpoint.checkpoint_store import CheckpointStore
-
-    root = checkpoint_root(plan.study, plan.slots.storage)
-    saved = sum(CheckpointStore(root=root, trial_id=row["trial_id"]).has_any() for row in rows)
-    begun = {
-        "its last checkpoint" if saved == 1 else "their last checkpoints": saved,
-        "its start" if len(rows) - saved == 1 else "their start": len(rows) - saved,
-    }
-    return [f"{count} from {where}" for where, count in begun.items() if count]
 
 
 def _at_larger_budget(

@@ -215,15 +215,14 @@ def planned(
     """
     is_new, baseline = "created_at" not in document, config_from(document["baseline"])
     slots = slots or slots_for(loaded, loaded.inputs.options, _largest(baseline, configs, space), progress)
+    if slots.storage is not None:
+        # Once set it stays, for the first checkpoints are there.
+        document = {"storage": redacted(slots.storage), **document}
     shared = {"slots": slots.count, "threads_per_slot": slots.threads, "gpu_frac": slots.gpu_frac}
     return Plan(
         study=study,
         is_new=is_new,
-        document={
-            **(study_document(study.name, document, loaded=loaded, slots=shared) if is_new else document),
-            # Once set it stays: where its first checkpoints are.
-            "storage": document.get("storage") or (slots.storage and redacted(slots.storage)),
-        },
+        document=study_document(study.name, document, loaded=loaded, slots=shared) if is_new else document,
         loaded=loaded,
         slots=slots,
         baseline=baseline,

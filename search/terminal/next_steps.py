@@ -8,7 +8,7 @@ from typing import Any
 from rich.text import Text
 
 from results.attribution.attribution_files import load_attribution
-from results.export import make_words, search_command, winner_env
+from results.export import export_cli, make_words, search_command
 from results.ranking import ranked_trials
 from results.report.facts.study_facts import edges_of
 from results.samples import samples_json
@@ -77,11 +77,10 @@ def _own(study: Study, trial_id: int) -> list[Step]:
 
 def train_again(study: Study, folder: Path) -> str:
     """Return the command that trains a study's winner again and writes its model to the folder."""
-    save = {"SAVE_MODEL": shown(folder)}
-    if study.document()["kind"] != "train":
-        return f"make train STUDY={study.name} {make_words(save)}"
-    # STUDY would be the new run's name, which is taken.
-    return f"make train {make_words({**winner_env(study, None), 'EXPORTED_FROM': None, **save})}"
+    # Of a run of train STUDY would be the new run's name, which is taken.
+    is_run = study.document()["kind"] == "train"
+    train = export_cli(study).rstrip() if is_run else f"make train STUDY={study.name}"
+    return f"{train} {make_words({'SAVE_MODEL': shown(folder)})}"
 
 
 def _after_training(study: Study, row: dict[str, Any], winner: Winner) -> list[Step]:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,16 +71,15 @@ def run_study(
     """
     log = work.searcher.log
     attempts = load_attempts(study)
-    root, pruned, best_kept = checkpoint_root(study, slots.storage), set[int](), best_kept_of(study.document())
+    root, pruned = checkpoint_root(study, slots.storage), set[int]()
+    prune = partial(prune_checkpoints, root, ledger, attempts, best_kept=best_kept_of(study.document()))
     recorder = StudyRecorder(
         ledger,
         log,
         view,
         checkpoints_of=lambda trial_id: CheckpointStore(root=root, trial_id=trial_id),
         planned_run=work.planned_run,
-        on_ended=lambda trial_id: prune_checkpoints(
-            root, ledger, attempts, pruned, best_kept=best_kept, saving=trial_id
-        ),
+        on_ended=lambda trial_id: prune(pruned, saving=trial_id),
         evaluation_timeout_s=slots.evaluation_timeout_s,
         # On other machines only Ray knows how a worker died.
         oom_counter_of=oom_counter_of if slots.address is None else lambda _: NO_COUNTER,
@@ -141,7 +141,7 @@ def run_study(
     finally:
         recorder.interrupt()
         shutil.rmtree(scratch, ignore_errors=True)
-        prune_checkpoints(root, ledger, attempts, best_kept=best_kept)
+        prune()
         if mirror is not None:
             mirror.close()
         # A worker that is killed while it saves leaves a temporary file.
@@ -197,8 +197,7 @@ class StopOnSignal(Callback):  # type: ignore[misc]
 
 
 def best_kept_of(document: Mapping[str, Any]) -> int:
-    """Return of how many of the best trials a study keeps the last checkpoint: one may win when others are proven
-    worse."""
+    """Return how many of the best trials keep a checkpoint: one may win once those before it are proven worse."""
     confirm = (document.get("settings") or {}).get("confirm")
     return max(BEST_KEPT, confirm["top"] + 1 if confirm else 0)
 
@@ -222,9 +221,9 @@ def prune_checkpoints(
     gone = set() if gone is None else gone
     trials = ledger.trials()
     board = [row["trial_id"] for row in leaderboard(ranked_trials(trials)) if row["status"] == "completed"]
-    worse, winner = trials_found("worse", attempts), find_winner(trials, attempts)
-    out = worse if winner.baseline is None else {*worse, winner.baseline["trial_id"]}
-    kept = {*[trial_id for trial_id in board if trial_id not in out][:best_kept], *winner.kept_checkpoints}
+    out = trials_found("worse", attempts) | {row["trial_id"] for row in trials if row["is_baseline"]}
+    kept = {*[trial_id for trial_id in board if trial_id not in out][:best_kept]}
+    kept |= find_winner(trials, attempts).kept_checkpoints
     for row in trials:
         is_saving = row["trial_id"] == saving and row["status"] != "completed"
         if row["status"] in ("running", "interrupted") or row["trial_id"] in gone or is_saving:

@@ -310,8 +310,8 @@ def test_a_study_renamed_to_what_no_command_takes_is_told_everywhere(
 ) -> None:
     create_study("older", make_document("older", created_at="2020-01-01T00:00:00+00:00"))
     create_study("one", make_document("one")).path.rename(studies / name)
-    listed = {entry["study"]: entry.get("error") for entry in map(_entry, list_studies())}
-    assert listed["older"] is None
+    listed = {entry["study"]: entry.get("error", "") for entry in map(_entry, list_studies())}
+    assert listed["older"] == ""
     assert listed[name].startswith(f"{shown(studies / name)}: STUDY=")
     assert listed[name].endswith(" Rename the folder.")
     # Not the older one: that would be another answer.

@@ -3,7 +3,7 @@
 import pytest
 
 from search.option_names import MAKE_WORDS, make_names, nearly
-from search.options import KNOWN, unread
+from search.options import KNOWN, Options, typed, unread
 
 USUAL = """
 _ BASH BASHOPTS BASH_ENV BROWSER CC CFLAGS CI CLASSPATH CLICOLOR COLORFGBG COLORTERM COLUMNS COMPILER COMP_WORDBREAKS
@@ -92,4 +92,4 @@ def test_the_variables_on_makes_command_line(words: str, names: list[str]) -> No
 def test_a_variable_typed_for_a_command_that_does_not_read_it_is_told(
     words: str, target: str, line: str | None
 ) -> None:
-    assert unread(words.split(), target) == ([line] if line else [])
+    assert unread(Options(typed=typed(words.split())), target) == ([line] if line else [])

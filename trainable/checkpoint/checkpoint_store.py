@@ -51,10 +51,6 @@ class CheckpointStore:
         """Delete all but the newest checkpoint: the trial has ended."""
         self._keep(self._folder.names()[-1:])
 
-    def has_any(self) -> bool:
-        """Return whether there is a checkpoint, whole or not."""
-        return bool(self._folder.names())
-
     def newest(self, *, at_most: int | None = None) -> tuple[Checkpoint | None, list[str]]:
         """Return the newest whole checkpoint, of `at_most` so many steps, and a line for each damaged one.
 
