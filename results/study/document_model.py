@@ -73,6 +73,8 @@ class _Device(_Part):
     count: Count
     slots: Positive = 1
     threads_per_slot: Positive = 1
+    compile: Literal["auto", "on", "off"] = "auto"
+    gradient_checkpointing: bool = False
 
 
 class _Space(_Part):

@@ -190,7 +190,7 @@ def fetch_study(name: str, storage: str) -> None:
     if there > here:
         raise UserError(
             f"study {name} has gone on elsewhere: STORAGE={storage} holds {there:,} trained tokens of it, {study.path} "
-            f"{here:,}. Move that folder away and run the command again: it is then fetched."
+            f"{here:,}. Move that folder away and run the command again with STORAGE: it is then fetched."
         )
 
 
