@@ -228,7 +228,7 @@ class Options(BaseModel):
     """stretch the winner's schedule to so many optimizer steps"""
     budget_time: Duration | None = None
     """device time of a full-length trial in place of tokens: 10m, 90s, 1h30m or 600 (seconds)"""
-    warm_start: Annotated[Text | None, ReadBy("search")] = None
+    warm_start: Annotated[Text | None, ReadBy("a search")] = None
     """a study whose results the searcher learns from, its best run first"""
     force: Annotated[Flag, ReadBy("resume")] = False
     """1 goes on although the space file has changed"""
@@ -288,7 +288,7 @@ class Options(BaseModel):
     """True or False: warm-up and cosine, or constant, where LR_SCHEDULE is not set"""
     compare: Annotated[Documented | None, ReadBy("baseline")] = None
     """before, to run that configuration beside the documented one"""
-    confirm: Annotated[Flag | None, ReadBy("search")] = None
+    confirm: Annotated[Flag | None, ReadBy("a search")] = None
     """1 confirms the best trials on fresh seeds at the end; a resume goes on with it, or with 0 does not"""
     top: Annotated[Whole, ReadBy("confirm")] = Field(2, le=100)
     """how many of the best trials"""
@@ -381,6 +381,7 @@ FIELDS: Mapping[str, FieldInfo] = {
 """Every variable besides the hyperparameters."""
 FOLDERS = ("STUDIES_DIR", "CACHE_DIR")
 ALSO_READ_BY: Mapping[str, tuple[str, ...]] = {
+    "a search": ("search", "resume", "preflight"),
     "a new search": ("search", "resume", "baseline", "preflight"),
     "search": ("search", "resume", "baseline", "preflight", "confirm", "attribute", "model"),
     "baseline": ("baseline", "resume", "preflight"),

@@ -84,6 +84,7 @@ def test_the_variables_on_makes_command_line(words: str, names: list[str]) -> No
         ("SEED=3 SEEDS=5 CHECKPOINT_INTERVAL_S=9", "confirm", "SEED is read by a new search and train, not by confirm"),
         ("MERGE=1 STEPS=100", "model", "STEPS is read by export and train, not by model"),
         ("CONFIRM=1 TOP=2 SEEDS=5 TRIALS=+2 FORCE=1", "resume", None),
+        ("CONFIRM=1 TENSORBOARD=1", "baseline", "CONFIRM is read by a search, not by baseline"),
         ("COMPARE=before BUDGET_TOKENS=8M LEARNING_RATE=1e-3", "baseline", None),
         ("CHECKPOINT_PATH=x GPT2_MODEL_NAME=tiny RANGE=1-2", "audit", None),
         ("SAVE_MODEL=out", "help", None),
