@@ -140,6 +140,7 @@ class StudyDocument(_Part):
     corpus: _Corpus
     evaluation: _Evaluation
     start: _Start | None = None
+    sample_prompt: Text | None = None
     # Without the password of a URI.
     storage: Text | None = None
     device: _Device

@@ -110,6 +110,15 @@ def test_it_is_done_again_for_another_prompt_or_winner_alone(planted: Planted, c
     assert SAID in capsys.readouterr().out
 
 
+def test_the_prompt_of_a_search_that_was_killed_before_its_samples_is_kept(
+    make_planted: Callable[..., Planted],
+) -> None:
+    planted = make_planted("SAMPLE_PROMPT=my own words")
+    samples = replace(planted, words=planted.words[:-1]).sample()
+    assert samples is not None
+    assert samples.prompt == "my own words"
+
+
 def test_a_baseline_that_wins_is_sampled_once_and_one_that_failed_says_why(planted: Planted) -> None:
     planted.write_trials(4.0, 5.0)
     samples = planted.sample()
