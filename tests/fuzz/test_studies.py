@@ -207,6 +207,7 @@ def test_a_document_holds_nothing_of_the_environment(monkeypatch: pytest.MonkeyP
         corpus_facts=corpus,
         device_info=device,
         spec=SimpleNamespace(protocol=protocol, stability={}),
+        inputs=SimpleNamespace(options=SimpleNamespace(sample_prompt=None)),
     )
     space = load_space("plateau")
     document = study_document(
