@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: Sequence[str]) -> int:
-    from search.options import is_study_exported, overlooked, read_options, typed_folders, unread, with_origin
+    from search.options import overlooked, read_options, typed, typed_folders, unread, with_origin
     from search.terminal.console import Terminal
 
     terminal = Terminal(as_json="--json" in words)
@@ -90,13 +90,13 @@ def _run(words: Sequence[str]) -> int:
         arguments = _parser().parse_args(words)
         options = read_options(arguments.assignments)
         target = next((make for make, name in MAKE_NAMES.items() if name == arguments.command), arguments.command)
-        for line in (*overlooked(), *unread(arguments.assignments, target)):
+        for line in (*overlooked(), *unread(options, target)):
             print(f"note: {line}", file=sys.stderr)
-        terminal.typed_folders = typed_folders(arguments.assignments)
-        terminal.is_study_exported = is_study_exported(arguments.assignments)
+        terminal.typed_folders = typed_folders(options)
+        terminal.is_study_exported = options.is_study_exported
         return _command(arguments.command)(options, terminal)
     except UserError as error:
-        return _refused(with_origin(str(error)), terminal)
+        return _refused(with_origin(str(error), typed(words)), terminal)
     except MachineError as error:
         return _refused(str(error), terminal, code=1)
     except SystemExit as ended:

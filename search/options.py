@@ -7,7 +7,7 @@ Hyperparameters are TrialConfig's fields.
 import importlib.util
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -229,6 +229,8 @@ class Options(BaseModel):
     """Those that are set, by field name."""
     texts: Mapping[str, str] = Field(default={}, exclude=True)
     """Every set variable as it was written, by name."""
+    typed: frozenset[str] = Field(default=frozenset(), exclude=True)
+    """Names of those on the command line, which the environment may hold with another value."""
 
     space: Text | None = None
     """space file: a name in spaces/ or a path (default plateau)"""
@@ -243,7 +245,7 @@ class Options(BaseModel):
     """stretch the winner's schedule to so many optimizer steps"""
     budget_time: Duration | None = None
     """device time of a full-length trial in place of tokens: 10m, 90s, 1h30m or 600 (seconds)"""
-    warm_start: Annotated[Text | None, ReadBy("search")] = None
+    warm_start: Annotated[Text | None, ReadBy("a search")] = None
     """a study whose results the searcher learns from, its best run first"""
     force: Annotated[Flag, ReadBy("resume")] = False
     """1 goes on although the space file has changed"""
@@ -303,8 +305,8 @@ class Options(BaseModel):
     """True or False: warm-up and cosine, or constant, where LR_SCHEDULE is not set"""
     compare: Annotated[Documented | None, ReadBy("baseline")] = None
     """before, to run that configuration beside the documented one"""
-    confirm: Annotated[Flag, ReadBy("search")] = False
-    """1 confirms the best trials on fresh seeds at the end"""
+    confirm: Annotated[Flag | None, ReadBy("a search")] = None
+    """1 confirms the best trials on fresh seeds at the end; a resume goes on with it, or with 0 does not"""
     top: Annotated[Whole, ReadBy("confirm")] = Field(2, le=100)
     """how many of the best trials"""
     seeds: Annotated[Whole | None, ReadBy("confirm", "attribute")] = Field(None, le=1000)
@@ -354,8 +356,6 @@ class Options(BaseModel):
             raise UserError("USE_LR_WARMUP=True contradicts LR_SCHEDULE=constant. Unset one of them.")
         if len(self.lengths) > 1:
             raise UserError(f"{' and '.join(self.lengths)} set the length of the same run. Unset all but one.")
-        if self.confirm and self.seeds == 1:
-            raise UserError("SEEDS=1: one seed has no scatter, so it proves nothing. Set SEEDS to 2 or more.")
         if self.concurrency == "auto" and self.address:
             raise UserError("CONCURRENCY=auto measures this machine. On a cluster write a number, or unset it.")
         if self.eval_tokens is not None and self.eval_tokens < self.eval_block_size:
@@ -368,6 +368,11 @@ class Options(BaseModel):
     def lengths(self) -> list[str]:
         """Which of LENGTHS are set."""
         return [name for name in LENGTHS if name in self.texts]
+
+    @property
+    def is_study_exported(self) -> bool:
+        """Whether STUDY is set in the shell, so that a later command for another study must unset it."""
+        return "STUDY" in self.texts and "STUDY" not in self.typed
 
     def trials_after(self, planned: int) -> int | None:
         """Return TRIALS for a study with `planned` trials; None if no number is set."""
@@ -393,6 +398,7 @@ FIELDS: Mapping[str, FieldInfo] = {
 """Every variable besides the hyperparameters."""
 FOLDERS = ("STUDIES_DIR", "CACHE_DIR")
 ALSO_READ_BY: Mapping[str, tuple[str, ...]] = {
+    "a search": ("search", "resume", "preflight"),
     "a new search": ("search", "resume", "baseline", "preflight"),
     "search": ("search", "resume", "baseline", "preflight", "confirm", "attribute", "model"),
     "baseline": ("baseline", "resume", "preflight"),
@@ -420,7 +426,7 @@ def read_options(assignments: Sequence[str]) -> Options:
     for name in FOLDERS:
         # Ray's workers and their children read these two from the environment.
         os.environ[name] = texts.get(name, "")
-    return parse_options({name: text for name, text in texts.items() if text})
+    return parse_options({name: text for name, text in texts.items() if text}, typed=typed(assignments))
 
 
 def overlooked() -> list[str]:
@@ -431,11 +437,11 @@ def overlooked() -> list[str]:
     ]
 
 
-def unread(assignments: Sequence[str], target: str) -> list[str]:
+def unread(options: Options, target: str) -> list[str]:
     """Return a line for each variable on the command line that the make target does not read."""
     if target == "help":
         return []
-    readers = {name: _readers(name) for name in sorted(_typed(assignments).intersection(KNOWN))}
+    readers = {name: _readers(name) for name in sorted(options.typed.intersection(KNOWN))}
     return [
         f"{name} is read by {list_words(names)}, not by {target}"
         for name, names in readers.items()
@@ -450,46 +456,46 @@ def _readers(name: str) -> tuple[str, ...]:
     return next((one.targets for one in FIELDS[name].metadata if isinstance(one, ReadBy)), ())
 
 
-def _typed(assignments: Sequence[str]) -> set[str]:
-    return {word.partition("=")[0] for word in assignments}.union(typed_names(os.environ))
+def typed(assignments: Sequence[str]) -> frozenset[str]:
+    """Return the names of the variables on the command line, make's or our own."""
+    return frozenset(word.partition("=")[0] for word in assignments).union(typed_names(os.environ))
 
 
-def typed_folders(assignments: Sequence[str]) -> str:
+def typed_folders(options: Options) -> str:
     """Return the folders named on the command line, as a later command must repeat them."""
     from results.export import make_words
 
-    values, typed = {**os.environ, **dict(word.split("=", 1) for word in assignments)}, _typed(assignments)
-    words = make_words({name: values.get(name) for name in (*FOLDERS, "STORAGE", VENV) if name in typed})
+    values = {**os.environ, **options.texts}
+    words = make_words({name: values.get(name) for name in (*FOLDERS, "STORAGE", VENV) if name in options.typed})
     return f" {words}" if words else ""
 
 
-def is_study_exported(assignments: Sequence[str]) -> bool:
-    """Return whether STUDY is set in the shell, so that a later command for another study must unset it."""
-    return bool(os.environ.get("STUDY")) and "STUDY" not in _typed(assignments)
+def with_origin(message: str, typed_now: Collection[str]) -> str:
+    """Return the message; if it names variables that `make export` set, with the command that unsets them.
 
-
-def with_origin(message: str) -> str:
-    """Return the message; if it names variables that `make export` set, with the command that unsets them."""
+    typed_now: variables on the command line, whose values the export did not set.
+    """
     study = os.environ.get("EXPORTED_FROM", "")
     if not study:
         return message
     from results.export import ENV_ORDER
 
-    named = [name for name in ENV_ORDER if os.environ.get(name) and re.search(rf"\b{name}\b", message)]
+    exported = [name for name in ENV_ORDER if os.environ.get(name) and name not in typed_now]
+    named = [name for name in exported if re.search(rf"\b{name}\b", message)]
     if not named:
         return message
     verb = "were" if len(named) > 1 else "was"
     return f"{message} {', '.join(named)} {verb} set by the export of study {study}; unset {' '.join(ENV_ORDER)}"
 
 
-def parse_options(texts: Mapping[str, str]) -> Options:
+def parse_options(texts: Mapping[str, str], *, typed: frozenset[str] = frozenset()) -> Options:
     """Return the options from texts by variable name. Raises UserError for the first that is wrong."""
     hyperparameters = {
         field: parse_hyperparameter(field, texts[name]) for name, field in ENV_NAMES.items() if name in texts
     }
     fields = {field: texts[name] for field in Options.model_fields if (name := _env_name(field)) in texts}
     try:
-        return Options(texts=texts, hyperparameters=hyperparameters, **fields)
+        return Options(texts=texts, typed=typed, hyperparameters=hyperparameters, **fields)
     except ValidationError as refused:
         raise _refusal(refused.errors()[0], texts) from None
 

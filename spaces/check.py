@@ -70,8 +70,8 @@ def check_time(budget: Budget, shapes: Sequence[TrialConfig], evaluation: Evalua
     if budget.device_s < needed_s:
         sizes = " x ".join(f"{name}={getattr(slowest, name)}" for name in SIZES if getattr(slowest, name) > 1)
         raise UserError(
-            f"a step of {sizes} takes {step_s:.2g} s, the evaluations of a trial {evaluations_s:.2g} s, and every "
-            f"trial is first evaluated after {first_frac:.0%} of {duration_text(budget.device_s)}. Set "
+            f"as measured, a step of {sizes} takes {step_s:.2g} s, the evaluations of a trial {evaluations_s:.2g} s, "
+            f"and every trial is first evaluated after {first_frac:.0%} of {duration_text(budget.device_s)}. Set "
             f"BUDGET_TIME={_rounded_up_time(needed_s)} or more, or drop the largest sizes."
         )
 

@@ -17,8 +17,22 @@ from trainable.errors import UserError, check_bounds
 
 
 @dataclass(frozen=True, kw_only=True)
+class ConfirmAtEnd:
+    """CONFIRM=1: what a search confirms once its trials have ended, in this process or a later one."""
+
+    top: int
+    seeds: int | None
+    attempt: int = 1
+    """Nothing is left to confirm once so many attempts have their verdicts."""
+
+    def __post_init__(self) -> None:
+        if self.seeds == 1:
+            raise UserError("SEEDS=1: one seed has no scatter, so it proves nothing. Set SEEDS to 2 or more.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The user's changes to a space file; study.json keeps them as asdict() gives them."""
+    """The user's changes to a space file, and what is to follow its trials; study.json keeps what asdict() gives."""
 
     trials: int | Literal["auto"] | None = None
     budget_tokens: int | None = None
@@ -30,12 +44,17 @@ class Settings:
     """Another baseline; domains are widened to hold it, as far as they can be."""
     compare: str | None = None
     """make baseline: the built-in configuration that runs beside the baseline."""
+    confirm: ConfirmAtEnd | None = None
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> "Settings":
         """Return the settings that study.json keeps. Raises TypeError, UserError."""
-        baseline = document.get("baseline")
-        return cls(**{**document, "baseline": baseline and (baseline[0], TrialConfig(**baseline[1]))})
+        baseline, confirm = document.get("baseline"), document.get("confirm")
+        values = {
+            "baseline": baseline and (baseline[0], TrialConfig(**baseline[1])),
+            "confirm": confirm and ConfirmAtEnd(**confirm),
+        }
+        return cls(**{**document, **values})
 
 
 def space_of_document(document: Mapping[str, Any]) -> tuple[SearchSpace, Settings]:

@@ -73,6 +73,8 @@ class _Device(_Part):
     count: Count
     slots: Positive = 1
     threads_per_slot: Positive = 1
+    compile: Literal["auto", "on", "off"] = "auto"
+    gradient_checkpointing: bool = False
 
 
 class _Space(_Part):
@@ -98,6 +100,12 @@ class _EarlyEnd(_Part):
     noise_nats: Annotated[float, Field(allow_inf_nan=False)]
 
 
+class _ConfirmAtEnd(_Part):
+    top: Positive
+    seeds: Positive | None
+    attempt: Positive
+
+
 class _Settings(_Part):
     trials: Positive | Literal["auto"] | None = None
     budget_tokens: Positive | None = None
@@ -105,6 +113,7 @@ class _Settings(_Part):
     pins: Table
     baseline: Annotated[list[Any], Field(min_length=2, max_length=2)] | None = None
     compare: Text | None = None
+    confirm: _ConfirmAtEnd | None = None
 
 
 _FAULTS = {
@@ -131,6 +140,9 @@ class StudyDocument(_Part):
     corpus: _Corpus
     evaluation: _Evaluation
     start: _Start | None = None
+    sample_prompt: Text | None = None
+    # Without the password of a URI.
+    storage: Text | None = None
     device: _Device
     versions: dict[Text, Text]
     git_commit: Text | None = None

@@ -164,6 +164,14 @@ def check_study_name(name: str) -> None:
         raise UserError(f"STUDY={LATEST} means the study that was made last. Choose another STUDY= name.")
 
 
+def check_folder_name(study: Study) -> None:
+    """Raises UserError for a folder that was renamed so that STUDY cannot name it."""
+    try:
+        check_study_name(study.name)
+    except UserError as refused:
+        raise UserError(f"{shown(study.path)}: {refused} Rename the folder.") from None
+
+
 def new_study_name(space_name: str, now: datetime) -> str:
     """Return a free name such as plateau-1125-0310 (month, day, hour, minute), with -2, -3 ... when taken."""
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", space_name).lstrip(".-")[:80] or "study"
@@ -316,6 +324,7 @@ def open_study(name_or_latest: str) -> Study:
         for study in studies:
             study.document()  # a damaged one may be the search that is meant
         raise UserError(f"{where} holds no search and no baseline yet. Make one with: make search SPACE=plateau")
+    check_folder_name(latest)
     return latest
 
 

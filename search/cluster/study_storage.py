@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from results.model_card import model_row
 from results.study.folder import LATEST, Study, check_study_name, open_study, studies_dir
 from results.study.lock import check_own_files
+from results.study.paths import shown
 from search.options import Options
-from trainable.data.remote_files import below, blocks_of, files_at, write_whole
+from trainable.data.remote_files import below, blocks_of, files_at, local_folder, write_whole
 from trainable.errors import UserError, full_reason
 
 if TYPE_CHECKING:
@@ -53,9 +54,7 @@ def model_checkpoint(study: Study, storage: str | None, trial: "Row") -> "Checkp
         if checkpoint is not None and checkpoint.optimizer_steps == step:
             return checkpoint
         damaged += notes
-    what = "its checkpoint is damaged" if damaged else f"it has no checkpoint of step {step} any more"
-    if storage is None and not (study.path / CHECKPOINTS).exists():
-        what = "no checkpoint is in its folder: set STORAGE if it ran with one"
+    what = "its checkpoint is damaged" if damaged else f"no checkpoint of its step {step} was kept"
     raise NoCheckpointError(f"trial {trial['trial_id']} of study {study.name}: {what}.")
 
 
@@ -149,14 +148,27 @@ def this_driver() -> dict[str, Any]:
     return {"host": socket.gethostname(), "pid": os.getpid()}
 
 
-def open_or_fetch_study(options: Options) -> Study:
-    """Return STUDY, fetched from STORAGE if it is not here, or the latest one.
+def open_or_fetch_study(options: Options) -> tuple[Study, Options]:
+    """Return STUDY, fetched from STORAGE if it is not here, or the latest one; and the options with its own STORAGE.
 
-    Raises UserError when there is none, or it cannot be read.
+    Raises UserError when there is none, it cannot be read, or its STORAGE must be named.
     """
     if options.study is not None and options.study != LATEST and options.storage is not None:
         fetch_study(options.study, options.storage)
-    return open_study(options.study or LATEST)
+    study = open_study(options.study or LATEST)
+    own = study.document().get("storage")
+    if options.storage is not None or own is None:
+        return study, options
+    folder = local_folder(own)
+    is_missing = folder is not None and not (folder / study.name).is_dir()
+    if is_missing or "***" in own:
+        why = f"which has no {study.name} now" if is_missing else "whose password is not kept"
+        raise UserError(
+            f"study {study.name} has its checkpoints in STORAGE={own}, {why}. Set STORAGE to where they are, or to "
+            f"{shown(studies_dir())} to go on without them."
+        )
+    fetch_study(study.name, own)  # refuses one that has gone on elsewhere
+    return study, options.model_copy(update={"storage": own})
 
 
 def fetch_study(name: str, storage: str) -> None:
@@ -178,7 +190,7 @@ def fetch_study(name: str, storage: str) -> None:
     if there > here:
         raise UserError(
             f"study {name} has gone on elsewhere: STORAGE={storage} holds {there:,} trained tokens of it, {study.path} "
-            f"{here:,}. Move that folder away and run the command again: it is then fetched."
+            f"{here:,}. Move that folder away and run the command again with STORAGE: it is then fetched."
         )
 
 

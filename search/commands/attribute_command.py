@@ -50,7 +50,7 @@ def attribute_command(options: Options, terminal: Terminal) -> int:
             f"STUDY={options.study} attributes a study's winner, FROM and TO the documented configurations. "
             "Unset STUDY, or FROM and TO."
         )
-    source = None if named else open_or_fetch_study(options)
+    source, options = (None, options) if named else open_or_fetch_study(options)
     budget = _budget(source, options)
     if source is None:
         before, after = options.from_ or "before", options.to or "documented"

@@ -50,7 +50,7 @@ DEFAULT_SEEDS = 5
 
 def confirm_command(options: Options, terminal: Terminal) -> int:
     """Confirm STUDY's best TOP trials on SEEDS fresh seeds; return the exit code."""
-    study = open_or_fetch_study(options)
+    study, options = open_or_fetch_study(options)
     try:
         code = confirm_study(study, options, terminal)
     except NothingToConfirmError as nothing:

@@ -6,7 +6,7 @@ from rich.table import Table
 
 from results.confirmation.attempt import load_attempts
 from results.ranking import ranked_trials, spent_by_purpose
-from results.study.folder import Study, list_studies, studies_dir
+from results.study.folder import Study, check_folder_name, list_studies, studies_dir
 from results.study.paths import shown
 from results.winner import find_winner, start_val_loss
 from results.words import local_time_words, loss_words
@@ -47,6 +47,7 @@ def list_command(_: Options, terminal: Terminal) -> int:
 
 def _entry(study: Study) -> dict[str, Any]:
     try:
+        check_folder_name(study)
         document, trials = study.document(), study.trials()
         winner = find_winner(trials, load_attempts(study), start_val_loss=start_val_loss(document))
     except UserError as error:

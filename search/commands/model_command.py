@@ -3,17 +3,15 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from results.export import make_words
 from results.model_card import model_record, model_row
 from results.study.folder import Study
-from results.study.paths import shown
 from results.winner import winner_of
 from search.cluster.study_storage import NoCheckpointError, model_checkpoint, open_or_fetch_study
 from search.options import Options
 from search.setup.folder_of_run import save_run_model
 from search.setup.reopen import load_inputs_of
 from search.terminal.console import Preparing, Terminal
-from search.terminal.next_steps import remedy
+from search.terminal.next_steps import remedy, train_again
 from trainable.config import config_from
 from trainable.errors import UserError
 from trainable.model.model_names import check_model_target
@@ -24,7 +22,7 @@ if TYPE_CHECKING:
 
 def model_command(options: Options, terminal: Terminal) -> int:
     """Write the best trial of STUDY (default: the latest search) to OUT."""
-    study = open_or_fetch_study(options)
+    study, options = open_or_fetch_study(options)
     winner = winner_of(study).trial
     if winner is None:
         raise UserError(f"study {study.name} has no completed trial, so there is no model.{remedy(study)}")
@@ -65,5 +63,4 @@ def _checkpoint(
     try:
         return model_checkpoint(study, storage, trial)
     except NoCheckpointError as gone:
-        again = f"make train STUDY={study.name} {make_words({'SAVE_MODEL': shown(folder)})}"
-        raise NoCheckpointError(f"{gone} Train it again: {again}") from None
+        raise NoCheckpointError(f"{gone} Train it again: {train_again(study, folder)}") from None

@@ -3,6 +3,7 @@
 from dataclasses import asdict, replace
 from typing import Any
 
+from results.confirmation.attempt import load_attempts
 from results.ranking import ranked_trials
 from results.study.atomic import write_document
 from results.study.folder import Study
@@ -17,7 +18,7 @@ from search.setup.plan import baseline_configs, plan_study
 from search.setup.preflight_run import check_preflight, preflight_of
 from search.setup.reopen import reopen, with_inputs_of
 from search.setup.run_plan import ray_ahead
-from search.setup.settings import differences, planned_space, space_file_differences
+from search.setup.settings import confirm_at_end, differences, planned_space, space_file_differences
 from search.terminal.console import Preparing, Terminal
 from search.terminal.next_steps import going_on, has_more
 from spaces.budget import budget_of
@@ -31,13 +32,14 @@ from trainable.rows import ENDINGS
 
 def resume_command(options: Options, terminal: Terminal) -> int:
     """Resume STUDY, extend it to TRIALS, or take it to a larger BUDGET_TOKENS; return the exit code."""
-    study = open_or_fetch_study(options)
+    study, options = open_or_fetch_study(options)
     document = study.document()
     _check_kind(study, document)
     space, settings = planned_space(document, f"study {study.name}: study.json")
     _check_same(study, document, settings, options)
     if _asks_for_more(study, document, options):
         settings = replace(settings, budget_tokens=options.budget_tokens, device_s=options.budget_time)
+        settings = replace(settings, confirm=confirm_at_end(None, options, ()))
         return _at_larger_budget(study, document, settings, options, terminal)
     if options.trials == AUTO and not space.ends_early:
         raise UserError(f"TRIALS=auto: study {study.name} was planned with {space.trials} trials. Unset it to go on.")
@@ -48,6 +50,7 @@ def resume_command(options: Options, terminal: Terminal) -> int:
     trials = options.trials_after(planned)
     if trials is not None and document["kind"] == "search" and trials != planned:
         space, settings = with_overrides(space, Settings(trials=trials)), replace(settings, trials=trials)
+    settings = replace(settings, confirm=confirm_at_end(settings.confirm, options, load_attempts(study)))
     with hold(study):
         code, loaded = _resume(study, document, space, settings, options, terminal)
     return conclude(study, code, options, terminal, loaded=loaded)
@@ -119,12 +122,14 @@ def _resume(
     planned = len(configs) or space.trials
     if planned < len(rows):
         raise UserError(f"TRIALS={planned}: study {study.name} has {len(rows)} trials already. Set a larger number.")
-    is_changed = planned != document["trials_planned"]
-    if is_changed:
-        document = {**document, "trials_planned": planned, "settings": asdict(settings)}
-        document |= {"early_end": None, "exhausted": False}
+    changed: dict[str, Any] = {}
+    if planned != document["trials_planned"]:
+        changed = {"trials_planned": planned, "early_end": None, "exhausted": False}
+    if settings != Settings.from_json(document["settings"]):
+        changed["settings"] = asdict(settings)
+    document = {**document, **changed}
     if planned == ended:
-        if is_changed:
+        if changed:
             write_document(study.study_json, document)
         again = f"make resume STUDY={study.name} TRIALS=+{planned}"
         more = f"; {again} runs as many again" if not configs and has_more(document) else ""
@@ -134,10 +139,10 @@ def _resume(
         plan = reopen(study, options, progress, space=space, configs=configs)
     with ray_ahead(plan):
         check_preflight(preflight_of(plan), options, terminal)
-        plan = replace(plan, document=document)
+        plan = replace(plan, document={**plan.document, **changed})
         left, new = len(rows) - ended, f"{'at most ' if space.ends_early else ''}{planned - len(rows)} new"
-        unfinished = f"{left} from {'its last checkpoint' if left == 1 else 'their last checkpoints'}, " if left else ""
-        line = f"study {study.name} goes on: {ended} of {planned} trials have ended; to run: {unfinished}{new}"
+        cut_off = f"{left} cut off, " if left else ""
+        line = f"study {study.name} goes on: {ended} of {planned} trials have ended; to run: {cut_off}{new}"
         code = run_own_trials(plan, ledger, terminal, [line, *plan.notes])
     return code, plan.loaded
 

@@ -16,6 +16,7 @@ from search.setup.plan import Plan, make_plan
 from search.setup.run_plan import checked, run_plan
 from search.terminal.console import Preparing, Terminal
 from search.terminal.summary import say_summary
+from spaces.overrides import Settings
 from trainable.rows import ENDINGS
 
 
@@ -38,12 +39,15 @@ def conclude(study: Study, code: int, options: Options, terminal: Terminal, *, l
 
     loaded: the study's inputs, if they are loaded.
     """
-    attempts = load_attempts(study)
+    attempts, planned = load_attempts(study), Settings.from_json(study.document()["settings"]).confirm
     begun = bool(attempts) and not attempts[-1].verdicts
+    is_left = planned is not None and planned.attempt > len(attempts) - begun
     # With TRIALS the user waits for more trials; the interrupted confirmation is then a printed next step.
-    if code == 0 and (options.confirm or (begun and options.trials is None)):
+    by_itself = options.trials is None if begun else is_left
+    if code == 0 and (by_itself if options.confirm is None else options.confirm):
         try:
-            code = confirm_study(study, options, terminal)
+            asked = {"top": planned.top, "seeds": planned.seeds} if planned else {}
+            code = confirm_study(study, options.model_copy(update=asked), terminal)
         except NothingToConfirmError as nothing:
             terminal.warn(str(nothing))
     # After an interruption nobody waits for samples.

@@ -56,7 +56,7 @@ def sample_study(study: Study, options: Options, terminal: Terminal, loaded: Loa
         return
     if baseline is not None and baseline["status"] != "completed":
         baseline = None
-    prompt = options.sample_prompt or (known.prompt if known else None)
+    prompt = options.sample_prompt or (known.prompt if known else study.document().get("sample_prompt"))
     sampled = baseline and baseline["trial_id"], best["trial_id"]
     if known is not None and (known.prompt, known.trial_ids) == (prompt, sampled):
         return

@@ -20,7 +20,7 @@ from results.study.folder import (
 from search.cluster.connection import check_port
 from search.cluster.study_storage import probed
 from search.options import MoreTrials, Options, check_lora
-from search.setup.inputs import Loaded, check_fit, check_inputs, load_inputs
+from search.setup.inputs import HOW_TRIALS_TRAIN, Loaded, check_fit, check_inputs, load_inputs
 from search.setup.settings import read_settings
 from search.setup.slots import measured_speeds, slots_for
 from search.setup.study_record import asked_of, study_document
@@ -35,7 +35,7 @@ from spaces.overrides import Settings, space_of_kind, widening_words, with_overr
 from spaces.read.load import load_space
 from spaces.space import SearchSpace
 from trainable.config import BASELINES, TrialConfig, config_from, shape_of
-from trainable.errors import MachineError, UserError
+from trainable.errors import MachineError, UserError, redacted
 from trainable.stability import make_rules
 
 DEFAULT_SPACE = "plateau"
@@ -101,6 +101,8 @@ def make_plan(options: Options, *, kind: str, progress: Preparing) -> Plan:
     if isinstance(options.trials, MoreTrials):
         raise UserError(f"TRIALS=+{options.trials:d} adds to a study: make resume STUDY=...; a new one takes a number.")
     settings, notes = read_settings(options)
+    if kind == "baseline":
+        settings = replace(settings, confirm=None)
     file = load_space(options.space or DEFAULT_SPACE)
     source = open_study(options.warm_start) if options.warm_start and kind == "search" else None
     return plan_study(file, settings, options, kind=kind, notes=notes, progress=progress, warm_start=source)
@@ -210,7 +212,11 @@ def planned(
     """
     is_new, baseline = "created_at" not in document, config_from(document["baseline"])
     slots = slots or slots_for(loaded, loaded.inputs.options, _largest(baseline, configs, space), progress)
+    if slots.storage is not None:
+        # Once set it stays, for the first checkpoints are there.
+        document = {"storage": redacted(slots.storage), **document}
     shared = {"slots": slots.count, "threads_per_slot": slots.threads, "gpu_frac": slots.gpu_frac}
+    shared |= {name: getattr(loaded.inputs.options, name) for name in HOW_TRIALS_TRAIN}
     return Plan(
         study=study,
         is_new=is_new,

@@ -137,13 +137,13 @@ class Preflight:
 
 def preflight_of(plan: Plan) -> Preflight:
     """Return what is looked at before a study's trials are run."""
-    from search.tune.engine import BEST_KEPT
+    from search.tune.engine import best_kept_of
     from trainable.checkpoint.checkpoint_store import STATES_KEPT
     from trainable.preflight.memory import CheckpointRoom
 
     slots = plan.slots
     # Two of every running trial and a third being written, and those of the best trials and the baseline.
-    count = slots.count * (STATES_KEPT + 1) + BEST_KEPT + 1
+    count = slots.count * (STATES_KEPT + 1) + best_kept_of(plan.document) + 1
     return Preflight(
         loaded=plan.loaded,
         config=plan.baseline,

@@ -1,13 +1,14 @@
 """The user's settings: read from the variables, and compared with those that a study was planned with."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from results.confirmation.attempt import Attempt
 from search.options import MoreTrials, Options, with_origin
 from search.setup.baseline_sources import read_baseline
-from spaces.overrides import Settings, space_of_document
+from spaces.overrides import ConfirmAtEnd, Settings, space_of_document
 from spaces.read.load import space_from_toml
 from spaces.read.space_files import find_space_file, parse_toml, read_space_text
 from spaces.read.toml_table import shown
@@ -27,7 +28,7 @@ def read_settings(options: Options) -> tuple[Settings, list[str]]:
         notes.append("TRAINING_STEPS is not read by a search: its budget is in tokens (BUDGET_TOKENS).")
     pinned = [f"{variable_of(name)}={value}" for name, value in pins.items() if name != "seed"]
     if pinned:
-        notes.append(with_origin(f"pinned by your environment, for the baseline too: {', '.join(pinned)}."))
+        notes.append(with_origin(f"pinned, for the baseline too: {', '.join(pinned)}.", options.typed))
     baseline = read_baseline(options.baseline) if options.baseline else None
     if baseline is not None:
         notes += baseline.notes
@@ -38,8 +39,20 @@ def read_settings(options: Options) -> tuple[Settings, list[str]]:
         pins=pins,
         baseline=(baseline.name, baseline.config) if baseline else None,
         compare=options.compare,
+        confirm=ConfirmAtEnd(top=options.top, seeds=options.seeds) if options.confirm else None,
     )
     return settings, notes
+
+
+def confirm_at_end(planned: ConfirmAtEnd | None, options: Options, attempts: Sequence[Attempt]) -> ConfirmAtEnd | None:
+    """Return what a resumed search confirms at its end: what was planned, as CONFIRM, TOP and SEEDS change it."""
+    if options.confirm is False:
+        return None
+    if options.confirm:
+        judged = sum(bool(attempt.verdicts) for attempt in attempts)
+        planned = replace(planned or ConfirmAtEnd(top=options.top, seeds=options.seeds), attempt=judged + 1)
+    typed = {name: getattr(options, name) for name in ("top", "seeds") if name.upper() in options.texts}
+    return planned and replace(planned, **typed)
 
 
 def refuse_steps(options: Options) -> None:

@@ -60,6 +60,7 @@ def study_document(name: str, asked: Mapping[str, Any], *, loaded: Loaded, slots
         "rung_tokens": [],
         **asked,
         **loaded.facts,
+        "sample_prompt": loaded.inputs.options.sample_prompt,
         "stability": dict(loaded.spec.stability),
         "evaluation": {**asked["evaluation"], **asdict(loaded.spec.protocol)},
         "device": {**asdict(loaded.device_info), **slots},

@@ -10,7 +10,7 @@ from results.study.folder import LATEST, Study, find_study, new_study_name, open
 from results.winner import winner_of
 from results.words import list_words, value_words
 from search.options import LENGTHS, Options, check_lora, parse_options, with_default_warmup
-from search.setup.inputs import Loaded, check_inputs, load_inputs
+from search.setup.inputs import HOW_TRIALS_TRAIN, Loaded, check_inputs, load_inputs
 from search.setup.plan import study_name
 from search.setup.study_record import study_document
 from search.terminal.console import Preparing
@@ -81,12 +81,15 @@ def with_winner_of(options: Options) -> Options:
         raise UserError(f"{options.lengths[0]} and TRAINING_STEPS set the length of the same run. Unset one of them.")
     own = {name: text for name, text in options.texts.items() if name not in ("STUDY", *LENGTHS)}
     winner = winner_env(study, length_asked(study, options))
-    others = [name for name, text in winner.items() if name != "EXPORTED_FROM" and own.get(name, text) != text]
+    held = winner.keys() - {"EXPORTED_FROM", *options.typed}
+    others = [name for name, text in winner.items() if name in held and own.get(name, text) != text]
     if options.exported_from is not None and others:
         # The shell holds another winner, which would be trained under this study's name.
         raise UserError(f"STUDY={study.name}: its winner has another {list_words(others)}.")
     name = new_study_name(f"train-{study.name}", datetime.now())
-    return parse_options({**{name: text for name, text in winner.items() if text}, **own, "STUDY": name})
+    device = study.document()["device"]
+    how = {one.upper(): f"{device[one]}" for one in HOW_TRIALS_TRAIN if one in device}
+    return parse_options({**{name: text for name, text in winner.items() if text}, **how, **own, "STUDY": name})
 
 
 def make_train_plan(options: Options, progress: Preparing) -> TrainPlan:

@@ -2,19 +2,22 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.text import Text
 
 from results.attribution.attribution_values import load_attribution
-from results.export import make_words, search_command
+from results.export import export_cli, make_words, search_command
 from results.ranking import ranked_trials
 from results.report.facts.study_facts import edges_of
 from results.samples import samples_json
 from results.study.folder import Study
 from results.study.lock import hold
+from results.study.paths import shown
 from results.winner import Winner, winner_of
 from search.terminal.console import Terminal, print_line
+from trainable.data.remote_files import below, local_folder
 from trainable.rows import ENDINGS
 
 MOST_SEEDS = 50
@@ -46,10 +49,7 @@ def next_steps(study: Study) -> list[Step]:
     diagnose = Step(command=f"make diagnose TARGET={name}", purpose="find what keeps the trials from a lower loss")
     if winner.trial is None or winner.worse_than_start:
         return [diagnose, *(_wider(study) if document["kind"] == "search" else [])]
-    own = [
-        Step(command=f"make model STUDY={name}", purpose="write the trained model as a folder that transformers loads"),
-        Step(command=f"make train STUDY={name}", purpose="train that configuration again"),
-    ]
+    own = _own(study, winner.trial["trial_id"])
     if document["kind"] == "baseline":
         # A model may have no more positions than the block that was set for it; the plateau space goes to 256.
         block = document.get("settings", {}).get("pins", {}).get("block_size")
@@ -66,13 +66,34 @@ def remedy(study: Study) -> str:
     return "".join(f" {step.purpose[0].upper()}{step.purpose[1:]}: {step.command}" for step in steps)
 
 
+def _own(study: Study, trial_id: int) -> list[Step]:
+    """Return the steps that write a trial's model and train it again; one step where its checkpoint was not kept."""
+    name, stored = study.name, study.document().get("storage")
+    folder = stored and local_folder(below(stored, name))
+    places = [place for place in (study.path, folder) if place]
+    # An object store is not asked for a line to print.
+    if (stored and not folder) or any(any(Study(one).checkpoint_dir(trial_id).glob("step_*.pt")) for one in places):
+        what = "write the trained model as a folder that transformers loads"
+        model = Step(command=f"make model STUDY={name}", purpose=what)
+        return [model, Step(command=f"make train STUDY={name}", purpose="train that configuration again")]
+    purpose = "train that configuration again and write its model: no checkpoint of it was kept"
+    return [Step(command=train_again(study, study.path / f"model-{trial_id}"), purpose=purpose)]
+
+
+def train_again(study: Study, folder: Path) -> str:
+    """Return the command that trains a study's winner again and writes its model to the folder."""
+    # Of a run of train STUDY would be the new run's name, which is taken.
+    is_run = study.document()["kind"] == "train"
+    train = export_cli(study).rstrip() if is_run else f"make train STUDY={study.name}"
+    return f"{train} {make_words({'SAVE_MODEL': shown(folder)})}"
+
+
 def _after_training(study: Study, row: dict[str, Any], winner: Winner) -> list[Step]:
     diagnose = Step(command=f"make diagnose TARGET={study.name}/0", purpose="find what is wrong with the run")
     if winner.worse_than_start:
         return [diagnose]
     if row["status"] == "completed":
-        purpose = "write the model as a folder that transformers loads"
-        return [Step(command=f"make model STUDY={study.name}", purpose=purpose), diagnose]
+        return [_own(study, 0)[0], diagnose]
     command = going_on(study)
     if row["status"] != "interrupted" or command is None:
         return [diagnose]

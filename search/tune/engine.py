@@ -2,9 +2,10 @@
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from ray import tune
 from ray.tune import Callback, CheckpointConfig
 from ray.tune.experiment import Trial
 
-from results.confirmation.attempt import Attempt, load_attempts
+from results.confirmation.attempt import Attempt, load_attempts, trials_found
 from results.ranking import leaderboard, ranked_trials
 from results.study.atomic import is_storage_error, storage_error_words
 from results.study.folder import Study
@@ -46,7 +47,7 @@ CLUSTER_FAILURES = 2
 """One more than on a single machine, so that a lost node does not end a trial that has failed by itself once. On MPS a
 worker whose memory has grown ends itself, which counts as a failure."""
 BEST_KEPT = 3
-"""The last checkpoints of the best completed trials are kept, of this many and of the baseline."""
+"""The last checkpoints of the best completed trials are kept, of at least this many and of the baseline."""
 
 
 def run_study(
@@ -69,13 +70,14 @@ def run_study(
     log = work.searcher.log
     attempts = load_attempts(study)
     root, pruned = checkpoint_root(study, slots.storage), set[int]()
+    prune = partial(prune_checkpoints, root, ledger, attempts, best_kept=best_kept_of(study.document()))
     recorder = StudyRecorder(
         ledger,
         log,
         view,
         checkpoints_of=lambda trial_id: CheckpointStore(root=root, trial_id=trial_id),
         planned_run=work.planned_run,
-        on_ended=lambda trial_id: prune_checkpoints(root, ledger, attempts, pruned, saving=trial_id),
+        on_ended=lambda trial_id: prune(pruned, saving=trial_id),
         evaluation_timeout_s=slots.evaluation_timeout_s,
         # On other machines only Ray knows how a worker died.
         oom_counter_of=oom_counter_of if slots.address is None else lambda _: None,
@@ -137,7 +139,7 @@ def run_study(
     finally:
         recorder.interrupt()
         shutil.rmtree(scratch, ignore_errors=True)
-        prune_checkpoints(root, ledger, attempts)
+        prune()
         if mirror is not None:
             mirror.close()
         # A worker that is killed while it saves leaves a temporary file.
@@ -192,25 +194,33 @@ class StopOnSignal(Callback):  # type: ignore[misc]
             raise KeyboardInterrupt
 
 
+def best_kept_of(document: Mapping[str, Any]) -> int:
+    """Return how many of the best trials keep a checkpoint: one may win once those before it are proven worse."""
+    confirm = (document.get("settings") or {}).get("confirm")
+    return max(BEST_KEPT, confirm["top"] + 1 if confirm else 0)
+
+
 def prune_checkpoints(
     root: str,
     ledger: Ledger,
     attempts: Sequence[Attempt] = (),
     gone: set[int] | None = None,
     *,
+    best_kept: int = BEST_KEPT,
     saving: int | None = None,
 ) -> None:
     """Delete the checkpoints of ended runs below `root`, except the last one of runs that are still needed.
 
-    Needed are the search's best, the winner, candidates of a confirmation, and the baseline.
+    Needed are the search's best that are not proven worse, the winner, candidates of a confirmation, and the baseline.
 
     gone: the trials without any checkpoint, added to, so that a remote store is not asked again. saving: a trial that
     has just ended; unless it has completed, its worker may still be writing.
     """
     gone = set() if gone is None else gone
     trials = ledger.trials()
-    board = leaderboard(ranked_trials(trials))
-    kept = {row["trial_id"] for row in [row for row in board if row["status"] == "completed"][:BEST_KEPT]}
+    board = [row["trial_id"] for row in leaderboard(ranked_trials(trials)) if row["status"] == "completed"]
+    out = trials_found("worse", attempts) | {row["trial_id"] for row in trials if row["is_baseline"]}
+    kept = {*[trial_id for trial_id in board if trial_id not in out][:best_kept]}
     kept |= find_winner(trials, attempts).kept_checkpoints
     for row in trials:
         is_saving = row["trial_id"] == saving and row["status"] != "completed"

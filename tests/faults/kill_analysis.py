@@ -42,9 +42,9 @@ def confirmed(place: Place) -> list[str]:
     study, alone = place.study("killed"), place.study("alone")
     running = place.start("run", "killed", CONFIRM=1, TOP=1, SEEDS=2)
     lost = killed_once(running, lambda: len(study.trials()) > 4)
-    running = place.start("resume", "killed", TOP=1, SEEDS=2)
+    running = place.start("resume", "killed")
     lost += killed_once(running, lambda: len(study.trials()) > 6)
-    place.start("resume", "killed", TOP=1, SEEDS=2).ended(code=0)
+    place.start("resume", "killed").ended(code=0)
     return [*lost, *differences(alone, study), *documents_differ(alone, study, "confirmation.json")]
 
 

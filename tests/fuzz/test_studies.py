@@ -206,6 +206,7 @@ def test_a_document_holds_nothing_of_the_environment(monkeypatch: pytest.MonkeyP
         facts={"model": "tiny", "corpus": corpus},
         device_info=device,
         spec=SimpleNamespace(protocol=protocol, stability={}),
+        inputs=SimpleNamespace(options=SimpleNamespace(sample_prompt=None)),
     )
     space = load_space("plateau")
     document = study_document(

@@ -394,9 +394,10 @@ def test_a_study_that_searched_no_space_exports_the_plateau_space_around_its_con
 
 def test_the_origin_of_exported_variables_is_told_where_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BATCH_SIZE", "8")
-    assert with_origin("Unset BATCH_SIZE.") == "Unset BATCH_SIZE."
+    assert with_origin("Unset BATCH_SIZE.", ()) == "Unset BATCH_SIZE."
     monkeypatch.setenv("EXPORTED_FROM", "one")
-    told = with_origin("Unset BATCH_SIZE.")
+    told = with_origin("Unset BATCH_SIZE.", ())
     assert told.startswith("Unset BATCH_SIZE. BATCH_SIZE was set by the export of study one; unset BATCH_SIZE BLOCK_")
     assert told.endswith(" EXPORTED_FROM")
-    assert with_origin("There is no space platau.") == "There is no space platau."
+    assert with_origin("There is no space platau.", ()) == "There is no space platau."
+    assert with_origin("Unset BATCH_SIZE.", ["BATCH_SIZE"]) == "Unset BATCH_SIZE."

@@ -24,7 +24,7 @@ SAMPLES = Samples(
     tokens=40,
     temperature=0.8,
     start=Sample(text=" of of of"),
-    baseline=Sample(why="trial 0 of study s: it has no checkpoint of step 9 any more.", trial_id=0),
+    baseline=Sample(why="trial 0 of study s: no checkpoint of its step 9 was kept.", trial_id=0),
     best=Sample(text=HOSTILE, trial_id=4),
 )
 
@@ -63,7 +63,7 @@ def test_the_page_shows_the_prompt_once_and_every_continuation_as_text(sampled: 
     # HTML drops the first of two newlines after <pre>; a terminal's codes are shown and not obeyed.
     shown = HOSTILE.replace("\x1b", "\\x1b").replace("\x00", "\\x00")
     assert f"\n{shown}" in texts
-    assert any("it has no checkpoint of step 9 any more" in text for text in texts)
+    assert any("no checkpoint of its step 9 was kept" in text for text in texts)
     assert len([tag for tag, _ in page.tags if tag == "script"]) == 4
     assert page.data("facts")["samples"]["continuations"][2]["text"] == HOSTILE
 
@@ -76,7 +76,7 @@ def test_in_markdown_no_continuation_leaves_its_block(sampled: Study) -> None:
     assert [block for _, block in blocks] == [
         "The import statement", " of of of", HOSTILE.replace("\x1b", "\\x1b").replace("\x00", "\\x00")
     ]  # fmt: skip
-    assert "Baseline:\n\n(none: trial 0 of study s: it has no checkpoint" in section
+    assert "Baseline:\n\n(none: trial 0 of study s: no checkpoint of its step 9" in section
     assert "Best, trial 4:" in section
     assert "\x1b" not in text
 

@@ -1,5 +1,6 @@
 """Names, paths and documents; and that a refused study leaves nothing behind."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -22,7 +23,9 @@ from results.study.folder import (
     open_study,
     studies_dir,
 )
+from results.study.paths import shown
 from results.study.tables import METRICS, TRIALS, write_table
+from search.commands.list_command import _entry
 from trainable.errors import UserError
 
 MakeDocument = Callable[..., dict[str, Any]]
@@ -299,6 +302,21 @@ def test_a_copy_is_not_the_latest_study(studies: Path, make_document: MakeDocume
     assert open_study("latest").name == "plateau-1"
     (studies / "plateau-1").rename(studies / "renamed")
     assert open_study("latest").name in ("backup", "renamed", "zz")
+
+
+@pytest.mark.parametrize("name", ["my study", "latest", "étude", "a'b"])
+def test_a_study_renamed_to_what_no_command_takes_is_told_everywhere(
+    studies: Path, make_document: MakeDocument, name: str
+) -> None:
+    create_study("older", make_document("older", created_at="2020-01-01T00:00:00+00:00"))
+    create_study("one", make_document("one")).path.rename(studies / name)
+    listed = {entry["study"]: entry.get("error", "") for entry in map(_entry, list_studies())}
+    assert listed["older"] == ""
+    assert listed[name].startswith(f"{shown(studies / name)}: STUDY=")
+    assert listed[name].endswith(" Rename the folder.")
+    # Not the older one: that would be another answer.
+    with pytest.raises(UserError, match=f"^{re.escape(listed[name])}$"):
+        open_study("latest")
 
 
 def test_without_a_search_or_a_baseline_there_is_no_latest(studies: Path, make_document: MakeDocument) -> None:

@@ -400,6 +400,26 @@ def test_commas_of_decimals_and_of_thousands(
     assert (row and row.step_time_s) == step_time_s
 
 
+@pytest.mark.parametrize(
+    ("line", "perplexity"),
+    [
+        ("step 10 | ppl 24,813", 24.813),
+        ("step 10: val_perplexity=24,813 | 1,234 s/it", 24.813),
+        ("step 10 | ppl 124,8 | lr 3e-4", 124.8),
+        ("step 10 | ppl 24,813 | lr 3.0e-4", 24_813.0),
+        ("step 1,000 | ppl 24,813", 24_813.0),
+        ("step 10 | ppl 24,813.5", 24_813.5),
+        ("step 10 | ppl 1,024,813", 1_024_813.0),
+    ],
+)
+def test_a_perplexity_with_a_comma_is_of_thousands_where_its_line_says_so(
+    log: Path, line: str, perplexity: float
+) -> None:
+    trace = read(log, f"step 1: loss 9\n{line}\n")
+    losses = [loss for loss in (trace.train_loss[-1], trace.val_loss[-1]) if loss is not None]
+    assert losses == [pytest.approx(math.log(perplexity))]
+
+
 def test_what_is_no_number_is_not_read_as_one(log: Path) -> None:
     with pytest.raises(UserError, match="has no line of a training log"):
         read(log, "step 10: loss 3,2145,2\nstep 20: loss 3,2145,1\n")

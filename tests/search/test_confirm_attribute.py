@@ -2,14 +2,18 @@
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from results.confirmation.attempt import plan_attempt, write_attempts
+from results.confirmation.paired_t import judge
 from results.study.folder import Study
 from results.study.tables import TRIALS, write_table
 from results.winner import winner_of
+from search.options import Options
 from trainable.config import config_from
 
 
@@ -38,6 +42,40 @@ def test_a_search_with_nothing_to_confirm_is_summed_up_all_the_same(two_rates: S
     # One trial was asked for, so nothing is left to go on with.
     assert alone.document()["trials_planned"] == 1
     assert "make resume STUDY=alone" not in [one["command"] for one in ran.document["next"]]
+
+
+def test_a_resume_confirms_what_an_earlier_process_was_asked_to(
+    two_rates: Study, run_here: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    studies = Path(os.environ["STUDIES_DIR"])
+    cut = Study(Path(shutil.copytree(two_rates.path, studies / "cut")))
+    began: list[tuple[int, int | None]] = []
+
+    def killed(study: Study, options: Options, terminal: object) -> int:
+        began.append((options.top, options.seeds))
+        raise SystemExit(9)
+
+    monkeypatch.setattr("search.commands.run_command.confirm_study", killed)
+
+    def resumed(*words: str) -> list[tuple[int, int | None]]:
+        began.clear()
+        ran = run_here("resume", "STUDY=cut", *words, STUDIES_DIR=str(studies))
+        assert ran.code == (9 if began else 0), ran.output
+        return [*began]
+
+    assert resumed() == []
+    assert resumed("CONFIRM=1", "TOP=1", "SEEDS=3") == [(1, 3)]
+    assert resumed() == [(1, 3)]
+    assert resumed("SEEDS=4") == [(1, 4)]
+    attempt = plan_attempt(cut.trials(), (), study="cut", top=1, seeds=4)
+    write_attempts(cut, [attempt])
+    assert resumed() == [(1, 4)]
+    assert resumed("TRIALS=2") == []  # whoever asks for trials waits for those
+    verdicts = judge({1: 3.0, 2: 3.1}, {1: {1: 2.9, 2: 3.2}}, alpha=attempt.alpha, next_alpha=attempt.alpha / 2)
+    write_attempts(cut, [replace(attempt, verdicts=tuple(verdicts))])
+    assert resumed() == []
+    assert resumed("CONFIRM=1") == resumed() == [(1, 4)]
+    assert resumed("CONFIRM=0") == resumed() == []
 
 
 def test_confirmed_and_attributed_in_the_study_itself(study: Study, run_here: Any, studies: Path) -> None:

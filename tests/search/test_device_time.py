@@ -157,7 +157,7 @@ def test_baseline_and_what_is_compared_with_it_get_the_same_time(
             ["BUDGET_TIME=1m", "ADDRESS=auto"],
             "BUDGET_TIME measures this machine's speed. On a cluster set BUDGET_TOKENS.",
         ),
-        (["BUDGET_TIME=0.2s"], "spaces/smoke.toml with BUDGET_TIME=0.2s: a step of batch_size=8 x block_size=64 takes"),
+        (["BUDGET_TIME=0.2s"], "spaces/smoke.toml with BUDGET_TIME=0.2s: as measured, a step of batch_size=8 x block"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_line(
@@ -249,7 +249,7 @@ def test_a_study_goes_on_by_its_own_kind_of_budget(
 def test_the_winner_is_exported_with_its_own_steps_and_the_time_as_the_budget(
     plan_of: Callable[..., Plan], planted: Planted, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    study = made(plan_of("BUDGET_TIME=1m", "STUDY=timed"))
+    study = made(plan_of("BUDGET_TIME=1m", "STUDY=timed", "COMPILE=0", "GRADIENT_CHECKPOINTING=1"))
     winner = study.trials()[1]
     assert f"export TRAINING_STEPS={winner['training_steps']}\n" in export_env(study)
     longer = export_env(study, Budget(tokens=10 * full_tokens(winner)))
@@ -276,6 +276,9 @@ def test_the_winner_is_exported_with_its_own_steps_and_the_time_as_the_budget(
         for word in ("BUDGET_TIME=10m", "BUDGET_TOKENS=1M", "STEPS=70", "TRAINING_STEPS=90")
     }
     assert list(trained.values()) == [in_ten.training_steps, 1_000_000 // (8 * 32), 70, 90]
+    for words, checkpointing in (([], True), (["GRADIENT_CHECKPOINTING=0"], False)):
+        options = with_winner_of(read_options(["STUDY=timed", *words]))
+        assert (options.compile, options.gradient_checkpointing) == ("off", checkpointing)
 
 
 def test_a_time_is_no_budget_where_no_speed_was_measured(plan_of: Callable[..., Plan], text_file: Path) -> None:

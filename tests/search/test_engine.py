@@ -18,11 +18,13 @@ import torch
 from pydantic import SecretStr
 
 from results.confirmation.attempt import Attempt
+from results.confirmation.paired_t import judge
 from results.study.folder import Study
 from results.study.ledger import Ledger
 from results.study.planned_run import PlannedRun
 from search.terminal.signals import Interrupts
-from search.tune.engine import StopOnSignal, prune_checkpoints, rays_own_faults
+from search.tune.engine import StopOnSignal, best_kept_of, prune_checkpoints, rays_own_faults
+from spaces.overrides import ConfirmAtEnd, Settings
 from trainable.config import DOCUMENTED, TrialConfig
 from trainable.errors import MachineError, UserError
 from trainable.loss import next_token_loss
@@ -69,6 +71,33 @@ def test_checkpoints_of_the_best_three_of_the_baseline_and_of_what_can_go_on_are
         assert kept == {0: both[1:], 1: both[1:], 2: both[1:], 4: both[1:], 9: both, 10: both} | left
 
 
+def test_what_may_win_once_others_are_proven_worse_is_kept(tmp_path: Path) -> None:
+    study, settings = Study(tmp_path), Settings(confirm=ConfirmAtEnd(top=4, seeds=None))
+    (tmp_path / "steps").mkdir()
+    ledger = Ledger(study)
+    for trial_id in range(12):
+        run = PlannedRun(trial_id=trial_id, purpose="search", is_baseline=trial_id == 2, config=DOCUMENTED)
+        ledger.start_trial(run, started_at=NOW)
+        ledger._trials[trial_id].update(val_loss=5.0 + trial_id / 10)
+        ledger.end_trial(trial_id, status="completed", verdict=None, ended_at=NOW)
+    documents = ({"settings": asdict(settings)}, {}, {"settings": None})
+    assert [best_kept_of(document) for document in documents] == [5, 3, 3]
+    same = {1: 6.0, 2: 6.1, 3: 5.9}
+    verdicts = judge(dict.fromkeys(same, 5.0) | {1: 5.01}, {0: same, 1: same}, alpha=0.02, next_alpha=0.01)
+    assert {verdict.outcome for verdict in verdicts} == {"worse"}
+    attempt = Attempt(number=1, alpha=0.02, baseline=2, candidates=(0, 1), seeds=(1, 2, 3), verdicts=tuple(verdicts))
+    for attempts, best_kept, left in (
+        ((), 5, {0, 1, 2, 3, 4, 5}),
+        ((), 3, {0, 1, 2, 3}),
+        ((attempt,), 3, {0, 1, 2, 3, 4, 5}),
+    ):
+        for trial_id in range(12):
+            study.checkpoint_dir(trial_id).mkdir(parents=True, exist_ok=True)
+            (study.checkpoint_dir(trial_id) / "step_00000001.pt").write_bytes(b"x")
+        prune_checkpoints(str(tmp_path / "checkpoints"), ledger, attempts, best_kept=best_kept)
+        assert {int(path.name) for path in tmp_path.glob("checkpoints/*")} == left
+
+
 def test_a_winners_checkpoint_is_kept_and_a_confirmations_own_is_not(tmp_path: Path) -> None:
     study = Study(tmp_path)
     (tmp_path / "steps").mkdir()
@@ -89,7 +118,7 @@ def test_a_winners_checkpoint_is_kept_and_a_confirmations_own_is_not(tmp_path: P
             ledger.end_trial(run.trial_id, status="completed", verdict=None, ended_at=NOW)
     attempt = Attempt(number=1, alpha=0.025, baseline=0, candidates=(6,), seeds=(1, 2))
     prune_checkpoints(str(tmp_path / "checkpoints"), ledger, [attempt])
-    assert {int(path.name) for path in tmp_path.glob("checkpoints/*") if any(path.iterdir())} == {0, 1, 2, 6, 9}
+    assert {int(path.name) for path in tmp_path.glob("checkpoints/*") if any(path.iterdir())} == {0, 1, 2, 3, 6, 9}
 
 
 def test_tune_is_left_between_two_rounds_once_a_signal_came() -> None:

@@ -93,3 +93,10 @@ def test_a_shell_that_holds_another_studys_export_trains_no_winner_under_a_wrong
         "error: STUDY=shared: its winner has another LEARNING_RATE. LEARNING_RATE was set by the export of"
         in ran.stderr
     )
+    held = {"LEARNING_RATE": "0.5", "WEIGHT_DECAY": "0.25", "EXPORTED_FROM": "other"}
+    ran = run("train", "STUDY=shared", "LEARNING_RATE=0.25", STUDIES_DIR=str(studies), **held)
+    assert "its winner has another WEIGHT_DECAY. WEIGHT_DECAY was set by the export of study other; unset" in ran.stderr
+    # The refusal of a typed value does not name the shell, which holds another.
+    ran = run("train", "STUDY=shared", "LEARNING_RATE=fast", STUDIES_DIR=str(studies), **held)
+    assert ran.stderr.startswith("error: LEARNING_RATE='fast' ")
+    assert "set by the export" not in ran.stderr

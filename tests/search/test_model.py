@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from results.study.folder import Study
+from search.terminal.next_steps import next_steps
 
 
 @pytest.fixture(scope="module")
@@ -67,14 +68,18 @@ def test_without_a_checkpoint_it_says_what_trains_the_model_again(run_here: Any,
     trial, moved = study.trials()[1], tmp_path / "moved"
     shutil.move(study.checkpoint_dir(1), moved)
     out = tmp_path / "trained again"
+    steps = [step.command for step in next_steps(study)]
+    assert f"make train STUDY=two SAVE_MODEL={study.path}/model-1" in steps
+    assert not any("make model" in step for step in steps)
     refused = run_here("model", "STUDY=two", f"OUT={out}")
     assert refused.code == 2
-    assert "trial 1 of study two: it has no checkpoint of step 48 any more. Train it again: " in refused.stderr
+    assert "trial 1 of study two: no checkpoint of its step 48 was kept. Train it again: " in refused.stderr
     command = refused.stderr.partition("Train it again: ")[2].strip()
     assert command == f"make train STUDY=two {shlex.quote(f'SAVE_MODEL={out}')}"
     done = run_here(*shlex.split(command)[1:], "SKIP_PREFLIGHT=1")
     assert done.code == 0, done.stderr
     shutil.move(moved, study.checkpoint_dir(1))
+    assert next_steps(study)[1].command == "make model STUDY=two"
     assert run_here("model", "STUDY=two", f"OUT={tmp_path / 'kept'}").code == 0
     mine, again = (AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in (tmp_path / "kept", out))
     assert all(torch.equal(mine[name], tensor) for name, tensor in again.items())

@@ -3,7 +3,7 @@
 import pytest
 
 from search.option_names import MAKE_WORDS, make_names, nearly
-from search.options import KNOWN, unread
+from search.options import KNOWN, Options, typed, unread
 
 USUAL = """
 _ BASH BASHOPTS BASH_ENV BROWSER CC CFLAGS CI CLASSPATH CLICOLOR COLORFGBG COLORTERM COLUMNS COMPILER COMP_WORDBREAKS
@@ -84,6 +84,7 @@ def test_the_variables_on_makes_command_line(words: str, names: list[str]) -> No
         ("SEED=3 SEEDS=5 CHECKPOINT_INTERVAL_S=9", "confirm", "SEED is read by a new search and train, not by confirm"),
         ("MERGE=1 STEPS=100", "model", "STEPS is read by export and train, not by model"),
         ("CONFIRM=1 TOP=2 SEEDS=5 TRIALS=+2 FORCE=1", "resume", None),
+        ("CONFIRM=1 TENSORBOARD=1", "baseline", "CONFIRM is read by a search, not by baseline"),
         ("COMPARE=before BUDGET_TOKENS=8M LEARNING_RATE=1e-3", "baseline", None),
         ("CHECKPOINT_PATH=x GPT2_MODEL_NAME=tiny RANGE=1-2", "audit", None),
         ("SAVE_MODEL=out", "help", None),
@@ -92,4 +93,4 @@ def test_the_variables_on_makes_command_line(words: str, names: list[str]) -> No
 def test_a_variable_typed_for_a_command_that_does_not_read_it_is_told(
     words: str, target: str, line: str | None
 ) -> None:
-    assert unread(words.split(), target) == ([line] if line else [])
+    assert unread(Options(typed=typed(words.split())), target) == ([line] if line else [])

@@ -66,6 +66,11 @@ def test_a_plan_of_the_smoke_space(plan_of: MakePlan, text_file: Path) -> None:
     assert not Path(os.environ["STUDIES_DIR"]).exists()
 
 
+def test_how_trials_train_lies_in_the_study(plan_of: MakePlan) -> None:
+    device = plan_of("COMPILE=0", "GRADIENT_CHECKPOINTING=1").document["device"]
+    assert (device["compile"], device["gradient_checkpointing"]) == ("off", True)
+
+
 def test_hyperparameters_in_the_environment_pin_them_and_the_header_says_so(plan_of: MakePlan) -> None:
     plan = plan_of("LEARNING_RATE=1e-3", "BATCH_SIZE=8", "SEED=4")
     assert plan.document["settings"]["pins"] == {"learning_rate": 1e-3, "batch_size": 8, "seed": 4}
@@ -73,7 +78,7 @@ def test_hyperparameters_in_the_environment_pin_them_and_the_header_says_so(plan
     baseline = plan.baseline
     assert (baseline.learning_rate, baseline.batch_size, baseline.seed) == (1e-3, 8, 4)
     header = "\n".join(header_lines(plan))
-    assert "pinned by your environment, for the baseline too: " in header
+    assert "pinned, for the baseline too: " in header
     assert "LEARNING_RATE=0.001" in header
     assert "BATCH_SIZE=8" in header
     assert "SEED" not in header

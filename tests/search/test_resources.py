@@ -218,3 +218,15 @@ def test_a_reopened_study_goes_on_with_the_threads_of_its_trials(
 ) -> None:
     document = {"model": "tiny", "device": {"type": device, "threads_per_slot": 4}}
     assert with_inputs_of(document, read_options(asked)).threads == threads
+
+
+def test_a_study_goes_on_training_as_it_began() -> None:
+    own = {"type": "cuda", "compile": "off", "gradient_checkpointing": True}
+    for words, found in (
+        ([], ("off", True)),
+        (["COMPILE=1"], ("on", True)),
+        (["GRADIENT_CHECKPOINTING=0"], ("off", False)),
+    ):
+        options = with_inputs_of({"model": "tiny", "device": own}, read_options(words))
+        assert (options.compile, options.gradient_checkpointing) == found
+    assert with_inputs_of({"model": "tiny", "device": {"type": "cpu"}}, read_options([])).compile == "auto"

@@ -107,10 +107,7 @@ def test_the_answer_is_that_of_a_study_left_alone(killed: Killed, alone: Study) 
 
 
 def test_what_had_ended_was_not_run_again(killed: Killed) -> None:
-    assert (
-        "study killed goes on: 3 of 4 trials have ended; to run: 1 from its last checkpoint, 0 new"
-        in killed.resumed.stderr
-    )
+    assert "study killed goes on: 3 of 4 trials have ended; to run: 1 cut off, 0 new" in killed.resumed.stderr
     assert killed.study.trials()[:3] == killed.rows[:3]
     assert killed.study.trials()[3]["started_at"] == killed.rows[3]["started_at"]
 

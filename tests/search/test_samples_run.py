@@ -111,6 +111,15 @@ def test_it_is_done_again_for_another_prompt_or_winner_alone(planted: Planted, c
     assert SAID in capsys.readouterr().out
 
 
+def test_the_prompt_of_a_search_that_was_killed_before_its_samples_is_kept(
+    make_planted: Callable[..., Planted],
+) -> None:
+    planted = make_planted("SAMPLE_PROMPT=my own words")
+    samples = replace(planted, words=planted.words[:-1]).sample()
+    assert samples is not None
+    assert samples.prompt == "my own words"
+
+
 def test_a_baseline_that_wins_is_sampled_once_and_one_that_failed_says_why(planted: Planted) -> None:
     planted.write_trials(4.0, 5.0)
     samples = planted.sample()
@@ -136,7 +145,7 @@ def test_a_checkpoint_that_is_gone_or_damaged_is_said_in_its_place(planted: Plan
     samples = planted.sample()
     assert samples is not None
     assert samples.start.text
-    gone = "trial 0 of study s: it has no checkpoint of step 0 any more."
+    gone = "trial 0 of study s: no checkpoint of its step 0 was kept."
     assert samples.baseline == Sample(why=gone, trial_id=0)
     assert samples.best == Sample(why="trial 1 of study s: its checkpoint is damaged.", trial_id=1)
 

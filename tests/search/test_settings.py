@@ -22,6 +22,7 @@ WORDS = {
     "pins": ["BATCH_SIZE=16", "SEED=3", "WEIGHT_DECAY=0.05"],
     "a warm-up of steps": ["LR_SCHEDULE=warmup_cosine", "WARMUP_STEPS=20", "LEARNING_RATE=0.001"],
     "another baseline": ["BASELINE=before"],
+    "confirmed at its end": ["CONFIRM=1", "TOP=3", "SEEDS=4"],
     "all at once": ["BASELINE=before", "BUDGET_TOKENS=3M", "SEED=5", "DROPOUT=0.0"],
 }
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from search.cluster.study_storage import (
     MARK,
     TableMirror,
     fetch_study,
+    open_or_fetch_study,
     probed,
     read_probe,
 )
@@ -74,10 +76,32 @@ def test_another_machine_takes_a_study_over_from_s3(left_alone: Study, bucket: s
         patch.setenv("STUDIES_DIR", str(tmp_path / "fetched"))
         fetch_study("moved", bucket)
     assert differences(left_alone, Study(tmp_path / "fetched" / "moved")) == []
-    behind = here.start("resume", "moved", STORAGE=bucket)
+    assert here.study("moved").document()["storage"] == bucket
+    behind = here.start("resume", "moved")
     assert behind.ended().code == 2
     assert "error: study moved has gone on elsewhere: STORAGE=" in behind.output
     assert {f"moved/{name}" for name in ("best.env", "report.html", "study.json")} <= set(names_below(bucket, "moved"))
+
+
+def test_a_study_goes_on_where_its_checkpoints_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STUDIES_DIR", str(tmp_path / "studies"))
+    store, named = tmp_path / "store", parse_options({"STORAGE": "elsewhere"})
+    create_study("one", sound_document("one", storage=str(store)))
+    told = (
+        f"study one has its checkpoints in STORAGE={store}, which has no one now. Set STORAGE to where they are, or to "
+        f"{tmp_path}/studies to go on without them."
+    )
+    with pytest.raises(UserError, match=f"^{re.escape(told)}$"):
+        open_or_fetch_study(parse_options({}))
+    assert open_or_fetch_study(named)[1] == named
+    (store / "one").mkdir(parents=True)
+    for study in ("one", "latest"):
+        found, options = open_or_fetch_study(parse_options({"STUDY": study}))
+        assert (found.name, options.storage) == ("one", str(store))
+    assert open_or_fetch_study(named)[1] == named
+    create_study("two", sound_document("two", storage="s3://***@bucket/here"))
+    with pytest.raises(UserError, match=r"in STORAGE=s3://\*{3}@bucket/here, whose password is not kept\. Set "):
+        open_or_fetch_study(parse_options({"STUDY": "two"}))
 
 
 def claimed(study: Study, storage: Path, **mark: Any) -> None:

@@ -14,7 +14,6 @@ from search.options import (
     KNOWN,
     Options,
     describe_variables,
-    is_study_exported,
     parse_options,
     read_options,
     typed_folders,
@@ -130,9 +129,9 @@ def test_a_next_step_is_typed_where_the_last_command_was(tmp_path: Path, monkeyp
     for name, value in {**words, "MAKELEVEL": "1", "MAKE_WORDS": typed}.items():
         monkeypatch.setenv(name, value)
     terminal = Terminal(as_json=False)
-    terminal.typed_folders = typed_folders([])
+    terminal.typed_folders = typed_folders(read_options([]))
     folders = "'STORAGE=/a$$b' 'VENV=/my venv'"
-    assert typed_folders(["STUDIES_DIR=/s"]) == f" STUDIES_DIR=/s {folders}"
+    assert typed_folders(read_options(["STUDIES_DIR=/s"])) == f" STUDIES_DIR=/s {folders}"
     for folder, there in ((ROOT, ""), (tmp_path, f" -C {ROOT}")):
         monkeypatch.setenv("MAKE_CALLED_FROM", str(folder))
         typed = terminal.typed("make -s export STUDY=a > a.toml")
@@ -164,7 +163,7 @@ def test_a_study_that_the_shell_names_is_not_the_next_ones_name(monkeypatch: pyt
     terminal = Terminal(as_json=False)
     for typed, is_exported in ((["STUDY=a"], False), ([], True)):
         monkeypatch.setenv("STUDY", "a")
-        terminal.is_study_exported = is_study_exported(typed)
+        terminal.is_study_exported = read_options(typed).is_study_exported
         free = " STUDY=" if is_exported else ""
         for command in ("make search SPACE=schedule BASELINE=a", "make train CHECKPOINT_PATH=/c.pt"):
             assert terminal.typed(command).endswith(f"{command.removeprefix('make')}{free}")

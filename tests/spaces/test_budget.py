@@ -183,7 +183,9 @@ def test_the_least_time_that_is_named_works(slow: int, count: int) -> None:
     with pytest.raises(UserError, match="BUDGET_TIME=") as refused:
         measured(file, lambda shape: slow * affine_s(shape), device_s=0.001)
     line = str(refused.value)
-    assert line.startswith("small.toml with BUDGET_TIME=0.001s: a step of batch_size=8 x block_size=64 takes ")
+    assert line.startswith(
+        "small.toml with BUDGET_TIME=0.001s: as measured, a step of batch_size=8 x block_size=64 takes "
+    )
     least = line.partition("Set BUDGET_TIME=")[2].partition(" or more")[0]
     space = measured(file, lambda shape: slow * affine_s(shape), device_s=parse_duration(least))
     largest = space.config_for({"batch_size": 8, "block_size": 64, "learning_rate": 1e-3})
