@@ -80,7 +80,7 @@ def test_what_may_win_once_others_are_proven_worse_is_kept(tmp_path: Path) -> No
         ledger.start_trial(run, started_at=NOW)
         ledger._trials[trial_id].update(val_loss=5.0 + trial_id / 10)
         ledger.end_trial(trial_id, status="completed", verdict=None, ended_at=NOW)
-    documents = ({"settings": asdict(settings)}, {}, {"settings": None})
+    documents: list[dict[str, Any]] = [{"settings": asdict(settings)}, {}, {"settings": None}]
     assert [best_kept_of(document) for document in documents] == [5, 3, 3]
     same = {1: 6.0, 2: 6.1, 3: 5.9}
     verdicts = judge(dict.fromkeys(same, 5.0) | {1: 5.01}, {0: same, 1: same}, alpha=0.02, next_alpha=0.01)
