@@ -93,8 +93,9 @@ def _is_file(text: str) -> bool:
 
 def _of_file(text: str, path: Path) -> Baseline:
     where = f"BASELINE={text}"
-    if path_error(path) is not None or not path.exists():
-        raise UserError(f"{where}: there is no such file. Name a .env file, a checkpoint, a folder or a study.")
+    if (error := path_error(path)) is not None or not path.exists():
+        what = error or "there is no such file"
+        raise UserError(f"{where}: {what}. Name a .env file, a checkpoint, a folder or a study.")
     if path.is_dir():
         check_links(path, where)
         read = _of_model_folder(where, path) if (path / RECORD).is_file() else _of_trainer(where, path)

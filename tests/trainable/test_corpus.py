@@ -1,5 +1,6 @@
 """Text sources: files and folders, what is counted in them, and the validation text of its own."""
 
+import errno
 import hashlib
 import os
 from pathlib import Path
@@ -146,6 +147,22 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     assert refusal_of([folder]) == f"{folder} cannot be read: Is a directory."
     with pytest.raises(UserError, match=r"gone\.txt cannot be read: No such file"):
         text_fingerprint([gone])
+
+
+def test_a_folder_with_a_link_that_may_not_be_followed_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "secret.txt", "words")
+
+    def stat(path: str, **options: bool) -> os.stat_result:
+        if Path(path).name == "secret.txt":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, **options)
+
+    real = os.stat
+    monkeypatch.setattr(os, "stat", stat)
+    with pytest.raises(UserError, match=r"^.*secret\.txt cannot be read: Permission denied\.$"):
+        source_files(str(tmp_path))
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads everything")

@@ -13,6 +13,7 @@ import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from trainable.data.cache_files import cached_sum, writing
 from trainable.data.text_documents import BOM, WHOLE_FILES, Documents, iter_chunks, open_hashed
@@ -86,21 +87,24 @@ def source_files(
 def _visible_files(folder: Path) -> Iterator[Path]:
     seen: set[tuple[int, int]] = set()
 
-    def refuse(error: OSError) -> None:
+    def refuse(error: OSError) -> NoReturn:
         raise UserError(f"{error.filename} cannot be read: {reason(error)}.") from None
 
     for place, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
-        # A link may lead back to a folder above it.
-        state = Path(place).stat()
+        # ._x and the like: what editors, notebooks and macOS leave behind looks like text by its suffix.
+        visible = [Path(place) / name for name in names if not name.startswith(".")]
+        try:
+            # A link may lead back to a folder above it.
+            state = Path(place).stat()
+            files = [path for path in visible if path.is_file()]
+        except OSError as error:
+            refuse(error)
         if (state.st_dev, state.st_ino) in seen:
             folders.clear()
             continue
         seen.add((state.st_dev, state.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in names:
-            # ._x and the like: what editors, notebooks and macOS leave behind looks like text by its suffix.
-            if not name.startswith(".") and (path := Path(place) / name).is_file():
-                yield path
+        yield from files
 
 
 @dataclass(frozen=True, kw_only=True)
