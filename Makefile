@@ -83,7 +83,7 @@ spaces: $(STAMP) ## list and check the space files
 ## develop
 
 test: $(STAMP) ## run the tests
-	@$(VENV)/bin/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
+	@$(VENV)/bin/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder
 
 check: lint types test ## lint, types and tests, as CI does
 

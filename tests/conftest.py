@@ -15,7 +15,7 @@ from search.tune.fork_server import start_fork_server
 for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "GNUMAKEFLAGS", "MAKE_WORDS", "MAKE_CALLED_FROM"):
     os.environ.pop(name, None)
 
-# Two processes of tests on two cores: a second thread in each only waits for the first, minutes where others work too.
+# More processes of tests than cores: a second thread in each only waits for the first, minutes where others work too.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 # As in search/__main__.py, whose reason holds for what tests import and collect.

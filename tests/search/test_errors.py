@@ -97,8 +97,8 @@ CHEAP = [
     ("run STUDY=latest", "STUDY=latest means the study that was made last"),
     ("run STUDY=taken", "study taken exists. Choose another STUDY= name."),
     ("run BASELINE=nobody", "there is no study in"),
-    (f"run BASELINE={'n' * 300}", "nnn: there is no such file. Name a .env file, a checkpoint, a folder or a study."),
-    (f"run BASELINE={'n' * 300}.env", ".env: there is no such file. Name a .env file, a checkpoint, a folder or a"),
+    (f"run BASELINE={'n' * 300}", "nnn: File name too long. Name a .env file, a checkpoint, a folder or a study."),
+    (f"run BASELINE={'n' * 300}.env", ".env: File name too long. Name a .env file, a checkpoint, a folder or a study."),
     ("run SPACE=platau", "no space named 'platau' in spaces/. Did you mean 'plateau'?"),
     ("run SPACE=before_after TRIALS=5", "TRIALS=5: spaces/before_after.toml is a grid, and all of its 16 cells run"),
     (
