@@ -27,7 +27,7 @@ settings.register_profile("short", _shared, max_examples=100, derandomize=True)
 settings.register_profile("long", _shared, max_examples=int(os.environ.get("FUZZ_EXAMPLES", "3000")))
 settings.load_profile("short")
 
-SLOW_FIRST = ("journeys", "search", "fuzz", "trainable")
+SLOW_FIRST = ("journeys", "search", "fuzz", "results")
 """Folders whose tests are begun first: a long one begun last would run alone."""
 TOGETHER = {
     "searched": ("test_commands", "test_export", "test_run", "test_starting"),
