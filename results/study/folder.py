@@ -103,21 +103,27 @@ class Study:
 
     def trials(self) -> "list[Row]":
         """Return the rows of trials.parquet by trial_id; none before the first trial. Raises UserError when damaged."""
-        return sorted(_rows(self.trials_path, "TRIALS"), key=lambda row: row["trial_id"])
+        from results.study.tables import TRIALS
+
+        return sorted(_rows(self.trials_path, TRIALS), key=lambda row: row["trial_id"])
 
     def metrics(self) -> "list[Row]":
         """Return the rows of metrics.parquet by trial_id, then tokens_seen, as trials() does."""
-        return sorted(_rows(self.metrics_path, "METRICS"), key=lambda row: (row["trial_id"], row["tokens_seen"]))
+        from results.study.tables import METRICS
+
+        return sorted(_rows(self.metrics_path, METRICS), key=lambda row: (row["trial_id"], row["tokens_seen"]))
 
     def steps(self, trial_id: int) -> "list[Row]":
         """Return the rows of a trial's optimizer steps, as trials() does."""
-        return _rows(self.steps_path(trial_id), "STEPS")
+        from results.study.tables import STEPS
+
+        return _rows(self.steps_path(trial_id), STEPS)
 
 
-def _rows(path: Path, schema: str) -> "list[Row]":
-    from results.study import tables
+def _rows(path: Path, schema: Any) -> "list[Row]":
+    from results.study.tables import read_rows
 
-    return tables.read_rows(path, getattr(tables, schema)) if path.exists() else []
+    return read_rows(path, schema) if path.exists() else []
 
 
 def _refuse_constant(text: str) -> None:

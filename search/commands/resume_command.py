@@ -38,8 +38,9 @@ def resume_command(options: Options, terminal: Terminal) -> int:
     space, settings = planned_space(document, f"study {study.name}: study.json")
     _check_same(study, document, settings, options)
     if _asks_for_more(study, document, options):
-        settings = replace(settings, budget_tokens=options.budget_tokens, device_s=options.budget_time)
-        settings = replace(settings, confirm=confirm_at_end(None, options, ()))
+        # What the study was to confirm is its own: the longer one confirms what is asked for now.
+        confirm = confirm_at_end(None, options, ())
+        settings = replace(settings, budget_tokens=options.budget_tokens, device_s=options.budget_time, confirm=confirm)
         return _at_larger_budget(study, document, settings, options, terminal)
     if options.trials == AUTO and not space.ends_early:
         raise UserError(f"TRIALS=auto: study {study.name} was planned with {space.trials} trials. Unset it to go on.")
