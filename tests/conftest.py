@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,10 @@ from search.tune.fork_server import start_fork_server
 
 for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "GNUMAKEFLAGS", "MAKE_WORDS", "MAKE_CALLED_FROM"):
     os.environ.pop(name, None)
+
+# A hundred processes would each compile the project again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # More processes of tests than cores: a second thread in each only waits for the first, minutes where others work too.
 os.environ["OMP_NUM_THREADS"] = "1"
