@@ -1,6 +1,7 @@
 """The report's figures: what plotly accepts, what is thinned, what is drawn where."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from results.attribution.attribute import attribute
 from results.attribution.attribution_values import write_attribution
 from results.attribution.design import changed_settings
 from results.ranking import leaderboard
+from results.report.facts.analysis import Measured
 from results.report.facts.study_facts import report_facts
 from results.report.figures.all_figures import default_view, pareto_front, report_figures, views
 from results.report.figures.curves import curves, place_of, thinned
@@ -17,6 +19,8 @@ from results.report.figures.marks import loss_ceiling, position
 from results.report.figures.traces import short, trial_traces
 from results.study.folder import Study
 from results.study.tables import STEPS, write_table
+from results.winner import find_winner
+from spaces.budget import Budget
 from tests.results.confirmed import add_attempt
 from tests.results.report_study import make_report_study
 from trainable.config import BEFORE, DOCUMENTED
@@ -112,13 +116,36 @@ def test_a_trial_that_makes_the_model_worse_is_shown_where_it_is(tmp_path: Path)
     sound = [trial for trial in facts["trials"] if trial["status"] != "unstable"]
     highest = max(loss for trial in sound for loss in trial["evaluations"]["val_loss"])
     assert facts["answer"]["worse_than_start"] is True
-    assert facts["initial_loss"] == 4.0 < highest == facts["loss_limit"]
+    assert facts["initial_loss"] == 4.0 < highest < facts["loss_limit"]
     (figure,) = curves(facts)
     low, high = figure["layout"]["yaxis"]["range"]
     assert low < 4.0 < highest < high
     [line] = [shape for shape in figure["layout"]["shapes"] if shape.get("xref") == "paper"]
     assert (line["y0"], line["y1"]) == (4.0, 4.0)
     assert figure["layout"]["annotations"][-1]["text"] == "start"
+
+
+def test_a_stopped_trial_far_above_the_start_does_not_flatten_the_others() -> None:
+    """The limit lies as far above the highest of start, baseline and best as the lowest loss lies below it."""
+    rows = [{"trial_id": n, "is_baseline": n == 0, "status": "stopped" if n == 2 else "completed"} for n in range(3)]
+    ends = (4.4, 4.0, 6.5)
+    measured = Measured(
+        trials=rows,
+        winner=find_winner((), start_val_loss=4.5),
+        evaluations={
+            n: [{"tokens_seen": 0, "val_loss": 4.5}, {"tokens_seen": 100, "val_loss": end}]
+            for n, end in enumerate(ends)
+        },
+        parameters=(),
+        domains_known=True,
+        budget=Budget(tokens=1_000),
+        rung_tokens=(),
+        uniform_loss=7.6,
+    )
+    assert measured.loss_limit == pytest.approx(5.0)
+    assert loss_ceiling({"loss_limit": measured.loss_limit}, [4.5, *ends]) == pytest.approx(4.51)
+    assert replace(measured, winner=find_winner(())).loss_limit == pytest.approx(5.0)
+    assert replace(measured, winner=find_winner(()), evaluations={}).loss_limit is None
 
 
 def test_the_pareto_front_is_what_no_trial_beats() -> None:

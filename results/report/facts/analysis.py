@@ -1,5 +1,6 @@
 """The measurements of a search, and the parameters it searched. Pure; it reads no file and draws no conclusion."""
 
+import itertools
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -66,16 +67,25 @@ class Measured:
 
     @property
     def loss_limit(self) -> float | None:
-        """The highest loss that a figure has to show: the start's, or a sound trial's above it; None without a start.
+        """The highest loss that a figure has to show, None where nothing is known to measure it by.
 
-        A trial that made the model worse is shown; one that blew up would flatten all others.
+        The highest of start, baseline and best trial, and as much again above it as the lowest loss lies below: a trial
+        that made the model worse is shown, and one that blew up or was stopped far above does not flatten all others.
         """
-        if self.initial_loss is None:
-            return None
-        sound = [trial["trial_id"] for trial in self.trials if trial["status"] != "unstable"]
-        losses: list[float | None] = [row["val_loss"] for one in sound for row in self.evaluations.get(one, ())]
         bound = self.uniform_loss + BLOWN_UP_NATS
-        return max([self.initial_loss, *(loss for loss in losses if loss is not None and loss <= bound)])
+        losses: dict[int, list[float]] = {}
+        for trial in self.trials:
+            rows = self.evaluations.get(trial["trial_id"], ())
+            within = [row["val_loss"] for row in rows if row["val_loss"] is not None and row["val_loss"] <= bound]
+            if within and trial["status"] != "unstable":
+                losses[trial["trial_id"]] = within
+        start = [] if self.initial_loss is None else [self.initial_loss]
+        ends = {trial_id: one[-1] for trial_id, one in losses.items()}
+        of_baseline = [
+            ends[trial["trial_id"]] for trial in self.trials if trial["is_baseline"] and trial["trial_id"] in ends
+        ]
+        measures = [*start, *of_baseline, *sorted(ends.values())[:1]]
+        return 2 * max(measures) - min([*start, *itertools.chain(*losses.values())]) if measures else None
 
 
 def parameter_values(trial: Row) -> Row:
