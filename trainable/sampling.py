@@ -1,5 +1,7 @@
 """How a model goes on with a prompt: the same words from the same seed, to set models side by side."""
 
+import re
+
 import torch
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel
@@ -14,17 +16,27 @@ PROMPT_TOKENS = 24
 PROMPT_WINDOWS = 64
 PROSE_LETTERS_FRAC = 0.65
 """Of all characters, spaces too; English has about 0.77."""
+SENTENCE_START = re.compile(r"[.!?]\s+(?=[A-Z][a-z]*\s)")
 TEMPERATURE = 0.8
 
 
 def default_prompt(tokenizer: Tokenizer, val_tokens: Tokens, *, tokens: int = PROMPT_TOKENS) -> str:
     """Return the first words of prose in the held-out text, whole ones, of about `tokens` tokens; else its first words.
 
-    Looked for in the first PROMPT_WINDOWS times `tokens` tokens.
+    Looked for in the first PROMPT_WINDOWS times `tokens` tokens, there at the start of a sentence before others.
     """
-    windows = (val_tokens[start : start + tokens + 1] for start in range(0, PROMPT_WINDOWS * tokens, tokens))
-    texts = [text for window in windows if (text := tokenizer.decode(window.tolist())).split()]
-    return _whole_words(next(filter(_is_prose, texts), texts[0] if texts else ""))
+    starts = range(0, PROMPT_WINDOWS * tokens, tokens)
+    cut = [tokenizer.decode(val_tokens[start : start + tokens + 1].tolist()) for start in starts]
+    whole = tokenizer.decode(val_tokens[: starts.stop].tolist())
+    sentences = [_first_tokens(tokenizer, whole[match.end() :], tokens + 1) for match in SENTENCE_START.finditer(whole)]
+    texts = [text for text in (*sentences, *cut) if text.split()]
+    return _whole_words(next(filter(_is_prose, texts), next((text for text in cut if text.split()), "")))
+
+
+def _first_tokens(tokenizer: Tokenizer, text: str, tokens: int) -> str:
+    # Of no more characters than so many tokens have in most texts: the rest of the text need not be encoded.
+    ids = tokenizer.encode(text[: 16 * tokens], add_special_tokens=False).ids
+    return " " + tokenizer.decode(ids[:tokens]).lstrip()
 
 
 def _whole_words(text: str) -> str:

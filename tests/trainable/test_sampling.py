@@ -140,6 +140,17 @@ def test_the_default_prompt_is_prose_where_the_held_out_text_begins_in_a_table(t
     assert default_prompt(tokenizer, ids).startswith("- | -- |")
 
 
+def test_the_default_prompt_begins_a_sentence_where_one_begins(tokenizer: "Tokenizer") -> None:
+    text = (
+        "the rest of what was cut, e.g. here. Then a sentence of some words begins and goes on for a good while, as it"
+    )
+    ids = np.array(tokenizer.encode(text * 3).ids, dtype=np.uint16)
+    prompt = default_prompt(tokenizer, ids)
+    assert prompt.startswith("Then a sentence of")
+    assert prompt in text
+    assert len(prompt_ids(tokenizer, prompt)) <= PROMPT_TOKENS + 1
+
+
 def test_half_a_character_at_the_cut_is_no_part_of_the_prompt(tokenizer: "Tokenizer") -> None:
     ids = np.array(tokenizer.encode("語" * 9).ids, dtype=np.uint16)  # three tokens each
     assert default_prompt(tokenizer, ids[1:], tokens=9) == "語語"
