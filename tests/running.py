@@ -19,6 +19,8 @@ from tests.patience import left_behind, wait_until, with_mark
 ROOT = Path(__file__).parents[1]
 MARK = "SEARCH_TEST_MARK"
 AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+"""Ray's; while one starts it has no title, and is known by its script."""
+AGENT_SCRIPTS = ("/ray/dashboard/agent.py", "/runtime_env/agent/main.py")
 Found = TypeVar("Found")
 
 
@@ -57,7 +59,7 @@ class Running:
 
     def workers(self) -> list[psutil.Process]:
         """Return the processes that train."""
-        return [process for process in self.family() if "Trainable" in _title(process)]
+        return [process for process in self.family() if "Trainable" in " ".join(_words(process))]
 
     @property
     def output(self) -> str:
@@ -107,9 +109,9 @@ class Running:
     def orphans(self) -> list[str]:
         """Return which processes of the command are still there once those that end have ended."""
         # Where all was killed, Ray's agents may try for a minute to report it to Ray's head, which is dead too.
-        late = AGENTS if self.process.poll() == -signal.SIGKILL else ()
-        assert self.process.poll() is not None
-        return left_behind(lambda: [process for process in self.family() if not _title(process).startswith(late)])
+        code = self.process.poll()
+        assert code is not None
+        return left_behind(lambda: [one for one in self.family() if code != -signal.SIGKILL or not _is_agent(one)])
 
 
 def start(
@@ -145,11 +147,16 @@ def search(*words: str) -> list[str]:
     return [sys.executable, "-m", "search", *words]
 
 
-def _title(process: psutil.Process) -> str:
+def _words(process: psutil.Process) -> list[str]:
     try:
-        return " ".join(process.cmdline())
+        return list(process.cmdline())
     except psutil.Error:
-        return ""
+        return []
+
+
+def _is_agent(process: psutil.Process) -> bool:
+    words = _words(process)
+    return " ".join(words).startswith(AGENTS) or any(word.endswith(AGENT_SCRIPTS) for word in words[:3])
 
 
 def kill_family(running: Running) -> None:
