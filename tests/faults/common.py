@@ -31,6 +31,8 @@ count = 12
 batch_size = { choice = [4, 8] }
 learning_rate = { log_uniform = [1e-4, 1.0] }
 """
+STEADY = SPACE.replace("[1e-4, 1.0]", "[3e-4, 3e-3]") + '[scheduler]\nname = "none"\n[searcher]\nname = "random"\n'
+"""All trials complete, and one beats the baseline."""
 CLOCKS = {"active_s", "tokens_per_s", "started_at", "ended_at"}
 SPENT = {"tokens_seen", "optimizer_steps"}
 """With several slots a verdict may come late: what a stopped trial trained beyond its rung is cost and not result."""

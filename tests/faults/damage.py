@@ -112,7 +112,7 @@ def main() -> None:
     )
     for number in range(len(tables(killed))):
         path = tables(copy())[number]
-        lost += refused(place, [path, previous_path(path)], flip)
+        lost += refused(place, [path, previous_path(path)], cut)
     lost += refused(place, [copy().study_json], cut)
     report("damage", tried=copies, lost=lost)
 

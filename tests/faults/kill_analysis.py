@@ -13,7 +13,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from results.study.folder import Study
-from tests.faults.common import SPACE, Place, differences, has_begun, report
+from tests.faults.common import STEADY, Place, differences, has_begun, report
 from tests.running import Running
 
 
@@ -85,7 +85,7 @@ def attributed(place: Place) -> list[str]:
 
 def main() -> None:
     """Do them all."""
-    place = Place(space=SPACE.replace("trials = 6", "trials = 4"))
+    place = Place(space=STEADY.replace("trials = 6", "trials = 4"))
     lost = [*confirmed(place), *summed_up(place), *attributed(place)]
     report("kill -9 of the analyses", tried=5, lost=lost)
 

@@ -100,7 +100,7 @@ def main() -> None:
     alone = place.study("alone")
     running = place.start("resume", "alone", BUDGET_TOKENS="50k", TRIALS=2)
     lost = learning(place, "a larger budget", running, place.study("alone-50k"), budget_tokens=50_000)
-    lost += refused(place.start("resume", "alone", BUDGET_TOKENS="30k"), "a smaller budget", "only a search")
+    lost += refused(place.start("resume", "alone", BUDGET_TOKENS="30k"), "a smaller budget", "only with a larger one")
     running = place.start("run", "warm", WARM_START="alone", TRIALS=2, TRAINING_DATA_SOURCE=text)
     lost += learning(place, "a warm start", running, place.study("warm"), budget_tokens=40_000)
     lost += refused(place.start("run", "alone"), "a name that is taken", "study alone exists. Go on with it")

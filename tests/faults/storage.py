@@ -72,7 +72,9 @@ def full(place: Place, alone: Study) -> list[str]:
     lost += one_line(running, "full while training", "no space left")
     lost += [f"full: left behind {one}" for one in running.orphans()]
     fill(place.studies)
-    lost += one_line(place.start("resume", "full"), "still full", "no space left")
+    still = place.start("resume", "full")
+    if still.ended().code != 1 or "fail    disk for checkpoints" not in still.output:
+        lost.append(f"still full: {still.output[-300:]}")
     ballast.unlink()
     place.start("resume", "full").ended(code=0)
     lost += [f"full: {one}" for one in (*differences(alone, study), *strays(place.studies))]
@@ -101,7 +103,7 @@ def read_only(place: Place) -> list[str]:
     remount = ["mount", "-o", "remount,ro", str(place.studies)]
     subprocess.run(remount, check=True)
     lost = one_line(place.start("resume", "full", TRIALS=7), "read-only, resumed", "")
-    lost += one_line(place.start("run", "new"), "read-only, a new one", "ead-only")
+    lost += one_line(place.start("run", "new"), "read-only, a new one", "cannot be written to")
     running = place.start("export", "full")
     if running.ended().code != 0:
         lost.append(f"read-only: export: {running.output[-300:]}")
