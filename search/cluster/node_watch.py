@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray
 from ray import cloudpickle
@@ -65,13 +65,19 @@ class NodeWatch(Callback):  # type: ignore[misc]
             trial.max_failures += 1
 
 
-def is_lost_with_its_node(trial: Trial) -> bool:
-    """Return whether the trial's last error is of its node or of the network, not of its own process."""
+def last_error(trial: Trial) -> object:
+    """Return what the trial failed with last, None where Ray kept nothing: its text does not name the error's class."""
+    # Not get_pickled_error(), which reads the storage's copy: that comes later.
     path = trial.pickled_error_file
     if path is None or not Path(path).exists():
-        return False
+        return None
     with Path(path).open("rb") as file:
-        error = cloudpickle.load(file)
+        return cast(object, cloudpickle.load(file))
+
+
+def is_lost_with_its_node(trial: Trial) -> bool:
+    """Return whether the trial's last error is of its node or of the network, not of its own process."""
+    error = last_error(trial)
     # The node reports a worker that dies alone. When the node dies, Ray first finds the worker unavailable.
     return isinstance(error, ActorUnavailableError) or (
         isinstance(error, RayActorError) and (error.preempted or NODE_DEATH_WORDS in str(error))

@@ -12,7 +12,10 @@ from typing import Any
 import ray
 from pydantic import SecretStr
 from ray import tune
+from ray.air.execution._internal import RayActorManager
+from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.tune import Callback, CheckpointConfig
+from ray.tune.execution import tune_controller
 from ray.tune.experiment import Trial
 
 from results.confirmation.attempt import Attempt, load_attempts, trials_found
@@ -107,6 +110,7 @@ def run_study(
             with interrupts, rays_own_faults(again):
                 if interrupts.code is not None:
                     raise KeyboardInterrupt
+                tune_controller.RayActorManager = ActorManager
                 # Not a Tuner: it pickles searcher, scheduler and callbacks for a restore that studies never use.
                 tune.run(
                     tune.with_resources(SearchTrial, slots.a_trial),
@@ -154,6 +158,15 @@ def run_study(
     if recorder.input_fault is not None:
         fault, remedy = recorder.input_fault
         raise UserError(f"{fault}; what was measured so far is kept. {remedy}: {again}")
+
+
+class ActorManager(RayActorManager):  # type: ignore[misc]
+    """Tune's, for which a worker that Ray's memory monitor kills is the end of the search: here it is that worker's."""
+
+    def _actor_task_failed(self, tracked_actor_task: Any, exception: Exception) -> None:
+        if isinstance(exception, OutOfMemoryError):
+            exception = RayActorError(error_msg=str(exception))
+        super()._actor_task_failed(tracked_actor_task, exception)
 
 
 @dataclass(eq=False)

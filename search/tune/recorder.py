@@ -12,12 +12,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ray.exceptions import RayActorError
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 from rich.text import Text
 
 from results.study.ledger import Ledger
 from results.study.planned_run import PlannedRun
+from search.cluster.node_watch import last_error
 from search.terminal.live_view import StudyView
 from search.tune.early_end import write_part_losses
 from search.tune.trial_log import TrialLog
@@ -25,9 +27,7 @@ from trainable.checkpoint.checkpoint_store import CheckpointStore
 from trainable.device.device import cgroup_folders, text_of
 from trainable.rows import MetricsRow, StepRow, TrialStatus, Verdict
 
-WORKER_DIED = ("ActorDiedError", "ActorUnavailableError", "RayActorError", "WorkerCrashedError")
-"""Ray's errors for a process that died. An exception in the trial's code is another error."""
-OUT_OF_MEMORY_SIGNS = ("ray.exceptions.OutOfMemoryError", "CUDA out of memory")
+OUT_OF_MEMORY_SIGNS = ("node running low on memory", "CUDA out of memory")
 """From Ray's memory monitor, and from a CUDA allocator that kills the worker."""
 OF_A_GROUP = ("memory.events.local", "memory.oom_control")
 """The file of a group's count, without kills in the groups below: version 2, and 1."""
@@ -103,7 +103,7 @@ class StudyRecorder(Callback):  # type: ignore[misc]
         trial_id = trial.config["trial_id"]
         self._enter(iteration, trials, trial)
         self.view.waiting.add(trial_id)
-        self._killed_for_memory(trial_id, _error_text(trial))
+        self._killed_for_memory(trial)
         self.view.say(
             f"trial {trial_id} lost its worker{self._silence_words(trial_id)}; it starts again from its last checkpoint"
         )
@@ -120,8 +120,8 @@ class StudyRecorder(Callback):  # type: ignore[misc]
         text = _error_text(trial)
         reason = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "unknown error")
         self.view.log(text.strip())
-        killed = self._killed_for_memory(trial.config["trial_id"], text)
-        out_of_memory = killed or any(sign in text for sign in OUT_OF_MEMORY_SIGNS)
+        last = text.rpartition("Failure #")[2]
+        out_of_memory = self._killed_for_memory(trial) or any(sign in last for sign in OUT_OF_MEMORY_SIGNS)
         status: TrialStatus = "out_of_memory" if out_of_memory else "failed"
         evidence = "the system killed its worker: out of memory" if out_of_memory else reason
         evidence += self._silence_words(trial.config["trial_id"])
@@ -141,10 +141,11 @@ class StudyRecorder(Callback):  # type: ignore[misc]
         counter = self.oom_counter_of(pid)
         self._oom_kills_before[trial_id] = counter, oom_kills(counter) - self._oom_kills_explained[counter]
 
-    def _killed_for_memory(self, trial_id: int, error_text: str) -> bool:
+    def _killed_for_memory(self, trial: Trial) -> bool:
         """Return whether the kernel killed a process since the trial was heard of, not counting explained kills."""
-        counter, before = self._oom_kills_before[trial_id]
-        died = any(sign in error_text for sign in WORKER_DIED)
+        counter, before = self._oom_kills_before[trial.config["trial_id"]]
+        # An exception in the trial's code is another error.
+        died = isinstance(last_error(trial), RayActorError)
         killed = died and oom_kills(counter) - self._oom_kills_explained[counter] > before
         self._oom_kills_explained[counter] += killed
         return killed
@@ -209,7 +210,7 @@ class StudyRecorder(Callback):  # type: ignore[misc]
 
 
 def _error_text(trial: Trial) -> str:
-    # trial.get_error() reads the storage's copy, which comes later.
+    # Not get_error(), for the reason in last_error(). Of several failures each is appended.
     text = Path(trial.error_file).read_text(encoding="utf-8", errors="replace") if trial.error_file else ""
     return Text.from_ansi(text).plain
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.exceptions import ActorDiedError, OutOfMemoryError, RayActorError, RayTaskError
 from ray.tune.experiment import Trial
 from rich.console import Console
 
@@ -95,16 +96,30 @@ class Recording:
         if result["done"]:
             self.recorder.on_trial_complete(iteration=1, trials=[trial], trial=trial)
 
-    def fail(self, trial: Trial, error_file: Path | None) -> None:
-        # A trial of Ray has an error file only within an experiment of Ray's.
-        failed = SimpleNamespace(
-            config=trial.config, last_result=trial.last_result, error_file=error_file and str(error_file)
-        )
-        self.recorder.on_trial_error(iteration=1, trials=[trial], trial=failed)
+    def fail(self, trial: Trial, error: Exception | None) -> None:
+        self.recorder.on_trial_error(iteration=1, trials=[trial], trial=self._failed(trial, error))
 
-    def lose(self, trial: Any, error_file: Path) -> None:
-        lost = SimpleNamespace(config=trial.config, error_file=str(error_file))
-        self.recorder.on_trial_recover(iteration=1, trials=[], trial=lost)
+    def lose(self, trial: Trial, error: Exception) -> None:
+        self.recorder.on_trial_recover(iteration=1, trials=[], trial=self._failed(trial, error))
+
+    def _failed(self, trial: Trial, error: Exception | None) -> Any:
+        """Return the trial with the files that Ray's own handle_error() writes for one within an experiment."""
+        folder = self.study.path / f"ray-{trial.config['trial_id']}"
+        folder.mkdir(exist_ok=True)
+        failed = SimpleNamespace(
+            config=trial.config,
+            last_result=trial.last_result,
+            is_restoring=False,
+            local_path=folder,
+            run_metadata=SimpleNamespace(num_failures=1, invalidate_cache=lambda: None),
+            pickled_error_file=str(folder / "error.pkl"),
+            error_file=error and str(folder / "error.txt"),
+            _handle_ray_actor_error=lambda _: None,
+            _handle_ray_task_error=lambda _: None,
+        )
+        if error is not None:
+            Trial.handle_error(failed, error)
+        return failed
 
     def row(self, trial_id: int) -> dict[str, Any]:
         return next(row for row in self.ledger.trials() if row["trial_id"] == trial_id)
@@ -192,10 +207,8 @@ def test_out_of_memory_is_told_with_what_did_not_fit(recording: Recording) -> No
 def test_a_failed_trial_is_told_with_the_last_line_of_its_error(recording: Recording, tmp_path: Path) -> None:
     trial = recording.start(2)
     recording.report(trial, metrics=metrics(100), fidelity_tokens=100)
-    (tmp_path / "error.txt").write_text(
-        "Failure # 1\n\x1b[36mray::train()\x1b[39m\n  File x.py\nValueError: no such thing\n\n"
-    )
-    recording.fail(trial, tmp_path / "error.txt")
+    text = "\x1b[36mray::train()\x1b[39m\n  File x.py\nValueError: no such thing\n\n"
+    recording.fail(trial, RayTaskError("train", text, ValueError("no such thing")))
     assert recording.row(2)["status"] == "failed"
     assert recording.row(2)["val_loss"] == 5.0
     assert "trial 2 failed at 0% of the budget: ValueError: no such thing; batch 32" in recording.log
@@ -204,9 +217,8 @@ def test_a_failed_trial_is_told_with_the_last_line_of_its_error(recording: Recor
 
 
 def test_a_worker_that_is_lost_before_its_trial_began_is_no_fault_of_ours(recording: Recording, tmp_path: Path) -> None:
-    (tmp_path / "error.txt").write_text(DIED)
-    never_begun = SimpleNamespace(config={"trial_id": 1, "trial": asdict(DOCUMENTED), "milestones": MILESTONES})
-    recording.lose(never_begun, tmp_path / "error.txt")
+    config = {"trial_id": 1, "trial": asdict(DOCUMENTED), "milestones": MILESTONES}
+    recording.lose(Trial("SearchTrial", config=config, stub=True), ActorDiedError())
     assert "trial 1 lost its worker; it starts again" in recording.log
     trial = recording.start(1)
     recording.report(trial, status="completed", done=True)
@@ -283,48 +295,73 @@ def test_a_trial_never_goes_on_from_a_checkpoint_beyond_what_is_known_of_it(reco
     assert left() == ["step_00000005.pt", "step_00000010.pt"]
 
 
-DIED = "ray.exceptions.ActorDiedError: The actor died unexpectedly before finishing this task."
-RAISED = "ray.exceptions.RayTaskError(ValueError): ray::SearchTrial.train()\nValueError: no labels"
+RAISED = RayTaskError("train", "ray::SearchTrial.train()\nValueError: no labels", ValueError("no labels"))
+BY_RAY = RayActorError(error_msg="1 worker(s) were killed due to the node running low on memory. Memory on the node")
+"""As the engine hands on what Ray's memory monitor does."""
 
 
 @pytest.mark.parametrize(
     ("error", "kills", "status"),
-    [(DIED, 1, "out_of_memory"), (DIED, 0, "failed"), (RAISED, 1, "failed")],
-    ids=["killed", "crashed", "raised while a neighbour was killed"],
+    [
+        (ActorDiedError(), 1, "out_of_memory"),
+        (BY_RAY, 0, "out_of_memory"),
+        (ActorDiedError(), 0, "failed"),
+        (RAISED, 1, "failed"),
+    ],
+    ids=["killed", "killed by Ray", "crashed", "raised while a neighbour was killed"],
 )
 def test_a_worker_that_the_system_killed_for_memory_is_told_apart(
-    recording: Recording, tmp_path: Path, error: str, kills: int, status: str
+    recording: Recording, error: Exception, kills: int, status: str
 ) -> None:
-    (tmp_path / "error.txt").write_text(error)
     recording.killed(7)
     trial = recording.start(1)
     recording.killed(7 + kills)
-    recording.fail(trial, tmp_path / "error.txt")
+    recording.fail(trial, error)
     assert recording.row(1)["status"] == status
     assert recording.known[1].status == status
 
 
 def test_a_kill_explains_one_death(recording: Recording, tmp_path: Path) -> None:
-    (tmp_path / "error.txt").write_text(DIED)
     first, second, third = (recording.start(trial_id) for trial_id in (1, 2, 3))
     recording.killed(1)
-    recording.lose(first, tmp_path / "error.txt")
-    recording.fail(second, tmp_path / "error.txt")
+    recording.lose(first, ActorDiedError())
+    recording.fail(second, ActorDiedError())
     recording.killed(2)
-    recording.fail(third, tmp_path / "error.txt")
+    recording.fail(third, ActorDiedError())
     recording.killed(3)
-    recording.fail(first, tmp_path / "error.txt")
+    recording.fail(first, ActorDiedError())
     assert [recording.row(trial_id)["status"] for trial_id in (1, 2, 3)] == ["out_of_memory", "failed", "out_of_memory"]
 
 
 def test_a_kill_before_a_trial_was_last_heard_of_is_not_its_own(recording: Recording, tmp_path: Path) -> None:
-    (tmp_path / "error.txt").write_text(DIED)
     heard = recording.start(1)
     recording.killed(1)
     recording.report(heard, metrics=metrics(100))
     for trial in (recording.start(2), heard):
-        recording.fail(trial, tmp_path / "error.txt")
+        recording.fail(trial, ActorDiedError())
         assert recording.row(trial.config["trial_id"])["status"] == "failed"
+
+
+def test_an_earlier_failure_is_not_the_last_one(recording: Recording) -> None:
+    trial = recording.start(1)
+    recording.lose(trial, BY_RAY)
+    recording.fail(trial, RAISED)
+    assert recording.row(1)["status"] == "failed"
+
+
+def test_a_worker_that_rays_memory_monitor_kills_ends_its_trial_and_not_the_search(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from search.tune.engine import ActorManager
+
+    errors: list[Exception] = []
+    actor = SimpleNamespace(actor_id=1, _on_error=None)
+    task = SimpleNamespace(_tracked_actor=actor, _on_error=lambda _, error: errors.append(error))
+    monkeypatch.setattr(ActorManager, "_cleanup_actor", lambda _, tracked_actor: None)
+    ActorManager(resource_manager=None)._actor_task_failed(task, OutOfMemoryError("the node running low on memory"))
+    [error] = errors
+    assert isinstance(error, RayActorError)
+    assert "running low on memory" in str(error)
 
 
 def test_a_gone_input_is_kept_and_ends_no_trial(recording: Recording) -> None:
