@@ -56,10 +56,11 @@ class Place:
         return Study(self.studies / name)
 
     def start(
-        self, command: str, name: str, *, environment: Mapping[str, str] | None = None, **variables: Any
+        self, command: str, name: str | None, *, environment: Mapping[str, str] | None = None, **variables: Any
     ) -> Running:
         """Start run, resume or another command on a study, on one slot."""
-        words = {"STUDY": name, "CONCURRENCY": 1, "CHECKPOINT_INTERVAL_S": 1, **variables}
+        words = {"CONCURRENCY": 1, "CHECKPOINT_INTERVAL_S": 1, **variables}
+        words |= {"STUDY": name} if name else {}
         if command == "run":
             words = {"SPACE": self.space, "SKIP_PREFLIGHT": 1, **words}
         words = {"STUDIES_DIR": self.studies, "CACHE_DIR": self.path / "cache", **words}

@@ -72,14 +72,14 @@ def attributed(place: Place) -> list[str]:
         "BUDGET_TOKENS": "20k",
     }
     there = Place(str(place.path / "there"))
-    there.start("attribute", "latest", **words).ended(code=0)
+    there.start("attribute", None, **words).ended(code=0)
     name = "attribute-before-documented-20000"
     study, expected = place.study(name), there.study(name)
     lost = []
     for trials in (4, 10):
-        running = place.start("attribute", "latest", **words)
+        running = place.start("attribute", None, **words)
         lost += killed_once(running, partial(has_begun, study, trials))
-    place.start("attribute", "latest", **words).ended(code=0)
+    place.start("attribute", None, **words).ended(code=0)
     return [*lost, *differences(expected, study), *documents_differ(expected, study, "attribution.json")]
 
 
