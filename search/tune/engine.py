@@ -13,7 +13,7 @@ import ray
 from pydantic import SecretStr
 from ray import tune
 from ray.air.execution._internal import RayActorManager
-from ray.exceptions import OutOfMemoryError, RayActorError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.tune import Callback, CheckpointConfig
 from ray.tune.execution import tune_controller
 from ray.tune.experiment import Trial
@@ -161,10 +161,10 @@ def run_study(
 
 
 class ActorManager(RayActorManager):  # type: ignore[misc]
-    """Tune's, for which a worker that Ray's memory monitor kills is the end of the search: here it is that worker's."""
+    """Tune's, for which some errors of Ray's, such as a kill by its memory monitor, end the search: here one worker."""
 
     def _actor_task_failed(self, tracked_actor_task: Any, exception: Exception) -> None:
-        if isinstance(exception, OutOfMemoryError):
+        if isinstance(exception, RayError) and not isinstance(exception, RayActorError | RayTaskError):
             exception = RayActorError(error_msg=str(exception))
         super()._actor_task_failed(tracked_actor_task, exception)
 
