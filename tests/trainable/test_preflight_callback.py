@@ -161,6 +161,45 @@ def test_masked_prompts_and_padding_are_no_fault(
     assert callback.checks[0].status == "pass", callback.checks
 
 
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_labels_that_are_all_masked_are_named(
+    accumulate: int, make_model: MakeModel, corpus: Corpus, train: Callable[..., Any]
+) -> None:
+    class AllMasked(Windows):
+        def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+            item = super().__getitem__(index)
+            return {**item, "labels": torch.full_like(item["labels"], -100)}
+
+    with pytest.raises(UserError, match="labels: .*every label is -100|labels: .*labels that are all -100"):
+        train(make_model(), data=AllMasked(corpus), gradient_accumulation_steps=accumulate)
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_the_first_labels_are_looked_at_whichever_micro_batch_has_them(
+    shift: int, make_model: MakeModel, corpus: Corpus, train: Callable[..., Any]
+) -> None:
+    class MaskedAtFirst(Windows):
+        seen = 0
+
+        def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+            item = super().__getitem__(index)
+            self.seen += 1
+            return {**item, "labels": torch.full_like(item["labels"], -100)} if self.seen <= 4 else item
+
+    options = {"data": MaskedAtFirst(corpus, shift=shift), "gradient_accumulation_steps": 2}
+    if shift:
+        with pytest.raises(UserError, match="shifted twice"):
+            train(make_model(), **options)
+    else:
+        _, callback = train(make_model(), **options)
+        assert callback.checks[0].status == "pass", callback.checks
+
+
+def test_weights_in_float16_are_named(make_model: MakeModel, train: Callable[..., Any]) -> None:
+    with pytest.raises(UserError, match="in float16 .*Keep the weights in fp32"):
+        train(make_model().half())
+
+
 def test_a_layer_without_gradient_is_stopped(make_model: MakeModel, train: Callable[..., Any]) -> None:
     model = make_model()
     model.transformer.h[0].mlp.register_forward_hook(lambda module, args, output: output.detach())

@@ -29,6 +29,7 @@ class TargetWatch:
         """(B, T) that the model read."""
         self._targets: torch.Tensor | None = None
         self._is_scored: torch.Tensor | None = None
+        self._is_finite = True
         self._opposed: torch.Tensor | None = None
         """(B, T), the tokens that the loss would have less likely than any other."""
         self._few_logits: torch.Tensor | None = None
@@ -46,12 +47,21 @@ class TargetWatch:
         for hook in self._hooks:
             hook.remove()
 
+    @property
+    def has_targets(self) -> bool:
+        """Whether any position of the batch is scored, as far as can be seen."""
+        return self._is_scored is None or bool(self._is_scored.any())
+
     def check(self) -> Check:
         """Return whether the targets were the next tokens, and otherwise which. Call it after the backward."""
         if self.ids is None or self._targets is None or self._opposed is None or self._is_scored is None:
             return skipped(NAME, "the loss does not go through the model's own output layer at all positions")
-        if not self._is_scored.any():
-            return skipped(NAME, "no position of the first batch is scored")
+        if not self.has_targets:
+            measured = "the loss's gradient is " + ("0 at every position" if self._is_finite else "not finite")
+            advice = "Look at what masks prompts and padding, and cuts off answers: every label is -100."
+            if not self._is_finite:
+                advice = "Look at the weights and their number format; a mean over labels that are all -100 is NaN too."
+            return judged(NAME, failed=True, measured=measured, expected="labels to learn from", advice=advice)
         shares = {offset: self._share(self._targets, offset) for offset in OFFSETS}
         best = max(shares, key=lambda offset: shares[offset])
         listed = ", ".join(f"{offset:+d} {share:.0%}" for offset, share in shares.items())
@@ -110,6 +120,7 @@ class TargetWatch:
         gradient = gradient.detach()
         most_negative = gradient.min(-1)
         self._targets, self._is_scored = most_negative.indices, most_negative.values < 0
+        self._is_finite = bool(most_negative.values.isfinite().all())
         self._opposed = gradient.argmax(-1)
         # At the target it is (p - 1) times the position's weight in the loss.
         lowest, targets = self._few(gradient).float().min(-1)
