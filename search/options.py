@@ -41,6 +41,8 @@ MOST_A_DEVICE = 16
 """Trials on a CPU core or a GPU. Each is a process of half a gibibyte, which begins before their memory is checked."""
 BOUND_WORDS = {"ge": "at least", "gt": "more than", "le": "at most"}
 LONGEST_SHOWN = 60
+NUMBER = r"((?:\d{1,3}(?:,\d{3})+|\d[\d_]*)(?:\.\d+)?(?:[eE]\+?\d+)?)([kKmMgGbB]?)"
+"""Of tokens: 400000, 400_000, 400,000, 4e5 or 400k. A comma that is not of thousands is some languages' point."""
 SCALES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}
 GCS_PATIENCE_S = 60
 LENGTHS = ("BUDGET_TIME", "BUDGET_TOKENS", "STEPS")
@@ -63,7 +65,7 @@ def _number(value: Any) -> Any:
 
 
 def _tokens(value: Any) -> Any:
-    match = re.fullmatch(r"(\d[\d_]*(?:\.\d+)?)([kKmMgGbB]?)", str(value))
+    match = re.fullmatch(NUMBER, str(value))
     if match is None:
         raise ValueError("is not a number of tokens such as 400000, 400k or 8M")
     return _scaled(match[1], match[2])
@@ -120,8 +122,7 @@ def parse_range(text: str) -> tuple[int, int]:
 
     Raises UserError for anything else and for an empty or reversed range.
     """
-    position = r"(\d[\d_,]*(?:\.\d+)?)([KMG]?)"
-    match = re.fullmatch(rf"\s*{position}\s*[-–:]\s*{position}\s*", text, re.IGNORECASE)
+    match = re.fullmatch(rf"\s*{NUMBER}\s*[-–:]\s*{NUMBER}\s*", text)
     if match is None:
         raise UserError(f"RANGE={text!r} is not a range of token positions. Write it as 2.0M-2.5M, 500K-1M or 0-20000.")
     first, end = _scaled(*match.group(1, 2)), _scaled(*match.group(3, 4))

@@ -38,6 +38,14 @@ def json_object(path: Path) -> dict[str, Any] | None:
     return document if isinstance(document, dict) else None
 
 
+def cannot_make(path: Path) -> tuple[Path, str] | None:
+    """Return (where, why) nothing can be made at `path`, as far as can be seen without writing; None if it can."""
+    there = next(one for one in (path, *path.parents) if one.exists())
+    if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+        return None
+    return there, "cannot be written to" if there.is_dir() else "is not a folder"
+
+
 def leads_out(entry: Path, folder: Path) -> bool:
     """Return whether an entry of a resolved folder is a link to something outside it."""
     try:

@@ -52,7 +52,9 @@ def report_of_trace(trace: RunTrace, *, context: Context) -> Report:
         where = f"in run {one.run or f'{number} of the {runs} in this log'}: "
         known = {finding.kind for finding in findings}
         findings += [
-            finding if runs == 1 or (number == runs and not one.run) else replace(finding, summary=where + finding.summary)
+            finding
+            if runs == 1 or (number == runs and not one.run)
+            else replace(finding, summary=where + finding.summary)
             for finding in diagnose(one, context=context)
             if finding.kind not in known
         ]

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from results.study.folder import Study, list_studies, open_study
+from results.study.folder import LATEST, Study, find_study, list_studies, open_study
 from results.study.paths import expanded, path_error
 from results.winner import winner_of
 from results.words import config_words, value_words
@@ -76,6 +76,10 @@ def read_baseline(text: str) -> Baseline:
         if path_error(study.study_json) is not None or not study.study_json.is_file():
             return _of_file(text, path)
     else:
+        studies = [study.name for study in list_studies()]
+        if text != LATEST and find_study(text) is None:
+            near = did_you_mean(text, [*BASELINES, *studies])
+            raise UserError(f"BASELINE={text} is no built-in configuration, file, folder or study.{near}")
         study = open_study(text)
     best = winner_of(study).trial
     if best is None:

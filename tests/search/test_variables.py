@@ -207,6 +207,9 @@ def test_the_makefile_called_from_elsewhere_says_how_to_call_it(tmp_path: Path) 
     [
         ("400000", 400_000),
         ("400_000", 400_000),
+        ("400,000", 400_000),
+        ("4e5", 400_000),
+        ("1.5E+6", 1_500_000),
         ("400k", 400_000),
         ("1.5M", 1_500_000),
         ("8m", 8_000_000),
@@ -220,7 +223,8 @@ def test_tokens_have_suffixes(text: str, tokens: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["0", "-5", "1e6", "k", "4 00", "400kk", "1.5.5M", "nan", "inf", "0.0001k", "9999999G"]
+    "text",
+    ["0", "-5", "1e-6", "1e999", "2,5M", "40,00", "k", "4 00", "400kk", "1.5.5M", "nan", "inf", "0.0001k", "9999999G"],
 )
 def test_what_is_no_number_of_tokens_is_refused_by_name(text: str) -> None:
     with pytest.raises(UserError, match=r"^BUDGET_TOKENS="):

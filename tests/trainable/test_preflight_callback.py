@@ -170,7 +170,7 @@ def test_labels_that_are_all_masked_are_named(
             item = super().__getitem__(index)
             return {**item, "labels": torch.full_like(item["labels"], -100)}
 
-    with pytest.raises(UserError, match="labels: .*every label is -100|labels: .*labels that are all -100"):
+    with pytest.raises(UserError, match=r"labels: .*every label is -100|labels: .*labels that are all -100"):
         train(make_model(), data=AllMasked(corpus), gradient_accumulation_steps=accumulate)
 
 
@@ -196,7 +196,7 @@ def test_the_first_labels_are_looked_at_whichever_micro_batch_has_them(
 
 
 def test_weights_in_float16_are_named(make_model: MakeModel, train: Callable[..., Any]) -> None:
-    with pytest.raises(UserError, match="in float16 .*Keep the weights in fp32"):
+    with pytest.raises(UserError, match=r"in float16 .*Keep the weights in fp32"):
         train(make_model().half())
 
 

@@ -268,7 +268,9 @@ def _size_faults(watch: OptimizerWatch, compared: Sequence[_Compared]) -> Iterat
     advice = "Check whether the optimizer keeps its state between steps, and for other code that writes these weights."
     if any(one.tensor.parameter.dtype == torch.float16 for one in wrong):
         words += " in float16"
-        advice = "AdamW's eps and squared gradients are 0 in float16. Keep the weights in fp32; autocast computes in fp16."
+        advice = (
+            "AdamW's eps and squared gradients are 0 in float16. Keep the weights in fp32; autocast computes in fp16."
+        )
     yield f"{words} (by up to {max(one.error_frac for one in wrong):.0%} of its step)", advice
 
 
