@@ -183,7 +183,7 @@ WITH_TORCH = [
     ("run BLOCK_SIZE=2048 BUDGET_TOKENS=8M", "is longer than the 1024 positions of GPT2_MODEL_NAME=tiny"),
     (
         "train EVAL_BLOCK_SIZE=2048",
-        "tiny. Set EVAL_BLOCK_SIZE, or the space's [evaluation] block_size, to 1024 or less",
+        "tiny-scratch. Set EVAL_BLOCK_SIZE, or the space's [evaluation] block_size, to 1024 or less",
     ),
     ("train BLOCK_SIZE=2048", "block_size=2048 is longer than the 1024 positions of GPT2_MODEL_NAME=tiny"),
     ("train CHECKPOINT_PATH={}/cut.pt", "cut.pt is damaged or not a file of torch.save"),

@@ -50,6 +50,17 @@ class OwnLoss(Trainer):  # type: ignore[misc]
         return (loss, output) if return_outputs else loss
 
 
+class FusedLoss(Trainer):  # type: ignore[misc]
+    """Computes the loss from the hidden states and the head's weights, without the head's own forward, as TRL does."""
+
+    shift, sign = 1, 1
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **more: Any) -> Any:
+        hidden = model.base_model(input_ids=inputs["input_ids"]).last_hidden_state
+        logits = hidden[:, : -self.shift] @ model.get_output_embeddings().weight.T
+        return self.sign * F.cross_entropy(logits.flatten(0, 1), inputs["labels"][:, self.shift :].flatten())
+
+
 @pytest.fixture
 def train(corpus: Corpus, tmp_path: Path) -> Callable[..., tuple[PreTrainedModel, PreflightCallback | None]]:
     """Return a function that trains a model with a Trainer, with the callback unless told otherwise."""
@@ -93,6 +104,7 @@ SOUND: dict[str, tuple[str, dict[str, Any]]] = {
     "untied, warm-up from 0": ("untied", {"warmup_steps": 50, "weight_decay": 0.1, "learning_rate": 5e-5}),
     "bf16": ("gpt2", {"bf16": True}),
     "own loss": ("llama", {"trainer_class": OwnLoss, "weight_decay": 0.1}),
+    "a fused loss": ("llama", {"trainer_class": FusedLoss}),
     "label smoothing": ("gpt2", {"label_smoothing_factor": 0.1}),
     "gradient checkpointing": ("llama", {"activation_checkpointing": True}),
     "adafactor": ("gpt2", {"optim": "adafactor"}),
@@ -145,6 +157,22 @@ def test_a_loss_of_their_own_that_shifts_twice_is_stopped(
     Twice.shift = own_shift
     with pytest.raises(UserError, match=advice):
         train(make_model(), trainer_class=Twice, shift=shift)
+
+
+@pytest.mark.parametrize(
+    ("by", "sign", "words"),
+    [(2, 1, r"\+2 100%.*shifted twice"), (3, 1, r"\+3 100%.*too often"), (1, -1, "next token less likely")],
+)
+@pytest.mark.parametrize("family", ["gpt2", "untied"])
+def test_a_fused_loss_of_other_targets_is_stopped(
+    by: int, sign: int, words: str, family: str, make_model: MakeModel, train: Callable[..., Any]
+) -> None:
+    class Wrong(FusedLoss):
+        shift = by
+
+    Wrong.sign = sign
+    with pytest.raises(UserError, match=words):
+        train(make_model(family), trainer_class=Wrong)
 
 
 def test_masked_prompts_and_padding_are_no_fault(

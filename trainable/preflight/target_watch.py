@@ -1,6 +1,7 @@
 """Which token a loss trains on, read from its gradient: however the loss is computed, and whoever computes it."""
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from trainable.preflight.label_check import ADVICE, NAME
 from trainable.preflight.offset_profile import OFFSETS
 
 SCALE_PLACES = 64
+FUSED_PLACES = 256
 SCALE_MARGIN = 0.03
 """bf16 gradients have three digits, and a whole scale is a third or more away from the next."""
 CLEAR_FRAC = 0.9
@@ -22,6 +24,8 @@ class TargetWatch:
 
     The gradient of a cross-entropy with respect to its logits is (softmax - one-hot) times a weight: at every scored
     position the target's entry is the most negative. Scales, label smoothing, accumulation and precision leave it so.
+    A fused loss (TRL's, Liger's) makes no logits. The gradient of what the head reads is then these times the head's
+    weights: it has the direction of their mean less the target's.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
@@ -30,6 +34,9 @@ class TargetWatch:
         self._targets: torch.Tensor | None = None
         self._is_scored: torch.Tensor | None = None
         self._is_finite = True
+        self._is_fused = False
+        self._scored = 0
+        """Positions with a target, of the whole batch."""
         self._opposed: torch.Tensor | None = None
         """(B, T), the tokens that the loss would have less likely than any other."""
         self._few_logits: torch.Tensor | None = None
@@ -37,10 +44,14 @@ class TargetWatch:
         """How many times the mean loss of its scored positions this loss is."""
         self._hooks: list[Any] = []
         if (causal := causal_model(model)) is not None:
+            self._head = causal.get_output_embeddings()
             self._hooks = [
                 causal.register_forward_pre_hook(self._read_ids, with_kwargs=True),
-                causal.get_output_embeddings().register_forward_hook(self._read_logits),
+                self._head.register_forward_hook(self._read_logits),
             ]
+            if (base := causal.base_model) is not causal:
+                self._hooks.append(base.register_forward_pre_hook(self._read_ids, with_kwargs=True))
+                self._hooks.append(base.register_forward_hook(self._read_hidden))
 
     def close(self) -> None:
         """Leave nothing attached to the model."""
@@ -66,6 +77,9 @@ class TargetWatch:
         best = max(shares, key=lambda offset: shares[offset])
         listed = ", ".join(f"{offset:+d} {share:.0%}" for offset, share in shares.items())
         failed = shares[1] < CLEAR_FRAC <= shares[best]
+        if self._is_fused and max(*shares.values(), self._share(self._opposed, 1)) < CLEAR_FRAC:
+            # A head that scales or caps its logits hides the direction.
+            return skipped(NAME, "the loss does not go through the model's own output layer")
         unclear = "The targets are not the batch's own next tokens. Right only if the loss is meant so."
         expected = "+1, the next token, at every scored position"
         if shares[1] < CLEAR_FRAC <= self._share(self._opposed, 1):
@@ -82,7 +96,7 @@ class TargetWatch:
 
     def check_scale(self, micro_batches: int) -> Check:
         """Return whether this loss is a mean, and divided by the micro-batches of a step where there are several."""
-        scored = 0 if self._is_scored is None else int(self._is_scored.sum())
+        scored = self._scored
         advice = ""
         if scored > 1 and abs(self._scale / scored - 1) < SCALE_MARGIN:
             advice = "It is the sum over the tokens: gradients, and what the clip leaves of them, grow with the batch."
@@ -126,7 +140,44 @@ class TargetWatch:
         lowest, targets = self._few(gradient).float().min(-1)
         p = self._few_logits.softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
         weights = (-lowest / (1 - p))[lowest < 0]
-        self._scale = float(weights.mean() * self._is_scored.sum())
+        self._scored = int(self._is_scored.sum())
+        self._scale = float(weights.mean() * self._scored)
+
+    def _read_hidden(self, module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        hidden = output[0] if isinstance(output, tuple) else getattr(output, "last_hidden_state", None)
+        if self._targets is not None or self.ids is None or not isinstance(hidden, torch.Tensor):
+            return
+        width = getattr(self._head, "weight", torch.empty(0)).shape[-1]
+        if hidden.requires_grad and hidden.shape[:2] == self.ids.shape and hidden.shape[2:] == (width,):
+            read = hidden.detach()
+            hidden.register_hook(partial(self._read_hidden_gradient, read))  # type: ignore[no-untyped-call]
+
+    def _read_hidden_gradient(self, hidden: torch.Tensor, gradient: torch.Tensor) -> None:
+        # The logits' own gradient comes before, where there is one.
+        if self._targets is not None:
+            return
+        assert self.ids is not None
+        gradient = gradient.detach()
+        scored = gradient.ne(0).any(-1).flatten().nonzero().squeeze(-1)
+        self._is_fused, self._scored = True, len(scored)
+        some = scored[torch.linspace(0, len(scored) - 1, min(FUSED_PLACES, len(scored)), device=scored.device).long()]
+        head = self._head.weight.detach().float()
+        few, slope = (values.flatten(0, 1)[some].float() for values in (hidden, gradient))  # (N, d)
+        logits = few @ head.T  # (N, V)
+        if (bias := getattr(self._head, "bias", None)) is not None:
+            logits = logits + bias.detach().float()
+        p = logits.softmax(-1)
+        mean = p @ head  # (N, d)
+        along = (slope * mean).sum(-1, keepdim=True) - slope @ head.T
+        squared = (mean.square().sum(-1, keepdim=True) - 2 * mean @ head.T + head.square().sum(-1)).clamp(min=1e-12)
+        cosine = along / squared.sqrt()
+        self._is_finite = bool(slope.isfinite().all())
+        flat = torch.full((self.ids.numel(),), -1, device=self.ids.device)
+        self._targets = flat.index_copy(0, some, cosine.argmax(-1)).view_as(self.ids)
+        self._opposed = flat.index_copy(0, some, cosine.argmin(-1)).view_as(self.ids)
+        self._is_scored = self._targets.ge(0) & self._is_finite
+        weights = (along / squared).gather(-1, cosine.argmax(-1, keepdim=True))
+        self._scale = float(weights.mean()) * self._scored
 
     def _share(self, targets: torch.Tensor, offset: int) -> float:
         assert self.ids is not None
