@@ -155,6 +155,7 @@ CHEAP = [
     ),
     ("train CHECKPOINT_PATH={}/no_text", "no_text has none of model.safetensors, pytorch_model.bin; it holds nothing."),
     ("train CHECKPOINT_PATH={}/empty.pt", "empty.pt is empty"),
+    ("diagnose TARGET={}/empty.txt GPT2_MODEL_NAME=./nowhere", "GPT2_MODEL_NAME=./nowhere: there is no such folder."),
     ("train SAVE_MODEL={0}/empty.pt/model", "empty.pt is not a folder. Name another folder."),
     (
         "run BASELINE=docmented",

@@ -24,7 +24,7 @@ from transformers import (
 from trainable.checkpoint.checkpoint_path import check_checkpoint_path
 from trainable.errors import UserError
 from trainable.model.fingerprint import model_fingerprint
-from trainable.model.model_names import PRESETS, SHIPPED, check_model_name, model_folder
+from trainable.model.model_names import PRESETS, SHIPPED, check_model_name, model_folder, vocab_size_of
 from trainable.model.models import (
     _tuned,
     check_model,
@@ -395,6 +395,12 @@ def test_a_block_longer_than_the_positions_is_refused(make_model: MakeModel, fam
         words = rf"^{wrong}=65 is longer than the 64 positions of GPT2_MODEL_NAME=mine\. Set {setting}"
         with pytest.raises(UserError, match=words):
             check_model(model, "mine", block_size=sizes[0], eval_block_size=sizes[1], vocab_size=300)
+
+
+def test_a_vocabulary_is_as_large_as_the_model_says(make_model: MakeModel, tmp_path: Path) -> None:
+    make_model("llama").save_pretrained(tmp_path / "mine")
+    assert [vocab_size_of(name) for name in ("tiny", "gpt2-scratch", str(tmp_path / "mine"))] == [2048, 50_257, 300]
+    assert vocab_size_of("nobody/nothing") is None
 
 
 def test_the_shipped_model_is_found_and_small_wherever_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,16 @@ def files_folder(name: str) -> Path | None:
     return model_folder(name) or hub_folder(name)
 
 
+def vocab_size_of(name: str) -> int | None:
+    """Return the vocabulary's size of a preset, or as a model's config says it; None where that is not here."""
+    if name in PRESETS:
+        return PRESETS[name]["vocab_size"]
+    folder = files_folder(name)
+    config = folder and json_object(folder / "config.json")
+    size = config and (config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size"))
+    return size if isinstance(size, int) else None
+
+
 def is_to_fetch(name: str) -> bool:
     """Return whether it is a hub name whose files are not here. Raises as model_folder() does."""
     return name not in PRESETS and files_folder(name) is None

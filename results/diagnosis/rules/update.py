@@ -32,13 +32,24 @@ def _no_gradient(run: RunView) -> Diagnosis | None:
         return None
     from_start = len(tail) == len(norms)
     since = "in every row" if from_start else f"from {run.unit} {tail.steps[0]} on"
+    next_step = (
+        "look for detach(), no_grad() around a layer, requires_grad=False, or a loss that does not depend "
+        "on the weights; make preflight names the tensors without gradient"
+    )
+    losses = run.train.between(tail.steps[0], tail.steps[-1])
+    if losses and not any(losses):
+        # A Trainer writes 0 for the NaN of a mean over nothing.
+        since += ", and so is the loss"
+        next_step = (
+            "look at the labels, which must all be -100: at what masks prompts and padding, and at answers that are "
+            "cut off"
+        )
     return Diagnosis(
         kind="detached_gradients",
         confidence=0.95,
         summary=f"the gradient norm is 0 {since}: nothing reaches the trainable weights",
         evidence=f"{len(tail)} of {len(norms)} recorded norms are 0, {run.unit}s {tail.steps[0]} to {tail.steps[-1]}",
-        next_step="look for detach(), no_grad() around a layer, requires_grad=False, or a loss that does not depend "
-        "on the weights; make preflight names the tensors without gradient",
+        next_step=next_step,
         steps=(tail.steps[0], tail.steps[-1]),
     )
 
