@@ -331,6 +331,13 @@ def test_no_gradient(log: Path) -> None:
     assert "detached_gradients" not in kinds(found(log, trainer_log(losses, norm=0.3)))
 
 
+@pytest.mark.parametrize(("start", "is_wrong"), [(-5.0, True), (-0.2, False)])
+def test_minus_the_likelihood_s_loss_is_named(log: Path, start: float, is_wrong: bool) -> None:
+    findings = found(log, trainer_log([start * (1 + index / 10) for index in range(20)]))
+    assert ("wrong_objective" in kinds(findings)) is is_wrong
+    assert not is_wrong or findings[0].summary.startswith("the loss is negative, down to -14.5")
+
+
 def test_no_gradient_and_no_loss_are_masked_labels(log: Path) -> None:
     masked, cut = (found(log, trainer_log([loss] * 20, norm=0.0))[0] for loss in (0.0, 4.5))
     assert masked.kind == cut.kind == "detached_gradients"

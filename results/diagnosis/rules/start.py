@@ -34,6 +34,8 @@ LOWEST_FRACS = ((5.75, 0.04), (3.5, 0.02), (1.5, 0.008))
 """(First loss of at least, share of it below which no held-out loss falls). For random weights 0.04 is 0.1
 nats/character, half of the best loss on stories for children. Right pretrained weights start below 5.75, and a
 fine-tune on templates or class labels ends low: a run that starts lower must fall further to be called wrong."""
+NEGATIVE_NATS = -1.0
+"""A policy gradient's loss scatters around 0."""
 FEW_STEPS = 3000
 """Random weights do not come down to twice that share in so few."""
 FLAT_NATS = 0.1
@@ -42,7 +44,22 @@ FLAT_NATS = 0.1
 def start_finding(run: RunView) -> Diagnosis | None:
     """Return what the first and the lowest losses prove."""
     # A model that is shown its targets starts as high as one with wrong labels; only its lowest loss tells them apart.
-    return _too_low(run) or _impossible_start(run)
+    return _negative(run) or _too_low(run) or _impossible_start(run)
+
+
+def _negative(run: RunView) -> Diagnosis | None:
+    if run.start_loss is None or run.start_loss > NEGATIVE_NATS:
+        return None
+    lowest = min(run.coarse.values)
+    return Diagnosis(
+        kind="wrong_objective",
+        confidence=0.9,
+        summary=f"the loss is negative, down to {lowest:.3g}, and a cross-entropy never is: it is minus the loss, or "
+        "another one",
+        evidence=f"the first losses, at {run.unit} {run.start_step}: {_first_losses(run)}",
+        next_step="look at the sign and at what the loss is made of: the likelihood of the next token is to rise",
+        steps=(run.start_step, run.last_step),
+    )
 
 
 def _too_low(run: RunView) -> Diagnosis | None:

@@ -70,8 +70,13 @@ def _learning_rate_zero(run: RunView) -> Diagnosis | None:
     zeros = _constant_tail(rates, upto=0.0)
     if len(zeros) < 3:
         return None
+    next_step = (
+        "set the schedule's horizon to the optimizer steps of the run (not micro-batches, not an earlier "
+        "run's), and step it once an optimizer step"
+    )
     if len(zeros) == len(rates):
         summary = "the learning rate is 0 in every row: nothing is trained"
+        next_step = f"look at the learning rate that was set; if it is not 0, {next_step}"
     else:
         end = run.trace.total_steps or run.last_step
         span = zeros.steps[-1] - zeros.steps[0]
@@ -83,8 +88,7 @@ def _learning_rate_zero(run: RunView) -> Diagnosis | None:
         confidence=0.95,
         summary=summary,
         evidence=f"{len(zeros)} of {len(rates)} recorded rates are 0; the highest is {max(rates.values):.2e}",
-        next_step="set the schedule's horizon to the optimizer steps of the run (not micro-batches, not an earlier "
-        "run's), and step it once an optimizer step",
+        next_step=next_step,
         steps=(zeros.steps[0], zeros.steps[-1]),
     )
 
