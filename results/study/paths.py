@@ -22,7 +22,9 @@ def path_error(path: Path) -> str | None:
 
 
 def expanded(text: str, variable: str) -> Path:
-    """Return a person's path as absolute. Raises UserError, naming the variable, for ~NAME of an unknown user."""
+    """Return a person's path as absolute. Raises UserError, naming the variable, for a URL and an unknown ~NAME."""
+    if "://" in text:
+        raise UserError(f"{variable}={text} is a URL. Name a file or a folder of this machine.")
     try:
         return Path(text).expanduser().absolute()
     except RuntimeError:

@@ -167,6 +167,14 @@ CHEAP = [
         "run ADDRESS=10.0.0.5",
         "ADDRESS=10.0.0.5: no Ray cluster answers there (it names no port). Write auto or HOST:6379",
     ),
+    (
+        "run TRAINING_DATA_SOURCE=https://a.org/b.txt",
+        "TRAINING_DATA_SOURCE=https://a.org/b.txt is a URL. Name a file or",
+    ),
+    (
+        "train CHECKPOINT_PATH={}/model.safetensors.index.json",
+        "lists the files of a folder's weights. Name the folder: ",
+    ),
     ("train CHECKPOINT_PATH=~nobody_at_all/a.pt", "CHECKPOINT_PATH='~nobody_at_all/a.pt': there is no such user"),
     ("run CHECKPOINT_PATH={}/garbage.pt", "garbage.pt is damaged or not a file of torch.save"),
     # Space files.
