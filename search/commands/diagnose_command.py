@@ -14,7 +14,13 @@ from results.study.paths import expanded, path_error, picture_path, shown
 from search.options import Options
 from search.setup.inputs import check_inputs, load_text
 from search.terminal.console import Preparing, Terminal
-from trainable.checkpoint.checkpoint_path import CHECKPOINT_SUFFIXES, INDEX_SUFFIX, TORCH_SAVE_STARTS, is_safetensors
+from trainable.checkpoint.checkpoint_path import (
+    CHECKPOINT_SUFFIXES,
+    INDEX_SUFFIX,
+    TORCH_SAVE_STARTS,
+    checkpoint_folders,
+    is_safetensors,
+)
 from trainable.errors import UserError, did_you_mean, reason
 from trainable.model.model_names import PRESETS, check_model_name, vocab_size_of
 
@@ -55,7 +61,7 @@ def _report(target: str, options: Options, progress: Preparing) -> tuple[Report,
         raise UserError(f"TARGET={target} is not a study, STUDY/TRIAL, file or folder.{did_you_mean(target, known)}")
     if path.name.endswith(INDEX_SUFFIX):
         path = path.parent
-    if path.is_dir() and not any(_is_checkpoint(entry) or entry.is_dir() for entry in path.iterdir()):
+    if path.is_dir() and not checkpoint_folders(path) and not any(map(_is_checkpoint, path.iterdir())):
         path = log_in(path)
     if path.is_dir() or _is_checkpoint(path):
         return _checkpoints(target, path, options, progress), picture
