@@ -89,7 +89,7 @@ def read_training_log(path: Path) -> RunTrace:
 
 
 def log_in(folder: Path) -> Path:
-    """Return the log of a logger's folder or of its runs' (the newest of several), or the folder where it holds none."""
+    """Return the log of a logger's folder, or of its runs' (the newest); the folder where it holds none."""
     # Not of any name one deeper.
     for pattern in (*LOG_NAMES, *(f"*/{name}" for name in LOG_NAMES[:-1])):
         logs = sorted(filter(Path.is_file, folder.glob(pattern)), key=lambda path: (path.stat().st_mtime, path.name))
