@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 
 from results.study.paths import expanded
 from results.words import list_words
-from search.option_names import OTHER_NAMES, VENV, make_names, nearly, typed_names
+from search.option_names import OTHER_NAMES, TYPED_NAMES, VENV, make_names, nearly, space_hint, typed_names
 from spaces.budget import parse_duration
 from spaces.protocol import AUTO
 from trainable.config import (
@@ -418,7 +418,7 @@ def read_options(assignments: Sequence[str]) -> Options:
     for word in assignments:
         name, equals, text = word.partition("=")
         if not equals:
-            near = did_you_mean(f"{word.upper()}=", [f"{name}=" for name in KNOWN])
+            near = space_hint(word) or did_you_mean(f"{word.upper()}=", [f"{name}=" for name in KNOWN])
             raise UserError(f"{word!r} is not of the form NAME=value.{near}")
         _check_name(name)
         texts[name] = text.strip()
@@ -524,7 +524,7 @@ def _refusal(error: ErrorDetails, texts: Mapping[str, str]) -> UserError:
 
 def _check_name(name: str) -> None:
     if name not in KNOWN:
-        word = OTHER_NAMES.get(name.upper(), name.upper())
+        word = {**OTHER_NAMES, **TYPED_NAMES}.get(name.upper(), name.upper())
         raise UserError(f"there is no variable {name!r}.{did_you_mean(word, KNOWN)}")
 
 

@@ -160,7 +160,9 @@ def check_study_name(name: str) -> None:
         raise UserError(f"STUDY: a name of {len(name)} characters; at most {MAX_NAME_CHARACTERS} are allowed.")
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
         if "/" in name:
-            alone = Path(name).name
+            above, _, alone = name.rstrip("/").rpartition("/")
+            # diagnose alone takes STUDY/TRIAL.
+            alone = Path(above).name if alone.isdecimal() and above else alone
             raise UserError(f"STUDY={name!r} cannot name a study: it is a path. Write its name alone, STUDY={alone}.")
         raise UserError(
             f"STUDY={name!r} cannot name a study: use letters, digits, '.', '-' and '_'; the first is not '.' or '-'."
