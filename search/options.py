@@ -241,13 +241,13 @@ class Options(BaseModel):
     """number of trials, the baseline included, or auto to end once more would gain too little; resume: +2 for two
     more"""
     budget_tokens: Tokens | None = None
-    """training tokens of a full-length trial, e.g. 400000 or 8M; export, train STUDY=: stretch the winner to so many"""
+    """training tokens of a full-length trial, e.g. 400000, 4e5 or 8M; export, train STUDY=: stretch the winner to so many"""
     steps: Annotated[Whole | None, ReadBy("export", "train")] = None
     """stretch the winner's schedule to so many optimizer steps"""
     budget_time: Duration | None = None
     """device time of a full-length trial in place of tokens: 10m, 90s, 1h30m or 600 (seconds)"""
     warm_start: Annotated[Text | None, ReadBy("a search")] = None
-    """a study whose results the searcher learns from, its best run first"""
+    """a study whose results the searcher learns from, its best runs first"""
     force: Annotated[Flag, ReadBy("resume")] = False
     """1 goes on although the space file has changed"""
     baseline: Text | None = None

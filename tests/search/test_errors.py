@@ -109,6 +109,7 @@ CHEAP = [
         "run TRIALS=Auto",
         "TRIALS='Auto' is not a whole number. TRIALS: number of trials, the baseline included, or auto",
     ),
+    ("baseline COMPARE=documented", "COMPARE=documented is the baseline itself. Unset it, or name another."),
     ("baseline COMPARE=after", "COMPARE='after' is not a documented configuration. Known: before, documented."),
     ("train TRAINING_STEPS=0", "training_steps (TRAINING_STEPS) is 0; it must be at least 1"),
     ("train LR_SCHEDULE=linear WARMUP_STEPS=5000", "warmup_steps=5000 is longer than the run of training_steps=2000"),
