@@ -241,7 +241,8 @@ class Options(BaseModel):
     """number of trials, the baseline included, or auto to end once more would gain too little; resume: +2 for two
     more"""
     budget_tokens: Tokens | None = None
-    """training tokens of a full-length trial, e.g. 400000, 4e5 or 8M; export, train STUDY=: stretch the winner to so many"""
+    """training tokens of a full-length trial, e.g. 400000, 4e5 or 8M; export, train STUDY=: stretch the winner to so
+    many"""
     steps: Annotated[Whole | None, ReadBy("export", "train")] = None
     """stretch the winner's schedule to so many optimizer steps"""
     budget_time: Duration | None = None
