@@ -281,8 +281,11 @@ class _Reader:
 
     def _merge(self, row: LogRow) -> None:
         before = self._open_row
-        same = before is not None and (before.step, before.run) == (row.step, row.run)
-        same = same and (row.step is not None or before.epoch == row.epoch)
+        same = (
+            before is not None
+            and (before.step, before.run) == (row.step, row.run)
+            and (row.step is not None or before.epoch == row.epoch)
+        )
         if before is not None and not is_same(before.val_loss, row.val_loss):
             if same and before.val_loss == self._last_val:
                 # The step's own evaluation comes after a line that repeats the one before.
