@@ -49,6 +49,21 @@ def test_a_value_may_hold_an_equals_sign() -> None:
     assert read_options(["TRAINING_DATA_SOURCE=a=b.txt"]).training_data_source == Path("a=b.txt").absolute()
 
 
+def test_a_path_through_the_folder_above_is_told_without_it(tmp_path: Path) -> None:
+    for name in ("a/b", "c/d"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "a" / "text").write_text("x")
+    (tmp_path / "link").symlink_to(tmp_path / "c" / "d")
+    above, behind, gone = (
+        read_options([f"TRAINING_DATA_SOURCE={tmp_path}/{path}"]).training_data_source
+        for path in ("a/b/../text", "link/../d", "a/../gone")
+    )
+    assert above == tmp_path / "a" / "text"
+    # Behind a link the folder above is that of what it links to.
+    assert behind == tmp_path / "link" / ".." / "d"
+    assert gone == tmp_path / "a" / ".." / "gone"
+
+
 def test_a_folder_given_as_a_word_is_where_later_code_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STUDIES_DIR", "elsewhere")
     read_options([f"STUDIES_DIR={tmp_path}"])

@@ -7,7 +7,7 @@ from typing import Any
 from trainable.checkpoint.checkpoint_path import check_checkpoint_path, check_links
 from trainable.errors import UserError, reason
 from trainable.model.hub_models import check_hub_name, hub_folder
-from trainable.regular_files import MAX_FILE_BYTES, cannot_make, json_object
+from trainable.regular_files import MAX_FILE_BYTES, cannot_make, json_object, whole_path
 
 PRESETS: Mapping[str, Mapping[str, int]] = {
     "tiny-scratch": {"n_layer": 4, "n_head": 4, "n_embd": 128, "vocab_size": 2048, "n_positions": 1024},
@@ -31,7 +31,7 @@ def model_folder(name: str) -> Path | None:
     # A folder of the same name in the working directory is not meant: ./tiny is.
     if name in PRESETS:
         return None
-    folder = SHIPPED.get(name) or Path(name).expanduser().absolute()
+    folder = SHIPPED.get(name) or whole_path(name)
     return folder if folder.is_dir() else None
 
 
