@@ -90,6 +90,7 @@ def gradient_faults(watch: OptimizerWatch) -> Iterator[Finding]:
     idle = [one for one in held if not one.has_gradient]
     if idle and (watch.moving_steps > 1 or idle == held):
         advice = "Look for detach(), no_grad, zero_grad() before the step, and a clip to 0."
+        advice += " Labels that are all -100 give none either." if idle == watch.tensors else ""
         yield words_of(idle, watch, f"without gradient in {watch.steps} steps"), advice
     kept = [one for one in held if one.kept_gradient]
     if kept:

@@ -8,7 +8,7 @@ import torch
 
 from trainable.preflight.causality import causal_model
 from trainable.preflight.check_result import Check, judged, skipped
-from trainable.preflight.label_check import ADVICE, NAME
+from trainable.preflight.label_check import ADVICE, LABELS_EXPECTED, MASKED_ADVICE, NAME
 from trainable.preflight.offset_profile import OFFSETS
 
 SCALE_PLACES = 64
@@ -69,10 +69,10 @@ class TargetWatch:
             return skipped(NAME, "the loss does not go through the model's own output layer at all positions")
         if not self.has_targets:
             measured = "the loss's gradient is " + ("0 at every position" if self._is_finite else "not finite")
-            advice = "Look at what masks prompts and padding, and cuts off answers: every label is -100."
+            advice = MASKED_ADVICE
             if not self._is_finite:
                 advice = "Look at the weights and their number format; a mean over labels that are all -100 is NaN too."
-            return judged(NAME, failed=True, measured=measured, expected="labels to learn from", advice=advice)
+            return judged(NAME, failed=True, measured=measured, expected=LABELS_EXPECTED, advice=advice)
         shares = {offset: self._share(self._targets, offset) for offset in OFFSETS}
         best = max(shares, key=lambda offset: shares[offset])
         listed = ", ".join(f"{offset:+d} {share:.0%}" for offset, share in shares.items())
