@@ -81,7 +81,7 @@ class MoreTrials(int):
 
 
 def _trials(value: Any) -> Any:
-    text = str(value)
+    text = str(value).lower()
     if text == AUTO:
         return text
     number = MoreTrials(_whole(text[1:])) if text.startswith("+") else _whole(text)
@@ -98,17 +98,18 @@ def _flag(value: Any) -> Any:
 
 
 def _compile_mode(value: Any) -> Any:
-    return value if value in ("auto", "on", "off") else "on" if _flag(value) else "off"
+    word = str(value).lower()
+    return word if word in ("auto", "on", "off") else "on" if _flag(value) else "off"
 
 
 def _concurrency(value: Any) -> Any:
-    return value if value == "auto" else _whole(value)
+    return "auto" if str(value).lower() == "auto" else _whole(value)
 
 
 def _device(value: str) -> str:
-    if value.partition(":")[0] not in ("cuda", "mps", "cpu"):
+    if value.lower().partition(":")[0] not in ("cuda", "mps", "cpu"):
         raise ValueError("is not a device. Choose cuda, mps or cpu, or unset it.")
-    return value
+    return value.lower()
 
 
 def _documented(value: str) -> str:

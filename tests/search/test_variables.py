@@ -218,6 +218,12 @@ def test_the_makefile_called_from_elsewhere_says_how_to_call_it(tmp_path: Path) 
     assert list(tmp_path.iterdir()) == [folder]
 
 
+def test_words_may_be_written_large() -> None:
+    read = parse_options({"TRIALS": "Auto", "COMPILE": "ON", "CONCURRENCY": "AUTO", "DEVICE": "CPU", "USE_LORA": "YES"})
+    assert (read.trials, read.compile, read.concurrency, read.device) == ("auto", "on", "auto", "cpu")
+    assert read.hyperparameters == {"use_lora": True}
+
+
 @pytest.mark.parametrize(
     ("text", "tokens"),
     [
