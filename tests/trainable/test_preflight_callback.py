@@ -175,6 +175,14 @@ def test_a_fused_loss_of_other_targets_is_stopped(
         train(make_model(family), trainer_class=Wrong)
 
 
+def test_a_head_that_cannot_be_read_is_left_alone(
+    make_model: MakeModel, train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainable.preflight.target_watch.type", lambda weight: object, raising=False)
+    _, callback = train(make_model(), trainer_class=FusedLoss)
+    assert [check.status for check in callback.checks if check.name == "labels"] == ["skipped"]
+
+
 def test_masked_prompts_and_padding_are_no_fault(
     make_model: MakeModel, corpus: Corpus, train: Callable[..., Any]
 ) -> None:

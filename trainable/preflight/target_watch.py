@@ -1,6 +1,7 @@
 """Which token a loss trains on, read from its gradient: however the loss is computed, and whoever computes it."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,9 @@ from trainable.preflight.label_check import ADVICE, LABELS_EXPECTED, MASKED_ADVI
 from trainable.preflight.offset_profile import OFFSETS
 
 SCALE_PLACES = 64
-FUSED_PLACES = 256
+FUSED_PLACES = 128
+HEAD_ROWS = 8192
+"""Of the head at a time in fp32: all of a large one would take gibibytes."""
 SCALE_MARGIN = 0.03
 """bf16 gradients have three digits, and a whole scale is a third or more away from the next."""
 CLEAR_FRAC = 0.9
@@ -147,8 +150,11 @@ class TargetWatch:
         hidden = output[0] if isinstance(output, tuple) else getattr(output, "last_hidden_state", None)
         if self._targets is not None or self.ids is None or not isinstance(hidden, torch.Tensor):
             return
-        width = getattr(self._head, "weight", torch.empty(0)).shape[-1]
-        if hidden.requires_grad and hidden.shape[:2] == self.ids.shape and hidden.shape[2:] == (width,):
+        weight: Any = getattr(self._head, "weight", None)
+        # A sharded or quantized one is of another type or shape.
+        is_plain = type(weight) in (torch.Tensor, torch.nn.Parameter) and weight.device == hidden.device
+        is_plain = is_plain and weight.is_floating_point() and weight.shape[1:] == hidden.shape[2:]
+        if is_plain and hidden.requires_grad and hidden.shape[:2] == self.ids.shape:
             read = hidden.detach()
             hidden.register_hook(partial(self._read_hidden_gradient, read))  # type: ignore[no-untyped-call]
 
@@ -161,15 +167,22 @@ class TargetWatch:
         scored = gradient.ne(0).any(-1).flatten().nonzero().squeeze(-1)
         self._is_fused, self._scored = True, len(scored)
         some = scored[torch.linspace(0, len(scored) - 1, min(FUSED_PLACES, len(scored)), device=scored.device).long()]
-        head = self._head.weight.detach().float()
         few, slope = (values.flatten(0, 1)[some].float() for values in (hidden, gradient))  # (N, d)
-        logits = few @ head.T  # (N, V)
+        parts = torch.split(self._head.weight.detach(), HEAD_ROWS)
+
+        def for_each_token(of: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:  # (N, V)
+            return torch.cat([of(rows.float()) for rows in parts], -1)
+
+        logits = for_each_token(lambda rows: few @ rows.T)
         if (bias := getattr(self._head, "bias", None)) is not None:
             logits = logits + bias.detach().float()
-        p = logits.softmax(-1)
-        mean = p @ head  # (N, d)
-        along = (slope * mean).sum(-1, keepdim=True) - slope @ head.T
-        squared = (mean.square().sum(-1, keepdim=True) - 2 * mean @ head.T + head.square().sum(-1)).clamp(min=1e-12)
+        shares = torch.split(logits.softmax(-1), HEAD_ROWS, -1)
+        mean = sum((share @ rows.float() for share, rows in zip(shares, parts, strict=True)), torch.zeros_like(few))
+        along = (slope * mean).sum(-1, keepdim=True) - for_each_token(lambda rows: slope @ rows.T)
+        squared = mean.square().sum(-1, keepdim=True) - for_each_token(
+            lambda rows: 2 * mean @ rows.T - rows.square().sum(-1)
+        )
+        squared = squared.clamp(min=1e-12)
         cosine = along / squared.sqrt()
         self._is_finite = bool(slope.isfinite().all())
         flat = torch.full((self.ids.numel(),), -1, device=self.ids.device)
