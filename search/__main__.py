@@ -135,11 +135,11 @@ class _Parser(argparse.ArgumentParser):
 
 def _check_command(words: Sequence[str]) -> None:
     """Raise UserError for an unknown command, with the nearest one: argparse would list them all."""
+    from search.option_names import space_hint
+
     word = next((word for word in words if not word.startswith("-")), None)
     if word is not None and word not in COMMANDS:
-        near = did_you_mean(word, (*COMMANDS, *MAKE_NAMES))
-        if Path(__file__).parents[1].joinpath("spaces", f"{word}.toml").is_file():
-            near = f" Did you mean SPACE={word}?"
+        near = space_hint(word) or did_you_mean(word, (*COMMANDS, *MAKE_NAMES))
         raise UserError(f"there is no command {word!r}.{near} `make help` lists them.")
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 MAKE_WORDS = "MAKE_WORDS"
 """In it the Makefile passes make's command line: in MAKEFLAGS make 3.81 does not separate it from options."""
@@ -16,8 +17,12 @@ OTHER_NAMES = {
     "SEQ_LEN": "BLOCK_SIZE",
     "CONTEXT_LENGTH": "BLOCK_SIZE",
     "GRADIENT_ACCUMULATION_STEPS": "GRAD_ACCUM_STEPS",
+    "PER_DEVICE_TRAIN_BATCH_SIZE": "BATCH_SIZE",
+    "MODEL_NAME_OR_PATH": "GPT2_MODEL_NAME",
 }
 """Our variable by its name in other programs."""
+TYPED_NAMES = {"MODEL": "GPT2_MODEL_NAME", "DATA": "TRAINING_DATA_SOURCE", "TEXT": "TRAINING_DATA_SOURCE"}
+"""The same, of names that an environment may have for anything."""
 NOT_MEANT = ("COMPILER",)
 """Other programs' variables that are near to one of ours."""
 SHORTEST = 4
@@ -25,6 +30,12 @@ SHORTEST = 4
 VENV = "VENV"
 """make's own, which a printed next step must repeat."""
 _MAKES_OWN = re.compile(rf"MAKE\w*|SHELL|PYTHON|{VENV}|\.\w+|CURDIR|MFLAGS|ARGS")
+
+
+def space_hint(word: str) -> str:
+    """Return " Did you mean SPACE=word?" where a space is called so, else ""."""
+    spaces = {path.stem for path in Path(__file__).parents[1].joinpath("spaces").glob("*.toml")}
+    return f" Did you mean SPACE={word}?" if word in spaces else ""
 
 
 def make_names(environ: Mapping[str, str]) -> list[str]:

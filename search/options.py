@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 
 from results.study.paths import expanded
 from results.words import list_words
-from search.option_names import OTHER_NAMES, VENV, make_names, nearly, typed_names
+from search.option_names import OTHER_NAMES, TYPED_NAMES, VENV, make_names, nearly, space_hint, typed_names
 from spaces.budget import parse_duration
 from spaces.protocol import AUTO
 from trainable.config import (
@@ -41,6 +41,8 @@ MOST_A_DEVICE = 16
 """Trials on a CPU core or a GPU. Each is a process of half a gibibyte, which begins before their memory is checked."""
 BOUND_WORDS = {"ge": "at least", "gt": "more than", "le": "at most"}
 LONGEST_SHOWN = 60
+NUMBER = r"((?:\d{1,3}(?:,\d{3})+|\d[\d_]*)(?:\.\d+)?(?:[eE]\+?\d+)?)([kKmMgGbB]?)"
+"""Of tokens: 400000, 400_000, 400,000, 4e5 or 400k. A comma that is not of thousands is some languages' point."""
 SCALES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}
 GCS_PATIENCE_S = 60
 LENGTHS = ("BUDGET_TIME", "BUDGET_TOKENS", "STEPS")
@@ -63,7 +65,7 @@ def _number(value: Any) -> Any:
 
 
 def _tokens(value: Any) -> Any:
-    match = re.fullmatch(r"(\d[\d_]*(?:\.\d+)?)([kKmMgGbB]?)", str(value))
+    match = re.fullmatch(NUMBER, str(value))
     if match is None:
         raise ValueError("is not a number of tokens such as 400000, 400k or 8M")
     return _scaled(match[1], match[2])
@@ -79,7 +81,7 @@ class MoreTrials(int):
 
 
 def _trials(value: Any) -> Any:
-    text = str(value)
+    text = str(value).lower()
     if text == AUTO:
         return text
     number = MoreTrials(_whole(text[1:])) if text.startswith("+") else _whole(text)
@@ -96,17 +98,18 @@ def _flag(value: Any) -> Any:
 
 
 def _compile_mode(value: Any) -> Any:
-    return value if value in ("auto", "on", "off") else "on" if _flag(value) else "off"
+    word = str(value).lower()
+    return word if word in ("auto", "on", "off") else "on" if _flag(value) else "off"
 
 
 def _concurrency(value: Any) -> Any:
-    return value if value == "auto" else _whole(value)
+    return "auto" if str(value).lower() == "auto" else _whole(value)
 
 
 def _device(value: str) -> str:
-    if value.partition(":")[0] not in ("cuda", "mps", "cpu"):
+    if value.lower().partition(":")[0] not in ("cuda", "mps", "cpu"):
         raise ValueError("is not a device. Choose cuda, mps or cpu, or unset it.")
-    return value
+    return value.lower()
 
 
 def _documented(value: str) -> str:
@@ -120,8 +123,7 @@ def parse_range(text: str) -> tuple[int, int]:
 
     Raises UserError for anything else and for an empty or reversed range.
     """
-    position = r"(\d[\d_,]*(?:\.\d+)?)([KMG]?)"
-    match = re.fullmatch(rf"\s*{position}\s*[-–:]\s*{position}\s*", text, re.IGNORECASE)
+    match = re.fullmatch(rf"\s*{NUMBER}\s*[-–:]\s*{NUMBER}\s*", text)
     if match is None:
         raise UserError(f"RANGE={text!r} is not a range of token positions. Write it as 2.0M-2.5M, 500K-1M or 0-20000.")
     first, end = _scaled(*match.group(1, 2)), _scaled(*match.group(3, 4))
@@ -240,13 +242,14 @@ class Options(BaseModel):
     """number of trials, the baseline included, or auto to end once more would gain too little; resume: +2 for two
     more"""
     budget_tokens: Tokens | None = None
-    """training tokens of a full-length trial, e.g. 400000 or 8M; export, train STUDY=: stretch the winner to so many"""
+    """training tokens of a full-length trial, e.g. 400000, 4e5 or 8M; export, train STUDY=: stretch the winner to so
+    many"""
     steps: Annotated[Whole | None, ReadBy("export", "train")] = None
     """stretch the winner's schedule to so many optimizer steps"""
     budget_time: Duration | None = None
     """device time of a full-length trial in place of tokens: 10m, 90s, 1h30m or 600 (seconds)"""
     warm_start: Annotated[Text | None, ReadBy("a search")] = None
-    """a study whose results the searcher learns from, its best run first"""
+    """a study whose results the searcher learns from, its best runs first"""
     force: Annotated[Flag, ReadBy("resume")] = False
     """1 goes on although the space file has changed"""
     baseline: Text | None = None
@@ -417,7 +420,7 @@ def read_options(assignments: Sequence[str]) -> Options:
     for word in assignments:
         name, equals, text = word.partition("=")
         if not equals:
-            near = did_you_mean(f"{word.upper()}=", [f"{name}=" for name in KNOWN])
+            near = space_hint(word) or did_you_mean(f"{word.upper()}=", [f"{name}=" for name in KNOWN])
             raise UserError(f"{word!r} is not of the form NAME=value.{near}")
         _check_name(name)
         texts[name] = text.strip()
@@ -523,7 +526,7 @@ def _refusal(error: ErrorDetails, texts: Mapping[str, str]) -> UserError:
 
 def _check_name(name: str) -> None:
     if name not in KNOWN:
-        word = OTHER_NAMES.get(name.upper(), name.upper())
+        word = {**OTHER_NAMES, **TYPED_NAMES}.get(name.upper(), name.upper())
         raise UserError(f"there is no variable {name!r}.{did_you_mean(word, KNOWN)}")
 
 

@@ -57,7 +57,8 @@ class MachineError(Exception):
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return " Did you mean 'x'?" for the nearest known word; where none is near, the known words if they are few."""
     names = sorted(known)
-    near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    same = [name for name in names if name.lower() == word.lower()]
+    near = same or difflib.get_close_matches(word, names, n=1, cutoff=0.6)
     if near:
         return f" Did you mean '{near[0]}'?"
     return f" Known: {', '.join(names)}." if 0 < len(names) <= MOST_LISTED else ""

@@ -38,6 +38,25 @@ def json_object(path: Path) -> dict[str, Any] | None:
     return document if isinstance(document, dict) else None
 
 
+def whole_path(text: str) -> Path:
+    """Return a person's path as absolute, without .. where that leads to the same. Raises RuntimeError for ~NOBODY."""
+    path = Path(text).expanduser().absolute()
+    plain = Path(os.path.normpath(path))
+    try:
+        # Behind a link .. is elsewhere.
+        return plain if plain.samefile(path) else path
+    except (OSError, ValueError):
+        return path
+
+
+def cannot_make(path: Path) -> tuple[Path, str] | None:
+    """Return (where, why) nothing can be made at `path`, as far as can be seen without writing; None if it can."""
+    there = next(one for one in (path, *path.parents) if one.exists())
+    if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+        return None
+    return there, "cannot be written to" if there.is_dir() else "is not a folder"
+
+
 def leads_out(entry: Path, folder: Path) -> bool:
     """Return whether an entry of a resolved folder is a link to something outside it."""
     try:

@@ -161,8 +161,8 @@ def _check_same_weights(config: TrialConfig, checkpoint: Checkpoint) -> None:
 def _state(spec: RunSpec, config: TrialConfig, checkpoint: Checkpoint | None) -> TrainState:
     check_corpus(spec.corpus, block_size=config.block_size, eval_block_size=spec.protocol.block_size)
     model, adapter_base = load_run_model(spec, config, checkpoint)
-    longest = max(config.block_size, spec.protocol.block_size)
-    check_model(model, spec.model_name, block_size=longest, vocab_size=spec.corpus.vocab_size)
+    blocks = {"block_size": config.block_size, "eval_block_size": spec.protocol.block_size}
+    check_model(model, spec.model_name, **blocks, vocab_size=spec.corpus.vocab_size)
     device = torch.device(spec.device)
     allow_tf32(device)
     state = new_state(

@@ -77,9 +77,8 @@ def _findings(facts: CheckpointFacts, unigram_entropy: float | None) -> Iterator
         yield Diagnosis(
             kind="nonfinite_weights",
             confidence=1.0,
-            summary=f"{len(facts.nonfinite_tensors)} tensors hold NaN or infinite weights: nothing can go on from "
-            "this checkpoint",
-            evidence=first_of(facts.nonfinite_tensors, SHOWN),
+            summary="NaN or infinite weights: nothing can go on from this checkpoint",
+            evidence=f"in {first_of(facts.nonfinite_tensors, SHOWN)}",
             next_step="go back to an earlier checkpoint; make diagnose TARGET=<its log> shows where it began",
         )
         return
@@ -189,7 +188,7 @@ def _gradients(facts: CheckpointFacts) -> Iterator[Diagnosis]:
             kind="detached_gradients",
             confidence=0.6,
             summary=f"{len(unchanged)} of {compared} tensors did not change {since}: frozen, or without a gradient",
-            evidence=first_of(unchanged, SHOWN),
+            evidence=f"in {first_of(unchanged, SHOWN)}",
             next_step="if they are not frozen on purpose, look there for no_grad(), detach() or requires_grad=False",
         )
 

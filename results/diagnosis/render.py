@@ -46,20 +46,23 @@ class Report:
 
 def report_of_trace(trace: RunTrace, *, context: Context) -> Report:
     """Return the report of a run, and of the runs before it in the same log as far as they add something."""
-    findings = diagnose(trace, context=context)
-    known = {finding.kind for finding in findings}
+    findings: list[Diagnosis] = []
     runs = len(trace.earlier_runs) + 1
-    for number, earlier in enumerate(trace.earlier_runs, start=1):
-        for finding in diagnose(earlier, context=context):
-            if finding.kind not in known:
-                known.add(finding.kind)
-                findings.append(
-                    replace(finding, summary=f"in run {number} of the {runs} in this log: {finding.summary}")
-                )
+    for number, one in [(runs, trace), *enumerate(trace.earlier_runs, start=1)]:
+        where = f"in run {one.run or f'{number} of the {runs} in this log'}: "
+        known = {finding.kind for finding in findings}
+        findings += [
+            finding
+            if runs == 1 or (number == runs and not one.run)
+            else replace(finding, summary=where + finding.summary)
+            for finding in diagnose(one, context=context)
+            if finding.kind not in known
+        ]
     notes = list(trace.notes)
     if runs > 1:
         notes.append(
-            f"the log holds {runs} runs from the start; this is of the last, earlier ones where they add something"
+            f"the log holds {runs} runs from the start; this is of the last{trace.run and f' ({trace.run})'}, "
+            "earlier ones where they add something"
         )
     if trace.restarts:
         notes.append(f"the log starts again at {trace.unit} {', '.join(str(step) for step in trace.restarts[:8])}")

@@ -26,6 +26,8 @@ class RunTrace:
 
     source: str
     """The file or trial, for a person."""
+    run: str = ""
+    """Its name, where a file holds several runs by name."""
     origin: Origin
     unit: Unit = "step"
     """What `steps` counts: a log without step numbers has rows."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from results.study.atomic import write_document
 from results.study.paths import expanded, path_error, shown
 from trainable.errors import UserError, did_you_mean, reason
-from trainable.regular_files import read_regular, sync_folder
+from trainable.regular_files import cannot_make, read_regular, sync_folder
 
 if TYPE_CHECKING:
     from results.study.tables import Row
@@ -149,9 +149,8 @@ def studies_dir() -> Path:
 def check_studies_dir() -> None:
     """Raises UserError where no study can be made in studies_dir(), as far as can be seen without writing."""
     folder = studies_dir()
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        why = "cannot be written to" if there.is_dir() else "is not a folder"
+    if (refused := cannot_make(folder)) is not None:
+        there, why = refused
         raise UserError(f"cannot make a study in {shown(folder)}: {shown(there)} {why}. Set STUDIES_DIR to a folder.")
 
 
@@ -161,7 +160,9 @@ def check_study_name(name: str) -> None:
         raise UserError(f"STUDY: a name of {len(name)} characters; at most {MAX_NAME_CHARACTERS} are allowed.")
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
         if "/" in name:
-            alone = Path(name).name
+            above, _, alone = name.rstrip("/").rpartition("/")
+            # diagnose alone takes STUDY/TRIAL.
+            alone = Path(above).name if alone.isdecimal() and above else alone
             raise UserError(f"STUDY={name!r} cannot name a study: it is a path. Write its name alone, STUDY={alone}.")
         raise UserError(
             f"STUDY={name!r} cannot name a study: use letters, digits, '.', '-' and '_'; the first is not '.' or '-'."

@@ -5,6 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from trainable.errors import UserError, reason
+from trainable.regular_files import whole_path
 
 PICTURES = "results/pictures"
 """Below the current folder, ignored by git: pictures of logs, checkpoints and texts, which belong to no study."""
@@ -22,9 +23,11 @@ def path_error(path: Path) -> str | None:
 
 
 def expanded(text: str, variable: str) -> Path:
-    """Return a person's path as absolute. Raises UserError, naming the variable, for ~NAME of an unknown user."""
+    """Return a person's path as absolute. Raises UserError, naming the variable, for a URL and an unknown ~NAME."""
+    if "://" in text:
+        raise UserError(f"{variable}={text} is a URL. Name a file or a folder of this machine.")
     try:
-        return Path(text).expanduser().absolute()
+        return whole_path(text)
     except RuntimeError:
         raise UserError(f"{variable}={text!r}: there is no such user. Write the whole path.") from None
 

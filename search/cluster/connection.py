@@ -157,6 +157,8 @@ def check_port(address: str) -> None:
             f"--address http://{host}:8265 --working-dir . -- python -m search run ADDRESS=auto STORAGE=s3://..."
         )
     try:
+        if not host:
+            raise ValueError("it names no port")
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
     except (OSError, ValueError, OverflowError) as error:
         raise UserError(

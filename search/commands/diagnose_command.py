@@ -14,8 +14,15 @@ from results.study.paths import expanded, path_error, picture_path, shown
 from search.options import Options
 from search.setup.inputs import check_inputs, load_text
 from search.terminal.console import Preparing, Terminal
-from trainable.checkpoint.checkpoint_path import CHECKPOINT_SUFFIXES, INDEX_SUFFIX, TORCH_SAVE_STARTS, is_safetensors
+from trainable.checkpoint.checkpoint_path import (
+    CHECKPOINT_SUFFIXES,
+    INDEX_SUFFIX,
+    TORCH_SAVE_STARTS,
+    checkpoint_folders,
+    is_safetensors,
+)
 from trainable.errors import UserError, did_you_mean, reason
+from trainable.model.model_names import PRESETS, check_model_name, vocab_size_of
 
 
 def diagnose_command(options: Options, terminal: Terminal) -> int:
@@ -54,12 +61,21 @@ def _report(target: str, options: Options, progress: Preparing) -> tuple[Report,
         raise UserError(f"TARGET={target} is not a study, STUDY/TRIAL, file or folder.{did_you_mean(target, known)}")
     if path.name.endswith(INDEX_SUFFIX):
         path = path.parent
-    if path.is_dir() and not any(_is_checkpoint(entry) or entry.is_dir() for entry in path.iterdir()):
+    if path.is_dir() and not checkpoint_folders(path) and not any(map(_is_checkpoint, path.iterdir())):
         path = log_in(path)
     if path.is_dir() or _is_checkpoint(path):
         return _checkpoints(target, path, options, progress), picture
-    context = Context(pretrained=None if options.gpt2_model_name is None else True)
+    context = _context(options.gpt2_model_name)
     return report_of_trace(read_training_log(path), context=context), picture
+
+
+def _context(model_name: str | None) -> Context:
+    """Return what the name of the model says of a log."""
+    if model_name is None:
+        return Context()
+    if model_name.startswith((".", "/", "~")):  # a hub's name is not looked up for a log
+        check_model_name(model_name)
+    return Context(pretrained=model_name not in PRESETS, vocab_size=vocab_size_of(model_name))
 
 
 def _is_checkpoint(path: Path) -> bool:

@@ -11,12 +11,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from results.study.folder import Study, list_studies, open_study
+from results.study.folder import LATEST, Study, find_study, list_studies, open_study
 from results.study.paths import expanded, path_error
 from results.winner import winner_of
 from results.words import config_words, value_words
 from search.options import KNOWN, check_lora, parse_options, with_default_warmup
-from trainable.checkpoint.checkpoint_path import CHECKPOINT_SUFFIXES, check_links, trainer_state
+from trainable.checkpoint.checkpoint_path import CHECKPOINT_SUFFIXES, check_links, checkpoint_folders, trainer_state
 from trainable.checkpoint.trainer_args import read_trainer_args
 from trainable.config import BASELINES, DOCUMENTED, ENV_NAMES, HYPERPARAMETERS, TrialConfig, config_from, make_config
 from trainable.errors import UserError, did_you_mean, first_of, reason
@@ -71,11 +71,15 @@ def read_baseline(text: str) -> Baseline:
     if _is_file(text):
         path = expanded(text, "BASELINE")
         # What a shell completes: the file that makes the folder what it is.
-        path = path.parent if path.name in ("trainer_state.json", "study.json") else path
+        path = path.parent if path.name in ("trainer_state.json", "training_args.bin", "study.json") else path
         study = Study(path)
         if path_error(study.study_json) is not None or not study.study_json.is_file():
             return _of_file(text, path)
     else:
+        studies = [study.name for study in list_studies()]
+        if text != LATEST and find_study(text) is None:
+            near = did_you_mean(text, [*BASELINES, *studies])
+            raise UserError(f"BASELINE={text} is no built-in configuration, file, folder or study.{near}")
         study = open_study(text)
     best = winner_of(study).trial
     if best is None:
@@ -187,7 +191,9 @@ def _of_model_folder(where: str, path: Path) -> _Read:
 def _of_trainer(where: str, path: Path) -> _Read:
     state, arguments = trainer_state(path), read_trainer_args(path)
     if state is None and not arguments:
-        raise UserError(f"{where} is not a Trainer's checkpoint-N: it has no trainer_state.json. Name another folder.")
+        inside = checkpoint_folders(path)
+        other = f"one of those in it, such as {inside[-1]}" if inside else "another folder"
+        raise UserError(f"{where} is not a Trainer's checkpoint-N: it has no trainer_state.json. Name {other}.")
     state = state or {}
     values: dict[str, Any] = {
         "batch_size": state.get("train_batch_size") or arguments.get("per_device_train_batch_size")

@@ -132,6 +132,8 @@ def plan_study(
     study = Study(studies_dir() / study_name(options, draft.name if kind == "search" else kind))
     check_mirrors(options, progress, new_study=study.name)
     configs = baseline_configs(draft, settings) if kind == "baseline" else []
+    if configs[1:] == configs[:1] != []:
+        raise UserError(f"COMPARE={settings.compare} is the baseline itself. Unset it, or name another.")
     loaded = load_for(asked_of(kind, draft, settings, trials_planned=draft.trials), options, progress)
     progress("checking that model, text and settings fit together", 0.0)
     check_fit(loaded, configs or [draft.baseline, largest_config(draft), *_with_lora(draft)])

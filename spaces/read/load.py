@@ -72,7 +72,8 @@ def space_from_tables(tables: Mapping[str, Any], *, name: str, path: str) -> Sea
 
 def _read_baseline(top: Table) -> tuple[str, TrialConfig, float | None]:
     if not isinstance(top.values.get("baseline", ""), dict):
-        name = top.text("baseline", "documented", BASELINES)
+        remedy = " A file or a study is named on the command line, by BASELINE=."
+        name = top.text("baseline", "documented", BASELINES, remedy=remedy)
         return name, BASELINES[name], None
     table = top.table("baseline")
     names = [key for key in HYPERPARAMETERS if key != "seed"]

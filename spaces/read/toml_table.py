@@ -67,13 +67,14 @@ class Table:
             raise Table(self.path, title, {}).error(f"must be a table, not {shown(value)}.{remedy}")
         return Table(self.path, title, value)
 
-    def text(self, key: str, default: str, choices: Collection[str] = ()) -> str:
+    def text(self, key: str, default: str, choices: Collection[str] = (), *, remedy: str = "") -> str:
         """Return a string, one of `choices` if there are any."""
         value = self.values.get(key, default)
         if not isinstance(value, str):
             raise self.error(f"must be a string, not {shown(value)}.", key)
         if choices and value not in choices:
-            raise self.error(f"has no choice {shown(value)}.{did_you_mean(value[:_LONGEST_WORD], choices)}", key)
+            near = did_you_mean(value[:_LONGEST_WORD], choices)
+            raise self.error(f"has no choice {shown(value)}.{near}{remedy}", key)
         return value
 
     def integer(self, key: str, default: int) -> int:

@@ -331,6 +331,36 @@ def test_no_gradient(log: Path) -> None:
     assert "detached_gradients" not in kinds(found(log, trainer_log(losses, norm=0.3)))
 
 
+@pytest.mark.parametrize(("start", "is_wrong"), [(-5.0, True), (-0.2, False)])
+def test_minus_the_likelihood_s_loss_is_named(log: Path, start: float, is_wrong: bool) -> None:
+    findings = found(log, trainer_log([start * (1 + index / 10) for index in range(20)]))
+    assert ("wrong_objective" in kinds(findings)) is is_wrong
+    assert not is_wrong or findings[0].summary.startswith("the loss is negative, down to -14.5")
+
+
+def test_no_gradient_and_no_loss_are_masked_labels(log: Path) -> None:
+    masked, cut = (found(log, trainer_log([loss] * 20, norm=0.0))[0] for loss in (0.0, 4.5))
+    assert masked.kind == cut.kind == "detached_gradients"
+    assert masked.next_step.startswith("look at the labels, which must all be -100")
+    assert cut.next_step.startswith("look for detach()")
+
+
+@pytest.mark.parametrize(
+    ("start", "vocab_size", "cause"),
+    [
+        (9.2, 50_257, "labels shifted twice"),
+        (10.3, 50_257, "padding that is scored"),
+        (11.2, 2048, "another tokenizer's ids, which give more than uniform guessing (7.6)"),
+        (15.0, 2048, "a loss that is a sum"),
+    ],
+)
+def test_the_cause_of_a_high_start_fits_its_number(log: Path, start: float, vocab_size: int, cause: str) -> None:
+    losses = [start - 0.05 * index for index in range(20)]
+    [finding, *_] = found(log, trainer_log(losses), Context(vocab_size=vocab_size, pretrained=True))
+    assert finding.kind == "impossible_initial_loss"
+    assert f"What fits: {cause}" in finding.summary
+
+
 @pytest.mark.parametrize(
     ("loss", "norm", "summary"),
     [

@@ -245,8 +245,9 @@ def test_an_unknown_study_gets_the_nearest_name(studies: Path, make_document: Ma
         open_study("platau-0412")
     with pytest.raises(UserError, match=r"Known: plateau-0412\.$"):
         open_study("zzz")
-    with pytest.raises(UserError, match="cannot name a study"):
-        open_study("../plateau-0412")
+    for path in ("../plateau-0412", "plateau-0412/3", "/studies/plateau-0412/"):
+        with pytest.raises(UserError, match=r"cannot name a study: it is a path.*STUDY=plateau-0412\.$"):
+            open_study(path)
 
 
 @pytest.mark.parametrize("name", ["latest", "plateau"])

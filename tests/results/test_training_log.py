@@ -1,5 +1,6 @@
 import gzip
 import math
+import os
 import re
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 
 from results.diagnosis.logs import training_log
 from results.diagnosis.logs.lines import read_line, read_owner_progress, with_decimal_points
-from results.diagnosis.logs.training_log import read_training_log
+from results.diagnosis.logs.training_log import log_in, read_training_log
 from results.diagnosis.render import report_of_trace
 from results.diagnosis.run_view import Context
 from results.diagnosis.trace import RunTrace
@@ -480,6 +481,36 @@ def test_each_run_of_a_wandb_export_is_a_run(tmp_path: Path) -> None:
     (earlier,) = trace.earlier_runs
     assert (earlier.train_loss[0], trace.train_loss[0]) == (3.10, 2.10)
     assert len(earlier.steps) == len(trace.steps) == 20
+    assert (earlier.run, trace.run) == ("a-1", "b-2")
+
+
+def test_a_folder_of_runs_is_the_newest_run(tmp_path: Path) -> None:
+    (tmp_path / "search.log").mkdir()
+    assert log_in(tmp_path) == tmp_path
+    for number, name in enumerate(("version_0/metrics.csv", "version_1/metrics.csv", "other/a.log")):
+        path = tmp_path / name
+        path.parent.mkdir()
+        path.write_text("step,train_loss\n")
+        os.utime(path, (number, number))
+    assert log_in(tmp_path) == tmp_path / "version_1" / "metrics.csv"
+    assert log_in(tmp_path / "other") == tmp_path / "other" / "a.log"
+
+
+def test_a_finding_in_a_wandb_export_names_its_run(tmp_path: Path) -> None:
+    def loss(run: str, step: int) -> str:
+        # The second logs more rarely, from a later step on.
+        if run == "b-2":
+            return f"{3 - step / 10_000:.4f}" if step % 20 == 10 else ""
+        return f"{3 - step / 10_000 if step < 1000 else min(9.0, 3 + (step - 1000) / 100):.4f}"
+
+    header = '"Step","a-1 - train/loss","b-2 - train/loss"\n'
+    rows = "".join(f'"{step}","{loss("a-1", step)}","{loss("b-2", step)}"\n' for step in range(0, 2000, 10))
+    (tmp_path / "export.csv").write_text(header + rows)
+    trace = read_training_log(tmp_path / "export.csv")
+    assert (trace.steps[0], len(trace.steps), len(trace.earlier_runs)) == (10, 100, 1)
+    report = report_of_trace(trace, context=Context())
+    assert report.headline.startswith("In run a-1: the loss diverges")
+    assert report.notes[-1].endswith("this is of the last (b-2), earlier ones where they add something")
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped"])

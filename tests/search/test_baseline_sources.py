@@ -195,6 +195,9 @@ def test_a_trainers_arguments_are_read_and_nothing_of_them_runs(trainer_folder: 
         seed=11,
     )
     assert any("does not say block_size 128" in note for note in baseline.notes)
+    assert read_baseline(str(trainer_folder / "training_args.bin")).config == baseline.config
+    with pytest.raises(UserError, match=f"Name one of those in it, such as {trainer_folder}\\.$"):
+        read_baseline(str(trainer_folder.parent))
 
 
 def test_without_its_arguments_a_trainers_state_still_says_something(trainer_folder: Path, tmp_path: Path) -> None:

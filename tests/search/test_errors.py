@@ -96,7 +96,7 @@ CHEAP = [
     ("run LR=3e-4", "there is no variable 'LR'. Did you mean 'LEARNING_RATE'?"),
     ("run STUDY=latest", "STUDY=latest means the study that was made last"),
     ("run STUDY=taken", "study taken exists. Choose another STUDY= name."),
-    ("run BASELINE=nobody", "there is no study in"),
+    ("run BASELINE=nobody", "BASELINE=nobody is no built-in configuration, file, folder or study. Known: before, doc"),
     (f"run BASELINE={'n' * 300}", "nnn: File name too long. Name a .env file, a checkpoint, a folder or a study."),
     (f"run BASELINE={'n' * 300}.env", ".env: File name too long. Name a .env file, a checkpoint, a folder or a study."),
     ("run SPACE=platau", "no space named 'platau' in spaces/. Did you mean 'plateau'?"),
@@ -109,6 +109,7 @@ CHEAP = [
         "run TRIALS=Auto",
         "TRIALS='Auto' is not a whole number. TRIALS: number of trials, the baseline included, or auto",
     ),
+    ("baseline COMPARE=documented", "COMPARE=documented is the baseline itself. Unset it, or name another."),
     ("baseline COMPARE=after", "COMPARE='after' is not a documented configuration. Known: before, documented."),
     ("train TRAINING_STEPS=0", "training_steps (TRAINING_STEPS) is 0; it must be at least 1"),
     ("train LR_SCHEDULE=linear WARMUP_STEPS=5000", "warmup_steps=5000 is longer than the run of training_steps=2000"),
@@ -155,6 +156,26 @@ CHEAP = [
     ),
     ("train CHECKPOINT_PATH={}/no_text", "no_text has none of model.safetensors, pytorch_model.bin; it holds nothing."),
     ("train CHECKPOINT_PATH={}/empty.pt", "empty.pt is empty"),
+    ("diagnose TARGET={}/empty.txt GPT2_MODEL_NAME=./nowhere", "GPT2_MODEL_NAME=./nowhere: there is no such folder."),
+    ("train SAVE_MODEL={0}/empty.pt/model", "empty.pt is not a folder. Name another folder."),
+    (
+        "run BASELINE=docmented",
+        "BASELINE=docmented is no built-in configuration, file, folder or study. Did you mean 'doc",
+    ),
+    ("run LR_SCHEDULE=WSD", "lr_schedule (LR_SCHEDULE) has no choice 'WSD'. Did you mean 'wsd'?"),
+    ("run STORAGE=s3://", "STORAGE=s3:// names no bucket. Write it as s3://bucket/prefix."),
+    (
+        "run ADDRESS=10.0.0.5",
+        "ADDRESS=10.0.0.5: no Ray cluster answers there (it names no port). Write auto or HOST:6379",
+    ),
+    (
+        "run TRAINING_DATA_SOURCE=https://a.org/b.txt",
+        "TRAINING_DATA_SOURCE=https://a.org/b.txt is a URL. Name a file or",
+    ),
+    (
+        "train CHECKPOINT_PATH={}/model.safetensors.index.json",
+        "lists the files of a folder's weights. Name the folder: ",
+    ),
     ("train CHECKPOINT_PATH=~nobody_at_all/a.pt", "CHECKPOINT_PATH='~nobody_at_all/a.pt': there is no such user"),
     ("run CHECKPOINT_PATH={}/garbage.pt", "garbage.pt is damaged or not a file of torch.save"),
     # Space files.
@@ -170,6 +191,10 @@ CHEAP = [
 WITH_TORCH = [
     ("run TRAINING_DATA_SOURCE={}/short.txt", "the corpus is too short"),
     ("run BLOCK_SIZE=2048 BUDGET_TOKENS=8M", "is longer than the 1024 positions of GPT2_MODEL_NAME=tiny"),
+    (
+        "train EVAL_BLOCK_SIZE=2048",
+        "tiny-scratch. Set EVAL_BLOCK_SIZE, or the space's [evaluation] block_size, to 1024 or less",
+    ),
     ("train BLOCK_SIZE=2048", "block_size=2048 is longer than the 1024 positions of GPT2_MODEL_NAME=tiny"),
     ("train CHECKPOINT_PATH={}/cut.pt", "cut.pt is damaged or not a file of torch.save"),
     ("train CHECKPOINT_PATH={}/bomb.pt", "was refused and nothing of it ran: it holds Python objects"),

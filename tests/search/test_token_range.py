@@ -15,6 +15,7 @@ from trainable.errors import UserError
         ("500k-1m", (500_000, 1_000_000)),
         ("0-20000", (0, 20_000)),
         ("1,000-2_000", (1000, 2000)),
+        ("1e6-2.5e6", (1_000_000, 2_500_000)),
         (" 1.5K - 2K ", (1500, 2000)),
         ("1G–2G", (1_000_000_000, 2_000_000_000)),
         ("1.2345K-2K", (1234, 2000)),
@@ -25,7 +26,7 @@ def test_ranges(text: str, expected: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "2M", "2M-", "-2M", "2M-3X", "a-b", "1-2-3", "-1-2", "2M..3M", "nan-inf", "1e6-2e6"]
+    "text", ["", "2M", "2M-", "-2M", "2M-3X", "a-b", "1-2-3", "-1-2", "2M..3M", "nan-inf", "2,0M-2,5M"]
 )
 def test_what_is_no_range_is_refused(text: str) -> None:
     with pytest.raises(UserError, match=r"is not a range of token positions\. Write it as 2\.0M-2\.5M"):

@@ -49,6 +49,21 @@ def test_a_value_may_hold_an_equals_sign() -> None:
     assert read_options(["TRAINING_DATA_SOURCE=a=b.txt"]).training_data_source == Path("a=b.txt").absolute()
 
 
+def test_a_path_through_the_folder_above_is_told_without_it(tmp_path: Path) -> None:
+    for name in ("a/b", "c/d"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "a" / "text").write_text("x")
+    (tmp_path / "link").symlink_to(tmp_path / "c" / "d")
+    above, behind, gone = (
+        read_options([f"TRAINING_DATA_SOURCE={tmp_path}/{path}"]).training_data_source
+        for path in ("a/b/../text", "link/../d", "a/../gone")
+    )
+    assert above == tmp_path / "a" / "text"
+    # Behind a link the folder above is that of what it links to.
+    assert behind == tmp_path / "link" / ".." / "d"
+    assert gone == tmp_path / "a" / ".." / "gone"
+
+
 def test_a_folder_given_as_a_word_is_where_later_code_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STUDIES_DIR", "elsewhere")
     read_options([f"STUDIES_DIR={tmp_path}"])
@@ -62,7 +77,8 @@ def test_a_folder_given_as_a_word_is_where_later_code_looks(tmp_path: Path, monk
         ("BATCH_SZE=8", "there is no variable 'BATCH_SZE'. Did you mean 'BATCH_SIZE'?"),
         ("batch_size=8", "there is no variable 'batch_size'. Did you mean 'BATCH_SIZE'?"),
         ("=8", "there is no variable ''."),
-        ("plateau", "'plateau' is not of the form NAME=value."),
+        ("plateau", "'plateau' is not of the form NAME=value. Did you mean SPACE=plateau?"),
+        ("MODEL=gpt2", "there is no variable 'MODEL'. Did you mean 'GPT2_MODEL_NAME'?"),
         ("space", "'space' is not of the form NAME=value. Did you mean 'SPACE='?"),
         ("TRIALS", "'TRIALS' is not of the form NAME=value. Did you mean 'TRIALS='?"),
         ("LORA_RNK=8", "there is no variable 'LORA_RNK'. Did you mean 'LORA_RANK'?"),
@@ -202,11 +218,20 @@ def test_the_makefile_called_from_elsewhere_says_how_to_call_it(tmp_path: Path) 
     assert list(tmp_path.iterdir()) == [folder]
 
 
+def test_words_may_be_written_large() -> None:
+    read = parse_options({"TRIALS": "Auto", "COMPILE": "ON", "CONCURRENCY": "AUTO", "DEVICE": "CPU", "USE_LORA": "YES"})
+    assert (read.trials, read.compile, read.concurrency, read.device) == ("auto", "on", "auto", "cpu")
+    assert read.hyperparameters == {"use_lora": True}
+
+
 @pytest.mark.parametrize(
     ("text", "tokens"),
     [
         ("400000", 400_000),
         ("400_000", 400_000),
+        ("400,000", 400_000),
+        ("4e5", 400_000),
+        ("1.5E+6", 1_500_000),
         ("400k", 400_000),
         ("1.5M", 1_500_000),
         ("8m", 8_000_000),
@@ -220,7 +245,8 @@ def test_tokens_have_suffixes(text: str, tokens: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["0", "-5", "1e6", "k", "4 00", "400kk", "1.5.5M", "nan", "inf", "0.0001k", "9999999G"]
+    "text",
+    ["0", "-5", "1e-6", "1e999", "2,5M", "40,00", "k", "4 00", "400kk", "1.5.5M", "nan", "inf", "0.0001k", "9999999G"],
 )
 def test_what_is_no_number_of_tokens_is_refused_by_name(text: str) -> None:
     with pytest.raises(UserError, match=r"^BUDGET_TOKENS="):

@@ -123,7 +123,8 @@ BROKEN: list[tuple[str, str, str]] = [
     (
         "[baseline]\nbatch_size = 4\nblock_size = 32",
         'baseline = "documentd"',
-        "baseline has no choice 'documentd'. Did you mean 'documented'?",
+        "baseline has no choice 'documentd'. Did you mean 'documented'? "
+        "A file or a study is named on the command line, by BASELINE=.",
     ),
     (
         "block_size = 32",

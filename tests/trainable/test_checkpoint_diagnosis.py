@@ -115,6 +115,17 @@ def test_a_right_checkpoint_predicts_the_next_token(right: GPT2LMHeadModel, tmp_
     assert report.notes[1] == "its losses are those of mine: it is that model, or nothing was trained"
 
 
+def test_a_folder_is_not_compared_with_itself(right: GPT2LMHeadModel, tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("checkpoint-1", "checkpoint-2")]
+    for folder in folders:
+        right.save_pretrained(folder)
+    for fact in examine_checkpoints(folders, tokens=text(), model_name=str(folders[-1])):
+        assert (fact.base_name, fact.base_gains) == ("", {})
+        assert fact.no_base == "set GPT2_MODEL_NAME to the pretrained model it began as"
+    [compared] = examine_checkpoints(folders[:1], tokens=text(), model_name=str(folders[-1]))
+    assert compared.base_name == str(folders[-1])
+
+
 def test_doubly_shifted_labels(tmp_path: Path) -> None:
     model = new_model()
     train(model, offset=2)

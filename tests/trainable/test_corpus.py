@@ -118,10 +118,12 @@ def test_a_validation_text_that_is_trained_on_is_refused(tmp_path: Path) -> None
 
 def test_a_source_that_is_none_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
+    write(tmp_path / "json" / "a.jsonl", "{}")
     os.mkfifo(tmp_path / "pipe")
     write(tmp_path / "file", "words")
     for source, what in [
         ("empty", r"the folder holds no text file \(\.txt, \.text, \.md\)"),
+        ("json", r"holds no text file .* DOCUMENTS=jsonl:FIELD reads its JSON lines\. Name a folder with text"),
         ("missing", r"does not exist"),
         ("pipe", r"is not a regular file"),
         ("file/below", r"cannot be used: Not a directory"),

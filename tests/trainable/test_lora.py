@@ -278,7 +278,11 @@ def test_targets_are_linear_layers_below_the_head(make_model: MakeModel, family:
     ("family", "targets", "words"),
     [
         ("gpt2", "q_proj", "no linear layer of this gpt2 model is named 'q_proj'; there are c_attn, c_fc, c_proj"),
-        ("llama", "q_proj,v_prj", "is named 'v_prj'.*Did you mean 'v_proj'"),
+        (
+            "llama",
+            "q_proj,v_prj",
+            "is named 'v_prj'; there are down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj",
+        ),
         ("gpt2", "lm_head", "is named 'lm_head'"),
         ("gpt2", "wte", "is named 'wte'"),
     ],

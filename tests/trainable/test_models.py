@@ -24,7 +24,7 @@ from transformers import (
 from trainable.checkpoint.checkpoint_path import check_checkpoint_path
 from trainable.errors import UserError
 from trainable.model.fingerprint import model_fingerprint
-from trainable.model.model_names import PRESETS, SHIPPED, check_model_name, model_folder
+from trainable.model.model_names import PRESETS, SHIPPED, check_model_name, model_folder, vocab_size_of
 from trainable.model.models import (
     _tuned,
     check_model,
@@ -119,7 +119,7 @@ def test_a_folder_gives_the_weights_saved_in_it(
     assert context_limit(model) == 64
     own = load_tokenizer(name, [])
     assert own.encode("some words").ids == tokenizer.encode("some words").ids
-    check_model(model, name, block_size=64, vocab_size=own.get_vocab_size())
+    check_model(model, name, block_size=64, eval_block_size=64, vocab_size=own.get_vocab_size())
 
 
 def test_a_relative_path_is_a_folder_too(
@@ -379,17 +379,28 @@ def test_a_missing_or_broken_tokenizer_is_refused(folder: Path) -> None:
 
 def test_a_tokenizer_of_another_model_is_refused(make_model: MakeModel) -> None:
     model = make_model()
-    check_model(model, "mine", block_size=2, vocab_size=300)
+    check_model(model, "mine", block_size=2, eval_block_size=2, vocab_size=300)
     with pytest.raises(UserError, match=r"GPT2_MODEL_NAME=mine: its tokenizer has 301 ids and the model embeds 300\."):
-        check_model(model, "mine", block_size=2, vocab_size=301)
+        check_model(model, "mine", block_size=2, eval_block_size=2, vocab_size=301)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_a_block_longer_than_the_positions_is_refused(make_model: MakeModel, family: str) -> None:
     model = make_model(family)
-    check_model(model, "mine", block_size=64, vocab_size=300)
-    with pytest.raises(UserError, match=r"block_size=65 is longer than the 64 positions of GPT2_MODEL_NAME=mine\."):
-        check_model(model, "mine", block_size=65, vocab_size=300)
+    check_model(model, "mine", block_size=64, eval_block_size=64, vocab_size=300)
+    for sizes, wrong, setting in (
+        ((65, 65), "block_size", "BLOCK_SIZE"),
+        ((64, 65), "eval_block_size", "EVAL_BLOCK_SIZE"),
+    ):
+        words = rf"^{wrong}=65 is longer than the 64 positions of GPT2_MODEL_NAME=mine\. Set {setting}"
+        with pytest.raises(UserError, match=words):
+            check_model(model, "mine", block_size=sizes[0], eval_block_size=sizes[1], vocab_size=300)
+
+
+def test_a_vocabulary_is_as_large_as_the_model_says(make_model: MakeModel, tmp_path: Path) -> None:
+    make_model("llama").save_pretrained(tmp_path / "mine")
+    assert [vocab_size_of(name) for name in ("tiny", "gpt2-scratch", str(tmp_path / "mine"))] == [2048, 50_257, 300]
+    assert vocab_size_of("nobody/nothing") is None
 
 
 def test_the_shipped_model_is_found_and_small_wherever_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

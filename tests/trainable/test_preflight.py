@@ -19,7 +19,7 @@ from trainable.evaluation import EvalProtocol
 from trainable.model.models import load_tokenizer
 from trainable.preflight import run_preflight
 from trainable.preflight.check_result import Check
-from trainable.preflight.initial_weights import BASE_NAME
+from trainable.preflight.initial_weights import BASE_NAME, Predictions, check_offsets
 from trainable.run import RunSpec
 
 MakeModel = Callable[..., PreTrainedModel]
@@ -165,7 +165,22 @@ def test_a_pretrained_folder_passes_with_its_tokenizer_and_fails_with_another(
     checks = preflight(spec, tokenizer=other)
     assert "initial loss" in _names(checks, "fail")
     assert "tokenizer" in checks["initial loss"].advice
+    assert "trained on the token at" not in checks["checkpoint offsets"].advice
     assert checks["tokenizer ids"].status == checks["tokenizer fit"].status == "pass"
+
+
+def test_no_token_is_named_where_all_are_worse_than_guessed() -> None:
+    """The shipped model on the ids of another tokenizer."""
+    nats = {-1: 11.71, 0: 10.16, 1: 12.02, 2: 12.14, 3: 12.15}
+    losses = {offset: loss + 0.1 * torch.arange(32).sin().view(4, 8) for offset, loss in nats.items()}
+    found = check_offsets(
+        Predictions(
+            by_offset=losses, next_token=12.0, next_token_error=0.1, uniform=11.0, vocab_size=2048, repeat_frac=0.01
+        ),
+        unigram_entropy=6.1,
+    )
+    assert found.status == "warn"
+    assert found.advice.endswith("trained on other ids than the tokenizer gives.")
 
 
 def _other_ids(tokenizer: Tokenizer) -> Tokenizer:

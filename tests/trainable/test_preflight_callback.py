@@ -50,6 +50,17 @@ class OwnLoss(Trainer):  # type: ignore[misc]
         return (loss, output) if return_outputs else loss
 
 
+class FusedLoss(Trainer):  # type: ignore[misc]
+    """Computes the loss from the hidden states and the head's weights, without the head's own forward, as TRL does."""
+
+    shift, sign = 1, 1
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **more: Any) -> Any:
+        hidden = model.base_model(input_ids=inputs["input_ids"]).last_hidden_state
+        logits = hidden[:, : -self.shift] @ model.get_output_embeddings().weight.T
+        return self.sign * F.cross_entropy(logits.flatten(0, 1), inputs["labels"][:, self.shift :].flatten())
+
+
 @pytest.fixture
 def train(corpus: Corpus, tmp_path: Path) -> Callable[..., tuple[PreTrainedModel, PreflightCallback | None]]:
     """Return a function that trains a model with a Trainer, with the callback unless told otherwise."""
@@ -93,6 +104,7 @@ SOUND: dict[str, tuple[str, dict[str, Any]]] = {
     "untied, warm-up from 0": ("untied", {"warmup_steps": 50, "weight_decay": 0.1, "learning_rate": 5e-5}),
     "bf16": ("gpt2", {"bf16": True}),
     "own loss": ("llama", {"trainer_class": OwnLoss, "weight_decay": 0.1}),
+    "a fused loss": ("llama", {"trainer_class": FusedLoss}),
     "label smoothing": ("gpt2", {"label_smoothing_factor": 0.1}),
     "gradient checkpointing": ("llama", {"activation_checkpointing": True}),
     "adafactor": ("gpt2", {"optim": "adafactor"}),
@@ -147,6 +159,30 @@ def test_a_loss_of_their_own_that_shifts_twice_is_stopped(
         train(make_model(), trainer_class=Twice, shift=shift)
 
 
+@pytest.mark.parametrize(
+    ("by", "sign", "words"),
+    [(2, 1, r"\+2 100%.*shifted twice"), (3, 1, r"\+3 100%.*too often"), (1, -1, "next token less likely")],
+)
+@pytest.mark.parametrize("family", ["gpt2", "untied"])
+def test_a_fused_loss_of_other_targets_is_stopped(
+    by: int, sign: int, words: str, family: str, make_model: MakeModel, train: Callable[..., Any]
+) -> None:
+    class Wrong(FusedLoss):
+        shift = by
+
+    Wrong.sign = sign
+    with pytest.raises(UserError, match=words):
+        train(make_model(family), trainer_class=Wrong)
+
+
+def test_a_head_that_cannot_be_read_is_left_alone(
+    make_model: MakeModel, train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainable.preflight.target_watch.type", lambda weight: object, raising=False)
+    _, callback = train(make_model(), trainer_class=FusedLoss)
+    assert [check.status for check in callback.checks if check.name == "labels"] == ["skipped"]
+
+
 def test_masked_prompts_and_padding_are_no_fault(
     make_model: MakeModel, corpus: Corpus, train: Callable[..., Any]
 ) -> None:
@@ -159,6 +195,45 @@ def test_masked_prompts_and_padding_are_no_fault(
 
     _, callback = train(make_model(), data=Masked(corpus))
     assert callback.checks[0].status == "pass", callback.checks
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_labels_that_are_all_masked_are_named(
+    accumulate: int, make_model: MakeModel, corpus: Corpus, train: Callable[..., Any]
+) -> None:
+    class AllMasked(Windows):
+        def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+            item = super().__getitem__(index)
+            return {**item, "labels": torch.full_like(item["labels"], -100)}
+
+    with pytest.raises(UserError, match=r"labels: .*every label is -100|labels: .*labels that are all -100"):
+        train(make_model(), data=AllMasked(corpus), gradient_accumulation_steps=accumulate)
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_the_first_labels_are_looked_at_whichever_micro_batch_has_them(
+    shift: int, make_model: MakeModel, corpus: Corpus, train: Callable[..., Any]
+) -> None:
+    class MaskedAtFirst(Windows):
+        seen = 0
+
+        def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+            item = super().__getitem__(index)
+            self.seen += 1
+            return {**item, "labels": torch.full_like(item["labels"], -100)} if self.seen <= 4 else item
+
+    options = {"data": MaskedAtFirst(corpus, shift=shift), "gradient_accumulation_steps": 2}
+    if shift:
+        with pytest.raises(UserError, match="shifted twice"):
+            train(make_model(), **options)
+    else:
+        _, callback = train(make_model(), **options)
+        assert callback.checks[0].status == "pass", callback.checks
+
+
+def test_weights_in_float16_are_named(make_model: MakeModel, train: Callable[..., Any]) -> None:
+    with pytest.raises(UserError, match=r"in float16 .*Keep the weights in fp32"):
+        train(make_model().half())
 
 
 def test_a_layer_without_gradient_is_stopped(make_model: MakeModel, train: Callable[..., Any]) -> None:

@@ -1,5 +1,6 @@
 """check_labels on the scripts that people have: transformers' own loss, a loss by hand, wrappers, masks, tuples."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -163,6 +164,13 @@ def test_masked_labels_and_padding(make_model: MakeModel, tokens: torch.Tensor) 
     padding_scored = model(**unlabelled, labels=ids).loss
     assert check_labels(model, unlabelled, padding_left_out).status == "pass"
     assert check_labels(model, unlabelled, padding_scored).status == "pass"
+
+
+def test_labels_that_are_all_masked(make_model: MakeModel, tokens: torch.Tensor) -> None:
+    labels = torch.full_like(tokens, -100)
+    check = check_labels(make_model(), {"input_ids": tokens, "labels": labels}, math.nan)
+    assert (check.status, check.measured) == ("fail", "the batch has no label to score")
+    assert check.advice.endswith("every label is -100.")
 
 
 def test_dropout_in_training_mode(half_trained: PreTrainedModel, tokens: torch.Tensor) -> None:

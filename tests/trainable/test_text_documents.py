@@ -149,10 +149,11 @@ def test_json_lines_are_documents(write: Write, monkeypatch: pytest.MonkeyPatch)
         ("{", "line 3 is not JSON: Expecting property name"),
         ("text", "line 3 is not JSON: Expecting value at column 1"),
         ("[" * 100_000, "line 3 is not JSON"),
-        ("[1]", "line 3 is not a JSON object"),
+        ("[1]", "line 3 is not a JSON object. DOCUMENTS=jsonl takes one object a line. jq -c '.[]' FILE > FILE.jsonl "),
+        ("1", "line 3 is not a JSON object. DOCUMENTS=jsonl takes one object a line."),
         ('{"txt": "x"}', "line 3 has no field 'text'. Did you mean 'txt'?"),
         ('{"text": null, "body": "x"}', "line 3: field 'text' is null, not a string. Fields with a string: body."),
-        ('{"text": 3}', "line 3: field 'text' is a number, not a string."),
+        ('{"text": 3}', "line 3: field 'text' is a number, not a string. Write its text into a field."),
         ('{"text": "\\ud800"}', "line 3: field 'text' has half of a surrogate pair"),
     ],
 )

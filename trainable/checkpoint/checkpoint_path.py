@@ -47,6 +47,8 @@ def check_checkpoint_path(path: Path, *, before: str = "CHECKPOINT_PATH=") -> No
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
             raise UserError(f"{where} is neither a file nor a folder. Name {KINDS[before]}.")
+        if path.name.endswith(INDEX_SUFFIX):
+            raise UserError(f"{where} lists the files of a folder's weights. Name the folder: {path.parent}")
         check_links(path, where)
         for file in weight_files(path, before=before) if path.is_dir() else [path]:
             _check_file(file, f"{before}{file}")

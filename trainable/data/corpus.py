@@ -70,8 +70,10 @@ def source_files(
         # By what it is in the end: a file that links reach too is there once, by its first name.
         files = sorted({file.resolve(): file for file in found}.values())
         if not files:
+            others = {file.suffix.lower() for file in _visible_files(path)}
+            way = " DOCUMENTS=jsonl:FIELD reads its JSON lines." if others.intersection(JSON_LINES_SUFFIXES) else ""
             raise UserError(
-                f"{variable}={source}: the folder holds no text file ({', '.join(suffixes)}). "
+                f"{variable}={source}: the folder holds no text file ({', '.join(suffixes)}).{way} "
                 "Name a folder with text, or a single file of any suffix."
             )
         return files

@@ -35,6 +35,8 @@ def files_at(place: str) -> tuple[Any, str]:
         raise UserError(
             f"STORAGE={place}: {full_reason(error)}. Name a folder that every node sees, or s3://..."
         ) from None
+    if not path:
+        raise UserError(f"STORAGE={place} names no bucket. Write it as s3://bucket/prefix.")
     return files, path.rstrip("/")
 
 

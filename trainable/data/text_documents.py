@@ -231,13 +231,14 @@ def _record(path: Path, number: int, line: str, field: str) -> str:
         column = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
         raise UserError(f"{where} is not JSON: {fault}{column}. DOCUMENTS=jsonl takes one object a line.") from None
     if not isinstance(record, dict):
-        raise UserError(f"{where} is not a JSON object. DOCUMENTS=jsonl takes one object a line.")
+        remedy = " jq -c '.[]' FILE > FILE.jsonl writes a list so." if isinstance(record, list) else ""
+        raise UserError(f"{where} is not a JSON object. DOCUMENTS=jsonl takes one object a line.{remedy}")
     if field not in record:
         raise UserError(f"{where} has no field {field!r}.{did_you_mean(field, map(str, record))}")
     value = record[field]
     if not isinstance(value, str):
         strings = [name for name, one in record.items() if isinstance(one, str)]
-        hint = f" Fields with a string: {', '.join(strings[:8])}." if strings else ""
+        hint = f" Fields with a string: {', '.join(strings[:8])}." if strings else " Write its text into a field."
         raise UserError(f"{where}: field {field!r} is {_JSON_TYPES.get(type(value), 'null')}, not a string.{hint}")
     if _SURROGATE.search(value):
         raise UserError(f"{where}: field {field!r} has half of a surrogate pair, which is no character.") from None

@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from trainable.config import TrialConfig
 from trainable.device.cpu_kernels.dropout import replace_dropout
-from trainable.errors import UserError, did_you_mean
+from trainable.errors import UserError
 
 ALL_LINEAR = "all-linear"
 AUTO = "auto"
@@ -75,7 +75,7 @@ def find_targets(model: PreTrainedModel, wanted: str) -> list[str]:
         if not matched:
             raise UserError(
                 f"LORA_TARGETS={wanted}: no linear layer of this {model.config.model_type} model is named '{name}'; "
-                f"there are {', '.join(known)}.{did_you_mean(name, known)}"
+                f"there are {', '.join(known)}."
             )
     return sorted({layer for matched in found.values() for layer in matched}, key=layers.index)
 

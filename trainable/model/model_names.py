@@ -7,7 +7,7 @@ from typing import Any
 from trainable.checkpoint.checkpoint_path import check_checkpoint_path, check_links
 from trainable.errors import UserError, reason
 from trainable.model.hub_models import check_hub_name, hub_folder
-from trainable.regular_files import MAX_FILE_BYTES, json_object
+from trainable.regular_files import MAX_FILE_BYTES, cannot_make, json_object, whole_path
 
 PRESETS: Mapping[str, Mapping[str, int]] = {
     "tiny-scratch": {"n_layer": 4, "n_head": 4, "n_embd": 128, "vocab_size": 2048, "n_positions": 1024},
@@ -31,7 +31,7 @@ def model_folder(name: str) -> Path | None:
     # A folder of the same name in the working directory is not meant: ./tiny is.
     if name in PRESETS:
         return None
-    folder = SHIPPED.get(name) or Path(name).expanduser().absolute()
+    folder = SHIPPED.get(name) or whole_path(name)
     return folder if folder.is_dir() else None
 
 
@@ -43,6 +43,16 @@ def files_folder(name: str) -> Path | None:
     if name in PRESETS:
         return None
     return model_folder(name) or hub_folder(name)
+
+
+def vocab_size_of(name: str) -> int | None:
+    """Return the vocabulary's size of a preset, or as a model's config says it; None where that is not here."""
+    if name in PRESETS:
+        return PRESETS[name]["vocab_size"]
+    folder = files_folder(name)
+    config = folder and json_object(folder / "config.json")
+    size = config and (config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size"))
+    return size if isinstance(size, int) else None
 
 
 def is_to_fetch(name: str) -> bool:
@@ -58,14 +68,19 @@ def model_of_folder(path: Path | None) -> str | None:
 
 
 def check_model_target(folder: Path, same: Mapping[str, Any] | None = None) -> None:
-    """Raise UserError where `folder` holds anything but an earlier save of the same model, as its record says."""
+    """Raise UserError where `folder` cannot be made, or holds anything but an earlier save of the same model.
+
+    same: what its record says if it is that.
+    """
     try:
-        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-            return
+        is_new = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+        refused = cannot_make(folder) if is_new else None
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {reason(error)}. Name another folder.") from None
+    if refused is not None:
+        raise UserError(f"{folder} cannot be written: {refused[0]} {refused[1]}. Name another folder.")
     record = json_object(folder / RECORD)
-    if not (record and same and all(record.get(name) == value for name, value in same.items())):
+    if not is_new and not (record and same and all(record.get(name) == value for name, value in same.items())):
         raise UserError(f"{folder} exists and is not this model. Remove it, or name another folder.")
 
 

@@ -101,14 +101,18 @@ def context_limit(model: PreTrainedModel) -> int | None:
     return None
 
 
-def check_model(model: PreTrainedModel, name: str, *, block_size: int, vocab_size: int) -> None:
-    """Raise UserError when the block is longer than the model's positions or the tokenizer has ids it lacks."""
+def check_model(model: PreTrainedModel, name: str, *, block_size: int, eval_block_size: int, vocab_size: int) -> None:
+    """Raise UserError when a block is longer than the model's positions or the tokenizer has ids it lacks."""
     limit = context_limit(model)
-    if limit is not None and block_size > limit:
-        raise UserError(
-            f"block_size={block_size} is longer than the {limit} positions of GPT2_MODEL_NAME={name}. "
-            f"Set BLOCK_SIZE to {limit} or less, or name a model that reads as much."
-        )
+    for field, tokens, setting in (
+        ("block_size", block_size, "BLOCK_SIZE"),
+        ("eval_block_size", eval_block_size, "EVAL_BLOCK_SIZE, or the space's [evaluation] block_size,"),
+    ):
+        if limit is not None and tokens > limit:
+            raise UserError(
+                f"{field}={tokens} is longer than the {limit} positions of GPT2_MODEL_NAME={name}. "
+                f"Set {setting} to {limit} or less, or name a model that reads as much."
+            )
     rows = model.get_input_embeddings().weight.shape[0]
     if vocab_size > rows:
         raise UserError(

@@ -174,5 +174,5 @@ def check_finite_weights(model: torch.nn.Module) -> Check:
 
 
 def listed(names: list[str]) -> str:
-    """Return the first names and how many there are."""
-    return first_of(names, LISTED) + (f" ({len(names)})" if len(names) > LISTED else "")
+    """Return the first names and how many more there are."""
+    return first_of(names, LISTED)

@@ -146,14 +146,22 @@ def check_offsets(predictions: Predictions, *, unigram_entropy: float) -> Check:
     margins = {offset: mean_and_error(losses[offset] - losses[1]) for offset in OFFSETS if offset != 1}
     bounds = {offset: max(WRONG_MARGIN, OFFSET_SIGMAS * error) for offset, (_, error) in margins.items()}
     bounds[0] = SAME_TOKEN_MARGIN if means[0] < unigram_entropy - SAME_TOKEN_BELOW_ENTROPY else math.inf
-    wrong = [offset for offset, (margin, _) in margins.items() if margin < -bounds[offset]]
+    # On another tokenizer's ids a model is worse than guessing at each offset, and at one of them least so.
+    log_vocab = math.log(predictions.vocab_size)
+    guessed = {offset for offset, nats in means.items() if nats > log_vocab + RANDOM_MARGIN}
+    wrong = [offset for offset, (margin, _) in margins.items() if margin < -bounds[offset] and offset not in guessed]
     trained = all(
         margin > max(RIGHT_MARGIN, OFFSET_SIGMAS * error) for offset, (margin, error) in margins.items() if offset > 1
     )
     listed = ", ".join(f"{offset:+d} {means[offset]:.2f}" for offset in OFFSETS)
     margin, error = margins[2]
     advice = "Too little is learned to tell which token the weights were trained on. Check again after more steps."
-    if wrong:
+    if 1 in guessed and not wrong:
+        advice = (
+            f"The next token is worse than guessed (ln V = {log_vocab:.2f}): these weights were trained on other ids "
+            "than the tokenizer gives."
+        )
+    elif wrong:
         best = min(wrong, key=lambda offset: means[offset])
         cause = "shifted twice, in the batch and again in the model" if best > 1 else "not shifted"
         advice = (
@@ -163,7 +171,7 @@ def check_offsets(predictions: Predictions, *, unigram_entropy: float) -> Check:
     return judged(
         "checkpoint offsets",
         failed=bool(wrong),
-        warned=not trained,
+        warned=not trained or 1 in guessed,
         measured=f"loss by offset {listed}; +2 less +1: {margin:+.2f} (standard error {error:.2f})",
         expected="the lowest at +1, the next token",
         advice=advice,

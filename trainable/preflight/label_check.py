@@ -40,6 +40,8 @@ DOUBLED_ADVICE = (
     "Compared with the base these weights are worse at the next token and better at the one after it: the labels were "
     "shifted twice, in the batch and again in the model. Fix the script and train again from the base."
 )
+LABELS_EXPECTED = "labels to learn from"
+MASKED_ADVICE = "Look at what masks prompts and padding, and cuts off answers: every label is -100."
 
 ADVICE = {
     -1: "The labels are shifted the wrong way, to the token before. Score logits[:, :-1] with ids[:, 1:].",
@@ -63,6 +65,9 @@ def check_labels(model: torch.nn.Module, batch: Any, loss: Any, *, base: torch.n
     Raises UserError when batch, loss or the model's logits cannot be read.
     """
     inputs, labels = _read_batch(model, batch)
+    if labels is not None and not (labels != IGNORED_LABEL).any():
+        measured = "the batch has no label to score"
+        return judged(NAME, failed=True, measured=measured, expected=LABELS_EXPECTED, advice=MASKED_ADVICE)
     by_call = callable(loss) and not isinstance(loss, torch.Tensor)
     training = model.training and not by_call
     with untouched_rng(inputs["input_ids"].device), in_mode(model, training=training), torch.no_grad():

@@ -90,6 +90,7 @@ def gradient_faults(watch: OptimizerWatch) -> Iterator[Finding]:
     idle = [one for one in held if not one.has_gradient]
     if idle and (watch.moving_steps > 1 or idle == held):
         advice = "Look for detach(), no_grad, zero_grad() before the step, and a clip to 0."
+        advice += " Labels that are all -100 give none either." if idle == watch.tensors else ""
         yield words_of(idle, watch, f"without gradient in {watch.steps} steps"), advice
     kept = [one for one in held if one.kept_gradient]
     if kept:
@@ -266,6 +267,11 @@ def _size_faults(watch: OptimizerWatch, compared: Sequence[_Compared]) -> Iterat
         return
     words = words_of([one.tensor for one in wrong], watch, "not changed as AdamW would change them")
     advice = "Check whether the optimizer keeps its state between steps, and for other code that writes these weights."
+    if any(one.tensor.parameter.dtype == torch.float16 for one in wrong):
+        words += " in float16"
+        advice = (
+            "AdamW's eps and squared gradients are 0 in float16. Keep the weights in fp32; autocast computes in fp16."
+        )
     yield f"{words} (by up to {max(one.error_frac for one in wrong):.0%} of its step)", advice
 
 

@@ -50,14 +50,15 @@ class PreflightCallback(TrainerCallback):  # type: ignore[misc]
         self._begun_at = getattr(kwargs.get("lr_scheduler"), "last_epoch", None)
 
     def on_substep_end(self, args: TrainingArguments, *_: Any, **kwargs: Any) -> None:
-        """Look at the labels, after the first backward of an accumulation."""
+        """Look at the labels, after the first backward that has any."""
         self._check_targets(kwargs["model"], args.gradient_accumulation_steps)
 
     def on_pre_optimizer_step(self, args: TrainingArguments, *_: Any, **kwargs: Any) -> None:
         """Look at the labels, and from the second step on at the gradients."""
-        self._check_targets(kwargs["model"], args.gradient_accumulation_steps)
         # Behind LoRA's B, which begins as 0, there is no gradient until B has moved.
-        if self._updates is not None and self._updates.moving_steps == WATCHED_STEPS - 1:
+        is_last = self._updates is not None and self._updates.moving_steps == WATCHED_STEPS - 1
+        self._check_targets(kwargs["model"], args.gradient_accumulation_steps, is_last=is_last)
+        if is_last:
             self._report(check_gradient_reach(kwargs["model"], []))
 
     def on_step_end(self, *_: Any, **kwargs: Any) -> None:
@@ -90,11 +91,15 @@ class PreflightCallback(TrainerCallback):  # type: ignore[misc]
         if watch is not None and watch.ends and (watch.moving_steps or not any(one.steps for one in watch.tensors)):
             self._report(check_updates(watch))
 
-    def _check_targets(self, model: torch.nn.Module, micro_batches: int) -> None:
+    def _check_targets(self, model: torch.nn.Module, micro_batches: int, *, is_last: bool = False) -> None:
         watch, self._targets = self._targets, None
         if watch is None:
             return
         watch.close()
+        if not watch.has_targets and not is_last:
+            # A prompt that fills its block leaves a micro-batch without a label.
+            self._targets = TargetWatch(model)
+            return
         labels = watch.check()
         self._report(labels)
         if labels.status == "pass":

@@ -126,6 +126,8 @@ class LogRow:
     """What a line, or several of one step, recorded; None is not said. Losses in nats/token."""
 
     line: int = 0
+    run: str = ""
+    """Its name in a table of several."""
     step: int | None = None
     total_steps: int | None = None
     is_bar: bool = False

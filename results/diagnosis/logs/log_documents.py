@@ -98,6 +98,7 @@ def table_rows(text: str, header: tuple[int, str, list[str]]) -> Iterator[LogRow
         chosen = sorted({*shared, *(index for index, name in enumerate(columns) if _run_of(name) == run)})
         for cells in table:
             if row := row_of({columns[index]: cells[index] for index in chosen if index < len(cells)}):
+                row.run = run
                 yield row
 
 

@@ -133,6 +133,9 @@ def runs_of(rows: list[LogRow]) -> list[list[list[LogRow]]]:
     last = -1
     for index, row in enumerate(rows):
         assert row.step is not None
+        is_other = index > 0 and row.run != rows[index - 1].run
+        if is_other:
+            offset, epoch, last = 0, 0.0, -1
         step = row.step + offset
         if step < last:
             if row.epoch is not None and row.epoch > epoch:
@@ -152,7 +155,7 @@ def runs_of(rows: list[LogRow]) -> list[list[list[LogRow]]]:
         epoch = max(epoch, row.epoch or 0.0)
         # A second evaluation of one step, with another outcome, is a run resumed there.
         again = step == last and not is_same(runs[-1][-1][-1].val_loss, row.val_loss)
-        if not runs or ((step < last or again) and step <= step_of(runs[-1][0][0])):
+        if not runs or is_other or ((step < last or again) and step <= step_of(runs[-1][0][0])):
             runs.append([[]])
         elif step < last or again or row.after_restart:
             runs[-1].append([])

@@ -53,7 +53,7 @@ _RANK = re.compile(rb"\W{0,2}(?:default|(?:global[_ ]?|local[_ ]?)?rank)[ _:=]?(
 _TELLING = re.compile(rb"val|nan|NaN|inf|Val")
 """What is read of every line, however long the log: evaluations, and losses that are not finite."""
 _HASH = 2_654_435_761  # Knuth's multiplicative hash: an even sample without the log's own rhythm
-_OWN = ("line", "step", "is_bar", "iteration", "after_restart", "at_line_end")
+_OWN = ("line", "run", "step", "is_bar", "iteration", "after_restart", "at_line_end")
 _MERGED = [field.name for field in fields(LogRow) if field.name not in _OWN]
 _REPEATS = re.compile(rb"\s*wandb:")
 """W&B's summary at the end: the last values once more, rounded."""
@@ -89,8 +89,9 @@ def read_training_log(path: Path) -> RunTrace:
 
 
 def log_in(folder: Path) -> Path:
-    """Return the log of a folder that a logger made (the newest of several), or the folder where it holds none."""
-    for pattern in LOG_NAMES:
+    """Return the log of a logger's folder, or of its runs' (the newest); the folder where it holds none."""
+    # Not of any name one deeper.
+    for pattern in (*LOG_NAMES, *(f"*/{name}" for name in LOG_NAMES[:-1])):
         logs = sorted(filter(Path.is_file, folder.glob(pattern)), key=lambda path: (path.stat().st_mtime, path.name))
         if logs:
             return logs[-1]
@@ -280,7 +281,11 @@ class _Reader:
 
     def _merge(self, row: LogRow) -> None:
         before = self._open_row
-        same = before is not None and before.step == row.step and (row.step is not None or before.epoch == row.epoch)
+        same = (
+            before is not None
+            and (before.step, before.run) == (row.step, row.run)
+            and (row.step is not None or before.epoch == row.epoch)
+        )
         if before is not None and not is_same(before.val_loss, row.val_loss):
             if same and before.val_loss == self._last_val:
                 # The step's own evaluation comes after a line that repeats the one before.
@@ -372,6 +377,7 @@ def _trace(
     announced["printed_speed"] = "mean" if printed_is_mean else "momentary"
     return RunTrace(
         source=source,
+        run=segments[0][0].run,
         origin="log",
         unit=reader.unit,
         steps=tuple(steps),

@@ -32,13 +32,24 @@ def _no_gradient(run: RunView) -> Diagnosis | None:
         return None
     from_start = len(tail) == len(norms)
     since = "in every row" if from_start else f"from {run.unit} {tail.steps[0]} on"
+    next_step = (
+        "look for detach(), no_grad() around a layer, requires_grad=False, or a loss that does not depend "
+        "on the weights; make preflight names the tensors without gradient"
+    )
+    losses = run.train.between(tail.steps[0], tail.steps[-1])
+    if losses and not any(losses):
+        # A Trainer writes 0 for the NaN of a mean over nothing.
+        since += ", and so is the loss"
+        next_step = (
+            "look at the labels, which must all be -100: at what masks prompts and padding, and at answers that are "
+            "cut off"
+        )
     return Diagnosis(
         kind="detached_gradients",
         confidence=0.95,
         summary=f"the gradient norm is 0 {since}: nothing reaches the trainable weights",
         evidence=f"{len(tail)} of {len(norms)} recorded norms are 0, {run.unit}s {tail.steps[0]} to {tail.steps[-1]}",
-        next_step="look for detach(), no_grad() around a layer, requires_grad=False, or a loss that does not depend "
-        "on the weights; make preflight names the tensors without gradient",
+        next_step=next_step,
         steps=(tail.steps[0], tail.steps[-1]),
     )
 
@@ -59,8 +70,13 @@ def _learning_rate_zero(run: RunView) -> Diagnosis | None:
     zeros = _constant_tail(rates, upto=0.0)
     if len(zeros) < 3:
         return None
+    next_step = (
+        "set the schedule's horizon to the optimizer steps of the run (not micro-batches, not an earlier "
+        "run's), and step it once an optimizer step"
+    )
     if len(zeros) == len(rates):
         summary = "the learning rate is 0 in every row: nothing is trained"
+        next_step = f"look at the learning rate that was set; if it is not 0, {next_step}"
     else:
         end = run.trace.total_steps or run.last_step
         span = zeros.steps[-1] - zeros.steps[0]
@@ -72,8 +88,7 @@ def _learning_rate_zero(run: RunView) -> Diagnosis | None:
         confidence=0.95,
         summary=summary,
         evidence=f"{len(zeros)} of {len(rates)} recorded rates are 0; the highest is {max(rates.values):.2e}",
-        next_step="set the schedule's horizon to the optimizer steps of the run (not micro-batches, not an earlier "
-        "run's), and step it once an optimizer step",
+        next_step=next_step,
         steps=(zeros.steps[0], zeros.steps[-1]),
     )
 

@@ -42,8 +42,13 @@ def checkpoint_profile(
     model_name: str | None,
     hyperparameters: Mapping[str, Scalar],
     bases: dict[str, Losses],
+    *,
+    is_base: bool = True,
 ) -> Profile:
-    """Return the profile of the checkpoint's weights. bases: what was measured of bases so far, added to."""
+    """Return the profile of the checkpoint's weights. bases: what was measured of bases so far, added to.
+
+    is_base: whether the model's name is that of what the weights began as.
+    """
     if tokens is None:
         return Profile(
             no_profile="no text could be read as it was trained on: set GPT2_MODEL_NAME to the model it began as"
@@ -60,7 +65,7 @@ def checkpoint_profile(
         return Profile(no_profile=str(error))
     except ValueError:
         return Profile(no_profile="its losses are not finite")
-    base = bases.get(model_name) if named is not None and model_name is not None else None
+    base = bases.get(model_name) if named is not None and model_name is not None and is_base else None
     width = windows.shape[1]
     return Profile(
         offset_losses=means[best],
@@ -187,6 +192,7 @@ def examine_checkpoints(
     another script's files are of; without it GPT-2 of the weights' own shape. Two checkpoints are in memory at a time.
     Raises UserError for a file that cannot be read.
     """
+    examined = {path.absolute() for path in paths}
     # One alone needs no order and is not read twice.
     steps = {path: read_checkpoint(path).optimizer_steps or 0 if len(paths) > 1 else 0 for path in paths}
     found: list[CheckpointFacts] = []
@@ -194,7 +200,10 @@ def examine_checkpoints(
     bases: dict[str, Losses] = {}
     for path in sorted(paths, key=lambda path: (steps[path], path.name)):
         checkpoint = read_checkpoint(path)
-        found.append(_examine(checkpoint, before, tokens=tokens, model_name=model_name, bases=bases))
+        name = model_name or checkpoint.model_name
+        # A folder with its tokenizer is its own model's name.
+        is_base = name is None or Path(name).expanduser().absolute() not in examined
+        found.append(_examine(checkpoint, before, tokens=tokens, model_name=name, bases=bases, is_base=is_base))
         before = checkpoint
     return found
 
@@ -206,6 +215,7 @@ def _examine(
     tokens: Tokens | None,
     model_name: str | None,
     bases: dict[str, Losses],
+    is_base: bool,
 ) -> CheckpointFacts:
     exam_weights.check_weights(f"checkpoint {checkpoint.path}", checkpoint.weights)
     weights = exam_weights.trained_weights(checkpoint.weights)
@@ -213,9 +223,7 @@ def _examine(
     state = exam_weights.OptimizerFacts(optimizer_in(checkpoint.payload), weights)
     learning_rate = state.learning_rate or exam_weights.positive_number(hyperparameters.get("learning_rate"))
     embedding = next((one for name, one in weights.items() if name.endswith("wte.weight") and one.dim() == 2), None)
-    profile = checkpoint_profile(
-        checkpoint, weights, tokens, model_name or checkpoint.model_name, hyperparameters, bases
-    )
+    profile = checkpoint_profile(checkpoint, weights, tokens, model_name, hyperparameters, bases, is_base=is_base)
     shared = _comparable(before, weights)
     return CheckpointFacts(
         name=checkpoint.path.name,
