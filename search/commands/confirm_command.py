@@ -132,8 +132,14 @@ def _next_attempt(study: Study, attempts: tuple[Attempt, ...], options: Options,
 def _run(
     study: Study, earlier: tuple[Attempt, ...], attempt: Attempt, options: Options, terminal: Terminal
 ) -> int | None:
-    with Preparing(terminal.console) as progress:
-        plan = reopen(study, options, progress)
+    again = f"make confirm STUDY={study.name}"
+    try:
+        with Preparing(terminal.console) as progress:
+            plan = reopen(study, options, progress)
+    except KeyboardInterrupt:
+        asked = f"TOP={len(attempt.candidates)} SEEDS={len(attempt.seeds)}"
+        terminal.say(f"no run was begun, and study {study.name} is kept as it was; to go on: {again} {asked}")
+        raise
     ledger = Ledger(study)
     # Before the first run, so that an interrupted attempt is continued and its seeds are never used for another.
     write_attempts(study, (*earlier, attempt))
@@ -144,7 +150,7 @@ def _run(
         f"study {study.name}: {candidates} and the baseline again, each on {seeds}",
         cost_words(plan, left),
     ]
-    return run_plan(plan, terminal, ledger=ledger, runs=left, lines=lines, again=f"make confirm STUDY={study.name}")
+    return run_plan(plan, terminal, ledger=ledger, runs=left, lines=lines, again=again)
 
 
 def say_attempt(study: Study, attempt: Attempt, terminal: Terminal) -> None:
