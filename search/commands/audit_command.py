@@ -37,7 +37,7 @@ def audit_command(options: Options, terminal: Terminal) -> int:
             token_range=options.range,
             progress=progress,
         )
-        picture = picture_path(f"{files[0].stem}.audit.png")
+        picture = picture_path(options.training_data_source or files[0], "audit")
         plot_audit(report, picture)
         cleaned = write_clean(files, report, out) if out else None
     for line in inputs.text_lines:

@@ -178,3 +178,13 @@ def test_the_module_runs_from_any_folder(environment: Any, tmp_path: Path) -> No
     )
     assert ran.returncode == 0
     assert "smoke" in ran.stdout
+
+
+def test_two_logs_of_one_name_have_a_picture_each(run_here: Any, tmp_path: Path) -> None:
+    pictures = set()
+    for folder in ("a", "b", "a"):
+        log = tmp_path / folder / "train.log"
+        log.parent.mkdir(exist_ok=True)
+        log.write_text("".join(f"step {step}: train loss {7 - step / 100:.4f}\n" for step in range(0, 200, 10)))
+        pictures.add(run_here("diagnose", "--json", f"TARGET={log}", cwd=tmp_path).document["picture"])
+    assert len(pictures) == len(list((tmp_path / "results" / "pictures").glob("train-*.diagnosis.png"))) == 2
