@@ -3,21 +3,10 @@
 import re
 from collections.abc import Iterable, Mapping
 
+from trainable.config import HYPERPARAMETERS, meant_by, variable_of
+
 MAKE_WORDS = "MAKE_WORDS"
 """In it the Makefile passes make's command line: in MAKEFLAGS make 3.81 does not separate it from options."""
-OTHER_NAMES = {
-    "LR": "LEARNING_RATE",
-    "BS": "BATCH_SIZE",
-    "WD": "WEIGHT_DECAY",
-    "EPOCHS": "TRAINING_STEPS",
-    "NUM_EPOCHS": "TRAINING_STEPS",
-    "MAX_STEPS": "TRAINING_STEPS",
-    "NUM_STEPS": "TRAINING_STEPS",
-    "SEQ_LEN": "BLOCK_SIZE",
-    "CONTEXT_LENGTH": "BLOCK_SIZE",
-    "GRADIENT_ACCUMULATION_STEPS": "GRAD_ACCUM_STEPS",
-}
-"""Our variable by its name in other programs."""
 NOT_MEANT = ("COMPILER",)
 """Other programs' variables that are near to one of ours."""
 SHORTEST = 4
@@ -52,8 +41,8 @@ def nearly(environ: Mapping[str, str], known: Iterable[str]) -> dict[str, str]:
 
 
 def _meant(name: str, known: list[str]) -> str | None:
-    if name in OTHER_NAMES:
-        return OTHER_NAMES[name]
+    if (meant := meant_by(name)) in HYPERPARAMETERS:
+        return variable_of(meant)
     if len(name) < SHORTEST or name in NOT_MEANT:
         return None
     word = _plain(name)

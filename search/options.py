@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 
 from results.study.paths import expanded
 from results.words import list_words
-from search.option_names import OTHER_NAMES, VENV, make_names, nearly, typed_names
+from search.option_names import VENV, make_names, nearly, typed_names
 from spaces.budget import parse_duration
 from spaces.protocol import AUTO
 from trainable.config import (
@@ -29,6 +29,7 @@ from trainable.config import (
     SCHEDULES_WITH_WARMUP,
     TRUE_WORDS,
     TrialConfig,
+    meant_by,
     parse_hyperparameter,
     variable_of,
 )
@@ -523,7 +524,8 @@ def _refusal(error: ErrorDetails, texts: Mapping[str, str]) -> UserError:
 
 def _check_name(name: str) -> None:
     if name not in KNOWN:
-        word = OTHER_NAMES.get(name.upper(), name.upper())
+        meant = meant_by(name)
+        word = variable_of(meant) if meant in HYPERPARAMETERS else name.upper()
         raise UserError(f"there is no variable {name!r}.{did_you_mean(word, KNOWN)}")
 
 
