@@ -170,6 +170,21 @@ INPUT_VARIABLES: Mapping[str, str] = {
     "checkpoint_path": "CHECKPOINT_PATH",
 }
 """The document's texts that name what a study was run on, each with the variable that takes it."""
+HOW_TRIALS_TRAIN: Mapping[str, Any] = {"compile": "auto", "gradient_checkpointing": False}
+"""Of its device, with their defaults: options of all runs, whichever command begins them. Others need other memory, or
+have other last digits."""
+RUN_VARIABLES = (*INPUT_VARIABLES.values(), *map(str.upper, HOW_TRIALS_TRAIN))
+
+
+def run_variables(document: Mapping[str, Any]) -> dict[str, str]:
+    """Return those of RUN_VARIABLES that a study's document sets, as a person would write them."""
+    device = document["device"]
+    how = {
+        one.upper(): str(device[one])
+        for one, default in HOW_TRIALS_TRAIN.items()
+        if device.get(one, default) != default
+    }
+    return {**{variable: document[name] for name, variable in INPUT_VARIABLES.items() if document.get(name)}, **how}
 
 
 def document_fault(document: dict[str, Any]) -> str | None:

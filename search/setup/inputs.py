@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from trainable.run import RunSpec
 
 Progress = Callable[[str, float], None]
-HOW_TRIALS_TRAIN = ("compile", "gradient_checkpointing")
-"""Options of all trials of a study, whichever command runs them: others need other memory or have other last digits."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from results.study.folder import (
 from search.cluster.connection import check_port
 from search.cluster.study_storage import probed
 from search.options import MoreTrials, Options, check_lora
-from search.setup.inputs import HOW_TRIALS_TRAIN, Loaded, check_fit, check_inputs, load_inputs
+from search.setup.inputs import Loaded, check_fit, check_inputs, load_inputs
 from search.setup.settings import read_settings
 from search.setup.slots import measured_speeds, slots_for
 from search.setup.study_record import asked_of, study_document
@@ -216,7 +216,6 @@ def planned(
         # Once set it stays, for the first checkpoints are there.
         document = {"storage": redacted(slots.storage), **document}
     shared = {"slots": slots.count, "threads_per_slot": slots.threads, "gpu_frac": slots.gpu_frac}
-    shared |= {name: getattr(loaded.inputs.options, name) for name in HOW_TRIALS_TRAIN}
     return Plan(
         study=study,
         is_new=is_new,

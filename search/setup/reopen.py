@@ -3,14 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from results.study.document_model import INPUT_VARIABLES
+from results.study.document_model import INPUT_VARIABLES, run_variables
 from results.study.folder import Study
 from results.study.lock import remove_unfinished
 from results.winner import winner_of
 from results.words import list_words
 from search.cluster.storage_hold import check_unheld
 from search.options import Options, parse_options
-from search.setup.inputs import HOW_TRIALS_TRAIN, Loaded
+from search.setup.inputs import Loaded
 from search.setup.plan import Plan, load_for, planned
 from search.terminal.console import Preparing
 from search.trackers.trackers import check_mirrors
@@ -92,11 +92,10 @@ def _named(facts: Mapping[str, Any], name: str, fingerprint: str) -> str:
 
 def with_inputs_of(document: Mapping[str, Any], options: Options) -> Options:
     """Return the options with the study's own model, text, checkpoint and way of training where they name none."""
-    texts = {variable: document[name] for name, variable in INPUT_VARIABLES.items() if document.get(name)}
-    own, fields = parse_options(texts), [variable.lower() for variable in INPUT_VARIABLES.values()]
+    texts = run_variables(document)
+    own, fields = parse_options(texts), [name.lower() for name in texts if name not in options.texts]
     # Those of all its trials: with others losses differ in their last digits. Beside a GPU they do not.
     device = document["device"]
     threads = device.get("threads_per_slot") if device["type"] == "cpu" else None
-    update = {one: getattr(options, one) or getattr(own, one) for one in fields}
-    update |= {one: device[one] for one in HOW_TRIALS_TRAIN if one in device and one.upper() not in options.texts}
+    update = {one: getattr(own, one) for one in fields}
     return options.model_copy(update={**update, "threads": options.threads or threads})

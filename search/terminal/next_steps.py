@@ -12,6 +12,7 @@ from results.export import export_cli, make_words, search_command
 from results.ranking import ranked_trials
 from results.report.facts.study_facts import edges_of
 from results.samples import samples_json
+from results.study.document_model import run_variables
 from results.study.folder import Study
 from results.study.lock import hold
 from results.study.paths import shown
@@ -110,12 +111,11 @@ def going_on(study: Study) -> str | None:
         return None
     # The checkpoint has the model and the hyperparameters, and not what they are trained and evaluated on.
     values = {
+        **run_variables(document),
+        "GPT2_MODEL_NAME": None,
         "CHECKPOINT_PATH": str(checkpoint),
         # An export of the study that it began from sets True.
         "WEIGHTS_ONLY": document["checkpoint_path"] and "False",
-        "TRAINING_DATA_SOURCE": document.get("data_source"),
-        "VALIDATION_DATA_SOURCE": document.get("validation_data_source"),
-        "DOCUMENTS": document.get("documents"),
         "EVAL_BLOCK_SIZE": str(document["evaluation"]["block_size"]),
         "EVAL_TOKENS": str(document["evaluation"]["tokens"]),
     }

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from results.export import ENV_ORDER, export_cli, export_env, export_json, export_toml, write_best
+from results.export import ENV_ORDER, export_cli, export_env, export_json, export_toml, search_command, write_best
 from results.study.folder import Study, create_study
 from results.study.tables import TRIALS, write_table
-from search.options import with_origin
+from search.options import read_options, with_origin
 from spaces.budget import Budget
 from spaces.domains import Choice, FloatRange
 from spaces.read.load import load_space, space_from_toml
@@ -129,6 +129,8 @@ def test_the_lines_are_the_owners(make_study: MakeStudy) -> None:
         "export VALIDATION_DATA_SOURCE=''",
         "export DOCUMENTS=''",
         "export CHECKPOINT_PATH=''",
+        "export COMPILE=''",
+        "export GRADIENT_CHECKPOINTING=''",
         "export WEIGHTS_ONLY=''",
         "export EVAL_BLOCK_SIZE=128",
         "export EVAL_TOKENS=16384",
@@ -259,6 +261,19 @@ def test_a_checkpoint_says_that_its_weights_alone_were_taken(make_study: MakeStu
     text = export_env(make_study(checkpoint_path="/c.pt"))
     assert "# every trial took the weights alone from /c.pt, as WEIGHTS_ONLY=True says" in text
     assert "export CHECKPOINT_PATH=/c.pt\n" in text
+
+
+def test_how_the_trials_were_trained_goes_with_their_configuration(make_study: MakeStudy) -> None:
+    device = {"type": "cpu", "name": "x", "count": 1, "compile": "off", "gradient_checkpointing": True}
+    study = make_study(device=device)
+    how = ["COMPILE=off", "GRADIENT_CHECKPOINTING=True"]
+    assert [line for line in export_env(study).splitlines() if "COMPILE=" in line or "CHECKPOINTING=" in line] == [
+        f"export {word}" for word in how
+    ]
+    for command in (export_cli(study), search_command(study.document(), "SPACE=plateau")):
+        assert {*how} <= {*command.split()}
+    options = read_options(export_cli(study).split()[2:])
+    assert (options.compile, options.gradient_checkpointing) == ("off", True)
 
 
 def test_the_baseline_as_the_best_is_said_so(make_study: MakeStudy, make_trial: Callable[..., dict[str, Any]]) -> None:
