@@ -336,7 +336,9 @@ class Options(BaseModel):
     """1 skips the preflight of search and train"""
     tensorboard: Annotated[Flag, ReadBy("search")] = False
     """1 writes TensorBoard event files into the study"""
-    optuna_storage: Annotated[Annotated[Text, BeforeValidator(_optuna_storage)] | None, ReadBy("search")] = None
+    optuna_storage: Annotated[
+        Annotated[Text, BeforeValidator(_optuna_storage)] | None, ReadBy("a search", "baseline")
+    ] = None
     """SQLite file or database URL for optuna-dashboard"""
     mlflow: Annotated[Annotated[Text, BeforeValidator(_mlflow)] | None, ReadBy("search")] = None
     """an MLflow tracking URI, where mlflow is installed"""

@@ -143,6 +143,8 @@ class StudyDocument(_Part):
     sample_prompt: Text | None = None
     # Without the password of a URI.
     storage: Text | None = None
+    # By variable; likewise.
+    trackers: dict[Text, Text] = {}
     device: _Device
     versions: dict[Text, Text]
     git_commit: Text | None = None

@@ -95,5 +95,4 @@ def header_lines(plan: Plan) -> list[str]:
         f"{slots.count} at a time on {device.type} ({device.name}), {count_words(slots.threads, 'CPU thread')} each",
         f"baseline ({space.baseline_name}): {config_words(asdict(space.baseline))}",
         *(f"searched: {parameter.name} {parameter.domain}" for parameter in space.parameters if not plan.configs),
-        *plan.notes,
     ]

@@ -137,11 +137,13 @@ def load_inputs(
     progress: Progress,
     stability: Mapping[str, Any] | None = None,
     init_from: Path | None = None,
+    own_device: str | None = None,
     joins: bool = False,
 ) -> Loaded:
     """Return the inputs loaded: the corpus tokenized into the cache, the device chosen. Raises UserError.
 
-    block_size and eval_tokens are the evaluation's. joins: the Ray cluster at ADDRESS is joined and trains, and this
+    block_size and eval_tokens are the evaluation's. own_device: the type that a reopened study ran on, which is taken
+    where it is here and DEVICE names none. joins: the Ray cluster at ADDRESS is joined and trains, and this
     machine only prepares, on any device.
     """
     progress("loading torch", 0.0)
@@ -152,7 +154,7 @@ def load_inputs(
     source, held_out = options.training_data_source, options.validation_data_source
     checkpoint_path = options.checkpoint_path
     # Before transformers is imported, which takes longer than torch.
-    device = pick_device(None if address else options.device)
+    device = pick_device(None if address else options.device, own=own_device)
     from trainable.evaluation import EvalProtocol
     from trainable.run import RunSpec
 

@@ -2,17 +2,20 @@
 
 import importlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from search.options import Options
+from search.options import Options, parse_options
 from search.terminal.live_view import StudyView
 from spaces.space import SearchSpace
 from trainable.errors import UserError, redacted
 
 if TYPE_CHECKING:
     from ray.tune import Callback
+
+
+TRACKERS = ("TENSORBOARD", "OPTUNA_STORAGE", "MLFLOW", "WANDB")
 
 
 def check_mirrors(options: Options, progress: Callable[[str, float], None], *, new_study: str | None) -> None:
@@ -44,6 +47,42 @@ def check_mirrors(options: Options, progress: Callable[[str, float], None], *, n
         raise UserError("WANDB is set but nobody is logged in. Run wandb login, or set WANDB_MODE=offline.")
 
 
+def kept_trackers(document: Mapping[str, Any], options: Options) -> dict[str, str]:
+    """Return what study.json keeps of the trackers: those it had and those that are set, without anything secret."""
+    values = {name: getattr(options, name.lower()) for name in TRACKERS}
+    own: dict[str, str] = document.get("trackers", {})
+    return own | {name: _open(f"{value}") for name, value in values.items() if value or name in options.texts}
+
+
+def _open(text: str) -> str:
+    # What a database's driver takes behind the ? may be a password under any name.
+    address, query, _ = redacted(text).partition("?")
+    return f"{address}?***" if query else address
+
+
+def with_trackers_of(
+    document: Mapping[str, Any], options: Options, progress: Callable[[str, float], None]
+) -> tuple[Options, list[str]]:
+    """Return the options with the study's own trackers where they name none, and a line on each.
+
+    One that cannot be used now is left out: its server or its credentials may be another machine's.
+    """
+    notes = []
+    for name, text in document.get("trackers", {}).items():
+        if name in options.texts or text == "False":
+            continue
+        try:
+            if "***" in text:
+                raise UserError(f"its password is not kept. Set {name} to go on with it.")
+            own = parse_options({name: text})
+            check_mirrors(own, progress, new_study=None)
+            options = options.model_copy(update={name.lower(): getattr(own, name.lower())})
+            notes.append(f"{name}={text} goes on, as the study had it")
+        except UserError as refused:
+            notes.append(f"the study goes on without {name}={text}: {refused}")
+    return options, notes
+
+
 @contextmanager
 def _usable(name: str) -> Iterator[None]:
     try:
@@ -54,8 +93,11 @@ def _usable(name: str) -> Iterator[None]:
         raise UserError(f"{name} cannot be used: {reason}. Correct it, or unset it.") from None
 
 
-def mirror_callbacks(options: Options, view: StudyView, space: SearchSpace) -> "list[Callback]":
-    """Return the Ray callbacks that copy the view's study to the requested trackers."""
+def mirror_callbacks(options: Options, view: StudyView, space: SearchSpace | None) -> "list[Callback]":
+    """Return the Ray callbacks that copy the view's study to the requested trackers.
+
+    space: None where no search's trials run, of which alone an Optuna storage takes copies.
+    """
     if not (options.tensorboard or options.optuna_storage or options.mlflow or options.wandb):
         return []
     from search.trackers.callbacks import GuardedTracker, OptunaMirror, TensorBoardMirror
@@ -64,7 +106,7 @@ def mirror_callbacks(options: Options, view: StudyView, space: SearchSpace) -> "
     made: dict[str, Callable[[], Callback]] = {}
     if options.tensorboard:
         made["TensorBoard"] = lambda: TensorBoardMirror(view.study.path / "tensorboard")
-    if url := options.optuna_storage:
+    if (url := options.optuna_storage) and space is not None:
         made["the Optuna storage"] = lambda: OptunaMirror(url, view.ledger, name, space)
     if options.mlflow:
         from ray.air.integrations.mlflow import MLflowLoggerCallback
