@@ -59,7 +59,7 @@ class Inputs:
         return str(self.options.training_data_source or "the Python language reference")
 
     @property
-    def text_lines(self) -> list[str]:
+    def source_lines(self) -> list[str]:
         """Lines for the user on the text that was found."""
         held_out = self.options.validation_data_source
         lines = [f"text: {self.source_words}, {self.text.words}", *self.text.notes]
@@ -85,11 +85,11 @@ class Loaded:
     def text_lines(self) -> list[str]:
         """Lines for the user on the text that was found, and on what separates its documents, where it has several."""
         if self.inputs.text.documents < 2:
-            return self.inputs.text_lines
+            return self.inputs.source_lines
         between = "the tokenizer has no end-of-text token: nothing stands between two documents"
         if (separator := self.facts["corpus"]["separator"]) is not None:
             between = f"{separator} stands between two documents"
-        return [*self.inputs.text_lines, between]
+        return [*self.inputs.source_lines, between]
 
 
 def check_inputs(options: Options, *, progress: Progress) -> Inputs:

@@ -202,10 +202,10 @@ def best_kept_of(document: Mapping[str, Any]) -> int:
 def prune_checkpoints(
     root: str,
     ledger: Ledger,
-    attempts: Sequence[Attempt] = (),
+    attempts: Sequence[Attempt],
     gone: set[int] | None = None,
     *,
-    best_kept: int = BEST_KEPT,
+    best_kept: int,
     saving: int | None = None,
 ) -> None:
     """Delete the checkpoints of ended runs below `root`, except the last one of runs that are still needed.
