@@ -140,7 +140,7 @@ OTHER_NAMES: Mapping[str, str] = {
 
 def meant_by(name: str) -> str:
     """Return the hyperparameter that a person means by a name of another program, else the name in lower case."""
-    # Not in OTHER_NAMES: a number of epochs is no number of steps.
+    # Not in OTHER_NAMES, by which values are read too: epochs are not steps.
     epochs = dict.fromkeys(("epochs", "num_epochs", "num_train_epochs"), "training_steps")
     return {**OTHER_NAMES, **epochs}.get(name.lower(), name.lower())
 
