@@ -202,7 +202,7 @@ def test_a_document_holds_nothing_of_the_environment(monkeypatch: pytest.MonkeyP
         f"MLFLOW=https://me:{SECRET}@host",
         "WANDB=project",
     ]
-    variables = read_options(["TRIALS=4", "WANDB=project", *databases])
+    variables = read_options(["TRIALS=4", *trackers])
     settings_, _ = read_settings(variables)
     device = DeviceInfo(type="cpu", name="x86_64", count=1)
     corpus = {"fingerprint": "0" * 64, "train_tokens": 9, "val_tokens": 1, "vocab_size": 2048, "unigram_entropy": 6.0}
