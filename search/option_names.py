@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 
-from trainable.config import HYPERPARAMETERS, meant_by, variable_of
+from trainable.config import ENV_NAMES, HYPERPARAMETERS, meant_by, variable_of
 
 MAKE_WORDS = "MAKE_WORDS"
 """In it the Makefile passes make's command line: in MAKEFLAGS make 3.81 does not separate it from options."""
@@ -14,6 +14,11 @@ SHORTEST = 4
 VENV = "VENV"
 """make's own, which a printed next step must repeat."""
 _MAKES_OWN = re.compile(rf"MAKE\w*|SHELL|PYTHON|{VENV}|\.\w+|CURDIR|MFLAGS|ARGS")
+
+
+def as_variable(name: str) -> str:
+    """Return the variable of the hyperparameter that another program calls so, else the name in capitals."""
+    return variable_of(meant) if (meant := meant_by(name)) in HYPERPARAMETERS else name.upper()
 
 
 def make_names(environ: Mapping[str, str]) -> list[str]:
@@ -41,8 +46,8 @@ def nearly(environ: Mapping[str, str], known: Iterable[str]) -> dict[str, str]:
 
 
 def _meant(name: str, known: list[str]) -> str | None:
-    if (meant := meant_by(name)) in HYPERPARAMETERS:
-        return variable_of(meant)
+    if (own := as_variable(name)) in ENV_NAMES:
+        return own
     if len(name) < SHORTEST or name in NOT_MEANT:
         return None
     word = _plain(name)

@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 
 from results.study.paths import expanded
 from results.words import list_words
-from search.option_names import VENV, make_names, nearly, typed_names
+from search.option_names import VENV, as_variable, make_names, nearly, typed_names
 from spaces.budget import parse_duration
 from spaces.protocol import AUTO
 from trainable.config import (
@@ -29,7 +29,6 @@ from trainable.config import (
     SCHEDULES_WITH_WARMUP,
     TRUE_WORDS,
     TrialConfig,
-    meant_by,
     parse_hyperparameter,
     variable_of,
 )
@@ -526,9 +525,7 @@ def _refusal(error: ErrorDetails, texts: Mapping[str, str]) -> UserError:
 
 def _check_name(name: str) -> None:
     if name not in KNOWN:
-        meant = meant_by(name)
-        word = variable_of(meant) if meant in HYPERPARAMETERS else name.upper()
-        raise UserError(f"there is no variable {name!r}.{did_you_mean(word, KNOWN)}")
+        raise UserError(f"there is no variable {name!r}.{did_you_mean(as_variable(name), KNOWN)}")
 
 
 def check_lora(given: Mapping[str, object], *, uses_lora: bool) -> None:

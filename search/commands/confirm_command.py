@@ -77,15 +77,12 @@ def confirm_study(study: Study, options: Options, terminal: Terminal) -> int:
     refuse_steps(options)
     check_has_baseline(study)
     own = budget_of(study.document())
-    for name, asked, ran in (
-        ("BUDGET_TOKENS", options.budget_tokens, own.tokens),
-        ("BUDGET_TIME", options.budget_time, own.device_s),
-    ):
-        if asked not in (None, ran):
-            raise UserError(
-                f"{name}={options.texts[name]}: study {study.name} gave its trials {budget_words(own)}, and they are "
-                f"confirmed at that. Unset {name}."
-            )
+    if own.asked(options.budget_tokens, options.budget_time) != own:
+        [name] = options.lengths
+        raise UserError(
+            f"{name}={options.texts[name]}: study {study.name} gave its trials {budget_words(own)}, and they are "
+            f"confirmed at that. Unset {name}."
+        )
     with hold(study):
         attempts = load_attempts(study)
         attempt = _next_attempt(study, attempts, options, terminal)

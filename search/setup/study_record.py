@@ -54,6 +54,7 @@ def study_document(name: str, asked: Mapping[str, Any], *, loaded: Loaded, slots
     asked: asked_of()'s, or at least its "kind", "evaluation", "budget_tokens", "baseline", "seed", "trials_planned".
     """
     options = loaded.inputs.options
+    how = {name: getattr(options, name) for name in HOW_TRIALS_TRAIN}
     packages = {name: version(name) for name in RECORDED_PACKAGES}
     return {
         "schema_version": SCHEMA_VERSION,
@@ -65,11 +66,7 @@ def study_document(name: str, asked: Mapping[str, Any], *, loaded: Loaded, slots
         "sample_prompt": options.sample_prompt,
         "stability": dict(loaded.spec.stability),
         "evaluation": {**asked["evaluation"], **asdict(loaded.spec.protocol)},
-        "device": {
-            **asdict(loaded.device_info),
-            **{one: getattr(options, one) for one in HOW_TRIALS_TRAIN},
-            **slots,
-        },
+        "device": {**asdict(loaded.device_info), **how, **slots},
         "versions": {"python": platform.python_version(), "platform": platform.platform(), **packages},
         "git_commit": _git_commit(),
     }

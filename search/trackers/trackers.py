@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -49,15 +50,11 @@ def check_mirrors(options: Options, progress: Callable[[str, float], None], *, n
 
 def kept_trackers(document: Mapping[str, Any], options: Options) -> dict[str, str]:
     """Return what study.json keeps of the trackers: those it had and those that are set, without anything secret."""
-    values = {name: getattr(options, name.lower()) for name in TRACKERS}
-    own: dict[str, str] = document.get("trackers", {})
-    return own | {name: _open(f"{value}") for name, value in values.items() if value or name in options.texts}
-
-
-def _open(text: str) -> str:
+    values = {name: f"{getattr(options, name.lower()) or ''}" for name in TRACKERS}
     # What a database's driver takes behind the ? may be a password under any name.
-    address, query, _ = redacted(text).partition("?")
-    return f"{address}?***" if query else address
+    kept = {name: re.sub(r"\?.*", "?***", redacted(value)) for name, value in values.items()}
+    own: dict[str, str] = document.get("trackers", {})
+    return own | {name: text for name, text in kept.items() if text or name in options.texts}
 
 
 def with_trackers_of(
@@ -69,7 +66,7 @@ def with_trackers_of(
     """
     notes = []
     for name, text in document.get("trackers", {}).items():
-        if name in options.texts or text == "False":
+        if name in options.texts or not text:
             continue
         try:
             if "***" in text:

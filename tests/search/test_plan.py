@@ -89,7 +89,7 @@ def test_a_study_that_goes_on_elsewhere_says_what_differs(plan_of: MakePlan, tmp
     assert (again.options.optuna_storage, again.options.tensorboard) == (url, True)
     own = {f"{one} goes on, as the study had it" for one in (f"OPTUNA_STORAGE={url}", "TENSORBOARD=True")}
     assert {*again.notes} == own
-    assert reopened("TENSORBOARD=0").document["trackers"] == {"OPTUNA_STORAGE": url, "TENSORBOARD": "False"}
+    assert reopened("TENSORBOARD=0").document["trackers"] == {"OPTUNA_STORAGE": url, "TENSORBOARD": ""}
 
     document = study.document()
     document["device"] |= {"type": "cuda", "name": "a GPU"}
@@ -118,7 +118,7 @@ def test_no_password_of_a_tracker_lies_in_the_study() -> None:
     )
     assert kept_trackers({"trackers": {"WANDB": "before", "TENSORBOARD": "True"}}, options) == {
         "WANDB": "mine",
-        "TENSORBOARD": "False",
+        "TENSORBOARD": "",
         "OPTUNA_STORAGE": "postgresql+psycopg2://***@host/db",
         "MLFLOW": "mssql+pyodbc:///?***",
     }
