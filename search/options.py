@@ -286,7 +286,7 @@ class Options(BaseModel):
     resume_lr: Annotated[Literal["stretch", "hold"], ReadBy("train")] = "stretch"
     """stretch the schedule over the added steps, or hold its last rate"""
     device: Annotated[Text, BeforeValidator(_device)] | None = None
-    """cuda, mps or cpu (default: the first there is)"""
+    """cuda, mps or cpu (default: the first there is; a study goes on with its own where that is here)"""
     gradient_checkpointing: Flag = False
     """1 computes each layer twice to save memory; the losses stay the same (default 0)"""
     compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_compile_mode)] = "auto"
@@ -334,7 +334,7 @@ class Options(BaseModel):
     skip_preflight: Flag = False
     """1 skips the preflight of search and train"""
     tensorboard: Annotated[Flag, ReadBy("search")] = False
-    """1 writes TensorBoard event files into the study"""
+    """1 writes TensorBoard event files into the study; a resume goes on with it, as with the next three"""
     optuna_storage: Annotated[
         Annotated[Text, BeforeValidator(_optuna_storage)] | None, ReadBy("a search", "baseline")
     ] = None

@@ -161,7 +161,7 @@ def _at_larger_budget(
         settings = replace(settings, trials=asked)
     incomparable = f"losses at {budget_words(larger)} cannot be compared with {study.name}'s: this is a new study"
     with Preparing(terminal.console) as progress:
-        options, notes = with_trackers_of(document, with_inputs_of(document, options), progress)
+        options, notes = with_trackers_of(document, with_inputs_of(document, options), progress, is_search=True)
         plan = plan_study(
             space_from_toml(file["toml"], name=file["name"], path=file["path"]),
             settings,

@@ -14,7 +14,7 @@ from search.options import Options, parse_options
 from search.setup.inputs import Loaded
 from search.setup.plan import Plan, load_for, planned
 from search.terminal.console import Preparing
-from search.trackers.trackers import check_mirrors, with_trackers_of
+from search.trackers.trackers import with_trackers_of
 from search.tune.warm_start import read_warm_start
 from spaces.space import SearchSpace
 from trainable.config import TrialConfig
@@ -39,8 +39,7 @@ def reopen(
         check_unheld(study, options.storage)
     winner_of(study)
     document = study.document()
-    check_mirrors(options, progress, new_study=None)
-    options, notes = with_trackers_of(document, options, progress)
+    options, notes = with_trackers_of(document, options, progress, is_search=space is not None)
     loaded = load_inputs_of(study, options, progress, joins=True)
     notes += _places_changed(study, document, loaded)
     warm_start = read_warm_start(study) if space is not None else None

@@ -54,26 +54,29 @@ def kept_trackers(document: Mapping[str, Any], options: Options) -> dict[str, st
     # What a database's driver takes behind the ? may be a password under any name.
     kept = {name: re.sub(r"\?.*", "?***", redacted(value)) for name, value in values.items()}
     own: dict[str, str] = document.get("trackers", {})
-    return own | {name: text for name, text in kept.items() if text or name in options.texts}
+    return own | {name: text for name, text in kept.items() if text}
 
 
 def with_trackers_of(
-    document: Mapping[str, Any], options: Options, progress: Callable[[str, float], None]
+    document: Mapping[str, Any], options: Options, progress: Callable[[str, float], None], *, is_search: bool
 ) -> tuple[Options, list[str]]:
-    """Return the options with the study's own trackers where they name none, and a line on each.
+    """Return the options with the study's own trackers where they name none, all checked, and a line on each of those.
 
-    One that cannot be used now is left out: its server or its credentials may be another machine's.
+    One of the study's that cannot be used now is left out: its server or its credentials may be another machine's.
+    is_search: whether a search's trials run, of which alone an Optuna storage takes copies.
     """
-    notes = []
-    for name, text in document.get("trackers", {}).items():
-        if name in options.texts or not text:
-            continue
+    own, notes = {name: text for name, text in document.get("trackers", {}).items() if name not in options.texts}, []
+    if not is_search:
+        own.pop("OPTUNA_STORAGE", None)
+        options = options.model_copy(update={"optuna_storage": None})
+    check_mirrors(options, progress, new_study=None)
+    for name, text in own.items():
         try:
             if "***" in text:
                 raise UserError(f"its password is not kept. Set {name} to go on with it.")
-            own = parse_options({name: text})
-            check_mirrors(own, progress, new_study=None)
-            options = options.model_copy(update={name.lower(): getattr(own, name.lower())})
+            one = parse_options({name: text})
+            check_mirrors(one, progress, new_study=None)
+            options = options.model_copy(update={name.lower(): getattr(one, name.lower())})
             notes.append(f"{name}={text} goes on, as the study had it")
         except UserError as refused:
             notes.append(f"the study goes on without {name}={text}: {refused}")
@@ -91,10 +94,7 @@ def _usable(name: str) -> Iterator[None]:
 
 
 def mirror_callbacks(options: Options, view: StudyView, space: SearchSpace | None) -> "list[Callback]":
-    """Return the Ray callbacks that copy the view's study to the requested trackers.
-
-    space: None where no search's trials run, of which alone an Optuna storage takes copies.
-    """
+    """Return the Ray callbacks that copy the view's study to the requested trackers; space: that which is searched."""
     if not (options.tensorboard or options.optuna_storage or options.mlflow or options.wandb):
         return []
     from search.trackers.callbacks import GuardedTracker, OptunaMirror, TensorBoardMirror

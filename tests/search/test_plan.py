@@ -81,15 +81,19 @@ def test_a_study_that_goes_on_elsewhere_says_what_differs(plan_of: MakePlan, tmp
         Ledger(plan.study).start_trial(run, started_at=datetime.now(UTC))
     study = plan.study
 
-    def reopened(*words: str) -> Plan:
-        return reopen(study, read_options(words), Preparing(Console(file=io.StringIO())), space=plan.space)
+    def reopened(*words: str, space: SearchSpace | None = plan.space) -> Plan:
+        return reopen(study, read_options(words), Preparing(Console(file=io.StringIO())), space=space)
 
     again = reopened()
     url = f"sqlite:///{path}"
     assert (again.options.optuna_storage, again.options.tensorboard) == (url, True)
     own = {f"{one} goes on, as the study had it" for one in (f"OPTUNA_STORAGE={url}", "TENSORBOARD=True")}
     assert {*again.notes} == own
-    assert reopened("TENSORBOARD=0").document["trackers"] == {"OPTUNA_STORAGE": url, "TENSORBOARD": ""}
+    assert reopened("TENSORBOARD=0").options.tensorboard is False
+    # An Optuna storage takes a search's trials alone.
+    confirming = reopened(space=None)
+    assert (confirming.options.optuna_storage, confirming.options.tensorboard) == (None, True)
+    assert confirming.document["trackers"] == {"OPTUNA_STORAGE": url, "TENSORBOARD": "True"}
 
     document = study.document()
     document["device"] |= {"type": "cuda", "name": "a GPU"}
@@ -114,11 +118,10 @@ def test_no_password_of_a_tracker_lies_in_the_study() -> None:
         optuna_storage="postgresql+psycopg2://me:secret@host/db",
         mlflow="mssql+pyodbc:///?odbc_connect=PWD%3Dsecret",
         wandb="mine",
-        texts={"TENSORBOARD": "0"},
     )
     assert kept_trackers({"trackers": {"WANDB": "before", "TENSORBOARD": "True"}}, options) == {
         "WANDB": "mine",
-        "TENSORBOARD": "",
+        "TENSORBOARD": "True",
         "OPTUNA_STORAGE": "postgresql+psycopg2://***@host/db",
         "MLFLOW": "mssql+pyodbc:///?***",
     }
