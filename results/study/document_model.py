@@ -180,13 +180,9 @@ RUN_VARIABLES = (*INPUT_VARIABLES.values(), *map(str.upper, HOW_TRIALS_TRAIN))
 
 def run_variables(document: Mapping[str, Any]) -> dict[str, str]:
     """Return those of RUN_VARIABLES that a study's document sets, as a person would write them."""
-    device = document["device"]
-    how = {
-        one.upper(): str(device[one])
-        for one, default in HOW_TRIALS_TRAIN.items()
-        if device.get(one, default) != default
-    }
-    return {**{variable: document[name] for name, variable in INPUT_VARIABLES.items() if document.get(name)}, **how}
+    inputs = {variable: document[name] for name, variable in INPUT_VARIABLES.items() if document.get(name)}
+    how = {name: document["device"].get(name, default) for name, default in HOW_TRIALS_TRAIN.items()}
+    return inputs | {name.upper(): f"{value}" for name, value in how.items() if value != HOW_TRIALS_TRAIN[name]}
 
 
 def document_fault(document: dict[str, Any]) -> str | None:

@@ -110,10 +110,9 @@ def going_on(study: Study) -> str | None:
     if checkpoint is None:
         return None
     # The checkpoint has the model and the hyperparameters, and not what they are trained and evaluated on.
-    values = {
-        **run_variables(document),
-        "GPT2_MODEL_NAME": None,
+    values = {"CHECKPOINT_PATH": None, **run_variables(document)} | {
         "CHECKPOINT_PATH": str(checkpoint),
+        "GPT2_MODEL_NAME": None,
         # An export of the study that it began from sets True.
         "WEIGHTS_ONLY": document["checkpoint_path"] and "False",
         "EVAL_BLOCK_SIZE": str(document["evaluation"]["block_size"]),
