@@ -5,8 +5,9 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
+from results.study.document_model import Tracker
 from search.options import Options, parse_options
 from search.terminal.live_view import StudyView
 from spaces.space import SearchSpace
@@ -14,9 +15,6 @@ from trainable.errors import UserError, redacted
 
 if TYPE_CHECKING:
     from ray.tune import Callback
-
-
-TRACKERS = ("TENSORBOARD", "OPTUNA_STORAGE", "MLFLOW", "WANDB")
 
 
 def check_mirrors(options: Options, progress: Callable[[str, float], None], *, new_study: str | None) -> None:
@@ -50,7 +48,7 @@ def check_mirrors(options: Options, progress: Callable[[str, float], None], *, n
 
 def kept_trackers(document: Mapping[str, Any], options: Options) -> dict[str, str]:
     """Return what study.json keeps of the trackers: those it had and those that are set, without anything secret."""
-    values = {name: f"{getattr(options, name.lower()) or ''}" for name in TRACKERS}
+    values = {name: f"{getattr(options, name.lower()) or ''}" for name in get_args(Tracker)}
     # What a database's driver takes behind the ? may be a password under any name.
     kept = {name: re.sub(r"\?.*", "?***", redacted(value)) for name, value in values.items()}
     own: dict[str, str] = document.get("trackers", {})
