@@ -128,7 +128,8 @@ def _about(study: Study, document: Mapping[str, Any], winner: Winner, diagnose: 
     # BASELINE takes a study's settings, not its model and text.
     search = search_command(document, f"SPACE=schedule BASELINE={name}")
     further = Step(command=search, purpose="search the LR schedule around it")
-    if (document.get("space") or {}).get("name") == "schedule":
+    is_over = (document.get("space") or {}).get("name") == "schedule"
+    if is_over:
         own_budget = budget_of(document)
         tokens, device_s = own_budget.tokens, own_budget.device_s
         longer = own_budget.asked(None if device_s else LONGER * tokens, device_s and LONGER * device_s)
@@ -145,7 +146,7 @@ def _about(study: Study, document: Mapping[str, Any], winner: Winner, diagnose: 
             return [*_proof(study, winner, more), *own, *unexplained, further]
         case "no_comparison":
             return [diagnose, *own]
-    return [*more, diagnose, *own]
+    return [*more, diagnose, *own, *([further] if is_over else [])]
 
 
 def has_more(document: Mapping[str, Any]) -> bool:
