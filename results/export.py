@@ -8,7 +8,7 @@ from typing import Any
 
 from results.ranking import ending_counts, ranked_trials
 from results.study.atomic import write_atomic
-from results.study.document_model import INPUT_VARIABLES
+from results.study.document_model import INPUT_VARIABLES, RUN_VARIABLES, run_variables
 from results.study.folder import Study
 from results.study.paths import shown
 from results.winner import Winner, evidence_words, lost_lead_words, notes, warning_words, way_words, winner_of
@@ -22,7 +22,7 @@ ENV_ORDER: tuple[str, ...] = (
     *ENV_NAMES,
     "USE_LR_WARMUP",
     "MODEL_TYPE",
-    *INPUT_VARIABLES.values(),
+    *RUN_VARIABLES,
     "WEIGHTS_ONLY",
     "EVAL_BLOCK_SIZE",
     "EVAL_TOKENS",
@@ -78,10 +78,9 @@ def make_words(values: Mapping[str, str | None]) -> str:
 
 
 def search_command(document: Mapping[str, Any], words: str) -> str:
-    """Return `make search` with the words, and with the study's model, text and checkpoint where not the defaults."""
+    """Return `make search` with the words, and with what the study was run on and how, where not the defaults."""
     defaults = {"GPT2_MODEL_NAME": DEFAULT_MODEL, "DOCUMENTS": "file"}
-    values = {variable: document.get(name) for name, variable in INPUT_VARIABLES.items()}
-    inputs = make_words({name: value for name, value in values.items() if value != defaults.get(name)})
+    inputs = make_words({name: text for name, text in run_variables(document).items() if text != defaults.get(name)})
     return f"make search {words} {inputs}".rstrip()
 
 
@@ -152,12 +151,12 @@ def _check_text(value: str) -> None:
 
 
 def _env(best: _Best) -> dict[str, str]:
-    document = best.document
+    document, own = best.document, run_variables(best.document)
     values: dict[str, Any] = {
         **{variable: getattr(best.config, name) for variable, name in ENV_NAMES.items()},
         "USE_LR_WARMUP": best.config.lr_schedule == "warmup_cosine" and best.config.warmup_steps > 0,
         "MODEL_TYPE": "gpt2",
-        **{variable: document.get(name) for name, variable in INPUT_VARIABLES.items()},
+        **{name: own.get(name) for name in RUN_VARIABLES},
         "WEIGHTS_ONLY": None if document.get("checkpoint_path") is None else True,
         "EVAL_BLOCK_SIZE": document["evaluation"]["block_size"],
         "EVAL_TOKENS": document["evaluation"]["tokens"],
@@ -220,7 +219,10 @@ def _script_notes(best: _Best) -> Iterable[str]:
             f"USE_LR_WARMUP cannot say LR_SCHEDULE={schedule} WARMUP_STEPS={best.config.warmup_steps}"
         )
     unread = [name for name in ENV_NAMES if name not in _SCRIPT_HYPERPARAMETERS]
-    yield f"{_SCRIPTS} do not read {' '.join(unread)} EVAL_BLOCK_SIZE EVAL_TOKENS; make train does"
+    yield (
+        f"{_SCRIPTS} do not read {' '.join(unread)} EVAL_BLOCK_SIZE EVAL_TOKENS "
+        "COMPILE GRADIENT_CHECKPOINTING; make train does"
+    )
 
 
 def _plain(text: str) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from search.terminal.signals import INTERRUPTED
 from trainable.errors import MachineError, UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -56,7 +57,6 @@ MAKE_NAMES = {"search": "run", "help": "variables"}
 """The command of each make target that has another name."""
 LEAVE_FILES = ("run", "resume", "baseline", "train", "confirm", "attribute", "report", "model")
 """Commands that write what they print into the study's or the model's folder as well."""
-INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,25 +4,17 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from trainable.config import ENV_NAMES, HYPERPARAMETERS, meant_by, variable_of
+
 MAKE_WORDS = "MAKE_WORDS"
 """In it the Makefile passes make's command line: in MAKEFLAGS make 3.81 does not separate it from options."""
-OTHER_NAMES = {
-    "LR": "LEARNING_RATE",
-    "BS": "BATCH_SIZE",
-    "WD": "WEIGHT_DECAY",
-    "EPOCHS": "TRAINING_STEPS",
-    "NUM_EPOCHS": "TRAINING_STEPS",
-    "MAX_STEPS": "TRAINING_STEPS",
-    "NUM_STEPS": "TRAINING_STEPS",
-    "SEQ_LEN": "BLOCK_SIZE",
-    "CONTEXT_LENGTH": "BLOCK_SIZE",
-    "GRADIENT_ACCUMULATION_STEPS": "GRAD_ACCUM_STEPS",
-    "PER_DEVICE_TRAIN_BATCH_SIZE": "BATCH_SIZE",
+TYPED_NAMES = {
+    "MODEL": "GPT2_MODEL_NAME",
     "MODEL_NAME_OR_PATH": "GPT2_MODEL_NAME",
+    "DATA": "TRAINING_DATA_SOURCE",
+    "TEXT": "TRAINING_DATA_SOURCE",
 }
-"""Our variable by its name in other programs."""
-TYPED_NAMES = {"MODEL": "GPT2_MODEL_NAME", "DATA": "TRAINING_DATA_SOURCE", "TEXT": "TRAINING_DATA_SOURCE"}
-"""The same, of names that an environment may have for anything."""
+"""Our variable by a name in other programs, which an environment may have for anything."""
 NOT_MEANT = ("COMPILER",)
 """Other programs' variables that are near to one of ours."""
 SHORTEST = 4
@@ -36,6 +28,11 @@ def space_hint(word: str) -> str:
     """Return " Did you mean SPACE=word?" where a space is called so, else ""."""
     spaces = {path.stem for path in Path(__file__).parents[1].joinpath("spaces").glob("*.toml")}
     return f" Did you mean SPACE={word}?" if word in spaces else ""
+
+
+def as_variable(name: str) -> str:
+    """Return the variable of the hyperparameter that another program calls so, else the name in capitals."""
+    return variable_of(meant) if (meant := meant_by(name)) in HYPERPARAMETERS else name.upper()
 
 
 def make_names(environ: Mapping[str, str]) -> list[str]:
@@ -63,8 +60,8 @@ def nearly(environ: Mapping[str, str], known: Iterable[str]) -> dict[str, str]:
 
 
 def _meant(name: str, known: list[str]) -> str | None:
-    if name in OTHER_NAMES:
-        return OTHER_NAMES[name]
+    if (own := as_variable(name)) in ENV_NAMES:
+        return own
     if len(name) < SHORTEST or name in NOT_MEANT:
         return None
     word = _plain(name)

@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 
 from results.study.paths import expanded
 from results.words import list_words
-from search.option_names import OTHER_NAMES, TYPED_NAMES, VENV, make_names, nearly, space_hint, typed_names
+from search.option_names import TYPED_NAMES, VENV, as_variable, make_names, nearly, space_hint, typed_names
 from spaces.budget import parse_duration
 from spaces.protocol import AUTO
 from trainable.config import (
@@ -289,7 +289,7 @@ class Options(BaseModel):
     resume_lr: Annotated[Literal["stretch", "hold"], ReadBy("train")] = "stretch"
     """stretch the schedule over the added steps, or hold its last rate"""
     device: Annotated[Text, BeforeValidator(_device)] | None = None
-    """cuda, mps or cpu (default: the first there is)"""
+    """cuda, mps or cpu (default: the first there is; a study goes on with its own where that is here)"""
     gradient_checkpointing: Flag = False
     """1 computes each layer twice to save memory; the losses stay the same (default 0)"""
     compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_compile_mode)] = "auto"
@@ -337,8 +337,10 @@ class Options(BaseModel):
     skip_preflight: Flag = False
     """1 skips the preflight of search and train"""
     tensorboard: Annotated[Flag, ReadBy("search")] = False
-    """1 writes TensorBoard event files into the study"""
-    optuna_storage: Annotated[Annotated[Text, BeforeValidator(_optuna_storage)] | None, ReadBy("search")] = None
+    """1 writes TensorBoard event files into the study; a resume goes on with it, as with the next three"""
+    optuna_storage: Annotated[
+        Annotated[Text, BeforeValidator(_optuna_storage)] | None, ReadBy("a search", "baseline")
+    ] = None
     """SQLite file or database URL for optuna-dashboard"""
     mlflow: Annotated[Annotated[Text, BeforeValidator(_mlflow)] | None, ReadBy("search")] = None
     """an MLflow tracking URI, where mlflow is installed"""
@@ -526,7 +528,7 @@ def _refusal(error: ErrorDetails, texts: Mapping[str, str]) -> UserError:
 
 def _check_name(name: str) -> None:
     if name not in KNOWN:
-        word = {**OTHER_NAMES, **TYPED_NAMES}.get(name.upper(), name.upper())
+        word = TYPED_NAMES.get(name.upper(), as_variable(name))
         raise UserError(f"there is no variable {name!r}.{did_you_mean(word, KNOWN)}")
 
 

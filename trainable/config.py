@@ -120,6 +120,31 @@ ENV_NAMES: Mapping[str, str] = {spec.metadata["env"]: name for name, spec in HYP
 """Hyperparameter name by environment variable."""
 
 
+OTHER_NAMES: Mapping[str, str] = {
+    "lr": "learning_rate",
+    "bs": "batch_size",
+    "per_device_train_batch_size": "batch_size",
+    "gradient_accumulation_steps": "grad_accum_steps",
+    "seq_len": "block_size",
+    "context_length": "block_size",
+    "wd": "weight_decay",
+    "grad_clip": "grad_clip_norm",
+    "max_grad_norm": "grad_clip_norm",
+    "warmup_iters": "warmup_steps",
+    "max_iters": "training_steps",
+    "max_steps": "training_steps",
+    "num_steps": "training_steps",
+}
+"""Hyperparameter by its name in nanoGPT and other programs."""
+
+
+def meant_by(name: str) -> str:
+    """Return the hyperparameter that a person means by a name of another program, else the name in lower case."""
+    # Not in OTHER_NAMES, by which values are read too: epochs are not steps.
+    epochs = dict.fromkeys(("epochs", "num_epochs", "num_train_epochs"), "training_steps")
+    return {**OTHER_NAMES, **epochs}.get(name.lower(), name.lower())
+
+
 def variable_of(name: str) -> str:
     """Return a hyperparameter's environment variable."""
     return str(HYPERPARAMETERS[name].metadata["env"])
@@ -159,7 +184,7 @@ def make_config(base: TrialConfig, values: Mapping[str, Any]) -> TrialConfig:
     """Return `base` with the named values replaced. Raises UserError for an unknown name or a bad value."""
     for name in values:
         if name not in HYPERPARAMETERS:
-            raise UserError(f"there is no hyperparameter '{name}'.{did_you_mean(name, HYPERPARAMETERS)}")
+            raise UserError(f"there is no hyperparameter '{name}'.{did_you_mean(meant_by(name), HYPERPARAMETERS)}")
     return replace(base, **values)
 
 

@@ -40,6 +40,8 @@ Text = InstanceOf[str]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Table = dict[Any, Any]
+Tracker = Literal["TENSORBOARD", "OPTUNA_STORAGE", "MLFLOW", "WANDB"]
+"""By its variable."""
 
 
 class _Part(BaseModel):
@@ -143,6 +145,8 @@ class StudyDocument(_Part):
     sample_prompt: Text | None = None
     # Without the password of a URI.
     storage: Text | None = None
+    # Likewise.
+    trackers: dict[Tracker, Text] = {}
     device: _Device
     versions: dict[Text, Text]
     git_commit: Text | None = None
@@ -170,6 +174,17 @@ INPUT_VARIABLES: Mapping[str, str] = {
     "checkpoint_path": "CHECKPOINT_PATH",
 }
 """The document's texts that name what a study was run on, each with the variable that takes it."""
+HOW_TRIALS_TRAIN: Mapping[str, Any] = {"compile": "auto", "gradient_checkpointing": False}
+"""Of its device, with their defaults: options of all runs, whichever command begins them. Others need other memory, or
+have other last digits."""
+RUN_VARIABLES = (*INPUT_VARIABLES.values(), *map(str.upper, HOW_TRIALS_TRAIN))
+
+
+def run_variables(document: Mapping[str, Any]) -> dict[str, str]:
+    """Return those of RUN_VARIABLES that a study's document sets, as a person would write them."""
+    inputs = {variable: document[name] for name, variable in INPUT_VARIABLES.items() if document.get(name)}
+    how = {name: document["device"].get(name, default) for name, default in HOW_TRIALS_TRAIN.items()}
+    return inputs | {name.upper(): f"{value}" for name, value in how.items() if value != HOW_TRIALS_TRAIN[name]}
 
 
 def document_fault(document: dict[str, Any]) -> str | None:

@@ -1,5 +1,6 @@
 """Paths that a person wrote or reads."""
 
+import hashlib
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -32,12 +33,16 @@ def expanded(text: str, variable: str) -> Path:
         raise UserError(f"{variable}={text!r}: there is no such user. Write the whole path.") from None
 
 
-def picture_path(name: str) -> Path:
-    """Return the path of a picture that belongs to no study, whose folder is made."""
+def picture_path(drawn: Path, kind: str) -> Path:
+    """Return the path of a picture of a log, checkpoint or text, which belongs to no study; its folder is made.
+
+    Each input has one of its own: run-a/log.txt and run-b/log.txt are both called log.
+    """
+    whose = hashlib.sha256(os.fsencode(drawn.absolute())).hexdigest()[:6]
     folder = Path.cwd() / PICTURES
     with suppress(OSError):  # writing the picture then says what is wrong
         folder.mkdir(parents=True, exist_ok=True)
-    return folder / name
+    return folder / f"{drawn.stem}-{whose}.{kind}.png"
 
 
 def shown(path: Path) -> str:

@@ -37,11 +37,10 @@ def audit_command(options: Options, terminal: Terminal) -> int:
             token_range=options.range,
             progress=progress,
         )
-        picture = picture_path(f"{files[0].stem}.audit.png")
+        picture = picture_path(options.training_data_source or files[0], "audit")
         plot_audit(report, picture)
         cleaned = write_clean(files, report, out) if out else None
-    for line in inputs.text_lines:
-        terminal.say(line)
+    terminal.say(*inputs.source_lines)
     terminal.console.print(render(report))
     terminal.say(f"picture: {shown(picture)}")
     document = {**to_json(report), "picture": str(picture)}

@@ -77,15 +77,12 @@ def confirm_study(study: Study, options: Options, terminal: Terminal) -> int:
     refuse_steps(options)
     check_has_baseline(study)
     own = budget_of(study.document())
-    for name, asked, ran in (
-        ("BUDGET_TOKENS", options.budget_tokens, own.tokens),
-        ("BUDGET_TIME", options.budget_time, own.device_s),
-    ):
-        if asked not in (None, ran):
-            raise UserError(
-                f"{name}={options.texts[name]}: study {study.name} gave its trials {budget_words(own)}, and they are "
-                f"confirmed at that. Unset {name}."
-            )
+    if own.asked(options.budget_tokens, options.budget_time) != own:
+        [name] = options.lengths
+        raise UserError(
+            f"{name}={options.texts[name]}: study {study.name} gave its trials {budget_words(own)}, and they are "
+            f"confirmed at that. Unset {name}."
+        )
     with hold(study):
         attempts = load_attempts(study)
         attempt = _next_attempt(study, attempts, options, terminal)
@@ -132,8 +129,14 @@ def _next_attempt(study: Study, attempts: tuple[Attempt, ...], options: Options,
 def _run(
     study: Study, earlier: tuple[Attempt, ...], attempt: Attempt, options: Options, terminal: Terminal
 ) -> int | None:
-    with Preparing(terminal.console) as progress:
-        plan = reopen(study, options, progress)
+    again = f"make confirm STUDY={study.name}"
+    try:
+        with Preparing(terminal.console) as progress:
+            plan = reopen(study, options, progress)
+    except KeyboardInterrupt:
+        asked = f"TOP={len(attempt.candidates)} SEEDS={len(attempt.seeds)}"
+        terminal.say(f"no run was begun, and study {study.name} is kept as it was; to go on: {again} {asked}")
+        raise
     ledger = Ledger(study)
     # Before the first run, so that an interrupted attempt is continued and its seeds are never used for another.
     write_attempts(study, (*earlier, attempt))
@@ -144,7 +147,7 @@ def _run(
         f"study {study.name}: {candidates} and the baseline again, each on {seeds}",
         cost_words(plan, left),
     ]
-    return run_plan(plan, terminal, ledger=ledger, runs=left, lines=lines, again=f"make confirm STUDY={study.name}")
+    return run_plan(plan, terminal, ledger=ledger, runs=left, lines=lines, again=again)
 
 
 def say_attempt(study: Study, attempt: Attempt, terminal: Terminal) -> None:

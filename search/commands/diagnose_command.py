@@ -55,7 +55,7 @@ def _report(target: str, options: Options, progress: Preparing) -> tuple[Report,
             return report_of_study(study), study.path / "diagnosis.png"
         return report_of_trial(study, trial_id), study.path / f"diagnosis-{trial_id}.png"
     path = _path(target)
-    picture = picture_path(f"{path.stem}.diagnosis.png")
+    picture = picture_path(path, "diagnosis")
     if not (path.is_file() or path.is_dir()):  # a pipe or a device is neither
         known = [study.name for study in list_studies()]
         raise UserError(f"TARGET={target} is not a study, STUDY/TRIAL, file or folder.{did_you_mean(target, known)}")

@@ -13,6 +13,7 @@ from results.words import local_time_words, loss_words
 from search.options import Options
 from search.terminal.console import Terminal, print_table
 from trainable.errors import UserError
+from trainable.rows import ENDINGS
 
 
 def list_command(_: Options, terminal: Terminal) -> int:
@@ -30,7 +31,7 @@ def list_command(_: Options, terminal: Terminal) -> int:
             entry["study"],
             entry["kind"],
             local_time_words(entry["created_at"]),
-            f"{entry['trials']} of {entry['most_trials']}" if entry["most_trials"] else str(entry["trials"]),
+            f"{entry['ended']}" + (f" of {entry['most_trials']}" if entry["ended"] < entry["most_trials"] else ""),
             loss_words(entry["best_val_loss"])
             + (" above its start" if entry["worse_than_start"] else " proven" if entry["proven"] else ""),
             loss_words(entry["baseline_val_loss"]),
@@ -52,16 +53,18 @@ def _entry(study: Study) -> dict[str, Any]:
         winner = find_winner(trials, load_attempts(study), start_val_loss=start_val_loss(document))
     except UserError as error:
         return {"study": study.name, "error": str(error)}
+    # An attribution on its own has nothing but its runs.
+    own = ranked_trials(trials) or trials
     return {
         "study": study.name,
         "path": str(study.path),
         "kind": document["kind"],
         "created_at": document["created_at"],
-        # An attribution on its own has nothing but its runs.
-        "trials": len(ranked_trials(trials) or trials),
-        "most_trials": (document.get("early_end") or {}).get("most_trials"),
+        "trials": len(own),
+        "ended": sum(row["status"] in ENDINGS for row in own),
+        "most_trials": end["most_trials"] if (end := document.get("early_end")) else document["trials_planned"],
         "runs": {purpose: spent["runs"] for purpose, spent in spent_by_purpose(trials).items()},
-        "best": winner.trial and winner.trial["trial_id"],
+        "best": winner.trial,
         "best_val_loss": winner.trial and winner.trial["val_loss"],
         "proven": winner.standing == "proven",
         "worse_than_start": winner.worse_than_start,

@@ -12,7 +12,7 @@ def preflight_command(options: Options, terminal: Terminal) -> int:
     """Check the set-up that a search of SPACE would use; 1 when a check fails."""
     with Preparing(terminal.console) as progress:
         plan = make_plan(options, kind="search", progress=progress)
-    terminal.say(*plan.loaded.inputs.text_lines)
+    terminal.say(*plan.loaded.text_lines)
     checks = run_checks(preflight_of(plan), terminal, every=True)
     passed = all(check.status != "fail" for check in checks)
     terminal.document({"passed": passed, "checks": [asdict(check) for check in checks]})

@@ -21,6 +21,7 @@ from search.setup.run_plan import ray_ahead
 from search.setup.settings import confirm_at_end, differences, planned_space, space_file_differences
 from search.terminal.console import Preparing, Terminal
 from search.terminal.next_steps import going_on, has_more
+from search.trackers.trackers import with_trackers_of
 from spaces.budget import budget_of
 from spaces.overrides import Settings, with_overrides
 from spaces.protocol import AUTO
@@ -144,7 +145,7 @@ def _resume(
         left, new = len(rows) - ended, f"{'at most ' if space.ends_early else ''}{planned - len(rows)} new"
         cut_off = f"{left} cut off, " if left else ""
         line = f"study {study.name} goes on: {ended} of {planned} trials have ended; to run: {cut_off}{new}"
-        code = run_own_trials(plan, ledger, terminal, [line, *plan.notes])
+        code = run_own_trials(plan, ledger, terminal, [line])
     return code, plan.loaded
 
 
@@ -158,13 +159,15 @@ def _at_larger_budget(
     if options.trials is not None:
         asked = AUTO if options.trials == AUTO else options.trials_after(document["trials_planned"])
         settings = replace(settings, trials=asked)
+    incomparable = f"losses at {budget_words(larger)} cannot be compared with {study.name}'s: this is a new study"
     with Preparing(terminal.console) as progress:
+        options, notes = with_trackers_of(document, with_inputs_of(document, options), progress, is_search=True)
         plan = plan_study(
             space_from_toml(file["toml"], name=file["name"], path=file["path"]),
             settings,
-            with_inputs_of(document, options).model_copy(update={"study": name}),
+            options.model_copy(update={"study": name}),
             kind="search",
-            notes=[f"losses at {budget_words(larger)} cannot be compared with {study.name}'s: this is a new study"],
+            notes=[*notes, incomparable],
             progress=progress,
             warm_start=study,
             speeds=budget.speeds,

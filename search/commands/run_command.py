@@ -15,6 +15,7 @@ from search.setup.inputs import Loaded
 from search.setup.plan import Plan, make_plan
 from search.setup.run_plan import checked, run_plan
 from search.terminal.console import Preparing, Terminal
+from search.terminal.signals import INTERRUPTED
 from search.terminal.summary import say_summary
 from spaces.overrides import Settings
 from trainable.rows import ENDINGS
@@ -50,6 +51,8 @@ def conclude(study: Study, code: int, options: Options, terminal: Terminal, *, l
             code = confirm_study(study, options.model_copy(update=asked), terminal)
         except NothingToConfirmError as nothing:
             terminal.warn(str(nothing))
+        except KeyboardInterrupt:
+            code = INTERRUPTED
     # After an interruption nobody waits for samples.
     finish_study(study, options, terminal, samples=code == 0, loaded=loaded)
     say_summary(study, terminal)
@@ -92,5 +95,4 @@ def header_lines(plan: Plan) -> list[str]:
         f"{slots.count} at a time on {device.type} ({device.name}), {count_words(slots.threads, 'CPU thread')} each",
         f"baseline ({space.baseline_name}): {config_words(asdict(space.baseline))}",
         *(f"searched: {parameter.name} {parameter.domain}" for parameter in space.parameters if not plan.configs),
-        *plan.notes,
     ]

@@ -18,7 +18,16 @@ from results.words import config_words, value_words
 from search.options import KNOWN, check_lora, parse_options, with_default_warmup
 from trainable.checkpoint.checkpoint_path import CHECKPOINT_SUFFIXES, check_links, checkpoint_folders, trainer_state
 from trainable.checkpoint.trainer_args import read_trainer_args
-from trainable.config import BASELINES, DOCUMENTED, ENV_NAMES, HYPERPARAMETERS, TrialConfig, config_from, make_config
+from trainable.config import (
+    BASELINES,
+    DOCUMENTED,
+    ENV_NAMES,
+    HYPERPARAMETERS,
+    OTHER_NAMES,
+    TrialConfig,
+    config_from,
+    make_config,
+)
 from trainable.errors import UserError, did_you_mean, first_of, reason
 from trainable.model.model_names import RECORD
 from trainable.regular_files import json_object, read_regular
@@ -30,17 +39,6 @@ LR_SCHEDULES_OF_TRAINER: Mapping[str, str] = {
     "constant_with_warmup": "warmup_constant",
 }
 """By the Trainer's name; its schedules warm up from 0 and decay to 0."""
-OTHER_NAMES: Mapping[str, str] = {
-    "max_iters": "training_steps",
-    "max_steps": "training_steps",
-    "warmup_iters": "warmup_steps",
-    "grad_clip": "grad_clip_norm",
-    "max_grad_norm": "grad_clip_norm",
-    "gradient_accumulation_steps": "grad_accum_steps",
-    "per_device_train_batch_size": "batch_size",
-    "lr": "learning_rate",
-}
-"""Our name by that of nanoGPT and other training scripts."""
 LONGEST_LINE = 10_000
 """shlex takes time quadratic in the length of a line."""
 PRECISIONS_OF_DTYPES: Mapping[str, str] = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}

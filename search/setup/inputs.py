@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from trainable.run import RunSpec
 
 Progress = Callable[[str, float], None]
-HOW_TRIALS_TRAIN = ("compile", "gradient_checkpointing")
-"""Options of all trials of a study, whichever command runs them: others need other memory or have other last digits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +59,7 @@ class Inputs:
         return str(self.options.training_data_source or "the Python language reference")
 
     @property
-    def text_lines(self) -> list[str]:
+    def source_lines(self) -> list[str]:
         """Lines for the user on the text that was found."""
         held_out = self.options.validation_data_source
         lines = [f"text: {self.source_words}, {self.text.words}", *self.text.notes]
@@ -87,11 +85,11 @@ class Loaded:
     def text_lines(self) -> list[str]:
         """Lines for the user on the text that was found, and on what separates its documents, where it has several."""
         if self.inputs.text.documents < 2:
-            return self.inputs.text_lines
+            return self.inputs.source_lines
         between = "the tokenizer has no end-of-text token: nothing stands between two documents"
         if (separator := self.facts["corpus"]["separator"]) is not None:
             between = f"{separator} stands between two documents"
-        return [*self.inputs.text_lines, between]
+        return [*self.inputs.source_lines, between]
 
 
 def check_inputs(options: Options, *, progress: Progress) -> Inputs:
@@ -139,11 +137,13 @@ def load_inputs(
     progress: Progress,
     stability: Mapping[str, Any] | None = None,
     init_from: Path | None = None,
+    own_device: str | None = None,
     joins: bool = False,
 ) -> Loaded:
     """Return the inputs loaded: the corpus tokenized into the cache, the device chosen. Raises UserError.
 
-    block_size and eval_tokens are the evaluation's. joins: the Ray cluster at ADDRESS is joined and trains, and this
+    block_size and eval_tokens are the evaluation's. own_device: the type that a reopened study ran on, which is taken
+    where it is here and DEVICE names none. joins: the Ray cluster at ADDRESS is joined and trains, and this
     machine only prepares, on any device.
     """
     progress("loading torch", 0.0)
@@ -154,7 +154,7 @@ def load_inputs(
     source, held_out = options.training_data_source, options.validation_data_source
     checkpoint_path = options.checkpoint_path
     # Before transformers is imported, which takes longer than torch.
-    device = pick_device(None if address else options.device)
+    device = pick_device(None if address else options.device, own=own_device)
     from trainable.evaluation import EvalProtocol
     from trainable.run import RunSpec
 

@@ -20,12 +20,12 @@ from results.study.folder import (
 from search.cluster.connection import check_port
 from search.cluster.study_storage import probed
 from search.options import MoreTrials, Options, check_lora
-from search.setup.inputs import HOW_TRIALS_TRAIN, Loaded, check_fit, check_inputs, load_inputs
+from search.setup.inputs import Loaded, check_fit, check_inputs, load_inputs
 from search.setup.settings import read_settings
 from search.setup.slots import measured_speeds, slots_for
 from search.setup.study_record import asked_of, study_document
 from search.terminal.console import Preparing
-from search.trackers.trackers import check_mirrors
+from search.trackers.trackers import check_mirrors, kept_trackers
 from search.tune.fork_server import unusable_characters
 from search.tune.history import WarmStart
 from search.tune.resources import Slots, check_concurrency
@@ -179,6 +179,7 @@ def load_for(document: Mapping[str, Any], options: Options, progress: Preparing,
         check_inputs(options, progress=progress),
         block_size=document["evaluation"]["block_size"],
         eval_tokens=document["evaluation"]["tokens"],
+        own_device=(document.get("device") or {}).get("type"),
         stability=document.get("stability"),
         init_from=options.checkpoint_path,
         progress=progress,
@@ -217,8 +218,9 @@ def planned(
     if slots.storage is not None:
         # Once set it stays, for the first checkpoints are there.
         document = {"storage": redacted(slots.storage), **document}
+    if trackers := kept_trackers(document, loaded.inputs.options):
+        document = {**document, "trackers": trackers}
     shared = {"slots": slots.count, "threads_per_slot": slots.threads, "gpu_frac": slots.gpu_frac}
-    shared |= {name: getattr(loaded.inputs.options, name) for name in HOW_TRIALS_TRAIN}
     return Plan(
         study=study,
         is_new=is_new,

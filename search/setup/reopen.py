@@ -1,23 +1,25 @@
 """Reopens a study to run more into it, under its own protocol and on the same inputs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from results.study.document_model import INPUT_VARIABLES
+from results.study.document_model import INPUT_VARIABLES, run_variables
 from results.study.folder import Study
 from results.study.lock import remove_unfinished
 from results.winner import winner_of
 from results.words import list_words
 from search.cluster.storage_hold import check_unheld
+from search.cluster.study_storage import checkpoint_root
 from search.options import Options, parse_options
-from search.setup.inputs import HOW_TRIALS_TRAIN, Loaded
+from search.setup.inputs import Loaded
 from search.setup.plan import Plan, load_for, planned
 from search.terminal.console import Preparing
-from search.trackers.trackers import check_mirrors
+from search.trackers.trackers import with_trackers_of
 from search.tune.warm_start import read_warm_start
 from spaces.space import SearchSpace
 from trainable.config import TrialConfig
-from trainable.errors import UserError
+from trainable.errors import UserError, redacted
+from trainable.rows import ENDINGS
 
 
 def reopen(
@@ -28,7 +30,7 @@ def reopen(
     space: SearchSpace | None = None,
     configs: Sequence[TrialConfig] = (),
 ) -> Plan:
-    """Return the study's plan, its model, text and checkpoint loaded; DEVICE and CONCURRENCY may have changed.
+    """Return the study's plan, its model, text and checkpoint loaded; device and CONCURRENCY may have changed.
 
     space, configs: as in Plan. Raises UserError, also when another driver writes the study into STORAGE, or the study
     holds a confirmation of trials that are gone.
@@ -37,13 +39,27 @@ def reopen(
         check_unheld(study, options.storage)
     winner_of(study)
     document = study.document()
-    if space is not None:
-        check_mirrors(options, progress, new_study=None)
+    options, notes = with_trackers_of(document, options, progress, is_search=space is not None)
     loaded = load_inputs_of(study, options, progress, joins=True)
+    notes += _places_changed(study, document, loaded)
     warm_start = read_warm_start(study) if space is not None else None
-    plan = planned(study, document, loaded, progress, space=space, configs=configs, warm_start=warm_start)
+    plan = planned(study, document, loaded, progress, space=space, configs=configs, warm_start=warm_start, notes=notes)
     remove_unfinished(study.path)
     return plan
+
+
+def _places_changed(study: Study, document: Mapping[str, Any], loaded: Loaded) -> Iterator[str]:
+    """Yield a line where the study goes on with other checkpoints or on another device."""
+    here = loaded.inputs.options.storage
+    before, now = (redacted(checkpoint_root(study, place)) for place in (document.get("storage"), here))
+    if before != now and any(row["status"] not in ENDINGS for row in study.trials()):
+        yield f"a trial that was cut off begins again, unless its checkpoint is in {now} too: it was saved in {before}"
+    device, own = document["device"], loaded.device_info
+    if (device["type"], device["name"]) != (own.type, own.name):
+        yield (
+            f"the study ran on {device['type']} ({device['name']}) and goes on on {own.type} ({own.name}): device "
+            "times do not compare, and losses differ in their last digits"
+        )
 
 
 def load_inputs_of(study: Study, options: Options, progress: Preparing, *, joins: bool = False) -> Loaded:
@@ -92,11 +108,10 @@ def _named(facts: Mapping[str, Any], name: str, fingerprint: str) -> str:
 
 def with_inputs_of(document: Mapping[str, Any], options: Options) -> Options:
     """Return the options with the study's own model, text, checkpoint and way of training where they name none."""
-    texts = {variable: document[name] for name, variable in INPUT_VARIABLES.items() if document.get(name)}
-    own, fields = parse_options(texts), [variable.lower() for variable in INPUT_VARIABLES.values()]
+    texts = run_variables(document)
+    own, fields = parse_options(texts), [name.lower() for name in texts if name not in options.texts]
     # Those of all its trials: with others losses differ in their last digits. Beside a GPU they do not.
     device = document["device"]
     threads = device.get("threads_per_slot") if device["type"] == "cpu" else None
-    update = {one: getattr(options, one) or getattr(own, one) for one in fields}
-    update |= {one: device[one] for one in HOW_TRIALS_TRAIN if one in device and one.upper() not in options.texts}
+    update = {one: getattr(own, one) for one in fields}
     return options.model_copy(update={**update, "threads": options.threads or threads})

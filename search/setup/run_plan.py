@@ -90,7 +90,7 @@ def run_plan(
     interrupts = Interrupts()
     view = StudyView(study=study, ledger=ledger, trials_planned=0, console=terminal.console)
     with interrupts, view, ray_ahead(plan):
-        for line in lines:
+        for line in (*lines, *plan.notes):
             view.say(line)
         plan = _with_start(plan, view)
         if plan.document != study.document():
@@ -120,7 +120,7 @@ def run_plan(
             ledger=ledger,
             view=view,
             interrupts=interrupts,
-            callbacks=mirror_callbacks(plan.options, view, plan.space) if plan.space else (),
+            callbacks=mirror_callbacks(plan.options, view, plan.space),
             again=again or f"make resume STUDY={study.name}",
         )
         if (end := work.searcher.log.early_end) is not None:

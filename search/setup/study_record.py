@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from results.study.document_model import HOW_TRIALS_TRAIN
 from results.study.folder import SCHEMA_VERSION
 from search.setup.inputs import Loaded
 from spaces.overrides import Settings
@@ -52,6 +53,8 @@ def study_document(name: str, asked: Mapping[str, Any], *, loaded: Loaded, slots
 
     asked: asked_of()'s, or at least its "kind", "evaluation", "budget_tokens", "baseline", "seed", "trials_planned".
     """
+    options = loaded.inputs.options
+    how = {name: getattr(options, name) for name in HOW_TRIALS_TRAIN}
     packages = {name: version(name) for name in RECORDED_PACKAGES}
     return {
         "schema_version": SCHEMA_VERSION,
@@ -60,10 +63,10 @@ def study_document(name: str, asked: Mapping[str, Any], *, loaded: Loaded, slots
         "rung_tokens": [],
         **asked,
         **loaded.facts,
-        "sample_prompt": loaded.inputs.options.sample_prompt,
+        "sample_prompt": options.sample_prompt,
         "stability": dict(loaded.spec.stability),
         "evaluation": {**asked["evaluation"], **asdict(loaded.spec.protocol)},
-        "device": {**asdict(loaded.device_info), **slots},
+        "device": {**asdict(loaded.device_info), **how, **slots},
         "versions": {"python": platform.python_version(), "platform": platform.platform(), **packages},
         "git_commit": _git_commit(),
     }

@@ -10,7 +10,7 @@ from results.study.folder import LATEST, Study, find_study, new_study_name, open
 from results.winner import winner_of
 from results.words import list_words, value_words
 from search.options import LENGTHS, Options, check_lora, parse_options, with_default_warmup
-from search.setup.inputs import HOW_TRIALS_TRAIN, Loaded, check_inputs, load_inputs
+from search.setup.inputs import Loaded, check_inputs, load_inputs
 from search.setup.plan import study_name
 from search.setup.study_record import study_document
 from search.terminal.console import Preparing
@@ -87,9 +87,7 @@ def with_winner_of(options: Options) -> Options:
         # The shell holds another winner, which would be trained under this study's name.
         raise UserError(f"STUDY={study.name}: its winner has another {list_words(others)}.")
     name = new_study_name(f"train-{study.name}", datetime.now())
-    device = study.document()["device"]
-    how = {one.upper(): f"{device[one]}" for one in HOW_TRIALS_TRAIN if one in device}
-    return parse_options({**{name: text for name, text in winner.items() if text}, **how, **own, "STUDY": name})
+    return parse_options({**{name: text for name, text in winner.items() if text}, **own, "STUDY": name})
 
 
 def make_train_plan(options: Options, progress: Preparing) -> TrainPlan:

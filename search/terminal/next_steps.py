@@ -12,16 +12,20 @@ from results.export import export_cli, make_words, search_command
 from results.ranking import ranked_trials
 from results.report.facts.study_facts import edges_of
 from results.samples import samples_json
+from results.study.document_model import run_variables
 from results.study.folder import Study
 from results.study.lock import hold
 from results.study.paths import shown
 from results.winner import Winner, winner_of
 from search.terminal.console import Terminal, print_line
+from spaces.budget import budget_of
 from trainable.data.remote_files import below, local_folder
 from trainable.rows import ENDINGS
 
 MOST_SEEDS = 50
 """A confirmation with more seeds costs more than a search, and is not suggested."""
+LONGER = 10
+"""Times a trial's budget: the run that a search is for, once nothing of it is left to search."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +42,7 @@ def next_steps(study: Study) -> list[Step]:
     winner = winner_of(study)
     name, ended = study.name, sum(row["status"] in ENDINGS for row in ranked_trials(rows))
     if document["kind"] == "train":
-        return _after_training(study, rows[0], winner) if rows else []
+        return _after_training(study, document, rows[0], winner) if rows else []
     if document["kind"] == "attribute":
         command = search_command(document, "SPACE=plateau")
         return [Step(command=command, purpose="search around the documented configuration")]
@@ -49,14 +53,14 @@ def next_steps(study: Study) -> list[Step]:
     diagnose = Step(command=f"make diagnose TARGET={name}", purpose="find what keeps the trials from a lower loss")
     if winner.trial is None or winner.worse_than_start:
         return [diagnose, *(_wider(study) if document["kind"] == "search" else [])]
-    own = _own(study, winner.trial["trial_id"])
+    own = _own(study, document, winner.trial["trial_id"])
     if document["kind"] == "baseline":
         # A model may have no more positions than the block that was set for it; the plateau space goes to 256.
         block = document.get("settings", {}).get("pins", {}).get("block_size")
         command = search_command(document, f"BASELINE={name}" + (f" BLOCK_SIZE={block}" if block else ""))
         around = Step(command=command, purpose="search for settings that beat it")
         return [*own, around] if winner.standing == "baseline_alone" else [*own, diagnose]
-    return [*_about(study, winner, diagnose, own), *_wider(study)]
+    return [*_about(study, document, winner, diagnose, own), *_wider(study)]
 
 
 def remedy(study: Study) -> str:
@@ -66,9 +70,9 @@ def remedy(study: Study) -> str:
     return "".join(f" {step.purpose[0].upper()}{step.purpose[1:]}: {step.command}" for step in steps)
 
 
-def _own(study: Study, trial_id: int) -> list[Step]:
+def _own(study: Study, document: Mapping[str, Any], trial_id: int) -> list[Step]:
     """Return the steps that write a trial's model and train it again; one step where its checkpoint was not kept."""
-    name, stored = study.name, study.document().get("storage")
+    name, stored = study.name, document.get("storage")
     folder = stored and local_folder(below(stored, name))
     places = [place for place in (study.path, folder) if place]
     # An object store is not asked for a line to print.
@@ -88,12 +92,12 @@ def train_again(study: Study, folder: Path) -> str:
     return f"{train} {make_words({'SAVE_MODEL': shown(folder)})}"
 
 
-def _after_training(study: Study, row: dict[str, Any], winner: Winner) -> list[Step]:
+def _after_training(study: Study, document: Mapping[str, Any], row: dict[str, Any], winner: Winner) -> list[Step]:
     diagnose = Step(command=f"make diagnose TARGET={study.name}/0", purpose="find what is wrong with the run")
     if winner.worse_than_start:
         return [diagnose]
     if row["status"] == "completed":
-        return [_own(study, 0)[0], diagnose]
+        return [_own(study, document, 0)[0], diagnose]
     command = going_on(study)
     if row["status"] != "interrupted" or command is None:
         return [diagnose]
@@ -106,38 +110,43 @@ def going_on(study: Study) -> str | None:
     if checkpoint is None:
         return None
     # The checkpoint has the model and the hyperparameters, and not what they are trained and evaluated on.
-    values = {
+    values = {"CHECKPOINT_PATH": None, **run_variables(document)} | {
         "CHECKPOINT_PATH": str(checkpoint),
+        "GPT2_MODEL_NAME": None,
         # An export of the study that it began from sets True.
         "WEIGHTS_ONLY": document["checkpoint_path"] and "False",
-        "TRAINING_DATA_SOURCE": document.get("data_source"),
-        "VALIDATION_DATA_SOURCE": document.get("validation_data_source"),
-        "DOCUMENTS": document.get("documents"),
         "EVAL_BLOCK_SIZE": str(document["evaluation"]["block_size"]),
         "EVAL_TOKENS": str(document["evaluation"]["tokens"]),
     }
     return f"make train {make_words(values)}"
 
 
-def _about(study: Study, winner: Winner, diagnose: Step, own: list[Step]) -> list[Step]:
-    name, document = study.name, study.document()
+def _about(study: Study, document: Mapping[str, Any], winner: Winner, diagnose: Step, own: list[Step]) -> list[Step]:
+    name = study.name
     add = f"make resume STUDY={name} TRIALS=+{len(ranked_trials(study.trials()))}"
     more = [Step(command=add, purpose="run more trials")] if has_more(document) else []
     # BASELINE takes a study's settings, not its model and text.
     search = search_command(document, f"SPACE=schedule BASELINE={name}")
-    schedule = Step(command=search, purpose="search the LR schedule around it")
+    further = Step(command=search, purpose="search the LR schedule around it")
+    is_over = (document.get("space") or {}).get("name") == "schedule"
+    if is_over:
+        own_budget = budget_of(document)
+        tokens, device_s = own_budget.tokens, own_budget.device_s
+        longer = own_budget.asked(None if device_s else LONGER * tokens, device_s and LONGER * device_s)
+        train = f"make train STUDY={name} {longer.setting}"
+        further = Step(command=train, purpose=f"train it {LONGER} times as long, its schedule stretched")
     attribute = Step(command=f"make attribute STUDY={name}", purpose="find which of the changed settings did it")
     known = load_attribution(study)
     # Of an earlier winner it explains nothing about this one.
     unexplained = [] if winner.trial and known and known.after_name == winner.name else [attribute]
     match winner.standing:
         case "proven":
-            return [*_rival(study, winner), *own, *unexplained, schedule]
+            return [*_rival(study, winner), *own, *unexplained, further]
         case "unproven":
-            return [*_proof(study, winner, more), *own, *unexplained, schedule]
+            return [*_proof(study, winner, more), *own, *unexplained, further]
         case "no_comparison":
             return [diagnose, *own]
-    return [*more, diagnose, *own]
+    return [*more, diagnose, *own, *([further] if is_over else [])]
 
 
 def has_more(document: Mapping[str, Any]) -> bool:

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
+INTERRUPTED, TERMINATED = (128 + number for number in (signal.SIGINT, signal.SIGTERM))
+"""Exit codes."""
 HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 

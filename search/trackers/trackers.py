@@ -2,11 +2,13 @@
 
 import importlib
 import os
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, get_args
 
-from search.options import Options
+from results.study.document_model import Tracker
+from search.options import Options, parse_options
 from search.terminal.live_view import StudyView
 from spaces.space import SearchSpace
 from trainable.errors import UserError, redacted
@@ -44,6 +46,41 @@ def check_mirrors(options: Options, progress: Callable[[str, float], None], *, n
         raise UserError("WANDB is set but nobody is logged in. Run wandb login, or set WANDB_MODE=offline.")
 
 
+def kept_trackers(document: Mapping[str, Any], options: Options) -> dict[str, str]:
+    """Return what study.json keeps of the trackers: those it had and those that are set, without anything secret."""
+    values = {name: f"{getattr(options, name.lower()) or ''}" for name in get_args(Tracker)}
+    # What a database's driver takes behind the ? may be a password under any name.
+    kept = {name: re.sub(r"\?.*", "?***", redacted(value)) for name, value in values.items()}
+    own: dict[str, str] = document.get("trackers", {})
+    return own | {name: text for name, text in kept.items() if text}
+
+
+def with_trackers_of(
+    document: Mapping[str, Any], options: Options, progress: Callable[[str, float], None], *, is_search: bool
+) -> tuple[Options, list[str]]:
+    """Return the options with the study's own trackers where they name none, all checked, and a line on each of those.
+
+    One of the study's that cannot be used now is left out: its server or its credentials may be another machine's.
+    is_search: whether a search's trials run, of which alone an Optuna storage takes copies.
+    """
+    own, notes = {name: text for name, text in document.get("trackers", {}).items() if name not in options.texts}, []
+    if not is_search:
+        own.pop("OPTUNA_STORAGE", None)
+        options = options.model_copy(update={"optuna_storage": None})
+    check_mirrors(options, progress, new_study=None)
+    for name, text in own.items():
+        try:
+            if "***" in text:
+                raise UserError(f"its password is not kept. Set {name} to go on with it.")
+            one = parse_options({name: text})
+            check_mirrors(one, progress, new_study=None)
+            options = options.model_copy(update={name.lower(): getattr(one, name.lower())})
+            notes.append(f"{name}={text} goes on, as the study had it")
+        except UserError as refused:
+            notes.append(f"the study goes on without {name}={text}: {refused}")
+    return options, notes
+
+
 @contextmanager
 def _usable(name: str) -> Iterator[None]:
     try:
@@ -54,8 +91,8 @@ def _usable(name: str) -> Iterator[None]:
         raise UserError(f"{name} cannot be used: {reason}. Correct it, or unset it.") from None
 
 
-def mirror_callbacks(options: Options, view: StudyView, space: SearchSpace) -> "list[Callback]":
-    """Return the Ray callbacks that copy the view's study to the requested trackers."""
+def mirror_callbacks(options: Options, view: StudyView, space: SearchSpace | None) -> "list[Callback]":
+    """Return the Ray callbacks that copy the view's study to the requested trackers; space: that which is searched."""
     if not (options.tensorboard or options.optuna_storage or options.mlflow or options.wandb):
         return []
     from search.trackers.callbacks import GuardedTracker, OptunaMirror, TensorBoardMirror
@@ -64,7 +101,7 @@ def mirror_callbacks(options: Options, view: StudyView, space: SearchSpace) -> "
     made: dict[str, Callable[[], Callback]] = {}
     if options.tensorboard:
         made["TensorBoard"] = lambda: TensorBoardMirror(view.study.path / "tensorboard")
-    if url := options.optuna_storage:
+    if (url := options.optuna_storage) and space is not None:
         made["the Optuna storage"] = lambda: OptunaMirror(url, view.ledger, name, space)
     if options.mlflow:
         from ray.air.integrations.mlflow import MLflowLoggerCallback

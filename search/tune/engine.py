@@ -28,7 +28,7 @@ from results.winner import find_winner
 from search.cluster.node_watch import MirrorTables, NodeWatch
 from search.cluster.study_storage import CHECKPOINTS, TableMirror, checkpoint_root
 from search.terminal.live_view import StudyView
-from search.terminal.signals import Interrupts
+from search.terminal.signals import INTERRUPTED, TERMINATED, Interrupts
 from search.tune.asha import TokenASHA
 from search.tune.local_ray import running_ray
 from search.tune.optuna_searcher import OBJECTIVE
@@ -42,7 +42,6 @@ from trainable.errors import MachineError, UserError, full_reason
 from trainable.ray_trainable import SearchTrial
 from trainable.run import RunSpec
 
-INTERRUPTED, TERMINATED = 130, 143
 LEAVE = "leave"
 """A file in the study's scratch folder that asks running trials to save."""
 LEAVE_PATIENCE_S = 20.0
@@ -216,10 +215,10 @@ def best_kept_of(document: Mapping[str, Any]) -> int:
 def prune_checkpoints(
     root: str,
     ledger: Ledger,
-    attempts: Sequence[Attempt] = (),
+    attempts: Sequence[Attempt],
     gone: set[int] | None = None,
     *,
-    best_kept: int = BEST_KEPT,
+    best_kept: int,
     saving: int | None = None,
 ) -> None:
     """Delete the checkpoints of ended runs below `root`, except the last one of runs that are still needed.

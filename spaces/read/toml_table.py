@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from trainable.config import meant_by
 from trainable.errors import UserError, did_you_mean
 
 TOP_KEYS = ("description", "baseline", "trials", "budget", "evaluation", "scheduler", "searcher", "search", "stability")
@@ -41,9 +42,10 @@ class Table:
         for key in self.values:
             if key in known:
                 continue
-            if why_not and key in why_not:
-                raise self.error(f"has the key '{key}', {why_not[key]}")
-            hint = did_you_mean(key.lower()[:_LONGEST_WORD], known)
+            meant = meant_by(key)
+            if why_not and meant in why_not:
+                raise self.error(f"has the key '{key}', {why_not[meant]}")
+            hint = did_you_mean((meant if meant in known else key.lower())[:_LONGEST_WORD], known)
             if self.title and key in TOP_KEYS:
                 hint = " It belongs at the top of the file, above the first [table]."
             raise self.error(f"has an unknown key {shown(key)}.{hint}")

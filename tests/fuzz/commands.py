@@ -4,7 +4,8 @@ import contextlib
 import io
 from collections.abc import Sequence
 
-from search.__main__ import INTERRUPTED, main
+from search.__main__ import main
+from search.terminal.signals import INTERRUPTED
 from trainable.errors import UserError
 
 

@@ -185,6 +185,7 @@ SECRET = "hunter2-is-nobodys-business"
 def test_a_document_holds_nothing_of_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from search.options import read_options
     from search.setup.settings import read_settings
+    from search.trackers.trackers import kept_trackers
 
     for name in (
         "HF_TOKEN",
@@ -196,7 +197,11 @@ def test_a_document_holds_nothing_of_the_environment(monkeypatch: pytest.MonkeyP
     ):
         monkeypatch.setenv(name, f"mysql://me:{SECRET}@host/db")
     monkeypatch.setattr("importlib.util.find_spec", lambda _: True)
-    trackers = [f"OPTUNA_STORAGE={tmp_path}/{SECRET}.db", f"MLFLOW=https://me:{SECRET}@host", "WANDB=project"]
+    trackers = [
+        f"OPTUNA_STORAGE=sqlite:///{tmp_path}/o.db?key={SECRET}",
+        f"MLFLOW=https://me:{SECRET}@host",
+        "WANDB=project",
+    ]
     variables = read_options(["TRIALS=4", *trackers])
     settings_, _ = read_settings(variables)
     device = DeviceInfo(type="cpu", name="x86_64", count=1)
@@ -206,13 +211,14 @@ def test_a_document_holds_nothing_of_the_environment(monkeypatch: pytest.MonkeyP
         facts={"model": "tiny", "corpus": corpus},
         device_info=device,
         spec=SimpleNamespace(protocol=protocol, stability={}),
-        inputs=SimpleNamespace(options=SimpleNamespace(sample_prompt=None)),
+        inputs=SimpleNamespace(options=variables),
     )
     space = load_space("plateau")
     document = study_document(
         "one", asked_of("search", space, settings_, trials_planned=4), loaded=loaded, slots={"slots": 1}
     )
-    text = json.dumps(document)
+    text = json.dumps({**document, "trackers": kept_trackers(document, variables)})
+    assert "project" in text
     assert json.loads(text)["settings"]["trials"] == 4
     assert SECRET not in text
     # Where the space lies is told, and that may well be below the folder one is in.

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from results.export import ENV_ORDER, export_cli, export_env, export_json, export_toml, write_best
+from results.export import ENV_ORDER, export_cli, export_env, export_json, export_toml, search_command, write_best
 from results.study.folder import Study, create_study
 from results.study.tables import TRIALS, write_table
-from search.options import with_origin
+from search.options import read_options, with_origin
 from spaces.budget import Budget
 from spaces.domains import Choice, FloatRange
 from spaces.read.load import load_space, space_from_toml
@@ -129,6 +129,8 @@ def test_the_lines_are_the_owners(make_study: MakeStudy) -> None:
         "export VALIDATION_DATA_SOURCE=''",
         "export DOCUMENTS=''",
         "export CHECKPOINT_PATH=''",
+        "export COMPILE=''",
+        "export GRADIENT_CHECKPOINTING=''",
         "export WEIGHTS_ONLY=''",
         "export EVAL_BLOCK_SIZE=128",
         "export EVAL_TOKENS=16384",
@@ -261,6 +263,19 @@ def test_a_checkpoint_says_that_its_weights_alone_were_taken(make_study: MakeStu
     assert "export CHECKPOINT_PATH=/c.pt\n" in text
 
 
+def test_how_the_trials_were_trained_goes_with_their_configuration(make_study: MakeStudy) -> None:
+    device = {"type": "cpu", "name": "x", "count": 1, "compile": "off", "gradient_checkpointing": True}
+    study = make_study(device=device)
+    how = ["COMPILE=off", "GRADIENT_CHECKPOINTING=True"]
+    assert [line for line in export_env(study).splitlines() if "COMPILE=" in line or "CHECKPOINTING=" in line] == [
+        f"export {word}" for word in how
+    ]
+    for command in (export_cli(study), search_command(study.document(), "SPACE=plateau")):
+        assert {*how} <= {*command.split()}
+    options = read_options(export_cli(study).split()[2:])
+    assert (options.compile, options.gradient_checkpointing) == ("off", True)
+
+
 def test_the_baseline_as_the_best_is_said_so(make_study: MakeStudy, make_trial: Callable[..., dict[str, Any]]) -> None:
     study = make_study(trials=[make_trial(0, val_loss=4.5), make_trial(1, val_loss=4.6)])
     text = export_env(study)
@@ -306,6 +321,7 @@ def test_without_a_completed_trial_there_is_one_line(
         ({"evaluation": {"block_size": 128}}, "evaluation.tokens: it is missing"),
         ({"evaluation": 5}, "evaluation: it must be a table"),
         ({"evaluation": {"block_size": "x\ny", "tokens": 1}}, "evaluation.block_size: "),
+        ({"trackers": {"PATH": "x"}}, "trackers.PATH.[key]: Input should be 'TENSORBOARD', "),
     ],
 )
 def test_a_damaged_study_json_is_one_line(make_study: MakeStudy, changes: dict[str, Any], said: str) -> None:

@@ -333,6 +333,23 @@ def test_a_search_around_a_baseline_alone_keeps_the_block_that_was_set(searched:
         assert next_steps(searched)[-1].command == f"make search BASELINE=s{words}"
 
 
+@pytest.mark.parametrize(("budget", "longer"), [({}, "BUDGET_TOKENS=4096000"), ({"device_s": 90.0}, "BUDGET_TIME=15m")])
+def test_after_a_search_of_the_schedule_comes_the_long_run(
+    searched: Study, make_trial: MakeTrial, budget: dict[str, float], longer: str
+) -> None:
+    document = searched.document()
+    document["space"]["name"] = "schedule"
+    if budget:
+        shape = {"batch_size": 32, "block_size": 128, "step_s": 0.1}
+        document["device_time"] = {**budget, "evaluations": 4, "evaluation_s": 0.1, "shapes": [shape]}
+    searched.study_json.write_text(json.dumps(document))
+    for rows in (searched.trials(), [make_trial(0, val_loss=4.0), *searched.trials()[1:]]):
+        write_table(searched.trials_path, rows, TRIALS)  # a trial came first, then the baseline
+        commands = [step.command for step in next_steps(searched)]
+        assert f"make train STUDY=s {longer}" in commands
+        assert not any("SPACE=schedule" in command for command in commands)
+
+
 def test_while_a_search_runs_its_end_is_what_is_waited_for(searched: Study) -> None:
     assert remedy(searched).startswith(" Prove it: ")
     with hold(searched), pytest.raises(UserError, match=r"study s is held by process \d+ on .* Wait for it or stop it"):

@@ -10,8 +10,12 @@ from typing import Any
 
 import pytest
 
+from results.study.folder import create_study
+from results.study.tables import TRIALS, write_table
 from search.__main__ import COMMANDS
 from search.options import KNOWN
+from tests.documents import sound_document
+from tests.rows import trial_row
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "ray", "transformers", "optuna", "pandas", "matplotlib")
@@ -91,6 +95,26 @@ def test_a_damaged_study_is_listed_with_its_error_beside_the_others(run: Any, se
     assert "not whole JSON" in " ".join(run("list", STUDIES_DIR=str(tmp_path)).stdout.split())
 
 
+def test_a_search_that_was_cut_off_is_listed_with_what_it_was_to_run(run_here: Any) -> None:
+    """Three of four trials began, and one of them was cut off; one search ended early."""
+    end = {"most_trials": 24, "gain_nats": 0.01, "noise_nats": 0.02}
+    whole: dict[str, Any] = {"trials_planned": 2}
+    ended, cut_off = [trial_row(0, val_loss=4.1), trial_row(1, val_loss=4.0)], trial_row(2, "interrupted")
+    for name, changes in {"cut": {}, "whole": whole, "early": {**whole, "early_end": end}}.items():
+        study = create_study(name, sound_document(name, **changes))
+        write_table(study.trials_path, ended if changes else [*ended, cut_off], TRIALS)
+    studies = os.environ["STUDIES_DIR"]
+    entries = run_here("list", "--json", STUDIES_DIR=studies).document["studies"]
+    assert {one["study"]: (one["trials"], one["ended"], one["most_trials"]) for one in entries} == {
+        "cut": (3, 2, 4), "whole": (2, 2, 2), "early": (2, 2, 24)
+    }  # fmt: skip
+    assert {one["best"]["trial_id"] for one in entries} == {1}
+    _, *lines = run_here("list", STUDIES_DIR=studies).stdout.splitlines()
+    assert {line.split()[0]: " ".join(line.split()[5:-3]) for line in lines} == {
+        "cut": "2 of 4", "whole": "2", "early": "2 of 24"
+    }  # fmt: skip
+
+
 def test_a_broken_space_beside_sound_ones_is_named_and_the_rest_is_listed(run: Any, tmp_path: Path) -> None:
     path = tmp_path / "own.toml"
     path.write_text("trials = 4\n[budget]\ntokens = 400_000\n[search]\nbatch_sise = { choice = [8, 16] }\n")
@@ -154,3 +178,13 @@ def test_the_module_runs_from_any_folder(environment: Any, tmp_path: Path) -> No
     )
     assert ran.returncode == 0
     assert "smoke" in ran.stdout
+
+
+def test_two_logs_of_one_name_have_a_picture_each(run_here: Any, tmp_path: Path) -> None:
+    pictures = set()
+    for folder in ("a", "b", "a"):
+        log = tmp_path / folder / "train.log"
+        log.parent.mkdir(exist_ok=True)
+        log.write_text("".join(f"step {step}: train loss {7 - step / 100:.4f}\n" for step in range(0, 200, 10)))
+        pictures.add(run_here("diagnose", "--json", f"TARGET={log}", cwd=tmp_path).document["picture"])
+    assert len(pictures) == len(list((tmp_path / "results" / "pictures").glob("train-*.diagnosis.png"))) == 2

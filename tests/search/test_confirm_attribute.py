@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from results.confirmation.attempt import plan_attempt, write_attempts
+from results.confirmation.attempt import load_attempts, plan_attempt, write_attempts
 from results.confirmation.paired_t import judge
 from results.study.folder import Study
 from results.study.tables import TRIALS, write_table
@@ -76,6 +76,27 @@ def test_a_resume_confirms_what_an_earlier_process_was_asked_to(
     assert resumed() == []
     assert resumed("CONFIRM=1") == resumed() == [(1, 4)]
     assert resumed("CONFIRM=0") == resumed() == []
+
+
+def test_ctrl_c_while_a_confirmation_is_prepared_says_what_is_kept_and_what_goes_on(
+    two_rates: Study, run_here: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    studies = Path(os.environ["STUDIES_DIR"])
+    cut = Study(Path(shutil.copytree(two_rates.path, studies / "cut")))
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("search.commands.confirm_command.reopen", interrupted)
+    ran = run_here("confirm", "STUDY=cut", "SEEDS=3", STUDIES_DIR=str(studies))
+    kept = "no run was begun, and study cut is kept as it was; to go on: make confirm STUDY=cut TOP=1 SEEDS=3"
+    assert (ran.code, ran.stdout.splitlines()[-1], ran.stderr) == (130, kept, "interrupted\n")
+    assert load_attempts(cut) == ()
+    # The trials before it are summed up all the same.
+    ran = run_here("resume", "--json", "STUDY=cut", "CONFIRM=1", STUDIES_DIR=str(studies))
+    assert (ran.code, ran.document["winner"]["trial_id"]) == (130, 1)
+    assert f"{kept[:-1]}5\n" in ran.stderr
+    assert ran.document["next"][0]["command"] == "make confirm STUDY=cut"
 
 
 def test_confirmed_and_attributed_in_the_study_itself(study: Study, run_here: Any, studies: Path) -> None:
@@ -148,7 +169,8 @@ def assert_one_winner(study: Study, run: Any, *, proven: bool | None = None) -> 
     assert winner.trial is not None
     exported, report = (run(command, "--json", STUDY="two").document for command in ("export", "report"))
     (listed,) = run("list", "--json").document["studies"]
-    named = [winner.trial["trial_id"], exported["trial_id"], report["answer"]["winner"]["trial_id"], listed["best"]]
+    named = [winner.trial["trial_id"], exported["trial_id"], report["answer"]["winner"]["trial_id"]]
+    named += [listed["best"]["trial_id"]]
     assert named == [1, 1, 1, 1]
     if proven is not None:
         assert exported["confirmed"] == listed["proven"] == (winner.standing == "proven") == proven

@@ -66,7 +66,7 @@ def test_checkpoints_of_the_best_three_of_the_baseline_and_of_what_can_go_on_are
     both = ["step_00000001.pt", "step_00000002.pt"]
     # One that was stopped just now may still be saving; one that completed has waited for that.
     for saving, left in ((5, {5: both}), (4, {}), (None, {})):
-        prune_checkpoints(str(tmp_path / "checkpoints"), ledger, saving=saving)
+        prune_checkpoints(str(tmp_path / "checkpoints"), ledger, (), best_kept=3, saving=saving)
         kept = {int(path.name): sorted(file.name for file in path.iterdir()) for path in tmp_path.glob("checkpoints/*")}
         assert kept == {0: both[1:], 1: both[1:], 2: both[1:], 4: both[1:], 9: both, 10: both} | left
 
@@ -117,7 +117,7 @@ def test_a_winners_checkpoint_is_kept_and_a_confirmations_own_is_not(tmp_path: P
             ledger._trials[run.trial_id].update(val_loss=5.0 + run.trial_id / 10 if run.trial_id < 7 else 1.0)
             ledger.end_trial(run.trial_id, status="completed", verdict=None, ended_at=NOW)
     attempt = Attempt(number=1, alpha=0.025, baseline=0, candidates=(6,), seeds=(1, 2))
-    prune_checkpoints(str(tmp_path / "checkpoints"), ledger, [attempt])
+    prune_checkpoints(str(tmp_path / "checkpoints"), ledger, [attempt], best_kept=3)
     assert {int(path.name) for path in tmp_path.glob("checkpoints/*") if any(path.iterdir())} == {0, 1, 2, 3, 6, 9}
 
 

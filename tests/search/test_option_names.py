@@ -43,6 +43,7 @@ def test_a_usual_environment_raises_no_alarm() -> None:
         ("LEARNIGN_RATE", "LEARNING_RATE"),
         ("LR", "LEARNING_RATE"),
         ("EPOCHS", "TRAINING_STEPS"),
+        ("GRAD_CLIP", "GRAD_CLIP_NORM"),
         ("TRIAL", "TRIALS"),
         ("SPCE", "SPACE"),
         ("LORA_RNK", "LORA_RANK"),

@@ -13,15 +13,18 @@ from typing import Any, NoReturn
 import pytest
 from rich.console import Console
 
+from results.study.atomic import write_document
 from results.study.folder import Study, create_study, find_study
 from results.study.ledger import Ledger
 from results.study.planned_run import PlannedRun
 from search.cluster.study_storage import fetch_study
 from search.commands.run_command import header_lines
-from search.options import read_options
+from search.options import Options, read_options
 from search.setup.plan import Plan, check_worker_paths, largest_config, load_for, make_plan, study_name
+from search.setup.reopen import reopen
 from search.setup.run_plan import held
 from search.terminal.console import Preparing
+from search.trackers.trackers import kept_trackers
 from search.tune.history import KnownTrial, WarmStart
 from search.tune.warm_start import read_warm_start
 from spaces.budget import Budget
@@ -71,13 +74,66 @@ def test_how_trials_train_lies_in_the_study(plan_of: MakePlan) -> None:
     assert (device["compile"], device["gradient_checkpointing"]) == ("off", True)
 
 
+def test_a_study_that_goes_on_elsewhere_says_what_differs(plan_of: MakePlan, tmp_path: Path) -> None:
+    storage, path = tmp_path / "store", tmp_path / "optuna.db"
+    with held(plan_of("STUDY=moved", f"OPTUNA_STORAGE={path}", "TENSORBOARD=1")) as plan:
+        run = PlannedRun(trial_id=0, config=plan.baseline, purpose="search", is_baseline=True)
+        Ledger(plan.study).start_trial(run, started_at=datetime.now(UTC))
+    study = plan.study
+
+    def reopened(*words: str, space: SearchSpace | None = plan.space) -> Plan:
+        return reopen(study, read_options(words), Preparing(Console(file=io.StringIO())), space=space)
+
+    again = reopened()
+    url = f"sqlite:///{path}"
+    assert (again.options.optuna_storage, again.options.tensorboard) == (url, True)
+    own = {f"{one} goes on, as the study had it" for one in (f"OPTUNA_STORAGE={url}", "TENSORBOARD=True")}
+    assert {*again.notes} == own
+    assert reopened("TENSORBOARD=0").options.tensorboard is False
+    # An Optuna storage takes a search's trials alone.
+    confirming = reopened(space=None)
+    assert (confirming.options.optuna_storage, confirming.options.tensorboard) == (None, True)
+    assert confirming.document["trackers"] == {"OPTUNA_STORAGE": url, "TENSORBOARD": "True"}
+
+    document = study.document()
+    document["device"] |= {"type": "cuda", "name": "a GPU"}
+    document["trackers"] = {"OPTUNA_STORAGE": "postgresql://***@host/db", "WANDB": "a/b"}
+    write_document(study.study_json, document)
+    storage.mkdir()
+    password, wandb, places, device = reopened(f"STORAGE={storage}").notes
+    assert password == (
+        "the study goes on without OPTUNA_STORAGE=postgresql://***@host/db: its password is not kept. Set "
+        "OPTUNA_STORAGE to go on with it."
+    )
+    assert wandb.startswith("the study goes on without WANDB=a/b: WANDB")
+    assert places == (
+        f"a trial that was cut off begins again, unless its checkpoint is in {storage}/moved/checkpoints too: it was "
+        f"saved in {study.path}/checkpoints"
+    )
+    assert device.startswith("the study ran on cuda (a GPU) and goes on on cpu (")
+
+
+def test_no_password_of_a_tracker_lies_in_the_study() -> None:
+    options = Options.model_construct(
+        optuna_storage="postgresql+psycopg2://me:secret@host/db",
+        mlflow="mssql+pyodbc:///?odbc_connect=PWD%3Dsecret",
+        wandb="mine",
+    )
+    assert kept_trackers({"trackers": {"WANDB": "before", "TENSORBOARD": "True"}}, options) == {
+        "WANDB": "mine",
+        "TENSORBOARD": "True",
+        "OPTUNA_STORAGE": "postgresql+psycopg2://***@host/db",
+        "MLFLOW": "mssql+pyodbc:///?***",
+    }
+
+
 def test_hyperparameters_in_the_environment_pin_them_and_the_header_says_so(plan_of: MakePlan) -> None:
     plan = plan_of("LEARNING_RATE=1e-3", "BATCH_SIZE=8", "SEED=4")
     assert plan.document["settings"]["pins"] == {"learning_rate": 1e-3, "batch_size": 8, "seed": 4}
     assert {parameter.name for parameter in space_of(plan).parameters}.isdisjoint(plan.document["settings"]["pins"])
     baseline = plan.baseline
     assert (baseline.learning_rate, baseline.batch_size, baseline.seed) == (1e-3, 8, 4)
-    header = "\n".join(header_lines(plan))
+    header = "\n".join((*header_lines(plan), *plan.notes))
     assert "pinned, for the baseline too: " in header
     assert "LEARNING_RATE=0.001" in header
     assert "BATCH_SIZE=8" in header

@@ -241,6 +241,15 @@ BROKEN: list[tuple[str, str, str]] = [
         "[search]\ntrials = 4",
         "[search] has an unknown key 'trials'. It belongs at the top of the file, above the first [table].",
     ),
+    ("batch_size = {", "BS = {", "[search] has an unknown key 'BS'. Did you mean 'batch_size'?"),
+    ("learning_rate = {", "lr = {", "[search] has an unknown key 'lr'. Did you mean 'learning_rate'?"),
+    (
+        "batch_size = {",
+        "epochs = {",
+        "[search] has the key 'epochs', which cannot be searched: every trial gets the same tokens. Set [budget] "
+        "tokens.",
+    ),
+    ("block_size = 32", "wd = 0.1", "[baseline] has an unknown key 'wd'. Did you mean 'weight_decay'?"),
     ("batch_size = {", "block_sise = {", "[search] has an unknown key 'block_sise'. Did you mean 'block_size'?"),
     ("batch_size = {", "BATCH_SIZE = {", "[search] has an unknown key 'BATCH_SIZE'. Did you mean 'batch_size'?"),
     (

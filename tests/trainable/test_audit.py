@@ -1,7 +1,9 @@
 import base64
+import io
 import json
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -293,6 +295,30 @@ def test_a_report_can_be_read_as_text_json_and_picture(
     for name in ("plot.png", "plot.svg"):
         plot_audit(report, tmp_path / name)
         assert (tmp_path / name).stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("severities", "listed", "left"),
+    [
+        ("high medium low low low low", 2, "... and 4 more, low ones: RANGE= shows"),
+        ("low low low low low", 3, "... and 2 more, low ones: RANGE= shows"),
+        (" ".join(["medium"] * 30), 25, "... and 5 more: RANGE= shows"),
+        ("high", 1, None),
+    ],
+)
+def test_the_findings_that_matter_are_listed_and_how_many_more_there_are(
+    severities: str, listed: int, left: str | None, paragraphs: list[str], audited: Callable[..., AuditReport]
+) -> None:
+    sound = audited("".join([*paragraphs[:60], base64.encodebytes(NOISE).decode()]))
+    one, [kind, total] = sound.findings[0], next(iter(sound.totals.items()))
+    findings = tuple(replace(one, severity=severity) for severity in severities.split())
+    totals = {kind: replace(total, findings=len(findings))}
+    console = Console(width=300, record=True, file=io.StringIO())
+    console.print(render(replace(sound, findings=findings, totals=totals)))
+    shown = console.export_text()
+    assert shown.count(one.excerpt[:20]) == listed
+    assert shown.count("... and") == (left is not None)
+    assert left is None or left in shown
 
 
 def test_a_text_without_a_validation_part_names_none(

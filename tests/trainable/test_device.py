@@ -42,6 +42,9 @@ def test_cuda_comes_before_mps_before_cpu(monkeypatch: pytest.MonkeyPatch, cuda:
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
     assert pick_device(None).type == first
     assert pick_device("cpu") == CPU
+    # A study that ran on the CPU goes on there, though there is a GPU now; one of another machine's GPU where it can.
+    assert pick_device(None, own="cpu") == CPU
+    assert pick_device(None, own="elsewhere").type == first
 
 
 @pytest.mark.usefixtures("cpu_only")

@@ -34,8 +34,10 @@ class DeviceInfo:
     """Devices of this type (for cpu: cores this process may use)."""
 
 
-def pick_device(requested: str | None) -> torch.device:
-    """Return the requested device, or CUDA, else MPS, else CPU. Raises UserError for one that is not there.
+def pick_device(requested: str | None, *, own: str | None = None) -> torch.device:
+    """Return the requested device, else one of type `own`, or CUDA, else MPS, else CPU.
+
+    Raises UserError for a requested one that is not there.
 
     cuda:1 is pinned: it is this process's only GPU from then on, and that of the processes that it starts, as "cuda".
     """
@@ -47,7 +49,7 @@ def pick_device(requested: str | None) -> torch.device:
     is_here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     available = [name for name in DEVICE_TYPES if is_here[name]]
     if requested is None:
-        return torch.device(available[0])
+        return torch.device(own if own in available else available[0])
     if kind not in available:
         raise UserError(f"DEVICE={requested} is not available here; available: {', '.join(available)}. Unset DEVICE.")
     return torch.device(kind)

@@ -12,6 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from trainable.text_audit.audit_findings import MAX_FINDINGS
 from trainable.text_audit.audit_values import KINDS, AuditFinding, AuditReport, Place
 from trainable.text_audit.clean import CleanSummary
 
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-SHOWN = 25
-"""Findings listed in a terminal."""
+SHOWN, LOW_SHOWN = 25, 3
+"""Findings listed in a terminal, and where all of them are low."""
 FIGURES = {
     "entropy": ("token entropy", ".2f"),
     "bytes_per_token": ("bytes per token", ".2f"),
@@ -44,7 +45,7 @@ MIN_WIDTH_FRAC = 0.0015
 
 
 def render(report: AuditReport) -> RenderableType:
-    """Return the report for a terminal: what was read, the totals, and the worst findings with their excerpts."""
+    """Return the report for a terminal: what was read, the totals, and the findings that matter with their excerpts."""
     where = f"; validation starts at token {report.train_tokens:,}" if report.train_tokens < report.tokens else ""
     where += "" if report.token_range is None else ", RANGE {:,}-{:,}".format(*report.token_range)
     one = len(report.files) == 1
@@ -53,12 +54,16 @@ def render(report: AuditReport) -> RenderableType:
     if not report.findings:
         return Group(head, *_comparison(report), Text("Nothing wrong found.", style="bold green"))
     parts: list[RenderableType] = [head, *_comparison(report), Text(), _totals(report), Text()]
-    for finding in report.findings[:SHOWN]:
+    grave = [finding for finding in report.findings if finding.severity != "low"]
+    shown = grave[:SHOWN] or report.findings[:LOW_SHOWN]
+    for finding in shown:
         excerpt = Text(finding.excerpt, style="dim", overflow="fold")
         parts += [_headline(finding, report), Padding(excerpt, (0, 0, 0, 4))]
-    left = sum(total.findings for total in report.totals.values()) - min(SHOWN, len(report.findings))
+    left = sum(total.findings for total in report.totals.values()) - len(shown)
     if left > 0:
-        parts.append(Text(f"... and {left:,} more; --json lists the largest 200 of each kind."))
+        low = ", low ones" if len(grave) <= SHOWN else ""
+        how = f".venv/bin/python -m search audit --json lists the largest {MAX_FINDINGS} of each kind"
+        parts.append(Text(f"... and {left:,} more{low}: RANGE= shows those of a part, {how}."))
     return Group(*parts)
 
 
