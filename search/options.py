@@ -337,7 +337,7 @@ class Options(BaseModel):
     skip_preflight: Flag = False
     """1 skips the preflight of search and train"""
     tensorboard: Annotated[Flag, ReadBy("search")] = False
-    """1 writes TensorBoard event files into the study; a resume goes on with it, as with the next three"""
+    """1 writes TensorBoard event files into the study; a resume goes on with them"""
     optuna_storage: Annotated[
         Annotated[Text, BeforeValidator(_optuna_storage)] | None, ReadBy("a search", "baseline")
     ] = None

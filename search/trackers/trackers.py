@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, get_args
 
 from results.study.document_model import Tracker
-from search.options import Options, parse_options
+from search.options import Options
 from search.terminal.live_view import StudyView
 from spaces.space import SearchSpace
 from trainable.errors import UserError, redacted
@@ -58,27 +58,23 @@ def kept_trackers(document: Mapping[str, Any], options: Options) -> dict[str, st
 def with_trackers_of(
     document: Mapping[str, Any], options: Options, progress: Callable[[str, float], None], *, is_search: bool
 ) -> tuple[Options, list[str]]:
-    """Return the options with the study's own trackers where they name none, all checked, and a line on each of those.
+    """Return the options, checked, and a line on each tracker that the study had and that is not set now.
 
-    One of the study's that cannot be used now is left out: its server or its credentials may be another machine's.
+    TensorBoard's files are in the study and go on. The others send something away or write elsewhere: that of a study
+    which somebody else made is not ours to use, so they are named and not used.
     is_search: whether a search's trials run, of which alone an Optuna storage takes copies.
     """
-    own, notes = {name: text for name, text in document.get("trackers", {}).items() if name not in options.texts}, []
+    own = {name: text for name, text in document.get("trackers", {}).items() if name not in options.texts}
     if not is_search:
         own.pop("OPTUNA_STORAGE", None)
         options = options.model_copy(update={"optuna_storage": None})
     check_mirrors(options, progress, new_study=None)
-    for name, text in own.items():
-        try:
-            if "***" in text:
-                raise UserError(f"its password is not kept. Set {name} to go on with it.")
-            one = parse_options({name: text})
-            check_mirrors(one, progress, new_study=None)
-            options = options.model_copy(update={name.lower(): getattr(one, name.lower())})
-            notes.append(f"{name}={text} goes on, as the study had it")
-        except UserError as refused:
-            notes.append(f"the study goes on without {name}={text}: {refused}")
-    return options, notes
+    if own.pop("TENSORBOARD", None) is not None:
+        options = options.model_copy(update={"tensorboard": True})
+    return options, [
+        f"the study goes on without {name}={text}, which it had; set it again to go on there"
+        for name, text in own.items()
+    ]
 
 
 @contextmanager
