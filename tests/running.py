@@ -57,7 +57,7 @@ class Running:
 
     def workers(self) -> list[psutil.Process]:
         """Return the processes that train."""
-        return [process for process in self.family() if "Trainable" in _title(process)]
+        return [process for process in self.family() if "Trainable" in title(process)]
 
     @property
     def output(self) -> str:
@@ -109,7 +109,7 @@ class Running:
         # Where all was killed, Ray's agents may try for a minute to report it to Ray's head, which is dead too.
         late = AGENTS if self.process.poll() == -signal.SIGKILL else ()
         assert self.process.poll() is not None
-        return left_behind(lambda: [process for process in self.family() if not _title(process).startswith(late)])
+        return left_behind(lambda: [process for process in self.family() if not title(process).startswith(late)])
 
 
 def start(
@@ -145,7 +145,8 @@ def search(*words: str) -> list[str]:
     return [sys.executable, "-m", "search", *words]
 
 
-def _title(process: psutil.Process) -> str:
+def title(process: psutil.Process) -> str:
+    """Return the command of a process; nothing once it has ended."""
     try:
         return " ".join(process.cmdline())
     except psutil.Error:

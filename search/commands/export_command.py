@@ -16,6 +16,8 @@ def export_command(options: Options, terminal: Terminal) -> int:
     name = "json" if terminal.as_json else options.format
     study = open_study(options.study or LATEST)
     text = FORMATS[name](study, length_asked(study, options))
+    if name == "cli":
+        text = f"{terminal.typed(text.rstrip())}\n"
     if sys.stdout.isatty():
         text = plain(text)
     # Writes a path that is not UTF-8 as the bytes that were read.

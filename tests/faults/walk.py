@@ -1,0 +1,373 @@
+"""A random walk over the commands of one shell: is anything lost, does an answer differ, can all printed be typed?
+
+`python tests/faults/walk.py [SEED [STEPS]]`, 40 steps of seed 0 by default; about 6 minutes.
+"""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import sys
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import psutil
+
+from results.confirmation.attempt import load_attempts, to_json
+from results.study.folder import LATEST, RESUMED_KINDS, Study, open_study
+from results.study.lock import hold
+from results.winner import headline, winner_of
+from results.winner import to_json as winner_json
+from search.__main__ import MAKE_NAMES
+from search.cluster.study_storage import model_checkpoint
+from search.terminal.console import COMMAND
+from search.terminal.signals import ending_in_order
+from tests.faults.common import asked, report, strays
+from tests.fuzz.commands import run
+from tests.journeys.conftest import SPACE, Said, Shell, Typed, shell_environment, study_agrees
+from tests.patience import left_behind, wait_until
+from tests.running import AGENTS, ROOT, title
+from trainable.rows import ENDINGS
+
+WILD = SPACE.replace("[1e-5, 3e-3]", "[1e-5, 1e2]")
+STOPPING = SPACE.replace('name = "none"', 'name = "asha"')
+SETTINGS = "export BATCH_SIZE=2\nBLOCK_SIZE=32\nLEARNING_RATE=1e-4\nUSE_LR_WARMUP=False\n"
+SMALL = "TRIALS=2 BUDGET_TOKENS=16384"
+OWN = "TRAINING_STEPS=20 BATCH_SIZE=2 BLOCK_SIZE=32 EVAL_INTERVAL=10 EVAL_TOKENS=512"
+MOST = 8
+"""A printed line with more trials or seeds is not typed."""
+MOVES = ("printed " * 7 + "search resume look confirm " * 2 + "train export files attribute baseline").split()
+"""What is done next: one of these, the printed lines most often."""
+SIGNALS = (signal.SIGINT, signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
+MAKE_TOLD = re.compile(r"make: \*\*\* .*(?:Error (\d+)|(Interrupt|Terminated|Killed))")
+UNSET = re.compile(r"; (unset [A-Z_ ]+)$", re.MULTILINE)
+
+
+@dataclass(kw_only=True)
+class Seen:
+    """A study as it was after the last line."""
+
+    tables: bytes = b""
+    ended: dict[int, str] = field(default_factory=dict)
+    """Its rows by trial_id."""
+    attempts: list[Any] = field(default_factory=list)
+    is_settled: bool = True
+    """Whether what people read of it was written after the tables."""
+
+
+class Walk:
+    """One shell, its studies, and what was seen of them so far."""
+
+    def __init__(self, seed: int, place: Path) -> None:
+        self.draw, self.place = random.Random(seed), place
+        self.studies, self.cache, self.here = place / "studies", place / "cache", place / "here"
+        for folder in (self.here, place / "shell"):
+            folder.mkdir()
+        self.space, self.away, self.mine = place / "small.toml", place / "away.toml", place / "mine.env"
+        self.space.write_text(self.draw.choice((SPACE, WILD, STOPPING)))
+        self.mine.write_text(SETTINGS)
+        environment = shell_environment(self.studies, self.cache) | {"TOP": "1", "SEEDS": "2"}
+        self.types_folders = self.draw.random() < 0.3  # then the environment has them not
+        environment |= {"STUDIES_DIR": "", "CACHE_DIR": ""} if self.types_folders else {}
+        environment |= {"SKIP_PREFLIGHT": "1"} if self.draw.random() < 0.7 else {}
+        self.shell, self.make = Shell(place / "shell", environment), "make"
+        if self.draw.random() < 0.4:
+            self.make = f"make -C {ROOT}"
+            self.shell(f"cd {self.here}")
+        self.next: list[str] = []
+        self.seen: dict[str, Seen] = {}
+        self.made: list[str] = []
+        self.was_killed, self.count, self.wrong = False, 0, list[str]()
+        os.environ.update(STUDIES_DIR=str(self.studies), CACHE_DIR=str(self.cache))
+
+    # What can be typed.
+
+    def names(self, *kinds: str) -> list[str]:
+        """Return the studies, or those of the kinds."""
+        found = [Study(path) for path in sorted(self.studies.glob("*")) if (path / "study.json").is_file()]
+        return [one.name for one in found if not kinds or one.document()["kind"] in kinds]
+
+    def new(self, stem: str) -> str:
+        """Return a name that nothing has."""
+        self.count += 1
+        return f"{stem}{self.count}"
+
+    def some(self, *more: str) -> str:
+        """Return STUDY= as a person names a study, which is not always a search."""
+        name = self.draw.choice(self.names(*RESUMED_KINDS, *more) or ["nobody"])
+        forms = (f"STUDY={name}", "STUDY=latest", "", f"STUDY={self.studies / name}")
+        return self.draw.choices(forms, (18, 2, 2, 1))[0]
+
+    def line(self, command: str, *words: str) -> str:
+        """Return a command of make with those of the words that are not empty."""
+        folders = f"STUDIES_DIR={self.studies} CACHE_DIR={self.cache}" if self.types_folders else ""
+        return " ".join(filter(None, (f"{self.make} {command}", *words, folders)))
+
+    def maybe(self, *words: str) -> str:
+        """Return one of the words, or nothing."""
+        return self.draw.choice(("", *words))
+
+    def search(self) -> str:
+        names = self.names(*RESUMED_KINDS)
+        other = self.draw.choice(names) if names else ""
+        warm = f"WARM_START={other}" if other else ""
+        size = f"TRIALS={self.draw.randint(2, 3)} BUDGET_TOKENS={self.draw.choice((2048, 3072, 12_288))}"
+        from_ = self.maybe(f"BASELINE={other}", f"BASELINE={self.mine}", warm)
+        name = f"STUDY={self.new('s')}" if self.draw.random() < 0.8 else ""
+        how = self.maybe("CONFIRM=1", "CONCURRENCY=2", "SEED=7")
+        return self.line("search", f"SPACE={self.space}", name, size, from_, how)
+
+    def resume(self) -> str:
+        if self.draw.random() < 0.2:
+            self.space.rename(self.away)
+        way = os.path.relpath(self.space, self.here if "-C" in self.make else ROOT)
+        more = f"TRIALS=+{self.draw.randint(1, 2)}", f"BUDGET_TOKENS={self.draw.choice((4096, 16_384))}"
+        return self.line("resume", self.some(), self.maybe(*more, f"SPACE={way}", "CONFIRM=1", "CONCURRENCY=2"))
+
+    def confirm(self) -> str:
+        return self.line("confirm", self.some(), self.maybe("TOP=2", "SEEDS=3", "SEEDS=2"))
+
+    def attribute(self) -> str:
+        if self.draw.random() < 0.1:
+            return self.line("attribute", "FROM=before TO=documented SEEDS=1 BUDGET_TOKENS=2048")
+        return self.line("attribute", self.some(), self.maybe("SEEDS=1", "BUDGET_TOKENS=1024"))
+
+    def baseline(self) -> str:
+        size = self.draw.choice(("BUDGET_TOKENS=2048", "BUDGET_TOKENS=20k COMPARE=before"))
+        words = f"SPACE={self.space}", size, f"STUDY={self.new('b')}"
+        return self.line("baseline", *words)
+
+    def train(self) -> str:
+        if self.draw.random() < 0.3:
+            how = self.maybe("ENABLE_CHECKPOINTS=False", "LEARNING_RATE=50", "CHECKPOINT_INTERVAL=5")
+            return self.line("train", f"STUDY={self.new('t')} {OWN}", how)
+        longer = self.maybe("STEPS=40", "BUDGET_TOKENS=4096", f"SAVE_MODEL={self.place / self.new('saved')}")
+        return self.line("train", self.some() or "STUDY=latest", longer)
+
+    def export(self) -> str:
+        shown, to = (
+            self.line("export", self.some("train")).replace("make", "make -s", 1),
+            f"{self.new('exported')}.toml",
+        )
+        searched = self.line("search", f"SPACE={self.place / to} {SMALL}")
+        ways = (
+            f'(settings="$({shown})" && eval "$settings" && {self.line("train")})',
+            f"{shown} FORMAT=toml > {self.place / to} && {searched}",
+            f'trained="$({shown} FORMAT=cli)" && eval "$trained"',
+            f"{shown} FORMAT=json",
+            f'settings="$({shown})" && eval "$settings"',
+        )
+        return self.draw.choice(ways)
+
+    def look(self) -> str:
+        name, other = (self.draw.choice(self.names() or ["nobody"]) for _ in range(2))
+        out, target = self.maybe(f"OUT={self.place}/model"), (name, f"{name}/{self.draw.randint(0, 2)}", LATEST)
+        ways = {
+            "model": f"{self.some('train')} {out}",
+            "report": self.some("train", "attribute"),
+            "compare": f"STUDY={name},{other}",
+            "diagnose": f"TARGET={self.draw.choice(target)}",
+        }
+        command = self.draw.choice(("list", *ways))
+        return self.line(command, ways.get(command, ""))
+
+    def printed(self) -> str | None:
+        numbers = {line: re.findall(r"(?:SEEDS|TRIALS)=\+?(\d+)", line) for line in self.next}
+        lines = [line for line, found in numbers.items() if all(int(one) <= MOST for one in found)]
+        lines = [line for line in lines if ">" not in line or "-C" in self.make]  # no file into the checkout
+        return self.draw.choice(lines) if lines else None
+
+    def files(self) -> None:
+        """Copy or rename a study, move them all, or delete the cache."""
+        old, what = self.draw.choice(self.names()), self.draw.choice(("copy", "rename", "move", "cache"))
+        print(f"  ({what} of {old})", flush=True)
+        if what == "cache":
+            shutil.rmtree(self.cache, ignore_errors=True)
+        elif what == "move" and not self.types_folders:
+            self.studies = self.studies.rename(self.place / self.new("studies"))
+            self.shell(f"export STUDIES_DIR={self.studies}")
+            os.environ["STUDIES_DIR"] = str(self.studies)
+        elif what in ("copy", "rename"):
+            new = self.new(what)
+            (shutil.copytree if what == "copy" else shutil.move)(self.studies / old, self.studies / new)
+            self.seen[new] = replace(self.seen[old], is_settled=False)  # its report has the other name
+            if what == "rename":
+                self.made, self.next = [new if one == old else one for one in self.made], []
+                del self.seen[old]
+        self.check(what, Said(0, "", ""), code=0)
+
+    # What happens then.
+
+    def step(self) -> None:
+        """Do one thing and check that all is right."""
+        move = self.draw.choice(MOVES) if self.names() else "search"
+        if self.away.exists() and move != "printed":
+            self.away.rename(self.space)
+        line = getattr(self, move)()
+        if line is None:
+            return
+        if move == "printed":
+            self.next.remove(line)
+            line = f"{SMALL} {line}" if " search " in line else line
+        elif self.draw.random() < 0.2 and re.match(r"make (search|resume|confirm|baseline|train|list) ", line):
+            _, name, words = line.split(maxsplit=2)
+            line = f"{sys.executable} -m search {MAKE_NAMES.get(name, name)} {words} --json"
+        self.do(line, is_printed=move == "printed")
+
+    def do(self, line: str, *, is_printed: bool) -> None:
+        """Type the line, interrupt it or not, and check."""
+        typed = self.shell.type(line)
+        struck = self.strike(typed) if self.draw.random() < 0.35 else None
+        said = typed.said()
+        code, what = code_of(said), f"{typed.path.name} {line}" + (f" [{struck.name}]" if struck else "")
+        self.was_killed |= struck == signal.SIGKILL
+        refusal = next((one for one in said.stderr.splitlines() if one.startswith("error: ")), "")
+        print(f"{what}: {code} {refusal}", flush=True)
+        self.wrong += [f"{what}: {one}" for one in form_faults(said, code, struck)]
+        if (unset := UNSET.search(refusal)) is not None:
+            self.shell(unset[1])
+            return self.do(line, is_printed=is_printed)
+        if is_printed and code == 2:
+            self.wrong.append(f"{what}: was printed and is refused: {refusal}")
+        # Lines printed before stay on the screen.
+        self.next = said.next_lines or [found[0] for found in COMMAND.finditer(refusal)] or self.next
+        self.check(what, said, code=code)
+        agents = AGENTS if struck == signal.SIGKILL else ()
+        left = left_behind(lambda: [one for one in self.shell.family() if not title(one).startswith(agents)])
+        self.wrong += [f"{what}: left behind {one}" for one in left]
+        return None
+
+    def strike(self, typed: Typed) -> signal.Signals | None:
+        """Send a signal after some progress, and look at the studies before it; None where the line has ended."""
+        number, of, more = self.draw.choice(SIGNALS), self.draw.randrange(4), self.draw.randint(1, 3)
+        delay_s, before = self.draw.uniform(0.0, 1.0), self.progress(of)
+        wait_until(lambda: typed.has_ended() or self.progress(of) >= before + more, self.shell.family, poll_s=0.1)
+        time.sleep(delay_s)
+        run("list", "--json")
+        try:
+            typed.interrupt(number)
+        except (ValueError, psutil.Error):  # no command runs
+            return None
+        return number
+
+    def progress(self, of: int) -> int:
+        """Return a number that grows: of seconds, runs, evaluations or confirmation runs."""
+        studies = [Study(self.studies / name) for name in self.names()] if of else []
+        if of == 0:
+            return int(time.monotonic())
+        if of == 1:
+            return sum(len(study.metrics()) for study in studies)
+        return sum(row["purpose"] == "confirmation" or of == 2 for study in studies for row in study.trials())
+
+    # What has to be so.
+
+    def check(self, what: str, said: Said, *, code: int) -> None:
+        """Note what is wrong with the studies after a line."""
+        listed = {one["study"]: one for one in json.loads(run("list", "--json"))["studies"]}
+        compared = [{"study": name} for name in listed]
+        if len(compared) > 1:
+            compared = json.loads(run("compare", f"STUDY={','.join(listed)}", "--json"))["studies"]
+        for one in compared:
+            study = Study(self.studies / one["study"])
+            name, kind = study.name, study.document()["kind"]
+            paths = [path for path in (study.trials_path, study.path / "confirmation.json") if path.exists()]
+            tables, before = b"".join(path.read_bytes() for path in paths), self.seen.get(name)
+            if before is None and kind in RESUMED_KINDS:
+                self.made.append(name)
+            seen = self.seen.setdefault(name, Seen())
+            has_changed, seen.tables = seen.tables != tables, tables
+            if has_changed:
+                seen.is_settled = code in (0, 1, 130, 143)
+            try:
+                self.check_kept(study)
+                best = winner_of(study)
+                assert one.get("winner", winner_json(best)) == winner_json(best), one
+                assert listed[name]["best"] == (best.trial and best.trial["trial_id"]), listed
+                assert listed[name]["proven"] == (best.standing == "proven"), listed
+                if kind in RESUMED_KINDS:
+                    self.check_answer(study, said if has_changed and code == 0 else None)
+            except Exception as error:
+                self.wrong.append(f"{what}: study {name}: {type(error).__name__}: {' '.join(f'{error}'.split())[:600]}")
+        if self.made and (found := open_study(LATEST).name) != self.made[-1]:
+            self.wrong.append(f"{what}: latest is {found}, not {self.made[-1]}")
+        self.wrong += [f"{what}: stray {one}" for one in strays(self.studies) if not self.was_killed]
+
+    def check_kept(self, study: Study) -> None:
+        """Raise AssertionError where an ended run or an attempt at a proof is gone or another, or the lock is held."""
+        seen, rows, attempts = self.seen[study.name], study.trials(), to_json(load_attempts(study))["attempts"]
+        for trial_id, known in seen.ended.items():
+            assert [repr(row) for row in rows if row["trial_id"] == trial_id] == [known], f"row {trial_id} was {known}"
+        for one, now in zip(seen.attempts, [*attempts, *[{}] * len(seen.attempts)], strict=False):
+            assert now == (one if one["verdicts"] else {**one, "verdicts": now.get("verdicts")}), f"{one} is now {now}"
+        seen.ended = {row["trial_id"]: repr(row) for row in rows if row["status"] in ENDINGS}
+        seen.attempts = attempts
+        with hold(study):
+            pass
+
+    def check_answer(self, study: Study, said: Said | None) -> None:
+        """Raise AssertionError where two answers differ; said: of the line that changed the study, to its end."""
+        winner, rows, document = winner_of(study), study.trials(), study.document()
+        assert {row["purpose"] for row in rows} <= {document["kind"], "confirmation", "attribution"}
+        if said is not None:
+            ended = sum(row["purpose"] == document["kind"] and row["status"] in ENDINGS for row in rows)
+            assert ended == document["trials_planned"], f"{ended} of {document['trials_planned']} trials have ended"
+            told = said.document.get("winner") if said.stdout.startswith("{") else None
+            is_told = told == winner_json(winner) or headline(winner) in said.output
+            assert is_told or "which of" in said.output, f"not said: {headline(winner)}"
+        if winner.trial is None:
+            return
+        exported = json.loads(run("export", f"STUDY={study.name}", "FORMAT=json"))
+        assert exported["trial_id"] == winner.trial["trial_id"], exported
+        if self.seen[study.name].is_settled:
+            study_agrees(study)
+        if said is not None:
+            model_checkpoint(study, None, winner.trial)
+
+
+def code_of(said: Said) -> int:
+    """Return the exit code of the command, for which make has 2."""
+    told = MAKE_TOLD.findall(said.stderr) if said.code else []
+    if not told:
+        return said.code
+    number, word = told[-1]
+    return int(number) if number else {"Interrupt": 130, "Terminated": 143, "Killed": 137}[word]
+
+
+def form_faults(said: Said, code: int, struck: signal.Signals | None) -> list[str]:
+    """Return what is wrong with how a line ended."""
+    faults = ["a traceback"] if "Traceback" in said.output else []
+    if code not in {0, 1, 2, *((128 + struck, -struck) if struck else ())}:
+        faults.append(f"exit code {code}")
+    own = [line for line in said.stderr.splitlines() if not line.startswith(("make", "note: "))]
+    if code == 2 and (len(own) != 1 or not own[0].startswith("error: ")):
+        faults.append(f"{len(own)} lines on stderr: {own[:5]}")
+    return faults
+
+
+def main() -> None:
+    """Walk, and print what goes wrong on the way."""
+    seed, steps = asked(__doc__, seed=0, steps=40)
+    place = Path(mkdtemp(prefix=f"walk-{seed}-"))
+    walk = Walk(seed, place)
+    print(f"walk {seed} in {place}", flush=True)
+    with ending_in_order():
+        try:
+            for _ in range(steps):
+                told = len(walk.wrong)
+                walk.step()
+                print("".join(f"  WRONG {line}\n" for line in walk.wrong[told:]), end="", flush=True)
+        finally:
+            walk.shell.close()
+    report(f"walk {seed}", tried=steps, lost=walk.wrong)
+    shutil.rmtree(place)
+
+
+if __name__ == "__main__":
+    main()
