@@ -39,14 +39,44 @@ from trainable.rows import ENDINGS
 WILD = SPACE.replace("[1e-5, 3e-3]", "[1e-5, 1e2]")
 STOPPING = SPACE.replace('name = "none"', 'name = "asha"')
 SETTINGS = "export BATCH_SIZE=2\nBLOCK_SIZE=32\nLEARNING_RATE=1e-4\nUSE_LR_WARMUP=False\n"
-SMALL = "TRIALS=2 BUDGET_TOKENS=16384"
+SMALL = "TRIALS=2 BUDGET_TOKENS=16_384"
 OWN = "TRAINING_STEPS=20 BATCH_SIZE=2 BLOCK_SIZE=32 EVAL_INTERVAL=10 EVAL_TOKENS=512"
+STUDY = "STUDY={search}|" * 12 + "STUDY=latest||STUDY={studies}/{search}"
+FORMS = {
+    "search": (
+        "SPACE={space}",
+        "STUDY={new}|STUDY={new}|",
+        "TRIALS=2|TRIALS=3",
+        "BUDGET_TOKENS=2048|BUDGET_TOKENS=3072|BUDGET_TOKENS=12_288",
+        "||BASELINE={search}|BASELINE={mine}|WARM_START={search}",
+        "||CONFIRM=1|CONCURRENCY=2|SEED=7",
+    ),
+    "baseline": ("SPACE={space}", "STUDY={new}", "BUDGET_TOKENS=2048|BUDGET_TOKENS=20k COMPARE=before"),
+    "resume": (
+        STUDY,
+        "||TRIALS=+1|TRIALS=+2|BUDGET_TOKENS=4096|BUDGET_TOKENS=16_384|SPACE={way}|CONFIRM=1|CONCURRENCY=2",
+    ),
+    "confirm": (STUDY, "||TOP=2|SEEDS=3|SEEDS=2"),
+    "attribute": (STUDY, "||SEEDS=1|BUDGET_TOKENS=1024"),
+    "train": (
+        f"STUDY={{search}}|STUDY={{search}}|STUDY=latest|STUDY={{new}} {OWN}",
+        "||STEPS=40|BUDGET_TOKENS=4096|SAVE_MODEL={place}/{new}|ENABLE_CHECKPOINTS=False|LEARNING_RATE=50",
+    ),
+    "export": (f"{STUDY}|STUDY={{any}}",),
+    "model": ("STUDY={search}|STUDY={any}|", "|OUT={place}/model|OUT={place}/{new}"),
+    "report": ("STUDY={search}|STUDY={any}|",),
+    "diagnose": ("TARGET={any}|TARGET={any}/0|TARGET={any}/2|TARGET=latest",),
+    "compare": ("STUDY={any},{search}",),
+    "list": (),
+}
+"""Of the words that follow a command, one of each."""
+MOVES = (
+    "printed " * 13 + "search resume " * 4 + "confirm train " * 3 + "export files attribute " * 2 + " ".join(FORMS)
+).split()
+"""What is done next: one of these."""
 MOST = 8
 """A printed line with more trials or seeds is not typed."""
-MOVES = ("printed " * 7 + "search resume look confirm " * 2 + "train export files attribute baseline").split()
-"""What is done next: one of these, the printed lines most often."""
 SIGNALS = (signal.SIGINT, signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
-MAKE_TOLD = re.compile(r"make: \*\*\* .*(?:Error (\d+)|(Interrupt|Terminated|Killed))")
 UNSET = re.compile(r"; (unset [A-Z_ ]+)$", re.MULTILINE)
 
 
@@ -99,84 +129,30 @@ class Walk:
         self.count += 1
         return f"{stem}{self.count}"
 
-    def some(self, *more: str) -> str:
-        """Return STUDY= as a person names a study, which is not always a search."""
-        name = self.draw.choice(self.names(*RESUMED_KINDS, *more) or ["nobody"])
-        forms = (f"STUDY={name}", "STUDY=latest", "", f"STUDY={self.studies / name}")
-        return self.draw.choices(forms, (18, 2, 2, 1))[0]
+    def line(self, command: str) -> str:
+        """Return a command of make with words as its form has them."""
+        known = {"search": self.draw.choice(self.names(*RESUMED_KINDS) or ["nobody"]), "new": self.new(command)}
+        known["any"] = self.draw.choice(self.names() or ["nobody"])
+        known["way"] = os.path.relpath(self.space, self.here if "-C" in self.make else ROOT)
+        words = [self.draw.choice(slot.split("|")).format_map(vars(self) | known) for slot in FORMS[command]]
+        return " ".join(filter(None, (f"{self.make} {command}", *words, self.folders)))
 
-    def line(self, command: str, *words: str) -> str:
-        """Return a command of make with those of the words that are not empty."""
-        folders = f"STUDIES_DIR={self.studies} CACHE_DIR={self.cache}" if self.types_folders else ""
-        return " ".join(filter(None, (f"{self.make} {command}", *words, folders)))
+    @property
+    def folders(self) -> str:
+        """Where the environment has no folders, their words."""
+        return f"STUDIES_DIR={self.studies} CACHE_DIR={self.cache}" if self.types_folders else ""
 
-    def maybe(self, *words: str) -> str:
-        """Return one of the words, or nothing."""
-        return self.draw.choice(("", *words))
-
-    def search(self) -> str:
-        names = self.names(*RESUMED_KINDS)
-        other = self.draw.choice(names) if names else ""
-        warm = f"WARM_START={other}" if other else ""
-        size = f"TRIALS={self.draw.randint(2, 3)} BUDGET_TOKENS={self.draw.choice((2048, 3072, 12_288))}"
-        from_ = self.maybe(f"BASELINE={other}", f"BASELINE={self.mine}", warm)
-        name = f"STUDY={self.new('s')}" if self.draw.random() < 0.8 else ""
-        how = self.maybe("CONFIRM=1", "CONCURRENCY=2", "SEED=7")
-        return self.line("search", f"SPACE={self.space}", name, size, from_, how)
-
-    def resume(self) -> str:
-        if self.draw.random() < 0.2:
-            self.space.rename(self.away)
-        way = os.path.relpath(self.space, self.here if "-C" in self.make else ROOT)
-        more = f"TRIALS=+{self.draw.randint(1, 2)}", f"BUDGET_TOKENS={self.draw.choice((4096, 16_384))}"
-        return self.line("resume", self.some(), self.maybe(*more, f"SPACE={way}", "CONFIRM=1", "CONCURRENCY=2"))
-
-    def confirm(self) -> str:
-        return self.line("confirm", self.some(), self.maybe("TOP=2", "SEEDS=3", "SEEDS=2"))
-
-    def attribute(self) -> str:
-        if self.draw.random() < 0.1:
-            return self.line("attribute", "FROM=before TO=documented SEEDS=1 BUDGET_TOKENS=2048")
-        return self.line("attribute", self.some(), self.maybe("SEEDS=1", "BUDGET_TOKENS=1024"))
-
-    def baseline(self) -> str:
-        size = self.draw.choice(("BUDGET_TOKENS=2048", "BUDGET_TOKENS=20k COMPARE=before"))
-        words = f"SPACE={self.space}", size, f"STUDY={self.new('b')}"
-        return self.line("baseline", *words)
-
-    def train(self) -> str:
-        if self.draw.random() < 0.3:
-            how = self.maybe("ENABLE_CHECKPOINTS=False", "LEARNING_RATE=50", "CHECKPOINT_INTERVAL=5")
-            return self.line("train", f"STUDY={self.new('t')} {OWN}", how)
-        longer = self.maybe("STEPS=40", "BUDGET_TOKENS=4096", f"SAVE_MODEL={self.place / self.new('saved')}")
-        return self.line("train", self.some() or "STUDY=latest", longer)
-
-    def export(self) -> str:
-        shown, to = (
-            self.line("export", self.some("train")).replace("make", "make -s", 1),
-            f"{self.new('exported')}.toml",
-        )
-        searched = self.line("search", f"SPACE={self.place / to} {SMALL}")
+    def exported(self) -> str:
+        """Return a line that does with an export what it is for."""
+        shown, to = self.line("export").replace("make", "make -s", 1), f"{self.place}/exported.toml"
         ways = (
-            f'(settings="$({shown})" && eval "$settings" && {self.line("train")})',
-            f"{shown} FORMAT=toml > {self.place / to} && {searched}",
+            f'(settings="$({shown})" && eval "$settings" && {self.make} train {self.folders})',
+            f"{shown} FORMAT=toml > {to} && {self.line('search').replace(str(self.space), to)}",
             f'trained="$({shown} FORMAT=cli)" && eval "$trained"',
             f"{shown} FORMAT=json",
             f'settings="$({shown})" && eval "$settings"',
         )
         return self.draw.choice(ways)
-
-    def look(self) -> str:
-        name, other = (self.draw.choice(self.names() or ["nobody"]) for _ in range(2))
-        out, target = self.maybe(f"OUT={self.place}/model"), (name, f"{name}/{self.draw.randint(0, 2)}", LATEST)
-        ways = {
-            "model": f"{self.some('train')} {out}",
-            "report": self.some("train", "attribute"),
-            "compare": f"STUDY={name},{other}",
-            "diagnose": f"TARGET={self.draw.choice(target)}",
-        }
-        command = self.draw.choice(("list", *ways))
-        return self.line(command, ways.get(command, ""))
 
     def printed(self) -> str | None:
         numbers = {line: re.findall(r"(?:SEEDS|TRIALS)=\+?(\d+)", line) for line in self.next}
@@ -210,7 +186,8 @@ class Walk:
         move = self.draw.choice(MOVES) if self.names() else "search"
         if self.away.exists() and move != "printed":
             self.away.rename(self.space)
-        line = getattr(self, move)()
+        special = {"printed": self.printed, "export": self.exported, "files": self.files}
+        line = special[move]() if move in special else self.line(move)
         if line is None:
             return
         if move == "printed":
@@ -226,11 +203,11 @@ class Walk:
         typed = self.shell.type(line)
         struck = self.strike(typed) if self.draw.random() < 0.35 else None
         said = typed.said()
-        code, what = code_of(said), f"{typed.path.name} {line}" + (f" [{struck.name}]" if struck else "")
+        code, what = said.own_code, f"{typed.path.name} {line}" + (f" [{struck.name}]" if struck else "")
         self.was_killed |= struck == signal.SIGKILL
         refusal = next((one for one in said.stderr.splitlines() if one.startswith("error: ")), "")
         print(f"{what}: {code} {refusal}", flush=True)
-        self.wrong += [f"{what}: {one}" for one in form_faults(said, code, struck)]
+        self.wrong += [f"{what}: {one}" for one in form_faults(said, struck)]
         if (unset := UNSET.search(refusal)) is not None:
             self.shell(unset[1])
             return self.do(line, is_printed=is_printed)
@@ -331,18 +308,9 @@ class Walk:
             model_checkpoint(study, None, winner.trial)
 
 
-def code_of(said: Said) -> int:
-    """Return the exit code of the command, for which make has 2."""
-    told = MAKE_TOLD.findall(said.stderr) if said.code else []
-    if not told:
-        return said.code
-    number, word = told[-1]
-    return int(number) if number else {"Interrupt": 130, "Terminated": 143, "Killed": 137}[word]
-
-
-def form_faults(said: Said, code: int, struck: signal.Signals | None) -> list[str]:
+def form_faults(said: Said, struck: signal.Signals | None) -> list[str]:
     """Return what is wrong with how a line ended."""
-    faults = ["a traceback"] if "Traceback" in said.output else []
+    code, faults = said.own_code, ["a traceback"] if "Traceback" in said.output else []
     if code not in {0, 1, 2, *((128 + struck, -struck) if struck else ())}:
         faults.append(f"exit code {code}")
     own = [line for line in said.stderr.splitlines() if not line.startswith(("make", "note: "))]
