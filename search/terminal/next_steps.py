@@ -1,6 +1,7 @@
 """Next steps: commands for the user to type as printed, chosen by the state of the study."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,10 @@ from results.report.facts.study_facts import edges_of
 from results.samples import samples_json
 from results.study.folder import Study
 from results.study.lock import hold
-from results.study.paths import shown
 from results.winner import Winner, winner_of
 from search.terminal.console import Terminal, print_line
 from trainable.data.remote_files import below, local_folder
+from trainable.errors import UserError
 from trainable.rows import ENDINGS
 
 MOST_SEEDS = 50
@@ -59,6 +60,15 @@ def next_steps(study: Study) -> list[Step]:
     return [*_about(study, winner, diagnose, own), *_wider(study)]
 
 
+@contextmanager
+def with_remedy(study: Study, nothing: type[UserError]) -> Iterator[None]:
+    """Add remedy() to the error that says that there is nothing to do with the study yet."""
+    try:
+        yield
+    except nothing as error:
+        raise UserError(f"{error}{remedy(study)}") from None
+
+
 def remedy(study: Study) -> str:
     """Return the first next step as the end of an error, or raise UserError that says who does the study just now."""
     with hold(study):
@@ -85,7 +95,7 @@ def train_again(study: Study, folder: Path) -> str:
     # Of a run of train STUDY would be the new run's name, which is taken.
     is_run = study.document()["kind"] == "train"
     train = export_cli(study).rstrip() if is_run else f"make train STUDY={study.name}"
-    return f"{train} {make_words({'SAVE_MODEL': shown(folder)})}"
+    return f"{train} {make_words({'SAVE_MODEL': str(folder)})}"
 
 
 def _after_training(study: Study, row: dict[str, Any], winner: Winner) -> list[Step]:

@@ -203,7 +203,8 @@ class Walk:
         typed = self.shell.type(line)
         struck = self.strike(typed) if self.draw.random() < 0.35 else None
         said = typed.said()
-        code, what = said.own_code, f"{typed.path.name} {line}" + (f" [{struck.name}]" if struck else "")
+        code, what = said.own_code, f"{typed.path.name} {line}".replace(f"{self.place}/", "")
+        what += f" [{struck.name}]" if struck else ""
         self.was_killed |= struck == signal.SIGKILL
         refusal = next((one for one in said.stderr.splitlines() if one.startswith("error: ")), "")
         print(f"{what}: {code} {refusal}", flush=True)
@@ -268,8 +269,8 @@ class Walk:
                 assert one.get("winner", winner_json(best)) == winner_json(best), one
                 assert listed[name]["best"] == (best.trial and best.trial["trial_id"]), listed
                 assert listed[name]["proven"] == (best.standing == "proven"), listed
-                if kind in RESUMED_KINDS:
-                    self.check_answer(study, said if has_changed and code == 0 else None)
+                if kind in RESUMED_KINDS and has_changed:
+                    self.check_answer(study, said if code == 0 else None)
             except Exception as error:
                 self.wrong.append(f"{what}: study {name}: {type(error).__name__}: {' '.join(f'{error}'.split())[:600]}")
         if self.made and (found := open_study(LATEST).name) != self.made[-1]:

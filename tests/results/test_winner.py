@@ -27,6 +27,7 @@ from search.commands import list_command
 from search.setup.finish import write_answer
 from search.terminal.next_steps import Step, next_steps, remedy
 from search.terminal.summary import verdict_lines
+from tests.fuzz.commands import run
 from tests.results.confirmed import add_attempt
 from trainable.errors import UserError
 
@@ -337,6 +338,18 @@ def test_while_a_search_runs_its_end_is_what_is_waited_for(searched: Study) -> N
     assert remedy(searched).startswith(" Prove it: ")
     with hold(searched), pytest.raises(UserError, match=r"study s is held by process \d+ on .* Wait for it or stop it"):
         remedy(searched)
+
+
+@pytest.mark.parametrize(
+    "words", [("export", "STUDY=s"), ("train", "STUDY=s", "BUDGET_TOKENS=50k"), ("model", "STUDY=s")]
+)
+def test_a_search_without_a_winner_is_refused_with_its_next_step(
+    words: tuple[str, ...], searched: Study, make_trial: MakeTrial
+) -> None:
+    write_table(searched.trials_path, [make_trial(0, "interrupted")], TRIALS)
+    searched.study_json.write_text(json.dumps({**searched.document(), "trials_planned": 3}))
+    with pytest.raises(UserError, match=r"no completed trial.*\. Go on where it was interrupted: make resume STUDY=s$"):
+        run(*words)
 
 
 def test_a_proof_of_a_trial_that_is_gone_names_its_study(searched: Study) -> None:
