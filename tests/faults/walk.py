@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 import time
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import mkdtemp
@@ -43,53 +44,35 @@ SMALL = "TRIALS=2 BUDGET_TOKENS=16_384"
 OWN = "TRAINING_STEPS=20 BATCH_SIZE=2 BLOCK_SIZE=32 EVAL_INTERVAL=10 EVAL_TOKENS=512"
 STUDY = "STUDY={search}|" * 12 + "STUDY=latest||STUDY={studies}/{search}"
 FORMS = {
-    "search": (
-        "SPACE={space}",
-        "STUDY={new}|STUDY={new}|",
-        "TRIALS=2|TRIALS=3",
-        "BUDGET_TOKENS=2048|BUDGET_TOKENS=3072|BUDGET_TOKENS=12_288",
-        "||BASELINE={search}|BASELINE={mine}|WARM_START={search}",
-        "||CONFIRM=1|CONCURRENCY=2|SEED=7",
-    ),
-    "baseline": ("SPACE={space}", "STUDY={new}", "BUDGET_TOKENS=2048|BUDGET_TOKENS=20k COMPARE=before"),
-    "resume": (
-        STUDY,
-        "||TRIALS=+1|TRIALS=+2|BUDGET_TOKENS=4096|BUDGET_TOKENS=16_384|SPACE={way}|CONFIRM=1|CONCURRENCY=2",
-    ),
-    "confirm": (STUDY, "||TOP=2|SEEDS=3|SEEDS=2"),
-    "attribute": (STUDY, "||SEEDS=1|BUDGET_TOKENS=1024"),
-    "train": (
-        f"STUDY={{search}}|STUDY={{search}}|STUDY=latest|STUDY={{new}} {OWN}",
-        "||STEPS=40|BUDGET_TOKENS=4096|SAVE_MODEL={place}/{new}|ENABLE_CHECKPOINTS=False|LEARNING_RATE=50",
-    ),
-    "export": (f"{STUDY}|STUDY={{any}}",),
-    "model": ("STUDY={search}|STUDY={any}|", "|OUT={place}/model|OUT={place}/{new}"),
-    "report": ("STUDY={search}|STUDY={any}|",),
-    "diagnose": ("TARGET={any}|TARGET={any}/0|TARGET={any}/2|TARGET=latest",),
-    "compare": ("STUDY={any},{search}",),
-    "list": (),
+    "search": "SPACE={space} + STUDY={new}|STUDY={new}| + TRIALS=2|TRIALS=3 + BUDGET_TOKENS=2048|BUDGET_TOKENS=12k + "
+    "||BASELINE={search}|BASELINE={mine}|WARM_START={search} + ||CONFIRM=1|CONCURRENCY=2|SEED=7",
+    "baseline": "SPACE={space} + STUDY={new} + BUDGET_TOKENS=2048|BUDGET_TOKENS=20k COMPARE=before",
+    "resume": f"{STUDY} + ||TRIALS=+1|TRIALS=+2|BUDGET_TOKENS=4096|BUDGET_TOKENS=16_384|SPACE={{way}}|CONFIRM=1",
+    "confirm": f"{STUDY} + ||TOP=2|SEEDS=3|SEEDS=2|CONCURRENCY=2",
+    "attribute": f"{STUDY}|FROM=before TO=documented SEEDS=1 BUDGET_TOKENS=2048 + ||SEEDS=1|BUDGET_TOKENS=1024",
+    "train": f"STUDY={{search}}|STUDY={{search}}|STUDY=latest|STUDY={{new}} {OWN} + "
+    "||STEPS=40|BUDGET_TOKENS=4096|SAVE_MODEL={place}/{new}|ENABLE_CHECKPOINTS=False|LEARNING_RATE=50",
+    "export": f"{STUDY}|STUDY={{any}}",
+    "model": "STUDY={search}|STUDY={any}| + |OUT={place}/model|OUT={place}/{new}",
+    "report": "STUDY={search}|STUDY={any}|",
+    "diagnose": "TARGET={any}|TARGET={any}/0|TARGET={any}/2|TARGET=latest",
+    "compare": "STUDY={any},{search}",
+    "list": "",
 }
-"""Of the words that follow a command, one of each."""
-MOVES = (
-    "printed " * 13 + "search resume " * 4 + "confirm train " * 3 + "export files attribute " * 2 + " ".join(FORMS)
-).split()
-"""What is done next: one of these."""
-MOST = 8
-"""A printed line with more trials or seeds is not typed."""
+"""The words that follow a command: of those between two + one."""
+MOVES = ["printed"] * 13 + ["search", "resume"] * 4 + ["confirm", "train"] * 3 + ["export", "files"] * 2 + list(FORMS)
 SIGNALS = (signal.SIGINT, signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 UNSET = re.compile(r"; (unset [A-Z_ ]+)$", re.MULTILINE)
 
 
 @dataclass(kw_only=True)
 class Seen:
-    """A study as it was after the last line."""
+    """A study as it was after the last line, its ended rows by trial_id, and whether its report is of its tables."""
 
     tables: bytes = b""
     ended: dict[int, str] = field(default_factory=dict)
-    """Its rows by trial_id."""
     attempts: list[Any] = field(default_factory=list)
     is_settled: bool = True
-    """Whether what people read of it was written after the tables."""
 
 
 class Walk:
@@ -104,9 +87,10 @@ class Walk:
         self.space.write_text(self.draw.choice((SPACE, WILD, STOPPING)))
         self.mine.write_text(SETTINGS)
         environment = shell_environment(self.studies, self.cache) | {"TOP": "1", "SEEDS": "2"}
-        self.types_folders = self.draw.random() < 0.3  # then the environment has them not
-        environment |= {"STUDIES_DIR": "", "CACHE_DIR": ""} if self.types_folders else {}
-        environment |= {"SKIP_PREFLIGHT": "1"} if self.draw.random() < 0.7 else {}
+        environment["SKIP_PREFLIGHT"] = self.draw.choice(("1", "1", ""))
+        self.folders = self.draw.choice(("", "", f"STUDIES_DIR={self.studies} CACHE_DIR={self.cache}"))
+        if self.folders:  # typed with each line
+            environment |= {"STUDIES_DIR": "", "CACHE_DIR": ""}
         self.shell, self.make = Shell(place / "shell", environment), "make"
         if self.draw.random() < 0.4:
             self.make = f"make -C {ROOT}"
@@ -134,15 +118,12 @@ class Walk:
         known = {"search": self.draw.choice(self.names(*RESUMED_KINDS) or ["nobody"]), "new": self.new(command)}
         known["any"] = self.draw.choice(self.names() or ["nobody"])
         known["way"] = os.path.relpath(self.space, self.here if "-C" in self.make else ROOT)
-        words = [self.draw.choice(slot.split("|")).format_map(vars(self) | known) for slot in FORMS[command]]
+        words = [
+            self.draw.choice(slot.split("|")).format_map(vars(self) | known) for slot in FORMS[command].split(" + ")
+        ]
         return " ".join(filter(None, (f"{self.make} {command}", *words, self.folders)))
 
-    @property
-    def folders(self) -> str:
-        """Where the environment has no folders, their words."""
-        return f"STUDIES_DIR={self.studies} CACHE_DIR={self.cache}" if self.types_folders else ""
-
-    def exported(self) -> str:
+    def export(self) -> str:
         """Return a line that does with an export what it is for."""
         shown, to = self.line("export").replace("make", "make -s", 1), f"{self.place}/exported.toml"
         ways = (
@@ -155,18 +136,20 @@ class Walk:
         return self.draw.choice(ways)
 
     def printed(self) -> str | None:
-        numbers = {line: re.findall(r"(?:SEEDS|TRIALS)=\+?(\d+)", line) for line in self.next}
-        lines = [line for line, found in numbers.items() if all(int(one) <= MOST for one in found)]
-        lines = [line for line in lines if ">" not in line or "-C" in self.make]  # no file into the checkout
+        # None with minutes of work, and no file into the checkout.
+        lines = [line for line in self.next if not re.search(r"(SEEDS|TRIALS)=\+?(9|\d\d)|search BASELINE=", line)]
+        lines = [line for line in lines if ">" not in line or "-C" in self.make]
         return self.draw.choice(lines) if lines else None
 
     def files(self) -> None:
-        """Copy or rename a study, move them all, or delete the cache."""
-        old, what = self.draw.choice(self.names()), self.draw.choice(("copy", "rename", "move", "cache"))
+        """Copy or rename a study, move them all or the space file, or delete the cache."""
+        old, what = self.draw.choice(self.names()), self.draw.choice(("copy", "rename", "move", "cache", "space"))
         print(f"  ({what} of {old})", flush=True)
         if what == "cache":
             shutil.rmtree(self.cache, ignore_errors=True)
-        elif what == "move" and not self.types_folders:
+        elif what == "space" and not self.away.exists():
+            self.space.rename(self.away)
+        elif what == "move" and not self.folders:
             self.studies = self.studies.rename(self.place / self.new("studies"))
             self.shell(f"export STUDIES_DIR={self.studies}")
             os.environ["STUDIES_DIR"] = str(self.studies)
@@ -184,10 +167,9 @@ class Walk:
     def step(self) -> None:
         """Do one thing and check that all is right."""
         move = self.draw.choice(MOVES) if self.names() else "search"
-        if self.away.exists() and move != "printed":
+        if self.away.exists() and move in ("search", "baseline", "export"):
             self.away.rename(self.space)
-        special = {"printed": self.printed, "export": self.exported, "files": self.files}
-        line = special[move]() if move in special else self.line(move)
+        line = getattr(self, move)() if move in ("printed", "export", "files") else self.line(move)
         if line is None:
             return
         if move == "printed":
@@ -237,9 +219,9 @@ class Walk:
 
     def progress(self, of: int) -> int:
         """Return a number that grows: of seconds, runs, evaluations or confirmation runs."""
-        studies = [Study(self.studies / name) for name in self.names()] if of else []
         if of == 0:
             return int(time.monotonic())
+        studies = [Study(self.studies / name) for name in self.names()]
         if of == 1:
             return sum(len(study.metrics()) for study in studies)
         return sum(row["purpose"] == "confirmation" or of == 2 for study in studies for row in study.trials())
@@ -295,7 +277,8 @@ class Walk:
         assert {row["purpose"] for row in rows} <= {document["kind"], "confirmation", "attribution"}
         if said is not None:
             ended = sum(row["purpose"] == document["kind"] and row["status"] in ENDINGS for row in rows)
-            assert ended == document["trials_planned"], f"{ended} of {document['trials_planned']} trials have ended"
+            is_over = ended == document["trials_planned"] or f"resume STUDY={study.name}" in said.output
+            assert is_over, f"{ended} of {document['trials_planned']} trials have ended"
             told = said.document.get("winner") if said.stdout.startswith("{") else None
             is_told = told == winner_json(winner) or headline(winner) in said.output
             assert is_told or "which of" in said.output, f"not said: {headline(winner)}"
@@ -326,14 +309,11 @@ def main() -> None:
     place = Path(mkdtemp(prefix=f"walk-{seed}-"))
     walk = Walk(seed, place)
     print(f"walk {seed} in {place}", flush=True)
-    with ending_in_order():
-        try:
-            for _ in range(steps):
-                told = len(walk.wrong)
-                walk.step()
-                print("".join(f"  WRONG {line}\n" for line in walk.wrong[told:]), end="", flush=True)
-        finally:
-            walk.shell.close()
+    with ending_in_order(), closing(walk.shell):
+        for _ in range(steps):
+            told = len(walk.wrong)
+            walk.step()
+            print("".join(f"  WRONG {line}\n" for line in walk.wrong[told:]), end="", flush=True)
     report(f"walk {seed}", tried=steps, lost=walk.wrong)
     shutil.rmtree(place)
 
