@@ -105,7 +105,7 @@ def _after_training(study: Study, row: dict[str, Any], winner: Winner) -> list[S
     if row["status"] == "completed":
         return [_own(study, 0)[0], diagnose]
     command = going_on(study)
-    if row["status"] != "interrupted" or command is None:
+    if row["status"] in ENDINGS or command is None:
         return [diagnose]
     return [Step(command=command, purpose="go on from its last checkpoint")]
 
