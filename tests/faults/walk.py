@@ -38,8 +38,7 @@ from tests.patience import left_behind, wait_until
 from tests.running import AGENTS, ROOT, title
 from trainable.rows import ENDINGS
 
-WILD = SPACE.replace("[1e-5, 3e-3]", "[1e-5, 1e2]")
-STOPPING = SPACE.replace('name = "none"', 'name = "asha"')
+SPACES = (SPACE, SPACE.replace("[1e-5, 3e-3]", "[1e-5, 1e2]"), SPACE.replace('name = "none"', 'name = "asha"'))
 SETTINGS = "export BATCH_SIZE=2\nBLOCK_SIZE=32\nLEARNING_RATE=1e-4\nUSE_LR_WARMUP=False\n"
 SMALL = "TRIALS=2 BUDGET_TOKENS=16_384"
 OWN = "TRAINING_STEPS=20 BATCH_SIZE=2 BLOCK_SIZE=32 EVAL_INTERVAL=10 EVAL_TOKENS=512"
@@ -49,7 +48,7 @@ FORMS = {
     "||BASELINE={search}|BASELINE={mine}|WARM_START={search} + ||CONFIRM=1|CONCURRENCY=2|SEED=7",
     "baseline": "SPACE={space} + STUDY={new} + BUDGET_TOKENS=2048|BUDGET_TOKENS=20k COMPARE=before",
     "resume": f"{STUDY} + ||TRIALS=+1|TRIALS=+2|BUDGET_TOKENS=4096|BUDGET_TOKENS=16_384|SPACE={{way}}|CONFIRM=1",
-    "confirm": f"{STUDY} + ||TOP=2|SEEDS=3|SEEDS=2|CONCURRENCY=2",
+    "confirm": f"{STUDY} + ||TOP=2|SEEDS=5|SEEDS=2|CONCURRENCY=2",
     "attribute": f"{STUDY}|FROM=before TO=documented SEEDS=1 BUDGET_TOKENS=2048 + ||SEEDS=1|BUDGET_TOKENS=1024",
     "train": f"STUDY={{search}}|STUDY={{search}}|STUDY=latest|STUDY={{new}} {OWN} + "
     "||STEPS=40|BUDGET_TOKENS=4096|SAVE_MODEL={place}/{new}|ENABLE_CHECKPOINTS=False|LEARNING_RATE=50",
@@ -63,7 +62,7 @@ FORMS = {
 """The words that follow a command: of those between two + one."""
 MOVES = ["printed"] * 13 + ["search", "resume"] * 4 + ["confirm", "train"] * 3 + ["export", "files"] * 2 + list(FORMS)
 SIGNALS = (signal.SIGINT, signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
-UNSET = re.compile(r"; (unset [A-Z_ ]+)$", re.MULTILINE)
+UNSET = re.compile(r"; (unset [A-Z0-9_ ]+)$")
 
 
 @dataclass(kw_only=True)
@@ -83,24 +82,19 @@ class Walk:
         self.draw, self.place = random.Random(seed), place
         self.studies, self.cache = place / "studies", place / "cache"
         self.space, self.away, self.mine = place / "small.toml", place / "away.toml", place / "mine.env"
-        self.space.write_text(self.draw.choice((SPACE, WILD, STOPPING)))
+        self.space.write_text(self.draw.choice(SPACES))
         self.mine.write_text(SETTINGS)
         environment = shell_environment(self.studies, self.cache) | {"TOP": "1", "SEEDS": "2"}
         environment["SKIP_PREFLIGHT"] = self.draw.choice(("1", "1", ""))
         self.folders = self.draw.choice(("", "", f"STUDIES_DIR={self.studies} CACHE_DIR={self.cache}"))
-        if self.folders:  # typed with each line
-            environment |= {"STUDIES_DIR": "", "CACHE_DIR": ""}
-        self.shell, self.make = Shell(place, environment), "make"
-        if self.draw.random() < 0.4:
-            self.make = f"make -C {ROOT}"
-            self.shell(f"cd {place}")
+        environment |= {"STUDIES_DIR": "", "CACHE_DIR": ""} if self.folders else {}
+        self.shell, self.make = Shell(place, environment), self.draw.choice(("make", f"make -C {ROOT}"))
+        self.shell(f"cd {place if '-C' in self.make else ROOT}")
         self.next: list[str] = []
         self.seen: dict[str, Seen] = {}
         self.made: list[str] = []
         self.was_killed, self.numbers, self.wrong = False, count(1), list[str]()
         os.environ.update(STUDIES_DIR=str(self.studies), CACHE_DIR=str(self.cache))
-
-    # What can be typed.
 
     def names(self, *kinds: str) -> list[str]:
         """Return the studies, or those of the kinds."""
@@ -159,8 +153,6 @@ class Walk:
                 self.made, self.next = [new if one == old else one for one in self.made], []
         self.check(what, Said(0, "", ""), code=0)
 
-    # What happens then.
-
     def step(self) -> None:
         """Do one thing and check that all is right."""
         move = self.draw.choice(MOVES) if self.names() else "search"
@@ -182,11 +174,11 @@ class Walk:
         typed = self.shell.type(line)
         struck = self.strike(typed) if self.draw.random() < 0.35 else None
         said = typed.said()
-        code, what = (
-            said.own_code,
-            f"{typed.path.name} {line} {struck.name if struck else ''}".replace(f"{self.place}/", ""),
-        )
+        code, name, late = said.own_code, struck.name if struck else "", AGENTS if struck == signal.SIGKILL else ()
+        what = f"{typed.path.name} {line} {name}".replace(f"{self.place}/", "")
         self.was_killed |= struck == signal.SIGKILL
+        left = left_behind(lambda: [one for one in self.shell.family() if not title(one).startswith(late)])
+        self.wrong += [f"{what}: left behind {one}" for one in left]
         refusal = next((one for one in said.stderr.splitlines() if one.startswith("error: ")), "")
         print(f"{what}: {code} {refusal}", flush=True)
         self.wrong += [f"{what}: {one}" for one in form_faults(said, struck)]
@@ -196,11 +188,7 @@ class Walk:
         self.wrong += [f"{what}: was printed and is refused: {refusal}"] if is_printed and code == 2 else []
         # Lines printed before stay on the screen.
         self.next = said.next_lines or [found[0] for found in COMMAND.finditer(refusal)] or self.next
-        self.check(what, said, code=code)
-        agents = AGENTS if struck == signal.SIGKILL else ()
-        left = left_behind(lambda: [one for one in self.shell.family() if not title(one).startswith(agents)])
-        self.wrong += [f"{what}: left behind {one}" for one in left]
-        return None
+        return self.check(what, said, code=code)
 
     def strike(self, typed: Typed) -> signal.Signals | None:
         """Send a signal after some progress, and look at the studies before it; None where the line has ended."""
@@ -222,8 +210,6 @@ class Walk:
         studies = [Study(self.studies / name) for name in self.names()]
         return sum(len(study.trials() if of == 1 else study.metrics()) for study in studies)
 
-    # What has to be so.
-
     def check(self, what: str, said: Said, *, code: int) -> None:
         """Note what is wrong with the studies after a line."""
         listed = {one["study"]: one for one in json.loads(run("list", "--json"))["studies"]}
@@ -233,11 +219,10 @@ class Walk:
         for one in compared:
             study = Study(self.studies / one["study"])
             name, kind = study.name, study.document()["kind"]
-            paths = [path for path in (study.trials_path, study.path / "confirmation.json") if path.exists()]
-            tables, before = b"".join(path.read_bytes() for path in paths), self.seen.get(name)
-            if before is None and kind in RESUMED_KINDS:
+            if name not in self.seen and kind in RESUMED_KINDS:
                 self.made.append(name)
-            seen = self.seen.setdefault(name, Seen())
+            seen, paths = self.seen.setdefault(name, Seen()), (study.trials_path, study.path / "confirmation.json")
+            tables = b"".join(path.read_bytes() for path in paths if path.exists())
             has_changed, seen.tables = seen.tables != tables, tables
             if has_changed:
                 seen.is_settled = code in (0, 1, 130, 143)
@@ -299,16 +284,15 @@ def form_faults(said: Said, struck: signal.Signals | None) -> list[str]:
 def main() -> None:
     """Walk, and print what goes wrong on the way."""
     seed, steps = asked(__doc__, seed=0, steps=40)
-    place = Path(mkdtemp(prefix=f"walk-{seed}-"))
-    walk = Walk(seed, place)
-    print(f"walk {seed} in {place}", flush=True)
+    walk = Walk(seed, Path(mkdtemp(prefix=f"walk-{seed}-")))
+    print(f"walk {seed} in {walk.place}", flush=True)
     with ending_in_order(), closing(walk.shell):
         for _ in range(steps):
             told = len(walk.wrong)
             walk.step()
             print("".join(f"  WRONG {line}\n" for line in walk.wrong[told:]), end="", flush=True)
     report(f"walk {seed}", tried=steps, lost=walk.wrong)
-    shutil.rmtree(place)
+    shutil.rmtree(walk.place)
 
 
 if __name__ == "__main__":
