@@ -48,16 +48,16 @@ def next_steps(study: Study) -> list[Step]:
     if winner.under_way is not None:
         return [Step(command=f"make confirm STUDY={name}", purpose="go on with the confirmation")]
     diagnose = Step(command=f"make diagnose TARGET={name}", purpose="find what keeps the trials from a lower loss")
+    wider = _wider(study) if document["kind"] == "search" else []
     if winner.trial is None or winner.worse_than_start:
-        return [diagnose, *(_wider(study) if document["kind"] == "search" else [])]
+        return [diagnose, *wider]
     own = _own(study, winner.trial["trial_id"])
-    if document["kind"] == "baseline":
+    if document["kind"] == "baseline" and winner.standing == "baseline_alone":
         # A model may have no more positions than the block that was set for it; the plateau space goes to 256.
         block = document.get("settings", {}).get("pins", {}).get("block_size")
         command = search_command(document, f"BASELINE={name}" + (f" BLOCK_SIZE={block}" if block else ""))
-        around = Step(command=command, purpose="search for settings that beat it")
-        return [*own, around] if winner.standing == "baseline_alone" else [*own, diagnose]
-    return [*_about(study, winner, diagnose, own), *_wider(study)]
+        return [*own, Step(command=command, purpose="search for settings that beat it")]
+    return [*_about(study, winner, diagnose, own), *wider]
 
 
 @contextmanager
@@ -151,8 +151,9 @@ def _about(study: Study, winner: Winner, diagnose: Step, own: list[Step]) -> lis
 
 
 def has_more(document: Mapping[str, Any]) -> bool:
-    """Return whether a search can run more trials: not where every configuration of its space has been run."""
-    return document.get("searcher", {}).get("name") != "grid" and not document.get("exhausted")
+    """Return whether more trials can be run: of a search, and not where every configuration has been run."""
+    is_grid = document.get("searcher", {}).get("name") == "grid"
+    return document["kind"] == "search" and not is_grid and not document.get("exhausted")
 
 
 def _proof(study: Study, winner: Winner, more: list[Step]) -> list[Step]:

@@ -334,6 +334,20 @@ def test_a_search_around_a_baseline_alone_keeps_the_block_that_was_set(searched:
         assert next_steps(searched)[-1].command == f"make search BASELINE=s{words}"
 
 
+def test_a_baseline_and_what_ran_beside_it_have_the_next_steps_of_a_search(
+    searched: Study, make_trial: MakeTrial
+) -> None:
+    """But for more trials, which it cannot run."""
+    searched.study_json.write_text(json.dumps({**searched.document(), "kind": "baseline", "trials_planned": 2}))
+    for beside, command in ((4.5, "make confirm STUDY=s"), (5.5, "make diagnose TARGET=s")):
+        losses = enumerate((5.0, beside))
+        rows = [make_trial(number, val_loss=loss, batch_size=8 + number, purpose="baseline") for number, loss in losses]
+        write_table(searched.trials_path, rows, TRIALS)
+        commands = [step.command for step in next_steps(searched)]
+        assert commands[0] == command
+        assert not any("TRIALS=" in one for one in commands)
+
+
 def test_while_a_search_runs_its_end_is_what_is_waited_for(searched: Study) -> None:
     assert remedy(searched).startswith(" Prove it: ")
     with hold(searched), pytest.raises(UserError, match=r"study s is held by process \d+ on .* Wait for it or stop it"):
