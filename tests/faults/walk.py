@@ -11,7 +11,7 @@ import shutil
 import signal
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
@@ -36,11 +36,10 @@ from tests.fuzz.commands import run
 from tests.journeys.conftest import SPACE, Said, Shell, Typed, shell_environment, study_agrees
 from tests.patience import left_behind, wait_until
 from tests.running import AGENTS, ROOT, title
+from trainable.errors import UserError
 from trainable.rows import ENDINGS
 
 SPACES = (SPACE, SPACE.replace("[1e-5, 3e-3]", "[1e-5, 1e2]"), SPACE.replace('name = "none"', 'name = "asha"'))
-SETTINGS = "export BATCH_SIZE=2\nBLOCK_SIZE=32\nLEARNING_RATE=1e-4\nUSE_LR_WARMUP=False\n"
-SMALL = "TRIALS=2 BUDGET_TOKENS=16_384"
 OWN = "TRAINING_STEPS=20 BATCH_SIZE=2 BLOCK_SIZE=32 EVAL_INTERVAL=10 EVAL_TOKENS=512"
 STUDY = "STUDY={search}|" * 12 + "STUDY=latest||STUDY={studies}/{search}"
 FORMS = {
@@ -83,7 +82,7 @@ class Walk:
         self.studies, self.cache = place / "studies", place / "cache"
         self.space, self.away, self.mine = place / "small.toml", place / "away.toml", place / "mine.env"
         self.space.write_text(self.draw.choice(SPACES))
-        self.mine.write_text(SETTINGS)
+        self.mine.write_text("export BATCH_SIZE=2\nBLOCK_SIZE=32\nLEARNING_RATE=1e-4\nUSE_LR_WARMUP=False\n")
         environment = shell_environment(self.studies, self.cache) | {"TOP": "1", "SEEDS": "2"}
         environment["SKIP_PREFLIGHT"] = self.draw.choice(("1", "1", ""))
         self.folders = self.draw.choice(("", "", f"STUDIES_DIR={self.studies} CACHE_DIR={self.cache}"))
@@ -163,7 +162,7 @@ class Walk:
             return
         if move == "printed":
             self.next.remove(line)
-            line = f"{SMALL} {line}" if " search " in line else line
+            line = f"TRIALS=2 BUDGET_TOKENS=16k {line}" if " search " in line else line
         elif self.draw.random() < 0.2 and re.match(r"make (search|resume|confirm|baseline|train|list) ", line):
             _, name, words = line.split(maxsplit=2)
             line = f"{sys.executable} -m search {MAKE_NAMES.get(name, name)} {words} --json"
@@ -191,12 +190,13 @@ class Walk:
         return self.check(what, said, code=code)
 
     def strike(self, typed: Typed) -> signal.Signals | None:
-        """Send a signal after some progress, and look at the studies before it; None where the line has ended."""
+        """Ask the latest study something after some progress, and send a signal; None where the line has ended."""
         number, of, more = self.draw.choice(SIGNALS), self.draw.randrange(3), self.draw.randint(1, 4)
         delay_s, before = self.draw.uniform(0.0, 1.0), self.progress(of)
         wait_until(lambda: typed.has_ended() or self.progress(of) >= before + more, self.shell.family, poll_s=0.1)
         time.sleep(delay_s)
-        run("list", "--json")
+        with suppress(UserError):  # nothing has completed yet
+            run(self.draw.choice(("list", "export", "report", "diagnose")))
         try:
             typed.interrupt(number)
         except (ValueError, psutil.Error):  # no command runs
