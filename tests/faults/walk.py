@@ -107,7 +107,7 @@ class Walk:
             "new": f"{command}{next(self.numbers)}",
         }
         known["any"] = self.draw.choice(self.names() or ["nobody"])
-        known["way"] = os.path.relpath(self.space, self.place if "-C" in self.make else ROOT)
+        known["way"] = os.path.relpath(self.space, ROOT)  # make -C reads it from there too
         words = [
             self.draw.choice(slot.split("|")).format_map(vars(self) | known) for slot in FORMS[command].split(" + ")
         ]
