@@ -48,6 +48,10 @@ class _Best:
     """study.json."""
 
 
+class NothingToExportError(UserError):
+    """No trial has completed."""
+
+
 def export_env(study: Study, budget: Budget | None = None) -> str:
     """Return the study's winner as comments and `export NAME=value` lines, safe for a shell's eval.
 
@@ -124,7 +128,9 @@ def _load(study: Study, budget: Budget | None) -> _Best:
     if trial is None:
         counts = ending_counts(ranked_trials(study.trials()))
         ended = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
-        raise UserError(f"study {study.name} has no completed trial to export ({ended or 'none has started'}).")
+        raise NothingToExportError(
+            f"study {study.name} has no completed trial to export ({ended or 'none has started'})."
+        )
     config = config_from(trial)
     if budget is not None:
         config = budget.sized(config)

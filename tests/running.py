@@ -111,7 +111,7 @@ class Running:
         # Where all was killed, Ray's agents may try for a minute to report it to Ray's head, which is dead too.
         code = self.process.poll()
         assert code is not None
-        return left_behind(lambda: [one for one in self.family() if code != -signal.SIGKILL or not _is_agent(one)])
+        return left_behind(lambda: [one for one in self.family() if code != -signal.SIGKILL or not is_agent(one)])
 
 
 def start(
@@ -154,7 +154,8 @@ def _words(process: psutil.Process) -> list[str]:
         return []
 
 
-def _is_agent(process: psutil.Process) -> bool:
+def is_agent(process: psutil.Process) -> bool:
+    """Return whether it is one of Ray's agents."""
     words = _words(process)
     return " ".join(words).startswith(AGENTS) or any(word.endswith(AGENT_SCRIPTS) for word in words[:3])
 

@@ -28,7 +28,7 @@ from search.setup.reopen import reopen
 from search.setup.run_plan import cost_words, held, run_plan
 from search.setup.settings import refuse_steps
 from search.terminal.console import Preparing, Terminal
-from search.terminal.next_steps import Step, ending_document, remedy, say_next
+from search.terminal.next_steps import Step, ending_document, say_next, with_remedy
 from spaces.budget import Budget, budget_of
 from trainable.config import BASELINES, DOCUMENTED
 from trainable.errors import UserError
@@ -57,10 +57,8 @@ def attribute_command(options: Options, terminal: Terminal) -> int:
         question = make_question(before, BASELINES[before], after, BASELINES[after], budget)
     else:
         check_has_baseline(source)
-        try:
+        with with_remedy(source, NothingToAttributeError):
             question = question_of_study(source, budget)
-        except NothingToAttributeError as nothing:
-            raise UserError(f"{nothing}{remedy(source)}") from None
     with Preparing(terminal.console) as progress:
         plan = _plan(question, source, budget, options, progress)
     check_preflight(preflight_of(plan), options, terminal)

@@ -41,7 +41,7 @@ from search.setup.reopen import reopen
 from search.setup.run_plan import cost_words, run_plan
 from search.setup.settings import refuse_steps
 from search.terminal.console import Preparing, Terminal
-from search.terminal.next_steps import ending_document, remedy
+from search.terminal.next_steps import ending_document, with_remedy
 from spaces.budget import budget_of
 from trainable.errors import UserError
 
@@ -51,10 +51,8 @@ DEFAULT_SEEDS = 5
 def confirm_command(options: Options, terminal: Terminal) -> int:
     """Confirm STUDY's best TOP trials on SEEDS fresh seeds; return the exit code."""
     study, options = open_or_fetch_study(options)
-    try:
+    with with_remedy(study, NothingToConfirmError):
         code = confirm_study(study, options, terminal)
-    except NothingToConfirmError as nothing:
-        raise UserError(f"{nothing}{remedy(study)}") from None
     finish_study(study, options, terminal, samples=code == 0)
     attempts, winner = load_attempts(study), winner_of(study)
     say_attempt(study, attempts[-1], terminal)

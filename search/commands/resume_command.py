@@ -134,7 +134,7 @@ def _resume(
         if changed:
             write_document(study.study_json, document)
         again = f"make resume STUDY={study.name} TRIALS=+{planned}"
-        more = f"; {again} runs as many again" if not configs and has_more(document) else ""
+        more = f"; {again} runs as many again" if has_more(document) else ""
         terminal.say(f"all {planned} trials of study {study.name} have ended{more}")
         return 0, None
     with Preparing(terminal.console) as progress:

@@ -10,6 +10,7 @@ from results.model_card import model_row
 from results.study.atomic import write_document
 from results.study.folder import Study, create_study, find_study, studies_dir
 from results.study.ledger import Ledger
+from results.study.lock import hold
 from results.study.paths import shown
 from results.study.planned_run import PlannedRun
 from results.winner import start_val_loss
@@ -71,7 +72,7 @@ def train_command(options: Options, terminal: Terminal) -> int:
         model_name=plan.loaded.inputs.model_name,
         corpus_fingerprint=plan.loaded.spec.corpus.fingerprint,
     )
-    with Interrupts() as interrupts:
+    with hold(study), Interrupts() as interrupts:
         status = _train(plan, state, study, checkpoints, terminal, interrupts)
     last = state.model, state.adapter_base
     del state  # the optimizer's moments, twice the model

@@ -16,6 +16,7 @@ from search.options import Options
 from search.setup.inputs import Loaded
 from search.setup.reopen import load_inputs_of
 from search.terminal.console import Preparing, Terminal
+from search.terminal.signals import ending_in_order
 from trainable.config import config_from
 from trainable.errors import UserError
 
@@ -29,12 +30,16 @@ def finish_study(
 
     loaded: the study's inputs, if they are loaded.
     """
-    if samples:
-        sample_study(study, options, terminal, loaded)
-    with terminal.console.status("writing the report ..."):
-        write_answer(study)
-        if options.storage is not None:
-            TableMirror(study, options.storage, terminal.say).close()
+    # A SIGTERM while samples are written must not leave the report of fewer trials.
+    with ending_in_order():
+        try:
+            if samples:
+                sample_study(study, options, terminal, loaded)
+        finally:
+            with terminal.console.status("writing the report ..."):
+                write_answer(study)
+                if options.storage is not None:
+                    TableMirror(study, options.storage, terminal.say).close()
 
 
 def write_answer(study: Study) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from results.export import winner_env
+from results.export import NothingToExportError, winner_env
 from results.study.folder import LATEST, Study, find_study, new_study_name, open_study
 from results.winner import winner_of
 from results.words import list_words, value_words
@@ -14,6 +14,7 @@ from search.setup.inputs import Loaded, check_inputs, load_inputs
 from search.setup.plan import study_name
 from search.setup.study_record import study_document
 from search.terminal.console import Preparing
+from search.terminal.next_steps import with_remedy
 from spaces.budget import Budget, budget_of
 from trainable.config import DOCUMENTED, HYPERPARAMETERS, TrialConfig, config_from, make_config, variable_of
 from trainable.errors import UserError
@@ -80,7 +81,8 @@ def with_winner_of(options: Options) -> Options:
     if options.lengths and "TRAINING_STEPS" in options.texts:
         raise UserError(f"{options.lengths[0]} and TRAINING_STEPS set the length of the same run. Unset one of them.")
     own = {name: text for name, text in options.texts.items() if name not in ("STUDY", *LENGTHS)}
-    winner = winner_env(study, length_asked(study, options))
+    with with_remedy(study, NothingToExportError):
+        winner = winner_env(study, length_asked(study, options))
     held = winner.keys() - {"EXPORTED_FROM", *options.typed}
     others = [name for name, text in winner.items() if name in held and own.get(name, text) != text]
     if options.exported_from is not None and others:

@@ -1,6 +1,7 @@
 """Next steps: commands for the user to type as printed, chosen by the state of the study."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,11 @@ from results.samples import samples_json
 from results.study.document_model import run_variables
 from results.study.folder import Study
 from results.study.lock import hold
-from results.study.paths import shown
 from results.winner import Winner, winner_of
 from search.terminal.console import Terminal, print_line
 from spaces.budget import budget_of
 from trainable.data.remote_files import below, local_folder
+from trainable.errors import UserError
 from trainable.rows import ENDINGS
 
 MOST_SEEDS = 50
@@ -51,16 +52,25 @@ def next_steps(study: Study) -> list[Step]:
     if winner.under_way is not None:
         return [Step(command=f"make confirm STUDY={name}", purpose="go on with the confirmation")]
     diagnose = Step(command=f"make diagnose TARGET={name}", purpose="find what keeps the trials from a lower loss")
+    wider = _wider(study) if document["kind"] == "search" else []
     if winner.trial is None or winner.worse_than_start:
-        return [diagnose, *(_wider(study) if document["kind"] == "search" else [])]
+        return [diagnose, *wider]
     own = _own(study, document, winner.trial["trial_id"])
-    if document["kind"] == "baseline":
+    if document["kind"] == "baseline" and winner.standing == "baseline_alone":
         # A model may have no more positions than the block that was set for it; the plateau space goes to 256.
         block = document.get("settings", {}).get("pins", {}).get("block_size")
         command = search_command(document, f"BASELINE={name}" + (f" BLOCK_SIZE={block}" if block else ""))
-        around = Step(command=command, purpose="search for settings that beat it")
-        return [*own, around] if winner.standing == "baseline_alone" else [*own, diagnose]
-    return [*_about(study, document, winner, diagnose, own), *_wider(study)]
+        return [*own, Step(command=command, purpose="search for settings that beat it")]
+    return [*_about(study, document, winner, diagnose, own), *wider]
+
+
+@contextmanager
+def with_remedy(study: Study, nothing: type[UserError]) -> Iterator[None]:
+    """Add remedy() to the error that says that there is nothing to do with the study yet."""
+    try:
+        yield
+    except nothing as error:
+        raise UserError(f"{error}{remedy(study)}") from None
 
 
 def remedy(study: Study) -> str:
@@ -89,7 +99,7 @@ def train_again(study: Study, folder: Path) -> str:
     # Of a run of train STUDY would be the new run's name, which is taken.
     is_run = study.document()["kind"] == "train"
     train = export_cli(study).rstrip() if is_run else f"make train STUDY={study.name}"
-    return f"{train} {make_words({'SAVE_MODEL': shown(folder)})}"
+    return f"{train} {make_words({'SAVE_MODEL': str(folder)})}"
 
 
 def _after_training(study: Study, document: Mapping[str, Any], row: dict[str, Any], winner: Winner) -> list[Step]:
@@ -99,7 +109,7 @@ def _after_training(study: Study, document: Mapping[str, Any], row: dict[str, An
     if row["status"] == "completed":
         return [_own(study, document, 0)[0], diagnose]
     command = going_on(study)
-    if row["status"] != "interrupted" or command is None:
+    if row["status"] in ENDINGS or command is None:
         return [diagnose]
     return [Step(command=command, purpose="go on from its last checkpoint")]
 
@@ -150,8 +160,9 @@ def _about(study: Study, document: Mapping[str, Any], winner: Winner, diagnose: 
 
 
 def has_more(document: Mapping[str, Any]) -> bool:
-    """Return whether a search can run more trials: not where every configuration of its space has been run."""
-    return document.get("searcher", {}).get("name") != "grid" and not document.get("exhausted")
+    """Return whether more trials can be run: of a search, and not where every configuration has been run."""
+    is_grid = document.get("searcher", {}).get("name") == "grid"
+    return document["kind"] == "search" and not is_grid and not document.get("exhausted")
 
 
 def _proof(study: Study, winner: Winner, more: list[Step]) -> list[Step]:

@@ -24,6 +24,7 @@ from tests.running import MARK, ROOT, Ran
 
 NEXT = re.compile(r"^  (\S.*)$")
 """A command below `next:`; the line after it says what it is for."""
+MAKE_TOLD = re.compile(r"make: \*\*\* .*(?:Error (\d+)|(Interrupt|Terminated|Killed))")
 
 SPACE = """
 description = "Three quick trials around a small baseline"
@@ -57,6 +58,13 @@ lr_schedule = { choice = ["constant", "linear"] }
 @dataclass(frozen=True)
 class Said(Ran):
     """What a line typed into the shell printed, and how it ended."""
+
+    @property
+    def own_code(self) -> int:
+        """The exit code of the command, in whose place make returns 2."""
+        told = MAKE_TOLD.findall(self.stderr) if self.code else []
+        number, word = told[-1] if told else (f"{self.code}", "")
+        return int(number) if number else {"Interrupt": 130, "Terminated": 143, "Killed": 137}[word]
 
     @property
     def next_lines(self) -> list[str]:
@@ -122,7 +130,7 @@ class Shell:
     def type(self, line: str) -> "Typed":
         """Type a line and return at once."""
         self._typed += 1
-        typed = Typed(self.folder / f"typed-{self._typed}", self._family)
+        typed = Typed(self.folder / f"typed-{self._typed}", self.family)
         assert self._bash.stdin is not None
         files = f"> '{typed.path}.out' 2> '{typed.path}.err' < /dev/null"
         self._bash.stdin.write(
@@ -146,11 +154,12 @@ class Shell:
         """End the shell and whatever still runs in it."""
         self._bash.kill()
         self._bash.communicate()
-        for process in self._family():
+        for process in self.family():
             process.kill()
 
-    def _family(self) -> list[psutil.Process]:
-        return with_mark(MARK, self._mark)
+    def family(self) -> list[psutil.Process]:
+        """Return what runs in the shell and what was left by it, without the shell itself."""
+        return [process for process in with_mark(MARK, self._mark) if process.pid != self._bash.pid]
 
 
 class Typed:
@@ -158,14 +167,17 @@ class Typed:
 
     def __init__(self, path: Path, family: Callable[[], list[psutil.Process]]) -> None:
         self.path = path
-        self._family = family
+        self.family = family
+
+    def has_ended(self) -> bool:
+        """Return whether the shell waits for another line."""
+        return Path(f"{self.path}.code").exists()
 
     def said(self) -> Said:
         """Wait for the line's end and return what it said."""
-        code = Path(f"{self.path}.code")
-        wait_until(code.exists, self._family)
-        out, err = (Path(f"{self.path}.{end}").read_text(errors="replace") for end in ("out", "err"))
-        return Said(int(code.read_text()), out, err)
+        wait_until(self.has_ended, self.family)
+        code, out, err = (Path(f"{self.path}.{end}").read_text(errors="replace") for end in ("code", "out", "err"))
+        return Said(int(code), out, err)
 
     def wait_for(self, condition: Callable[[], Any]) -> None:
         """Wait until `condition` holds; fail when the line ends before."""
@@ -173,15 +185,21 @@ class Typed:
         def holds() -> bool:
             if condition():
                 return True
-            assert not Path(f"{self.path}.code").exists(), self.said().output
+            assert not self.has_ended(), self.said().output
             return False
 
-        wait_until(holds, self._family)
+        wait_until(holds, self.family)
 
-    def interrupt(self) -> None:
-        """Press Ctrl-C: a terminal sends it to the whole foreground job, make and its command, and not to the shell."""
-        [command] = [one for one in self._family() if "-m search" in " ".join(one.cmdline()) and one.ppid() != 1][:1]
-        os.killpg(os.getpgid(command.pid), signal.SIGINT)
+    def interrupt(self, number: int = signal.SIGINT) -> None:
+        """Press Ctrl-C: a terminal sends it to the whole foreground job, make and its command, and not to the shell.
+
+        Another signal goes to the command alone.
+        """
+        [command] = [one for one in self.family() if "-m search" in " ".join(one.cmdline()) and one.ppid() != 1][:1]
+        if number == signal.SIGINT:
+            os.killpg(os.getpgid(command.pid), number)
+        else:
+            command.send_signal(number)
 
 
 @pytest.fixture(scope="session")
@@ -198,22 +216,26 @@ def space(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def shell(tmp_path: Path, journey_cache: Path) -> Iterator[Shell]:
-    """A shell at the top of the checkout, with studies of its own."""
+def shell_environment(studies: Path, cache: Path) -> dict[str, str]:
+    """Return the environment of a shell with studies of its own."""
     kept = ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "TMPDIR")
-    environment = {
+    return {
         **{name: os.environ[name] for name in kept if name in os.environ},
-        "STUDIES_DIR": str(tmp_path / "studies"),
-        "CACHE_DIR": str(journey_cache),
+        "STUDIES_DIR": str(studies),
+        "CACHE_DIR": str(cache),
         "DEVICE": "cpu",
         "CONCURRENCY": "1",
         "OMP_NUM_THREADS": "1",
         "COLUMNS": "160",
     }
+
+
+@pytest.fixture
+def shell(tmp_path: Path, journey_cache: Path) -> Iterator[Shell]:
+    """A shell at the top of the checkout, with studies of its own."""
     folder = tmp_path / "shell"
     folder.mkdir()
-    opened = Shell(folder, environment)
+    opened = Shell(folder, shell_environment(tmp_path / "studies", journey_cache))
     yield opened
     opened.close()
-    assert left_behind(opened._family) == []
+    assert left_behind(opened.family) == []

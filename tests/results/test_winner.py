@@ -27,6 +27,7 @@ from search.commands import list_command
 from search.setup.finish import write_answer
 from search.terminal.next_steps import Step, next_steps, remedy
 from search.terminal.summary import verdict_lines
+from tests.fuzz.commands import run
 from tests.results.confirmed import add_attempt
 from trainable.errors import UserError
 
@@ -350,10 +351,36 @@ def test_after_a_search_of_the_schedule_comes_the_long_run(
         assert not any("SPACE=schedule" in command for command in commands)
 
 
+def test_a_baseline_and_what_ran_beside_it_have_the_next_steps_of_a_search(
+    searched: Study, make_trial: MakeTrial
+) -> None:
+    """But for more trials, which it cannot run."""
+    searched.study_json.write_text(json.dumps({**searched.document(), "kind": "baseline", "trials_planned": 2}))
+    for beside, command in ((4.5, "make confirm STUDY=s"), (5.5, "make diagnose TARGET=s")):
+        losses = enumerate((5.0, beside))
+        rows = [make_trial(number, val_loss=loss, batch_size=8 + number, purpose="baseline") for number, loss in losses]
+        write_table(searched.trials_path, rows, TRIALS)
+        commands = [step.command for step in next_steps(searched)]
+        assert commands[0] == command
+        assert not any("TRIALS=" in one for one in commands)
+
+
 def test_while_a_search_runs_its_end_is_what_is_waited_for(searched: Study) -> None:
     assert remedy(searched).startswith(" Prove it: ")
     with hold(searched), pytest.raises(UserError, match=r"study s is held by process \d+ on .* Wait for it or stop it"):
         remedy(searched)
+
+
+@pytest.mark.parametrize(
+    "words", [("export", "STUDY=s"), ("train", "STUDY=s", "BUDGET_TOKENS=50k"), ("model", "STUDY=s")]
+)
+def test_a_search_without_a_winner_is_refused_with_its_next_step(
+    words: tuple[str, ...], searched: Study, make_trial: MakeTrial
+) -> None:
+    write_table(searched.trials_path, [make_trial(0, "interrupted")], TRIALS)
+    searched.study_json.write_text(json.dumps({**searched.document(), "trials_planned": 3}))
+    with pytest.raises(UserError, match=r"no completed trial.*\. Go on where it was interrupted: make resume STUDY=s$"):
+        run(*words)
 
 
 def test_a_proof_of_a_trial_that_is_gone_names_its_study(searched: Study) -> None:

@@ -1,6 +1,7 @@
 """The exported winner, trained by `make train` in the exported environment, is the trial that won."""
 
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -53,6 +54,11 @@ def test_every_format_is_of_the_best_trial(format_: str, searched: Any, run: Any
     expected = {"env": searched.study.best_env, "json": searched.study.best_json}
     if format_ in expected:
         assert ran.stdout == expected[format_].read_text()
+
+
+def test_the_command_can_be_typed_in_the_folder_of_the_last_one(searched: Any, run_here: Any, tmp_path: Path) -> None:
+    ran = run_here("export", f"STUDIES_DIR={searched.study.path.parent}", "FORMAT=cli", MAKE_CALLED_FROM=str(tmp_path))
+    assert re.fullmatch(rf"make -C {ROOT} train .* STUDIES_DIR={searched.study.path.parent}\n", ran.stdout)
 
 
 def test_json_means_the_json_format(searched: Any, run: Any) -> None:

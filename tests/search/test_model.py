@@ -64,11 +64,15 @@ def test_diagnose_finds_nothing_wrong_with_the_folder(run_here: Any, study: Stud
     assert [finding for finding in ran.document["findings"] if finding["severity"] == "fault"] == []
 
 
-def test_without_a_checkpoint_it_says_what_trains_the_model_again(run_here: Any, study: Study, tmp_path: Path) -> None:
+def test_without_a_checkpoint_it_says_what_trains_the_model_again(
+    run_here: Any, study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MAKE_CALLED_FROM", str(study.path.parent))  # make -C has another folder than the shell
     trial, moved = study.trials()[1], tmp_path / "moved"
     shutil.move(study.checkpoint_dir(1), moved)
     out = tmp_path / "trained again"
     steps = [step.command for step in next_steps(study)]
+    monkeypatch.delenv("MAKE_CALLED_FROM")
     assert f"make train STUDY=two SAVE_MODEL={study.path}/model-1" in steps
     assert not any("make model" in step for step in steps)
     refused = run_here("model", "STUDY=two", f"OUT={out}")

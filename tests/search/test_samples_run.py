@@ -1,6 +1,7 @@
 """Samples of a study with real, untrained models: who continues the prompt, when again, and what stops nothing."""
 
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -193,6 +194,17 @@ def test_a_fault_of_sampling_is_a_line_and_the_study_ends_as_it_would(
     # The next command makes up for it.
     finish_study(planted.study, read_options(planted.words), Terminal(as_json=False), samples=True)
     assert "What it writes" in (planted.study.path / "report.md").read_text()
+
+
+def test_sigterm_while_samples_are_written_leaves_the_report_of_all_trials(
+    planted: Planted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampling, "sample", lambda *values, **named: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(SystemExit, match="143"):
+        finish_study(planted.study, read_options(planted.words), Terminal(as_json=False), samples=True)
+    assert load_samples(planted.study) is None
+    assert planted.study.best_env.exists()
+    assert (planted.study.path / "report.md").exists()
 
 
 def test_a_text_that_has_changed_since_is_a_line(planted: Planted, tmp_path: Path, capsys: Any) -> None:

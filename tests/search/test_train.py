@@ -14,12 +14,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from results.study.folder import Study
+from results.study.folder import Study, studies_dir
+from results.study.lock import hold
+from results.study.tables import TRIALS, write_table
 from search.__main__ import main
+from search.terminal.next_steps import next_steps
 from search.terminal.train_log import TrainLog
 from tests.rows import evaluation
 from trainable.config import HYPERPARAMETERS, TrialConfig
 from trainable.data.corpus import docstrings
+from trainable.errors import UserError
 from trainable.loop import train
 from trainable.rows import MetricsRow, StepRow, Verdict
 from trainable.schedule import learning_rate_at
@@ -366,6 +370,9 @@ def test_an_interrupted_run_saves_where_it_is_and_goes_on_exactly(
     assert (cut["trial"]["optimizer_steps"], cut["trial"]["tokens_seen"]) == (7, 7 * 2 * 16)
     assert cut["trial"]["ended_at"] is not None
     assert [row["optimizer_steps"] for row in step_rows(cut)] == list(range(1, 8))
+    # kill -9 leaves the same run, unmarked.
+    write_table(study_of(cut).trials_path, [{**study_of(cut).trials()[0], "status": "running"}], TRIALS)
+    assert next_steps(study_of(cut))[0].command == cut["next"][0]["command"]
     # What is printed next names the text and the evaluation, which were typed for that command alone.
     monkeypatch.delenv("TRAINING_DATA_SOURCE")
     printed = dict(word.split("=", 1) for word in shlex.split(cut["next"][0]["command"]) if "=" in word)
@@ -373,6 +380,16 @@ def test_an_interrupted_run_saves_where_it_is_and_goes_on_exactly(
     resumed = train_one(STUDY="resumed", **printed)
     assert step_rows(resumed) == step_rows(whole)[7:]
     assert resumed["trial"]["val_loss"] == whole["trial"]["val_loss"]
+
+
+def test_a_run_is_held_while_it_trains(train_one: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(*values: Any, **named: Any) -> Iterator[Any]:
+        with pytest.raises(UserError, match="study held is held by process"), hold(Study(studies_dir() / "held")):
+            pass
+        yield from train(*values, **named)
+
+    monkeypatch.setattr("trainable.loop.train", asked)
+    assert train_one(STUDY="held")["status"] == "completed"
 
 
 def test_a_signal_after_the_last_step_still_gets_the_last_evaluation(
