@@ -106,8 +106,8 @@ CHEAP = [
         "spaces/before_after.toml with TRIALS=auto: trials is auto, and the cells of",
     ),
     (
-        "run TRIALS=Auto",
-        "TRIALS='Auto' is not a whole number. TRIALS: number of trials, the baseline included, or auto",
+        "run TRIALS=autto",
+        "TRIALS='autto' is not a whole number. TRIALS: number of trials, the baseline included, or auto",
     ),
     ("baseline COMPARE=documented", "COMPARE=documented is the baseline itself. Unset it, or name another."),
     ("baseline COMPARE=after", "COMPARE='after' is not a documented configuration. Known: before, documented."),

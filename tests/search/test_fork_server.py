@@ -164,6 +164,7 @@ def test_a_launcher_that_ray_has_killed_leaves_no_worker_and_no_words(
     wait_until(lambda: not psutil.Process(command.pid).children()[0].children(), list)
     # The server has answered everybody before.
     subprocess.run(**launcher(tmp_path), capture_output=True, check=False)
+    wait_until(lambda: not psutil.Process(command.pid).children()[0].children(), list)
     assert command.communicate("") == ("not flushed before the fork0", "")
     assert not (tmp_path / "ran").exists()
     assert (tmp_path / "err").read_text() == ""

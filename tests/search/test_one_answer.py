@@ -150,7 +150,7 @@ class Simulation:
 
     def _start(self, proposal: dict[str, Any], ledger: Ledger) -> None:
         number = proposal["trial_id"]
-        trial = SimpleNamespace(config=proposal, last_result=None, error_file=None)
+        trial = SimpleNamespace(config=proposal, last_result=None, error_file=None, pickled_error_file=None)
         self.recorder.on_trial_start(iteration=1, trials=[], trial=trial)
         # From its newest checkpoint, which is at one of its evaluations or after the last, or from its start.
         evaluations = sum(row["trial_id"] == number for row in ledger.metrics())
