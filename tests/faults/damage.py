@@ -81,7 +81,8 @@ def refused(place: Place, harmed: Sequence[Path], harm: Harm) -> list[str]:
 
 def main() -> None:
     """Kill a study once, and harm a copy of what it left at a time."""
-    place = Place(space=SPACE.replace("trials = 6", "trials = 5"))
+    # The last trial must last for some checkpoints.
+    place = Place(space=SPACE.replace("trials = 6", "trials = 5").replace("tokens = 40_000", "tokens = 120_000"))
     alone = place.left_alone()
     running, killed = place.start("run", "killed"), place.study("killed")
     while True:
