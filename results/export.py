@@ -15,7 +15,7 @@ from results.winner import Winner, evidence_words, lost_lead_words, notes, warni
 from results.winner import to_json as winner_json
 from spaces.budget import Budget
 from trainable.config import ENV_NAMES, TrialConfig, config_from
-from trainable.errors import UserError
+from trainable.errors import NothingToDoError, UserError
 from trainable.model.model_names import DEFAULT_MODEL
 
 ENV_ORDER: tuple[str, ...] = (
@@ -46,10 +46,6 @@ class _Best:
     """The trial's, or that of a run of another length."""
     document: Mapping[str, Any]
     """study.json."""
-
-
-class NothingToExportError(UserError):
-    """No trial has completed."""
 
 
 def export_env(study: Study, budget: Budget | None = None) -> str:
@@ -128,9 +124,7 @@ def _load(study: Study, budget: Budget | None) -> _Best:
     if trial is None:
         counts = ending_counts(ranked_trials(study.trials()))
         ended = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
-        raise NothingToExportError(
-            f"study {study.name} has no completed trial to export ({ended or 'none has started'})."
-        )
+        raise NothingToDoError(f"study {study.name} has no completed trial to export ({ended or 'none has started'}).")
     config = config_from(trial)
     if budget is not None:
         config = budget.sized(config)

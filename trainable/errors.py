@@ -47,6 +47,10 @@ class InputChangedError(UserError):
         """What goes before the command that goes on."""
 
 
+class NothingToDoError(UserError):
+    """A study has nothing yet for what was asked: no winner, no candidate, no change to explain."""
+
+
 class MachineError(Exception):
     """The machine does not do what is needed, whatever was asked: one line with the cause and the remedy.
 

@@ -1,6 +1,7 @@
 """How a model goes on with a prompt: the same words from the same seed, to set models side by side."""
 
 import re
+from itertools import chain
 
 import torch
 from tokenizers import Tokenizer
@@ -27,10 +28,11 @@ def default_prompt(tokenizer: Tokenizer, val_tokens: Tokens, *, tokens: int = PR
     """
     starts = range(0, PROMPT_WINDOWS * tokens, tokens)
     cut = [tokenizer.decode(val_tokens[start : start + tokens + 1].tolist()) for start in starts]
+    cut = [text for text in cut if text.split()]
     whole = tokenizer.decode(val_tokens[: starts.stop].tolist())
-    sentences = [_first_tokens(tokenizer, whole[match.end() :], tokens + 1) for match in SENTENCE_START.finditer(whole)]
-    texts = [text for text in (*sentences, *cut) if text.split()]
-    return _whole_words(next(filter(_is_prose, texts), next((text for text in cut if text.split()), "")))
+    begun = (_first_tokens(tokenizer, whole[match.end() :], tokens + 1) for match in SENTENCE_START.finditer(whole))
+    found = (text for text in chain(begun, cut) if text.split() and _is_prose(text))
+    return _whole_words(next(found, cut[0] if cut else ""))
 
 
 def _first_tokens(tokenizer: Tokenizer, text: str, tokens: int) -> str:

@@ -15,7 +15,7 @@ from results.study.planned_run import PlannedRun, fresh_seeds, has_result, rows_
 from results.winner import winner_of
 from spaces.budget import Budget
 from trainable.config import TrialConfig, config_from, without_seed
-from trainable.errors import UserError
+from trainable.errors import NothingToDoError, UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,18 +60,12 @@ class Question:
         return [*sorted(whole), *sorted(begun - whole), *fresh][: max(number, len(whole))]
 
 
-class NothingToAttributeError(UserError):
-    """The winner of a study is its baseline, or there is none."""
-
-
 def question_of_study(study: Study, budget: Budget) -> Question:
-    """Return what separates a study's baseline from its winner. Raises NothingToAttributeError when nothing does."""
+    """Return what separates a study's baseline from its winner. Raises NothingToDoError when nothing does."""
     winner = winner_of(study)
     base, best = winner.baseline, winner.trial
     if base is None or best is None or best["is_baseline"]:
-        raise NothingToAttributeError(
-            f"study {study.name} has no trial better than its baseline: nothing to attribute."
-        )
+        raise NothingToDoError(f"study {study.name} has no trial better than its baseline: nothing to attribute.")
     return make_question("baseline", config_from(base), winner.name, config_from(best), budget)
 
 

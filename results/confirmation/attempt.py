@@ -14,13 +14,9 @@ from results.study.atomic import read_document, value_of, write_document
 from results.study.folder import Study
 from results.study.planned_run import PlannedRun, fresh_seeds, has_result, rows_by_config
 from trainable.config import config_from, without_seed
-from trainable.errors import UserError, check_bounds
+from trainable.errors import NothingToDoError, UserError, check_bounds
 
 MAX_SEEDS = 1000
-
-
-class NothingToConfirmError(UserError):
-    """No trial besides the baseline is a candidate."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +57,7 @@ def plan_attempt(
         if final_loss(row) is not None and row["trial_id"] not in worse:
             candidates.setdefault(without_seed(config_from(row)), row["trial_id"])
     if len(candidates) == 1:
-        raise NothingToConfirmError(
+        raise NothingToDoError(
             f"there is nothing to confirm in study {study}: no trial besides the baseline has completed"
             f"{' and is not proven worse' if worse else ''}."
         )

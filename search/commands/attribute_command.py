@@ -4,7 +4,6 @@ from dataclasses import asdict, replace
 
 from results.attribution.attribute import attribute
 from results.attribution.attribution_runs import (
-    NothingToAttributeError,
     Question,
     attribution_losses,
     make_question,
@@ -57,7 +56,7 @@ def attribute_command(options: Options, terminal: Terminal) -> int:
         question = make_question(before, BASELINES[before], after, BASELINES[after], budget)
     else:
         check_has_baseline(source)
-        with with_remedy(source, NothingToAttributeError):
+        with with_remedy(source):
             question = question_of_study(source, budget)
     with Preparing(terminal.console) as progress:
         plan = _plan(question, source, budget, options, progress)

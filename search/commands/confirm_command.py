@@ -6,7 +6,6 @@ from rich.table import Table
 
 from results.confirmation.attempt import (
     Attempt,
-    NothingToConfirmError,
     attempt_rows,
     judged,
     load_attempts,
@@ -51,7 +50,7 @@ DEFAULT_SEEDS = 5
 def confirm_command(options: Options, terminal: Terminal) -> int:
     """Confirm STUDY's best TOP trials on SEEDS fresh seeds; return the exit code."""
     study, options = open_or_fetch_study(options)
-    with with_remedy(study, NothingToConfirmError):
+    with with_remedy(study):
         code = confirm_study(study, options, terminal)
     finish_study(study, options, terminal, samples=code == 0)
     attempts, winner = load_attempts(study), winner_of(study)

@@ -2,7 +2,7 @@
 
 import sys
 
-from results.export import NothingToExportError, export_cli, export_env, export_json, export_toml
+from results.export import export_cli, export_env, export_json, export_toml
 from results.study.folder import LATEST, open_study
 from search.options import Options
 from search.setup.train_plan import length_asked
@@ -16,7 +16,7 @@ def export_command(options: Options, terminal: Terminal) -> int:
     """Print the winner of STUDY (default: the latest search) in FORMAT, for another length of run if one is set."""
     name = "json" if terminal.as_json else options.format
     study = open_study(options.study or LATEST)
-    with with_remedy(study, NothingToExportError):
+    with with_remedy(study):
         text = FORMATS[name](study, length_asked(study, options))
     if name == "cli":
         text = f"{terminal.typed(text.rstrip())}\n"

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 
-from results.confirmation.attempt import NothingToConfirmError, load_attempts
+from results.confirmation.attempt import load_attempts
 from results.ranking import ranked_trials
 from results.study.folder import Study
 from results.study.ledger import Ledger
@@ -18,6 +18,7 @@ from search.terminal.console import Preparing, Terminal
 from search.terminal.signals import INTERRUPTED
 from search.terminal.summary import say_summary
 from spaces.overrides import Settings
+from trainable.errors import NothingToDoError
 from trainable.rows import ENDINGS
 
 
@@ -49,7 +50,7 @@ def conclude(study: Study, code: int, options: Options, terminal: Terminal, *, l
         try:
             asked = {"top": planned.top, "seeds": planned.seeds} if planned else {}
             code = confirm_study(study, options.model_copy(update=asked), terminal)
-        except NothingToConfirmError as nothing:
+        except NothingToDoError as nothing:
             terminal.warn(str(nothing))
         except KeyboardInterrupt:
             code = INTERRUPTED

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from results.export import NothingToExportError, winner_env
+from results.export import winner_env
 from results.study.folder import LATEST, Study, find_study, new_study_name, open_study
 from results.winner import winner_of
 from results.words import list_words, value_words
@@ -81,7 +81,7 @@ def with_winner_of(options: Options) -> Options:
     if options.lengths and "TRAINING_STEPS" in options.texts:
         raise UserError(f"{options.lengths[0]} and TRAINING_STEPS set the length of the same run. Unset one of them.")
     own = {name: text for name, text in options.texts.items() if name not in ("STUDY", *LENGTHS)}
-    with with_remedy(study, NothingToExportError):
+    with with_remedy(study):
         winner = winner_env(study, length_asked(study, options))
     held = winner.keys() - {"EXPORTED_FROM", *options.typed}
     others = [name for name, text in winner.items() if name in held and own.get(name, text) != text]

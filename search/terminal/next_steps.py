@@ -20,7 +20,7 @@ from results.winner import Winner, winner_of
 from search.terminal.console import Terminal, print_line
 from spaces.budget import budget_of
 from trainable.data.remote_files import below, local_folder
-from trainable.errors import UserError
+from trainable.errors import NothingToDoError, UserError
 from trainable.rows import ENDINGS
 
 MOST_SEEDS = 50
@@ -65,11 +65,11 @@ def next_steps(study: Study) -> list[Step]:
 
 
 @contextmanager
-def with_remedy(study: Study, nothing: type[UserError]) -> Iterator[None]:
-    """Add remedy() to the error that says that there is nothing to do with the study yet."""
+def with_remedy(study: Study) -> Iterator[None]:
+    """Add remedy() to the error that says that there is nothing to do yet."""
     try:
         yield
-    except nothing as error:
+    except NothingToDoError as error:
         raise UserError(f"{error}{remedy(study)}") from None
 
 
