@@ -18,9 +18,6 @@ from tests.patience import left_behind, wait_until, with_mark
 
 ROOT = Path(__file__).parents[1]
 MARK = "SEARCH_TEST_MARK"
-AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
-"""Ray's; while one starts it has no title, and is known by its script."""
-AGENT_SCRIPTS = ("/ray/dashboard/agent.py", "/runtime_env/agent/main.py")
 Found = TypeVar("Found")
 
 
@@ -108,10 +105,8 @@ class Running:
 
     def orphans(self) -> list[str]:
         """Return which processes of the command are still there once those that end have ended."""
-        # Where all was killed, Ray's agents may try for a minute to report it to Ray's head, which is dead too.
-        code = self.process.poll()
-        assert code is not None
-        return left_behind(lambda: [one for one in self.family() if code != -signal.SIGKILL or not is_agent(one)])
+        assert self.process.poll() is not None
+        return left_behind(self.family)
 
 
 def start(
@@ -152,12 +147,6 @@ def _words(process: psutil.Process) -> list[str]:
         return list(process.cmdline())
     except psutil.Error:
         return []
-
-
-def is_agent(process: psutil.Process) -> bool:
-    """Return whether it is one of Ray's agents."""
-    words = _words(process)
-    return " ".join(words).startswith(AGENTS) or any(word.endswith(AGENT_SCRIPTS) for word in words[:3])
 
 
 def kill_family(running: Running) -> None:

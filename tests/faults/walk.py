@@ -35,7 +35,7 @@ from tests.faults.common import asked, report, strays
 from tests.fuzz.commands import run
 from tests.journeys.conftest import SPACE, Said, Shell, Typed, shell_environment, study_agrees
 from tests.patience import left_behind, wait_until
-from tests.running import ROOT, is_agent
+from tests.running import ROOT
 from trainable.errors import UserError
 from trainable.rows import ENDINGS
 
@@ -176,8 +176,7 @@ class Walk:
         code, name, is_killed = said.own_code, struck.name if struck else "", struck == signal.SIGKILL
         what = f"{typed.path.name} {line} {name}".replace(f"{self.place}/", "")
         self.was_killed |= is_killed
-        left = left_behind(lambda: [one for one in self.shell.family() if not (is_killed and is_agent(one))])
-        self.wrong += [f"{what}: left behind {one}" for one in left]
+        self.wrong += [f"{what}: left behind {one}" for one in left_behind(self.shell.family)]
         refusal = next((one for one in said.stderr.splitlines() if one.startswith("error: ")), "")
         print(f"{what}: {code} {refusal}", flush=True)
         self.wrong += [f"{what}: {one}" for one in form_faults(said, struck)]
