@@ -55,17 +55,21 @@ class Place:
         """Return the study of that name."""
         return Study(self.studies / name)
 
-    def start(
-        self, command: str, name: str | None, *, environment: Mapping[str, str] | None = None, **variables: Any
-    ) -> Running:
-        """Start run, resume or another command on a study, on one slot."""
+    def words(self, command: str, name: str | None, **variables: Any) -> tuple[str, ...]:
+        """Return the words of run, resume or another command on a study, on one slot."""
         words = {"CONCURRENCY": 1, "CHECKPOINT_INTERVAL_S": 1, **variables}
         words |= {"STUDY": name} if name else {}
         if command == "run":
             words = {"SPACE": self.space, "SKIP_PREFLIGHT": 1, **words}
         words = {"STUDIES_DIR": self.studies, "CACHE_DIR": self.path / "cache", **words}
+        return command, *(f"{name}={value}" for name, value in words.items())
+
+    def start(
+        self, command: str, name: str | None, *, environment: Mapping[str, str] | None = None, **variables: Any
+    ) -> Running:
+        """Start what words() says in a process of its own."""
         return running.start(
-            search(command, *(f"{name}={value}" for name, value in words.items())),
+            search(*self.words(command, name, **variables)),
             {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
             preexec_fn=_on_one_core,
         )

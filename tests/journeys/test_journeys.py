@@ -49,14 +49,14 @@ def test_from_a_search_to_a_proof_and_on(shell: Shell, space: Path) -> None:
     shell("make report")
     assert json.loads(shell("make -s export FORMAT=json").stdout)["study"] == "first"
 
-    bring_back = shell(f"TRIALS=2 BUDGET_TOKENS=3072 {schedule} STUDY=second")
+    bring_back = shell(f"TRIALS=2 BUDGET_TOKENS=2048 {schedule} STUDY=second")
     study_agrees(shell.study("second"))
     document = shell.study("second").document()
     assert document["baseline"]["name"].startswith("first")
     assert "set by the export" not in bring_back.output
     # Nothing of the schedule is left to search: the long run is next.
     [longer_run] = [line for line in bring_back.next_lines if "BUDGET_TOKENS" in line]
-    assert "30.7k tokens" in shell(longer_run).output
+    assert "20.5k tokens" in shell(longer_run).output
 
     # A larger budget needs no space file, and keeps the best.
     best = winner_of(first).trial

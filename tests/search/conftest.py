@@ -275,7 +275,9 @@ def run(start: Start) -> Run:
 @pytest.fixture(scope="session")
 def left_alone(tmp_path_factory: pytest.TempPathFactory) -> Study:
     """The study of tests.faults.common.QUICK_SPACE as it ends when nothing happens to it."""
-    return Place(str(tmp_path_factory.mktemp("left_alone")), QUICK_SPACE).left_alone()
+    place = Place(str(tmp_path_factory.mktemp("left_alone")), QUICK_SPACE)
+    assert run_in_process(place.words("run", "alone"), os.environ).code == 0
+    return place.study("alone")
 
 
 def run_in_process(words: tuple[str, ...], environment: Environment, cwd: Path = ROOT) -> Ran:

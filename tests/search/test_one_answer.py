@@ -6,6 +6,7 @@ whose long form is tests/faults/one_answer.py.
 
 import io
 import math
+import os
 import random
 import zlib
 from collections.abc import Sequence
@@ -32,8 +33,9 @@ from spaces.overrides import Settings, with_overrides
 from spaces.read.load import space_from_tables
 from spaces.space import SearchSpace
 from tests.faults.common import Place
-from tests.faults.one_answer import left_alone, small_space, wrong
+from tests.faults.one_answer import small_space, wrong
 from tests.rows import evaluation
+from tests.search.conftest import run_in_process
 from trainable.checkpoint.checkpoint_store import CheckpointStore
 from trainable.config import TrialConfig
 from trainable.rows import PENALTY_NATS, Verdict, fidelity_tokens
@@ -275,6 +277,7 @@ def test_two_real_slots_with_slow_and_killed_workers_and_a_killed_driver_give_th
     tmp_path: Path,
 ) -> None:
     place = Place(str(tmp_path), small_space(trials=10))
-    endings = {row["status"] for row in left_alone(place).trials()}
+    assert run_in_process(place.words("run", "alone-0", SEED=0), os.environ).code == 0
+    endings = {row["status"] for row in place.study("alone-0").trials()}
     assert endings == {"completed", "stopped", "unstable"}
     assert wrong(place, "two", trials=10, kills=1, slots=2) == []

@@ -29,6 +29,7 @@ from search.cluster.study_storage import (
 from search.options import parse_options
 from tests.documents import sound_document
 from tests.faults.common import QUICK_SPACE, Place, differences, has_begun
+from tests.search.conftest import run_in_process
 from trainable.data.remote_files import files_at
 from trainable.errors import UserError
 
@@ -68,8 +69,8 @@ def test_another_machine_takes_a_study_over_from_s3(left_alone: Study, bucket: s
     running.kill()
     assert not here.study("moved").path.joinpath("checkpoints").exists()
     assert [name for name in names_below(bucket, "moved/checkpoints") if name.endswith(".pt")]
-    resumed = there.start("resume", "moved", STORAGE=bucket)
-    resumed.ended(code=0)
+    resumed = run_in_process(there.words("resume", "moved", STORAGE=bucket), os.environ)
+    assert resumed.code == 0, resumed.output
     assert "study moved goes on: " in resumed.output
     assert differences(left_alone, there.study("moved")) == []
     with pytest.MonkeyPatch.context() as patch:
@@ -77,8 +78,8 @@ def test_another_machine_takes_a_study_over_from_s3(left_alone: Study, bucket: s
         fetch_study("moved", bucket)
     assert differences(left_alone, Study(tmp_path / "fetched" / "moved")) == []
     assert here.study("moved").document()["storage"] == bucket
-    behind = here.start("resume", "moved")
-    assert behind.ended().code == 2
+    behind = run_in_process(here.words("resume", "moved"), os.environ)
+    assert behind.code == 2
     assert "error: study moved has gone on elsewhere: STORAGE=" in behind.output
     assert {f"moved/{name}" for name in ("best.env", "report.html", "study.json")} <= set(names_below(bucket, "moved"))
 
