@@ -54,7 +54,8 @@ UNUSED_PROCESSES = ("start_api_server", "start_monitor", "start_log_monitor")
 AGENTS = ("dashboard_agent", "runtime_env_agent")
 """Which a raylet must have, and whose ports it waits for; they serve the dashboard and runtime_env, which none use."""
 AGENT_PORTS = ("metrics-agent-port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
-SIGACTION_BYTES = 256
+_LIBC = ctypes.CDLL(None)
+_SIGTERM_ACTION = ctypes.create_string_buffer(256)
 """At least the size of C's struct sigaction: 152 on Linux, 16 on macOS."""
 _KILL_ALL = Node.kill_all_processes
 _START_PROCESS = services.start_ray_process
@@ -165,7 +166,8 @@ class _RayHere:
                     self._is_up.set()
                     self._is_over.wait()
                 finally:
-                    ray.shutdown(wait_for_processes=True)
+                    with _sigterm_kept():
+                        ray.shutdown(wait_for_processes=True)
                     end_workers(folder)
         except BaseException as error:  # raised by wait()
             self._error = error
@@ -345,6 +347,8 @@ def _start_process(command: list[str], process_type: str, *args: Any, **kwargs: 
 
 def _kill_at_once(node: Node, check_alive: bool = True, wait: bool = False, **_: bool) -> None:
     """End Ray's processes by SIGKILL, and the raylet's workers with it: SIGTERM, which they block, comes to nothing."""
+    # Within ray.shutdown(), whose core has just dropped it: what follows takes a while.
+    _put_back_sigterm()
     workers: list[psutil.Process] = []
     for _, process in node.live_processes():
         with suppress(psutil.Error):
@@ -398,16 +402,19 @@ def _ends_held() -> Iterator[None]:
 
 @contextmanager
 def _sigterm_kept() -> Iterator[None]:
-    """Have the handler of SIGTERM afterwards that was there before: Ray's C++ core prints a stack trace in its own.
+    """Have the handler of SIGTERM afterwards that was there before: Ray's C++ core sets its own, and then none.
 
-    Python can set a handler in its main thread only, and Ray starts in another.
+    Its own prints a stack trace. Python can set a handler in its main thread only, and Ray starts and ends in another.
     """
-    libc, before = ctypes.CDLL(None), ctypes.create_string_buffer(SIGACTION_BYTES)
-    libc.sigaction(signal.SIGTERM, None, before)
+    _LIBC.sigaction(signal.SIGTERM, None, _SIGTERM_ACTION)
     try:
         yield
     finally:
-        libc.sigaction(signal.SIGTERM, before, None)
+        _put_back_sigterm()
+
+
+def _put_back_sigterm() -> None:
+    _LIBC.sigaction(signal.SIGTERM, _SIGTERM_ACTION, None)
 
 
 def last_error(folder: Path) -> str:

@@ -226,16 +226,20 @@ def test_what_signals_a_whole_job_ends_no_process_of_ray(base: Path, monkeypatch
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == set()
 
 
-def test_the_handler_that_ray_sets_is_not_left(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def init(**_: Any) -> None:
+@pytest.mark.parametrize("call", ["init", "shutdown"])
+def test_the_handler_that_ray_sets_is_not_left(call: str, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def sets_its_own(**_: Any) -> None:
         ctypes.CDLL(None).signal(signal.SIGTERM, ctypes.c_void_p(1))  # SIG_IGN, as no thread but C can set it here
 
-    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "init", lambda **_: None)
+    monkeypatch.setattr(ray, call, sets_its_own)
 
     def signalled() -> None:
         with ray_ahead(SLOTS):
             assert local_ray._ahead is not None
             local_ray._ahead._is_up.wait()
+            if call == "shutdown":
+                local_ray._ahead.end()
             signal.raise_signal(signal.SIGTERM)
 
     with pytest.raises(SystemExit) as ended:
@@ -263,8 +267,9 @@ def test_ray_and_its_workers_end_at_once_though_they_block_the_signal(monkeypatc
         raylet.wait()
 
     monkeypatch.setattr(local_ray, "_KILL_ALL", kill_all)
+    monkeypatch.setattr(local_ray, "_put_back_sigterm", lambda: asked.append({"put back": True}))
     local_ray._kill_at_once(HeadNode(), check_alive=False, allow_graceful=True, wait=True)
-    assert asked == [{"check_alive": False, "allow_graceful": False, "wait": True}]
+    assert asked == [{"put back": True}, {"check_alive": False, "allow_graceful": False, "wait": True}]
     assert worker.status() == psutil.STATUS_ZOMBIE
     for pipe in (raylet.stdin, raylet.stdout):
         assert pipe is not None
