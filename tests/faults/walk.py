@@ -149,6 +149,7 @@ class Walk:
             self.seen[new] = replace(self.seen[old], is_settled=False)  # its report has the other name
             if what == "rename":
                 shutil.rmtree(self.studies / old)
+                del self.seen[old]  # a name that a later study may get
                 self.made, self.next = [new if one == old else one for one in self.made], []
         self.check(what, Said(0, "", ""), code=0)
 
