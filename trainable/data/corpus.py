@@ -1,15 +1,9 @@
-"""Where training text comes from: a file, a folder, or the English that comes with Python. Knows nothing of tokens.
+"""Where training text comes from: a file, a folder, or the English that comes with Python. Knows nothing of tokens."""
 
-That English has two parts without a common passage: the language reference, on which the search fine-tunes, and the
-docstrings, on which the shipped model was pretrained.
-"""
-
-import ast
 import filecmp
 import hashlib
 import os
 import sys
-import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -223,54 +217,33 @@ def language_reference() -> str:
     """Return about 0.4 MB of English: the Python language reference, each passage once."""
     from pydoc_data.topics import topics
 
-    return _joined(_by_hash(topics.values()), seen=set(), repeated_frac=MAX_REPEATED_FRAC)
+    return each_once(by_hash(topics.values()), seen=set(), repeated_frac=MAX_REPEATED_FRAC)
 
 
-def docstrings() -> str:
-    """Return about 1.3 MB of English: the standard library's docstrings without any passage of the reference."""
-    stdlib = Path(sysconfig.get_paths()["stdlib"])
-    found: set[str] = set()
-    for path in sorted(stdlib.rglob("*.py")):
-        if not {"site-packages", "test", "tests", "idlelib", "turtledemo"} & set(path.relative_to(stdlib).parts):
-            found.update(_docstrings_of(path))
-    once = _joined(_by_hash(found), seen=set(), repeated_frac=MAX_REPEATED_FRAC).split("\n\n")
-    return _joined(once, seen=_shingles(language_reference()), repeated_frac=0.0)
-
-
-def _by_hash(passages: Iterable[str]) -> list[str]:
-    # So that the head and the tail of the text, which are its two sides of the split, are alike.
+def by_hash(passages: Iterable[str]) -> list[str]:
+    """Return the passages mixed, so that the head and the tail of the text, the split's two sides, are alike."""
     return sorted(set(passages), key=lambda text: hashlib.sha256(text.encode()).digest())
 
 
-def _joined(passages: Iterable[str], *, seen: set[int], repeated_frac: float) -> str:
-    # Passages are copied from place to place: left in, the validation text would be found in the training text.
-    return "\n\n".join(_without_repeats(passages, seen, repeated_frac)) + "\n"
+def each_once(passages: Iterable[str], *, seen: set[int], repeated_frac: float) -> str:
+    """Return the passages as one text, without paragraphs of whose shingles more than this share was seen before.
 
-
-def _without_repeats(passages: Iterable[str], seen: set[int], repeated_frac: float) -> Iterator[str]:
+    Passages are copied from place to place: left in, the validation text would be found in the training text.
+    """
+    kept = []
     for passage in passages:
-        kept = []
+        new = []
         for paragraph in passage.split("\n\n"):
-            shingles = _shingles(paragraph)
-            if len(shingles & seen) <= repeated_frac * len(shingles):
-                kept.append(paragraph)
-            seen |= shingles
-        if kept:
-            yield "\n\n".join(kept)
+            own = shingles(paragraph)
+            if len(own & seen) <= repeated_frac * len(own):
+                new.append(paragraph)
+            seen |= own
+        if new:
+            kept.append("\n\n".join(new))
+    return "\n\n".join(kept) + "\n"
 
 
-def _shingles(text: str) -> set[int]:
+def shingles(text: str) -> set[int]:
+    """Return the text's runs of SHINGLE_WORDS words, hashed."""
     words = text.split()
     return {hash(tuple(words[i : i + SHINGLE_WORDS])) for i in range(len(words) - SHINGLE_WORDS + 1)}
-
-
-def _docstrings_of(path: Path) -> Iterator[str]:
-    try:
-        tree = ast.parse(path.read_bytes())
-    except (OSError, SyntaxError, ValueError):
-        return
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            text = ast.get_docstring(node)
-            if text and len(text) >= 80 and text.isascii():
-                yield text
