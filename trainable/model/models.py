@@ -164,33 +164,23 @@ def _loaded(variable: str, name: str, config: Any, *, dtype: Any) -> PreTrainedM
 def _check_loading(what: str, model: PreTrainedModel, loading: Mapping[str, Any]) -> None:
     # transformers gives such tensors random values and only warns: a "pretrained" model that knows nothing.
     where = f"{what}: its weights do not fit its config.json"
-    for tensor, given, wanted in sorted(loading["mismatched_keys"]):
-        raise UserError(
-            f"{where}: '{tensor}' is {tuple(given)} in the file and {tuple(wanted)} in the model. "
-            "Save the model again with save_pretrained."
-        )
-    missing = sorted(loading["missing_keys"])
-    if missing:
-        raise UserError(
-            f"{where}: '{missing[0]}' is missing ({len(missing)} in all). Save the model again with save_pretrained."
-        )
+    faults = [
+        f"'{name}' is {tuple(given)} in the file and {tuple(wanted)} in the model"
+        for name, given, wanted in sorted(loading["mismatched_keys"])
+    ]
+    faults += [f"'{name}' is missing" for name in sorted(loading["missing_keys"])]
+    # Files often hold more than the model reads, a buffer or another head; a further layer belongs to the model.
+    known = {numberless(name) for name in model.state_dict()}
+    for name in sorted(loading["unexpected_keys"]):
+        if any(f".{own}".endswith(f".{numberless(name)}") for own in known):
+            faults.append(f"'{name}' is in the file and not in the model")
+    if faults:
+        raise UserError(f"{where}: {faults[0]} ({len(faults)} in all). Save the model again with save_pretrained.")
     # transformers goes on with two tensors then, and a model saved from them has one again.
     if has_lost_its_tie(model):
         raise UserError(
             f"{where}, which ties the head to the input embedding: the file has another tensor for each. "
             "Set tie_word_embeddings to false there."
-        )
-    # Files often hold more than the model reads, a buffer or another head; a further layer belongs to the model.
-    known = {numberless(name) for name in model.state_dict()}
-    layers = [
-        name
-        for name in sorted(loading["unexpected_keys"])
-        if any(f".{own}".endswith(f".{numberless(name)}") for own in known)
-    ]
-    if layers:
-        raise UserError(
-            f"{where}: '{layers[0]}' is in the file and not in the model ({len(layers)} in all). "
-            "Save the model again with save_pretrained."
         )
 
 
