@@ -110,32 +110,27 @@ class TextFacts:
     files: int
     size_bytes: int
     documents: int
-    bom_files: int
-    """With a byte-order mark at their start."""
-    crlf_files: int
-    """With line ends of two characters."""
+    mended_files: int
+    """With a byte-order mark at their start, or line ends of two characters."""
     marked_up_files: int = 0
     """Of JSON or CSV, read as plain text."""
 
     @property
     def words(self) -> str:
         """The source in a line."""
-        return (
-            f"{self.files:,} {_counted('file', self.files)}, {self.size_bytes / 1e6:.1f} MB, "
-            f"{self.documents:,} {_counted('document', self.documents)}"
-        )
+        size = f"{self.size_bytes / 1e6:.1f} MB"
+        return f"{_counted(self.files, 'file')}, {size}, {_counted(self.documents, 'document')}"
 
     @property
     def notes(self) -> list[str]:
         """How the text is read otherwise than it is stored."""
         notes = []
-        if self.bom_files:
-            notes.append(f"the byte-order mark of {self.bom_files} {_counted('file', self.bom_files)} is left out")
-        if self.crlf_files:
-            notes.append(f"CRLF line ends of {self.crlf_files} {_counted('file', self.crlf_files)} are read as LF")
+        if self.mended_files:
+            mended = _counted(self.mended_files, "file")
+            notes.append(f"of {mended} a byte-order mark is left out, and CRLF line ends are read as LF")
         if self.marked_up_files:
             notes.append(
-                f"{self.marked_up_files} {_counted('file', self.marked_up_files)} of JSON or CSV: quotes and names of "
+                f"{_counted(self.marked_up_files, 'file')} of JSON or CSV: quotes and names of "
                 "fields are text too; DOCUMENTS=jsonl:FIELD reads one field of JSON lines"
             )
         return notes
@@ -143,22 +138,19 @@ class TextFacts:
 
 def read_facts(files: Sequence[Path], documents: Documents = WHOLE_FILES) -> TextFacts:
     """Return what the files hold. Raises UserError as iter_chunks does, and for a source without text."""
-    count = 0
-    marked, with_crlf = set(), set()
+    count, mended = 0, set()
     for chunk in iter_chunks(files, documents):
         count += sum(span.begins for span in chunk.spans)
-        if chunk.first_line == 1 and not chunk.continues and chunk.raw.startswith(BOM):
-            marked.add(chunk.path)
-        if b"\r\n" in chunk.raw:
-            with_crlf.add(chunk.path)
+        begins = chunk.first_line == 1 and not chunk.continues
+        if b"\r\n" in chunk.raw or (begins and chunk.raw.startswith(BOM)):
+            mended.add(chunk.path)
     if count == 0:
         raise UserError(f"{files[0]} is empty. Name a source with text in it.")
     return TextFacts(
         files=len(files),
         size_bytes=sum(path.stat().st_size for path in files),
         documents=count,
-        bom_files=len(marked),
-        crlf_files=len(with_crlf),
+        mended_files=len(mended),
         marked_up_files=sum(documents.kind != "jsonl" and path.suffix.lower() in MARKED_UP_SUFFIXES for path in files),
     )
 
@@ -200,8 +192,8 @@ def check_apart(training: Sequence[Path], validation: Sequence[Path]) -> None:
             )
 
 
-def _counted(noun: str, count: int) -> str:
-    return noun if count == 1 else f"{noun}s"
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def embedded_text_is_cached() -> bool:

@@ -67,8 +67,6 @@ def load_model(name: str, *, dropout: float, seed: int) -> PreTrainedModel:
     Raises UserError when it cannot be loaded.
     """
     torch.manual_seed(seed)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     if name in PRESETS:
         model: PreTrainedModel = GPT2LMHeadModel(_tuned(GPT2Config(**PRESETS[name]), dropout))
     else:
@@ -85,8 +83,6 @@ def folder_weights(folder: Path) -> dict[str, torch.Tensor]:
 
     Some families are saved under other names than they train under, which transformers alone knows. Raises UserError.
     """
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     config = _checked_config("CHECKPOINT_PATH", str(folder))
     weights: dict[str, torch.Tensor] = _loaded("CHECKPOINT_PATH", str(folder), config, dtype="auto").state_dict()
     return weights
@@ -207,6 +203,8 @@ def numberless(name: str) -> str:
 def _from_pretrained(loader: Any, name: str, *, variable: str = "GPT2_MODEL_NAME", **kwargs: Any) -> Any:
     check_model_name(name)
     folder = files_folder(name)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     try:
         # Left unset, transformers would ask on the terminal, and wait, whether to run code that came with the model.
         return loader.from_pretrained(

@@ -21,8 +21,6 @@ from trainable.preflight.memory import CheckpointRoom, check_disk
 from trainable.preflight.training import Setup, base_predictions, check_model_setup
 from trainable.run import RunSpec, load_run_model
 
-OUT_OF_MEMORY = "memory for a small step"
-
 
 def run_preflight(
     spec: RunSpec,
@@ -67,8 +65,6 @@ def run_preflight(
             if check is None:
                 return
             yield check
-            if check.name == OUT_OF_MEMORY:
-                return
     finally:
         checks.close()
         release_memory(device)
@@ -80,8 +76,9 @@ def _next(checks: Generator[Check], device: torch.device) -> Check | None:
     except Exception as error:
         if not is_out_of_memory(error):
             raise
+    # The last one, for a generator that has raised is over.
     return Check(
-        name=OUT_OF_MEMORY,
+        name="memory for a small step",
         status="fail",
         measured=f"{device.type} ran out of memory at a few hundred tokens",
         expected="room for the model, its gradients and AdamW's two states",

@@ -4,7 +4,6 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -72,14 +71,8 @@ def checkpoint_profile(
         offset_tokens=windows.shape[0] * (width - 1),
         base_name=model_name or "" if base is not None else "",
         base_gains={} if base is None else offset_gains(base, everywhere(measured[best], width - 1, width)),
-        no_base="" if base is not None else _no_base(model_name),
+        no_base="" if base is not None else "set GPT2_MODEL_NAME to the pretrained model it began as",
     )
-
-
-def _no_base(model_name: str | None) -> str:
-    if model_name in PRESETS:
-        return f"{model_name} has random weights; if it began as a pretrained model, set GPT2_MODEL_NAME to that"
-    return "set GPT2_MODEL_NAME to the pretrained model it began as"
 
 
 def _losses(model: PreTrainedModel, windows: torch.Tensor) -> Losses:
@@ -219,7 +212,11 @@ def _examine(
 ) -> CheckpointFacts:
     exam_weights.check_weights(f"checkpoint {checkpoint.path}", checkpoint.weights)
     weights = exam_weights.trained_weights(checkpoint.weights)
-    hyperparameters = _scalars(settings_in(checkpoint.payload))
+    hyperparameters = {
+        name: value
+        for name, value in settings_in(checkpoint.payload).items()
+        if value is not None and not (isinstance(value, int) and abs(value) > LARGEST_SHOWN)
+    }
     state = exam_weights.OptimizerFacts(optimizer_in(checkpoint.payload), weights)
     learning_rate = state.learning_rate or exam_weights.positive_number(hyperparameters.get("learning_rate"))
     embedding = next((one for name, one in weights.items() if name.endswith("wte.weight") and one.dim() == 2), None)
@@ -247,14 +244,6 @@ def _examine(
         unchanged_tensors=tuple(name for name, (old, new) in shared.items() if torch.equal(old, new)),
         compared_tensors=len(shared),
     )
-
-
-def _scalars(values: Mapping[str, Any]) -> dict[str, Scalar]:
-    return {
-        name: value
-        for name, value in values.items()
-        if isinstance(value, str | float) or (isinstance(value, int) and abs(value) <= LARGEST_SHOWN)
-    }
 
 
 def _comparable(
