@@ -13,16 +13,8 @@ from trainable.data.tokens import Progress, Tokens
 from trainable.text_audit.audit_values import Hit, Spans, hit_spans, removed_spans, spans
 from trainable.text_audit.duplicates import find_duplicate_runs, find_overlap_runs, fingerprints
 from trainable.text_audit.near import NearDuplicates, find_near_duplicates, find_passages
-from trainable.text_audit.ngrams import (
-    NGRAM_TOKENS,
-    Hashes,
-    KnownHashes,
-    covered,
-    iter_ngram_hashes,
-    marks_between,
-    union,
-)
-from trainable.text_audit.units import Flags, Ints, Units
+from trainable.text_audit.ngrams import NGRAM_TOKENS, KnownHashes, covered, iter_ngram_hashes, marks_between, union
+from trainable.text_audit.units import Flags, Hashes, Ints, Units
 
 TEMPLATE_NGRAM_TOKENS = 16
 PARTS = 32
@@ -43,7 +35,7 @@ MAX_OPEN = 32
 MOSTLY = 0.8
 """A passage of which this share is already in a finding is not compared."""
 SKIPPED_KINDS = ("binary", "repeated_ngram")
-Runs = npt.NDArray[np.int64]
+Runs = Ints
 """(n, 3) of (copy, original, length)."""
 
 
@@ -77,14 +69,14 @@ def _template_hashes(tokens: Tokens) -> Hashes:
     return known
 
 
-def _occurrences(tokens: Tokens, known: Hashes) -> npt.NDArray[np.int64]:
+def _occurrences(tokens: Tokens, known: Hashes) -> Ints:
     index, found = KnownHashes(known), [np.zeros(0, dtype=np.int64)]
     for start, block in iter_ngram_hashes(tokens, 0, len(tokens), n=TEMPLATE_NGRAM_TOKENS):
         found.append(index.find(block)[0] + start)
     return np.concatenate(found)
 
 
-def _template_hit(spans: npt.NDArray[np.int64]) -> Hit:
+def _template_hit(spans: Ints) -> Hit:
     sizes = spans[:, 1] - spans[:, 0]
     return Hit(
         kind="exact_duplicate",

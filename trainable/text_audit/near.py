@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from trainable.data.tokens import Progress, Tokens
-from trainable.text_audit.ngrams import Hashes, hash_tokens, scramble
-from trainable.text_audit.units import Ints, Units
+from trainable.text_audit.ngrams import hash_tokens, scramble
+from trainable.text_audit.units import Floats, Hashes, Ints, Units
 
 MIN_PASSAGE_TOKENS = 40
 """Shorter paragraphs join the next: a heading or a line of a dialogue says too little to be a copy."""
@@ -84,7 +84,7 @@ class NearDuplicates:
     copy: Ints
     original: Ints
     """No copy itself."""
-    similarity: npt.NDArray[np.float64]
+    similarity: Floats
 
 
 def find_near_duplicates(

@@ -13,9 +13,9 @@ from trainable.data.text_documents import WHOLE_FILES, Documents
 from trainable.data.tokens import Progress, Tokens
 from trainable.text_audit.debris import MARKUP, debris_of
 from trainable.text_audit.language import common_words, count_words, unit_scripts
-from trainable.text_audit.ngrams import Hashes, covered, marked_spans, marks_between
+from trainable.text_audit.ngrams import covered, marked_spans, marks_between
 from trainable.text_audit.text import Piece, iter_pieces
-from trainable.text_audit.units import Bytes, Cuts, Flags, Ints, Units, byte_set, cut_units
+from trainable.text_audit.units import Bytes, Cuts, Flags, Floats, Hashes, Ints, Units, byte_set, cut_units
 
 MIN_REGION_BYTES = 200
 """A shorter blob is a checksum or a key such as prose may quote."""
@@ -44,7 +44,7 @@ def noisy_units(data: Bytes, starts: Ints) -> Flags:
     """Return for each unit of `data` (they begin at `starts`) whether most of it is noise."""
     sizes = np.diff(np.append(starts, len(data)))
 
-    def frac(marks: Flags) -> npt.NDArray[np.float64]:
+    def frac(marks: Flags) -> Floats:
         return np.add.reduceat(marks, starts, dtype=np.int64) / sizes
 
     # A block does not begin and end where the noise does: lines of lower-case letters inside it are spared, and the

@@ -1,11 +1,11 @@
 """Distribution shift: stretches whose tokens are distributed unlike the rest, and points where the text changes."""
 
 import numpy as np
-import numpy.typing as npt
 
 from trainable.text_audit.audit_values import Hit
 from trainable.text_audit.ngrams import marked_spans
-from trainable.text_audit.windows import Floats, Windows, js_distance
+from trainable.text_audit.units import Flags, Floats, Ints
+from trainable.text_audit.windows import Windows, js_distance
 
 MIN_WINDOWS = 16
 MIN_EXCESS = 0.26
@@ -42,7 +42,7 @@ def find_shifts(windows: Windows) -> list[Hit]:
     return hits if hits or change is None else [change]
 
 
-def _stretches(flags: npt.NDArray[np.bool_], windows: Windows, total: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
+def _stretches(flags: Flags, windows: Windows, total: Ints) -> list[tuple[int, int]]:
     """(first, end) windows of each flagged stretch."""
     stretches: list[tuple[int, int]] = []
     for first, end in marked_spans(flags).tolist():
@@ -53,7 +53,7 @@ def _stretches(flags: npt.NDArray[np.bool_], windows: Windows, total: npt.NDArra
     return stretches
 
 
-def _trimmed(first: int, end: int, windows: Windows, total: npt.NDArray[np.int64]) -> tuple[int, int]:
+def _trimmed(first: int, end: int, windows: Windows, total: Ints) -> tuple[int, int]:
     """The stretch without outer windows that are much nearer to the whole than its worst."""
     distance = js_distance(windows.counts[first:end], total)
     typical = float(np.median(js_distance(windows.counts, total)))
@@ -97,7 +97,7 @@ def _change(windows: Windows) -> Hit | None:
     return _hit(low, high, summary, float(excess[worst]))
 
 
-def _split_distances(counts: npt.NDArray[np.int64], points: npt.NDArray[np.int64]) -> Floats:
+def _split_distances(counts: Ints, points: Ints) -> Floats:
     """Distance of all windows before each point from all after it."""
     before = np.cumsum(counts, axis=0)
     return np.array([float(js_distance(before[point - 1], before[-1] - before[point - 1])) for point in points])
