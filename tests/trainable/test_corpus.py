@@ -126,7 +126,7 @@ def test_a_source_that_is_none_is_refused_by_name(tmp_path: Path) -> None:
         ("json", r"holds no text file .* DOCUMENTS=jsonl:FIELD reads its JSON lines\. Name a folder with text"),
         ("missing", r"does not exist"),
         ("pipe", r"is not a regular file"),
-        ("file/below", r"cannot be used: Not a directory"),
+        ("file/below", r"does not exist"),
         ("x" * 300, r"cannot be used: File name too long"),
     ]:
         with pytest.raises(UserError, match=f"TRAINING_DATA_SOURCE=.*{what}"):

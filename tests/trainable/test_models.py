@@ -229,7 +229,7 @@ def test_names_that_are_nothing_are_refused(tmp_path: Path) -> None:
 )
 def test_a_broken_config_is_refused_before_torch_is_asked(folder: Path, content: str | bytes) -> None:
     (folder / "config.json").write_bytes(content if isinstance(content, bytes) else content.encode())
-    assert "its config.json holds no JSON object" in refusal(folder, check_model_name)
+    assert "has no config.json that can be read" in refusal(folder, check_model_name)
 
 
 @pytest.mark.parametrize(

@@ -49,35 +49,32 @@ def source_files(
             with writing(path) as file:
                 file.write(language_reference().encode())
         return [path]
-    suffixes = JSON_LINES_SUFFIXES if documents.kind == "jsonl" else TEXT_SUFFIXES
     try:
         path = Path(source).expanduser().absolute()
-        path.stat()
-    except FileNotFoundError:
-        pass
-    except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(
-            f"{variable}={source} cannot be used: {reason(error)}. Name a text file or a folder of them."
-        ) from None
-    if path.is_dir():
-        found = sorted((file for file in _visible_files(path) if file.suffix.lower() in suffixes), reverse=True)
-        # By what it is in the end: a file that links reach too is there once, by its first name.
-        files = sorted({file.resolve(): file for file in found}.values())
-        if not files:
-            others = {file.suffix.lower() for file in _visible_files(path)}
-            way = " DOCUMENTS=jsonl:FIELD reads its JSON lines." if others.intersection(JSON_LINES_SUFFIXES) else ""
-            raise UserError(
-                f"{variable}={source}: the folder holds no text file ({', '.join(suffixes)}).{way} "
-                "Name a folder with text, or a single file of any suffix."
-            )
-        return files
-    if not path.is_file():
+        if path.is_dir():
+            return _files_of_folder(path, f"{variable}={source}", documents)
+        if path.is_file():
+            return [path]
         what = "is not a regular file" if path.exists() else "does not exist"
+    except (OSError, RuntimeError) as error:
+        what = f"cannot be used: {reason(error)}"
+    default = " for the Python language reference" if variable == "TRAINING_DATA_SOURCE" else ""
+    raise UserError(f"{variable}={source} {what}. Name a text file or a folder of them, or unset it{default}.")
+
+
+def _files_of_folder(folder: Path, where: str, documents: Documents) -> list[Path]:
+    suffixes = JSON_LINES_SUFFIXES if documents.kind == "jsonl" else TEXT_SUFFIXES
+    visible = list(_visible_files(folder))
+    found = sorted((file for file in visible if file.suffix.lower() in suffixes), reverse=True)
+    if not found:
+        is_jsonl = any(file.suffix.lower() in JSON_LINES_SUFFIXES for file in visible)
+        way = " DOCUMENTS=jsonl:FIELD reads its JSON lines." if is_jsonl else ""
         raise UserError(
-            f"{variable}={source} {what}. Name a text file or a folder of them, or unset it"
-            f"{' for the Python language reference' if variable == 'TRAINING_DATA_SOURCE' else ''}."
+            f"{where}: the folder holds no text file ({', '.join(suffixes)}).{way} "
+            "Name a folder with text, or a single file of any suffix."
         )
-    return [path]
+    # By what it is in the end: a file that links reach too is there once, by its first name.
+    return sorted({file.resolve(): file for file in found}.values())
 
 
 def _visible_files(folder: Path) -> Iterator[Path]:

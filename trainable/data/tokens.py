@@ -202,10 +202,9 @@ def _tokenize(
         header_bytes = _write_header(cached, dtype, 0)
         for chunk, follows in after_documents(iter_chunks(files, documents, digest=digest)):
             texts = [chunk.text[span.start : span.end] for span in chunk.spans]
+            encoded = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
             ids: list[int] = []
-            for is_separated, one in zip(
-                follows, tokenizer.encode_batch_fast(texts, add_special_tokens=False), strict=True
-            ):
+            for is_separated, one in zip(follows, encoded, strict=True):
                 ids += [separator_id] if is_separated and separator_id is not None else []
                 ids += one.ids
             cached.write(np.asarray(ids, dtype=dtype).tobytes())

@@ -116,12 +116,11 @@ def _check_folder(name: str, path: Path) -> None:
             f"{where} holds an adapter (adapter_config.json), not a whole model. Name the folder of the merged model."
         )
     check_links(path, where)
-    config_path = path / "config.json"
-    if not config_path.is_file():
-        raise UserError(f"{where}: the folder has no config.json. Save the model into it with save_pretrained.")
-    config = json_object(config_path)
+    config = json_object(path / "config.json")
     if config is None:
-        raise UserError(f"{where}: its config.json holds no JSON object. Save the model again with save_pretrained.")
+        raise UserError(
+            f"{where}: the folder has no config.json that can be read. Save the model with save_pretrained."
+        )
     named = config.get("transformers_weights")
     # transformers would load these, and nobody would notice that they change.
     if named is not None and Path(str(named)).name != named:

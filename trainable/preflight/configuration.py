@@ -1,6 +1,6 @@
 """Checks of a configuration against itself and against a model's limits: schedule, precision, block size."""
 
-import time
+import timeit
 from collections.abc import Mapping
 
 import torch
@@ -104,12 +104,8 @@ def times_as_slow(precision: str) -> float:
     torch.set_num_threads(1)
     try:
         for dtype in (AUTOCAST_DTYPES[precision], torch.float32):
-            square, times_s = torch.ones(128, 128, dtype=dtype), []
-            for _ in range(5):
-                started = time.perf_counter()
-                square @ square
-                times_s.append(time.perf_counter() - started)
-            least_s[dtype] = min(times_s)
+            square = torch.ones(128, 128, dtype=dtype)
+            least_s[dtype] = min(timeit.repeat("square @ square", globals={"square": square}, number=1, repeat=5))
     finally:
         torch.set_num_threads(threads)
     return least_s[AUTOCAST_DTYPES[precision]] / least_s[torch.float32]
