@@ -136,10 +136,7 @@ def _accumulate_gradients(state: TrainState, corpus: Corpus) -> torch.Tensor:
     config = state.config
     total = torch.zeros((), device=state.device)
     for _ in range(config.grad_accum_steps):
-        windows = sample_batch(
-            corpus.train, batch_size=config.batch_size, block_size=config.block_size, generator=state.batches
-        )
-        tokens = to_device(state.device, windows)  # (B, T + 1)
+        tokens = to_device(state.device, sample_batch(corpus.train, config, state.batches))  # (B, T + 1)
         with autocast(state.device, config.precision):
             loss = next_token_loss(state.model, tokens)
         state.scaler.scale(loss / config.grad_accum_steps).backward()  # type: ignore[no-untyped-call]

@@ -142,7 +142,7 @@ CHEAP = [
     ("run STUDIES_DIR={}/a_file/studies", "a_file is not a folder. Set STUDIES_DIR to a folder."),
     ("run CACHE_DIR={}/a_file", "CACHE_DIR"),
     ("run CACHE_DIR=~nobody_at_all/x", "CACHE_DIR"),
-    ("run GPT2_MODEL_NAME={}/absent", "absent: there is no such folder"),
+    ("run GPT2_MODEL_NAME={}/absent", "absent: no such folder"),
     ("run GPT2_MODEL_NAME={}/a_file", "a_file is a file, not a model folder"),
     ("run GPT2_MODEL_NAME={}/no_config", "no_config: the folder has no config.json"),
     ("run GPT2_MODEL_NAME={}/bad_config", "bad_config: the folder has no config.json that can be read"),
@@ -156,7 +156,7 @@ CHEAP = [
     ),
     ("train CHECKPOINT_PATH={}/no_text", "no_text has none of model.safetensors, pytorch_model.bin; it holds nothing."),
     ("train CHECKPOINT_PATH={}/empty.pt", "empty.pt is empty"),
-    ("diagnose TARGET={}/empty.txt GPT2_MODEL_NAME=./nowhere", "GPT2_MODEL_NAME=./nowhere: there is no such folder."),
+    ("diagnose TARGET={}/empty.txt GPT2_MODEL_NAME=./nowhere", "GPT2_MODEL_NAME=./nowhere: no such folder."),
     ("train SAVE_MODEL={0}/empty.pt/model", "empty.pt is not a folder. Name another folder."),
     (
         "run BASELINE=docmented",

@@ -126,7 +126,7 @@ def _shards(index: Path, where: str) -> list[Path]:
     missing = [shard.name for shard in shards if not shard.is_file()]
     if missing:
         raise DamagedCheckpointError(
-            f"{where} lacks {missing[0]} ({len(missing)} of {len(shards)} shards are missing)."
+            f"{where} lacks {missing[0]} ({len(missing)} of {len(shards)} shards). Use another."
         )
     return shards
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from trainable.config import TrialConfig
 from trainable.data.cache_files import cached_sum, writing
 from trainable.data.corpus import cache_dir, text_fingerprint
 from trainable.data.text_documents import WHOLE_FILES, Documents, after_documents, iter_chunks
@@ -240,8 +241,8 @@ def check_corpus(corpus: Corpus, *, block_size: int, eval_block_size: int) -> No
             )
 
 
-def sample_batch(tokens: Tokens, *, batch_size: int, block_size: int, generator: torch.Generator) -> torch.Tensor:
+def sample_batch(tokens: Tokens, config: TrialConfig, generator: torch.Generator) -> torch.Tensor:
     """Return random windows (batch_size, block_size + 1) of ids as int64; the last column is only ever a target."""
-    starts = torch.randint(len(tokens) - block_size, (batch_size, 1), generator=generator).numpy()  # (B, 1)
-    windows = tokens[starts + np.arange(block_size + 1)]  # (B, T + 1)
+    starts = torch.randint(len(tokens) - config.block_size, (config.batch_size, 1), generator=generator)  # (B, 1)
+    windows = tokens[starts.numpy() + np.arange(config.block_size + 1)]  # (B, T + 1)
     return torch.from_numpy(windows.astype(np.int64))

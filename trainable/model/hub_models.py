@@ -58,7 +58,7 @@ def check_hub_name(name: str, *, others: str) -> None:
         # No route, a proxy, a timeout, a rate limit: the client library's types change, the remedy does not.
         cause = error
     raise UserError(
-        f"{where} is not in the local hub cache and the hub does not answer. Go online once, or use {others}."
+        f"{where} is not cached here and the hub does not answer. Go online once, or use {others}."
     ) from cause
 
 
@@ -79,7 +79,5 @@ def fetch(name: str) -> Path:
         raise UserError(f"GPT2_MODEL_NAME={name} cannot be fetched from the hub: {full_reason(error)}.") from error
     folder = hub_folder(name)
     if folder is None:
-        raise UserError(
-            f"GPT2_MODEL_NAME={name}: the hub holds no weights of it that transformers loads. Name another."
-        )
+        raise UserError(f"GPT2_MODEL_NAME={name}: the hub has no weights of it that transformers loads. Name another.")
     return folder

@@ -36,9 +36,7 @@ def load_tokenizer(
     folder = files_folder(name)
     if folder is not None and not any((folder / file).is_file() for file in TOKENIZER_FILES):
         # transformers would make up a tokenizer of a few special tokens.
-        raise UserError(
-            f"GPT2_MODEL_NAME={name}: the folder has no tokenizer. Save the model's own there with save_pretrained."
-        )
+        raise UserError(f"GPT2_MODEL_NAME={name}: the folder has no tokenizer. Add the model's own by save_pretrained.")
     loaded = _from_pretrained(AutoTokenizer, name)
     backend = getattr(loaded, "backend_tokenizer", None)
     if not isinstance(backend, Tokenizer):

@@ -227,7 +227,5 @@ def _read_batch(model: torch.nn.Module, batch: Any) -> tuple[dict[str, torch.Ten
             "(batch, tokens) with at least 4 tokens."
         )
     if labels is not None and labels.shape != ids.shape:
-        raise UserError(
-            f"the labels are {tuple(labels.shape)} and the ids {tuple(ids.shape)}. Give them as they are fed."
-        )
+        raise UserError(f"labels are {tuple(labels.shape)} and ids {tuple(ids.shape)}. Give both as they are fed.")
     return tensors, labels

@@ -36,9 +36,7 @@ SAME_RATE_FRAC = 0.02
 DECAY_SIGMAS = 6.0
 DECAY_FRAC = 0.1
 DECAY_MARGIN = 1e-3
-_RATE_ADVICE = (
-    "The learning rate has no effect: check which optimizer's groups the schedule writes it to, and who reads it."
-)
+_RATE_ADVICE = "The learning rate has no effect: check whose groups the schedule writes it to, and who reads it."
 
 
 def held_faults(watch: OptimizerWatch) -> Iterator[Finding]:
@@ -269,9 +267,7 @@ def _size_faults(watch: OptimizerWatch, compared: Sequence[_Compared]) -> Iterat
     advice = "Check whether the optimizer keeps its state between steps, and for other code that writes these weights."
     if any(one.tensor.parameter.dtype == torch.float16 for one in wrong):
         words += " in float16"
-        advice = (
-            "AdamW's eps and squared gradients are 0 in float16. Keep the weights in fp32; autocast computes in fp16."
-        )
+        advice = "AdamW's eps and squared gradients are 0 in float16. Keep weights in fp32; autocast computes in fp16."
     yield f"{words} (by up to {max(one.error_frac for one in wrong):.0%} of its step)", advice
 
 

@@ -65,11 +65,8 @@ def make_first_steps(model: PreTrainedModel, corpus: Corpus, config: TrialConfig
         state = new_state(config, model, device=device, unigram_entropy=math.nan, from_scratch=False)
         same_draws = torch.Generator()
         same_draws.set_state(state.batches.get_state())
-        batch = sample_batch(
-            corpus.train, batch_size=config.batch_size, block_size=config.block_size, generator=same_draws
-        )
         with in_mode(model, training=True):
-            profile = offset_profile(model, batch)
+            profile = offset_profile(model, sample_batch(corpus.train, config, same_draws))
         rows = []
         with closing(OptimizerWatch(model, state.optimizer)) as watch:
             for row in train(state, corpus, protocol, eval_steps=()):

@@ -90,9 +90,7 @@ def check_clean(files: list[Path], out: Path) -> None:
         what = "is one of the audited files" if any(out.samefile(path) for path in files) else "exists"
         raise UserError(f"CLEAN={out} {what}. Nothing is overwritten: name a new file.")
     if len(files) > 1 and out.absolute().is_relative_to(os.path.commonpath(files)):
-        raise UserError(
-            f"CLEAN={out} is in the folder of the source and would become part of it. Name a file elsewhere."
-        )
+        raise UserError(f"CLEAN={out} is in the source's folder and would become part of it. Name a file elsewhere.")
     if not out.parent.is_dir():
         raise UserError(f"CLEAN={out} cannot be written: {out.parent} is not a folder. Make it, or name another.")
 

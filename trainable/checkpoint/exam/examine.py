@@ -49,9 +49,7 @@ def checkpoint_profile(
     is_base: whether the model's name is that of what the weights began as.
     """
     if tokens is None:
-        return Profile(
-            no_profile="no text could be read as it was trained on: set GPT2_MODEL_NAME to the model it began as"
-        )
+        return Profile(no_profile="no text was read as it was trained on: set GPT2_MODEL_NAME to the model it began as")
     try:
         named = _named_model(checkpoint, weights, tokens, model_name, bases)
         models = [named] if named is not None else _models(checkpoint, weights, hyperparameters)
@@ -88,9 +86,7 @@ def _windows(tokens: Tokens, model: PreTrainedModel) -> torch.Tensor:
     starts = np.unique(np.linspace(0, len(tokens) - block - 1, PROFILE_WINDOWS).astype(np.int64))
     windows = tokens[starts[:, None] + np.arange(block + 1)].astype(np.int64)  # (N, T + 1)
     if int(windows.max()) >= rows:
-        raise UserError(
-            f"the text's token ids reach {int(windows.max())} and the checkpoint embeds {rows}: another tokenizer's"
-        )
+        raise UserError(f"token ids reach {int(windows.max())} and the checkpoint embeds {rows}: another tokenizer's")
     return torch.from_numpy(windows)
 
 
