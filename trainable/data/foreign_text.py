@@ -61,10 +61,7 @@ def foreign_format(path: Path, head: bytes) -> str | None:
     zipped = _zipped_names(path) if head.startswith(b"PK\x03\x04") else []
     is_safetensors = head[8:10] == b'{"' and head[3:8] == bytes(5)
     if is_safetensors or head.startswith(_WEIGHTS) or any(name.endswith(("/data.pkl", ".npy")) for name in zipped):
-        return (
-            f"{path} is not text but arrays or pickled objects. A model is named by GPT2_MODEL_NAME, "
-            "a checkpoint by CHECKPOINT_PATH."
-        )
+        return f"{path} holds arrays or pickles, not text. GPT2_MODEL_NAME names a model, CHECKPOINT_PATH its weights."
     for start, found, command in _ZIPPED:
         if any(name.startswith(start) for name in zipped):
             return _convert(path, f"is {found}", command)

@@ -17,6 +17,7 @@ from trainable.model.models import load_model
 from trainable.preflight.check_result import Check
 from trainable.preflight.configuration import check_schedule
 from trainable.preflight.corpus_checks import check_overlap, check_tokenizer_fit
+from trainable.preflight.initial_weights import Origin
 from trainable.preflight.memory import CheckpointRoom, check_disk
 from trainable.preflight.training import Setup, base_predictions, check_model_setup
 from trainable.run import RunSpec, load_run_model
@@ -51,9 +52,7 @@ def run_preflight(
         config=config,
         largest=largest or config,
         protocol=spec.protocol,
-        shipped=spec.model_name in SHIPPED and checkpoint is None,
-        random_weights=spec.from_scratch and checkpoint is None,
-        checkpoint=checkpoint is not None or spec.init_from is not None,
+        origin=_origin(spec, checkpoint),
         available_bytes=available_bytes,
     )
     checks = _checks(spec, setup, files, room, [checkpoint])
@@ -68,6 +67,14 @@ def run_preflight(
     finally:
         checks.close()
         release_memory(device)
+
+
+def _origin(spec: RunSpec, checkpoint: Checkpoint | None) -> Origin:
+    if checkpoint is not None or spec.init_from is not None:
+        return "checkpoint"
+    if spec.from_scratch:
+        return "random"
+    return "shipped" if spec.model_name in SHIPPED else "named"
 
 
 def _next(checks: Generator[Check], device: torch.device) -> Check | None:
@@ -101,7 +108,7 @@ def _checks(
     yield check_tokenizer_fit(setup.tokenizer, spec.corpus, files)
     yield check_overlap(spec.corpus, setup.tokenizer)
     device, base = torch.device(spec.device), None
-    if setup.checkpoint and spec.model_name not in PRESETS:
+    if setup.origin == "checkpoint" and spec.model_name not in PRESETS:
         base = load_model(spec.model_name, dropout=config.dropout, seed=config.seed)
         setup = replace(setup, base=base_predictions(base.to(device), setup))
         base = base.to("cpu")

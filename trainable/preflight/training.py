@@ -23,6 +23,7 @@ from trainable.preflight.corpus_checks import check_tokenizer_ids
 from trainable.preflight.gradients import check_frozen, check_gradient_reach, check_slope, cut_modules
 from trainable.preflight.initial_weights import (
     BASE_NAME,
+    Origin,
     Predictions,
     check_against_base,
     check_initial_loss,
@@ -114,15 +115,10 @@ class Setup:
     config: TrialConfig
     largest: TrialConfig
     protocol: EvalProtocol
-    random_weights: bool
-    """A preset's, with no checkpoint loaded."""
-    checkpoint: bool
-    """The weights are a checkpoint's."""
+    origin: Origin
     available_bytes: int | None = None
     base: Predictions | None = None
     """What the checkpoint's base predicts (base_predictions); None where there is no checkpoint or no base."""
-    shipped: bool = False
-    """The weights are those that came with the package."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,17 +168,12 @@ def check_model_setup(model: PreTrainedModel, setup: Setup) -> Iterator[Check]:
 
 def _check_predictions(model: PreTrainedModel, setup: Setup, samples: _Samples) -> Iterator[Check]:
     predictions = predict(model, samples.windows)
-    yield check_initial_loss(
-        predictions,
-        unigram_entropy=setup.corpus.unigram_entropy,
-        random_weights=setup.random_weights,
-        checkpoint=setup.checkpoint,
-        shipped=setup.shipped,
-    )
-    if setup.random_weights:
+    entropy = setup.corpus.unigram_entropy
+    yield check_initial_loss(predictions, unigram_entropy=entropy, origin=setup.origin)
+    if setup.origin == "random":
         yield skipped("checkpoint offsets", "the weights are random")
     else:
-        yield check_offsets(predictions, unigram_entropy=setup.corpus.unigram_entropy)
+        yield check_offsets(predictions, unigram_entropy=entropy)
     if setup.base is not None:
         yield check_against_base(predictions, setup.base)
     else:
