@@ -33,10 +33,12 @@ def find_shifts(windows: Windows) -> list[Hit]:
     median = float(np.median(distance))
     spread = max(1.4826 * float(np.median(np.abs(distance - median))), MIN_SPREAD)
     excess = distance - median
-    hits = [
-        _stretch(windows, first, end, distance[max(0, first - 1) : end], median)
-        for first, end in _stretches((excess >= MIN_EXCESS) & (excess >= MIN_DEVIATIONS * spread), windows, total)
-    ]
+    hits = []
+    for first, end in _stretches((excess >= MIN_EXCESS) & (excess >= MIN_DEVIATIONS * spread), windows, total):
+        worst = float(distance[max(0, first - 1) : end].max())
+        summary = f"tokens distributed unlike the rest: Jensen-Shannon distance {worst:.2f}, {median:.2f} is usual"
+        low, high = int(windows.first_token[first]), int(windows.end_token[end - 1])
+        hits.append(_hit(low, high, summary, worst - median))
     # One change in the middle makes both halves unlike the whole: it is said only where no stretch says it better.
     change = _change(windows)
     return hits if hits or change is None else [change]
@@ -59,13 +61,6 @@ def _trimmed(first: int, end: int, windows: Windows, total: Ints) -> tuple[int, 
     typical = float(np.median(js_distance(windows.counts, total)))
     odd = np.flatnonzero(distance - typical >= 0.5 * (distance.max() - typical))
     return first + int(odd[0]), first + int(odd[-1]) + 1
-
-
-def _stretch(windows: Windows, first: int, end: int, distance: Floats, median: float) -> Hit:
-    low, high = int(windows.first_token[first]), int(windows.end_token[end - 1])
-    worst = float(distance.max())
-    summary = f"tokens distributed unlike the rest: Jensen-Shannon distance {worst:.2f}, {median:.2f} is usual"
-    return _hit(low, high, summary, worst - median)
 
 
 def _hit(low: int, high: int, summary: str, excess: float) -> Hit:
