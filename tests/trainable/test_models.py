@@ -214,7 +214,7 @@ def test_names_that_are_nothing_are_refused(tmp_path: Path) -> None:
         str(tmp_path / "empty"): "has no config.json",
         "no-such-model": "not cached here and the hub does not answer. Go online once, or use presets: ti",
         "nobody/no-such-model": "not cached here",
-        "two words": "neither a preset, a folder nor a possible hub name",
+        "two words": "is no preset, no folder, and no model that the hub shows",
         "x" * 300: "File name too long",
         "~nobody_of_that_name/x": "cannot be used",
     }.items():
