@@ -70,7 +70,7 @@ def train(
                 return
             yield finding
         if state.optimizer_steps in eval_steps or state.optimizer_steps == state.config.training_steps:
-            metrics = _evaluated(state, val_windows, train_loss=since.mean_loss)
+            metrics = _evaluated(state, val_windows, train_loss=math.fsum(since.losses) / len(since.losses))
             vocab_size = len(state.model.get_input_embeddings().weight)
             verdict = _judge(metrics, vocab_size=vocab_size, first_loss=state.monitor.first_loss)
             if verdict is not None and verdict.reason in stop_on:

@@ -15,8 +15,6 @@ from trainable.model.modes import dropout_fields, in_mode
 from trainable.preflight.check_result import Check, judged, skipped
 from trainable.schedule import learning_rate_at
 
-LISTED = 3
-"""Names that are shown of a list."""
 LONG_WARMUP_FRAC = 0.5
 STALLED_WARN_FRAC = 0.5
 AUTOCAST_MARGIN = 0.1
@@ -136,7 +134,7 @@ def check_dropout(config: TrialConfig, model: torch.nn.Module) -> Check:
     return judged(
         "dropout",
         warned=bool(advice),
-        measured=f"{measured}, {len(others)} not at {config.dropout:g}: {listed(others)}" if others else measured,
+        measured=f"{measured}, {len(others)} not at {config.dropout:g}: {first_of(others)}" if others else measured,
         expected=f"DROPOUT={config.dropout:g} in all",
         advice=advice,
     )
@@ -163,12 +161,7 @@ def check_finite_weights(model: torch.nn.Module) -> Check:
     return judged(
         "finite weights",
         failed=bool(bad),
-        measured=f"NaN or inf in {listed(bad)}" if bad else "all finite",
+        measured=f"NaN or inf in {first_of(bad)}" if bad else "all finite",
         expected="no NaN and no inf",
         advice="The weights were saved after the run had broken. Use an earlier checkpoint.",
     )
-
-
-def listed(names: list[str]) -> str:
-    """Return the first names and how many more there are."""
-    return first_of(names, LISTED)

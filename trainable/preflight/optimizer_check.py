@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
+from trainable.errors import first_of
 from trainable.model.models import has_lost_its_tie, numberless
 from trainable.preflight.causality import causal_model
 from trainable.preflight.check_result import Check, judged
-from trainable.preflight.configuration import listed
 from trainable.preflight.optimizer_watch import OptimizerWatch, SampledStep, WatchedTensor
 
 Finding = tuple[str, str]
@@ -106,13 +106,13 @@ def frozen_doubts(watch: OptimizerWatch) -> Iterator[Finding]:
         elif kind in trained:
             frozen.append(name)
     if frozen:
-        yield f"{len(frozen)} tensors frozen above trained ones: {listed(frozen)}", "Right only if it is meant so."
+        yield f"{len(frozen)} tensors frozen above trained ones: {first_of(frozen)}", "Right only if it is meant so."
 
 
 def words_of(tensors: Sequence[WatchedTensor], watch: OptimizerWatch, what: str) -> str:
     """Return how many of the watched tensors are so, and which."""
     names = [tensor.name for tensor in tensors]
-    return f"{len(names)} of {len(watch.tensors)} trainable tensors {what}: {listed(names)}"
+    return f"{len(names)} of {len(watch.tensors)} trainable tensors {what}: {first_of(names)}"
 
 
 def check_optimizer(

@@ -55,7 +55,7 @@ def run_preflight(
         origin=_origin(spec, checkpoint),
         available_bytes=available_bytes,
     )
-    checks = _checks(spec, setup, files, room, [checkpoint])
+    checks = _checks(spec, setup, checkpoint, files, room)
     del checkpoint
     try:
         while True:
@@ -94,14 +94,10 @@ def _next(checks: Generator[Check], device: torch.device) -> Check | None:
 
 
 def _checks(
-    spec: RunSpec,
-    setup: Setup,
-    files: Sequence[Path],
-    room: CheckpointRoom | None,
-    checkpoints: list[Checkpoint | None],
+    spec: RunSpec, setup: Setup, checkpoint: Checkpoint | None, files: Sequence[Path], room: CheckpointRoom | None
 ) -> Generator[Check]:
-    """Yield the checks; checkpoints: the one to start from, taken out so that nothing else keeps it alive."""
-    checkpoint, config = checkpoints.pop(), setup.config
+    """Yield the checks; checkpoint: the one to start from, which is kept alive no longer than it is needed."""
+    config = setup.config
     yield check_schedule(config)
     for shape in (config, setup.largest):
         check_corpus(spec.corpus, block_size=shape.block_size, eval_block_size=spec.protocol.block_size)
