@@ -45,8 +45,11 @@ def _templates(tokens: Tokens) -> tuple[Flags, Flags, list[Hit]]:
 
     Flags are (tokens,), the n-grams of NGRAM_TOKENS. At most one finding stands for all templates.
     """
-    known = _template_hashes(tokens)
-    where = _occurrences(tokens, known) if len(known) else np.zeros(0, dtype=np.int64)
+    known, found = _template_hashes(tokens), [np.zeros(0, dtype=np.int64)]
+    index = KnownHashes(known)
+    for start, block in iter_ngram_hashes(tokens, 0, len(tokens), n=TEMPLATE_NGRAM_TOKENS) if len(known) else ():
+        found.append(index.find(block)[0] + start)
+    where = np.concatenate(found)
     spans = union(np.stack([where, where + TEMPLATE_NGRAM_TOKENS], axis=1))
     spans = spans[spans[:, 1] - spans[:, 0] <= MAX_TEMPLATE_TOKENS]
     covers = covered(spans, len(tokens))
@@ -68,13 +71,6 @@ def _template_hashes(tokens: Tokens) -> Hashes:
     throughout = np.sum([np.isin(often, part) for part in parts], axis=0) >= MIN_PARTS
     known: Hashes = often[throughout]
     return known
-
-
-def _occurrences(tokens: Tokens, known: Hashes) -> Ints:
-    index, found = KnownHashes(known), [np.zeros(0, dtype=np.int64)]
-    for start, block in iter_ngram_hashes(tokens, 0, len(tokens), n=TEMPLATE_NGRAM_TOKENS):
-        found.append(index.find(block)[0] + start)
-    return np.concatenate(found)
 
 
 def _template_hit(spans: Ints) -> Hit:

@@ -170,7 +170,9 @@ def plot_audit(report: AuditReport, path: Path) -> None:
     for axis, (name, (_, _, label, is_share)) in zip(axes[1:], FIGURES.items(), strict=True):
         _draw_curve(axis, report, name, label, is_share=is_share)
     for axis in axes:
-        _draw_marks(axis, report)
+        axis.axvline(report.train_tokens, color="#b2182b", linewidth=1.0, linestyle="--")
+        if report.token_range is not None:
+            axis.axvspan(*report.token_range, color="#fee08b", alpha=0.35, zorder=0, linewidth=0)
         axis.spines[["top", "right"]].set_visible(False)
     if report.train_tokens < report.tokens:
         above = axes[0].get_xaxis_transform()
@@ -214,9 +216,3 @@ def _draw_curve(axis: "Axes", report: AuditReport, name: str, label: str, *, is_
         axis.set_ylim(0.0, min(max(most, 0.05), 1.05))
     else:
         axis.set_ylim(min(float(values.min()), 0.5 * float(np.median(values))), most + 0.1)
-
-
-def _draw_marks(axis: "Axes", report: AuditReport) -> None:
-    axis.axvline(report.train_tokens, color="#b2182b", linewidth=1.0, linestyle="--")
-    if report.token_range is not None:
-        axis.axvspan(*report.token_range, color="#fee08b", alpha=0.35, zorder=0, linewidth=0)
