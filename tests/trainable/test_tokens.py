@@ -125,7 +125,9 @@ def test_a_failing_writer_leaves_nothing(
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", full)
-        with pytest.raises(UserError, match=r"tokens-\w+\.npy cannot be written: No space left .* set another CACHE_DIR"):
+        with pytest.raises(
+            UserError, match=r"tokens-\w+\.npy cannot be written: No space left .* set another CACHE_DIR"
+        ):
             load_corpus([text_file], tokenizer)
     with pytest.raises(KeyboardInterrupt):
         load_corpus([text_file], tokenizer, progress=lambda what, done_frac: signal.raise_signal(signal.SIGINT))

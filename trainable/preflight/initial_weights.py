@@ -75,7 +75,7 @@ def predict(model: PreTrainedModel, windows: torch.Tensor) -> Predictions:
     next_token, error = mean_and_error(losses[1])
     shares = torch.bincount(windows.flatten()).cpu().double() / windows.numel()
     return Predictions(
-        by_offset=everywhere(losses, windows.shape[1] - 1, windows.shape[1]),
+        by_offset=everywhere(losses, windows.shape[1]),
         next_token=next_token,
         next_token_error=error,
         uniform=float(torch.cat(uniform).mean()),

@@ -90,7 +90,7 @@ def _gains(model: torch.nn.Module, base: torch.nn.Module, inputs: Mapping[str, t
     with untouched_rng(ids.device), in_mode(model, training=False), in_mode(base, training=False):
         base_ids = {name: tensor.to(next(base.parameters()).device) for name, tensor in inputs.items()}
         before, now = (
-            everywhere(offset_losses(_forward(one), some, some["input_ids"]), ids.shape[1], ids.shape[1])
+            everywhere(offset_losses(_forward(one), some, some["input_ids"]), ids.shape[1])
             for one, some in ((base, base_ids), (model, inputs))
         )
     return offset_gains({offset: losses.to(ids.device) for offset, losses in before.items()}, now)

@@ -66,9 +66,9 @@ def mean_and_error(losses: torch.Tensor) -> tuple[float, float]:
     return float(by_window.mean()), float(by_window.std(correction=0)) / max(1, len(by_window) - 1) ** 0.5
 
 
-def everywhere(losses: Mapping[int, torch.Tensor], block: int, width: int) -> dict[int, torch.Tensor]:
+def everywhere(losses: Mapping[int, torch.Tensor], width: int) -> dict[int, torch.Tensor]:
     """Return offset_losses() at the positions that have a target at every offset; width: tokens of a window."""
-    inside = slice(-min(OFFSETS), min(block, width - max(OFFSETS)))
+    inside = slice(-min(OFFSETS), width - max(OFFSETS))
     return {offset: some[:, inside] for offset, some in losses.items()}
 
 

@@ -68,7 +68,7 @@ def checkpoint_profile(
         offset_losses=means[best],
         offset_tokens=windows.shape[0] * (width - 1),
         base_name=model_name or "" if base is not None else "",
-        base_gains={} if base is None else offset_gains(base, everywhere(measured[best], width - 1, width)),
+        base_gains={} if base is None else offset_gains(base, everywhere(measured[best], width)),
         no_base="" if base is not None else "set GPT2_MODEL_NAME to the pretrained model it began as",
     )
 
@@ -104,7 +104,7 @@ def _named_model(
         named = load_model(model_name, dropout=0.0, seed=0)
         if model_name not in PRESETS and model_name not in bases:
             windows = _windows(tokens, named)
-            bases[model_name] = everywhere(_losses(named, windows), windows.shape[1] - 1, windows.shape[1])
+            bases[model_name] = everywhere(_losses(named, windows), windows.shape[1])
         load_weights(named, checkpoint, model_name=model_name)
     except UserError:
         # The folder is gone, the hub is far, or it is another model: the weights still tell GPT-2's shape.
