@@ -7,6 +7,7 @@ import json
 import lzma
 import pickle
 import shutil
+import sqlite3
 import subprocess
 import tarfile
 import zipfile
@@ -176,6 +177,17 @@ def test_parquet_becomes_json_lines(folder: Path) -> None:
     assert "damaged Parquet" in refusal_of(write(folder, b"PAR1 and no more", "other.txt"))
 
 
+def test_a_database_is_named_with_a_column_of_it(folder: Path) -> None:
+    path = folder / "notes.txt"
+    with sqlite3.connect(path) as database:
+        database.execute("CREATE TABLE posts (id INTEGER, body TEXT)")
+        database.execute("INSERT INTO posts VALUES (1, 'one'), (2, 'two')")
+    database.close()
+    message = refusal_of(path)
+    assert 'SELECT "body" FROM "posts"' in message
+    assert converted(message).read_text("utf-8") == "one\ntwo\n"
+
+
 def test_documents_and_pictures_are_named(folder: Path) -> None:
     for data, named in (
         (b"%PDF-1.7\n%\xe2\xe3", "is PDF, not text.*pdftotext"),
@@ -183,7 +195,6 @@ def test_documents_and_pictures_are_named(folder: Path) -> None:
         (b"\x89PNG\r\n\x1a\n", "is PNG, not text.*tesseract"),
         (b"\xff\xd8\xff\xe0", "is JPEG, not text.*tesseract"),
         (b"{\\rtf1 plain}", "is RTF, not text.*pandoc"),
-        (b"SQLite format 3\x00" + bytes(80), "is an SQLite database, not text"),
         (bytes(range(256)) * 20, "is not text but binary data"),
     ):
         path = write(folder, data)

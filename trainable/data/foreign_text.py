@@ -2,9 +2,11 @@
 
 import codecs
 import shlex
+import sqlite3
 import sys
 import unicodedata
 import zipfile
+from contextlib import closing
 from pathlib import Path
 
 HEAD_BYTES = 1 << 20
@@ -57,7 +59,7 @@ def foreign_format(path: Path, head: bytes) -> str | None:
     if head.startswith(b"PAR1"):
         return _parquet(path)
     if head.startswith(b"SQLite format 3\x00"):
-        return f"{path} is an SQLite database, not text. Write a column of it to a text file, and name that."
+        return _sqlite(path)
     zipped = _zipped_names(path) if head.startswith(b"PK\x03\x04") else []
     is_safetensors = head[8:10] == b'{"' and head[3:8] == bytes(5)
     if is_safetensors or head.startswith(_WEIGHTS) or any(name.endswith(("/data.pkl", ".npy")) for name in zipped):
@@ -121,6 +123,21 @@ def _parquet(path: Path) -> str:
         f"{path} is Parquet, not text. Convert its column {column!r} and name {target.name} with "
         f"DOCUMENTS=jsonl:text: {' '.join(words)} > {shlex.quote(str(target))}"
     )
+
+
+def _sqlite(path: Path) -> str:
+    table, column = "TABLE", "COLUMN"
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+            tables = "SELECT name FROM sqlite_master WHERE type = 'table'"
+            for (name,) in database.execute(tables).fetchall():
+                for _, field, kind, *_ in database.execute(f'PRAGMA table_info("{name}")'):
+                    if column == "COLUMN" and "TEXT" in kind.upper():
+                        table, column = name, field
+    except sqlite3.Error:
+        pass  # damaged or locked: the person names table and column
+    query = shlex.quote(f'SELECT "{column}" FROM "{table}"').replace("{", "{{").replace("}", "}}")
+    return _convert(path, "is an SQLite database, not text", f"sqlite3 {{source}} {query} > {{target}}")
 
 
 def _unmarked_utf(head: bytes) -> str | None:
