@@ -85,7 +85,7 @@ def test_a_source_is_counted_and_its_marks_and_line_ends_are_told(tmp_path: Path
     ]
     facts = read_facts(files)
     assert facts.words == "3 files, 0.0 MB, 2 documents"
-    assert facts.notes == ["of 1 file a byte-order mark is left out, and CRLF line ends are read as LF"]
+    assert facts.notes == ["1 file with byte-order marks or CRLF line ends: marks are left out, the ends read as LF"]
     assert read_facts(files, parse_documents("blank-line")).documents == 3
     assert read_facts([files[1]]).notes == []
     lines = write(tmp_path / "d.jsonl", '{"text": "one"}\n')

@@ -124,7 +124,7 @@ class TextFacts:
         notes = []
         if self.mended_files:
             mended = _counted(self.mended_files, "file")
-            notes.append(f"of {mended} a byte-order mark is left out, and CRLF line ends are read as LF")
+            notes.append(f"{mended} with byte-order marks or CRLF line ends: marks are left out, the ends read as LF")
         if self.marked_up_files:
             notes.append(
                 f"{_counted(self.marked_up_files, 'file')} of JSON or CSV: quotes and names of "
