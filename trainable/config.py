@@ -12,6 +12,7 @@ LR_SCHEDULES = ("constant", "warmup_constant", "warmup_cosine", "linear", "wsd")
 SCHEDULES_WITH_WARMUP = tuple(name for name in LR_SCHEDULES if name != "constant")
 PRECISIONS = ("fp32", "bf16", "fp16")
 LORA_TARGETS = re.compile(r"[A-Za-z0-9_.-]+(,[A-Za-z0-9_.-]+)*")
+KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
 TRUE_WORDS, FALSE_WORDS = ("true", "1", "yes"), ("false", "0", "no")
 
 
@@ -21,22 +22,28 @@ def _hyperparameter(default: bool | int | float | str, *, env: str, unit: str, *
     return field(default=default, metadata={"env": env, "unit": unit, **unbounded, **bounds})
 
 
-def _checked(spec: Field[Any], value: Any) -> Any:
+def checked_field(spec: Field[Any], value: Any, *, label: str, default: str) -> Any:
+    """Return a value of the field's type, within the bounds, choices and pattern of its metadata.
+
+    default: what its default is called. Raises UserError, which begins with `label`.
+    """
     meta: Mapping[str, Any] = spec.metadata
-    label = f"{spec.name} ({meta['env']})"
     kind = cast(type, spec.type)
     # By type() and not isinstance(), for True is an int too.
     if type(value) is not kind and (kind, type(value)) != (float, int):
-        documented = f"the documented value is {spec.default}"
-        raise UserError(f"{label} must be of type {kind.__name__}, not {value!r}; {documented}.")
-    if meta["pattern"] is not None and not meta["pattern"].fullmatch(value):
+        raise UserError(f"{label} must be {KINDS[kind]}, not {value!r}; {default} is {spec.default}.")
+    if meta.get("pattern") and not meta["pattern"].fullmatch(value):
         raise UserError(f"{label} is {value!r}; it must be {meta['unit']}, like {spec.default}.")
-    if meta["choices"] and value not in meta["choices"]:
+    if meta.get("choices") and value not in meta["choices"]:
         raise UserError(f"{label} has no choice {value!r}.{did_you_mean(value, meta['choices'])}")
     if kind in (int, float):
-        note = f" ({meta['unit']}); the documented value is {spec.default}"
-        check_bounds(label, value, meta["low"], meta["high"], low_open=meta["low_open"], note=note)
+        note = f" ({meta['unit']}); {default} is {spec.default}"
+        check_bounds(label, value, meta["low"], meta["high"], low_open=meta.get("low_open", False), note=note)
     return kind(value)
+
+
+def _checked(spec: Field[Any], value: Any) -> Any:
+    return checked_field(spec, value, label=f"{spec.name} ({spec.metadata['env']})", default="the documented value")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +103,7 @@ class TrialConfig:
     def __post_init__(self) -> None:
         for spec in fields(self):
             object.__setattr__(self, spec.name, _checked(spec, getattr(self, spec.name)))
-        if self.lr_schedule in SCHEDULES_WITH_WARMUP and self.warmup_steps > self.training_steps:
+        if self.has_warmup and self.warmup_steps > self.training_steps:
             raise UserError(
                 f"warmup_steps={self.warmup_steps} is longer than the run of training_steps={self.training_steps}. "
                 "Shorten WARMUP_STEPS or lengthen TRAINING_STEPS."
@@ -172,10 +179,8 @@ def parse_hyperparameter(name: str, text: str) -> bool | int | float | str:
     try:
         value = cast(type, spec.type)(text)
     except ValueError:
-        kind = "a whole number" if spec.type is int else "a number"
-        raise UserError(
-            f"{env}={text!r} is not {kind} ({spec.metadata['unit']}). Unset it, or set it like {env}={spec.default}."
-        ) from None
+        kind = f"{KINDS[cast(type, spec.type)]} ({spec.metadata['unit']})"
+        raise UserError(f"{env}={text!r} is not {kind}. Unset it, or set it like {env}={spec.default}.") from None
     checked: int | float | str = _checked(spec, value)
     return checked
 

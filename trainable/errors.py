@@ -68,7 +68,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f" Known: {', '.join(names)}." if 0 < len(names) <= MOST_LISTED else ""
 
 
-def first_of(words: Sequence[str], most: int) -> str:
+def first_of(words: Sequence[str], most: int = 3) -> str:
     """Return the first words as a list, and how many more there are."""
     more = f" and {len(words) - most} more" if len(words) > most else ""
     return ", ".join(words[:most]) + more

@@ -70,7 +70,7 @@ def train(
                 return
             yield finding
         if state.optimizer_steps in eval_steps or state.optimizer_steps == state.config.training_steps:
-            metrics = _evaluated(state, val_windows, train_loss=since.mean_loss)
+            metrics = _evaluated(state, val_windows, train_loss=math.fsum(since.losses) / len(since.losses))
             vocab_size = len(state.model.get_input_embeddings().weight)
             verdict = _judge(metrics, vocab_size=vocab_size, first_loss=state.monitor.first_loss)
             if verdict is not None and verdict.reason in stop_on:
@@ -136,10 +136,7 @@ def _accumulate_gradients(state: TrainState, corpus: Corpus) -> torch.Tensor:
     config = state.config
     total = torch.zeros((), device=state.device)
     for _ in range(config.grad_accum_steps):
-        windows = sample_batch(
-            corpus.train, batch_size=config.batch_size, block_size=config.block_size, generator=state.batches
-        )
-        tokens = to_device(state.device, windows)  # (B, T + 1)
+        tokens = to_device(state.device, sample_batch(corpus.train, config, state.batches))  # (B, T + 1)
         with autocast(state.device, config.precision):
             loss = next_token_loss(state.model, tokens)
         state.scaler.scale(loss / config.grad_accum_steps).backward()  # type: ignore[no-untyped-call]

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from trainable.checkpoint.checkpoint import Checkpoint, load_merged, load_weights, restore
-from trainable.config import TrialConfig
+from trainable.config import TrialConfig, variable_of
 from trainable.data.tokens import Corpus, check_corpus
 from trainable.device.compiling import CompileMode, compile_where_repaid
 from trainable.device.device import allow_tf32
@@ -145,17 +145,13 @@ def _check_same_weights(config: TrialConfig, checkpoint: Checkpoint) -> None:
     """Raise UserError when `config` trains other weights than those that our checkpoint's optimizer knows."""
     if checkpoint.config is None:
         return
-    where = f"CHECKPOINT_PATH={checkpoint.path}"
-    if config.use_lora != (checkpoint.base is not None):
-        holds = "LoRA adapters" if checkpoint.base is not None else "a whole model"
-        raise UserError(
-            f"{where} holds {holds} and USE_LORA={config.use_lora} trains other weights. Set USE_LORA="
-            f"{not config.use_lora} to go on with them, or WEIGHTS_ONLY=True to start at step 0 from these weights."
-        )
-    for name in ("lora_rank", "lora_alpha", "lora_targets") if config.use_lora else ():
-        then, now = getattr(checkpoint.config, name), getattr(config, name)
+    for name in ("use_lora", *(("lora_rank", "lora_alpha", "lora_targets") if config.use_lora else ())):
+        then, now, variable = getattr(checkpoint.config, name), getattr(config, name), variable_of(name)
         if then != now:
-            raise UserError(f"{where} holds adapters of {name.upper()}={then}, and {name.upper()} is {now}. Unset it.")
+            raise UserError(
+                f"CHECKPOINT_PATH={checkpoint.path} was trained with {variable}={then}, and {variable} is {now}. Set "
+                f"{variable}={then} to go on with it, or WEIGHTS_ONLY=True to start at step 0 from its weights."
+            )
 
 
 def _state(spec: RunSpec, config: TrialConfig, checkpoint: Checkpoint | None) -> TrainState:

@@ -1,6 +1,5 @@
 """TrainState: everything that changes while a model trains, in one place, and how it begins."""
 
-import math
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -24,11 +23,6 @@ class SinceEvaluation:
     seconds: float = 0.0
     grad_norm: float | None = None
     """The last step's, before the clip."""
-
-    @property
-    def mean_loss(self) -> float:
-        """Nats/token over the steps."""
-        return math.fsum(self.losses) / len(self.losses)
 
 
 @dataclass(kw_only=True)

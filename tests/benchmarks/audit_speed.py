@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trainable.data.corpus import docstrings
+from tests.stdlib_text import docstrings
 from trainable.data.tokens import train_tokenizer
 from trainable.text_audit.audit import audit
 from trainable.text_audit.clean import write_clean

@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from transformers import GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerFast
 
+from tests.stdlib_text import docstrings
 from trainable.config import TrialConfig
-from trainable.data.corpus import docstrings, language_reference
+from trainable.data.corpus import language_reference
 from trainable.data.tokens import Corpus, load_corpus, train_tokenizer
 from trainable.device.device_memory import prepare_memory
 from trainable.evaluation import EvalProtocol, eval_windows, evaluate
@@ -50,7 +51,7 @@ the docstrings of Python's standard library. A search fine-tunes it on the langu
 in a row are among the docstrings. It is for demonstrations and tests: it writes no sense.
 
 - command: `python tests/benchmarks/pretrain.py`
-- data: `trainable.data.embedded_text.docstrings()` of Python {python}, {mb:.2f} MB, {tokens:,} tokens,
+- data: `tests.stdlib_text.docstrings()` of Python {python}, {mb:.2f} MB, {tokens:,} tokens,
   SHA-256 `{fingerprint}`; the last tenth held out
 - training: {steps:,} steps of {batch} x {block} tokens, {schedule} after {warmup} warm-up steps, learning rate {lr:g},
   dropout {dropout:g}, AdamW, {precision}, seed {seed}, torch {torch}, {minutes:.0f} minutes of CPU time

@@ -108,9 +108,7 @@ def _plain_losses(spec: RunSpec, config: TrialConfig) -> list[float]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     losses = []
     for _ in range(config.training_steps):
-        windows = sample_batch(
-            spec.corpus.train, batch_size=config.batch_size, block_size=config.block_size, generator=ours.batches
-        )
+        windows = sample_batch(spec.corpus.train, config, ours.batches)
         optimizer.zero_grad()
         logits = model(input_ids=windows[:, :-1]).logits
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())

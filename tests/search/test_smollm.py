@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from results.study.folder import Study
 from tests.running import Ran, Running
-from trainable.data.corpus import docstrings
+from tests.stdlib_text import docstrings
 
 GIB = 1 << 30
 SPACE = """

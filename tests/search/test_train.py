@@ -21,8 +21,8 @@ from search.__main__ import main
 from search.terminal.next_steps import next_steps
 from search.terminal.train_log import TrainLog
 from tests.rows import evaluation
+from tests.stdlib_text import docstrings
 from trainable.config import HYPERPARAMETERS, TrialConfig
-from trainable.data.corpus import docstrings
 from trainable.errors import UserError
 from trainable.loop import train
 from trainable.rows import MetricsRow, StepRow, Verdict

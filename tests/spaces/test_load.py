@@ -100,7 +100,7 @@ def test_a_condition_on_lora(make_space: MakeSpace) -> None:
     assert space.baseline_params() == {"use_lora": False}
     config = space.config_for({"use_lora": True, "lora_rank": 32})
     assert (config.use_lora, config.lora_rank) == (True, 32)
-    with pytest.raises(UserError, match=r"use_lora choice does not fit: .*must be of type bool, not 1"):
+    with pytest.raises(UserError, match=r"use_lora choice does not fit: .*must be True or False, not 1"):
         make_space({"use_lora": {"choice": [1, 0]}})
     with pytest.raises(UserError, match=r"use_lora cannot be searched by int. Use choice\."):
         make_space({"use_lora": {"int": [0, 1]}})
@@ -290,13 +290,13 @@ BROKEN: list[tuple[str, str, str]] = [
     (
         "{ choice = [2, 4] }",
         "{ choice = [4, true] }",
-        "[search] batch_size choice does not fit: batch_size (BATCH_SIZE) must be of type int, not True; "
+        "[search] batch_size choice does not fit: batch_size (BATCH_SIZE) must be a whole number, not True; "
         "the documented value is 32.",
     ),
     (
         "{ choice = [2, 4] }",
         "{ choice = [4, 8.0] }",
-        "[search] batch_size choice does not fit: batch_size (BATCH_SIZE) must be of type int, not 8.0; "
+        "[search] batch_size choice does not fit: batch_size (BATCH_SIZE) must be a whole number, not 8.0; "
         "the documented value is 32.",
     ),
     (

@@ -14,7 +14,7 @@ import trainable.data.text_documents
 from trainable.data.text_documents import parse_documents
 from trainable.data.tokens import load_corpus, silent
 from trainable.text_audit.scan import scan_text
-from trainable.text_audit.text import iter_pieces
+from trainable.text_audit.text import Source, iter_pieces
 from trainable.text_audit.units import LONG_BYTES, cut_units
 
 TEXT = "Plain words.\r\nÜber naïve café — “quoted” text, 日本語 and 😀.\n\n\n   indented\n" * 30 + "no line end"
@@ -85,7 +85,7 @@ def test_every_unit_knows_its_first_token(make: type, tmp_path: Path) -> None:
         path.write_bytes(text.replace("\r\n", "\n").encode())
     tokenizer = make(TEXT)
     tokens = load_corpus(files, tokenizer).tokens
-    units = scan_text(files, tokenizer, tokens, silent).units
+    units = scan_text(Source(files=files, tokenizer=tokenizer, tokens=tokens), silent).units
     offset = 0
     for index, path in enumerate(files):
         text = path.read_bytes().decode()
@@ -109,8 +109,9 @@ def test_lines_of_a_file_in_several_chunks_are_counted_on(tmp_path: Path, monkey
     path.write_bytes(text.encode())
     tokenizer = byte_level("line 0123456789\n")
     tokens = load_corpus([path], tokenizer).tokens
-    assert len(list(iter_pieces([path], tokenizer, tokens))) > 5
-    scan = scan_text([path], tokenizer, tokens, silent)
+    source = Source(files=[path], tokenizer=tokenizer, tokens=tokens)
+    assert len(list(iter_pieces(source))) > 5
+    scan = scan_text(source, silent)
     assert scan.lines == 2002
     units, data = scan.units, text.encode()
     for unit in np.flatnonzero(units.starts_line)[:2000].tolist():
@@ -131,7 +132,8 @@ def test_positions_are_right_with_separators_marks_and_line_ends_of_two_characte
         path.write_bytes(text.encode())
     tokenizer, documents = make(TEXT), parse_documents(how)
     tokens = load_corpus(files, tokenizer, documents=documents, separator_id=3).tokens
-    units = scan_text(files, tokenizer, tokens, silent, documents=documents, separator_id=3).units
+    source = Source(files=files, tokenizer=tokenizer, tokens=tokens, documents=documents, separator_id=3)
+    units = scan_text(source, silent).units
     data = [path.read_bytes() for path in files]
     for unit in range(len(units)):
         file = units.file_index[unit]
@@ -153,7 +155,8 @@ def test_units_of_json_lines_are_the_texts_with_the_lines_of_the_file(tmp_path: 
     path.write_text("\n".join(json.dumps({"id": "x", "text": text}) + "\n" for text in texts))
     tokenizer, documents = byte_level(TEXT), parse_documents("jsonl:text")
     tokens = load_corpus([path], tokenizer, documents=documents, separator_id=3).tokens
-    units = scan_text([path], tokenizer, tokens, silent, documents=documents, separator_id=3).units
+    source = Source(files=[path], tokenizer=tokenizer, tokens=tokens, documents=documents, separator_id=3)
+    units = scan_text(source, silent).units
     assert len(units) == 600
     for unit in range(600):
         ids = tokens[units.first_token[unit] : units.end_token[unit]].tolist()

@@ -263,7 +263,7 @@ def test_ids_of_another_tokenizer_leave_the_profile_out(right: GPT2LMHeadModel, 
 
 def test_no_text_no_profile(right: GPT2LMHeadModel, tmp_path: Path) -> None:
     (facts,) = examine_checkpoints([save_owners(right, tmp_path / "plain.pt")], tokens=None)
-    assert facts.no_profile.startswith("no text could be read")
+    assert facts.no_profile.startswith("no text was read")
     assert diagnose_checkpoints([facts]) == []
 
 

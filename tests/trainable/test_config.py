@@ -13,6 +13,7 @@ from trainable.config import (
     DOCUMENTED,
     ENV_NAMES,
     HYPERPARAMETERS,
+    KINDS,
     LR_SCHEDULES,
     TrialConfig,
     make_config,
@@ -124,7 +125,7 @@ def test_nonfinite_numbers_are_refused(name: str, value: float) -> None:
 )
 def test_a_wrong_type_is_refused(name: str, value: object) -> None:
     message = refusal(**{name: value})
-    assert f"of type {type(HYPERPARAMETERS[name].default).__name__}" in message
+    assert f"must be {KINDS[type(HYPERPARAMETERS[name].default)]}, not " in message
     assert repr(value) in message
 
 

@@ -85,7 +85,7 @@ def test_a_source_is_counted_and_its_marks_and_line_ends_are_told(tmp_path: Path
     ]
     facts = read_facts(files)
     assert facts.words == "3 files, 0.0 MB, 2 documents"
-    assert facts.notes == ["the byte-order mark of 1 file is left out", "CRLF line ends of 1 file are read as LF"]
+    assert facts.notes == ["1 file with byte-order marks or CRLF line ends: marks are left out, the ends read as LF"]
     assert read_facts(files, parse_documents("blank-line")).documents == 3
     assert read_facts([files[1]]).notes == []
     lines = write(tmp_path / "d.jsonl", '{"text": "one"}\n')
@@ -126,7 +126,7 @@ def test_a_source_that_is_none_is_refused_by_name(tmp_path: Path) -> None:
         ("json", r"holds no text file .* DOCUMENTS=jsonl:FIELD reads its JSON lines\. Name a folder with text"),
         ("missing", r"does not exist"),
         ("pipe", r"is not a regular file"),
-        ("file/below", r"cannot be used: Not a directory"),
+        ("file/below", r"does not exist"),
         ("x" * 300, r"cannot be used: File name too long"),
     ]:
         with pytest.raises(UserError, match=f"TRAINING_DATA_SOURCE=.*{what}"):

@@ -14,13 +14,15 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from trainable.data.corpus import docstrings, language_reference
+from tests.stdlib_text import docstrings
+from trainable.data.corpus import language_reference
 from trainable.model.model_names import SHIPPED
 from trainable.preflight.corpus_checks import measure_overlap
 
 HASH_OF_TEXT = """
 import hashlib
-from trainable.data.corpus import docstrings, language_reference
+from tests.stdlib_text import docstrings
+from trainable.data.corpus import language_reference
 print(hashlib.sha256((docstrings() + language_reference()).encode()).hexdigest())
 """
 

@@ -78,7 +78,7 @@ def test_a_model_that_is_not_whole_in_the_cache_is_to_fetch(
     else:
         (folder / lost).unlink()
     assert is_to_fetch(NAME)
-    with pytest.raises(UserError, match="is not in the local hub cache and the hub does not answer"):
+    with pytest.raises(UserError, match="is not cached here and the hub does not answer"):
         check_model_name(NAME)
     with pytest.raises(UserError, match=f"^GPT2_MODEL_NAME={NAME} cannot be fetched from the hub: "):
         fetch(NAME)

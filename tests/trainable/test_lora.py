@@ -217,17 +217,17 @@ def test_another_base_is_refused_in_a_line(
         resume_run(other, config, checkpoint)
     assert "\n" not in str(caught.value)
     for changes, words in (
-        ({"lora_rank": 4}, "adapters of LORA_RANK=8, and LORA_RANK is 4"),
-        ({"lora_alpha": 8}, "adapters of LORA_ALPHA=16, and LORA_ALPHA is 8"),
-        ({"lora_targets": "c_proj"}, "adapters of LORA_TARGETS=auto, and LORA_TARGETS is c_proj"),
-        ({"use_lora": False}, "holds LoRA adapters and USE_LORA=False trains other weights"),
+        ({"lora_rank": 4}, "trained with LORA_RANK=8, and LORA_RANK is 4"),
+        ({"lora_alpha": 8}, "trained with LORA_ALPHA=16, and LORA_ALPHA is 8"),
+        ({"lora_targets": "c_proj"}, "trained with LORA_TARGETS=auto, and LORA_TARGETS is c_proj"),
+        ({"use_lora": False}, "trained with USE_LORA=True, and USE_LORA is False. Set USE_LORA=True to go on"),
     ):
         with pytest.raises(UserError, match=words):
             resume_run(spec, replace(config, **changes), checkpoint)
     resumed = resume_run(spec, replace(config, lora_dropout=0.3), checkpoint)
     assert any(isinstance(module, CPUDropout) and module.p == 0.3 for module in resumed.model.modules())
     whole = read_checkpoint(save(start_run(spec, replace(config, use_lora=False)), tmp_path / "whole.pt"))
-    with pytest.raises(UserError, match="holds a whole model and USE_LORA=True trains other weights"):
+    with pytest.raises(UserError, match="trained with USE_LORA=False, and USE_LORA is True"):
         resume_run(spec, config, whole)
 
 

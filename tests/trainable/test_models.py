@@ -207,14 +207,14 @@ def test_names_that_are_nothing_are_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("words")
     (tmp_path / "empty").mkdir()
     for name, what in {
-        str(tmp_path / "missing"): "there is no such folder",
-        "./missing": "there is no such folder",
-        "a/b/c": "there is no such folder",
+        str(tmp_path / "missing"): "no such folder",
+        "./missing": "no such folder",
+        "a/b/c": "no such folder",
         str(tmp_path / "file"): "is a file, not a model folder. To start from a checkpoint file, set CHECKPOINT_PATH.",
         str(tmp_path / "empty"): "has no config.json",
-        "no-such-model": "not in the local hub cache and the hub does not answer. Go online once, or use presets: ti",
-        "nobody/no-such-model": "not in the local hub cache",
-        "two words": "neither a preset, a folder nor a possible hub name",
+        "no-such-model": "not cached here and the hub does not answer. Go online once, or use presets: ti",
+        "nobody/no-such-model": "not cached here",
+        "two words": "is no preset, no folder, and no model that the hub shows",
         "x" * 300: "File name too long",
         "~nobody_of_that_name/x": "cannot be used",
     }.items():
@@ -229,7 +229,7 @@ def test_names_that_are_nothing_are_refused(tmp_path: Path) -> None:
 )
 def test_a_broken_config_is_refused_before_torch_is_asked(folder: Path, content: str | bytes) -> None:
     (folder / "config.json").write_bytes(content if isinstance(content, bytes) else content.encode())
-    assert "its config.json holds no JSON object" in refusal(folder, check_model_name)
+    assert "has no config.json that can be read" in refusal(folder, check_model_name)
 
 
 @pytest.mark.parametrize(
@@ -340,7 +340,7 @@ def test_a_config_brings_no_kernel(
 def test_an_adapter_is_told(folder: Path) -> None:
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "nobody/base"}')
     for loads in (load, check_model_name, lambda name: load_tokenizer(name, [])):
-        assert "holds an adapter (adapter_config.json), not a whole model" in refusal(folder, loads)
+        assert "holds an adapter (adapter_config.json), not a model" in refusal(folder, loads)
     (folder / "config.json").unlink()
     assert "holds an adapter" in refusal(folder, check_model_name)
 

@@ -50,7 +50,7 @@ def _trained(
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     batches = torch.Generator().manual_seed(0)
     for _ in range(steps):
-        tokens = sample_batch(corpus.train, batch_size=16, block_size=32, generator=batches)
+        tokens = sample_batch(corpus.train, TrialConfig(batch_size=16, block_size=32), batches)
         optimizer.zero_grad()
         model(input_ids=tokens[:, :-1], labels=labels(tokens)).loss.backward()
         optimizer.step()

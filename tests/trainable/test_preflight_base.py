@@ -30,7 +30,7 @@ def _train(model: PreTrainedModel, corpus: Corpus, *, steps: int, lr: float, blo
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
     batches = torch.Generator().manual_seed(steps)
     for _ in range(steps):
-        tokens = sample_batch(corpus.train, batch_size=16, block_size=block, generator=batches)
+        tokens = sample_batch(corpus.train, TrialConfig(batch_size=16, block_size=block), batches)
         optimizer.zero_grad()
         # The model shifts its labels itself.
         model(input_ids=tokens[:, :-1], labels=tokens[:, 1:] if offset == 2 else tokens[:, :-1]).loss.backward()
@@ -143,7 +143,7 @@ def test_sound_fine_tunes_pass(
 def test_check_labels_looks_at_the_base_too(pretrained: PreTrainedModel, other_text: Corpus, tuned: Tuned) -> None:
     model = copy.deepcopy(pretrained)
     model.load_state_dict(torch.load(tuned(other_text, steps=4, offset=2))["model_state_dict"])
-    tokens = sample_batch(other_text.train, batch_size=32, block_size=32, generator=torch.Generator().manual_seed(9))
+    tokens = sample_batch(other_text.train, TrialConfig(batch_size=32, block_size=32), torch.Generator().manual_seed(9))
     batch = {"input_ids": tokens, "labels": tokens}
 
     def loss() -> torch.Tensor:

@@ -232,7 +232,7 @@ def test_the_first_labels_are_looked_at_whichever_micro_batch_has_them(
 
 
 def test_weights_in_float16_are_named(make_model: MakeModel, train: Callable[..., Any]) -> None:
-    with pytest.raises(UserError, match=r"in float16 .*Keep the weights in fp32"):
+    with pytest.raises(UserError, match=r"in float16 .*Keep weights in fp32"):
         train(make_model().half())
 
 

@@ -47,8 +47,7 @@ def check(corpus: Corpus, tokenizer: Tokenizer, config: TrialConfig) -> CheckMod
             config=config,
             largest=config,
             protocol=EvalProtocol(block_size=16, tokens=256),
-            random_weights=True,
-            checkpoint=False,
+            origin="random",
         )
         return {one.name: one for one in check_model_setup(model, setup) if one.status in ("fail", "warn")}
 

@@ -41,8 +41,7 @@ def check_model(corpus: Corpus, tokenizer: Tokenizer, make_trial: MakeTrial) -> 
             config=make_trial(),
             largest=make_trial(),
             protocol=EvalProtocol(block_size=16, tokens=256),
-            random_weights=True,
-            checkpoint=False,
+            origin="random",
         )
         return {check.name: check for check in check_model_setup(model, setup)}
 

@@ -86,7 +86,7 @@ class CouplesItsDecay(torch.optim.AdamW):
 @pytest.fixture
 def batches(corpus: Corpus) -> Iterator[torch.Tensor]:
     draws = torch.Generator().manual_seed(0)
-    return iter(lambda: sample_batch(corpus.train, batch_size=4, block_size=16, generator=draws), None)
+    return iter(lambda: sample_batch(corpus.train, TrialConfig(batch_size=4, block_size=16), draws), None)
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import pytest
 import torch
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
+from trainable.config import TrialConfig
 from trainable.data import text_documents as documents_module
 from trainable.data import tokens as tokens_module
 from trainable.data.cache_files import sum_path
@@ -124,7 +125,9 @@ def test_a_failing_writer_leaves_nothing(
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", full)
-        with pytest.raises(UserError, match=r"tokens-\w+\.npy cannot be written: No space left .* set CACHE_DIR"):
+        with pytest.raises(
+            UserError, match=r"tokens-\w+\.npy cannot be written: No space left .* set another CACHE_DIR"
+        ):
             load_corpus([text_file], tokenizer)
     with pytest.raises(KeyboardInterrupt):
         load_corpus([text_file], tokenizer, progress=lambda what, done_frac: signal.raise_signal(signal.SIGINT))
@@ -187,19 +190,19 @@ def test_white_space_alone_is_too_short(tmp_path: Path) -> None:
 
 
 def test_a_batch_is_windows_of_the_text() -> None:
-    batch = sample_batch(arange(500), batch_size=7, block_size=16, generator=torch.Generator().manual_seed(0))
+    batch = sample_batch(arange(500), TrialConfig(batch_size=7, block_size=16), torch.Generator().manual_seed(0))
     assert batch.shape == (7, 17)
     assert batch.dtype == torch.int64
     assert (batch[:, 1:] == batch[:, :-1] + 1).all()
 
 
 def test_every_window_can_be_drawn_and_none_beyond() -> None:
-    batch = sample_batch(arange(20), batch_size=2000, block_size=16, generator=torch.Generator().manual_seed(0))
+    batch = sample_batch(arange(20), TrialConfig(batch_size=2000, block_size=16), torch.Generator().manual_seed(0))
     counts = torch.bincount(batch[:, 0])
     assert len(counts) == 4
     assert batch.max() == 19
     assert counts.min() > 400
-    only = sample_batch(arange(17), batch_size=3, block_size=16, generator=torch.Generator())
+    only = sample_batch(arange(17), TrialConfig(batch_size=3, block_size=16), torch.Generator())
     assert (only == torch.arange(17)).all()
 
 
@@ -207,7 +210,7 @@ def test_batches_depend_on_their_generator_alone() -> None:
     def draw(seed: int) -> list[torch.Tensor]:
         generator = torch.Generator().manual_seed(seed)
         torch.rand(seed + 1)  # the global generator has no part in it
-        return [sample_batch(arange(900), batch_size=4, block_size=8, generator=generator) for _ in range(3)]
+        return [sample_batch(arange(900), TrialConfig(batch_size=4, block_size=8), generator) for _ in range(3)]
 
     first, again, other = draw(0), draw(0), draw(1)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))

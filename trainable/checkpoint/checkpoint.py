@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from trainable.checkpoint.checkpoint_file import read_payload, read_safetensors, write_payload
 from trainable.checkpoint.checkpoint_path import check_checkpoint_path, is_safetensors, trainer_state, weight_files
-from trainable.checkpoint.foreign import fitted, is_state_dict, step_in, weights_in
+from trainable.checkpoint.foreign import fitted, is_state_dict, misfit, step_in, weights_in
 from trainable.config import TrialConfig, make_config
 from trainable.device.device import rng_state, set_rng_state
 from trainable.errors import UserError
@@ -133,23 +133,10 @@ def load_weights(
     expected = model.state_dict()
     given = fitted(checkpoint.weights, expected)
     tied: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
-    for name, tensor in given.items():
-        if name not in expected:
-            raise UserError(
-                f"{where}: the checkpoint has a tensor '{name}' that the model lacks. Name the model it was made from."
-            )
-        if tensor.shape != expected[name].shape:
-            raise UserError(
-                f"{where}: tensor '{name}' is {tuple(tensor.shape)} in the checkpoint and "
-                f"{tuple(expected[name].shape)} in the model. Name the model it was made from."
-            )
     # safetensors' save_model keeps the first of two tied names, which is the head's.
-    by_tie = {other for name, other in tied.items() if name in given}
-    missing = sorted(expected.keys() - given.keys() - tied.keys() - by_tie)
-    if missing:
-        raise UserError(
-            f"{where}: the checkpoint lacks '{missing[0]}' ({len(missing)} in all). Name the model it was made from."
-        )
+    spared = {*tied, *(other for name, other in tied.items() if name in given)} - given.keys()
+    if (fault := misfit(given, {name: expected[name] for name in expected if name not in spared})) is not None:
+        raise UserError(f"{where}: {fault}. Name the model it was made from.")
     for name, other in tied.items():
         # One of the two would be lost without a word.
         if {name, other} <= given.keys() and not torch.equal(given[name].nan_to_num(), given[other].nan_to_num()):

@@ -54,24 +54,21 @@ def read_payload(path: Path) -> Any:
 
     Raises UserError when it holds more than tensors and plain values, DamagedCheckpointError when it is not whole.
     """
-    where = f"checkpoint {path}"
     checked = _check_sums(path)
     try:
         with warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(
-            f"{where} was refused and nothing of it ran: it holds Python objects besides tensors and plain values, "
-            "which could run code, or is damaged. Save it again with tensors, numbers, strings, lists and dicts only."
+            f"checkpoint {path} was refused and nothing of it ran: it holds Python objects besides tensors and plain "
+            "values, which could run code, or is damaged. Save it again with tensors, numbers, texts, lists and dicts."
         ) from None
     except Exception as error:
         # With the bytes known to be right it is the machine that is at fault; wrong ones can ask for any size.
         if checked and is_out_of_memory(error):
             raise
         # A damaged pickle raises whatever its bytes happen to lead to: a dozen types were seen.
-        raise DamagedCheckpointError(
-            f"{where} is damaged or not a file of torch.save. Use another checkpoint."
-        ) from None
+        raise _damaged(path) from None
 
 
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
@@ -82,14 +79,11 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise DamagedCheckpointError(
-            f"checkpoint {path} is damaged or not a whole safetensors file ({reason(error)}). Use another checkpoint."
-        ) from None
+        raise _damaged(path, f" or not a whole safetensors file ({reason(error)})") from None
 
 
 def _check_sums(path: Path) -> bool:
     # torch.save writes a CRC-32 of every record, and torch.load does not compare them.
-    where = f"checkpoint {path}"
     with path.open("rb") as file:
         if file.read(2) != b"PK":
             return False  # torch before 1.6 wrote no archive
@@ -106,9 +100,11 @@ def _check_sums(path: Path) -> bool:
             wrong = folders[0] if folders else archive.testzip()
     except Exception:
         # As with pickles, a dozen types.
-        raise DamagedCheckpointError(
-            f"{where} is damaged or not a file of torch.save. Use another checkpoint."
-        ) from None
+        raise _damaged(path) from None
     if wrong is not None:
-        raise DamagedCheckpointError(f"{where} is damaged: {wrong} is not as it was written. Use another checkpoint.")
+        raise _damaged(path, f": {wrong} is not as it was written")
     return True
+
+
+def _damaged(path: Path, how: str = " or not a file of torch.save") -> DamagedCheckpointError:
+    return DamagedCheckpointError(f"checkpoint {path} is damaged{how}. Use another checkpoint.")

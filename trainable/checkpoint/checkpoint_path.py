@@ -126,7 +126,7 @@ def _shards(index: Path, where: str) -> list[Path]:
     missing = [shard.name for shard in shards if not shard.is_file()]
     if missing:
         raise DamagedCheckpointError(
-            f"{where} lacks {missing[0]} ({len(missing)} of {len(shards)} shards are missing)."
+            f"{where} lacks {missing[0]} ({len(missing)} of {len(shards)} shards). Use another."
         )
     return shards
 
@@ -140,21 +140,18 @@ def _json_object(path: Path) -> dict[str, Any]:
 
 def _check_file(path: Path, where: str) -> None:
     start = _start(path)
-    if not start:
-        raise DamagedCheckpointError(f"{where} is empty. Use another.")
-    if not _is_whole(path, start):
-        raise DamagedCheckpointError(f"{where} is damaged or not a file of torch.save or safetensors. Use another.")
-
-
-def _is_whole(path: Path, start: bytes) -> bool:
-    # Asks for the length as well: a sparse file of a terabyte would be hashed for hours before it is loaded.
-    if not _starts_as_safetensors(start):
-        return start.startswith(PICKLE_START) or (start.startswith(ZIP_START) and zipfile.is_zipfile(path))
     try:
-        with safe_open(path, framework="numpy"):
-            return True
+        if _starts_as_safetensors(start):
+            # Asks for the length as well: a sparse file of a terabyte would be hashed for hours before it is loaded.
+            with safe_open(path, framework="numpy"):
+                return
+        if start.startswith(PICKLE_START) or (start.startswith(ZIP_START) and zipfile.is_zipfile(path)):
+            return
     except SafetensorError:
-        return False
+        pass
+    raise DamagedCheckpointError(
+        f"{where} is {'damaged' if start else 'empty'} or not a file of torch.save or safetensors. Use another."
+    )
 
 
 def _start(path: Path) -> bytes:

@@ -87,6 +87,20 @@ def fitted(weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Ten
     return _as_conv1d(named, expected)
 
 
+def misfit(given: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> str | None:
+    """Return the first tensor that a checkpoint and a model do not share in the same shape; None where they share all.
+
+    given, expected: by name, the checkpoint's and the model's.
+    """
+    shapes = [{name: tuple(tensor.shape) for name, tensor in tensors.items()} for tensors in (given, expected)]
+    # The file's order first: a vocabulary of another size shows in the embedding.
+    differ = [name for name in dict.fromkeys((*given, *expected)) if shapes[0].get(name) != shapes[1].get(name)]
+    if not differ:
+        return None
+    theirs, own = (by_name.get(differ[0], "missing") for by_name in shapes)
+    return f"tensor '{differ[0]}' is {theirs} in the checkpoint and {own} in the model ({len(differ)} in all)"
+
+
 def _without_prefix(weights: Mapping[str, torch.Tensor], expected: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     # Some models' own names begin with "model.", so a prefix goes only if more names fit without it.
     named = dict(weights)

@@ -57,9 +57,7 @@ def writing(path: Path) -> Iterator[BufferedRandom]:
         with _renamed_to(sum_path(path)) as file:
             file.write(f"{size_bytes} {digest}\n".encode())
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be written: {reason(error)}. Make room there, or set CACHE_DIR to another folder."
-        ) from None
+        raise UserError(f"{path} cannot be written: {reason(error)}. Make room, or set another CACHE_DIR.") from None
 
 
 @contextmanager

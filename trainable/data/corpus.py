@@ -1,15 +1,9 @@
-"""Where training text comes from: a file, a folder, or the English that comes with Python. Knows nothing of tokens.
+"""Where training text comes from: a file, a folder, or the English that comes with Python. Knows nothing of tokens."""
 
-That English has two parts without a common passage: the language reference, on which the search fine-tunes, and the
-docstrings, on which the shipped model was pretrained.
-"""
-
-import ast
 import filecmp
 import hashlib
 import os
 import sys
-import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,35 +49,32 @@ def source_files(
             with writing(path) as file:
                 file.write(language_reference().encode())
         return [path]
-    suffixes = JSON_LINES_SUFFIXES if documents.kind == "jsonl" else TEXT_SUFFIXES
     try:
         path = Path(source).expanduser().absolute()
-        path.stat()
-    except FileNotFoundError:
-        pass
-    except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(
-            f"{variable}={source} cannot be used: {reason(error)}. Name a text file or a folder of them."
-        ) from None
-    if path.is_dir():
-        found = sorted((file for file in _visible_files(path) if file.suffix.lower() in suffixes), reverse=True)
-        # By what it is in the end: a file that links reach too is there once, by its first name.
-        files = sorted({file.resolve(): file for file in found}.values())
-        if not files:
-            others = {file.suffix.lower() for file in _visible_files(path)}
-            way = " DOCUMENTS=jsonl:FIELD reads its JSON lines." if others.intersection(JSON_LINES_SUFFIXES) else ""
-            raise UserError(
-                f"{variable}={source}: the folder holds no text file ({', '.join(suffixes)}).{way} "
-                "Name a folder with text, or a single file of any suffix."
-            )
-        return files
-    if not path.is_file():
+        if path.is_dir():
+            return _files_of_folder(path, f"{variable}={source}", documents)
+        if path.is_file():
+            return [path]
         what = "is not a regular file" if path.exists() else "does not exist"
+    except (OSError, RuntimeError) as error:
+        what = f"cannot be used: {reason(error)}"
+    default = " for the Python language reference" if variable == "TRAINING_DATA_SOURCE" else ""
+    raise UserError(f"{variable}={source} {what}. Name a text file or a folder of them, or unset it{default}.")
+
+
+def _files_of_folder(folder: Path, where: str, documents: Documents) -> list[Path]:
+    suffixes = JSON_LINES_SUFFIXES if documents.kind == "jsonl" else TEXT_SUFFIXES
+    visible = list(_visible_files(folder))
+    found = sorted((file for file in visible if file.suffix.lower() in suffixes), reverse=True)
+    if not found:
+        is_jsonl = any(file.suffix.lower() in JSON_LINES_SUFFIXES for file in visible)
+        way = " DOCUMENTS=jsonl:FIELD reads its JSON lines." if is_jsonl else ""
         raise UserError(
-            f"{variable}={source} {what}. Name a text file or a folder of them, or unset it"
-            f"{' for the Python language reference' if variable == 'TRAINING_DATA_SOURCE' else ''}."
+            f"{where}: the folder holds no text file ({', '.join(suffixes)}).{way} "
+            "Name a folder with text, or a single file of any suffix."
         )
-    return [path]
+    # By what it is in the end: a file that links reach too is there once, by its first name.
+    return sorted({file.resolve(): file for file in found}.values())
 
 
 def _visible_files(folder: Path) -> Iterator[Path]:
@@ -116,32 +107,27 @@ class TextFacts:
     files: int
     size_bytes: int
     documents: int
-    bom_files: int
-    """With a byte-order mark at their start."""
-    crlf_files: int
-    """With line ends of two characters."""
+    mended_files: int
+    """With a byte-order mark at their start, or line ends of two characters."""
     marked_up_files: int = 0
     """Of JSON or CSV, read as plain text."""
 
     @property
     def words(self) -> str:
         """The source in a line."""
-        return (
-            f"{self.files:,} {_counted('file', self.files)}, {self.size_bytes / 1e6:.1f} MB, "
-            f"{self.documents:,} {_counted('document', self.documents)}"
-        )
+        size = f"{self.size_bytes / 1e6:.1f} MB"
+        return f"{_counted(self.files, 'file')}, {size}, {_counted(self.documents, 'document')}"
 
     @property
     def notes(self) -> list[str]:
         """How the text is read otherwise than it is stored."""
         notes = []
-        if self.bom_files:
-            notes.append(f"the byte-order mark of {self.bom_files} {_counted('file', self.bom_files)} is left out")
-        if self.crlf_files:
-            notes.append(f"CRLF line ends of {self.crlf_files} {_counted('file', self.crlf_files)} are read as LF")
+        if self.mended_files:
+            mended = _counted(self.mended_files, "file")
+            notes.append(f"{mended} with byte-order marks or CRLF line ends: marks are left out, the ends read as LF")
         if self.marked_up_files:
             notes.append(
-                f"{self.marked_up_files} {_counted('file', self.marked_up_files)} of JSON or CSV: quotes and names of "
+                f"{_counted(self.marked_up_files, 'file')} of JSON or CSV: quotes and names of "
                 "fields are text too; DOCUMENTS=jsonl:FIELD reads one field of JSON lines"
             )
         return notes
@@ -149,22 +135,19 @@ class TextFacts:
 
 def read_facts(files: Sequence[Path], documents: Documents = WHOLE_FILES) -> TextFacts:
     """Return what the files hold. Raises UserError as iter_chunks does, and for a source without text."""
-    count = 0
-    marked, with_crlf = set(), set()
+    count, mended = 0, set()
     for chunk in iter_chunks(files, documents):
         count += sum(span.begins for span in chunk.spans)
-        if chunk.first_line == 1 and not chunk.continues and chunk.raw.startswith(BOM):
-            marked.add(chunk.path)
-        if b"\r\n" in chunk.raw:
-            with_crlf.add(chunk.path)
+        begins = chunk.first_line == 1 and not chunk.continues
+        if b"\r\n" in chunk.raw or (begins and chunk.raw.startswith(BOM)):
+            mended.add(chunk.path)
     if count == 0:
         raise UserError(f"{files[0]} is empty. Name a source with text in it.")
     return TextFacts(
         files=len(files),
         size_bytes=sum(path.stat().st_size for path in files),
         documents=count,
-        bom_files=len(marked),
-        crlf_files=len(with_crlf),
+        mended_files=len(mended),
         marked_up_files=sum(documents.kind != "jsonl" and path.suffix.lower() in MARKED_UP_SUFFIXES for path in files),
     )
 
@@ -206,8 +189,8 @@ def check_apart(training: Sequence[Path], validation: Sequence[Path]) -> None:
             )
 
 
-def _counted(noun: str, count: int) -> str:
-    return noun if count == 1 else f"{noun}s"
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def embedded_text_is_cached() -> bool:
@@ -223,54 +206,33 @@ def language_reference() -> str:
     """Return about 0.4 MB of English: the Python language reference, each passage once."""
     from pydoc_data.topics import topics
 
-    return _joined(_by_hash(topics.values()), seen=set(), repeated_frac=MAX_REPEATED_FRAC)
+    return each_once(by_hash(topics.values()), seen=set(), repeated_frac=MAX_REPEATED_FRAC)
 
 
-def docstrings() -> str:
-    """Return about 1.3 MB of English: the standard library's docstrings without any passage of the reference."""
-    stdlib = Path(sysconfig.get_paths()["stdlib"])
-    found: set[str] = set()
-    for path in sorted(stdlib.rglob("*.py")):
-        if not {"site-packages", "test", "tests", "idlelib", "turtledemo"} & set(path.relative_to(stdlib).parts):
-            found.update(_docstrings_of(path))
-    once = _joined(_by_hash(found), seen=set(), repeated_frac=MAX_REPEATED_FRAC).split("\n\n")
-    return _joined(once, seen=_shingles(language_reference()), repeated_frac=0.0)
-
-
-def _by_hash(passages: Iterable[str]) -> list[str]:
-    # So that the head and the tail of the text, which are its two sides of the split, are alike.
+def by_hash(passages: Iterable[str]) -> list[str]:
+    """Return the passages mixed, so that the head and the tail of the text, the split's two sides, are alike."""
     return sorted(set(passages), key=lambda text: hashlib.sha256(text.encode()).digest())
 
 
-def _joined(passages: Iterable[str], *, seen: set[int], repeated_frac: float) -> str:
-    # Passages are copied from place to place: left in, the validation text would be found in the training text.
-    return "\n\n".join(_without_repeats(passages, seen, repeated_frac)) + "\n"
+def each_once(passages: Iterable[str], *, seen: set[int], repeated_frac: float) -> str:
+    """Return the passages as one text, without paragraphs of whose shingles more than this share was seen before.
 
-
-def _without_repeats(passages: Iterable[str], seen: set[int], repeated_frac: float) -> Iterator[str]:
+    Passages are copied from place to place: left in, the validation text would be found in the training text.
+    """
+    kept = []
     for passage in passages:
-        kept = []
+        new = []
         for paragraph in passage.split("\n\n"):
-            shingles = _shingles(paragraph)
-            if len(shingles & seen) <= repeated_frac * len(shingles):
-                kept.append(paragraph)
-            seen |= shingles
-        if kept:
-            yield "\n\n".join(kept)
+            own = shingles(paragraph)
+            if len(own & seen) <= repeated_frac * len(own):
+                new.append(paragraph)
+            seen |= own
+        if new:
+            kept.append("\n\n".join(new))
+    return "\n\n".join(kept) + "\n"
 
 
-def _shingles(text: str) -> set[int]:
+def shingles(text: str) -> set[int]:
+    """Return the text's runs of SHINGLE_WORDS words, hashed."""
     words = text.split()
     return {hash(tuple(words[i : i + SHINGLE_WORDS])) for i in range(len(words) - SHINGLE_WORDS + 1)}
-
-
-def _docstrings_of(path: Path) -> Iterator[str]:
-    try:
-        tree = ast.parse(path.read_bytes())
-    except (OSError, SyntaxError, ValueError):
-        return
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            text = ast.get_docstring(node)
-            if text and len(text) >= 80 and text.isascii():
-                yield text

@@ -11,30 +11,40 @@ from pathlib import Path
 
 HEAD_BYTES = 1 << 20
 
-_WRAPPED = (
-    (b"\x1f\x8b", "gzip", "gunzip < {source} > {target}"),
-    (b"\x28\xb5\x2f\xfd", "zstd", "zstd -dc {source} > {target}"),
-    (b"\xfd7zXZ\x00", "xz", "xz -dc < {source} > {target}"),
-    (b"BZh91AY&SY", "bzip2", "bunzip2 < {source} > {target}"),
-    (b"\x04\x22\x4d\x18", "lz4", "lz4 -dc {source} > {target}"),
-    (b"7z\xbc\xaf\x27\x1c", "7-Zip", "7z x -so {source} > {target}"),
-    (b"%PDF-", "PDF", "pdftotext {source} {target}"),
-    (b"{\\rtf", "RTF", "pandoc -f rtf -t plain {source} -o {target}"),
-    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Office document", "antiword {source} > {target}"),
-    (b"\x89PNG\r\n", "PNG", "tesseract {source} - > {target}"),
-    (b"\xff\xd8\xff", "JPEG", "tesseract {source} - > {target}"),
-    (b"GIF8", "GIF", "tesseract {source} - > {target}"),
-    (b"II*\x00", "TIFF", "tesseract {source} - > {target}"),
-    (b"MM\x00*", "TIFF", "tesseract {source} - > {target}"),
+_ICONV = "iconv -f {encoding} -t UTF-8 {{source}} > {{target}}"
+_OCR = "tesseract {source} - > {target}"
+_PANDOC, _OFFICE = "pandoc -t plain --wrap=none {source} -o {target}", "soffice --headless --cat {source} > {target}"
+_FORMATS = (
+    (0, b"\xff\xfe\x00\x00", "UTF-32 text", _ICONV.format(encoding="UTF-32")),
+    (0, b"\x00\x00\xfe\xff", "UTF-32 text", _ICONV.format(encoding="UTF-32")),
+    (0, b"\xff\xfe", "UTF-16 text", _ICONV.format(encoding="UTF-16")),
+    (0, b"\xfe\xff", "UTF-16 text", _ICONV.format(encoding="UTF-16")),
+    (0, b"\x1f\x8b", "gzip, not text", "gunzip < {source} > {target}"),
+    (0, b"\x28\xb5\x2f\xfd", "zstd, not text", "zstd -dc {source} > {target}"),
+    (0, b"\xfd7zXZ\x00", "xz, not text", "xz -dc < {source} > {target}"),
+    (0, b"BZh91AY&SY", "bzip2, not text", "bunzip2 < {source} > {target}"),
+    (0, b"\x04\x22\x4d\x18", "lz4, not text", "lz4 -dc {source} > {target}"),
+    (0, b"7z\xbc\xaf\x27\x1c", "7-Zip, not text", "7z x -so {source} > {target}"),
+    (257, b"ustar", "a tar archive, not text", "tar -xOf {source} > {target}"),
+    (0, b"%PDF-", "PDF, not text", "pdftotext {source} {target}"),
+    (0, b"{\\rtf", "RTF, not text", "pandoc -f rtf -t plain {source} -o {target}"),
+    (0, b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Office document, not text", "antiword {source} > {target}"),
+    (0, b"\x89PNG\r\n", "PNG, not text", _OCR),
+    (0, b"\xff\xd8\xff", "JPEG, not text", _OCR),
+    (0, b"GIF8", "GIF, not text", _OCR),
+    (0, b"II*\x00", "TIFF, not text", _OCR),
+    (0, b"MM\x00*", "TIFF, not text", _OCR),
 )
+"""Where in a file which bytes are, what it then is, and what converts it."""
+_ZIPPED = (
+    ("word/", "docx, not text", _PANDOC),
+    ("xl/", "xlsx, not text", _OFFICE),
+    ("ppt/", "pptx, not text", _OFFICE),
+    ("mimetype", "epub or odt, not text", _PANDOC),
+    ("", "a zip archive, not text", "unzip -p {source} > {target}"),
+)
+"""How a name in a zip archive begins, and the same."""
 _WEIGHTS = (b"GGUF", b"\x93NUMPY", b"\x89HDF\r\n", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-_UTF = (
-    (b"\xff\xfe\x00\x00", "UTF-32"),
-    (b"\x00\x00\xfe\xff", "UTF-32"),
-    (b"\xff\xfe", "UTF-16"),
-    (b"\xfe\xff", "UTF-16"),
-)
-_OFFICE = {"word/": "docx", "xl/": "xlsx", "ppt/": "pptx"}
 _CODE_PAGES = ("cp1251", "koi8_r", "shift_jis", "gb18030", "big5", "euc_kr", "euc_jp")
 
 
@@ -43,28 +53,22 @@ def foreign_format(path: Path, head: bytes) -> str | None:
 
     Text in UTF-16 without a mark and some archives are valid UTF-8 too: they must be told before decoding.
     """
-    for magic, name in _UTF:
-        if head.startswith(magic):
-            return _convert(path, f"is {name} text", f"iconv -f {name} -t UTF-8 {{source}} > {{target}}")
-    for magic, name, command in _WRAPPED:
-        if head.startswith(magic):
-            return _convert(path, f"is {name}, not text", command)
-    if head.startswith(b"PK\x03\x04"):
-        return _zip(path)
-    if head[257:262] == b"ustar":
-        return _convert(path, "is a tar archive, not text", "tar -xOf {source} > {target}")
+    for place, magic, found, command in _FORMATS:
+        if head.startswith(magic, place):
+            return _convert(path, f"is {found}", command)
     if head.startswith(b"PAR1"):
         return _parquet(path)
     if head.startswith(b"SQLite format 3\x00"):
         return _sqlite(path)
+    zipped = _zipped_names(path) if head.startswith(b"PK\x03\x04") else []
     is_safetensors = head[8:10] == b'{"' and head[3:8] == bytes(5)
-    if is_safetensors or head.startswith(_WEIGHTS):
-        return (
-            f"{path} is not text but arrays or pickled objects. A model is named by GPT2_MODEL_NAME, "
-            "a checkpoint by CHECKPOINT_PATH."
-        )
+    if is_safetensors or head.startswith(_WEIGHTS) or any(name.endswith(("/data.pkl", ".npy")) for name in zipped):
+        return f"{path} holds arrays or pickles, not text. GPT2_MODEL_NAME names a model, CHECKPOINT_PATH its weights."
+    for start, found, command in _ZIPPED:
+        if any(name.startswith(start) for name in zipped):
+            return _convert(path, f"is {found}", command)
     if (encoding := _unmarked_utf(head)) is not None:
-        return _convert(path, f"is {encoding} text", f"iconv -f {encoding} -t UTF-8 {{source}} > {{target}}")
+        return _convert(path, f"is {encoding} text", _ICONV.format(encoding=encoding))
     return None
 
 
@@ -74,15 +78,14 @@ def not_utf8(path: Path) -> str:
     where = f"line {line}, byte {offset}"
     intact = data.decode("utf-8", "replace")
     faults = intact.count("\ufffd")
-    if sum(not char.isascii() for char in intact) > 2 * faults or _is_cut_off(data):
+    if sum(not char.isascii() for char in intact) > 2 * faults:
         # -c leaves out what cannot be read; some versions then end with an error all the same.
         return _convert(path, f"is UTF-8 text with damage: {where}", "iconv -c -f UTF-8 -t UTF-8 {source} > {target}")
     controls = sum(data.count(byte) for byte in range(32) if byte not in b"\t\n\r\f")
     if data.count(0) > len(data) // 100 or controls > 0.05 * len(data):
         return f"{path} is not text but binary data of a format not known here ({where}). Name a text file."
     guess = _code_page(data)
-    command = f"iconv -f {guess} -t UTF-8 {{source}} > {{target}}"
-    return _convert(path, f"is not UTF-8 text: {where}. It looks like {guess}", command)
+    return _convert(path, f"is not UTF-8 text: {where}. It looks like {guess}", _ICONV.format(encoding=guess))
 
 
 def _convert(path: Path, found: str, command: str) -> str:
@@ -91,23 +94,12 @@ def _convert(path: Path, found: str, command: str) -> str:
     return f"{path} {found}. Convert it and use {target.name} in its place: {filled}"
 
 
-def _zip(path: Path) -> str:
+def _zipped_names(path: Path) -> list[str]:
     try:
         with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
+            return archive.namelist()
     except (zipfile.BadZipFile, OSError):
-        names = []
-    kind = next((kind for folder, kind in _OFFICE.items() if any(name.startswith(folder) for name in names)), None)
-    if any(name.endswith("/data.pkl") for name in names):
-        return f"{path} is a PyTorch file, not text. To start from its weights, name it by CHECKPOINT_PATH."
-    if any(name.endswith(".npy") for name in names):
-        return f"{path} is a NumPy archive, not text. Name a text file."
-    if kind == "docx" or "mimetype" in names:
-        what = f"is {kind or 'epub or odt'}, not text"
-        return _convert(path, what, "pandoc -t plain --wrap=none {source} -o {target}")
-    if kind is not None:
-        return _convert(path, f"is {kind}, not text", "soffice --headless --cat {source} > {target}")
-    return _convert(path, "is a zip archive, not text", "unzip -p {source} > {target}")
+        return [""]  # damaged: unzip says it
 
 
 def _parquet(path: Path) -> str:
@@ -188,14 +180,6 @@ def _first_fault(path: Path) -> tuple[int, int, bytes]:
             assert part, "the file is UTF-8"
             number += part.count(b"\n")
             read += len(part)
-
-
-def _is_cut_off(data: bytes) -> bool:
-    try:
-        data.decode()
-    except UnicodeDecodeError as error:
-        return error.reason == "unexpected end of data" and any(byte >= 0x80 for byte in data[: error.start])
-    return False
 
 
 def _code_page(data: bytes) -> str:

@@ -32,9 +32,7 @@ def files_at(place: str) -> tuple[Any, str]:
     try:
         files, path = fs.FileSystem.from_uri(place)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise UserError(
-            f"STORAGE={place}: {full_reason(error)}. Name a folder that every node sees, or s3://..."
-        ) from None
+        raise UserError(f"STORAGE={place}: {full_reason(error)}. Name a shared folder, or s3://...") from None
     if not path:
         raise UserError(f"STORAGE={place} names no bucket. Write it as s3://bucket/prefix.")
     return files, path.rstrip("/")

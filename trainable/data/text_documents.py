@@ -112,11 +112,8 @@ def iter_chunks(
             with path.open("rb") if digest is None else open_hashed(path, digest) as file:
                 if (found := foreign_format(path, file.peek(4096))) is not None:
                     raise UserError(found)
-                yield from (
-                    _records(path, file, documents.field)
-                    if documents.kind == "jsonl"
-                    else _chunks(path, file, documents)
-                )
+                is_jsonl = documents.kind == "jsonl"
+                yield from _records(path, file, documents.field) if is_jsonl else _chunks(path, file, documents)
         except UnicodeDecodeError:
             raise UserError(not_utf8(path)) from None
         except OSError as error:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from trainable.config import TrialConfig
 from trainable.data.cache_files import cached_sum, writing
 from trainable.data.corpus import cache_dir, text_fingerprint
 from trainable.data.text_documents import WHOLE_FILES, Documents, after_documents, iter_chunks
@@ -202,10 +203,9 @@ def _tokenize(
         header_bytes = _write_header(cached, dtype, 0)
         for chunk, follows in after_documents(iter_chunks(files, documents, digest=digest)):
             texts = [chunk.text[span.start : span.end] for span in chunk.spans]
+            encoded = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
             ids: list[int] = []
-            for is_separated, one in zip(
-                follows, tokenizer.encode_batch_fast(texts, add_special_tokens=False), strict=True
-            ):
+            for is_separated, one in zip(follows, encoded, strict=True):
                 ids += [separator_id] if is_separated and separator_id is not None else []
                 ids += one.ids
             cached.write(np.asarray(ids, dtype=dtype).tobytes())
@@ -241,8 +241,8 @@ def check_corpus(corpus: Corpus, *, block_size: int, eval_block_size: int) -> No
             )
 
 
-def sample_batch(tokens: Tokens, *, batch_size: int, block_size: int, generator: torch.Generator) -> torch.Tensor:
+def sample_batch(tokens: Tokens, config: TrialConfig, generator: torch.Generator) -> torch.Tensor:
     """Return random windows (batch_size, block_size + 1) of ids as int64; the last column is only ever a target."""
-    starts = torch.randint(len(tokens) - block_size, (batch_size, 1), generator=generator).numpy()  # (B, 1)
-    windows = tokens[starts + np.arange(block_size + 1)]  # (B, T + 1)
+    starts = torch.randint(len(tokens) - config.block_size, (config.batch_size, 1), generator=generator)  # (B, 1)
+    windows = tokens[starts.numpy() + np.arange(config.block_size + 1)]  # (B, T + 1)
     return torch.from_numpy(windows.astype(np.int64))

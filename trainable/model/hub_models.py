@@ -39,27 +39,20 @@ def check_hub_name(name: str, *, others: str) -> None:
 
     others: what else the name could have been.
     """
-    from huggingface_hub import HfApi, constants
+    from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
     where = f"GPT2_MODEL_NAME={name}"
-    cause: Exception | None = None
     try:
-        if _whole_snapshot(name) is not None:
-            return
-        if not constants.is_offline_mode():
+        if _whole_snapshot(name) is None:
             HfApi().model_info(name, timeout=TIMEOUT_S)
-            return
-    except HFValidationError:
-        raise UserError(f"{where} is neither a preset, a folder nor a possible hub name ({others}).") from None
-    except RepositoryNotFoundError:
-        raise UserError(f"{where}: the hub has no such model, or it is private ({others}).") from None
+    except (HFValidationError, RepositoryNotFoundError):
+        raise UserError(f"{where} is no preset, no folder, and no model that the hub shows ({others}).") from None
     except Exception as error:
-        # No route, a proxy, a timeout, a rate limit: the client library's types change, the remedy does not.
-        cause = error
-    raise UserError(
-        f"{where} is not in the local hub cache and the hub does not answer. Go online once, or use {others}."
-    ) from cause
+        # Offline by choice, no route, a proxy, a timeout, a rate limit: the types change, the remedy does not.
+        raise UserError(
+            f"{where} is not cached here and the hub does not answer. Go online once, or use {others}."
+        ) from error
 
 
 def fetch(name: str) -> Path:
@@ -79,7 +72,5 @@ def fetch(name: str) -> Path:
         raise UserError(f"GPT2_MODEL_NAME={name} cannot be fetched from the hub: {full_reason(error)}.") from error
     folder = hub_folder(name)
     if folder is None:
-        raise UserError(
-            f"GPT2_MODEL_NAME={name}: the hub holds no weights of it that transformers loads. Name another."
-        )
+        raise UserError(f"GPT2_MODEL_NAME={name}: the hub has no weights of it that transformers loads. Name another.")
     return folder

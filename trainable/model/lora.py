@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from trainable.checkpoint.foreign import misfit
 from trainable.config import TrialConfig
 from trainable.device.cpu_kernels.dropout import replace_dropout
 from trainable.errors import UserError
@@ -145,14 +146,8 @@ def check_base(model: PreTrainedModel, base: AdapterBase, *, where: str, model_n
 def copy_adapters(model: PreTrainedModel, weights: Mapping[str, torch.Tensor], *, where: str) -> None:
     """Copy adapters into those of `model`. Raises UserError naming the first that is missing, unknown or misshapen."""
     expected = dict(adapter_parameters(model))
-    for name in sorted({*expected, *weights}):
-        given = tuple(weights[name].shape) if name in weights else "missing"
-        wanted = tuple(expected[name].shape) if name in expected else "none"
-        if given != wanted:
-            raise UserError(
-                f"{where}: adapter '{name}' is {given} in the checkpoint and {wanted} in the model. "
-                "LORA_RANK and LORA_TARGETS must be those that it was trained with."
-            )
+    if (fault := misfit(weights, expected)) is not None:
+        raise UserError(f"{where}: {fault}. LORA_RANK and LORA_TARGETS must be those that it was trained with.")
     with torch.no_grad():
         for name, weight in expected.items():
             weight.copy_(weights[name])

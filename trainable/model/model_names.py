@@ -92,9 +92,7 @@ def check_model_name(name: str) -> None:
         path = SHIPPED.get(name) or Path(name).expanduser()
         exists = path.exists()
     except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(
-            f"GPT2_MODEL_NAME={name} cannot be used: {reason(error)}. Name a preset or a model folder."
-        ) from None
+        raise UserError(f"GPT2_MODEL_NAME={name} cannot be used: {reason(error)}. Name a preset or a folder.") from None
     if exists or name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
         _check_folder(name, path)
     else:
@@ -105,23 +103,16 @@ def check_model_name(name: str) -> None:
 def _check_folder(name: str, path: Path) -> None:
     where = f"GPT2_MODEL_NAME={name}"
     if not path.exists():
-        raise UserError(
-            f"{where}: there is no such folder. Name a folder made by save_pretrained, a preset or a hub model."
-        )
+        raise UserError(f"{where}: no such folder. Name a folder made by save_pretrained, a preset or a hub model.")
     if not path.is_dir():
         raise UserError(f"{where} is a file, not a model folder. To start from a checkpoint file, set CHECKPOINT_PATH.")
     # With one, transformers would look for its base, on the hub too.
     if (path / "adapter_config.json").exists():
-        raise UserError(
-            f"{where} holds an adapter (adapter_config.json), not a whole model. Name the folder of the merged model."
-        )
+        raise UserError(f"{where} holds an adapter (adapter_config.json), not a model. Name the merged model's folder.")
     check_links(path, where)
-    config_path = path / "config.json"
-    if not config_path.is_file():
-        raise UserError(f"{where}: the folder has no config.json. Save the model into it with save_pretrained.")
-    config = json_object(config_path)
+    config = json_object(path / "config.json")
     if config is None:
-        raise UserError(f"{where}: its config.json holds no JSON object. Save the model again with save_pretrained.")
+        raise UserError(f"{where}: the folder has no config.json that can be read. Save the model by save_pretrained.")
     named = config.get("transformers_weights")
     # transformers would load these, and nobody would notice that they change.
     if named is not None and Path(str(named)).name != named:

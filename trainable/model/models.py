@@ -36,9 +36,7 @@ def load_tokenizer(
     folder = files_folder(name)
     if folder is not None and not any((folder / file).is_file() for file in TOKENIZER_FILES):
         # transformers would make up a tokenizer of a few special tokens.
-        raise UserError(
-            f"GPT2_MODEL_NAME={name}: the folder has no tokenizer. Save the model's own there with save_pretrained."
-        )
+        raise UserError(f"GPT2_MODEL_NAME={name}: the folder has no tokenizer. Add the model's own by save_pretrained.")
     loaded = _from_pretrained(AutoTokenizer, name)
     backend = getattr(loaded, "backend_tokenizer", None)
     if not isinstance(backend, Tokenizer):
@@ -67,8 +65,6 @@ def load_model(name: str, *, dropout: float, seed: int) -> PreTrainedModel:
     Raises UserError when it cannot be loaded.
     """
     torch.manual_seed(seed)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     if name in PRESETS:
         model: PreTrainedModel = GPT2LMHeadModel(_tuned(GPT2Config(**PRESETS[name]), dropout))
     else:
@@ -85,8 +81,6 @@ def folder_weights(folder: Path) -> dict[str, torch.Tensor]:
 
     Some families are saved under other names than they train under, which transformers alone knows. Raises UserError.
     """
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     config = _checked_config("CHECKPOINT_PATH", str(folder))
     weights: dict[str, torch.Tensor] = _loaded("CHECKPOINT_PATH", str(folder), config, dtype="auto").state_dict()
     return weights
@@ -164,33 +158,23 @@ def _loaded(variable: str, name: str, config: Any, *, dtype: Any) -> PreTrainedM
 def _check_loading(what: str, model: PreTrainedModel, loading: Mapping[str, Any]) -> None:
     # transformers gives such tensors random values and only warns: a "pretrained" model that knows nothing.
     where = f"{what}: its weights do not fit its config.json"
-    for tensor, given, wanted in sorted(loading["mismatched_keys"]):
-        raise UserError(
-            f"{where}: '{tensor}' is {tuple(given)} in the file and {tuple(wanted)} in the model. "
-            "Save the model again with save_pretrained."
-        )
-    missing = sorted(loading["missing_keys"])
-    if missing:
-        raise UserError(
-            f"{where}: '{missing[0]}' is missing ({len(missing)} in all). Save the model again with save_pretrained."
-        )
+    faults = [
+        f"'{name}' is {tuple(given)} in the file and {tuple(wanted)} in the model"
+        for name, given, wanted in sorted(loading["mismatched_keys"])
+    ]
+    faults += [f"'{name}' is missing" for name in sorted(loading["missing_keys"])]
+    # Files often hold more than the model reads, a buffer or another head; a further layer belongs to the model.
+    known = {numberless(name) for name in model.state_dict()}
+    for name in sorted(loading["unexpected_keys"]):
+        if any(f".{own}".endswith(f".{numberless(name)}") for own in known):
+            faults.append(f"'{name}' is in the file and not in the model")
+    if faults:
+        raise UserError(f"{where}: {faults[0]} ({len(faults)} in all). Save the model again with save_pretrained.")
     # transformers goes on with two tensors then, and a model saved from them has one again.
     if has_lost_its_tie(model):
         raise UserError(
             f"{where}, which ties the head to the input embedding: the file has another tensor for each. "
             "Set tie_word_embeddings to false there."
-        )
-    # Files often hold more than the model reads, a buffer or another head; a further layer belongs to the model.
-    known = {numberless(name) for name in model.state_dict()}
-    layers = [
-        name
-        for name in sorted(loading["unexpected_keys"])
-        if any(f".{own}".endswith(f".{numberless(name)}") for own in known)
-    ]
-    if layers:
-        raise UserError(
-            f"{where}: '{layers[0]}' is in the file and not in the model ({len(layers)} in all). "
-            "Save the model again with save_pretrained."
         )
 
 
@@ -217,6 +201,8 @@ def numberless(name: str) -> str:
 def _from_pretrained(loader: Any, name: str, *, variable: str = "GPT2_MODEL_NAME", **kwargs: Any) -> Any:
     check_model_name(name)
     folder = files_folder(name)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     try:
         # Left unset, transformers would ask on the terminal, and wait, whether to run code that came with the model.
         return loader.from_pretrained(

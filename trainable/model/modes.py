@@ -76,9 +76,7 @@ def checkpoint_layers(model: PreTrainedModel) -> None:
     cannot do it for this model.
     """
     if not model.supports_gradient_checkpointing:
-        raise UserError(
-            f"GRADIENT_CHECKPOINTING=1: transformers cannot do it for a {model.config.model_type} model. Unset it."
-        )
+        raise UserError(f"GRADIENT_CHECKPOINTING=1: transformers has none for {model.config.model_type}. Unset it.")
     # Not the reentrant kind: it loses the gradient below adapters on frozen embeddings, whose outputs need none.
     model.activation_checkpointing_enable({"use_reentrant": False})
     # Only the reentrant kind needs it; here it would compute gradients down to embeddings that are frozen.

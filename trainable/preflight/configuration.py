@@ -1,6 +1,6 @@
 """Checks of a configuration against itself and against a model's limits: schedule, precision, block size."""
 
-import time
+import timeit
 from collections.abc import Mapping
 
 import torch
@@ -15,8 +15,6 @@ from trainable.model.modes import dropout_fields, in_mode
 from trainable.preflight.check_result import Check, judged, skipped
 from trainable.schedule import learning_rate_at
 
-LISTED = 3
-"""Names that are shown of a list."""
 LONG_WARMUP_FRAC = 0.5
 STALLED_WARN_FRAC = 0.5
 AUTOCAST_MARGIN = 0.1
@@ -104,12 +102,8 @@ def times_as_slow(precision: str) -> float:
     torch.set_num_threads(1)
     try:
         for dtype in (AUTOCAST_DTYPES[precision], torch.float32):
-            square, times_s = torch.ones(128, 128, dtype=dtype), []
-            for _ in range(5):
-                started = time.perf_counter()
-                square @ square
-                times_s.append(time.perf_counter() - started)
-            least_s[dtype] = min(times_s)
+            square = torch.ones(128, 128, dtype=dtype)
+            least_s[dtype] = min(timeit.repeat("square @ square", globals={"square": square}, number=1, repeat=5))
     finally:
         torch.set_num_threads(threads)
     return least_s[AUTOCAST_DTYPES[precision]] / least_s[torch.float32]
@@ -140,7 +134,7 @@ def check_dropout(config: TrialConfig, model: torch.nn.Module) -> Check:
     return judged(
         "dropout",
         warned=bool(advice),
-        measured=f"{measured}, {len(others)} not at {config.dropout:g}: {listed(others)}" if others else measured,
+        measured=f"{measured}, {len(others)} not at {config.dropout:g}: {first_of(others)}" if others else measured,
         expected=f"DROPOUT={config.dropout:g} in all",
         advice=advice,
     )
@@ -167,12 +161,7 @@ def check_finite_weights(model: torch.nn.Module) -> Check:
     return judged(
         "finite weights",
         failed=bool(bad),
-        measured=f"NaN or inf in {listed(bad)}" if bad else "all finite",
+        measured=f"NaN or inf in {first_of(bad)}" if bad else "all finite",
         expected="no NaN and no inf",
         advice="The weights were saved after the run had broken. Use an earlier checkpoint.",
     )
-
-
-def listed(names: list[str]) -> str:
-    """Return the first names and how many more there are."""
-    return first_of(names, LISTED)

@@ -12,7 +12,8 @@ from tokenizers import Tokenizer
 from trainable.data.text_documents import iter_chunks
 from trainable.data.tokens import Corpus, Tokens, token_counts
 from trainable.preflight.check_result import Check, judged, skipped
-from trainable.text_audit.ngrams import NGRAM_TOKENS, Hashes, KnownHashes, Positions, iter_ngram_hashes, marked_spans
+from trainable.text_audit.ngrams import NGRAM_TOKENS, KnownHashes, iter_ngram_hashes, marked_spans
+from trainable.text_audit.units import Hashes, Ints
 
 UNKNOWN_FAIL_FRAC = 0.01
 LOST_FAIL_FRAC = 0.05
@@ -164,7 +165,7 @@ def measure_overlap(train: Tokens, val: Tokens) -> Overlap | None:
     )
 
 
-def _kept_ngrams(tokens: Tokens) -> tuple[Positions, Hashes]:
+def _kept_ngrams(tokens: Tokens) -> tuple[Ints, Hashes]:
     modulus = np.uint64(1 + len(tokens) // MAX_VAL_NGRAMS)
     places, kept = [], []
     for start, hashes in iter_ngram_hashes(tokens, 0, len(tokens)):

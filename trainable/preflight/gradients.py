@@ -7,10 +7,10 @@ import torch
 from transformers import PreTrainedModel
 
 from trainable.device.compiling import layers_of
+from trainable.errors import first_of
 from trainable.loss import next_token_loss, next_token_losses
 from trainable.model.modes import in_mode
 from trainable.preflight.check_result import Check, judged, skipped
-from trainable.preflight.configuration import listed
 
 SLOPE_MARGIN = 0.03
 PREDICTED_CHANGES = (1e-3, 1e-4, 3e-3)
@@ -25,7 +25,7 @@ def check_frozen(model: torch.nn.Module) -> Check:
     return judged(
         "frozen layers",
         failed=bool(frozen),
-        measured=f"{len(frozen)} of {total} tensors frozen" + (f": {listed(frozen)}" if frozen else ""),
+        measured=f"{len(frozen)} of {total} tensors frozen" + (f": {first_of(frozen)}" if frozen else ""),
         expected="none: a trial trains the whole model",
         advice="Set requires_grad on them, or go on with SKIP_PREFLIGHT=1 if they are frozen on purpose.",
     )
@@ -40,9 +40,9 @@ def check_gradient_reach(model: torch.nn.Module, cut_at: list[str]) -> Check:
     dead = [name for name, parameter in trainable if parameter.grad is None or not parameter.grad.any()]
     measured = f"{len(dead)} of {len(trainable)} trainable tensors have no gradient after two steps"
     if dead:
-        measured += f": {listed(dead)}"
+        measured += f": {first_of(dead)}"
     if cut_at:
-        measured += f"; cut in {listed(cut_at)}"
+        measured += f"; cut in {first_of(cut_at)}"
     return judged(
         "gradient reach",
         failed=bool(dead or cut_at),

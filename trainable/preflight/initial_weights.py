@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from transformers import PreTrainedModel
@@ -14,6 +15,9 @@ from trainable.preflight.offset_profile import OFFSETS, everywhere, mean_and_err
 
 BASE_NAME = "checkpoint against its base"
 INITIAL_LOSS = "initial loss"
+Origin = Literal["random", "checkpoint", "shipped", "named"]
+"""A preset's weights; a checkpoint's, of unknown age, perhaps of the first steps from random ones; those that come with
+the package, which belong to their tokenizer for sure; another model's."""
 RANDOM_MARGIN = 0.1
 HOT_INIT_MARGIN = 0.5
 """Initial logits of deviation s cost s^2/2 above ln V: 0.03 at 128 wide, 0.15 at 768, 0.32 at 1600 (GPT-2's 0.02)."""
@@ -71,7 +75,7 @@ def predict(model: PreTrainedModel, windows: torch.Tensor) -> Predictions:
     next_token, error = mean_and_error(losses[1])
     shares = torch.bincount(windows.flatten()).cpu().double() / windows.numel()
     return Predictions(
-        by_offset=everywhere(losses, windows.shape[1] - 1, windows.shape[1]),
+        by_offset=everywhere(losses, windows.shape[1]),
         next_token=next_token,
         next_token_error=error,
         uniform=float(torch.cat(uniform).mean()),
@@ -80,14 +84,8 @@ def predict(model: PreTrainedModel, windows: torch.Tensor) -> Predictions:
     )
 
 
-def check_initial_loss(
-    predictions: Predictions, *, unigram_entropy: float, random_weights: bool, checkpoint: bool, shipped: bool
-) -> Check:
-    """Return whether the loss before the first step is possible for weights of this kind.
-
-    random_weights: a preset's. checkpoint: of unknown age, perhaps of the first steps of a run from random weights.
-    shipped: with this package, so that weights and tokenizer are known to belong together.
-    """
+def check_initial_loss(predictions: Predictions, *, unigram_entropy: float, origin: Origin) -> Check:
+    """Return whether the loss before the first step is possible for weights of this origin."""
     loss, uniform, log_vocab = predictions.next_token, predictions.uniform, math.log(predictions.vocab_size)
     measured = f"{loss:.2f} nats/token (standard error {predictions.next_token_error:.2f})"
     if not math.isfinite(loss):
@@ -98,7 +96,7 @@ def check_initial_loss(
             expected="a finite number",
             advice="The weights are finite and their predictions are not: check the scales of the model's layers.",
         )
-    if random_weights:
+    if origin == "random":
         return judged(
             INITIAL_LOSS,
             failed=not predictions.looks_random,
@@ -107,17 +105,17 @@ def check_initial_loss(
             advice="Weights or labels are wrong at step 0. Use a preset unchanged.",
         )
     is_explained = True
-    if predictions.looks_random and not checkpoint:
+    if predictions.looks_random and origin != "checkpoint":
         advice = (
             f"These weights look random (ln V = {log_vocab:.2f}): right for a model to be trained from scratch. "
             "If it should be pretrained, other weights were saved than those that were trained."
         )
-    elif checkpoint and loss <= log_vocab + HOT_INIT_MARGIN:
+    elif origin == "checkpoint" and loss <= log_vocab + HOT_INIT_MARGIN:
         advice = (
             "The checkpoint predicts worse than word frequencies: right only early in a run from random weights. "
             "If it began from a pretrained model, labels are shifted, or tokenizer or weights are not that model's."
         )
-    elif shipped:
+    elif origin == "shipped":
         advice = (
             "The text is unlike the English that this small model was pretrained on. Name a model that knows its "
             "language, or train one from random weights: GPT2_MODEL_NAME=tiny-scratch."

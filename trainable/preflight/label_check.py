@@ -90,7 +90,7 @@ def _gains(model: torch.nn.Module, base: torch.nn.Module, inputs: Mapping[str, t
     with untouched_rng(ids.device), in_mode(model, training=False), in_mode(base, training=False):
         base_ids = {name: tensor.to(next(base.parameters()).device) for name, tensor in inputs.items()}
         before, now = (
-            everywhere(offset_losses(_forward(one), some, some["input_ids"]), ids.shape[1], ids.shape[1])
+            everywhere(offset_losses(_forward(one), some, some["input_ids"]), ids.shape[1])
             for one, some in ((base, base_ids), (model, inputs))
         )
     return offset_gains({offset: losses.to(ids.device) for offset, losses in before.items()}, now)
@@ -227,7 +227,5 @@ def _read_batch(model: torch.nn.Module, batch: Any) -> tuple[dict[str, torch.Ten
             "(batch, tokens) with at least 4 tokens."
         )
     if labels is not None and labels.shape != ids.shape:
-        raise UserError(
-            f"the labels are {tuple(labels.shape)} and the ids {tuple(ids.shape)}. Give them as they are fed."
-        )
+        raise UserError(f"labels are {tuple(labels.shape)} and ids {tuple(ids.shape)}. Give both as they are fed.")
     return tensors, labels

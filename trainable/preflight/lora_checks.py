@@ -9,10 +9,10 @@ import torch
 from transformers import PreTrainedModel
 
 from trainable.device.device import without_tf32
+from trainable.errors import first_of
 from trainable.model.lora import PART, adapter_parameters, merge_adapters
 from trainable.model.modes import in_mode
 from trainable.preflight.check_result import Check, judged
-from trainable.preflight.configuration import listed
 
 MERGED_FRAC = 1e-2
 """Of what the adapters change: fp32 rounding is 1e-5 of it, a missing scale or a transposed product all of it."""
@@ -32,10 +32,10 @@ def check_adapters(model: torch.nn.Module) -> Check:
     if not adapters:
         advice = "No adapter is in the model: the target names match no layer. Set LORA_TARGETS to names that it has."
     elif frozen:
-        measured += f"; frozen: {listed(frozen)}"
+        measured += f"; frozen: {first_of(frozen)}"
         advice = "These adapters are frozen and stay as they are. Set requires_grad on them."
     elif others:
-        measured += f"; trained beside them: {listed(others)}"
+        measured += f"; trained beside them: {first_of(others)}"
         advice = "The base is trained too, and a checkpoint of adapters would lose that. Freeze it."
     return judged(
         "LoRA adapters",

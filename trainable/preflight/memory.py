@@ -128,9 +128,8 @@ def check_disk(model: torch.nn.Module, room: CheckpointRoom) -> Check:
     """Return whether the checkpoints that are kept at a time fit into what is free."""
     if room.folder is None:
         return skipped(DISK, "the store does not say how much room it has")
-    folder = room.folder.absolute()
-    while not folder.exists():
-        folder = folder.parent
+    own = room.folder.absolute()
+    folder = next(one for one in (own, *own.parents) if one.exists())
     size, free = checkpoint_bytes(model), shutil.disk_usage(folder).free
     return judged(
         DISK,

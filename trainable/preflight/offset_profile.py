@@ -1,6 +1,6 @@
 """How well a model predicts the token before, the same, the next, and those after: what its labels were."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -13,14 +13,14 @@ Forward = Callable[[Mapping[str, torch.Tensor]], torch.Tensor]
 """From a batch's inputs to logits (B, T, V)."""
 
 
-def offset_profile(model: torch.nn.Module, tokens: torch.Tensor, offsets: Sequence[int] = OFFSETS) -> dict[int, float]:
-    """Return, for each offset, the mean loss in nats of predicting the token so many places on; +1 is the next token.
+def offset_profile(model: torch.nn.Module, tokens: torch.Tensor) -> dict[int, float]:
+    """Return, for each of OFFSETS, the mean loss in nats of predicting the token so many places on; +1 is the next.
 
     tokens: (B, T + 1) ids, of which the model reads the first T, in the mode it is in and without gradients.
     """
     tokens = tokens.to(next(model.parameters()).device)
     inputs = {"input_ids": tokens[:, :-1]}
-    return mean_losses(offset_losses(lambda some: model(**some).logits, inputs, tokens, offsets=offsets), tokens)
+    return mean_losses(offset_losses(lambda some: model(**some).logits, inputs, tokens), tokens)
 
 
 def mean_losses(losses: Mapping[int, torch.Tensor], tokens: torch.Tensor) -> dict[int, float]:
@@ -30,25 +30,25 @@ def mean_losses(losses: Mapping[int, torch.Tensor], tokens: torch.Tensor) -> dic
 
 
 def offset_losses(
-    forward: Forward, inputs: Mapping[str, torch.Tensor], tokens: torch.Tensor, *, offsets: Sequence[int] = OFFSETS
+    forward: Forward, inputs: Mapping[str, torch.Tensor], tokens: torch.Tensor
 ) -> dict[int, torch.Tensor]:
     """Return per offset the losses (B, T) fp32 in nats; what stands where has_target says False has no meaning.
 
     inputs["input_ids"]: (B, T). tokens: the same ids, with or without further ones to be predicted, (B, T or more).
     """
     batch, block = inputs["input_ids"].shape
-    targets = {offset: tokens[:, _places(tokens, offset, block)] for offset in offsets}
-    parts: dict[int, list[torch.Tensor]] = {offset: [] for offset in offsets}
+    targets = {offset: tokens[:, _places(tokens, offset, block)] for offset in OFFSETS}
+    parts: dict[int, list[torch.Tensor]] = {offset: [] for offset in OFFSETS}
     rows = max(1, TOKENS_PER_FORWARD // block)
     with torch.no_grad():
         for first in range(0, batch, rows):
             some = slice(first, first + rows)
             logits = forward({name: _rows(tensor, some, batch) for name, tensor in inputs.items()}).float()
             normalizer = logits.logsumexp(-1)  # (b, T)
-            for offset in offsets:
+            for offset in OFFSETS:
                 picked = logits.gather(-1, targets[offset][some].unsqueeze(-1)).squeeze(-1)
                 parts[offset].append(normalizer - picked)
-    return {offset: torch.cat(parts[offset]) for offset in offsets}
+    return {offset: torch.cat(parts[offset]) for offset in OFFSETS}
 
 
 def offset_gains(base: Mapping[int, torch.Tensor], now: Mapping[int, torch.Tensor]) -> dict[int, OffsetGain]:
@@ -66,9 +66,9 @@ def mean_and_error(losses: torch.Tensor) -> tuple[float, float]:
     return float(by_window.mean()), float(by_window.std(correction=0)) / max(1, len(by_window) - 1) ** 0.5
 
 
-def everywhere(losses: Mapping[int, torch.Tensor], block: int, width: int) -> dict[int, torch.Tensor]:
+def everywhere(losses: Mapping[int, torch.Tensor], width: int) -> dict[int, torch.Tensor]:
     """Return offset_losses() at the positions that have a target at every offset; width: tokens of a window."""
-    inside = slice(-min(OFFSETS), min(block, width - max(OFFSETS)))
+    inside = slice(-min(OFFSETS), width - max(OFFSETS))
     return {offset: some[:, inside] for offset, some in losses.items()}
 
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
+from trainable.errors import first_of
 from trainable.model.models import has_lost_its_tie, numberless
 from trainable.preflight.causality import causal_model
 from trainable.preflight.check_result import Check, judged
-from trainable.preflight.configuration import listed
 from trainable.preflight.optimizer_watch import OptimizerWatch, SampledStep, WatchedTensor
 
 Finding = tuple[str, str]
@@ -36,9 +36,7 @@ SAME_RATE_FRAC = 0.02
 DECAY_SIGMAS = 6.0
 DECAY_FRAC = 0.1
 DECAY_MARGIN = 1e-3
-_RATE_ADVICE = (
-    "The learning rate has no effect: check which optimizer's groups the schedule writes it to, and who reads it."
-)
+_RATE_ADVICE = "The learning rate has no effect: check whose groups the schedule writes it to, and who reads it."
 
 
 def held_faults(watch: OptimizerWatch) -> Iterator[Finding]:
@@ -108,13 +106,13 @@ def frozen_doubts(watch: OptimizerWatch) -> Iterator[Finding]:
         elif kind in trained:
             frozen.append(name)
     if frozen:
-        yield f"{len(frozen)} tensors frozen above trained ones: {listed(frozen)}", "Right only if it is meant so."
+        yield f"{len(frozen)} tensors frozen above trained ones: {first_of(frozen)}", "Right only if it is meant so."
 
 
 def words_of(tensors: Sequence[WatchedTensor], watch: OptimizerWatch, what: str) -> str:
     """Return how many of the watched tensors are so, and which."""
     names = [tensor.name for tensor in tensors]
-    return f"{len(names)} of {len(watch.tensors)} trainable tensors {what}: {listed(names)}"
+    return f"{len(names)} of {len(watch.tensors)} trainable tensors {what}: {first_of(names)}"
 
 
 def check_optimizer(
@@ -269,9 +267,7 @@ def _size_faults(watch: OptimizerWatch, compared: Sequence[_Compared]) -> Iterat
     advice = "Check whether the optimizer keeps its state between steps, and for other code that writes these weights."
     if any(one.tensor.parameter.dtype == torch.float16 for one in wrong):
         words += " in float16"
-        advice = (
-            "AdamW's eps and squared gradients are 0 in float16. Keep the weights in fp32; autocast computes in fp16."
-        )
+        advice = "AdamW's eps and squared gradients are 0 in float16. Keep weights in fp32; autocast computes in fp16."
     yield f"{words} (by up to {max(one.error_frac for one in wrong):.0%} of its step)", advice
 
 

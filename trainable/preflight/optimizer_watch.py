@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.optim.adam import adam
 
 SAMPLED = 2048
 LARGEST_GRADIENTS = 256
@@ -83,12 +82,10 @@ class OptimizerWatch:
         """Places in `optimizers` of those whose step() was seen."""
         self._begun: set[int] = set()
         self._hooks = [
-            *(one.register_step_pre_hook(partial(self._begin_step, at)) for at, one in enumerate(self.optimizers)),
-            *(
-                one.parameter.register_hook(partial(self._begin_gradient, one))  # type: ignore[no-untyped-call]
-                for one in self.tensors
-            ),
+            one.register_step_pre_hook(partial(self._begin_step, at)) for at, one in enumerate(self.optimizers)
         ]
+        for tensor in self.tensors:
+            self._hooks.append(tensor.parameter.register_hook(partial(self._begin_gradient, tensor)))  # type: ignore[no-untyped-call]
 
     @property
     def moving_steps(self) -> int:
@@ -212,26 +209,14 @@ def _adam_step(
     state: Mapping[str, torch.Tensor], weights: torch.Tensor, gradient: torch.Tensor, group: Mapping[str, Any]
 ) -> torch.Tensor:
     """Return the weights after torch's plain step of Adam or AdamW in float64, moving `state` on."""
-    stepped, beta = weights.clone(), [float(beta) for beta in group["betas"]]
-    amsgrad = bool(group.get("amsgrad"))
-    adam(
-        [stepped],
-        [gradient],
-        [state["exp_avg"]],
-        [state["exp_avg_sq"]],
-        [state["max_exp_avg_sq"]] if amsgrad else [],
-        [state["step"]],
-        foreach=False,
-        amsgrad=amsgrad,
-        beta1=beta[0],
-        beta2=beta[1],
-        lr=float(group["lr"]),
-        weight_decay=float(group["weight_decay"]),
-        eps=float(group["eps"]),
-        maximize=bool(group.get("maximize")),
-        decoupled_weight_decay=group.get("decoupled_weight_decay", True),
-    )
-    return stepped
+    stepped = torch.nn.Parameter(weights.clone())
+    stepped.grad = gradient
+    reference = torch.optim.Adam([stepped], decoupled_weight_decay=True)
+    plain = {"params": [stepped], "lr": float(group["lr"]), "foreach": False, "fused": False, "capturable": False}
+    reference.param_groups[0].update({**group, **plain})
+    reference.state[stepped] = state
+    reference.step()
+    return stepped.detach()
 
 
 def _places(gradient: torch.Tensor) -> torch.Tensor:

@@ -17,11 +17,10 @@ from trainable.model.models import load_model
 from trainable.preflight.check_result import Check
 from trainable.preflight.configuration import check_schedule
 from trainable.preflight.corpus_checks import check_overlap, check_tokenizer_fit
+from trainable.preflight.initial_weights import Origin
 from trainable.preflight.memory import CheckpointRoom, check_disk
 from trainable.preflight.training import Setup, base_predictions, check_model_setup
 from trainable.run import RunSpec, load_run_model
-
-OUT_OF_MEMORY = "memory for a small step"
 
 
 def run_preflight(
@@ -53,12 +52,10 @@ def run_preflight(
         config=config,
         largest=largest or config,
         protocol=spec.protocol,
-        shipped=spec.model_name in SHIPPED and checkpoint is None,
-        random_weights=spec.from_scratch and checkpoint is None,
-        checkpoint=checkpoint is not None or spec.init_from is not None,
+        origin=_origin(spec, checkpoint),
         available_bytes=available_bytes,
     )
-    checks = _checks(spec, setup, files, room, [checkpoint])
+    checks = _checks(spec, setup, checkpoint, files, room)
     del checkpoint
     try:
         while True:
@@ -67,11 +64,17 @@ def run_preflight(
             if check is None:
                 return
             yield check
-            if check.name == OUT_OF_MEMORY:
-                return
     finally:
         checks.close()
         release_memory(device)
+
+
+def _origin(spec: RunSpec, checkpoint: Checkpoint | None) -> Origin:
+    if checkpoint is not None or spec.init_from is not None:
+        return "checkpoint"
+    if spec.from_scratch:
+        return "random"
+    return "shipped" if spec.model_name in SHIPPED else "named"
 
 
 def _next(checks: Generator[Check], device: torch.device) -> Check | None:
@@ -80,8 +83,9 @@ def _next(checks: Generator[Check], device: torch.device) -> Check | None:
     except Exception as error:
         if not is_out_of_memory(error):
             raise
+    # The last one, for a generator that has raised is over.
     return Check(
-        name=OUT_OF_MEMORY,
+        name="memory for a small step",
         status="fail",
         measured=f"{device.type} ran out of memory at a few hundred tokens",
         expected="room for the model, its gradients and AdamW's two states",
@@ -90,21 +94,17 @@ def _next(checks: Generator[Check], device: torch.device) -> Check | None:
 
 
 def _checks(
-    spec: RunSpec,
-    setup: Setup,
-    files: Sequence[Path],
-    room: CheckpointRoom | None,
-    checkpoints: list[Checkpoint | None],
+    spec: RunSpec, setup: Setup, checkpoint: Checkpoint | None, files: Sequence[Path], room: CheckpointRoom | None
 ) -> Generator[Check]:
-    """Yield the checks; checkpoints: the one to start from, taken out so that nothing else keeps it alive."""
-    checkpoint, config = checkpoints.pop(), setup.config
+    """Yield the checks; checkpoint: the one to start from, which is kept alive no longer than it is needed."""
+    config = setup.config
     yield check_schedule(config)
     for shape in (config, setup.largest):
         check_corpus(spec.corpus, block_size=shape.block_size, eval_block_size=spec.protocol.block_size)
     yield check_tokenizer_fit(setup.tokenizer, spec.corpus, files)
     yield check_overlap(spec.corpus, setup.tokenizer)
     device, base = torch.device(spec.device), None
-    if setup.checkpoint and spec.model_name not in PRESETS:
+    if setup.origin == "checkpoint" and spec.model_name not in PRESETS:
         base = load_model(spec.model_name, dropout=config.dropout, seed=config.seed)
         setup = replace(setup, base=base_predictions(base.to(device), setup))
         base = base.to("cpu")

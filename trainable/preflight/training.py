@@ -23,6 +23,7 @@ from trainable.preflight.corpus_checks import check_tokenizer_ids
 from trainable.preflight.gradients import check_frozen, check_gradient_reach, check_slope, cut_modules
 from trainable.preflight.initial_weights import (
     BASE_NAME,
+    Origin,
     Predictions,
     check_against_base,
     check_initial_loss,
@@ -65,11 +66,8 @@ def make_first_steps(model: PreTrainedModel, corpus: Corpus, config: TrialConfig
         state = new_state(config, model, device=device, unigram_entropy=math.nan, from_scratch=False)
         same_draws = torch.Generator()
         same_draws.set_state(state.batches.get_state())
-        batch = sample_batch(
-            corpus.train, batch_size=config.batch_size, block_size=config.block_size, generator=same_draws
-        )
         with in_mode(model, training=True):
-            profile = offset_profile(model, batch)
+            profile = offset_profile(model, sample_batch(corpus.train, config, same_draws))
         rows = []
         with closing(OptimizerWatch(model, state.optimizer)) as watch:
             for row in train(state, corpus, protocol, eval_steps=()):
@@ -117,15 +115,10 @@ class Setup:
     config: TrialConfig
     largest: TrialConfig
     protocol: EvalProtocol
-    random_weights: bool
-    """A preset's, with no checkpoint loaded."""
-    checkpoint: bool
-    """The weights are a checkpoint's."""
+    origin: Origin
     available_bytes: int | None = None
     base: Predictions | None = None
     """What the checkpoint's base predicts (base_predictions); None where there is no checkpoint or no base."""
-    shipped: bool = False
-    """The weights are those that came with the package."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,29 +168,20 @@ def check_model_setup(model: PreTrainedModel, setup: Setup) -> Iterator[Check]:
 
 def _check_predictions(model: PreTrainedModel, setup: Setup, samples: _Samples) -> Iterator[Check]:
     predictions = predict(model, samples.windows)
-    yield check_initial_loss(
-        predictions,
-        unigram_entropy=setup.corpus.unigram_entropy,
-        random_weights=setup.random_weights,
-        checkpoint=setup.checkpoint,
-        shipped=setup.shipped,
-    )
-    if setup.random_weights:
+    entropy = setup.corpus.unigram_entropy
+    yield check_initial_loss(predictions, unigram_entropy=entropy, origin=setup.origin)
+    if setup.origin == "random":
         yield skipped("checkpoint offsets", "the weights are random")
     else:
-        yield check_offsets(predictions, unigram_entropy=setup.corpus.unigram_entropy)
+        yield check_offsets(predictions, unigram_entropy=entropy)
     if setup.base is not None:
         yield check_against_base(predictions, setup.base)
     else:
-        no_base = (
-            "no other weights are named; to compare a fine-tuned model, set GPT2_MODEL_NAME to its base and "
-            "CHECKPOINT_PATH to its weights"
+        yield skipped(
+            BASE_NAME,
+            "no base is named; to compare a fine-tuned model, set GPT2_MODEL_NAME to the pretrained model that it "
+            "began as and CHECKPOINT_PATH to its weights",
         )
-        if setup.random_weights:
-            no_base = "random weights have none"
-        elif setup.checkpoint:
-            no_base = "GPT2_MODEL_NAME names random weights; if the checkpoint began as a pretrained model, name it"
-        yield skipped(BASE_NAME, no_base)
     yield check_causality(model, samples.windows[:2, :-1])
     yield check_evaluation_repeats(model, eval_windows(setup.corpus.val, samples.protocol))
 

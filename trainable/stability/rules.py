@@ -1,24 +1,15 @@
 """StabilityRules: every constant by which a run is judged, with its source; the judging is in trainable.stability."""
 
 from collections.abc import Mapping
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-from trainable.errors import UserError, check_bounds, did_you_mean
+from trainable.config import checked_field
+from trainable.errors import UserError, did_you_mean
 
 
 def _rule(default: float, *, low: float, high: float, unit: str) -> Any:
     return field(default=default, metadata={"low": low, "high": high, "unit": unit})
-
-
-def _checked(spec: Field[Any], value: Any) -> int | float:
-    low, high, unit = spec.metadata["low"], spec.metadata["high"], spec.metadata["unit"]
-    wanted = (int,) if spec.type is int else (int, float)
-    if isinstance(value, bool) or not isinstance(value, wanted):
-        kind = "a whole number" if spec.type is int else "a number"
-        raise UserError(f"[stability] {spec.name} must be {kind}, not {value!r}; the default is {spec.default}.")
-    check_bounds(f"[stability] {spec.name}", value, low, high, note=f" ({unit}); the default is {spec.default}")
-    return value if spec.type is int else float(value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +104,8 @@ class StabilityRules:
 
     def __post_init__(self) -> None:
         for spec in fields(self):
-            object.__setattr__(self, spec.name, _checked(spec, getattr(self, spec.name)))
+            given, label = getattr(self, spec.name), f"[stability] {spec.name}"
+            object.__setattr__(self, spec.name, checked_field(spec, given, label=label, default="the default"))
         for lower, upper in (("spike_min_steps", "spike_window_steps"), ("slow_end_ratio", "slow_ratio")):
             if getattr(self, lower) > getattr(self, upper):
                 values = f"{lower}={getattr(self, lower)} is more than {upper}={getattr(self, upper)}"

@@ -17,6 +17,7 @@ from trainable.text_audit.regions import find_binary, find_debris, find_foreign,
 from trainable.text_audit.repeats import find_repeats
 from trainable.text_audit.scan import Scan, scan_text
 from trainable.text_audit.shift import find_shifts
+from trainable.text_audit.text import Source
 from trainable.text_audit.units import Flags, Units
 from trainable.text_audit.windows import describe_vocabulary, measure_windows
 
@@ -50,7 +51,8 @@ def audit(
     train_tokens = len(corpus.train) if has_tail else len(tokens)
     token_range = _checked_range(token_range, len(tokens))
     vocabulary = describe_vocabulary(tokenizer)
-    scan = scan_text(files, tokenizer, tokens, progress, documents=documents, separator_id=separator_id)
+    text = Source(files=files, tokenizer=tokenizer, tokens=tokens, documents=documents, separator_id=separator_id)
+    scan = scan_text(text, progress)
     hits, markup = _text_hits(scan, tokens)
     hits += find_copies(scan.units, tokens, vocabulary.word, hits, train_tokens, progress)
     windows = measure_windows(tokens, vocabulary, _window_tokens(len(tokens), SHIFT_WINDOWS, 2048))
@@ -95,7 +97,7 @@ def _checked_range(token_range: tuple[int, int] | None, tokens: int) -> tuple[in
     assert 0 <= first < end, token_range
     if first >= tokens:
         raise UserError(
-            f"RANGE starts at token {first:,}; the text has {tokens:,}. Positions are those of the text's own tokens, "
+            f"RANGE starts at token {first:,}; the text has {tokens:,}. Ints are those of the text's own tokens, "
             f"not of those drawn in training; name a range within 0-{tokens}."
         )
     return first, min(end, tokens)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from trainable.text_audit.units import Units
+from trainable.text_audit.units import Flags, Ints, Units
 from trainable.text_audit.windows import Windows
 
 SEVERE_FRAC: Mapping[str, tuple[float, float]] = {
@@ -27,7 +27,7 @@ KINDS = tuple(SEVERE_FRAC)
 """In the order in which equally severe findings are listed."""
 SEVERITIES = ("high", "medium", "low")
 
-Spans = npt.NDArray[np.int64]
+Spans = Ints
 """Half-open token ranges, (n, 2)."""
 
 
@@ -116,9 +116,9 @@ class CleanPlan:
     units: Units
     removed: npt.NDArray[np.uint8]
     """(units,) 0 to keep, else 1 + the index in KINDS of why not."""
-    repaired: npt.NDArray[np.bool_]
+    repaired: Flags
     """(units,) kept, without their encoding debris."""
-    markup: npt.NDArray[np.bool_]
+    markup: Flags
     """(units,) of those, the ones whose tags and entities go too."""
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 
 from trainable.data.corpus import text_fingerprint
 from trainable.errors import UserError, reason
@@ -17,7 +16,7 @@ from trainable.text_audit.audit_values import KINDS, AuditReport, CleanPlan, Hit
 from trainable.text_audit.debris import repair
 from trainable.text_audit.ngrams import NGRAM_TOKENS, covered, marks_between
 from trainable.text_audit.scan import Scan
-from trainable.text_audit.units import Flags, Units
+from trainable.text_audit.units import Flags, Floats, Units
 
 _COPY_BYTES = 1 << 22
 REMOVED_KINDS = ("binary", "repeated_ngram", "train_val_overlap", "exact_duplicate", "near_duplicate")
@@ -63,11 +62,11 @@ def plan_clean(scan: Scan, hits: list[Hit], markup: Flags) -> CleanPlan:
     )
 
 
-def unit_cover(units: Units, spans: Spans) -> npt.NDArray[np.float64]:
+def unit_cover(units: Units, spans: Spans) -> Floats:
     """Return the share of each unit's tokens that spans cover (units,); of a unit without tokens, that of its place."""
     end = np.minimum(np.maximum(units.end_token, units.first_token + 1), units.tokens)
     first = np.minimum(units.first_token, end - 1)
-    frac: npt.NDArray[np.float64] = marks_between(covered(spans, units.tokens), first, end) / (end - first)
+    frac: Floats = marks_between(covered(spans, units.tokens), first, end) / (end - first)
     return frac
 
 
@@ -91,9 +90,7 @@ def check_clean(files: list[Path], out: Path) -> None:
         what = "is one of the audited files" if any(out.samefile(path) for path in files) else "exists"
         raise UserError(f"CLEAN={out} {what}. Nothing is overwritten: name a new file.")
     if len(files) > 1 and out.absolute().is_relative_to(os.path.commonpath(files)):
-        raise UserError(
-            f"CLEAN={out} is in the folder of the source and would become part of it. Name a file elsewhere."
-        )
+        raise UserError(f"CLEAN={out} is in the source's folder and would become part of it. Name a file elsewhere.")
     if not out.parent.is_dir():
         raise UserError(f"CLEAN={out} cannot be written: {out.parent} is not a folder. Make it, or name another.")
 

@@ -5,6 +5,7 @@ Templates, short wording that frames every example of a text, are repeated on pu
 
 from collections.abc import Iterator
 from itertools import pairwise
+from statistics import fmean
 
 import numpy as np
 import numpy.typing as npt
@@ -12,17 +13,9 @@ import numpy.typing as npt
 from trainable.data.tokens import Progress, Tokens
 from trainable.text_audit.audit_values import Hit, Spans, hit_spans, removed_spans, spans
 from trainable.text_audit.duplicates import find_duplicate_runs, find_overlap_runs, fingerprints
-from trainable.text_audit.near import NearDuplicates, find_near_duplicates, find_passages
-from trainable.text_audit.ngrams import (
-    NGRAM_TOKENS,
-    Hashes,
-    KnownHashes,
-    covered,
-    iter_ngram_hashes,
-    marks_between,
-    union,
-)
-from trainable.text_audit.units import Flags, Ints, Units
+from trainable.text_audit.near import NearDuplicate, find_near_duplicates, find_passages
+from trainable.text_audit.ngrams import NGRAM_TOKENS, KnownHashes, covered, iter_ngram_hashes, marks_between, union
+from trainable.text_audit.units import Flags, Hashes, Ints, Units
 
 TEMPLATE_NGRAM_TOKENS = 16
 PARTS = 32
@@ -43,7 +36,7 @@ MAX_OPEN = 32
 MOSTLY = 0.8
 """A passage of which this share is already in a finding is not compared."""
 SKIPPED_KINDS = ("binary", "repeated_ngram")
-Runs = npt.NDArray[np.int64]
+Runs = Ints
 """(n, 3) of (copy, original, length)."""
 
 
@@ -52,8 +45,11 @@ def _templates(tokens: Tokens) -> tuple[Flags, Flags, list[Hit]]:
 
     Flags are (tokens,), the n-grams of NGRAM_TOKENS. At most one finding stands for all templates.
     """
-    known = _template_hashes(tokens)
-    where = _occurrences(tokens, known) if len(known) else np.zeros(0, dtype=np.int64)
+    known, found = _template_hashes(tokens), [np.zeros(0, dtype=np.int64)]
+    index = KnownHashes(known)
+    for start, block in iter_ngram_hashes(tokens, 0, len(tokens), n=TEMPLATE_NGRAM_TOKENS) if len(known) else ():
+        found.append(index.find(block)[0] + start)
+    where = np.concatenate(found)
     spans = union(np.stack([where, where + TEMPLATE_NGRAM_TOKENS], axis=1))
     spans = spans[spans[:, 1] - spans[:, 0] <= MAX_TEMPLATE_TOKENS]
     covers = covered(spans, len(tokens))
@@ -77,14 +73,7 @@ def _template_hashes(tokens: Tokens) -> Hashes:
     return known
 
 
-def _occurrences(tokens: Tokens, known: Hashes) -> npt.NDArray[np.int64]:
-    index, found = KnownHashes(known), [np.zeros(0, dtype=np.int64)]
-    for start, block in iter_ngram_hashes(tokens, 0, len(tokens), n=TEMPLATE_NGRAM_TOKENS):
-        found.append(index.find(block)[0] + start)
-    return np.concatenate(found)
-
-
-def _template_hit(spans: npt.NDArray[np.int64]) -> Hit:
+def _template_hit(spans: Ints) -> Hit:
     sizes = spans[:, 1] - spans[:, 0]
     return Hit(
         kind="exact_duplicate",
@@ -154,21 +143,24 @@ def overlap_hits(runs: Runs) -> Iterator[Hit]:
         )
 
 
-def near_hits(pairs: NearDuplicates, first: Ints, end: Ints) -> Iterator[Hit]:
+def near_hits(pairs: list[NearDuplicate], first: Ints, end: Ints) -> Iterator[Hit]:
     """Yield near duplicates; consecutive passages that resemble consecutive ones are one."""
-    breaks = np.flatnonzero((np.diff(pairs.copy) != 1) | (np.abs(np.diff(pairs.original) - 1) > 1)) + 1
-    for index in np.split(np.arange(len(pairs.copy)), breaks):
-        if len(index) == 0:
-            continue
-        low, high = int(first[pairs.copy[index[0]]]), int(end[pairs.copy[index[-1]]])
-        originals = pairs.original[index]
-        similarity = float(pairs.similarity[index].mean())
+    runs: list[list[NearDuplicate]] = []
+    for pair in pairs:
+        before = runs[-1][-1] if runs else None
+        if before and pair[0] == before[0] + 1 and abs(pair[1] - before[1] - 1) <= 1:
+            runs[-1].append(pair)
+        else:
+            runs.append([pair])
+    for run in runs:
+        copies, originals, similarities = (list(column) for column in zip(*run, strict=True))
+        low, high = int(first[copies[0]]), int(end[copies[-1]])
         yield Hit(
             kind="near_duplicate",
             first=low,
             end=high,
-            summary=f"{high - low:,} tokens, {similarity:.0%} alike",
-            removed=np.stack([first[pairs.copy[index]], end[pairs.copy[index]]], axis=1),
+            summary=f"{high - low:,} tokens, {fmean(similarities):.0%} alike",
+            removed=np.stack([first[copies], end[copies]], axis=1),
             original=(int(first[originals].min()), int(end[originals].max())),
             occurrences=2,
             affected_tokens=high - low,

@@ -2,11 +2,11 @@
 training sees too."""
 
 import numpy as np
-import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
 
 from trainable.data.tokens import Progress, Tokens
-from trainable.text_audit.ngrams import NGRAM_TOKENS, Hashes, KnownHashes, Positions, iter_ngram_hashes, matching_runs
+from trainable.text_audit.ngrams import NGRAM_TOKENS, KnownHashes, iter_ngram_hashes, matching_runs
+from trainable.text_audit.units import Flags, Hashes, Ints
 
 MIN_DUPLICATE_TOKENS = 50
 """Lee et al. 2022, Deduplicating training data makes language models better, sec. 4.1."""
@@ -14,9 +14,7 @@ _WINDOW = MIN_DUPLICATE_TOKENS - NGRAM_TOKENS + 1
 """A match of MIN_DUPLICATE_TOKENS holds a whole window of n-grams, whose least hash is then kept in both places."""
 
 
-def find_duplicate_runs(
-    tokens: Tokens, train_tokens: int, hashes: Hashes, positions: Positions
-) -> npt.NDArray[np.int64]:
+def find_duplicate_runs(tokens: Tokens, train_tokens: int, hashes: Hashes, positions: Ints) -> Ints:
     """Return runs (n, 3) of (copy, original, length), each maximal, sorted by copy, from the text's fingerprints.
 
     The original of a passage is its first occurrence in the validation part, or else its first: what is left out
@@ -31,7 +29,7 @@ def find_duplicate_runs(
     return _maximal(runs)
 
 
-def fingerprints(tokens: Tokens, skipped: npt.NDArray[np.bool_], progress: Progress) -> tuple[Hashes, Positions]:
+def fingerprints(tokens: Tokens, skipped: Flags, progress: Progress) -> tuple[Hashes, Ints]:
     """Return the hashes of a tenth of the n-grams, chosen by the hashes alone, and where they are.
 
     Winnowing: Schleimer, Wilkerson & Aiken 2003, sec. 3. N-grams that start where `skipped` is true are left out.
@@ -55,7 +53,7 @@ def fingerprints(tokens: Tokens, skipped: npt.NDArray[np.bool_], progress: Progr
     return np.concatenate(hashes), np.concatenate(positions)
 
 
-def _pairs(hashes: Hashes, positions: Positions, train_tokens: int) -> tuple[Positions, Positions]:
+def _pairs(hashes: Hashes, positions: Ints, train_tokens: int) -> tuple[Ints, Ints]:
     """(copies, originals) of the n-grams that occur more than once, sorted by copy."""
     order = np.argsort(hashes, kind="stable")
     hashes, positions = hashes[order], positions[order]
@@ -69,7 +67,7 @@ def _pairs(hashes: Hashes, positions: Positions, train_tokens: int) -> tuple[Pos
     return copies[by_copy], originals[by_copy]
 
 
-def _agreeing(tokens: Tokens, here: Positions, there: Positions, *, step: int) -> Positions:
+def _agreeing(tokens: Tokens, here: Ints, there: Ints, *, step: int) -> Ints:
     """How many tokens agree from `here` and `there` on, up to MIN_DUPLICATE_TOKENS, for each pair of places."""
     counts, left = np.zeros(len(here), dtype=np.int64), np.arange(len(here))
     for index in range(MIN_DUPLICATE_TOKENS):
@@ -81,16 +79,14 @@ def _agreeing(tokens: Tokens, here: Positions, there: Positions, *, step: int) -
     return counts
 
 
-def _maximal(runs: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def _maximal(runs: Ints) -> Ints:
     """The runs that are no part of another."""
     runs = runs[np.lexsort((-runs[:, 2], runs[:, 0]))]
     reach = np.maximum.accumulate(np.append(-1, runs[:, 0] + runs[:, 2]))[:-1]
     return runs[runs[:, 0] + runs[:, 2] > reach]
 
 
-def find_overlap_runs(
-    tokens: Tokens, train_tokens: int, skipped: npt.NDArray[np.bool_], progress: Progress
-) -> npt.NDArray[np.int64]:
+def find_overlap_runs(tokens: Tokens, train_tokens: int, skipped: Flags, progress: Progress) -> Ints:
     """Return runs (n, 3) of (train position, validation position, length) of every n-gram that both parts hold.
 
     Sorted by the first; the validation position is the first there. Where `skipped` is true none is looked at.

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from trainable.text_audit.ngrams import Hashes, covered, marked_spans, marks_between
-from trainable.text_audit.units import ASCII_LETTERS, Bytes, Flags, Ints, byte_set
+from trainable.text_audit.ngrams import covered, marked_spans, marks_between
+from trainable.text_audit.units import ASCII_LETTERS, Bytes, Flags, Hashes, Ints, byte_set
 
 SCRIPTS = (
     "Latin", "Greek", "Cyrillic", "Armenian", "Hebrew", "Arabic", "Indic", "Thai or Lao", "Georgian", "Hangul", "Kana",

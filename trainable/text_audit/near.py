@@ -2,15 +2,14 @@
 locality-sensitive hashing of their shingles."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
 from trainable.data.tokens import Progress, Tokens
-from trainable.text_audit.ngrams import Hashes, hash_tokens, scramble
-from trainable.text_audit.units import Ints, Units
+from trainable.text_audit.ngrams import hash_tokens, scramble
+from trainable.text_audit.units import Hashes, Ints, Units
 
 MIN_PASSAGE_TOKENS = 40
 """Shorter paragraphs join the next: a heading or a line of a dialogue says too little to be a copy."""
@@ -21,6 +20,8 @@ MIN_SHINGLES = 20
 
 WordsAt = Callable[[int, int], npt.NDArray[np.int32]]
 """The words of tokens [low, high), 0 for a token that is none."""
+NearDuplicate = tuple[int, int, float]
+"""A passage by its index, the one that it copies and that is no copy itself, and their similarity."""
 
 MIN_SIMILARITY = 0.5
 """Jaccard similarity of the shingles. As for the OpenWebText2 part of The Pile (Gao et al. 2020, appendix C); a copy
@@ -77,20 +78,10 @@ def iter_shingles(words_at: WordsAt, first: Ints, end: Ints) -> Iterator[tuple[i
         yield low, scramble(hashes[is_inside]) >> np.uint64(32), np.append(0, np.cumsum(counts))
 
 
-@dataclass(frozen=True, kw_only=True)
-class NearDuplicates:
-    """Pairs of passages, each array (pairs,), sorted by copy."""
-
-    copy: Ints
-    original: Ints
-    """No copy itself."""
-    similarity: npt.NDArray[np.float64]
-
-
 def find_near_duplicates(
     words_at: WordsAt, first: Ints, end: Ints, train_tokens: int, progress: Progress
-) -> NearDuplicates:
-    """Return the passages [first, end) that are nearly equal to another, each with the one that stays.
+) -> list[NearDuplicate]:
+    """Return the passages [first, end) that are nearly equal to another, sorted, each with the one that stays.
 
     Of two alike the one in the validation part stays, or else the first.
     """
@@ -109,12 +100,7 @@ def find_near_duplicates(
             kept[copy] = (original, similarity)
         if done % 1000 == 0:
             progress("comparing near duplicates", done / len(pairs))
-    copies = sorted(kept)
-    return NearDuplicates(
-        copy=np.array(copies, dtype=np.int64),
-        original=np.array([kept[copy][0] for copy in copies], dtype=np.int64),
-        similarity=np.array([kept[copy][1] for copy in copies]),
-    )
+    return [(copy, *kept[copy]) for copy in sorted(kept)]
 
 
 def _bands(words_at: WordsAt, first: Ints, end: Ints, progress: Progress) -> tuple[Hashes, Ints]:

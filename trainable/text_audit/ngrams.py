@@ -6,14 +6,13 @@ import numpy as np
 import numpy.typing as npt
 
 from trainable.data.tokens import Tokens
+from trainable.text_audit.units import Flags, Hashes, Ints
 
 NGRAM_TOKENS = 32
 """As in the overlap checks of the field; a power of two, since hashes are built by doubling."""
 BLOCK_TOKENS = 1 << 18
 """Blocks that stay in the processor's cache."""
 
-Hashes = npt.NDArray[np.uint64]
-Positions = npt.NDArray[np.int64]
 
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 _STEP = 0xD6E8FEB86659FD93
@@ -64,7 +63,7 @@ class KnownHashes:
         self._has_prefix = np.zeros(1 << _PREFIX_BITS, dtype=bool)
         self._has_prefix[hashes >> _PREFIX_SHIFT] = True
 
-    def find(self, hashes: Hashes) -> tuple[Positions, Positions]:
+    def find(self, hashes: Hashes) -> tuple[Ints, Ints]:
         """Return the indices of those of `hashes` that are known, and of each its index among the known."""
         # Nearly all n-grams of a text miss: a flag per prefix turns them away before the search.
         maybe = np.flatnonzero(self._has_prefix[hashes >> _PREFIX_SHIFT])
@@ -73,7 +72,7 @@ class KnownHashes:
         return maybe[found], index[found]
 
 
-def matching_runs(here: Positions, there: Positions, *, gap: int) -> npt.NDArray[np.int64]:
+def matching_runs(here: Ints, there: Ints, *, gap: int) -> Ints:
     """Return runs (n, 3) of (here, there, length) from matching n-grams `here` (ascending) and `there`.
 
     Matches belong to one run while both positions advance alike by at most `gap`.
@@ -87,7 +86,7 @@ def matching_runs(here: Positions, there: Positions, *, gap: int) -> npt.NDArray
     return np.stack([here[firsts], there[firsts], lengths], axis=1)
 
 
-def union(spans: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def union(spans: Ints) -> Ints:
     """Return half-open spans (n, 2) merged where they touch or overlap, sorted."""
     if len(spans) == 0:
         return spans.reshape(0, 2)
@@ -98,22 +97,22 @@ def union(spans: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     return np.stack([spans[firsts, 0], reach[np.append(breaks, len(spans)) - 1]], axis=1)
 
 
-def covered(spans: npt.NDArray[np.int64], length: int) -> npt.NDArray[np.bool_]:
+def covered(spans: Ints, length: int) -> Flags:
     """Return for each of `length` positions whether a span covers it."""
     steps = np.zeros(length + 1, dtype=np.int32)
     np.add.at(steps, spans[:, 0], 1)
     np.add.at(steps, spans[:, 1], -1)
-    covering: npt.NDArray[np.bool_] = np.cumsum(steps[:-1]) > 0
+    covering: Flags = np.cumsum(steps[:-1]) > 0
     return covering
 
 
-def marks_between(marks: npt.NDArray[np.generic], first: Positions, end: Positions) -> Positions:
+def marks_between(marks: npt.NDArray[np.generic], first: Ints, end: Ints) -> Ints:
     """Return the sum of `marks`, flags or counts, over each span [first, end)."""
     total = np.append(0, np.cumsum(marks, dtype=np.int64))
-    between: Positions = total[end] - total[first]
+    between: Ints = total[end] - total[first]
     return between
 
 
-def marked_spans(marks: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+def marked_spans(marks: Flags) -> Ints:
     """Return the half-open spans (n, 2) of the stretches where `marks` is true."""
     return np.flatnonzero(np.diff(marks.astype(np.int8), prepend=0, append=0)).reshape(-1, 2)

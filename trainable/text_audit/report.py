@@ -23,23 +23,17 @@ if TYPE_CHECKING:
 SHOWN, LOW_SHOWN = 25, 3
 """Findings listed in a terminal, and where all of them are low."""
 FIGURES = {
-    "entropy": ("token entropy", ".2f"),
-    "bytes_per_token": ("bytes per token", ".2f"),
-    "shift": ("distance from the whole", ".2f"),
-    "non_ascii_frac": ("non-ASCII", ".1%"),
-    "duplicate_frac": ("copied", ".1%"),
+    "entropy": ("token entropy", ".2f", "token entropy\nnats/token", False),
+    "bytes_per_token": ("bytes per token", ".2f", "bytes\nper token", False),
+    "shift": ("distance from the whole", ".2f", "distance from\nthe whole text", True),
+    "non_ascii_frac": ("non-ASCII", ".1%", "non-ASCII\nshare", True),
+    "duplicate_frac": ("copied", ".1%", "copied\nshare", True),
 }
-"""The profile's arrays: what to call each, and how its numbers are written."""
+"""The profile's arrays: what to call each, how its numbers are written, its curve's label, and whether it is a
+share."""
 _STYLES = {"high": "bold red", "medium": "yellow", "low": "dim"}
 _COLOURS = ("#b2182b", "#d6604d", "#f4a582", "#8c510a", "#4d4d4d", "#542788", "#2166ac", "#1b7837", "#80b1d3")
 """Of KINDS, in their order."""
-_CURVES = (
-    ("entropy", "token entropy\nnats/token", False),
-    ("bytes_per_token", "bytes\nper token", False),
-    ("shift", "distance from\nthe whole text", True),
-    ("non_ascii_frac", "non-ASCII\nshare", True),
-    ("duplicate_frac", "copied\nshare", True),
-)
 MIN_WIDTH_FRAC = 0.0015
 """A finding is drawn at least so wide, or the short ones could not be seen."""
 
@@ -126,7 +120,7 @@ def _words(kind: str) -> str:
 def _comparison(report: AuditReport) -> list[RenderableType]:
     figures = []
     for name, (inside, rest) in range_against_rest(report).items():
-        label, number = FIGURES[name]
+        label, number, *_ = FIGURES[name]
         figures.append(f"{label} {inside:{number}} ({rest:{number}})")
     return [Text(f"in the range (and in the rest): {', '.join(figures)}")] if figures else []
 
@@ -171,12 +165,14 @@ def plot_audit(report: AuditReport, path: Path) -> None:
 
     figure = Figure(figsize=(12, 10), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1 + len(_CURVES), 1, sharex=True, height_ratios=[3.2, *[1.2] * len(_CURVES)])
+    axes = figure.subplots(1 + len(FIGURES), 1, sharex=True, height_ratios=[3.2, *[1.2] * len(FIGURES)])
     _draw_strips(axes[0], report)
-    for axis, curve in zip(axes[1:], _CURVES, strict=True):
-        _draw_curve(axis, report, *curve)
+    for axis, (name, (_, _, label, is_share)) in zip(axes[1:], FIGURES.items(), strict=True):
+        _draw_curve(axis, report, name, label, is_share=is_share)
     for axis in axes:
-        _draw_marks(axis, report)
+        axis.axvline(report.train_tokens, color="#b2182b", linewidth=1.0, linestyle="--")
+        if report.token_range is not None:
+            axis.axvspan(*report.token_range, color="#fee08b", alpha=0.35, zorder=0, linewidth=0)
         axis.spines[["top", "right"]].set_visible(False)
     if report.train_tokens < report.tokens:
         above = axes[0].get_xaxis_transform()
@@ -204,13 +200,13 @@ def _draw_strips(axis: "Axes", report: AuditReport) -> None:
 
 
 def _label(kind: str, report: AuditReport) -> str:
-    name, total = kind.replace("_", " "), report.totals.get(kind)
+    total = report.totals.get(kind)
     if total is None:
-        return name
-    return f"{name}  ({total.findings:,} place{'s' if total.findings > 1 else ''}, {total.frac:.2%})"
+        return _words(kind)
+    return f"{_words(kind)}  ({total.findings:,} place{'s' if total.findings > 1 else ''}, {total.frac:.2%})"
 
 
-def _draw_curve(axis: "Axes", report: AuditReport, name: str, label: str, is_share: bool) -> None:
+def _draw_curve(axis: "Axes", report: AuditReport, name: str, label: str, *, is_share: bool) -> None:
     values = getattr(report.profile, name)
     edges = np.append(report.profile.first_token, report.tokens)
     axis.stairs(values, edges, color="#333333", linewidth=1.0, baseline=None)
@@ -220,9 +216,3 @@ def _draw_curve(axis: "Axes", report: AuditReport, name: str, label: str, is_sha
         axis.set_ylim(0.0, min(max(most, 0.05), 1.05))
     else:
         axis.set_ylim(min(float(values.min()), 0.5 * float(np.median(values))), most + 0.1)
-
-
-def _draw_marks(axis: "Axes", report: AuditReport) -> None:
-    axis.axvline(report.train_tokens, color="#b2182b", linewidth=1.0, linestyle="--")
-    if report.token_range is not None:
-        axis.axvspan(*report.token_range, color="#fee08b", alpha=0.35, zorder=0, linewidth=0)

@@ -1,21 +1,18 @@
 """One pass over the text: its units, and for each what can be told from its bytes alone."""
 
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy.special import entr
-from tokenizers import Tokenizer
 
-from trainable.data.text_documents import WHOLE_FILES, Documents
-from trainable.data.tokens import Progress, Tokens
+from trainable.data.tokens import Progress
 from trainable.text_audit.debris import MARKUP, debris_of
 from trainable.text_audit.language import common_words, count_words, unit_scripts
-from trainable.text_audit.ngrams import Hashes, covered, marked_spans, marks_between
-from trainable.text_audit.text import Piece, iter_pieces
-from trainable.text_audit.units import Bytes, Cuts, Flags, Ints, Units, byte_set, cut_units
+from trainable.text_audit.ngrams import covered, marked_spans, marks_between
+from trainable.text_audit.text import Piece, Source, iter_pieces
+from trainable.text_audit.units import Bytes, Cuts, Flags, Floats, Hashes, Ints, Units, byte_set, cut_units
 
 MIN_REGION_BYTES = 200
 """A shorter blob is a checksum or a key such as prose may quote."""
@@ -44,7 +41,7 @@ def noisy_units(data: Bytes, starts: Ints) -> Flags:
     """Return for each unit of `data` (they begin at `starts`) whether most of it is noise."""
     sizes = np.diff(np.append(starts, len(data)))
 
-    def frac(marks: Flags) -> npt.NDArray[np.float64]:
+    def frac(marks: Flags) -> Floats:
         return np.add.reduceat(marks, starts, dtype=np.int64) / sizes
 
     # A block does not begin and end where the noise does: lines of lower-case letters inside it are spared, and the
@@ -128,21 +125,13 @@ class Scan:
     """Letters, spaces and full stops."""
 
 
-def scan_text(
-    files: list[Path],
-    tokenizer: Tokenizer,
-    tokens: Tokens,
-    progress: Progress,
-    *,
-    documents: Documents = WHOLE_FILES,
-    separator_id: int | None = None,
-) -> Scan:
-    """Return the scan of the files, whose tokens under `tokenizer` are `tokens`."""
+def scan_text(source: Source, progress: Progress) -> Scan:
+    """Return the scan of a text."""
     columns: dict[str, list[npt.NDArray[np.generic]]] = {}
-    index_of = {path: index for index, path in enumerate(files)}
-    common = common_words(files)
+    index_of = {path: index for index, path in enumerate(source.files)}
+    common = common_words(source.files)
     lines = 0
-    for piece in iter_pieces(files, tokenizer, tokens, documents=documents, separator_id=separator_id):
+    for piece in iter_pieces(source):
         path, file_lines = piece.chunk.path, piece.chunk.lines
         # A text of JSON lines has lines of its own, which the chunk maps to the file's.
         first_line = 0 if file_lines else piece.chunk.first_line
@@ -160,10 +149,10 @@ def scan_text(
         }
         for name, values in (rows | _mark_columns(piece, cuts, common)).items():
             columns.setdefault(name, []).append(values)
-        progress("reading the text", (piece.first_token + len(piece.token_starts)) / max(1, len(tokens)))
+        progress("reading the text", (piece.first_token + len(piece.token_starts)) / max(1, len(source.tokens)))
     joined = {name: np.concatenate(parts) for name, parts in columns.items()}
     marks: dict[str, Any] = {field.name: joined.pop(field.name) for field in fields(Scan) if field.name in joined}
-    units = Units(files=tuple(files), tokens=len(tokens), **joined)
+    units = Units(files=tuple(source.files), tokens=len(source.tokens), **joined)
     return Scan(units=units, lines=lines, **marks)
 
 

@@ -1,11 +1,11 @@
 """Distribution shift: stretches whose tokens are distributed unlike the rest, and points where the text changes."""
 
 import numpy as np
-import numpy.typing as npt
 
 from trainable.text_audit.audit_values import Hit
 from trainable.text_audit.ngrams import marked_spans
-from trainable.text_audit.windows import Floats, Windows, js_distance
+from trainable.text_audit.units import Flags, Floats, Ints
+from trainable.text_audit.windows import Windows, js_distance
 
 MIN_WINDOWS = 16
 MIN_EXCESS = 0.26
@@ -33,16 +33,18 @@ def find_shifts(windows: Windows) -> list[Hit]:
     median = float(np.median(distance))
     spread = max(1.4826 * float(np.median(np.abs(distance - median))), MIN_SPREAD)
     excess = distance - median
-    hits = [
-        _stretch(windows, first, end, distance[max(0, first - 1) : end], median)
-        for first, end in _stretches((excess >= MIN_EXCESS) & (excess >= MIN_DEVIATIONS * spread), windows, total)
-    ]
+    hits = []
+    for first, end in _stretches((excess >= MIN_EXCESS) & (excess >= MIN_DEVIATIONS * spread), windows, total):
+        worst = float(distance[max(0, first - 1) : end].max())
+        summary = f"tokens distributed unlike the rest: Jensen-Shannon distance {worst:.2f}, {median:.2f} is usual"
+        low, high = int(windows.first_token[first]), int(windows.end_token[end - 1])
+        hits.append(_hit(low, high, summary, worst - median))
     # One change in the middle makes both halves unlike the whole: it is said only where no stretch says it better.
     change = _change(windows)
     return hits if hits or change is None else [change]
 
 
-def _stretches(flags: npt.NDArray[np.bool_], windows: Windows, total: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
+def _stretches(flags: Flags, windows: Windows, total: Ints) -> list[tuple[int, int]]:
     """(first, end) windows of each flagged stretch."""
     stretches: list[tuple[int, int]] = []
     for first, end in marked_spans(flags).tolist():
@@ -53,19 +55,12 @@ def _stretches(flags: npt.NDArray[np.bool_], windows: Windows, total: npt.NDArra
     return stretches
 
 
-def _trimmed(first: int, end: int, windows: Windows, total: npt.NDArray[np.int64]) -> tuple[int, int]:
+def _trimmed(first: int, end: int, windows: Windows, total: Ints) -> tuple[int, int]:
     """The stretch without outer windows that are much nearer to the whole than its worst."""
     distance = js_distance(windows.counts[first:end], total)
     typical = float(np.median(js_distance(windows.counts, total)))
     odd = np.flatnonzero(distance - typical >= 0.5 * (distance.max() - typical))
     return first + int(odd[0]), first + int(odd[-1]) + 1
-
-
-def _stretch(windows: Windows, first: int, end: int, distance: Floats, median: float) -> Hit:
-    low, high = int(windows.first_token[first]), int(windows.end_token[end - 1])
-    worst = float(distance.max())
-    summary = f"tokens distributed unlike the rest: Jensen-Shannon distance {worst:.2f}, {median:.2f} is usual"
-    return _hit(low, high, summary, worst - median)
 
 
 def _hit(low: int, high: int, summary: str, excess: float) -> Hit:
@@ -97,7 +92,7 @@ def _change(windows: Windows) -> Hit | None:
     return _hit(low, high, summary, float(excess[worst]))
 
 
-def _split_distances(counts: npt.NDArray[np.int64], points: npt.NDArray[np.int64]) -> Floats:
+def _split_distances(counts: Ints, points: Ints) -> Floats:
     """Distance of all windows before each point from all after it."""
     before = np.cumsum(counts, axis=0)
     return np.array([float(js_distance(before[point - 1], before[-1] - before[point - 1])) for point in points])

@@ -15,6 +15,17 @@ from trainable.text_audit.units import Bytes, Ints
 
 
 @dataclass(frozen=True, kw_only=True)
+class Source:
+    """A text and its tokens under a tokenizer."""
+
+    files: list[Path]
+    tokenizer: Tokenizer
+    tokens: Tokens
+    documents: Documents = WHOLE_FILES
+    separator_id: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Piece:
     """A chunk of the text and the tokens that start in it."""
 
@@ -29,27 +40,20 @@ class Piece:
     """(T,) byte of `data` at which each token starts, not decreasing."""
 
 
-def iter_pieces(
-    files: list[Path],
-    tokenizer: Tokenizer,
-    tokens: Tokens,
-    *,
-    documents: Documents = WHOLE_FILES,
-    separator_id: int | None = None,
-) -> Iterator[Piece]:
-    """Yield the files' bytes in order, aligned with `tokens`, which must be theirs under `tokenizer`."""
-    lengths = token_lengths(tokenizer)
-    tells = documents.kind == "file" and _lengths_tell(files, tokenizer, tokens, lengths, separator_id)
+def iter_pieces(source: Source) -> Iterator[Piece]:
+    """Yield the files' bytes in order, aligned with the tokens."""
+    lengths, tokens = token_lengths(source.tokenizer), source.tokens
+    tells = source.documents.kind == "file" and _lengths_tell(source, lengths)
     path: Path | None = None
     first_token = first_byte = 0
-    for chunk, follows in after_documents(iter_chunks(files, documents)):
+    for chunk, follows in after_documents(iter_chunks(source.files, source.documents)):
         first_byte = first_byte if chunk.path == path else 0
         path = chunk.path
-        separated = [follows_one and separator_id is not None for follows_one in follows]
+        separated = [follows_one and source.separator_id is not None for follows_one in follows]
         data = np.frombuffer(chunk.text.encode(), dtype=np.uint8)
         starts = _starts_by_length(data, tokens[first_token:], lengths, separated[0]) if tells else None
         if starts is None:
-            starts = _starts_by_offsets(chunk, tokenizer, separated)
+            starts = _starts_by_offsets(chunk, source.tokenizer, separated)
         raw = np.frombuffer(chunk.raw, dtype=np.uint8)
         if len(raw) != len(data):
             starts = _kept_bytes(raw, starts_file=first_byte == 0)[starts]
@@ -78,21 +82,19 @@ def token_lengths(tokenizer: Tokenizer) -> npt.NDArray[np.int32]:
     return lengths
 
 
-def _lengths_tell(
-    files: list[Path], tokenizer: Tokenizer, tokens: Tokens, lengths: npt.NDArray[np.int32], separator_id: int | None
-) -> bool:
+def _lengths_tell(source: Source, lengths: npt.NDArray[np.int32]) -> bool:
     """Whether each token stands for as many bytes of the text as `lengths` says."""
-    decoder = json.dumps(json.loads(tokenizer.to_str())["decoder"])
+    decoder = json.dumps(json.loads(source.tokenizer.to_str())["decoder"])
     if '"ByteLevel"' not in decoder:
         return False
-    total_bytes = int(token_counts(tokens, len(lengths)) @ lengths)
+    total_bytes = int(token_counts(source.tokens, len(lengths)) @ lengths)
     text_bytes = 0
     begun = 0
-    for chunk in iter_chunks(files):
+    for chunk in iter_chunks(source.files):
         text_bytes += len(chunk.text.encode())
         begun += sum(span.begins for span in chunk.spans)
-    if separator_id is not None:
-        text_bytes += int(lengths[separator_id]) * max(0, begun - 1)
+    if source.separator_id is not None:
+        text_bytes += int(lengths[source.separator_id]) * max(0, begun - 1)
     return total_bytes == text_bytes
 
 

@@ -12,6 +12,8 @@ LONG_BYTES = 240
 Bytes = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float64]
+Hashes = npt.NDArray[np.uint64]
 
 
 def byte_set(*parts: bytes | range) -> Flags:

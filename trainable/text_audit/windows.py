@@ -9,12 +9,11 @@ from tokenizers import Tokenizer
 
 from trainable.data.tokens import Tokens, token_counts
 from trainable.text_audit.text import token_lengths
+from trainable.text_audit.units import Flags, Floats, Ints
 
 BUCKETS = 512
 """The commonest tokens have one each; the rest share the last ones by their id: rare words tell topics, not kinds."""
 _SHARED = 64
-
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +47,10 @@ def describe_vocabulary(tokenizer: Tokenizer) -> Vocabulary:
 class Windows:
     """Equal windows of tokens, the last one longer; each array (windows,) unless said otherwise."""
 
-    first_token: npt.NDArray[np.int64]
+    first_token: Ints
     window_tokens: int
     tokens: int
-    counts: npt.NDArray[np.int64]
+    counts: Ints
     """(windows, BUCKETS) tokens per bucket."""
     entropy: Floats
     """Of the window's own token frequencies, nats/token."""
@@ -67,14 +66,12 @@ class Windows:
         return js_distance(self.counts, self.counts.sum(axis=0))
 
     @property
-    def end_token(self) -> npt.NDArray[np.int64]:
+    def end_token(self) -> Ints:
         """One past the last token of each window."""
         return np.append(self.first_token[1:], self.tokens)
 
 
-def measure_windows(
-    tokens: Tokens, vocabulary: Vocabulary, window_tokens: int, copied: npt.NDArray[np.bool_] | None = None
-) -> Windows:
+def measure_windows(tokens: Tokens, vocabulary: Vocabulary, window_tokens: int, copied: Flags | None = None) -> Windows:
     """Return the windows of at least one token; a last one shorter than half joins the one before.
 
     copied: (tokens,) which of them are copies; None where none are known.
@@ -102,7 +99,7 @@ def measure_windows(
     return Windows(first_token=first, window_tokens=window_tokens, tokens=len(tokens), counts=counts, **by_name)
 
 
-def js_distance(counts: npt.NDArray[np.int64], reference: npt.NDArray[np.int64]) -> Floats:
+def js_distance(counts: Ints, reference: Ints) -> Floats:
     """Return the Jensen-Shannon distance (base 2, so 0 to 1) of each row of counts from the reference's frequencies."""
     rows = counts / counts.sum(axis=-1, keepdims=True)
     other = reference / reference.sum(axis=-1, keepdims=True)

@@ -4,7 +4,6 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -50,9 +49,7 @@ def checkpoint_profile(
     is_base: whether the model's name is that of what the weights began as.
     """
     if tokens is None:
-        return Profile(
-            no_profile="no text could be read as it was trained on: set GPT2_MODEL_NAME to the model it began as"
-        )
+        return Profile(no_profile="no text was read as it was trained on: set GPT2_MODEL_NAME to the model it began as")
     try:
         named = _named_model(checkpoint, weights, tokens, model_name, bases)
         models = [named] if named is not None else _models(checkpoint, weights, hyperparameters)
@@ -71,15 +68,9 @@ def checkpoint_profile(
         offset_losses=means[best],
         offset_tokens=windows.shape[0] * (width - 1),
         base_name=model_name or "" if base is not None else "",
-        base_gains={} if base is None else offset_gains(base, everywhere(measured[best], width - 1, width)),
-        no_base="" if base is not None else _no_base(model_name),
+        base_gains={} if base is None else offset_gains(base, everywhere(measured[best], width)),
+        no_base="" if base is not None else "set GPT2_MODEL_NAME to the pretrained model it began as",
     )
-
-
-def _no_base(model_name: str | None) -> str:
-    if model_name in PRESETS:
-        return f"{model_name} has random weights; if it began as a pretrained model, set GPT2_MODEL_NAME to that"
-    return "set GPT2_MODEL_NAME to the pretrained model it began as"
 
 
 def _losses(model: PreTrainedModel, windows: torch.Tensor) -> Losses:
@@ -95,9 +86,7 @@ def _windows(tokens: Tokens, model: PreTrainedModel) -> torch.Tensor:
     starts = np.unique(np.linspace(0, len(tokens) - block - 1, PROFILE_WINDOWS).astype(np.int64))
     windows = tokens[starts[:, None] + np.arange(block + 1)].astype(np.int64)  # (N, T + 1)
     if int(windows.max()) >= rows:
-        raise UserError(
-            f"the text's token ids reach {int(windows.max())} and the checkpoint embeds {rows}: another tokenizer's"
-        )
+        raise UserError(f"token ids reach {int(windows.max())} and the checkpoint embeds {rows}: another tokenizer's")
     return torch.from_numpy(windows)
 
 
@@ -115,7 +104,7 @@ def _named_model(
         named = load_model(model_name, dropout=0.0, seed=0)
         if model_name not in PRESETS and model_name not in bases:
             windows = _windows(tokens, named)
-            bases[model_name] = everywhere(_losses(named, windows), windows.shape[1] - 1, windows.shape[1])
+            bases[model_name] = everywhere(_losses(named, windows), windows.shape[1])
         load_weights(named, checkpoint, model_name=model_name)
     except UserError:
         # The folder is gone, the hub is far, or it is another model: the weights still tell GPT-2's shape.
@@ -219,7 +208,11 @@ def _examine(
 ) -> CheckpointFacts:
     exam_weights.check_weights(f"checkpoint {checkpoint.path}", checkpoint.weights)
     weights = exam_weights.trained_weights(checkpoint.weights)
-    hyperparameters = _scalars(settings_in(checkpoint.payload))
+    hyperparameters = {
+        name: value
+        for name, value in settings_in(checkpoint.payload).items()
+        if value is not None and not (isinstance(value, int) and abs(value) > LARGEST_SHOWN)
+    }
     state = exam_weights.OptimizerFacts(optimizer_in(checkpoint.payload), weights)
     learning_rate = state.learning_rate or exam_weights.positive_number(hyperparameters.get("learning_rate"))
     embedding = next((one for name, one in weights.items() if name.endswith("wte.weight") and one.dim() == 2), None)
@@ -247,14 +240,6 @@ def _examine(
         unchanged_tensors=tuple(name for name, (old, new) in shared.items() if torch.equal(old, new)),
         compared_tensors=len(shared),
     )
-
-
-def _scalars(values: Mapping[str, Any]) -> dict[str, Scalar]:
-    return {
-        name: value
-        for name, value in values.items()
-        if isinstance(value, str | float) or (isinstance(value, int) and abs(value) <= LARGEST_SHOWN)
-    }
 
 
 def _comparable(

@@ -1,5 +1,6 @@
 """Dropout on a CPU, where torch's own draws one number at a time; elsewhere torch's is as good as it gets."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -16,9 +17,7 @@ def dropout_mask(shape: Sequence[int], p: float, dtype: torch.dtype = torch.floa
     dropped = round(p * _LANES)
     if dropped == _LANES:
         return torch.zeros(*shape, dtype=dtype)
-    count = 1
-    for size in shape:
-        count *= size
+    count = math.prod(shape)
     bits = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(1 << 63), None)
     mask = torch.empty(count)
     # Written straight as numbers: converting a bool tensor would cost as much as the random bits.
