@@ -43,7 +43,6 @@ class Winner:
     """The winner, whose configuration is exported and trained; the baseline where no trial beat it."""
     search_best: Row | None
     """The lowest val_loss of the search, on one seed."""
-    proven_best: Row | None
     baseline: Row | None
     """Whatever its status."""
     verdict: CandidateVerdict | None
@@ -87,7 +86,7 @@ class Winner:
     @property
     def kept_checkpoints(self) -> frozenset[int]:
         """Trial_ids whose checkpoints are never deleted: those of possible winners and of the baseline."""
-        rows = (self.trial, self.search_best, self.proven_best, self.baseline)
+        rows = (self.trial, self.search_best, self.baseline)
         return frozenset(row["trial_id"] for row in rows if row is not None) | self.confirmed
 
     @property
@@ -142,7 +141,6 @@ def find_winner(
         standing=_standing(trial, baseline, len(ranked), verdict),
         trial=trial,
         search_best=board[0] if board else None,
-        proven_best=None if proven is None else rows[proven],
         baseline=baseline,
         verdict=verdict,
         rival=rival,
@@ -276,7 +274,9 @@ def to_json(winner: Winner) -> Row:
     """Return the winner as JSON's types."""
     verdict = winner.verdict
     fields = ("mean_difference", "low", "high", "p_value", "seeds_needed")
-    rows = {"trial_id": winner.trial, **{n: getattr(winner, n) for n in ("search_best", "proven_best", "baseline")}}
+    is_proven = winner.standing == "proven"
+    rows = {"trial_id": winner.trial, "search_best": winner.search_best}
+    rows |= {"proven_best": winner.trial if is_proven else None, "baseline": winner.baseline}
     return {
         "standing": winner.standing,
         **{name: None if row is None else row["trial_id"] for name, row in rows.items()},
@@ -286,7 +286,7 @@ def to_json(winner: Winner) -> Row:
         "start_val_loss": winner.start_val_loss,
         "worse_than_start": winner.worse_than_start,
         "val_loss_difference": winner.search_difference,
-        "confirmed": winner.standing == "proven",
+        "confirmed": is_proven,
         "seeds": 1 if verdict is None else verdict.seeds,
         "attempt": winner.attempt,
         **{name: None if verdict is None else getattr(verdict, name) for name in fields},

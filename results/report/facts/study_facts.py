@@ -43,8 +43,8 @@ def report_facts(study: Study) -> dict[str, Any]:
     counts = ranking.ending_counts(measured.trials)
     answer = answer_facts(study.name, measured)
     by_time = time_winner(document, rows, metrics, measured.winner)
-    answer["by_device_time"] = by_time and by_time.to_json()
-    answer["notes"] += [by_time.words] if by_time else []
+    answer["by_device_time"] = by_time
+    answer["notes"] += [by_time["words"]] if by_time else []
     if document["kind"] == "attribute":
         ends = "" if attribution is None else f": {attribution.before_name} to {attribution.after_name}"
         answer["headline"] = f"Which of the changes did it{ends}"
