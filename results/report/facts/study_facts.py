@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timedelta
+from statistics import fmean
 from typing import Any
 
 from results import ranking
@@ -12,6 +13,7 @@ from results.attribution.attribution_values import to_json as attribution_json
 from results.attribution.sentences import did_it_words, summary_lines
 from results.confirmation.attempt import Attempt, attempt_rows, load_attempts
 from results.confirmation.attempt import to_json as attempts_json
+from results.confirmation.paired_t import stable_losses
 from results.device_time import time_winner
 from results.report.facts.analysis import Measured, Row, parameter_values, searched_parameters
 from results.report.facts.answer import answer_facts
@@ -123,19 +125,16 @@ def _fresh_means(measured: Measured, confirmation: Row | None) -> Row | None:
     number = measured.winner.attempt
     if confirmation is None or number is None or winner is None or baseline is None:
         return None
-    losses: dict[int, dict[int, float]] = {winner["trial_id"]: {}, baseline["trial_id"]: {}}
-    for run in confirmation["attempts"][number - 1]["runs"]:
-        if run["of_trial"] in losses and ranking.final_loss(run) is not None:
-            losses[run["of_trial"]][run["seed"]] = run["val_loss"]
-    ours, theirs = losses.values()
+    runs = confirmation["attempts"][number - 1]["runs"]
+    ours, theirs = (
+        stable_losses({run["seed"]: ranking.final_loss(run) for run in runs if run["of_trial"] == row["trial_id"]})
+        for row in (winner, baseline)
+    )
     seeds = sorted(ours.keys() & theirs.keys())
     if not seeds:
         return None
-    means = {"winner": ours, "baseline": theirs}
-    return {
-        "seeds": len(seeds),
-        **{name: math.fsum(of[seed] for seed in seeds) / len(seeds) for name, of in means.items()},
-    }
+    means = {name: fmean(of[seed] for seed in seeds) for name, of in (("winner", ours), ("baseline", theirs))}
+    return {"seeds": len(seeds), **means}
 
 
 def _samples_facts(study: Study, winner_id: int | None) -> Row | None:
@@ -270,21 +269,17 @@ def _why(trial: Row, reduction: int | None, measured: Measured) -> str:
 
 
 def _protocol_facts(document: Row, measured: Measured) -> Row:
-    names = ("model", "data_source", "checkpoint_path", "corpus", "evaluation")
+    names = ("model", "data_source", "checkpoint_path", "corpus", "evaluation", "seed", "device")
     return {
         **{name: document[name] for name in names},
+        **{name: document.get(name) for name in ("searcher", "scheduler", "stability")},
         "budget_tokens": measured.budget.tokens,
         "device_s": measured.budget.device_s,
         "budget": budget_words(measured.budget),
         "rung_tokens": list(measured.rung_tokens),
-        "searcher": document.get("searcher"),
-        "scheduler": document.get("scheduler"),
-        "stability": document.get("stability"),
         "pinned": (document.get("settings") or {}).get("pins"),
-        "seed": document["seed"],
         "baseline_name": document["baseline"].get("name"),
         "baseline": {name: document["baseline"][name] for name in HYPERPARAMETERS},
-        "device": document["device"],
     }
 
 
