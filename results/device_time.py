@@ -8,12 +8,10 @@ from statistics import median
 from typing import Any
 
 from results.ranking import final_loss, ranked_trials
-from results.winner import Winner
+from results.winner import Row, Winner
 from results.words import duration_words, loss_words, run_words
 from spaces.budget import budget_of
 from trainable.config import SCHEDULES_WITH_WARMUP, TrialConfig, config_from, shape_of
-
-Row = dict[str, Any]
 
 NOISE_NATS = 0.01
 """Measured standard error of the difference of two losses on the same windows: smaller differences are noise."""

@@ -88,24 +88,22 @@ def trace_of_trial(study: "Study", trial_id: int) -> RunTrace:
     if not step_rows and not evaluations:
         raise UserError(f"trial {trial_id} of study {study.name} recorded no step: it is {trial['status']}.")
     by_step = {row["optimizer_steps"]: row for row in step_rows}
-    val_loss = {row["optimizer_steps"]: row for row in evaluations}
-    steps = sorted(by_step.keys() | val_loss.keys())
+    evaluated = {row["optimizer_steps"]: row for row in evaluations}
+    # At step 0 there is an evaluation of both losses and no step yet.
+    either = evaluated | by_step
+    steps = sorted(either)
 
-    def column(name: str) -> Values:
-        return tuple(by_step[step][name] if step in by_step else None for step in steps)
+    def column(name: str, rows: Mapping[int, Mapping[str, float | None]] = by_step) -> Values:
+        return tuple(rows[step][name] if step in rows else None for step in steps)
 
     announced = ["lr_schedule", "precision", "learning_rate"]
     announced += [] if trial["lr_schedule"] == "constant" else ["warmup_steps"]
-    # At step 0 there is an evaluation of both losses and no step yet.
-    train_loss = tuple(
-        by_step[step]["train_loss"] if step in by_step else val_loss[step]["train_loss"] for step in steps
-    )
     return RunTrace(
         source=f"trial {trial_id} of study {study.name}",
         origin="trial",
         steps=tuple(steps),
-        train_loss=train_loss,
-        val_loss=tuple(val_loss[step]["val_loss"] if step in val_loss else None for step in steps),
+        train_loss=column("train_loss", either),
+        val_loss=column("val_loss", evaluated),
         grad_norm=column("grad_norm"),
         learning_rate=column("learning_rate"),
         step_time_s=column("step_time_s"),

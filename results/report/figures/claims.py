@@ -2,13 +2,10 @@
 
 import html
 from collections.abc import Iterator, Sequence
-from typing import Any
 
-from results.report.figures.marks import axis, figure, whiskers
+from results.report.figures.marks import Row, axis, figure, whiskers
 from results.report.figures.traces import short
 from results.words import label, percent_words
-
-Row = dict[str, Any]
 
 
 def importance_bars(facts: Row) -> Iterator[Row]:

@@ -5,10 +5,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from results.report.figures import marks
+from results.report.figures.marks import Row
 from results.report.figures.traces import short
 from results.words import STATUS_LABELS, loss_words, percent_words
-
-Row = dict[str, Any]
 
 MAX_CURVE_POINTS = 24_000
 """Of all curves together: as many as a browser draws without a pause."""
