@@ -8,7 +8,8 @@ from statistics import median
 from typing import Any
 
 from results.ranking import final_loss, ranked_trials
-from results.winner import Row, Winner
+from results.study.planned_run import Row
+from results.winner import Winner
 from results.words import duration_words, loss_words, run_words
 from spaces.budget import budget_of
 from trainable.config import SCHEDULES_WITH_WARMUP, TrialConfig, config_from, shape_of

@@ -9,17 +9,15 @@ is at most 5 %.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from results.confirmation.attempt import Attempt, attempt_rows, confirmed_rows, load_attempts, trials_found
 from results.confirmation.paired_t import CandidateVerdict
 from results.ranking import baseline_trial, final_loss, leaderboard, ranked_trials
 from results.study.folder import Study
-from results.study.planned_run import has_result
+from results.study.planned_run import Row, has_result
 from results.words import STATUS_LABELS, count_words, difference_words, interval_words, loss_words
 from trainable.errors import UserError
-
-Row = dict[str, Any]
 
 Standing = Literal[
     "nothing_started",
@@ -120,15 +118,11 @@ def find_winner(
     rows = confirmed_rows(attempts, trials)
     baseline, ranked = baseline_trial(trials), ranked_trials(trials)
     board = [row for row in leaderboard(ranked) if final_loss(row) is not None]
-    verdicts = {verdict.trial_id: (one.number, verdict) for one in attempts for verdict in one.verdicts}
+    judged = [(one.number, verdict) for one in attempts for verdict in one.verdicts]
+    proving = [(number, verdict) for number, verdict in judged if verdict.outcome == "better"]
     worse = trials_found("worse", attempts)
-    proofs = {
-        verdict.trial_id: (one.number, verdict)
-        for one in attempts
-        for verdict in one.verdicts
-        if verdict.outcome == "better" and verdict.trial_id not in worse
-    }
-    verdicts |= proofs
+    proofs = {verdict.trial_id: (number, verdict) for number, verdict in proving if verdict.trial_id not in worse}
+    verdicts = {verdict.trial_id: (number, verdict) for number, verdict in judged} | proofs
     proven = min(proofs, key=lambda trial_id: (*_strength(proofs[trial_id][1]), trial_id), default=None)
     trial = next((row for row in board if row["trial_id"] not in worse), None) if proven is None else rows[proven]
     attempt, verdict = verdicts.get(trial["trial_id"], (None, None)) if trial else (None, None)
