@@ -89,6 +89,15 @@ def test_without_a_readable_space_the_trials_show_what_differs(
     }
 
 
+def test_many_values_are_a_range(make_document: Callable[..., Row], make_trial: MakeTrial) -> None:
+    trials = [make_trial(k, learning_rate=10.0**-k, weight_decay=k / 100) for k in range(10)]
+    parameters, _ = searched_parameters(make_document(kind="baseline"), trials)
+    assert {parameter.name: parameter.domain for parameter in parameters} == {
+        "learning_rate": FloatRange(1e-9, 1.0, log=True),
+        "weight_decay": FloatRange(0.0, 0.09),
+    }
+
+
 # --- rungs
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from results.winner import Winner
 from spaces.budget import Budget
-from spaces.domains import Choice, Domain, SearchParameter, active_point
+from spaces.domains import Choice, Domain, FloatRange, SearchParameter, active_point
 from spaces.overrides import space_of_document
 from spaces.warmup import WARMUP_FRAC
 from trainable.config import HYPERPARAMETERS, SCHEDULES_WITH_WARMUP, config_from
@@ -17,6 +17,8 @@ Row = dict[str, Any]
 
 BLOWN_UP_NATS = 1.0
 """Above the uniform loss: a loss of a run that blew up. The baseline's can be so large, because nothing ends it."""
+MAX_CHOICES = 8
+"""Where the space is not known, a number with more values than these is a range."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,5 +110,11 @@ def _differing(trials: Sequence[Row]) -> tuple[SearchParameter, ...]:
         values = sorted({row[name] for row in rows})
         if name in ("training_steps", "warmup_steps", "seed") or len(values) < 2:
             continue
-        found.append(SearchParameter(name, Choice(tuple(values))))
+        low, high = values[0], values[-1]
+        domain: Domain
+        if isinstance(low, str) or len(values) <= MAX_CHOICES:
+            domain = Choice(tuple(values))
+        else:
+            domain = FloatRange(low, high, log=low > 0 and high / low > 30)
+        found.append(SearchParameter(name, domain))
     return tuple(found)
