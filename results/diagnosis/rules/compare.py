@@ -93,12 +93,10 @@ def _rises_alone(run: RunView, best: int, final: float, train_then: float, train
         confidence=0.75,
         summary=f"the validation loss rises from {val.values[best]:.3f} at {run.unit} {val.steps[best]} to "
         f"{final:.3f} while the training loss is flat ({train_then:.3f}, then {train_now:.3f})",
-        evidence=f"{len(val) - best - 1} evaluations after the best one; noise of the validation loss "
-        f"{noise_sd(val.values):.3f}",
-        next_step="this is not overfitting of the usual kind, for which training falls: check whether the evaluation "
-        "changed (its text, dropout on, another context length), whether the training text drifts away from the "
-        "validation text, and whether the learning rate is too high; take the checkpoint of "
-        f"{run.unit} {val.steps[best]}",
+        evidence=f"{len(val) - best - 1} evaluations after the best one; their noise {noise_sd(val.values):.3f}",
+        next_step="check whether the evaluation changed (its text, dropout on, another context length), whether the "
+        "training text drifts away from the validation text, and whether the learning rate is too high; take the "
+        f"checkpoint of {run.unit} {val.steps[best]}",
         steps=(val.steps[best], val.steps[-1]),
     )
 
@@ -127,9 +125,8 @@ def _scaled(run: RunView) -> Diagnosis | None:
         confidence=0.85,
         summary=f"the training loss is {times} the validation loss at every evaluation: it looks like {why}, not the "
         "mean over tokens",
-        evidence=f"{len(run.val)} evaluations, training {run.train.near(run.val.steps[0]) * scale:.3f} and validation "
-        f"{run.val.values[0]:.3f} at the first, {run.train.near(run.val.steps[-1]) * scale:.3f} and "
-        f"{run.val.values[-1]:.3f} at the last",
+        evidence=f"{len(run.val)} evaluations; at the last one training "
+        f"{run.train.near(run.val.steps[-1]) * scale:.3f}, validation {run.val.values[-1]:.3f}",
         next_step="check how the loss is averaged over gradient accumulation: if only the log is wrong, mend the log; "
         "if the gradient is scaled alike, the clip does not act as it was meant to",
         steps=(run.val.steps[0], run.val.steps[-1]),

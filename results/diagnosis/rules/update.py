@@ -143,8 +143,7 @@ def _other_than_configured(run: RunView) -> Diagnosis | None:
     return Diagnosis(
         kind="learning_rate_mismatch",
         confidence=0.85,
-        summary=f"the learning rate in the rows is not the configured one: it reaches {peak:.2e}, "
-        f"{how} the configured {announced:.2e}",
+        summary=f"the learning rate reaches {peak:.2e}, {how} the configured {announced:.2e}",
         evidence=f"{len(rates)} recorded rates, {min(rates.values):.2e} to {peak:.2e}, {run.unit}s {rates.steps[0]} to "
         f"{rates.steps[-1]}",
         next_step="find what sets the optimizer's rate: a default that overrides the setting, a second scheduler, a "
@@ -185,8 +184,7 @@ def _schedule_starts_again(run: RunView) -> Diagnosis | None:
             return Diagnosis(
                 kind="schedule_restarted",
                 confidence=0.8,
-                summary=f"the learning-rate schedule starts again at {run.unit} {steps[index]}: the warm-up runs a "
-                "second time",
+                summary=f"the schedule starts again at {run.unit} {steps[index]}: the warm-up runs a second time",
                 evidence=f"{before:.2e} before, {first:.2e} at {run.unit} {steps[index]}, then up to "
                 f"{max(values[index:]):.2e}",
                 next_step="on resume, restore the scheduler's state or set its step to the checkpoint's: otherwise the "
