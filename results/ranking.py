@@ -62,6 +62,11 @@ def final_loss(trial: Mapping[str, Any] | None) -> float | None:
     return loss if loss is not None and math.isfinite(loss) else None
 
 
+def is_less(loss: float | None, other: float | None) -> bool:
+    """Return whether both losses are known and the first is the lower one."""
+    return loss is not None and other is not None and loss < other
+
+
 def baseline_trial(trials: Sequence[Row]) -> Row | None:
     """Return the baseline, whatever its status; None when it has not started."""
     return next((trial for trial in trials if trial["is_baseline"]), None)

@@ -11,15 +11,13 @@ from datetime import UTC, datetime
 from itertools import chain, count
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from results.study.atomic import write_document
 from results.study.paths import expanded, path_error, shown
+from results.study.planned_run import Row
 from trainable.errors import UserError, did_you_mean, reason
 from trainable.regular_files import cannot_make, read_regular, sync_folder
-
-if TYPE_CHECKING:
-    from results.study.tables import Row
 
 SCHEMA_VERSION = 3
 """Of study.json; other versions are refused."""
@@ -101,29 +99,23 @@ class Study:
             raise UserError(f"{where}: {fault}. It was changed since the study was made: restore it.")
         return document
 
-    def trials(self) -> "list[Row]":
+    def trials(self) -> list[Row]:
         """Return the rows of trials.parquet by trial_id; none before the first trial. Raises UserError when damaged."""
-        from results.study.tables import TRIALS
+        return sorted(_rows(self.trials_path, "TRIALS"), key=lambda row: row["trial_id"])
 
-        return sorted(_rows(self.trials_path, TRIALS), key=lambda row: row["trial_id"])
-
-    def metrics(self) -> "list[Row]":
+    def metrics(self) -> list[Row]:
         """Return the rows of metrics.parquet by trial_id, then tokens_seen, as trials() does."""
-        from results.study.tables import METRICS
+        return sorted(_rows(self.metrics_path, "METRICS"), key=lambda row: (row["trial_id"], row["tokens_seen"]))
 
-        return sorted(_rows(self.metrics_path, METRICS), key=lambda row: (row["trial_id"], row["tokens_seen"]))
-
-    def steps(self, trial_id: int) -> "list[Row]":
+    def steps(self, trial_id: int) -> list[Row]:
         """Return the rows of a trial's optimizer steps, as trials() does."""
-        from results.study.tables import STEPS
-
-        return _rows(self.steps_path(trial_id), STEPS)
+        return _rows(self.steps_path(trial_id), "STEPS")
 
 
-def _rows(path: Path, schema: Any) -> "list[Row]":
-    from results.study.tables import read_rows
+def _rows(path: Path, schema: str) -> list[Row]:
+    from results.study import tables  # brings pyarrow, which most commands do without
 
-    return read_rows(path, schema) if path.exists() else []
+    return tables.read_rows(path, getattr(tables, schema)) if path.exists() else []
 
 
 def _refuse_constant(text: str) -> None:

@@ -4,7 +4,6 @@ import math
 import statistics
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 from results.diagnosis.findings import Diagnosis
 from results.diagnosis.rules.spike import Spike, calmer, poisoned, rate_text, spike_finding, spikes_of
@@ -26,8 +25,6 @@ def level_findings(run: RunView) -> Iterator[Diagnosis]:
     divergence = _divergence(run) or _worse_than_start(run)
     nonfinite = _nonfinite(run)
     spikes = spikes_of(run) if divergence is None else []
-    if divergence and nonfinite and divergence.steps and nonfinite.steps and divergence.steps[0] < nonfinite.steps[0]:
-        divergence = replace(divergence, confidence=0.95)
     jump = _jump(run, divergence, spikes)
     resume = _resume_jump(run)
     if resume and resume.steps:

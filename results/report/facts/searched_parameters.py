@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from results.ranking import final_loss, leaderboard
+from results.ranking import final_loss, is_less, leaderboard
 from results.report.facts.analysis import Measured, Row
 from results.words import count_words, label, range_words, value_words
 from spaces.domains import Choice, SearchParameter
@@ -87,13 +87,10 @@ def instability(measured: Measured) -> Row:
         for k, (low, high) in enumerate(bins)
         if (inside := [t for t in judged if t["batch_size"] == batch and _bin_of(t, bins) == k])
     ]
-    start = measured.initial_loss
+    stopped = [trial for trial in judged if trial["status"] == "stopped"]
     return {
         **_share(judged),
-        "stopped_above_start": sum(
-            start is not None and trial["status"] == "stopped" and (trial["val_loss"] or 0.0) > start
-            for trial in judged
-        ),
+        "stopped_above_start": sum(is_less(measured.initial_loss, trial["val_loss"]) for trial in stopped),
         "reasons": dict(reasons),
         "words": _where_words(judged, unstable, measured),
         "by_setting": settings,
