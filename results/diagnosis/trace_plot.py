@@ -25,7 +25,6 @@ LOG_SCALE_RATIO = 6.0
 WHOLE_RUN_FRAC = 0.9
 _INK, _FAINT, _TRAIN, _VAL, _OTHER = "#1f2933", "#cbd2d9", "#3b7dbd", "#e08a2e", "#4a5b6c"
 _MARKS = ("#c0392b", "#8e44ad", "#16806a", "#b7791f", "#34495e", "#7f5539")
-_MAX_MARKS = len(_MARKS)
 
 
 def plot_trace(trace: RunTrace, diagnoses: Sequence[Diagnosis], path: Path) -> None:
@@ -40,7 +39,7 @@ def plot_trace(trace: RunTrace, diagnoses: Sequence[Diagnosis], path: Path) -> N
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    marks = list(diagnoses[:_MAX_MARKS])
+    marks = list(diagnoses[: len(_MARKS)])
     heading = _heading(trace, marks)
     heights = [_PANELS[name][0] for name in panels]
     heading_inches = 0.35 + 0.19 * sum(line.count("\n") + 1 for line, _ in heading)

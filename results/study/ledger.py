@@ -126,19 +126,16 @@ class Ledger:
         status: TrialStatus,
         verdict: Verdict | None,
         ended_at: datetime,
-        optimizer_steps: int | None = None,
-        tokens_seen: int | None = None,
-        active_s: float | None = None,
         at_rung: tuple[int, int] | None = None,
+        **reached: float | None,
     ) -> None:
-        """Note how the trial ended; counters are given where they are beyond the last evaluation's.
+        """Note how the trial ended; `reached` are the counters, which may be beyond the last evaluation's.
 
         at_rung: as in end_at_rung(), which is written at once: a row without it would count at a later rung.
         """
         trial = self._running(trial_id)
         assert status in ENDINGS, status
         assert (verdict is not None) == (status == "unstable"), f"trial {trial_id}: {status} with verdict {verdict}"
-        reached = {"optimizer_steps": optimizer_steps, "tokens_seen": tokens_seen, "active_s": active_s}
         trial.update({name: max(value, trial[name]) for name, value in reached.items() if value is not None})
         words = verdict and f"{verdict.reason} at step {verdict.step}: {' '.join(verdict.evidence.split())}"
         trial.update(status=status, verdict=words, ended_at=ended_at)

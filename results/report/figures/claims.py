@@ -14,7 +14,7 @@ def importance_bars(facts: Row) -> Iterator[Row]:
         return
     order = sorted(methods[0]["shares"], key=lambda row: _mean_share(methods, row["name"]))
     traces = []
-    for method, color in zip(reversed(methods), reversed(("@completed", "@stopped")[: len(methods)]), strict=True):
+    for method, color in reversed(list(zip(methods, ("@completed", "@stopped"), strict=False))):
         shares = {row["name"]: row for row in method["shares"]}
         rows = [shares[row["name"]] for row in order if row["name"] in shares]
         trace: Row = {
