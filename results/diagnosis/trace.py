@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
 Column = Literal["train_loss", "val_loss", "grad_norm", "learning_rate", "step_time_s", "printed_steps_per_s"]
 Values = tuple[float | None, ...]
-Origin = Literal["log", "trial"]
 Unit = Literal["step", "row"]
 
 
@@ -28,7 +27,7 @@ class RunTrace:
     """The file or trial, for a person."""
     run: str = ""
     """Its name, where a file holds several runs by name."""
-    origin: Origin
+    origin: Literal["log", "trial"]
     unit: Unit = "step"
     """What `steps` counts: a log without step numbers has rows."""
     steps: tuple[int, ...]
@@ -55,9 +54,8 @@ class RunTrace:
     """What a reader must know of how the log was read."""
 
     def __post_init__(self) -> None:
-        if not self.printed_steps_per_s:
-            object.__setattr__(self, "printed_steps_per_s", (None,) * len(self.steps))
-        assert all(len(getattr(self, name)) == len(self.steps) for name in get_args(Column)), self.source
+        columns = (getattr(self, name) for name in get_args(Column))
+        assert all(len(values) == len(self.steps) for values in columns if values), self.source
         assert all(a < b for a, b in pairwise(self.steps)), self.source
 
     def series(self, column: Column) -> tuple[list[int], list[float]]:

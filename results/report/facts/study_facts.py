@@ -248,24 +248,21 @@ def _trial_facts(document: Row, measured: Measured, winner_id: int | None) -> It
 
 def _why(trial: Row, reduction: int | None, measured: Measured) -> str:
     """Return why the trial ended where it did, empty for one that completed."""
+    if trial["status"] == "stopped":
+        best, at, rungs = f"1/{reduction}" if reduction else "trials", "its rung", measured.rung_tokens
+        if trial["rung"] is not None and trial["rung"] < len(rungs):
+            at = f"{percent_words(rungs[trial['rung']] / measured.budget.tokens)} of the budget"
+        return f"not among the best {best} at {at}"
     steps = f"after {count_words(trial['optimizer_steps'], 'step')}"
-    match trial["status"]:
-        case "stopped":
-            best, at, rungs = f"1/{reduction}" if reduction else "trials", "its rung", measured.rung_tokens
-            if trial["rung"] is not None and trial["rung"] < len(rungs):
-                at = f"{percent_words(rungs[trial['rung']] / measured.budget.tokens)} of the budget"
-            return f"not among the best {best} at {at}"
-        case "unstable":
-            return str(trial["verdict"] or "no verdict")
-        case "out_of_memory":
-            return f"out of memory {steps}"
-        case "failed":
-            return f"failed {steps}; search.log has the error"
-        case "interrupted":
-            return f"cut off {steps}; it goes on when the study is resumed"
-        case "running":
-            return f"{steps} so far"
-    return ""
+    reasons = {
+        "completed": "",
+        "unstable": trial["verdict"] or "no verdict",
+        "out_of_memory": f"out of memory {steps}",
+        "failed": f"failed {steps}; search.log has the error",
+        "interrupted": f"cut off {steps}; it goes on when the study is resumed",
+        "running": f"{steps} so far",
+    }
+    return str(reasons[trial["status"]])
 
 
 def _protocol_facts(document: Row, measured: Measured) -> Row:
