@@ -149,18 +149,15 @@ def _line(axes: "Axes", steps: Sequence[int], values: Sequence[float], label: st
 
 def _grad_norm(axes: "Axes", trace: RunTrace) -> None:
     steps, values = trace.finite("grad_norm")
-    good = [(step, value) for step, value in zip(steps, values, strict=True) if value > 0]
-    _line(axes, [step for step, _ in good], [value for _, value in good], "", _OTHER)
-    if good:
+    _line(axes, steps, values, "", _OTHER)
+    if any(value > 0 for value in values):
         _log_scale(axes)
-    elif steps:
-        axes.plot(steps, [0.0] * len(steps), "-o", color=_OTHER, markersize=3.5)
 
 
 def _log_scale(axes: "Axes") -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    axes.set_yscale("log")
+    axes.set_yscale("log", nonpositive="mask")
     low, high = axes.get_ylim()
     few = high / max(low, 1e-300) < 30
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,)))
