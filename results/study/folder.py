@@ -199,25 +199,14 @@ def create_study(
     check_study_name(name)
     for free in [name] if is_chosen else _numbered(name):
         try:
-            study = _create(free, {**beside, "study.json": {**document, "name": free}})
-            if claim is not None:
-                _claimed(study, claim)
-            return study
+            return _create(free, {**beside, "study.json": {**document, "name": free}}, claim)
         except StudyExistsError:
             if is_chosen:
                 raise
     raise AssertionError("some name is free")
 
 
-def _claimed(study: Study, claim: Callable[[Study], None]) -> None:
-    try:
-        claim(study)
-    except BaseException:
-        shutil.rmtree(study.path, ignore_errors=True)
-        raise
-
-
-def _create(name: str, documents: Mapping[str, Mapping[str, Any]]) -> Study:
+def _create(name: str, documents: Mapping[str, Mapping[str, Any]], claim: Callable[[Study], None] | None) -> Study:
     study = Study(studies_dir() / name)
     if os.path.lexists(study.path):
         raise study_exists(name)
@@ -227,6 +216,7 @@ def _create(name: str, documents: Mapping[str, Mapping[str, Any]]) -> Study:
     except OSError as err:
         where = shown(study.path.parent)
         raise UserError(f"cannot make a study in {where}: {reason(err)}. Set STUDIES_DIR to a folder.") from None
+    made = temporary
     try:
         (temporary / "steps").mkdir()
         for file, document in documents.items():
@@ -238,12 +228,15 @@ def _create(name: str, documents: Mapping[str, Mapping[str, Any]]) -> Study:
             if os.path.lexists(study.path):
                 raise study_exists(name) from None
             raise
+        made = study.path
+        sync_folder(study.path.parent)
+        if claim is not None:
+            claim(study)
     except BaseException as error:
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and made == temporary:
             error.filename = str(study.path)  # the message must not name the temporary folder, which is gone
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(made, ignore_errors=True)
         raise
-    sync_folder(study.path.parent)
     return study
 
 
