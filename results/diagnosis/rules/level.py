@@ -138,12 +138,12 @@ def _came_back(run: RunView, step: int) -> bool:
 
 def _sparse_divergence(run: RunView) -> Diagnosis | None:
     """Judge a record of evaluations alone: both losses end well above their best and are not coming back."""
-    curves = [curve for curve in (run.train, run.val) if len(curve) >= 4]
-    if not curves or len(curves[0]) != len(curves[-1]):
-        # The longer one: of few values the noise cannot be told from the course.
-        curves = sorted((curve for curve in (run.train, run.val) if len(curve) >= 4), key=len)[-1:]
+    curves = sorted((curve for curve in (run.train, run.val) if len(curve) >= 4), key=len)
     if not curves:
         return None
+    if len(curves[0]) < len(curves[-1]):
+        # The longer one: of few values the noise cannot be told from the course.
+        curves = curves[-1:]
     onset = 0
     for curve in curves:
         best = curve.values.index(min(curve.values))
@@ -163,8 +163,9 @@ def _sparse_divergence(run: RunView) -> Diagnosis | None:
         best_step = curves[0].steps[curves[0].values.index(min(curves[0].values))]
         if other.values[-1] < other.near(best_step) + RULES.divergence_margin / 2:
             return None
-    rise = "both losses rise" if len(curves) == 2 else "the loss rises"
-    back = "do not come back" if len(curves) == 2 else "does not come back"
+    rise, back = "the loss rises", "does not come back"
+    if len(curves) == 2:
+        rise, back = "both losses rise", "do not come back"
     said = ", ".join(f"{min(c.values):.3f} at best and {c.values[-1]:.3f} at {run.unit} {c.steps[-1]}" for c in curves)
     return Diagnosis(
         kind="divergence",

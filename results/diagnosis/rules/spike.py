@@ -134,9 +134,7 @@ def spike_finding(run: RunView, spikes: Sequence[Spike]) -> Diagnosis | None:
     rate = _rate_at(run, worst.step) if _rate_is_high(run, worst) else None
     said = [f"{worst.before:.4f} before, {worst.peak:.4f} at {run.unit} {worst.peak_step}"]
     if worst.peak_step in run.val.steps and worst.peak_step in run.train.steps and not run.is_dense:
-        said.append(
-            f"validation {run.val.near(worst.peak_step):.4f} at the same step: the weights changed, not the batch"
-        )
+        said.append(f"validation {run.val.near(worst.peak_step):.4f} there: the weights changed, not the batch")
     if like_start:
         said.append(f"that is the loss the run started with ({run.start_loss:.2f}): as if the weights had been reset")
     said.append(rate_text(run, worst.step))
