@@ -21,6 +21,8 @@ _VALUES = {
     "learning_rate": r"(?:(?<!min[_ ])(?<!end[_ ])(?<!final[_ ])(?<!head[_ ])learning[_ ]rate|max[_ ]lr|peak[_ ]lr"
     rf"|(?<![\w-])lr){_IS}(\d*\.?\d+(?:e[-+]?\d+)?)",
     "epochs": rf"num[_ ](?:train[_ ])?epochs{_IS}{_INT}",
+    "batch_size": rf"(?<!eval_)batch[_ ]size{_IS}{_INT}",
+    "block_size": rf"(?:block[_ ]size|seq(?:uence)?[_ ]len(?:gth)?|context[_ ]length){_IS}{_INT}",
 }
 """By name: a pattern whose group is the value."""
 _FROM_SCRATCH = (

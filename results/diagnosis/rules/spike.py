@@ -125,11 +125,7 @@ def spike_finding(run: RunView, spikes: Sequence[Spike]) -> Diagnosis | None:
     worst = max(spikes, key=lambda spike: (spike.healed_step is None, spike.rise))
     many = len(spikes) >= 3
     count = f"{len(spikes)} spikes, the worst" if len(spikes) > 1 else "the loss jumps"
-    after = f"has not come back by {run.unit} {worst.last_step}"
-    if worst.healed_step is not None:
-        after = f"is back at its level by {run.unit} {worst.healed_step}"
-    elif worst.last_step <= worst.step:
-        after = "the record ends there"
+    after = _aftermath(run, worst)
     like_start = _looks_set_back(run, worst)
     rate = _rate_at(run, worst.step) if _rate_is_high(run, worst) else None
     said = [f"{worst.before:.4f} before, {worst.peak:.4f} at {run.unit} {worst.peak_step}"]
@@ -137,6 +133,8 @@ def spike_finding(run: RunView, spikes: Sequence[Spike]) -> Diagnosis | None:
         said.append(f"validation {run.val.near(worst.peak_step):.4f} there: the weights changed, not the batch")
     if like_start:
         said.append(f"that is the loss the run started with ({run.start_loss:.2f}): as if the weights had been reset")
+    if any(abs(step - worst.step) <= max(1, 0.01 * run.last_step) for step in run.trace.restarts):
+        said.append("the log was restarted there: optimizer state or weights may not have been restored")
     said.append(rate_text(run, worst.step))
     return Diagnosis(
         kind="spike",
@@ -160,6 +158,14 @@ def _looks_set_back(run: RunView, spike: Spike) -> bool:
     return not run.is_dense or healing >= 0.5 * (first_fall - run.start_step)
 
 
+def _aftermath(run: RunView, spike: Spike) -> str:
+    if spike.healed_step is not None:
+        return f"is back at its level by {run.unit} {spike.healed_step}"
+    if spike.last_step <= spike.step:
+        return "the record ends there"
+    return f"has not come back by {run.unit} {spike.last_step}"
+
+
 def _rate_at(run: RunView, step: int) -> float | None:
     return run.learning_rate.near(step) if run.learning_rate.steps else run.peak_lr
 
@@ -173,16 +179,23 @@ def _rate_is_high(run: RunView, spike: Spike) -> bool:
 
 
 def _spike_advice(run: RunView, spike: Spike, *, like_start: bool, many: bool) -> str:
-    if not like_start and (_rate_is_high(run, spike) or many):
-        # A text that would do this at a moderate rate hardly exists; a rate that does it needs no text.
-        return f"the learning rate comes first: {calmer(run)}; log the gradient norm at every step"
-    advice = "check the text that was read there"
     if like_start:
         advice = (
             f"check what the script does at {run.unit} {spike.step}: a reload, a checkpoint written and read back, a "
             "model built again; then the text"
         )
-    return f"{advice} (make audit RANGE=...); log the gradient norm at every step around it"
+    elif _rate_is_high(run, spike) or many:
+        # A text that would do this at a moderate rate hardly exists; a rate that does it needs no text.
+        return f"the learning rate comes first: {calmer(run)}; log the gradient norm at every step"
+    else:
+        advice = "check the text that was read there"
+    batch, block = (run.trace.announced.get(name, "") for name in ("batch_size", "block_size"))
+    where = ""
+    # Our own trials draw their windows at random: a step has no place in the text.
+    if batch.isdigit() and block.isdigit() and run.trace.origin == "log":
+        tokens = spike.step * int(batch) * int(block)
+        where = f", which is token {tokens:,} of training if it is read in order"
+    return f"{advice}{where} (make audit RANGE=...); log the gradient norm at every step around it"
 
 
 def poisoned(run: RunView, spikes: Sequence[Spike]) -> Diagnosis | None:

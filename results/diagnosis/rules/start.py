@@ -245,16 +245,18 @@ def _causes(run: RunView, start: float) -> tuple[str, str]:
 
 def _worse_than_uniform(run: RunView) -> Diagnosis:
     start = _highest_start(run)
+    ratio = start / run.uniform_loss
+    ids = "check whether the ids come from the model's own tokenizer (another's give more than ln V), "
+    ids = ids if ratio < 1.5 else ""
     return Diagnosis(
         kind="impossible_initial_loss",
         confidence=0.85,
         summary=f"the run starts at {start:.2f} nats/token, worse than uniform guessing (ln {run.vocab_size} = "
         f"{run.uniform_loss:.2f})",
-        evidence=f"the first losses, at {run.unit} {run.start_step}: {_first_losses(run)}; "
-        f"{start / run.uniform_loss:.1f} times uniform guessing",
-        next_step="check whether the loss is a sum over micro-batches or sequences instead of a mean, whether the ids "
-        "come from the model's own tokenizer (another's give more than ln V), then the scale of the initial weights, "
-        "the labels and the padding: make preflight",
+        evidence=f"the first losses, at {run.unit} {run.start_step}: {_first_losses(run)}; {ratio:.1f} times uniform "
+        "guessing",
+        next_step=ids + "check whether the loss is a sum over micro-batches or sequences instead of a mean, then the "
+        "scale of the initial weights, the labels and the padding: make preflight",
         steps=(run.start_step, run.start_step),
     )
 
@@ -266,6 +268,8 @@ def _first_losses(run: RunView) -> str:
 
 def is_flat(run: RunView) -> bool:
     """Whether the best loss of the record's second half is not below the first half's by FLAT_NATS."""
+    if len(run.coarse) < 4:
+        return False
     middle = (run.coarse.steps[0] + run.coarse.steps[-1]) / 2
     first, second = run.coarse.between(-1, middle), run.coarse.between(middle + 0.5, math.inf)
     return bool(first) and len(second) >= 2 and min(first) - min(second) < FLAT_NATS
