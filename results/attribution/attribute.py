@@ -35,7 +35,6 @@ from results.attribution.attribution_values import (
 from results.attribution.design import Coalition, Setting, check_changes
 from results.attribution.sentences import combination_words, seed_words
 from results.confirmation.paired_t import stable_losses, t_half_width
-from results.words import list_words
 from trainable.errors import UserError
 
 if TYPE_CHECKING:
@@ -131,9 +130,10 @@ def _estimate(values: Sequence[float], alpha: float) -> Estimate:
 
 
 def _effects(table: _Table, k: int) -> tuple[Effect, ...]:
+    alone = [table.difference(frozenset({change})) for change in range(k)]
     weights = shapley_weights(table.columns, k) if table.rows else None
     shapley: Sequence[Estimate | None] = [None] * k if weights is None else table.estimates(weights)
-    return tuple(Effect(alone=table.difference(frozenset({c})), shapley=share) for c, share in enumerate(shapley))
+    return tuple(Effect(alone=a, shapley=s) for a, s in zip(alone, shapley, strict=True))
 
 
 def _interactions(table: _Table, k: int, effects: Sequence[Effect]) -> tuple[Interaction, ...]:
@@ -158,7 +158,11 @@ def _shortest_path(table: _Table, effects: Sequence[Effect]) -> ShortestPath:
         return ShortestPath(order=(), losses=(start,), difference=None, share_frac=None, best=frozenset())
     enough = [c for c in gain if gain[c] >= PATH_SHARE * gain[best]]
     target = min(enough, key=lambda c: (len(c), -gain[c]))
-    order = _greatest_first(target, gain, [effect.shapley.mean if effect.shapley else math.inf for effect in effects])
+    order = _best_order(target, gain)
+    if order is None:
+        # No known combinations lead there step by step, so the order is that of the values, unknown ones last.
+        values = [effect.shapley.mean if effect.shapley else math.inf for effect in effects]
+        order = tuple(sorted(target, key=lambda change: (values[change], change)))
     steps = [frozenset(order[:length]) for length in range(1, len(order) + 1)]
     return ShortestPath(
         order=order,
@@ -169,19 +173,20 @@ def _shortest_path(table: _Table, effects: Sequence[Effect]) -> ShortestPath:
     )
 
 
-def _greatest_first(target: Coalition, gain: Mapping[Coalition, float], values: Sequence[float]) -> tuple[int, ...]:
-    """Return the changes of `target`, each the one that gains most after those before it.
+def _best_order(target: Coalition, gain: Mapping[Coalition, float]) -> tuple[int, ...] | None:
+    """Return the order with the largest sum of gains on the way; None when no known combinations lead there.
 
-    Where no such combination is known it is the one with the best value.
+    Dynamic programming over the subsets of `target`.
     """
-    order: list[int] = []
-
-    def gained(change: int) -> tuple[float, float]:
-        return gain.get(frozenset({*order, change}), -math.inf), -values[change]
-
-    for _ in target:
-        order.append(max(sorted(target.difference(order)), key=gained))
-    return tuple(order)
+    best: dict[Coalition, tuple[float, tuple[int, ...]]] = {frozenset(): (0.0, ())}
+    for size in range(1, len(target) + 1):
+        for some in combinations(sorted(target), size):
+            step = frozenset(some)
+            ways = [(best[step - {last}], last) for last in some if step - {last} in best]
+            if step in gain and ways:
+                (so_far, order), last = max(ways, key=lambda way: way[0][0])
+                best[step] = (so_far + gain[step], (*order, last))
+    return best[target][1] if target in best else None
 
 
 def _notes(found: Attribution, *, planned: int, extra: set[int]) -> Iterable[str]:
@@ -203,10 +208,10 @@ def _notes(found: Attribution, *, planned: int, extra: set[int]) -> Iterable[str
         used = f"{found.combinations} of {2**k} combinations"
         used += f", without {left_out} that did not complete on a seed in use" if left_out else ""
         yield f"from {used}: exact unless three or more changes interact"
-        unknown = ["the Shapley values"] if found.effects[0].shapley is None else []
-        unknown += ["the interactions"] if k > 1 and not found.interactions else []
-        if unknown:
-            yield f"too few combinations to determine {list_words(unknown)}"
+        if any(effect.shapley is None for effect in found.effects):
+            yield "too few combinations to determine the Shapley values"
+        if k > 1 and not found.interactions:
+            yield "too few combinations to determine the interactions"
 
 
 def shapley_weights(columns: Sequence[Coalition], k: int) -> "Array | None":

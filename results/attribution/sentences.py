@@ -46,14 +46,21 @@ def render(attribution: Attribution) -> "RenderableType":
     table.add_column(Text(f"{attribution.before_name} → {attribution.after_name}"))
     table.add_column("alone", justify="right", no_wrap=True)
     table.add_column("Shapley value", justify="right", no_wrap=True)
-    for setting, effect in zip(attribution.settings, attribution.effects, strict=True):
-        cells = (setting.name, f"{setting.before} → {setting.after}", estimate_words(effect.alone))
+    for change, (setting, effect) in enumerate(zip(attribution.settings, attribution.effects, strict=True)):
+        alone = estimate_words(effect.alone) if effect.alone else _unknown_word(attribution, change)
+        cells = (setting.name, f"{setting.before} → {setting.after}", alone)
         table.add_row(*map(Text, cells), Text(estimate_words(effect.shapley), style=_style(effect.shapley)))
     table.add_section()
     losses = (attribution.loss_before, attribution.loss_after)
     ends = " → ".join("unknown" if loss is None else loss_words(loss) for loss in losses)
     table.add_row(*map(Text, ("together", ends, "")), Text(estimate_words(attribution.total), style="bold"))
     return Group(table, *(Text(line) for line in summary_lines(attribution)))
+
+
+def _unknown_word(attribution: Attribution, change: int) -> str:
+    """Return why the change's effect alone is not known."""
+    alone = frozenset({change})
+    return "incomplete" if any(entry.changes == alone for entry in attribution.unstable) else "unknown"
 
 
 def _style(estimate: Estimate | None) -> str:
@@ -95,12 +102,13 @@ def did_it_words(attribution: Attribution) -> str:
     least = 0.1 * max(abs(estimate.mean) for _, estimate in known)
     parts = [f"{_change_words(one)} gave {_proof_words(by)}" for one, by in gained[1:] if -by.mean > least]
     parts += [f"{_change_words(one)} cost {_proof_words(by).lstrip('+')}" for one, by in lost if by.mean > least]
-    whole = f"{difference_words(total.mean)} nats/token"
-    answer = f"No gain: {attribution.after_name} is {whole}"
-    if gained and total.mean < 0.0:
-        first, estimate = gained[0]
-        answer = f"{_change_words(first)} did it: {_proof_words(estimate)} of {whole}"
-    return "; ".join([answer, *parts]) + "."
+    of = f"of {difference_words(total.mean)} nats/token"
+    if not gained or total.mean >= 0.0:
+        return (
+            "; ".join([f"No gain: {attribution.after_name} is {difference_words(total.mean)} nats/token", *parts]) + "."
+        )
+    first, estimate = gained[0]
+    return "; ".join([f"{_change_words(first)} did it: {_proof_words(estimate)} {of}", *parts]) + "."
 
 
 def _change_words(setting: Setting) -> str:
@@ -117,7 +125,9 @@ def _path_words(attribution: Attribution, path: ShortestPath) -> str:
         attribution.settings[change].name + (f" ({loss_words(loss)})" if loss is not None else "")
         for change, loss in zip(path.order, path.losses[1:], strict=True)
     ]
+    assert path.share_frac is not None
+    best = combination_words(attribution, path.best)
     return (
-        f"{', then '.join(steps)}: {estimate_words(path.difference)}, {percent_words(path.share_frac)} of what the "
-        f"best combination gains ({combination_words(attribution, path.best)})"
+        f"{', then '.join(steps)}: {estimate_words(path.difference)}, "
+        f"{percent_words(path.share_frac)} of what the best combination gains ({best})"
     )

@@ -193,6 +193,8 @@ def _words(verdict: CandidateVerdict, *, runs: int) -> str:
         side = " to prove it worse" if mean is not None and mean > 0.0 else ""
         if verdict.seeds_needed is not None:
             text += f"; about {verdict.seeds_needed} would be needed{side}"
+        elif mean == 0.0:
+            text += "; no difference was seen"
         elif verdict.seeds >= MIN_SEEDS and verdict.p_value is None:
             text += "; the difference is the same on each, so that they say no more than one"
         elif verdict.low is not None and verdict.high is not None:
