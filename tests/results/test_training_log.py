@@ -137,6 +137,13 @@ def test_numbers_cut_short_are_left_out(log: Path) -> None:
     assert note.startswith("the last line has no line end")
 
 
+def test_a_line_cut_inside_the_log_loses_only_what_touches_its_end(log: Path) -> None:
+    rows = "".join(f"step {step}: loss 3.2{step}, lr 1e-4 | ok\n" for step in range(10, 20))
+    trace = read(log, rows + "step 20: loss 3.220, lr 1\nstep 21: loss 3.221, lr 1e-4 | ok\n")
+    assert at(trace, 20) == {"train_loss": 3.220}
+    assert at(trace, 21) == {"train_loss": 3.221, "learning_rate": 1e-4}
+
+
 def test_nanogpt(log: Path) -> None:
     trace = read(
         log,
@@ -380,6 +387,7 @@ def test_a_log_with_decimal_commas_says_the_same(log: Path) -> None:
         ("step 1,000: loss 1,234.5", 1000, 1234.5, None),
         ("step 10: loss 12,345,678", 10, 12_345_678.0, None),
         ("step 1,000: no loss for 1,024 steps, loss 3.214", 1000, 3.214, None),
+        ("step 7 | 0,66 s/it", 7, None, 0.66),
     ],
 )
 def test_commas_of_decimals_and_of_thousands(
@@ -389,9 +397,28 @@ def test_commas_of_decimals_and_of_thousands(
     trace = read(log, f"step 1: loss 9\n{line}\n")
     assert trace.steps[-1] == step
     assert trace.train_loss[-1] == loss
-    row = read_line(with_decimal_points(line.encode()) if "3,21" in line else line.encode())
-    assert row is not None
-    assert row.step_time_s == step_time_s
+    row = read_line(with_decimal_points(line.encode())) if step_time_s else None
+    assert (row and row.step_time_s) == step_time_s
+
+
+@pytest.mark.parametrize(
+    ("line", "perplexity"),
+    [
+        ("step 10 | ppl 24,813", 24.813),
+        ("step 10: val_perplexity=24,813 | 1,234 s/it", 24.813),
+        ("step 10 | ppl 124,8 | lr 3e-4", 124.8),
+        ("step 10 | ppl 24,813 | lr 3.0e-4", 24_813.0),
+        ("step 1,000 | ppl 24,813", 24_813.0),
+        ("step 10 | ppl 24,813.5", 24_813.5),
+        ("step 10 | ppl 1,024,813", 1_024_813.0),
+    ],
+)
+def test_a_perplexity_with_a_comma_is_of_thousands_where_its_line_says_so(
+    log: Path, line: str, perplexity: float
+) -> None:
+    trace = read(log, f"step 1: loss 9\n{line}\n")
+    losses = [loss for loss in (trace.train_loss[-1], trace.val_loss[-1]) if loss is not None]
+    assert losses == [pytest.approx(math.log(perplexity))]
 
 
 def test_what_is_no_number_is_not_read_as_one(log: Path) -> None:

@@ -99,10 +99,15 @@ _TIME_STAMP = re.compile(rb"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:[.,]\d{1,6})?")
 _SUMMARY = re.compile(rb"train_runtime'?\"?\s*:\s*['\"]?([\d.]+)")
 _SUMMARY_SPEED = re.compile(rb"train_steps_per_second'?\"?\s*:\s*['\"]?([\d.]+)")
 
-DECIMAL_COMMA = re.compile(
+_DIGIT_COMMA = re.compile(rb"\d,\d")
+_DECIMAL_COMMA = re.compile(
     rb"(?:loss(?:[ _/:]+(?:train|val|eval|test)[a-z]*)?|entropy)%b[-+]?\d+,\d+(?:e[-+]?\d+)?(?![.,]?\w)" % _ASSIGN, re.I
 )
 """No loss is printed as thousands without decimals."""
+_PERPLEXITY_COMMA = re.compile(rb"(?:ppl|perplexity)%b\d+,\d{3}(?![.,]?\w)" % _ASSIGN, re.I)
+"""A perplexity may be of thousands: it is where the line has a point, or a comma in its step."""
+_DECIMAL_POINT = re.compile(rb"\d\.\d")
+_NO_THOUSANDS = re.compile(rb"(?<![\d.,])(?<!\d:)(?:0,\d+|\d+,(?!\d{3}(?!\d))\d+)(?:e[-+]?\d+)?(?![.,]?\w)", re.I)
 _SEPARATOR = re.compile(rb"(?<=\d)[.,](?=\d)")
 _SWAPPED = {b".": b",", b",": b"."}
 
@@ -168,7 +173,15 @@ class LogRow:
 
 
 def with_decimal_points(line: bytes) -> bytes:
-    """Return a line of a log with decimal commas, as half of the world prints 3,2145, with points in their place."""
+    """Return the line; one with decimal commas, as half of the world prints 3,2145, with points in their place."""
+    if not _DIGIT_COMMA.search(line):
+        return line
+    # A line without a loss says it by a comma that cannot be of thousands, where no point is a decimal one.
+    is_told = _NO_THOUSANDS.search(line) or (
+        _PERPLEXITY_COMMA.search(line) and not any(b"," in step[0] for step in _STEP.finditer(line))
+    )
+    if not _DECIMAL_COMMA.search(line) and (_DECIMAL_POINT.search(line) or not is_told):
+        return line
     # A step has no decimals: its commas, where it has any, are thousands.
     line = _STEP.sub(lambda step: step[0].replace(b",", b""), line)
     return _SEPARATOR.sub(lambda separator: _SWAPPED[separator[0]], line)

@@ -1,5 +1,5 @@
-"""The rows of a log put in order: losses in nats, each evaluation told once, steps for rows without, restarts and runs
-told apart."""
+"""The rows of a log put in order: losses in nats, each evaluation told once, steps for rows without, numbers cut
+short, restarts and runs told apart."""
 
 import math
 import statistics
@@ -59,6 +59,16 @@ def drop_carried(rows: Sequence[LogRow]) -> None:
         for group in groups:
             for row in group[1:]:
                 row.val_loss = None
+
+
+def drop_cut_numbers(rows: list[LogRow]) -> None:
+    """Forget numbers that touch a line's end where other lines go on after that field: they were cut short."""
+    for name in {row.at_line_end for row in rows if row.at_line_end}:
+        having = [row for row in rows if getattr(row, name) is not None]
+        at_end = [row for row in having if row.at_line_end == name]
+        if 2 * len(at_end) < len(having):
+            for row in at_end:
+                setattr(row, name, None)
 
 
 def number_rows(rows: list[LogRow], total_steps: int | None, announced: Mapping[str, str], notes: list[str]) -> Unit:

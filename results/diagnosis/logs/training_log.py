@@ -14,7 +14,6 @@ from typing import BinaryIO, cast
 from results.diagnosis.logs.event_file import event_rows, is_event_file
 from results.diagnosis.logs.hints import MAX_DIGITS, read_hints
 from results.diagnosis.logs.lines import (
-    DECIMAL_COMMA,
     EPOCH_HEADER,
     LogRow,
     read_heading,
@@ -24,7 +23,7 @@ from results.diagnosis.logs.lines import (
     with_decimal_points,
 )
 from results.diagnosis.logs.log_documents import json_line, json_rows, table_header, table_rows
-from results.diagnosis.logs.runs import drop_carried, in_nats, is_same, number_rows, runs_of, step_of
+from results.diagnosis.logs.runs import drop_carried, drop_cut_numbers, in_nats, is_same, number_rows, runs_of, step_of
 from results.diagnosis.logs.speed import step_times
 from results.diagnosis.trace import RunTrace, Unit
 from results.study.paths import shown
@@ -197,7 +196,6 @@ class _Reader:
         self._names_both = False
         self._last_val: float | None = None
         self._is_over = False
-        self._has_decimal_commas = False
         self._overflow_lines = 0
         self._resumes = False
         self._error = ""
@@ -212,9 +210,7 @@ class _Reader:
             self._rank = number if self._rank is None else self._rank
             if number != self._rank:
                 return
-        # A loss tells it, for that line and those after it; a speed of 1,234 may be of thousands.
-        self._has_decimal_commas |= b"," in line and DECIMAL_COMMA.search(line) is not None
-        line = with_decimal_points(line) if self._has_decimal_commas else line
+        line = with_decimal_points(line)
         step = self._heading if line[:1] in b" \t" else None
         row = read_owner_progress(line) or json_line(line) or read_line(line, step=step)
         if row is None or _REPEATS.match(line) or (self._is_over and row.step is None):
@@ -265,6 +261,7 @@ class _Reader:
     def finish(self) -> list[LogRow]:
         self._close()
         rows = sorted([*self.rows.items, *self.evaluations.items], key=lambda row: row.line)
+        drop_cut_numbers(rows)
         in_nats(rows, self.notes)
         drop_carried(rows)
         self.unit = number_rows(rows, self.total_steps, self.announced, self.notes)
