@@ -9,6 +9,9 @@ from results.report.figures.marks import Row
 from results.report.figures.traces import short
 from results.words import percent_words, range_words
 
+LABEL_GAP_FRAC = 0.12
+"""Of the range of speeds: of points of the Pareto front that are closer, as on a phone, only one has a label."""
+
 
 def report_figures(facts: Row) -> dict[str, list[Row]]:
     """Return the figures by section, as marks.figure() makes them; a section with too little data has none.
@@ -183,13 +186,18 @@ def _pareto(facts: Row) -> Iterator[Row]:
         for role, trials in marks.by_role(rows)
     ]
     front = pareto_front(rows)
+    apart = spaced(
+        front, LABEL_GAP_FRAC * (max(t["tokens_per_s"] for t in rows) - min(t["tokens_per_s"] for t in rows))
+    )
     traces.append(
         {
             "type": "scatter",
-            "mode": "lines",
+            "mode": "lines+text",
             "name": "Pareto front",
             "x": [short(trial["tokens_per_s"]) for trial in front],
             "y": [min(trial["val_loss"], ceiling) for trial in front],
+            "text": [f"\u2002{trial['trial_id']}" if trial in apart else "" for trial in front],
+            "textposition": "middle right",
             "line": {"color": "@muted", "width": 1.5, "dash": "dot", "shape": "hv"},
             "hoverinfo": "skip",
         }
@@ -202,6 +210,15 @@ def _pareto(facts: Row) -> Iterator[Row]:
         {"xaxis": marks.axis("training tokens/s"), "yaxis": marks.axis("val loss (nats/token)")},
         height=380,
     )
+
+
+def spaced(trials: Sequence[Row], gap_tokens_per_s: float) -> list[Row]:
+    """Return those of the trials, ordered from the fastest, whose labels do not overlap."""
+    kept: list[Row] = []
+    for trial in trials:
+        if not kept or kept[-1]["tokens_per_s"] - trial["tokens_per_s"] > gap_tokens_per_s:
+            kept.append(trial)
+    return kept
 
 
 def pareto_front(trials: Sequence[Row]) -> list[Row]:
