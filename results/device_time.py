@@ -3,60 +3,28 @@
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 from typing import Any
 
 from results.ranking import final_loss, ranked_trials
+from results.study.planned_run import Row
 from results.winner import Winner
 from results.words import duration_words, loss_words, run_words
 from spaces.budget import budget_of
 from trainable.config import SCHEDULES_WITH_WARMUP, TrialConfig, config_from, shape_of
-
-Row = dict[str, Any]
 
 NOISE_NATS = 0.01
 """Measured standard error of the difference of two losses on the same windows: smaller differences are noise."""
 DECAYING = tuple(name for name in SCHEDULES_WITH_WARMUP if name != "warmup_constant")
 
 
-@dataclass(frozen=True, kw_only=True)
-class TimeWinner:
-    """A trial that is ahead of the study's winner at the same device time."""
-
-    trial: Row
-    device_s: float
-    val_loss: float
-    winner: Winner
-    winner_val_loss: float
-    """At device_s."""
-
-    @property
-    def words(self) -> str:
-        """The finding in a line."""
-        name, ours, time = run_words(self.trial, None), self.winner.name, duration_words(self.device_s)
-        line = f"by tokens {ours}; by device time {name}: at the same device time, {time}, it has a val loss of "
-        line += f"{loss_words(self.val_loss)} and {ours} {loss_words(self.winner_val_loss)}"
-        winner = self.winner.trial
-        falls = winner is not None and winner["lr_schedule"] in DECAYING
-        return f"{line}, whose learning rate had yet to fall" if falls else line
-
-    def to_json(self) -> Row:
-        """Return the finding as JSON's types."""
-        return {
-            "trial_id": self.trial["trial_id"],
-            "device_s": self.device_s,
-            "val_loss": self.val_loss,
-            "winner_val_loss": self.winner_val_loss,
-            "words": self.words,
-        }
-
-
 def time_winner(
     document: Mapping[str, Any], trials: Sequence[Row], metrics: Sequence[Row], winner: Winner
-) -> TimeWinner | None:
+) -> Row | None:
     """Return the trial that is ahead of the winner at the same device time; None where none is, or the budget is time.
+
+    It is {"trial_id", "device_s", "val_loss", "winner_val_loss", "words"}, the losses at device_s.
 
     The time is the shortest of any completed trial, which all of them reached, so that no loss is extrapolated. The
     fastest trial has its last loss there, the others a loss interpolated between two evaluations. A decaying rate
@@ -85,9 +53,14 @@ def time_winner(
     ours = losses.get(winner.trial["trial_id"], math.inf)
     if best is None or not losses[best["trial_id"]] + NOISE_NATS < ours < math.inf:
         return None
-    return TimeWinner(
-        trial=best, device_s=device_s, val_loss=losses[best["trial_id"]], winner=winner, winner_val_loss=ours
+    words = (
+        f"by tokens {winner.name}; by device time {run_words(best, None)}: at the same device time, "
+        f"{duration_words(device_s)}, it has a val loss of {loss_words(losses[best['trial_id']])} and {winner.name} "
+        f"{loss_words(ours)}"
     )
+    words += ", whose learning rate had yet to fall" if winner.trial["lr_schedule"] in DECAYING else ""
+    of_best = {"trial_id": best["trial_id"], "device_s": device_s, "val_loss": losses[best["trial_id"]]}
+    return {**of_best, "winner_val_loss": ours, "words": words}
 
 
 def _loss_at(curve: Sequence[tuple[float, float]], device_s: float) -> float:

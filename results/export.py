@@ -3,8 +3,9 @@
 import json
 import shlex
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from results.ranking import ending_counts, ranked_trials
 from results.study.atomic import write_atomic
@@ -13,10 +14,18 @@ from results.study.folder import Study
 from results.study.paths import shown
 from results.winner import Winner, evidence_words, lost_lead_words, notes, warning_words, way_words, winner_of
 from results.winner import to_json as winner_json
-from spaces.budget import Budget
+from results.words import printable
+from spaces.budget import Budget, budget_of
+from spaces.domains import Choice, Domain, FloatRange
+from spaces.overrides import Settings, space_of_document, with_overrides
+from spaces.read.load import load_space, space_from_toml
+from spaces.space import SearchSpace
 from trainable.config import ENV_NAMES, TrialConfig, config_from
 from trainable.errors import NothingToDoError, UserError
 from trainable.model.model_names import DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from tomlkit import TOMLDocument
 
 ENV_ORDER: tuple[str, ...] = (
     *ENV_NAMES,
@@ -101,13 +110,60 @@ def export_json(study: Study, budget: Budget | None = None) -> str:
 
 
 def export_toml(study: Study, budget: Budget | None = None) -> str:
-    """Return the study's winner as a space file around it. Raises UserError as export_env does."""
-    # tomlkit takes a tenth of a second to import, which no other format needs.
-    from results.export_space import space_text
+    """Return the study's own space as a file with the winner as its [baseline] and its comments kept.
+
+    Its budget is `budget`, or the study's. A study that searched no space gives the plateau space. Raises UserError as
+    export_env does, and where the study's space cannot be read any more, or what is written cannot be searched.
+    """
+    import tomlkit  # takes a tenth of a second, which no other format needs
 
     best = _load(study, budget)
-    inputs = f"to search it with this study's model and text: {search_command(best.document, 'SPACE=...')}"
-    return space_text(best.document, best.config, [*_notes(best), _plain(inputs)], budget=budget)
+    document, own = best.document, best.document.get("space")
+    before = space_from_toml(own["toml"], name=own["name"], path=own["path"]) if own else load_space("plateau")
+    text = tomlkit.parse(before.toml)
+    text.pop("baseline", None)
+    studied = before
+    with suppress(KeyError, TypeError, AttributeError):  # another version's study
+        # What the study had pinned is searched no more, and what it had widened stays wide.
+        studied = space_of_document(document)[0] if document["kind"] == "search" else before
+    _follow(text, before, with_overrides(studied, Settings(baseline=(before.name, best.config))))
+    if own or budget is not None:
+        in_file = budget or budget_of(document)
+        time_s = in_file.device_s
+        text["budget"] = {"tokens": in_file.tokens} if time_s is None else {"device_minutes": time_s / 60}
+    # A space has no seed: SEED sets it for every trial.
+    text["baseline"] = {name: value for name, value in asdict(best.config).items() if name != "seed"}
+    written = tomlkit.dumps(text)
+    # A budget that is too short for the largest shapes is refused here, with the least that works.
+    space_from_toml(written, name=before.name, path="the exported space")
+    inputs = f"to search it with this study's model and text: {search_command(document, 'SPACE=...')}"
+    return "".join(f"# {note}\n" for note in [*_notes(best), _plain(inputs)]) + "\n" + written.lstrip("\n")
+
+
+def _follow(text: "TOMLDocument", before: SearchSpace, after: SearchSpace) -> None:
+    """Change the [search] table of `before` to the parameters of `after`."""
+    search: Any = text.get("search", {})
+    left = {parameter.name: parameter for parameter in after.parameters}
+    for parameter in before.parameters:
+        now = left.get(parameter.name)
+        if now is None:
+            del search[parameter.name]
+            continue
+        if now.domain != parameter.domain:
+            key, values = _as_toml(now.domain)
+            search[parameter.name][key] = values
+        if now.condition != parameter.condition:
+            del search[parameter.name]["when"]
+            if now.condition is not None:
+                search[parameter.name]["when"] = {now.condition.parent: list(now.condition.values)}
+
+
+def _as_toml(domain: Domain) -> tuple[str, list[Any]]:
+    if isinstance(domain, Choice):
+        return "choice", list(domain.values)
+    if isinstance(domain, FloatRange):
+        return "log_uniform" if domain.log else "uniform", [domain.low, domain.high]
+    return "int", [domain.low, domain.high]
 
 
 def write_best(study: Study) -> None:
@@ -226,5 +282,5 @@ def _script_notes(best: _Best) -> Iterable[str]:
 
 
 def _plain(text: str) -> str:
-    # A line break would end the comment and run what follows; other control characters would drive a terminal.
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    # A line break would end the comment and run what follows.
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
+from results.study.planned_run import Row
 from trainable.config import TrialConfig, config_from, shape_of
 from trainable.rows import ENDINGS, RANKED_PURPOSES, Purpose, TrialStatus
 
@@ -31,7 +32,7 @@ class Savings:
     tokens_full: int
 
 
-def leaderboard(trials: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def leaderboard(trials: Sequence[Row]) -> list[Row]:
     """Return the trials from best to worst.
 
     Completed ones come first, by val_loss at the full budget; then stopped ones, the highest rung first, by val_loss;
@@ -40,7 +41,7 @@ def leaderboard(trials: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(trials, key=_place)
 
 
-def _place(trial: dict[str, Any]) -> tuple[int, int, float, int]:
+def _place(trial: Row) -> tuple[int, int, float, int]:
     status, rung = trial["status"], trial["rung"]
     by_rung = status in _LOSS_COUNTS and status != "completed" and rung is not None
     loss = trial["val_loss"] if status in _LOSS_COUNTS else 0.0
@@ -50,7 +51,7 @@ def _place(trial: dict[str, Any]) -> tuple[int, int, float, int]:
     return _PLACES.index(status), -rung if by_rung else 1, loss, trial["trial_id"]
 
 
-def ranked_trials(trials: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def ranked_trials(trials: Sequence[Row]) -> list[Row]:
     """Return the study's own trials, without the runs that confirm or attribute one of them."""
     return [row for row in trials if row["purpose"] in RANKED_PURPOSES]
 
@@ -61,12 +62,17 @@ def final_loss(trial: Mapping[str, Any] | None) -> float | None:
     return loss if loss is not None and math.isfinite(loss) else None
 
 
-def baseline_trial(trials: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+def is_less(loss: float | None, other: float | None) -> bool:
+    """Return whether both losses are known and the first is the lower one."""
+    return loss is not None and other is not None and loss < other
+
+
+def baseline_trial(trials: Sequence[Row]) -> Row | None:
     """Return the baseline, whatever its status; None when it has not started."""
     return next((trial for trial in trials if trial["is_baseline"]), None)
 
 
-def spent_by_purpose(trials: Sequence[dict[str, Any]]) -> dict[Purpose, dict[str, Any]]:
+def spent_by_purpose(trials: Sequence[Row]) -> dict[Purpose, Row]:
     """Return {"runs", "device_s", "tokens"} for each purpose that occurs."""
     found = {}
     for purpose in get_args(Purpose):
@@ -88,7 +94,7 @@ def budget_frac(trial: Mapping[str, Any]) -> float:
     return float(trial["tokens_seen"] / full_tokens(trial))
 
 
-def seconds_a_token(trials: Sequence[dict[str, Any]]) -> float | None:
+def seconds_a_token(trials: Sequence[Row]) -> float | None:
     """Return the median device time of a token: of the completed trials, or else of all that trained; None of none."""
     trained = [row for row in trials if row["tokens_seen"] and row["active_s"]]
     # A trial that was stopped soon tells too much: its first steps are slow.
@@ -96,13 +102,13 @@ def seconds_a_token(trials: Sequence[dict[str, Any]]) -> float | None:
     return statistics.median(row["active_s"] / row["tokens_seen"] for row in usual) if usual else None
 
 
-def savings(trials: Sequence[dict[str, Any]]) -> Savings:
+def savings(trials: Sequence[Row]) -> Savings:
     """Return the device-seconds and tokens spent against running every trial to its full budget.
 
     A trial is extrapolated at the speed of the completed ones of its shape, without any at its own, or else at that of
     all. Trials under way, out of memory or failed count as they are on both sides: their remainder was not saved.
     """
-    completed: dict[TrialConfig, list[dict[str, Any]]] = defaultdict(list)
+    completed: dict[TrialConfig, list[Row]] = defaultdict(list)
     for row in trials:
         if row["status"] == "completed":
             completed[shape_of(config_from(row))].append(row)
@@ -124,7 +130,7 @@ def savings(trials: Sequence[dict[str, Any]]) -> Savings:
     )
 
 
-def ending_counts(trials: Sequence[dict[str, Any]]) -> dict[TrialStatus, int]:
+def ending_counts(trials: Sequence[Row]) -> dict[TrialStatus, int]:
     """Return the number of trials by status; every status is a key, endings first."""
     statuses = (*ENDINGS, *(status for status in get_args(TrialStatus) if status not in ENDINGS))
     return {status: sum(trial["status"] == status for trial in trials) for status in statuses}

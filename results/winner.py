@@ -9,17 +9,15 @@ is at most 5 %.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from results.confirmation.attempt import Attempt, attempt_rows, confirmed_rows, load_attempts, trials_found
 from results.confirmation.paired_t import CandidateVerdict
 from results.ranking import baseline_trial, final_loss, leaderboard, ranked_trials
 from results.study.folder import Study
-from results.study.planned_run import has_result
+from results.study.planned_run import Row, has_result
 from results.words import STATUS_LABELS, count_words, difference_words, interval_words, loss_words
 from trainable.errors import UserError
-
-Row = dict[str, Any]
 
 Standing = Literal[
     "nothing_started",
@@ -43,7 +41,6 @@ class Winner:
     """The winner, whose configuration is exported and trained; the baseline where no trial beat it."""
     search_best: Row | None
     """The lowest val_loss of the search, on one seed."""
-    proven_best: Row | None
     baseline: Row | None
     """Whatever its status."""
     verdict: CandidateVerdict | None
@@ -87,7 +84,7 @@ class Winner:
     @property
     def kept_checkpoints(self) -> frozenset[int]:
         """Trial_ids whose checkpoints are never deleted: those of possible winners and of the baseline."""
-        rows = (self.trial, self.search_best, self.proven_best, self.baseline)
+        rows = (self.trial, self.search_best, self.baseline)
         return frozenset(row["trial_id"] for row in rows if row is not None) | self.confirmed
 
     @property
@@ -121,15 +118,11 @@ def find_winner(
     rows = confirmed_rows(attempts, trials)
     baseline, ranked = baseline_trial(trials), ranked_trials(trials)
     board = [row for row in leaderboard(ranked) if final_loss(row) is not None]
-    verdicts = {verdict.trial_id: (one.number, verdict) for one in attempts for verdict in one.verdicts}
+    judged = [(one.number, verdict) for one in attempts for verdict in one.verdicts]
+    proving = [(number, verdict) for number, verdict in judged if verdict.outcome == "better"]
     worse = trials_found("worse", attempts)
-    proofs = {
-        verdict.trial_id: (one.number, verdict)
-        for one in attempts
-        for verdict in one.verdicts
-        if verdict.outcome == "better" and verdict.trial_id not in worse
-    }
-    verdicts |= proofs
+    proofs = {verdict.trial_id: (number, verdict) for number, verdict in proving if verdict.trial_id not in worse}
+    verdicts = {verdict.trial_id: (number, verdict) for number, verdict in judged} | proofs
     proven = min(proofs, key=lambda trial_id: (*_strength(proofs[trial_id][1]), trial_id), default=None)
     trial = next((row for row in board if row["trial_id"] not in worse), None) if proven is None else rows[proven]
     attempt, verdict = verdicts.get(trial["trial_id"], (None, None)) if trial else (None, None)
@@ -142,7 +135,6 @@ def find_winner(
         standing=_standing(trial, baseline, len(ranked), verdict),
         trial=trial,
         search_best=board[0] if board else None,
-        proven_best=None if proven is None else rows[proven],
         baseline=baseline,
         verdict=verdict,
         rival=rival,
@@ -276,7 +268,9 @@ def to_json(winner: Winner) -> Row:
     """Return the winner as JSON's types."""
     verdict = winner.verdict
     fields = ("mean_difference", "low", "high", "p_value", "seeds_needed")
-    rows = {"trial_id": winner.trial, **{n: getattr(winner, n) for n in ("search_best", "proven_best", "baseline")}}
+    is_proven = winner.standing == "proven"
+    rows = {"trial_id": winner.trial, "search_best": winner.search_best}
+    rows |= {"proven_best": winner.trial if is_proven else None, "baseline": winner.baseline}
     return {
         "standing": winner.standing,
         **{name: None if row is None else row["trial_id"] for name, row in rows.items()},
@@ -286,7 +280,7 @@ def to_json(winner: Winner) -> Row:
         "start_val_loss": winner.start_val_loss,
         "worse_than_start": winner.worse_than_start,
         "val_loss_difference": winner.search_difference,
-        "confirmed": winner.standing == "proven",
+        "confirmed": is_proven,
         "seeds": 1 if verdict is None else verdict.seeds,
         "attempt": winner.attempt,
         **{name: None if verdict is None else getattr(verdict, name) for name in fields},

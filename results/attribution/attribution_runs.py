@@ -6,12 +6,11 @@ have been chosen. An attribution that was begun keeps its own.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from results.attribution.design import Coalition, Setting, changed_settings, coalitions, combination_text, config_of
 from results.ranking import final_loss
 from results.study.folder import Study
-from results.study.planned_run import PlannedRun, fresh_seeds, has_result, rows_by_config
+from results.study.planned_run import PlannedRun, Row, fresh_seeds, has_result, rows_by_config
 from results.winner import winner_of
 from spaces.budget import Budget
 from trainable.config import TrialConfig, config_from, without_seed
@@ -45,9 +44,7 @@ class Question:
             for coalition, config in self.configs.items()
         }
 
-    def seeds(
-        self, trials: Sequence[dict[str, Any]], number: int, *, above: int, taken: Collection[int] = ()
-    ) -> list[int]:
+    def seeds(self, trials: Sequence[Row], number: int, *, above: int, taken: Collection[int] = ()) -> list[int]:
         """Return `number` seeds: those that the question was asked on before, then fresh ones above `above`.
 
         They are more where more have an answer already. taken: seeds of a confirmation, whether it has run on them yet.
@@ -85,7 +82,7 @@ def make_question(
 
 
 def attribution_losses(
-    runs: Mapping[tuple[Coalition, int], PlannedRun], trials: Sequence[dict[str, Any]]
+    runs: Mapping[tuple[Coalition, int], PlannedRun], trials: Sequence[Row]
 ) -> dict[Coalition, dict[int, float | None]]:
     """Return the loss of every run that ended, None where it did not complete; one that failed has not been run."""
     held = rows_by_config(trials, "attribution")

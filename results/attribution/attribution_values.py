@@ -118,17 +118,15 @@ def to_json(attribution: Attribution) -> dict[str, Any]:
 def from_json(document: Mapping[str, Any]) -> Attribution:
     """Return the attribution that to_json made. Raises KeyError, TypeError or ValueError for anything else."""
     effects = [
-        {
-            "alone": _estimate(row["alone"], row["alone_low"], row["alone_high"]),
-            "shapley": _estimate(row["shapley"], row["low"], row["high"]),
-        }
+        {"alone": _estimate(row, "alone", "alone_"), "shapley": _estimate(row, "shapley", "")}
         for row in document["settings"]
     ]
     return value_of(Attribution, {**document, "effects": effects})
 
 
-def _estimate(mean: float | None, low: float | None, high: float | None) -> dict[str, float | None] | None:
-    return None if mean is None else {"mean": mean, "low": low, "high": high}
+def _estimate(row: Mapping[str, Any], mean: str, prefix: str) -> dict[str, Any] | None:
+    bounds = {"low": row[f"{prefix}low"], "high": row[f"{prefix}high"]}
+    return None if row[mean] is None else {"mean": row[mean], **bounds}
 
 
 def write_attribution(study: Study, attribution: Attribution) -> None:

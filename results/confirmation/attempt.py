@@ -4,15 +4,14 @@ A study's attempts are in confirmation.json, written and read back checked. Atte
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 from results.confirmation.paired_t import MIN_SEEDS, CandidateVerdict, Outcome, attempt_alpha, judge
 from results.ranking import baseline_trial, final_loss, leaderboard, ranked_trials
 from results.study.atomic import read_document, value_of, write_document
 from results.study.folder import Study
-from results.study.planned_run import PlannedRun, fresh_seeds, has_result, rows_by_config
+from results.study.planned_run import PlannedRun, Row, fresh_seeds, has_result, rows_by_config
 from trainable.config import config_from, without_seed
 from trainable.errors import NothingToDoError, UserError, check_bounds
 
@@ -36,9 +35,7 @@ class Attempt:
     """One per candidate; empty before every run has ended, because an early look would be one more test."""
 
 
-def plan_attempt(
-    trials: Sequence[dict[str, Any]], earlier: Sequence[Attempt], *, study: str, top: int, seeds: int
-) -> Attempt:
+def plan_attempt(trials: Sequence[Row], earlier: Sequence[Attempt], *, study: str, top: int, seeds: int) -> Attempt:
     """Return the next attempt: the `top` best trials and the baseline on `seeds` seeds that nothing was run on.
 
     Candidates are completed trials of the search that are not proven worse and differ from the baseline and from each
@@ -77,7 +74,7 @@ def trials_found(outcome: Outcome, attempts: Sequence[Attempt]) -> set[int]:
     return {verdict.trial_id for one in attempts for verdict in one.verdicts if verdict.outcome == outcome}
 
 
-def confirmed_rows(attempts: Sequence[Attempt], trials: Sequence[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+def confirmed_rows(attempts: Sequence[Attempt], trials: Sequence[Row]) -> dict[int, Row]:
     """Return the rows of the attempts' baseline and candidates by trial_id. Raises UserError when one is missing."""
     rows = {row["trial_id"]: row for row in trials}
     wanted = dict.fromkeys(trial_id for attempt in attempts for trial_id in (attempt.baseline, *attempt.candidates))
@@ -90,7 +87,7 @@ def confirmed_rows(attempts: Sequence[Attempt], trials: Sequence[dict[str, Any]]
     return {trial_id: rows[trial_id] for trial_id in wanted}
 
 
-def planned_runs(attempt: Attempt, trials: Sequence[dict[str, Any]]) -> list[PlannedRun]:
+def planned_runs(attempt: Attempt, trials: Sequence[Row]) -> list[PlannedRun]:
     """Return the attempt's runs, not numbered, seed by seed, so that an interruption leaves whole pairs."""
     rows = confirmed_rows([attempt], trials)
     return [
@@ -105,13 +102,13 @@ def planned_runs(attempt: Attempt, trials: Sequence[dict[str, Any]]) -> list[Pla
     ]
 
 
-def attempt_rows(attempt: Attempt, trials: Sequence[dict[str, Any]]) -> list[tuple[PlannedRun, dict[str, Any] | None]]:
+def attempt_rows(attempt: Attempt, trials: Sequence[Row]) -> list[tuple[PlannedRun, Row | None]]:
     """Return each of the attempt's runs with its row; None before it started."""
     held = rows_by_config(trials, "confirmation")
     return [(run, held.get(run.config)) for run in planned_runs(attempt, trials)]
 
 
-def judged(attempt: Attempt, trials: Sequence[dict[str, Any]]) -> Attempt:
+def judged(attempt: Attempt, trials: Sequence[Row]) -> Attempt:
     """Return the attempt with its verdicts once every run has a result, else as it is.
 
     A run that ran out of memory counts as an unstable one: it did not complete where the others did.
@@ -131,13 +128,13 @@ def judged(attempt: Attempt, trials: Sequence[dict[str, Any]]) -> Attempt:
     return replace(attempt, verdicts=tuple(verdicts))
 
 
-def to_json(attempts: Sequence[Attempt]) -> dict[str, Any]:
+def to_json(attempts: Sequence[Attempt]) -> Row:
     """Return the attempts as JSON's types."""
-    document: dict[str, Any] = json.loads(json.dumps({"attempts": [asdict(one) for one in attempts]}, allow_nan=False))
+    document: Row = json.loads(json.dumps({"attempts": [asdict(one) for one in attempts]}, allow_nan=False))
     return document
 
 
-def from_json(document: Mapping[str, Any]) -> tuple[Attempt, ...]:
+def from_json(document: Row) -> tuple[Attempt, ...]:
     """Return the attempts that to_json was given. Raises KeyError, TypeError or ValueError for anything else."""
     attempts = tuple(value_of(Attempt, entry) for entry in document["attempts"])
     for number, attempt in enumerate(attempts, start=1):

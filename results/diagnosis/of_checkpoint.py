@@ -178,8 +178,7 @@ def _gradients(facts: CheckpointFacts) -> Iterator[Diagnosis]:
             kind="precision_stall",
             confidence=0.95,
             summary=f"no weight changed {since}: the updates do not reach the weights",
-            evidence=f"all {compared} tensors are equal"
-            + (f"; learning rate {facts.learning_rate:.2e}" if facts.learning_rate else ""),
+            evidence=f"all {compared} tensors are equal",
             next_step="check the learning rate, requires_grad, whether the optimizer holds this model's "
             "parameters, and whether the weights are bf16",
         )
@@ -209,8 +208,7 @@ def _precision(facts: CheckpointFacts) -> Iterator[Diagnosis]:
             kind="precision_stall",
             confidence=0.7,
             summary="the weights are stored as fp32 but every one is a bf16 number: they were trained in pure bf16",
-            evidence=f"{100 * facts.bf16_valued_frac:.2f} % of them; of weights trained in fp32 0.002 % would be"
-            + (f"; learning rate {facts.learning_rate:.1e}" if facts.learning_rate else ""),
+            evidence=f"{100 * facts.bf16_valued_frac:.2f} % of them; of weights trained in fp32 0.002 % would be",
             next_step="small updates vanish in bf16: keep the weights in fp32 and autocast the forward pass",
         )
 

@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
 
 from results.diagnosis.diagnose import diagnose, ranked
 from results.diagnosis.findings import Diagnosis
@@ -13,6 +12,7 @@ from results.diagnosis.run_view import Context
 from results.diagnosis.trace import trace_of_trial
 from results.ranking import baseline_trial, ending_counts, leaderboard, ranked_trials
 from results.study.folder import Study
+from results.study.planned_run import Row
 from results.words import STATUS_LABELS, count_words
 from trainable.errors import UserError
 from trainable.model.model_names import PRESETS
@@ -44,7 +44,7 @@ def report_of_trial(study: Study, trial_id: int) -> Report:
     return replace(report, findings=tuple(_with_own_verdict(trial, report.findings)))
 
 
-def _with_own_verdict(trial: dict[str, Any], findings: Sequence[Diagnosis]) -> list[Diagnosis]:
+def _with_own_verdict(trial: Row, findings: Sequence[Diagnosis]) -> list[Diagnosis]:
     """Return the findings with the trial's own verdict, which is certain, among them."""
     reason = str(trial["verdict"] or "").partition(" ")[0]
     kind = VERDICT_KINDS.get(reason)
@@ -91,13 +91,13 @@ def diagnose_study(study: Study) -> list[Diagnosis]:
     return ranked([*_unstable(study, trials), *_baseline(study, trials), *_of_trials(study, _chosen(trials))])
 
 
-def _judged_trials(study: Study) -> list[dict[str, Any]]:
+def _judged_trials(study: Study) -> list[Row]:
     """Return the study's own trials; of an attribution on its own, its runs."""
     trials = study.trials()
     return ranked_trials(trials) or trials
 
 
-def _unstable(study: Study, trials: Sequence[dict[str, Any]]) -> Iterator[Diagnosis]:
+def _unstable(study: Study, trials: Sequence[Row]) -> Iterator[Diagnosis]:
     ended = [trial for trial in trials if trial["status"] in ("completed", "stopped", *_BROKEN)]
     bad = [trial for trial in ended if trial["status"] == "unstable"]
     if not bad or len(bad) < UNSTABLE_FRAC * len(ended):
@@ -133,7 +133,7 @@ def _limit(bad_rates: Sequence[float], good_rates: Sequence[float]) -> float | N
     return limit if tells else None
 
 
-def _baseline(study: Study, trials: Sequence[dict[str, Any]]) -> Iterator[Diagnosis]:
+def _baseline(study: Study, trials: Sequence[Row]) -> Iterator[Diagnosis]:
     trial = baseline_trial(trials)
     if trial is None or trial["status"] in ("completed", "running", "interrupted"):
         return
@@ -148,7 +148,7 @@ def _baseline(study: Study, trials: Sequence[dict[str, Any]]) -> Iterator[Diagno
     )
 
 
-def _chosen(trials: Sequence[dict[str, Any]]) -> list[int]:
+def _chosen(trials: Sequence[Row]) -> list[int]:
     order = [trial for trial in leaderboard(trials) if trial["optimizer_steps"]]
     broken = [trial for trial in order if trial["status"] == "unstable"]
     whole = [trial for trial in order if trial["status"] == "completed"]

@@ -197,11 +197,9 @@ def view(trace: RunTrace, context: Context) -> RunView:
     main = train if len(train) >= len(val) else val
     first = min((curve.steps[0] for curve in (train, val) if curve.steps), default=0)
     start = [curve.values[0] for curve in (train, val) if curve.steps and curve.steps[0] == first]
-    announced_vocab = trace.announced.get("vocab_size")
-    vocab_size = context.vocab_size or (int(announced_vocab) if announced_vocab else None)
-    if vocab_size is not None and vocab_size < 2:
-        vocab_size = None
-    names_gpt2 = trace.announced.get("model") == "gpt2" and vocab_size in (None, GPT2_VOCAB_SIZE, 50_304)
+    vocab_size = context.vocab_size or int(trace.announced.get("vocab_size", 0))
+    is_named = vocab_size > 1
+    names_gpt2 = trace.announced.get("model") == "gpt2" and (not is_named or vocab_size in (GPT2_VOCAB_SIZE, 50_304))
     pretrained = context.pretrained
     if pretrained is None and "pretrained" in trace.announced:
         pretrained = trace.announced["pretrained"] == "yes"
@@ -211,8 +209,8 @@ def view(trace: RunTrace, context: Context) -> RunView:
     counts_rows = trace.unit == "row"
     return RunView(
         trace=trace,
-        vocab_size=vocab_size or GPT2_VOCAB_SIZE,
-        vocab_is_known=vocab_size is not None or names_gpt2,
+        vocab_size=vocab_size if is_named else GPT2_VOCAB_SIZE,
+        vocab_is_known=is_named or names_gpt2,
         pretrained=pretrained,
         unigram_entropy=context.unigram_entropy,
         train=train,

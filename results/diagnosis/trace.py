@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
 Column = Literal["train_loss", "val_loss", "grad_norm", "learning_rate", "step_time_s", "printed_steps_per_s"]
 Values = tuple[float | None, ...]
-Origin = Literal["log", "trial"]
 Unit = Literal["step", "row"]
 
 
@@ -28,7 +27,7 @@ class RunTrace:
     """The file or trial, for a person."""
     run: str = ""
     """Its name, where a file holds several runs by name."""
-    origin: Origin
+    origin: Literal["log", "trial"]
     unit: Unit = "step"
     """What `steps` counts: a log without step numbers has rows."""
     steps: tuple[int, ...]
@@ -55,9 +54,8 @@ class RunTrace:
     """What a reader must know of how the log was read."""
 
     def __post_init__(self) -> None:
-        if not self.printed_steps_per_s:
-            object.__setattr__(self, "printed_steps_per_s", (None,) * len(self.steps))
-        assert all(len(getattr(self, name)) == len(self.steps) for name in get_args(Column)), self.source
+        columns = (getattr(self, name) for name in get_args(Column))
+        assert all(len(values) == len(self.steps) for values in columns if values), self.source
         assert all(a < b for a, b in pairwise(self.steps)), self.source
 
     def series(self, column: Column) -> tuple[list[int], list[float]]:
@@ -88,24 +86,22 @@ def trace_of_trial(study: "Study", trial_id: int) -> RunTrace:
     if not step_rows and not evaluations:
         raise UserError(f"trial {trial_id} of study {study.name} recorded no step: it is {trial['status']}.")
     by_step = {row["optimizer_steps"]: row for row in step_rows}
-    val_loss = {row["optimizer_steps"]: row for row in evaluations}
-    steps = sorted(by_step.keys() | val_loss.keys())
+    evaluated = {row["optimizer_steps"]: row for row in evaluations}
+    # At step 0 there is an evaluation of both losses and no step yet.
+    either = evaluated | by_step
+    steps = sorted(either)
 
-    def column(name: str) -> Values:
-        return tuple(by_step[step][name] if step in by_step else None for step in steps)
+    def column(name: str, rows: Mapping[int, Mapping[str, float | None]] = by_step) -> Values:
+        return tuple(rows[step][name] if step in rows else None for step in steps)
 
     announced = ["lr_schedule", "precision", "learning_rate"]
     announced += [] if trial["lr_schedule"] == "constant" else ["warmup_steps"]
-    # At step 0 there is an evaluation of both losses and no step yet.
-    train_loss = tuple(
-        by_step[step]["train_loss"] if step in by_step else val_loss[step]["train_loss"] for step in steps
-    )
     return RunTrace(
         source=f"trial {trial_id} of study {study.name}",
         origin="trial",
         steps=tuple(steps),
-        train_loss=train_loss,
-        val_loss=tuple(val_loss[step]["val_loss"] if step in val_loss else None for step in steps),
+        train_loss=column("train_loss", either),
+        val_loss=column("val_loss", evaluated),
         grad_norm=column("grad_norm"),
         learning_rate=column("learning_rate"),
         step_time_s=column("step_time_s"),

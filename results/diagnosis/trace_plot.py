@@ -25,7 +25,6 @@ LOG_SCALE_RATIO = 6.0
 WHOLE_RUN_FRAC = 0.9
 _INK, _FAINT, _TRAIN, _VAL, _OTHER = "#1f2933", "#cbd2d9", "#3b7dbd", "#e08a2e", "#4a5b6c"
 _MARKS = ("#c0392b", "#8e44ad", "#16806a", "#b7791f", "#34495e", "#7f5539")
-_MAX_MARKS = len(_MARKS)
 
 
 def plot_trace(trace: RunTrace, diagnoses: Sequence[Diagnosis], path: Path) -> None:
@@ -40,7 +39,7 @@ def plot_trace(trace: RunTrace, diagnoses: Sequence[Diagnosis], path: Path) -> N
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    marks = list(diagnoses[:_MAX_MARKS])
+    marks = list(diagnoses[: len(_MARKS)])
     heading = _heading(trace, marks)
     heights = [_PANELS[name][0] for name in panels]
     heading_inches = 0.35 + 0.19 * sum(line.count("\n") + 1 for line, _ in heading)
@@ -150,18 +149,15 @@ def _line(axes: "Axes", steps: Sequence[int], values: Sequence[float], label: st
 
 def _grad_norm(axes: "Axes", trace: RunTrace) -> None:
     steps, values = trace.finite("grad_norm")
-    good = [(step, value) for step, value in zip(steps, values, strict=True) if value > 0]
-    _line(axes, [step for step, _ in good], [value for _, value in good], "", _OTHER)
-    if good:
+    _line(axes, steps, values, "", _OTHER)
+    if any(value > 0 for value in values):
         _log_scale(axes)
-    elif steps:
-        axes.plot(steps, [0.0] * len(steps), "-o", color=_OTHER, markersize=3.5)
 
 
 def _log_scale(axes: "Axes") -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    axes.set_yscale("log")
+    axes.set_yscale("log", nonpositive="mask")
     low, high = axes.get_ylim()
     few = high / max(low, 1e-300) < 30
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,)))

@@ -3,13 +3,12 @@
 import math
 from collections.abc import Mapping
 from datetime import datetime
+from textwrap import shorten
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, InstanceOf, ValidationError
 
 from trainable.config import DOCUMENTED, config_from, make_config
-
-_LONGEST_SHOWN = 120
 
 
 def _time(text: str) -> str:
@@ -195,6 +194,5 @@ def document_fault(document: dict[str, Any]) -> str | None:
         error = refused.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, error["loc"]))
         # pydantic speaks of instances and of our classes, but a person sees a file of texts, numbers and tables.
-        message = _FAULTS.get(error["type"]) or " ".join(error["msg"].split())
-        return f"{where}: {message if len(message) <= _LONGEST_SHOWN else f'{message[:_LONGEST_SHOWN]} ...'}"
+        return f"{where}: {shorten(_FAULTS.get(error['type'], error['msg']), 120, placeholder=' ...')}"
     return None

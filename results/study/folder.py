@@ -11,15 +11,13 @@ from datetime import UTC, datetime
 from itertools import chain, count
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from results.study.atomic import write_document
 from results.study.paths import expanded, path_error, shown
+from results.study.planned_run import Row
 from trainable.errors import UserError, did_you_mean, reason
 from trainable.regular_files import cannot_make, read_regular, sync_folder
-
-if TYPE_CHECKING:
-    from results.study.tables import Row
 
 SCHEMA_VERSION = 3
 """Of study.json; other versions are refused."""
@@ -101,29 +99,23 @@ class Study:
             raise UserError(f"{where}: {fault}. It was changed since the study was made: restore it.")
         return document
 
-    def trials(self) -> "list[Row]":
+    def trials(self) -> list[Row]:
         """Return the rows of trials.parquet by trial_id; none before the first trial. Raises UserError when damaged."""
-        from results.study.tables import TRIALS
+        return sorted(_rows(self.trials_path, "TRIALS"), key=lambda row: row["trial_id"])
 
-        return sorted(_rows(self.trials_path, TRIALS), key=lambda row: row["trial_id"])
-
-    def metrics(self) -> "list[Row]":
+    def metrics(self) -> list[Row]:
         """Return the rows of metrics.parquet by trial_id, then tokens_seen, as trials() does."""
-        from results.study.tables import METRICS
+        return sorted(_rows(self.metrics_path, "METRICS"), key=lambda row: (row["trial_id"], row["tokens_seen"]))
 
-        return sorted(_rows(self.metrics_path, METRICS), key=lambda row: (row["trial_id"], row["tokens_seen"]))
-
-    def steps(self, trial_id: int) -> "list[Row]":
+    def steps(self, trial_id: int) -> list[Row]:
         """Return the rows of a trial's optimizer steps, as trials() does."""
-        from results.study.tables import STEPS
-
-        return _rows(self.steps_path(trial_id), STEPS)
+        return _rows(self.steps_path(trial_id), "STEPS")
 
 
-def _rows(path: Path, schema: Any) -> "list[Row]":
-    from results.study.tables import read_rows
+def _rows(path: Path, schema: str) -> list[Row]:
+    from results.study import tables  # brings pyarrow, which most commands do without
 
-    return read_rows(path, schema) if path.exists() else []
+    return tables.read_rows(path, getattr(tables, schema)) if path.exists() else []
 
 
 def _refuse_constant(text: str) -> None:
@@ -207,25 +199,14 @@ def create_study(
     check_study_name(name)
     for free in [name] if is_chosen else _numbered(name):
         try:
-            study = _create(free, {**beside, "study.json": {**document, "name": free}})
-            if claim is not None:
-                _claimed(study, claim)
-            return study
+            return _create(free, {**beside, "study.json": {**document, "name": free}}, claim)
         except StudyExistsError:
             if is_chosen:
                 raise
     raise AssertionError("some name is free")
 
 
-def _claimed(study: Study, claim: Callable[[Study], None]) -> None:
-    try:
-        claim(study)
-    except BaseException:
-        shutil.rmtree(study.path, ignore_errors=True)
-        raise
-
-
-def _create(name: str, documents: Mapping[str, Mapping[str, Any]]) -> Study:
+def _create(name: str, documents: Mapping[str, Mapping[str, Any]], claim: Callable[[Study], None] | None) -> Study:
     study = Study(studies_dir() / name)
     if os.path.lexists(study.path):
         raise study_exists(name)
@@ -235,6 +216,7 @@ def _create(name: str, documents: Mapping[str, Mapping[str, Any]]) -> Study:
     except OSError as err:
         where = shown(study.path.parent)
         raise UserError(f"cannot make a study in {where}: {reason(err)}. Set STUDIES_DIR to a folder.") from None
+    made = temporary
     try:
         (temporary / "steps").mkdir()
         for file, document in documents.items():
@@ -246,12 +228,15 @@ def _create(name: str, documents: Mapping[str, Mapping[str, Any]]) -> Study:
             if os.path.lexists(study.path):
                 raise study_exists(name) from None
             raise
+        made = study.path
+        sync_folder(study.path.parent)
+        if claim is not None:
+            claim(study)
     except BaseException as error:
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and made == temporary:
             error.filename = str(study.path)  # the message must not name the temporary folder, which is gone
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(made, ignore_errors=True)
         raise
-    sync_folder(study.path.parent)
     return study
 
 

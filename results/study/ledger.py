@@ -81,7 +81,7 @@ class Ledger:
         known = self._trials.get(run.trial_id)
         if known is None:
             new: Row = dict.fromkeys(TRIALS.names)
-            new.update(dict.fromkeys(_COUNTERS, 0), active_s=0.0, started_at=_aware(started_at), **run.columns())
+            new.update(dict.fromkeys(_COUNTERS, 0), active_s=0.0, started_at=started_at, **run.columns())
             known = self._trials[run.trial_id] = new
             self._metrics[run.trial_id] = []
         assert known["status"] not in ENDINGS, f"trial {run.trial_id} is {known['status']}"
@@ -126,22 +126,19 @@ class Ledger:
         status: TrialStatus,
         verdict: Verdict | None,
         ended_at: datetime,
-        optimizer_steps: int | None = None,
-        tokens_seen: int | None = None,
-        active_s: float | None = None,
         at_rung: tuple[int, int] | None = None,
+        **reached: float | None,
     ) -> None:
-        """Note how the trial ended; counters are given where they are beyond the last evaluation's.
+        """Note how the trial ended; `reached` are the counters, which may be beyond the last evaluation's.
 
         at_rung: as in end_at_rung(), which is written at once: a row without it would count at a later rung.
         """
         trial = self._running(trial_id)
         assert status in ENDINGS, status
         assert (verdict is not None) == (status == "unstable"), f"trial {trial_id}: {status} with verdict {verdict}"
-        reached = {"optimizer_steps": optimizer_steps, "tokens_seen": tokens_seen, "active_s": active_s}
         trial.update({name: max(value, trial[name]) for name, value in reached.items() if value is not None})
         words = verdict and f"{verdict.reason} at step {verdict.step}: {' '.join(verdict.evidence.split())}"
-        trial.update(status=status, verdict=words, ended_at=_aware(ended_at))
+        trial.update(status=status, verdict=words, ended_at=ended_at)
         if status == "unstable":
             # Its last evaluation, at step 0 perhaps, came before it went wrong and would count as a good loss.
             steps = self._steps.get(trial_id)
@@ -169,7 +166,7 @@ class Ledger:
         """Note that every running trial was interrupted, with the counters that are beyond its last evaluation's."""
         for trial in self._trials.values():
             if trial["status"] == "running":
-                trial.update(reached, status="interrupted", ended_at=_aware(ended_at))
+                trial.update(reached, status="interrupted", ended_at=ended_at)
         self.flush()
 
     def flush_if_due(self) -> None:
@@ -236,8 +233,3 @@ def _mean_tokens_per_s(metrics: Sequence[Row]) -> float | None:
 def _finite(value: float) -> float | None:
     # Null, not NaN: DuckDB sorts NaN above every number, and pandas cannot tell it from a missing value.
     return value if math.isfinite(value) else None
-
-
-def _aware(moment: datetime) -> datetime:
-    assert moment.tzinfo is not None, "a time without a zone"
-    return moment

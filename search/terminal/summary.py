@@ -42,7 +42,7 @@ def say_summary(study: Study, terminal: Terminal) -> None:
             terminal.say(f"{more} more in the report")
         terminal.say(*count_lines(trials, winner.baseline), early_end_words(document))
         answer = [Text(line) for line in verdict_lines(winner)]
-        answer += [Text(by_time.words)] if by_time else []
+        answer += [Text(by_time["words"])] if by_time else []
         if (warning := warning_words(winner)) is not None:
             answer.append(Text(warning, style="bold red"))
         terminal.console.print(Panel(Text("\n").join(answer)))
@@ -53,7 +53,7 @@ def say_summary(study: Study, terminal: Terminal) -> None:
         {
             **ending_document(study, terminal),
             "winner": to_json(winner),
-            "by_device_time": by_time and by_time.to_json(),
+            "by_device_time": by_time,
             "best": winner.trial,
             "baseline": winner.baseline,
             "proven": winner.standing == "proven",

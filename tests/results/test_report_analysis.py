@@ -209,7 +209,7 @@ def test_unstable_share_and_where(make_trial: MakeTrial) -> None:
     assert (found["trials"], found["unstable"], found["unstable_frac"]) == (4, 2, 0.5)
     assert found["reasons"] == {"divergence": 1, "nonfinite": 1}
     assert found["words"] == (
-        "2 of 4 trials (50%) were unstable, each at a learning rate from 0.2 on; of the 3 trials from there on 67% were"
+        "2 of 4 trials (50%) went unstable, none at a learning rate below 0.2; from there on 67% of 3 trials did"
     )
     cells = {(c["batch_size"], round(c["lr_low"], 7)): (c["unstable"], c["trials"]) for c in found["cells"]}
     assert cells == {(32, 1e-5): (0, 1), (32, 0.1): (1, 2), (8, 0.1): (1, 1)}
@@ -232,7 +232,7 @@ def test_every_trial_is_in_one_interval_of_the_rate(make_trial: MakeTrial) -> No
 def test_a_rate_that_was_not_searched_has_no_map(make_trial: MakeTrial) -> None:
     batch = SearchParameter("batch_size", Choice((8, 32)))
     found = instability(measured([make_trial(0, "unstable", None)], None, batch))
-    assert found["words"] == "1 of 1 trial (100%) was unstable"
+    assert found["words"] == "1 of 1 trial (100%) went unstable"
     assert found["reasons"] == {"unknown": 1}
     assert found["lr_bins"] == [(1e-5, 1e-5)]
 

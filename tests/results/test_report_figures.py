@@ -105,7 +105,6 @@ def test_a_blown_up_loss_does_not_set_the_scale() -> None:
     known = {"loss_limit": 7.6}
     assert loss_ceiling(known, [5.0, 6.0, 240.0]) == pytest.approx(6.02)
     assert loss_ceiling(known, [8.0, 240.0]) == 240.0
-    assert 6.0 < loss_ceiling({"loss_limit": None}, [5.0, 5.5, 6.0] * 5 + [240.0]) < 7.0
     assert loss_ceiling(known, []) == 1.0
 
 

@@ -3,6 +3,7 @@
 import io
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, BinaryIO
 
 from results.diagnosis.logs.lines import LogRow
@@ -56,18 +57,12 @@ def _events(file: BinaryIO, notes: list[str]) -> Iterator[Any]:
         if length > MAX_SCALARS_BYTES:
             file.seek(length + _CHECKSUM.size, io.SEEK_CUR)
             continue
-        record = file.read(length)
-        checksum = file.read(_CHECKSUM.size)
-        if len(checksum) < _CHECKSUM.size:
-            notes.append("the last record is cut short")
-            return
-        if _CHECKSUM.unpack(checksum)[0] != masked_crc32c(record):
-            notes.append("checksum mismatch in one record of the event file: it was left out")
-            continue
-        try:
-            yield Event.FromString(record)
-        except DecodeError:
-            notes.append("a record of the event file cannot be decoded: it was left out")
+        record, checksum = file.read(length), file.read(_CHECKSUM.size)
+        if checksum == _CHECKSUM.pack(masked_crc32c(record)):
+            with suppress(DecodeError):  # of another program's events
+                yield Event.FromString(record)
+        else:
+            notes.append("a record of the event file is damaged or cut short: it was left out")
 
 
 def _scalar(value: Any) -> float | None:

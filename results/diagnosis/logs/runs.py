@@ -21,14 +21,8 @@ def in_nats(rows: Sequence[LogRow], notes: list[str]) -> None:
 
     A log that has nothing but bits per byte gets nats/byte.
     """
-    said = [
-        (loss, perplexity)
-        for row in rows
-        for names in _PAIRS
-        if (loss := getattr(row, names[0])) is not None
-        and (perplexity := getattr(row, names[1])) is not None
-        and 2 < perplexity < math.inf
-    ]
+    pairs = [(getattr(row, loss), getattr(row, perplexity)) for row in rows for loss, perplexity in _PAIRS]
+    said = [(loss, known) for loss, known in pairs if None not in (loss, known) and 2 < known < math.inf]
     bits = sum(abs(math.log2(perplexity) - loss) < 0.01 * loss for loss, perplexity in said)
     if said and bits >= 0.8 * len(said):
         notes.append("the losses are in bits, the perplexity is 2 to their power: they are shown in nats/token")

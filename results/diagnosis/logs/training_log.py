@@ -192,7 +192,6 @@ class _Reader:
         self._epoch: float | None = None
         self._bar: LogRow | None = None
         self._bar_total: int | None = None
-        self._bar_val: float | None = None
         self._heading: int | None = None
         self._names_both = False
         self._last_val: float | None = None
@@ -218,9 +217,6 @@ class _Reader:
             self._read_other(line)
             return
         self._is_over = False
-        if row.is_bar and None not in (row.train_loss, row.val_loss):
-            # A bar shows the last evaluation until the next one.
-            row.val_loss, self._bar_val = None if row.val_loss == self._bar_val else row.val_loss, row.val_loss
         if row.is_bar and not row.has_loss:
             self._bar = row
             if row.total_steps != self._bar_total:

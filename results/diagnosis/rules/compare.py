@@ -41,9 +41,7 @@ def _rising_validation(run: RunView) -> Diagnosis | None:
     rising = sum(a < b for a, b in zip(val.values[best:], tail, strict=False)) / len(tail)
     train_then, train_now = _train_level(run, val.steps[best]), _train_level(run, val.steps[-1])
     mild = rise < least
-    if mild and not _is_mild(run, rise, train_then, train_now, val.values[best:]):
-        return None
-    if rising < 0.6:
+    if rising < 0.6 or (mild and not _is_mild(run, rise, train_then, train_now, val.values[best:])):
         return None
     if train_then is None or train_now is None:
         confidence, train_text = 0.5, "the training loss is not recorded"
@@ -77,7 +75,7 @@ def _is_mild(
     run: RunView, rise: float, train_then: float | None, train_now: float | None, since_best: Sequence[float]
 ) -> bool:
     """Whether a small rise is overfitting: training goes on falling by far, and chance does not rise so steadily."""
-    if train_then is None or train_now is None or not run.train.values:
+    if train_then is None or train_now is None:
         return False
     fall = train_then - train_now
     falls_on = fall > 0.1 * train_then and fall > 2 * MILD_NOISE * noise_sd(run.train.values)
@@ -93,12 +91,10 @@ def _rises_alone(run: RunView, best: int, final: float, train_then: float, train
         confidence=0.75,
         summary=f"the validation loss rises from {val.values[best]:.3f} at {run.unit} {val.steps[best]} to "
         f"{final:.3f} while the training loss is flat ({train_then:.3f}, then {train_now:.3f})",
-        evidence=f"{len(val) - best - 1} evaluations after the best one; noise of the validation loss "
-        f"{noise_sd(val.values):.3f}",
-        next_step="this is not overfitting of the usual kind, for which training falls: check whether the evaluation "
-        "changed (its text, dropout on, another context length), whether the training text drifts away from the "
-        "validation text, and whether the learning rate is too high; take the checkpoint of "
-        f"{run.unit} {val.steps[best]}",
+        evidence=f"{len(val) - best - 1} evaluations after the best one; their noise {noise_sd(val.values):.3f}",
+        next_step="check whether the evaluation changed (its text, dropout on, another context length), whether the "
+        "training text drifts away from the validation text, and whether the learning rate is too high; take the "
+        f"checkpoint of {run.unit} {val.steps[best]}",
         steps=(val.steps[best], val.steps[-1]),
     )
 
@@ -118,20 +114,19 @@ def _scaled(run: RunView) -> Diagnosis | None:
     scale = run.train_scale
     if scale == 1:
         return None
-    count = round(scale if scale > 1 else 1 / scale)
-    times = f"{scale:.3g} times" if scale > 1 else f"1/{1 / scale:.3g} of"
-    why = f"a sum over {count} micro-batches" if scale > 1 else f"a mean that is divided by {count} once more"
+    times, why = f"{scale:.3g} times", f"a sum over {round(scale)} micro-batches"
+    if scale < 1:
+        times, why = f"1/{1 / scale:.3g} of", f"a mean that is divided by {round(1 / scale)} once more"
     first = run.train.values[0] * scale
     return Diagnosis(
         kind="impossible_initial_loss" if first > run.uniform_loss and run.starts_at_start else "train_val_gap",
         confidence=0.85,
         summary=f"the training loss is {times} the validation loss at every evaluation: it looks like {why}, not the "
         "mean over tokens",
-        evidence=f"{len(run.val)} evaluations, training {run.train.near(run.val.steps[0]) * scale:.3f} and validation "
-        f"{run.val.values[0]:.3f} at the first, {run.train.near(run.val.steps[-1]) * scale:.3f} and "
-        f"{run.val.values[-1]:.3f} at the last",
-        next_step="check how the loss is averaged over gradient accumulation: if only the log is wrong, mend the log; "
-        "if the gradient is scaled alike, the clip does not act as it was meant to",
+        evidence=f"{len(run.val)} evaluations; at the last one training "
+        f"{run.train.near(run.val.steps[-1]) * scale:.3f}, validation {run.val.values[-1]:.3f}",
+        next_step="check how the loss is averaged over gradient accumulation: where the gradient is scaled alike, the "
+        "clip does not act as it was meant to",
         steps=(run.val.steps[0], run.val.steps[-1]),
     )
 
@@ -167,8 +162,8 @@ def _gap(run: RunView) -> Diagnosis | None:
         confidence=0.65,
         summary=f"the validation loss lies {gap:.2f} nats/token below the training loss: the two are not measured "
         "the same way",
-        evidence=f"training {trains[-1]:.3f}, validation {vals[-1]:.3f} at {run.unit} {steps[-1]}; "
-        f"below it at each of the last {len(steps)} evaluations",
+        evidence=f"training {trains[-1]:.3f}, validation {vals[-1]:.3f} at {run.unit} {steps[-1]}; so at the last "
+        f"{len(steps)} evaluations",
         next_step="look for validation text inside the training text (make audit), a training loss that is a sum over "
         "micro-batches, a high dropout, or easier validation text",
         steps=(steps[0], steps[-1]),
@@ -187,8 +182,7 @@ def _eval_noise(run: RunView) -> Diagnosis | None:
     return Diagnosis(
         kind="eval_noise",
         confidence=0.7,
-        summary=f"evaluations differ by chance by {noise:.2f} nats/token, more than the run changes: they cannot "
-        "rank anything",
+        summary=f"evaluations differ by chance by {noise:.2f} nats/token, more than the run changes",
         evidence=f"{len(values)} evaluations; from their first to their last third the mean moves by {fall:.3f}",
         next_step="evaluate on the same, fixed windows each time, and on more of them (16,000 tokens give about 0.02)",
         steps=(run.val.steps[0], run.val.steps[-1]),

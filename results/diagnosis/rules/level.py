@@ -4,7 +4,6 @@ import math
 import statistics
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 from results.diagnosis.findings import Diagnosis
 from results.diagnosis.rules.spike import Spike, calmer, poisoned, rate_text, spike_finding, spikes_of
@@ -24,10 +23,8 @@ JUMP_ROWS = 60
 def level_findings(run: RunView) -> Iterator[Diagnosis]:
     """Yield where the loss left its course."""
     divergence = _divergence(run) or _worse_than_start(run)
-    nonfinite = _nonfinite(run, divergence)
+    nonfinite = _nonfinite(run)
     spikes = spikes_of(run) if divergence is None else []
-    if divergence and nonfinite and divergence.steps and nonfinite.steps and divergence.steps[0] < nonfinite.steps[0]:
-        divergence = replace(divergence, confidence=0.95)
     jump = _jump(run, divergence, spikes)
     resume = _resume_jump(run)
     if resume and resume.steps:
@@ -37,34 +34,28 @@ def level_findings(run: RunView) -> Iterator[Diagnosis]:
     yield from filter(None, (jump, divergence, nonfinite, resume, *of_spikes))
 
 
-def _nonfinite(run: RunView, divergence: Diagnosis | None) -> Diagnosis | None:
+def _nonfinite(run: RunView) -> Diagnosis | None:
     columns: tuple[tuple[str, Column], ...] = (("training loss", "train_loss"), ("validation loss", "val_loss"))
     for name, column in columns:
         steps, values = run.trace.series(column)
-        bad = [step for step, value in zip(steps, values, strict=True) if not math.isfinite(value)]
+        bad = [(step, value) for step, value in zip(steps, values, strict=True) if not math.isfinite(value)]
         if not bad:
             continue
-        after = [step for step in steps if step > bad[-1]]
-        share = len(bad) / sum(step >= bad[0] for step in steps)
-        stays = not after and share > 0.5
-        value = next(value for step, value in zip(steps, values, strict=True) if step == bad[0])
-        before = (
-            f", {divergence.kind} first" if divergence and divergence.steps and divergence.steps[0] < bad[0] else ""
-        )
+        (first, value), (last, _) = bad[0], bad[-1]
+        summary = f"the {name} is {value:g} at {len(bad)} of {len(steps)} rows, first at {run.unit} {first}"
+        summary += ", and finite again after"
+        next_step = "look for batches without a scored token (a mean over nothing is NaN) and for fp16 without a scaler"
+        stays = last == steps[-1] and len(bad) > 0.5 * sum(step >= first for step in steps)
+        if stays:
+            summary = f"the {name} is {value:g} from {run.unit} {first} on"
+            next_step = f"no later row means anything: {calmer(run)}, and bf16 or fp32 in place of fp16"
         return Diagnosis(
             kind="nonfinite",
             confidence=0.97 if stays else 0.7,
-            summary=f"the {name} is {value:g} from {run.unit} {bad[0]} on{before}"
-            if stays
-            else f"the {name} is {value:g} at {len(bad)} of {len(steps)} rows, first at {run.unit} {bad[0]}, and "
-            "finite again after",
-            evidence=_before_text(run, bad[0]),
-            next_step="no later row of this run means anything: go back to the last checkpoint before, with a lower "
-            "learning rate or a warm-up, and bf16 or fp32 in place of fp16"
-            if stays
-            else "look for batches without a scored token (a mean over nothing is NaN) and for fp16 without a "
-            "loss scaler",
-            steps=(bad[0], bad[-1]),
+            summary=summary,
+            evidence=_before_text(run, first),
+            next_step=next_step,
+            steps=(first, last),
         )
     return _hidden_nonfinite(run) or _overflows(run)
 
@@ -77,9 +68,8 @@ def _overflows(run: RunView) -> Diagnosis | None:
     return Diagnosis(
         kind="nonfinite",
         confidence=0.75,
-        summary=f"the loss scaler reports {count} overflows in {run.last_step} steps: gradients are not finite in "
-        "fp16, and those steps are skipped",
-        evidence=f"lines of the log that name an overflow: {count}",
+        summary="the loss scaler skips many steps: their gradients are not finite in fp16",
+        evidence=f"{count} lines of the log name an overflow, in {run.last_step} steps",
         next_step="train in bf16 or fp32; with fp16 only, a lower learning rate, a warm-up and a clip at norm 1.0",
         steps=(run.trace.steps[0], run.last_step),
     )
@@ -148,12 +138,12 @@ def _came_back(run: RunView, step: int) -> bool:
 
 def _sparse_divergence(run: RunView) -> Diagnosis | None:
     """Judge a record of evaluations alone: both losses end well above their best and are not coming back."""
-    curves = [curve for curve in (run.train, run.val) if len(curve) >= 4]
-    if not curves or len(curves[0]) != len(curves[-1]):
-        # The longer one: of few values the noise cannot be told from the course.
-        curves = sorted((curve for curve in (run.train, run.val) if len(curve) >= 4), key=len)[-1:]
+    curves = sorted((curve for curve in (run.train, run.val) if len(curve) >= 4), key=len)
     if not curves:
         return None
+    if len(curves[0]) < len(curves[-1]):
+        # The longer one: of few values the noise cannot be told from the course.
+        curves = curves[-1:]
     onset = 0
     for curve in curves:
         best = curve.values.index(min(curve.values))
@@ -173,8 +163,9 @@ def _sparse_divergence(run: RunView) -> Diagnosis | None:
         best_step = curves[0].steps[curves[0].values.index(min(curves[0].values))]
         if other.values[-1] < other.near(best_step) + RULES.divergence_margin / 2:
             return None
-    rise = "both losses rise" if len(curves) == 2 else "the loss rises"
-    back = "do not come back" if len(curves) == 2 else "does not come back"
+    rise, back = "the loss rises", "does not come back"
+    if len(curves) == 2:
+        rise, back = "both losses rise", "do not come back"
     said = ", ".join(f"{min(c.values):.3f} at best and {c.values[-1]:.3f} at {run.unit} {c.steps[-1]}" for c in curves)
     return Diagnosis(
         kind="divergence",
@@ -226,10 +217,8 @@ def _resume_jump(run: RunView) -> Diagnosis | None:
                 kind="resume_jump",
                 confidence=0.85,
                 summary=f"after the restart at {run.unit} {step} the loss is {value - level:.2f} nats/token higher "
-                "than before it"
-                + (": the weights were initialized again" if anew else ": not everything was restored"),
-                evidence=f"{level:.4f} before, {value:.4f} at {run.unit} {at}"
-                + (f", {start:.4f} at the very start" if anew else ""),
+                f"than before it: {'the weights were initialized again' if anew else 'not everything was restored'}",
+                evidence=f"{level:.4f} before, {value:.4f} at {run.unit} {at}",
                 next_step="check whether the checkpoint's weights were really loaded (strict=True, the wrapper's "
                 "prefix), and the optimizer's state and the schedule's step with them",
                 steps=(step, at),

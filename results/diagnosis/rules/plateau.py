@@ -26,6 +26,14 @@ NEGLIGIBLE_LR = 5e-7
 MIN_STEPS = 150
 SETTLED_FRAC = 0.2
 """Of the whole fall, in the record's second half: a run that learns falls by more."""
+_FAULTS = {
+    "impossible_initial_loss": "a fault in labels or weights, not the learning rate, keeps it there",
+    "detached_gradients": "no gradient reaches the weights",
+    "schedule_not_stepping": "the learning rate is not what it was meant to be",
+    "learning_rate_mismatch": "the learning rate is not what it was meant to be",
+    "precision_stall": "the updates do not reach the weights",
+}
+"""Findings that explain a plateau, each with how."""
 
 
 def plateau_finding(run: RunView, others: list[Diagnosis]) -> Diagnosis | None:
@@ -56,11 +64,9 @@ def plateau_finding(run: RunView, others: list[Diagnosis]) -> Diagnosis | None:
         since = run.coarse.first_below(level + 0.1, otherwise=run.coarse.steps[0])
     kind, cause, advice, confidence = _cause(run, others, flat=flat)
     how = "stays near" if flat else "has only come down to"
-    known = (
-        f"{run.unigram_entropy:.2f} measured"
-        if run.unigram_entropy is not None
-        else f"about {floor + FLOOR_MARGIN:.1f}, estimated"
-    )
+    known = f"about {floor + FLOOR_MARGIN:.1f}, estimated"
+    if run.unigram_entropy is not None:
+        known = f"{run.unigram_entropy:.2f} measured"
     return Diagnosis(
         kind=kind,
         confidence=confidence if flat or flagged or ruined else confidence - 0.15,
@@ -105,13 +111,10 @@ def _floor(run: RunView) -> float:
     if run.pretrained:
         return LEARNED_NATS
     uniform = run.uniform_loss
-    if (
-        run.start_loss is not None
-        and not run.vocab_is_known
-        and DOUBTFUL_NATS < run.start_loss < uniform - BELOW_UNIFORM
-    ):
+    start = run.start_loss
+    if start is not None and not run.vocab_is_known and DOUBTFUL_NATS < start < uniform - BELOW_UNIFORM:
         # Random weights of a smaller vocabulary, as far as can be told.
-        uniform = run.start_loss
+        uniform = start
     # Between the unigram entropies of English with 1,024 tokens (5.66) and 50,257 (about 7.2), less a doubt of 0.5.
     return min(2.9 + 0.4 * uniform - 0.5, GPT2_FLOOR_NATS)
 
@@ -124,15 +127,10 @@ def _is_slow(run: RunView, level: float, floor: float) -> bool:
 
 
 def _cause(run: RunView, others: list[Diagnosis], *, flat: bool) -> tuple[str, str, str, float]:
-    for kind, cause in (
-        ("impossible_initial_loss", "a fault in labels or weights, not the learning rate, keeps it there"),
-        ("detached_gradients", "no gradient reaches the weights"),
-        ("schedule_not_stepping", "the learning rate is not what it was meant to be"),
-        ("learning_rate_mismatch", "the learning rate is not what it was meant to be"),
-        ("precision_stall", "the updates do not reach the weights"),
-    ):
-        if any(found.kind == kind and found.confidence >= 0.65 for found in others):
-            return "plateau", cause, "fix that finding first: no learning rate helps until then", 0.9
+    sure = {found.kind for found in others if found.confidence >= 0.65}
+    cause = next((cause for kind, cause in _FAULTS.items() if kind in sure), None)
+    if cause is not None:
+        return "plateau", cause, "fix that finding first: no learning rate helps until then", 0.9
     rate = run.peak_lr
     low, high = (TOO_LOW_SCRATCH, TOO_HIGH_LR) if run.from_scratch else (TOO_LOW_FINE, TOO_HIGH_FINE)
     if run.learning_rate.values and run.learning_rate.values[0] == rate and run.is_initial:

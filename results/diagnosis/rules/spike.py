@@ -54,10 +54,10 @@ def spikes_of(run: RunView) -> list[Spike]:
             spike = _measured(curve, bisect_left(curve.steps, finding.step))
             if _stands_out(curve, spike):
                 found.append(spike)
-    if found or len(curve) > 400:
-        return found
-    # The monitor needs a history as long as its windows.
-    return [spike for spike in _sparse_spikes(run) if _stands_out(curve, spike)]
+    if not found and len(curve) <= 400:
+        # The monitor needs a history as long as its windows.
+        return [spike for spike in _sparse_spikes(run) if _stands_out(curve, spike)]
+    return found
 
 
 def _stands_out(curve: Curve, spike: Spike) -> bool:
@@ -113,7 +113,7 @@ def _sparse_spikes(run: RunView) -> list[Spike]:
 def _val_agrees(run: RunView, curve: Curve, index: int, before: float) -> bool:
     """Where both losses were measured at the step, both must rise: one alone is a hard batch or overfitting."""
     step = curve.steps[index]
-    if curve is run.val or step not in run.val.steps:
+    if step not in run.val.steps:
         return True
     at = run.val.steps.index(step)
     return at > 0 and run.val.values[at] - run.val.values[at - 1] > 0.5 * (curve.values[index] - before)
@@ -130,9 +130,7 @@ def spike_finding(run: RunView, spikes: Sequence[Spike]) -> Diagnosis | None:
     rate = _rate_at(run, worst.step) if _rate_is_high(run, worst) else None
     said = [f"{worst.before:.4f} before, {worst.peak:.4f} at {run.unit} {worst.peak_step}"]
     if worst.peak_step in run.val.steps and worst.peak_step in run.train.steps and not run.is_dense:
-        said.append(
-            f"validation {run.val.near(worst.peak_step):.4f} at the same step: the weights changed, not the batch"
-        )
+        said.append(f"validation {run.val.near(worst.peak_step):.4f} there: the weights changed, not the batch")
     if like_start:
         said.append(f"that is the loss the run started with ({run.start_loss:.2f}): as if the weights had been reset")
     if any(abs(step - worst.step) <= max(1, 0.01 * run.last_step) for step in run.trace.restarts):

@@ -133,7 +133,7 @@ def _slow(run: RunView, windows: _Windows, first: int, last: int, before_s: floa
 def _stall(run: RunView, windows: _Windows, costs: list[tuple[float, int]], usual_s: float) -> Diagnosis:
     excess_s, index = max(costs)
     first = windows.ends[index - 1]
-    alike = sum(1 for cost_s, _ in costs if cost_s > max(STALL_S, excess_s / 4))
+    alike = sum(cost_s > max(STALL_S, excess_s / 4) for cost_s, _ in costs)
     said = "one pause" if alike == 1 else f"{alike} pauses, the longest"
     # What is left of a window beside the usual steps is known to two digits at best.
     about = duration_words(float(f"{excess_s:.2g}"))

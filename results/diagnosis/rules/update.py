@@ -30,8 +30,7 @@ def _no_gradient(run: RunView) -> Diagnosis | None:
     tail = _constant_tail(norms, upto=1e-10)
     if len(tail) < 3 or falls_since(run, tail.steps[0]):
         return None
-    from_start = len(tail) == len(norms)
-    since = "in every row" if from_start else f"from {run.unit} {tail.steps[0]} on"
+    since = "in every row" if len(tail) == len(norms) else f"from {run.unit} {tail.steps[0]} on"
     next_step = (
         "look for detach(), no_grad() around a layer, requires_grad=False, or a loss that does not depend "
         "on the weights; make preflight names the tensors without gradient"
@@ -40,10 +39,7 @@ def _no_gradient(run: RunView) -> Diagnosis | None:
     if losses and not any(losses):
         # A Trainer writes 0 for the NaN of a mean over nothing.
         since += ", and so is the loss"
-        next_step = (
-            "look at the labels, which must all be -100: at what masks prompts and padding, and at answers that are "
-            "cut off"
-        )
+        next_step = "look at the labels, which must all be -100: at what masks prompts and padding, at answers cut off"
     return Diagnosis(
         kind="detached_gradients",
         confidence=0.95,
@@ -70,13 +66,8 @@ def _learning_rate_zero(run: RunView) -> Diagnosis | None:
     zeros = _constant_tail(rates, upto=0.0)
     if len(zeros) < 3:
         return None
-    next_step = (
-        "set the schedule's horizon to the optimizer steps of the run (not micro-batches, not an earlier "
-        "run's), and step it once an optimizer step"
-    )
     if len(zeros) == len(rates):
         summary = "the learning rate is 0 in every row: nothing is trained"
-        next_step = f"look at the learning rate that was set; if it is not 0, {next_step}"
     else:
         end = run.trace.total_steps or run.last_step
         span = zeros.steps[-1] - zeros.steps[0]
@@ -88,7 +79,8 @@ def _learning_rate_zero(run: RunView) -> Diagnosis | None:
         confidence=0.95,
         summary=summary,
         evidence=f"{len(zeros)} of {len(rates)} recorded rates are 0; the highest is {max(rates.values):.2e}",
-        next_step=next_step,
+        next_step="look at the rate that was set; set the schedule's horizon to the optimizer steps of the run (not "
+        "micro-batches, not an earlier run's), and step it once an optimizer step",
         steps=(zeros.steps[0], zeros.steps[-1]),
     )
 
@@ -99,12 +91,11 @@ def _never_decays(run: RunView) -> Diagnosis | None:
     warmup_steps = int(run.trace.announced.get("warmup_steps", 0))
     if len(rates) < CONSTANT_ROWS or min(rates.values) != max(rates.values) or rates.values[0] == 0:
         return None
-    decays = any(name in schedule for name in DECAYING)
-    past_warm_up = run.last_step - warmup_steps
     total = run.trace.total_steps or run.last_step
-    if not (decays and past_warm_up >= DECAY_SEEN_FRAC * total) and not (
-        "warm" in schedule and rates.steps[0] < warmup_steps <= run.last_step
-    ):
+    is_past_warm_up = run.last_step - warmup_steps >= DECAY_SEEN_FRAC * total
+    decays = any(name in schedule for name in DECAYING) and is_past_warm_up
+    warms_up = "warm" in schedule and rates.steps[0] < warmup_steps <= run.last_step
+    if not decays and not warms_up:
         return None
     return Diagnosis(
         kind="schedule_not_stepping",
@@ -143,10 +134,8 @@ def _other_than_configured(run: RunView) -> Diagnosis | None:
     return Diagnosis(
         kind="learning_rate_mismatch",
         confidence=0.85,
-        summary=f"the learning rate in the rows is not the configured one: it reaches {peak:.2e}, "
-        f"{how} the configured {announced:.2e}",
-        evidence=f"{len(rates)} recorded rates, {min(rates.values):.2e} to {peak:.2e}, {run.unit}s {rates.steps[0]} to "
-        f"{rates.steps[-1]}",
+        summary=f"the learning rate reaches {peak:.2e}, {how} the configured {announced:.2e}",
+        evidence=f"{len(rates)} recorded rates, {min(rates.values):.2e} to {peak:.2e}",
         next_step="find what sets the optimizer's rate: a default that overrides the setting, a second scheduler, a "
         "scaling by the number of devices or by the batch size, parameter groups with rates of their own",
         steps=(rates.steps[0], rates.steps[-1]),
@@ -157,8 +146,8 @@ def _never_ends_warm_up(run: RunView) -> Diagnosis | None:
     rates = run.learning_rate
     if len(rates) < 6 or run.done_frac is None or run.done_frac < 0.5:
         return None
-    rises = [a < b for a, b in pairwise(rates.values)]
-    if not all(a <= b for a, b in pairwise(rates.values)) or sum(rises) < 0.8 * len(rises):
+    rises = sum(a < b for a, b in pairwise(rates.values))
+    if any(a > b for a, b in pairwise(rates.values)) or rises < 0.8 * (len(rates) - 1):
         return None
     return Diagnosis(
         kind="schedule_not_stepping",
@@ -185,8 +174,7 @@ def _schedule_starts_again(run: RunView) -> Diagnosis | None:
             return Diagnosis(
                 kind="schedule_restarted",
                 confidence=0.8,
-                summary=f"the learning-rate schedule starts again at {run.unit} {steps[index]}: the warm-up runs a "
-                "second time",
+                summary=f"the schedule starts again at {run.unit} {steps[index]}: the warm-up runs a second time",
                 evidence=f"{before:.2e} before, {first:.2e} at {run.unit} {steps[index]}, then up to "
                 f"{max(values[index:]):.2e}",
                 next_step="on resume, restore the scheduler's state or set its step to the checkpoint's: otherwise the "

@@ -1,6 +1,5 @@
 """The measurements of a search, and the parameters it searched. Pure; it reads no file and draws no conclusion."""
 
-import itertools
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -73,19 +72,17 @@ class Measured:
         that made the model worse is shown, and one that blew up or was stopped far above does not flatten all others.
         """
         bound = self.uniform_loss + BLOWN_UP_NATS
-        losses: dict[int, list[float]] = {}
+        start = [] if self.initial_loss is None else [self.initial_loss]
+        seen, measures, ends = [*start], [*start], []
         for trial in self.trials:
             rows = self.evaluations.get(trial["trial_id"], ())
             within = [row["val_loss"] for row in rows if row["val_loss"] is not None and row["val_loss"] <= bound]
             if within and trial["status"] != "unstable":
-                losses[trial["trial_id"]] = within
-        start = [] if self.initial_loss is None else [self.initial_loss]
-        ends = {trial_id: one[-1] for trial_id, one in losses.items()}
-        of_baseline = [
-            ends[trial["trial_id"]] for trial in self.trials if trial["is_baseline"] and trial["trial_id"] in ends
-        ]
-        measures = [*start, *of_baseline, *sorted(ends.values())[:1]]
-        return 2 * max(measures) - min([*start, *itertools.chain(*losses.values())]) if measures else None
+                seen += within
+                ends.append(within[-1])
+                measures += within[-1:] if trial["is_baseline"] else []
+        measures += sorted(ends)[:1]
+        return 2 * max(measures) - min(seen) if measures else None
 
 
 def parameter_values(trial: Row) -> Row:

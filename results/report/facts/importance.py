@@ -31,14 +31,11 @@ def importance(measured: Measured) -> Row:
     """Return each method's shares, or a reason why there are none; PED-ANOVA's sum to 1, fANOVA's to at most 1."""
     searched = [parameter for parameter in measured.parameters if len(parameter.domain.examples()) > 1]
     ranked = [trial for trial in leaderboard(measured.trials) if trial["status"] in _RANKED]
-    reason = None
     if len(searched) < 2:
-        reason = "fewer than two hyperparameters were searched"
-    elif len(ranked) < MIN_TRIALS or not any(trial["status"] == "completed" for trial in ranked):
+        return {"reason": "fewer than two hyperparameters were searched", "methods": []}
+    if len(ranked) < MIN_TRIALS or not any(trial["status"] == "completed" for trial in ranked):
         ranked_words = f"{count_words(len(ranked), 'trial')} that can be ranked"
-        reason = f"{ranked_words}; {MIN_TRIALS} are needed, one of them completed"
-    if reason is not None:
-        return {"reason": reason, "methods": []}
+        return {"reason": f"{ranked_words}; {MIN_TRIALS} are needed, one of them completed", "methods": []}
     methods = [_ped_anova(measured, ranked, searched), _fanova(measured, searched)]
     return {"reason": None, "methods": [method for method in methods if method is not None]}
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from results.ranking import final_loss, full_tokens, savings
+from results.ranking import final_loss, full_tokens, is_less, savings
 from results.report.facts.analysis import Measured, Row
 from results.words import STATUS_LABELS, duration_words, token_words
 
@@ -34,15 +34,11 @@ def rung_agreement(measured: Measured) -> Iterator[Row]:
             "budget_frac": share,
             "at": token_words(tokens) if device_s is None else duration_words(share * device_s),
             "trials_reached": sum(loss is not None for loss in at.values()),
-            "trials_stopped": len(stopped) if has_rungs else 0,
+            "trials_stopped": len(stopped),
             "trials_with_both": len(both),
             "spearman": spearman,
             "kendall": kendall,
-            "stopped_ahead_of_best": [
-                trial_id
-                for trial_id in stopped
-                if has_rungs and best_at is not None and (loss := at[trial_id]) is not None and loss < best_at
-            ],
+            "stopped_ahead_of_best": [trial_id for trial_id in stopped if is_less(at[trial_id], best_at)],
         }
 
 
@@ -91,15 +87,8 @@ def first_beaten(measured: Measured) -> Row | None:
     """
     baseline = measured.winner.baseline
     goal = final_loss(baseline)
-    better = [
-        trial
-        for trial in measured.trials
-        if not trial["is_baseline"]
-        and goal is not None
-        and (loss := final_loss(trial)) is not None
-        and loss < goal
-        and trial["ended_at"] is not None
-    ]
+    ended = [trial for trial in measured.trials if trial["ended_at"] is not None]
+    better = [trial for trial in ended if is_less(final_loss(trial), goal)]
     starts = [trial["started_at"] for trial in measured.trials if trial["started_at"] is not None]
     if not better or not starts:
         return None

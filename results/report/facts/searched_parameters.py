@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from results.ranking import final_loss, leaderboard
+from results.ranking import final_loss, is_less, leaderboard
 from results.report.facts.analysis import Measured, Row
 from results.words import count_words, label, range_words, value_words
 from spaces.domains import Choice, SearchParameter
@@ -87,13 +87,10 @@ def instability(measured: Measured) -> Row:
         for k, (low, high) in enumerate(bins)
         if (inside := [t for t in judged if t["batch_size"] == batch and _bin_of(t, bins) == k])
     ]
-    start = measured.initial_loss
+    stopped = [trial for trial in judged if trial["status"] == "stopped"]
     return {
         **_share(judged),
-        "stopped_above_start": sum(
-            start is not None and trial["status"] == "stopped" and (trial["val_loss"] or 0.0) > start
-            for trial in judged
-        ),
+        "stopped_above_start": sum(is_less(measured.initial_loss, trial["val_loss"]) for trial in stopped),
         "reasons": dict(reasons),
         "words": _where_words(judged, unstable, measured),
         "by_setting": settings,
@@ -112,23 +109,15 @@ def _where_words(judged: Sequence[Row], unstable: Sequence[Row], measured: Measu
         return "no trial ran long enough to tell"
     if not unstable:
         return f"no trial of {len(judged)} was unstable"
-    one = len(unstable) == 1
-    share = f"{len(unstable)} of {count_words(len(judged), 'trial')} ({len(unstable) / len(judged):.0%}) "
-    share += "was unstable" if one else "were unstable"
+    share = f"{len(unstable)} of {count_words(len(judged), 'trial')} ({len(unstable) / len(judged):.0%}) went unstable"
     if measured.learning_rates is None:
         return share
     lowest = min(trial["learning_rate"] for trial in unstable)
     there = [trial for trial in judged if trial["learning_rate"] >= lowest]
     if len(there) == len(judged):
         return f"{share}, at the lowest learning rate tried ({value_words(lowest)}) too"
-    at = (
-        f"at a learning rate of {value_words(lowest)}"
-        if one
-        else f"each at a learning rate from {value_words(lowest)} on"
-    )
-    return (
-        f"{share}, {at}; of the {count_words(len(there), 'trial')} from there on {len(unstable) / len(there):.0%} were"
-    )
+    above = f"{len(unstable) / len(there):.0%} of {count_words(len(there), 'trial')}"
+    return f"{share}, none at a learning rate below {value_words(lowest)}; from there on {above} did"
 
 
 def _lr_bins(measured: Measured) -> list[tuple[float, float]]:
@@ -139,13 +128,12 @@ def _lr_bins(measured: Measured) -> list[tuple[float, float]]:
     if isinstance(domain, Choice):
         return [(rate, rate) for rate in sorted(domain.values)]
     low, high = float(domain.low), float(domain.high)
-    if not domain.log:
-        return [(low + (high - low) * k / 4, low + (high - low) * (k + 1) / 4) for k in range(4)]
-    decades = math.log10(high / low)
-    count = min(MAX_LR_BINS, round(decades)) if decades >= 3.5 else 4
-    ends = [low * 10 ** (decades * k / count) for k in range(count + 1)]
-    ends[-1] = high
-    return list(itertools.pairwise(ends))
+    count = min(MAX_LR_BINS, max(4, round(math.log10(high / low)))) if domain.log else 4
+    if domain.log:
+        ends = [low * (high / low) ** (k / count) for k in range(count)]
+    else:
+        ends = [low + (high - low) * k / count for k in range(count)]
+    return list(itertools.pairwise([*ends, high]))
 
 
 def _bin_of(trial: Row, bins: Sequence[tuple[float, float]]) -> int | None:

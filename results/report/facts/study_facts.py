@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timedelta
+from statistics import fmean
 from typing import Any
 
 from results import ranking
@@ -12,6 +13,7 @@ from results.attribution.attribution_values import to_json as attribution_json
 from results.attribution.sentences import did_it_words, summary_lines
 from results.confirmation.attempt import Attempt, attempt_rows, load_attempts
 from results.confirmation.attempt import to_json as attempts_json
+from results.confirmation.paired_t import stable_losses
 from results.device_time import time_winner
 from results.report.facts.analysis import Measured, Row, parameter_values, searched_parameters
 from results.report.facts.answer import answer_facts
@@ -43,8 +45,8 @@ def report_facts(study: Study) -> dict[str, Any]:
     counts = ranking.ending_counts(measured.trials)
     answer = answer_facts(study.name, measured)
     by_time = time_winner(document, rows, metrics, measured.winner)
-    answer["by_device_time"] = by_time and by_time.to_json()
-    answer["notes"] += [by_time.words] if by_time else []
+    answer["by_device_time"] = by_time
+    answer["notes"] += [by_time["words"]] if by_time else []
     if document["kind"] == "attribute":
         ends = "" if attribution is None else f": {attribution.before_name} to {attribution.after_name}"
         answer["headline"] = f"Which of the changes did it{ends}"
@@ -123,19 +125,16 @@ def _fresh_means(measured: Measured, confirmation: Row | None) -> Row | None:
     number = measured.winner.attempt
     if confirmation is None or number is None or winner is None or baseline is None:
         return None
-    losses: dict[int, dict[int, float]] = {winner["trial_id"]: {}, baseline["trial_id"]: {}}
-    for run in confirmation["attempts"][number - 1]["runs"]:
-        if run["of_trial"] in losses and ranking.final_loss(run) is not None:
-            losses[run["of_trial"]][run["seed"]] = run["val_loss"]
-    ours, theirs = losses.values()
+    runs = confirmation["attempts"][number - 1]["runs"]
+    ours, theirs = (
+        stable_losses({run["seed"]: ranking.final_loss(run) for run in runs if run["of_trial"] == row["trial_id"]})
+        for row in (winner, baseline)
+    )
     seeds = sorted(ours.keys() & theirs.keys())
     if not seeds:
         return None
-    means = {"winner": ours, "baseline": theirs}
-    return {
-        "seeds": len(seeds),
-        **{name: math.fsum(of[seed] for seed in seeds) / len(seeds) for name, of in means.items()},
-    }
+    means = {name: fmean(of[seed] for seed in seeds) for name, of in (("winner", ours), ("baseline", theirs))}
+    return {"seeds": len(seeds), **means}
 
 
 def _samples_facts(study: Study, winner_id: int | None) -> Row | None:
@@ -249,42 +248,35 @@ def _trial_facts(document: Row, measured: Measured, winner_id: int | None) -> It
 
 def _why(trial: Row, reduction: int | None, measured: Measured) -> str:
     """Return why the trial ended where it did, empty for one that completed."""
+    if trial["status"] == "stopped":
+        best, at, rungs = f"1/{reduction}" if reduction else "trials", "its rung", measured.rung_tokens
+        if trial["rung"] is not None and trial["rung"] < len(rungs):
+            at = f"{percent_words(rungs[trial['rung']] / measured.budget.tokens)} of the budget"
+        return f"not among the best {best} at {at}"
     steps = f"after {count_words(trial['optimizer_steps'], 'step')}"
-    match trial["status"]:
-        case "stopped":
-            best, at, rungs = f"1/{reduction}" if reduction else "trials", "its rung", measured.rung_tokens
-            if trial["rung"] is not None and trial["rung"] < len(rungs):
-                at = f"{percent_words(rungs[trial['rung']] / measured.budget.tokens)} of the budget"
-            return f"not among the best {best} at {at}"
-        case "unstable":
-            return str(trial["verdict"] or "no verdict")
-        case "out_of_memory":
-            return f"out of memory {steps}"
-        case "failed":
-            return f"failed {steps}; search.log has the error"
-        case "interrupted":
-            return f"cut off {steps}; it goes on when the study is resumed"
-        case "running":
-            return f"{steps} so far"
-    return ""
+    reasons = {
+        "completed": "",
+        "unstable": trial["verdict"] or "no verdict",
+        "out_of_memory": f"out of memory {steps}",
+        "failed": f"failed {steps}; search.log has the error",
+        "interrupted": f"cut off {steps}; it goes on when the study is resumed",
+        "running": f"{steps} so far",
+    }
+    return str(reasons[trial["status"]])
 
 
 def _protocol_facts(document: Row, measured: Measured) -> Row:
-    names = ("model", "data_source", "checkpoint_path", "corpus", "evaluation")
+    names = ("model", "data_source", "checkpoint_path", "corpus", "evaluation", "seed", "device")
     return {
         **{name: document[name] for name in names},
+        **{name: document.get(name) for name in ("searcher", "scheduler", "stability")},
         "budget_tokens": measured.budget.tokens,
         "device_s": measured.budget.device_s,
         "budget": budget_words(measured.budget),
         "rung_tokens": list(measured.rung_tokens),
-        "searcher": document.get("searcher"),
-        "scheduler": document.get("scheduler"),
-        "stability": document.get("stability"),
         "pinned": (document.get("settings") or {}).get("pins"),
-        "seed": document["seed"],
         "baseline_name": document["baseline"].get("name"),
         "baseline": {name: document["baseline"][name] for name in HYPERPARAMETERS},
-        "device": document["device"],
     }
 
 

@@ -1,15 +1,13 @@
 """The report's figures as plotly.js traces and layouts, made from the facts. Colours are roles such as "@winner"."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from results.report.figures import marks
 from results.report.figures.claims import attribution_bars, confirmation_intervals, importance_bars
 from results.report.figures.curves import curves, parallel_coordinates
+from results.report.figures.marks import Row
 from results.report.figures.traces import short
 from results.words import percent_words, range_words
-
-Row = dict[str, Any]
 
 LABEL_GAP_FRAC = 0.12
 """Of the range of speeds: of points of the Pareto front that are closer, as on a phone, only one has a label."""

@@ -2,22 +2,19 @@
 
 import html
 from collections.abc import Iterator, Sequence
-from typing import Any
 
-from results.report.figures.marks import axis, figure, whiskers
+from results.report.figures.marks import Row, axis, figure, whiskers
 from results.report.figures.traces import short
 from results.words import label, percent_words
-
-Row = dict[str, Any]
 
 
 def importance_bars(facts: Row) -> Iterator[Row]:
     methods = facts["importance"]["methods"]
     if not methods:
         return
-    order = sorted(methods[0]["shares"], key=lambda row: _mean_share(methods, row["name"]))
+    order = sorted(methods[0]["shares"], key=lambda row: row["share"])
     traces = []
-    for method, color in zip(reversed(methods), reversed(("@completed", "@stopped")[: len(methods)]), strict=True):
+    for method, color in reversed(list(zip(methods, ("@completed", "@stopped"), strict=False))):
         shares = {row["name"]: row for row in method["shares"]}
         rows = [shares[row["name"]] for row in order if row["name"] in shares]
         trace: Row = {
@@ -33,7 +30,7 @@ def importance_bars(facts: Row) -> Iterator[Row]:
             up = [max(0.0, row["high"] - row["share"]) for row in rows]
             trace["error_x"] = whiskers(up, [max(0.0, row["share"] - row["low"]) for row in rows], thickness=1.5)
         traces.append(trace)
-    first = max(methods[0]["shares"], key=lambda row: row["share"])
+    first = order[-1]
     yield figure(
         "importance",
         "Importance of the searched hyperparameters",
@@ -53,11 +50,6 @@ def importance_bars(facts: Row) -> Iterator[Row]:
         },
         height=110 + 50 * len(order),
     )
-
-
-def _mean_share(methods: Sequence[Row], name: str) -> float:
-    shares = [row["share"] for method in methods for row in method["shares"] if row["name"] == name]
-    return float(sum(shares) / len(shares))
 
 
 def confirmation_intervals(facts: Row) -> Iterator[Row]:

@@ -5,10 +5,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from results.report.figures import marks
+from results.report.figures.marks import Row
 from results.report.figures.traces import short
 from results.words import STATUS_LABELS, loss_words, percent_words
-
-Row = dict[str, Any]
 
 MAX_CURVE_POINTS = 24_000
 """Of all curves together: as many as a browser draws without a pause."""
@@ -118,12 +117,10 @@ def parallel_coordinates(facts: Row) -> Iterator[Row]:
     low = min(losses, default=0.0)
     ordered = sorted((t for t in completed if not t["is_best"] and not t["is_baseline"]), key=lambda t: -t["val_loss"])
     others = [t for t in trials if t["status"] != "completed" and not t["is_baseline"]]
-    traces = [
-        _parallel_trace(
-            STATUS_LABELS[status], [t for t in others if t["status"] == status], look["color"], 1, facts, low, ceiling
-        )
-        for status, look in marks.ENDINGS_DRAWN.items()
-    ]
+    traces = []
+    for status, look in marks.ENDINGS_DRAWN.items():
+        those = [trial for trial in others if trial["status"] == status]
+        traces.append(_parallel_trace(STATUS_LABELS[status], those, look["color"], 1, facts, low, ceiling))
     for index in range(LOSS_CLASSES):
         part = ordered[len(ordered) * index // LOSS_CLASSES : len(ordered) * (index + 1) // LOSS_CLASSES]
         if part:

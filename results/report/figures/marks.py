@@ -48,13 +48,11 @@ def loss_ceiling(facts: Row, losses: Sequence[float]) -> float:
 
     It is the highest of `losses` up to the facts' loss_limit.
     """
-    limit, ordered = facts["loss_limit"], sorted(losses)
-    if limit is None:
-        limit = ordered[round(0.9 * (len(ordered) - 1))] if ordered else math.inf
-    inside = [loss for loss in ordered if loss <= limit]
+    limit = math.inf if facts["loss_limit"] is None else facts["loss_limit"]
+    inside = [loss for loss in losses if loss <= limit]
     if not inside:
         return max(losses, default=1.0)
-    return inside[-1] + 0.02 * (inside[-1] - inside[0] or 1.0)
+    return max(inside) + 0.02 * (max(inside) - min(inside) or 1.0)
 
 
 def point_trace(
