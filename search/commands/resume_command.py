@@ -21,7 +21,7 @@ from search.setup.run_plan import ray_ahead
 from search.setup.settings import confirm_at_end, differences, planned_space, space_file_differences
 from search.terminal.console import Preparing, Terminal
 from search.terminal.next_steps import going_on, has_more
-from search.trackers.trackers import with_trackers_of
+from search.trackers.trackers import with_tensorboard_of
 from spaces.budget import budget_of
 from spaces.overrides import Settings, with_overrides
 from spaces.protocol import AUTO
@@ -161,13 +161,13 @@ def _at_larger_budget(
         settings = replace(settings, trials=asked)
     incomparable = f"losses at {budget_words(larger)} cannot be compared with {study.name}'s: this is a new study"
     with Preparing(terminal.console) as progress:
-        options, notes = with_trackers_of(document, with_inputs_of(document, options), progress, is_search=True)
+        options = with_tensorboard_of(study, with_inputs_of(document, options))
         plan = plan_study(
             space_from_toml(file["toml"], name=file["name"], path=file["path"]),
             settings,
             options.model_copy(update={"study": name}),
             kind="search",
-            notes=[*notes, incomparable],
+            notes=[incomparable],
             progress=progress,
             warm_start=study,
             speeds=budget.speeds,

@@ -14,7 +14,7 @@ from search.options import Options, parse_options
 from search.setup.inputs import Loaded
 from search.setup.plan import Plan, load_for, planned
 from search.terminal.console import Preparing
-from search.trackers.trackers import with_trackers_of
+from search.trackers.trackers import check_mirrors, with_tensorboard_of
 from search.tune.warm_start import read_warm_start
 from spaces.space import SearchSpace
 from trainable.config import TrialConfig
@@ -39,9 +39,12 @@ def reopen(
         check_unheld(study, options.storage)
     winner_of(study)
     document = study.document()
-    options, notes = with_trackers_of(document, options, progress, is_search=space is not None)
-    loaded = load_inputs_of(study, options, progress, joins=True)
-    notes += _places_changed(study, document, loaded)
+    if space is None:
+        # An Optuna storage takes a search's trials alone.
+        options = options.model_copy(update={"optuna_storage": None})
+    check_mirrors(options, progress, new_study=None)
+    loaded = load_inputs_of(study, with_tensorboard_of(study, options), progress, joins=True)
+    notes = list(_places_changed(study, document, loaded))
     warm_start = read_warm_start(study) if space is not None else None
     plan = planned(study, document, loaded, progress, space=space, configs=configs, warm_start=warm_start, notes=notes)
     remove_unfinished(study.path)
