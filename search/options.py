@@ -7,11 +7,20 @@ Hyperparameters are TrialConfig's fields.
 import importlib.util
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    ValidationError,
+    WrapValidator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
@@ -19,9 +28,7 @@ from results.study.paths import expanded
 from results.words import list_words
 from search.option_names import TYPED_NAMES, VENV, as_variable, make_names, nearly, space_hint, typed_names
 from spaces.budget import parse_duration
-from spaces.protocol import AUTO
 from trainable.config import (
-    BASELINES,
     BEFORE,
     ENV_NAMES,
     FALSE_WORDS,
@@ -34,11 +41,18 @@ from trainable.config import (
 )
 from trainable.data.remote_files import files_at
 from trainable.data.text_documents import Documents, parse_documents
-from trainable.errors import UserError, did_you_mean, redacted
+from trainable.errors import UserError, did_you_mean, full_reason, redacted
 
 MAX_COUNT = 10**15
 MOST_A_DEVICE = 16
 """Trials on a CPU core or a GPU. Each is a process of half a gibibyte, which begins before their memory is checked."""
+NOT_PARSED = {
+    "int_parsing": "is not a whole number",
+    "int_parsing_size": "is too large",
+    "float_parsing": "is not a number",
+    "bool_parsing": "must be True or False",
+    "string_unicode": "is not UTF-8 text",
+}
 BOUND_WORDS = {"ge": "at least", "gt": "more than", "le": "at most"}
 LONGEST_SHOWN = 60
 NUMBER = r"((?:\d{1,3}(?:,\d{3})+|\d[\d_]*)(?:\.\d+)?(?:[eE]\+?\d+)?)([kKmMgGbB]?)"
@@ -47,21 +61,6 @@ SCALES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}
 GCS_PATIENCE_S = 60
 LENGTHS = ("BUDGET_TIME", "BUDGET_TOKENS", "STEPS")
 """The variables that set how long a run is: one of them at most."""
-MLFLOW_SCHEMES = ("", "file", "http", "https", "databricks", "sqlite", "mysql", "postgresql", "mssql")
-
-
-def _whole(value: Any) -> Any:
-    try:
-        return int(value)
-    except ValueError:
-        raise ValueError("is not a whole number") from None
-
-
-def _number(value: Any) -> Any:
-    try:
-        return float(value)
-    except ValueError:
-        raise ValueError("is not a number") from None
 
 
 def _tokens(value: Any) -> Any:
@@ -80,42 +79,23 @@ class MoreTrials(int):
     """TRIALS=+2: two more than the study has."""
 
 
-def _trials(value: Any) -> Any:
-    text = str(value).lower()
-    if text == AUTO:
-        return text
-    number = MoreTrials(_whole(text[1:])) if text.startswith("+") else _whole(text)
-    if not 1 <= number <= MAX_COUNT:
-        raise ValueError("must be at least 1 and at most 10^15")
-    return number
+def _more(value: Any, parsed: Callable[[Any], int | str]) -> int | str:
+    number = parsed(value)
+    return MoreTrials(number) if isinstance(number, int) and str(value).startswith("+") else number
 
 
-def _flag(value: Any) -> Any:
-    word = str(value).lower()
-    if word not in TRUE_WORDS + FALSE_WORDS:
-        raise ValueError("must be True or False")
-    return word in TRUE_WORDS
+def _lower(value: Any) -> Any:
+    return value.lower() if isinstance(value, str) else value
 
 
 def _compile_mode(value: Any) -> Any:
-    word = str(value).lower()
-    return word if word in ("auto", "on", "off") else "on" if _flag(value) else "off"
-
-
-def _concurrency(value: Any) -> Any:
-    return "auto" if str(value).lower() == "auto" else _whole(value)
+    return {**dict.fromkeys(TRUE_WORDS, "on"), **dict.fromkeys(FALSE_WORDS, "off")}.get(value, value)
 
 
 def _device(value: str) -> str:
     if value.lower().partition(":")[0] not in ("cuda", "mps", "cpu"):
         raise ValueError("is not a device. Choose cuda, mps or cpu, or unset it.")
     return value.lower()
-
-
-def _documented(value: str) -> str:
-    if value not in BASELINES:
-        raise ValueError(f"is not a documented configuration.{did_you_mean(value, BASELINES)}")
-    return value
 
 
 def parse_range(text: str) -> tuple[int, int]:
@@ -127,10 +107,10 @@ def parse_range(text: str) -> tuple[int, int]:
     if match is None:
         raise UserError(f"RANGE={text!r} is not a range of token positions. Write it as 2.0M-2.5M, 500K-1M or 0-20000.")
     first, end = _scaled(*match.group(1, 2)), _scaled(*match.group(3, 4))
-    if max(first, end) > MAX_COUNT:
-        raise UserError(f"RANGE={text} lies beyond any text. Write it as 2.0M-2.5M, 500K-1M or 0-20000.")
-    if first >= end:
-        raise UserError(f"RANGE={text}: it must end after it starts. Write the smaller position first: 2.0M-2.5M.")
+    if not first < end <= MAX_COUNT:
+        raise UserError(
+            f"RANGE={text} must end after it starts and lie within a text. Write it as 2.0M-2.5M, 500K-1M or 0-20000."
+        )
     return first, end
 
 
@@ -161,7 +141,8 @@ def _optuna_storage(value: str) -> str:
         address = make_url(url)
         address.get_dialect().import_dbapi()
     except (ArgumentError, ImportError, ValueError) as error:
-        raise ValueError(f"is not a database that can be opened: {_printable(error)}") from None
+        # pydantic fails on an error message that is not UTF-8.
+        raise ValueError(f"is not a database that can be opened: {UserError(full_reason(error))}") from None
     if address.get_backend_name() == "sqlite":
         path = Path(address.database or "")
         if path == Path() or (path.exists() and not path.is_file()) or not path.parent.is_dir():
@@ -171,11 +152,6 @@ def _optuna_storage(value: str) -> str:
 
 def _mlflow(value: str) -> str:
     _installed("MLFLOW", "mlflow")
-    scheme = value.partition("://")[0].partition("+")[0] if "://" in value else ""
-    if scheme not in MLFLOW_SCHEMES:
-        raise ValueError(
-            f"is not a tracking URI: MLflow knows no {_printable(scheme)}://.{did_you_mean(scheme, MLFLOW_SCHEMES)}"
-        )
     return value
 
 
@@ -184,11 +160,6 @@ def _wandb(value: str) -> str:
     if len(value) > 128 or re.search(r"[/\\#?%:]", value):
         raise ValueError("cannot name a project: W&B takes up to 128 characters, none of them one of / \\ # ? % :")
     return value
-
-
-def _printable(text: object) -> str:
-    # pydantic fails on an error message that is not UTF-8.
-    return " ".join(str(text).encode("utf-8", "backslashreplace").decode().split())
 
 
 def _installed(name: str, library: str) -> None:
@@ -207,12 +178,12 @@ Text = InstanceOf[str]
 AbsolutePath = Annotated[
     InstanceOf[Path], BeforeValidator(lambda value, info: expanded(str(value), _env_name(info.field_name)))
 ]
-Whole = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=MAX_COUNT)]
+Whole = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+WholeOrAuto = Annotated[Whole | Literal["auto"], BeforeValidator(_lower)]
 Tokens = Annotated[int, BeforeValidator(_tokens), Field(ge=1, le=MAX_COUNT)]
 Duration = Annotated[float, BeforeValidator(parse_duration)]
-Share = Annotated[float, BeforeValidator(_number), Field(gt=0, le=1)]
-Flag = Annotated[bool, BeforeValidator(_flag)]
-Documented = Annotated[Text, BeforeValidator(_documented)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Documented = Literal["before", "documented"]
 
 
 class ReadBy:
@@ -238,7 +209,7 @@ class Options(BaseModel):
     """space file: a name in spaces/ or a path (default plateau)"""
     study: Text | None = None
     """name of the study to make, or to read (default: made from space and time; latest)"""
-    trials: Annotated[InstanceOf[int] | Literal["auto"], BeforeValidator(_trials)] | None = None
+    trials: Annotated[WholeOrAuto, WrapValidator(_more)] | None = None
     """number of trials, the baseline included, or auto to end once more would gain too little; resume: +2 for two
     more"""
     budget_tokens: Tokens | None = None
@@ -250,15 +221,13 @@ class Options(BaseModel):
     """device time of a full-length trial in place of tokens: 10m, 90s, 1h30m or 600 (seconds)"""
     warm_start: Annotated[Text | None, ReadBy("a search")] = None
     """a study whose results the searcher learns from, its best runs first"""
-    force: Annotated[Flag, ReadBy("resume")] = False
+    force: Annotated[bool, ReadBy("resume")] = False
     """1 goes on although the space file has changed"""
     baseline: Text | None = None
     """the baseline's settings: documented, before, a study, a .env file or a checkpoint"""
-    concurrency: (
-        Annotated[Annotated[int, Field(ge=1, le=MAX_COUNT)] | Literal["auto"], BeforeValidator(_concurrency)] | None
-    ) = None
+    concurrency: WholeOrAuto | None = None
     """trials at the same time, or auto to measure (default: one a core, one a GPU, one on MPS)"""
-    threads: Whole | None = Field(None, le=1024)
+    threads: Annotated[Whole, Field(le=1024)] | None = None
     """CPU threads of a trial (default 1 on the CPU, beside a GPU a share of the cores); train: of the run"""
     checkpoint_interval_s: Annotated[Whole, ReadBy("search")] = 60
     """seconds of training between two checkpoints of a trial"""
@@ -282,7 +251,7 @@ class Options(BaseModel):
     """prompt of the samples in the report (default: the first prose of the held-out text)"""
     checkpoint_path: AbsolutePath | None = None
     """train: go on from this checkpoint; search: every trial starts from its weights"""
-    weights_only: Annotated[Flag, ReadBy("train")] = False
+    weights_only: Annotated[bool, ReadBy("train")] = False
     """True starts at step 0 from the checkpoint's weights, as a search does"""
     resume_steps: Annotated[Whole | None, ReadBy("train")] = None
     """steps to add to the checkpoint's"""
@@ -290,11 +259,11 @@ class Options(BaseModel):
     """stretch the schedule over the added steps, or hold its last rate"""
     device: Annotated[Text, BeforeValidator(_device)] | None = None
     """cuda, mps or cpu (default: the first there is; a study goes on with its own where that is here)"""
-    gradient_checkpointing: Flag = False
+    gradient_checkpointing: bool = False
     """1 computes each layer twice to save memory; the losses stay the same (default 0)"""
-    compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_compile_mode)] = "auto"
+    compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_compile_mode), BeforeValidator(_lower)] = "auto"
     """0, 1 or auto: compile the model's layers (default auto: long runs on CUDA)"""
-    eval_block_size: Annotated[Whole, ReadBy("train")] = Field(128, ge=2)
+    eval_block_size: Annotated[Whole, Field(ge=2), ReadBy("train")] = 128
     """context of the evaluation in tokens (default 128, the documented block)"""
     eval_tokens: Annotated[Whole | None, ReadBy("train")] = None
     """held-out tokens scored per evaluation (default 16384)"""
@@ -302,17 +271,17 @@ class Options(BaseModel):
     """steps between evaluations"""
     checkpoint_interval: Annotated[Whole, ReadBy("train")] = 500
     """steps between checkpoints"""
-    enable_checkpoints: Annotated[Flag, ReadBy("train")] = True
+    enable_checkpoints: Annotated[bool, ReadBy("train")] = True
     """keep checkpoints, True or False (default True)"""
-    use_lr_warmup: Flag | None = None
+    use_lr_warmup: bool | None = None
     """True or False: warm-up and cosine, or constant, where LR_SCHEDULE is not set"""
     compare: Annotated[Documented | None, ReadBy("baseline")] = None
     """before, to run that configuration beside the documented one"""
-    confirm: Annotated[Flag | None, ReadBy("a search")] = None
+    confirm: Annotated[bool | None, ReadBy("a search")] = None
     """1 confirms the best trials on fresh seeds at the end; a resume goes on with it, or with 0 does not"""
-    top: Annotated[Whole, ReadBy("confirm")] = Field(2, le=100)
+    top: Annotated[Whole, Field(le=100), ReadBy("confirm")] = 2
     """how many of the best trials"""
-    seeds: Annotated[Whole | None, ReadBy("confirm", "attribute")] = Field(None, le=1000)
+    seeds: Annotated[Annotated[Whole, Field(le=1000)] | None, ReadBy("confirm", "attribute")] = None
     """fresh seeds of each of the best (default 5), or of each combination (default 3)"""
     from_: Annotated[Documented | None, ReadBy("attribute")] = None
     """documented or before (default before)"""
@@ -326,7 +295,7 @@ class Options(BaseModel):
     """write the trained model to this folder too, as make model does"""
     dtype: Annotated[Literal["fp32", "bf16", "fp16"] | None, ReadBy("model", "train")] = None
     """number format of the saved model: fp32, bf16, fp16 (default: the base's own)"""
-    merge: Annotated[Flag, ReadBy("model", "train")] = False
+    merge: Annotated[bool, ReadBy("model", "train")] = False
     """1 merges LoRA adapters into their base (default: adapters only)"""
     target: Annotated[Text | None, ReadBy("diagnose")] = None
     """a study, STUDY/TRIAL, a checkpoint, a folder of them, or a text log"""
@@ -334,9 +303,9 @@ class Options(BaseModel):
     """token positions to look at, e.g. 2.0M-2.5M"""
     clean: Annotated[AbsolutePath | None, ReadBy("audit")] = None
     """write a cleaned copy of the text to this file"""
-    skip_preflight: Flag = False
+    skip_preflight: bool = False
     """1 skips the preflight of search and train"""
-    tensorboard: Annotated[Flag, ReadBy("search")] = False
+    tensorboard: Annotated[bool, ReadBy("search")] = False
     """1 writes TensorBoard event files into the study; a resume goes on with them"""
     optuna_storage: Annotated[
         Annotated[Text, BeforeValidator(_optuna_storage)] | None, ReadBy("a search", "baseline")
@@ -513,14 +482,13 @@ def _refusal(error: ErrorDetails, texts: Mapping[str, str]) -> UserError:
     name = _env_name(str(error["loc"][0]))
     text = redacted(texts[name])
     text = text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
-    if error["type"] in ("literal_error", "string_unicode"):
-        annotation = FIELDS[name].annotation
-        # Of a Literal, or of one that may be None.
-        known = [one for part in (annotation, *get_args(annotation)) for one in get_args(part) if isinstance(one, str)]
+    if error["type"] == "literal_error":
+        known = re.findall(r"'([^']+)'", details["expected"])
         return UserError(f"{name}={text} is not known.{did_you_mean(text, known)}")
+    cause = cause or NOT_PARSED.get(error["type"])
     if cause is None:
         [(law, bound)] = details.items()
-        cause = f"must be {BOUND_WORDS[law]} {'10^15' if bound == MAX_COUNT else bound}"
+        cause = f"must be {BOUND_WORDS[law]} {'10^15' if bound == MAX_COUNT else f'{bound:g}'}"
     # A cause with a remedy of its own needs no description of the variable.
     remedy = "" if ". " in str(cause) else f". {name}: {describe_variable(name)}."
     return UserError(f"{name}={text!r} {cause}{remedy}")

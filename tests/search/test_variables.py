@@ -253,7 +253,7 @@ def test_what_is_no_number_of_tokens_is_refused_by_name(text: str) -> None:
         parse_options({"BUDGET_TOKENS": text})
 
 
-@pytest.mark.parametrize("text", ["0", "-1", "1.0", "one", "", "1e3", "10000000000000000"])
+@pytest.mark.parametrize("text", ["0", "-1", "1.5", "one", "", "1e3", "10000000000000000"])
 def test_what_is_no_whole_number_is_refused_by_name(text: str) -> None:
     with pytest.raises(UserError, match=r"^TRIALS="):
         parse_options({"TRIALS": text})
@@ -301,7 +301,7 @@ def test_a_range_is_token_positions() -> None:
         ),
         ("TOP", "0", "TOP='0' must be at least 1. TOP: confirm: how many of the best trials (default 2)."),
         ("FORMAT", "yml", "FORMAT=yml is not known. Known: cli, env, json, toml."),
-        ("TO", "best", "TO='best' is not a documented configuration. Known: before, documented."),
+        ("TO", "best", "TO=best is not known. Known: before, documented."),
         ("BUDGET_TOKENS", "9" * 400, f"BUDGET_TOKENS='{'9' * 60}...' must be at most 10^15."),
     ],
 )
