@@ -86,27 +86,22 @@ def load_inputs_of(study: Study, options: Options, progress: Preparing, *, joins
 
 def differences_of_inputs(document: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
     """Return in words how text, model or checkpoint differ from what the study was run on; none where they do not."""
-    found = []
-    if document["corpus"]["fingerprint"] != facts["corpus"]["fingerprint"]:
-        then, now = document["corpus"], facts["corpus"]
-        found.append(
-            f"the text or the tokenizer has changed since (then {then['train_tokens']:,} training tokens, fingerprint "
-            f"{then['fingerprint'][:12]}; now {now['train_tokens']:,}, {now['fingerprint'][:12]})"
-        )
-    for what, name, fingerprint in (
-        ("model", "model", "model_fingerprint"),
-        ("checkpoint", "checkpoint_path", "checkpoint_fingerprint"),
-    ):
-        if document.get(fingerprint) != facts[fingerprint]:
-            found.append(
-                f"the {what} has changed since (then {_named(document, name, fingerprint)}; now "
-                f"{_named(facts, name, fingerprint)})"
-            )
-    return found
+    before, now = _fingerprints(document), _fingerprints(facts)
+    return [
+        f"the {what} has changed since (then {name}, fingerprint {mark[:12]}; now {now[what][0]}, {now[what][1][:12]})"
+        for what, (name, mark) in before.items()
+        if mark != now[what][1]
+    ]
 
 
-def _named(facts: Mapping[str, Any], name: str, fingerprint: str) -> str:
-    return f"{facts[name]}" + (f", fingerprint {facts[fingerprint][:12]}" if facts.get(fingerprint) else "")
+def _fingerprints(facts: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Return how each of the inputs is called and its fingerprint, of Loaded.facts or a study's document."""
+    corpus = facts["corpus"]
+    return {
+        "text or the tokenizer": (f"{corpus['train_tokens']:,} training tokens", corpus["fingerprint"]),
+        "model": (facts["model"], str(facts.get("model_fingerprint"))),
+        "checkpoint": (facts["checkpoint_path"], str(facts.get("checkpoint_fingerprint"))),
+    }
 
 
 def with_inputs_of(document: Mapping[str, Any], options: Options) -> Options:

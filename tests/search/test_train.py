@@ -18,8 +18,8 @@ from results.study.folder import Study, studies_dir
 from results.study.lock import hold
 from results.study.tables import TRIALS, write_table
 from search.__main__ import main
+from search.commands.train_command import TrainLog
 from search.terminal.next_steps import next_steps
-from search.terminal.train_log import TrainLog
 from tests.rows import evaluation
 from trainable.config import HYPERPARAMETERS, TrialConfig
 from trainable.data.corpus import docstrings
