@@ -175,9 +175,9 @@ def _check_answers(address: str) -> None:
 
 def _not_answered(address: str, why: str) -> UserError:
     return UserError(
-        f"ADDRESS={address}: no Ray cluster answers there ({why}). Write auto or HOST:6379 of a cluster that runs. Start "
-        "Ray on this machine too (ray start --address=HOST:PORT), with its Python, Ray, RAY_AUTH_MODE and RAY_AUTH_TOKEN, "
-        "or submit the command from outside (ray job submit, docs/cluster.md)."
+        f"ADDRESS={address}: no Ray cluster answers there ({why}). Write auto or HOST:6379 of a cluster that runs. "
+        "Start Ray on this machine too (ray start --address=HOST:PORT), with its Python, Ray, RAY_AUTH_MODE and "
+        "RAY_AUTH_TOKEN, or submit the command from outside (ray job submit, docs/cluster.md)."
     )
 
 

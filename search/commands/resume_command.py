@@ -87,22 +87,16 @@ def _check_same(study: Study, document: dict[str, Any], settings: Settings, opti
 
 def _asks_for_more(study: Study, document: dict[str, Any], options: Options) -> bool:
     """Return whether the variables ask for a larger budget. Raises UserError for a smaller one or another kind."""
-    budget = budget_of(document)
-    asked: dict[str, float | None] = {"BUDGET_TOKENS": options.budget_tokens, "BUDGET_TIME": options.budget_time}
-    ours, theirs = ("BUDGET_TIME", "BUDGET_TOKENS") if budget.device_s is not None else ("BUDGET_TOKENS", "BUDGET_TIME")
-    if asked[theirs] is not None:
-        raise UserError(
-            f"{theirs}={options.texts[theirs]}: study {study.name} gives its trials {budget_words(budget)}, so {ours} "
-            f"takes it on. For the other start a new search: WARM_START={study.name} begins with its best."
-        )
-    then = budget.tokens if budget.device_s is None else budget.device_s
-    now = asked[ours]
-    if now is None or now == then:
+    own = budget_of(document)
+    then, now = (own.tokens, options.budget_tokens) if own.device_s is None else (own.device_s, options.budget_time)
+    if now == then or not options.lengths:
         return False
-    if document["kind"] != "search" or now < then:
+    if document["kind"] != "search" or now is None or now < then:
+        [name] = options.lengths
         raise UserError(
-            f"{ours}={options.texts[ours]}: study {study.name} gave its trials {budget_words(budget)}. Only a search "
-            "goes on with another budget, and only with a larger one. Start a new study."
+            f"{name}={options.texts[name]}: study {study.name} gave its trials {budget_words(own)}. Only a search goes "
+            "on with another budget, and only with a larger one of the same kind. Start a new search: "
+            f"WARM_START={study.name} begins with its best."
         )
     return True
 

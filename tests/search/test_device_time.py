@@ -226,9 +226,9 @@ def test_a_larger_time_is_a_new_study_at_the_kept_speeds(
         (
             "BUDGET_TIME=1m",
             "BUDGET_TOKENS=1M",
-            "BUDGET_TOKENS=1M: study old gives its trials 1 min 00 s of",
+            "BUDGET_TOKENS=1M: study old gave its trials 1 min 00 s of",
         ),
-        ("BUDGET_TOKENS=20k", "BUDGET_TIME=9m", "BUDGET_TIME=9m: study old gives its trials 20,000 training tokens"),
+        ("BUDGET_TOKENS=20k", "BUDGET_TIME=9m", "BUDGET_TIME=9m: study old gave its trials 20,000 training tokens"),
         ("BUDGET_TIME=1m", "BUDGET_TIME=30s", "BUDGET_TIME=30s: study old gave its trials 1 min 00 s of"),
         (
             "BUDGET_TOKENS=20k",
