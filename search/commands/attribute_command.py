@@ -50,7 +50,9 @@ def attribute_command(options: Options, terminal: Terminal) -> int:
             "Unset STUDY, or FROM and TO."
         )
     source, options = (None, options) if named else open_or_fetch_study(options)
-    budget = _budget(source, options)
+    refuse_steps(options)
+    own = Budget(tokens=DEFAULT_BUDGET_TOKENS) if source is None else budget_of(source.document())
+    budget = own.asked(options.budget_tokens, options.budget_time)
     if source is None:
         before, after = options.from_ or "before", options.to or "documented"
         question = make_question(before, BASELINES[before], after, BASELINES[after], budget)
@@ -63,13 +65,6 @@ def attribute_command(options: Options, terminal: Terminal) -> int:
     check_preflight(preflight_of(plan), options, terminal)
     with held(plan) as plan:
         return _run(question, plan, options.seeds or DEFAULT_SEEDS, terminal)
-
-
-def _budget(source: Study | None, options: Options) -> Budget:
-    """Return the budget of a run: the variables', or else that of the study's trials. Raises UserError."""
-    refuse_steps(options)
-    budget = Budget(tokens=DEFAULT_BUDGET_TOKENS) if source is None else budget_of(source.document())
-    return budget.asked(options.budget_tokens, options.budget_time)
 
 
 def _plan(question: Question, source: Study | None, budget: Budget, options: Options, progress: Preparing) -> Plan:

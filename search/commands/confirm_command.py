@@ -151,9 +151,6 @@ def say_attempt(study: Study, attempt: Attempt, terminal: Terminal) -> None:
     """Print the losses of an attempt's runs, and its verdict on each candidate."""
     trials = study.trials()
     rows = {row["trial_id"]: row for row in trials}
-    if not attempt.verdicts:
-        terminal.say(f"attempt {attempt.number} is not complete; make confirm STUDY={study.name} goes on")
-        return
     terminal.console.print(_loss_table(attempt, trials))
     for verdict in attempt.verdicts:
         terminal.say("")

@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 
     from trainable.model.lora import AdapterBase
 
-ROUNDING_NATS = 5e-5
-"""Merged adapters, other threads or another device change a loss by less."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class SavedModel:
@@ -77,9 +74,8 @@ def save_run_model(
         judged = f": it was trained in fp32, at {loss_here:.4f}. DTYPE=fp32 keeps every digit"
     elif loss_here == run_loss:
         judged = ", the run's to the last digit"
-    elif run_loss is not None and abs(loss_here - run_loss) < ROUNDING_NATS:
-        judged = ", the run's to rounding"
     else:
-        judged = f"; the run measured {loss_words(run_loss)}, on another device or by other versions"
+        # Merged adapters, other threads, another device and other versions have other last digits.
+        judged = f"; the run measured {loss_words(run_loss)}"
     words = f"model{written} ({dtype}); read back, its val loss is {loss:.4f}{judged}"
     return SavedModel(folder=folder, dtype=dtype, val_loss=loss, words=words)

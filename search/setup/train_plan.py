@@ -187,7 +187,7 @@ def resumption_words(checkpoint: "Checkpoint", config: TrialConfig, *, corpus_fi
     lines = [f"{where}, with its optimizer, random numbers and data position"]
     if changed:
         lines.append(f"changed since: {', '.join(changed)}")
-    lines += _rate_words(step, before, config)
+    lines.append(_rate_words(step, before, config))
     if not same_text:
         lines.append("the checkpoint's text or tokenizer was another one: its losses cannot be compared with these")
     return lines
@@ -209,17 +209,13 @@ def _held_rate(given: Mapping[str, Any], checkpoint: "Checkpoint") -> dict[str, 
     return {"learning_rate": rate, "lr_schedule": "constant", "warmup_steps": 0}
 
 
-def _rate_words(step: int, before: TrialConfig, config: TrialConfig) -> list[str]:
+def _rate_words(step: int, before: TrialConfig, config: TrialConfig) -> str:
     was, now = learning_rate_at(step, before), learning_rate_at(step, config)
     ended = "ended at" if step >= before.training_steps else "had come to"
-    if config.lr_schedule == "constant" and before.lr_schedule != "constant" and was == now:
-        return [f"the rate is held at {now:.2e}, which the run before {ended}"]
+    line = f"the rate continues at {now:.2e}; the run before {ended} {was:.2e}"
     if config.training_steps == before.training_steps or config.lr_schedule in WITHOUT_HORIZON:
-        return [f"the rate continues at {now:.2e}; the run before {ended} {was:.2e}"] if now != was else []
-    horizon = f"the schedule's horizon is now {config.training_steps} steps (it was {before.training_steps})"
-    if f"{now:.2e}" == f"{was:.2e}":
-        return [f"the rate continues at {now:.2e} and falls later than planned: {horizon}"]
-    return [
-        f"the rate continues at {now:.2e}; the run before {ended} {was:.2e}, because {horizon}. "
+        return line
+    return (
+        f"{line}. The schedule's horizon is now {config.training_steps} steps (it was {before.training_steps}); "
         f"RESUME_LR=hold stays at {was:.2e}."
-    ]
+    )

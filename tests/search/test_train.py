@@ -152,13 +152,13 @@ def test_a_schedule_that_is_stretched_is_told_with_its_rates(train_one: Train) -
     assert now == learning_rate_at(12, config_of(longer)) > 4e-4
     assert "at step 12, with its optimizer, random numbers and data position" in longer["log"]
     assert (
-        f"the rate continues at {now:.2e}; the run before ended at 1.00e-04, because the schedule's horizon is now 24 "
-        "steps (it was 12). RESUME_LR=hold stays at 1.00e-04."
+        f"the rate continues at {now:.2e}; the run before ended at 1.00e-04. The schedule's horizon is now 24 "
+        "steps (it was 12); RESUME_LR=hold stays at 1.00e-04."
     ) in longer["log"]
     assert "exactly" not in longer["log"]
     held = train_one(STUDY="held", CHECKPOINT_PATH=last, RESUME_STEPS="12", RESUME_LR="hold", LEARNING_RATE="")
     assert [row["learning_rate"] for row in step_rows(held)] == [learning_rate_at(12, config_of(whole))] * 12
-    assert "the rate is held at 1.00e-04, which the run before ended at" in held["log"]
+    assert "the rate continues at 1.00e-04; the run before ended at 1.00e-04" in held["log"]
     assert "exactly" not in held["log"]
 
 
@@ -329,7 +329,7 @@ def test_adapters_on_an_owners_file_are_saved_merged_alone(
     refused = train_one_refused(train_one, SAVE_MODEL=str(tmp_path / "m"), **own)
     assert f"weights are those of {owners_file[0]}, which is no model folder" in refused["error"]
     ran = train_one(STUDY="adapted", SAVE_MODEL=str(tmp_path / "m"), MERGE="1", **own)
-    assert "the run's to" in ran["log"]
+    assert "(fp32); read back, its val loss is" in ran["log"]
     assert ran["samples"]["samples"]["start"]["text"]
     # From the files alone, which name each other.
     assert main(["model", "--json", "STUDY=adapted", f"OUT={tmp_path / 'again'}", "MERGE=1"]) == 0
