@@ -333,9 +333,7 @@ class Options(BaseModel):
         if self.concurrency == "auto" and self.address:
             raise UserError("CONCURRENCY=auto measures this machine. On a cluster write a number, or unset it.")
         if self.eval_tokens is not None and self.eval_tokens < self.eval_block_size:
-            raise UserError(
-                f"EVAL_TOKENS={self.eval_tokens} is less than one block of {self.eval_block_size} tokens. Raise it."
-            )
+            raise UserError(f"EVAL_TOKENS={self.eval_tokens} is less than a block of {self.eval_block_size}. Raise it.")
         return self
 
     @property
@@ -505,10 +503,7 @@ def check_lora(given: Mapping[str, object], *, uses_lora: bool) -> None:
     unread = [name for name in given if name.startswith("lora_")]
     if unread and not uses_lora and "use_lora" not in given:
         names = ", ".join(variable_of(name) for name in unread)
-        verb = "are" if len(unread) > 1 else "is"
-        raise UserError(
-            f"{names} {verb} set and USE_LORA is not, so no adapters are trained. Set USE_LORA=True or False."
-        )
+        raise UserError(f"{names}: without USE_LORA no adapters are trained. Set USE_LORA=True or False.")
 
 
 def with_default_warmup(

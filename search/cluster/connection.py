@@ -214,9 +214,7 @@ def _look_over(nodes: Sequence[dict[str, Any]], storage: str | None, device: str
             except ray.exceptions.RayError as error:
                 lines = [line.strip() for line in str(error).splitlines() if line.strip()]
                 why = (lines[-1] if lines else type(error).__name__)[:300].rstrip(".")
-                raise UserError(
-                    f"node {_name(node)} cannot run trials: {why}. Install this project's packages there."
-                ) from None
+                raise UserError(f"node {_name(node)} cannot run trials: {why}. Install this project there.") from None
             if seen != word:
                 raise UserError(
                     f"STORAGE={storage} is not shared: node {_name(node)} does not see what was written here. "

@@ -45,14 +45,9 @@ def attribute_command(options: Options, terminal: Terminal) -> int:
     """
     named = options.from_ is not None or options.to is not None
     if named and options.study is not None:
-        raise UserError(
-            f"STUDY={options.study} attributes a study's winner, FROM and TO the documented configurations. "
-            "Unset STUDY, or FROM and TO."
-        )
+        raise UserError(f"STUDY={options.study} attributes a winner, FROM and TO do what is documented. Unset STUDY.")
     source, options = (None, options) if named else open_or_fetch_study(options)
-    refuse_steps(options)
-    own = Budget(tokens=DEFAULT_BUDGET_TOKENS) if source is None else budget_of(source.document())
-    budget = own.asked(options.budget_tokens, options.budget_time)
+    budget = _budget(source, options)
     if source is None:
         before, after = options.from_ or "before", options.to or "documented"
         question = make_question(before, BASELINES[before], after, BASELINES[after], budget)
@@ -65,6 +60,13 @@ def attribute_command(options: Options, terminal: Terminal) -> int:
     check_preflight(preflight_of(plan), options, terminal)
     with held(plan) as plan:
         return _run(question, plan, options.seeds or DEFAULT_SEEDS, terminal)
+
+
+def _budget(source: Study | None, options: Options) -> Budget:
+    """Return the budget of a run: the variables', or else that of the study's trials. Raises UserError."""
+    refuse_steps(options)
+    budget = Budget(tokens=DEFAULT_BUDGET_TOKENS) if source is None else budget_of(source.document())
+    return budget.asked(options.budget_tokens, options.budget_time)
 
 
 def _plan(question: Question, source: Study | None, budget: Budget, options: Options, progress: Preparing) -> Plan:

@@ -76,10 +76,7 @@ def confirm_study(study: Study, options: Options, terminal: Terminal) -> int:
     own = budget_of(study.document())
     if own.asked(options.budget_tokens, options.budget_time) != own:
         [name] = options.lengths
-        raise UserError(
-            f"{name}={options.texts[name]}: study {study.name} gave its trials {budget_words(own)}, and they are "
-            f"confirmed at that. Unset {name}."
-        )
+        raise UserError(f"{name}: trials are confirmed at the budget that they had, {budget_words(own)}. Unset {name}.")
     with hold(study):
         attempts = load_attempts(study)
         attempt = _next_attempt(study, attempts, options, terminal)

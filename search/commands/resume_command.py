@@ -60,9 +60,7 @@ def resume_command(options: Options, terminal: Terminal) -> int:
 
 def _check_kind(study: Study, document: dict[str, Any]) -> None:
     if document["kind"] == "attribute":
-        raise UserError(
-            f"study {study.name} is of kind attribute. Run the same make attribute command again: it goes on."
-        )
+        raise UserError(f"study {study.name} is of kind attribute. Run the same make attribute again: it goes on.")
     if document["kind"] == "train":
         command = going_on(study) or "make train CHECKPOINT_PATH=..."
         raise UserError(

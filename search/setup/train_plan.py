@@ -95,9 +95,7 @@ def with_winner_of(options: Options) -> Options:
 def make_train_plan(options: Options, progress: Preparing) -> TrainPlan:
     """Return the run that the variables ask for. Raises UserError; nothing is written before it returns."""
     if named := options.lengths:
-        raise UserError(
-            f"{named[0]} stretches a study's winner (STUDY=...); any other run takes TRAINING_STEPS. Unset {named[0]}."
-        )
+        raise UserError(f"{named[0]} stretches a study's winner (STUDY=...); any other run takes TRAINING_STEPS.")
     given = options.explicit_hyperparameters()
     weights_only = options.weights_only
     resume_steps = options.resume_steps
@@ -199,10 +197,8 @@ def _held_rate(given: Mapping[str, Any], checkpoint: "Checkpoint") -> dict[str, 
         variable = variable_of(named[0])
         raise UserError(f"RESUME_LR=hold keeps the checkpoint's own rate, and {variable} sets another. Unset one.")
     if checkpoint.config is None:
-        raise UserError(
-            f"RESUME_LR=hold: CHECKPOINT_PATH={checkpoint.path} is not ours and does not say its rate. "
-            "Set LEARNING_RATE and LR_SCHEDULE=constant."
-        )
+        remedy = "Set LEARNING_RATE and LR_SCHEDULE=constant"
+        raise UserError(f"RESUME_LR=hold: {checkpoint.path} is not ours and does not say its rate. {remedy}.")
     rate = learning_rate_at(checkpoint.step_to_continue_from, checkpoint.config)
     if rate == 0:
         raise UserError("RESUME_LR=hold: the run's learning rate had come to 0. Unset RESUME_LR.")

@@ -31,9 +31,7 @@ def check_mirrors(options: Options, progress: Callable[[str, float], None], *, n
             # Written to, because a read-only database opens as well.
             storage.delete_study(storage.create_new_study([optuna.study.StudyDirection.MINIMIZE]))
         if new_study in optuna.get_all_study_names(storage):
-            raise UserError(
-                f"OPTUNA_STORAGE already holds a study named {new_study}. Choose another STUDY= name or storage."
-            )
+            raise UserError(f"OPTUNA_STORAGE already holds a study named {new_study}. Choose another STUDY= name.")
     if options.mlflow:
         progress(f"asking MLFLOW={redacted(options.mlflow)}", 0.0)
         # By default every call retries a server that is down for minutes.

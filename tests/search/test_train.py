@@ -263,7 +263,7 @@ def test_lora_goes_on_and_its_model_comes_out(train_one: Train, capsys: pytest.C
 def test_lora_settings_without_lora_are_refused(train_one: Train) -> None:
     refused = train_one_refused(train_one, LORA_RANK="8", LORA_ALPHA="16")
     assert refused["error"] == (
-        "LORA_RANK, LORA_ALPHA are set and USE_LORA is not, so no adapters are trained. Set USE_LORA=True or False."
+        "LORA_RANK, LORA_ALPHA: without USE_LORA no adapters are trained. Set USE_LORA=True or False."
     )
     # As the owner's own settings have it.
     assert train_one(STUDY="owners", LORA_RANK="8", USE_LORA="False", TRAINING_STEPS="1")["code"] == 0

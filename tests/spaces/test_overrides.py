@@ -112,8 +112,7 @@ def test_pinned_steps_must_fit_into_the_shortest_run() -> None:
         ),
         (
             {"training_steps": 100},
-            "TRAINING_STEPS cannot be set in a search: every trial gets the same number of tokens, not of steps. "
-            "Unset it, or set BUDGET_TOKENS.",
+            "TRAINING_STEPS is not for a search, whose trials get the same tokens. Set BUDGET_TOKENS.",
         ),
         (
             {"batch_size": 0},
