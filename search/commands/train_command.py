@@ -18,8 +18,7 @@ from results.study.planned_run import PlannedRun
 from results.winner import start_val_loss
 from results.words import config_words, loss_words, token_words, trial_loss_words
 from search.options import Options
-from search.setup.finish import sample_study
-from search.setup.folder_of_run import SavedModel, save_run_model
+from search.setup.finish import SavedModel, sample_study, save_run_model
 from search.setup.preflight_run import Preflight, check_preflight
 from search.setup.run_checkpoints import NEWEST_KEPT, RunCheckpoints
 from search.setup.study_record import start_losses

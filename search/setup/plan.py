@@ -27,9 +27,8 @@ from search.setup.study_record import asked_of, study_document
 from search.terminal.console import Preparing
 from search.trackers.trackers import check_mirrors
 from search.tune.fork_server import unusable_characters
-from search.tune.history import WarmStart
+from search.tune.history import WarmStart, best_trials, warm_start_from
 from search.tune.resources import Slots, check_concurrency
-from search.tune.warm_start import best_trials, warm_start_from
 from spaces.budget import Budget, Milestones, Speeds, budget_of
 from spaces.overrides import Settings, space_of_kind, widening_words, with_overrides
 from spaces.read.load import load_space

@@ -15,7 +15,7 @@ from search.setup.inputs import Loaded
 from search.setup.plan import Plan, load_for, planned
 from search.terminal.console import Preparing
 from search.trackers.trackers import check_mirrors, with_tensorboard_of
-from search.tune.warm_start import read_warm_start
+from search.tune.history import read_warm_start
 from spaces.space import SearchSpace
 from trainable.config import TrialConfig
 from trainable.errors import UserError, redacted

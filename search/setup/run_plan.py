@@ -23,8 +23,7 @@ from search.terminal.live_view import StudyView
 from search.terminal.signals import Interrupts
 from search.trackers.trackers import mirror_callbacks
 from search.tune.early_end import read_part_losses
-from search.tune.history import History, known_trials
-from search.tune.warm_start import WARM_START_JSON
+from search.tune.history import WARM_START_JSON, History, known_trials
 from trainable.errors import MachineError
 from trainable.rows import ENDINGS, Start
 

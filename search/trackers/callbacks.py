@@ -40,9 +40,7 @@ class TensorBoardMirror(Callback):  # type: ignore[misc]
         self._folder = folder
         self._writers: dict[int, EventsWriter] = {}
 
-    def on_trial_result(
-        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
-    ) -> None:
+    def on_trial_result(self, *, trial: Trial, result: dict[str, Any], **info: Any) -> None:
         """Write the steps and the evaluation."""
         trial_id: int = trial.config["trial_id"]
         if trial_id not in self._writers:
@@ -58,7 +56,7 @@ class TensorBoardMirror(Callback):  # type: ignore[misc]
                     self._writers[trial_id].write_event(event)
         self._writers[trial_id].flush()
 
-    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+    def on_trial_complete(self, *, trial: Trial, **info: Any) -> None:
         """Close the trial's file."""
         writer = self._writers.pop(trial.config["trial_id"], None)
         if writer is not None:
@@ -85,7 +83,7 @@ class OptunaMirror(Callback):  # type: ignore[misc]
         self._added = 0
         self._copy()
 
-    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+    def on_trial_start(self, *, trial: Trial, **info: Any) -> None:
         """Bring the storage up to date."""
         self._copy()
 

@@ -132,7 +132,7 @@ def test_a_lost_node_is_not_the_trials_failure(tmp_path: Path) -> None:
     }
     for error, allowed in errors.items():
         trial = Failed(tmp_path / "error.pkl", error)
-        watch.on_trial_recover(0, [], trial)
+        watch.on_trial_recover(trial=trial)
         assert trial.max_failures == allowed, error
 
 

@@ -24,8 +24,7 @@ from search.setup.plan import Plan, check_worker_paths, largest_config, load_for
 from search.setup.reopen import reopen
 from search.setup.run_plan import held
 from search.terminal.console import Preparing
-from search.tune.history import KnownTrial, WarmStart
-from search.tune.warm_start import read_warm_start
+from search.tune.history import KnownTrial, WarmStart, read_warm_start
 from spaces.budget import Budget
 from spaces.read.load import load_space
 from spaces.space import SearchSpace
