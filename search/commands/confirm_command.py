@@ -110,12 +110,9 @@ def _next_attempt(study: Study, attempts: tuple[Attempt, ...], options: Options,
         terminal.say(f"the best of the search are proven already; SEEDS={DEFAULT_SEEDS} makes another attempt")
         return None
     if attempts:
-        last = attempts[-1]
-        needed = [one.seeds_needed for one in last.verdicts if one.seeds_needed and one.trial_id in attempt.candidates]
         terminal.say(
             f"attempt {attempt.number}, at {attempt.alpha:.2%} for a false proof where the first had "
             f"{attempts[0].alpha:.2%}: all attempts together stay below 5 %"
-            + (f"; at the difference seen before about {min(needed)} seeds are needed" if needed else "")
         )
     return attempt
 

@@ -97,12 +97,10 @@ def make_train_plan(options: Options, progress: Preparing) -> TrainPlan:
     if named := options.lengths:
         raise UserError(f"{named[0]} stretches a study's winner (STUDY=...); any other run takes TRAINING_STEPS.")
     given = options.explicit_hyperparameters()
-    weights_only = options.weights_only
-    resume_steps = options.resume_steps
-    path = options.checkpoint_path
+    path, weights_only, resume_steps = options.checkpoint_path, options.weights_only, options.resume_steps
     hold_rate = options.resume_lr == "hold"
-    continuing = {"RESUME_STEPS": resume_steps, "RESUME_LR=hold": hold_rate}
-    named = [name for name, value in {**continuing, "WEIGHTS_ONLY": weights_only}.items() if value]
+    asked = {"RESUME_STEPS": resume_steps, "RESUME_LR=hold": hold_rate, "WEIGHTS_ONLY": weights_only}
+    named = [name for name, value in asked.items() if value]
     if path is None and named:
         raise UserError(f"{named[0]} is set but CHECKPOINT_PATH is not. Set CHECKPOINT_PATH, or unset {named[0]}.")
     if weights_only and len(named) > 1:
