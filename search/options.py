@@ -1,6 +1,6 @@
 """Options: the user's variables, from the environment or as NAME=value, parsed and checked once, before all else.
 
-A new variable is one field: its type has the bounds, its docstring is printed by `make help` and the README.
+A new variable is one field, among those of its group in `make help`: its type has the bounds, its docstring is printed.
 Hyperparameters are TrialConfig's fields.
 """
 
@@ -201,30 +201,18 @@ class Options(BaseModel):
     budget_tokens: Tokens | None = None
     """training tokens of a full-length trial, e.g. 400000, 4e5 or 8M; export, train STUDY=: stretch the winner to so
     many"""
-    steps: Annotated[Whole | None, ReadBy("export", "train")] = None
-    """stretch the winner's schedule to so many optimizer steps"""
     budget_time: Duration | None = None
     """device time of a full-length trial in place of tokens: 10m, 90s, 1h30m or 600 (seconds)"""
-    warm_start: Annotated[Text | None, ReadBy("a search")] = None
-    """a study whose results the searcher learns from, its best runs first"""
-    force: Annotated[bool, ReadBy("resume")] = False
-    """1 goes on although the space file has changed"""
     baseline: Text | None = None
     """the baseline's settings: documented, before, a study, a .env file or a checkpoint"""
-    concurrency: WholeOrAuto | None = None
-    """trials at the same time, or auto to measure (default: one a core, one a GPU, one on MPS)"""
-    threads: Annotated[Whole, Field(le=1024)] | None = None
-    """CPU threads of a trial (default 1 on the CPU, beside a GPU a share of the cores); train: of the run"""
-    checkpoint_interval_s: Annotated[Whole, ReadBy("search")] = 60
-    """seconds of training between two checkpoints of a trial"""
-    evaluation_timeout_s: Whole = 3600
-    """seconds without an evaluation after which a trial counts as hung"""
-    address: Text | None = None
-    """an existing Ray cluster: auto or host:port (default: this machine alone)"""
-    storage: Annotated[Text, BeforeValidator(_storage)] | None = None
-    """a folder that all nodes see, s3:// or gs://: holds checkpoints and a mirror of the tables"""
-    gpu_fraction: Annotated[Share, Field(ge=1 / MOST_A_DEVICE)] = 1.0
-    """share of a CUDA GPU that one trial gets"""
+    warm_start: Annotated[Text | None, ReadBy("a search")] = None
+    """a study whose results the searcher learns from, its best runs first"""
+    confirm: Annotated[bool | None, ReadBy("a search")] = None
+    """1 confirms the best trials on fresh seeds at the end; a resume goes on with it, or with 0 does not"""
+    skip_preflight: bool = False
+    """1 skips the preflight of search and train"""
+    force: Annotated[bool, ReadBy("resume")] = False
+    """1 goes on although the space file has changed"""
     gpt2_model_name: Text | None = None
     """tiny (the default), tiny-scratch, gpt2-scratch, a folder of save_pretrained, or a hub name"""
     training_data_source: AbsolutePath | None = None
@@ -233,38 +221,66 @@ class Options(BaseModel):
     """text file or folder held out whole (default: the last tenth of the training text)"""
     documents: Annotated[InstanceOf[Documents], BeforeValidator(parse_documents)] | None = None
     """how the text is split into documents: file, line, blank-line or jsonl:FIELD (default file)"""
-    sample_prompt: Annotated[Text, BeforeValidator(_utf8)] | None = None
-    """prompt of the samples in the report (default: the first prose of the held-out text)"""
     checkpoint_path: AbsolutePath | None = None
     """train: go on from this checkpoint; search: every trial starts from its weights"""
+    sample_prompt: Annotated[Text, BeforeValidator(_utf8)] | None = None
+    """prompt of the samples in the report (default: the first prose of the held-out text)"""
+    model_type: Annotated[Text, BeforeValidator(_model_type)] | None = None
+    """gpt2, the only type there is"""
+    device: Annotated[Text, BeforeValidator(_device)] | None = None
+    """cuda, mps or cpu (default: the first there is; a study goes on with its own where that is here)"""
+    concurrency: WholeOrAuto | None = None
+    """trials at the same time, or auto to measure (default: one a core, one a GPU, one on MPS)"""
+    threads: Annotated[Whole, Field(le=1024)] | None = None
+    """CPU threads of a trial (default 1 on the CPU, beside a GPU a share of the cores); train: of the run"""
+    gpu_fraction: Annotated[Share, Field(ge=1 / MOST_A_DEVICE)] = 1.0
+    """share of a CUDA GPU that one trial gets"""
+    gradient_checkpointing: bool = False
+    """1 computes each layer twice to save memory; the losses stay the same (default 0)"""
+    compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_compile_mode), BeforeValidator(_lower)] = "auto"
+    """0, 1 or auto: compile the model's layers (default auto: long runs on CUDA)"""
+    checkpoint_interval_s: Annotated[Whole, ReadBy("search")] = 60
+    """seconds of training between two checkpoints of a trial"""
+    evaluation_timeout_s: Whole = 3600
+    """seconds without an evaluation after which a trial counts as hung"""
+    address: Text | None = None
+    """an existing Ray cluster: auto or host:port (default: this machine alone)"""
+    storage: Annotated[Text, BeforeValidator(_storage)] | None = None
+    """a folder that all nodes see, s3:// or gs://: holds checkpoints and a mirror of the tables"""
+    studies_dir: Text | None = None
+    """where studies are kept (default results/studies)"""
+    cache_dir: Text | None = None
+    """where tokens and tokenizers are kept (default .cache)"""
+    tensorboard: Annotated[bool, ReadBy("search")] = False
+    """1 writes TensorBoard event files into the study; a resume goes on with them"""
+    optuna_storage: Annotated[Text | None, BeforeValidator(_optuna_storage), ReadBy("a search", "baseline")] = None
+    """SQLite file or database URL for optuna-dashboard"""
+    mlflow: Annotated[Text | None, BeforeValidator(_mlflow), ReadBy("search")] = None
+    """an MLflow tracking URI, where mlflow is installed"""
+    wandb: Annotated[Text | None, BeforeValidator(_wandb), ReadBy("search")] = None
+    """a Weights & Biases project, where wandb is installed"""
     weights_only: Annotated[bool, ReadBy("train")] = False
     """True starts at step 0 from the checkpoint's weights, as a search does"""
     resume_steps: Annotated[Whole | None, ReadBy("train")] = None
     """steps to add to the checkpoint's"""
     resume_lr: Annotated[Literal["stretch", "hold"], ReadBy("train")] = "stretch"
     """stretch the schedule over the added steps, or hold its last rate"""
-    device: Annotated[Text, BeforeValidator(_device)] | None = None
-    """cuda, mps or cpu (default: the first there is; a study goes on with its own where that is here)"""
-    gradient_checkpointing: bool = False
-    """1 computes each layer twice to save memory; the losses stay the same (default 0)"""
-    compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_compile_mode), BeforeValidator(_lower)] = "auto"
-    """0, 1 or auto: compile the model's layers (default auto: long runs on CUDA)"""
     eval_block_size: Annotated[Whole, Field(ge=2), ReadBy("train")] = 128
     """context of the evaluation in tokens (default 128, the documented block)"""
     eval_tokens: Annotated[Whole | None, ReadBy("train")] = None
     """held-out tokens scored per evaluation (default 16384)"""
     eval_interval: Annotated[Whole, ReadBy("train")] = 500
     """steps between evaluations"""
-    checkpoint_interval: Annotated[Whole, ReadBy("train")] = 500
-    """steps between checkpoints"""
     enable_checkpoints: Annotated[bool, ReadBy("train")] = True
     """keep checkpoints, True or False (default True)"""
+    checkpoint_interval: Annotated[Whole, ReadBy("train")] = 500
+    """steps between checkpoints"""
+    save_model: Annotated[AbsolutePath | None, ReadBy("train")] = None
+    """write the trained model to this folder too, as make model does"""
     use_lr_warmup: bool | None = None
     """True or False: warm-up and cosine, or constant, where LR_SCHEDULE is not set"""
     compare: Annotated[Documented | None, ReadBy("baseline")] = None
     """before, to run that configuration beside the documented one"""
-    confirm: Annotated[bool | None, ReadBy("a search")] = None
-    """1 confirms the best trials on fresh seeds at the end; a resume goes on with it, or with 0 does not"""
     top: Annotated[Whole, Field(le=100), ReadBy("confirm")] = 2
     """how many of the best trials"""
     seeds: Annotated[Annotated[Whole, Field(le=1000)] | None, ReadBy("confirm", "attribute")] = None
@@ -277,38 +293,20 @@ class Options(BaseModel):
     """env, json, toml or cli"""
     out: Annotated[AbsolutePath | None, ReadBy("model")] = None
     """the folder to write (default: model-TRIAL in the study's folder)"""
-    save_model: Annotated[AbsolutePath | None, ReadBy("train")] = None
-    """write the trained model to this folder too, as make model does"""
     dtype: Annotated[Literal["fp32", "bf16", "fp16"] | None, ReadBy("model", "train")] = None
     """number format of the saved model: fp32, bf16, fp16 (default: the base's own)"""
     merge: Annotated[bool, ReadBy("model", "train")] = False
     """1 merges LoRA adapters into their base (default: adapters only)"""
     target: Annotated[Text | None, ReadBy("diagnose")] = None
     """a study, STUDY/TRIAL, a checkpoint, a folder of them, or a text log"""
-    range: Annotated[Annotated[tuple[int, int], BeforeValidator(parse_range)] | None, ReadBy("audit")] = None
+    range: Annotated[tuple[int, int] | None, BeforeValidator(parse_range), ReadBy("audit")] = None
     """token positions to look at, e.g. 2.0M-2.5M"""
     clean: Annotated[AbsolutePath | None, ReadBy("audit")] = None
     """write a cleaned copy of the text to this file"""
-    skip_preflight: bool = False
-    """1 skips the preflight of search and train"""
-    tensorboard: Annotated[bool, ReadBy("search")] = False
-    """1 writes TensorBoard event files into the study; a resume goes on with them"""
-    optuna_storage: Annotated[
-        Annotated[Text, BeforeValidator(_optuna_storage)] | None, ReadBy("a search", "baseline")
-    ] = None
-    """SQLite file or database URL for optuna-dashboard"""
-    mlflow: Annotated[Annotated[Text, BeforeValidator(_mlflow)] | None, ReadBy("search")] = None
-    """an MLflow tracking URI, where mlflow is installed"""
-    wandb: Annotated[Annotated[Text, BeforeValidator(_wandb)] | None, ReadBy("search")] = None
-    """a Weights & Biases project, where wandb is installed"""
-    model_type: Annotated[Text, BeforeValidator(_model_type)] | None = None
-    """gpt2, the only type there is"""
+    steps: Annotated[Whole | None, ReadBy("export", "train")] = None
+    """stretch the winner's schedule to so many optimizer steps"""
     exported_from: Text | None = None
     """set by make export: the study whose best configuration the variables are"""
-    studies_dir: Text | None = None
-    """where studies are kept (default results/studies)"""
-    cache_dir: Text | None = None
-    """where tokens and tokenizers are kept (default .cache)"""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -3,12 +3,7 @@
 from dataclasses import asdict, replace
 
 from results.attribution.attribute import attribute
-from results.attribution.attribution_runs import (
-    Question,
-    attribution_losses,
-    make_question,
-    question_of_study,
-)
+from results.attribution.attribution_runs import Question, attribution_losses, make_question, question_of_study
 from results.attribution.attribution_values import to_json, write_attribution
 from results.attribution.sentences import did_it_words, render
 from results.confirmation.attempt import load_attempts

@@ -134,10 +134,7 @@ def _run(
     left = runs_left(planned_runs(attempt, ledger.trials()), ledger.trials())
     candidates = list_words([f"trial {trial_id}" for trial_id in attempt.candidates])
     seeds = count_words(len(attempt.seeds), "fresh seed")
-    lines = [
-        f"study {study.name}: {candidates} and the baseline again, each on {seeds}",
-        cost_words(plan, left),
-    ]
+    lines = [f"study {study.name}: {candidates} and the baseline again, each on {seeds}", cost_words(plan, left)]
     return run_plan(plan, terminal, ledger=ledger, runs=left, lines=lines, again=again)
 
 

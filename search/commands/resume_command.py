@@ -100,12 +100,7 @@ def _asks_for_more(study: Study, document: dict[str, Any], options: Options) -> 
 
 
 def _resume(
-    study: Study,
-    document: dict[str, Any],
-    space: SearchSpace,
-    settings: Settings,
-    options: Options,
-    terminal: Terminal,
+    study: Study, document: dict[str, Any], space: SearchSpace, settings: Settings, options: Options, terminal: Terminal
 ) -> tuple[int, Loaded | None]:
     """Run what is left; return the exit code, and the study's inputs if they were loaded."""
     ledger = Ledger(study)
