@@ -82,8 +82,8 @@ def run_plan(
 ) -> int | None:
     """Run planned runs, each in full, or with None what is left of the search; the study must be held.
 
-    again: the command that goes on with them, where make resume does not. Return the exit code of an interruption, or
-    None. Raises UserError when the study cannot be written any more.
+    again: the command that goes on with them; None for the study's own trials, which make resume goes on with. Return
+    the exit code of an interruption, or None. Raises UserError when the study cannot be written any more.
     """
     study = plan.study
     interrupts = Interrupts()
@@ -107,7 +107,7 @@ def run_plan(
         at_most = " at most" if plan.space is not None and plan.space.ends_early else ""
         view.follow(
             work.includes,
-            noun=f"trials{at_most}" if work.is_ranked else "runs",
+            noun=f"trials{at_most}" if again is None else "runs",
             planned=ended + work.trials_count,
             full_length=not work.searcher.log.rung_tokens,
         )

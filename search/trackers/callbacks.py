@@ -26,6 +26,7 @@ from results.study.tables import Row
 from spaces.optuna_domains import distribution_of, point_of
 from spaces.space import SearchSpace
 from trainable.config import config_from
+from trainable.errors import full_reason
 from trainable.rows import ENDINGS
 
 STEP_SCALARS = ("train_loss", "grad_norm", "learning_rate")
@@ -163,8 +164,7 @@ class GuardedTracker(Callback):  # type: ignore[misc]
         # Ray would fail the trial for an error in a callback, and it is only the tracker's server or disk.
         except Exception as error:
             self._callback = None
-            reason = str(error).partition("\n")[0] or type(error).__name__
-            self._say(f"{self._name} failed ({reason}); the study goes on without it")
+            self._say(f"{self._name} failed ({full_reason(error)}); the study goes on without it")
 
 
 for _hook in HOOKS:

@@ -10,7 +10,7 @@ from results.study.folder import Study
 from search.options import Options
 from search.terminal.live_view import StudyView
 from spaces.space import SearchSpace
-from trainable.errors import UserError, redacted
+from trainable.errors import UserError, full_reason, redacted
 
 if TYPE_CHECKING:
     from ray.tune import Callback
@@ -61,8 +61,7 @@ def _usable(name: str) -> Iterator[None]:
         yield
     # Each driver and server has exceptions of its own.
     except Exception as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise UserError(f"{name} cannot be used: {reason}. Correct it, or unset it.") from None
+        raise UserError(f"{name} cannot be used: {full_reason(error)}. Correct it, or unset it.") from None
 
 
 def mirror_callbacks(options: Options, view: StudyView, space: SearchSpace | None) -> "list[Callback]":

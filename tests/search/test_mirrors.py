@@ -116,7 +116,7 @@ def test_a_tracker_that_fails_is_told_of_once_and_gone_on_without() -> None:
         guarded.on_trial_result(iteration=1, trials=[], trial=None, result={"name": name})
     guarded.on_experiment_end(trials=[])
     assert fragile.heard == ["setup", "first", "second"]
-    assert lines == ["MLflow failed (no route to host); the study goes on without it"]
+    assert lines == ["MLflow failed (no route to host and more); the study goes on without it"]
 
 
 def test_a_tracker_that_cannot_begin_is_gone_on_without() -> None:
