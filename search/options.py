@@ -502,21 +502,13 @@ def with_default_warmup(
 
 
 def describe_variable(name: str) -> str:
-    """Return a variable's meaning and default; not for hyperparameters."""
+    """Return a variable's meaning and default."""
+    if name in ENV_NAMES:
+        spec = HYPERPARAMETERS[ENV_NAMES[name]]
+        kind = ", ".join(spec.metadata["choices"]) or spec.metadata["unit"]
+        return f"{kind} (documented: {spec.default})"
     readers = f"{', '.join(_readers(name))}: " if _readers(name) else ""
     default, words = FIELDS[name].default, readers + " ".join(str(FIELDS[name].description).split())
     if default is None or isinstance(default, bool) or "(default" in words:
         return words
     return f"{words} (default {f'{default:g}' if isinstance(default, float) else default})"
-
-
-def describe_variables() -> list[tuple[str, str]]:
-    """Return (name, meaning) of every variable, hyperparameters first."""
-    hyperparameters = [
-        (
-            spec.metadata["env"],
-            f"{', '.join(spec.metadata['choices']) or spec.metadata['unit']} (documented: {spec.default})",
-        )
-        for spec in HYPERPARAMETERS.values()
-    ]
-    return [*hyperparameters, *((name, describe_variable(name)) for name in FIELDS)]

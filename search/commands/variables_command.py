@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from rich.table import Table
 
-from search.options import FIELDS, Options, describe_variable, describe_variables
+from search.options import FIELDS, Options, describe_variable
 from search.terminal.console import Terminal
 from trainable.config import ENV_NAMES
 from trainable.errors import redacted
@@ -28,7 +28,7 @@ def variable_groups() -> dict[str, list[tuple[str, str]]]:
     for name in FIELDS:
         heading = FIRST_OF_GROUPS.get(name, heading)
         groups.setdefault(heading, []).append((name, describe_variable(name)))
-    return {**groups, HYPERPARAMETERS_HEADING: [one for one in describe_variables() if one[0] in ENV_NAMES]}
+    return {**groups, HYPERPARAMETERS_HEADING: [(name, describe_variable(name)) for name in ENV_NAMES]}
 
 
 def variables_command(options: Options, terminal: Terminal) -> int:
@@ -43,5 +43,5 @@ def variables_command(options: Options, terminal: Terminal) -> int:
             value = redacted(options.texts.get(name, ""))
             table.add_row(f"  {name}", f"{meaning}; now {value}" if value else meaning)
         terminal.console.print(table)
-    terminal.document({"variables": dict(describe_variables())})
+    terminal.document({"variables": dict(variable for group in groups.values() for variable in group)})
     return 0
