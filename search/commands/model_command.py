@@ -37,9 +37,7 @@ def model_command(options: Options, terminal: Terminal) -> int:
         from trainable.run import resume_run
 
         state = resume_run(loaded.spec, config_from(trial), checkpoint, may_be_over=True)
-        saved = save_run_model(
-            state.model, loaded, study, trial, options, folder=folder, adapters_on=state.adapter_base
-        )
+        saved = save_run_model(state.model, loaded, study, trial, folder=folder, adapters_on=state.adapter_base)
     terminal.say(f"trial {trial['trial_id']} of study {study.name}: {saved.words}")
     terminal.document(
         {

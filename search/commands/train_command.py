@@ -164,9 +164,7 @@ def _save_model(
             spec, best = plan.loaded.spec, read_checkpoint(checkpoints.best_path)
             model, adapters_on = load_run_model(spec, plan.config, best)
             model, trial = model.to(spec.device), model_row(study, trial)
-    saved = save_run_model(
-        model, plan.loaded, study, trial, options, folder=options.save_model, adapters_on=adapters_on
-    )
+    saved = save_run_model(model, plan.loaded, study, trial, folder=options.save_model, adapters_on=adapters_on)
     terminal.say(saved.words)
     return saved
 

@@ -157,7 +157,6 @@ def save_run_model(
     loaded: Loaded,
     study: Study,
     trial: Mapping[str, Any],
-    options: Options,
     *,
     folder: Path,
     adapters_on: "AdapterBase | None",
@@ -172,7 +171,7 @@ def save_run_model(
     from trainable.model.models import load_model
     from trainable.model.save_folder import adapters_base_name, base_license, save_adapter_folder, save_model_folder
 
-    name = loaded.spec.model_name
+    name, options = loaded.spec.model_name, loaded.inputs.options
     card = model_card(study, trial, winner_of(study), base_license=base_license(name))
     windows = eval_windows(loaded.spec.corpus.val, loaded.spec.protocol)
     record, written = model_record(study, trial), f"{step_words(trial)} written to {shown(folder)}"

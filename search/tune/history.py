@@ -1,6 +1,7 @@
 """History: the trials that a search knows before it starts, from its own tables and, by WARM_START, another study's."""
 
 import json
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -100,10 +101,9 @@ def known_trials(
 
     milestones: of a configuration.
     """
-    rows_of: dict[int, list[Mapping[str, Any]]] = {row["trial_id"]: [] for row in trials}
+    rows_of = defaultdict[int, list[Mapping[str, Any]]](list)
     for one in metrics:
-        if one["trial_id"] in rows_of:
-            rows_of[one["trial_id"]].append(one)
+        rows_of[one["trial_id"]].append(one)
     found = []
     for row in trials:
         config = config_from(row)
