@@ -58,8 +58,12 @@ class NodeWatch(Callback):  # type: ignore[misc]
         self._alive = alive
 
     def on_trial_recover(self, *, trial: Trial, **info: Any) -> None:
-        """Allow one failure more if the node was at fault."""
-        if is_lost_with_its_node(trial):
+        """Allow one failure more if the node or the network was at fault, and not the trial's own process."""
+        error = last_error(trial)
+        # The node reports a worker that dies alone. When the node dies, Ray first finds the worker unavailable.
+        if isinstance(error, ActorUnavailableError) or (
+            isinstance(error, RayActorError) and (error.preempted or NODE_DEATH_WORDS in str(error))
+        ):
             trial.max_failures += 1
 
 
@@ -71,12 +75,3 @@ def last_error(trial: Trial) -> object:
         return None
     with Path(path).open("rb") as file:
         return cast(object, cloudpickle.load(file))
-
-
-def is_lost_with_its_node(trial: Trial) -> bool:
-    """Return whether the trial's last error is of its node or of the network, not of its own process."""
-    error = last_error(trial)
-    # The node reports a worker that dies alone. When the node dies, Ray first finds the worker unavailable.
-    return isinstance(error, ActorUnavailableError) or (
-        isinstance(error, RayActorError) and (error.preempted or NODE_DEATH_WORDS in str(error))
-    )
