@@ -92,7 +92,8 @@ def sample_study(study: Study, options: Options, terminal: Terminal, loaded: Loa
     try:
         with Preparing(terminal.console) as progress:
             loaded = loaded or load_inputs_of(study, options, progress)
-            write_samples(study, _samples(study, baseline, best, prompt, loaded, progress))
+            progress("continuing the sample prompt", 0.0)
+            write_samples(study, _samples(study, baseline, best, prompt, loaded))
     except KeyboardInterrupt:
         again = f"; make resume STUDY={study.name} does it" if study.document()["kind"] in RESUMED_KINDS else ""
         terminal.say(f"interrupted before the samples were written{again}")
@@ -102,12 +103,9 @@ def sample_study(study: Study, options: Options, terminal: Terminal, loaded: Loa
         terminal.say(f"no samples were written: {' '.join(reason.split())}")
 
 
-def _samples(
-    study: Study, baseline: Row | None, best: Row, prompt: str | None, loaded: Loaded, progress: Preparing
-) -> Samples:
+def _samples(study: Study, baseline: Row | None, best: Row, prompt: str | None, loaded: Loaded) -> Samples:
     from trainable.sampling import SAMPLE_TOKENS, TEMPERATURE, default_prompt
 
-    what, seed = "continuing the sample prompt", study.document()["seed"]
     text = prompt or default_prompt(loaded.tokenizer, loaded.spec.corpus.val)
 
     def of_trial(trial: Row) -> Sample:
@@ -116,17 +114,13 @@ def _samples(
         except UserError as error:
             return Sample(why=str(error), trial_id=trial["trial_id"])
 
-    progress(what, 0.0)
-    start = Sample(text=_continued(study, None, text, loaded))
-    progress(what, 1 / 3)
     of_baseline = of_trial(baseline) if baseline else Sample(why="the baseline has not completed")
-    progress(what, 2 / 3)
     return Samples(
         prompt=text,
-        seed=seed,
+        seed=study.document()["seed"],
         tokens=SAMPLE_TOKENS,
         temperature=TEMPERATURE,
-        start=start,
+        start=Sample(text=_continued(study, None, text, loaded)),
         baseline=None if best["purpose"] == "train" else of_baseline,
         best=of_baseline if baseline and best["trial_id"] == baseline["trial_id"] else of_trial(best),
     )

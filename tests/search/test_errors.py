@@ -83,7 +83,7 @@ CHEAP = [
     ("run CONCURRENCY=0", "CONCURRENCY='0' must be at least 1."),
     ("run GPU_FRACTION=2", "GPU_FRACTION='2' must be at most 1. GPU_FRACTION: share of a CUDA GPU"),
     ("run DEVICE=tpu", "DEVICE='tpu' is not a device. Choose cuda, mps or cpu"),
-    ("run MODEL_TYPE=bert", "MODEL_TYPE=bert is not supported"),
+    ("run MODEL_TYPE=bert", "MODEL_TYPE=bert is not known. Known: gpt2."),
     ("run USE_LORA=maybe", "USE_LORA='maybe' must be True or False."),
     ("run LORA_RANK=0", "lora_rank (LORA_RANK) is 0; it must be at least 1"),
     ("run LORA_TARGETS=a;b", "lora_targets (LORA_TARGETS) is 'a;b'; it must be auto, all-linear, or layer names"),

@@ -38,7 +38,6 @@ def test_a_pin_fixes_every_trial_and_drops_the_domain() -> None:
     assert space.baseline == make_config(DOCUMENTED, {"batch_size": 16, "dropout": 0.0, "training_steps": 146})
     assert space.baseline_name == "documented, changed"
     assert space.user_settings == {"BATCH_SIZE": 16, "DROPOUT": 0.0}
-    assert space.user_settings == {"BATCH_SIZE": 16, "DROPOUT": 0.0}
 
 
 def test_a_pin_outside_of_the_domain_is_the_users_choice() -> None:
