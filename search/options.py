@@ -18,6 +18,7 @@ from pydantic import (
     Field,
     InstanceOf,
     ValidationError,
+    ValidationInfo,
     WrapValidator,
     model_validator,
 )
@@ -128,25 +129,23 @@ def _optuna_storage(value: str) -> str:
     return value if "://" in value else f"sqlite:///{expanded(value, 'OPTUNA_STORAGE')}"
 
 
-def _mlflow(value: str) -> str:
-    _installed("MLFLOW", "mlflow")
+def _installed(value: str, info: ValidationInfo) -> str:
+    library, name = str(info.field_name), _env_name(str(info.field_name))
+    if importlib.util.find_spec(library) is None:
+        raise UserError(f"{name} is set but {library} is not installed. Install it into .venv, or unset {name}.")
     return value
 
 
 def _wandb(value: str) -> str:
-    _installed("WANDB", "wandb")
     if len(value) > 128 or re.search(r"[/\\#?%:]", value):
         raise ValueError("cannot name a project: W&B takes up to 128 characters, none of them one of / \\ # ? % :")
     return value
 
 
-def _installed(name: str, library: str) -> None:
-    if importlib.util.find_spec(library) is None:
-        raise UserError(f"{name} is set but {library} is not installed. Install it into .venv, or unset {name}.")
-
-
 # Not pydantic's own str and Path, which refuse what is not UTF-8: a path may be such.
 Text = InstanceOf[str]
+# With a bound pydantic looks into the text.
+Utf8 = Annotated[str, Field(min_length=1)]
 AbsolutePath = Annotated[
     InstanceOf[Path], BeforeValidator(lambda value, info: expanded(str(value), _env_name(info.field_name)))
 ]
@@ -209,7 +208,7 @@ class Options(BaseModel):
     """how the text is split into documents: file, line, blank-line or jsonl:FIELD (default file)"""
     checkpoint_path: AbsolutePath | None = None
     """train: go on from this checkpoint; search: every trial starts from its weights"""
-    sample_prompt: str | None = None
+    sample_prompt: Utf8 | None = None
     """prompt of the samples in the report (default: the first prose of the held-out text)"""
     model_type: Literal["gpt2"] | None = None
     """gpt2, the only type there is"""
@@ -241,9 +240,9 @@ class Options(BaseModel):
     """1 writes TensorBoard event files into the study; a resume goes on with them"""
     optuna_storage: Annotated[Text | None, BeforeValidator(_optuna_storage), ReadBy("a search", "baseline")] = None
     """SQLite file or database URL for optuna-dashboard"""
-    mlflow: Annotated[Text | None, BeforeValidator(_mlflow), ReadBy("search")] = None
+    mlflow: Annotated[Text | None, BeforeValidator(_installed), ReadBy("search")] = None
     """an MLflow tracking URI, where mlflow is installed"""
-    wandb: Annotated[Text | None, BeforeValidator(_wandb), ReadBy("search")] = None
+    wandb: Annotated[Text | None, BeforeValidator(_wandb), BeforeValidator(_installed), ReadBy("search")] = None
     """a Weights & Biases project, where wandb is installed"""
     weights_only: Annotated[bool, ReadBy("train")] = False
     """True starts at step 0 from the checkpoint's weights, as a search does"""
