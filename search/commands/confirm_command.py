@@ -121,8 +121,13 @@ def _run(
     study: Study, earlier: tuple[Attempt, ...], attempt: Attempt, options: Options, terminal: Terminal
 ) -> int | None:
     again = f"make confirm STUDY={study.name}"
-    with Preparing(terminal.console) as progress:
-        plan = reopen(study, options, progress)
+    try:
+        with Preparing(terminal.console) as progress:
+            plan = reopen(study, options, progress)
+    except KeyboardInterrupt:
+        asked = f"TOP={len(attempt.candidates)} SEEDS={len(attempt.seeds)}"
+        terminal.say(f"no run was begun, and study {study.name} is kept as it was; to go on: {again} {asked}")
+        raise
     ledger = Ledger(study)
     # Before the first run, so that an interrupted attempt is continued and its seeds are never used for another.
     write_attempts(study, (*earlier, attempt))
