@@ -167,17 +167,20 @@ def _check_answers(address: str) -> None:
         asked = subprocess.run(command, capture_output=True, text=True, timeout=HEALTH_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired:
         raise _not_answered(address, f"it says nothing in {HEALTH_TIMEOUT_S:.0f} s") from None
+    if "AuthenticationError" in asked.stderr:
+        raise UserError(
+            f"ADDRESS={address}: the cluster asks for a token. Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to its own."
+        )
     if asked.returncode != 0:
         words = [line for line in asked.stderr.splitlines() if line.strip()] or ["no reason"]
-        is_locked = "AuthenticationError" in asked.stderr
-        raise _not_answered(address, "it asks for a token" if is_locked else words[-1][:200])
+        raise _not_answered(address, words[-1][:200])
 
 
 def _not_answered(address: str, why: str) -> UserError:
     return UserError(
         f"ADDRESS={address}: no Ray cluster answers there ({why}). Write auto or HOST:6379 of a cluster that runs. "
-        "Start Ray on this machine too (ray start --address=HOST:PORT), with its Python, Ray, RAY_AUTH_MODE and "
-        "RAY_AUTH_TOKEN, or submit the command from outside (ray job submit, docs/cluster.md)."
+        "Start Ray on this machine too (ray start --address=HOST:PORT), with its Python, Ray and RAY_AUTH_MODE, or "
+        "submit the command from outside (ray job submit, docs/cluster.md)."
     )
 
 

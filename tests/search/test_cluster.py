@@ -46,8 +46,10 @@ def test_a_lost_nodes_trial_goes_on_on_another_to_the_same_answer(
         first = nodes.add()
         refused = joined(nodes, "", str(driver / "storage"))
         assert refused[0].startswith(f"ADDRESS={nodes.address} has 2 nodes and STORAGE is not set: ")
-        [locked] = joined(nodes, "", RAY_AUTH_TOKEN="0" * 64)
-        assert locked.startswith(f"ADDRESS={nodes.address}: no Ray cluster answers there (it asks for a token). ")
+        assert joined(nodes, "", RAY_AUTH_TOKEN="0" * 64) == [
+            f"ADDRESS={nodes.address}: the cluster asks for a token. Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to its "
+            "own."
+        ]
         if private:
             assert f"STORAGE={driver}/storage is not shared: node " in refused[1]
             assert f" ({first[:8]}) does not see what was written here." in refused[1]
