@@ -1,19 +1,17 @@
 """`python -m search COMMAND [NAME=value ...] [--json]`: the one entry point. make's targets call it."""
 
-import argparse
 import gc
 import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from search.terminal.signals import INTERRUPTED
 from trainable.errors import MachineError, UserError, did_you_mean
 
 if TYPE_CHECKING:
-    from search.options import Options
     from search.terminal.console import Terminal
 
 # Set before any library is imported that would phone home.
@@ -55,6 +53,11 @@ COMMANDS = {
 """What each does, for --help; x is x_command() of commands/x_command.py."""
 MAKE_NAMES = {"search": "run", "help": "variables"}
 """The command of each make target that has another name."""
+HELP = """usage: python -m search COMMAND [NAME=value ...] [--json]
+
+Hyperparameter search for GPT-2-class training. Variables are NAME=value or the environment's; `make help` lists them.
+--json prints one JSON document on stdout and everything else on stderr.
+"""
 LEAVE_FILES = ("run", "resume", "baseline", "train", "confirm", "attribute", "report", "model")
 """Commands that write what they print into the study's or the model's folder as well."""
 
@@ -86,21 +89,21 @@ def _run(words: Sequence[str]) -> int:
 
     terminal = Terminal(as_json="--json" in words)
     try:
-        _check_command(words)
-        arguments = _parser().parse_args(words)
-        options = read_options(arguments.assignments)
-        target = next((make for make, name in MAKE_NAMES.items() if name == arguments.command), arguments.command)
+        command, assignments = _parsed(words)
+        options = read_options(assignments)
+        target = next((make for make, name in MAKE_NAMES.items() if name == command), command)
         for line in (*overlooked(), *unread(options, target)):
             print(f"note: {line}", file=sys.stderr)
         terminal.typed_folders = typed_folders(options)
         terminal.is_study_exported = options.is_study_exported
-        return _command(arguments.command)(options, terminal)
+        module = importlib.import_module(f"search.commands.{command}_command")
+        return int(getattr(module, f"{command}_command")(options, terminal))
     except UserError as error:
         return _refused(with_origin(str(error), typed(words)), terminal)
     except MachineError as error:
         return _refused(str(error), terminal, code=1)
     except SystemExit as ended:
-        # The reason has been printed, by argparse or by a failed preflight.
+        # The reason has been printed.
         return int(ended.code or 0)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -128,40 +131,19 @@ def _refused(reason: str, terminal: "Terminal", *, code: int = 2) -> int:
     return code
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}. `{self.prog} --help` lists the commands.")
-
-
-def _check_command(words: Sequence[str]) -> None:
-    """Raise UserError for an unknown command, with the nearest one: argparse would list them all."""
+def _parsed(words: Sequence[str]) -> tuple[str, list[str]]:
+    """Return the command and the words behind it. Raises UserError, and SystemExit once help is printed."""
     from search.option_names import space_hint
 
-    word = next((word for word in words if not word.startswith("-")), None)
-    if word is not None and word not in COMMANDS:
-        near = space_hint(word) or did_you_mean(word, (*COMMANDS, *MAKE_NAMES))
-        raise UserError(f"there is no command {word!r}.{near} `make help` lists them.")
-
-
-def _parser() -> argparse.ArgumentParser:
-    as_json = _Parser(add_help=False)
-    as_json.add_argument("--json", action="store_true", help="one JSON document on stdout, everything else on stderr")
-    parser = _Parser(
-        prog="python -m search",
-        description="Hyperparameter search for GPT-2-class training; variables are NAME=value or the environment's.",
-        parents=[as_json],
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, help_line in COMMANDS.items():
-        command = commands.add_parser(name, help=help_line, description=help_line, parents=[as_json])
-        command.add_argument("assignments", nargs="*", metavar="NAME=value", help="variables; `make help` lists them")
-    return parser
-
-
-def _command(name: str) -> "Callable[[Options, Terminal], int]":
-    module = importlib.import_module(f"search.commands.{name}_command")
-    command: Callable[[Options, Terminal], int] = getattr(module, f"{name}_command")
-    return command
+    command, *others = [word for word in words if word != "--json"] or [""]
+    if not {"-h", "--help"}.isdisjoint(words):
+        asked = [command] if command in COMMANDS else COMMANDS
+        print(HELP, *(f"  {name:<10} {COMMANDS[name]}" for name in asked), sep="\n")
+        raise SystemExit(0)
+    if command not in COMMANDS:
+        near = space_hint(command) or did_you_mean(command, (*COMMANDS, *MAKE_NAMES))
+        raise UserError(f"there is no command {command!r}.{near} `make help` lists them.")
+    return command, others
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 
 from trainable.config import ENV_NAMES, HYPERPARAMETERS, meant_by, variable_of
@@ -19,6 +20,8 @@ NOT_MEANT = ("COMPILER",)
 """Other programs' variables that are near to one of ours."""
 SHORTEST = 4
 """Shorter names are near to too many."""
+NEAR = 0.86
+"""Of difflib: a letter more, less or in another place."""
 VENV = "VENV"
 """make's own, which a printed next step must repeat."""
 _MAKES_OWN = re.compile(rf"MAKE\w*|SHELL|PYTHON|{VENV}|\.\w+|CURDIR|MFLAGS|ARGS")
@@ -64,24 +67,10 @@ def _meant(name: str, known: list[str]) -> str | None:
         return own
     if len(name) < SHORTEST or name in NOT_MEANT:
         return None
-    word = _plain(name)
-    return next((one for one in known if word[0] == one[0] and _is_near(word, _plain(one))), None)
+    plain = {_plain(one): one for one in known if one[0] == name[0].upper()}
+    near = get_close_matches(_plain(name), plain, n=1, cutoff=NEAR)
+    return plain[near[0]] if near else None
 
 
 def _plain(name: str) -> str:
     return name.upper().replace("_", "").removesuffix("S") or name
-
-
-def _is_near(word: str, name: str) -> bool:
-    """Return whether the words differ by one letter inserted, deleted, changed, or swapped with the next."""
-    if len(name) < SHORTEST:
-        return False
-    differ = (at for at, pair in enumerate(zip(word, name, strict=False)) if pair[0] != pair[1])
-    same = next(differ, min(len(word), len(name)))
-    left, right = word[same:], name[same:]
-    return (
-        left[1:] == right[1:]
-        or left[1:] == right
-        or left == right[1:]
-        or (left[:2] == right[1::-1] and left[2:] == right[2:])
-    )

@@ -1,17 +1,27 @@
 """Options: the user's variables, from the environment or as NAME=value, parsed and checked once, before all else.
 
-A new variable is one field: its type has the bounds, its docstring is printed by `make help` and the README.
+A new variable is one field, among those of its group in `make help`: its type has the bounds, its docstring is printed.
 Hyperparameters are TrialConfig's fields.
 """
 
 import importlib.util
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    ValidationError,
+    ValidationInfo,
+    WrapValidator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
@@ -19,9 +29,7 @@ from results.study.paths import expanded
 from results.words import list_words
 from search.option_names import TYPED_NAMES, VENV, as_variable, make_names, nearly, space_hint, typed_names
 from spaces.budget import parse_duration
-from spaces.protocol import AUTO
 from trainable.config import (
-    BASELINES,
     BEFORE,
     ENV_NAMES,
     FALSE_WORDS,
@@ -39,6 +47,13 @@ from trainable.errors import UserError, did_you_mean, redacted
 MAX_COUNT = 10**15
 MOST_A_DEVICE = 16
 """Trials on a CPU core or a GPU. Each is a process of half a gibibyte, which begins before their memory is checked."""
+NOT_PARSED = {
+    "int_parsing": "is not a whole number",
+    "int_parsing_size": "is too large",
+    "float_parsing": "is not a number",
+    "bool_parsing": "must be True or False",
+    "string_unicode": "is not UTF-8 text",
+}
 BOUND_WORDS = {"ge": "at least", "gt": "more than", "le": "at most"}
 LONGEST_SHOWN = 60
 NUMBER = r"((?:\d{1,3}(?:,\d{3})+|\d[\d_]*)(?:\.\d+)?(?:[eE]\+?\d+)?)([kKmMgGbB]?)"
@@ -47,21 +62,6 @@ SCALES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}
 GCS_PATIENCE_S = 60
 LENGTHS = ("BUDGET_TIME", "BUDGET_TOKENS", "STEPS")
 """The variables that set how long a run is: one of them at most."""
-MLFLOW_SCHEMES = ("", "file", "http", "https", "databricks", "sqlite", "mysql", "postgresql", "mssql")
-
-
-def _whole(value: Any) -> Any:
-    try:
-        return int(value)
-    except ValueError:
-        raise ValueError("is not a whole number") from None
-
-
-def _number(value: Any) -> Any:
-    try:
-        return float(value)
-    except ValueError:
-        raise ValueError("is not a number") from None
 
 
 def _tokens(value: Any) -> Any:
@@ -80,42 +80,23 @@ class MoreTrials(int):
     """TRIALS=+2: two more than the study has."""
 
 
-def _trials(value: Any) -> Any:
-    text = str(value).lower()
-    if text == AUTO:
-        return text
-    number = MoreTrials(_whole(text[1:])) if text.startswith("+") else _whole(text)
-    if not 1 <= number <= MAX_COUNT:
-        raise ValueError("must be at least 1 and at most 10^15")
-    return number
+def _more(value: Any, parsed: Callable[[Any], int | str]) -> int | str:
+    number = parsed(value)
+    return MoreTrials(number) if isinstance(number, int) and str(value).startswith("+") else number
 
 
-def _flag(value: Any) -> Any:
-    word = str(value).lower()
-    if word not in TRUE_WORDS + FALSE_WORDS:
-        raise ValueError("must be True or False")
-    return word in TRUE_WORDS
+def _lower(value: Any) -> Any:
+    return value.lower() if isinstance(value, str) else value
 
 
 def _compile_mode(value: Any) -> Any:
-    word = str(value).lower()
-    return word if word in ("auto", "on", "off") else "on" if _flag(value) else "off"
-
-
-def _concurrency(value: Any) -> Any:
-    return "auto" if str(value).lower() == "auto" else _whole(value)
+    return {**dict.fromkeys(TRUE_WORDS, "on"), **dict.fromkeys(FALSE_WORDS, "off")}.get(value, value)
 
 
 def _device(value: str) -> str:
     if value.lower().partition(":")[0] not in ("cuda", "mps", "cpu"):
         raise ValueError("is not a device. Choose cuda, mps or cpu, or unset it.")
     return value.lower()
-
-
-def _documented(value: str) -> str:
-    if value not in BASELINES:
-        raise ValueError(f"is not a documented configuration.{did_you_mean(value, BASELINES)}")
-    return value
 
 
 def parse_range(text: str) -> tuple[int, int]:
@@ -127,10 +108,8 @@ def parse_range(text: str) -> tuple[int, int]:
     if match is None:
         raise UserError(f"RANGE={text!r} is not a range of token positions. Write it as 2.0M-2.5M, 500K-1M or 0-20000.")
     first, end = _scaled(*match.group(1, 2)), _scaled(*match.group(3, 4))
-    if max(first, end) > MAX_COUNT:
-        raise UserError(f"RANGE={text} lies beyond any text. Write it as 2.0M-2.5M, 500K-1M or 0-20000.")
     if first >= end:
-        raise UserError(f"RANGE={text}: it must end after it starts. Write the smaller position first: 2.0M-2.5M.")
+        raise UserError(f"RANGE={text} must end after it starts. Write it as 2.0M-2.5M, 500K-1M or 0-20000.")
     return first, end
 
 
@@ -144,75 +123,36 @@ def _storage(value: str) -> str:
     return value
 
 
-def _utf8(value: str) -> str:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise ValueError("is not UTF-8 text") from None
-    return value
-
-
 def _optuna_storage(value: str) -> str:
-    from sqlalchemy.engine import make_url
-    from sqlalchemy.exc import ArgumentError
-
-    url = value if "://" in value else f"sqlite:///{expanded(value, 'OPTUNA_STORAGE')}"
-    try:
-        address = make_url(url)
-        address.get_dialect().import_dbapi()
-    except (ArgumentError, ImportError, ValueError) as error:
-        raise ValueError(f"is not a database that can be opened: {_printable(error)}") from None
-    if address.get_backend_name() == "sqlite":
-        path = Path(address.database or "")
-        if path == Path() or (path.exists() and not path.is_file()) or not path.parent.is_dir():
-            raise ValueError("must be a file in a folder that exists, or a database URL")
-    return url
+    return value if "://" in value else f"sqlite:///{expanded(value, 'OPTUNA_STORAGE')}"
 
 
-def _mlflow(value: str) -> str:
-    _installed("MLFLOW", "mlflow")
-    scheme = value.partition("://")[0].partition("+")[0] if "://" in value else ""
-    if scheme not in MLFLOW_SCHEMES:
-        raise ValueError(
-            f"is not a tracking URI: MLflow knows no {_printable(scheme)}://.{did_you_mean(scheme, MLFLOW_SCHEMES)}"
-        )
+def _installed(value: str, info: ValidationInfo) -> str:
+    library, name = str(info.field_name), _env_name(str(info.field_name))
+    if importlib.util.find_spec(library) is None:
+        raise UserError(f"{name} is set but {library} is not installed. Install it into .venv, or unset {name}.")
     return value
 
 
 def _wandb(value: str) -> str:
-    _installed("WANDB", "wandb")
     if len(value) > 128 or re.search(r"[/\\#?%:]", value):
         raise ValueError("cannot name a project: W&B takes up to 128 characters, none of them one of / \\ # ? % :")
     return value
 
 
-def _printable(text: object) -> str:
-    # pydantic fails on an error message that is not UTF-8.
-    return " ".join(str(text).encode("utf-8", "backslashreplace").decode().split())
-
-
-def _installed(name: str, library: str) -> None:
-    if importlib.util.find_spec(library) is None:
-        raise UserError(f"{name} is set but {library} is not installed. Install it into .venv, or unset {name}.")
-
-
-def _model_type(value: str) -> str:
-    if value != "gpt2":
-        raise UserError(f"MODEL_TYPE={value} is not supported; unset it and name the model by GPT2_MODEL_NAME.")
-    return value
-
-
 # Not pydantic's own str and Path, which refuse what is not UTF-8: a path may be such.
 Text = InstanceOf[str]
+# With a bound pydantic looks into the text.
+Utf8 = Annotated[str, Field(min_length=1)]
 AbsolutePath = Annotated[
     InstanceOf[Path], BeforeValidator(lambda value, info: expanded(str(value), _env_name(info.field_name)))
 ]
-Whole = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=MAX_COUNT)]
+Whole = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+WholeOrAuto = Annotated[Whole | Literal["auto"], BeforeValidator(_lower)]
 Tokens = Annotated[int, BeforeValidator(_tokens), Field(ge=1, le=MAX_COUNT)]
 Duration = Annotated[float, BeforeValidator(parse_duration)]
-Share = Annotated[float, BeforeValidator(_number), Field(gt=0, le=1)]
-Flag = Annotated[bool, BeforeValidator(_flag)]
-Documented = Annotated[Text, BeforeValidator(_documented)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Documented = Literal["before", "documented"]
 
 
 class ReadBy:
@@ -238,38 +178,24 @@ class Options(BaseModel):
     """space file: a name in spaces/ or a path (default plateau)"""
     study: Text | None = None
     """name of the study to make, or to read (default: made from space and time; latest)"""
-    trials: Annotated[InstanceOf[int] | Literal["auto"], BeforeValidator(_trials)] | None = None
+    trials: Annotated[WholeOrAuto, WrapValidator(_more)] | None = None
     """number of trials, the baseline included, or auto to end once more would gain too little; resume: +2 for two
     more"""
     budget_tokens: Tokens | None = None
     """training tokens of a full-length trial, e.g. 400000, 4e5 or 8M; export, train STUDY=: stretch the winner to so
     many"""
-    steps: Annotated[Whole | None, ReadBy("export", "train")] = None
-    """stretch the winner's schedule to so many optimizer steps"""
     budget_time: Duration | None = None
     """device time of a full-length trial in place of tokens: 10m, 90s, 1h30m or 600 (seconds)"""
-    warm_start: Annotated[Text | None, ReadBy("a search")] = None
-    """a study whose results the searcher learns from, its best runs first"""
-    force: Annotated[Flag, ReadBy("resume")] = False
-    """1 goes on although the space file has changed"""
     baseline: Text | None = None
     """the baseline's settings: documented, before, a study, a .env file or a checkpoint"""
-    concurrency: (
-        Annotated[Annotated[int, Field(ge=1, le=MAX_COUNT)] | Literal["auto"], BeforeValidator(_concurrency)] | None
-    ) = None
-    """trials at the same time, or auto to measure (default: one a core, one a GPU, one on MPS)"""
-    threads: Whole | None = Field(None, le=1024)
-    """CPU threads of a trial (default 1 on the CPU, beside a GPU a share of the cores); train: of the run"""
-    checkpoint_interval_s: Annotated[Whole, ReadBy("search")] = 60
-    """seconds of training between two checkpoints of a trial"""
-    evaluation_timeout_s: Whole = 3600
-    """seconds without an evaluation after which a trial counts as hung"""
-    address: Text | None = None
-    """an existing Ray cluster: auto or host:port (default: this machine alone)"""
-    storage: Annotated[Text, BeforeValidator(_storage)] | None = None
-    """a folder that all nodes see, s3:// or gs://: holds checkpoints and a mirror of the tables"""
-    gpu_fraction: Annotated[Share, Field(ge=1 / MOST_A_DEVICE)] = 1.0
-    """share of a CUDA GPU that one trial gets"""
+    warm_start: Annotated[Text | None, ReadBy("a search")] = None
+    """a study whose results the searcher learns from, its best runs first"""
+    confirm: Annotated[bool | None, ReadBy("a search")] = None
+    """1 confirms the best trials on fresh seeds at the end; a resume goes on with it, or with 0 does not"""
+    skip_preflight: bool = False
+    """1 skips the preflight of search and train"""
+    force: Annotated[bool, ReadBy("resume")] = False
+    """1 goes on although the space file has changed"""
     gpt2_model_name: Text | None = None
     """tiny (the default), tiny-scratch, gpt2-scratch, a folder of save_pretrained, or a hub name"""
     training_data_source: AbsolutePath | None = None
@@ -278,41 +204,69 @@ class Options(BaseModel):
     """text file or folder held out whole (default: the last tenth of the training text)"""
     documents: Annotated[InstanceOf[Documents], BeforeValidator(parse_documents)] | None = None
     """how the text is split into documents: file, line, blank-line or jsonl:FIELD (default file)"""
-    sample_prompt: Annotated[Text, BeforeValidator(_utf8)] | None = None
-    """prompt of the samples in the report (default: the first prose of the held-out text)"""
     checkpoint_path: AbsolutePath | None = None
     """train: go on from this checkpoint; search: every trial starts from its weights"""
-    weights_only: Annotated[Flag, ReadBy("train")] = False
+    sample_prompt: Utf8 | None = None
+    """prompt of the samples in the report (default: the first prose of the held-out text)"""
+    model_type: Literal["gpt2"] | None = None
+    """gpt2, the only type there is"""
+    device: Annotated[Text, BeforeValidator(_device)] | None = None
+    """cuda, mps or cpu (default: the first there is; a study goes on with its own where that is here)"""
+    concurrency: WholeOrAuto | None = None
+    """trials at the same time, or auto to measure (default: one a core, one a GPU, one on MPS)"""
+    threads: Annotated[Whole, Field(le=1024)] | None = None
+    """CPU threads of a trial (default 1 on the CPU, beside a GPU a share of the cores); train: of the run"""
+    gpu_fraction: Annotated[Share, Field(ge=1 / MOST_A_DEVICE)] = 1.0
+    """share of a CUDA GPU that one trial gets"""
+    gradient_checkpointing: bool = False
+    """1 computes each layer twice to save memory; the losses stay the same (default 0)"""
+    compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_compile_mode), BeforeValidator(_lower)] = "auto"
+    """0, 1 or auto: compile the model's layers (default auto: long runs on CUDA)"""
+    checkpoint_interval_s: Annotated[Whole, ReadBy("search")] = 60
+    """seconds of training between two checkpoints of a trial"""
+    evaluation_timeout_s: Whole = 3600
+    """seconds without an evaluation after which a trial counts as hung"""
+    address: Text | None = None
+    """an existing Ray cluster: auto or host:port (default: this machine alone)"""
+    storage: Annotated[Text, BeforeValidator(_storage)] | None = None
+    """a folder that all nodes see, s3:// or gs://: holds checkpoints and a mirror of the tables"""
+    studies_dir: Text | None = None
+    """where studies are kept (default results/studies)"""
+    cache_dir: Text | None = None
+    """where tokens and tokenizers are kept (default .cache)"""
+    tensorboard: Annotated[bool, ReadBy("search")] = False
+    """1 writes TensorBoard event files into the study; a resume goes on with them"""
+    optuna_storage: Annotated[Text | None, BeforeValidator(_optuna_storage), ReadBy("a search", "baseline")] = None
+    """SQLite file or database URL for optuna-dashboard"""
+    mlflow: Annotated[Text | None, BeforeValidator(_installed), ReadBy("search")] = None
+    """an MLflow tracking URI, where mlflow is installed"""
+    wandb: Annotated[Text | None, BeforeValidator(_wandb), BeforeValidator(_installed), ReadBy("search")] = None
+    """a Weights & Biases project, where wandb is installed"""
+    weights_only: Annotated[bool, ReadBy("train")] = False
     """True starts at step 0 from the checkpoint's weights, as a search does"""
     resume_steps: Annotated[Whole | None, ReadBy("train")] = None
     """steps to add to the checkpoint's"""
     resume_lr: Annotated[Literal["stretch", "hold"], ReadBy("train")] = "stretch"
     """stretch the schedule over the added steps, or hold its last rate"""
-    device: Annotated[Text, BeforeValidator(_device)] | None = None
-    """cuda, mps or cpu (default: the first there is; a study goes on with its own where that is here)"""
-    gradient_checkpointing: Flag = False
-    """1 computes each layer twice to save memory; the losses stay the same (default 0)"""
-    compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_compile_mode)] = "auto"
-    """0, 1 or auto: compile the model's layers (default auto: long runs on CUDA)"""
-    eval_block_size: Annotated[Whole, ReadBy("train")] = Field(128, ge=2)
+    eval_block_size: Annotated[Whole, Field(ge=2), ReadBy("train")] = 128
     """context of the evaluation in tokens (default 128, the documented block)"""
     eval_tokens: Annotated[Whole | None, ReadBy("train")] = None
     """held-out tokens scored per evaluation (default 16384)"""
     eval_interval: Annotated[Whole, ReadBy("train")] = 500
     """steps between evaluations"""
+    enable_checkpoints: Annotated[bool, ReadBy("train")] = True
+    """keep checkpoints, True or False (default True)"""
     checkpoint_interval: Annotated[Whole, ReadBy("train")] = 500
     """steps between checkpoints"""
-    enable_checkpoints: Annotated[Flag, ReadBy("train")] = True
-    """keep checkpoints, True or False (default True)"""
-    use_lr_warmup: Flag | None = None
+    save_model: Annotated[AbsolutePath | None, ReadBy("train")] = None
+    """write the trained model to this folder too, as make model does"""
+    use_lr_warmup: bool | None = None
     """True or False: warm-up and cosine, or constant, where LR_SCHEDULE is not set"""
     compare: Annotated[Documented | None, ReadBy("baseline")] = None
     """before, to run that configuration beside the documented one"""
-    confirm: Annotated[Flag | None, ReadBy("a search")] = None
-    """1 confirms the best trials on fresh seeds at the end; a resume goes on with it, or with 0 does not"""
-    top: Annotated[Whole, ReadBy("confirm")] = Field(2, le=100)
+    top: Annotated[Whole, Field(le=100), ReadBy("confirm")] = 2
     """how many of the best trials"""
-    seeds: Annotated[Whole | None, ReadBy("confirm", "attribute")] = Field(None, le=1000)
+    seeds: Annotated[Annotated[Whole, Field(le=1000)] | None, ReadBy("confirm", "attribute")] = None
     """fresh seeds of each of the best (default 5), or of each combination (default 3)"""
     from_: Annotated[Documented | None, ReadBy("attribute")] = None
     """documented or before (default before)"""
@@ -322,38 +276,20 @@ class Options(BaseModel):
     """env, json, toml or cli"""
     out: Annotated[AbsolutePath | None, ReadBy("model")] = None
     """the folder to write (default: model-TRIAL in the study's folder)"""
-    save_model: Annotated[AbsolutePath | None, ReadBy("train")] = None
-    """write the trained model to this folder too, as make model does"""
     dtype: Annotated[Literal["fp32", "bf16", "fp16"] | None, ReadBy("model", "train")] = None
     """number format of the saved model: fp32, bf16, fp16 (default: the base's own)"""
-    merge: Annotated[Flag, ReadBy("model", "train")] = False
+    merge: Annotated[bool, ReadBy("model", "train")] = False
     """1 merges LoRA adapters into their base (default: adapters only)"""
     target: Annotated[Text | None, ReadBy("diagnose")] = None
     """a study, STUDY/TRIAL, a checkpoint, a folder of them, or a text log"""
-    range: Annotated[Annotated[tuple[int, int], BeforeValidator(parse_range)] | None, ReadBy("audit")] = None
+    range: Annotated[tuple[int, int] | None, BeforeValidator(parse_range), ReadBy("audit")] = None
     """token positions to look at, e.g. 2.0M-2.5M"""
     clean: Annotated[AbsolutePath | None, ReadBy("audit")] = None
     """write a cleaned copy of the text to this file"""
-    skip_preflight: Flag = False
-    """1 skips the preflight of search and train"""
-    tensorboard: Annotated[Flag, ReadBy("search")] = False
-    """1 writes TensorBoard event files into the study; a resume goes on with them"""
-    optuna_storage: Annotated[
-        Annotated[Text, BeforeValidator(_optuna_storage)] | None, ReadBy("a search", "baseline")
-    ] = None
-    """SQLite file or database URL for optuna-dashboard"""
-    mlflow: Annotated[Annotated[Text, BeforeValidator(_mlflow)] | None, ReadBy("search")] = None
-    """an MLflow tracking URI, where mlflow is installed"""
-    wandb: Annotated[Annotated[Text, BeforeValidator(_wandb)] | None, ReadBy("search")] = None
-    """a Weights & Biases project, where wandb is installed"""
-    model_type: Annotated[Text, BeforeValidator(_model_type)] | None = None
-    """gpt2, the only type there is"""
+    steps: Annotated[Whole | None, ReadBy("export", "train")] = None
+    """stretch the winner's schedule to so many optimizer steps"""
     exported_from: Text | None = None
     """set by make export: the study whose best configuration the variables are"""
-    studies_dir: Text | None = None
-    """where studies are kept (default results/studies)"""
-    cache_dir: Text | None = None
-    """where tokens and tokenizers are kept (default .cache)"""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -364,9 +300,7 @@ class Options(BaseModel):
         if self.concurrency == "auto" and self.address:
             raise UserError("CONCURRENCY=auto measures this machine. On a cluster write a number, or unset it.")
         if self.eval_tokens is not None and self.eval_tokens < self.eval_block_size:
-            raise UserError(
-                f"EVAL_TOKENS={self.eval_tokens} is less than one block of {self.eval_block_size} tokens. Raise it."
-            )
+            raise UserError(f"EVAL_TOKENS={self.eval_tokens} is less than a block of {self.eval_block_size}. Raise it.")
         return self
 
     @property
@@ -513,14 +447,13 @@ def _refusal(error: ErrorDetails, texts: Mapping[str, str]) -> UserError:
     name = _env_name(str(error["loc"][0]))
     text = redacted(texts[name])
     text = text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
-    if error["type"] in ("literal_error", "string_unicode"):
-        annotation = FIELDS[name].annotation
-        # Of a Literal, or of one that may be None.
-        known = [one for part in (annotation, *get_args(annotation)) for one in get_args(part) if isinstance(one, str)]
+    if error["type"] == "literal_error":
+        known = re.findall(r"'([^']+)'", details["expected"])
         return UserError(f"{name}={text} is not known.{did_you_mean(text, known)}")
+    cause = cause or NOT_PARSED.get(error["type"])
     if cause is None:
         [(law, bound)] = details.items()
-        cause = f"must be {BOUND_WORDS[law]} {'10^15' if bound == MAX_COUNT else bound}"
+        cause = f"must be {BOUND_WORDS[law]} {'10^15' if bound == MAX_COUNT else f'{bound:g}'}"
     # A cause with a remedy of its own needs no description of the variable.
     remedy = "" if ". " in str(cause) else f". {name}: {describe_variable(name)}."
     return UserError(f"{name}={text!r} {cause}{remedy}")
@@ -537,10 +470,7 @@ def check_lora(given: Mapping[str, object], *, uses_lora: bool) -> None:
     unread = [name for name in given if name.startswith("lora_")]
     if unread and not uses_lora and "use_lora" not in given:
         names = ", ".join(variable_of(name) for name in unread)
-        verb = "are" if len(unread) > 1 else "is"
-        raise UserError(
-            f"{names} {verb} set and USE_LORA is not, so no adapters are trained. Set USE_LORA=True or False."
-        )
+        raise UserError(f"{names}: without USE_LORA no adapters are trained. Set USE_LORA=True or False.")
 
 
 def with_default_warmup(
@@ -555,21 +485,13 @@ def with_default_warmup(
 
 
 def describe_variable(name: str) -> str:
-    """Return a variable's meaning and default; not for hyperparameters."""
+    """Return a variable's meaning and default."""
+    if name in ENV_NAMES:
+        spec = HYPERPARAMETERS[ENV_NAMES[name]]
+        kind = ", ".join(spec.metadata["choices"]) or spec.metadata["unit"]
+        return f"{kind} (documented: {spec.default})"
     readers = f"{', '.join(_readers(name))}: " if _readers(name) else ""
     default, words = FIELDS[name].default, readers + " ".join(str(FIELDS[name].description).split())
     if default is None or isinstance(default, bool) or "(default" in words:
         return words
     return f"{words} (default {f'{default:g}' if isinstance(default, float) else default})"
-
-
-def describe_variables() -> list[tuple[str, str]]:
-    """Return (name, meaning) of every variable, hyperparameters first."""
-    hyperparameters = [
-        (
-            spec.metadata["env"],
-            f"{', '.join(spec.metadata['choices']) or spec.metadata['unit']} (documented: {spec.default})",
-        )
-        for spec in HYPERPARAMETERS.values()
-    ]
-    return [*hyperparameters, *((name, describe_variable(name)) for name in FIELDS)]

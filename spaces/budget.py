@@ -147,10 +147,8 @@ class Budget:
         if device_s is None:
             return self
         if self.device_s is None:
-            raise UserError(
-                f"BUDGET_TIME={duration_text(device_s)}: the budget is in tokens, so no speeds were measured "
-                "that turn time into steps. Set BUDGET_TOKENS."
-            )
+            # No speeds were measured that turn time into steps.
+            raise UserError(f"BUDGET_TIME={duration_text(device_s)}: the budget is in tokens. Set BUDGET_TOKENS.")
         return replace(self, tokens=round(self.tokens * device_s / self.device_s), device_s=device_s)
 
     def steps(self, config: TrialConfig, tokens: int | None = None) -> int:

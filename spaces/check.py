@@ -27,17 +27,9 @@ def check_numbers(budget_tokens: int, trials: int, evaluation: Evaluation, sched
     check_bounds("trials", trials, 1, MAX_TRIALS)
     block_bounds = HYPERPARAMETERS["block_size"].metadata
     check_bounds("[evaluation] block_size", evaluation.block_size, block_bounds["low"], block_bounds["high"])
-    check_bounds("[evaluation] count", evaluation.count, 1, MAX_EVALUATIONS)
-    if evaluation.count > budget_tokens:
-        raise UserError(
-            f"[evaluation] count is {evaluation.count}, more than the budget's {budget_tokens} tokens. Lower it."
-        )
-    if evaluation.tokens < evaluation.block_size:
-        raise UserError(
-            f"[evaluation] tokens is {evaluation.tokens}, less than one window of "
-            f"block_size={evaluation.block_size}. Raise it to at least {evaluation.block_size}."
-        )
-    check_bounds("[evaluation] tokens", evaluation.tokens, 1, MAX_EVALUATION_TOKENS)
+    check_bounds("[evaluation] count", evaluation.count, 1, min(MAX_EVALUATIONS, budget_tokens))
+    # One window at least.
+    check_bounds("[evaluation] tokens", evaluation.tokens, evaluation.block_size, MAX_EVALUATION_TOKENS)
     check_bounds("[scheduler] reduction_factor", scheduler.reduction_factor, 2, 1_000)
     check_bounds("[scheduler] grace_tokens", scheduler.grace_tokens, 1, MAX_TOKENS)
     if scheduler.name == "asha" and not scheduler.rung_tokens(budget_tokens):
@@ -55,10 +47,7 @@ def check_time(budget: Budget, shapes: Sequence[TrialConfig], evaluation: Evalua
     assert budget.device_s is not None
     check_bounds("[budget] device_minutes", budget.device_s / 60, 0, MAX_DEVICE_S / 60, low_open=True)
     if scheduler.name == "asha" and scheduler.grace_frac is None:
-        raise UserError(
-            "[scheduler] grace_tokens is a number of tokens, and the budget is time, in which each trial sees another "
-            "number of tokens. Set grace_frac, a share of the budget."
-        )
+        raise UserError("[scheduler] has grace_tokens, and the budget is time. Set grace_frac, a share of the budget.")
     if budget.speeds is None:
         return
     slowest = max(shapes, key=budget.speeds.seconds_a_step)
@@ -94,15 +83,10 @@ def check_search(
         raise UserError("trials is auto, and the cells of a grid are all run. Drop it, or set another [searcher].")
     for parameter in parameters:
         if not isinstance(parameter.domain, Choice):
-            raise UserError(
-                f"[search] {parameter.name} is a range, and a grid takes values: use choice = [...], "
-                'or [searcher] name = "random".'
-            )
+            remedy = 'Use choice = [...], or [searcher] name = "random"'
+            raise UserError(f"[search] {parameter.name} is a range, and a grid takes values. {remedy}.")
     if count_cells(parameters) > MAX_GRID_CELLS:
-        raise UserError(
-            f"[search] the grid has more than {MAX_GRID_CELLS} cells. Drop values, or set "
-            '[searcher] name = "random" with a number of trials.'
-        )
+        raise UserError(f"[search] the grid has more than {MAX_GRID_CELLS} cells. Drop values, or search at random.")
 
 
 def count_cells(parameters: Sequence[SearchParameter]) -> int:

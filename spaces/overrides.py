@@ -151,10 +151,7 @@ def _around(
 
 def _checked_pins(pins: Mapping[str, Any]) -> dict[str, Any]:
     if "training_steps" in pins:
-        raise UserError(
-            "TRAINING_STEPS cannot be set in a search: every trial gets the same number of tokens, not of steps. "
-            "Unset it, or set BUDGET_TOKENS."
-        )
+        raise UserError("TRAINING_STEPS is not for a search, whose trials get the same tokens. Set BUDGET_TOKENS.")
     return {name: getattr(make_config(DOCUMENTED, {name: value}), name) for name, value in pins.items()}
 
 

@@ -84,17 +84,12 @@ class SearchSpace:
 
     @contextmanager
     def _placed(self) -> Iterator[None]:
-        """Put the file's name before an error of a check."""
+        """Put the file's name, and the variables that change its content, before an error of a check."""
         try:
             yield
         except UserError as error:
-            raise UserError(f"{self.where}: {error}") from None
-
-    @property
-    def where(self) -> str:
-        """The file, and the variables that change its content: the first words of an error."""
-        settings = " ".join(f"{name}={value}" for name, value in self.user_settings.items())
-        return f"{self.path} with {settings}" if settings else self.path
+            settings = " ".join(f"{name}={value}" for name, value in self.user_settings.items())
+            raise UserError(f"{self.path}{settings and f' with {settings}'}: {error}") from None
 
     def domain(self, name: str) -> Domain | None:
         """Return the domain of a searched parameter, None for any other name."""

@@ -39,8 +39,6 @@ Text = InstanceOf[str]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Table = dict[Any, Any]
-Tracker = Literal["TENSORBOARD", "OPTUNA_STORAGE", "MLFLOW", "WANDB"]
-"""By its variable."""
 
 
 class _Part(BaseModel):
@@ -144,8 +142,6 @@ class StudyDocument(_Part):
     sample_prompt: Text | None = None
     # Without the password of a URI.
     storage: Text | None = None
-    # Likewise.
-    trackers: dict[Tracker, Text] = {}
     device: _Device
     versions: dict[Text, Text]
     git_commit: Text | None = None

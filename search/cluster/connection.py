@@ -135,16 +135,10 @@ def connect(address: str) -> None:
         )
     except Exception as error:
         # Ray and gRPC raise many kinds, all of which mean that the cluster was not joined.
-        raise UserError(f"ADDRESS={address} cannot be joined: {full_reason(error)}. {_REMEDY}") from None
+        raise _not_answered(address, full_reason(error)) from None
     finally:
         # Ray replaces the handler; until the trials start SIGTERM should end this process as usual.
         signal.signal(signal.SIGTERM, sigterm)
-
-
-_REMEDY = (
-    "Start Ray on this machine too (ray start --address=HOST:PORT), with the cluster's Python, Ray and RAY_AUTH_MODE; "
-    "or from outside submit the command (ray job submit, docs/cluster.md)."
-)
 
 
 def check_port(address: str) -> None:
@@ -161,10 +155,7 @@ def check_port(address: str) -> None:
             raise ValueError("it names no port")
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
     except (OSError, ValueError, OverflowError) as error:
-        raise UserError(
-            f"ADDRESS={address}: no Ray cluster answers there ({full_reason(error)}). Write auto or "
-            "HOST:6379 of a cluster that runs, or unset it."
-        ) from None
+        raise _not_answered(address, full_reason(error)) from None
 
 
 def _check_answers(address: str) -> None:
@@ -175,19 +166,22 @@ def _check_answers(address: str) -> None:
     try:
         asked = subprocess.run(command, capture_output=True, text=True, timeout=HEALTH_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired:
-        raise UserError(
-            f"ADDRESS={address}: what listens there is no Ray cluster's own port, or another RAY_AUTH_MODE is asked "
-            f"for. {_REMEDY}"
-        ) from None
+        raise _not_answered(address, f"it says nothing in {HEALTH_TIMEOUT_S:.0f} s") from None
     if "AuthenticationError" in asked.stderr:
         raise UserError(
             f"ADDRESS={address}: the cluster asks for a token. Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to its own."
         )
     if asked.returncode != 0:
-        words = [line for line in asked.stderr.splitlines() if line.strip()]
-        raise UserError(
-            f"ADDRESS={address}: no Ray cluster answers there ({words[-1][:200] if words else 'no reason'}). {_REMEDY}"
-        )
+        words = [line for line in asked.stderr.splitlines() if line.strip()] or ["no reason"]
+        raise _not_answered(address, words[-1][:200])
+
+
+def _not_answered(address: str, why: str) -> UserError:
+    return UserError(
+        f"ADDRESS={address}: no Ray cluster answers there ({why}). Write auto or HOST:6379 of a cluster that runs. "
+        "Start Ray on this machine too (ray start --address=HOST:PORT), with its Python, Ray and RAY_AUTH_MODE, or "
+        "submit the command from outside (ray job submit, docs/cluster.md)."
+    )
 
 
 def _name(node: dict[str, Any]) -> str:
@@ -223,9 +217,7 @@ def _look_over(nodes: Sequence[dict[str, Any]], storage: str | None, device: str
             except ray.exceptions.RayError as error:
                 lines = [line.strip() for line in str(error).splitlines() if line.strip()]
                 why = (lines[-1] if lines else type(error).__name__)[:300].rstrip(".")
-                raise UserError(
-                    f"node {_name(node)} cannot run trials: {why}. Install this project's packages there."
-                ) from None
+                raise UserError(f"node {_name(node)} cannot run trials: {why}. Install this project there.") from None
             if seen != word:
                 raise UserError(
                     f"STORAGE={storage} is not shared: node {_name(node)} does not see what was written here. "

@@ -24,14 +24,12 @@ class MirrorTables(Callback):  # type: ignore[misc]
 
     mirror: TableMirror
 
-    def on_trial_result(
-        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
-    ) -> None:
+    def on_trial_result(self, *, trial: Trial, result: dict[str, Any], **info: Any) -> None:
         """Copy at once after a checkpoint: another machine needs both to continue."""
         if result["saved"]:
             self.mirror.copy_if_due(at_once=True)
 
-    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+    def on_step_end(self, **info: Any) -> None:
         """Copy what is due."""
         self.mirror.copy_if_due()
 
@@ -44,7 +42,7 @@ class NodeWatch(Callback):  # type: ignore[misc]
     _alive: dict[str, str] = field(default_factory=dict)
     _looked_at: float = float("-inf")
 
-    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+    def on_step_end(self, **info: Any) -> None:
         """Compare the nodes with those of the last look."""
         if time.monotonic() - self._looked_at < NODES_INTERVAL_S:
             return
@@ -59,9 +57,13 @@ class NodeWatch(Callback):  # type: ignore[misc]
             self.view.say(f"node {alive[node_id]} ({node_id[:8]}) has joined the cluster")
         self._alive = alive
 
-    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Allow one failure more if the node was at fault."""
-        if is_lost_with_its_node(trial):
+    def on_trial_recover(self, *, trial: Trial, **info: Any) -> None:
+        """Allow one failure more if the node or the network was at fault, and not the trial's own process."""
+        error = last_error(trial)
+        # The node reports a worker that dies alone. When the node dies, Ray first finds the worker unavailable.
+        if isinstance(error, ActorUnavailableError) or (
+            isinstance(error, RayActorError) and (error.preempted or NODE_DEATH_WORDS in str(error))
+        ):
             trial.max_failures += 1
 
 
@@ -73,12 +75,3 @@ def last_error(trial: Trial) -> object:
         return None
     with Path(path).open("rb") as file:
         return cast(object, cloudpickle.load(file))
-
-
-def is_lost_with_its_node(trial: Trial) -> bool:
-    """Return whether the trial's last error is of its node or of the network, not of its own process."""
-    error = last_error(trial)
-    # The node reports a worker that dies alone. When the node dies, Ray first finds the worker unavailable.
-    return isinstance(error, ActorUnavailableError) or (
-        isinstance(error, RayActorError) and (error.preempted or NODE_DEATH_WORDS in str(error))
-    )

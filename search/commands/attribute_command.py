@@ -3,12 +3,7 @@
 from dataclasses import asdict, replace
 
 from results.attribution.attribute import attribute
-from results.attribution.attribution_runs import (
-    Question,
-    attribution_losses,
-    make_question,
-    question_of_study,
-)
+from results.attribution.attribution_runs import Question, attribution_losses, make_question, question_of_study
 from results.attribution.attribution_values import to_json, write_attribution
 from results.attribution.sentences import did_it_words, render
 from results.confirmation.attempt import load_attempts
@@ -45,10 +40,7 @@ def attribute_command(options: Options, terminal: Terminal) -> int:
     """
     named = options.from_ is not None or options.to is not None
     if named and options.study is not None:
-        raise UserError(
-            f"STUDY={options.study} attributes a study's winner, FROM and TO the documented configurations. "
-            "Unset STUDY, or FROM and TO."
-        )
+        raise UserError(f"STUDY={options.study} attributes a winner, FROM and TO do what is documented. Unset STUDY.")
     source, options = (None, options) if named else open_or_fetch_study(options)
     budget = _budget(source, options)
     if source is None:

@@ -1,7 +1,7 @@
 """`make baseline`: runs the documented configuration alone, and prints documented against measured numbers."""
 
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
@@ -22,6 +22,9 @@ from trainable.config import BASELINES, BEFORE, TrialConfig, config_from
 from trainable.schedule import learning_rate_at
 from trainable.stability import judge_trace
 
+if TYPE_CHECKING:
+    from trainable.run import RunSpec
+
 DOCUMENTED_RATES = {0: 2.00e-06, 500: 2.00e-05, 1000: 1.95e-05, 2000: 1.55e-05}
 """`before`'s logged learning rates by step."""
 DOCUMENTED_LOSSES = {
@@ -41,7 +44,7 @@ def baseline_command(options: Options, terminal: Terminal) -> int:
     finish_study(study, options, terminal, samples=code == 0, loaded=plan.loaded)
     names = [plan.document["baseline"]["name"], *([options.compare] if options.compare else [])]
     measured = [
-        _measured(study, row, name, plan.loaded.spec.unigram_entropy, plan.loaded.spec.from_scratch)
+        _measured(study, row, name, plan.loaded.spec)
         for row, name in zip(ranked_trials(study.trials()), names, strict=False)
     ]
     for facts in measured:
@@ -68,17 +71,15 @@ def baseline_command(options: Options, terminal: Terminal) -> int:
     return code
 
 
-def _measured(
-    study: Study, row: dict[str, Any], name: str, unigram_entropy: float, from_scratch: bool
-) -> dict[str, Any]:
+def _measured(study: Study, row: dict[str, Any], name: str, spec: "RunSpec") -> dict[str, Any]:
     steps = study.steps(row["trial_id"])
     findings = judge_trace(
         [step["train_loss"] for step in steps],
         [step["grad_norm"] for step in steps],
         [step["step_time_s"] for step in steps],
         budget_steps=row["training_steps"],
-        unigram_entropy=unigram_entropy,
-        from_scratch=from_scratch,
+        unigram_entropy=spec.unigram_entropy,
+        from_scratch=spec.from_scratch,
     )
     evaluations = [metrics for metrics in study.metrics() if metrics["trial_id"] == row["trial_id"]]
     config = config_from(row)

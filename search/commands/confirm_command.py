@@ -76,10 +76,7 @@ def confirm_study(study: Study, options: Options, terminal: Terminal) -> int:
     own = budget_of(study.document())
     if own.asked(options.budget_tokens, options.budget_time) != own:
         [name] = options.lengths
-        raise UserError(
-            f"{name}={options.texts[name]}: study {study.name} gave its trials {budget_words(own)}, and they are "
-            f"confirmed at that. Unset {name}."
-        )
+        raise UserError(f"{name}: trials are confirmed at the budget that they had, {budget_words(own)}. Unset {name}.")
     with hold(study):
         attempts = load_attempts(study)
         attempt = _next_attempt(study, attempts, options, terminal)
@@ -113,12 +110,9 @@ def _next_attempt(study: Study, attempts: tuple[Attempt, ...], options: Options,
         terminal.say(f"the best of the search are proven already; SEEDS={DEFAULT_SEEDS} makes another attempt")
         return None
     if attempts:
-        last = attempts[-1]
-        needed = [one.seeds_needed for one in last.verdicts if one.seeds_needed and one.trial_id in attempt.candidates]
         terminal.say(
             f"attempt {attempt.number}, at {attempt.alpha:.2%} for a false proof where the first had "
             f"{attempts[0].alpha:.2%}: all attempts together stay below 5 %"
-            + (f"; at the difference seen before about {min(needed)} seeds are needed" if needed else "")
         )
     return attempt
 
@@ -140,10 +134,7 @@ def _run(
     left = runs_left(planned_runs(attempt, ledger.trials()), ledger.trials())
     candidates = list_words([f"trial {trial_id}" for trial_id in attempt.candidates])
     seeds = count_words(len(attempt.seeds), "fresh seed")
-    lines = [
-        f"study {study.name}: {candidates} and the baseline again, each on {seeds}",
-        cost_words(plan, left),
-    ]
+    lines = [f"study {study.name}: {candidates} and the baseline again, each on {seeds}", cost_words(plan, left)]
     return run_plan(plan, terminal, ledger=ledger, runs=left, lines=lines, again=again)
 
 
@@ -151,9 +142,6 @@ def say_attempt(study: Study, attempt: Attempt, terminal: Terminal) -> None:
     """Print the losses of an attempt's runs, and its verdict on each candidate."""
     trials = study.trials()
     rows = {row["trial_id"]: row for row in trials}
-    if not attempt.verdicts:
-        terminal.say(f"attempt {attempt.number} is not complete; make confirm STUDY={study.name} goes on")
-        return
     terminal.console.print(_loss_table(attempt, trials))
     for verdict in attempt.verdicts:
         terminal.say("")

@@ -8,7 +8,7 @@ from results.study.folder import Study
 from results.winner import winner_of
 from search.cluster.study_storage import NoCheckpointError, model_checkpoint, open_or_fetch_study
 from search.options import Options
-from search.setup.folder_of_run import save_run_model
+from search.setup.finish import save_run_model
 from search.setup.reopen import load_inputs_of
 from search.terminal.console import Preparing, Terminal
 from search.terminal.next_steps import remedy, train_again
@@ -37,9 +37,7 @@ def model_command(options: Options, terminal: Terminal) -> int:
         from trainable.run import resume_run
 
         state = resume_run(loaded.spec, config_from(trial), checkpoint, may_be_over=True)
-        saved = save_run_model(
-            state.model, loaded, study, trial, options, folder=folder, adapters_on=state.adapter_base
-        )
+        saved = save_run_model(state.model, loaded, study, trial, folder=folder, adapters_on=state.adapter_base)
     terminal.say(f"trial {trial['trial_id']} of study {study.name}: {saved.words}")
     terminal.document(
         {

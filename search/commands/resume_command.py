@@ -21,7 +21,7 @@ from search.setup.run_plan import ray_ahead
 from search.setup.settings import confirm_at_end, differences, planned_space, space_file_differences
 from search.terminal.console import Preparing, Terminal
 from search.terminal.next_steps import going_on, has_more
-from search.trackers.trackers import with_trackers_of
+from search.trackers.trackers import with_tensorboard_of
 from spaces.budget import budget_of
 from spaces.overrides import Settings, with_overrides
 from spaces.protocol import AUTO
@@ -60,9 +60,7 @@ def resume_command(options: Options, terminal: Terminal) -> int:
 
 def _check_kind(study: Study, document: dict[str, Any]) -> None:
     if document["kind"] == "attribute":
-        raise UserError(
-            f"study {study.name} is of kind attribute. Run the same make attribute command again: it goes on."
-        )
+        raise UserError(f"study {study.name} is of kind attribute. Run the same make attribute again: it goes on.")
     if document["kind"] == "train":
         command = going_on(study) or "make train CHECKPOINT_PATH=..."
         raise UserError(
@@ -87,33 +85,22 @@ def _check_same(study: Study, document: dict[str, Any], settings: Settings, opti
 
 def _asks_for_more(study: Study, document: dict[str, Any], options: Options) -> bool:
     """Return whether the variables ask for a larger budget. Raises UserError for a smaller one or another kind."""
-    budget = budget_of(document)
-    asked: dict[str, float | None] = {"BUDGET_TOKENS": options.budget_tokens, "BUDGET_TIME": options.budget_time}
-    ours, theirs = ("BUDGET_TIME", "BUDGET_TOKENS") if budget.device_s is not None else ("BUDGET_TOKENS", "BUDGET_TIME")
-    if asked[theirs] is not None:
-        raise UserError(
-            f"{theirs}={options.texts[theirs]}: study {study.name} gives its trials {budget_words(budget)}, so {ours} "
-            f"takes it on. For the other start a new search: WARM_START={study.name} begins with its best."
-        )
-    then = budget.tokens if budget.device_s is None else budget.device_s
-    now = asked[ours]
-    if now is None or now == then:
+    own = budget_of(document)
+    then, now = (own.tokens, options.budget_tokens) if own.device_s is None else (own.device_s, options.budget_time)
+    if now == then or not options.lengths:
         return False
-    if document["kind"] != "search" or now < then:
+    if document["kind"] != "search" or now is None or now < then:
+        [name] = options.lengths
         raise UserError(
-            f"{ours}={options.texts[ours]}: study {study.name} gave its trials {budget_words(budget)}. Only a search "
-            "goes on with another budget, and only with a larger one. Start a new study."
+            f"{name}={options.texts[name]}: study {study.name} gave its trials {budget_words(own)}. Only a search goes "
+            "on with another budget, and only with a larger one of the same kind. Start a new search: "
+            f"WARM_START={study.name} begins with its best."
         )
     return True
 
 
 def _resume(
-    study: Study,
-    document: dict[str, Any],
-    space: SearchSpace,
-    settings: Settings,
-    options: Options,
-    terminal: Terminal,
+    study: Study, document: dict[str, Any], space: SearchSpace, settings: Settings, options: Options, terminal: Terminal
 ) -> tuple[int, Loaded | None]:
     """Run what is left; return the exit code, and the study's inputs if they were loaded."""
     ledger = Ledger(study)
@@ -161,13 +148,13 @@ def _at_larger_budget(
         settings = replace(settings, trials=asked)
     incomparable = f"losses at {budget_words(larger)} cannot be compared with {study.name}'s: this is a new study"
     with Preparing(terminal.console) as progress:
-        options, notes = with_trackers_of(document, with_inputs_of(document, options), progress, is_search=True)
+        options = with_tensorboard_of(study, with_inputs_of(document, options))
         plan = plan_study(
             space_from_toml(file["toml"], name=file["name"], path=file["path"]),
             settings,
             options.model_copy(update={"study": name}),
             kind="search",
-            notes=[*notes, incomparable],
+            notes=[incomparable],
             progress=progress,
             warm_start=study,
             speeds=budget.speeds,

@@ -1,6 +1,8 @@
 """`make train`: one configuration, without Ray, from step 0 or from a checkpoint."""
 
-from collections.abc import Iterator
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -16,8 +18,7 @@ from results.study.planned_run import PlannedRun
 from results.winner import start_val_loss
 from results.words import config_words, loss_words, token_words, trial_loss_words
 from search.options import Options
-from search.setup.finish import sample_study
-from search.setup.folder_of_run import SavedModel, save_run_model
+from search.setup.finish import SavedModel, sample_study, save_run_model
 from search.setup.preflight_run import Preflight, check_preflight
 from search.setup.run_checkpoints import NEWEST_KEPT, RunCheckpoints
 from search.setup.study_record import start_losses
@@ -26,9 +27,9 @@ from search.terminal.console import Preparing, Terminal
 from search.terminal.next_steps import ending_document
 from search.terminal.signals import Interrupts
 from search.terminal.summary import sample_lines
-from search.terminal.train_log import TrainLog
 from trainable.errors import UserError
 from trainable.rows import MetricsRow, Start, StepRow, TrialStatus, Verdict
+from trainable.stability import Finding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from trainable.run import RunSpec
     from trainable.state import TrainState
 
+PROGRESS_INTERVAL_STEPS = 25
+SPEED_WINDOW_STEPS = 100
 EXIT_CODES: dict[TrialStatus, int] = {"completed": 0, "unstable": 1, "interrupted": 130}
 
 
@@ -161,9 +164,7 @@ def _save_model(
             spec, best = plan.loaded.spec, read_checkpoint(checkpoints.best_path)
             model, adapters_on = load_run_model(spec, plan.config, best)
             model, trial = model.to(spec.device), model_row(study, trial)
-    saved = save_run_model(
-        model, plan.loaded, study, trial, options, folder=options.save_model, adapters_on=adapters_on
-    )
+    saved = save_run_model(model, plan.loaded, study, trial, folder=options.save_model, adapters_on=adapters_on)
     terminal.say(saved.words)
     return saved
 
@@ -237,3 +238,42 @@ def _memory_told(plan: TrainPlan) -> Iterator[None]:
             f"BATCH_SIZE={config.batch_size} x BLOCK_SIZE={config.block_size} does not fit in {spec.device} memory. "
             "Lower BATCH_SIZE and raise GRAD_ACCUM_STEPS by the same factor."
         ) from error
+
+
+class TrainLog:
+    """Turns the rows of one run into lines for `say`."""
+
+    def __init__(self, training_steps: int, *, say: Callable[[str], None]) -> None:
+        self._training_steps = training_steps
+        self._say = say
+        self._started_at = time.monotonic()
+        # A window, because one stall lowers a mean since the start for the rest of the run.
+        self._step_times_s: deque[float] = deque(maxlen=SPEED_WINDOW_STEPS)
+
+    def tell(self, row: StepRow | MetricsRow | Finding | Verdict) -> None:
+        """Print the lines of a row."""
+        match row:
+            case StepRow(optimizer_steps=step):
+                self._step_times_s.append(row.step_time_s)
+                if step % PROGRESS_INTERVAL_STEPS == 0:
+                    left_m = (self._training_steps - step) / self._steps_per_s() / 60
+                    self._say(
+                        f"{self._at(step)} | {self._steps_per_s():.2f} steps/sec | ETA: {left_m:.1f}m | "
+                        f"loss {row.train_loss:.4f} | grad norm {row.grad_norm:.4f}"
+                    )
+            case MetricsRow():
+                self._say(
+                    f"{self._at(row.optimizer_steps)}: train loss {row.train_loss:.4f}, val loss {row.val_loss:.4f} | "
+                    f"LR: {row.learning_rate:.2e} | {time.monotonic() - self._started_at:.1f}s "
+                    f"({self._steps_per_s():.2f} steps/sec)"
+                )
+            case Finding():
+                self._say(f"step {row.step}: {row.kind}: {row.evidence}")
+            case Verdict():
+                self._say(f"step {row.step}: stopped, {row.reason}: {row.evidence}")
+
+    def _at(self, step: int) -> str:
+        return f"step {step}/{self._training_steps} ({100 * step / self._training_steps:.1f}%)"
+
+    def _steps_per_s(self) -> float:
+        return len(self._step_times_s) / sum(self._step_times_s) if self._step_times_s else 0.0

@@ -107,9 +107,7 @@ def check_inputs(options: Options, *, progress: Progress) -> Inputs:
         progress("gathering the Python language reference", 0.0)
     documents = options.documents or WHOLE_FILES
     if source is None and documents.kind == "jsonl":
-        raise UserError(
-            f"DOCUMENTS={documents} needs a TRAINING_DATA_SOURCE: the Python language reference is not JSON lines."
-        )
+        raise UserError(f"DOCUMENTS={documents} needs a TRAINING_DATA_SOURCE: the built-in text is not JSON lines.")
     files = tuple(source_files(str(source) if source else None, documents=documents))
     validation_source = options.validation_data_source
     validation_files: tuple[Path, ...] = ()

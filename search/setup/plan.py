@@ -25,11 +25,10 @@ from search.setup.settings import read_settings
 from search.setup.slots import measured_speeds, slots_for
 from search.setup.study_record import asked_of, study_document
 from search.terminal.console import Preparing
-from search.trackers.trackers import check_mirrors, kept_trackers
+from search.trackers.trackers import check_mirrors
 from search.tune.fork_server import unusable_characters
-from search.tune.history import WarmStart
+from search.tune.history import WarmStart, best_trials, warm_start_from
 from search.tune.resources import Slots, check_concurrency
-from search.tune.warm_start import best_trials, warm_start_from
 from spaces.budget import Budget, Milestones, Speeds, budget_of
 from spaces.overrides import Settings, space_of_kind, widening_words, with_overrides
 from spaces.read.load import load_space
@@ -218,8 +217,6 @@ def planned(
     if slots.storage is not None:
         # Once set it stays, for the first checkpoints are there.
         document = {"storage": redacted(slots.storage), **document}
-    if trackers := kept_trackers(document, loaded.inputs.options):
-        document = {**document, "trackers": trackers}
     shared = {"slots": slots.count, "threads_per_slot": slots.threads, "gpu_frac": slots.gpu_frac}
     return Plan(
         study=study,

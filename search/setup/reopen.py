@@ -14,8 +14,8 @@ from search.options import Options, parse_options
 from search.setup.inputs import Loaded
 from search.setup.plan import Plan, load_for, planned
 from search.terminal.console import Preparing
-from search.trackers.trackers import with_trackers_of
-from search.tune.warm_start import read_warm_start
+from search.trackers.trackers import check_mirrors, with_tensorboard_of
+from search.tune.history import read_warm_start
 from spaces.space import SearchSpace
 from trainable.config import TrialConfig
 from trainable.errors import UserError, redacted
@@ -39,9 +39,12 @@ def reopen(
         check_unheld(study, options.storage)
     winner_of(study)
     document = study.document()
-    options, notes = with_trackers_of(document, options, progress, is_search=space is not None)
-    loaded = load_inputs_of(study, options, progress, joins=True)
-    notes += _places_changed(study, document, loaded)
+    if space is None:
+        # An Optuna storage takes a search's trials alone.
+        options = options.model_copy(update={"optuna_storage": None})
+    check_mirrors(options, progress, new_study=None)
+    loaded = load_inputs_of(study, with_tensorboard_of(study, options), progress, joins=True)
+    notes = list(_places_changed(study, document, loaded))
     warm_start = read_warm_start(study) if space is not None else None
     plan = planned(study, document, loaded, progress, space=space, configs=configs, warm_start=warm_start, notes=notes)
     remove_unfinished(study.path)
@@ -83,27 +86,22 @@ def load_inputs_of(study: Study, options: Options, progress: Preparing, *, joins
 
 def differences_of_inputs(document: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
     """Return in words how text, model or checkpoint differ from what the study was run on; none where they do not."""
-    found = []
-    if document["corpus"]["fingerprint"] != facts["corpus"]["fingerprint"]:
-        then, now = document["corpus"], facts["corpus"]
-        found.append(
-            f"the text or the tokenizer has changed since (then {then['train_tokens']:,} training tokens, fingerprint "
-            f"{then['fingerprint'][:12]}; now {now['train_tokens']:,}, {now['fingerprint'][:12]})"
-        )
-    for what, name, fingerprint in (
-        ("model", "model", "model_fingerprint"),
-        ("checkpoint", "checkpoint_path", "checkpoint_fingerprint"),
-    ):
-        if document.get(fingerprint) != facts[fingerprint]:
-            found.append(
-                f"the {what} has changed since (then {_named(document, name, fingerprint)}; now "
-                f"{_named(facts, name, fingerprint)})"
-            )
-    return found
+    before, now = _fingerprints(document), _fingerprints(facts)
+    return [
+        f"the {what} has changed since (then {name}, fingerprint {mark[:12]}; now {now[what][0]}, {now[what][1][:12]})"
+        for what, (name, mark) in before.items()
+        if mark != now[what][1]
+    ]
 
 
-def _named(facts: Mapping[str, Any], name: str, fingerprint: str) -> str:
-    return f"{facts[name]}" + (f", fingerprint {facts[fingerprint][:12]}" if facts.get(fingerprint) else "")
+def _fingerprints(facts: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Return how each of the inputs is called and its fingerprint, of Loaded.facts or a study's document."""
+    corpus = facts["corpus"]
+    return {
+        "text or the tokenizer": (f"{corpus['train_tokens']:,} training tokens", corpus["fingerprint"]),
+        "model": (facts["model"], str(facts.get("model_fingerprint"))),
+        "checkpoint": (facts["checkpoint_path"], str(facts.get("checkpoint_fingerprint"))),
+    }
 
 
 def with_inputs_of(document: Mapping[str, Any], options: Options) -> Options:

@@ -33,19 +33,18 @@ class RunCheckpoints:
     def after_step(self, state: "TrainState") -> None:
         """Save if the interval is over."""
         if self.interval_steps and state.optimizer_steps % self.interval_steps == 0:
-            self._keep_newest(state)
+            self._keep(state, as_newest=True)
 
     def after_evaluation(self, state: "TrainState", evaluations: Sequence[Row]) -> None:
         """Save if the last evaluation is the run's lowest loss."""
         self.evaluations = evaluations
         if self.interval_steps and self.best_step == state.optimizer_steps:
-            self._save(state)
-            self._prune()
+            self._keep(state, as_newest=False)
 
     def at_end(self, state: "TrainState", *, begun_at_step: int) -> None:
         """Save the last step, if there was one."""
         if self.interval_steps and state.optimizer_steps > begun_at_step:
-            self._keep_newest(state)
+            self._keep(state, as_newest=True)
 
     @property
     def best_step(self) -> int | None:
@@ -79,30 +78,19 @@ class RunCheckpoints:
             return f"{worse}, and no evaluation was below the start"
         return f"{worse}; at step {best['optimizer_steps']} it was better, {best['val_loss']:.4f}"
 
-    def _keep_newest(self, state: "TrainState") -> None:
-        self._save(state)
-        if state.optimizer_steps not in self._newest:
-            self._newest.append(state.optimizer_steps)
-        self._prune()
-
-    def _save(self, state: "TrainState") -> None:
+    def _keep(self, state: "TrainState", *, as_newest: bool) -> None:
         from trainable.checkpoint.checkpoint import save_checkpoint
 
-        if state.optimizer_steps in self._saved:
-            return
-        save_checkpoint(
-            state,
-            self._path(state.optimizer_steps),
-            model_name=self.model_name,
-            corpus_fingerprint=self.corpus_fingerprint,
-        )
-        self._saved.add(state.optimizer_steps)
-
-    def _prune(self) -> None:
-        self._newest = self._newest[-NEWEST_KEPT:]
-        for step in self._saved - {*self._newest, self.best_step}:
-            self._path(step).unlink(missing_ok=True)
-            self._saved.remove(step)
+        step = state.optimizer_steps
+        if step not in self._saved:
+            path, fingerprint = self._path(step), self.corpus_fingerprint
+            save_checkpoint(state, path, model_name=self.model_name, corpus_fingerprint=fingerprint)
+            self._saved.add(step)
+        if as_newest and step not in self._newest:
+            self._newest = [*self._newest, step][-NEWEST_KEPT:]
+        for other in self._saved - {*self._newest, self.best_step}:
+            self._path(other).unlink(missing_ok=True)
+            self._saved.remove(other)
 
     def _path(self, step: int) -> Path:
         return self.folder / checkpoint_name(step)

@@ -1,14 +1,14 @@
 """Runs a plan: holds its study, shows progress, hears signals. All trials and confirmations run through here."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from results.ranking import ranked_trials, seconds_a_token
 from results.study.atomic import write_document
-from results.study.folder import create_study, list_studies, remove_if_empty
+from results.study.folder import create_study, remove_if_empty
 from results.study.ledger import Ledger
 from results.study.lock import hold
 from results.study.paths import shown
@@ -23,9 +23,8 @@ from search.terminal.live_view import StudyView
 from search.terminal.signals import Interrupts
 from search.trackers.trackers import mirror_callbacks
 from search.tune.early_end import read_part_losses
-from search.tune.history import History, known_trials
-from search.tune.warm_start import WARM_START_JSON
-from trainable.errors import MachineError, UserError
+from search.tune.history import WARM_START_JSON, History, known_trials
+from trainable.errors import MachineError
 from trainable.rows import ENDINGS, Start
 
 if TYPE_CHECKING:
@@ -83,8 +82,8 @@ def run_plan(
 ) -> int | None:
     """Run planned runs, each in full, or with None what is left of the search; the study must be held.
 
-    again: the command that goes on with them, where make resume does not. Return the exit code of an interruption, or
-    None. Raises UserError when the study cannot be written any more.
+    again: the command that goes on with them; None for the study's own trials, which make resume goes on with. Return
+    the exit code of an interruption, or None. Raises UserError when the study cannot be written any more.
     """
     study = plan.study
     interrupts = Interrupts()
@@ -108,7 +107,7 @@ def run_plan(
         at_most = " at most" if plan.space is not None and plan.space.ends_early else ""
         view.follow(
             work.includes,
-            noun=f"trials{at_most}" if work.is_ranked else "runs",
+            noun=f"trials{at_most}" if again is None else "runs",
             planned=ended + work.trials_count,
             full_length=not work.searcher.log.rung_tokens,
         )
@@ -175,23 +174,7 @@ def cost_words(plan: Plan, runs: Sequence[PlannedRun]) -> str:
     rounds = -(-len(runs) // plan.slots.count)
     if plan.budget.device_s is not None:
         return f"{words}: about {duration_words(plan.budget.device_s * rounds)}"
-    rate = _seconds_a_token(plan)
+    rate = seconds_a_token(plan.study.trials())
     if rate is None:
         return f"{words}; how long is known once the first have trained"
     return f"{words}: about {duration_words(tokens / len(runs) * rate * rounds)}"
-
-
-def _seconds_a_token(plan: Plan) -> float | None:
-    """Return the device time of a token: of the study's own runs, else of the newest study like it."""
-    rate = seconds_a_token(plan.study.trials())
-    for study in list_studies() if rate is None else []:
-        with suppress(UserError):  # a damaged study is not asked
-            if _is_alike(study.document(), plan.document) and (rate := seconds_a_token(study.trials())) is not None:
-                break
-    return rate
-
-
-def _is_alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    names = ("type", "name", "slots", "threads_per_slot")
-    ours, theirs = (document.get("device") or {} for document in (one, other))
-    return one.get("model") == other.get("model") and all(ours.get(name) == theirs.get(name) for name in names)

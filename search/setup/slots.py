@@ -137,9 +137,7 @@ def measured_speeds(
     # The mean: the median of three leaves half as much again between the shapes' errors.
     step_s.update({shape: fmean(times_s) for shape, times_s in found.items()})
     if not step_s:
-        raise UserError(
-            "BUDGET_TIME: no shape of the space trains here, so no speed is known. make preflight says why."
-        )
+        raise UserError("BUDGET_TIME: no shape of the space trains here. make preflight says why.")
     # The minimum: the first evaluation of a process takes longer than all that follow.
     evaluation_s = min(evaluations_s) if known is None else known.evaluation_s
     # For the shapes that failed any time will do: their trials run out of memory anyway.

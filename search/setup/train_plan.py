@@ -95,16 +95,12 @@ def with_winner_of(options: Options) -> Options:
 def make_train_plan(options: Options, progress: Preparing) -> TrainPlan:
     """Return the run that the variables ask for. Raises UserError; nothing is written before it returns."""
     if named := options.lengths:
-        raise UserError(
-            f"{named[0]} stretches a study's winner (STUDY=...); any other run takes TRAINING_STEPS. Unset {named[0]}."
-        )
+        raise UserError(f"{named[0]} stretches a study's winner (STUDY=...); any other run takes TRAINING_STEPS.")
     given = options.explicit_hyperparameters()
-    weights_only = options.weights_only
-    resume_steps = options.resume_steps
-    path = options.checkpoint_path
+    path, weights_only, resume_steps = options.checkpoint_path, options.weights_only, options.resume_steps
     hold_rate = options.resume_lr == "hold"
-    continuing = {"RESUME_STEPS": resume_steps, "RESUME_LR=hold": hold_rate}
-    named = [name for name, value in {**continuing, "WEIGHTS_ONLY": weights_only}.items() if value]
+    asked = {"RESUME_STEPS": resume_steps, "RESUME_LR=hold": hold_rate, "WEIGHTS_ONLY": weights_only}
+    named = [name for name, value in asked.items() if value]
     if path is None and named:
         raise UserError(f"{named[0]} is set but CHECKPOINT_PATH is not. Set CHECKPOINT_PATH, or unset {named[0]}.")
     if weights_only and len(named) > 1:
@@ -187,7 +183,7 @@ def resumption_words(checkpoint: "Checkpoint", config: TrialConfig, *, corpus_fi
     lines = [f"{where}, with its optimizer, random numbers and data position"]
     if changed:
         lines.append(f"changed since: {', '.join(changed)}")
-    lines += _rate_words(step, before, config)
+    lines.append(_rate_words(step, before, config))
     if not same_text:
         lines.append("the checkpoint's text or tokenizer was another one: its losses cannot be compared with these")
     return lines
@@ -199,27 +195,21 @@ def _held_rate(given: Mapping[str, Any], checkpoint: "Checkpoint") -> dict[str, 
         variable = variable_of(named[0])
         raise UserError(f"RESUME_LR=hold keeps the checkpoint's own rate, and {variable} sets another. Unset one.")
     if checkpoint.config is None:
-        raise UserError(
-            f"RESUME_LR=hold: CHECKPOINT_PATH={checkpoint.path} is not ours and does not say its rate. "
-            "Set LEARNING_RATE and LR_SCHEDULE=constant."
-        )
+        remedy = "Set LEARNING_RATE and LR_SCHEDULE=constant"
+        raise UserError(f"RESUME_LR=hold: {checkpoint.path} is not ours and does not say its rate. {remedy}.")
     rate = learning_rate_at(checkpoint.step_to_continue_from, checkpoint.config)
     if rate == 0:
         raise UserError("RESUME_LR=hold: the run's learning rate had come to 0. Unset RESUME_LR.")
     return {"learning_rate": rate, "lr_schedule": "constant", "warmup_steps": 0}
 
 
-def _rate_words(step: int, before: TrialConfig, config: TrialConfig) -> list[str]:
+def _rate_words(step: int, before: TrialConfig, config: TrialConfig) -> str:
     was, now = learning_rate_at(step, before), learning_rate_at(step, config)
     ended = "ended at" if step >= before.training_steps else "had come to"
-    if config.lr_schedule == "constant" and before.lr_schedule != "constant" and was == now:
-        return [f"the rate is held at {now:.2e}, which the run before {ended}"]
+    line = f"the rate continues at {now:.2e}; the run before {ended} {was:.2e}"
     if config.training_steps == before.training_steps or config.lr_schedule in WITHOUT_HORIZON:
-        return [f"the rate continues at {now:.2e}; the run before {ended} {was:.2e}"] if now != was else []
-    horizon = f"the schedule's horizon is now {config.training_steps} steps (it was {before.training_steps})"
-    if f"{now:.2e}" == f"{was:.2e}":
-        return [f"the rate continues at {now:.2e} and falls later than planned: {horizon}"]
-    return [
-        f"the rate continues at {now:.2e}; the run before {ended} {was:.2e}, because {horizon}. "
+        return line
+    return (
+        f"{line}. The schedule's horizon is now {config.training_steps} steps (it was {before.training_steps}); "
         f"RESUME_LR=hold stays at {was:.2e}."
-    ]
+    )

@@ -50,8 +50,8 @@ class StudyView:
     ray_is_up: bool = False
     waiting: set[int] = field(default_factory=set)
     """Running trials that have lost their worker."""
-    notes: list[tuple[int, str]] = field(default_factory=list)
-    """(trial_id, line) of every ended trial, the oldest first."""
+    endings: list[str] = field(default_factory=list)
+    """A line for every ended trial, the oldest first."""
     _started_at: float = field(default_factory=time.monotonic)
     _budgets_before: float = 0.0
     """Training by earlier processes of a resumed study, in full budgets of a trial."""
@@ -101,7 +101,7 @@ class StudyView:
         trials = self.ledger.trials()
         row = next(row for row in trials if row["trial_id"] == trial_id)
         line = ending_words(row, baseline_trial(trials), note=note)
-        self.notes.append((trial_id, line))
+        self.endings.append(line)
         if self._live is None:
             self.say(line)
         else:
@@ -130,9 +130,9 @@ class StudyView:
         board = leaderboard_table(ranked_trials(trials), limit=LEADERS_SHOWN, statuses=("completed", "stopped"))
         if board.row_count:
             parts.append(board)
-        if self.notes:
+        if self.endings:
             # The newest first, because a small terminal cuts off the end.
-            lines = [Text(line, style="dim", overflow="fold") for _, line in reversed(self.notes)]
+            lines = [Text(line, style="dim", overflow="fold") for line in reversed(self.endings)]
             parts.append(Group(*lines[:ENDINGS_SHOWN]))
         return Group(*parts)
 

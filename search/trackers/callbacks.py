@@ -26,6 +26,7 @@ from results.study.tables import Row
 from spaces.optuna_domains import distribution_of, point_of
 from spaces.space import SearchSpace
 from trainable.config import config_from
+from trainable.errors import full_reason
 from trainable.rows import ENDINGS
 
 STEP_SCALARS = ("train_loss", "grad_norm", "learning_rate")
@@ -40,9 +41,7 @@ class TensorBoardMirror(Callback):  # type: ignore[misc]
         self._folder = folder
         self._writers: dict[int, EventsWriter] = {}
 
-    def on_trial_result(
-        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
-    ) -> None:
+    def on_trial_result(self, *, trial: Trial, result: dict[str, Any], **info: Any) -> None:
         """Write the steps and the evaluation."""
         trial_id: int = trial.config["trial_id"]
         if trial_id not in self._writers:
@@ -58,7 +57,7 @@ class TensorBoardMirror(Callback):  # type: ignore[misc]
                     self._writers[trial_id].write_event(event)
         self._writers[trial_id].flush()
 
-    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+    def on_trial_complete(self, *, trial: Trial, **info: Any) -> None:
         """Close the trial's file."""
         writer = self._writers.pop(trial.config["trial_id"], None)
         if writer is not None:
@@ -85,7 +84,7 @@ class OptunaMirror(Callback):  # type: ignore[misc]
         self._added = 0
         self._copy()
 
-    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+    def on_trial_start(self, *, trial: Trial, **info: Any) -> None:
         """Bring the storage up to date."""
         self._copy()
 
@@ -165,8 +164,7 @@ class GuardedTracker(Callback):  # type: ignore[misc]
         # Ray would fail the trial for an error in a callback, and it is only the tracker's server or disk.
         except Exception as error:
             self._callback = None
-            reason = str(error).partition("\n")[0] or type(error).__name__
-            self._say(f"{self._name} failed ({reason}); the study goes on without it")
+            self._say(f"{self._name} failed ({full_reason(error)}); the study goes on without it")
 
 
 for _hook in HOOKS:

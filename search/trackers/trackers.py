@@ -2,19 +2,20 @@
 
 import importlib
 import os
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING
 
-from results.study.document_model import Tracker
+from results.study.folder import Study
 from search.options import Options
 from search.terminal.live_view import StudyView
 from spaces.space import SearchSpace
-from trainable.errors import UserError, redacted
+from trainable.errors import UserError, full_reason, redacted
 
 if TYPE_CHECKING:
     from ray.tune import Callback
+
+TENSORBOARD_FOLDER = "tensorboard"
 
 
 def check_mirrors(options: Options, progress: Callable[[str, float], None], *, new_study: str | None) -> None:
@@ -30,9 +31,7 @@ def check_mirrors(options: Options, progress: Callable[[str, float], None], *, n
             # Written to, because a read-only database opens as well.
             storage.delete_study(storage.create_new_study([optuna.study.StudyDirection.MINIMIZE]))
         if new_study in optuna.get_all_study_names(storage):
-            raise UserError(
-                f"OPTUNA_STORAGE already holds a study named {new_study}. Choose another STUDY= name or storage."
-            )
+            raise UserError(f"OPTUNA_STORAGE already holds a study named {new_study}. Choose another STUDY= name.")
     if options.mlflow:
         progress(f"asking MLFLOW={redacted(options.mlflow)}", 0.0)
         # By default every call retries a server that is down for minutes.
@@ -46,35 +45,14 @@ def check_mirrors(options: Options, progress: Callable[[str, float], None], *, n
         raise UserError("WANDB is set but nobody is logged in. Run wandb login, or set WANDB_MODE=offline.")
 
 
-def kept_trackers(document: Mapping[str, Any], options: Options) -> dict[str, str]:
-    """Return what study.json keeps of the trackers: those it had and those that are set, without anything secret."""
-    values = {name: f"{getattr(options, name.lower()) or ''}" for name in get_args(Tracker)}
-    # What a database's driver takes behind the ? may be a password under any name.
-    kept = {name: re.sub(r"\?.*", "?***", redacted(value)) for name, value in values.items()}
-    own: dict[str, str] = document.get("trackers", {})
-    return own | {name: text for name, text in kept.items() if text}
+def with_tensorboard_of(study: Study, options: Options) -> Options:
+    """Return the options with TENSORBOARD where the study has its files, unless TENSORBOARD is set.
 
-
-def with_trackers_of(
-    document: Mapping[str, Any], options: Options, progress: Callable[[str, float], None], *, is_search: bool
-) -> tuple[Options, list[str]]:
-    """Return the options, checked, and a line on each tracker that the study had and that is not set now.
-
-    TensorBoard's files are in the study and go on. The others send something away or write elsewhere: that of a study
-    which somebody else made is not ours to use, so they are named and not used.
-    is_search: whether a search's trials run, of which alone an Optuna storage takes copies.
+    No other tracker goes on by itself: it sends something away, and somebody else may have made the study.
     """
-    own = {name: text for name, text in document.get("trackers", {}).items() if name not in options.texts}
-    if not is_search:
-        own.pop("OPTUNA_STORAGE", None)
-        options = options.model_copy(update={"optuna_storage": None})
-    check_mirrors(options, progress, new_study=None)
-    if own.pop("TENSORBOARD", None) is not None:
-        options = options.model_copy(update={"tensorboard": True})
-    return options, [
-        f"the study goes on without {name}={text}, which it had; set it again to go on there"
-        for name, text in own.items()
-    ]
+    if "TENSORBOARD" in options.texts or not (study.path / TENSORBOARD_FOLDER).is_dir():
+        return options
+    return options.model_copy(update={"tensorboard": True})
 
 
 @contextmanager
@@ -83,8 +61,7 @@ def _usable(name: str) -> Iterator[None]:
         yield
     # Each driver and server has exceptions of its own.
     except Exception as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise UserError(f"{name} cannot be used: {reason}. Correct it, or unset it.") from None
+        raise UserError(f"{name} cannot be used: {full_reason(error)}. Correct it, or unset it.") from None
 
 
 def mirror_callbacks(options: Options, view: StudyView, space: SearchSpace | None) -> "list[Callback]":
@@ -96,7 +73,7 @@ def mirror_callbacks(options: Options, view: StudyView, space: SearchSpace | Non
     name = view.study.name
     made: dict[str, Callable[[], Callback]] = {}
     if options.tensorboard:
-        made["TensorBoard"] = lambda: TensorBoardMirror(view.study.path / "tensorboard")
+        made["TensorBoard"] = lambda: TensorBoardMirror(view.study.path / TENSORBOARD_FOLDER)
     if (url := options.optuna_storage) and space is not None:
         made["the Optuna storage"] = lambda: OptunaMirror(url, view.ledger, name, space)
     if options.mlflow:

@@ -183,14 +183,12 @@ class StopOnSignal(Callback):  # type: ignore[misc]
     _asked_at: float | None = None
     _saved: set[str] = field(default_factory=set)
 
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
+    def on_trial_result(self, *, trial: Any, result: dict[str, Any], **info: Any) -> None:
         """Note a trial that has saved and returned."""
         if result["left"]:
             self._saved.add(trial.trial_id)
 
-    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+    def on_step_end(self, *, trials: list[Any], **info: Any) -> None:
         """Raise KeyboardInterrupt once all have saved: after an Exception Tune would clean up, slowly."""
         if self.recorder.storage_error is not None:
             raise KeyboardInterrupt

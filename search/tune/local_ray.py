@@ -38,6 +38,7 @@ PREFIX = "gpt2-ray-"
 LONGEST_SOCKET_BYTES = 103
 """The limit of macOS; Linux allows four more."""
 SOCKET_IN_FOLDER = f"{PREFIX}abcdefgh/r/session_2025-11-29_00-31-38_123456_{2**22}/sockets/plasma_store"
+LONGEST_FOLDER_BYTES = LONGEST_SOCKET_BYTES - len(SOCKET_IN_FOLDER) - 1
 LEAST_FREE_BYTES = 64 << 20
 OBJECT_STORE_BYTES = 128 << 20
 """Ray would map a third of the memory, which a limit on address space refuses; all trials share one file of tokens."""
@@ -228,8 +229,7 @@ def _new_folder() -> Path:
             continue
     raise MachineError(
         f"Ray needs a folder it can write, with {LEAST_FREE_BYTES >> 20} MiB free and a path of at most "
-        f"{LONGEST_SOCKET_BYTES - len(SOCKET_IN_FOLDER) - 1} bytes; tried "
-        f"{', '.join(folders_to_try(os.environ))}. Name one: RAY_TMPDIR=/folder."
+        f"{LONGEST_FOLDER_BYTES} bytes; tried {', '.join(folders_to_try(os.environ))}. Name one: RAY_TMPDIR=/folder."
     )
 
 
@@ -237,17 +237,13 @@ def folders_to_try(environ: Mapping[str, str]) -> list[str]:
     """Return where Ray's folder may be made, best first: the user's variables, then the usual places."""
     named = [environ.get(name, "") for name in ("RAY_TMPDIR", "TMPDIR")]
     usual = ["/tmp", environ.get("XDG_RUNTIME_DIR", ""), "/var/tmp", "/dev/shm"]
-    return [base for base in (*named, *usual) if Path(base).is_absolute() and _suits_ray(base)]
-
-
-def _suits_ray(base: str) -> bool:
-    longest = LONGEST_SOCKET_BYTES - len(SOCKET_IN_FOLDER) - 1
-    try:
-        # Ray sends paths as UTF-8, which a name on disk need not be.
-        is_short = len(base.encode()) <= longest
-    except UnicodeEncodeError:
-        return False
-    return is_short and not fork_server.unusable_characters(base)
+    return [
+        base
+        for base in (*named, *usual)
+        # Ray sends paths as UTF-8, which a name on disk need not be: what is not is not printable either.
+        if Path(base).is_absolute() and base.isprintable() and not fork_server.unusable_characters(base)
+        if len(base.encode()) <= LONGEST_FOLDER_BYTES
+    ]
 
 
 def _sweep(base: Path) -> None:

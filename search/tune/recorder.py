@@ -56,7 +56,7 @@ class StudyRecorder(Callback):  # type: ignore[misc]
     """Each kill explains one death of a worker, not several."""
     _heard_at: dict[int, float] = field(default_factory=dict)
 
-    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+    def on_trial_start(self, *, trial: Trial, **info: Any) -> None:
         """Enter the trial, or keep its row if it starts again, and drop checkpoints later than its rows."""
         trial_id: int = trial.config["trial_id"]
         self._heard_at[trial_id] = time.monotonic()
@@ -69,9 +69,7 @@ class StudyRecorder(Callback):  # type: ignore[misc]
             self.checkpoints_of(trial_id).forget_after(self.ledger.known_steps(trial_id, eval_steps))
         self.view.refresh()
 
-    def on_trial_result(
-        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
-    ) -> None:
+    def on_trial_result(self, *, trial: Trial, result: dict[str, Any], **info: Any) -> None:
         """Enter an evaluation and the steps before it; a trial that ended by itself is closed at once."""
         trial_id: int = trial.config["trial_id"]
         self._heard_at[trial_id] = time.monotonic()
@@ -90,7 +88,7 @@ class StudyRecorder(Callback):  # type: ignore[misc]
             self.view.say(note if f"trial {trial_id}" in note else f"trial {trial_id}: {note}")
         self.view.refresh()
 
-    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+    def on_step_end(self, **info: Any) -> None:
         """Flush the ledger when due: the next evaluation, which flushes too, may be hours away."""
         with self._kept():
             self.ledger.flush_if_due()
@@ -98,25 +96,25 @@ class StudyRecorder(Callback):  # type: ignore[misc]
             self.view.trials_planned = self.log.early_end.trials
         self.view.refresh()
 
-    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+    def on_trial_recover(self, *, trial: Trial, **info: Any) -> None:
         """Tell of a worker that died; Ray starts the trial again, once."""
         trial_id = trial.config["trial_id"]
-        self._enter(iteration, trials, trial)
+        self._enter(trial)
         self.view.waiting.add(trial_id)
         self._killed_for_memory(trial)
         self.view.say(
             f"trial {trial_id} lost its worker{self._silence_words(trial_id)}; it starts again from its last checkpoint"
         )
 
-    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+    def on_trial_complete(self, *, trial: Trial, **info: Any) -> None:
         """Close the trial; one that reported no ending was stopped by the scheduler."""
         result = trial.last_result
         status: TrialStatus = "stopped" if result["status"] == "running" else result["status"]
         self._end(trial, status, result)
 
-    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+    def on_trial_error(self, *, trial: Trial, **info: Any) -> None:
         """Close a trial that raised or whose worker died; its retries are used up."""
-        self._enter(iteration, trials, trial)
+        self._enter(trial)
         text = _error_text(trial)
         reason = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "unknown error")
         self.view.log(text.strip())
@@ -127,10 +125,10 @@ class StudyRecorder(Callback):  # type: ignore[misc]
         evidence += self._silence_words(trial.config["trial_id"])
         self._end(trial, status, {**(trial.last_result or {}), "evidence": evidence})
 
-    def _enter(self, iteration: int, trials: list[Trial], trial: Trial) -> None:
+    def _enter(self, trial: Trial) -> None:
         # A worker, or its node, may die before its trial has begun.
         if trial.config["trial_id"] not in self._heard_at:
-            self.on_trial_start(iteration, trials, trial)
+            self.on_trial_start(trial=trial)
 
     def interrupt(self) -> None:
         """Mark the running trials as interrupted."""

@@ -82,10 +82,8 @@ class Slots:
 def check_concurrency(concurrency: int | str | None, devices: int, kind: str = "CPU core") -> None:
     """Raise UserError for more trials at a time than MOST_A_DEVICE on each of the devices."""
     if isinstance(concurrency, int) and concurrency > MOST_A_DEVICE * devices:
-        raise UserError(
-            f"CONCURRENCY={concurrency}: at most {MOST_A_DEVICE} trials share a {kind}, {MOST_A_DEVICE * devices} "
-            "in all here. Lower it, or unset it for one each."
-        )
+        most = f"at most {MOST_A_DEVICE} trials share a {kind}, {MOST_A_DEVICE * devices} in all here"
+        raise UserError(f"CONCURRENCY={concurrency}: {most}. Lower it, or unset it for one each.")
 
 
 def slots_on(

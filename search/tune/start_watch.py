@@ -27,11 +27,11 @@ class StartWatch(Callback):  # type: ignore[misc]
     _told: str = ""
     _is_over: bool = False
 
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Any, **info: Any) -> None:
+    def on_trial_result(self, **info: Any) -> None:
         """Stop watching: a trial trains."""
         self._is_over = True
 
-    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+    def on_step_end(self, *, trials: list[Any], **info: Any) -> None:
         """Look every half a minute."""
         now = time.monotonic()
         if self._is_over or now < self._look_at:

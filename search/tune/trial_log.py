@@ -64,8 +64,7 @@ class TrialLog:
         trial, rung = self._trials[trial_id], self._stopped.get(trial_id)
         if rung is None:
             return trial
-        losses = self._up_to(trial, rung)
-        return replace(trial, status="stopped", losses=losses, val_loss=losses[-1][1])
+        return self._as_of(trial, rung)
 
     def begin(self, trial: KnownTrial) -> None:
         """Add a proposed trial."""
@@ -116,13 +115,12 @@ class TrialLog:
         trial = self._trials[trial_id]
         if first is None:
             return trial if trial.ended else None
-        losses = self._up_to(trial, first)
-        return replace(trial, status="stopped", losses=losses, val_loss=losses[-1][1])
+        return self._as_of(trial, first)
 
-    def _up_to(self, trial: KnownTrial, rung: int) -> tuple[tuple[int, float], ...]:
-        """Return the trial's losses up to the one that is recorded at the rung."""
+    def _as_of(self, trial: KnownTrial, rung: int) -> KnownTrial:
+        """Return the trial as if it were stopped at the rung."""
         count = next(n for n, (tokens, _) in enumerate(trial.losses, start=1) if self.rung_of(tokens) == rung)
-        return trial.losses[:count]
+        return replace(trial, status="stopped", losses=trial.losses[:count], val_loss=trial.losses[count - 1][1])
 
     def _record(self, trial_id: int, tokens: int, loss: float) -> None:
         # Only at the highest rung: a large batch passes several rungs in a step, and its late loss must not be compared

@@ -12,7 +12,6 @@ from search.tune.trial_log import TrialLog
 from spaces.budget import Milestones
 from spaces.space import SearchSpace
 from trainable.config import TrialConfig
-from trainable.rows import RANKED_PURPOSES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +40,6 @@ class Workload:
             is_baseline=trial_id == self.baseline_trial_id,
             point=handed_out.get("point"),
         )
-
-    @property
-    def is_ranked(self) -> bool:
-        """Whether these are a study's own trials, not confirmation or attribution runs."""
-        return all(run.purpose in RANKED_PURPOSES for run in self.runs.values())
 
     def includes(self, row: Mapping[str, Any]) -> bool:
         """Return whether a row of the study's table is one of these runs."""

@@ -321,7 +321,6 @@ def test_without_a_completed_trial_there_is_one_line(
         ({"evaluation": {"block_size": 128}}, "evaluation.tokens: it is missing"),
         ({"evaluation": 5}, "evaluation: it must be a table"),
         ({"evaluation": {"block_size": "x\ny", "tokens": 1}}, "evaluation.block_size: "),
-        ({"trackers": {"PATH": "x"}}, "trackers.PATH.[key]: Input should be 'TENSORBOARD', "),
     ],
 )
 def test_a_damaged_study_json_is_one_line(make_study: MakeStudy, changes: dict[str, Any], said: str) -> None:

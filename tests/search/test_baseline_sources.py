@@ -135,7 +135,7 @@ def test_what_a_file_does_not_say_is_told_without_loras_settings_where_there_is_
 
 
 def test_lora_settings_without_lora(env: Callable[[str], str]) -> None:
-    with pytest.raises(UserError, match="LORA_RANK is set and USE_LORA is not"):
+    with pytest.raises(UserError, match="LORA_RANK: without USE_LORA no adapters"):
         read_baseline(env("LEARNING_RATE=1e-4\nLORA_RANK=8"))
     assert read_baseline(env("USE_LORA=False\nLORA_RANK=16")).config.lora_rank == 16
 

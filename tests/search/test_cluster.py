@@ -104,7 +104,7 @@ def test_a_port_that_is_not_rays_is_told_in_seconds(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(connection, "HEALTH_TIMEOUT_S", 1.0)
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
-        with pytest.raises(UserError, match=f"^ADDRESS={address}: what listens there is no Ray cluster's own port"):
+        with pytest.raises(UserError, match=rf"^ADDRESS={address}: no Ray cluster answers there \(it says nothing"):
             connection.join(address, None)
 
 
@@ -134,7 +134,7 @@ def test_a_lost_node_is_not_the_trials_failure(tmp_path: Path) -> None:
     }
     for error, allowed in errors.items():
         trial = Failed(tmp_path / "error.pkl", error)
-        watch.on_trial_recover(0, [], trial)
+        watch.on_trial_recover(trial=trial)
         assert trial.max_failures == allowed, error
 
 

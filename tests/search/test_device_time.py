@@ -191,7 +191,7 @@ def test_an_attribution_gives_every_combination_the_same_time(plan_of: Callable[
 
 def test_an_attribution_without_speeds_takes_tokens(plan_of: Callable[..., Plan]) -> None:
     study = made(plan_of("STUDY=counted"))
-    with pytest.raises(UserError, match="BUDGET_TIME=1m: the budget is in tokens, so no speeds were measured"):
+    with pytest.raises(UserError, match="BUDGET_TIME=1m: the budget is in tokens"):
         attribution_budget(study, read_options(["BUDGET_TIME=1m"]))
     assert attribution_budget(study, read_options(["BUDGET_TOKENS=9k"])).tokens == 9000
 
@@ -226,9 +226,9 @@ def test_a_larger_time_is_a_new_study_at_the_kept_speeds(
         (
             "BUDGET_TIME=1m",
             "BUDGET_TOKENS=1M",
-            "BUDGET_TOKENS=1M: study old gives its trials 1 min 00 s of",
+            "BUDGET_TOKENS=1M: study old gave its trials 1 min 00 s of",
         ),
-        ("BUDGET_TOKENS=20k", "BUDGET_TIME=9m", "BUDGET_TIME=9m: study old gives its trials 20,000 training tokens"),
+        ("BUDGET_TOKENS=20k", "BUDGET_TIME=9m", "BUDGET_TIME=9m: study old gave its trials 20,000 training tokens"),
         ("BUDGET_TIME=1m", "BUDGET_TIME=30s", "BUDGET_TIME=30s: study old gave its trials 1 min 00 s of"),
         (
             "BUDGET_TOKENS=20k",

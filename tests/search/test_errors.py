@@ -67,7 +67,7 @@ CHEAP = [
     ("run SPCE=plateau", "there is no variable 'SPCE'. Did you mean 'SPACE'?"),
     ("run plateau", "'plateau' is not of the form NAME=value."),
     ("run TRIALS=many", "TRIALS='many' is not a whole number"),
-    ("run TRIALS=0", "TRIALS='0' must be at least 1 and at most 10^15."),
+    ("run TRIALS=0", "TRIALS='0' must be at least 1. TRIALS: number of trials"),
     ("run BUDGET_TOKENS=lots", "BUDGET_TOKENS='lots' is not a number of tokens"),
     ("run BUDGET_TOKENS=10", "a budget of 10 tokens is less than one step of 4096 tokens"),
     ("run BATCH_SIZE=0", "batch_size (BATCH_SIZE) is 0; it must be at least 1"),
@@ -83,7 +83,7 @@ CHEAP = [
     ("run CONCURRENCY=0", "CONCURRENCY='0' must be at least 1."),
     ("run GPU_FRACTION=2", "GPU_FRACTION='2' must be at most 1. GPU_FRACTION: share of a CUDA GPU"),
     ("run DEVICE=tpu", "DEVICE='tpu' is not a device. Choose cuda, mps or cpu"),
-    ("run MODEL_TYPE=bert", "MODEL_TYPE=bert is not supported"),
+    ("run MODEL_TYPE=bert", "MODEL_TYPE=bert is not known. Known: gpt2."),
     ("run USE_LORA=maybe", "USE_LORA='maybe' must be True or False."),
     ("run LORA_RANK=0", "lora_rank (LORA_RANK) is 0; it must be at least 1"),
     ("run LORA_TARGETS=a;b", "lora_targets (LORA_TARGETS) is 'a;b'; it must be auto, all-linear, or layer names"),
@@ -99,7 +99,10 @@ CHEAP = [
     ("run BASELINE=nobody", "BASELINE=nobody is no built-in configuration, file, folder or study. Known: before, doc"),
     (f"run BASELINE={'n' * 300}", "nnn: File name too long. Name a .env file, a checkpoint, a folder or a study."),
     (f"run BASELINE={'n' * 300}.env", ".env: File name too long. Name a .env file, a checkpoint, a folder or a study."),
-    ("run SPACE=platau", "no space named 'platau' in spaces/. Did you mean 'plateau'?"),
+    (
+        "run SPACE=platau",
+        "there is no space 'platau', as a name or as a .toml file. Did you mean 'plateau'?",
+    ),
     ("run SPACE=before_after TRIALS=5", "TRIALS=5: spaces/before_after.toml is a grid, and all of its 16 cells run"),
     (
         "run SPACE=before_after TRIALS=auto",
@@ -110,7 +113,7 @@ CHEAP = [
         "TRIALS='autto' is not a whole number. TRIALS: number of trials, the baseline included, or auto",
     ),
     ("baseline COMPARE=documented", "COMPARE=documented is the baseline itself. Unset it, or name another."),
-    ("baseline COMPARE=after", "COMPARE='after' is not a documented configuration. Known: before, documented."),
+    ("baseline COMPARE=after", "COMPARE=after is not known. Known: before, documented."),
     ("train TRAINING_STEPS=0", "training_steps (TRAINING_STEPS) is 0; it must be at least 1"),
     ("train LR_SCHEDULE=linear WARMUP_STEPS=5000", "warmup_steps=5000 is longer than the run of training_steps=2000"),
     ("train RESUME_STEPS=100", "RESUME_STEPS is set but CHECKPOINT_PATH is not."),
@@ -118,23 +121,23 @@ CHEAP = [
     ("train CHECKPOINT_INTERVAL=0", "CHECKPOINT_INTERVAL='0' must be at least 1."),
     ("train EVAL_INTERVAL=often", "EVAL_INTERVAL='often' is not a whole number"),
     ("train EVAL_BLOCK_SIZE=1", "EVAL_BLOCK_SIZE='1' must be at least 2."),
-    ("train EVAL_TOKENS=5", "EVAL_TOKENS=5 is less than one block of 128 tokens"),
+    ("train EVAL_TOKENS=5", "EVAL_TOKENS=5 is less than a block of 128."),
     ("train ENABLE_CHECKPOINTS=perhaps", "ENABLE_CHECKPOINTS='perhaps' must be True or False."),
     ("train STUDY=nobody STEPS=100", "there is no study in"),
     ("train STEPS=100", "STEPS stretches a study's winner (STUDY=...); any other run takes TRAINING_STEPS."),
     ("export STUDY=nobody", "there is no study in"),
     ("compare STUDY=a,a", "compare needs two different studies or more"),
-    ("attribute STUDY=taken FROM=before", "STUDY=taken attributes a study's winner, FROM and TO the documented"),
+    ("attribute STUDY=taken FROM=before", "STUDY=taken attributes a winner, FROM and TO do what"),
     ("export FORMAT=yaml", "FORMAT=yaml is not known."),
     ("model DTYPE=bf1", "DTYPE=bf1 is not known. Did you mean 'bf16'?"),
-    ("attribute FROM=befor", "FROM='befor' is not a documented configuration. Did you mean 'before'?"),
-    ("audit RANGE=5-2", "RANGE=5-2: it must end after it starts."),
+    ("attribute FROM=befor", "FROM=befor is not known. Did you mean 'before'?"),
+    ("audit RANGE=5-2", "RANGE=5-2 must end after it starts"),
     ("run CONCURRENCY=auto ADDRESS=auto", "CONCURRENCY=auto measures this machine"),
     ("run CONFIRM=1 SEEDS=1", "SEEDS=1: one seed has no scatter, so it proves nothing."),
     ("run CONFIRM=1 SEEDS=2000", "SEEDS='2000' must be at most 1000."),
     ("run CONFIRM=1 TOP=0", "TOP='0' must be at least 1."),
-    ("run OPTUNA_STORAGE=oracl://host/x", "OPTUNA_STORAGE='oracl://host/x' is not a database that can be opened"),
-    ("run OPTUNA_STORAGE={}/absent/x.db", "must be a file in a folder that exists"),
+    ("run OPTUNA_STORAGE=oracl://host/x", "OPTUNA_STORAGE cannot be used: Can't load plugin"),
+    ("run OPTUNA_STORAGE={}/absent/x.db", "OPTUNA_STORAGE cannot be used: "),
     ("run MLFLOW=http://host", "MLFLOW is set but mlflow is not installed"),
     ("run STORAGE=nowhere://x", "STORAGE=nowhere://x: "),
     # Paths.
@@ -262,5 +265,5 @@ def test_the_bomb_is_one(files: Path) -> None:
 def test_with_json_the_error_is_the_document(batch: Any, files: Path) -> None:
     [case] = batch([(["run", "--json", "SPACE=platau"], {})])
     assert case.code == 2
-    assert '"error": "no space named' in case.stdout
-    assert case.stderr.startswith("error: no space named 'platau'")
+    assert '"error": "there is no space' in case.stdout
+    assert case.stderr.startswith("error: there is no space 'platau'")

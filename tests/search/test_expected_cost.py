@@ -30,12 +30,5 @@ def test_runs_tokens_and_time_by_the_studys_own_pace(tmp_path: Path, monkeypatch
     expected = duration_words(3 * tokens / 10 * rates[len(rates) // 2])
     assert cost_words(plan, runs) == f"10 runs, {tokens / 1e6:.3g}M tokens, 4 at a time: about {expected}"
 
-    elsewhere = Study(tmp_path / "new")
-    elsewhere.path.mkdir()
-    monkeypatch.setattr(Study, "trials", lambda study: [] if study is elsewhere else rows)
-    plan = SimpleNamespace(
-        study=elsewhere, document={**study.document(), "model": "another"}, slots=slots, budget=budget
-    )
+    rows.clear()
     assert cost_words(plan, runs).endswith("4 at a time; how long is known once the first have trained")
-    plan.document = study.document()
-    assert cost_words(plan, runs).endswith(f"about {expected}")

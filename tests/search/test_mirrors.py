@@ -40,15 +40,6 @@ def test_a_path_is_an_sqlite_file_and_a_url_stays_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"OPTUNA_STORAGE": "/nope/o.db"}, r"OPTUNA_STORAGE='/nope/o\.db' must be a file in a folder that exists"),
-        ({"OPTUNA_STORAGE": "sqlite:////nope/o.db"}, "must be a file in a folder that exists"),
-        ({"OPTUNA_STORAGE": "sqlite://"}, "must be a file in a folder that exists"),
-        ({"OPTUNA_STORAGE": "/tmp"}, "must be a file in a folder that exists"),
-        ({"OPTUNA_STORAGE": "oracl://host/name"}, r"is not a database that can be opened: .*oracl"),
-        ({"OPTUNA_STORAGE": "http://host"}, "is not a database that can be opened"),
-        ({"OPTUNA_STORAGE": "mysql+mysqlnodriver://host/name"}, "is not a database that can be opened"),
-        ({"OPTUNA_STORAGE": "oracl://me:secret@host/x"}, r"OPTUNA_STORAGE='oracl://\*\*\*@host/x' is not"),
-        ({"OPTUNA_STORAGE": "://"}, "is not a database that can be opened"),
         ({"MLFLOW": "file:x"}, "MLFLOW is set but mlflow is not installed"),
         ({"WANDB": "x"}, "WANDB is set but wandb is not installed"),
     ],
@@ -62,7 +53,6 @@ def test_what_is_not_there_is_refused(values: dict[str, str], message: str, monk
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"MLFLOW": "htp://host"}, r"is not a tracking URI: MLflow knows no htp://\. Did you mean 'http'\?"),
         ({"WANDB": "a/b"}, "cannot name a project"),
     ],
 )
@@ -126,7 +116,7 @@ def test_a_tracker_that_fails_is_told_of_once_and_gone_on_without() -> None:
         guarded.on_trial_result(iteration=1, trials=[], trial=None, result={"name": name})
     guarded.on_experiment_end(trials=[])
     assert fragile.heard == ["setup", "first", "second"]
-    assert lines == ["MLflow failed (no route to host); the study goes on without it"]
+    assert lines == ["MLflow failed (no route to host and more); the study goes on without it"]
 
 
 def test_a_tracker_that_cannot_begin_is_gone_on_without() -> None:
@@ -144,7 +134,9 @@ def test_a_tracker_that_cannot_begin_is_gone_on_without() -> None:
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (lambda folder: "nonsense://x", "Can't load plugin"),
+        (lambda folder: "oracl://me:secret@host/x", "Can't load plugin"),
+        (lambda folder: "://", "Could not parse"),
+        (lambda folder: f"sqlite:///{folder}", "unable to open database file"),
         (lambda folder: "postgresql+psycopg2://host/name", "Failed to import DB access module"),
         (lambda folder: f"sqlite:///{folder}/missing/o.db", "unable to open database file"),
         (

@@ -19,14 +19,12 @@ from results.study.ledger import Ledger
 from results.study.planned_run import PlannedRun
 from search.cluster.study_storage import fetch_study
 from search.commands.run_command import header_lines
-from search.options import Options, read_options
+from search.options import read_options
 from search.setup.plan import Plan, check_worker_paths, largest_config, load_for, make_plan, study_name
 from search.setup.reopen import reopen
 from search.setup.run_plan import held
 from search.terminal.console import Preparing
-from search.trackers.trackers import kept_trackers
-from search.tune.history import KnownTrial, WarmStart
-from search.tune.warm_start import read_warm_start
+from search.tune.history import KnownTrial, WarmStart, read_warm_start
 from spaces.budget import Budget
 from spaces.read.load import load_space
 from spaces.space import SearchSpace
@@ -75,40 +73,23 @@ def test_how_trials_train_lies_in_the_study(plan_of: MakePlan) -> None:
 
 
 def test_a_study_that_goes_on_elsewhere_says_what_differs(plan_of: MakePlan, tmp_path: Path) -> None:
-    storage, path = tmp_path / "store", tmp_path / "optuna.db"
-    with held(plan_of("STUDY=moved", f"OPTUNA_STORAGE={path}", "TENSORBOARD=1")) as plan:
+    storage = tmp_path / "store"
+    with held(plan_of("STUDY=moved")) as plan:
         run = PlannedRun(trial_id=0, config=plan.baseline, purpose="search", is_baseline=True)
         Ledger(plan.study).start_trial(run, started_at=datetime.now(UTC))
     study = plan.study
 
-    def reopened(*words: str, space: SearchSpace | None = plan.space) -> Plan:
-        return reopen(study, read_options(words), Preparing(Console(file=io.StringIO())), space=space)
+    def reopened(*words: str) -> Plan:
+        return reopen(study, read_options(words), Preparing(Console(file=io.StringIO())), space=plan.space)
 
-    again = reopened()
-    url = f"sqlite:///{path}"
-    # TensorBoard's files lie in the study; a study that somebody else made must not name where else is written.
-    assert (again.options.optuna_storage, again.options.tensorboard) == (None, True)
-    assert [*again.notes] == [
-        f"the study goes on without OPTUNA_STORAGE={url}, which it had; set it again to go on there"
-    ]
-    assert reopened(f"OPTUNA_STORAGE={path}").options.optuna_storage == url
-    assert [*reopened(f"OPTUNA_STORAGE={path}").notes] == []
-    assert reopened("TENSORBOARD=0").options.tensorboard is False
-    # An Optuna storage takes a search's trials alone.
-    confirming = reopened(space=None)
-    assert (confirming.options.optuna_storage, confirming.options.tensorboard) == (None, True)
-    assert confirming.document["trackers"] == {"OPTUNA_STORAGE": url, "TENSORBOARD": "True"}
-
+    assert [*reopened().notes] == []
     document = study.document()
-    document["device"] |= {"type": "cuda", "name": "a GPU"}
+    # A study from before has a list of its trackers, of which nothing is read any more.
     document["trackers"] = {"OPTUNA_STORAGE": "postgresql://***@host/db", "WANDB": "a/b"}
+    document["device"] |= {"type": "cuda", "name": "a GPU"}
     write_document(study.study_json, document)
     storage.mkdir()
-    password, wandb, places, device = reopened(f"STORAGE={storage}").notes
-    assert password == (
-        "the study goes on without OPTUNA_STORAGE=postgresql://***@host/db, which it had; set it again to go on there"
-    )
-    assert wandb.startswith("the study goes on without WANDB=a/b, which it had")
+    places, device = reopened(f"STORAGE={storage}").notes
     assert places == (
         f"a trial that was cut off begins again, unless its checkpoint is in {storage}/moved/checkpoints too: it was "
         f"saved in {study.path}/checkpoints"
@@ -116,18 +97,22 @@ def test_a_study_that_goes_on_elsewhere_says_what_differs(plan_of: MakePlan, tmp
     assert device.startswith("the study ran on cuda (a GPU) and goes on on cpu (")
 
 
-def test_no_password_of_a_tracker_lies_in_the_study() -> None:
-    options = Options.model_construct(
-        optuna_storage="postgresql+psycopg2://me:secret@host/db",
-        mlflow="mssql+pyodbc:///?odbc_connect=PWD%3Dsecret",
-        wandb="mine",
-    )
-    assert kept_trackers({"trackers": {"WANDB": "before", "TENSORBOARD": "True"}}, options) == {
-        "WANDB": "mine",
-        "TENSORBOARD": "True",
-        "OPTUNA_STORAGE": "postgresql+psycopg2://***@host/db",
-        "MLFLOW": "mssql+pyodbc:///?***",
-    }
+def test_tensorboard_goes_on_by_itself_and_no_other_tracker(plan_of: MakePlan, tmp_path: Path) -> None:
+    path = tmp_path / "optuna.db"
+    with held(plan_of("STUDY=told", f"OPTUNA_STORAGE={path}", "TENSORBOARD=1")) as plan:
+        study = plan.study
+
+    def trackers(*words: str, space: SearchSpace | None = plan.space) -> tuple[str | None, bool]:
+        again = reopen(study, read_options(words), Preparing(Console(file=io.StringIO())), space=space).options
+        return again.optuna_storage, again.tensorboard
+
+    assert trackers() == (None, False)
+    (study.path / "tensorboard").mkdir()
+    assert trackers() == (None, True)
+    assert trackers("TENSORBOARD=0") == (None, False)
+    assert trackers(f"OPTUNA_STORAGE={path}") == (f"sqlite:///{path}", True)
+    # An Optuna storage takes a search's trials alone.
+    assert trackers(f"OPTUNA_STORAGE={path}", space=None) == (None, True)
 
 
 def test_hyperparameters_in_the_environment_pin_them_and_the_header_says_so(plan_of: MakePlan) -> None:

@@ -18,8 +18,8 @@ from results.study.folder import Study, studies_dir
 from results.study.lock import hold
 from results.study.tables import TRIALS, write_table
 from search.__main__ import main
+from search.commands.train_command import TrainLog
 from search.terminal.next_steps import next_steps
-from search.terminal.train_log import TrainLog
 from tests.rows import evaluation
 from tests.stdlib_text import docstrings
 from trainable.config import HYPERPARAMETERS, TrialConfig
@@ -152,13 +152,13 @@ def test_a_schedule_that_is_stretched_is_told_with_its_rates(train_one: Train) -
     assert now == learning_rate_at(12, config_of(longer)) > 4e-4
     assert "at step 12, with its optimizer, random numbers and data position" in longer["log"]
     assert (
-        f"the rate continues at {now:.2e}; the run before ended at 1.00e-04, because the schedule's horizon is now 24 "
-        "steps (it was 12). RESUME_LR=hold stays at 1.00e-04."
+        f"the rate continues at {now:.2e}; the run before ended at 1.00e-04. The schedule's horizon is now 24 "
+        "steps (it was 12); RESUME_LR=hold stays at 1.00e-04."
     ) in longer["log"]
     assert "exactly" not in longer["log"]
     held = train_one(STUDY="held", CHECKPOINT_PATH=last, RESUME_STEPS="12", RESUME_LR="hold", LEARNING_RATE="")
     assert [row["learning_rate"] for row in step_rows(held)] == [learning_rate_at(12, config_of(whole))] * 12
-    assert "the rate is held at 1.00e-04, which the run before ended at" in held["log"]
+    assert "the rate continues at 1.00e-04; the run before ended at 1.00e-04" in held["log"]
     assert "exactly" not in held["log"]
 
 
@@ -263,7 +263,7 @@ def test_lora_goes_on_and_its_model_comes_out(train_one: Train, capsys: pytest.C
 def test_lora_settings_without_lora_are_refused(train_one: Train) -> None:
     refused = train_one_refused(train_one, LORA_RANK="8", LORA_ALPHA="16")
     assert refused["error"] == (
-        "LORA_RANK, LORA_ALPHA are set and USE_LORA is not, so no adapters are trained. Set USE_LORA=True or False."
+        "LORA_RANK, LORA_ALPHA: without USE_LORA no adapters are trained. Set USE_LORA=True or False."
     )
     # As the owner's own settings have it.
     assert train_one(STUDY="owners", LORA_RANK="8", USE_LORA="False", TRAINING_STEPS="1")["code"] == 0
@@ -329,7 +329,7 @@ def test_adapters_on_an_owners_file_are_saved_merged_alone(
     refused = train_one_refused(train_one, SAVE_MODEL=str(tmp_path / "m"), **own)
     assert f"weights are those of {owners_file[0]}, which is no model folder" in refused["error"]
     ran = train_one(STUDY="adapted", SAVE_MODEL=str(tmp_path / "m"), MERGE="1", **own)
-    assert "the run's to" in ran["log"]
+    assert "(fp32); read back, its val loss is" in ran["log"]
     assert ran["samples"]["samples"]["start"]["text"]
     # From the files alone, which name each other.
     assert main(["model", "--json", "STUDY=adapted", f"OUT={tmp_path / 'again'}", "MERGE=1"]) == 0

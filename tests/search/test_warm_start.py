@@ -14,8 +14,15 @@ from results.study.atomic import write_document
 from results.study.folder import Study, create_study
 from results.study.tables import METRICS, TRIALS, write_table
 from search.tune.asha import TokenASHA
-from search.tune.history import NO_HISTORY, History, KnownTrial, WarmStart
-from search.tune.warm_start import WARM_START_JSON, read_warm_start, warm_start_from
+from search.tune.history import (
+    NO_HISTORY,
+    WARM_START_JSON,
+    History,
+    KnownTrial,
+    WarmStart,
+    read_warm_start,
+    warm_start_from,
+)
 from search.tune.workload import space_workload
 from spaces.read.load import space_from_tables
 from spaces.space import SearchSpace

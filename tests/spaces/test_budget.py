@@ -200,7 +200,7 @@ def test_the_least_time_that_is_named_works(slow: int, count: int) -> None:
         ({"budget": {"device_minutes": 0}}, "[budget] device_minutes is 0; it must be more than 0 and at most 1000000"),
         ({"budget": {"device_minutes": "10m"}}, "[budget] device_minutes must be a finite number, not '10m'."),
         ({"budget": {"device_minutes": 5, "tokens": 9}}, "[budget] must have one of tokens, baseline_steps"),
-        ({"scheduler": {"grace_tokens": 4096}}, "[scheduler] grace_tokens is a number of tokens, and"),
+        ({"scheduler": {"grace_tokens": 4096}}, "[scheduler] has grace_tokens, and the budget is time"),
     ],
 )  # fmt: skip
 def test_a_space_file_that_is_wrong_about_time_is_refused(changes: dict[str, Any], line: str) -> None:

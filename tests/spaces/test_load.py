@@ -173,7 +173,7 @@ BROKEN: list[tuple[str, str, str]] = [
     (
         "count = 4",
         "count = 4\nblock_size = 512",
-        "[evaluation] tokens is 256, less than one window of block_size=512. Raise it to at least 512.",
+        "[evaluation] tokens is 256; it must be at least 512 and at most 1000000000.",
     ),
     (
         "count = 4",
@@ -184,7 +184,7 @@ BROKEN: list[tuple[str, str, str]] = [
     (
         "tokens = 12_800\n\n[evaluation]\ntokens = 256\ncount = 4",
         "tokens = 512\n\n[evaluation]\ntokens = 256\ncount = 1000",
-        "[evaluation] count is 1000, more than the budget's 512 tokens. Lower it.",
+        "[evaluation] count is 1000; it must be at least 1 and at most 512.",
     ),
     (
         "[search]",
@@ -227,7 +227,7 @@ BROKEN: list[tuple[str, str, str]] = [
     (
         "[search]",
         "[searcher]\nname = 'grid'\n[search]",
-        "[search] learning_rate is a range, and a grid takes values: use choice = [...], "
+        "[search] learning_rate is a range, and a grid takes values. Use choice = [...], "
         'or [searcher] name = "random".',
     ),
     (
