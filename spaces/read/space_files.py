@@ -24,22 +24,32 @@ def list_spaces(directory: Path | None = None) -> list[Path]:
 
 def find_space_file(name_or_path: str) -> Path:
     """Return the file that a space's name, or a path ending in .toml, means. Raises UserError when there is none."""
-    known = {path.stem: path for path in list_spaces()}
-    if name_or_path in known:
-        return _named(known[name_or_path])
-    near, is_path = list(known), name_or_path.endswith(".toml")
-    path = Path(name_or_path)
+    if name_or_path.endswith(".toml"):
+        return _existing(name_or_path)
+    names = [path.stem for path in list_spaces()]
+    if name_or_path in names:
+        return _named(SPACES_DIRECTORY / f"{name_or_path}.toml")
+    if "/" in name_or_path:
+        raise UserError(f"{shown(name_or_path)} is not a space: a name has no '/', and a path ends in .toml.")
+    hint = did_you_mean(name_or_path[:100], names)
+    raise UserError(f"no space named {shown(name_or_path)} in {shown_path(SPACES_DIRECTORY)}/.{hint}")
+
+
+def _existing(path_text: str) -> Path:
+    path = Path(path_text)
     try:
         path = path.expanduser()
-        is_file = is_path and path.is_file()
-        if is_path and path.parent.is_dir():
-            near += map(str, list_spaces(path.parent))
+        is_file, exists = path.is_file(), path.exists()
+        beside = [str(other) for other in list_spaces(path.parent)] if path.parent.is_dir() else []
     except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{shown(name_or_path)} cannot be opened: {reason(error)}.") from None
+        raise UserError(f"{shown(path_text)} cannot be opened: {reason(error)}.") from None
     if is_file:
         return _named(path)
-    hint = did_you_mean(name_or_path[:100], near)
-    raise UserError(f"there is no space {shown(name_or_path)}, as a name or as a .toml file.{hint}")
+    if exists:
+        raise UserError(f"{shown(path_text)} is not a file.")
+    # Without a folder in the path, a space's name is as likely to be meant as a file of the current folder.
+    known = beside if path.parent != Path() else [*beside, *(other.stem for other in list_spaces())]
+    raise UserError(f"there is no file {shown(path_text)}.{did_you_mean(path_text.removesuffix('.toml'), known)}")
 
 
 def _named(path: Path) -> Path:

@@ -99,10 +99,7 @@ CHEAP = [
     ("run BASELINE=nobody", "BASELINE=nobody is no built-in configuration, file, folder or study. Known: before, doc"),
     (f"run BASELINE={'n' * 300}", "nnn: File name too long. Name a .env file, a checkpoint, a folder or a study."),
     (f"run BASELINE={'n' * 300}.env", ".env: File name too long. Name a .env file, a checkpoint, a folder or a study."),
-    (
-        "run SPACE=platau",
-        "there is no space 'platau', as a name or as a .toml file. Did you mean 'plateau'?",
-    ),
+    ("run SPACE=platau", "no space named 'platau' in spaces/. Did you mean 'plateau'?"),
     ("run SPACE=before_after TRIALS=5", "TRIALS=5: spaces/before_after.toml is a grid, and all of its 16 cells run"),
     (
         "run SPACE=before_after TRIALS=auto",
@@ -265,5 +262,5 @@ def test_the_bomb_is_one(files: Path) -> None:
 def test_with_json_the_error_is_the_document(batch: Any, files: Path) -> None:
     [case] = batch([(["run", "--json", "SPACE=platau"], {})])
     assert case.code == 2
-    assert '"error": "there is no space' in case.stdout
-    assert case.stderr.startswith("error: there is no space 'platau'")
+    assert '"error": "no space named' in case.stdout
+    assert case.stderr.startswith("error: no space named 'platau'")

@@ -130,7 +130,4 @@ def test_a_failed_write_names_the_file_and_not_the_temporary_one(tmp_path: Path)
 
 def test_a_space_that_is_not_there_is_told_without_an_empty_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["spaces", "SPACE=platau"]) == 2
-    assert (
-        capsys.readouterr().out
-        == "error: there is no space 'platau', as a name or as a .toml file. Did you mean 'plateau'?\n"
-    )
+    assert capsys.readouterr().out == "error: no space named 'platau' in spaces/. Did you mean 'plateau'?\n"

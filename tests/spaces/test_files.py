@@ -35,25 +35,15 @@ def test_a_name_or_a_path(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "line"),
     [
-        ("platau", "there is no space 'platau', as a name or as a .toml file. Did you mean 'plateau'?"),
-        ("", "there is no space '', as a name or as a .toml file. Known: plateau, schedule."),
-        ("old", "there is no space 'old', as a name or as a .toml file. Known: plateau, schedule."),
-        (
-            "../plateau",
-            "there is no space '../plateau', as a name or as a .toml file. Did you mean 'plateau'?",
-        ),
-        (
-            "plateau.toml",
-            "there is no space 'plateau.toml', as a name or as a .toml file. Did you mean 'plateau'?",
-        ),
-        (
-            "spaces/platau.toml",
-            "there is no space 'spaces/platau.toml', as a name or as a .toml file. Did you mean 'spaces/plateau.toml'?",
-        ),
-        (
-            "spaces/old.toml",
-            "there is no space 'spaces/old.toml', as a name or as a .toml file. Did you mean 'spaces/plateau.toml'?",
-        ),
+        ("platau", "no space named 'platau' in spaces/. Did you mean 'plateau'?"),
+        ("", "no space named '' in spaces/. Known: plateau, schedule."),
+        ("old", "no space named 'old' in spaces/. Known: plateau, schedule."),
+        ("notes.txt", "no space named 'notes.txt' in spaces/. Known: plateau, schedule."),
+        ("../plateau", "'../plateau' is not a space: a name has no '/', and a path ends in .toml."),
+        ("plateau.toml", "there is no file 'plateau.toml'. Did you mean 'plateau'?"),
+        ("spaces/platau.toml", "there is no file 'spaces/platau.toml'. Did you mean 'spaces/plateau.toml'?"),
+        ("nowhere/plateau.toml", "there is no file 'nowhere/plateau.toml'."),
+        ("spaces/old.toml", "'spaces/old.toml' is not a file."),
         ("x" * 300 + ".toml", f"'{'x' * 27}...{'x' * 23}.toml' cannot be opened: File name too long."),
     ],
 )
