@@ -42,7 +42,7 @@ from trainable.config import (
 )
 from trainable.data.remote_files import files_at
 from trainable.data.text_documents import Documents, parse_documents
-from trainable.errors import UserError, did_you_mean, redacted
+from trainable.errors import UserError, did_you_mean, full_reason, redacted
 
 MAX_COUNT = 10**15
 MOST_A_DEVICE = 16
@@ -124,7 +124,21 @@ def _storage(value: str) -> str:
 
 
 def _optuna_storage(value: str) -> str:
-    return value if "://" in value else f"sqlite:///{expanded(value, 'OPTUNA_STORAGE')}"
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    url = value if "://" in value else f"sqlite:///{expanded(value, 'OPTUNA_STORAGE')}"
+    try:
+        address = make_url(url)
+        address.get_dialect().import_dbapi()
+    except (ArgumentError, ImportError, ValueError) as error:
+        # pydantic fails on an error message that is not UTF-8.
+        raise ValueError(f"is not a database that can be opened: {UserError(full_reason(error))}") from None
+    if address.get_backend_name() == "sqlite":
+        path = Path(address.database or "")
+        if path == Path() or (path.exists() and not path.is_file()) or not path.parent.is_dir():
+            raise ValueError("must be a file in a folder that exists, or a database URL")
+    return url
 
 
 def _installed(value: str, info: ValidationInfo) -> str:

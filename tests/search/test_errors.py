@@ -133,8 +133,8 @@ CHEAP = [
     ("run CONFIRM=1 SEEDS=1", "SEEDS=1: one seed has no scatter, so it proves nothing."),
     ("run CONFIRM=1 SEEDS=2000", "SEEDS='2000' must be at most 1000."),
     ("run CONFIRM=1 TOP=0", "TOP='0' must be at least 1."),
-    ("run OPTUNA_STORAGE=oracl://host/x", "OPTUNA_STORAGE cannot be used: Can't load plugin"),
-    ("run OPTUNA_STORAGE={}/absent/x.db", "OPTUNA_STORAGE cannot be used: "),
+    ("run OPTUNA_STORAGE=oracl://host/x", "OPTUNA_STORAGE='oracl://host/x' is not a database that can be opened"),
+    ("run OPTUNA_STORAGE={}/absent/x.db", "must be a file in a folder that exists"),
     ("run MLFLOW=http://host", "MLFLOW is set but mlflow is not installed"),
     ("run STORAGE=nowhere://x", "STORAGE=nowhere://x: "),
     # Paths.

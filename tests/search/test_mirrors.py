@@ -40,6 +40,15 @@ def test_a_path_is_an_sqlite_file_and_a_url_stays_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
+        ({"OPTUNA_STORAGE": "/nope/o.db"}, r"OPTUNA_STORAGE='/nope/o\.db' must be a file in a folder that exists"),
+        ({"OPTUNA_STORAGE": "sqlite:////nope/o.db"}, "must be a file in a folder that exists"),
+        ({"OPTUNA_STORAGE": "sqlite://"}, "must be a file in a folder that exists"),
+        ({"OPTUNA_STORAGE": "/tmp"}, "must be a file in a folder that exists"),
+        ({"OPTUNA_STORAGE": "oracl://host/name"}, r"is not a database that can be opened: .*oracl"),
+        ({"OPTUNA_STORAGE": "http://host"}, "is not a database that can be opened"),
+        ({"OPTUNA_STORAGE": "mysql+mysqlnodriver://host/name"}, "is not a database that can be opened"),
+        ({"OPTUNA_STORAGE": "oracl://me:secret@host/x"}, r"OPTUNA_STORAGE='oracl://\*\*\*@host/x' is not"),
+        ({"OPTUNA_STORAGE": "://"}, "is not a database that can be opened"),
         ({"MLFLOW": "file:x"}, "MLFLOW is set but mlflow is not installed"),
         ({"WANDB": "x"}, "WANDB is set but wandb is not installed"),
     ],
@@ -134,9 +143,7 @@ def test_a_tracker_that_cannot_begin_is_gone_on_without() -> None:
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (lambda folder: "oracl://me:secret@host/x", "Can't load plugin"),
-        (lambda folder: "://", "Could not parse"),
-        (lambda folder: f"sqlite:///{folder}", "unable to open database file"),
+        (lambda folder: "nonsense://x", "Can't load plugin"),
         (lambda folder: "postgresql+psycopg2://host/name", "Failed to import DB access module"),
         (lambda folder: f"sqlite:///{folder}/missing/o.db", "unable to open database file"),
         (
