@@ -142,7 +142,8 @@ def _parsed(words: Sequence[str]) -> tuple[str, list[str]]:
         raise SystemExit(0)
     if command not in COMMANDS:
         near = space_hint(command) or did_you_mean(command, (*COMMANDS, *MAKE_NAMES))
-        raise UserError(f"there is no command {command!r}.{near} `make help` lists them.")
+        what = f"there is no command {command!r}.{near}" if command else "no command is named."
+        raise UserError(f"{what} `make help` lists them.")
     return command, others
 
 

@@ -40,7 +40,9 @@ def attribute_command(options: Options, terminal: Terminal) -> int:
     """
     named = options.from_ is not None or options.to is not None
     if named and options.study is not None:
-        raise UserError(f"STUDY={options.study} attributes a winner, FROM and TO do what is documented. Unset STUDY.")
+        raise UserError(
+            f"STUDY={options.study} attributes its winner; FROM and TO are documented configurations. Unset STUDY."
+        )
     source, options = (None, options) if named else open_or_fetch_study(options)
     budget = _budget(source, options)
     if source is None:

@@ -124,7 +124,7 @@ CHEAP = [
     ("train STEPS=100", "STEPS stretches a study's winner (STUDY=...); any other run takes TRAINING_STEPS."),
     ("export STUDY=nobody", "there is no study in"),
     ("compare STUDY=a,a", "compare needs two different studies or more"),
-    ("attribute STUDY=taken FROM=before", "STUDY=taken attributes a winner, FROM and TO do what"),
+    ("attribute STUDY=taken FROM=before", "STUDY=taken attributes its winner; FROM and TO are documented"),
     ("export FORMAT=yaml", "FORMAT=yaml is not known."),
     ("model DTYPE=bf1", "DTYPE=bf1 is not known. Did you mean 'bf16'?"),
     ("attribute FROM=befor", "FROM=befor is not known. Did you mean 'before'?"),
