@@ -22,7 +22,7 @@ from search.options import Options
 from search.setup.inputs import Loaded
 from search.setup.reopen import load_inputs_of
 from search.terminal.console import Preparing, Terminal
-from search.terminal.signals import ending_in_order
+from search.terminal.signals import Interrupts, ending_in_order
 from trainable.config import config_from
 from trainable.errors import UserError
 
@@ -54,13 +54,13 @@ def finish_study(
 
     loaded: the study's inputs, if they are loaded.
     """
-    # A SIGTERM while samples are written must not leave the report of fewer trials.
+    # Whatever the signal, the report must not be left of fewer trials: samples are given up, and the report is written.
     with ending_in_order():
         try:
             if samples:
                 sample_study(study, options, terminal, loaded)
         finally:
-            with terminal.console.status("writing the report ..."):
+            with Interrupts(), terminal.console.status("writing the report ..."):
                 write_answer(study)
                 if options.storage is not None:
                     TableMirror(study, options.storage, terminal.say).close()

@@ -207,6 +207,18 @@ def test_sigterm_while_samples_are_written_leaves_the_report_of_all_trials(
     assert (planted.study.path / "report.md").exists()
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_report_is_written_leaves_it_whole(
+    planted: Planted, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    def write_best(study: Study) -> None:
+        signal.raise_signal(number)
+
+    monkeypatch.setattr("search.setup.finish.write_best", write_best)
+    finish_study(planted.study, read_options(planted.words), Terminal(as_json=False), samples=False)
+    assert (planted.study.path / "report.md").exists()
+
+
 def test_a_text_that_has_changed_since_is_a_line(planted: Planted, tmp_path: Path, capsys: Any) -> None:
     other = tmp_path / "other.txt"
     other.write_text("Other sentences, each of them once. " * 4000)
