@@ -8,6 +8,7 @@ import importlib.util
 import os
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -135,8 +136,10 @@ def _optuna_storage(value: str) -> str:
         # pydantic fails on an error message that is not UTF-8.
         raise ValueError(f"is not a database that can be opened: {UserError(full_reason(error))}") from None
     if address.get_backend_name() == "sqlite":
-        path = Path(address.database or "")
-        if path == Path() or (path.exists() and not path.is_file()) or not path.parent.is_dir():
+        path, is_usable = Path(address.database or ""), False
+        with suppress(OSError):  # a name that no file can have
+            is_usable = path != Path() and path.parent.is_dir() and (path.is_file() or not path.exists())
+        if not is_usable:
             raise ValueError("must be a file in a folder that exists, or a database URL")
     return url
 

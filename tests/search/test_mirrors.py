@@ -44,6 +44,7 @@ def test_a_path_is_an_sqlite_file_and_a_url_stays_one(tmp_path: Path) -> None:
         ({"OPTUNA_STORAGE": "sqlite:////nope/o.db"}, "must be a file in a folder that exists"),
         ({"OPTUNA_STORAGE": "sqlite://"}, "must be a file in a folder that exists"),
         ({"OPTUNA_STORAGE": "/tmp"}, "must be a file in a folder that exists"),
+        ({"OPTUNA_STORAGE": "9" * 999}, "must be a file in a folder that exists"),
         ({"OPTUNA_STORAGE": "oracl://host/name"}, r"is not a database that can be opened: .*oracl"),
         ({"OPTUNA_STORAGE": "http://host"}, "is not a database that can be opened"),
         ({"OPTUNA_STORAGE": "mysql+mysqlnodriver://host/name"}, "is not a database that can be opened"),
