@@ -15,6 +15,7 @@ from results.report.page import write_reports
 from results.samples import Sample, Samples, load_samples, write_samples
 from results.study.folder import RESUMED_KINDS, Study
 from results.study.paths import shown
+from results.study.planned_run import Row
 from results.winner import winner_of
 from results.words import loss_words
 from search.cluster.study_storage import TableMirror, model_checkpoint
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from trainable.model.lora import AdapterBase
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)

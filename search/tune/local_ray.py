@@ -99,7 +99,8 @@ def running_ray(slots: Slots, say: Callable[[str], None]) -> Iterator[Path | Non
         try:
             yield None
         finally:
-            ray.shutdown()
+            with _sigterm_kept():
+                ray.shutdown()
         return
     here, _ahead = _ahead or _RayHere(slots), None
     try:
@@ -284,7 +285,8 @@ def _start(folder: Path, slots: Slots, *, say: Callable[[str], None]) -> None:
             if not is_rays(error):
                 raise
             # The processes of the failed start end with this one.
-            ray.shutdown()
+            with _sigterm_kept():
+                ray.shutdown()
             cause = last_error(folder) or full_reason(error)
             if attempt == STARTS:
                 raise MachineError(

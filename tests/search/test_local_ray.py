@@ -17,6 +17,7 @@ import pytest
 import ray
 from filelock import FileLock
 
+from search.terminal.signals import ending_in_order
 from search.tune import local_ray
 from search.tune.local_ray import (
     LONGEST_SOCKET_BYTES,
@@ -240,6 +241,21 @@ def test_the_handler_that_ray_sets_is_not_left(call: str, base: Path, monkeypatc
             local_ray._ahead._is_up.wait()
             if call == "shutdown":
                 local_ray._ahead.end()
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as ended:
+        signalled()
+    assert ended.value.code == 143
+
+
+def test_the_handler_is_not_lost_with_a_cluster_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_ray, "connect", lambda address: None)
+    monkeypatch.setattr(ray, "shutdown", lambda: ctypes.CDLL(None).signal(signal.SIGTERM, ctypes.c_void_p(1)))
+
+    def signalled() -> None:
+        with ending_in_order():
+            with running_ray(replace(SLOTS, address="10.0.0.5:6379"), print):
+                pass
             signal.raise_signal(signal.SIGTERM)
 
     with pytest.raises(SystemExit) as ended:
