@@ -48,6 +48,7 @@ def test_it_ends_well_with_one_document_on_stdout(searched: Any) -> None:
     assert sum(document["endings"].values()) == 8
     assert "Traceback" not in searched.ran.stderr
     assert "Warning" not in searched.ran.stderr
+    assert "[transformers]" not in searched.ran.stderr
     assert "trial_" not in searched.ran.stderr
 
 

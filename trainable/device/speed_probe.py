@@ -2,6 +2,7 @@
 
 import multiprocessing
 import signal
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -74,7 +75,9 @@ def probes(
     """
     if not configs:
         return
-    context = multiprocessing.get_context("spawn")
+    # A server loads torch and transformers once for the processes of all probes. macOS' frameworks survive no fork.
+    context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+    context.set_forkserver_preload([__name__])
     barrier, readers, processes = context.Barrier(count), [], []
     for _ in range(count):
         reader, writer = context.Pipe(duplex=False)

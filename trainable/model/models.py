@@ -58,6 +58,14 @@ def separator_id(name: str, tokenizer: Tokenizer) -> int | None:
     return found if isinstance(found, int) and tokenizer.id_to_token(found) is not None else None
 
 
+def preset_config(name: str, end_of_text: int | None = None) -> GPT2Config:
+    """Return the shape of a preset, its documents ended by `end_of_text`.
+
+    GPT-2's own 50256 is no id of a smaller vocabulary, of which transformers would warn.
+    """
+    return GPT2Config(**PRESETS[name], bos_token_id=end_of_text, eos_token_id=end_of_text)
+
+
 def load_model(name: str, *, dropout: float, seed: int) -> PreTrainedModel:
     """Return the named causal LM in fp32 on the CPU, in train mode, with its dropout set.
 
@@ -66,7 +74,7 @@ def load_model(name: str, *, dropout: float, seed: int) -> PreTrainedModel:
     """
     torch.manual_seed(seed)
     if name in PRESETS:
-        model: PreTrainedModel = GPT2LMHeadModel(_tuned(GPT2Config(**PRESETS[name]), dropout))
+        model: PreTrainedModel = GPT2LMHeadModel(_tuned(preset_config(name), dropout))
     else:
         config = _tuned(_checked_config("GPT2_MODEL_NAME", name), dropout)
         model = _loaded("GPT2_MODEL_NAME", name, config, dtype=torch.float32)

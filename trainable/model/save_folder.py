@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from transformers import AutoConfig, GenerationConfig, GPT2Config, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from trainable.data.tokens import END_OF_TEXT
 from trainable.errors import UserError
 from trainable.model.lora import AdapterBase, save_adapters
 from trainable.model.model_names import PRESETS, RECORD, files_folder
+from trainable.model.models import preset_config
 from trainable.regular_files import read_regular
 
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -113,9 +114,7 @@ def base_config(model_name: str, tokenizer: Tokenizer) -> PreTrainedConfig:
     if model_name not in PRESETS:
         # The run has loaded it before, so it is here.
         return AutoConfig.from_pretrained(str(files_folder(model_name) or model_name), trust_remote_code=False)
-    end = tokenizer.token_to_id(END_OF_TEXT)
-    # GPT-2's own 50256 is no id of a smaller vocabulary.
-    return GPT2Config(**PRESETS[model_name], bos_token_id=end, eos_token_id=end)
+    return preset_config(model_name, tokenizer.token_to_id(END_OF_TEXT))
 
 
 def _write_weights(model: PreTrainedModel, config: PreTrainedConfig, dtype: torch.dtype, folder: Path) -> None:

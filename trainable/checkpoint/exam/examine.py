@@ -122,7 +122,7 @@ def _models(
         raise UserError("its weights are not GPT-2's and no GPT2_MODEL_NAME says what they are")
     models: list[PreTrainedModel] = []
     for heads in _head_counts(shape["n_embd"], hyperparameters):
-        model = GPT2LMHeadModel(GPT2Config(**shape, n_head=heads))
+        model = GPT2LMHeadModel(GPT2Config(**shape, n_head=heads, bos_token_id=None, eos_token_id=None))
         load_weights(model, checkpoint, model_name="GPT-2 of its own shape")
         models.append(model)
     return models
