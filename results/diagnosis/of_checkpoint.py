@@ -20,12 +20,20 @@ SHOWN = 4
 
 
 def report_of_checkpoints(
-    target: str, facts: Sequence[CheckpointFacts], *, unigram_entropy: float | None = None, text: str = ""
+    target: str,
+    facts: Sequence[CheckpointFacts],
+    *,
+    unread: Sequence[str] = (),
+    unigram_entropy: float | None = None,
+    text: str = "",
 ) -> Report:
-    """Return the report of one checkpoint, or of several in the order of their steps, measured on that text."""
+    """Return the report of one checkpoint, or of several in the order of their steps, measured on that text.
+
+    unread: why others could not be read.
+    """
     last = facts[-1]
     losses = _by_offset(last.offset_losses)
-    notes = []
+    notes = [f"left out: {why}" for why in unread]
     if losses:
         measured_on = f"{last.offset_tokens} held-out tokens{text and f' of {text}'} at step {last.optimizer_steps}"
         notes.append(f"loss by offset on {measured_on}: {losses}")
@@ -67,7 +75,7 @@ def diagnose_checkpoints(facts: Sequence[CheckpointFacts], *, unigram_entropy: f
         one, finding = cases[-1]
         if len(facts) > 1:
             which = f"in {len(cases)} of {len(facts)} checkpoints, first at step {cases[0][0].optimizer_steps}"
-            finding = replace(finding, evidence=f"{one.name}: {finding.evidence}; {which}")
+            finding = replace(finding, evidence=f"in {one.name}: {finding.evidence}; {which}")
         found.append(finding)
     return ranked(found)
 

@@ -113,12 +113,13 @@ def _checkpoints(target: str, path: Path, options: Options, progress: Preparing)
     inputs = check_inputs(options, progress=progress)
     progress("loading torch", 0.0)
     from trainable.checkpoint.checkpoint import read_checkpoint
-    from trainable.checkpoint.exam.examine import checkpoint_files, examine_checkpoints
+    from trainable.checkpoint.exam.examine import checkpoint_files, examine_checkpoints, in_order_of_steps
 
-    paths = checkpoint_files(path) if path.is_dir() else [path]
+    paths, unread = in_order_of_steps(checkpoint_files(path) if path.is_dir() else [path])
     model_name = options.gpt2_model_name or read_checkpoint(paths[-1]).model_name
     # Another script's file does not name its tokenizer: without GPT2_MODEL_NAME no text can be tokenized.
     corpus = load_text(replace(inputs, model_name=model_name), progress)[2] if model_name is not None else None
     facts = examine_checkpoints(paths, tokens=corpus.val if corpus else None, model_name=model_name)
     entropy = corpus.unigram_entropy if corpus else None
-    return report_of_checkpoints(target, facts, unigram_entropy=entropy, text=inputs.source_words)
+    text = inputs.source_words
+    return report_of_checkpoints(target, facts, unread=unread, unigram_entropy=entropy, text=text)

@@ -12,7 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from results.diagnosis.findings import Diagnosis
 from results.diagnosis.of_checkpoint import diagnose_checkpoints, report_of_checkpoints
 from trainable.checkpoint.exam.exam_facts import CheckpointFacts, OffsetGain
-from trainable.checkpoint.exam.examine import checkpoint_files, examine_checkpoints
+from trainable.checkpoint.exam.examine import checkpoint_files, examine_checkpoints, in_order_of_steps
 from trainable.data.tokens import Tokens
 from trainable.errors import UserError
 
@@ -233,7 +233,15 @@ def test_a_folder_is_compared_in_the_order_of_steps(tmp_path: Path) -> None:
     train(model, steps=10)
     save_owners(model, tmp_path / "a_second.pt", step=250)
     (tmp_path / "notes.txt").write_text("no checkpoint")
-    first, second = examine_checkpoints(checkpoint_files(tmp_path), tokens=text())
+    whole = (tmp_path / "b_first.pt").read_bytes()
+    (tmp_path / "cut_off.pt").write_bytes(whole[: len(whole) // 2])
+    paths, unread = in_order_of_steps(checkpoint_files(tmp_path))
+    first, second = examine_checkpoints(paths, tokens=text())
+    assert len(unread) == 1
+    assert f"checkpoint {tmp_path}/cut_off.pt is damaged" in unread[0]
+    assert report_of_checkpoints("it", [first, second], unread=unread).notes[0] == f"left out: {unread[0]}"
+    with pytest.raises(UserError, match=r"cut_off.pt is damaged"):
+        in_order_of_steps([tmp_path / "cut_off.pt"] * 2)
     assert (first.name, second.name) == ("b_first.pt", "a_second.pt")
     assert second.compared_with == "b_first.pt"
     assert second.compared_tensors == len(list(model.parameters()))

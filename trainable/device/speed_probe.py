@@ -76,7 +76,7 @@ def probes(
     if not configs:
         return
     # A server loads torch and transformers once for the processes of all probes. macOS' frameworks survive no fork.
-    context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+    context: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
     context.set_forkserver_preload([__name__])
     barrier, readers, processes = context.Barrier(count), [], []
     for _ in range(count):

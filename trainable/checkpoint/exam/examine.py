@@ -172,22 +172,38 @@ def checkpoint_files(folder: Path) -> list[Path]:
     return found
 
 
+def in_order_of_steps(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
+    """Return the checkpoints that can be read, in the order of their steps, and why each other one cannot.
+
+    A crash leaves half a file beside whole ones. Raises UserError where none can be read.
+    """
+    if len(paths) == 1:
+        return [*paths], []  # not read twice
+    steps, unread = dict[Path, int](), list[UserError]()
+    for path in paths:
+        try:
+            steps[path] = read_checkpoint(path).optimizer_steps or 0
+        except UserError as error:
+            unread.append(error)
+    if not steps:
+        raise unread[0]
+    return sorted(steps, key=lambda path: (steps[path], path.name)), [str(error) for error in unread]
+
+
 def examine_checkpoints(
     paths: Sequence[Path], *, tokens: Tokens | None, model_name: str | None = None
 ) -> list[CheckpointFacts]:
-    """Return the facts of each checkpoint in the order of their steps, compared with the one before.
+    """Return the facts of each checkpoint, compared with the one before it in `paths`.
 
     tokens: held-out ids of the text it was trained on, 1-D; None leaves the offset losses out. model_name: what
     another script's files are of; without it GPT-2 of the weights' own shape. Two checkpoints are in memory at a time.
     Raises UserError for a file that cannot be read.
     """
     examined = {path.absolute() for path in paths}
-    # One alone needs no order and is not read twice.
-    steps = {path: read_checkpoint(path).optimizer_steps or 0 if len(paths) > 1 else 0 for path in paths}
     found: list[CheckpointFacts] = []
     before: Checkpoint | None = None
     bases: dict[str, Losses] = {}
-    for path in sorted(paths, key=lambda path: (steps[path], path.name)):
+    for path in paths:
         checkpoint = read_checkpoint(path)
         name = model_name or checkpoint.model_name
         # A folder with its tokenizer is its own model's name.
