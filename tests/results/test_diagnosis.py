@@ -486,3 +486,45 @@ def test_an_empty_trace_has_no_findings() -> None:
         step_time_s=nothing,
     )
     assert diagnose(trace, context=Context()) == []
+
+
+def stepwise(losses: list[float], *, between: dict[int, str] | None = None) -> str:
+    """Return a log of a row a step, and of other lines before some."""
+    row = "{{'loss': {:.4f}, 'grad_norm': 1.0, 'learning_rate': 3e-4, 'step': {}}}\n"
+    other = between or {}
+    return "".join(other.get(step, "") + row.format(loss, step) for step, loss in enumerate(losses, start=1))
+
+
+def test_a_loss_scaler_that_goes_on_skipping_steps_is_told_and_one_that_finds_its_scale_is_not(log: Path) -> None:
+    gauss = random.Random(0).gauss
+    losses = [3.5 + 4.0 * math.exp(-step / 300) + gauss(0, 0.03) for step in range(600)]
+    skipped = "[deepspeed] OVERFLOW! Rank 0 Skipping step. Attempted loss scale: 65536, reducing to 32768\n"
+    assert found(log, stepwise(losses, between=dict.fromkeys(range(1, 20), skipped))) == []
+    (finding,) = found(log, stepwise(losses, between=dict.fromkeys(range(1, 600, 20), skipped)))
+    assert (finding.kind, finding.steps) == ("nonfinite", (1, 600))
+    assert "30 lines of the log name an overflow, in 600 steps" in finding.evidence
+
+
+@pytest.mark.parametrize(("rise_steps", "kept"), [(12, True), (1, True), (12, False)])
+def test_a_spike_that_built_up_and_is_never_made_good_is_the_optimizers(log: Path, rise_steps: int, kept: bool) -> None:
+    gauss = random.Random(0).gauss
+    levels = [4.0 + 2.9 * (1 + step / 20) ** -0.6 for step in range(1200)]
+    rises = [min(max(0, step - 599) / rise_steps, 1.0) * 1.5 for step in range(1200)]
+    left = 0.25 if kept else 0.0
+    heals = [left + (1 - left) * math.exp(-max(0, step - 599 - rise_steps) / 25) for step in range(1200)]
+    losses = [level + rise * heal + gauss(0, 0.05) for level, rise, heal in zip(levels, rises, heals, strict=True)]
+    findings = found(log, stepwise(losses))
+    poisoned = kept and rise_steps > 1
+    assert kinds(findings) == ["spike", "poisoned_optimizer"][: 1 + poisoned]
+    if poisoned:
+        assert findings[1].steps == (703, 1200)
+
+
+def test_where_no_learning_rate_is_recorded_the_cause_of_a_plateau_is_not_guessed(log: Path) -> None:
+    gauss = random.Random(0).gauss
+    losses = [7.6 + 3.2 * math.exp(-row / 20) + gauss(0, 0.02) for row in range(300)]
+    text = "".join(f"step {10 * row}: train loss {loss:.4f}\n" for row, loss in enumerate(losses))
+    (finding,) = found(log, text, Context(vocab_size=50_257))
+    assert finding.kind == "plateau"
+    assert "without the learning rate the cause cannot be told" in finding.summary
+    assert "log the learning rate" in finding.next_step

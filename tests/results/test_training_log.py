@@ -2,6 +2,7 @@ import gzip
 import math
 import os
 import re
+import struct
 from pathlib import Path
 
 import pytest
@@ -541,3 +542,21 @@ def test_the_epochs_of_a_trainer_give_steps_where_it_said_how_many(log: Path) ->
     assert counts(trace) == (40, 0)
     assert trace.unit == "step"
     assert (trace.steps[0], trace.steps[-1]) == (10, 400)
+
+
+@pytest.mark.parametrize(
+    "scalar",
+    [
+        {"dtype": 1, "float_val": [2.5]},
+        {"dtype": 1, "tensor_content": struct.pack("<f", 2.5)},
+        {"dtype": 2, "tensor_content": struct.pack("<d", 2.5), "tensor_shape": {"dim": [{"size": 1}]}},
+    ],
+    ids=["value", "bytes", "double"],
+)
+def test_scalars_that_tensorflow_2_writes_as_tensors_are_read(tmp_path: Path, scalar: object) -> None:
+    pair = {"dtype": 1, "float_val": [1, 2], "tensor_shape": {"dim": [{"size": 2}]}}
+    path = tmp_path / "events.out.tfevents.1"
+    path.write_bytes(b"".join(event_record(step, step, {}, loss=scalar, val_loss=pair) for step in (1, 2, 3)))
+    trace = read_training_log(path)
+    assert trace.train_loss == (2.5, 2.5, 2.5)
+    assert counts(trace) == (3, 0)

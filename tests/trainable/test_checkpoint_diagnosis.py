@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -113,6 +114,16 @@ def test_a_right_checkpoint_predicts_the_next_token(right: GPT2LMHeadModel, tmp_
     base = {1: OffsetGain(base_nats=3.5, nats=0.0, error=0.0)}
     report = report_of_checkpoints("it", [replace(facts, base_name="mine", base_gains=base)])
     assert report.notes[1] == "its losses are those of mine: it is that model, or nothing was trained"
+
+
+def test_a_checkpoint_that_knows_no_more_than_word_frequencies(right: GPT2LMHeadModel, tmp_path: Path) -> None:
+    facts = facts_of(save_owners(right, tmp_path / "step.pt"))
+    for nats, said in ((math.log(VOCAB), "random weights do"), (3.5, "word frequencies do")):
+        poor = replace(facts, optimizer_steps=300, offset_losses=dict.fromkeys(range(-2, 3), nats))
+        (finding,) = diagnose_checkpoints([poor], unigram_entropy=3.0)
+        assert finding.kind == "wrong_objective"
+        assert finding.summary == f"after 300 steps the checkpoint predicts the next token no better than {said}"
+        assert diagnose_checkpoints([replace(poor, optimizer_steps=299)], unigram_entropy=3.0) == []
 
 
 def test_a_folder_is_not_compared_with_itself(right: GPT2LMHeadModel, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import io
 import json
 import math
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tensorboardX.proto.event_pb2 import Event
@@ -118,10 +118,12 @@ def wandb_csv(run: Run) -> bytes:
     return file.getvalue().encode()
 
 
-def event_record(step: int, seconds: float, scalars: dict[str, float]) -> bytes:
+def event_record(step: int, seconds: float, scalars: Mapping[str, float], **tensors: object) -> bytes:
     event = Event(wall_time=1.7e9 + seconds, step=step)
     for tag, value in scalars.items():
         event.summary.value.add(tag=tag, simple_value=value)
+    for tag, tensor in tensors.items():
+        event.summary.value.add(tag=tag, tensor=tensor)
     data = event.SerializeToString()
     length = struct.pack("<Q", len(data))
     crcs = [struct.pack("<I", masked_crc32c(part)) for part in (length, data)]
