@@ -488,11 +488,11 @@ def test_an_empty_trace_has_no_findings() -> None:
     assert diagnose(trace, context=Context()) == []
 
 
-def stepwise(losses: list[float], *, between: dict[int, str] | None = None) -> str:
+def stepwise(losses: list[float], *, between: dict[int, str] | None = None, rate: float = 3e-4) -> str:
     """Return a log of a row a step, and of other lines before some."""
-    row = "{{'loss': {:.4f}, 'grad_norm': 1.0, 'learning_rate': 3e-4, 'step': {}}}\n"
+    row = "{{'loss': {:.4f}, 'grad_norm': 1.0, 'learning_rate': {}, 'step': {}}}\n"
     other = between or {}
-    return "".join(other.get(step, "") + row.format(loss, step) for step, loss in enumerate(losses, start=1))
+    return "".join(other.get(step, "") + row.format(loss, rate, step) for step, loss in enumerate(losses, start=1))
 
 
 def test_a_loss_scaler_that_goes_on_skipping_steps_is_told_and_one_that_finds_its_scale_is_not(log: Path) -> None:
@@ -520,6 +520,18 @@ def test_a_spike_that_built_up_and_is_never_made_good_is_the_optimizers(log: Pat
         assert findings[1].steps == (703, 1200)
 
 
+def test_a_spike_at_a_moderate_rate_is_looked_for_in_the_text_where_it_was_read(log: Path) -> None:
+    gauss = random.Random(0).gauss
+    losses = [3.3 + 0.3 * math.exp(-step / 300) + gauss(0, 0.02) for step in range(1000)]
+    losses[500:] = [loss + 1.2 * math.exp(-step / 10) for step, loss in enumerate(losses[500:])]
+    header = {1: "batch_size: 8, block_size: 128\n"}
+    (finding,) = found(log, stepwise(losses, between=header, rate=3e-5), Context(pretrained=True))
+    assert finding.kind == "spike"
+    where = "check the text that was read there, which is token 513,024 of training if it is read in order"
+    assert finding.next_step.startswith(where)
+    assert 501 * 8 * 128 == 513_024
+
+
 def test_where_no_learning_rate_is_recorded_the_cause_of_a_plateau_is_not_guessed(log: Path) -> None:
     gauss = random.Random(0).gauss
     losses = [7.6 + 3.2 * math.exp(-row / 20) + gauss(0, 0.02) for row in range(300)]
@@ -528,3 +540,71 @@ def test_where_no_learning_rate_is_recorded_the_cause_of_a_plateau_is_not_guesse
     assert finding.kind == "plateau"
     assert "without the learning rate the cause cannot be told" in finding.summary
     assert "log the learning rate" in finding.next_step
+
+
+GPT2, KNOWN, RANDOM = "model: gpt2", "vocab_size: 50257", Context(pretrained=False, vocab_size=50_257)
+LOW, HIGH = 5e-5, 6e-4
+"""Rates of a fine-tune and of random weights."""
+
+
+@pytest.mark.parametrize(
+    ("first", "start", "end", "rate", "known", "confidence"),
+    [
+        # A known vocabulary: random weights start at 10.82, English in a loaded GPT-2 at 3 to 5.
+        (0, 10.8, 4.0, LOW, GPT2, 0.7),
+        (0, 10.8, 4.0, HIGH, GPT2, 0.0),
+        (0, 10.8, 4.0, LOW, KNOWN, 0.0),
+        (0, 5.9, 4.0, LOW, KNOWN, 0.0),
+        (0, 9.23, 4.0, LOW, KNOWN, 0.95),
+        (0, 7.0, 5.8, LOW, KNOWN, 0.75),
+        (0, 7.0, 4.0, LOW, KNOWN, 0.0),
+        (0, 9.9, 4.0, HIGH, KNOWN, 0.95),
+        (1, 9.9, 4.0, HIGH, KNOWN, 0.0),  # one step at such a rate takes off a nat
+        (1, 9.7, 4.0, HIGH, KNOWN, 0.95),
+        (10, 9.7, 4.0, HIGH, KNOWN, 0.0),
+        # GPT-2's shape with a tokenizer of 8,192 or 4,096 tokens of its own starts at ln of that.
+        (0, 9.01, 4.0, None, GPT2, 0.7),
+        (0, 9.01, 4.0, HIGH, GPT2, 0.0),
+        (0, 8.32, 4.0, None, GPT2, 0.0),
+        (0, 8.0, 4.0, None, GPT2, 0.95),
+        # Rows that count no steps.
+        (None, 9.2, 4.0, LOW, KNOWN, 0.75),
+        (None, 7.2, 4.0, LOW, KNOWN, 0.0),
+        # A vocabulary that nobody names: random weights of some vocabulary may start anywhere.
+        (0, 9.23, 4.0, LOW, "", 0.85),
+        (0, 9.5, 4.0, None, "", 0.7),
+        (0, 9.5, 6.0, None, "", 0.8),
+        (0, 9.23, 4.0, HIGH, "", 0.0),  # 10,000 tokens
+        (0, 9.23, 6.5, HIGH, "", 0.8),
+        (0, 8.0, 6.5, HIGH, "", 0.8),
+        (0, 8.0, 4.0, HIGH, "", 0.0),
+        (0, 12.45, 4.0, LOW, "", 0.0),  # 256,000 tokens
+        (0, 10.4, 4.0, HIGH, "", 0.0),
+        (0, 6.9, 5.8, LOW, "", 0.42),
+        (0, 6.9, 4.0, LOW, "", 0.0),
+        (1500, 7.0, 6.5, LOW, "", 0.75),
+        (1500, 7.0, 4.5, LOW, "", 0.0),
+        (1500, 7.0, 6.5, HIGH, "", 0.0),
+        # What the weights were is told.
+        (0, 8.4, 3.0, HIGH, RANDOM, 0.95),
+        (0, 10.9, 3.0, HIGH, RANDOM, 0.0),
+        (0, 7.0, 4.0, LOW, Context(pretrained=True), 0.97),
+        (50, 7.0, 4.0, 2e-3, Context(pretrained=True), 0.6),  # the rate may have thrown it out
+        (0, 6.0, 4.0, LOW, Context(pretrained=True), 0.0),
+    ],
+)
+def test_how_sure_a_first_loss_makes_that_the_set_up_is_wrong(
+    log: Path, first: int | None, start: float, end: float, rate: float | None, known: str | Context, confidence: float
+) -> None:
+    header, context = (known, Context()) if isinstance(known, str) else ("", known)
+    losses = [end + (start - end) * math.exp(-row / 4) for row in range(40)]
+    rows = [
+        ("" if first is None else f"step {first + 10 * row}: ")
+        + f"train loss {loss:.4f}"
+        + (f" lr {rate}" if rate else "")
+        for row, loss in enumerate(losses)
+    ]
+    told = [one for one in found(log, "\n".join([header, *rows, ""]), context) if one.kind == "impossible_initial_loss"]
+    assert [one.confidence for one in told] == [confidence] * bool(confidence)
+    if told and context.pretrained is False:
+        assert "these losses cannot come from random weights, with which it was to begin" in told[0].summary
