@@ -77,6 +77,11 @@ def earlier_objects_frozen() -> None:
     gc.freeze()
 
 
+def pytest_sessionfinish() -> None:
+    """Have pytest's own collection at the end of every process find nothing to walk."""
+    gc.freeze()
+
+
 class ByStudy(LoadScopeScheduling):  # type: ignore[misc]
     """Hands the tests to processes by file, those of TOGETHER as one, and journeys, which share nothing, one by one."""
 

@@ -1,6 +1,7 @@
 """trainable.stability: every rule with a curve that breaks it and a healthy twin, then the recorded runs."""
 
 import dataclasses
+import functools
 import json
 import math
 import random
@@ -537,11 +538,14 @@ def judged(**more: Any) -> list[Any]:
     return [RATES["judge"](trace, **more) for trace in TRACES]
 
 
-RUNS = judged()
+@functools.cache
+def as_judged() -> list[Any]:
+    """Every recorded run; judged by the process that looks at one."""
+    return judged()
 
 
 def test_there_is_every_kind_of_run() -> None:
-    assert Counter(run.truth for run in RUNS) == {
+    assert Counter(run.truth for run in as_judged()) == {
         "good": 45,
         "spoilt": 10,
         "nonfinite": 2,
@@ -551,7 +555,7 @@ def test_there_is_every_kind_of_run() -> None:
 
 
 def test_no_good_run_is_stopped_and_none_is_said_to_be_on_a_plateau_or_poisoned() -> None:
-    for run in RUNS:
+    for run in as_judged():
         if run.truth == "good":
             assert run.stop is None, run.name
             assert not {f.kind for f in run.flags} & {"plateau", "poisoned_optimizer"}, run.name
@@ -567,14 +571,14 @@ def test_no_good_run_is_stopped_whatever_the_entropy(unigram_entropy: float, fro
 
 @pytest.mark.parametrize("steps", [30, 60, 90, 120, 150, 200, 300, 400])
 def test_no_good_run_is_stopped_when_its_budget_is_short(steps: int) -> None:
-    for trace, run in zip(TRACES, RUNS, strict=True):
+    for trace, run in zip(TRACES, as_judged(), strict=True):
         if run.truth == "good":
             assert stops(judge(trace["loss"][:steps], trace["gn"][:steps])) == [], run.name
 
 
 def test_every_bad_run_is_stopped_by_the_verdict_it_deserves() -> None:
     verdicts = {"nonfinite": "nonfinite", "diverging": "divergence", "collapsed": "floor"}
-    for run in RUNS:
+    for run in as_judged():
         if run.truth in verdicts:
             assert run.stop is not None, run.name
             assert run.stop.kind == verdicts[run.truth], run.name
@@ -583,21 +587,23 @@ def test_every_bad_run_is_stopped_by_the_verdict_it_deserves() -> None:
 
 
 def test_planted_spikes_are_found_and_few_others() -> None:
-    planted = [run for run in RUNS if run.spike_at]
+    planted = [run for run in as_judged() if run.spike_at]
     assert len(planted) == 16
     assert all(RATES["spike_found"](run) for run in planted)
-    elsewhere = sum(f.kind == "spike" for run in RUNS if run.truth == "good" and not run.spike_at for f in run.flags)
-    steps = sum(run.steps for run in RUNS if run.truth == "good" and not run.spike_at)
+    elsewhere = sum(
+        f.kind == "spike" for run in as_judged() if run.truth == "good" and not run.spike_at for f in run.flags
+    )
+    steps = sum(run.steps for run in as_judged() if run.truth == "good" and not run.spike_at)
     assert elsewhere / steps < 0.4 / 1000
 
 
 def test_plateaus_and_poisoned_optimizers_are_flagged() -> None:
-    flagged = {run.name: {f.kind for f in run.flags} for run in RUNS}
+    flagged = {run.name: {f.kind for f in run.flags} for run in as_judged()}
     for name, found in flagged.items():
         assert ("plateau" in found) or not name.startswith(("plateau_", "bf16_params_lr1e-5")), name
         assert ("poisoned_optimizer" in found) == name.startswith("gradfault1000"), name
 
 
 def test_the_benchmark_prints() -> None:
-    assert RATES["stops_table"](RUNS).row_count == 5
-    assert RATES["flags_table"](RUNS).row_count == 5
+    assert RATES["stops_table"](as_judged()).row_count == 5
+    assert RATES["flags_table"](as_judged()).row_count == 5
