@@ -28,7 +28,7 @@ gc.set_threshold(100_000, *gc.get_threshold()[1:])
 
 _shared = settings(database=None, deadline=None, suppress_health_check=list(HealthCheck))
 # The same examples every time, so that a commit is never red by chance.
-settings.register_profile("short", _shared, max_examples=100, derandomize=True)
+settings.register_profile("short", _shared, max_examples=60, derandomize=True)
 settings.register_profile("long", _shared, max_examples=int(os.environ.get("FUZZ_EXAMPLES", "3000")))
 settings.load_profile("short")
 
