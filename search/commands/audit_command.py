@@ -2,10 +2,12 @@
 
 from dataclasses import asdict
 
+from results.export import make_words
 from results.study.paths import picture_path, shown
 from search.options import Options
 from search.setup.inputs import check_inputs
 from search.terminal.console import Preparing, Terminal
+from search.terminal.next_steps import Step, say_next
 from trainable.errors import UserError
 
 
@@ -47,5 +49,9 @@ def audit_command(options: Options, terminal: Terminal) -> int:
     if cleaned is not None:
         terminal.console.print(render_clean(cleaned))
         document["cleaned"] = {**asdict(cleaned), "out": str(cleaned.out)}
+        kept = {name: options.texts.get(name) for name in ("GPT2_MODEL_NAME", "VALIDATION_DATA_SOURCE", "DOCUMENTS")}
+        words = make_words({"TRAINING_DATA_SOURCE": str(cleaned.out.absolute()), **kept})
+        search = Step(command=f"make search SPACE=plateau {words}", purpose="search on the cleaned text")
+        document["next"] = say_next([search], terminal)
     terminal.document(document)
     return 0

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -188,3 +189,19 @@ def test_two_logs_of_one_name_have_a_picture_each(run_here: Any, tmp_path: Path)
         log.write_text("".join(f"step {step}: train loss {7 - step / 100:.4f}\n" for step in range(0, 200, 10)))
         pictures.add(run_here("diagnose", "--json", f"TARGET={log}", cwd=tmp_path).document["picture"])
     assert len(pictures) == len(list((tmp_path / "results" / "pictures").glob("train-*.diagnosis.png"))) == 2
+
+
+def test_a_text_that_audit_cleaned_passes_the_preflight_that_the_one_before_did_not(
+    run_here: Any, text_file: Path, tmp_path: Path
+) -> None:
+    source, clean, text = tmp_path / "with copies.txt", tmp_path / "clean one.txt", text_file.read_text()
+    source.write_text(text + text[:60_000])
+    ran = run_here("preflight", TRAINING_DATA_SOURCE=str(source))
+    assert ran.code == 1
+    assert "make audit names them, and CLEAN=file writes the text without them" in ran.output
+    audited = run_here("audit", "--json", TRAINING_DATA_SOURCE=str(source), CLEAN=str(clean))
+    (step,) = audited.document["next"]
+    make, search, *words = shlex.split(step["command"])
+    assert (make, search, words[0]) == ("make", "search", "SPACE=plateau")
+    assert words[1:] == [f"TRAINING_DATA_SOURCE={clean}", "GPT2_MODEL_NAME=tiny-scratch"]
+    assert run_here("preflight", *words).code == 0
