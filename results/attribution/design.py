@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
+from results.words import value_words
 from trainable.config import HYPERPARAMETERS, TrialConfig, make_config
 from trainable.errors import UserError
 
@@ -96,7 +97,7 @@ def _value_text(name: str, config: TrialConfig, other: TrialConfig) -> str:
         accumulates = config.grad_accum_steps > 1 or other.grad_accum_steps > 1
         return f"{config.batch_size}" + (f" x {config.grad_accum_steps}" if accumulates else "")
     value = getattr(config, name)
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return value_words(value) if isinstance(value, float) else str(value)
 
 
 def config_of(

@@ -114,7 +114,7 @@ def test_the_story_changed_four_settings() -> None:
     assert [(setting.name, setting.before, setting.after) for setting in found] == [
         ("batch_size", "8", "32"),
         ("block_size", "256", "128"),
-        ("learning_rate", "2e-05", "1e-05"),
+        ("learning_rate", "2e-5", "1e-5"),
         ("schedule", "warmup_cosine, warm-up 10 %", "constant"),
     ]
 
@@ -409,12 +409,12 @@ def test_the_answer_is_a_sentence() -> None:
     settings = changed_settings(BEFORE, DOCUMENTED)
     found = attribute(losses_of(-0.001, 0.02, -0.07, -0.03), settings)
     assert did_it_words(found) == (
-        "learning rate 1e-05 did it: -0.0700 of -0.0810 nats/token; schedule constant gave -0.0300; "
+        "learning rate 1e-5 did it: -0.0700 of -0.0810 nats/token; schedule constant gave -0.0300; "
         "block size 128 cost 0.0200."
     )
     worse = attribute(losses_of(0.0, 0.02, 0.07, 0.0), settings, after_name="mine")
     assert did_it_words(worse) == (
-        "No gain: mine is +0.0900 nats/token; learning rate 1e-05 cost 0.0700; block size 128 cost 0.0200."
+        "No gain: mine is +0.0900 nats/token; learning rate 1e-5 cost 0.0700; block size 128 cost 0.0200."
     )
 
 
@@ -518,7 +518,7 @@ def test_the_table_says_what_did_it() -> None:
     assert "before → documented" in text
     shapley = shapley_means(found)
     line = next(line for line in text.splitlines() if "learning_rate" in line)
-    assert "2e-05 → 1e-05" in line
+    assert "2e-5 → 1e-5" in line
     assert f"{shapley[2]:+.4f} ± " in line
     assert "Interaction: batch_size with learning_rate -0.2" in text
     assert "Shortest path: batch_size (6." in text
