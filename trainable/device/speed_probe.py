@@ -2,7 +2,6 @@
 
 import multiprocessing
 import signal
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -75,9 +74,7 @@ def probes(
     """
     if not configs:
         return
-    # A server loads torch and transformers once for the processes of all probes. macOS' frameworks survive no fork.
-    context: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
-    context.set_forkserver_preload([__name__])
+    context = multiprocessing.get_context("spawn")
     barrier, readers, processes = context.Barrier(count), [], []
     for _ in range(count):
         reader, writer = context.Pipe(duplex=False)
