@@ -18,7 +18,7 @@ endif
 .DEFAULT_GOAL := help
 # `make -j search report`: the report is of that search.
 .NOTPARALLEL:
-COMMANDS := help search resume baseline train preflight confirm attribute report diagnose audit export model spaces compare list test check lint types format bench clean
+COMMANDS := help search resume baseline train preflight confirm attribute report diagnose audit export model spaces compare list test check lint types format bench faults clean
 .PHONY: $(COMMANDS)
 
 help: ## list the commands and the variables
@@ -98,6 +98,9 @@ format: $(STAMP) ## format the code
 
 bench: $(STAMP) ## run the benchmarks of tests/benchmarks; BENCH=search_speed runs that one
 	@for script in tests/benchmarks/$(or $(BENCH),*_*).py; do echo "== $$script"; $(VENV)/bin/python $$script || exit 1; done
+
+faults: $(STAMP) ## break searches in every way, two hours; FAULTS="walk soak" does these
+	@unset MAKEFLAGS MAKEOVERRIDES MAKELEVEL MAKE_WORDS MAKE_CALLED_FROM; lost=; for name in $(or $(FAULTS),$(filter-out common inject nodes,$(basename $(notdir $(wildcard tests/faults/*.py))))); do echo "== $$name"; $(VENV)/bin/python tests/faults/$$name.py || lost="$$lost $$name"; done; [ -z "$$lost" ] || { echo "lost in:$$lost"; exit 1; }
 
 clean: ## remove caches, keep studies
 	@rm -rf .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis

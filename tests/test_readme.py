@@ -89,8 +89,8 @@ def test_every_command_line_is_one_that_the_program_takes(
     assert name in TARGETS or name in COMMANDS
     command = command_of(name)
     if command is None:
-        benchmarks = {f"BENCH={path.stem}" for path in (ROOT / "tests" / "benchmarks").glob("*_*.py")}
-        assert set(words) <= (benchmarks if name == "bench" else set())
+        folder = {"bench": "benchmarks", "faults": "faults"}.get(name, "none")
+        assert set(words) <= {f"{name.upper()}={path.stem}" for path in (ROOT / "tests" / folder).glob("*.py")}
         return
     # What a page's line names need not be here: a bucket, a tracker's library, a folder.
     monkeypatch.setattr("search.options.files_at", lambda place: (None, place))
