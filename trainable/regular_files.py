@@ -59,10 +59,14 @@ def cannot_make(path: Path) -> tuple[Path, str] | None:
 
 def leads_out(entry: Path, folder: Path) -> bool:
     """Return whether an entry of a resolved folder is a link to something outside it."""
+    if not entry.is_symlink():
+        return False
     try:
-        return entry.is_symlink() and not entry.resolve().is_relative_to(folder)
+        target = entry.resolve()
     except (OSError, RuntimeError):  # links that lead to each other
         return True
+    # From Python 3.13 on such links are resolved to one of them.
+    return target.is_symlink() or not target.is_relative_to(folder)
 
 
 @contextmanager
