@@ -27,13 +27,17 @@ above HUGE_LINE_BYTES in any case."""
 
 def find_binary(scan: Scan) -> Iterator[Hit]:
     """Yield the stretches that are not text."""
-    for first, end in _groups(scan.noisy):
+    for low, high in _groups(scan.noisy):
+        spans = marked_spans(scan.noisy[low:high]) + low  # (n, 2)
+        # One line alone, before or after the blob, may be text with many signs.
+        blobs = np.flatnonzero(np.diff(spans)[:, 0] > 1)
+        spans = spans[blobs[0] : blobs[-1] + 1] if len(blobs) else spans
+        first, end = int(spans[0, 0]), int(spans[-1, 1])
         size = _bytes(scan, first, end)
         if size >= MIN_REGION_BYTES:
             # Lines of text between two blobs stay.
-            noisy = np.flatnonzero(scan.noisy[first:end]) + first
-            removed = union(np.stack([scan.units.first_token[noisy], scan.units.end_token[noisy]], axis=1))
-            yield _hit(scan, "binary", first, end, f"{size:,} bytes that are no text", removed=removed)
+            removed = np.stack([scan.units.first_token[spans[:, 0]], scan.units.end_token[spans[:, 1] - 1]], axis=1)
+            yield _hit(scan, "binary", first, end, f"{size:,} bytes that are no text", removed=union(removed))
 
 
 def find_foreign(scan: Scan, ignored: Flags) -> Iterator[Hit]:
