@@ -361,6 +361,23 @@ def test_the_cause_of_a_high_start_fits_its_number(log: Path, start: float, voca
     assert f"What fits: {cause}" in finding.summary
 
 
+@pytest.mark.parametrize("rate", [3e-2, 0.3])
+def test_a_rate_that_ruins_a_pretrained_model_before_the_first_row_is_no_fault_in_its_labels(
+    log: Path, rate: float
+) -> None:
+    # As recorded from a Trainer at a rate of 0.03: the first row is the mean of ten ruinous steps.
+    losses = [4.8 + 2.0 * math.exp(-index / 5) for index in range(30)]
+    [finding] = found(log, trainer_log(losses, rate=rate), Context(vocab_size=1000, pretrained=True))
+    assert finding.kind == "collapse"
+    assert "ruins its weights in the first steps" in finding.summary
+    assert finding.next_step.startswith("a fine-tune takes 1e-5 to 1e-4")
+
+
+def test_a_lower_rate_that_is_advised_is_no_ruinous_one() -> None:
+    high = diagnose(recorded_run("hot_lr0.3_s0"), context=RECORDED)[0]
+    assert high.next_step.startswith("try 3e-03 and 1e-03")
+
+
 @pytest.mark.parametrize(
     ("loss", "norm", "summary"),
     [
