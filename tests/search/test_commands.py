@@ -188,3 +188,13 @@ def test_two_logs_of_one_name_have_a_picture_each(run_here: Any, tmp_path: Path)
         log.write_text("".join(f"step {step}: train loss {7 - step / 100:.4f}\n" for step in range(0, 200, 10)))
         pictures.add(run_here("diagnose", "--json", f"TARGET={log}", cwd=tmp_path).document["picture"])
     assert len(pictures) == len(list((tmp_path / "results" / "pictures").glob("train-*.diagnosis.png"))) == 2
+
+
+def test_diagnose_looks_at_the_study_that_is_named(
+    run_here: Any, studies: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STUDIES_DIR", str(studies))
+    for name in ("asked", "latest-made"):
+        create_study(name, sound_document(name))
+    looked = run_here("diagnose", "STUDY=asked")
+    assert "found in study asked" in looked.stdout
