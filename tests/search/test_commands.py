@@ -15,6 +15,7 @@ from results.study.tables import TRIALS, write_table
 from search.__main__ import COMMANDS
 from search.options import KNOWN
 from tests.documents import sound_document
+from tests.results.confirmed import add_attempt
 from tests.rows import trial_row
 
 ROOT = Path(__file__).parents[2]
@@ -93,6 +94,18 @@ def test_a_damaged_study_is_listed_with_its_error_beside_the_others(run: Any, se
     assert entries.keys() == {"broken", "shared"}
     assert "not whole JSON" in entries["broken"]["error"]
     assert "not whole JSON" in " ".join(run("list", STUDIES_DIR=str(tmp_path)).stdout.split())
+
+
+def test_a_study_whose_tables_do_not_fit_together_is_listed_by_its_name(
+    run_here: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STUDIES_DIR", str(tmp_path))
+    study = create_study("torn", sound_document("torn"))
+    write_table(study.trials_path, [trial_row(0, val_loss=4.5), trial_row(1, val_loss=4.4, batch_size=8)], TRIALS)
+    add_attempt(study, {0: [4.5, 4.6], 1: [4.4, 4.5]})
+    study.trials_path.unlink()
+    listed = " ".join(run_here("list", STUDIES_DIR=str(tmp_path)).stdout.split())
+    assert "study torn: confirmation.json is of trial 0, which trials.parquet lacks" in listed
 
 
 def test_a_search_that_was_cut_off_is_listed_with_what_it_was_to_run(run_here: Any) -> None:
