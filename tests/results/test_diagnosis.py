@@ -397,6 +397,10 @@ def test_losses_that_are_lost(log: Path, loss: str, norm: float, summary: str) -
     assert finding.steps == (510, 690)
 
 
+def test_a_loss_of_0_with_a_gradient_is_a_policys(log: Path) -> None:
+    assert found(log, trainer_log([0.0] * 40, norm=0.35)) == []
+
+
 def test_one_batch_without_a_loss_is_no_end(log: Path) -> None:
     losses = [3.5 - index / 1000 for index in range(200)]
     losses[77] = math.nan
