@@ -20,6 +20,8 @@ from trainable.model.model_names import PRESETS
 
 UNSTABLE_FRAC = 0.15
 WORST_TRIALS = 5
+MANY_PASSES = 3.0
+"""Over a small text: what a model gains from more of them is that text alone."""
 VERDICT_KINDS = {"nonfinite": "nonfinite", "divergence": "divergence", "floor": "collapse"}
 """The kind of finding that a verdict is, by its reason."""
 _BROKEN = ("unstable", "out_of_memory", "failed")
@@ -48,18 +50,22 @@ def report_of_trial(study: Study, trial_id: int) -> Report:
 
 def _made_worse(study: Study, trial: Row | None) -> list[Diagnosis]:
     """Judge a completed trial by its loss alone, where no rule has found what is wrong with its course."""
-    start = start_val_loss(study.document())
+    document = study.document()
+    start = start_val_loss(document)
     if trial is None or start is None or trial["status"] != "completed" or not is_worse(final_loss(trial), start):
         return []
+    passes = trial["tokens_seen"] / document["corpus"]["train_tokens"]
+    longer = "then more steps, for the first ones cost a trained model something"
     return [
         Diagnosis(
             kind="divergence",
             confidence=0.7,
             summary=f"trial {trial['trial_id']} makes the model worse: it starts at {loss_words(start)} and ends at "
             f"{loss_words(final_loss(trial))} nats/token on held-out text",
-            evidence=f"{trial['optimizer_steps']} steps, learning rate {trial['learning_rate']:.2e}",
-            next_step="try a third of the learning rate or less, with a warm-up; then more steps, for the first ones "
-            "cost a trained model something",
+            evidence=f"{trial['optimizer_steps']} steps, learning rate {trial['learning_rate']:.2e}; the training text "
+            f"was read {passes:.1f} times",
+            next_step="try a third of the learning rate or less, with a warm-up; "
+            + (longer if passes < MANY_PASSES else "then more text: what is read so often is learned by heart"),
         )
     ]
 
