@@ -250,6 +250,36 @@ def test_a_slow_down_is_told_from_a_pause(log: Path) -> None:
     assert "1 h 00 min" in stall.summary
 
 
+def test_of_a_pause_in_one_printed_step_no_more_is_said_than_it_took(log: Path) -> None:
+    """As nanoGPT on a Mac that slept: it prints each tenth iteration's own time."""
+    times_ms = [335.0] * 40
+    times_ms[24] = 309_784.28
+    (stall,) = found(
+        log, "".join(f"iter {10 * n}: loss {4 - n / 20:.2f}, time {ms:.2f}ms\n" for n, ms in enumerate(times_ms))
+    )
+    assert stall.kind == "stall"
+    assert "one pause of at least about 5 min 10 s between step 230 and 240" in stall.summary
+
+
+def test_a_clock_of_minutes_and_seconds_is_no_steps_time(log: Path) -> None:
+    def text(seconds: list[float]) -> str:
+        rows = enumerate(seconds)
+        return "".join(
+            f"step {50 * n}: train loss {6 - n / 20:.2f}, time: {s // 60:.0f}m {s % 60:.1f}s\n" for n, s in rows
+        )
+
+    assert found(log, text([7.7 * n for n in range(40)])) == []
+    (slow,) = found(log, text([7.7 * n if n < 20 else 154 + 23.1 * (n - 20) for n in range(40)]))
+    assert slow.kind == "slow"
+    assert "from 6.49 to 2.16 steps/s" in slow.summary
+
+
+def test_a_log_without_losses_is_not_called_sound(log: Path) -> None:
+    log.write_text("".join(f"step {n} | lr 1e-4 | grad norm 1.0\n" for n in range(0, 90, 10)))
+    report = report_of_trace(read_training_log(log), context=Context())
+    assert report.headline.endswith("; no loss was read from it.")
+
+
 def test_frequent_evaluations_are_no_slow_down(log: Path) -> None:
     # A printed mean tells less of a step the longer the run: late windows all hold an evaluation, early ones none.
     rows = falling(3.9, 3.2, total_steps=400, evaluations=10)
