@@ -406,6 +406,8 @@ def test_a_rate_that_ruins_a_pretrained_model_before_the_first_row_is_no_fault_i
 def test_a_lower_rate_that_is_advised_is_no_ruinous_one() -> None:
     high = diagnose(recorded_run("hot_lr0.3_s0"), context=RECORDED)[0]
     assert high.next_step.startswith("try 3e-03 and 1e-03")
+    diverged = diagnose(recorded_run("hot_ramp_s0"), context=RECORDED)[0]
+    assert "try 3e-03 or less in place of 1.3e+01" in diverged.next_step
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from results.diagnosis.rules.start import (
     TOO_HIGH_LR,
     is_flat,
     is_ruinous,
+    lower_rate,
     worse_than_uniform,
 )
 from results.diagnosis.run_view import RunView
@@ -145,7 +146,7 @@ def _cause(run: RunView, others: list[Diagnosis], *, flat: bool) -> tuple[str, s
         weights = " for random weights" if run.from_scratch else ""
         return "plateau", f"a learning rate of {rate:.1e} is too low{weights}", advice, 0.8
     if rate is not None and rate >= high:
-        lower = min(rate / 10, TOO_HIGH_LR / 3) if is_ruinous(run) else rate / 10
+        lower = lower_rate(run, 10)
         return (
             "collapse",
             f"a learning rate of {rate:.1e} is too high"

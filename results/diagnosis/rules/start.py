@@ -141,8 +141,15 @@ def _highest_start(run: RunView) -> float:
 
 
 def is_ruinous(run: RunView) -> bool:
-    """Whether the learning rate throws out any weights; rates of 1 and more are plain SGD's, which they suit."""
-    return run.peak_lr is not None and TOO_HIGH_LR <= run.peak_lr < 1
+    """Whether the learning rate throws out any weights; a log's of 1 and more are plain SGD's, which they suit."""
+    rate = run.peak_lr
+    return rate is not None and rate >= TOO_HIGH_LR and (rate < 1 or run.trace.origin == "trial")
+
+
+def lower_rate(run: RunView, divisor: float) -> float:
+    """Return the learning rate divided, and at most one that ruins no weights."""
+    assert run.peak_lr is not None
+    return min(run.peak_lr / divisor, TOO_HIGH_LR / 3) if is_ruinous(run) else run.peak_lr / divisor
 
 
 def _is_gentle(run: RunView) -> bool:
