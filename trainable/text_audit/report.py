@@ -56,7 +56,7 @@ def render(report: AuditReport) -> RenderableType:
     left = sum(total.findings for total in report.totals.values()) - len(shown)
     if left > 0:
         low = ", low ones" if len(grave) <= SHOWN else ""
-        how = f".venv/bin/python -m search audit --json lists the largest {MAX_FINDINGS} of each kind"
+        how = f".venv/bin/python -m search audit with the same variables and --json lists {MAX_FINDINGS} of each kind"
         parts.append(Text(f"... and {left:,} more{low}: RANGE= shows those of a part, {how}."))
     return Group(*parts)
 
