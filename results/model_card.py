@@ -6,7 +6,7 @@ from typing import Any
 
 from results.study.folder import Study
 from results.winner import Winner, evidence_words, is_worse
-from results.words import config_words, loss_words
+from results.words import config_words, evaluation_words, loss_words
 from trainable.config import HYPERPARAMETERS
 
 Row = Mapping[str, Any]
@@ -59,7 +59,7 @@ def model_card(study: Study, trial: Row, winner: Winner, *, base_license: str | 
     front = ["library_name: transformers", "pipeline_tag: text-generation"]
     front += [f"base_model: {base}"] if is_hub_name else []
     front += [f"license: {base_license}"] if base_license else []
-    corpus, evaluation = document["corpus"], document["evaluation"]
+    corpus = document["corpus"]
     start = winner.start_val_loss
     losses = {"start": start, "baseline": winner.baseline_val_loss, "this model": trial["val_loss"]}
     shown_losses = " → ".join(f"{name} {loss_words(loss)}" for name, loss in losses.items() if loss is not None)
@@ -78,8 +78,7 @@ def model_card(study: Study, trial: Row, winner: Winner, *, base_license: str | 
         "",
         f"Proof: {evidence_words(winner)}.",
         "",
-        f"Evaluated on {evaluation['tokens']:,} held-out tokens at context {evaluation['block_size']}, in fp32 without "
-        "dropout.",
+        f"Evaluated on {evaluation_words(document)}, in fp32 without dropout.",
         "",
         "| setting | value |",
         "|---|---|",

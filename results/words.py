@@ -173,6 +173,17 @@ def short_budget_words(budget: Budget) -> str:
     return token_words(budget.tokens) if budget.device_s is None else duration_text(budget.device_s)
 
 
+def evaluation_words(document: Mapping[str, Any]) -> str:
+    """Return how many held-out tokens a study's evaluation scores, at which context; fewer where its text is short."""
+    block, asked = document["evaluation"]["block_size"], document["evaluation"]["tokens"]
+    # As trainable.evaluation cuts windows: they slide by half a block, and the second half is scored.
+    half = block // 2
+    there = ((document["corpus"]["val_tokens"] - block - 1) // half + 1) * half
+    scored = min(asked // half * half, there)
+    short = " (all that the text gives)" if there < asked // half * half else ""
+    return f"{scored:,} held-out tokens at context {block}{short}"
+
+
 def percent_words(share: float | None) -> str:
     """Return a share in per cent, or a dash."""
     if share is None:

@@ -14,6 +14,8 @@ TYPED_NAMES = {
     "MODEL_NAME_OR_PATH": "GPT2_MODEL_NAME",
     "DATA": "TRAINING_DATA_SOURCE",
     "TEXT": "TRAINING_DATA_SOURCE",
+    "BUDGET": "BUDGET_TOKENS",
+    "TOKENS": "BUDGET_TOKENS",
 }
 """Our variable by a name in other programs, which an environment may have for anything."""
 NOT_MEANT = ("COMPILER",)

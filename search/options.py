@@ -191,11 +191,11 @@ class Options(BaseModel):
     typed: frozenset[str] = Field(default=frozenset(), exclude=True)
     """Names of those on the command line, which the environment may hold with another value."""
 
-    space: Text | None = None
-    """space file: a name in spaces/ or a path (default plateau)"""
+    space: Annotated[Text | None, ReadBy("a new search", "spaces")] = None
+    """the space file, by a name in spaces/ or a path (default plateau)"""
     study: Text | None = None
     """name of the study to make, or to read (default: made from space and time; latest)"""
-    trials: Annotated[WholeOrAuto, WrapValidator(_more)] | None = None
+    trials: Annotated[Annotated[WholeOrAuto, WrapValidator(_more)] | None, ReadBy("a search")] = None
     """number of trials, the baseline included, or auto to end once more would gain too little; resume: +2 for two
     more"""
     budget_tokens: Tokens | None = None
@@ -203,7 +203,7 @@ class Options(BaseModel):
     many"""
     budget_time: Duration | None = None
     """device time of a full-length trial in place of tokens: 10m, 90s, 1h30m or 600 (seconds)"""
-    baseline: Text | None = None
+    baseline: Annotated[Text | None, ReadBy("a new search")] = None
     """the baseline's settings: documented, before, a study, a .env file or a checkpoint"""
     warm_start: Annotated[Text | None, ReadBy("a search")] = None
     """a study whose results the searcher learns from, its best runs first"""

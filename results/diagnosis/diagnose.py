@@ -22,7 +22,8 @@ def diagnose(trace: RunTrace, *, context: Context) -> list[Diagnosis]:
     start = start_finding(run)
     found = [*([start] if start else []), *update_findings(run), *level_findings(run)]
     plateau = plateau_finding(run, found)
-    found += [plateau] if plateau else []
+    if plateau:
+        found = [*(one for one in found if one.kind != plateau.kind), plateau]
     found += compare_findings(run, found)
     found += time_findings(run)
     return ranked(found)

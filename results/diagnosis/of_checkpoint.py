@@ -35,7 +35,8 @@ def report_of_checkpoints(
     losses = _by_offset(last.offset_losses)
     notes = [f"left out: {why}" for why in unread]
     if losses:
-        measured_on = f"{last.offset_tokens} held-out tokens{text and f' of {text}'} at step {last.optimizer_steps}"
+        at_step = f" at step {last.optimizer_steps}" if last.optimizer_steps else ""
+        measured_on = f"{last.offset_tokens} held-out tokens{text and f' of {text}'}{at_step}"
         notes.append(f"loss by offset on {measured_on}: {losses}")
     if unigram_entropy is not None and last.offset_losses.get(1, 0.0) > unigram_entropy:
         # Of a model whose steps are not known no finding says it.
@@ -53,7 +54,9 @@ def report_of_checkpoints(
     steps = ", ".join(str(one.optimizer_steps) for one in facts[-8:])
     what = "a checkpoint" if len(facts) == 1 else f"{len(facts)} checkpoints"
     whose = "of this project" if last.is_ours else "of another script"
-    about = f"{what} {whose}, step {steps}; weights: {types}"
+    # A model folder's weights, ours too, and a bare state dict say no step.
+    whence = f"{what} {whose}, step {steps}; " if any(one.optimizer_steps for one in facts) else ""
+    about = f"{whence}weights: {types}"
     if last.hyperparameters:
         shown = ", ".join(f"{name} {value}" for name, value in list(last.hyperparameters.items())[:16])
         notes.append(f"recorded hyperparameters: {shown}")

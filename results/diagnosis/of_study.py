@@ -10,15 +10,18 @@ from results.diagnosis.findings import Diagnosis
 from results.diagnosis.render import Report, report_of_trace
 from results.diagnosis.run_view import Context
 from results.diagnosis.trace import trace_of_trial
-from results.ranking import baseline_trial, ending_counts, leaderboard, ranked_trials
+from results.ranking import baseline_trial, ending_counts, final_loss, leaderboard, ranked_trials
 from results.study.folder import Study
 from results.study.planned_run import Row
-from results.words import STATUS_LABELS, count_words
+from results.winner import is_worse, start_val_loss, winner_of
+from results.words import STATUS_LABELS, count_words, loss_words
 from trainable.errors import UserError
 from trainable.model.model_names import PRESETS
 
 UNSTABLE_FRAC = 0.15
 WORST_TRIALS = 5
+MANY_PASSES = 3.0
+"""Over a small text: what a model gains from more of them is that text alone."""
 VERDICT_KINDS = {"nonfinite": "nonfinite", "divergence": "divergence", "floor": "collapse"}
 """The kind of finding that a verdict is, by its reason."""
 _BROKEN = ("unstable", "out_of_memory", "failed")
@@ -41,7 +44,30 @@ def report_of_trial(study: Study, trial_id: int) -> Report:
     """Return the report of one trial, with the verdict that ended it. Raises UserError."""
     report = report_of_trace(trace_of_trial(study, trial_id), context=context_of_study(study))
     trial = next(row for row in study.trials() if row["trial_id"] == trial_id)
-    return replace(report, findings=tuple(_with_own_verdict(trial, report.findings)))
+    findings = _with_own_verdict(trial, report.findings) or _made_worse(study, trial)
+    return replace(report, findings=tuple(findings))
+
+
+def _made_worse(study: Study, trial: Row | None) -> list[Diagnosis]:
+    """Judge a completed trial by its loss alone, where no rule has found what is wrong with its course."""
+    document = study.document()
+    start = start_val_loss(document)
+    if trial is None or start is None or trial["status"] != "completed" or not is_worse(final_loss(trial), start):
+        return []
+    passes = trial["tokens_seen"] / document["corpus"]["train_tokens"]
+    longer = "then more steps, for the first ones cost a trained model something"
+    return [
+        Diagnosis(
+            kind="divergence",
+            confidence=0.7,
+            summary=f"trial {trial['trial_id']} makes the model worse: it starts at {loss_words(start)} and ends at "
+            f"{loss_words(final_loss(trial))} nats/token on held-out text",
+            evidence=f"{trial['optimizer_steps']} steps, learning rate {trial['learning_rate']:.2e}; the training text "
+            f"was read {passes:.1f} times",
+            next_step="try a third of the learning rate or less, with a warm-up; "
+            + (longer if passes < MANY_PASSES else "then more text: what is read so often is learned by heart"),
+        )
+    ]
 
 
 def _with_own_verdict(trial: Row, findings: Sequence[Diagnosis]) -> list[Diagnosis]:
@@ -88,7 +114,8 @@ def diagnose_study(study: Study) -> list[Diagnosis]:
     Raises UserError when a file of the study is damaged.
     """
     trials = _judged_trials(study)
-    return ranked([*_unstable(study, trials), *_baseline(study, trials), *_of_trials(study, _chosen(trials))])
+    found = [*_unstable(study, trials), *_baseline(study, trials), *_of_trials(study, _chosen(trials))]
+    return ranked(found or _made_worse(study, winner_of(study).trial))
 
 
 def _judged_trials(study: Study) -> list[Row]:

@@ -92,7 +92,10 @@ class Study:
         except (ValueError, RecursionError) as err:
             raise UserError(f"{where}: not whole JSON ({err}). Restore it, or move the study away.") from None
         if not isinstance(document, dict) or document.get("schema_version") != SCHEMA_VERSION:
-            raise UserError(f"{where}: not a study of schema_version {SCHEMA_VERSION}: another version wrote it.")
+            raise UserError(
+                f"{where}: not a study of schema_version {SCHEMA_VERSION}: another version wrote it. Read it with the "
+                "version of its git_commit, or move the study away."
+            )
         from results.study.document_model import document_fault
 
         if (fault := document_fault(document)) is not None:

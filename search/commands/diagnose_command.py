@@ -26,8 +26,8 @@ from trainable.model.model_names import PRESETS, check_model_name, vocab_size_of
 
 
 def diagnose_command(options: Options, terminal: Terminal) -> int:
-    """Diagnose TARGET (default: the latest study); 0 whatever is found."""
-    target = options.target or LATEST
+    """Diagnose TARGET (default: STUDY, else the latest); 0 whatever is found."""
+    target = options.target or options.study or LATEST
     with Preparing(terminal.console) as progress:
         progress(f"looking at {target}", 0.0)
         report, picture = _report(target, options, progress)

@@ -215,7 +215,28 @@ def _of_trainer(where: str, path: Path) -> _Read:
     tokens, done = state.get("num_input_tokens_seen"), state.get("global_step")
     if tokens and done and values["batch_size"]:
         values["block_size"] = tokens // (done * values["batch_size"] * (values.get("grad_accum_steps") or 1))
+    if (adapters := json_object(path / "adapter_config.json")) is not None:
+        values |= _of_adapters(adapters, left)
     return _Read(values={name: value for name, value in values.items() if value is not None}, left=tuple(left))
+
+
+def _of_adapters(settings: Mapping[str, Any], left: list[str]) -> dict[str, Any]:
+    """Return LoRA's hyperparameters by peft's settings; what ours do not have is added to `left`."""
+    names = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform")
+    left += [f"{name} {value_words(settings[name])}" for name in names if settings.get(name)]
+    targets = settings.get("target_modules")
+    if isinstance(targets, list):
+        targets = ",".join(sorted(targets))
+    elif targets != "all-linear":
+        left += [f"target_modules {targets}"] if targets else []
+        targets = None
+    return {
+        "use_lora": True,
+        "lora_rank": settings.get("r"),
+        "lora_alpha": settings.get("lora_alpha"),
+        "lora_dropout": settings.get("lora_dropout"),
+        "lora_targets": targets,
+    }
 
 
 def _warmup_steps(arguments: Mapping[str, Any], steps: int | None) -> int:

@@ -183,7 +183,7 @@ def save_run_model(
     # The same weights and kernels give the same bits: anything else is a bug of ours.
     assert dtype != "fp32" or loss == loss_here, (loss, loss_here)
     if dtype != "fp32":
-        judged = f": it was trained in fp32, at {loss_here:.4f}. DTYPE=fp32 keeps every digit"
+        judged = f", of the run's fp32 weights {loss_here:.4f}. DTYPE=fp32 keeps every digit"
     elif loss_here == run_loss:
         judged = ", the run's to the last digit"
     else:

@@ -14,6 +14,7 @@ from search.cluster.connection import Node
 from search.options import Options
 from search.setup.inputs import Loaded
 from search.terminal.console import Preparing
+from search.terminal.signals import ending_in_order
 from search.tune.resources import Slots, slots_on
 from spaces.budget import Speeds
 from trainable.config import TrialConfig
@@ -62,6 +63,7 @@ def slots_for(loaded: Loaded, options: Options, largest: TrialConfig, progress: 
     )
 
 
+@ending_in_order()
 def _best_concurrency(
     loaded: Loaded, config: TrialConfig, cores: int, threads: int | None, progress: Preparing
 ) -> tuple[int, int]:
@@ -103,6 +105,7 @@ def _candidates(info: "DeviceInfo", cores: int, threads: int | None) -> Iterator
         count *= 2
 
 
+@ending_in_order()
 def measured_speeds(
     loaded: Loaded,
     slots: Slots,

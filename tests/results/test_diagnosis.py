@@ -250,6 +250,36 @@ def test_a_slow_down_is_told_from_a_pause(log: Path) -> None:
     assert "1 h 00 min" in stall.summary
 
 
+def test_of_a_pause_in_one_printed_step_no_more_is_said_than_it_took(log: Path) -> None:
+    """As nanoGPT on a Mac that slept: it prints each tenth iteration's own time."""
+    times_ms = [335.0] * 40
+    times_ms[24] = 309_784.28
+    (stall,) = found(
+        log, "".join(f"iter {10 * n}: loss {4 - n / 20:.2f}, time {ms:.2f}ms\n" for n, ms in enumerate(times_ms))
+    )
+    assert stall.kind == "stall"
+    assert "one pause of at least about 5 min 10 s between step 230 and 240" in stall.summary
+
+
+def test_a_clock_of_minutes_and_seconds_is_no_steps_time(log: Path) -> None:
+    def text(seconds: list[float]) -> str:
+        rows = enumerate(seconds)
+        return "".join(
+            f"step {50 * n}: train loss {6 - n / 20:.2f}, time: {s // 60:.0f}m {s % 60:.1f}s\n" for n, s in rows
+        )
+
+    assert found(log, text([7.7 * n for n in range(40)])) == []
+    (slow,) = found(log, text([7.7 * n if n < 20 else 154 + 23.1 * (n - 20) for n in range(40)]))
+    assert slow.kind == "slow"
+    assert "from 6.49 to 2.16 steps/s" in slow.summary
+
+
+def test_a_log_without_losses_is_not_called_sound(log: Path) -> None:
+    log.write_text("".join(f"step {n} | lr 1e-4 | grad norm 1.0\n" for n in range(0, 90, 10)))
+    report = report_of_trace(read_training_log(log), context=Context())
+    assert report.headline.endswith("; no loss was read from it.")
+
+
 def test_frequent_evaluations_are_no_slow_down(log: Path) -> None:
     # A printed mean tells less of a step the longer the run: late windows all hold an evaluation, early ones none.
     rows = falling(3.9, 3.2, total_steps=400, evaluations=10)
@@ -361,6 +391,25 @@ def test_the_cause_of_a_high_start_fits_its_number(log: Path, start: float, voca
     assert f"What fits: {cause}" in finding.summary
 
 
+@pytest.mark.parametrize("rate", [3e-2, 0.3])
+def test_a_rate_that_ruins_a_pretrained_model_before_the_first_row_is_no_fault_in_its_labels(
+    log: Path, rate: float
+) -> None:
+    # As recorded from a Trainer at a rate of 0.03: the first row is the mean of ten ruinous steps.
+    losses = [4.8 + 2.0 * math.exp(-index / 5) for index in range(30)]
+    [finding] = found(log, trainer_log(losses, rate=rate), Context(vocab_size=1000, pretrained=True))
+    assert finding.kind == "collapse"
+    assert "ruins its weights in the first steps" in finding.summary
+    assert finding.next_step.startswith("a fine-tune takes 1e-5 to 1e-4")
+
+
+def test_a_lower_rate_that_is_advised_is_no_ruinous_one() -> None:
+    high = diagnose(recorded_run("hot_lr0.3_s0"), context=RECORDED)[0]
+    assert high.next_step.startswith("try 3e-03 and 1e-03")
+    diverged = diagnose(recorded_run("hot_ramp_s0"), context=RECORDED)[0]
+    assert "try 3e-03 or less in place of 1.3e+01" in diverged.next_step
+
+
 @pytest.mark.parametrize(
     ("loss", "norm", "summary"),
     [
@@ -378,6 +427,10 @@ def test_losses_that_are_lost(log: Path, loss: str, norm: float, summary: str) -
     assert finding.kind == "nonfinite"
     assert summary in finding.summary
     assert finding.steps == (510, 690)
+
+
+def test_a_loss_of_0_with_a_gradient_is_a_policys(log: Path) -> None:
+    assert found(log, trainer_log([0.0] * 40, norm=0.35)) == []
 
 
 def test_one_batch_without_a_loss_is_no_end(log: Path) -> None:

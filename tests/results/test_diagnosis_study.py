@@ -1,3 +1,4 @@
+import json
 import random
 from collections.abc import Callable
 from dataclasses import asdict
@@ -6,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from results.diagnosis.of_study import context_of_study, diagnose_study, report_of_study
+from results.diagnosis.of_study import context_of_study, diagnose_study, report_of_study, report_of_trial
 from results.diagnosis.run_view import Context
 from results.diagnosis.trace import trace_of_trial
 from results.study.folder import Study, create_study
@@ -96,6 +97,21 @@ def test_a_sound_study(study: Study, make_trial: Callable[..., dict[str, Any]]) 
     assert report.about == "study of 3 trials: 3 completed"
     assert report.trace is not None
     assert report.trace.source == "trial 0 of study plateau-1125-0310"
+
+
+def test_what_made_the_model_worse_is_not_called_sound(study: Study, make_trial: Callable[..., dict[str, Any]]) -> None:
+    fill(study, make_trial, [1e-3, 2e-3], unstable=set())
+    started(study, 4.2)  # They end at 4.24, as sound as their course is.
+    [finding] = diagnose_study(study)
+    assert "makes the model worse: it starts at 4.2000 and ends at 4." in finding.summary
+    assert report_of_trial(study, 1).findings[0].summary.startswith("trial 1 makes the model worse")
+    started(study, 7.65)
+    assert diagnose_study(study) == []
+
+
+def started(study: Study, val_loss: float) -> None:
+    document = study.document()
+    study.study_json.write_text(json.dumps({**document, "start": {"val_loss": val_loss, "train_loss": 4.2}}))
 
 
 def test_where_the_unstable_trials_lie(study: Study, make_trial: Callable[..., dict[str, Any]]) -> None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -180,6 +180,16 @@ def test_an_edge_says_which_way_to_widen(
     assert [row["side"] for row in found] == ([side] if side else [])
     if side:
         assert ("widen it downwards" if side == "low" else "widen it upwards") in found[0]["words"]
+
+
+@pytest.mark.parametrize(("rate", "sides"), [(1.0, []), (1e-6, ["low"])])
+def test_of_what_makes_the_model_worse_only_a_lower_rate_is_an_edge(
+    make_trial: MakeTrial, rate: float, sides: list[str]
+) -> None:
+    batch = SearchParameter("batch_size", Choice((8, 32)))
+    found = measured([make_trial(0, "completed", 4.0, learning_rate=rate, batch_size=8)], None, LR, batch)
+    worse = replace(found, winner=replace(found.winner, start_val_loss=3.5))
+    assert [row["side"] for row in edges(worse)] == sides
 
 
 def test_domains_that_the_trials_span_have_no_edges(make_trial: MakeTrial) -> None:

@@ -560,3 +560,12 @@ def test_scalars_that_tensorflow_2_writes_as_tensors_are_read(tmp_path: Path, sc
     trace = read_training_log(path)
     assert trace.train_loss == (2.5, 2.5, 2.5)
     assert counts(trace) == (3, 0)
+
+
+def test_litgpts_older_lines_have_a_loss(tmp_path: Path) -> None:
+    log = tmp_path / "train.log"
+    line = "Ep 1 | iter {} | step {}: loss train (curr): {}, val (prev val iter): None | iter time: 298.27 ms\n"
+    log.write_text("".join(line.format(4 * n, n, 2 - n / 10) for n in range(1, 6)))
+    trace = read_training_log(log)
+    assert trace.series("train_loss") == ([1, 2, 3, 4, 5], [1.9, 1.8, 1.7, 1.6, 1.5])
+    assert trace.series("val_loss") == ([], [])

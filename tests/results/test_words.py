@@ -4,6 +4,7 @@ import math
 from dataclasses import asdict, replace
 from typing import get_args
 
+import numpy as np
 import pytest
 
 from results.words import (
@@ -12,6 +13,7 @@ from results.words import (
     difference_words,
     duration_words,
     early_end_words,
+    evaluation_words,
     interval_words,
     loss_words,
     percent_words,
@@ -21,6 +23,7 @@ from results.words import (
     value_words,
 )
 from trainable.config import BEFORE, DOCUMENTED
+from trainable.evaluation import EvalProtocol, eval_windows
 from trainable.rows import TrialStatus
 
 
@@ -101,6 +104,23 @@ def test_configurations() -> None:
     assert shape_words(accumulated) == "8x4 x 256"
     assert schedule_words(asdict(DOCUMENTED)) == "constant"
     assert schedule_words(accumulated) == "warmup_cosine 500"
+
+
+@pytest.mark.parametrize(
+    ("val_tokens", "tokens", "block", "words"),
+    [
+        (92, 1024, 64, "32 held-out tokens at context 64 (all that the text gives)"),
+        (5000, 1024, 64, "1,024 held-out tokens at context 64"),
+        (5000, 1000, 33, "992 held-out tokens at context 33"),
+        (1056, 1024, 64, "992 held-out tokens at context 64 (all that the text gives)"),
+        (1057, 1024, 64, "1,024 held-out tokens at context 64"),
+    ],
+)
+def test_as_many_tokens_are_named_as_are_scored(val_tokens: int, tokens: int, block: int, words: str) -> None:
+    evaluation = {"block_size": block, "tokens": tokens}
+    assert evaluation_words({"evaluation": evaluation, "corpus": {"val_tokens": val_tokens}}) == words
+    windows = eval_windows(np.arange(val_tokens, dtype=np.uint16), EvalProtocol(block_size=block, tokens=tokens))
+    assert words.startswith(f"{len(windows) * (block // 2):,} held-out tokens")
 
 
 def test_every_status_has_a_label() -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
 from results.study.folder import Study
@@ -198,6 +200,23 @@ def test_a_trainers_arguments_are_read_and_nothing_of_them_runs(trainer_folder: 
     assert read_baseline(str(trainer_folder / "training_args.bin")).config == baseline.config
     with pytest.raises(UserError, match=f"Name one of those in it, such as {trainer_folder}\\.$"):
         read_baseline(str(trainer_folder.parent))
+
+
+def test_the_adapters_of_a_trainers_checkpoint_are_its_settings_too(trainer_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint-4"
+    shutil.copytree(trainer_folder, folder)
+    config = LoraConfig(r=4, lora_alpha=12, lora_dropout=0.05, target_modules=["c_proj", "c_attn"], use_rslora=True)
+    config.save_pretrained(str(folder))
+    baseline = read_baseline(str(folder))
+    assert baseline.config == replace(
+        read_baseline(str(trainer_folder)).config,
+        use_lora=True,
+        lora_rank=4,
+        lora_alpha=12,
+        lora_dropout=0.05,
+        lora_targets="c_attn,c_proj",
+    )
+    assert any("also says use_rslora True" in note for note in baseline.notes)
 
 
 def test_without_its_arguments_a_trainers_state_still_says_something(trainer_folder: Path, tmp_path: Path) -> None:

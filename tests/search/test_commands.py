@@ -16,6 +16,7 @@ from results.study.tables import TRIALS, write_table
 from search.__main__ import COMMANDS
 from search.options import KNOWN
 from tests.documents import sound_document
+from tests.results.confirmed import add_attempt
 from tests.rows import trial_row
 
 ROOT = Path(__file__).parents[2]
@@ -94,6 +95,18 @@ def test_a_damaged_study_is_listed_with_its_error_beside_the_others(run: Any, se
     assert entries.keys() == {"broken", "shared"}
     assert "not whole JSON" in entries["broken"]["error"]
     assert "not whole JSON" in " ".join(run("list", STUDIES_DIR=str(tmp_path)).stdout.split())
+
+
+def test_a_study_whose_tables_do_not_fit_together_is_listed_by_its_name(
+    run_here: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STUDIES_DIR", str(tmp_path))
+    study = create_study("torn", sound_document("torn"))
+    write_table(study.trials_path, [trial_row(0, val_loss=4.5), trial_row(1, val_loss=4.4, batch_size=8)], TRIALS)
+    add_attempt(study, {0: [4.5, 4.6], 1: [4.4, 4.5]})
+    study.trials_path.unlink()
+    listed = " ".join(run_here("list", STUDIES_DIR=str(tmp_path)).stdout.split())
+    assert "study torn: confirmation.json is of trial 0, which trials.parquet lacks" in listed
 
 
 def test_a_search_that_was_cut_off_is_listed_with_what_it_was_to_run(run_here: Any) -> None:
@@ -205,3 +218,13 @@ def test_a_text_that_audit_cleaned_passes_the_preflight_that_the_one_before_did_
     assert (make, search, words[0]) == ("make", "search", "SPACE=plateau")
     assert words[1:] == [f"TRAINING_DATA_SOURCE={clean}", "GPT2_MODEL_NAME=tiny-scratch"]
     assert run_here("preflight", *words).code == 0
+
+
+def test_diagnose_looks_at_the_study_that_is_named(
+    run_here: Any, studies: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STUDIES_DIR", str(studies))
+    for name in ("asked", "latest-made"):
+        create_study(name, sound_document(name))
+    looked = run_here("diagnose", "STUDY=asked")
+    assert "found in study asked" in looked.stdout

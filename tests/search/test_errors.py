@@ -67,7 +67,7 @@ CHEAP = [
     ("run SPCE=plateau", "there is no variable 'SPCE'. Did you mean 'SPACE'?"),
     ("run plateau", "'plateau' is not of the form NAME=value."),
     ("run TRIALS=many", "TRIALS='many' is not a whole number"),
-    ("run TRIALS=0", "TRIALS='0' must be at least 1. TRIALS: number of trials"),
+    ("run TRIALS=0", "TRIALS='0' must be at least 1. TRIALS: a search: number of trials"),
     ("run BUDGET_TOKENS=lots", "BUDGET_TOKENS='lots' is not a number of tokens"),
     ("run BUDGET_TOKENS=10", "a budget of 10 tokens is less than one step of 4096 tokens"),
     ("run BATCH_SIZE=0", "batch_size (BATCH_SIZE) is 0; it must be at least 1"),
@@ -107,7 +107,7 @@ CHEAP = [
     ),
     (
         "run TRIALS=autto",
-        "TRIALS='autto' is not a whole number. TRIALS: number of trials, the baseline included, or auto",
+        "TRIALS='autto' is not a whole number. TRIALS: a search: number of trials, the baseline included, or auto",
     ),
     ("baseline COMPARE=documented", "COMPARE=documented is the baseline itself. Unset it, or name another."),
     ("baseline COMPARE=after", "COMPARE=after is not known. Known: before, documented."),

@@ -218,3 +218,22 @@ def test_ctrl_c_before_ray_is_up(start: Any, studies: Path) -> None:
     assert study.trials() == []
     assert ran.document["endings"] == {}
     assert "Traceback" not in ran.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_speed_is_measured_ends_the_processes_that_measure_it(start: Any, number: int) -> None:
+    running = start("run", "SPACE=smoke", "BUDGET_TIME=60", "CONCURRENCY=1", "SKIP_PREFLIGHT=1")
+    command = psutil.Process(running.process.pid)
+
+    def imports_torch() -> bool:
+        started = [child for child in command.children() if "spawn_main" in " ".join(child.cmdline())]
+        return any(child.cpu_times().user > 0.3 for child in started)
+
+    running.wait_for(imports_torch)
+    # A terminal sends Ctrl-C to the whole group.
+    os.killpg(command.pid, number) if number == signal.SIGINT else command.send_signal(number)
+    ran = running.ended()
+    assert ran.code == 128 + number
+    assert running.orphans() == []
+    assert "Traceback" not in ran.stderr
+    assert "leaked" not in ran.stderr

@@ -78,6 +78,8 @@ def test_a_folder_given_as_a_word_is_where_later_code_looks(tmp_path: Path, monk
         ("batch_size=8", "there is no variable 'batch_size'. Did you mean 'BATCH_SIZE'?"),
         ("=8", "there is no variable ''."),
         ("plateau", "'plateau' is not of the form NAME=value. Did you mean SPACE=plateau?"),
+        ("BUDGET=1M", "there is no variable 'BUDGET'. Did you mean 'BUDGET_TOKENS'?"),
+        ("TOKENS=1M", "there is no variable 'TOKENS'. Did you mean 'BUDGET_TOKENS'?"),
         ("MODEL=gpt2", "there is no variable 'MODEL'. Did you mean 'GPT2_MODEL_NAME'?"),
         ("space", "'space' is not of the form NAME=value. Did you mean 'SPACE='?"),
         ("TRIALS", "'TRIALS' is not of the form NAME=value. Did you mean 'TRIALS='?"),

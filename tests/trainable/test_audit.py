@@ -305,6 +305,7 @@ def test_a_report_can_be_read_as_text_json_and_picture(
         ("high medium low low low low", 2, "... and 4 more, low ones: RANGE= shows"),
         ("low low low low low", 3, "... and 2 more, low ones: RANGE= shows"),
         (" ".join(["medium"] * 30), 25, "... and 5 more: RANGE= shows"),
+        (" ".join(["medium"] * 30), 25, "--json lists the largest 200 of each kind"),
         ("high", 1, None),
     ],
 )

@@ -106,10 +106,12 @@ def test_a_right_checkpoint_predicts_the_next_token(right: GPT2LMHeadModel, tmp_
     report = report_of_checkpoints(path.name, [facts], unigram_entropy=UNIGRAM_ENTROPY)
     assert report.is_healthy
     assert "+1 " in report.notes[0]
+    assert report.about.startswith(f"a checkpoint of another script, step {TRAIN_STEPS}; weights: ")
     # A model folder does not say its steps, so its loss alone tells that the text is another's.
     alone = replace(facts, optimizer_steps=0, offset_losses={1: UNIGRAM_ENTROPY + 1, 2: UNIGRAM_ENTROPY + 2})
     report = report_of_checkpoints("it", [alone], unigram_entropy=UNIGRAM_ENTROPY, text="qa.txt")
-    assert " held-out tokens of qa.txt at step 0: " in report.notes[0]
+    assert report.about.startswith("weights: ")
+    assert " held-out tokens of qa.txt: " in report.notes[0]
     assert report.notes[1].startswith("the next token is predicted worse than word frequencies alone do")
     base = {1: OffsetGain(base_nats=3.5, nats=0.0, error=0.0)}
     report = report_of_checkpoints("it", [replace(facts, base_name="mine", base_gains=base)])

@@ -183,6 +183,21 @@ def test_no_token_is_named_where_all_are_worse_than_guessed() -> None:
     assert found.advice.endswith("trained on other ids than the tokenizer gives.")
 
 
+@pytest.mark.parametrize(("uniform", "status"), [(7.0, "warn"), (7.6, "fail")])
+def test_random_weights_that_predict_the_token_they_read_were_not_trained_on_it(uniform: float, status: str) -> None:
+    """Mamba's, tied, measured; and the same losses of weights that have learned to tell frequent tokens from others."""
+    nats = {-1: 7.00, 0: 4.20, 1: 7.00, 2: 7.03, 3: 7.05}
+    losses = {offset: loss + 0.1 * torch.arange(32).sin().view(4, 8) for offset, loss in nats.items()}
+    found = check_offsets(
+        Predictions(
+            by_offset=losses, next_token=7.0, next_token_error=0.02, uniform=uniform, vocab_size=1000, repeat_frac=0.01
+        ),
+        unigram_entropy=5.73,
+    )
+    assert found.status == status
+    assert ("The labels were not shifted" in found.advice) == (status == "fail")
+
+
 def _other_ids(tokenizer: Tokenizer) -> Tokenizer:
     """The same tokens under other ids, as in a tokenizer that was trained again."""
     import json

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch.utils.data import Dataset
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import PreTrainedModel, T5Config, T5ForConditionalGeneration, Trainer, TrainingArguments
 
 from trainable.config import TrialConfig
 from trainable.data.tokens import Corpus
@@ -120,6 +120,19 @@ def test_sound_scripts_pass(name: str, make_model: MakeModel, train: Callable[..
     found = {check.name: check.status for check in callback.checks}
     expected = dict.fromkeys(("labels", "loss scale", "causality", "gradient reach", "optimizer updates"), "pass")
     assert found == expected, callback.checks
+
+
+def test_an_encoder_decoders_labels_are_another_text(train: Callable[..., Any], corpus: Corpus) -> None:
+    """Its target may repeat the input, as in correcting or denoising, and stands at the decoder's own positions."""
+    config = T5Config(
+        vocab_size=corpus.vocab_size, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, decoder_start_token_id=0
+    )
+    _, callback = train(T5ForConditionalGeneration(config))
+    assert {check.name: check.status for check in callback.checks} == {
+        "labels": "skipped",
+        "gradient reach": "pass",
+        "optimizer updates": "pass",
+    }
 
 
 def test_it_changes_nothing_and_leaves_nothing(make_model: MakeModel, train: Callable[..., Any]) -> None:

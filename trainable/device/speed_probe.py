@@ -4,6 +4,7 @@ import multiprocessing
 import signal
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from statistics import fmean
@@ -76,15 +77,16 @@ def probes(
         return
     context = multiprocessing.get_context("spawn")
     barrier, readers, processes = context.Barrier(count), [], []
-    for _ in range(count):
-        reader, writer = context.Pipe(duplex=False)
-        work = (spec, configs, threads, seconds, run_s, barrier, writer)
-        process = context.Process(target=_run, args=work, daemon=True)
-        process.start()
-        writer.close()
-        readers.append(reader)
-        processes.append(process)
     try:
+        for _ in range(count):
+            reader, writer = context.Pipe(duplex=False)
+            work = (spec, configs, threads, seconds, run_s, barrier, writer)
+            process = context.Process(target=_run, args=work, daemon=True)
+            with _deaf_to_ctrl_c():
+                process.start()
+            writer.close()
+            readers.append(reader)
+            processes.append(process)
         for _ in configs:
             measured = [_received(reader, barrier) for reader in readers]
             through = [one for one in measured if one is not None]
@@ -101,6 +103,16 @@ def probes(
         for process in processes:
             process.kill()
             process.join()
+
+
+@contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Start processes that do not hear it: who waits for them does, and they import torch before any line of ours."""
+    heard = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, heard)
 
 
 def _received(reader: Connection, barrier: Any) -> _Measured | None:
@@ -124,8 +136,6 @@ def _run(
     barrier: Any,
     results: Connection,
 ) -> None:
-    # Ctrl-C is heard by who waits for this process, and ends it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
     device = torch.device(spec.device)
     prepare_memory(device)

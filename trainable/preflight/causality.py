@@ -11,10 +11,13 @@ MOVED_FRAC = 1e-3
 
 
 def causal_model(model: torch.nn.Module) -> PreTrainedModel | None:
-    """Return the model of transformers with a head that this is, or holds; None where there is none."""
+    """Return the model of transformers with a head that this is, or holds; None where there is none.
+
+    An encoder-decoder is none: it sees the whole input, and its labels are another text.
+    """
     for module in model.modules():
         if isinstance(module, PreTrainedModel) and module.get_output_embeddings() is not None:
-            return module
+            return None if module.config.is_encoder_decoder else module
     return None
 
 

@@ -41,7 +41,8 @@ _OTHER_BAR = re.compile(rb"\s*(?!epoch|train|step|iter)[a-z][^|]{0,80}:\s+\d{1,3
 """tqdm's bar of something else: a download, a tokenizer, an evaluation. The training loop's mostly has no words."""
 _LOSS = re.compile(
     rb"(?:(?<![\w])([a-z]+)[ _/.:-]{1,2})?"
-    rb"(?:(?<![a-z])loss(?:/train/total)?|(?:Language)?Cross[_-]?Entropy)(?:[ _/]([a-z]+))?%b(%b)" % (_ASSIGN, _NUMBER),
+    rb"(?:(?<![a-z])loss(?:/train/total)?|(?:Language)?Cross[_-]?Entropy)(?:[ _/]([a-z]+))?"
+    rb"(?: \((?:curr|current|avg|mean)\))?%b(%b)" % (_ASSIGN, _NUMBER),
     re.I,
 )
 _LITGPT_VAL = re.compile(rb"loss train: *%b, *val: *(%b)" % (_NUMBER, _NUMBER), re.I)
@@ -93,6 +94,11 @@ _BARE_MS = re.compile(rb"(?<!\w)%b ?ms\b" % _PLAIN, re.I)
 _BARE_S = re.compile(
     rb"(?<![\w:<])(?<!ETA )(?<!ETA: )(?<!ETA:)(?<!took )%b ?s(?:ec(?:onds)?)?\b(?!\s*/)" % _PLAIN, re.I
 )
+_COMPOUND = re.compile(
+    rb"(?<![\w.,:])(?:(\d+) ?h(?:ours?|rs?)?[ ,]*)?(\d+) ?m(?:in(?:ute)?s?)?[ ,]*(\d+(?:\.\d+)?) ?s(?:ec(?:ond)?s?)?\b",
+    re.I,
+)
+"""1m 2.5s: its seconds alone would seem a time that rises and falls."""
 _ETA = re.compile(rb"\bETA:?\s*([\d.]+)\s*(s|m|h)\b", re.I)
 _EPOCH = re.compile(rb"(?<![\w])epoch['\"]?\s*[:=\[#]?\s*['\"]?\s*([\d.]+)", re.I)
 _TIME_STAMP = re.compile(rb"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:[.,]\d{1,6})?")
@@ -325,6 +331,7 @@ def _set(row: LogRow, name: str, match: re.Match[bytes], group: int, line: bytes
 
 
 def _read_times(row: LogRow, line: bytes) -> None:
+    line = _COMPOUND.sub(_in_seconds, line)
     if speed := _STEPS_PER_S.search(line) or _STEPS_PER_S_KEY.search(line):
         row.steps_per_s = _measured(speed[1])
     if with_unit := _STEP_TIME_UNIT.search(line):
@@ -344,6 +351,11 @@ def _read_times(row: LogRow, line: bytes) -> None:
         # What is of no calendar is a version or an identifier.
         with suppress(ValueError):
             row.stamp_s = (datetime.fromisoformat(stamp[0].decode()) - datetime.min).total_seconds()
+
+
+def _in_seconds(match: re.Match[bytes]) -> bytes:
+    hours, minutes, seconds = (_float(part or b"0") for part in match.groups())
+    return b"%.2fs" % (3600 * hours + 60 * minutes + seconds)
 
 
 def _scaled(match: re.Match[bytes]) -> float | None:

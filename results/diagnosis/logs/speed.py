@@ -17,8 +17,10 @@ Samples = list[tuple[int, float]]
 """(step at the window's end, mean seconds of its steps)."""
 
 
-def step_times(rows: Sequence[LogRow]) -> tuple[Samples, bool]:
-    """Return the windows of one segment of a log, and whether its printed speed is a mean since the start.
+def step_times(rows: Sequence[LogRow]) -> tuple[Samples, str]:
+    """Return the windows of one segment of a log, and what its printed speed is.
+
+    That is "mean", since the start, "own", of the single step that is printed, or "momentary".
 
     rows: with steps, rising. In this order: seconds since the start, a printed mean since the start (t = steps / mean),
     a step's own time, a printed momentary speed, a bar's clock, time stamps.
@@ -35,15 +37,16 @@ def step_times(rows: Sequence[LogRow]) -> tuple[Samples, bool]:
         ]
         points.sort()
     if len(points) >= 2:
-        return _windows(points), counted_from is not None
+        return _windows(points), "momentary" if counted_from is None else "mean"
     own = _own_times(rows)
     if own:
-        return own[:: max(1, len(own) // MAX_SAMPLES)], False
+        is_own = any(row.step_time_s for row in rows)
+        return own[:: max(1, len(own) // MAX_SAMPLES)], "own" if is_own else "momentary"
     # Both are printed in whole seconds.
     for stamped in (_column(rows, "bar_s"), _column(rows, "stamp_s")):
         if len(stamped) >= 2:
-            return _windows([(step, seconds, 0.5) for step, seconds in stamped]), False
-    return [], False
+            return _windows([(step, seconds, 0.5) for step, seconds in stamped]), "momentary"
+    return [], "momentary"
 
 
 def _column(rows: Sequence[LogRow], name: str) -> Samples:

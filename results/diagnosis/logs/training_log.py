@@ -344,7 +344,7 @@ def _trace(
 ) -> RunTrace:
     table: dict[int, LogRow] = {}
     step_time_s: dict[int, float] = {}
-    printed_is_mean = False
+    printed_speed = "momentary"
     for segment in segments:
         start = step_of(segment[0])
         # What a restart passes again replaces what it lost; the table's steps rise.
@@ -354,8 +354,8 @@ def _trace(
         for row in segment:
             table[step_of(row)] = row
         # A row stands for an unknown number of steps: no time of a step comes out of two.
-        samples, is_mean = step_times(segment) if reader.unit == "step" else ([], False)
-        printed_is_mean |= is_mean
+        samples, speed = step_times(segment) if reader.unit == "step" else ([], printed_speed)
+        printed_speed = printed_speed if speed == "momentary" else speed
         step_time_s.update(samples)
     steps = sorted(table.keys() | step_time_s.keys())
     found = [table.get(step, LogRow()) for step in steps]
@@ -370,7 +370,7 @@ def _trace(
             f"the steps go on to {steps[-1]}, past the {total_steps} that were set: a resumed run, which counts on "
             "from its checkpoint's step"
         )
-    announced["printed_speed"] = "mean" if printed_is_mean else "momentary"
+    announced["printed_speed"] = printed_speed
     return RunTrace(
         source=source,
         run=segments[0][0].run,

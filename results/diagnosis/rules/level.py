@@ -84,6 +84,9 @@ def _hidden_nonfinite(run: RunView) -> Diagnosis | None:
         step, what = steps[bad], f"the gradient norm is {norms[bad]:g}"
     elif len(run.train) - zero >= HIDDEN_ROWS and (zero == 0 or run.train.values[zero - 1] > FALLEN_NATS):
         step, what = run.train.steps[zero], "the training loss is exactly 0"
+        if any(run.grad_norm.between(step, run.last_step)):
+            # Finite weights with something to learn: a policy gradient's loss, which is 0 while its gradient is not.
+            return None
     else:
         return None
     return Diagnosis(

@@ -6,10 +6,12 @@ from results.diagnosis.findings import Diagnosis
 from results.diagnosis.rules.start import (
     BELOW_UNIFORM,
     DOUBTFUL_NATS,
+    FINE_RATES,
     LEARNED_NATS,
     TOO_HIGH_LR,
     is_flat,
     is_ruinous,
+    lower_rate,
     worse_than_uniform,
 )
 from results.diagnosis.run_view import RunView
@@ -93,7 +95,7 @@ def _negligible_rate(run: RunView, others: list[Diagnosis]) -> Diagnosis | None:
         summary=f"the loss does not move from {statistics.median(values):.2f} nats/token: a learning rate of "
         f"{rate:.1e} is too low",
         evidence=f"mean of the first third {first:.4f}, of the last {last:.4f}",
-        next_step="a fine-tune takes 1e-5 to 1e-4, LoRA about 2e-4: make search SPACE=plateau",
+        next_step=FINE_RATES,
         steps=(run.coarse.steps[0], run.last_step),
     )
 
@@ -144,11 +146,14 @@ def _cause(run: RunView, others: list[Diagnosis], *, flat: bool) -> tuple[str, s
         weights = " for random weights" if run.from_scratch else ""
         return "plateau", f"a learning rate of {rate:.1e} is too low{weights}", advice, 0.8
     if rate is not None and rate >= high:
+        lower = lower_rate(run, 10)
         return (
             "collapse",
             f"a learning rate of {rate:.1e} is too high"
             + (": the model has fallen to word frequencies" if flat else " for the model to learn"),
-            f"try {rate / 10:.0e} and {rate / 30:.0e}, with a warm-up: make search SPACE=plateau",
+            FINE_RATES
+            if run.pretrained
+            else f"try {lower:.0e} and {lower / 3:.0e}, with a warm-up: make search SPACE=plateau",
             0.85,
         )
     if rate is None:

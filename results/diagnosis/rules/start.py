@@ -30,6 +30,7 @@ CERTAIN_NATS = 7.5
 TEN_THOUSAND = (9.18, 9.32)
 """Random weights of a vocabulary of 10,000 start here too."""
 MAX_FINE_RATE = 1e-3
+FINE_RATES = "a fine-tune takes 1e-5 to 1e-4, LoRA about 2e-4: make search SPACE=plateau"
 LOWEST_FRACS = ((5.75, 0.04), (3.5, 0.02), (1.5, 0.008))
 """(First loss of at least, share of it below which no held-out loss falls). For random weights 0.04 is 0.1
 nats/character, half of the best loss on stories for children. Right pretrained weights start below 5.75, and a
@@ -98,6 +99,8 @@ def _impossible_start(run: RunView) -> Diagnosis | None:
     limit = IMPOSSIBLE_NATS if run.unigram_entropy is None else max(run.unigram_entropy, PRETRAINED_NATS[1])
     # A fine-tune's first row may be late, but only ever lower than its start, unless the rate threw it out.
     if run.pretrained and start > limit:
+        if is_ruinous(run) and not run.is_initial:
+            return _thrown_out(run, start)
         is_hot = run.peak_lr is not None and run.peak_lr >= MAX_FINE_RATE
         return _not_pretrained(run, start, confidence=0.97 if run.is_initial or not is_hot else 0.6)
     if worse_than_uniform(run):
@@ -108,6 +111,20 @@ def _impossible_start(run: RunView) -> Diagnosis | None:
         return None
     confidence = _doubt_known(run, start) if run.vocab_is_known else _doubt_guessed(run, start)
     return _not_pretrained(run, start, confidence=confidence) if confidence else None
+
+
+def _thrown_out(run: RunView, start: float) -> Diagnosis:
+    low, high = PRETRAINED_NATS
+    return Diagnosis(
+        kind="collapse",
+        confidence=0.8,
+        summary=f"the record begins at {start:.2f} nats/token, where a pretrained model's loss is {low} to {high}: a "
+        f"learning rate of {run.peak_lr:.1e} ruins its weights in the first steps",
+        evidence=f"the first losses, at {run.unit} {run.start_step}: {_first_losses(run)}; {run.peak_lr_words}",
+        next_step=f"{FINE_RATES}. If the loss begins there at such a rate too, make preflight looks at labels and "
+        "weights",
+        steps=(run.start_step, run.last_step),
+    )
 
 
 def worse_than_uniform(run: RunView) -> bool:
@@ -124,8 +141,15 @@ def _highest_start(run: RunView) -> float:
 
 
 def is_ruinous(run: RunView) -> bool:
-    """Whether the learning rate throws out any weights; rates of 1 and more are plain SGD's, which they suit."""
-    return run.peak_lr is not None and TOO_HIGH_LR <= run.peak_lr < 1
+    """Whether the learning rate throws out any weights; a log's of 1 and more are plain SGD's, which they suit."""
+    rate = run.peak_lr
+    return rate is not None and rate >= TOO_HIGH_LR and (rate < 1 or run.trace.origin == "trial")
+
+
+def lower_rate(run: RunView, divisor: float) -> float:
+    """Return the learning rate divided, and at most one that ruins no weights."""
+    assert run.peak_lr is not None
+    return min(run.peak_lr / divisor, TOO_HIGH_LR / 3) if is_ruinous(run) else run.peak_lr / divisor
 
 
 def _is_gentle(run: RunView) -> bool:

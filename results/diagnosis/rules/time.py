@@ -136,11 +136,15 @@ def _stall(run: RunView, windows: _Windows, costs: list[tuple[float, int]], usua
     alike = sum(cost_s > max(STALL_S, excess_s / 4) for cost_s, _ in costs)
     said = "one pause" if alike == 1 else f"{alike} pauses, the longest"
     # What is left of a window beside the usual steps is known to two digits at best.
+    least = ""
+    if run.trace.announced.get("printed_speed") == "own":
+        # Of the steps between two rows nothing is said.
+        excess_s, least = excess_s / windows.span(index, index), "at least "
     about = duration_words(float(f"{excess_s:.2g}"))
     return Diagnosis(
         kind="stall",
         confidence=0.8,
-        summary=f"{said} of about {about} between step {first} and {windows.ends[index]}; "
+        summary=f"{said} of {least}about {about} between step {first} and {windows.ends[index]}; "
         "before and after the speed is the same",
         evidence=f"{usual_s:.3g} s a step elsewhere, {windows.times_s[index]:.3g} s in that window{_printed(run)}",
         next_step="nothing is wrong with the training: the machine slept, was busy or wrote a checkpoint. "
@@ -164,6 +168,8 @@ def missing_rows(run: RunView) -> str | None:
     total, error = run.trace.total_steps, run.trace.announced.get("error")
     if error:
         return f"the log ends at {run.unit} {run.last_step} with an error: {error}"
+    if not run.trace.series("train_loss")[0] and not run.trace.series("val_loss")[0]:
+        return "no loss was read from it: only what its lines say of time, rates and norms"
     if run.trace.origin != "log" or total is None:
         return None
     steps, evaluations = run.trace.steps[-20:], run.val.steps[-20:]

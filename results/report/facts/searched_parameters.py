@@ -31,6 +31,9 @@ def edges(measured: Measured) -> Iterator[Row]:
         side = None if value is None else _side(parameter, value)
         if side is None or _is_bound(parameter, side):
             continue
+        # What makes a model worse is not to be had more of; only a lower rate may yet be better.
+        if measured.winner.worse_than_start and (parameter.name, side) != ("learning_rate", "low"):
+            continue
         others = [measured.values(trial).get(parameter.name) for trial in board[:3]]
         yield {
             "name": parameter.name,
