@@ -11,7 +11,7 @@ from tests.journeys.conftest import Shell, purposes, study_agrees
 
 def test_from_a_search_to_a_proof_and_on(shell: Shell, space: Path) -> None:
     """Search, then all that it prints next, in its order, and all that these print; nothing contradicts another."""
-    shell("export SEEDS=3 TOP=1")
+    shell("export SEEDS=4 TOP=1")
     searched = shell(f"make search SPACE={space} STUDY=first")
     first = shell.study("first")
     study_agrees(first)
@@ -23,14 +23,14 @@ def test_from_a_search_to_a_proof_and_on(shell: Shell, space: Path) -> None:
 
     confirmed = shell(confirm)
     study_agrees(first)
-    assert purposes(first) == {"search": 3, "confirmation": 6}
+    assert purposes(first) == {"search": 3, "confirmation": 8}
     assert winner_of(first).standing == "proven"
     assert f"{winner} is better than the baseline".lower() in confirmed.output.lower()
     assert confirmed.next_lines == [model, train, attribute, schedule]
 
     again = shell("make confirm STUDY=first SEEDS=2")
     study_agrees(first)
-    assert [(one.number, one.seeds) for one in load_attempts(first)] == [(1, (1, 2, 3)), (2, (4, 5))]
+    assert [(one.number, one.seeds) for one in load_attempts(first)] == [(1, (1, 2, 3, 4)), (2, (5, 6))]
     assert load_attempts(first)[0].verdicts[0].outcome == "better"
     assert load_attempts(first)[1].alpha == load_attempts(first)[0].alpha / 2
     assert winner_of(first).name == winner
