@@ -14,7 +14,7 @@ from results.study.folder import Study
 from results.study.paths import shown
 from results.winner import Winner, evidence_words, lost_lead_words, notes, warning_words, way_words, winner_of
 from results.winner import to_json as winner_json
-from results.words import printable
+from results.words import printable, scored_tokens
 from spaces.budget import Budget, budget_of
 from spaces.domains import Choice, Domain, FloatRange
 from spaces.overrides import Settings, space_of_document, with_overrides
@@ -244,7 +244,7 @@ def _notes(best: _Best) -> list[str]:
         evidence_words(winner),
         *notes(winner),
         *_stretch_notes(best),
-        f"evaluated on {evaluation['tokens']} held-out tokens, the same for every trial, "
+        f"evaluated on {scored_tokens(best.document)} held-out tokens, the same for every trial, "
         f"context {evaluation['block_size']}, fp32, dropout off",
     ]
     if (checkpoint_path := best.document.get("checkpoint_path")) is not None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from results.study.folder import Study
 from results.winner import Winner, evidence_words, is_worse
-from results.words import config_words, loss_words
+from results.words import config_words, loss_words, scored_tokens
 from trainable.config import HYPERPARAMETERS
 
 Row = Mapping[str, Any]
@@ -78,8 +78,8 @@ def model_card(study: Study, trial: Row, winner: Winner, *, base_license: str | 
         "",
         f"Proof: {evidence_words(winner)}.",
         "",
-        f"Evaluated on {evaluation['tokens']:,} held-out tokens at context {evaluation['block_size']}, in fp32 without "
-        "dropout.",
+        f"Evaluated on {scored_tokens(document):,} held-out tokens at context {evaluation['block_size']}, in fp32 "
+        "without dropout.",
         "",
         "| setting | value |",
         "|---|---|",

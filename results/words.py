@@ -94,6 +94,16 @@ def difference_words(difference: float | None) -> str:
     return UNKNOWN if difference is None else f"{difference:+.4f}"
 
 
+def scored_tokens(document: Mapping[str, Any]) -> int:
+    """Return how many held-out tokens a study's evaluation scores, as trainable.evaluation.eval_windows() takes them.
+
+    Fewer than were asked for where the text has no more, or where half a block does not divide them.
+    """
+    evaluation, val_tokens = document["evaluation"], document["corpus"]["val_tokens"]
+    stride = evaluation["block_size"] // 2
+    return int(stride * min(evaluation["tokens"] // stride, (val_tokens - evaluation["block_size"] - 1) // stride + 1))
+
+
 def interval_words(low: float | None, high: float | None) -> str:
     """Return the interval of a difference; a bound that is None is none."""
     if low is not None and high is not None:

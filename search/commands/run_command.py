@@ -7,7 +7,7 @@ from results.ranking import ranked_trials
 from results.study.folder import Study
 from results.study.ledger import Ledger
 from results.study.planned_run import PlannedRun
-from results.words import budget_words, config_words, count_words, token_words
+from results.words import budget_words, config_words, count_words, scored_tokens, token_words
 from search.commands.confirm_command import confirm_study
 from search.options import Options
 from search.setup.finish import finish_study
@@ -91,8 +91,8 @@ def header_lines(plan: Plan) -> list[str]:
         f"model {model}{start}; {token_words(tokens)} training tokens",
         *loaded.text_lines,
         f"{'up to ' if space.ends_early else ''}{count_words(plan.document['trials_planned'], 'trial')} of at most "
-        f"{budget_words(plan.budget)}, evaluated on the same {space.evaluation.tokens:,} held-out tokens at context "
-        f"{space.evaluation.block_size}",
+        f"{budget_words(plan.budget)}, evaluated on the same {scored_tokens(plan.document):,} held-out tokens at "
+        f"context {space.evaluation.block_size}",
         f"{slots.count} at a time on {device.type} ({device.name}), {count_words(slots.threads, 'CPU thread')} each",
         f"baseline ({space.baseline_name}): {config_words(asdict(space.baseline))}",
         *(f"searched: {parameter.name} {parameter.domain}" for parameter in space.parameters if not plan.configs),

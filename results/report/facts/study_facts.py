@@ -23,7 +23,7 @@ from results.report.facts.searched_parameters import edges, instability, ordered
 from results.samples import MODELS, samples_json
 from results.study.folder import Study
 from results.winner import find_winner, start_val_loss
-from results.words import budget_words, count_words, early_end_words, label, percent_words, unit
+from results.words import budget_words, count_words, early_end_words, label, percent_words, scored_tokens, unit
 from spaces.budget import budget_of
 from spaces.domains import Choice, SearchParameter
 from spaces.warmup import WARMUP_FRAC
@@ -273,6 +273,7 @@ def _protocol_facts(document: Row, measured: Measured) -> Row:
         "budget_tokens": measured.budget.tokens,
         "device_s": measured.budget.device_s,
         "budget": budget_words(measured.budget),
+        "scored_tokens": scored_tokens(document),
         "rung_tokens": list(measured.rung_tokens),
         "pinned": (document.get("settings") or {}).get("pins"),
         "baseline_name": document["baseline"].get("name"),
