@@ -12,8 +12,10 @@ from spaces.read.load import space_from_toml
 from spaces.read.space_files import shown_path
 from spaces.space import SearchSpace
 from spaces.warmup import WARMUP_FRAC, warmup_share, with_warmup
-from trainable.config import DOCUMENTED, ENV_NAMES, TrialConfig, make_config, variable_of
+from trainable.config import DOCUMENTED, ENV_NAMES, SCHEDULES_WITH_WARMUP, TrialConfig, make_config, variable_of
 from trainable.errors import UserError, check_bounds
+
+WARM = "lr_schedule", SCHEDULES_WITH_WARMUP
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,6 +216,20 @@ def _widened(domain: Domain, value: Any) -> Domain:
     if off or (domain.log and value <= 0):
         return domain
     return replace(domain, low=min(domain.low, value), high=max(domain.high, value))
+
+
+def unread_words(space: SearchSpace) -> list[str]:
+    """Return a line for each parameter that is searched and that no trial reads."""
+    readers = {"warmup_frac": WARM, "warmup_steps": WARM, "min_lr_frac": WARM, "decay_frac": ("lr_schedule", ("wsd",))}
+    lines = []
+    for name in (parameter.name for parameter in space.parameters):
+        parent, values = ("use_lora", (True,)) if name.startswith("lora_") else readers.get(name, ("", ()))
+        domain = space.domain(parent)
+        if values and not {*values} & {*(domain.examples() if domain else [getattr(space.baseline, parent)])}:
+            lines.append(
+                f"{name} is searched, and no trial reads it: it needs {parent} {' or '.join(map(str, values))}"
+            )
+    return lines
 
 
 def widening_words(before: SearchSpace, after: SearchSpace) -> list[str]:
