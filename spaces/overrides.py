@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,10 +13,8 @@ from spaces.read.load import space_from_toml
 from spaces.read.space_files import shown_path
 from spaces.space import SearchSpace
 from spaces.warmup import WARMUP_FRAC, warmup_share, with_warmup
-from trainable.config import DOCUMENTED, ENV_NAMES, SCHEDULES_WITH_WARMUP, TrialConfig, make_config, variable_of
+from trainable.config import DOCUMENTED, ENV_NAMES, TrialConfig, make_config, variable_of
 from trainable.errors import UserError, check_bounds
-
-WARM = "lr_schedule", SCHEDULES_WITH_WARMUP
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,15 +219,20 @@ def _widened(domain: Domain, value: Any) -> Domain:
 
 def unread_words(space: SearchSpace) -> list[str]:
     """Return a line for each parameter that is searched and that no trial reads."""
-    readers = {"warmup_frac": WARM, "warmup_steps": WARM, "min_lr_frac": WARM, "decay_frac": ("lr_schedule", ("wsd",))}
+    parents = {
+        name: domain.examples() if (domain := space.domain(name)) else [getattr(space.baseline, name)]
+        for name in ("lr_schedule", "use_lora")
+    }
+    every = [
+        replace(space.baseline, warmup_steps=0, **dict(zip(parents, values, strict=True)))
+        for values in product(*parents.values())
+    ]
     lines = []
     for name in (parameter.name for parameter in space.parameters):
-        parent, values = ("use_lora", (True,)) if name.startswith("lora_") else readers.get(name, ("", ()))
-        domain = space.domain(parent)
-        if values and not {*values} & {*(domain.examples() if domain else [getattr(space.baseline, parent)])}:
-            lines.append(
-                f"{name} is searched, and no trial reads it: it needs {parent} {' or '.join(map(str, values))}"
-            )
+        parent = "use_lora" if name.startswith("lora_") else "lr_schedule"
+        if not any(config.reads(name) for config in every):
+            values = " or ".join(map(str, parents[parent]))
+            lines.append(f"{name} is searched, and no trial reads it: {parent} is {values}")
     return lines
 
 

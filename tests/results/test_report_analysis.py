@@ -190,7 +190,8 @@ def test_domains_that_the_trials_span_have_no_edges(make_trial: MakeTrial) -> No
 def test_a_parameter_that_the_best_does_not_read_has_no_edge(make_trial: MakeTrial) -> None:
     schedule = SearchParameter("lr_schedule", Choice(("constant", "wsd")))
     warmup = SearchParameter("warmup_frac", FloatRange(0.01, 0.3), Condition("lr_schedule", ("wsd",)))
-    assert list(edges(measured([make_trial(0, "completed", 4.0)], None, schedule, warmup))) == []
+    rank = SearchParameter("lora_rank", Choice((4, 8)))
+    assert list(edges(measured([make_trial(0, "completed", 4.0)], None, schedule, warmup, rank))) == []
 
 
 # --- instability

@@ -240,8 +240,8 @@ def test_what_no_trial_reads_is_said(make_space: MakeSpace) -> None:
     }
     space = make_space(searched)
     unread = [
-        "lora_rank is searched, and no trial reads it: it needs use_lora True",
-        "decay_frac is searched, and no trial reads it: it needs lr_schedule wsd",
+        "lora_rank is searched, and no trial reads it: use_lora is False",
+        "decay_frac is searched, and no trial reads it: lr_schedule is constant or linear",
     ]
     assert unread_words(space) == unread
     assert unread_words(with_overrides(space, Settings(pins={"use_lora": True}))) == unread[1:]
