@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from spaces.budget import Budget, duration_text
-from trainable.config import HYPERPARAMETERS
+from trainable.config import DOCUMENTED, HYPERPARAMETERS
 from trainable.rows import ENDINGS
 
 UNKNOWN = "–"
@@ -36,7 +36,7 @@ LABELS: Mapping[str, str] = {
 
 _ALWAYS_SAID = (
     *("batch_size", "block_size", "grad_accum_steps", "learning_rate", "lr_schedule", "warmup_frac"),
-    *("use_lora", "lora_rank", "lora_alpha"),
+    *("use_lora", "lora_rank", "lora_alpha", "lora_targets"),
 )
 """Searched or not."""
 
@@ -230,7 +230,8 @@ def config_words(row: Mapping[str, Any]) -> str:
     schedule = row["lr_schedule"] + (
         f" after {count_words(row['warmup_steps'], 'step')}" if row["warmup_steps"] else ""
     )
-    lora = f", LoRA rank {row['lora_rank']}, alpha {row['lora_alpha']}" if row["use_lora"] else ""
+    targets = f", targets {row['lora_targets']}" if row["lora_targets"] != DOCUMENTED.lora_targets else ""
+    lora = f", LoRA rank {row['lora_rank']}, alpha {row['lora_alpha']}{targets}" if row["use_lora"] else ""
     point = json.loads(row.get("point") or "{}")
     others = [f", {label(name)} {value_words(value)}" for name, value in point.items() if name not in _ALWAYS_SAID]
     shape = shape_words(row).replace(" x ", " x block ")
