@@ -140,7 +140,7 @@ def check_sizes(
 
 def _rounded_up(tokens: int) -> int:
     """Return a token count rounded up to three digits."""
-    scale = 10 ** max(0, len(str(tokens)) - 3)
+    scale: int = 10 ** max(0, len(str(tokens)) - 3)
     return -(-tokens // scale) * scale
 
 

@@ -152,7 +152,12 @@ def plan_study(
         space=space,
         configs=configs,
         warm_start=learned,
-        notes=[*notes, *widening_words(file, draft), *unread_words(draft), *([learned.words] if learned else [])],
+        notes=[
+            *notes,
+            *widening_words(file, draft),
+            *unread_words(draft),
+            *([learned.words(space.trials)] if learned else []),
+        ],
     )
 
 
