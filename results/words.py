@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from spaces.budget import Budget, duration_text
-from trainable.config import HYPERPARAMETERS
+from trainable.config import DOCUMENTED, HYPERPARAMETERS
 from trainable.rows import ENDINGS
 
 UNKNOWN = "–"
@@ -36,7 +36,7 @@ LABELS: Mapping[str, str] = {
 
 _ALWAYS_SAID = (
     *("batch_size", "block_size", "grad_accum_steps", "learning_rate", "lr_schedule", "warmup_frac"),
-    *("use_lora", "lora_rank", "lora_alpha"),
+    *("use_lora", "lora_rank", "lora_alpha", "lora_targets"),
 )
 """Searched or not."""
 
@@ -92,6 +92,16 @@ def _trial_words(trial_id: int, is_baseline: bool) -> str:
 def difference_words(difference: float | None) -> str:
     """Return a difference of losses with its sign, or a dash."""
     return UNKNOWN if difference is None else f"{difference:+.4f}"
+
+
+def scored_tokens(document: Mapping[str, Any]) -> int:
+    """Return how many held-out tokens a study's evaluation scores, as trainable.evaluation.eval_windows() takes them.
+
+    Fewer than were asked for where the text has no more, or where half a block does not divide them.
+    """
+    evaluation, val_tokens = document["evaluation"], document["corpus"]["val_tokens"]
+    stride = evaluation["block_size"] // 2
+    return int(stride * min(evaluation["tokens"] // stride, (val_tokens - evaluation["block_size"] - 1) // stride + 1))
 
 
 def interval_words(low: float | None, high: float | None) -> str:
@@ -175,13 +185,9 @@ def short_budget_words(budget: Budget) -> str:
 
 def evaluation_words(document: Mapping[str, Any]) -> str:
     """Return how many held-out tokens a study's evaluation scores, at which context; fewer where its text is short."""
-    block, asked = document["evaluation"]["block_size"], document["evaluation"]["tokens"]
-    # As trainable.evaluation cuts windows: they slide by half a block, and the second half is scored.
-    half = block // 2
-    there = ((document["corpus"]["val_tokens"] - block - 1) // half + 1) * half
-    scored = min(asked // half * half, there)
-    short = " (all that the text gives)" if there < asked // half * half else ""
-    return f"{scored:,} held-out tokens at context {block}{short}"
+    evaluation, scored = document["evaluation"], scored_tokens(document)
+    short = " (all that the text gives)" if evaluation["tokens"] - scored >= evaluation["block_size"] // 2 else ""
+    return f"{scored:,} held-out tokens at context {evaluation['block_size']}{short}"
 
 
 def percent_words(share: float | None) -> str:
@@ -231,7 +237,8 @@ def config_words(row: Mapping[str, Any]) -> str:
     schedule = row["lr_schedule"] + (
         f" after {count_words(row['warmup_steps'], 'step')}" if row["warmup_steps"] else ""
     )
-    lora = f", LoRA rank {row['lora_rank']}, alpha {row['lora_alpha']}" if row["use_lora"] else ""
+    targets = f", targets {row['lora_targets']}" if row["lora_targets"] != DOCUMENTED.lora_targets else ""
+    lora = f", LoRA rank {row['lora_rank']}, alpha {row['lora_alpha']}{targets}" if row["use_lora"] else ""
     point = json.loads(row.get("point") or "{}")
     others = [f", {label(name)} {value_words(value)}" for name, value in point.items() if name not in _ALWAYS_SAID]
     shape = shape_words(row).replace(" x ", " x block ")

@@ -116,7 +116,9 @@ def check_sizes(
         step_tokens, budget_tokens = prod(values[name] for name in SIZES), budget.tokens
         sizes = " x ".join(f"{name}={values[name]}" for name in SIZES if values[name] > 1)
         if budget.speeds is None and step_tokens > first_evaluation_tokens:
-            least = f"BUDGET_TOKENS={_rounded_up(ceil(budget_tokens * step_tokens / first_evaluation_tokens))}"
+            # The first evaluation may be rounded up by a token.
+            needed = ceil(budget_tokens * step_tokens / max(1, first_evaluation_tokens - 1))
+            least = f"BUDGET_TOKENS={_rounded_up(needed)}"
             if is_grace_fixed:
                 least = f"[scheduler] grace_tokens = {step_tokens}"
             raise UserError(
@@ -136,12 +138,10 @@ def check_sizes(
             )
 
 
-def _rounded_up(tokens: int) -> str:
-    """Return a token count as BUDGET_TOKENS takes it, rounded up to three digits."""
-    scale, suffix = next(((s, x) for s, x in ((10**9, "B"), (10**6, "M"), (10**3, "k")) if tokens >= s), (1, ""))
-    whole = len(str(tokens // scale))
-    digits = 10 ** max(0, 3 - whole) if scale > 1 else 1
-    return f"{ceil(tokens * digits / scale) / digits:g}{suffix}"
+def _rounded_up(tokens: int) -> int:
+    """Return a token count rounded up to three digits."""
+    scale: int = 10 ** max(0, len(str(tokens)) - 3)
+    return -(-tokens // scale) * scale
 
 
 def _largest_points(parameters: Sequence[SearchParameter]) -> Iterator[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -214,6 +215,25 @@ def _widened(domain: Domain, value: Any) -> Domain:
     if off or (domain.log and value <= 0):
         return domain
     return replace(domain, low=min(domain.low, value), high=max(domain.high, value))
+
+
+def unread_words(space: SearchSpace) -> list[str]:
+    """Return a line for each parameter that is searched and that no trial reads."""
+    parents = {
+        name: domain.examples() if (domain := space.domain(name)) else [getattr(space.baseline, name)]
+        for name in ("lr_schedule", "use_lora")
+    }
+    every = [
+        replace(space.baseline, warmup_steps=0, **dict(zip(parents, values, strict=True)))
+        for values in product(*parents.values())
+    ]
+    lines = []
+    for name in (parameter.name for parameter in space.parameters):
+        parent = "use_lora" if name.startswith("lora_") else "lr_schedule"
+        if not any(config.reads(name) for config in every):
+            values = " or ".join(map(str, parents[parent]))
+            lines.append(f"{name} is searched, and no trial reads it: {parent} is {values}")
+    return lines
 
 
 def widening_words(before: SearchSpace, after: SearchSpace) -> list[str]:

@@ -22,7 +22,7 @@ TORCH_FREE = (
 )
 ALLOWED = {
     "trainable": ("trainable*",),
-    "spaces": ("spaces*", "trainable.config", "trainable.errors"),
+    "spaces": ("spaces*", "trainable.config", "trainable.errors", "trainable.stability.rules"),
     "results": ("results*", "spaces*", *TORCH_FREE),
     "search": ("search*", "trainable*", "spaces*", "results*"),
 }

@@ -119,6 +119,14 @@ class TrialConfig:
         """Whether the schedule reads warmup_steps."""
         return self.lr_schedule in SCHEDULES_WITH_WARMUP
 
+    def reads(self, name: str) -> bool:
+        """Return whether the run depends on a hyperparameter, or on warmup_frac: a constant rate has no warm-up."""
+        if name.startswith("lora_"):
+            return self.use_lora
+        if name == "decay_frac":
+            return self.lr_schedule == "wsd"
+        return self.has_warmup or name not in ("warmup_steps", "warmup_frac", "min_lr_frac")
+
 
 HYPERPARAMETERS: Mapping[str, Field[Any]] = {spec.name: spec for spec in fields(TrialConfig)}
 """Every hyperparameter by name; metadata: env, unit, low, high, low_open, choices."""

@@ -15,12 +15,10 @@ MAX_FULL = 5
 Coalition = frozenset[int]
 """The changes that are made, by their index in the settings."""
 
-_SCHEDULE_FIELDS = ("lr_schedule", "warmup_steps", "min_lr_frac", "decay_frac")
-_LORA_FIELDS = ("use_lora", "lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
 _GROUPS: Mapping[str, tuple[str, ...]] = {
     "batch_size": ("batch_size", "grad_accum_steps"),
-    "schedule": _SCHEDULE_FIELDS,
-    "lora": _LORA_FIELDS,
+    "schedule": ("lr_schedule", "warmup_steps", "min_lr_frac", "decay_frac"),
+    "lora": ("use_lora", "lora_rank", "lora_alpha", "lora_dropout", "lora_targets"),
 }
 _NO_SETTINGS = ("seed", "training_steps")
 
@@ -55,21 +53,13 @@ def changed_settings(before: TrialConfig, after: TrialConfig) -> tuple[Setting, 
 
 
 def _differs(field: str, before: TrialConfig, after: TrialConfig) -> bool:
-    if field in _SCHEDULE_FIELDS[1:] + _LORA_FIELDS[1:]:
-        reads = [_reads(config, field) for config in (before, after)]
-        if not all(reads):
-            return False
+    if not (before.reads(field) and after.reads(field)):
+        return False
     if field == "warmup_steps" and before.training_steps != after.training_steps:
         # Rounding to whole steps moves either by half a step.
         rounding = 0.5 / before.training_steps + 0.5 / after.training_steps
         return abs(_warmup_share(before) - _warmup_share(after)) > rounding
     return bool(getattr(before, field) != getattr(after, field))
-
-
-def _reads(config: TrialConfig, field: str) -> bool:
-    if field in _LORA_FIELDS:
-        return config.use_lora
-    return config.lr_schedule == "wsd" if field == "decay_frac" else config.has_warmup
 
 
 def _warmup_share(config: TrialConfig) -> float:
@@ -82,7 +72,7 @@ def _value_text(name: str, config: TrialConfig, other: TrialConfig) -> str:
         if config.has_warmup:
             text += f", warm-up {100.0 * _warmup_share(config):.3g} %"
         for field in ("min_lr_frac", "decay_frac"):
-            if _reads(config, field) and _differs(field, config, other):
+            if config.reads(field) and _differs(field, config, other):
                 text += f", {field} {getattr(config, field):g}"
         return text
     if name == "lora":

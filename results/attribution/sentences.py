@@ -77,7 +77,7 @@ def summary_lines(attribution: Attribution) -> list[str]:
             names = combination_words(attribution, (entry.first,)), combination_words(attribution, (entry.second,))
             lines.append(f"Interaction: {names[0]} with {names[1]} {estimate_words(entry.estimate)}")
     if attribution.interactions and not lines:
-        lines.append("No interaction worth naming.")
+        lines.append("No interaction is proven." if len(attribution.seeds) > 1 else "No interaction worth naming.")
     path = attribution.path
     if path is not None and path.order:
         lines.append(f"Shortest path: {_path_words(attribution, path)}")

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import secrets
+import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -158,7 +159,14 @@ def check_study_name(name: str) -> None:
             above, _, alone = name.rstrip("/").rpartition("/")
             # diagnose alone takes STUDY/TRIAL.
             alone = Path(above).name if alone.isdecimal() and above else alone
-            raise UserError(f"STUDY={name!r} cannot name a study: it is a path. Write its name alone, STUDY={alone}.")
+            there = Path(name).parent.resolve()
+            elsewhere = there != studies_dir().resolve() and (there / alone).is_dir()
+            remedy = (
+                f"STUDIES_DIR={shlex.quote(str(there))} STUDY={alone}"
+                if elsewhere
+                else f"its name alone, STUDY={alone}"
+            )
+            raise UserError(f"STUDY={name!r} cannot name a study: it is a path. Write {remedy}.")
         raise UserError(
             f"STUDY={name!r} cannot name a study: use letters, digits, '.', '-' and '_'; the first is not '.' or '-'."
         )

@@ -55,8 +55,8 @@ def baseline_command(options: Options, terminal: Terminal) -> int:
     ratio: float | None = None
     speeds = [facts["tokens_per_s"] for facts in measured]
     if len(speeds) == 2 and all(speeds):
-        ratio, other = speeds[0] / speeds[1], options.compare
-        terminal.say(f"speed: the baseline does {ratio:.2f} times the tokens/s of {other}, both run side by side")
+        ratio = speeds[0] / speeds[1]
+        terminal.say(speed_words(ratio, str(options.compare), plan.slots.count))
     runs = [{**facts, "config": asdict(facts["config"])} for facts in measured]
     terminal.document(
         {
@@ -69,6 +69,12 @@ def baseline_command(options: Options, terminal: Terminal) -> int:
         }
     )
     return code
+
+
+def speed_words(ratio: float, other: str, slots: int) -> str:
+    """Return how fast the baseline was against `other`, and whether they shared the machine."""
+    order = "side by side" if slots > 1 else "one after the other"
+    return f"speed: the baseline does {ratio:.2f} times the tokens/s of {other}, both run {order}"
 
 
 def _measured(study: Study, row: dict[str, Any], name: str, spec: "RunSpec") -> dict[str, Any]:

@@ -87,7 +87,7 @@ def header_lines(plan: Plan) -> list[str]:
     start = f", every trial from the weights of {path}" if path else ""
     device = loaded.device_info
     return [
-        f"study {plan.name}: {space.description}",
+        f"study {plan.name}{space.description and ': '}{space.description}",
         f"model {model}{start}; {token_words(tokens)} training tokens",
         *loaded.text_lines,
         f"{'up to ' if space.ends_early else ''}{count_words(plan.document['trials_planned'], 'trial')} of at most "

@@ -115,8 +115,8 @@ def _of_file(text: str, path: Path) -> Baseline:
         for name in HYPERPARAMETERS
         if name not in read.values
         and name not in ("seed", "training_steps", "min_lr_frac", "decay_frac")
-        and (name != "warmup_steps" or config.has_warmup)
-        and ("lora" not in name or config.use_lora)
+        and config.reads(name)
+        and (name != "use_lora" or config.use_lora)
     ]
     notes = [f"baseline {text}: {config_words(asdict(config))}"]
     notes += [f"{text} does not say {', '.join(missing)}: taken as documented"] if missing else []

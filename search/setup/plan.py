@@ -30,7 +30,7 @@ from search.tune.fork_server import unusable_characters
 from search.tune.history import WarmStart, best_trials, warm_start_from
 from search.tune.resources import Slots, check_concurrency
 from spaces.budget import Budget, Milestones, Speeds, budget_of
-from spaces.overrides import Settings, space_of_kind, widening_words, with_overrides
+from spaces.overrides import Settings, space_of_kind, unread_words, widening_words, with_overrides
 from spaces.read.load import load_space
 from spaces.space import SearchSpace
 from trainable.config import BASELINES, TrialConfig, config_from, shape_of
@@ -152,7 +152,12 @@ def plan_study(
         space=space,
         configs=configs,
         warm_start=learned,
-        notes=[*notes, *widening_words(file, draft), *([learned.words] if learned else [])],
+        notes=[
+            *notes,
+            *widening_words(file, draft),
+            *unread_words(draft),
+            *([learned.words(space.trials)] if learned else []),
+        ],
     )
 
 

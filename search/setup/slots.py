@@ -9,7 +9,7 @@ from dataclasses import replace
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from results.words import count_words
+from results.words import count_words, duration_words
 from search.cluster.connection import Node
 from search.options import Options
 from search.setup.inputs import Loaded
@@ -125,12 +125,14 @@ def measured_speeds(
     # Small ones first: when a large one runs out of memory, the others are known.
     left = sorted((shape for shape in dict.fromkeys(shapes) if shape not in step_s), key=lambda s: s.tokens_per_step)
     count = slots.count_on_device
-    what = f"BUDGET_TIME: measuring the speed of {count_words(len(left), 'shape')}, {count} at a time"
+    least_s, most_s = SHAPE_S
+    shape_s = min(max(least_s, SHAPE_SHARE * device_s), most_s)
+    takes = f"at least {duration_words(shape_s * len(left))}"
+    what = f"BUDGET_TIME: measuring the speed of {count_words(len(left), 'shape')}, {count} at a time, {takes}"
     if left:
         progress(what, 0.0)
     in_turn, found, evaluations_s = left * ROUNDS, defaultdict[TrialConfig, list[float]](list), list[float]()
-    least_s, most_s = SHAPE_S
-    seconds = min(max(least_s, SHAPE_SHARE * device_s), most_s) / ROUNDS
+    seconds = shape_s / ROUNDS
     measured = probes(loaded.spec, in_turn, count=count, threads=slots.threads, seconds=seconds, run_s=device_s)
     for number, (shape, probe) in enumerate(zip(in_turn, measured, strict=True), 1):
         if probe.step_s is not None and probe.evaluation_s is not None:

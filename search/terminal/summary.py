@@ -118,7 +118,7 @@ def cost_line(rows: list[dict[str, Any]]) -> str:
         for purpose, spent in spent_by_purpose(rows).items()
     ]
     saved = savings(ranked_trials(rows))
-    return (
-        f"device time: {', '.join(words)}; every trial in full would have taken {duration_words(saved.device_s_full)}: "
-        f"{percent_words(saved.device_s_saved_frac)} saved"
-    )
+    full, share = duration_words(saved.device_s_full), saved.device_s_saved_frac
+    # Trials that are still to go on have saved nothing, and neither have those that ran in full.
+    in_full = f"; every trial in full would have taken {full}: {percent_words(share)} saved" if share else ""
+    return f"device time: {', '.join(words)}{in_full}"

@@ -62,15 +62,14 @@ class WarmStart:
     first_points: Sequence[Mapping[str, Any]] = ()
     """The source's best as points of this space; they run right after the baseline."""
 
-    @property
-    def words(self) -> str:
-        """A line for a person."""
+    def words(self, trials: int) -> str:
+        """Return a line for a person; trials: of the search, with the baseline."""
         told = (
             f"{len(self.told)} of its results are told to the searcher"
             if self.told
             else "its losses cannot be compared"
         )
-        best = len(self.first_points)
+        best = min(len(self.first_points), trials - 1)
         if not best and not self.told:
             return f"nothing is learned from study {self.source}: {told}"
         return f"learning from study {self.source}: {told}{f'; its best {best} run after the baseline' if best else ''}"

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, Literal, cast, get_args
 
 from spaces.budget import MAX_TOKENS, Budget
@@ -14,6 +14,7 @@ from spaces.space import SearchSpace
 from spaces.warmup import WARMUP_FRAC
 from trainable.config import BASELINES, HYPERPARAMETERS, TrialConfig, make_config
 from trainable.errors import UserError
+from trainable.stability.rules import StabilityRules, make_rules
 
 
 def load_space(name_or_path: str) -> SearchSpace:
@@ -22,7 +23,11 @@ def load_space(name_or_path: str) -> SearchSpace:
     Raises UserError, one line with file, table and key, for the first thing wrong with it.
     """
     path = find_space_file(name_or_path)
-    return space_from_toml(read_space_text(path), name=path.stem, path=shown_path(path))
+    try:
+        return space_from_toml(read_space_text(path), name=path.stem, path=shown_path(path))
+    except UserError as error:
+        # Variables change a file that is right by itself: one that is wrong has to be edited.
+        raise UserError(str(error).replace("Set BUDGET_TOKENS=", "Set [budget] tokens = ")) from None
 
 
 def space_from_toml(text: str, *, name: str, path: str) -> SearchSpace:
@@ -97,7 +102,8 @@ def _read_budget(table: Table, baseline: TrialConfig) -> Budget:
     kind = table.one_of(kinds, remedy="Write it like tokens = 400_000.")
     if kind == "device_minutes":
         return Budget(tokens=MAX_TOKENS, device_s=60 * table.finite(table.values[kind], kind))
-    amount = table.integer(kind, 400_000)
+    if (amount := table.integer(kind, 400_000)) < 1:
+        raise table.error(f"is {amount}; it must be at least 1.", kind)
     return Budget(tokens=amount if kind == "tokens" else amount * baseline.tokens_per_step)
 
 
@@ -126,7 +132,9 @@ def _read_scheduler(table: Table, budget_tokens: int) -> Scheduler:
 
 
 def _read_stability(table: Table) -> dict[str, Any]:
-    for key, value in table.values.items():
-        if not isinstance(value, (bool, int, float, str)) or (isinstance(value, float) and not math.isfinite(value)):
-            raise table.error(f"must be a number, a string, true or false, not {shown(value)}.", shown(key))
+    table.allow(spec.name for spec in fields(StabilityRules))
+    try:
+        make_rules(table.values)
+    except UserError as error:
+        raise table.error(str(error).removeprefix("[stability] ")) from None
     return dict(table.values)

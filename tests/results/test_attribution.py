@@ -398,6 +398,13 @@ def test_there_is_no_path_when_nothing_gains() -> None:
     assert "Shortest path: none; no combination was better than mine." in summary_lines(found)
 
 
+@pytest.mark.parametrize(("seeds", "said"), [(1, "No interaction worth naming."), (2, "No interaction is proven.")])
+def test_an_interaction_that_is_not_proven_is_not_denied(seeds: int, said: str) -> None:
+    strength = 0.0 if seeds == 1 else 0.05
+    found = attribute(make_losses(2, {(0, 1): strength}, seeds=seeds, noise=0.02 * (seeds > 1)), make_settings(2))
+    assert summary_lines(found)[0] == said
+
+
 def test_the_answer_is_a_sentence() -> None:
     def losses_of(*effects: float) -> Losses:
         # Of seeds that change a little, or nothing would be proven.

@@ -17,6 +17,7 @@ from results.ranking import (
     ranked_trials,
     savings,
 )
+from search.terminal.summary import cost_line
 
 MakeTrial = Callable[..., dict[str, Any]]
 
@@ -126,8 +127,9 @@ def test_each_trial_has_a_full_budget_of_its_own(make_trial: MakeTrial) -> None:
 
 @pytest.mark.parametrize("status", ["running", "interrupted", "failed", "out_of_memory", "completed"])
 def test_what_nobody_ended_early_saved_nothing(make_trial: MakeTrial, status: str) -> None:
-    got = savings([make_trial(1, status, tokens_seen=8_192, active_s=4.0)])
-    assert got == Savings(
+    trials = [make_trial(1, status, tokens_seen=8_192, active_s=4.0)]
+    assert cost_line(trials) == "device time: 4.0 s (8.19k tokens) on the search"
+    assert savings(trials) == Savings(
         device_s_spent=4.0, device_s_full=4.0, device_s_saved_frac=0.0, tokens_spent=8_192, tokens_full=8_192
     )
 

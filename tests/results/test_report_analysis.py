@@ -200,7 +200,8 @@ def test_domains_that_the_trials_span_have_no_edges(make_trial: MakeTrial) -> No
 def test_a_parameter_that_the_best_does_not_read_has_no_edge(make_trial: MakeTrial) -> None:
     schedule = SearchParameter("lr_schedule", Choice(("constant", "wsd")))
     warmup = SearchParameter("warmup_frac", FloatRange(0.01, 0.3), Condition("lr_schedule", ("wsd",)))
-    assert list(edges(measured([make_trial(0, "completed", 4.0)], None, schedule, warmup))) == []
+    rank = SearchParameter("lora_rank", Choice((4, 8)))
+    assert list(edges(measured([make_trial(0, "completed", 4.0)], None, schedule, warmup, rank))) == []
 
 
 # --- instability
@@ -359,3 +360,8 @@ def test_a_conditional_parameter_is_told_apart(make_trial: MakeTrial) -> None:
     names = [[row["name"] for row in method["shares"]] for method in found["methods"]]
     assert names == [["learning_rate", "lr_schedule", "warmup_frac"], ["learning_rate", "lr_schedule"]]
     assert "Not for warm-up share, which only some trials read." in found["methods"][1]["words"]
+    # One value among the best looks important whatever it is.
+    once = [{**trial, "lr_schedule": "wsd" if k == 2 or k > 9 else "constant"} for k, trial in enumerate(trials)]
+    [ped_anova, _] = importance(measured(once, None, LR, schedule, warmup))["methods"]
+    assert [row["name"] for row in ped_anova["shares"]] == ["learning_rate", "lr_schedule"]
+    assert "Not for warm-up share, which one of the best reads at most." in ped_anova["words"]

@@ -94,6 +94,17 @@ def test_the_winner_and_the_baseline_have_their_own_accent(figures: dict[str, li
     }  # fmt: skip
 
 
+def test_a_baseline_that_is_the_best_is_named_once(facts: dict[str, Any]) -> None:
+    trials = [{**trial, "is_best": trial["is_baseline"]} for trial in facts["trials"]]
+    drawn = [figure for part in report_figures({**facts, "trials": trials}).values() for figure in part]
+    named = {figure["id"]: {(t.get("name"), t.get("view")) for t in figure["traces"]} for figure in drawn}
+    for figure in drawn:
+        own = [(t["name"], t.get("view")) for t in figure["traces"] if t.get("showlegend", True) and "name" in t]
+        assert len(own) == len(set(own)), figure["id"]
+    assert ("baseline (best)", None) in named["parallel"]
+    assert ("baseline (best)", 0) in named["lr-by-batch"]
+
+
 def test_a_study_of_few_completed_trials_is_compared_at_the_first_rung(facts: dict[str, Any]) -> None:
     assert views(facts)[0] == "at the full budget"
     assert views(facts)[1].startswith("at 11% of the budget (")

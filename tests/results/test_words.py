@@ -95,6 +95,8 @@ def test_values_and_shares() -> None:
 
 def test_configurations() -> None:
     assert config_words(asdict(DOCUMENTED)) == "batch 32 x block 128, LR 1.00e-05, constant"
+    adapters = asdict(DOCUMENTED) | {"use_lora": True, "lora_targets": "c_attn", "point": '{"lora_targets": "c_attn"}'}
+    assert config_words(adapters).endswith(", constant, LoRA rank 8, alpha 16, targets c_attn")
     accumulated = asdict(replace(BEFORE, grad_accum_steps=4))
     assert config_words(accumulated) == "batch 8x4 x block 256, LR 2.00e-05, warmup_cosine after 500 steps"
     searched = {**asdict(DOCUMENTED), "point": '{"batch_size": 32, "dropout": 0.0329512, "decay_frac": 0.25}'}

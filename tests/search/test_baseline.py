@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from search.commands.baseline_command import speed_words
 from trainable.config import BEFORE, DOCUMENTED, TrialConfig
 from trainable.schedule import learning_rate_at
 
@@ -54,6 +55,11 @@ def test_the_speed_ratio_is_of_the_two_runs(ran: Any) -> None:
     assert ran.document["speed_ratio"] == pytest.approx(baseline["tokens_per_s"] / before["tokens_per_s"])
     assert baseline["steps_per_s"] > 0
     assert before["steps_per_s"] > 0
+
+
+def test_runs_of_one_slot_were_not_side_by_side() -> None:
+    ends = [speed_words(0.8, "before", slots).partition(" of before, ")[2] for slots in (1, 2)]
+    assert ends == ["both run one after the other", "both run side by side"]
 
 
 def test_the_tables_show_documented_against_measured(ran: Any) -> None:

@@ -346,7 +346,7 @@ def timed(run_here: Any, studies: Path, tmp_path_factory: pytest.TempPathFactory
 def test_a_real_search_gives_every_trial_the_same_measured_time(timed: Any) -> None:
     searched, confirmed, study = timed
     assert (searched.code, confirmed.code) == (0, 0), searched.stderr + confirmed.stderr
-    assert "BUDGET_TIME: measuring the speed of 2 shapes, 2 at a time ..." in searched.stderr
+    assert "BUDGET_TIME: measuring the speed of 2 shapes, 2 at a time, at least 6.0 s ..." in searched.stderr
     document, rows = study.document(), study.trials()
     budget = budget_of(document)
     assert budget.speeds is not None

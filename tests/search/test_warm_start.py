@@ -122,7 +122,8 @@ def test_at_the_same_budget_all_endings_are_told_and_the_best_run_first(source: 
     assert warm_start.first_points[0] == POINTS[1]
     assert warm_start.first_points[1] == {**POINTS[2], "warmup_frac": pytest.approx(0.123, abs=0.003)}
     assert len(warm_start.first_points) == 2
-    assert "5 of its results are told to the searcher; its best 2 run" in warm_start.words
+    assert "5 of its results are told to the searcher; its best 2 run" in warm_start.words(8)
+    assert "; its best 1 run" in warm_start.words(2)
 
 
 def test_at_a_larger_budget_a_completed_trial_counts_as_stopped_at_the_smaller(source: Study) -> None:
@@ -135,7 +136,7 @@ def test_of_a_longer_run_no_loss_is_told(source: Study) -> None:
     warm_start = warm_start_from(source, make_space(budget=6400), FACTS)
     assert list(warm_start.told) == []
     assert len(warm_start.first_points) == 2
-    assert "its losses cannot be compared" in warm_start.words
+    assert "its losses cannot be compared" in warm_start.words(8)
 
 
 @pytest.mark.parametrize(
@@ -208,7 +209,7 @@ def test_a_damaged_one_is_a_line(tmp_path: Path, source: Study, spoil: Callable[
 
 
 def test_without_results_none_are_claimed() -> None:
-    assert WarmStart(source="x").words == "nothing is learned from study x: its losses cannot be compared"
+    assert WarmStart(source="x").words(8) == "nothing is learned from study x: its losses cannot be compared"
 
 
 def searched(space: SearchSpace, draw: random.Random, history: History = NO_HISTORY) -> list[KnownTrial]:

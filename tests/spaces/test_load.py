@@ -67,7 +67,7 @@ def test_everything_a_file_can_say(make_space: MakeSpace) -> None:
         evaluation={"block_size": 64, "tokens": 512, "count": 2},
         scheduler={"name": "none", "grace_frac": 0.5, "reduction_factor": 4},
         searcher={"name": "random"},
-        stability={"spike_sigmas": 7.5, "floor": False, "mode": "x"},
+        stability={"spike_sigma": 7.5, "spike_quiet_steps": 30},
     )
     assert space.parameters == (
         SearchParameter("lr_schedule", Choice(("linear", "constant"))),
@@ -84,7 +84,7 @@ def test_everything_a_file_can_say(make_space: MakeSpace) -> None:
     assert space.evaluation == Evaluation(64, 512, 2)
     assert space.scheduler == Scheduler("none", 6_400, 4, 0.5)
     assert space.searcher == "random"
-    assert space.stability == {"spike_sigmas": 7.5, "floor": False, "mode": "x"}
+    assert space.stability == {"spike_sigma": 7.5, "spike_quiet_steps": 30}
 
 
 def test_values_take_the_type_of_their_hyperparameter(make_space: MakeSpace) -> None:
@@ -162,7 +162,7 @@ BROKEN: list[tuple[str, str, str]] = [
         "tokens = 12_800",
         "tokens = 1_000",
         "batch_size=4 x block_size=32 is 128 tokens a step, and every trial is first evaluated after 112. "
-        "Set BUDGET_TOKENS=1.15k or more, or drop the largest sizes.",
+        "Set [budget] tokens = 1160 or more, or drop the largest sizes.",
     ),
     (
         "tokens = 12_800",
@@ -232,9 +232,16 @@ BROKEN: list[tuple[str, str, str]] = [
     ),
     (
         "[search]",
-        "[stability]\nrules = [1]\n[search]",
-        "[stability] 'rules' must be a number, a string, true or false, not [1].",
+        "[stability]\nspike_sigma = -3\n[search]",
+        "[stability] spike_sigma is -3; it must be at least 1 and at most 100 (standard deviations); "
+        "the default is 6.0.",
     ),
+    (
+        "[search]",
+        "[stability]\nspike = 3\n[search]",
+        "[stability] has an unknown key 'spike'. Did you mean 'spike_sigma'?",
+    ),
+    ("tokens = 12_800", "baseline_steps = 0", "[budget] baseline_steps is 0; it must be at least 1."),
     ("[search]", "[serch]", "the top level has an unknown key 'serch'. Did you mean 'search'?"),
     (
         "[search]",
@@ -320,7 +327,7 @@ BROKEN: list[tuple[str, str, str]] = [
         "{ choice = [2, 4] }",
         "{ choice = [2, 4, 65] }",
         "batch_size=65 x block_size=32 is 2080 tokens a step, and every trial is first evaluated after 1423. "
-        "Set BUDGET_TOKENS=18.8k or more, or drop the largest sizes.",
+        "Set [budget] tokens = 18800 or more, or drop the largest sizes.",
     ),
     (
         "{ choice = [2, 4] }",

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from spaces.domains import Choice, Condition, FloatRange
-from spaces.overrides import Settings, widening_words, with_overrides
+from spaces.overrides import Settings, unread_words, widening_words, with_overrides
 from spaces.read.load import load_space
 from spaces.space import SearchSpace
 from trainable.config import BEFORE, DOCUMENTED, TrialConfig, make_config
@@ -121,7 +121,7 @@ def test_pinned_steps_must_fit_into_the_shortest_run() -> None:
         (
             {"batch_size": 512},
             "spaces/plateau.toml with BATCH_SIZE=512: batch_size=512 x block_size=256 is 131072 tokens a step, and "
-            "every trial is first evaluated after 33600. Set BUDGET_TOKENS=1.18M or more, or drop the largest sizes.",
+            "every trial is first evaluated after 33600. Set BUDGET_TOKENS=1180000 or more, or drop the largest sizes.",
         ),
         ({"batchsize": 8}, "there is no hyperparameter 'batchsize'. Did you mean 'batch_size'?"),
     ],
@@ -230,6 +230,22 @@ def test_a_range_is_widened_to_hold_another_baseline() -> None:
     assert widening_words(space, hot) == [
         "learning_rate is searched in log_uniform [1e-06, 3] instead of log_uniform [1e-06, 0.03], to hold the baseline"
     ]
+
+
+def test_what_no_trial_reads_is_said(make_space: MakeSpace) -> None:
+    searched = {
+        "lora_rank": {"choice": [4, 8]},
+        "decay_frac": {"choice": [0.2, 0.4]},
+        "lr_schedule": {"choice": ["constant", "linear"]},
+    }
+    space = make_space(searched)
+    unread = [
+        "lora_rank is searched, and no trial reads it: use_lora is False",
+        "decay_frac is searched, and no trial reads it: lr_schedule is constant or linear",
+    ]
+    assert unread_words(space) == unread
+    assert unread_words(with_overrides(space, Settings(pins={"use_lora": True}))) == unread[1:]
+    assert [unread_words(load_space(name)) for name in ("plateau", "schedule", "lora", "before_after")] == [[]] * 4
 
 
 def test_a_baseline_found_by_a_search_comes_back_with_its_share() -> None:

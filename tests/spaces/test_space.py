@@ -170,6 +170,6 @@ def test_a_space_made_by_hand_is_brought_to_its_budget_and_checked(make_space: M
 
 
 def test_a_space_survives_pickling(make_space: MakeSpace) -> None:
-    space = make_space({"learning_rate": {"log_uniform": [1e-6, 1e-1]}}, stability={"spike_sigmas": 6})
+    space = make_space({"learning_rate": {"log_uniform": [1e-6, 1e-1]}}, stability={"spike_sigma": 6})
     assert pickle.loads(pickle.dumps(space)) == space
-    assert space.stability == {"spike_sigmas": 6}
+    assert space.stability == {"spike_sigma": 6}

@@ -24,6 +24,7 @@ from trainable.errors import UserError
 INTS = [name for name, spec in HYPERPARAMETERS.items() if spec.type is int]
 FLOATS = [name for name, spec in HYPERPARAMETERS.items() if spec.type is float]
 NAMES = [name for name, spec in HYPERPARAMETERS.items() if spec.type is str]
+ADAPTERS = [name for name in HYPERPARAMETERS if name.startswith("lora_")]
 FLAGS = [name for name, spec in HYPERPARAMETERS.items() if spec.type is bool]
 
 
@@ -257,3 +258,16 @@ def test_a_budget_of_a_step_is_the_least() -> None:
             Budget(tokens=budget).sized(BEFORE)
     whole = TrialConfig(lr_schedule="linear", warmup_steps=10, training_steps=10)
     assert Budget(tokens=3 * whole.tokens_per_step).sized(whole).warmup_steps == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "unread"),
+    [
+        ({}, {"warmup_steps", "warmup_frac", "min_lr_frac", "decay_frac", *ADAPTERS}),
+        ({"lr_schedule": "linear", "use_lora": True}, {"decay_frac"}),
+        ({"lr_schedule": "wsd"}, {*ADAPTERS}),
+    ],
+)
+def test_what_a_run_reads(changes: dict[str, Any], unread: set[str]) -> None:
+    config = make_config(DOCUMENTED, changes)
+    assert {name for name in (*HYPERPARAMETERS, "warmup_frac") if not config.reads(name)} == unread

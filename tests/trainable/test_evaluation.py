@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
+from results.words import scored_tokens
 from trainable import evaluation
 from trainable.data.tokens import Corpus
 from trainable.errors import UserError
@@ -35,7 +36,8 @@ def test_each_token_is_scored_once_with_half_a_block_before_it(length: int, bloc
     scored = windows[:, -(block_size // 2) :]
     assert torch.bincount(scored.flatten()).max() == 1
     assert (scored - windows[:, :1] >= block_size / 2).all()
-    assert scored.numel() <= tokens
+    asked = {"evaluation": {"block_size": block_size, "tokens": tokens}, "corpus": {"val_tokens": length}}
+    assert scored.numel() == scored_tokens(asked) <= tokens
     possible = (length - 1 - block_size) // (block_size // 2) + 1
     assert len(windows) == min(possible, tokens // (block_size // 2))
 

@@ -8,7 +8,7 @@ from results.report.facts.analysis import Measured, Row, parameter_values
 from results.winner import Winner, evidence_words, headline, notes, warning_words, way_words
 from results.words import label, unit
 from spaces.warmup import WARMUP_FRAC
-from trainable.config import HYPERPARAMETERS, SCHEDULES_WITH_WARMUP
+from trainable.config import HYPERPARAMETERS, config_from
 
 MAX_PERPLEXITY_NATS = 25.0
 """Beyond e^25 no perplexity is shown."""
@@ -69,9 +69,10 @@ def _changes(measured: Measured, winner: Row | None, baseline: Row | None) -> li
     searched = {parameter.name for parameter in measured.parameters}
     rows = []
     for name in (*HYPERPARAMETERS, WARMUP_FRAC):
-        reads = [name != WARMUP_FRAC or row["lr_schedule"] in SCHEDULES_WITH_WARMUP for row in (before, after)]
+        reads = [config_from(row).reads(name) for row in (baseline, winner)]
         old, new = (row[name] if read else None for row, read in zip((before, after), reads, strict=True))
-        if name in _NOT_A_CHANGE or (old == new and name not in searched) or not any(reads):
+        is_same = before[name] == after[name] and name not in searched
+        if name in _NOT_A_CHANGE or is_same or not any(reads):
             continue
         rows.append({"name": name, "label": label(name), "unit": unit(name), "baseline": old, "winner": new})
     return sorted(rows, key=lambda row: row["baseline"] == row["winner"])

@@ -45,8 +45,12 @@ def _ped_anova(measured: Measured, ranked: Sequence[Row], searched: Sequence[Sea
 
     # The evaluator only uses which trials are in the best share. So ranks do as well as losses, and stopped and
     # unstable trials, which have no final loss, have a rank too.
-    frozen = _frozen(measured, ranked, [float(place) for place in range(len(ranked))], searched)
     share = min(0.5, max(0.1, TARGET_TRIALS / len(ranked)))
+    best = [measured.values(trial) for trial in ranked[: math.ceil(share * len(ranked))]]
+    # One value alone looks far from any others: in 62 of 400 draws of pure noise, with 0.74 of the importance.
+    few = [p.name for p in searched if p.condition and sum(p.name in point for point in best) < 2]
+    searched = [parameter for parameter in searched if parameter.name not in few]
+    frozen = _frozen(measured, ranked, [float(place) for place in range(len(ranked))], searched)
     evaluator = PedAnovaImportanceEvaluator(target_quantile=share)
     names = [parameter.name for parameter in searched]
     shares = _shares(frozen, evaluator, names)
@@ -61,7 +65,10 @@ def _ped_anova(measured: Measured, ranked: Sequence[Row], searched: Sequence[Sea
         "trials": len(ranked),
         "words": f"How much each decides whether a trial is among the best {share:.0%} of {len(ranked)}. Completed "
         "trials rank by final loss; then stopped ones, the highest rung first; then unstable and out-of-memory ones; "
-        f"failed ones are left out. The whiskers span 90 % of {resamples} resamples of {size} trials.",
+        f"failed ones are left out. The whiskers span 90 % of {resamples} resamples of {size} trials."
+        + (
+            f" Not for {list_words([label(name) for name in few])}, which one of the best reads at most." if few else ""
+        ),
         "shares": [
             {"name": name, "share": shares[name], "low": parts[name][0], "high": parts[name][-1]} for name in names
         ],

@@ -11,7 +11,7 @@ from results.report.facts.analysis import Measured, Row
 from results.words import count_words, label, range_words, value_words
 from spaces.domains import Choice, SearchParameter
 from spaces.warmup import WARMUP_FRAC
-from trainable.config import HYPERPARAMETERS
+from trainable.config import HYPERPARAMETERS, config_from
 
 EDGE_FRAC = 0.05
 """A value within this share of a range's end is on its edge."""
@@ -29,7 +29,7 @@ def edges(measured: Measured) -> Iterator[Row]:
     for parameter in measured.parameters:
         value = measured.values(best).get(parameter.name)
         side = None if value is None else _side(parameter, value)
-        if side is None or _is_bound(parameter, side):
+        if side is None or _is_bound(parameter, side) or not config_from(best).reads(parameter.name):
             continue
         # What makes a model worse is not to be had more of; only a lower rate may yet be better.
         if measured.winner.worse_than_start and (parameter.name, side) != ("learning_rate", "low"):

@@ -122,11 +122,9 @@ def _lr_by_batch(facts: Row) -> Iterator[Row]:
 
 
 def _rings(rows: Sequence[tuple[Row, float]], ceiling: float, view: int) -> Iterator[Row]:
-    for flag, look in (("is_baseline", marks.BASELINE), ("is_best", marks.BEST)):
-        points = [(trial, trial["learning_rate"], loss) for trial, loss in rows if trial[flag]]
-        if points:
-            ring = {"name": marks.named(look, points[0][0]), "symbol": "circle-open", "size": 18, "width": 3}
-            yield marks.point_trace({**look, **ring}, points, ceiling, view=view)
+    for look, those in marks.baseline_and_best([trial for trial, _ in rows]):
+        points = [(trial, trial["learning_rate"], loss) for trial, loss in rows if trial in those]
+        yield marks.point_trace({**look, "symbol": "circle-open", "size": 18, "width": 3}, points, ceiling, view=view)
 
 
 def _stability_map(facts: Row) -> Iterator[Row]:

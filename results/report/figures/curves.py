@@ -127,10 +127,8 @@ def parallel_coordinates(facts: Row) -> Iterator[Row]:
             name = " to ".join(sorted({loss_words(part[-1]["val_loss"]), loss_words(part[0]["val_loss"])}))
             name = f"trial {part[0]['trial_id']}, {name}" if len(part) == 1 else name
             traces.append(_parallel_trace(name, part, f"@seq{LOSS_CLASSES - index}", 1.8, facts, low, ceiling))
-    for flag, look in (("is_baseline", marks.BASELINE), ("is_best", marks.BEST)):
-        those = [trial for trial in trials if trial[flag]]
-        name = marks.named(look, those[0]) if those else ""
-        traces.append(_parallel_trace(name, those, look["color"], 4, facts, low, ceiling))
+    for look, those in marks.baseline_and_best(trials):
+        traces.append(_parallel_trace(look["name"], those, look["color"], 4, facts, low, ceiling))
     # Axes one below the other, because a phone has the height for them and not the width.
     axes = [*(parameter["label"] for parameter in parameters), "val loss"]
     ends = [_mark(place, len(parameters), loss_words(loss)) for place, loss in ((0.0, low), (1.0, ceiling))]

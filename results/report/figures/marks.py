@@ -30,13 +30,18 @@ def by_role(trials: Sequence[Row]) -> Iterator[tuple[Row, list[Row]]]:
         those = [t for t in trials if t["status"] == status and not t["is_baseline"] and not t["is_best"]]
         if those:
             yield {"name": STATUS_LABELS[status], **look}, those
+    yield from baseline_and_best(trials)
+
+
+def baseline_and_best(trials: Sequence[Row]) -> Iterator[tuple[Row, list[Row]]]:
+    """Yield the baseline, then the best where that is another trial; a look's name is that of a legend."""
     best = [trial for trial in trials if trial["is_best"] and not trial["is_baseline"]]
     for look, those in ((BASELINE, [trial for trial in trials if trial["is_baseline"]]), (BEST, best)):
         if those:
-            yield {**look, "name": named(look, those[0])}, those
+            yield {**look, "name": _named(look, those[0])}, those
 
 
-def named(look: Row, trial: Row) -> str:
+def _named(look: Row, trial: Row) -> str:
     """Return the baseline's or the best's name in a legend, with the trial's number."""
     if trial["is_baseline"]:
         return "baseline (best)" if trial["is_best"] else "baseline"
