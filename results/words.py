@@ -101,7 +101,8 @@ def scored_tokens(document: Mapping[str, Any]) -> int:
     """
     evaluation, val_tokens = document["evaluation"], document["corpus"]["val_tokens"]
     stride = evaluation["block_size"] // 2
-    return int(stride * min(evaluation["tokens"] // stride, (val_tokens - evaluation["block_size"] - 1) // stride + 1))
+    there = max(0, (val_tokens - evaluation["block_size"] - 1) // stride + 1)
+    return int(stride * min(evaluation["tokens"] // stride, there))
 
 
 def interval_words(low: float | None, high: float | None) -> str:

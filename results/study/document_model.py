@@ -55,7 +55,7 @@ class _Corpus(_Part):
 
 
 class _Evaluation(_Part):
-    block_size: Positive
+    block_size: Annotated[int, Field(ge=2)]
     tokens: Positive
     milestones_tokens: list[Count] = []
 

@@ -7,6 +7,7 @@ from typing import get_args
 import numpy as np
 import pytest
 
+from results.study.document_model import document_fault
 from results.words import (
     STATUS_LABELS,
     config_words,
@@ -22,6 +23,7 @@ from results.words import (
     token_words,
     value_words,
 )
+from tests.documents import sound_document
 from trainable.config import BEFORE, DOCUMENTED
 from trainable.evaluation import EvalProtocol, eval_windows
 from trainable.rows import TrialStatus
@@ -123,6 +125,13 @@ def test_as_many_tokens_are_named_as_are_scored(val_tokens: int, tokens: int, bl
     assert evaluation_words({"evaluation": evaluation, "corpus": {"val_tokens": val_tokens}}) == words
     windows = eval_windows(np.arange(val_tokens, dtype=np.uint16), EvalProtocol(block_size=block, tokens=tokens))
     assert words.startswith(f"{len(windows) * (block // 2):,} held-out tokens")
+
+
+def test_of_a_received_study_no_evaluation_breaks_the_words() -> None:
+    document = sound_document("one", corpus={**sound_document("one")["corpus"], "val_tokens": 5})
+    assert evaluation_words(document) == "0 held-out tokens at context 128 (all that the text gives)"
+    document["evaluation"] = {**document["evaluation"], "block_size": 1}
+    assert "evaluation.block_size: " in str(document_fault(document))
 
 
 def test_every_status_has_a_label() -> None:
