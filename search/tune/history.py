@@ -13,6 +13,7 @@ from pydantic import ConfigDict, with_config
 from results.ranking import leaderboard, ranked_trials
 from results.study.atomic import read_document, value_of
 from results.study.folder import Study
+from results.winner import is_worse, start_val_loss
 from spaces.budget import Budget, Milestones, budget_of
 from spaces.domains import active_point
 from spaces.optuna_domains import point_of
@@ -150,7 +151,9 @@ def warm_start_from(source: Study, space: SearchSpace, facts: Mapping[str, Any])
     except (KeyError, TypeError):
         raise UserError(f"WARM_START={source.name}: its study.json is not a search's. Name another study.") from None
     configs = {trial.trial_id: trial.config for trial in known}
-    points = [_point(space, configs[row["trial_id"]]) for row in best]
+    start = start_val_loss(document)
+    # What made the model worse is told to the searcher, and not run again.
+    points = [_point(space, configs[row["trial_id"]]) for row in best if not is_worse(row["val_loss"], start)]
     firsts: list[dict[str, Any]] = []
     for point in points:
         if point is not None and point != space.baseline_params() and point not in firsts:

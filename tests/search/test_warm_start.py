@@ -126,6 +126,13 @@ def test_at_the_same_budget_all_endings_are_told_and_the_best_run_first(source: 
     assert "; its best 1 run" in warm_start.words(2)
 
 
+def test_what_made_the_model_worse_is_told_and_not_run_again(source: Study) -> None:
+    write_document(source.study_json, {**source.document(), "start": {"val_loss": 5.3, "train_loss": None}})
+    warm_start = warm_start_from(source, make_space(), FACTS)
+    assert warm_start.first_points == [POINTS[1]]
+    assert len(warm_start.told) == 5
+
+
 def test_at_a_larger_budget_a_completed_trial_counts_as_stopped_at_the_smaller(source: Study) -> None:
     warm_start = warm_start_from(source, make_space(budget=25_600), FACTS)
     assert [one.status for one in warm_start.told] == ["stopped", "stopped", "stopped", "unstable", "failed"]
