@@ -104,14 +104,12 @@ def check_sizes(
     first_evaluation_tokens: int,
     is_grace_fixed: bool,
     warmup_steps: int,
-    is_changed: bool,
 ) -> None:
     """Raise UserError when a step does not fit before the first evaluation, or a warm-up into the run.
 
     shapes: all that a trial can have, where the budget is time: one that is slower has fewer steps.
     is_grace_fixed: the first evaluation is at the scheduler's grace_tokens, which do not follow the budget.
-    warmup_steps: of a trial whose warm-up is not searched. is_changed: by variables, which a file that is wrong by
-    itself never meets.
+    warmup_steps: of a trial whose warm-up is not searched.
     """
     for point in _largest_points(parameters):
         values = {name: point.get(name, getattr(baseline, name)) for name in (*SIZES, "lr_schedule")}
@@ -120,7 +118,7 @@ def check_sizes(
         if budget.speeds is None and step_tokens > first_evaluation_tokens:
             # The first evaluation may be rounded up by a token.
             needed = ceil(budget_tokens * step_tokens / max(1, first_evaluation_tokens - 1))
-            least = f"{'BUDGET_TOKENS=' if is_changed else '[budget] tokens = '}{_rounded_up(needed)}"
+            least = f"BUDGET_TOKENS={_rounded_up(needed)}"
             if is_grace_fixed:
                 least = f"[scheduler] grace_tokens = {step_tokens}"
             raise UserError(

@@ -69,8 +69,6 @@ class SearchSpace:
                 first_evaluation_tokens=(first_tokens := self.evaluation_tokens()[0]),
                 is_grace_fixed=self.scheduler.grace_frac is None and first_tokens in self.rung_tokens(),
                 warmup_steps=self.user_settings.get("WARMUP_STEPS", 0),
-                # A file's text is added once the space is right by itself.
-                is_changed=bool(self.toml),
             )
         share = self.baseline_warmup_frac
         if share is None:
