@@ -116,6 +116,9 @@ def test_a_worker_has_the_launchers_words_folder_environment_and_streams(command
 def test_the_commands_exit_handlers_and_unprinted_output_are_its_own(command: Any, tmp_path: Path) -> None:
     subprocess.run(**launcher(tmp_path), capture_output=True, check=True)
     assert not (tmp_path / "exit").exists()
+    (server,) = psutil.Process(command.pid).children()
+    # The launcher has ended with its worker's last line; on a busy machine the worker itself is there a little longer.
+    wait_until(lambda: not server.children(), list)
     out, _ = command.communicate("")
     assert out == "not flushed before the fork0"
     assert (tmp_path / "exit").read_text() == "once"
