@@ -98,9 +98,14 @@ class Winner:
 
 def winner_of(study: Study) -> Winner:
     """Return who won the study. Raises UserError when a file of it is damaged."""
-    trials, attempts, start = study.trials(), load_attempts(study), start_val_loss(study.document())
+    return winner_in(study, study.document(), study.trials())
+
+
+def winner_in(study: Study, document: Row, trials: Sequence[Row]) -> Winner:
+    """Return the same, where document and trials have been read."""
+    attempts = load_attempts(study)
     try:
-        return find_winner(trials, attempts, start_val_loss=start)
+        return find_winner(trials, attempts, start_val_loss=start_val_loss(document))
     except UserError as error:
         raise UserError(f"study {study.name}: {error}") from None
 

@@ -72,7 +72,7 @@ def _value_text(name: str, config: TrialConfig, other: TrialConfig) -> str:
         if config.has_warmup:
             text += f", warm-up {100.0 * _warmup_share(config):.3g} %"
         for field in ("min_lr_frac", "decay_frac"):
-            if config.reads(field) and _differs(field, config, other):
+            if _differs(field, config, other):
                 text += f", {field} {getattr(config, field):g}"
         return text
     if name == "lora":

@@ -52,7 +52,7 @@ def _made_worse(study: Study, trial: Row | None) -> list[Diagnosis]:
     """Judge a completed trial by its loss alone, where no rule has found what is wrong with its course."""
     document = study.document()
     start = start_val_loss(document)
-    if trial is None or start is None or trial["status"] != "completed" or not is_worse(final_loss(trial), start):
+    if trial is None or trial["status"] != "completed" or not is_worse(final_loss(trial), start):
         return []
     passes = trial["tokens_seen"] / document["corpus"]["train_tokens"]
     longer = "then more steps, for the first ones cost a trained model something"

@@ -47,7 +47,7 @@ class _Part(BaseModel):
 
 class _Corpus(_Part):
     fingerprint: Text
-    train_tokens: Count
+    train_tokens: Positive
     val_tokens: Count
     vocab_size: Positive
     # In nats; larger than that of any text.

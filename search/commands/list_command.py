@@ -7,7 +7,7 @@ from rich.table import Table
 from results.ranking import ranked_trials, spent_by_purpose
 from results.study.folder import Study, check_folder_name, list_studies, studies_dir
 from results.study.paths import shown
-from results.winner import winner_of
+from results.winner import winner_in
 from results.words import local_time_words, loss_words
 from search.options import Options
 from search.terminal.console import Terminal, print_table
@@ -49,7 +49,7 @@ def _entry(study: Study) -> dict[str, Any]:
     try:
         check_folder_name(study)
         document, trials = study.document(), study.trials()
-        winner = winner_of(study)
+        winner = winner_in(study, document, trials)
     except UserError as error:
         return {"study": study.name, "error": str(error)}
     # An attribution on its own has nothing but its runs.

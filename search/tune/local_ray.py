@@ -32,6 +32,7 @@ from search.terminal.signals import ending_in_order
 from search.tune import fork_server
 from search.tune.resources import Slots
 from trainable.device.device import threads_left
+from trainable.device.own_process import unheard
 from trainable.errors import MachineError, full_reason
 
 PREFIX = "gpt2-ray-"
@@ -318,7 +319,9 @@ def _init(folder: Path, slots: Slots) -> None:
         # Which init() does not hand on.
         parameter.RayParams = partial(RayParams, worker_path=str(fork_server.LAUNCHER))
     keep_ray_off_stdout()
-    with _ends_held(), _sigterm_kept():
+    # A closed terminal, and whatever ends a whole job (scancel, systemd, timeout), signals Ray's processes too: they
+    # would be gone before the trials are saved. Ray itself blocks SIGINT there.
+    with unheard(signal.SIGHUP, signal.SIGTERM), _sigterm_kept():
         ray.init(
             address="local",  # and not a cluster that happens to run here
             num_cpus=slots.count,
@@ -382,20 +385,6 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-@contextmanager
-def _ends_held() -> Iterator[None]:
-    """Block SIGHUP and SIGTERM in the processes started inside; Ray itself blocks SIGINT there.
-
-    A closed terminal, and whatever ends a whole job (scancel, systemd, timeout), signals them too: they would be gone
-    before the trials are saved. They inherit the block; this process gets its signals afterwards.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

@@ -541,6 +541,12 @@ def test_an_empty_trace_has_no_findings() -> None:
     assert diagnose(trace, context=Context()) == []
 
 
+def settling(fall: float, *, to: float, pace: float, noise: float, rows: int) -> list[float]:
+    """Return losses that fall by so much, exponentially."""
+    gauss = random.Random(0).gauss
+    return [to + fall * math.exp(-row / pace) + gauss(0, noise) for row in range(rows)]
+
+
 def stepwise(losses: list[float], *, between: dict[int, str] | None = None, rate: float = 3e-4) -> str:
     """Return a log of a row a step, and of other lines before some."""
     row = "{{'loss': {:.4f}, 'grad_norm': 1.0, 'learning_rate': {}, 'step': {}}}\n"
@@ -549,8 +555,7 @@ def stepwise(losses: list[float], *, between: dict[int, str] | None = None, rate
 
 
 def test_a_loss_scaler_that_goes_on_skipping_steps_is_told_and_one_that_finds_its_scale_is_not(log: Path) -> None:
-    gauss = random.Random(0).gauss
-    losses = [3.5 + 4.0 * math.exp(-step / 300) + gauss(0, 0.03) for step in range(600)]
+    losses = settling(4.0, to=3.5, pace=300, noise=0.03, rows=600)
     skipped = "[deepspeed] OVERFLOW! Rank 0 Skipping step. Attempted loss scale: 65536, reducing to 32768\n"
     assert found(log, stepwise(losses, between=dict.fromkeys(range(1, 20), skipped))) == []
     (finding,) = found(log, stepwise(losses, between=dict.fromkeys(range(1, 600, 20), skipped)))
@@ -574,8 +579,7 @@ def test_a_spike_that_built_up_and_is_never_made_good_is_the_optimizers(log: Pat
 
 
 def test_a_spike_at_a_moderate_rate_is_looked_for_in_the_text_where_it_was_read(log: Path) -> None:
-    gauss = random.Random(0).gauss
-    losses = [3.3 + 0.3 * math.exp(-step / 300) + gauss(0, 0.02) for step in range(1000)]
+    losses = settling(0.3, to=3.3, pace=300, noise=0.02, rows=1000)
     losses[500:] = [loss + 1.2 * math.exp(-step / 10) for step, loss in enumerate(losses[500:])]
     header = {1: "batch_size: 8, block_size: 128\n"}
     (finding,) = found(log, stepwise(losses, between=header, rate=3e-5), Context(pretrained=True))
@@ -586,8 +590,7 @@ def test_a_spike_at_a_moderate_rate_is_looked_for_in_the_text_where_it_was_read(
 
 
 def test_where_no_learning_rate_is_recorded_the_cause_of_a_plateau_is_not_guessed(log: Path) -> None:
-    gauss = random.Random(0).gauss
-    losses = [7.6 + 3.2 * math.exp(-row / 20) + gauss(0, 0.02) for row in range(300)]
+    losses = settling(3.2, to=7.6, pace=20, noise=0.02, rows=300)
     text = "".join(f"step {10 * row}: train loss {loss:.4f}\n" for row, loss in enumerate(losses))
     (finding,) = found(log, text, Context(vocab_size=50_257))
     assert finding.kind == "plateau"

@@ -1,8 +1,10 @@
 """Device work in a process of its own: only its end gives a driver's memory back, contexts and caches included."""
 
 import multiprocessing
+import signal
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
@@ -11,6 +13,16 @@ from trainable.errors import MachineError
 Row = TypeVar("Row")
 APART = ("cuda", "mps")
 END_TIMEOUT_S = 10.0
+
+
+@contextmanager
+def unheard(*numbers: signal.Signals) -> Iterator[None]:
+    """Block signals in the processes started inside, which inherit it; this one gets its own afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def in_own_process(device_type: str, work: Callable[..., Iterator[Row]], *args: Any, **kwargs: Any) -> Iterator[Row]:

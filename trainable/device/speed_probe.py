@@ -4,7 +4,6 @@ import multiprocessing
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from statistics import fmean
@@ -15,6 +14,7 @@ import torch
 from trainable.config import TrialConfig
 from trainable.device.compiling import may_compile
 from trainable.device.device_memory import CONTEXT_BYTES, is_out_of_memory, prepare_memory, release_memory
+from trainable.device.own_process import unheard
 from trainable.evaluation import eval_windows, evaluate
 from trainable.loop import train
 from trainable.rows import StepRow
@@ -82,7 +82,8 @@ def probes(
             reader, writer = context.Pipe(duplex=False)
             work = (spec, configs, threads, seconds, run_s, barrier, writer)
             process = context.Process(target=_run, args=work, daemon=True)
-            with _deaf_to_ctrl_c():
+            # Who waits for them hears Ctrl-C, and they import torch before any line of ours.
+            with unheard(signal.SIGINT):
                 process.start()
             writer.close()
             readers.append(reader)
@@ -103,16 +104,6 @@ def probes(
         for process in processes:
             process.kill()
             process.join()
-
-
-@contextmanager
-def _deaf_to_ctrl_c() -> Iterator[None]:
-    """Start processes that do not hear it: who waits for them does, and they import torch before any line of ours."""
-    heard = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, heard)
 
 
 def _received(reader: Connection, barrier: Any) -> _Measured | None:

@@ -67,9 +67,10 @@ def _changes(measured: Measured, winner: Row | None, baseline: Row | None) -> li
         return []
     before, after = parameter_values(baseline), parameter_values(winner)
     searched = {parameter.name for parameter in measured.parameters}
+    configs = [config_from(row) for row in (baseline, winner)]
     rows = []
     for name in (*HYPERPARAMETERS, WARMUP_FRAC):
-        reads = [config_from(row).reads(name) for row in (baseline, winner)]
+        reads = [config.reads(name) for config in configs]
         old, new = (row[name] if read else None for row, read in zip((before, after), reads, strict=True))
         is_same = before[name] == after[name] and name not in searched
         if name in _NOT_A_CHANGE or is_same or not any(reads):

@@ -26,10 +26,11 @@ def edges(measured: Measured) -> Iterator[Row]:
     best = measured.winner.trial
     if best is None or not measured.domains_known:
         return
+    config, point = config_from(best), measured.values(best)
     for parameter in measured.parameters:
-        value = measured.values(best).get(parameter.name)
+        value = point.get(parameter.name)
         side = None if value is None else _side(parameter, value)
-        if side is None or _is_bound(parameter, side) or not config_from(best).reads(parameter.name):
+        if side is None or _is_bound(parameter, side) or not config.reads(parameter.name):
             continue
         # What makes a model worse is not to be had more of; only a lower rate may yet be better.
         if measured.winner.worse_than_start and (parameter.name, side) != ("learning_rate", "low"):
