@@ -201,9 +201,10 @@ class SpaceSearcher(TrialSearcher):
                 return end
         parameters = narrowed(self._space.parameters, start)
         view = SamplerView(parameters)
-        seed = int(np.random.SeedSequence([self._seed, len(known)]).generate_state(1)[0])
-        study = optuna.create_study(sampler=make_sampler(self._space, seed))
         warm = self._warm_start.told if self._warm_start else ()
+        # After the source's own draws, which a random search of its space would only repeat.
+        seed = int(np.random.SeedSequence([self._seed, len(warm) + len(known)]).generate_state(1)[0])
+        study = optuna.create_study(sampler=make_sampler(self._space, seed))
         told = (told_as(trial, view) for trial in (*warm, *known))
         study.add_trials([trial for trial in told if trial is not None])
         for _ in range(MAX_REFUSED):
