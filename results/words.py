@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from spaces.budget import Budget, duration_text
-from trainable.config import DOCUMENTED, HYPERPARAMETERS
+from trainable.config import DOCUMENTED, HYPERPARAMETERS, SCHEDULES_WITH_WARMUP
 from trainable.rows import ENDINGS
 
 UNKNOWN = "–"
@@ -230,14 +230,17 @@ def shape_words(row: Mapping[str, Any]) -> str:
 
 def schedule_words(row: Mapping[str, Any]) -> str:
     """Return the schedule's name and its warm-up steps, if any."""
-    return f"{row['lr_schedule']}" + (f" {row['warmup_steps']}" if row["warmup_steps"] else "")
+    return f"{row['lr_schedule']} {_warmup_steps(row) or ''}".rstrip()
+
+
+def _warmup_steps(row: Mapping[str, Any]) -> int:
+    return int(row["warmup_steps"]) if row["lr_schedule"] in SCHEDULES_WITH_WARMUP else 0
 
 
 def config_words(row: Mapping[str, Any]) -> str:
     """Return a configuration: batch x block, LR, schedule, LoRA, and what else was searched."""
-    schedule = row["lr_schedule"] + (
-        f" after {count_words(row['warmup_steps'], 'step')}" if row["warmup_steps"] else ""
-    )
+    steps = _warmup_steps(row)
+    schedule = row["lr_schedule"] + (f" after {count_words(steps, 'step')}" if steps else "")
     targets = f", targets {row['lora_targets']}" if row["lora_targets"] != DOCUMENTED.lora_targets else ""
     lora = f", LoRA rank {row['lora_rank']}, alpha {row['lora_alpha']}{targets}" if row["use_lora"] else ""
     point = json.loads(row.get("point") or "{}")

@@ -446,6 +446,7 @@ def with_origin(message: str, typed_now: Collection[str]) -> str:
 
 def parse_options(texts: Mapping[str, str], *, typed: frozenset[str] = frozenset()) -> Options:
     """Return the options from texts by variable name. Raises UserError for the first that is wrong."""
+    texts = with_newest_schedule(texts, typed)
     hyperparameters = {
         field: parse_hyperparameter(field, texts[name]) for name, field in ENV_NAMES.items() if name in texts
     }
@@ -454,6 +455,15 @@ def parse_options(texts: Mapping[str, str], *, typed: frozenset[str] = frozenset
         return Options(texts=texts, typed=typed, hyperparameters=hyperparameters, **fields)
     except ValidationError as refused:
         raise _refusal(refused.errors()[0], texts) from None
+
+
+def with_newest_schedule(texts: Mapping[str, str], newer: Collection[str]) -> Mapping[str, str]:
+    """Return `texts`; where `newer` has one of the two that say the schedule, without what it replaces."""
+    # An export sets both, and the warm-up.
+    replaced = {"LR_SCHEDULE": ("USE_LR_WARMUP",), "USE_LR_WARMUP": ("LR_SCHEDULE", "WARMUP_STEPS")}
+    said = [name for name in replaced if name in newer and name in texts]
+    older = replaced[said[0]] if len(said) == 1 else ()
+    return {name: text for name, text in texts.items() if name in newer or name not in older}
 
 
 def _refusal(error: ErrorDetails, texts: Mapping[str, str]) -> UserError:

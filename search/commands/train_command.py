@@ -16,17 +16,25 @@ from results.study.lock import hold
 from results.study.paths import shown
 from results.study.planned_run import PlannedRun
 from results.winner import start_val_loss
-from results.words import config_words, loss_words, token_words, trial_loss_words
+from results.words import config_words, list_words, loss_words, token_words, trial_loss_words
 from search.options import Options
 from search.setup.finish import SavedModel, sample_study, save_run_model
 from search.setup.preflight_run import Preflight, check_preflight
 from search.setup.run_checkpoints import NEWEST_KEPT, RunCheckpoints
 from search.setup.study_record import start_losses
-from search.setup.train_plan import TrainPlan, make_train_plan, resumption_words, train_document, with_winner_of
+from search.setup.train_plan import (
+    THE_RATE,
+    TrainPlan,
+    make_train_plan,
+    resumption_words,
+    train_document,
+    with_winner_of,
+)
 from search.terminal.console import Preparing, Terminal
 from search.terminal.next_steps import ending_document
 from search.terminal.signals import Interrupts
 from search.terminal.summary import sample_lines
+from trainable.config import variable_of
 from trainable.errors import UserError
 from trainable.rows import MetricsRow, Start, StepRow, TrialStatus, Verdict
 from trainable.stability import Finding
@@ -131,6 +139,9 @@ def _header(plan: TrainPlan, state: "TrainState") -> list[str]:
         *plan.loaded.text_lines,
         f"{config_words(asdict(config))}, {config.training_steps} steps, seed {config.seed}",
     ]
+    unread = [variable_of(name) for name in THE_RATE if not config.reads(name)]
+    if unread := [variable for variable in unread if variable in plan.options.typed]:
+        lines.append(f"note: LR_SCHEDULE={config.lr_schedule} does not read {list_words(unread)}")
     if plan.checkpoint is not None:
         lines += resumption_words(plan.checkpoint, config, corpus_fingerprint=spec.corpus.fingerprint)
     if state.compile_note:

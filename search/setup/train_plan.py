@@ -9,7 +9,14 @@ from results.export import winner_env
 from results.study.folder import LATEST, Study, find_study, new_study_name, open_study
 from results.winner import winner_of
 from results.words import list_words, value_words
-from search.options import LENGTHS, Options, check_lora, parse_options, with_default_warmup
+from search.options import (
+    LENGTHS,
+    Options,
+    check_lora,
+    parse_options,
+    with_default_warmup,
+    with_newest_schedule,
+)
 from search.setup.inputs import Loaded, check_inputs, load_inputs
 from search.setup.plan import study_name
 from search.setup.study_record import study_document
@@ -89,7 +96,8 @@ def with_winner_of(options: Options) -> Options:
         # The shell holds another winner, which would be trained under this study's name.
         raise UserError(f"STUDY={study.name}: its winner has another {list_words(others)}.")
     name = new_study_name(f"train-{study.name}", datetime.now())
-    return parse_options({**{name: text for name, text in winner.items() if text}, **own, "STUDY": name})
+    texts = {**{name: text for name, text in winner.items() if text}, **own, "STUDY": name}
+    return parse_options(with_newest_schedule(texts, own), typed=options.typed)
 
 
 def make_train_plan(options: Options, progress: Preparing) -> TrainPlan:

@@ -108,6 +108,9 @@ def test_configurations() -> None:
     assert shape_words(accumulated) == "8x4 x 256"
     assert schedule_words(asdict(DOCUMENTED)) == "constant"
     assert schedule_words(accumulated) == "warmup_cosine 500"
+    unread = accumulated | {"lr_schedule": "constant"}
+    assert schedule_words(unread) == "constant"
+    assert config_words(unread) == "batch 8x4 x block 256, LR 2.00e-05, constant"
 
 
 @pytest.mark.parametrize(

@@ -276,6 +276,8 @@ def test_the_winner_is_exported_with_its_own_steps_and_the_time_as_the_budget(
         for word in ("BUDGET_TIME=10m", "BUDGET_TOKENS=1M", "STEPS=70", "TRAINING_STEPS=90")
     }
     assert list(trained.values()) == [in_ten.training_steps, 1_000_000 // (8 * 32), 70, 90]
+    rates = with_winner_of(read_options(["STUDY=timed", "USE_LR_WARMUP=True"])).explicit_hyperparameters()
+    assert (rates["lr_schedule"], rates.get("warmup_steps")) == ("warmup_cosine", None)
     for words, checkpointing in (([], True), (["GRADIENT_CHECKPOINTING=0"], False)):
         options = with_winner_of(read_options(["STUDY=timed", *words]))
         assert (options.compile, options.gradient_checkpointing) == ("off", checkpointing)

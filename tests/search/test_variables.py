@@ -349,6 +349,27 @@ def test_lr_schedule_wins_over_use_lr_warmup_false(schedule: str) -> None:
     assert given == {"lr_schedule": schedule}
 
 
+@pytest.mark.parametrize(
+    ("typed", "schedule", "warmup"),
+    [
+        (["LR_SCHEDULE=constant"], "constant", "200"),
+        (["LR_SCHEDULE=linear", "WARMUP_STEPS=0"], "linear", "0"),
+        (["USE_LR_WARMUP=False"], "constant", None),
+        (["USE_LR_WARMUP=True", "WARMUP_STEPS=50"], "warmup_cosine", "50"),
+        ([], "warmup_cosine", "200"),
+    ],
+)
+def test_a_schedule_that_is_typed_replaces_the_exported_one(
+    typed: list[str], schedule: str, warmup: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An export says the schedule twice; nobody who types one of the two is told to unset the other."""
+    for name, text in {"LR_SCHEDULE": "warmup_cosine", "USE_LR_WARMUP": "True", "WARMUP_STEPS": "200"}.items():
+        monkeypatch.setenv(name, text)
+    options = read_options(typed)
+    assert options.explicit_hyperparameters()["lr_schedule"] == schedule
+    assert options.texts.get("WARMUP_STEPS") == warmup
+
+
 def test_a_warm_up_of_no_given_length_is_a_tenth_of_the_run_as_before_had_it() -> None:
     assert with_default_warmup({"lr_schedule": "warmup_cosine"}, DOCUMENTED)["warmup_steps"] == 200
     given: dict[str, int | float | str] = {"lr_schedule": "linear", "training_steps": 5000}
