@@ -8,7 +8,8 @@ from typing import Any
 
 from rich.text import Text
 
-from results.attribution.attribution_values import load_attribution
+from results.attribution.attribution_values import Attribution, load_attribution
+from results.attribution.design import config_of
 from results.export import export_cli, make_words, search_command
 from results.ranking import ranked_trials
 from results.report.facts.study_facts import edges_of
@@ -17,8 +18,10 @@ from results.study.document_model import run_variables
 from results.study.folder import Study
 from results.study.lock import hold
 from results.winner import Winner, winner_of
+from results.words import list_words, loss_words
 from search.terminal.console import Terminal, print_line
 from spaces.budget import budget_of
+from trainable.config import HYPERPARAMETERS, config_from, variable_of
 from trainable.data.remote_files import below, local_folder
 from trainable.errors import NothingToDoError, UserError
 from trainable.rows import ENDINGS
@@ -148,15 +151,36 @@ def _about(study: Study, document: Mapping[str, Any], winner: Winner, diagnose: 
     attribute = Step(command=f"make attribute STUDY={name}", purpose="find which of the changed settings did it")
     known = load_attribution(study)
     # Of an earlier winner it explains nothing about this one.
-    unexplained = [] if winner.trial and known and known.after_name == winner.name else [attribute]
+    why = [attribute]
+    if winner.trial and known and known.after_name == winner.name:
+        why = _without_costs(study, winner.trial, known)
     match winner.standing:
         case "proven":
-            return [*_rival(study, winner), *own, *unexplained, further]
+            return [*_rival(study, winner), *own, *why, further]
         case "unproven":
-            return [*_proof(study, winner, more), *own, *unexplained, further]
+            return [*_proof(study, winner, more), *own, *why, further]
         case "no_comparison":
             return [diagnose, *own]
     return [*more, diagnose, *own, *([further] if is_over else [])]
+
+
+def _without_costs(study: Study, trial: Mapping[str, Any], found: Attribution) -> list[Step]:
+    """Return the step that trains the trial without the changes that are proven to have cost it something."""
+    shares = {change: effect.shapley for change, effect in enumerate(found.effects)}
+    costs = {change: one.mean for change, one in shares.items() if one and one.is_proven and one.mean > 0.0}
+    if not costs:
+        return []
+    document, own = study.document(), config_from(trial)
+    try:
+        config = budget_of(document).sized(config_of(own, config_from(document["baseline"]), found.settings, costs))
+    except UserError:  # of a shape whose speed was measured for the attribution alone
+        return []
+    values = {variable_of(name): f"{getattr(config, name)}" for name in HYPERPARAMETERS if config.reads(name)}
+    kept = {variable_of(name): f"{getattr(own, name)}" for name in HYPERPARAMETERS}
+    changed = make_words({name: value for name, value in values.items() if value != kept[name]})
+    names = list_words([found.settings[change].name for change in costs])
+    purpose = f"train it without {names}, which cost it {loss_words(sum(costs.values()))} nats/token"
+    return [Step(command=f"make train STUDY={study.name} {changed}", purpose=purpose)]
 
 
 def has_more(document: Mapping[str, Any]) -> bool:

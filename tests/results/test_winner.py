@@ -6,6 +6,9 @@ from typing import Any
 
 import pytest
 
+from results.attribution.attribute import attribute
+from results.attribution.attribution_values import write_attribution
+from results.attribution.design import changed_settings, coalitions
 from results.export import export_env, export_json, export_toml
 from results.report.facts.study_facts import report_facts
 from results.report.page import markdown, report_html
@@ -24,11 +27,14 @@ from results.winner import (
     winner_of,
 )
 from search.commands import list_command
+from search.options import read_options
 from search.setup.finish import write_answer
+from search.setup.train_plan import with_winner_of
 from search.terminal.next_steps import Step, next_steps, remedy
 from search.terminal.summary import verdict_lines
 from tests.fuzz.commands import run
 from tests.results.confirmed import add_attempt
+from trainable.config import DOCUMENTED, config_from, make_config
 from trainable.errors import UserError
 
 MakeTrial = Callable[..., dict[str, Any]]
@@ -324,6 +330,37 @@ def test_the_proof_is_of_as_many_trials_as_have_completed(searched: Study, make_
     document = {**searched.document(), "trials_planned": 3}
     searched.study_json.write_text(json.dumps(document))
     assert next_steps(searched)[0].purpose == "prove it: train it and the baseline again on fresh seeds"
+
+
+def test_what_is_proven_to_have_cost_the_winner_something_can_be_trained_without(
+    searched: Study, make_trial: MakeTrial
+) -> None:
+    """The next step after an attribution: what is taken back has the baseline's values, and as many tokens."""
+    schedule = {"lr_schedule": "warmup_cosine", "warmup_steps": 20, "training_steps": 200}
+    changed = {"batch_size": 8, "block_size": 256, **schedule}
+    write_table(searched.trials_path, [make_trial(0, val_loss=5.0), make_trial(1, val_loss=4.5, **changed)], TRIALS)
+    searched.study_json.write_text(json.dumps({**searched.document(), "trials_planned": 2}))
+    baseline, own = (config_from(row) for row in searched.trials())
+    settings = changed_settings(baseline, own)
+    assert [setting.name for setting in settings] == ["batch_size", "block_size", "schedule"]
+    effects = (-0.6, 0.1, 0.02)
+    for seeds, is_proven in ((1, False), (3, True)):
+        losses: dict[Any, dict[int, float | None]] = {
+            some: {seed: 5.0 + 0.01 * seed + sum(effects[change] for change in some) for seed in range(seeds)}
+            for some in coalitions(3)
+        }
+        for seed in range(seeds):  # no two seeds alike, or there would be no interval
+            losses[frozenset({2})][seed] = 5.02 + 0.06 * (seed % 2)
+            losses[frozenset({1})][seed] = 5.1 + 0.011 * seed
+        write_attribution(searched, attribute(losses, settings, before_name="baseline", after_name="trial 1"))
+        steps = [step for step in next_steps(searched) if "without" in step.purpose]
+        assert len(steps) == is_proven
+    tokens = searched.document()["budget_tokens"]
+    assert steps[0].command == f"make train STUDY=s BLOCK_SIZE=128 WARMUP_STEPS=40 TRAINING_STEPS={tokens // (8 * 128)}"
+    assert steps[0].purpose == "train it without block_size, which cost it 0.0987 nats/token"
+    options = with_winner_of(read_options(steps[0].command.split()[2:]))
+    trained = make_config(DOCUMENTED, options.explicit_hyperparameters())
+    assert (trained.batch_size, trained.block_size, trained.lr_schedule) == (8, 128, "warmup_cosine")
 
 
 def test_a_search_around_a_baseline_alone_keeps_the_block_that_was_set(searched: Study, make_trial: MakeTrial) -> None:
