@@ -99,8 +99,11 @@ class StudyView:
     def trial_ended(self, trial_id: int, *, note: str) -> None:
         """Print how a trial ended."""
         trials = self.ledger.trials()
-        row = next(row for row in trials if row["trial_id"] == trial_id)
-        line = ending_words(row, baseline_trial(trials), note=note)
+        rows = {row["trial_id"]: row for row in trials}
+        row = rows[trial_id]
+        # Without what was searched, two candidates may look alike.
+        of = rows.get(row["of_trial"], row)
+        line = ending_words({**row, "point": of["point"]}, baseline_trial(trials), note=note)
         self.endings.append(line)
         if self._live is None:
             self.say(line)

@@ -323,6 +323,19 @@ def test_a_run_that_confirms_or_attributes_says_so() -> None:
     assert ending("completed", **attribution).startswith("schedule, seed 2 completed: val loss 6.5000; ")
 
 
+def test_a_confirmation_names_what_was_searched(make_view: MakeView, ledger: Ledger) -> None:
+    """Two candidates that differ in their dropout alone must not look alike."""
+    config, point = replace(DOCUMENTED, dropout=0.25), {"dropout": 0.25}
+    ledger.start_trial(PlannedRun(trial_id=8, purpose="search", config=config, point=point), started_at=NOW)
+    again = PlannedRun(trial_id=9, purpose="confirmation", of_trial=8, attempt=1, config=replace(config, seed=1))
+    ledger.start_trial(again, started_at=NOW)
+    ledger.add_metrics(9, metrics(45_000, 6.5), 0)
+    end(ledger, 9, "completed")
+    view = make_view(160)
+    view.trial_ended(9, note="")
+    assert view.endings[0] == f"trial 8, seed 1 completed: val loss 6.5000; {CONFIG}, dropout 0.25"
+
+
 def trial(tokens: int, *, ended: bool, baseline: bool = False) -> dict[str, Any]:
     status = "stopped" if ended else "running"
     full = {"training_steps": 1000, "batch_size": 1, "block_size": 1, "grad_accum_steps": 1}
