@@ -262,7 +262,7 @@ class Options(BaseModel):
     weights_only: Annotated[bool, ReadBy("train")] = False
     """True starts at step 0 from the checkpoint's weights, as a search does"""
     resume_steps: Annotated[Whole | None, ReadBy("train")] = None
-    """steps to add to the checkpoint's"""
+    """steps to add to the checkpoint's, or with STUDY to its winner's"""
     resume_lr: Annotated[Literal["stretch", "hold"], ReadBy("train")] = "stretch"
     """stretch the schedule over the added steps, or hold its last rate"""
     eval_block_size: Annotated[Whole, Field(ge=2), ReadBy("train")] = 128

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from results.export import winner_env
@@ -23,7 +24,7 @@ from search.setup.study_record import study_document
 from search.terminal.console import Preparing
 from search.terminal.next_steps import with_remedy
 from spaces.budget import Budget, budget_of
-from trainable.config import DOCUMENTED, HYPERPARAMETERS, TrialConfig, config_from, make_config, variable_of
+from trainable.config import DOCUMENTED, ENV_NAMES, HYPERPARAMETERS, TrialConfig, config_from, make_config, variable_of
 from trainable.errors import UserError
 from trainable.model.model_names import check_model_name, check_model_target
 from trainable.schedule import learning_rate_at
@@ -36,6 +37,8 @@ DEFAULT_EVAL_TOKENS = 16_384
 DOCUMENTED_RESUME_STEPS = 2000
 WITHOUT_HORIZON = ("constant", "warmup_constant")
 """Schedules whose rate does not depend on the length of the run."""
+SAID_BY_A_CHECKPOINT = ("USE_LR_WARMUP", "WEIGHTS_ONLY")
+"""Besides the hyperparameters."""
 THE_RATE = ("learning_rate", "lr_schedule", "warmup_steps", "min_lr_frac", "decay_frac")
 
 
@@ -77,16 +80,18 @@ def with_winner_of(options: Options) -> Options:
     """Return the options with the winner's configuration where STUDY names a search or a baseline.
 
     Other variables override it, and the run's own name is made from the study's. Its schedule is stretched over the
-    length that is asked for.
+    length that is asked for. RESUME_STEPS and RESUME_LR=hold go on from its last checkpoint.
     """
     study = find_study(options.study) if options.study and options.study != LATEST else None
     if study is None and options.study and (options.lengths or options.study == LATEST):
         # A name that is free is the new run's, which has no winner to stretch.
         study = open_study(options.study)
-    if study is None or study.document()["kind"] == "train":
+    goes_on = options.resume_steps is not None or options.resume_lr == "hold"
+    if study is None or (study.document()["kind"] == "train" and not goes_on):
         return options
-    if options.lengths and "TRAINING_STEPS" in options.texts:
-        raise UserError(f"{options.lengths[0]} and TRAINING_STEPS set the length of the same run. Unset one of them.")
+    others = [name for name in ("TRAINING_STEPS", "RESUME_STEPS", "RESUME_LR") if name in options.texts]
+    if options.lengths and others:
+        raise UserError(f"{options.lengths[0]} and {others[0]} set the length of the same run. Unset one of them.")
     own = {name: text for name, text in options.texts.items() if name not in ("STUDY", *LENGTHS)}
     with with_remedy(study):
         winner = winner_env(study, length_asked(study, options))
@@ -95,9 +100,22 @@ def with_winner_of(options: Options) -> Options:
     if options.exported_from is not None and others:
         # The shell holds another winner, which would be trained under this study's name.
         raise UserError(f"STUDY={study.name}: its winner has another {list_words(others)}.")
-    name = new_study_name(f"train-{study.name}", datetime.now())
+    if goes_on and "CHECKPOINT_PATH" not in own:
+        # It has the configuration in it.
+        winner = {name: text for name, text in winner.items() if name not in (*ENV_NAMES, *SAID_BY_A_CHECKPOINT)}
+        winner["CHECKPOINT_PATH"] = str(_last_checkpoint(study))
+    name = new_study_name(f"train-{study.name.removeprefix('train-')}", datetime.now())
     texts = {**{name: text for name, text in winner.items() if text}, **own, "STUDY": name}
     return parse_options(with_newest_schedule(texts, own), typed=options.typed)
+
+
+def _last_checkpoint(study: Study) -> Path:
+    trial = winner_of(study).trial
+    found = max(study.checkpoint_dir(trial["trial_id"]).glob("step_*.pt"), default=None) if trial else None
+    if found is None:
+        remedy = "Unset RESUME_STEPS and RESUME_LR to train it from its start"
+        raise UserError(f"STUDY={study.name}: no checkpoint of its winner was kept to go on from. {remedy}.")
+    return found
 
 
 def make_train_plan(options: Options, progress: Preparing) -> TrainPlan:

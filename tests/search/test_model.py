@@ -11,7 +11,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from results.study.folder import Study
+from search.options import read_options
+from search.setup.train_plan import with_winner_of
 from search.terminal.next_steps import next_steps
+from trainable.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +65,27 @@ def test_diagnose_finds_nothing_wrong_with_the_folder(run_here: Any, study: Stud
     ran = run_here("diagnose", "--json", f"TARGET={study.path / 'model-1'}", cwd=tmp_path)
     assert ran.code == 0, ran.stderr
     assert [finding for finding in ran.document["findings"] if finding["severity"] == "fault"] == []
+
+
+def test_train_goes_on_from_the_winners_checkpoint(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A search from a checkpoint sets WEIGHTS_ONLY, which starts at step 0, and each one the rate that hold keeps."""
+    monkeypatch.setenv("STUDIES_DIR", str(tmp_path))
+    copy = Study(Path(shutil.copytree(study.path, tmp_path / "two")))
+    copy.study_json.write_text(json.dumps({**copy.document(), "checkpoint_path": "/somewhere/weights.pt"}))
+    [checkpoint] = copy.checkpoint_dir(1).iterdir()
+    for words in (["RESUME_STEPS=4"], ["RESUME_STEPS=4", "RESUME_LR=hold"]):
+        options = with_winner_of(read_options(["STUDY=two", *words]))
+        assert (options.checkpoint_path, options.weights_only, options.hyperparameters) == (checkpoint, False, {})
+        assert options.texts["GPT2_MODEL_NAME"] == "tiny-scratch"
+    for words, message in (
+        (["RESUME_STEPS=4", "BUDGET_TOKENS=1M"], "BUDGET_TOKENS and RESUME_STEPS set the length of the same run"),
+        (["RESUME_LR=hold"], "STUDY=two: no checkpoint of its winner was kept to go on from. Unset RESUME_STEPS and"),
+    ):
+        with pytest.raises(UserError, match=message):
+            with_winner_of(read_options(["STUDY=two", *words]))
+        shutil.rmtree(copy.checkpoint_dir(1), ignore_errors=True)
 
 
 def test_without_a_checkpoint_it_says_what_trains_the_model_again(

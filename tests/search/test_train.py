@@ -141,6 +141,18 @@ def test_the_checkpoint_says_what_the_variables_do_not(
     assert trial["val_loss"] == whole["trial"]["val_loss"]
 
 
+def test_a_run_goes_on_by_its_name(
+    whole: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("STUDIES_DIR", str(study_of(whole).path.parent))
+    capsys.readouterr()
+    assert main(["train", "--json", "STUDY=whole", "RESUME_STEPS=6", "SKIP_PREFLIGHT=1", "DEVICE=cpu"]) == 0
+    said = capsys.readouterr()
+    assert f"resumed from {checkpoints(whole)[-1]} at step 12, exactly as it was left" in said.err
+    trial = json.loads(said.out)["trial"]
+    assert (trial["batch_size"], trial["seed"], trial["training_steps"]) == (2, 5, 18)
+
+
 RATES = {"LR_SCHEDULE": "warmup_cosine", "WARMUP_STEPS": "2", "MIN_LR_FRAC": "0.1"}
 
 
