@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from results.model_card import model_record, model_row
 from results.study.folder import Study
-from results.winner import winner_of
+from results.winner import warning_words, winner_of
 from search.cluster.study_storage import NoCheckpointError, model_checkpoint, open_or_fetch_study
 from search.options import Options
 from search.setup.finish import save_run_model
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 def model_command(options: Options, terminal: Terminal) -> int:
     """Write the best trial of STUDY (default: the latest search) to OUT."""
     study, options = open_or_fetch_study(options)
-    winner = winner_of(study).trial
-    if winner is None:
+    winner = winner_of(study)
+    if winner.trial is None:
         raise UserError(f"study {study.name} has no completed trial, so there is no model.{remedy(study)}")
-    trial = model_row(study, winner)
+    trial = model_row(study, winner.trial)
     folder = options.out or study.path / f"model-{trial['trial_id']}"
     record = model_record(study, trial)
     check_model_target(folder, {name: record[name] for name in ("created_at", "trial_id", "hyperparameters")})
@@ -39,6 +39,7 @@ def model_command(options: Options, terminal: Terminal) -> int:
         state = resume_run(loaded.spec, config_from(trial), checkpoint, may_be_over=True)
         saved = save_run_model(state.model, loaded, study, trial, folder=folder, adapters_on=state.adapter_base)
     terminal.say(f"trial {trial['trial_id']} of study {study.name}: {saved.words}")
+    terminal.warn(warning_words(winner))
     terminal.document(
         {
             "study": study.name,
@@ -48,6 +49,7 @@ def model_command(options: Options, terminal: Terminal) -> int:
             "dtype": saved.dtype,
             "val_loss": saved.val_loss,
             "trial_val_loss": trial["val_loss"],
+            "worse_than_start": winner.worse_than_start,
         }
     )
     return 0

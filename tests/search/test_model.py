@@ -47,6 +47,17 @@ def test_the_winner_comes_out_and_is_the_trials(run_here: Any, study: Study, tmp
     assert (refused.code, "exists and is not this model" in refused.stderr) == (2, True)
 
 
+def test_a_model_that_training_made_worse_is_written_with_a_warning(
+    run_here: Any, study: Study, tmp_path: Path
+) -> None:
+    copy = Study(Path(shutil.copytree(study.path, tmp_path / "two")))
+    copy.study_json.write_text(json.dumps({**copy.document(), "start": {"val_loss": 1.5, "train_loss": None}}))
+    for studies, is_warned in ((tmp_path, True), (study.path.parent, False)):
+        ran = run_here("model", "STUDY=two", f"OUT={tmp_path / 'out'}", f"STUDIES_DIR={studies}")
+        assert (ran.code, "this training makes the model worse: it starts at 1.5000" in ran.output) == (0, is_warned)
+        shutil.rmtree(tmp_path / "out")
+
+
 def test_a_study_is_meant_before_a_folder_of_its_name(run_here: Any, study: Study, tmp_path: Path) -> None:
     (tmp_path / "two").mkdir()
     ran = run_here("diagnose", "TARGET=two/1", cwd=tmp_path)
