@@ -14,7 +14,7 @@ from results.ranking import baseline_trial, ending_counts, final_loss, leaderboa
 from results.study.folder import Study
 from results.study.planned_run import Row
 from results.winner import is_worse, start_val_loss, winner_of
-from results.words import STATUS_LABELS, count_words, loss_words
+from results.words import STATUS_LABELS, count_words, list_words, loss_words, range_words, value_words
 from trainable.errors import UserError
 from trainable.model.model_names import PRESETS
 
@@ -131,20 +131,24 @@ def _unstable(study: Study, trials: Sequence[Row]) -> Iterator[Diagnosis]:
         return
     good_rates = [trial["learning_rate"] for trial in ended if trial["status"] in ("completed", "stopped")]
     rates = sorted(trial["learning_rate"] for trial in bad)
-    said = [f"{len(bad)} of {len(ended)} ended trials, learning rates {rates[0]:.1e} to {rates[-1]:.1e}"]
+    said = [f"{len(bad)} of {len(ended)} ended trials, learning rate {range_words(rates[0], rates[-1])}"]
     above = None
     if good_rates:
-        said.append(f"stable trials: {min(good_rates):.1e} to {max(good_rates):.1e}")
+        said.append(f"stable trials: {range_words(min(good_rates), max(good_rates))}")
         above = _limit(rates, good_rates)
     reasons = sorted({str(trial["verdict"]).partition(" ")[0].rstrip(":") for trial in bad if trial["verdict"]})
     said += [f"verdicts: {', '.join(reasons)}"] if reasons else []
-    where = f", at learning rates of {above:.1e} and more" if above else ", at all learning rates"
+    where = "; others held at such learning rates or higher ones" if good_rates else ", at all learning rates"
+    if above:
+        there = sum(rate >= above for rate in rates)
+        most = "" if there == len(bad) else f"{there} of the {len(bad)} "
+        where = f", {most}at learning rates of {value_words(above)} and more"
     yield Diagnosis(
         kind="unstable_trials",
         confidence=0.9 if len(bad) >= 3 else 0.7,
         summary=f"{100 * len(bad) / len(ended):.0f} % of the trials were unstable{where}",
         evidence="; ".join(said),
-        next_step=f"search learning rates up to about {above / 2:.1e}, or give the schedule a warm-up"
+        next_step=f"search learning rates up to about {value_words(above / 2)}, or give the schedule a warm-up"
         if above
         else "the learning rate is not the only cause: make preflight, then "
         f"make diagnose TARGET={study.name}/{bad[0]['trial_id']}",
@@ -199,7 +203,7 @@ def _of_trials(study: Study, trial_ids: Sequence[int]) -> Iterator[Diagnosis]:
     for cases in by_kind.values():
         trial_id, finding = max(cases, key=lambda case: case[1].confidence)
         others = sorted(other for other, _ in cases if other != trial_id)
-        also = f" (also in trial {', '.join(map(str, others))})" if others else ""
+        also = f" (also in {list_words([f'trial {other}' for other in others])})" if others else ""
         # One trial's fault explains less of a study than what all share.
         share = math.sqrt(len(cases) / len(trial_ids))
         summary, confidence = f"trial {trial_id}{also}: {finding.summary}", max(0.4, finding.confidence * share)
