@@ -16,7 +16,7 @@ from results.confirmation.paired_t import CandidateVerdict
 from results.ranking import baseline_trial, final_loss, leaderboard, ranked_trials
 from results.study.folder import Study
 from results.study.planned_run import Row, has_result
-from results.words import STATUS_LABELS, count_words, difference_words, interval_words, loss_words
+from results.words import STATUS_LABELS, amount_words, count_words, difference_words, interval_words, loss_words
 from trainable.errors import UserError
 
 Standing = Literal[
@@ -193,13 +193,13 @@ def headline(winner: Winner) -> str:
         return f"{name} is the best; the baseline {how}, so there is nothing to compare it with"
     if winner.standing == "proven":
         assert winner.difference is not None
-        return f"{name} is better than the baseline by {-winner.difference:.4f} nats/token"
+        return f"{name} is better than the baseline by {amount_words(winner.difference)} nats/token"
     if verdict is not None:
         is_first = winner.trial is winner.search_best
         place = "came first in the search" if is_first else "is the best of the search that is not proven worse"
         return f"{name} {place}; that it is better than the baseline is not proven"
     assert winner.difference is not None
-    return f"{name} beat the baseline by {-winner.difference:.4f} nats/token"
+    return f"{name} beat the baseline by {amount_words(winner.difference)} nats/token"
 
 
 def lost_lead_words(winner: Winner) -> str | None:
@@ -238,8 +238,7 @@ def evidence_words(winner: Winner) -> str:
         verdict = winner.rival_verdict
         who = f"trial {winner.rival['trial_id']}" + (": " if verdict.outcome == "not proven" else " is ")
     if verdict is not None:
-        interval = f"; interval {interval_words(verdict.low, verdict.high)}"
-        interval = interval if verdict.mean_difference is not None and verdict.seeds > 1 else ""
+        interval = "" if verdict.p_value is None else f"; interval {interval_words(verdict.low, verdict.high)}"
         return f"{who}{_verdict_words(verdict)}{interval}"
     if winner.standing == "unproven":
         return "one seed each, so not proven yet"

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from results.attribution.attribution_values import Attribution, Estimate, ShortestPath
 from results.attribution.design import Setting, combination_text
-from results.words import count_words, difference_words, loss_words, percent_words
+from results.words import amount_words, count_words, difference_words, loss_words, percent_words
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -29,7 +29,7 @@ def estimate_words(estimate: Estimate | None) -> str:
     """Return the mean, signed, and half the width of its interval, in nats/token."""
     if estimate is None:
         return "unknown"
-    half_width = "" if estimate.high is None else f" ± {loss_words(estimate.high - estimate.mean)}"
+    half_width = "" if estimate.high is None else f" ± {amount_words(estimate.high - estimate.mean)}"
     return difference_words(estimate.mean) + half_width
 
 

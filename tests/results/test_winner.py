@@ -191,6 +191,22 @@ def test_the_best_of_the_search_is_unproven(searched: Study) -> None:
     assert notes(winner) == []
 
 
+def test_a_lead_too_small_for_four_digits_is_not_said_to_be_none(searched: Study, make_trial: MakeTrial) -> None:
+    rows = [make_trial(0, val_loss=4.8729), make_trial(1, val_loss=4.8729 - 3.8e-5, batch_size=8)]
+    write_table(searched.trials_path, rows, TRIALS)
+    winner = winner_of(searched)
+    assert headline(winner) == "Trial 1 beat the baseline by 3.8e-05 nats/token"
+    assert verdict_lines(winner)[-1].startswith("3.8e-05 nats/token lower on the same held-out tokens")
+
+
+def test_a_difference_that_is_the_same_on_every_seed_has_no_interval(searched: Study) -> None:
+    add_attempt(searched, {0: BASELINE, 1: [loss - 0.1 for loss in BASELINE]})
+    facts = report_facts(searched)
+    page, words = report_html(facts, {}), evidence_words(winner_of(searched))
+    assert words.endswith("; the difference is the same on each, so that they say no more than one")
+    assert "without bounds" not in page + markdown(facts)
+
+
 def test_the_best_of_the_search_is_proven(searched: Study) -> None:
     add_attempt(searched, {0: BASELINE, 1: PROVEN})
     assert ids(searched) == (1, 1, 1)
