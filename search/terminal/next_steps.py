@@ -9,6 +9,7 @@ from typing import Any
 from rich.text import Text
 
 from results.attribution.attribution_values import load_attribution
+from results.confirmation.attempt import load_attempts
 from results.export import export_cli, make_words, search_command
 from results.ranking import ranked_trials
 from results.report.facts.study_facts import edges_of
@@ -175,7 +176,10 @@ def _proof(study: Study, winner: Winner, more: list[Step]) -> list[Step]:
     if needed is None or needed > MOST_SEEDS:
         return more
     purpose = f"prove it {'worse ' if is_behind else ''}with about {needed} seeds"
-    confirm = Step(command=f"{command} SEEDS={needed}", purpose=purpose)
+    assert winner.attempt is not None
+    # Beside another candidate it would have half the alpha, and need more seeds.
+    is_alone = len(load_attempts(study)[winner.attempt - 1].candidates) == 1
+    confirm = Step(command=f"{command}{' TOP=1' if is_alone else ''} SEEDS={needed}", purpose=purpose)
     return [*more, confirm] if is_behind else [confirm]
 
 

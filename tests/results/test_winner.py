@@ -327,6 +327,10 @@ def test_a_run_of_train_has_no_baseline_to_miss(searched: Study, make_trial: Mak
     run = make_trial(0, val_loss=4.5, purpose="train", is_baseline=False)
     write_table(searched.trials_path, [run], TRIALS)
     assert "# val_loss 4.5000 nats/token\n" in export_env(searched)
+    # make train STUDY=s would be refused: the name is taken.
+    trains = report_facts(searched)["answer"]["export"]
+    assert trains.startswith("make train BATCH_SIZE=")
+    assert "STUDY=" not in trains
 
 
 def test_the_proof_is_of_as_many_trials_as_have_completed(searched: Study, make_trial: MakeTrial) -> None:
@@ -462,9 +466,16 @@ def test_a_winner_that_was_behind_on_fresh_seeds_is_to_be_proven_worse(searched:
     more, confirm, *_ = next_steps(searched)
     assert more.command == "make resume STUDY=s TRIALS=+4"
     needed = winner_of(searched).verdict.seeds_needed  # type: ignore[union-attr]
+    # It was the only candidate, and of two each would need more seeds.
     assert confirm == Step(
-        command=f"make confirm STUDY=s SEEDS={needed}", purpose=f"prove it worse with about {needed} seeds"
+        command=f"make confirm STUDY=s TOP=1 SEEDS={needed}", purpose=f"prove it worse with about {needed} seeds"
     )
+
+
+def test_two_candidates_are_confirmed_again_as_two(searched: Study) -> None:
+    add_attempt(searched, {0: BASELINE, 1: on_seeds(4.98, 20.0), 2: LUCKY})
+    needed = winner_of(searched).verdict.seeds_needed  # type: ignore[union-attr]
+    assert next_steps(searched)[0].command == f"make confirm STUDY=s SEEDS={needed}"
 
 
 def test_of_a_renamed_study_all_files_name_the_new_one(searched: Study) -> None:

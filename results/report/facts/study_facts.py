@@ -43,7 +43,7 @@ def report_facts(study: Study) -> dict[str, Any]:
     attempts, attribution = load_attempts(study), load_attribution(study)
     measured = _measured(document, rows, metrics, attempts)
     counts = ranking.ending_counts(measured.trials)
-    answer = answer_facts(study.name, measured)
+    answer = answer_facts(study, measured)
     by_time = time_winner(document, rows, metrics, measured.winner)
     answer["by_device_time"] = by_time
     answer["notes"] += [by_time["words"]] if by_time else []
