@@ -180,10 +180,17 @@ def test_a_trial_as_a_trace(study: Study, make_trial: Callable[..., dict[str, An
 
 def test_a_trial_is_judged_by_its_steps_as_it_was_while_it_ran() -> None:
     losses = [6.3 + random.Random(step).gauss(0, 0.05) for step in range(1, 151)]
-    nothing = (None,) * 151
-    start = {"val_loss": (7.6, *nothing[1:]), "grad_norm": nothing, "learning_rate": nothing, "step_time_s": nothing}
+    unknown = (None,) * 151
     trace = RunTrace(
-        source="trial 0", origin="trial", steps=tuple(range(151)), train_loss=(7.6, *losses), total_steps=300, **start
+        source="trial 0",
+        origin="trial",
+        steps=tuple(range(151)),
+        train_loss=(7.6, *losses),
+        val_loss=(7.6, *unknown[1:]),
+        grad_norm=unknown,
+        learning_rate=unknown,
+        step_time_s=unknown,
+        total_steps=300,
     )
     seen = view(trace, Context(vocab_size=2048, pretrained=False, unigram_entropy=6.2)).findings
     live = judge_trace(losses, None, None, budget_steps=300, unigram_entropy=6.2, from_scratch=True)
