@@ -201,10 +201,10 @@ def evaluation_words(document: Mapping[str, Any]) -> str:
 
 
 def percent_words(share: float | None) -> str:
-    """Return a share in per cent, or a dash."""
+    """Return a share in per cent, with a digit more where it would be none or all of it; or a dash."""
     if share is None:
         return UNKNOWN
-    return f"{share:.1%}" if 0 < share < 0.01 else f"{share:.0%}"
+    return f"{share:.1%}" if 0 < share < 0.01 or 0.99 < share < 1 else f"{share:.0%}"
 
 
 def count_words(count: int, noun: str, plural: str | None = None) -> str:
