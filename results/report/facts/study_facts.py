@@ -196,13 +196,17 @@ def _wall_s(trials: Sequence[Row]) -> float | None:
 
 
 def _cost_facts(document: Row, measured: Measured, rows: Sequence[Row]) -> Row:
+    by_purpose = [{"purpose": purpose, **spent} for purpose, spent in ranking.spent_by_purpose(rows).items()]
+    # An attribution on its own has no other trials: its runs are the study's cost, and come to nothing more.
+    counted = {trial["purpose"] for trial in measured.trials}
     return {
         "by_ending": list(costs(measured.trials)),
         **asdict(ranking.savings(measured.trials)),
         "slots": document["device"].get("slots"),
         "baseline_first_beaten": first_beaten(measured),
         "baseline_loss_reached": baseline_loss_reached(measured),
-        "by_purpose": [{"purpose": purpose, **spent} for purpose, spent in ranking.spent_by_purpose(rows).items()],
+        "by_purpose": by_purpose,
+        "further": [row for row in by_purpose if row["purpose"] not in counted],
     }
 
 
