@@ -14,7 +14,15 @@ from results.ranking import baseline_trial, ending_counts, final_loss, leaderboa
 from results.study.folder import Study
 from results.study.planned_run import Row
 from results.winner import is_worse, start_val_loss, winner_of
-from results.words import STATUS_LABELS, count_words, list_words, loss_words, range_words, value_words
+from results.words import (
+    STATUS_LABELS,
+    count_words,
+    list_words,
+    loss_words,
+    percent_words,
+    range_words,
+    value_words,
+)
 from trainable.errors import UserError
 from trainable.model.model_names import PRESETS
 
@@ -56,14 +64,17 @@ def _made_worse(study: Study, trial: Row | None) -> list[Diagnosis]:
         return []
     passes = trial["tokens_seen"] / document["corpus"]["train_tokens"]
     longer = "then more steps, for the first ones cost a trained model something"
+    read = f"the training text was read {passes:.1f} times"
+    if passes < 1:
+        read = f"{percent_words(passes)} of the training text was read"
     return [
         Diagnosis(
             kind="divergence",
             confidence=0.7,
             summary=f"trial {trial['trial_id']} makes the model worse: it starts at {loss_words(start)} and ends at "
             f"{loss_words(final_loss(trial))} nats/token on held-out text",
-            evidence=f"{trial['optimizer_steps']} steps, learning rate {trial['learning_rate']:.2e}; the training text "
-            f"was read {passes:.1f} times",
+            evidence=f"{count_words(trial['optimizer_steps'], 'step')}, "
+            f"learning rate {trial['learning_rate']:.2e}; {read}",
             next_step="try a third of the learning rate or less, with a warm-up; "
             + (longer if passes < MANY_PASSES else "then more text: what is read so often is learned by heart"),
         )
@@ -172,8 +183,8 @@ def _baseline(study: Study, trials: Sequence[Row]) -> Iterator[Diagnosis]:
         kind="baseline_incomplete",
         confidence=0.95,
         summary=f"the baseline ended as {STATUS_LABELS[trial['status']]}: nothing can be compared with it",
-        evidence=f"trial {trial['trial_id']}, {trial['optimizer_steps']} steps, {trial['tokens_seen']} tokens"
-        + (f", verdict {trial['verdict']}" if trial["verdict"] else ""),
+        evidence=f"trial {trial['trial_id']}, {count_words(trial['optimizer_steps'], 'step')}, "
+        f"{count_words(trial['tokens_seen'], 'token')}" + (f", verdict {trial['verdict']}" if trial["verdict"] else ""),
         next_step="the set-up is at fault where a baseline cannot run: "
         f"make diagnose TARGET={study.name}/{trial['trial_id']}",
     )

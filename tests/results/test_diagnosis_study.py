@@ -105,9 +105,20 @@ def test_what_made_the_model_worse_is_not_called_sound(study: Study, make_trial:
     started(study, 4.2)  # They end at 4.24, as sound as their course is.
     [finding] = diagnose_study(study)
     assert "makes the model worse: it starts at 4.2000 and ends at 4." in finding.summary
+    assert finding.evidence == "300 steps, learning rate 2.00e-03; the training text was read 13.7 times"
     assert report_of_trial(study, 1).findings[0].summary.startswith("trial 1 makes the model worse")
     started(study, 7.65)
     assert diagnose_study(study) == []
+
+
+def test_one_step_is_no_steps_and_a_part_of_the_text_not_read_0_times(
+    study: Study, make_trial: Callable[..., dict[str, Any]]
+) -> None:
+    fill(study, make_trial, [1e-3], unstable=set())
+    started(study, 4.2)
+    write_table(study.trials_path, [{**study.trials()[0], "optimizer_steps": 1, "tokens_seen": 128}], TRIALS)
+    [finding] = diagnose_study(study)
+    assert finding.evidence == "1 step, learning rate 1.00e-03; 0.1% of the training text was read"
 
 
 def started(study: Study, val_loss: float) -> None:
