@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from results.study.folder import Study
-from results.winner import Winner, evidence_words, is_worse
+from results.winner import Winner, evidence_words, is_worse, worse_words
 from results.words import config_words, count_words, evaluation_words, loss_words
 from trainable.config import HYPERPARAMETERS
 
@@ -74,7 +74,11 @@ def model_card(study: Study, trial: Row, winner: Winner, *, base_license: str | 
         f"Trial {trial['trial_id']} of study {study.name}{step_words(trial)}: {config_words(trial)}.",
         "",
         f"Validation loss (nats/token): {shown_losses}.",
-        *(["**This training made the model worse.**"] if is_worse(trial["val_loss"], start) else []),
+        *(
+            [f"**This training made the model {worse_words(trial['val_loss'], start)}.**"]
+            if start is not None and is_worse(trial["val_loss"], start)
+            else []
+        ),
         "",
         f"Proof: {evidence_words(winner)}.",
         "",

@@ -175,6 +175,11 @@ def is_worse(loss: float | None, start_val_loss: float | None) -> bool:
     return loss is not None and start_val_loss is not None and loss >= start_val_loss
 
 
+def worse_words(loss: float, start_val_loss: float) -> str:
+    """Return what a training that is_worse() made of the model."""
+    return "worse" if loss > start_val_loss else "no better"
+
+
 def headline(winner: Winner) -> str:
     """Return the answer in a sentence without its full stop."""
     if winner.standing == "nothing_started":
@@ -226,8 +231,8 @@ def warning_words(winner: Winner) -> str | None:
     if not winner.worse_than_start or loss is None or start is None:
         return None
     return (
-        f"this training makes the model worse: it starts at {loss_words(start)} and {winner.name} ends at "
-        f"{loss_words(loss)}, {difference_words(loss - start)} nats/token"
+        f"this training makes the model {worse_words(loss, start)}: it starts at {loss_words(start)} and "
+        f"{winner.name} ends at {loss_words(loss)}, {difference_words(loss - start)} nats/token"
     )
 
 

@@ -13,10 +13,11 @@ from results.diagnosis.trace import trace_of_trial
 from results.ranking import baseline_trial, ending_counts, final_loss, leaderboard, ranked_trials
 from results.study.folder import Study
 from results.study.planned_run import Row
-from results.winner import is_worse, start_val_loss, winner_of
+from results.winner import is_worse, start_val_loss, winner_of, worse_words
 from results.words import (
     STATUS_LABELS,
     count_words,
+    difference_words,
     list_words,
     loss_words,
     percent_words,
@@ -59,8 +60,8 @@ def report_of_trial(study: Study, trial_id: int) -> Report:
 def _made_worse(study: Study, trial: Row | None) -> list[Diagnosis]:
     """Judge a completed trial by its loss alone, where no rule has found what is wrong with its course."""
     document = study.document()
-    start = start_val_loss(document)
-    if trial is None or trial["status"] != "completed" or not is_worse(final_loss(trial), start):
+    start, end = start_val_loss(document), final_loss(trial)
+    if trial is None or start is None or end is None or not is_worse(end, start):
         return []
     passes = trial["tokens_seen"] / document["corpus"]["train_tokens"]
     longer = "then more steps, for the first ones cost a trained model something"
@@ -71,8 +72,9 @@ def _made_worse(study: Study, trial: Row | None) -> list[Diagnosis]:
         Diagnosis(
             kind="divergence",
             confidence=0.7,
-            summary=f"trial {trial['trial_id']} makes the model worse: it starts at {loss_words(start)} and ends at "
-            f"{loss_words(final_loss(trial))} nats/token on held-out text",
+            summary=f"trial {trial['trial_id']} makes the model {worse_words(end, start)}: it starts at "
+            f"{loss_words(start)} and ends at {loss_words(end)} on held-out text, "
+            f"{difference_words(end - start)} nats/token",
             evidence=f"{count_words(trial['optimizer_steps'], 'step')}, "
             f"learning rate {trial['learning_rate']:.2e}; {read}",
             next_step="try a third of the learning rate or less, with a warm-up; "

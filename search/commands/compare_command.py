@@ -59,7 +59,7 @@ def compare_command(options: Options, terminal: Terminal) -> int:
     terminal.say("")
     for entry in ranked:
         best = entry["best"]
-        worse = "; its loss is above its start's" if entry["winner"]["worse_than_start"] else ""
+        worse = "; its loss is not below its start's" if entry["winner"]["worse_than_start"] else ""
         said = f"{run_words(best, None)}, {config_words(best)}{worse}" if best else "no best"
         terminal.say(f"{entry['study']}: {said}")
     if differences:

@@ -146,11 +146,13 @@ def test_the_start_stands_in_every_answer(searched: Study) -> None:
     assert warning_words(winner) is None
 
 
-@pytest.mark.parametrize(("start", "difference"), [(4.5, "+0.0000"), (4.25, "+0.2500")])
-def test_a_best_that_is_not_below_the_start_is_said_in_red(searched: Study, start: float, difference: str) -> None:
+@pytest.mark.parametrize(("start", "what", "difference"), [(4.5, "no better", "+0.0000"), (4.25, "worse", "+0.2500")])
+def test_a_best_that_is_not_below_the_start_is_said_in_red(
+    searched: Study, start: float, what: str, difference: str
+) -> None:
     winner = start_at(searched, start)
     said = (
-        f"this training makes the model worse: it starts at {start:.4f} and trial 1 ends at 4.5000, "
+        f"this training makes the model {what}: it starts at {start:.4f} and trial 1 ends at 4.5000, "
         f"{difference} nats/token"
     )
     assert warning_words(winner) == said
