@@ -82,7 +82,7 @@ def model_card(study: Study, trial: Row, winner: Winner, *, base_license: str | 
         "",
         f"Proof: {evidence_words(winner)}.",
         "",
-        f"Evaluated on {evaluation_words(document)}, in fp32 without dropout.",
+        f"Evaluated on {evaluation_words(document)}, with the run's fp32 weights, without dropout.",
         "",
         "| setting | value |",
         "|---|---|",
