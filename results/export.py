@@ -14,7 +14,7 @@ from results.study.folder import Study
 from results.study.paths import shown
 from results.winner import Winner, evidence_words, lost_lead_words, notes, warning_words, way_words, winner_of
 from results.winner import to_json as winner_json
-from results.words import evaluation_words, printable
+from results.words import difference_words, evaluation_words, printable
 from spaces.budget import Budget, budget_of
 from spaces.domains import Choice, Domain, FloatRange
 from spaces.overrides import Settings, space_of_document, with_overrides
@@ -236,7 +236,7 @@ def _notes(best: _Best) -> list[str]:
         status = winner.baseline["status"] if winner.baseline else "not started"
         loss += f"; the baseline has not completed ({status})"
     else:
-        loss += f"; baseline {base:.4f}; difference {trial['val_loss'] - base:+.4f}"
+        loss += f"; baseline {base:.4f}; difference {difference_words(trial['val_loss'] - base)}"
     lines = [
         f"study {best.study}, trial {trial['trial_id']}, after {trial['tokens_seen']} training tokens",
         loss,

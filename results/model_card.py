@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from results.study.folder import Study
-from results.winner import Winner, evidence_words, is_worse
-from results.words import config_words, evaluation_words, loss_words
+from results.winner import Winner, evidence_words, is_worse, worse_words
+from results.words import config_words, count_words, evaluation_words, loss_words
 from trainable.config import HYPERPARAMETERS
 
 Row = Mapping[str, Any]
@@ -74,11 +74,15 @@ def model_card(study: Study, trial: Row, winner: Winner, *, base_license: str | 
         f"Trial {trial['trial_id']} of study {study.name}{step_words(trial)}: {config_words(trial)}.",
         "",
         f"Validation loss (nats/token): {shown_losses}.",
-        *(["**This training made the model worse.**"] if is_worse(trial["val_loss"], start) else []),
+        *(
+            [f"**This training made the model {worse_words(trial['val_loss'], start)}.**"]
+            if start is not None and is_worse(trial["val_loss"], start)
+            else []
+        ),
         "",
         f"Proof: {evidence_words(winner)}.",
         "",
-        f"Evaluated on {evaluation_words(document)}, in fp32 without dropout.",
+        f"Evaluated on {evaluation_words(document)}, with the run's fp32 weights, without dropout.",
         "",
         "| setting | value |",
         "|---|---|",
@@ -87,7 +91,7 @@ def model_card(study: Study, trial: Row, winner: Winner, *, base_license: str | 
         f"- base: {base}" + (f", weights of {document['checkpoint_path']}" if document["checkpoint_path"] else ""),
         f"- licence of the base: {base_license or 'not known; it holds for this model too'}",
         f"- text: {text}, {corpus['train_tokens']:,} training tokens, fingerprint {corpus['fingerprint']}",
-        f"- trained: {trial['tokens_seen']:,} tokens, {trial['optimizer_steps']:,} steps, on "
+        f"- trained: {trial['tokens_seen']:,} tokens, {count_words(trial['optimizer_steps'], 'step')}, on "
         f"{document['device']['type']}",
         f"- versions: {', '.join(f'{name} {number}' for name, number in document['versions'].items())}",
         *([f"- commit: {document['git_commit']}"] if document["git_commit"] else []),

@@ -16,7 +16,7 @@ from results.confirmation.paired_t import CandidateVerdict
 from results.ranking import baseline_trial, final_loss, leaderboard, ranked_trials
 from results.study.folder import Study
 from results.study.planned_run import Row, has_result
-from results.words import STATUS_LABELS, count_words, difference_words, interval_words, loss_words
+from results.words import STATUS_LABELS, amount_words, count_words, difference_words, interval_words, loss_words
 from trainable.errors import UserError
 
 Standing = Literal[
@@ -175,6 +175,11 @@ def is_worse(loss: float | None, start_val_loss: float | None) -> bool:
     return loss is not None and start_val_loss is not None and loss >= start_val_loss
 
 
+def worse_words(loss: float, start_val_loss: float) -> str:
+    """Return what a training that is_worse() made of the model."""
+    return "worse" if loss > start_val_loss else "no better"
+
+
 def headline(winner: Winner) -> str:
     """Return the answer in a sentence without its full stop."""
     if winner.standing == "nothing_started":
@@ -193,13 +198,13 @@ def headline(winner: Winner) -> str:
         return f"{name} is the best; the baseline {how}, so there is nothing to compare it with"
     if winner.standing == "proven":
         assert winner.difference is not None
-        return f"{name} is better than the baseline by {-winner.difference:.4f} nats/token"
+        return f"{name} is better than the baseline by {amount_words(winner.difference)} nats/token"
     if verdict is not None:
         is_first = winner.trial is winner.search_best
         place = "came first in the search" if is_first else "is the best of the search that is not proven worse"
         return f"{name} {place}; that it is better than the baseline is not proven"
     assert winner.difference is not None
-    return f"{name} beat the baseline by {-winner.difference:.4f} nats/token"
+    return f"{name} beat the baseline by {amount_words(winner.difference)} nats/token"
 
 
 def lost_lead_words(winner: Winner) -> str | None:
@@ -226,8 +231,8 @@ def warning_words(winner: Winner) -> str | None:
     if not winner.worse_than_start or loss is None or start is None:
         return None
     return (
-        f"this training makes the model worse: it starts at {loss_words(start)} and {winner.name} ends at "
-        f"{loss_words(loss)}, {difference_words(loss - start)} nats/token"
+        f"this training makes the model {worse_words(loss, start)}: it starts at {loss_words(start)} and "
+        f"{winner.name} ends at {loss_words(loss)}, {difference_words(loss - start)} nats/token"
     )
 
 
@@ -238,8 +243,7 @@ def evidence_words(winner: Winner) -> str:
         verdict = winner.rival_verdict
         who = f"trial {winner.rival['trial_id']}" + (": " if verdict.outcome == "not proven" else " is ")
     if verdict is not None:
-        interval = f"; interval {interval_words(verdict.low, verdict.high)}"
-        interval = interval if verdict.mean_difference is not None and verdict.seeds > 1 else ""
+        interval = "" if verdict.p_value is None else f"; interval {interval_words(verdict.low, verdict.high)}"
         return f"{who}{_verdict_words(verdict)}{interval}"
     if winner.standing == "unproven":
         return "one seed each, so not proven yet"

@@ -90,8 +90,17 @@ def _trial_words(trial_id: int, is_baseline: bool) -> str:
 
 
 def difference_words(difference: float | None) -> str:
-    """Return a difference of losses with its sign, or a dash."""
-    return UNKNOWN if difference is None else f"{difference:+.4f}"
+    """Return a difference of losses with its sign and four digits, a smaller one as -2.3e-05, or a dash."""
+    if difference is None:
+        return UNKNOWN
+    # 0.0000 would contradict "beat the baseline" and an interval without 0.
+    is_small = 0 < abs(difference) < 0.5e-4
+    return f"{difference:+.1e}" if is_small else f"{difference:+.4f}"
+
+
+def amount_words(nats: float) -> str:
+    """Return the size of a difference of losses, without its sign."""
+    return difference_words(abs(nats)).lstrip("+")
 
 
 def scored_tokens(document: Mapping[str, Any]) -> int:
@@ -192,10 +201,10 @@ def evaluation_words(document: Mapping[str, Any]) -> str:
 
 
 def percent_words(share: float | None) -> str:
-    """Return a share in per cent, or a dash."""
+    """Return a share in per cent, with a digit more where it would be none or all of it; or a dash."""
     if share is None:
         return UNKNOWN
-    return f"{share:.1%}" if 0 < share < 0.01 else f"{share:.0%}"
+    return f"{share:.1%}" if 0 < share < 0.01 or 0.99 < share < 1 else f"{share:.0%}"
 
 
 def count_words(count: int, noun: str, plural: str | None = None) -> str:
@@ -209,7 +218,8 @@ def early_end_words(document: Mapping[str, Any]) -> str | None:
     return end and (
         f"ended after {document['trials_planned']} of {end['most_trials']} trials, "
         f"{end['most_trials'] - document['trials_planned']} saved: the next ones would gain about "
-        f"{loss_words(end['gain_nats'])} nats/token, less than the evaluation's noise {loss_words(end['noise_nats'])}"
+        f"{amount_words(end['gain_nats'])} nats/token, less than the evaluation's noise "
+        f"{amount_words(end['noise_nats'])}"
     )
 
 

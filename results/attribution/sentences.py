@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from results.attribution.attribution_values import Attribution, Estimate, ShortestPath
 from results.attribution.design import Setting, combination_text
-from results.words import count_words, difference_words, loss_words, percent_words
+from results.words import amount_words, count_words, difference_words, loss_words, percent_words
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -29,7 +29,7 @@ def estimate_words(estimate: Estimate | None) -> str:
     """Return the mean, signed, and half the width of its interval, in nats/token."""
     if estimate is None:
         return "unknown"
-    half_width = "" if estimate.high is None else f" ± {loss_words(estimate.high - estimate.mean)}"
+    half_width = "" if estimate.high is None else f" ± {amount_words(estimate.high - estimate.mean)}"
     return difference_words(estimate.mean) + half_width
 
 
@@ -100,15 +100,15 @@ def did_it_words(attribution: Attribution) -> str:
     lost = sorted((one for one in known if one[1].mean > 0.0), key=lambda one: -one[1].mean)
     # What is a tenth of the largest effect or less is noise to a reader.
     least = 0.1 * max(abs(estimate.mean) for _, estimate in known)
-    parts = [f"{_change_words(one)} gave {_proof_words(by)}" for one, by in gained[1:] if -by.mean > least]
+    did_it = gained[0] if gained and total.mean < 0.0 else None
+    others = gained[1:] if did_it else gained
+    parts = [f"{_change_words(one)} gave {_proof_words(by)}" for one, by in others if -by.mean > least]
     parts += [f"{_change_words(one)} cost {_proof_words(by).lstrip('+')}" for one, by in lost if by.mean > least]
-    of = f"of {difference_words(total.mean)} nats/token"
-    if not gained or total.mean >= 0.0:
-        return (
-            "; ".join([f"No gain: {attribution.after_name} is {difference_words(total.mean)} nats/token", *parts]) + "."
-        )
-    first, estimate = gained[0]
-    return "; ".join([f"{_change_words(first)} did it: {_proof_words(estimate)} {of}", *parts]) + "."
+    of_total = f"{difference_words(total.mean)} nats/token"
+    first = f"No gain: {attribution.after_name} is {of_total}"
+    if did_it:
+        first = f"{_change_words(did_it[0])} did it: {_proof_words(did_it[1])} of {of_total}"
+    return "; ".join([first, *parts]) + "."
 
 
 def _change_words(setting: Setting) -> str:

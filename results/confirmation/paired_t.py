@@ -15,7 +15,6 @@
 
 import math
 import statistics
-from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -180,9 +179,8 @@ def _seeds_needed(mean: float, scatter: float, alpha: float) -> int | None:
         critical = -stdtrit(pairs - 1, alpha / 2.0)
         return bool(nctdtr(pairs - 1, abs(mean) / scatter * math.sqrt(pairs), critical) <= 1.0 - POWER)
 
-    # The power grows with the pairs.
-    pairs = bisect_left(range(MAX_SEEDS_NEEDED + 1), True, lo=MIN_SEEDS, key=is_enough)
-    return pairs if pairs <= MAX_SEEDS_NEEDED else None
+    # From below, and no bisection: far beyond the first number that is enough, nctdtr is NaN in places.
+    return next(filter(is_enough, range(MIN_SEEDS, MAX_SEEDS_NEEDED + 1)), None)
 
 
 def _words(verdict: CandidateVerdict, *, runs: int) -> str:

@@ -13,8 +13,17 @@ from results.diagnosis.trace import trace_of_trial
 from results.ranking import baseline_trial, ending_counts, final_loss, leaderboard, ranked_trials
 from results.study.folder import Study
 from results.study.planned_run import Row
-from results.winner import is_worse, start_val_loss, winner_of
-from results.words import STATUS_LABELS, count_words, loss_words
+from results.winner import is_worse, start_val_loss, winner_of, worse_words
+from results.words import (
+    STATUS_LABELS,
+    count_words,
+    difference_words,
+    list_words,
+    loss_words,
+    percent_words,
+    range_words,
+    value_words,
+)
 from trainable.errors import UserError
 from trainable.model.model_names import PRESETS
 
@@ -51,19 +60,23 @@ def report_of_trial(study: Study, trial_id: int) -> Report:
 def _made_worse(study: Study, trial: Row | None) -> list[Diagnosis]:
     """Judge a completed trial by its loss alone, where no rule has found what is wrong with its course."""
     document = study.document()
-    start = start_val_loss(document)
-    if trial is None or trial["status"] != "completed" or not is_worse(final_loss(trial), start):
+    start, end = start_val_loss(document), final_loss(trial)
+    if trial is None or start is None or end is None or not is_worse(end, start):
         return []
     passes = trial["tokens_seen"] / document["corpus"]["train_tokens"]
     longer = "then more steps, for the first ones cost a trained model something"
+    read = f"the training text was read {passes:.1f} times"
+    if passes < 1:
+        read = f"{percent_words(passes)} of the training text was read"
     return [
         Diagnosis(
             kind="divergence",
             confidence=0.7,
-            summary=f"trial {trial['trial_id']} makes the model worse: it starts at {loss_words(start)} and ends at "
-            f"{loss_words(final_loss(trial))} nats/token on held-out text",
-            evidence=f"{trial['optimizer_steps']} steps, learning rate {trial['learning_rate']:.2e}; the training text "
-            f"was read {passes:.1f} times",
+            summary=f"trial {trial['trial_id']} makes the model {worse_words(end, start)}: it starts at "
+            f"{loss_words(start)} and ends at {loss_words(end)} on held-out text, "
+            f"{difference_words(end - start)} nats/token",
+            evidence=f"{count_words(trial['optimizer_steps'], 'step')}, "
+            f"learning rate {trial['learning_rate']:.2e}; {read}",
             next_step="try a third of the learning rate or less, with a warm-up; "
             + (longer if passes < MANY_PASSES else "then more text: what is read so often is learned by heart"),
         )
@@ -131,20 +144,24 @@ def _unstable(study: Study, trials: Sequence[Row]) -> Iterator[Diagnosis]:
         return
     good_rates = [trial["learning_rate"] for trial in ended if trial["status"] in ("completed", "stopped")]
     rates = sorted(trial["learning_rate"] for trial in bad)
-    said = [f"{len(bad)} of {len(ended)} ended trials, learning rates {rates[0]:.1e} to {rates[-1]:.1e}"]
+    said = [f"{len(bad)} of {len(ended)} ended trials, learning rate {range_words(rates[0], rates[-1])}"]
     above = None
     if good_rates:
-        said.append(f"stable trials: {min(good_rates):.1e} to {max(good_rates):.1e}")
+        said.append(f"stable trials: {range_words(min(good_rates), max(good_rates))}")
         above = _limit(rates, good_rates)
     reasons = sorted({str(trial["verdict"]).partition(" ")[0].rstrip(":") for trial in bad if trial["verdict"]})
     said += [f"verdicts: {', '.join(reasons)}"] if reasons else []
-    where = f", at learning rates of {above:.1e} and more" if above else ", at all learning rates"
+    where = "; others held at such learning rates or higher ones" if good_rates else ", at all learning rates"
+    if above:
+        there = sum(rate >= above for rate in rates)
+        most = "" if there == len(bad) else f"{there} of the {len(bad)} "
+        where = f", {most}at learning rates of {value_words(above)} and more"
     yield Diagnosis(
         kind="unstable_trials",
         confidence=0.9 if len(bad) >= 3 else 0.7,
         summary=f"{100 * len(bad) / len(ended):.0f} % of the trials were unstable{where}",
         evidence="; ".join(said),
-        next_step=f"search learning rates up to about {above / 2:.1e}, or give the schedule a warm-up"
+        next_step=f"search learning rates up to about {value_words(above / 2)}, or give the schedule a warm-up"
         if above
         else "the learning rate is not the only cause: make preflight, then "
         f"make diagnose TARGET={study.name}/{bad[0]['trial_id']}",
@@ -168,8 +185,8 @@ def _baseline(study: Study, trials: Sequence[Row]) -> Iterator[Diagnosis]:
         kind="baseline_incomplete",
         confidence=0.95,
         summary=f"the baseline ended as {STATUS_LABELS[trial['status']]}: nothing can be compared with it",
-        evidence=f"trial {trial['trial_id']}, {trial['optimizer_steps']} steps, {trial['tokens_seen']} tokens"
-        + (f", verdict {trial['verdict']}" if trial["verdict"] else ""),
+        evidence=f"trial {trial['trial_id']}, {count_words(trial['optimizer_steps'], 'step')}, "
+        f"{count_words(trial['tokens_seen'], 'token')}" + (f", verdict {trial['verdict']}" if trial["verdict"] else ""),
         next_step="the set-up is at fault where a baseline cannot run: "
         f"make diagnose TARGET={study.name}/{trial['trial_id']}",
     )
@@ -199,7 +216,7 @@ def _of_trials(study: Study, trial_ids: Sequence[int]) -> Iterator[Diagnosis]:
     for cases in by_kind.values():
         trial_id, finding = max(cases, key=lambda case: case[1].confidence)
         others = sorted(other for other, _ in cases if other != trial_id)
-        also = f" (also in trial {', '.join(map(str, others))})" if others else ""
+        also = f" (also in {list_words([f'trial {other}' for other in others])})" if others else ""
         # One trial's fault explains less of a study than what all share.
         share = math.sqrt(len(cases) / len(trial_ids))
         summary, confidence = f"trial {trial_id}{also}: {finding.summary}", max(0.4, finding.confidence * share)

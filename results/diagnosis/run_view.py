@@ -145,6 +145,9 @@ class RunView:
             return ()
         steps, losses = self.trace.series("train_loss")
         rows = [row for row, loss in enumerate(self.trace.train_loss) if loss is not None]
+        if self.trace.origin == "trial" and steps[0] == 0:
+            # An evaluation of the start, and no step: with it all counts would be one too many.
+            steps, losses, rows = steps[1:], losses[1:], rows[1:]
         span = steps[-1] - steps[0] + 1
         total = max(self.trace.total_steps or 0, steps[-1]) - steps[0] + 1
         # A loss scaler's skipped steps have an infinite norm; only what it does to the loss counts here.

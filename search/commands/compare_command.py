@@ -10,7 +10,16 @@ from results.ranking import ranked_trials, savings
 from results.study.folder import LATEST, Study, open_study
 from results.winner import to_json as winner_json
 from results.winner import winner_of
-from results.words import budget_words, config_words, duration_words, list_words, loss_words, run_words, token_words
+from results.words import (
+    budget_words,
+    config_words,
+    duration_words,
+    list_words,
+    loss_words,
+    run_words,
+    scored_tokens,
+    token_words,
+)
 from search.options import Options
 from search.terminal.console import Terminal, print_table
 from spaces.budget import Budget, budget_of
@@ -50,7 +59,7 @@ def compare_command(options: Options, terminal: Terminal) -> int:
     terminal.say("")
     for entry in ranked:
         best = entry["best"]
-        worse = "; its loss is above its start's" if entry["winner"]["worse_than_start"] else ""
+        worse = "; its loss is not below its start's" if entry["winner"]["worse_than_start"] else ""
         said = f"{run_words(best, None)}, {config_words(best)}{worse}" if best else "no best"
         terminal.say(f"{entry['study']}: {said}")
     if differences:
@@ -105,7 +114,7 @@ def _entry(study: Study, document: dict[str, Any]) -> dict[str, Any]:
         "protocol": {
             "corpus fingerprint": document["corpus"]["fingerprint"],
             "evaluation block_size": document["evaluation"]["block_size"],
-            "evaluation tokens": document["evaluation"]["tokens"],
+            "evaluation tokens": scored_tokens(document),
             "budget": _budget(document),
         },
         "best": winner.trial,

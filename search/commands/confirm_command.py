@@ -111,8 +111,8 @@ def _next_attempt(study: Study, attempts: tuple[Attempt, ...], options: Options,
         return None
     if attempts:
         terminal.say(
-            f"attempt {attempt.number}, at {attempt.alpha:.2%} for a false proof where the first had "
-            f"{attempts[0].alpha:.2%}: all attempts together stay below 5 %"
+            f"attempt {attempt.number}, at {100 * attempt.alpha:.3g}% for a false proof where the first had "
+            f"{100 * attempts[0].alpha:.3g}%: all attempts together stay below 5 %"
         )
     return attempt
 
@@ -148,9 +148,12 @@ def say_attempt(study: Study, attempt: Attempt, terminal: Terminal) -> None:
         terminal.say(f"trial {verdict.trial_id} ({config_words(rows[verdict.trial_id])}): {verdict.words}")
         if verdict.mean_difference is not None:
             terminal.say(
-                f"  against the baseline {difference_words(verdict.mean_difference)} nats/token, interval "
-                f"{interval_words(verdict.low, verdict.high)}"
-                + ("" if verdict.p_value is None else f", p = {verdict.p_value:.2g}")
+                f"  against the baseline {difference_words(verdict.mean_difference)} nats/token"
+                + (
+                    ""
+                    if verdict.p_value is None
+                    else f", interval {interval_words(verdict.low, verdict.high)}, p = {verdict.p_value:.2g}"
+                )
             )
 
 

@@ -32,7 +32,7 @@ def list_command(_: Options, terminal: Terminal) -> int:
             local_time_words(entry["created_at"]),
             f"{entry['ended']}" + (f" of {entry['most_trials']}" if entry["ended"] < entry["most_trials"] else ""),
             loss_words(entry["best_val_loss"])
-            + (" above its start" if entry["worse_than_start"] else " proven" if entry["proven"] else ""),
+            + (" not below its start" if entry["worse_than_start"] else " proven" if entry["proven"] else ""),
             loss_words(entry["baseline_val_loss"]),
             entry["model"],
         )

@@ -16,7 +16,7 @@ from results.study.lock import hold
 from results.study.paths import shown
 from results.study.planned_run import PlannedRun
 from results.winner import start_val_loss
-from results.words import config_words, list_words, loss_words, token_words, trial_loss_words
+from results.words import config_words, count_words, list_words, loss_words, token_words, trial_loss_words
 from search.options import Options
 from search.setup.finish import SavedModel, sample_study, save_run_model
 from search.setup.preflight_run import Preflight, check_preflight
@@ -137,7 +137,7 @@ def _header(plan: TrainPlan, state: "TrainState") -> list[str]:
         f"model {spec.model_name} on {device.type} ({device.name}), {config.precision}; "
         f"{token_words(len(spec.corpus.train))} training tokens",
         *plan.loaded.text_lines,
-        f"{config_words(asdict(config))}, {config.training_steps} steps, seed {config.seed}",
+        f"{config_words(asdict(config))}, {count_words(config.training_steps, 'step')}, seed {config.seed}",
     ]
     unread = [variable_of(name) for name in THE_RATE if not config.reads(name)]
     if unread := [variable for variable in unread if variable in plan.options.typed]:

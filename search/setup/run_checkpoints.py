@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from results.model_card import Row, best_evaluation
 from results.study.paths import shown
-from results.winner import is_worse
+from results.winner import is_worse, worse_words
+from results.words import difference_words
 from trainable.checkpoint.checkpoint_path import checkpoint_name
 
 if TYPE_CHECKING:
@@ -73,7 +74,8 @@ class RunCheckpoints:
         if best is None or not is_worse(self.evaluations[-1]["val_loss"], self.evaluations[0]["val_loss"]):
             return None
         start, end = (self.evaluations[place]["val_loss"] for place in (0, -1))
-        worse = f"this training made the model worse: it started at {start:.4f} and ended at {end:.4f}"
+        how = f"it started at {start:.4f} and ended at {end:.4f}, {difference_words(end - start)} nats/token"
+        worse = f"this training made the model {worse_words(end, start)}: {how}"
         if is_worse(best["val_loss"], start):
             return f"{worse}, and no evaluation was below the start"
         return f"{worse}; at step {best['optimizer_steps']} it was better, {best['val_loss']:.4f}"

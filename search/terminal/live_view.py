@@ -22,6 +22,7 @@ from results.words import (
     difference_words,
     duration_words,
     loss_words,
+    percent_words,
     run_words,
     schedule_words,
     shape_words,
@@ -212,7 +213,7 @@ def time_left_s(
 def ending_words(row: dict[str, Any], baseline: dict[str, Any] | None, *, note: str = "") -> str:
     """Return a line on how a trial ended and why."""
     config = config_words(row)
-    share = f"{budget_frac(row):.0%} of the budget"
+    share = f"{percent_words(budget_frac(row))} of the budget"
     loss = f"val loss {loss_words(row['val_loss'])}"
     name = run_words(row, baseline)
     is_compared = row["purpose"] in RANKED_PURPOSES and not row["is_baseline"]

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from results.attribution.attribution_values import Attribution, load_attribution
 from results.attribution.design import config_of
+from results.confirmation.attempt import load_attempts
 from results.export import export_cli, make_words, search_command
 from results.ranking import ranked_trials
 from results.report.facts.study_facts import edges_of
@@ -18,7 +19,7 @@ from results.study.document_model import run_variables
 from results.study.folder import Study
 from results.study.lock import hold
 from results.winner import Winner, winner_of
-from results.words import list_words, loss_words
+from results.words import amount_words, list_words
 from search.terminal.console import Terminal, print_line
 from spaces.budget import budget_of
 from trainable.config import HYPERPARAMETERS, config_from, variable_of
@@ -179,7 +180,7 @@ def _without_costs(study: Study, trial: Mapping[str, Any], found: Attribution) -
     kept = {variable_of(name): f"{getattr(own, name)}" for name in HYPERPARAMETERS}
     changed = make_words({name: value for name, value in values.items() if value != kept[name]})
     names = list_words([found.settings[change].name for change in costs])
-    purpose = f"train it without {names}, which cost it {loss_words(sum(costs.values()))} nats/token"
+    purpose = f"train it without {names}, which cost it {amount_words(sum(costs.values()))} nats/token"
     return [Step(command=f"make train STUDY={study.name} {changed}", purpose=purpose)]
 
 
@@ -199,7 +200,10 @@ def _proof(study: Study, winner: Winner, more: list[Step]) -> list[Step]:
     if needed is None or needed > MOST_SEEDS:
         return more
     purpose = f"prove it {'worse ' if is_behind else ''}with about {needed} seeds"
-    confirm = Step(command=f"{command} SEEDS={needed}", purpose=purpose)
+    assert winner.attempt is not None
+    # Beside another candidate it would have half the alpha, and need more seeds.
+    is_alone = len(load_attempts(study)[winner.attempt - 1].candidates) == 1
+    confirm = Step(command=f"{command}{' TOP=1' if is_alone else ''} SEEDS={needed}", purpose=purpose)
     return [*more, confirm] if is_behind else [confirm]
 
 

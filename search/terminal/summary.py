@@ -13,6 +13,7 @@ from results.study.paths import shown
 from results.winner import Winner, evidence_words, headline, notes, to_json, warning_words, way_words, winner_of
 from results.words import (
     STATUS_LABELS,
+    amount_words,
     config_words,
     count_words,
     duration_words,
@@ -88,7 +89,9 @@ def verdict_lines(winner: Winner) -> list[str]:
             lines.append(f"{name}: val loss {loss_words(row['val_loss'])}; {config_words(row)}")
     if winner.search_difference is not None:
         side = "lower" if winner.search_difference <= 0 else "higher"
-        by = f"{abs(winner.search_difference):.4f} nats/token {side} on the same held-out tokens at the same budget"
+        by = (
+            f"{amount_words(winner.search_difference)} nats/token {side} on the same held-out tokens at the same budget"
+        )
         lines.append(f"{by}; {evidence_words(winner)}")
     elif winner.verdict is not None or winner.rival_verdict is not None:
         lines.append(evidence_words(winner))

@@ -73,7 +73,8 @@ class WarmStart:
         best = min(len(self.first_points), trials - 1)
         if not best and not self.told:
             return f"nothing is learned from study {self.source}: {told}"
-        return f"learning from study {self.source}: {told}{f'; its best {best} run after the baseline' if best else ''}"
+        runs = f"; its best {'one runs' if best == 1 else f'{best} run'} after the baseline" if best else ""
+        return f"learning from study {self.source}: {told}{runs}"
 
 
 @dataclass(frozen=True, kw_only=True)

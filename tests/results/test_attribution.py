@@ -423,6 +423,12 @@ def test_the_answer_is_a_sentence() -> None:
     assert did_it_words(worse) == (
         "No gain: mine is +0.0900 nats/token; learning rate 1e-5 cost 0.0700; block size 128 cost 0.0200."
     )
+    # The largest gain too, where others cost more.
+    mixed = attribute(losses_of(-0.05, 0.0, 0.09, -0.03), settings, after_name="mine")
+    assert did_it_words(mixed) == (
+        "No gain: mine is +0.0100 nats/token; batch size 32 gave -0.0500; schedule constant gave -0.0300; "
+        "learning rate 1e-5 cost 0.0900."
+    )
 
 
 # Unstable and missing runs

@@ -80,6 +80,20 @@ def test_seeds_needed_are_the_textbooks(standardised: float, pairs: int) -> None
     assert verdict.seeds_needed == pairs
 
 
+@pytest.mark.parametrize("standardised", [3.0, 10.22, 14.0, 30.0, 300.0])
+def test_few_seeds_are_needed_where_a_large_difference_is_unproven_on_two(standardised: float) -> None:
+    # scipy's noncentral t is NaN for some of the larger numbers, of which a bisection takes one for the answer.
+    alpha, next_alpha = 1e-4, 0.0125 / 2
+    differences = [standardised - math.sqrt(0.5), standardised + math.sqrt(0.5)]
+    losses: Losses = {seed: 4.0 + difference for seed, difference in enumerate(differences)}
+    verdict = judge({0: 4.0, 1: 4.0}, {1: losses}, alpha=alpha, next_alpha=next_alpha)[0]
+    draws = np.random.default_rng(0)
+    for pairs in range(2, verdict.seeds_needed + 1 if verdict.seeds_needed else 9):
+        normal, spread = draws.standard_normal(100_000), np.sqrt(draws.chisquare(pairs - 1, 100_000) / (pairs - 1))
+        proven = (normal + standardised * math.sqrt(pairs)) / spread > stats.t.ppf(1 - next_alpha / 2, pairs - 1)
+        assert (proven.mean() >= 0.8) == (pairs == verdict.seeds_needed), pairs
+
+
 def test_a_proof_costs_more_with_more_candidates() -> None:
     close = shifted(EQUAL, -0.029)
     alone, among = judge(BASELINE, {1: close})[0], judge(BASELINE, {1: close, 2: close, 3: close})[0]

@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 
 from results.diagnosis.of_study import context_of_study, diagnose_study, report_of_study, report_of_trial
-from results.diagnosis.run_view import Context
-from results.diagnosis.trace import trace_of_trial
+from results.diagnosis.run_view import Context, view
+from results.diagnosis.trace import RunTrace, trace_of_trial
 from results.study.folder import Study, create_study
 from results.study.tables import METRICS, STEPS, TRIALS, write_table
 from trainable.config import DOCUMENTED
 from trainable.errors import UserError
 from trainable.rows import MetricsRow, StepRow
+from trainable.stability import judge_trace
 
 STEP_COUNT = 300
 
@@ -104,9 +105,20 @@ def test_what_made_the_model_worse_is_not_called_sound(study: Study, make_trial:
     started(study, 4.2)  # They end at 4.24, as sound as their course is.
     [finding] = diagnose_study(study)
     assert "makes the model worse: it starts at 4.2000 and ends at 4." in finding.summary
+    assert finding.evidence == "300 steps, learning rate 2.00e-03; the training text was read 13.7 times"
     assert report_of_trial(study, 1).findings[0].summary.startswith("trial 1 makes the model worse")
     started(study, 7.65)
     assert diagnose_study(study) == []
+
+
+def test_one_step_is_no_steps_and_a_part_of_the_text_not_read_0_times(
+    study: Study, make_trial: Callable[..., dict[str, Any]]
+) -> None:
+    fill(study, make_trial, [1e-3], unstable=set())
+    started(study, 4.2)
+    write_table(study.trials_path, [{**study.trials()[0], "optimizer_steps": 1, "tokens_seen": 128}], TRIALS)
+    [finding] = diagnose_study(study)
+    assert finding.evidence == "1 step, learning rate 1.00e-03; 0.1% of the training text was read"
 
 
 def started(study: Study, val_loss: float) -> None:
@@ -118,20 +130,34 @@ def test_where_the_unstable_trials_lie(study: Study, make_trial: Callable[..., d
     fill(study, make_trial, [1e-3, 2e-3, 3e-3, 1e-2, 2e-2, 3e-2], unstable={3, 4, 5})
     findings = {finding.kind: finding for finding in diagnose_study(study)}
     share = findings["unstable_trials"]
-    assert "50 % of the trials were unstable, at learning rates of 1.0e-02 and more" in share.summary
-    assert "1.0e-03 to 3.0e-03" in share.evidence
+    assert "50 % of the trials were unstable, at learning rates of 0.01 and more" in share.summary
+    assert "learning rate 0.01 to 0.03; stable trials: 0.001 to 0.003" in share.evidence
     assert "verdicts: divergence" in share.evidence
-    assert "(also in trial " in findings["divergence"].summary
+    assert "trial 3 (also in trial 4 and trial 5): " in findings["divergence"].summary
     assert "divergence" in findings
 
 
 def test_unstable_at_every_rate(study: Study, make_trial: Callable[..., dict[str, Any]]) -> None:
     fill(study, make_trial, [1e-3, 2e-3, 3e-3, 4e-3], unstable={1, 2, 3})
     share = next(finding for finding in diagnose_study(study) if finding.kind == "unstable_trials")
-    assert share.summary.endswith("learning rates of 2.0e-03 and more")
+    assert share.summary.endswith("learning rates of 0.002 and more")
     fill(study, make_trial, [3e-3, 1e-3, 2e-3, 4e-3], unstable={0, 1, 2})
     share = next(finding for finding in diagnose_study(study) if finding.kind == "unstable_trials")
+    assert share.summary.endswith("; others held at such learning rates or higher ones")
+    fill(study, make_trial, [3e-3, 1e-3], unstable={0, 1})
+    share = next(finding for finding in diagnose_study(study) if finding.kind == "unstable_trials")
     assert share.summary.endswith("at all learning rates")
+
+
+def test_an_unstable_trial_below_the_limit_is_not_said_to_be_above_it(
+    study: Study, make_trial: Callable[..., dict[str, Any]]
+) -> None:
+    fill(study, make_trial, [2e-3, 1e-3, 3e-3, 4e-3, 5e-3, 6e-2], unstable={1, 5})
+    share = next(finding for finding in diagnose_study(study) if finding.kind == "unstable_trials")
+    assert share.summary == "33 % of the trials were unstable, 1 of the 2 at learning rates of 0.06 and more"
+    fill(study, make_trial, [2e-3, 1e-3, 6e-2], unstable={2})
+    share = next(finding for finding in diagnose_study(study) if finding.kind == "unstable_trials")
+    assert share.evidence.startswith("1 of 3 ended trials, learning rate 0.06; stable trials: 0.001 to 0.002")
 
 
 def test_a_baseline_that_broke(study: Study, make_trial: Callable[..., dict[str, Any]]) -> None:
@@ -161,6 +187,26 @@ def test_a_trial_as_a_trace(study: Study, make_trial: Callable[..., dict[str, An
     assert trace.announced["lr_schedule"] == "warmup_cosine"
     assert trace.announced["warmup_steps"] == "30"
     assert trace.announced["precision"] == DOCUMENTED.precision
+
+
+def test_a_trial_is_judged_by_its_steps_as_it_was_while_it_ran() -> None:
+    losses = [6.3 + random.Random(step).gauss(0, 0.05) for step in range(1, 151)]
+    unknown = (None,) * 151
+    trace = RunTrace(
+        source="trial 0",
+        origin="trial",
+        steps=tuple(range(151)),
+        train_loss=(7.6, *losses),
+        val_loss=(7.6, *unknown[1:]),
+        grad_norm=unknown,
+        learning_rate=unknown,
+        step_time_s=unknown,
+        total_steps=300,
+    )
+    seen = view(trace, Context(vocab_size=2048, pretrained=False, unigram_entropy=6.2)).findings
+    live = judge_trace(losses, None, None, budget_steps=300, unigram_entropy=6.2, from_scratch=True)
+    assert live[-1].evidence.startswith(f"after {live[-1].step} of 300 steps from scratch")
+    assert list(seen) == live
 
 
 def test_a_trial_that_is_not_there(study: Study, make_trial: Callable[..., dict[str, Any]]) -> None:

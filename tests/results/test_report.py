@@ -177,6 +177,14 @@ def test_the_markdown_is_for_a_pull_request(facts: dict[str, Any]) -> None:
             assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table}) == 1
 
 
+def test_the_markdown_says_how_sure_an_importance_is(facts: dict[str, Any]) -> None:
+    known = {"name": "dropout", "share": 0.984, "low": 0.015, "high": 0.989}
+    unknown = {"name": "learning_rate", "share": 0.016, "low": None, "high": None}
+    method = {"name": "PED-ANOVA", "trials": 12, "words": "", "shares": [known, unknown]}
+    line = "- Importance (PED-ANOVA, 12 trials): dropout 98% (2% to 99%), learning rate 2%; in brackets 90 % of its res"
+    assert line in markdown({**facts, "importance": {"reason": None, "methods": [method]}})
+
+
 def test_the_markdown_holds_nothing_that_a_terminal_obeys(facts: dict[str, Any]) -> None:
     hostile = "d\x1b]0;owned\x07\x9b31m\u202e"
     text = markdown({**facts, "study": {**facts["study"], "description": hostile}})

@@ -151,6 +151,16 @@ def test_runs_that_confirm_or_attribute_never_rank_and_cost_on_their_own(
     assert [(row["purpose"], row["runs"], row["device_s"]) for row in facts["cost"]["by_purpose"]] == [
         ("search", 2, 20.0), ("confirmation", 1, 7.0), ("attribution", 1, 5.0)
     ]  # fmt: skip
+    assert [row["purpose"] for row in facts["cost"]["further"]] == ["confirmation", "attribution"]
+
+
+def test_the_runs_of_an_attribution_on_its_own_are_not_counted_twice(
+    tmp_path: Path, make_document: MakeDocument, make_trial: MakeTrial
+) -> None:
+    trials = [make_trial(0, "completed", 4.0, active_s=7.0, purpose="attribution", combination="none")]
+    facts = report_facts(write_study(tmp_path / "s", make_document("s", kind="attribute"), trials))
+    assert facts["cost"]["device_s_spent"] == 7.0
+    assert " more" not in markdown(facts)
 
 
 # --- confirmed or not

@@ -152,11 +152,13 @@ def test_the_start_stands_in_every_answer(searched: Study) -> None:
     assert warning_words(winner) is None
 
 
-@pytest.mark.parametrize(("start", "difference"), [(4.5, "+0.0000"), (4.25, "+0.2500")])
-def test_a_best_that_is_not_below_the_start_is_said_in_red(searched: Study, start: float, difference: str) -> None:
+@pytest.mark.parametrize(("start", "what", "difference"), [(4.5, "no better", "+0.0000"), (4.25, "worse", "+0.2500")])
+def test_a_best_that_is_not_below_the_start_is_said_in_red(
+    searched: Study, start: float, what: str, difference: str
+) -> None:
     winner = start_at(searched, start)
     said = (
-        f"this training makes the model worse: it starts at {start:.4f} and trial 1 ends at 4.5000, "
+        f"this training makes the model {what}: it starts at {start:.4f} and trial 1 ends at 4.5000, "
         f"{difference} nats/token"
     )
     assert warning_words(winner) == said
@@ -195,6 +197,22 @@ def test_the_best_of_the_search_is_unproven(searched: Study) -> None:
     assert (winner.standing, winner.difference, winner.attempt, winner.verdict) == ("unproven", -0.5, None, None)
     assert evidence_words(winner) == "one seed each, so not proven yet"
     assert notes(winner) == []
+
+
+def test_a_lead_too_small_for_four_digits_is_not_said_to_be_none(searched: Study, make_trial: MakeTrial) -> None:
+    rows = [make_trial(0, val_loss=4.8729), make_trial(1, val_loss=4.8729 - 3.8e-5, batch_size=8)]
+    write_table(searched.trials_path, rows, TRIALS)
+    winner = winner_of(searched)
+    assert headline(winner) == "Trial 1 beat the baseline by 3.8e-05 nats/token"
+    assert verdict_lines(winner)[-1].startswith("3.8e-05 nats/token lower on the same held-out tokens")
+
+
+def test_a_difference_that_is_the_same_on_every_seed_has_no_interval(searched: Study) -> None:
+    add_attempt(searched, {0: BASELINE, 1: [loss - 0.1 for loss in BASELINE]})
+    facts = report_facts(searched)
+    page, words = report_html(facts, {}), evidence_words(winner_of(searched))
+    assert words.endswith("; the difference is the same on each, so that they say no more than one")
+    assert "without bounds" not in page + markdown(facts)
 
 
 def test_the_best_of_the_search_is_proven(searched: Study) -> None:
@@ -317,6 +335,10 @@ def test_a_run_of_train_has_no_baseline_to_miss(searched: Study, make_trial: Mak
     run = make_trial(0, val_loss=4.5, purpose="train", is_baseline=False)
     write_table(searched.trials_path, [run], TRIALS)
     assert "# val_loss 4.5000 nats/token\n" in export_env(searched)
+    # make train STUDY=s would be refused: the name is taken.
+    trains = report_facts(searched)["answer"]["export"]
+    assert trains.startswith("make train BATCH_SIZE=")
+    assert "STUDY=" not in trains
 
 
 def test_the_proof_is_of_as_many_trials_as_have_completed(searched: Study, make_trial: MakeTrial) -> None:
@@ -483,9 +505,16 @@ def test_a_winner_that_was_behind_on_fresh_seeds_is_to_be_proven_worse(searched:
     more, confirm, *_ = next_steps(searched)
     assert more.command == "make resume STUDY=s TRIALS=+4"
     needed = winner_of(searched).verdict.seeds_needed  # type: ignore[union-attr]
+    # It was the only candidate, and of two each would need more seeds.
     assert confirm == Step(
-        command=f"make confirm STUDY=s SEEDS={needed}", purpose=f"prove it worse with about {needed} seeds"
+        command=f"make confirm STUDY=s TOP=1 SEEDS={needed}", purpose=f"prove it worse with about {needed} seeds"
     )
+
+
+def test_two_candidates_are_confirmed_again_as_two(searched: Study) -> None:
+    add_attempt(searched, {0: BASELINE, 1: on_seeds(4.98, 20.0), 2: LUCKY})
+    needed = winner_of(searched).verdict.seeds_needed  # type: ignore[union-attr]
+    assert next_steps(searched)[0].command == f"make confirm STUDY=s SEEDS={needed}"
 
 
 def test_of_a_renamed_study_all_files_name_the_new_one(searched: Study) -> None:

@@ -10,6 +10,7 @@ import pytest
 from results.study.document_model import document_fault
 from results.words import (
     STATUS_LABELS,
+    amount_words,
     config_words,
     difference_words,
     duration_words,
@@ -76,6 +77,13 @@ def test_durations(seconds: float | None, words: str) -> None:
 def test_losses() -> None:
     assert [loss_words(loss) for loss in (None, 6.44791555)] == ["–", "6.4479"]
     assert [difference_words(loss) for loss in (None, 0.25, -0.012345)] == ["–", "+0.2500", "-0.0123"]
+    assert [difference_words(loss) for loss in (0.0, 5e-5, -4.99e-5, 1e-9)] == [
+        "+0.0000",
+        "+0.0001",
+        "-5.0e-05",
+        "+1.0e-09",
+    ]
+    assert [amount_words(loss) for loss in (-0.25, 0.25, -4.2e-5, 0.0)] == ["0.2500", "0.2500", "4.2e-05", "0.0000"]
 
 
 def test_an_early_end() -> None:
@@ -93,6 +101,7 @@ def test_values_and_shares() -> None:
         "–", "1e-5", "0.0116", "2.5e-4", "100", "1,000", "1,490", "0", "4,096", "wsd", "inf", "True"
     ]  # fmt: skip
     assert [percent_words(s) for s in (None, 0.0, 0.004, 0.5549, 1.0)] == ["–", "0%", "0.4%", "55%", "100%"]
+    assert [percent_words(share) for share in (0.99, 0.996)] == ["99%", "99.6%"]
 
 
 def test_configurations() -> None:

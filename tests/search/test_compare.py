@@ -1,9 +1,15 @@
 """Studies side by side: ranked where their losses measure the same thing, else side by side alone."""
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
-from search.commands.compare_command import _budget, _lowest_words, protocol_differences, speed_differences
+import pytest
+
+from results.study.folder import create_study
+from search.commands.compare_command import _budget, _entry, _lowest_words, protocol_differences, speed_differences
 from spaces.budget import Budget, Speeds
+from tests.documents import sound_document
 from trainable.config import DOCUMENTED
 
 
@@ -28,6 +34,19 @@ def test_every_difference_is_named() -> None:
         "evaluation block_size: a 128; b 256",
         "budget: a 1,000 tokens; b 2,000 tokens",
     ]
+
+
+def test_as_many_scored_tokens_are_the_same_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STUDIES_DIR", str(tmp_path))
+
+    def of(name: str, tokens: int) -> dict[str, Any]:
+        document = sound_document(name)
+        document["evaluation"] |= {"block_size": 48, "tokens": tokens}
+        return _entry(create_study(name, document), document)
+
+    # Windows of 48 score 24 tokens each: 41 of them fit into either.
+    assert protocol_differences([of("a", 1000), of("b", 990)]) == []
+    assert protocol_differences([of("c", 1000), of("d", 1008)]) == ["evaluation tokens: c 984; d 1008"]
 
 
 def test_the_same_time_is_the_same_budget_on_the_same_device_alone() -> None:

@@ -35,6 +35,8 @@ def test_the_winner_comes_out_and_is_the_trials(run_here: Any, study: Study, tmp
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()
     assert all(torch.equal(plain[name], tensor) for name, tensor in weights.items())
     card = (tmp_path / "out" / "README.md").read_text()
+    # Of a folder in bf16 these are not the folder's own losses.
+    assert ", with the run's fp32 weights, without dropout." in card
     baseline, start = study.trials()[0]["val_loss"], study.metrics()[0]["val_loss"]
     assert f"start {start:.4f} → baseline {baseline:.4f} → this model {trial['val_loss']:.4f}" in card
     assert study.document()["corpus"]["fingerprint"] in card

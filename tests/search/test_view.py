@@ -129,7 +129,7 @@ def test_the_screen_holds_everything_at_any_usual_width(width: int, make_view: M
     assert "val loss – loading the model" in text
     # Endings and why.
     assert "trial 3 unstable: divergence at step 41: median of 20 step losses 9.93, best 7.42, not falling;" in text
-    assert "trial 2 stopped at 0% of the budget: val loss 9.1234 at its rung, not among the best there;" in text
+    assert "trial 2 stopped at 0.1% of the budget: val loss 9.1234 at its rung, not among the best there;" in text
     assert "batch_size=512 x block_size=1024 does not fit in cpu memory" in text
 
 
@@ -252,7 +252,7 @@ def test_every_ending_is_kept_in_the_log_and_shown(terminal: bool, make_view: Ma
         view.trial_ended(2, note="")
         view.refresh()
     log = study.log_path.read_text(encoding="utf-8").splitlines()
-    line = "trial 2 stopped at 0% of the budget: val loss 9.1234 at its rung, not among the best there;"
+    line = "trial 2 stopped at 0.1% of the budget: val loss 9.1234 at its rung, not among the best there;"
     assert [entry[9 : 9 + len(line)] for entry in log] == ["header", line]
     assert line in words(view.console.export_text().splitlines())
 

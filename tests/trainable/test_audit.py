@@ -286,10 +286,13 @@ def test_a_report_can_be_read_as_text_json_and_picture(
     report = audited(text, token_range=(1000, 30_000))
     console = Console(width=120, record=True, file=(tmp_path / "out.txt").open("w"))
     console.print(render(report))
-    console.file.close()
     shown = console.export_text()
     assert "bytes that are no text" in shown
     assert "text.txt:" in shown
+    with console.capture() as small:
+        console.print(render(replace(report, findings=(), lines=1, bytes=1234)))
+    console.file.close()
+    assert " tokens, 1 line, 1.2 kB; " in small.get()
     values = json.loads(json.dumps(to_json(report)))
     assert values["findings"][0].keys() == {*AuditFinding.__dataclass_fields__}
     assert values["totals"].keys() == report.totals.keys()

@@ -9,7 +9,15 @@ import pytest
 
 from trainable.data import corpus
 from trainable.data.cache_files import sum_path
-from trainable.data.corpus import cache_dir, check_apart, language_reference, read_facts, source_files, text_fingerprint
+from trainable.data.corpus import (
+    cache_dir,
+    check_apart,
+    language_reference,
+    read_facts,
+    size_words,
+    source_files,
+    text_fingerprint,
+)
 from trainable.data.text_documents import iter_chunks, parse_documents
 from trainable.errors import UserError
 
@@ -77,6 +85,11 @@ def test_a_folder_of_json_lines_is_its_json_lines(tmp_path: Path) -> None:
     assert [path.name for path in found] == ["a.jsonl", "b.ndjson"]
 
 
+def test_a_small_text_has_a_size() -> None:
+    sizes = (999, 1234, 99_999, 100_000, 1_234_567_890)
+    assert [size_words(size) for size in sizes] == ["999 B", "1.2 kB", "100.0 kB", "0.1 MB", "1,234.6 MB"]
+
+
 def test_a_source_is_counted_and_its_marks_and_line_ends_are_told(tmp_path: Path) -> None:
     files = [
         write(tmp_path / "a.txt", "\ufeffone\r\n\r\ntwo\r\n"),
@@ -84,7 +97,7 @@ def test_a_source_is_counted_and_its_marks_and_line_ends_are_told(tmp_path: Path
         write(tmp_path / "c.txt", ""),
     ]
     facts = read_facts(files)
-    assert facts.words == "3 files, 0.0 MB, 2 documents"
+    assert facts.words == "3 files, 21 B, 2 documents"
     assert facts.notes == ["1 file with byte-order marks or CRLF line ends: marks are left out, the ends read as LF"]
     assert read_facts(files, parse_documents("blank-line")).documents == 3
     assert read_facts([files[1]]).notes == []

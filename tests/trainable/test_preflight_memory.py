@@ -108,7 +108,11 @@ def test_a_checkpoint_is_the_weights_and_two_moments_of_what_is_trained(make_mod
     assert checkpoint_bytes(model) == 3 * weights + buffers - 8 * frozen.numel()
 
     room = CheckpointRoom(folder=tmp_path / "not" / "yet" / "there", count=10)
-    assert check_disk(model, room).status == "pass"
+    found = check_disk(model, room)
+    assert found.status == "pass"
+    # A small model's checkpoints are not 0.00 GiB.
+    kept = checkpoint_bytes(model) / (1 << 20)
+    assert found.measured == f"10 checkpoints of {kept:.1f} MiB at a time: {10 * kept:.1f} MiB"
     assert check_disk(model, CheckpointRoom(folder=tmp_path, count=1 << 40)).status == "fail"
     assert check_disk(model, CheckpointRoom(folder=None, count=1)).status == "skipped"
 

@@ -252,6 +252,12 @@ def test_a_run_at_a_tiny_rate_is_slow_and_not_at_the_floor() -> None:
     assert kinds(findings) == ["plateau"]
 
 
+def test_a_loss_that_rises_is_not_said_to_fall_by_less_than_nothing() -> None:
+    rising = judge(noisy([LN_VOCABULARY - 0.5 + 0.3 * step / 600 for step in range(600)], 0.01))
+    assert "it rose by 0." in rising[-1].evidence
+    assert "it fell by 0.0" in judge(noisy(collapsed(600)))[-1].evidence
+
+
 def test_a_run_from_scratch_that_learns_nothing_at_all_is_stopped() -> None:
     assert stops(judge(noisy([LN_VOCABULARY] * 600, 0.01))) == [("floor", 200)]
 

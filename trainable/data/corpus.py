@@ -100,6 +100,13 @@ def _visible_files(folder: Path) -> Iterator[Path]:
         yield from files
 
 
+def size_words(size_bytes: int) -> str:
+    """Return a text's size as 1.2 MB, smaller ones as 1.2 kB or 120 B."""
+    if size_bytes < 1e3:
+        return f"{size_bytes} B"
+    return f"{size_bytes / 1e3:.1f} kB" if size_bytes < 1e5 else f"{size_bytes / 1e6:,.1f} MB"
+
+
 @dataclass(frozen=True, kw_only=True)
 class TextFacts:
     """What a source holds, counted by reading it once."""
@@ -115,7 +122,7 @@ class TextFacts:
     @property
     def words(self) -> str:
         """The source in a line."""
-        size = f"{self.size_bytes / 1e6:.1f} MB"
+        size = size_words(self.size_bytes)
         return f"{_counted(self.files, 'file')}, {size}, {_counted(self.documents, 'document')}"
 
     @property

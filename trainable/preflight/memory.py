@@ -73,13 +73,13 @@ def check_memory(
     elif needed is None:
         return skipped(MEMORY, "the model cannot be run on shapes alone, and a real step would take too long")
     used_frac = (needed or 0) / max(1, available_bytes)
-    measured = how if needed is None else f"about {needed / GIB:.2f} GiB needed ({how})"
+    measured = how if needed is None else f"about {_size_words(needed)} needed ({how})"
     return judged(
         MEMORY,
         failed=ran_out or used_frac > 1,
         warned=used_frac > CROWDED_FRAC,
         measured=f"batch_size={largest.batch_size} x block_size={largest.block_size}: {measured}",
-        expected=f"at most {available_bytes / GIB:.2f} GiB available",
+        expected=f"at most {_size_words(available_bytes)} available",
         advice="Lower BATCH_SIZE and raise GRAD_ACCUM_STEPS as much, lower BLOCK_SIZE, or run fewer trials at once.",
     )
 
@@ -118,6 +118,10 @@ class CheckpointRoom:
     count: int
 
 
+def _size_words(size_bytes: int) -> str:
+    return f"{size_bytes / GIB:.2f} GiB" if size_bytes >= 0.1 * GIB else f"{1024 * size_bytes / GIB:.1f} MiB"
+
+
 def checkpoint_bytes(model: torch.nn.Module) -> int:
     """Return the size of a checkpoint of a run: weights, buffers, and AdamW's two moments of what is trained."""
     weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
@@ -134,8 +138,8 @@ def check_disk(model: torch.nn.Module, room: CheckpointRoom) -> Check:
     return judged(
         DISK,
         failed=size * room.count > free,
-        measured=f"{room.count} checkpoints of {size / GIB:.2f} GiB at a time: {size * room.count / GIB:.2f} GiB",
-        expected=f"at most the {free / GIB:.2f} GiB that are free in {folder}",
+        measured=f"{room.count} checkpoints of {_size_words(size)} at a time: {_size_words(size * room.count)}",
+        expected=f"at most the {_size_words(free)} that are free in {folder}",
         advice="Make room there, name another place (STORAGE, STUDIES_DIR), or run fewer trials at once.",
     )
 

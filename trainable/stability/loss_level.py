@@ -163,7 +163,7 @@ class LevelWatch:
         evidence = (
             f"after {step} of {self._budget_steps} steps from scratch the median loss of {r.median_steps} steps is "
             f"{level:.3f}, for {self.floor_steps} steps not below the corpus's unigram entropy of {self._entropy:.3f} "
-            f"less {r.floor_margin:g}; it fell by {fall:.3f} in the last {self._floor_bins * self._bin_size} steps"
+            f"less {r.floor_margin:g}; it {_fall_words(fall)} in the last {self._floor_bins * self._bin_size} steps"
         )
         self._stop(found, "floor", step, evidence)
 
@@ -179,7 +179,7 @@ class LevelWatch:
             self.on_plateau = self.on_plateau and (flat or high or fall < limit + 2 * error)
             return
         self.on_plateau = True
-        evidence = f"it fell by {fall:.3f} +- {error:.3f} in the last {self._plateau_bins * self._bin_size} steps"
+        evidence = f"it {_fall_words(fall)} +- {error:.3f} in the last {self._plateau_bins * self._bin_size} steps"
         if high:
             evidence = f"hardly below the corpus's unigram entropy of {self._entropy:.3f}; {evidence}"
         found.append(Finding("plateau", step, "flag", f"the loss is {level:.3f}; {evidence}"))
@@ -200,6 +200,10 @@ class LevelWatch:
         middle, mean, slope = (count - 1) / 2, sum(values) / count, -self._fall(count) / count
         scatter = sum([(value - mean - slope * (at - middle)) ** 2 for at, value in enumerate(values)])
         return max(math.sqrt(scatter / (count - 2) / _line_spread(count)) * count, self._noise_error(count))
+
+
+def _fall_words(fall: float) -> str:
+    return f"{'fell' if fall >= 0 else 'rose'} by {abs(fall):.3f}"
 
 
 def _line_spread(count: int) -> float:

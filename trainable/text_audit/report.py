@@ -12,6 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from trainable.data.corpus import size_words
 from trainable.text_audit.audit_findings import MAX_FINDINGS
 from trainable.text_audit.audit_values import KINDS, AuditFinding, AuditReport, Place
 from trainable.text_audit.clean import CleanSummary
@@ -44,7 +45,7 @@ def render(report: AuditReport) -> RenderableType:
     where += "" if report.token_range is None else ", RANGE {:,}-{:,}".format(*report.token_range)
     one = len(report.files) == 1
     source = report.files[0].name if one else f"{len(report.files):,} files under {os.path.commonpath(report.files)}"
-    head = Text(f"{source}: {report.tokens:,} tokens, {report.lines:,} lines, {report.bytes / 1e6:,.1f} MB{where}")
+    head = Text(f"{source}: {report.tokens:,} tokens, {_counted(report.lines)}, {size_words(report.bytes)}{where}")
     if not report.findings:
         return Group(head, *_comparison(report), Text("Nothing wrong found.", style="bold green"))
     parts: list[RenderableType] = [head, *_comparison(report), Text(), _totals(report), Text()]
@@ -97,7 +98,7 @@ def range_against_rest(report: AuditReport) -> dict[str, tuple[float, float]]:
 def render_clean(summary: CleanSummary) -> RenderableType:
     """Return for a terminal what a cleaned copy lacks."""
     less = summary.source_bytes - summary.bytes
-    lines = [f"{summary.out}: {summary.bytes / 1e6:,.1f} MB, {less:,} bytes less than the source, which is untouched."]
+    lines = [f"{summary.out}: {size_words(summary.bytes)}, {less:,} bytes less than the source, which is untouched."]
     for kind, removed in summary.removed.items():
         lines.append(f"  removed {_counted(removed.lines)}, {removed.tokens:,} tokens: {_words(kind)}")
     if summary.repaired_lines:

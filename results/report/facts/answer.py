@@ -3,8 +3,10 @@
 import math
 import shlex
 
+from results.export import export_cli
 from results.ranking import final_loss
 from results.report.facts.analysis import Measured, Row, parameter_values
+from results.study.folder import Study
 from results.winner import Winner, evidence_words, headline, notes, warning_words, way_words
 from results.words import label, unit
 from spaces.warmup import WARMUP_FRAC
@@ -15,7 +17,7 @@ MAX_PERPLEXITY_NATS = 25.0
 _NOT_A_CHANGE = ("training_steps", "seed", "warmup_steps")
 
 
-def answer_facts(study_name: str, measured: Measured) -> Row:
+def answer_facts(study: Study, measured: Measured) -> Row:
     """Return the winner, the baseline, their difference, the proof, and the command that trains the winner."""
     winner = measured.winner
     return {
@@ -32,8 +34,15 @@ def answer_facts(study_name: str, measured: Measured) -> Row:
         "baseline": _side(winner.baseline),
         "val_loss_difference": winner.search_difference,
         "changes": _changes(measured, winner.trial, winner.baseline),
-        "export": f"make train STUDY={shlex.quote(study_name)}" if winner.trial else None,
+        "export": _train_command(study, winner),
     }
+
+
+def _train_command(study: Study, winner: Winner) -> str | None:
+    if winner.standing == "trained":
+        # STUDY would be the new run's name, which is taken.
+        return export_cli(study).rstrip()
+    return f"make train STUDY={shlex.quote(study.name)}" if winner.trial else None
 
 
 def _proof(winner: Winner) -> Row:

@@ -8,7 +8,7 @@ from typing import Any
 
 from results.ranking import final_loss, is_less, leaderboard
 from results.report.facts.analysis import Measured, Row
-from results.words import count_words, label, range_words, value_words
+from results.words import count_words, label, percent_words, range_words, value_words
 from spaces.domains import Choice, SearchParameter
 from spaces.warmup import WARMUP_FRAC
 from trainable.config import HYPERPARAMETERS, config_from
@@ -113,14 +113,15 @@ def _where_words(judged: Sequence[Row], unstable: Sequence[Row], measured: Measu
         return "no trial ran long enough to tell"
     if not unstable:
         return f"no trial of {len(judged)} was unstable"
-    share = f"{len(unstable)} of {count_words(len(judged), 'trial')} ({len(unstable) / len(judged):.0%}) went unstable"
+    share = f"{len(unstable)} of {count_words(len(judged), 'trial')}"
+    share += f" ({percent_words(len(unstable) / len(judged))}) went unstable"
     if measured.learning_rates is None:
         return share
     lowest = min(trial["learning_rate"] for trial in unstable)
     there = [trial for trial in judged if trial["learning_rate"] >= lowest]
     if len(there) == len(judged):
         return f"{share}, at the lowest learning rate tried ({value_words(lowest)}) too"
-    above = f"{len(unstable) / len(there):.0%} of {count_words(len(there), 'trial')}"
+    above = f"{percent_words(len(unstable) / len(there))} of {count_words(len(there), 'trial')}"
     return f"{share}, none at a learning rate below {value_words(lowest)}; from there on {above} did"
 
 

@@ -43,7 +43,7 @@ def report_facts(study: Study) -> dict[str, Any]:
     attempts, attribution = load_attempts(study), load_attribution(study)
     measured = _measured(document, rows, metrics, attempts)
     counts = ranking.ending_counts(measured.trials)
-    answer = answer_facts(study.name, measured)
+    answer = answer_facts(study, measured)
     by_time = time_winner(document, rows, metrics, measured.winner)
     answer["by_device_time"] = by_time
     answer["notes"] += [by_time["words"]] if by_time else []
@@ -196,13 +196,17 @@ def _wall_s(trials: Sequence[Row]) -> float | None:
 
 
 def _cost_facts(document: Row, measured: Measured, rows: Sequence[Row]) -> Row:
+    by_purpose = [{"purpose": purpose, **spent} for purpose, spent in ranking.spent_by_purpose(rows).items()]
+    # An attribution on its own has no other trials: its runs are the study's cost, and come to nothing more.
+    counted = {trial["purpose"] for trial in measured.trials}
     return {
         "by_ending": list(costs(measured.trials)),
         **asdict(ranking.savings(measured.trials)),
         "slots": document["device"].get("slots"),
         "baseline_first_beaten": first_beaten(measured),
         "baseline_loss_reached": baseline_loss_reached(measured),
-        "by_purpose": [{"purpose": purpose, **spent} for purpose, spent in ranking.spent_by_purpose(rows).items()],
+        "by_purpose": by_purpose,
+        "further": [row for row in by_purpose if row["purpose"] not in counted],
     }
 
 

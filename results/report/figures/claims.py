@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from results.report.figures.marks import Row, axis, figure, whiskers
 from results.report.figures.traces import short
-from results.words import label, percent_words
+from results.words import difference_words, label, percent_words
 
 
 def importance_bars(facts: Row) -> Iterator[Row]:
@@ -108,7 +108,7 @@ def _intervals(key: str, title: str, names: Sequence[str], rows: Sequence[Row], 
         far = 3 * max(bounds)
         up = [far if row["high"] is None else row["high"] - row[value] for row in rows]
         trace["error_x"] = whiskers(up, [far if row["low"] is None else row[value] - row["low"] for row in rows])
-    said = "; ".join(f"{name} {row[value]:+.4f}" for name, row in zip(names, rows, strict=True))
+    said = "; ".join(f"{name} {difference_words(row[value])}" for name, row in zip(names, rows, strict=True))
     return figure(
         key,
         title,

@@ -7,7 +7,7 @@ from typing import Any
 from results.report.figures import marks
 from results.report.figures.marks import Row
 from results.report.figures.traces import short
-from results.words import STATUS_LABELS, loss_words, percent_words
+from results.words import STATUS_LABELS, count_words, loss_words, percent_words
 
 MAX_CURVE_POINTS = 24_000
 """Of all curves together: as many as a browser draws without a pause."""
@@ -54,7 +54,7 @@ def curves(facts: Row, *, by_time: bool = False) -> Iterator[Row]:
     yield marks.figure(
         key,
         f"Val loss by {words}",
-        f"Val loss of {len(trials)} trials by {words}.",
+        f"Val loss of {count_words(len(trials), 'trial')} by {words}.",
         traces,
         {
             "xaxis": marks.axis(words, rangemode="tozero"),
