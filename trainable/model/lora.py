@@ -3,6 +3,7 @@
 import copy
 import hashlib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,11 +41,12 @@ def add_adapters(model: PreTrainedModel, config: TrialConfig) -> None:
     """Freeze `model` and put adapters, drawn from config's seed, into the layers that config.lora_targets names.
 
     They add nothing before the first step (B = 0). torch's global generator is seeded again, as load_model leaves it.
-    Raises UserError for a target that names no layer.
+    Raises UserError for a target that names no layer, or one that peft does not adapt.
     """
     targets = find_targets(model, config.lora_targets)
     # Imported late: it takes seconds, and most runs have no adapters.
     from peft import LoraConfig, inject_adapter_in_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
     settings = LoraConfig(
         r=config.lora_rank,
@@ -54,8 +56,17 @@ def add_adapters(model: PreTrainedModel, config: TrialConfig) -> None:
         fan_in_fan_out=any(isinstance(model.get_submodule(name), Conv1D) for name in targets),
         task_type="CAUSAL_LM",
     )
+    others = {_last(name) for name in _linear_layers(model)}
     torch.manual_seed(config.seed)
-    inject_adapter_in_model(settings, model, ADAPTER_NAME)
+    # Of Mamba peft refuses out_proj; in a mixture it takes gate_proj, of any layer, for the experts', which are fused.
+    with suppress(ValueError):
+        inject_adapter_in_model(settings, model, ADAPTER_NAME)
+    adapted = {name for name in targets if isinstance(model.get_submodule(name), BaseTunerLayer)}
+    if left := {_last(name) for name in targets if name not in adapted} - {_last(name) for name in adapted}:
+        raise UserError(
+            f"LORA_TARGETS={config.lora_targets}: peft does not adapt {', '.join(sorted(left))} of a "
+            f"{model.config.model_type} model. Name others, of {', '.join(sorted(others - left))}."
+        )
     replace_dropout(model)
     model.train()
     torch.manual_seed(config.seed)
@@ -67,7 +78,7 @@ def find_targets(model: PreTrainedModel, wanted: str) -> list[str]:
     Raises UserError for a name that no layer has, with the names there are.
     """
     layers = _linear_layers(model)
-    known = sorted({name.rpartition(".")[2] for name in layers})
+    known = sorted({_last(name) for name in layers})
     if wanted == ALL_LINEAR:
         return layers
     names = _default_targets(model, known) if wanted == AUTO else wanted.split(",")
@@ -81,13 +92,19 @@ def find_targets(model: PreTrainedModel, wanted: str) -> list[str]:
     return sorted({layer for matched in found.values() for layer in matched}, key=layers.index)
 
 
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
 def _linear_layers(model: PreTrainedModel) -> list[str]:
-    # An adapter on the head would have to be merged into the embedding that is tied to it.
+    # An adapter on the head would have to be merged into the embedding that is tied to it, and a router's output is
+    # scores with choices, to which nothing can be added.
     head = model.get_output_embeddings()
     return [
         name
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear | Conv1D) and module is not head and PART not in name
+        if not type(module).__name__.endswith("Router")
     ]
 
 
