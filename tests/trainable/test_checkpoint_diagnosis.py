@@ -305,6 +305,15 @@ def test_adapters_that_were_never_trained(right: GPT2LMHeadModel, tmp_path: Path
     assert "LoRA" in finding.summary
 
 
+def test_the_last_checkpoint_and_its_copy_are_not_compared(right: GPT2LMHeadModel, tmp_path: Path) -> None:
+    for name in ("epoch=1-step=40.ckpt", "last.ckpt"):
+        state = {f"net.{key}": tensor for key, tensor in right.state_dict().items()}
+        torch.save({"global_step": 40, "state_dict": state}, tmp_path / name)
+    first, second = examine_checkpoints(in_order_of_steps(checkpoint_files(tmp_path))[0], tokens=text())
+    assert (first.optimizer_steps, second.optimizer_steps, second.compared_with) == (40, 40, "")
+    assert findings(first) == findings(second) == []
+
+
 def test_a_model_folder_that_is_gone_is_no_hindrance(right: GPT2LMHeadModel, tmp_path: Path) -> None:
     path = save_owners(right, tmp_path / "checkpoint.pt")
     assert facts_of(path, model_name=str(tmp_path / "gone")).offset_losses == facts_of(path).offset_losses

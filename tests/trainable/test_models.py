@@ -13,6 +13,8 @@ from safetensors import safe_open
 from tokenizers import Tokenizer
 from transformers import (
     AutoModelForCausalLM,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
     GPT2Config,
     GPT2LMHeadModel,
     GPTNeoConfig,
@@ -24,6 +26,7 @@ from transformers import (
 from trainable.checkpoint.checkpoint_path import check_checkpoint_path
 from trainable.errors import UserError
 from trainable.model.fingerprint import model_fingerprint
+from trainable.model.lora import ALL_LINEAR, find_targets
 from trainable.model.model_names import PRESETS, SHIPPED, check_model_name, model_folder, vocab_size_of
 from trainable.model.models import (
     _tuned,
@@ -34,6 +37,7 @@ from trainable.model.models import (
     load_tokenizer,
     separator_id,
 )
+from trainable.preflight.gradients import check_frozen
 
 MakeModel = Callable[..., PreTrainedModel]
 SaveModel = Callable[[PreTrainedModel, Path], Path]
@@ -235,7 +239,7 @@ def test_a_broken_config_is_refused_before_torch_is_asked(folder: Path, content:
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
-        ({"model_type": "no-such-type"}, "does not recognize this architecture"),
+        ({"model_type": "no-such-type"}, "does not know its model_type"),
         ({"n_layer": "two"}, "expected int, got str"),
         ({"n_head": 3}, "must be divisible by num_heads"),
         ({"n_embd": 64}, "do not fit its config.json: 'transformer.h.0.attn.c_attn.bias' is (96,) in the file"),
@@ -357,12 +361,41 @@ def test_code_in_a_model_folder_is_refused_and_never_runs(
 
     edit(folder / "config.json", model_type="own", auto_map={"AutoConfig": "own.C", "AutoModelForCausalLM": "own.M"})
     (folder / "own.py").write_text(f"open({str(ran)!r}, 'w')\n")
-    assert "it needs code of its own, which is never run here" in refusal(folder)
+    assert "it needs code of its own, which is never run" in refusal(folder)
     edit(folder / "config.json", model_type="gpt2", auto_map={})
     (folder / "model.safetensors").unlink()
     torch.save({"transformer.wte.weight": Touches()}, folder / "pytorch_model.bin")
-    assert "cannot be loaded by transformers" in refusal(folder)
+    assert "hold Python objects besides tensors, which could run code, and nothing of them ran." in refusal(folder)
+    with pytest.raises(UserError, match=rf"^checkpoint {folder} cannot be loaded by transformers: its weights hold"):
+        folder_weights(folder)
     assert not ran.exists()
+
+
+def test_another_kind_of_model_is_told_without_a_list_of_all(folder: Path) -> None:
+    edit(folder / "config.json", model_type="t5")
+    assert refusal(folder).endswith("it is not a causal language model. Use one, such as the text model in it.")
+
+
+def test_of_a_model_that_sees_images_text_trains_its_own_part(
+    save_model: SaveModel, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    text = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8}
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = Gemma3Config(
+        text_config={**text, "num_attention_heads": 4, "num_key_value_heads": 2},
+        vision_config={**vision, "image_size": 28, "patch_size": 14},
+        mm_tokens_per_image=4,
+        image_token_index=299,
+    )
+    base = str(save_model(Gemma3ForConditionalGeneration(config), tmp_path / "base"))
+    model = load(base)
+    frozen = {name.split(".")[1] for name, weight in model.named_parameters() if not weight.requires_grad}
+    trained = {name.split(".")[1] for name, weight in model.named_parameters() if weight.requires_grad}
+    assert (frozen, trained) == ({"vision_tower", "multi_modal_projector"}, {"language_model"})
+    assert check_frozen(model).status == "pass"
+    assert all("language_model" in name for targets in ("auto", ALL_LINEAR) for name in find_targets(model, targets))
+    model.get_decoder().norm.requires_grad_(False)
+    assert check_frozen(model).measured.startswith("1 of 28 tensors frozen: model.language_model.norm.weight")
 
 
 def test_a_missing_or_broken_tokenizer_is_refused(folder: Path) -> None:

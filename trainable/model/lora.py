@@ -16,6 +16,7 @@ from trainable.checkpoint.foreign import misfit
 from trainable.config import TrialConfig
 from trainable.device.cpu_kernels.dropout import replace_dropout
 from trainable.errors import UserError
+from trainable.model.models import unfreeze
 
 ALL_LINEAR = "all-linear"
 AUTO = "auto"
@@ -97,21 +98,21 @@ def _last(name: str) -> str:
 
 
 def _linear_layers(model: PreTrainedModel) -> list[str]:
-    # An adapter on the head would have to be merged into the embedding that is tied to it, and a router's output is
-    # scores with choices, to which nothing can be added.
+    # An adapter on the head would have to be merged into the embedding that is tied to it, a router's output is
+    # scores with choices, to which nothing can be added, and what is frozen before sees images.
     head = model.get_output_embeddings()
     return [
         name
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear | Conv1D) and module is not head and PART not in name
-        if not type(module).__name__.endswith("Router")
+        if module.weight.requires_grad and not type(module).__name__.endswith("Router")
     ]
 
 
 def _default_targets(model: PreTrainedModel, known: list[str]) -> list[str]:
     from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
-    names = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model.config.model_type)
+    names = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model.config.get_text_config().model_type)
     if names is None:
         raise UserError(
             f"LORA_TARGETS=auto: peft has no default for a {model.config.model_type} model. "
@@ -184,7 +185,7 @@ def merge_adapters(model: PreTrainedModel) -> None:
             module.merge()
             model.set_submodule(name, module.get_base_layer())
     del model.peft_config
-    model.requires_grad_(True)
+    unfreeze(model)
 
 
 def merged_model(model: PreTrainedModel) -> PreTrainedModel:

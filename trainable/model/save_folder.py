@@ -172,6 +172,8 @@ def _finish_config(path: Path, base: Path | None) -> None:
         own = json.loads((base / "config.json").read_bytes())
         older = {**own, **older}
     document = {**{name: value for name, value in older.items() if value is not None}, **document}
+    # The code that it names is not in this folder, and transformers' own wrote the weights.
+    document.pop("auto_map", None)
     _write_json(path, dict(sorted(document.items())))
 
 

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from trainable.device.compiling import layers_of
 from trainable.errors import first_of
 from trainable.loss import next_token_loss, next_token_losses
+from trainable.model.models import text_parts
 from trainable.model.modes import in_mode
 from trainable.preflight.check_result import Check, judged, skipped
 
@@ -18,10 +19,11 @@ PREDICTED_CHANGES = (1e-3, 1e-4, 3e-3)
 curvature makes it 0.9; the others are for losses of unusual curvature or noise."""
 
 
-def check_frozen(model: torch.nn.Module) -> Check:
-    """Return whether every weight is to be trained, naming those that are not."""
-    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
-    total = sum(1 for _ in model.parameters())
+def check_frozen(model: PreTrainedModel) -> Check:
+    """Return whether every weight that text can train is to be trained, naming those that are not."""
+    text = {parameter for part in text_parts(model) for parameter in part.parameters()}
+    frozen = [name for name, parameter in model.named_parameters() if parameter in text and not parameter.requires_grad]
+    total = len(text)
     return judged(
         "frozen layers",
         failed=bool(frozen),
