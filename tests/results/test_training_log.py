@@ -196,6 +196,23 @@ def test_bars_give_steps_and_times_and_those_of_evaluations_do_not(log: Path) ->
     assert at(trace, 300) == {"train_loss": 6.2, "val_loss": 6.4, "learning_rate": 2e-5, "step_time_s": 1.0}
 
 
+def test_a_dict_written_over_a_bar_is_of_the_step_that_is_drawn_behind_it(log: Path) -> None:
+    # A bar is redrawn every tenth of a second, so two dicts may stand over one; behind each it is drawn again.
+    def bar(step: int) -> str:
+        return f"\r {10 * step}%|#   | {step}/10 [00:0{step}<00:09,  1.00it/s]"
+
+    text = bar(0)
+    for step in range(1, 11):
+        loss = f"{{'loss': '3.{step:02d}', 'learning_rate': '1e-05', 'epoch': '0.1'}}\n"
+        text += f"\r{' ' * 40}\r{loss}\n{bar(step)}" + ("" if step % 2 else bar(step))
+        if step % 5 == 0:
+            text += f"\r100%|####| 4/4 [00:00<00:00, 44.00it/s]\x1b[A\n\r{' ' * 40}\r"
+            text += f"{{'eval_loss': '3.5{step:02d}', 'epoch': '0.1'}}\n\r100%|##| 4/4 [00:00<00:00]\x1b[A{bar(step)}"
+    trace = read(log, text)
+    assert trace.series("train_loss") == (list(range(1, 11)), [round(3 + step / 100, 2) for step in range(1, 11)])
+    assert trace.series("val_loss") == ([5, 10], [3.505, 3.51])
+
+
 def test_steps_counted_anew_in_each_epoch_go_on(log: Path) -> None:
     trace = read(
         log,
