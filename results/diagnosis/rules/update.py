@@ -168,9 +168,13 @@ def _schedule_starts_again(run: RunView) -> Diagnosis | None:
     if "restart" in schedule or "cycl" in schedule:
         return None
     for index in range(2, len(values) - 2):
-        before, first, second = values[index - 1 : index + 2]
-        rises_again = first < second and max(values[index:]) >= 0.8 * before
-        if first < 0.3 * before and before >= 0.1 * max(values[:index]) and rises_again:
+        earlier, before, first, second = values[index - 2 : index + 2]
+        peak = max(values[:index])
+        falls = first < 0.3 * before and before >= 0.1 * peak and max(values[index:]) >= 0.8 * before
+        # Rows may miss the lowest rate: it climbs out of a decay, in a third of the time at most that the decay took.
+        soon = values[index : index + max(2, values[index - 1 :: -1].index(peak) // 3)]
+        climbs = earlier >= before < 0.5 * peak and before < first < 0.8 * peak <= max(soon)
+        if first < second and (falls or climbs):
             return Diagnosis(
                 kind="schedule_restarted",
                 confidence=0.8,
