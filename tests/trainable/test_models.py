@@ -38,6 +38,7 @@ from trainable.model.models import (
     separator_id,
 )
 from trainable.preflight.gradients import check_frozen
+from trainable.preflight.optimizer_watch import OptimizerWatch
 
 MakeModel = Callable[..., PreTrainedModel]
 SaveModel = Callable[[PreTrainedModel, Path], Path]
@@ -393,6 +394,7 @@ def test_of_a_model_that_sees_images_text_trains_its_own_part(
     trained = {name.split(".")[1] for name, weight in model.named_parameters() if weight.requires_grad}
     assert (frozen, trained) == ({"vision_tower", "multi_modal_projector"}, {"language_model"})
     assert check_frozen(model).status == "pass"
+    assert len(OptimizerWatch(model.requires_grad_(True), torch.optim.AdamW(model.parameters())).tensors) == 28
     assert all("language_model" in name for targets in ("auto", ALL_LINEAR) for name in find_targets(model, targets))
     model.get_decoder().norm.requires_grad_(False)
     assert check_frozen(model).measured.startswith("1 of 28 tensors frozen: model.language_model.norm.weight")

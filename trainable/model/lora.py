@@ -16,7 +16,7 @@ from trainable.checkpoint.foreign import misfit
 from trainable.config import TrialConfig
 from trainable.device.cpu_kernels.dropout import replace_dropout
 from trainable.errors import UserError
-from trainable.model.models import unfreeze
+from trainable.model.models import text_weights, unfreeze
 
 ALL_LINEAR = "all-linear"
 AUTO = "auto"
@@ -99,13 +99,13 @@ def _last(name: str) -> str:
 
 def _linear_layers(model: PreTrainedModel) -> list[str]:
     # An adapter on the head would have to be merged into the embedding that is tied to it, a router's output is
-    # scores with choices, to which nothing can be added, and what is frozen before sees images.
-    head = model.get_output_embeddings()
+    # scores with choices, to which nothing can be added, and a part that sees images gets no gradient.
+    head, text = model.get_output_embeddings(), text_weights(model)
     return [
         name
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear | Conv1D) and module is not head and PART not in name
-        if module.weight.requires_grad and not type(module).__name__.endswith("Router")
+        if f"{name}.weight" in text and not type(module).__name__.endswith("Router")
     ]
 
 

@@ -7,7 +7,15 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers import logging as transformers_logging
 
 from trainable.data.text_documents import WHOLE_FILES, Documents
@@ -105,18 +113,22 @@ def folder_weights(folder: Path) -> dict[str, torch.Tensor]:
     return weights
 
 
-def text_parts(model: PreTrainedModel) -> list[torch.nn.Module]:
-    """Return the modules that text trains: the model, or of one that sees images or hears sound its text's part."""
-    if model.config.get_text_config() is model.config:
-        return [model]
-    return [model.get_decoder(), model.get_output_embeddings()]
+def text_weights(model: Any) -> dict[str, torch.nn.Parameter]:
+    """Return by name the weights that text trains: all, or of a model that sees images too those of its text's part."""
+    weights = dict(model.named_parameters())
+    config = getattr(model, "config", None)
+    if not isinstance(config, PreTrainedConfig) or config.get_text_config() is config:
+        return weights
+    parts = [part for part in (model.get_decoder(), model.get_output_embeddings()) if part is not None]
+    text = {weight for part in parts for weight in part.parameters()}
+    return {name: weight for name, weight in weights.items() if weight in text}
 
 
 def unfreeze(model: PreTrainedModel) -> None:
-    """Have the weights of the text's part trained and no others, which would have no gradient."""
+    """Have the weights that text trains trained and no others, which would have no gradient."""
     model.requires_grad_(False)
-    for part in text_parts(model):
-        part.requires_grad_(True)
+    for weight in text_weights(model).values():
+        weight.requires_grad_(True)
 
 
 def context_limit(model: PreTrainedModel) -> int | None:
