@@ -383,7 +383,7 @@ def test_of_a_model_that_sees_images_text_trains_its_own_part(
     text = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8}
     vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = Gemma3Config(
-        text_config={**text, "num_attention_heads": 4, "num_key_value_heads": 2},
+        text_config={**text, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64},
         vision_config={**vision, "image_size": 28, "patch_size": 14},
         mm_tokens_per_image=4,
         image_token_index=299,
@@ -392,6 +392,7 @@ def test_of_a_model_that_sees_images_text_trains_its_own_part(
     model = load(base)
     frozen = {name.split(".")[1] for name, weight in model.named_parameters() if not weight.requires_grad}
     trained = {name.split(".")[1] for name, weight in model.named_parameters() if weight.requires_grad}
+    assert (model.config.text_config.attention_dropout, context_limit(model)) == (0.1, 64)
     assert (frozen, trained) == ({"vision_tower", "multi_modal_projector"}, {"language_model"})
     assert check_frozen(model).status == "pass"
     assert len(OptimizerWatch(model.requires_grad_(True), torch.optim.AdamW(model.parameters())).tensors) == 28

@@ -134,7 +134,7 @@ def unfreeze(model: PreTrainedModel) -> None:
 def context_limit(model: PreTrainedModel) -> int | None:
     """Return the most tokens the model's positions reach, or None where it has no limit of its own."""
     for field in ("n_positions", "max_position_embeddings", "n_ctx", "max_seq_len"):
-        limit = getattr(model.config, field, None)
+        limit = getattr(model.config.get_text_config(), field, None)
         if isinstance(limit, int) and limit > 0:
             return limit
     return None
@@ -168,8 +168,9 @@ def has_lost_its_tie(model: PreTrainedModel) -> bool:
 
 
 def _tuned(config: Any, dropout: float) -> Any:
-    for field in dropout_fields(config):
-        setattr(config, field, dropout)
+    text = config.get_text_config()
+    for field in dropout_fields(text):
+        setattr(text, field, dropout)
     activation = getattr(config, "activation_function", None)
     if isinstance(activation, str) and activation in SAME_GELU:
         config.activation_function = SAME_GELU[activation]
