@@ -24,9 +24,10 @@ from transformers import (
 )
 
 from trainable.checkpoint.checkpoint_path import check_checkpoint_path
+from trainable.config import TrialConfig
 from trainable.errors import UserError
 from trainable.model.fingerprint import model_fingerprint
-from trainable.model.lora import ALL_LINEAR, find_targets
+from trainable.model.lora import ALL_LINEAR, add_adapters, find_targets, merge_adapters
 from trainable.model.model_names import PRESETS, SHIPPED, check_model_name, model_folder, vocab_size_of
 from trainable.model.models import (
     _tuned,
@@ -37,8 +38,10 @@ from trainable.model.models import (
     load_tokenizer,
     separator_id,
 )
+from trainable.model.save_folder import save_adapter_folder
 from trainable.preflight.gradients import check_frozen
 from trainable.preflight.optimizer_watch import OptimizerWatch
+from trainable.sampling import sample
 
 MakeModel = Callable[..., PreTrainedModel]
 SaveModel = Callable[[PreTrainedModel, Path], Path]
@@ -397,6 +400,12 @@ def test_of_a_model_that_sees_images_text_trains_its_own_part(
     assert check_frozen(model).status == "pass"
     assert len(OptimizerWatch(model.requires_grad_(True), torch.optim.AdamW(model.parameters())).tensors) == 28
     assert all("language_model" in name for targets in ("auto", ALL_LINEAR) for name in find_targets(model, targets))
+    assert sample(model, tokenizer, "a") != ""
+    out = tmp_path / "adapter"
+    add_adapters(model, TrialConfig(use_lora=True))
+    save_adapter_folder(model, tokenizer, out, model_name=base, base=base, card="", record={})
+    assert json.loads((out / "tokenizer_config.json").read_bytes())["model_max_length"] == 64
+    merge_adapters(model)
     model.get_decoder().norm.requires_grad_(False)
     assert check_frozen(model).measured.startswith("1 of 28 tensors frozen: model.language_model.norm.weight")
 

@@ -138,6 +138,7 @@ def _write_tokenizer(tokenizer: Tokenizer, config: PreTrainedConfig, folder: Pat
         tokenizer.save(str(folder / "tokenizer.json"))
     if (folder / "tokenizer_config.json").exists():
         return
+    config = config.get_text_config()
     end = tokenizer.id_to_token(config.eos_token_id) if isinstance(config.eos_token_id, int) else None
     special = {"bos_token": end, "eos_token": end, "unk_token": end} if end else {}
     limit = getattr(config, "n_positions", None) or getattr(config, "max_position_embeddings", None)
