@@ -171,10 +171,12 @@ def _schedule_starts_again(run: RunView) -> Diagnosis | None:
         earlier, before, first, second = values[index - 2 : index + 2]
         peak = max(values[:index])
         falls = first < 0.3 * before and before >= 0.1 * peak and max(values[index:]) >= 0.8 * before
-        # Rows may miss the lowest rate: it climbs out of a decay, in a third of the time at most that the decay took.
-        soon = values[index : index + max(2, values[index - 1 :: -1].index(peak) // 3)]
-        climbs = earlier >= before < 0.5 * peak and before < first < 0.8 * peak <= max(soon)
-        if first < second and (falls or climbs):
+        # Or it climbs out of a decay in a third of the time that this took at most, from where no cycle ends.
+        fall = values[index - 1 :: -1].index(peak)
+        is_soon = max(values[index : index + max(2, fall // 3)]) >= 0.8 * peak
+        is_odd = (before >= 0.2 * peak and fall >= 5) or before < first < 0.8 * peak
+        climbs = earlier >= before < first and before < 0.6 * peak and is_soon and is_odd
+        if climbs or (falls and first < second):
             return Diagnosis(
                 kind="schedule_restarted",
                 confidence=0.8,

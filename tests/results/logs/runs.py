@@ -316,6 +316,12 @@ PLANTED: dict[str, Planted] = {
         first="schedule_restarted",
         says="starts again at step 10",
     ),
+    "the warm-up a second time, from half of the rate": Planted(
+        run=changed(
+            FINE, lambda row: replace(row, rate=rate_at(row.step - (975 if row.step >= 1000 else 0), 2000, 2e-5, 60))
+        ),
+        first="schedule_restarted",
+    ),
     "healthy, a rate that rises as slowly as it falls": Planted(
         run=changed(FINE, lambda row: replace(row, rate=2e-5 * (0.1 + abs(row.step % 1000 - 500) / 500))), first=None
     ),
