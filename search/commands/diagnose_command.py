@@ -61,8 +61,12 @@ def _report(target: str, options: Options, progress: Preparing) -> tuple[Report,
         raise UserError(f"TARGET={target} is not a study, STUDY/TRIAL, file or folder.{did_you_mean(target, known)}")
     if path.name.endswith(INDEX_SUFFIX):
         path = path.parent
-    if path.is_dir() and not checkpoint_folders(path) and not any(map(_is_checkpoint, path.iterdir())):
-        path = log_in(path)
+    if path.is_dir():
+        newest = [path, *checkpoint_folders(path)][-1]
+        # Adapters without their base predict nothing, and beside them lies the log of their Trainer.
+        is_adapter = (newest / "adapter_config.json").is_file()
+        if is_adapter or (newest == path and not any(map(_is_checkpoint, path.iterdir()))):
+            path = log_in(newest)
     if path.is_dir() or _is_checkpoint(path):
         return _checkpoints(target, path, options, progress), picture
     context = _context(options.gpt2_model_name)
