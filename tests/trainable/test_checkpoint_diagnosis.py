@@ -12,8 +12,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from results.diagnosis.findings import Diagnosis
 from results.diagnosis.of_checkpoint import diagnose_checkpoints, report_of_checkpoints
+from trainable.checkpoint.checkpoint_path import checkpoint_files
 from trainable.checkpoint.exam.exam_facts import CheckpointFacts, OffsetGain
-from trainable.checkpoint.exam.examine import checkpoint_files, examine_checkpoints, in_order_of_steps
+from trainable.checkpoint.exam.examine import examine_checkpoints, in_order_of_steps
 from trainable.data.tokens import Tokens
 from trainable.errors import UserError
 

@@ -10,7 +10,6 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from trainable.checkpoint.checkpoint import Checkpoint, load_weights, read_checkpoint
-from trainable.checkpoint.checkpoint_path import CHECKPOINT_SUFFIXES, WEIGHTS, checkpoint_folders
 from trainable.checkpoint.exam import exam_weights
 from trainable.checkpoint.exam.exam_facts import CheckpointFacts, Profile, Scalar
 from trainable.checkpoint.foreign import optimizer_in, settings_in
@@ -153,23 +152,6 @@ def _head_counts(width: int, hyperparameters: Mapping[str, Scalar]) -> list[int]
     if width % GPT2_HEAD_SIZE == 0 and width >= 8 * GPT2_HEAD_SIZE:
         return [width // GPT2_HEAD_SIZE]
     return [heads for heads in SMALL_HEADS if width % heads == 0 and heads <= width]
-
-
-def checkpoint_files(folder: Path) -> list[Path]:
-    """Return the checkpoints of a folder: itself where it holds a model, a Trainer's checkpoint-N, or files of them.
-
-    Raises UserError when there is none.
-    """
-    if any(path.name.startswith(WEIGHTS) for path in folder.iterdir()) or (folder / "adapter_config.json").exists():
-        return [folder]
-    files = sorted(path for path in folder.iterdir() if path.suffix in CHECKPOINT_SUFFIXES and path.is_file())
-    found = checkpoint_folders(folder) or files
-    if not found:
-        raise UserError(
-            f"TARGET={folder}: the folder holds no checkpoint ({', '.join(CHECKPOINT_SUFFIXES)} or a Trainer's "
-            "checkpoint-N). Name a checkpoint, a study, a trial or a text log."
-        )
-    return found
 
 
 def in_order_of_steps(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
