@@ -533,6 +533,15 @@ def test_a_finding_in_a_wandb_export_names_its_run(tmp_path: Path) -> None:
     assert report.notes[-1].endswith("this is of the last (b-2), earlier ones where they add something")
 
 
+@pytest.mark.parametrize("end", [100, 103])
+def test_a_trainers_mean_over_the_run_is_no_loss_of_its_last_step(tmp_path: Path, end: int) -> None:
+    records = [event_record(step, step, {"train/loss": 4.0 - step / 100}) for step in range(10, 101, 10)]
+    records += [event_record(end, end, {name: 9.0}) for name in ("train/train_runtime", "train/train_loss")]
+    path = tmp_path / "events.out.tfevents.1.host"
+    path.write_bytes(b"".join(records))
+    assert read_training_log(path).series("train_loss")[1][-2:] == pytest.approx([3.1, 3.0])
+
+
 @pytest.mark.parametrize("damage", ["cut", "flipped"])
 def test_a_damaged_event_file_is_read_as_far_as_it_is_whole(tmp_path: Path, damage: str) -> None:
     data = bytearray(b"".join(event_record(step, step / 2, {"loss": 3.0 + step / 100}) for step in range(20)))
