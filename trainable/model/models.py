@@ -171,6 +171,7 @@ def _tuned(config: Any, dropout: float) -> Any:
     text = config.get_text_config()
     for field in dropout_fields(text):
         setattr(text, field, dropout)
+    config.return_dict = True
     activation = getattr(config, "activation_function", None)
     if isinstance(activation, str) and activation in SAME_GELU:
         config.activation_function = SAME_GELU[activation]
