@@ -7,15 +7,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GPT2Config,
-    GPT2LMHeadModel,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 from transformers import logging as transformers_logging
 
 from trainable.data.text_documents import WHOLE_FILES, Documents
@@ -117,7 +109,7 @@ def text_weights(model: Any) -> dict[str, torch.nn.Parameter]:
     """Return by name the weights that text trains: all, or of a model that sees images too those of its text's part."""
     weights = dict(model.named_parameters())
     config = getattr(model, "config", None)
-    if not isinstance(config, PreTrainedConfig) or config.get_text_config() is config:
+    if not hasattr(config, "get_text_config") or config.get_text_config() is config:
         return weights
     parts = [part for part in (model.get_decoder(), model.get_output_embeddings()) if part is not None]
     text = {weight for part in parts for weight in part.parameters()}
@@ -168,8 +160,7 @@ def has_lost_its_tie(model: PreTrainedModel) -> bool:
 
 
 def _tuned(config: Any, dropout: float) -> Any:
-    text = config.get_text_config()
-    for field in dropout_fields(text):
+    for field in dropout_fields(text := config.get_text_config()):
         setattr(text, field, dropout)
     config.return_dict = True
     activation = getattr(config, "activation_function", None)

@@ -44,8 +44,6 @@ FORMATS = (
 )
 LOG_NAMES = ("metrics.csv", "*tfevents*", "trainer_state.json", "*.log")
 """What loggers call their files in a folder of their own, the surest first."""
-CLEARED = 10
-"""Spaces that clear a bar are at least so many."""
 HEAD_BYTES = 1 << 14
 MAX_DOCUMENT_BYTES = 1 << 28
 """A JSON document or a table is held whole; a larger one is read as lines."""
@@ -215,7 +213,8 @@ class _Reader:
             if number != self._rank:
                 return
         line = with_decimal_points(line)
-        is_cleared, self._is_cleared = self._is_cleared, line.isspace() and len(line) > CLEARED
+        # Spaces clear a bar.
+        is_cleared, self._is_cleared = self._is_cleared, line.isspace() and len(line) > 10
         step = self._heading if line[:1] in b" \t" else None
         row = read_owner_progress(line) or json_line(line) or read_line(line, step=step)
         if row is None or _REPEATS.match(line) or (self._is_over and row.step is None):
