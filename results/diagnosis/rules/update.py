@@ -170,12 +170,14 @@ def _schedule_starts_again(run: RunView) -> Diagnosis | None:
     for index in range(2, len(values) - 2):
         earlier, before, first, second = values[index - 2 : index + 2]
         peak = max(values[:index])
-        falls = first < 0.3 * before and before >= 0.1 * peak and max(values[index:]) >= 0.8 * before
+        # A cycle of few rows falls as steeply before.
+        is_abrupt = first < 0.3 * before and before - first > 1.5 * (earlier - before)
+        falls = is_abrupt and before >= 0.1 * peak and max(values[index:]) >= 0.8 * before
         # Or it climbs out of a decay in a third of the time that this took at most, from where no cycle ends.
         fall = values[index - 1 :: -1].index(peak)
-        is_soon = max(values[index : index + max(2, fall // 3)]) >= 0.8 * peak
-        is_odd = (before >= 0.2 * peak and fall >= 5) or before < first < 0.8 * peak
-        climbs = earlier >= before < first and before < 0.6 * peak and is_soon and is_odd
+        is_soon = max(values[index : index + max(1, fall // 3)]) >= 0.8 * peak
+        is_odd = before >= 0.2 * peak or before < first < 0.8 * peak
+        climbs = fall >= 5 and earlier >= before < first and before < 0.6 * peak and is_soon and is_odd
         if climbs or (falls and first < second):
             return Diagnosis(
                 kind="schedule_restarted",

@@ -325,6 +325,10 @@ PLANTED: dict[str, Planted] = {
     "healthy, a rate that rises as slowly as it falls": Planted(
         run=changed(FINE, lambda row: replace(row, rate=2e-5 * (0.1 + abs(row.step % 1000 - 500) / 500))), first=None
     ),
+    "healthy, warm restarts of four rows each": Planted(
+        run=changed(FINE, lambda row: replace(row, rate=1e-5 * (1 + math.cos(math.pi * (row.step % 200) / 200)))),
+        first=None,
+    ),
     "the rate a hundredfold in the middle": Planted(
         run=changed(
             course(4.3, 3.6, peak=3e-4, total=200, every=5, eval_every=25),
