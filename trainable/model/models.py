@@ -108,7 +108,7 @@ def folder_weights(folder: Path) -> dict[str, torch.Tensor]:
 def text_weights(model: Any) -> dict[str, torch.nn.Parameter]:
     """Return by name the weights that text trains: all, or of a model that sees images too those of its text's part."""
     weights = dict(model.named_parameters())
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if not hasattr(config, "get_text_config") or config.get_text_config() is config:
         return weights
     parts = [part for part in (model.get_decoder(), model.get_output_embeddings()) if part is not None]
