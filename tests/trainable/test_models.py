@@ -244,6 +244,7 @@ def test_a_broken_config_is_refused_before_torch_is_asked(folder: Path, content:
     ("changes", "what"),
     [
         ({"model_type": "no-such-type"}, "does not know its model_type"),
+        ({"activation_function": "nosuch"}, "'nosuch' is not known to it."),
         ({"n_layer": "two"}, "expected int, got str"),
         ({"n_head": 3}, "must be divisible by num_heads"),
         ({"n_embd": 64}, "do not fit its config.json: 'transformer.h.0.attn.c_attn.bias' is (96,) in the file"),
@@ -377,7 +378,7 @@ def test_code_in_a_model_folder_is_refused_and_never_runs(
 
 def test_another_kind_of_model_is_told_without_a_list_of_all(folder: Path) -> None:
     edit(folder / "config.json", model_type="t5")
-    assert refusal(folder).endswith("it is not a causal language model. Use one, such as the text model in it.")
+    assert refusal(folder).endswith("it is no causal language model. Use another, or the text model that it holds.")
 
 
 def test_of_a_model_that_sees_images_text_trains_its_own_part(

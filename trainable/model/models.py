@@ -25,7 +25,7 @@ _REASONS = {
     "weights_only": "its weights hold Python objects besides tensors, which could run code, and nothing of them ran. "
     "Save the model again with save_pretrained",
     "does not recognize this architecture": "the installed version does not know its model_type. Use another model",
-    "Unrecognized configuration class": "it is not a causal language model. Use one, such as the text model in it",
+    "Unrecognized configuration class": "it is no causal language model. Use another, or the text model that it holds",
 }
 """By what transformers' own message holds, which is long or advises what is not safe."""
 SAME_GELU = {"gelu_new": "gelu_pytorch_tanh"}
@@ -255,5 +255,6 @@ def _from_pretrained(loader: Any, name: str, *, where: str = "", **kwargs: Any) 
         if is_out_of_memory(error):
             _check_size(where, folder, kwargs.get("config"))
             raise
-        words = next((words for said, words in _REASONS.items() if said in str(error)), None) or full_reason(error)
+        words = f"{error} is not known to it" if isinstance(error, KeyError) else full_reason(error)
+        words = next((plain for said, plain in _REASONS.items() if said in str(error)), words)
         raise UserError(f"{where} cannot be loaded by transformers: {words}.") from error
