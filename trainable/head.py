@@ -68,7 +68,7 @@ def _candidates(model: PreTrainedModel) -> Iterator[Head]:
     """Yield the plain head, then those of the numbers that the configuration has for logits, whatever their names."""
     numbers = {
         float(value)
-        for name, value in vars(model.config).items()
+        for name, value in vars(model.config.get_text_config()).items()
         if ("logit" in name or "lm_head" in name) and type(value) in (int, float) and value > 0
     }
     scales = [1.0, *numbers, *(1 / number for number in numbers)]

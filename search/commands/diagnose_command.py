@@ -18,6 +18,7 @@ from trainable.checkpoint.checkpoint_path import (
     CHECKPOINT_SUFFIXES,
     INDEX_SUFFIX,
     TORCH_SAVE_STARTS,
+    checkpoint_files,
     checkpoint_folders,
     is_safetensors,
 )
@@ -61,8 +62,12 @@ def _report(target: str, options: Options, progress: Preparing) -> tuple[Report,
         raise UserError(f"TARGET={target} is not a study, STUDY/TRIAL, file or folder.{did_you_mean(target, known)}")
     if path.name.endswith(INDEX_SUFFIX):
         path = path.parent
-    if path.is_dir() and not checkpoint_folders(path) and not any(map(_is_checkpoint, path.iterdir())):
-        path = log_in(path)
+    if path.is_dir():
+        newest = [path, *checkpoint_folders(path)][-1]
+        # Adapters without their base predict nothing, and beside them lies the log of their Trainer.
+        is_adapter = (newest / "adapter_config.json").is_file()
+        if is_adapter or (newest == path and not any(map(_is_checkpoint, path.iterdir()))):
+            path = log_in(newest)
     if path.is_dir() or _is_checkpoint(path):
         return _checkpoints(target, path, options, progress), picture
     context = _context(options.gpt2_model_name)
@@ -110,12 +115,13 @@ def _study_and_trial(target: str) -> tuple[Study | None, int | None]:
 
 
 def _checkpoints(target: str, path: Path, options: Options, progress: Preparing) -> Report:
+    files = checkpoint_files(path) if path.is_dir() else [path]
     inputs = check_inputs(options, progress=progress)
     progress("loading torch", 0.0)
     from trainable.checkpoint.checkpoint import read_checkpoint
-    from trainable.checkpoint.exam.examine import checkpoint_files, examine_checkpoints, in_order_of_steps
+    from trainable.checkpoint.exam.examine import examine_checkpoints, in_order_of_steps
 
-    paths, unread = in_order_of_steps(checkpoint_files(path) if path.is_dir() else [path])
+    paths, unread = in_order_of_steps(files)
     model_name = options.gpt2_model_name or read_checkpoint(paths[-1]).model_name
     # Another script's file does not name its tokenizer: without GPT2_MODEL_NAME no text can be tokenized.
     corpus = load_text(replace(inputs, model_name=model_name), progress)[2] if model_name is not None else None

@@ -205,7 +205,9 @@ def _of_trainer(where: str, path: Path) -> _Read:
         schedule = str(arguments.get("lr_scheduler_type"))
         if schedule in LR_SCHEDULES_OF_TRAINER:
             values |= {"lr_schedule": LR_SCHEDULES_OF_TRAINER[schedule], "min_lr_frac": 0.0}
-            values["warmup_steps"] = _warmup_steps(arguments, steps)
+            asked = arguments.get("warmup_steps") or arguments.get("warmup_ratio") or 0
+            # Below 1 it is a share of the run, in warmup_steps too since transformers 5.
+            values["warmup_steps"] = math.ceil(asked * (steps or 0)) if asked < 1 else int(asked)
         else:
             left.append(f"lr_scheduler_type {schedule}")
         optimizer = str(arguments.get("optim", "adamw"))
@@ -237,12 +239,6 @@ def _of_adapters(settings: Mapping[str, Any], left: list[str]) -> dict[str, Any]
         "lora_dropout": settings.get("lora_dropout"),
         "lora_targets": targets,
     }
-
-
-def _warmup_steps(arguments: Mapping[str, Any], steps: int | None) -> int:
-    asked = arguments.get("warmup_steps") or arguments.get("warmup_ratio") or 0
-    # Below 1 it is a share of the run, in warmup_steps too since transformers 5.
-    return math.ceil(asked * (steps or 0)) if asked < 1 else int(asked)
 
 
 def _logged_rate(history: Any, left: list[str]) -> dict[str, Any]:

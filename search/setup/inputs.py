@@ -239,11 +239,12 @@ def load_text(
 def check_fit(loaded: Loaded, configs: list[TrialConfig]) -> None:
     """Raise UserError when a configuration asks for longer blocks than model or corpus have, or for adapters of layers
     that the model lacks, or weights do not fit."""
-    from trainable.model.lora import find_targets
+    from trainable.model.lora import add_adapters, merge_adapters
     from trainable.run import start_run
 
     longest = replace(max(configs, key=lambda config: config.block_size), use_lora=False)
     # On the CPU, so that the check takes no GPU memory.
     model = start_run(replace(loaded.spec, compile_mode="off", device="cpu"), longest).model
-    for targets in sorted({config.lora_targets for config in configs if config.use_lora}):
-        find_targets(model, targets)
+    for config in {config.lora_targets: config for config in configs if config.use_lora}.values():
+        add_adapters(model, config)
+        merge_adapters(model)

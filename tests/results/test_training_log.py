@@ -196,6 +196,25 @@ def test_bars_give_steps_and_times_and_those_of_evaluations_do_not(log: Path) ->
     assert at(trace, 300) == {"train_loss": 6.2, "val_loss": 6.4, "learning_rate": 2e-5, "step_time_s": 1.0}
 
 
+def test_a_dict_written_over_a_bar_is_of_the_step_that_is_drawn_behind_it(log: Path) -> None:
+    # A bar is redrawn every tenth of a second, so two dicts may stand over one; behind each it is drawn again.
+    def bar(step: int) -> str:
+        return f"\r {10 * step}%|#   | {step}/10 [00:0{step}<00:09,  1.00it/s]"
+
+    text = bar(0)
+    for step in range(1, 11):
+        loss = f"{{'loss': '3.{step:02d}', 'learning_rate': '1e-05', 'epoch': '0.1'}}\n"
+        text += f"\r{' ' * 40}\r{loss}\n{bar(step)}" + ("" if step % 2 else bar(step))
+        if step % 5 == 0:
+            text += f"\r100%|####| 4/4 [00:00<00:00, 44.00it/s]\x1b[A\n\r{' ' * 40}\r"
+            text += f"{{'eval_loss': '3.5{step:02d}', 'epoch': '0.1'}}\n\r100%|##| 4/4 [00:00<00:00]\x1b[A{bar(step)}"
+    # What keeps output as lines, Jupyter and Docker among them, turns the carriage returns into line ends.
+    for kept in (text, text.replace("\r", "\n")):
+        trace = read(log, kept)
+        assert trace.series("train_loss") == (list(range(1, 11)), [round(3 + step / 100, 2) for step in range(1, 11)])
+        assert trace.series("val_loss") == ([5, 10], [3.505, 3.51])
+
+
 def test_steps_counted_anew_in_each_epoch_go_on(log: Path) -> None:
     trace = read(
         log,
@@ -512,6 +531,15 @@ def test_a_finding_in_a_wandb_export_names_its_run(tmp_path: Path) -> None:
     report = report_of_trace(trace, context=Context())
     assert report.headline.startswith("In run a-1: the loss diverges")
     assert report.notes[-1].endswith("this is of the last (b-2), earlier ones where they add something")
+
+
+@pytest.mark.parametrize("end", [100, 103])
+def test_a_trainers_mean_over_the_run_is_no_loss_of_its_last_step(tmp_path: Path, end: int) -> None:
+    records = [event_record(step, step, {"train/loss": 4.0 - step / 100}) for step in range(10, 101, 10)]
+    records += [event_record(end, end, {name: 9.0}) for name in ("train/train_runtime", "train/train_loss")]
+    path = tmp_path / "events.out.tfevents.1.host"
+    path.write_bytes(b"".join(records))
+    assert read_training_log(path).series("train_loss")[1][-2:] == pytest.approx([3.1, 3.0])
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped"])

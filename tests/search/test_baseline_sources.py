@@ -115,6 +115,12 @@ def test_nanogpts_names_are_known(tmp_path: Path) -> None:
     assert any("min_lr 6e-5" in note or "min_lr 6e-05" in note for note in baseline.notes)
 
 
+def test_what_lightning_records_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "epoch=1-step=40.ckpt"
+    torch.save({"state_dict": {"model.a": torch.zeros(2)}, "hyper_parameters": {"lr": 1e-3, "batch_size": 4}}, path)
+    assert read_baseline(str(path)).config == replace(DOCUMENTED, learning_rate=1e-3, batch_size=4)
+
+
 def test_nanogpts_schedule_and_number_format_are_known(tmp_path: Path) -> None:
     path = tmp_path / "ckpt.pt"
     config = {"learning_rate": 6e-4, "decay_lr": True, "warmup_iters": 200, "min_lr": 6e-5, "dtype": "bfloat16"}

@@ -220,6 +220,19 @@ def test_a_text_that_audit_cleaned_passes_the_preflight_that_the_one_before_did_
     assert run_here("preflight", *words).code == 0
 
 
+def test_of_a_trainers_adapters_the_log_beside_them_is_diagnosed(run_here: Any, tmp_path: Path) -> None:
+    for step in (50, 100):
+        folder = tmp_path / "out" / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        (folder / "adapter_config.json").write_text("{}")
+        (folder / "adapter_model.safetensors").write_bytes(b"")
+        rows = [{"step": row, "loss": 3 - row / 100} for row in range(10, step + 1, 10)]
+        (folder / "trainer_state.json").write_text(json.dumps({"log_history": rows}))
+    for name, last in (("out", 100), ("out/checkpoint-50", 50)):
+        looked = run_here("diagnose", f"TARGET={tmp_path / name}", cwd=tmp_path)
+        assert f"log of steps 10 to {last}" in looked.stdout
+
+
 def test_diagnose_looks_at_the_study_that_is_named(
     run_here: Any, studies: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,8 +12,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from results.diagnosis.findings import Diagnosis
 from results.diagnosis.of_checkpoint import diagnose_checkpoints, report_of_checkpoints
+from trainable.checkpoint.checkpoint_path import checkpoint_files
 from trainable.checkpoint.exam.exam_facts import CheckpointFacts, OffsetGain
-from trainable.checkpoint.exam.examine import checkpoint_files, examine_checkpoints, in_order_of_steps
+from trainable.checkpoint.exam.examine import examine_checkpoints, in_order_of_steps
 from trainable.data.tokens import Tokens
 from trainable.errors import UserError
 
@@ -303,6 +304,15 @@ def test_adapters_that_were_never_trained(right: GPT2LMHeadModel, tmp_path: Path
     (finding,) = findings(facts)
     assert finding.kind == "detached_gradients"
     assert "LoRA" in finding.summary
+
+
+def test_the_last_checkpoint_and_its_copy_are_not_compared(right: GPT2LMHeadModel, tmp_path: Path) -> None:
+    for name in ("epoch=1-step=40.ckpt", "last.ckpt"):
+        state = {f"net.{key}": tensor for key, tensor in right.state_dict().items()}
+        torch.save({"global_step": 40, "state_dict": state}, tmp_path / name)
+    first, second = examine_checkpoints(in_order_of_steps(checkpoint_files(tmp_path))[0], tokens=text())
+    assert (first.optimizer_steps, second.optimizer_steps, second.compared_with) == (40, 40, "")
+    assert findings(first) == findings(second) == []
 
 
 def test_a_model_folder_that_is_gone_is_no_hindrance(right: GPT2LMHeadModel, tmp_path: Path) -> None:

@@ -92,6 +92,7 @@ def test_bare_state_dicts_and_other_keys(make_model: MakeModel, tmp_path: Path) 
             ({"state_dict": {f"model.{n}": t for n, t in weights.items()}, "global_step": 7, "epoch": 1}, 7),
             ({"module": {f"module.{n}": t for n, t in weights.items()}, "global_steps": 8}, 8),
             ({"model": wrapped, "iter_num": 9}, 9),
+            ({"state_dict": {f"net.model.{n}": t for n, t in weights.items()}, "global_step": 5}, 5),
             ({"model": weights}, None),
         ]
     ):
@@ -99,6 +100,12 @@ def test_bare_state_dicts_and_other_keys(make_model: MakeModel, tmp_path: Path) 
         torch.save(payload, path)
         assert_loads(make_model(), path, weights)
         assert read_checkpoint(path).optimizer_steps == step
+
+
+def test_a_shard_of_zero_3_has_no_weights(make_model: MakeModel, tmp_path: Path) -> None:
+    path = tmp_path / "zero_pp_rank_0_mp_rank_00_model_states.pt"
+    torch.save({"module": {name: torch.empty(0) for name in make_model().state_dict()}, "global_steps": 8}, path)
+    assert "has no weights where this program looks for them: it holds 'module' (a dict of 29)" in refusal(path)
 
 
 def test_shards_are_read_from_their_folder_alone(make_model: MakeModel, tmp_path: Path) -> None:

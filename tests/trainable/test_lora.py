@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 import torch
 import torch._dynamo.utils
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    DeepseekV2Config,
+    Llama4TextConfig,
+    MambaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from trainable.checkpoint.checkpoint import read_checkpoint, save_checkpoint
 from trainable.config import TrialConfig
@@ -299,6 +306,35 @@ def test_a_model_type_without_a_default_asks_for_names(make_model: MakeModel) ->
     model.config.model_type = "new-kind"
     with pytest.raises(UserError, match=r"no default for a new-kind model. Name layers: c_attn, c_fc, c_proj"):
         find_targets(model, "auto")
+
+
+SMALL: dict[str, Any] = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+
+
+@pytest.mark.filterwarnings("ignore:The following:RuntimeWarning")
+@pytest.mark.parametrize(
+    ("config", "targets", "words"),
+    [
+        (MambaConfig(**SMALL), "all-linear", "does not adapt out_proj of a mamba model. Name others, of dt_proj, in_"),
+        (MambaConfig(**SMALL), "out_proj", "does not adapt out_proj"),
+        # Its experts are one tensor, which peft would adapt in place of the other layers of these names.
+        (DeepseekV2Config(**SMALL, q_lora_rank=8), "all-linear", "does not adapt down_proj, gate_proj, up_proj of a d"),
+        (DeepseekV2Config(**SMALL, q_lora_rank=8), "gate_proj", "does not adapt gate_proj"),
+    ],
+)
+def test_layers_that_peft_does_not_adapt_are_refused(config: PreTrainedConfig, targets: str, words: str) -> None:
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    with pytest.raises(UserError, match=words):
+        add_adapters(model, TrialConfig(use_lora=True, lora_targets=targets))
+
+
+def test_a_router_is_no_target() -> None:
+    model = AutoModelForCausalLM.from_config(
+        Llama4TextConfig(**SMALL, num_local_experts=2, interleave_moe_layer_step=1)
+    )
+    assert any(name.endswith(".router") for name, _ in model.named_modules())
+    assert not any(name.endswith(".router") for name in find_targets(model, "all-linear"))
 
 
 def test_the_seed_draws_the_adapters_and_leaves_dropout_as_without_them(make_spec: MakeSpec) -> None:

@@ -13,6 +13,8 @@ from safetensors import safe_open
 from tokenizers import Tokenizer
 from transformers import (
     AutoModelForCausalLM,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
     GPT2Config,
     GPT2LMHeadModel,
     GPTNeoConfig,
@@ -22,8 +24,10 @@ from transformers import (
 )
 
 from trainable.checkpoint.checkpoint_path import check_checkpoint_path
+from trainable.config import TrialConfig
 from trainable.errors import UserError
 from trainable.model.fingerprint import model_fingerprint
+from trainable.model.lora import ALL_LINEAR, add_adapters, find_targets, merge_adapters
 from trainable.model.model_names import PRESETS, SHIPPED, check_model_name, model_folder, vocab_size_of
 from trainable.model.models import (
     _tuned,
@@ -34,6 +38,10 @@ from trainable.model.models import (
     load_tokenizer,
     separator_id,
 )
+from trainable.model.save_folder import save_adapter_folder
+from trainable.preflight.gradients import check_frozen
+from trainable.preflight.optimizer_watch import OptimizerWatch
+from trainable.sampling import sample
 
 MakeModel = Callable[..., PreTrainedModel]
 SaveModel = Callable[[PreTrainedModel, Path], Path]
@@ -235,7 +243,8 @@ def test_a_broken_config_is_refused_before_torch_is_asked(folder: Path, content:
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
-        ({"model_type": "no-such-type"}, "does not recognize this architecture"),
+        ({"model_type": "no-such-type"}, "does not know its model_type"),
+        ({"activation_function": "nosuch"}, "'nosuch' is not known to it."),
         ({"n_layer": "two"}, "expected int, got str"),
         ({"n_head": 3}, "must be divisible by num_heads"),
         ({"n_embd": 64}, "do not fit its config.json: 'transformer.h.0.attn.c_attn.bias' is (96,) in the file"),
@@ -357,12 +366,49 @@ def test_code_in_a_model_folder_is_refused_and_never_runs(
 
     edit(folder / "config.json", model_type="own", auto_map={"AutoConfig": "own.C", "AutoModelForCausalLM": "own.M"})
     (folder / "own.py").write_text(f"open({str(ran)!r}, 'w')\n")
-    assert "it needs code of its own, which is never run here" in refusal(folder)
+    assert "it needs code of its own, which is never run" in refusal(folder)
     edit(folder / "config.json", model_type="gpt2", auto_map={})
     (folder / "model.safetensors").unlink()
     torch.save({"transformer.wte.weight": Touches()}, folder / "pytorch_model.bin")
-    assert "cannot be loaded by transformers" in refusal(folder)
+    assert "hold Python objects besides tensors, which could run code, and nothing of them ran." in refusal(folder)
+    with pytest.raises(UserError, match=rf"^checkpoint {folder} cannot be loaded by transformers: its weights hold"):
+        folder_weights(folder)
     assert not ran.exists()
+
+
+def test_another_kind_of_model_is_told_without_a_list_of_all(folder: Path) -> None:
+    edit(folder / "config.json", model_type="t5")
+    assert refusal(folder).endswith("it is no causal language model. Use another, or the text model that it holds.")
+
+
+def test_of_a_model_that_sees_images_text_trains_its_own_part(
+    save_model: SaveModel, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    text = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8}
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = Gemma3Config(
+        text_config={**text, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64},
+        vision_config={**vision, "image_size": 28, "patch_size": 14},
+        mm_tokens_per_image=4,
+        image_token_index=299,
+    )
+    base = str(save_model(Gemma3ForConditionalGeneration(config), tmp_path / "base"))
+    model = load(base)
+    frozen = {name.split(".")[1] for name, weight in model.named_parameters() if not weight.requires_grad}
+    trained = {name.split(".")[1] for name, weight in model.named_parameters() if weight.requires_grad}
+    assert (model.config.text_config.attention_dropout, context_limit(model)) == (0.1, 64)
+    assert (frozen, trained) == ({"vision_tower", "multi_modal_projector"}, {"language_model"})
+    assert check_frozen(model).status == "pass"
+    assert len(OptimizerWatch(model.requires_grad_(True), torch.optim.AdamW(model.parameters())).tensors) == 28
+    assert all("language_model" in name for targets in ("auto", ALL_LINEAR) for name in find_targets(model, targets))
+    assert sample(model, tokenizer, "a") != ""
+    out = tmp_path / "adapter"
+    add_adapters(model, TrialConfig(use_lora=True))
+    save_adapter_folder(model, tokenizer, out, model_name=base, base=base, card="", record={})
+    assert json.loads((out / "tokenizer_config.json").read_bytes())["model_max_length"] == 64
+    merge_adapters(model)
+    model.get_decoder().norm.requires_grad_(False)
+    assert check_frozen(model).measured.startswith("1 of 28 tensors frozen: model.language_model.norm.weight")
 
 
 def test_a_missing_or_broken_tokenizer_is_refused(folder: Path) -> None:

@@ -159,11 +159,17 @@ def test_the_bases_own_files_go_along(
     (base / "chat_template.jinja").write_text("{{ messages }}")
     (base / "README.md").write_text("---\nlanguage: en\nlicense: apache-2.0\n---\nlicense: not this one\n")
     config = json.loads((base / "config.json").read_bytes())
-    (base / "config.json").write_text(json.dumps({**config, "task_specific_params": {"x": 1}}))
+    # Code of its own, a kernel that is not installed here, and tuples.
+    config |= {"auto_map": {"AutoConfig": "own.C"}, "_attn_implementation": "flash_attention_2", "return_dict": False}
+    config["task_specific_params"] = {"x": 1}
+    (base / "config.json").write_text(json.dumps(config))
     save(trained(str(base)), tokenizer, tmp_path / "out", str(base))
     for name in ("generation_config.json", "chat_template.jinja", "tokenizer.json", "tokenizer_config.json"):
         assert (tmp_path / "out" / name).read_bytes() == (base / name).read_bytes()
-    assert json.loads((tmp_path / "out" / "config.json").read_bytes())["task_specific_params"] == {"x": 1}
+    saved = json.loads((tmp_path / "out" / "config.json").read_bytes())
+    assert saved["task_specific_params"] == {"x": 1}
+    assert not {"auto_map", "_attn_implementation"} & saved.keys()
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out")(torch.ones(1, 4, dtype=torch.long)).logits.any()
     assert (base_license(str(base)), base_license("tiny"), base_license(str(bases["gpt2"]))) == (
         "apache-2.0",
         None,

@@ -105,6 +105,23 @@ def checkpoint_folders(folder: Path) -> list[Path]:
     return [numbered[number] for number in sorted(numbered)]
 
 
+def checkpoint_files(folder: Path) -> list[Path]:
+    """Return the checkpoints of a folder: itself where it holds a model, a Trainer's checkpoint-N, or files of them.
+
+    Raises UserError when there is none.
+    """
+    if any(path.name.startswith(WEIGHTS) for path in folder.iterdir()) or (folder / "adapter_config.json").exists():
+        return [folder]
+    files = sorted(path for path in folder.iterdir() if path.suffix in CHECKPOINT_SUFFIXES and path.is_file())
+    found = checkpoint_folders(folder) or files
+    if not found:
+        raise UserError(
+            f"TARGET={folder}: the folder holds no checkpoint ({', '.join(CHECKPOINT_SUFFIXES)} or a Trainer's "
+            "checkpoint-N). Name a checkpoint, a study, a trial or a text log."
+        )
+    return found
+
+
 def trainer_state(folder: Path) -> dict[str, Any] | None:
     """Return what a Trainer's trainer_state.json holds; None where there is none. Raises UserError for a broken one."""
     path = folder / "trainer_state.json"

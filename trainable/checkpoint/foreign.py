@@ -10,9 +10,8 @@ from trainable.errors import UserError, first_of
 WEIGHTS_KEYS = ("model_state_dict", "state_dict", "model", "module")
 """Of training.py and training_resume.py; Lightning; nanoGPT; DeepSpeed."""
 STEP_KEYS = ("step", "global_step", "iter_num", "global_steps")
-SETTINGS_KEYS = ("hyperparameters", "config", "model_args")
+SETTINGS_KEYS = ("hyperparameters", "hyper_parameters", "config", "model_args")
 OPTIMIZER_KEYS = ("optimizer_state_dict", "optimizer")
-WRAPPER_PREFIXES = ("model.", "module.", "_orig_mod.")
 OLD_BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
 """Causal masks and the like that older transformers versions saved and newer ones compute."""
 RENAMED = {"embed_out.weight": "lm_head.weight"}
@@ -71,11 +70,11 @@ def optimizer_in(payload: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def is_state_dict(value: Any) -> bool:
-    """Return whether `value` is tensors by name, at least one."""
+    """Return whether `value` is tensors by name, at least one of them not empty, as all are in a shard of ZeRO-3."""
     return (
         isinstance(value, Mapping)
-        and bool(value)
         and all(isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in value.items())
+        and any(tensor.numel() for tensor in value.values())
     )
 
 
@@ -102,17 +101,14 @@ def misfit(given: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tenso
 
 
 def _without_prefix(weights: Mapping[str, torch.Tensor], expected: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    # Some models' own names begin with "model.", so a prefix goes only if more names fit without it.
+    # Wrappers (module., _orig_mod., whatever a LightningModule calls its model) stand before all names. Some models'
+    # own names begin with "model." too, so a prefix goes only if no fewer names fit without it.
     named = dict(weights)
-    while True:
-        shorter = [
-            {name.removeprefix(prefix): tensor for name, tensor in named.items()}
-            for prefix in WRAPPER_PREFIXES
-            if all(name.startswith(prefix) for name in named)
-        ]
-        if not shorter or len(shorter[0].keys() & expected.keys()) < len(named.keys() & expected.keys()):
+    while len({name.partition(".")[0] for name in named}) == 1:
+        shorter = {name.partition(".")[2]: tensor for name, tensor in named.items()}
+        if "" in shorter or len(shorter.keys() & expected.keys()) < len(named.keys() & expected.keys()):
             break
-        named = shorter[0]
+        named = shorter
     if not named.keys() & expected.keys():
         # A folder of the base model alone, as the hub's GPT-2: its head is the tied embedding.
         for prefix in sorted({name.partition(".")[0] + "." for name in expected}):

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from trainable.checkpoint.foreign import misfit
 from trainable.config import TrialConfig
 from trainable.device.cpu_kernels.dropout import replace_dropout
 from trainable.errors import UserError
+from trainable.model.models import text_weights, unfreeze
 
 ALL_LINEAR = "all-linear"
 AUTO = "auto"
@@ -40,11 +42,12 @@ def add_adapters(model: PreTrainedModel, config: TrialConfig) -> None:
     """Freeze `model` and put adapters, drawn from config's seed, into the layers that config.lora_targets names.
 
     They add nothing before the first step (B = 0). torch's global generator is seeded again, as load_model leaves it.
-    Raises UserError for a target that names no layer.
+    Raises UserError for a target that names no layer, or one that peft does not adapt.
     """
     targets = find_targets(model, config.lora_targets)
     # Imported late: it takes seconds, and most runs have no adapters.
     from peft import LoraConfig, inject_adapter_in_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
     settings = LoraConfig(
         r=config.lora_rank,
@@ -54,8 +57,17 @@ def add_adapters(model: PreTrainedModel, config: TrialConfig) -> None:
         fan_in_fan_out=any(isinstance(model.get_submodule(name), Conv1D) for name in targets),
         task_type="CAUSAL_LM",
     )
+    others = {_last(name) for name in _linear_layers(model)}
     torch.manual_seed(config.seed)
-    inject_adapter_in_model(settings, model, ADAPTER_NAME)
+    # Of Mamba peft refuses out_proj; in a mixture it takes gate_proj, of any layer, for the experts', which are fused.
+    with suppress(ValueError):
+        inject_adapter_in_model(settings, model, ADAPTER_NAME)
+    adapted = {name for name in targets if isinstance(model.get_submodule(name), BaseTunerLayer)}
+    if left := {_last(name) for name in targets if name not in adapted} - {_last(name) for name in adapted}:
+        raise UserError(
+            f"LORA_TARGETS={config.lora_targets}: peft does not adapt {', '.join(sorted(left))} of a "
+            f"{model.config.model_type} model. Name others, of {', '.join(sorted(others - left))}."
+        )
     replace_dropout(model)
     model.train()
     torch.manual_seed(config.seed)
@@ -67,7 +79,7 @@ def find_targets(model: PreTrainedModel, wanted: str) -> list[str]:
     Raises UserError for a name that no layer has, with the names there are.
     """
     layers = _linear_layers(model)
-    known = sorted({name.rpartition(".")[2] for name in layers})
+    known = sorted({_last(name) for name in layers})
     if wanted == ALL_LINEAR:
         return layers
     names = _default_targets(model, known) if wanted == AUTO else wanted.split(",")
@@ -81,20 +93,26 @@ def find_targets(model: PreTrainedModel, wanted: str) -> list[str]:
     return sorted({layer for matched in found.values() for layer in matched}, key=layers.index)
 
 
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
 def _linear_layers(model: PreTrainedModel) -> list[str]:
-    # An adapter on the head would have to be merged into the embedding that is tied to it.
-    head = model.get_output_embeddings()
+    # An adapter on the head would have to be merged into the embedding that is tied to it, a router's output is
+    # scores with choices, to which nothing can be added, and a part that sees images gets no gradient.
+    head, text = model.get_output_embeddings(), text_weights(model)
     return [
         name
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear | Conv1D) and module is not head and PART not in name
+        if f"{name}.weight" in text and not type(module).__name__.endswith("Router")
     ]
 
 
 def _default_targets(model: PreTrainedModel, known: list[str]) -> list[str]:
     from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
-    names = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model.config.model_type)
+    names = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model.config.get_text_config().model_type)
     if names is None:
         raise UserError(
             f"LORA_TARGETS=auto: peft has no default for a {model.config.model_type} model. "
@@ -167,7 +185,7 @@ def merge_adapters(model: PreTrainedModel) -> None:
             module.merge()
             model.set_submodule(name, module.get_base_layer())
     del model.peft_config
-    model.requires_grad_(True)
+    unfreeze(model)
 
 
 def merged_model(model: PreTrainedModel) -> PreTrainedModel:

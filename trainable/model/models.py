@@ -20,6 +20,14 @@ from trainable.model.modes import dropout_fields
 
 MOST_NUMBERS_PER_BYTE = 2
 """No number of a file is smaller than four bits."""
+_REASONS = {
+    "trust_remote_code": "it needs code of its own, which is never run. Use a model that transformers itself knows",
+    "weights_only": "its weights hold Python objects besides tensors, which could run code, and nothing of them ran. "
+    "Save the model again with save_pretrained",
+    "does not recognize this architecture": "the installed version does not know its model_type. Use another model",
+    "Unrecognized configuration class": "it is no causal language model. Use another, or the text model that it holds",
+}
+"""By what transformers' own message holds, which is long or advises what is not safe."""
 SAME_GELU = {"gelu_new": "gelu_pytorch_tanh"}
 """The same formula (Hendrycks & Gimpel 2016, tanh form) in one kernel instead of eight."""
 
@@ -76,8 +84,10 @@ def load_model(name: str, *, dropout: float, seed: int) -> PreTrainedModel:
     if name in PRESETS:
         model: PreTrainedModel = GPT2LMHeadModel(_tuned(preset_config(name), dropout))
     else:
-        config = _tuned(_checked_config("GPT2_MODEL_NAME", name), dropout)
-        model = _loaded("GPT2_MODEL_NAME", name, config, dtype=torch.float32)
+        where = f"GPT2_MODEL_NAME={name}"
+        config = _tuned(_checked_config(where, name), dropout)
+        model = _loaded(where, name, config, dtype=torch.float32)
+    unfreeze(model)
     tune_for_cpu(model)
     model.train()
     torch.manual_seed(seed)
@@ -89,15 +99,34 @@ def folder_weights(folder: Path) -> dict[str, torch.Tensor]:
 
     Some families are saved under other names than they train under, which transformers alone knows. Raises UserError.
     """
-    config = _checked_config("CHECKPOINT_PATH", str(folder))
-    weights: dict[str, torch.Tensor] = _loaded("CHECKPOINT_PATH", str(folder), config, dtype="auto").state_dict()
+    where = f"checkpoint {folder}"
+    config = _checked_config(where, str(folder))
+    weights: dict[str, torch.Tensor] = _loaded(where, str(folder), config, dtype="auto").state_dict()
     return weights
+
+
+def text_weights(model: Any) -> dict[str, torch.nn.Parameter]:
+    """Return by name the weights that text trains: all, or of a model that sees images too those of its text's part."""
+    weights = dict(model.named_parameters())
+    config: Any = getattr(model, "config", None)
+    if not hasattr(config, "get_text_config") or config.get_text_config() is config:
+        return weights
+    parts = [part for part in (model.get_decoder(), model.get_output_embeddings()) if part is not None]
+    text = {weight for part in parts for weight in part.parameters()}
+    return {name: weight for name, weight in weights.items() if weight in text}
+
+
+def unfreeze(model: PreTrainedModel) -> None:
+    """Have the weights that text trains trained and no others, which would have no gradient."""
+    model.requires_grad_(False)
+    for weight in text_weights(model).values():
+        weight.requires_grad_(True)
 
 
 def context_limit(model: PreTrainedModel) -> int | None:
     """Return the most tokens the model's positions reach, or None where it has no limit of its own."""
     for field in ("n_positions", "max_position_embeddings", "n_ctx", "max_seq_len"):
-        limit = getattr(model.config, field, None)
+        limit = getattr(model.config.get_text_config(), field, None)
         if isinstance(limit, int) and limit > 0:
             return limit
     return None
@@ -131,27 +160,28 @@ def has_lost_its_tie(model: PreTrainedModel) -> bool:
 
 
 def _tuned(config: Any, dropout: float) -> Any:
-    for field in dropout_fields(config):
-        setattr(config, field, dropout)
+    for field in dropout_fields(text := config.get_text_config()):
+        setattr(text, field, dropout)
+    config.return_dict = True
     activation = getattr(config, "activation_function", None)
     if isinstance(activation, str) and activation in SAME_GELU:
         config.activation_function = SAME_GELU[activation]
     return config
 
 
-def _checked_config(variable: str, name: str) -> Any:
-    config = _from_pretrained(AutoConfig, name, variable=variable)
+def _checked_config(where: str, name: str) -> Any:
+    config = _from_pretrained(AutoConfig, name, where=where)
     # Quantized weights bring a library or a kernel of their own, and none of them is trained here.
     if getattr(config, "quantization_config", None) is not None:
-        raise UserError(f"{variable}={name}: its config.json says that the weights are quantized. Use the whole model.")
+        raise UserError(f"{where}: its config.json says that the weights are quantized. Use the whole model.")
     return config
 
 
-def _loaded(variable: str, name: str, config: Any, *, dtype: Any) -> PreTrainedModel:
+def _loaded(where: str, name: str, config: Any, *, dtype: Any) -> PreTrainedModel:
     model, loading = _from_pretrained(
         AutoModelForCausalLM,
         name,
-        variable=variable,
+        where=where,
         config=config,
         # A config may name an attention kernel of the hub, which transformers would download and run.
         attn_implementation=None,
@@ -159,7 +189,7 @@ def _loaded(variable: str, name: str, config: Any, *, dtype: Any) -> PreTrainedM
         output_loading_info=True,
         ignore_mismatched_sizes=True,
     )
-    _check_loading(f"{variable}={name}", model, loading)
+    _check_loading(where, model, loading)
     return model
 
 
@@ -206,8 +236,9 @@ def numberless(name: str) -> str:
     return re.sub(r"(?<=\.)\d+(?=\.)", "#", name)
 
 
-def _from_pretrained(loader: Any, name: str, *, variable: str = "GPT2_MODEL_NAME", **kwargs: Any) -> Any:
+def _from_pretrained(loader: Any, name: str, *, where: str = "", **kwargs: Any) -> Any:
     check_model_name(name)
+    where = where or f"GPT2_MODEL_NAME={name}"
     folder = files_folder(name)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -222,9 +253,8 @@ def _from_pretrained(loader: Any, name: str, *, variable: str = "GPT2_MODEL_NAME
     except Exception as error:
         # A broken file surfaces as whatever the parser of the day raises; only running out of memory is no user's.
         if is_out_of_memory(error):
-            _check_size(f"{variable}={name}", folder, kwargs.get("config"))
+            _check_size(where, folder, kwargs.get("config"))
             raise
-        words = full_reason(error)
-        if "trust_remote_code" in str(error):
-            words = "it needs code of its own, which is never run here. Use a model that transformers itself knows"
-        raise UserError(f"{variable}={name} cannot be loaded by transformers: {words}.") from error
+        words = f"{error} is not known to it" if isinstance(error, KeyError) else full_reason(error)
+        words = next((plain for said, plain in _REASONS.items() if said in str(error)), words)
+        raise UserError(f"{where} cannot be loaded by transformers: {words}.") from error

@@ -113,7 +113,10 @@ def base_config(model_name: str, tokenizer: Tokenizer) -> PreTrainedConfig:
     """Return the base's configuration: its own dropout and activation, not what a run trained with."""
     if model_name not in PRESETS:
         # The run has loaded it before, so it is here.
-        return AutoConfig.from_pretrained(str(files_folder(model_name) or model_name), trust_remote_code=False)
+        name = str(files_folder(model_name) or model_name)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        config._attn_implementation, config.output_attentions = None, False
+        return config
     return preset_config(model_name, tokenizer.token_to_id(END_OF_TEXT))
 
 
@@ -138,6 +141,7 @@ def _write_tokenizer(tokenizer: Tokenizer, config: PreTrainedConfig, folder: Pat
         tokenizer.save(str(folder / "tokenizer.json"))
     if (folder / "tokenizer_config.json").exists():
         return
+    config = config.get_text_config()
     end = tokenizer.id_to_token(config.eos_token_id) if isinstance(config.eos_token_id, int) else None
     special = {"bos_token": end, "eos_token": end, "unk_token": end} if end else {}
     limit = getattr(config, "n_positions", None) or getattr(config, "max_position_embeddings", None)
@@ -172,6 +176,9 @@ def _finish_config(path: Path, base: Path | None) -> None:
         own = json.loads((base / "config.json").read_bytes())
         older = {**own, **older}
     document = {**{name: value for name, value in older.items() if value is not None}, **document}
+    # The code that it names is not in this folder, the kernel may not be where that is read, and no loop reads tuples.
+    for name in ("auto_map", "_attn_implementation", "attn_implementation", "return_dict"):
+        document.pop(name, None)
     _write_json(path, dict(sorted(document.items())))
 
 

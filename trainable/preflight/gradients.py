@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from trainable.device.compiling import layers_of
 from trainable.errors import first_of
 from trainable.loss import next_token_loss, next_token_losses
+from trainable.model.models import text_weights
 from trainable.model.modes import in_mode
 from trainable.preflight.check_result import Check, judged, skipped
 
@@ -19,13 +20,13 @@ curvature makes it 0.9; the others are for losses of unusual curvature or noise.
 
 
 def check_frozen(model: torch.nn.Module) -> Check:
-    """Return whether every weight is to be trained, naming those that are not."""
-    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
-    total = sum(1 for _ in model.parameters())
+    """Return whether every weight that text can train is to be trained, naming those that are not."""
+    text = text_weights(model)
+    frozen = [name for name, parameter in text.items() if not parameter.requires_grad]
     return judged(
         "frozen layers",
         failed=bool(frozen),
-        measured=f"{len(frozen)} of {total} tensors frozen" + (f": {first_of(frozen)}" if frozen else ""),
+        measured=f"{len(frozen)} of {len(text)} tensors frozen" + (f": {first_of(frozen)}" if frozen else ""),
         expected="none: a trial trains the whole model",
         advice="Set requires_grad on them, or go on with SKIP_PREFLIGHT=1 if they are frozen on purpose.",
     )
@@ -36,7 +37,7 @@ def check_gradient_reach(model: torch.nn.Module, cut_at: list[str]) -> Check:
 
     cut_at: of cut_modules(). To be asked after two steps: behind a zero-initialised tensor (LoRA's B) is none before.
     """
-    trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    trainable = [(name, parameter) for name, parameter in text_weights(model).items() if parameter.requires_grad]
     dead = [name for name, parameter in trainable if parameter.grad is None or not parameter.grad.any()]
     measured = f"{len(dead)} of {len(trainable)} trainable tensors have no gradient after two steps"
     if dead:

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from trainable.model.models import text_weights
+
 SAMPLED = 2048
 LARGEST_GRADIENTS = 256
 """Drawn at random alone, rows of an embedding that this batch did not read could be all that is looked at."""
@@ -71,7 +73,7 @@ class OptimizerWatch:
         self.optimizers = [_unwrapped(one) for one in (optimizer if isinstance(optimizer, Sequence) else [optimizer])]
         self.tensors = [
             WatchedTensor(name=name, parameter=parameter)
-            for name, parameter in model.named_parameters()
+            for name, parameter in text_weights(model).items()
             if parameter.requires_grad
         ]
         self.steps = 0

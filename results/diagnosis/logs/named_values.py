@@ -27,20 +27,22 @@ _NUMBER = re.compile(r"([-+]?(?:\d{1,3}(?:,\d{3})+|\d*)(?:\.\d*)?(?:e[-+]?\d+)?)
 _SUFFIXES = {"k": 1e3, "m": 1e6}
 TENSORBOARD_COLUMNS = ("wall time", "step", "value")
 """Of its exports; the file's name alone says what the value is."""
-SUMMARY = "train_runtime"
-"""In a Trainer's last row: its loss is a mean over the whole run."""
+SUMMARY, MEAN = "train_runtime", "train_loss"
+"""In a Trainer's last row: that loss is a mean over the whole run."""
 
 
 def row_of(values: Mapping[str, object]) -> LogRow | None:
     """Return the row of named values, or None when there is nothing of a training log among them."""
     if SUMMARY in values:
         return None
+    # TensorBoard's scalars of one step stand together: the last step's own loss too.
+    left = f"train/{MEAN}" if f"train/{SUMMARY}" in values else None
     row = LogRow()
     ranks: dict[str, tuple[int, int]] = {}
     for name, value in _split(values):
         meaning = field_of(name)
         number = number_of(value)
-        if meaning is None or number is None:
+        if meaning is None or number is None or name == left:
             continue
         field, *rank = meaning
         is_count = field in ("step", "total_steps")

@@ -192,6 +192,8 @@ class _Reader:
         self._epoch: float | None = None
         self._bar: LogRow | None = None
         self._bar_total: int | None = None
+        self._is_cleared = False
+        self._written: LogRow | None = None
         self._heading: int | None = None
         self._names_both = False
         self._last_val: float | None = None
@@ -211,20 +213,36 @@ class _Reader:
             if number != self._rank:
                 return
         line = with_decimal_points(line)
+        # Spaces clear a bar.
+        is_cleared, self._is_cleared = self._is_cleared, line.isspace() and len(line) > 10
         step = self._heading if line[:1] in b" \t" else None
         row = read_owner_progress(line) or json_line(line) or read_line(line, step=step)
         if row is None or _REPEATS.match(line) or (self._is_over and row.step is None):
             self._read_other(line)
             return
         self._is_over = False
-        if row.is_bar and not row.has_loss:
+        is_bar = row.is_bar and not row.has_loss
+        if is_bar and row.total_steps != self._bar_total:
             self._bar = row
-            if row.total_steps != self._bar_total:
-                return
+            return
+        self._place_written(row.step if is_bar else None)
+        if is_bar:
+            self._bar = row
+        elif row.step is None and is_cleared and self._bar and (self._bar_total or row.train_loss is not None):
+            self._bar_total = self._bar_total or self._bar.total_steps
+            self._written = row
+            return
         if not is_whole and row.at_line_end:
             setattr(row, row.at_line_end, None)
             self.notes.append("the last line has no line end: its last number may be cut short, and is left out")
         self._place(row)
+
+    def _place_written(self, step: int | None) -> None:
+        # tqdm redraws its bar seldom, but always behind what is written over it: that bar has the step.
+        row, self._written = self._written, None
+        if row is not None:
+            row.step = step if (step or 0) >= (self._last_step or 0) else None
+            self._place(row)
 
     def add_row(self, row: LogRow) -> None:
         """Take a row of a document, as `add` takes a line."""
@@ -259,6 +277,7 @@ class _Reader:
         self._merge(row)
 
     def finish(self) -> list[LogRow]:
+        self._place_written(None)
         self._close()
         rows = sorted([*self.rows.items, *self.evaluations.items], key=lambda row: row.line)
         drop_cut_numbers(rows)

@@ -114,7 +114,7 @@ def _scaled(run: RunView) -> Diagnosis | None:
     scale = run.train_scale
     if scale == 1:
         return None
-    times, why = f"{scale:.3g} times", f"a sum over {round(scale)} micro-batches"
+    times, why = f"{scale:.3g} times", f"a sum over {round(scale)} micro-batches or tokens"
     if scale < 1:
         times, why = f"1/{1 / scale:.3g} of", f"a mean that is divided by {round(1 / scale)} once more"
     first = run.train.values[0] * scale

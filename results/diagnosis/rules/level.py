@@ -191,14 +191,17 @@ def _worse_than_start(run: RunView) -> Diagnosis | None:
             rises.append((end - curve.values[0] - max(0.25, 4 * noise_sd(curve.values)), end))
     if not rises or min(rises)[0] < 0:
         return None
+    steps, losses = run.train.steps, run.train.values
+    after = range(losses.index(min(losses)), len(losses))
+    onset = next((steps[row] for row in after if losses[row] > losses[0]), run.start_step)
     return Diagnosis(
         kind="divergence",
         confidence=0.75,
         summary=f"the run ends above the loss it started with, {run.train.values[0]:.2f} nats/token: training has made "
         "the model worse",
-        evidence=f"{rises[0][1]:.3f} at the end, {min(run.train.values):.3f} at best; {run.peak_lr_words}",
+        evidence=f"{rises[0][1]:.3f} at the end, {min(losses):.3f} at best; {run.peak_lr_words}",
         next_step=calmer(run),
-        steps=(run.start_step, run.last_step),
+        steps=(onset, run.last_step),
     )
 
 

@@ -81,13 +81,13 @@ def _too_low(run: RunView) -> Diagnosis | None:
         kind="loss_too_low",
         confidence=0.85 if lowest < 0.5 * share * start and run.val.steps else 0.7,
         summary=f"the loss falls from {start:.2f} to {lowest:.3g} nats/token {said}, lower than a causal model reaches "
-        "on language: the model is shown the tokens that it is to predict",
+        "on language: the model is shown the tokens that it is to predict, or most of them are padding",
         evidence=f"{lowest:.4f} at {run.unit} {curve.first_below(lowest, otherwise=run.last_step)}; the best models "
         "reach about 2 on English, 0.6 a character, and a small one in few steps twice that"
         + ("" if run.val.steps else "; no validation loss is recorded, and a few pages learned by heart give the same"),
-        next_step="check whether the labels are shifted (position t predicts token t+1), whether attention is causal, "
-        "and whether the validation text is in the training text: make preflight. Text made from one template may be "
-        "as easy",
+        next_step="check whether the labels are shifted (position t predicts token t+1) and -100 on padding, whether "
+        "attention is causal, and whether the validation text is in the training text: make preflight. Text made from "
+        "one template may be as easy",
         steps=(run.start_step, run.last_step),
     )
 

@@ -167,21 +167,31 @@ def _schedule_starts_again(run: RunView) -> Diagnosis | None:
     schedule = run.trace.announced.get("lr_schedule", "")
     if "restart" in schedule or "cycl" in schedule:
         return None
+    peak, peak_at = 0.0, 0
     for index in range(2, len(values) - 2):
-        before, first, second = values[index - 1 : index + 2]
-        rises_again = first < second and max(values[index:]) >= 0.8 * before
-        if first < 0.3 * before and before >= 0.1 * max(values[:index]) and rises_again:
-            return Diagnosis(
-                kind="schedule_restarted",
-                confidence=0.8,
-                summary=f"the schedule starts again at {run.unit} {steps[index]}: the warm-up runs a second time",
-                evidence=f"{before:.2e} before, {first:.2e} at {run.unit} {steps[index]}, then up to "
-                f"{max(values[index:]):.2e}",
-                next_step="on resume, restore the scheduler's state or set its step to the checkpoint's: otherwise the "
-                "rate is not the planned one from there on",
-                steps=(steps[index], run.last_step),
-            )
-    return None
+        earlier, before, first, second = values[index - 2 : index + 2]
+        peak, peak_at = max((peak, peak_at), (earlier, index - 2), (before, index - 1))
+        # In one row, where a cycle of few rows falls as steeply before.
+        falls = first < 0.3 * before and before - first > 1.5 * (earlier - before) and first < second
+        if falls and before >= 0.1 * peak and max(values[index:]) >= 0.8 * before:
+            break
+        # Or it climbs out of a decay in a third of the time that this took at most, from where no cycle ends.
+        decay = index - 1 - peak_at
+        climbs = decay >= 5 and earlier >= before < first and before < 0.6 * peak
+        is_odd = before >= 0.2 * peak or first < 0.8 * peak
+        if climbs and is_odd and max(values[index : index + max(1, decay // 3)]) >= 0.8 * peak:
+            break
+    else:
+        return None
+    return Diagnosis(
+        kind="schedule_restarted",
+        confidence=0.8,
+        summary=f"the schedule starts again at {run.unit} {steps[index]}: the warm-up runs a second time",
+        evidence=f"{before:.2e} before, {first:.2e} at {run.unit} {steps[index]}, then up to {max(values[index:]):.2e}",
+        next_step="on resume, restore the scheduler's state or set its step to the checkpoint's: otherwise the "
+        "rate is not the planned one from there on",
+        steps=(steps[index], run.last_step),
+    )
 
 
 def _weights_stand_still(run: RunView) -> Diagnosis | None:

@@ -105,7 +105,10 @@ def _lr_by_batch(facts: Row) -> Iterator[Row]:
             }
             points = [(t, t["learning_rate"], loss) for t, loss in rows if t["batch_size"] == batch]
             traces.append(marks.point_trace(role, points, ceiling, view=view))
-        traces += _rings(rows, ceiling, view)
+        for look, those in marks.baseline_and_best([trial for trial, _ in rows]):
+            points = [(trial, trial["learning_rate"], loss) for trial, loss in rows if trial in those]
+            ring = {**look, "symbol": "circle-open", "size": 18, "width": 3}
+            traces.append(marks.point_trace(ring, points, ceiling, view=view))
     if not any(trace["x"] for trace in traces):
         return
     yield marks.figure(
@@ -119,12 +122,6 @@ def _lr_by_batch(facts: Row) -> Iterator[Row]:
         },
         height=380,
     )
-
-
-def _rings(rows: Sequence[tuple[Row, float]], ceiling: float, view: int) -> Iterator[Row]:
-    for look, those in marks.baseline_and_best([trial for trial, _ in rows]):
-        points = [(trial, trial["learning_rate"], loss) for trial, loss in rows if trial in those]
-        yield marks.point_trace({**look, "symbol": "circle-open", "size": 18, "width": 3}, points, ceiling, view=view)
 
 
 def _stability_map(facts: Row) -> Iterator[Row]:

@@ -311,6 +311,32 @@ PLANTED: dict[str, Planted] = {
         run=changed(FINE, lambda row: replace(row, rate=rate_at(row.step % 1000, 2000, 2e-5, 200))),
         first="schedule_restarted",
     ),
+    "the warm-up a second time, between two rows": Planted(
+        run=changed(FINE, lambda row: replace(row, rate=rate_at(row.step % 1020, 1400, 2e-5, 120))),
+        first="schedule_restarted",
+        says="starts again at step 10",
+    ),
+    "the warm-up a second time, from half of the rate": Planted(
+        run=changed(
+            FINE, lambda row: replace(row, rate=rate_at(row.step - (975 if row.step >= 1000 else 0), 2000, 2e-5, 60))
+        ),
+        first="schedule_restarted",
+    ),
+    "healthy, a rate that rises as slowly as it falls": Planted(
+        run=changed(FINE, lambda row: replace(row, rate=2e-5 * (0.1 + abs(row.step % 1000 - 500) / 500))), first=None
+    ),
+    "healthy, warm restarts of four rows each": Planted(
+        run=changed(FINE, lambda row: replace(row, rate=1e-5 * (1 + math.cos(math.pi * (row.step % 200) / 200)))),
+        first=None,
+    ),
+    "the rate a hundredfold in the middle": Planted(
+        run=changed(
+            course(4.3, 3.6, peak=3e-4, total=200, every=5, eval_every=25),
+            lambda row: replace(plus(row, 1.8), rate=3e-2) if row.step > 120 else replace(row, rate=3e-4),
+        ),
+        first="learning_rate_jump",
+        not_in=("mlx-lm",),
+    ),
     "no better than before": Planted(
         run=changed(
             course(3.3, 3.3, peak=5e-4), lambda row: plus(row, 0.0 if row.step == 0 else math.exp(-row.step / 2500))

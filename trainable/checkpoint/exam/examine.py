@@ -10,7 +10,6 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from trainable.checkpoint.checkpoint import Checkpoint, load_weights, read_checkpoint
-from trainable.checkpoint.checkpoint_path import WEIGHTS, checkpoint_folders
 from trainable.checkpoint.exam import exam_weights
 from trainable.checkpoint.exam.exam_facts import CheckpointFacts, Profile, Scalar
 from trainable.checkpoint.foreign import optimizer_in, settings_in
@@ -155,23 +154,6 @@ def _head_counts(width: int, hyperparameters: Mapping[str, Scalar]) -> list[int]
     return [heads for heads in SMALL_HEADS if width % heads == 0 and heads <= width]
 
 
-def checkpoint_files(folder: Path) -> list[Path]:
-    """Return the checkpoints of a folder: itself where it holds a model, a Trainer's checkpoint-N, or .pt files.
-
-    Raises UserError when there is none.
-    """
-    if any(path.name.startswith(WEIGHTS) for path in folder.iterdir()) or (folder / "adapter_config.json").exists():
-        return [folder]
-    files = sorted(path for path in folder.iterdir() if path.suffix == ".pt" and path.is_file())
-    found = checkpoint_folders(folder) or files
-    if not found:
-        raise UserError(
-            f"TARGET={folder}: the folder holds no checkpoint (.pt files, {' or '.join(WEIGHTS)}, a Trainer's "
-            "checkpoint-N). Name a checkpoint, a study, a trial or a text log."
-        )
-    return found
-
-
 def in_order_of_steps(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
     """Return the checkpoints that can be read, in the order of their steps, and why each other one cannot.
 
@@ -233,7 +215,7 @@ def _examine(
     learning_rate = state.learning_rate or exam_weights.positive_number(hyperparameters.get("learning_rate"))
     embedding = next((one for name, one in weights.items() if name.endswith("wte.weight") and one.dim() == 2), None)
     profile = checkpoint_profile(checkpoint, weights, tokens, model_name, hyperparameters, bases, is_base=is_base)
-    shared = _comparable(before, weights)
+    shared = _comparable(before, weights, checkpoint.optimizer_steps)
     return CheckpointFacts(
         name=checkpoint.path.name,
         optimizer_steps=checkpoint.optimizer_steps or 0,
@@ -259,9 +241,10 @@ def _examine(
 
 
 def _comparable(
-    before: Checkpoint | None, weights: Mapping[str, torch.Tensor]
+    before: Checkpoint | None, weights: Mapping[str, torch.Tensor], optimizer_steps: int | None
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    if before is None:
+    # What is saved as the last, or as the best, is a copy of another.
+    if before is None or 0 < (before.optimizer_steps or 0) == optimizer_steps:
         return {}
     return {
         name: (before.weights[name], tensor)
