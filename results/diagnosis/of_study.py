@@ -8,6 +8,7 @@ from dataclasses import replace
 from results.diagnosis.diagnose import diagnose, ranked
 from results.diagnosis.findings import Diagnosis
 from results.diagnosis.render import Report, report_of_trace
+from results.diagnosis.rules.start import TOO_HIGH_LR
 from results.diagnosis.run_view import Context
 from results.diagnosis.trace import trace_of_trial
 from results.ranking import baseline_trial, ending_counts, final_loss, leaderboard, ranked_trials
@@ -140,9 +141,13 @@ def _judged_trials(study: Study) -> list[Row]:
 def _unstable(study: Study, trials: Sequence[Row]) -> Iterator[Diagnosis]:
     ended = [trial for trial in trials if trial["status"] in ("completed", "stopped", *_BROKEN)]
     bad = [trial for trial in ended if trial["status"] == "unstable"]
-    if not bad or len(bad) < UNSTABLE_FRAC * len(ended):
+    # One trial alone says nothing of where others would be unstable.
+    if not bad or len(ended) == 1 or len(bad) < UNSTABLE_FRAC * len(ended):
         return
-    good_rates = [trial["learning_rate"] for trial in ended if trial["status"] in ("completed", "stopped")]
+    # The baseline, which is never stopped, may have completed at a loss far above its start.
+    start = start_val_loss(study.document())
+    whole = [trial for trial in ended if trial["status"] in ("completed", "stopped")]
+    good_rates = [trial["learning_rate"] for trial in whole if not is_worse(final_loss(trial), start)]
     rates = sorted(trial["learning_rate"] for trial in bad)
     said = [f"{len(bad)} of {len(ended)} ended trials, learning rate {range_words(rates[0], rates[-1])}"]
     above = None
@@ -156,15 +161,18 @@ def _unstable(study: Study, trials: Sequence[Row]) -> Iterator[Diagnosis]:
         there = sum(rate >= above for rate in rates)
         most = "" if there == len(bad) else f"{there} of the {len(bad)} "
         where = f", {most}at learning rates of {value_words(above)} and more"
+    next_step = "the learning rate is not the only cause: make preflight, then "
+    next_step += f"make diagnose TARGET={study.name}/{bad[0]['trial_id']}"
+    if above:
+        next_step = f"search learning rates up to about {value_words(above / 2)}, or give the schedule a warm-up"
+    elif not good_rates and rates[0] >= TOO_HIGH_LR:
+        next_step = f"search learning rates up to about {TOO_HIGH_LR / 3:.0e}: these ruin any weights"
     yield Diagnosis(
         kind="unstable_trials",
         confidence=0.9 if len(bad) >= 3 else 0.7,
         summary=f"{100 * len(bad) / len(ended):.0f} % of the trials were unstable{where}",
         evidence="; ".join(said),
-        next_step=f"search learning rates up to about {value_words(above / 2)}, or give the schedule a warm-up"
-        if above
-        else "the learning rate is not the only cause: make preflight, then "
-        f"make diagnose TARGET={study.name}/{bad[0]['trial_id']}",
+        next_step=next_step,
     )
 
 

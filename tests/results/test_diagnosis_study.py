@@ -137,6 +137,20 @@ def test_where_the_unstable_trials_lie(study: Study, make_trial: Callable[..., d
     assert "divergence" in findings
 
 
+def test_rates_that_ruin_any_weights_are_the_cause_and_one_run_is_no_range(
+    study: Study, make_trial: Callable[..., dict[str, Any]]
+) -> None:
+    """A baseline is never stopped: one that completed far above its start did not hold."""
+    fill(study, make_trial, [30.0, 3.0, 100.0], unstable={1, 2})
+    started(study, 4.2)
+    share = next(finding for finding in diagnose_study(study) if finding.kind == "unstable_trials")
+    assert share.summary == "67 % of the trials were unstable, at all learning rates"
+    assert share.evidence == "2 of 3 ended trials, learning rate 3 to 100; verdicts: divergence"
+    assert share.next_step == "search learning rates up to about 3e-03: these ruin any weights"
+    fill(study, make_trial, [30.0], unstable={0})
+    assert "unstable_trials" not in [finding.kind for finding in diagnose_study(study)]
+
+
 def test_unstable_at_every_rate(study: Study, make_trial: Callable[..., dict[str, Any]]) -> None:
     fill(study, make_trial, [1e-3, 2e-3, 3e-3, 4e-3], unstable={1, 2, 3})
     share = next(finding for finding in diagnose_study(study) if finding.kind == "unstable_trials")
