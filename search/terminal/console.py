@@ -19,14 +19,20 @@ from rich.table import Table
 from rich.text import Text
 
 from results.words import printable
+from search import IS_CHECKOUT, ROOT
 from trainable.errors import redacted
 
 MAX_TABLE_WIDTH = 1000
-CHECKOUT = Path(__file__).resolve().parents[2]
 COMMAND = re.compile(
-    r"""\bmake [a-z]+(?= (?:STUDY|TARGET|FROM)=[\w'"/~])(?: (?='?[A-Z_]+=)(?:'[^']*'|"[^"]*"|[^\s'"])+(?<![.;:,]))+"""
+    r"""\bmake [a-z]+(?= (?:STUDY|TARGET|FROM|SPACE)=[\w'"/~])"""
+    r"""(?: (?='?[A-Z_]+=)(?:'[^']*'|"[^"]*"|[^\s'"])+(?<![.;:,]))+"""
 )
-"""A command about a study within a sentence."""
+"""A command with its variables within a sentence."""
+NAMED = re.compile(
+    r"\bmake (?=(?:search|resume|baseline|preflight|train|confirm|attribute|report|diagnose|audit|export|model|spaces"
+    r"|compare|list|help)\b)"
+)
+"""The word before a command's name within a sentence."""
 
 
 def plain(text: str) -> str:
@@ -161,14 +167,17 @@ class Terminal:
     def typed(self, command: str) -> str:
         """Return a command of make as it works in the folder from which the last one was typed."""
         here = Path(os.environ.get("MAKE_CALLED_FROM") or ".").resolve()
-        there = "" if here == CHECKOUT else f" -C {shlex.quote(str(CHECKOUT))}"
+        there = "" if here == ROOT else f" -C {shlex.quote(str(ROOT))}"
+        words = command.removeprefix("make")
+        call = f"make{there}{words}" if IS_CHECKOUT else f"{_python()}{words.removeprefix(' -s')}"
         makes_one = command.startswith(("make search ", "make train ")) and " STUDY=" not in command
         free = " STUDY=" if self.is_study_exported and makes_one else ""
-        return f"make{there}{command.removeprefix('make')}{free}{self.typed_folders}"
+        return f"{call}{free}{self.typed_folders}"
 
     def with_typed(self, sentence: str) -> str:
-        """Return a sentence with the commands about studies in it as typed() returns them."""
-        return COMMAND.sub(lambda found: self.typed(found[0]), sentence)
+        """Return a sentence with the commands in it as typed() returns them."""
+        typed = COMMAND.sub(lambda found: self.typed(found[0]), sentence)
+        return typed if IS_CHECKOUT else NAMED.sub(lambda _: f"{_python()} ", typed)
 
     def say(self, *lines: str | None) -> None:
         """Print lines for a person, each on its own; None is skipped."""
@@ -186,6 +195,10 @@ class Terminal:
         if self.as_json:
             json.dump(document, sys.stdout, indent=2, allow_nan=False, default=str)
             sys.stdout.write("\n")
+
+
+def _python() -> str:
+    return f"{shlex.quote(sys.executable)} -m search"
 
 
 class Preparing:
