@@ -39,7 +39,7 @@ from search.setup.finish import finish_study
 from search.setup.reopen import reopen
 from search.setup.run_plan import cost_words, run_plan
 from search.setup.settings import refuse_steps
-from search.terminal.console import Preparing, Terminal
+from search.terminal.console import Preparing, Terminal, print_wide
 from search.terminal.next_steps import ending_document, with_remedy
 from spaces.budget import budget_of
 from trainable.errors import UserError
@@ -142,7 +142,7 @@ def say_attempt(study: Study, attempt: Attempt, terminal: Terminal) -> None:
     """Print the losses of an attempt's runs, and its verdict on each candidate."""
     trials = study.trials()
     rows = {row["trial_id"]: row for row in trials}
-    terminal.console.print(_loss_table(attempt, trials))
+    print_wide(terminal.console, _loss_table(attempt, trials))
     for verdict in attempt.verdicts:
         terminal.say("")
         terminal.say(f"trial {verdict.trial_id} ({config_words(rows[verdict.trial_id])}): {verdict.words}")

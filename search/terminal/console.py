@@ -23,6 +23,8 @@ from search import IS_CHECKOUT, ROOT
 from trainable.errors import redacted
 
 MAX_TABLE_WIDTH = 1000
+NARROWEST = 80
+"""Columns in which no number of our tables is cut."""
 COMMAND = re.compile(
     r"""\bmake [a-z]+(?= (?:STUDY|TARGET|FROM|SPACE)=[\w'"/~])"""
     r"""(?: (?='?[A-Z_]+=)(?:'[^']*'|"[^"]*"|[^\s'"])+(?<![.;:,]))+"""
@@ -74,8 +76,14 @@ def print_line(console: Console, text: str | Text, *, indent: int = 0) -> None:
 def print_table(console: Console, table: Table) -> None:
     """Print a table with every cell whole, wider than the screen if necessary: names must be typed as they are."""
     natural = console.measure(table, options=console.options.update(max_width=MAX_TABLE_WIDTH)).maximum
+    print_wide(console, table, natural)
+
+
+def print_wide(console: Console, table: Table, width: int = NARROWEST) -> None:
+    """Print a table in at least `width` columns, on a narrow screen too: there the terminal breaks its lines."""
     # Rich limits tables to the screen's width, but prints rendered segments as they are.
-    lines = console.render_lines(table, console.options.update(width=natural), pad=False, new_lines=True)
+    options = console.options.update(width=max(width, console.width))
+    lines = console.render_lines(table, options, pad=False, new_lines=True)
     console.print(Segments(segment for line in lines for segment in line), crop=False, end="")
 
 
@@ -210,19 +218,19 @@ class Preparing:
         self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> "Preparing":
-        if self._console.is_terminal:
+        if self._console.is_interactive:
             self._bar.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._console.is_terminal:
+        if self._console.is_interactive:
             self._bar.stop()
 
     def __call__(self, what: str, done_frac: float) -> None:
         """Show the share of `what` that is done."""
         if what not in self._tasks:
             self._tasks[what] = self._bar.add_task(what, total=1.0)
-            if not self._console.is_terminal:
+            if not self._console.is_interactive:
                 self._console.print(f"{what} ...")
         # Rich shows a pulse where there is no total.
         self._bar.update(self._tasks[what], completed=done_frac, total=1.0 if done_frac else None)

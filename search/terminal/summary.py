@@ -21,7 +21,7 @@ from results.words import (
     percent_words,
     token_words,
 )
-from search.terminal.console import Terminal
+from search.terminal.console import Terminal, print_wide
 from search.terminal.live_view import ending_words, leaderboard_table
 from search.terminal.next_steps import ending_document
 from trainable.rows import ENDINGS
@@ -37,7 +37,7 @@ def say_summary(study: Study, terminal: Terminal) -> None:
     saved, by_time = savings(trials), time_winner(document, rows, study.metrics(), winner)
     if trials:
         table = leaderboard_table(trials, limit=TABLE_ROWS, statuses=(*ENDINGS, "interrupted"))
-        terminal.console.print(table)
+        print_wide(terminal.console, table)
         if (more := len(trials) - table.row_count) > 0:
             terminal.say(f"{more} more in the report")
         terminal.say(*count_lines(trials, winner.baseline), early_end_words(document))
