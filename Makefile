@@ -105,6 +105,11 @@ faults: $(STAMP) ## break searches in every way, two hours; FAULTS="walk soak" d
 clean: ## remove caches, keep studies
 	@rm -rf .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
+# `make search help` asks: nothing else runs.
+ifneq ($(filter help,$(MAKECMDGOALS)),)
+$(filter-out help,$(COMMANDS)): SHELL := true
+endif
+
 # A word that is no command is answered with the nearest one, and before anything runs: `make search plateau`.
 UNKNOWN := $(filter-out $(COMMANDS) $(STAMP),$(MAKECMDGOALS))
 ifneq ($(UNKNOWN),)

@@ -2,6 +2,7 @@
 
 import gc
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -25,6 +26,8 @@ os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 # Torch, transformers and Ray bring a million objects. With a collection at every 700 new ones, a fifth of the time of
 # their imports went to collections that found nothing.
 gc.set_threshold(100_000, *gc.get_threshold()[1:])
+# Matplotlib warns where a home cannot be written, which a picture does not need.
+logging.getLogger("matplotlib").setLevel(logging.ERROR)
 try:
     Path("~").expanduser()
 except RuntimeError:

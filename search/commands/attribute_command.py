@@ -132,11 +132,11 @@ def _run(question: Question, plan: Plan, seeds: int, terminal: Terminal) -> int:
         other = f"each run had {budget_words(plan.budget)}, where the study's trials have {budget_words(own)}"
         found = replace(found, notes=(*found.notes, other))
     write_attribution(study, found)
-    finish_study(study, plan.options, terminal, samples=False)
+    unwritten = finish_study(study, plan.options, terminal, samples=False)
     terminal.console.print(render(found))
-    terminal.say(did_it_words(found), f"report: {shown(study.path / 'report.html')}")
+    terminal.say(did_it_words(found), None if unwritten else f"report: {shown(study.path / 'report.html')}")
     terminal.document({**ending_document(study, terminal), **to_json(found)})
-    return 1 if failed else 0
+    return 1 if failed else unwritten
 
 
 def _again(plan: Plan, question: Question, seeds: int) -> str:

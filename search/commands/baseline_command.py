@@ -41,7 +41,7 @@ def baseline_command(options: Options, terminal: Terminal) -> int:
     with checked(plan, terminal) as plan:
         code = run_own_trials(plan, Ledger(plan.study), terminal, header_lines(plan))
     study = plan.study
-    finish_study(study, options, terminal, samples=code == 0, loaded=plan.loaded)
+    unwritten = finish_study(study, options, terminal, samples=code == 0, loaded=plan.loaded)
     names = [plan.document["baseline"]["name"], *([options.compare] if options.compare else [])]
     measured = [
         _measured(study, row, name, plan.loaded.spec)
@@ -68,7 +68,7 @@ def baseline_command(options: Options, terminal: Terminal) -> int:
             "speed_ratio": ratio,
         }
     )
-    return code
+    return code or unwritten
 
 
 def speed_words(ratio: float, other: str, slots: int) -> str:

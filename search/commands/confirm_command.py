@@ -52,12 +52,12 @@ def confirm_command(options: Options, terminal: Terminal) -> int:
     study, options = open_or_fetch_study(options)
     with with_remedy(study):
         code = confirm_study(study, options, terminal)
-    finish_study(study, options, terminal, samples=code == 0)
+    unwritten = finish_study(study, options, terminal, samples=code == 0)
     attempts, winner = load_attempts(study), winner_of(study)
     say_attempt(study, attempts[-1], terminal)
     terminal.say(headline(winner), way_words(winner), evidence_words(winner), *notes(winner))
     terminal.warn(warning_words(winner))
-    terminal.say(f"report: {shown(study.path / 'report.html')}")
+    terminal.say(None if unwritten else f"report: {shown(study.path / 'report.html')}")
     terminal.document(
         {
             **ending_document(study, terminal),
@@ -66,7 +66,7 @@ def confirm_command(options: Options, terminal: Terminal) -> int:
             **to_json(attempts),
         }
     )
-    return code
+    return code or unwritten
 
 
 def confirm_study(study: Study, options: Options, terminal: Terminal) -> int:

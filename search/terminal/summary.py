@@ -30,7 +30,7 @@ TABLE_ROWS = 12
 REASONS_SHOWN = 4
 
 
-def say_summary(study: Study, terminal: Terminal) -> None:
+def say_summary(study: Study, terminal: Terminal, *, has_report: bool) -> None:
     """Print the summary of a study, whole or interrupted, for a person or as a document."""
     document, rows = study.document(), study.trials()
     trials, winner = ranked_trials(rows), winner_of(study)
@@ -46,7 +46,7 @@ def say_summary(study: Study, terminal: Terminal) -> None:
         if (warning := warning_words(winner)) is not None:
             answer.append(Text(warning, style="bold red"))
         terminal.console.print(Panel(Text("\n").join(answer)))
-        terminal.say(cost_line(rows), f"report: {shown(study.path / 'report.html')}")
+        terminal.say(cost_line(rows), f"report: {shown(study.path / 'report.html')}" if has_report else None)
     else:
         terminal.say("no trial was started")
     terminal.document(

@@ -164,6 +164,16 @@ def test_make_does_nothing_where_one_of_its_words_is_no_command(words: str) -> N
     assert f"-m search '{words.split()[1]}'; else" in first
 
 
+@pytest.mark.parametrize("words", ["search help", "help test"])
+def test_make_runs_nothing_beside_help(words: str) -> None:
+    """`make search help` asks what search is; it printed the list and searched for minutes."""
+    ran = [
+        subprocess.run(["make", "-s", *words], cwd=ROOT, capture_output=True, text=True, check=True)
+        for words in (words.split(), ["help"])
+    ]
+    assert (ran[0].stdout, ran[0].stderr) == (ran[1].stdout, ran[1].stderr)
+
+
 def test_without_its_libraries_it_names_the_python_that_has_them(tmp_path: Path) -> None:
     ran = subprocess.run(
         [sys.executable, "-S", "-m", "search", "list"], cwd=ROOT, capture_output=True, text=True, check=False, env={}

@@ -44,7 +44,7 @@ def render(report: AuditReport) -> RenderableType:
     where += "" if report.token_range is None else ", RANGE {:,}-{:,}".format(*report.token_range)
     one = len(report.files) == 1
     source = report.files[0].name if one else f"{len(report.files):,} files under {os.path.commonpath(report.files)}"
-    head = Text(f"{source}: {report.tokens:,} tokens, {report.lines:,} lines, {report.bytes / 1e6:,.1f} MB{where}")
+    head = Text(f"{source}: {report.tokens:,} tokens, {_counted(report.lines)}, {report.bytes / 1e6:,.1f} MB{where}")
     if not report.findings:
         return Group(head, *_comparison(report), Text("Nothing wrong found.", style="bold green"))
     parts: list[RenderableType] = [head, *_comparison(report), Text(), _totals(report), Text()]
