@@ -106,7 +106,8 @@ def train_command(options: Options, terminal: Terminal) -> int:
             "model": saved and str(saved.folder),
         }
     )
-    return (status == "interrupted" and interrupts.code) or EXIT_CODES[status]
+    unsaved = 2 if status == "completed" and options.save_model is not None and saved is None else 0
+    return (status == "interrupted" and interrupts.code) or EXIT_CODES[status] or unsaved
 
 
 def _begin(plan: TrainPlan, spec: "RunSpec") -> "TrainState":
@@ -164,7 +165,12 @@ def _save_model(
             spec, best = plan.loaded.spec, read_checkpoint(checkpoints.best_path)
             model, adapters_on = load_run_model(spec, plan.config, best)
             model, trial = model.to(spec.device), model_row(study, trial)
-    saved = save_run_model(model, plan.loaded, study, trial, folder=options.save_model, adapters_on=adapters_on)
+    try:
+        saved = save_run_model(model, plan.loaded, study, trial, folder=options.save_model, adapters_on=adapters_on)
+    except UserError as error:
+        # After hours of training what came of them is still printed, and how to write the model.
+        terminal.warn(f"error: {error}")
+        return None
     terminal.say(saved.words)
     return saved
 

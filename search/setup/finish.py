@@ -163,7 +163,7 @@ def save_run_model(
     folder: Path,
     adapters_on: "AdapterBase | None",
 ) -> SavedModel:
-    """Write the model of a study's trial to `folder` and read it back. Raises OSError.
+    """Write the model of a study's trial to `folder` and read it back. Raises UserError where it cannot be written.
 
     trial: the row as of the model's step. adapters_on: the base of the model's adapters, if it has any. Without MERGE
     they are written alone, which needs a base that peft can load; raises UserError where it is none.
