@@ -3,7 +3,7 @@
 from dataclasses import asdict
 
 from results.export import make_words
-from results.study.paths import picture_path, shown
+from results.study.paths import picture_path
 from search.options import Options
 from search.setup.inputs import check_inputs
 from search.terminal.console import Preparing, Terminal
@@ -39,13 +39,11 @@ def audit_command(options: Options, terminal: Terminal) -> int:
             token_range=options.range,
             progress=progress,
         )
-        picture = picture_path(options.training_data_source or files[0], "audit")
-        plot_audit(report, picture)
         cleaned = write_clean(files, report, out) if out else None
     terminal.say(*inputs.source_lines)
     terminal.console.print(render(report))
-    terminal.say(f"picture: {shown(picture)}")
-    document = {**to_json(report), "picture": str(picture)}
+    path = picture_path(options.training_data_source or files[0], "audit")
+    document = {**to_json(report), "picture": terminal.picture(path, lambda path: plot_audit(report, path))}
     if cleaned is not None:
         terminal.console.print(render_clean(cleaned))
         document["cleaned"] = {**asdict(cleaned), "out": str(cleaned.out)}

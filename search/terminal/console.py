@@ -18,9 +18,10 @@ from rich.segment import Segment, Segments
 from rich.table import Table
 from rich.text import Text
 
+from results.study.paths import shown
 from results.words import printable
 from search import IS_CHECKOUT, ROOT
-from trainable.errors import redacted
+from trainable.errors import reason, redacted
 
 MAX_TABLE_WIDTH = 1000
 NARROWEST = 80
@@ -197,6 +198,16 @@ class Terminal:
         """Print a line in red; None is skipped."""
         if line is not None:
             self.console.print(Text(self.with_typed(line), style="bold red"), soft_wrap=True)
+
+    def picture(self, path: Path, draw: Callable[[Path], None]) -> str | None:
+        """Draw a picture and print where it is; where it cannot be written print why. Return its path, or None."""
+        try:
+            draw(path)
+        except OSError as error:
+            self.say(f"no picture: {shown(path)} cannot be written: {reason(error)}")
+            return None
+        self.say(f"picture: {shown(path)}")
+        return str(path)
 
     def document(self, document: Mapping[str, Any]) -> None:
         """Print the command's JSON document if --json is set."""

@@ -238,3 +238,12 @@ def test_diagnose_looks_at_the_study_that_is_named(
         create_study(name, sound_document(name))
     looked = run_here("diagnose", "STUDY=asked")
     assert "found in study asked" in looked.stdout
+
+
+def test_an_audit_where_no_picture_can_be_written_prints_what_it_found(run_here: Any, tmp_path: Path) -> None:
+    (tmp_path / "results").touch()
+    (tmp_path / "text.txt").write_text("the same line of some words again\n" * 40, encoding="utf-8")
+    ran = run_here("audit", "TRAINING_DATA_SOURCE=text.txt", cwd=tmp_path)
+    assert "low" in ran.stdout or "high" in ran.stdout
+    name = "results/pictures/text-[0-9a-f]{6}.audit.png"
+    assert re.search(f"^no picture: {name} cannot be written: Not a directory$", ran.stdout, re.MULTILINE)
