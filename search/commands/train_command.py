@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from results.model_card import model_row
 from results.study.atomic import write_document
-from results.study.folder import Study, create_study, find_study, studies_dir
+from results.study.document_model import INPUT_VARIABLES
+from results.study.folder import Study, create_study, find_study, open_study, studies_dir
 from results.study.ledger import Ledger
 from results.study.lock import hold
 from results.study.paths import shown
@@ -20,6 +21,7 @@ from results.words import config_words, loss_words, token_words, trial_loss_word
 from search.options import Options
 from search.setup.finish import SavedModel, sample_study, save_run_model
 from search.setup.preflight_run import Preflight, check_preflight
+from search.setup.reopen import differences_of_inputs
 from search.setup.run_checkpoints import NEWEST_KEPT, RunCheckpoints
 from search.setup.study_record import start_losses
 from search.setup.train_plan import TrainPlan, make_train_plan, resumption_words, train_document, with_winner_of
@@ -50,6 +52,10 @@ def train_command(options: Options, terminal: Terminal) -> int:
         terminal.say(f"no study is named {options.study} yet: the variables' configuration is trained under that name")
     with Preparing(terminal.console) as progress:
         plan = make_train_plan(options, progress)
+        if options is not asked and asked.typed.isdisjoint(INPUT_VARIABLES.values()):
+            source = open_study(str(asked.study))
+            if changed := differences_of_inputs(source.document(), plan.loaded.facts):
+                terminal.say(f"study {source.name}: {'; '.join(changed)}. This run's losses are not to be compared")
         # Built on the CPU to check that all fits together, because preflight needs the device's memory.
         begun = _begin(plan, replace(plan.loaded.spec, compile_mode="off", device="cpu"))
         if options.save_model is not None and begun.adapter_base is not None and not options.merge:
