@@ -122,7 +122,7 @@ endif
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "error: Python 3.11 or newer is needed and $(PYTHON) is %d.%d. Name another: make PYTHON=python3.12" % v[:2])'
 	@echo "setting up $(VENV) (once; a minute or two) ..."
-	@$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV) || { echo "error: $(VENV) cannot be made. Name a folder of your own: make VENV=/folder $(MAKECMDGOALS)" >&2; exit 1; }
 	@[ -z "$(TORCH_INDEX)" ] || { echo "  no NVIDIA driver here: getting torch's CPU build (about 200 MB) ..."; \
 	$(VENV)/bin/python -m pip install -q --disable-pip-version-check --retries 0 --timeout 15 --no-deps --index-url $(TORCH_INDEX) $$(grep '^torch==' constraints.txt) 2> /dev/null \
 	|| echo "  $(TORCH_INDEX) did not answer: PyPI's torch is taken, which brings CUDA packages of some gigabytes"; }
