@@ -9,6 +9,7 @@ from results.attribution.sentences import did_it_words, render
 from results.confirmation.attempt import load_attempts
 from results.study.folder import Study, check_has_baseline, list_studies, studies_dir
 from results.study.ledger import Ledger
+from results.study.lock import hold
 from results.study.paths import shown
 from results.study.planned_run import runs_left
 from results.words import budget_words, count_words
@@ -50,7 +51,8 @@ def attribute_command(options: Options, terminal: Terminal) -> int:
         question = make_question(before, BASELINES[before], after, BASELINES[after], budget)
     else:
         check_has_baseline(source)
-        with with_remedy(source):
+        # Held here for a moment, so that a study that others hold is refused before torch is loaded.
+        with with_remedy(source), hold(source):
             question = question_of_study(source, budget)
     with Preparing(terminal.console) as progress:
         plan = _plan(question, source, budget, options, progress)
