@@ -22,7 +22,7 @@ from search.setup.preflight_run import check_preflight, preflight_of
 from search.setup.reopen import reopen
 from search.setup.run_plan import cost_words, held, run_plan
 from search.setup.settings import refuse_steps
-from search.terminal.console import Preparing, Terminal
+from search.terminal.console import Preparing, Terminal, print_wide
 from search.terminal.next_steps import Step, ending_document, say_next, with_remedy
 from spaces.budget import Budget, budget_of
 from trainable.config import BASELINES, DOCUMENTED
@@ -135,7 +135,7 @@ def _run(question: Question, plan: Plan, seeds: int, terminal: Terminal) -> int:
         found = replace(found, notes=(*found.notes, other))
     write_attribution(study, found)
     unwritten = finish_study(study, plan.options, terminal, samples=False)
-    terminal.console.print(render(found))
+    print_wide(terminal.console, render(found))
     terminal.say(did_it_words(found), None if unwritten else f"report: {shown(study.path / 'report.html')}")
     terminal.document({**ending_document(study, terminal), **to_json(found)})
     return 1 if failed else unwritten

@@ -80,11 +80,11 @@ def print_table(console: Console, table: Table) -> None:
     print_wide(console, table, natural)
 
 
-def print_wide(console: Console, table: Table, width: int = NARROWEST) -> None:
-    """Print a table in at least `width` columns, on a narrow screen too: there the terminal breaks its lines."""
+def print_wide(console: Console, drawn: RenderableType, width: int = NARROWEST) -> None:
+    """Print what holds a table in at least `width` columns; a narrower terminal breaks its lines."""
     # Rich limits tables to the screen's width, but prints rendered segments as they are.
     options = console.options.update(width=max(width, console.width))
-    lines = console.render_lines(table, options, pad=False, new_lines=True)
+    lines = console.render_lines(drawn, options, pad=False, new_lines=True)
     console.print(Segments(segment for line in lines for segment in line), crop=False, end="")
 
 
@@ -171,7 +171,11 @@ class Terminal:
             reconfigure = getattr(stream, "reconfigure", None)
             if reconfigure is not None:
                 reconfigure(errors="backslashreplace")
-        self.console = PlainConsole(stderr=as_json, highlight=False, markup=False)
+        # FORCE_COLOR and TTY_COMPATIBLE, as CI sets them, ask for colours in a file, where no cursor moves.
+        in_file = None if (sys.stderr if as_json else sys.stdout).isatty() else False
+        self.console = PlainConsole(stderr=as_json, highlight=False, markup=False, force_interactive=in_file)
+        if self.console.width < 1:
+            self.console.width = NARROWEST  # of COLUMNS=0 rich would print nothing
 
     def typed(self, command: str) -> str:
         """Return a command of make as it works in the folder from which the last one was typed."""
