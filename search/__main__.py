@@ -73,6 +73,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         own = "call make, or .venv/bin/python -m search"
         print(f"error: {sys.executable} has no {missing.name}, which .venv has: {own}.", file=sys.stderr)
         return 2
+    try:
+        Path.cwd()
+    except OSError as error:
+        print(f"error: the current folder is gone or closed ({error.strerror}). cd to another one.", file=sys.stderr)
+        return 2
     words = [MAKE_NAMES.get(word, word) for word in (sys.argv[1:] if argv is None else argv)]
     leaves_files = "--json" not in words and any(word in LEAVE_FILES for word in words)
     with lasting_output() as stdout:

@@ -179,18 +179,19 @@ class Terminal:
 
     def typed(self, command: str) -> str:
         """Return a command of make as it works in the folder from which the last one was typed."""
-        here = Path(os.environ.get("MAKE_CALLED_FROM") or ".").resolve()
-        there = "" if here == ROOT else f" -C {shlex.quote(str(ROOT))}"
-        words = command.removeprefix("make")
-        call = f"make{there}{words}" if IS_CHECKOUT else f"{_python()}{words.removeprefix(' -s')}"
+        python = _python()
         makes_one = command.startswith(("make search ", "make train ")) and " STUDY=" not in command
         free = " STUDY=" if self.is_study_exported and makes_one else ""
-        return f"{call}{free}{self.typed_folders}"
+        words = f"{command.removeprefix('make')}{free}{self.typed_folders}"
+        if python is not None:
+            return f"{python}{words.removeprefix(' -s')}".replace("$$", "$")  # doubled for make
+        here = Path(os.environ.get("MAKE_CALLED_FROM") or ".").resolve()
+        return f"make{'' if here == ROOT else f' -C {shlex.quote(str(ROOT))}'}{words}"
 
     def with_typed(self, sentence: str) -> str:
         """Return a sentence with the commands in it as typed() returns them."""
-        typed = COMMAND.sub(lambda found: self.typed(found[0]), sentence)
-        return typed if IS_CHECKOUT else NAMED.sub(lambda _: f"{_python()} ", typed)
+        typed, python = COMMAND.sub(lambda found: self.typed(found[0]), sentence), _python()
+        return typed if python is None else NAMED.sub(lambda _: f"{python} ", typed)
 
     def say(self, *lines: str | None) -> None:
         """Print lines for a person, each on its own; None is skipped."""
@@ -220,7 +221,13 @@ class Terminal:
             sys.stdout.write("\n")
 
 
-def _python() -> str:
+def _python() -> str | None:
+    """Return what stands for make where that does not do: without a Makefile, and in another folder than make's.
+
+    There relative paths, STUDIES_DIR's say, are read from the current folder, and `make -C` would read them elsewhere.
+    """
+    if IS_CHECKOUT and ("MAKE_CALLED_FROM" in os.environ or Path.cwd() == ROOT):
+        return None
     return f"{shlex.quote(sys.executable)} -m search"
 
 

@@ -163,3 +163,11 @@ def test_an_installed_package_keeps_its_files_where_it_is_called_and_prints_comm
         )
         assert ran.stdout + ran.stderr == line
     assert list(here.iterdir()) == []
+
+
+def test_a_current_folder_that_is_gone_is_told_in_a_line(tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    line = f"cd {tmp_path}/gone && rmdir {tmp_path}/gone && {sys.executable} -m search list"
+    ran = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
+    told = "error: the current folder is gone or closed (No such file or directory). cd to another one.\n"
+    assert (ran.returncode, ran.stdout, ran.stderr) == (2, "", told)
