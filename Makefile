@@ -105,6 +105,11 @@ faults: $(STAMP) ## break searches in every way, two hours; FAULTS="walk soak" d
 clean: ## remove caches, keep studies
 	@rm -rf .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
+# `make search help` asks: nothing else runs.
+ifneq ($(filter help,$(MAKECMDGOALS)),)
+$(filter-out help,$(COMMANDS)): SHELL := true
+endif
+
 # A word that is no command is answered with the nearest one, and before anything runs: `make search plateau`.
 UNKNOWN := $(filter-out $(COMMANDS) $(STAMP),$(MAKECMDGOALS))
 ifneq ($(UNKNOWN),)
@@ -117,7 +122,7 @@ endif
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "error: Python 3.11 or newer is needed and $(PYTHON) is %d.%d. Name another: make PYTHON=python3.12" % v[:2])'
 	@echo "setting up $(VENV) (once; a minute or two) ..."
-	@$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV) || { echo "error: $(VENV) cannot be made. Name a folder of your own: make VENV=/folder $(MAKECMDGOALS)" >&2; exit 1; }
 	@[ -z "$(TORCH_INDEX)" ] || { echo "  no NVIDIA driver here: getting torch's CPU build (about 200 MB) ..."; \
 	$(VENV)/bin/python -m pip install -q --disable-pip-version-check --retries 0 --timeout 15 --no-deps --index-url $(TORCH_INDEX) $$(grep '^torch==' constraints.txt) 2> /dev/null \
 	|| echo "  $(TORCH_INDEX) did not answer: PyPI's torch is taken, which brings CUDA packages of some gigabytes"; }

@@ -2,6 +2,7 @@
 
 import gc
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -25,6 +26,8 @@ os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 # Torch, transformers and Ray bring a million objects. With a collection at every 700 new ones, a fifth of the time of
 # their imports went to collections that found nothing.
 gc.set_threshold(100_000, *gc.get_threshold()[1:])
+# Matplotlib warns where a home cannot be written, which a picture does not need.
+logging.getLogger("matplotlib").setLevel(logging.ERROR)
 try:
     Path("~").expanduser()
 except RuntimeError:
@@ -69,6 +72,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as missing:
         own = "call make, or .venv/bin/python -m search"
         print(f"error: {sys.executable} has no {missing.name}, which .venv has: {own}.", file=sys.stderr)
+        return 2
+    try:
+        Path.cwd()
+    except OSError as error:
+        print(f"error: the current folder is gone or closed ({error.strerror}). cd to another one.", file=sys.stderr)
         return 2
     words = [MAKE_NAMES.get(word, word) for word in (sys.argv[1:] if argv is None else argv)]
     leaves_files = "--json" not in words and any(word in LEAVE_FILES for word in words)

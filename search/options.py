@@ -28,6 +28,7 @@ from pydantic_core import ErrorDetails
 
 from results.study.paths import expanded
 from results.words import list_words
+from search import IS_CHECKOUT
 from search.option_names import TYPED_NAMES, VENV, as_variable, make_names, nearly, space_hint, typed_names
 from spaces.budget import parse_duration
 from trainable.config import (
@@ -352,7 +353,8 @@ FIELDS: Mapping[str, FieldInfo] = {
     _env_name(name): spec for name, spec in Options.model_fields.items() if not spec.exclude
 }
 """Every variable besides the hyperparameters."""
-FOLDERS = ("STUDIES_DIR", "CACHE_DIR")
+FOLDERS = {"STUDIES_DIR": "results/studies", "CACHE_DIR": ".cache"}
+"""With their places where they are not set: in the checkout, or in the folder of an installed command."""
 ALSO_READ_BY: Mapping[str, tuple[str, ...]] = {
     "a search": ("search", "resume", "preflight"),
     "a new search": ("search", "resume", "baseline", "preflight"),
@@ -379,9 +381,9 @@ def read_options(assignments: Sequence[str]) -> Options:
         texts[name] = text.strip()
     for name in make_names(os.environ):
         _check_name(name)
-    for name in FOLDERS:
+    for name, place in FOLDERS.items():
         # Ray's workers and their children read these two from the environment.
-        os.environ[name] = texts.get(name, "")
+        os.environ[name] = texts.get(name) or ("" if IS_CHECKOUT else str(Path.cwd() / place))
     return parse_options({name: text for name, text in texts.items() if text}, typed=typed(assignments))
 
 

@@ -19,6 +19,7 @@ _STORAGE_WORDS = {
     errno.EROFS: "the file system is read-only. Make it writable",
     errno.EFBIG: "larger than a limit on files allows. Raise it (ulimit -f)",
     errno.EACCES: "permission denied. Make it writable",
+    errno.ESTALE: "deleted or moved while it was written to. Put it back",
     errno.EIO: "the device reports an error. Check the disk",
 }
 
@@ -38,8 +39,8 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def is_storage_error(error: OSError) -> bool:
-    """Return whether no further write can succeed: the disk is full or read-only."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+    """Return whether no further write can succeed: the disk is full or read-only, or the study is gone."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.ESTALE)
 
 
 def storage_error_words(error: OSError, path: Path | None = None) -> str:

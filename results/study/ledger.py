@@ -1,6 +1,8 @@
 """A study's tables while it runs: all rows in the driver's memory, flushed to disk. It decides nothing."""
 
+import errno
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
@@ -31,6 +33,7 @@ class Ledger:
         self, study: Study, *, flush_interval_s: float = FLUSH_INTERVAL_S, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._study = study
+        self._has_document = study.study_json.exists()
         self._flush_interval_s = flush_interval_s
         self._clock = clock
         self._unwritten_metrics = True
@@ -177,6 +180,9 @@ class Ledger:
 
     def flush(self) -> None:
         """Write what is not on disk yet. Raises OSError."""
+        if self._has_document and not self._study.study_json.exists():
+            # A trial that is saved makes the folder again, and whatever followed would be of no study.
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(self._study.path))
         # Trials last: so a reader never finds a trial's loss without its evaluation.
         self._study.steps_path(0).parent.mkdir(exist_ok=True)  # deleted by hand, perhaps
         for trial_id in sorted(self._unwritten_steps):

@@ -9,17 +9,16 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from results.words import count_words
+from search import ROOT
 from search.cluster.study_storage import probed, read_probe
 from trainable.errors import UserError, full_reason
 
 if TYPE_CHECKING:
     from trainable.device.device import DeviceInfo
 
-ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("search", "trainable", "spaces", "results")
 NOT_SENT = ("studies/", "__pycache__/")
 NODE_CACHE = "~/.cache/gpt2-search"

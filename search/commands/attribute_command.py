@@ -9,6 +9,7 @@ from results.attribution.sentences import did_it_words, render
 from results.confirmation.attempt import load_attempts
 from results.study.folder import Study, check_has_baseline, list_studies, studies_dir
 from results.study.ledger import Ledger
+from results.study.lock import hold
 from results.study.paths import shown
 from results.study.planned_run import runs_left
 from results.words import budget_words, count_words
@@ -21,7 +22,7 @@ from search.setup.preflight_run import check_preflight, preflight_of
 from search.setup.reopen import reopen
 from search.setup.run_plan import cost_words, held, run_plan
 from search.setup.settings import refuse_steps
-from search.terminal.console import Preparing, Terminal
+from search.terminal.console import Preparing, Terminal, print_wide
 from search.terminal.next_steps import Step, ending_document, say_next, with_remedy
 from spaces.budget import Budget, budget_of
 from trainable.config import BASELINES, DOCUMENTED
@@ -50,7 +51,8 @@ def attribute_command(options: Options, terminal: Terminal) -> int:
         question = make_question(before, BASELINES[before], after, BASELINES[after], budget)
     else:
         check_has_baseline(source)
-        with with_remedy(source):
+        # Held here for a moment, so that a study that others hold is refused before torch is loaded.
+        with with_remedy(source), hold(source):
             question = question_of_study(source, budget)
     with Preparing(terminal.console) as progress:
         plan = _plan(question, source, budget, options, progress)
@@ -132,11 +134,11 @@ def _run(question: Question, plan: Plan, seeds: int, terminal: Terminal) -> int:
         other = f"each run had {budget_words(plan.budget)}, where the study's trials have {budget_words(own)}"
         found = replace(found, notes=(*found.notes, other))
     write_attribution(study, found)
-    finish_study(study, plan.options, terminal, samples=False)
-    terminal.console.print(render(found))
-    terminal.say(did_it_words(found), f"report: {shown(study.path / 'report.html')}")
+    unwritten = finish_study(study, plan.options, terminal, samples=False)
+    print_wide(terminal.console, render(found))
+    terminal.say(did_it_words(found), None if unwritten else f"report: {shown(study.path / 'report.html')}")
     terminal.document({**ending_document(study, terminal), **to_json(found)})
-    return 1 if failed else 0
+    return 1 if failed else unwritten
 
 
 def _again(plan: Plan, question: Question, seeds: int) -> str:

@@ -3,10 +3,10 @@
 from dataclasses import asdict
 
 from results.export import make_words
-from results.study.paths import picture_path, shown
+from results.study.paths import picture_path
 from search.options import Options
 from search.setup.inputs import check_inputs
-from search.terminal.console import Preparing, Terminal
+from search.terminal.console import Preparing, Terminal, print_wide
 from search.terminal.next_steps import Step, say_next
 from trainable.errors import UserError
 
@@ -39,15 +39,13 @@ def audit_command(options: Options, terminal: Terminal) -> int:
             token_range=options.range,
             progress=progress,
         )
-        picture = picture_path(options.training_data_source or files[0], "audit")
-        plot_audit(report, picture)
         cleaned = write_clean(files, report, out) if out else None
     terminal.say(*inputs.source_lines)
-    terminal.console.print(render(report))
-    terminal.say(f"picture: {shown(picture)}")
-    document = {**to_json(report), "picture": str(picture)}
+    print_wide(terminal.console, render(report))
+    path = picture_path(options.training_data_source or files[0], "audit")
+    document = {**to_json(report), "picture": terminal.picture(path, lambda path: plot_audit(report, path))}
     if cleaned is not None:
-        terminal.console.print(render_clean(cleaned))
+        print_wide(terminal.console, render_clean(cleaned))
         document["cleaned"] = {**asdict(cleaned), "out": str(cleaned.out)}
         kept = {name: options.texts.get(name) for name in ("GPT2_MODEL_NAME", "VALIDATION_DATA_SOURCE", "DOCUMENTS")}
         words = make_words({"TRAINING_DATA_SOURCE": str(cleaned.out.absolute()), **kept})

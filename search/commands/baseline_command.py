@@ -15,7 +15,7 @@ from search.options import Options
 from search.setup.finish import finish_study
 from search.setup.plan import make_plan
 from search.setup.run_plan import checked
-from search.terminal.console import Preparing, Terminal
+from search.terminal.console import Preparing, Terminal, print_wide
 from search.terminal.next_steps import ending_document
 from search.terminal.summary import sample_lines
 from trainable.config import BASELINES, BEFORE, TrialConfig, config_from
@@ -41,7 +41,7 @@ def baseline_command(options: Options, terminal: Terminal) -> int:
     with checked(plan, terminal) as plan:
         code = run_own_trials(plan, Ledger(plan.study), terminal, header_lines(plan))
     study = plan.study
-    finish_study(study, options, terminal, samples=code == 0, loaded=plan.loaded)
+    unwritten = finish_study(study, options, terminal, samples=code == 0, loaded=plan.loaded)
     names = [plan.document["baseline"]["name"], *([options.compare] if options.compare else [])]
     measured = [
         _measured(study, row, name, plan.loaded.spec)
@@ -68,7 +68,7 @@ def baseline_command(options: Options, terminal: Terminal) -> int:
             "speed_ratio": ratio,
         }
     )
-    return code
+    return code or unwritten
 
 
 def speed_words(ratio: float, other: str, slots: int) -> str:
@@ -129,7 +129,7 @@ def _say_facts(facts: dict[str, Any], terminal: Terminal) -> None:
     if documented is BEFORE:
         for step, rate in DOCUMENTED_RATES.items():
             table.add_row(f"LR at step {step} of 5000", f"{rate:.2e}", f"{learning_rate_at(step, BEFORE):.2e}")
-    terminal.console.print(table)
+    print_wide(terminal.console, table)
     _say_trajectory(facts, terminal)
 
 
@@ -149,7 +149,7 @@ def _say_trajectory(facts: dict[str, Any], terminal: Terminal) -> None:
         )
     # Without an evaluation, out of memory say, there is nothing below the headings.
     if table.row_count:
-        terminal.console.print(table)
+        print_wide(terminal.console, table)
     losses = DOCUMENTED_LOSSES.get(facts["name"])
     if losses:
         words = ", ".join(f"{loss} at step {step}" for step, loss in losses.items())

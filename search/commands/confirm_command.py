@@ -39,7 +39,7 @@ from search.setup.finish import finish_study
 from search.setup.reopen import reopen
 from search.setup.run_plan import cost_words, run_plan
 from search.setup.settings import refuse_steps
-from search.terminal.console import Preparing, Terminal
+from search.terminal.console import Preparing, Terminal, print_wide
 from search.terminal.next_steps import ending_document, with_remedy
 from spaces.budget import budget_of
 from trainable.errors import UserError
@@ -52,12 +52,12 @@ def confirm_command(options: Options, terminal: Terminal) -> int:
     study, options = open_or_fetch_study(options)
     with with_remedy(study):
         code = confirm_study(study, options, terminal)
-    finish_study(study, options, terminal, samples=code == 0)
+    unwritten = finish_study(study, options, terminal, samples=code == 0)
     attempts, winner = load_attempts(study), winner_of(study)
     say_attempt(study, attempts[-1], terminal)
     terminal.say(headline(winner), way_words(winner), evidence_words(winner), *notes(winner))
     terminal.warn(warning_words(winner))
-    terminal.say(f"report: {shown(study.path / 'report.html')}")
+    terminal.say(None if unwritten else f"report: {shown(study.path / 'report.html')}")
     terminal.document(
         {
             **ending_document(study, terminal),
@@ -66,7 +66,7 @@ def confirm_command(options: Options, terminal: Terminal) -> int:
             **to_json(attempts),
         }
     )
-    return code
+    return code or unwritten
 
 
 def confirm_study(study: Study, options: Options, terminal: Terminal) -> int:
@@ -142,7 +142,7 @@ def say_attempt(study: Study, attempt: Attempt, terminal: Terminal) -> None:
     """Print the losses of an attempt's runs, and its verdict on each candidate."""
     trials = study.trials()
     rows = {row["trial_id"]: row for row in trials}
-    terminal.console.print(_loss_table(attempt, trials))
+    print_wide(terminal.console, _loss_table(attempt, trials))
     for verdict in attempt.verdicts:
         terminal.say("")
         terminal.say(f"trial {verdict.trial_id} ({config_words(rows[verdict.trial_id])}): {verdict.words}")

@@ -10,7 +10,7 @@ from results.diagnosis.render import Report, plain_text, render, report_of_trace
 from results.diagnosis.run_view import Context
 from results.diagnosis.trace_plot import plot_trace
 from results.study.folder import LATEST, Study, list_studies, open_study
-from results.study.paths import expanded, path_error, picture_path, shown
+from results.study.paths import expanded, path_error, picture_path
 from search.options import Options
 from search.setup.inputs import check_inputs, load_text
 from search.terminal.console import Preparing, Terminal
@@ -22,7 +22,7 @@ from trainable.checkpoint.checkpoint_path import (
     checkpoint_folders,
     is_safetensors,
 )
-from trainable.errors import UserError, did_you_mean, reason
+from trainable.errors import UserError, did_you_mean
 from trainable.model.model_names import PRESETS, check_model_name, vocab_size_of
 
 
@@ -36,15 +36,10 @@ def diagnose_command(options: Options, terminal: Terminal) -> int:
         terminal.console.print(render(report))
     else:
         terminal.say(plain_text(report))
-    drawn: Path | None = None
-    if report.trace is not None:
-        try:
-            plot_trace(report.trace, report.findings, picture)
-            drawn = picture
-            terminal.say(f"picture: {shown(picture)}")
-        except OSError as error:
-            terminal.say(f"no picture: {shown(picture)} cannot be written: {reason(error)}")
-    terminal.document({**to_json(report), "picture": drawn and str(drawn)})
+    trace, drawn = report.trace, None
+    if trace is not None:
+        drawn = terminal.picture(picture, lambda path: plot_trace(trace, report.findings, path))
+    terminal.document({**to_json(report), "picture": drawn})
     return 0
 
 

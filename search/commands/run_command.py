@@ -55,9 +55,9 @@ def conclude(study: Study, code: int, options: Options, terminal: Terminal, *, l
         except KeyboardInterrupt:
             code = INTERRUPTED
     # After an interruption nobody waits for samples.
-    finish_study(study, options, terminal, samples=code == 0, loaded=loaded)
-    say_summary(study, terminal)
-    return code
+    unwritten = finish_study(study, options, terminal, samples=code == 0, loaded=loaded)
+    say_summary(study, terminal, has_report=not unwritten)
+    return code or unwritten
 
 
 def run_own_trials(plan: Plan, ledger: Ledger, terminal: Terminal, lines: list[str]) -> int:

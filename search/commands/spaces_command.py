@@ -6,7 +6,7 @@ from rich.table import Table
 
 from results.words import short_budget_words
 from search.options import Options
-from search.terminal.console import Terminal
+from search.terminal.console import Terminal, print_wide
 from spaces.read.load import load_space
 from spaces.read.space_files import list_spaces
 from spaces.space import SearchSpace
@@ -32,7 +32,7 @@ def spaces_command(options: Options, terminal: Terminal) -> int:
         searched = ", ".join(parameter.name for parameter in space.parameters)
         table.add_row(space.name, str(space.trials), short_budget_words(space.budget), searched, space.description)
     if table.row_count:
-        terminal.console.print(table)
+        print_wide(terminal.console, table)
     for line in errors:
         terminal.say(f"error: {line}")
     terminal.document({"spaces": entries})

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from results.model_card import model_row
 from results.study.atomic import write_document
-from results.study.folder import Study, create_study, find_study, studies_dir
+from results.study.document_model import INPUT_VARIABLES
+from results.study.folder import Study, create_study, find_study, open_study, studies_dir
 from results.study.ledger import Ledger
 from results.study.lock import hold
 from results.study.paths import shown
@@ -20,6 +21,7 @@ from results.words import config_words, count_words, list_words, loss_words, tok
 from search.options import Options
 from search.setup.finish import SavedModel, sample_study, save_run_model
 from search.setup.preflight_run import Preflight, check_preflight
+from search.setup.reopen import differences_of_inputs
 from search.setup.run_checkpoints import NEWEST_KEPT, RunCheckpoints
 from search.setup.study_record import start_losses
 from search.setup.train_plan import (
@@ -58,6 +60,10 @@ def train_command(options: Options, terminal: Terminal) -> int:
         terminal.say(f"no study is named {options.study} yet: the variables' configuration is trained under that name")
     with Preparing(terminal.console) as progress:
         plan = make_train_plan(options, progress)
+        if options is not asked and asked.typed.isdisjoint(INPUT_VARIABLES.values()):
+            source = open_study(str(asked.study))
+            if changed := differences_of_inputs(source.document(), plan.loaded.facts):
+                terminal.say(f"study {source.name}: {'; '.join(changed)}. This run's losses are not to be compared")
         # Built on the CPU to check that all fits together, because preflight needs the device's memory.
         begun = _begin(plan, replace(plan.loaded.spec, compile_mode="off", device="cpu"))
         if options.save_model is not None and begun.adapter_base is not None and not options.merge:
@@ -114,7 +120,8 @@ def train_command(options: Options, terminal: Terminal) -> int:
             "model": saved and str(saved.folder),
         }
     )
-    return (status == "interrupted" and interrupts.code) or EXIT_CODES[status]
+    unsaved = 2 if status == "completed" and options.save_model is not None and saved is None else 0
+    return (status == "interrupted" and interrupts.code) or EXIT_CODES[status] or unsaved
 
 
 def _begin(plan: TrainPlan, spec: "RunSpec") -> "TrainState":
@@ -175,7 +182,12 @@ def _save_model(
             spec, best = plan.loaded.spec, read_checkpoint(checkpoints.best_path)
             model, adapters_on = load_run_model(spec, plan.config, best)
             model, trial = model.to(spec.device), model_row(study, trial)
-    saved = save_run_model(model, plan.loaded, study, trial, folder=options.save_model, adapters_on=adapters_on)
+    try:
+        saved = save_run_model(model, plan.loaded, study, trial, folder=options.save_model, adapters_on=adapters_on)
+    except UserError as error:
+        # After hours of training what came of them is still printed, and how to write the model.
+        terminal.warn(f"error: {error}")
+        return None
     terminal.say(saved.words)
     return saved
 

@@ -13,6 +13,7 @@ from results.export import write_best
 from results.model_card import model_card, model_record, step_words
 from results.report.page import write_reports
 from results.samples import Sample, Samples, load_samples, write_samples
+from results.study.atomic import is_storage_error, storage_error_words
 from results.study.folder import RESUMED_KINDS, Study
 from results.study.paths import shown
 from results.study.planned_run import Row
@@ -48,10 +49,10 @@ class SavedModel:
 
 def finish_study(
     study: Study, options: Options, terminal: Terminal, *, samples: bool, loaded: Loaded | None = None
-) -> None:
+) -> int:
     """Write the best configuration, with `samples` those too, and the report, and copy all into STORAGE.
 
-    loaded: the study's inputs, if they are loaded.
+    loaded: the study's inputs, if they are loaded. Return the exit code: 2 where there is no room for them.
     """
     # Whatever the signal, the report must not be left of fewer trials: samples are given up, and the report is written.
     with ending_in_order():
@@ -60,9 +61,17 @@ def finish_study(
                 sample_study(study, options, terminal, loaded)
         finally:
             with Interrupts(), terminal.console.status("writing the report ..."):
-                write_answer(study)
+                try:
+                    write_answer(study)
+                except OSError as error:
+                    if not is_storage_error(error):
+                        raise
+                    # What was found is still printed.
+                    terminal.warn(f"error: {storage_error_words(error)}. Then: make report STUDY={study.name}")
+                    return 2
                 if options.storage is not None:
                     TableMirror(study, options.storage, terminal.say).close()
+    return 0
 
 
 def write_answer(study: Study) -> dict[str, Any]:
@@ -154,7 +163,7 @@ def save_run_model(
     folder: Path,
     adapters_on: "AdapterBase | None",
 ) -> SavedModel:
-    """Write the model of a study's trial to `folder` and read it back. Raises OSError.
+    """Write the model of a study's trial to `folder` and read it back. Raises UserError where it cannot be written.
 
     trial: the row as of the model's step. adapters_on: the base of the model's adapters, if it has any. Without MERGE
     they are written alone, which needs a base that peft can load; raises UserError where it is none.

@@ -51,10 +51,12 @@ def slots_for(loaded: Loaded, options: Options, largest: TrialConfig, progress: 
         gpu_frac=options.gpu_fraction,
         threads=threads,
     )
-    is_ours_alone = info.type == "cpu" and loaded.cluster is None and threads is None
+    is_ours_alone = info.type == "cpu" and loaded.cluster is None
+    idle = here.cpus - slots.count * slots.threads
     return replace(
         slots,
-        idle_cores=max(0, here.cpus - slots.count) if is_ours_alone else 0,
+        # More trials than cores are asked for by name (CONCURRENCY); more threads may come from another machine.
+        idle_cores=(max(0, idle) if threads is None else min(0, idle)) if is_ours_alone else 0,
         address=loaded.cluster.address if loaded.cluster else None,
         device=info.type if loaded.cluster else None,
         storage=options.storage,

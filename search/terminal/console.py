@@ -18,15 +18,24 @@ from rich.segment import Segment, Segments
 from rich.table import Table
 from rich.text import Text
 
+from results.study.paths import shown
 from results.words import printable
-from trainable.errors import redacted
+from search import IS_CHECKOUT, ROOT
+from trainable.errors import reason, redacted
 
 MAX_TABLE_WIDTH = 1000
-CHECKOUT = Path(__file__).resolve().parents[2]
+NARROWEST = 80
+"""Columns in which no number of our tables is cut."""
 COMMAND = re.compile(
-    r"""\bmake [a-z]+(?= (?:STUDY|TARGET|FROM)=[\w'"/~])(?: (?='?[A-Z_]+=)(?:'[^']*'|"[^"]*"|[^\s'"])+(?<![.;:,]))+"""
+    r"""\bmake [a-z]+(?= (?:STUDY|TARGET|FROM|SPACE)=[\w'"/~])"""
+    r"""(?: (?='?[A-Z_]+=)(?:'[^']*'|"[^"]*"|[^\s'"])+(?<![.;:,]))+"""
 )
-"""A command about a study within a sentence."""
+"""A command with its variables within a sentence."""
+NAMED = re.compile(
+    r"\bmake (?=(?:search|resume|baseline|preflight|train|confirm|attribute|report|diagnose|audit|export|model|spaces"
+    r"|compare|list|help)\b)"
+)
+"""The word before a command's name within a sentence."""
 
 
 def plain(text: str) -> str:
@@ -68,8 +77,14 @@ def print_line(console: Console, text: str | Text, *, indent: int = 0) -> None:
 def print_table(console: Console, table: Table) -> None:
     """Print a table with every cell whole, wider than the screen if necessary: names must be typed as they are."""
     natural = console.measure(table, options=console.options.update(max_width=MAX_TABLE_WIDTH)).maximum
+    print_wide(console, table, natural)
+
+
+def print_wide(console: Console, drawn: RenderableType, width: int = NARROWEST) -> None:
+    """Print what holds a table in at least `width` columns; a narrower terminal breaks its lines."""
     # Rich limits tables to the screen's width, but prints rendered segments as they are.
-    lines = console.render_lines(table, console.options.update(width=natural), pad=False, new_lines=True)
+    options = console.options.update(width=max(width, console.width))
+    lines = console.render_lines(drawn, options, pad=False, new_lines=True)
     console.print(Segments(segment for line in lines for segment in line), crop=False, end="")
 
 
@@ -156,19 +171,27 @@ class Terminal:
             reconfigure = getattr(stream, "reconfigure", None)
             if reconfigure is not None:
                 reconfigure(errors="backslashreplace")
-        self.console = PlainConsole(stderr=as_json, highlight=False, markup=False)
+        # FORCE_COLOR and TTY_COMPATIBLE, as CI sets them, ask for colours in a file, where no cursor moves.
+        in_file = None if (sys.stderr if as_json else sys.stdout).isatty() else False
+        self.console = PlainConsole(stderr=as_json, highlight=False, markup=False, force_interactive=in_file)
+        if self.console.width < 1:
+            self.console.width = NARROWEST  # of COLUMNS=0 rich would print nothing
 
     def typed(self, command: str) -> str:
         """Return a command of make as it works in the folder from which the last one was typed."""
-        here = Path(os.environ.get("MAKE_CALLED_FROM") or ".").resolve()
-        there = "" if here == CHECKOUT else f" -C {shlex.quote(str(CHECKOUT))}"
+        python = _python()
         makes_one = command.startswith(("make search ", "make train ")) and " STUDY=" not in command
         free = " STUDY=" if self.is_study_exported and makes_one else ""
-        return f"make{there}{command.removeprefix('make')}{free}{self.typed_folders}"
+        words = f"{command.removeprefix('make')}{free}{self.typed_folders}"
+        if python is not None:
+            return f"{python}{words.removeprefix(' -s')}".replace("$$", "$")  # doubled for make
+        here = Path(os.environ.get("MAKE_CALLED_FROM") or ".").resolve()
+        return f"make{'' if here == ROOT else f' -C {shlex.quote(str(ROOT))}'}{words}"
 
     def with_typed(self, sentence: str) -> str:
-        """Return a sentence with the commands about studies in it as typed() returns them."""
-        return COMMAND.sub(lambda found: self.typed(found[0]), sentence)
+        """Return a sentence with the commands in it as typed() returns them."""
+        typed, python = COMMAND.sub(lambda found: self.typed(found[0]), sentence), _python()
+        return typed if python is None else NAMED.sub(lambda _: f"{python} ", typed)
 
     def say(self, *lines: str | None) -> None:
         """Print lines for a person, each on its own; None is skipped."""
@@ -181,11 +204,31 @@ class Terminal:
         if line is not None:
             self.console.print(Text(self.with_typed(line), style="bold red"), soft_wrap=True)
 
+    def picture(self, path: Path, draw: Callable[[Path], None]) -> str | None:
+        """Draw a picture and print where it is; where it cannot be written print why. Return its path, or None."""
+        try:
+            draw(path)
+        except OSError as error:
+            self.say(f"no picture: {shown(path)} cannot be written: {reason(error)}")
+            return None
+        self.say(f"picture: {shown(path)}")
+        return str(path)
+
     def document(self, document: Mapping[str, Any]) -> None:
         """Print the command's JSON document if --json is set."""
         if self.as_json:
             json.dump(document, sys.stdout, indent=2, allow_nan=False, default=str)
             sys.stdout.write("\n")
+
+
+def _python() -> str | None:
+    """Return what stands for make where that does not do: without a Makefile, and in another folder than make's.
+
+    There relative paths, STUDIES_DIR's say, are read from the current folder, and `make -C` would read them elsewhere.
+    """
+    if IS_CHECKOUT and ("MAKE_CALLED_FROM" in os.environ or Path.cwd() == ROOT):
+        return None
+    return f"{shlex.quote(sys.executable)} -m search"
 
 
 class Preparing:
@@ -197,19 +240,19 @@ class Preparing:
         self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> "Preparing":
-        if self._console.is_terminal:
+        if self._console.is_interactive:
             self._bar.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._console.is_terminal:
+        if self._console.is_interactive:
             self._bar.stop()
 
     def __call__(self, what: str, done_frac: float) -> None:
         """Show the share of `what` that is done."""
         if what not in self._tasks:
             self._tasks[what] = self._bar.add_task(what, total=1.0)
-            if not self._console.is_terminal:
+            if not self._console.is_interactive:
                 self._console.print(f"{what} ...")
         # Rich shows a pulse where there is no total.
         self._bar.update(self._tasks[what], completed=done_frac, total=1.0 if done_frac else None)

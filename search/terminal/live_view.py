@@ -68,7 +68,7 @@ class StudyView:
     def __enter__(self) -> "StudyView":
         self._started_at = self._progress_line_at = time.monotonic()
         self._budgets_before = sum(map(budget_frac, self._rows()))
-        if self.console.is_terminal:
+        if self.console.is_interactive:
             self._live = Live(
                 get_renderable=self.render, console=self.console, refresh_per_second=2, transient=True, screen=False
             )
@@ -130,7 +130,8 @@ class StudyView:
         bar = ProgressBar(total=max(1, self.trials_planned), completed=len(ended), width=12)
         head.add_row(bar, self._progress_words(trials))
         name = Text("study ") + Text(self.study.name, style="bold")
-        parts: list[RenderableType] = [name, head, self._running_table(trials)]
+        # Before follow() nobody knows how many trials there are, and it is not Ray that is waited for.
+        parts: list[RenderableType] = [name, *([head] if self.trials_planned else []), self._running_table(trials)]
         board = leaderboard_table(ranked_trials(trials), limit=LEADERS_SHOWN, statuses=("completed", "stopped"))
         if board.row_count:
             parts.append(board)

@@ -22,7 +22,7 @@ from results.words import (
     percent_words,
     token_words,
 )
-from search.terminal.console import Terminal
+from search.terminal.console import Terminal, print_wide
 from search.terminal.live_view import ending_words, leaderboard_table
 from search.terminal.next_steps import ending_document
 from trainable.rows import ENDINGS
@@ -31,14 +31,14 @@ TABLE_ROWS = 12
 REASONS_SHOWN = 4
 
 
-def say_summary(study: Study, terminal: Terminal) -> None:
+def say_summary(study: Study, terminal: Terminal, *, has_report: bool) -> None:
     """Print the summary of a study, whole or interrupted, for a person or as a document."""
     document, rows = study.document(), study.trials()
     trials, winner = ranked_trials(rows), winner_of(study)
     saved, by_time = savings(trials), time_winner(document, rows, study.metrics(), winner)
     if trials:
         table = leaderboard_table(trials, limit=TABLE_ROWS, statuses=(*ENDINGS, "interrupted"))
-        terminal.console.print(table)
+        print_wide(terminal.console, table)
         if (more := len(trials) - table.row_count) > 0:
             terminal.say(f"{more} more in the report")
         terminal.say(*count_lines(trials, winner.baseline), early_end_words(document))
@@ -47,7 +47,7 @@ def say_summary(study: Study, terminal: Terminal) -> None:
         if (warning := warning_words(winner)) is not None:
             answer.append(Text(warning, style="bold red"))
         terminal.console.print(Panel(Text("\n").join(answer)))
-        terminal.say(cost_line(rows), f"report: {shown(study.path / 'report.html')}")
+        terminal.say(cost_line(rows), f"report: {shown(study.path / 'report.html')}" if has_report else None)
     else:
         terminal.say("no trial was started")
     terminal.document(

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from results.words import count_words
 from search.cluster.connection import Node
 from search.options import MOST_A_DEVICE
 from trainable.errors import UserError
@@ -35,7 +36,7 @@ class Slots:
     evaluation_timeout_s: float = 3600.0
     """A trial counts as hung after this time without an evaluation, and ten times what its first steps predict."""
     idle_cores: int = 0
-    """Of this machine, where the user set CONCURRENCY and left THREADS to us."""
+    """Of this machine, where the user set CONCURRENCY and left THREADS to us; below 0 the cores that THREADS lacks."""
 
     @property
     def count_on_device(self) -> int:
@@ -70,6 +71,9 @@ class Slots:
                 f"CONCURRENCY={self.count}: the trials take turns on the Mac's one GPU and share its memory. "
                 "Unset it for one at a time."
             ]
+        if self.idle_cores < 0:
+            cores = self.count * self.threads + self.idle_cores
+            return [f"THREADS={self.threads} on {count_words(cores, 'core')}: the threads wait for each other."]
         if self.idle_cores < self.count:
             return []
         threads = self.threads + self.idle_cores // self.count

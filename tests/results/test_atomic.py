@@ -108,7 +108,7 @@ def test_the_words_name_the_file_the_reason_and_the_remedy(tmp_path: Path, monke
         (OSError(errno.EDQUOT, "x"), "the disk quota is used up. Make room, or have it raised;"),
         (OSError(errno.EROFS, "x"), "the file system is read-only. Make it writable;"),
         (OSError(errno.EFBIG, "x"), "larger than a limit on files allows. Raise it (ulimit -f);"),
-        (OSError(errno.ESTALE, "Stale file handle"), "Stale file handle. Make it writable;"),
+        (OSError(errno.ESTALE, "Stale file handle"), "deleted or moved while it was written to. Put it back;"),
         (OSError("upload failed:\n  no route"), "upload failed: no route. Make it writable;"),
     ):
         assert storage_error_words(error, path).startswith(f"plateau/trials.parquet: {reason}")

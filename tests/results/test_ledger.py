@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from results.study.atomic import is_storage_error, storage_error_words
 from results.study.folder import Study, create_study
 from results.study.ledger import Ledger
 from results.study.planned_run import PlannedRun
@@ -277,13 +278,19 @@ def test_a_death_between_the_two_writes_loses_no_evaluation(study: Study) -> Non
     assert (row["val_loss"], row["optimizer_steps"], row["status"]) == (5.0, 10, "interrupted")
 
 
-def test_a_flush_that_fails_is_made_good_by_the_next(study: Study) -> None:
+def test_a_study_that_was_deleted_or_moved_is_written_no_more_until_it_is_back(study: Study) -> None:
     ledger = Ledger(study)
     start(ledger, 1)
     away = study.path.with_name("away")
     study.path.rename(away)
-    with pytest.raises(FileNotFoundError):
+    study.checkpoint_dir(1).mkdir(parents=True)  # by a trial that is saved meanwhile
+    with pytest.raises(OSError, match="one") as refused:
         end(ledger, 1)
+    words = "/one: deleted or moved while it was written to. Put it back; what was measured so far is kept"
+    assert storage_error_words(refused.value).endswith(words)
+    assert is_storage_error(refused.value)
+    assert not study.trials_path.exists()
+    shutil.rmtree(study.path)
     away.rename(study.path)
     assert study.trials()[0]["status"] == "running"
     ledger.flush()

@@ -164,6 +164,16 @@ def test_make_does_nothing_where_one_of_its_words_is_no_command(words: str) -> N
     assert f"-m search '{words.split()[1]}'; else" in first
 
 
+@pytest.mark.parametrize("words", ["search help", "help test"])
+def test_make_runs_nothing_beside_help(words: str) -> None:
+    """`make search help` asks what search is; it printed the list and searched for minutes."""
+    ran = [
+        subprocess.run(["make", "-s", *words], cwd=ROOT, capture_output=True, text=True, check=True)
+        for words in (words.split(), ["help"])
+    ]
+    assert (ran[0].stdout, ran[0].stderr) == (ran[1].stdout, ran[1].stderr)
+
+
 def test_without_its_libraries_it_names_the_python_that_has_them(tmp_path: Path) -> None:
     ran = subprocess.run(
         [sys.executable, "-S", "-m", "search", "list"], cwd=ROOT, capture_output=True, text=True, check=False, env={}
@@ -241,3 +251,12 @@ def test_diagnose_looks_at_the_study_that_is_named(
         create_study(name, sound_document(name))
     looked = run_here("diagnose", "STUDY=asked")
     assert "found in study asked" in looked.stdout
+
+
+def test_an_audit_where_no_picture_can_be_written_prints_what_it_found(run_here: Any, tmp_path: Path) -> None:
+    (tmp_path / "results").touch()
+    (tmp_path / "text.txt").write_text("the same line of some words again\n" * 40, encoding="utf-8")
+    ran = run_here("audit", "TRAINING_DATA_SOURCE=text.txt", cwd=tmp_path)
+    assert "low" in ran.stdout or "high" in ran.stdout
+    name = "results/pictures/text-[0-9a-f]{6}.audit.png"
+    assert re.search(f"^no picture: {name} cannot be written: Not a directory$", ran.stdout, re.MULTILINE)

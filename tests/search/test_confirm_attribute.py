@@ -11,6 +11,7 @@ import pytest
 from results.confirmation.attempt import load_attempts, plan_attempt, write_attempts
 from results.confirmation.paired_t import judge
 from results.study.folder import Study
+from results.study.lock import hold
 from results.study.tables import TRIALS, write_table
 from results.winner import winner_of
 from search.options import Options
@@ -149,6 +150,11 @@ def test_another_budget_is_a_question_of_its_own(study: Study, run_here: Any) ->
     for command in ("confirm", "attribute"):
         refused = run_here(command, STUDY="two", STEPS="9")
         assert (refused.code, "STEPS is the length of a winner's run" in refused.stderr) == (2, True)
+        with hold(study):
+            held = run_here(command, STUDY="two")
+        # In a second, and not after the text and preflight.
+        assert (held.code, "loading torch" in held.output) == (2, False)
+        assert held.stderr.startswith("error: study two is held by process ")
     smaller = run_here("attribute", "--json", STUDY="two", SEEDS="1", BUDGET_TOKENS="3072", **one_slot)
     assert smaller.code == 0, smaller.stderr
     rows = [row for row in study.trials() if row["tokens_seen"] == 3072]

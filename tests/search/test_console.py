@@ -11,7 +11,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from search.terminal.console import PlainConsole, plain, print_line, print_table
+from search.terminal.console import PlainConsole, Terminal, plain, print_line, print_table
 from search.trackers.callbacks import GuardedTracker
 from tests.running import ROOT
 from trainable.errors import UserError, redacted
@@ -126,3 +126,20 @@ def test_a_table_wider_than_the_screen_has_every_name_whole() -> None:
     print_table(PlainConsole(file=file, width=40), table)
     assert file.getvalue().splitlines()[1].split("  ")[0].strip() == name
     assert file.getvalue().count("\n") == 2
+
+
+@pytest.mark.parametrize("name", ["FORCE_COLOR", "TTY_COMPATIBLE"])
+def test_colours_that_ci_asks_for_bring_no_live_screen_into_its_log(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("TERM", "xterm")
+    for as_json in (False, True):
+        to = Terminal(as_json=as_json).console
+        assert (to.is_terminal, to.is_interactive) == (True, False)
+
+
+def test_a_screen_without_columns_is_printed_on_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "0")
+    Terminal(as_json=False).say("nothing was printed, and the exit code was 0")
+    assert capsys.readouterr().out == "nothing was printed, and the exit code was 0\n"

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from results.study.atomic import write_atomic
 from search.__main__ import main
 from search.commands import list_command
+from tests.running import ROOT
 from trainable.errors import MachineError
 
 
@@ -131,3 +133,41 @@ def test_a_failed_write_names_the_file_and_not_the_temporary_one(tmp_path: Path)
 def test_a_space_that_is_not_there_is_told_without_an_empty_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["spaces", "SPACE=platau"]) == 2
     assert capsys.readouterr().out == "error: no space named 'platau' in spaces/. Did you mean 'plateau'?\n"
+
+
+def test_an_installed_package_keeps_its_files_where_it_is_called_and_prints_commands_without_make(
+    tmp_path: Path,
+) -> None:
+    site, here = tmp_path / "site packages", tmp_path / "here"
+    here.mkdir()
+    for package in ("search", "trainable", "spaces", "results"):
+        left = shutil.ignore_patterns("studies", "pictures", "__pycache__")
+        shutil.copytree(ROOT / package, site / package, ignore=left)
+    python = f"{sys.executable} -m search"
+    told = {
+        "list": f"no study in results/studies yet. Make one with: {python} search SPACE=plateau\n",
+        "export STUDY=one": f"error: there is no study in results/studies/ yet. Make one with: {python} search "
+        "SPACE=plateau\n",
+        "compare STUDY=a": "error: compare needs two different studies or more: STUDY=a,b. "
+        f"{python} list shows them.\n",
+        "serach": f"error: there is no command 'serach'. Did you mean 'search'? `{python} help` lists them.\n",
+    }
+    for words, line in told.items():
+        ran = subprocess.run(
+            [sys.executable, "-m", "search", *words.split()],
+            cwd=here,
+            env={**os.environ, "PYTHONPATH": str(site), "STUDIES_DIR": ""},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ran.stdout + ran.stderr == line
+    assert list(here.iterdir()) == []
+
+
+def test_a_current_folder_that_is_gone_is_told_in_a_line(tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    line = f"cd {tmp_path}/gone && rmdir {tmp_path}/gone && {sys.executable} -m search list"
+    ran = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
+    told = "error: the current folder is gone or closed (No such file or directory). cd to another one.\n"
+    assert (ran.returncode, ran.stdout, ran.stderr) == (2, "", told)

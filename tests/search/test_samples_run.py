@@ -1,5 +1,6 @@
 """Samples of a study with real, untrained models: who continues the prompt, when again, and what stops nothing."""
 
+import errno
 import shutil
 import signal
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from results.samples import Sample, Samples, load_samples
 from results.study.folder import Study, create_study
 from results.study.tables import TRIALS, write_table
 from search.cluster.study_storage import checkpoint_root
+from search.commands.run_command import conclude
 from search.options import read_options
 from search.setup.finish import finish_study, sample_study
 from search.setup.plan import Plan, make_plan
@@ -217,6 +219,22 @@ def test_a_signal_while_the_report_is_written_leaves_it_whole(
     monkeypatch.setattr("search.setup.finish.write_best", write_best)
     finish_study(planted.study, read_options(planted.words), Terminal(as_json=False), samples=False)
     assert (planted.study.path / "report.md").exists()
+
+
+def test_a_disk_without_room_for_the_report_is_a_line_after_which_the_answer_is_printed(
+    planted: Planted, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def full(study: Study) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/full/s/report.html")
+
+    monkeypatch.setattr("search.setup.finish.write_reports", full)
+    options, terminal = read_options([*planted.words, "CONFIRM=0"]), Terminal(as_json=False)
+    assert conclude(planted.study, 0, options, terminal, loaded=planted.plan.loaded) == 2
+    out = capsys.readouterr().out
+    told = "no space left on the device. Make room; what was measured so far is kept. Then: make report STUDY=s"
+    assert f"error: /full/s/report.html: {told}" in out
+    assert "device time: " in out
+    assert "report: " not in out
 
 
 def test_a_text_that_has_changed_since_is_a_line(planted: Planted, tmp_path: Path, capsys: Any) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
 from results.study.folder import Study, studies_dir
@@ -227,6 +228,21 @@ def test_the_trained_model_is_saved_as_a_folder(train_one: Train, tmp_path: Path
     )
     refused = train_one_refused(train_one, SAVE_MODEL=str(out))
     assert f"{out} exists and is not this model. Remove it, or name another folder." in refused["error"]
+
+
+def test_a_model_that_finds_no_room_is_a_line_and_the_run_is_told_as_ever(
+    train_one: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*values: Any, **named: Any) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("transformers.modeling_utils.safe_save_file", full)
+    ran = train_one(STUDY="unsaved", SAVE_MODEL=str(tmp_path / "m"))
+    assert (ran["code"], ran["model"], ran["status"]) == (2, None, "completed")
+    why = "Error while serializing: I/O error: No space left on device (os error 28)"
+    assert f"error: {tmp_path}/m cannot be written: {why}. Make room, or name another folder." in ran["log"]
+    assert "make model STUDY=unsaved" in ran["log"]
+    assert not list(tmp_path.glob("*m*"))
 
 
 def test_a_run_that_made_the_model_worse_says_so_and_gives_its_best_evaluation(

@@ -163,6 +163,12 @@ def test_a_next_step_is_typed_where_the_last_command_was(tmp_path: Path, monkeyp
             f"Again: make{there} train STUDY=a 'SAVE_MODEL=/x y.z' {folders}. "
             f"Or make{there} attribute FROM=before TO=a {folders}."
         )
+    # Typed without make in another folder, from which STUDIES_DIR may be a relative path.
+    monkeypatch.delenv("MAKE_CALLED_FROM")
+    monkeypatch.chdir(tmp_path)
+    terminal.typed_folders = " STUDIES_DIR=own '/a$$b'"
+    typed = terminal.typed("make -s export STUDY=a > a.toml")
+    assert typed == f"{sys.executable} -m search export STUDY=a > a.toml STUDIES_DIR=own '/a$b'"
 
 
 def test_a_path_is_shown_from_the_folder_in_which_make_was_called(

@@ -14,6 +14,7 @@ from rich.console import Console, RenderableType
 from results.study.folder import Study
 from results.study.ledger import Ledger
 from results.study.planned_run import PlannedRun
+from search.terminal.console import Preparing, print_wide
 from search.terminal.live_view import STATUS_STYLES, StudyView, ending_words, leaderboard_table, time_left_s
 from tests.rows import evaluation
 from trainable.config import BEFORE, DOCUMENTED
@@ -163,6 +164,15 @@ def test_the_loss_of_an_unstable_trial_cuts_no_other_column(make_view: MakeView,
     assert sorted(found)[:2] == [["3.21e+12", "(train)"], ["75346.0312", "(train)"]]
 
 
+def test_no_number_of_the_printed_leaderboard_is_cut_on_a_screen_of_40_columns(ledger: Ledger) -> None:
+    console = Console(record=True, width=40, file=io.StringIO())
+    print_wide(console, leaderboard_table(ledger.trials(), limit=1, statuses=("completed",)))
+    text = console.export_text()
+    row = ["1", "10.1234", "-1.0000", "393k", "64x16", "256", "1.23e-04", "warmup_cosine", "completed"]
+    assert text.splitlines()[1].split() == row
+    assert "…" not in text
+
+
 def test_the_leaderboard_shows_the_baseline_below_the_leaders(ledger: Ledger) -> None:
     table = leaderboard_table(ledger.trials(), limit=1, statuses=("completed", "stopped"))
     assert list(table.columns[0].cells) == ["1", "baseline"]
@@ -194,6 +204,9 @@ def test_before_anything_has_begun(study: Study) -> None:
     assert "0/4 trials, 0 tokens" in text
     assert "starting Ray" in text
     assert "schedule" not in text
+    # While the start is evaluated it is neither trials nor Ray that is waited for.
+    view.trials_planned = 0
+    assert words(drawn(console, view.render())) == "study planted"
 
 
 def test_each_stage_before_the_first_step_is_told_apart(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,6 +268,19 @@ def test_every_ending_is_kept_in_the_log_and_shown(terminal: bool, make_view: Ma
     line = "trial 2 stopped at 0.1% of the budget: val loss 9.1234 at its rung, not among the best there;"
     assert [entry[9 : 9 + len(line)] for entry in log] == ["header", line]
     assert line in words(view.console.export_text().splitlines())
+
+
+def test_a_terminal_that_cannot_move_its_cursor_gets_lines(
+    make_view: MakeView, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    view = make_view(80, terminal=True)
+    with Preparing(view.console) as progress:
+        progress("loading torch", 0.0)
+    with view:
+        view.trial_ended(2, note="")
+    text = words(view.console.export_text().splitlines())
+    assert text.startswith("loading torch ... trial 2 stopped at 0% of the budget: val loss 9.1234")
 
 
 def test_a_progress_line_now_and_then_where_there_is_no_screen(

@@ -203,5 +203,5 @@ def test_the_cache_folder_is_made_where_it_is_wanted(cache: Path, monkeypatch: p
     assert cache_dir() == cache
     assert cache.is_dir()
     monkeypatch.setenv("CACHE_DIR", str(write(cache / "file", "")))
-    with pytest.raises(UserError, match=r"CACHE_DIR=.*file cannot be used: File exists"):
+    with pytest.raises(UserError, match=r"no cache in .*file: File exists. Set CACHE_DIR"):
         cache_dir()

@@ -219,7 +219,7 @@ def test_a_save_that_fails_leaves_what_was_there(
     for where, name, broken in ((os, "fsync", no_space), (Path, "rename", not_the_new_one)):
         with monkeypatch.context() as patch:
             patch.setattr(where, name, broken)
-            with pytest.raises(OSError, match="No space"):
+            with pytest.raises(UserError, match="No space"):
                 save(trained(base, seed=8), tokenizer, out, base)
         assert {path.name: path.read_bytes() for path in out.iterdir()} == before
         assert [path.name for path in tmp_path.iterdir()] == ["out"]

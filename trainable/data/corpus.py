@@ -31,7 +31,7 @@ def cache_dir() -> Path:
         path = Path(given).expanduser().absolute()
         path.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError) as error:
-        raise UserError(f"CACHE_DIR={given} cannot be used: {reason(error)}. Name a folder to write to.") from None
+        raise UserError(f"no cache in {given}: {reason(error)}. Set CACHE_DIR to a folder to write to.") from None
     return path
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from trainable.data.tokens import END_OF_TEXT
-from trainable.errors import UserError
+from trainable.errors import UserError, reason
 from trainable.model.lora import AdapterBase, save_adapters
 from trainable.model.model_names import PRESETS, RECORD, files_folder
 from trainable.model.models import preset_config
@@ -42,7 +43,7 @@ def save_model_folder(
     """Write `model`, a run's, to `folder`, whole or not at all; return the dtype it is saved in.
 
     model_name: the base, whose tokenizer and configuration go with it. dtype: fp32, bf16, fp16, or None for the base's
-    own. What was at `folder` before is replaced: check_model_target() comes first. Raises OSError.
+    own. What was at `folder` before is replaced: check_model_target() comes first. Raises UserError.
     """
     config = base_config(model_name, tokenizer)
     own_dtype = next((name for name, one in DTYPES.items() if one == config.dtype), "fp32")
@@ -70,7 +71,7 @@ def save_adapter_folder(
     card: str,
     record: Mapping[str, Any],
 ) -> None:
-    """Write the adapters of `model` to `folder` in peft's layout, whole or not at all. Raises OSError.
+    """Write the adapters of `model` to `folder` in peft's layout, whole or not at all. Raises UserError.
 
     base: adapters_base_name()'s, what peft is to put them on.
     """
@@ -184,9 +185,9 @@ def _finish_config(path: Path, base: Path | None) -> None:
 
 @contextmanager
 def _replacing(folder: Path) -> Iterator[Path]:
-    folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
         unfinished.mkdir()
         yield unfinished
         for path in unfinished.iterdir():
@@ -195,6 +196,8 @@ def _replacing(folder: Path) -> Iterator[Path]:
         if folder.exists():
             folder.rename(old)
         unfinished.rename(folder)
+    except (OSError, SafetensorError) as error:  # that library's own of a full disk
+        raise UserError(f"{folder} cannot be written: {reason(error)}. Make room, or name another folder.") from None
     finally:
         if old.exists() and not folder.exists():
             old.rename(folder)
