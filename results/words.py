@@ -204,6 +204,8 @@ def percent_words(share: float | None) -> str:
     """Return a share in per cent, with a digit more where it would be none or all of it; or a dash."""
     if share is None:
         return UNKNOWN
+    if 0 < share < 0.0005 or 0.9995 <= share < 1:
+        return "under 0.1%" if share < 0.5 else "over 99.9%"
     return f"{share:.1%}" if 0 < share < 0.01 or 0.99 < share < 1 else f"{share:.0%}"
 
 

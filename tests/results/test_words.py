@@ -101,7 +101,12 @@ def test_values_and_shares() -> None:
         "–", "1e-5", "0.0116", "2.5e-4", "100", "1,000", "1,490", "0", "4,096", "wsd", "inf", "True"
     ]  # fmt: skip
     assert [percent_words(s) for s in (None, 0.0, 0.004, 0.5549, 1.0)] == ["–", "0%", "0.4%", "55%", "100%"]
-    assert [percent_words(share) for share in (0.99, 0.996)] == ["99%", "99.6%"]
+    assert [percent_words(share) for share in (0.99, 0.996, 0.9996, 2e-4)] == [
+        "99%",
+        "99.6%",
+        "over 99.9%",
+        "under 0.1%",
+    ]
 
 
 def test_configurations() -> None:

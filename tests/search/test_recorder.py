@@ -176,7 +176,10 @@ def test_a_trial_that_the_scheduler_ends_is_stopped(recording: Recording) -> Non
     assert recording.row(1)["is_baseline"] is False
     assert recording.ended == [1]
     assert (recording.known[1].status, recording.known[1].val_loss) == ("stopped", 5.0)
-    assert "trial 1 stopped at 0% of the budget: val loss 5.0000 at its rung, not among the best there" in recording.log
+    assert (
+        "trial 1 stopped at under 0.1% of the budget: val loss 5.0000 at its rung, not among the best there"
+        in recording.log
+    )
 
 
 def test_an_unstable_trial_has_its_verdict_and_its_last_step(recording: Recording) -> None:
@@ -201,7 +204,7 @@ def test_out_of_memory_is_told_with_what_did_not_fit(recording: Recording) -> No
     recording.report(trial, status="out_of_memory", done=True, evidence=evidence)
     assert recording.row(1)["status"] == "out_of_memory"
     assert recording.row(1)["verdict"] is None
-    assert f"trial 1 out of memory at 0% of the budget: {evidence}" in recording.log
+    assert f"trial 1 out of memory at under 0.1% of the budget: {evidence}" in recording.log
 
 
 def test_a_failed_trial_is_told_with_the_last_line_of_its_error(recording: Recording, tmp_path: Path) -> None:
@@ -211,7 +214,7 @@ def test_a_failed_trial_is_told_with_the_last_line_of_its_error(recording: Recor
     recording.fail(trial, RayTaskError("train", text, ValueError("no such thing")))
     assert recording.row(2)["status"] == "failed"
     assert recording.row(2)["val_loss"] == 5.0
-    assert "trial 2 failed at 0% of the budget: ValueError: no such thing; batch 32" in recording.log
+    assert "trial 2 failed at under 0.1% of the budget: ValueError: no such thing; batch 32" in recording.log
     assert "ray::train()\n  File x.py" in recording.log
     assert "\x1b" not in recording.log
 
@@ -229,7 +232,7 @@ def test_a_failure_without_an_error_file_is_still_a_failure(recording: Recording
     trial = recording.start(2)
     recording.fail(trial, None)
     assert recording.row(2)["status"] == "failed"
-    assert "trial 2 failed at 0% of the budget: unknown error" in recording.log
+    assert "trial 2 failed at under 0.1% of the budget: unknown error" in recording.log
 
 
 def test_a_trial_started_again_keeps_its_row_and_passes_its_steps_again(recording: Recording) -> None:

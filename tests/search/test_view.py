@@ -280,7 +280,7 @@ def test_a_terminal_that_cannot_move_its_cursor_gets_lines(
     with view:
         view.trial_ended(2, note="")
     text = words(view.console.export_text().splitlines())
-    assert text.startswith("loading torch ... trial 2 stopped at 0% of the budget: val loss 9.1234")
+    assert text.startswith("loading torch ... trial 2 stopped at 0.1% of the budget: val loss 9.1234")
 
 
 def test_a_progress_line_now_and_then_where_there_is_no_screen(
