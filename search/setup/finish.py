@@ -55,6 +55,7 @@ def finish_study(
     loaded: the study's inputs, if they are loaded. Return the exit code: 2 where there is no room for them.
     """
     # Whatever the signal, the report must not be left of fewer trials: samples are given up, and the report is written.
+    code = 0
     with ending_in_order():
         try:
             if samples:
@@ -63,15 +64,15 @@ def finish_study(
             with Interrupts(), terminal.console.status("writing the report ..."):
                 try:
                     write_answer(study)
+                    if options.storage is not None:
+                        TableMirror(study, options.storage, terminal.say).close()
                 except OSError as error:
                     if not is_storage_error(error):
                         raise
-                    # What was found is still printed.
+                    # What was found is still printed, and what ended the samples still raised.
                     terminal.warn(f"error: {storage_error_words(error)}. Then: make report STUDY={study.name}")
-                    return 2
-                if options.storage is not None:
-                    TableMirror(study, options.storage, terminal.say).close()
-    return 0
+                    code = 2
+    return code
 
 
 def write_answer(study: Study) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def slots_for(loaded: Loaded, options: Options, largest: TrialConfig, progress: 
     idle = here.cpus - slots.count * slots.threads
     return replace(
         slots,
-        # More trials than cores are asked for by name (CONCURRENCY); more threads may come from another machine.
+        # More threads than cores may come from another machine.
         idle_cores=(max(0, idle) if threads is None else min(0, idle)) if is_ours_alone else 0,
         address=loaded.cluster.address if loaded.cluster else None,
         device=info.type if loaded.cluster else None,

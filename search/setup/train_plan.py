@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from results.export import winner_env
@@ -22,7 +21,7 @@ from search.setup.inputs import Loaded, check_inputs, load_inputs
 from search.setup.plan import study_name
 from search.setup.study_record import study_document
 from search.terminal.console import Preparing
-from search.terminal.next_steps import with_remedy
+from search.terminal.next_steps import last_checkpoint, with_remedy
 from spaces.budget import Budget, budget_of
 from trainable.config import DOCUMENTED, ENV_NAMES, HYPERPARAMETERS, TrialConfig, config_from, make_config, variable_of
 from trainable.errors import UserError
@@ -103,19 +102,15 @@ def with_winner_of(options: Options) -> Options:
     if goes_on and "CHECKPOINT_PATH" not in own:
         # It has the configuration in it.
         winner = {name: text for name, text in winner.items() if name not in (*ENV_NAMES, *SAID_BY_A_CHECKPOINT)}
-        winner["CHECKPOINT_PATH"] = str(_last_checkpoint(study))
+        trial = winner_of(study).trial
+        checkpoint = trial and last_checkpoint(study, trial["trial_id"])
+        if not checkpoint:
+            remedy = "Unset RESUME_STEPS and RESUME_LR to train it from its start"
+            raise UserError(f"STUDY={study.name}: no checkpoint of its winner was kept to go on from. {remedy}.")
+        winner["CHECKPOINT_PATH"] = str(checkpoint)
     name = new_study_name(f"train-{study.name.removeprefix('train-')}", datetime.now())
     texts = {**{name: text for name, text in winner.items() if text}, **own, "STUDY": name}
     return parse_options(with_newest_schedule(texts, own), typed=options.typed)
-
-
-def _last_checkpoint(study: Study) -> Path:
-    trial = winner_of(study).trial
-    found = max(study.checkpoint_dir(trial["trial_id"]).glob("step_*.pt"), default=None) if trial else None
-    if found is None:
-        remedy = "Unset RESUME_STEPS and RESUME_LR to train it from its start"
-        raise UserError(f"STUDY={study.name}: no checkpoint of its winner was kept to go on from. {remedy}.")
-    return found
 
 
 def make_train_plan(options: Options, progress: Preparing) -> TrainPlan:

@@ -87,15 +87,21 @@ def remedy(study: Study) -> str:
 def _own(study: Study, document: Mapping[str, Any], trial_id: int) -> list[Step]:
     """Return the steps that write a trial's model and train it again; one step where its checkpoint was not kept."""
     name, stored = study.name, document.get("storage")
-    folder = stored and local_folder(below(stored, name))
-    places = [place for place in (study.path, folder) if place]
     # An object store is not asked for a line to print.
-    if (stored and not folder) or any(any(Study(one).checkpoint_dir(trial_id).glob("step_*.pt")) for one in places):
+    if (stored and not local_folder(stored)) or last_checkpoint(study, trial_id):
         what = "write the trained model as a folder that transformers loads"
         model = Step(command=f"make model STUDY={name}", purpose=what)
         return [model, Step(command=f"make train STUDY={name}", purpose="train that configuration again")]
     purpose = "train that configuration again and write its model: no checkpoint of it was kept"
     return [Step(command=train_again(study, study.path / f"model-{trial_id}"), purpose=purpose)]
+
+
+def last_checkpoint(study: Study, trial_id: int) -> Path | None:
+    """Return the newest checkpoint of a trial, in the study or in a STORAGE that is a folder; None where there is none."""
+    stored = study.document().get("storage")
+    places = [study.path, *([local_folder(below(stored, study.name))] if stored else [])]
+    found = (path for place in places if place for path in Study(place).checkpoint_dir(trial_id).glob("step_*.pt"))
+    return max(found, key=lambda path: path.name, default=None)
 
 
 def train_again(study: Study, folder: Path) -> str:
@@ -120,7 +126,7 @@ def _after_training(study: Study, document: Mapping[str, Any], row: dict[str, An
 
 def going_on(study: Study) -> str | None:
     """Return the command that goes on from the newest checkpoint of a run of train, None without one."""
-    checkpoint, document = max(study.checkpoint_dir(0).glob("step_*.pt"), default=None), study.document()
+    checkpoint, document = last_checkpoint(study, 0), study.document()
     if checkpoint is None:
         return None
     # The checkpoint has the model and the hyperparameters, and not what they are trained and evaluated on.

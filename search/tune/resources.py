@@ -71,7 +71,8 @@ class Slots:
                 f"CONCURRENCY={self.count}: the trials take turns on the Mac's one GPU and share its memory. "
                 "Unset it for one at a time."
             ]
-        if self.idle_cores < 0:
+        # One thread each is what CONCURRENCY asks for by name.
+        if self.idle_cores < 0 and self.threads > 1:
             cores = self.count * self.threads + self.idle_cores
             return [f"THREADS={self.threads} on {count_words(cores, 'core')}: the threads wait for each other."]
         if self.idle_cores < self.count:
