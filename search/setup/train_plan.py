@@ -9,14 +9,7 @@ from results.export import winner_env
 from results.study.folder import LATEST, Study, find_study, new_study_name, open_study
 from results.winner import winner_of
 from results.words import list_words, value_words
-from search.options import (
-    LENGTHS,
-    Options,
-    check_lora,
-    parse_options,
-    with_default_warmup,
-    with_newest_schedule,
-)
+from search.options import LENGTHS, Options, check_lora, parse_options, with_default_warmup, with_newest_schedule
 from search.setup.inputs import Loaded, check_inputs, load_inputs
 from search.setup.plan import study_name
 from search.setup.study_record import study_document

@@ -97,7 +97,7 @@ def _own(study: Study, document: Mapping[str, Any], trial_id: int) -> list[Step]
 
 
 def last_checkpoint(study: Study, trial_id: int) -> Path | None:
-    """Return the newest checkpoint of a trial, in the study or in a STORAGE that is a folder; None where there is none."""
+    """Return the newest checkpoint of a trial, in the study or in a STORAGE that is a folder; None without one."""
     stored = study.document().get("storage")
     places = [study.path, *([local_folder(below(stored, study.name))] if stored else [])]
     found = (path for place in places if place for path in Study(place).checkpoint_dir(trial_id).glob("step_*.pt"))

@@ -18,11 +18,7 @@ WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 INDEX_SUFFIX = ".index.json"
 """Of the list of the shards, where the weights are spread over several files."""
 _ANY = "a .pt, .bin or .safetensors file, or a folder made by save_pretrained or by a Trainer"
-KINDS = {
-    "CHECKPOINT_PATH=": _ANY,
-    "checkpoint ": _ANY,
-    "GPT2_MODEL_NAME=": "a folder made by save_pretrained",
-}
+KINDS = {"CHECKPOINT_PATH=": _ANY, "checkpoint ": _ANY, "GPT2_MODEL_NAME=": "a folder made by save_pretrained"}
 """What there should have been, by what stands before the path in an error: the option that named it, if one did."""
 SHOWN = 6
 _BLOB = re.compile(r"/models--[^/]+/blobs/[^/]+$")
