@@ -64,9 +64,7 @@ def _unknown_word(attribution: Attribution, change: int) -> str:
 
 
 def _style(estimate: Estimate | None) -> str:
-    if estimate is None or not estimate.is_proven:
-        return ""
-    return "green" if estimate.mean < 0.0 else "red"
+    return "" if estimate is None or not estimate.is_proven else "green" if estimate.mean < 0.0 else "red"
 
 
 def summary_lines(attribution: Attribution) -> list[str]:

@@ -96,17 +96,19 @@ class DamagedTableError(UserError):
 
 
 def write_table(path: Path, rows: Sequence[Row], schema: Any) -> None:
-    """Write `rows` as the Parquet file `path` (zstd), atomically; the old file stays as `.NAME.previous`.
-
-    Raises OSError with the table unchanged.
-    """
+    """Write `rows` as a Parquet file, or raise OSError and leave it alone; the old one stays as `.NAME.previous`."""
     names = set(schema.names)
     for row in rows:
         assert row.keys() == names, f"{path.name}: {sorted(row.keys() ^ names)}"
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), sink, compression="zstd", write_page_checksum=True)
     data = guarded(sink.getvalue().to_pybytes())
-    _keep_previous(path)
+    previous = previous_path(path)
+    # Where the file system has no hard links, or is full, the table is written without a copy.
+    with suppress(OSError):
+        if path.exists():
+            previous.unlink(missing_ok=True)
+            previous.hardlink_to(path)
     write_atomic(path, data)
 
 
@@ -277,15 +279,6 @@ def read_rows_or_previous(path: Path, schema: Any) -> tuple[list[Row], str | Non
 def previous_path(path: Path) -> Path:
     """Return where the copy is that the last write_table of `path` replaced."""
     return path.with_name(f".{path.name}.previous")
-
-
-def _keep_previous(path: Path) -> None:
-    previous = previous_path(path)
-    # Where the file system has no hard links, or is full, the table is written without a copy.
-    with suppress(OSError):
-        if path.exists():
-            previous.unlink(missing_ok=True)
-            previous.hardlink_to(path)
 
 
 def _rows(table: Any) -> list[Row]:

@@ -147,23 +147,16 @@ def say_attempt(study: Study, attempt: Attempt, terminal: Terminal) -> None:
         terminal.say("")
         terminal.say(f"trial {verdict.trial_id} ({config_words(rows[verdict.trial_id])}): {verdict.words}")
         if verdict.mean_difference is not None:
-            terminal.say(
-                f"  against the baseline {difference_words(verdict.mean_difference)} nats/token"
-                + (
-                    ""
-                    if verdict.p_value is None
-                    else f", interval {interval_words(verdict.low, verdict.high)}, p = {verdict.p_value:.2g}"
-                )
-            )
+            against = f"  against the baseline {difference_words(verdict.mean_difference)} nats/token"
+            if verdict.p_value is not None:
+                against += f", interval {interval_words(verdict.low, verdict.high)}, p = {verdict.p_value:.2g}"
+            terminal.say(against)
 
 
 def _loss_table(attempt: Attempt, trials: list[dict[str, Any]]) -> Table:
     """Return the val_loss of every run, a row per seed, because there may be many seeds."""
-    names = [
-        "baseline" if one == attempt.baseline else f"trial {one}" for one in (attempt.baseline, *attempt.candidates)
-    ]
     table = Table(box=None, header_style="bold", pad_edge=False, title="val loss", title_justify="left")
-    for heading in ("seed", *names):
+    for heading in ("seed", "baseline", *(f"trial {one}" for one in attempt.candidates)):
         table.add_column(heading, justify="right")
     cells: dict[int, dict[int | None, str]] = {seed: {} for seed in attempt.seeds}
     for run, row in attempt_rows(attempt, trials):

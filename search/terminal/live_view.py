@@ -106,10 +106,7 @@ class StudyView:
         of = rows.get(row["of_trial"], row)
         line = ending_words({**row, "point": of["point"]}, baseline_trial(trials), note=note)
         self.endings.append(line)
-        if self._live is None:
-            self.say(line)
-        else:
-            self.log(line)
+        (self.say if self._live is None else self.log)(line)
 
     def say(self, line: str) -> None:
         """Print a line and keep it in search.log."""
@@ -192,10 +189,7 @@ def time_left_s(
     budgets_before: float = 0.0,
     full_length: bool = False,
 ) -> float | None:
-    """Return an estimate of the seconds left: trials to come use as much of their budgets as ended ones did.
-
-    elapsed_s: the time since `budgets_before` full budgets had been trained.
-    """
+    """Return the seconds left: trials to come use as much of a budget as ended ones. elapsed_s: so far."""
     spent = sum(map(budget_frac, trials)) - budgets_before
     # Not yet known while a trial that went back to its checkpoint repeats steps.
     if spent <= 0:

@@ -11,7 +11,7 @@ from rich.text import Text
 from results.attribution.attribution_values import Attribution, load_attribution
 from results.attribution.design import config_of
 from results.confirmation.attempt import load_attempts
-from results.export import export_cli, make_words, search_command
+from results.export import make_words, search_command, train_command
 from results.ranking import ranked_trials
 from results.report.facts.study_facts import edges_of
 from results.samples import samples_json
@@ -106,10 +106,7 @@ def last_checkpoint(study: Study, trial_id: int) -> Path | None:
 
 def train_again(study: Study, folder: Path) -> str:
     """Return the command that trains a study's winner again and writes its model to the folder."""
-    # Of a run of train STUDY would be the new run's name, which is taken.
-    is_run = study.document()["kind"] == "train"
-    train = export_cli(study).rstrip() if is_run else f"make train STUDY={study.name}"
-    return f"{train} {make_words({'SAVE_MODEL': str(folder)})}"
+    return f"{train_command(study)} {make_words({'SAVE_MODEL': str(folder)})}"
 
 
 def _after_training(study: Study, document: Mapping[str, Any], row: dict[str, Any], winner: Winner) -> list[Step]:

@@ -89,10 +89,8 @@ def verdict_lines(winner: Winner) -> list[str]:
             lines.append(f"{name}: val loss {loss_words(row['val_loss'])}; {config_words(row)}")
     if winner.search_difference is not None:
         side = "lower" if winner.search_difference <= 0 else "higher"
-        by = (
-            f"{amount_words(winner.search_difference)} nats/token {side} on the same held-out tokens at the same budget"
-        )
-        lines.append(f"{by}; {evidence_words(winner)}")
+        by = f"{amount_words(winner.search_difference)} nats/token {side}"
+        lines.append(f"{by} on the same held-out tokens at the same budget; {evidence_words(winner)}")
     elif winner.verdict is not None or winner.rival_verdict is not None:
         lines.append(evidence_words(winner))
     return [*lines, *notes(winner)]

@@ -25,6 +25,7 @@ from results.study.folder import Study
 from results.study.ledger import Ledger
 from results.study.lock import remove_unfinished
 from results.winner import find_winner
+from results.words import count_words
 from search.cluster.node_watch import MirrorTables, NodeWatch
 from search.cluster.study_storage import CHECKPOINTS, TableMirror, checkpoint_root
 from search.terminal.live_view import StudyView
@@ -199,7 +200,7 @@ class StopOnSignal(Callback):  # type: ignore[misc]
             self._asked_at = time.monotonic()
             self.leave_path.parent.mkdir(parents=True, exist_ok=True)
             self.leave_path.touch()
-            self.say(f"saving {len(running)} running trial{'s' if len(running) > 1 else ''} ...")
+            self.say(f"saving {count_words(len(running), 'running trial')} ...")
         if self._asked_at is None or running <= self._saved or time.monotonic() - self._asked_at > LEAVE_PATIENCE_S:
             raise KeyboardInterrupt
 

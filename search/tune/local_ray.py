@@ -283,7 +283,9 @@ def _start(folder: Path, slots: Slots, *, say: Callable[[str], None]) -> None:
             _init(folder, slots)
             return
         except Exception as error:
-            if not is_rays(error):
+            # Of any other kind it is a bug in the call. Ray raises plain Exceptions for processes that do not come up.
+            of_ray = OSError | RuntimeError | ValueError | ray.exceptions.RayError
+            if type(error) is not Exception and not isinstance(error, of_ray):
                 raise
             # The processes of the failed start end with this one.
             with _sigterm_kept():
@@ -296,12 +298,6 @@ def _start(folder: Path, slots: Slots, *, say: Callable[[str], None]) -> None:
                 ) from None
             # On a busy machine a start may fail, not only by a timeout, and the second one succeed.
             say(f"Ray did not start ({cause}); trying once more")
-
-
-def is_rays(error: Exception) -> bool:
-    """Return whether an error of a call to Ray is about Ray and this machine, and not a bug in the call."""
-    # Ray raises plain Exceptions for processes that do not come up.
-    return type(error) is Exception or isinstance(error, OSError | RuntimeError | ValueError | ray.exceptions.RayError)
 
 
 def _init(folder: Path, slots: Slots) -> None:

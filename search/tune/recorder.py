@@ -115,7 +115,9 @@ class StudyRecorder(Callback):  # type: ignore[misc]
     def on_trial_error(self, *, trial: Trial, **info: Any) -> None:
         """Close a trial that raised or whose worker died; its retries are used up."""
         self._enter(trial)
-        text = _error_text(trial)
+        # Not get_error(), for the reason in last_error(). Of several failures each is appended.
+        text = Path(trial.error_file).read_text(encoding="utf-8", errors="replace") if trial.error_file else ""
+        text = Text.from_ansi(text).plain
         reason = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "unknown error")
         self.view.log(text.strip())
         last = text.rpartition("Failure #")[2]
@@ -205,12 +207,6 @@ class StudyRecorder(Callback):  # type: ignore[misc]
         """Return the rung, and how many evaluations led to it; None for a trial that is not stopped."""
         rung = self.log.stopped_at(trial_id)
         return None if rung is None else (rung, len(self.log[trial_id].losses))
-
-
-def _error_text(trial: Trial) -> str:
-    # Not get_error(), for the reason in last_error(). Of several failures each is appended.
-    text = Path(trial.error_file).read_text(encoding="utf-8", errors="replace") if trial.error_file else ""
-    return Text.from_ansi(text).plain
 
 
 def oom_counter_of(pid: int | None) -> Path:

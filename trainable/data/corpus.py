@@ -123,18 +123,18 @@ class TextFacts:
     def words(self) -> str:
         """The source in a line."""
         size = size_words(self.size_bytes)
-        return f"{_counted(self.files, 'file')}, {size}, {_counted(self.documents, 'document')}"
+        return f"{counted(self.files, 'file')}, {size}, {counted(self.documents, 'document')}"
 
     @property
     def notes(self) -> list[str]:
         """How the text is read otherwise than it is stored."""
         notes = []
         if self.mended_files:
-            mended = _counted(self.mended_files, "file")
+            mended = counted(self.mended_files, "file")
             notes.append(f"{mended} with byte-order marks or CRLF line ends: marks are left out, the ends read as LF")
         if self.marked_up_files:
             notes.append(
-                f"{_counted(self.marked_up_files, 'file')} of JSON or CSV: quotes and names of "
+                f"{counted(self.marked_up_files, 'file')} of JSON or CSV: quotes and names of "
                 "fields are text too; DOCUMENTS=jsonl:FIELD reads one field of JSON lines"
             )
         return notes
@@ -196,7 +196,8 @@ def check_apart(training: Sequence[Path], validation: Sequence[Path]) -> None:
             )
 
 
-def _counted(count: int, noun: str) -> str:
+def counted(count: int, noun: str) -> str:
+    """Return a count and its noun."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 

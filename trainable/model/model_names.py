@@ -24,10 +24,7 @@ RECORD = "gpt2_search.json"
 
 
 def model_folder(name: str) -> Path | None:
-    """Return the absolute folder of a shipped or saved model, or None where `name` is a preset's or the hub's.
-
-    Raises OSError, RuntimeError or ValueError for what cannot be a path.
-    """
+    """Return a shipped or saved model's absolute folder, or None. Raises OSError, RuntimeError or ValueError."""
     # A folder of the same name in the working directory is not meant: ./tiny is.
     if name in PRESETS:
         return None
@@ -40,9 +37,7 @@ def files_folder(name: str) -> Path | None:
 
     Raises as model_folder() does.
     """
-    if name in PRESETS:
-        return None
-    return model_folder(name) or hub_folder(name)
+    return None if name in PRESETS else model_folder(name) or hub_folder(name)
 
 
 def vocab_size_of(name: str) -> int | None:

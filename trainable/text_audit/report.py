@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from trainable.data.corpus import size_words
+from trainable.data.corpus import counted, size_words
 from trainable.text_audit.audit_findings import MAX_FINDINGS
 from trainable.text_audit.audit_values import KINDS, AuditFinding, AuditReport, Place
 from trainable.text_audit.clean import CleanSummary
@@ -45,7 +45,9 @@ def render(report: AuditReport) -> RenderableType:
     where += "" if report.token_range is None else ", RANGE {:,}-{:,}".format(*report.token_range)
     one = len(report.files) == 1
     source = report.files[0].name if one else f"{len(report.files):,} files under {os.path.commonpath(report.files)}"
-    head = Text(f"{source}: {report.tokens:,} tokens, {_counted(report.lines)}, {size_words(report.bytes)}{where}")
+    head = Text(
+        f"{source}: {report.tokens:,} tokens, {counted(report.lines, 'line')}, {size_words(report.bytes)}{where}"
+    )
     if not report.findings:
         return Group(head, *_comparison(report), Text("Nothing wrong found.", style="bold green"))
     parts: list[RenderableType] = [head, *_comparison(report), Text(), _totals(report), Text()]
@@ -100,18 +102,14 @@ def render_clean(summary: CleanSummary) -> RenderableType:
     less = summary.source_bytes - summary.bytes
     lines = [f"{summary.out}: {size_words(summary.bytes)}, {less:,} bytes less than the source, which is untouched."]
     for kind, removed in summary.removed.items():
-        lines.append(f"  removed {_counted(removed.lines)}, {removed.tokens:,} tokens: {_words(kind)}")
+        lines.append(f"  removed {counted(removed.lines, 'line')}, {removed.tokens:,} tokens: {_words(kind)}")
     if summary.repaired_lines:
-        lines.append(f"  repaired {_counted(summary.repaired_lines)}: encoding debris")
+        lines.append(f"  repaired {counted(summary.repaired_lines, 'line')}: encoding debris")
     if not summary.removed and not summary.repaired_lines:
         lines.append("  nothing to remove or repair")
     if summary.kept_kinds:
         lines.append(f"  left in, for you to judge: {', '.join(_words(kind) for kind in summary.kept_kinds)}")
     return Text("\n".join(lines))
-
-
-def _counted(lines: int) -> str:
-    return f"{lines:,} line{'' if lines == 1 else 's'}"
 
 
 def _words(kind: str) -> str:
@@ -204,7 +202,7 @@ def _label(kind: str, report: AuditReport) -> str:
     total = report.totals.get(kind)
     if total is None:
         return _words(kind)
-    return f"{_words(kind)}  ({total.findings:,} place{'s' if total.findings > 1 else ''}, {total.frac:.2%})"
+    return f"{_words(kind)}  ({counted(total.findings, 'place')}, {total.frac:.2%})"
 
 
 def _draw_curve(axis: "Axes", report: AuditReport, name: str, label: str, *, is_share: bool) -> None:

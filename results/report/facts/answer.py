@@ -1,9 +1,8 @@
 """The first screen of the report: the winner beside the baseline, and the command to train it. It decides nothing."""
 
 import math
-import shlex
 
-from results.export import export_cli
+from results.export import train_command
 from results.ranking import final_loss
 from results.report.facts.analysis import Measured, Row, parameter_values
 from results.study.folder import Study
@@ -34,15 +33,8 @@ def answer_facts(study: Study, measured: Measured) -> Row:
         "baseline": _side(winner.baseline),
         "val_loss_difference": winner.search_difference,
         "changes": _changes(measured, winner.trial, winner.baseline),
-        "export": _train_command(study, winner),
+        "export": train_command(study) if winner.trial else None,
     }
-
-
-def _train_command(study: Study, winner: Winner) -> str | None:
-    if winner.standing == "trained":
-        # STUDY would be the new run's name, which is taken.
-        return export_cli(study).rstrip()
-    return f"make train STUDY={shlex.quote(study.name)}" if winner.trial else None
 
 
 def _proof(winner: Winner) -> Row:
