@@ -63,8 +63,9 @@ def model_card(study: Study, trial: Row, winner: Winner, *, base_license: str | 
     start = winner.start_val_loss
     losses = {"start": start, "baseline": winner.baseline_val_loss, "this model": trial["val_loss"]}
     shown_losses = " → ".join(f"{name} {loss_words(loss)}" for name, loss in losses.items() if loss is not None)
-    is_bad = start is not None and is_worse(trial["val_loss"], start)
-    worse = [f"**This training made the model {worse_words(trial['val_loss'], start)}.**"] if is_bad else []
+    worse = []
+    if start is not None and is_worse(trial["val_loss"], start):
+        worse = [f"**This training made the model {worse_words(trial['val_loss'], start)}.**"]
     text = Path(document["data_source"]).name if document["data_source"] else "the Python language reference"
     lines = [
         "---",

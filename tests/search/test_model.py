@@ -92,6 +92,11 @@ def test_train_goes_on_from_the_winners_checkpoint(
         options = with_winner_of(read_options(["STUDY=two", *words]))
         assert (options.checkpoint_path, options.weights_only, options.hyperparameters) == (checkpoint, False, {})
         assert options.texts["GPT2_MODEL_NAME"] == "tiny-scratch"
+    stored = tmp_path / "store" / "two" / "checkpoints" / "1"
+    copy.study_json.write_text(json.dumps({**copy.document(), "storage": str(tmp_path / "store")}))
+    shutil.move(copy.checkpoint_dir(1), stored)
+    assert with_winner_of(read_options(["STUDY=two", *words])).checkpoint_path == stored / checkpoint.name
+    shutil.move(stored, copy.checkpoint_dir(1))
     for words, message in (
         (["RESUME_STEPS=4", "BUDGET_TOKENS=1M"], "BUDGET_TOKENS and RESUME_STEPS set the length of the same run"),
         (["RESUME_LR=hold"], "STUDY=two: no checkpoint of its winner was kept to go on from. Unset RESUME_STEPS and"),

@@ -187,6 +187,7 @@ def test_what_is_measured_is_the_largest_configuration_with_its_context_and_rese
         (5, None, (5, 1), None),
         (1, 4, (1, 4), None),
         (None, 4, (2, 4), None),
+        (12, 1, (12, 1), None),
         (1, 12, (1, 12), "THREADS=12 on 8 cores: the threads wait for each other."),
         ("auto", None, (1, 8), None),
         ("auto", 2, (4, 2), None),
