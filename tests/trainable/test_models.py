@@ -25,6 +25,7 @@ from transformers import (
 
 from trainable.checkpoint.checkpoint_path import check_checkpoint_path
 from trainable.config import TrialConfig
+from trainable.device.compiling import layers_of
 from trainable.errors import UserError
 from trainable.model.fingerprint import model_fingerprint
 from trainable.model.lora import ALL_LINEAR, add_adapters, find_targets, merge_adapters
@@ -385,7 +386,7 @@ def test_of_a_model_that_sees_images_text_trains_its_own_part(
     save_model: SaveModel, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     text = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8}
-    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 16, "num_attention_heads": 2}
     config = Gemma3Config(
         text_config={**text, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64},
         vision_config={**vision, "image_size": 28, "patch_size": 14},
@@ -398,6 +399,7 @@ def test_of_a_model_that_sees_images_text_trains_its_own_part(
     trained = {name.split(".")[1] for name, weight in model.named_parameters() if weight.requires_grad}
     assert (model.config.text_config.attention_dropout, context_limit(model)) == (0.1, 64)
     assert (frozen, trained) == ({"vision_tower", "multi_modal_projector"}, {"language_model"})
+    assert layers_of(model) is model.get_decoder().layers
     assert check_frozen(model).status == "pass"
     assert len(OptimizerWatch(model.requires_grad_(True), torch.optim.AdamW(model.parameters())).tensors) == 28
     assert all("language_model" in name for targets in ("auto", ALL_LINEAR) for name in find_targets(model, targets))

@@ -20,6 +20,7 @@ from trainable.data.corpus import cache_dir
 from trainable.device.device import autocast, device_info, untouched_rng
 from trainable.device.device_memory import is_out_of_memory, release_memory
 from trainable.loss import next_token_loss
+from trainable.model.models import text_weights
 from trainable.model.modes import dropout_fields
 from trainable.regular_files import whole_file
 
@@ -119,8 +120,10 @@ def compile_layers(model: PreTrainedModel) -> None:
 def layers_of(model: PreTrainedModel) -> nn.ModuleList:
     """Return what is compiled: one graph a layer kind, where a whole model would be compiled again for each depth."""
     lists = (module for module in model.modules() if isinstance(module, nn.ModuleList))
-    # By size and not by number: a layer may hold a longer list, of experts.
-    return max(lists, key=lambda one: sum(weight.numel() for weight in one.parameters()), default=nn.ModuleList())
+    text = set(text_weights(model).values())
+    # By size and not by number: a layer may hold a longer list, of experts. A part that sees images is not trained.
+    sizes = {one: sum(weight.numel() for weight in one.parameters() if weight in text) for one in lists}
+    return max(sizes, key=lambda one: sizes[one], default=nn.ModuleList())
 
 
 def _measured(model: PreTrainedModel, config: TrialConfig, *, if_eager_takes_s: float) -> CompileCost | None:
