@@ -82,7 +82,7 @@ def export_cli(study: Study, budget: Budget | None = None) -> str:
 def train_command(study: Study) -> str:
     """Return the command that trains the study's winner again. Raises UserError as export_env does."""
     # Of a run of train STUDY would be the new run's name, which is taken.
-    is_run = study.document()["kind"] == "train"
+    is_run = winner_of(study).standing == "trained"
     return export_cli(study).rstrip() if is_run else f"make train STUDY={study.name}"
 
 
