@@ -52,7 +52,10 @@ class RunSpec:
     start_seed: int = 0
 
     def known_start(self, config: TrialConfig) -> Start | None:
-        """Return what a run of the configuration starts from, None where unknown: random weights differ."""
+        """Return what a run of the configuration starts from, None where nobody evaluated it.
+
+        Adapters begin as no change at all: only random weights differ between configurations.
+        """
         return None if self.from_scratch and config.seed != self.start_seed else self.start
 
     @property

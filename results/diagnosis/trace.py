@@ -18,7 +18,10 @@ Unit = Literal["step", "row"]
 
 @dataclass(frozen=True, kw_only=True)
 class RunTrace:
-    """One run in columns, a row per recorded step, steps rising; None is not recorded, NaN and infinite are."""
+    """One run in columns of equal length, a row per recorded step, steps strictly rising; None is not recorded.
+
+    A loss or norm that was recorded as NaN or infinite is that float.
+    """
 
     source: str
     """The file or trial, for a person."""

@@ -96,7 +96,10 @@ class DamagedTableError(UserError):
 
 
 def write_table(path: Path, rows: Sequence[Row], schema: Any) -> None:
-    """Write `rows` as a Parquet file, or raise OSError and leave it alone; the old one stays as `.NAME.previous`."""
+    """Write `rows` as the Parquet file `path` (zstd), atomically; the old file stays as `.NAME.previous`.
+
+    Raises OSError with the table unchanged.
+    """
     names = set(schema.names)
     for row in rows:
         assert row.keys() == names, f"{path.name}: {sorted(row.keys() ^ names)}"

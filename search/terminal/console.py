@@ -89,7 +89,10 @@ def print_wide(console: Console, drawn: RenderableType, width: int = NARROWEST) 
 
 
 class LastingStream:
-    """A text stream whose writes never raise: after a closed pipe or a full disk the rest is dropped."""
+    """A text stream whose writes never raise; after an error the rest is dropped.
+
+    A closed pipe, a full disk or a closed terminal ends the output, and not the run.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

@@ -189,7 +189,10 @@ def time_left_s(
     budgets_before: float = 0.0,
     full_length: bool = False,
 ) -> float | None:
-    """Return the seconds left: trials to come use as much of a budget as ended did. elapsed_s: since budgets_before."""
+    """Return an estimate of the seconds left: trials to come use as much of their budgets as ended ones did.
+
+    elapsed_s: the time since `budgets_before` full budgets had been trained.
+    """
     spent = sum(map(budget_frac, trials)) - budgets_before
     # Not yet known while a trial that went back to its checkpoint repeats steps.
     if spent <= 0:

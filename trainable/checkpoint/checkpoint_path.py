@@ -102,7 +102,10 @@ def checkpoint_folders(folder: Path) -> list[Path]:
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
-    """Return a folder's checkpoints: itself if a model, a Trainer's checkpoint-N, or files. Raises UserError."""
+    """Return the checkpoints of a folder: itself where it holds a model, a Trainer's checkpoint-N, or files of them.
+
+    Raises UserError when there is none.
+    """
     if any(path.name.startswith(WEIGHTS) for path in folder.iterdir()) or (folder / "adapter_config.json").exists():
         return [folder]
     files = sorted(path for path in folder.iterdir() if path.suffix in CHECKPOINT_SUFFIXES and path.is_file())

@@ -87,7 +87,10 @@ def fitted(weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Ten
 
 
 def misfit(given: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> str | None:
-    """Return the first tensor that a checkpoint (`given`) and a model do not share in shape; None where all are."""
+    """Return the first tensor that a checkpoint and a model do not share in the same shape; None where they share all.
+
+    given, expected: by name, the checkpoint's and the model's.
+    """
     shapes = [{name: tuple(tensor.shape) for name, tensor in tensors.items()} for tensors in (given, expected)]
     # The file's order first: a vocabulary of another size shows in the embedding.
     differ = [name for name in dict.fromkeys((*given, *expected)) if shapes[0].get(name) != shapes[1].get(name)]

@@ -52,7 +52,10 @@ class SharedCopy:
         return all(_is_same(path / file.path, file) for file in self.files)
 
     def local(self) -> Path:
-        """Return it in this node's cache, fetched once. Raises InputChangedError (gone, damaged) or OSError."""
+        """Return it in this node's cache, where it is fetched once.
+
+        Raises InputChangedError when the copy is gone or damaged, OSError when the storage does not answer.
+        """
         files, place = files_at(self.place)
         folder = cache_dir() / f"shared-{place.split('/')[-2]}"
         folder.mkdir(parents=True, exist_ok=True)

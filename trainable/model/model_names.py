@@ -24,7 +24,10 @@ RECORD = "gpt2_search.json"
 
 
 def model_folder(name: str) -> Path | None:
-    """Return a shipped or saved model's absolute folder, or None. Raises OSError, RuntimeError or ValueError."""
+    """Return the absolute folder of a shipped or saved model, or None where `name` is a preset's or the hub's.
+
+    Raises OSError, RuntimeError or ValueError for what cannot be a path.
+    """
     # A folder of the same name in the working directory is not meant: ./tiny is.
     if name in PRESETS:
         return None

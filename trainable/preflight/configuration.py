@@ -44,7 +44,10 @@ def check_schedule(config: TrialConfig) -> Check:
 
 
 def check_precision(config: TrialConfig, model: PreTrainedModel, windows: torch.Tensor) -> Check:
-    """Return whether weights can take steps of this rate and autocast gives fp32's loss; windows: (N, T + 1)."""
+    """Return whether the weights can take steps of this learning rate, and autocast gives the loss that fp32 gives.
+
+    windows: (N, T + 1), of which two are used.
+    """
     device = next(model.parameters()).device
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     dtypes = sorted({str(weight.dtype).removeprefix("torch.") for weight in trained})

@@ -80,7 +80,10 @@ class SpikeWatch:
     def update(
         self, found: list[Finding], step: int, loss: float, grad_norm: float | None, level: float | None
     ) -> float:
-        """Append what this step shows to `found`; return the loss, or the bound below it. level: the median before."""
+        """Append what this step newly shows to `found`; return the loss, or the spike bound that it is above.
+
+        level: median loss before this step; None while there is none.
+        """
         r = self._rules
         causes = []
         clipped = loss

@@ -81,7 +81,10 @@ def iter_shingles(words_at: WordsAt, first: Ints, end: Ints) -> Iterator[tuple[i
 def find_near_duplicates(
     words_at: WordsAt, first: Ints, end: Ints, train_tokens: int, progress: Progress
 ) -> list[NearDuplicate]:
-    """Return passages [first, end) nearly equal to another, each with the one that stays: validation's or the first."""
+    """Return the passages [first, end) that are nearly equal to another, sorted, each with the one that stays.
+
+    Of two alike the one in the validation part stays, or else the first.
+    """
     bands, usable = _bands(words_at, first, end, progress)
     # Validation passages come first in rank, so that they are never the copy.
     rank = np.argsort(np.argsort(first < train_tokens, kind="stable"), kind="stable")
