@@ -79,11 +79,12 @@ def export_cli(study: Study, budget: Budget | None = None) -> str:
     return f"make train {make_words(winner_env(study, budget))}\n"
 
 
-def train_command(study: Study) -> str:
+def train_command(study: Study, winner: Winner) -> str:
     """Return the command that trains the study's winner again. Raises UserError as export_env does."""
-    # Of a run of train STUDY would be the new run's name, which is taken.
-    is_run = winner_of(study).standing == "trained"
-    return export_cli(study).rstrip() if is_run else f"make train STUDY={study.name}"
+    if winner.standing == "trained":
+        # STUDY would be the new run's name, which is taken.
+        return export_cli(study).rstrip()
+    return f"make train STUDY={shlex.quote(study.name)}"
 
 
 def make_words(values: Mapping[str, str | None]) -> str:
@@ -193,12 +194,8 @@ def _load(study: Study, budget: Budget | None) -> _Best:
         config = budget.sized(config)
     document = study.document()
     for name in INPUT_VARIABLES:
-        value = document.get(name) or ""
         try:
-            if "\0" in value:
-                raise ValueError(f"{value!r} cannot be the text of a variable")
-            # A path that is not UTF-8 came in by surrogateescape; other lone surrogates are no bytes at all.
-            value.encode("utf-8", "surrogateescape")
+            _check_text(document.get(name) or "")
         except ValueError as err:
             raise UserError(f"{shown(study.study_json)}: {name}: {err}.") from None
     return _Best(
@@ -208,6 +205,13 @@ def _load(study: Study, budget: Budget | None) -> _Best:
         config=config if config.has_warmup else replace(config, warmup_steps=0),
         document=document,
     )
+
+
+def _check_text(value: str) -> None:
+    if "\0" in value:
+        raise ValueError(f"{value!r} cannot be the text of a variable")
+    # A path that is not UTF-8 came in by surrogateescape and leaves by it; other lone surrogates are no bytes at all.
+    value.encode("utf-8", "surrogateescape")
 
 
 def _env(best: _Best) -> dict[str, str]:

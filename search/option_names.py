@@ -3,8 +3,8 @@
 import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from pathlib import Path
 
+from search import ROOT
 from trainable.config import ENV_NAMES, HYPERPARAMETERS, meant_by, variable_of
 
 MAKE_WORDS = "MAKE_WORDS"
@@ -31,7 +31,7 @@ _MAKES_OWN = re.compile(rf"MAKE\w*|SHELL|PYTHON|{VENV}|\.\w+|CURDIR|MFLAGS|ARGS"
 
 def space_hint(word: str) -> str:
     """Return " Did you mean SPACE=word?" where a space is called so, else ""."""
-    spaces = {path.stem for path in Path(__file__).parents[1].joinpath("spaces").glob("*.toml")}
+    spaces = {path.stem for path in ROOT.joinpath("spaces").glob("*.toml")}
     return f" Did you mean SPACE={word}?" if word in spaces else ""
 
 

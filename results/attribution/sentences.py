@@ -64,7 +64,9 @@ def _unknown_word(attribution: Attribution, change: int) -> str:
 
 
 def _style(estimate: Estimate | None) -> str:
-    return "" if estimate is None or not estimate.is_proven else "green" if estimate.mean < 0.0 else "red"
+    if estimate is None or not estimate.is_proven:
+        return ""
+    return "green" if estimate.mean < 0.0 else "red"
 
 
 def summary_lines(attribution: Attribution) -> list[str]:

@@ -20,6 +20,7 @@ from rich.text import Text
 from results.study.atomic import write_atomic
 from results.study.folder import studies_dir
 from results.words import duration_words, list_words, local_time_words
+from search import ROOT
 from search.options import Options
 from search.setup.inputs import Loaded
 from search.setup.plan import Plan
@@ -115,8 +116,7 @@ def write_record(path: Path, record: PreflightRecord) -> None:
 
 def _program() -> str:
     # The sources themselves: in a checkout they change without a new version number.
-    root = Path(__file__).parents[2] / "trainable"
-    sources = sorted(root.rglob("*.py"))
+    sources = sorted((ROOT / "trainable").rglob("*.py"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
 
 

@@ -81,9 +81,11 @@ def with_winner_of(options: Options) -> Options:
     goes_on = options.resume_steps is not None or options.resume_lr == "hold"
     if study is None or (study.document()["kind"] == "train" and not goes_on):
         return options
-    others = [name for name in ("TRAINING_STEPS", "RESUME_STEPS", "RESUME_LR") if name in options.texts]
-    if options.lengths and others:
-        raise UserError(f"{options.lengths[0]} and {others[0]} set the length of the same run. Unset one of them.")
+    other_lengths = [name for name in ("TRAINING_STEPS", "RESUME_STEPS", "RESUME_LR") if name in options.texts]
+    if options.lengths and other_lengths:
+        raise UserError(
+            f"{options.lengths[0]} and {other_lengths[0]} set the length of the same run. Unset one of them."
+        )
     own = {name: text for name, text in options.texts.items() if name not in ("STUDY", *LENGTHS)}
     with with_remedy(study):
         winner = winner_env(study, length_asked(study, options))

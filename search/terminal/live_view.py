@@ -106,7 +106,10 @@ class StudyView:
         of = rows.get(row["of_trial"], row)
         line = ending_words({**row, "point": of["point"]}, baseline_trial(trials), note=note)
         self.endings.append(line)
-        (self.say if self._live is None else self.log)(line)
+        if self._live is None:
+            self.say(line)
+        else:
+            self.log(line)
 
     def say(self, line: str) -> None:
         """Print a line and keep it in search.log."""

@@ -106,7 +106,7 @@ def last_checkpoint(study: Study, trial_id: int) -> Path | None:
 
 def train_again(study: Study, folder: Path) -> str:
     """Return the command that trains a study's winner again and writes its model to the folder."""
-    return f"{train_command(study)} {make_words({'SAVE_MODEL': str(folder)})}"
+    return f"{train_command(study, winner_of(study))} {make_words({'SAVE_MODEL': str(folder)})}"
 
 
 def _after_training(study: Study, document: Mapping[str, Any], row: dict[str, Any], winner: Winner) -> list[Step]:
@@ -179,12 +179,11 @@ def _without_costs(study: Study, trial: Mapping[str, Any], found: Attribution) -
         config = budget_of(document).sized(config_of(own, config_from(document["baseline"]), found.settings, costs))
     except UserError:  # of a shape whose speed was measured for the attribution alone
         return []
-    values = {variable_of(name): f"{getattr(config, name)}" for name in HYPERPARAMETERS if config.reads(name)}
-    kept = {variable_of(name): f"{getattr(own, name)}" for name in HYPERPARAMETERS}
-    changed = make_words({name: value for name, value in values.items() if value != kept[name]})
+    changed = [name for name in HYPERPARAMETERS if config.reads(name) and getattr(config, name) != getattr(own, name)]
+    words = make_words({variable_of(name): f"{getattr(config, name)}" for name in changed})
     names = list_words([found.settings[change].name for change in costs])
     purpose = f"train it without {names}, which cost it {amount_words(sum(costs.values()))} nats/token"
-    return [Step(command=f"make train STUDY={study.name} {changed}", purpose=purpose)]
+    return [Step(command=f"make train STUDY={study.name} {words}", purpose=purpose)]
 
 
 def has_more(document: Mapping[str, Any]) -> bool:

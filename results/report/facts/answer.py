@@ -33,7 +33,7 @@ def answer_facts(study: Study, measured: Measured) -> Row:
         "baseline": _side(winner.baseline),
         "val_loss_difference": winner.search_difference,
         "changes": _changes(measured, winner.trial, winner.baseline),
-        "export": train_command(study) if winner.trial else None,
+        "export": train_command(study, winner) if winner.trial else None,
     }
 
 
