@@ -101,9 +101,8 @@ def _sparse_spikes(run: RunView) -> list[Spike]:
     index = 2
     while index < len(values):
         before = statistics.median(values[max(1, index - 3) : index])
-        settled = [value for value in values[max(1, index - SETTLED_ROWS) : index] if value < before + 0.5]
-        margin = SPIKE_NOISE * noise_sd(settled) if len(settled) >= 5 else 0.5
-        if values[index] - before > max(least, margin) and _val_agrees(run, curve, index, before):
+        rise = values[index] - before
+        if rise > least and rise > _margin(values, index, before) and _val_agrees(run, curve, index, before):
             healed = next((i for i in range(index + 1, len(values)) if values[i] <= before + HEALED), None)
             found.append(_spike(curve, index, healed, before))
             index = len(values) if healed is None else healed
@@ -111,13 +110,16 @@ def _sparse_spikes(run: RunView) -> list[Spike]:
     return found
 
 
+def _margin(values: Sequence[float], index: int, before: float) -> float:
+    settled = [value for value in values[max(1, index - SETTLED_ROWS) : index] if value < before + 0.5]
+    return SPIKE_NOISE * noise_sd(settled) if len(settled) >= 5 else 0.5
+
+
 def _val_agrees(run: RunView, curve: Curve, index: int, before: float) -> bool:
     """Where both losses were measured at the step, both must rise: one alone is a hard batch or overfitting."""
     step = curve.steps[index]
-    if step not in run.val.steps:
-        return True
-    at = run.val.steps.index(step)
-    return at > 0 and run.val.values[at] - run.val.values[at - 1] > 0.5 * (curve.values[index] - before)
+    here, earlier = run.val.between(step, step), run.val.before(step, 1)
+    return not here or (bool(earlier) and here[0] - earlier[0] > 0.5 * (curve.values[index] - before))
 
 
 def spike_finding(run: RunView, spikes: Sequence[Spike]) -> Diagnosis | None:
