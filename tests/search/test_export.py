@@ -109,15 +109,15 @@ def test_a_shell_that_holds_another_studys_export_trains_no_winner_under_a_wrong
 
 
 def test_a_winner_that_is_trained_on_another_text_than_its_studys_is_told(
-    searched: Any, run: Any, studies: Path, tmp_path: Path
+    searched: Any, run_here: Any, studies: Path, tmp_path: Path
 ) -> None:
     other = tmp_path / "other.txt"
     other.write_text("Other sentences, each of them once. " * 4000)
     words = ("train", "STUDY=shared", "TRAINING_STEPS=1", "SKIP_PREFLIGHT=1")
-    ran = run(*words, STUDIES_DIR=str(studies), TRAINING_DATA_SOURCE=str(other))
+    ran = run_here(*words, STUDIES_DIR=str(studies), TRAINING_DATA_SOURCE=str(other))
     assert ran.code == 0, ran.output
     told = r"^study shared: the text or the tokenizer has changed since \(then .*\)\. This run's losses are not to be"
     assert re.search(told, ran.output, re.MULTILINE)
     # One that is typed is meant.
-    ran = run(*words, f"TRAINING_DATA_SOURCE={other}", STUDIES_DIR=str(studies))
+    ran = run_here(*words, f"TRAINING_DATA_SOURCE={other}", STUDIES_DIR=str(studies))
     assert "has changed since" not in ran.output
