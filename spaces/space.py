@@ -67,6 +67,7 @@ class SearchSpace:
                 budget=self.budget,
                 shapes=self.shapes() if self.budget.speeds is not None else (),
                 first_evaluation_tokens=(first_tokens := self.evaluation_tokens()[0]),
+                is_own=not self.user_settings,
                 is_grace_fixed=self.scheduler.grace_frac is None and first_tokens in self.rung_tokens(),
                 warmup_steps=self.user_settings.get("WARMUP_STEPS", 0),
             )

@@ -298,3 +298,6 @@ def test_the_baseline_alone_asks_no_room_for_what_is_not_searched() -> None:
     assert (alone.trials, alone.parameters, alone.baseline.training_steps) == (1, (), 60_000 // 4096)
     assert alone.baseline.learning_rate == 1e-3
     assert load_space("before_after").baseline_alone().trials == 1
+    # There is no space to drop sizes from.
+    with pytest.raises(UserError, match=r"\. Set BUDGET_TOKENS=36700 or more, or lower BATCH_SIZE or BLOCK_SIZE\.$"):
+        with_overrides(load_space("plateau").baseline_alone(), Settings(budget_tokens=10_000))
