@@ -16,6 +16,8 @@ from results.study.ledger import Ledger
 from results.study.planned_run import PlannedRun
 from search.terminal.console import Preparing, print_wide
 from search.terminal.live_view import STATUS_STYLES, StudyView, ending_words, leaderboard_table, time_left_s
+from spaces.domains import active_point
+from spaces.read.load import load_space
 from tests.rows import evaluation
 from trainable.config import BEFORE, DOCUMENTED
 from trainable.rows import ENDINGS, MetricsRow, TrialStatus, Verdict
@@ -152,6 +154,37 @@ def test_a_line_of_the_leaderboard_is_one_trial_in_80_columns(make_view: MakeVie
         line.split() == ["baseline", "11.1234", "397k", "32", "128", "1.00e-05", "constant", "completed"]
         for line in lines
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "columns"),
+    [
+        ("plateau", ["batch", "block", "LR", "schedule"]),
+        ("smoke", ["batch", "block", "LR", "schedule"]),
+        ("before_after", ["batch", "block", "LR", "schedule"]),
+        ("lora", ["batch", "LR", "LoRA rank", "LoRA alpha", "LoRA dropout"]),
+        ("schedule", ["LR", "schedule", "decay share", "lowest LR share"]),
+    ],
+)
+def test_what_a_shipped_space_searches_has_a_column(name: str, columns: list[str], study: Study) -> None:
+    space, ledger = load_space(name), Ledger(study)
+    highest = {parameter.name: max(parameter.domain.examples()) for parameter in space.parameters}
+    for number, point in enumerate((space.baseline_params(), active_point(space.parameters, highest))):
+        config = space.config_for(point)
+        run = PlannedRun(trial_id=number, purpose="search", is_baseline=number == 0, config=config, point=point)
+        ledger.start_trial(run, started_at=NOW)
+        ledger.add_metrics(number, metrics(45_000, 11.1234), 0)
+    console = Console(record=True, width=80, file=io.StringIO())
+    view = StudyView(study=study, ledger=ledger, trials_planned=4, console=console)
+    assert ("LoRA rank 64, LoRA alpha 64, LoRA dropout 0.1" in words(drawn(console, view.render()))) == (name == "lora")
+    end(ledger, 0, "completed")
+    end(ledger, 1, "completed")
+    table = leaderboard_table(ledger.trials(), limit=6, statuses=("completed",))
+    headings = [str(column.header).replace("\n", " ") for column in table.columns]
+    assert headings == ["trial", "val loss", "vs base", "tokens", *columns, "ended"]
+    lines = drawn(console, table)
+    assert max(map(len, lines)) <= 80
+    assert "…" not in "".join(lines)
 
 
 def test_the_loss_of_an_unstable_trial_cuts_no_other_column(make_view: MakeView, ledger: Ledger) -> None:
