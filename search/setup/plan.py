@@ -156,7 +156,7 @@ def plan_study(
             *notes,
             *widening_words(file, draft),
             *unread_words(draft),
-            *([learned.words(space.trials)] if learned else []),
+            *([learned.words(space)] if learned else []),
         ],
     )
 
