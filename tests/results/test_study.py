@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from results.study.folder import (
     new_study_name,
     open_study,
     studies_dir,
+    time_to_make,
 )
 from results.study.paths import shown
 from results.study.tables import METRICS, TRIALS, write_table
@@ -300,6 +301,15 @@ def test_latest_is_what_search_or_baseline_made_last(studies: Path, make_documen
     assert [study.name for study in list_studies()] == ["t", "a", "b", "s"]
     assert open_study("latest").name == "b"
     assert [open_study(name).name for name in "abst"] == ["a", "b", "s", "t"]
+
+
+def test_a_clock_that_was_set_back_makes_no_study_older(studies: Path, make_document: MakeDocument) -> None:
+    create_study("old", make_document("old", created_at="2025-01-01T00:00:00+00:00"))
+    assert abs(time_to_make() - datetime.now(UTC)) < timedelta(minutes=1)
+    create_study("first", make_document("first", created_at="2999-01-01T00:00:00+00:00"))
+    for name in ("second", "third"):
+        create_study(name, make_document(name, created_at=time_to_make().isoformat()))
+        assert open_study("latest").name == name
 
 
 def test_a_copy_is_not_the_latest_study(studies: Path, make_document: MakeDocument) -> None:
