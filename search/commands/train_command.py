@@ -17,7 +17,7 @@ from results.study.lock import hold
 from results.study.paths import shown
 from results.study.planned_run import PlannedRun
 from results.winner import start_val_loss
-from results.words import config_words, count_words, list_words, loss_words, token_words, trial_loss_words
+from results.words import config_words, list_words, loss_words, token_words, trial_loss_words
 from search.options import Options
 from search.setup.finish import SavedModel, sample_study, save_run_model
 from search.setup.preflight_run import Preflight, check_preflight
@@ -37,7 +37,7 @@ from search.terminal.next_steps import ending_document
 from search.terminal.signals import Interrupts
 from search.terminal.summary import sample_lines
 from trainable.config import variable_of
-from trainable.errors import UserError
+from trainable.errors import UserError, count_words
 from trainable.rows import MetricsRow, Start, StepRow, TrialStatus, Verdict
 from trainable.stability import Finding
 
@@ -134,7 +134,9 @@ def _begin(plan: TrainPlan, spec: "RunSpec") -> "TrainState":
         torch.set_num_threads(plan.options.threads)
     prepare_memory(torch.device(spec.device))
     if plan.checkpoint is not None:
-        return resume_run(spec, plan.config, plan.checkpoint)
+        state = resume_run(spec, plan.config, plan.checkpoint)
+        state.active_s = 0.0  # those of the run before are in its own study
+        return state
     return start_run(spec, plan.config)
 
 

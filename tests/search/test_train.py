@@ -154,6 +154,16 @@ def test_a_run_goes_on_by_its_name(
     assert (trial["batch_size"], trial["seed"], trial["training_steps"]) == (2, 5, 18)
 
 
+def test_a_run_that_goes_on_costs_what_it_costs_itself(train_one: Train, whole: dict[str, Any], tmp_path: Path) -> None:
+    """The run before took a day, which is in its own study."""
+    payload = {**torch.load(checkpoints(whole)[-1], weights_only=True), "active_s": 86_400.0}
+    torch.save(payload, tmp_path / "slow.pt")
+    longer = train_one(STUDY="longer", CHECKPOINT_PATH=str(tmp_path / "slow.pt"), RESUME_STEPS="6")
+    assert "exactly as it was left" in longer["log"]
+    assert 0 < longer["trial"]["active_s"] < 3_600
+    assert study_of(longer).metrics()[0]["active_s"] < 3_600
+
+
 RATES = {"LR_SCHEDULE": "warmup_cosine", "WARMUP_STEPS": "2", "MIN_LR_FRAC": "0.1"}
 
 
@@ -257,7 +267,7 @@ def test_a_run_that_made_the_model_worse_says_so_and_gives_its_best_evaluation(
     assert (ran["start_val_loss"], ran["worse_than_start"]) == (start["val_loss"], True)
     assert study_of(ran).document()["start"]["val_loss"] == start["val_loss"]
     assert f"completed: start {start['val_loss']:.4f} → end {last['val_loss']:.4f}" in ran["log"]
-    assert "this training made the model worse: " in ran["log"]
+    assert "the run makes the model worse: " in ran["log"]
     assert set(ran["samples"]["samples"]) == {"start", "best"}
     assert f"  start: {' '.join(ran['samples']['samples']['start']['text'].split())}" in ran["log"]
 
