@@ -8,6 +8,7 @@ from typing import Any
 
 from spaces.budget import Budget, duration_text
 from trainable.config import DOCUMENTED, HYPERPARAMETERS, SCHEDULES_WITH_WARMUP
+from trainable.errors import count_words
 from trainable.rows import ENDINGS
 
 UNKNOWN = "–"
@@ -207,11 +208,6 @@ def percent_words(share: float | None) -> str:
     if 0 < share < 0.0005 or 0.9995 <= share < 1:
         return "under 0.1%" if share < 0.5 else "over 99.9%"
     return f"{share:.1%}" if 0 < share < 0.01 or 0.99 < share < 1 else f"{share:.0%}"
-
-
-def count_words(count: int, noun: str, plural: str | None = None) -> str:
-    """Return a count and its noun."""
-    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
 def early_end_words(document: Mapping[str, Any]) -> str | None:

@@ -13,7 +13,7 @@ from results.study.ledger import Ledger
 from results.study.lock import hold
 from results.study.paths import shown
 from results.study.planned_run import PlannedRun
-from results.words import count_words, duration_words, loss_words, token_words
+from results.words import duration_words, loss_words, token_words
 from search.cluster.storage_hold import claim_name, release_name
 from search.setup.plan import Plan
 from search.setup.preflight_run import check_preflight, preflight_of
@@ -24,7 +24,7 @@ from search.terminal.signals import Interrupts
 from search.trackers.trackers import mirror_callbacks
 from search.tune.early_end import read_part_losses
 from search.tune.history import WARM_START_JSON, History, known_trials
-from trainable.errors import MachineError
+from trainable.errors import MachineError, count_words
 from trainable.rows import ENDINGS, Start
 
 if TYPE_CHECKING:

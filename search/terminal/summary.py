@@ -15,7 +15,6 @@ from results.words import (
     STATUS_LABELS,
     amount_words,
     config_words,
-    count_words,
     duration_words,
     early_end_words,
     loss_words,
@@ -25,6 +24,7 @@ from results.words import (
 from search.terminal.console import Terminal, print_wide
 from search.terminal.live_view import ending_words, leaderboard_table
 from search.terminal.next_steps import ending_document
+from trainable.errors import count_words
 from trainable.rows import ENDINGS
 
 TABLE_ROWS = 12

@@ -73,13 +73,13 @@ def check_memory(
     elif needed is None:
         return skipped(MEMORY, "the model cannot be run on shapes alone, and a real step would take too long")
     used_frac = (needed or 0) / max(1, available_bytes)
-    measured = how if needed is None else f"about {_size_words(needed)} needed ({how})"
+    measured = how if needed is None else f"about {_gib_words(needed)} needed ({how})"
     return judged(
         MEMORY,
         failed=ran_out or used_frac > 1,
         warned=used_frac > CROWDED_FRAC,
         measured=f"batch_size={largest.batch_size} x block_size={largest.block_size}: {measured}",
-        expected=f"at most {_size_words(available_bytes)} available",
+        expected=f"at most {_gib_words(available_bytes)} available",
         advice="Lower BATCH_SIZE and raise GRAD_ACCUM_STEPS as much, lower BLOCK_SIZE, or run fewer trials at once.",
     )
 
@@ -118,7 +118,7 @@ class CheckpointRoom:
     count: int
 
 
-def _size_words(size_bytes: int) -> str:
+def _gib_words(size_bytes: int) -> str:
     return f"{size_bytes / GIB:.2f} GiB" if size_bytes >= 0.1 * GIB else f"{1024 * size_bytes / GIB:.1f} MiB"
 
 
@@ -138,8 +138,8 @@ def check_disk(model: torch.nn.Module, room: CheckpointRoom) -> Check:
     return judged(
         DISK,
         failed=size * room.count > free,
-        measured=f"{room.count} checkpoints of {_size_words(size)} at a time: {_size_words(size * room.count)}",
-        expected=f"at most the {_size_words(free)} that are free in {folder}",
+        measured=f"{room.count} checkpoints of {_gib_words(size)} at a time: {_gib_words(size * room.count)}",
+        expected=f"at most the {_gib_words(free)} that are free in {folder}",
         advice="Make room there, name another place (STORAGE, STUDIES_DIR), or run fewer trials at once.",
     )
 
