@@ -260,3 +260,29 @@ def test_a_warm_up_longer_than_half_the_run_is_named(
 ) -> None:
     check = check_schedule(make_trial(training_steps=100, **changes))
     assert (check.status, "WARMUP_STEPS" in check.advice) == (status, status == "warn")
+
+
+@pytest.mark.parametrize(
+    ("changes", "variable"),
+    [
+        ({"learning_rate": 1e-2}, None),
+        ({"learning_rate": 3e-2}, "LEARNING_RATE"),
+        ({"learning_rate": 3.0, "lr_schedule": "warmup_cosine", "warmup_steps": 90}, "LEARNING_RATE"),
+        ({"learning_rate": 3e-2, "use_lora": True}, None),
+        ({"learning_rate": 0.1, "use_lora": True}, "LEARNING_RATE"),
+        ({"learning_rate": 1e-4, "weight_decay": 10.0}, None),
+        ({"learning_rate": 1e-3, "weight_decay": 10.0}, "WEIGHT_DECAY"),
+    ],
+)
+def test_what_ruins_any_weights_is_legal_and_warned_of(
+    changes: dict[str, Any], variable: str | None, make_trial: MakeTrial
+) -> None:
+    check = check_schedule(make_trial(training_steps=100, **changes))
+    assert (check.status, check.advice) == (("warn", check.advice) if variable else ("pass", ""))
+    assert variable is None or f"Lower {variable}" in check.advice
+
+
+def test_half_of_the_activations_is_too_much_to_lose(make_model: MakeModel, make_trial: MakeTrial) -> None:
+    assert check_dropout(make_trial(dropout=0.4), make_model(dropout=0.4)).status == "pass"
+    check = check_dropout(make_trial(dropout=0.5), make_model(dropout=0.5))
+    assert (check.status, "Lower DROPOUT" in check.advice) == ("warn", True)

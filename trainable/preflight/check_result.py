@@ -19,6 +19,8 @@ class Check:
     expected: str
     advice: str
     """What to do next; empty where there is nothing to do."""
+    needed_bytes: int | None = None
+    """Of memory for a step, or of disk for one checkpoint, by the check that looked at it."""
 
     def raise_if_failed(self) -> None:
         """Raise UserError with all that the check says, if it failed."""
@@ -27,12 +29,21 @@ class Check:
 
 
 def judged(
-    name: str, *, measured: str, expected: str, advice: str, failed: bool = False, warned: bool = False
+    name: str,
+    *,
+    measured: str,
+    expected: str,
+    advice: str,
+    failed: bool = False,
+    warned: bool = False,
+    needed_bytes: int | None = None,
 ) -> Check:
     """Return the check as failed or as a warning, with the advice, or else as passed, without."""
     status: CheckStatus = "fail" if failed else "warn" if warned else "pass"
     advice = advice if failed or warned else ""
-    return Check(name=name, status=status, measured=measured, expected=expected, advice=advice)
+    return Check(
+        name=name, status=status, measured=measured, expected=expected, advice=advice, needed_bytes=needed_bytes
+    )
 
 
 def skipped(name: str, reason: str) -> Check:

@@ -81,6 +81,7 @@ def check_memory(
         measured=f"batch_size={largest.batch_size} x block_size={largest.block_size}: {measured}",
         expected=f"at most {_gib_words(available_bytes)} available",
         advice="Lower BATCH_SIZE and raise GRAD_ACCUM_STEPS as much, lower BLOCK_SIZE, or run fewer trials at once.",
+        needed_bytes=needed,
     )
 
 
@@ -117,6 +118,13 @@ class CheckpointRoom:
     """Not necessarily there yet; None for a store that does not say how much is free, S3 for one."""
     count: int
 
+    def free_bytes(self) -> tuple[Path, int]:
+        """Return the folder that is there already, and what is free in it."""
+        assert self.folder is not None
+        own = self.folder.absolute()
+        there = next(one for one in (own, *own.parents) if one.exists())
+        return there, shutil.disk_usage(there).free
+
 
 def _gib_words(size_bytes: int) -> str:
     return f"{size_bytes / GIB:.2f} GiB" if size_bytes >= 0.1 * GIB else f"{1024 * size_bytes / GIB:.1f} MiB"
@@ -132,15 +140,15 @@ def check_disk(model: torch.nn.Module, room: CheckpointRoom) -> Check:
     """Return whether the checkpoints that are kept at a time fit into what is free."""
     if room.folder is None:
         return skipped(DISK, "the store does not say how much room it has")
-    own = room.folder.absolute()
-    folder = next(one for one in (own, *own.parents) if one.exists())
-    size, free = checkpoint_bytes(model), shutil.disk_usage(folder).free
+    size = checkpoint_bytes(model)
+    folder, free = room.free_bytes()
     return judged(
         DISK,
         failed=size * room.count > free,
         measured=f"{room.count} checkpoints of {_gib_words(size)} at a time: {_gib_words(size * room.count)}",
         expected=f"at most the {_gib_words(free)} that are free in {folder}",
         advice="Make room there, name another place (STORAGE, STUDIES_DIR), or run fewer trials at once.",
+        needed_bytes=size,
     )
 
 
